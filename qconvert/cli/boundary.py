@@ -1,0 +1,87 @@
+"""The one place where errors become words and exit codes."""
+
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+
+import click
+
+from qconvert.cli import console
+from qconvert.errors import QConvertError, UsageError
+
+BUG, INTERRUPTED, TERMINATED = 70, 130, 143
+
+# What the user's disk or rights can do to any write; every other OSError is a bug of ours.
+_DISK = {
+    errno.ENOSPC: "free some space, or choose another place with `-o` or QCONVERT_CACHE_DIR",
+    errno.EDQUOT: "free some space, or choose another place with `-o` or QCONVERT_CACHE_DIR",
+    errno.EROFS: "choose a place that can be written, with `-o` or QCONVERT_CACHE_DIR",
+    errno.EACCES: "check the rights, or choose another place with `-o` or QCONVERT_CACHE_DIR",
+    errno.EPERM: "check the rights, or choose another place with `-o` or QCONVERT_CACHE_DIR",
+    errno.ENOTDIR: "a file stands where a folder is needed",
+    errno.EISDIR: "a folder stands where a file is needed",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "the disk does not answer as it should",
+}
+
+
+def guarded(command: click.Command, args: Sequence[str]) -> int:
+    """Run a command and return its exit code; nothing is raised."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        result = command.main(args=list(args), prog_name="qconvert", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except (click.Abort, KeyboardInterrupt):
+        console.say("interrupted; finished steps are kept, run the same command to go on")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else 0
+    except Exception as error:
+        return _tell(error)
+
+
+def _tell(error: Exception) -> int:
+    known = _known(error)
+    if known is not None:
+        console.error(known)
+        return known.exit_code
+    console.trouble("".join(traceback.format_exception(error)))
+    console.trouble("this is a bug in qconvert; please report it with the text above\n")
+    return BUG
+
+
+def _known(error: Exception) -> QConvertError | None:
+    """Return what the user can do something about, or None for a bug."""
+    if isinstance(error, QConvertError):
+        return error
+    if isinstance(error, click.ClickException):
+        return _usage(error)
+    if isinstance(error, MemoryError):
+        return QConvertError(
+            "not enough memory", hint="use fewer --workers or a smaller --batch, or a larger machine"
+        )
+    if isinstance(error, OSError) and error.errno in _DISK:
+        what = f"`{error.filename}`: {error.strerror}" if error.filename else str(error.strerror)
+        return QConvertError(what, hint=_DISK[error.errno])
+    return None
+
+
+def _usage(error: click.ClickException) -> UsageError:
+    message = error.format_message().rstrip(".")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    hint = f"see `{context.command_path} --help`" if context else None
+    return UsageError(message[:1].lower() + message[1:], hint=hint)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Leave as on Ctrl-C, so that drafts are removed, with the code a supervisor expects."""
+    raise SystemExit(TERMINATED)

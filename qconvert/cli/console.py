@@ -1,0 +1,179 @@
+"""What a person sees: stdout is data, stderr is talk; colour adds and never carries.
+
+Piped output is plain and as wide as it needs to be. On a terminal that is too narrow a table drops
+its least important columns; it never cuts a number.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Literal
+
+from qconvert.errors import QConvertError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+UNLIMITED = 100_000
+
+
+@dataclass
+class Loudness:
+    """How much the user wants to hear: -2 nothing, -1 errors, 0 steps, 1 and more: details."""
+
+    level: int = 0
+
+
+LOUDNESS = Loudness()
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column; those of the highest `rank` are dropped first where the terminal is narrow."""
+
+    title: str
+    justify: Literal["left", "right"] = "left"
+    rank: int = 0
+    wrap: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under columns."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str]]
+
+
+def plain(text: str) -> str:
+    """Make control characters in names and paths visible, so that they cannot act on a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+
+
+def say(text: str, level: int = 0) -> None:
+    """Talk on stderr, unless the user wants less."""
+    if level <= LOUDNESS.level:
+        sys.stderr.write(plain(text) + "\n")
+        sys.stderr.flush()
+
+
+def trouble(text: str) -> None:
+    """Write on stderr even when `-q` was asked for; only `-qq` silences it."""
+    if LOUDNESS.level > -2:
+        sys.stderr.write(plain(text))
+        sys.stderr.flush()
+
+
+def error(problem: QConvertError) -> None:
+    """Show what happened, its causes, and after a blank line what to do."""
+    lines = [f"{_styled('error:', '31')} {plain(str(problem))}"]
+    lines += [f"  {detail}" for detail in map(plain, problem.details)]
+    cause = problem.__cause__
+    while cause is not None:
+        lines += [f"  caused by: {plain(str(cause)).strip() or type(cause).__name__}"]
+        cause = cause.__cause__
+    if problem.hint:
+        lines += ["", f"{_styled('hint:', '36')} {plain(problem.hint)}"]
+    if LOUDNESS.level > -2:
+        sys.stderr.write("\n".join(lines) + "\n")
+
+
+def step(name: str, text: str, seconds: float | None = None) -> None:
+    """Show one finished step of a run: what it made and how long it took."""
+    took = "" if seconds is None else f"{seconds:.1f} s"
+    mark = _styled("✓", "32")
+    width = 78 - 16 - len(took)
+    lines = _wrapped(plain(text), width) if _err().is_terminal else [plain(text)]
+    say_raw(f"  {mark} {name:<11} {lines[0]:<{width}} {took}".rstrip())
+    for line in lines[1:]:
+        say_raw(f"    {'':<11} {line}")
+
+
+def say_raw(text: str) -> None:
+    """Talk on stderr in text that is already safe and styled."""
+    if LOUDNESS.level >= 0:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def waiting(text: str) -> AbstractContextManager[object]:
+    """Show a spinner while a step runs, on a terminal only."""
+    if LOUDNESS.level < 0 or not _err().is_terminal or os.environ.get("QCONVERT_NO_PROGRESS"):
+        return nullcontext()
+    return _err().status(f"{plain(text)} …")
+
+
+def data(text: str) -> None:
+    """Write a result on stdout."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+
+def data_json(value: object) -> None:
+    """Write a result on stdout as JSON."""
+    data(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def data_table(table: Table) -> None:
+    """Write a table on stdout: all columns when piped, those that fit on a terminal."""
+    out = _out()
+    columns = list(range(len(table.columns)))
+    width = out.width if out.is_terminal else UNLIMITED
+    drawn = _draw(table, columns)
+    while _narrowest(drawn) > width and len(columns) > 1:
+        columns.remove(max(columns, key=lambda index: (table.columns[index].rank, index)))
+        drawn = _draw(table, columns)
+    out.print(drawn, width=width, crop=False, soft_wrap=False)
+
+
+def _draw(table: Table, columns: Sequence[int]) -> "RichTable":
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(box=box.Box("    \n    \n ── \n    \n    \n    \n    \n    \n"), pad_edge=False)
+    drawn.show_edge = False
+    for index in columns:
+        column = table.columns[index]
+        drawn.add_column(column.title, justify=column.justify, no_wrap=not column.wrap)
+    for row in table.rows:
+        drawn.add_row(*(Text(plain(row[index])) for index in columns))
+    return drawn
+
+
+def _narrowest(drawn: "RichTable") -> int:
+    from rich.measure import Measurement
+
+    wide = _out().options.update(width=UNLIMITED, max_width=UNLIMITED)
+    return Measurement.get(_out(), wide, drawn).minimum
+
+
+@cache
+def _out() -> "Console":
+    return _console(stderr=False)
+
+
+@cache
+def _err() -> "Console":
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+def _styled(text: str, code: str) -> str:
+    colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    return f"\x1b[1;{code}m{text}\x1b[0m" if colour else text
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, width) or [""]

@@ -1,0 +1,222 @@
+"""Settings as one frozen tree, read strictly from TOML and printed back whole.
+
+Every table is a frozen dataclass; a key is spelled with `-` in TOML and with `_` in Python. The
+text beside a field is its documentation: `init`, the reference and the JSON Schema print it.
+"""
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import pydantic
+import tomli_w
+from pydantic import Field
+
+from qconvert import config_errors
+from qconvert.errors import UsageError, reason
+
+FILE_NAME = "qconvert.toml"
+MODEL_FILES = (".onnx", ".pt2", ".pt", ".pth")
+
+Given = Mapping[str, object]
+
+
+class Strict:
+    """Refuse unknown keys; spell `max_drop` as `max-drop` in TOML and JSON."""
+
+    __pydantic_config__ = pydantic.ConfigDict(
+        extra="forbid", alias_generator=lambda name: name.replace("_", "-"), validate_by_name=True
+    )
+
+
+@dataclass(frozen=True)
+class Export(Strict):
+    """From a source to one ONNX file, checked against the source."""
+
+    weights: Annotated[
+        str | None,
+        Field(description="checkpoint for the source (.pt or .safetensors), or `random`"),
+    ] = None
+    inputs: Annotated[
+        tuple[str, ...],
+        Field(description="shapes the source does not say, as `name:1x3x224x224[:float32]`"),
+    ] = ()
+    batch: Annotated[
+        Literal["dynamic"] | Annotated[int, Field(ge=1)] | None,
+        Field(description="`dynamic` or a number; unset keeps what an ONNX or pt2 file says"),
+    ] = None
+    opset: Annotated[int, Field(ge=18, le=26, description="lowest ONNX opset of the result")] = 20
+    parity_inputs: Annotated[
+        int, Field(ge=8, description="inputs on which PyTorch and ONNX must agree")
+    ] = 8
+    parity_tolerance: Annotated[
+        float, Field(gt=0, description="largest difference, relative to the largest output")
+    ] = 1e-3
+
+
+@dataclass(frozen=True)
+class Prepare(Strict):
+    """The passes that clean the graph before anything is measured."""
+
+    skip: Annotated[
+        tuple[str, ...], Field(description="passes to leave out, by name (see `qconvert export`)")
+    ] = ()
+
+
+@dataclass(frozen=True)
+class Config(Strict):
+    """Everything that decides a result."""
+
+    model: Annotated[
+        str | None,
+        Field(description="`m.onnx`, `net.pt2`, `pkg.mod:factory`, `timm:NAME`, `torchvision:NAME`"),
+    ] = None
+    export: Annotated[Export, Field(description=Export.__doc__)] = field(default_factory=Export)
+    prepare: Annotated[Prepare, Field(description=Prepare.__doc__)] = field(default_factory=Prepare)
+
+
+_ADAPTER = pydantic.TypeAdapter(Config)
+
+
+def find(chosen: Path | None) -> Path | None:
+    """Return the settings file to use: the chosen one, else `./qconvert.toml` if there is one."""
+    if chosen is not None:
+        return chosen
+    here = Path(FILE_NAME)
+    return here if here.is_file() else None
+
+
+def load(file: Path | None, given: Given | None = None) -> Config:
+    """Read a settings file and lay `given` (dotted key to value, from the command line) over it."""
+    text = _read(file) if file else ""
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{file}: not valid TOML: {error}") from None
+    if file:
+        tree = _anchor(tree, Config, file.parent)
+    given = dict(given or {})
+    for key, value in given.items():
+        _assign(tree, key.split("."), value)
+    try:
+        return _ADAPTER.validate_python(tree)
+    except pydantic.ValidationError as error:
+        wrong = config_errors.explain(error, text, given, keys_at)
+        count = "1 setting is wrong" if len(wrong) == 1 else f"{len(wrong)} settings are wrong"
+        raise UsageError(f"{file or 'command line'}: {count}", details=wrong) from None
+
+
+def assignments(pairs: tuple[str, ...]) -> dict[str, object]:
+    """Read `--set KEY=VALUE`; a value that is not TOML is taken as a string."""
+    read: dict[str, object] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"`--set {pair}` is not KEY=VALUE", hint="for example `--set export.opset=21`")
+        try:
+            read[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            read[key.strip()] = value
+    return read
+
+
+def dumps(config: Config) -> str:
+    """Return the settings as TOML, defaults filled in, so that a run can be repeated from it."""
+    return tomli_w.dumps(_ADAPTER.dump_python(config, mode="json", by_alias=True, exclude_none=True))
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of a settings file, for editors."""
+    return _ADAPTER.json_schema(by_alias=True)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One key of the settings file, as documentation shows it."""
+
+    table: str
+    key: str
+    kind: str
+    default: object
+    text: str
+
+
+def settings(table: type = Config, prefix: str = "") -> Iterator[Setting]:
+    """Yield every key of the tree, a table's own keys before the tables below it."""
+    hints = get_type_hints(table, include_extras=True)
+    below: list[tuple[type, str]] = []
+    for entry in dataclasses.fields(table):
+        bare, info = get_args(hints[entry.name])[:2]
+        key = entry.name.replace("_", "-")
+        if dataclasses.is_dataclass(bare) and isinstance(bare, type):
+            below.append((bare, f"{prefix}.{key}".lstrip(".")))
+        else:
+            yield Setting(prefix, key, _kind(bare), entry.default, str(info.description))
+    for deeper, name in below:
+        yield from settings(deeper, name)
+
+
+def keys_at(path: tuple[str, ...]) -> list[str]:
+    """Return the keys that may stand in the table at `path`, for a suggestion."""
+    table: type = Config
+    for name in path:
+        hint = get_type_hints(table).get(name.replace("-", "_"))
+        if not (isinstance(hint, type) and dataclasses.is_dataclass(hint)):
+            return []
+        table = hint
+    return [entry.name.replace("_", "-") for entry in dataclasses.fields(table)]
+
+
+def _kind(hint: object) -> str:
+    """Return a type in words: `int`, `"dynamic"` or `list of str`."""
+    args = get_args(hint)
+    if str(hint).startswith("typing.Literal"):
+        return " or ".join(json.dumps(value) for value in args)
+    if str(hint).startswith("tuple["):
+        return f"list of {_kind(args[0])}"
+    if str(hint).startswith("typing.Annotated"):
+        return _kind(args[0])
+    if args:
+        return " or ".join(_kind(arg) for arg in args if arg is not type(None))
+    return hint.__name__ if isinstance(hint, type) else str(hint)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"`{file}` does not exist", hint="write one with `qconvert init`") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"`{file}` cannot be read: {reason(error)}") from None
+
+
+def _anchor(tree: dict[str, Any], table: type, folder: Path) -> dict[str, Any]:
+    """Make relative paths in a file relative to that file, whatever folder the command runs in."""
+    hints = get_type_hints(table)
+    anchored = dict(tree)
+    for key, value in tree.items():
+        hint = hints.get(key.replace("-", "_"))
+        if isinstance(value, dict) and isinstance(hint, type):
+            anchored[key] = _anchor(value, hint, folder)
+        elif isinstance(value, str) and _is_file(key, value, hint):
+            anchored[key] = str(folder / value)
+    return anchored
+
+
+def _is_file(key: str, value: str, hint: object) -> bool:
+    if hint is Path or Path in get_args(hint):
+        return True
+    return (key == "model" and value.endswith(MODEL_FILES)) or (key == "weights" and value != "random")
+
+
+def _assign(tree: dict[str, Any], path: list[str], value: object) -> None:
+    for name in path[:-1]:
+        inner = tree.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"`{'.'.join(path)}`: `{name}` is a value, not a table")
+        tree = inner
+    tree[path[-1]] = value

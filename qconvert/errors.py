@@ -1,0 +1,47 @@
+"""What can go wrong that a user can cause or cure, and the exit code each means.
+
+    QConvertError      3   the work failed: unreadable model, unsupported operator, failed build
+    ├── GateFailed     1   the work is done, but a limit the user set is not met
+    ├── UsageError     2   the command or the configuration is wrong
+    └── Unavailable    4   a backend or an optional package is not available on this machine
+
+Anything else that is raised is a bug and keeps its traceback (exit 70).
+"""
+
+from collections.abc import Sequence
+
+
+class QConvertError(Exception):
+    """What went wrong, in one sentence; `details` say where, `hint` says what to do next."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, hint: str | None = None, details: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.details = tuple(details)
+
+
+class GateFailed(QConvertError):
+    """The work is done, but a limit the user set is not met."""
+
+    exit_code = 1
+
+
+class UsageError(QConvertError):
+    """The command or the configuration is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class Unavailable(QConvertError):
+    """A backend or an optional package is not available on this machine."""
+
+    exit_code = 4
+
+
+def reason(error: BaseException, limit: int = 200) -> str:
+    """Return the first line of what a library said, short enough to stand in a sentence."""
+    lines = str(error).strip().splitlines()
+    first = lines[0].strip().rstrip(".") if lines else type(error).__name__
+    return first if len(first) <= limit else first[: limit - 1] + "…"
