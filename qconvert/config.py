@@ -73,7 +73,9 @@ class Config(Strict):
 
     model: Annotated[
         str | None,
-        Field(description="`m.onnx`, `net.pt2`, `pkg.mod:factory`, `timm:NAME`, `torchvision:NAME`"),
+        Field(
+            description="`m.onnx`, `net.pt2`, `pkg.mod:factory`, `timm:NAME`, `torchvision:NAME`"
+        ),
     ] = None
     export: Annotated[Export, Field(description=Export.__doc__)] = field(default_factory=Export)
     prepare: Annotated[Prepare, Field(description=Prepare.__doc__)] = field(default_factory=Prepare)
@@ -116,7 +118,9 @@ def assignments(pairs: tuple[str, ...]) -> dict[str, object]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
-            raise UsageError(f"`--set {pair}` is not KEY=VALUE", hint="for example `--set export.opset=21`")
+            raise UsageError(
+                f"`--set {pair}` is not KEY=VALUE", hint="for example `--set export.opset=21`"
+            )
         try:
             read[key.strip()] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
@@ -126,7 +130,9 @@ def assignments(pairs: tuple[str, ...]) -> dict[str, object]:
 
 def dumps(config: Config) -> str:
     """Return the settings as TOML, defaults filled in, so that a run can be repeated from it."""
-    return tomli_w.dumps(_ADAPTER.dump_python(config, mode="json", by_alias=True, exclude_none=True))
+    return tomli_w.dumps(
+        _ADAPTER.dump_python(config, mode="json", by_alias=True, exclude_none=True)
+    )
 
 
 def schema() -> dict[str, Any]:
@@ -189,7 +195,9 @@ def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UsageError(f"`{file}` does not exist", hint="write one with `qconvert init`") from None
+        raise UsageError(
+            f"`{file}` does not exist", hint="write one with `qconvert init`"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"`{file}` cannot be read: {reason(error)}") from None
 
@@ -210,7 +218,9 @@ def _anchor(tree: dict[str, Any], table: type, folder: Path) -> dict[str, Any]:
 def _is_file(key: str, value: str, hint: object) -> bool:
     if hint is Path or Path in get_args(hint):
         return True
-    return (key == "model" and value.endswith(MODEL_FILES)) or (key == "weights" and value != "random")
+    return (key == "model" and value.endswith(MODEL_FILES)) or (
+        key == "weights" and value != "random"
+    )
 
 
 def _assign(tree: dict[str, Any], path: list[str], value: object) -> None:

@@ -32,7 +32,11 @@ def explain(
             line, where = len(text) + 1, "command line"
         told.setdefault((line, where, name), []).append(_words(problem, path, keys_at))
     # A value that may be of two kinds is wrong twice, once for each; that is one mistake.
-    return [f"{where}: {name}: {', or: '.join(told[key])}" for key in sorted(told) for _, where, name in [key]]
+    return [
+        f"{where}: {name}: {', or: '.join(told[key])}"
+        for key in sorted(told)
+        for _, where, name in [key]
+    ]
 
 
 def near(name: str, names: Sequence[str]) -> str:

@@ -1,14 +1,20 @@
 """What goes into a network and comes out of it: named arrays, and what they must look like."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qconvert.errors import UsageError
+
 Feeds = dict[str, NDArray[Any]]
 Run = Callable[[Feeds], Feeds]
+
+_GIVEN = re.compile(r"(?:(?P<name>.+):)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>[a-z]+\d*))?")
+_DTYPES = ("float32", "float16", "float64", "uint8", "int8", "int16", "int32", "int64", "bool")
 
 
 @dataclass(frozen=True)
@@ -25,3 +31,74 @@ class TensorSpec:
     def __str__(self) -> str:
         dimensions = ", ".join(str(size) if size != "" else "?" for size in self.shape)
         return f"{self.name}: {self.dtype}[{dimensions}]"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a dimension other than the first, the batch, has no size yet."""
+        return any(not isinstance(size, int) for size in self.shape[1:])
+
+
+def parse(given: str) -> TensorSpec:
+    """Read `NAME:1x3x224x224[:float32]`; the name may be left out where there is one input."""
+    match = _GIVEN.fullmatch(given.strip())
+    dtype = (match["dtype"] or "float32") if match else ""
+    sizes = [int(size) for size in match["shape"].split("x")] if match else []
+    if match is None or dtype not in _DTYPES or 0 in sizes:
+        raise UsageError(
+            f"`--input {given}` is not NAME:SHAPE[:TYPE]",
+            hint="for example `--input image:1x3x224x224` or `--input tokens:1x77:int64`",
+        )
+    return TensorSpec(match["name"] or "", np.dtype(dtype), tuple(sizes))
+
+
+def settle(specs: Sequence[TensorSpec], given: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """Fill open dimensions of a model's inputs with the sizes the user gave; the batch stays open."""
+    by_name = {spec.name: spec for spec in given}
+    if len(specs) == 1 and set(by_name) == {""}:
+        by_name = {specs[0].name: given[0]}
+    if unknown := [name for name in by_name if name not in {spec.name for spec in specs}]:
+        raise UsageError(
+            f"the model has no input `{unknown[0]}`",
+            hint="its inputs: " + ", ".join(f"`{spec.name}`" for spec in specs),
+        )
+    return tuple(_settle(spec, by_name.get(spec.name)) for spec in specs)
+
+
+def draw(specs: Sequence[TensorSpec], batch: int, seed: int) -> Feeds:
+    """Return random arrays of the right names, types and shapes; the same seed, the same arrays.
+
+    An open first dimension becomes `batch`. Integers are 0 or 1, which every vocabulary, mask and
+    index has.
+    """
+    generator = np.random.default_rng(seed)
+    drawn: Feeds = {}
+    for spec in specs:
+        if spec.is_open:
+            raise UsageError(
+                f"the size of input `{spec}` is not known",
+                hint=f"say it with `--input {spec.name}:{_example(spec)}`",
+            )
+        shape = tuple(size if isinstance(size, int) else batch for size in spec.shape)
+        if spec.dtype.kind in "iub":
+            drawn[spec.name] = generator.integers(0, 2, shape).astype(spec.dtype)
+        else:
+            drawn[spec.name] = generator.standard_normal(shape).astype(spec.dtype)
+    return drawn
+
+
+def _settle(spec: TensorSpec, given: TensorSpec | None) -> TensorSpec:
+    if given is None:
+        return spec
+    matches = len(given.shape) == len(spec.shape) and all(
+        size == want for size, want in zip(spec.shape[1:], given.shape[1:]) if isinstance(size, int)
+    )
+    if not matches:
+        raise UsageError(f"`--input {given}` does not fit the model's input `{spec}`")
+    return replace(spec, shape=(*spec.shape[:1], *given.shape[1:]))
+
+
+def _example(spec: TensorSpec) -> str:
+    return "x".join(
+        str(size) if isinstance(size, int) else ("1" if axis == 0 else "224")
+        for axis, size in enumerate(spec.shape)
+    )

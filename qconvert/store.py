@@ -24,7 +24,9 @@ RECIPE = "recipe.json"
 DRAFT = ".draft-"
 ABANDONED_SECONDS = 24 * 3600
 TAG = "CACHEDIR.TAG"
-TAG_TEXT = "Signature: 8a477f597d28d172789f06886806bc55\n# Made by qconvert; may be deleted at any time.\n"
+TAG_TEXT = (
+    "Signature: 8a477f597d28d172789f06886806bc55\n# Made by qconvert; may be deleted at any time.\n"
+)
 
 Recipe = Mapping[str, str]
 
@@ -113,7 +115,10 @@ def size(path: Path) -> int:
 def sweep(folder: Path) -> None:
     """Delete the drafts that were abandoned: nothing was written to them for a day."""
     for draft in folder.glob(f"{DRAFT}*"):
-        if min((_age(path) for path in [draft, *draft.rglob("*")]), default=0.0) > ABANDONED_SECONDS:
+        if (
+            min((_age(path) for path in [draft, *draft.rglob("*")]), default=0.0)
+            > ABANDONED_SECONDS
+        ):
             shutil.rmtree(draft, ignore_errors=True)
 
 

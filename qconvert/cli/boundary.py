@@ -67,7 +67,8 @@ def _known(error: Exception) -> QConvertError | None:
         return _usage(error)
     if isinstance(error, MemoryError):
         return QConvertError(
-            "not enough memory", hint="use fewer --workers or a smaller --batch, or a larger machine"
+            "not enough memory",
+            hint="use fewer --workers or a smaller --batch, or a larger machine",
         )
     if isinstance(error, OSError) and error.errno in _DISK:
         what = f"`{error.filename}`: {error.strerror}" if error.filename else str(error.strerror)

@@ -135,7 +135,9 @@ def _draw(table: Table, columns: Sequence[int]) -> "RichTable":
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = RichTable(box=box.Box("    \n    \n ── \n    \n    \n    \n    \n    \n"), pad_edge=False)
+    drawn = RichTable(
+        box=box.Box("    \n    \n ── \n    \n    \n    \n    \n    \n"), pad_edge=False
+    )
     drawn.show_edge = False
     for index in columns:
         column = table.columns[index]

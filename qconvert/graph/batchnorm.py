@@ -1,0 +1,106 @@
+"""Fold BatchNormalization into the Conv, ConvTranspose or Gemm before it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qconvert.graph.patterns import constant, only_reader
+
+Floats = NDArray[np.float64]
+LINEAR = ("Conv", "ConvTranspose", "Gemm")
+
+
+@dataclass(frozen=True)
+class Affine:
+    """What a BatchNormalization does to each channel: `x * scale + shift`."""
+
+    scale: Floats
+    shift: Floats
+
+
+def fold_batchnorm(model: ir.Model) -> tuple[ir.Model, str]:
+    """Return a copy without the normalizations that fold, and how many did."""
+    model = model.clone()
+    folded = 0
+    for node in list(model.graph):
+        if node.op_type == "BatchNormalization" and _fold(model.graph, node):
+            folded += 1
+    return model, f"{folded} folded" if folded else ""
+
+
+def _fold(graph: ir.Graph, norm: ir.Node) -> bool:
+    source = norm.inputs[0]
+    linear = source.producer() if source is not None else None
+    if source is None or linear is None or linear.op_type not in LINEAR:
+        return False
+    affine = _affine(norm)
+    weight = constant(linear.inputs[1])
+    bias = constant(linear.inputs[2]) if _has_bias(linear) else np.zeros(1)
+    if affine is None or weight is None or bias is None or only_reader(source) is not norm:
+        return False
+    if norm.attributes.get_int("training_mode", 0) or any(norm.outputs[1:]):
+        return False
+    if linear.op_type == "Gemm" and linear.attributes.get_float("beta", 1.0) != 1.0:
+        return False
+    new_weight = _scaled(linear, weight.astype(np.float64), affine.scale)
+    new_bias = bias.astype(np.float64) * affine.scale + affine.shift
+    _replace(graph, linear, 1, new_weight.astype(weight.dtype))
+    _replace(graph, linear, 2, new_bias.astype(weight.dtype))
+    _take_over(graph, linear, norm)
+    return True
+
+
+def _affine(norm: ir.Node) -> Affine | None:
+    found = [constant(value) for value in norm.inputs[1:5]]
+    if any(array is None for array in found):
+        return None
+    gamma, beta, mean, variance = (np.asarray(array, np.float64) for array in found)
+    scale = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
+    return Affine(scale, beta - mean * scale)
+
+
+def _has_bias(linear: ir.Node) -> bool:
+    return len(linear.inputs) > 2 and linear.inputs[2] is not None
+
+
+def _scaled(linear: ir.Node, weight: Floats, scale: Floats) -> Floats:
+    """Multiply each output channel of the weight, wherever the operator keeps it."""
+    if linear.op_type == "Conv":
+        return weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+    if linear.op_type == "Gemm":
+        by_row = linear.attributes.get_int("transB", 0) == 1
+        return weight * (scale[:, None] if by_row else scale[None, :])
+    # ConvTranspose: (inputs, outputs of one group, ...), the inputs split over the groups.
+    groups = linear.attributes.get_int("group", 1)
+    split = weight.reshape(groups, -1, *weight.shape[1:])
+    per_group = scale.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))
+    return (split * per_group).reshape(weight.shape)
+
+
+def _replace(graph: ir.Graph, linear: ir.Node, index: int, array: NDArray[np.generic]) -> None:
+    """Give the node a tensor of its own; the old one may have other readers."""
+    old = linear.inputs[index] if index < len(linear.inputs) else None
+    stem = old.name if old is not None else f"{linear.outputs[0].name}.bias"
+    name = f"{stem}_folded"
+    while name in graph.initializers:
+        name += "_"
+    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+    value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
+    graph.register_initializer(value)
+    if index == len(linear.inputs):
+        linear.resize_inputs(index + 1)
+    linear.replace_input_with(index, value)
+    if old is not None and old.name in graph.initializers and not old.uses():
+        del graph.initializers[old.name]
+
+
+def _take_over(graph: ir.Graph, linear: ir.Node, norm: ir.Node) -> None:
+    """Let the linear node answer under the name the normalization had."""
+    old, new = norm.outputs[0], linear.outputs[0]
+    name = old.name
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    new.shape, new.type = old.shape, old.type
+    graph.remove(norm, safe=True)
+    new.name = name

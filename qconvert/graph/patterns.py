@@ -1,0 +1,39 @@
+"""Questions a rewrite asks about a graph: what is constant, who reads it, is it quantized already."""
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qconvert import onnx_io
+
+QUANTIZED_OPS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+INTEGER_OPS = frozenset({"ConvInteger", "MatMulInteger"})
+
+
+def is_quantized(model: ir.Model) -> bool:
+    """Whether the model already holds quantized operators, as a QAT export does."""
+    return any(
+        node.op_type in QUANTIZED_OPS | INTEGER_OPS or node.op_type.startswith("QLinear")
+        for node in onnx_io.nodes(model)
+    )
+
+
+def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
+    """Return the array behind a value that never changes, else None."""
+    if value is None:
+        return None
+    if value.const_value is not None and not value.is_graph_input():
+        return value.const_value.numpy()
+    node = value.producer()
+    if node is not None and node.op_type == "Constant" and "value" in node.attributes:
+        return node.attributes["value"].as_tensor().numpy()
+    return None
+
+
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """Return the one node that reads a value, None where more read it or the graph returns it."""
+    uses = value.uses()
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    reader = uses[0].node
+    return reader if reader.graph is value.graph else None

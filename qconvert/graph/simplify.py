@@ -1,0 +1,86 @@
+"""The passes that libraries do well: inlining, constants, fusions, opset and shapes."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+
+import onnx
+import onnx_ir as ir
+import onnxslim
+from onnx import version_converter
+from onnx_ir.passes import common
+
+STEPS = ("constant_folding", "graph_fusion", "dead_node_elimination",
+         "subexpression_elimination", "weight_tying")
+
+
+def inline(model: ir.Model) -> tuple[ir.Model, str]:
+    """Put the bodies of the model's own functions where they are called."""
+    count = len(model.functions)
+    if not count:
+        return model, ""
+    inlined = model.clone()
+    common.InlinePass()(inlined)
+    common.RemoveUnusedOpsetsPass()(inlined)
+    return inlined, f"{count} functions"
+
+
+def fold_constants(model: ir.Model) -> tuple[ir.Model, str]:
+    """Compute once what does not depend on the inputs."""
+    return _slim(model, skip=[step for step in STEPS if step != "constant_folding"])
+
+
+def simplify(model: ir.Model) -> tuple[ir.Model, str]:
+    """Fuse, deduplicate and drop what nothing reads."""
+    return _slim(model, skip=[])
+
+
+def upgrade(model: ir.Model, opset: int) -> tuple[ir.Model, str]:
+    """Raise the opset to at least `opset`."""
+    before = model.opset_imports.get("", 0)
+    if before >= opset:
+        return model, ""
+    raised = ir.from_proto(version_converter.convert_version(_proto(model), opset))
+    return raised, f"opset {before} to {opset}"
+
+
+def infer_shapes(model: ir.Model) -> tuple[ir.Model, str]:
+    """Write down the shape and type of every tensor that has one."""
+    inferred = model.clone()
+    before = _known(inferred)
+    common.ShapeInferencePass(check_type=False, strict_mode=False)(inferred)
+    gained = _known(inferred) - before
+    return inferred, f"{gained} more tensors" if gained else ""
+
+
+def _slim(model: ir.Model, skip: list[str]) -> tuple[ir.Model, str]:
+    with _quiet():
+        slimmed = onnxslim.slim(_proto(model), skip_optimizations=skip or None)
+    rewritten = ir.from_proto(slimmed)
+    before, after = len(model.graph), len(rewritten.graph)
+    return rewritten, f"{before} to {after} nodes" if before != after else ""
+
+
+def _proto(model: ir.Model) -> onnx.ModelProto:
+    from qconvert import onnx_io
+
+    return onnx.load_from_string(onnx_io.serialize(model))
+
+
+def _known(model: ir.Model) -> int:
+    values = (value for node in model.graph for value in node.outputs)
+    return sum(value.shape is not None and value.dtype is not None for value in values)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("onnxslim")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

@@ -1,0 +1,52 @@
+"""An ONNX file as a source: its own reference, with the shapes the user asked for."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qconvert import onnx_io
+from qconvert.config import Export
+from qconvert.errors import UsageError
+from qconvert.feeds import TensorSpec, parse, settle
+from qconvert.sources.source import Source
+
+
+def load(source: str, export: Export, trust: bool) -> Source:
+    """Read an ONNX file; `inputs` and `batch` set dimensions, everything else stays as it is."""
+    path = Path(source)
+    model = onnx_io.load(path)
+    if export.weights is not None:
+        raise UsageError(f"`{source}` brings its weights", hint="leave out `--weights`")
+    specs = settle(onnx_io.inputs(model), [parse(given) for given in export.inputs])
+    specs = with_batch(specs, export.batch)
+    if specs != onnx_io.inputs(model):
+        model = reshape(model, specs)
+    return Source(path.stem, model, specs)
+
+
+def with_batch(specs: tuple[TensorSpec, ...], batch: str | int | None) -> tuple[TensorSpec, ...]:
+    """Open or fix the first dimension of every input that shares the first input's."""
+    if batch is None or not specs or not specs[0].shape:
+        return specs
+    size = "batch" if batch == "dynamic" else int(batch)
+    first = specs[0].shape[0]
+    if batch == "dynamic" and isinstance(first, str):
+        return specs
+    return tuple(
+        replace(spec, shape=(size, *spec.shape[1:])) if spec.shape[:1] == (first,) else spec
+        for spec in specs
+    )
+
+
+def reshape(model: ir.Model, specs: tuple[TensorSpec, ...]) -> ir.Model:
+    """Return a copy with the inputs' shapes set and every shape that followed from them forgotten."""
+    model = model.clone()
+    by_name = {spec.name: spec for spec in specs}
+    for value in model.graph.inputs:
+        if spec := by_name.get(value.name or ""):
+            value.shape = ir.Shape(spec.shape)
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            value.shape = None
+    return model

@@ -1,0 +1,125 @@
+"""Networks found by name: the user's own factory, timm's and torchvision's zoos."""
+
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from qconvert.config import Export
+from qconvert.config_errors import near
+from qconvert.errors import QConvertError, Unavailable, UsageError, reason
+from qconvert.feeds import TensorSpec, parse
+from qconvert.sources import factory
+from qconvert.sources.source import Source
+from qconvert.sources.torch_file import load_weights
+from qconvert.sources.torch_program import from_module
+
+RANDOM = "random"
+
+
+def load_factory(source: str, export: Export, trust: bool) -> Source:
+    """Call `package.module:factory` and export the module it returns."""
+    found = factory.build(source)
+    module, examples = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+    if not isinstance(module, torch.nn.Module):
+        raise QConvertError(
+            f"`{source}()` returned a {type(found).__name__}, not a torch.nn.Module",
+            hint="return the module, or (module, example_inputs)",
+        )
+    if export.weights not in (None, RANDOM):
+        load_weights(module, str(export.weights), trust=trust)
+    specs = [parse(given) for given in export.inputs] or _specs(examples)
+    if not specs:
+        raise UsageError(
+            f"`{source}` does not say what goes in",
+            hint="add `--input NAME:1x3x224x224`, or return (module, example_inputs)",
+        )
+    note = f"ran the code of `{source}`"
+    made = from_module(source.rpartition(":")[2], module, specs, export)
+    return Source(made.name, made.model, made.inputs, made.run, (note, *made.notes))
+
+
+def load_timm(source: str, export: Export, trust: bool) -> Source:
+    """Create one of timm's networks; without `--weights`, with the weights timm itself finds."""
+    timm = _library("timm")
+    name = source.partition(":")[2]
+    if not timm.is_model(name):
+        raise _unknown(name, "timm", timm.list_models())
+    pretrained = export.weights is None
+    module = _create(source, lambda: timm.create_model(name, pretrained=pretrained))
+    _weights(module, export, trust)
+    size = timm.data.resolve_model_data_config(module)["input_size"]
+    return from_module(name, module, _given_or(export, size), export)
+
+
+def load_torchvision(source: str, export: Export, trust: bool) -> Source:
+    """Create one of torchvision's networks; without `--weights`, with its default weights."""
+    models = _library("torchvision").models
+    name = source.partition(":")[2]
+    if name not in models.list_models():
+        raise _unknown(name, "torchvision", models.list_models())
+    default = models.get_model_weights(name).DEFAULT
+    weights = default if export.weights is None else None
+    module = _create(source, lambda: models.get_model(name, weights=weights))
+    _weights(module, export, trust)
+    crop = getattr(default.transforms(), "crop_size", [224])[0]
+    return from_module(name, module, _given_or(export, (3, crop, crop)), export)
+
+
+def _weights(module: torch.nn.Module, export: Export, trust: bool) -> None:
+    if export.weights not in (None, RANDOM):
+        load_weights(module, str(export.weights), trust=trust)
+
+
+def _given_or(export: Export, size: Any) -> list[TensorSpec]:
+    return [parse(given) for given in export.inputs] or [
+        parse("input:1x" + "x".join(str(each) for each in size))
+    ]
+
+
+def _specs(examples: Any) -> list[TensorSpec]:
+    """Read shapes off the example inputs a factory returned: one tensor, or several, or named."""
+    if examples is None:
+        return []
+    if isinstance(examples, torch.Tensor):
+        examples = (examples,)
+    named = examples.items() if isinstance(examples, dict) else (("", each) for each in examples)
+    return [
+        TensorSpec(name, value.detach().numpy().dtype, tuple(value.shape)) for name, value in named
+    ]
+
+
+def _library(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        extra = "timm" if name == "timm" else "torch"
+        more = "" if name == "timm" else " torchvision"
+        raise Unavailable(
+            f"{name} is not installed", hint=f'pip install "qconvert[{extra}]"{more}'
+        ) from None
+    except Exception as error:  # a torchvision built for another torch fails inside its import
+        raise Unavailable(
+            f"{name} does not load beside torch {torch.__version__}: {reason(error)}",
+            hint="install the torchvision release made for this torch",
+        ) from None
+
+
+def _create(source: str, make: Any) -> torch.nn.Module:
+    try:
+        module = make()
+    except Exception as error:  # hubs raise their own kinds
+        raise QConvertError(
+            f"the weights of `{source}` could not be had: {type(error).__name__}: {reason(error)}",
+            hint="fetch them where there is a network and pass `--weights FILE`; "
+            "`--weights random` goes on without",
+        ) from None
+    assert isinstance(module, torch.nn.Module)
+    return module
+
+
+def _unknown(name: str, library: str, names: list[str]) -> UsageError:
+    return UsageError(f"{library} has no model `{name}`{near(name, names)}")
