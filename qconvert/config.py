@@ -135,6 +135,21 @@ def dumps(config: Config) -> str:
     )
 
 
+def commented(model: str | None) -> str:
+    """Return a settings file with every setting as a comment, its default and its meaning."""
+    lines = ["# Settings of qconvert. What stands behind `#` is the default or an example."]
+    table = ""
+    for setting in settings():
+        if setting.table != table:
+            table = setting.table
+            lines += ["", f"[{table}]"]
+        value = model if setting.key == "model" else setting.default
+        text = "" if value is None else f" = {_toml(value)}"
+        mark = "" if setting.key == "model" and model else "# "
+        lines.append(f"{mark}{setting.key}{text or ' ='}".ljust(28) + f"  # {setting.text}")
+    return "\n".join(lines) + "\n"
+
+
 def schema() -> dict[str, Any]:
     """Return the JSON Schema of a settings file, for editors."""
     return _ADAPTER.json_schema(by_alias=True)
@@ -189,6 +204,10 @@ def _kind(hint: object) -> str:
     if args:
         return " or ".join(_kind(arg) for arg in args if arg is not type(None))
     return hint.__name__ if isinstance(hint, type) else str(hint)
+
+
+def _toml(value: object) -> str:
+    return tomli_w.dumps({"_": list(value) if isinstance(value, tuple) else value})[4:].strip()
 
 
 def _read(file: Path) -> str:

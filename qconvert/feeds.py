@@ -52,7 +52,7 @@ def parse(given: str) -> TensorSpec:
 
 
 def settle(specs: Sequence[TensorSpec], given: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
-    """Fill open dimensions of a model's inputs with the sizes the user gave; the batch stays open."""
+    """Fill the open dimensions of a model's inputs as the user said; the batch stays open."""
     by_name = {spec.name: spec for spec in given}
     if len(specs) == 1 and set(by_name) == {""}:
         by_name = {specs[0].name: given[0]}
@@ -90,7 +90,9 @@ def _settle(spec: TensorSpec, given: TensorSpec | None) -> TensorSpec:
     if given is None:
         return spec
     matches = len(given.shape) == len(spec.shape) and all(
-        size == want for size, want in zip(spec.shape[1:], given.shape[1:]) if isinstance(size, int)
+        size == want
+        for size, want in zip(spec.shape[1:], given.shape[1:], strict=True)
+        if isinstance(size, int)
     )
     if not matches:
         raise UsageError(f"`--input {given}` does not fit the model's input `{spec}`")

@@ -6,11 +6,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx_ir import external_data
 
 from qconvert.errors import QConvertError, UsageError, reason
@@ -86,7 +85,7 @@ def weight_bytes(model: ir.Model) -> int:
 
 
 def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    """Yield every stored tensor: initializers and tensor attributes, subgraphs and functions too."""
+    """Yield every stored tensor: initializers and attributes, subgraphs and functions too."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             if value.const_value is not None:

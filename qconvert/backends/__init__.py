@@ -1,1 +1,21 @@
-"""Where networks run: what each backend needs, whether it works here, and how it is opened."""
+"""Where networks run: what each backend needs, and whether it works here."""
+
+from importlib import import_module
+
+from qconvert.backends.base import Availability
+from qconvert.backends.installed import Installed
+
+# Imported on use, so that one backend's trouble is not another's.
+BACKENDS = {
+    "cpu": "qconvert.backends.cpu",
+    "cuda": "qconvert.backends.cuda",
+    "tensorrt": "qconvert.backends.tensorrt",
+    "tensorrt-rtx": "qconvert.backends.tensorrt_rtx",
+}
+
+
+def probe(name: str, installed: Installed) -> Availability:
+    """Ask one backend whether it works on this machine."""
+    found = import_module(BACKENDS[name]).probe(installed)
+    assert isinstance(found, Availability)
+    return found

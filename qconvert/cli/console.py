@@ -7,8 +7,8 @@ its least important columns; it never cuts a number.
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal
@@ -17,9 +17,11 @@ from qconvert.errors import QConvertError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.status import Status
     from rich.table import Table as RichTable
 
 UNLIMITED = 100_000
+TEXT_WIDTH, TOOK_WIDTH = 50, 14
 
 
 @dataclass
@@ -83,29 +85,43 @@ def error(problem: QConvertError) -> None:
         sys.stderr.write("\n".join(lines) + "\n")
 
 
-def step(name: str, text: str, seconds: float | None = None) -> None:
-    """Show one finished step of a run: what it made and how long it took."""
-    took = "" if seconds is None else f"{seconds:.1f} s"
-    mark = _styled("✓", "32")
-    width = 78 - 16 - len(took)
-    lines = _wrapped(plain(text), width) if _err().is_terminal else [plain(text)]
-    say_raw(f"  {mark} {name:<11} {lines[0]:<{width}} {took}".rstrip())
-    for line in lines[1:]:
-        say_raw(f"    {'':<11} {line}")
+@dataclass
+class Steps:
+    """The steps of a run: a spinner for the one at work, a line for each that is done."""
 
+    spinner: "Status | None" = None
 
-def say_raw(text: str) -> None:
-    """Talk on stderr in text that is already safe and styled."""
-    if LOUDNESS.level >= 0:
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+    def __enter__(self) -> "Steps":
+        return self
 
+    def __exit__(self, *gone: object) -> None:
+        self._stop()
 
-def waiting(text: str) -> AbstractContextManager[object]:
-    """Show a spinner while a step runs, on a terminal only."""
-    if LOUDNESS.level < 0 or not _err().is_terminal or os.environ.get("QCONVERT_NO_PROGRESS"):
-        return nullcontext()
-    return _err().status(f"{plain(text)} …")
+    def tell(self, name: str, text: str, seconds: float | None, *, stored: bool = False) -> None:
+        """Show a step that starts (no `seconds` yet) or one that is done, and what it made."""
+        self._stop()
+        if seconds is None:
+            self._start(f"{name:<9} {plain(text)} …")
+            return
+        took = f"stored, {seconds:.1f} s" if stored else f"{seconds:.1f} s"
+        first, *more = textwrap.wrap(plain(text), TEXT_WIDTH) or [""]
+        _talk(f"  {_styled('✓', '32')} {name:<9} {first:<{TEXT_WIDTH}} {took:>{TOOK_WIDTH}}")
+        for line in more:
+            _talk(f"    {'':<9} {line}")
+
+    def _start(self, text: str) -> None:
+        if (
+            LOUDNESS.level >= 0
+            and sys.stderr.isatty()
+            and not os.environ.get("QCONVERT_NO_PROGRESS")
+        ):
+            self.spinner = _err().status(text)
+            self.spinner.start()
+
+    def _stop(self) -> None:
+        if self.spinner is not None:
+            self.spinner.stop()
+            self.spinner = None
 
 
 def data(text: str) -> None:
@@ -122,12 +138,13 @@ def data_table(table: Table) -> None:
     """Write a table on stdout: all columns when piped, those that fit on a terminal."""
     out = _out()
     columns = list(range(len(table.columns)))
-    width = out.width if out.is_terminal else UNLIMITED
     drawn = _draw(table, columns)
-    while _narrowest(drawn) > width and len(columns) > 1:
+    while _narrowest(drawn) > out.width and len(columns) > 1:
         columns.remove(max(columns, key=lambda index: (table.columns[index].rank, index)))
         drawn = _draw(table, columns)
-    out.print(drawn, width=width, crop=False, soft_wrap=False)
+    with out.capture() as captured:
+        out.print(drawn, crop=False)
+    data("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def _draw(table: Table, columns: Sequence[int]) -> "RichTable":
@@ -135,9 +152,7 @@ def _draw(table: Table, columns: Sequence[int]) -> "RichTable":
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = RichTable(
-        box=box.Box("    \n    \n ── \n    \n    \n    \n    \n    \n"), pad_edge=False
-    )
+    drawn = RichTable(box=box.Box("    \n    \n ── \n" + 5 * "    \n"), pad_edge=False)
     drawn.show_edge = False
     for index in columns:
         column = table.columns[index]
@@ -156,18 +171,18 @@ def _narrowest(drawn: "RichTable") -> int:
 
 @cache
 def _out() -> "Console":
-    return _console(stderr=False)
+    from rich.console import Console
+
+    # Rich takes 80 columns for a pipe; whoever reads a pipe wants all of it.
+    width = None if sys.stdout.isatty() else UNLIMITED
+    return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
 @cache
 def _err() -> "Console":
-    return _console(stderr=True)
-
-
-def _console(*, stderr: bool) -> "Console":
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def _styled(text: str, code: str) -> str:
@@ -175,7 +190,8 @@ def _styled(text: str, code: str) -> str:
     return f"\x1b[1;{code}m{text}\x1b[0m" if colour else text
 
 
-def _wrapped(text: str, width: int) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(text, width) or [""]
+def _talk(text: str) -> None:
+    """Talk on stderr in text that is already safe and styled."""
+    if LOUDNESS.level >= 0:
+        sys.stderr.write(text.rstrip() + "\n")
+        sys.stderr.flush()

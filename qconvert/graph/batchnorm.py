@@ -92,8 +92,8 @@ def _replace(graph: ir.Graph, linear: ir.Node, index: int, array: NDArray[np.gen
     if index == len(linear.inputs):
         linear.resize_inputs(index + 1)
     linear.replace_input_with(index, value)
-    if old is not None and old.name in graph.initializers and not old.uses():
-        del graph.initializers[old.name]
+    if old is not None and old.name and old.is_initializer() and not old.uses():
+        graph.initializers.pop(old.name)
 
 
 def _take_over(graph: ir.Graph, linear: ir.Node, norm: ir.Node) -> None:

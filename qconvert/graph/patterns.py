@@ -1,4 +1,4 @@
-"""Questions a rewrite asks about a graph: what is constant, who reads it, is it quantized already."""
+"""Questions a rewrite asks: what is constant, who reads it, is the model quantized already."""
 
 import numpy as np
 import onnx_ir as ir
@@ -32,7 +32,7 @@ def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
 
 def only_reader(value: ir.Value) -> ir.Node | None:
     """Return the one node that reads a value, None where more read it or the graph returns it."""
-    uses = value.uses()
+    uses = list(value.uses())
     if len(uses) != 1 or value.is_graph_output():
         return None
     reader = uses[0].node

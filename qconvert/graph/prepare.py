@@ -1,4 +1,4 @@
-"""An ordered list of passes that clean a graph, each checked against the outputs it started with."""
+"""An ordered list of passes that clean a graph, each checked against the first outputs."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -67,9 +67,7 @@ def passes(opset: int) -> tuple[Pass, ...]:
     )
 
 
-def prepare(
-    model: ir.Model, opset: int, skip: Sequence[str], outputs: Outputs
-) -> Prepared:
+def prepare(model: ir.Model, opset: int, skip: Sequence[str], outputs: Outputs) -> Prepared:
     """Return the model after every pass that keeps its outputs; `outputs` runs a model."""
     ordered = passes(opset)
     _require_known(skip, ordered)
@@ -109,11 +107,15 @@ def _apart(wanted: Feeds, got: Feeds) -> str:
     for name, array in wanted.items():
         other = got[name]
         if array.shape != other.shape or array.dtype != other.dtype:
-            return f"it turned `{name}` from {array.dtype}{array.shape} to {other.dtype}{other.shape}"
+            return (
+                f"it turned `{name}` from {array.dtype}{array.shape} to {other.dtype}{other.shape}"
+            )
         largest = float(np.abs(array.astype(np.float64)).max(initial=0.0))
         far = float(np.abs(array.astype(np.float64) - other.astype(np.float64)).max(initial=0.0))
         if not far <= TOLERANCE * largest:
-            return f"it moved `{name}` by {far / largest if largest else far:.1e} of its largest value"
+            return (
+                f"it moved `{name}` by {far / largest if largest else far:.1e} of its largest value"
+            )
     return ""
 
 

@@ -11,8 +11,15 @@ import onnxslim
 from onnx import version_converter
 from onnx_ir.passes import common
 
-STEPS = ("constant_folding", "graph_fusion", "dead_node_elimination",
-         "subexpression_elimination", "weight_tying")
+from qconvert import onnx_io
+
+STEPS = (
+    "constant_folding",
+    "graph_fusion",
+    "dead_node_elimination",
+    "subexpression_elimination",
+    "weight_tying",
+)
 
 
 def inline(model: ir.Model) -> tuple[ir.Model, str]:
@@ -63,8 +70,6 @@ def _slim(model: ir.Model, skip: list[str]) -> tuple[ir.Model, str]:
 
 
 def _proto(model: ir.Model) -> onnx.ModelProto:
-    from qconvert import onnx_io
-
     return onnx.load_from_string(onnx_io.serialize(model))
 
 

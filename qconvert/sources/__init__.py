@@ -1,4 +1,4 @@
-"""Anything a user calls a model, as a `Source`: an ONNX file, a pt2 file, a factory, a named net."""
+"""Anything a user calls a model, as a `Source`: an ONNX or pt2 file, a factory, a named net."""
 
 from collections.abc import Callable
 from importlib import import_module

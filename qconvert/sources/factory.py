@@ -26,7 +26,7 @@ def build(name: str) -> object:
 def _find(name: str) -> Callable[[], object]:
     module_name, _, attribute = name.partition(":")
     module = _import(module_name)
-    found = getattr(module, attribute, None)
+    found: Callable[[], object] | None = getattr(module, attribute, None)
     if found is None:
         names = [each for each in vars(module) if not each.startswith("_")]
         raise UsageError(

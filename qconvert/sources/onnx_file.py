@@ -40,7 +40,7 @@ def with_batch(specs: tuple[TensorSpec, ...], batch: str | int | None) -> tuple[
 
 
 def reshape(model: ir.Model, specs: tuple[TensorSpec, ...]) -> ir.Model:
-    """Return a copy with the inputs' shapes set and every shape that followed from them forgotten."""
+    """Return a copy with the inputs' shapes set and every shape that followed forgotten."""
     model = model.clone()
     by_name = {spec.name: spec for spec in specs}
     for value in model.graph.inputs:

@@ -25,8 +25,8 @@ class Parity:
     worst: str
 
     def __str__(self) -> str:
-        agrees = f"agrees on {self.same_top1}/{self.inputs} inputs, " if self.has_top1 else ""
-        return f"{agrees}largest difference {self.max_rel:.1e} of the largest output"
+        agrees = f"same top-1 on {self.same_top1}/{self.inputs} inputs" if self.has_top1 else ""
+        return ", ".join(filter(None, [agrees, f"relative error {self.max_rel:.1e}"]))
 
     def holds(self, tolerance: float) -> bool:
         """Whether the two may be called the same network."""

@@ -9,7 +9,7 @@ from qconvert.feeds import Run, TensorSpec
 
 @dataclass(frozen=True)
 class Source:
-    """A model in ONNX form; `run` is the original's forward, None where the ONNX is the original."""
+    """A model in ONNX form; `run` is the original's forward, None if the original is ONNX."""
 
     name: str
     model: ir.Model

@@ -12,8 +12,8 @@ from qconvert.errors import QConvertError, Unavailable, UsageError, reason
 from qconvert.feeds import TensorSpec, parse
 from qconvert.sources import factory
 from qconvert.sources.source import Source
-from qconvert.sources.torch_file import load_weights
 from qconvert.sources.torch_program import from_module
+from qconvert.sources.torch_weights import load_weights
 
 RANDOM = "random"
 

@@ -28,12 +28,19 @@ def name_by_module(model: ir.Model) -> ir.Model:
 
 
 def _scope(node: ir.Node) -> str:
-    recorded = node.metadata_props.get(SCOPES)
-    if recorded:
+    """Return the module of a node: its weight's, else the recorded one, else its input's."""
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    if weight is not None and weight.is_initializer() and (weight.name or "").endswith(".weight"):
+        return _path(str(weight.name).removesuffix(".weight"))
+    if recorded := node.metadata_props.get(SCOPES):
         scopes = [str(scope) for scope in ast.literal_eval(recorded)]
-        return "".join(f"/{part}" for part in scopes[-2].split(".") if part) if scopes[1:] else ""
+        return _path(scopes[-2]) if scopes[1:] else ""
     for value in node.inputs:
         before = value.producer() if value is not None else None
-        if before is not None and before.name and before.name.startswith("/"):
-            return before.name.rpartition("/")[0]
+        if before is not None and (before.name or "").startswith("/"):
+            return str(before.name).rpartition("/")[0]
     return ""
+
+
+def _path(dotted: str) -> str:
+    return "".join(f"/{part}" for part in dotted.split(".") if part)

@@ -89,7 +89,7 @@ def from_program(name: str, program: torch.export.ExportedProgram, export: Expor
 
 
 def input_names(module: torch.nn.Module, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
-    """Return the ONNX names of the inputs: the user's, else those of `forward` if they say anything."""
+    """Return the ONNX names of the inputs: the user's, else those of `forward`."""
     if all(spec.name for spec in specs):
         return tuple(spec.name for spec in specs)
     parameters = _parameters(module)[: len(specs)]
@@ -142,7 +142,7 @@ def _by_parameter(module: torch.nn.Module, shapes: tuple[Any, ...]) -> Any:
 
 
 def _examples(specs: Sequence[TensorSpec], batch: int) -> tuple[torch.Tensor, ...]:
-    """Return random tensors; every input that shares the first one's leading size gets the batch."""
+    """Return random tensors; inputs that share the first one's leading size get the batch."""
     generator = torch.Generator().manual_seed(0)
     found = []
     for spec in specs:

@@ -1,0 +1,47 @@
+"""`qconvert init`."""
+
+from pathlib import Path
+
+import click
+
+from qconvert.cli import console, options
+
+EXAMPLES = """\b
+Examples:
+  qconvert init resnet50.onnx
+  qconvert init mypkg.nets:build -o settings.toml"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("model", required=False)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("qconvert.toml"),
+    help="Where to write (default: ./qconvert.toml).",
+)
+@click.option("--force", is_flag=True, help="Write over an existing file.")
+@options.talk
+def command(model: str | None, output: Path, force: bool) -> None:
+    """Write a settings file for MODEL: every setting, its default, and what it means."""
+    from qconvert import config, sources
+    from qconvert.errors import UsageError
+
+    if output.exists() and not force:
+        raise UsageError(f"`{output}` exists", hint="write over it with `--force`, or use `-o`")
+    if model is not None and sources.kind(model).endswith("file") and not Path(model).is_file():
+        raise UsageError(f"`{model}` does not exist", hint="name a model that is there, or none")
+    relative = _seen_from(output, model)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(config.commented(relative), encoding="utf-8")
+    console.say(f"wrote {output}; `qconvert export` reads it")
+
+
+def _seen_from(output: Path, model: str | None) -> str | None:
+    """Return the model's path relative to the settings file, as the file will be read."""
+    import os
+
+    if model is None or ":" in model:
+        return model
+    return Path(os.path.relpath(model, output.parent)).as_posix()

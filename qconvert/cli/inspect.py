@@ -1,0 +1,131 @@
+"""`qconvert inspect`."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qconvert.cli import console, options
+from qconvert.cli.console import Column, Table
+
+if TYPE_CHECKING:
+    from qconvert.graph.describe import ModelInfo
+
+EXAMPLES = """\b
+Examples:
+  qconvert inspect resnet50.onnx
+  qconvert inspect resnet50.onnx --nodes --json"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("model")
+@options.source
+@click.option("--nodes", is_flag=True, help="Every node, in order, instead of every operator.")
+@options.as_json
+@options.talk
+def command(model: str, **chosen: Any) -> None:
+    """Show the inputs, outputs, operators and sizes of MODEL, an ONNX file or any other source."""
+    from qconvert import sources
+    from qconvert.config import Export
+    from qconvert.graph.describe import describe
+    from qconvert.graph.simplify import infer_shapes
+
+    batch = chosen["batch"]
+    export = Export(
+        weights=chosen["weights"],
+        inputs=chosen["inputs"],
+        batch=int(batch) if batch and batch.isdigit() else batch,
+    )
+    source = sources.load(model, export, trust=chosen["trust"])
+    info = describe(infer_shapes(source.model)[0])
+    if chosen["as_json"]:
+        console.data_json(_as_json(model, info, nodes=chosen["nodes"]))
+        return
+    console.data(console.plain(_head(model, info)))
+    console.data_table(_nodes(info) if chosen["nodes"] else _operators(info))
+    if info.quantized:
+        console.data("\nquantized already: it holds Q/DQ nodes, which qconvert keeps as they are")
+
+
+def _head(model: str, info: "ModelInfo") -> str:
+    lines = [
+        f"{model}   opset {info.opset}, {_count(info.parameters)} parameters, "
+        f"{info.weight_bytes / 1e6:.1f} MB" + (f", by {info.producer}" if info.producer else "")
+    ]
+    lines += [f"  input   {spec}" for spec in info.inputs]
+    lines += [f"  output  {spec}" for spec in info.outputs]
+    return "\n".join([*lines, "\n"])
+
+
+def _operators(info: "ModelInfo") -> Table:
+    total = sum(each.macs or 0 for each in info.operators)
+    columns = [
+        Column("operator"),
+        Column("nodes", "right"),
+        Column("parameters", "right"),
+        Column("MACs", "right"),
+        Column("share", "right", rank=1),
+    ]
+    rows = [
+        [
+            each.op,
+            str(each.nodes),
+            _count(each.parameters),
+            _macs(each.macs),
+            f"{100 * each.macs / total:.1f} %" if each.macs else "",
+        ]
+        for each in info.operators
+    ]
+    return Table(columns, rows)
+
+
+def _nodes(info: "ModelInfo") -> Table:
+    columns = [
+        Column("node"),
+        Column("operator"),
+        Column("output", rank=2),
+        Column("parameters", "right", rank=3),
+        Column("MACs", "right", rank=1),
+    ]
+    rows = [
+        [
+            each.name or "(no name)",
+            each.op,
+            each.outputs[0].partition(": ")[2] if each.outputs else "",
+            _count(each.parameters),
+            _macs(each.macs),
+        ]
+        for each in info.nodes
+    ]
+    return Table(columns, rows)
+
+
+def _macs(macs: int | None) -> str:
+    return "unknown" if macs is None else _count(macs)
+
+
+def _count(number: int) -> str:
+    """Write a count with three digits and a unit; nothing for zero, which only fills a table."""
+    if number == 0:
+        return ""
+    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return (
+                f"{number / size:.3g}{unit}"
+                if number < 1000 * size
+                else f"{number / size:.0f}{unit}"
+            )
+    return str(number)
+
+
+def _as_json(model: str, info: "ModelInfo", *, nodes: bool) -> dict[str, object]:
+    from dataclasses import asdict
+
+    told = asdict(info)
+    for side in ("inputs", "outputs"):
+        told[side] = [
+            {"name": spec.name, "dtype": str(spec.dtype), "shape": list(spec.shape)}
+            for spec in getattr(info, side)
+        ]
+    if not nodes:
+        del told["nodes"]
+    return {"model": model, **told}

@@ -1,0 +1,140 @@
+"""Checkpoints: weights read without running what is in the file, and put into a network."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qconvert.errors import QConvertError, Unavailable, UsageError, reason
+
+# Where training scripts put the weights inside a checkpoint.
+NESTS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "ema", "net", "weights")
+SHOWN = 3
+
+
+def load_weights(module: torch.nn.Module, weights: str, *, trust: bool) -> None:
+    """Put a checkpoint's weights into a module; every name and shape must match."""
+    path = existing(weights)
+    content = _safetensors(path) if path.suffix == ".safetensors" else read(path, trust=trust)
+    state = _state(content, path)
+    own = module.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    extra = sorted(state.keys() - own.keys())
+    other = sorted(
+        f"{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
+        for key in own.keys() & state.keys()
+        if state[key].shape != own[key].shape
+    )
+    # Old checkpoints lack this counter, which inference never reads.
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing or extra or other:
+        raise QConvertError(
+            f"`{path}` does not fit this network",
+            details=[
+                *_some("missing", missing),
+                *_some("not in the network", extra),
+                *other[:SHOWN],
+            ],
+            hint="is it the checkpoint of this very architecture, with the same number of classes?",
+        )
+    module.load_state_dict(state, strict=False)
+
+
+def read(path: Path, *, trust: bool) -> Any:
+    """Unpickle tensors only; with `trust`, anything."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=not trust)
+    except pickle.UnpicklingError as error:
+        if trust or not _is_pickle(path):
+            raise unreadable(path, error) from None
+        raise QConvertError(
+            f"`{path}` holds more than tensors, and reading it would run code it brings",
+            details=[_global(error)],
+            hint="if you made it yourself, add `--trust`; better, save `module.state_dict()`",
+        ) from None
+    except Exception as error:  # torch raises whatever the broken bytes happen to hit
+        raise unreadable(path, error) from None
+
+
+def existing(source: str) -> Path:
+    """Return the path of a file that is there and holds something."""
+    path = Path(source)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UsageError(f"`{path}` {what}", hint="check the path; it starts at the current folder")
+    if path.stat().st_size == 0:
+        raise QConvertError(f"`{path}` is empty", hint="save or copy it again")
+    return path
+
+
+def _safetensors(path: Path) -> Any:
+    try:
+        from safetensors.torch import load_file
+    except ModuleNotFoundError:
+        raise Unavailable(
+            f"`{path}` needs safetensors, which is not installed",
+            hint='pip install "qconvert[torch]"',
+        ) from None
+    try:
+        return load_file(path)
+    except Exception as error:  # the library's own error type is not public everywhere
+        raise unreadable(path, error) from None
+
+
+def _state(content: Any, path: Path) -> dict[str, torch.Tensor]:
+    """Find the weights in what a training script saved."""
+    if isinstance(content, torch.nn.Module):
+        content = content.state_dict()
+    for nest in NESTS:
+        if isinstance(content, dict) and isinstance(content.get(nest), (dict, torch.nn.Module)):
+            return _state(content[nest], path)
+    tensors = isinstance(content, dict) and all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items()
+    )
+    if not tensors or not content:
+        raise QConvertError(
+            f"`{path}` holds no weights: {_described(content)}",
+            hint="save `module.state_dict()` with torch.save or safetensors",
+        )
+    if all(key.startswith("module.") for key in content):  # saved from DataParallel
+        content = {key.removeprefix("module."): value for key, value in content.items()}
+    return dict(content)
+
+
+def _described(content: Any) -> str:
+    if isinstance(content, dict):
+        return "a dict with the keys " + ", ".join(f"`{key}`" for key in list(content)[:5])
+    return f"a {type(content).__name__}"
+
+
+def _some(what: str, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return [f"{what}: " + ", ".join(f"`{name}`" for name in names[:SHOWN]) + more]
+
+
+def _global(error: Exception) -> str:
+    """Return the name of the code the pickle wants, from torch's long explanation."""
+    for line in str(error).splitlines():
+        if "GLOBAL" in line:
+            return (
+                line.strip()
+                .split(" was not an allowed")[0]
+                .removeprefix("WeightsUnpickler error: ")
+            )
+    return reason(error)
+
+
+def _is_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
+
+
+def unreadable(path: Path, error: Exception) -> QConvertError:
+    """Say that a file is broken or not what its name says."""
+    return QConvertError(
+        f"`{path}` is not a file torch can read: {reason(error)}",
+        hint="is it complete? a download cut short says the same",
+    )
