@@ -1,7 +1,7 @@
 """The one place where errors become words and exit codes."""
 
 import errno
-import os
+import logging
 import signal
 import sys
 import traceback
@@ -32,19 +32,19 @@ _DISK = {
 def guarded(command: click.Command, args: Sequence[str]) -> int:
     """Run a command and return its exit code; nothing is raised."""
     signal.signal(signal.SIGTERM, _terminate)
+    # Without a handler, what libraries log would appear on stderr between our own lines.
+    logging.getLogger().addHandler(logging.NullHandler())
     try:
         result = command.main(args=list(args), prog_name="qconvert", standalone_mode=False)
-        sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except (click.Abort, KeyboardInterrupt):
         console.say("interrupted; finished steps are kept, run the same command to go on")
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as left:
+        if left.code == TERMINATED:
+            return TERMINATED
+        # Click's answer to a reader that closed our pipe, having seen enough: not a failure.
         return 0
-    except SystemExit as exit_:
-        return exit_.code if isinstance(exit_.code, int) else 0
     except Exception as error:
         return _tell(error)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 UNLIMITED = 100_000
 TEXT_WIDTH, TOOK_WIDTH = 50, 14
+GAP = 3
 
 
 @dataclass
@@ -138,10 +139,9 @@ def data_table(table: Table) -> None:
     """Write a table on stdout: all columns when piped, those that fit on a terminal."""
     out = _out()
     columns = list(range(len(table.columns)))
-    drawn = _draw(table, columns)
-    while _narrowest(drawn) > out.width and len(columns) > 1:
+    while sum(_least(table, index) + GAP for index in columns) - GAP > out.width and columns[1:]:
         columns.remove(max(columns, key=lambda index: (table.columns[index].rank, index)))
-        drawn = _draw(table, columns)
+    drawn = _draw(table, columns)
     with out.capture() as captured:
         out.print(drawn, crop=False)
     data("\n".join(line.rstrip() for line in captured.get().splitlines()))
@@ -156,17 +156,21 @@ def _draw(table: Table, columns: Sequence[int]) -> "RichTable":
     drawn.show_edge = False
     for index in columns:
         column = table.columns[index]
-        drawn.add_column(column.title, justify=column.justify, no_wrap=not column.wrap)
+        least = _least(table, index)
+        drawn.add_column(column.title, None, justify=column.justify, min_width=least)
     for row in table.rows:
         drawn.add_row(*(Text(plain(row[index])) for index in columns))
     return drawn
 
 
-def _narrowest(drawn: "RichTable") -> int:
-    from rich.measure import Measurement
+def _least(table: Table, index: int) -> int:
+    """Return the width below which a column would cut a cell, or a word where it may wrap."""
+    from rich.cells import cell_len
 
-    wide = _out().options.update(width=UNLIMITED, max_width=UNLIMITED)
-    return Measurement.get(_out(), wide, drawn).minimum
+    column = table.columns[index]
+    cells = [column.title, *(plain(row[index]) for row in table.rows)]
+    pieces = [word for cell in cells for word in cell.split()] if column.wrap else cells
+    return max(map(cell_len, pieces), default=0)
 
 
 @cache

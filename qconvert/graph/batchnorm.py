@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes import common
 
 from qconvert.graph.patterns import constant, only_reader
 
@@ -22,12 +23,13 @@ class Affine:
 
 def fold_batchnorm(model: ir.Model) -> tuple[ir.Model, str]:
     """Return a copy without the normalizations that fold, and how many did."""
-    model = model.clone()
-    folded = 0
-    for node in list(model.graph):
-        if node.op_type == "BatchNormalization" and _fold(model.graph, node):
-            folded += 1
-    return model, f"{folded} folded" if folded else ""
+    rewritten = model.clone()
+    norms = [node for node in rewritten.graph if node.op_type == "BatchNormalization"]
+    folded = sum(_fold(rewritten.graph, norm) for norm in norms)
+    if not folded:
+        return model, ""
+    common.RemoveUnusedNodesPass()(rewritten)  # the statistics, and weights that were scaled
+    return rewritten, f"{folded} folded"
 
 
 def _fold(graph: ir.Graph, norm: ir.Node) -> bool:
@@ -92,8 +94,6 @@ def _replace(graph: ir.Graph, linear: ir.Node, index: int, array: NDArray[np.gen
     if index == len(linear.inputs):
         linear.resize_inputs(index + 1)
     linear.replace_input_with(index, value)
-    if old is not None and old.name and old.is_initializer() and not old.uses():
-        graph.initializers.pop(old.name)
 
 
 def _take_over(graph: ir.Graph, linear: ir.Node, norm: ir.Node) -> None:

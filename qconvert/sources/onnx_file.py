@@ -9,6 +9,7 @@ from qconvert import onnx_io
 from qconvert.config import Export
 from qconvert.errors import UsageError
 from qconvert.feeds import TensorSpec, parse, settle
+from qconvert.graph.simplify import infer_shapes
 from qconvert.sources.source import Source
 
 
@@ -40,7 +41,7 @@ def with_batch(specs: tuple[TensorSpec, ...], batch: str | int | None) -> tuple[
 
 
 def reshape(model: ir.Model, specs: tuple[TensorSpec, ...]) -> ir.Model:
-    """Return a copy with the inputs' shapes set and every shape that followed forgotten."""
+    """Return a copy with the inputs' shapes set, and every shape that follows from them."""
     model = model.clone()
     by_name = {spec.name: spec for spec in specs}
     for value in model.graph.inputs:
@@ -48,5 +49,7 @@ def reshape(model: ir.Model, specs: tuple[TensorSpec, ...]) -> ir.Model:
             value.shape = ir.Shape(spec.shape)
     for node in model.graph.all_nodes():
         for value in node.outputs:
-            value.shape = None
-    return model
+            # A graph output must keep a shape, if only its rank.
+            rank = value.shape.rank() if value.is_graph_output() and value.shape else None
+            value.shape = None if rank is None else ir.Shape([None] * rank)
+    return infer_shapes(model)[0]

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from qconvert.sources.torch_names import name_by_module
 # Names that say nothing; a single input or output of such a name is called what it is.
 NAMELESS = {"x", "input", "inputs", "inp", "img", "args", "args_0", "input_", "X"}
 
+FIXED_BATCH = "this network cannot be exported with a dynamic batch"
+FIXED_BATCH_HINT = "its code fixes the batch somewhere; `--batch 1` exports one size"
+
 # An export with a first dimension of 1 would fix it there.
 DYNAMIC_EXAMPLE = 2
 
@@ -39,8 +43,7 @@ class Forward:
     def __call__(self, feeds: Feeds) -> Feeds:
         """Run the network on arrays."""
         arguments = [torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in self.inputs]
-        with torch.no_grad():
-            answer = tensors_of(self.call(*arguments))
+        answer = tensors_of(_call(self.call, *arguments))
         return {
             name: value.detach().cpu().numpy()
             for name, (_, value) in zip(self.outputs, answer, strict=True)
@@ -52,11 +55,11 @@ def from_module(
 ) -> Source:
     """Export a module in evaluation mode; the batch is dynamic unless a number is asked for."""
     module = module.eval()
+    specs = _in_order(module, specs)
     inputs = input_names(module, specs)
     dynamic = export.batch in (None, "dynamic")
     examples = _examples(specs, DYNAMIC_EXAMPLE if dynamic else int(export.batch or 1))
-    with torch.no_grad():
-        outputs = output_names(_try(name, module, examples))
+    outputs = output_names(_try(name, module, examples))
     shared = [bool(spec.shape) and spec.shape[0] == specs[0].shape[0] for spec in specs]
     batch = torch.export.Dim("batch")
     shapes = tuple({0: batch} if dynamic and follows else None for follows in shared)
@@ -68,16 +71,22 @@ def from_module(
         output_names=list(outputs),
         opset_version=export.opset,
     )
-    return Source(name, model, onnx_io.inputs(model), Forward(module, inputs, outputs))
+    found = onnx_io.inputs(model)
+    if dynamic and not all(
+        isinstance(s.shape[0], str) for s, b in zip(found, shared, strict=True) if b
+    ):
+        raise QConvertError(
+            FIXED_BATCH, details=[str(spec) for spec in found], hint=FIXED_BATCH_HINT
+        )
+    return Source(name, model, found, Forward(module, inputs, outputs))
 
 
 def from_program(name: str, program: torch.export.ExportedProgram, export: Export) -> Source:
     """Turn an exported program into ONNX; its dimensions are those it was exported with."""
     module = program.module()
     inputs = _meaningful(list(program.graph_signature.user_inputs), "input")
-    with torch.no_grad():
-        arguments, keywords = program.example_inputs or ((), {})
-        outputs = output_names(module(*arguments, **keywords))
+    arguments, keywords = program.example_inputs or ((), {})
+    outputs = output_names(_call(module, *arguments, **keywords))
     model = _export(
         program,
         (),
@@ -96,6 +105,14 @@ def input_names(module: torch.nn.Module, specs: Sequence[TensorSpec]) -> tuple[s
     if len(parameters) < len(specs):
         parameters += [f"input_{number}" for number in range(len(parameters), len(specs))]
     return _meaningful(parameters, "input")
+
+
+def _in_order(module: torch.nn.Module, specs: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """Put inputs that are named after the parameters of `forward` into its order."""
+    parameters = _parameters(module)
+    if not all(spec.name in parameters for spec in specs):
+        return list(specs)
+    return sorted(specs, key=lambda spec: parameters.index(spec.name))
 
 
 def output_names(answer: Any) -> tuple[str, ...]:
@@ -157,9 +174,15 @@ def _examples(specs: Sequence[TensorSpec], batch: int) -> tuple[torch.Tensor, ..
     return tuple(found)
 
 
+def _call(network: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    """Run the user's network; what it prints is talk, and stdout is for results."""
+    with torch.no_grad(), contextlib.redirect_stdout(sys.stderr):
+        return network(*arguments, **keywords)
+
+
 def _try(name: str, module: torch.nn.Module, examples: tuple[torch.Tensor, ...]) -> Any:
     try:
-        return module(*examples)
+        return _call(module, *examples)
     except Exception as error:
         shapes = ", ".join("x".join(map(str, each.shape)) for each in examples)
         raise UsageError(
@@ -188,11 +211,7 @@ def _refused(error: Exception) -> QConvertError:
         cause = cause.__cause__
     text = str(cause)
     if "batch" in text and ("onstraint" in text or "specialized" in text or "Dim" in text):
-        return QConvertError(
-            "this network cannot be exported with a dynamic batch",
-            details=[reason(cause)],
-            hint="its code fixes the batch somewhere; `--batch 1` exports one size",
-        )
+        return QConvertError(FIXED_BATCH, details=[reason(cause)], hint=FIXED_BATCH_HINT)
     return QConvertError(
         f"torch could not export this network: {reason(cause)}",
         hint="`torch.export.export(module, inputs)` shows where; branches on data must go",

@@ -1,0 +1,87 @@
+"""Write the reference pages from the code, or with `--check` say which of them are stale."""
+
+import io
+import json
+import os
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from qconvert import config
+from qconvert.cli import COMMANDS, main
+
+REFERENCE = Path(__file__).parent / "reference"
+NOTE = "<!-- Written by docs/generate.py; change the code, then run `make docs`. -->\n"
+
+
+def commands() -> str:
+    """Return every command's help as it stands on an 80-column terminal."""
+    parts = [NOTE, "# Commands\n", block([])]
+    for name in COMMANDS:
+        parts += [f"## {name}\n", block([name])]
+    return "\n".join(parts)
+
+
+def block(path: list[str]) -> str:
+    """Return one help page as a code block."""
+    text = io.StringIO()
+    with redirect_stdout(text):
+        main.main(args=[*path, "--help"], prog_name="qconvert", standalone_mode=False)
+    return f"```text\n{text.getvalue().rstrip()}\n```\n"
+
+
+def settings() -> str:
+    """Return every setting with its type, default and meaning, table by table."""
+    lines = [NOTE, "# Settings\n"]
+    lines += [
+        "`qconvert.toml` in the working folder is read by every command that has settings;",
+        "`--config` names another file, `--set KEY=VALUE` and the options win over it.",
+        "Relative paths are relative to the file. Editors complete it with",
+        "[qconvert.schema.json](qconvert.schema.json). `qconvert init` writes one.\n",
+    ]
+    table = None
+    for setting in config.settings():
+        if setting.table != table:
+            table = setting.table
+            lines += [f"\n## {f'[{table}]' if table else 'top level'}\n"]
+            lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+        kind = setting.kind.replace("|", "\\|")
+        lines.append(f"| `{setting.key}` | {kind} | {default(setting.default)} | {setting.text} |")
+    return "\n".join(lines) + "\n"
+
+
+def default(value: object) -> str:
+    """Return a default as TOML would write it."""
+    if value is None:
+        return ""
+    return f"`{json.dumps(list(value) if isinstance(value, tuple) else value)}`"
+
+
+def pages() -> dict[str, str]:
+    """Return the text of every generated file by name."""
+    return {
+        "commands.md": commands(),
+        "settings.md": settings(),
+        "qconvert.schema.json": json.dumps(config.schema(), indent=2) + "\n",
+    }
+
+
+def run(check: bool) -> int:
+    """Write the pages, or name those that differ from the code."""
+    os.environ["COLUMNS"] = "80"
+    stale = []
+    for name, text in pages().items():
+        place = REFERENCE / name
+        if place.exists() and place.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(name)
+        if not check:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(text, encoding="utf-8")
+    verb = "stale" if check else "written"
+    print(f"docs/reference: {', '.join(stale)} {verb}" if stale else "docs/reference: up to date")
+    return 1 if stale and check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run("--check" in sys.argv))

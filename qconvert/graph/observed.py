@@ -1,0 +1,192 @@
+"""Which tensors calibration looks at: every one that a backend could quantize, each once.
+
+The choice does not depend on a backend, so that changing the backend runs no image again. A tensor
+that only moves values (`Reshape`, `MaxPool`, ...) is represented by the tensor it moves. A tensor
+whose only reader is a fused `Relu` or `Clip` is not looked at: engines never round there, looking
+would break the fusion, and what overflows there in FP16 is clipped right after.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from qconvert.graph import patterns
+
+CHANNEL_FIRST = frozenset(
+    "Conv ConvTranspose AveragePool GlobalAveragePool MaxPool BatchNormalization "
+    "InstanceNormalization GroupNormalization".split()
+)
+CHANNEL_LAST = frozenset("MatMul Gemm LayerNormalization RMSNormalization".split())
+ACTIVATIONS = frozenset(
+    "Relu Clip LeakyRelu PRelu Elu Selu Celu Sigmoid HardSigmoid HardSwish Swish Tanh Gelu Mish "
+    "Softplus Softmax".split()
+)
+QUANTIZABLE = ACTIVATIONS | frozenset(
+    "Conv ConvTranspose Gemm MatMul Einsum Add Sub Mul Div Sum Concat Pad Resize "
+    "AveragePool GlobalAveragePool LpPool ReduceMean BatchNormalization".split()
+)
+# Their outputs hold values of their first input and no others.
+MOVES = frozenset(
+    "Identity Dropout Reshape Transpose Flatten Squeeze Unsqueeze Expand Tile Slice Split Gather "
+    "DepthToSpace SpaceToDepth MaxPool GlobalMaxPool".split()
+)
+FUSED_READERS = frozenset({"Relu", "Clip"})
+FUSING = frozenset("Conv ConvTranspose Gemm MatMul Add BatchNormalization".split())
+# They answer with sizes, not with values of the image.
+SIZES = frozenset({"Shape", "Size", "NonZero", "NonMaxSuppression"})
+DATA_SIZED = frozenset({"NonZero", "NonMaxSuppression", "Compress", "Unique"})
+NO_BATCH_AXIS = "its first axis is not the batch"
+# Above this many channels a tensor is a flattened map; its channels mean nothing to a consumer.
+MOST_CHANNELS = 8192
+
+FLOATS = frozenset(
+    {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
+)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The tensors to look at, in graph order.
+
+    `counted` could be quantized; `bounded` could not, but their extremes decide about FP16.
+    `shares` names for each tensor that only moves values the tensor whose range it has.
+    `skipped` gives the reason for each other tensor of real numbers.
+    """
+
+    counted: tuple[str, ...]
+    bounded: tuple[str, ...]
+    shares: dict[str, str]
+    skipped: dict[str, str]
+    one_at_a_time: bool
+
+
+def observe(model: ir.Model) -> Observed:
+    """Choose the tensors, and whether a run must hold one image for each to be told apart."""
+    batch = _batch(model.graph)
+    live = list(_live(model.graph))
+    known = set(live)
+    wanted = {
+        _source(value, known)
+        for node in model.graph
+        if node.op_type in QUANTIZABLE
+        for value in (*node.inputs, *node.outputs)
+        if value in known
+    }
+    unsized = _sized_by_data(model.graph)
+    lost = any(_reason(value, batch, unsized) == NO_BATCH_AXIS for value in wanted)
+    one_at_a_time = batch in (1, None) or (lost and not isinstance(batch, int))
+    counted, bounded, shares, skipped = [], [], {}, {}
+    for value in live:
+        source = _source(value, known)
+        why = _reason(source, 1 if one_at_a_time else batch, unsized)
+        if why:
+            skipped[_name(value)] = why
+        elif source is not value:
+            shares[_name(value)] = _name(source)
+        else:
+            (counted if value in wanted else bounded).append(_name(value))
+    return Observed(tuple(counted), tuple(bounded), shares, skipped, one_at_a_time)
+
+
+def channel_axis(value: ir.Value) -> int | None:
+    """Return the axis of a tensor's channels, as its neighbours use it; None where none is known."""
+    rank = 0 if value.shape is None else len(value.shape)
+    if rank < 2 or value.shape is None:
+        return None
+    around = {use.node.op_type for use in value.uses()}
+    producer = value.producer()
+    if producer is not None:
+        around.add(producer.op_type)
+    if around & CHANNEL_FIRST or (rank == 4 and not around & CHANNEL_LAST):
+        axis = 1
+    else:
+        axis = rank - 1
+    size = value.shape[axis]
+    return axis if isinstance(size, int) and 0 < size <= MOST_CHANNELS else None
+
+
+def _live(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Yield, in graph order, the tensors of real numbers that change with the image."""
+    known = {value for value in graph.inputs if not value.is_initializer()}
+    yield from (value for value in graph.inputs if value in known and _is_real(value))
+    for node in graph:
+        reads = any(value in known for value in (*node.inputs, *_outside(node)))
+        if not reads or node.op_type in SIZES:
+            continue
+        known.update(node.outputs)
+        for value in node.outputs:
+            if value.name and _is_real(value) and (value.uses() or value.is_graph_output()):
+                yield value
+
+
+def _outside(node: ir.Node) -> Iterator[ir.Value]:
+    """Yield what the bodies of an `If`, `Loop` or `Scan` read from the graph around them."""
+    for attribute in node.attributes.values():
+        if attribute.type is ir.AttributeType.GRAPH:
+            for inner in attribute.as_graph().all_nodes():
+                yield from (value for value in inner.inputs if value is not None)
+
+
+def _is_real(value: ir.Value) -> bool:
+    return value.dtype is None or value.dtype in FLOATS
+
+
+def _source(value: ir.Value, known: set[ir.Value]) -> ir.Value:
+    """Follow a tensor back to the one whose values it holds."""
+    while (node := value.producer()) is not None and _only_moves(node) and node.inputs[0] in known:
+        value = node.inputs[0]
+    return value
+
+
+def _only_moves(node: ir.Node) -> bool:
+    if node.op_type == "Resize":
+        # A cubic filter overshoots, the others stay between the values they read.
+        mode = node.attributes.get("mode")
+        return mode is None or mode.as_string() != "cubic"
+    return node.op_type in MOVES
+
+
+def _reason(value: ir.Value, batch: int | str | None, unsized: set[ir.Value]) -> str:
+    """Say why a tensor cannot or need not be looked at; empty where it can."""
+    if value.dtype is None or value.shape is None:
+        return "its type and rank are not known"
+    if _is_fused(value):
+        return "its only reader is fused with the operator that makes it"
+    if value in unsized:
+        return "its size depends on the values in the image"
+    if not len(value.shape):
+        return "it is a single number"
+    return "" if batch in (1, _dimension(value.shape[0])) else NO_BATCH_AXIS
+
+
+def _sized_by_data(graph: ir.Graph) -> set[ir.Value]:
+    """Return all that follows from tensors whose size is known only after the image was seen."""
+    found: set[ir.Value] = set()
+    for node in graph:
+        if node.op_type in DATA_SIZED or any(value in found for value in node.inputs):
+            found.update(node.outputs)
+    return found
+
+
+def _is_fused(value: ir.Value) -> bool:
+    producer, reader = value.producer(), patterns.only_reader(value)
+    if producer is None or reader is None:
+        return False
+    return producer.op_type in FUSING and reader.op_type in FUSED_READERS
+
+
+def _batch(graph: ir.Graph) -> int | str | None:
+    """Return the first dimension of the first input; None where it has no name."""
+    for value in graph.inputs:
+        if not value.is_initializer() and value.shape is not None and len(value.shape):
+            return _dimension(value.shape[0])
+    return None
+
+
+def _dimension(size: int | ir.SymbolicDim) -> int | str | None:
+    return size if isinstance(size, int) else size.value
+
+
+def _name(value: ir.Value) -> str:
+    return value.name or ""

@@ -1,0 +1,43 @@
+"""ONNX Runtime on the CPU, the reference."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from qconvert import onnx_io
+from qconvert.backends.ort import open_cpu
+from qconvert.errors import QConvertError
+from qconvert.feeds import draw
+from tests import models
+
+
+def test_a_model_answers_by_output_name() -> None:
+    run = open_cpu(models.tiny())
+    answer = run(draw(onnx_io.inputs(models.tiny()), 3, seed=0))
+    assert list(answer) == ["scores"]
+    assert answer["scores"].shape == (3, 5)
+
+
+def test_a_model_too_large_for_one_file_runs_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    feeds = draw(onnx_io.inputs(models.tiny()), 3, seed=0)
+    wanted = open_cpu(models.tiny())(feeds)
+    monkeypatch.setattr(onnx_io, "SINGLE_FILE_BYTES", 100)
+    got = open_cpu(models.tiny())(feeds)
+    np.testing.assert_array_equal(wanted["scores"], got["scores"])
+
+
+def test_what_the_runtime_refuses_is_told_in_one_sentence() -> None:
+    model = models.tiny()
+    model.graph.node(1).op_type = "Nonsense"
+    with pytest.raises(QConvertError, match="cannot load this model") as caught:
+        open_cpu(model)
+    assert "ONNXRuntimeError" not in str(caught.value)
+    with pytest.raises(QConvertError, match=r"cannot run this model on image \(1, 3, 8\)"):
+        open_cpu(models.tiny())({"image": np.zeros((1, 3, 8), np.float32)})
+
+
+def test_the_model_is_left_alone() -> None:
+    model = models.tiny()
+    before = ir.to_onnx_text(model)
+    open_cpu(model)
+    assert ir.to_onnx_text(model) == before

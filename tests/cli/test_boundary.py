@@ -1,0 +1,141 @@
+"""Exit codes mean one thing each, and errors are words."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+
+from qconvert.cli.boundary import guarded
+from qconvert.errors import GateFailed, QConvertError, Unavailable, UsageError
+from tests.conftest import Outcome
+
+
+def raising(error: BaseException) -> click.Command:
+    @click.command()
+    def command() -> None:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (GateFailed("too slow"), 1),
+        (UsageError("wrong option"), 2),
+        (click.UsageError("No such option"), 2),
+        (QConvertError("no such operator"), 3),
+        (MemoryError(), 3),
+        (OSError(28, "No space left on device", "/out/x.onnx"), 3),
+        (Unavailable("no GPU"), 4),
+        (KeyboardInterrupt(), 130),
+        (click.Abort(), 130),
+        (SystemExit(143), 143),
+    ],
+)
+def test_every_end_has_its_code_and_no_traceback(
+    error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert guarded(raising(error), []) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+
+
+def test_a_bug_keeps_its_traceback_and_ends_with_70(capsys: pytest.CaptureFixture[str]) -> None:
+    assert guarded(raising(ZeroDivisionError("oops")), []) == 70
+    told = capsys.readouterr().err
+    assert "Traceback" in told
+    assert "ZeroDivisionError: oops" in told
+    assert told.endswith("this is a bug in qconvert; please report it with the text above\n")
+
+
+def test_an_error_shows_details_causes_and_after_a_blank_line_the_hint(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    error = QConvertError("it broke", details=["line 3: x", "line 4: y"], hint="mend it")
+    error.__cause__ = OSError("libnvinfer.so.10: cannot open")
+    assert guarded(raising(error), []) == 3
+    assert capsys.readouterr().err == (
+        "error: it broke\n"
+        "  line 3: x\n"
+        "  line 4: y\n"
+        "  caused by: libnvinfer.so.10: cannot open\n"
+        "\n"
+        "hint: mend it\n"
+    )
+
+
+def test_control_characters_in_names_cannot_act_on_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    guarded(raising(QConvertError("`a\x1b[2Jb` is bad")), [])
+    assert capsys.readouterr().err == "error: `a\\x1b[2Jb` is bad\n"
+
+
+def test_a_wrong_option_is_told_with_the_help_to_read(qconvert: Callable[..., Outcome]) -> None:
+    outcome = qconvert("export", "--opsett", "3")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: no such option '--opsett'")
+    assert outcome.err.endswith("hint: see `qconvert export --help`\n")
+
+
+def test_quiet_keeps_errors_and_quieter_keeps_only_the_code(
+    qconvert: Callable[..., Outcome], tiny: Path
+) -> None:
+    assert qconvert("export", "none.onnx", "-q").err.startswith("error: ")
+    assert qconvert("export", "none.onnx", "-qq") == Outcome(2, "", "")
+    assert qconvert("export", tiny, "-q", "-o", "x.onnx") == Outcome(0, "", "")
+    assert Path("x.onnx").exists()
+
+
+SLEEPER = """
+import sys, time
+from qconvert.cli.boundary import guarded
+import click
+
+@click.command()
+def command():
+    print("ready", flush=True)
+    time.sleep(60)
+
+sys.exit(guarded(command, []))
+"""
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "said"),
+    [(signal.SIGINT, 130, "interrupted; finished steps are kept"), (signal.SIGTERM, 143, "")],
+)
+def test_signals_end_a_real_process_cleanly(sent: signal.Signals, code: int, said: str) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    time.sleep(0.2)  # until it sleeps inside the command
+    child.send_signal(sent)
+    _, told = child.communicate(timeout=30)
+    assert child.returncode == code
+    assert said in told
+    assert "Traceback" not in told
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tiny: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "qconvert", "inspect", str(tiny)],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,139 @@
+"""Tables: whole numbers always; fewer columns where the terminal is narrow."""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Callable
+
+import pytest
+
+from qconvert.cli import console
+from qconvert.cli.console import Column, Table
+
+TABLE = Table(
+    [
+        Column("variant"),
+        Column("p50 ms", "right"),
+        Column("images/s", "right", rank=1),
+        Column("a long explanation", rank=2),
+    ],
+    [
+        ["int8 cpu", "1234.56 ± 0.01", "123456", "because of this and of that, at some length"],
+        ["fp32 cpu", "2.40 ± 0.12", "1", "nothing"],
+    ],
+)
+
+SCRIPT = """
+import sys
+from tests.cli.test_console import TABLE
+from qconvert.cli import console
+console.data_table(TABLE)
+"""
+
+
+def on_terminal(columns: int, script: str, **environment: str) -> str:
+    """Run a script on a real pseudo-terminal of this width and return what it shows."""
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    kept = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "NO_COLOR")}
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=child,
+        stderr=child,
+        cwd=root,
+        env={**kept, "TERM": "xterm", **environment},
+    )
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(parent, 4096)
+        except OSError:  # the other end is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(parent)
+    assert process.wait() == 0, shown
+    return shown.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize(
+    ("columns", "titles"),
+    [
+        (120, ["variant", "p50 ms", "images/s", "a long explanation"]),
+        (60, ["variant", "p50 ms", "images/s"]),
+        (30, ["variant", "p50 ms"]),
+    ],
+)
+def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers(
+    columns: int, titles: list[str]
+) -> None:
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal(columns, SCRIPT))
+    header = shown.splitlines()[0]
+    assert [title for title in [each.title for each in TABLE.columns] if title in header] == titles
+    assert "1234.56 ± 0.01" in shown
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= columns
+
+
+def test_a_pipe_gets_every_column_without_colour(capsys: pytest.CaptureFixture[str]) -> None:
+    console._out.cache_clear()
+    console.data_table(TABLE)
+    shown = capsys.readouterr().out
+    assert "because of this and of that, at some length" in shown
+    assert "\x1b" not in shown
+    assert all(line == line.rstrip() for line in shown.splitlines())
+
+
+ERROR = """
+from qconvert.cli import console
+from qconvert.errors import QConvertError
+console.error(QConvertError("bad"))
+"""
+
+
+def test_colour_is_for_terminals_that_want_it() -> None:
+    assert "\x1b[1;31merror:\x1b[0m bad" in on_terminal(80, ERROR)
+    assert on_terminal(80, ERROR, NO_COLOR="1") == "error: bad\n"
+
+
+STEPS = """
+from qconvert.cli import console
+with console.Steps() as steps:
+    steps.tell("load", "reading net.onnx", None)
+    steps.tell("load", "net.onnx, " + "a long story, " * 8, 1.25)
+    steps.tell("prepare", "done before", 0.01, stored=True)
+"""
+
+
+def test_steps_fit_80_columns_and_show_what_they_made() -> None:
+    shown = on_terminal(80, STEPS, QCONVERT_NO_PROGRESS="1", NO_COLOR="1")
+    lines = shown.splitlines()
+    assert lines[0].startswith("  ✓ load      net.onnx, a long story")
+    assert lines[0].endswith("1.2 s")
+    assert lines[-1].endswith("stored, 0.0 s")
+    assert max(map(len, lines)) <= 80
+    assert "reading" not in shown
+
+
+def test_the_spinner_is_for_terminals_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "reading net.onnx" in on_terminal(80, STEPS)
+    with console.Steps() as steps:
+        steps.tell("load", "reading net.onnx", None)
+    assert capsys.readouterr().err == ""
+
+
+def test_json_is_data_and_keeps_unicode(capsys: pytest.CaptureFixture[str]) -> None:
+    console.data_json({"Δ": [1, None]})
+    assert capsys.readouterr().out == '{\n  "Δ": [\n    1,\n    null\n  ]\n}\n'
+
+
+def test_control_characters_are_shown(qconvert: Callable[..., object]) -> None:
+    assert console.plain("a\x1b[31mb\tc\nd") == "a\\x1b[31mb\\x09c\nd"

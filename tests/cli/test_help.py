@@ -1,0 +1,71 @@
+"""Help: complete, narrow, and free of heavy imports."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from qconvert.cli import COMMANDS, EXIT_CODES
+from tests.conftest import Outcome
+
+HEAVY = (
+    "numpy",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "torch",
+    "matplotlib",
+    "PIL",
+    "pydantic",
+    "rich",
+)
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_imports_nothing_heavy(command: str | None) -> None:
+    args = [command, "--help"] if command else ["--help"]
+    script = (
+        "import sys\nfrom qconvert.cli import main\n"
+        f"main.main(args={args!r}, standalone_mode=False)\n"
+        f"print(sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_every_command_helps_within_80_columns_and_ends_with_two_examples(
+    command: str, qconvert: Callable[..., Outcome]
+) -> None:
+    outcome = qconvert(command, "--help")
+    assert outcome.code == 0
+    assert max(map(len, outcome.out.splitlines())) <= 80
+    examples = outcome.out.partition("Examples:\n")[2].strip().splitlines()
+    assert len(examples) == 2
+    assert all(line.strip().startswith(f"qconvert {command}") for line in examples)
+
+
+def test_the_table_names_every_command_and_the_exit_codes(qconvert: Callable[..., Outcome]) -> None:
+    outcome = qconvert("--help")
+    for name, summary in COMMANDS.items():
+        assert name in outcome.out
+        assert summary in outcome.out
+    assert EXIT_CODES.removeprefix("\b\n").splitlines()[1].strip() in outcome.out
+
+
+def test_the_summary_in_the_table_is_about_the_same_command() -> None:
+    from importlib import import_module
+
+    for name in COMMANDS:
+        command = import_module(f"qconvert.cli.{name}").command
+        assert command.help
+        assert command.name == "command" or command.name == name
+
+
+def test_the_version_is_the_packages(qconvert: Callable[..., Outcome]) -> None:
+    from importlib.metadata import version
+
+    assert qconvert("--version").out == f"qconvert {version('qconvert')}\n"

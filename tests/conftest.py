@@ -1,0 +1,80 @@
+"""Every test runs in a folder of its own, with a store of its own and quiet surroundings."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+from qconvert import onnx_io
+from qconvert.cli import console, main
+from qconvert.cli.boundary import guarded
+from tests import models
+
+
+@pytest.fixture(autouse=True)
+def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QCONVERT_CACHE_DIR", str(tmp_path / ".store"))
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(console.LOUDNESS, "level", 0)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def qconvert(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run a command in this process, through the boundary that a user meets."""
+
+    def run(*args: str | Path) -> Outcome:
+        console._out.cache_clear()
+        console._err.cache_clear()
+        console.LOUDNESS.level = 0
+        capsys.readouterr()
+        code = guarded(main, [str(arg) for arg in args])
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Callable[..., Outcome]:
+    """Run the installed command in a process of its own, as a user does."""
+
+    def run(*args: str | Path, cwd: Path = tmp_path, **environment: str) -> Outcome:
+        done = subprocess.run(
+            [sys.executable, "-m", "qconvert", *map(str, args)],
+            cwd=cwd,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """Write the smallest classifier as `tiny.onnx`."""
+    return write(models.tiny(), tmp_path / "tiny.onnx")
+
+
+def write(model: ir.Model, path: Path) -> Path:
+    """Save a model and return where."""
+    onnx_io.save(model, path)
+    return path

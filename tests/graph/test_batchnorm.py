@@ -1,0 +1,106 @@
+"""BatchNormalization folds into what stands before it, where nothing else looks."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from qconvert import onnx_io
+from qconvert.backends.ort import open_cpu
+from qconvert.feeds import draw
+from qconvert.graph.batchnorm import fold_batchnorm
+from tests.models import floats, from_text, ops
+
+HEAD = '<ir_version: 10, opset_import: ["": 20]>\n'
+NORM = "BatchNormalization <epsilon: float = 0.01> (h, gamma, beta, mean, var)"
+
+GRAPHS = {
+    "conv without bias": (
+        "net (float[N, 3, 6, 6] x) => (float[N, 4, 4, 4] y) { h = Conv (x, w) y = " + NORM + " }",
+        {"w": (4, 3, 3, 3)},
+    ),
+    "grouped conv with bias": (
+        "net (float[N, 4, 6, 6] x) => (float[N, 4, 4, 4] y) "
+        "{ h = Conv <group: int = 4> (x, w, b) y = " + NORM + " }",
+        {"w": (4, 1, 3, 3), "b": (4,)},
+    ),
+    "transposed conv in groups": (
+        "net (float[N, 6, 3, 3] x) => (float[N, 4, 5, 5] y) "
+        "{ h = ConvTranspose <group: int = 2> (x, w, b) y = " + NORM + " }",
+        {"w": (6, 2, 3, 3), "b": (4,)},
+    ),
+    "gemm by columns": (
+        "net (float[N, 3] x) => (float[N, 4] y) { h = Gemm (x, w, b) y = " + NORM + " }",
+        {"w": (3, 4), "b": (4,)},
+    ),
+    "gemm by rows, scaled, without bias": (
+        "net (float[N, 3] x) => (float[N, 4] y) "
+        "{ h = Gemm <transB: int = 1, alpha: float = 0.5> (x, w) y = " + NORM + " }",
+        {"w": (4, 3)},
+    ),
+    "gemm with one bias for all": (
+        "net (float[N, 3] x) => (float[N, 4] y) { h = Gemm (x, w, b) y = " + NORM + " }",
+        {"w": (3, 4), "b": (1,)},
+    ),
+}
+
+
+def statistics() -> dict[str, np.ndarray]:
+    return {
+        "gamma": floats(4, seed=11),
+        "beta": floats(4, seed=12),
+        "mean": floats(4, seed=13),
+        "var": np.abs(floats(4, seed=14)) + 0.1,
+    }
+
+
+def graph(text: str, shapes: dict[str, tuple[int, ...]]) -> ir.Model:
+    weights = {name: floats(*shape, seed=k) for k, (name, shape) in enumerate(shapes.items())}
+    return from_text(HEAD + text, **weights, **statistics())
+
+
+@pytest.mark.parametrize("case", GRAPHS)
+def test_folding_keeps_the_outputs(case: str) -> None:
+    model = graph(*GRAPHS[case])
+    folded, said = fold_batchnorm(model)
+    assert said == "1 folded"
+    assert len(ops(folded)) == 1
+    assert ops(model)[1] == "BatchNormalization", "the input is left alone"
+    feeds = draw(onnx_io.inputs(model), 2, seed=0)
+    wanted, got = open_cpu(model)(feeds)["y"], open_cpu(folded)(feeds)["y"]
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+    assert {"w", "gamma"}.isdisjoint(folded.graph.initializers), "nothing unused stays"
+
+
+LEFT = {
+    "two readers": "{ h = Conv (x, w) n = " + NORM + " y = Add (n, h) }",
+    "an output itself": "{ h = Conv (x, w) y = " + NORM + " }",
+    "not after a linear operator": "{ c = Conv (x, w) h = Relu (c) y = " + NORM + " }",
+    "statistics that are computed": "{ h = Conv (x, w) mean2 = Neg (mean) "
+    "y = BatchNormalization (h, gamma, beta, mean2, var) }",
+}
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_where_something_else_looks_nothing_is_folded(case: str) -> None:
+    outputs = "float[N, 4, 4, 4] y"
+    if case == "an output itself":
+        outputs += ", float[N, 4, 4, 4] h"
+    text = f"net (float[N, 3, 6, 6] x) => ({outputs}) {LEFT[case]}"
+    model = graph(text, {"w": (4, 3, 3, 3)})
+    folded, said = fold_batchnorm(model)
+    assert said == ""
+    assert folded is model
+
+
+def test_a_weight_that_two_layers_share_is_not_changed_for_the_other() -> None:
+    text = (
+        "net (float[N, 3, 6, 6] x) => (float[N, 4, 4, 4] y) "
+        "{ h = Conv (x, w) n = " + NORM + " other = Conv (x, w) y = Add (n, other) }"
+    )
+    model = graph(text, {"w": (4, 3, 3, 3)})
+    folded, said = fold_batchnorm(model)
+    assert said == "1 folded"
+    feeds = draw(onnx_io.inputs(model), 1, seed=0)
+    np.testing.assert_allclose(
+        open_cpu(folded)(feeds)["y"], open_cpu(model)(feeds)["y"], rtol=1e-4, atol=1e-5
+    )

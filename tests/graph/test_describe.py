@@ -1,0 +1,51 @@
+"""A model in numbers."""
+
+from qconvert.graph.describe import describe
+from qconvert.graph.simplify import infer_shapes
+from tests import models
+from tests.models import floats, from_text
+
+
+def test_parameters_and_macs_are_counted_for_one_image() -> None:
+    info = describe(infer_shapes(models.tiny())[0])
+    conv = next(each for each in info.operators if each.op == "Conv")
+    gemm = next(each for each in info.operators if each.op == "Gemm")
+    assert (conv.nodes, conv.parameters, conv.macs) == (1, 4 * 27 + 4, 8 * 8 * 4 * 27)
+    assert (gemm.parameters, gemm.macs) == (25, 20)
+    assert info.parameters == 112 + 25
+    assert info.weight_bytes == 4 * 137
+    assert [each.op for each in info.operators][:2] == ["Conv", "Gemm"]
+
+
+def test_grouped_and_transposed_convolutions_count_what_they_compute() -> None:
+    text = (
+        '<ir_version: 10, opset_import: ["": 20]>\n'
+        "net (float[N, 4, 6, 6] x) => (float[N, 2, 9, 9] y) "
+        "{ a = Conv <group: int = 4> (x, w) y = ConvTranspose <strides: ints = [2, 2]> (a, v) }"
+    )
+    model = from_text(text, w=floats(4, 1, 3, 3), v=floats(4, 2, 3, 3))
+    info = describe(infer_shapes(model)[0])
+    by_op = {each.op: each.macs for each in info.operators}
+    assert by_op == {"Conv": 4 * 4 * 4 * 9, "ConvTranspose": 4 * 4 * 4 * 2 * 9}
+
+
+def test_a_shared_weight_counts_once_and_shapes_do_not_count() -> None:
+    text = (
+        '<ir_version: 10, opset_import: ["": 20]>\n'
+        "net (float[N, 4] x) => (float[N, 4] y) "
+        "{ a = MatMul (x, w) b = MatMul (a, w) s = Constant <value_ints: ints = [-1, 4]> () "
+        "y = Reshape (b, s) }"
+    )
+    info = describe(infer_shapes(from_text(text, w=floats(4, 4)))[0])
+    assert info.parameters == 16
+    assert sum(each.parameters for each in info.operators) == 16
+
+
+def test_unknown_shapes_give_unknown_macs() -> None:
+    text = (
+        '<ir_version: 10, opset_import: ["": 20]>\n'
+        "net (float[N, 3, h, w] x) => (float[N, 4, h, w] y) "
+        "{ y = Conv <pads: ints = [1, 1, 1, 1]> (x, k) }"
+    )
+    info = describe(infer_shapes(from_text(text, k=floats(4, 3, 3, 3)))[0])
+    assert info.operators[0].macs is None

@@ -1,0 +1,36 @@
+"""Names: every node has one of its own, the same on every run, and debugging text is gone."""
+
+import onnx_ir as ir
+
+from qconvert.graph.names import name_all
+from tests import models
+
+
+def test_names_are_filled_in_and_told_apart() -> None:
+    model = models.tiny()
+    for node, name in zip(model.graph, ["a", "a", None, "", "a"], strict=True):
+        node.name = name
+    named, said = name_all(model)
+    names = [node.name for node in named.graph]
+    assert names[:2] + names[4:] == ["a", "a_0", "a_1"]
+    assert len(set(names)) == 5
+    assert all(names)
+    assert said
+    assert [node.name for node in name_all(model)[0].graph] == names
+
+
+def test_a_free_name_is_not_taken_from_a_later_node() -> None:
+    model = models.tiny()
+    for node, name in zip(model.graph, ["a", "a", "a_0", "b", "c"], strict=True):
+        node.name = name
+    names = [node.name for node in name_all(model)[0].graph]
+    assert len(set(names)) == 5
+
+
+def test_what_exporters_leave_for_debugging_is_dropped() -> None:
+    model = models.tiny()
+    model.graph.node(0).metadata_props["pkg.torch.onnx.stack_trace"] = "/home/someone/net.py:3"
+    model.graph.node(0).doc_string = "/home/someone"
+    named, _ = name_all(model)
+    assert "someone" not in ir.to_onnx_text(named)
+    assert not named.graph.node(0).metadata_props

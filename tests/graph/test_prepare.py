@@ -1,0 +1,180 @@
+"""Preparation: passes in order, each checked, each saying what it did."""
+
+import onnx_ir as ir
+import pytest
+
+from qconvert.backends.ort import open_cpu
+from qconvert.errors import UsageError
+from qconvert.feeds import Feeds, draw
+from qconvert.graph import prepare as preparing
+from qconvert.graph.prepare import Pass, Prepared, prepare
+from qconvert import onnx_io
+from tests import models
+from tests.models import floats, from_text, ops
+
+NORMED = """
+<ir_version: 8, opset_import: ["": 13]>
+net (float[N, 3, 6, 6] x) => (float[N, 4, 6, 6] y) {
+    two = Constant <value: tensor = float[1] {2.0}> ()
+    three = Constant <value: tensor = float[1] {3.0}> ()
+    six = Mul (two, three)
+    c = Conv <pads: ints = [1, 1, 1, 1]> (x, w)
+    n = BatchNormalization (c, gamma, beta, mean, var)
+    same = Identity (n)
+    y = Mul (same, six)
+}
+"""
+
+
+def normed() -> ir.Model:
+    return from_text(
+        NORMED,
+        w=floats(4, 3, 3, 3),
+        gamma=floats(4, seed=1),
+        beta=floats(4, seed=2),
+        mean=floats(4, seed=3),
+        var=abs(floats(4, seed=4)) + 0.5,
+    )
+
+
+def clean(model: ir.Model, *skip: str) -> Prepared:
+    feeds = draw(onnx_io.inputs(model), 2, seed=0)
+
+    def outputs(candidate: ir.Model) -> Feeds:
+        return open_cpu(candidate)(feeds)
+
+    return prepare(model, 20, skip, outputs)
+
+
+def test_a_messy_graph_becomes_a_short_one_that_says_the_same() -> None:
+    model = normed()
+    before = onnx_io.fingerprint(model)
+    done = clean(model)
+    assert ops(done.model) == ["Conv", "Mul"]
+    assert done.model.opset_imports[""] == 20
+    assert all(not step.dropped for step in done.steps)
+    assert {step.name for step in done.steps if step.changed} >= {"opset", "constants"}
+    assert onnx_io.fingerprint(model) == before, "the input is left alone"
+    assert len({node.name for node in done.model.graph}) == 2
+
+
+def test_preparing_twice_changes_nothing_more() -> None:
+    once = clean(normed()).model
+    twice = clean(once).model
+    assert onnx_io.serialize(once) == onnx_io.serialize(twice)
+
+
+def test_a_pass_that_moves_the_outputs_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(model: ir.Model) -> tuple[ir.Model, str]:
+        spoiled = model.clone()
+        bias = spoiled.graph.initializers["head_bias"]
+        bias.const_value = ir.tensor(floats(5, seed=3) + 0.01, name="head_bias")
+        return spoiled, "spoiled"
+
+    def fail(model: ir.Model) -> tuple[ir.Model, str]:
+        raise RuntimeError("tripped")
+
+    def break_graph(model: ir.Model) -> tuple[ir.Model, str]:
+        broken = model.clone()
+        broken.graph.node(0).op_type = "Nonsense"
+        return broken, "broken"
+
+    def rename(model: ir.Model) -> tuple[ir.Model, str]:
+        renamed = model.clone()
+        renamed.graph.outputs[0].name = "other"
+        return renamed, "renamed"
+
+    wrong = [
+        Pass(name, rewrite)
+        for name, rewrite in [
+            ("spoil", spoil),
+            ("fail", fail),
+            ("break", break_graph),
+            ("rename", rename),
+        ]
+    ]
+    monkeypatch.setattr(preparing, "passes", lambda opset: tuple(wrong))
+    model = models.tiny()
+    done = clean(model)
+    told = {step.name: step.dropped for step in done.steps}
+    assert told["spoil"].startswith("it moved `scores` by ")
+    assert told["fail"] == "it failed: tripped"
+    assert told["break"].startswith("its result does not run: ONNX Runtime cannot load this model")
+    assert told["rename"] == "it renamed the outputs to other"
+    assert onnx_io.fingerprint(done.model) == onnx_io.fingerprint(model)
+
+
+def test_nan_outputs_do_not_pass_as_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def poison(model: ir.Model) -> tuple[ir.Model, str]:
+        poisoned = model.clone()
+        bias = poisoned.graph.initializers["head_bias"]
+        bias.const_value = ir.tensor(floats(5) * float("nan"), name="head_bias")
+        return poisoned, ""
+
+    monkeypatch.setattr(preparing, "passes", lambda opset: (Pass("poison", poison),))
+    assert clean(models.tiny()).steps[0].dropped
+
+
+QUANTIZED = """
+<ir_version: 10, opset_import: ["": 20]>
+qat (float[N, 4] x) => (float[N, 4] y) {
+    s = Constant <value: tensor = float {0.1}> ()
+    z = Constant <value: tensor = int8 {0}> ()
+    q = QuantizeLinear (x, s, z)
+    d = DequantizeLinear (q, s, z)
+    wd = DequantizeLinear (w, s, z)
+    same = Identity (d)
+    y = MatMul (same, wd)
+}
+"""
+
+
+def test_a_quantized_model_keeps_its_quantizers() -> None:
+    weight = (floats(4, 4) * 40).astype("int8")
+    done = clean(from_text(QUANTIZED, w=weight))
+    assert done.quantized
+    assert ops(done.model).count("DequantizeLinear") == 2
+    assert ops(done.model).count("QuantizeLinear") == 1
+    left_out = {step.name for step in done.steps if step.dropped == preparing.QUANTIZED}
+    assert left_out == {"constants", "simplify", "batchnorm"}
+    assert done.model.graph.initializers["w"].dtype == ir.DataType.INT8
+
+
+def test_a_pass_can_be_left_out_by_name_and_a_wrong_name_is_told() -> None:
+    done = clean(normed(), "simplify", "batchnorm", "constants")
+    assert "BatchNormalization" in ops(done.model)
+    assert [step.name for step in done.steps if step.dropped == "skipped as asked"] == [
+        "constants",
+        "simplify",
+        "batchnorm",
+    ]
+    with pytest.raises(UsageError, match="no pass `simplfy`; did you mean `simplify`"):
+        clean(normed(), "simplfy")
+
+
+def test_passes_that_need_the_weights_inside_leave_a_large_model_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(onnx_io, "SINGLE_FILE_BYTES", 100)
+    done = clean(normed())
+    assert {step.name for step in done.steps if step.dropped == preparing.LARGE} == {
+        "opset",
+        "constants",
+        "simplify",
+    }
+    assert "BatchNormalization" not in ops(done.model)
+
+
+FUNCTION = """
+<ir_version: 10, opset_import: ["": 20, "my": 1]>
+net (float[N, 4] x) => (float[N, 4] y) { y = my.Twice (x) }
+<domain: "my", opset_import: ["": 20]>
+Twice (a) => (b) { b = Add (a, a) }
+"""
+
+
+def test_functions_are_inlined() -> None:
+    done = clean(ir.from_onnx_text(FUNCTION))
+    assert ops(done.model) == ["Add"]
+    assert not done.model.functions
+    assert done.steps[0].changed == "1 functions"

@@ -1,0 +1,154 @@
+"""Small graphs that tests share, as ONNX text with weights filled in."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+TINY = """
+<ir_version: 10, opset_import: ["": 20]>
+tiny (float[batch, 3, 8, 8] image) => (float[batch, 5] scores) {
+    conv = Conv <pads: ints = [1, 1, 1, 1]> (image, conv_weight, conv_bias)
+    relu = Relu (conv)
+    pooled = GlobalAveragePool (relu)
+    flat = Flatten (pooled)
+    scores = Gemm <transB: int = 1> (flat, head_weight, head_bias)
+}
+"""
+
+
+def from_text(text: str, **weights: NDArray[np.generic]) -> ir.Model:
+    """Parse ONNX text and give it the named initializers."""
+    model = ir.from_onnx_text(text)
+    graph = model.graph
+    for name, array in weights.items():
+        found = next(
+            value
+            for node in graph.all_nodes()
+            for value in node.inputs
+            if value is not None and value.name == name
+        )
+        found.const_value = ir.tensor(array, name=name)
+        found.shape, found.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
+        graph.register_initializer(found)
+    return model
+
+
+def floats(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    """Return random weights, the same for the same seed."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def tiny() -> ir.Model:
+    """Return the smallest classifier with a Conv and a Gemm."""
+    return from_text(
+        TINY,
+        conv_weight=floats(4, 3, 3, 3),
+        conv_bias=floats(4, seed=1),
+        head_weight=floats(5, 4, seed=2),
+        head_bias=floats(5, seed=3),
+    )
+
+
+def ops(model: ir.Model) -> list[str]:
+    """Return the operators in order."""
+    return [node.op_type for node in model.graph]
+
+
+FACTORY = '''
+import torch
+from torch import nn
+
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5),
+    )
+
+
+def ready():
+    return build(), torch.zeros(1, 3, 8, 8)
+
+
+class Generator(nn.Module):
+    """Two inputs, two named outputs, ConvTranspose with BatchNorm."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 4 * 9)
+        self.up = nn.ConvTranspose2d(4, 6, 4, 2, 1)
+        self.norm = nn.BatchNorm2d(6)
+        self.out = nn.ConvTranspose2d(6, 3, 4, 2, 1)
+
+    def forward(self, noise, label):
+        h = self.fc(torch.cat([noise, label], 1)).view(-1, 4, 3, 3)
+        h = torch.relu(self.norm(self.up(h)))
+        return {"image": torch.tanh(self.out(h)), "features": h}
+
+
+def generator():
+    return Generator()
+
+
+class Noisy(nn.Module):
+    """Its evaluation mode draws random numbers, so no two runs agree."""
+
+    def forward(self, x):
+        return x.flatten(1) + torch.rand_like(x.flatten(1))
+
+
+def noisy():
+    return Noisy(), torch.zeros(1, 3, 4)
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x * 2 if x.sum() > 0 else x - 1
+
+
+def branching():
+    return Branching(), torch.zeros(1, 4)
+
+
+class FixedBatch(nn.Module):
+    def forward(self, x):
+        return x.reshape(2, 12).softmax(1)
+
+
+def fixed_batch():
+    return FixedBatch(), torch.zeros(2, 12)
+
+
+class Chatty(nn.Module):
+    def forward(self, x):
+        print("forward!")
+        return x.relu()
+
+
+def chatty():
+    print("building")
+    return Chatty(), torch.zeros(1, 4)
+
+
+def raising():
+    raise ValueError("no such checkpoint")
+
+
+def leaving():
+    raise SystemExit("bye")
+
+
+def number():
+    return 3
+
+
+not_a_function = 3
+'''
+
+
+def write_factory(folder: Path, name: str = "nets") -> None:
+    """Write a module of factories into the folder a command runs in."""
+    (folder / f"{name}.py").write_text(FACTORY)

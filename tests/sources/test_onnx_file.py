@@ -1,0 +1,74 @@
+"""ONNX files as sources: shapes set as asked, everything else as it is."""
+
+from pathlib import Path
+
+import pytest
+
+from qconvert import onnx_io, sources
+from qconvert.backends.ort import open_cpu
+from qconvert.config import Export
+from qconvert.errors import UsageError
+from qconvert.feeds import draw
+from tests.conftest import write
+from tests.models import floats, from_text
+
+TWO = """
+<ir_version: 10, opset_import: ["": 20]>
+two (float[N, 3, H, W] image, float[N, 1, H, W] mask, float[1] scale) => (float[N, 3, H, W] y) {
+    masked = Mul (image, mask)
+    y = Mul (masked, scale)
+}
+"""
+
+
+def load(path: Path, **export: object) -> sources.Source:
+    return sources.load(str(path), Export(**export))  # type: ignore[arg-type]
+
+
+def test_unless_asked_nothing_changes(tiny: Path) -> None:
+    source = load(tiny)
+    assert (source.name, source.run, source.notes) == ("tiny", None, ())
+    assert onnx_io.serialize(source.model) == tiny.read_bytes()
+
+
+def test_the_batch_is_fixed_and_opened(tiny: Path, tmp_path: Path) -> None:
+    fixed = load(tiny, batch=4)
+    assert fixed.inputs[0].shape == (4, 3, 8, 8)
+    path = write(fixed.model, tmp_path / "fixed.onnx")
+    opened = load(path, batch="dynamic")
+    assert opened.inputs[0].shape == ("batch", 3, 8, 8)
+    for count in (1, 5):
+        answer = open_cpu(opened.model)(draw(opened.inputs, count, seed=0))
+        assert answer["scores"].shape == (count, 5)
+
+
+def test_the_batch_follows_through_inputs_that_share_it(tmp_path: Path) -> None:
+    path = write(from_text(TWO), tmp_path / "two.onnx")
+    source = load(path, batch=2, inputs=("image:1x3x4x4", "mask:1x1x4x4"))
+    assert [spec.shape for spec in source.inputs] == [(2, 3, 4, 4), (2, 1, 4, 4), (1,)]
+    open_cpu(source.model)(draw(source.inputs, 1, seed=0))
+
+
+def test_open_sizes_are_set_by_input(tmp_path: Path) -> None:
+    path = write(from_text(TWO), tmp_path / "two.onnx")
+    source = load(path, inputs=("image:1x3x4x4", "mask:1x1x4x4"))
+    assert [spec.shape for spec in source.inputs] == [("N", 3, 4, 4), ("N", 1, 4, 4), (1,)]
+    with pytest.raises(UsageError, match="no input `picture`"):
+        load(path, inputs=("picture:1x3x4x4",))
+
+
+def test_weights_for_an_onnx_file_are_a_mistake(tiny: Path) -> None:
+    with pytest.raises(UsageError, match="brings its weights"):
+        load(tiny, weights="w.pt")
+
+
+def test_a_graph_that_fixes_the_batch_inside_is_found_out_when_run(tmp_path: Path) -> None:
+    text = (
+        '<ir_version: 10, opset_import: ["": 20]>\n'
+        "net (float[2, 6] x) => (float[2, 6] y) "
+        "{ s = Constant <value_ints: ints = [2, 6]> () h = Reshape (x, s) y = Add (h, w) }"
+    )
+    path = write(from_text(text, w=floats(6)), tmp_path / "two.onnx")
+    source = load(path, batch="dynamic")
+    with pytest.raises(Exception, match="cannot run this model"):
+        open_cpu(source.model)(draw(source.inputs, 3, seed=0))

@@ -1,0 +1,71 @@
+"""Whether two forms of one network say the same."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from qconvert.errors import QConvertError
+from qconvert.feeds import Feeds
+from qconvert.sources import parity
+
+LOGITS = np.array([[1.0, 2.0, 3.0], [3.0, 1.0, 2.0]], np.float32)
+
+
+def says(**outputs: np.ndarray) -> Callable[[Feeds], Feeds]:
+    return lambda feeds: dict(outputs)
+
+
+def measured(wanted: dict[str, np.ndarray], got: dict[str, np.ndarray]) -> parity.Parity:
+    return parity.measure(says(**wanted), says(**got), [{}] * 4)
+
+
+def test_equal_outputs_hold() -> None:
+    found = measured({"y": LOGITS}, {"y": LOGITS})
+    assert (found.inputs, found.same_top1, found.max_abs) == (8, 8, 0.0)
+    parity.require(found, 1e-3)
+
+
+def test_the_error_is_relative_to_the_largest_output() -> None:
+    found = measured({"y": LOGITS}, {"y": LOGITS + np.float32(0.006)})
+    assert found.max_rel == pytest.approx(0.002, rel=1e-3)
+    assert found.holds(0.0021)
+    assert not found.holds(0.0019)
+
+
+def test_the_worst_output_decides() -> None:
+    wanted = {"a": LOGITS, "b": LOGITS}
+    found = measured(wanted, {"a": LOGITS, "b": LOGITS * np.float32(1.1)})
+    assert found.worst == "b"
+    with pytest.raises(QConvertError, match="in `b`"):
+        parity.require(found, 1e-3)
+
+
+def test_another_top1_is_refused_whatever_the_tolerance() -> None:
+    swapped = LOGITS.copy()
+    swapped[0] = [3.0, 2.0, 1.0]
+    found = measured({"y": LOGITS}, {"y": swapped})
+    assert found.same_top1 == 4
+    with pytest.raises(QConvertError, match="top-1 agrees on 4 of 8 inputs, largest difference 2"):
+        parity.require(found, 10.0)
+
+
+def test_a_tie_is_not_a_different_answer() -> None:
+    tied = np.array([[2.0, 2.0 - 1e-6, 0.0]], np.float32)
+    other = np.array([[2.0 - 1e-6, 2.0, 0.0]], np.float32)
+    assert measured({"y": tied}, {"y": other}).same_top1 == 4
+
+
+def test_shapes_nan_and_missing_outputs_never_pass() -> None:
+    assert not measured({"y": LOGITS}, {"y": LOGITS[:, :2]}).holds(1.0)
+    assert not measured({"y": LOGITS}, {"y": LOGITS * np.float32("nan")}).holds(1.0)
+    assert not measured({"y": LOGITS * 0}, {"y": LOGITS}).holds(1.0)
+    with pytest.raises(QConvertError, match="no output `y`"):
+        measured({"y": LOGITS}, {"z": LOGITS})
+
+
+def test_outputs_that_are_no_scores_have_no_top1() -> None:
+    image = np.zeros((1, 3, 2, 2), np.float32) + 1
+    found = measured({"y": image}, {"y": image})
+    assert not found.has_top1
+    assert str(found) == "relative error 0.0e+00"

@@ -1,0 +1,75 @@
+"""timm and torchvision by name.
+
+torchvision's wheel for this torch registers its operators in a library that does not load beside
+the CPU build, so the two schemas it needs are declared here first. The nets do not use them.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qconvert import sources
+from qconvert.config import Export
+from qconvert.errors import QConvertError, UsageError
+from qconvert.feeds import draw
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _torchvision_operators() -> object:
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
+def load(source: str, **export: object) -> sources.Source:
+    return sources.load(source, Export(**export))  # type: ignore[arg-type]
+
+
+def test_a_timm_net_knows_its_own_input() -> None:
+    source = load("timm:test_vit", weights="random")
+    size = source.inputs[0].shape[2]
+    assert source.inputs[0].shape == ("batch", 3, size, size)
+    assert source.run is not None
+    assert source.run(draw(source.inputs, 2, seed=0))["output"].shape[0] == 2
+
+
+def test_a_torchvision_net_knows_its_own_input() -> None:
+    source = load("torchvision:mobilenet_v3_small", weights="random")
+    assert source.inputs[0].shape == ("batch", 3, 224, 224)
+
+
+def test_a_timm_net_takes_a_checkpoint() -> None:
+    import timm
+
+    net = timm.create_model("test_vit", pretrained=False)
+    torch.save(net.state_dict(), "w.pt")
+    source = load("timm:test_vit", weights="w.pt")
+    assert source.name == "test_vit"
+
+
+def test_wrong_names_are_told_with_a_near_one() -> None:
+    with pytest.raises(UsageError, match="timm has no model `test_vitt`; did you mean `test_vit`"):
+        load("timm:test_vitt", weights="random")
+    with pytest.raises(UsageError, match="torchvision has no model `resnet19`; did you mean"):
+        load("torchvision:resnet19", weights="random")
+
+
+def test_weights_that_cannot_be_fetched_are_an_error_and_not_random(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        QConvertError, match="weights of `timm:test_vit` could not be had"
+    ) as caught:
+        load("timm:test_vit")
+    assert "--weights random" in str(caught.value.hint)

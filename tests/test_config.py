@@ -1,0 +1,139 @@
+"""Settings: strict, all mistakes at once, with lines; printed back whole."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from qconvert import config
+from qconvert.errors import UsageError
+
+WRONG = """\
+model = 3                      # line 1
+[export]
+opset = "x"
+batchh = 3
+"parity-tolerance" = -1.0
+inputs = [
+  "image:1x3",
+  4,
+]
+[prepar]
+skip = 1
+"""
+
+
+def problems(text: str, folder: Path, **given: object) -> tuple[str, ...]:
+    file = folder / "q.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        config.load(file, given)
+    return caught.value.details
+
+
+def test_all_mistakes_are_told_at_once_with_their_lines(tmp_path: Path) -> None:
+    assert problems(WRONG, tmp_path) == (
+        "line 1: model: Input should be a valid string",
+        "line 3: export.opset: Input should be a valid integer, "
+        "unable to parse string as an integer",
+        "line 4: export.batchh: unknown setting; did you mean `batch`?",
+        "line 5: export.parity-tolerance: Input should be greater than 0",
+        "line 6: export.inputs: Input should be a valid string",
+        "line 10: prepar: unknown setting; did you mean `prepare`?",
+    )
+
+
+def test_a_value_of_two_possible_kinds_is_one_mistake(tmp_path: Path) -> None:
+    (only,) = problems('[export]\nbatch = "many"\n', tmp_path)
+    assert only.startswith("line 2: export.batch: Input should be 'dynamic', or: ")
+
+
+def test_a_key_inside_a_multi_line_string_is_no_key(tmp_path: Path) -> None:
+    text = 'model = """\n[export]\nopset = 3\n"""\n[export]\nopset = "y"\n'
+    (only,) = problems(text, tmp_path)
+    assert only.startswith("line 6: export.opset")
+
+
+def test_a_mistake_on_the_command_line_says_so() -> None:
+    with pytest.raises(UsageError) as caught:
+        config.load(None, {"export.opset": 3, "export.nonsense": 1})
+    assert caught.value.details == (
+        "command line: export.nonsense: unknown setting",
+        "command line: export.opset: Input should be greater than or equal to 18",
+    )
+
+
+def test_broken_toml_names_the_place(tmp_path: Path) -> None:
+    file = tmp_path / "q.toml"
+    file.write_text("model = \n")
+    with pytest.raises(UsageError, match="not valid TOML: .*line 1, column 9"):
+        config.load(file)
+
+
+def test_a_missing_or_binary_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        config.load(tmp_path / "none.toml")
+    (tmp_path / "b.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="cannot be read"):
+        config.load(tmp_path / "b.toml")
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "q.toml"
+    file.write_text("[export]\nopset = 21\nparity-inputs = 9\n")
+    loaded = config.load(file, {"export.opset": 22})
+    assert (loaded.export.opset, loaded.export.parity_inputs) == (22, 9)
+
+
+def test_paths_in_a_file_start_at_the_file(tmp_path: Path) -> None:
+    folder = tmp_path / "deep"
+    folder.mkdir()
+    file = folder / "q.toml"
+    file.write_text('model = "net.onnx"\n[export]\nweights = "w.pt"\n')
+    loaded = config.load(file)
+    assert loaded.model == str(folder / "net.onnx")
+    assert loaded.export.weights == str(folder / "w.pt")
+    file.write_text('model = "timm:resnet18"\n[export]\nweights = "random"\n')
+    assert config.load(file).model == "timm:resnet18"
+    assert config.load(file).export.weights == "random"
+
+
+def test_assignments_are_toml_or_text() -> None:
+    read = config.assignments(("export.opset=21", "model=a b.onnx", 'prepare.skip=["names"]'))
+    assert read == {"export.opset": 21, "model": "a b.onnx", "prepare.skip": ["names"]}
+    with pytest.raises(UsageError, match="not KEY=VALUE"):
+        config.assignments(("opset",))
+
+
+def test_an_assignment_below_a_value_is_refused() -> None:
+    with pytest.raises(UsageError, match="`model` is a value, not a table"):
+        config.load(None, {"model": "a.onnx", "model.name": "b"})
+
+
+def test_the_effective_settings_read_back_the_same(tmp_path: Path) -> None:
+    loaded = config.load(None, {"model": "a.onnx", "export.batch": 4, "prepare.skip": ["names"]})
+    file = tmp_path / "effective.toml"
+    file.write_text(config.dumps(loaded).replace("a.onnx", str(tmp_path / "a.onnx")))
+    again = config.load(file)
+    assert again.export == loaded.export
+    assert again.prepare == loaded.prepare
+
+
+def test_the_commented_file_is_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "q.toml"
+    file.write_text(config.commented(None))
+    assert config.load(file) == config.Config()
+    uncommented = [
+        line.removeprefix("# ").split("  # ")[0]
+        for line in config.commented("m.onnx").splitlines()
+        if "=" in line and not line.split("  # ")[0].rstrip().endswith("=")
+    ]
+    assert tomllib.loads("\n".join(uncommented))["opset"] == 20
+
+
+def test_the_schema_knows_every_key() -> None:
+    defined = config.schema()["$defs"]
+    assert set(defined["Export"]["properties"]) == {
+        setting.key for setting in config.settings() if setting.table == "export"
+    }
+    assert defined["Export"]["additionalProperties"] is False

@@ -1,0 +1,58 @@
+"""Names, types and shapes of inputs, as given on the command line and as a model has them."""
+
+import numpy as np
+import pytest
+
+from qconvert.errors import UsageError
+from qconvert.feeds import TensorSpec, draw, parse, settle
+
+FLOAT, INT = np.dtype(np.float32), np.dtype(np.int64)
+
+
+def test_an_input_is_read_with_and_without_name_and_type() -> None:
+    assert parse("image:1x3x224x224") == TensorSpec("image", FLOAT, (1, 3, 224, 224))
+    assert parse("tokens:1x77:int64") == TensorSpec("tokens", INT, (1, 77))
+    assert parse("input:0:1x4") == TensorSpec("input:0", FLOAT, (1, 4))
+    assert parse("1x4") == TensorSpec("", FLOAT, (1, 4))
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "image", "image:", "image:1x0", "image:axb", "x:1x2:complex64"]
+)
+def test_nonsense_is_refused_with_an_example(wrong: str) -> None:
+    with pytest.raises(UsageError, match="is not NAME:SHAPE") as caught:
+        parse(wrong)
+    assert "image:1x3x224x224" in str(caught.value.hint)
+
+
+def test_open_sizes_are_filled_and_the_batch_stays_open() -> None:
+    specs = (TensorSpec("image", FLOAT, ("N", 3, "h", "w")), TensorSpec("scale", FLOAT, (1,)))
+    settled = settle(specs, [parse("image:1x3x8x6")])
+    assert settled[0].shape == ("N", 3, 8, 6)
+    assert settled[1] == specs[1]
+
+
+def test_a_shape_that_contradicts_the_model_is_refused() -> None:
+    specs = (TensorSpec("image", FLOAT, ("N", 3, 8, 8)),)
+    for wrong in ("image:1x4x8x8", "image:1x3x8"):
+        with pytest.raises(UsageError, match="does not fit"):
+            settle(specs, [parse(wrong)])
+    with pytest.raises(UsageError, match="no input `picture`"):
+        settle(specs, [parse("picture:1x3x8x8")])
+
+
+def test_drawing_is_repeatable_and_respects_types() -> None:
+    specs = (TensorSpec("a", FLOAT, ("N", 3)), TensorSpec("b", INT, (2, 4)))
+    first, again, other = draw(specs, 2, 0), draw(specs, 2, 0), draw(specs, 2, 1)
+    assert first["a"].shape == (2, 3)
+    assert first["a"].dtype == np.float32
+    assert set(np.unique(first["b"])) <= {0, 1}
+    np.testing.assert_array_equal(first["a"], again["a"])
+    assert not np.array_equal(first["a"], other["a"])
+
+
+def test_an_open_size_cannot_be_drawn_and_the_hint_is_a_command() -> None:
+    with pytest.raises(UsageError) as caught:
+        draw((TensorSpec("image", FLOAT, ("N", 3, "h", "")),), 1, 0)
+    assert "`image: float32[N, 3, h, ?]`" in str(caught.value)
+    assert caught.value.hint == "say it with `--input image:1x3x224x224`"

@@ -1,0 +1,146 @@
+"""The store: whole or not at all, found by what made it, safe with two writers and kill -9."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qconvert.store import ABANDONED_SECONDS, Store, default, sweep
+
+RECIPE = {"model": "abc", "opset": "20"}
+
+
+def put(folder: Path, text: str) -> None:
+    (folder / "result.txt").write_text(text)
+
+
+def test_work_is_done_once_and_found_again(tmp_path: Path) -> None:
+    store, calls = Store(tmp_path), []
+
+    def make(folder: Path) -> None:
+        calls.append(folder)
+        (folder / "result.txt").write_text("done")
+
+    first = store.get("step", RECIPE, make)
+    assert store.get("step", dict(reversed(RECIPE.items())), make) == first
+    assert len(calls) == 1
+    assert (first / "result.txt").read_text() == "done"
+    assert json.loads((first / "recipe.json").read_text()) == RECIPE
+    assert store.find("step", RECIPE) == first
+    assert store.find("step", {**RECIPE, "opset": "21"}) is None
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def make(folder: Path) -> None:
+        (folder / "half.txt").write_text("half")
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        store.get("step", RECIPE, make)
+    assert store.find("step", RECIPE) is None
+    assert list((tmp_path / "step").iterdir()) == []
+
+
+def test_the_second_of_two_writers_takes_what_the_first_finished(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def slow(folder: Path) -> None:
+        (folder / "result.txt").write_text("slow")
+        store.get("step", RECIPE, lambda inner: put(inner, "fast"))
+
+    home = store.get("step", RECIPE, slow)
+    assert (home / "result.txt").read_text() == "fast"
+    assert [entry.path for entry in store.entries()] == [home]
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from qconvert.store import Store
+
+def make(folder):
+    (folder / "half.txt").write_text("half")
+    print("started", flush=True)
+    time.sleep(60)
+
+Store(Path(sys.argv[1])).get("step", {"model": "abc"}, make)
+"""
+
+
+def test_kill_9_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    with child.stdout:
+        assert child.stdout.readline() == "started\n"
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    store = Store(tmp_path)
+    assert list(store.entries()) == []
+    assert store.find("step", {"model": "abc"}) is None
+    home = store.get("step", {"model": "abc"}, lambda folder: (folder / "ok").touch())
+    assert (home / "ok").exists()
+    assert not (home / "half.txt").exists()
+
+
+def test_an_abandoned_draft_is_swept_and_a_fresh_one_is_not(tmp_path: Path) -> None:
+    old, fresh = tmp_path / ".draft-old", tmp_path / ".draft-fresh"
+    for draft in (old, fresh):
+        draft.mkdir()
+        (draft / "half.txt").write_text("half")
+    long_ago = time.time() - ABANDONED_SECONDS - 60
+    for path in (old / "half.txt", old, fresh):  # the fresh one's file was written just now
+        os.utime(path, (long_ago, long_ago))
+    sweep(tmp_path)
+    assert not old.exists()
+    assert fresh.exists()
+
+
+def test_eight_processes_agree_on_one_result(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom qconvert.store import Store\n"
+        "home = Store(Path(sys.argv[1])).get('step', {'a': 'b'},"
+        " lambda folder: (folder / 'x').write_text('1') and None)\nprint(home)"
+    )
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(8)
+    ]
+    answers = {child.communicate(timeout=60)[0] for child in children}
+    assert [child.returncode for child in children] == [0] * 8
+    assert len(answers) == 1
+    assert [path.name for path in (tmp_path / "step").glob(".draft-*")] == []
+
+
+def test_clearing_one_step_leaves_the_others(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for step in ("export", "prepare"):
+        store.get(step, RECIPE, lambda folder: put(folder, "12345"))
+    (gone,) = store.clear("export")
+    assert gone.step == "export"
+    assert gone.size_bytes > 5
+    assert [entry.step for entry in store.entries()] == ["prepare"]
+    assert store.clear()
+    assert list(store.entries()) == []
+
+
+def test_the_store_marks_itself_as_a_cache(tmp_path: Path) -> None:
+    Store(tmp_path).get("step", RECIPE, lambda folder: None)
+    assert (tmp_path / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f0688")
+
+
+def test_the_environment_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("QCONVERT_CACHE_DIR", str(tmp_path / "here"))
+    assert default().root == tmp_path / "here"
+    monkeypatch.delenv("QCONVERT_CACHE_DIR")
+    assert "qconvert" in str(default().root)
