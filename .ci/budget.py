@@ -46,7 +46,9 @@ def long_functions(path: Path) -> list[str]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             if lines > FUNCTION_LINES:
-                found.append(f"{node.lineno}: {node.name} has {lines} lines, at most {FUNCTION_LINES}")
+                found.append(
+                    f"{node.lineno}: {node.name} has {lines} lines, at most {FUNCTION_LINES}"
+                )
     return found
 
 

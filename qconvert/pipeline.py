@@ -53,6 +53,7 @@ class Exported:
 def export(config: Config, out: Path, store: Store, tell: Tell, *, trust: bool) -> Exported:
     """Turn `config.model` into one clean ONNX file at `out`, checked against its source."""
     assert config.model is not None
+    preparing.require_known(config.prepare.skip)
     _require_place(out)
     source = _load(config, tell, trust=trust)
     model, steps = _prepare(source, config, store, tell)
@@ -67,7 +68,7 @@ def _load(config: Config, tell: Tell, *, trust: bool) -> Source:
     source = sources.load(str(config.model), config.export, trust=trust)
     size = onnx_io.weight_bytes(source.model)
     text = f"{config.model}: {len(source.model.graph)} nodes, {_megabytes(size)} of weights"
-    tell(Progress("load", "; ".join([text, *source.notes]), time.perf_counter() - started))
+    tell(Progress("load", "\n".join([text, *source.notes]), time.perf_counter() - started))
     return source
 
 

@@ -66,7 +66,7 @@ def test_a_mistake_on_the_command_line_says_so() -> None:
 def test_broken_toml_names_the_place(tmp_path: Path) -> None:
     file = tmp_path / "q.toml"
     file.write_text("model = \n")
-    with pytest.raises(UsageError, match="not valid TOML: .*line 1, column 9"):
+    with pytest.raises(UsageError, match=r"not valid TOML: .*line 1, column 9"):
         config.load(file)
 
 

@@ -3,7 +3,6 @@
 import errno
 import logging
 import signal
-import sys
 import traceback
 from collections.abc import Sequence
 from types import FrameType
@@ -23,6 +22,7 @@ _DISK = {
     errno.EACCES: "check the rights, or choose another place with `-o` or QCONVERT_CACHE_DIR",
     errno.EPERM: "check the rights, or choose another place with `-o` or QCONVERT_CACHE_DIR",
     errno.ENOTDIR: "a file stands where a folder is needed",
+    errno.EEXIST: "a file stands where a folder is needed",
     errno.EISDIR: "a folder stands where a file is needed",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EIO: "the disk does not answer as it should",

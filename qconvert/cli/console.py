@@ -105,7 +105,9 @@ class Steps:
             self._start(f"{name:<9} {plain(text)} …")
             return
         took = f"stored, {seconds:.1f} s" if stored else f"{seconds:.1f} s"
-        first, *more = textwrap.wrap(plain(text), TEXT_WIDTH) or [""]
+        first, *more = [
+            line for each in plain(text).splitlines() for line in textwrap.wrap(each, TEXT_WIDTH)
+        ]
         _talk(f"  {_styled('✓', '32')} {name:<9} {first:<{TEXT_WIDTH}} {took:>{TOOK_WIDTH}}")
         for line in more:
             _talk(f"    {'':<9} {line}")
@@ -128,6 +130,7 @@ class Steps:
 def data(text: str) -> None:
     """Write a result on stdout."""
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.flush()  # here, where a reader that went away is noticed, not at exit
 
 
 def data_json(value: object) -> None:
@@ -157,7 +160,7 @@ def _draw(table: Table, columns: Sequence[int]) -> "RichTable":
     for index in columns:
         column = table.columns[index]
         least = _least(table, index)
-        drawn.add_column(column.title, None, justify=column.justify, min_width=least)
+        drawn.add_column(column.title, justify=column.justify, min_width=least)
     for row in table.rows:
         drawn.add_row(*(Text(plain(row[index])) for index in columns))
     return drawn

@@ -44,6 +44,7 @@ def command(source: str | None, output: Path | None, **chosen: Any) -> None:
 
     config = _config(source, chosen)
     place = output or _default_place(str(config.model))
+    _spare_source(str(config.model), place)
     if chosen["dry_run"]:
         _plan(config, place)
         return
@@ -56,6 +57,7 @@ def command(source: str | None, output: Path | None, **chosen: Any) -> None:
     for step in done.steps:
         if step.dropped:
             console.say(f"    note: {step.name} left out: {step.dropped}")
+        console.say(f"    {step.name}: {step.changed or 'nothing'}, {step.seconds:.2f} s", level=1)
     if done.quantized:
         console.say("    note: this model holds Q/DQ nodes; they are kept as they are")
     if chosen["as_json"]:
@@ -93,6 +95,13 @@ def _default_place(source: str) -> Path:
     name = Path(source).stem if kind.endswith("file") else source.rpartition(":")[2]
     place = Path(f"{name}.onnx")
     return Path(f"{name}-clean.onnx") if place.resolve() == Path(source).resolve() else place
+
+
+def _spare_source(source: str, place: Path) -> None:
+    from qconvert.errors import UsageError
+
+    if place.resolve() == Path(source).resolve():
+        raise UsageError(f"`{place}` is the source itself", hint="choose another name with `-o`")
 
 
 def _plan(config: "Config", place: Path) -> None:

@@ -88,7 +88,7 @@ def _nodes(info: "ModelInfo") -> Table:
     ]
     rows = [
         [
-            each.name or "(no name)",
+            each.name or "-",
             each.op,
             each.outputs[0].partition(": ")[2] if each.outputs else "",
             _count(each.parameters),

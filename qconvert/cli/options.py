@@ -1,5 +1,6 @@
 """Options that mean the same on every command that has them."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,13 +18,17 @@ def talk(command: Command) -> Command:
 
     def louder(ctx: click.Context, parameter: click.Parameter, count: int) -> None:
         console.LOUDNESS.level += count
+        if count > 1:
+            logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", force=True)
 
     def quieter(ctx: click.Context, parameter: click.Parameter, count: int) -> None:
         console.LOUDNESS.level -= count
 
     counted = partial(click.option, count=True, expose_value=False, is_eager=True)
     quiet = counted("-q", "--quiet", callback=quieter, help="Errors only; -qq: exit code only.")
-    verbose = counted("-v", "--verbose", callback=louder, help="More details.")
+    verbose = counted(
+        "-v", "--verbose", callback=louder, help="More details; -vv: logs of libraries."
+    )
     return verbose(quiet(command))
 
 

@@ -20,14 +20,10 @@ def is_quantized(model: ir.Model) -> bool:
 
 def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
     """Return the array behind a value that never changes, else None."""
-    if value is None:
+    if value is None or value.is_graph_input():
         return None
-    if value.const_value is not None and not value.is_graph_input():
-        return value.const_value.numpy()
-    node = value.producer()
-    if node is not None and node.op_type == "Constant" and "value" in node.attributes:
-        return node.attributes["value"].as_tensor().numpy()
-    return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
 
 
 def only_reader(value: ir.Value) -> ir.Node | None:

@@ -12,9 +12,10 @@ from qconvert.config_errors import near
 from qconvert.errors import QConvertError, UsageError, reason
 from qconvert.feeds import Feeds
 from qconvert.graph.batchnorm import fold_batchnorm
+from qconvert.graph.constants import fold_constants
 from qconvert.graph.names import name_all
 from qconvert.graph.patterns import is_quantized
-from qconvert.graph.simplify import fold_constants, infer_shapes, inline, simplify, upgrade
+from qconvert.graph.simplify import infer_shapes, inline, simplify, upgrade
 
 Rewrite = Callable[[ir.Model], tuple[ir.Model, str]]
 Outputs = Callable[[ir.Model], Feeds]
@@ -59,7 +60,7 @@ def passes(opset: int) -> tuple[Pass, ...]:
     return (
         Pass("inline", inline, safe_for_quantized=True, safe_for_large=True),
         Pass("opset", lambda model: upgrade(model, opset), safe_for_quantized=True),
-        Pass("constants", fold_constants),
+        Pass("constants", fold_constants, safe_for_large=True),
         Pass("simplify", simplify),
         Pass("batchnorm", fold_batchnorm, safe_for_large=True),
         Pass("shapes", infer_shapes, safe_for_quantized=True, safe_for_large=True),
@@ -70,7 +71,7 @@ def passes(opset: int) -> tuple[Pass, ...]:
 def prepare(model: ir.Model, opset: int, skip: Sequence[str], outputs: Outputs) -> Prepared:
     """Return the model after every pass that keeps its outputs; `outputs` runs a model."""
     ordered = passes(opset)
-    _require_known(skip, ordered)
+    require_known(skip)
     quantized = is_quantized(model)
     large = onnx_io.weight_bytes(model) >= onnx_io.SINGLE_FILE_BYTES
     wanted = outputs(model)
@@ -129,8 +130,9 @@ def _left_out(each: Pass, skip: Sequence[str], *, quantized: bool, large: bool) 
     return ""
 
 
-def _require_known(skip: Sequence[str], ordered: Sequence[Pass]) -> None:
-    names = [each.name for each in ordered]
+def require_known(skip: Sequence[str]) -> None:
+    """Refuse the name of a pass that does not exist."""
+    names = [each.name for each in passes(opset=0)]
     for name in skip:
         if name not in names:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""The passes that libraries do well: inlining, constants, fusions, opset and shapes."""
+"""The passes that libraries do well: inlining, fusions, opset and shapes."""
 
 import contextlib
 import logging
@@ -13,14 +13,6 @@ from onnx_ir.passes import common
 
 from qconvert import onnx_io
 
-STEPS = (
-    "constant_folding",
-    "graph_fusion",
-    "dead_node_elimination",
-    "subexpression_elimination",
-    "weight_tying",
-)
-
 
 def inline(model: ir.Model) -> tuple[ir.Model, str]:
     """Put the bodies of the model's own functions where they are called."""
@@ -33,14 +25,12 @@ def inline(model: ir.Model) -> tuple[ir.Model, str]:
     return inlined, f"{count} functions"
 
 
-def fold_constants(model: ir.Model) -> tuple[ir.Model, str]:
-    """Compute once what does not depend on the inputs."""
-    return _slim(model, skip=[step for step in STEPS if step != "constant_folding"])
-
-
 def simplify(model: ir.Model) -> tuple[ir.Model, str]:
     """Fuse, deduplicate and drop what nothing reads."""
-    return _slim(model, skip=[])
+    with _quiet():
+        slimmed = ir.from_proto(onnxslim.slim(_proto(model)))
+    before, after = len(model.graph), len(slimmed.graph)
+    return slimmed, f"{before} to {after} nodes" if before != after else ""
 
 
 def upgrade(model: ir.Model, opset: int) -> tuple[ir.Model, str]:
@@ -59,14 +49,6 @@ def infer_shapes(model: ir.Model) -> tuple[ir.Model, str]:
     common.ShapeInferencePass(check_type=False, strict_mode=False)(inferred)
     gained = _known(inferred) - before
     return inferred, f"{gained} more tensors" if gained else ""
-
-
-def _slim(model: ir.Model, skip: list[str]) -> tuple[ir.Model, str]:
-    with _quiet():
-        slimmed = onnxslim.slim(_proto(model), skip_optimizations=skip or None)
-    rewritten = ir.from_proto(slimmed)
-    before, after = len(model.graph), len(rewritten.graph)
-    return rewritten, f"{before} to {after} nodes" if before != after else ""
 
 
 def _proto(model: ir.Model) -> onnx.ModelProto:

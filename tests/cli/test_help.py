@@ -62,7 +62,6 @@ def test_the_summary_in_the_table_is_about_the_same_command() -> None:
     for name in COMMANDS:
         command = import_module(f"qconvert.cli.{name}").command
         assert command.help
-        assert command.name == "command" or command.name == name
 
 
 def test_the_version_is_the_packages(qconvert: Callable[..., Outcome]) -> None:

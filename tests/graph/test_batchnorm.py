@@ -13,7 +13,7 @@ from tests.models import floats, from_text, ops
 HEAD = '<ir_version: 10, opset_import: ["": 20]>\n'
 NORM = "BatchNormalization <epsilon: float = 0.01> (h, gamma, beta, mean, var)"
 
-GRAPHS = {
+GRAPHS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
     "conv without bias": (
         "net (float[N, 3, 6, 6] x) => (float[N, 4, 4, 4] y) { h = Conv (x, w) y = " + NORM + " }",
         {"w": (4, 3, 3, 3)},

@@ -3,12 +3,12 @@
 import onnx_ir as ir
 import pytest
 
+from qconvert import onnx_io
 from qconvert.backends.ort import open_cpu
 from qconvert.errors import UsageError
 from qconvert.feeds import Feeds, draw
 from qconvert.graph import prepare as preparing
 from qconvert.graph.prepare import Pass, Prepared, prepare
-from qconvert import onnx_io
 from tests import models
 from tests.models import floats, from_text, ops
 
@@ -159,7 +159,6 @@ def test_passes_that_need_the_weights_inside_leave_a_large_model_alone(
     done = clean(normed())
     assert {step.name for step in done.steps if step.dropped == preparing.LARGE} == {
         "opset",
-        "constants",
         "simplify",
     }
     assert "BatchNormalization" not in ops(done.model)

@@ -9,6 +9,7 @@ from qconvert.backends.ort import open_cpu
 from qconvert.config import Export
 from qconvert.errors import UsageError
 from qconvert.feeds import draw
+from qconvert.sources.source import Source
 from tests.conftest import write
 from tests.models import floats, from_text
 
@@ -21,7 +22,7 @@ two (float[N, 3, H, W] image, float[N, 1, H, W] mask, float[1] scale) => (float[
 """
 
 
-def load(path: Path, **export: object) -> sources.Source:
+def load(path: Path, **export: object) -> Source:
     return sources.load(str(path), Export(**export))  # type: ignore[arg-type]
 
 

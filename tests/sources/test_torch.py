@@ -13,6 +13,7 @@ from qconvert.backends.ort import open_cpu
 from qconvert.config import Export
 from qconvert.errors import QConvertError, UsageError
 from qconvert.feeds import draw
+from qconvert.sources.source import Source
 from qconvert.sources.torch_weights import load_weights
 from tests.models import write_factory
 
@@ -22,7 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 
-Load = Callable[..., sources.Source]
+Load = Callable[..., Source]
 
 
 @pytest.fixture
@@ -31,14 +32,14 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     monkeypatch.syspath_prepend(str(tmp_path))
     write_factory(tmp_path, "torch_nets")
 
-    def run(source: str, *, trust: bool = False, **export: object) -> sources.Source:
+    def run(source: str, *, trust: bool = False, **export: object) -> Source:
         chosen = source.replace("nets:", "torch_nets:")
         return sources.load(chosen, Export(**export), trust=trust)  # type: ignore[arg-type]
 
     return run
 
 
-def same(source: sources.Source, batch: int) -> bool:
+def same(source: Source, batch: int) -> bool:
     feeds = draw(source.inputs, batch, seed=1)
     assert source.run is not None
     wanted, got = source.run(feeds), open_cpu(source.model)(feeds)
@@ -130,7 +131,7 @@ def weights(load: Load) -> dict[str, torch.Tensor]:
     }
 
 
-def conv_of(source: sources.Source) -> float:
+def conv_of(source: Source) -> float:
     assert source.run is not None
     return float(source.run(draw(source.inputs, 1, seed=0))["output"].sum())
 

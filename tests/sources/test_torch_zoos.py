@@ -13,6 +13,7 @@ from qconvert import sources
 from qconvert.config import Export
 from qconvert.errors import QConvertError, UsageError
 from qconvert.feeds import draw
+from qconvert.sources.source import Source
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -23,13 +24,14 @@ pytestmark = [
 
 @pytest.fixture(scope="module", autouse=True)
 def _torchvision_operators() -> object:
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        schema = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        library.define(schema)  # type: ignore[no-untyped-call]
     return library
 
 
-def load(source: str, **export: object) -> sources.Source:
+def load(source: str, **export: object) -> Source:
     return sources.load(source, Export(**export))  # type: ignore[arg-type]
 
 

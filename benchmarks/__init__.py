@@ -1,0 +1,1 @@
+"""Measurements against other tools; nothing in the package or its tests needs them."""

@@ -1,0 +1,63 @@
+"""Networks to measure on: EfficientNet-Lite0 with real weights, timm's with random ones."""
+
+import contextlib
+import functools
+import io
+import sys
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "efficientnet_lite0"
+IMAGE = (2, 3, 224, 224)
+
+
+def lite0() -> torch.nn.Module:
+    """Return EfficientNet-Lite0 as trained on ImageNet."""
+    sys.path.insert(0, str(EXAMPLE))
+    import nets
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        module: torch.nn.Module = nets.lite0()
+    return module
+
+
+def timm_net(name: str) -> torch.nn.Module:
+    """Return one of timm's networks.
+
+    torchvision's wheel registers its operators in a library that does not load beside the CPU
+    build of torch; the two schemas that its import needs are declared here, and never called.
+    """
+    _declare_operators()
+    import timm
+
+    module: torch.nn.Module = timm.create_model(name, pretrained=False)
+    return module
+
+
+def export(module: torch.nn.Module, path: Path, *, optimize: bool) -> onnx.ModelProto:
+    """Export as torch does it by itself; `optimize=False` leaves the cleaning to others."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(),
+            (torch.randn(IMAGE),),
+            path,
+            dynamo=True,
+            verbose=False,
+            optimize=optimize,
+            external_data=False,
+            opset_version=20,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+    return onnx.load(path)
+
+
+@functools.cache
+def _declare_operators() -> torch.library.Library:
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou) -> Tensor")
+    return library

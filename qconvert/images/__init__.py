@@ -1,0 +1,81 @@
+"""Inputs for a network, from whatever a user calls images: pictures in files, or arrays.
+
+`open_images` says which, `images.batches(8)` reads them, `reopen` finds those of a stored list.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from qconvert.errors import UsageError
+from qconvert.feeds import TensorSpec
+from qconvert.images.array_file import SUFFIXES as ARRAYS
+from qconvert.images.arrays import find_arrays
+from qconvert.images.batch import Images
+from qconvert.images.image_list import ImageList
+from qconvert.images.labels import labelled
+from qconvert.images.listing import Picture, Pictures, find, require_files
+from qconvert.images.pictures import PictureImages
+from qconvert.images.preprocess import Preprocess, fit
+from qconvert.images.reading import USUAL, Reading
+from qconvert.images.sample import choose
+from qconvert.images.target import picture_input
+
+
+@dataclass(frozen=True)
+class ImageChoice:
+    """Which images: all that `path` stands for, or at most `count` of them."""
+
+    path: Path
+    count: int | None = None
+    labels: Path | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count is not None and self.count < 1:
+            raise ValueError(f"a choice has at least one image, got {self.count}")
+
+
+def open_images(
+    choice: ImageChoice,
+    specs: Sequence[TensorSpec],
+    preprocess: Preprocess,
+    reading: Reading = USUAL,
+) -> Images:
+    """Return the chosen images as inputs for a model; nothing is decoded yet."""
+    if choice.path.suffix.lower() in ARRAYS:
+        if choice.labels is not None:
+            raise UsageError(
+                "`--labels` is for pictures", hint="put an array `labels` into the .npz"
+            )
+        arrays = find_arrays(choice.path, specs)
+        return arrays.chosen(choose(arrays.labels, choice.count, choice.seed))
+    preprocess, target = fit(preprocess, picture_input(specs))
+    pictures = labelled(find(choice.path), choice.labels)
+    labels = [item.label for item in pictures.items]
+    items = tuple(pictures.items[at] for at in choose(labels, choice.count, choice.seed))
+    return PictureImages(replace(pictures, items=items), preprocess, target, reading)
+
+
+def reopen(
+    used: ImageList,
+    specs: Sequence[TensorSpec],
+    preprocess: Preprocess,
+    reading: Reading = USUAL,
+) -> Images:
+    """Return the very images of a stored list; reading one that has changed is an error."""
+    hashes = tuple(entry.sha256 for entry in used.entries)
+    if used.root.suffix.lower() in ARRAYS:
+        arrays = find_arrays(used.root, specs)
+        rows = [int(entry.name) for entry in used.entries]
+        if max(rows) >= len(arrays.rows):
+            raise UsageError(
+                f"`{used.root}` has only {len(arrays.rows)} rows left of those used before"
+            )
+        return replace(arrays.chosen(rows), hashes=hashes)
+    preprocess, target = fit(preprocess, picture_input(specs))
+    items = [
+        Picture(entry.name, used.root / entry.name, sha256=entry.sha256) for entry in used.entries
+    ]
+    require_files(used.root, (item.file for item in items))
+    return PictureImages(Pictures(used.root, tuple(items)), preprocess, target, reading)

@@ -1,0 +1,176 @@
+"""`qconvert export`, as a user types it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from qconvert import onnx_io
+from tests.conftest import Outcome, write
+from tests.graph.test_prepare import QUANTIZED
+from tests.models import floats, from_text, write_factory
+
+Command = Callable[..., Outcome]
+
+LAYOUT = "  ✓ load      tiny.onnx: 5 nodes, 0.0 MB of weights"
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_onnx_file_becomes_a_clean_one(qconvert: Command, tiny: Path) -> None:
+    outcome = qconvert("export", "tiny.onnx", "-o", "out/clean.onnx")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err.startswith(LAYOUT)
+    assert max(map(len, outcome.err.splitlines())) <= 80
+    onnx.checker.check_model("out/clean.onnx", full_check=True)
+    session = onnxruntime.InferenceSession("out/clean.onnx")
+    assert session.run(None, {"image": floats(2, 3, 8, 8)})[0].shape == (2, 5)
+
+
+def test_a_factory_is_exported_and_agrees_with_pytorch(shell: Command, tmp_path: Path) -> None:
+    write_factory(tmp_path)
+    outcome = shell("export", "nets:generator", "--input", "1x5", "--input", "1x3", "--json")
+    assert outcome.code == 0, outcome.err
+    told = json.loads(outcome.out)
+    assert told["inputs"] == ["noise: float32[batch, 5]", "label: float32[batch, 3]"]
+    assert told["parity"]["inputs"] == 8
+    assert told["parity"]["max_rel"] < 1e-5
+    assert Path(tmp_path / told["model"]).stat().st_size == told["bytes"]
+    assert "✓ parity    ONNX against PyTorch: relative error" in outcome.err
+    assert "ran the code of `nets:generator`" in " ".join(outcome.err.split())
+
+
+def test_a_net_that_disagrees_with_itself_is_refused(shell: Command, tmp_path: Path) -> None:
+    write_factory(tmp_path)
+    outcome = shell("export", "nets:noisy")
+    assert outcome.code == 3
+    assert "error: the exported ONNX does not say what PyTorch says: top-1 agrees on" in outcome.err
+    assert "--parity-tolerance" in outcome.err
+    assert not (tmp_path / "noisy.onnx").exists()
+
+
+def test_what_a_net_prints_stays_off_stdout(shell: Command, tmp_path: Path) -> None:
+    write_factory(tmp_path)
+    outcome = shell("export", "nets:chatty", "--json")
+    assert json.loads(outcome.out)["model"] == "chatty.onnx"
+
+
+def test_the_same_export_gives_the_same_bytes_and_is_found_again(
+    qconvert: Command, tiny: Path
+) -> None:
+    first = qconvert("export", tiny, "-o", "a.onnx")
+    second = qconvert("export", tiny, "-o", "b.onnx")
+    assert "stored" not in first.err
+    assert "stored" in second.err
+    assert Path("a.onnx").read_bytes() == Path("b.onnx").read_bytes()
+    assert qconvert("cache", "--clear").code == 0
+    third = qconvert("export", tiny, "-o", "c.onnx")
+    assert "stored" not in third.err
+    assert Path("a.onnx").read_bytes() == Path("c.onnx").read_bytes()
+
+
+def test_other_settings_are_other_work(qconvert: Command, tiny: Path) -> None:
+    qconvert("export", tiny, "-o", "a.onnx")
+    assert "stored" not in qconvert("export", tiny, "-o", "b.onnx", "--opset", "21").err
+    assert onnx_io.load(Path("b.onnx")).opset_imports[""] == 21
+    assert "stored" not in qconvert("export", tiny, "-o", "c.onnx", "--skip", "names").err
+    assert "stored" not in qconvert("export", tiny, "-o", "d.onnx", "--batch", "2").err
+
+
+def test_the_source_is_never_written_over(qconvert: Command, tiny: Path) -> None:
+    before = tiny.read_bytes()
+    assert qconvert("export", "tiny.onnx").code == 0
+    assert tiny.read_bytes() == before
+    assert Path("tiny-clean.onnx").exists()
+    outcome = qconvert("export", "tiny.onnx", "-o", "./tiny.onnx")
+    assert outcome.code == 2
+    assert "is the source itself" in outcome.err
+    assert tiny.read_bytes() == before
+
+
+def test_a_dry_run_prints_the_plan_and_touches_nothing(
+    qconvert: Command, tiny: Path, tmp_path: Path
+) -> None:
+    write_factory(tmp_path)
+    before = tree(tmp_path)
+    outcome = qconvert("export", "nets:build", "--dry-run", "--skip", "names")
+    assert outcome.code == 0
+    assert outcome.out.splitlines() == [
+        "load     nets:build (factory)",
+        "prepare  inline, opset, constants, simplify, batchnorm, shapes",
+        "parity   on 8 inputs against PyTorch",
+        "write    build.onnx",
+    ]
+    assert tree(tmp_path) == before
+
+
+def test_settings_come_from_the_file_and_it_says_so(qconvert: Command, tiny: Path) -> None:
+    Path("qconvert.toml").write_text('model = "tiny.onnx"\n[export]\nopset = 21\n')
+    outcome = qconvert("export", "-o", "a.onnx")
+    assert outcome.err.startswith("settings from ./qconvert.toml\n")
+    assert onnx_io.load(Path("a.onnx")).opset_imports[""] == 21
+    assert qconvert("export", "-o", "b.onnx", "--set", "export.opset=22").code == 0
+    assert onnx_io.load(Path("b.onnx")).opset_imports[""] == 22
+    outcome = qconvert("export", "--set", "export.opsett=22", "--set", "prepare.skip=3")
+    assert outcome.code == 2
+    assert "error: qconvert.toml: 2 settings are wrong" in outcome.err
+    assert "command line: export.opsett: unknown setting; did you mean `opset`?" in outcome.err
+
+
+def test_a_broken_settings_file_breaks_neither_help_nor_doctor(qconvert: Command) -> None:
+    Path("qconvert.toml").write_text("model = \n")
+    assert qconvert("export", "--help").code == 0
+    assert qconvert("doctor").code == 0
+    assert qconvert("export", "x.onnx").code == 2
+
+
+def test_a_quantized_model_is_kept_and_reported(qconvert: Command, tmp_path: Path) -> None:
+    weight = (floats(4, 4) * 40).astype(np.int8)
+    write(from_text(QUANTIZED, w=weight), tmp_path / "qat.onnx")
+    outcome = qconvert("export", "qat.onnx", "-o", "out.onnx", "--json")
+    assert "note: this model holds Q/DQ nodes; they are kept as they are" in outcome.err
+    assert "note: constants left out: the model is quantized already" in outcome.err
+    assert json.loads(outcome.out)["quantized"] is True
+    shown = qconvert("inspect", "out.onnx")
+    assert "quantized already" in shown.out
+    assert "QuantizeLinear" in shown.out
+
+
+def test_open_sizes_must_be_said(qconvert: Command, tmp_path: Path) -> None:
+    text = (
+        '<ir_version: 10, opset_import: ["": 20]>\n'
+        "net (float[N, 3, h, w] x) => (float[N, 4, h, w] y) "
+        "{ y = Conv <pads: ints = [1, 1, 1, 1]> (x, k) }"
+    )
+    write(from_text(text, k=floats(4, 3, 3, 3)), tmp_path / "open.onnx")
+    outcome = qconvert("export", "open.onnx", "-o", "a.onnx")
+    assert outcome.code == 2
+    assert "hint: say it with `--input x:1x3x224x224`" in outcome.err
+    assert qconvert("export", "open.onnx", "-o", "a.onnx", "--input", "x:1x3x16x16").code == 0
+    (spec,) = onnx_io.inputs(onnx_io.load(Path("a.onnx")))
+    assert spec.shape == ("N", 3, 16, 16)
+
+
+def test_verbose_tells_every_pass(qconvert: Command, tiny: Path) -> None:
+    told = qconvert("export", tiny, "-o", "a.onnx", "-v").err
+    for name in ("inline", "opset", "constants", "simplify", "batchnorm", "shapes", "names"):
+        assert f"    {name}: " in told
+
+
+@pytest.mark.parametrize("place", ["folder", "no-suffix", "tiny.onnx/below.onnx"])
+def test_a_bad_place_is_refused_before_any_work(
+    qconvert: Command, tiny: Path, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    before = tree(tmp_path)
+    outcome = qconvert("export", tiny, "-o", place)
+    assert outcome.code in (2, 3)
+    assert outcome.err.startswith("error: ")
+    assert "✓" not in outcome.err
+    assert tree(tmp_path) == before

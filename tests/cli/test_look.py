@@ -1,0 +1,119 @@
+"""The commands that look: inspect, doctor, cache; and init, which writes what they are about."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qconvert import config
+from qconvert.backends import installed
+from tests.conftest import Outcome
+
+Command = Callable[..., Outcome]
+
+INSPECTED = """\
+tiny.onnx   opset 20, 137 parameters, 0.0 MB
+  input   image: float32[batch, 3, 8, 8]
+  output  scores: float32[batch, 5]
+
+operator            nodes   parameters     MACs    share
+────────────────────────────────────────────────────────
+Conv                    1          112   6.91 k   99.7 %
+Gemm                    1           25       20    0.3 %
+Flatten                 1
+GlobalAveragePool       1
+Relu                    1
+"""
+
+
+def test_inspect_shows_inputs_operators_and_sizes(qconvert: Command, tiny: Path) -> None:
+    assert qconvert("inspect", "tiny.onnx") == Outcome(0, INSPECTED, "")
+
+
+def test_inspect_nodes_lists_every_node_in_order(qconvert: Command, tiny: Path) -> None:
+    lines = qconvert("inspect", "tiny.onnx", "--nodes").out.splitlines()
+    assert [line.split()[1] for line in lines[6:]] == [
+        "Conv",
+        "Relu",
+        "GlobalAveragePool",
+        "Flatten",
+        "Gemm",
+    ]
+    assert "float32[batch, 4, 8, 8]" in lines[6]
+
+
+def test_inspect_json_holds_what_the_table_shows(qconvert: Command, tiny: Path) -> None:
+    told = json.loads(qconvert("inspect", "tiny.onnx", "--json").out)
+    assert told["inputs"] == [{"name": "image", "dtype": "float32", "shape": ["batch", 3, 8, 8]}]
+    assert told["operators"][0] == {"op": "Conv", "nodes": 1, "parameters": 112, "macs": 6912}
+    assert (told["parameters"], told["weight_bytes"], told["quantized"]) == (137, 548, False)
+    assert "nodes" not in told
+    assert len(json.loads(qconvert("inspect", "tiny.onnx", "--json", "--nodes").out)["nodes"]) == 5
+
+
+def test_doctor_tells_builds_from_runs_and_names_cures(qconvert: Command) -> None:
+    outcome = qconvert("doctor")
+    assert outcome.code == 0
+    lines = outcome.out.splitlines()
+    assert lines[0].split() == ["backend", "builds", "runs", "version", "why", "not"]
+    assert lines[2].split()[:3] == ["cpu", "yes", "yes"]
+    assert [line.split()[0] for line in lines[3:6]] == ["cuda", "tensorrt", "tensorrt-rtx"]
+    told = json.loads(qconvert("doctor", "--json").out)
+    assert told["backends"]["cpu"]["runs"] is True
+    for each in told["backends"].values():
+        assert each["runs"] or each["reason"]
+
+
+def test_doctor_finds_two_runtimes_and_prints_the_cure(
+    qconvert: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.1"}
+    monkeypatch.setattr(
+        installed, "look", lambda: installed.Installed(both, "", "no NVIDIA driver", ())
+    )
+    outcome = qconvert("doctor")
+    assert "onnxruntime and onnxruntime-gpu are both installed" in outcome.out
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu" in outcome.out
+    assert json.loads(qconvert("doctor", "--json").out)["conflicts"] == list(both)
+
+
+def test_cache_lists_what_made_a_result_and_clears_it(qconvert: Command, tiny: Path) -> None:
+    empty = qconvert("cache")
+    assert (empty.code, empty.out) == (0, "")
+    assert empty.err.startswith("0 results, 0.0 MB, in ")
+    qconvert("export", tiny, "-o", "a.onnx")
+    listed = qconvert("cache")
+    assert listed.out.splitlines()[0].split() == ["step", "MB", "age", "made", "from"]
+    assert listed.out.splitlines()[2].startswith("prepare")
+    assert "tiny (" in listed.out
+    (entry,) = json.loads(qconvert("cache", "--json").out)["entries"]
+    assert entry["recipe"]["opset"] == "20"
+    wrong = qconvert("cache", "--clear", "prepaer")
+    assert wrong.code == 2
+    assert "did you mean `prepare`?" in wrong.err
+    assert qconvert("cache", "--clear", "prepare").err.startswith("cleared 1 results")
+    assert qconvert("cache").out == ""
+
+
+def test_init_writes_settings_that_export_reads(
+    qconvert: Command, tiny: Path, tmp_path: Path
+) -> None:
+    assert qconvert("init", "tiny.onnx").err == "wrote qconvert.toml; `qconvert export` reads it\n"
+    assert config.load(Path("qconvert.toml")).model == "tiny.onnx"
+    assert qconvert("export", "-o", "a.onnx").code == 0
+    again = qconvert("init", "tiny.onnx")
+    assert again.code == 2
+    assert "--force" in again.err
+    assert qconvert("init", "tiny.onnx", "--force").code == 0
+
+
+def test_init_elsewhere_still_points_at_the_model(
+    qconvert: Command, tiny: Path, tmp_path: Path
+) -> None:
+    assert qconvert("init", "tiny.onnx", "-o", "deep/settings.toml").code == 0
+    loaded = config.load(Path("deep/settings.toml"))
+    assert Path(str(loaded.model)).resolve() == tiny
+    assert qconvert("init", "none.onnx").code == 2
+    assert qconvert("init", "timm:resnet18").code == 0
+    assert config.load(Path("qconvert.toml")).model == "timm:resnet18"

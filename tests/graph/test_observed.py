@@ -1,0 +1,132 @@
+"""Every tensor that could be quantized is looked at once; each other one has a reason."""
+
+import onnx_ir as ir
+import pytest
+
+from qconvert.graph.observed import Observed, channel_axis, observe
+from qconvert.graph.simplify import infer_shapes
+from tests.models import floats, from_text, tiny
+
+HEAD = '<ir_version: 10, opset_import: ["": 20]>\n'
+CONV = "Conv <pads: ints = [1, 1, 1, 1]> (x, w)"
+
+
+def model(body: str, inputs: str = "float[N, 4, 6, 6] x", **weights: tuple[int, ...]) -> ir.Model:
+    parsed = from_text(
+        HEAD + f"net ({inputs}) => (float[] y) {{ {body} }}",
+        **{name: floats(*shape) for name, shape in weights.items()},
+    )
+    return infer_shapes(parsed)[0]
+
+
+def observed(body: str, inputs: str = "float[N, 4, 6, 6] x") -> Observed:
+    weights = {"w": (4, 4, 3, 3)} if "(x, w" in body else {}
+    return observe(model(body, inputs, **weights))
+
+
+def test_a_classifier_is_observed_at_every_place_where_a_backend_could_quantize() -> None:
+    found = observe(infer_shapes(tiny())[0])
+    assert found.counted == ("image", "relu", "pooled", "scores")
+    assert not found.one_at_a_time
+
+
+@pytest.mark.parametrize("activation", ["Relu (h)", "Clip (h, zero, six)"])
+def test_what_is_fused_with_its_activation_is_left_alone(activation: str) -> None:
+    body = "zero = Constant <value: tensor = float {0.0}> () "
+    body += f"six = Constant <value: tensor = float {{6.0}}> () h = {CONV} y = {activation}"
+    found = observed(body)
+    assert found.counted == ("x", "y")
+    assert "fused" in found.skipped["h"]
+
+
+def test_what_two_nodes_read_is_observed_though_one_of_them_could_be_fused() -> None:
+    found = observed(f"h = {CONV} r = Relu (h) y = Add (h, r)")
+    assert found.counted == ("x", "h", "r", "y")
+
+
+def test_tensors_that_only_move_values_share_the_range_of_their_source() -> None:
+    found = observed(
+        f"h = {CONV} p = MaxPool <kernel_shape: ints = [2, 2]> (h) "
+        "t = Transpose <perm: ints = [0, 2, 3, 1]> (p) y = Sigmoid (t)"
+    )
+    assert found.counted == ("x", "h", "y")
+    assert found.shares == {"p": "h", "t": "h"}
+
+
+def test_only_a_cubic_resize_makes_values_of_its_own() -> None:
+    scales = "s = Constant <value: tensor = float[4] {1.0, 1.0, 2.0, 2.0}> () "
+    for mode, shared in (("linear", True), ("cubic", False)):
+        found = observed(f'{scales} h = {CONV} y = Resize <mode: string = "{mode}"> (h, , s)')
+        assert ("y" in found.shares) is shared
+
+
+def test_tensors_that_no_backend_quantizes_are_bounded_only() -> None:
+    found = observed(f"h = {CONV} e = Exp (h) f = Sqrt (e) y = Relu (f)")
+    assert found.bounded == ("e",)
+    assert found.counted == ("x", "h", "f", "y")
+
+
+def test_integers_constants_and_sizes_are_no_tensors_of_the_image() -> None:
+    found = observed(
+        "size = Shape (x) real = Cast <to: int = 1> (size) twice = Add (real, real) "
+        "c = Constant <value: tensor = float {2.0}> () z = Mul (x, c) i = Cast <to: int = 7> (z) "
+        "y = Cast <to: int = 1> (i)"
+    )
+    assert found.counted == ("x", "z")
+    assert found.bounded == ("y",)
+    assert not found.skipped
+
+
+def test_what_depends_on_the_data_for_its_size_is_skipped() -> None:
+    found = observed(
+        "places = NonZero (x) rows = Transpose (places) picked = GatherND (x, rows) "
+        "y = Relu (picked)"
+    )
+    assert "depends on the values" in found.skipped["y"]
+    assert found.bounded == ("x",)
+
+
+def test_a_lost_batch_axis_means_one_image_at_a_time() -> None:
+    body = (
+        "shape = Constant <value: tensor = int64[2] {-1, 6}> () "
+        "h = Reshape (x, shape) r = Sigmoid (h) y = Add (r, r)"
+    )
+    found = observed(body)
+    assert found.one_at_a_time
+    assert found.counted == ("x", "r", "y")
+
+
+def test_a_lost_batch_axis_of_a_fixed_batch_is_a_reason() -> None:
+    body = (
+        "shape = Constant <value: tensor = int64[2] {-1, 6}> () "
+        "h = Reshape (x, shape) r = Sigmoid (h) y = Add (r, r)"
+    )
+    found = observed(body, "float[3, 4, 6, 6] x")
+    assert found.counted == ("x",)
+    assert "not the batch" in found.skipped["r"]
+
+
+def test_the_bodies_of_branches_are_not_looked_into() -> None:
+    found = observed(
+        "m = ReduceMax <keepdims: int = 0> (x) c = Cast <to: int = 9> (m) "
+        "h = If (c) <then_branch = a () => (float t) { t = Relu (x) }, "
+        "else_branch = b () => (float e) { e = Sigmoid (x) }> y = Relu (h)"
+    )
+    assert "t" not in (*found.counted, *found.bounded, *found.skipped)
+
+
+def test_channels_are_where_the_neighbours_have_them() -> None:
+    net = model(
+        f"h = {CONV} t = Transpose <perm: ints = [0, 2, 3, 1]> (h) y = MatMul (t, m)",
+        w=(4, 4, 3, 3),
+        m=(4, 5),
+    )
+    values = {value.name: value for node in net.graph for value in node.outputs}
+    assert channel_axis(values["h"]) == 1
+    assert channel_axis(values["t"]) == 3
+    assert channel_axis(net.graph.inputs[0]) == 1
+
+
+def test_a_flattened_map_has_no_channels() -> None:
+    net = model("y = Flatten (x)", "float[N, 64, 32, 32] x")
+    assert channel_axis(net.graph.outputs[0]) is None

@@ -1,0 +1,160 @@
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qconvert.errors import QConvertError, UsageError
+from qconvert.feeds import TensorSpec
+from qconvert.images import ImageChoice, open_images, reopen
+from qconvert.images.arrays import ArrayImages
+from qconvert.images.batch import Images
+from qconvert.images.labels import require_labels
+from qconvert.images.preprocess import PRESETS
+
+UNIT = PRESETS["unit"]
+TWO = [
+    TensorSpec("ids", np.dtype("int64"), ("N", 7)),
+    TensorSpec("mask", np.dtype("bool"), ("N", "length")),
+]
+
+
+def two(count: int = 10) -> dict[str, Any]:
+    ids = np.arange(count * 7, dtype=np.int64).reshape(count, 7)
+    return {"ids": ids, "mask": ids % 2 == 0}
+
+
+def opened(path: Path, specs: list[TensorSpec] = TWO, **choice: Any) -> Images:
+    return open_images(ImageChoice(path, **choice), specs, UNIT)
+
+
+def written(tmp_path: Path, **named: Any) -> Path:
+    np.savez(tmp_path / "it.npz", **named)
+    return tmp_path / "it.npz"
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_every_input_gets_its_rows(tmp_path: Path, save: Any) -> None:
+    save(tmp_path / "it.npz", **two())
+    batches = list(opened(tmp_path / "it.npz").batches(4))
+    assert [len(batch.items) for batch in batches] == [4, 4, 2]
+    for name, array in two().items():
+        assert np.array_equal(np.concatenate([batch.feeds[name] for batch in batches]), array)
+    assert batches[1].items[0].name == "4"
+
+
+@settings(deadline=None)
+@given(size=st.integers(1, 12), start=st.integers(0, 9))
+def test_hashes_and_positions_do_not_depend_on_how_it_is_cut(size: int, start: int) -> None:
+    whole = ArrayImages(Path("x.npz"), two(), tuple(range(10)), (None,) * 10)
+    items = [item for batch in whole.batches(3) for item in batch.items]
+    part = [item for batch in whole.between(start, 10).batches(size) for item in batch.items]
+    assert part == items[start:]
+
+
+def test_an_npy_stands_for_the_only_input(tmp_path: Path) -> None:
+    array = np.asfortranarray(np.random.default_rng(0).random((5, 3, 2), np.float32))
+    np.save(tmp_path / "it.npy", array)
+    specs = [TensorSpec("x", np.dtype("float32"), ("N", 3, 2))]
+    batch = next(opened(tmp_path / "it.npy", specs).batches(5))
+    assert np.array_equal(batch.feeds["x"], array)
+    with pytest.raises(UsageError, match="holds one array; the model has several inputs"):
+        opened(tmp_path / "it.npy")
+
+
+@pytest.mark.parametrize("name", ["it.npz", "it.npy"])
+def test_what_is_not_compressed_is_mapped_and_not_loaded(tmp_path: Path, name: str) -> None:
+    array = np.zeros((4, 3, 2), np.float32)
+    np.savez(tmp_path / "it.npz", x=array)
+    np.save(tmp_path / "it.npy", array)
+    images = opened(tmp_path / name, [TensorSpec("x", np.dtype("float32"), ("N", 3, 2))])
+    assert isinstance(images, ArrayImages)
+    assert isinstance(images.arrays["x"], np.memmap)
+    batch = next(images.batches(2))
+    assert not isinstance(batch.feeds["x"], np.memmap)
+
+
+def test_count_spreads_and_labels_balance(tmp_path: Path) -> None:
+    path = written(tmp_path, **two(), labels=np.array([0] * 8 + [1] * 2))
+    images = opened(path, count=4)
+    assert require_labels(images) == (0, 0, 1, 1)
+    assert len(opened(path, count=99).names) == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"mask": None}, "has the arrays `ids`; the model's inputs are `ids`, `mask`"),
+        ({"other": np.zeros(10)}, "has the arrays `ids`, `mask`, `other`"),
+        ({"ids": np.zeros((10, 7), np.int32)}, "`ids` in .* is int32; the model takes int64"),
+        ({"ids": np.zeros((10, 8), np.int64)}, r"has the shape \[10, 8\]; the model's input is"),
+        ({"ids": np.zeros(10, np.int64)}, r"has the shape \[10\]"),
+        ({"ids": np.zeros((9, 7), np.int64)}, "different lengths: `ids` 9, `mask` 10"),
+        ({"labels": np.zeros(9, np.int64)}, "it must be 10 whole numbers"),
+        ({"labels": np.full(10, -1)}, "it must be 10 whole numbers"),
+        ({"ids": np.array([{}] * 10)}, "cannot be read as arrays: .*bject"),
+    ],
+)
+def test_arrays_that_do_not_fit_the_model_are_refused(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    named = {name: array for name, array in (two() | change).items() if array is not None}
+    with pytest.raises(UsageError, match=words):
+        opened(written(tmp_path, **named))
+
+
+def test_empty_arrays_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(QConvertError, match="are empty"):
+        opened(written(tmp_path, **two(0)))
+
+
+@pytest.mark.parametrize("name", ["it.npz", "it.npy"])
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.7])
+def test_a_damaged_file_is_refused(tmp_path: Path, name: str, share: float) -> None:
+    np.save(tmp_path / "it.npy", two()["ids"])
+    written(tmp_path, ids=two()["ids"])
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: int(share * len(data))])
+    with pytest.raises(UsageError, match="cannot be read as arrays"):
+        opened(tmp_path / name, TWO[:1])
+
+
+def test_a_model_input_without_axes_takes_no_arrays(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"has the shape \[\]"):
+        opened(written(tmp_path, x=np.float32(1)), [TensorSpec("x", np.dtype("float32"), ())])
+
+
+def test_a_missing_file_and_labels_for_arrays_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        opened(tmp_path / "gone.npz")
+    with pytest.raises(UsageError, match="is for pictures"):
+        opened(written(tmp_path, **two()), labels=Path("labels.csv"))
+
+
+def test_a_member_that_is_no_array_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "it.npz", "w") as archive:
+        archive.writestr("ids.npy", "hello")
+    with pytest.raises(UsageError, match="cannot be read as arrays"):
+        opened(tmp_path / "it.npz")
+
+
+def test_a_stored_list_opens_the_very_same_rows(tmp_path: Path) -> None:
+    images = opened(written(tmp_path, **two()), count=3)
+    stored = images.listing()
+    again = reopen(stored, TWO, UNIT)
+    assert again.names == images.names
+    assert again.listing() == stored
+    assert again.between(1, 3).listing().entries == stored.entries[1:]
+
+
+def test_a_stored_list_notices_what_is_gone_or_changed(tmp_path: Path) -> None:
+    stored = opened(written(tmp_path, **two()), count=3).listing()
+    written(tmp_path, **(two() | {"ids": two()["ids"] + 1}))
+    with pytest.raises(QConvertError, match="is not what it was"):
+        next(reopen(stored, TWO, UNIT).batches(3))
+    written(tmp_path, **two(2))
+    with pytest.raises(UsageError, match="has only 2 rows left"):
+        reopen(stored, TWO, UNIT)
