@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +55,20 @@ def save(model: ir.Model, path: Path) -> None:
             name = _save_external(model, draft)
             (Path(folder) / name).replace(path.parent / name)
         draft.chmod(0o666 & ~_umask())
+        outdated = files(path)[1:]
         draft.replace(path)
+        for old in set(outdated) - set(files(path)):
+            old.unlink(missing_ok=True)
+
+
+def files(path: Path) -> tuple[Path, ...]:
+    """Return the files of a saved model: itself, then the data that `save` put beside it."""
+    own = re.compile(re.escape(path.stem) + r"-[0-9a-f]{8}\.data")
+    if not path.is_file():
+        return (path,)
+    beside = {each for each in path.parent.iterdir() if own.fullmatch(each.name)}
+    content = path.read_bytes() if beside else b""
+    return (path, *sorted(each for each in beside if each.name.encode() in content))
 
 
 def serialize(model: ir.Model) -> bytes:

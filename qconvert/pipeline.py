@@ -126,7 +126,8 @@ def _write(model: ir.Model, out: Path, tell: Tell) -> None:
     started = time.perf_counter()
     onnx_io.save(model, out)
     opset = model.opset_imports.get("", 0)
-    text = f"{out}, {_megabytes(out.stat().st_size)}, opset {opset}, sha256 {digest(out)[:12]}"
+    size = sum(file.stat().st_size for file in onnx_io.files(out))
+    text = f"{out}, {_megabytes(size)}, opset {opset}, sha256 {digest(out)[:12]}"
     tell(Progress("write", text, time.perf_counter() - started))
 
 

@@ -12,6 +12,7 @@ from qconvert import onnx_io
 from qconvert.errors import QConvertError, UsageError
 from tests import models
 from tests.conftest import write
+from tests.models import floats
 
 
 def with_external(folder: Path, location: str) -> Path:
@@ -91,12 +92,28 @@ def test_a_large_model_keeps_its_weights_beside_it(
     monkeypatch.setattr(onnx_io, "SINGLE_FILE_BYTES", 100)
     monkeypatch.setattr(onnx_io, "KEEP_INSIDE_BYTES", 16)
     path = write(models.tiny(), tmp_path / "a.onnx")
-    data = [each.name for each in tmp_path.iterdir() if each.suffix == ".data"]
+    data = [each for each in tmp_path.iterdir() if each.suffix == ".data"]
     assert len(data) == 1
-    assert data[0].startswith("a-")
+    assert data[0].name.startswith("a-")
     stored = onnx_io.load(path).graph.initializers["conv_weight"].const_value
     assert isinstance(stored, ir.ExternalTensor)
+    assert onnx_io.files(path) == (path, data[0])
     np.testing.assert_array_equal(stored.numpy(), models.floats(4, 3, 3, 3))
+
+
+def test_writing_a_large_model_again_removes_only_its_own_old_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_io, "SINGLE_FILE_BYTES", 100)
+    monkeypatch.setattr(onnx_io, "KEEP_INSIDE_BYTES", 16)
+    bystander = tmp_path / "a-12345678.data"
+    bystander.write_text("not of this model")
+    path = write(models.tiny(), tmp_path / "a.onnx")
+    changed = models.tiny()
+    changed.graph.initializers["conv_weight"].const_value = ir.tensor(floats(4, 3, 3, 3, seed=9))
+    write(changed, path)
+    assert bystander.exists()
+    assert len(list(tmp_path.glob("a-*.data"))) == 2
 
 
 @pytest.mark.parametrize("location", ["../weights.bin", "/etc/passwd", "sub/../../weights.bin"])

@@ -127,7 +127,8 @@ def _as_json(done: "Exported") -> dict[str, object]:
 
     return {
         "model": str(done.path),
-        "bytes": done.path.stat().st_size,
+        "files": [str(file) for file in onnx_io.files(done.path)],
+        "bytes": sum(file.stat().st_size for file in onnx_io.files(done.path)),
         "sha256": digest(done.path),
         "opset": done.model.opset_imports.get("", 0),
         "inputs": [str(spec) for spec in onnx_io.inputs(done.model)],

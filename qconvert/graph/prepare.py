@@ -59,7 +59,12 @@ def passes(opset: int) -> tuple[Pass, ...]:
     """Return the passes in their order."""
     return (
         Pass("inline", inline, safe_for_quantized=True, safe_for_large=True),
-        Pass("opset", lambda model: upgrade(model, opset), safe_for_quantized=True),
+        Pass(
+            "opset",
+            lambda model: upgrade(model, opset),
+            safe_for_quantized=True,
+            safe_for_large=True,
+        ),
         Pass("constants", fold_constants, safe_for_large=True),
         Pass("simplify", simplify),
         Pass("batchnorm", fold_batchnorm, safe_for_large=True),

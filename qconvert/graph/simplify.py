@@ -38,6 +38,8 @@ def upgrade(model: ir.Model, opset: int) -> tuple[ir.Model, str]:
     before = model.opset_imports.get("", 0)
     if before >= opset:
         return model, ""
+    if onnx_io.weight_bytes(model) >= onnx_io.SINGLE_FILE_BYTES:
+        raise ValueError(f"a model above 2 GB stays at opset {before}")
     raised = ir.from_proto(version_converter.convert_version(_proto(model), opset))
     return raised, f"opset {before} to {opset}"
 
