@@ -68,6 +68,56 @@ class Prepare(Strict):
 
 
 @dataclass(frozen=True)
+class Preprocessing(Strict):
+    """What is done to a picture; what is not said here follows the source and its input."""
+
+    preset: Annotated[
+        Literal["imagenet", "inception", "clip", "unit", "raw"] | None,
+        Field(description="mean, std and filter of a family; `imagenet` if nothing says more"),
+    ] = None
+    resize: Annotated[
+        Literal["fit", "none"] | Annotated[int, Field(ge=1)] | tuple[int, int] | None,
+        Field(description="length of the shorter side, `[width, height]`, or `none`"),
+    ] = None
+    crop: Annotated[
+        Literal["fit", "none"] | Annotated[int, Field(ge=1)] | None,
+        Field(description="side of the centre crop, or `none`"),
+    ] = None
+    interpolation: Annotated[
+        Literal["bilinear", "bicubic", "box"] | None, Field(description="filter of the resize")
+    ] = None
+    mean: Annotated[
+        tuple[float, ...] | None, Field(description="of values scaled to 0..1; 1 or 3 numbers")
+    ] = None
+    std: Annotated[
+        tuple[float, ...] | None, Field(description="of values scaled to 0..1; 1 or 3 numbers")
+    ] = None
+    colours: Annotated[
+        Literal["rgb", "bgr"] | None, Field(description="order in which the network takes them")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Calibration(Strict):
+    """The images that ranges are measured on."""
+
+    images: Annotated[
+        Path | None, Field(description="folder, list file, CSV, or arrays (.npz, .npy)")
+    ] = None
+    count: Annotated[int, Field(ge=1, description="at most so many of them")] = 512
+    max_broken: Annotated[
+        Annotated[int, Field(ge=0)] | None,
+        Field(description="unreadable files to put up with; unset: 10 %, at least 10"),
+    ] = None
+    exact: Annotated[
+        bool, Field(description="count every value instead of some thousands an image")
+    ] = False
+    method: Annotated[
+        str, Field(description="range method: mse, minmax, moving-average, entropy, percentile:P")
+    ] = "mse"
+
+
+@dataclass(frozen=True)
 class Config(Strict):
     """Everything that decides a result."""
 
@@ -78,6 +128,12 @@ class Config(Strict):
         ),
     ] = None
     export: Annotated[Export, Field(description=Export.__doc__)] = field(default_factory=Export)
+    preprocess: Annotated[Preprocessing, Field(description=Preprocessing.__doc__)] = field(
+        default_factory=Preprocessing
+    )
+    calibration: Annotated[Calibration, Field(description=Calibration.__doc__)] = field(
+        default_factory=Calibration
+    )
     prepare: Annotated[Prepare, Field(description=Prepare.__doc__)] = field(default_factory=Prepare)
 
 

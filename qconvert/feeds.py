@@ -64,6 +64,12 @@ def settle(specs: Sequence[TensorSpec], given: Sequence[TensorSpec]) -> tuple[Te
     return tuple(_settle(spec, by_name.get(spec.name)) for spec in specs)
 
 
+def fixed_batch(specs: Sequence[TensorSpec]) -> int | None:
+    """Return the batch that the first input fixes, None where it is open."""
+    first = specs[0].shape[0] if specs and specs[0].shape else 1
+    return first if isinstance(first, int) else None
+
+
 def draw(specs: Sequence[TensorSpec], batch: int, seed: int) -> Feeds:
     """Return random arrays of the right names, types and shapes; the same seed, the same arrays.
 

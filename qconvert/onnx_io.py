@@ -83,8 +83,10 @@ def from_bytes(content: bytes) -> ir.Model:
 
 
 def fingerprint(model: ir.Model) -> str:
-    """Return the sha256 of graph and weights, wherever the weights are stored."""
-    digest = hashlib.sha256(ir.to_onnx_text(model, exclude_initializers=True).encode())
+    """Return the sha256 of graph and weights, wherever they are stored, without the metadata."""
+    bare = model.clone()
+    bare.metadata_props.clear()
+    digest = hashlib.sha256(ir.to_onnx_text(bare, exclude_initializers=True).encode())
     for graph in model.graphs():
         for name, value in graph.initializers.items():
             digest.update(name.encode())

@@ -39,7 +39,7 @@ def qconvert(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 
     def run(*args: str | Path) -> Outcome:
         console._out.cache_clear()
-        console._err.cache_clear()
+        console.talk_console.cache_clear()
         console.LOUDNESS.level = 0
         capsys.readouterr()
         code = guarded(main, [str(arg) for arg in args])

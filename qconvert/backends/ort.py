@@ -17,22 +17,27 @@ except ModuleNotFoundError:
         hint='pip install "qconvert[cpu]", or [cuda], [tensorrt] or [tensorrt-rtx] on a GPU host',
     ) from None
 
-ERRORS_ONLY = 3
+# What goes wrong comes as an exception; the log would say it again on stderr.
+SILENT = 4
 
 
-def open_cpu(model: ir.Model) -> Run:
-    """Load a model on the CPU provider and return the function that runs it."""
+def open_cpu(model: ir.Model, threads: int = 0) -> Run:
+    """Load a model on the CPU provider and return the function that runs it.
+
+    `threads` of 0 takes one for each core.
+    """
     if onnx_io.weight_bytes(model) < onnx_io.SINGLE_FILE_BYTES:
-        return _open(onnx_io.serialize(model))
+        return _open(onnx_io.serialize(model), threads)
     with tempfile.TemporaryDirectory(prefix="qconvert-") as folder:
         path = Path(folder) / "model.onnx"
         onnx_io.save(model, path)
-        return _open(str(path))
+        return _open(str(path), threads)
 
 
-def _open(model: bytes | str) -> Run:
+def _open(model: bytes | str, threads: int) -> Run:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY + 1
+    options.log_severity_level = SILENT
+    options.intra_op_num_threads = threads
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exception classes share no public base

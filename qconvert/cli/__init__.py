@@ -11,6 +11,7 @@ from qconvert.cli.boundary import guarded
 COMMANDS = {
     "export": "Turn a source into one clean ONNX file, checked against it.",
     "inspect": "Show a model's inputs, operators and sizes.",
+    "calibrate": "Measure ranges of a model's tensors over images.",
     "init": "Write a commented qconvert.toml for a model.",
     "doctor": "Show which backends work here, and why not.",
     "cache": "List or clear stored results.",

@@ -7,7 +7,6 @@ its least important columns; it never cuts a number.
 import json
 import os
 import sys
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,11 +16,9 @@ from qconvert.errors import QConvertError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.status import Status
     from rich.table import Table as RichTable
 
 UNLIMITED = 100_000
-TEXT_WIDTH, TOOK_WIDTH = 50, 14
 GAP = 3
 
 
@@ -74,57 +71,16 @@ def trouble(text: str) -> None:
 
 def error(problem: QConvertError) -> None:
     """Show what happened, its causes, and after a blank line what to do."""
-    lines = [f"{_styled('error:', '31')} {plain(str(problem))}"]
+    lines = [f"{styled('error:', '31')} {plain(str(problem))}"]
     lines += [f"  {detail}" for detail in map(plain, problem.details)]
     cause = problem.__cause__
     while cause is not None:
         lines += [f"  caused by: {plain(str(cause)).strip() or type(cause).__name__}"]
         cause = cause.__cause__
     if problem.hint:
-        lines += ["", f"{_styled('hint:', '36')} {plain(problem.hint)}"]
+        lines += ["", f"{styled('hint:', '36')} {plain(problem.hint)}"]
     if LOUDNESS.level > -2:
         sys.stderr.write("\n".join(lines) + "\n")
-
-
-@dataclass
-class Steps:
-    """The steps of a run: a spinner for the one at work, a line for each that is done."""
-
-    spinner: "Status | None" = None
-
-    def __enter__(self) -> "Steps":
-        return self
-
-    def __exit__(self, *gone: object) -> None:
-        self._stop()
-
-    def tell(self, name: str, text: str, seconds: float | None, *, stored: bool = False) -> None:
-        """Show a step that starts (no `seconds` yet) or one that is done, and what it made."""
-        self._stop()
-        if seconds is None:
-            self._start(f"{name:<9} {plain(text)} …")
-            return
-        took = f"stored, {seconds:.1f} s" if stored else f"{seconds:.1f} s"
-        first, *more = [
-            line for each in plain(text).splitlines() for line in textwrap.wrap(each, TEXT_WIDTH)
-        ]
-        _talk(f"  {_styled('✓', '32')} {name:<9} {first:<{TEXT_WIDTH}} {took:>{TOOK_WIDTH}}")
-        for line in more:
-            _talk(f"    {'':<9} {line}")
-
-    def _start(self, text: str) -> None:
-        if (
-            LOUDNESS.level >= 0
-            and sys.stderr.isatty()
-            and not os.environ.get("QCONVERT_NO_PROGRESS")
-        ):
-            self.spinner = _err().status(text)
-            self.spinner.start()
-
-    def _stop(self) -> None:
-        if self.spinner is not None:
-            self.spinner.stop()
-            self.spinner = None
 
 
 def data(text: str) -> None:
@@ -186,19 +142,14 @@ def _out() -> "Console":
 
 
 @cache
-def _err() -> "Console":
+def talk_console() -> "Console":
+    """Return the console of stderr, made once."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
-def _styled(text: str, code: str) -> str:
+def styled(text: str, code: str) -> str:
+    """Colour talk for a terminal that wants it."""
     colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     return f"\x1b[1;{code}m{text}\x1b[0m" if colour else text
-
-
-def _talk(text: str) -> None:
-    """Talk on stderr in text that is already safe and styled."""
-    if LOUDNESS.level >= 0:
-        sys.stderr.write(text.rstrip() + "\n")
-        sys.stderr.flush()

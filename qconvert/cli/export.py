@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qconvert.cli import console, options
+from qconvert.cli import console, options, settings
+from qconvert.cli.image_options import image_options
+from qconvert.cli.steps import Steps
 
 if TYPE_CHECKING:
     from qconvert.config import Config
-    from qconvert.pipeline import Exported, Progress
+    from qconvert.pipeline.export import Exported
 
 EXAMPLES = """\b
 Examples:
@@ -30,6 +32,7 @@ Examples:
 @click.option(
     "--skip", multiple=True, metavar="PASS", help="Leave out a cleaning pass; repeatable."
 )
+@image_options
 @click.option("--dry-run", is_flag=True, help="Print what would be done and touch nothing.")
 @options.settings
 @options.as_json
@@ -38,23 +41,21 @@ def command(source: str | None, output: Path | None, **chosen: Any) -> None:
     """Turn SOURCE into one clean ONNX file and check that it says the same.
 
     SOURCE is m.onnx, net.pt2, package.module:factory, timm:NAME or torchvision:NAME. Named nets
-    come with their own pretrained weights unless --weights says otherwise.
+    come with their own pretrained weights unless --weights says otherwise. With --images, PyTorch
+    and ONNX are compared on some of them instead of on random inputs, and what is done to a picture
+    is written into the file.
     """
-    from qconvert import pipeline, store
-
-    config = _config(source, chosen)
-    place = output or _default_place(str(config.model))
-    _spare_source(str(config.model), place)
+    config = settings.read(source, chosen)
+    place = settings.place(output, str(config.model), ".onnx")
     if chosen["dry_run"]:
         _plan(config, place)
         return
-    with console.Steps() as steps:
+    from qconvert import store
+    from qconvert.pipeline.export import export
 
-        def tell(progress: "Progress") -> None:
-            steps.tell(progress.step, progress.text, progress.seconds, stored=progress.stored)
-
-        done = pipeline.export(config, place, store.default(), tell, trust=chosen["trust"])
-    for step in done.steps:
+    with Steps() as steps:
+        done = export(config, place, store.default(), steps.tell, trust=chosen["trust"])
+    for step in done.prepared.steps:
         if step.dropped:
             console.say(f"    note: {step.name} left out: {step.dropped}")
         console.say(f"    {step.name}: {step.changed or 'nothing'}, {step.seconds:.2f} s", level=1)
@@ -62,46 +63,6 @@ def command(source: str | None, output: Path | None, **chosen: Any) -> None:
         console.say("    note: this model holds Q/DQ nodes; they are kept as they are")
     if chosen["as_json"]:
         console.data_json(_as_json(done))
-
-
-def _config(source: str | None, chosen: dict[str, Any]) -> "Config":
-    from qconvert import config
-    from qconvert.errors import UsageError
-
-    file = config.find(chosen["config"])
-    if file and not chosen["config"]:
-        console.say(f"settings from ./{file}")
-    batch = chosen["batch"]
-    given = options.given(
-        model=source,
-        export__inputs=chosen["inputs"],
-        export__weights=chosen["weights"],
-        export__batch=int(batch) if batch and batch.isdigit() else batch,
-        export__opset=chosen["opset"],
-        export__parity_tolerance=chosen["parity_tolerance"],
-        prepare__skip=chosen["skip"],
-    )
-    loaded = config.load(file, {**config.assignments(chosen["assigned"]), **given})
-    if loaded.model is None:
-        raise UsageError("there is no model to export", hint="name one: `qconvert export SOURCE`")
-    return loaded
-
-
-def _default_place(source: str) -> Path:
-    """Name the file after the source, in the current folder, and never over the source itself."""
-    from qconvert import sources
-
-    kind = sources.kind(source)
-    name = Path(source).stem if kind.endswith("file") else source.rpartition(":")[2]
-    place = Path(f"{name}.onnx")
-    return Path(f"{name}-clean.onnx") if place.resolve() == Path(source).resolve() else place
-
-
-def _spare_source(source: str, place: Path) -> None:
-    from qconvert.errors import UsageError
-
-    if place.resolve() == Path(source).resolve():
-        raise UsageError(f"`{place}` is the source itself", hint="choose another name with `-o`")
 
 
 def _plan(config: "Config", place: Path) -> None:
@@ -130,11 +91,11 @@ def _as_json(done: "Exported") -> dict[str, object]:
         "files": [str(file) for file in onnx_io.files(done.path)],
         "bytes": sum(file.stat().st_size for file in onnx_io.files(done.path)),
         "sha256": digest(done.path),
-        "opset": done.model.opset_imports.get("", 0),
-        "inputs": [str(spec) for spec in onnx_io.inputs(done.model)],
-        "outputs": [str(spec) for spec in onnx_io.outputs(done.model)],
+        "opset": done.prepared.model.opset_imports.get("", 0),
+        "inputs": [str(spec) for spec in onnx_io.inputs(done.prepared.model)],
+        "outputs": [str(spec) for spec in onnx_io.outputs(done.prepared.model)],
         "quantized": done.quantized,
         "parity": asdict(done.parity) if done.parity else None,
-        "steps": [asdict(step) for step in done.steps],
-        "notes": list(done.source.notes),
+        "steps": [asdict(step) for step in done.prepared.steps],
+        "notes": list(done.prepared.source.notes),
     }

@@ -1,15 +1,10 @@
-"""Options of every command that reads images, and the values they stand for."""
+"""Options of every command that reads images; each stands for a setting."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
-
-if TYPE_CHECKING:
-    from qconvert.images import ImageChoice
-    from qconvert.images.preprocess import Preprocess
-    from qconvert.images.reading import Reading
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -25,62 +20,6 @@ def image_options(command: Command) -> Command:
     for option in reversed(_IMAGES + _PREPROCESS + _READING):
         command = option(command)
     return command
-
-
-def labels_options(command: Command) -> Command:
-    """Add `--eval`, its labels, and how many of them."""
-    for option in reversed(_EVAL):
-        command = option(command)
-    return command
-
-
-def image_choice(chosen: Mapping[str, Any]) -> "ImageChoice | None":
-    """Return which images `--images` and `--count` ask for, None without `--images`."""
-    from qconvert.images import ImageChoice
-
-    path = chosen["images"]
-    return None if path is None else ImageChoice(path, chosen["count"] or COUNT)
-
-
-def eval_choice(chosen: Mapping[str, Any]) -> "ImageChoice | None":
-    """Return which images `--eval` asks for, None without it."""
-    from qconvert.errors import UsageError
-    from qconvert.images import ImageChoice
-
-    path, labels = chosen["eval_path"], chosen["labels"]
-    if path is not None:
-        return ImageChoice(path, chosen["eval_count"], labels)
-    if labels is not None or chosen["eval_count"] is not None:
-        given = "--labels" if labels is not None else "--eval-count"
-        raise UsageError(f"`{given}` needs `--eval`", hint="say which images: `--eval PATH`")
-    return None
-
-
-def preprocess(chosen: Mapping[str, Any], base: "Preprocess | None" = None) -> "Preprocess":
-    """Return the preset with the single settings laid over it.
-
-    Without `--preprocess` that is `base`, what the source or the settings say, else `imagenet`.
-    """
-    from dataclasses import replace
-
-    from qconvert.errors import UsageError
-    from qconvert.images.preprocess import PRESETS
-
-    if base is None or chosen["preprocess"] is not None:
-        base = PRESETS[chosen["preprocess"] or "imagenet"]
-    keys = ("resize", "crop", "interpolation", "mean", "std")
-    given = {key: chosen[key] for key in keys if chosen[key] is not None}
-    try:
-        return replace(base, **given)
-    except ValueError as error:
-        raise UsageError(str(error), hint="see `--resize`, `--crop`, `--mean`, `--std`") from None
-
-
-def reading(chosen: Mapping[str, Any]) -> "Reading":
-    """Return how `--workers` and `--max-broken` want the files read."""
-    from qconvert.images.reading import Reading
-
-    return Reading(workers=chosen["workers"], max_broken=chosen["max_broken"])
 
 
 def _resize(
@@ -170,32 +109,5 @@ _READING = [
         type=click.IntRange(min=0),
         metavar="N",
         help="Unreadable files to put up with (default: 10 %, at least 10).",
-    ),
-    click.option(
-        "--workers",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Threads that decode pictures (default: one a core).",
-    ),
-]
-
-_EVAL = [
-    click.option(
-        "--eval",
-        "eval_path",
-        type=_PATH,
-        help="Images to measure accuracy on, as for --images, with labels.",
-    ),
-    click.option(
-        "--labels",
-        type=_PATH,
-        metavar="FILE",
-        help="CSV `file,label` for --eval (default: labels.csv there, or class folders).",
-    ),
-    click.option(
-        "--eval-count",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="At most so many of them (default: all).",
     ),
 ]

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qconvert.cli import console, options
+from qconvert.cli import console, options, settings
 from qconvert.cli.console import Column, Table
 
 if TYPE_CHECKING:
@@ -24,17 +24,11 @@ Examples:
 @options.talk
 def command(model: str, **chosen: Any) -> None:
     """Show the inputs, outputs, operators and sizes of MODEL, an ONNX file or any other source."""
-    from qconvert import sources
-    from qconvert.config import Export
+    from qconvert import config, sources
     from qconvert.graph.describe import describe
     from qconvert.graph.simplify import infer_shapes
 
-    batch = chosen["batch"]
-    export = Export(
-        weights=chosen["weights"],
-        inputs=chosen["inputs"],
-        batch=int(batch) if batch and batch.isdigit() else batch,
-    )
+    export = config.load(None, settings.typed(None, chosen)).export
     source = sources.load(model, export, trust=chosen["trust"])
     info = describe(infer_shapes(source.model)[0])
     if chosen["as_json"]:

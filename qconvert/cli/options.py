@@ -72,7 +72,12 @@ def source(command: Command) -> Command:
                 help="Checkpoint (.pt, .pth, .safetensors) for a factory or a named net; "
                 "`random` for none.",
             ),
-            click.option("--batch", metavar="dynamic|N", help="Open or fix the batch dimension."),
+            click.option(
+                "--batch",
+                callback=_number,
+                metavar="dynamic|N",
+                help="Open or fix the batch dimension.",
+            ),
             click.option(
                 "--trust", is_flag=True, help="Let a checkpoint run the code it brings when read."
             ),
@@ -82,10 +87,6 @@ def source(command: Command) -> Command:
     return command
 
 
-def given(**values: object) -> dict[str, object]:
-    """Return the settings the user gave on the command line; what was not given is left out."""
-    return {
-        key.replace("__", ".").replace("_", "-"): value
-        for key, value in values.items()
-        if value is not None and value != ()
-    }
+def _number(ctx: click.Context, parameter: click.Parameter, given: str | None) -> str | int | None:
+    """Read a number; words are for the settings to judge."""
+    return int(given) if given and given.isdecimal() else given

@@ -13,28 +13,30 @@ import onnx_ir as ir
 
 from qconvert.graph import patterns
 
-CHANNEL_FIRST = frozenset(
-    "Conv ConvTranspose AveragePool GlobalAveragePool MaxPool BatchNormalization "
-    "InstanceNormalization GroupNormalization".split()
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+PRODUCTS = frozenset({"Gemm", "MatMul", "Einsum"})
+POOLS = frozenset({"AveragePool", "GlobalAveragePool", "LpPool", "ReduceMean"})
+BETWEEN = frozenset({"Add", "Sub", "Mul", "Div", "Sum", "Concat", "Pad", "Resize"})
+RECTIFIERS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "HardSwish"})
+SMOOTH = frozenset({"Sigmoid", "HardSigmoid", "Tanh", "Gelu", "Mish", "Swish", "Softmax"})
+NORMS = frozenset({"BatchNormalization", "InstanceNormalization", "GroupNormalization"})
+ROW_NORMS = frozenset({"LayerNormalization", "RMSNormalization"})
+
+QUANTIZABLE = (
+    CONVOLUTIONS | PRODUCTS | POOLS | BETWEEN | RECTIFIERS | SMOOTH | {"BatchNormalization"}
 )
-CHANNEL_LAST = frozenset("MatMul Gemm LayerNormalization RMSNormalization".split())
-ACTIVATIONS = frozenset(
-    "Relu Clip LeakyRelu PRelu Elu Selu Celu Sigmoid HardSigmoid HardSwish Swish Tanh Gelu Mish "
-    "Softplus Softmax".split()
-)
-QUANTIZABLE = ACTIVATIONS | frozenset(
-    "Conv ConvTranspose Gemm MatMul Einsum Add Sub Mul Div Sum Concat Pad Resize "
-    "AveragePool GlobalAveragePool LpPool ReduceMean BatchNormalization".split()
-)
-# Their outputs hold values of their first input and no others.
-MOVES = frozenset(
-    "Identity Dropout Reshape Transpose Flatten Squeeze Unsqueeze Expand Tile Slice Split Gather "
-    "DepthToSpace SpaceToDepth MaxPool GlobalMaxPool".split()
-)
+CHANNEL_FIRST = CONVOLUTIONS | NORMS | {"AveragePool", "GlobalAveragePool", "MaxPool"}
+CHANNEL_LAST = PRODUCTS | ROW_NORMS
+# What comes out of them are values of their first input and no others.
+RESHAPING = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
+CHOOSING = frozenset({"Slice", "Split", "Gather", "MaxPool", "GlobalMaxPool", "Dropout"})
+COPYING = frozenset({"Expand", "Tile", "DepthToSpace", "SpaceToDepth"})
+MOVING = RESHAPING | CHOOSING | COPYING
+
+FUSING = CONVOLUTIONS | {"Gemm", "MatMul", "Add", "BatchNormalization"}
 FUSED_READERS = frozenset({"Relu", "Clip"})
-FUSING = frozenset("Conv ConvTranspose Gemm MatMul Add BatchNormalization".split())
-# They answer with sizes, not with values of the image.
-SIZES = frozenset({"Shape", "Size", "NonZero", "NonMaxSuppression"})
+# They answer with sizes and places, not with values of the image.
+MEASURING = frozenset({"Shape", "Size", "NonZero", "NonMaxSuppression"})
 DATA_SIZED = frozenset({"NonZero", "NonMaxSuppression", "Compress", "Unique"})
 NO_BATCH_AXIS = "its first axis is not the batch"
 # Above this many channels a tensor is a flattened map; its channels mean nothing to a consumer.
@@ -76,7 +78,9 @@ def observe(model: ir.Model) -> Observed:
     unsized = _sized_by_data(model.graph)
     lost = any(_reason(value, batch, unsized) == NO_BATCH_AXIS for value in wanted)
     one_at_a_time = batch in (1, None) or (lost and not isinstance(batch, int))
-    counted, bounded, shares, skipped = [], [], {}, {}
+    counted: list[str] = []
+    bounded: list[str] = []
+    shares, skipped = {}, {}
     for value in live:
         source = _source(value, known)
         why = _reason(source, 1 if one_at_a_time else batch, unsized)
@@ -90,18 +94,15 @@ def observe(model: ir.Model) -> Observed:
 
 
 def channel_axis(value: ir.Value) -> int | None:
-    """Return the axis of a tensor's channels, as its neighbours use it; None where none is known."""
-    rank = 0 if value.shape is None else len(value.shape)
-    if rank < 2 or value.shape is None:
+    """Return the axis of a tensor's channels as its neighbours use it, if it has any."""
+    if value.shape is None or len(value.shape) < 2:
         return None
     around = {use.node.op_type for use in value.uses()}
     producer = value.producer()
     if producer is not None:
         around.add(producer.op_type)
-    if around & CHANNEL_FIRST or (rank == 4 and not around & CHANNEL_LAST):
-        axis = 1
-    else:
-        axis = rank - 1
+    first = around & CHANNEL_FIRST or (len(value.shape) == 4 and not around & CHANNEL_LAST)
+    axis = 1 if first else len(value.shape) - 1
     size = value.shape[axis]
     return axis if isinstance(size, int) and 0 < size <= MOST_CHANNELS else None
 
@@ -112,7 +113,7 @@ def _live(graph: ir.Graph) -> Iterator[ir.Value]:
     yield from (value for value in graph.inputs if value in known and _is_real(value))
     for node in graph:
         reads = any(value in known for value in (*node.inputs, *_outside(node)))
-        if not reads or node.op_type in SIZES:
+        if not reads or node.op_type in MEASURING:
             continue
         known.update(node.outputs)
         for value in node.outputs:
@@ -144,7 +145,7 @@ def _only_moves(node: ir.Node) -> bool:
         # A cubic filter overshoots, the others stay between the values they read.
         mode = node.attributes.get("mode")
         return mode is None or mode.as_string() != "cubic"
-    return node.op_type in MOVES
+    return node.op_type in MOVING
 
 
 def _reason(value: ir.Value, batch: int | str | None, unsized: set[ir.Value]) -> str:

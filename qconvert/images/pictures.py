@@ -20,6 +20,12 @@ from qconvert.images.preprocess import Preprocess
 from qconvert.images.reading import USUAL, Reader, Reading, Ready, content
 from qconvert.images.target import Target
 
+TAKE_OUT = "take them out, or allow more with `--max-broken N`"
+
+
+class NoImage(QConvertError):
+    """Not one of the chosen files could be read."""
+
 
 @dataclass(frozen=True)
 class PictureImages:
@@ -96,7 +102,8 @@ class PictureImages:
         if ready:
             yield self._batch(ready, skipped[told:])
         elif skipped:
-            raise _unreadable(f"no image of `{self.pictures.path}` could be read", skipped)
+            what = f"no image of `{self.pictures.path}` could be read"
+            raise NoImage(what, details=told_of(skipped), hint=TAKE_OUT)
 
     def _batch(self, ready: list[Ready], skipped: list[Skipped]) -> Batch:
         feeds = {self.target.name: np.stack([each.array for each in ready])}
@@ -107,12 +114,10 @@ class PictureImages:
         allowed = self.reading.allowed_broken(files)
         if len(skipped) > allowed:
             what = f"too many of the {files} images of `{self.pictures.path}` could not be read"
-            raise _unreadable(f"{what}: {len(skipped)} so far, {allowed} allowed", skipped)
+            message = f"{what}: {len(skipped)} so far, {allowed} allowed"
+            raise QConvertError(message, details=told_of(skipped), hint=TAKE_OUT)
 
 
-def _unreadable(message: str, skipped: list[Skipped]) -> QConvertError:
-    return QConvertError(
-        message,
-        details=some([str(each) for each in skipped]),
-        hint="take them out, or allow more with `--max-broken N`",
-    )
+def told_of(skipped: list[Skipped]) -> list[str]:
+    """Return a line for each of the first files that were passed over."""
+    return some([str(each) for each in skipped])

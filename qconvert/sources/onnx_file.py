@@ -1,5 +1,6 @@
 """An ONNX file as a source: its own reference, with the shapes the user asked for."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,11 @@ from qconvert.config import Export
 from qconvert.errors import UsageError
 from qconvert.feeds import TensorSpec, parse, settle
 from qconvert.graph.simplify import infer_shapes
+from qconvert.images.preprocess import Preprocess
 from qconvert.sources.source import Source
+
+# Where an exported file says what is done to a picture before it goes in.
+PREPROCESS = "qconvert.preprocess"
 
 
 def load(source: str, export: Export, trust: bool) -> Source:
@@ -23,7 +28,20 @@ def load(source: str, export: Export, trust: bool) -> Source:
     specs = with_batch(specs, export.batch)
     if specs != onnx_io.inputs(model):
         model = reshape(model, specs)
-    return Source(path.stem, model, specs)
+    return Source(path.stem, model, specs, preprocess=_preprocess(model))
+
+
+def _preprocess(model: ir.Model) -> Preprocess | None:
+    """Return what an earlier export wrote into the file."""
+    stored = model.metadata_props.get(PREPROCESS)
+    if stored is None:
+        return None
+    try:
+        return Preprocess.from_dict(json.loads(stored))
+    except (ValueError, TypeError):
+        raise UsageError(
+            f"the model's metadata `{PREPROCESS}` is damaged", hint="export the model again"
+        ) from None
 
 
 def with_batch(specs: tuple[TensorSpec, ...], batch: str | int | None) -> tuple[TensorSpec, ...]:

@@ -25,7 +25,7 @@ class Parity:
     worst: str
 
     def __str__(self) -> str:
-        agrees = f"same top-1 on {self.same_top1}/{self.inputs} inputs" if self.has_top1 else ""
+        agrees = f"top-1 {self.same_top1}/{self.inputs}" if self.has_top1 else ""
         return ", ".join(filter(None, [agrees, f"relative error {self.max_rel:.1e}"]))
 
     def holds(self, tolerance: float) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -60,7 +61,7 @@ def _with_batch(found: Source, export: Export) -> Source:
             f"`{found.name}` was exported with a batch of {found.inputs[0].shape[0]}",
             hint="leave out `--batch`, or export it again with a dynamic first dimension",
         )
-    return Source(found.name, reshape(found.model, specs), specs, found.run, found.notes)
+    return replace(found, model=reshape(found.model, specs), inputs=specs)
 
 
 def _refuse_code(path: Path) -> None:

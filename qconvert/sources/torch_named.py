@@ -1,5 +1,6 @@
 """Networks found by name: the user's own factory, timm's and torchvision's zoos."""
 
+from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -10,6 +11,7 @@ from qconvert.config import Export
 from qconvert.config_errors import near
 from qconvert.errors import QConvertError, Unavailable, UsageError, reason
 from qconvert.feeds import TensorSpec, parse
+from qconvert.images.preprocess import Interpolation, Preprocess
 from qconvert.sources import factory
 from qconvert.sources.source import Source
 from qconvert.sources.torch_program import from_module
@@ -36,8 +38,7 @@ def load_factory(source: str, export: Export, trust: bool) -> Source:
             hint="add `--input NAME:1x3x224x224`, or return (module, example_inputs)",
         )
     note = f"ran the code of `{source}`"
-    made = from_module(source.rpartition(":")[2], module, specs, export)
-    return Source(made.name, made.model, made.inputs, made.run, (note, *made.notes))
+    return replace(from_module(source.rpartition(":")[2], module, specs, export), notes=(note,))
 
 
 def load_timm(source: str, export: Export, trust: bool) -> Source:
@@ -49,8 +50,9 @@ def load_timm(source: str, export: Export, trust: bool) -> Source:
     pretrained = export.weights is None
     module = _create(source, lambda: timm.create_model(name, pretrained=pretrained))
     _weights(module, export, trust)
-    size = timm.data.resolve_model_data_config(module)["input_size"]
-    return from_module(name, module, _given_or(export, size), export)
+    data = timm.data.resolve_model_data_config(module)
+    made = from_module(name, module, _given_or(export, data["input_size"]), export)
+    return replace(made, preprocess=_from_timm(data))
 
 
 def load_torchvision(source: str, export: Export, trust: bool) -> Source:
@@ -63,8 +65,37 @@ def load_torchvision(source: str, export: Export, trust: bool) -> Source:
     weights = default if export.weights is None else None
     module = _create(source, lambda: models.get_model(name, weights=weights))
     _weights(module, export, trust)
-    crop = getattr(default.transforms(), "crop_size", [224])[0]
-    return from_module(name, module, _given_or(export, (3, crop, crop)), export)
+    transforms = default.transforms()
+    crop = getattr(transforms, "crop_size", [224])[0]
+    made = from_module(name, module, _given_or(export, (3, crop, crop)), export)
+    return replace(made, preprocess=_from_torchvision(transforms))
+
+
+def _from_timm(data: dict[str, Any]) -> Preprocess:
+    return Preprocess(
+        crop_share=float(data["crop_pct"]),
+        interpolation=_filter(str(data["interpolation"])),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+    )
+
+
+def _from_torchvision(transforms: Any) -> Preprocess | None:
+    """Read a classification preset; the others resize inside the network."""
+    if not hasattr(transforms, "crop_size"):
+        return None
+    return Preprocess(
+        resize=int(transforms.resize_size[0]),
+        crop=int(transforms.crop_size[0]),
+        interpolation=_filter(str(transforms.interpolation.value)),
+        mean=tuple(transforms.mean),
+        std=tuple(transforms.std),
+    )
+
+
+def _filter(name: str) -> Interpolation:
+    """Return the filter of this name; one we do not have becomes the usual one."""
+    return "bicubic" if name == "bicubic" else "bilinear"
 
 
 def _weights(module: torch.nn.Module, export: Export, trust: bool) -> None:

@@ -105,32 +105,6 @@ def test_colour_is_for_terminals_that_want_it() -> None:
     assert on_terminal(80, ERROR, NO_COLOR="1") == "error: bad\n"
 
 
-STEPS = """
-from qconvert.cli import console
-with console.Steps() as steps:
-    steps.tell("load", "reading net.onnx", None)
-    steps.tell("load", "net.onnx, " + "a long story, " * 8, 1.25)
-    steps.tell("prepare", "done before", 0.01, stored=True)
-"""
-
-
-def test_steps_fit_80_columns_and_show_what_they_made() -> None:
-    shown = on_terminal(80, STEPS, QCONVERT_NO_PROGRESS="1", NO_COLOR="1")
-    lines = shown.splitlines()
-    assert lines[0].startswith("  ✓ load      net.onnx, a long story")
-    assert lines[0].endswith("1.2 s")
-    assert lines[-1].endswith("stored, 0.0 s")
-    assert max(map(len, lines)) <= 80
-    assert "reading" not in shown
-
-
-def test_the_spinner_is_for_terminals_only(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "reading net.onnx" in on_terminal(80, STEPS)
-    with console.Steps() as steps:
-        steps.tell("load", "reading net.onnx", None)
-    assert capsys.readouterr().err == ""
-
-
 def test_json_is_data_and_keeps_unicode(capsys: pytest.CaptureFixture[str]) -> None:
     console.data_json({"Δ": [1, None]})
     assert capsys.readouterr().out == '{\n  "Δ": [\n    1,\n    null\n  ]\n}\n'

@@ -42,7 +42,7 @@ def test_a_factory_is_exported_and_agrees_with_pytorch(shell: Command, tmp_path:
     assert told["parity"]["inputs"] == 8
     assert told["parity"]["max_rel"] < 1e-5
     assert Path(tmp_path / told["model"]).stat().st_size == told["bytes"]
-    assert "✓ parity    ONNX against PyTorch: relative error" in outcome.err
+    assert "✓ parity    ONNX against PyTorch on 8 inputs: relative" in outcome.err
     assert "ran the code of `nets:generator`" in " ".join(outcome.err.split())
 
 

@@ -1,0 +1,1 @@
+"""What the tensors of a model hold, measured once, and the ranges that follow from it."""

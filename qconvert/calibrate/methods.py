@@ -1,0 +1,90 @@
+"""From a summary to a range: every method is a pure function, so a change of mind runs no image."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from qconvert.calibrate.entropy import entropy
+from qconvert.calibrate.histogram import histogram, magnitudes
+from qconvert.calibrate.mse import mse
+from qconvert.calibrate.summary import Summary
+from qconvert.errors import UsageError
+from qconvert.scales import Grid, Range
+
+Method = Callable[[Summary, Grid], Range]
+
+# The weight of a new image; with it the last 100 images or so decide.
+NEWEST = 0.01
+PERCENTILE = "percentile:"
+
+
+def minmax(summary: Summary, grid: Grid) -> Range:
+    """Return the exact extremes."""
+    return Range(summary.low, summary.high)
+
+
+def moving_average(summary: Summary, grid: Grid) -> Range:
+    """Return the extremes of the images averaged in their order, each new image weighing 1 %."""
+    finite = summary.finite
+    ends = np.stack([summary.lows[finite], summary.highs[finite]]).astype(np.float64)
+    if not ends.size:
+        return Range(0.0, 0.0)
+    # It starts at the first image: summed are the steps from there, so equal ends stay as they are.
+    first = ends[:, :1]
+    weights = NEWEST * (1 - NEWEST) ** np.arange(ends.shape[1] - 1, -1, -1)
+    low, high = first[:, 0] + ((ends - first) * weights).sum(axis=1)
+    return Range(float(low), float(high))
+
+
+def percentile(summary: Summary, grid: Grid, percent: float) -> Range:
+    """Return the range that holds so many percent of the values.
+
+    A symmetric grid cuts the largest magnitudes, another as many at the bottom as at the top; a
+    tensor that stays on one side of zero is cut at its far end alone.
+    """
+    share = percent / 100
+    if grid.symmetric or summary.low >= 0 or summary.high <= 0:
+        threshold = magnitudes(summary).quantile(share)
+        return Range(max(summary.low, -threshold), min(summary.high, threshold))
+    seen = histogram(summary)
+    return Range(seen.quantile((1 - share) / 2), seen.quantile((1 + share) / 2))
+
+
+METHODS: dict[str, Method] = {
+    "minmax": minmax,
+    "moving-average": moving_average,
+    "entropy": entropy,
+    "mse": mse,
+}
+
+
+def find(name: str) -> Method:
+    """Return the method of this name; `percentile:99.99` is one with a number."""
+    if name in METHODS:
+        return METHODS[name]
+    if name.startswith(PERCENTILE):
+        percent = _percent(name)
+        return lambda summary, grid: percentile(summary, grid, percent)
+    raise UsageError(
+        f"there is no range method `{name}`",
+        hint=f"the methods: {', '.join(METHODS)}, and {PERCENTILE}99.99",
+    )
+
+
+def ranges(summaries: Mapping[str, Summary], name: str, grid: Grid) -> dict[str, Range]:
+    """Return the range of each tensor that was counted."""
+    method = find(name)
+    return {tensor: method(summary, grid) for tensor, summary in summaries.items() if summary.size}
+
+
+def _percent(name: str) -> float:
+    try:
+        percent = float(name.removeprefix(PERCENTILE))
+    except ValueError:
+        percent = 0.0
+    if not 50 < percent <= 100:
+        raise UsageError(
+            f"`{name}` does not say how much to keep",
+            hint=f"a number above 50 and up to 100, as in `{PERCENTILE}99.99`",
+        )
+    return percent

@@ -1,0 +1,75 @@
+"""From what was typed to settings: the file, `--set`, and the options that stand for a setting."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qconvert.cli import console
+
+if TYPE_CHECKING:
+    from qconvert.config import Config
+
+# Option to setting; an option that is not here decides how a job runs, not what it makes.
+SETTINGS = {
+    "inputs": "export.inputs",
+    "weights": "export.weights",
+    "batch": "export.batch",
+    "opset": "export.opset",
+    "parity_tolerance": "export.parity-tolerance",
+    "skip": "prepare.skip",
+    "preprocess": "preprocess.preset",
+    "resize": "preprocess.resize",
+    "crop": "preprocess.crop",
+    "interpolation": "preprocess.interpolation",
+    "mean": "preprocess.mean",
+    "std": "preprocess.std",
+    "images": "calibration.images",
+    "count": "calibration.count",
+    "max_broken": "calibration.max-broken",
+    "exact": "calibration.exact",
+}
+
+
+def read(model: str | None, chosen: Mapping[str, Any]) -> "Config":
+    """Return the settings of a command; what was typed wins over the file."""
+    from qconvert import config
+    from qconvert.errors import UsageError
+
+    file = config.find(chosen.get("config"))
+    if file and not chosen.get("config"):
+        console.say(f"settings from ./{file}")
+    assigned = config.assignments(chosen.get("assigned", ()))
+    loaded = config.load(file, {**assigned, **typed(model, chosen)})
+    if loaded.model is None:
+        raise UsageError("there is no model", hint="name one, or `model = ...` in qconvert.toml")
+    return loaded
+
+
+def typed(model: str | None, chosen: Mapping[str, Any]) -> dict[str, object]:
+    """Return the settings that the options of a command stand for."""
+    found = {key: chosen[name] for name, key in SETTINGS.items() if _was_given(chosen.get(name))}
+    return found if model is None else {"model": model, **found}
+
+
+def place(chosen: Path | None, model: str, suffix: str) -> Path:
+    """Return where a result goes: as chosen, else named after the model, in this folder.
+
+    Never over the model itself.
+    """
+    from qconvert import sources
+    from qconvert.errors import UsageError
+
+    if chosen is not None:
+        if chosen.resolve() == Path(model).resolve():
+            raise UsageError(f"`{chosen}` is the source itself", hint="choose another name: `-o`")
+        return chosen
+    kind = sources.kind(model)
+    named = kind in ("ONNX file", "pt2 file", "checkpoint")
+    name = Path(model).stem if named else model.rpartition(":")[2]
+    default = Path(f"{name}{suffix}")
+    same = default.resolve() == Path(model).resolve()
+    return Path(f"{name}-clean{suffix}") if same else default
+
+
+def _was_given(value: object) -> bool:
+    return value is not None and value is not False and value != ()

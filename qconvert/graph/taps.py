@@ -1,0 +1,178 @@
+"""A copy of a model that answers with what calibration wants to know of its tensors.
+
+Extremes and means are computed inside the graph, so that no activation is copied out; counts come
+from a sample that the graph draws with a fixed stride. The stride starts at a place given by the
+number of the image, so the sample of an image depends on neither its batch nor its neighbours.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from qconvert.errors import QConvertError
+from qconvert.graph.observed import Observed, channel_axis, observe
+
+PHASE = "qconvert.phase"
+# At least two thirds of this many values are drawn from a tensor and image, and less than twice.
+SAMPLES = 2048
+LOWEST_OPSET = 18
+REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceMean")
+
+
+@dataclass(frozen=True)
+class Tap:
+    """The names of the outputs that tell about one tensor; the first axis of each is the image.
+
+    `low`, `high` and `mean` hold a value for each channel, or one where `channel_axis` is None.
+    `sample` is None for a tensor whose extremes alone are wanted. `size` is one number: how many
+    values an image has.
+    """
+
+    tensor: str
+    channel_axis: int | None
+    low: str
+    high: str
+    mean: str
+    size: str
+    sample: str | None
+
+
+@dataclass(frozen=True)
+class Tapped:
+    """The model to run for calibration; `phase` is the input for the images' numbers, if any.
+
+    Its outputs are the taps alone. With `observed.one_at_a_time` a run takes a single image.
+    """
+
+    model: ir.Model
+    taps: tuple[Tap, ...]
+    phase: str | None
+    observed: Observed
+
+
+def tap(model: ir.Model, *, exact: bool = False) -> Tapped:
+    """Return a copy of `model` that answers with its taps; `exact` samples every value."""
+    opset = model.graph.opset_imports.get("", 0)
+    if opset < LOWEST_OPSET:
+        raise QConvertError(
+            f"calibration needs opset {LOWEST_OPSET} or newer, the model has {opset}",
+            hint="`qconvert export` raises the opset",
+        )
+    model = model.clone()
+    observed = observe(model)
+    if not observed.counted:
+        raise QConvertError(
+            "no tensor of this model could be quantized",
+            details=[f"`{name}`: {why}" for name, why in list(observed.skipped.items())[:5]],
+        )
+    wiring = _Wiring(model.graph, whole=observed.one_at_a_time)
+    values = _by_name(model.graph)
+    phase = None if exact else wiring.input(PHASE)
+    taps = [_tap(wiring, values[name], sampled=True, phase=phase) for name in observed.counted]
+    taps += [_tap(wiring, values[name], sampled=False, phase=None) for name in observed.bounded]
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(wiring.outputs)
+    return Tapped(model, tuple(taps), PHASE if phase else None, observed)
+
+
+@dataclass
+class _Wiring:
+    """Adds nodes to the end of a graph."""
+
+    graph: ir.Graph
+    whole: bool  # a run holds one image, whatever the first axis of a tensor is
+    outputs: list[ir.Value] = field(default_factory=list)
+    constants: dict[str, ir.Value] = field(default_factory=dict)
+
+    def node(self, op: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+        """Add a node and return its only output, without a name."""
+        made = ir.node(op, inputs, attributes)
+        self.graph.append(made)
+        return made.outputs[0]
+
+    def integers(self, value: int | list[int]) -> ir.Value:
+        """Return a stored constant, each only once."""
+        name = f"qconvert.constant.{value}"
+        if name not in self.constants:
+            array = np.array(value, dtype=np.int64)
+            stored = ir.Value(
+                name=name,
+                shape=ir.Shape(array.shape),
+                type=ir.TensorType(ir.DataType.INT64),
+                const_value=ir.tensor(array, name=name),
+            )
+            self.graph.register_initializer(stored)
+            self.constants[name] = stored
+        return self.constants[name]
+
+    def input(self, name: str) -> ir.Value:
+        """Add an input that takes one integer for each image."""
+        first = next(value.shape for value in self.graph.inputs if value.shape is not None)
+        images = 1 if self.whole else first[0]
+        shape, kind = ir.Shape([images, 1]), ir.TensorType(ir.DataType.INT64)
+        self.graph.inputs.append(ir.Value(name=name, shape=shape, type=kind))
+        return self.graph.inputs[-1]
+
+    def output(self, value: ir.Value, name: str, dtype: ir.DataType = ir.DataType.FLOAT) -> str:
+        """Make a value an output of the graph."""
+        value.name = name
+        value.type = ir.TensorType(dtype)
+        self.outputs.append(value)
+        return name
+
+
+def _tap(wiring: _Wiring, value: ir.Value, *, sampled: bool, phase: ir.Value | None) -> Tap:
+    tensor, axis = str(value.name), channel_axis(value)
+    if value.dtype is not ir.DataType.FLOAT:
+        shape, value = value.shape, wiring.node("Cast", value, to=ir.DataType.FLOAT)
+        value.shape = shape
+    flat = wiring.node("Flatten", value, axis=0 if wiring.whole else 1)
+    size = wiring.node("Shape", flat, start=1, end=2)
+    low, high, mean = _reductions(wiring, value, flat, axis)
+    sample = None
+    if sampled:
+        drawn = _sample(wiring, flat, size, phase) if phase else wiring.node("Identity", flat)
+        sample = wiring.output(drawn, f"qconvert.sample.{tensor}")
+    return Tap(
+        tensor,
+        axis,
+        low=wiring.output(low, f"qconvert.low.{tensor}"),
+        high=wiring.output(high, f"qconvert.high.{tensor}"),
+        mean=wiring.output(mean, f"qconvert.mean.{tensor}"),
+        size=wiring.output(size, f"qconvert.size.{tensor}", ir.DataType.INT64),
+        sample=sample,
+    )
+
+
+def _reductions(
+    wiring: _Wiring, value: ir.Value, flat: ir.Value, axis: int | None
+) -> tuple[ir.Value, ...]:
+    """Return the least, the largest and the mean value of each channel of each image."""
+    if axis is None or value.shape is None:
+        ones = wiring.integers([1])
+        return tuple(wiring.node(op, flat, ones, keepdims=1) for op in REDUCTIONS)
+    image_axes = {0} if value.shape[0] == 1 or not wiring.whole else set()
+    axes = sorted(set(range(len(value.shape))) - image_axes - {axis})
+    if not axes:
+        return tuple(wiring.node("Identity", flat) for _ in REDUCTIONS)
+    over = wiring.integers(axes)
+    reduced = [wiring.node(op, value, over, keepdims=0) for op in REDUCTIONS]
+    return tuple(wiring.node("Flatten", each, axis=0 if wiring.whole else 1) for each in reduced)
+
+
+def _sample(wiring: _Wiring, flat: ir.Value, size: ir.Value, phase: ir.Value) -> ir.Value:
+    """Draw every n-th value of an image; n is odd, so that it does not walk along one column."""
+    one, two = wiring.integers([1]), wiring.integers([2])
+    halved = wiring.node("Div", size, wiring.integers([2 * SAMPLES]))
+    stride = wiring.node("Add", wiring.node("Mul", halved, two), one)
+    stop = wiring.node("Add", wiring.node("Sub", size, stride), one)
+    ends = [wiring.node("Squeeze", value) for value in (stop, stride)]
+    steps = wiring.node("Range", wiring.integers(0), *ends)
+    places = wiring.node("Add", wiring.node("Mod", phase, stride), steps)
+    return wiring.node("GatherElements", flat, places, axis=1)
+
+
+def _by_name(graph: ir.Graph) -> dict[str, ir.Value]:
+    made = (value for node in graph for value in node.outputs)
+    return {value.name: value for value in (*graph.inputs, *made) if value.name}

@@ -1,0 +1,1 @@
+"""The jobs, each a few steps in a row; finished steps come from the store."""

@@ -1,0 +1,48 @@
+"""The images a job runs on, prepared as the user, or else the source, says."""
+
+from typing import Any
+
+from qconvert.config import Config, Preprocessing
+from qconvert.errors import UsageError
+from qconvert.images import ImageChoice, open_images
+from qconvert.images.batch import Images
+from qconvert.images.preprocess import PRESETS, Preprocess, fit
+from qconvert.images.reading import Reading
+from qconvert.images.target import picture_input
+from qconvert.sources.source import Source
+
+USUAL = "imagenet"
+
+
+def open_for(source: Source, config: Config, count: int, threads: int | None = None) -> Images:
+    """Return at most `count` of the images that the settings name, as inputs of the source."""
+    if config.calibration.images is None:
+        raise UsageError("there are no images", hint="name a folder: `--images PATH`")
+    choice = ImageChoice(config.calibration.images, count)
+    reading = Reading(workers=threads, max_broken=config.calibration.max_broken)
+    chosen = preprocessing(source, config) or PRESETS[USUAL]
+    return open_images(choice, source.inputs, chosen, reading)
+
+
+def preprocessing(source: Source, config: Config) -> Preprocess | None:
+    """Return what is known: the preset asked for, else the source's own, and the single settings.
+
+    None where neither the user nor the source says anything.
+    """
+    given = _given(config.preprocess)
+    base = PRESETS[config.preprocess.preset] if config.preprocess.preset else source.preprocess
+    if base is None and not given:
+        return None
+    return Preprocess.from_dict({**(base or PRESETS[USUAL]).to_dict(), **given})
+
+
+def _given(settings: Preprocessing) -> dict[str, Any]:
+    names = ("resize", "crop", "interpolation", "mean", "std", "colours")
+    values = {name: getattr(settings, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def settled(source: Source, config: Config) -> Preprocess:
+    """Return the preprocessing of pictures for this source, every size and value settled."""
+    chosen = preprocessing(source, config) or PRESETS[USUAL]
+    return fit(chosen, picture_input(source.inputs))[0]

@@ -1,0 +1,90 @@
+"""The first steps of every job: read the source, and clean its graph or take it from the store."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qconvert import __version__, onnx_io, sources
+from qconvert.backends.ort import open_cpu
+from qconvert.config import Config
+from qconvert.feeds import draw
+from qconvert.graph import prepare as preparing
+from qconvert.pipeline.progress import Progress, Tell
+from qconvert.sources.source import Source
+from qconvert.store import Store
+
+MODEL = "model.onnx"
+STEPS = "steps.json"
+LIBRARIES = ("onnx", "onnx-ir", "onnxslim")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A source, its clean graph (in the store at `path`), and what cleaned it."""
+
+    source: Source
+    model: ir.Model
+    path: Path
+    steps: tuple[preparing.Step, ...]
+
+
+def load(config: Config, store: Store, tell: Tell, *, trust: bool) -> Prepared:
+    """Read `config.model` and clean it."""
+    preparing.require_known(config.prepare.skip)
+    source = _read(config, tell, trust=trust)
+    return _clean(source, config, store, tell)
+
+
+def _read(config: Config, tell: Tell, *, trust: bool) -> Source:
+    tell(Progress("load", f"reading {config.model}"))
+    started = time.perf_counter()
+    source = sources.load(str(config.model), config.export, trust=trust)
+    size = onnx_io.weight_bytes(source.model)
+    text = f"{config.model}: {len(source.model.graph)} nodes, {megabytes(size)} of weights"
+    tell(Progress("load", "\n".join([text, *source.notes]), time.perf_counter() - started))
+    return source
+
+
+def _clean(source: Source, config: Config, store: Store, tell: Tell) -> Prepared:
+    """Clean the graph, or take the clean graph of the same bytes, passes and library versions."""
+    tell(Progress("prepare", "cleaning the graph"))
+    started = time.perf_counter()
+    opset, skip = config.export.opset, config.prepare.skip
+    feeds = draw(source.inputs, 2, seed=0)
+
+    def make(folder: Path) -> None:
+        done = preparing.prepare(source.model, opset, skip, lambda model: open_cpu(model)(feeds))
+        onnx_io.save(done.model, folder / MODEL)
+        (folder / STEPS).write_text(json.dumps([asdict(step) for step in done.steps]))
+
+    recipe = {
+        "model": onnx_io.fingerprint(source.model),
+        "name": source.name,
+        "opset": str(opset),
+        "skip": ",".join(skip),
+        "inputs": ", ".join(str(spec) for spec in source.inputs),
+        "qconvert": __version__,
+        **{name: version(name) for name in LIBRARIES},
+    }
+    stored = store.find("prepare", recipe) is not None
+    folder = store.get("prepare", recipe, make)
+    path = folder / MODEL
+    model = onnx_io.load(path)
+    steps = tuple(preparing.Step(**step) for step in json.loads((folder / STEPS).read_text()))
+    tell(Progress("prepare", _told(steps), time.perf_counter() - started, stored))
+    return Prepared(source, model, path, steps)
+
+
+def megabytes(size: int) -> str:
+    """Write a size as people do."""
+    return f"{size / 1e6:.1f} MB"
+
+
+def _told(steps: tuple[preparing.Step, ...]) -> str:
+    changed = [f"{step.name}: {step.changed}" for step in steps if step.changed]
+    dropped = [f"{step.name} left out" for step in steps if step.dropped]
+    return ", ".join(changed + dropped) or "nothing to clean"

@@ -1,0 +1,100 @@
+"""A calibration split over processes; their parts add up to the same bits as one process makes."""
+
+import itertools
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qconvert import onnx_io
+from qconvert.calibrate.calibration import Calibration
+from qconvert.errors import QConvertError
+from qconvert.pipeline.measuring import BATCH, Share, measure
+
+LOOK_SECONDS = 0.5
+
+_done: Any = None
+
+
+def measure_in_workers(
+    model: Path, share: Share, workers: int, seen: Callable[[int], None]
+) -> list[Calibration]:
+    """Return the parts that each worker measured; `seen` hears how many images are done in all."""
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("q", 0)
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    shares = [
+        replace(
+            share,
+            parts=parts,
+            start=Calibration(share.start.origin),
+            keep=share.keep.with_name(f"{share.keep.name}-{number}"),
+            threads=threads,
+        )
+        for number, parts in enumerate(split(share.parts, workers))
+        if parts
+    ]
+    with ProcessPoolExecutor(workers, context, _remember, (counter,)) as pool:
+        futures = [pool.submit(_measure, model, each) for each in shares]
+        try:
+            _watch(futures, lambda: seen(share.start.done.size + counter.value))
+        except BrokenProcessPool:
+            raise QConvertError(
+                "a worker process was killed, perhaps for want of memory",
+                hint="run it again, it goes on from there; fewer `--workers` need less",
+            ) from None
+        finally:
+            for future in futures:
+                future.cancel()
+    return [future.result() for future in futures]
+
+
+def split(parts: Sequence[range], workers: int) -> list[list[range]]:
+    """Deal out whole batches, so that no batch changes with the number of workers."""
+    pieces = [
+        range(start, min(start + BATCH, part.stop))
+        for part in parts
+        for start in range(part.start, part.stop, BATCH)
+    ]
+    bounds = [len(pieces) * number // workers for number in range(workers + 1)]
+    return [_joined(pieces[a:b]) for a, b in itertools.pairwise(bounds)]
+
+
+def _joined(pieces: Sequence[range]) -> list[range]:
+    joined: list[range] = []
+    for piece in pieces:
+        if joined and joined[-1].stop == piece.start:
+            joined[-1] = range(joined[-1].start, piece.stop)
+        else:
+            joined.append(piece)
+    return joined
+
+
+def _watch(futures: Sequence["Future[Calibration]"], look: Callable[[], None]) -> None:
+    waiting = set(futures)
+    while waiting:
+        ended, waiting = wait(waiting, timeout=LOOK_SECONDS, return_when=FIRST_EXCEPTION)
+        look()
+        for future in ended:
+            future.result()
+
+
+def _remember(counter: Any) -> None:
+    global _done  # noqa: PLW0603 - what a process is given at its start has no other place
+    _done = counter
+
+
+def _measure(model: Path, share: Share) -> Calibration:
+    before = 0
+
+    def seen(done: int) -> None:
+        nonlocal before
+        with _done.get_lock():
+            _done.value += done - before
+        before = done
+
+    return measure(onnx_io.load(model), share, seen)

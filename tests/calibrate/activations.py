@@ -1,0 +1,128 @@
+"""Made-up activations, and a `run` that answers for them as a tapped model does."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qconvert.calibrate.calibration import Calibration, Image, Origin
+from qconvert.calibrate.collect import Batch, collect
+from qconvert.calibrate.summary import Summary
+from qconvert.feeds import Feeds
+
+Floats = NDArray[np.float32]
+SAMPLES = 2048
+
+
+@dataclass(frozen=True)
+class FakeTap:
+    tensor: str
+
+    @property
+    def low(self) -> str:
+        return f"low.{self.tensor}"
+
+    @property
+    def high(self) -> str:
+        return f"high.{self.tensor}"
+
+    @property
+    def mean(self) -> str:
+        return f"mean.{self.tensor}"
+
+    @property
+    def size(self) -> str:
+        return f"size.{self.tensor}"
+
+    @property
+    def sample(self) -> str | None:
+        return f"sample.{self.tensor}"
+
+
+@dataclass(frozen=True)
+class FakeTaps:
+    """Taps of tensors whose values are given: an array for each, images x channels x places."""
+
+    values: dict[str, Floats]
+    exact: bool = False
+
+    @property
+    def taps(self) -> Sequence[FakeTap]:
+        return [FakeTap(tensor) for tensor in self.values]
+
+    @property
+    def phase(self) -> str | None:
+        return None if self.exact else "phase"
+
+    def run(self, feeds: Feeds) -> Feeds:
+        """Answer for the images whose places are fed."""
+        answers: Feeds = {}
+        with np.errstate(invalid="ignore"):
+            for tap in self.taps:
+                seen = self.values[tap.tensor][feeds["place"]]
+                flat = seen.reshape(len(seen), -1)
+                answers[tap.low], answers[tap.high] = seen.min(axis=2), seen.max(axis=2)
+                answers[tap.mean] = seen.mean(axis=2)
+                answers[tap.size] = np.array([flat.shape[1]])
+                answers[str(tap.sample)] = flat if self.exact else draw(flat, feeds["phase"])
+        return answers
+
+    def batches(self, *parts: Sequence[int]) -> list[Batch]:
+        return [(part, {"place": np.array(part)}) for part in parts]
+
+
+def draw(flat: Floats, phases: NDArray[np.int64]) -> Floats:
+    """Draw what the tapped graph draws."""
+    stride = 2 * (flat.shape[1] // (2 * SAMPLES)) + 1
+    places = phases % stride + np.arange(0, flat.shape[1] - stride + 1, stride)
+    return np.take_along_axis(flat, places, axis=1)
+
+
+def origin(taps: FakeTaps, model: str = "m") -> Origin:
+    count = len(next(iter(taps.values.values())))
+    images = tuple(Image(f"{number}.jpg", f"{number:064x}") for number in range(count))
+    tensors = tuple(taps.values)
+    return Origin(model, tensors, images, {"resize": 256}, "fake 1.0", taps.exact)
+
+
+def calibrate(taps: FakeTaps, *parts: Sequence[int]) -> Calibration:
+    """Collect the named images batch by batch, or all in one."""
+    everything = range(len(origin(taps).images))
+    return collect(
+        taps.run, taps.batches(*(parts or (everything,))), taps, Calibration(origin(taps))
+    )
+
+
+def summary_of(values: Floats, *, exact: bool = True) -> Summary:
+    """Summarize one tensor; the first axis is the image."""
+    shaped = values.reshape(len(values), 1, -1)
+    return calibrate(FakeTaps({"t": shaped}, exact)).summaries["t"]
+
+
+def silu(values: Floats) -> Floats:
+    passed: Floats = values / (1 + np.exp(-values))
+    return passed
+
+
+def with_outliers(random: np.random.Generator, shape: tuple[int, int]) -> Floats:
+    values = random.standard_normal(shape, dtype=np.float32)
+    values[random.random(shape) < 5e-6] *= 25
+    return values
+
+
+Make = Callable[[np.random.Generator, tuple[int, int]], Floats]
+
+SHAPES: dict[str, Make] = {
+    "rectified normal": lambda random, shape: np.maximum(
+        random.standard_normal(shape, dtype=np.float32), 0
+    ),
+    "normal": lambda random, shape: random.standard_normal(shape, dtype=np.float32),
+    "laplace": lambda random, shape: random.laplace(size=shape).astype(np.float32),
+    "student t4": lambda random, shape: random.standard_t(4, shape).astype(np.float32),
+    "silu": lambda random, shape: silu(random.normal(0, 3, shape).astype(np.float32)),
+    "outliers": with_outliers,
+    "clipped at 6": lambda random, shape: np.clip(random.normal(1, 3, shape), 0, 6).astype(
+        np.float32
+    ),
+}

@@ -1,0 +1,182 @@
+"""One pass over the images gives the same summary, however the images come."""
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qconvert.backends.ort import open_cpu
+from qconvert.calibrate.calibration import Calibration, Image, Origin, merge, require_finite
+from qconvert.calibrate.collect import Collector, collect
+from qconvert.calibrate.packed import pack
+from qconvert.calibrate.ranges_file import load, saving
+from qconvert.errors import QConvertError
+from qconvert.feeds import Feeds
+from qconvert.graph.simplify import infer_shapes
+from qconvert.graph.taps import tap
+from tests.calibrate.activations import FakeTaps, calibrate, origin, summary_of
+from tests.models import floats, tiny
+
+ODD = [0.0, -0.0, 1e-40, 6.0, -3.5, 1e30, 2.0**-130, np.inf, -np.inf, np.nan]
+
+
+@st.composite
+def activations(draw: st.DrawFn) -> FakeTaps:
+    """Draw a few tensors with every kind of float in them."""
+    images = draw(st.integers(1, 9))
+    values = {}
+    for name in ("a", "b")[: draw(st.integers(1, 2))]:
+        random = np.random.default_rng(draw(st.integers(0, 9)))
+        shape = (images, draw(st.integers(1, 3)), draw(st.integers(1, 30)))
+        array = random.standard_normal(shape).astype(np.float32)
+        array.ravel()[:: draw(st.integers(2, 50))] = draw(st.sampled_from(ODD))
+        values[name] = array
+    return FakeTaps(values, exact=draw(st.booleans()))
+
+
+@settings(deadline=None)
+@given(activations(), st.data())
+def test_batches_order_and_interruptions_do_not_matter(taps: FakeTaps, data: st.DataObject) -> None:
+    count = len(origin(taps).images)
+    order = data.draw(st.permutations(range(count)))
+    cuts = sorted(data.draw(st.sets(st.integers(1, count), max_size=3)) | {0, count})
+    parts = [order[a:b] for a, b in pairwise(cuts)]
+    state = Calibration(origin(taps))
+    for part in parts:
+        state = collect(taps.run, taps.batches(part), taps, state)
+    whole = pack(calibrate(taps))
+    assert pack(state) == whole
+    assert pack(calibrate(taps, *parts)) == whole
+
+
+@settings(deadline=None)
+@given(activations(), st.data())
+def test_parts_add_up_to_the_whole_in_any_order(taps: FakeTaps, data: st.DataObject) -> None:
+    count = len(origin(taps).images)
+    owner = data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))
+    parts = [[at for at in range(count) if owner[at] == who] for who in range(3)]
+    empty = Calibration(origin(taps))
+    a, b, c = (calibrate(taps, part) if part else empty for part in parts)
+    whole = pack(calibrate(taps))
+    assert pack(merge(merge(a, b), c)) == whole
+    assert pack(merge(c, merge(b, a))) == whole
+
+
+def test_extremes_are_exact_and_counts_cover_the_rest() -> None:
+    values = floats(4, 5000)
+    seen = summary_of(values)
+    assert np.array_equal(seen.lows, values.min(axis=1))
+    assert np.array_equal(seen.highs, values.max(axis=1))
+    assert (seen.low, seen.high) == (values.min(), values.max())
+    assert seen.size == values.size
+    assert seen.counts.total == values.size - 2 * len(values)
+
+
+def test_a_sample_is_a_small_part_of_a_large_image() -> None:
+    seen = summary_of(floats(4, 50_000), exact=False)
+    assert seen.size == 200_000
+    assert 4 * 1300 < seen.counts.total < 4 * 4096
+
+
+def test_zeros_are_counted_whatever_their_sign() -> None:
+    values = np.array([[-1, 0, -0.0, 0, 2]], dtype=np.float32)
+    assert summary_of(values).counts.zeros == 3
+
+
+def test_channels_keep_their_mean_and_extremes() -> None:
+    values = floats(50, 3, 40)
+    channels = calibrate(FakeTaps({"t": values}), range(20), range(20, 50)).summaries["t"]
+    assert channels.channel_means == pytest.approx(values.mean(axis=2).mean(axis=0), abs=1e-7)
+    assert np.array_equal(channels.channels.lows, values.min(axis=(0, 2)))
+    assert np.array_equal(channels.channels.largest, np.abs(values).max(axis=(0, 2)))
+
+
+def test_what_is_not_finite_is_named_with_its_images() -> None:
+    values = {"fine": floats(3, 1, 20), "broken": floats(3, 1, 20, seed=1)}
+    values["broken"][1, 0, 4], values["broken"][2, 0, 3:5] = np.nan, -np.inf
+    found = calibrate(FakeTaps(values, exact=True))
+    counts = found.summaries["broken"].counts
+    assert (counts.nans, counts.infinities) == (1, 2)
+    with pytest.raises(QConvertError, match="`broken` holds values that are not finite") as raised:
+        require_finite(found)
+    assert "2 of 3 images (first: `1.jpg`)" in raised.value.details[0]
+
+
+def test_an_image_counts_once() -> None:
+    taps = FakeTaps({"t": floats(4, 1, 9)})
+    done = calibrate(taps, [0, 1])
+    with pytest.raises(ValueError, match="image 1 was counted already"):
+        collect(taps.run, taps.batches([1, 2]), taps, done)
+
+
+def test_parts_that_overlap_are_refused() -> None:
+    taps = FakeTaps({"t": floats(4, 1, 9)})
+    with pytest.raises(QConvertError, match=r"share 1 images, among them `1\.jpg`"):
+        merge(calibrate(taps, [0, 1]), calibrate(taps, [1, 2]))
+
+
+def test_parts_of_different_origin_are_refused_and_say_what_differs() -> None:
+    taps = FakeTaps({"t": floats(4, 1, 9)})
+    mine = calibrate(taps, [0])
+    other = replace(mine, origin=replace(mine.origin, model="n", runtime="other 2"))
+    with pytest.raises(QConvertError, match="they differ in model, runtime"):
+        merge(mine, other)
+
+
+def test_a_batch_whose_images_are_not_kept_apart_is_refused() -> None:
+    taps = FakeTaps({"t": floats(4, 1, 9)})
+
+    def mixing(feeds: Feeds) -> Feeds:
+        return {name: array[:1] for name, array in taps.run(feeds).items()}
+
+    with pytest.raises(QConvertError, match="does not keep the images of a batch apart"):
+        collect(mixing, taps.batches([0, 1]), taps, Calibration(origin(taps)))
+
+
+def test_what_is_missing_is_told_in_runs() -> None:
+    state = calibrate(FakeTaps({"t": floats(9, 1, 9)}), [0, 1, 5])
+    assert state.missing() == [range(2, 5), range(6, 9)]
+    assert state.missing(range(4, 7)) == [range(4, 5), range(6, 7)]
+
+
+def test_a_killed_run_goes_on_from_its_last_save(tmp_path: Path) -> None:
+    taps = FakeTaps({"t": floats(6, 2, 50)})
+    file = tmp_path / "part.npz"
+    seconds = iter([0.0, 11.0, 12.0, 13.0])  # the first batch is saved, the second not
+    keep = saving(file, seconds=10, clock=lambda: next(seconds))
+
+    def killed(collector: Collector) -> None:
+        keep(collector)
+        if collector.done == 4:
+            raise KeyboardInterrupt
+
+    batches = taps.batches([0, 1], [2, 3], [4, 5])
+    with pytest.raises(KeyboardInterrupt):
+        collect(taps.run, batches, taps, Calibration(origin(taps)), killed)
+    saved = load(file)
+    assert saved.missing() == [range(2, 6)]
+    resumed = collect(taps.run, taps.batches(range(2, 6)), taps, saved)
+    assert pack(resumed) == pack(calibrate(taps))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_real_network_is_measured_by_its_taps(exact: bool) -> None:
+    model = infer_shapes(tiny())[0]
+    tapped = tap(model, exact=exact)
+    images = floats(7, 3, 8, 8)
+    listed = tuple(Image(f"{at}", "0" * 64) for at in range(7))
+    start = Calibration(
+        Origin("m", tuple(each.tensor for each in tapped.taps), listed, {}, "ort", exact)
+    )
+    run = open_cpu(tapped.model)
+    batches = [(range(at, min(at + 3, 7)), {"image": images[at : at + 3]}) for at in (0, 3, 6)]
+    found = collect(run, batches, tapped, start)
+    scores = open_cpu(model)({"image": images})["scores"]
+    assert found.summaries["image"].low == images.min()
+    assert found.summaries["scores"].highs == pytest.approx(scores.max(axis=1), rel=1e-5)
+    assert found.summaries["scores"].channel_means == pytest.approx(scores.mean(axis=0), rel=1e-4)
+    require_finite(found)

@@ -1,0 +1,194 @@
+"""Ranges agree with those from all values in float64, read from the definition of each method."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from qconvert.calibrate.methods import METHODS, find, ranges
+from qconvert.calibrate.summary import Summary
+from qconvert.errors import UsageError
+from qconvert.scales import Grid, Range
+from tests.calibrate.activations import SHAPES, FakeTaps, calibrate, summary_of
+from tests.models import floats
+
+IMAGES, PLACES = 160, 16_384
+SYMMETRIC, SHIFTED = Grid(8, symmetric=True), Grid(8, symmetric=False)
+EVERY = [*METHODS, "percentile:99.9", "percentile:99.99", "percentile:99.999"]
+
+Values = NDArray[np.float64]
+
+
+@cache
+def case(shape: str) -> tuple[Values, Summary, Summary]:
+    """Return all values in rising order, their exact summary, and the sampled one."""
+    values = SHAPES[shape](np.random.default_rng(0), (IMAGES, PLACES))
+    summaries = [summary_of(values, exact=exact) for exact in (True, False)]
+    return np.sort(values.astype(np.float64).ravel()), summaries[0], summaries[1]
+
+
+def squared_error(values: Values, kept: Range, grid: Grid) -> float:
+    """Quantize every value and add up what is lost."""
+    if grid.symmetric:
+        step, zero, lowest, highest = kept.largest / 127, 0.0, -128, 127
+    else:
+        step = (max(kept.high, 0) - min(kept.low, 0)) / 255
+        zero, lowest, highest = np.rint(-min(kept.low, 0) / step), 0, 255
+    integers = np.clip(np.rint(values / step) + zero, lowest, highest)
+    return float(np.square((integers - zero) * step - values).sum())
+
+
+def divergences(values: Values, groups: int) -> tuple[Values, Values]:
+    """Return thresholds and their KL divergence, straight from the definition."""
+    magnitudes = np.abs(values)
+    bins, edges = np.histogram(magnitudes, 2048, (0, magnitudes.max()))
+    bins[0] = bins[1]
+    cuts = np.arange(groups, 2049)
+    return edges[cuts], np.array(
+        [divergence(bins.astype(np.float64), cut, groups) for cut in cuts.tolist()]
+    )
+
+
+def divergence(bins: Values, cut: int, groups: int) -> float:
+    kept = bins[:cut].copy()
+    edges = cut * np.arange(groups) // groups
+    filled = np.add.reduceat(kept > 0, edges, dtype=np.float64)
+    spread = np.add.reduceat(kept, edges) / np.maximum(filled, 1)
+    merged = np.repeat(spread, np.diff(np.append(edges, cut))) * (kept > 0)
+    kept[-1] += bins[cut:].sum()
+    p, q = kept / kept.sum(), merged / merged.sum()
+    if (q[p > 0] == 0).any():
+        return np.inf
+    return float((p[p > 0] * np.log(p[p > 0] / q[p > 0])).sum())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("percent", [99.9, 99.99, 99.999])
+def test_percentiles_are_those_of_all_values(shape: str, percent: float) -> None:
+    values, exact, sampled = case(shape)
+    method = find(f"percentile:{percent}")
+    threshold = np.quantile(np.abs(values), percent / 100)
+    assert method(exact, SYMMETRIC).largest == pytest.approx(threshold, rel=0.01)
+    assert method(sampled, SYMMETRIC).largest == pytest.approx(threshold, rel=0.04)
+
+
+@pytest.mark.parametrize("shape", ["normal", "laplace", "student t4"])
+def test_a_shifted_grid_cuts_as_many_values_below_as_above(shape: str) -> None:
+    values, exact, _ = case(shape)
+    found = find("percentile:99.9")(exact, SHIFTED)
+    assert found.low == pytest.approx(np.quantile(values, 0.0005), rel=0.01)
+    assert found.high == pytest.approx(np.quantile(values, 0.9995), rel=0.01)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_symmetric_mse_is_as_good_as_trying_every_threshold(shape: str) -> None:
+    values, exact, sampled = case(shape)
+    thresholds = np.abs(values).max() * np.geomspace(1, 1 / 40, 100)
+    tried = [squared_error(values, Range(-t, t), SYMMETRIC) for t in thresholds]
+    for summary, share in ((exact, 0.01), (sampled, 0.04)):
+        found = squared_error(values, find("mse")(summary, SYMMETRIC), SYMMETRIC)
+        assert found <= min(tried) * (1 + share)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shifted_mse_is_as_good_as_trying_pairs_of_ends(shape: str) -> None:
+    values, exact, sampled = case(shape)
+    some = values[:: len(values) // 200_000]  # trying pairs on all of them takes minutes
+    some = np.concatenate([some, values[-50:], values[:50]])
+    lows, highs = min(values[0], 0.0), values[-1]
+    factors = np.geomspace(1, 1 / 16, 16)
+    pairs = [Range(lows * a, highs * b) for b in factors for a in (factors if lows else [1])]
+    best = min(pairs, key=lambda pair: squared_error(some, pair, SHIFTED))
+    tried = squared_error(values, best, SHIFTED)
+    for summary, share in ((exact, 0.01), (sampled, 0.04)):
+        found = squared_error(values, find("mse")(summary, SHIFTED), SHIFTED)
+        assert found <= tried * (1 + share)
+
+
+def good_thresholds(values: Values, groups: int) -> Values:
+    """Return the thresholds whose divergence is within 1 % of the least; its curve is ragged."""
+    thresholds, tried = divergences(values, groups)
+    good: Values = thresholds[tried <= tried.min() * 1.01]
+    return good
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_entropy_cuts_at_a_least_divergence(shape: str) -> None:
+    # Of fewer values the divergence is mostly the noise of counting them in 2,048 bins.
+    values = SHAPES[shape](np.random.default_rng(0), (256, 32_768))
+    groups = {SYMMETRIC: 128} | ({SHIFTED: 256} if values.min() >= 0 else {})
+    for grid, count in groups.items():
+        good = good_thresholds(values.astype(np.float64).ravel(), count)
+        for exact, share in ((True, 0.03), (False, 0.04)):
+            found = find("entropy")(summary_of(values, exact=exact), grid).largest
+            assert np.abs(found / good - 1).min() <= share
+
+
+def test_entropy_does_not_collapse_where_half_of_all_values_are_zero() -> None:
+    _, exact, _ = case("rectified normal")
+    assert find("entropy")(exact, SYMMETRIC).high > 4
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("grid", [SYMMETRIC, SHIFTED])
+def test_no_method_goes_beyond_the_extremes(shape: str, name: str, grid: Grid) -> None:
+    values, *summaries = case(shape)
+    for summary in summaries:
+        found = find(name)(summary, grid)
+        assert values[0] <= found.low <= found.high <= values[-1]
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("grid", [SYMMETRIC, SHIFTED])
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("constant", [0.0, 3.7, -2.5])
+def test_a_constant_keeps_its_value(name: str, grid: Grid, exact: bool, constant: float) -> None:
+    values = np.full((9, 100), constant, dtype=np.float32)
+    found = find(name)(summary_of(values, exact=exact), grid)
+    assert found.largest == pytest.approx(abs(constant))
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("grid", [SYMMETRIC, SHIFTED])
+def test_two_values_are_both_kept(name: str, grid: Grid) -> None:
+    values = np.where(floats(40, 1000) > 0.5, 1.5, 0).astype(np.float32)
+    assert find(name)(summary_of(values), grid) == Range(0.0, 1.5)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_tensor_of_single_values_has_a_range(name: str) -> None:
+    assert find(name)(summary_of(floats(40, 1)), SYMMETRIC).largest > 0
+
+
+def test_minmax_is_exact_however_little_is_sampled() -> None:
+    values = floats(3, 100_000)
+    found = find("minmax")(summary_of(values, exact=False), SYMMETRIC)
+    assert (found.low, found.high) == (values.min(), values.max())
+
+
+def test_the_moving_average_takes_a_hundredth_of_each_new_image() -> None:
+    values = floats(30, 50)
+    low, high = float(values[0].min()), float(values[0].max())
+    for image in values[1:].astype(np.float64):
+        low, high = low + 0.01 * (image.min() - low), high + 0.01 * (image.max() - high)
+    found = find("moving-average")(summary_of(values), SYMMETRIC)
+    assert [found.low, found.high] == pytest.approx([low, high])
+
+
+def test_ranges_are_for_the_tensors_that_were_counted() -> None:
+    seen = calibrate(FakeTaps({"a": floats(9, 1, 20), "b": floats(9, 2, 20)})).summaries
+    assert set(ranges(seen, "mse", SYMMETRIC)) == {"a", "b"}
+
+
+def test_an_unknown_method_is_refused_with_those_there_are() -> None:
+    with pytest.raises(UsageError, match="no range method `kl`") as raised:
+        find("kl")
+    assert "minmax, moving-average, entropy, mse, and percentile:99.99" in str(raised.value.hint)
+
+
+@pytest.mark.parametrize("name", ["percentile:", "percentile:x", "percentile:0", "percentile:101"])
+def test_a_percentile_without_a_sensible_number_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="does not say how much to keep"):
+        find(name)

@@ -1,0 +1,185 @@
+"""A calibration file comes back whole, or is refused with the reason."""
+
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from qconvert.calibrate.calibration import Calibration
+from qconvert.calibrate.packed import pack
+from qconvert.calibrate.ranges_file import load, save
+from qconvert.errors import QConvertError, UsageError
+from tests.calibrate.activations import FakeTaps, calibrate, origin
+from tests.models import floats
+
+TAPS = FakeTaps({"a": floats(4, 2, 30), "b": floats(4, 1, 50, seed=1)})
+WHOLE = calibrate(TAPS)
+
+Array = NDArray[Any]
+
+
+def rewritten(path: Path, name: str, change: Callable[[Array], Array]) -> Path:
+    """Write a file in which one array is another."""
+    content = pack(WHOLE)
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(path, "w") as new:
+        for member in old.namelist():
+            array = np.load(io.BytesIO(old.read(member)))
+            data = io.BytesIO()
+            np.save(data, change(array) if member == f"{name}.npy" else array)
+            new.writestr(member, data.getvalue())
+    return path
+
+
+def test_what_was_saved_comes_back_byte_for_byte(tmp_path: Path) -> None:
+    save(WHOLE, tmp_path / "new" / "c.npz")
+    loaded = load(tmp_path / "new" / "c.npz")
+    assert loaded.origin == WHOLE.origin
+    assert pack(loaded) == pack(WHOLE)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["c.npz"]
+
+
+def test_a_calibration_without_images_can_be_saved(tmp_path: Path) -> None:
+    save(Calibration(origin(TAPS)), tmp_path / "c.npz")
+    assert load(tmp_path / "c.npz").missing() == [range(4)]
+
+
+def test_tensors_that_were_never_finite_survive(tmp_path: Path) -> None:
+    broken = calibrate(FakeTaps({"t": np.full((2, 3, 4), np.nan, dtype=np.float32)}))
+    save(broken, tmp_path / "c.npz")
+    assert pack(load(tmp_path / "c.npz")) == pack(broken)
+
+
+def test_numpy_alone_can_read_the_file(tmp_path: Path) -> None:
+    save(WHOLE, tmp_path / "c.npz")
+    with np.load(tmp_path / "c.npz", allow_pickle=False) as arrays:
+        assert np.array_equal(arrays["lows"][0], WHOLE.summaries["a"].lows)
+        about = json.loads(arrays["about"].tobytes())
+    assert about["origin"]["preprocessing"] == {"resize": 256}
+
+
+def test_a_file_that_is_not_there_is_a_mistake_of_the_command(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        load(tmp_path / "c.npz")
+
+
+@settings(deadline=None, max_examples=60)
+@given(cut=st.integers(0, len(pack(WHOLE)) - 1), at=st.integers(0, len(pack(WHOLE)) - 1))
+def test_damage_is_refused_or_harmless_and_never_a_crash(
+    tmp_path_factory: pytest.TempPathFactory, cut: int, at: int
+) -> None:
+    content = pack(WHOLE)
+    path = tmp_path_factory.getbasetemp() / "damaged.npz"
+    path.write_bytes(content[:cut])
+    with pytest.raises(QConvertError):
+        load(path)
+    path.write_bytes(content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :])
+    try:
+        loaded = load(path)
+    except QConvertError:
+        return
+    assert pack(loaded) == content  # only what nobody reads, such as a date, was damaged
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"hello", pack(WHOLE)[:-30]])
+def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "c.npz"
+    path.write_bytes(content)
+    with pytest.raises(QConvertError, match="is not a calibration file, or is damaged"):
+        load(path)
+
+
+def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "c.npz", weights=np.zeros(3))
+    with pytest.raises(QConvertError, match="does not say what it is"):
+        load(tmp_path / "c.npz")
+
+
+def test_another_version_is_refused_by_its_number(tmp_path: Path) -> None:
+    def newer(about: Array) -> Array:
+        said = json.loads(about.tobytes()) | {"version": 7}
+        return np.frombuffer(json.dumps(said).encode(), dtype=np.uint8)
+
+    with pytest.raises(QConvertError, match="has format 7, this qconvert reads 1"):
+        load(rewritten(tmp_path / "c.npz", "about", newer))
+
+
+def test_an_incomplete_origin_is_refused(tmp_path: Path) -> None:
+    about = {"format": "qconvert-calibration", "version": 1, "origin": {"model": "m"}}
+    blob = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
+    with pytest.raises(QConvertError, match="its origin is not complete: tensors"):
+        load(rewritten(tmp_path / "c.npz", "about", lambda _: blob))
+
+
+IMPOSSIBLE: dict[str, tuple[str, Callable[[Array], Array]]] = {
+    "images twice": ("done", lambda _: np.array([0, 1, 1, 2])),
+    "images beyond the list": ("done", lambda _: np.array([0, 1, 2, 9])),
+    "a row is missing": ("lows", lambda array: array[:1]),
+    "lows above highs": ("lows", lambda array: np.full_like(array, 1e9)),
+    "an infinite high": ("highs", lambda array: np.full_like(array, np.inf)),
+    "highs not a number": ("highs", lambda array: np.full_like(array, np.nan)),
+    "sizes below zero": ("sizes", np.negative),
+    "more keys than there are": ("key_counts", lambda _: np.array([2**40, 2**40])),
+    "keys out of order": ("keys", lambda array: array[::-1].copy()),
+    "counts of nothing": ("numbers", np.zeros_like),
+    "a count too many": ("numbers", lambda array: np.append(array, array[:1])),
+    "counts that overflow": ("numbers", lambda array: np.full_like(array, 2**62)),
+    "no channels": ("channel_counts", lambda _: np.array([3, 0])),
+    "channels not a number": ("channel_lows", lambda array: np.full_like(array, np.nan)),
+    "sums out of their range": ("fine", lambda array: np.full_like(array, -1)),
+}
+
+
+@pytest.mark.parametrize("what", IMPOSSIBLE)
+def test_numbers_that_cannot_be_are_refused(tmp_path: Path, what: str) -> None:
+    name, change = IMPOSSIBLE[what]
+    with pytest.raises(QConvertError, match="are impossible"):
+        load(rewritten(tmp_path / "c.npz", name, change))
+
+
+def test_another_type_of_number_is_refused(tmp_path: Path) -> None:
+    path = rewritten(tmp_path / "c.npz", "lows", lambda array: array.astype(np.float64))
+    with pytest.raises(QConvertError, match="`lows` has another type or size"):
+        load(path)
+
+
+def test_a_header_that_claims_a_huge_array_makes_none(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": (2, 10**14)}
+    )
+    path = tmp_path / "c.npz"
+    with zipfile.ZipFile(io.BytesIO(pack(WHOLE))) as old, zipfile.ZipFile(path, "w") as new:
+        for member in old.namelist():
+            claims = member == "lows.npy"
+            new.writestr(member, header.getvalue() if claims else old.read(member))
+    with pytest.raises(QConvertError, match="`lows` has another type or size"):
+        load(path)
+
+
+def test_an_archive_that_claims_to_be_huge_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "c.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("about.npy", b"x")
+    content = bytearray(path.read_bytes())
+    central = content.rindex(b"PK\x01\x02")
+    content[central + 24 : central + 28] = (2**32 - 2).to_bytes(4, "little")
+    path.write_bytes(bytes(content))
+    with pytest.raises(QConvertError, match="too large"):
+        load(path)
+
+
+def test_pickles_are_never_opened(tmp_path: Path) -> None:
+    hostile = np.array([Path("x")], dtype=object)
+    path = tmp_path / "c.npz"
+    with zipfile.ZipFile(path, "w") as archive, archive.open("about.npy", "w") as member:
+        np.lib.format.write_array(member, hostile, allow_pickle=True)
+    with pytest.raises(QConvertError, match="`about` has another type or size"):
+        load(path)

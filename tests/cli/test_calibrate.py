@@ -1,0 +1,280 @@
+"""`qconvert calibrate`, as a user types it."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from qconvert.calibrate import ranges_file
+from tests import models
+from tests.conftest import Outcome, write
+from tests.models import floats, from_text
+from tests.pictures import draw_folder
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return draw_folder(tmp_path / "images", 40)
+
+
+def calibrated(qconvert: Command, out: str, *more: str) -> Outcome:
+    outcome = qconvert("calibrate", "tiny.onnx", "--images", "images", "-o", out, *more)
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+def step(outcome: Outcome) -> str:
+    (line,) = [line for line in outcome.err.splitlines() if line.startswith("  ✓ calibrate")]
+    return line
+
+
+def test_one_pass_makes_one_small_file_and_leaves_nothing_else(
+    qconvert: Command, tiny: Path, images: Path, tmp_path: Path
+) -> None:
+    outcome = calibrated(qconvert, "c.npz")
+    assert outcome.out == ""
+    assert "✓ calibrate 40 images, " in outcome.err
+    found = ranges_file.load(Path("c.npz"))
+    assert found.done.tolist() == list(range(40))
+    assert found.origin.images[0].name == "0000.png"
+    assert found.origin.preprocessing["crop"] == 8
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".store",
+        "c.npz",
+        "images",
+        "tiny.onnx",
+    ]
+
+
+def test_workers_shards_and_their_order_make_the_same_bytes(
+    qconvert: Command, tiny: Path, images: Path
+) -> None:
+    calibrated(qconvert, "one.npz")
+    calibrated(qconvert, "two.npz", "--workers", "2")
+    for number in (1, 2, 3):
+        calibrated(qconvert, f"s{number}.npz", "--shard", f"{number}/3")
+    merged = qconvert("calibrate", "--merge", "s3.npz", "s1.npz", "s2.npz", "-o", "m.npz")
+    assert merged.err == "wrote m.npz: 40 images from 3 parts\n"
+    whole = Path("one.npz").read_bytes()
+    assert Path("two.npz").read_bytes() == whole
+    assert Path("m.npz").read_bytes() == whole
+
+
+def test_the_same_command_again_runs_no_image(qconvert: Command, tiny: Path, images: Path) -> None:
+    calibrated(qconvert, "c.npz")
+    before = Path("c.npz").stat().st_mtime_ns
+    assert step(calibrated(qconvert, "c.npz")).endswith("stored, 0.0 s")
+    assert Path("c.npz").stat().st_mtime_ns == before
+    assert "stored" not in step(calibrated(qconvert, "c.npz", "--fresh"))
+
+
+def test_a_shard_is_completed_by_the_whole(qconvert: Command, tiny: Path, images: Path) -> None:
+    calibrated(qconvert, "c.npz", "--shard", "1/2")
+    assert ranges_file.load(Path("c.npz")).done.size == 20
+    calibrated(qconvert, "c.npz")
+    calibrated(qconvert, "fresh.npz")
+    assert Path("c.npz").read_bytes() == Path("fresh.npz").read_bytes()
+
+
+def test_kill_9_loses_only_the_last_seconds(qconvert: Command, tiny: Path, tmp_path: Path) -> None:
+    draw_folder(tmp_path / "images", 40)
+    script = (
+        "import sys, time\n"
+        "from qconvert.calibrate import collect, ranges_file\n"
+        "ranges_file.saving.__defaults__ = (0.0, time.monotonic)\n"
+        "add = collect.Collector.add\n"
+        "def slow(self, *args):\n"
+        "    add(self, *args)\n"
+        "    print(self.done, flush=True)\n"
+        "    time.sleep(0.05)\n"
+        "collect.Collector.add = slow\n"
+        "from qconvert.cli import run\n"
+        "sys.argv = ['qconvert', 'calibrate', 'tiny.onnx', '--images', 'images', '-o', 'c.npz']\n"
+        "run()\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    with child.stdout:
+        while int(child.stdout.readline()) < 16:
+            pass
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert not Path("c.npz").exists()
+    kept = ranges_file.load(Path(".c.npz.part")).done.size
+    assert 12 <= kept < 40
+    calibrated(qconvert, "c.npz")
+    calibrated(qconvert, "whole.npz")
+    assert Path("c.npz").read_bytes() == Path("whole.npz").read_bytes()
+    assert not Path(".c.npz.part").exists()
+
+
+def test_other_settings_are_measured_anew(qconvert: Command, tiny: Path, images: Path) -> None:
+    calibrated(qconvert, "c.npz")
+    changed = calibrated(qconvert, "c.npz", "--mean", "0.5")
+    assert "stored" not in step(changed)
+    assert ranges_file.load(Path("c.npz")).origin.preprocessing["mean"] == [0.5]
+
+
+def test_show_prints_ranges_of_every_method_from_the_file_alone(
+    qconvert: Command, tiny: Path, images: Path
+) -> None:
+    calibrated(qconvert, "c.npz")
+    for path in images.iterdir():
+        path.unlink()
+    shown = qconvert("calibrate", "--show", "c.npz")
+    header, _, *rows = shown.out.splitlines()
+    assert header.split()[:4] == ["tensor", "min", "max", "mse"]
+    assert rows[0].startswith("image ")
+    methods = ["mse", "minmax", "moving-average", "entropy", "percentile:99.9"]
+    args = [word for name in methods for word in ("--method", name)]
+    told = json.loads(qconvert("calibrate", "--show", "c.npz", "--json", *args).out)
+    for tensor in told["tensors"]:
+        assert [kept["method"] for kept in tensor["kept"]] == methods
+        exact = tensor["kept"][1]
+        assert (exact["low"], exact["high"], exact["clipped"]) == (
+            tensor["low"],
+            tensor["high"],
+            0.0,
+        )
+    assert qconvert("calibrate", "--show", "c.npz", "--method", "mode").code == 2
+
+
+def test_arrays_feed_models_of_several_inputs(qconvert: Command, tmp_path: Path) -> None:
+    text = (
+        '<ir_version: 10, opset_import: ["": 20]>\n'
+        "net (float[N, 4] a, float[N, 4] b) => (float[N, 3] y) { h = Add (a, b) y = MatMul (h, w) }"
+    )
+    write(from_text(text, w=floats(4, 3)), tmp_path / "two.onnx")
+    np.savez("data.npz", a=floats(9, 4), b=floats(9, 4, seed=1))
+    outcome = qconvert("calibrate", "two.onnx", "--images", "data.npz", "-o", "c.npz")
+    assert outcome.code == 0, outcome.err
+    found = ranges_file.load(Path("c.npz"))
+    assert found.summaries["a"].high == pytest.approx(float(floats(9, 4).max()))
+    assert found.summaries["h"].low == pytest.approx(
+        float((floats(9, 4) + floats(9, 4, seed=1)).min()), rel=1e-6
+    )
+    assert "note: 9 images are few" in outcome.err
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_fixed_batch_gives_the_extremes_of_a_dynamic_one(
+    qconvert: Command, tiny: Path, images: Path, batch: int
+) -> None:
+    calibrated(qconvert, "dynamic.npz")
+    calibrated(qconvert, "fixed.npz", "--batch", str(batch))
+    dynamic, fixed = (ranges_file.load(Path(name)) for name in ("dynamic.npz", "fixed.npz"))
+    assert fixed.done.tolist() == dynamic.done.tolist()
+    for tensor, seen in dynamic.summaries.items():
+        np.testing.assert_allclose(fixed.summaries[tensor].lows, seen.lows, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(fixed.summaries[tensor].highs, seen.highs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_broken_picture_is_passed_over_and_no_news_the_second_time(
+    qconvert: Command, tiny: Path, images: Path
+) -> None:
+    (images / "0007.png").write_bytes((images / "0007.png").read_bytes()[:60])
+    first = calibrated(qconvert, "c.npz")
+    assert "39 images" in first.err
+    assert "note: 1 of 40 images could not be read: `0007.png`" in first.err
+    again = calibrated(qconvert, "c.npz")
+    assert "39 images" in again.err
+    assert 7 not in ranges_file.load(Path("c.npz")).done.tolist()
+
+
+def nan_model() -> ir.Model:
+    model = models.tiny()
+    nan = ir.tensor(floats(4) * np.float32("nan"), name="conv_bias")
+    model.graph.initializers["conv_bias"].const_value = nan
+    return model
+
+
+def empty(folder: Path) -> list[str]:
+    (folder / "none").mkdir()
+    return ["tiny.onnx", "--images", "none"]
+
+
+def unreadable(folder: Path) -> list[str]:
+    (folder / "bad").mkdir()
+    for number in range(9):
+        (folder / "bad" / f"{number}.png").write_bytes(b"no picture")
+    return ["tiny.onnx", "--images", "bad"]
+
+
+def one(folder: Path) -> list[str]:
+    draw_folder(folder / "one", 1)
+    return ["tiny.onnx", "--images", "one"]
+
+
+def channels(folder: Path) -> list[str]:
+    text = (
+        '<ir_version: 10, opset_import: ["": 20]>\n'
+        "net (float[N, 5, 8, 8] x) => (float[N, 2, 6, 6] y) { y = Conv (x, w) }"
+    )
+    write(from_text(text, w=floats(2, 5, 3, 3)), folder / "five.onnx")
+    return ["five.onnx", "--images", "images"]
+
+
+def small(folder: Path) -> list[str]:
+    return ["tiny.onnx", "--images", "images", "--resize", "none", "--crop", "20"]
+
+
+def broken_weights(folder: Path) -> list[str]:
+    write(nan_model(), folder / "nan.onnx")
+    return ["nan.onnx", "--images", "images"]
+
+
+BAD: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
+    "no images": (lambda folder: ["tiny.onnx"], 2, "there are no images"),
+    "folder missing": (lambda folder: ["tiny.onnx", "--images", "nowhere"], 2, "does not exist"),
+    "empty folder": (empty, 3, "none"),
+    "no readable image": (unreadable, 3, "no image of"),
+    "one image": (one, 3, "has 1 image; calibration needs at least 8"),
+    "five channels": (channels, 2, "1 or 3 channels"),
+    "too small": (small, 2, "the model takes 8×8"),
+    "nan weights": (broken_weights, 3, "not finite"),
+    "bad shard": (lambda folder: ["tiny.onnx", "--images", "images", "--shard", "3/2"], 2, "I/N"),
+    "two models": (lambda folder: ["a.onnx", "b.onnx", "--images", "images"], 2, "one model"),
+    "merge one": (lambda folder: ["--merge", "a.npz"], 2, "two or more parts"),
+    "show nothing": (lambda folder: ["--show", "none.npz"], 2, "does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_told_in_words(
+    qconvert: Command, tiny: Path, images: Path, tmp_path: Path, case: str
+) -> None:
+    prepare, code, said = BAD[case]
+    args = prepare(tmp_path)
+    more = [] if "-o" in args or "--show" in args else ["-o", "out.npz"]
+    outcome = qconvert("calibrate", *args, *more)
+    assert outcome.code == code, outcome.err
+    assert outcome.out == ""
+    assert "error: " in outcome.err
+    assert said in outcome.err
+    assert not Path("out.npz").exists()
+
+
+def test_parts_that_do_not_belong_together_are_refused(
+    qconvert: Command, tiny: Path, images: Path
+) -> None:
+    calibrated(qconvert, "a.npz", "--shard", "1/2")
+    calibrated(qconvert, "b.npz", "--shard", "1/2", "--mean", "0.5")
+    overlap = qconvert("calibrate", "--merge", "a.npz", "a.npz", "-o", "c.npz")
+    assert overlap.code == 3
+    assert "share 20 images" in overlap.err
+    other = qconvert("calibrate", "--merge", "a.npz", "b.npz", "-o", "c.npz")
+    assert other.code == 3
+    assert "they differ in preprocessing" in other.err
+    Path("d.npz").write_bytes(Path("a.npz").read_bytes()[:200])
+    damaged = qconvert("calibrate", "--merge", "a.npz", "d.npz", "-o", "c.npz")
+    assert damaged.code == 3
+    assert "is not a calibration file, or is damaged" in damaged.err
+    assert not Path("c.npz").exists()

@@ -1,0 +1,118 @@
+"""From what was typed to settings."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+import pytest
+
+from qconvert.cli import image_options, settings
+from qconvert.config import Config
+from qconvert.errors import UsageError
+from qconvert.images.preprocess import PRESETS, Interpolation, Preprocess
+from qconvert.pipeline.pictures import preprocessing
+from qconvert.sources.source import Source
+from tests import models
+
+
+def typed(*args: str) -> Config:
+    @click.command()
+    @image_options.image_options
+    def command(**values: Any) -> dict[str, Any]:
+        return values
+
+    return settings.read("m.onnx", command.main(list(args), standalone_mode=False))
+
+
+def prepared(*args: str, own: Preprocess | None = None) -> Preprocess | None:
+    return preprocessing(Source("m", models.tiny(), (), preprocess=own), typed(*args))
+
+
+def test_the_options_of_images_need_neither_numpy_nor_pillow() -> None:
+    loaded = (
+        "import sys, qconvert.cli.image_options; "
+        "print([name for name in ('numpy', 'PIL', 'pydantic') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", loaded], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+def test_the_names_offered_are_those_that_exist() -> None:
+    assert tuple(PRESETS) == image_options.PRESETS
+    assert get_args(Interpolation) == image_options.INTERPOLATIONS
+
+
+def test_options_are_settings() -> None:
+    config = typed("--images", "a", "--count", "8", "--max-broken", "0", "--crop", "none")
+    assert config.calibration.images == Path("a")
+    assert (config.calibration.count, config.calibration.max_broken) == (8, 0)
+    assert config.preprocess.crop == "none"
+    assert typed().calibration.count == 512
+    assert typed().calibration.images is None
+
+
+def test_the_file_gives_way_to_what_is_typed(tmp_path: Path) -> None:
+    Path("qconvert.toml").write_text('[preprocess]\npreset = "clip"\nresize = [320, 200]\n')
+    assert typed().preprocess.resize == (320, 200)
+    assert typed("--resize", "100").preprocess.resize == 100
+    assert prepared("--preprocess", "unit", "--resize", "256") == Preprocess(resize=256)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ((), None),
+        (("--preprocess", "inception"), PRESETS["inception"]),
+        (("--mean", "127/255"), Preprocess(mean=(127 / 255,), std=(0.229, 0.224, 0.225))),
+        (("--resize", "320x200", "--preprocess", "unit"), Preprocess(resize=(320, 200))),
+    ],
+)
+def test_what_is_said_about_pictures_lies_over_a_preset(
+    given: tuple[str, ...], wanted: Preprocess | None
+) -> None:
+    assert prepared(*given) == wanted
+
+
+def test_what_the_source_says_comes_before_the_default_and_after_the_user() -> None:
+    own = Preprocess(mean=(0.1,), std=(0.2,), interpolation="bicubic")
+    assert prepared(own=own) == own
+    assert prepared("--std", "0.3", own=own) == Preprocess(
+        mean=(0.1,), std=(0.3,), interpolation="bicubic"
+    )
+    assert prepared("--preprocess", "unit", own=own) == PRESETS["unit"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--resize", "0"),
+        ("--mean", "1,2"),
+        ("--std", "0"),
+        ("--resize", "100", "--crop", "200"),
+    ],
+)
+def test_nonsense_is_a_mistake_of_the_command(wrong: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError):
+        prepared(*wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--resize", "axb"), ("--crop", "2x2"), ("--mean", "a"), ("--std", "nan")]
+)
+def test_what_cannot_be_read_is_refused_by_the_option(wrong: tuple[str, ...]) -> None:
+    with pytest.raises(click.BadParameter):
+        typed(*wrong)
+
+
+def test_a_default_place_is_never_the_source(tmp_path: Path) -> None:
+    assert settings.place(None, "a/net.onnx", ".onnx") == Path("net.onnx")
+    Path("net.onnx").touch()
+    assert settings.place(None, "net.onnx", ".onnx") == Path("net-clean.onnx")
+    assert settings.place(None, "pkg.nets:build", ".onnx") == Path("build.onnx")
+    assert settings.place(None, "timm:resnet18.a1", ".onnx") == Path("resnet18.a1.onnx")
+    with pytest.raises(UsageError, match="is the source itself"):
+        settings.place(Path("./net.onnx"), "net.onnx", ".onnx")
