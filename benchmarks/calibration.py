@@ -1,94 +1,100 @@
-"""What calibration costs, as ratios to one plain forward and to ONNX Runtime's own calibration.
+"""What calibration costs: against its floor, and against ONNX Runtime's own, on the same images.
 
-    python -m benchmarks.calibration lite0.onnx [folder of images]
+Each part runs in a process of its own, the parts take turns, and the clock starts when all modules
+are imported. The floor is decoding every image and one plain FP32 forward. ONNX Runtime reads the
+images through our decoder, so that only the calibrations differ.
 
-Each part runs in a process of its own, so that its peak memory is its own. To reach: at most 2.0
-times the time of decoding and one plain FP32 forward; 10 times faster than ONNX Runtime's entropy
-and 3 times faster than its min-max, decoding apart, which is the same for all; below 700 MB, and
-within 5 % of that for 5,000 images.
+    python -m benchmarks.calibration              # EfficientNet-Lite0, all parts
+    python -m benchmarks.calibration --part ours  # one part, as JSON
 """
 
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
+import onnxruntime
+from onnxruntime import quantization
+
+from qconvert import config, onnx_io
+from qconvert.calibrate import ranges_file
+from qconvert.calibrate.methods import ranges
+from qconvert.images import ImageChoice, open_images
+from qconvert.images.batch import Images
+from qconvert.images.preprocess import Preprocess
+from qconvert.pipeline.calibrate import Job, calibrate
+from qconvert.pipeline.progress import Progress
+from qconvert.scales import Grid
+from qconvert.store import Store
 
 IMAGES = Path(__file__).resolve().parents[2] / "shared/data/imagenet-500/calib"
-Pixels = NDArray[np.float32]
-
-PLAIN_BATCH = 8
-# As fast an image as 8, and memory is mostly the activations of one batch.
-BATCH = 4
+COUNT, MANY, ROUNDS = 200, 5000, 3
 # ONNX Runtime keeps all activations for its entropy: 66 MB an image of EfficientNet-Lite0.
 ENTROPY_COUNT = 48
+LITE0 = Preprocess(256, interpolation="bicubic", mean=(127 / 255,), std=(128 / 255,))
+EXPORT = """
+import sys
+from pathlib import Path
+from benchmarks import nets
+nets.export(nets.lite0(), Path(sys.argv[1]), optimize=True)
+"""
+METHODS = ("minmax", "moving-average", "percentile:99.99", "entropy", "mse")
 
 
-def main() -> int:
-    """Compare everything, or measure the one part that the command line names."""
-    arguments = parse()
-    if not arguments.images.is_dir():
-        print(f"needs images, there is no folder {arguments.images}: name one after the model")
-        return 2
-    if arguments.part:
-        print(json.dumps(measure(arguments)))
-        return 0
-    compare(arguments.model, arguments.images)
-    return 0
+def main() -> None:
+    if not IMAGES.is_dir():
+        print(f"Calibration: not measured, the images are not here ({IMAGES.name} of imagenet-500)")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "lite0.onnx"
+        # In a process of its own: a child's peak memory starts from that of its parent.
+        subprocess.run([sys.executable, "-c", EXPORT, str(model)], check=True)
+        compare(model)
 
 
-def parse() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model", type=Path)
-    parser.add_argument("images", type=Path, nargs="?", default=IMAGES)
-    parser.add_argument("--part", choices=PARTS)
-    parser.add_argument("--count", type=int, default=200)
-    return parser.parse_args()
+def compare(model: Path) -> None:
+    child("ours", model, 16)  # prepares the model, and reads the files once
+    turns = [("floor", COUNT), ("ours", COUNT), ("minmax", COUNT)] * ROUNDS
+    turns += [("ours", ENTROPY_COUNT), ("entropy", ENTROPY_COUNT)] * 2
+    costs: dict[tuple[str, int], list[dict[str, float]]] = {}
+    for turn in [*turns, ("ours", MANY), ("methods", COUNT)]:
+        costs.setdefault(turn, []).append(child(turn[0], model, turn[1]))
+    print(f"\nCalibrating EfficientNet-Lite0, median of {ROUNDS}, in turns")
+    print(f"{'part':28}{'images':>7}{'seconds':>9}{'peak MB':>9}")
+    for (part, count), found in costs.items():
+        print(f"{PARTS[part][0]:28}{count:7}{took(found):9.2f}{peak(found):9.0f}")
+    ours, floor = (ratios(costs, part) for part in ("minmax", "floor"))
+    entropy = took(costs["entropy", ENTROPY_COUNT]) / took(costs["ours", ENTROPY_COUNT])
+    growth = peak(costs["ours", MANY]) / peak(costs["ours", COUNT]) - 1
+    print(f"{1 / floor:.2f}x the floor (aim: at most 2.0)")
+    print(f"{ours:.1f}x faster than ONNX Runtime min-max (aim: 3)")
+    print(f"{entropy:.1f}x faster than ONNX Runtime entropy, {ENTROPY_COUNT} images (aim: 10)")
+    print(f"{growth:+.1%} memory from {COUNT} to {MANY} images (aim: within 5 %)")
 
 
-def compare(model: Path, images: Path) -> None:
-    """Run every part and print what it cost."""
-    child("plain", 16, model, images)  # the first reading of the files is not counted
-    rows = [
-        (name, count, child(name, count, model, images))
-        for name, count in (
-            *[("decode", 200), ("plain", 200), ("collect", 200), ("ort-minmax", 200)] * 3,
-            *[("decode", ENTROPY_COUNT), ("collect", ENTROPY_COUNT)] * 3,
-            ("ort-entropy", ENTROPY_COUNT),
-            ("collect", 5000),
-        )
-    ]
-    print(f"{'part':12} {'images':>6} {'seconds':>8} {'peak MB':>8}")
-    for name, count, cost in rows:
-        print(f"{name:12} {count:6} {cost['seconds']:8.2f} {cost['peak_mb']:8.0f}")
-    least: dict[tuple[str, int], float] = {}
-    for name, count, cost in rows:
-        least[name, count] = min(cost["seconds"], least.get((name, count), np.inf))
-    once = {part: least[part, 200] - least["decode", 200] for part in ("collect", "ort-minmax")}
-    few = {
-        part: least[part, ENTROPY_COUNT] - least["decode", ENTROPY_COUNT]
-        for part in ("collect", "ort-entropy")
-    }
-    peaks = [cost["peak_mb"] for name, count, cost in rows if name == "collect" and count >= 200]
-    whole = least["collect", 200] / least["plain", 200]
-    print(f"{whole:.2f} times decoding and one plain forward (at most 2.0)")
-    print(f"{once['ort-minmax'] / once['collect']:.1f} times faster than min-max (at least 3)")
-    print(f"{few['ort-entropy'] / few['collect']:.1f} times faster than entropy (at least 10)")
-    print(f"{peaks[-1] / min(peaks) - 1:+.1%} memory from 200 to 5,000 images (at most +5 %)")
+def ratios(costs: dict[tuple[str, int], list[dict[str, float]]], part: str) -> float:
+    """Return the median over the turns of how much longer a part took than ours."""
+    pairs = zip(costs[part, COUNT], costs["ours", COUNT], strict=True)
+    return statistics.median(other["seconds"] / our["seconds"] for other, our in pairs)
 
 
-def child(part: str, count: int, model: Path, images: Path) -> dict[str, float]:
-    """Measure one part in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.calibration", str(model), str(images)]
-    command += ["--part", part, "--count", str(count)]
+def took(found: list[dict[str, float]]) -> float:
+    return statistics.median(each["seconds"] for each in found)
+
+
+def peak(found: list[dict[str, float]]) -> float:
+    return statistics.median(each["peak_mb"] for each in found)
+
+
+def child(part: str, model: Path, count: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.calibration", "--part", part]
+    command += ["--model", str(model), "--count", str(count)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -96,11 +102,7 @@ def child(part: str, count: int, model: Path, images: Path) -> dict[str, float]:
     return cost
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    """Return the seconds of the work itself, and the peak memory of the whole process."""
-    found = sorted(arguments.images.iterdir())
-    files = [found[at % len(found)] for at in range(arguments.count)]
-    work = PARTS[arguments.part](arguments.model, files)
+def measure(work: Callable[[], None]) -> dict[str, float]:
     started = time.perf_counter()
     work()
     seconds = time.perf_counter() - started
@@ -110,121 +112,100 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def decoding(model: Path, files: list[Path]) -> Callable[[], None]:
-    """Return decoding alone."""
-
-    def work() -> None:
-        for _ in batches(files):
-            pass
-
-    return work
+def pictures(model: Path, count: int, folder: Path) -> Images:
+    """Return so many images, the same again and again where there are fewer."""
+    files = sorted(IMAGES.iterdir())
+    listed = folder / "images.txt"
+    listed.write_text("\n".join(str(files[at % len(files)]) for at in range(count)))
+    return open_images(ImageChoice(listed), onnx_io.inputs(onnx_io.load(model)), LITE0)
 
 
-def plain(model: Path, files: list[Path]) -> Callable[[], None]:
-    """Return decoding and one forward; the session is there before the clock starts."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-
-    def work() -> None:
-        for _, batch in batches(files, PLAIN_BATCH):
-            session.run(None, {name: batch})
-
-    return work
+def floor(model: Path, count: int, folder: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(str(model), options)
+    for batch in pictures(model, count, folder).batches(8):
+        session.run(None, batch.feeds)
 
 
-def collecting(model: Path, files: list[Path]) -> Callable[[], None]:
-    """Return decoding, the state of all methods, and the ranges of the default one."""
-    from qconvert import onnx_io
-    from qconvert.backends.ort import open_cpu
-    from qconvert.calibrate.calibration import Calibration, Image, Origin
-    from qconvert.calibrate.collect import collect
-    from qconvert.calibrate.methods import ranges
-    from qconvert.calibrate.ranges_file import save
-    from qconvert.graph.taps import tap
-    from qconvert.scales import Grid
-
-    tapped = tap(onnx_io.load(model))
-    run = open_cpu(tapped.model)
-    name = str(tapped.model.graph.inputs[0].name)
-    listed = tuple(Image(f"{at}-{path.name}", "0" * 64) for at, path in enumerate(files))
-    tensors = tuple(each.tensor for each in tapped.taps)
-    start = Calibration(Origin("model", tensors, listed, {}, "benchmark", exact=False))
-
-    def work() -> None:
-        numbered = (
-            (range(first, first + len(batch)), {name: batch}) for first, batch in batches(files)
-        )
-        found = collect(run, numbered, tapped, start)
-        ranges(found.summaries, "mse", Grid())
-        with tempfile.TemporaryDirectory() as folder:
-            save(found, Path(folder) / "c.npz")
-
-    return work
+def ours(model: Path, count: int, folder: Path) -> None:
+    pictures(model, count, folder)
+    given = {
+        "model": str(model),
+        "calibration.images": folder / "images.txt",
+        "calibration.count": count,
+        **{f"preprocess.{key}": value for key, value in LITE0_SETTINGS.items()},
+    }
+    store = Store(model.parent / "store")
+    calibrate(config.load(None, given), Job(folder / "c.npz"), store, quiet)
 
 
-def static(method: str) -> Callable[[Path, list[Path]], Callable[[], None]]:
-    """Return ONNX Runtime's calibration of the same images, decoding included."""
+def methods(model: Path, count: int, folder: Path) -> None:
+    """Compute every method from the file of an earlier calibration, for both kinds of grid."""
+    found = ranges_file.load(model.parent / "c.npz")
+    for symmetric in (True, False):
+        for name in METHODS:
+            ranges(found.summaries, name, Grid(symmetric=symmetric))
 
-    def prepare(model: Path, files: list[Path]) -> Callable[[], None]:
-        import onnxruntime
-        from onnxruntime import quantization
 
-        name = onnxruntime.InferenceSession(str(model)).get_inputs()[0].name
+def runtime(method: str) -> Callable[[Path, int, Path], None]:
+    """Return ONNX Runtime's `quantize_static` with this method, one image at a time as it wants."""
+
+    def work(model: Path, count: int, folder: Path) -> None:
+        batches = pictures(model, count, folder).batches(1)
 
         class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-            """One batch after the other."""
+            def get_next(self) -> object:
+                batch = next(batches, None)
+                return None if batch is None else batch.feeds
 
-            def __init__(self) -> None:
-                self.left = batches(files)
+        quantization.quantize_static(
+            model,
+            folder / "q.onnx",
+            Reader(),
+            calibrate_method=quantization.CalibrationMethod[method],
+            per_channel=True,
+        )
 
-            def get_next(self) -> dict[str, Pixels] | None:
-                """Return the next batch, None after the last."""
-                return next(({name: batch} for _, batch in self.left), None)
-
-        def work() -> None:
-            with tempfile.TemporaryDirectory() as folder:
-                quantization.quantize_static(
-                    model,
-                    Path(folder) / "q.onnx",
-                    Reader(),
-                    calibrate_method=quantization.CalibrationMethod[method],
-                    per_channel=True,
-                )
-
-        return work
-
-    return prepare
+    return work
 
 
-def batches(files: list[Path], size: int = BATCH) -> Iterator[tuple[int, Pixels]]:
-    """Yield the place of the first image, and the images."""
-    for first in range(0, len(files), size):
-        yield first, np.stack([decode(path) for path in files[first : first + size]])
+def quiet(progress: Progress) -> None:
+    """Hear nothing of the progress."""
 
 
-def decode(path: Path) -> Pixels:
-    """Resize the shorter side to 256, cut out 224, scale to about -1 .. 1."""
-    from PIL import Image
-
-    with Image.open(path) as opened:
-        image = opened.convert("RGB")
-    scale = 256 / min(image.size)
-    size = (round(image.width * scale), round(image.height * scale))
-    image = image.resize(size, Image.Resampling.BICUBIC)
-    left, top = (image.width - 224) // 2, (image.height - 224) // 2
-    pixels = np.asarray(image.crop((left, top, left + 224, top + 224)), dtype=np.float32)
-    return np.divide(pixels - 127, 128, dtype=np.float32).transpose(2, 0, 1)
-
-
-PARTS = {
-    "decode": decoding,
-    "plain": plain,
-    "collect": collecting,
-    "ort-minmax": static("MinMax"),
-    "ort-entropy": static("Entropy"),
+LITE0_SETTINGS = {
+    "resize": 256,
+    "interpolation": "bicubic",
+    "mean": [127 / 255],
+    "std": [128 / 255],
+}
+PARTS: dict[str, tuple[str, Callable[[Path, int, Path], None]]] = {
+    "floor": ("decode and one forward", floor),
+    "ours": ("qconvert calibrate", ours),
+    "methods": ("all five methods, two grids", methods),
+    "minmax": ("ONNX Runtime min-max", runtime("MinMax")),
+    "entropy": ("ONNX Runtime entropy", runtime("Entropy")),
 }
 
+
+def one_part() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--part", choices=PARTS)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--count", type=int, default=COUNT)
+    chosen = parser.parse_args()
+    if chosen.part is None:
+        main()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        work = PARTS[chosen.part][1]
+        cost = measure(lambda: work(chosen.model, chosen.count, Path(folder)))
+        kept = Path(folder) / "c.npz"
+        if kept.exists() and chosen.count == COUNT:
+            kept.replace(chosen.model.parent / "c.npz")
+        print(json.dumps(cost))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    one_part()

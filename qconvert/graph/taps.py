@@ -5,10 +5,12 @@ from a sample that the graph draws with a fixed stride. The stride starts at a p
 number of the image, so the sample of an image depends on neither its batch nor its neighbours.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from qconvert.errors import QConvertError
 from qconvert.graph.observed import Observed, channel_axis, observe
@@ -84,6 +86,7 @@ class _Wiring:
     whole: bool  # a run holds one image, whatever the first axis of a tensor is
     outputs: list[ir.Value] = field(default_factory=list)
     constants: dict[str, ir.Value] = field(default_factory=dict)
+    places: dict[int, ir.Value] = field(default_factory=dict)
 
     def node(self, op: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
         """Add a node and return its only output, without a name."""
@@ -93,9 +96,12 @@ class _Wiring:
 
     def integers(self, value: int | list[int]) -> ir.Value:
         """Return a stored constant, each only once."""
-        name = f"qconvert.constant.{value}"
+        return self.constant(np.array(value, dtype=np.int64), str(value))
+
+    def constant(self, array: NDArray[np.int64], what: str) -> ir.Value:
+        """Return a stored array, each only once."""
+        name = f"qconvert.constant.{what}"
         if name not in self.constants:
-            array = np.array(value, dtype=np.int64)
             stored = ir.Value(
                 name=name,
                 shape=ir.Shape(array.shape),
@@ -132,7 +138,8 @@ def _tap(wiring: _Wiring, value: ir.Value, *, sampled: bool, phase: ir.Value | N
     low, high, mean = _reductions(wiring, value, flat, axis)
     sample = None
     if sampled:
-        drawn = _sample(wiring, flat, size, phase) if phase else wiring.node("Identity", flat)
+        places = _places(wiring, _count(wiring, value), size, phase) if phase else None
+        drawn = _drawn(wiring, flat, places)
         sample = wiring.output(drawn, f"qconvert.sample.{tensor}")
     return Tap(
         tensor,
@@ -157,20 +164,50 @@ def _reductions(
     if not axes:
         return tuple(wiring.node("Identity", flat) for _ in REDUCTIONS)
     over = wiring.integers(axes)
-    reduced = [wiring.node(op, value, over, keepdims=0) for op in REDUCTIONS]
-    return tuple(wiring.node("Flatten", each, axis=0 if wiring.whole else 1) for each in reduced)
+    reduced = tuple(wiring.node(op, value, over, keepdims=0) for op in REDUCTIONS)
+    if not wiring.whole:
+        return reduced
+    return tuple(wiring.node("Flatten", each, axis=0) for each in reduced)
 
 
-def _sample(wiring: _Wiring, flat: ir.Value, size: ir.Value, phase: ir.Value) -> ir.Value:
-    """Draw every n-th value of an image; n is odd, so that it does not walk along one column."""
+def _drawn(wiring: _Wiring, flat: ir.Value, places: ir.Value | None) -> ir.Value:
+    if places is None:
+        return wiring.node("Identity", flat)
+    return wiring.node("GatherElements", flat, places, axis=1)
+
+
+def _count(wiring: _Wiring, value: ir.Value) -> int | None:
+    """Return how many values of a tensor an image has, None where only the run tells."""
+    assert value.shape is not None, "a tensor of unknown rank is not tapped"
+    sizes = list(value.shape)[0 if wiring.whole else 1 :]
+    known = [size for size in sizes if isinstance(size, int)]
+    return math.prod(known) if len(known) == len(sizes) else None
+
+
+def _places(wiring: _Wiring, count: int | None, size: ir.Value, phase: ir.Value) -> ir.Value:
+    """Return where to draw: every n-th value; n is odd, so as not to walk along one column.
+
+    Tensors of one size share their places, which matters for small networks of many tensors.
+    """
+    if count is None:
+        return _places_by_run(wiring, size, phase)
+    if count not in wiring.places:
+        stride = count // (2 * SAMPLES) * 2 + 1
+        steps = wiring.constant(np.arange(0, count - stride + 1, stride), f"steps.{count}")
+        start = wiring.node("Mod", phase, wiring.integers(stride))
+        wiring.places[count] = wiring.node("Add", start, steps)
+    return wiring.places[count]
+
+
+def _places_by_run(wiring: _Wiring, size: ir.Value, phase: ir.Value) -> ir.Value:
+    """Compute the same places inside the graph, for a size that only the run tells."""
     one, two = wiring.integers([1]), wiring.integers([2])
     halved = wiring.node("Div", size, wiring.integers([2 * SAMPLES]))
     stride = wiring.node("Add", wiring.node("Mul", halved, two), one)
     stop = wiring.node("Add", wiring.node("Sub", size, stride), one)
     ends = [wiring.node("Squeeze", value) for value in (stop, stride)]
     steps = wiring.node("Range", wiring.integers(0), *ends)
-    places = wiring.node("Add", wiring.node("Mod", phase, stride), steps)
-    return wiring.node("GatherElements", flat, places, axis=1)
+    return wiring.node("Add", wiring.node("Mod", phase, stride), steps)
 
 
 def _by_name(graph: ir.Graph) -> dict[str, ir.Value]:
