@@ -29,7 +29,8 @@ class Strict:
     """Refuse unknown keys; spell `max_drop` as `max-drop` in TOML and JSON."""
 
     __pydantic_config__ = pydantic.ConfigDict(
-        extra="forbid", alias_generator=lambda name: name.replace("_", "-"), validate_by_name=True
+        extra="forbid",
+        alias_generator=lambda name: name.replace("_", "-"),
     )
 
 
@@ -46,15 +47,23 @@ class Export(Strict):
         Field(description="shapes the source does not say, as `name:1x3x224x224[:float32]`"),
     ] = ()
     batch: Annotated[
-        Literal["dynamic"] | Annotated[int, Field(ge=1)] | None,
+        Literal["dynamic"] | Annotated[int, Field(ge=1, strict=True)] | None,
         Field(description="`dynamic` or a number; unset keeps what an ONNX or pt2 file says"),
     ] = None
-    opset: Annotated[int, Field(ge=18, le=26, description="lowest ONNX opset of the result")] = 20
+    opset: Annotated[
+        int, Field(ge=18, le=26, strict=True, description="lowest ONNX opset of the result")
+    ] = 20
     parity_inputs: Annotated[
-        int, Field(ge=8, description="inputs on which PyTorch and ONNX must agree")
+        int, Field(ge=8, strict=True, description="inputs on which PyTorch and ONNX must agree")
     ] = 8
     parity_tolerance: Annotated[
-        float, Field(gt=0, description="largest difference, relative to the largest output")
+        float,
+        Field(
+            gt=0,
+            lt=1,
+            strict=True,
+            description="largest difference, relative to the largest output",
+        ),
     ] = 1e-3
 
 
@@ -76,11 +85,11 @@ class Preprocessing(Strict):
         Field(description="mean, std and filter of a family; `imagenet` if nothing says more"),
     ] = None
     resize: Annotated[
-        Literal["fit", "none"] | Annotated[int, Field(ge=1)] | tuple[int, int] | None,
+        Literal["fit", "none"] | Annotated[int, Field(ge=1, strict=True)] | tuple[int, int] | None,
         Field(description="length of the shorter side, `[width, height]`, or `none`"),
     ] = None
     crop: Annotated[
-        Literal["fit", "none"] | Annotated[int, Field(ge=1)] | None,
+        Literal["fit", "none"] | Annotated[int, Field(ge=1, strict=True)] | None,
         Field(description="side of the centre crop, or `none`"),
     ] = None
     interpolation: Annotated[
@@ -104,13 +113,13 @@ class Calibration(Strict):
     images: Annotated[
         Path | None, Field(description="folder, list file, CSV, or arrays (.npz, .npy)")
     ] = None
-    count: Annotated[int, Field(ge=1, description="at most so many of them")] = 512
+    count: Annotated[int, Field(ge=1, strict=True, description="at most so many of them")] = 512
     max_broken: Annotated[
-        Annotated[int, Field(ge=0)] | None,
+        Annotated[int, Field(ge=0, strict=True)] | None,
         Field(description="unreadable files to put up with; unset: 10 %, at least 10"),
     ] = None
     exact: Annotated[
-        bool, Field(description="count every value instead of some thousands an image")
+        bool, Field(strict=True, description="count every value instead of some thousands an image")
     ] = False
     method: Annotated[
         str, Field(description="range method: mse, minmax, moving-average, entropy, percentile:P")
@@ -153,8 +162,11 @@ def load(file: Path | None, given: Given | None = None) -> Config:
     text = _read(file) if file else ""
     try:
         tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{file}: not valid TOML: {error}") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(
+            f"{file}: not valid TOML: {reason(error)}",
+            hint="`qconvert init` writes a file to start from",
+        ) from None
     if file:
         tree = _anchor(tree, Config, file.parent)
     given = dict(given or {})
@@ -165,7 +177,11 @@ def load(file: Path | None, given: Given | None = None) -> Config:
     except pydantic.ValidationError as error:
         wrong = config_errors.explain(error, text, given, keys_at)
         count = "1 setting is wrong" if len(wrong) == 1 else f"{len(wrong)} settings are wrong"
-        raise UsageError(f"{file or 'command line'}: {count}", details=wrong) from None
+        raise UsageError(
+            f"{file or 'command line'}: {count}",
+            details=wrong,
+            hint="`qconvert init` writes down every setting and what it means",
+        ) from None
 
 
 def assignments(pairs: tuple[str, ...]) -> dict[str, object]:
@@ -178,9 +194,10 @@ def assignments(pairs: tuple[str, ...]) -> dict[str, object]:
                 f"`--set {pair}` is not KEY=VALUE", hint="for example `--set export.opset=21`"
             )
         try:
-            read[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            read[key.strip()] = value
+            parsed = tomllib.loads(f"value = {value}")
+        except (tomllib.TOMLDecodeError, RecursionError):
+            parsed = {"value": value}
+        read[key.strip()] = parsed["value"] if len(parsed) == 1 else value
     return read
 
 
@@ -268,13 +285,15 @@ def _toml(value: object) -> str:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UsageError(
             f"`{file}` does not exist", hint="write one with `qconvert init`"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"`{file}` cannot be read: {reason(error)}") from None
+        raise UsageError(
+            f"`{file}` cannot be read: {reason(error)}", hint="settings are a TOML file in UTF-8"
+        ) from None
 
 
 def _anchor(tree: dict[str, Any], table: type, folder: Path) -> dict[str, Any]:
@@ -302,6 +321,9 @@ def _assign(tree: dict[str, Any], path: list[str], value: object) -> None:
     for name in path[:-1]:
         inner = tree.setdefault(name, {})
         if not isinstance(inner, dict):
-            raise UsageError(f"`{'.'.join(path)}`: `{name}` is a value, not a table")
+            raise UsageError(
+                f"`{'.'.join(path)}`: `{name}` is a value, not a table",
+                hint="`qconvert init` writes down every setting and what it means",
+            )
         tree = inner
     tree[path[-1]] = value

@@ -13,6 +13,9 @@ _ENTRY = re.compile(rf"^\s*({_DOTTED})\s*=(.*)$")
 
 Path = tuple[str, ...]
 
+# What pydantic calls by its Python name.
+WORDS = {"tuple_type": "Input should be a list", "dataclass_type": "Input should be a table"}
+
 
 def explain(
     error: pydantic.ValidationError,
@@ -28,7 +31,7 @@ def explain(
         name = ".".join(path)
         line = _nearest(lines, path)
         where = f"line {line}" if line else "settings"
-        if any(key == name or name.startswith(f"{key}.") for key in given):
+        if any(_one_way(key, name) or _one_way(name, key) for key in given):
             line, where = len(text) + 1, "command line"
         told.setdefault((line, where, name), []).append(_words(problem, path, keys_at))
     # A value that may be of two kinds is wrong twice, once for each; that is one mistake.
@@ -37,6 +40,10 @@ def explain(
         for key in sorted(told)
         for _, where, name in [key]
     ]
+
+
+def _one_way(whole: str, part: str) -> bool:
+    return part == whole or part.startswith(f"{whole}.")
 
 
 def near(name: str, names: Sequence[str]) -> str:
@@ -50,7 +57,7 @@ def _words(
 ) -> str:
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return "unknown setting" + near(path[-1], keys_at(path[:-1]))
-    return str(problem["msg"])
+    return WORDS.get(str(problem["type"]), str(problem["msg"]))
 
 
 def _named(location: Sequence[str | int], keys_at: Callable[[Path], Sequence[str]]) -> Path:
@@ -60,7 +67,7 @@ def _named(location: Sequence[str | int], keys_at: Callable[[Path], Sequence[str
         known = keys_at(path)
         if path and not known:
             break
-        path = (*path, str(part).replace("_", "-") if str(part) not in known else str(part))
+        path = (*path, str(part))
     return path
 
 

@@ -12,12 +12,15 @@ from collections.abc import Sequence
 
 
 class QConvertError(Exception):
-    """What went wrong, in one sentence; `details` say where, `hint` says what to do next."""
+    """What went wrong, in one sentence; `details` say where, `hint` says what to do next.
+
+    There is no error without a hint: who raises one knows better than the user what helps.
+    """
 
     exit_code = 3
 
     def __init__(
-        self, message: str, *, hint: str | None = None, details: Sequence[str] = ()
+        self, message: str, *, hint: str = "", details: Sequence[str] = ()
     ) -> None:
         super().__init__(message)
         self.hint = hint
@@ -40,6 +43,10 @@ class Unavailable(QConvertError):
     """A backend or an optional package is not available on this machine."""
 
     exit_code = 4
+
+
+class Terminated(BaseException):
+    """The process was asked to end (SIGTERM); nobody but the boundary answers to it."""
 
 
 def reason(error: BaseException, limit: int = 200) -> str:

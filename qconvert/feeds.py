@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,14 @@ _DTYPES = ("float32", "float16", "float64", "uint8", "int8", "int16", "int32", "
 class TensorSpec:
     """Name, element type and shape of an input or output; a dimension is a number or a name.
 
-    An empty string stands for a dimension that is not known and has no name.
+    An empty string stands for a dimension that is not known and has no name. `typed` is False where
+    a user named a shape and no type, and `dtype` is only what it most likely is.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | str, ...]
+    typed: bool = field(default=True, compare=False, repr=False)
 
     def __str__(self) -> str:
         dimensions = ", ".join(str(size) if size != "" else "?" for size in self.shape)
@@ -48,14 +50,21 @@ def parse(given: str) -> TensorSpec:
             f"`--input {given}` is not NAME:SHAPE[:TYPE]",
             hint="for example `--input image:1x3x224x224` or `--input tokens:1x77:int64`",
         )
-    return TensorSpec(match["name"] or "", np.dtype(dtype), tuple(sizes))
+    return TensorSpec(
+        match["name"] or "", np.dtype(dtype), tuple(sizes), typed=match["dtype"] is not None
+    )
 
 
 def settle(specs: Sequence[TensorSpec], given: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
     """Fill the open dimensions of a model's inputs as the user said; the batch stays open."""
-    by_name = {spec.name: spec for spec in given}
-    if len(specs) == 1 and set(by_name) == {""}:
-        by_name = {specs[0].name: given[0]}
+    by_name: dict[str, TensorSpec] = {}
+    for each in given:
+        name = specs[0].name if len(specs) == 1 and not each.name else each.name
+        if name in by_name:
+            raise UsageError(
+                f"`--input` names `{name or each}` twice", hint="keep one `--input` for each input"
+            )
+        by_name[name] = each
     if unknown := [name for name in by_name if name not in {spec.name for spec in specs}]:
         raise UsageError(
             f"the model has no input `{unknown[0]}`",
@@ -95,14 +104,30 @@ def draw(specs: Sequence[TensorSpec], batch: int, seed: int) -> Feeds:
 def _settle(spec: TensorSpec, given: TensorSpec | None) -> TensorSpec:
     if given is None:
         return spec
-    matches = len(given.shape) == len(spec.shape) and all(
-        size == want
-        for size, want in zip(spec.shape[1:], given.shape[1:], strict=True)
-        if isinstance(size, int)
-    )
-    if not matches:
-        raise UsageError(f"`--input {given}` does not fit the model's input `{spec}`")
+    if given.typed and given.dtype != spec.dtype:
+        raise UsageError(
+            f"`--input {spec.name}` says {given.dtype}, the model takes {spec.dtype}",
+            hint="leave out the type; it does not change the model",
+        )
+    if len(given.shape) != len(spec.shape) or not _fits(given.shape[1:], spec.shape[1:]):
+        raise UsageError(
+            f"`--input {given}` does not fit the model's input `{spec}`",
+            hint="give a size for each `?` or name, and leave the numbers as they are",
+        )
+    if not _fits(given.shape[:1], spec.shape[:1]):
+        raise UsageError(
+            f"`--input {spec.name}` says a batch of {given.shape[0]}, "
+            f"the model has {spec.shape[0]}",
+            hint=f"`--batch {given.shape[0]}` sets it",
+        )
     return replace(spec, shape=(*spec.shape[:1], *given.shape[1:]))
+
+
+def _fits(given: tuple[int | str, ...], shape: tuple[int | str, ...]) -> bool:
+    """Whether the sizes are those of the shape wherever it is not open."""
+    return len(given) == len(shape) and all(
+        size == want for size, want in zip(shape, given, strict=True) if isinstance(size, int)
+    )
 
 
 def _example(spec: TensorSpec) -> str:

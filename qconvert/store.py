@@ -3,13 +3,14 @@
 A piece of work is a folder named after the hash of its recipe. It is made in a draft folder beside
 its final place and renamed when complete, so no lock is needed: of two processes that do the same
 work, one renames first and the other takes what it finds. A killed process leaves a hidden draft,
-which is swept away when nothing was written to it for a day.
+which is swept away when nothing was written to it for a day. What was damaged since is made again.
 """
 
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -21,7 +22,8 @@ from pathlib import Path
 import platformdirs
 
 RECIPE = "recipe.json"
-DRAFT = ".draft-"
+CONTENT = "content.json"
+DRAFT = ".qconvert-draft-"
 ABANDONED_SECONDS = 24 * 3600
 TAG = "CACHEDIR.TAG"
 TAG_TEXT = (
@@ -32,8 +34,16 @@ Recipe = Mapping[str, str]
 
 
 @dataclass(frozen=True)
+class Found:
+    """A finished piece of work, and whether it was there before."""
+
+    path: Path
+    stored: bool
+
+
+@dataclass(frozen=True)
 class Entry:
-    """One finished piece of work."""
+    """One stored piece of work, as a listing shows it."""
 
     step: str
     path: Path
@@ -49,42 +59,50 @@ class Store:
     root: Path
 
     def find(self, step: str, recipe: Recipe) -> Path | None:
-        """Return the folder of this work if it is finished, else None."""
+        """Return the folder of this work if it is finished and as it was made, else None."""
         home = self._home(step, recipe)
-        return home if home.is_dir() else None
+        return home if _is_whole(home) else None
 
-    def get(self, step: str, recipe: Recipe, make: Callable[[Path], None]) -> Path:
-        """Return the folder of this work; `make` fills it if it was never finished."""
+    def get(self, step: str, recipe: Recipe, make: Callable[[Path], None]) -> Found:
+        """Return the folder of this work; `make` fills it if it is not there, or damaged."""
         home = self._home(step, recipe)
-        if home.is_dir():
-            return home
+        if _is_whole(home):
+            return Found(home, stored=True)
         home.parent.mkdir(parents=True, exist_ok=True)
         self._tag()
         sweep(home.parent)
+        _remove(home)
         with _draft(home.parent) as draft:
             make(draft)
+            (draft / CONTENT).write_text(json.dumps(_hashes(draft), sort_keys=True))
             (draft / RECIPE).write_text(_text(recipe), encoding="utf-8")
             _settle(draft, home)
-        return home
+        return Found(home, stored=False)
 
     def entries(self) -> Iterator[Entry]:
-        """Yield every finished piece of work, step by step."""
-        for recipe in sorted(self.root.glob(f"*/*/{RECIPE}")):
-            home = recipe.parent
-            if not home.name.startswith(DRAFT):
-                yield Entry(home.parent.name, home, _read(recipe), size(home), _age(home))
+        """Yield every stored piece of work, step by step."""
+        for home in self._homes():
+            try:
+                yield Entry(home.parent.name, home, _recipe(home), size(home), _age(home))
+            except FileNotFoundError:  # another process has just removed it
+                continue
 
     def clear(self, step: str | None = None) -> list[Entry]:
-        """Delete finished work (of one step, or all) and return what was deleted."""
+        """Delete stored work (of one step, or all) and return what was deleted."""
         gone = [entry for entry in self.entries() if step in (None, entry.step)]
         for entry in gone:
-            # Renamed first, so that no other process can find a folder that is half deleted.
-            doomed = Path(tempfile.mkdtemp(dir=entry.path.parent, prefix=DRAFT))
-            entry.path.rename(doomed / "work")
-            shutil.rmtree(doomed, ignore_errors=True)
-        for folder in self.root.glob("*/"):
+            _remove(entry.path)
+        for folder in {home.parent for home in self._homes()} | {each.path.parent for each in gone}:
             sweep(folder)
         return gone
+
+    def _homes(self) -> list[Path]:
+        """Return the folders that are ours: in a store we marked, named as we name them."""
+        if not (self.root / TAG).is_file():
+            return []
+        return sorted(
+            home for home in self.root.glob("*/*") if re.fullmatch("[0-9a-f]{16}", home.name)
+        )
 
     def _home(self, step: str, recipe: Recipe) -> Path:
         return self.root / step / hashlib.sha256(_text(recipe).encode()).hexdigest()[:16]
@@ -115,10 +133,7 @@ def size(path: Path) -> int:
 def sweep(folder: Path) -> None:
     """Delete the drafts that were abandoned: nothing was written to them for a day."""
     for draft in folder.glob(f"{DRAFT}*"):
-        if (
-            min((_age(path) for path in [draft, *draft.rglob("*")]), default=0.0)
-            > ABANDONED_SECONDS
-        ):
+        if min(_age(path) for path in [draft, *draft.rglob("*")]) > ABANDONED_SECONDS:
             shutil.rmtree(draft, ignore_errors=True)
 
 
@@ -140,13 +155,41 @@ def _settle(draft: Path, home: Path) -> None:
             raise
 
 
+def _remove(home: Path) -> None:
+    """Delete a folder; renamed first, so that nobody finds it half deleted."""
+    if not home.exists():
+        return
+    with _draft(home.parent) as doomed:
+        try:
+            home.rename(doomed / "work")
+        except FileNotFoundError:  # another process was faster
+            return
+
+
+def _is_whole(home: Path) -> bool:
+    try:
+        wanted = json.loads((home / CONTENT).read_text(encoding="utf-8"))
+        return bool(wanted == _hashes(home))
+    except (OSError, ValueError):
+        return False
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): digest(path)
+        for path in files
+        if path.name not in (RECIPE, CONTENT)
+    }
+
+
 def _text(recipe: Recipe) -> str:
     return json.dumps(dict(recipe), sort_keys=True, indent=1) + "\n"
 
 
-def _read(recipe: Path) -> dict[str, str]:
+def _recipe(home: Path) -> dict[str, str]:
     try:
-        found = json.loads(recipe.read_text(encoding="utf-8"))
+        found = json.loads((home / RECIPE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

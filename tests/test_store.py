@@ -27,11 +27,14 @@ def test_work_is_done_once_and_found_again(tmp_path: Path) -> None:
         (folder / "result.txt").write_text("done")
 
     first = store.get("step", RECIPE, make)
-    assert store.get("step", dict(reversed(RECIPE.items())), make) == first
+    assert not first.stored
+    again = store.get("step", dict(reversed(RECIPE.items())), make)
+    assert (again.path, again.stored) == (first.path, True)
+    home = first.path
     assert len(calls) == 1
-    assert (first / "result.txt").read_text() == "done"
-    assert json.loads((first / "recipe.json").read_text()) == RECIPE
-    assert store.find("step", RECIPE) == first
+    assert (home / "result.txt").read_text() == "done"
+    assert json.loads((home / "recipe.json").read_text()) == RECIPE
+    assert store.find("step", RECIPE) == home
     assert store.find("step", {**RECIPE, "opset": "21"}) is None
 
 
@@ -55,7 +58,7 @@ def test_the_second_of_two_writers_takes_what_the_first_finished(tmp_path: Path)
         (folder / "result.txt").write_text("slow")
         store.get("step", RECIPE, lambda inner: put(inner, "fast"))
 
-    home = store.get("step", RECIPE, slow)
+    home = store.get("step", RECIPE, slow).path
     assert (home / "result.txt").read_text() == "fast"
     assert [entry.path for entry in store.entries()] == [home]
 
@@ -86,13 +89,13 @@ def test_kill_9_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert list(store.entries()) == []
     assert store.find("step", {"model": "abc"}) is None
-    home = store.get("step", {"model": "abc"}, lambda folder: (folder / "ok").touch())
+    home = store.get("step", {"model": "abc"}, lambda folder: (folder / "ok").touch()).path
     assert (home / "ok").exists()
     assert not (home / "half.txt").exists()
 
 
 def test_an_abandoned_draft_is_swept_and_a_fresh_one_is_not(tmp_path: Path) -> None:
-    old, fresh = tmp_path / ".draft-old", tmp_path / ".draft-fresh"
+    old, fresh = tmp_path / ".qconvert-draft-old", tmp_path / ".qconvert-draft-fresh"
     for draft in (old, fresh):
         draft.mkdir()
         (draft / "half.txt").write_text("half")
@@ -108,7 +111,7 @@ def test_eight_processes_agree_on_one_result(tmp_path: Path) -> None:
     script = (
         "import sys\nfrom pathlib import Path\nfrom qconvert.store import Store\n"
         "home = Store(Path(sys.argv[1])).get('step', {'a': 'b'},"
-        " lambda folder: (folder / 'x').write_text('1') and None)\nprint(home)"
+        " lambda folder: (folder / 'x').write_text('1') and None)\nprint(home.path)"
     )
     children = [
         subprocess.Popen(
@@ -119,7 +122,7 @@ def test_eight_processes_agree_on_one_result(tmp_path: Path) -> None:
     answers = {child.communicate(timeout=60)[0] for child in children}
     assert [child.returncode for child in children] == [0] * 8
     assert len(answers) == 1
-    assert [path.name for path in (tmp_path / "step").glob(".draft-*")] == []
+    assert [path.name for path in (tmp_path / "step").glob(".qconvert-draft-*")] == []
 
 
 def test_clearing_one_step_leaves_the_others(tmp_path: Path) -> None:
@@ -132,6 +135,37 @@ def test_clearing_one_step_leaves_the_others(tmp_path: Path) -> None:
     assert [entry.step for entry in store.entries()] == ["prepare"]
     assert store.clear()
     assert list(store.entries()) == []
+
+
+def test_damaged_work_is_made_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    home = store.get("step", RECIPE, lambda folder: put(folder, "good")).path
+    for damage in (
+        lambda: (home / "result.txt").write_text("bad!"),
+        (home / "result.txt").unlink,
+        (home / "content.json").unlink,
+        lambda: (home / "more.txt").write_text("more"),
+    ):
+        damage()
+        assert store.find("step", RECIPE) is None
+        found = store.get("step", RECIPE, lambda folder: put(folder, "good"))
+        assert (found.path, found.stored) == (home, False)
+        assert (home / "result.txt").read_text() == "good"
+        assert store.find("step", RECIPE) == home
+
+
+def test_clearing_deletes_only_what_is_ours(tmp_path: Path) -> None:
+    cakes = tmp_path / "cakes" / "carrot"
+    cakes.mkdir(parents=True)
+    (cakes / "recipe.json").write_text('{"carrots": "5"}')
+    (tmp_path / "cakes" / ".draft-notes").mkdir()
+    assert Store(tmp_path).clear() == []
+    store = Store(tmp_path)
+    home = store.get("step", RECIPE, lambda folder: put(folder, "x")).path
+    (home / "recipe.json").unlink()
+    assert [entry.path for entry in store.clear()] == [home]
+    assert (cakes / "recipe.json").exists()
+    assert (tmp_path / "cakes" / ".draft-notes").exists()
 
 
 def test_the_store_marks_itself_as_a_cache(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ except ModuleNotFoundError:
         hint='pip install "qconvert[cpu]", or [cuda], [tensorrt] or [tensorrt-rtx] on a GPU host',
     ) from None
 
+VERSION = str(onnxruntime.__version__)
+
 # What goes wrong comes as an exception; the log would say it again on stderr.
 SILENT = 4
 

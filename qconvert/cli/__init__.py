@@ -24,7 +24,7 @@ Exit codes:
   2  the command or the configuration is wrong
   3  the work failed
   4  a backend or package is not available here
-  70 a bug in qconvert    130 interrupted"""
+  70 a bug in qconvert    130 interrupted    143 terminated"""
 
 
 class Commands(click.Group):

@@ -3,6 +3,7 @@
 import errno
 import logging
 import signal
+import sys
 import traceback
 from collections.abc import Sequence
 from types import FrameType
@@ -10,7 +11,7 @@ from types import FrameType
 import click
 
 from qconvert.cli import console
-from qconvert.errors import QConvertError, UsageError
+from qconvert.errors import QConvertError, Terminated, UsageError
 
 BUG, INTERRUPTED, TERMINATED = 70, 130, 143
 
@@ -21,6 +22,7 @@ _DISK = {
     errno.EROFS: "choose a place that can be written, with `-o` or QCONVERT_CACHE_DIR",
     errno.EACCES: "check the rights, or choose another place with `-o` or QCONVERT_CACHE_DIR",
     errno.EPERM: "check the rights, or choose another place with `-o` or QCONVERT_CACHE_DIR",
+    errno.ENOENT: "check the path; a folder of it is not there",
     errno.ENOTDIR: "a file stands where a folder is needed",
     errno.EEXIST: "a file stands where a folder is needed",
     errno.EISDIR: "a folder stands where a file is needed",
@@ -30,7 +32,7 @@ _DISK = {
 
 
 def guarded(command: click.Command, args: Sequence[str]) -> int:
-    """Run a command and return its exit code; nothing is raised."""
+    """Run a command and return its exit code; whatever is raised becomes words and a code."""
     signal.signal(signal.SIGTERM, _terminate)
     # Without a handler, what libraries log would appear on stderr between our own lines.
     logging.getLogger().addHandler(logging.NullHandler())
@@ -40,11 +42,12 @@ def guarded(command: click.Command, args: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         console.say("interrupted; finished steps are kept, run the same command to go on")
         return INTERRUPTED
+    except Terminated:
+        return TERMINATED
     except SystemExit as left:
-        if left.code == TERMINATED:
-            return TERMINATED
-        # Click's answer to a reader that closed our pipe, having seen enough: not a failure.
-        return 0
+        # How click leaves when the reader of our pipe has seen enough; there is no better sign.
+        closed = type(sys.stdout).__name__.endswith("PacifyFlushWrapper")
+        return 0 if closed else _tell(RuntimeError(f"something called sys.exit({left.code!r})"))
     except Exception as error:
         return _tell(error)
 
@@ -79,10 +82,10 @@ def _known(error: Exception) -> QConvertError | None:
 def _usage(error: click.ClickException) -> UsageError:
     message = error.format_message().rstrip(".")
     context = error.ctx if isinstance(error, click.UsageError) else None
-    hint = f"see `{context.command_path} --help`" if context else None
+    hint = f"see `{context.command_path if context else 'qconvert'} --help`"
     return UsageError(message[:1].lower() + message[1:], hint=hint)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     """Leave as on Ctrl-C, so that drafts are removed, with the code a supervisor expects."""
-    raise SystemExit(TERMINATED)
+    raise Terminated

@@ -128,19 +128,19 @@ def _tell_broken(found: "Calibration", shard: tuple[int, int] | None) -> None:
     names = [images[at].name for run in found.missing(part(len(images), shard)) for at in run]
     if names:
         shown = ", ".join(f"`{name}`" for name in names[:3]) + (", …" if names[3:] else "")
-        console.say(f"    note: {len(names)} of {len(images)} images could not be read: {shown}")
+        console.note(f"{len(names)} of {len(images)} images could not be read: {shown}")
 
 
 def _warn(found: "Calibration") -> None:
     from qconvert.calibrate.evidence import drift
 
     if found.done.size < FEW:
-        console.say(f"    note: {found.done.size} images are few; 100 to 500 are usual")
+        console.note(f"{found.done.size} images are few; 100 to 500 are usual")
         return
     moving = [name for name, seen in found.summaries.items() if seen.size and drift(seen) > MOVING]
     if moving:
-        console.say(
-            f"    note: {len(moving)} of {len(found.summaries)} ranges still moved by more than "
+        console.note(
+            f"{len(moving)} of {len(found.summaries)} ranges still moved by more than "
             f"{MOVING:.0%} in the last quarter; use more images"
         )
 

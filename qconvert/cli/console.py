@@ -7,6 +7,7 @@ its least important columns; it never cuts a number.
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -60,6 +61,12 @@ def say(text: str, level: int = 0) -> None:
     if level <= LOUDNESS.level:
         sys.stderr.write(plain(text) + "\n")
         sys.stderr.flush()
+
+
+def note(text: str) -> None:
+    """Tell something that a user should know about a result, wrapped to 80 columns."""
+    first, *more = textwrap.wrap(plain(text), 70)
+    say("\n".join([f"    note: {first}", *(f"          {line}" for line in more)]))
 
 
 def trouble(text: str) -> None:

@@ -57,22 +57,26 @@ def command(source: str | None, output: Path | None, **chosen: Any) -> None:
         done = export(config, place, store.default(), steps.tell, trust=chosen["trust"])
     for step in done.prepared.steps:
         if step.dropped:
-            console.say(f"    note: {step.name} left out: {step.dropped}")
+            console.note(f"{step.name} left out: {step.dropped}")
         console.say(f"    {step.name}: {step.changed or 'nothing'}, {step.seconds:.2f} s", level=1)
     if done.quantized:
-        console.say("    note: this model holds Q/DQ nodes; they are kept as they are")
+        console.note("this model holds Q/DQ nodes; they are kept as they are")
     if chosen["as_json"]:
         console.data_json(_as_json(done))
 
 
 def _plan(config: "Config", place: Path) -> None:
     from qconvert import sources
-    from qconvert.graph.prepare import passes
+    from qconvert.errors import UsageError
+    from qconvert.graph.prepare import passes, require_known
 
     left = [
         each.name for each in passes(config.export.opset) if each.name not in config.prepare.skip
     ]
+    require_known(config.prepare.skip)
     kind = sources.kind(str(config.model))
+    if kind in sources.FILES and not Path(str(config.model)).is_file():
+        raise UsageError(f"`{config.model}` does not exist", hint="check the path")
     console.data(f"load     {config.model} ({kind})")
     console.data(f"prepare  {', '.join(left)}")
     if kind != "ONNX file":

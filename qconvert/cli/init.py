@@ -30,12 +30,14 @@ def command(model: str | None, output: Path, force: bool) -> None:
 
     if output.exists() and not force:
         raise UsageError(f"`{output}` exists", hint="write over it with `--force`, or use `-o`")
-    if model is not None and sources.kind(model).endswith("file") and not Path(model).is_file():
+    if model is not None and sources.kind(model) in sources.FILES and not Path(model).is_file():
         raise UsageError(f"`{model}` does not exist", hint="name a model that is there, or none")
     relative = _seen_from(output, model)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(config.commented(relative), encoding="utf-8")
-    console.say(f"wrote {output}; `qconvert export` reads it")
+    usual = output.resolve() == Path(config.FILE_NAME).resolve()
+    how = "`qconvert export`" if usual else f"`qconvert export --config {output}`"
+    console.say(f"wrote {output}; {how} reads it")
 
 
 def _seen_from(output: Path, model: str | None) -> str | None:

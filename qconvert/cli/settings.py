@@ -64,8 +64,7 @@ def place(chosen: Path | None, model: str, suffix: str) -> Path:
             raise UsageError(f"`{chosen}` is the source itself", hint="choose another name: `-o`")
         return chosen
     kind = sources.kind(model)
-    named = kind in ("ONNX file", "pt2 file", "checkpoint")
-    name = Path(model).stem if named else model.rpartition(":")[2]
+    name = Path(model).stem if kind in sources.FILES else model.rpartition(":")[2]
     default = Path(f"{name}{suffix}")
     same = default.resolve() == Path(model).resolve()
     return Path(f"{name}-clean{suffix}") if same else default

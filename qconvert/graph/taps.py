@@ -67,6 +67,7 @@ def tap(model: ir.Model, *, exact: bool = False) -> Tapped:
         raise QConvertError(
             "no tensor of this model could be quantized",
             details=[f"`{name}`: {why}" for name, why in list(observed.skipped.items())[:5]],
+            hint="`qconvert inspect MODEL --nodes` shows what it is made of",
         )
     wiring = _Wiring(model.graph, whole=observed.one_at_a_time)
     values = _by_name(model.graph)

@@ -70,7 +70,8 @@ def reopen(
         rows = [int(entry.name) for entry in used.entries]
         if max(rows) >= len(arrays.rows):
             raise UsageError(
-                f"`{used.root}` has only {len(arrays.rows)} rows left of those used before"
+                f"`{used.root}` has only {len(arrays.rows)} rows left of those used before",
+                hint="calibrate again, or bring back the file that was used",
             )
         return replace(arrays.chosen(rows), hashes=hashes)
     preprocess, target = fit(preprocess, picture_input(specs))

@@ -17,7 +17,7 @@ _LOCAL_HEADER, _NAME_LENGTH, _EXTRA_LENGTH = 30, 26, 28
 def read_arrays(path: Path, only_input: str | None) -> dict[str, NDArray[Any]]:
     """Return the arrays by name; an .npy has no names and stands for the model's only input."""
     if not path.is_file():
-        raise UsageError(f"`{path}` does not exist")
+        raise UsageError(f"`{path}` does not exist", hint="check the path")
     if path.suffix.lower() == ".npy" and only_input is None:
         raise UsageError(
             f"`{path}` holds one array; the model has several inputs",

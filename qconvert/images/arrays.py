@@ -105,9 +105,14 @@ def find_arrays(path: Path, specs: Sequence[TensorSpec]) -> ArrayImages:
     count = min(lengths.values())
     if max(lengths.values()) != count:
         told = ", ".join(f"`{name}` {length}" for name, length in lengths.items())
-        raise UsageError(f"the arrays of `{path}` have different lengths: {told}")
+        raise UsageError(
+            f"the arrays of `{path}` have different lengths: {told}",
+            hint="the first axis of each counts the images",
+        )
     if not count:
-        raise QConvertError(f"the arrays of `{path}` are empty")
+        raise QConvertError(
+            f"the arrays of `{path}` are empty", hint="the first axis of each counts the images"
+        )
     return ArrayImages(path, arrays, tuple(range(count)), _labels(path, labels, count))
 
 
@@ -136,6 +141,7 @@ def _labels(path: Path, labels: NDArray[Any] | None, count: int) -> tuple[int | 
         raise UsageError(
             f"`{LABELS}` in `{path}` is {labels.dtype} {list(labels.shape)}; "
             f"it must be {count} whole numbers from 0",
+            hint="leave it out where there are no labels",
         )
     return tuple(int(label) for label in labels)
 

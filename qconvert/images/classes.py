@@ -35,6 +35,8 @@ def read_classes(folder: Path) -> Classes:
     except FileNotFoundError:
         return NO_CLASSES
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"`{file}` cannot be read: {reason(error)}") from None
+        raise UsageError(
+            f"`{file}` cannot be read: {reason(error)}", hint="a line for each class, in UTF-8"
+        ) from None
     # An empty line inside is a class without a name: it keeps its number.
     return Classes(tuple(line.strip() for line in text.rstrip().splitlines()))

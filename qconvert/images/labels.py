@@ -75,7 +75,10 @@ def _from_csv(pictures: Pictures, file: Path) -> Pictures | None:
     by_place: dict[Path, Row] = {}
     for row, place in zip(rows, _places(file.parent, (row["file"] for row in rows)), strict=True):
         if by_place.setdefault(place, row)["label"] != row["label"]:
-            raise UsageError(f"`{file}`, line {row['line']}: `{row['file']}` has two labels")
+            raise UsageError(
+                f"`{file}`, line {row['line']}: `{row['file']}` has two labels",
+                hint="leave one of its lines",
+            )
     places = _places(pictures.root, (item.name for item in pictures.items))
     if not any(place in by_place for place in places):
         return None

@@ -53,7 +53,7 @@ def find(path: Path) -> Pictures:
         return _pictures(path, path.parent, [path.name])
     names = _listed(path)
     if not names:
-        raise QConvertError(f"`{path}` names no pictures")
+        raise QConvertError(f"`{path}` names no pictures", hint="a list has a path a line")
     pictures = _pictures(path, path.parent, names)
     require_files(path, (picture.file for picture in pictures.items))
     return pictures
@@ -105,5 +105,7 @@ def _listed(path: Path) -> list[str]:
     except UnicodeDecodeError:
         raise UsageError(f"`{path}` is no list of pictures", hint=f"images are {_FORMS}") from None
     except OSError as error:
-        raise UsageError(f"`{path}` cannot be read: {reason(error)}") from None
+        raise UsageError(
+            f"`{path}` cannot be read: {reason(error)}", hint="a list has a path a line, in UTF-8"
+        ) from None
     return [line.strip() for line in lines if line.strip()]

@@ -134,7 +134,10 @@ def _valued(given: Preprocess, target: Target) -> Preprocess:
     if target.channels == 1:
         given = replace(given, colours="gray")
     elif given.colours == "gray":
-        raise UsageError(f"the model takes {target.channels} colours, the preprocessing makes gray")
+        raise UsageError(
+            f"the model takes {target.channels} colours, the preprocessing makes gray",
+            hint="leave `preprocess.colours` out, and it follows the model",
+        )
     if target.dtype.kind == "u":
         return replace(given, divisor=1.0, mean=(0.0,), std=(1.0,))
     if max(len(given.mean), len(given.std)) > target.channels:

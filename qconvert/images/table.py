@@ -8,6 +8,8 @@ from qconvert.errors import UsageError, reason
 
 Row = dict[str, str]
 
+FORM = "its first line is `file,label`, and every other names a file and its class"
+
 
 def read_table(path: Path, needed: Sequence[str]) -> list[Row]:
     """Return the rows by column; every needed column must be there and, in each row, `file`."""
@@ -18,7 +20,7 @@ def read_table(path: Path, needed: Sequence[str]) -> list[Row]:
             _require(path, header, needed)
             rows = [_row(path, header, cells, reader.line_num) for cells in reader if cells]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"`{path}` cannot be read as CSV: {reason(error)}") from None
+        raise UsageError(f"`{path}` cannot be read as CSV: {reason(error)}", hint=FORM) from None
     return rows
 
 
@@ -33,8 +35,10 @@ def _require(path: Path, header: Sequence[str], needed: Sequence[str]) -> None:
 
 def _row(path: Path, header: Sequence[str], cells: Sequence[str], line: int) -> Row:
     if len(cells) != len(header):
-        raise UsageError(f"`{path}`, line {line}: {len(cells)} cells under {len(header)} columns")
+        raise UsageError(
+            f"`{path}`, line {line}: {len(cells)} cells under {len(header)} columns", hint=FORM
+        )
     row = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
     if not row["file"]:
-        raise UsageError(f"`{path}`, line {line}: no file is named")
+        raise UsageError(f"`{path}`, line {line}: no file is named", hint=FORM)
     return row | {"line": str(line)}

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from qconvert import onnx_io
+from qconvert.backends.ort import VERSION
 from qconvert.calibrate import ranges_file
 from qconvert.calibrate.calibration import Calibration, Image, Origin, merge, require_finite
 from qconvert.config import Config
@@ -90,7 +90,7 @@ def _origin(ready: Prepared, tapped: Tapped, images: Images, config: Config) -> 
         tensors=tuple(each.tensor for each in tapped.taps),
         images=tuple(Image(entry.name, entry.sha256) for entry in listing.entries),
         preprocessing={} if is_array else pictures.settled(ready.source, config).to_dict(),
-        runtime=f"CPUExecutionProvider {onnxruntime.__version__}",
+        runtime=f"CPUExecutionProvider {VERSION}",
         exact=config.calibration.exact,
     )
 

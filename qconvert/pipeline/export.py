@@ -21,6 +21,9 @@ from qconvert.sources.onnx_file import PREPROCESS
 from qconvert.store import Store, digest
 
 
+TOGETHER = 3
+
+
 @dataclass(frozen=True)
 class Exported:
     """A clean ONNX file and how it came to be."""
@@ -57,14 +60,19 @@ def _check(done: Prepared, config: Config, tell: Tell) -> parity.Parity | None:
 
 
 def _inputs(done: Prepared, config: Config) -> Iterator[Feeds]:
-    count = config.export.parity_inputs
+    """Yield single inputs and batches: an export that fixes the batch is right for one size only."""
+    count, specs = config.export.parity_inputs, done.source.inputs
+    fixed = fixed_batch(specs)
     if config.calibration.images is None:
-        yield from (draw(done.source.inputs, 1, seed) for seed in range(count))
+        singles = count if fixed else count - TOGETHER
+        yield from (draw(specs, 1, seed) for seed in range(singles))
+        if not fixed:
+            yield draw(specs, TOGETHER, seed=singles)
         return
     images = pictures.open_for(done.source, config, count)
-    size = fixed_batch(done.source.inputs) or 1
+    size = fixed or TOGETHER
     for batch in images.batches(size):
-        if len(batch.items) == size:
+        if not fixed or len(batch.items) == size:
             yield batch.feeds
 
 

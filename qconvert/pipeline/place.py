@@ -1,5 +1,6 @@
 """Where a result goes, looked at before any long work."""
 
+import tempfile
 from pathlib import Path
 
 from qconvert.errors import QConvertError, UsageError
@@ -9,13 +10,12 @@ def require_place(out: Path) -> None:
     """Refuse a place that cannot be written."""
     if out.is_dir():
         raise UsageError(f"`{out}` is a folder", hint=f"name the file: `-o {out / 'NAME'}`")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    there = next(folder for folder in out.absolute().parents if folder.exists())
     try:
-        probe = out.parent / f".{out.name}.writable"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=there):
+            pass
     except OSError as error:
         raise QConvertError(
-            f"`{out.parent}` cannot be written: {error.strerror}",
+            f"`{there}` cannot be written: {error.strerror}",
             hint="choose another place with `-o`",
         ) from None

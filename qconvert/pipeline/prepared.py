@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qconvert import __version__, onnx_io, sources
-from qconvert.backends.ort import open_cpu
+from qconvert.backends.ort import VERSION, open_cpu
 from qconvert.config import Config
 from qconvert.feeds import draw
 from qconvert.graph import prepare as preparing
@@ -19,7 +19,7 @@ from qconvert.store import Store
 
 MODEL = "model.onnx"
 STEPS = "steps.json"
-LIBRARIES = ("onnx", "onnx-ir", "onnxslim")
+LIBRARIES = ("onnx", "onnx-ir", "onnxslim", "numpy")
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,17 @@ def _clean(source: Source, config: Config, store: Store, tell: Tell) -> Prepared
         "skip": ",".join(skip),
         "inputs": ", ".join(str(spec) for spec in source.inputs),
         "qconvert": __version__,
+        "onnxruntime": VERSION,
         **{name: version(name) for name in LIBRARIES},
     }
-    stored = store.find("prepare", recipe) is not None
-    folder = store.get("prepare", recipe, make)
-    path = folder / MODEL
+    found = store.get("prepare", recipe, make)
+    path = found.path / MODEL
     model = onnx_io.load(path)
-    steps = tuple(preparing.Step(**step) for step in json.loads((folder / STEPS).read_text()))
-    tell(Progress("prepare", _told(steps), time.perf_counter() - started, stored))
+    # Two sources that differ in nothing else share the stored graph.
+    model.metadata_props.clear()
+    model.metadata_props.update(source.model.metadata_props)
+    steps = tuple(preparing.Step(**step) for step in json.loads((found.path / STEPS).read_text()))
+    tell(Progress("prepare", _told(steps), time.perf_counter() - started, found.stored))
     return Prepared(source, model, path, steps)
 
 

@@ -17,6 +17,8 @@ KINDS = {
     "torchvision": "qconvert.sources.torch_named:load_torchvision",
 }
 
+FILES = ("ONNX file", "pt2 file", "checkpoint")
+
 FORMS = "`m.onnx`, `net.pt2`, `package.module:factory`, `timm:NAME` or `torchvision:NAME`"
 
 Load = Callable[[str, Export, bool], Source]

@@ -12,7 +12,7 @@ import click
 import pytest
 
 from qconvert.cli.boundary import guarded
-from qconvert.errors import GateFailed, QConvertError, Unavailable, UsageError
+from qconvert.errors import GateFailed, QConvertError, Terminated, Unavailable, UsageError
 from tests.conftest import Outcome
 
 
@@ -27,16 +27,17 @@ def raising(error: BaseException) -> click.Command:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (GateFailed("too slow"), 1),
-        (UsageError("wrong option"), 2),
+        (GateFailed("too slow", hint="mend it"), 1),
+        (UsageError("wrong option", hint="mend it"), 2),
         (click.UsageError("No such option"), 2),
-        (QConvertError("no such operator"), 3),
+        (QConvertError("no such operator", hint="mend it"), 3),
         (MemoryError(), 3),
         (OSError(28, "No space left on device", "/out/x.onnx"), 3),
-        (Unavailable("no GPU"), 4),
+        (Unavailable("no GPU", hint="mend it"), 4),
         (KeyboardInterrupt(), 130),
         (click.Abort(), 130),
-        (SystemExit(143), 143),
+        (Terminated(), 143),
+        (SystemExit(0), 70),
     ],
 )
 def test_every_end_has_its_code_and_no_traceback(
@@ -45,7 +46,7 @@ def test_every_end_has_its_code_and_no_traceback(
     assert guarded(raising(error), []) == code
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "Traceback" not in captured.err
+    assert code == 70 or "Traceback" not in captured.err
 
 
 def test_a_bug_keeps_its_traceback_and_ends_with_70(capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,8 +76,9 @@ def test_an_error_shows_details_causes_and_after_a_blank_line_the_hint(
 def test_control_characters_in_names_cannot_act_on_a_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    guarded(raising(QConvertError("`a\x1b[2Jb` is bad")), [])
-    assert capsys.readouterr().err == "error: `a\\x1b[2Jb` is bad\n"
+    guarded(raising(QConvertError("`a\x1b[2Jb` is bad", hint="no\x07")), [])
+    told = capsys.readouterr().err
+    assert told == "error: `a\\x1b[2Jb` is bad\n\nhint: no\\x07\n"
 
 
 def test_a_wrong_option_is_told_with_the_help_to_read(qconvert: Callable[..., Outcome]) -> None:
