@@ -3,10 +3,11 @@
 `make peers` runs all of it. A part that needs something missing here says so.
 """
 
-from benchmarks import prepare
+from benchmarks import calibration, prepare
 
 
 def main() -> None:
+    calibration.main()
     prepare.main()
 
 

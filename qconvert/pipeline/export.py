@@ -20,7 +20,6 @@ from qconvert.sources import parity
 from qconvert.sources.onnx_file import PREPROCESS
 from qconvert.store import Store, digest
 
-
 TOGETHER = 3
 
 
@@ -60,7 +59,7 @@ def _check(done: Prepared, config: Config, tell: Tell) -> parity.Parity | None:
 
 
 def _inputs(done: Prepared, config: Config) -> Iterator[Feeds]:
-    """Yield single inputs and batches: an export that fixes the batch is right for one size only."""
+    """Yield single inputs and a batch: an export that fixes the batch is right for one size."""
     count, specs = config.export.parity_inputs, done.source.inputs
     fixed = fixed_batch(specs)
     if config.calibration.images is None:

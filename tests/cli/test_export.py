@@ -10,9 +10,11 @@ import onnxruntime
 import pytest
 
 from qconvert import onnx_io
+from qconvert.calibrate import ranges_file
 from tests.conftest import Outcome, write
 from tests.graph.test_prepare import QUANTIZED
 from tests.models import floats, from_text, write_factory
+from tests.pictures import draw_folder
 
 Command = Callable[..., Outcome]
 
@@ -174,3 +176,18 @@ def test_a_bad_place_is_refused_before_any_work(
     assert outcome.err.startswith("error: ")
     assert "✓" not in outcome.err
     assert tree(tmp_path) == before
+
+
+def test_parity_runs_on_images_and_what_is_done_to_them_goes_into_the_file(
+    shell: Command, qconvert: Command, tmp_path: Path
+) -> None:
+    write_factory(tmp_path)
+    draw_folder(tmp_path / "images", 9)
+    outcome = shell("export", "nets:ready", "--images", "images", "--mean", "0.5", "--std", "0.25")
+    assert outcome.code == 0, outcome.err
+    assert "ONNX against PyTorch on 8 images: top-1 8/8" in outcome.err
+    stored = onnx.load("ready.onnx").metadata_props
+    told = json.loads(next(each.value for each in stored if each.key == "qconvert.preprocess"))
+    assert (told["mean"], told["std"]) == ([0.5], [0.25])
+    assert qconvert("calibrate", "ready.onnx", "--images", "images", "-o", "c.npz").code == 0
+    assert ranges_file.load(Path("c.npz")).origin.preprocessing["mean"] == [0.5]
