@@ -114,6 +114,9 @@ class Calibration(Strict):
         Path | None, Field(description="folder, list file, CSV, or arrays (.npz, .npy)")
     ] = None
     count: Annotated[int, Field(ge=1, strict=True, description="at most so many of them")] = 512
+    seed: Annotated[
+        int, Field(ge=0, strict=True, description="which of them, where there are more")
+    ] = 0
     max_broken: Annotated[
         Annotated[int, Field(ge=0, strict=True)] | None,
         Field(description="unreadable files to put up with; unset: 10 %, at least 10"),

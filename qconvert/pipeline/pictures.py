@@ -18,7 +18,7 @@ def open_for(source: Source, config: Config, count: int, threads: int | None = N
     """Return at most `count` of the images that the settings name, as inputs of the source."""
     if config.calibration.images is None:
         raise UsageError("there are no images", hint="name a folder: `--images PATH`")
-    choice = ImageChoice(config.calibration.images, count)
+    choice = ImageChoice(config.calibration.images, count, seed=config.calibration.seed)
     reading = Reading(workers=threads, max_broken=config.calibration.max_broken)
     chosen = preprocessing(source, config) or PRESETS[USUAL]
     return open_images(choice, source.inputs, chosen, reading)
