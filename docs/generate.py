@@ -7,7 +7,7 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from qconvert import config
+from qconvert import config_guide
 from qconvert.cli import COMMANDS, main
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -40,7 +40,7 @@ def settings() -> str:
         "[qconvert.schema.json](qconvert.schema.json). `qconvert init` writes one.\n",
     ]
     table = None
-    for setting in config.settings():
+    for setting in config_guide.settings():
         if setting.table != table:
             table = setting.table
             lines += [f"\n## {f'[{table}]' if table else 'top level'}\n"]
@@ -62,7 +62,7 @@ def pages() -> dict[str, str]:
     return {
         "commands.md": commands(),
         "settings.md": settings(),
-        "qconvert.schema.json": json.dumps(config.schema(), indent=2) + "\n",
+        "qconvert.schema.json": json.dumps(config_guide.schema(), indent=2) + "\n",
     }
 
 

@@ -5,9 +5,8 @@ text beside a field is its documentation: `init`, the reference and the JSON Sch
 """
 
 import dataclasses
-import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -149,7 +148,7 @@ class Config(Strict):
     prepare: Annotated[Prepare, Field(description=Prepare.__doc__)] = field(default_factory=Prepare)
 
 
-_ADAPTER = pydantic.TypeAdapter(Config)
+ADAPTER = pydantic.TypeAdapter(Config)
 
 
 def find(chosen: Path | None) -> Path | None:
@@ -176,7 +175,7 @@ def load(file: Path | None, given: Given | None = None) -> Config:
     for key, value in given.items():
         _assign(tree, key.split("."), value)
     try:
-        return _ADAPTER.validate_python(tree)
+        return ADAPTER.validate_python(tree)
     except pydantic.ValidationError as error:
         wrong = config_errors.explain(error, text, given, keys_at)
         count = "1 setting is wrong" if len(wrong) == 1 else f"{len(wrong)} settings are wrong"
@@ -206,55 +205,7 @@ def assignments(pairs: tuple[str, ...]) -> dict[str, object]:
 
 def dumps(config: Config) -> str:
     """Return the settings as TOML, defaults filled in, so that a run can be repeated from it."""
-    return tomli_w.dumps(
-        _ADAPTER.dump_python(config, mode="json", by_alias=True, exclude_none=True)
-    )
-
-
-def commented(model: str | None) -> str:
-    """Return a settings file with every setting as a comment, its default and its meaning."""
-    lines = ["# Settings of qconvert. What stands behind `#` is the default or an example."]
-    table = ""
-    for setting in settings():
-        if setting.table != table:
-            table = setting.table
-            lines += ["", f"[{table}]"]
-        value = model if setting.key == "model" else setting.default
-        text = "" if value is None else f" = {_toml(value)}"
-        mark = "" if setting.key == "model" and model else "# "
-        lines.append(f"{mark}{setting.key}{text or ' ='}".ljust(28) + f"  # {setting.text}")
-    return "\n".join(lines) + "\n"
-
-
-def schema() -> dict[str, Any]:
-    """Return the JSON Schema of a settings file, for editors."""
-    return _ADAPTER.json_schema(by_alias=True)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One key of the settings file, as documentation shows it."""
-
-    table: str
-    key: str
-    kind: str
-    default: object
-    text: str
-
-
-def settings(table: type = Config, prefix: str = "") -> Iterator[Setting]:
-    """Yield every key of the tree, a table's own keys before the tables below it."""
-    hints = get_type_hints(table, include_extras=True)
-    below: list[tuple[type, str]] = []
-    for entry in dataclasses.fields(table):
-        bare, info = get_args(hints[entry.name])[:2]
-        key = entry.name.replace("_", "-")
-        if dataclasses.is_dataclass(bare) and isinstance(bare, type):
-            below.append((bare, f"{prefix}.{key}".lstrip(".")))
-        else:
-            yield Setting(prefix, key, _kind(bare), entry.default, str(info.description))
-    for deeper, name in below:
-        yield from settings(deeper, name)
+    return tomli_w.dumps(ADAPTER.dump_python(config, mode="json", by_alias=True, exclude_none=True))
 
 
 def keys_at(path: tuple[str, ...]) -> list[str]:
@@ -266,24 +217,6 @@ def keys_at(path: tuple[str, ...]) -> list[str]:
             return []
         table = hint
     return [entry.name.replace("_", "-") for entry in dataclasses.fields(table)]
-
-
-def _kind(hint: object) -> str:
-    """Return a type in words: `int`, `"dynamic"` or `list of str`."""
-    args = get_args(hint)
-    if str(hint).startswith("typing.Literal"):
-        return " or ".join(json.dumps(value) for value in args)
-    if str(hint).startswith("tuple["):
-        return f"list of {_kind(args[0])}"
-    if str(hint).startswith("typing.Annotated"):
-        return _kind(args[0])
-    if args:
-        return " or ".join(_kind(arg) for arg in args if arg is not type(None))
-    return hint.__name__ if isinstance(hint, type) else str(hint)
-
-
-def _toml(value: object) -> str:
-    return tomli_w.dumps({"_": list(value) if isinstance(value, tuple) else value})[4:].strip()
 
 
 def _read(file: Path) -> str:

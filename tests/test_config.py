@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qconvert import config
+from qconvert import config, config_guide
 from qconvert.errors import UsageError
 
 WRONG = """\
@@ -153,19 +153,19 @@ def test_the_effective_settings_read_back_the_same(tmp_path: Path) -> None:
 
 def test_the_commented_file_is_the_defaults(tmp_path: Path) -> None:
     file = tmp_path / "q.toml"
-    file.write_text(config.commented(None))
+    file.write_text(config_guide.commented(None))
     assert config.load(file) == config.Config()
     uncommented = [
         line.removeprefix("# ").split("  # ")[0]
-        for line in config.commented("m.onnx").splitlines()
+        for line in config_guide.commented("m.onnx").splitlines()
         if "=" in line and not line.split("  # ")[0].rstrip().endswith("=")
     ]
     assert tomllib.loads("\n".join(uncommented))["opset"] == 20
 
 
 def test_the_schema_knows_every_key() -> None:
-    defined = config.schema()["$defs"]
+    defined = config_guide.schema()["$defs"]
     assert set(defined["Export"]["properties"]) == {
-        setting.key for setting in config.settings() if setting.table == "export"
+        setting.key for setting in config_guide.settings() if setting.table == "export"
     }
     assert defined["Export"]["additionalProperties"] is False
