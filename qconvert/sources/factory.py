@@ -20,7 +20,27 @@ def build(name: str) -> object:
         with contextlib.redirect_stdout(sys.stderr):
             return function()
     except (Exception, SystemExit) as error:
-        raise _raised(f"`{name}()` raised {type(error).__name__}: {reason(error)}", error) from None
+        what = f"`{name}()` raised {type(error).__name__}: {reason(error)}"
+        raise QConvertError(what, details=own_line(error), hint=_cure(error)) from None
+
+
+def find_modules_here() -> None:
+    """Let Python import from the working folder, where the user's own modules are."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+
+
+def own_line(error: BaseException) -> list[str]:
+    """Return the user's own line that an error came from: not one of ours, nor of a library's."""
+    ours = Path(__file__).parent.parent
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.line and ours not in Path(frame.filename).parents
+    ]
+    own = [frame for frame in frames if "site-packages" not in frame.filename]
+    return [f"{Path(frame.filename).name}:{frame.lineno}: {frame.line}" for frame in own[-1:]]
 
 
 def _find(name: str) -> Callable[[], object]:
@@ -42,9 +62,7 @@ def _find(name: str) -> Callable[[], object]:
 
 
 def _import(module_name: str) -> object:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    find_modules_here()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return importlib.import_module(module_name)
@@ -54,19 +72,17 @@ def _import(module_name: str) -> object:
                 f"there is no module `{module_name}` here",
                 hint="modules are looked up in the current folder and among installed packages",
             ) from None
-        raise _raised(f"importing `{module_name}` failed: {reason(error)}", error) from None
+        raise QConvertError(
+            f"importing `{module_name}` failed: {reason(error)}",
+            details=own_line(error),
+            hint=f"install `{error.name}`, or run in the folder it lies in",
+        ) from None
     except (Exception, SystemExit) as error:
         what = f"importing `{module_name}` raised {type(error).__name__}: {reason(error)}"
-        raise _raised(what, error) from None
+        raise QConvertError(what, details=own_line(error), hint=_cure(error)) from None
 
 
-def _raised(what: str, error: BaseException) -> QConvertError:
-    """Point at the user's own line, not at ours."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.line]
-    own = [
-        frame
-        for frame in frames
-        if Path(__file__).parent.parent not in Path(frame.filename).parents
-    ]
-    where = [f"{Path(frame.filename).name}:{frame.lineno}: {frame.line}" for frame in own[-1:]]
-    return QConvertError(what, details=where, hint="the function must run without arguments")
+def _cure(error: BaseException) -> str:
+    if isinstance(error, TypeError) and "argument" in str(error):
+        return "the function must run without arguments"
+    return "this is raised by the code named above, which runs as it would in Python"

@@ -5,6 +5,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 
 from qconvert.config import Export
@@ -15,9 +16,10 @@ from qconvert.images.preprocess import Interpolation, Preprocess
 from qconvert.sources import factory
 from qconvert.sources.source import Source
 from qconvert.sources.torch_program import from_module
-from qconvert.sources.torch_weights import load_weights
+from qconvert.sources.torch_weights import RANDOM, load_weights
 
-RANDOM = "random"
+# The types that PyTorch, NumPy and ONNX Runtime share.
+DTYPES = ("float32", "float16", "float64", "uint8", "int8", "int16", "int32", "int64", "bool")
 
 
 def load_factory(source: str, export: Export, trust: bool) -> Source:
@@ -29,16 +31,16 @@ def load_factory(source: str, export: Export, trust: bool) -> Source:
             f"`{source}()` returned a {type(found).__name__}, not a torch.nn.Module",
             hint="return the module, or (module, example_inputs)",
         )
-    if export.weights not in (None, RANDOM):
-        load_weights(module, str(export.weights), trust=trust)
-    specs = [parse(given) for given in export.inputs] or _specs(examples)
+    _weights(module, export, trust)
+    specs = [parse(given) for given in export.inputs] or _specs(source, examples)
     if not specs:
         raise UsageError(
             f"`{source}` does not say what goes in",
             hint="add `--input NAME:1x3x224x224`, or return (module, example_inputs)",
         )
     note = f"ran the code of `{source}`"
-    return replace(from_module(source.rpartition(":")[2], module, specs, export), notes=(note,))
+    made = from_module(source.rpartition(":")[2], module, specs, export)
+    return replace(made, notes=(note, *made.notes))
 
 
 def load_timm(source: str, export: Export, trust: bool) -> Source:
@@ -109,16 +111,36 @@ def _given_or(export: Export, size: Any) -> list[TensorSpec]:
     ]
 
 
-def _specs(examples: Any) -> list[TensorSpec]:
+def _specs(source: str, examples: Any) -> list[TensorSpec]:
     """Read shapes off the example inputs a factory returned: one tensor, or several, or named."""
     if examples is None:
         return []
     if isinstance(examples, torch.Tensor):
         examples = (examples,)
-    named = examples.items() if isinstance(examples, dict) else (("", each) for each in examples)
-    return [
-        TensorSpec(name, value.detach().numpy().dtype, tuple(value.shape)) for name, value in named
-    ]
+    if isinstance(examples, dict):
+        return [_spec(source, str(name), value) for name, value in examples.items()]
+    if isinstance(examples, (tuple, list)):
+        return [_spec(source, "", value) for value in examples]
+    raise UsageError(
+        f"the example inputs of `{source}` are of type {type(examples).__name__}, not tensors",
+        hint="return (module, tensor), (module, (tensor, tensor)) or (module, {name: tensor})",
+    )
+
+
+def _spec(source: str, name: str, value: Any) -> TensorSpec:
+    which = f"example input `{name}`" if name else "an example input"
+    if not isinstance(value, torch.Tensor):
+        raise UsageError(
+            f"{which} of `{source}` is of type {type(value).__name__}, not a tensor",
+            hint="wrap the network in a module that takes tensors only, one argument each",
+        )
+    kind = str(value.dtype).removeprefix("torch.")
+    if kind not in DTYPES:
+        raise UsageError(
+            f"{which} of `{source}` is {kind}, which ONNX Runtime does not take",
+            hint="give float32 examples; `module.float()` makes the network fit them",
+        )
+    return TensorSpec(name, np.dtype(kind), tuple(value.shape))
 
 
 def _library(name: str) -> ModuleType:
@@ -153,4 +175,8 @@ def _create(source: str, make: Any) -> torch.nn.Module:
 
 
 def _unknown(name: str, library: str, names: list[str]) -> UsageError:
-    return UsageError(f"{library} has no model `{name}`{near(name, names)}")
+    return UsageError(
+        f"{library} has no model `{name}`{near(name, names)}",
+        hint=f"`{library}.{'models.' if library == 'torchvision' else ''}list_models()` "
+        "has all names",
+    )

@@ -10,7 +10,11 @@ from qconvert.errors import QConvertError, Unavailable, UsageError, reason
 
 # Where training scripts put the weights inside a checkpoint.
 NESTS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "ema", "net", "weights")
+COUNTER = "num_batches_tracked"
 SHOWN = 3
+
+# What `--weights` says for a network whose weights stay as they are drawn.
+RANDOM = "random"
 
 
 def load_weights(module: torch.nn.Module, weights: str, *, trust: bool) -> None:
@@ -21,13 +25,10 @@ def load_weights(module: torch.nn.Module, weights: str, *, trust: bool) -> None:
     own = module.state_dict()
     missing = sorted(own.keys() - state.keys())
     extra = sorted(state.keys() - own.keys())
-    other = sorted(
-        f"{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
-        for key in own.keys() & state.keys()
-        if state[key].shape != own[key].shape
-    )
     # Old checkpoints lack this counter, which inference never reads.
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    missing = [key for key in missing if not key.endswith(COUNTER)]
+    shared = sorted(own.keys() & state.keys())
+    other = [found for key in shared if (found := _other(key, state[key], own[key]))]
     if missing or extra or other:
         raise QConvertError(
             f"`{path}` does not fit this network",
@@ -36,9 +37,30 @@ def load_weights(module: torch.nn.Module, weights: str, *, trust: bool) -> None:
                 *_some("not in the network", extra),
                 *other[:SHOWN],
             ],
-            hint="is it the checkpoint of this very architecture, with the same number of classes?",
+            hint="is it the checkpoint of this very architecture, with the same number of classes, "
+            "saved before it was quantized?",
         )
     module.load_state_dict(state, strict=False)
+
+
+def _other(key: str, given: torch.Tensor, own: torch.Tensor) -> str | None:
+    """Say how a tensor differs from the one it would replace, in shape or in kind."""
+    if given.shape != own.shape:
+        return f"{key} is {tuple(given.shape)}, not {tuple(own.shape)}"
+    if _kind(given) != _kind(own) and not key.endswith(COUNTER):
+        return f"{key} is {_type(given)}, not {_type(own)}"
+    return None
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    """Group the types that stand for each other; integers and 8 bit floats need a scale."""
+    if tensor.is_complex() or (tensor.is_floating_point() and tensor.itemsize > 1):
+        return "complex" if tensor.is_complex() else "float"
+    return "float8" if tensor.is_floating_point() else "integer"
+
+
+def _type(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def read(path: Path, *, trust: bool) -> Any:
@@ -53,7 +75,7 @@ def read(path: Path, *, trust: bool) -> Any:
             details=[_global(error)],
             hint="if you made it yourself, add `--trust`; better, save `module.state_dict()`",
         ) from None
-    except Exception as error:  # torch raises whatever the broken bytes happen to hit
+    except (Exception, SystemExit) as error:  # whatever the broken bytes happen to hit
         raise unreadable(path, error) from None
 
 
@@ -132,7 +154,7 @@ def _is_pickle(path: Path) -> bool:
         return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
 
 
-def unreadable(path: Path, error: Exception) -> QConvertError:
+def unreadable(path: Path, error: BaseException) -> QConvertError:
     """Say that a file is broken or not what its name says."""
     return QConvertError(
         f"`{path}` is not a file torch can read: {reason(error)}",

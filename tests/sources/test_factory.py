@@ -17,6 +17,7 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "def build(): print('building'); return 41 + 1\n"
         "def raising(): raise ValueError('no such checkpoint')\n"
         "def leaving(): raise SystemExit('bye')\n"
+        "def sized(size): return size\n"
         "thing = 3\n"
     )
     (tmp_path / "needy.py").write_text("import a_module_that_is_not_there\n")
@@ -53,6 +54,13 @@ def test_what_the_users_code_raises_points_at_the_users_line() -> None:
         assert line in caught.value.details[0]
     with pytest.raises(QConvertError, match="importing `broken` raised SyntaxError"):
         factory.build("broken:f")
+
+
+def test_the_hint_is_about_arguments_only_where_the_error_is() -> None:
+    for name, about in (("shop:sized", True), ("shop:raising", False)):
+        with pytest.raises(QConvertError) as caught:
+            factory.build(name)
+        assert ("without arguments" in str(caught.value.hint)) == about
 
 
 def test_a_source_is_known_by_how_it_is_written() -> None:

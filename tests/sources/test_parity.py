@@ -17,7 +17,7 @@ def says(**outputs: np.ndarray) -> Callable[[Feeds], Feeds]:
 
 
 def measured(wanted: dict[str, np.ndarray], got: dict[str, np.ndarray]) -> parity.Parity:
-    return parity.measure(says(**wanted), says(**got), [{}] * 4)
+    return parity.measure(says(**wanted), says(**got), [{"x": LOGITS}] * 4)
 
 
 def test_equal_outputs_hold() -> None:
@@ -59,6 +59,7 @@ def test_a_tie_is_not_a_different_answer() -> None:
 def test_shapes_nan_and_missing_outputs_never_pass() -> None:
     assert not measured({"y": LOGITS}, {"y": LOGITS[:, :2]}).holds(1.0)
     assert not measured({"y": LOGITS}, {"y": LOGITS * np.float32("nan")}).holds(1.0)
+    assert not measured({"y": LOGITS * np.float32("nan")}, {"y": LOGITS}).holds(1.0)
     assert not measured({"y": LOGITS * 0}, {"y": LOGITS}).holds(1.0)
     with pytest.raises(QConvertError, match="no output `y`"):
         measured({"y": LOGITS}, {"z": LOGITS})
@@ -69,3 +70,51 @@ def test_outputs_that_are_no_scores_have_no_top1() -> None:
     found = measured({"y": image}, {"y": image})
     assert not found.has_top1
     assert str(found) == "relative error 0.0e+00"
+
+
+def test_an_infinite_value_hides_no_difference() -> None:
+    """A mask of infinities is usual in attention; the values beside it count as ever."""
+    masked = np.array([[-np.inf, 1.0, 2.0]], np.float32)
+    assert measured({"y": masked}, {"y": masked}).holds(1e-3)
+    found = measured({"y": masked}, {"y": masked + np.float32(1.0)})
+    assert found.max_rel == pytest.approx(0.5)
+    assert not found.holds(1e-3)
+
+
+@pytest.mark.parametrize("other", [np.inf, np.nan, 1.0])
+def test_values_that_are_not_finite_must_be_the_very_same(other: float) -> None:
+    wanted = np.array([[-np.inf, 1.0, 2.0]], np.float32)
+    got = wanted.copy()
+    got[0, 0] = other
+    assert measured({"y": wanted}, {"y": got}).max_rel == np.inf
+    assert measured({"y": got}, {"y": wanted}).max_rel == np.inf
+
+
+def test_the_same_nan_on_both_sides_holds() -> None:
+    wanted = np.array([[np.nan, 1.0, 2.0]], np.float32)
+    found = measured({"y": wanted}, {"y": wanted})
+    assert str(found) == "top-1 4/4, relative error 0.0e+00"
+    assert found.holds(1e-3)
+
+
+def test_outputs_may_be_numbers_or_have_rows_of_their_own() -> None:
+    boxes = np.tile(LOGITS, (3, 1))
+    wanted: dict[str, np.ndarray] = {"loss": np.array(1.0), "boxes": boxes, "y": LOGITS}
+    found = measured(wanted, wanted)
+    assert (found.inputs, found.same_top1, found.rows) == (8, 24, 24)
+    swapped = LOGITS[:, ::-1].copy()
+    found = measured(wanted, {**wanted, "y": swapped})
+    assert (found.inputs, found.same_top1, found.rows) == (8, 0, 8)
+
+
+def test_inputs_are_counted_apart_from_rows() -> None:
+    found = parity.measure(says(y=LOGITS), says(y=LOGITS[::-1]), [{"x": LOGITS[:1]}] * 3)
+    assert (found.inputs, found.rows) == (3, 6)
+    with pytest.raises(QConvertError, match="top-1 agrees on 0 of 6 rows"):
+        parity.require(found, 1e-3)
+
+
+def test_no_input_at_all_is_told() -> None:
+    with pytest.raises(QConvertError, match="no input to compare") as caught:
+        parity.measure(says(y=LOGITS), says(y=LOGITS), iter(()))
+    assert caught.value.hint
