@@ -19,9 +19,7 @@ class QConvertError(Exception):
 
     exit_code = 3
 
-    def __init__(
-        self, message: str, *, hint: str = "", details: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, message: str, *, hint: str, details: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.hint = hint
         self.details = tuple(details)

@@ -56,3 +56,25 @@ def test_an_open_size_cannot_be_drawn_and_the_hint_is_a_command() -> None:
         draw((TensorSpec("image", FLOAT, ("N", 3, "h", "")),), 1, 0)
     assert "`image: float32[N, 3, h, ?]`" in str(caught.value)
     assert caught.value.hint == "say it with `--input image:1x3x224x224`"
+
+
+def test_a_type_is_checked_where_one_was_given() -> None:
+    specs = (TensorSpec("tokens", INT, ("N", "length")),)
+    assert settle(specs, [parse("tokens:1x7")])[0] == TensorSpec("tokens", INT, ("N", 7))
+    assert settle(specs, [parse("tokens:1x7:int64")])[0].dtype == INT
+    with pytest.raises(UsageError, match="says float32, the model takes int64"):
+        settle(specs, [parse("tokens:1x7:float32")])
+
+
+def test_an_input_is_given_once() -> None:
+    specs = (TensorSpec("image", FLOAT, ("N", 3)),)
+    with pytest.raises(UsageError, match="names `image` twice"):
+        settle(specs, [parse("image:1x3"), parse("1x3")])
+
+
+def test_a_fixed_batch_is_not_changed_by_an_input() -> None:
+    specs = (TensorSpec("image", FLOAT, (1, 3)),)
+    assert settle(specs, [parse("image:1x3")]) == specs
+    with pytest.raises(UsageError, match="says a batch of 4, the model has 1") as caught:
+        settle(specs, [parse("image:4x3")])
+    assert caught.value.hint == "`--batch 4` sets it"

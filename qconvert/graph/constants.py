@@ -6,7 +6,8 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common
 
-from qconvert.graph.patterns import constant
+from qconvert.graph.names import free_name, tensor_names
+from qconvert.graph.patterns import constant, is_standard
 from qconvert.graph.simplify import infer_shapes
 
 # A folded tensor is stored in the file; above this size it must not be larger than what made it.
@@ -21,14 +22,15 @@ Array = NDArray[np.generic]
 def fold_constants(model: ir.Model) -> tuple[ir.Model, str]:
     """Return a copy in which nodes of constant inputs are stored results."""
     folded, _ = infer_shapes(model)
-    count = sum(_fold(folded.graph, node) for node in list(folded.graph))
+    taken = tensor_names(folded.graph)
+    count = sum(_fold(folded.graph, node, taken) for node in list(folded.graph))
     if not count:
         return model, ""
     common.RemoveUnusedNodesPass()(folded)
     return folded, f"{count} folded"
 
 
-def _fold(graph: ir.Graph, node: ir.Node) -> bool:
+def _fold(graph: ir.Graph, node: ir.Node, taken: set[str]) -> bool:
     """Store the result of a node whose inputs are known; its constants before it are folded."""
     output = node.outputs[0]
     if len(node.outputs) != 1 or output.is_graph_output() or not _may_fold(node):
@@ -37,8 +39,8 @@ def _fold(graph: ir.Graph, node: ir.Node) -> bool:
     result = None if inputs is None else _evaluate(node, inputs)
     if inputs is None or result is None or not _worth_storing(result, inputs):
         return False
-    name = output.name
-    stored = ir.Value(name=f"{name}_folded", const_value=ir.tensor(result, name=f"{name}_folded"))
+    name = free_name(f"{output.name}_folded", taken)
+    stored = ir.Value(name=name, const_value=ir.tensor(result, name=name))
     stored.shape, stored.dtype = ir.Shape(result.shape), ir.DataType.from_numpy(result.dtype)
     graph.register_initializer(stored)
     ir.convenience.replace_all_uses_with(output, stored)
@@ -47,7 +49,7 @@ def _fold(graph: ir.Graph, node: ir.Node) -> bool:
 
 
 def _may_fold(node: ir.Node) -> bool:
-    if node.domain not in ("", "ai.onnx") or node.op_type.startswith(KEPT):
+    if not is_standard(node) or node.op_type.startswith(KEPT):
         return False
     graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
     return not any(attribute.type in graphs for attribute in node.attributes.values())

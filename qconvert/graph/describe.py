@@ -7,13 +7,16 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from qconvert import onnx_io
-from qconvert.feeds import TensorSpec
-from qconvert.graph.patterns import is_quantized
+from qconvert.feeds import TensorSpec, fixed_batch
+from qconvert.graph.patterns import is_quantized, is_standard
 
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """One node; `macs` is None where a shape is not known, and counts one image."""
+    """One node; `macs` is None where a shape is not known, and counts one image.
+
+    A fixed batch counts once too, where it is the first axis of what the node computes.
+    """
 
     name: str
     op: str
@@ -52,7 +55,8 @@ class ModelInfo:
 def describe(model: ir.Model) -> ModelInfo:
     """Return what the model is made of; subgraphs and functions count too."""
     seen: set[int] = set()
-    nodes = tuple(_node(node, seen) for node in onnx_io.nodes(model))
+    batch = fixed_batch(onnx_io.inputs(model))
+    nodes = tuple(_node(node, seen, batch) for node in onnx_io.nodes(model))
     return ModelInfo(
         opset=model.opset_imports.get("", 0),
         producer=" ".join(filter(None, [model.producer_name, model.producer_version])),
@@ -78,15 +82,15 @@ def _operators(nodes: tuple[NodeInfo, ...]) -> tuple[OperatorInfo, ...]:
     return tuple(sorted(found, key=lambda each: (-(each.macs or 0), -each.nodes, each.op)))
 
 
-def _node(node: ir.Node, seen: set[int]) -> NodeInfo:
-    op = f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+def _node(node: ir.Node, seen: set[int], batch: int | None) -> NodeInfo:
+    op = node.op_type if is_standard(node) else f"{node.domain}::{node.op_type}"
     return NodeInfo(
         name=node.name or "",
         op=op,
         inputs=tuple(value.name or "" for value in node.inputs if value is not None),
         outputs=tuple(str(onnx_io.spec(value)) for value in node.outputs),
         parameters=_parameters(node, seen),
-        macs=_macs(node),
+        macs=_macs(node, batch),
     )
 
 
@@ -106,13 +110,13 @@ def is_weight(tensor: ir.TensorProtocol) -> bool:
     return len(tensor.shape) > 0 and tensor.dtype not in (ir.DataType.INT64, ir.DataType.BOOL)
 
 
-def _macs(node: ir.Node) -> int | None:
+def _macs(node: ir.Node, batch: int | None) -> int | None:
     """Return the multiply-accumulates of a linear operator for one image, 0 for any other."""
-    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if not is_standard(node, "Conv", "ConvTranspose", "Gemm", "MatMul"):
         return 0
-    weight, output = _shape(node.inputs[1]), _shape(node.outputs[0])
-    if node.op_type == "ConvTranspose":  # every input value meets the whole filter
-        output = _shape(node.inputs[0])
+    # Every input value of a ConvTranspose meets the whole filter.
+    counted = node.inputs[0] if node.op_type == "ConvTranspose" else node.outputs[0]
+    weight, output = _shape(node.inputs[1]), _shape(counted, batch)
     if weight is None or output is None:
         return None
     if node.op_type in ("Conv", "ConvTranspose"):
@@ -121,11 +125,11 @@ def _macs(node: ir.Node) -> int | None:
     return math.prod(output) * weight[-1 if by_row else max(len(weight) - 2, 0)]
 
 
-def _shape(value: ir.Value | None) -> tuple[int, ...] | None:
-    """Return the sizes with an open batch as 1; None where another dimension is open."""
+def _shape(value: ir.Value | None, batch: int | None = None) -> tuple[int, ...] | None:
+    """Return the sizes, an open first one or `batch` as 1; None where another is open."""
     if value is None or value.shape is None:
         return None
     sizes = [size if isinstance(size, int) else None for size in value.shape]
-    if sizes and sizes[0] is None:
+    if sizes and (sizes[0] is None or sizes[0] == batch):
         sizes[0] = 1
     return None if None in sizes else tuple(size or 0 for size in sizes)

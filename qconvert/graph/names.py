@@ -10,19 +10,48 @@ def name_all(model: ir.Model) -> tuple[ir.Model, str]:
     """Name what has no name or one that another has; drop what exporters left for debugging."""
     named = model.clone()
     common.ClearMetadataAndDocStringPass()(named)
+    given = _name(named.graph, unnamed_too=True)
+    return named, f"{given} nodes" if given else ""
+
+
+def tell_apart(model: ir.Model) -> tuple[ir.Model, int]:
+    """Return a copy in which no two nodes share a name, and how many were given another."""
+    named = model.clone()
+    given = _name(named.graph, unnamed_too=False)
+    return (named, given) if given else (model, 0)
+
+
+def tensor_names(graph: ir.Graph) -> set[str]:
+    """Return the names of all tensors of a graph and of the graphs inside its nodes."""
+    found = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+    for node in graph.all_nodes():
+        found.update(value.name for value in (*node.inputs, *node.outputs) if value is not None)
+    for inner in graph.subgraphs():
+        found.update(value.name for value in (*inner.inputs, *inner.initializers.values()))
+    return {name for name in found if name}
+
+
+def free_name(stem: str, taken: set[str]) -> str:
+    """Return a name that nothing has, and take it."""
+    name = stem
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
+def _name(graph: ir.Graph, *, unnamed_too: bool) -> int:
+    """Give each node a name of its own; return how many got one."""
     taken: set[str] = set()
     counts: Counter[str] = Counter()
     given = 0
-    for node in named.graph.all_nodes():
-        if not node.name or node.name in taken:
+    for node in graph.all_nodes():
+        if node.name in taken or (unnamed_too and not node.name):
             node.name = _free(node.name or node.op_type, taken, counts)
             given += 1
-        taken.add(node.name)
-    for node in named.graph.all_nodes():
-        for index, value in enumerate(node.outputs):
-            if not value.name and value.uses():
-                value.name = f"{node.name}_output_{index}"
-    return named, f"{given} nodes" if given else ""
+        if node.name:
+            taken.add(node.name)
+    return given
 
 
 def _free(stem: str, taken: set[str], counts: Counter[str]) -> str:

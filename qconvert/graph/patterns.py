@@ -18,6 +18,11 @@ def is_quantized(model: ir.Model) -> bool:
     )
 
 
+def is_standard(node: ir.Node, *operators: str) -> bool:
+    """Whether a node is one of ONNX's own operators, of the given ones if any are."""
+    return node.domain in ("", "ai.onnx") and (not operators or node.op_type in operators)
+
+
 def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
     """Return the array behind a value that never changes, else None."""
     if value is None or value.is_graph_input():

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 
@@ -12,6 +13,10 @@ from onnx import version_converter
 from onnx_ir.passes import common
 
 from qconvert import onnx_io
+from qconvert.errors import reason
+
+# "No Adapter From Version $6 for GRU"
+_NO_STEP = re.compile(r"No Adapter From Version \$?(?P<opset>\d+) for (?P<op>\w+)")
 
 
 def inline(model: ir.Model) -> tuple[ir.Model, str]:
@@ -40,7 +45,10 @@ def upgrade(model: ir.Model, opset: int) -> tuple[ir.Model, str]:
         return model, ""
     if onnx_io.weight_bytes(model) >= onnx_io.SINGLE_FILE_BYTES:
         raise ValueError(f"a model above 2 GB stays at opset {before}")
-    raised = ir.from_proto(version_converter.convert_version(_proto(model), opset))
+    try:
+        raised = ir.from_proto(version_converter.convert_version(_proto(model), opset))
+    except Exception as error:  # the converter raises its failed C++ assertions
+        raise ValueError(f"{_tripped(error)}; the model stays at opset {before}") from None
     return raised, f"opset {before} to {opset}"
 
 
@@ -51,6 +59,15 @@ def infer_shapes(model: ir.Model) -> tuple[ir.Model, str]:
     common.ShapeInferencePass(check_type=False, strict_mode=False)(inferred)
     gained = _known(inferred) - before
     return inferred, f"{gained} more tensors" if gained else ""
+
+
+def _tripped(error: Exception) -> str:
+    """Name the operator that the converter cannot bring on, if that is what it says."""
+    found = _NO_STEP.search(str(error))
+    if not found:
+        # Before its sentence stands the place in its C++ source.
+        return reason(ValueError(str(error).rpartition("` failed: ")[2]))
+    return f"the converter does not know how to bring `{found['op']}` beyond opset {found['opset']}"
 
 
 def _proto(model: ir.Model) -> onnx.ModelProto:

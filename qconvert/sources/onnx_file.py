@@ -1,21 +1,34 @@
 """An ONNX file as a source: its own reference, with the shapes the user asked for."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from qconvert import onnx_io
+from qconvert.backends.ort import open_cpu
 from qconvert.config import Export
-from qconvert.errors import UsageError
-from qconvert.feeds import TensorSpec, parse, settle
+from qconvert.errors import QConvertError, UsageError
+from qconvert.feeds import TensorSpec, draw, fixed_batch, parse, settle
+from qconvert.graph.compare import apart
 from qconvert.graph.simplify import infer_shapes
 from qconvert.images.preprocess import Preprocess
 from qconvert.sources.source import Source
 
 # Where an exported file says what is done to a picture before it goes in.
 PREPROCESS = "qconvert.preprocess"
+# How far an image's answer may move, as a share of the largest, when its neighbours change.
+ROW_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """A model and what it is fed."""
+
+    model: ir.Model
+    specs: tuple[TensorSpec, ...]
 
 
 def load(source: str, export: Export, trust: bool) -> Source:
@@ -24,10 +37,15 @@ def load(source: str, export: Export, trust: bool) -> Source:
     model = onnx_io.load(path)
     if export.weights is not None:
         raise UsageError(f"`{source}` brings its weights", hint="leave out `--weights`")
-    specs = settle(onnx_io.inputs(model), [parse(given) for given in export.inputs])
+    stored = onnx_io.inputs(model)
+    # Where `batch` says the batch, the first number of an input need not say it again.
+    open_specs = stored if export.batch is None else with_batch(stored, "dynamic")
+    specs = settle(open_specs, [parse(given) for given in export.inputs])
     specs = with_batch(specs, export.batch)
-    if specs != onnx_io.inputs(model):
-        model = reshape(model, specs)
+    if specs != stored:
+        original, model = model, reshape(model, specs)
+        if fixed_batch(specs) != fixed_batch(stored):
+            _require_free_batch(source, Shaped(original, stored), Shaped(model, specs))
     return Source(path.stem, model, specs, preprocess=_preprocess(model))
 
 
@@ -42,6 +60,44 @@ def _preprocess(model: ir.Model) -> Preprocess | None:
         raise UsageError(
             f"the model's metadata `{PREPROCESS}` is damaged", hint="export the model again"
         ) from None
+
+
+def _require_free_batch(source: str, original: Shaped, changed: Shaped) -> None:
+    """Refuse a graph that answers otherwise for an image when the batch has another size."""
+    before, after = fixed_batch(original.specs) or 1, fixed_batch(changed.specs)
+    count = after or (2 if before != 2 else 3)
+    feeds = draw(changed.specs, count, seed=0)
+    # The original takes images in its own number, from the start again after the last one.
+    chunks = (np.arange(-(-count // before) * before) % count).reshape(-1, before)
+    pairs = zip(original.specs, changed.specs, strict=True)
+    follows = {new.name for old, new in pairs if old.shape[:1] != new.shape[:1]}
+    run = open_cpu(original.model)
+    try:
+        got = open_cpu(changed.model)(feeds)
+    except QConvertError as error:
+        raise _fixed_inside(source, str(error)) from None
+    for chunk in chunks:
+        part = {name: each[chunk] if name in follows else each for name, each in feeds.items()}
+        wanted = run(part)
+        for name in got:
+            if (_rows(wanted[name]), _rows(got[name])) != (before, count):
+                raise _fixed_inside(source, f"the first axis of `{name}` does not follow the batch")
+        rows = {name: array[chunk] for name, array in got.items()}
+        if why := apart(wanted, rows, ROW_TOLERANCE):
+            raise _fixed_inside(source, f"in another batch {why}")
+
+
+def _rows(output: object) -> int | None:
+    """Return the first axis of an output, None where it has none."""
+    return output.shape[0] if isinstance(output, np.ndarray) and output.ndim else None
+
+
+def _fixed_inside(source: str, why: str) -> QConvertError:
+    return QConvertError(
+        f"`{source}` cannot take another batch: this graph fixes the batch inside",
+        hint="leave out `--batch`, or export the model again with the batch it needs",
+        details=[why],
+    )
 
 
 def with_batch(specs: tuple[TensorSpec, ...], batch: str | int | None) -> tuple[TensorSpec, ...]:

@@ -104,3 +104,15 @@ def test_a_weight_that_two_layers_share_is_not_changed_for_the_other() -> None:
     np.testing.assert_allclose(
         open_cpu(folded)(feeds)["y"], open_cpu(model)(feeds)["y"], rtol=1e-4, atol=1e-5
     )
+
+
+def test_only_the_operator_of_onnx_is_a_normalization() -> None:
+    text = (
+        '<ir_version: 10, opset_import: ["": 20, "my": 1]>\n'
+        "net (float[N, 3, 4, 4] x) => (float[N, 4, 4, 4] y) "
+        "{ c = Conv (x, w) y = my.BatchNormalization (c) }\n"
+        '<domain: "my", opset_import: ["": 20]>\n'
+        "BatchNormalization (a) => (b) { b = Add (a, a) }"
+    )
+    model = from_text(text, w=floats(4, 3, 1, 1))
+    assert fold_batchnorm(model) == (model, "")

@@ -49,3 +49,22 @@ def test_unknown_shapes_give_unknown_macs() -> None:
     )
     info = describe(infer_shapes(from_text(text, k=floats(4, 3, 3, 3)))[0])
     assert info.operators[0].macs is None
+
+
+def test_a_fixed_batch_counts_one_image_too_and_a_weight_of_its_size_counts_whole() -> None:
+    text = (
+        '<ir_version: 10, opset_import: ["": 20]>\n'
+        "net (float[4, 4] x) => (float[4, 6] y) { y = MatMul (x, w) }"
+    )
+    assert describe(from_text(text, w=floats(4, 6))).operators[0].macs == 4 * 6
+
+
+def test_a_function_named_like_an_operator_is_not_taken_for_it() -> None:
+    text = (
+        '<ir_version: 10, opset_import: ["": 20, "my": 1]>\n'
+        "net (float[N, 4] x) => (float[N, 4] y) { y = my.MatMul (x) }\n"
+        '<domain: "my", opset_import: ["": 20]>\n'
+        "MatMul (a) => (b) { b = Add (a, a) }"
+    )
+    by_op = {each.op: each.macs for each in describe(from_text(text)).operators}
+    assert by_op == {"my::MatMul": 0, "Add": 0}

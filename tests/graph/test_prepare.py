@@ -5,10 +5,11 @@ import pytest
 
 from qconvert import onnx_io
 from qconvert.backends.ort import open_cpu
-from qconvert.errors import UsageError
+from qconvert.errors import QConvertError, UsageError
 from qconvert.feeds import Feeds, draw
 from qconvert.graph import prepare as preparing
 from qconvert.graph.prepare import Pass, Prepared, prepare
+from qconvert.graph.simplify import upgrade
 from tests import models
 from tests.models import floats, from_text, ops
 
@@ -178,3 +179,98 @@ def test_functions_are_inlined() -> None:
     assert ops(done.model) == ["Add"]
     assert not done.model.functions
     assert done.steps[0].changed == "1 functions"
+
+
+def test_duplicate_names_are_told_apart_before_the_first_run() -> None:
+    model = models.tiny()
+    for node in model.graph:
+        node.name = "same"
+    done = clean(model)
+    assert len({node.name for node in done.model.graph}) == len(done.model.graph)
+    assert {step.name: step.changed for step in done.steps}["names"] == "4 told apart"
+
+
+DRAWING = """
+<ir_version: 10, opset_import: ["": 19]>
+net (float[N, 4] x) => (float[N, 4] y) {
+    training = Constant <value: tensor = bool {1}> ()
+    ratio = Constant <value: tensor = float {0.5}> ()
+    d = Dropout (x, ratio, training)
+    y = Add (d, d)
+}
+"""
+
+
+def test_a_model_that_draws_is_named_and_left_as_it_is() -> None:
+    done = clean(ir.from_onnx_text(DRAWING))
+    told = {step.name: step.dropped for step in done.steps}
+    assert told["opset"] == told["simplify"] == preparing.RANDOM
+    assert told["inline"] == told["shapes"] == told["names"] == ""
+    assert ops(done.model)[-2:] == ["Dropout", "Add"]
+    assert all(node.name for node in done.model.graph)
+
+
+UNREAD = """
+<ir_version: 10, opset_import: ["": 20]>
+net (float[N, 2] first, float[N, 4] x) => (float[N, 4] y) {
+    a = Identity (x)
+    y = Relu (a)
+}
+"""
+
+
+def test_an_input_that_nothing_reads_is_kept_and_so_is_the_pass() -> None:
+    done = clean(ir.from_onnx_text(UNREAD))
+    assert [str(spec) for spec in onnx_io.inputs(done.model)] == [
+        "first: float32[N, 2]",
+        "x: float32[N, 4]",
+    ]
+    assert ops(done.model) == ["Relu"]
+
+
+def test_an_opset_that_cannot_be_reached_is_told_with_its_operator() -> None:
+    text = (
+        '<ir_version: 8, opset_import: ["": 9]>\n'
+        "net (float[N, 3, 4, 4] x) => (float[N, 3, 8, 8] y) "
+        '{ s = Constant <value: tensor = float[4] {1, 1, 2, 2}> () y = Upsample <mode = "linear"> '
+        "(x, s) }"
+    )
+    (step,) = [each for each in clean(ir.from_onnx_text(text)).steps if each.name == "opset"]
+    assert "converting `Upsample` to opset 20; the model stays at opset 9" in step.dropped
+
+
+def test_an_operator_without_a_converter_is_named() -> None:
+    text = (
+        '<ir_version: 8, opset_import: ["": 5]>\n'
+        "net (float[2, 3] x) => (float[2, 3] y) { y = Cast <to: int = 1> (x) }"
+    )
+    with pytest.raises(ValueError, match="bring `Cast` beyond opset 5; the model stays at opset 5"):
+        upgrade(ir.from_onnx_text(text), 20)
+
+
+def test_what_is_returned_is_valid_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    def older(model: ir.Model) -> tuple[ir.Model, str]:
+        aged = model.clone()
+        aged.ir_version = 3
+        return aged, "older"
+
+    monkeypatch.setattr(preparing, "passes", lambda opset: (Pass("older", older),))
+    with pytest.raises(QConvertError, match="the cleaned model is not valid ONNX"):
+        clean(models.tiny())
+
+
+CROWDED = """
+<ir_version: 10, opset_import: ["": 20]>
+net (float[N, 4] x) => (float[N, 4] y) {
+    c = Add (k, k)
+    d = Mul (x, c)
+    y = Add (d, c_folded)
+}
+"""
+
+
+def test_a_folded_constant_takes_no_name_that_another_has() -> None:
+    model = from_text(CROWDED, k=floats(4), c_folded=floats(4, seed=1))
+    done = clean(model, "simplify")
+    assert "constants" not in [step.name for step in done.steps if step.dropped]
+    assert set(done.model.graph.initializers) == {"c_folded", "c_folded_"}

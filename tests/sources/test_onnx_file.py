@@ -7,11 +7,11 @@ import pytest
 from qconvert import onnx_io, sources
 from qconvert.backends.ort import open_cpu
 from qconvert.config import Export
-from qconvert.errors import UsageError
+from qconvert.errors import QConvertError, UsageError
 from qconvert.feeds import draw
 from qconvert.sources.source import Source
 from tests.conftest import write
-from tests.models import floats, from_text
+from tests.models import from_text
 
 TWO = """
 <ir_version: 10, opset_import: ["": 20]>
@@ -63,13 +63,41 @@ def test_weights_for_an_onnx_file_are_a_mistake(tiny: Path) -> None:
         load(tiny, weights="w.pt")
 
 
-def test_a_graph_that_fixes_the_batch_inside_is_found_out_when_run(tmp_path: Path) -> None:
-    text = (
-        '<ir_version: 10, opset_import: ["": 20]>\n'
+FIXED = {
+    "a shape": (
         "net (float[2, 6] x) => (float[2, 6] y) "
-        "{ s = Constant <value_ints: ints = [2, 6]> () h = Reshape (x, s) y = Add (h, w) }"
+        "{ s = Constant <value_ints: ints = [2, 6]> () h = Reshape (x, s) y = Add (h, h) }",
+        "cannot run this model",
+    ),
+    "a sum over images": (
+        "net (float[1, 3, 8] x) => (float[3, 8] y) "
+        "{ a = Constant <value_ints: ints = [0]> () y = ReduceSum <keepdims: int = 0> (x, a) }",
+        "the first axis of `y` does not follow the batch",
+    ),
+    "a share of all images": (
+        "net (float[1, 6] x) => (float[1, 6] y) { y = Softmax <axis: int = 0> (x) }",
+        "in another batch it moved `y`",
+    ),
+}
+
+
+@pytest.mark.parametrize("batch", ["dynamic", 3])
+@pytest.mark.parametrize("inside", FIXED)
+def test_a_graph_that_fixes_the_batch_inside_is_refused(
+    tmp_path: Path, inside: str, batch: str | int
+) -> None:
+    text, why = FIXED[inside]
+    path = write(
+        from_text(f'<ir_version: 10, opset_import: ["": 20]>\n{text}'), tmp_path / "f.onnx"
     )
-    path = write(from_text(text, w=floats(6)), tmp_path / "two.onnx")
-    source = load(path, batch="dynamic")
-    with pytest.raises(Exception, match="cannot run this model"):
-        open_cpu(source.model)(draw(source.inputs, 3, seed=0))
+    with pytest.raises(QConvertError, match="this graph fixes the batch inside") as caught:
+        load(path, batch=batch)
+    assert why in caught.value.details[0]
+    assert caught.value.hint
+
+
+def test_a_batch_given_twice_is_no_contradiction(tmp_path: Path, tiny: Path) -> None:
+    path = write(load(tiny, batch=1).model, tmp_path / "one.onnx")
+    assert load(path, batch=4, inputs=("image:4x3x8x8",)).inputs[0].shape == (4, 3, 8, 8)
+    with pytest.raises(UsageError, match="a batch of 4"):
+        load(path, inputs=("image:4x3x8x8",))

@@ -1,0 +1,105 @@
+"""Files that are refused, each with the sentence that says why."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import helper, numpy_helper
+
+from qconvert import onnx_io
+from qconvert.errors import QConvertError
+from tests import models
+
+
+def written(proto: onnx.ModelProto, path: Path) -> Path:
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def tiny_outside(folder: Path, **entries: str) -> Path:
+    """Write the tiny model with one weight outside, found as `entries` say."""
+    (folder / "w.bin").write_bytes(bytes(64))
+    proto = ir.to_proto(models.tiny())
+    weight = next(each for each in proto.graph.initializer if each.name == "conv_weight")
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": "w.bin", **entries}.items():
+        weight.external_data.add(key=key, value=value)
+    return written(proto, folder / "net.onnx")
+
+
+@pytest.mark.parametrize(
+    ("entries", "why"),
+    [
+        ({}, "too short"),
+        ({"offset": "32"}, "too short"),
+        ({"length": "4"}, "keeps 4 bytes for `conv_weight`, which needs 432"),
+        ({"offset": "-8"}, "offset `-8`"),
+        ({"length": "abc"}, "length `abc`"),
+    ],
+)
+def test_a_place_in_a_data_file_must_hold_the_weight(
+    tmp_path: Path, entries: dict[str, str], why: str
+) -> None:
+    with pytest.raises(QConvertError, match=why):
+        onnx_io.load(tiny_outside(tmp_path, **entries))
+
+
+def test_an_opset_from_the_future_is_named(tmp_path: Path) -> None:
+    proto = ir.to_proto(models.tiny())
+    proto.opset_import[0].version = 99
+    with pytest.raises(QConvertError, match="opset 99, which is newer than the onnx package here"):
+        onnx_io.load(written(proto, tmp_path / "new.onnx"))
+
+
+def test_sparse_weights_are_refused(tmp_path: Path) -> None:
+    proto = ir.to_proto(models.tiny())
+    values = numpy_helper.from_array(np.ones(2, np.float32), "sparse_weight")
+    places = numpy_helper.from_array(np.array([0, 3]), "places")
+    proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [2, 2]))
+    with pytest.raises(QConvertError, match="stores `sparse_weight` as a sparse tensor"):
+        onnx_io.load(written(proto, tmp_path / "sparse.onnx"))
+
+
+def test_the_reason_is_what_went_wrong_first(tmp_path: Path) -> None:
+    proto = ir.to_proto(models.tiny())
+    proto.graph.initializer[0].data_type = 99
+    with pytest.raises(QConvertError, match="cannot be read: 99 is not a valid DataType"):
+        onnx_io.load(written(proto, tmp_path / "odd.onnx"))
+
+
+def test_a_file_name_need_not_be_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/net\xff.onnx"))
+    assert models.ops(onnx_io.load(written(ir.to_proto(models.tiny()), path)))
+    outside = tiny_outside(tmp_path, offset="0").rename(path)
+    (tmp_path / "w.bin").write_bytes(bytes(432))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(QConvertError, match="whose name is not UTF-8"):
+        onnx_io.load(outside)
+
+
+@pytest.mark.parametrize("version", [3, 8])
+def test_defaults_of_inputs_are_constants(tmp_path: Path, version: int) -> None:
+    proto = ir.to_proto(models.tiny())
+    proto.ir_version = version
+    for stored in proto.graph.initializer:
+        shape = helper.make_tensor_value_info(stored.name, stored.data_type, list(stored.dims))
+        proto.graph.input.append(shape)
+    model = onnx_io.load(written(proto, tmp_path / "old.onnx"))
+    assert [value.name for value in model.graph.inputs] == ["image"]
+    assert model.ir_version == (10 if version == 3 else 8)
+    onnx_io.require_valid(model)
+
+
+def test_strings_are_part_of_the_fingerprint() -> None:
+    prints = set()
+    for words in (["ab", "c"], ["a", "bc"]):
+        model = models.tiny()
+        tensor = ir.StringTensor([word.encode() for word in words], shape=ir.Shape([2]), name="s")
+        model.graph.register_initializer(ir.Value(name="s", const_value=tensor))
+        prints.add(onnx_io.fingerprint(model))
+    assert len(prints) == 2
