@@ -96,13 +96,13 @@ def test_a_pipe_gets_every_column_without_colour(capsys: pytest.CaptureFixture[s
 ERROR = """
 from qconvert.cli import console
 from qconvert.errors import QConvertError
-console.error(QConvertError("bad"))
+console.error(QConvertError("bad", hint="mend it"))
 """
 
 
 def test_colour_is_for_terminals_that_want_it() -> None:
     assert "\x1b[1;31merror:\x1b[0m bad" in on_terminal(80, ERROR)
-    assert on_terminal(80, ERROR, NO_COLOR="1") == "error: bad\n"
+    assert on_terminal(80, ERROR, NO_COLOR="1") == "error: bad\n\nhint: mend it\n"
 
 
 def test_json_is_data_and_keeps_unicode(capsys: pytest.CaptureFixture[str]) -> None:
