@@ -36,7 +36,7 @@ from qconvert.store import Store
 IMAGES = Path(__file__).resolve().parents[2] / "shared/data/imagenet-500/calib"
 COUNT, MANY, ROUNDS = 200, 5000, 3
 # ONNX Runtime keeps all activations for its entropy: 66 MB an image of EfficientNet-Lite0.
-ENTROPY_COUNT = 48
+ENTROPY_COUNT = 100
 LITE0 = Preprocess(256, interpolation="bicubic", mean=(127 / 255,), std=(128 / 255,))
 EXPORT = """
 import sys

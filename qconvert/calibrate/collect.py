@@ -16,6 +16,7 @@ from qconvert.errors import QConvertError
 from qconvert.feeds import Feeds, Run
 
 Batch = tuple[Sequence[int], Feeds]  # the places of the images in the list, and the images
+Answer = tuple[Sequence[int], Feeds]  # the same places, and what the tapped model says
 
 
 class Tap(Protocol):
@@ -67,20 +68,29 @@ class Taps(Protocol):
 
 
 def collect(
-    run: Run,
-    batches: Iterable[Batch],
+    answers: Iterable[Answer],
     taps: Taps,
     start: Calibration,
     after: "Callable[[Collector], None] | None" = None,
 ) -> Calibration:
-    """Add what `run` says about these images to `start`; `after` is called after each batch."""
+    """Add what the tapped model answered to `start`; `after` is called after each batch."""
     collector = Collector(taps, start)
-    for numbers, feeds in batches:
-        phases = {taps.phase: phases_of(numbers)} if taps.phase else {}
-        collector.add(numbers, run({**feeds, **phases}))
+    for numbers, outputs in answers:
+        collector.add(numbers, outputs)
         if after:
             after(collector)
     return collector.calibration()
+
+
+def answering(run: Run, taps: Taps) -> Callable[[Batch], Answer]:
+    """Return the function from a batch to the answer about it; it may run in several threads."""
+
+    def answer(batch: Batch) -> Answer:
+        numbers, feeds = batch
+        phases = {taps.phase: phases_of(numbers)} if taps.phase else {}
+        return numbers, run({**feeds, **phases})
+
+    return answer
 
 
 def phases_of(numbers: Sequence[int]) -> NDArray[np.int64]:

@@ -54,7 +54,7 @@ def calibrate(config: Config, job: Job, store: Store, tell: Tell) -> Calibration
     known = Calibration(origin) if job.fresh else _known(origin, job.out)
     wanted = part(len(images.names), job.shard)
     _keep_known(known, job.out)
-    share = Share(images, known.missing(wanted), known, _keep(job.out))
+    share = Share(images, known.missing(wanted), known, _keep(job.out), threads)
     found = _measure(ready, share, job.workers, tell)
     require_finite(found)
     stored = found is known

@@ -1,5 +1,6 @@
 """One process's share of a calibration: the tapped model over some of the images."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,17 @@ from qconvert import onnx_io
 from qconvert.backends.ort import open_cpu
 from qconvert.calibrate import ranges_file
 from qconvert.calibrate.calibration import Calibration
-from qconvert.calibrate.collect import Batch, Collector, collect
+from qconvert.calibrate.collect import Batch, Collector, answering, collect
 from qconvert.feeds import Feeds, Run, fixed_batch
 from qconvert.graph.taps import Tapped, tap
+from qconvert.images.ahead import ahead
 from qconvert.images.batch import Images
 from qconvert.images.pictures import NoImage
 
-# Memory is mostly the activations of one batch; a larger one is hardly faster.
-BATCH = 8
+# Memory is mostly the activations of the batches at work; larger ones are hardly faster.
+BATCH = 4
+# One core a batch: nothing waits for the slowest part of an operator. More would take memory.
+MOST_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Share:
     parts: Sequence[range]
     start: Calibration
     keep: Path
-    threads: int = 0
+    threads: int = 1
 
 
 def measure(model: ir.Model, share: Share, seen: Callable[[int], None]) -> Calibration:
@@ -37,7 +41,8 @@ def measure(model: ir.Model, share: Share, seen: Callable[[int], None]) -> Calib
     tapped = tap(model, exact=share.start.origin.exact)
     fixed = fixed_batch(onnx_io.inputs(model))
     size = 1 if tapped.observed.one_at_a_time else fixed or BATCH
-    run = open_cpu(tapped.model, share.threads)
+    at_once = min(share.threads, MOST_AT_ONCE)
+    run = open_cpu(tapped.model, share.threads // at_once)
     if fixed:
         run = filled(run, size, tapped)
     save = ranges_file.saving(share.keep)
@@ -49,8 +54,10 @@ def measure(model: ir.Model, share: Share, seen: Callable[[int], None]) -> Calib
     found = share.start
     for part in share.parts:
         batches = _numbered(share.images.between(part.start, part.stop), size)
+        answers = ahead(answering(run, tapped), batches, at_once, limit=at_once + 1)
         try:
-            found = collect(run, batches, tapped, found, after)
+            with contextlib.closing(answers):
+                found = collect(answers, tapped, found, after)
         except NoImage:
             # Files that could not be read the last time either; that is no news.
             if not found.done.size:

@@ -2,7 +2,6 @@
 
 import itertools
 import multiprocessing
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -26,14 +25,12 @@ def measure_in_workers(
     """Return the parts that each worker measured; `seen` hears how many images are done in all."""
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
-    threads = max(1, (os.cpu_count() or 1) // workers)
     shares = [
         replace(
             share,
             parts=parts,
             start=Calibration(share.start.origin),
             keep=share.keep.with_name(f"{share.keep.name}-{number}"),
-            threads=threads,
         )
         for number, parts in enumerate(split(share.parts, workers))
         if parts

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.calibrate.calibration import Calibration, Image, Origin
-from qconvert.calibrate.collect import Batch, collect
+from qconvert.calibrate.collect import Batch, answering, collect
 from qconvert.calibrate.summary import Summary
 from qconvert.feeds import Feeds
 
@@ -89,9 +89,8 @@ def origin(taps: FakeTaps, model: str = "m") -> Origin:
 def calibrate(taps: FakeTaps, *parts: Sequence[int]) -> Calibration:
     """Collect the named images batch by batch, or all in one."""
     everything = range(len(origin(taps).images))
-    return collect(
-        taps.run, taps.batches(*(parts or (everything,))), taps, Calibration(origin(taps))
-    )
+    batches = taps.batches(*(parts or (everything,)))
+    return collect(map(answering(taps.run, taps), batches), taps, Calibration(origin(taps)))
 
 
 def summary_of(values: Floats, *, exact: bool = True) -> Summary:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qconvert.backends.ort import open_cpu
 from qconvert.calibrate.calibration import Calibration, Image, Origin, merge, require_finite
-from qconvert.calibrate.collect import Collector, collect
+from qconvert.calibrate.collect import Collector, answering, collect
 from qconvert.calibrate.packed import pack
 from qconvert.calibrate.ranges_file import load, saving
 from qconvert.errors import QConvertError
@@ -47,7 +47,7 @@ def test_batches_order_and_interruptions_do_not_matter(taps: FakeTaps, data: st.
     parts = [order[a:b] for a, b in pairwise(cuts)]
     state = Calibration(origin(taps))
     for part in parts:
-        state = collect(taps.run, taps.batches(part), taps, state)
+        state = collect(map(answering(taps.run, taps), taps.batches(part)), taps, state)
     whole = pack(calibrate(taps))
     assert pack(state) == whole
     assert pack(calibrate(taps, *parts)) == whole
@@ -110,7 +110,7 @@ def test_an_image_counts_once() -> None:
     taps = FakeTaps({"t": floats(4, 1, 9)})
     done = calibrate(taps, [0, 1])
     with pytest.raises(ValueError, match="image 1 was counted already"):
-        collect(taps.run, taps.batches([1, 2]), taps, done)
+        collect(map(answering(taps.run, taps), taps.batches([1, 2])), taps, done)
 
 
 def test_parts_that_overlap_are_refused() -> None:
@@ -134,7 +134,7 @@ def test_a_batch_whose_images_are_not_kept_apart_is_refused() -> None:
         return {name: array[:1] for name, array in taps.run(feeds).items()}
 
     with pytest.raises(QConvertError, match="does not keep the images of a batch apart"):
-        collect(mixing, taps.batches([0, 1]), taps, Calibration(origin(taps)))
+        collect(map(answering(mixing, taps), taps.batches([0, 1])), taps, Calibration(origin(taps)))
 
 
 def test_what_is_missing_is_told_in_runs() -> None:
@@ -156,10 +156,10 @@ def test_a_killed_run_goes_on_from_its_last_save(tmp_path: Path) -> None:
 
     batches = taps.batches([0, 1], [2, 3], [4, 5])
     with pytest.raises(KeyboardInterrupt):
-        collect(taps.run, batches, taps, Calibration(origin(taps)), killed)
+        collect(map(answering(taps.run, taps), batches), taps, Calibration(origin(taps)), killed)
     saved = load(file)
     assert saved.missing() == [range(2, 6)]
-    resumed = collect(taps.run, taps.batches(range(2, 6)), taps, saved)
+    resumed = collect(map(answering(taps.run, taps), taps.batches(range(2, 6))), taps, saved)
     assert pack(resumed) == pack(calibrate(taps))
 
 
@@ -174,7 +174,7 @@ def test_a_real_network_is_measured_by_its_taps(exact: bool) -> None:
     )
     run = open_cpu(tapped.model)
     batches = [(range(at, min(at + 3, 7)), {"image": images[at : at + 3]}) for at in (0, 3, 6)]
-    found = collect(run, batches, tapped, start)
+    found = collect(map(answering(run, tapped), batches), tapped, start)
     scores = open_cpu(model)({"image": images})["scores"]
     assert found.summaries["image"].low == images.min()
     assert found.summaries["scores"].highs == pytest.approx(scores.max(axis=1), rel=1e-5)

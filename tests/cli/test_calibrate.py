@@ -78,7 +78,7 @@ def test_the_same_command_again_runs_no_image(qconvert: Command, tiny: Path, ima
 
 def test_a_shard_is_completed_by_the_whole(qconvert: Command, tiny: Path, images: Path) -> None:
     calibrated(qconvert, "c.npz", "--shard", "1/2")
-    assert ranges_file.load(Path("c.npz")).done.size == 16
+    assert ranges_file.load(Path("c.npz")).done.size == 20
     calibrated(qconvert, "c.npz")
     calibrated(qconvert, "fresh.npz")
     assert Path("c.npz").read_bytes() == Path("fresh.npz").read_bytes()
@@ -269,7 +269,7 @@ def test_parts_that_do_not_belong_together_are_refused(
     calibrated(qconvert, "b.npz", "--shard", "1/2", "--mean", "0.5")
     overlap = qconvert("calibrate", "--merge", "a.npz", "a.npz", "-o", "c.npz")
     assert overlap.code == 3
-    assert "share 16 images" in overlap.err
+    assert "share 20 images" in overlap.err
     other = qconvert("calibrate", "--merge", "a.npz", "b.npz", "-o", "c.npz")
     assert other.code == 3
     assert "they differ in preprocessing" in other.err
