@@ -123,9 +123,6 @@ class Calibration(Strict):
     exact: Annotated[
         bool, Field(strict=True, description="count every value instead of some thousands an image")
     ] = False
-    method: Annotated[
-        str, Field(description="range method: mse, minmax, moving-average, entropy, percentile:P")
-    ] = "mse"
 
 
 @dataclass(frozen=True)
