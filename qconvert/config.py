@@ -202,7 +202,15 @@ def assignments(pairs: tuple[str, ...]) -> dict[str, object]:
 
 def dumps(config: Config) -> str:
     """Return the settings as TOML, defaults filled in, so that a run can be repeated from it."""
-    return tomli_w.dumps(ADAPTER.dump_python(config, mode="json", by_alias=True, exclude_none=True))
+    return tomli_w.dumps(plain(config))
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """Return the settings as plain values, defaults filled in, spelled as in the file."""
+    values: dict[str, Any] = ADAPTER.dump_python(
+        config, mode="json", by_alias=True, exclude_none=True
+    )
+    return values
 
 
 def keys_at(path: tuple[str, ...]) -> list[str]:

@@ -80,8 +80,9 @@ def files(path: Path) -> tuple[Path, ...]:
 
 def serialize(model: ir.Model) -> bytes:
     """Return the bytes of a model below 2 GB, weights inside; the same model, the same bytes."""
-    inside = external_data.load_to_model(model.clone())
-    return bytes(ir.to_proto(inside).SerializeToString(deterministic=True))
+    if any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors(model)):
+        model = external_data.load_to_model(model.clone())
+    return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
 
 
 def fingerprint(model: ir.Model) -> str:

@@ -50,12 +50,13 @@ def calibrate(config: Config, job: Job, store: Store, tell: Tell) -> Calibration
     images = pictures.open_for(ready.source, config, config.calibration.count, threads)
     started = time.perf_counter()
     tell(Progress("calibrate", "listing images"))
-    origin = _origin(ready, tap(ready.model, exact=config.calibration.exact), images, config)
+    tapped = tap(ready.model, exact=config.calibration.exact)
+    origin = _origin(ready, tapped, images, config)
     known = Calibration(origin) if job.fresh else _known(origin, job.out)
     wanted = part(len(images.names), job.shard)
     _keep_known(known, job.out)
     share = Share(images, known.missing(wanted), known, _keep(job.out), threads)
-    found = _measure(ready, share, job.workers, tell)
+    found = _measure(tapped, ready.path, share, job.workers, tell)
     require_finite(found)
     stored = found is known
     if not stored:
@@ -95,7 +96,7 @@ def _origin(ready: Prepared, tapped: Tapped, images: Images, config: Config) -> 
     )
 
 
-def _measure(ready: Prepared, share: Share, workers: int, tell: Tell) -> Calibration:
+def _measure(tapped: Tapped, model: Path, share: Share, workers: int, tell: Tell) -> Calibration:
     total = share.start.done.size + sum(len(each) for each in share.parts)
 
     def seen(done: int) -> None:
@@ -104,9 +105,9 @@ def _measure(ready: Prepared, share: Share, workers: int, tell: Tell) -> Calibra
     if not share.parts:
         return share.start
     if workers == 1:
-        return measure(ready.model, share, seen)
+        return measure(tapped, share, seen)
     found = share.start
-    for each in measure_in_workers(ready.path, share, workers, seen):
+    for each in measure_in_workers(model, share, workers, seen):
         found = merge(found, each)
     return found
 

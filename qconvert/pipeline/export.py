@@ -28,6 +28,7 @@ class Exported:
     """A clean ONNX file and how it came to be."""
 
     path: Path
+    config: Config
     prepared: Prepared
     parity: parity.Parity | None
     quantized: bool
@@ -41,7 +42,7 @@ def export(config: Config, out: Path, store: Store, tell: Tell, *, trust: bool) 
     done = prepared.load(config, store, tell, trust=trust)
     checked = _check(done, config, tell)
     _write(done, config, out, tell)
-    return Exported(out, done, checked, is_quantized(done.model))
+    return Exported(out, config, done, checked, is_quantized(done.model))
 
 
 def _check(done: Prepared, config: Config, tell: Tell) -> parity.Parity | None:
@@ -51,6 +52,11 @@ def _check(done: Prepared, config: Config, tell: Tell) -> parity.Parity | None:
     tell(Progress("parity", "running PyTorch and ONNX Runtime on the same inputs"))
     started = time.perf_counter()
     found = parity.measure(done.source.run, open_cpu(done.model), _inputs(done, config))
+    if found.inputs < config.export.parity_inputs:
+        raise UsageError(
+            f"only {found.inputs} inputs were compared; {config.export.parity_inputs} are needed",
+            hint="give more images, or none: then random inputs are compared",
+        )
     parity.require(found, config.export.parity_tolerance)
     kind = "images" if config.calibration.images else "inputs"
     text = f"ONNX against PyTorch on {found.inputs} {kind}: {found}"

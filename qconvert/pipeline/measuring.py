@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
 from qconvert import onnx_io
 from qconvert.backends.ort import open_cpu
@@ -14,7 +13,7 @@ from qconvert.calibrate import ranges_file
 from qconvert.calibrate.calibration import Calibration
 from qconvert.calibrate.collect import Batch, Collector, answering, collect
 from qconvert.feeds import Feeds, Run, fixed_batch
-from qconvert.graph.taps import Tapped, tap
+from qconvert.graph.taps import Tapped
 from qconvert.images.ahead import ahead
 from qconvert.images.batch import Images
 from qconvert.images.pictures import NoImage
@@ -36,10 +35,9 @@ class Share:
     threads: int = 1
 
 
-def measure(model: ir.Model, share: Share, seen: Callable[[int], None]) -> Calibration:
+def measure(tapped: Tapped, share: Share, seen: Callable[[int], None]) -> Calibration:
     """Return `share.start` and all that its images add; `seen` hears how many are done."""
-    tapped = tap(model, exact=share.start.origin.exact)
-    fixed = fixed_batch(onnx_io.inputs(model))
+    fixed = fixed_batch(onnx_io.inputs(tapped.model))
     size = 1 if tapped.observed.one_at_a_time else fixed or BATCH
     at_once = min(share.threads, MOST_AT_ONCE)
     run = open_cpu(tapped.model, share.threads // at_once)

@@ -12,6 +12,7 @@ from typing import Any
 from qconvert import onnx_io
 from qconvert.calibrate.calibration import Calibration
 from qconvert.errors import QConvertError
+from qconvert.graph.taps import tap
 from qconvert.pipeline.measuring import BATCH, Share, measure
 
 LOOK_SECONDS = 0.5
@@ -94,4 +95,5 @@ def _measure(model: Path, share: Share) -> Calibration:
             _done.value += done - before
         before = done
 
-    return measure(onnx_io.load(model), share, seen)
+    tapped = tap(onnx_io.load(model), exact=share.start.origin.exact)
+    return measure(tapped, share, seen)

@@ -42,6 +42,8 @@ def test_a_factory_is_exported_and_agrees_with_pytorch(shell: Command, tmp_path:
     told = json.loads(outcome.out)
     assert told["inputs"] == ["noise: float32[batch, 5]", "label: float32[batch, 3]"]
     assert told["parity"]["inputs"] == 8
+    assert told["config"]["export"]["inputs"] == ["1x5", "1x3"]
+    assert told["config"]["export"]["opset"] == 20
     assert told["parity"]["max_rel"] < 1e-5
     assert Path(tmp_path / told["model"]).stat().st_size == told["bytes"]
     assert "✓ parity    ONNX against PyTorch on 8 inputs: relative" in outcome.err
@@ -186,6 +188,18 @@ def test_parity_runs_on_images_and_what_is_done_to_them_goes_into_the_file(
     outcome = shell("export", "nets:ready", "--images", "images", "--mean", "0.5", "--std", "0.25")
     assert outcome.code == 0, outcome.err
     assert "ONNX against PyTorch on 8 images: top-1 8/8" in outcome.err
+    few = shell(
+        "export",
+        "nets:ready",
+        "--images",
+        "images",
+        "--count",
+        "9",
+        "--set",
+        "export.parity-inputs=20",
+    )
+    assert few.code == 2
+    assert "only 9 inputs were compared; 20 are needed" in few.err
     stored = onnx.load("ready.onnx").metadata_props
     told = json.loads(next(each.value for each in stored if each.key == "qconvert.preprocess"))
     assert (told["mean"], told["std"]) == ([0.5], [0.25])
