@@ -22,7 +22,7 @@ from pathlib import Path
 import onnxruntime
 from onnxruntime import quantization
 
-from qconvert import config, onnx_io
+from qconvert import config_file, onnx_io
 from qconvert.calibrate import ranges_file
 from qconvert.calibrate.methods import ranges
 from qconvert.images import ImageChoice, open_images
@@ -137,7 +137,7 @@ def ours(model: Path, count: int, folder: Path) -> None:
         **{f"preprocess.{key}": value for key, value in LITE0_SETTINGS.items()},
     }
     store = Store(model.parent / "store")
-    calibrate(config.load(None, given), Job(folder / "c.npz"), store, quiet)
+    calibrate(config_file.load(None, given), Job(folder / "c.npz"), store, quiet)
 
 
 def methods(model: Path, count: int, folder: Path) -> None:

@@ -3,12 +3,13 @@
 `make peers` runs all of it. A part that needs something missing here says so.
 """
 
-from benchmarks import calibration, prepare
+from benchmarks import calibration, prepare, quantization
 
 
 def main() -> None:
     calibration.main()
     prepare.main()
+    quantization.main()
 
 
 if __name__ == "__main__":

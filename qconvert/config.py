@@ -1,27 +1,15 @@
-"""Settings as one frozen tree, read strictly from TOML and printed back whole.
+"""Settings as one frozen tree.
 
 Every table is a frozen dataclass; a key is spelled with `-` in TOML and with `_` in Python. The
 text beside a field is its documentation: `init`, the reference and the JSON Schema print it.
 """
 
-import dataclasses
-import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Literal
 
 import pydantic
-import tomli_w
 from pydantic import Field
-
-from qconvert import config_errors
-from qconvert.errors import UsageError, reason
-
-FILE_NAME = "qconvert.toml"
-MODEL_FILES = (".onnx", ".pt2", ".pt", ".pth")
-
-Given = Mapping[str, object]
 
 
 class Strict:
@@ -126,6 +114,39 @@ class Calibration(Strict):
 
 
 @dataclass(frozen=True)
+class Quantize(Strict):
+    """What is rounded to integers, and how; ranges come from the calibration."""
+
+    method: Annotated[
+        str,
+        Field(
+            description="how ranges are chosen: `mse`, `minmax`, `moving-average`, `entropy`, "
+            "`percentile:99.99`, or `auto` to try them"
+        ),
+    ] = "mse"
+    weight_scales: Annotated[
+        Literal["mse", "minmax"], Field(description="how the scales of weights are chosen")
+    ] = "mse"
+    weight_bits: Annotated[
+        int, Field(ge=4, le=8, strict=True, description="7 keeps x86 without VNNI from overflowing")
+    ] = 8
+    exclude: Annotated[
+        tuple[str, ...], Field(description="nodes to leave in float: names or operators, as globs")
+    ] = ()
+    only: Annotated[
+        tuple[str, ...], Field(description="quantize nothing but these nodes, as globs")
+    ] = ()
+    keep: Annotated[
+        tuple[Literal["first", "last"], ...],
+        Field(description="leave the first or the last layers with weights in float"),
+    ] = ()
+    rest: Annotated[
+        Literal["fp32", "fp16", "bf16"] | None,
+        Field(description="precision of what is not INT8; unset: fp32"),
+    ] = None
+
+
+@dataclass(frozen=True)
 class Config(Strict):
     """Everything that decides a result."""
 
@@ -143,128 +164,9 @@ class Config(Strict):
         default_factory=Calibration
     )
     prepare: Annotated[Prepare, Field(description=Prepare.__doc__)] = field(default_factory=Prepare)
+    quantize: Annotated[Quantize, Field(description=Quantize.__doc__)] = field(
+        default_factory=Quantize
+    )
 
 
 ADAPTER = pydantic.TypeAdapter(Config)
-
-
-def find(chosen: Path | None) -> Path | None:
-    """Return the settings file to use: the chosen one, else `./qconvert.toml` if there is one."""
-    if chosen is not None:
-        return chosen
-    here = Path(FILE_NAME)
-    return here if here.is_file() else None
-
-
-def load(file: Path | None, given: Given | None = None) -> Config:
-    """Read a settings file and lay `given` (dotted key to value, from the command line) over it."""
-    text = _read(file) if file else ""
-    try:
-        tree = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(
-            f"{file}: not valid TOML: {reason(error)}",
-            hint="`qconvert init` writes a file to start from",
-        ) from None
-    if file:
-        tree = _anchor(tree, Config, file.parent)
-    given = dict(given or {})
-    for key, value in given.items():
-        _assign(tree, key.split("."), value)
-    try:
-        return ADAPTER.validate_python(tree)
-    except pydantic.ValidationError as error:
-        wrong = config_errors.explain(error, text, given, keys_at)
-        count = "1 setting is wrong" if len(wrong) == 1 else f"{len(wrong)} settings are wrong"
-        raise UsageError(
-            f"{file or 'command line'}: {count}",
-            details=wrong,
-            hint="`qconvert init` writes down every setting and what it means",
-        ) from None
-
-
-def assignments(pairs: tuple[str, ...]) -> dict[str, object]:
-    """Read `--set KEY=VALUE`; a value that is not TOML is taken as a string."""
-    read: dict[str, object] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key.strip():
-            raise UsageError(
-                f"`--set {pair}` is not KEY=VALUE", hint="for example `--set export.opset=21`"
-            )
-        try:
-            parsed = tomllib.loads(f"value = {value}")
-        except (tomllib.TOMLDecodeError, RecursionError):
-            parsed = {"value": value}
-        read[key.strip()] = parsed["value"] if len(parsed) == 1 else value
-    return read
-
-
-def dumps(config: Config) -> str:
-    """Return the settings as TOML, defaults filled in, so that a run can be repeated from it."""
-    return tomli_w.dumps(plain(config))
-
-
-def plain(config: Config) -> dict[str, Any]:
-    """Return the settings as plain values, defaults filled in, spelled as in the file."""
-    values: dict[str, Any] = ADAPTER.dump_python(
-        config, mode="json", by_alias=True, exclude_none=True
-    )
-    return values
-
-
-def keys_at(path: tuple[str, ...]) -> list[str]:
-    """Return the keys that may stand in the table at `path`, for a suggestion."""
-    table: type = Config
-    for name in path:
-        hint = get_type_hints(table).get(name.replace("-", "_"))
-        if not (isinstance(hint, type) and dataclasses.is_dataclass(hint)):
-            return []
-        table = hint
-    return [entry.name.replace("_", "-") for entry in dataclasses.fields(table)]
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UsageError(
-            f"`{file}` does not exist", hint="write one with `qconvert init`"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"`{file}` cannot be read: {reason(error)}", hint="settings are a TOML file in UTF-8"
-        ) from None
-
-
-def _anchor(tree: dict[str, Any], table: type, folder: Path) -> dict[str, Any]:
-    """Make relative paths in a file relative to that file, whatever folder the command runs in."""
-    hints = get_type_hints(table)
-    anchored = dict(tree)
-    for key, value in tree.items():
-        hint = hints.get(key.replace("-", "_"))
-        if isinstance(value, dict) and isinstance(hint, type):
-            anchored[key] = _anchor(value, hint, folder)
-        elif isinstance(value, str) and _is_file(key, value, hint):
-            anchored[key] = str(folder / value)
-    return anchored
-
-
-def _is_file(key: str, value: str, hint: object) -> bool:
-    if hint is Path or Path in get_args(hint):
-        return True
-    return (key == "model" and value.endswith(MODEL_FILES)) or (
-        key == "weights" and value != "random"
-    )
-
-
-def _assign(tree: dict[str, Any], path: list[str], value: object) -> None:
-    for name in path[:-1]:
-        inner = tree.setdefault(name, {})
-        if not isinstance(inner, dict):
-            raise UsageError(
-                f"`{'.'.join(path)}`: `{name}` is a value, not a table",
-                hint="`qconvert init` writes down every setting and what it means",
-            )
-        tree = inner
-    tree[path[-1]] = value

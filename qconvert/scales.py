@@ -1,7 +1,27 @@
-"""The numbers behind quantization: which values a tensor takes, and the integers that hold them."""
+"""The arithmetic of quantization: ranges, grids of integers, and the scales that join the two.
+
+A real value is `step * (integer - zero)`. Rounding is to the nearest integer and to the even one
+of two, then to the ends of the grid: what `QuantizeLinear` and TensorRT compute. Zero is always
+one of the values, and a step is never zero.
+"""
 
 import math
 from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Whole = NDArray[np.int32]
+
+# Below this a step stands for values that no layer can tell from zero; a half has none smaller.
+SMALLEST_STEP = {"fp32": 2.0**-40, "fp16": 2.0**-24, "bf16": 2.0**-40}
+STEP_TYPES: dict[str, np.dtype[np.generic]] = {
+    "fp32": np.dtype(np.float32),
+    "fp16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+}
 
 
 @dataclass(frozen=True)
@@ -14,6 +34,9 @@ class Range:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
             raise ValueError(f"a range runs upward, got {self.low} .. {self.high}")
+
+    def __or__(self, other: "Range") -> "Range":
+        return Range(min(self.low, other.low), max(self.high, other.high))
 
     @property
     def largest(self) -> float:
@@ -30,10 +53,13 @@ class Grid:
 
     bits: int = 8
     symmetric: bool = True
+    signed: bool = True
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 16:
             raise ValueError(f"a grid has 2 to 16 bits, got {self.bits}")
+        if self.symmetric and not self.signed:
+            raise ValueError("a grid around zero has integers on both sides of it")
 
     @property
     def levels(self) -> int:
@@ -44,3 +70,131 @@ class Grid:
     def half(self) -> int:
         """The largest integer of the symmetric grid: 127 for 8 bits."""
         return (1 << (self.bits - 1)) - 1
+
+    @property
+    def lowest(self) -> int:
+        """The smallest integer."""
+        return -self.half - 1 if self.signed else 0
+
+    @property
+    def highest(self) -> int:
+        """The largest integer."""
+        return self.lowest + self.levels - 1
+
+    @property
+    def storage(self) -> str:
+        """The narrowest ONNX type that holds the integers, as `int8`."""
+        width = next(each for each in (4, 8, 16) if each >= self.bits)
+        return f"{'' if self.signed else 'u'}int{width}"
+
+
+@dataclass(frozen=True)
+class PerTensor:
+    """One scale for the whole tensor."""
+
+
+@dataclass(frozen=True)
+class PerChannel:
+    """A scale for each index of one axis."""
+
+    axis: int
+
+
+@dataclass(frozen=True)
+class PerBlock:
+    """A scale for each run of `size` neighbours along one axis, the last of which may be short."""
+
+    axis: int
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"a block has at least one value, got {self.size}")
+
+
+Granularity = PerTensor | PerChannel | PerBlock
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """Steps and zero points, one of each for a tensor, a channel or a block."""
+
+    steps: Floats
+    zeros: Whole
+    grid: Grid
+    granularity: Granularity = PerTensor()
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.steps).all() and (self.steps > 0).all()):
+            raise ValueError("steps are finite and above zero")
+
+
+def around(kept: Range, grid: Grid, steps_in: str = "fp32") -> Scale:
+    """Return the scale of a whole tensor that takes these values."""
+    return over(np.float32(kept.low), np.float32(kept.high), grid, PerTensor(), steps_in)
+
+
+def over(
+    lows: NDArray[np.floating] | np.float32,
+    highs: NDArray[np.floating] | np.float32,
+    grid: Grid,
+    granularity: Granularity,
+    steps_in: str = "fp32",
+) -> Scale:
+    """Return scales that reach from `lows` to `highs`; steps are exact in the type `steps_in`."""
+    low = np.minimum(np.asarray(lows, dtype=np.float64), 0.0)
+    high = np.maximum(np.asarray(highs, dtype=np.float64), 0.0)
+    if grid.symmetric:
+        steps = rounded_up(np.maximum(-low, high) / grid.half, steps_in)
+        return Scale(steps, np.zeros(steps.shape, dtype=np.int32), grid, granularity)
+    steps = rounded_up((high - low) / (grid.levels - 1), steps_in)
+    zeros = np.clip(np.rint(-low / steps) + grid.lowest, grid.lowest, grid.highest)
+    return Scale(steps, zeros.astype(np.int32), grid, granularity)
+
+
+def rounded_up(steps: NDArray[np.float64], steps_in: str) -> Floats:
+    """Return steps that the type holds exactly, never smaller and never zero.
+
+    A step that is too small would clip the ends; one that is rounded after the integers were
+    chosen would make every value a little wrong.
+    """
+    kind = STEP_TYPES[steps_in]
+    wanted = np.maximum(steps, SMALLEST_STEP[steps_in]).astype(np.float32)
+    stored = wanted.astype(kind)
+    above = np.nextafter(stored, kind.type(np.inf))
+    enough: Floats = np.where(stored.astype(np.float32) < wanted, above, stored).astype(np.float32)
+    return enough
+
+
+def quantize(values: NDArray[np.floating], scale: Scale) -> Whole:
+    """Return the integers nearest to `values`, clipped to the grid."""
+    values = np.asarray(values, dtype=np.float32)
+    steps, zeros = _spread(scale, values.shape)
+    integers = np.rint(values / steps) + zeros
+    kept: Whole = np.clip(integers, scale.grid.lowest, scale.grid.highest).astype(np.int32)
+    return kept
+
+
+def dequantize(integers: NDArray[np.integer], scale: Scale) -> Floats:
+    """Return the values that integers stand for."""
+    steps, zeros = _spread(scale, integers.shape)
+    values: Floats = (integers.astype(np.int32) - zeros).astype(np.float32) * steps
+    return values
+
+
+def rounded(values: NDArray[np.floating], scale: Scale) -> Floats:
+    """Return the values that `values` become when they are quantized."""
+    return dequantize(quantize(values, scale), scale)
+
+
+def _spread(scale: Scale, shape: tuple[int, ...]) -> tuple[Floats, Whole]:
+    """Return steps and zeros in a shape that meets a tensor value by value."""
+    match scale.granularity:
+        case PerTensor():
+            return scale.steps, scale.zeros
+        case PerChannel(axis):
+            aligned = [-1 if place == axis % len(shape) else 1 for place in range(len(shape))]
+            return scale.steps.reshape(aligned), scale.zeros.reshape(aligned)
+        case PerBlock(axis, size):
+            whole = np.arange(shape[axis]) // size
+            return np.take(scale.steps, whole, axis), np.take(scale.zeros, whole, axis)

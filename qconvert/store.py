@@ -79,6 +79,17 @@ class Store:
             _settle(draft, home)
         return Found(home, stored=False)
 
+    def bench(self, step: str, recipe: Recipe) -> Path:
+        """Return the folder in which long work on this recipe keeps what it has so far.
+
+        A later try finds it there, until nothing was written to it for a day.
+        """
+        home = self._home(step, recipe)
+        place = home.with_name(f"{DRAFT}{home.name}")
+        place.mkdir(parents=True, exist_ok=True)
+        self._tag()
+        return place
+
     def entries(self) -> Iterator[Entry]:
         """Yield every stored piece of work, step by step."""
         for home in self._homes():

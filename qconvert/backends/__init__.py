@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-from qconvert.backends.base import Availability
+from qconvert.backends.base import Availability, Wants
 from qconvert.backends.installed import Installed
 
 # Imported on use, so that one backend's trouble is not another's.
@@ -18,4 +18,11 @@ def probe(name: str, installed: Installed) -> Availability:
     """Ask one backend whether it works on this machine."""
     found = import_module(BACKENDS[name]).probe(installed)
     assert isinstance(found, Availability)
+    return found
+
+
+def wants(name: str) -> Wants:
+    """Ask one backend what graphs it takes; it need not work on this machine."""
+    found = import_module(BACKENDS[name]).wants()
+    assert isinstance(found, Wants)
     return found

@@ -1,6 +1,6 @@
 """ONNX Runtime's CUDA provider."""
 
-from qconvert.backends.base import Availability
+from qconvert.backends.base import Availability, Wants
 from qconvert.backends.installed import Installed
 from qconvert.backends.trial import why_not
 
@@ -34,3 +34,9 @@ def lacking(installed: Installed, extra: str) -> Availability | None:
     if installed.no_driver:
         return Availability(False, False, version, installed.no_driver, DRIVER)
     return None
+
+
+def wants() -> Wants:
+    """Say what graphs the CUDA provider takes."""
+    why = "ONNX Runtime computes INT8 on CUDA in float, with the rounding as extra work"
+    return Wants(None, refused={"int8": why})

@@ -1,10 +1,13 @@
 """ONNX Runtime's TensorRT provider."""
 
-from qconvert.backends.base import Availability
+from qconvert.backends.base import Availability, Wants
 from qconvert.backends.cuda import PACKAGE, lacking
 from qconvert.backends.installed import Installed
 from qconvert.backends.trial import why_not
 from qconvert.backends.versions import needs, numbers
+from qconvert.quantize import rounded_inputs
+from qconvert.quantize.scheme import Scheme
+from qconvert.scales import Grid
 
 PROVIDER = "TensorrtExecutionProvider"
 
@@ -48,3 +51,20 @@ def _version(installed: Installed) -> str:
     found = installed.libraries("tensorrt")
     runtime = f"{PACKAGE} {installed.packages[PACKAGE]}"
     return f"{runtime}, TensorRT {found}" if found else runtime
+
+
+def wants() -> Wants:
+    """Say what graphs TensorRT takes: all zero points 0, biases in float."""
+    return Wants(scheme("tensorrt"), ("fp32", "fp16", "bf16"))
+
+
+def scheme(name: str) -> Scheme:
+    """Return the scheme of TensorRT's builders."""
+    return Scheme(
+        name,
+        activations=Grid(8),
+        weights=Grid(8),
+        integer_bias=False,
+        rules=rounded_inputs.RULES,
+        shared=frozenset({"Concat"}),
+    )

@@ -3,8 +3,9 @@
 import subprocess
 import sys
 
-from qconvert.backends.base import Availability
+from qconvert.backends.base import Availability, Wants
 from qconvert.backends.installed import Installed
+from qconvert.backends.tensorrt import scheme
 from qconvert.backends.versions import is_rtx
 
 PLUGIN = "onnxruntime-ep-nv-tensorrt-rtx-cu13"
@@ -54,3 +55,9 @@ def _why_not() -> str:
 
 def _dotted(capability: tuple[int, int]) -> str:
     return f"{capability[0]}.{capability[1]}"
+
+
+def wants() -> Wants:
+    """Say what graphs TensorRT for RTX takes: the same as TensorRT."""
+    note = "the support matrix of TensorRT for RTX names no INT8 convolution: measure before use"
+    return Wants(scheme("tensorrt-rtx"), ("fp32", "fp16", "bf16"), notes=(note,))

@@ -87,7 +87,7 @@ def _plan(config: "Config", place: Path) -> None:
 def _as_json(done: "Exported") -> dict[str, object]:
     from dataclasses import asdict
 
-    from qconvert import config, onnx_io
+    from qconvert import config_file, onnx_io
     from qconvert.store import digest
 
     return {
@@ -101,6 +101,6 @@ def _as_json(done: "Exported") -> dict[str, object]:
         "quantized": done.quantized,
         "parity": asdict(done.parity) if done.parity else None,
         "steps": [asdict(step) for step in done.prepared.steps],
-        "config": config.plain(done.config),
+        "config": config_file.plain(done.config),
         "notes": list(done.prepared.source.notes),
     }

@@ -25,7 +25,7 @@ Examples:
 @options.talk
 def command(model: str | None, output: Path, force: bool) -> None:
     """Write a settings file for MODEL: every setting, its default, and what it means."""
-    from qconvert import config, config_guide, sources
+    from qconvert import config_file, config_guide, sources
     from qconvert.errors import UsageError
 
     if output.exists() and not force:
@@ -35,7 +35,7 @@ def command(model: str | None, output: Path, force: bool) -> None:
     relative = _seen_from(output, model)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(config_guide.commented(relative), encoding="utf-8")
-    usual = output.resolve() == Path(config.FILE_NAME).resolve()
+    usual = output.resolve() == Path(config_file.FILE_NAME).resolve()
     how = "`qconvert export`" if usual else f"`qconvert export --config {output}`"
     console.say(f"wrote {output}; {how} reads it")
 

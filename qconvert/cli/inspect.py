@@ -24,11 +24,11 @@ Examples:
 @options.talk
 def command(model: str, **chosen: Any) -> None:
     """Show the inputs, outputs, operators and sizes of MODEL, an ONNX file or any other source."""
-    from qconvert import config, sources
+    from qconvert import config_file, sources
     from qconvert.graph.describe import describe
     from qconvert.graph.simplify import infer_shapes
 
-    export = config.load(None, settings.typed(None, chosen)).export
+    export = config_file.load(None, settings.typed(None, chosen)).export
     source = sources.load(model, export, trust=chosen["trust"])
     info = describe(infer_shapes(source.model)[0])
     if chosen["as_json"]:

@@ -27,19 +27,25 @@ SETTINGS = {
     "count": "calibration.count",
     "max_broken": "calibration.max-broken",
     "exact": "calibration.exact",
+    "method": "quantize.method",
+    "weight_bits": "quantize.weight-bits",
+    "exclude": "quantize.exclude",
+    "only": "quantize.only",
+    "keep": "quantize.keep",
+    "rest": "quantize.rest",
 }
 
 
 def read(model: str | None, chosen: Mapping[str, Any]) -> "Config":
     """Return the settings of a command; what was typed wins over the file."""
-    from qconvert import config
+    from qconvert import config_file
     from qconvert.errors import UsageError
 
-    file = config.find(chosen.get("config"))
+    file = config_file.find(chosen.get("config"))
     if file and not chosen.get("config"):
         console.say(f"settings from ./{file}")
-    assigned = config.assignments(chosen.get("assigned", ()))
-    loaded = config.load(file, {**assigned, **typed(model, chosen)})
+    assigned = config_file.assignments(chosen.get("assigned", ()))
+    loaded = config_file.load(file, {**assigned, **typed(model, chosen)})
     if loaded.model is None:
         raise UsageError("there is no model", hint="name one, or `model = ...` in qconvert.toml")
     return loaded

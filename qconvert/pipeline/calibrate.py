@@ -6,6 +6,7 @@ that was killed goes on; they vanish when the result is there.
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,30 +43,58 @@ class Job:
     trust: bool = False
 
 
+@dataclass(frozen=True)
+class Look:
+    """A model with its taps, and the images that it is to see."""
+
+    model: Path
+    tapped: Tapped
+    images: Images
+    origin: Origin
+
+
 def calibrate(config: Config, job: Job, store: Store, tell: Tell) -> Calibration:
     """Measure what `job` asks for, save it at `job.out`, and return it."""
     require_place(job.out)
     ready = prepared.load(config, store, tell, trust=job.trust)
-    threads = max(1, (os.cpu_count() or 1) // job.workers)
-    images = pictures.open_for(ready.source, config, config.calibration.count, threads)
     started = time.perf_counter()
     tell(Progress("calibrate", "listing images"))
+    look = begin(ready, config, _threads(job))
+    wanted = part(len(look.images.names), job.shard)
+    found = measure_to(look, job, [wanted], tell)
+    seen = int(np.isin(found.calibration.done, wanted).sum())
+    text = f"{seen} images, {len(look.origin.tensors)} tensors; {job.out}"
+    tell(Progress("calibrate", text, time.perf_counter() - started, found.stored))
+    return found.calibration
+
+
+def begin(ready: Prepared, config: Config, threads: int | None = None) -> Look:
+    """Tap a model and list its images, all that decides the numbers."""
+    images = pictures.open_for(ready.source, config, config.calibration.count, threads)
     tapped = tap(ready.model, exact=config.calibration.exact)
-    origin = _origin(ready, tapped, images, config)
-    known = Calibration(origin) if job.fresh else _known(origin, job.out)
-    wanted = part(len(images.names), job.shard)
+    return Look(ready.path, tapped, images, _origin(ready, tapped, images, config))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A calibration, and whether nothing had to be run for it."""
+
+    calibration: Calibration
+    stored: bool
+
+
+def measure_to(look: Look, job: Job, wanted: Sequence[range], tell: Tell) -> Measured:
+    """Measure what is missing of the wanted images, and save everything known at `job.out`."""
+    known = Calibration(look.origin) if job.fresh else _known(look.origin, job.out)
     _keep_known(known, job.out)
-    share = Share(images, known.missing(wanted), known, _keep(job.out), threads)
-    found = _measure(tapped, ready.path, share, job.workers, tell)
+    missing = [run for each in wanted for run in known.missing(each)]
+    share = Share(look.images, missing, known, _keep(job.out), _threads(job))
+    found = _measure(look, share, job.workers, tell)
     require_finite(found)
-    stored = found is known
-    if not stored:
+    if found is not known:
         ranges_file.save(found, job.out)
     _drop_parts(job.out)
-    seen = int(np.isin(found.done, wanted).sum())
-    text = f"{seen} images, {len(origin.tensors)} tensors; {job.out}"
-    tell(Progress("calibrate", text, time.perf_counter() - started, stored))
-    return found
+    return Measured(found, stored=found is known)
 
 
 def part(count: int, shard: tuple[int, int] | None) -> range:
@@ -96,7 +125,11 @@ def _origin(ready: Prepared, tapped: Tapped, images: Images, config: Config) -> 
     )
 
 
-def _measure(tapped: Tapped, model: Path, share: Share, workers: int, tell: Tell) -> Calibration:
+def _threads(job: Job) -> int:
+    return max(1, (os.cpu_count() or 1) // job.workers)
+
+
+def _measure(look: Look, share: Share, workers: int, tell: Tell) -> Calibration:
     total = share.start.done.size + sum(len(each) for each in share.parts)
 
     def seen(done: int) -> None:
@@ -105,9 +138,9 @@ def _measure(tapped: Tapped, model: Path, share: Share, workers: int, tell: Tell
     if not share.parts:
         return share.start
     if workers == 1:
-        return measure(tapped, share, seen)
+        return measure(look.tapped, share, seen)
     found = share.start
-    for each in measure_in_workers(model, share, workers, seen):
+    for each in measure_in_workers(look.model, share, workers, seen):
         found = merge(found, each)
     return found
 

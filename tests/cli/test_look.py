@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qconvert import config
+from qconvert import config_file
 from qconvert.backends import installed
 from tests.conftest import Outcome
 
@@ -100,7 +100,7 @@ def test_init_writes_settings_that_export_reads(
     qconvert: Command, tiny: Path, tmp_path: Path
 ) -> None:
     assert qconvert("init", "tiny.onnx").err == "wrote qconvert.toml; `qconvert export` reads it\n"
-    assert config.load(Path("qconvert.toml")).model == "tiny.onnx"
+    assert config_file.load(Path("qconvert.toml")).model == "tiny.onnx"
     assert qconvert("export", "-o", "a.onnx").code == 0
     again = qconvert("init", "tiny.onnx")
     assert again.code == 2
@@ -112,8 +112,8 @@ def test_init_elsewhere_still_points_at_the_model(
     qconvert: Command, tiny: Path, tmp_path: Path
 ) -> None:
     assert qconvert("init", "tiny.onnx", "-o", "deep/settings.toml").code == 0
-    loaded = config.load(Path("deep/settings.toml"))
+    loaded = config_file.load(Path("deep/settings.toml"))
     assert Path(str(loaded.model)).resolve() == tiny
     assert qconvert("init", "none.onnx").code == 2
     assert qconvert("init", "timm:resnet18").code == 0
-    assert config.load(Path("qconvert.toml")).model == "timm:resnet18"
+    assert config_file.load(Path("qconvert.toml")).model == "timm:resnet18"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qconvert import config, config_guide
+from qconvert import config, config_file, config_guide
 from qconvert.errors import UsageError
 
 WRONG = """\
@@ -27,7 +27,7 @@ def problems(text: str, folder: Path, **given: object) -> tuple[str, ...]:
     file = folder / "q.toml"
     file.write_text(text)
     with pytest.raises(UsageError) as caught:
-        config.load(file, given)
+        config_file.load(file, given)
     return caught.value.details
 
 
@@ -69,10 +69,10 @@ def test_a_value_of_the_wrong_kind_is_not_bent_into_the_right_one(
 def test_a_table_is_a_table_and_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
     assert problems("export = 3\n", tmp_path) == ("line 1: export: Input should be a table",)
     (tmp_path / "bom.toml").write_bytes(b"\xef\xbb\xbf[export]\nopset = 21\n")
-    assert config.load(tmp_path / "bom.toml").export.opset == 21
+    assert config_file.load(tmp_path / "bom.toml").export.opset == 21
     (tmp_path / "deep.toml").write_text("a = " + "[" * 3000)
     with pytest.raises(UsageError, match="not valid TOML"):
-        config.load(tmp_path / "deep.toml")
+        config_file.load(tmp_path / "deep.toml")
 
 
 def test_a_key_inside_a_multi_line_string_is_no_key(tmp_path: Path) -> None:
@@ -83,13 +83,13 @@ def test_a_key_inside_a_multi_line_string_is_no_key(tmp_path: Path) -> None:
 
 def test_a_mistake_on_the_command_line_says_so() -> None:
     with pytest.raises(UsageError) as caught:
-        config.load(None, {"export.opset": 3, "export.nonsense": 1})
+        config_file.load(None, {"export.opset": 3, "export.nonsense": 1})
     assert caught.value.details == (
         "command line: export.nonsense: unknown setting",
         "command line: export.opset: Input should be greater than or equal to 18",
     )
     with pytest.raises(UsageError) as caught:
-        config.load(None, {"a.b.c": 3})
+        config_file.load(None, {"a.b.c": 3})
     assert caught.value.details == ("command line: a: unknown setting",)
 
 
@@ -97,21 +97,21 @@ def test_broken_toml_names_the_place(tmp_path: Path) -> None:
     file = tmp_path / "q.toml"
     file.write_text("model = \n")
     with pytest.raises(UsageError, match=r"not valid TOML: .*line 1, column 9"):
-        config.load(file)
+        config_file.load(file)
 
 
 def test_a_missing_or_binary_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
-        config.load(tmp_path / "none.toml")
+        config_file.load(tmp_path / "none.toml")
     (tmp_path / "b.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="cannot be read"):
-        config.load(tmp_path / "b.toml")
+        config_file.load(tmp_path / "b.toml")
 
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "q.toml"
     file.write_text("[export]\nopset = 21\nparity-inputs = 9\n")
-    loaded = config.load(file, {"export.opset": 22})
+    loaded = config_file.load(file, {"export.opset": 22})
     assert (loaded.export.opset, loaded.export.parity_inputs) == (22, 9)
 
 
@@ -120,33 +120,35 @@ def test_paths_in_a_file_start_at_the_file(tmp_path: Path) -> None:
     folder.mkdir()
     file = folder / "q.toml"
     file.write_text('model = "net.onnx"\n[export]\nweights = "w.pt"\n')
-    loaded = config.load(file)
+    loaded = config_file.load(file)
     assert loaded.model == str(folder / "net.onnx")
     assert loaded.export.weights == str(folder / "w.pt")
     file.write_text('model = "timm:resnet18"\n[export]\nweights = "random"\n')
-    assert config.load(file).model == "timm:resnet18"
-    assert config.load(file).export.weights == "random"
+    assert config_file.load(file).model == "timm:resnet18"
+    assert config_file.load(file).export.weights == "random"
 
 
 def test_assignments_are_toml_or_text() -> None:
-    read = config.assignments(("export.opset=21", "model=a b.onnx", 'prepare.skip=["names"]'))
-    two_lines = config.assignments(("export.opset=21\nx=3",))
+    read = config_file.assignments(("export.opset=21", "model=a b.onnx", 'prepare.skip=["names"]'))
+    two_lines = config_file.assignments(("export.opset=21\nx=3",))
     assert two_lines == {"export.opset": "21\nx=3"}
     assert read == {"export.opset": 21, "model": "a b.onnx", "prepare.skip": ["names"]}
     with pytest.raises(UsageError, match="not KEY=VALUE"):
-        config.assignments(("opset",))
+        config_file.assignments(("opset",))
 
 
 def test_an_assignment_below_a_value_is_refused() -> None:
     with pytest.raises(UsageError, match="`model` is a value, not a table"):
-        config.load(None, {"model": "a.onnx", "model.name": "b"})
+        config_file.load(None, {"model": "a.onnx", "model.name": "b"})
 
 
 def test_the_effective_settings_read_back_the_same(tmp_path: Path) -> None:
-    loaded = config.load(None, {"model": "a.onnx", "export.batch": 4, "prepare.skip": ["names"]})
+    loaded = config_file.load(
+        None, {"model": "a.onnx", "export.batch": 4, "prepare.skip": ["names"]}
+    )
     file = tmp_path / "effective.toml"
-    file.write_text(config.dumps(loaded).replace("a.onnx", str(tmp_path / "a.onnx")))
-    again = config.load(file)
+    file.write_text(config_file.dumps(loaded).replace("a.onnx", str(tmp_path / "a.onnx")))
+    again = config_file.load(file)
     assert again.export == loaded.export
     assert again.prepare == loaded.prepare
 
@@ -154,7 +156,7 @@ def test_the_effective_settings_read_back_the_same(tmp_path: Path) -> None:
 def test_the_commented_file_is_the_defaults(tmp_path: Path) -> None:
     file = tmp_path / "q.toml"
     file.write_text(config_guide.commented(None))
-    assert config.load(file) == config.Config()
+    assert config_file.load(file) == config.Config()
     uncommented = [
         line.removeprefix("# ").split("  # ")[0]
         for line in config_guide.commented("m.onnx").splitlines()

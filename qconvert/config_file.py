@@ -1,0 +1,141 @@
+"""Settings read strictly from TOML, laid over with what was typed, and printed back whole."""
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pydantic
+import tomli_w
+
+from qconvert import config_errors
+from qconvert.config import ADAPTER, Config
+from qconvert.errors import UsageError, reason
+
+FILE_NAME = "qconvert.toml"
+MODEL_FILES = (".onnx", ".pt2", ".pt", ".pth")
+
+Given = Mapping[str, object]
+
+
+def find(chosen: Path | None) -> Path | None:
+    """Return the settings file to use: the chosen one, else `./qconvert.toml` if there is one."""
+    if chosen is not None:
+        return chosen
+    here = Path(FILE_NAME)
+    return here if here.is_file() else None
+
+
+def load(file: Path | None, given: Given | None = None) -> Config:
+    """Read a settings file and lay `given` (dotted key to value, from the command line) over it."""
+    text = _read(file) if file else ""
+    try:
+        tree = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(
+            f"{file}: not valid TOML: {reason(error)}",
+            hint="`qconvert init` writes a file to start from",
+        ) from None
+    if file:
+        tree = _anchor(tree, Config, file.parent)
+    given = dict(given or {})
+    for key, value in given.items():
+        _assign(tree, key.split("."), value)
+    try:
+        return ADAPTER.validate_python(tree)
+    except pydantic.ValidationError as error:
+        wrong = config_errors.explain(error, text, given, keys_at)
+        count = "1 setting is wrong" if len(wrong) == 1 else f"{len(wrong)} settings are wrong"
+        raise UsageError(
+            f"{file or 'command line'}: {count}",
+            details=wrong,
+            hint="`qconvert init` writes down every setting and what it means",
+        ) from None
+
+
+def assignments(pairs: tuple[str, ...]) -> dict[str, object]:
+    """Read `--set KEY=VALUE`; a value that is not TOML is taken as a string."""
+    read: dict[str, object] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(
+                f"`--set {pair}` is not KEY=VALUE", hint="for example `--set export.opset=21`"
+            )
+        try:
+            parsed = tomllib.loads(f"value = {value}")
+        except (tomllib.TOMLDecodeError, RecursionError):
+            parsed = {"value": value}
+        read[key.strip()] = parsed["value"] if len(parsed) == 1 else value
+    return read
+
+
+def dumps(config: Config) -> str:
+    """Return the settings as TOML, defaults filled in, so that a run can be repeated from it."""
+    return tomli_w.dumps(plain(config))
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """Return the settings as plain values, defaults filled in, spelled as in the file."""
+    values: dict[str, Any] = ADAPTER.dump_python(
+        config, mode="json", by_alias=True, exclude_none=True
+    )
+    return values
+
+
+def keys_at(path: tuple[str, ...]) -> list[str]:
+    """Return the keys that may stand in the table at `path`, for a suggestion."""
+    table: type = Config
+    for name in path:
+        hint = get_type_hints(table).get(name.replace("-", "_"))
+        if not (isinstance(hint, type) and dataclasses.is_dataclass(hint)):
+            return []
+        table = hint
+    return [entry.name.replace("_", "-") for entry in dataclasses.fields(table)]
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UsageError(
+            f"`{file}` does not exist", hint="write one with `qconvert init`"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"`{file}` cannot be read: {reason(error)}", hint="settings are a TOML file in UTF-8"
+        ) from None
+
+
+def _anchor(tree: dict[str, Any], table: type, folder: Path) -> dict[str, Any]:
+    """Make relative paths in a file relative to that file, whatever folder the command runs in."""
+    hints = get_type_hints(table)
+    anchored = dict(tree)
+    for key, value in tree.items():
+        hint = hints.get(key.replace("-", "_"))
+        if isinstance(value, dict) and isinstance(hint, type):
+            anchored[key] = _anchor(value, hint, folder)
+        elif isinstance(value, str) and _is_file(key, value, hint):
+            anchored[key] = str(folder / value)
+    return anchored
+
+
+def _is_file(key: str, value: str, hint: object) -> bool:
+    if hint is Path or Path in get_args(hint):
+        return True
+    return (key == "model" and value.endswith(MODEL_FILES)) or (
+        key == "weights" and value != "random"
+    )
+
+
+def _assign(tree: dict[str, Any], path: list[str], value: object) -> None:
+    for name in path[:-1]:
+        inner = tree.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise UsageError(
+                f"`{'.'.join(path)}`: `{name}` is a value, not a table",
+                hint="`qconvert init` writes down every setting and what it means",
+            )
+        tree = inner
+    tree[path[-1]] = value

@@ -1,0 +1,73 @@
+"""The range of every tensor that could be rounded, chosen with care for what reads it."""
+
+from collections.abc import Iterator, Mapping
+
+import onnx_ir as ir
+
+from qconvert.calibrate import methods
+from qconvert.calibrate.summary import Summary
+from qconvert.graph.observed import Observed
+from qconvert.quantize.plan import Layer
+from qconvert.scales import Grid, Range
+
+WHOLE = "minmax"
+# What they make of their largest inputs decides the answer, so nothing is clipped before them.
+TAIL_READERS = frozenset({"Sigmoid", "HardSigmoid", "Tanh", "Softmax", "LogSoftmax", "ArgMax"})
+
+
+def choose(
+    graph: ir.Graph, observed: Observed, summaries: Mapping[str, Summary], method: str, grid: Grid
+) -> dict[str, Range]:
+    """Return the range of each tensor by a method; the exact one where nothing may be clipped."""
+    whole = {observed.shares.get(name, name) for name in _never_clipped(graph)}
+    counted = {name: seen for name, seen in summaries.items() if seen.size}
+    free = {name: seen for name, seen in counted.items() if name not in whole}
+    kept = {name: seen for name, seen in counted.items() if name in whole}
+    ranges = methods.ranges(free, method, grid) | methods.ranges(kept, WHOLE, grid)
+    shared = {name: ranges[source] for name, source in observed.shares.items() if source in ranges}
+    return ranges | shared
+
+
+def share(
+    graph: ir.Graph,
+    layers: Mapping[str, Layer],
+    ranges: Mapping[str, Range],
+    operators: frozenset[str],
+) -> dict[str, Range]:
+    """Return the ranges with one for all that goes in and out of each of these operators."""
+    groups: list[set[str]] = []
+    for node in graph:
+        layer = layers.get(node.name or "")
+        if node.op_type in operators and layer is not None and not layer.left:
+            around = {value.name or "" for value in (*node.inputs, *node.outputs) if value}
+            groups = _joined(groups, around & ranges.keys())
+    shared = dict(ranges)
+    for group in groups:
+        widest = Range(
+            min(ranges[name].low for name in group), max(ranges[name].high for name in group)
+        )
+        shared.update(dict.fromkeys(sorted(group), widest))
+    return shared
+
+
+def _joined(groups: list[set[str]], new: set[str]) -> list[set[str]]:
+    """Return the groups, those that share a tensor with `new` joined with it."""
+    apart = [group for group in groups if not group & new]
+    together = [group for group in groups if group & new]
+    return [*apart, new.union(*together)] if new else groups
+
+
+def _never_clipped(graph: ir.Graph) -> Iterator[str]:
+    """Yield the tensors that the graph returns, and those whose extremes decide an answer."""
+    yield from (value.name or "" for value in graph.outputs)
+    for node in graph:
+        value = node.inputs[0] if node.inputs else None
+        if node.op_type in TAIL_READERS and value is not None and not _gates(node, value):
+            yield value.name or ""
+
+
+def _gates(node: ir.Node, value: ir.Value) -> bool:
+    """Whether a Sigmoid only weighs the very tensor that it reads, as in SiLU."""
+    return any(
+        reader.op_type == "Mul" and value in reader.inputs for reader, _ in node.outputs[0].uses()
+    )

@@ -1,0 +1,104 @@
+"""Weights and biases of a plan stored as integers, each weight once for all that read it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from qconvert.graph.patterns import constant
+from qconvert.quantize import weights
+from qconvert.quantize.plan import Layer, Plan
+from qconvert.quantize.wiring import Wiring
+from qconvert.scales import Floats, Scale, around
+
+BIAS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """A node with a weight; `step` is that of its activation, `bias` what becomes integers."""
+
+    node: ir.Node
+    slot: int
+    axis: int
+    weight: ir.Value
+    step: float
+    bias: Floats | None
+
+    @property
+    def key(self) -> tuple[ir.Value, int]:
+        """What is stored once."""
+        return self.weight, self.axis
+
+
+def products(layers: Mapping[ir.Node, Layer], plan: Plan) -> Iterator[Product]:
+    """Yield the nodes of a plan that have a weight."""
+    for node, layer in layers.items():
+        value = node.inputs[layer.weight.slot] if layer.weight is not None else None
+        if layer.weight is not None and value is not None:
+            tensor = node.inputs[0]
+            kept = plan.tensors[str(tensor.name)] if tensor is not None else None
+            step = float(around(kept, plan.activations, plan.rest).steps) if kept else 1.0
+            bias = _bias(node, value, layer.weight.axis) if plan.integer_bias else None
+            yield Product(node, layer.weight.slot, layer.weight.axis, value, step, bias)
+
+
+def store_products(wiring: Wiring, found: Sequence[Product], plan: Plan) -> None:
+    """Let each node read its weight, and where the plan wants it its bias, from integers."""
+    scales = _scales(found, plan)
+    stored: dict[tuple[ir.Value, int], ir.Value] = {}
+    for each in found:
+        scale = scales[each.key]
+        if each.key not in stored:
+            array = weights.weight_of(each.weight, each.node)
+            integers = weights.integers(array, scale)
+            held = wiring.store(integers, f"{each.weight.name}_quantized")
+            stored[each.key] = wiring.from_integers(held, scale.steps, each.axis, each.node)
+        each.node.replace_input_with(each.slot, stored[each.key])
+        if each.bias is not None:
+            _store_bias(wiring, each, each.bias, scale)
+    for each in found:
+        _drop(wiring.graph, each.weight)
+
+
+def _scales(found: Sequence[Product], plan: Plan) -> dict[tuple[ir.Value, int], Scale]:
+    """Return the scale of each weight, with room for the biases of all nodes that read it."""
+    method = weights.METHODS[plan.weight_method]
+    scales: dict[tuple[ir.Value, int], Scale] = {}
+    for each in found:
+        if each.key not in scales:
+            array = weights.weight_of(each.weight, each.node)
+            scales[each.key] = method(array, plan.weights, each.axis, plan.rest)
+        if each.bias is not None:
+            scales[each.key] = weights.room_for_bias(scales[each.key], each.bias, each.step)
+    return scales
+
+
+def _store_bias(wiring: Wiring, product: Product, bias: Floats, scale: Scale) -> None:
+    """A bias belongs to its node alone: its steps are those of the activation and the weight."""
+    old = product.node.inputs[BIAS]
+    steps = np.float32(product.step) * scale.steps
+    name = f"{old.name if old is not None else product.node.name}_quantized"
+    held = wiring.store(weights.integer_bias(bias, steps), name)
+    result = wiring.from_integers(held, steps, 0, product.node)
+    product.node.replace_input_with(BIAS, result)
+    if old is not None:
+        _drop(wiring.graph, old)
+
+
+def _bias(node: ir.Node, weight: ir.Value, axis: int) -> Floats | None:
+    """Return the constant bias of a node, one number for each channel of its weight."""
+    held = node.inputs[BIAS] if len(node.inputs) > BIAS else None
+    array = constant(held)
+    channels = weight.shape[axis] if weight.shape is not None else None
+    if array is None or array.size != channels:
+        return None
+    return array.astype(np.float32).reshape(-1)
+
+
+def _drop(graph: ir.Graph, value: ir.Value) -> None:
+    """Forget a constant that nothing reads any more."""
+    name = value.name or ""
+    if name in graph.initializers and not value.uses() and not value.is_graph_output():
+        del graph.initializers[name]
