@@ -6,6 +6,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from qconvert.graph.simplify import infer_shapes
+
 TINY = """
 <ir_version: 10, opset_import: ["": 20]>
 tiny (float[batch, 3, 8, 8] image) => (float[batch, 5] scores) {
@@ -54,6 +56,47 @@ def tiny() -> ir.Model:
 def ops(model: ir.Model) -> list[str]:
     """Return the operators in order."""
     return [node.op_type for node in model.graph]
+
+
+MIXED = """
+<ir_version: 10, opset_import: ["": 20]>
+net (float[N, 3, 16, 16] image) => (float[N, 24] scores) {
+    stem = Conv <pads: ints = [1, 1, 1, 1], strides: ints = [2, 2]> (image, w1, b1)
+    a = Clip (stem, zero, six)
+    wide = Conv <pads: ints = [1, 1, 1, 1], group: int = 16> (a, w2, b2)
+    b = Relu (wide)
+    narrow = Conv (b, w3, b3)
+    sum = Add (narrow, a)
+    gate = Sigmoid (sum)
+    gated = Mul (sum, gate)
+    side = Conv (gated, w4)
+    all = Concat <axis: int = 1> (gated, side)
+    small = MaxPool <kernel_shape: ints = [2, 2], strides: ints = [2, 2]> (all)
+    last = Conv (small, w5, b5)
+    c = Relu (last)
+    mean = GlobalAveragePool (c)
+    flat = Flatten (mean)
+    scores = Gemm <transB: int = 1> (flat, w6, b6)
+}
+"""
+MIXED_SHAPES = {
+    "w1": (16, 3, 3, 3), "b1": (16,), "w2": (16, 1, 3, 3), "b2": (16,), "w3": (16, 16, 1, 1),
+    "b3": (16,), "w4": (16, 16, 1, 1), "w5": (32, 32, 1, 1), "b5": (32,), "w6": (24, 32),
+    "b6": (24,),
+}  # fmt: skip
+
+
+def mixed(**changed: NDArray[np.generic]) -> ir.Model:
+    """Return a net with every kind of operator that is quantized."""
+    weights = {
+        name: floats(*shape, seed=seed) / np.float32(np.sqrt(np.prod(shape[1:])))
+        for seed, (name, shape) in enumerate(MIXED_SHAPES.items())
+    }
+    limits = {"zero": np.array(0.0, np.float32), "six": np.array(6.0, np.float32)}
+    model = infer_shapes(from_text(MIXED, **{**weights, **limits, **changed}))[0]
+    for node in model.graph:
+        node.name = node.outputs[0].name
+    return model
 
 
 FACTORY = '''

@@ -7,6 +7,9 @@ import click
 from qconvert.cli import console, options, settings
 from qconvert.cli.console import Column, Table
 
+# Named here too, so that `--help` needs not import them; a test compares.
+BACKENDS = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
+
 if TYPE_CHECKING:
     from qconvert.graph.describe import ModelInfo
 
@@ -20,10 +23,24 @@ Examples:
 @click.argument("model")
 @options.source
 @click.option("--nodes", is_flag=True, help="Every node, in order, instead of every operator.")
+@click.option("--quantized", is_flag=True, help="What is quantized, or would be, and why not.")
+@click.option(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    default="cpu",
+    help="Whose scheme to ask about a float model (default: cpu).",
+)
 @options.as_json
 @options.talk
 def command(model: str, **chosen: Any) -> None:
-    """Show the inputs, outputs, operators and sizes of MODEL, an ONNX file or any other source."""
+    """Show the inputs, outputs, operators and sizes of MODEL, an ONNX file or any other source.
+
+    With --quantized it shows instead which nodes of a quantized file are computed in integers, or
+    which of a float model would be on a backend, and why the others are not.
+    """
+    if chosen["quantized"]:
+        _quantized(model, chosen)
+        return
     from qconvert import config_file, sources
     from qconvert.graph.describe import describe
     from qconvert.graph.simplify import infer_shapes
@@ -38,6 +55,24 @@ def command(model: str, **chosen: Any) -> None:
     console.data_table(_nodes(info) if chosen["nodes"] else _operators(info))
     if info.quantized:
         console.data("\nquantized already: it holds Q/DQ nodes, which qconvert keeps as they are")
+
+
+def _quantized(model: str, chosen: dict[str, Any]) -> None:
+    from qconvert import config_file, store
+    from qconvert.cli import coverage_table
+    from qconvert.pipeline.preview import inspected
+
+    config = config_file.load(None, settings.typed(model, chosen))
+    layers = inspected(config, chosen["backend"], store.default(), trust=chosen["trust"])
+    if chosen["as_json"]:
+        from dataclasses import asdict
+
+        console.data_json(
+            {"model": model, "layers": {name: asdict(each) for name, each in layers.items()}}
+        )
+        return
+    shape = coverage_table.nodes_table if chosen["nodes"] else coverage_table.table
+    console.data_table(shape(layers))
 
 
 def _head(model: str, info: "ModelInfo") -> str:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from qconvert import backends, onnx_io
 from qconvert.config import Config
-from qconvert.errors import UsageError
+from qconvert.graph.observed import observe
 from qconvert.pipeline import prepared, rewritten, seen
 from qconvert.pipeline.calibrate import Job
 from qconvert.pipeline.choosing import AUTO, Tried, try_methods
@@ -19,6 +19,7 @@ from qconvert.pipeline.progress import Progress, Tell
 from qconvert.pipeline.requests import (
     Request,
     require_fitting,
+    require_ranges,
     require_sense,
     rest_of,
     scheme_for,
@@ -26,8 +27,9 @@ from qconvert.pipeline.requests import (
 )
 from qconvert.pipeline.seen import Seen
 from qconvert.quantize import plan as plans
+from qconvert.quantize.placement import place
 from qconvert.quantize.plan import Plan
-from qconvert.quantize.planning import make_plan
+from qconvert.quantize.planning import make_plan, require_float, require_some
 from qconvert.quantize.rewrite import apply
 from qconvert.quantize.scheme import Scheme
 from qconvert.store import Store
@@ -56,8 +58,14 @@ def quantize(config: Config, request: Request, store: Store, tell: Tell) -> Quan
     """Rewrite `config.model` for a backend and write it; refuse what makes no sense there."""
     wants = backends.wants(request.backend)
     require_sense(config, request, wants)
+    require_ranges(config, request)
     require_place(request.out)
     ready = prepared.load(config, store, tell, trust=request.trust)
+    if request.precision == "int8" and request.plan is None:
+        # Asked before any image is run: patterns that match nothing, nothing to quantize.
+        require_float(ready.model)
+        selection = wishes_of(config).selection
+        require_some(place(ready.model, scheme_for(config, wants), observe(ready.model), selection))
     found = _seen(ready, config, request, store, tell)
     plan: Plan | None = None
     tried: Sequence[Tried] = ()
@@ -81,11 +89,6 @@ def _seen(
     if config.calibration.images is not None and request.plan is None:
         job = Job(request.out, request.workers, trust=request.trust)
         return seen.measured(ready, config, job, store, tell)
-    if request.precision == "int8" and request.plan is None:
-        raise UsageError(
-            "INT8 needs to know which values the tensors take",
-            hint="measure them on pictures: `--images PATH`, or give `--calibration FILE`",
-        )
     return None
 
 

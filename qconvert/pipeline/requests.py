@@ -58,6 +58,16 @@ def require_sense(config: Config, request: Request, wants: Wants) -> None:
         methods.find(config.quantize.method)
 
 
+def require_ranges(config: Config, request: Request) -> None:
+    """Refuse INT8 of which nobody said where its ranges come from."""
+    blind = config.calibration.images is None and request.calibration is None
+    if request.precision == "int8" and blind and request.plan is None:
+        raise UsageError(
+            "INT8 needs to know which values the tensors take",
+            hint="measure them on pictures: `--images PATH`, or give `--calibration FILE`",
+        )
+
+
 def scheme_for(config: Config, wants: Wants) -> Scheme:
     """Return the scheme of a backend, with weights of as many bits as the user wants."""
     assert wants.scheme is not None

@@ -14,10 +14,11 @@ from qconvert.errors import QConvertError
 from qconvert.feeds import Feeds, draw
 from qconvert.pipeline.prepared import Prepared, megabytes
 from qconvert.pipeline.progress import Progress, Tell
+from qconvert.quantize.found import PLAN
 from qconvert.quantize.plan import Plan, to_json
 from qconvert.store import digest
 
-PLAN, ISLANDS = "qconvert.plan", "qconvert.islands"
+ISLANDS = "qconvert.islands"
 
 
 def signed(model: ir.Model, plan: Plan | None, islands: Mapping[str, str]) -> ir.Model:

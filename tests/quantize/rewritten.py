@@ -1,0 +1,94 @@
+"""Graphs before and after a scheme's rewrite, as lines that people read."""
+
+import onnx_ir as ir
+
+from qconvert import backends, onnx_io
+from qconvert.graph.observed import observe
+from qconvert.graph.simplify import infer_shapes
+from qconvert.quantize.placement import place
+from qconvert.quantize.plan import Layer, Plan
+from qconvert.quantize.ranges import share
+from qconvert.quantize.rewrite import apply
+from qconvert.quantize.scheme import Scheme
+from qconvert.quantize.selection import Selection
+from qconvert.scales import Range
+from tests.models import floats, from_text
+
+HEAD = '<ir_version: 10, opset_import: ["": 20]>\n'
+NONE = Selection()
+
+
+def scheme(name: str) -> Scheme:
+    """Return the scheme of a backend."""
+    found = backends.wants(name).scheme
+    assert found is not None
+    return found
+
+
+def model(body: str, signature: str, **shapes: tuple[int, ...]) -> ir.Model:
+    """Parse a graph; weights get random values of these shapes."""
+    weights = {name: floats(*shape) for name, shape in shapes.items()}
+    return infer_shapes(from_text(f"{HEAD}net {signature} {{ {body} }}", **weights))[0]
+
+
+def layers(before: ir.Model, name: str, selection: Selection = NONE) -> dict[str, Layer]:
+    """Return the layers that a backend's scheme gives to the nodes, by their first output."""
+    for node in before.graph:
+        node.name = node.outputs[0].name
+    return place(before, scheme(name), observe(before), selection)
+
+
+def planned(before: ir.Model, name: str, selection: Selection = NONE) -> Plan:
+    """Return a plan in which every tensor has a made-up range, wider from tensor to tensor."""
+    wanted, placed = scheme(name), layers(before, name, selection)
+    seen = observe(before)
+    ranges = {
+        tensor: Range(-1.0 - number, 1.0 + number) for number, tensor in enumerate(seen.counted)
+    }
+    ranges |= {tensor: ranges[source] for tensor, source in seen.shares.items()}
+    return Plan(
+        model=onnx_io.fingerprint(before),
+        scheme=name,
+        method="mse",
+        weight_method="mse",
+        activations=wanted.activations,
+        weights=wanted.weights,
+        integer_bias=wanted.integer_bias,
+        layers=placed,
+        tensors=share(before.graph, placed, ranges, wanted.shared),
+    )
+
+
+def after(before: ir.Model, name: str, selection: Selection = NONE) -> list[str]:
+    """Return the graph that a backend gets, as lines."""
+    return lines(apply(before, planned(before, name, selection)))
+
+
+def lines(graph: ir.Model) -> list[str]:
+    """Return a line for each node; what it reads from integers is marked with `~`.
+
+    A result that the graph returns from integers has a line of its own.
+    """
+    plain = [
+        f"{node.outputs[0].name} = {node.op_type}({', '.join(map(_read, node.inputs))})"
+        for node in graph.graph
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear")
+    ]
+    rounded = [
+        f"return {_read(value)}" for value in graph.graph.outputs if _read(value).startswith("~")
+    ]
+    return plain + rounded
+
+
+def _read(value: ir.Value | None) -> str:
+    if value is None:
+        return ""
+    back = value.producer()
+    if back is None or back.op_type != "DequantizeLinear" or back.inputs[0] is None:
+        return str(value.name)
+    there = back.inputs[0].producer()
+    if there is None:
+        return "~" + str(back.inputs[0].name).removesuffix("_quantized")
+    assert there.op_type == "QuantizeLinear"
+    assert there.inputs[0] is not None
+    return "~" + str(there.inputs[0].name)

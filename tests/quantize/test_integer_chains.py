@@ -1,0 +1,222 @@
+"""The CPU's rules, each with the graph before and after; `~x` is a tensor read from integers."""
+
+import pytest
+
+from qconvert.quantize.integer_chains import NO_KERNEL
+from qconvert.quantize.selection import Selection
+from tests.quantize.rewritten import after, layers, model
+
+X = "(float[N, 16, 8, 8] x)"
+PAD = "<pads: ints = [1, 1, 1, 1]>"
+CONV = f"c = Conv {PAD} (x, w)"
+W = (16, 16, 3, 3)
+
+
+def rewritten(
+    body: str, signature: str = f"{X} => (float[] y)", **shapes: tuple[int, ...]
+) -> list[str]:
+    return after(model(body, signature, **shapes), "cpu")
+
+
+def reasons(
+    body: str, signature: str = f"{X} => (float[] y)", **shapes: tuple[int, ...]
+) -> dict[str, str]:
+    found = layers(model(body, signature, **shapes), "cpu")
+    return {name: layer.left for name, layer in found.items() if layer.left}
+
+
+def test_a_convolution_reads_and_answers_in_integers_its_bias_among_them() -> None:
+    assert rewritten("y = Conv (x, w, b)", w=(8, 16, 1, 1), b=(8,)) == [
+        "y_float = Conv(~x, ~w, ~b)",
+        "return ~y_float",
+    ]
+
+
+def test_a_relu_or_clip_takes_the_rounding_of_the_convolution_before_it() -> None:
+    for activation in ("Relu (c)", "Clip (c, low, high)"):
+        body = "low = Constant <value: tensor = float {0.0}> () "
+        body += f"high = Constant <value: tensor = float {{6.0}}> () {CONV} r = {activation}"
+        lines = after(model(f"{body} y = Conv (r, v)", f"{X} => (float[] y)", w=W, v=W), "cpu")
+        assert [line for line in lines if "Constant" not in line] == [
+            "c = Conv(~x, ~w)",
+            "r = Relu(c)" if "Relu" in activation else "r = Clip(c, low, high)",
+            "y_float = Conv(~r, ~v)",
+            "return ~y_float",
+        ]
+
+
+def test_a_relu_whose_input_others_read_too_is_not_fused() -> None:
+    body = f"{CONV} r = Relu (c) y = Add (c, r)"
+    assert reasons(body, w=W)["r"] == "other operators read what it reads"
+
+
+def test_a_product_answers_in_float_where_no_integers_are_wanted() -> None:
+    flat = "(float[N, 32] x) => (float[N, 8] y)"
+    body = "h = Gemm (x, w, b) r = Relu (h) y = Gemm <transB: int = 1> (r, v, a)"
+    shapes = {"w": (32, 16), "b": (16,), "v": (8, 16), "a": (8,)}
+    assert rewritten(body, flat, **shapes) == [
+        "h = Gemm(~x, ~w, ~b)",
+        "r = Relu(h)",
+        "y = Gemm(~r, ~v, ~a)",
+    ]
+
+
+def test_a_product_of_a_stack_of_rows_is_quantized_and_its_added_bias_is_not() -> None:
+    body = "h = MatMul (x, w) y = Add (h, b)"
+    assert rewritten(body, "(float[N, 10, 32] x) => (float[] y)", w=(32, 16), b=(16,)) == [
+        "h = MatMul(~x, ~w)",
+        "y = Add(h, b)",
+    ]
+
+
+def test_an_addition_within_a_chain_is_rounded_on_all_sides() -> None:
+    body = f"{CONV} d = Conv {PAD} (c, v) s = Add (c, d) r = Relu (s) y = Conv (r, u)"
+    assert rewritten(body, w=W, v=W, u=W) == [
+        "c = Conv(~x, ~w)",
+        "d = Conv(~c, ~v)",
+        "s = Add(~c, ~d)",
+        "r = Relu(s)",
+        "y_float = Conv(~r, ~u)",
+        "return ~y_float",
+    ]
+
+
+def test_a_gate_stays_in_integers() -> None:
+    body = f"{CONV} g = Sigmoid (c) m = Mul (c, g) y = Conv (m, v)"
+    assert rewritten(body, w=W, v=W) == [
+        "c = Conv(~x, ~w)",
+        "g = Sigmoid(~c)",
+        "m = Mul(~c, ~g)",
+        "y_float = Conv(~m, ~v)",
+        "return ~y_float",
+    ]
+
+
+def test_an_addition_between_float_operators_is_left() -> None:
+    norm = "LayerNormalization <axis: int = -1> (s, g)"
+    body = f"h = MatMul (x, w) s = Add (x, h) n = {norm} y = MatMul (n, v)"
+    found = reasons(body, "(float[N, 10, 32] x) => (float[] y)", w=(32, 32), g=(32,), v=(32, 16))
+    assert found == {
+        "s": "what it reads is not made by a quantized operator",
+        "n": NO_KERNEL,
+    }
+
+
+def test_an_addition_that_only_float_operators_read_is_left() -> None:
+    body = f"{CONV} d = Conv (x, v) s = Add (c, c) y = Elu (s)"
+    assert reasons(body, w=W, v=W) == {"s": "no quantized operator reads what it makes"}
+
+
+@pytest.mark.parametrize(
+    "mover",
+    [
+        "MaxPool <kernel_shape: ints = [2, 2]> (c)",
+        "Transpose <perm: ints = [0, 1, 3, 2]> (c)",
+        "DepthToSpace <blocksize: int = 1> (c)",
+    ],
+)
+def test_what_moves_values_within_a_chain_keeps_their_scale(mover: str) -> None:
+    before = model(f"{CONV} m = {mover} y = Conv (m, v)", f"{X} => (float[] y)", w=W, v=W)
+    op = mover.split(maxsplit=1)[0]
+    assert after(before, "cpu") == [
+        "c = Conv(~x, ~w)",
+        f"m = {op}(~c)",
+        "y_float = Conv(~m, ~v)",
+        "return ~y_float",
+    ]
+
+
+def test_what_moves_values_outside_of_chains_is_not_worth_a_word() -> None:
+    body = f"m = Transpose <perm: ints = [0, 1, 3, 2]> (x) {CONV} e = Elu (c) y = Transpose (e)"
+    assert layers(model(body, f"{X} => (float[] y)", w=W), "cpu").keys() == {"c"}
+
+
+def test_a_cubic_resize_makes_new_values_and_breaks_the_chain() -> None:
+    sizes = "s = Constant <value: tensor = int64[4] {1, 16, 16, 16}> ()"
+    for mode, lines in (("linear", "r = Resize(~c, , , s)"), ("cubic", "r = Resize(~c, , , s)")):
+        body = f'{sizes} {CONV} r = Resize <mode = "{mode}"> (c, , , s) y = Conv (r, v)'
+        before = model(body, "(float[1, 16, 8, 8] x) => (float[] y)", w=W, v=W)
+        assert lines in after(before, "cpu")
+        assert ("r" in layers(before, "cpu")) == (mode == "linear")
+
+
+def test_the_parts_of_a_concat_keep_their_own_scales() -> None:
+    body = f"{CONV} d = Conv {PAD} (x, v) t = Concat <axis: int = 1> (c, d) y = Conv (t, u)"
+    lines = rewritten(body, w=W, v=W, u=(16, 32, 1, 1))
+    assert "t = Concat(~c, ~d)" in lines
+
+
+def test_pools_within_a_chain_are_integers() -> None:
+    body = f"{CONV} p = GlobalAveragePool (c) f = Flatten (p) y = Gemm (f, v)"
+    assert rewritten(body, w=W, v=(16, 8)) == [
+        "c = Conv(~x, ~w)",
+        "p = GlobalAveragePool(~c)",
+        "f = Flatten(~p)",
+        "y = Gemm(~f, ~v)",
+    ]
+
+
+def test_attention_stays_in_float_and_its_projections_do_not() -> None:
+    body = """q = MatMul (x, w) k = MatMul (x, v) kt = Transpose <perm: ints = [0, 2, 1]> (k)
+    s = MatMul (q, kt) p = Softmax (s) o = MatMul (p, x) y = MatMul (o, u)"""
+    found = reasons(body, "(float[N, 10, 32] x) => (float[] y)", w=(32, 32), v=(32, 32), u=(32, 8))
+    assert found == {
+        "s": "attention scores and probabilities need more than 8 bits",
+        "p": "8 bits are too few for probabilities",
+        "o": "attention scores and probabilities need more than 8 bits",
+    }
+
+
+def test_a_product_of_two_other_activations_is_quantized() -> None:
+    body = "h = MatMul (x, w) y = MatMul (h, x)"
+    assert rewritten(body, "(float[N, 32, 32] x) => (float[] y)", w=(32, 32)) == [
+        "h = MatMul(~x, ~w)",
+        "y = MatMul(~h, ~x)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "shapes", "why"),
+    [
+        ("v = Abs (w) y = Conv (x, v)", {"w": W}, "its weight is not constant"),
+        ("y = ConvTranspose (x, w)", {"w": W}, NO_KERNEL),
+        ("t = Transpose <perm: ints = [0, 2, 3, 1]> (x) y = MatMul (t, w)", {"w": (8, 16, 4)},
+         "its weight is not one matrix"),
+    ],
+)  # fmt: skip
+def test_what_has_no_integer_kernel_is_left(
+    body: str, shapes: dict[str, tuple[int, ...]], why: str
+) -> None:
+    assert why in reasons(body, f"{X} => (float[] y)", **shapes).values()
+
+
+def test_a_gemm_that_scales_is_left() -> None:
+    flat = "(float[N, 32] x) => (float[] y)"
+    found = reasons("y = Gemm <alpha: float = 0.5> (x, w)", flat, w=(32, 16))
+    assert found == {"y": "it scales or transposes its input"}
+
+
+def test_an_excluded_activation_takes_its_convolution_along() -> None:
+    before = model(f"{CONV} r = Relu (c) y = Conv (r, v)", f"{X} => (float[] y)", w=W, v=W)
+    assert after(before, "cpu", Selection(exclude=("r",))) == [
+        "c = Conv(x, w)",
+        "r = Relu(c)",
+        "y_float = Conv(~r, ~v)",
+        "return ~y_float",
+    ]
+
+
+def test_a_shared_weight_is_stored_once() -> None:
+    before = model(f"{CONV} y = Conv (c, w)", f"{X} => (float[] y)", w=W)
+    assert after(before, "cpu")[:2] == ["c = Conv(~x, ~w)", "y_float = Conv(~c, ~w)"]
+
+
+def test_bodies_of_branches_are_left_as_they_are() -> None:
+    body = f"""{CONV} one = ReduceMax <keepdims: int = 0> (c)
+    yes = Cast <to: int = 9> (one)
+    y = If <then_branch: graph = a () => (float[] p) {{ p = Conv (c, w) }},
+            else_branch: graph = b () => (float[] q) {{ q = Neg (c) }}> (yes)"""
+    before = model(body, f"{X} => (float[] y)", w=W)
+    assert layers(before, "cpu")["y"].left.startswith("it holds a graph of its own")
+    branch = before.graph[-1].attributes["then_branch"].as_graph()
+    assert [node.op_type for node in branch] == ["Conv"]

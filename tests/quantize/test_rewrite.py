@@ -1,0 +1,237 @@
+"""What the rewritten graph computes is what its plan says, layer by layer, in ONNX Runtime."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from qconvert import onnx_io
+from qconvert.backends.ort import open_cpu
+from qconvert.calibrate.calibration import Calibration, Image, Origin
+from qconvert.calibrate.collect import answering, collect
+from qconvert.errors import QConvertError, UsageError
+from qconvert.feeds import Feeds
+from qconvert.graph.half import half
+from qconvert.graph.simplify import infer_shapes
+from qconvert.graph.taps import tap
+from qconvert.quantize.plan import Plan
+from qconvert.quantize.planning import Wishes, make_plan
+from qconvert.quantize.rewrite import apply
+from tests.models import MIXED_SHAPES, floats, from_text
+from tests.models import mixed as net
+from tests.quantize.layers_in_numpy import Array, computed
+from tests.quantize.rewritten import scheme
+
+
+def images(count: int = 8) -> Feeds:
+    return {"image": floats(count, 3, 16, 16, seed=7)}
+
+
+def seen(model: ir.Model) -> Calibration:
+    tapped = tap(model)
+    names = tuple(Image(str(number), "") for number in range(8))
+    start = Calibration(
+        Origin("", tuple(each.tensor for each in tapped.taps), names, {}, "", False)
+    )
+    answer = answering(open_cpu(tapped.model), tapped)
+    return collect([answer((range(8), images()))], tapped, start, lambda collector: None)
+
+
+def plan(model: ir.Model, backend: str, wishes: Wishes | None = None) -> Plan:
+    return make_plan(model, scheme(backend), seen(model).summaries, wishes or Wishes())
+
+
+def exposed(model: ir.Model) -> tuple[ir.Model, list[str]]:
+    """Return a copy that answers with every tensor of integers too."""
+    copy = model.clone()
+    made = [node.outputs[0] for node in copy.graph if node.op_type == "QuantizeLinear"]
+    copy.graph.outputs.extend(value for value in made if value not in copy.graph.outputs)
+    return copy, [str(value.name) for value in made]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("rest", ["fp32", "fp16", "bf16"])
+def test_every_layer_is_what_the_plan_says_within_one_step(backend: str, rest: str) -> None:
+    model = net()
+    rewritten = apply(model, plan(model, backend, Wishes(rest=rest)))  # type: ignore[arg-type]
+    watched, names = exposed(rewritten)
+    got = open_cpu(watched)(images())
+    known: dict[str, Array] = {name: got[name] for name in names} | images()
+    checked = 0
+    for node in rewritten.graph:
+        value = node.outputs[0]
+        given = [None if each is None else _value(each, known) for each in node.inputs]
+        if node.op_type == "QuantizeLinear":
+            expected = _quantized(given)
+            # The step may fall to either side of a tie, or of what float32 rounds on the way.
+            assert np.abs(expected - got[str(value.name)].astype(np.int64)).max() <= 1
+            assert (expected == got[str(value.name)]).mean() > 0.99
+            checked += 1
+        elif node.op_type == "DequantizeLinear":
+            known[str(value.name)] = _dequantized(node, given)
+        else:
+            known[str(value.name)] = computed(node, given)
+    assert checked == len(names) > 5
+    assert np.allclose(known["scores"], got["scores"], rtol=1e-3, atol=1e-3)
+
+
+def _value(value: ir.Value, known: dict[str, Array]) -> Array:
+    return known[str(value.name)] if value.name in known else _constant(value)
+
+
+def _constant(value: ir.Value) -> Array:
+    tensor = ir.convenience.get_const_tensor(value)
+    assert tensor is not None
+    return np.array(tensor.numpy())
+
+
+def _quantized(given: list[Array | None]) -> Array:
+    values, step, zero = given
+    assert values is not None
+    assert step is not None
+    assert zero is not None
+    limits = np.iinfo(zero.dtype)
+    integers = np.rint(values / step.astype(np.float64)) + zero
+    clipped: Array = np.clip(integers, limits.min, limits.max).astype(np.int64)
+    return clipped
+
+
+def _dequantized(node: ir.Node, given: list[Array | None]) -> Array:
+    integers, steps = given[0], given[1]
+    assert integers is not None
+    assert steps is not None
+    zero = given[2] if len(given) > 2 and given[2] is not None else np.zeros_like(steps)
+    axis = node.attributes.get_int("axis", 1)
+    spread = [1] * integers.ndim
+    if steps.ndim:
+        spread[axis] = -1
+    return (integers.astype(np.float64) - zero.reshape(spread)) * steps.reshape(spread)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "tensorrt"])
+def test_the_result_is_valid_small_near_and_the_same_every_time(backend: str) -> None:
+    model = net()
+    before = onnx_io.serialize(model)
+    made = plan(model, backend)
+    rewritten = apply(model, made)
+    data = onnx_io.serialize(rewritten)
+    onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
+    assert onnx_io.serialize(apply(model, made)) == data
+    assert onnx_io.serialize(model) == before
+    assert onnx_io.weight_bytes(rewritten) < 0.5 * onnx_io.weight_bytes(model)
+    wanted, got = (open_cpu(each)(images())["scores"] for each in (model, rewritten))
+    assert np.square(wanted).sum() / np.square(wanted - got).sum() > 100
+
+
+def test_on_the_cpu_every_convolution_runs_as_an_integer_kernel() -> None:
+    import onnxruntime
+
+    model = net()
+    rewritten = apply(model, plan(model, "cpu"))
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = "optimized.onnx", 4
+    onnxruntime.InferenceSession(
+        onnx_io.serialize(rewritten), options, providers=["CPUExecutionProvider"]
+    )
+    ops = [node.op_type for node in onnx.load("optimized.onnx").graph.node]
+    assert ops.count("QLinearConv") == 5
+    assert {"QGemm", "QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearConcat"} <= set(ops)
+    assert not {"Conv", "Gemm", "Relu", "Clip", "Add", "Mul"} & set(ops)
+
+
+def test_a_scale_follows_the_type_of_the_graph_and_is_exact_in_it() -> None:
+    model = net()
+    rewritten = apply(model, plan(model, "tensorrt", Wishes(rest="fp16")))
+    halved = half(rewritten, "fp16", dict.fromkeys(("image", "c", "c_rounded", "mean"), 10.0))
+    steps = {
+        name: value.const_value.numpy()
+        for name, value in rewritten.graph.initializers.items()
+        if name.endswith("_scale") and value.const_value is not None
+    }
+    assert steps
+    for name, array in steps.items():
+        assert (array.astype(np.float16).astype(np.float32) == array).all(), name
+    for node in halved.model.graph:
+        if node.op_type == "DequantizeLinear" and node.inputs[1] is not None:
+            assert node.inputs[1].dtype is node.outputs[0].dtype is ir.DataType.FLOAT16
+
+
+def test_a_weight_that_two_layers_read_is_stored_once_with_room_for_both_biases() -> None:
+    text = """<ir_version: 10, opset_import: ["": 20]>
+    net (float[N, 16, 4, 4] x) => (float[N, 16, 4, 4] y) {
+        h = Conv (x, w, b)
+        y = Conv (h, w, large)
+    }"""
+    weight = floats(16, 16, 1, 1) * np.float32(1e-9)
+    model = infer_shapes(
+        from_text(text, w=weight, b=floats(16), large=floats(16) * np.float32(1e3))
+    )[0]
+    for node in model.graph:
+        node.name = node.outputs[0].name
+    made = _ranged(model)
+    rewritten = apply(model, made)
+    stored = [name for name in rewritten.graph.initializers if name.startswith("w_quantized")]
+    biases = [
+        value.const_value.numpy()
+        for value in rewritten.graph.initializers.values()
+        if value.dtype is ir.DataType.INT32 and value.const_value is not None
+    ]
+    assert stored == ["w_quantized"]
+    assert len(biases) == 2
+    assert all(np.abs(bias.astype(np.int64)).max() < 1.01 * 2**30 for bias in biases)
+    x = floats(1, 16, 4, 4, seed=3)
+    wanted, got = (open_cpu(each)({"x": x})["y"] for each in (model, rewritten))
+    assert np.allclose(wanted, got, atol=made.tensors["y"].largest / 100)
+
+
+def _ranged(model: ir.Model) -> Plan:
+    tapped = tap(model)
+    start = Calibration(
+        Origin("", tuple(each.tensor for each in tapped.taps), (Image("0", ""),), {}, "", False)
+    )
+    answer = answering(open_cpu(tapped.model), tapped)(([0], {"x": floats(1, 16, 4, 4, seed=3)}))
+    found = collect([answer], tapped, start, lambda collector: None)
+    return make_plan(model, scheme("cpu"), found.summaries, Wishes())
+
+
+def test_a_channel_of_zeros_keeps_its_bias() -> None:
+    weight = floats(16, 3, 3, 3)
+    weight[3] = 0.0
+    model = net(w1=weight)
+    for backend in ("cpu", "tensorrt"):
+        rewritten, names = exposed(apply(model, plan(model, backend)))
+        wanted, got = (open_cpu(each)(images())["scores"] for each in (model, rewritten))
+        assert np.isfinite(got).all()
+        assert np.square(wanted).sum() / np.square(wanted - got).sum() > 100
+        assert names
+
+
+def test_weights_that_are_not_finite_are_refused_by_name() -> None:
+    model = net()
+    made = plan(model, "cpu")
+    weight = floats(*MIXED_SHAPES["w2"])
+    weight[0, 0, 0, 0] = np.nan
+    broken = net(w2=weight)
+    made = Plan(**{**made.__dict__, "model": onnx_io.fingerprint(broken)})
+    with pytest.raises(QConvertError, match="the weight `w2` of `wide` holds 1 values"):
+        apply(broken, made)
+
+
+def test_a_plan_for_another_model_is_refused() -> None:
+    with pytest.raises(UsageError, match="another model"):
+        apply(net(w1=floats(*MIXED_SHAPES["w1"], seed=99)), plan(net(), "cpu"))
+
+
+def test_a_quantized_model_is_refused() -> None:
+    model = net()
+    with pytest.raises(QConvertError, match="quantized already"):
+        plan(apply(model, plan(model, "cpu")), "cpu")
+
+
+def test_a_model_without_weights_has_nothing_to_quantize() -> None:
+    text = """<ir_version: 10, opset_import: ["": 20]>
+    net (float[N, 16, 4, 4] x) => (float[N, 16, 4, 4] y) { h = Elu (x) y = Softmax (h) }"""
+    model = infer_shapes(from_text(text))[0]
+    with pytest.raises(QConvertError, match="nothing to quantize") as refused:
+        make_plan(model, scheme("cpu"), {}, Wishes())
+    assert list(refused.value.details) == ["Softmax: 8 bits are too few for probabilities"]

@@ -1,0 +1,168 @@
+"""TensorRT's rules, each with the graph before and after; `~x` is a tensor read from integers."""
+
+import pytest
+
+from qconvert.quantize.selection import Selection
+from qconvert.scales import Range
+from tests.quantize.rewritten import after, layers, model, planned
+
+X = "(float[N, 16, 8, 8] x) => (float[] y)"
+PAD = "<pads: ints = [1, 1, 1, 1]>"
+CONV = f"c = Conv {PAD} (x, w)"
+W = (16, 16, 3, 3)
+
+
+def rewritten(body: str, signature: str = X, **shapes: tuple[int, ...]) -> list[str]:
+    return after(model(body, signature, **shapes), "tensorrt")
+
+
+def reasons(body: str, signature: str = X, **shapes: tuple[int, ...]) -> dict[str, str]:
+    found = layers(model(body, signature, **shapes), "tensorrt")
+    return {name: layer.left for name, layer in found.items() if layer.left}
+
+
+def test_inputs_are_rounded_and_neither_results_nor_biases() -> None:
+    body = f"c = Conv {PAD} (x, w, b) r = Relu (c) y = Conv (r, v)"
+    assert rewritten(body, w=W, b=(16,), v=W) == [
+        "c = Conv(~x, ~w, b)",
+        "r = Relu(c)",
+        "y = Conv(~r, ~v)",
+    ]
+
+
+def test_nothing_is_rounded_between_a_convolution_its_normalization_and_its_activation() -> None:
+    norm = "n = BatchNormalization (c, g, g, g, g) s = Sigmoid (n) m = Mul (n, s)"
+    assert rewritten(f"{CONV} {norm} y = Conv (m, v)", w=W, g=(16,), v=W) == [
+        "c = Conv(~x, ~w)",
+        "n = BatchNormalization(c, g, g, g, g)",
+        "s = Sigmoid(n)",
+        "m = Mul(n, s)",
+        "y = Conv(~m, ~v)",
+    ]
+
+
+def test_a_transposed_convolution_is_quantized() -> None:
+    assert rewritten("y = ConvTranspose (x, w)", w=W) == ["y = ConvTranspose(~x, ~w)"]
+
+
+def test_of_an_addition_the_shortcut_is_rounded() -> None:
+    body = f"{CONV} r = Relu (c) d = Conv {PAD} (r, v) s = Add (d, x) y = Relu (s)"
+    assert "s = Add(d, ~x)" in rewritten(body, w=W, v=W)
+
+
+def test_of_two_convolved_branches_the_shorter_one_is_the_shortcut() -> None:
+    body = f"""{CONV} r = Relu (c) d = Conv {PAD} (r, v)
+    short = Conv <kernel_shape: ints = [1, 1]> (x, u) s = Add (d, short) y = Relu (s)"""
+    shapes = {"w": W, "v": W, "u": (16, 16, 1, 1)}
+    assert "s = Add(d, ~short)" in rewritten(body, X, **shapes)
+    turned = body.replace("Add (d, short)", "Add (short, d)")
+    assert "s = Add(~short, d)" in rewritten(turned, X, **shapes)
+
+
+def test_an_addition_without_a_convolution_is_left() -> None:
+    flat = "(float[N, 10, 32] x) => (float[] y)"
+    body = "h = MatMul (x, w) y = Add (x, h)"
+    assert reasons(body, flat, w=(32, 32)) == {
+        "y": "neither of its inputs comes from a convolution"
+    }
+
+
+def test_an_addition_whose_convolution_is_excluded_is_left() -> None:
+    before = model(f"{CONV} y = Add (c, x)", X, w=W)
+    found = layers(before, "tensorrt", Selection(exclude=("c",)))
+    assert found["y"].left == "the convolution it is fused with is left in float"
+
+
+def test_all_that_a_concat_joins_shares_one_scale() -> None:
+    body = f"""{CONV} d = Conv {PAD} (c, v) t = Concat <axis: int = 1> (c, d)
+    e = Elu (d) h = Conv {PAD} (e, v) y = Conv (t, u)"""
+    plan = planned(model(body, X, w=W, v=W, u=(16, 32, 1, 1)), "tensorrt")
+    assert plan.layers["t"].note == "its inputs share one scale"
+    assert plan.tensors["c"] == plan.tensors["d"] == plan.tensors["t"]
+    assert plan.tensors["e"] != plan.tensors["t"]
+    assert plan.tensors["t"] == Range(-plan.tensors["t"].high, plan.tensors["t"].high)
+
+
+def test_a_concat_that_no_quantized_operator_reads_keeps_its_parts_apart() -> None:
+    body = f"{CONV} d = Conv {PAD} (c, v) t = Concat <axis: int = 1> (c, d) y = Elu (t)"
+    assert reasons(body, w=W, v=W) == {"t": "nothing that reads it is quantized"}
+
+
+def test_rounding_moves_through_a_max_pool() -> None:
+    body = f"{CONV} p = MaxPool <kernel_shape: ints = [2, 2]> (c) y = Conv (p, v)"
+    before = model(body, X, w=W, v=W)
+    assert after(before, "tensorrt") == ["c = Conv(~x, ~w)", "p = MaxPool(c)", "y = Conv(~p, ~v)"]
+    assert layers(before, "tensorrt")["p"].note == "passes the scale of its input through"
+
+
+def test_pools_are_rounded_beside_quantized_operators_alone() -> None:
+    flat = "f = Flatten (p) y = Gemm (f, v)"
+    pooled = f"{CONV} r = Relu (c) p = GlobalAveragePool (r) {flat}"
+    assert "p = GlobalAveragePool(~r)" in rewritten(pooled, w=W, v=(16, 32))
+    found = reasons(f"e = Elu (x) p = GlobalAveragePool (e) {flat}", v=(16, 8))
+    assert found["p"] == "neither what is before it nor what follows is quantized"
+
+
+@pytest.mark.parametrize(
+    ("batch", "weight", "why"),
+    [
+        ("1", (32, 64), "a product of one row (a fixed batch of 1) is no faster in integers"),
+        ("N", (32, 64), ""),
+        ("4", (32, 64), ""),
+        ("N", (32, 1), "a product with one column is no faster in integers"),
+        ("N", (32, 10), "a 32x10 weight is too small for integer kernels"),
+        ("N", (8, 64), "a 8x64 weight is too small for integer kernels"),
+    ],
+)
+def test_small_products_are_left(batch: str, weight: tuple[int, int], why: str) -> None:
+    signature = f"(float[{batch}, {weight[0]}] x) => (float[] y)"
+    assert reasons("y = Gemm (x, w)", signature, w=weight).get("y", "") == why
+    turned = reasons("y = Gemm <transB: int = 1> (x, w)", signature, w=weight[::-1])
+    assert turned.get("y", "") == why
+
+
+@pytest.mark.parametrize(
+    ("channels", "weight", "group", "kept"),
+    [
+        (3, (16, 3, 3, 3), 1, True),  # the first layer of most networks
+        (3, (12, 3, 3, 3), 1, False),
+        (8, (8, 8, 3, 5), 1, False),
+        (16, (8, 16, 1, 1), 1, True),
+        (16, (16, 1, 3, 3), 16, True),  # depthwise
+        (16, (16, 1, 1, 1), 16, False),
+        (12, (12, 1, 3, 3), 12, False),
+        (16, (16, 1, 2, 2), 16, False),
+    ],
+)
+def test_convolutions_of_few_channels_are_left(
+    channels: int, weight: tuple[int, ...], group: int, kept: bool
+) -> None:
+    signature = f"(float[N, {channels}, 8, 8] x) => (float[] y)"
+    found = reasons(f"y = Conv <group: int = {group}> (x, w)", signature, w=weight)
+    assert (not found) == kept
+    assert kept or "too few for integer kernels" in found["y"]
+
+
+def test_a_few_channels_within_the_network_are_not_the_first_layer() -> None:
+    body = "e = Elu (x) y = Conv (e, w)"
+    found = reasons(body, "(float[N, 3, 8, 8] x) => (float[] y)", w=(8, 3, 3, 3))
+    assert found == {"y": "3 to 8 channels and a 3x3 kernel are too few for integer kernels"}
+
+
+def test_products_of_two_activations_and_softmax_are_left() -> None:
+    body = "q = MatMul (x, w) s = MatMul (q, x) p = Softmax (s) y = MatMul (p, x)"
+    assert reasons(body, "(float[N, 32, 32] x) => (float[] y)", w=(32, 32)) == {
+        "s": "a product of two activations runs fused in float",
+        "p": "it loses too much in 8 bits",
+        "y": "a product of two activations runs fused in float",
+    }
+
+
+def test_the_first_and_the_last_layers_can_be_kept() -> None:
+    body = f"{CONV} d = Conv {PAD} (c, v) y = Conv (d, u)"
+    before = model(body, X, w=W, v=W, u=W)
+    assert after(before, "tensorrt", Selection(keep=("first", "last"))) == [
+        "c = Conv(x, w)",
+        "d = Conv(~c, ~v)",
+        "y = Conv(d, u)",
+    ]

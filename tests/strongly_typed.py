@@ -1,0 +1,48 @@
+"""Engines built by TensorRT for RTX, whose builder needs no GPU and is strict about types."""
+
+import onnx_ir as ir
+import tensorrt_rtx as trt
+
+from qconvert import onnx_io
+
+BATCHES = (1, 2, 4)
+
+
+def build(model: ir.Model) -> int:
+    """Build an engine as the graph's types say, and return its bytes; a failure says all it said.
+
+    The engine is not opened: that alone takes a GPU.
+    """
+    log = Log()
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(onnx_io.serialize(model)):
+        said = [parser.get_error(at) for at in range(parser.num_errors)]
+        raise AssertionError("\n".join(f"{each.node_name()}: {each.desc()}" for each in said))
+    config = builder.create_builder_config()
+    config.add_optimization_profile(_profile(builder, network))
+    engine = builder.build_serialized_network(network, config)
+    assert engine is not None, "\n".join(log.errors)
+    return int(engine.nbytes)
+
+
+class Log(trt.ILogger):  # type: ignore[misc]
+    """Keeps errors and drops the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[str] = []
+
+    def log(self, severity: trt.ILogger.Severity, text: str) -> None:
+        if severity <= trt.ILogger.ERROR:
+            self.errors.append(text)
+
+
+def _profile(builder: trt.Builder, network: trt.INetworkDefinition) -> trt.IOptimizationProfile:
+    """Let the first dimension of every input be any of the batches."""
+    profile = builder.create_optimization_profile()
+    for at in range(network.num_inputs):
+        given = network.get_input(at)
+        profile.set_shape(given.name, *((batch, *given.shape[1:]) for batch in BATCHES))
+    return profile
