@@ -1,10 +1,18 @@
-"""What a backend says of itself: whether it works on this machine, and what graphs it wants."""
+"""What a backend says of itself, what it builds, and how that runs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
 
+from qconvert.feeds import Feeds
 from qconvert.quantize.plan import Rest
 from qconvert.quantize.scheme import Scheme
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+
+# What a build says while it works: a sentence, and how much is done from 0 to 1 where it knows.
+Heard = Callable[[str, float | None], None]
 
 
 @dataclass(frozen=True)
@@ -26,12 +34,112 @@ class Availability:
 class Wants:
     """What graphs a backend takes.
 
-    `scheme` is how INT8 is written, `rests` are the precisions beside it, the usual one first.
-    `refused` has the precisions that make no sense there, each with its reason. `notes` tell what
-    running a graph needs on machines such as this.
+    `scheme` is how INT8 is written, `rests` are the precisions that can stand beside it, and
+    `build_rest` the one that a build takes. `refused` has the precisions that make no sense there,
+    each with its reason. `notes` tell what running a graph needs on machines such as this.
     """
 
     scheme: Scheme | None
     rests: tuple[Rest, ...] = ()
+    build_rest: Rest = "fp32"
     refused: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The batch sizes an engine takes: the least, the one it is tuned for, the most."""
+
+    least: int = 1
+    best: int = 1
+    most: int = 8
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.best <= self.most:
+            raise ValueError(f"a profile runs upward, got {self.least},{self.best},{self.most}")
+
+
+@dataclass(frozen=True)
+class BuildSpec:
+    """How an engine is built; `options` are the settings of the backend, by their names."""
+
+    precision: Precision
+    profile: Profile
+    threads: int = 0
+    options: Mapping[str, str | int | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a build left in a folder.
+
+    `files` are those that are loaded at run time, by name, the one to open first; their bytes are
+    the size of the engine. `graph` is the ONNX file it was built from. `made_with` holds versions,
+    devices and options: all that decides whether another machine can use it.
+    """
+
+    backend: str
+    precision: Precision
+    folder: Path
+    graph: str
+    files: tuple[str, ...]
+    made_with: Mapping[str, str]
+    threads: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of the files that are loaded at run time."""
+        return sum((self.folder / name).stat().st_size for name in self.files)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which provider took how many nodes, and how many run in which precision.
+
+    `by_precision` is None where the backend does not tell, and `unknown` says why.
+    """
+
+    by_provider: Mapping[str, int]
+    by_precision: Mapping[str, int] | None = None
+    unknown: str = ""
+
+
+class Session(Protocol):
+    """A loaded engine."""
+
+    def run(self, feeds: Feeds) -> Feeds:
+        """Run once, with all copies that takes."""
+        ...
+
+    def bound(self, feeds: Feeds) -> Callable[[], None] | None:
+        """Return a call that runs once on inputs already on the device; None on the CPU."""
+        ...
+
+    def coverage(self) -> Coverage:
+        """Say what really runs where."""
+        ...
+
+
+class Backend(Protocol):
+    """A module in this folder; `qconvert.testing` has one for tests above backends."""
+
+    def probe(self, installed: object) -> Availability:
+        """Say whether it works here."""
+        ...
+
+    def wants(self) -> Wants:
+        """Say what graphs it takes."""
+        ...
+
+    def recipe(self, spec: BuildSpec) -> Mapping[str, str]:
+        """Return all that decides a build beside the model: versions, devices, options."""
+        ...
+
+    def build(self, graph: Path, spec: BuildSpec, folder: Path, heard: Heard) -> Engine:
+        """Build an engine of an ONNX file into a folder that is there and empty."""
+        ...
+
+    def open(self, engine: Engine) -> Session:
+        """Load an engine."""
+        ...

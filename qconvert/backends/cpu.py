@@ -50,4 +50,4 @@ def wants() -> Wants:
     )
     refused = {"bf16": "ONNX Runtime has no bf16 kernels for the CPU"}
     notes = () if arm or integer_instructions() else (SATURATES,)
-    return Wants(scheme, ("fp32",), refused, notes)
+    return Wants(scheme, ("fp32",), refused=refused, notes=notes)

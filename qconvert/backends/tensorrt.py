@@ -55,7 +55,7 @@ def _version(installed: Installed) -> str:
 
 def wants() -> Wants:
     """Say what graphs TensorRT takes: all zero points 0, biases in float."""
-    return Wants(scheme("tensorrt"), ("fp32", "fp16", "bf16"))
+    return Wants(scheme("tensorrt"), ("fp32", "fp16", "bf16"), build_rest="fp16")
 
 
 def scheme(name: str) -> Scheme:

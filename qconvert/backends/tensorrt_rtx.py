@@ -60,4 +60,4 @@ def _dotted(capability: tuple[int, int]) -> str:
 def wants() -> Wants:
     """Say what graphs TensorRT for RTX takes: the same as TensorRT."""
     note = "the support matrix of TensorRT for RTX names no INT8 convolution: measure before use"
-    return Wants(scheme("tensorrt-rtx"), ("fp32", "fp16", "bf16"), notes=(note,))
+    return Wants(scheme("tensorrt-rtx"), ("fp32", "fp16", "bf16"), build_rest="fp16", notes=(note,))

@@ -1,0 +1,1 @@
+"""One tree of results, and the renderers that only read it."""

@@ -1,0 +1,105 @@
+"""Everything a run measured, as one frozen tree: the JSON is this, and renderers only read it.
+
+What was not measured is None, with the reason in `unmeasured` under the name of the field.
+"""
+
+from dataclasses import dataclass, field
+
+from qconvert.measure.accuracy import Accuracy
+from qconvert.measure.latency import Latency
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """The files of an engine, relative to the run, and what made them.
+
+    `bytes` counts what is loaded at run time, `sha256` is over those files in their order.
+    """
+
+    path: str
+    files: tuple[str, ...]
+    bytes: int
+    sha256: str
+    build_seconds: float
+    stored: bool
+    made_with: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Unquantized:
+    """A node that could be quantized and was not."""
+
+    node: str
+    op: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at work: the peak of a fresh process, and what the device gave."""
+
+    peak_rss_bytes: int | None = None
+    device_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One engine: a backend in a precision.
+
+    `by_provider` and `by_precision` count nodes as they really run. `quantized` of `candidates`
+    nodes are INT8 in the graph; `left` names the others.
+    """
+
+    name: str
+    backend: str
+    precision: str
+    engine: EngineInfo | None
+    latency: tuple[Latency, ...] = ()
+    accuracy: Accuracy | None = None
+    memory: Memory | None = None
+    by_provider: dict[str, int] = field(default_factory=dict)
+    by_precision: dict[str, int] | None = None
+    quantized: int = 0
+    candidates: int = 0
+    left: tuple[Unquantized, ...] = ()
+    unmeasured: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A limit that the user set, judged on one variant; `value` is None where it is unmeasured."""
+
+    name: str
+    variant: str
+    value: float | None
+    limit: float
+    passed: bool
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run.
+
+    Sizes and speeds compare with the fp32 engine of the same backend; accuracy compares with the
+    FP32 model on the CPU, whose own accuracy is `baseline`. `bytes` of the baseline are those of
+    the FP32 ONNX file.
+    """
+
+    tool: str
+    created: str
+    model: str
+    command: str
+    config: dict[str, object]
+    machine: dict[str, str]
+    baseline: Accuracy | None
+    baseline_bytes: int
+    variants: tuple[Variant, ...]
+    gates: tuple[Gate, ...] = ()
+    notes: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    verdict: str = ""
+    schema: int = SCHEMA
