@@ -21,6 +21,9 @@ class Strict:
     )
 
 
+Positive = Annotated[int, Field(ge=1, strict=True)]
+
+
 @dataclass(frozen=True)
 class Export(Strict):
     """From a source to one ONNX file, checked against the source."""
@@ -147,6 +150,89 @@ class Quantize(Strict):
 
 
 @dataclass(frozen=True)
+class Build(Strict):
+    """Which engines are built: every backend in every precision that makes sense there."""
+
+    backends: Annotated[
+        tuple[Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"], ...],
+        Field(description="where engines run; empty: the best backend that runs here"),
+    ] = ()
+    precisions: Annotated[
+        tuple[Literal["fp32", "fp16", "bf16", "int8"], ...],
+        Field(min_length=1, description="in which precisions"),
+    ] = ("fp32", "fp16", "int8")
+    profile: Annotated[
+        tuple[Positive, Positive, Positive],
+        Field(description="batch sizes of an engine: the least, the best, the most"),
+    ] = (1, 8, 32)
+
+
+@dataclass(frozen=True)
+class Tensorrt(Strict):
+    """How TensorRT builds; the defaults are its own."""
+
+    builder: Annotated[
+        Literal["provider", "native"],
+        Field(description="ONNX Runtime's provider, or TensorRT itself with strict types"),
+    ] = "provider"
+    workspace_mb: Annotated[
+        int, Field(ge=0, strict=True, description="memory for trying kernels; 0 is all there is")
+    ] = 0
+    optimization_level: Annotated[
+        int, Field(ge=0, le=5, strict=True, description="more takes longer to build")
+    ] = 3
+    hardware_compatible: Annotated[
+        bool, Field(strict=True, description="also for newer GPUs than this one; slower")
+    ] = False
+    weight_stripped: Annotated[
+        bool, Field(strict=True, description="leave the weights out of the engine")
+    ] = False
+    allow_fallback: Annotated[
+        bool, Field(strict=True, description="let other providers run what TensorRT cannot")
+    ] = False
+
+
+@dataclass(frozen=True)
+class Bench(Strict):
+    """How engines are timed: in turns, until the figures stand."""
+
+    batch_sizes: Annotated[tuple[Positive, ...], Field(description="images a run")] = (1, 8)
+    seconds: Annotated[
+        float, Field(gt=0, strict=False, description="at least so long for each engine and batch")
+    ] = 3.0
+    rounds: Annotated[int, Field(ge=3, strict=True, description="at least so many turns")] = 10
+
+
+@dataclass(frozen=True)
+class Evaluate(Strict):
+    """The images that answers are compared on; none of them should be a calibration image."""
+
+    images: Annotated[Path | None, Field(description="folder, list file, CSV, or arrays")] = None
+    labels: Annotated[
+        Path | None, Field(description="CSV `file,label`; without it class folders are labels")
+    ] = None
+    count: Annotated[Positive | None, Field(description="at most so many of them")] = None
+
+
+@dataclass(frozen=True)
+class Gate(Strict):
+    """Limits that every engine but fp32 must keep, or the exit code is 1."""
+
+    max_drop: Annotated[
+        float | None, Field(ge=0, description="percentage points of top-1 that may be lost")
+    ] = None
+    min_agreement: Annotated[
+        float | None, Field(ge=0, le=100, description="percent of images answered as by FP32")
+    ] = None
+    max_latency: Annotated[float | None, Field(gt=0, description="milliseconds, median")] = None
+    min_speedup: Annotated[float | None, Field(gt=0, description="times fp32 there")] = None
+    max_size: Annotated[float | None, Field(gt=0, description="megabytes of an engine")] = None
+    allow_unmeasured: Annotated[
+        bool, Field(strict=True, description="let pass what cannot be measured here")
+    ] = False
+
+
+@dataclass(frozen=True)
 class Config(Strict):
     """Everything that decides a result."""
 
@@ -167,6 +253,15 @@ class Config(Strict):
     quantize: Annotated[Quantize, Field(description=Quantize.__doc__)] = field(
         default_factory=Quantize
     )
+    build: Annotated[Build, Field(description=Build.__doc__)] = field(default_factory=Build)
+    tensorrt: Annotated[Tensorrt, Field(description=Tensorrt.__doc__)] = field(
+        default_factory=Tensorrt
+    )
+    bench: Annotated[Bench, Field(description=Bench.__doc__)] = field(default_factory=Bench)
+    evaluate: Annotated[Evaluate, Field(description=Evaluate.__doc__)] = field(
+        default_factory=Evaluate
+    )
+    gate: Annotated[Gate, Field(description=Gate.__doc__)] = field(default_factory=Gate)
 
 
 ADAPTER = pydantic.TypeAdapter(Config)

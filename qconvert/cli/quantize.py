@@ -156,23 +156,23 @@ def _write_plan(done: "Quantized", place: Path) -> None:
     from qconvert.errors import UsageError
     from qconvert.quantize.plan import dumps
 
-    if done.plan is None:
+    if done.rewritten.plan is None:
         raise UsageError("there is no plan to write", hint="a plan is for `--precision int8`")
-    place.write_text(dumps(done.plan), encoding="utf-8")
+    place.write_text(dumps(done.rewritten.plan), encoding="utf-8")
     console.say(f"    plan: {place}")
 
 
 def _show(done: "Quantized", request: "Request", *, as_json: bool) -> None:
     from qconvert.cli import coverage_table
 
-    for name, why in list(done.islands.items())[:3]:
+    for name, why in list(done.rewritten.islands.items())[:3]:
         console.note(f"`{name}` stays in float32: {why}")
-    if len(done.islands) > 3:
-        console.note(f"and {len(done.islands) - 3} more nodes: see `--json`")
+    if len(done.rewritten.islands) > 3:
+        console.note(f"and {len(done.rewritten.islands) - 3} more nodes: see `--json`")
     if as_json:
         console.data_json(_as_json(done, request))
-    elif done.plan is not None:
-        console.data_table(coverage_table.table(done.plan.layers))
+    elif done.rewritten.plan is not None:
+        console.data_table(coverage_table.table(done.rewritten.plan.layers))
 
 
 def _as_json(done: "Quantized", request: "Request") -> dict[str, object]:
@@ -189,8 +189,8 @@ def _as_json(done: "Quantized", request: "Request") -> dict[str, object]:
         "sha256": digest(request.out),
         "backend": request.backend,
         "precision": request.precision,
-        "plan": to_json(done.plan) if done.plan is not None else None,
-        "islands": done.islands,
-        "tried": [asdict(each) for each in done.tried],
+        "plan": to_json(done.rewritten.plan) if done.rewritten.plan is not None else None,
+        "islands": done.rewritten.islands,
+        "tried": [asdict(each) for each in done.rewritten.tried],
         "notes": list(done.notes),
     }

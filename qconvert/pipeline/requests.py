@@ -9,7 +9,7 @@ from qconvert.calibrate import methods
 from qconvert.config import Config
 from qconvert.errors import UsageError
 from qconvert.pipeline.choosing import AUTO
-from qconvert.quantize.plan import Plan, Rest
+from qconvert.quantize.plan import Plan
 from qconvert.quantize.planning import Wishes
 from qconvert.quantize.scheme import Scheme
 from qconvert.quantize.selection import Selection
@@ -98,13 +98,6 @@ def require_fitting(plan: Plan, config: Config, request: Request) -> None:
             f"`--plan` decides what `{given[0]}` would",
             hint=f"edit the plan, or leave `{given[0]}` out",
         )
-
-
-def rest_of(request: Request, plan: Plan | None) -> Rest:
-    """Return the precision of all that is not INT8."""
-    if plan is not None:
-        return plan.rest
-    return "fp16" if request.precision == "fp16" else "bf16"
 
 
 def _other(wants: Wants) -> str:

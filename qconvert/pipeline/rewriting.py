@@ -1,0 +1,97 @@
+"""One model rewritten to a precision: planned, applied, made half, and looked at."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import onnx_ir as ir
+
+from qconvert.pipeline import rewritten
+from qconvert.pipeline.choosing import AUTO, Tried, try_methods
+from qconvert.pipeline.halves import halved, largest
+from qconvert.pipeline.prepared import Prepared
+from qconvert.pipeline.progress import Progress, Tell
+from qconvert.pipeline.seen import Seen
+from qconvert.quantize.plan import Plan
+from qconvert.quantize.planning import Wishes, make_plan
+from qconvert.quantize.rewrite import apply
+from qconvert.quantize.scheme import Scheme
+
+NOT_RUN = "not run here: ONNX Runtime has no bf16 kernels for the CPU"
+UNSEEN = "without calibration nothing is known of overflow: add `--images`"
+
+
+@dataclass(frozen=True)
+class How:
+    """What a model is rewritten to: to INT8 by a `plan` or by a `scheme`, the rest as wished."""
+
+    name: str
+    wishes: Wishes
+    scheme: Scheme | None = None
+    plan: Plan | None = None
+    keep_io: bool = True
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """The model that was made, and how.
+
+    `islands` are the nodes that half precision left in float32, each with its reason; `tried` has
+    every range method where one was chosen.
+    """
+
+    model: ir.Model
+    plan: Plan | None = None
+    islands: dict[str, str] = field(default_factory=dict)
+    tried: tuple[Tried, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def rewrite(ready: Prepared, found: Seen | None, how: How, tell: Tell) -> Rewritten:
+    """Return the model in the precisions that were asked for; it runs, and answers with numbers."""
+    plan, tried = _planned(ready, found, how, tell)
+    started = time.perf_counter()
+    rest = plan.rest if plan is not None else how.wishes.rest
+    model = ready.model if plan is None else apply(ready.model, plan)
+    islands: dict[str, str] = {}
+    notes: list[str] = []
+    if rest != "fp32":
+        known = largest(ready.model, found.whole if found is not None else None)
+        done = halved(model, rest, known, keep_io=how.keep_io)
+        model, islands = done.model, done.islands
+        notes += [UNSEEN] if rest == "fp16" and found is None else []
+    model = rewritten.signed(model, plan, islands)
+    if rest == "bf16":
+        notes.append(NOT_RUN)
+    else:
+        rewritten.require_sound(model, ready)
+    result = Rewritten(model, plan, islands, tuple(tried), tuple(notes))
+    tell(Progress("quantize", f"{how.name}: {_told(result, rest)}", time.perf_counter() - started))
+    return result
+
+
+def _planned(
+    ready: Prepared, found: Seen | None, how: How, tell: Tell
+) -> tuple[Plan | None, Sequence[Tried]]:
+    """Return the plan given, or one made with the method wished for, or with the best of all."""
+    if how.plan is not None or how.scheme is None or found is None:
+        return how.plan, ()
+    wishes = how.wishes
+    tried: Sequence[Tried] = ()
+    if wishes.method == AUTO:
+        ranked = try_methods(ready, how.scheme, found, wishes, tell)
+        wishes, tried = replace(wishes, method=ranked[0].method), ranked
+    return make_plan(ready.model, how.scheme, found.whole.summaries, wishes), tried
+
+
+def _told(done: Rewritten, rest: str) -> str:
+    parts = []
+    if done.plan is not None:
+        left = len(done.plan.layers) - done.plan.quantized
+        parts.append(f"{done.plan.quantized} of {len(done.plan.layers)} nodes in int8")
+        parts += [f"{left} left in float"] if left else []
+    if rest != "fp32":
+        whole = f"{len(done.model.graph)} nodes"
+        parts.append(f"the rest in {rest}" if done.plan is not None else f"{whole} in {rest}")
+        parts += [f"{len(done.islands)} of them stay in fp32"] if done.islands else []
+    return ", ".join(parts)
