@@ -11,40 +11,45 @@ from qconvert.feeds import Feeds
 Numbers = NDArray[np.float64]
 
 
-def distance(wanted: Sequence[Feeds], got: Sequence[Feeds]) -> float:
-    """Return the mean over all outputs of how far they are from what is wanted.
+def distances(wanted: Sequence[Feeds], got: Sequence[Feeds]) -> Numbers:
+    """Return for each image how far its outputs are from what is wanted, the mean over outputs.
 
     A row of scores counts with the KL divergence of its probabilities, all else with its squared
-    error relative to its squares, and integers with the share of those that changed. Infinite
-    where an answer is not finite.
+    error relative to the mean of the squares of all images, and integers with the share of those
+    that changed. Infinite where an answer is not finite.
     """
-    names = list(wanted[0])
     far = [
         _far(
             np.concatenate([np.asarray(feeds[name]) for feeds in wanted]),
             np.concatenate([np.asarray(feeds[name]) for feeds in got]),
         )
-        for name in names
+        for name in wanted[0]
     ]
-    return float(np.mean(far))
+    mean: Numbers = np.mean(far, axis=0)
+    return mean
 
 
-def divergence(wanted: NDArray[Any], got: NDArray[Any]) -> float:
-    """Return the mean KL divergence of rows of scores, or of probabilities where they are such."""
+def divergence(wanted: NDArray[Any], got: NDArray[Any]) -> Numbers:
+    """Return the KL divergence of each row of scores, or of probabilities where they are such."""
     before, after = _log_probabilities(wanted), _log_probabilities(got)
-    return float((np.exp(before) * (before - after)).sum(axis=1).mean())
+    apart: Numbers = (np.exp(before) * (before - after)).sum(axis=1)
+    return apart
 
 
-def _far(wanted: NDArray[Any], got: NDArray[Any]) -> float:
+def _far(wanted: NDArray[Any], got: NDArray[Any]) -> Numbers:
+    rows = wanted.shape[0] if wanted.ndim else 1
     if wanted.dtype.kind not in "f":
-        return float(np.mean(wanted != got))
-    a, b = wanted.astype(np.float64), got.astype(np.float64)
-    if not np.isfinite(b).all():
-        return float("inf")
-    if a.ndim == 2 and a.shape[1] > 1:
-        return divergence(a, b)
-    power = float(np.square(a).sum())
-    return float(np.square(a - b).sum()) / power if power else float(np.abs(b).max(initial=0.0))
+        changed: Numbers = (wanted != got).reshape(rows, -1).mean(axis=1)
+        return changed
+    a, b = (each.astype(np.float64).reshape(rows, -1) for each in (wanted, got))
+    finite: NDArray[np.bool_] = np.asarray(np.isfinite(b).all(axis=1))
+    b = np.where(finite[:, np.newaxis], b, 0.0)
+    if wanted.ndim == 2 and a.shape[1] > 1:
+        far = divergence(a, b)
+    else:
+        # Where all that is wanted is zero, the error counts as it is.
+        far = np.square(a - b).sum(axis=1) / (np.square(a).sum(axis=1).mean() or 1.0)
+    return np.where(finite, far, np.inf)
 
 
 def _log_probabilities(scores: Numbers) -> Numbers:

@@ -79,8 +79,8 @@ def _planned(
     wishes = how.wishes
     tried: Sequence[Tried] = ()
     if wishes.method == AUTO:
-        ranked = try_methods(ready, how.scheme, found, wishes, tell)
-        wishes, tried = replace(wishes, method=ranked[0].method), ranked
+        choice = try_methods(ready, how.scheme, found, wishes, tell)
+        wishes, tried = replace(wishes, method=choice.method), choice.tried
     return make_plan(ready.model, how.scheme, found.whole.summaries, wishes), tried
 
 

@@ -1,0 +1,109 @@
+"""Whole networks of many structures, in every precision, down to an engine.
+
+The builder is that of TensorRT for RTX: it takes the types as they are written, and needs no GPU.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from qconvert import config_file, onnx_io
+from qconvert.backends.ort import open_cpu
+from qconvert.calibrate import ranges_file
+from qconvert.feeds import Feeds
+from qconvert.graph.half import half
+from qconvert.pipeline.calibrate import Job, calibrate
+from qconvert.pipeline.halves import largest
+from qconvert.pipeline.progress import Progress
+from qconvert.quantize import plan as plans
+from qconvert.store import Store
+from tests import strongly_typed, zoo
+from tests.conftest import Outcome, write
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+COUNT = 8
+COMPUTING = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, its file, and what calibration saw of it."""
+
+    model: ir.Model
+    path: Path
+    calibration: Path
+    feeds: Feeds
+
+
+@pytest.fixture(scope="module", params=zoo.NETS)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    name: str = request.param
+    folder = tmp_path_factory.mktemp(name)
+    model = zoo.net(name)
+    (image,) = onnx_io.inputs(model)
+    side = int(image.shape[-1])
+    arrays: dict[str, Any] = {image.name: zoo.images(side, COUNT, seed=5)}
+    np.savez(folder / "images.npz", **arrays)
+    path, calibration = write(model, folder / "net.onnx"), folder / "calibration.npz"
+    given = {"model": str(path), "calibration.images": folder / "images.npz"}
+    calibrate(config_file.load(None, given), Job(calibration), Store(folder / "store"), quiet)
+    return Case(model, path, calibration, {image.name: zoo.images(side, 4, seed=6)})
+
+
+def quiet(progress: Progress) -> None:
+    """Hear nothing of the progress."""
+
+
+def test_it_builds_in_fp32(case: Case) -> None:
+    assert strongly_typed.build(case.model) > onnx_io.weight_bytes(case.model)
+
+
+def test_it_builds_in_fp16_and_answers_alike(case: Case) -> None:
+    halved = half(case.model, "fp16", largest(case.model, ranges_file.load(case.calibration)))
+    layers = [node for node in halved.model.graph if node.op_type in COMPUTING]
+    floating = {node.name for node in layers if node.outputs[0].dtype is not ir.DataType.FLOAT16}
+    assert floating <= halved.islands.keys()
+    assert error(case, halved.model) < 0.1
+    assert strongly_typed.build(halved.model)
+
+
+def test_it_builds_in_int8_and_fp16_as_planned(
+    case: Case, qconvert: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    out, written = tmp_path / "int8.onnx", tmp_path / "plan.json"
+    given = ["--calibration", case.calibration, "--backend", "tensorrt", "--rest", "fp16"]
+    done = qconvert("quantize", case.path, *given, "-o", out, "--plan-out", written)
+    assert done.code == 0, done.err
+    model, plan = onnx_io.load(out), plans.load(written)
+    planned = {name for name, layer in plan.layers.items() if layer.op in COMPUTING}
+    planned -= {name for name, layer in plan.layers.items() if layer.left}
+    nodes = [node for node in model.graph if node.name in planned]
+    assert len(nodes) == len(planned) > 0
+    assert {producer(node.inputs[slot]) for node in nodes for slot in (0, 1)} == {
+        "DequantizeLinear"
+    }
+    assert strongly_typed.build(model)
+
+
+def producer(value: ir.Value | None) -> str:
+    node = value.producer() if value is not None else None
+    return node.op_type if node is not None else ""
+
+
+def error(case: Case, model: ir.Model) -> float:
+    """Return the largest root mean square error of an output, relative to how it varies."""
+    wanted, found = (open_cpu(each)(case.feeds) for each in (case.model, model))
+    return max(
+        float(np.sqrt(np.square(found[name] - value).mean()) / value.std())
+        for name, value in wanted.items()
+    )

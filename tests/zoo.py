@@ -1,0 +1,172 @@
+"""Networks of many structures with random weights, exported and cleaned, to try whole passes on.
+
+The structures are the real ones, on small images so that all of them are quick. What an untrained
+network leaves at zero or one is drawn at random, and the statistics are measured, so that
+activations are spread as in a trained one.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from qconvert.backends.ort import open_cpu
+from qconvert.config import Export
+from qconvert.feeds import draw, parse
+from qconvert.graph.prepare import prepare
+from qconvert.sources.torch_program import from_module
+
+OPSET, PATCH = 20, 16
+
+
+@functools.cache
+def net(name: str) -> ir.Model:
+    """Return one network, cleaned, its batch dynamic; all tests share it, so none changes it."""
+    build, side = NETS[name]
+    torch.manual_seed(0)
+    module = settled(build(), side)
+    source = from_module(name, module, [parse(f"1x3x{side}x{side}")], Export())
+    feeds = draw(source.inputs, 2, seed=0)
+    return prepare(source.model, OPSET, (), lambda model: open_cpu(model)(feeds)).model
+
+
+def settled(module: nn.Module, side: int) -> nn.Module:
+    """Draw scales and biases, and measure the statistics of BatchNorm on some random images."""
+    module.eval()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.ndim == 1 and name.endswith("bias"):
+                parameter.normal_(0, 0.1)
+            elif parameter.ndim == 1:
+                parameter.uniform_(0.5, 1.5)
+        norms = [each for each in module.modules() if isinstance(each, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.train()
+            norm.momentum = None  # the mean over all batches
+        for seed in range(2):
+            module(torch.from_numpy(images(side, 32, seed)))
+    return module.eval()
+
+
+def images(side: int, count: int, seed: int) -> NDArray[np.float32]:
+    """Return random patches of colour with some noise, which differ more than noise alone does."""
+    generator = np.random.default_rng(seed)
+    patches = generator.standard_normal((count, 3, side // PATCH, side // PATCH))
+    noise = 0.3 * generator.standard_normal((count, 3, side, side))
+    return (np.kron(patches, np.ones((PATCH, PATCH))) + noise).astype(np.float32)
+
+
+class UNet(nn.Module):
+    """Two levels down by MaxPool, up by ConvTranspose and by Resize, each with its skip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.deep = unit(3, 16), unit(16, 32), unit(32, 64)
+        self.up = nn.ConvTranspose2d(64, 32, 2, stride=2)
+        self.merge_deep, self.merge = unit(64, 32), unit(48, 16)
+        self.head = nn.Conv2d(16, 4, 1)
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        first = self.first(image)
+        second = self.second(functional.max_pool2d(first, 2))
+        up = self.up(self.deep(functional.max_pool2d(second, 2)))
+        up = self.merge_deep(torch.cat([up, second], 1))
+        up = functional.interpolate(up, scale_factor=2.0, mode="bilinear")
+        return {"mask": self.head(self.merge(torch.cat([up, first], 1)))}
+
+
+class Detector(nn.Module):
+    """Two levels with a path down and one up again; boxes and scores of all places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(unit(3, 16, 2, nn.SiLU), unit(16, 32, 2, nn.SiLU))
+        self.fine, self.coarse = unit(32, 32, 2, nn.SiLU), unit(32, 64, 2, nn.SiLU)
+        self.merge, self.down = unit(96, 32, 1, nn.SiLU), unit(32, 64, 2, nn.SiLU)
+        self.join = unit(128, 32, 1, nn.SiLU)
+        self.boxes = nn.ModuleList([nn.Conv2d(32, 4, 1) for _ in range(2)])
+        self.scores = nn.ModuleList([nn.Conv2d(32, 5, 1) for _ in range(2)])
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        fine = self.fine(self.stem(image))
+        coarse = self.coarse(fine)
+        up = functional.interpolate(coarse, scale_factor=2.0, mode="nearest")
+        fine = self.merge(torch.cat([up, fine], 1))
+        levels = [fine, self.join(torch.cat([self.down(fine), coarse], 1))]
+        boxes = [head(each).flatten(2) for head, each in zip(self.boxes, levels, strict=True)]
+        scores = [head(each).flatten(2) for head, each in zip(self.scores, levels, strict=True)]
+        return {
+            "boxes": torch.cat(boxes, 2).transpose(1, 2).exp(),
+            "scores": torch.cat(scores, 2).transpose(1, 2).sigmoid(),
+        }
+
+
+def unit(
+    channels: int, out: int, stride: int = 1, activation: type[nn.Module] = nn.ReLU
+) -> nn.Sequential:
+    """Return convolution, normalization and activation."""
+    conv = nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out), activation())
+
+
+def timm(name: str, **options: Any) -> Callable[[], nn.Module]:
+    """Return what builds one of timm's networks."""
+
+    def build() -> nn.Module:
+        import_torchvision()
+        import timm
+
+        module: nn.Module = timm.create_model(name, pretrained=False, **options)
+        return module
+
+    return build
+
+
+def shufflenet() -> nn.Module:
+    import_torchvision()
+    from torchvision import models
+
+    module: nn.Module = models.ShuffleNetV2([2, 3, 2], [24, 48, 96, 192, 512])
+    return module
+
+
+def import_torchvision() -> None:
+    """Import torchvision, which timm needs, where its compiled operators do not load.
+
+    Its wheel wants another build of torch; the two schemas that its import looks up are declared
+    for that moment, and never called.
+    """
+    if "torchvision" in sys.modules:
+        return
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+    for operator in ("nms", "qnms"):
+        schema = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        library.define(schema)  # type: ignore[no-untyped-call]
+    import torchvision  # noqa: F401
+
+
+SWIN: dict[str, Any] = {"img_size": 48, "window_size": 3, "embed_dim": 48}
+SWIN |= {"depths": (2, 2), "num_heads": (3, 6)}
+
+# What builds each network, and the side of its images; some are shallower or narrower than usual.
+NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "efficientnet-lite0": (timm("efficientnet_lite0"), 64),
+    "mobilenet-v2": (timm("mobilenetv2_100"), 64),
+    "resnet-50": (timm("resnet50", base_width=16), 64),
+    "convnext-atto": (timm("convnext_atto", depths=(1, 1, 2, 1)), 64),
+    "vit-tiny": (timm("vit_tiny_patch16_224", img_size=64, depth=3), 64),
+    "swin-tiny": (timm("swin_tiny_patch4_window7_224", **SWIN), 48),
+    "efficientnet-b0": (timm("efficientnet_b0"), 64),
+    "mobilenet-v3-small": (timm("mobilenetv3_small_100"), 64),
+    "densenet": (timm("densenet121", block_config=(3, 4, 4, 3)), 64),
+    "shufflenet-v2": (shufflenet, 64),
+    "u-net": (UNet, 64),
+    "detector": (Detector, 64),
+}
