@@ -1,0 +1,295 @@
+"""What stays in float32 when the rest becomes half precision, and the reason that is given."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from numpy.typing import ArrayLike
+
+from qconvert.backends.ort import open_cpu
+from tests.graph.halving import (
+    answer,
+    graph,
+    halved,
+    node,
+    read_types,
+    require_close,
+    rounded,
+    types,
+)
+from tests.models import floats, from_text, ops
+
+
+def test_a_tensor_that_overflows_keeps_its_readers_and_its_maker_in_float32() -> None:
+    model = graph(
+        "g (float[N, 4] x) => (float[N, 4] y) "
+        "{ r = Relu (x) big = Mul (r, w) back = Div (big, w) y = Add (back, r) }",
+        w=np.full(4, 60000, np.float32),
+    )
+    feeds = {"x": np.full((2, 4), 3, np.float32)}
+    np.testing.assert_array_equal(rounded(halved(model).model, feeds), np.inf)
+    result = halved(model, {"x": 3.0, "big": 180000.0, "back": 3.0, "y": 6.0})
+    assert result.islands == {
+        "big": "`big` goes up to 1.8e+05, float16 to 65504",
+        "back": "`big` goes up to 1.8e+05, float16 to 65504",
+    }
+    np.testing.assert_array_equal(rounded(result.model, feeds), 6)
+    require_close(model, result.model, feeds)
+
+
+def test_what_only_moves_values_between_float32_nodes_is_not_cast_on_the_way() -> None:
+    model = graph(
+        "g (float[2, 3] x) => (float[3, 1] y) { a = Exp (x) "
+        "t = Transpose <perm: ints = [1, 0]> (a) y = ReduceSum (t, axis) }",
+        axis=[1],
+    )
+    result = halved(model, {"x": 30.0})
+    assert ops(result.model) == ops(model)
+    assert "only moves" in result.islands["t"]
+    require_close(model, result.model)
+
+
+def test_half_of_the_range_is_left_for_images_that_were_not_seen() -> None:
+    model = graph("g (float[N] x) => (float[N] y) { h = Relu (x) y = Neg (h) }")
+    assert halved(model, {"h": 32752.0}).islands == {}
+    assert set(halved(model, {"h": 32753.0}).islands) == {"h", "y"}
+
+
+def test_a_stored_number_that_overflows_keeps_its_readers_in_float32() -> None:
+    model = graph(
+        "g (float[N, 4] x) => (float[N, 4] y) { h = Relu (x) a = Add (h, w) y = Sub (a, w) }",
+        w=np.full(4, 1e5, np.float32),
+    )
+    result = halved(model)
+    assert result.islands["a"] == "`w` goes up to 1e+05, float16 to 65504"
+    assert types(result.model)["w"] == "FLOAT"
+    np.testing.assert_allclose(answer(result.model), answer(model), rtol=1e-2)
+
+
+def test_what_is_not_finite_is_the_same_in_half() -> None:
+    model = graph(
+        "g (float[N, 2] x) => (float[N, 2] y) { m = Add (x, w) y = Softmax (m) }",
+        w=np.array([0, -np.inf], np.float32),
+    )
+    result = halved(model)
+    assert result.islands == {}
+    np.testing.assert_array_equal(answer(result.model), [[1, 0], [1, 0]])
+
+
+@pytest.mark.parametrize("op", ["Max", "Min", "Clip"])
+def test_a_bound_beyond_the_range_is_no_reason_for_float32(op: str) -> None:
+    lowest = np.float32(np.finfo(np.float32).min if op != "Min" else np.finfo(np.float32).max)
+    model = graph(f"g (float[N, 4] x) => (float[N, 4] y) {{ y = {op} (x, w) }}", w=lowest)
+    result = halved(model)
+    assert result.islands == {}
+    require_close(model, result.model)
+
+
+def test_a_number_that_keeps_from_dividing_by_zero_still_does() -> None:
+    model = graph(
+        "g (float[2, 3] x) => (float[2, 3] y) "
+        "{ n = ReduceL2 <keepdims: int = 1> (x, axis) m = Max (n, eps) y = Div (x, m) }",
+        axis=[1],
+        eps=1e-12,
+    )
+    result = halved(model, {"x": 1.0, "n": 1.0})
+    feeds = {"x": np.array([[0, 0, 0], [0.3, 0.4, 0]], np.float32)}
+    assert result.islands == {}
+    np.testing.assert_allclose(rounded(result.model, feeds), answer(model, feeds), atol=1e-3)
+    require_close(model, result.model, feeds)
+
+
+SUMS = {
+    "ReduceSum": ("ReduceSum (x, a)", 100, "it adds up 1024 values of up to 100"),
+    "ReduceMean": ("ReduceMean (x, a)", 100, "it adds up 1024 values of up to 100"),
+    "ReduceL2": ("ReduceL2 (x, a)", 10, "it adds up 1024 squares of values of up to 10"),
+    "ReduceLogSumExp": (
+        "ReduceLogSumExp (x, a)",
+        4,
+        "it adds up 1024 powers of e with exponents of up to 4",
+    ),
+    "GlobalAveragePool": ("GlobalAveragePool (x)", 100, "it adds up 1024 values of up to 100"),
+    "AveragePool": ("AveragePool <kernel_shape: ints = [8, 8]> (x)", 600, "it adds up 64 values"),
+    "InstanceNormalization": ("InstanceNormalization (x, w, w)", 10, "it adds up 1024 squares"),
+    "LpNormalization": ("LpNormalization <axis: int = 3> (x)", 40, "it adds up 32 squares"),
+    "LRN": ("LRN <size: int = 3> (x)", 200, "it adds up 3 squares of values of up to 200"),
+    "LayerNormalization": (
+        "LayerNormalization <axis: int = 1, stash_type: int = 10> (x, v)",
+        10,
+        "it adds up 2048 squares of values of up to 10",
+    ),
+    "Exp": ("Exp (x)", 11, "e to the power of 11"),
+}
+
+
+def summing(op: str) -> ir.Model:
+    text = (
+        "g (float[N, 2, 32, 32] image) => (float[a, b, c, d] y) "
+        f"{{ x = Relu (image) y = {SUMS[op][0]} }}"
+    )
+    given: dict[str, ArrayLike] = {
+        "a": [2, 3],
+        "w": np.ones(2, np.float32),
+        "v": np.ones((2, 32, 32), np.float32),
+    }
+    return graph(text, **{name: array for name, array in given.items() if f"{name})" in text})
+
+
+@pytest.mark.parametrize("op", SUMS)
+def test_a_sum_that_may_overflow_is_made_in_float32(op: str) -> None:
+    _, top, reason = SUMS[op]
+    model = summing(op)
+    result = halved(model, {"image": 1.0, "x": float(top)})
+    assert list(result.islands) == ["y"]
+    assert result.islands["y"].startswith(reason)
+    assert read_types(result.model, op)[0] == "FLOAT"
+    assert halved(model, {"image": 1.0, "x": 0.1}).islands == {}
+    feeds = {"image": np.abs(floats(1, 2, 32, 32))}
+    if op != "LayerNormalization":  # ONNX Runtime refuses that stash type
+        require_close(model, result.model, feeds)
+
+
+def test_without_any_measurement_only_what_adds_up_most_stays_in_float32() -> None:
+    kept = {op for op in SUMS if halved(summing(op)).islands}
+    assert kept == set(SUMS) - {"GlobalAveragePool", "AveragePool", "Exp"}
+
+
+def test_with_measurements_a_sum_of_what_was_not_measured_is_made_in_float32() -> None:
+    for op in SUMS:
+        (reason,) = halved(summing(op), {"image": 1.0}).islands.values()
+        assert "was not measured" in reason
+
+
+def test_a_sum_of_unknown_length_is_made_in_float32() -> None:
+    model = graph(
+        "g (float[N, H] x) => (float[N] y) { y = ReduceSum <keepdims: int = 0> (x, a) }",
+        a=[1],
+    )
+    result = halved(model, {"x": 1.0})
+    assert result.islands == {"y": "how many values it adds up is not known"}
+
+
+def test_a_normalization_that_adds_up_in_float32_by_itself_reads_half() -> None:
+    model = graph(
+        "g (float[N, 256] x) => (float[N, 256] y) { y = LayerNormalization (x, w) }",
+        w=np.ones(256, np.float32),
+    )
+    result = halved(model, {"x": 1000.0})
+    assert result.islands == {}
+    require_close(model, result.model, {"x": 300 * floats(2, 256)})
+
+
+def test_a_normalization_that_is_spelled_out_squares_and_takes_roots_in_float32() -> None:
+    model = graph(
+        "g (float[N, 64] x) => (float[N, 64] y) { s = Pow (x, two) m = ReduceMean (s, axis) "
+        "e = Add (m, eps) r = Sqrt (e) y = Div (x, r) }",
+        two=2.0,
+        axis=[-1],
+        eps=1e-06,
+    )
+    result = halved(model)
+    assert set(result.islands) == {"s", "m", "e", "r"}
+    assert ops(result.model) == [
+        *("Cast", "Pow", "ReduceMean", "Add", "Sqrt", "Cast", "Div", "Cast"),
+    ]
+    feeds = {"x": np.full((2, 64), 300, np.float32)}  # and their squares are beyond float16
+    np.testing.assert_allclose(rounded(result.model, feeds), 1, rtol=1e-2)
+    require_close(model, result.model, feeds)
+
+
+def test_a_softmax_over_rows_longer_than_float16_counts_stays_in_float32() -> None:
+    text = "g (float[N, {}] x) => (float[N, {}] y) {{ h = Neg (x) y = Softmax (h) }}"
+    assert halved(graph(text.format(2048, 2048))).islands == {}
+    result = halved(graph(text.format(5000, 5000)))
+    assert result.islands == {"y": "its rows of 5000 are longer than float16 can count"}
+    require_close(graph(text.format(5000, 5000)), result.model)
+
+
+def test_sizes_and_positions_stay_exact() -> None:
+    model = graph(
+        "g (float[N, 3001] x) => (float[N, 1] y, int64[1] n) { s = Shape <start: int = 1> (x) "
+        "f = Cast <to: int = 1> (s) t = Mul (f, one) n = Cast <to: int = 7> (t) "
+        "h = Neg (x) m = ReduceMax (h, s1) y = Div (m, t) }",
+        one=1.0,
+        s1=[1],
+    )
+    result = halved(model)
+    assert set(result.islands) == {"f", "t"}
+    assert "whole numbers" in result.islands["t"]
+    assert open_cpu(result.model)({"x": floats(1, 3001)})["n"] == 3001
+
+
+def test_an_operator_without_half_stays_in_float32() -> None:
+    model = graph(
+        "g (float[1, 6, 4] b, float[1, 1, 6] s) => (int64[n, 3] chosen, float[1, 6, 4] c) "
+        "{ c = Relu (b) chosen = NonMaxSuppression (c, s, most) }",
+        most=[2],
+    )
+    result = halved(model)
+    assert result.islands == {"chosen": "`NonMaxSuppression` has no float16 in opset 20"}
+    assert read_types(result.model, "NonMaxSuppression")[1] == "FLOAT"
+    boxes = np.array([[[0, 0, k, k] for k in range(1, 7)]], np.float32)
+    feeds = {"b": boxes, "s": np.arange(6, dtype=np.float32).reshape(1, 1, 6)}
+    np.testing.assert_array_equal(answer(result.model, feeds), answer(model, feeds))
+
+
+def test_an_operator_that_nobody_knows_is_left_alone() -> None:
+    model = from_text(
+        '<ir_version: 10, opset_import: ["": 20, "my": 1]>\n'
+        "g (float[N, 4] x) => (float[N, 4] y) "
+        "<float[N, 4] b> { a = Relu (x) b = my.Op (a) y = Neg (b) }"
+    )
+    result = halved(model)
+    assert result.islands == {"b": "what `my.Op` takes and makes is not known"}
+    assert read_types(result.model, "Op")[0] == "FLOAT"
+    assert read_types(result.model, "Neg")[0] == "FLOAT16"
+
+
+def test_a_tensor_of_unknown_type_keeps_its_readers_as_they_are() -> None:
+    model = from_text(
+        '<ir_version: 10, opset_import: ["": 20, "my": 1]>\n'
+        "g (float[N, 4] x) => (float[N, 4] y) { a = Relu (x) b = my.Op (a) y = Add (a, b) }"
+    )
+    result = halved(model)
+    assert result.islands["y"] == "`b` is not a tensor, or its type is not known"
+    assert read_types(result.model, "Relu")[0] == "FLOAT16"
+    assert [read_types(result.model, "Add")[0], types(result.model)["y"]] == ["FLOAT", "FLOAT"]
+
+
+def test_a_graph_inside_a_node_reads_what_it_always_read() -> None:
+    model = graph(
+        "g (float[N, 4] x, bool c) => (float[N, 4] y) { h = Mul (x, w) "
+        "i = If (c) <then_branch = a () => (float[N, 4] p) { p = Mul (h, w) }, "
+        "else_branch = b () => (float[N, 4] q) { q = Neg (x) }> y = Add (i, h) }",
+        w=floats(4),
+    )
+    result = halved(model)
+    assert result.islands == {"i": "it holds a graph of its own"}
+    inside = node(result.model, "If").attributes["then_branch"].as_graph()
+    assert [str(value and value.dtype) for value in inside[0].inputs] == ["FLOAT", "FLOAT"]
+    assert read_types(result.model, "Add")[0] == "FLOAT16"
+    for truth in (True, False):
+        require_close(model, result.model, {"x": floats(2, 4), "c": np.array(truth)})
+
+
+def test_a_function_of_the_model_stays_in_float32() -> None:
+    model = from_text(
+        '<ir_version: 10, opset_import: ["": 20, "my": 1]>\n'
+        "g (float[N, 4] x) => (float[N, 4] y) "
+        "<float[N, 4] b> { a = Relu (x) b = my.twice (a) y = Neg (b) }\n"
+        '<domain: "my", opset_import: ["": 20]>\ntwice (p) => (q) { q = Add (p, p) }'
+    )
+    result = halved(model)
+    assert result.islands == {"b": "it holds a graph of its own"}
+    require_close(model, result.model)
+
+
+def test_sequences_stay_in_float32() -> None:
+    model = graph(
+        "g (float[N, 4] x) => (float[N, 4] y) { a = Relu (x) b = Neg (a) "
+        "s = SequenceConstruct (a, b) t = SequenceAt (s, one) y = Abs (t) }",
+        one=1,
+    )
+    result = halved(model)
+    assert set(result.islands) == {"s", "t"}
+    assert read_types(result.model, "SequenceConstruct")[1] == "FLOAT"
+    require_close(model, result.model)
