@@ -9,6 +9,7 @@ from qconvert import __version__
 from qconvert.cli.boundary import guarded
 
 COMMANDS = {
+    "build": "Make engines of a model, time and score them, in one report.",
     "export": "Turn a source into one clean ONNX file, checked against it.",
     "inspect": "Show a model's inputs, operators and sizes.",
     "calibrate": "Measure ranges of a model's tensors over images.",

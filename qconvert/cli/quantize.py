@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qconvert.cli import console, options, settings
+from qconvert.cli.choice_options import choice_options
 from qconvert.cli.image_options import image_options
 from qconvert.cli.steps import Steps
 
@@ -22,53 +23,7 @@ Examples:
 # Named here too, so that `--help` needs not import them; a test compares.
 BACKENDS = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
 PRECISIONS = ("int8", "fp16", "bf16")
-RESTS = ("fp32", "fp16", "bf16")
 _FILE = click.Path(path_type=Path, dir_okay=False)
-
-
-def _choices(command: Any) -> Any:
-    """Add what decides which nodes are quantized and how their ranges are chosen."""
-    for option in reversed(
-        [
-            click.option(
-                "--method",
-                metavar="NAME",
-                help="How ranges are chosen: mse (default), minmax, moving-average, entropy, "
-                "percentile:P, or auto: the one nearest to FP32.",
-            ),
-            click.option(
-                "--exclude",
-                multiple=True,
-                metavar="GLOB",
-                help="Nodes to leave in float, by name or operator; repeatable.",
-            ),
-            click.option(
-                "--only", multiple=True, metavar="GLOB", help="Quantize nothing else; repeatable."
-            ),
-            click.option(
-                "--keep",
-                callback=_words,
-                metavar="first,last",
-                help="Leave the first or last layers in float.",
-            ),
-            click.option(
-                "--weight-bits",
-                type=click.IntRange(4, 8),
-                metavar="N",
-                help="Bits of weights; 7 is safe on x86 without VNNI (default: 8).",
-            ),
-            click.option("--plan", type=_FILE, help="Replay a plan instead of making one."),
-            click.option("--plan-out", type=_FILE, help="Write the plan, to read and edit."),
-        ]
-    ):
-        command = option(command)
-    return command
-
-
-def _words(
-    ctx: click.Context, parameter: click.Parameter, given: str | None
-) -> tuple[str, ...] | None:
-    return tuple(word.strip() for word in given.split(",")) if given else None
 
 
 @click.command(epilog=EXAMPLES)
@@ -93,12 +48,13 @@ def _words(
     show_default=True,
     help="What to rewrite the model to.",
 )
-@click.option("--rest", type=click.Choice(RESTS), help="What is not INT8 (default: fp32).")
 @click.option(
     "--keep-io/--half-io", default=True, help="Inputs and outputs in float32 (default), or half."
 )
 @click.option("--calibration", type=_FILE, help="What `qconvert calibrate` measured before.")
-@_choices
+@choice_options
+@click.option("--plan", type=_FILE, help="Replay a plan instead of making one.")
+@click.option("--plan-out", type=_FILE, help="Write the plan, to read and edit.")
 @options.source
 @image_options
 @click.option("--dry-run", is_flag=True, help="Print what would be quantized and touch nothing.")

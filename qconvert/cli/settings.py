@@ -33,6 +33,20 @@ SETTINGS = {
     "only": "quantize.only",
     "keep": "quantize.keep",
     "rest": "quantize.rest",
+    "backends": "build.backends",
+    "precisions": "build.precisions",
+    "profile": "build.profile",
+    "batch_sizes": "bench.batch-sizes",
+    "seconds": "bench.seconds",
+    "eval_images": "evaluate.images",
+    "labels": "evaluate.labels",
+    "eval_count": "evaluate.count",
+    "max_drop": "gate.max-drop",
+    "min_agreement": "gate.min-agreement",
+    "max_latency": "gate.max-latency",
+    "min_speedup": "gate.min-speedup",
+    "max_size": "gate.max-size",
+    "allow_unmeasured": "gate.allow-unmeasured",
 }
 
 
@@ -74,6 +88,17 @@ def place(chosen: Path | None, model: str, suffix: str) -> Path:
     default = Path(f"{name}{suffix}")
     same = default.resolve() == Path(model).resolve()
     return Path(f"{name}-clean{suffix}") if same else default
+
+
+def run_place(chosen: Path | None, model: str) -> Path:
+    """Return the folder of a run: as chosen, else `runs/NAME`."""
+    from qconvert import sources
+
+    if chosen is not None:
+        return chosen
+    kind = sources.kind(model)
+    name = Path(model).stem if kind in sources.FILES else model.rpartition(":")[2]
+    return Path("runs") / name
 
 
 def _was_given(value: object) -> bool:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from qconvert.config import Config, Preprocessing
-from qconvert.errors import UsageError
+from qconvert.errors import QConvertError, UsageError
 from qconvert.images import ImageChoice, open_images
 from qconvert.images.batch import Images
 from qconvert.images.preprocess import PRESETS, Preprocess, fit
@@ -20,7 +20,7 @@ def open_for(source: Source, config: Config, count: int, threads: int | None = N
         raise UsageError("there are no images", hint="name a folder: `--images PATH`")
     choice = ImageChoice(config.calibration.images, count, seed=config.calibration.seed)
     reading = Reading(workers=threads, max_broken=config.calibration.max_broken)
-    chosen = preprocessing(source, config) or PRESETS[USUAL]
+    chosen = preprocessing_or_usual(source, config)
     return open_images(choice, source.inputs, chosen, reading)
 
 
@@ -42,7 +42,20 @@ def _given(settings: Preprocessing) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def preprocessing_or_usual(source: Source, config: Config) -> Preprocess:
+    """Return what is known of the preprocessing, or else what is usual."""
+    return preprocessing(source, config) or PRESETS[USUAL]
+
+
+def settled_or_none(source: Source, config: Config) -> dict[str, Any]:
+    """Return the settled preprocessing as plain values, nothing for inputs that are no pictures."""
+    try:
+        return settled(source, config).to_dict()
+    except QConvertError:
+        return {}
+
+
 def settled(source: Source, config: Config) -> Preprocess:
     """Return the preprocessing of pictures for this source, every size and value settled."""
-    chosen = preprocessing(source, config) or PRESETS[USUAL]
+    chosen = preprocessing_or_usual(source, config)
     return fit(chosen, picture_input(source.inputs))[0]

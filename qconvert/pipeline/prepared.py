@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from qconvert import __version__, onnx_io, sources
 from qconvert.backends.ort import VERSION, open_cpu
-from qconvert.config import Config
+from qconvert.config import Config, Export
 from qconvert.feeds import draw
 from qconvert.graph import prepare as preparing
 from qconvert.pipeline.progress import Progress, Tell
@@ -37,6 +37,14 @@ def load(config: Config, store: Store, tell: Tell, *, trust: bool) -> Prepared:
     preparing.require_known(config.prepare.skip)
     source = _read(config, tell, trust=trust)
     return _clean(source, config, store, tell)
+
+
+def as_it_is(path: Path, tell: Tell) -> Prepared:
+    """Read a model that is clean already."""
+    started = time.perf_counter()
+    source = sources.load(str(path), Export(), trust=False)
+    tell(Progress("load", f"{path}", time.perf_counter() - started))
+    return Prepared(source, source.model, path, ())
 
 
 def _read(config: Config, tell: Tell, *, trust: bool) -> Source:

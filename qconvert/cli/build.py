@@ -1,0 +1,125 @@
+"""`qconvert build`."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qconvert.cli import console, options, settings
+from qconvert.cli.build_options import (
+    bench_options,
+    engine_options,
+    eval_options,
+    gate_options,
+)
+from qconvert.cli.choice_options import choice_options
+from qconvert.cli.image_options import image_options
+from qconvert.cli.steps import Steps
+
+if TYPE_CHECKING:
+    from qconvert.config import Config
+    from qconvert.pipeline.build import Order
+    from qconvert.report.model import Report
+
+EXAMPLES = """\b
+Examples:
+  qconvert build model.onnx --images calib_data/ --eval val/ -o runs/model
+  qconvert build --from runs/model --backend tensorrt --max-drop 1"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("model", required=False)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The run's folder (default: runs/NAME).",
+)
+@click.option(
+    "--from",
+    "resumed",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="RUN",
+    help="Go on in a run made elsewhere; needs no image again.",
+)
+@engine_options
+@image_options
+@choice_options
+@eval_options
+@bench_options
+@gate_options
+@options.source
+@click.option("--plan-only", is_flag=True, help="Make the graphs and no engine.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done and touch nothing.")
+@options.settings
+@options.as_json
+@options.talk
+def command(model: str | None, output: Path | None, **chosen: Any) -> None:
+    """Make engines of MODEL for every backend and precision, time and score them.
+
+    One folder holds all of it: the engines, the graphs they were made from, and one report with
+    sizes, latencies and accuracies. The same command again goes on where it was, and repeats
+    nothing that is done. Exit code 1 says that a gate failed.
+    """
+    from qconvert.pipeline.build import Order
+
+    if chosen["resumed"] is not None:
+        chosen["config"] = chosen["resumed"] / "run.toml"
+    config = settings.read(model, chosen)
+    order = Order(
+        out=chosen["resumed"] or settings.run_place(output, str(config.model)),
+        command=shlex.join(["qconvert", *sys.argv[1:]]),
+        resumed=chosen["resumed"] is not None,
+        plan_only=chosen["plan_only"],
+        trust=chosen["trust"],
+    )
+    if chosen["dry_run"]:
+        _preview(config, order)
+        return
+    report = _build(config, order)
+    if chosen["as_json"]:
+        from qconvert.report.as_json import to_json
+
+        console.data_json(to_json(report))
+    else:
+        from qconvert.cli import report_view
+
+        report_view.show(report)
+    console.say(f"report: {order.out / 'report.md'}")
+    _judge(report)
+
+
+def _build(config: "Config", order: "Order") -> "Report":
+    from qconvert import store
+    from qconvert.pipeline.build import build
+
+    with Steps() as steps:
+        return build(config, order, store.default(), steps.tell)
+
+
+def _judge(report: "Report") -> None:
+    from qconvert.errors import GateFailed
+    from qconvert.report import gates
+
+    failed = [gates.sentence(each) for each in report.gates if not each.passed]
+    if failed:
+        some = "1 gate failed" if len(failed) == 1 else f"{len(failed)} gates failed"
+        raise GateFailed(some, details=failed, hint="the table above has all figures")
+
+
+def _preview(config: "Config", order: "Order") -> None:
+    from qconvert.pipeline import variants
+
+    chosen = variants.choose(config.build, plan_only=True)
+    console.data(f"model     {config.model}")
+    console.data(f"calibrate {config.calibration.images or 'no images'}")
+    for variant in chosen.variants:
+        said = chosen.available[variant.backend]
+        where = "runs here" if said.runs else said.reason
+        console.data(f"engine    {variant.name}: {where}")
+    console.data(f"evaluate  {config.evaluate.images or 'no images'}")
+    console.data(f"write     {order.out}")
+    for note in chosen.notes:
+        console.note(note)

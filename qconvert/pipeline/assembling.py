@@ -1,0 +1,172 @@
+"""Everything that a run found out, put into one report."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from qconvert import __version__, config_file, onnx_io
+from qconvert.backends.base import Availability, Coverage
+from qconvert.calibrate.calibration import Calibration
+from qconvert.config import Config
+from qconvert.images.image_list import ImageList
+from qconvert.measure.accuracy import Accuracy
+from qconvert.measure.machine import machine
+from qconvert.measure.memory import Peak
+from qconvert.pipeline.engines import Built
+from qconvert.pipeline.graphs import Graph
+from qconvert.pipeline.run_folder import ENGINES, RunFolder
+from qconvert.pipeline.scoring import BASELINE, BF16
+from qconvert.pipeline.timing import Timed
+from qconvert.pipeline.variants import Variant
+from qconvert.report.conclude import conclude
+from qconvert.report.model import EngineInfo, Images, Memory, Report, Unquantized
+from qconvert.report.model import Variant as Row
+
+NOT_RUN = "not run: only planned"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the steps of a run found out, by the names of the variants.
+
+    `unscored` says why no answers were compared, where none were.
+    """
+
+    graphs: Mapping[Variant, Graph]
+    available: Mapping[str, Availability]
+    built: Mapping[str, Built] = field(default_factory=dict)
+    timed: Timed = field(default_factory=dict)
+    scores: Mapping[str, Accuracy] = field(default_factory=dict)
+    coverage: Mapping[str, Coverage] = field(default_factory=dict)
+    memory: Mapping[str, Peak] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    unscored: str = ""
+
+
+@dataclass(frozen=True)
+class About:
+    """What the report is about, beside its figures."""
+
+    config: Config
+    run: RunFolder
+    command: str
+    preprocess: Mapping[str, object]
+    calibration: Calibration | None = None
+    evaluation: ImageList | None = None
+
+
+def assemble(about: About, found: Findings) -> Report:
+    """Return the report of a run, gates judged and the verdict spoken."""
+    settings = config_file.plain(about.config)
+    calibrated = _calibrated(about)
+    report = Report(
+        tool=f"qconvert {__version__}",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=str(about.config.model),
+        command=about.command,
+        config=settings,
+        machine=machine(),
+        baseline=found.scores.get(BASELINE),
+        baseline_bytes=sum(file.stat().st_size for file in onnx_io.files(about.run.model)),
+        variants=tuple(_row(each, graph, found) for each, graph in found.graphs.items()),
+        seconds=dict(found.seconds),
+        heard=found.notes,
+        preprocess=dict(about.preprocess),
+        calibration=calibrated,
+        evaluation=_evaluated(about.evaluation),
+        shared_images=_shared(about),
+    )
+    return conclude(report, about.config.gate)
+
+
+def _row(variant: Variant, graph: Graph, found: Findings) -> Row:
+    name = variant.name
+    built, covered, peak = (
+        found.built.get(name), found.coverage.get(name), found.memory.get(name)
+    )  # fmt: skip
+    plan = graph.plan
+    return Row(
+        name=name,
+        backend=variant.backend,
+        precision=variant.precision,
+        engine=_engine(built) if built is not None else None,
+        latency=found.timed.get(name, ()),
+        accuracy=found.scores.get(name),
+        memory=Memory(peak.bytes) if peak is not None and peak.bytes is not None else None,
+        by_provider=dict(covered.by_provider) if covered is not None else {},
+        by_precision=_known(covered),
+        quantized=plan.quantized if plan is not None else 0,
+        candidates=len(plan.layers) if plan is not None else 0,
+        left=_left(graph),
+        unmeasured=dict(_unmeasured(variant, found)),
+        notes=(*graph.notes, *(built.engine.notes if built is not None else ())),
+    )
+
+
+def _engine(built: Built) -> EngineInfo:
+    engine = built.engine
+    whole = hashlib.sha256()
+    for name in engine.files:
+        whole.update((engine.folder / name).read_bytes())
+    return EngineInfo(
+        path=f"{ENGINES}/{engine.folder.name}",
+        files=engine.files,
+        bytes=engine.bytes,
+        sha256=whole.hexdigest(),
+        build_seconds=built.seconds,
+        stored=built.stored,
+        made_with=dict(engine.made_with),
+    )
+
+
+def _left(graph: Graph) -> tuple[Unquantized, ...]:
+    if graph.plan is None:
+        return ()
+    layers = graph.plan.layers.items()
+    return tuple(Unquantized(node, each.op, each.left) for node, each in layers if each.left)
+
+
+def _unmeasured(variant: Variant, found: Findings) -> dict[str, str]:
+    """Say of each empty field why it is empty."""
+    name, said = variant.name, found.available[variant.backend]
+    idle = said.reason if name in found.built else NOT_RUN
+    reasons: dict[str, str] = {}
+    if name not in found.built:
+        reasons["engine"] = NOT_RUN if said.builds else said.reason
+    if name not in found.timed:
+        reasons["latency"] = reasons["by_provider"] = idle
+    if name not in found.scores:
+        simulated = variant.precision == "bf16" and not said.runs
+        reasons["accuracy"] = found.unscored or (BF16 if simulated else idle)
+    covered = found.coverage.get(name)
+    if covered is None or covered.by_precision is None:
+        reasons["by_precision"] = covered.unknown if covered is not None else idle
+    peak = found.memory.get(name)
+    if peak is None or peak.bytes is None:
+        reasons["memory"] = peak.reason if peak is not None else "measured for CPU engines only"
+    return reasons
+
+
+def _known(covered: Coverage | None) -> dict[str, int] | None:
+    found = covered.by_precision if covered is not None else None
+    return dict(found) if found is not None else None
+
+
+def _calibrated(about: About) -> Images | None:
+    seen, path = about.calibration, about.config.calibration.images
+    if seen is None:
+        return None
+    return Images(str(path or about.run.calibration), int(seen.done.size), seen.origin.fingerprint)
+
+
+def _evaluated(used: ImageList | None) -> Images | None:
+    return Images(str(used.root), len(used), used.digest()) if used is not None else None
+
+
+def _shared(about: About) -> int:
+    if about.calibration is None or about.evaluation is None:
+        return 0
+    seen = {about.calibration.origin.images[int(at)].sha256 for at in about.calibration.done}
+    return sum(entry.sha256 in seen for entry in about.evaluation.entries)

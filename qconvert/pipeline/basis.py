@@ -1,0 +1,73 @@
+"""What the engines of a run are made from: the float model and what calibration saw of it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+from qconvert import onnx_io
+from qconvert.calibrate import ranges_file
+from qconvert.calibrate.calibration import Calibration
+from qconvert.config import Config
+from qconvert.errors import UsageError
+from qconvert.images.image_list import Entry, ImageList
+from qconvert.pipeline import pictures, prepared, seen
+from qconvert.pipeline.calibrate import Job
+from qconvert.pipeline.graphs import PLAN, Basis
+from qconvert.pipeline.prepared import Prepared
+from qconvert.pipeline.run_folder import CALIBRATION, RunFolder, put_text
+from qconvert.pipeline.variants import Variant
+from qconvert.pipeline.workshop import Workshop
+from qconvert.quantize import plan as plans
+from qconvert.sources.onnx_file import PREPROCESS
+
+IMAGES = "images.txt"
+
+
+def make(variants: Sequence[Variant], shop: Workshop) -> Basis:
+    """Read and clean the model, look at the images, and put what came of it into the run."""
+    config = shop.config
+    ready = prepared.load(config, shop.store, shop.tell, trust=shop.trust)
+    ready = _with_preprocessing(ready, config)
+    onnx_io.save(ready.model, shop.run.model)
+    if config.calibration.images is not None:
+        found = seen.measured(ready, config, Job(shop.run.calibration), shop.store, shop.tell)
+        _keep(found.whole, config, shop.run)
+        return Basis(ready, config, found)
+    if any(variant.precision == "int8" for variant in variants):
+        raise UsageError(
+            "INT8 needs to know which values the tensors take",
+            hint="give pictures: `--images PATH`, or leave it out: `--precision fp32,fp16`",
+        )
+    return Basis(ready, config, None)
+
+
+def again(shop: Workshop) -> Basis:
+    """Return what an earlier run was made from, which needs no image and no source again."""
+    config, run = shop.config, shop.run
+    ready = prepared.as_it_is(run.model, shop.tell)
+    found = None
+    if run.calibration.is_file():
+        found = seen.from_file(ready, config, run.calibration)
+    folders = (run.root / "engines").glob(f"*/{PLAN}")
+    known = {file.parent.name: plans.load(file) for file in folders}
+    return Basis(ready, config, found, known, resumed=True)
+
+
+def _with_preprocessing(ready: Prepared, config: Config) -> Prepared:
+    """Return the model with what is done to pictures written into it, where that is known."""
+    known = pictures.preprocessing(ready.source, config)
+    if known is None:
+        return ready
+    model = ready.model.clone()
+    model.metadata_props[PREPROCESS] = json.dumps(known.to_dict(), sort_keys=True)
+    return replace(ready, model=model)
+
+
+def _keep(found: Calibration, config: Config, run: RunFolder) -> None:
+    """Put the calibration into the run, and the list of its images as sha256sum reads it."""
+    ranges_file.save(found, run.calibration)
+    images = [found.origin.images[int(at)] for at in found.done]
+    entries = tuple(Entry(image.name, image.sha256) for image in images)
+    assert config.calibration.images is not None
+    text = ImageList(config.calibration.images.absolute(), entries).to_text()
+    put_text(run.root / CALIBRATION / IMAGES, text)

@@ -1,0 +1,168 @@
+"""The main job: engines for every backend and precision, timed, scored, in one report."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from qconvert.backends.base import Engine
+from qconvert.config import Config
+from qconvert.images import ImageChoice, open_images
+from qconvert.images.batch import Images
+from qconvert.pipeline import basis, engines, pictures, run_folder, scoring, timing, variants
+from qconvert.pipeline.assembling import About, Findings, assemble
+from qconvert.pipeline.footprint import footprints
+from qconvert.pipeline.graphs import MADE, Basis, Graph, graph_of, read
+from qconvert.pipeline.progress import Tell
+from qconvert.pipeline.run_folder import CARD, MARKDOWN, REPORT, RunFolder, put_copy, put_text
+from qconvert.pipeline.scoring import Exam
+from qconvert.pipeline.variants import Chosen, Variant
+from qconvert.pipeline.workshop import Workshop
+from qconvert.report import as_json
+from qconvert.report.card import card
+from qconvert.report.markdown import markdown
+from qconvert.report.model import Report
+from qconvert.store import Store
+
+UNSCORED = "no images to compare answers on: give `--eval PATH`"
+PLANNED = "only planned: no engine was built"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Order:
+    """Where a run goes and how far; with `resumed` it starts from what lies there.
+
+    `plan_only` makes graphs and no engines. `command` is what the user typed.
+    """
+
+    out: Path
+    command: str
+    resumed: bool = False
+    plan_only: bool = False
+    trust: bool = False
+
+
+@dataclass
+class Clock:
+    """How long each step took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def timed(self, step: str, work: Callable[[], T]) -> T:
+        """Do some work and add its time to a step."""
+        started = time.perf_counter()
+        try:
+            return work()
+        finally:
+            took = time.perf_counter() - started
+            self.seconds[step] = self.seconds.get(step, 0.0) + took
+
+
+def build(config: Config, order: Order, store: Store, tell: Tell) -> Report:
+    """Do everything, leave it in the run's folder, and return the report."""
+    clock = Clock()
+    chosen = clock.timed("probe", lambda: variants.choose(config.build, plan_only=order.plan_only))
+    run = RunFolder(order.out) if order.resumed else run_folder.start(order.out, config)
+    shop = Workshop(config, run, store, tell, order.trust)
+    base = clock.timed("calibrate", lambda: _basis(chosen, order, shop))
+    graphs = clock.timed("quantize", lambda: _graphs(chosen, base, shop))
+    exam = None
+    if order.plan_only:
+        _keep_graphs(graphs, run)
+        found = Findings(graphs, chosen.available, notes=chosen.notes, unscored=PLANNED)
+    else:
+        exam = _exam(base, shop)
+        found = _work(clock, chosen, graphs, shop, exam)
+    about = About(
+        config=config,
+        run=run,
+        command=order.command,
+        preprocess=pictures.settled_or_none(base.ready.source, config),
+        calibration=base.found.whole if base.found is not None else None,
+        evaluation=exam.images.listing() if exam is not None else None,
+    )
+    return _write(assemble(about, found), run)
+
+
+def _basis(chosen: Chosen, order: Order, shop: Workshop) -> Basis:
+    return basis.again(shop) if order.resumed else basis.make(chosen.variants, shop)
+
+
+def _graphs(chosen: Chosen, base: Basis, shop: Workshop) -> dict[Variant, Graph]:
+    """Return the graph of each variant: the one that lies in the run, else one that is made."""
+    found = {}
+    for variant in chosen.variants:
+        here = shop.run.engine(variant.name)
+        known = base.resumed and (here / MADE).is_file()
+        found[variant] = read(here) if known else graph_of(variant, base, shop.store, shop.tell)
+    return found
+
+
+def _keep_graphs(graphs: Mapping[Variant, Graph], run: RunFolder) -> None:
+    for variant, graph in graphs.items():
+        put_copy(graph.folder, run.engine(variant.name))
+
+
+def _work(
+    clock: Clock,
+    chosen: Chosen,
+    graphs: Mapping[Variant, Graph],
+    shop: Workshop,
+    exam: Exam | None,
+) -> Findings:
+    """Build the engines, and measure what can be measured here."""
+    config, store, tell = shop.config, shop.store, shop.tell
+    built = clock.timed(
+        "build", lambda: {v.name: engines.build(v, graph, shop) for v, graph in graphs.items()}
+    )
+    all_engines = {name: each.engine for name, each in built.items()}
+    here = {v.name: chosen.available[v.backend].runs for v in graphs}
+    running: dict[str, Engine] = {name: each for name, each in all_engines.items() if here[name]}
+    timed = clock.timed("bench", lambda: timing.timed(running, config.bench, store, tell))
+    prints = clock.timed("inspect", lambda: footprints(running, store, tell))
+    scores = {}
+    if exam is not None:
+        scores = clock.timed(
+            "evaluate", lambda: scoring.scored(all_engines, here, exam, (store, tell))
+        )
+    return Findings(
+        graphs=graphs,
+        available=chosen.available,
+        built=built,
+        timed=timed,
+        scores=scores,
+        coverage={name: each.coverage for name, each in prints.items()},
+        memory={name: each.peak for name, each in prints.items()},
+        seconds=clock.seconds,
+        notes=chosen.notes,
+        unscored="" if exam is not None else UNSCORED,
+    )
+
+
+def _exam(base: Basis, shop: Workshop) -> Exam | None:
+    """Return the images that answers are compared on, if there are any."""
+    images = _images(base, shop.config)
+    if images is None:
+        return None
+    done = pictures.settled_or_none(base.ready.source, shop.config)
+    return Exam(shop.run.model, images, done)
+
+
+def _images(base: Basis, config: Config) -> Images | None:
+    chosen = config.evaluate
+    if chosen.images is None:
+        return None
+    choice = ImageChoice(chosen.images, chosen.count, chosen.labels, config.calibration.seed)
+    known = pictures.preprocessing_or_usual(base.ready.source, config)
+    return open_images(choice, base.ready.source.inputs, known)
+
+
+def _write(report: Report, run: RunFolder) -> Report:
+    """Write the report in every form; each file appears whole."""
+    put_text(run.root / REPORT, as_json.dumps(report))
+    put_text(run.root / MARKDOWN, markdown(report))
+    if report.best:
+        put_text(run.root / CARD, card(report))
+    return report

@@ -1,0 +1,107 @@
+"""Engines of a run: built, or found in the store by what made them, and copied into the run."""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from qconvert import backends
+from qconvert.backends.base import BuildSpec, Engine, Profile
+from qconvert.config import Config
+from qconvert.errors import QConvertError, reason
+from qconvert.pipeline.graphs import MADE, PLAN, Graph
+from qconvert.pipeline.prepared import megabytes
+from qconvert.pipeline.progress import Progress
+from qconvert.pipeline.run_folder import put_copy
+from qconvert.pipeline.variants import Variant
+from qconvert.pipeline.workshop import Workshop
+from qconvert.store import digest
+
+ENGINE = "engine.json"
+PERCENT = 100
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine in the run's folder, and what its build cost."""
+
+    engine: Engine
+    seconds: float
+    stored: bool = False
+
+
+def build(variant: Variant, graph: Graph, shop: Workshop) -> Built:
+    """Return the engine of a variant; the same graph, options and machine are built only once."""
+    started = time.perf_counter()
+    backend = backends.load(variant.backend)
+    spec = spec_for(variant, shop.config)
+    recipe = {
+        "model": digest(graph.path),
+        "name": variant.name,
+        **backend.recipe(spec),
+    }
+
+    def heard(text: str, share: float | None) -> None:
+        done, total = (round(share * PERCENT), PERCENT) if share is not None else (0, 0)
+        shop.tell(Progress("build", f"{variant.name}: {text}", done=done, total=total))
+
+    def make(folder: Path) -> None:
+        began = time.perf_counter()
+        engine = backend.build(graph.path, spec, folder, heard)
+        for name in (PLAN, MADE):
+            if (graph.folder / name).is_file():
+                shutil.copyfile(graph.folder / name, folder / name)
+        write(engine, time.perf_counter() - began, folder)
+
+    shop.tell(Progress("build", variant.name))
+    found = shop.store.get("engine", recipe, make)
+    place = shop.run.engine(variant.name)
+    if not _same(found.path, place):
+        put_copy(found.path, place)
+    built = read(place)
+    text = f"{variant.name}, {megabytes(built.engine.bytes)}"
+    shop.tell(Progress("build", text, time.perf_counter() - started, found.stored))
+    return Built(built.engine, built.seconds, found.stored)
+
+
+def spec_for(variant: Variant, config: Config) -> BuildSpec:
+    """Return how an engine is built."""
+    options = asdict(config.tensorrt) if variant.backend == "tensorrt" else {}
+    return BuildSpec(variant.precision, Profile(*config.build.profile), options=options)
+
+
+def write(engine: Engine, seconds: float, folder: Path) -> None:
+    """Write down what an engine is, beside its files."""
+    told = {**asdict(engine), "folder": ".", "build_seconds": seconds}
+    (folder / ENGINE).write_text(json.dumps(told, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def read(folder: Path) -> Built:
+    """Return the engine that lies in a folder."""
+    try:
+        told: dict[str, object] = json.loads((folder / ENGINE).read_text(encoding="utf-8"))
+        seconds = told.pop("build_seconds")
+        engine = Engine(**{**told, **_typed(told), "folder": folder})  # type: ignore[arg-type]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise QConvertError(
+            f"`{folder}` holds no engine: {reason(error)}",
+            hint="name a folder `RUN/engines/NAME` that `qconvert build` made, or an ONNX file",
+        ) from None
+    return Built(engine, float(str(seconds)))
+
+
+def _typed(told: Mapping[str, object]) -> dict[str, object]:
+    """Return the lists of a JSON file as the tuples that they were."""
+    return {name: tuple(each) for name, each in told.items() if isinstance(each, list)}
+
+
+def _same(stored: Path, place: Path) -> bool:
+    """Whether the run has this very engine already."""
+    names = sorted(file.name for file in stored.iterdir())
+    return place.is_dir() and all(
+        (place / name).is_file() and digest(place / name) == digest(stored / name)
+        for name in names
+        if (stored / name).is_file()
+    )

@@ -1,0 +1,112 @@
+"""The ONNX graph of every variant, kept in the store with its plan and what was found out."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from qconvert import __version__, backends, config_file, onnx_io
+from qconvert.backends.ort import VERSION
+from qconvert.config import Config
+from qconvert.pipeline import requests
+from qconvert.pipeline.prepared import Prepared
+from qconvert.pipeline.progress import Progress, Tell
+from qconvert.pipeline.rewriting import How, rewrite
+from qconvert.pipeline.seen import Seen
+from qconvert.pipeline.variants import Variant
+from qconvert.quantize import plan as plans
+from qconvert.quantize.plan import Plan
+from qconvert.store import Store
+
+GRAPH, PLAN, MADE = "model.onnx", "plan.json", "made.json"
+LIBRARIES = ("onnx", "onnx-ir", "numpy")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The folder of a graph, and how the graph came to be."""
+
+    folder: Path
+    plan: Plan | None
+    islands: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        """The ONNX file."""
+        return self.folder / GRAPH
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What all graphs of a run are made from; `found` is None where no image was looked at.
+
+    `plans` has the plans of a run that is `resumed`.
+    """
+
+    ready: Prepared
+    config: Config
+    found: Seen | None
+    plans: Mapping[str, Plan] = field(default_factory=dict)
+    resumed: bool = False
+
+
+def graph_of(variant: Variant, basis: Basis, store: Store, tell: Tell) -> Graph:
+    """Return the graph of a variant, from the store where it was made before."""
+    started = time.perf_counter()
+    how = _how(variant, basis)
+
+    def make(folder: Path) -> None:
+        done = rewrite(basis.ready, basis.found, how, tell)
+        onnx_io.save(done.model, folder / GRAPH)
+        if done.plan is not None:
+            (folder / PLAN).write_text(plans.dumps(done.plan), encoding="utf-8")
+        told = {
+            "islands": done.islands,
+            "notes": done.notes,
+            "tried": [asdict(each) for each in done.tried],
+        }
+        (folder / MADE).write_text(json.dumps(told, indent=1), encoding="utf-8")
+
+    found = store.get("rewrite", _recipe(how, basis), make)
+    if found.stored:
+        tell(Progress("quantize", how.name, time.perf_counter() - started, stored=True))
+    return read(found.path)
+
+
+def read(folder: Path) -> Graph:
+    """Return the graph that lies in a folder."""
+    plan = plans.load(folder / PLAN) if (folder / PLAN).is_file() else None
+    told = json.loads((folder / MADE).read_text(encoding="utf-8"))
+    return Graph(folder, plan, told["islands"], tuple(told["notes"]))
+
+
+def _how(variant: Variant, basis: Basis) -> How:
+    wants = backends.wants(variant.backend)
+    wishes = requests.wishes_of(basis.config)
+    if variant.precision != "int8":
+        return How(variant.name, replace(wishes, rest=variant.precision))
+    plan = basis.plans.get(variant.name)
+    wishes = replace(wishes, rest=basis.config.quantize.rest or wants.build_rest)
+    return How(variant.name, wishes, requests.scheme_for(basis.config, wants), plan)
+
+
+def _recipe(how: How, basis: Basis) -> dict[str, str]:
+    """Return all that decides the graph."""
+    seen = basis.found.whole.origin.fingerprint if basis.found is not None else ""
+    chosen = config_file.plain(basis.config)["quantize"]
+    return {
+        "model": onnx_io.fingerprint(basis.ready.model),
+        "name": f"{basis.ready.source.name} {how.name}",
+        "metadata": json.dumps(dict(basis.ready.model.metadata_props), sort_keys=True),
+        "calibration": seen,
+        "settings": json.dumps(chosen if how.scheme is not None else {}, sort_keys=True),
+        "plan": plans.dumps(how.plan) if how.plan is not None else "",
+        "scheme": repr(how.scheme and (how.scheme.name, how.scheme.activations)),
+        "rest": how.wishes.rest,
+        "qconvert": __version__,
+        "onnxruntime": VERSION,
+        **{name: version(name) for name in LIBRARIES},
+    }

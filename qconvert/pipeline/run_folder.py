@@ -1,0 +1,123 @@
+"""The folder of a run: complete by itself, continued by the same command, never mixed up.
+
+RUN/run.toml               every setting, defaults filled in
+RUN/model.onnx             the clean float model
+RUN/calibration/           calibration.npz, images.txt
+RUN/engines/NAME/          what the engine loads, its graph, engine.json, plan.json
+RUN/report.json .md card.md
+"""
+
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from qconvert import config_file
+from qconvert.config import ADAPTER, Bench, Build, Config, Evaluate, Gate
+from qconvert.errors import QConvertError, UsageError
+
+SETTINGS, MODEL, ENGINES, CALIBRATION = "run.toml", "model.onnx", "engines", "calibration"
+REPORT, MARKDOWN, CARD = "report.json", "report.md", "card.md"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where the results of a run lie."""
+
+    root: Path
+
+    @property
+    def model(self) -> Path:
+        """The clean float model."""
+        return self.root / MODEL
+
+    @property
+    def calibration(self) -> Path:
+        """What calibration saw of it."""
+        return self.root / CALIBRATION / "calibration.npz"
+
+    def engine(self, name: str) -> Path:
+        """Return the folder of an engine."""
+        return self.root / ENGINES / name
+
+    def engines(self) -> list[str]:
+        """Return the names of the engines that are there."""
+        found = (self.root / ENGINES).glob("*/engine.json")
+        return sorted(file.parent.name for file in found)
+
+    def settings(self) -> Config:
+        """Return the settings that the run was made with."""
+        file = self.root / SETTINGS
+        if not file.is_file():
+            raise UsageError(
+                f"`{self.root}` is not the folder of a run: it has no {SETTINGS}",
+                hint="name the folder that `qconvert build -o RUN` wrote",
+            )
+        return config_file.load(file)
+
+
+def start(root: Path, config: Config) -> RunFolder:
+    """Return a folder that is new, empty, or of a run with the same model and settings."""
+    folder, config = RunFolder(root), absolute(config)
+    if root.is_dir() and any(root.iterdir()):
+        before = folder.settings() if (root / SETTINGS).is_file() else None
+        if before is None or _decisive(before) != _decisive(config):
+            what = "another run" if before is not None else "other files"
+            raise UsageError(
+                f"`{root}` holds {what}",
+                hint="choose another folder: `-o RUN`, or delete this one",
+            )
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        put_text(root / SETTINGS, config_file.dumps(config))
+    except OSError as error:
+        raise QConvertError(
+            f"`{root}` cannot be written: {error.strerror}", hint="choose another place with `-o`"
+        ) from None
+    return folder
+
+
+def put_text(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".qconvert-") as folder:
+        draft = Path(folder) / path.name
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+
+
+def put_copy(source: Path, place: Path) -> None:
+    """Copy a file or folder to a place where it appears whole, in place of what was there."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".qconvert-") as folder:
+        draft = Path(folder) / "new"
+        if source.is_dir():
+            shutil.copytree(source, draft)
+        else:
+            shutil.copyfile(source, draft)
+        if place.is_dir():
+            place.rename(Path(folder) / "old")
+        draft.replace(place)
+
+
+def absolute(config: Config) -> Config:
+    """Return the settings with every path absolute, so that they hold from any folder."""
+    tree = config_file.plain(config)
+    model, weights = config.model, config.export.weights
+    if model is not None and model.endswith(config_file.MODEL_FILES):
+        tree["model"] = str(Path(model).absolute())
+    if weights is not None and weights != "random":
+        tree["export"]["weights"] = str(Path(weights).absolute())
+    for table, key in (
+        ("calibration", "images"),
+        ("evaluate", "images"),
+        ("evaluate", "labels"),
+    ):
+        if key in tree[table]:
+            tree[table][key] = str(Path(tree[table][key]).absolute())
+    return ADAPTER.validate_python(tree)
+
+
+def _decisive(config: Config) -> Config:
+    """Return what makes two runs the same: engines, measurements and gates can be added to one."""
+    return replace(config, build=Build(), bench=Bench(), evaluate=Evaluate(), gate=Gate())

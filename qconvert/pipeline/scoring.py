@@ -1,0 +1,110 @@
+"""The answers of every engine over the same images, which are read once for all of them."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import pydantic
+
+from qconvert import __version__, backends, onnx_io
+from qconvert.backends.base import Engine
+from qconvert.backends.ort import VERSION, open_cpu
+from qconvert.feeds import Run, fixed_batch
+from qconvert.images.batch import Images
+from qconvert.measure.accuracy import Accuracy, MeasuredOn, accuracy, baseline
+from qconvert.measure.judged import Judged, join, judge
+from qconvert.pipeline.progress import Progress, Tell
+from qconvert.pipeline.timing import hashes
+from qconvert.store import Store, digest
+
+BATCH = 8
+SCORES = "scores.json"
+BF16 = "ONNX Runtime has no bf16 kernels for the CPU, so its answers are not known here"
+
+ADAPTER = pydantic.TypeAdapter(dict[str, Accuracy])
+BASELINE = ""
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The FP32 model, the images, and what was done to them: the same for every engine."""
+
+    model: Path
+    images: Images
+    preprocessing: Mapping[str, object]
+
+
+def scored(
+    engines: Mapping[str, Engine],
+    runs_here: Mapping[str, bool],
+    exam: Exam,
+    work: tuple[Store, Tell],
+) -> dict[str, Accuracy]:
+    """Return the scores of every engine whose graph can run here, and under "" those of FP32.
+
+    An engine that cannot run here is scored by its graph on the CPU.
+    """
+    store, tell = work
+    started = time.perf_counter()
+    listing = exam.images.listing()
+    recipe = {
+        "name": ", ".join(engines),
+        "model": digest(exam.model),
+        "engines": json.dumps(hashes(engines), sort_keys=True),
+        "runs": json.dumps(dict(runs_here), sort_keys=True),
+        "images": listing.digest(),
+        "labels": json.dumps(list(exam.images.labels)),
+        "preprocessing": json.dumps(dict(exam.preprocessing), sort_keys=True),
+        "qconvert": __version__,
+        "onnxruntime": VERSION,
+        "numpy": version("numpy"),
+    }
+
+    def make(folder: Path) -> None:
+        found = _score(engines, runs_here, exam, tell)
+        told = ADAPTER.dump_json(found, indent=1)
+        (folder / SCORES).write_bytes(told)
+
+    found = store.get("evaluate", recipe, make)
+    scores = ADAPTER.validate_json((found.path / SCORES).read_bytes())
+    text = f"{scores[BASELINE].images} images, {len(scores) - 1} engines"
+    tell(Progress("evaluate", text, time.perf_counter() - started, found.stored))
+    return scores
+
+
+def _score(
+    engines: Mapping[str, Engine], runs_here: Mapping[str, bool], exam: Exam, tell: Tell
+) -> dict[str, Accuracy]:
+    reference = open_cpu(onnx_io.load(exam.model))
+    runs = {
+        name: _runner(engine, here=runs_here[name])
+        for name, engine in engines.items()
+        if runs_here[name] or engine.precision != "bf16"
+    }
+    parts: dict[str, list[Judged]] = {name: [] for name in (BASELINE, *runs)}
+    size = fixed_batch(onnx_io.inputs(onnx_io.load(exam.model)))
+    total, done = len(exam.images.names), 0
+    for batch in exam.images.batches(size or BATCH):
+        if size and len(batch.items) < size:
+            continue
+        labels = [item.label for item in batch.items]
+        wanted = reference(batch.feeds)
+        parts[BASELINE].append(judge(wanted, wanted, labels))
+        for name, run in runs.items():
+            parts[name].append(judge(wanted, run(batch.feeds), labels))
+        done += len(batch.items)
+        tell(Progress("evaluate", "images", done=done, total=total))
+    scores = {BASELINE: baseline(join(parts.pop(BASELINE)))}
+    for name, judged in parts.items():
+        where: MeasuredOn = "engine" if runs_here[name] else "cpu-simulation"
+        scores[name] = accuracy(join(judged), where)
+    return scores
+
+
+def _runner(engine: Engine, *, here: bool) -> Run:
+    if here:
+        return backends.load(engine.backend).open(engine).run
+    return open_cpu(onnx_io.load(engine.folder / engine.graph))
