@@ -1,8 +1,9 @@
 """Where networks run: what each backend needs, and whether it works here."""
 
 from importlib import import_module
+from typing import cast
 
-from qconvert.backends.base import Availability, Wants
+from qconvert.backends.base import Availability, Backend, Wants
 from qconvert.backends.installed import Installed
 
 # Imported on use, so that one backend's trouble is not another's.
@@ -26,3 +27,8 @@ def wants(name: str) -> Wants:
     found = import_module(BACKENDS[name]).wants()
     assert isinstance(found, Wants)
     return found
+
+
+def load(name: str) -> Backend:
+    """Return a backend; that a module is one is proved where tests name all of them."""
+    return cast(Backend, import_module(BACKENDS[name]))

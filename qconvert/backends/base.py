@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from qconvert.backends.installed import Installed
 from qconvert.feeds import Feeds
 from qconvert.quantize.plan import Rest
 from qconvert.quantize.scheme import Scheme
@@ -61,12 +62,17 @@ class Profile:
 
 @dataclass(frozen=True)
 class BuildSpec:
-    """How an engine is built; `options` are the settings of the backend, by their names."""
+    """How an engine is built; `options` are the settings of the backend, by their names.
+
+    `rest` is the precision beside INT8, None the one that the backend takes for builds. Graphs that
+    carry their types say it themselves, but not those of weakly typed builds.
+    """
 
     precision: Precision
     profile: Profile
     threads: int = 0
     options: Mapping[str, str | int | bool] = field(default_factory=dict)
+    rest: Rest | None = None
 
 
 @dataclass(frozen=True)
@@ -122,9 +128,9 @@ class Session(Protocol):
 
 
 class Backend(Protocol):
-    """A module in this folder; `qconvert.testing` has one for tests above backends."""
+    """A module in this folder; `tests.fake_backend` is one for tests of what stands above."""
 
-    def probe(self, installed: object) -> Availability:
+    def probe(self, installed: Installed) -> Availability:
         """Say whether it works here."""
         ...
 

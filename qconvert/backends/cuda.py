@@ -1,8 +1,25 @@
 """ONNX Runtime's CUDA provider."""
 
-from qconvert.backends.base import Availability, Wants
-from qconvert.backends.installed import Installed
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qconvert.backends.base import (
+    Availability,
+    BuildSpec,
+    Coverage,
+    Engine,
+    Heard,
+    Session,
+    Wants,
+)
+from qconvert.backends.folder import GRAPH, keep
+from qconvert.backends.installed import Installed, look
+from qconvert.backends.settings import settings, told
 from qconvert.backends.trial import why_not
+from qconvert.errors import UsageError
+from qconvert.feeds import TensorSpec
 
 PROVIDER = "CUDAExecutionProvider"
 PACKAGE = "onnxruntime-gpu"
@@ -40,3 +57,83 @@ def wants() -> Wants:
     """Say what graphs the CUDA provider takes."""
     why = "ONNX Runtime computes INT8 on CUDA in float, with the rounding as extra work"
     return Wants(None, refused={"int8": why})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a build for CUDA can be told."""
+
+    device: int = 0
+    cuda_graph: bool = False
+    allow_fallback: bool = False
+
+
+def recipe(spec: BuildSpec) -> Mapping[str, str]:
+    """Return all that decides a build beside the model: little, as the engine is the model."""
+    installed = look()
+    return {
+        "backend": "cuda",
+        "precision": spec.precision,
+        "runtime": f"{PACKAGE} {installed.packages.get(PACKAGE, '')}".strip(),
+        **told(settings(Settings, spec, "cuda")),
+    }
+
+
+def build(graph: Path, spec: BuildSpec, folder: Path, heard: Heard) -> Engine:
+    """Copy the model, which is what the CUDA provider loads, and note the device.
+
+    Nothing is compiled ahead, so this needs no GPU.
+    """
+    chosen = settings(Settings, spec, "cuda")
+    heard("copying the model", None)
+    kept = keep(graph, folder)
+    if chosen.cuda_graph:
+        require_fixed(kept.inputs)
+    names = {str(number): gpu.name for number, gpu in enumerate(look().gpus)}
+    gpu = names.get(str(chosen.device), "none here")
+    made_with = {**recipe(spec), "gpu": gpu}
+    return Engine("cuda", spec.precision, folder, GRAPH, kept.files, made_with)
+
+
+def open(engine: Engine) -> Session:
+    """Load an engine, all of it on the GPU unless `allow-fallback` was set.
+
+    This relies on ONNX Runtime's documents for I/O binding and CUDA graphs; it runs only where
+    there is a GPU.
+    """
+    from qconvert.backends import ort_session
+
+    path = engine.folder / engine.files[0]
+    made = engine.made_with
+    entries, providers = loading(made)
+    ort_session.preload()
+    session = ort_session.start(path, ort_session.options(entries=entries), providers)
+
+    def covered() -> Coverage:
+        taken = ort_session.assigned(session)
+        if set(taken) == {PROVIDER}:
+            return ort_session.kernels(path, ort_session.options(entries=entries), providers)
+        return Coverage(ort_session.counted(taken), None, "nodes run on more than one provider")
+
+    captured = made["cuda-graph"] == "True"
+    return ort_session.OrtSession(session, covered, "cuda", int(made["device"]), captured)
+
+
+def loading(made_with: Mapping[str, str]) -> tuple[dict[str, str], list[Any]]:
+    """Return the session settings and providers with which an engine is loaded."""
+    own = {"device_id": made_with["device"]}
+    if made_with["cuda-graph"] == "True":
+        own["enable_cuda_graph"] = "1"
+    if made_with["allow-fallback"] == "True":
+        return {}, [(PROVIDER, own), "CPUExecutionProvider"]
+    return {"session.disable_cpu_ep_fallback": "1"}, [(PROVIDER, own)]
+
+
+def require_fixed(inputs: Sequence[TensorSpec]) -> None:
+    """Refuse a CUDA graph, which is one recorded run, for inputs whose shapes change."""
+    for spec in inputs:
+        if not all(isinstance(size, int) for size in spec.shape):
+            raise UsageError(
+                f"a CUDA graph needs fixed shapes, the model takes `{spec}`",
+                hint="export with `--batch 1`, or leave out `cuda-graph`",
+            )

@@ -63,13 +63,17 @@ class Installed:
 
 def look() -> Installed:
     """Look at this machine."""
-    packages = {
+    driver, no_driver, gpus = _driver()
+    return Installed(packages(), driver, no_driver, gpus)
+
+
+def packages() -> dict[str, str]:
+    """Return the versions of the packages that are installed."""
+    return {
         re.sub(r"[-_.]+", "-", found.name).lower(): found.version
         for found in importlib.metadata.distributions()
         if found.name
     }
-    driver, no_driver, gpus = _driver()
-    return Installed(packages, driver, no_driver, gpus)
 
 
 @cache

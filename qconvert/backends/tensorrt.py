@@ -1,10 +1,26 @@
 """ONNX Runtime's TensorRT provider."""
 
-from qconvert.backends.base import Availability, Wants
-from qconvert.backends.cuda import PACKAGE, lacking
-from qconvert.backends.installed import Installed
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from qconvert.backends.base import (
+    Availability,
+    BuildSpec,
+    Engine,
+    Heard,
+    Precision,
+    Session,
+    Wants,
+)
+from qconvert.backends.cuda import PACKAGE, lacking, require_fixed
+from qconvert.backends.folder import GRAPH, keep
+from qconvert.backends.installed import Installed, look
+from qconvert.backends.settings import settings, told
+from qconvert.backends.tensorrt_options import REST, Settings
 from qconvert.backends.trial import why_not
-from qconvert.backends.versions import needs, numbers
+from qconvert.backends.versions import NetworkTypes, needs, network_types, numbers
+from qconvert.errors import Unavailable
 from qconvert.quantize import rounded_inputs
 from qconvert.quantize.scheme import Scheme
 from qconvert.scales import Grid
@@ -55,7 +71,7 @@ def _version(installed: Installed) -> str:
 
 def wants() -> Wants:
     """Say what graphs TensorRT takes: all zero points 0, biases in float."""
-    return Wants(scheme("tensorrt"), ("fp32", "fp16", "bf16"), build_rest="fp16")
+    return Wants(scheme("tensorrt"), ("fp32", "fp16", "bf16"), build_rest=REST)
 
 
 def scheme(name: str) -> Scheme:
@@ -68,3 +84,71 @@ def scheme(name: str) -> Scheme:
         rules=rounded_inputs.RULES,
         shared=frozenset({"Concat"}),
     )
+
+
+def graph_precision(
+    precision: Precision, installed: Installed, builder: str = "provider"
+) -> Literal["typed", "float32"]:
+    """Say which graph a build wants for a precision, before there is one.
+
+    `typed` is a graph that carries the precision in its tensors. `float32` is one that has all but
+    its integers in float32, and gets the precision by flags: FP32 for fp16 and bf16, Q/DQ with
+    float32 scales and rest for int8. Which of the two a release takes is in the table of versions.
+    Where nothing is installed, and for the native builder, it is the typed one.
+    """
+    runtime = _types(installed)
+    weak = runtime is not None and runtime.flags and builder == "provider"
+    return "float32" if weak and precision != "fp32" else "typed"
+
+
+def recipe(spec: BuildSpec) -> Mapping[str, str]:
+    """Return all that decides a build beside the model: an engine fits one GPU and one release."""
+    installed = look()
+    chosen = settings(Settings, spec, "tensorrt")
+    gpu = dict(enumerate(installed.gpus)).get(chosen.device)
+    profile = spec.profile
+    return {
+        "backend": "tensorrt",
+        "precision": spec.precision,
+        "rest": spec.rest or REST,
+        "profile": f"{profile.least},{profile.best},{profile.most}",
+        "runtime": f"{PACKAGE} {installed.packages.get(PACKAGE, '')}".strip(),
+        "tensorrt": installed.libraries("tensorrt"),
+        "driver": installed.driver,
+        "gpu": f"{gpu.name} {gpu.capability[0]}.{gpu.capability[1]}" if gpu else "",
+        **told(chosen, "timing_cache"),
+    }
+
+
+def build(graph: Path, spec: BuildSpec, folder: Path, heard: Heard) -> Engine:
+    """Build an engine, and a small ONNX file that loads it without building again."""
+    from qconvert.backends import tensorrt_engine
+
+    chosen, installed = settings(Settings, spec, "tensorrt"), look()
+    kept = keep(graph, folder)
+    if chosen.cuda_graph:
+        require_fixed(kept.inputs)
+    if chosen.builder == "native":
+        files, notes = tensorrt_engine.native(kept, spec, heard)
+    else:
+        runtime = _types(installed)
+        if runtime is None:
+            raise Unavailable(
+                "this onnxruntime-gpu and this TensorRT are not known to work together",
+                hint="`qconvert doctor` says which release of TensorRT it needs",
+            )
+        files, notes = tensorrt_engine.provided(kept, spec, runtime, heard)
+    made_with = dict(recipe(spec))
+    return Engine("tensorrt", spec.precision, folder, GRAPH, files, made_with, notes=notes)
+
+
+def open(engine: Engine) -> Session:
+    """Load an engine through the provider, without building it again."""
+    from qconvert.backends import tensorrt_engine
+
+    return tensorrt_engine.load(engine)
+
+
+def _types(installed: Installed) -> NetworkTypes | None:
+    runtime, found = installed.packages.get(PACKAGE, ""), installed.libraries("tensorrt")
+    return network_types(runtime, found) if runtime and found else None

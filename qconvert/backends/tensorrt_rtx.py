@@ -2,12 +2,33 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 
-from qconvert.backends.base import Availability, Wants
-from qconvert.backends.installed import Installed
+from qconvert import onnx_io
+from qconvert.backends import nvinfer
+from qconvert.backends.base import (
+    Availability,
+    BuildSpec,
+    Engine,
+    Heard,
+    Profile,
+    Session,
+    Wants,
+)
+from qconvert.backends.ep_context import wrap
+from qconvert.backends.folder import GRAPH, keep, writing
+from qconvert.backends.installed import Installed, look
+from qconvert.backends.settings import settings, told
 from qconvert.backends.tensorrt import scheme
+from qconvert.backends.tensorrt_options import CONTEXT
 from qconvert.backends.versions import is_rtx
+from qconvert.errors import Unavailable
 
+PROVIDER = "NvTensorRTRTXExecutionProvider"
+ENGINE = "model.engine"
 PLUGIN = "onnxruntime-ep-nv-tensorrt-rtx-cu13"
 EXTRA = 'pip install "qconvert[tensorrt-rtx]"'
 
@@ -61,3 +82,72 @@ def wants() -> Wants:
     """Say what graphs TensorRT for RTX takes: the same as TensorRT."""
     note = "the support matrix of TensorRT for RTX names no INT8 convolution: measure before use"
     return Wants(scheme("tensorrt-rtx"), ("fp32", "fp16", "bf16"), build_rest="fp16", notes=(note,))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a build for TensorRT for RTX can be told.
+
+    `more_profiles` has further batch sizes that the engine is tuned for beside `--profile`, such as
+    `1,1,1 8,8,8`. `workspace` is in MiB, 0 for all there is.
+    """
+
+    more_profiles: str = ""
+    workspace: int = 0
+
+    def __post_init__(self) -> None:
+        if self.workspace < 0:
+            raise ValueError("`workspace` is not negative")
+        self.profiles()
+
+    def profiles(self) -> tuple[Profile, ...]:
+        """Return the further profiles."""
+        sizes = [[int(size) for size in each.split(",")] for each in self.more_profiles.split()]
+        if any(len(each) != 3 for each in sizes):
+            raise ValueError("a profile of `more-profiles` has three batch sizes, such as 1,8,32")
+        return tuple(Profile(*each) for each in sizes)
+
+
+def recipe(spec: BuildSpec) -> Mapping[str, str]:
+    """Return all that decides a build beside the model; made ahead of time, no machine does."""
+    profile = spec.profile
+    return {
+        "backend": "tensorrt-rtx",
+        "precision": spec.precision,
+        "profile": f"{profile.least},{profile.best},{profile.most}",
+        "builder": f"tensorrt-rtx {look().libraries('tensorrt-rtx')}",
+        **told(settings(Settings, spec, "tensorrt-rtx")),
+    }
+
+
+def build(graph: Path, spec: BuildSpec, folder: Path, heard: Heard) -> Engine:
+    """Build an engine ahead of time for all RTX GPUs, with or without one here.
+
+    Two builds of an fp32 or fp16 graph give the same bytes, two of an INT8 graph need not.
+    """
+    chosen = settings(Settings, spec, "tensorrt-rtx")
+    try:
+        trt = import_module("tensorrt_rtx")
+    except ImportError:
+        raise Unavailable("tensorrt-rtx-cu13 is not installed", hint=EXTRA) from None
+    kept = keep(graph, folder)
+    wishes = nvinfer.Wishes((spec.profile, *chosen.profiles()), chosen.workspace)
+    engine = nvinfer.build(trt, kept.path, kept.inputs, wishes, heard)
+    with writing(folder):
+        (folder / ENGINE).write_bytes(engine)
+        onnx_io.save(wrap(kept.model, ENGINE, PROVIDER), folder / CONTEXT)
+    made_with = dict(recipe(spec))
+    return Engine("tensorrt-rtx", spec.precision, folder, GRAPH, (CONTEXT, ENGINE), made_with)
+
+
+def open(engine: Engine) -> Session:
+    """Load an engine through the provider plugin, where there is an RTX GPU."""
+    reason, cure = _why_not_run(look())
+    if reason:
+        raise Unavailable(
+            f"engines of tensorrt-rtx do not run here: {reason}",
+            hint=cure or "run it on a machine with an RTX GPU: `qconvert bench` adds what it finds",
+        )
+    from qconvert.backends import tensorrt_rtx_plugin
+
+    return tensorrt_rtx_plugin.load(engine)

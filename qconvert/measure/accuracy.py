@@ -1,7 +1,19 @@
 """How right the answers of an engine are, and how like those of FP32, over the same images."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
+
+import numpy as np
+
+from qconvert.measure.classified import Scores, Shift, change, scores, shifts
+from qconvert.measure.judged import NONE, Judged, Rows
+
+MeasuredOn = Literal["engine", "cpu-simulation"]
+
+IDENTICAL = "the outputs are those of FP32, bit for bit: there is no error, and no SQNR"
+NO_LABELS = "no labels: top-1, precision, recall and F1 are not measured"
+NO_CLASSES = "no output is a row of scores: outputs are compared by cosine and SQNR only"
 
 
 @dataclass(frozen=True)
@@ -9,12 +21,13 @@ class Accuracy:
     """Scores over images, in percent; those that need labels are None without.
 
     `change_pp` is the change of top-1 against FP32 over the same images, with half the width of its
-    95 % interval. `sqnr_db` and `kl` compare the outputs with those of FP32. `engine` says that the
-    engine itself ran, `cpu-simulation` that its graph did on the CPU.
+    95 % interval. `sqnr_db`, `kl` and `cosine` compare the outputs with those of FP32; an SQNR of
+    infinity is that of equal outputs, and a note says so where it cannot be written. `engine` says
+    that the engine itself ran, `cpu-simulation` that its graph did on the CPU.
     """
 
     images: int
-    measured_on: Literal["engine", "cpu-simulation"]
+    measured_on: MeasuredOn
     agreement: float | None
     sqnr_db: float | None
     kl: float | None
@@ -26,3 +39,104 @@ class Accuracy:
     change_pp: float | None = None
     half_width_pp: float | None = None
     notes: tuple[str, ...] = ()
+    cosine: float | None = None
+    shifts: tuple[Shift, ...] = ()
+
+
+def accuracy(judged: Judged, measured_on: MeasuredOn = "engine") -> Accuracy:
+    """Return what all images together say of an engine.
+
+    SQNR is over all outputs of all images, KL and cosine are means over images. Images on which
+    FP32 is not finite compare with nothing and are left out; where only the engine is not, its
+    answer is wrong, and the error, which no number could tell, is left out. Notes count both.
+    """
+    rows = judged.rows
+    found = Accuracy(
+        images=len(rows),
+        measured_on=measured_on,
+        agreement=_agreement(judged),
+        sqnr_db=_sqnr_db(rows),
+        kl=_mean(rows, "kl"),
+        cosine=_mean(rows, "cosine"),
+        shifts=shifts(judged),
+        notes=(*judged.notes, *_notes(judged)),
+    )
+    moved = change(judged)
+    if moved is not None:
+        found = replace(found, change_pp=moved.pp, half_width_pp=moved.half_width_pp)
+    return _with_scores(found, scores(judged))
+
+
+def baseline(judged: Judged) -> Accuracy:
+    """Return what the same images say of FP32 itself; whose answers it was held against is all one.
+
+    It agrees with itself and has no error, so nothing compares.
+    """
+    notes = (*_label_notes(judged), *_fp32_notes(judged.rows))
+    bare = Accuracy(len(judged.rows), "engine", None, sqnr_db=None, kl=None, notes=notes)
+    return _with_scores(bare, scores(judged, of_fp32=True))
+
+
+def _with_scores(found: Accuracy, of: Scores | None) -> Accuracy:
+    if of is None:
+        return found
+    return replace(
+        found, top1=of.top1, top5=of.top5, precision=of.precision, recall=of.recall, f1=of.f1
+    )
+
+
+def _agreement(judged: Judged) -> float | None:
+    rows = judged.rows[judged.rows["wanted"] != NONE]
+    if not judged.classes or not len(rows):
+        return None
+    return 100 * float(np.mean(rows["wanted"] == rows["answer"]))
+
+
+def _sqnr_db(rows: Rows) -> float | None:
+    known = rows[np.isfinite(rows["error"])]
+    if not len(known):
+        return None
+    # Exact sums: the order of the images is nobody's concern.
+    signal, error = math.fsum(known["signal"]), math.fsum(known["error"])
+    if error == 0:
+        return math.inf
+    return 10 * math.log10(signal / error) if signal else None
+
+
+def _mean(rows: Rows, name: str) -> float | None:
+    known = rows[name][np.isfinite(rows[name])]
+    return math.fsum(known) / len(known) if len(known) else None
+
+
+def _notes(judged: Judged) -> list[str]:
+    rows = judged.rows
+    notes = [*_label_notes(judged), *_fp32_notes(rows)]
+    if broken := int((rows["fp32_finite"] & ~rows["finite"]).sum()):
+        notes.append(
+            f"on {broken} of {len(rows)} images the engine's outputs hold NaN or infinity: they "
+            "count as wrong, and are left out of SQNR, KL and cosine"
+        )
+    if _sqnr_db(rows) == math.inf:
+        notes.append(IDENTICAL)
+    return notes
+
+
+def _label_notes(judged: Judged) -> list[str]:
+    if not judged.classes:
+        return [NO_CLASSES]
+    without = int((judged.rows["label"] == NONE).sum())
+    if without == len(judged.rows):
+        return [NO_LABELS]
+    if without:
+        return [f"{without} of {len(judged.rows)} images have no label: scores are over the others"]
+    return []
+
+
+def _fp32_notes(rows: Rows) -> list[str]:
+    broken = int((~rows["fp32_finite"]).sum())
+    if not broken:
+        return []
+    return [
+        f"on {broken} of {len(rows)} images FP32's own outputs hold NaN or infinity: nothing "
+        "compares with them"
+    ]

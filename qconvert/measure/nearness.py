@@ -29,6 +29,19 @@ def distances(wanted: Sequence[Feeds], got: Sequence[Feeds]) -> Numbers:
     return mean
 
 
+def sqnr_db(wanted: Feeds, got: Feeds) -> float:
+    """Return the power of all real outputs over that of their error, in decibels."""
+    signal = error = 0.0
+    for name, array in wanted.items():
+        if np.asarray(array).dtype.kind == "f":
+            a, b = (np.asarray(each, dtype=np.float64) for each in (array, got[name]))
+            signal += float(np.square(a).sum())
+            error += float(np.square(a - b).sum())
+    if not error:
+        return float("inf")
+    return float(10 * np.log10(signal / error)) if signal and np.isfinite(error) else -np.inf
+
+
 def divergence(wanted: NDArray[Any], got: NDArray[Any]) -> Numbers:
     """Return the KL divergence of each row of scores, or of probabilities where they are such."""
     before, after = _log_probabilities(wanted), _log_probabilities(got)

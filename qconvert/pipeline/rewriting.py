@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
+from qconvert.backends.ort import open_cpu
+from qconvert.measure.nearness import sqnr_db
 from qconvert.pipeline import rewritten
 from qconvert.pipeline.choosing import AUTO, Tried, try_methods
 from qconvert.pipeline.halves import halved, largest
@@ -18,7 +20,18 @@ from qconvert.quantize.rewrite import apply
 from qconvert.quantize.scheme import Scheme
 
 NOT_RUN = "not run here: ONNX Runtime has no bf16 kernels for the CPU"
+HALF_SCALES = (
+    "ONNX Runtime's CPU provider answers right with the session setting "
+    "`session.disable_quant_qdq` = 1 only: it misreads scales in half precision"
+)
+STRANGE = (
+    "the answers have little to do with those of the float model: SQNR {:.0f} dB on {} images; "
+    "try `--method auto`, or `--exclude` layers"
+)
 UNSEEN = "without calibration nothing is known of overflow: add `--images`"
+
+# Below, the error has half the power of the answers, and more.
+LEAST_DB = 3.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,9 @@ def rewrite(ready: Prepared, found: Seen | None, how: How, tell: Tell) -> Rewrit
         notes.append(NOT_RUN)
     else:
         rewritten.require_sound(model, ready)
+    if plan is not None and rest != "fp32":
+        notes.append(HALF_SCALES)
+    notes += _strange(ready, model, found) if rest != "bf16" else []
     result = Rewritten(model, plan, islands, tuple(tried), tuple(notes))
     tell(Progress("quantize", f"{how.name}: {_told(result, rest)}", time.perf_counter() - started))
     return result
@@ -82,6 +98,17 @@ def _planned(
         choice = try_methods(ready, how.scheme, found, wishes, tell)
         wishes, tried = replace(wishes, method=choice.method), choice.tried
     return make_plan(ready.model, how.scheme, found.whole.summaries, wishes), tried
+
+
+def _strange(ready: Prepared, model: ir.Model, found: Seen | None) -> list[str]:
+    """Say so where a model no longer answers like the one it was made from."""
+    if found is None or not found.at_hand:
+        return []
+    feeds = next(iter(found.images()))
+    wanted, got = open_cpu(ready.model)(feeds), open_cpu(model)(feeds)
+    db = sqnr_db(wanted, got)
+    count = len(next(iter(feeds.values())))
+    return [STRANGE.format(db, count)] if db < LEAST_DB else []
 
 
 def _told(done: Rewritten, rest: str) -> str:

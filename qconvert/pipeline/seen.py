@@ -33,6 +33,7 @@ class Seen:
     """A calibration, and `count` images to choose between what could be made of it.
 
     Choices are made with `choosing`, which did not see those images where they are `held_out`.
+    They are `at_hand` unless all that is known is their names.
     """
 
     whole: Calibration
@@ -40,6 +41,7 @@ class Seen:
     images: Callable[[], Iterator[Feeds]]
     count: int
     held_out: bool
+    at_hand: bool = True
 
 
 def measured(ready: Prepared, config: Config, job: Job, store: Store, tell: Tell) -> Seen:
@@ -83,7 +85,8 @@ def from_file(ready: Prepared, config: Config, path: Path) -> Seen:
     def images() -> Iterator[Feeds]:
         yield from _feeds(ready, _again(ready, config, whole), chosen)()
 
-    return Seen(whole, whole, images, _count(chosen), held_out=False)
+    at_hand = config.calibration.images is not None
+    return Seen(whole, whole, images, _count(chosen), held_out=False, at_hand=at_hand)
 
 
 def split(count: int) -> tuple[list[range], list[range]]:

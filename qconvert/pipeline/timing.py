@@ -11,8 +11,9 @@ from qconvert.backends.base import Engine, Session
 from qconvert.config import Bench
 from qconvert.feeds import Feeds, TensorSpec, draw, fixed_batch
 from qconvert.measure import stats
-from qconvert.measure.latency import Effort, Latency, interleave
+from qconvert.measure.latency import Latency, interleave
 from qconvert.measure.machine import machine
+from qconvert.measure.turns import Effort
 from qconvert.pipeline.progress import Progress, Tell
 from qconvert.store import Store, digest
 

@@ -70,7 +70,11 @@ class Variant:
 
 @dataclass(frozen=True)
 class Gate:
-    """A limit that the user set, judged on one variant; `value` is None where it is unmeasured."""
+    """A limit that the user set, judged on one variant; `value` is None where it is unmeasured.
+
+    `value` is in the unit of the limit and judged as it is; `half_width` is half its 95 % interval.
+    `why` says why nothing was measured, or what the value was measured on.
+    """
 
     name: str
     variant: str
@@ -78,6 +82,16 @@ class Gate:
     limit: float
     passed: bool
     why: str = ""
+    half_width: float | None = None
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images that were used: where they lie, how many, and one hash over names and contents."""
+
+    path: str
+    count: int
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,10 @@ class Report:
 
     Sizes and speeds compare with the fp32 engine of the same backend; accuracy compares with the
     FP32 model on the CPU, whose own accuracy is `baseline`. `bytes` of the baseline are those of
-    the FP32 ONNX file.
+    the FP32 ONNX file. `preprocess` is what was done to the images, with every size settled.
+
+    `gates`, `notes`, `best` and `verdict` follow from the rest: `conclude` sets them. `heard` is
+    what the steps said on their way, and comes first in `notes`.
     """
 
     tool: str
@@ -102,4 +119,10 @@ class Report:
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     verdict: str = ""
+    best: str = ""
+    heard: tuple[str, ...] = ()
+    preprocess: dict[str, object] = field(default_factory=dict)
+    calibration: Images | None = None
+    evaluation: Images | None = None
+    shared_images: int = 0
     schema: int = SCHEMA

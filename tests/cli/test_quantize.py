@@ -103,6 +103,30 @@ def test_int8_in_a_sea_of_half_precision_builds_as_a_strongly_typed_network(
         assert build(model) > 0
 
 
+def test_int8_in_half_precision_answers_as_int8_alone_does(qconvert: Command) -> None:
+    image = {"image": floats(8, 3, 16, 16, seed=5)}
+    answers = []
+    for rest in ("fp32", "fp16"):
+        done = quantized(qconvert, "--images", "images", "--backend", "tensorrt", "--rest", rest)
+        assert ("session.disable_quant_qdq" in " ".join(done.err.split())) == (rest == "fp16")
+        answers.append(open_cpu(onnx_io.load(Path("out.onnx")))(image)["scores"])
+    assert np.square(answers[0]).sum() / np.square(answers[0] - answers[1]).sum() > 300
+
+
+def test_a_model_that_no_longer_answers_like_itself_is_told(
+    qconvert: Command, tmp_path: Path
+) -> None:
+    plan = Path("plan.json")
+    quantized(qconvert, "--images", "images", "--plan-out", plan.name)
+    broken = json.loads(plan.read_text())
+    broken["tensors"]["c"] = {"low": 0.0, "high": 1e-6}
+    plan.write_text(json.dumps(broken))
+    qconvert("calibrate", "net.onnx", "--images", "images", "-o", "c.npz")
+    more = ("--calibration", "c.npz", "--images", "images", "--plan", plan.name)
+    told = " ".join(quantized(qconvert, *more).err.split())
+    assert "the answers have little to do with those of the float model" in told
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_half_precision_needs_no_images_and_says_what_it_does_not_know(
     qconvert: Command, precision: str
@@ -118,7 +142,9 @@ def test_half_precision_needs_no_images_and_says_what_it_does_not_know(
 
 
 def test_what_overflows_stays_in_float32_and_is_named(qconvert: Command) -> None:
-    write(mixed(w1=floats(*MIXED_SHAPES["w1"]) * 3e4, six=np.array(1e9, np.float32)), Path("net.onnx"))
+    write(
+        mixed(w1=floats(*MIXED_SHAPES["w1"]) * 3e4, six=np.array(1e9, np.float32)), Path("net.onnx")
+    )
     done = quantized(qconvert, "--images", "images", "--precision", "fp16")
     assert "stays in float32" in done.err
     image = {"image": floats(2, 3, 16, 16, seed=5)}

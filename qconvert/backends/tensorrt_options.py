@@ -1,0 +1,162 @@
+"""What the TensorRT provider of ONNX Runtime is told, as pure functions of a build."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qconvert.backends.base import BuildSpec, Profile
+from qconvert.backends.settings import settings
+from qconvert.backends.versions import NetworkTypes
+from qconvert.errors import UsageError
+from qconvert.feeds import TensorSpec
+from qconvert.quantize.plan import Rest
+
+CONTEXT = "model_ctx.onnx"
+PREFIX = "model"
+LEVELS = range(6)
+
+# The precision beside INT8 where a build does not say.
+REST: Rest = "fp16"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a build for TensorRT can be told.
+
+    `builder` is `provider` (ONNX Runtime builds) or `native` (TensorRT's own builder does, strongly
+    typed). `workspace` is in MiB, 0 for all there is. `timing_cache` names a folder in which
+    timings are kept from build to build.
+    """
+
+    builder: str = "provider"
+    device: int = 0
+    workspace: int = 0
+    level: int = 3
+    timing_cache: str = ""
+    hardware_compatible: bool = False
+    weight_stripped: bool = False
+    cuda_graph: bool = False
+    allow_fallback: bool = False
+
+    def __post_init__(self) -> None:
+        if self.builder not in ("provider", "native"):
+            raise ValueError(f"`builder` is provider or native, got {self.builder}")
+        if self.level not in LEVELS:
+            raise ValueError(f"`level` goes from 0 to {LEVELS[-1]}, got {self.level}")
+        if self.workspace < 0 or self.device < 0:
+            raise ValueError("`workspace` and `device` are not negative")
+        if self.builder == "native" and self.allow_fallback:
+            raise ValueError("`allow-fallback` does nothing with the native builder")
+
+
+def provider_options(
+    spec: BuildSpec, folder: Path, runtime: NetworkTypes, inputs: Sequence[TensorSpec]
+) -> dict[str, str]:
+    """Return the options with which the provider builds an engine into a folder.
+
+    The provider writes a model that names the engine, from which it loads again without building.
+    It can do so for whole graphs only; where other providers may take nodes, a plain cache of
+    engines in the same folder stands in.
+    """
+    chosen = settings(Settings, spec, "tensorrt")
+    flags = precision_flags(spec, runtime)
+    made = {**_device(chosen), **flags, **profile_options(spec.profile, inputs)}
+    made["trt_builder_optimization_level"] = str(chosen.level)
+    if chosen.workspace:
+        made["trt_max_workspace_size"] = str(chosen.workspace * 2**20)
+    if chosen.hardware_compatible:
+        made["trt_engine_hw_compatible"] = "1"
+    if chosen.timing_cache:
+        made |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": chosen.timing_cache}
+    return made | _stripped(chosen, folder) | _stored(chosen, folder)
+
+
+def opening_options(chosen: Settings, folder: Path) -> dict[str, str]:
+    """Return the options with which the provider loads an engine that names no profile any more."""
+    return _device(chosen) | _stripped(chosen, folder)
+
+
+def precision_flags(spec: BuildSpec, runtime: NetworkTypes) -> dict[str, str]:
+    """Return the precision flags: none where the graph carries its types.
+
+    INT8 without a flag for the rest would leave all other layers in float32.
+    """
+    if not runtime.flags:
+        return {}
+    wanted = (spec.rest or REST, "int8") if spec.precision == "int8" else (spec.precision,)
+    flags = {f"trt_{each}_enable": "1" for each in wanted if each != "fp32"}
+    if "trt_fp16_enable" in flags:
+        flags["trt_layer_norm_fp32_fallback"] = "1"  # its sums of squares overflow in fp16
+    return flags
+
+
+def profile_options(profile: Profile, inputs: Sequence[TensorSpec]) -> dict[str, str]:
+    """Return the least, best and largest shape of every input whose batch is open.
+
+    Without all three, and for all such inputs, engines are built again when a shape is new.
+    """
+    dynamic = open_batches(inputs)
+    if not dynamic:
+        return {}
+    sizes = {"min": profile.least, "opt": profile.best, "max": profile.most}
+    return {
+        f"trt_profile_{name}_shapes": ",".join(_shape(spec, batch) for spec in dynamic)
+        for name, batch in sizes.items()
+    }
+
+
+def open_batches(inputs: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """Return the inputs whose batch is open; refuse those with other open dimensions."""
+    for spec in inputs:
+        if spec.is_open:
+            raise UsageError(
+                f"an engine needs the sizes of `{spec}`, only the batch may be open",
+                hint=f"say them with `--input {spec.name}:1x3x224x224` when exporting",
+            )
+    return [spec for spec in inputs if spec.shape and not isinstance(spec.shape[0], int)]
+
+
+def engine_files(folder: Path, chosen: Settings, graph: Sequence[str]) -> tuple[str, ...]:
+    """Return the files loaded at run time, the one to open first.
+
+    Engines without weights take them from the graph, which then belongs to what is loaded.
+    """
+    ending = ".stripped.engine" if chosen.weight_stripped else ".engine"
+    engines = sorted(path.name for path in folder.iterdir() if path.name.endswith(ending))
+    if not engines:
+        return ()
+    if chosen.allow_fallback:
+        return (*graph, *engines)
+    context = [CONTEXT] if (folder / CONTEXT).is_file() else []
+    return (*context, *engines, *(graph if chosen.weight_stripped else ())) if context else ()
+
+
+def _shape(spec: TensorSpec, batch: int) -> str:
+    return f"{spec.name}:" + "x".join(str(size) for size in (batch, *spec.shape[1:]))
+
+
+def _device(chosen: Settings) -> dict[str, str]:
+    graph = {"trt_cuda_graph_enable": "1"} if chosen.cuda_graph else {}
+    return {"device_id": str(chosen.device), **graph}
+
+
+def _stripped(chosen: Settings, folder: Path) -> dict[str, str]:
+    if not chosen.weight_stripped:
+        return {}
+    return {
+        "trt_weight_stripped_engine_enable": "1",
+        "trt_onnx_model_folder_path": str(folder),
+    }
+
+
+def _stored(chosen: Settings, folder: Path) -> dict[str, str]:
+    kept = {"trt_engine_cache_enable": "1", "trt_engine_cache_prefix": PREFIX}
+    if chosen.allow_fallback:
+        return {**kept, "trt_engine_cache_path": str(folder)}
+    # No cache path: engines then go beside the context model, which may only name what is there.
+    return {
+        **kept,
+        "trt_dump_ep_context_model": "1",
+        "trt_ep_context_file_path": str(folder / CONTEXT),
+        "trt_ep_context_embed_mode": "0",
+    }

@@ -1,0 +1,51 @@
+"""ONNX Runtime's provider plugin for TensorRT for RTX.
+
+Written from the plugin's own description; it runs only where there is an RTX GPU.
+"""
+
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import onnxruntime
+
+from qconvert.backends import ort_session
+from qconvert.backends.base import Coverage, Engine
+from qconvert.errors import QConvertError, Unavailable, reason
+
+PROVIDER = "NvTensorRTRTXExecutionProvider"
+MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
+
+
+def load(engine: Engine) -> ort_session.OrtSession:
+    """Load the model that names the engine, on the first RTX GPU and nothing else."""
+    chosen = ort_session.options(entries={"session.disable_cpu_ep_fallback": "1"})
+    many = {"nv_multi_profile_enable": "1"} if engine.made_with.get("more-profiles") else {}
+    chosen.add_provider_for_devices(_devices()[:1], many)
+    path = engine.folder / engine.files[0]
+    try:
+        session = onnxruntime.InferenceSession(str(path), chosen)
+    except Exception as error:  # its exception classes share no public base
+        raise QConvertError(
+            f"{PROVIDER} cannot load `{path.name}`: {reason(error)}",
+            hint="build the engine again: plugin and builder must be of one release",
+        ) from None
+    why = "the plugin does not tell the precisions of an engine's layers"
+    return ort_session.OrtSession(
+        session,
+        lambda: Coverage(ort_session.counted(ort_session.assigned(session)), None, why),
+        "cuda",
+    )
+
+
+@cache
+def _devices() -> list[Any]:
+    """Register the plugin once in this process and return the GPUs that it drives."""
+    plugin = import_module(MODULE)
+    onnxruntime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
+    found = [each for each in onnxruntime.get_ep_devices() if each.ep_name == PROVIDER]
+    if not found:
+        raise Unavailable(
+            "the provider plugin found no RTX GPU", hint="`qconvert doctor` says what it needs"
+        )
+    return found

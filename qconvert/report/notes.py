@@ -1,0 +1,182 @@
+"""What a reader should know before trusting the figures: a sentence each, with what to do."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+from qconvert.measure.accuracy import IDENTICAL, NO_CLASSES, NO_LABELS
+from qconvert.measure.stats import stats
+from qconvert.report import figures, numerals
+from qconvert.report.model import Report, Unquantized, Variant
+
+FEW_IMAGES = 100
+WIDE_PP = 1.0  # wider than what is mostly at stake
+AIM_PP = 0.5
+LOW_TOP1 = 25.0
+IN_TABLE = (IDENTICAL, NO_LABELS, NO_CLASSES)
+CPU_PROVIDER = "CPUExecutionProvider"
+
+
+def sentences(report: Report) -> tuple[str, ...]:
+    """Return all notes, those that steps and measurements made first; none twice."""
+    told = [*report.heard, *_measurements(report)]
+    for rule in RULES:
+        told += rule(report)
+    return tuple(dict.fromkeys(told))
+
+
+def _measurements(report: Report) -> Iterator[str]:
+    """Yield what was noted beside a figure, once for all the variants that share it.
+
+    What is true of the images themselves is noted with the baseline already, and what the accuracy
+    table says below itself is not said again.
+    """
+    known = set(report.baseline.notes) if report.baseline is not None else set()
+    yield from (note for note in sorted(known) if note not in IN_TABLE)
+    found: dict[str, list[str]] = {}
+    for variant in report.variants:
+        remarks = [(variant.name, note) for note in variant.notes]
+        for latency in variant.latency:
+            at = f"{variant.name}, batch {latency.batch}"
+            remarks += [(at, note) for note in latency.notes]
+        if variant.accuracy is not None:
+            remarks += [(variant.name, note) for note in variant.accuracy.notes]
+        for name, note in remarks:
+            found.setdefault(note, []).append(f"`{name}`")
+    for note, names in found.items():
+        if note not in known and note not in IN_TABLE:
+            yield f"{'; '.join(dict.fromkeys(names))}: {note}"
+
+
+def slow_int8(report: Report) -> Iterator[str]:
+    """Say where INT8 is not faster than what costs no accuracy, and what may be the cause."""
+    for variant in report.variants:
+        faster = faster_float(report, variant)
+        if variant.precision != "int8" or faster is None:
+            continue
+        ours, theirs = figures.median_ms(variant), figures.median_ms(faster)
+        assert ours is not None
+        assert theirs is not None
+        yield (
+            f"INT8 is not faster than {faster.precision.upper()} on `{variant.backend}` "
+            f"({numerals.ms(ours)} against {numerals.ms(theirs)} ms), {_because(variant)}: "
+            f"ship `{faster.name}`, or look with `qconvert inspect --quantized`"
+        )
+
+
+def faster_float(report: Report, variant: Variant) -> Variant | None:
+    """Return the fastest float engine of the backend that takes no longer than this one."""
+    latency = figures.headline(variant)
+    if latency is None:
+        return None
+    ours = stats(latency).median_ms
+    found: list[tuple[float, Variant]] = []
+    for each in report.variants:
+        other = figures.timed(each, latency.batch, latency.where)
+        float_ = each.backend == variant.backend and each.precision in ("fp32", "fp16", "bf16")
+        if float_ and other is not None and stats(other).median_ms <= ours:
+            found.append((stats(other).median_ms, each))
+    return min(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def _because(variant: Variant) -> str:
+    if not variant.left:
+        return f"though {_all_of(variant.candidates)} quantized"
+    kinds = Counter(each.op for each in variant.left)
+    op, most = kinds.most_common(1)[0]
+    biggest = [each for each in variant.left if each.op == op]
+    return (
+        f"because {len(variant.left)} of {max(variant.candidates, len(variant.left))} operators "
+        f"are not quantized, most of them {op} ({most}: {_reasons(biggest)})"
+    )
+
+
+def _all_of(candidates: int) -> str:
+    return f"all {candidates} operators that could be are" if candidates else "its graph is"
+
+
+def _reasons(left: Sequence[Unquantized]) -> str:
+    reason, _ = Counter(each.reason for each in left).most_common(1)[0]
+    return f"{reason}, as in `{left[0].node}`"
+
+
+def simulated(report: Report) -> Iterator[str]:
+    """Name the engines whose answers are those of their graph on another machine's kernels."""
+    names = [
+        f"`{variant.name}`"
+        for variant in report.variants
+        if variant.accuracy is not None and variant.accuracy.measured_on == "cpu-simulation"
+    ]
+    if names:
+        yield (
+            f"accuracy of {', '.join(names)} is that of the same graph on ONNX Runtime's CPU: "
+            "run `qconvert evaluate` on the run folder where the engine works"
+        )
+
+
+def shared_images(report: Report) -> Iterator[str]:
+    """Warn where accuracy was measured on images that the ranges were made from."""
+    if report.shared_images:
+        yield (
+            f"calibration and evaluation share {numerals.count(report.shared_images, 'image')}, "
+            "so the accuracy may look better than it is: evaluate on other images"
+        )
+
+
+def few_images(report: Report) -> Iterator[str]:
+    """Warn where too few images were looked at for the differences that matter."""
+    rated = [variant.accuracy for variant in report.variants if variant.accuracy is not None]
+    images = min((each.images for each in rated), default=0)
+    widest = max((each.half_width_pp or 0.0 for each in rated), default=0.0)
+    if 0 < images < FEW_IMAGES:
+        yield (
+            f"accuracy rests on {numerals.count(images, 'image')}: "
+            f"evaluate on {FEW_IMAGES} or more before trusting it"
+        )
+    elif widest > WIDE_PP:
+        enough = _rounded_up(images * (widest / AIM_PP) ** 2)
+        yield (
+            f"intervals are as wide as ± {widest:.1f} pp with {images} images: "
+            f"about {enough} would bring them to ± {AIM_PP} pp"
+        )
+
+
+def _rounded_up(value: float) -> int:
+    step = int(10 ** max(len(str(int(value))) - 2, 0))
+    return int(-(-value // step) * step)
+
+
+def half_in_float(report: Report) -> Iterator[str]:
+    """Say where half precision saves space and no time, because nothing computes in it."""
+    for variant in report.variants:
+        if variant.precision == "fp16" and _runs_in_float(variant):
+            yield (
+                f"`{variant.name}` is stored in half the bytes and computed in float32 here: "
+                "ship it for its size, and another precision for speed"
+            )
+
+
+def _runs_in_float(variant: Variant) -> bool:
+    """Tell it from the nodes that ran; ONNX Runtime has no FP16 kernels for x86 CPUs."""
+    if variant.by_precision is not None:
+        return not variant.by_precision.get("fp16")
+    return set(variant.by_provider) == {CPU_PROVIDER}
+
+
+def low_baseline(report: Report) -> Iterator[str]:
+    """Doubt labels and preprocessing where the FP32 model itself is mostly wrong."""
+    top1 = report.baseline.top1 if report.baseline is not None else None
+    if top1 is not None and top1 < LOW_TOP1:
+        yield (
+            f"the FP32 model itself is right on only {numerals.percent(top1)} % of the images: "
+            "check that `--preprocess` and the numbers of the labels are those it was trained with"
+        )
+
+
+RULES: tuple[Callable[[Report], Iterator[str]], ...] = (
+    slow_int8,
+    low_baseline,
+    shared_images,
+    few_images,
+    simulated,
+    half_in_float,
+)

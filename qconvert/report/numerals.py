@@ -1,0 +1,76 @@
+"""How figures are written: as many digits as they deserve, and never one that changes the sense."""
+
+import math
+
+MOST_DIGITS = 9
+
+
+def ms(value: float) -> str:
+    """Write milliseconds."""
+    return f"{value:.{_decimals(value)}f}"
+
+
+def ms_with_spread(value: float, spread: float) -> str:
+    """Write milliseconds and their spread with the same decimals."""
+    return f"{ms(value)} ± {spread:.{_decimals(value)}f}"
+
+
+def megabytes(size: float) -> str:
+    """Write bytes as megabytes of a million bytes."""
+    value = size / 1e6
+    decimals = 3 if value < 0.1 else 2 if value < 1 else 1
+    return f"{value:.{decimals}f}"
+
+
+def times(ratio: float) -> str:
+    """Write a ratio."""
+    return f"{ratio:.{2 if ratio < 10 else 1 if ratio < 100 else 0}f}×"
+
+
+def percent(value: float) -> str:
+    """Write a percentage in at most five characters, without its sign."""
+    return f"{value:.2f}"[:5]
+
+
+def rate(value: float) -> str:
+    """Write a number of images a second."""
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
+def signed(value: float, decimals: int = 2) -> str:
+    """Write a change with its sign; none on what rounds to zero."""
+    text = f"{abs(value):.{decimals}f}"
+    if float(text) == 0:
+        return text
+    return f"{'−' if value < 0 else '+'}{text}"
+
+
+def change(value: float, half_width: float | None, decimals: int = 2) -> str:
+    """Write a change and its interval; with one decimal where either has two digits before it."""
+    if half_width is None:
+        return signed(value, decimals)
+    fewer = 1 if max(abs(value), half_width) >= 9.995 else decimals
+    return f"{signed(value, fewer)} ± {half_width:.{fewer}f}"
+
+
+def decibels(value: float) -> str:
+    """Write an SQNR; outputs without any error have an infinite one."""
+    return "∞" if value == math.inf else f"{value:.1f}"
+
+
+def beside(value: float, limit: float) -> tuple[str, str]:
+    """Write a value and its limit with two decimals, or so many that they do not look the same."""
+    for decimals in range(2, MOST_DIGITS):
+        texts = f"{value:.{decimals}f}", f"{limit:.{decimals}f}"
+        if texts[0] != texts[1] or math.isclose(value, limit, abs_tol=1e-9):
+            break
+    return texts
+
+
+def count(number: int, noun: str) -> str:
+    """Write a number and its noun, in the plural unless it is one."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _decimals(value: float) -> int:
+    return 3 if value < 0.0995 else 2 if value < 99.95 else 1 if value < 999.5 else 0

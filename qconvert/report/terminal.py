@@ -1,0 +1,47 @@
+"""What stands below tables on a terminal: footnotes, failed gates, notes, the verdict."""
+
+import re
+import textwrap
+from collections.abc import Iterator
+
+from qconvert.report import gates
+from qconvert.report.model import Report
+from qconvert.report.sheet import Sheet
+
+WIDTH = 80
+
+# Between a number and its unit or interval no line ends.
+TOGETHER = re.compile(r"(?<=\d) (?=(?:%|pp|ms|dB|MB|±)(?:\W|$))|(?<=±) ")
+STUCK = "\u00a0"
+
+
+def ending(report: Report) -> str:
+    """Return failed gates, then notes, then the verdict as the last line read."""
+    return "\n".join(_ending(report))
+
+
+def footnotes(sheet: Sheet) -> str:
+    """Return the footnotes of a table, a line or more each."""
+    return "\n".join(line for each in sheet.footnotes for line in wrapped(each, "  "))
+
+
+def wrapped(sentence: str, indent: str = "") -> list[str]:
+    """Return lines of at most 80 columns; names and numbers stay whole."""
+    lines = textwrap.wrap(
+        TOGETHER.sub(STUCK, sentence),
+        WIDTH,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [line.replace(STUCK, " ") for line in lines]
+
+
+def _ending(report: Report) -> Iterator[str]:
+    for gate in report.gates:
+        if not gate.passed:
+            yield from wrapped(f"gate failed: {gates.sentence(gate)}", "  ")
+    for note in report.notes:
+        yield from wrapped(f"note: {note}", "  ")
+    if report.verdict:
+        yield from wrapped(report.verdict)

@@ -1,0 +1,116 @@
+"""Markdown that GitHub draws as meant, whatever names and reasons hold."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from qconvert.config import Gate
+from qconvert.report import markdown, tables
+from qconvert.report.conclude import conclude
+from qconvert.report.model import Report
+from tests.report import reports
+from tests.report.test_tables import SHAPES
+
+HEAD = """\
+# lite0.onnx
+
+**`cpu-int8` fails max-drop (lost 0.33 ± 1.12 pp of top-1, limit 0.20 pp), so ship `cpu-fp32`: \
+24.00 ms at batch 1.**
+
+## Gates
+
+| gate | variant | value | limit | result |
+| --- | --- | ---: | ---: | --- |
+| max-drop | cpu-fp16 | 0.00 ± 0.00 | 0.20 pp | pass |
+| max-drop | cpu-int8 | 0.33 ± 1.12 | 0.20 pp | FAIL |
+
+## Size
+
+| variant | MB | ratio | memory MB |
+| --- | ---: | ---: | ---: |
+| FP32 ONNX | 18.6 |  |  |
+| cpu-fp32 | 18.7 | 1.00× | —¹ |
+| cpu-fp16 | 9.4 | 0.50× | —¹ |
+| cpu-int8 | 5.0 | 0.27× | 90.0 |
+
+¹ not measured in this run
+
+## Latency
+"""
+
+MADE = """\
+## How it was made
+
+```sh
+qconvert build lite0.onnx --images calib --eval val
+```
+
+| | |
+| --- | --- |
+| tool | qconvert 0.1.0 |
+| made | 2026-11-21T14:02:11Z |
+| cpu | AMD EPYC 9454, 16 cores |
+| onnxruntime | 1.31.1 |
+| calibration | 200 images of `calib`, list cdcdcdcdcdcd |
+| evaluation | 300 images of `val`, list efefefefefef |
+
+| engine | path | sha256 | built in |
+| --- | --- | --- | ---: |
+| cpu-fp32 | `engines/cpu-fp32` | abababababab | 1.2 s |
+| cpu-fp16 | `engines/cpu-fp16` | abababababab | 1.2 s |
+| cpu-int8 | `engines/cpu-int8` | abababababab | 1.2 s |
+
+Seconds: export 4.1, build 12.0.
+"""
+
+
+def test_the_verdict_comes_first_and_how_it_was_made_last() -> None:
+    drawn = markdown.markdown(conclude(reports.measured(), Gate(max_drop=0.2)))
+    assert drawn.startswith(HEAD)
+    assert drawn.endswith(MADE)
+    titles = [line for line in drawn.splitlines() if line.startswith("## ")]
+    assert titles == [
+        "## Gates",
+        "## Size",
+        "## Latency",
+        "## Accuracy, % of 300 images",
+        "## Notes",
+        "## Where it runs",
+        "## Not quantized",
+        "## How it was made",
+    ]
+
+
+@pytest.mark.parametrize("shape", SHAPES.values())
+def test_every_row_of_a_table_has_as_many_cells_as_its_head(shape: Callable[[], Report]) -> None:
+    drawn = markdown.markdown(conclude(shape(), Gate(max_drop=1.0, max_latency=5.0)))
+    for table in drawn.split("\n\n"):
+        rows = [line for line in table.splitlines() if line.startswith("|")]
+        assert len({row.count("|") - row.count("\\|") for row in rows}) <= 1
+
+
+def test_parts_without_content_are_left_out() -> None:
+    drawn = markdown.markdown(conclude(reports.report(seconds={}), Gate()))
+    for title in ("## Gates", "## Notes", "## Not quantized", "Seconds", "| engine |"):
+        assert title not in drawn
+
+
+def test_what_markdown_would_act_on_is_escaped() -> None:
+    assert markdown.text("a*b_c <img> [x](y)") == r"a\*b\_c \<img> \[x\](y)"
+    assert markdown.text("`a*b` and *c*") == r"`a*b` and \*c\*"
+    assert markdown.text("odd ` one_") == r"odd \` one\_"
+    assert markdown.text("two\nlines") == "two lines"
+    assert markdown.cell("a|b `c|d`") == r"a\|b `c\|d`"
+
+
+def test_reasons_cannot_break_a_table() -> None:
+    why = {"latency": "line one\n| line | two <b>"}
+    report = reports.report(reports.variant("cuda-fp16", 9.0, None, unmeasured=why))
+    drawn = markdown.drawn(tables.latency(report))
+    assert drawn.splitlines()[-1] == r"¹ line one | line | two \<b>"
+
+
+def test_a_command_cannot_leave_its_fence() -> None:
+    report = replace(reports.measured(), command="qconvert build '```' x")
+    assert "````sh\nqconvert build '```' x\n````" in markdown.markdown(report)

@@ -1,0 +1,61 @@
+"""Figures are written short, and never so short that they say something else."""
+
+import math
+
+import pytest
+
+from qconvert.report import numerals
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [(0.0312, "0.031"), (0.38, "0.38"), (21.4, "21.40"), (123.45, "123.5"), (1234.5, "1234")],
+)
+def test_milliseconds_keep_three_or_four_digits(value: float, written: str) -> None:
+    assert numerals.ms(value) == written
+
+
+@pytest.mark.parametrize("value", [99.96, 999.6, 0.0996])
+def test_rounding_up_does_not_widen_a_number(value: float) -> None:
+    assert len(numerals.ms(value)) <= 5
+
+
+def test_changes_carry_their_sign_and_zero_has_none() -> None:
+    assert numerals.signed(-0.52) == "−0.52"
+    assert numerals.signed(0.1) == "+0.10"
+    assert numerals.signed(-0.001) == "0.00"
+    assert numerals.change(-12.345, 0.5) == "−12.3 ± 0.5"
+    assert numerals.change(0.5, None) == "+0.50"
+
+
+def test_percents_are_five_characters() -> None:
+    assert [numerals.percent(each) for each in (100.0, 99.999, 88.333, 3.1)] == [
+        "100.0",
+        "100.0",
+        "88.33",
+        "3.10",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "written"),
+    [
+        (1.0, 1.0, ("1.00", "1.00")),
+        (1.004, 1.0, ("1.004", "1.000")),
+        (0.9999, 1.0, ("0.9999", "1.0000")),
+        (1.0 + 1e-12, 1.0, ("1.00", "1.00")),
+    ],
+)
+def test_a_value_beside_its_limit_does_not_look_like_it(
+    value: float, limit: float, written: tuple[str, str]
+) -> None:
+    assert numerals.beside(value, limit) == written
+
+
+def test_small_and_infinite_things_have_words() -> None:
+    assert numerals.megabytes(1_500) == "0.002"
+    assert numerals.megabytes(18_600_000) == "18.6"
+    assert numerals.decibels(math.inf) == "∞"
+    assert numerals.times(52.16) == "52.2×"
+    assert numerals.count(1, "image") == "1 image"
+    assert numerals.count(2, "image") == "2 images"

@@ -1,0 +1,228 @@
+"""The three tables: what was measured as numbers, what was not with its reason, in 80 columns."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from qconvert.cli import console
+from qconvert.config import Gate
+from qconvert.report import overview, placement, tables
+from qconvert.report.conclude import conclude
+from qconvert.report.model import Memory, Report
+from qconvert.report.sheet import Sheet
+from qconvert.report.terminal import footnotes
+from tests.report import reports
+
+SHAPES = {
+    "measured": reports.measured,
+    "simulated": reports.simulated,
+    "wide": reports.wide,
+    "unlabelled": reports.unlabelled,
+    "regression": reports.regression,
+    "one image": reports.one_image,
+    "unrated": reports.unrated,
+}
+SHEETS = (
+    tables.size,
+    tables.latency,
+    tables.accuracy,
+    overview.overview,
+    overview.limits,
+    overview.timings,
+)
+
+Show = Callable[[Sheet], str]
+
+
+@pytest.fixture
+def show(capsys: pytest.CaptureFixture[str]) -> Show:
+    """Return what a pipe gets of a table: its lines and its footnotes."""
+
+    def shown(sheet: Sheet) -> str:
+        console._out.cache_clear()
+        columns = [console.Column(c.title, c.justify, c.rank, c.wrap) for c in sheet.columns]
+        console.data_table(console.Table(columns, sheet.rows))
+        drawn = capsys.readouterr().out
+        return f"{sheet.title}\n{drawn}{footnotes(sheet)}".strip()
+
+    return shown
+
+
+SIZE = """
+Size
+variant               MB   ratio
+────────────────────────────────
+FP32 ONNX           18.6
+cpu-fp32            18.7   1.00×
+cpu-fp16             9.4   0.50×
+tensorrt-rtx-int8   10.7  0.58×¹
+cuda-fp16             —²      —²
+¹ against the FP32 ONNX file: no fp32 engine of this backend was built
+² out of memory
+"""
+
+
+def test_sizes_compare_with_fp32_there_else_with_the_file(show: Show) -> None:
+    fp32, fp16, _ = reports.cpu()
+    failed = reports.variant("cuda-fp16", 0, None, unmeasured={"engine": "out of memory"})
+    rtx = reports.variant("tensorrt-rtx-int8", 10.7, None)
+    report = reports.report(fp32, fp16, rtx, replace(failed, engine=None))
+    assert _squeezed(show(tables.size(report))) == _squeezed(SIZE)
+
+
+LATENCY = """
+Latency
+variant             batch      median ms   images/s   speed-up
+──────────────────────────────────────────────────────────────
+cpu-fp32                1   24.00 ± 0.36       41.7      1.00×
+cpu-fp32                8    168.0 ± 2.5       47.6      1.00×
+cpu-fp16                1   25.00 ± 0.37       40.0      0.96×
+cpu-fp16                8    175.0 ± 2.6       45.7      0.96×
+cpu-int8                1   10.00 ± 0.15        100      2.40×
+cpu-int8                8   70.00 ± 1.04        114      2.40×
+tensorrt-rtx-fp32                     —¹
+tensorrt-rtx-fp16                     —¹
+tensorrt-rtx-int8                     —¹
+¹ no RTX GPU here
+"""
+
+
+def test_latency_has_a_row_for_each_engine_and_batch(show: Show) -> None:
+    assert show(tables.latency(reports.simulated())) == LATENCY.strip()
+
+
+ACCURACY = """
+Accuracy, % of 300 images
+variant              top-1   precision   recall      F1      change pp   agrees
+───────────────────────────────────────────────────────────────────────────────
+FP32 ONNX            88.33       88.00    88.50   88.10
+cpu-fp32             88.33       87.93    88.53   88.23    0.00 ± 0.00    100.0
+cpu-fp16             88.33       87.93    88.53   88.23    0.00 ± 0.00    98.50
+cpu-int8             88.00       87.60    88.20   87.90   −0.33 ± 1.12    98.50
+tensorrt-rtx-fp32¹   88.33       87.93    88.53   88.23    0.00 ± 0.00    98.50
+tensorrt-rtx-fp16¹   88.33       87.93    88.53   88.23    0.00 ± 0.00    98.50
+tensorrt-rtx-int8¹   87.33       86.93    87.53   87.23   −1.00 ± 1.30    98.50
+¹ answers of the same graph on ONNX Runtime's CPU: the engine does not run here
+"""
+
+
+def test_accuracy_that_was_simulated_is_marked(show: Show) -> None:
+    assert show(tables.accuracy(reports.simulated())) == ACCURACY.strip()
+
+
+UNLABELLED = """
+Accuracy, % of 200 images¹
+variant    agrees   SQNR dB       KL
+────────────────────────────────────
+cpu-fp32    100.0         ∞   0.0000
+cpu-fp16    99.50      60.0   0.0000
+cpu-int8    98.50      24.1   0.0030
+¹ top-1, precision, recall and F1 need labels: class folders, or `--labels`
+"""
+
+
+def test_without_labels_there_is_agreement_and_the_reason(show: Show) -> None:
+    assert show(tables.accuracy(reports.unlabelled())) == UNLABELLED.strip()
+
+
+def test_outputs_that_name_no_class_compare_by_their_distance(show: Show) -> None:
+    shown = show(tables.accuracy(reports.regression()))
+    assert "variant    SQNR dB    cosine" in shown
+    assert "¹ no top-1 and no agreement: the outputs are not scores of classes" in shown
+
+
+def test_without_evaluation_the_reason_stands_once(show: Show) -> None:
+    shown = show(tables.accuracy(reports.unrated()))
+    assert shown.count("no `--eval`") == 1
+    assert "cpu-int8      —¹       —¹" in shown
+
+
+def test_what_was_not_compared_has_no_speed_up(show: Show) -> None:
+    fp32, fp16, int8 = reports.cpu()
+    alone = show(tables.latency(reports.report(int8)))
+    assert "no fp32 engine of `cpu` to compare with" in alone
+    once = replace(fp32, latency=fp32.latency[:1])
+    assert "`cpu-fp32` was not timed at this batch size" in show(
+        tables.latency(reports.report(once, int8))
+    )
+    assert "compare" not in show(tables.latency(reports.report(fp32, fp16)))
+
+
+def test_calls_on_the_device_have_a_column_where_there_are_any(show: Show) -> None:
+    fp32, *_ = reports.cpu()
+    both = replace(fp32, latency=(*fp32.latency, reports.took(20.0, 1, "device")))
+    assert "device ms" in show(tables.latency(reports.report(both)))
+    assert "device ms" not in show(tables.latency(reports.report(fp32)))
+    device = replace(fp32, latency=(reports.took(20.0, 1, "device"),))
+    assert "20.00" in show(tables.latency(reports.report(device)))
+
+
+def test_memory_has_a_column_where_it_was_measured() -> None:
+    fp32, fp16, int8 = reports.cpu()
+    titles = [column.title for column in tables.size(reports.measured()).columns]
+    assert titles == ["variant", "MB", "ratio", "memory MB"]
+    both = replace(int8, memory=Memory(1_000_000, 2_000_000))
+    sheet = tables.size(reports.report(fp32, fp16, both))
+    assert [column.title for column in sheet.columns][-2:] == ["memory MB", "device MB"]
+    assert sheet.rows[-1][-2:] == ("1.0", "2.0")
+
+
+OVERVIEW = """
+Variants
+variant               MB         p50 ms   speed   top-1    Δ pp   gate
+──────────────────────────────────────────────────────────────────────────
+cpu-fp32            18.7   24.00 ± 0.36   1.00×   88.33    0.00   baseline
+cpu-fp16             9.4   25.00 ± 0.37   0.96×   88.33    0.00   pass
+cpu-int8             5.0   10.00 ± 0.15   2.40×   88.00   −0.33   pass ◆
+tensorrt-rtx-fp32   19.1              —       —   88.33    0.00   baseline
+tensorrt-rtx-fp16    9.8              —       —   88.33    0.00   pass
+tensorrt-rtx-int8   10.7              —       —   87.33   −1.00   FAIL
+"""
+
+
+def test_the_overview_has_a_row_a_variant_and_marks_the_best(show: Show) -> None:
+    report = conclude(reports.simulated(), Gate(max_drop=0.5))
+    assert show(overview.overview(report)) == OVERVIEW.strip()
+
+
+GATES = """
+Gates
+gate       variant                   value     limit   result
+─────────────────────────────────────────────────────────────
+max-drop   cpu-fp16            0.00 ± 0.00   0.50 pp   pass
+max-drop   cpu-int8            0.33 ± 1.12   0.50 pp   pass
+max-drop   tensorrt-rtx-fp16  0.00 ± 0.00¹   0.50 pp   pass
+max-drop   tensorrt-rtx-int8  1.00 ± 1.30¹   0.50 pp   FAIL
+¹ its graph on the CPU
+"""
+
+
+def test_gates_show_value_interval_and_limit(show: Show) -> None:
+    report = conclude(reports.simulated(), Gate(max_drop=0.5))
+    assert _squeezed(show(overview.limits(report))) == _squeezed(GATES)
+
+
+@pytest.mark.parametrize("sheet", SHEETS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_table_fits_80_columns(
+    shape: str, sheet: Callable[[Report], Sheet], show: Show
+) -> None:
+    limits = Gate(max_drop=1.0, min_agreement=97.0, max_latency=5.0, min_speedup=2.0, max_size=10.0)
+    shown = show(sheet(conclude(SHAPES[shape](), limits)))
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "nan" not in shown
+    assert "None" not in shown
+
+
+def test_where_nodes_run_and_why_some_stayed_in_float(show: Show) -> None:
+    shown = show(placement.placement(reports.measured()))
+    assert "cpu-int8   60 CPU              —¹              58 of 60" in shown
+    assert "cpu-fp32   60 CPU              60 fp32" in shown
+    assert placement.left(reports.measured()).rows == (
+        ("cpu-int8", "Gemm", "2", "answers in float"),
+    )
+
+
+def _squeezed(text: str) -> list[list[str]]:
+    return [line.split() for line in text.strip().splitlines() if "──" not in line]
