@@ -131,7 +131,7 @@ class Quantize(Strict):
         Literal["mse", "minmax"], Field(description="how the scales of weights are chosen")
     ] = "mse"
     weight_bits: Annotated[
-        int, Field(ge=4, le=8, strict=True, description="7 keeps x86 without VNNI from overflowing")
+        int, Field(ge=5, le=8, strict=True, description="7 keeps x86 without VNNI from overflowing")
     ] = 8
     exclude: Annotated[
         tuple[str, ...], Field(description="nodes to leave in float: names or operators, as globs")

@@ -152,6 +152,13 @@ def over(
     return Scale(steps, zeros.astype(np.int32), grid, granularity)
 
 
+def too_wide(kept: Range, grid: Grid, steps_in: str) -> bool:
+    """Whether a range needs steps beyond the largest number of their type."""
+    most = float(ml_dtypes.finfo(STEP_TYPES[steps_in]).max)  # type: ignore[no-untyped-call]
+    span = 2 * kept.largest if grid.symmetric else max(kept.high, 0.0) - min(kept.low, 0.0)
+    return span / (grid.levels - 1) > most / 2
+
+
 def rounded_up(steps: NDArray[np.float64], steps_in: str) -> Floats:
     """Return steps that the type holds exactly, never smaller and never zero.
 
@@ -159,10 +166,10 @@ def rounded_up(steps: NDArray[np.float64], steps_in: str) -> Floats:
     chosen would make every value a little wrong.
     """
     kind = STEP_TYPES[steps_in]
-    wanted = np.maximum(steps, SMALLEST_STEP[steps_in]).astype(np.float32)
+    wanted = np.maximum(steps, SMALLEST_STEP[steps_in])
     stored = wanted.astype(kind)
     above = np.nextafter(stored, kind.type(np.inf))
-    enough: Floats = np.where(stored.astype(np.float32) < wanted, above, stored).astype(np.float32)
+    enough: Floats = np.where(stored.astype(np.float64) < wanted, above, stored).astype(np.float32)
     return enough
 
 

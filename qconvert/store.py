@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import platformdirs
 
@@ -25,6 +26,7 @@ RECIPE = "recipe.json"
 CONTENT = "content.json"
 DRAFT = ".qconvert-draft-"
 ABANDONED_SECONDS = 24 * 3600
+LOCK = ".lock"
 TAG = "CACHEDIR.TAG"
 TAG_TEXT = (
     "Signature: 8a477f597d28d172789f06886806bc55\n# Made by qconvert; may be deleted at any time.\n"
@@ -54,9 +56,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Store:
-    """Finished work under `root`, found again by the recipe that made it."""
+    """Finished work under `root`, found again by the recipe that made it.
+
+    A `fresh` store does all work anew, and keeps it in place of what was there.
+    """
 
     root: Path
+    fresh: bool = False
 
     def find(self, step: str, recipe: Recipe) -> Path | None:
         """Return the folder of this work if it is finished and as it was made, else None."""
@@ -66,7 +72,7 @@ class Store:
     def get(self, step: str, recipe: Recipe, make: Callable[[Path], None]) -> Found:
         """Return the folder of this work; `make` fills it if it is not there, or damaged."""
         home = self._home(step, recipe)
-        if _is_whole(home):
+        if _is_whole(home) and not self.fresh:
             return Found(home, stored=True)
         home.parent.mkdir(parents=True, exist_ok=True)
         self._tag()
@@ -79,16 +85,24 @@ class Store:
             _settle(draft, home)
         return Found(home, stored=False)
 
-    def bench(self, step: str, recipe: Recipe) -> Path:
-        """Return the folder in which long work on this recipe keeps what it has so far.
+    @contextmanager
+    def bench(self, step: str, recipe: Recipe) -> Iterator[Path]:
+        """Yield the folder in which long work on this recipe keeps what it has so far.
 
-        A later try finds it there, until nothing was written to it for a day.
+        It goes when the work is done. A later try finds what an earlier one left, until nothing was
+        written to it for a day; of two processes at work the second has a folder of its own.
         """
         home = self._home(step, recipe)
         place = home.with_name(f"{DRAFT}{home.name}")
         place.mkdir(parents=True, exist_ok=True)
         self._tag()
-        return place
+        with (place / LOCK).open("a") as lock:
+            if _taken(lock):
+                with _draft(home.parent) as own:
+                    yield own
+                return
+            yield place
+            shutil.rmtree(place, ignore_errors=True)
 
     def entries(self) -> Iterator[Entry]:
         """Yield every stored piece of work, step by step."""
@@ -124,10 +138,10 @@ class Store:
             tag.write_text(TAG_TEXT, encoding="utf-8")
 
 
-def default() -> Store:
+def default(*, fresh: bool = False) -> Store:
     """Return the store of this user: `QCONVERT_CACHE_DIR`, or the platform's cache folder."""
     chosen = os.environ.get("QCONVERT_CACHE_DIR")
-    return Store(Path(chosen) if chosen else platformdirs.user_cache_path("qconvert"))
+    return Store(Path(chosen) if chosen else platformdirs.user_cache_path("qconvert"), fresh)
 
 
 def digest(path: Path) -> str:
@@ -146,6 +160,22 @@ def sweep(folder: Path) -> None:
     for draft in folder.glob(f"{DRAFT}*"):
         if min(_age(path) for path in [draft, *draft.rglob("*")]) > ABANDONED_SECONDS:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def _taken(lock: IO[str]) -> bool:
+    """Whether another process holds this lock; if none does, this one holds it until it is closed.
+
+    Where the platform has no such locks, the first to finish simply wins.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
 
 
 @contextmanager

@@ -10,6 +10,9 @@ from qconvert.cli.boundary import guarded
 
 COMMANDS = {
     "build": "Make engines of a model, time and score them, in one report.",
+    "bench": "Time engines side by side.",
+    "evaluate": "Compare the answers of engines with FP32, and with labels.",
+    "report": "Show a finished run again, as text, Markdown, JSON or card.",
     "export": "Turn a source into one clean ONNX file, checked against it.",
     "inspect": "Show a model's inputs, operators and sizes.",
     "calibrate": "Measure ranges of a model's tensors over images.",

@@ -47,7 +47,7 @@ _OPTIONS = [
     ),
     click.option(
         "--weight-bits",
-        type=click.IntRange(4, 8),
+        type=click.IntRange(5, 8),
         metavar="N",
         help="Bits of weights; 7 is safe on x86 without VNNI (default: 8).",
     ),

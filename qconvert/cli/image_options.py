@@ -22,6 +22,13 @@ def image_options(command: Command) -> Command:
     return command
 
 
+def preprocess_options(command: Command) -> Command:
+    """Add how images are prepared."""
+    for option in reversed(_PREPROCESS):
+        command = option(command)
+    return command
+
+
 def _resize(
     ctx: click.Context, parameter: click.Parameter, given: str | None
 ) -> int | tuple[int, int] | str | None:

@@ -90,6 +90,15 @@ def place(chosen: Path | None, model: str, suffix: str) -> Path:
     return Path(f"{name}-clean{suffix}") if same else default
 
 
+def of_target(run: Path | None, chosen: Mapping[str, Any]) -> "Config":
+    """Return the settings for engines that are there: those of their run, and what was typed."""
+    from qconvert import config_file
+
+    file = chosen.get("config") or (run / "run.toml" if run is not None else None)
+    assigned = config_file.assignments(chosen.get("assigned", ()))
+    return config_file.load(file, {**assigned, **typed(None, chosen)})
+
+
 def run_place(chosen: Path | None, model: str) -> Path:
     """Return the folder of a run: as chosen, else `runs/NAME`."""
     from qconvert import sources

@@ -25,7 +25,10 @@ def distances(wanted: Sequence[Feeds], got: Sequence[Feeds]) -> Numbers:
         )
         for name in wanted[0]
     ]
-    mean: Numbers = np.mean(far, axis=0)
+    # What has no row for each image, as the places that boxes refer to, counts for all alike.
+    rows = len(far[0])
+    alike = [each if len(each) == rows else np.full(rows, each.mean()) for each in far]
+    mean: Numbers = np.mean(alike, axis=0)
     return mean
 
 
@@ -44,31 +47,43 @@ def sqnr_db(wanted: Feeds, got: Feeds) -> float:
 
 def divergence(wanted: NDArray[Any], got: NDArray[Any]) -> Numbers:
     """Return the KL divergence of each row of scores, or of probabilities where they are such."""
-    before, after = _log_probabilities(wanted), _log_probabilities(got)
+    probable = _are_probabilities(wanted)
+    before, after = _log_probabilities(wanted, probable), _log_probabilities(got, probable)
     apart: Numbers = (np.exp(before) * (before - after)).sum(axis=1)
     return apart
 
 
 def _far(wanted: NDArray[Any], got: NDArray[Any]) -> Numbers:
-    rows = wanted.shape[0] if wanted.ndim else 1
+    rows = wanted.shape[0]
+    if wanted.shape != got.shape:
+        # As of a detector that finds another number of boxes.
+        return np.full(rows, np.inf)
     if wanted.dtype.kind not in "f":
         changed: Numbers = (wanted != got).reshape(rows, -1).mean(axis=1)
         return changed
     a, b = (each.astype(np.float64).reshape(rows, -1) for each in (wanted, got))
-    finite: NDArray[np.bool_] = np.asarray(np.isfinite(b).all(axis=1))
-    b = np.where(finite[:, np.newaxis], b, 0.0)
+    known, finite = (np.isfinite(each).all(axis=1, keepdims=True) for each in (a, b))
+    # An image on which the reference itself has no numbers compares with nothing.
+    a, b = np.where(known, a, 0.0), np.where(known & finite, b, 0.0)
     if wanted.ndim == 2 and a.shape[1] > 1:
         far = divergence(a, b)
     else:
         # Where all that is wanted is zero, the error counts as it is.
         far = np.square(a - b).sum(axis=1) / (np.square(a).sum(axis=1).mean() or 1.0)
-    return np.where(finite, far, np.inf)
+    return np.where(known[:, 0], np.where(finite[:, 0], far, np.inf), 0.0)
 
 
-def _log_probabilities(scores: Numbers) -> Numbers:
+def _are_probabilities(scores: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return for each row whether its numbers add up to 1, as what a Softmax makes does."""
+    sums = scores.astype(np.float64).sum(axis=1)
+    found: NDArray[np.bool_] = (scores >= 0).all(axis=1) & (np.abs(sums - 1.0) < 1e-3)
+    return found
+
+
+def _log_probabilities(scores: NDArray[Any], probable: NDArray[np.bool_]) -> Numbers:
     scores = scores.astype(np.float64)
-    if (scores >= 0).all() and np.allclose(scores.sum(axis=1), 1.0, atol=1e-3):
-        scores = np.log(np.maximum(scores, 1e-12))
+    logs_of = np.log(np.maximum(scores, 1e-12))
+    scores = np.where(probable[:, np.newaxis], logs_of, scores)
     shifted = scores - scores.max(axis=1, keepdims=True)
     logs: Numbers = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return logs

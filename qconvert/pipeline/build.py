@@ -15,13 +15,11 @@ from qconvert.pipeline.assembling import About, Findings, assemble
 from qconvert.pipeline.footprint import footprints
 from qconvert.pipeline.graphs import MADE, Basis, Graph, graph_of, read
 from qconvert.pipeline.progress import Tell
-from qconvert.pipeline.run_folder import CARD, MARKDOWN, REPORT, RunFolder, put_copy, put_text
+from qconvert.pipeline.run_folder import RunFolder, put_copy
 from qconvert.pipeline.scoring import Exam
+from qconvert.pipeline.targets import put_all
 from qconvert.pipeline.variants import Chosen, Variant
 from qconvert.pipeline.workshop import Workshop
-from qconvert.report import as_json
-from qconvert.report.card import card
-from qconvert.report.markdown import markdown
 from qconvert.report.model import Report
 from qconvert.store import Store
 
@@ -83,7 +81,9 @@ def build(config: Config, order: Order, store: Store, tell: Tell) -> Report:
         calibration=base.found.whole if base.found is not None else None,
         evaluation=exam.images.listing() if exam is not None else None,
     )
-    return _write(assemble(about, found), run)
+    report = assemble(about, found)
+    put_all(report, run)
+    return report
 
 
 def _basis(chosen: Chosen, order: Order, shop: Workshop) -> Basis:
@@ -157,12 +157,3 @@ def _images(base: Basis, config: Config) -> Images | None:
     choice = ImageChoice(chosen.images, chosen.count, chosen.labels, config.calibration.seed)
     known = pictures.preprocessing_or_usual(base.ready.source, config)
     return open_images(choice, base.ready.source.inputs, known)
-
-
-def _write(report: Report, run: RunFolder) -> Report:
-    """Write the report in every form; each file appears whole."""
-    put_text(run.root / REPORT, as_json.dumps(report))
-    put_text(run.root / MARKDOWN, markdown(report))
-    if report.best:
-        put_text(run.root / CARD, card(report))
-    return report

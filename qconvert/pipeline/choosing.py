@@ -28,6 +28,7 @@ CANDIDATES = (
 
 USUAL = CANDIDATES[0]
 STANDARD_ERRORS = 2.0
+FEWEST = 4  # below, chance cannot be told from a difference
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def chosen(far: Mapping[str, Numbers]) -> Choice:
         gained = usual - far[each.method]
         if not np.isfinite(usual).all() or each.method == USUAL:
             return Choice(each.method, ranked)
+        if gained.size < FEWEST:
+            break
         if gained.mean() > STANDARD_ERRORS * gained.std(ddof=1) / np.sqrt(gained.size):
             return Choice(each.method, ranked)
     return Choice(USUAL, ranked)

@@ -49,17 +49,13 @@ def measure(tapped: Tapped, share: Share, seen: Callable[[int], None]) -> Calibr
         seen(collector.done)
         save(collector)
 
-    found = share.start
-    for part in share.parts:
-        batches = _numbered(share.images.between(part.start, part.stop), size)
-        answers = ahead(answering(run, tapped), batches, at_once, limit=at_once + 1)
-        try:
-            with contextlib.closing(answers):
-                found = collect(answers, tapped, found, after)
-        except NoImage:
-            # Files that could not be read the last time either; that is no news.
-            if not found.done.size:
-                raise
+    unread: list[NoImage] = []
+    batches = _numbered(share, size, unread)
+    answers = ahead(answering(run, tapped), batches, at_once, limit=at_once + 1)
+    with contextlib.closing(answers):
+        found = collect(answers, tapped, share.start, after)
+    if unread and not found.done.size:
+        raise unread[-1]
     return found
 
 
@@ -76,6 +72,14 @@ def filled(run: Run, size: int, tapped: Tapped) -> Run:
     return fill
 
 
-def _numbered(images: Images, size: int) -> Iterator[Batch]:
-    for batch in images.batches(size):
-        yield [item.position for item in batch.items], batch.feeds
+def _numbered(share: Share, size: int, unread: list[NoImage]) -> Iterator[Batch]:
+    """Yield the batches of all parts; a part without a readable picture is kept in `unread`.
+
+    Those may be files that could not be read the last time either; that is no news.
+    """
+    for part in share.parts:
+        try:
+            for batch in share.images.between(part.start, part.stop).batches(size):
+                yield [item.position for item in batch.items], batch.feeds
+        except NoImage as error:
+            unread.append(error)

@@ -52,7 +52,7 @@ def _how(config: Config, request: Request, ready: Prepared) -> How:
         return How(name, wishes, keep_io=request.keep_io)
     if request.plan is not None:
         plan = plans.load(request.plan)
-        requests.require_fitting(plan, config, request)
+        requests.require_fitting(plan, config, request, backends.wants(request.backend))
         return How(name, wishes, plan=plan, keep_io=request.keep_io)
     scheme = requests.scheme_for(config, backends.wants(request.backend))
     require_float(ready.model)

@@ -8,12 +8,14 @@ from qconvert.backends.base import Wants
 from qconvert.calibrate import methods
 from qconvert.config import Config
 from qconvert.errors import UsageError
-from qconvert.pipeline.choosing import AUTO
+from qconvert.pipeline.choosing import AUTO, USUAL
 from qconvert.quantize.plan import Plan
 from qconvert.quantize.planning import Wishes
 from qconvert.quantize.scheme import Scheme
 from qconvert.quantize.selection import Selection
 from qconvert.scales import Grid
+
+BITS = 8
 
 Precision = Literal["int8", "fp16", "bf16"]
 
@@ -54,6 +56,12 @@ def require_sense(config: Config, request: Request, wants: Wants) -> None:
             f"`{given}` is for INT8; {request.precision} rewrites the whole model",
             hint=f"leave `{given}` out, or ask for `--precision int8`",
         )
+    chosen = config.quantize
+    if request.precision != "int8" and (chosen.exclude or chosen.only or chosen.keep):
+        raise UsageError(
+            f"{request.precision} rewrites the whole model; no node is chosen",
+            hint="`--exclude`, `--only` and `--keep` are for `--precision int8`",
+        )
     if config.quantize.method != AUTO:
         methods.find(config.quantize.method)
 
@@ -81,8 +89,13 @@ def wishes_of(config: Config) -> Wishes:
     return Wishes(chosen.method, chosen.weight_scales, chosen.rest or "fp32", selection)
 
 
-def require_fitting(plan: Plan, config: Config, request: Request) -> None:
+def require_fitting(plan: Plan, config: Config, request: Request, wants: Wants) -> None:
     """Refuse a plan of another backend, and settings that the plan has decided already."""
+    if plan.rest not in wants.rests:
+        raise UsageError(
+            f"`{request.plan}` wants {plan.rest} beside INT8, which `{request.backend}` does not",
+            hint=f'write "rest": "{wants.rests[0]}" into the plan',
+        )
     if plan.scheme != request.backend:
         raise UsageError(
             f"`{request.plan}` is a plan for `{plan.scheme}`, not for `{request.backend}`",
@@ -92,6 +105,7 @@ def require_fitting(plan: Plan, config: Config, request: Request) -> None:
     decided = {"--rest": chosen.rest not in (None, plan.rest)}
     patterns = {"--exclude": chosen.exclude, "--only": chosen.only, "--keep": chosen.keep}
     decided |= {name: bool(value) for name, value in patterns.items()}
+    decided |= {"--method": chosen.method != USUAL, "--weight-bits": chosen.weight_bits != BITS}
     given = [name for name, value in decided.items() if value]
     if given:
         raise UsageError(

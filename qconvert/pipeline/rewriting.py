@@ -112,7 +112,7 @@ def _strange(ready: Prepared, model: ir.Model, found: Seen | None) -> list[str]:
 
 
 def _told(done: Rewritten, rest: str) -> str:
-    parts = []
+    parts = [] if done.plan is not None or rest != "fp32" else ["the float model"]
     if done.plan is not None:
         left = len(done.plan.layers) - done.plan.quantized
         parts.append(f"{done.plan.quantized} of {len(done.plan.layers)} nodes in int8")

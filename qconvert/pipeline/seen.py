@@ -1,21 +1,26 @@
 """What calibration saw of a prepared model: from a file, from the store, or measured now."""
 
-import shutil
+import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qconvert import onnx_io
+import numpy as np
+
+from qconvert import __version__, onnx_io
 from qconvert.calibrate import ranges_file
 from qconvert.calibrate.calibration import Calibration, merge
 from qconvert.config import Config
-from qconvert.errors import UsageError
+from qconvert.errors import QConvertError, UsageError
 from qconvert.feeds import Feeds, fixed_batch
 from qconvert.images import reopen
 from qconvert.images.batch import Images
 from qconvert.images.image_list import Entry, ImageList
+from qconvert.images.pictures import TAKE_OUT, NoImage
 from qconvert.images.preprocess import Preprocess
+from qconvert.images.reading import Reading
 from qconvert.pipeline import pictures
 from qconvert.pipeline.calibrate import Job, begin, measure_to
 from qconvert.pipeline.measuring import BATCH
@@ -51,24 +56,32 @@ def measured(ready: Prepared, config: Config, job: Job, store: Store, tell: Tell
     look = begin(ready, config)
     held, others = split(len(look.images.names))
     origin = look.origin
-    recipe = {"origin": origin.fingerprint, "model": origin.model, "name": ready.source.name}
+    recipe = {
+        "origin": origin.fingerprint,
+        "model": origin.model,
+        "name": ready.source.name,
+        "qconvert": __version__,
+    }
 
     def make(folder: Path) -> None:
-        bench = store.bench("calibrate", recipe)
-        parts = [
-            measure_to(look, replace(job, out=bench / name, fresh=False), wanted, tell).calibration
-            for name, wanted in ((CHOOSING, others), (HELD_OUT, held))
-        ]
-        ranges_file.save(parts[0], folder / CHOOSING)
-        ranges_file.save(merge(*parts), folder / WHOLE)
-        shutil.rmtree(bench)
+        with store.bench("calibrate", recipe) as bench:
+            here = [replace(job, out=bench / name, fresh=False) for name in (CHOOSING, HELD_OUT)]
+            parts = [
+                measure_to(look, each, wanted, tell).calibration
+                for each, wanted in zip(here, (others, held), strict=True)
+            ]
+            whole = merge(*parts)
+            _require_readable(whole, config)
+            ranges_file.save(parts[0], folder / CHOOSING)
+            ranges_file.save(whole, folder / WHOLE)
 
     found = store.get("calibrate", recipe, make)
     whole, choosing = (ranges_file.load(found.path / name) for name in (WHOLE, CHOOSING))
     text = f"{whole.done.size} images, {len(whole.summaries)} tensors"
     tell(Progress("calibrate", text, time.perf_counter() - started, found.stored))
     chosen = held or others
-    return Seen(whole, choosing, _feeds(ready, look.images, chosen), _count(chosen), bool(held))
+    count = _count(chosen, fixed_batch(ready.source.inputs))
+    return Seen(whole, choosing, _feeds(ready, look.images, chosen), count, bool(held))
 
 
 def from_file(ready: Prepared, config: Config, path: Path) -> Seen:
@@ -86,7 +99,8 @@ def from_file(ready: Prepared, config: Config, path: Path) -> Seen:
         yield from _feeds(ready, _again(ready, config, whole), chosen)()
 
     at_hand = config.calibration.images is not None
-    return Seen(whole, whole, images, _count(chosen), held_out=False, at_hand=at_hand)
+    count = _count(chosen, fixed_batch(ready.source.inputs))
+    return Seen(whole, whole, images, count, held_out=False, at_hand=at_hand)
 
 
 def split(count: int) -> tuple[list[range], list[range]]:
@@ -94,10 +108,17 @@ def split(count: int) -> tuple[list[range], list[range]]:
 
     Whole batches, spread over the list, so that all others are run as without holding any out.
     """
-    batches = [range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
-    every = max(EVERY, -(-len(batches) * BATCH // ENOUGH))
-    held = [each for place, each in enumerate(batches) if place % every == every - 1]
-    return held, [each for each in batches if each not in held]
+    batches = count // BATCH
+    every = max(EVERY, -(-batches * BATCH // ENOUGH))
+    ends = [batch * BATCH for batch in range(every, batches + 1, every)]
+    held = [range(end - BATCH, end) for end in ends]
+    starts = [0, *ends]
+    others = [
+        range(start, stop)
+        for start, stop in zip(starts, [*(each.start for each in held), count], strict=True)
+        if start < stop
+    ]
+    return held, others
 
 
 def _again(ready: Prepared, config: Config, seen: Calibration) -> Images:
@@ -116,17 +137,47 @@ def _again(ready: Prepared, config: Config, seen: Calibration) -> Images:
 def _feeds(
     ready: Prepared, images: Images, wanted: Sequence[range]
 ) -> Callable[[], Iterator[Feeds]]:
-    """Return what yields batches of those images, whole ones where the model fixes the batch."""
+    """Return what yields those images in batches that the model takes.
+
+    Where the model fixes the batch, images that do not make a whole one are left out; fewer than
+    one are repeated.
+    """
     fixed = fixed_batch(ready.source.inputs)
 
-    def feeds() -> Iterator[Feeds]:
+    def parts(size: int) -> Iterator[Feeds]:
         for part in wanted:
-            for batch in images.between(part.start, part.stop).batches(fixed or BATCH):
-                if not fixed or len(batch.items) == fixed:
-                    yield batch.feeds
+            with contextlib.suppress(NoImage):
+                yield from (
+                    batch.feeds for batch in images.between(part.start, part.stop).batches(size)
+                )
 
-    return feeds
+    def filled(size: int) -> Iterator[Feeds]:
+        single, first = parts(1), True
+        while group := list(itertools.islice(single, size)):
+            if len(group) < size and not first:
+                return
+            first = False
+            yield {
+                name: np.resize(np.concatenate([each[name] for each in group]), (size, *rest))
+                for name, rest in ((name, each.shape[1:]) for name, each in group[0].items())
+            }
+
+    return lambda: filled(fixed) if fixed else parts(BATCH)
 
 
-def _count(parts: Sequence[range]) -> int:
-    return sum(len(part) for part in parts)
+def _require_readable(seen: Calibration, config: Config) -> None:
+    """Refuse a list of which too many pictures could not be read; parts each count their own."""
+    images = seen.origin.images
+    broken = [images[at].name for run in seen.missing() for at in run]
+    if len(broken) > Reading(max_broken=config.calibration.max_broken).allowed_broken(len(images)):
+        raise QConvertError(
+            f"{len(broken)} of {len(images)} pictures could not be read",
+            details=[f"`{name}`" for name in broken[:5]],
+            hint=TAKE_OUT,
+        )
+
+
+def _count(parts: Sequence[range], fixed: int | None) -> int:
+    """Return how many images `_feeds` yields of these."""
+    images = sum(len(part) for part in parts)
+    return max(1, images // fixed) * fixed if fixed else images

@@ -37,7 +37,7 @@ def timed(engines: Mapping[str, Engine], bench: Bench, store: Store, tell: Tell)
     }
 
     def make(folder: Path) -> None:
-        found = _measure(engines, bench, tell)
+        found = measured(engines, bench, tell)
         told = {name: [asdict(each) for each in latencies] for name, latencies in found.items()}
         (folder / LATENCIES).write_text(json.dumps(told), encoding="utf-8")
 
@@ -61,7 +61,8 @@ def inputs_of(engine: Engine) -> tuple[TensorSpec, ...]:
     return onnx_io.inputs(onnx_io.load(engine.folder / engine.graph))
 
 
-def _measure(engines: Mapping[str, Engine], bench: Bench, tell: Tell) -> Timed:
+def measured(engines: Mapping[str, Engine], bench: Bench, tell: Tell) -> Timed:
+    """Time engines now, at every batch size that they take."""
     sessions = {name: backends.load(each.backend).open(each) for name, each in engines.items()}
     specs = {name: inputs_of(engine) for name, engine in engines.items()}
     found: Timed = dict.fromkeys(engines, ())

@@ -103,7 +103,7 @@ RULES = (
             checks.flat_weight,
         ),
     ),
-    Rule(ACTIVATIONS, activation, needs=(fused_with_integers,)),
+    Rule(ACTIVATIONS, activation, needs=(fused_with_integers,), follows=True),
     Rule(
         frozenset({"Add", "Mul"}),
         between,

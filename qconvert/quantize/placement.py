@@ -19,7 +19,9 @@ def place(
     Rules look at each other's results: all nodes start as quantized, and those whose needs are
     not met are taken out until nothing changes.
     """
-    kept = left_out(model.graph, selection, frozenset(scheme.by_operator))
+    operators = frozenset(scheme.by_operator)
+    led = frozenset(op for op, rule in scheme.by_operator.items() if rule.follows)
+    kept = left_out(model.graph, selection, operators, led)
     layers: dict[ir.Node, Layer] = {}
     for node in model.graph:
         rule = scheme.by_operator.get(node.op_type)

@@ -4,13 +4,13 @@ A plan is data: `plan.json` can be read, edited and replayed on the model it was
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 
-from qconvert.errors import QConvertError, UsageError, reason
+from qconvert.errors import UsageError, reason
 from qconvert.scales import Grid, Range
 
 FORMAT = 1
@@ -59,7 +59,7 @@ class Plan(Closed):
     model: str
     scheme: str
     method: str
-    weight_method: str
+    weight_method: Literal["mse", "minmax"]
     activations: Grid
     weights: Grid
     integer_bias: bool
@@ -80,7 +80,8 @@ ADAPTER = pydantic.TypeAdapter(Plan)
 def to_json(plan: Plan) -> dict[str, Any]:
     """Return the plan as plain values; what a layer does not have is left out."""
     told: dict[str, Any] = ADAPTER.dump_python(plan, mode="json", exclude_defaults=True)
-    return {"format": plan.format, **told}
+    grids = {"activations": asdict(plan.activations), "weights": asdict(plan.weights)}
+    return {"format": plan.format, **told, **grids}
 
 
 def dumps(plan: Plan) -> str:
@@ -114,7 +115,14 @@ def load(path: Path) -> Plan:
 def loads(text: str, name: str) -> Plan:
     """Read a plan; `name` says in errors where it came from."""
     try:
+        _require_format(json.loads(text), name)
         plan = ADAPTER.validate_json(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"`{name}` is not a plan",
+            details=[f"it is not JSON: {reason(error)}"],
+            hint="`qconvert quantize --plan-out PLAN.json` writes a plan",
+        ) from None
     except pydantic.ValidationError as error:
         wrong = [
             f"{'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']}" for each in error.errors()
@@ -124,9 +132,13 @@ def loads(text: str, name: str) -> Plan:
             details=wrong[:5],
             hint="a plan has the keys that `qconvert quantize --plan-out PLAN.json` writes",
         ) from None
-    if plan.format != FORMAT:
-        raise QConvertError(
-            f"`{name}` has plan format {plan.format}, this version reads {FORMAT}",
+    return plan
+
+
+def _require_format(told: object, name: str) -> None:
+    found = told.get("format", FORMAT) if isinstance(told, dict) else FORMAT
+    if found != FORMAT:
+        raise UsageError(
+            f"`{name}` has plan format {found}, this version reads {FORMAT}",
             hint="make the plan again with this version",
         )
-    return plan

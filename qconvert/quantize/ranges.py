@@ -68,6 +68,7 @@ def _never_clipped(graph: ir.Graph) -> Iterator[str]:
 
 def _gates(node: ir.Node, value: ir.Value) -> bool:
     """Whether a Sigmoid only weighs the very tensor that it reads, as in SiLU."""
-    return any(
-        reader.op_type == "Mul" and value in reader.inputs for reader, _ in node.outputs[0].uses()
-    )
+    gate = node.outputs[0]
+    readers = [reader for reader, _ in gate.uses()]
+    gating = all(reader.op_type == "Mul" and value in reader.inputs for reader in readers)
+    return bool(readers) and gating and not gate.is_graph_output()

@@ -9,11 +9,12 @@ import onnx_ir as ir
 
 from qconvert import onnx_io
 from qconvert.errors import UsageError
+from qconvert.graph.patterns import constant
 from qconvert.quantize.placement import rounded
 from qconvert.quantize.plan import Layer, Plan
 from qconvert.quantize.stored_weights import Product, products, store_products
 from qconvert.quantize.wiring import Wiring
-from qconvert.scales import around
+from qconvert.scales import around, too_wide
 
 Layers = Mapping[ir.Node, Layer]
 
@@ -54,16 +55,28 @@ def _layers(graph: ir.Graph, plan: Plan) -> dict[ir.Node, Layer]:
 
 def _require_ranges(node: ir.Node, layer: Layer, plan: Plan) -> None:
     slots = [*layer.inputs, *([layer.weight.slot] if layer.weight else [])]
-    if any(slot >= len(node.inputs) or node.inputs[slot] is None for slot in slots):
+    if any(not 0 <= slot < len(node.inputs) or node.inputs[slot] is None for slot in slots):
         raise UsageError(
             f"the plan rounds an input of `{node.name}` that it does not have",
             hint=f"it has {len(node.inputs)} inputs; the first is number 0",
         )
+    if layer.weight is not None:
+        array = constant(node.inputs[layer.weight.slot])
+        if array is None or not 0 <= layer.weight.axis < array.ndim:
+            raise UsageError(
+                f"the plan has no such weight and axis at `{node.name}`",
+                hint="a weight is a constant input; its axes are counted from 0",
+            )
     for value in rounded(node, layer):
         if value.name not in plan.tensors:
             raise UsageError(
                 f"the plan rounds `{value.name}` at `{node.name}` without a range for it",
                 hint=f'add it under "tensors", as "{value.name}": {{"low": -1.0, "high": 1.0}}',
+            )
+        if too_wide(plan.tensors[str(value.name)], plan.activations, plan.rest):
+            raise UsageError(
+                f"the range of `{value.name}` is too wide for a step in {plan.rest}",
+                hint="`--rest fp32` has room for it, or leave what rounds it in float",
             )
 
 

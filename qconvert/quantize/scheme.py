@@ -39,7 +39,8 @@ Need = Callable[[ir.Node, Chosen], str]
 class Rule:
     """How some operators are quantized, unless a check or a need has a reason against it.
 
-    What does not compute anything is not worth a word where it stays in float.
+    What does not compute anything is not worth a word where it stays in float. One that `follows`
+    the operator before it is not chosen by itself: `--only` need not name it.
     """
 
     operators: frozenset[str]
@@ -47,6 +48,7 @@ class Rule:
     checks: tuple[Check, ...] = ()
     needs: tuple[Need, ...] = ()
     computes: bool = True
+    follows: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,16 @@ class Selection:
     keep: tuple[str, ...] = ()
 
 
-def left_out(graph: ir.Graph, selection: Selection, operators: frozenset[str]) -> dict[str, str]:
-    """Return for each node that the user wants in float why so; `operators` could be quantized."""
+def left_out(
+    graph: ir.Graph,
+    selection: Selection,
+    operators: frozenset[str],
+    led: frozenset[str] = frozenset(),
+) -> dict[str, str]:
+    """Return for each node that the user wants in float why so.
+
+    `operators` could be quantized; what is `led` by the node before it `only` need not name.
+    """
     nodes = [node for node in graph if node.op_type in operators]
     found: dict[str, str] = {}
     if "first" in selection.keep:
@@ -32,7 +40,8 @@ def left_out(graph: ir.Graph, selection: Selection, operators: frozenset[str]) -
     wanted = set(_matched(nodes, selection.only, "only"))
     if selection.only:
         why = "`--only` does not name it"
-        found.update({_name(node): why for node in nodes if _name(node) not in wanted})
+        free = [node for node in nodes if node.op_type not in led]
+        found.update({_name(node): why for node in free if _name(node) not in wanted})
     for pattern in selection.exclude:
         found.update(
             dict.fromkeys(_matched(nodes, (pattern,), "exclude"), f"excluded by `{pattern}`")
@@ -46,7 +55,9 @@ def _matched(nodes: Sequence[ir.Node], patterns: Iterable[str], option: str) -> 
         names = [
             _name(node)
             for node in nodes
-            if fnmatchcase(_name(node), pattern) or fnmatchcase(node.op_type, pattern)
+            if _name(node) == pattern
+            or fnmatchcase(_name(node), pattern)
+            or fnmatchcase(node.op_type, pattern)
         ]
         if not names:
             _refuse(nodes, pattern, option)

@@ -37,10 +37,11 @@ def products(layers: Mapping[ir.Node, Layer], plan: Plan) -> Iterator[Product]:
     for node, layer in layers.items():
         value = node.inputs[layer.weight.slot] if layer.weight is not None else None
         if layer.weight is not None and value is not None:
-            tensor = node.inputs[0]
-            kept = plan.tensors[str(tensor.name)] if tensor is not None else None
-            step = float(around(kept, plan.activations, plan.rest).steps) if kept else 1.0
-            bias = _bias(node, value, layer.weight.axis) if plan.integer_bias else None
+            step, bias = 1.0, None
+            if plan.integer_bias and layer.inputs:
+                kept = plan.tensors[str(node.inputs[0].name)]  # type: ignore[union-attr]
+                step = float(around(kept, plan.activations, plan.rest).steps)
+                bias = _bias(node, value, layer.weight.axis)
             yield Product(node, layer.weight.slot, layer.weight.axis, value, step, bias)
 
 
@@ -92,9 +93,11 @@ def _bias(node: ir.Node, weight: ir.Value, axis: int) -> Floats | None:
     held = node.inputs[BIAS] if len(node.inputs) > BIAS else None
     array = constant(held)
     channels = weight.shape[axis] if weight.shape is not None else None
-    if array is None or array.size != channels:
+    if array is None or array.size != channels or array.shape[-1] != channels:
         return None
-    return array.astype(np.float32).reshape(-1)
+    bias = array.astype(np.float32).reshape(-1)
+    weights.require_finite(bias, "bias", held, node)
+    return bias
 
 
 def _drop(graph: ir.Graph, value: ir.Value) -> None:

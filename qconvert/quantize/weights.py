@@ -25,6 +25,7 @@ def minmax(array: Floats, grid: Grid, axis: int, steps_in: str = "fp32") -> Scal
 def mse(array: Floats, grid: Grid, axis: int, steps_in: str = "fp32") -> Scale:
     """Return for each channel the scale with the least squared error of its weights."""
     largest = _largest(array, axis)
+    axis %= array.ndim
     others = tuple(place for place in range(array.ndim) if place != axis)
     best, least = largest, np.full(largest.shape, np.inf)
     for reach in REACHES:
@@ -42,13 +43,19 @@ def weight_of(value: ir.Value, node: ir.Node) -> Floats:
     """Return the array of a weight; refuse one with values that are not finite."""
     tensor = ir.convenience.get_const_tensor(value)
     array = np.asarray(tensor.numpy() if tensor is not None else np.nan, dtype=np.float32)
-    if not np.isfinite(array).all():
-        wrong = int(array.size - np.isfinite(array).sum())
+    require_finite(array, "weight", value, node)
+    return array
+
+
+def require_finite(array: Floats, what: str, value: ir.Value | None, node: ir.Node) -> None:
+    """Refuse a constant with values that are not finite, by its name."""
+    wrong = int(array.size - np.isfinite(array).sum())
+    if wrong:
+        name = value.name if value is not None else ""
         raise QConvertError(
-            f"the weight `{value.name}` of `{node.name}` holds {wrong} values that are not finite",
+            f"the {what} `{name}` of `{node.name}` holds {wrong} values that are not finite",
             hint="the model is damaged or was not trained to its end; look at its checkpoint",
         )
-    return array
 
 
 def room_for_bias(scale: Scale, bias: Floats, step: float) -> Scale:
@@ -75,7 +82,7 @@ def integers(array: Floats, scale: Scale) -> NDArray[np.generic]:
 
 
 def _largest(array: Floats, axis: int) -> NDArray[np.float64]:
-    others = tuple(place for place in range(array.ndim) if place != axis)
+    others = tuple(place for place in range(array.ndim) if place != axis % array.ndim)
     largest: NDArray[np.float64] = np.abs(array).max(axis=others, initial=0.0).astype(np.float64)
     return largest
 

@@ -1,0 +1,90 @@
+"""Engines that are built already, timed or scored anew; a run's report takes the new figures."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from qconvert import sources
+from qconvert.config import Config, Export
+from qconvert.errors import Unavailable, UsageError
+from qconvert.images import ImageChoice, open_images
+from qconvert.measure.accuracy import Accuracy
+from qconvert.pipeline import pictures, scoring, timing
+from qconvert.pipeline.progress import Tell
+from qconvert.pipeline.scoring import BASELINE, BF16, Exam
+from qconvert.pipeline.targets import Target, keep, report_of
+from qconvert.report.conclude import conclude
+from qconvert.report.model import Images, Report, Variant
+from qconvert.store import Store
+
+
+def bench(target: Target, config: Config, tell: Tell) -> Report:
+    """Time the engines that run here, whatever was measured before."""
+    available = target.available
+    running = {
+        name: engine for name, engine in target.engines.items() if available[engine.backend].runs
+    }
+    if not running:
+        first = next(iter(available.values()))
+        raise Unavailable(
+            f"none of these engines runs here: {first.reason}",
+            hint=first.cure or "`qconvert doctor` shows what works here",
+        )
+    found = timing.measured(running, config.bench, tell)
+    report = report_of(target)
+    rows = []
+    for row in report.variants:
+        if row.name in found:
+            without = _without(row, "latency")
+            rows.append(replace(without, latency=found[row.name]))
+        elif row.name in target.engines:
+            rows.append(_with_reason(row, "latency", available[row.backend].reason))
+        else:
+            rows.append(row)
+    return keep(conclude(replace(report, variants=tuple(rows)), config.gate), target)
+
+
+def evaluate(target: Target, config: Config, store: Store, tell: Tell) -> Report:
+    """Score the engines on the images of the settings, those that cannot run here by their graph.
+
+    They are held against the float model of their run, or the first of them.
+    """
+    exam = _exam(target, config)
+    available = target.available
+    here = {name: available[engine.backend].runs for name, engine in target.engines.items()}
+    scores = scoring.scored(target.engines, here, exam, (store, tell))
+    report = report_of(target)
+    rows = tuple(_scored(row, scores) for row in report.variants)
+    used = exam.images.listing()
+    report = replace(
+        report,
+        baseline=scores[BASELINE],
+        variants=rows,
+        preprocess=dict(exam.preprocessing),
+        evaluation=Images(str(used.root), len(used), used.digest()),
+    )
+    return keep(conclude(report, config.gate), target)
+
+
+def _scored(row: Variant, scores: Mapping[str, Accuracy]) -> Variant:
+    if row.name not in scores:
+        return _with_reason(row, "accuracy", BF16)
+    return replace(_without(row, "accuracy"), accuracy=scores[row.name])
+
+
+def _exam(target: Target, config: Config) -> Exam:
+    chosen = config.evaluate
+    if chosen.images is None:
+        raise UsageError("there are no images", hint="name a folder: `--eval PATH`")
+    source = sources.load(str(target.reference), Export(), trust=False)
+    choice = ImageChoice(chosen.images, chosen.count, chosen.labels, config.calibration.seed)
+    images = open_images(choice, source.inputs, pictures.preprocessing_or_usual(source, config))
+    return Exam(target.reference, images, pictures.settled_or_none(source, config))
+
+
+def _without(row: Variant, name: str) -> Variant:
+    reasons = {key: why for key, why in row.unmeasured.items() if key != name}
+    return replace(row, unmeasured=reasons)
+
+
+def _with_reason(row: Variant, name: str, why: str) -> Variant:
+    return replace(row, unmeasured={**row.unmeasured, name: why})

@@ -1,0 +1,148 @@
+"""What `bench`, `evaluate` and `report` are pointed at: a run, engines of runs, or ONNX files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from qconvert import __version__, backends, onnx_io
+from qconvert.backends import installed
+from qconvert.backends.base import Availability, Engine, Precision
+from qconvert.errors import UsageError
+from qconvert.graph.patterns import is_quantized
+from qconvert.measure.machine import machine
+from qconvert.pipeline import engines as engine_files
+from qconvert.pipeline.engines import ENGINE
+from qconvert.pipeline.run_folder import (
+    CARD,
+    MARKDOWN,
+    REPORT,
+    SETTINGS,
+    RunFolder,
+    put_text,
+)
+from qconvert.report import as_json
+from qconvert.report.card import card
+from qconvert.report.markdown import markdown
+from qconvert.report.model import EngineInfo, Report, Variant
+from qconvert.store import digest
+
+
+@dataclass(frozen=True)
+class Target:
+    """Engines by name, and the run they all belong to, if it is one."""
+
+    engines: Mapping[str, Engine]
+    run: RunFolder | None
+
+    @property
+    def available(self) -> dict[str, Availability]:
+        """What each backend of the engines says of this machine."""
+        here = installed.look()
+        names = dict.fromkeys(engine.backend for engine in self.engines.values())
+        return {name: backends.probe(name, here) for name in names}
+
+    @property
+    def reference(self) -> Path:
+        """The model that answers are held against: the float model of a run, else the first."""
+        if self.run is not None:
+            return self.run.model
+        first = next(iter(self.engines.values()))
+        return first.folder / first.graph
+
+
+def resolve(paths: Sequence[Path]) -> Target:
+    """Find the engines that paths name."""
+    if not paths:
+        raise UsageError("nothing is named", hint="name a run, engines, or ONNX files")
+    if len(paths) == 1 and (paths[0] / SETTINGS).is_file():
+        run = RunFolder(paths[0])
+        found = {name: engine_files.read(run.engine(name)).engine for name in run.engines()}
+        if not found:
+            raise UsageError(
+                f"`{paths[0]}` has no engines yet",
+                hint=f"`qconvert build --from {paths[0]}` builds them",
+            )
+        return Target(found, run)
+    engines: dict[str, Engine] = {}
+    for path in paths:
+        engine = _engine(path)
+        name = path.name if path.name not in engines else str(path)
+        engines[name] = engine
+    return Target(engines, None)
+
+
+def report_of(target: Target) -> Report:
+    """Return the report of a run as it is, or one of loose engines in which nothing is measured."""
+    file = target.run.root / REPORT if target.run is not None else None
+    if file is not None and file.is_file():
+        return as_json.load(file)
+    reference = target.reference
+    return Report(
+        tool=f"qconvert {__version__}",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=str(reference),
+        command="",
+        config={},
+        machine=machine(),
+        baseline=None,
+        baseline_bytes=sum(each.stat().st_size for each in onnx_io.files(reference)),
+        variants=tuple(
+            Variant(name, each.backend, each.precision, _info(each))
+            for name, each in target.engines.items()
+        ),
+    )
+
+
+def keep(report: Report, target: Target) -> Report:
+    """Write a report into the run that it is about, in every form; each file appears whole."""
+    if target.run is not None:
+        put_all(report, target.run)
+    return report
+
+
+def put_all(report: Report, run: RunFolder) -> None:
+    """Write a report into a run's folder in every form."""
+    put_text(run.root / REPORT, as_json.dumps(report))
+    put_text(run.root / MARKDOWN, markdown(report))
+    if report.best:
+        put_text(run.root / CARD, card(report))
+
+
+def _engine(path: Path) -> Engine:
+    if (path / ENGINE).is_file():
+        return engine_files.read(path).engine
+    if path.suffix == ".onnx" and path.is_file():
+        return Engine(
+            backend="cpu",
+            precision=_precision(path),
+            folder=path.parent,
+            graph=path.name,
+            files=tuple(file.name for file in onnx_io.files(path)),
+            made_with={},
+        )
+    raise UsageError(
+        f"`{path}` is no run, no engine and no ONNX file",
+        hint="name `RUN`, `RUN/engines/NAME` or `MODEL.onnx`",
+    )
+
+
+def _precision(path: Path) -> Precision:
+    """Return the least precision that a graph holds."""
+    model = onnx_io.load(path)
+    if is_quantized(model):
+        return "int8"
+    kinds = {str(tensor.dtype) for tensor in onnx_io.tensors(model)}
+    return "fp16" if "FLOAT16" in kinds else "bf16" if "BFLOAT16" in kinds else "fp32"
+
+
+def _info(engine: Engine) -> EngineInfo:
+    return EngineInfo(
+        path=str(engine.folder),
+        files=engine.files,
+        bytes=engine.bytes,
+        sha256=digest(engine.folder / engine.files[0]),
+        build_seconds=0.0,
+        stored=True,
+        made_with=dict(engine.made_with),
+    )

@@ -1,0 +1,247 @@
+"""A plan survives as text, can be edited by hand, and a wrong one is refused with what is wrong."""
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from qconvert import backends
+from qconvert.backends.ort import open_cpu
+from qconvert.calibrate.calibration import Calibration, Image, Origin
+from qconvert.calibrate.collect import answering, collect
+from qconvert.errors import UsageError
+from qconvert.graph.simplify import infer_shapes
+from qconvert.graph.taps import tap
+from qconvert.quantize import plan as plans
+from qconvert.quantize.plan import Plan
+from qconvert.quantize.planning import Wishes, make_plan
+from qconvert.quantize.rewrite import apply
+from qconvert.quantize.scheme import Scheme
+from qconvert.scales import around
+from tests.models import floats, ops, tiny
+
+Edit = Callable[[dict[str, Any]], object]
+IMAGES = floats(12, 3, 8, 8, seed=9)
+NAMES = ("conv/1", "relu", "pool", "flat", "head")
+
+
+def net() -> ir.Model:
+    model = infer_shapes(tiny())[0]
+    for node, name in zip(model.graph, NAMES, strict=True):
+        node.name = name
+    return model
+
+
+def scheme() -> Scheme:
+    found = backends.wants("cpu").scheme
+    assert found is not None
+    return found
+
+
+@cache
+def planned(method: str = "mse") -> Plan:
+    """Return the plan of a real calibration."""
+    tapped = tap(net())
+    images = tuple(Image(f"{number}.png", f"{number:064x}") for number in range(len(IMAGES)))
+    origin = Origin("tiny", tuple(each.tensor for each in tapped.taps), images, {}, "cpu", False)
+    batches = [(range(at, at + 4), {"image": IMAGES[at : at + 4]}) for at in range(0, 12, 4)]
+    answers = map(answering(open_cpu(tapped.model), tapped), batches)
+    seen = collect(answers, tapped, Calibration(origin))
+    return make_plan(net(), scheme(), seen.summaries, Wishes(method=method))
+
+
+def edited(edit: Edit) -> str:
+    told = json.loads(plans.dumps(planned()))
+    edit(told)
+    return json.dumps(told)
+
+
+def read(edit: Edit) -> Plan:
+    return plans.loads(edited(edit), "mine.json")
+
+
+def answers(model: ir.Model) -> np.ndarray:
+    scores: np.ndarray = open_cpu(model)({"image": IMAGES})["scores"]
+    return scores
+
+
+@pytest.mark.parametrize("method", ["mse", "minmax", "percentile:99.9"])
+def test_a_plan_comes_back_from_its_text_as_it_was(method: str, tmp_path: Path) -> None:
+    plan = planned(method)
+    assert plan.quantized == len(NAMES)
+    assert plans.loads(plans.dumps(plan), "p.json") == plan
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "plan.json").write_text(plans.dumps(plan), encoding=encoding)
+        assert plans.load(tmp_path / "plan.json") == plan
+
+
+def test_the_text_has_a_line_for_each_layer_and_tensor() -> None:
+    plan, lines = planned(), plans.dumps(planned()).splitlines()
+    inner = [line for line in lines if line.startswith("    ")]
+    read_back = [json.loads("{" + line.strip().rstrip(",") + "}") for line in inner]
+    assert [name for line in read_back for name in line] == [*plan.layers, *plan.tensors]
+    told = plans.to_json(plan)
+    assert read_back == [
+        {name: value} for part in ("layers", "tensors") for name, value in told[part].items()
+    ]
+
+
+def test_only_what_is_rounded_has_a_range() -> None:
+    assert set(planned().tensors) == {"image", "relu", "pooled", "flat"}
+    assert planned().tensors["flat"] == planned().tensors["pooled"]
+
+
+def test_the_plan_as_made_answers_almost_as_in_float() -> None:
+    wanted, found = answers(net()), answers(apply(net(), planned()))
+    assert 0 < np.abs(found - wanted).max() < 0.03 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda told: told["layers"].pop("head"),
+        lambda told: told["layers"]["head"].update(left="it decides the answer"),
+    ],
+    ids=["taken out", "left"],
+)
+def test_a_layer_that_was_taken_out_by_hand_stays_in_float(edit: Edit) -> None:
+    plan = read(edit)
+    assert plan.quantized == len(NAMES) - 1
+    whole, without = apply(net(), planned()), apply(net(), plan)
+    weight = without.graph[-1].inputs[1]
+    assert weight is not None
+    assert weight.name == "head_weight"
+    assert "head_weight" not in whole.graph.initializers
+    assert ops(whole).count("DequantizeLinear") == 8
+    assert ops(without).count("DequantizeLinear") == 6
+    assert not np.array_equal(answers(whole), answers(without))
+    np.testing.assert_allclose(answers(without), answers(net()), atol=0.1)
+
+
+def test_a_range_that_was_changed_by_hand_is_the_one_that_counts() -> None:
+    plan = read(lambda told: told["tensors"]["image"].update(low=-0.25, high=0.5))
+    initializers = apply(net(), plan).graph.initializers
+    scale = around(plan.tensors["image"], plan.activations)
+    for name, wanted in (("image_scale", scale.steps), ("image_zero_point", scale.zeros)):
+        stored = initializers[name].const_value
+        assert stored is not None
+        np.testing.assert_array_equal(stored.numpy(), wanted)
+    ends = [plan.activations.lowest, plan.activations.highest]
+    reached = (np.array(ends) - scale.zeros) * scale.steps
+    assert reached.tolist() == pytest.approx([-0.25, 0.5], abs=float(scale.steps))
+
+
+def test_a_layer_whose_input_was_taken_out_by_hand_keeps_its_integer_weight() -> None:
+    def weight_alone(told: dict[str, Any]) -> None:
+        told["layers"]["conv/1"].pop("inputs")
+        told["tensors"].pop("image")
+
+    rewritten = apply(net(), read(weight_alone))
+    assert "conv_weight_quantized" in rewritten.graph.initializers
+    np.testing.assert_allclose(answers(rewritten), answers(net()), atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("edit", "where"),
+    [
+        (lambda told: told.update(colour="red"), "colour: "),
+        (lambda told: told["layers"]["head"].update(bits=4), "layers.head.bits: "),
+        (lambda told: told["weights"].update(width=8), "weights.width: "),
+        (lambda told: told["layers"]["head"]["weight"].pop("axis"), "layers.head.weight.axis: "),
+        (lambda told: told.pop("scheme"), "scheme: "),
+        (lambda told: told["layers"]["head"].update(inputs="first"), "layers.head.inputs: "),
+        (lambda told: told["layers"]["head"].update(output="perhaps"), "layers.head.output: "),
+        (lambda told: told["tensors"]["image"].update(low="small"), "tensors.image.low: "),
+        (lambda told: told["tensors"]["image"].update(low=1e9), "a range runs upward"),
+        (lambda told: told["weights"].update(bits=1), "2 to 16 bits"),
+        (lambda told: told.update(rest="fp8"), "rest: "),
+        (lambda told: told.update(layers=[]), "layers: "),
+    ],
+)
+def test_a_wrong_key_or_value_is_refused_with_its_place(edit: Edit, where: str) -> None:
+    with pytest.raises(UsageError, match=r"`mine.json` is not a plan") as raised:
+        read(edit)
+    (wrong,) = raised.value.details
+    assert where in wrong
+    assert raised.value.exit_code == 2
+
+
+@pytest.mark.parametrize("text", ["", "{", "no plan", "[]", "null", "\x00"])
+def test_what_is_no_json_object_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"`plan.json` is not a plan") as raised:
+        plans.loads(text, "plan.json")
+    assert raised.value.details[0].startswith("file: ")
+
+
+def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\xfa")
+    for name in ("missing", "folder", "bytes"):
+        with pytest.raises(UsageError, match=f"{name}` cannot be read") as raised:
+            plans.load(tmp_path / name)
+        assert "--plan-out" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [lambda told: told.update(format=2), lambda told: told.update(format=2, news={"a": 1})],
+    ids=["same keys", "other keys"],
+)
+def test_a_plan_of_another_format_is_refused_with_both_formats(edit: Edit) -> None:
+    with pytest.raises(UsageError, match="plan format 2, this version reads 1"):
+        read(edit)
+
+
+def test_a_plan_for_another_model_is_refused() -> None:
+    other, same = net(), net()
+    other.graph.initializers["head_bias"].const_value = ir.tensor(floats(5), name="head_bias")
+    same.metadata_props["note"] = "what is written beside a model does not change it"
+    with pytest.raises(UsageError, match="made for another model"):
+        apply(other, planned())
+    np.testing.assert_array_equal(answers(apply(same, planned())), answers(apply(net(), planned())))
+
+
+def move(told: dict[str, Any], name: str) -> None:
+    told["layers"][name] = told["layers"].pop("head")
+
+
+# What a plan may get wrong about a model, how it is written, and what the refusal says.
+WRONG: dict[str, tuple[Edit, str]] = {
+    "unknown node": (lambda told: move(told, "tail"), "`tail`, which is not a Gemm of this model"),
+    "other operator": (lambda told: move(told, "relu"), "`relu`, which is not a Gemm of this"),
+    "range of an input": (
+        lambda told: told["tensors"].pop("image"),
+        "rounds `image` at `conv/1` without a range",
+    ),
+    "range of a result": (
+        lambda told: told["tensors"].pop("relu"),
+        "rounds `relu` at `relu` without a range",
+    ),
+    "slot": (lambda told: told["layers"]["head"].update(inputs=[3]), "input of `head` that it"),
+    "slot below 0": (
+        lambda told: told["layers"]["head"].update(inputs=[-3]),
+        "input of `head` that it",
+    ),
+    "slot of a weight": (
+        lambda told: told["layers"]["relu"].update(weight={"slot": 1, "axis": 0}),
+        "input of `relu` that it",
+    ),
+    "weight that is none": (
+        lambda told: told["layers"]["head"]["weight"].update(slot=0),
+        "`head`",
+    ),
+    "axis": (lambda told: told["layers"]["head"]["weight"].update(axis=2), "`head`"),
+    "weight method": (lambda told: told.update(weight_method="best"), "is not a plan"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_plan_that_asks_for_what_is_not_there_is_refused(what: str) -> None:
+    edit, message = WRONG[what]
+    with pytest.raises(UsageError, match=message):
+        apply(net(), read(edit))

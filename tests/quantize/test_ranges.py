@@ -1,0 +1,195 @@
+"""Ranges are cut only where that costs nothing, and joined where one scale is needed."""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from qconvert.calibrate.summary import Summary
+from qconvert.graph.observed import observe
+from qconvert.graph.simplify import infer_shapes
+from qconvert.quantize.plan import Layer
+from qconvert.quantize.ranges import choose, share
+from qconvert.scales import Grid, Range
+from tests.calibrate.activations import summary_of
+from tests.models import floats, from_text
+
+SHIFTED = Grid(8, symmetric=False)
+CUTTING = ("mse", "percentile:99", "entropy")
+CONCAT = frozenset({"Concat"})
+
+
+@cache
+def seen() -> Summary:
+    """Return what was seen of a tensor whose few large values every method but `minmax` cuts."""
+    values = np.random.default_rng(0).standard_t(4, (40, 2000)).astype(np.float32)
+    return summary_of(values)
+
+
+def net(body: str, outputs: str = "float[] y") -> ir.Model:
+    weights = {"w": floats(4, 4, 1, 1)} if " w)" in body else {}
+    text = '<ir_version: 10, opset_import: ["": 20]>\n'
+    text += f"net (float[N, 4, 8, 8] x) => ({outputs}) {{ {body} }}"
+    return infer_shapes(from_text(text, **weights))[0]
+
+
+def cut(model: ir.Model, method: str = "mse", grid: Grid = SHIFTED) -> set[str]:
+    """Return the tensors whose range leaves out something of what was seen."""
+    observed = observe(model)
+    summaries = dict.fromkeys(observed.counted, seen())
+    found = choose(model.graph, observed, summaries, method, grid)
+    assert set(found) == {*observed.counted, *observed.shares}
+    whole = Range(seen().low, seen().high)
+    return {name for name, kept in found.items() if kept != whole}
+
+
+@pytest.mark.parametrize("method", CUTTING)
+@pytest.mark.parametrize("grid", [SHIFTED, Grid(8)])
+def test_the_answers_of_a_graph_are_never_cut_and_all_else_is(method: str, grid: Grid) -> None:
+    model = net("a = Conv (x, w) b = Conv (a, w) y = Conv (b, w)", "float[] y, float[] a")
+    assert cut(model, method, grid) == {"x", "b"}
+
+
+def test_minmax_cuts_nothing() -> None:
+    assert cut(net("a = Conv (x, w) y = Conv (a, w)"), "minmax") == set()
+
+
+@pytest.mark.parametrize(
+    "reader", ["Sigmoid", "HardSigmoid", "Tanh", "Softmax <axis: int = 1>", "LogSoftmax"]
+)
+def test_what_an_operator_of_extremes_reads_is_not_cut(reader: str) -> None:
+    assert cut(net(f"a = Conv (x, w) b = {reader} (a) y = Conv (b, w)")) == {"x", "b"}
+
+
+def test_what_a_largest_place_is_looked_for_in_is_not_cut() -> None:
+    body = "a = Conv (x, w) b = Conv (a, w) y = ArgMax <axis: int = 1> (b)"
+    assert cut(net(body, "int64[] y")) == {"x", "a"}
+
+
+@pytest.mark.parametrize("product", ["Mul (a, s)", "Mul (s, a)"])
+@pytest.mark.parametrize("gate", ["Sigmoid", "HardSigmoid"])
+def test_what_a_gate_reads_and_weighs_itself_is_cut_as_all_else(product: str, gate: str) -> None:
+    body = f"a = Conv (x, w) s = {gate} (a) m = {product} y = Conv (m, w)"
+    assert cut(net(body)) == {"x", "a", "s", "m"}
+
+
+def test_a_gate_for_another_tensor_reads_all_that_there_is() -> None:
+    body = "a = Conv (x, w) b = Conv (a, w) s = Sigmoid (b) m = Mul (a, s) y = Conv (m, w)"
+    assert cut(net(body)) == {"x", "a", "s", "m"}
+
+
+@pytest.mark.parametrize(
+    ("more", "outputs"), [("", "float[] y, float[] s"), ("z = Conv (s, w)", "float[] y, float[] z")]
+)
+def test_a_gate_that_others_read_too_reads_all_that_there_is(more: str, outputs: str) -> None:
+    body = f"a = Conv (x, w) s = Sigmoid (a) m = Mul (a, s) {more} y = Conv (m, w)"
+    assert "a" not in cut(net(body, outputs))
+
+
+def test_what_only_moves_values_has_the_range_of_what_it_moves() -> None:
+    model = net(
+        "a = Conv (x, w) p = MaxPool <kernel_shape: ints = [2, 2]> (a) "
+        "t = Transpose <perm: ints = [0, 1, 3, 2]> (p) y = Conv (t, w)"
+    )
+    observed = observe(model)
+    summaries = {name: summary_of(floats(9, 50, seed=len(name))) for name in observed.counted}
+    summaries["a"] = seen()
+    found = choose(model.graph, observed, summaries, "mse", SHIFTED)
+    assert found["p"] == found["t"] == found["a"] != found["x"]
+
+
+@pytest.mark.parametrize("last", ["Flatten (a)", "MaxPool <kernel_shape: ints = [2, 2]> (a)"])
+def test_what_is_moved_into_an_answer_is_not_cut(last: str) -> None:
+    assert cut(net(f"b = Conv (x, w) a = Conv (b, w) y = {last}")) == {"x", "b"}
+
+
+def test_what_is_moved_in_front_of_a_sigmoid_is_not_cut() -> None:
+    body = "a = Conv (x, w) t = Flatten (a) s = Sigmoid (t) y = Relu (s)"
+    assert cut(net(body)) == {"x", "s"}
+
+
+def test_tensors_of_which_only_the_extremes_are_known_have_no_range() -> None:
+    model = net("a = Conv (x, w) p = MaxPool <kernel_shape: ints = [2, 2]> (a) y = Conv (p, w)")
+    observed = observe(model)
+    summaries = dict.fromkeys(observed.counted, seen()) | {"a": replace(seen(), size=0)}
+    assert set(choose(model.graph, observed, summaries, "mse", SHIFTED)) == {"x", "y"}
+
+
+def test_each_method_decides_for_each_tensor_by_what_was_seen_of_it() -> None:
+    model = net("a = Conv (x, w) b = Conv (a, w) y = Conv (b, w)")
+    observed = observe(model)
+    summaries = {name: summary_of(floats(9, 50, seed=ord(name))) for name in observed.counted}
+    found = choose(model.graph, observed, summaries, "minmax", SHIFTED)
+    assert found == {name: Range(each.low, each.high) for name, each in summaries.items()}
+
+
+# Of two tensors the first reaches further up, the second further down.
+RANGES = {name: Range(-1.0 - place, 9.0 - place) for place, name in enumerate("abcdefuvz")}
+
+
+def shared(body: str, left: tuple[str, ...] = ()) -> dict[str, Range]:
+    """Return the shared ranges of a graph of Concats; those that make `left` stay in float."""
+    sources = " ".join(f"{name} = Relu (x)" for name in "abcdef")
+    model = net(f"{sources} {body}", "float[] z")
+    layers = {}
+    for node in model.graph:
+        made = str(node.outputs[0].name)
+        node.name = f"node of {made}"
+        layers[node.name] = Layer(node.op_type, left="as was wanted" if made in left else "")
+    before = dict(RANGES)
+    found = share(model.graph, layers, before, CONCAT)
+    assert before == RANGES
+    return found
+
+
+def groups(*members: str) -> dict[str, Range]:
+    """Return the ranges with those of each group widened until all have the same."""
+    wanted = dict(RANGES)
+    for names in members:
+        ends = [RANGES[name] for name in names]
+        widest = Range(min(each.low for each in ends), max(each.high for each in ends))
+        wanted |= dict.fromkeys(names, widest)
+    return wanted
+
+
+U = "u = Concat <axis: int = 1> (a, b)"
+
+
+def test_all_that_a_concat_joins_gets_the_widest_range() -> None:
+    assert shared(f"{U} z = Relu (u)") == groups("abu")
+
+
+def test_concats_of_concats_are_one_group() -> None:
+    assert shared(f"{U} z = Concat <axis: int = 1> (u, c)") == groups("abucz")
+
+
+def test_concats_that_read_the_same_tensor_are_one_group() -> None:
+    assert shared(f"{U} z = Concat <axis: int = 1> (b, c)") == groups("abucz")
+
+
+def test_a_concat_joins_groups_that_were_apart_until_then() -> None:
+    body = f"{U} v = Concat <axis: int = 1> (c, d) z = Concat <axis: int = 1> (e, b, d)"
+    assert shared(body) == groups("abucdvez")
+
+
+def test_groups_that_do_not_touch_stay_apart() -> None:
+    body = f"{U} v = Concat <axis: int = 1> (c, d) z = Relu (v)"
+    assert shared(body) == groups("abu", "cdv")
+
+
+def test_a_concat_that_stays_in_float_joins_nothing() -> None:
+    assert shared(f"{U} z = Concat <axis: int = 1> (u, c)", left=("z",)) == groups("abu")
+    assert shared(f"{U} z = Concat <axis: int = 1> (u, c)", left=("u",)) == groups("ucz")
+
+
+def test_what_has_no_range_takes_no_part() -> None:
+    model = net(f"a = Relu (x) b = Relu (x) {U} z = Relu (u)", "float[] z")
+    for node in model.graph:
+        node.name = f"node of {node.outputs[0].name}"
+    layers = {str(node.name): Layer(node.op_type) for node in model.graph}
+    some = {"a": Range(-1.0, 1.0), "u": Range(0.0, 3.0)}
+    assert share(model.graph, layers, some, CONCAT) == dict.fromkeys("au", Range(-1.0, 3.0))
+    assert share(model.graph, layers, {}, CONCAT) == {}
+    assert share(model.graph, layers, some, frozenset()) == some

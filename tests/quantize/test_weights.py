@@ -1,0 +1,209 @@
+"""Weights lose as little as promised, and no bias overflows 32 bits."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from qconvert import onnx_io
+from qconvert.backends.ort import open_cpu
+from qconvert.errors import QConvertError
+from qconvert.quantize import weights
+from qconvert.quantize.plan import Layer, Plan, Weight
+from qconvert.quantize.rewrite import apply
+from qconvert.scales import Floats, Grid, PerChannel, Range, Scale, over, quantize, rounded
+from tests.models import floats, from_text
+
+GRID = Grid(8)
+METHODS = sorted(weights.METHODS)
+
+
+@st.composite
+def arrays(draw: st.DrawFn) -> tuple[Floats, int]:
+    """Draw a weight with channels of every spread, some with outliers, and its channel axis."""
+    shape = tuple(draw(st.lists(st.integers(1, 6), min_size=2, max_size=4)))
+    axis = draw(st.integers(0, len(shape) - 1))
+    random = np.random.default_rng(draw(st.integers(0, 999)))
+    array = random.standard_t(draw(st.sampled_from([1, 3, 30])), shape)
+    sizes = [length if place == axis else 1 for place, length in enumerate(shape)]
+    return (array * 10.0 ** random.integers(-6, 6, sizes)).astype(np.float32), axis
+
+
+def errors(array: Floats, scale: Scale, axis: int) -> list[float]:
+    """Return the squared error of each channel."""
+    lost = np.square(rounded(array, scale).astype(np.float64) - array)
+    return [float(each.sum()) for each in np.moveaxis(lost, axis, 0)]
+
+
+@settings(deadline=None)
+@given(arrays(), st.integers(4, 8))
+def test_minmax_reaches_to_the_largest_weight_of_each_channel(
+    given_array: tuple[Floats, int], bits: int
+) -> None:
+    array, axis = given_array
+    scale = weights.minmax(array, Grid(bits), axis)
+    largest = [np.abs(channel).max() for channel in np.moveaxis(array, axis, 0)]
+    assert scale.granularity == PerChannel(axis)
+    assert not scale.zeros.any()
+    assert scale.steps.tolist() == pytest.approx(
+        [max(each / (2 ** (bits - 1) - 1), 2.0**-40) for each in largest]
+    )
+
+
+@settings(deadline=None)
+@given(arrays(), st.integers(4, 8))
+def test_mse_is_the_best_reach_of_each_channel_and_never_worse_than_minmax(
+    given_array: tuple[Floats, int], bits: int
+) -> None:
+    array, axis = given_array
+    found = errors(array, weights.mse(array, Grid(bits), axis), axis)
+    for channel, error in zip(np.moveaxis(array, axis, 0), found, strict=True):
+        largest = float(np.abs(channel).max())
+        tried = [over(-each, each, Grid(bits), PerChannel(0)) for each in ends(largest)]
+        least = min(errors(channel[np.newaxis], scale, 0)[0] for scale in tried)
+        assert error <= least * (1 + 1e-5)
+        assert error <= errors(channel[np.newaxis], tried[0], 0)[0] * (1 + 1e-5)
+
+
+def ends(largest: float) -> list[NDArray[np.float64]]:
+    return [np.array([largest * (1 - number / 64)]) for number in range(13)]
+
+
+def test_mse_cuts_off_a_lone_large_weight_where_that_is_better() -> None:
+    array = np.stack([floats(4000), floats(4000, seed=1)])
+    array[1, 7] = 9.0
+    plain, best = (method(array, Grid(4), 0) for method in (weights.minmax, weights.mse))
+    assert best.steps[1] < plain.steps[1]
+    assert errors(array, best, 0)[1] < 0.9 * errors(array, plain, 0)[1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_channel_does_not_depend_on_its_neighbours(method: str, axis: int) -> None:
+    array = floats(5, 6, 3)
+    changed = np.moveaxis(array.copy(), axis, 0)
+    changed[2] *= 50
+    before, after = (
+        weights.METHODS[method](each, GRID, axis, "fp32").steps
+        for each in (array, np.moveaxis(changed, 0, axis))
+    )
+    assert (before != after).tolist() == [place == 2 for place in range(len(before))]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_axis_may_be_counted_from_the_end(method: str) -> None:
+    found = [weights.METHODS[method](floats(4, 6), GRID, axis, "fp32").steps for axis in (1, -1)]
+    assert found[0].tolist() == found[1].tolist()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_channel_of_zeros_stays_zero(method: str) -> None:
+    array = floats(3, 4, 2)
+    array[1] = 0
+    scale = weights.METHODS[method](array, GRID, 0, "fp32")
+    assert scale.steps[1] > 0
+    np.testing.assert_array_equal(rounded(array, scale)[1], 0)
+    assert np.abs(rounded(array, scale) - array).max() < 0.02
+
+
+@pytest.mark.parametrize("steps_in", ["fp16", "bf16"])
+@pytest.mark.parametrize("method", METHODS)
+def test_steps_are_exact_in_the_type_of_the_rest(method: str, steps_in: str) -> None:
+    kind = {"fp16": np.dtype(np.float16), "bf16": ir.DataType.BFLOAT16.numpy()}[steps_in]
+    steps = weights.METHODS[method](floats(40, 9), GRID, 0, steps_in).steps
+    np.testing.assert_array_equal(steps, steps.astype(kind).astype(np.float32))
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(4, "int4"), (5, "int8"), (8, "int8")])
+def test_integers_are_those_of_the_scale_in_the_narrowest_type(bits: int, kind: str) -> None:
+    array, scale = floats(3, 5), weights.minmax(floats(3, 5), Grid(bits), 0)
+    stored = weights.integers(array, scale)
+    assert stored.dtype.name == kind
+    np.testing.assert_array_equal(stored.astype(np.int32), quantize(array, scale))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_not_finite_is_refused_with_its_name_and_its_nodes(wrong: float) -> None:
+    array = floats(4, 3, 1, 1)
+    array[1, 2], array[3, 0] = wrong, wrong
+    model = conv(array, floats(4))
+    with pytest.raises(QConvertError, match=r"`w` of `head`.* 2 values that are not finite"):
+        apply(model, plan(model, 1.0))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, -np.inf])
+def test_a_bias_that_is_not_finite_is_refused_with_its_name(wrong: float) -> None:
+    model = conv(floats(4, 3, 1, 1), np.array([1, wrong, 2, 3], dtype=np.float32))
+    with pytest.raises(QConvertError, match="`b` of `head`"):
+        apply(model, plan(model, 1.0))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 8), st.integers(0, 999), st.integers(-30, 10), st.floats(2.0**-40, 1.0))
+def test_a_bias_has_room_and_a_channel_that_had_it_keeps_its_step(
+    channels: int, seed: int, exponent: int, step: float
+) -> None:
+    bias = floats(channels, seed=seed) * np.float32(10.0**exponent)
+    before = over(-np.ones(channels), np.ones(channels) * 0.5, GRID, PerChannel(0))
+    after = weights.room_for_bias(before, bias, step)
+    integers = np.abs(bias.astype(np.float64)) / (step * after.steps.astype(np.float64))
+    assert integers.max() <= 2.0**30 * (1 + 2.0**-23)
+    had = np.abs(bias.astype(np.float64)) / (step * before.steps.astype(np.float64)) <= 2.0**30
+    np.testing.assert_array_equal(after.steps == before.steps, had)
+    assert (after.steps >= before.steps).all()
+    assert (after.granularity, after.grid) == (before.granularity, before.grid)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 999), st.integers(-4, 4))
+def test_a_bias_becomes_the_nearest_integers_of_its_steps(seed: int, exponent: int) -> None:
+    bias, steps = floats(6, seed=seed), np.abs(floats(6, seed=seed + 1)) + np.float32(1e-3)
+    bias *= np.float32(10.0**exponent)
+    found = weights.integer_bias(bias, steps)
+    assert found.dtype == np.int32
+    assert found.tolist() == [round(float(b) / float(s)) for b, s in zip(bias, steps, strict=True)]
+
+
+def test_a_bias_beyond_32_bits_stops_at_their_ends() -> None:
+    far = np.array([1e30, -1e30, 1.5, -2.5], dtype=np.float32)
+    wanted = [2**31 - 1, -(2**31), 2, -2]
+    assert weights.integer_bias(far, np.ones(4, dtype=np.float32)).tolist() == wanted
+
+
+def conv(weight: Floats, bias: Floats) -> ir.Model:
+    made = from_text(
+        '<ir_version: 10, opset_import: ["": 20]>\n'
+        f"net (float[N, {weight.shape[1]}, 4, 4] x) => (float[N, {len(bias)}, 4, 4] y) "
+        "{ y = Conv (x, w, b) }",
+        w=weight,
+        b=bias,
+    )
+    made.graph[0].name = "head"
+    return made
+
+
+def plan(model: ir.Model, largest: float) -> Plan:
+    activations = Grid(8, symmetric=False, signed=False)
+    layers = {"head": Layer("Conv", inputs=(0,), weight=Weight(1, 0))}
+    ranges = {"x": Range(-largest, largest)}
+    return Plan(
+        onnx_io.fingerprint(model), "cpu", "mse", "mse", activations, GRID, True, layers, ranges
+    )
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-12, 1e-6, 1e-3])
+def test_channels_of_tiny_weights_and_large_biases_answer_as_in_float(size: float) -> None:
+    weight = floats(6, 5, 1, 1)
+    weight[2:4] *= np.float32(size)
+    bias = np.array([0.5, -3.0, 700.0, -9e4, 0.0, 1e-4], dtype=np.float32)
+    model, images = conv(weight, bias), floats(3, 5, 4, 4, seed=4)
+    images /= np.abs(images).max()
+    rewritten = apply(model, plan(model, 1.0))
+    stored = {name: each.const_value for name, each in rewritten.graph.initializers.items()}
+    scales = [each.numpy() for each in map(stored.get, ("x_scale", "w_scale", "b_scale")) if each]
+    np.testing.assert_array_equal(scales[2], scales[0] * scales[1])
+    assert rewritten.graph.initializers["b_quantized"].dtype is ir.DataType.INT32
+    wanted, found = (open_cpu(each)({"x": images})["y"] for each in (model, rewritten))
+    np.testing.assert_allclose(found, wanted, atol=0.05, rtol=1e-6)
