@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -18,6 +19,8 @@ except ModuleNotFoundError:
         hint='pip install "qconvert[cpu]", or [cuda], [tensorrt] or [tensorrt-rtx] on a GPU host',
     ) from None
 
+# For modules beside this one: who imports it from here is told when it is not there.
+runtime: Any = onnxruntime
 VERSION = str(onnxruntime.__version__)
 
 # What goes wrong comes as an exception; the log would say it again on stderr.

@@ -3,31 +3,32 @@
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
-import onnxruntime
 
 from qconvert.backends.base import Coverage
 from qconvert.backends.kernels import by_precision
-from qconvert.backends.ort import SILENT, cannot_run, message
+from qconvert.backends.ort import SILENT, cannot_run, message, runtime
+from qconvert.backends.ort_binding import Bound, bind, bind_fixed
 from qconvert.errors import QConvertError
 from qconvert.feeds import Feeds
 
 Providers = Sequence[str | tuple[str, Mapping[str, str]]]
-ALL = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-EXTENDED = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-NONE = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+ALL = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
+EXTENDED = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+NONE = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
 
 
 @dataclass(frozen=True)
 class OrtSession:
-    """A session whose graph lies on `device`; with `captured` its runs are replays of one.
+    """A session that runs on `device`.
 
-    A captured run reads and writes the memory of the first one, so all runs go through there.
+    With `captured` its runs are replays of the first one, a CUDA graph, which reads and writes the
+    same memory each time: `held` keeps that.
     """
 
     session: Any
@@ -35,62 +36,43 @@ class OrtSession:
     device: str = "cpu"
     device_id: int = 0
     captured: bool = False
+    held: list[Bound] = field(default_factory=list, repr=False, compare=False)
 
     def run(self, feeds: Feeds) -> Feeds:
         """Run once, with all copies that takes."""
+        if self.captured:
+            bound = self._replayed(feeds)
+            bound.run()
+            return bound.answer()
         names = [output.name for output in self.session.get_outputs()]
         try:
-            if self.captured:
-                return self._captured(names, feeds)
             return dict(zip(names, self.session.run(names, feeds), strict=True))
         except Exception as error:  # its exception classes share no public base
             raise cannot_run(error, feeds) from None
 
     def bound(self, feeds: Feeds) -> Callable[[], None] | None:
         """Return a call that runs once on inputs already on the device; None on the CPU."""
-        return None if self.device == "cpu" else bind(self, feeds)[0]
+        if self.device == "cpu":
+            return None
+        if self.captured:
+            return self._replayed(feeds).run
+        return bind(self.session, feeds, self.device, self.device_id).run
 
     def coverage(self) -> Coverage:
         """Say what really runs where."""
         return self.told()
 
-    def _captured(self, names: list[str], feeds: Feeds) -> Feeds:
-        call, binding = bind(self, feeds)
-        call()
-        return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
-
-
-def bind(opened: OrtSession, feeds: Feeds) -> tuple[Callable[[], None], Any]:
-    """Put inputs on the device, and outputs where the first run left them; return the call.
-
-    ONNX Runtime waits for the device at the end of each run.
-    """
-    session, device, number = opened.session, opened.device, opened.device_id
-    binding = session.io_binding()
-    for name, array in feeds.items():
-        value = onnxruntime.OrtValue.ortvalue_from_numpy(array, device, number)
-        binding.bind_ortvalue_input(name, value)
-    names = [output.name for output in session.get_outputs()]
-    for name in names:
-        binding.bind_output(name, device, number)
-    try:
-        session.run_with_iobinding(binding)
-    except Exception as error:
-        raise cannot_run(error, feeds) from None
-    made = binding.get_outputs()
-    binding.clear_binding_outputs()
-    for name, value in zip(names, made, strict=True):
-        binding.bind_ortvalue_output(name, value)
-
-    def call() -> None:
-        session.run_with_iobinding(binding)
-
-    return call, binding
+    def _replayed(self, feeds: Feeds) -> Bound:
+        if self.held:
+            self.held[0].refill(feeds)
+        else:
+            self.held.append(bind_fixed(self.session, feeds, self.device, self.device_id))
+        return self.held[0]
 
 
 def options(threads: int = 0, entries: Mapping[str, str] | None = None, level: Any = ALL) -> Any:
     """Return session options that say which node went to which provider."""
-    made = onnxruntime.SessionOptions()
+    made = runtime.SessionOptions()
     made.log_severity_level = SILENT
     made.intra_op_num_threads = threads
     made.graph_optimization_level = level
@@ -104,7 +86,7 @@ def start(path: Path, chosen: Any, providers: Providers) -> Any:
     """Load a file on these providers, or say why not; it never turns to others by itself."""
     first = providers[0] if isinstance(providers[0], str) else providers[0][0]
     try:
-        session = onnxruntime.InferenceSession(str(path), chosen, providers=list(providers))
+        session = runtime.InferenceSession(str(path), chosen, providers=list(providers))
     except Exception as error:  # its exception classes share no public base
         raise QConvertError(
             f"{first} cannot load `{path.name}`: {message(error)}",
@@ -121,8 +103,8 @@ def start(path: Path, chosen: Any, providers: Providers) -> Any:
 
 def preload() -> None:
     """Load the CUDA and cuDNN libraries of Python packages, where the runtime knows of such."""
-    if hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()
+    if hasattr(runtime, "preload_dlls"):
+        runtime.preload_dlls()
 
 
 def assigned(session: Any) -> dict[str, list[str]]:

@@ -123,7 +123,7 @@ def recipe(spec: BuildSpec) -> Mapping[str, str]:
 def build(graph: Path, spec: BuildSpec, folder: Path, heard: Heard) -> Engine:
     """Build an engine ahead of time for all RTX GPUs, with or without one here.
 
-    Two builds of an fp32 or fp16 graph give the same bytes, two of an INT8 graph need not.
+    Two builds of one graph need not give the same bytes, those of INT8 hardly ever do.
     """
     chosen = settings(Settings, spec, "tensorrt-rtx")
     try:

@@ -7,10 +7,9 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-import onnxruntime
-
 from qconvert.backends import ort_session
 from qconvert.backends.base import Coverage, Engine
+from qconvert.backends.ort import runtime
 from qconvert.errors import QConvertError, Unavailable, reason
 
 PROVIDER = "NvTensorRTRTXExecutionProvider"
@@ -24,17 +23,16 @@ def load(engine: Engine) -> ort_session.OrtSession:
     chosen.add_provider_for_devices(_devices()[:1], many)
     path = engine.folder / engine.files[0]
     try:
-        session = onnxruntime.InferenceSession(str(path), chosen)
+        session = runtime.InferenceSession(str(path), chosen)
     except Exception as error:  # its exception classes share no public base
         raise QConvertError(
             f"{PROVIDER} cannot load `{path.name}`: {reason(error)}",
             hint="build the engine again: plugin and builder must be of one release",
         ) from None
     why = "the plugin does not tell the precisions of an engine's layers"
+    # Inputs cannot be bound: the plain onnxruntime beside the plugin has no memory on a GPU.
     return ort_session.OrtSession(
-        session,
-        lambda: Coverage(ort_session.counted(ort_session.assigned(session)), None, why),
-        "cuda",
+        session, lambda: Coverage(ort_session.counted(ort_session.assigned(session)), None, why)
     )
 
 
@@ -42,8 +40,8 @@ def load(engine: Engine) -> ort_session.OrtSession:
 def _devices() -> list[Any]:
     """Register the plugin once in this process and return the GPUs that it drives."""
     plugin = import_module(MODULE)
-    onnxruntime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
-    found = [each for each in onnxruntime.get_ep_devices() if each.ep_name == PROVIDER]
+    runtime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
+    found = [each for each in runtime.get_ep_devices() if each.ep_name == PROVIDER]
     if not found:
         raise Unavailable(
             "the provider plugin found no RTX GPU", hint="`qconvert doctor` says what it needs"

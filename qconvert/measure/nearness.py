@@ -62,15 +62,20 @@ def _far(wanted: NDArray[Any], got: NDArray[Any]) -> Numbers:
         changed: Numbers = (wanted != got).reshape(rows, -1).mean(axis=1)
         return changed
     a, b = (each.astype(np.float64).reshape(rows, -1) for each in (wanted, got))
-    known, finite = (np.isfinite(each).all(axis=1, keepdims=True) for each in (a, b))
+    known, finite = (_all_finite(each) for each in (a, b))
     # An image on which the reference itself has no numbers compares with nothing.
-    a, b = np.where(known, a, 0.0), np.where(known & finite, b, 0.0)
+    a, b = np.where(known[:, None], a, 0.0), np.where((known & finite)[:, None], b, 0.0)
     if wanted.ndim == 2 and a.shape[1] > 1:
         far = divergence(a, b)
     else:
         # Where all that is wanted is zero, the error counts as it is.
         far = np.square(a - b).sum(axis=1) / (np.square(a).sum(axis=1).mean() or 1.0)
-    return np.where(known[:, 0], np.where(finite[:, 0], far, np.inf), 0.0)
+    return np.where(known, np.where(finite, far, np.inf), 0.0)
+
+
+def _all_finite(rows: Numbers) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = np.isfinite(rows).min(axis=1)
+    return found
 
 
 def _are_probabilities(scores: NDArray[Any]) -> NDArray[np.bool_]:

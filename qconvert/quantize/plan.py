@@ -120,7 +120,7 @@ def loads(text: str, name: str) -> Plan:
     except json.JSONDecodeError as error:
         raise UsageError(
             f"`{name}` is not a plan",
-            details=[f"it is not JSON: {reason(error)}"],
+            details=[f"file: not JSON: {reason(error)}"],
             hint="`qconvert quantize --plan-out PLAN.json` writes a plan",
         ) from None
     except pydantic.ValidationError as error:
