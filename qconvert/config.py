@@ -11,15 +11,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-
-class Strict:
-    """Refuse unknown keys; spell `max_drop` as `max-drop` in TOML and JSON."""
-
-    __pydantic_config__ = pydantic.ConfigDict(
-        extra="forbid",
-        alias_generator=lambda name: name.replace("_", "-"),
-    )
-
+from qconvert.config_backends import Cpu, Cuda, Strict, Tensorrt, TensorrtRtx
 
 Positive = Annotated[int, Field(ge=1, strict=True)]
 
@@ -168,31 +160,6 @@ class Build(Strict):
 
 
 @dataclass(frozen=True)
-class Tensorrt(Strict):
-    """How TensorRT builds; the defaults are its own."""
-
-    builder: Annotated[
-        Literal["provider", "native"],
-        Field(description="ONNX Runtime's provider, or TensorRT itself with strict types"),
-    ] = "provider"
-    workspace_mb: Annotated[
-        int, Field(ge=0, strict=True, description="memory for trying kernels; 0 is all there is")
-    ] = 0
-    optimization_level: Annotated[
-        int, Field(ge=0, le=5, strict=True, description="more takes longer to build")
-    ] = 3
-    hardware_compatible: Annotated[
-        bool, Field(strict=True, description="also for newer GPUs than this one; slower")
-    ] = False
-    weight_stripped: Annotated[
-        bool, Field(strict=True, description="leave the weights out of the engine")
-    ] = False
-    allow_fallback: Annotated[
-        bool, Field(strict=True, description="let other providers run what TensorRT cannot")
-    ] = False
-
-
-@dataclass(frozen=True)
 class Bench(Strict):
     """How engines are timed: in turns, until the figures stand."""
 
@@ -254,8 +221,13 @@ class Config(Strict):
         default_factory=Quantize
     )
     build: Annotated[Build, Field(description=Build.__doc__)] = field(default_factory=Build)
+    cpu: Annotated[Cpu, Field(description=Cpu.__doc__)] = field(default_factory=Cpu)
+    cuda: Annotated[Cuda, Field(description=Cuda.__doc__)] = field(default_factory=Cuda)
     tensorrt: Annotated[Tensorrt, Field(description=Tensorrt.__doc__)] = field(
         default_factory=Tensorrt
+    )
+    tensorrt_rtx: Annotated[TensorrtRtx, Field(description=TensorrtRtx.__doc__)] = field(
+        default_factory=TensorrtRtx
     )
     bench: Annotated[Bench, Field(description=Bench.__doc__)] = field(default_factory=Bench)
     evaluate: Annotated[Evaluate, Field(description=Evaluate.__doc__)] = field(

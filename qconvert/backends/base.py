@@ -36,13 +36,16 @@ class Wants:
     """What graphs a backend takes.
 
     `scheme` is how INT8 is written, `rests` are the precisions that can stand beside it, and
-    `build_rest` the one that a build takes. `refused` has the precisions that make no sense there,
-    each with its reason. `notes` tell what running a graph needs on machines such as this.
+    `build_rest` the one that a build takes. Unless its builder is `typed`, which takes precisions
+    as they are written, it wants graphs in float32 and is told the precision by flags. `refused`
+    has the precisions that make no sense there, each with its reason. `notes` tell what running a
+    graph needs on machines such as this.
     """
 
     scheme: Scheme | None
     rests: tuple[Rest, ...] = ()
     build_rest: Rest = "fp32"
+    typed: bool = True
     refused: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

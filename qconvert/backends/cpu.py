@@ -101,7 +101,7 @@ def build(graph: Path, spec: BuildSpec, folder: Path, heard: Heard) -> Engine:
     kept = keep(graph, folder)
     files, copy, note = kept.files, "portable", ""
     if spec.precision in ("fp16", "bf16"):
-        note = "stored in half, computed in float; the runtime's optimized copy would be in float"
+        copy = "portable, as the optimized one would be in float"
     elif len(kept.files) == 1:
         heard("asking ONNX Runtime for its optimized copy", None)
         if note := _optimized(kept):

@@ -71,7 +71,8 @@ def _version(installed: Installed) -> str:
 
 def wants() -> Wants:
     """Say what graphs TensorRT takes: all zero points 0, biases in float."""
-    return Wants(scheme("tensorrt"), ("fp32", "fp16", "bf16"), build_rest=REST)
+    typed = graph_precision("int8", look()) == "typed"
+    return Wants(scheme("tensorrt"), ("fp32", "fp16", "bf16"), build_rest=REST, typed=typed)
 
 
 def scheme(name: str) -> Scheme:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pydantic
 
-from qconvert.config import Strict
+from qconvert.config_backends import Strict
 from qconvert.errors import UsageError
 from qconvert.images.target import Target
 

@@ -44,13 +44,16 @@ def make(variants: Sequence[Variant], shop: Workshop) -> Basis:
 def again(shop: Workshop) -> Basis:
     """Return what an earlier run was made from, which needs no image and no source again."""
     config, run = shop.config, shop.run
+    pictures_at = config.calibration.images
+    if pictures_at is not None and not pictures_at.exists():
+        config = replace(config, calibration=replace(config.calibration, images=None))
     ready = prepared.as_it_is(run.model, shop.tell)
     found = None
     if run.calibration.is_file():
         found = seen.from_file(ready, config, run.calibration)
     folders = (run.root / "engines").glob(f"*/{PLAN}")
     known = {file.parent.name: plans.load(file) for file in folders}
-    return Basis(ready, config, found, known, resumed=True)
+    return Basis(ready, config, found, known)
 
 
 def _with_preprocessing(ready: Prepared, config: Config) -> Prepared:

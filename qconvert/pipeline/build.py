@@ -13,7 +13,7 @@ from qconvert.images.batch import Images
 from qconvert.pipeline import basis, engines, pictures, run_folder, scoring, timing, variants
 from qconvert.pipeline.assembling import About, Findings, assemble
 from qconvert.pipeline.footprint import footprints
-from qconvert.pipeline.graphs import MADE, Basis, Graph, graph_of, read
+from qconvert.pipeline.graphs import Basis, Graph, graph_of
 from qconvert.pipeline.progress import Tell
 from qconvert.pipeline.run_folder import RunFolder, put_copy
 from qconvert.pipeline.scoring import Exam
@@ -71,7 +71,7 @@ def build(config: Config, order: Order, store: Store, tell: Tell) -> Report:
         _keep_graphs(graphs, run)
         found = Findings(graphs, chosen.available, notes=chosen.notes, unscored=PLANNED)
     else:
-        exam = _exam(base, shop)
+        exam = _exam(base, shop, resumed=order.resumed)
         found = _work(clock, chosen, graphs, shop, exam)
     about = About(
         config=config,
@@ -91,13 +91,8 @@ def _basis(chosen: Chosen, order: Order, shop: Workshop) -> Basis:
 
 
 def _graphs(chosen: Chosen, base: Basis, shop: Workshop) -> dict[Variant, Graph]:
-    """Return the graph of each variant: the one that lies in the run, else one that is made."""
-    found = {}
-    for variant in chosen.variants:
-        here = shop.run.engine(variant.name)
-        known = base.resumed and (here / MADE).is_file()
-        found[variant] = read(here) if known else graph_of(variant, base, shop.store, shop.tell)
-    return found
+    """Return the graph of each variant; a plan that lies in the run is followed."""
+    return {each: graph_of(each, base, shop.store, shop.tell) for each in chosen.variants}
 
 
 def _keep_graphs(graphs: Mapping[Variant, Graph], run: RunFolder) -> None:
@@ -141,18 +136,19 @@ def _work(
     )
 
 
-def _exam(base: Basis, shop: Workshop) -> Exam | None:
+def _exam(base: Basis, shop: Workshop, *, resumed: bool) -> Exam | None:
     """Return the images that answers are compared on, if there are any."""
-    images = _images(base, shop.config)
+    images = _images(base, shop.config, resumed=resumed)
     if images is None:
         return None
     done = pictures.settled_or_none(base.ready.source, shop.config)
     return Exam(shop.run.model, images, done)
 
 
-def _images(base: Basis, config: Config) -> Images | None:
+def _images(base: Basis, config: Config, *, resumed: bool) -> Images | None:
+    """Open them; a run that goes on elsewhere does without those of the other machine."""
     chosen = config.evaluate
-    if chosen.images is None:
+    if chosen.images is None or (resumed and not chosen.images.exists()):
         return None
     choice = ImageChoice(chosen.images, chosen.count, chosen.labels, config.calibration.seed)
     known = pictures.preprocessing_or_usual(base.ready.source, config)

@@ -11,7 +11,7 @@ from qconvert import backends
 from qconvert.backends.base import BuildSpec, Engine, Profile
 from qconvert.config import Config
 from qconvert.errors import QConvertError, reason
-from qconvert.pipeline.graphs import MADE, PLAN, Graph
+from qconvert.pipeline.graphs import MADE, PLAN, Graph, engine_settings
 from qconvert.pipeline.prepared import megabytes
 from qconvert.pipeline.progress import Progress
 from qconvert.pipeline.run_folder import put_copy
@@ -68,8 +68,15 @@ def build(variant: Variant, graph: Graph, shop: Workshop) -> Built:
 
 def spec_for(variant: Variant, config: Config) -> BuildSpec:
     """Return how an engine is built."""
-    options = asdict(config.tensorrt) if variant.backend == "tensorrt" else {}
-    return BuildSpec(variant.precision, Profile(*config.build.profile), options=options)
+    table = engine_settings(config, variant.backend)
+    threads = int(table.pop("threads", 0))
+    return BuildSpec(
+        variant.precision,
+        Profile(*config.build.profile),
+        threads,
+        table,
+        rest=config.quantize.rest or backends.wants(variant.backend).build_rest,
+    )
 
 
 def write(engine: Engine, seconds: float, folder: Path) -> None:

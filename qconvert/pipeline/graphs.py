@@ -43,14 +43,13 @@ class Graph:
 class Basis:
     """What all graphs of a run are made from; `found` is None where no image was looked at.
 
-    `plans` has the plans of a run that is `resumed`.
+    `plans` has the plans that lie in a run already.
     """
 
     ready: Prepared
     config: Config
     found: Seen | None
     plans: Mapping[str, Plan] = field(default_factory=dict)
-    resumed: bool = False
 
 
 def graph_of(variant: Variant, basis: Basis, store: Store, tell: Tell) -> Graph:
@@ -86,11 +85,22 @@ def read(folder: Path) -> Graph:
 def _how(variant: Variant, basis: Basis) -> How:
     wants = backends.wants(variant.backend)
     wishes = requests.wishes_of(basis.config)
+    table = engine_settings(basis.config, variant.backend)
+    typed = wants.typed or table.get("builder") == "native"
     if variant.precision != "int8":
-        return How(variant.name, replace(wishes, rest=variant.precision))
+        return How(variant.name, replace(wishes, rest=variant.precision if typed else "fp32"))
+    rest = (basis.config.quantize.rest or wants.build_rest) if typed else "fp32"
     plan = basis.plans.get(variant.name)
-    wishes = replace(wishes, rest=basis.config.quantize.rest or wants.build_rest)
-    return How(variant.name, wishes, requests.scheme_for(basis.config, wants), plan)
+    if plan is not None:
+        plan = replace(plan, rest=rest)
+    scheme = requests.scheme_for(basis.config, wants)
+    return How(variant.name, replace(wishes, rest=rest), scheme, plan)
+
+
+def engine_settings(config: Config, backend: str) -> dict[str, str | int | bool]:
+    """Return the settings that belong to a backend, by the names that it knows."""
+    table = asdict(getattr(config, backend.replace("-", "_")))
+    return {name.replace("_", "-"): value for name, value in table.items()}
 
 
 def _recipe(how: How, basis: Basis) -> dict[str, str]:

@@ -1,0 +1,200 @@
+"""`qconvert build` from a model to a report, and the commands that look at runs afterwards."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qconvert import backends
+from tests.conftest import Outcome, write
+from tests.models import mixed
+from tests.pictures import draw_folder
+
+Command = Callable[..., Outcome]
+
+QUICK = ("--seconds", "0.02", "--batch-sizes", "1,4")
+IMAGES = ("--images", "images", "--eval", "eval")
+
+
+@pytest.fixture(autouse=True)
+def _world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(mixed(), tmp_path / "net.onnx")
+    draw_folder(tmp_path / "images", 40)
+    draw_folder(tmp_path / "eval", 24)
+    lines = [f"{file.name},{number % 24}" for number, file in enumerate(_files(tmp_path / "eval"))]
+    (tmp_path / "labels.csv").write_text(
+        "file,label\n" + "\n".join(f"eval/{line}" for line in lines)
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def built(qconvert: Command, *more: str, code: int = 0) -> Outcome:
+    done = qconvert("build", "net.onnx", "-o", "run", *QUICK, *more)
+    assert done.code == code, done.err
+    return done
+
+
+def told(done: Outcome) -> dict[str, dict[str, object]]:
+    return {each["name"]: each for each in json.loads(done.out)["variants"]}
+
+
+def test_one_command_gives_every_cell_that_can_be_measured_here(qconvert: Command) -> None:
+    more = ("--backend", "cpu,tensorrt-rtx", "--labels", "labels.csv", "--json")
+    variants = told(built(qconvert, *IMAGES, *more))
+    assert list(variants) == [
+        "cpu-fp32", "cpu-fp16", "cpu-int8",
+        "tensorrt-rtx-fp32", "tensorrt-rtx-fp16", "tensorrt-rtx-int8",
+    ]  # fmt: skip
+    for name, each in variants.items():
+        assert each["engine"]["bytes"] == sum(  # type: ignore[index]
+            (Path("run/engines") / name / file).stat().st_size
+            for file in each["engine"]["files"]  # type: ignore[index]
+        )
+        assert each["accuracy"]["n"] == 24  # type: ignore[index]
+        assert each["accuracy"]["top1"] is not None  # type: ignore[index]
+        here = name.startswith("cpu")
+        assert [latency["batch"] for latency in each["latency"]] == ([1, 4] if here else [])  # type: ignore[attr-defined]
+        assert each["accuracy"]["measured_on"] == ("engine" if here else "cpu-simulation")  # type: ignore[index]
+        assert ("latency" in each["unmeasured"]) == (not here)  # type: ignore[operator]
+    assert variants["cpu-int8"]["by_precision"]["int8"] > 5  # type: ignore[index]
+    assert variants["cpu-fp32"]["accuracy"]["agreement"] == 100  # type: ignore[index]
+
+
+def test_the_folder_of_a_run_is_whole_and_holds_no_links(qconvert: Command) -> None:
+    built(qconvert, *IMAGES)
+    here = {file.relative_to("run").as_posix() for file in _files(Path("run"))}
+    assert {
+        "run.toml", "model.onnx", "report.json", "report.md",
+        "calibration/calibration.npz", "calibration/images.txt",
+        "engines/cpu-int8/engine.json", "engines/cpu-int8/plan.json",
+        "engines/cpu-int8/model.onnx", "engines/cpu-fp32/model.onnx",
+    } <= here  # fmt: skip
+    assert not any(file.is_symlink() or file.stat().st_nlink > 1 for file in _files(Path("run")))
+
+
+def test_the_same_again_does_nothing_and_says_the_same(qconvert: Command) -> None:
+    first = json.loads(built(qconvert, *IMAGES, "--json").out)
+    again = built(qconvert, *IMAGES, "--json")
+    second = json.loads(again.out)
+    for report in (first, second):
+        for each in ("created", "seconds", "command"):
+            report.pop(each)
+        for variant in report["variants"]:
+            variant["engine"].pop("stored")
+    assert first == second
+    done = [line for line in again.err.splitlines() if "✓" in line and "✓ load" not in line]
+    assert done
+    assert all("stored" in line for line in done)
+
+
+def test_a_run_goes_on_elsewhere_without_its_images(qconvert: Command) -> None:
+    built(qconvert, *IMAGES, "--plan-only")
+    assert not list(Path("run/engines").glob("*/engine.json"))
+    shutil.move("run", "moved")
+    for gone in ("images", "eval", ".store"):
+        shutil.rmtree(gone)
+    Path("net.onnx").unlink()
+    draw_folder(Path("others"), 24)
+    done = qconvert("build", "--from", "moved", "--eval", "others", *QUICK, "--json")
+    assert done.code == 0, done.err
+    assert "✓ calibrate" not in done.err
+    assert all(each["engine"] and each["latency"] for each in told(done).values())
+
+
+def test_a_plan_in_the_run_is_followed(qconvert: Command) -> None:
+    built(qconvert, *IMAGES, "--plan-only", "--precision", "int8")
+    place = Path("run/engines/cpu-int8/plan.json")
+    plan = json.loads(place.read_text())
+    plan["layers"]["scores"] = {"op": "Gemm", "left": "my reason"}
+    place.write_text(json.dumps(plan))
+    done = qconvert("build", "--from", "run", *QUICK, "--json")
+    assert done.code == 0, done.err
+    left = told(done)["cpu-int8"]["unquantized"]
+    assert left == [{"node": "scores", "op": "Gemm", "reason": "my reason"}]
+
+
+def test_gates_decide_the_exit_code_and_are_named(qconvert: Command) -> None:
+    more = ("--labels", "labels.csv", "--max-size", "0.001", "--allow-unmeasured")
+    done = built(qconvert, *IMAGES, *more, code=1)
+    assert "max-size: `cpu-int8`" in done.err
+    assert built(qconvert, *IMAGES, "--max-size", "1000").code == 0
+
+
+def test_without_images_there_is_no_int8_and_no_accuracy(qconvert: Command) -> None:
+    refused = built(qconvert, code=2)
+    assert "--precision fp32,fp16" in refused.err
+    done = built(qconvert, "--precision", "fp32", "--json")
+    assert told(done)["cpu-fp32"]["accuracy"] is None
+    assert "--eval" in told(done)["cpu-fp32"]["unmeasured"]["accuracy"]  # type: ignore[index]
+
+
+def test_what_does_not_work_here_is_refused_with_exit_4_unless_only_planned(
+    qconvert: Command,
+) -> None:
+    refused = built(qconvert, *IMAGES, "--backend", "cuda", code=4)
+    assert "the backend `cuda` does not work here" in refused.err
+    assert "--plan-only" in refused.err
+    planned = built(qconvert, *IMAGES, "--backend", "cuda", "--plan-only", "--json")
+    assert [*told(planned)] == ["cuda-fp32", "cuda-fp16"]
+    assert "no int8 for `cuda`" in planned.out
+
+
+def test_another_model_or_other_settings_need_another_folder(qconvert: Command) -> None:
+    built(qconvert, *IMAGES, "--precision", "fp32")
+    built(qconvert, *IMAGES, "--precision", "fp32,int8")
+    refused = built(qconvert, *IMAGES, "--method", "minmax", code=2)
+    assert "`run` holds another run" in refused.err
+    Path("full").mkdir()
+    Path("full/notes.txt").write_text("mine")
+    refused = qconvert("build", "net.onnx", "-o", "full", *IMAGES)
+    assert refused.code == 2
+    assert "`full` holds other files" in refused.err
+    assert [*Path("full").iterdir()] == [Path("full/notes.txt")]
+
+
+def test_a_dry_run_touches_nothing(qconvert: Command, tmp_path: Path) -> None:
+    before = _files(tmp_path)
+    done = qconvert("build", "net.onnx", *IMAGES, "--dry-run", "--backend", "cpu,tensorrt-rtx")
+    assert done.code == 0
+    assert "engine    cpu-int8: runs here" in done.out
+    assert _files(tmp_path) == before
+
+
+def test_runs_and_engines_can_be_timed_and_scored_again(qconvert: Command) -> None:
+    built(qconvert, *IMAGES, "--precision", "fp32,int8")
+    report = Path("run/report.json")
+    before = json.loads(report.read_text())
+    assert qconvert("bench", "run", "--seconds", "0.02", "--batch-sizes", "2").code == 0
+    after = json.loads(report.read_text())
+    assert [each["batch"] for each in after["variants"][0]["latency"]] == [2]
+    assert after["variants"][0]["accuracy"] == before["variants"][0]["accuracy"]
+    draw_folder(Path("others"), 16)
+    assert qconvert("evaluate", "run", "--eval", "others").code == 0
+    assert json.loads(report.read_text())["variants"][0]["accuracy"]["n"] == 16
+    loose = qconvert("evaluate", "net.onnx", "run/engines/cpu-int8", "--eval", "others", "--json")
+    assert loose.code == 0, loose.err
+    assert [*told(loose)] == ["net.onnx", "cpu-int8"]
+    timed = qconvert("bench", "net.onnx", "run/engines/cpu-int8", *QUICK, "--json")
+    assert [len(each["latency"]) for each in told(timed).values()] == [2, 2]  # type: ignore[arg-type]
+
+
+def test_a_report_is_shown_again_in_every_form(qconvert: Command) -> None:
+    built(qconvert, *IMAGES, "--labels", "labels.csv")
+    for form, begins in (("text", "Size"), ("md", "# "), ("json", "{"), ("card", "---")):
+        shown = qconvert("report", "run", "--format", form)
+        assert shown.code == 0, shown.err
+        assert shown.out.startswith(begins)
+    assert qconvert("report", "images").code == 2
+
+
+def test_a_backend_is_any_module_that_does_what_backends_do(
+    qconvert: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(backends.BACKENDS, "cpu", "tests.fake_backend")
+    done = built(qconvert, *IMAGES, "--precision", "fp32,fp16", "--json")
+    assert all(each["by_provider"] for each in told(done).values())
