@@ -16,7 +16,7 @@ Floats = NDArray[np.float32]
 Whole = NDArray[np.int32]
 
 # Below this a step stands for values that no layer can tell from zero; a half has none smaller.
-SMALLEST_STEP = {"fp32": 2.0**-40, "fp16": 2.0**-24, "bf16": 2.0**-40}
+SMALLEST_STEP = {"fp32": 2.0**-100, "fp16": 2.0**-24, "bf16": 2.0**-100}
 STEP_TYPES: dict[str, np.dtype[np.generic]] = {
     "fp32": np.dtype(np.float32),
     "fp16": np.dtype(np.float16),

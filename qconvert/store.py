@@ -6,6 +6,7 @@ work, one renames first and the other takes what it finds. A killed process leav
 which is swept away when nothing was written to it for a day. What was damaged since is made again.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -158,8 +159,10 @@ def size(path: Path) -> int:
 def sweep(folder: Path) -> None:
     """Delete the drafts that were abandoned: nothing was written to them for a day."""
     for draft in folder.glob(f"{DRAFT}*"):
-        if min(_age(path) for path in [draft, *draft.rglob("*")]) > ABANDONED_SECONDS:
-            shutil.rmtree(draft, ignore_errors=True)
+        # While it is looked at, its owner may finish with it.
+        with contextlib.suppress(FileNotFoundError):
+            if min(_age(path) for path in [draft, *draft.rglob("*")]) > ABANDONED_SECONDS:
+                shutil.rmtree(draft, ignore_errors=True)
 
 
 def _taken(lock: IO[str]) -> bool:

@@ -32,7 +32,7 @@ def open_cpu(model: ir.Model, threads: int = 0) -> Run:
 
     `threads` of 0 takes one for each core.
     """
-    literal = has_half_scales(model)
+    literal = has_float_biases(model)
     if onnx_io.weight_bytes(model) < onnx_io.SINGLE_FILE_BYTES:
         return _open(onnx_io.serialize(model), threads, literal=literal)
     with tempfile.TemporaryDirectory(prefix="qconvert-") as folder:
@@ -41,19 +41,21 @@ def open_cpu(model: ir.Model, threads: int = 0) -> Run:
         return _open(str(path), threads, literal=literal)
 
 
-def has_half_scales(model: ir.Model) -> bool:
-    """Whether Q/DQ nodes have scales in half precision.
+def has_float_biases(model: ir.Model) -> bool:
+    """Whether a model is quantized as TensorRT wants it: symmetric, and biases left in float.
 
-    ONNX Runtime 1.31 fuses such nodes into integer kernels of which it takes the scales for
-    float32, and answers with nonsense. It computes them right with `session.disable_quant_qdq`,
-    which leaves Q/DQ nodes as they are.
+    ONNX Runtime 1.31 makes integers of such biases, which overflow where a bias is large beside its
+    scales, and are nonsense where scales are in half precision. It computes what the graph says
+    with `session.disable_quant_qdq`, which leaves Q/DQ nodes as they are.
     """
-    return any(
-        node.op_type == "DequantizeLinear"
-        and node.inputs[1] is not None
-        and node.inputs[1].dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-        for node in model.graph
-    )
+    rounding = [node for node in model.graph if node.op_type == "QuantizeLinear"]
+    return bool(rounding) and all(_is_symmetric(node) for node in rounding)
+
+
+def _is_symmetric(node: ir.Node) -> bool:
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    zero = ir.convenience.get_const_tensor(value) if value is not None else None
+    return zero is not None and zero.dtype is ir.DataType.INT8 and not zero.numpy().any()
 
 
 def _open(model: bytes | str, threads: int, *, literal: bool) -> Run:

@@ -82,8 +82,10 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
         trust=chosen["trust"],
     )
     if chosen["dry_run"]:
-        _preview(config, request)
+        _preview(config, request, as_json=chosen["as_json"])
         return
+    if chosen["plan_out"] is not None:
+        _require_plan_place(chosen["plan_out"], request)
     done = _quantize(config, request)
     if chosen["plan_out"] is not None:
         _write_plan(done, chosen["plan_out"])
@@ -100,20 +102,37 @@ def _quantize(config: "Config", request: "Request") -> "Quantized":
         return quantize(config, request, store.default(), steps.tell)
 
 
-def _preview(config: "Config", request: "Request") -> None:
+def _require_plan_place(place: Path, request: "Request") -> None:
+    from qconvert.errors import UsageError
+    from qconvert.pipeline.place import require_place
+
+    if request.precision != "int8":
+        raise UsageError("there is no plan to write", hint="a plan is for `--precision int8`")
+    require_place(place)
+
+
+def _preview(config: "Config", request: "Request", *, as_json: bool) -> None:
+    from dataclasses import asdict
+
     from qconvert import store
     from qconvert.cli import coverage_table
+    from qconvert.errors import UsageError
     from qconvert.pipeline.preview import layers
 
-    console.data_table(coverage_table.table(layers(config, request, store.default())))
+    if request.plan is not None:
+        raise UsageError("a plan says itself what it does", hint="leave `--dry-run` or it out")
+    found = layers(config, request, store.default())
+    if as_json:
+        console.data_json({"layers": {name: asdict(each) for name, each in found.items()}})
+    else:
+        console.data_table(coverage_table.table(found))
 
 
 def _write_plan(done: "Quantized", place: Path) -> None:
-    from qconvert.errors import UsageError
     from qconvert.quantize.plan import dumps
 
-    if done.rewritten.plan is None:
-        raise UsageError("there is no plan to write", hint="a plan is for `--precision int8`")
+    assert done.rewritten.plan is not None
+    place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(dumps(done.rewritten.plan), encoding="utf-8")
     console.say(f"    plan: {place}")
 

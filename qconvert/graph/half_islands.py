@@ -7,7 +7,13 @@ import onnx_ir as ir
 
 from qconvert.graph.half_types import Typing, handles_float32, is_float32
 from qconvert.graph.observed import MOVING
-from qconvert.graph.overflow import Ranges, scale_too_small, seen_too_large, stored_too_large
+from qconvert.graph.overflow import (
+    Ranges,
+    scale_too_small,
+    seen_too_large,
+    seen_too_small,
+    stored_too_large,
+)
 from qconvert.graph.patterns import constant, is_standard
 from qconvert.graph.sums import ACCUMULATING, sums_too_much
 
@@ -42,7 +48,8 @@ def _own_reason(node: ir.Node, typing: Typing, ranges: Ranges) -> str:
     why = stored_too_large(node, slots, typing.half) or scale_too_small(node, typing.half)
     if why or typing.half is ir.DataType.BFLOAT16:
         return why
-    return seen_too_large(node, slots, ranges) or sums_too_much(node, ranges)
+    why = seen_too_large(node, slots, ranges) or seen_too_small(node, slots, ranges)
+    return why or sums_too_much(node, ranges)
 
 
 def _positions(graph: ir.Graph) -> Iterator[ir.Node]:

@@ -31,6 +31,8 @@ CHANNEL_LAST = PRODUCTS | ROW_NORMS
 RESHAPING = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 CHOOSING = frozenset({"Slice", "Split", "Gather", "MaxPool", "GlobalMaxPool", "Dropout"})
 COPYING = frozenset({"Expand", "Tile", "DepthToSpace", "SpaceToDepth"})
+MODE, PLACES = "mode", "coordinate_transformation_mode"
+RESIZES = (MODE, PLACES)
 MOVING = RESHAPING | CHOOSING | COPYING
 
 FUSING = CONVOLUTIONS | {"Gemm", "MatMul", "Add", "BatchNormalization"}
@@ -135,16 +137,18 @@ def _is_real(value: ir.Value) -> bool:
 
 def _source(value: ir.Value, known: set[ir.Value]) -> ir.Value:
     """Follow a tensor back to the one whose values it holds."""
-    while (node := value.producer()) is not None and _only_moves(node) and node.inputs[0] in known:
+    while (node := value.producer()) is not None and only_moves(node) and node.inputs[0] in known:
         value = node.inputs[0]
     return value
 
 
-def _only_moves(node: ir.Node) -> bool:
+def only_moves(node: ir.Node) -> bool:
+    """Whether what comes out of a node are values of its first input and no others."""
     if node.op_type == "Resize":
         # A cubic filter overshoots, the others stay between the values they read.
-        mode = node.attributes.get("mode")
-        return mode is None or mode.as_string() != "cubic"
+        # Cropping beyond the edge fills in a value of its own.
+        how = {name: each.as_string() for name, each in node.attributes.items() if name in RESIZES}
+        return how.get(MODE) != "cubic" and how.get(PLACES) != "tf_crop_and_resize"
     return node.op_type in MOVING
 
 

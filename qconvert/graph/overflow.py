@@ -15,6 +15,8 @@ MOST = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: 3.3895313892515355e3
 LEAST = 2.0**-24  # in float16; what bfloat16 rounds to zero, float32 nearly does
 # Images may hold larger values than those that were seen.
 MARGIN = 2.0
+# Below, the smaller half of the values has less than six digits in binary.
+SMALL = 2.0**-12
 LIMIT = MOST[ir.DataType.FLOAT16] / MARGIN
 # Where they compare with a constant that is out of range, the largest number bounds as little.
 BOUNDING = frozenset({"Clip", "Max", "Min"})
@@ -76,6 +78,16 @@ def seen_too_large(node: ir.Node, slots: Slots, ranges: Ranges) -> str:
     for value in (*read, *(node.outputs[place] for place in sorted(slots.outputs))):
         if value is not None and (top := ranges.seen.get(value.name or "", 0.0)) > LIMIT:
             return _beyond(f"`{value.name}`", top, ir.DataType.FLOAT16)
+    return ""
+
+
+def seen_too_small(node: ir.Node, slots: Slots, ranges: Ranges) -> str:
+    """Say which tensor that a node reads or makes is so small that half has no digits for it."""
+    read = [node.inputs[place] for place in sorted(slots.inputs)]
+    for value in (*read, *(node.outputs[place] for place in sorted(slots.outputs))):
+        top = ranges.seen.get(value.name or "", 0.0) if value is not None else 0.0
+        if value is not None and 0 < top < SMALL:
+            return f"`{value.name}` came to {top:.1e} at most, where float16 has few digits"
     return ""
 
 

@@ -15,7 +15,7 @@ from qconvert.quantize.scheme import Scheme
 from qconvert.quantize.selection import Selection
 from qconvert.scales import Grid
 
-BITS = 8
+BITS, FULL = 8, "fp32"
 
 Precision = Literal["int8", "fp16", "bf16"]
 
@@ -44,26 +44,50 @@ def require_sense(config: Config, request: Request, wants: Wants) -> None:
         raise UsageError(
             f"no {request.precision} for `{request.backend}`: {why}", hint=_other(wants)
         )
-    rest = config.quantize.rest
-    if request.precision == "int8" and rest is not None and rest not in wants.rests:
+    if "names" in config.prepare.skip:
         raise UsageError(
-            f"beside INT8 `{request.backend}` computes in {' or '.join(wants.rests)}, not {rest}",
+            "a plan names nodes, so that the pass `names` cannot be skipped",
+            hint="leave `names` out of `prepare.skip`",
+        )
+    if request.precision == "int8":
+        _require_int8(config, request, wants)
+    else:
+        _require_half(config, request)
+
+
+def _require_int8(config: Config, request: Request, wants: Wants) -> None:
+    chosen = config.quantize
+    if chosen.rest is not None and chosen.rest not in wants.rests:
+        offered = " or ".join(wants.rests)
+        raise UsageError(
+            f"beside INT8 `{request.backend}` computes in {offered}, not {chosen.rest}",
             hint=f"leave `--rest` out, or choose `--rest {wants.rests[0]}`",
         )
-    if request.precision != "int8" and (rest is not None or request.plan is not None):
-        given = "--plan" if request.plan is not None else "--rest"
+    if not request.keep_io and chosen.rest in (None, FULL) and request.plan is None:
         raise UsageError(
-            f"`{given}` is for INT8; {request.precision} rewrites the whole model",
-            hint=f"leave `{given}` out, or ask for `--precision int8`",
+            "`--half-io` is for half precision, and nothing here is half",
+            hint="leave it out, or add `--rest fp16`",
         )
+    if chosen.method != AUTO:
+        methods.find(chosen.method)
+
+
+def _require_half(config: Config, request: Request) -> None:
+    """Refuse what chooses nodes: half precision is for all of them."""
     chosen = config.quantize
-    if request.precision != "int8" and (chosen.exclude or chosen.only or chosen.keep):
-        raise UsageError(
-            f"{request.precision} rewrites the whole model; no node is chosen",
-            hint="`--exclude`, `--only` and `--keep` are for `--precision int8`",
-        )
-    if config.quantize.method != AUTO:
-        methods.find(config.quantize.method)
+    given = {
+        "--rest": chosen.rest is not None,
+        "--plan": request.plan is not None,
+        "--exclude": bool(chosen.exclude),
+        "--only": bool(chosen.only),
+        "--keep": bool(chosen.keep),
+    }
+    for name, value in given.items():
+        if value:
+            raise UsageError(
+                f"`{name}` is for INT8; {request.precision} rewrites the whole model",
+                hint=f"leave `{name}` out, or ask for `--precision int8`",
+            )
 
 
 def require_ranges(config: Config, request: Request) -> None:

@@ -20,9 +20,9 @@ from qconvert.quantize.rewrite import apply
 from qconvert.quantize.scheme import Scheme
 
 NOT_RUN = "not run here: ONNX Runtime has no bf16 kernels for the CPU"
-HALF_SCALES = (
-    "ONNX Runtime's CPU provider answers right with the session setting "
-    "`session.disable_quant_qdq` = 1 only: it misreads scales in half precision"
+LITERALLY = (
+    "to check it on ONNX Runtime's CPU provider set `session.disable_quant_qdq` = 1: it would make "
+    "integers of the float biases, and answer wrongly"
 )
 STRANGE = (
     "the answers have little to do with those of the float model: SQNR {:.0f} dB on {} images; "
@@ -78,8 +78,8 @@ def rewrite(ready: Prepared, found: Seen | None, how: How, tell: Tell) -> Rewrit
         notes.append(NOT_RUN)
     else:
         rewritten.require_sound(model, ready)
-    if plan is not None and rest != "fp32":
-        notes.append(HALF_SCALES)
+    if plan is not None and not plan.integer_bias:
+        notes.append(LITERALLY)
     notes += _strange(ready, model, found) if rest != "bf16" else []
     result = Rewritten(model, plan, islands, tuple(tried), tuple(notes))
     tell(Progress("quantize", f"{how.name}: {_told(result, rest)}", time.perf_counter() - started))

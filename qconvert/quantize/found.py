@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from qconvert.graph.patterns import INTEGER_OPS
+from qconvert.graph.patterns import INTEGER_OPS, is_quantized
 from qconvert.quantize.plan import Layer, Plan, loads
 
 PLAN = "qconvert.plan"
@@ -13,7 +13,7 @@ UNKNOWN = "nothing that it reads comes from integers; the file does not say why"
 def plan_of(model: ir.Model) -> Plan | None:
     """Return the plan that a model was rewritten with, if it carries one."""
     text = model.metadata_props.get(PLAN)
-    return None if text is None else loads(text, "the model's metadata")
+    return None if text is None or not is_quantized(model) else loads(text, "the model's metadata")
 
 
 def layers_of(model: ir.Model) -> dict[str, Layer]:

@@ -6,6 +6,7 @@ what works value by value, is quantized inside a chain and never to start one.
 
 import onnx_ir as ir
 
+from qconvert.graph.observed import only_moves
 from qconvert.quantize import checks
 from qconvert.quantize.checks import ACTIVATIONS, activations, fused_activation, linear
 from qconvert.quantize.plan import Layer
@@ -77,12 +78,10 @@ def inside(node: ir.Node, chosen: Chosen) -> str:
 
 
 def movable(node: ir.Node) -> str:
-    """Refuse a Resize whose filter makes new values, and a Gather from a constant."""
+    """Refuse a Resize that makes new values, and a Gather from a constant."""
     if not activations(node):
         return "it reads no activation"
-    mode = node.attributes.get("mode")
-    cubic = node.op_type == "Resize" and mode is not None and mode.as_string() == "cubic"
-    return "its cubic filter overshoots the values it reads" if cubic else ""
+    return "" if only_moves(node) else "it makes values that it does not read"
 
 
 NO_KERNEL = "ONNX Runtime has no integer kernel for it on the CPU"

@@ -68,6 +68,10 @@ class Plan(Closed):
     rest: Rest = "fp32"
     format: int = FORMAT
 
+    def __post_init__(self) -> None:
+        if not (self.weights.symmetric and self.weights.signed):
+            raise ValueError("weights are symmetric around zero")
+
     @property
     def quantized(self) -> int:
         """How many nodes are quantized."""
@@ -116,7 +120,7 @@ def loads(text: str, name: str) -> Plan:
     """Read a plan; `name` says in errors where it came from."""
     try:
         _require_format(json.loads(text), name)
-        plan = ADAPTER.validate_json(text)
+        plan = ADAPTER.validate_json(text, strict=True)
     except json.JSONDecodeError as error:
         raise UsageError(
             f"`{name}` is not a plan",

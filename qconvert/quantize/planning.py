@@ -12,11 +12,11 @@ from qconvert.errors import QConvertError
 from qconvert.graph.observed import observe
 from qconvert.graph.patterns import is_quantized
 from qconvert.quantize import ranges
+from qconvert.quantize.fitting import Fit, fitting
 from qconvert.quantize.placement import place, rounded
 from qconvert.quantize.plan import Layer, Plan, Rest
 from qconvert.quantize.scheme import Scheme
 from qconvert.quantize.selection import Selection
-from qconvert.scales import Range, too_wide
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ def make_plan(
     require_some(layers)
     found = ranges.choose(model.graph, observed, summaries, wishes.method, scheme.activations)
     found = ranges.share(model.graph, layers, found, scheme.shared)
-    layers = _without_too_wide(model.graph, layers, found, (scheme, wishes.rest))
+    layers = fitting(model.graph, layers, Fit(scheme, wishes.rest, found))
+    require_some(layers)
     names = {
         value.name or ""
         for node in model.graph
@@ -58,24 +59,6 @@ def make_plan(
         tensors={name: kept for name, kept in found.items() if name in names},
         rest=wishes.rest,
     )
-
-
-def _without_too_wide(
-    graph: ir.Graph,
-    layers: Mapping[str, Layer],
-    found: Mapping[str, Range],
-    how: tuple[Scheme, Rest],
-) -> dict[str, Layer]:
-    """Return the layers, those left in float that a range of their own is too wide for."""
-    scheme, rest = how
-    kept = dict(layers)
-    for node in graph:
-        layer = layers.get(node.name or "")
-        for value in rounded(node, layer) if layer is not None else ():
-            if too_wide(found[value.name or ""], scheme.activations, rest):
-                why = f"the range of `{value.name}` is too wide for a step in {rest}"
-                kept[node.name or ""] = Layer(node.op_type, left=why)
-    return kept
 
 
 def require_float(model: ir.Model) -> None:

@@ -11,6 +11,7 @@ from qconvert.quantize.plan import Layer
 from qconvert.scales import Grid, Range
 
 WHOLE = "minmax"
+MOST_WIDER = 2.0
 # What they make of their largest inputs decides the answer, so nothing is clipped before them.
 TAIL_READERS = frozenset({"Sigmoid", "HardSigmoid", "Tanh", "Softmax", "LogSoftmax", "ArgMax"})
 
@@ -34,7 +35,11 @@ def share(
     ranges: Mapping[str, Range],
     operators: frozenset[str],
 ) -> dict[str, Range]:
-    """Return the ranges with one for all that goes in and out of each of these operators."""
+    """Return the ranges with one for all that goes in and out of each of these operators.
+
+    So nothing needs to be rounded a second time on the way; a part of which that would cost more
+    than one bit stays as it is.
+    """
     groups: list[set[str]] = []
     for node in graph:
         layer = layers.get(node.name or "")
@@ -46,7 +51,9 @@ def share(
         widest = Range(
             min(ranges[name].low for name in group), max(ranges[name].high for name in group)
         )
-        shared.update(dict.fromkeys(sorted(group), widest))
+        # A part much narrower than the whole keeps its range for those who read it alone.
+        wide = [name for name in group if MOST_WIDER * ranges[name].largest >= widest.largest]
+        shared.update(dict.fromkeys(sorted(wide), widest))
     return shared
 
 

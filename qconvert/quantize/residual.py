@@ -3,13 +3,13 @@
 import onnx_ir as ir
 
 from qconvert.graph import patterns
-from qconvert.graph.observed import CONVOLUTIONS, MOVING, RECTIFIERS
+from qconvert.graph.observed import CONVOLUTIONS, RECTIFIERS
 
-_FUSED = RECTIFIERS | MOVING | {"BatchNormalization"}
+_FUSED = RECTIFIERS | {"BatchNormalization", "MaxPool", "Identity"}
 
 
 def residual_slot(node: ir.Node) -> int | None:
-    """Return the place of the input that is only added; None where no convolution feeds it.
+    """Return the place of the input that is only added; None where nothing can be fused.
 
     Where both sides come from a convolution, the one further from the point where they part is
     fused: the other one is the shortcut.
@@ -20,9 +20,14 @@ def residual_slot(node: ir.Node) -> int | None:
     if behind[0] is None and behind[1] is None:
         return None
     if behind[0] is None or behind[1] is None:
-        return 0 if behind[0] is None else 1
-    lengths = _lengths(node)
-    return 0 if lengths[0] < lengths[1] else 1
+        slot = 0 if behind[0] is None else 1
+    else:
+        lengths = _lengths(node)
+        slot = 0 if lengths[0] < lengths[1] else 1
+    # What the other branch is made from cannot wait to be fused with the addition.
+    fused = behind[1 - slot]
+    before = _distances(node.inputs[slot])
+    return None if fused is not None and fused.outputs[0] in before else slot
 
 
 def convolution_behind(value: ir.Value | None) -> ir.Node | None:

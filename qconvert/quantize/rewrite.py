@@ -10,8 +10,10 @@ import onnx_ir as ir
 from qconvert import onnx_io
 from qconvert.errors import UsageError
 from qconvert.graph.patterns import constant
+from qconvert.quantize.checks import linear
 from qconvert.quantize.placement import rounded
 from qconvert.quantize.plan import Layer, Plan
+from qconvert.quantize.selection import WEIGHTED
 from qconvert.quantize.stored_weights import Product, products, store_products
 from qconvert.quantize.wiring import Wiring
 from qconvert.scales import around, too_wide
@@ -47,13 +49,18 @@ def _layers(graph: ir.Graph, plan: Plan) -> dict[ir.Node, Layer]:
             f"the plan names `{lost[0]}`, which is not a {wanted[lost[0]].op} of this model",
             hint="a plan may leave nodes out, but not add any",
         )
-    layers = {nodes[name]: layer for name, layer in wanted.items()}
+    # In the order of the graph, whatever that of the plan: what is shared must come first.
+    layers = {node: wanted[node.name] for node in graph if node.name in wanted}
     for node, layer in layers.items():
         _require_ranges(node, layer, plan)
     return layers
 
 
 def _require_ranges(node: ir.Node, layer: Layer, plan: Plan) -> None:
+    if len(set(layer.inputs)) < len(layer.inputs):
+        raise UsageError(
+            f"the plan rounds an input of `{node.name}` twice", hint="name each input once"
+        )
     slots = [*layer.inputs, *([layer.weight.slot] if layer.weight else [])]
     if any(not 0 <= slot < len(node.inputs) or node.inputs[slot] is None for slot in slots):
         raise UsageError(
@@ -62,10 +69,11 @@ def _require_ranges(node: ir.Node, layer: Layer, plan: Plan) -> None:
         )
     if layer.weight is not None:
         array = constant(node.inputs[layer.weight.slot])
-        if array is None or not 0 <= layer.weight.axis < array.ndim:
+        usual = linear(node).weight if array is not None and node.op_type in WEIGHTED else None
+        if usual is None or layer.weight != usual:
             raise UsageError(
                 f"the plan has no such weight and axis at `{node.name}`",
-                hint="a weight is a constant input; its axes are counted from 0",
+                hint="take weights as they are in the plan that was written",
             )
     for value in rounded(node, layer):
         if value.name not in plan.tensors:

@@ -73,7 +73,7 @@ def one_activation(node: ir.Node) -> str:
 def beside_a_convolution(node: ir.Node) -> str:
     """Refuse an addition that no convolution feeds, as the residuals of a transformer."""
     lost = residual_slot(node) is None
-    return "neither of its inputs comes from a convolution" if lost else ""
+    return "no convolution can be fused with it" if lost else ""
 
 
 def fused_branch(node: ir.Node, chosen: Chosen) -> str:

@@ -13,6 +13,7 @@ from qconvert.quantize.wiring import Wiring
 from qconvert.scales import Floats, Scale, around
 
 BIAS = 2
+MOST_LARGER = 1.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,33 +48,52 @@ def products(layers: Mapping[ir.Node, Layer], plan: Plan) -> Iterator[Product]:
 
 def store_products(wiring: Wiring, found: Sequence[Product], plan: Plan) -> None:
     """Let each node read its weight, and where the plan wants it its bias, from integers."""
-    scales = _scales(found, plan)
-    stored: dict[tuple[ir.Value, int], ir.Value] = {}
-    for each in found:
-        scale = scales[each.key]
-        if each.key not in stored:
+    stored: dict[int, ir.Value] = {}
+    for each, scale in zip(found, _scales(found, plan), strict=True):
+        if id(scale) not in stored:
             array = weights.weight_of(each.weight, each.node)
             integers = weights.integers(array, scale)
             held = wiring.store(integers, f"{each.weight.name}_quantized")
-            stored[each.key] = wiring.from_integers(held, scale.steps, each.axis, each.node)
-        each.node.replace_input_with(each.slot, stored[each.key])
+            stored[id(scale)] = wiring.from_integers(held, scale.steps, each.axis, each.node)
+        each.node.replace_input_with(each.slot, stored[id(scale)])
         if each.bias is not None:
             _store_bias(wiring, each, each.bias, scale)
     for each in found:
         _drop(wiring.graph, each.weight)
 
 
-def _scales(found: Sequence[Product], plan: Plan) -> dict[tuple[ir.Value, int], Scale]:
-    """Return the scale of each weight, with room for the biases of all nodes that read it."""
+def _scales(found: Sequence[Product], plan: Plan) -> list[Scale]:
+    """Return the scale of each product's weight, the same one for those that share it.
+
+    A reader whose bias needs steps much larger than the weight's own has the weight for itself:
+    its need must not crush the weight for all others.
+    """
     method = weights.METHODS[plan.weight_method]
-    scales: dict[tuple[ir.Value, int], Scale] = {}
+    own: dict[tuple[ir.Value, int], Scale] = {}
+    shared: dict[tuple[ir.Value, int], Scale] = {}
     for each in found:
-        if each.key not in scales:
+        if each.key not in own:
             array = weights.weight_of(each.weight, each.node)
-            scales[each.key] = method(array, plan.weights, each.axis, plan.rest)
-        if each.bias is not None:
-            scales[each.key] = weights.room_for_bias(scales[each.key], each.bias, each.step)
-    return scales
+            own[each.key] = method(array, plan.weights, each.axis, plan.rest)
+            shared[each.key] = own[each.key]
+        if _fits(each, own[each.key]):
+            shared[each.key] = _roomy(each, shared[each.key])
+    return [
+        shared[each.key] if _fits(each, own[each.key]) else _roomy(each, own[each.key])
+        for each in found
+    ]
+
+
+def _fits(product: Product, scale: Scale) -> bool:
+    """Whether the bias of a product has room with steps that are hardly larger than these."""
+    return bool((_roomy(product, scale).steps <= MOST_LARGER * scale.steps).all())
+
+
+def _roomy(product: Product, scale: Scale) -> Scale:
+    """Return a scale with room for the bias of a product."""
+    if product.bias is None:
+        return scale
+    return weights.room_for_bias(scale, product.bias, product.step)
 
 
 def _store_bias(wiring: Wiring, product: Product, bias: Floats, scale: Scale) -> None:

@@ -64,6 +64,8 @@ def room_for_bias(scale: Scale, bias: Floats, step: float) -> Scale:
     `step` is that of the activation; a bias has steps of `step` times those of the weight.
     """
     least = np.abs(bias.astype(np.float64)) / (step * LARGEST_BIAS)
+    if (least <= scale.steps).all():
+        return scale
     steps = np.maximum(scale.steps.astype(np.float64), least).astype(np.float32)
     return Scale(steps, scale.zeros, scale.grid, scale.granularity)
 

@@ -189,7 +189,12 @@ def test_what_has_no_range_takes_no_part() -> None:
     for node in model.graph:
         node.name = f"node of {node.outputs[0].name}"
     layers = {str(node.name): Layer(node.op_type) for node in model.graph}
-    some = {"a": Range(-1.0, 1.0), "u": Range(0.0, 3.0)}
-    assert share(model.graph, layers, some, CONCAT) == dict.fromkeys("au", Range(-1.0, 3.0))
+    some = {"a": Range(-1.0, 1.0), "u": Range(0.0, 2.0)}
+    assert share(model.graph, layers, some, CONCAT) == dict.fromkeys("au", Range(-1.0, 2.0))
+    narrow = {"a": Range(-1.0, 1.0), "u": Range(0.0, 3.0)}
+    assert share(model.graph, layers, narrow, CONCAT) == {
+        "a": Range(-1.0, 1.0),
+        "u": Range(-1.0, 3.0),
+    }
     assert share(model.graph, layers, {}, CONCAT) == {}
     assert share(model.graph, layers, some, frozenset()) == some

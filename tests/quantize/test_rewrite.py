@@ -162,12 +162,7 @@ def test_a_weight_that_two_layers_read_is_stored_once_with_room_for_both_biases(
         h = Conv (x, w, b)
         y = Conv (h, w, large)
     }"""
-    weight = floats(16, 16, 1, 1) * np.float32(1e-9)
-    model = infer_shapes(
-        from_text(text, w=weight, b=floats(16), large=floats(16) * np.float32(1e3))
-    )[0]
-    for node in model.graph:
-        node.name = node.outputs[0].name
+    model = _shared(text, floats(16, 16, 1, 1), floats(16) * np.float32(1e3))
     made = _ranged(model)
     rewritten = apply(model, made)
     stored = [name for name in rewritten.graph.initializers if name.startswith("w_quantized")]
@@ -182,6 +177,30 @@ def test_a_weight_that_two_layers_read_is_stored_once_with_room_for_both_biases(
     x = floats(1, 16, 4, 4, seed=3)
     wanted, got = (open_cpu(each)({"x": x})["y"] for each in (model, rewritten))
     assert np.allclose(wanted, got, atol=made.tensors["y"].largest / 100)
+
+
+def test_a_bias_too_large_for_the_steps_of_a_shared_weight_has_the_weight_for_itself() -> None:
+    text = """<ir_version: 10, opset_import: ["": 20]>
+    net (float[N, 16, 4, 4] x) => (float[N, 16, 4, 4] y, float[N, 16, 4, 4] z) {
+        y = Conv (x, w, b)
+        none = Sub (x, x)
+        z = Conv (none, w, large)
+    }"""
+    model = _shared(text, floats(16, 16, 1, 1), floats(16) * np.float32(1e3))
+    rewritten = apply(model, _ranged(model))
+    x = {"x": floats(1, 16, 4, 4, seed=3)}
+    wanted, got = (open_cpu(each)(x) for each in (model, rewritten))
+    for name, array in wanted.items():
+        assert np.square(array).sum() / np.square(array - got[name]).sum() > 300, name
+    stored = [name for name in rewritten.graph.initializers if name.startswith("w_quantized")]
+    assert len([name for name in stored if not name.strip("w_quantized")]) == 2
+
+
+def _shared(text: str, weight: Array, large: Array) -> ir.Model:
+    model = infer_shapes(from_text(text, w=weight, b=floats(16), large=large))[0]
+    for node in model.graph:
+        node.name = node.outputs[0].name
+    return model
 
 
 def _ranged(model: ir.Model) -> Plan:
