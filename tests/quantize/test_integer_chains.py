@@ -2,6 +2,7 @@
 
 import pytest
 
+from qconvert.graph.observed import observe
 from qconvert.quantize.integer_chains import NO_KERNEL
 from qconvert.quantize.selection import Selection
 from tests.quantize.rewritten import after, layers, model
@@ -220,3 +221,20 @@ def test_bodies_of_branches_are_left_as_they_are() -> None:
     assert layers(before, "cpu")["y"].left.startswith("it holds a graph of its own")
     branch = before.graph[-1].attributes["then_branch"].as_graph()
     assert [node.op_type for node in branch] == ["Conv"]
+
+
+def test_a_resize_that_fills_in_a_value_is_no_mover() -> None:
+    sizes = "s = Constant <value: tensor = int64[4] {1, 16, 16, 16}> ()"
+    roi = "i = Constant <value: tensor = float[8] {0,0,-0.5,-0.5,1,1,1.5,1.5}> ()"
+    how = 'mode = "linear", coordinate_transformation_mode = "tf_crop_and_resize"'
+    body = f"{sizes} {roi} {CONV} r = Resize <{how}> (c, i, , s) y = Conv (r, v)"
+    before = model(body, "(float[1, 16, 8, 8] x) => (float[] y)", w=W, v=W)
+    assert "r" not in layers(before, "cpu")
+    assert "r" not in observe(before).shares
+
+
+def test_only_the_operator_that_is_named_is_quantized_with_what_follows_it() -> None:
+    body = f"{CONV} r = Relu (c) g = GlobalAveragePool (r) f = Flatten (g) y = Gemm (f, v)"
+    before = model(body, f"{X} => (float[] y)", w=W, v=(16, 32))
+    found = layers(before, "cpu", Selection(only=("Conv",)))
+    assert {name for name, layer in found.items() if not layer.left} == {"c", "r"}

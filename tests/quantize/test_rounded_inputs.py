@@ -2,6 +2,7 @@
 
 import pytest
 
+from qconvert.quantize.ranges import share
 from qconvert.quantize.selection import Selection
 from qconvert.scales import Range
 from tests.quantize.rewritten import after, layers, model, planned
@@ -164,3 +165,25 @@ def test_the_first_and_the_last_layers_can_be_kept() -> None:
         "d = Conv(~c, ~v)",
         "y = Conv(d, u)",
     ]
+
+
+def test_a_convolution_that_the_other_branch_is_made_from_is_not_fused() -> None:
+    body = f"{CONV} e = Elu (c) y = Add (c, e)"
+    assert reasons(body, w=W) == {"y": "no convolution can be fused with it"}
+    assert reasons(f"{CONV} y = Add (c, c)", w=W) == {"y": "no convolution can be fused with it"}
+
+
+def test_a_shortcut_straight_from_a_convolution_is_rounded() -> None:
+    body = f"{CONV} d = Conv {PAD} (c, v) e = Relu (d) f = Conv {PAD} (e, u) y = Add (c, f)"
+    assert rewritten(body, w=W, v=W, u=W)[-1] == "y = Add(~c, f)"
+
+
+def test_a_part_of_a_concat_much_narrower_than_the_whole_keeps_its_scale() -> None:
+    body = f"""{CONV} d = Conv {PAD} (x, v) t = Concat <axis: int = 1> (c, d)
+    h = Conv {PAD} (c, v) y = Conv (t, u)"""
+    before = model(body, X, w=W, v=W, u=(16, 32, 1, 1))
+    plan = planned(before, "tensorrt")
+    ranges = {**plan.tensors, "c": Range(-1.0, 1.0), "t": Range(-9.0, 9.0)}
+    found = share(before.graph, plan.layers, ranges, frozenset({"Concat"}))
+    assert found["c"] == Range(-1.0, 1.0)
+    assert found["t"].high == 9.0

@@ -1,0 +1,44 @@
+"""Numbers that do not fit a grid or the type of its steps leave their layer in float."""
+
+import pytest
+
+from qconvert.quantize.fitting import Fit, fitting
+from qconvert.quantize.plan import Rest
+from qconvert.scales import Range
+from tests.quantize.rewritten import layers, model, scheme
+
+X = "(float[N, 16, 8, 8] x) => (float[] y)"
+
+
+def left(backend: str, rest: Rest, **ranges: Range) -> dict[str, str]:
+    body = "c = Conv (x, w) p = GlobalAveragePool (c) y = Conv (p, v)"
+    before = model(body, X, w=(16, 16, 3, 3), v=(16, 16, 1, 1))
+    usual = {name: Range(-1.0, 1.0) for name in "xcpy"}
+    fit = Fit(scheme(backend), rest, {**usual, **ranges})
+    found = fitting(before.graph, layers(before, backend), fit)
+    return {name: layer.left for name, layer in found.items() if layer.left}
+
+
+@pytest.mark.parametrize("rest", ["fp32", "fp16", "bf16"])
+def test_ordinary_ranges_fit_everywhere(rest: Rest) -> None:
+    assert left("tensorrt", rest) == {}
+
+
+def test_steps_beyond_half_precision_are_told() -> None:
+    wide = left("tensorrt", "fp16", x=Range(-1e7, 1e7))
+    assert wide == {"c": "the range of `x` is too wide for a step in fp16"}
+    assert left("tensorrt", "bf16", x=Range(-1e7, 1e7)) == {}
+
+
+def test_steps_with_few_digits_in_half_precision_are_told() -> None:
+    fine = left("tensorrt", "fp16", x=Range(-1e-5, 1e-5))
+    assert fine == {"c": "the values of `x` are too small for a step in fp16"}
+    assert left("tensorrt", "fp32", x=Range(-1e-5, 1e-5)) == {}
+    assert left("tensorrt", "fp16", x=Range(0.0, 0.0)) == {}
+
+
+def test_a_pool_whose_result_is_tiny_has_no_integer_kernel() -> None:
+    found = left("cpu", "fp32", p=Range(-1e-3, 1e-3))
+    assert found == {
+        "p": "what it reads and what it makes are too far apart for one integer kernel"
+    }
