@@ -40,7 +40,7 @@ Examples:
 @click.option(
     "--from",
     "resumed",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=click.Path(path_type=Path),
     metavar="RUN",
     help="Go on in a run made elsewhere; needs no image again.",
 )
@@ -68,7 +68,7 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     from qconvert.pipeline.build import Order
 
     if chosen["resumed"] is not None:
-        chosen["config"] = chosen["resumed"] / "run.toml"
+        chosen["config"] = settings.file_of_run(chosen["resumed"])
     config = settings.read(model, chosen)
     order = Order(
         out=chosen["resumed"] or settings.run_place(output, str(config.model)),

@@ -90,6 +90,19 @@ def place(chosen: Path | None, model: str, suffix: str) -> Path:
     return Path(f"{name}-clean{suffix}") if same else default
 
 
+def file_of_run(run: Path) -> Path:
+    """Return the settings file of a run, or refuse what is none."""
+    from qconvert.errors import UsageError
+
+    file = run / "run.toml"
+    if not file.is_file():
+        raise UsageError(
+            f"`{run}` is not the folder of a run: it has no run.toml",
+            hint="name the folder that `qconvert build -o RUN` wrote",
+        )
+    return file
+
+
 def of_target(run: Path | None, chosen: Mapping[str, Any]) -> "Config":
     """Return the settings for engines that are there: those of their run, and what was typed."""
     from qconvert import config_file
