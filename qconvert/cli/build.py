@@ -76,6 +76,7 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
         resumed=chosen["resumed"] is not None,
         plan_only=chosen["plan_only"],
         trust=chosen["trust"],
+        workers=chosen["workers"],
     )
     if chosen["dry_run"]:
         _preview(config, order)

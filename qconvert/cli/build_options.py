@@ -57,6 +57,11 @@ def engine_options(command: Command) -> Command:
             metavar="MIN,BEST,MAX",
             help="Batch sizes an engine is built for (default: 1,8,32).",
         ),
+        click.option(
+            "--allow-fallback",
+            is_flag=True,
+            help="Let the CPU run what a GPU's provider cannot, and list it.",
+        ),
     )
 
 
@@ -91,6 +96,12 @@ def eval_options(command: Command) -> Command:
         ),
         click.option(
             "--eval-count", type=click.IntRange(min=1), help="At most so many (default: all)."
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Threads that read images (default: one for each core).",
         ),
     )
 

@@ -32,13 +32,15 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
     """
     from qconvert import store
     from qconvert.cli import report_view
+    from qconvert.images.reading import Reading
     from qconvert.pipeline import targets as found
     from qconvert.pipeline.measuring_again import evaluate
 
     target = found.resolve(targets)
     config = settings.of_target(target.run.root if target.run else None, chosen)
     with Steps() as steps:
-        report = evaluate(target, config, store.default(), steps.tell)
+        reading = Reading(chosen["workers"])
+        report = evaluate(target, config, reading, (store.default(), steps.tell))
     if chosen["as_json"]:
         from qconvert.report.as_json import to_json
 

@@ -9,7 +9,8 @@ from qconvert.cli import console
 if TYPE_CHECKING:
     from qconvert.config import Config
 
-# Option to setting; an option that is not here decides how a job runs, not what it makes.
+# Option to setting, or settings with commas; an option that is not here decides how a job runs, not
+# what it makes.
 SETTINGS = {
     "inputs": "export.inputs",
     "weights": "export.weights",
@@ -36,6 +37,7 @@ SETTINGS = {
     "backends": "build.backends",
     "precisions": "build.precisions",
     "profile": "build.profile",
+    "allow_fallback": "cuda.allow-fallback,tensorrt.allow-fallback",
     "batch_sizes": "bench.batch-sizes",
     "seconds": "bench.seconds",
     "eval_images": "evaluate.images",
@@ -67,7 +69,12 @@ def read(model: str | None, chosen: Mapping[str, Any]) -> "Config":
 
 def typed(model: str | None, chosen: Mapping[str, Any]) -> dict[str, object]:
     """Return the settings that the options of a command stand for."""
-    found = {key: chosen[name] for name, key in SETTINGS.items() if _was_given(chosen.get(name))}
+    found = {
+        key: chosen[name]
+        for name, keys in SETTINGS.items()
+        if _was_given(chosen.get(name))
+        for key in keys.split(",")
+    }
     return found if model is None else {"model": model, **found}
 
 

@@ -10,6 +10,7 @@ from qconvert.backends.base import Engine
 from qconvert.config import Config
 from qconvert.images import ImageChoice, open_images
 from qconvert.images.batch import Images
+from qconvert.images.reading import Reading
 from qconvert.pipeline import basis, engines, pictures, run_folder, scoring, timing, variants
 from qconvert.pipeline.assembling import About, Findings, assemble
 from qconvert.pipeline.footprint import footprints
@@ -32,7 +33,8 @@ T = TypeVar("T")
 class Order:
     """Where a run goes and how far; with `resumed` it starts from what lies there.
 
-    `plan_only` makes graphs and no engines. `command` is what the user typed.
+    `plan_only` makes graphs and no engines. `command` is what the user typed. As many `workers`
+    read images; nothing here changes a number.
     """
 
     out: Path
@@ -40,6 +42,7 @@ class Order:
     resumed: bool = False
     plan_only: bool = False
     trust: bool = False
+    workers: int | None = None
 
 
 @dataclass
@@ -71,7 +74,7 @@ def build(config: Config, order: Order, store: Store, tell: Tell) -> Report:
         _keep_graphs(graphs, run)
         found = Findings(graphs, chosen.available, notes=chosen.notes, unscored=PLANNED)
     else:
-        exam = _exam(base, shop, resumed=order.resumed)
+        exam = _exam(base, shop, order)
         found = _work(clock, chosen, graphs, shop, exam)
     about = About(
         config=config,
@@ -136,20 +139,20 @@ def _work(
     )
 
 
-def _exam(base: Basis, shop: Workshop, *, resumed: bool) -> Exam | None:
+def _exam(base: Basis, shop: Workshop, order: Order) -> Exam | None:
     """Return the images that answers are compared on, if there are any."""
-    images = _images(base, shop.config, resumed=resumed)
+    images = _images(base, shop.config, order)
     if images is None:
         return None
     done = pictures.settled_or_none(base.ready.source, shop.config)
     return Exam(shop.run.model, images, done)
 
 
-def _images(base: Basis, config: Config, *, resumed: bool) -> Images | None:
+def _images(base: Basis, config: Config, order: Order) -> Images | None:
     """Open them; a run that goes on elsewhere does without those of the other machine."""
     chosen = config.evaluate
-    if chosen.images is None or (resumed and not chosen.images.exists()):
+    if chosen.images is None or (order.resumed and not chosen.images.exists()):
         return None
     choice = ImageChoice(chosen.images, chosen.count, chosen.labels, config.calibration.seed)
     known = pictures.preprocessing_or_usual(base.ready.source, config)
-    return open_images(choice, base.ready.source.inputs, known)
+    return open_images(choice, base.ready.source.inputs, known, Reading(order.workers))

@@ -7,6 +7,7 @@ from qconvert import sources
 from qconvert.config import Config, Export
 from qconvert.errors import Unavailable, UsageError
 from qconvert.images import ImageChoice, open_images
+from qconvert.images.reading import Reading
 from qconvert.measure.accuracy import Accuracy
 from qconvert.pipeline import pictures, scoring, timing
 from qconvert.pipeline.progress import Tell
@@ -43,15 +44,15 @@ def bench(target: Target, config: Config, tell: Tell) -> Report:
     return keep(conclude(replace(report, variants=tuple(rows)), config.gate), target)
 
 
-def evaluate(target: Target, config: Config, store: Store, tell: Tell) -> Report:
+def evaluate(target: Target, config: Config, reading: Reading, work: tuple[Store, Tell]) -> Report:
     """Score the engines on the images of the settings, those that cannot run here by their graph.
 
     They are held against the float model of their run, or the first of them.
     """
-    exam = _exam(target, config)
+    exam = _exam(target, config, reading)
     available = target.available
     here = {name: available[engine.backend].runs for name, engine in target.engines.items()}
-    scores = scoring.scored(target.engines, here, exam, (store, tell))
+    scores = scoring.scored(target.engines, here, exam, work)
     report = report_of(target)
     rows = tuple(_scored(row, scores) for row in report.variants)
     used = exam.images.listing()
@@ -71,13 +72,14 @@ def _scored(row: Variant, scores: Mapping[str, Accuracy]) -> Variant:
     return replace(_without(row, "accuracy"), accuracy=scores[row.name])
 
 
-def _exam(target: Target, config: Config) -> Exam:
+def _exam(target: Target, config: Config, reading: Reading) -> Exam:
     chosen = config.evaluate
     if chosen.images is None:
         raise UsageError("there are no images", hint="name a folder: `--eval PATH`")
     source = sources.load(str(target.reference), Export(), trust=False)
     choice = ImageChoice(chosen.images, chosen.count, chosen.labels, config.calibration.seed)
-    images = open_images(choice, source.inputs, pictures.preprocessing_or_usual(source, config))
+    known = pictures.preprocessing_or_usual(source, config)
+    images = open_images(choice, source.inputs, known, reading)
     return Exam(target.reference, images, pictures.settled_or_none(source, config))
 
 
