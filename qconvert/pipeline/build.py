@@ -15,6 +15,7 @@ from qconvert.pipeline import basis, engines, pictures, run_folder, scoring, tim
 from qconvert.pipeline.assembling import About, Findings, assemble
 from qconvert.pipeline.footprint import footprints
 from qconvert.pipeline.graphs import Basis, Graph, graph_of
+from qconvert.pipeline.joining import joined
 from qconvert.pipeline.progress import Tell
 from qconvert.pipeline.run_folder import RunFolder, put_copy
 from qconvert.pipeline.scoring import Exam
@@ -84,7 +85,7 @@ def build(config: Config, order: Order, store: Store, tell: Tell) -> Report:
         calibration=base.found.whole if base.found is not None else None,
         evaluation=exam.images.listing() if exam is not None else None,
     )
-    report = assemble(about, found)
+    report = joined(assemble(about, found), run, config.gate)
     put_all(report, run)
     return report
 

@@ -106,6 +106,16 @@ def test_a_run_goes_on_elsewhere_without_its_images(qconvert: Command) -> None:
     assert all(each["engine"] and each["latency"] for each in told(done).values())
 
 
+def test_engines_that_are_added_to_a_run_stand_beside_those_it_has(qconvert: Command) -> None:
+    first = told(built(qconvert, *IMAGES, "--precision", "fp32", "--json"))
+    both = told(built(qconvert, *IMAGES, "--precision", "int8", "--json"))
+    assert [*both] == ["cpu-fp32", "cpu-int8"]
+    assert both["cpu-fp32"]["latency"] == first["cpu-fp32"]["latency"]
+    others = told(built(qconvert, *IMAGES, "--precision", "int8", "--eval-count", "16", "--json"))
+    assert others["cpu-fp32"]["accuracy"] is None
+    assert "other images" in others["cpu-fp32"]["unmeasured"]["accuracy"]  # type: ignore[index]
+
+
 def test_a_plan_in_the_run_is_followed(qconvert: Command) -> None:
     built(qconvert, *IMAGES, "--plan-only", "--precision", "int8")
     place = Path("run/engines/cpu-int8/plan.json")
