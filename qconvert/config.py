@@ -158,6 +158,10 @@ class Build(Strict):
         Field(description="batch sizes of an engine: the least, the best, the most"),
     ] = (1, 8, 32)
 
+    def __post_init__(self) -> None:
+        if list(self.profile) != sorted(self.profile):
+            raise ValueError("build.profile runs upward: the least, the best, the most")
+
 
 @dataclass(frozen=True)
 class Bench(Strict):

@@ -72,4 +72,7 @@ def _kind(hint: object) -> str:
 
 
 def _toml(value: object) -> str:
-    return tomli_w.dumps({"_": list(value) if isinstance(value, tuple) else value})[4:].strip()
+    """Return a value on one line, so that a whole setting is one comment."""
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return tomli_w.dumps({"_": value})[4:].strip()

@@ -68,6 +68,8 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     from qconvert.pipeline.build import Order
 
     if chosen["resumed"] is not None:
+        if output is not None:
+            raise click.UsageError("`--from RUN` goes on in RUN itself; leave `-o` out")
         chosen["config"] = settings.file_of_run(chosen["resumed"])
     config = settings.read(model, chosen)
     order = Order(

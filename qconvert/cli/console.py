@@ -91,7 +91,9 @@ def error(problem: QConvertError) -> None:
 
 
 def data(text: str) -> None:
-    """Write a result on stdout."""
+    """Write a result on stdout, unless the user wants the exit code alone."""
+    if LOUDNESS.level <= -2:
+        return
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
     sys.stdout.flush()  # here, where a reader that went away is noticed, not at exit
 

@@ -14,11 +14,9 @@ def show(report: "Report") -> None:
     """Write the report on stdout."""
     from qconvert.report import overview, tables, terminal
 
-    for sheet in (tables.size(report), tables.latency(report), tables.accuracy(report)):
+    three = tables.size(report), tables.latency(report), tables.accuracy(report)
+    for sheet in (*three, overview.overview(report)):
         _show(sheet)
-        console.data("")
-    if report.gates:
-        _show(overview.overview(report))
         console.data("")
     console.data(console.plain(terminal.ending(report)))
 

@@ -1,6 +1,7 @@
 """Everything that a run found out, put into one report."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -8,15 +9,14 @@ from datetime import UTC, datetime
 from qconvert import __version__, config_file, onnx_io
 from qconvert.backends.base import Availability, Coverage
 from qconvert.calibrate.calibration import Calibration
-from qconvert.config import Config
-from qconvert.images.image_list import ImageList
+from qconvert.config import Config, Gate
 from qconvert.measure.accuracy import Accuracy
 from qconvert.measure.machine import machine
 from qconvert.measure.memory import Peak
 from qconvert.pipeline.engines import Built
 from qconvert.pipeline.graphs import Graph
 from qconvert.pipeline.run_folder import ENGINES, RunFolder
-from qconvert.pipeline.scoring import BASELINE, BF16
+from qconvert.pipeline.scoring import BASELINE, BF16, Exam
 from qconvert.pipeline.timing import Timed
 from qconvert.pipeline.variants import Variant
 from qconvert.report.conclude import conclude
@@ -54,16 +54,16 @@ class About:
     command: str
     preprocess: Mapping[str, object]
     calibration: Calibration | None = None
-    evaluation: ImageList | None = None
+    evaluation: Exam | None = None
 
 
-def assemble(about: About, found: Findings) -> Report:
+def assemble(about: About, found: Findings, limits: Gate) -> Report:
     """Return the report of a run, gates judged and the verdict spoken."""
     settings = config_file.plain(about.config)
     calibrated = _calibrated(about)
     report = Report(
         tool=f"qconvert {__version__}",
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now(),
         model=str(about.config.model),
         command=about.command,
         config=settings,
@@ -75,10 +75,10 @@ def assemble(about: About, found: Findings) -> Report:
         heard=found.notes,
         preprocess=dict(about.preprocess),
         calibration=calibrated,
-        evaluation=_evaluated(about.evaluation),
-        shared_images=_shared(about),
+        evaluation=evaluated(about.evaluation, found.scores),
+        shared_images=shared(about.calibration, about.evaluation),
     )
-    return conclude(report, about.config.gate)
+    return conclude(report, limits)
 
 
 def _row(variant: Variant, graph: Graph, found: Findings) -> Row:
@@ -161,12 +161,25 @@ def _calibrated(about: About) -> Images | None:
     return Images(str(path or about.run.calibration), int(seen.done.size), seen.origin.fingerprint)
 
 
-def _evaluated(used: ImageList | None) -> Images | None:
-    return Images(str(used.root), len(used), used.digest()) if used is not None else None
+def now() -> str:
+    """Return the time of a report."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _shared(about: About) -> int:
-    if about.calibration is None or about.evaluation is None:
+def evaluated(exam: Exam | None, scores: Mapping[str, Accuracy]) -> Images | None:
+    """Return what answers were compared on; the hash covers labels and preprocessing too."""
+    if exam is None:
+        return None
+    used = exam.images.listing()
+    decided = [used.digest(), list(exam.images.labels), dict(exam.preprocessing)]
+    whole = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
+    count = scores[BASELINE].images if BASELINE in scores else len(used)
+    return Images(str(used.root), count, whole)
+
+
+def shared(seen: Calibration | None, exam: Exam | None) -> int:
+    """Return how many images both calibration and evaluation saw, by their content."""
+    if seen is None or exam is None:
         return 0
-    seen = {about.calibration.origin.images[int(at)].sha256 for at in about.calibration.done}
-    return sum(entry.sha256 in seen for entry in about.evaluation.entries)
+    known = {seen.origin.images[int(at)].sha256 for at in seen.done}
+    return sum(entry.sha256 in known for entry in exam.images.listing().entries)

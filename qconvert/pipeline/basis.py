@@ -1,7 +1,6 @@
 """What the engines of a run are made from: the float model and what calibration saw of it."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from qconvert import onnx_io
@@ -18,7 +17,6 @@ from qconvert.pipeline.run_folder import CALIBRATION, RunFolder, put_text
 from qconvert.pipeline.variants import Variant
 from qconvert.pipeline.workshop import Workshop
 from qconvert.quantize import plan as plans
-from qconvert.sources.onnx_file import PREPROCESS
 
 IMAGES = "images.txt"
 
@@ -27,21 +25,30 @@ def make(variants: Sequence[Variant], shop: Workshop) -> Basis:
     """Read and clean the model, look at the images, and put what came of it into the run."""
     config = shop.config
     ready = prepared.load(config, shop.store, shop.tell, trust=shop.trust)
-    ready = _with_preprocessing(ready, config)
+    known = pictures.preprocessing(ready.source, config)
+    ready = replace(ready, model=pictures.signed(ready.model, known))
+    _require_same(ready, shop.run)
     onnx_io.save(ready.model, shop.run.model)
     if config.calibration.images is not None:
         found = seen.measured(ready, config, Job(shop.run.calibration), shop.store, shop.tell)
         _keep(found.whole, config, shop.run)
         return Basis(ready, config, found)
-    if any(variant.precision == "int8" for variant in variants):
-        raise UsageError(
-            "INT8 needs to know which values the tensors take",
-            hint="give pictures: `--images PATH`, or leave it out: `--precision fp32,fp16`",
-        )
+    _require_known(variants, known=())
     return Basis(ready, config, None)
 
 
-def again(shop: Workshop) -> Basis:
+def _require_same(ready: Prepared, run: RunFolder) -> None:
+    """Refuse a run of another model that lay at the same place."""
+    if run.model.is_file() and run.has_results():
+        before = onnx_io.fingerprint(onnx_io.load(run.model))
+        if before != onnx_io.fingerprint(ready.model):
+            raise UsageError(
+                f"`{run.root}` holds a run of another model",
+                hint="choose another folder: `-o RUN`, or delete this one",
+            )
+
+
+def again(variants: Sequence[Variant], shop: Workshop) -> Basis:
     """Return what an earlier run was made from, which needs no image and no source again."""
     config, run = shop.config, shop.run
     pictures_at = config.calibration.images
@@ -53,17 +60,19 @@ def again(shop: Workshop) -> Basis:
         found = seen.from_file(ready, config, run.calibration)
     folders = (run.root / "engines").glob(f"*/{PLAN}")
     known = {file.parent.name: plans.load(file) for file in folders}
+    if found is None:
+        _require_known(variants, known)
     return Basis(ready, config, found, known)
 
 
-def _with_preprocessing(ready: Prepared, config: Config) -> Prepared:
-    """Return the model with what is done to pictures written into it, where that is known."""
-    known = pictures.preprocessing(ready.source, config)
-    if known is None:
-        return ready
-    model = ready.model.clone()
-    model.metadata_props[PREPROCESS] = json.dumps(known.to_dict(), sort_keys=True)
-    return replace(ready, model=model)
+def _require_known(variants: Sequence[Variant], known: Collection[str]) -> None:
+    """Refuse INT8 of which neither a plan nor any picture tells the ranges."""
+    if any(each.precision == "int8" and each.name not in known for each in variants):
+        raise UsageError(
+            "INT8 needs to know which values the tensors take",
+            hint="give pictures to a new run: `--images PATH`, or leave it out: "
+            "`--precision fp32,fp16`",
+        )
 
 
 def _keep(found: Calibration, config: Config, run: RunFolder) -> None:

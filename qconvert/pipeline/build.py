@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from qconvert.backends.base import Engine
-from qconvert.config import Config
+from qconvert.config import Config, Gate
+from qconvert.errors import UsageError
 from qconvert.images import ImageChoice, open_images
 from qconvert.images.batch import Images
 from qconvert.images.reading import Reading
@@ -65,6 +66,10 @@ class Clock:
 def build(config: Config, order: Order, store: Store, tell: Tell) -> Report:
     """Do everything, leave it in the run's folder, and return the report."""
     clock = Clock()
+    if order.resumed:
+        run_folder.require_same(RunFolder(order.out), config)
+    else:
+        _require_there(config)
     chosen = clock.timed("probe", lambda: variants.choose(config.build, plan_only=order.plan_only))
     run = RunFolder(order.out) if order.resumed else run_folder.start(order.out, config)
     shop = Workshop(config, run, store, tell, order.trust)
@@ -83,15 +88,29 @@ def build(config: Config, order: Order, store: Store, tell: Tell) -> Report:
         command=order.command,
         preprocess=pictures.settled_or_none(base.ready.source, config),
         calibration=base.found.whole if base.found is not None else None,
-        evaluation=exam.images.listing() if exam is not None else None,
+        evaluation=exam,
     )
-    report = joined(assemble(about, found), run, config.gate)
+    limits = Gate() if order.plan_only else config.gate
+    report = joined(assemble(about, found, limits), run, limits)
     put_all(report, run)
     return report
 
 
+def _require_there(config: Config) -> None:
+    """Refuse images and labels that are not there, before any work."""
+    for option, path in (
+        ("--images", config.calibration.images),
+        ("--eval", config.evaluate.images),
+        ("--labels", config.evaluate.labels),
+    ):
+        if path is not None and not path.exists():
+            raise UsageError(f"`{path}` does not exist", hint=f"check the path given to `{option}`")
+
+
 def _basis(chosen: Chosen, order: Order, shop: Workshop) -> Basis:
-    return basis.again(shop) if order.resumed else basis.make(chosen.variants, shop)
+    return (
+        basis.again(chosen.variants, shop) if order.resumed else basis.make(chosen.variants, shop)
+    )
 
 
 def _graphs(chosen: Chosen, base: Basis, shop: Workshop) -> dict[Variant, Graph]:
@@ -101,7 +120,8 @@ def _graphs(chosen: Chosen, base: Basis, shop: Workshop) -> dict[Variant, Graph]
 
 def _keep_graphs(graphs: Mapping[Variant, Graph], run: RunFolder) -> None:
     for variant, graph in graphs.items():
-        put_copy(graph.folder, run.engine(variant.name))
+        if not (run.engine(variant.name) / engines.ENGINE).is_file():
+            put_copy(graph.folder, run.engine(variant.name))
 
 
 def _work(
@@ -136,8 +156,13 @@ def _work(
         memory={name: each.peak for name, each in prints.items()},
         seconds=clock.seconds,
         notes=chosen.notes,
-        unscored="" if exam is not None else UNSCORED,
+        unscored="" if exam is not None else _why_unscored(config),
     )
+
+
+def _why_unscored(config: Config) -> str:
+    path = config.evaluate.images
+    return UNSCORED if path is None else f"`{path}` is not here: give `--eval PATH`"
 
 
 def _exam(base: Basis, shop: Workshop, order: Order) -> Exam | None:
@@ -156,4 +181,9 @@ def _images(base: Basis, config: Config, order: Order) -> Images | None:
         return None
     choice = ImageChoice(chosen.images, chosen.count, chosen.labels, config.calibration.seed)
     known = pictures.preprocessing_or_usual(base.ready.source, config)
-    return open_images(choice, base.ready.source.inputs, known, Reading(order.workers))
+    return open_images(
+        choice,
+        base.ready.source.inputs,
+        known,
+        Reading(order.workers, config.calibration.max_broken),
+    )

@@ -90,6 +90,8 @@ def read(folder: Path) -> Built:
     try:
         told: dict[str, object] = json.loads((folder / ENGINE).read_text(encoding="utf-8"))
         seconds = told.pop("build_seconds")
+        if told["backend"] not in backends.BACKENDS:
+            raise ValueError(f"there is no backend `{told['backend']}`")
         engine = Engine(**{**told, **_typed(told), "folder": folder})  # type: ignore[arg-type]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise QConvertError(

@@ -1,6 +1,5 @@
 """From a source to one clean ONNX file that says the same."""
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from qconvert.pipeline.place import require_place
 from qconvert.pipeline.prepared import Prepared, megabytes
 from qconvert.pipeline.progress import Progress, Tell
 from qconvert.sources import parity
-from qconvert.sources.onnx_file import PREPROCESS
 from qconvert.store import Store, digest
 
 TOGETHER = 3
@@ -84,11 +82,7 @@ def _inputs(done: Prepared, config: Config) -> Iterator[Feeds]:
 def _write(done: Prepared, config: Config, out: Path, tell: Tell) -> None:
     """Write the model; the preprocessing goes with it where it is known."""
     started = time.perf_counter()
-    model = done.model
-    known = pictures.preprocessing(done.source, config)
-    if known is not None:
-        model = model.clone()
-        model.metadata_props[PREPROCESS] = json.dumps(known.to_dict(), sort_keys=True)
+    model = pictures.signed(done.model, pictures.preprocessing(done.source, config))
     onnx_io.save(model, out)
     opset = model.opset_imports.get("", 0)
     size = sum(file.stat().st_size for file in onnx_io.files(out))

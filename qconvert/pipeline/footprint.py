@@ -36,7 +36,8 @@ def footprints(engines: Mapping[str, Engine], store: Store, tell: Tell) -> dict[
         tell(Progress("inspect", name))
         recipe = {
             "name": name,
-            "model": hashes({name: engine})[name],
+            "model": hashes({name: engine})[name][:16],
+            "engine": hashes({name: engine})[name],
             "machine": json.dumps(machine(), sort_keys=True),
         }
 

@@ -3,38 +3,71 @@
 from dataclasses import replace
 
 from qconvert.config import Gate
+from qconvert.errors import QConvertError
 from qconvert.pipeline.run_folder import REPORT, RunFolder
 from qconvert.report import as_json
 from qconvert.report.conclude import conclude
 from qconvert.report.model import Report, Variant
 
-ELSEWHERE = "timed on another machine before, which compares with nothing here"
+ELSEWHERE = "timed at another time than the others: `qconvert bench RUN` times all of them in turns"
 OTHERS = "its answers were compared on other images"
 
 
 def joined(new: Report, run: RunFolder, limits: Gate) -> Report:
     """Return the new report with the engines that the run has besides.
 
-    Their latencies stay where they are of this machine, their accuracies where they are of these
-    images; a report that cannot be read any more, or is of another model, has nothing to give.
+    Their accuracies stay where they are of these images; latencies compare only where they were
+    taken in turns. A report that cannot be read any more, or is of another model, has nothing to
+    give.
     """
-    file = run.root / REPORT
-    if not file.is_file():
+    before = _before(run)
+    if before is None or before.baseline_bytes != new.baseline_bytes:
         return new
-    before = as_json.load(file)
+    new = _with_known_answers(new, before)
     known = {each.name for each in new.variants}
     kept = tuple(
         _comparable(each, before, new)
         for each in before.variants
         if each.name not in known and each.engine is not None and _is_there(each, run)
     )
-    if not kept or before.baseline_bytes != new.baseline_bytes:
-        return new
     baseline = new.baseline or before.baseline
     rows = replace(new, variants=(*kept, *new.variants), baseline=baseline)
     if new.evaluation is None:
         rows = replace(rows, evaluation=before.evaluation)
     return conclude(rows, limits)
+
+
+def _before(run: RunFolder) -> Report | None:
+    file = run.root / REPORT
+    try:
+        return as_json.load(file) if file.is_file() else None
+    except QConvertError:  # of another version, or damaged: it is written anew
+        return None
+
+
+def _with_known_answers(new: Report, before: Report) -> Report:
+    """Return the new report with answers that were compared before of the very same engines.
+
+    So where no images are at hand now.
+    """
+    if new.evaluation is not None or before.evaluation is None:
+        return new
+    earlier = {each.name: each for each in before.variants if each.engine is not None}
+    rows = []
+    for row in new.variants:
+        same = earlier.get(row.name)
+        if same is None or _sha(same) != _sha(row) or same.accuracy is None:
+            rows.append(row)
+            continue
+        reasons = {name: why for name, why in row.unmeasured.items() if name != "accuracy"}
+        rows.append(replace(row, accuracy=same.accuracy, unmeasured=reasons))
+    return replace(
+        new, variants=tuple(rows), baseline=before.baseline, evaluation=before.evaluation
+    )
+
+
+def _sha(variant: Variant) -> str:
+    return variant.engine.sha256 if variant.engine is not None else ""
 
 
 def _is_there(variant: Variant, run: RunFolder) -> bool:
@@ -45,7 +78,7 @@ def _comparable(variant: Variant, before: Report, new: Report) -> Variant:
     """Return a row without the figures that compare with nothing in the new report."""
     reasons = dict(variant.unmeasured)
     latency, accuracy = variant.latency, variant.accuracy
-    if latency and before.machine != new.machine:
+    if latency:
         latency, reasons["latency"] = (), ELSEWHERE
     if accuracy is not None and new.evaluation not in (None, before.evaluation):
         accuracy, reasons["accuracy"] = None, OTHERS

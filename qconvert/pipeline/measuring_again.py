@@ -4,17 +4,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from qconvert import sources
+from qconvert.calibrate import ranges_file
 from qconvert.config import Config, Export
 from qconvert.errors import Unavailable, UsageError
 from qconvert.images import ImageChoice, open_images
 from qconvert.images.reading import Reading
 from qconvert.measure.accuracy import Accuracy
+from qconvert.measure.machine import machine
 from qconvert.pipeline import pictures, scoring, timing
+from qconvert.pipeline.assembling import evaluated, now, shared
 from qconvert.pipeline.progress import Tell
 from qconvert.pipeline.scoring import BASELINE, BF16, Exam
 from qconvert.pipeline.targets import Target, keep, report_of
 from qconvert.report.conclude import conclude
-from qconvert.report.model import Images, Report, Variant
+from qconvert.report.model import Report, Variant
 from qconvert.store import Store
 
 
@@ -37,11 +40,11 @@ def bench(target: Target, config: Config, tell: Tell) -> Report:
         if row.name in found:
             without = _without(row, "latency")
             rows.append(replace(without, latency=found[row.name]))
-        elif row.name in target.engines:
-            rows.append(_with_reason(row, "latency", available[row.backend].reason))
         else:
-            rows.append(row)
-    return keep(conclude(replace(report, variants=tuple(rows)), config.gate), target)
+            idle = replace(row, latency=())
+            rows.append(_with_reason(idle, "latency", available[row.backend].reason))
+    report = replace(report, machine=machine(), created=now())
+    return _concluded(replace(report, variants=tuple(rows)), config, target)
 
 
 def evaluate(target: Target, config: Config, reading: Reading, work: tuple[Store, Tell]) -> Report:
@@ -55,20 +58,32 @@ def evaluate(target: Target, config: Config, reading: Reading, work: tuple[Store
     scores = scoring.scored(target.engines, here, exam, work)
     report = report_of(target)
     rows = tuple(_scored(row, scores) for row in report.variants)
-    used = exam.images.listing()
+    seen = ranges_file.load(target.run.calibration) if _has_calibration(target) else None  # type: ignore[union-attr]
     report = replace(
         report,
         baseline=scores[BASELINE],
         variants=rows,
         preprocess=dict(exam.preprocessing),
-        evaluation=Images(str(used.root), len(used), used.digest()),
+        evaluation=evaluated(exam, scores),
+        shared_images=shared(seen, exam),
     )
-    return keep(conclude(report, config.gate), target)
+    return _concluded(report, config, target)
+
+
+def _has_calibration(target: Target) -> bool:
+    return target.run is not None and target.run.calibration.is_file()
+
+
+def _concluded(report: Report, config: Config, target: Target) -> Report:
+    """Return the report judged by the limits of now; the run keeps it judged by its own."""
+    if target.run is not None:
+        keep(conclude(report, target.run.settings().gate), target)
+    return conclude(report, config.gate)
 
 
 def _scored(row: Variant, scores: Mapping[str, Accuracy]) -> Variant:
     if row.name not in scores:
-        return _with_reason(row, "accuracy", BF16)
+        return _with_reason(replace(row, accuracy=None), "accuracy", BF16)
     return replace(_without(row, "accuracy"), accuracy=scores[row.name])
 
 

@@ -1,6 +1,9 @@
 """The images a job runs on, prepared as the user, or else the source, says."""
 
+import json
 from typing import Any
+
+import onnx_ir as ir
 
 from qconvert.config import Config, Preprocessing
 from qconvert.errors import QConvertError, UsageError
@@ -9,6 +12,7 @@ from qconvert.images.batch import Images
 from qconvert.images.preprocess import PRESETS, Preprocess, fit
 from qconvert.images.reading import Reading
 from qconvert.images.target import picture_input
+from qconvert.sources.onnx_file import PREPROCESS
 from qconvert.sources.source import Source
 
 USUAL = "imagenet"
@@ -33,13 +37,34 @@ def preprocessing(source: Source, config: Config) -> Preprocess | None:
     base = PRESETS[config.preprocess.preset] if config.preprocess.preset else source.preprocess
     if base is None and not given:
         return None
-    return Preprocess.from_dict({**(base or PRESETS[USUAL]).to_dict(), **given})
+    chosen = Preprocess.from_dict({**(base or PRESETS[USUAL]).to_dict(), **given})
+    _require_scaled(chosen)
+    return chosen
+
+
+def _require_scaled(chosen: Preprocess) -> None:
+    """Refuse numbers of pixels from 0 to 255 where pixels go from 0 to 1."""
+    if chosen.divisor > 1 and (max(chosen.mean) > 1 or max(chosen.std) > 2):
+        number = max(*chosen.mean, *chosen.std)
+        raise UsageError(
+            f"`mean` and `std` are of pixels from 0 to 1, and {number:g} is none",
+            hint=f"write {number:g}/255, or take `--preprocess raw` for pixels from 0 to 255",
+        )
 
 
 def _given(settings: Preprocessing) -> dict[str, Any]:
     names = ("resize", "crop", "interpolation", "mean", "std", "colours")
     values = {name: getattr(settings, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def signed(model: ir.Model, known: Preprocess | None) -> ir.Model:
+    """Return a model with what is done to its pictures written into it, where that is known."""
+    if known is None:
+        return model
+    model = model.clone()
+    model.metadata_props[PREPROCESS] = json.dumps(known.to_dict(), sort_keys=True)
+    return model
 
 
 def preprocessing_or_usual(source: Source, config: Config) -> Preprocess:

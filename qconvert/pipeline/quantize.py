@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from qconvert import backends, onnx_io
 from qconvert.config import Config
 from qconvert.graph.observed import observe
-from qconvert.pipeline import prepared, requests, rewritten, seen
+from qconvert.images.preprocess import Preprocess
+from qconvert.pipeline import pictures, prepared, requests, rewritten, seen
 from qconvert.pipeline.calibrate import Job
 from qconvert.pipeline.place import require_place
 from qconvert.pipeline.prepared import Prepared
@@ -37,10 +38,17 @@ def quantize(config: Config, request: Request, store: Store, tell: Tell) -> Quan
     ready = prepared.load(config, store, tell, trust=request.trust)
     how = _how(config, request, ready)
     found = _seen(ready, config, request, store, tell)
+    ready = replace(ready, model=pictures.signed(ready.model, _pictures(ready, config, found)))
     done = rewrite(ready, found, how, tell)
     rewritten.write(done.model, request.out, onnx_io.weight_bytes(ready.model), tell)
     notes = wants.notes if done.plan is not None else ()
     return Quantized(ready, done, (*notes, *done.notes))
+
+
+def _pictures(ready: Prepared, config: Config, found: Seen | None) -> Preprocess | None:
+    """Return what is known of the preprocessing; a calibration knows what it was fed."""
+    told = found.whole.origin.preprocessing if found is not None else None
+    return Preprocess.from_dict(told) if told else pictures.preprocessing(ready.source, config)
 
 
 def _how(config: Config, request: Request, ready: Prepared) -> How:

@@ -17,6 +17,7 @@ from qconvert.config import ADAPTER, Bench, Build, Config, Evaluate, Gate
 from qconvert.errors import QConvertError, UsageError
 
 SETTINGS, MODEL, ENGINES, CALIBRATION = "run.toml", "model.onnx", "engines", "calibration"
+DRAFT = ".qconvert-"
 REPORT, MARKDOWN, CARD = "report.json", "report.md", "card.md"
 
 
@@ -45,6 +46,10 @@ class RunFolder:
         found = (self.root / ENGINES).glob("*/engine.json")
         return sorted(file.parent.name for file in found)
 
+    def has_results(self) -> bool:
+        """Whether anything was made that other settings would spoil."""
+        return (self.root / ENGINES).exists() or (self.root / REPORT).exists()
+
     def settings(self) -> Config:
         """Return the settings that the run was made with."""
         file = self.root / SETTINGS
@@ -59,9 +64,10 @@ class RunFolder:
 def start(root: Path, config: Config) -> RunFolder:
     """Return a folder that is new, empty, or of a run with the same model and settings."""
     folder, config = RunFolder(root), absolute(config)
-    if root.is_dir() and any(root.iterdir()):
+    if root.is_dir() and any(not each.name.startswith(DRAFT) for each in root.iterdir()):
         before = folder.settings() if (root / SETTINGS).is_file() else None
-        if before is None or _decisive(before) != _decisive(config):
+        fits = before is not None and _decisive(before) == _decisive(config)
+        if not fits and (before is None or folder.has_results()):
             what = "another run" if before is not None else "other files"
             raise UsageError(
                 f"`{root}` holds {what}",
@@ -77,10 +83,19 @@ def start(root: Path, config: Config) -> RunFolder:
     return folder
 
 
+def require_same(run: RunFolder, config: Config) -> None:
+    """Refuse to go on in a run with settings that would have made another one of it."""
+    if _decisive(run.settings()) != _decisive(absolute(config)):
+        raise UsageError(
+            f"`{run.root}` was made with another model or other settings",
+            hint="a run goes on as it was begun; give a new model or settings to a new run",
+        )
+
+
 def put_text(path: Path, text: str) -> None:
     """Write a file that appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".qconvert-") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=DRAFT) as folder:
         draft = Path(folder) / path.name
         draft.write_text(text, encoding="utf-8")
         draft.replace(path)
@@ -89,10 +104,11 @@ def put_text(path: Path, text: str) -> None:
 def put_copy(source: Path, place: Path) -> None:
     """Copy a file or folder to a place where it appears whole, in place of what was there."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".qconvert-") as folder:
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=DRAFT) as folder:
         draft = Path(folder) / "new"
         if source.is_dir():
             shutil.copytree(source, draft)
+            draft.chmod(0o755)  # a stored folder is for its owner alone
         else:
             shutil.copyfile(source, draft)
         if place.is_dir():

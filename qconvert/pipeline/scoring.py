@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pydantic
 
 from qconvert import __version__, backends, onnx_io
 from qconvert.backends.base import Engine
 from qconvert.backends.ort import VERSION, open_cpu
-from qconvert.feeds import Run, fixed_batch
+from qconvert.feeds import Feeds, Run, fixed_batch
 from qconvert.images.batch import Images
+from qconvert.images.labels import check_classes
 from qconvert.measure.accuracy import Accuracy, MeasuredOn, accuracy, baseline
 from qconvert.measure.judged import Judged, join, judge
 from qconvert.pipeline.progress import Progress, Tell
 from qconvert.pipeline.timing import hashes
-from qconvert.store import Store, digest
+from qconvert.store import Store
 
 BATCH = 8
 SCORES = "scores.json"
@@ -52,7 +54,7 @@ def scored(
     listing = exam.images.listing()
     recipe = {
         "name": ", ".join(engines),
-        "model": digest(exam.model),
+        "model": onnx_io.fingerprint(onnx_io.load(exam.model)),
         "engines": json.dumps(hashes(engines), sort_keys=True),
         "runs": json.dumps(dict(runs_here), sort_keys=True),
         "images": listing.digest(),
@@ -88,13 +90,13 @@ def _score(
     size = fixed_batch(onnx_io.inputs(onnx_io.load(exam.model)))
     total, done = len(exam.images.names), 0
     for batch in exam.images.batches(size or BATCH):
-        if size and len(batch.items) < size:
-            continue
         labels = [item.label for item in batch.items]
-        wanted = reference(batch.feeds)
+        wanted = _run(reference, batch.feeds, size)
         parts[BASELINE].append(judge(wanted, wanted, labels))
+        if classes := parts[BASELINE][0].classes:
+            check_classes(exam.images, classes)
         for name, run in runs.items():
-            parts[name].append(judge(wanted, run(batch.feeds), labels))
+            parts[name].append(judge(wanted, _run(run, batch.feeds, size), labels))
         done += len(batch.items)
         tell(Progress("evaluate", "images", done=done, total=total))
     scores = {BASELINE: baseline(join(parts.pop(BASELINE)))}
@@ -102,6 +104,19 @@ def _score(
         where: MeasuredOn = "engine" if runs_here[name] else "cpu-simulation"
         scores[name] = accuracy(join(judged), where)
     return scores
+
+
+def _run(run: Run, feeds: Feeds, size: int | None) -> Feeds:
+    """Run a batch; where the model fixes a larger one it is filled up, and the filling dropped."""
+    count = len(next(iter(feeds.values())))
+    if not size or count == size:
+        return run(feeds)
+    full = {name: np.resize(each, (size, *each.shape[1:])) for name, each in feeds.items()}
+    answers = run(full)
+    return {
+        name: each[:count] if np.shape(each)[:1] == (size,) else each
+        for name, each in answers.items()
+    }
 
 
 def _runner(engine: Engine, *, here: bool) -> Run:

@@ -1,9 +1,11 @@
 """What `bench`, `evaluate` and `report` are pointed at: a run, engines of runs, or ONNX files."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+
+import onnx_ir as ir
 
 from qconvert import __version__, backends, onnx_io
 from qconvert.backends import installed
@@ -76,7 +78,7 @@ def report_of(target: Target) -> Report:
     """Return the report of a run as it is, or one of loose engines in which nothing is measured."""
     file = target.run.root / REPORT if target.run is not None else None
     if file is not None and file.is_file():
-        return as_json.load(file)
+        return _with_all(as_json.load(file), target)
     reference = target.reference
     return Report(
         tool=f"qconvert {__version__}",
@@ -94,6 +96,16 @@ def report_of(target: Target) -> Report:
     )
 
 
+def _with_all(report: Report, target: Target) -> Report:
+    """Return the report with a row for every engine that the run has, and for no other."""
+    rows = {each.name: each for each in report.variants}
+    found = tuple(
+        rows.get(name) or Variant(name, each.backend, each.precision, _info(each))
+        for name, each in target.engines.items()
+    )
+    return replace(report, variants=found)
+
+
 def keep(report: Report, target: Target) -> Report:
     """Write a report into the run that it is about, in every form; each file appears whole."""
     if target.run is not None:
@@ -107,6 +119,8 @@ def put_all(report: Report, run: RunFolder) -> None:
     put_text(run.root / MARKDOWN, markdown(report))
     if report.best:
         put_text(run.root / CARD, card(report))
+    else:
+        (run.root / CARD).unlink(missing_ok=True)
 
 
 def _engine(path: Path) -> Engine:
@@ -118,13 +132,19 @@ def _engine(path: Path) -> Engine:
             precision=_precision(path),
             folder=path.parent,
             graph=path.name,
-            files=tuple(file.name for file in onnx_io.files(path)),
+            files=(path.name, *_data_of(path)),
             made_with={},
         )
     raise UsageError(
         f"`{path}` is no run, no engine and no ONNX file",
         hint="name `RUN`, `RUN/engines/NAME` or `MODEL.onnx`",
     )
+
+
+def _data_of(path: Path) -> list[str]:
+    """Return the names of the files in which a model keeps its weights."""
+    stored = (each for each in onnx_io.tensors(onnx_io.load(path)))
+    return sorted({str(each.location) for each in stored if isinstance(each, ir.ExternalTensor)})
 
 
 def _precision(path: Path) -> Precision:

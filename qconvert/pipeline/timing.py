@@ -49,9 +49,14 @@ def timed(engines: Mapping[str, Engine], bench: Bench, store: Store, tell: Tell)
 
 
 def hashes(engines: Mapping[str, Engine]) -> dict[str, str]:
-    """Return for each engine the hashes of the files that it loads."""
+    """Return for each engine what decides how it runs: its files, and how it was made."""
     return {
-        name: " ".join(digest(engine.folder / file)[:16] for file in engine.files)
+        name: " ".join(
+            [
+                *(digest(engine.folder / file)[:16] for file in engine.files),
+                json.dumps({**engine.made_with, "run threads": engine.threads}, sort_keys=True),
+            ]
+        )
         for name, engine in engines.items()
     }
 
@@ -66,11 +71,13 @@ def measured(engines: Mapping[str, Engine], bench: Bench, tell: Tell) -> Timed:
     sessions = {name: backends.load(each.backend).open(each) for name, each in engines.items()}
     specs = {name: inputs_of(engine) for name, engine in engines.items()}
     found: Timed = dict.fromkeys(engines, ())
-    for batch in bench.batch_sizes:
+    fixed = {size for size in map(fixed_batch, specs.values()) if size}
+    for batch in sorted({*bench.batch_sizes, *fixed}):
         fits = {
             name: session
             for name, session in sessions.items()
-            if fixed_batch(specs[name]) in (None, batch)
+            if (fixed_batch(specs[name]) or batch) == batch
+            and (batch in bench.batch_sizes or fixed_batch(specs[name]))
         }
         for name, latencies in _at(batch, fits, specs, (bench, tell)).items():
             found[name] += latencies

@@ -43,10 +43,11 @@ def _layers(graph: ir.Graph, plan: Plan) -> dict[ir.Node, Layer]:
     """Return the layers to quantize, refusing what the plan says of nodes that are not there."""
     nodes = {node.name: node for node in graph}
     wanted = {name: layer for name, layer in plan.layers.items() if not layer.left}
-    lost = [name for name in wanted if name not in nodes or nodes[name].op_type != wanted[name].op]
+    told = plan.layers
+    lost = [name for name in told if name not in nodes or nodes[name].op_type != told[name].op]
     if lost:
         raise UsageError(
-            f"the plan names `{lost[0]}`, which is not a {wanted[lost[0]].op} of this model",
+            f"the plan names `{lost[0]}`, which is not a {told[lost[0]].op} of this model",
             hint="a plan may leave nodes out, but not add any",
         )
     # In the order of the graph, whatever that of the plan: what is shared must come first.

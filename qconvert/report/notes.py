@@ -32,12 +32,10 @@ def _measurements(report: Report) -> Iterator[str]:
     """
     known = set(report.baseline.notes) if report.baseline is not None else set()
     yield from (note for note in sorted(known) if note not in IN_TABLE)
+    yield from _doubts(report)
     found: dict[str, list[str]] = {}
     for variant in report.variants:
         remarks = [(variant.name, note) for note in variant.notes]
-        for latency in variant.latency:
-            at = f"{variant.name}, batch {latency.batch}"
-            remarks += [(at, note) for note in latency.notes]
         if variant.accuracy is not None:
             remarks += [(variant.name, note) for note in variant.accuracy.notes]
         for name, note in remarks:
@@ -45,6 +43,20 @@ def _measurements(report: Report) -> Iterator[str]:
     for note, names in found.items():
         if note not in known and note not in IN_TABLE:
             yield f"{'; '.join(dict.fromkeys(names))}: {note}"
+
+
+def _doubts(report: Report) -> Iterator[str]:
+    """Yield one sentence about all timings that are doubtful; the JSON has one for each."""
+    found = [
+        (f"`{variant.name}` at batch {latency.batch}", note)
+        for variant in report.variants
+        for latency in variant.latency
+        for note in latency.notes
+    ]
+    if found:
+        places = list(dict.fromkeys(place for place, _ in found))
+        others = f" (and {len(places) - 1} more timings)" if len(places) > 1 else ""
+        yield f"{places[0]}{others}: {found[0][1]}"
 
 
 def slow_int8(report: Report) -> Iterator[str]:

@@ -114,8 +114,8 @@ def test_what_was_noted_while_measuring_is_told_once_for_all_it_is_about() -> No
     )
     assert notes.sentences(report) == (
         "2 images were broken",
+        "`cpu-fp32` at batch 1 (and 1 more timings): unstable",
         "`cpu-fp32`; `cpu-int8`: threads: 2",
-        "`cpu-fp32, batch 1`; `cpu-fp32, batch 8`: unstable",
     )
 
 
