@@ -18,6 +18,7 @@ BUG, INTERRUPTED, TERMINATED = 70, 130, 143
 # What the user's disk or rights can do to any write; every other OSError is a bug of ours.
 _DISK = {
     errno.ENOSPC: "free some space, or choose another place with `-o` or QCONVERT_CACHE_DIR",
+    errno.EFBIG: "a limit on the size of files is in the way (`ulimit -f`)",
     errno.EDQUOT: "free some space, or choose another place with `-o` or QCONVERT_CACHE_DIR",
     errno.EROFS: "choose a place that can be written, with `-o` or QCONVERT_CACHE_DIR",
     errno.EACCES: "check the rights, or choose another place with `-o` or QCONVERT_CACHE_DIR",

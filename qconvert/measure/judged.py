@@ -60,7 +60,9 @@ def judge(wanted: Feeds, got: Feeds, labels: Sequence[int | None]) -> Judged:
     for name in ("label", "wanted", "answer", "wanted_rank", "rank"):
         rows[name] = NONE
     rows["kl"] = np.nan
-    _compare(rows, list(pairs.values()))
+    real = [pair for name, pair in pairs.items() if np.asarray(wanted[name]).dtype.kind in "fV"]
+    # The number of a class is no quantity: where there is anything real, that is compared.
+    _compare(rows, real or list(pairs.values()))
     scores = [name for name, array in wanted.items() if name in pairs and _is_scores(array)]
     if not scores:
         return Judged(rows, 0, notes)

@@ -75,7 +75,7 @@ def test_int8_loads_the_optimized_copy_because_it_is_smaller(tmp_path: Path) -> 
 def test_half_precision_keeps_the_portable_file_and_says_how_it_computes(tmp_path: Path) -> None:
     engine = built("fp16", tmp_path)
     assert engine.files == ("model.onnx",)
-    assert "stored in half, computed in float" in engine.notes[0]
+    assert "would be in float" in engine.made_with["copy"]
     counts = cpu.open(engine).coverage().by_precision
     assert counts is not None
     assert counts["fp32"] > counts.get("fp16", 0)
