@@ -58,7 +58,7 @@ class Tensorrt(Strict):
         int, Field(ge=0, le=5, strict=True, description="of optimization; more takes longer")
     ] = 3
     timing_cache: Annotated[
-        str, Field(description="folder in which timings of kernels are kept between builds")
+        str, Field(description="folder for timings of kernels; unset: in the store")
     ] = ""
     hardware_compatible: Annotated[
         bool, Field(strict=True, description="also for newer GPUs than this one; slower")

@@ -36,7 +36,7 @@ def build(variant: Variant, graph: Graph, shop: Workshop) -> Built:
     """Return the engine of a variant; the same graph, options and machine are built only once."""
     started = time.perf_counter()
     backend = backends.load(variant.backend)
-    spec = spec_for(variant, shop.config)
+    spec = spec_for(variant, shop.config, shop.store.root / "timings")
     recipe = {
         "model": digest(graph.path),
         "name": variant.name,
@@ -66,9 +66,11 @@ def build(variant: Variant, graph: Graph, shop: Workshop) -> Built:
     return Built(built.engine, built.seconds, found.stored)
 
 
-def spec_for(variant: Variant, config: Config) -> BuildSpec:
-    """Return how an engine is built."""
+def spec_for(variant: Variant, config: Config, timings: Path) -> BuildSpec:
+    """Return how an engine is built; what is timed on the way is kept for the next build."""
     table = engine_settings(config, variant.backend)
+    if table.get("timing-cache") == "":
+        table["timing-cache"] = str(timings)
     threads = int(table.pop("threads", 0))
     return BuildSpec(
         variant.precision,
