@@ -152,10 +152,12 @@ def test_what_overflows_stays_in_float32_and_is_named(qconvert: Command) -> None
 
 
 def test_a_plan_can_be_read_edited_and_replayed(qconvert: Command) -> None:
-    quantized(qconvert, "--images", "images", "--plan-out", "plan.json")
-    whole = Path("out.onnx").read_bytes()
+    known = ("--preprocess", "imagenet")
+    quantized(qconvert, "--images", "images", *known, "--plan-out", "plan.json")
+    whole = onnx_io.load(Path("out.onnx"))
     quantized(qconvert, "--plan", "plan.json")
-    assert Path("out.onnx").read_bytes() == whole
+    # Only what is done to pictures is not known here: a plan is about the graph.
+    assert onnx_io.fingerprint(onnx_io.load(Path("out.onnx"))) == onnx_io.fingerprint(whole)
     plan = json.loads(Path("plan.json").read_text())
     plan["layers"]["scores"] = {"op": "Gemm", "left": "my reason"}
     Path("plan.json").write_text(json.dumps(plan))
