@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check docs peers clean
+.PHONY: help setup test torture check docs peers clean
 
 help:  ## Print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
@@ -21,6 +21,9 @@ $(READY): pyproject.toml .ci/constraints.txt
 
 test: $(READY)  ## Run the tests
 	$(BIN)/python -m pytest
+
+torture: $(READY)  ## Run the long tests: kills, full disks, two builds at once
+	$(BIN)/python -m pytest -m torture tests/torture
 
 check: $(READY)  ## Format, lint, types, layers, size budget, docs up to date
 	$(BIN)/ruff format --check .

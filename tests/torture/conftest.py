@@ -1,0 +1,46 @@
+"""One small world for all long tests, and what a build in it gives when nothing happens."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.torture.whole import facts
+from tests.torture.world import World, make
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "torture: takes minutes; `make torture` runs it")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "torture" not in config.option.markexpr:
+        items[:] = [item for item in items if item.get_closest_marker("torture") is None]
+
+
+@dataclass(frozen=True)
+class Calm:
+    """An undisturbed run: how long it took, and what came out."""
+
+    run: Path
+    cache: Path
+    seconds: float
+    facts: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Write the small net and its pictures."""
+    return make(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def calm(world: World) -> Calm:
+    """Build once, with nothing in the way."""
+    run, cache = world.root / "calm", world.root / ".calm"
+    started = time.monotonic()
+    done = world.build(run, cache)
+    assert done.code == 0, done.err
+    return Calm(run, cache, time.monotonic() - started, facts(run))

@@ -1,0 +1,79 @@
+"""Every option that TensorRT is told is one that ONNX Runtime's provider library knows."""
+
+import itertools
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import qconvert.backends
+from qconvert.backends.base import BuildSpec, Precision, Profile
+from qconvert.backends.settings import settings
+from qconvert.backends.tensorrt_options import Settings, opening_options, provider_options
+from qconvert.backends.versions import NETWORK_TYPES
+from qconvert.feeds import TensorSpec
+
+pytestmark = [pytest.mark.torture, pytest.mark.timeout(900)]
+
+LIBRARY = "onnxruntime/capi/libonnxruntime_providers_tensorrt.so"
+KNOWN = Path(__file__).parents[1] / "backends" / "trt_options.txt"
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
+IMAGE = TensorSpec("image", np.dtype(np.float32), ("N", 3, 224, 224))
+
+
+@pytest.fixture(scope="module")
+def library() -> bytes:
+    """Return the provider library of the release that is installed, of its variant for GPUs."""
+    release = f"onnxruntime-gpu=={onnxruntime.__version__}"
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", folder, release],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        if done.returncode:
+            pytest.skip(f"{release} cannot be had: {done.stderr.strip().splitlines()[-1]}")
+        (wheel,) = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            return archive.read(LIBRARY)
+
+
+def used() -> set[str]:
+    """Return every option that any build or any loading of an engine can give."""
+    found: set[str] = set()
+    for precision, row, on in itertools.product(PRECISIONS, NETWORK_TYPES, (False, True)):
+        switches = ("hardware-compatible", "weight-stripped", "cuda-graph", "allow-fallback")
+        for one in switches:
+            options: dict[str, Any] = {"workspace": 1, "timing-cache": "t", one: on}
+            given = BuildSpec(precision, Profile(1, 8, 32), options=options)
+            found |= set(provider_options(given, Path("engine"), row, [IMAGE]))
+            found |= set(opening_options(settings(Settings, given, "tensorrt"), Path("engine")))
+    for source in Path(qconvert.backends.__file__).parent.glob("*.py"):
+        found |= set(re.findall(r'"(trt_\w+)"', source.read_text(encoding="utf-8")))
+    return found
+
+
+def missing(names: set[str], library: bytes) -> list[str]:
+    """Return the names that the library does not hold, be it as the end of longer ones."""
+    return sorted(name for name in names if f"{name}\0".encode() not in library)
+
+
+def test_every_option_that_is_used_is_in_the_provider_library(library: bytes) -> None:
+    names = used()
+    assert len(names) > 20
+    assert missing(names, library) == []
+    assert missing({"trt_no_such_option"}, library) == ["trt_no_such_option"]
+
+
+def test_the_list_beside_the_quick_tests_is_that_of_the_library(library: bytes) -> None:
+    lines = KNOWN.read_text(encoding="utf-8").splitlines()
+    assert missing({line for line in lines if line and line[0] != "#"}, library) == []

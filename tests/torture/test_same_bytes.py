@@ -1,0 +1,33 @@
+"""Two builds of the same thing give the same bytes."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.torture.whole import facts, hashes
+from tests.torture.world import World
+
+pytestmark = [pytest.mark.torture, pytest.mark.timeout(600)]
+
+GRAPHS = {
+    "model.onnx",
+    *(f"engines/{backend}-{precision}/model.onnx" for backend in ("cpu", "tensorrt-rtx")
+      for precision in ("fp32", "fp16", "int8")),
+}  # fmt: skip
+
+
+def test_two_builds_from_nothing_give_the_same_graphs_plans_and_ranges(
+    world: World, tmp_path: Path
+) -> None:
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for run, seed in zip(runs, ("1", "4711"), strict=True):
+        done = world.build(run, run.with_suffix(".cache"), PYTHONHASHSEED=seed)
+        assert done.code == 0, done.err
+    first, second = (hashes(run, "*.onnx") for run in runs)
+    assert first == second
+    assert set(first) > GRAPHS
+    for name in ("plan.json", "made.json", "calibration.npz", "images.txt", "run.toml"):
+        first, second = (hashes(run, name) for run in runs)
+        assert first
+        assert first == second
+    assert facts(runs[0]) == facts(runs[1])

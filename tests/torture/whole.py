@@ -1,0 +1,136 @@
+"""What a run folder says, and whether all that is visible in it is whole."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from qconvert import config_file
+from qconvert.calibrate import ranges_file
+from qconvert.report import as_json
+from qconvert.store import CONTENT, RECIPE
+
+TOP = {
+    "run.toml", "model.onnx", "calibration", "engines", "report.json", "report.md", "card.md",
+}  # fmt: skip
+# Of a report: what comes out anew each time.
+TIMES = ("created", "seconds", "command")
+
+
+def facts(run: Path) -> dict[str, Any]:
+    """Return the sizes, accuracies and hashes of a run: all that does not depend on the clock.
+
+    Two builds of one engine by TensorRT need not give the same bytes, so those have no hash here.
+    """
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    told = {key: report[key] for key in ("baseline", "baseline_bytes", "calibration", "evaluation")}
+    for each in report["variants"]:
+        engine = each["engine"]
+        kept = ("accuracy", "quantized", "candidates", "unquantized", "by_precision")
+        told[each["name"]] = {
+            **{key: each[key] for key in kept},
+            **{key: engine[key] for key in ("bytes", "ratio", "files")},
+            "sha256": engine["sha256"] if each["backend"] == "cpu" else None,
+        }
+    return {**told, **hashes(run, "*.onnx"), **hashes(run, "plan.json")}
+
+
+def timeless(run: Path) -> dict[str, Any]:
+    """Return the report of a run without the times of its steps and what was found in the store."""
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    for each in report["variants"]:
+        each["engine"].pop("stored")
+    return {key: value for key, value in report.items() if key not in TIMES}
+
+
+def hashes(folder: Path, pattern: str) -> dict[str, str]:
+    """Return the hash of every visible file of that name."""
+    return {
+        path.relative_to(folder).as_posix(): sha256(path)
+        for path in sorted(folder.rglob(pattern))
+        if path.is_file() and not hidden(path, folder)
+    }
+
+
+def sha256(path: Path) -> str:
+    """Return the hash of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def hidden(path: Path, below: Path) -> bool:
+    """Return whether a path is one that a listing does not show."""
+    return any(part.startswith(".") for part in path.relative_to(below).parts)
+
+
+def leftovers(run: Path) -> list[str]:
+    """Return what is hidden in a run folder."""
+    found = (path.relative_to(run) for path in run.rglob(".*"))
+    return sorted(str(path) for path in found)
+
+
+def halves(run: Path) -> list[str]:
+    """Return what is visible in a run folder and not whole."""
+    if not run.exists():
+        return []
+    return list(_halves(run))
+
+
+def _halves(run: Path) -> Iterator[str]:
+    visible = [path for path in run.iterdir() if not path.name.startswith(".")]
+    yield from (f"{path.name}: stray" for path in visible if path.name not in TOP)
+    readers = {
+        "run.toml": config_file.load,
+        "model.onnx": onnx.load,
+        "calibration/calibration.npz": ranges_file.load,
+        "report.json": as_json.load,
+    }
+    for name, read in readers.items():
+        if (run / name).exists() and (why := _why_not(read, run / name)):
+            yield f"{name}: {why}"
+    for name in ("report.md", "card.md", "calibration/images.txt"):
+        if (run / name).exists() and not (run / name).read_bytes().endswith(b"\n"):
+            yield f"{name}: cut short"
+    for engine in sorted(run.glob("engines/[!.]*")):
+        yield from (f"{engine.name}: {why}" for why in _engine(engine))
+    if (run / "report.json").is_file():
+        yield from _reported(run)
+
+
+def _engine(folder: Path) -> Iterator[str]:
+    """Say what is wrong with an engine by the hashes that it was stored with."""
+    try:
+        content = json.loads((folder / CONTENT).read_text(encoding="utf-8"))
+        engine = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        yield str(error)
+        return
+    there = {path.name: sha256(path) for path in folder.iterdir()}
+    if {name: each for name, each in there.items() if name not in (CONTENT, RECIPE)} != content:
+        yield "other files than it was stored with"
+    for name in {*engine["files"], engine["graph"]}:
+        if name not in there:
+            yield f"{name} is missing"
+        elif name.endswith(".onnx") and (why := _why_not(onnx.load, folder / name)):
+            yield f"{name}: {why}"
+
+
+def _reported(run: Path) -> Iterator[str]:
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    for each in report["variants"]:
+        folder = run / "engines" / each["name"]
+        files = [folder / name for name in each["engine"]["files"]]
+        if not all(file.is_file() for file in files):
+            yield f"report.json: {each['name']} is not there"
+        elif sum(file.stat().st_size for file in files) != each["engine"]["bytes"]:
+            yield f"report.json: {each['name']} has another size"
+
+
+def _why_not(read: Any, path: Path) -> str:
+    try:
+        read(path)
+    except Exception as error:  # whatever it is, the file is not whole
+        return f"{type(error).__name__}: {error}"
+    return ""
