@@ -8,7 +8,9 @@
 Anything else that is raised is a bug and keeps its traceback (exit 70).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class QConvertError(Exception):
@@ -45,6 +47,17 @@ class Unavailable(QConvertError):
 
 class Terminated(BaseException):
     """The process was asked to end (SIGTERM); nobody but the boundary answers to it."""
+
+
+@contextmanager
+def located(place: Path) -> Iterator[None]:
+    """Give trouble with a write the name of the place, where the system names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(place)) from error
 
 
 def reason(error: BaseException, limit: int = 200) -> str:

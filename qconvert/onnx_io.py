@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx_ir import external_data
 
 from qconvert import onnx_check
-from qconvert.errors import QConvertError, UsageError, reason
+from qconvert.errors import QConvertError, UsageError, located, reason
 from qconvert.feeds import TensorSpec
 
 # Protobuf cannot hold 2 GiB; what is not weights needs some room beside them.
@@ -53,7 +53,8 @@ def save(model: ir.Model, path: Path) -> None:
     The data file carries its hash in its name, so a model file never points at another's data.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+    prefix = f".{path.name}-"
+    with located(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix) as folder:
         draft = Path(folder) / path.name
         if weight_bytes(model) < SINGLE_FILE_BYTES:
             # Written here rather than by `ir.save`, which would leave external tensors outside.

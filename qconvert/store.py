@@ -23,6 +23,8 @@ from typing import IO
 
 import platformdirs
 
+from qconvert.errors import located
+
 RECIPE = "recipe.json"
 CONTENT = "content.json"
 DRAFT = ".qconvert-draft-"
@@ -78,12 +80,11 @@ class Store:
         home.parent.mkdir(parents=True, exist_ok=True)
         self._tag()
         sweep(home.parent)
-        _remove(home)
-        with _draft(home.parent) as draft:
+        with located(self.root), _draft(home.parent) as draft:
             make(draft)
             (draft / CONTENT).write_text(json.dumps(_hashes(draft), sort_keys=True))
             (draft / RECIPE).write_text(_text(recipe), encoding="utf-8")
-            _settle(draft, home)
+            _settle(draft, home, fresh=self.fresh)
         return Found(home, stored=False)
 
     @contextmanager
@@ -95,15 +96,19 @@ class Store:
         """
         home = self._home(step, recipe)
         place = home.with_name(f"{DRAFT}{home.name}")
-        place.mkdir(parents=True, exist_ok=True)
+        home.parent.mkdir(parents=True, exist_ok=True)
         self._tag()
-        with (place / LOCK).open("a") as lock:
-            if _taken(lock):
-                with _draft(home.parent) as own:
-                    yield own
+        while True:
+            with _locked(place) as lock:
+                if _taken(lock):
+                    with _draft(home.parent) as own:
+                        yield own
+                    return
+                if not _is_there(lock, place / LOCK):  # its owner was done with it just now
+                    continue
+                yield place
+                _remove(place)
                 return
-            yield place
-            shutil.rmtree(place, ignore_errors=True)
 
     def entries(self) -> Iterator[Entry]:
         """Yield every stored piece of work, step by step."""
@@ -165,6 +170,22 @@ def sweep(folder: Path) -> None:
                 shutil.rmtree(draft, ignore_errors=True)
 
 
+def _locked(place: Path) -> IO[str]:
+    """Open the lock of a folder, made if it is not there or its owner is just done with it."""
+    while True:
+        place.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            return (place / LOCK).open("a")
+
+
+def _is_there(file: IO[str], path: Path) -> bool:
+    """Return whether an open file is the one that a path leads to."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def _taken(lock: IO[str]) -> bool:
     """Whether another process holds this lock; if none does, this one holds it until it is closed.
 
@@ -190,13 +211,17 @@ def _draft(folder: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _settle(draft: Path, home: Path) -> None:
-    try:
-        draft.rename(home)
-    except OSError as error:
-        # Not empty: another process finished the same work first, and its result is as good.
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
+def _settle(draft: Path, home: Path, *, fresh: bool) -> None:
+    """Put finished work in its place; what another process finished first is as good."""
+    while fresh or not _is_whole(home):
+        _remove(home)
+        try:
+            draft.rename(home)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            return
 
 
 def _remove(home: Path) -> None:

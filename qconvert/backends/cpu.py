@@ -1,5 +1,6 @@
 """ONNX Runtime's CPU provider."""
 
+import errno
 import os
 import platform
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from qconvert.backends.installed import (
 )
 from qconvert.backends.settings import settings, told
 from qconvert.backends.trial import why_not
+from qconvert.errors import QConvertError
 from qconvert.quantize import integer_chains
 from qconvert.quantize.scheme import Scheme
 from qconvert.scales import Grid
@@ -152,7 +154,11 @@ def _optimized(kept: Kept) -> str:
     chosen = ort_session.options(level=ort_session.EXTENDED)
     chosen.optimized_model_filepath = str(target)
     with writing(kept.folder):
-        ort_session.start(kept.path, chosen, [PROVIDER])
+        try:
+            ort_session.start(kept.path, chosen, [PROVIDER])
+        except QConvertError:
+            ort_session.start(kept.path, ort_session.options(), [PROVIDER])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None  # the copy, then
         less = 1 - target.stat().st_size / kept.bytes
         if less >= WORTH:
             return f"loads ONNX Runtime's optimized copy, {less:.1%} smaller than the portable ONNX"

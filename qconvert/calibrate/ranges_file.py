@@ -14,7 +14,7 @@ from pathlib import Path
 from qconvert.calibrate import packed
 from qconvert.calibrate.calibration import Calibration
 from qconvert.calibrate.collect import Collector
-from qconvert.errors import QConvertError, UsageError, reason
+from qconvert.errors import QConvertError, UsageError, located, reason
 
 SAVE_SECONDS = 10.0
 
@@ -22,7 +22,8 @@ SAVE_SECONDS = 10.0
 def save(calibration: Calibration, path: Path) -> None:
     """Write the file; it appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+    prefix = f".{path.name}-"
+    with located(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix) as folder:
         draft = Path(folder) / path.name
         draft.write_bytes(packed.pack(calibration))
         draft.replace(path)

@@ -75,7 +75,8 @@ def _known(error: Exception) -> QConvertError | None:
             hint="use fewer --workers or a smaller --batch, or a larger machine",
         )
     if isinstance(error, OSError) and error.errno in _DISK:
-        what = f"`{error.filename}`: {error.strerror}" if error.filename else str(error.strerror)
+        place = error.filename2 or error.filename  # of two, the one that was written
+        what = f"`{place}`: {error.strerror}" if place else str(error.strerror)
         return QConvertError(what, hint=_DISK[error.errno])
     return None
 

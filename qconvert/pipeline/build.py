@@ -72,7 +72,12 @@ def build(config: Config, order: Order, store: Store, tell: Tell) -> Report:
         _require_there(config)
     chosen = clock.timed("probe", lambda: variants.choose(config.build, plan_only=order.plan_only))
     run = RunFolder(order.out) if order.resumed else run_folder.start(order.out, config)
-    shop = Workshop(config, run, store, tell, order.trust)
+    with run_folder.alone(run.root):
+        return _build(chosen, order, Workshop(config, run, store, tell, order.trust), clock)
+
+
+def _build(chosen: Chosen, order: Order, shop: Workshop, clock: Clock) -> Report:
+    config, run = shop.config, shop.run
     base = clock.timed("calibrate", lambda: _basis(chosen, order, shop))
     graphs = clock.timed("quantize", lambda: _graphs(chosen, base, shop))
     exam = None

@@ -57,8 +57,17 @@ def graph_of(variant: Variant, basis: Basis, store: Store, tell: Tell) -> Graph:
     started = time.perf_counter()
     how = _how(variant, basis)
 
+    ended: list[Progress] = []
+
+    def heard(progress: Progress) -> None:
+        """Tell what is at work; what is done is told once it is kept."""
+        if progress.seconds is None:
+            tell(progress)
+        else:
+            ended.append(progress)
+
     def make(folder: Path) -> None:
-        done = rewrite(basis.ready, basis.found, how, tell)
+        done = rewrite(basis.ready, basis.found, how, heard)
         onnx_io.save(done.model, folder / GRAPH)
         if done.plan is not None:
             (folder / PLAN).write_text(plans.dumps(done.plan), encoding="utf-8")
@@ -71,7 +80,9 @@ def graph_of(variant: Variant, basis: Basis, store: Store, tell: Tell) -> Graph:
 
     found = store.get("rewrite", _recipe(how, basis), make)
     if found.stored:
-        tell(Progress("quantize", how.name, time.perf_counter() - started, stored=True))
+        ended = [Progress("quantize", how.name, time.perf_counter() - started, stored=True)]
+    for each in ended:
+        tell(each)
     return read(found.path)
 
 

@@ -7,14 +7,18 @@ RUN/engines/NAME/          what the engine loads, its graph, engine.json, plan.j
 RUN/report.json .md card.md
 """
 
+import contextlib
+import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qconvert import config_file
 from qconvert.config import ADAPTER, Bench, Build, Config, Evaluate, Gate
-from qconvert.errors import QConvertError, UsageError
+from qconvert.errors import QConvertError, UsageError, located
 
 SETTINGS, MODEL, ENGINES, CALIBRATION = "run.toml", "model.onnx", "engines", "calibration"
 DRAFT = ".qconvert-"
@@ -92,10 +96,45 @@ def require_same(run: RunFolder, config: Config) -> None:
         )
 
 
+@contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Work in a run that no other process works in; what killed ones left hidden there goes.
+
+    The lock is on the folder itself, so it leaves nothing. Some platforms have no such locks.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        yield
+        return
+    handle = os.open(root, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another qconvert works in `{root}`",
+                hint="wait until it has ended, or choose another folder: `-o RUN`",
+            ) from None
+        _sweep(root)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _sweep(root: Path) -> None:
+    """Delete the drafts beside what `put_text`, `put_copy` and the savers of files put there."""
+    beside = ("", ENGINES, CALIBRATION)
+    drafts = (f"{DRAFT}*", f".{MODEL}-*", ".calibration.npz-*")
+    for draft in (path for each in beside for name in drafts for path in (root / each).glob(name)):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(draft)
+
+
 def put_text(path: Path, text: str) -> None:
     """Write a file that appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=DRAFT) as folder:
+    with located(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=DRAFT) as folder:
         draft = Path(folder) / path.name
         draft.write_text(text, encoding="utf-8")
         draft.replace(path)
@@ -104,11 +143,16 @@ def put_text(path: Path, text: str) -> None:
 def put_copy(source: Path, place: Path) -> None:
     """Copy a file or folder to a place where it appears whole, in place of what was there."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=DRAFT) as folder:
+    with located(place), tempfile.TemporaryDirectory(dir=place.parent, prefix=DRAFT) as folder:
         draft = Path(folder) / "new"
         if source.is_dir():
-            shutil.copytree(source, draft)
-            draft.chmod(0o755)  # a stored folder is for its owner alone
+            # Not `copytree`: it would copy the rights of the store, and its errors have no number.
+            for path in (source, *sorted(source.rglob("*"))):
+                target = draft / path.relative_to(source)
+                if path.is_dir():
+                    target.mkdir()
+                else:
+                    shutil.copyfile(path, target)
         else:
             shutil.copyfile(source, draft)
         if place.is_dir():

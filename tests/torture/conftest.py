@@ -11,15 +11,6 @@ from tests.torture.whole import facts
 from tests.torture.world import World, make
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "torture: takes minutes; `make torture` runs it")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "torture" not in config.option.markexpr:
-        items[:] = [item for item in items if item.get_closest_marker("torture") is None]
-
-
 @dataclass(frozen=True)
 class Calm:
     """An undisturbed run: how long it took, and what came out."""
