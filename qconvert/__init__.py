@@ -1,3 +1,81 @@
-"""From a trained image model to the fastest engine that still gives the right answers."""
+"""From a trained image model to the fastest engine that still gives the right answers.
+
+`import qconvert` costs next to nothing: what the names stand for is imported with the first use of
+one of them. `docs/python.md` shows them at work.
+"""
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from qconvert.errors import GateFailed, QConvertError, Unavailable, UsageError
+
+if TYPE_CHECKING:
+    from qconvert.api import (
+        Calibration,
+        Exported,
+        OpenEngine,
+        Progress,
+        Quantized,
+        Report,
+        Run,
+        bench,
+        build,
+        calibrate,
+        evaluate,
+        export,
+        open_engine,
+        open_run,
+        quantize,
+        resume,
+    )
+else:  # type checkers would take any name for one that is there
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
+        from qconvert import api
+
+        return getattr(api, name)
+
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Calibration",
+    "Exported",
+    "GateFailed",
+    "OpenEngine",
+    "Progress",
+    "QConvertError",
+    "Quantized",
+    "Report",
+    "Run",
+    "Unavailable",
+    "UsageError",
+    "bench",
+    "build",
+    "calibrate",
+    "evaluate",
+    "export",
+    "open_engine",
+    "open_run",
+    "quantize",
+    "resume",
+]
+
+
+class _Package(ModuleType):
+    """Keeps `qconvert.quantize` the function, though a package of ours has the same name."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # Python puts a package's submodules into it as they are imported.
+        if not (isinstance(value, ModuleType) and name in __all__):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -20,10 +20,13 @@ WORDS = {"tuple_type": "Input should be a list", "dataclass_type": "Input should
 def explain(
     error: pydantic.ValidationError,
     text: str,
-    given: Mapping[str, object],
+    given: tuple[str, Mapping[str, object]],
     keys_at: Callable[[Path], Sequence[str]],
 ) -> list[str]:
-    """Return one line a mistake, in the order of the file, then those of the command line."""
+    """Return one line a mistake, in the order of the file, then of what was given elsewhere.
+
+    `given` says where that was, and what.
+    """
     lines = _lines(text)
     told: dict[tuple[int, str, str], list[str]] = {}
     for problem in error.errors(include_url=False):
@@ -31,8 +34,8 @@ def explain(
         name = ".".join(path)
         line = _nearest(lines, path)
         where = f"line {line}" if line else "settings"
-        if any(_one_way(key, name) or _one_way(name, key) for key in given):
-            line, where = len(text) + 1, "command line"
+        if any(_one_way(key, name) or _one_way(name, key) for key in given[1]):
+            line, where = len(text) + 1, given[0]
         told.setdefault((line, where, name), []).append(_words(problem, path, keys_at))
     # A value that may be of two kinds is wrong twice, once for each; that is one mistake.
     return [

@@ -27,8 +27,11 @@ def find(chosen: Path | None) -> Path | None:
     return here if here.is_file() else None
 
 
-def load(file: Path | None, given: Given | None = None) -> Config:
-    """Read a settings file and lay `given` (dotted key to value, from the command line) over it."""
+def load(file: Path | None, given: Given | None = None, given_in: str = "command line") -> Config:
+    """Read a settings file and lay `given` (dotted key to value) over it.
+
+    Errors say that `given` was `given_in` the command line, or wherever it was.
+    """
     text = _read(file) if file else ""
     try:
         tree = tomllib.loads(text)
@@ -45,10 +48,10 @@ def load(file: Path | None, given: Given | None = None) -> Config:
     try:
         return ADAPTER.validate_python(tree)
     except pydantic.ValidationError as error:
-        wrong = config_errors.explain(error, text, given, keys_at)
+        wrong = config_errors.explain(error, text, (given_in, given), keys_at)
         count = "1 setting is wrong" if len(wrong) == 1 else f"{len(wrong)} settings are wrong"
         raise UsageError(
-            f"{file or 'command line'}: {count}",
+            f"{file or given_in}: {count}",
             details=wrong,
             hint="`qconvert init` writes down every setting and what it means",
         ) from None

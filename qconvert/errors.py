@@ -25,6 +25,9 @@ class QConvertError(Exception):
         super().__init__(message)
         self.hint = hint
         self.details = tuple(details)
+        # What Python prints below a traceback, for those who call functions.
+        for text in (*self.details, f"hint: {hint}"):
+            self.add_note(text)
 
 
 class GateFailed(QConvertError):

@@ -32,6 +32,7 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
     from qconvert.cli import report_view
     from qconvert.pipeline import targets as found
     from qconvert.pipeline.measuring_again import bench
+    from qconvert.report import gates
 
     target = found.resolve(targets)
     config = settings.of_target(target.run.root if target.run else None, chosen)
@@ -43,4 +44,4 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
         console.data_json(to_json(report))
     else:
         report_view.show_latencies(report)
-    report_view.require_gates(report)
+    gates.require(report)

@@ -66,6 +66,7 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     """
     from qconvert.cli import report_view
     from qconvert.pipeline.build import Order
+    from qconvert.report import gates
 
     if chosen["resumed"] is not None:
         if output is not None:
@@ -91,7 +92,7 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     else:
         report_view.show(report)
     console.say(f"report: {order.out / 'report.md'}")
-    report_view.require_gates(report)
+    gates.require(report)
 
 
 def _build(config: "Config", order: "Order", *, fresh: bool) -> "Report":

@@ -35,6 +35,7 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
     from qconvert.images.reading import Reading
     from qconvert.pipeline import targets as found
     from qconvert.pipeline.measuring_again import evaluate
+    from qconvert.report import gates
 
     target = found.resolve(targets)
     config = settings.of_target(target.run.root if target.run else None, chosen)
@@ -47,4 +48,4 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
         console.data_json(to_json(report))
     else:
         report_view.show_accuracies(report)
-    report_view.require_gates(report)
+    gates.require(report)

@@ -40,17 +40,6 @@ def show_accuracies(report: "Report") -> None:
     console.data(console.plain(terminal.ending(report)))
 
 
-def require_gates(report: "Report") -> None:
-    """End with code 1 where a gate failed."""
-    from qconvert.errors import GateFailed
-    from qconvert.report import gates
-
-    failed = [gates.sentence(each) for each in report.gates if not each.passed]
-    if failed:
-        some = "1 gate failed" if len(failed) == 1 else f"{len(failed)} gates failed"
-        raise GateFailed(some, details=failed, hint="the tables above have all figures")
-
-
 def _show(sheet: "Sheet") -> None:
     from qconvert.report import terminal
 

@@ -8,7 +8,7 @@ from qconvert.errors import UsageError
 from qconvert.graph.observed import observe
 from qconvert.graph.patterns import is_quantized
 from qconvert.pipeline import prepared
-from qconvert.pipeline.progress import Progress
+from qconvert.pipeline.progress import silent
 from qconvert.pipeline.requests import Request, require_sense, wishes_of
 from qconvert.quantize.found import layers_of, plan_of
 from qconvert.quantize.placement import place
@@ -26,7 +26,7 @@ def layers(config: Config, request: Request, store: Store) -> dict[str, Layer]:
             f"{request.precision} is written into every node; there is nothing to choose",
             hint="`--precision int8` has a plan to look at",
         )
-    ready = prepared.load(config, store, _silent, trust=request.trust)
+    ready = prepared.load(config, store, silent, trust=request.trust)
     require_float(ready.model)
     return place(ready.model, wants.scheme, observe(ready.model), wishes_of(config).selection)
 
@@ -40,7 +40,3 @@ def inspected(config: Config, backend: str, store: Store, *, trust: bool) -> dic
     if is_quantized(model):
         return layers_of(model)
     return layers(config, Request(Path("model.onnx"), backend, "int8", trust=trust), store)
-
-
-def _silent(progress: Progress) -> None:
-    """Say nothing."""

@@ -17,3 +17,7 @@ class Progress:
 
 
 Tell = Callable[[Progress], None]
+
+
+def silent(progress: Progress) -> None:
+    """Say nothing."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qconvert.config import Gate as Limits
+from qconvert.errors import GateFailed
 from qconvert.measure.accuracy import Accuracy
 from qconvert.report import figures, numerals
 from qconvert.report.model import Gate, Report, Variant
@@ -51,6 +52,14 @@ def judge(report: Report, limits: Limits) -> tuple[Gate, ...]:
     if limits.allow_unmeasured:
         return tuple(_let_pass(gate) for gate in gates)
     return tuple(gates)
+
+
+def require(report: Report) -> None:
+    """Raise where a gate failed."""
+    failed = [sentence(each) for each in report.gates if not each.passed]
+    if failed:
+        some = "1 gate failed" if len(failed) == 1 else f"{len(failed)} gates failed"
+        raise GateFailed(some, details=failed, hint="the report's tables have all figures")
 
 
 def judged(report: Report, variant: Variant, name: str, limit: float) -> Gate:

@@ -1,0 +1,172 @@
+"""The jobs as functions: what the commands do, from Python."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import qconvert
+from qconvert import api
+from qconvert.cli import settings as cli_settings
+from qconvert.images import ImageChoice, open_images
+from qconvert.images.preprocess import PRESETS
+from tests.conftest import write
+from tests.models import mixed, write_factory
+from tests.pictures import draw_folder
+
+PAGE = Path(__file__).resolve().parent.parent / "docs/python.md"
+QUICK = {"bench.seconds": 0.02, "bench.batch-sizes": [1, 4]}
+
+
+@pytest.fixture(autouse=True)
+def _world(tmp_path: Path) -> None:
+    write(mixed(), tmp_path / "model.onnx")
+    draw_folder(tmp_path / "calib_data", 16)
+    files = sorted(draw_folder(tmp_path / "val", 16).iterdir())
+    rows = [f"{file.name},{number % 24}" for number, file in enumerate(files)]
+    (tmp_path / "val/labels.csv").write_text("file,label\n" + "\n".join(rows))
+
+
+def built(**more: Any) -> qconvert.Run:
+    options = {"images": "calib_data", "eval": Path("val"), "precisions": ["fp32", "int8"], **more}
+    return qconvert.build("model.onnx", output="run", settings=QUICK, **options)
+
+
+def python(script: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
+    )
+    return done.stdout.strip()
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    heavy = ("numpy", "onnx", "onnx_ir", "onnxruntime", "torch", "pydantic", "click", "PIL")
+    assert python(f"import sys, qconvert; print(set({heavy}) & set(sys.modules))") == "set()"
+
+
+def test_every_name_of_the_package_is_there() -> None:
+    for name in qconvert.__all__:
+        assert getattr(qconvert, name) is not None
+    assert set(api.__all__) < set(qconvert.__all__) <= set(dir(qconvert))
+    with pytest.raises(AttributeError, match="has no attribute `nothing`"):
+        qconvert.nothing  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_functions_stay_functions_where_a_package_has_their_name() -> None:
+    script = (
+        "from qconvert.quantize import plan\nimport qconvert.calibrate.methods, qconvert\n"
+        "print(qconvert.quantize.__name__, qconvert.calibrate.__module__, plan.__name__)"
+    )
+    assert python(script) == "quantize qconvert.api qconvert.quantize.plan"
+
+
+def test_arguments_stand_for_the_settings_of_the_options_of_the_same_name() -> None:
+    options = dict(cli_settings.SETTINGS)
+    options["eval"] = options.pop("eval_images")
+    assert api.KEYS.items() <= options.items()
+
+
+def test_the_page_about_python_runs_as_it_stands(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "page.py").write_text("\n".join(blocks))
+    done = subprocess.run(
+        [sys.executable, "page.py"], capture_output=True, text=True, check=False, timeout=200
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for said in ("cpu-int8", "0000.png", "nodes in int8", "did you mean `method`?", "top-1"):
+        assert said in done.stdout, said
+
+
+def test_a_build_is_silent_and_gives_the_report_that_the_command_shows(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    heard: list[qconvert.Progress] = []
+    run = built(tell=heard.append)
+    assert capfd.readouterr() == ("", "")
+    assert {"load", "calibrate", "quantize", "build", "bench", "evaluate"} <= {
+        each.step for each in heard
+    }
+    assert [each.name for each in run.report.variants] == ["cpu-fp32", "cpu-int8"]
+    assert run.report.command.startswith("qconvert.build('model.onnx', output='run', settings={")
+    assert qconvert.open_run("run").report.variants == run.report.variants
+    assert run.path("cpu-int8") == Path("run/engines/cpu-int8")
+
+
+def test_an_engine_runs_on_arrays_and_on_pictures_as_they_were_prepared() -> None:
+    run = built()
+    engine = run.engine("cpu-int8")
+    specs = engine.inputs
+    images = open_images(ImageChoice(Path("val")), specs, PRESETS["imagenet"])
+    whole = next(iter(images.batches(16))).feeds
+    (batch,) = engine.read("val", batch=16)
+    assert np.array_equal(batch.feeds["image"], whole["image"])
+    answers = engine(batch.feeds)["scores"]
+    assert answers.shape == (16, 24)
+    alone = qconvert.open_engine(run.path("cpu-int8"))({"image": whole["image"][:1]})
+    assert np.allclose(alone["scores"], answers[:1], atol=1e-5)
+    loose = qconvert.open_engine("model.onnx")
+    assert str(loose.outputs[0]) == "scores: float32[N, 24]"
+    with pytest.raises(qconvert.UsageError, match="takes `image: float32"):
+        engine({"x": whole["image"]})
+
+
+def test_an_engine_must_be_named_where_none_came_out_best() -> None:
+    run = qconvert.build("model.onnx", output="run", precisions="fp16", settings=QUICK)
+    with pytest.raises(qconvert.UsageError, match="came out best") as caught:
+        run.engine()
+    assert "`cpu-fp16`" in caught.value.hint
+    with pytest.raises(qconvert.UsageError, match="no engine `cpu-int8`"):
+        run.engine("cpu-int8")
+    with pytest.raises(qconvert.UsageError, match="is a run, not an engine"):
+        qconvert.open_engine(run)
+
+
+def test_gates_are_in_the_report_and_raise_where_asked() -> None:
+    limits = {**QUICK, "gate.max-size": 0.001}
+    run = qconvert.build("model.onnx", output="run", precisions="fp32", settings=limits)
+    assert [gate.passed for gate in run.report.gates] == [False]
+    with pytest.raises(qconvert.GateFailed):
+        run.require_gates()
+
+
+def test_settings_are_checked_like_those_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(qconvert.UsageError, match="arguments: 2 settings are wrong") as caught:
+        qconvert.build("m.onnx", output="run", settings={"quantize.metod": 1, "bench.rounds": 1})
+    assert "arguments: quantize.metod: unknown setting; did you mean `method`?" in (
+        caught.value.details
+    )
+    assert f"hint: {caught.value.hint}" in caught.value.__notes__
+    with pytest.raises(qconvert.UsageError, match="no argument `image`; did you mean `images`"):
+        qconvert.build("m.onnx", output="run", image="calib_data")  # type: ignore[call-arg]
+    (tmp_path / "my.toml").write_text('model = "model.onnx"\n[build]\nprecisions = ["bf16"]\n')
+    with pytest.raises(qconvert.UsageError, match="no bf16 for `cpu`"):
+        qconvert.build(config="my.toml", output="run")
+    with pytest.raises(qconvert.UsageError, match="there is no model"):
+        qconvert.build(output="run")
+
+
+def test_a_model_may_be_the_function_that_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_factory(tmp_path, "apinets")
+    monkeypatch.syspath_prepend(tmp_path)
+    import apinets  # type: ignore[import-not-found]
+
+    done = qconvert.export(apinets.build, inputs="image:1x3x8x8", output="net.onnx")
+    assert done.parity is not None
+    with pytest.raises(qconvert.UsageError, match="cannot be found again by its name"):
+        qconvert.export(lambda: None, output="net.onnx")
+
+
+def test_a_moved_run_goes_on_without_its_images_and_its_model(tmp_path: Path) -> None:
+    built().folder.rename(tmp_path / "moved")
+    for name in ("calib_data", "model.onnx"):
+        (tmp_path / name).rename(tmp_path / f"gone-{name}")
+    run = qconvert.resume("moved", precisions=["fp16"], settings=QUICK)
+    assert [each.name for each in run.report.variants] == ["cpu-fp32", "cpu-int8", "cpu-fp16"]
+    with pytest.raises(qconvert.UsageError, match="not the folder of a run"):
+        qconvert.resume("val")
