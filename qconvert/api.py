@@ -7,16 +7,26 @@ step. What goes wrong is a `QConvertError`; its hint names the command's options
 """
 
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack
+from typing import Unpack
 
-from qconvert import config_file, store
+from qconvert import store
+from qconvert.api_options import (
+    BuildOptions,
+    Common,
+    EngineOptions,
+    ImageOptions,
+    Model,
+    Place,
+    QuantizeOptions,
+    ScoreOptions,
+    config_of,
+    load,
+    spelled,
+)
 from qconvert.calibrate.calibration import Calibration
 from qconvert.config import Config
-from qconvert.config_errors import near
-from qconvert.errors import UsageError
 from qconvert.images.reading import Reading
 from qconvert.pipeline import build as building
 from qconvert.pipeline import calibrate as calibrating
@@ -51,75 +61,6 @@ __all__ = [
     "resume",
 ]
 
-Place = str | os.PathLike[str]
-
-# A model as on the command line, or the function that makes it in place of its name.
-Model = Place | Callable[[], object]
-
-# The arguments that stand for a setting.
-KEYS = {
-    "inputs": "export.inputs",
-    "weights": "export.weights",
-    "images": "calibration.images",
-    "count": "calibration.count",
-    "eval": "evaluate.images",
-    "labels": "evaluate.labels",
-    "backends": "build.backends",
-    "precisions": "build.precisions",
-}
-MANY = ("inputs", "backends", "precisions")
-
-
-class Common(TypedDict, total=False):
-    """What every job takes: more settings by their keys, and a file of settings below them."""
-
-    settings: Mapping[str, object]
-    config: Place
-
-
-class SourceOptions(Common, total=False):
-    """What reading a model can need."""
-
-    inputs: Sequence[str]
-    weights: Place
-    trust: bool
-
-
-class ImageOptions(SourceOptions, total=False):
-    """The images to calibrate on, or to compare an export on, at most `count` of them."""
-
-    images: Place
-    count: int
-
-
-class ScoreOptions(Common, total=False):
-    """The images that answers are compared on."""
-
-    eval: Place
-    labels: Place
-
-
-class EngineOptions(ScoreOptions, total=False):
-    """The engines to make."""
-
-    backends: Sequence[str]
-    precisions: Sequence[str]
-
-
-class BuildOptions(EngineOptions, ImageOptions, total=False):
-    """What a build takes; with `fresh` nothing stored is used."""
-
-    fresh: bool
-
-
-class QuantizeOptions(ImageOptions, total=False):
-    """What to rewrite a model to, and what is known of its ranges: a calibration, or a plan."""
-
-    backend: Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"]
-    precision: Literal["int8", "fp16", "bf16"]
-    calibration: Place
-    plan: Place
-
 
 def build(
     model: Model | None = None,
@@ -135,10 +76,10 @@ def build(
     settings, such as `gate.max-drop`; those that fail are in the report, and
     `Run.require_gates` raises.
     """
-    config = _config(model, options, BuildOptions)
+    config = config_of(model, options, BuildOptions)
     order = building.Order(
         Path(output),
-        _spelled("build", model, {"output": output, **options}),
+        spelled("build", model, {"output": output, **options}),
         trust=options.get("trust", False),
     )
     shelf = store.default(fresh=options.get("fresh", False))
@@ -153,8 +94,8 @@ def resume(run: Place, *, tell: Tell = silent, **options: Unpack[EngineOptions])
     folder = RunFolder(Path(run))
     folder.settings()
     below = Common(config=options.get("config", folder.root / SETTINGS))
-    config = _config(None, {**options, **below}, EngineOptions)
-    order = building.Order(folder.root, _spelled("resume", run, options), resumed=True)
+    config = config_of(None, {**options, **below}, EngineOptions)
+    order = building.Order(folder.root, spelled("resume", run, options), resumed=True)
     return Run(folder.root, building.build(config, order, store.default(), tell))
 
 
@@ -169,7 +110,7 @@ def export(
 
     Takes `inputs`, `weights`, `images`, `trust`, `settings`, `config`.
     """
-    config = _config(model, options, ImageOptions)
+    config = config_of(model, options, ImageOptions)
     trust = options.get("trust", False)
     return exporting.export(config, Path(output), store.default(), tell, trust=trust)
 
@@ -185,7 +126,7 @@ def calibrate(
 
     Takes `images`, `count`, `inputs`, `weights`, `trust`, `settings`, `config`.
     """
-    config = _config(model, options, ImageOptions)
+    config = config_of(model, options, ImageOptions)
     job = calibrating.Job(Path(output), trust=options.get("trust", False))
     return calibrating.calibrate(config, job, store.default(), tell)
 
@@ -202,7 +143,7 @@ def quantize(
     Ranges come from `images`, from a `calibration` file, or from a `plan`. Takes also `count`,
     `inputs`, `weights`, `trust`, `settings`, `config`.
     """
-    config = _config(model, options, QuantizeOptions)
+    config = config_of(model, options, QuantizeOptions)
     request = Request(
         out=Path(output),
         backend=options.get("backend", "cpu"),
@@ -247,67 +188,10 @@ def open_engine(path: Place) -> OpenEngine:
     return opened.open_engine(Path(path))
 
 
-def _config(model: Model | None, options: Mapping[str, object], known: type) -> Config:
-    """Return the settings of a job; arguments win over `settings`, and those over `config`."""
-    found = _load(options, known, {} if model is None else {"model": _name(model)})
-    if found.model is None:
-        raise UsageError("there is no model", hint="name one, or `model = ...` in `config`")
-    return found
-
-
 def _of_target(target: targets.Target, options: Mapping[str, object], known: type) -> Config:
     """Return the settings for engines that are there: those of their run, and the arguments."""
     own = {"config": target.run.root / SETTINGS} if target.run is not None else {}
-    return _load({**own, **options}, known, {})
-
-
-def _load(options: Mapping[str, object], known: type, given: Mapping[str, object]) -> Config:
-    names = list(known.__annotations__)
-    for name in options:
-        if name not in names:
-            raise UsageError(
-                f"there is no argument `{name}`{near(name, names)}",
-                hint=f"it takes {', '.join(names)}; all else is in `settings`",
-            )
-    values = {KEYS[name]: _plain(name, value) for name, value in options.items() if name in KEYS}
-    more = options.get("settings", {})
-    assert isinstance(more, Mapping)
-    file = options.get("config")
-    below = Path(os.fspath(file)) if isinstance(file, str | os.PathLike) else None
-    return config_file.load(below, {**more, **values, **given}, given_in="arguments")
-
-
-def _plain(name: str, value: object) -> object:
-    """Return a value as a settings file has it; one word may stand for a list of one."""
-    if name in MANY and isinstance(value, str):
-        return [value]
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def _name(model: Model) -> str:
-    """Return how a model is written on the command line."""
-    if isinstance(model, str | os.PathLike):
-        return os.fspath(model)
-    module, name = model.__module__, model.__qualname__
-    if getattr(sys.modules.get(module), name, None) is not model:
-        raise UsageError(
-            f"`{name}` cannot be found again by its name",
-            hint="give a function that stands in a module by itself, without arguments",
-        )
-    return f"{module}:{name}"
-
-
-def _spelled(function: str, first: object, options: Mapping[str, object]) -> str:
-    """Return a call as it could be typed, for the report."""
-    shown = [] if first is None else [_shown(first)]
-    shown += [f"{name}={_shown(value)}" for name, value in options.items()]
-    return f"qconvert.{function}({', '.join(shown)})"
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, os.PathLike):
-        return repr(os.fspath(value))
-    return str(getattr(value, "__qualname__", repr(value)))
+    return load({**own, **options}, known, {})
 
 
 def _path(given: Place | None) -> Path | None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import qconvert
-from qconvert import api
+from qconvert import api, api_options
 from qconvert.cli import settings as cli_settings
 from qconvert.images import ImageChoice, open_images
 from qconvert.images.preprocess import PRESETS
@@ -67,7 +67,7 @@ def test_functions_stay_functions_where_a_package_has_their_name() -> None:
 def test_arguments_stand_for_the_settings_of_the_options_of_the_same_name() -> None:
     options = dict(cli_settings.SETTINGS)
     options["eval"] = options.pop("eval_images")
-    assert api.KEYS.items() <= options.items()
+    assert api_options.KEYS.items() <= options.items()
 
 
 def test_the_page_about_python_runs_as_it_stands(tmp_path: Path) -> None:
@@ -158,8 +158,9 @@ def test_a_model_may_be_the_function_that_makes_it(
 
     done = qconvert.export(apinets.build, inputs="image:1x3x8x8", output="net.onnx")
     assert done.parity is not None
-    with pytest.raises(qconvert.UsageError, match="cannot be found again by its name"):
-        qconvert.export(lambda: None, output="net.onnx")
+    for nameless in (lambda: None, apinets.build()):
+        with pytest.raises(qconvert.UsageError, match="cannot be found again by its name"):
+            qconvert.export(nameless, output="net.onnx")
 
 
 def test_a_moved_run_goes_on_without_its_images_and_its_model(tmp_path: Path) -> None:

@@ -1,0 +1,140 @@
+"""The arguments of the functions, and the settings that they stand for."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, TypedDict
+
+from qconvert import config_file
+from qconvert.config import Config
+from qconvert.config_errors import near
+from qconvert.errors import UsageError
+
+Place = str | os.PathLike[str]
+
+# A model as on the command line, or the function that makes it in place of its name.
+Model = Place | Callable[[], object]
+
+# The arguments that stand for a setting.
+KEYS = {
+    "inputs": "export.inputs",
+    "weights": "export.weights",
+    "images": "calibration.images",
+    "count": "calibration.count",
+    "eval": "evaluate.images",
+    "labels": "evaluate.labels",
+    "backends": "build.backends",
+    "precisions": "build.precisions",
+}
+MANY = ("inputs", "backends", "precisions")
+
+
+class Common(TypedDict, total=False):
+    """What every job takes: more settings by their keys, and a file of settings below them."""
+
+    settings: Mapping[str, object]
+    config: Place
+
+
+class SourceOptions(Common, total=False):
+    """What reading a model can need."""
+
+    inputs: Sequence[str]
+    weights: Place
+    trust: bool
+
+
+class ImageOptions(SourceOptions, total=False):
+    """The images to calibrate on, or to compare an export on, at most `count` of them."""
+
+    images: Place
+    count: int
+
+
+class ScoreOptions(Common, total=False):
+    """The images that answers are compared on."""
+
+    eval: Place
+    labels: Place
+
+
+class EngineOptions(ScoreOptions, total=False):
+    """The engines to make."""
+
+    backends: Sequence[str]
+    precisions: Sequence[str]
+
+
+class BuildOptions(EngineOptions, ImageOptions, total=False):
+    """What a build takes; with `fresh` nothing stored is used."""
+
+    fresh: bool
+
+
+class QuantizeOptions(ImageOptions, total=False):
+    """What to rewrite a model to, and what is known of its ranges: a calibration, or a plan."""
+
+    backend: Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"]
+    precision: Literal["int8", "fp16", "bf16"]
+    calibration: Place
+    plan: Place
+
+
+def config_of(model: Model | None, options: Mapping[str, object], known: type) -> Config:
+    """Return the settings of a job; arguments win over `settings`, and those over `config`."""
+    found = load(options, known, {} if model is None else {"model": _name(model)})
+    if found.model is None:
+        raise UsageError("there is no model", hint="name one, or `model = ...` in `config`")
+    return found
+
+
+def load(options: Mapping[str, object], known: type, given: Mapping[str, object]) -> Config:
+    """Return what arguments, settings and file say; refuse arguments that are not known."""
+    names = list(known.__annotations__)
+    for name in options:
+        if name not in names:
+            raise UsageError(
+                f"there is no argument `{name}`{near(name, names)}",
+                hint=f"it takes {', '.join(names)}; all else is in `settings`",
+            )
+    values = {KEYS[name]: _plain(name, value) for name, value in options.items() if name in KEYS}
+    more = options.get("settings", {})
+    assert isinstance(more, Mapping)
+    file = options.get("config")
+    below = Path(os.fspath(file)) if isinstance(file, str | os.PathLike) else None
+    return config_file.load(below, {**more, **values, **given}, given_in="arguments")
+
+
+def _plain(name: str, value: object) -> object:
+    """Return a value as a settings file has it; one word may stand for a list of one."""
+    if name in MANY and isinstance(value, str):
+        return [value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _name(model: Model) -> str:
+    """Return how a model is written on the command line."""
+    if isinstance(model, str | os.PathLike):
+        return os.fspath(model)
+    module, name = model.__module__, getattr(model, "__qualname__", "")
+    if not name or getattr(sys.modules.get(module), name, None) is not model:
+        what = f"`{name}`" if name else f"a {type(model).__name__}"
+        raise UsageError(
+            f"{what} cannot be found again by its name",
+            hint="give the function that makes the network: one of a module, without arguments",
+        )
+    return f"{module}:{name}"
+
+
+def spelled(function: str, first: object, options: Mapping[str, object]) -> str:
+    """Return a call as it could be typed, for the report."""
+    shown = [] if first is None else [_shown(first)]
+    shown += [f"{name}={_shown(value)}" for name, value in options.items()]
+    return f"qconvert.{function}({', '.join(shown)})"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, os.PathLike):
+        return repr(os.fspath(value))
+    return str(getattr(value, "__qualname__", repr(value)))
