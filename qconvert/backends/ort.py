@@ -27,12 +27,13 @@ VERSION = str(onnxruntime.__version__)
 SILENT = 4
 
 
-def open_cpu(model: ir.Model, threads: int = 0) -> Run:
+def open_cpu(model: ir.Model, threads: int = 0, *, literal: bool = False) -> Run:
     """Load a model on the CPU provider and return the function that runs it.
 
-    `threads` of 0 takes one for each core.
+    `threads` of 0 takes one for each core. What is `literal` is run node by node as it says, Q/DQ
+    nodes too, which otherwise become integer kernels where that is right.
     """
-    literal = has_float_biases(model)
+    literal = literal or has_float_biases(model)
     if onnx_io.weight_bytes(model) < onnx_io.SINGLE_FILE_BYTES:
         return _open(onnx_io.serialize(model), threads, literal=literal)
     with tempfile.TemporaryDirectory(prefix="qconvert-") as folder:

@@ -6,6 +6,9 @@ from qconvert.cli import console
 from qconvert.cli.console import Column, Table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qconvert.measure.layers import Layer
     from qconvert.report.model import Report
     from qconvert.report.sheet import Sheet
 
@@ -38,6 +41,19 @@ def show_accuracies(report: "Report") -> None:
     _show(tables.accuracy(report))
     console.data("")
     console.data(console.plain(terminal.ending(report)))
+
+
+def show_layers(found: "Sequence[Layer]") -> None:
+    """Write the errors of layers on stdout, and which of them make the most."""
+    from qconvert.report import layer_errors, numerals, terminal
+
+    _show(layer_errors.layers(found))
+    worst = [
+        f"`{layer_errors.label(each)}` ({numerals.decibels(each.made_db or 0.0)} dB)"
+        for each in layer_errors.worst(found, 3)
+    ]
+    told = f"most error is made by {', '.join(worst)}" if worst else "there is no error at all"
+    console.data("\n" + console.plain("\n".join(terminal.wrapped(told))))
 
 
 def _show(sheet: "Sheet") -> None:

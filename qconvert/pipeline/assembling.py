@@ -13,6 +13,7 @@ from qconvert.config import Config, Gate
 from qconvert.measure.accuracy import Accuracy
 from qconvert.measure.machine import machine
 from qconvert.measure.memory import Peak
+from qconvert.pipeline.analysing import Analysis
 from qconvert.pipeline.engines import Built
 from qconvert.pipeline.graphs import Graph
 from qconvert.pipeline.run_folder import ENGINES, RunFolder
@@ -40,6 +41,7 @@ class Findings:
     scores: Mapping[str, Accuracy] = field(default_factory=dict)
     coverage: Mapping[str, Coverage] = field(default_factory=dict)
     memory: Mapping[str, Peak] = field(default_factory=dict)
+    analysis: Analysis = field(default_factory=Analysis)
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     unscored: str = ""
@@ -102,6 +104,7 @@ def _row(variant: Variant, graph: Graph, found: Findings) -> Row:
         left=_left(graph),
         unmeasured=dict(_unmeasured(variant, found)),
         notes=(*graph.notes, *(built.engine.notes if built is not None else ())),
+        layers=found.analysis.layers.get(name, ()),
     )
 
 
@@ -146,6 +149,8 @@ def _unmeasured(variant: Variant, found: Findings) -> dict[str, str]:
     peak = found.memory.get(name)
     if peak is None or peak.bytes is None:
         reasons["memory"] = peak.reason if peak is not None else "measured for CPU engines only"
+    if name in found.analysis.unknown:
+        reasons["layers"] = found.analysis.unknown[name]
     return reasons
 
 

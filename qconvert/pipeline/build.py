@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,7 +12,16 @@ from qconvert.errors import UsageError
 from qconvert.images import ImageChoice, open_images
 from qconvert.images.batch import Images
 from qconvert.images.reading import Reading
-from qconvert.pipeline import basis, engines, pictures, run_folder, scoring, timing, variants
+from qconvert.pipeline import (
+    analysing,
+    basis,
+    engines,
+    pictures,
+    run_folder,
+    scoring,
+    timing,
+    variants,
+)
 from qconvert.pipeline.assembling import About, Findings, assemble
 from qconvert.pipeline.footprint import footprints
 from qconvert.pipeline.graphs import Basis, Graph, graph_of
@@ -87,6 +96,8 @@ def _build(chosen: Chosen, order: Order, shop: Workshop, clock: Clock) -> Report
     else:
         exam = _exam(base, shop, order)
         found = _work(clock, chosen, graphs, shop, exam)
+        analysis = clock.timed("compare", lambda: analysing.analyse(graphs, base, shop))
+        found = replace(found, analysis=analysis)
     about = About(
         config=config,
         run=run,

@@ -23,7 +23,7 @@ def joined(new: Report, run: RunFolder, limits: Gate) -> Report:
     before = _before(run)
     if before is None or before.baseline_bytes != new.baseline_bytes:
         return new
-    new = _with_known_answers(new, before)
+    new = _with_known_layers(_with_known_answers(new, before), before)
     known = {each.name for each in new.variants}
     kept = tuple(
         _comparable(each, before, new)
@@ -64,6 +64,20 @@ def _with_known_answers(new: Report, before: Report) -> Report:
     return replace(
         new, variants=tuple(rows), baseline=before.baseline, evaluation=before.evaluation
     )
+
+
+def _with_known_layers(new: Report, before: Report) -> Report:
+    """Return the new report with what was found out before of the layers of the same engines."""
+    earlier = {(each.name, _sha(each)): each.layers for each in before.variants if each.layers}
+    rows = []
+    for row in new.variants:
+        known = earlier.get((row.name, _sha(row)), ())
+        if row.layers or not known:
+            rows.append(row)
+            continue
+        reasons = {name: why for name, why in row.unmeasured.items() if name != "layers"}
+        rows.append(replace(row, layers=known, unmeasured=reasons))
+    return replace(new, variants=tuple(rows))
 
 
 def _sha(variant: Variant) -> str:

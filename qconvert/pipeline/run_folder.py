@@ -4,6 +4,7 @@ RUN/run.toml               every setting, defaults filled in
 RUN/model.onnx             the clean float model
 RUN/calibration/           calibration.npz, images.txt
 RUN/engines/NAME/          what the engine loads, its graph, engine.json, plan.json
+RUN/analysis/              layers.csv
 RUN/report.json .md card.md
 """
 
@@ -23,6 +24,7 @@ from qconvert.errors import QConvertError, UsageError, located
 SETTINGS, MODEL, ENGINES, CALIBRATION = "run.toml", "model.onnx", "engines", "calibration"
 DRAFT = ".qconvert-"
 REPORT, MARKDOWN, CARD = "report.json", "report.md", "card.md"
+LAYERS = "analysis/layers.csv"
 
 
 @dataclass(frozen=True)

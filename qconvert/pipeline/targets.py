@@ -17,6 +17,7 @@ from qconvert.pipeline import engines as engine_files
 from qconvert.pipeline.engines import ENGINE
 from qconvert.pipeline.run_folder import (
     CARD,
+    LAYERS,
     MARKDOWN,
     REPORT,
     SETTINGS,
@@ -25,6 +26,7 @@ from qconvert.pipeline.run_folder import (
 )
 from qconvert.report import as_json
 from qconvert.report.card import card
+from qconvert.report.layers_csv import layers_csv
 from qconvert.report.markdown import markdown
 from qconvert.report.model import EngineInfo, Report, Variant
 from qconvert.store import digest
@@ -117,6 +119,9 @@ def put_all(report: Report, run: RunFolder) -> None:
     """Write a report into a run's folder in every form."""
     put_text(run.root / REPORT, as_json.dumps(report))
     put_text(run.root / MARKDOWN, markdown(report))
+    known = {each.name: each.layers for each in report.variants if each.layers}
+    if known:
+        put_text(run.root / LAYERS, layers_csv(known))
     if report.best:
         put_text(run.root / CARD, card(report))
     else:

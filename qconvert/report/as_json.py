@@ -68,14 +68,16 @@ def loads(text: str, name: str) -> Report:
     try:
         told = json.loads(text)
         schema = told.get(FIRST)
-        if isinstance(schema, int) and schema != SCHEMA:
+        if isinstance(schema, int) and not 1 <= schema <= SCHEMA:
             raise QConvertError(
-                f"`{name}` has report schema {schema}, this version reads {SCHEMA}",
+                f"`{name}` has report schema {schema}, this version reads 1 to {SCHEMA}",
                 hint="read it with the version of qconvert named under `tool` in the file",
             )
         for pointer, number in told.pop(NOT_FINITE, {}).items():
             _put(told, pointer, float(number))
         _rename(told, back=True)
+        # What an older file does not have is as good as not measured.
+        told[FIRST] = SCHEMA
         return _ADAPTER.validate_python(told)
     except pydantic.ValidationError as error:
         wrong = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from qconvert.measure.accuracy import Accuracy
 from qconvert.measure.latency import Latency
+from qconvert.measure.layers import Layer
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Variant:
     """One engine: a backend in a precision.
 
     `by_provider` and `by_precision` count nodes as they really run. `quantized` of `candidates`
-    nodes are INT8 in the graph; `left` names the others.
+    nodes are INT8 in the graph; `left` names the others. `layers` are in the order of the network.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Variant:
     left: tuple[Unquantized, ...] = ()
     unmeasured: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    layers: tuple[Layer, ...] = ()
 
 
 @dataclass(frozen=True)

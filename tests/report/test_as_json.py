@@ -80,7 +80,7 @@ def test_what_a_later_version_adds_is_passed_over() -> None:
 
 
 def test_another_schema_is_refused() -> None:
-    text = as_json.dumps(reports.measured()).replace('"schema": 1', '"schema": 7')
+    text = as_json.dumps(reports.measured()).replace('"schema": 2', '"schema": 7')
     with pytest.raises(QConvertError, match="has report schema 7") as caught:
         as_json.loads(text, "run/report.json")
     assert "version" in caught.value.hint

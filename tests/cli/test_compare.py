@@ -1,0 +1,105 @@
+"""`qconvert compare`: where two models differ, layer by layer."""
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_console import on_terminal
+from tests.conftest import Outcome, write
+from tests.models import mixed, tiny
+from tests.pictures import draw_folder
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture(autouse=True)
+def _world(tmp_path: Path, qconvert: Command) -> None:
+    write(mixed(), tmp_path / "net.onnx")
+    draw_folder(tmp_path / "images", 40)
+    done = qconvert("quantize", "net.onnx", "--images", "images", "-o", "int8.onnx")
+    assert done.code == 0, done.err
+
+
+def test_layers_are_listed_in_order_and_the_worst_are_named(qconvert: Command) -> None:
+    done = qconvert("compare", "net.onnx", "int8.onnx", "--images", "images")
+    assert done.code == 0, done.err
+    rows = [line.split()[0] for line in done.out.splitlines() if " int8 " in line]
+    assert rows[:2] == ["image", "a"]
+    assert rows[-1] == "scores"
+    assert "most error is made by `" in done.out
+    assert "on 32 images" in done.err
+    again = qconvert("compare", "net.onnx", "int8.onnx", "--images", "images")
+    assert again.out == done.out
+    assert "stored" in again.err
+
+
+def test_patterns_choose_layers_by_tensor_node_or_operator(qconvert: Command) -> None:
+    base = ("compare", "net.onnx", "int8.onnx", "--images", "images", "--count", "8", "--json")
+    found = json.loads(qconvert(*base, "--layers", "Conv", "--layers", "sc*").out)
+    assert {each["op"] for each in found} == {"Conv", "Gemm"}
+    assert all(each["arriving_db"] > 0 and each["made_db"] > 0 for each in found)
+    refused = qconvert(*base, "--layers", "nothing")
+    assert refused.code == 2
+    assert "`--layers nothing` fits no layer" in refused.err
+
+
+def test_the_csv_has_every_layer_whatever_is_shown(qconvert: Command) -> None:
+    base = ("compare", "net.onnx", "int8.onnx", "--images", "images", "--count", "8")
+    assert qconvert(*base, "--layers", "scores", "-o", "layers.csv").code == 0
+    with Path("layers.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) > 8
+    assert {row["variant"] for row in rows} == {"int8.onnx"}
+    assert all(float(row["made_db"]) > 0 for row in rows)
+
+
+def test_engines_of_a_run_bring_their_images_and_settings(qconvert: Command) -> None:
+    build = ("build", "net.onnx", "--images", "images", "--seconds", "0.02", "-o", "run")
+    assert qconvert(*build, "--backend", "cpu").code == 0
+    done = qconvert("compare", "run/model.onnx", "run/engines/cpu-int8")
+    assert done.code == 0, done.err
+    assert "stored" in done.err  # the build has looked at them already
+    same = qconvert("compare", "run/engines/cpu-fp32", "run/model.onnx")
+    assert "there is no error at all" in same.out
+    whole = qconvert("compare", "run", "run/engines/cpu-int8")
+    assert whole.code == 2
+    assert "run/engines/cpu-fp16" in whole.err
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("net.onnx", "int8.onnx"), "there are no images"),
+        (("net.onnx", "absent.onnx", "--images", "images"), "`absent.onnx` is no run"),
+        (("net.onnx", "tiny.onnx", "--images", "images"), "no tensor in common"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    qconvert: Command, args: tuple[str, ...], words: str
+) -> None:
+    model = tiny()
+    for node in model.graph:
+        node.outputs[0].name = f"{node.outputs[0].name}_"
+    model.graph.inputs[0].name = "picture"
+    write(model, Path("tiny.onnx"))
+    done = qconvert("compare", *args)
+    assert done.code in (2, 3)
+    assert words in done.err
+
+
+def test_on_a_terminal_nothing_wraps_or_is_cut(qconvert: Command, tmp_path: Path) -> None:
+    script = (
+        "import sys; from qconvert.cli import main; "
+        f"main.main(['compare', '{tmp_path}/net.onnx', '{tmp_path}/int8.onnx', '--images', "
+        f"'{tmp_path}/images', '-q'], standalone_mode=False)"
+    )
+    shown = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in on_terminal(80, script).splitlines()]
+    piped = qconvert("compare", "net.onnx", "int8.onnx", "--images", "images", "-q").out
+    assert max(map(len, shown)) <= 80
+    assert len(shown) == len(piped.splitlines())
+    assert not any("…" in line for line in shown)
+    assert any("█" in line for line in shown)
