@@ -1,0 +1,57 @@
+"""The drawn pictures: the same for a seed, of every class, and each with what its class says."""
+
+import numpy as np
+import pytest
+
+from qconvert.demo import seeds
+from qconvert.demo.defects import CLASSES, DEFECTS
+from qconvert.demo.pictures import draw
+from qconvert.demo.shapes import SIZE
+from qconvert.demo.surface import Surface, blank
+
+
+def test_a_number_of_a_seed_is_always_the_same_picture_whatever_was_drawn_before() -> None:
+    wanted = [draw(7, number).jpeg() for number in range(12)]
+    assert [draw(7, number).jpeg() for number in reversed(range(12))] == wanted[::-1]
+    assert len(set(wanted)) == len(wanted)
+
+
+def test_the_three_seeds_share_no_picture() -> None:
+    three = seeds.TRAINING, seeds.CALIBRATION, seeds.EVALUATION
+    drawn = {draw(seed, number).jpeg() for seed in three for number in range(20)}
+    assert len(drawn) == 60
+
+
+def test_every_class_is_drawn_as_often_and_names_tell_which() -> None:
+    pictures = [draw(7, number) for number in range(2 * len(CLASSES))]
+    assert sorted(picture.label for picture in pictures) == sorted(2 * list(range(len(CLASSES))))
+    for number, picture in enumerate(pictures):
+        assert picture.name == f"{number:04}-{CLASSES[picture.label]}.jpg"
+
+
+def test_pictures_are_colour_pictures_that_use_the_range_of_a_camera() -> None:
+    pixels = np.stack([draw(7, number).decoded() for number in range(40)])
+    assert pixels.shape == (40, SIZE, SIZE, 3)
+    assert pixels.dtype == np.uint8
+    brightness = pixels.mean((1, 2, 3))
+    assert brightness.min() < 90
+    assert brightness.max() > 160
+    assert pixels.std((1, 2, 3)).min() > 3
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_defect_changes_part_of_a_surface_and_plain_changes_nothing(name: str) -> None:
+    random = np.random.default_rng(3)
+    for _ in range(5):
+        before = blank(random)
+        share = _changed(before, DEFECTS[name](random, before))
+        if name == "plain":
+            assert share == 0
+        else:
+            assert 0.002 < share < 0.6
+
+
+def _changed(before: Surface, after: Surface) -> float:
+    moved = np.abs(after.height - before.height) > 0.05
+    tinted = np.abs(after.colour - before.colour).max(0) > 0.02
+    return float((moved | tinted).mean())
