@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         Calibration,
         Exported,
         OpenEngine,
+        Packed,
         Progress,
         Quantized,
         Report,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         export,
         open_engine,
         open_run,
+        package,
         quantize,
         resume,
     )
@@ -46,6 +48,7 @@ __all__ = [
     "Exported",
     "GateFailed",
     "OpenEngine",
+    "Packed",
     "Progress",
     "QConvertError",
     "Quantized",
@@ -60,6 +63,7 @@ __all__ = [
     "export",
     "open_engine",
     "open_run",
+    "package",
     "quantize",
     "resume",
 ]

@@ -18,11 +18,13 @@ from qconvert.api_options import (
     EngineOptions,
     ImageOptions,
     Model,
+    PackageOptions,
     Place,
     QuantizeOptions,
     ScoreOptions,
     config_of,
     load,
+    require_known,
     spelled,
 )
 from qconvert.calibrate.calibration import Calibration
@@ -41,11 +43,14 @@ from qconvert.pipeline.quantize import Quantized
 from qconvert.pipeline.requests import Request
 from qconvert.pipeline.run_folder import SETTINGS, RunFolder
 from qconvert.report.model import Report
+from qconvert.serving import package as packing
+from qconvert.serving.package import Format, Packed, Wanted
 
 __all__ = [
     "Calibration",
     "Exported",
     "OpenEngine",
+    "Packed",
     "Progress",
     "Quantized",
     "Report",
@@ -57,6 +62,7 @@ __all__ = [
     "export",
     "open_engine",
     "open_run",
+    "package",
     "quantize",
     "resume",
 ]
@@ -176,6 +182,19 @@ def evaluate(
     target = targets.resolve(_paths(engines))
     config = _of_target(target, options, ScoreOptions)
     return measuring_again.evaluate(target, config, Reading(), (store.default(), tell))
+
+
+def package(
+    run: Place, *, format: Format, output: Place, **options: Unpack[PackageOptions]
+) -> Packed:
+    """Pack an engine of a run for `onnxruntime` or `triton`, into the folder `output`.
+
+    Takes `engine` (that of the verdict), `name`, and `classes`, a file with a name a line.
+    """
+    require_known(options, PackageOptions)
+    classes = _path(options.get("classes"))
+    chosen = options.get("engine", ""), options.get("name", "")
+    return packing.package(open_run(run), Wanted(format, Path(output), *chosen, classes))
 
 
 def open_run(folder: Place) -> Run:

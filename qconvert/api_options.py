@@ -81,6 +81,14 @@ class QuantizeOptions(ImageOptions, total=False):
     plan: Place
 
 
+class PackageOptions(TypedDict, total=False):
+    """Which engine to pack, and what to call it and its classes."""
+
+    engine: str
+    name: str
+    classes: Place
+
+
 def config_of(model: Model | None, options: Mapping[str, object], known: type) -> Config:
     """Return the settings of a job; arguments win over `settings`, and those over `config`."""
     found = load(options, known, {} if model is None else {"model": _name(model)})
@@ -90,20 +98,26 @@ def config_of(model: Model | None, options: Mapping[str, object], known: type) -
 
 
 def load(options: Mapping[str, object], known: type, given: Mapping[str, object]) -> Config:
-    """Return what arguments, settings and file say; refuse arguments that are not known."""
-    names = list(known.__annotations__)
-    for name in options:
-        if name not in names:
-            raise UsageError(
-                f"there is no argument `{name}`{near(name, names)}",
-                hint=f"it takes {', '.join(names)}; all else is in `settings`",
-            )
+    """Return what arguments, settings and file say."""
+    require_known(options, known)
     values = {KEYS[name]: _plain(name, value) for name, value in options.items() if name in KEYS}
     more = options.get("settings", {})
     assert isinstance(more, Mapping)
     file = options.get("config")
     below = Path(os.fspath(file)) if isinstance(file, str | os.PathLike) else None
     return config_file.load(below, {**more, **values, **given}, given_in="arguments")
+
+
+def require_known(options: Mapping[str, object], known: type) -> None:
+    """Refuse an argument that a function does not have."""
+    names = list(known.__annotations__)
+    for name in options:
+        if name not in names:
+            more = "; all else is in `settings`" if "settings" in names else ""
+            raise UsageError(
+                f"there is no argument `{name}`{near(name, names)}",
+                hint=f"it takes {', '.join(names)}{more}",
+            )
 
 
 def _plain(name: str, value: object) -> object:

@@ -1,6 +1,7 @@
 """Every test runs in a folder of its own, with a store of its own and quiet surroundings."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from qconvert import onnx_io
 from qconvert.cli import console, main
 from qconvert.cli.boundary import guarded
-from tests import models
+from tests import models, runs
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +73,21 @@ def shell(tmp_path: Path) -> Callable[..., Outcome]:
 def tiny(tmp_path: Path) -> Path:
     """Write the smallest classifier as `tiny.onnx`."""
     return write(models.tiny(), tmp_path / "tiny.onnx")
+
+
+@pytest.fixture(scope="session")
+def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a run with its model and images, once."""
+    root = tmp_path_factory.mktemp("shared")
+    runs.build(root)
+    return root
+
+
+@pytest.fixture
+def world(shared_run: Path, tmp_path: Path) -> Path:
+    """Copy the shared run, its model, images and store into the folder of a test."""
+    shutil.copytree(shared_run, tmp_path, dirs_exist_ok=True)
+    return tmp_path
 
 
 def write(model: ir.Model, path: Path) -> Path:

@@ -20,6 +20,7 @@ from qconvert.backends.base import (
 from qconvert.backends.folder import GRAPH
 from qconvert.backends.installed import Installed
 from qconvert.backends.ort import open_cpu
+from qconvert.backends.outside import Loading, Served
 from qconvert.feeds import Feeds
 from qconvert.quantize.scheme import Scheme
 from qconvert.scales import Grid
@@ -66,3 +67,11 @@ def build(graph: Path, spec: BuildSpec, folder: Path, heard: Heard) -> Engine:
 
 def open(engine: Engine) -> Session:
     return FakeSession(onnx_io.load(engine.folder / engine.files[0]), engine.threads)
+
+
+def loading(engine: Engine) -> Loading:
+    return Loading(((PROVIDER, {}),), ("onnxruntime",))
+
+
+def served(engine: Engine) -> Served:
+    return Served("onnxruntime_onnx", engine.graph, "CPU")

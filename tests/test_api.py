@@ -14,26 +14,20 @@ from qconvert import api, api_options
 from qconvert.cli import settings as cli_settings
 from qconvert.images import ImageChoice, open_images
 from qconvert.images.preprocess import PRESETS
-from tests.conftest import write
-from tests.models import mixed, write_factory
-from tests.pictures import draw_folder
+from tests.models import write_factory
+from tests.runs import QUICK
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/python.md"
-QUICK = {"bench.seconds": 0.02, "bench.batch-sizes": [1, 4]}
 
 
 @pytest.fixture(autouse=True)
-def _world(tmp_path: Path) -> None:
-    write(mixed(), tmp_path / "model.onnx")
-    draw_folder(tmp_path / "calib_data", 16)
-    files = sorted(draw_folder(tmp_path / "val", 16).iterdir())
-    rows = [f"{file.name},{number % 24}" for number, file in enumerate(files)]
-    (tmp_path / "val/labels.csv").write_text("file,label\n" + "\n".join(rows))
+def _world(world: Path) -> None:
+    """Every test has the shared run, its model and its images."""
 
 
 def built(**more: Any) -> qconvert.Run:
     options = {"images": "calib_data", "eval": Path("val"), "precisions": ["fp32", "int8"], **more}
-    return qconvert.build("model.onnx", output="run", settings=QUICK, **options)
+    return qconvert.build("model.onnx", output="own", settings=QUICK, **options)
 
 
 def python(script: str) -> str:
@@ -91,13 +85,13 @@ def test_a_build_is_silent_and_gives_the_report_that_the_command_shows(
         each.step for each in heard
     }
     assert [each.name for each in run.report.variants] == ["cpu-fp32", "cpu-int8"]
-    assert run.report.command.startswith("qconvert.build('model.onnx', output='run', settings={")
-    assert qconvert.open_run("run").report.variants == run.report.variants
-    assert run.path("cpu-int8") == Path("run/engines/cpu-int8")
+    assert run.report.command.startswith("qconvert.build('model.onnx', output='own', settings={")
+    assert qconvert.open_run("own").report.variants == run.report.variants
+    assert run.path("cpu-int8") == Path("own/engines/cpu-int8")
 
 
 def test_an_engine_runs_on_arrays_and_on_pictures_as_they_were_prepared() -> None:
-    run = built()
+    run = qconvert.open_run("run")
     engine = run.engine("cpu-int8")
     specs = engine.inputs
     images = open_images(ImageChoice(Path("val")), specs, PRESETS["imagenet"])
@@ -115,7 +109,7 @@ def test_an_engine_runs_on_arrays_and_on_pictures_as_they_were_prepared() -> Non
 
 
 def test_an_engine_must_be_named_where_none_came_out_best() -> None:
-    run = qconvert.build("model.onnx", output="run", precisions="fp16", settings=QUICK)
+    run = qconvert.build("model.onnx", output="own", precisions="fp16", settings=QUICK)
     with pytest.raises(qconvert.UsageError, match="came out best") as caught:
         run.engine()
     assert "`cpu-fp16`" in caught.value.hint
@@ -127,7 +121,7 @@ def test_an_engine_must_be_named_where_none_came_out_best() -> None:
 
 def test_gates_are_in_the_report_and_raise_where_asked() -> None:
     limits = {**QUICK, "gate.max-size": 0.001}
-    run = qconvert.build("model.onnx", output="run", precisions="fp32", settings=limits)
+    run = qconvert.build("model.onnx", output="own", precisions="fp32", settings=limits)
     assert [gate.passed for gate in run.report.gates] == [False]
     with pytest.raises(qconvert.GateFailed):
         run.require_gates()
@@ -135,13 +129,13 @@ def test_gates_are_in_the_report_and_raise_where_asked() -> None:
 
 def test_settings_are_checked_like_those_of_a_file(tmp_path: Path) -> None:
     with pytest.raises(qconvert.UsageError, match="arguments: 2 settings are wrong") as caught:
-        qconvert.build("m.onnx", output="run", settings={"quantize.metod": 1, "bench.rounds": 1})
+        qconvert.build("m.onnx", output="own", settings={"quantize.metod": 1, "bench.rounds": 1})
     assert "arguments: quantize.metod: unknown setting; did you mean `method`?" in (
         caught.value.details
     )
     assert f"hint: {caught.value.hint}" in caught.value.__notes__
     with pytest.raises(qconvert.UsageError, match="no argument `image`; did you mean `images`"):
-        qconvert.build("m.onnx", output="run", image="calib_data")  # type: ignore[call-arg]
+        qconvert.build("m.onnx", output="own", image="calib_data")  # type: ignore[call-arg]
     (tmp_path / "my.toml").write_text('model = "model.onnx"\n[build]\nprecisions = ["bf16"]\n')
     with pytest.raises(qconvert.UsageError, match="no bf16 for `cpu`"):
         qconvert.build(config="my.toml", output="run")
@@ -163,11 +157,19 @@ def test_a_model_may_be_the_function_that_makes_it(
             qconvert.export(nameless, output="net.onnx")
 
 
+def test_an_engine_is_packed_for_others() -> None:
+    done = qconvert.package("run", format="triton", output="models", engine="cpu-fp32", name="net")
+    assert (done.folder, done.engine) == (Path("models/net"), "cpu-fp32")
+    with pytest.raises(qconvert.UsageError, match="no argument `engines`; did you mean `engine`"):
+        qconvert.package("run", format="triton", output="x", engines="a")  # type: ignore[call-arg]
+
+
 def test_a_moved_run_goes_on_without_its_images_and_its_model(tmp_path: Path) -> None:
-    built().folder.rename(tmp_path / "moved")
+    (tmp_path / "run").rename(tmp_path / "moved")
     for name in ("calib_data", "model.onnx"):
         (tmp_path / name).rename(tmp_path / f"gone-{name}")
     run = qconvert.resume("moved", precisions=["fp16"], settings=QUICK)
-    assert [each.name for each in run.report.variants] == ["cpu-fp32", "cpu-int8", "cpu-fp16"]
+    names = ["cpu-fp32", "cpu-int8", "tensorrt-rtx-fp32", "cpu-fp16"]
+    assert [each.name for each in run.report.variants] == names
     with pytest.raises(qconvert.UsageError, match="not the folder of a run"):
         qconvert.resume("val")

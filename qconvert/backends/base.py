@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from qconvert.backends.installed import Installed
+from qconvert.backends.outside import Loading, Served
 from qconvert.feeds import Feeds
 from qconvert.quantize.plan import Rest
 from qconvert.quantize.scheme import Scheme
@@ -151,4 +152,12 @@ class Backend(Protocol):
 
     def open(self, engine: Engine) -> Session:
         """Load an engine."""
+        ...
+
+    def loading(self, engine: Engine) -> Loading:
+        """Say how ONNX Runtime loads an engine in any other program."""
+        ...
+
+    def served(self, engine: Engine) -> Served:
+        """Say how Triton serves an engine, or refuse one that it cannot serve."""
         ...

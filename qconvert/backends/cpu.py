@@ -16,6 +16,7 @@ from qconvert.backends.installed import (
     integer_instructions,
     packages,
 )
+from qconvert.backends.outside import Loading, Served
 from qconvert.backends.settings import settings, told
 from qconvert.backends.trial import why_not
 from qconvert.errors import QConvertError
@@ -30,6 +31,11 @@ ARM = ("arm64", "aarch64")
 SATURATES = (
     "this CPU multiplies bytes in 16 bits, which overflow: run the file with the session setting "
     "`session.x64quantprecision` = 1, or quantize with `--weight-bits 7`"
+)
+EXACT = "session.x64quantprecision"
+UNSAFE = (
+    "a server's x86 CPU needs VNNI: others multiply bytes in 16 bits, which overflow, and Triton "
+    f"cannot set `{EXACT}`; weights of 7 bits (`--weight-bits 7`) are safe on any"
 )
 
 
@@ -124,22 +130,37 @@ def open(engine: Engine) -> Session:
     """Load an engine with the threads it was built for."""
     from qconvert.backends import ort_session
 
-    path = engine.folder / engine.files[0]
-    spinning = engine.made_with.get("spinning") == "True"
-    session = ort_session.start(path, _options(engine.threads, spinning), [PROVIDER])
+    path, found = engine.folder / engine.files[0], loading(engine)
+    session = ort_session.start(path, _options(found), [PROVIDER])
     return ort_session.OrtSession(
-        session, lambda: ort_session.kernels(path, _options(engine.threads, spinning), [PROVIDER])
+        session, lambda: ort_session.kernels(path, _options(found), [PROVIDER])
     )
 
 
-def _options(threads: int, spinning: bool) -> Any:
+def _options(found: Loading) -> Any:
     from qconvert.backends import ort, ort_session
 
-    entries = {
-        "session.intra_op.allow_spinning": str(int(spinning)),
-        "session.x64quantprecision": ort.exact_integers(),
-    }
-    return ort_session.options(threads, entries)
+    entries = {**found.entries, EXACT: ort.exact_integers()}
+    return ort_session.options(found.threads, entries)
+
+
+def loading(engine: Engine) -> Loading:
+    """Say how ONNX Runtime loads an engine; whether integers overflow is up to the machine."""
+    spinning = engine.made_with.get("spinning") == "True"
+    return Loading(
+        providers=((PROVIDER, {}),),
+        packages=((engine.made_with.get("runtime") or "onnxruntime").replace(" ", ">="),),
+        entries={"session.intra_op.allow_spinning": str(int(spinning))},
+        threads=engine.threads,
+        integers=engine.precision == "int8",
+    )
+
+
+def served(engine: Engine) -> Served:
+    """Say how Triton serves an engine: by the portable ONNX, as its runtime is another release."""
+    threads = {"intra_op_thread_count": str(engine.threads)} if engine.threads else {}
+    notes = (UNSAFE,) if engine.precision == "int8" else ()
+    return Served("onnxruntime_onnx", engine.graph, "CPU", parameters=threads, notes=notes)
 
 
 def _optimized(kept: Kept) -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qconvert.backends.base import (
     Availability,
@@ -16,6 +15,7 @@ from qconvert.backends.base import (
 )
 from qconvert.backends.folder import GRAPH, keep
 from qconvert.backends.installed import Installed, look
+from qconvert.backends.outside import Loading, Served
 from qconvert.backends.settings import settings, told
 from qconvert.backends.trial import why_not
 from qconvert.errors import UsageError
@@ -103,9 +103,8 @@ def open(engine: Engine) -> Session:
     """
     from qconvert.backends import ort_session
 
-    path = engine.folder / engine.files[0]
-    made = engine.made_with
-    entries, providers = loading(made)
+    path, found = engine.folder / engine.files[0], loading(engine)
+    entries, providers = found.entries, found.listed
     ort_session.preload()
     session = ort_session.start(path, ort_session.options(entries=entries), providers)
 
@@ -115,18 +114,26 @@ def open(engine: Engine) -> Session:
             return ort_session.kernels(path, ort_session.options(entries=entries), providers)
         return Coverage(ort_session.counted(taken), None, "nodes run on more than one provider")
 
-    captured = made["cuda-graph"] == "True"
-    return ort_session.OrtSession(session, covered, "cuda", int(made["device"]), captured)
+    device = int(engine.made_with["device"])
+    return ort_session.OrtSession(session, covered, "cuda", device, found.captured)
 
 
-def loading(made_with: Mapping[str, str]) -> tuple[dict[str, str], list[Any]]:
-    """Return the session settings and providers with which an engine is loaded."""
-    own = {"device_id": made_with["device"]}
-    if made_with["cuda-graph"] == "True":
-        own["enable_cuda_graph"] = "1"
-    if made_with["allow-fallback"] == "True":
-        return {}, [(PROVIDER, own), "CPUExecutionProvider"]
-    return {"session.disable_cpu_ep_fallback": "1"}, [(PROVIDER, own)]
+def loading(engine: Engine) -> Loading:
+    """Say how ONNX Runtime loads an engine: all of it on the GPU unless a fallback was allowed."""
+    made = engine.made_with
+    captured, fallback = made["cuda-graph"] == "True", made["allow-fallback"] == "True"
+    own = {"device_id": made["device"], **({"enable_cuda_graph": "1"} if captured else {})}
+    return Loading(
+        providers=((PROVIDER, own), *((("CPUExecutionProvider", {}),) if fallback else ())),
+        packages=(f"{PACKAGE}[cuda,cudnn]",),
+        entries={} if fallback else {"session.disable_cpu_ep_fallback": "1"},
+        captured=captured,
+    )
+
+
+def served(engine: Engine) -> Served:
+    """Say how Triton serves an engine: its ONNX Runtime takes CUDA wherever there is a GPU."""
+    return Served("onnxruntime_onnx", engine.graph, "GPU")
 
 
 def require_fixed(inputs: Sequence[TensorSpec]) -> None:

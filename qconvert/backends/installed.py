@@ -19,7 +19,7 @@ RUNTIMES = (
     "onnxruntime-training",
 )
 
-_INT8_FLAGS = {
+INTEGER_FLAGS = {
     "avx512_vnni": "VNNI",
     "avx_vnni": "VNNI",
     "amx_int8": "AMX",
@@ -83,7 +83,7 @@ def integer_instructions() -> str:
     text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
     match = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
     flags = set(match[1].split()) if match else set()
-    return next((name for flag, name in _INT8_FLAGS.items() if flag in flags), "")
+    return next((name for flag, name in INTEGER_FLAGS.items() if flag in flags), "")
 
 
 def _driver() -> tuple[str, str, tuple[Gpu, ...]]:

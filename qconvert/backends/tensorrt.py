@@ -16,16 +16,15 @@ from qconvert.backends.base import (
 from qconvert.backends.cuda import PACKAGE, lacking, require_fixed
 from qconvert.backends.folder import GRAPH, keep
 from qconvert.backends.installed import Installed, look
+from qconvert.backends.outside import Loading, Served
 from qconvert.backends.settings import settings, told
-from qconvert.backends.tensorrt_options import REST, Settings
+from qconvert.backends.tensorrt_options import PROVIDER, REST, Settings, chosen_for, opening
 from qconvert.backends.trial import why_not
 from qconvert.backends.versions import NetworkTypes, needs, network_types, numbers
-from qconvert.errors import Unavailable
+from qconvert.errors import Unavailable, UsageError
 from qconvert.quantize import rounded_inputs
 from qconvert.quantize.scheme import Scheme
 from qconvert.scales import Grid
-
-PROVIDER = "TensorrtExecutionProvider"
 
 
 def probe(installed: Installed) -> Availability:
@@ -148,6 +147,26 @@ def open(engine: Engine) -> Session:
     from qconvert.backends import tensorrt_engine
 
     return tensorrt_engine.load(engine)
+
+
+def loading(engine: Engine) -> Loading:
+    """Say how ONNX Runtime loads an engine."""
+    return opening(engine)
+
+
+def served(engine: Engine) -> Served:
+    """Say how Triton serves an engine: whoever built it, it is a plan that TensorRT loads."""
+    made, chosen = engine.made_with, chosen_for(engine.made_with)
+    plans = [name for name in engine.files if name.endswith(".engine")]
+    if chosen.allow_fallback or chosen.weight_stripped or len(plans) != 1:
+        odd = "parts of it run elsewhere" if chosen.allow_fallback else "it has no weights inside"
+        raise UsageError(
+            f"Triton serves engines that are whole, and of `{engine.folder.name}` {odd}",
+            hint="build it again without `allow-fallback` and `weight-stripped`",
+        )
+    least, best, most = (int(size) for size in made["profile"].split(","))
+    notes = (f"the server needs TensorRT {made['tensorrt']} and a GPU like {made['gpu']}",)
+    return Served("tensorrt_plan", plans[0], "GPU", (least, best, most), notes=notes)
 
 
 def _types(installed: Installed) -> NetworkTypes | None:

@@ -20,16 +20,18 @@ from qconvert.backends.inspected import by_precision
 from qconvert.backends.settings import settings
 from qconvert.backends.tensorrt_options import (
     CONTEXT,
+    PROVIDER,
     Settings,
+    behind,
+    chosen_for,
     engine_files,
-    opening_options,
+    entries,
+    opening,
     provider_options,
 )
 from qconvert.backends.versions import NetworkTypes
 from qconvert.errors import QConvertError, Unavailable
 
-PROVIDER = "TensorrtExecutionProvider"
-FALLBACKS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 ENGINE = "model.engine"
 TIMINGS = "native.timing"
 TAKEN = "nodes.json"  # which provider took which nodes: the loaded engine is a single node
@@ -46,9 +48,7 @@ def provided(kept: Kept, spec: BuildSpec, runtime: NetworkTypes, heard: Heard) -
     heard("TensorRT builds the engine, without telling how far it is", None)
     chosen = settings(Settings, spec, "tensorrt")
     made = provider_options(spec, kept.folder, runtime, kept.inputs)
-    session = ort_session.start(
-        kept.path, _session_options(chosen), providers(made, chosen.allow_fallback)
-    )
+    session = ort_session.start(kept.path, _session_options(chosen), behind(made, chosen))
     taken = ort_session.assigned(session)
     del session  # what the provider still holds back is written now
     files = engine_files(kept.folder, chosen, kept.files)
@@ -87,24 +87,14 @@ def native(kept: Kept, spec: BuildSpec, heard: Heard) -> Built:
 def load(engine: Engine) -> ort_session.OrtSession:
     """Open an engine with the provider alone, unless it was built with others to fall back on."""
     trt = _library()
-    chosen = _chosen(engine.made_with)
+    chosen, found = chosen_for(engine.made_with), opening(engine)
     path = engine.folder / engine.files[0]
-    own = opening_options(chosen, engine.folder)
-    if chosen.allow_fallback:
-        cached = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(engine.folder)}
-        own |= {**cached, "trt_engine_cache_prefix": "model"}
-    given = providers(own, chosen.allow_fallback)
-    session = ort_session.start(path, _session_options(chosen), given)
+    session = ort_session.start(path, _session_options(chosen), found.listed)
 
     def covered() -> Coverage:
         return _coverage(engine, chosen, trt)
 
-    return ort_session.OrtSession(session, covered, "cuda", chosen.device, chosen.cuda_graph)
-
-
-def providers(own: Mapping[str, str], allow_fallback: bool) -> ort_session.Providers:
-    """Return the providers of a session: TensorRT alone, or others behind it where allowed."""
-    return [(PROVIDER, own), *(FALLBACKS if allow_fallback else ())]
+    return ort_session.OrtSession(session, covered, "cuda", chosen.device, found.captured)
 
 
 def elsewhere(taken: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
@@ -121,8 +111,7 @@ def _session_options(chosen: Settings) -> Any:
 
     ONNX Runtime's own rewrites would take Q/DQ pairs apart before TensorRT sees them.
     """
-    entries = {} if chosen.allow_fallback else {"session.disable_cpu_ep_fallback": "1"}
-    return ort_session.options(entries=entries, level=ort_session.NONE)
+    return ort_session.options(entries=entries(chosen), level=ort_session.NONE)
 
 
 def _coverage(engine: Engine, chosen: Settings, trt: ModuleType) -> Coverage:
@@ -138,16 +127,6 @@ def _coverage(engine: Engine, chosen: Settings, trt: ModuleType) -> Coverage:
 def _note_taken(folder: Path, taken: Mapping[str, Sequence[str]]) -> None:
     with writing(folder):
         (folder / TAKEN).write_text(json.dumps(taken, indent=1), encoding="utf-8")
-
-
-def _chosen(made_with: Mapping[str, str]) -> Settings:
-    return Settings(
-        builder=made_with["builder"],
-        device=int(made_with["device"]),
-        weight_stripped=made_with["weight-stripped"] == "True",
-        cuda_graph=made_with["cuda-graph"] == "True",
-        allow_fallback=made_with["allow-fallback"] == "True",
-    )
 
 
 def _library() -> ModuleType:

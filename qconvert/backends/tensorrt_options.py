@@ -1,16 +1,19 @@
 """What the TensorRT provider of ONNX Runtime is told, as pure functions of a build."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qconvert.backends.base import BuildSpec, Profile
+from qconvert.backends.base import BuildSpec, Engine, Profile
+from qconvert.backends.outside import Loading
 from qconvert.backends.settings import settings
 from qconvert.backends.versions import NetworkTypes
 from qconvert.errors import UsageError
 from qconvert.feeds import TensorSpec
 from qconvert.quantize.plan import Rest
 
+PROVIDER = "TensorrtExecutionProvider"
+FALLBACKS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 CONTEXT = "model_ctx.onnx"
 PREFIX = "model"
 LEVELS = range(6)
@@ -74,6 +77,44 @@ def provider_options(
 def opening_options(chosen: Settings, folder: Path) -> dict[str, str]:
     """Return the options with which the provider loads an engine that names no profile any more."""
     return _device(chosen) | _stripped(chosen, folder)
+
+
+def behind(own: Mapping[str, str], chosen: Settings) -> list[tuple[str, Mapping[str, str]]]:
+    """Return the providers of a session: TensorRT alone, or others behind it where allowed."""
+    return [(PROVIDER, own), *((name, {}) for name in FALLBACKS if chosen.allow_fallback)]
+
+
+def entries(chosen: Settings) -> dict[str, str]:
+    """Return the settings of a session."""
+    return {} if chosen.allow_fallback else {"session.disable_cpu_ep_fallback": "1"}
+
+
+def chosen_for(made_with: Mapping[str, str]) -> Settings:
+    """Return the settings of a build that decide how its engine is loaded."""
+    return Settings(
+        builder=made_with["builder"],
+        device=int(made_with["device"]),
+        weight_stripped=made_with["weight-stripped"] == "True",
+        cuda_graph=made_with["cuda-graph"] == "True",
+        allow_fallback=made_with["allow-fallback"] == "True",
+    )
+
+
+def opening(engine: Engine) -> Loading:
+    """Say how ONNX Runtime loads an engine; it leaves the graph as it is."""
+    chosen = chosen_for(engine.made_with)
+    own = opening_options(chosen, engine.folder)
+    if chosen.allow_fallback:
+        cached = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(engine.folder)}
+        own |= {**cached, "trt_engine_cache_prefix": PREFIX}
+    return Loading(
+        providers=tuple(behind(own, chosen)),
+        packages=("onnxruntime-gpu[cuda,cudnn]", f"tensorrt-cu13=={engine.made_with['tensorrt']}"),
+        entries=entries(chosen),
+        modules=("tensorrt",),
+        optimized=False,
+        captured=chosen.cuda_graph,
+    )
 
 
 def precision_flags(spec: BuildSpec, runtime: NetworkTypes) -> dict[str, str]:

@@ -21,15 +21,17 @@ from qconvert.backends.base import (
 from qconvert.backends.ep_context import wrap
 from qconvert.backends.folder import GRAPH, keep, writing
 from qconvert.backends.installed import Installed, look
+from qconvert.backends.outside import Loading, Served
 from qconvert.backends.settings import settings, told
 from qconvert.backends.tensorrt import scheme
 from qconvert.backends.tensorrt_options import CONTEXT
 from qconvert.backends.versions import is_rtx
-from qconvert.errors import Unavailable
+from qconvert.errors import Unavailable, UsageError
 
 PROVIDER = "NvTensorRTRTXExecutionProvider"
 ENGINE = "model.engine"
 PLUGIN = "onnxruntime-ep-nv-tensorrt-rtx-cu13"
+MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
 EXTRA = 'pip install "qconvert[tensorrt-rtx]"'
 
 _TRY = """
@@ -150,4 +152,23 @@ def open(engine: Engine) -> Session:
         )
     from qconvert.backends import tensorrt_rtx_plugin
 
-    return tensorrt_rtx_plugin.load(engine)
+    return tensorrt_rtx_plugin.load(engine, loading(engine))
+
+
+def loading(engine: Engine) -> Loading:
+    """Say how ONNX Runtime loads an engine: with the provider of a plugin, and nothing else."""
+    many = {"nv_multi_profile_enable": "1"} if engine.made_with.get("more-profiles") else {}
+    return Loading(
+        providers=((PROVIDER, many),),
+        packages=("onnxruntime", PLUGIN),
+        entries={"session.disable_cpu_ep_fallback": "1"},
+        plugin=MODULE,
+    )
+
+
+def served(engine: Engine) -> Served:
+    """Refuse it: Triton has no part that runs such engines."""
+    raise UsageError(
+        "Triton has no backend for engines of TensorRT for RTX",
+        hint="package an engine of another backend: `--engine NAME`, or `--format onnxruntime`",
+    )

@@ -10,17 +10,16 @@ from typing import Any
 from qconvert.backends import ort_session
 from qconvert.backends.base import Coverage, Engine
 from qconvert.backends.ort import runtime
+from qconvert.backends.outside import Loading
+from qconvert.backends.tensorrt_rtx import MODULE, PROVIDER
 from qconvert.errors import QConvertError, Unavailable, reason
 
-PROVIDER = "NvTensorRTRTXExecutionProvider"
-MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
 
-
-def load(engine: Engine) -> ort_session.OrtSession:
+def load(engine: Engine, found: Loading) -> ort_session.OrtSession:
     """Load the model that names the engine, on the first RTX GPU and nothing else."""
-    chosen = ort_session.options(entries={"session.disable_cpu_ep_fallback": "1"})
-    many = {"nv_multi_profile_enable": "1"} if engine.made_with.get("more-profiles") else {}
-    chosen.add_provider_for_devices(_devices()[:1], many)
+    chosen = ort_session.options(entries=found.entries)
+    ((_, own),) = found.providers
+    chosen.add_provider_for_devices(_devices()[:1], dict(own))
     path = engine.folder / engine.files[0]
     try:
         session = runtime.InferenceSession(str(path), chosen)

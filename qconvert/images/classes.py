@@ -30,10 +30,13 @@ NO_CLASSES = Classes()
 def read_classes(folder: Path) -> Classes:
     """Return the lines of the folder's `classes.txt`, nothing where there is none."""
     file = folder / CLASSES
+    return classes_in(file) if file.exists() else NO_CLASSES
+
+
+def classes_in(file: Path) -> Classes:
+    """Return the names in a file, one a line."""
     try:
         text = file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        return NO_CLASSES
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"`{file}` cannot be read: {reason(error)}", hint="a line for each class, in UTF-8"

@@ -98,6 +98,8 @@ def _build(chosen: Chosen, order: Order, shop: Workshop, clock: Clock) -> Report
         found = _work(clock, chosen, graphs, shop, exam)
         analysis = clock.timed("compare", lambda: analysing.analyse(graphs, base, shop))
         found = replace(found, analysis=analysis)
+        if exam is not None:
+            run_folder.keep_classes(run, exam.images.classes)
     about = About(
         config=config,
         run=run,

@@ -48,4 +48,5 @@ class Run:
 
 def finished(folder: Path) -> Run:
     """Return the run that lies in a folder."""
+    RunFolder(folder).settings()
     return Run(folder, as_json.load(folder / REPORT))

@@ -14,6 +14,7 @@ from qconvert.measure.machine import machine
 from qconvert.pipeline import pictures, scoring, timing
 from qconvert.pipeline.assembling import evaluated, now, shared
 from qconvert.pipeline.progress import Tell
+from qconvert.pipeline.run_folder import keep_classes
 from qconvert.pipeline.scoring import BASELINE, BF16, Exam
 from qconvert.pipeline.targets import Target, keep, report_of
 from qconvert.report.conclude import conclude
@@ -56,6 +57,8 @@ def evaluate(target: Target, config: Config, reading: Reading, work: tuple[Store
     available = target.available
     here = {name: available[engine.backend].runs for name, engine in target.engines.items()}
     scores = scoring.scored(target.engines, here, exam, work)
+    if target.run is not None:
+        keep_classes(target.run, exam.images.classes)
     report = report_of(target)
     rows = tuple(_scored(row, scores) for row in report.variants)
     seen = ranges_file.load(target.run.calibration) if _has_calibration(target) else None  # type: ignore[union-attr]

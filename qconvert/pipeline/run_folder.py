@@ -2,6 +2,7 @@
 
 RUN/run.toml               every setting, defaults filled in
 RUN/model.onnx             the clean float model
+RUN/classes.txt            what the classes are called, where the evaluation images say it
 RUN/calibration/           calibration.npz, images.txt
 RUN/engines/NAME/          what the engine loads, its graph, engine.json, plan.json
 RUN/analysis/              layers.csv
@@ -20,6 +21,7 @@ from pathlib import Path
 from qconvert import config_file
 from qconvert.config import ADAPTER, Bench, Build, Config, Evaluate, Gate
 from qconvert.errors import QConvertError, UsageError, located
+from qconvert.images.classes import CLASSES, Classes
 
 SETTINGS, MODEL, ENGINES, CALIBRATION = "run.toml", "model.onnx", "engines", "calibration"
 DRAFT = ".qconvert-"
@@ -42,6 +44,11 @@ class RunFolder:
     def calibration(self) -> Path:
         """What calibration saw of it."""
         return self.root / CALIBRATION / "calibration.npz"
+
+    @property
+    def classes(self) -> Path:
+        """What the classes are called, one a line, if it was known."""
+        return self.root / CLASSES
 
     def engine(self, name: str) -> Path:
         """Return the folder of an engine."""
@@ -131,6 +138,12 @@ def _sweep(root: Path) -> None:
     for draft in (path for each in beside for name in drafts for path in (root / each).glob(name)):
         with contextlib.suppress(OSError):
             shutil.rmtree(draft)
+
+
+def keep_classes(run: RunFolder, classes: Classes) -> None:
+    """Put the names of the classes into a run, so that who gets it knows what its answers mean."""
+    if classes.names:
+        put_text(run.classes, "".join(f"{name}\n" for name in classes.names))
 
 
 def put_text(path: Path, text: str) -> None:

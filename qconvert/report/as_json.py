@@ -58,7 +58,7 @@ def load(path: Path) -> Report:
         return loads(path.read_text(encoding="utf-8-sig"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"`{path}` cannot be read: {reason(error)}",
+            f"`{path}` cannot be read: {getattr(error, 'strerror', '') or reason(error)}",
             hint="`qconvert build` leaves `report.json` in its run folder",
         ) from None
 

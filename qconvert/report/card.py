@@ -26,7 +26,7 @@ def card(report: Report, name: str = "", base_model: str = "") -> str:
     `base_model` is the model's name on a hub; without, the front matter leaves its place open.
     """
     variant = _chosen(report, name)
-    stem = _stem(report.model)
+    stem = stem_of(report.model)
     parts = [
         _front(report, variant, stem, base_model),
         f"# {text(stem)}, {variant.precision.upper()} for `{variant.backend}`",
@@ -42,7 +42,7 @@ def card(report: Report, name: str = "", base_model: str = "") -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _stem(model: str) -> str:
+def stem_of(model: str) -> str:
     """Return the name in `net.onnx`, `runs/net.pt2`, `timm:net` and `package.module:net`."""
     name = PurePath(model)
     return name.stem if name.suffix in (".onnx", ".pt2") else model.rsplit(":", 1)[-1]
@@ -137,12 +137,13 @@ def _preprocessing(report: Report) -> Iterator[str]:
         yield "The model was given arrays as they are."
         return
     settings = Preprocess.from_dict(report.preprocess)
-    yield f"{_steps(settings)}."
+    yield f"{steps(settings)}."
     lines = (f"{key} = {json.dumps(value)}" for key, value in _settings(report.preprocess).items())
     yield fenced("\n".join(["[preprocess]", *lines]), "toml")
 
 
-def _steps(settings: Preprocess) -> str:
+def steps(settings: Preprocess) -> str:
+    """Return what is done to a picture in words."""
     filtered = f"with an antialiased {settings.interpolation} filter"
     parts = [{"rgb": "RGB", "bgr": "BGR", "gray": "Gray"}[settings.colours]]
     if isinstance(settings.resize, int):

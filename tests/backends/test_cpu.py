@@ -38,7 +38,7 @@ def test_kernels_are_counted_as_the_runtime_profiles_them(
 
 def profiled(engine: Engine, folder: Path) -> dict[str, int]:
     """Run once under the runtime's profiler and count kernels by the type of what they read."""
-    options = cpu._options(1, spinning=False)
+    options = cpu._options(cpu.loading(engine))
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
     path = engine.folder / engine.files[0]

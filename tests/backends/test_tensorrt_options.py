@@ -16,6 +16,7 @@ from qconvert.backends.settings import settings
 from qconvert.backends.tensorrt_options import (
     CONTEXT,
     Settings,
+    behind,
     engine_files,
     opening_options,
     profile_options,
@@ -152,9 +153,8 @@ def test_where_others_may_take_nodes_engines_are_cached_and_listed() -> None:
     made = provider_options(spec(allow_fallback=True), FOLDER, WEAK, [IMAGE])
     assert made["trt_engine_cache_path"] == str(FOLDER)
     assert "trt_dump_ep_context_model" not in made
-    alone = tensorrt_engine.providers({}, allow_fallback=False)
-    assert alone == [("TensorrtExecutionProvider", {})]
-    assert len(tensorrt_engine.providers({}, allow_fallback=True)) == 3
+    assert behind({}, Settings()) == [("TensorrtExecutionProvider", {})]
+    assert len(behind({}, Settings(allow_fallback=True))) == 3
     notes = tensorrt_engine.elsewhere(
         {"TensorrtExecutionProvider": ["Conv a"], "CPUExecutionProvider": ["Shape b", "If c"]}
     )

@@ -1,0 +1,51 @@
+"""`qconvert package`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qconvert.cli import console, options
+
+EXAMPLES = """\b
+Examples:
+  qconvert package runs/model --format onnxruntime -o model-int8/
+  qconvert package runs/model --format triton --engine cpu-int8 -o models/"""
+
+# Named here too, so that `--help` needs not import what they stand for; a test compares.
+FORMATS = ("onnxruntime", "triton")
+_PATH = click.Path(path_type=Path)
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("run", type=_PATH)
+@click.option(
+    "--format", "form", type=click.Choice(FORMATS), required=True, help="For whom to pack it."
+)
+@click.option("-o", "--output", type=_PATH, required=True, help="The folder to write.")
+@click.option("--engine", default="", metavar="NAME", help="Which one (default: the verdict's).")
+@click.option("--name", default="", help="What to call the model (default: as in the run).")
+@click.option("--classes", type=_PATH, help="Names of the classes, one a line.")
+@options.as_json
+@options.talk
+def command(run: Path, form: Any, output: Path, as_json: bool, **chosen: Any) -> None:
+    """Pack an engine of RUN so that other programs run it.
+
+    For `onnxruntime`: a folder with the engine, its preprocessing and a short script that runs it
+    on pictures without qconvert. For `triton`: a folder in the model repository OUTPUT, with
+    inputs, outputs and batching configured.
+    """
+    from qconvert.pipeline.finished import finished
+    from qconvert.serving.package import Wanted, package
+
+    done = package(finished(run), Wanted(form, output, **chosen))
+    for note in done.notes:
+        console.note(note)
+    if as_json:
+        from dataclasses import asdict
+
+        console.data_json({**asdict(done), "folder": str(done.folder)})
+        return
+    for file in done.files:
+        console.data(f"{done.folder / file}")
+    console.say(f"packed `{done.engine}`; {done.folder / 'README.md'} says how to start it")

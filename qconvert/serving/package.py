@@ -1,0 +1,62 @@
+"""A package of a run, in the format that is asked for."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from qconvert.errors import UsageError, located
+from qconvert.pipeline.finished import Run
+from qconvert.pipeline.run_folder import DRAFT
+from qconvert.serving import onnxruntime_folder, triton
+from qconvert.serving.shipment import Shipment, gather
+
+Format = Literal["onnxruntime", "triton"]
+WRITERS: dict[Format, Callable[[Shipment, Path], tuple[str, ...]]] = {
+    "onnxruntime": onnxruntime_folder.write,
+    "triton": triton.write,
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to pack, and where.
+
+    `output` is the folder of the package, or for Triton the model repository in which the model
+    gets a folder. Left out, `engine` is that of the verdict, `name` that of the model, and
+    `classes`, a file with a name a line, those that the run knows.
+    """
+
+    form: Format
+    output: Path
+    engine: str = ""
+    name: str = ""
+    classes: Path | None = None
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A package: its folder, the name of its engine, its files, and what must be known."""
+
+    folder: Path
+    engine: str
+    files: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def package(run: Run, wanted: Wanted) -> Packed:
+    """Write a package; it appears whole, and never over anything that is there."""
+    shipment = gather(run, wanted.engine, wanted.name, wanted.classes)
+    place = wanted.output / shipment.name if wanted.form == "triton" else wanted.output
+    if place.is_file() or (place.is_dir() and any(place.iterdir())):
+        raise UsageError(f"`{place}` is there already", hint="delete it, or choose another `-o`")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with located(place), tempfile.TemporaryDirectory(dir=place.parent, prefix=DRAFT) as draft:
+        folder = Path(draft) / "package"
+        folder.mkdir()
+        notes = WRITERS[wanted.form](shipment, folder)
+        folder.replace(place)
+    files = sorted(file.relative_to(place) for file in place.rglob("*") if file.is_file())
+    name = f"{shipment.engine.backend}-{shipment.engine.precision}"
+    return Packed(place, name, tuple(file.as_posix() for file in files), notes)

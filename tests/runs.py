@@ -1,0 +1,41 @@
+"""A run that tests share: built once, and copied for each test that looks at it."""
+
+from pathlib import Path
+
+import pytest
+
+import qconvert
+from qconvert import onnx_io
+from tests.models import mixed
+from tests.pictures import draw_folder
+
+QUICK = {"bench.seconds": 0.02, "bench.batch-sizes": [1, 4]}
+CLASSES = tuple(f"kind {number}" for number in range(24))
+
+
+def draw_world(folder: Path) -> None:
+    """Write a model, images to calibrate on, and labelled ones to evaluate on."""
+    onnx_io.save(mixed(), folder / "model.onnx")
+    draw_folder(folder / "calib_data", 16)
+    files = sorted(draw_folder(folder / "val", 16, size=20).iterdir())
+    rows = [f"{file.name},{number % 24}" for number, file in enumerate(files)]
+    (folder / "val/labels.csv").write_text("file,label\n" + "\n".join(rows))
+    (folder / "val/classes.txt").write_text("\n".join(CLASSES))
+
+
+def build(root: Path) -> None:
+    """Build `run`: the CPU in fp32 and int8, TensorRT for RTX in fp32."""
+    draw_world(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("QCONVERT_CACHE_DIR", str(root / ".store"))
+        run = qconvert.build(
+            "model.onnx",
+            output="run",
+            images="calib_data",
+            eval="val",
+            precisions=["fp32", "int8"],
+            settings=QUICK,
+        )
+        qconvert.resume(run, backends="tensorrt-rtx", precisions="fp32", settings=QUICK)
+        qconvert.bench(run, settings=QUICK)
