@@ -6,15 +6,18 @@ READY := .venv/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test torture check docs peers clean
+.PHONY: build bench report image image-gpu image-check smoke locks
 
 help:  ## Print this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 13
+
+NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "qconvert needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
 
 setup: $(READY)  ## Create .venv with everything that tests and checks need
 
 $(READY): pyproject.toml .ci/constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "qconvert needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
+	@$(NEW_ENOUGH)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c .ci/constraints.txt -e ".[cpu,torch,timm,dev]"
 	@touch $@
@@ -39,6 +42,54 @@ docs: $(READY)  ## Write the reference pages again
 peers: $(READY)  ## Compare with other tools, as ratios in one run
 	$(BIN)/python -m pip install -q -c .ci/constraints.txt -r benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks.peers
+
+# These also run in a folder of yours, as `make -f PATH/Makefile build ...`. QCONVERT=qconvert takes
+# the one on PATH; without it an environment beside this file is made, with the EXTRAS.
+HERE := $(dir $(lastword $(MAKEFILE_LIST)))
+OWN := $(HERE).venv/bin/qconvert
+QCONVERT ?= $(OWN)
+EXTRAS ?= cpu
+FORMAT ?= text
+
+FROM = $(if $(IMAGES), --images "$(IMAGES)")$(if $(EVAL), --eval "$(EVAL)")$(if $(LABELS), --labels "$(LABELS)")
+
+build: given-MODEL $(filter $(OWN),$(QCONVERT))  ## Engines of MODEL (IMAGES EVAL LABELS RUN GATES OPTIONS)
+	$(QCONVERT) build "$(MODEL)"$(FROM)$(if $(RUN), -o "$(RUN)") $(GATES) $(OPTIONS)
+
+bench: given-RUN $(filter $(OWN),$(QCONVERT))  ## Time the engines of RUN on this machine (GATES OPTIONS)
+	$(QCONVERT) bench "$(RUN)" $(GATES) $(OPTIONS)
+
+report: given-RUN $(filter $(OWN),$(QCONVERT))  ## Show the report of RUN (FORMAT)
+	@$(QCONVERT) report "$(RUN)" --format $(FORMAT)
+
+$(OWN):
+	@$(NEW_ENOUGH)
+	$(PYTHON) -m venv $(HERE).venv
+	$(HERE)$(BIN)/python -m pip install -q -e "$(HERE)[$(EXTRAS)]"
+
+EXAMPLE_MODEL = MODEL=model.onnx IMAGES=calib_data EVAL=val GATES="--max-drop 1"
+EXAMPLE_RUN = RUN=runs/model
+given-%:
+	$(if $($*),,$(error $* is missing, as in: make $(MAKECMDGOALS) $(EXAMPLE_$*)))
+
+# docker, or what takes the same words: podman, and buildah for making images.
+CONTAINER ?= docker
+IMAGE ?= qconvert
+
+image:  ## Make the image for CPUs (CONTAINER IMAGE IMAGE_ARGS)
+	$(CONTAINER) build -f docker/Dockerfile --target cpu -t $(IMAGE):cpu $(IMAGE_ARGS) .
+
+image-gpu:  ## Make the image for NVIDIA GPUs
+	$(CONTAINER) build -f docker/Dockerfile --target gpu -t $(IMAGE):gpu $(IMAGE_ARGS) .
+
+smoke:  ## Run the image for CPUs
+	$(CONTAINER) run --rm $(IMAGE):cpu doctor
+
+image-check:  ## Make and use the image without a daemon (as root)
+	docker/check
+
+locks:  ## Write the releases that images are made of again
+	docker/lock
 
 clean:  ## Remove the environment and everything made by these targets
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

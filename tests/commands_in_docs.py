@@ -1,0 +1,108 @@
+"""Command lines that pages and files show: found, and held against the real commands, never run."""
+
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator, Sequence
+from itertools import dropwhile, groupby, takewhile
+from pathlib import Path
+
+import click
+
+from qconvert import config_file
+from qconvert.calibrate import methods
+from qconvert.cli import main, settings
+from qconvert.pipeline.choosing import AUTO
+
+ROOT = Path(__file__).resolve().parent.parent
+
+CONTAINER = ("docker", "podman")
+# Options of `docker run` and `docker compose` that stand alone; every other one has a value.
+ALONE = ("--rm", "-it", "-i", "-t", "-d", "--read-only", "--init")
+
+
+def shell_lines(text: str) -> list[str]:
+    """Return the commands of a page's shell blocks; one may go on behind `\\` or an open quote."""
+    blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", text, re.DOTALL)
+    joined = "\n".join(blocks).replace("\\\n", " ")
+    found: list[str] = []
+    for line in joined.splitlines():
+        if found and _is_open(found[-1]):
+            found[-1] += f"\n{line}"
+        elif line.strip() and not line.startswith("#"):
+            found.append(line.strip().removeprefix("$ "))
+    return found
+
+
+def qconvert_lines(lines: Sequence[str]) -> list[list[str]]:
+    """Return the arguments of every `qconvert` among them, also of those in make and containers."""
+    return [args for line in lines for words in _simple(line) for args in _qconvert(words)]
+
+
+def require_real(args: Sequence[str]) -> None:
+    """Fail unless the command, its options and all their values are such that it would start."""
+    if not args or args[0].startswith("-"):
+        _context(main, "qconvert", args)
+        return
+    command = main.get_command(click.Context(main), args[0])
+    assert command is not None, f"`{args[0]}` is no command"
+    context = _context(command, args[0], args[1:])
+    if context is not None and any(name in settings.SETTINGS for name in context.params):
+        assigned = config_file.assignments(context.params.get("assigned", ()))
+        loaded = config_file.load(None, {**assigned, **settings.typed(None, context.params)})
+        if loaded.quantize.method != AUTO:
+            methods.find(loaded.quantize.method)
+
+
+def _context(command: click.Command, name: str, args: Sequence[str]) -> click.Context | None:
+    try:
+        return command.make_context(name, list(args))
+    except click.exceptions.Exit:  # --help and --version have done all there is
+        return None
+
+
+def _is_open(line: str) -> bool:
+    try:
+        shlex.split(line, comments=True)
+    except ValueError:
+        return True
+    return False
+
+
+def _simple(line: str) -> Iterator[list[str]]:
+    """Split a line at `|`, `&&` and the like, and leave assignments and redirections out."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    for operator, words in groupby(lexer, lambda word: set(word) <= set(";|&")):
+        if not operator:
+            command = dropwhile(lambda word: re.match(r"\w+=", word), words)
+            yield list(takewhile(lambda word: word not in {">", ">>"}, command))
+
+
+def _qconvert(words: Sequence[str]) -> list[list[str]]:
+    if not words:
+        return []
+    if words[0] == "make":
+        return _of_make(words)
+    if words[0] in CONTAINER and "run" in words:
+        return [_of_container(words[words.index("run") + 1 :])]
+    if Path(words[0]).name == "qconvert":
+        return [list(words[1:])]
+    return []
+
+
+def _of_container(words: Sequence[str]) -> list[str]:
+    """Return what stands behind the image or the service."""
+    rest = list(words)
+    while rest[0].startswith("-"):
+        del rest[: 1 if rest[0] in ALONE or "=" in rest[0] else 2]
+    return rest[1:]
+
+
+def _of_make(words: Sequence[str]) -> list[list[str]]:
+    """Ask make itself which commands it would run."""
+    asked = [word for word in words[1:] if word != "-f" and not word.endswith("/Makefile")]
+    command = ["make", "-n", "-f", str(ROOT / "Makefile"), *asked]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr}"
+    return qconvert_lines(done.stdout.replace("\\\n", " ").splitlines())
