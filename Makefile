@@ -6,7 +6,7 @@ READY := .venv/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test torture check docs peers clean
-.PHONY: build bench report image image-gpu image-check smoke locks
+.PHONY: demo build bench report image image-gpu image-check smoke locks
 
 help:  ## Print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 13
@@ -53,6 +53,9 @@ FORMAT ?= text
 
 FROM = $(if $(IMAGES), --images "$(IMAGES)")$(if $(EVAL), --eval "$(EVAL)")$(if $(LABELS), --labels "$(LABELS)")
 
+demo: $(filter $(OWN),$(QCONVERT))  ## Engines of a network that comes along: size, latency, accuracy
+	$(QCONVERT) demo
+
 build: given-MODEL $(filter $(OWN),$(QCONVERT))  ## Engines of MODEL (IMAGES EVAL LABELS RUN GATES OPTIONS)
 	$(QCONVERT) build "$(MODEL)"$(FROM)$(if $(RUN), -o "$(RUN)") $(GATES) $(OPTIONS)
 
@@ -92,5 +95,5 @@ locks:  ## Write the releases that images are made of again
 	docker/lock
 
 clean:  ## Remove the environment and everything made by these targets
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv qconvert-demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -9,6 +9,7 @@ from qconvert import __version__
 from qconvert.cli.boundary import guarded
 
 COMMANDS = {
+    "demo": "See the whole job done, on a network that comes with qconvert.",
     "build": "Make engines of a model, time and score them, in one report.",
     "bench": "Time engines side by side.",
     "evaluate": "Compare the answers of engines with FP32, and with labels.",

@@ -21,7 +21,6 @@ from qconvert.cli.steps import Steps
 if TYPE_CHECKING:
     from qconvert.config import Config
     from qconvert.pipeline.build import Order
-    from qconvert.report.model import Report
 
 EXAMPLES = """\b
 Examples:
@@ -64,9 +63,7 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     sizes, latencies and accuracies. The same command again goes on where it was, and repeats
     nothing that is done. Exit code 1 says that a gate failed.
     """
-    from qconvert.cli import report_view
     from qconvert.pipeline.build import Order
-    from qconvert.report import gates
 
     if chosen["resumed"] is not None:
         if output is not None:
@@ -84,8 +81,19 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     if chosen["dry_run"]:
         _preview(config, order)
         return
-    report = _build(config, order, fresh=chosen["fresh"])
-    if chosen["as_json"]:
+    carry_out(config, order, fresh=chosen["fresh"], as_json=chosen["as_json"])
+
+
+def carry_out(config: "Config", order: "Order", *, as_json: bool, fresh: bool = False) -> None:
+    """Build, show the report, and end with code 1 where a gate failed."""
+    from qconvert import store
+    from qconvert.cli import report_view
+    from qconvert.pipeline.build import build
+    from qconvert.report import gates
+
+    with Steps() as steps:
+        report = build(config, order, store.default(fresh=fresh), steps.tell)
+    if as_json:
         from qconvert.report.as_json import to_json
 
         console.data_json(to_json(report))
@@ -93,14 +101,6 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
         report_view.show(report)
     console.say(f"report: {order.out / 'report.md'}")
     gates.require(report)
-
-
-def _build(config: "Config", order: "Order", *, fresh: bool) -> "Report":
-    from qconvert import store
-    from qconvert.pipeline.build import build
-
-    with Steps() as steps:
-        return build(config, order, store.default(fresh=fresh), steps.tell)
 
 
 def _preview(config: "Config", order: "Order") -> None:

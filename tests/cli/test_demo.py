@@ -1,0 +1,68 @@
+"""`qconvert demo`: the whole job with nothing but what is installed, and the command to copy."""
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qconvert.demo import scene
+from tests.conftest import Outcome
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture(autouse=True)
+def _fewer_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scene, "CALIBRATION", replace(scene.CALIBRATION, count=40))
+    monkeypatch.setattr(scene, "EVALUATION", replace(scene.EVALUATION, count=100))
+
+
+def shown(qconvert: Command, *more: str, code: int = 0) -> Outcome:
+    done = qconvert("demo", "--seconds", "0.02", *more)
+    assert done.code == code, done.err
+    return done
+
+
+def printed(done: Outcome) -> list[str]:
+    """Return the words of the `qconvert build` that the demo printed."""
+    found = re.search(r"^  (qconvert build .*?[^\\])$", done.err, re.MULTILINE | re.DOTALL)
+    assert found is not None, done.err
+    return shlex.split(found[1].replace("\\\n", " "))
+
+
+def test_the_whole_job_its_tables_and_the_command_to_do_it_again(qconvert: Command) -> None:
+    Path("qconvert.toml").write_text("these = 'are settings of something else'\n")
+    first = shown(qconvert)
+    for title in ("Size\n", "Latency\n", "Accuracy, % of 100 images\n"):
+        assert title in first.out
+    assert Path(first.err.splitlines()[-1].removeprefix("report: ")).is_file()
+    assert max(map(len, [*first.out.splitlines(), *first.err.splitlines()])) <= 80
+    again = json.loads(require_stored(shown(qconvert, "--json")).out)
+    assert [each["name"] for each in again["variants"]] == ["cpu-fp32", "cpu-fp16", "cpu-int8"]
+    for each in again["variants"]:
+        assert [latency["batch"] for latency in each["latency"]] == [1, 8]
+        assert each["accuracy"]["top1"] > 90
+    Path("qconvert.toml").unlink()
+    copied = qconvert(*printed(first)[1:])
+    assert require_stored(copied).out == first.out
+
+
+def require_stored(done: Outcome) -> Outcome:
+    """Require that every step but the reading of the model was done before."""
+    assert done.code == 0, done.err
+    steps = [line for line in done.err.splitlines() if "✓" in line and "✓ load" not in line]
+    assert len(steps) > 5
+    assert all("stored" in line for line in steps), done.err
+    return done
+
+
+def test_it_needs_a_folder_of_its_own(qconvert: Command) -> None:
+    Path("mine/evaluation").mkdir(parents=True)
+    Path("mine/evaluation/picture.jpg").write_bytes(b"mine")
+    refused = shown(qconvert, "-o", "mine", code=2)
+    assert "`mine` holds other files" in refused.err
+    assert [file.name for file in Path("mine").rglob("*")] == ["evaluation", "picture.jpg"]
