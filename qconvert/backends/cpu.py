@@ -34,8 +34,8 @@ SATURATES = (
 )
 EXACT = "session.x64quantprecision"
 UNSAFE = (
-    "a server's x86 CPU needs VNNI: others multiply bytes in 16 bits, which overflow, and Triton "
-    f"cannot set `{EXACT}`; weights of 7 bits (`--weight-bits 7`) are safe on any"
+    "with weights of 8 bits a server's x86 CPU needs VNNI: others multiply bytes in 16 bits, which "
+    f"overflow, and Triton cannot set `{EXACT}`; `--weight-bits 7` is safe on any"
 )
 
 
