@@ -51,13 +51,13 @@ QCONVERT ?= $(OWN)
 EXTRAS ?= cpu
 FORMAT ?= text
 
-FROM = $(if $(IMAGES), --images "$(IMAGES)")$(if $(EVAL), --eval "$(EVAL)")$(if $(LABELS), --labels "$(LABELS)")
+ASKED = $(if $(IMAGES), --images "$(IMAGES)")$(if $(EVAL), --eval "$(EVAL)")$(if $(LABELS), --labels "$(LABELS)")
 
 demo: $(filter $(OWN),$(QCONVERT))  ## Engines of a network that comes along: size, latency, accuracy
 	$(QCONVERT) demo
 
 build: given-MODEL $(filter $(OWN),$(QCONVERT))  ## Engines of MODEL (IMAGES EVAL LABELS RUN GATES OPTIONS)
-	$(QCONVERT) build "$(MODEL)"$(FROM)$(if $(RUN), -o "$(RUN)") $(GATES) $(OPTIONS)
+	$(QCONVERT) build "$(MODEL)"$(ASKED)$(if $(RUN), -o "$(RUN)") $(GATES) $(OPTIONS)
 
 bench: given-RUN $(filter $(OWN),$(QCONVERT))  ## Time the engines of RUN on this machine (GATES OPTIONS)
 	$(QCONVERT) bench "$(RUN)" $(GATES) $(OPTIONS)
