@@ -1,0 +1,51 @@
+"""The whole job from Python: build engines, read the report, run one, pack it."""
+
+from pathlib import Path
+
+import qconvert
+from qconvert.demo import folder, seeds
+from qconvert.demo.scene import NETWORK
+from qconvert.report import figures
+
+for name, seed, count in (
+    ("calibration", seeds.CALIBRATION, 128),
+    ("evaluation", seeds.EVALUATION, 200),
+):
+    folder.write(Path("pictures") / name, seed, count)
+
+
+def tell(progress):
+    """Show every step that is done."""
+    if progress.seconds is not None:
+        print(f"{progress.step:10} {progress.text.splitlines()[0]}")
+
+
+run = qconvert.build(
+    NETWORK,
+    images="pictures/calibration",
+    eval="pictures/evaluation",
+    precisions=["fp32", "int8"],
+    output="run",
+    settings={"bench.seconds": 0.5, "gate.max-drop": 2},
+    tell=tell,
+)
+
+print(f"\n{run.report.verdict}")
+for variant in run.report.variants:
+    print(
+        f"{variant.name:10} {variant.engine.bytes / 1e6:5.2f} MB"
+        f"  {figures.median_ms(variant):6.2f} ms  {variant.accuracy.top1:6.2f} %"
+    )
+
+engine = run.engine("cpu-int8")
+classes = (run.folder / "classes.txt").read_text().splitlines()
+batch = next(engine.read("pictures/evaluation", batch=4))
+(scores,) = engine(batch.feeds).values()
+print()
+for item, row in zip(batch.items, scores, strict=True):
+    print(f"{item.name:20} {classes[row.argmax()]}")
+
+try:
+    run.require_gates()
+except qconvert.GateFailed as error:
+    print(error, *error.details, sep="\n")
