@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qconvert import onnx_io
 from qconvert.backends.base import Availability, BuildSpec, Engine, Heard, Session, Wants
 from qconvert.backends.folder import GRAPH, Kept, keep, writing
 from qconvert.backends.installed import (
@@ -145,15 +146,28 @@ def _options(found: Loading) -> Any:
 
 
 def loading(engine: Engine) -> Loading:
-    """Say how ONNX Runtime loads an engine; whether integers overflow is up to the machine."""
+    """Say how ONNX Runtime loads an engine; whether integers overflow is up to the machine.
+
+    A file that was quantized for TensorRT, which no build leaves here, is computed as it stands.
+    """
     spinning = engine.made_with.get("spinning") == "True"
+    literal = engine.precision == "int8" and _is_literal(engine)
     return Loading(
         providers=((PROVIDER, {}),),
         packages=((engine.made_with.get("runtime") or "onnxruntime").replace(" ", ">="),),
-        entries={"session.intra_op.allow_spinning": str(int(spinning))},
+        entries={
+            "session.intra_op.allow_spinning": str(int(spinning)),
+            **({"session.disable_quant_qdq": "1"} if literal else {}),
+        },
         threads=engine.threads,
         integers=engine.precision == "int8",
     )
+
+
+def _is_literal(engine: Engine) -> bool:
+    from qconvert.backends.ort import has_float_biases
+
+    return has_float_biases(onnx_io.load(engine.folder / engine.graph))
 
 
 def served(engine: Engine) -> Served:

@@ -14,6 +14,7 @@ from qconvert.backends import cpu, ort, ort_binding, ort_session
 from qconvert.backends.base import BuildSpec, Coverage, Engine, Precision, Profile
 from qconvert.backends.kernels import CASTING, CASTS
 from qconvert.errors import QConvertError, UsageError
+from qconvert.pipeline.targets import resolve
 from tests.backends.graphs import graph, images, written
 from tests.models import mixed
 
@@ -70,6 +71,14 @@ def test_int8_loads_the_optimized_copy_because_it_is_smaller(tmp_path: Path) -> 
     got = cpu.open(engine).run(images())["scores"]
     wanted = ort.open_cpu(graph("cpu", "int8"))(images())["scores"]
     np.testing.assert_array_equal(got, wanted)
+
+
+def test_a_file_quantized_for_tensorrt_answers_as_its_graph_says(tmp_path: Path) -> None:
+    path = written(tmp_path, "tensorrt-rtx", "int8")
+    (engine,) = resolve([path]).engines.values()
+    wanted = ort.open_cpu(graph("tensorrt-rtx", "int8"))(images())["scores"]
+    np.testing.assert_array_equal(cpu.open(engine).run(images())["scores"], wanted)
+    assert cpu.loading(engine).entries["session.disable_quant_qdq"] == "1"
 
 
 def test_half_precision_keeps_the_portable_file_and_says_how_it_computes(tmp_path: Path) -> None:
