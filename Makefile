@@ -85,8 +85,8 @@ image:  ## Make the image for CPUs (CONTAINER IMAGE IMAGE_ARGS)
 image-gpu:  ## Make the image for NVIDIA GPUs
 	$(CONTAINER) build -f docker/Dockerfile --target gpu -t $(IMAGE):gpu $(IMAGE_ARGS) .
 
-smoke:  ## Run the image for CPUs
-	$(CONTAINER) run --rm $(IMAGE):cpu doctor
+smoke:  ## Run the demo in the image for CPUs
+	$(CONTAINER) run --rm $(IMAGE):cpu demo
 
 image-check:  ## Make and use the image without a daemon (as root)
 	docker/check
