@@ -60,12 +60,13 @@ def locked(name: str) -> list[Requirement]:
 def release(name: str, package: str, python: str) -> str:
     """Return the one release of a package that a lock holds for a Python on Linux."""
     here = {"python_version": python, "python_full_version": f"{python}.9", "sys_platform": "linux"}
-    (found,) = [
-        each.specifier
+    found = [
+        str(each.specifier).removeprefix("==")
         for each in locked(name)
         if each.name == package and (each.marker is None or each.marker.evaluate(here))
     ]
-    return str(found).removeprefix("==")
+    assert len(found) == 1, f"docker/locks/{name}.txt has {found} for {package}: run `make locks`"
+    return found[0]
 
 
 def wanted(*extras: str) -> list[Requirement]:
