@@ -1,12 +1,13 @@
 """How right the answers of an engine are, and how like those of FP32, over the same images."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from qconvert.measure.classified import Scores, Shift, change, scores, shifts
+from qconvert.measure.classified import Changed, Scores, Shift, change, changed, scores, shifts
 from qconvert.measure.judged import NONE, Judged, Rows
 
 MeasuredOn = Literal["engine", "cpu-simulation"]
@@ -41,10 +42,13 @@ class Accuracy:
     notes: tuple[str, ...] = ()
     cosine: float | None = None
     shifts: tuple[Shift, ...] = ()
+    changed: tuple[Changed, ...] = ()
 
 
-def accuracy(judged: Judged, measured_on: MeasuredOn = "engine") -> Accuracy:
-    """Return what all images together say of an engine.
+def accuracy(
+    judged: Judged, measured_on: MeasuredOn = "engine", names: Sequence[str] = ()
+) -> Accuracy:
+    """Return what all images together say of an engine; `names` are those of the images.
 
     SQNR is over all outputs of all images, KL and cosine are means over images. Images on which
     FP32 is not finite compare with nothing and are left out; where only the engine is not, its
@@ -59,6 +63,7 @@ def accuracy(judged: Judged, measured_on: MeasuredOn = "engine") -> Accuracy:
         kl=_mean(rows, "kl"),
         cosine=_mean(rows, "cosine"),
         shifts=shifts(judged),
+        changed=changed(judged, names) if names else (),
         notes=(*judged.notes, *_notes(judged)),
     )
     moved = change(judged)

@@ -1,6 +1,7 @@
 """Right and wrong answers of a classifier, from the class of each image and what was answered."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,22 @@ class Shift:
     before: float
     after: float
     images: int
+
+
+@dataclass(frozen=True)
+class Changed:
+    """An image with another answer than FP32's, and its class where it is known.
+
+    `lead` is by how many points FP32 took its own answer to be likelier than the new one, and
+    `new_lead` by how many the engine takes the new one to be.
+    """
+
+    image: str
+    label: int | None
+    before: int
+    after: int
+    lead: float
+    new_lead: float
 
 
 @dataclass(frozen=True)
@@ -97,6 +114,26 @@ def shifts(judged: Judged, most: int = 10) -> tuple[Shift, ...]:
     return tuple(
         Shift(each.label, float(each.before), float(each.after), each.images)
         for each in found[:most]
+    )
+
+
+def changed(judged: Judged, names: Sequence[str], most: int = 12) -> tuple[Changed, ...]:
+    """Return images that changed their answer, those that FP32 was most sure of first."""
+    rows = judged.rows
+    there = np.flatnonzero(
+        (rows["wanted"] != rows["answer"]) & (rows["wanted"] != NONE) & (rows["answer"] != NONE)
+    )
+    order = sorted(there.tolist(), key=lambda at: (-float(rows["lead"][at]), at))
+    return tuple(
+        Changed(
+            names[at],
+            None if rows["label"][at] == NONE else int(rows["label"][at]),
+            int(rows["wanted"][at]),
+            int(rows["answer"][at]),
+            100 * float(rows["lead"][at]),
+            100 * float(rows["new_lead"][at]),
+        )
+        for at in order[:most]
     )
 
 

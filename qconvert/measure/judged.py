@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 
 from qconvert.errors import QConvertError
 from qconvert.feeds import Feeds
-from qconvert.measure.nearness import divergence
+from qconvert.measure.nearness import divergence, probabilities
 
 NONE = -1
 TOP = 5
 
 # `wanted` and `answer` are the classes that FP32 and the engine say, `NONE` where a value is not
 # finite; the ranks are the places of the label among their scores. `signal` and `error` are sums of
-# squares. What is unknown of an image is `NONE` or NaN.
+# squares. `lead` is how much likelier than the engine's answer FP32 takes its own to be, `new_lead`
+# how much likelier the engine takes its answer, both from 0 to 1. What is unknown of an image is
+# `NONE` or NaN.
 _ROW = np.dtype(
     [
         ("label", np.int32),
@@ -32,6 +34,8 @@ _ROW = np.dtype(
         ("error", np.float64),
         ("cosine", np.float64),
         ("kl", np.float64),
+        ("lead", np.float64),
+        ("new_lead", np.float64),
         ("fp32_finite", np.bool_),
         ("finite", np.bool_),
     ]
@@ -59,7 +63,8 @@ def judge(wanted: Feeds, got: Feeds, labels: Sequence[int | None]) -> Judged:
     rows = np.zeros(count, _ROW)
     for name in ("label", "wanted", "answer", "wanted_rank", "rank"):
         rows[name] = NONE
-    rows["kl"] = np.nan
+    for name in ("kl", "lead", "new_lead"):
+        rows[name] = np.nan
     real = [pair for name, pair in pairs.items() if np.asarray(wanted[name]).dtype.kind in "fV"]
     # The number of a class is no quantity: where there is anything real, that is compared.
     _compare(rows, real or list(pairs.values()))
@@ -153,6 +158,13 @@ def _classify(rows: Rows, before: Numbers, after: Numbers) -> None:
         rows[rank][there] = _ranks(scores[there], rows["label"][there])
     both = (rows["wanted"] != NONE) & (rows["answer"] != NONE)
     rows["kl"][both] = _divergences(before[both], after[both])
+    for name, scores, ours, other in (
+        ("lead", before, "wanted", "answer"),
+        ("new_lead", after, "answer", "wanted"),
+    ):
+        likely = probabilities(scores[both])
+        places = np.arange(len(likely))
+        rows[name][both] = likely[places, rows[ours][both]] - likely[places, rows[other][both]]
 
 
 def _ranks(scores: Numbers, labels: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -53,6 +53,12 @@ def divergence(wanted: NDArray[Any], got: NDArray[Any]) -> Numbers:
     return apart
 
 
+def probabilities(scores: NDArray[Any]) -> Numbers:
+    """Return each row as probabilities, which rows that add up to 1 are already."""
+    likely: Numbers = np.exp(_log_probabilities(scores, _are_probabilities(scores)))
+    return likely
+
+
 def _far(wanted: NDArray[Any], got: NDArray[Any]) -> Numbers:
     rows = wanted.shape[0]
     if wanted.shape != got.shape:

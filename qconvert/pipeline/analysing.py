@@ -23,6 +23,7 @@ class Analysis:
 
     layers: Mapping[str, tuple[Layer, ...]] = field(default_factory=dict)
     unknown: Mapping[str, str] = field(default_factory=dict)
+    sample: Sample | None = None
 
 
 def analyse(graphs: Mapping[Variant, Graph], base: Basis, shop: Workshop) -> Analysis:
@@ -46,7 +47,7 @@ def analyse(graphs: Mapping[Variant, Graph], base: Basis, shop: Workshop) -> Ana
             unknown[variant.name] = FLOAT_GRAPH
         else:
             layers[variant.name] = found
-    return Analysis(layers, unknown)
+    return Analysis(layers, unknown, sample)
 
 
 def sample_of(base: Basis, shop: Workshop) -> Sample | None:

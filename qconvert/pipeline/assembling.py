@@ -21,6 +21,7 @@ from qconvert.pipeline.scoring import BASELINE, BF16, Exam
 from qconvert.pipeline.timing import Timed
 from qconvert.pipeline.variants import Variant
 from qconvert.report.conclude import conclude
+from qconvert.report.evidence import Evidence
 from qconvert.report.model import EngineInfo, Images, Memory, Report, Unquantized
 from qconvert.report.model import Variant as Row
 
@@ -42,6 +43,7 @@ class Findings:
     coverage: Mapping[str, Coverage] = field(default_factory=dict)
     memory: Mapping[str, Peak] = field(default_factory=dict)
     analysis: Analysis = field(default_factory=Analysis)
+    evidence: Evidence = field(default_factory=Evidence)
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     unscored: str = ""
@@ -79,6 +81,7 @@ def assemble(about: About, found: Findings, limits: Gate) -> Report:
         calibration=calibrated,
         evaluation=evaluated(about.evaluation, found.scores),
         shared_images=shared(about.calibration, about.evaluation),
+        evidence=found.evidence,
     )
     return conclude(report, limits)
 

@@ -19,6 +19,7 @@ from qconvert.pipeline import (
     pictures,
     run_folder,
     scoring,
+    showing,
     timing,
     variants,
 )
@@ -96,8 +97,7 @@ def _build(chosen: Chosen, order: Order, shop: Workshop, clock: Clock) -> Report
     else:
         exam = _exam(base, shop, order)
         found = _work(clock, chosen, graphs, shop, exam)
-        analysis = clock.timed("compare", lambda: analysing.analyse(graphs, base, shop))
-        found = replace(found, analysis=analysis)
+        found = _explained(clock, base, found, shop, exam)
         if exam is not None:
             run_folder.keep_classes(run, exam.images.classes)
     about = About(
@@ -176,6 +176,18 @@ def _work(
         notes=chosen.notes,
         unscored="" if exam is not None else _why_unscored(config),
     )
+
+
+def _explained(
+    clock: Clock, base: Basis, found: Findings, shop: Workshop, exam: Exam | None
+) -> Findings:
+    """Return the findings with what shows where errors come from."""
+    graphs = found.graphs
+    analysis = clock.timed("compare", lambda: analysing.analyse(graphs, base, shop))
+    evidence = clock.timed("compare", lambda: showing.evidence_of(graphs, base, analysis, shop))
+    if exam is not None:
+        evidence = showing.with_answers(evidence, exam, found.scores, shop.run)
+    return replace(found, analysis=analysis, evidence=evidence)
 
 
 def _why_unscored(config: Config) -> str:

@@ -7,6 +7,7 @@ from qconvert.errors import QConvertError
 from qconvert.pipeline.run_folder import REPORT, RunFolder
 from qconvert.report import as_json
 from qconvert.report.conclude import conclude
+from qconvert.report.evidence import Evidence
 from qconvert.report.model import Report, Variant
 
 ELSEWHERE = "timed at another time than the others: `qconvert bench RUN` times all of them in turns"
@@ -34,6 +35,8 @@ def joined(new: Report, run: RunFolder, limits: Gate) -> Report:
     rows = replace(new, variants=(*kept, *new.variants), baseline=baseline)
     if new.evaluation is None:
         rows = replace(rows, evaluation=before.evaluation)
+    if new.evidence == Evidence():
+        rows = replace(rows, evidence=before.evidence)
     return conclude(rows, limits)
 
 

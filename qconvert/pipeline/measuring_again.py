@@ -16,6 +16,7 @@ from qconvert.pipeline.assembling import evaluated, now, shared
 from qconvert.pipeline.progress import Tell
 from qconvert.pipeline.run_folder import keep_classes
 from qconvert.pipeline.scoring import BASELINE, BF16, Exam
+from qconvert.pipeline.showing import with_answers
 from qconvert.pipeline.targets import Target, keep, report_of
 from qconvert.report.conclude import conclude
 from qconvert.report.model import Report, Variant
@@ -70,6 +71,9 @@ def evaluate(target: Target, config: Config, reading: Reading, work: tuple[Store
         evaluation=evaluated(exam, scores),
         shared_images=shared(seen, exam),
     )
+    if target.run is not None:
+        evidence = with_answers(report.evidence, exam, scores, target.run)
+        report = replace(report, evidence=evidence)
     return _concluded(report, config, target)
 
 

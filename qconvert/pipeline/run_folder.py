@@ -5,7 +5,7 @@ RUN/model.onnx             the clean float model
 RUN/classes.txt            what the classes are called, where the evaluation images say it
 RUN/calibration/           calibration.npz, images.txt
 RUN/engines/NAME/          what the engine loads, its graph, engine.json, plan.json
-RUN/analysis/              layers.csv
+RUN/analysis/              layers.csv, features/, changed/
 RUN/report.json .md card.md
 """
 
@@ -26,7 +26,8 @@ from qconvert.images.classes import CLASSES, Classes
 SETTINGS, MODEL, ENGINES, CALIBRATION = "run.toml", "model.onnx", "engines", "calibration"
 DRAFT = ".qconvert-"
 REPORT, MARKDOWN, CARD = "report.json", "report.md", "card.md"
-LAYERS = "analysis/layers.csv"
+ANALYSIS = "analysis"
+LAYERS = f"{ANALYSIS}/layers.csv"
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def alone(root: Path) -> Iterator[None]:
 
 def _sweep(root: Path) -> None:
     """Delete the drafts beside what `put_text`, `put_copy` and the savers of files put there."""
-    beside = ("", ENGINES, CALIBRATION)
+    beside = ("", ENGINES, CALIBRATION, ANALYSIS)
     drafts = (f"{DRAFT}*", f".{MODEL}-*", ".calibration.npz-*")
     for draft in (path for each in beside for name in drafts for path in (root / each).glob(name)):
         with contextlib.suppress(OSError):

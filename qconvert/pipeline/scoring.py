@@ -88,7 +88,7 @@ def _score(
     }
     parts: dict[str, list[Judged]] = {name: [] for name in (BASELINE, *runs)}
     size = fixed_batch(onnx_io.inputs(onnx_io.load(exam.model)))
-    total, done = len(exam.images.names), 0
+    total, names = len(exam.images.names), list[str]()
     for batch in exam.images.batches(size or BATCH):
         labels = [item.label for item in batch.items]
         wanted = _run(reference, batch.feeds, size)
@@ -97,12 +97,12 @@ def _score(
             check_classes(exam.images, classes)
         for name, run in runs.items():
             parts[name].append(judge(wanted, _run(run, batch.feeds, size), labels))
-        done += len(batch.items)
-        tell(Progress("evaluate", "images", done=done, total=total))
+        names += [item.name for item in batch.items]
+        tell(Progress("evaluate", "images", done=len(names), total=total))
     scores = {BASELINE: baseline(join(parts.pop(BASELINE)))}
     for name, judged in parts.items():
         where: MeasuredOn = "engine" if runs_here[name] else "cpu-simulation"
-        scores[name] = accuracy(join(judged), where)
+        scores[name] = accuracy(join(judged), where, names)
     return scores
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from qconvert.measure.accuracy import Accuracy
 from qconvert.measure.latency import Latency
 from qconvert.measure.layers import Layer
+from qconvert.report.evidence import Evidence
 
 SCHEMA = 2
 
@@ -127,4 +128,5 @@ class Report:
     calibration: Images | None = None
     evaluation: Images | None = None
     shared_images: int = 0
+    evidence: Evidence = field(default_factory=Evidence)
     schema: int = SCHEMA
