@@ -13,7 +13,7 @@ COMMANDS = {
     "build": "Make engines of a model, time and score them, in one report.",
     "bench": "Time engines side by side.",
     "evaluate": "Compare the answers of engines with FP32, and with labels.",
-    "report": "Show a finished run again, as text, Markdown, JSON or card.",
+    "report": "Show a finished run again, as text, HTML, Markdown or JSON.",
     "package": "Pack an engine for ONNX Runtime or Triton.",
     "export": "Turn a source into one clean ONNX file, checked against it.",
     "inspect": "Show a model's inputs, operators and sizes.",

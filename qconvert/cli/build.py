@@ -99,7 +99,7 @@ def carry_out(config: "Config", order: "Order", *, as_json: bool, fresh: bool = 
         console.data_json(to_json(report))
     else:
         report_view.show(report)
-    console.say(f"report: {order.out / 'report.md'}")
+    console.say(f"report: {order.out / 'report.html'}")
     gates.require(report)
 
 

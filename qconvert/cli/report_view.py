@@ -17,7 +17,7 @@ def show(report: "Report") -> None:
     """Write the report on stdout."""
     from qconvert.report import overview, tables, terminal
 
-    three = tables.size(report), tables.latency(report), tables.accuracy(report)
+    three = tables.size(report), terminal.latency(report), tables.accuracy(report)
     for sheet in (*three, overview.overview(report)):
         _show(sheet)
         console.data("")
@@ -26,9 +26,9 @@ def show(report: "Report") -> None:
 
 def show_latencies(report: "Report") -> None:
     """Write what timing found on stdout."""
-    from qconvert.report import overview, tables, terminal
+    from qconvert.report import overview, terminal
 
-    for sheet in (tables.latency(report), overview.timings(report)):
+    for sheet in (terminal.latency(report), overview.timings(report)):
         _show(sheet)
         console.data("")
     console.data(console.plain(terminal.ending(report)))

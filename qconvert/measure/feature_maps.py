@@ -15,16 +15,13 @@ STRONGEST = 4
 TILE, GAP = 64, 4
 ZOOM = 4.0
 LEAST_SIDE = 4
+# A few values far out would leave all others in one colour.
+ENDS = (0.5, 99.5)
 # Palette: values from the first entry on, then differences, then what lies between the tiles.
 VALUES, DIFFERENCES, NOTHING = 0, 128, 255
 _VALUE_STOPS = ((13, 8, 56), (72, 33, 115), (33, 113, 142), (53, 183, 121), (253, 231, 37))
-_DIFFERENCE_STOPS = (
-    (33, 102, 172),
-    (146, 197, 222),
-    (247, 247, 247),
-    (244, 165, 130),
-    (178, 24, 43),
-)
+_LESS, _SAME, _MORE = (46, 110, 200), (128, 128, 128), (205, 50, 40)
+ZERO, FAINT = 63, 36
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ def montage(exact: Maps, variants: Mapping[str, Maps]) -> Montage:
     """Draw maps of [channel, height, width]; all values share one scale, differences another."""
     channels = shown(exact, list(variants.values()))
     picked = exact[list(channels)]
-    low, high = float(picked.min()), float(picked.max())
+    low, high = (float(each) for each in np.nanpercentile(picked, ENDS))
     span = (high - low) or 1.0
     rows = [[_tile((each - low) / span, VALUES) for each in picked]]
     for maps in variants.values():
@@ -56,17 +53,24 @@ def shown(exact: Maps, variants: Sequence[Maps]) -> tuple[int, ...]:
     """Return the channels with the most energy, and behind them the one with the largest error."""
     energy = np.square(exact, dtype=np.float64).sum(axis=(1, 2))
     strongest = np.argsort(-energy, kind="stable")[:STRONGEST].tolist()
-    apart = sum(np.square(maps - exact, dtype=np.float64).sum(axis=(1, 2)) for maps in variants)
+    errors = [np.square(maps - exact, dtype=np.float64).sum(axis=(1, 2)) for maps in variants]
+    apart = np.nan_to_num(np.sum(errors, axis=0), nan=np.inf)
     # Of the others, where there are any, so that five different ones are shown.
     rest = [at for at in range(len(exact)) if at not in strongest] or strongest
-    return (*strongest, max(rest, key=lambda at: (float(np.asarray(apart)[at]), -at)))
+    return (*strongest, max(rest, key=lambda at: (float(apart[at]), -at)))
 
 
 def palette() -> list[int]:
     """Return the colours of a montage, as Pillow takes them."""
     ramp = [_between(_VALUE_STOPS, at / 127) for at in range(128)]
-    ramp += [_between(_DIFFERENCE_STOPS, at / 126) for at in range(127)]
-    return [part for colour in [*ramp, (0, 0, 0)] for part in colour]
+    ramp += [_LESS if at < ZERO else _MORE if at > ZERO else _SAME for at in range(127)]
+    return [part for colour in [*ramp, _SAME] for part in colour]
+
+
+def opacity() -> bytes:
+    """Return how opaque each colour is: small differences let the page shine through."""
+    apart = [FAINT + round((255 - FAINT) * abs(at - ZERO) / ZERO) for at in range(127)]
+    return bytes([255] * 128 + apart + [0])
 
 
 def _tile(shares: NDArray[Any], first: int) -> Pixels:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from qconvert.pipeline.timing import Timed
 from qconvert.pipeline.variants import Variant
 from qconvert.report.conclude import conclude
 from qconvert.report.evidence import Evidence
-from qconvert.report.model import EngineInfo, Images, Memory, Report, Unquantized
+from qconvert.report.model import Covered, EngineInfo, Images, Memory, Report, Unquantized
 from qconvert.report.model import Variant as Row
 
 NOT_RUN = "not run: only planned"
@@ -108,6 +109,7 @@ def _row(variant: Variant, graph: Graph, found: Findings) -> Row:
         unmeasured=dict(_unmeasured(variant, found)),
         notes=(*graph.notes, *(built.engine.notes if built is not None else ())),
         layers=found.analysis.layers.get(name, ()),
+        operators=_operators(graph),
     )
 
 
@@ -132,6 +134,13 @@ def _left(graph: Graph) -> tuple[Unquantized, ...]:
         return ()
     layers = graph.plan.layers.items()
     return tuple(Unquantized(node, each.op, each.left) for node, each in layers if each.left)
+
+
+def _operators(graph: Graph) -> tuple[Covered, ...]:
+    layers = graph.plan.layers.values() if graph.plan is not None else ()
+    whole = Counter(each.op for each in layers)
+    done = Counter(each.op for each in layers if not each.left)
+    return tuple(Covered(op, nodes, done[op]) for op, nodes in whole.most_common())
 
 
 def _unmeasured(variant: Variant, found: Findings) -> dict[str, str]:

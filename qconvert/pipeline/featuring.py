@@ -17,7 +17,7 @@ from qconvert.feeds import Feeds, fixed_batch
 from qconvert.graph.answers import ANSWER, answering, by_name, common
 from qconvert.graph.observed import channel_axis
 from qconvert.measure import feature_maps
-from qconvert.measure.feature_maps import LEAST_SIDE, NOTHING, ZOOM, Maps, palette
+from qconvert.measure.feature_maps import LEAST_SIDE, ZOOM, Maps, opacity, palette
 from qconvert.measure.layers import Layer, decibels
 from qconvert.pipeline.layering import Sample
 from qconvert.pipeline.progress import Progress, Tell
@@ -96,7 +96,10 @@ def _scene(reference: ir.Model, models: Mapping[str, ir.Model], feeds: Feeds) ->
     if size:
         feeds = {name: np.resize(a, (size, *a.shape[1:])) for name, a in feeds.items()}
     shared = [common(reference, model) for model in models.values()]
-    tensors = [name for name in shared[0] if all(name in each for each in shared)]
+    inputs = {value.name for value in reference.graph.inputs}
+    tensors = [
+        name for name in shared[0] if name not in inputs and all(name in each for each in shared)
+    ]
     exact = dict(_maps(reference, tensors, feeds))
     others = {name: dict(_maps(model, list(exact), feeds)) for name, model in models.items()}
     makers = {name: value.producer() for name, value in by_name(reference.graph).items()}
@@ -133,7 +136,7 @@ def _drawn(scene: _Scene, tensor: str, why: str, picture: Path) -> FeatureMap:
     drawn = feature_maps.montage(exact, maps)
     image = Image.fromarray(drawn.pixels, "P")
     image.putpalette(palette())
-    image.save(picture, optimize=True, transparency=NOTHING)
+    image.save(picture, optimize=True, transparency=opacity())
     values = [MapRow(name, sqnr_db=_db(exact, each)) for name, each in maps.items()]
     return FeatureMap(
         tensor=tensor,

@@ -6,7 +6,7 @@ RUN/classes.txt            what the classes are called, where the evaluation ima
 RUN/calibration/           calibration.npz, images.txt
 RUN/engines/NAME/          what the engine loads, its graph, engine.json, plan.json
 RUN/analysis/              layers.csv, features/, changed/
-RUN/report.json .md card.md
+RUN/report.json .md .html  card.md
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from qconvert.images.classes import CLASSES, Classes
 
 SETTINGS, MODEL, ENGINES, CALIBRATION = "run.toml", "model.onnx", "engines", "calibration"
 DRAFT = ".qconvert-"
-REPORT, MARKDOWN, CARD = "report.json", "report.md", "card.md"
+REPORT, MARKDOWN, HTML, CARD = "report.json", "report.md", "report.html", "card.md"
 ANALYSIS = "analysis"
 LAYERS = f"{ANALYSIS}/layers.csv"
 

@@ -17,6 +17,7 @@ from qconvert.pipeline import engines as engine_files
 from qconvert.pipeline.engines import ENGINE
 from qconvert.pipeline.run_folder import (
     CARD,
+    HTML,
     LAYERS,
     MARKDOWN,
     REPORT,
@@ -26,6 +27,7 @@ from qconvert.pipeline.run_folder import (
 )
 from qconvert.report import as_json
 from qconvert.report.card import card
+from qconvert.report.html import html
 from qconvert.report.layers_csv import layers_csv
 from qconvert.report.markdown import markdown
 from qconvert.report.model import EngineInfo, Report, Variant
@@ -119,6 +121,7 @@ def put_all(report: Report, run: RunFolder) -> None:
     """Write a report into a run's folder in every form."""
     put_text(run.root / REPORT, as_json.dumps(report))
     put_text(run.root / MARKDOWN, markdown(report))
+    put_text(run.root / HTML, html(report, pictures(report, run.root)))
     known = {each.name: each.layers for each in report.variants if each.layers}
     if known:
         put_text(run.root / LAYERS, layers_csv(known))
@@ -126,6 +129,15 @@ def put_all(report: Report, run: RunFolder) -> None:
         put_text(run.root / CARD, card(report))
     else:
         (run.root / CARD).unlink(missing_ok=True)
+
+
+def pictures(report: Report, folder: Path) -> dict[str, bytes]:
+    """Return the pictures that a report names, as far as they lie in its folder."""
+    shown = report.evidence
+    names = {each.picture for each in shown.feature_maps}
+    names |= {each.picture for each in shown.thumbnails}
+    inside = (name for name in names if (folder / name).resolve().is_relative_to(folder.resolve()))
+    return {name: (folder / name).read_bytes() for name in inside if (folder / name).is_file()}
 
 
 def _engine(path: Path) -> Engine:

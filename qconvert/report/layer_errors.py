@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from qconvert.measure.layers import Layer
 from qconvert.report import numerals
+from qconvert.report.model import Variant
 from qconvert.report.sheet import Column, Sheet, right
 
 BLOCKS = " ▏▎▍▌▋▊▉█"
@@ -61,6 +62,22 @@ def bar(part: float) -> str:
     """Draw a share of a bar with blocks."""
     eighths = round(max(0.0, min(1.0, part)) * BAR * 8)
     return (BLOCKS[8] * (eighths // 8) + BLOCKS[eighths % 8]).rstrip()
+
+
+def part_of(drawn: str) -> float | None:
+    """Return the share that a bar stands for, None where it is none."""
+    if not drawn or set(drawn) - set(BLOCKS[1:]):
+        return None
+    return sum(BLOCKS.index(each) for each in drawn) / (8 * BAR)
+
+
+def distinct(variants: Sequence[Variant]) -> list[tuple[str, Sequence[Layer]]]:
+    """Return the layers of all variants; those of the same graph once, under all their names."""
+    found: dict[Sequence[Layer], list[str]] = {}
+    for each in variants:
+        if each.layers:
+            found.setdefault(each.layers, []).append(each.name)
+    return [(", ".join(names), layers) for layers, names in found.items()]
 
 
 def share(percent: float | None) -> str:

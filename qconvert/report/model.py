@@ -39,6 +39,15 @@ class Unquantized:
 
 
 @dataclass(frozen=True)
+class Covered:
+    """How many nodes of an operator could be quantized, and how many are."""
+
+    op: str
+    nodes: int
+    quantized: int
+
+
+@dataclass(frozen=True)
 class Memory:
     """Bytes at work: the peak of a fresh process, and what the device gave."""
 
@@ -69,6 +78,7 @@ class Variant:
     unmeasured: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     layers: tuple[Layer, ...] = ()
+    operators: tuple[Covered, ...] = ()
 
 
 @dataclass(frozen=True)

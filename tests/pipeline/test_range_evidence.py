@@ -1,0 +1,79 @@
+"""Which ranges and weights a report shows."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from qconvert.backends.ort import open_cpu
+from qconvert.calibrate.calibration import Calibration, Image, Origin
+from qconvert.calibrate.collect import answering, collect
+from qconvert.calibrate.summary import Summary
+from qconvert.graph.taps import tap
+from qconvert.measure.layers import Layer, compare
+from qconvert.pipeline.range_evidence import BARS, METHODS, tensor_ranges, weight_ranges
+from qconvert.quantize.plan import Plan
+from qconvert.quantize.planning import Wishes, make_plan
+from qconvert.quantize.rewrite import apply
+from tests.models import floats, mixed
+from tests.quantize.rewritten import scheme
+
+IMAGES = floats(16, 3, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def known() -> tuple[Mapping[str, Summary], Plan, tuple[Layer, ...]]:
+    model = mixed()
+    tapped = tap(model)
+    origin = Origin(
+        "", tuple(each.tensor for each in tapped.taps), (Image("", ""),) * 16, {}, "", exact=False
+    )
+    run = answering(open_cpu(tapped.model), tapped)
+    answers = [run((list(range(16)), {"image": IMAGES}))]
+    found = collect(answers, tapped, Calibration(origin), lambda collector: None)
+    plan = make_plan(model, scheme("cpu"), found.summaries, Wishes())
+    layers = compare(model, apply(model, plan), [{"image": IMAGES}])
+    return found.summaries, plan, layers
+
+
+def test_ranges_say_what_was_seen_kept_and_clipped(
+    known: tuple[Mapping[str, Summary], Plan, tuple[Layer, ...]],
+) -> None:
+    summaries, plan, layers = known
+    found = tensor_ranges("cpu-int8", plan, (mixed(), summaries), layers)
+    assert 4 <= len(found) <= 12
+    for each in found:
+        assert sum(each.shares) == pytest.approx(1.0, abs=1e-3)
+        assert len(each.shares) == BARS
+        assert [kept.method for kept in each.kept] == [*METHODS]
+        whole = each.kept[0]
+        assert (whole.low, whole.high) == (each.low, each.high)
+        assert (each.chosen.low, each.chosen.high) == (
+            plan.tensors[each.tensor].low,
+            plan.tensors[each.tensor].high,
+        )
+        span = max(each.chosen.high, 0.0) - min(each.chosen.low, 0.0)
+        assert each.step == pytest.approx(span / 255, rel=1e-3)
+        assert 0 <= each.clipped < 5
+    assert {each.why for each in found} >= {"most clipped", "among the largest errors made"}
+
+
+def test_weights_are_those_of_the_worst_layers_seen_through_what_is_fused(
+    known: tuple[Mapping[str, Summary], Plan, tuple[Layer, ...]],
+) -> None:
+    _, _, layers = known
+    found = weight_ranges(mixed(), layers)
+    assert 1 <= len(found) <= 6
+    by_node = {each.node: each for each in found}
+    assert "wide" in by_node or "stem" in by_node  # made by them, and named after a Relu or Clip
+    for each in found:
+        assert list(each.largest) == sorted(each.largest, reverse=True)
+        assert each.channels == len(each.largest)
+    some = next(iter(by_node.values()))
+    node = next(node for node in mixed().graph if node.name == some.node)
+    weight = node.inputs[1]
+    assert weight is not None
+    assert weight.const_value is not None
+    array = weight.const_value.numpy()
+    largest = np.abs(array.reshape(array.shape[0], -1)).max(axis=1)
+    assert some.largest[0] == pytest.approx(float(largest.max()), rel=1e-5)

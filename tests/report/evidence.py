@@ -1,0 +1,94 @@
+"""A report with everything that explains errors, made by hand, with pictures of one pixel."""
+
+from dataclasses import replace
+
+from qconvert.measure.classified import Changed, Shift
+from qconvert.measure.layers import Layer
+from qconvert.report.evidence import (
+    Evidence,
+    FeatureMap,
+    KeptRange,
+    MapRow,
+    TensorRange,
+    Thumbnail,
+    WeightRange,
+)
+from qconvert.report.model import Covered, Report
+from tests.report import reports
+
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
+    "1f15c4890000000d4944415478da63fcffff3f030005fe02fea72d9b1f0000000049454e44ae426082"
+)
+
+
+def layer(name: str, made: float, arriving: float, precision: str = "int8") -> Layer:
+    clipped = None if precision == "fp16" else 0.25
+    return Layer(f"{name}_out", name, "Conv", precision, arriving, made, 0.999, clipped, clipped)
+
+
+def explained(name: str = "/block/Conv", image: str = "a/b.jpg") -> Report:
+    """Return a measured run with layers and all evidence; names can be anything."""
+    fp32, fp16, int8 = reports.cpu()
+    halves = tuple(layer(f"{name}{at}", 60.0 + at, 50.0 - at, "fp16") for at in range(3))
+    integers = tuple(layer(f"{name}{at}", 30.0 + at, 25.0 - at) for at in range(3))
+    exact = replace(integers[0], tensor="last", node="last", made_db=float("inf"))
+    assert int8.accuracy is not None
+    answers = replace(
+        int8.accuracy,
+        changed=(Changed(image, 3, 3, 4, 12.5, 1.25),),
+        shifts=(Shift(3, 100.0, 50.0, 2),),
+    )
+    return reports.report(
+        fp32,
+        replace(fp16, layers=halves, unmeasured={}),
+        replace(
+            int8,
+            layers=(*integers, exact),
+            accuracy=answers,
+            operators=(Covered("Conv", 58, 58), Covered("Gemm", 2, 0)),
+        ),
+        evidence=Evidence(
+            ranges=(
+                TensorRange(
+                    tensor=f"{name}_out",
+                    op="Conv",
+                    variant="cpu-int8",
+                    why="most clipped",
+                    low=-2.0,
+                    high=6.0,
+                    shares=(0.0, 0.25, 0.5, 0.2, 0.0499, 0.0001),
+                    kept=(KeptRange("minmax", -2.0, 6.0), KeptRange("mse", -1.5, 4.5)),
+                    chosen=KeptRange("mse", -1.5, 4.5),
+                    step=0.0235,
+                    clipped=0.01,
+                ),
+            ),
+            weights=(WeightRange(f"{name}0", "Conv", 3, (1.5, 0.5, 0.25)),),
+            feature_maps=(
+                FeatureMap(
+                    tensor=f"{name}_out",
+                    node=f"{name}0",
+                    image=image,
+                    picture="analysis/features/00.png",
+                    channels=(4, 2),
+                    rows=(
+                        MapRow("fp32"),
+                        MapRow("cpu-int8", sqnr_db=22.5),
+                        MapRow("cpu-int8", True),
+                    ),
+                    low=0.0,
+                    high=6.0,
+                    zoom=4.0,
+                    why="the end of a stage",
+                ),
+            ),
+            thumbnails=(Thumbnail(image, "analysis/changed/00.jpg"),),
+            classes={"3": "cat", "4": "dog"},
+        ),
+    )
+
+
+def pictures() -> dict[str, bytes]:
+    """Return the files that the report names."""
+    return {"analysis/features/00.png": PNG, "analysis/changed/00.jpg": PNG}

@@ -1,0 +1,50 @@
+"""Who is on the front of speed and answers, and who is behind whom."""
+
+from dataclasses import replace
+
+from qconvert.report.bars import charts
+from qconvert.report.front import front
+from tests.report import reports
+
+
+def test_who_is_no_better_in_either_is_behind() -> None:
+    found = front(reports.measured())
+    assert [each.variant.name for each in found.placed] == ["cpu-int8", "cpu-fp32", "cpu-fp16"]
+    assert [each.behind for each in found.placed] == ["", "", "cpu-fp32"]
+    assert found.score == "top-1, %"
+
+
+def test_equals_are_not_behind_each_other() -> None:
+    fp32, fp16, _ = reports.cpu()
+    same = replace(fp16, latency=fp32.latency)
+    assert [each.behind for each in front(reports.report(fp32, same)).placed] == ["", ""]
+
+
+def test_without_labels_agreement_or_distance_takes_the_place_of_top1() -> None:
+    assert front(reports.unlabelled()).score == "answers as FP32, %"
+    distance = front(reports.regression())
+    assert distance.score == "SQNR of the outputs, dB"
+    assert max(each.score for each in distance.placed) == 120.0
+    assert front(reports.unrated()).placed == ()
+
+
+def test_bars_share_one_order_and_keep_a_place_for_what_is_unmeasured() -> None:
+    size, latency, change = charts(reports.simulated())
+    names = [[bar.name for bar in each.bars] for each in (size, latency, change)]
+    assert names[0] == names[1] == names[2]
+    assert max(bar.length for bar in size.bars) == 100
+    assert [bar.text for bar in latency.bars][-1] == "—"
+    assert latency.bars[-1].length == 0
+
+
+def test_changes_grow_from_the_middle_and_whiskers_stay_on_the_track() -> None:
+    change = charts(reports.measured())[2]
+    lost = change.bars[2]
+    assert change.zero == 50
+    assert lost.start < 50
+    assert lost.start + lost.length == 50
+    assert lost.whisker is not None
+    assert lost.whisker[0] >= 0
+    assert lost.whisker[0] + lost.whisker[1] <= 100
+    agreement = charts(reports.unlabelled())[2]
+    assert (agreement.title, agreement.zero) == ("Answers as by FP32", None)

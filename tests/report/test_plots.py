@@ -1,0 +1,90 @@
+"""Charts: the same bytes for the same figures, in the page's own colours and font."""
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import pytest
+
+from qconvert.report import charts, plots
+from qconvert.report.plots import Axis, Dot, Series
+from tests.report import evidence, reports
+
+GOLDEN = Path(__file__).parent / "golden"
+DRAWN_WITH = "3.11"
+
+
+def scatter() -> str:
+    found = charts.trade_off(reports.measured())
+    assert found is not None
+    return found.svg
+
+
+@pytest.mark.skipif(
+    not mpl.__version__.startswith(DRAWN_WITH), reason="drawn with another Matplotlib"
+)
+def test_the_drawing_is_what_it_was() -> None:
+    assert scatter() == (GOLDEN / "trade_off.svg").read_text(encoding="utf-8")
+
+
+def test_a_drawing_is_the_same_when_drawn_again() -> None:
+    assert scatter() == scatter()
+    assert charts.by_depth(evidence.explained()) == charts.by_depth(evidence.explained())
+
+
+def test_a_drawing_has_the_colours_and_the_font_of_the_page() -> None:
+    svg = scatter()
+    assert plots.INK not in svg
+    assert plots.LINE not in svg
+    assert "fill: currentColor" in svg
+    assert "stroke: var(--line)" in svg
+    assert "font-family" not in svg
+    assert "<style" not in svg
+    assert "<metadata" not in svg
+    assert len(svg) < 20_000
+
+
+def test_what_is_named_in_a_drawing_is_text() -> None:
+    name = """<script>"$x$" & 'y'"""
+    dots = [Dot(name, 1.0, 2.0, 50.0, "#808890"), Dot("b", 2.0, 1.0, 50.0, "#808890")]
+    front = Series("front", [1.0], [2.0], "#808890")
+    svg = plots.scatter(dots, front, Axis("<ms>", log=True), Axis("%"))
+    assert "<script" not in svg
+    root = ElementTree.fromstring(svg)
+    texts = ["".join(each.itertext()) for each in root.iter() if each.tag.endswith("text")]
+    assert name in texts
+    assert "<ms>" in texts
+
+
+def test_no_id_stands_in_a_page_twice_but_for_the_same_thing() -> None:
+    found = [each.svg for each in charts.distributions(reports.measured())]
+    assert len(found) == 2
+    for svg in found:
+        for name in re.findall(r' id="([^"]+)"', svg):
+            assert f"#{name}" in svg
+
+
+def test_distributions_end_at_the_slowest_run_and_throughput_counts_images() -> None:
+    report = reports.measured()
+    first = charts.distributions(report)[0]
+    assert first.title == "Latency at batch 1"
+    through = charts.throughput(report)
+    assert through is not None
+    assert "images a second" in through.svg
+    assert charts.throughput(reports.report()) is None
+    assert charts.trade_off(reports.unrated()) is None
+
+
+def test_layers_without_error_are_not_drawn() -> None:
+    found = charts.by_depth(evidence.explained())
+    assert found is not None
+    assert "cpu-int8: arriving" in found.svg
+    assert "nan" not in found.svg.lower().replace("nano", "")
+    assert charts.by_depth(reports.measured()) is None
+
+
+def test_percentages_are_written_short() -> None:
+    assert plots._percent(100.0) == "100 %"
+    assert plots._percent(0.01) == "0.01 %"
+    assert plots._percent(1e-6) == "10⁻⁶ %"
