@@ -13,7 +13,7 @@ Pixels = NDArray[np.uint8]
 
 STRONGEST = 4
 TILE, GAP = 64, 4
-ZOOM = 4.0
+ZOOM = 8.0
 LEAST_SIDE = 4
 # A few values far out would leave all others in one colour.
 ENDS = (0.5, 99.5)

@@ -21,7 +21,8 @@ from qconvert.store import Store
 FOUND = "layers.json"
 # So many images tell the errors of layers to a tenth of a decibel; all are run thrice.
 ENOUGH = 32
-BATCH = 4
+# Memory is all tensors of a batch; larger ones take more of it, and are no faster.
+BATCH = 1
 STEP = "compare"
 
 ADAPTER = pydantic.TypeAdapter(tuple[Layer, ...])

@@ -53,7 +53,7 @@ PLAIN: Any = {
 }
 POINTS = 72
 # More lines than these have their names below the chart.
-MOST_INSIDE = 4
+MOST_INSIDE = 3
 # Width and height of small charts, and where in them the axes stand: left, bottom, width, height.
 SMALL = (300, 150)
 INSIDE = (0.19, 0.14, 0.78, 0.82)
