@@ -11,6 +11,7 @@ from qconvert import onnx_io
 from qconvert.errors import UsageError
 from qconvert.graph.patterns import constant
 from qconvert.quantize.checks import linear
+from qconvert.quantize.float_islands import keep_float
 from qconvert.quantize.placement import rounded
 from qconvert.quantize.plan import Layer, Plan
 from qconvert.quantize.selection import WEIGHTED
@@ -36,6 +37,8 @@ def apply(model: ir.Model, plan: Plan) -> ir.Model:
     for value in list(_rounded(model.graph, layers)):
         _round(wiring, value, layers, plan)
     store_products(wiring, weighted, plan)
+    if plan.integer_bias:
+        keep_float(wiring)
     return model
 
 
