@@ -20,7 +20,7 @@ ENDS = (0.5, 99.5)
 # Palette: values from the first entry on, then differences, then what lies between the tiles.
 VALUES, DIFFERENCES, NOTHING = 0, 128, 255
 _VALUE_STOPS = ((13, 8, 56), (72, 33, 115), (33, 113, 142), (53, 183, 121), (253, 231, 37))
-_LESS, _SAME, _MORE = (46, 110, 200), (128, 128, 128), (205, 50, 40)
+_LESS, _SAME, _MORE = (60, 125, 235), (128, 128, 128), (225, 65, 50)
 ZERO, FAINT = 63, 36
 
 

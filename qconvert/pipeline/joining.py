@@ -25,11 +25,11 @@ def joined(new: Report, run: RunFolder, limits: Gate) -> Report:
     if before is None or before.baseline_bytes != new.baseline_bytes:
         return new
     new = _with_known_layers(_with_known_answers(new, before), before)
-    known = {each.name for each in new.variants}
+    here = {each.name for each in new.variants}
     kept = tuple(
         _comparable(each, before, new)
         for each in before.variants
-        if each.name not in known and each.engine is not None and _is_there(each, run)
+        if each.name not in here and each.engine is not None and _is_there(each, run)
     )
     baseline = new.baseline or before.baseline
     rows = replace(new, variants=(*kept, *new.variants), baseline=baseline)
@@ -37,6 +37,9 @@ def joined(new: Report, run: RunFolder, limits: Gate) -> Report:
         rows = replace(rows, evaluation=before.evaluation)
     if new.evidence == Evidence():
         rows = replace(rows, evidence=before.evidence)
+    elif kept:
+        known = {**(before.evidence.classes or {}), **(new.evidence.classes or {})}
+        rows = replace(rows, evidence=replace(new.evidence, classes=known))
     return conclude(rows, limits)
 
 

@@ -56,7 +56,7 @@ def trade_off(report: Report) -> Chart | None:
     line = Series("front", [each.ms for each in best], [each.score for each in best], "#808890")
     return Chart(
         "Speed against answers; the area is the size",
-        plots.scatter(dots, line, Axis("ms an image", log=True), Axis(found.score)),
+        plots.scatter(dots, line, (Axis("ms an image", log=True), Axis(found.score)), found.limit),
     )
 
 

@@ -27,11 +27,14 @@ class Placed:
 
 @dataclass(frozen=True)
 class Front:
-    """The variants that were both timed and scored, the fastest first, and what the score is."""
+    """The variants that were both timed and scored, the fastest first, and what the score is.
+
+    `limit` is the least score that a gate lets pass.
+    """
 
     placed: tuple[Placed, ...]
     score: str
-    absent: tuple[str, ...]
+    limit: float | None = None
 
 
 def front(report: Report) -> Front:
@@ -39,7 +42,7 @@ def front(report: Report) -> Front:
     timed = [each for each in report.variants if figures.headline(each) is not None]
     name = next((each for each in SCORES if timed and all(_has(v, each) for v in timed)), "")
     if not name:
-        return Front((), "", tuple(each.name for each in report.variants))
+        return Front((), "")
     points = [
         Placed(
             each,
@@ -53,8 +56,18 @@ def front(report: Report) -> Front:
         Placed(each.variant, each.ms, each.score, each.bytes, _behind(each, points))
         for each in sorted(points, key=lambda each: (each.ms, each.variant.name))
     ]
-    gone = tuple(each.name for each in report.variants if each not in timed)
-    return Front(tuple(placed), SCORES[name], gone)
+    return Front(tuple(placed), SCORES[name], _limit(report, name))
+
+
+def _limit(report: Report, name: str) -> float | None:
+    """Return the least score that the gates let pass, where one is about this score."""
+    limits = {gate.name: gate.limit for gate in report.gates}
+    if name == "agreement":
+        return limits.get("min-agreement")
+    top1 = report.baseline.top1 if report.baseline is not None else None
+    if name != "top1" or top1 is None or "max-drop" not in limits:
+        return None
+    return top1 - limits["max-drop"]
 
 
 def _behind(point: Placed, others: list[Placed]) -> str:

@@ -15,6 +15,7 @@ from qconvert.report.reasons import why_no_score, why_not
 
 # Scores are shares of counts: what lies on the limit must not fail by the last bit of a float.
 SLACK = 1e-9
+PASS, FAIL = "pass", "FAIL"
 NO_FP32 = "no fp32 engine of `{}` was timed in the same way"
 
 

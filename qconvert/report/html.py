@@ -39,6 +39,7 @@ def html(report: Report, pictures: Mapping[str, bytes]) -> str:
             timings=overview.timings(report),
             bars=bars.charts(report),
             trade_off=charts.trade_off(report),
+            limited=front(report).limit is not None,
             behind=_behind(report),
             distributions=[*charts.distributions(report), charts.throughput(report)],
             placement=placement.placement(report),
@@ -89,7 +90,9 @@ def prose(words: str) -> Markup:
 
 
 def _cell(words: str) -> Markup:
-    """Escape a cell; a bar of blocks is drawn as a bar."""
+    """Escape a cell; what failed stands out, and a bar of blocks is drawn as a bar."""
+    if words.startswith(gates.FAIL):
+        return Markup('<b class="bad">{}</b>').format(words)
     part = layer_errors.part_of(words)
     if part is None:
         return prose(words)

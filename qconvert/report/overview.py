@@ -44,7 +44,7 @@ def limits(report: Report) -> Sheet:
     for gate in report.gates:
         value, limit = gates.written(gate)
         mark = notes.mark(gate.why) if gate.why else ""
-        result = "pass" if gate.passed else "FAIL"
+        result = gates.PASS if gate.passed else gates.FAIL
         rows.append((gate.name, gate.variant, value + mark, limit, result))
     columns = (Column("gate"), Column("variant"), *right("value", "limit"), Column("result"))
     return Sheet("Gates", columns, tuple(rows), notes.texts())
@@ -111,5 +111,5 @@ def _standing(report: Report, variant: Variant) -> str:
     kept = figures.passed(report, variant)
     words = "baseline" if variant.precision == "fp32" else ""
     if kept is not None:
-        words = "pass" if kept else "FAIL"
+        words = gates.PASS if kept else gates.FAIL
     return f"{words} {BEST}".strip() if variant.name == report.best else words

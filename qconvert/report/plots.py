@@ -23,6 +23,7 @@ logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 # Stand-ins that the page replaces by colours of its own.
 INK, LINE = "#010203", "#040506"
+BAD = "#d6452b"
 PLAIN: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "qconvert",
@@ -118,8 +119,10 @@ def lines(series: Sequence[Series], x: Axis, y: Axis, size: tuple[int, int] = (4
     return _drawn(draw, (x, y), size)
 
 
-def scatter(dots: Sequence[Dot], front: Series, x: Axis, y: Axis) -> str:
-    """Draw points with their names beside them, and a line along the best of them."""
+def scatter(
+    dots: Sequence[Dot], front: Series, axis: tuple[Axis, Axis], limit: float | None = None
+) -> str:
+    """Draw points with their names, a line along the best, and one for the least allowed."""
 
     def draw(axes: Axes) -> None:
         axes.plot(front.xs, front.ys, color=front.colour, linestyle="dashed", linewidth=1.2)
@@ -132,10 +135,12 @@ def scatter(dots: Sequence[Dot], front: Series, x: Axis, y: Axis) -> str:
                 alpha=0.45 if each.faint else 0.85,
                 linewidths=0,
             )
+        if limit is not None:
+            axes.axhline(limit, color=BAD, linewidth=1.2)
         axes.margins(x=0.25, y=0.25)
         _named(axes, dots)
 
-    return _drawn(draw, (x, y), (460, 300))
+    return _drawn(draw, axis, (460, 300))
 
 
 def histogram(

@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 
+from qconvert.config import Gate
 from qconvert.report.bars import charts
+from qconvert.report.conclude import conclude
 from qconvert.report.front import front
 from tests.report import reports
 
@@ -12,6 +14,14 @@ def test_who_is_no_better_in_either_is_behind() -> None:
     assert [each.variant.name for each in found.placed] == ["cpu-int8", "cpu-fp32", "cpu-fp16"]
     assert [each.behind for each in found.placed] == ["", "", "cpu-fp32"]
     assert found.score == "top-1, %"
+
+
+def test_the_limit_is_that_of_the_gate_about_answers() -> None:
+    assert front(reports.measured()).limit is None
+    judged = conclude(reports.measured(), Gate(max_drop=0.5, min_speedup=2))
+    assert front(judged).limit == 88.33 - 0.5
+    agreeing = conclude(reports.unlabelled(), Gate(min_agreement=97))
+    assert front(agreeing).limit == 97
 
 
 def test_equals_are_not_behind_each_other() -> None:

@@ -49,7 +49,7 @@ def test_what_is_named_in_a_drawing_is_text() -> None:
     name = """<script>"$x$" & 'y'"""
     dots = [Dot(name, 1.0, 2.0, 50.0, "#808890"), Dot("b", 2.0, 1.0, 50.0, "#808890")]
     front = Series("front", [1.0], [2.0], "#808890")
-    svg = plots.scatter(dots, front, Axis("<ms>", log=True), Axis("%"))
+    svg = plots.scatter(dots, front, (Axis("<ms>", log=True), Axis("%")))
     assert "<script" not in svg
     root = ElementTree.fromstring(svg)
     texts = ["".join(each.itertext()) for each in root.iter() if each.tag.endswith("text")]

@@ -1,8 +1,12 @@
-"""What stands below the tables: the verdict last, in 80 columns, numbers and names whole."""
+"""What a terminal shows beside tables: bars, and the verdict last; numbers and names stay whole."""
+
+import re
+from pathlib import Path
 
 from qconvert.config import Gate
-from qconvert.report import terminal
+from qconvert.report import as_json, terminal
 from qconvert.report.conclude import conclude
+from tests.cli.test_console import on_terminal
 from tests.report import reports
 
 ENDING = """\
@@ -36,3 +40,26 @@ def test_names_are_not_cut() -> None:
 
 def test_a_report_without_a_verdict_ends_in_nothing() -> None:
     assert terminal.ending(reports.measured()) == ""
+
+
+def test_latencies_have_bars_of_the_longest_at_their_batch_size() -> None:
+    sheet = terminal.latency(reports.simulated())
+    assert sheet.columns[-1].title == "time"
+    bars = {row[:2]: row[-1] for row in sheet.rows}
+    assert bars["cpu-fp16", "1"] == bars["cpu-fp16", "8"] == "████████"
+    assert bars["cpu-int8", "1"] == "███▎"
+    assert bars["tensorrt-rtx-int8", ""] == ""
+
+
+def test_a_report_fits_a_terminal_of_80_columns_and_is_plain_when_piped(tmp_path: Path) -> None:
+    report = conclude(reports.simulated(), Gate(max_drop=0.2))
+    (tmp_path / "report.json").write_text(as_json.dumps(report), encoding="utf-8")
+    script = (
+        f"from qconvert.cli import main; main.main(['report', '{tmp_path}'], standalone_mode=False)"
+    )
+    shown = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in on_terminal(80, script).splitlines()]
+    assert max(map(len, shown)) <= 80
+    assert not any("…" in line for line in shown)
+    assert any("████████" in line for line in shown)
+    rows = [line.split()[0] for line in shown if re.match(r"(cpu|tensorrt)", line)]
+    assert len(rows) == 4 * 6 + 3  # four tables, and a second batch size of those that were timed
