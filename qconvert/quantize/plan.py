@@ -53,7 +53,8 @@ class Plan(Closed):
 
     `tensors` has the range of each tensor that is rounded. `integer_bias` says that biases become
     integers too. `method` and `weight_method` say how ranges and the steps of weights are chosen.
-    Steps are exact in the type of `rest`, in which the other operators run.
+    Steps are exact in the type of `rest`, in which the other operators run. `learned` is the digest
+    of the weights that were learned with the plan, which lie in a file beside it.
     """
 
     model: str
@@ -66,6 +67,7 @@ class Plan(Closed):
     layers: dict[str, Layer]
     tensors: dict[str, Range]
     rest: Rest = "fp32"
+    learned: str = ""
     format: int = FORMAT
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from qconvert.errors import UsageError
 from qconvert.graph.patterns import constant
 from qconvert.quantize.checks import linear
 from qconvert.quantize.float_islands import keep_float
+from qconvert.quantize.learned import NOTHING, Weights, require, settle
 from qconvert.quantize.placement import rounded
 from qconvert.quantize.plan import Layer, Plan
 from qconvert.quantize.selection import WEIGHTED
@@ -22,27 +23,34 @@ from qconvert.scales import around, too_wide
 Layers = Mapping[ir.Node, Layer]
 
 
-def apply(model: ir.Model, plan: Plan) -> ir.Model:
-    """Return a copy of `model` in which everything that the plan names is rounded."""
+def apply(model: ir.Model, plan: Plan, learned: Weights = NOTHING) -> ir.Model:
+    """Return a copy of `model` in which everything that the plan names is rounded.
+
+    Weights that were learned with the plan become the very integers that were learned.
+    """
     if onnx_io.fingerprint(model) != plan.model:
         raise UsageError(
             "the plan was made for another model",
             hint="make a plan for this one: leave `--plan` out",
         )
+    require(learned, plan.learned)
     model = model.clone()
-    layers = _layers(model.graph, plan)
+    layers = chosen_layers(model.graph, plan)
+    for node in layers:
+        if (known := learned.get(node.name or "")) is not None:
+            settle(node, layers[node].weight, known)
     wiring = Wiring.of(model.graph)
     # Before activations are rewired: what a bias is made of depends on the tensors as they were.
     weighted: list[Product] = list(products(layers, plan))
     for value in list(_rounded(model.graph, layers)):
         _round(wiring, value, layers, plan)
-    store_products(wiring, weighted, plan)
+    store_products(wiring, weighted, plan, learned)
     if plan.integer_bias:
         keep_float(wiring)
     return model
 
 
-def _layers(graph: ir.Graph, plan: Plan) -> dict[ir.Node, Layer]:
+def chosen_layers(graph: ir.Graph, plan: Plan) -> dict[ir.Node, Layer]:
     """Return the layers to quantize, refusing what the plan says of nodes that are not there."""
     nodes = {node.name: node for node in graph}
     wanted = {name: layer for name, layer in plan.layers.items() if not layer.left}

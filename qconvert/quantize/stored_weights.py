@@ -8,9 +8,10 @@ import onnx_ir as ir
 
 from qconvert.graph.patterns import constant
 from qconvert.quantize import weights
+from qconvert.quantize.learned import NOTHING, Weights
 from qconvert.quantize.plan import Layer, Plan
 from qconvert.quantize.wiring import Wiring
-from qconvert.scales import Floats, Scale, around
+from qconvert.scales import Floats, PerChannel, Scale, around
 
 BIAS = 2
 MOST_LARGER = 1.5
@@ -18,7 +19,10 @@ MOST_LARGER = 1.5
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """A node with a weight; `step` is that of its activation, `bias` what becomes integers."""
+    """A node with a weight, the step of its activation, and its bias if that is constant.
+
+    With `whole_bias` the bias becomes integers too.
+    """
 
     node: ir.Node
     slot: int
@@ -26,6 +30,7 @@ class Product:
     weight: ir.Value
     step: float
     bias: Floats | None
+    whole_bias: bool
 
     @property
     def key(self) -> tuple[ir.Value, int]:
@@ -38,31 +43,31 @@ def products(layers: Mapping[ir.Node, Layer], plan: Plan) -> Iterator[Product]:
     for node, layer in layers.items():
         value = node.inputs[layer.weight.slot] if layer.weight is not None else None
         if layer.weight is not None and value is not None:
-            step, bias = 1.0, None
-            if plan.integer_bias and layer.inputs:
+            step, whole = 1.0, plan.integer_bias and bool(layer.inputs)
+            if whole:
                 kept = plan.tensors[str(node.inputs[0].name)]  # type: ignore[union-attr]
                 step = float(around(kept, plan.activations, plan.rest).steps)
-                bias = _bias(node, value, layer.weight.axis)
-            yield Product(node, layer.weight.slot, layer.weight.axis, value, step, bias)
+            bias = _bias(node, value, layer.weight.axis)
+            yield Product(node, layer.weight.slot, layer.weight.axis, value, step, bias, whole)
 
 
-def store_products(wiring: Wiring, found: Sequence[Product], plan: Plan) -> None:
+def store_products(wiring: Wiring, found: Sequence[Product], plan: Plan, learned: Weights) -> None:
     """Let each node read its weight, and where the plan wants it its bias, from integers."""
     stored: dict[int, ir.Value] = {}
-    for each, scale in zip(found, _scales(found, plan), strict=True):
+    for each, scale in zip(found, scales(found, plan, learned), strict=True):
         if id(scale) not in stored:
             array = weights.weight_of(each.weight, each.node)
             integers = weights.integers(array, scale)
             held = wiring.store(integers, f"{each.weight.name}_quantized")
             stored[id(scale)] = wiring.from_integers(held, scale.steps, each.axis, each.node)
         each.node.replace_input_with(each.slot, stored[id(scale)])
-        if each.bias is not None:
+        if each.bias is not None and each.whole_bias:
             _store_bias(wiring, each, each.bias, scale)
     for each in found:
         _drop(wiring.graph, each.weight)
 
 
-def _scales(found: Sequence[Product], plan: Plan) -> list[Scale]:
+def scales(found: Sequence[Product], plan: Plan, learned: Weights = NOTHING) -> list[Scale]:
     """Return the scale of each product's weight, the same one for those that share it.
 
     A reader whose bias needs steps much larger than the weight's own has the weight for itself:
@@ -74,7 +79,17 @@ def _scales(found: Sequence[Product], plan: Plan) -> list[Scale]:
     for each in found:
         if each.key not in own:
             array = weights.weight_of(each.weight, each.node)
-            own[each.key] = method(array, plan.weights, each.axis, plan.rest)
+            known = learned.get(each.node.name or "")
+            own[each.key] = (
+                Scale(
+                    known.steps,
+                    np.zeros_like(known.steps, np.int32),
+                    plan.weights,
+                    PerChannel(each.axis),
+                )
+                if known is not None
+                else method(array, plan.weights, each.axis, plan.rest)
+            )
             shared[each.key] = own[each.key]
         if _fits(each, own[each.key]):
             shared[each.key] = _roomy(each, shared[each.key])
@@ -91,7 +106,7 @@ def _fits(product: Product, scale: Scale) -> bool:
 
 def _roomy(product: Product, scale: Scale) -> Scale:
     """Return a scale with room for the bias of a product."""
-    if product.bias is None:
+    if product.bias is None or not product.whole_bias:
         return scale
     return weights.room_for_bias(scale, product.bias, product.step)
 

@@ -1,0 +1,132 @@
+"""Weights whose integers were chosen on images: kept as they are, and checked by what they hold."""
+
+import hashlib
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qconvert.errors import QConvertError, UsageError, located
+from qconvert.graph.names import free_name, tensor_names
+from qconvert.quantize.plan import Weight
+from qconvert.scales import Floats
+
+BIAS_SLOT = 2
+INTEGERS, STEPS, BIAS = "integers", "steps", "bias"
+HINT = "it lies beside its plan, as `quantize --plan-out` and `build` write it"
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """The integers of a weight in its own shape, a step for each channel, and the float bias.
+
+    `bias` is None for an operator that adds none.
+    """
+
+    integers: NDArray[np.int8]
+    steps: Floats
+    bias: Floats | None
+
+
+Weights = Mapping[str, Learned]
+NOTHING: Weights = {}
+
+
+def digest(weights: Weights) -> str:
+    """Return the sha256 of all that was learned, empty where nothing was."""
+    if not weights:
+        return ""
+    found = hashlib.sha256()
+    for name in sorted(weights):
+        found.update(name.encode())
+        for array in _arrays(weights[name]).values():
+            found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+def save(weights: Weights, path: Path) -> None:
+    """Write what was learned of each node; the same weights, the same bytes."""
+    with located(path), zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name in sorted(weights):
+            for key, array in _arrays(weights[name]).items():
+                member = zipfile.ZipInfo(f"{name}/{key}.npy")
+                member.compress_type = zipfile.ZIP_DEFLATED
+                with file.open(member, "w") as place:
+                    np.lib.format.write_array(place, array, allow_pickle=False)
+
+
+def load(path: Path) -> dict[str, Learned]:
+    """Read what `save` wrote."""
+    found: dict[str, dict[str, NDArray[np.generic]]] = {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for member in file.files:
+                name, key = member.rsplit("/", 1)
+                found.setdefault(name, {})[key] = file[member]
+        return {name: _learned(arrays) for name, arrays in found.items()}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise QConvertError(f"`{path}` holds no learned weights: {error}", hint=HINT) from None
+
+
+def require(weights: Weights, wanted: str) -> None:
+    """Refuse learned weights other than those a plan was made with."""
+    if digest(weights) != wanted:
+        what = "other learned weights than those given" if weights else "learned weights"
+        raise UsageError(f"the plan was made with {what}", hint=HINT)
+
+
+def settle(node: ir.Node, weight: Weight | None, learned: Learned) -> None:
+    """Give a node the float weight that its integers stand for, and its bias."""
+    value = node.inputs[weight.slot] if weight is not None else None
+    if weight is None or value is None:
+        return
+    shape = [-1 if axis == weight.axis else 1 for axis in range(learned.integers.ndim)]
+    give(value, learned.integers * learned.steps.reshape(shape))
+    if learned.bias is not None:
+        give(bias_of(node), learned.bias)
+
+
+def give(value: ir.Value, array: Floats) -> None:
+    """Let a constant be another one."""
+    value.const_value = ir.tensor(array, name=value.name)
+
+
+def bias_of(node: ir.Node) -> ir.Value:
+    """Return the bias of a node, one that is added where it has none."""
+    held = node.inputs[BIAS_SLOT] if len(node.inputs) > BIAS_SLOT else None
+    if held is not None:
+        return held
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    kind = ir.TensorType(ir.DataType.FLOAT)
+    added = ir.Value(name=free_name(f"{node.name}.bias", tensor_names(graph)), type=kind)
+    give(added, np.zeros(0, np.float32))
+    graph.register_initializer(added)
+    node.resize_inputs(BIAS_SLOT + 1)
+    node.replace_input_with(BIAS_SLOT, added)
+    return added
+
+
+def _arrays(learned: Learned) -> dict[str, NDArray[np.generic]]:
+    arrays: dict[str, NDArray[np.generic]] = {
+        INTEGERS: learned.integers,
+        STEPS: learned.steps,
+    }
+    return arrays if learned.bias is None else {**arrays, BIAS: learned.bias}
+
+
+def _learned(arrays: Mapping[str, NDArray[np.generic]]) -> Learned:
+    integers, steps, bias = arrays[INTEGERS], arrays[STEPS], arrays.get(BIAS)
+    kinds = [np.int8, np.float32] + ([np.float32] if bias is not None else [])
+    found = [integers, steps] + ([bias] if bias is not None else [])
+    if any(array.dtype != kind for array, kind in zip(found, kinds, strict=True)):
+        raise ValueError("an array is not of the type that was written")
+    return Learned(
+        integers.astype(np.int8),
+        steps.astype(np.float32),
+        None if bias is None else bias.astype(np.float32),
+    )

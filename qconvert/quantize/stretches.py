@@ -1,0 +1,66 @@
+"""A graph run a stretch at a time, so that no more is kept of it than what is still to be read.
+
+Every node runs once. The images are in parts, each of which is run by itself as a batch, so it does
+not matter which axis of a tensor is the batch, or whether it has one.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import onnx_ir as ir
+
+from qconvert.feeds import Feeds, Run
+
+Open = Callable[[ir.Model], Run]
+
+
+class Stretches:
+    """A model on its way through the images of `parts`; `held` has for each part what is kept."""
+
+    def __init__(self, model: ir.Model, open_model: Open, parts: Sequence[Feeds]) -> None:
+        self._model, self._open = model, open_model
+        self._nodes = list(model.graph)
+        self._places = {node.name: place for place, node in enumerate(self._nodes)}
+        self._last = _last_readers(self._nodes, model.graph.outputs)
+        self._at = 0
+        self.held: list[Feeds] = [dict(part) for part in parts]
+
+    def run_to(self, name: str, wanted: str, *, beyond: bool = False) -> None:
+        """Run all before a node, and with `beyond` the node too; keep `wanted` until the next."""
+        stop = self._places[name] + beyond
+        nodes = self._nodes[self._at : stop]
+        self._at = stop
+        made = {str(value.name) for node in nodes for value in node.outputs if value.name}
+        keep = {each for each in made if self._last.get(each, -1) >= stop or each == wanted}
+        if keep:
+            self._run(nodes, sorted(keep))
+        self.held = [
+            {
+                each: part[each]
+                for each in part
+                if self._last.get(each, -1) >= stop or each == wanted
+            }
+            for part in self.held
+        ]
+
+    def _run(self, nodes: Sequence[ir.Node], keep: Sequence[str]) -> None:
+        read = {str(value.name) for node in nodes for value in _read(node)}
+        feeds = sorted(read & self.held[0].keys())
+        graph = ir.convenience.extract(self._model.graph, feeds, keep)
+        run = self._open(ir.Model(graph, ir_version=self._model.ir_version))
+        for part in self.held:
+            part.update(run({each: part[each] for each in feeds}))
+
+
+def _read(node: ir.Node) -> Iterator[ir.Value]:
+    """Yield what a node reads, and what the bodies inside it read from outside."""
+    yield from (value for value in node.inputs if value is not None)
+    for attribute in node.attributes.values():
+        if attribute.type is ir.AttributeType.GRAPH:
+            for inner in attribute.as_graph().all_nodes():
+                yield from (value for value in inner.inputs if value is not None)
+
+
+def _last_readers(nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> dict[str, int]:
+    """Return where in the graph each tensor is read for the last time."""
+    last = {str(value.name): place for place, node in enumerate(nodes) for value in _read(node)}
+    return last | {str(value.name): len(nodes) for value in outputs}
