@@ -119,6 +119,10 @@ class Quantize(Strict):
             "`percentile:99.99`, or `auto` to try them"
         ),
     ] = "mse"
+    effort: Annotated[
+        Literal["none", "quick", "default", "thorough"],
+        Field(description="how long weights and biases are learned; `none`: nearest integers"),
+    ] = "default"
     weight_scales: Annotated[
         Literal["mse", "minmax"], Field(description="how the scales of weights are chosen")
     ] = "mse"

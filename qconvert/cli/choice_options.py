@@ -8,6 +8,7 @@ import click
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 RESTS = ("fp32", "fp16", "bf16")
+EFFORTS = ("none", "quick", "default", "thorough")
 
 
 def choice_options(command: Command) -> Command:
@@ -29,6 +30,11 @@ _OPTIONS = [
         metavar="NAME",
         help="How ranges are chosen: mse (default), minmax, moving-average, entropy, "
         "percentile:P, or auto: the one nearest to FP32.",
+    ),
+    click.option(
+        "--effort",
+        type=click.Choice(EFFORTS),
+        help="How long weights are learned (default: default; none: nearest integers).",
     ),
     click.option(
         "--exclude",

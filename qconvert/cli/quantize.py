@@ -129,11 +129,12 @@ def _preview(config: "Config", request: "Request", *, as_json: bool) -> None:
 
 
 def _write_plan(done: "Quantized", place: Path) -> None:
-    from qconvert.quantize.plan import dumps
+    from qconvert.quantize import plan_files
 
     assert done.rewritten.plan is not None
     place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(dumps(done.rewritten.plan), encoding="utf-8")
+    planned = plan_files.Planned(done.rewritten.plan, done.rewritten.learned)
+    plan_files.save(planned, place)
     console.say(f"    plan: {place}")
 
 

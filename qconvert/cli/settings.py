@@ -29,6 +29,7 @@ SETTINGS = {
     "max_broken": "calibration.max-broken",
     "exact": "calibration.exact",
     "method": "quantize.method",
+    "effort": "quantize.effort",
     "weight_bits": "quantize.weight-bits",
     "exclude": "quantize.exclude",
     "only": "quantize.only",

@@ -16,7 +16,7 @@ from qconvert.pipeline.prepared import Prepared
 from qconvert.pipeline.run_folder import CALIBRATION, RunFolder, put_text
 from qconvert.pipeline.variants import Variant
 from qconvert.pipeline.workshop import Workshop
-from qconvert.quantize import plan as plans
+from qconvert.quantize import plan_files
 
 IMAGES = "images.txt"
 
@@ -59,7 +59,7 @@ def again(variants: Sequence[Variant], shop: Workshop) -> Basis:
     if run.calibration.is_file():
         found = seen.from_file(ready, config, run.calibration)
     folders = (run.root / "engines").glob(f"*/{PLAN}")
-    known = {file.parent.name: plans.load(file) for file in folders}
+    known = {file.parent.name: plan_files.load(file) for file in folders}
     if found is None:
         _require_known(variants, known)
     return Basis(ready, config, found, known)

@@ -17,6 +17,7 @@ from qconvert.pipeline.progress import Progress
 from qconvert.pipeline.run_folder import put_copy
 from qconvert.pipeline.variants import Variant
 from qconvert.pipeline.workshop import Workshop
+from qconvert.quantize.plan_files import beside
 from qconvert.store import digest
 
 ENGINE = "engine.json"
@@ -50,7 +51,7 @@ def build(variant: Variant, graph: Graph, shop: Workshop) -> Built:
     def make(folder: Path) -> None:
         began = time.perf_counter()
         engine = backend.build(graph.path, spec, folder, heard)
-        for name in (PLAN, MADE):
+        for name in (PLAN, beside(Path(PLAN)).name, MADE):
             if (graph.folder / name).is_file():
                 shutil.copyfile(graph.folder / name, folder / name)
         write(engine, time.perf_counter() - began, folder)

@@ -17,7 +17,9 @@ from qconvert.pipeline.rewriting import How, rewrite
 from qconvert.pipeline.seen import Seen
 from qconvert.pipeline.variants import Variant
 from qconvert.quantize import plan as plans
+from qconvert.quantize import plan_files
 from qconvert.quantize.plan import Plan
+from qconvert.quantize.plan_files import Planned
 from qconvert.store import Store
 
 GRAPH, PLAN, MADE = "model.onnx", "plan.json", "made.json"
@@ -49,7 +51,7 @@ class Basis:
     ready: Prepared
     config: Config
     found: Seen | None
-    plans: Mapping[str, Plan] = field(default_factory=dict)
+    plans: Mapping[str, Planned] = field(default_factory=dict)
 
 
 def graph_of(variant: Variant, basis: Basis, store: Store, tell: Tell) -> Graph:
@@ -67,10 +69,10 @@ def graph_of(variant: Variant, basis: Basis, store: Store, tell: Tell) -> Graph:
             ended.append(progress)
 
     def make(folder: Path) -> None:
-        done = rewrite(basis.ready, basis.found, how, heard)
+        done = rewrite(basis.ready, basis.found, how, store, heard)
         onnx_io.save(done.model, folder / GRAPH)
         if done.plan is not None:
-            (folder / PLAN).write_text(plans.dumps(done.plan), encoding="utf-8")
+            plan_files.save(Planned(done.plan, done.learned), folder / PLAN)
         told = {
             "islands": done.islands,
             "notes": done.notes,
@@ -101,11 +103,13 @@ def _how(variant: Variant, basis: Basis) -> How:
     if variant.precision != "int8":
         return How(variant.name, replace(wishes, rest=variant.precision if typed else "fp32"))
     rest = (basis.config.quantize.rest or wants.build_rest) if typed else "fp32"
-    plan = basis.plans.get(variant.name)
-    if plan is not None:
-        plan = replace(plan, rest=rest)
+    wishes = replace(wishes, rest=rest)
+    planned = basis.plans.get(variant.name)
+    if planned is not None:
+        plan = replace(planned.plan, rest=rest)
+        return How(variant.name, wishes, plan=plan, learned=planned.weights)
     scheme = requests.scheme_for(basis.config, wants)
-    return How(variant.name, replace(wishes, rest=rest), scheme, plan)
+    return How(variant.name, wishes, scheme, effort=basis.config.quantize.effort)
 
 
 def engine_settings(config: Config, backend: str) -> dict[str, str | int | bool]:

@@ -14,7 +14,7 @@ from qconvert.pipeline.progress import Tell
 from qconvert.pipeline.requests import Request
 from qconvert.pipeline.rewriting import How, Rewritten, rewrite
 from qconvert.pipeline.seen import Seen
-from qconvert.quantize import plan as plans
+from qconvert.quantize import plan_files
 from qconvert.quantize.placement import place
 from qconvert.quantize.planning import require_float, require_some
 from qconvert.store import Store
@@ -39,7 +39,7 @@ def quantize(config: Config, request: Request, store: Store, tell: Tell) -> Quan
     how = _how(config, request, ready)
     found = _seen(ready, config, request, store, tell)
     ready = replace(ready, model=pictures.signed(ready.model, _pictures(ready, config, found)))
-    done = rewrite(ready, found, how, tell)
+    done = rewrite(ready, found, how, store, tell)
     rewritten.write(done.model, request.out, onnx_io.weight_bytes(ready.model), tell)
     notes = wants.notes if done.plan is not None else ()
     return Quantized(ready, done, (*notes, *done.notes))
@@ -59,13 +59,15 @@ def _how(config: Config, request: Request, ready: Prepared) -> How:
         wishes = replace(wishes, rest=request.precision)
         return How(name, wishes, keep_io=request.keep_io)
     if request.plan is not None:
-        plan = plans.load(request.plan)
-        requests.require_fitting(plan, config, request, backends.wants(request.backend))
-        return How(name, wishes, plan=plan, keep_io=request.keep_io)
+        planned = plan_files.load(request.plan)
+        requests.require_fitting(planned.plan, config, request, backends.wants(request.backend))
+        return How(
+            name, wishes, plan=planned.plan, learned=planned.weights, keep_io=request.keep_io
+        )
     scheme = requests.scheme_for(config, backends.wants(request.backend))
     require_float(ready.model)
     require_some(place(ready.model, scheme, observe(ready.model), wishes.selection))
-    return How(name, wishes, scheme, keep_io=request.keep_io)
+    return How(name, wishes, scheme, effort=config.quantize.effort, keep_io=request.keep_io)
 
 
 def _seen(

@@ -11,13 +11,16 @@ from qconvert.measure.nearness import sqnr_db
 from qconvert.pipeline import rewritten
 from qconvert.pipeline.choosing import AUTO, Tried, try_methods
 from qconvert.pipeline.halves import halved, largest
+from qconvert.pipeline.improving import Improver, improve
 from qconvert.pipeline.prepared import Prepared
 from qconvert.pipeline.progress import Progress, Tell
 from qconvert.pipeline.seen import Seen
+from qconvert.quantize.learned import Weights
 from qconvert.quantize.plan import Plan
 from qconvert.quantize.planning import Wishes, make_plan
 from qconvert.quantize.rewrite import apply
 from qconvert.quantize.scheme import Scheme
+from qconvert.store import Store
 
 NOT_RUN = "not run here: ONNX Runtime has no bf16 kernels for the CPU"
 LITERALLY = (
@@ -36,12 +39,18 @@ LEAST_DB = 3.0
 
 @dataclass(frozen=True)
 class How:
-    """What a model is rewritten to: to INT8 by a `plan` or by a `scheme`, the rest as wished."""
+    """What a model is rewritten to: to INT8 by a `plan` or by a `scheme`, the rest as wished.
+
+    `learned` are the weights that were learned with the plan given; weights of a new plan are
+    learned with an `effort`.
+    """
 
     name: str
     wishes: Wishes
     scheme: Scheme | None = None
     plan: Plan | None = None
+    learned: Weights = field(default_factory=dict)
+    effort: str = "none"
     keep_io: bool = True
 
 
@@ -49,25 +58,29 @@ class How:
 class Rewritten:
     """The model that was made, and how.
 
-    `islands` are the nodes that half precision left in float32, each with its reason; `tried` has
-    every range method where one was chosen.
+    `learned` are the weights that belong to the plan. `islands` are the nodes that half precision
+    left in float32, each with its reason; `tried` has every range method where one was chosen.
     """
 
     model: ir.Model
     plan: Plan | None = None
+    learned: Weights = field(default_factory=dict)
     islands: dict[str, str] = field(default_factory=dict)
     tried: tuple[Tried, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def rewrite(ready: Prepared, found: Seen | None, how: How, tell: Tell) -> Rewritten:
+def rewrite(ready: Prepared, found: Seen | None, how: How, store: Store, tell: Tell) -> Rewritten:
     """Return the model in the precisions that were asked for; it runs, and answers with numbers."""
     plan, tried = _planned(ready, found, how, tell)
+    learned, notes = how.learned, list[str]()
+    if plan is not None and found is not None and how.plan is None:
+        better = improve(plan, how.effort, Improver(ready, found, store, tell))
+        plan, learned, notes = better.plan, better.learned, [*better.notes]
     started = time.perf_counter()
     rest = plan.rest if plan is not None else how.wishes.rest
-    model = ready.model if plan is None else apply(ready.model, plan)
+    model = ready.model if plan is None else apply(ready.model, plan, learned)
     islands: dict[str, str] = {}
-    notes: list[str] = []
     if rest != "fp32":
         known = largest(ready.model, found.whole if found is not None else None)
         done = halved(model, rest, known, keep_io=how.keep_io)
@@ -81,7 +94,7 @@ def rewrite(ready: Prepared, found: Seen | None, how: How, tell: Tell) -> Rewrit
     if plan is not None and not plan.integer_bias:
         notes.append(LITERALLY)
     notes += _strange(ready, model, found) if rest != "bf16" else []
-    result = Rewritten(model, plan, islands, tuple(tried), tuple(notes))
+    result = Rewritten(model, plan, learned, islands, tuple(tried), tuple(notes))
     tell(Progress("quantize", f"{how.name}: {_told(result, rest)}", time.perf_counter() - started))
     return result
 

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,8 @@ class Seen:
     """A calibration, and `count` images to choose between what could be made of it.
 
     Choices are made with `choosing`, which did not see those images where they are `held_out`.
-    They are `at_hand` unless all that is known is their names.
+    They are `at_hand` unless all that is known is their names. `lessons` returns so many of the
+    others, spread over all of them, in batches that the model takes.
     """
 
     whole: Calibration
@@ -47,6 +48,7 @@ class Seen:
     count: int
     held_out: bool
     at_hand: bool = True
+    lessons: Callable[[int], list[Feeds]] = field(default=lambda count: [])
 
 
 def measured(ready: Prepared, config: Config, job: Job, store: Store, tell: Tell) -> Seen:
@@ -81,7 +83,9 @@ def measured(ready: Prepared, config: Config, job: Job, store: Store, tell: Tell
     tell(Progress("calibrate", text, time.perf_counter() - started, found.stored))
     chosen = held or others
     count = _count(chosen, fixed_batch(ready.source.inputs))
-    return Seen(whole, choosing, _feeds(ready, look.images, chosen), count, bool(held))
+    images = _feeds(ready, look.images, chosen)
+    lessons = _lessons(ready, lambda: look.images, others)
+    return Seen(whole, choosing, images, count, bool(held), lessons=lessons)
 
 
 def from_file(ready: Prepared, config: Config, path: Path) -> Seen:
@@ -100,7 +104,8 @@ def from_file(ready: Prepared, config: Config, path: Path) -> Seen:
 
     at_hand = config.calibration.images is not None
     count = _count(chosen, fixed_batch(ready.source.inputs))
-    return Seen(whole, whole, images, count, held_out=False, at_hand=at_hand)
+    lessons = _lessons(ready, lambda: _again(ready, config, whole), others)
+    return Seen(whole, whole, images, count, False, at_hand, lessons)
 
 
 def split(count: int) -> tuple[list[range], list[range]]:
@@ -119,6 +124,24 @@ def split(count: int) -> tuple[list[range], list[range]]:
         if start < stop
     ]
     return held, others
+
+
+def _lessons(
+    ready: Prepared, images: Callable[[], Images], others: Sequence[range]
+) -> Callable[[int], list[Feeds]]:
+    """Return what reads so many of the others, whole batches spread evenly over them."""
+    batches = [
+        range(start, min(start + BATCH, part.stop))
+        for part in others
+        for start in range(part.start, part.stop, BATCH)
+    ]
+
+    def read(count: int) -> list[Feeds]:
+        wanted = max(1, min(len(batches), -(-count // BATCH)))
+        some = [batches[place * len(batches) // wanted] for place in range(wanted)]
+        return list(_feeds(ready, images(), some)())
+
+    return read
 
 
 def _again(ready: Prepared, config: Config, seen: Calibration) -> Images:

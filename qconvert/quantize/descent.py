@@ -188,9 +188,11 @@ def _rounded(sums: _Sums, weights: Floats, steps: Floats, largest: int) -> Float
 
 def _times(vectors: Floats, matrices: Floats) -> Floats:
     """Multiply each vector with the one matrix, or with its own."""
-    shared = matrices.ndim == 2
-    product = vectors @ matrices if shared else (vectors[:, np.newaxis] @ matrices)[:, 0]
-    return np.asarray(product, np.float32)
+    if matrices.ndim == 2:
+        together: Floats = vectors @ matrices
+        return together
+    each: Floats = (vectors[:, np.newaxis] @ matrices)[:, 0]
+    return each
 
 
 @dataclass(frozen=True, eq=False)

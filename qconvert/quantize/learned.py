@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -33,7 +34,7 @@ class Learned:
 
 
 Weights = Mapping[str, Learned]
-NOTHING: Weights = {}
+NOTHING: Weights = MappingProxyType({})
 
 
 def digest(weights: Weights) -> str:

@@ -4,6 +4,7 @@ Every node runs once. The images are in parts, each of which is run by itself as
 not matter which axis of a tensor is the batch, or whether it has one.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import onnx_ir as ir
@@ -64,3 +65,26 @@ def _last_readers(nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> dict
     """Return where in the graph each tensor is read for the last time."""
     last = {str(value.name): place for place, node in enumerate(nodes) for value in _read(node)}
     return last | {str(value.name): len(nodes) for value in outputs}
+
+
+def widest_bytes(model: ir.Model) -> int:
+    """Return the bytes that one image takes at the widest place of a graph, as far as is known."""
+    nodes = list(model.graph)
+    last = _last_readers(nodes, model.graph.outputs)
+    now, widest = 0, 0
+    leaving: dict[int, int] = {}
+    for place, node in enumerate(nodes):
+        for value in node.outputs:
+            size = _bytes(value)
+            now += size
+            end = last.get(str(value.name), place)
+            leaving[end] = leaving.get(end, 0) + size
+        widest = max(widest, now)
+        now -= leaving.pop(place, 0)
+    return widest
+
+
+def _bytes(value: ir.Value) -> int:
+    """Return the bytes of a tensor for one image; sizes that are not known count once."""
+    sizes = [size for size in value.shape or () if isinstance(size, int)]
+    return 4 * math.prod(sizes[1:] if len(sizes) == len(value.shape or ()) else sizes)

@@ -1,0 +1,204 @@
+"""Weights learned on calibration images, kept only if the answers of the whole model get nearer.
+
+Every layer is stored as soon as it is learned, so that a run which was killed goes on there.
+"""
+
+import functools
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from qconvert import __version__
+from qconvert.backends.ort import VERSION, open_cpu
+from qconvert.feeds import Feeds
+from qconvert.measure.nearness import distances
+from qconvert.pipeline.prepared import Prepared
+from qconvert.pipeline.progress import Progress, Tell
+from qconvert.pipeline.seen import Seen
+from qconvert.quantize import learned as weights
+from qconvert.quantize import plan as plans
+from qconvert.quantize.learned import Learned, Weights
+from qconvert.quantize.learning import Lesson, Taught, learn, learnable
+from qconvert.quantize.plan import Plan
+from qconvert.quantize.rewrite import apply
+from qconvert.quantize.stretches import widest_bytes
+from qconvert.store import Store
+
+WEIGHTS, TOLD = "learned.npz", "told.json"
+# Two models' activations of all images lie in memory at the widest place of the graph.
+MOST_BYTES = 1_500_000_000
+FEWEST_PARTS = 2
+NOT_AT_HAND = (
+    "weights were rounded to the nearest: learning them needs the calibration images, `--images`"
+)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How many images weights are learned on, and at how many places of each layer."""
+
+    images: int
+    rows: int
+
+
+EFFORTS: dict[str, Effort | None] = {
+    "none": None,
+    "quick": Effort(images=16, rows=1024),
+    "default": Effort(images=64, rows=2048),
+    "thorough": Effort(images=192, rows=8192),
+}
+
+
+@dataclass(frozen=True)
+class Improved:
+    """A plan, the weights that were learned with it, and what to say of them."""
+
+    plan: Plan
+    learned: Weights
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of the layers, and the distance of the model's answers before and after."""
+
+    layers: int
+    learned: int
+    corrected: int
+    before: float
+    after: float
+    images: int
+    judges: int
+
+    @property
+    def kept(self) -> bool:
+        """Whether the answers got nearer."""
+        return self.after < self.before
+
+    def text(self) -> str:
+        """Say it in one sentence."""
+        came = f"{self.before:.4f} -> {self.after:.4f} on {self.judges} images held out"
+        if not self.kept:
+            return f"learned weights were dropped, they do not bring the answers nearer: {came}"
+        corrected = f", bias corrected in {self.corrected} more" if self.corrected else ""
+        return (
+            f"weights learned in {self.learned} of {self.layers} layers{corrected} "
+            f"({self.images} images); distance of the answers {came}"
+        )
+
+
+@dataclass(frozen=True)
+class Improver:
+    """What a plan is improved with."""
+
+    ready: Prepared
+    found: Seen
+    store: Store
+    tell: Tell
+
+
+def improve(plan: Plan, effort: str, by: Improver) -> Improved:
+    """Return the plan with weights that were learned, where that brings the answers nearer."""
+    chosen, model = EFFORTS[effort], by.ready.model
+    names = learnable(model, plan)
+    if chosen is None or not names:
+        return Improved(plan, weights.NOTHING)
+    if not by.found.at_hand:
+        return Improved(plan, weights.NOTHING, (NOT_AT_HAND,))
+    started = time.perf_counter()
+    images = min(chosen.images, max(1, MOST_BYTES // max(1, 2 * widest_bytes(model))))
+    parts = by.found.lessons(images)
+    if len(parts) < FEWEST_PARTS:
+        return Improved(plan, weights.NOTHING)
+    recipe = _recipe(plan, effort, by)
+
+    def make(folder: Path) -> None:
+        lesson = Lesson(parts, functools.partial(open_cpu, literal=True), chosen.rows)
+        with by.store.bench("learn", recipe) as bench:
+            taught = _taught(plan, lesson, by, bench)
+            weights.save(_kept(taught), folder / WEIGHTS)
+        verdict = _judge(plan, taught, parts, by)
+        (folder / TOLD).write_text(json.dumps(asdict(verdict)), encoding="utf-8")
+
+    stored = by.store.get("learn", recipe, make)
+    verdict = Verdict(**json.loads((stored.path / TOLD).read_text(encoding="utf-8")))
+    took = time.perf_counter() - started
+    by.tell(Progress("learn", verdict.text(), took, stored.stored))
+    if not verdict.kept:
+        return Improved(plan, weights.NOTHING, (verdict.text(),))
+    learned = weights.load(stored.path / WEIGHTS)
+    return Improved(signed(plan, learned), learned, (verdict.text(),))
+
+
+def signed(plan: Plan, learned: Weights) -> Plan:
+    """Return a plan that says which weights were learned with it."""
+    return replace(plan, learned=weights.digest(learned))
+
+
+def _taught(plan: Plan, lesson: Lesson, by: Improver, bench: Path) -> list[Taught]:
+    """Learn what is not on the bench yet, and leave each layer there as soon as it is learned."""
+    names = learnable(by.ready.model, plan)
+    there = (_read(bench, place, name) for place, name in enumerate(names))
+    known = {each.name: each for each in there if each is not None}
+    taught: list[Taught] = []
+    for place, each in enumerate(learn(by.ready.model, plan, replace(lesson, known=known))):
+        taught.append(each)
+        if each.name not in known:
+            _write(bench, place, each)
+        by.tell(Progress("learn", "layers", done=place + 1, total=len(names)))
+    return taught
+
+
+def _write(bench: Path, place: int, taught: Taught) -> None:
+    held = {} if taught.learned is None else {taught.name: taught.learned}
+    draft = bench / f".{place}.npz"
+    weights.save(held, draft)
+    draft.rename(bench / f"{place}-{taught.moved}.npz")
+
+
+def _read(bench: Path, place: int, name: str) -> Taught | None:
+    """Return what an earlier try learned of a layer."""
+    for file in bench.glob(f"{place}-*.npz"):
+        return Taught(name, weights.load(file).get(name), int(file.stem.split("-")[1]))
+    return None
+
+
+def _kept(taught: Sequence[Taught]) -> dict[str, Learned]:
+    return {each.name: each.learned for each in taught if each.learned is not None}
+
+
+def _judge(plan: Plan, taught: Sequence[Taught], parts: Sequence[Feeds], by: Improver) -> Verdict:
+    """Compare the answers of the model with and without what was learned, on images held out."""
+    model, learned = by.ready.model, _kept(taught)
+    judges = list(by.found.images())
+    wanted, plain, better = (
+        [run(feeds) for feeds in judges]
+        for run in map(
+            open_cpu, (model, apply(model, plan), apply(model, signed(plan, learned), learned))
+        )
+    )
+    return Verdict(
+        layers=len(taught),
+        learned=sum(each.moved > 0 for each in taught),
+        corrected=sum(each.learned is not None and not each.moved for each in taught),
+        before=float(np.mean(distances(wanted, plain))),
+        after=float(np.mean(distances(wanted, better))),
+        images=sum(len(next(iter(part.values()))) for part in parts),
+        judges=by.found.count,
+    )
+
+
+def _recipe(plan: Plan, effort: str, by: Improver) -> dict[str, str]:
+    """Return all that decides what is learned."""
+    return {
+        "plan": plans.dumps(plan),
+        "calibration": by.found.whole.origin.fingerprint,
+        "effort": f"{effort} {EFFORTS[effort]}",
+        "qconvert": __version__,
+        "numpy": np.__version__,
+        "onnxruntime": VERSION,
+    }
