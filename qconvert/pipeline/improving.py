@@ -131,12 +131,7 @@ def improve(plan: Plan, effort: str, by: Improver) -> Improved:
     if not verdict.kept:
         return Improved(plan, weights.NOTHING, (verdict.text(),))
     learned = weights.load(stored.path / WEIGHTS)
-    return Improved(signed(plan, learned), learned, (verdict.text(),))
-
-
-def signed(plan: Plan, learned: Weights) -> Plan:
-    """Return a plan that says which weights were learned with it."""
-    return replace(plan, learned=weights.digest(learned))
+    return Improved(weights.signed(plan, learned), learned, (verdict.text(),))
 
 
 def _taught(plan: Plan, lesson: Lesson, by: Improver, bench: Path) -> list[Taught]:
@@ -178,7 +173,8 @@ def _judge(plan: Plan, taught: Sequence[Taught], parts: Sequence[Feeds], by: Imp
     wanted, plain, better = (
         [run(feeds) for feeds in judges]
         for run in map(
-            open_cpu, (model, apply(model, plan), apply(model, signed(plan, learned), learned))
+            open_cpu,
+            (model, apply(model, plan), apply(model, weights.signed(plan, learned), learned)),
         )
     )
     return Verdict(

@@ -172,9 +172,8 @@ def _rounded(sums: _Sums, weights: Floats, steps: Floats, largest: int) -> Float
     hold = HOLD * diagonal.mean(axis=-1, keepdims=True) + LEAST_HOLD
     diagonal += hold
     exact = weights / steps[:, np.newaxis]
-    found, low, high = (
-        np.clip(side(exact), -largest, largest) for side in (np.rint, np.floor, np.ceil)
-    )
+    found: Floats = np.clip(np.rint(exact), -largest, largest)
+    low, high = (np.clip(side(exact), -largest, largest) for side in (np.floor, np.ceil))
     # Half the gradient where the weights are now: zero at the float weights but for what is to be
     # made up for.
     off = found * steps[:, np.newaxis] - weights

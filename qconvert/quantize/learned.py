@@ -3,7 +3,7 @@
 import hashlib
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qconvert.errors import QConvertError, UsageError, located
 from qconvert.graph.names import free_name, tensor_names
-from qconvert.quantize.plan import Weight
+from qconvert.quantize.plan import Plan, Weight
 from qconvert.scales import Floats
 
 BIAS_SLOT = 2
@@ -64,13 +64,18 @@ def load(path: Path) -> dict[str, Learned]:
     """Read what `save` wrote."""
     found: dict[str, dict[str, NDArray[np.generic]]] = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             for member in file.files:
                 name, key = member.rsplit("/", 1)
                 found.setdefault(name, {})[key] = file[member]
         return {name: _learned(arrays) for name, arrays in found.items()}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise QConvertError(f"`{path}` holds no learned weights: {error}", hint=HINT) from None
+
+
+def signed(plan: Plan, weights: Weights) -> Plan:
+    """Return a plan that says which weights were learned with it."""
+    return replace(plan, learned=digest(weights))
 
 
 def require(weights: Weights, wanted: str) -> None:
@@ -88,15 +93,16 @@ def settle(node: ir.Node, weight: Weight | None, learned: Learned) -> None:
     shape = [-1 if axis == weight.axis else 1 for axis in range(learned.integers.ndim)]
     give(value, learned.integers * learned.steps.reshape(shape))
     if learned.bias is not None:
-        give(bias_of(node), learned.bias)
+        give(_bias_of(node), learned.bias)
 
 
 def give(value: ir.Value, array: Floats) -> None:
     """Let a constant be another one."""
     value.const_value = ir.tensor(array, name=value.name)
+    value.shape = ir.Shape(array.shape)
 
 
-def bias_of(node: ir.Node) -> ir.Value:
+def _bias_of(node: ir.Node) -> ir.Value:
     """Return the bias of a node, one that is added where it has none."""
     held = node.inputs[BIAS_SLOT] if len(node.inputs) > BIAS_SLOT else None
     if held is not None:
@@ -104,8 +110,10 @@ def bias_of(node: ir.Node) -> ir.Value:
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     kind = ir.TensorType(ir.DataType.FLOAT)
-    added = ir.Value(name=free_name(f"{node.name}.bias", tensor_names(graph)), type=kind)
-    give(added, np.zeros(0, np.float32))
+    name = free_name(f"{node.name}.bias", tensor_names(graph))
+    added = ir.Value(
+        name=name, type=kind, const_value=ir.tensor(np.zeros(1, np.float32), name=name)
+    )
     graph.register_initializer(added)
     node.resize_inputs(BIAS_SLOT + 1)
     node.replace_input_with(BIAS_SLOT, added)

@@ -17,8 +17,8 @@ from qconvert.graph.patterns import constant
 from qconvert.quantize import rows, weights
 from qconvert.quantize.checks import fused_activation, weight_shape
 from qconvert.quantize.descent import Task, descend
-from qconvert.quantize.learned import BIAS_SLOT, Learned, bias_of, give, settle
-from qconvert.quantize.plan import Layer, Plan, Weight
+from qconvert.quantize.learned import BIAS_SLOT, Learned, give, settle
+from qconvert.quantize.plan import Plan, Weight
 from qconvert.quantize.rewrite import apply, chosen_layers
 from qconvert.quantize.stored_weights import Product, products, scales
 from qconvert.quantize.stretches import Open, Stretches
@@ -71,15 +71,16 @@ def learn(model: ir.Model, plan: Plan, lesson: Lesson) -> Iterator[Taught]:
     for number, (each, scale) in enumerate(zip(found, scales(found, plan), strict=True)):
         name = each.node.name or ""
         taught = lesson.known.get(name, Taught(name, None))
-        if name not in lesson.known and _can_learn(each):
+        if _can_learn(each):
+            # Known layers are stopped at too: a runtime computes a longer stretch differently.
             made = str(each.node.outputs[0].name)
             teacher.run_to(name, made, beyond=True)
             read = prefix.run_to(name)
-            wanted = [part[made] for part in teacher.held]
-            generator = np.random.default_rng([lesson.seed, number])
-            places = _places(each, wanted, lesson.rows, generator)
-            taught = _taught(each, scale, _Looks(read, wanted, places))
-        if _can_learn(each):
+            if name not in lesson.known:
+                wanted = [part[made] for part in teacher.held]
+                generator = np.random.default_rng([lesson.seed, number])
+                places = _places(each, wanted, lesson.rows, generator)
+                taught = _taught(each, scale, _Looks(read, wanted, places))
             yield taught
         prefix.settle(each, scale, taught.learned)
 
@@ -95,9 +96,6 @@ class _Prefix:
         rounding = replace(plan, layers=bare, integer_bias=False, learned="")
         rounds = apply(model, rounding)
         self._nodes = {node.name: node for node in rounds.graph}
-        for node in self._nodes.values():
-            if node.op_type in WITH_BIAS and plan.layers.get(node.name or "", Layer("")).weight:
-                bias_of(node)
         self._run = Stretches(rounds, lesson.open_model, lesson.parts)
 
     def run_to(self, name: str) -> list[Floats]:

@@ -1,0 +1,145 @@
+"""Weights are learned layer by layer; what comes out is nearer, and what was learned is stored."""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from qconvert import onnx_io
+from qconvert.backends.ort import open_cpu
+from qconvert.feeds import Feeds
+from qconvert.graph.patterns import constant
+from qconvert.measure.nearness import sqnr_db
+from qconvert.quantize import learned, learning
+from qconvert.quantize.descent import Answer, Task, descend
+from qconvert.quantize.learned import Learned
+from qconvert.quantize.learning import Lesson, Taught, learn, learnable
+from qconvert.quantize.plan import Plan
+from qconvert.quantize.planning import Wishes
+from qconvert.quantize.rewrite import apply
+from tests.models import floats, mixed
+from tests.quantize import rewritten
+from tests.quantize.rewritten import model
+from tests.quantize.test_rewrite import plan as planned
+
+literal = functools.partial(open_cpu, literal=True)
+
+
+def images(count: int, seed: int) -> Feeds:
+    """Return images whose pixels hang together, as those of photographs do."""
+    rough = floats(count, 3, 4, 4, seed=seed).repeat(4, axis=2).repeat(4, axis=3)
+    return {"image": rough + 0.3 * floats(count, 3, 16, 16, seed=seed + 1)}
+
+
+def lesson(known: dict[str, Taught] | None = None) -> Lesson:
+    every = images(32, seed=10)["image"]
+    parts = [{"image": every[start : start + 4]} for start in range(0, 32, 4)]
+    return Lesson(parts, literal, rows=1024, known=known or {})
+
+
+def kept(taught: Sequence[Taught]) -> dict[str, Learned]:
+    return {each.name: each.learned for each in taught if each.learned is not None}
+
+
+def applied(net: ir.Model, plan: Plan, weights: dict[str, Learned]) -> ir.Model:
+    return apply(net, learned.signed(plan, weights), weights)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "tensorrt"])
+def test_answers_come_nearer_to_those_in_float_on_images_never_seen(backend: str) -> None:
+    net = mixed()
+    plan = planned(net, backend, Wishes())
+    weights = kept(list(learn(net, plan, lesson())))
+    assert len(weights) >= 4
+    unseen = images(64, seed=77)
+    wanted = open_cpu(net)(unseen)
+    before, after = (
+        sqnr_db(wanted, open_cpu(each)(unseen))
+        for each in (apply(net, plan), applied(net, plan, weights))
+    )
+    assert after > before + 0.5
+
+
+@pytest.mark.parametrize("backend", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("rest", ["fp32", "fp16"])
+def test_the_stored_integers_are_the_very_ones_that_were_learned(backend: str, rest: str) -> None:
+    net = mixed()
+    plan = planned(net, backend, Wishes(rest=rest))  # type: ignore[arg-type]
+    weights = kept(list(learn(net, plan, lesson())))
+    made = applied(net, plan, weights)
+    for name, each in weights.items():
+        node = next(node for node in made.graph if node.name == name)
+        back = node.inputs[1].producer()  # type: ignore[union-attr]
+        assert back is not None
+        np.testing.assert_array_equal(constant(back.inputs[0]), each.integers)
+        np.testing.assert_array_equal(constant(back.inputs[1]), each.steps)
+
+
+def test_the_same_images_teach_the_same_whether_at_once_or_in_two_goes() -> None:
+    net = mixed()
+    plan = planned(net, "cpu", Wishes())
+    whole = list(learn(net, plan, lesson()))
+    again = list(learn(net, plan, lesson()))
+    assert learned.digest(kept(whole)) == learned.digest(kept(again))
+    half = {each.name: each for each in whole[:3]}
+    resumed = list(learn(net, plan, lesson(half)))
+    assert [each.name for each in resumed] == learnable(net, plan)
+    assert learned.digest(kept(resumed)) == learned.digest(kept(whole))
+
+
+def test_a_convolution_without_a_bias_gets_one_where_that_helps() -> None:
+    net = mixed()
+    plan = planned(net, "tensorrt", Wishes())
+    weights = kept(list(learn(net, plan, lesson())))
+    made = applied(net, plan, weights)
+    side = next(node for node in made.graph if node.name == "side")
+    np.testing.assert_array_equal(constant(side.inputs[2]), weights["side"].bias)
+    onnx_io.require_valid(made)
+
+
+def test_a_weight_that_two_nodes_read_and_a_bias_that_is_computed_are_left_alone() -> None:
+    net = model(
+        "a = Conv (image, w1) b = Relu (a) c = Conv (b, w2, m) d = Conv (c, w2)"
+        " e = GlobalAveragePool (d) f = Flatten (e) scores = Gemm (f, w3)",
+        "(float[N, 3, 16, 16] image, float[16] m) => (float[N, 24] scores)",
+        w1=(16, 3, 1, 1),
+        w2=(16, 16, 1, 1),
+        w3=(16, 24),
+    )
+    for node in net.graph:
+        node.name = str(node.outputs[0].name)
+    assert learnable(net, rewritten.planned(net, "cpu")) == ["a", "scores"]
+
+
+def test_a_layer_keeps_nothing_that_does_not_hold_on_other_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = mixed()
+    plan = planned(net, "cpu", Wishes())
+
+    def wrong(task: Task) -> tuple[Answer, Answer]:
+        found = Answer(task.nearest, None if task.biases is None else task.biases + 1.0)
+        return found, Answer(-task.nearest, task.biases)
+
+    monkeypatch.setattr(learning, "descend", wrong)
+    taught = list(learn(net, plan, lesson()))
+    assert [each.name for each in taught] == learnable(net, plan)
+    assert not kept(taught)
+
+
+def test_memory_of_the_rows_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = mixed()
+    monkeypatch.setattr(learning, "MOST_BYTES", 20_000)
+    sizes: list[int] = []
+
+    def watched(task: Task) -> tuple[Answer, Answer]:
+        sizes.append(task.rows.nbytes)
+        return descend(task)
+
+    monkeypatch.setattr(learning, "descend", watched)
+    plan = planned(net, "cpu", Wishes())
+    assert len(list(learn(net, plan, lesson()))) == len(sizes)
+    # One row of each image at least, whatever its size.
+    assert max(sizes) <= max(20_000, 32 * 4 * 144)
