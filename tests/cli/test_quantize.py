@@ -61,8 +61,32 @@ def test_a_calibration_file_gives_the_same_bytes_as_its_images(qconvert: Command
     quantized(qconvert, "--images", "images")
     before = Path("out.onnx").read_bytes()
     assert qconvert("calibrate", "net.onnx", "--images", "images", "-o", "c.npz").code == 0
-    quantized(qconvert, "--calibration", "c.npz")
+    quantized(qconvert, "--calibration", "c.npz", "--images", "images")
     assert Path("out.onnx").read_bytes() == before
+
+
+def test_without_the_images_nothing_is_learned_and_it_is_said(qconvert: Command) -> None:
+    qconvert("calibrate", "net.onnx", "--images", "images", "-o", "c.npz")
+    done = quantized(qconvert, "--calibration", "c.npz")
+    assert "learning them needs the calibration images" in " ".join(done.err.split())
+    before = Path("out.onnx").read_bytes()
+    quantized(qconvert, "--images", "images", "--effort", "none")
+    assert Path("out.onnx").read_bytes() == before
+
+
+def test_learned_weights_are_replayed_with_their_plan_and_missed_without_them(
+    qconvert: Command,
+) -> None:
+    done = quantized(qconvert, "--images", "images", "--plan-out", "plan.json")
+    assert "weights learned in" in done.err
+    before = Path("out.onnx").read_bytes()
+    quantized(qconvert, "--plan", "plan.json", "--images", "images")
+    assert Path("out.onnx").read_bytes() == before
+    Path("plan.learned.npz").unlink()
+    lost = qconvert("quantize", "net.onnx", "--plan", "plan.json", "-o", "again.onnx")
+    assert lost.code == 2
+    assert "plan.learned.npz" in lost.err
+    assert "hint:" in lost.err
 
 
 def test_another_method_or_backend_runs_no_image_again(qconvert: Command) -> None:

@@ -1,0 +1,142 @@
+"""What is learned is kept only where the whole model answers more nearly, and never twice."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from qconvert import config_file
+from qconvert.pipeline import improving, prepared, seen
+from qconvert.pipeline.calibrate import Job
+from qconvert.pipeline.improving import Improved, Improver, improve
+from qconvert.pipeline.prepared import Prepared
+from qconvert.pipeline.progress import Progress
+from qconvert.pipeline.seen import Seen
+from qconvert.quantize import learned, learning
+from qconvert.quantize.descent import Answer, Task, descend
+from qconvert.quantize.plan import Plan
+from qconvert.quantize.planning import Wishes, make_plan
+from qconvert.store import Store
+from tests.conftest import write
+from tests.models import mixed
+from tests.pictures import draw_folder
+from tests.quantize.rewritten import scheme
+
+
+@dataclass
+class World:
+    """A model that has been calibrated on pictures in this folder, and who hears of the work."""
+
+    ready: Prepared
+    found: Seen
+    plan: Plan
+    store: Store = field(default_factory=lambda: Store(Path(".store")))
+    told: list[Progress] = field(default_factory=list)
+    stop_at: int = 0
+
+    def tell(self, progress: Progress) -> None:
+        self.told.append(progress)
+        if progress.step == "learn" and progress.done and progress.done == self.stop_at:
+            raise KeyboardInterrupt
+
+    def improve(self, effort: str = "quick") -> Improved:
+        self.told.clear()
+        return improve(self.plan, effort, Improver(self.ready, self.found, self.store, self.tell))
+
+    @property
+    def layers_told(self) -> int:
+        return sum(each.step == "learn" and each.total > 0 for each in self.told)
+
+
+@pytest.fixture
+def world() -> World:
+    write(mixed(), Path("net.onnx"))
+    draw_folder(Path("images"), 40, 16)
+    store = Store(Path(".store"))
+    given = {"model": "net.onnx", "calibration.images": "images"}
+    config = config_file.load(None, given)
+    ready = prepared.load(config, store, lambda progress: None, trust=False)
+    found = seen.measured(ready, config, Job(Path("o.onnx")), store, lambda progress: None)
+    plan = make_plan(ready.model, scheme("cpu"), found.whole.summaries, Wishes())
+    return World(ready, found, plan)
+
+
+def test_a_plan_with_learned_weights_says_so_and_how_much_nearer_the_answers_are(
+    world: World,
+) -> None:
+    done = world.improve()
+    assert done.learned
+    assert done.plan.learned == learned.digest(done.learned)
+    (note,) = done.notes
+    assert "weights learned in" in note
+    assert "images held out" in note
+    assert world.told[-1].text == note
+
+
+def test_the_same_again_comes_from_the_store(world: World) -> None:
+    first = world.improve()
+    again = world.improve()
+    assert world.told[-1].stored
+    assert world.layers_told == 0
+    assert learned.digest(first.learned) == learned.digest(again.learned)
+
+
+def test_no_effort_and_no_images_learn_nothing(world: World) -> None:
+    assert world.improve("none") == Improved(world.plan, {})
+    blind = Seen(
+        world.found.whole, world.found.choosing, world.found.images, 8, held_out=True, at_hand=False
+    )
+    done = improve(world.plan, "quick", Improver(world.ready, blind, world.store, world.tell))
+    assert not done.learned
+    assert "--images" in done.notes[0]
+
+
+def test_what_a_killed_run_learned_is_not_learned_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = world.improve()
+    learnt: list[Task] = []
+
+    def counted(task: Task) -> tuple[Answer, Answer]:
+        learnt.append(task)
+        return descend(task)
+
+    monkeypatch.setattr(learning, "descend", counted)
+    world.store = Store(Path(".other"))
+    world.stop_at = 4
+    with pytest.raises(KeyboardInterrupt):
+        world.improve()
+    assert len(learnt) == 4
+    world.stop_at = 0
+    resumed = world.improve()
+    assert len(learnt) == len(learning.learnable(world.ready.model, world.plan))
+    assert learned.digest(resumed.learned) == learned.digest(whole.learned)
+
+
+def test_weights_that_do_not_help_the_answers_are_dropped(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def harmful(task: Task) -> tuple[Answer, Answer]:
+        """Return what looks better to every layer, as a judge who is bribed would say."""
+        found = Answer(task.nearest, None if task.biases is None else task.biases + 3.0)
+        return found, found
+
+    monkeypatch.setattr(learning, "descend", harmful)
+    monkeypatch.setattr(Task, "error", lambda task, integers, biases: -abs(float(biases.sum())))
+    done = world.improve()
+    assert not done.learned
+    assert done.plan == world.plan
+    assert "dropped" in done.notes[0]
+
+
+def test_memory_bounds_the_images(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def lessons(count: int) -> list[dict[str, object]]:
+        asked.append(count)
+        return []
+
+    object.__setattr__(world.found, "lessons", lessons)
+    monkeypatch.setattr(improving, "MOST_BYTES", 1_000_000)
+    world.improve("thorough")
+    assert 1 <= asked[0] < improving.EFFORTS["thorough"].images  # type: ignore[union-attr]
