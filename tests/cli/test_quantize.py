@@ -79,9 +79,9 @@ def test_learned_weights_are_replayed_with_their_plan_and_missed_without_them(
 ) -> None:
     done = quantized(qconvert, "--images", "images", "--plan-out", "plan.json")
     assert "weights learned in" in done.err
-    before = Path("out.onnx").read_bytes()
-    quantized(qconvert, "--plan", "plan.json", "--images", "images")
-    assert Path("out.onnx").read_bytes() == before
+    before = onnx_io.fingerprint(onnx_io.load(Path("out.onnx")))
+    quantized(qconvert, "--plan", "plan.json")
+    assert onnx_io.fingerprint(onnx_io.load(Path("out.onnx"))) == before
     Path("plan.learned.npz").unlink()
     lost = qconvert("quantize", "net.onnx", "--plan", "plan.json", "-o", "again.onnx")
     assert lost.code == 2
