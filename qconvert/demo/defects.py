@@ -27,9 +27,9 @@ def scratch(random: Random, surface: Surface) -> Surface:
             along, beside = length * t, bend * (1 - 4 * t * t)
             path.append(_moved(_moved(start, angle, along), angle + math.pi / 2, beside))
         groove = lines([(path, random.uniform(0.8, 1.8))])
-        surface = surface.raised(groove * -random.uniform(0.2, 0.7))
+        surface = surface.raised(groove * -random.uniform(0.3, 0.7))
         tone = gray(random.choice((0.05, 0.95)))
-        surface = surface.tinted(groove * random.uniform(0.14, 0.5), tone)
+        surface = surface.tinted(groove * random.uniform(0.2, 0.5), tone)
     return surface
 
 
@@ -52,7 +52,7 @@ def dent(random: Random, surface: Surface) -> Surface:
     radius = random.uniform(11, 26)
     far = distance(_place(random, 0.25), random.uniform(0.7, 1.4), random.uniform(0, math.pi))
     hollow = 1 - ramp(far, radius * random.uniform(-0.3, 0.35), radius)
-    return surface.raised(hollow * -radius * random.uniform(0.05, 0.16))
+    return surface.raised(hollow * -radius * random.uniform(0.06, 0.16))
 
 
 def pit(random: Random, surface: Surface) -> Surface:
@@ -115,14 +115,15 @@ def burr(random: Random, surface: Surface) -> Surface:
 
 def peel(random: Random, surface: Surface) -> Surface:
     """Return it with its coat come off in a flake that has sharp corners."""
-    centre, radius = _place(random, 0.25), random.uniform(10, 26)
-    corners = np.sort(random.uniform(0, 2 * math.pi, random.integers(6, 12)))
-    outline = [_moved(centre, angle, radius * random.uniform(0.55, 1.15)) for angle in corners]
+    centre, radius = _place(random, 0.25), random.uniform(13, 27)
+    corners = int(random.integers(6, 12))
+    turns = (np.arange(corners) + random.uniform(0, 0.8, corners)) * (2 * math.pi / corners)
+    outline = [_moved(centre, turn, radius * random.uniform(0.55, 1.15)) for turn in turns]
     flake = polygon(outline)
     under = random.uniform(0.25, 0.85) + random.uniform(-0.04, 0.04, 3)
     coat = colour(*under) * (1 + noise(random, 30, 30) * 0.06)
     cut = surface.raised(flake * -random.uniform(0.3, 0.9))
-    return cut.tinted(flake * random.uniform(0.3, 0.9), coat)
+    return cut.tinted(flake * random.uniform(0.4, 0.9), coat)
 
 
 DEFECTS: dict[str, Callable[[Random, Surface], Surface]] = {

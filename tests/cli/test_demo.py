@@ -66,3 +66,9 @@ def test_it_needs_a_folder_of_its_own(qconvert: Command) -> None:
     refused = shown(qconvert, "-o", "mine", code=2)
     assert "`mine` holds other files" in refused.err
     assert [file.name for file in Path("mine").rglob("*")] == ["evaluation", "picture.jpg"]
+
+
+def test_pictures_of_another_release_are_not_mixed_with_its_own(qconvert: Command) -> None:
+    Path("older").mkdir()
+    Path("older/demo.json").write_text("{}")
+    assert "`older` holds the demo of another version" in shown(qconvert, "-o", "older", code=2).err
