@@ -1,5 +1,6 @@
 """A folder with all that the demo needs: the network, and pictures to calibrate and to score on."""
 
+import hashlib
 import json
 import time
 from dataclasses import dataclass
@@ -7,7 +8,6 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from qconvert import __version__
 from qconvert.demo import folder, seeds
 from qconvert.errors import QConvertError, UsageError
 from qconvert.pipeline.progress import Progress, Tell
@@ -27,10 +27,17 @@ class Pictures:
     count: int
 
     def recipe(self) -> dict[str, str]:
-        """Return what decides their bytes."""
-        drawers = {each: version(each) for each in ("numpy", "pillow")}
-        seed, count = str(self.seed), str(self.count)
-        return {"name": self.name, "seed": seed, "count": count, "qconvert": __version__, **drawers}
+        """Return what decides their bytes: also the code that draws, which changes unreleased."""
+        code = hashlib.sha256()
+        for file in sorted(Path(__file__).parent.glob("*.py")):
+            code.update(file.read_bytes())
+        return {
+            "name": self.name,
+            "seed": str(self.seed),
+            "count": str(self.count),
+            "code": code.hexdigest(),
+            **{each: version(each) for each in ("numpy", "pillow")},
+        }
 
 
 CALIBRATION = Pictures("calibration", seeds.CALIBRATION, seeds.CALIBRATIONS)
