@@ -34,15 +34,28 @@ def distances(wanted: Sequence[Feeds], got: Sequence[Feeds]) -> Numbers:
 
 def sqnr_db(wanted: Feeds, got: Feeds) -> float:
     """Return the power of all real outputs over that of their error, in decibels."""
-    signal = error = 0.0
-    for name, array in wanted.items():
-        if np.asarray(array).dtype.kind == "f":
-            a, b = (np.asarray(each, dtype=np.float64) for each in (array, got[name]))
-            signal += float(np.square(a).sum())
-            error += float(np.square(a - b).sum())
+    signal, error = _powers([wanted], [got])
     if not error:
         return float("inf")
     return float(10 * np.log10(signal / error)) if signal and np.isfinite(error) else -np.inf
+
+
+def noise(wanted: Sequence[Feeds], got: Sequence[Feeds]) -> float:
+    """Return the power of the error of all real outputs over that of the outputs."""
+    signal, error = _powers(wanted, got)
+    return error / signal if signal and np.isfinite(error) else np.inf
+
+
+def _powers(wanted: Sequence[Feeds], got: Sequence[Feeds]) -> tuple[float, float]:
+    """Return the sums of the squares of all real outputs, and of their errors."""
+    signal = error = 0.0
+    for before, after in zip(wanted, got, strict=True):
+        for name, array in before.items():
+            if np.asarray(array).dtype.kind == "f":
+                a, b = (np.asarray(each, dtype=np.float64) for each in (array, after[name]))
+                signal += float(np.square(a).sum())
+                error += float(np.square(a - b).sum())
+    return signal, error
 
 
 def divergence(wanted: NDArray[Any], got: NDArray[Any]) -> Numbers:

@@ -4,18 +4,18 @@ Every layer is stored as soon as it is learned, so that a run which was killed g
 """
 
 import functools
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pydantic
 
 from qconvert import __version__
 from qconvert.backends.ort import VERSION, open_cpu
 from qconvert.feeds import Feeds
-from qconvert.measure.nearness import distances
+from qconvert.measure.nearness import distances, noise
 from qconvert.pipeline.prepared import Prepared
 from qconvert.pipeline.progress import Progress, Tell
 from qconvert.pipeline.seen import Seen
@@ -32,6 +32,7 @@ WEIGHTS, TOLD = "learned.npz", "told.json"
 # Two models' activations of all images lie in memory at the widest place of the graph.
 MOST_BYTES = 1_500_000_000
 FEWEST_PARTS = 2
+STANDARD_ERRORS = 2.0
 NOT_AT_HAND = (
     "weights were rounded to the nearest: learning them needs the calibration images, `--images`"
 )
@@ -63,32 +64,48 @@ class Improved:
 
 
 @dataclass(frozen=True)
+class Nearness:
+    """The power of the answers' error over that of the answers, and their mean distance."""
+
+    error: float
+    distance: float
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """What became of the layers, and the distance of the model's answers before and after."""
+    """What became of the layers, and how near the model's answers are to FP32 before and after."""
 
     layers: int
     learned: int
     corrected: int
-    before: float
-    after: float
+    before: Nearness
+    after: Nearness
+    worse: bool
     images: int
     judges: int
 
     @property
     def kept(self) -> bool:
-        """Whether the answers got nearer."""
-        return self.after < self.before
+        """Whether the error of the answers fell, and they are no further off beyond chance."""
+        return self.after.error < self.before.error and not self.worse
 
     def text(self) -> str:
         """Say it in one sentence."""
-        came = f"{self.before:.4f} -> {self.after:.4f} on {self.judges} images held out"
+        came = (
+            f"error {self.before.error:.2%} -> {self.after.error:.2%}, distance "
+            f"{self.before.distance:.4f} -> {self.after.distance:.4f} "
+            f"on {self.judges} images held out"
+        )
         if not self.kept:
             return f"learned weights were dropped, they do not bring the answers nearer: {came}"
         corrected = f", bias corrected in {self.corrected} more" if self.corrected else ""
         return (
             f"weights learned in {self.learned} of {self.layers} layers{corrected} "
-            f"({self.images} images); distance of the answers {came}"
+            f"({self.images} images); answers: {came}"
         )
+
+
+VERDICT = pydantic.TypeAdapter(Verdict)
 
 
 @dataclass(frozen=True)
@@ -122,10 +139,10 @@ def improve(plan: Plan, effort: str, by: Improver) -> Improved:
             taught = _taught(plan, lesson, by, bench)
             weights.save(_kept(taught), folder / WEIGHTS)
         verdict = _judge(plan, taught, parts, by)
-        (folder / TOLD).write_text(json.dumps(asdict(verdict)), encoding="utf-8")
+        (folder / TOLD).write_bytes(VERDICT.dump_json(verdict))
 
     stored = by.store.get("learn", recipe, make)
-    verdict = Verdict(**json.loads((stored.path / TOLD).read_text(encoding="utf-8")))
+    verdict = VERDICT.validate_json((stored.path / TOLD).read_bytes())
     took = time.perf_counter() - started
     by.tell(Progress("learn", verdict.text(), took, stored.stored))
     if not verdict.kept:
@@ -170,19 +187,26 @@ def _judge(plan: Plan, taught: Sequence[Taught], parts: Sequence[Feeds], by: Imp
     """Compare the answers of the model with and without what was learned, on images held out."""
     model, learned = by.ready.model, _kept(taught)
     judges = list(by.found.images())
-    wanted, plain, better = (
+    wanted, *found = (
         [run(feeds) for feeds in judges]
         for run in map(
             open_cpu,
             (model, apply(model, plan), apply(model, weights.signed(plan, learned), learned)),
         )
     )
+    far = [distances(wanted, answers) for answers in found]
+    before, after = (
+        Nearness(noise(wanted, answers), float(each.mean()))
+        for answers, each in zip(found, far, strict=True)
+    )
+    grown = far[1] - far[0]
     return Verdict(
         layers=len(taught),
         learned=sum(each.moved > 0 for each in taught),
         corrected=sum(each.learned is not None and not each.moved for each in taught),
-        before=float(np.mean(distances(wanted, plain))),
-        after=float(np.mean(distances(wanted, better))),
+        before=before,
+        after=after,
+        worse=bool(grown.mean() > STANDARD_ERRORS * grown.std() / np.sqrt(grown.size)),
         images=sum(len(next(iter(part.values()))) for part in parts),
         judges=by.found.count,
     )
