@@ -26,7 +26,6 @@ def html(report: Report, pictures: Mapping[str, bytes]) -> str:
     # Matplotlib takes longer to import than all the rest; who wants Markdown need not wait.
     from qconvert.report import charts
 
-    found = report.evidence
     page = (
         _templates()
         .get_template("report.html")
@@ -46,22 +45,26 @@ def html(report: Report, pictures: Mapping[str, bytes]) -> str:
             operators=_operators(report),
             left=placement.left(report),
             by_depth=charts.by_depth(report),
-            layers=[_worst(names, found) for names, found in _by_precision(report)],
-            maps=[each for each in found.feature_maps if each.picture in pictures],
-            ranges=[(each, charts.of_range(each)) for each in found.ranges],
+            layers=[_worst(names, rows) for names, rows in _by_precision(report)],
+            maps=[each for each in report.evidence.feature_maps if each.picture in pictures],
+            ranges=[(each, charts.of_range(each)) for each in report.evidence.ranges],
             methods={**charts.METHODS, "chosen": charts.CHOSEN},
-            weights=[(each, charts.of_weights(each)) for each in found.weights],
+            weights=[(each, charts.of_weights(each)) for each in report.evidence.weights],
             changed=_changed(report),
             shifts=_shifts(report),
             made=_made(report),
             engines=_engines(report),
-            small={
-                each.image: each.picture for each in found.thumbnails if each.picture in pictures
-            },
+            small=_small(report, pictures),
             source=lambda name: _source(name, pictures[name]),
         )
     )
     return re.sub(r"\n\s*\n+", "\n", page).strip() + "\n"
+
+
+def _small(report: Report, pictures: Mapping[str, bytes]) -> dict[str, str]:
+    """Return the thumbnails that are there, by their images."""
+    known = report.evidence.thumbnails
+    return {each.image: each.picture for each in known if each.picture in pictures}
 
 
 @cache
