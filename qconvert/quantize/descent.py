@@ -6,11 +6,14 @@ nor the actual answer lies between its limits do not count, since rounding chang
 then each output has sums of its own.
 """
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from qconvert.scales import Floats
 
@@ -81,16 +84,27 @@ class Answer:
 def descend(task: Task) -> tuple[Answer, Answer]:
     """Return the nearest integers with better biases, and integers with a smaller error yet."""
     near, best = (Answer(task.nearest, _copy(task.biases)) for _ in range(2))
-    for group in range(len(task.rows)):
-        for outputs, sums in _all_sums(task, group):
-            steps = task.steps[group, outputs]
-            found = _rounded(sums, task.weights[group, outputs], steps, task.largest)
-            best.integers[group, outputs] = found
-            for answer in (near, best):
-                if answer.biases is not None:
-                    held = answer.integers[group, outputs] * steps[:, np.newaxis]
-                    answer.biases[group, outputs] = sums.bias(held)
+
+    def settle(which: Which) -> None:
+        found = _sums_of(task, which)
+        if found is None:
+            return
+        which, sums = found
+        steps = task.steps[which]
+        best.integers[which] = _rounded(sums, task.weights[which], steps, task.largest)
+        for answer in (near, best):
+            if answer.biases is not None:
+                answer.biases[which] = sums.bias(answer.integers[which] * steps[:, np.newaxis])
+
+    # Each works on outputs of its own. Products this small are slower on several threads.
+    threads = os.cpu_count() or 1
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+        list(pool.map(settle, _pieces(task, threads)))
     return near, best
+
+
+# The groups and the outputs of them, one by one.
+Which = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 
 def _copy(array: Floats | None) -> Floats | None:
@@ -115,43 +129,58 @@ class _Sums:
         return added
 
 
-def _all_sums(task: Task, group: int) -> Iterator[tuple[NDArray[np.intp], _Sums]]:
-    """Yield outputs and their sums, those without enough rows left out."""
-    outputs = np.arange(task.weights.shape[1])
-    rows, centred = task.rows[group], task.biases is not None
-    if not task.is_cut:
-        yield outputs, _sum(rows, task.wanted[group], centred=centred)
+def _shares(task: Task) -> bool:
+    """Whether all outputs of a group have the same sums of rows."""
+    return not task.is_cut and task.weights.shape[1] > 1
+
+
+def _pieces(task: Task, threads: int) -> Iterator[Which]:
+    """Yield outputs whose integers are found together."""
+    groups, outputs, size = task.weights.shape
+    if _shares(task):
+        yield from ((np.full(outputs, group), np.arange(outputs)) for group in range(groups))
         return
-    at_once = max(1, MOST_SUMS // task.weights.shape[2] ** 2)
-    for first in range(0, len(outputs), at_once):
-        counting = [
-            (output, np.flatnonzero(_counts(task, group, output)))
-            for output in outputs[first : first + at_once]
-        ]
-        found = [(output, where) for output, where in counting if len(where) >= FEWEST_ROWS]
-        if found:
-            each = [_sum_cut(task, group, output, where) for output, where in found]
-            yield np.array([output for output, _ in found]), _stacked(each)
+    every = np.indices((groups, outputs)).reshape(2, -1)
+    fitting = max(1, MOST_SUMS // (threads * size**2))
+    at_once = min(fitting, -(-every.shape[1] // threads))
+    for first in range(0, every.shape[1], at_once):
+        some = every[:, first : first + at_once]
+        yield some[0], some[1]
 
 
-def _counts(task: Task, group: int, output: int) -> NDArray[np.bool_]:
-    """Return the rows on which the wanted or the actual answer is between the limits."""
-    wanted = task.wanted[group, output]
-    actual = task.rows[group] @ task.weights[group, output]
-    actual += 0.0 if task.biases is None else task.biases[group, output]
-    inside: NDArray[np.bool_] = (wanted > task.low) & (wanted < task.high)
-    inside |= (actual > task.low) & (actual < task.high)
+def _sums_of(task: Task, which: Which) -> tuple[Which, _Sums] | None:
+    """Return outputs and their sums, those without enough rows left out."""
+    if _shares(task):
+        group = which[0][0]
+        return which, _sum(task, task.rows[group], task.wanted[group])
+    each = [_sum_apart(task, group, output) for group, output in zip(*which, strict=True)]
+    found = [sums for sums in each if sums is not None]
+    if not found:
+        return None
+    there = np.array([sums is not None for sums in each])
+    return (which[0][there], which[1][there]), _stacked(found)
+
+
+def _sum_apart(task: Task, group: int, output: int) -> _Sums | None:
+    """Return the sums of one output over the rows that count for it, if there are enough."""
+    rows, wanted = task.rows[group], task.wanted[group, output]
+    if task.is_cut:
+        counts = _between(wanted, task)
+        actual = rows @ task.weights[group, output]
+        actual += 0.0 if task.biases is None else task.biases[group, output]
+        counts |= _between(actual, task)
+        rows, wanted = rows[counts], np.clip(wanted[counts], task.low, task.high)
+    return _sum(task, rows, wanted[np.newaxis]) if len(rows) >= FEWEST_ROWS else None
+
+
+def _between(answers: Floats, task: Task) -> NDArray[np.bool_]:
+    inside: NDArray[np.bool_] = (answers > task.low) & (answers < task.high)
     return inside
 
 
-def _sum_cut(task: Task, group: int, output: int, where: NDArray[np.intp]) -> _Sums:
-    kept = np.clip(task.wanted[group, output][where], task.low, task.high)
-    return _sum(task.rows[group][where], kept[np.newaxis], centred=task.biases is not None)
-
-
-def _sum(rows: Floats, answers: Floats, *, centred: bool) -> _Sums:
+def _sum(task: Task, rows: Floats, answers: Floats) -> _Sums:
     mean_rows, mean_answers = rows.mean(axis=0), answers.mean(axis=1)
-    if centred:
+    if task.biases is not None:
         rows, answers = rows - mean_rows, answers - mean_answers[:, np.newaxis]
     return _Sums(rows.T @ rows, answers @ rows, mean_rows, mean_answers)
 
@@ -217,17 +246,20 @@ class _Search:
 
     def _change(self, block: slice) -> Floats:
         """Move the inputs of a block, each knowing of those before it; return by how much."""
-        slope = self.slope[:, block].copy()
+        # Inputs come first here: what is done for one input of all outputs lies together.
+        slope, integers, low, high = (
+            array[:, block].T.copy(order="C") for array in (self.slope, self.integers, *self.limits)
+        )
+        squares = self.squares[..., block, block]
+        lines = np.moveaxis(squares, 0, -1) if squares.ndim > 2 else squares[..., np.newaxis]
+        lines = np.ascontiguousarray(lines)
         changes = np.zeros_like(slope)
-        shared = self.squares.ndim == 2
-        low, high = (limit[:, block] for limit in self.limits)
-        integers, squares = self.integers[:, block], self.squares[..., block, block]
-        for place in range(slope.shape[1]):
-            line = squares[place] if shared else squares[:, place]
-            best = integers[:, place] - slope[:, place] / (line[..., place] * self.steps)
-            best = np.clip(np.rint(best), low[:, place], high[:, place])
-            change = (best - integers[:, place]) * self.steps
-            integers[:, place] = best
-            changes[:, place] = change
-            slope += change[:, np.newaxis] * line
-        return changes
+        for place in range(len(slope)):
+            best = np.rint(integers[place] - slope[place] / (lines[place, place] * self.steps))
+            np.minimum(np.maximum(best, low[place], out=best), high[place], out=best)
+            np.multiply(best - integers[place], self.steps, out=changes[place])
+            if changes[place].any():
+                integers[place] = best
+                slope[place + 1 :] += lines[place, place + 1 :] * changes[place]
+        self.integers[:, block] = integers.T
+        return changes.T
