@@ -6,9 +6,11 @@ import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from qconvert import config_guide
 from qconvert.cli import COMMANDS, main
+from qconvert.report import json_schema
 
 REFERENCE = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/generate.py; change the code, then run `make docs`. -->\n"
@@ -50,6 +52,44 @@ def settings() -> str:
     return "\n".join(lines) + "\n"
 
 
+def report() -> str:
+    """Return every field of the report's JSON with its type, object by object."""
+    schema = json_schema.schema()
+    lines = [NOTE, "# The report as JSON\n"]
+    lines += [
+        "`report.json` in a run, and what `--json` of `build`, `bench` and `evaluate` prints.",
+        "Every field is always there; what was not measured is `null`, and `unmeasured` says why.",
+        "Numbers that JSON has no word for are `null` too, and named under `not_finite`. A newer",
+        "version may add fields. For programs: [report.schema.json](report.schema.json). What the",
+        "figures mean: [the numbers](../concepts/numbers.md).",
+    ]
+    parts = {"Report": schema, **schema["$defs"]}
+    for name, part in parts.items():
+        about = "\n".join(part.get("description", "").splitlines())
+        lines += [f"\n## {name}\n", about, "\n| field | type |", "|---|---|"]
+        for key, told in part["properties"].items():
+            lines.append(f"| `{key}` | {kind(told)} |")
+    return "\n".join(lines) + "\n"
+
+
+def kind(told: dict[str, Any]) -> str:
+    """Return a type of the schema in words."""
+    if "$ref" in told:
+        name = told["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in told:
+        return " or ".join(kind(each) for each in told["anyOf"])
+    if "enum" in told:
+        return " or ".join(f"`{json.dumps(each)}`" for each in told["enum"])
+    words = told.get("type", "anything")
+    if words == "array":
+        return f"list of {kind(told['items'])}"
+    if words == "object" and isinstance(told.get("additionalProperties"), dict):
+        return f"object of {kind(told['additionalProperties'])}"
+    words = words if isinstance(words, str) else " or ".join(words)
+    return words + (f": {told['description']}" if "description" in told else "")
+
+
 def default(value: object) -> str:
     """Return a default as TOML would write it."""
     if value is None:
@@ -63,6 +103,8 @@ def pages() -> dict[str, str]:
         "commands.md": commands(),
         "settings.md": settings(),
         "qconvert.schema.json": json.dumps(config_guide.schema(), indent=2) + "\n",
+        "report.md": report(),
+        "report.schema.json": json.dumps(json_schema.schema(), indent=2) + "\n",
     }
 
 

@@ -18,7 +18,7 @@ from qconvert.measure.stats import stats
 from qconvert.report import figures
 from qconvert.report.model import SCHEMA, Report
 
-_ADAPTER = pydantic.TypeAdapter(Report)
+ADAPTER = pydantic.TypeAdapter(Report)
 
 # What scripts read beside what the code says.
 ACCURACY = {"images": "n", "change_pp": "delta_pp"}
@@ -35,7 +35,7 @@ def dumps(report: Report) -> str:
 
 def to_json(report: Report) -> dict[str, Any]:
     """Return the report as the plain values that JSON has."""
-    told: dict[str, Any] = _ADAPTER.dump_python(report, mode="json")
+    told: dict[str, Any] = ADAPTER.dump_python(report, mode="json")
     told = {FIRST: told[FIRST], **told}
     for variant, plain in zip(report.variants, told["variants"], strict=True):
         if variant.engine is not None:
@@ -78,7 +78,7 @@ def loads(text: str, name: str) -> Report:
         _rename(told, back=True)
         # What an older file does not have is as good as not measured.
         told[FIRST] = SCHEMA
-        return _ADAPTER.validate_python(told)
+        return ADAPTER.validate_python(told)
     except pydantic.ValidationError as error:
         wrong = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
         raise _no_report(name, wrong[:5]) from None

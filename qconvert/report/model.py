@@ -115,8 +115,8 @@ class Report:
     FP32 model on the CPU, whose own accuracy is `baseline`. `bytes` of the baseline are those of
     the FP32 ONNX file. `preprocess` is what was done to the images, with every size settled.
 
-    `gates`, `notes`, `best` and `verdict` follow from the rest: `conclude` sets them. `heard` is
-    what the steps said on their way, and comes first in `notes`.
+    `gates`, `notes`, `best` and `verdict` follow from the rest. `heard` is what the steps said on
+    their way, and comes first in `notes`.
     """
 
     tool: str
