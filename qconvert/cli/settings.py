@@ -112,10 +112,13 @@ def file_of_run(run: Path) -> Path:
 
 
 def of_target(run: Path | None, chosen: Mapping[str, Any]) -> "Config":
-    """Return the settings for engines that are there: those of their run, and what was typed."""
+    """Return the settings for engines that are there: of their run or the file, and what was typed.
+
+    A run goes on with its own; the file in the working folder is for engines without one.
+    """
     from qconvert import config_file
 
-    file = chosen.get("config") or (run / "run.toml" if run is not None else None)
+    file = chosen.get("config") or (config_file.find(None) if run is None else run / "run.toml")
     assigned = config_file.assignments(chosen.get("assigned", ()))
     return config_file.load(file, {**assigned, **typed(None, chosen)})
 
