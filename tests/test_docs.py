@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,50 @@ PAGES = sorted(
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_resolves(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-        assert (page.parent / target).exists(), target
+    for file, anchor in re.findall(
+        r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8")
+    ):
+        target = page.parent / file if file else page
+        assert target.exists(), file
+        assert not anchor or anchor in anchors(target), f"{file}#{anchor}"
+
+
+def anchors(page: Path) -> list[str]:
+    """Return the headings of a page as links to them are written."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_page_is_reached_from_the_readme(page: Path) -> None:
+    assert page.resolve() in reached()
+
+
+def test_every_picture_is_in_some_page() -> None:
+    shown = {target for page in PAGES for target in targets(page)}
+    pictures = {
+        file.resolve() for kind in ("svg", "png") for file in (ROOT / "docs").rglob(f"*.{kind}")
+    }
+    assert pictures
+    assert pictures <= shown
+
+
+@cache
+def reached() -> frozenset[Path]:
+    """Return the pages that links lead to from the README."""
+    found, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop().resolve()
+        if page not in found and page.suffix == ".md":
+            found.add(page)
+            waiting += targets(page)
+    return frozenset(found)
+
+
+def targets(page: Path) -> list[Path]:
+    """Return the files that a page links to or shows."""
+    links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
+    return [(page.parent / link).resolve() for link in links]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -57,7 +100,7 @@ def test_the_reference_is_what_the_code_says() -> None:
 def test_the_passes_in_the_guide_are_those_of_the_code() -> None:
     from qconvert.graph.prepare import passes
 
-    text = (ROOT / "docs/export.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/concepts/cleaning.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \|.*\| (yes|no) \| (yes|no) \|$", text, re.MULTILINE)
     words = {True: "yes", False: "no"}
     assert rows == [
