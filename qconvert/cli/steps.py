@@ -76,7 +76,8 @@ class Steps:
         if made <= 0 or seconds <= 0:
             return text
         left = round((progress.total - progress.done) * seconds / made)
-        return f"{text}, {made / seconds:.0f}/s, {left // 60}:{left % 60:02} left"
+        speed = f", {made / seconds:.0f}/s" if made >= seconds else ""
+        return f"{text}{speed}, {left // 60}:{left % 60:02} left"
 
     def _show(self, text: str) -> None:
         if LOUDNESS.level < 0:
