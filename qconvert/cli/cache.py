@@ -64,7 +64,7 @@ def _row(entry: object) -> dict[str, object]:
 
 def _maker(recipe: dict[str, str]) -> str:
     name, model = recipe.get("name", "?"), recipe.get("model", "")[:8]
-    return f"{name} ({model})"
+    return f"{name} ({model})" if model else name
 
 
 def _age(seconds: float) -> str:

@@ -58,7 +58,9 @@ def command(
     with Steps() as steps:
         scene = lay(output, store.default(), steps.tell)
     typed = _typed(scene, backends or ("cpu",), seconds)
-    console.say(f"\n{_shown(typed)}\n")
+    console.say(
+        f"\nThe same command, with other names, is for a model of yours:\n\n{_shown(typed)}\n"
+    )
     context = build.command.make_context("build", list(typed))
     config = config_file.load(None, settings.typed(context.params["model"], context.params))
     order = Order(context.params["output"], shlex.join(["qconvert", *sys.argv[1:]]))

@@ -36,8 +36,8 @@ def command(model: str | None, output: Path, force: bool) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(config_guide.commented(relative), encoding="utf-8")
     usual = output.resolve() == Path(config_file.FILE_NAME).resolve()
-    how = "`qconvert export`" if usual else f"`qconvert export --config {output}`"
-    console.say(f"wrote {output}; {how} reads it")
+    how = "commands in this folder read it" if usual else f"`--config {output}` reads it"
+    console.say(f"wrote {output}; {how}")
 
 
 def _seen_from(output: Path, model: str | None) -> str | None:

@@ -215,6 +215,7 @@ def _judge(plan: Plan, taught: Sequence[Taught], parts: Sequence[Feeds], by: Imp
 def _recipe(plan: Plan, effort: str, by: Improver) -> dict[str, str]:
     """Return all that decides what is learned."""
     return {
+        "name": f"weights, effort {effort}",
         "plan": plans.dumps(plan),
         "calibration": by.found.whole.origin.fingerprint,
         "effort": f"{effort} {EFFORTS[effort]}",

@@ -13,7 +13,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,6 +85,7 @@ def start(root: Path, config: Config) -> RunFolder:
             what = "another run" if before is not None else "other files"
             raise UsageError(
                 f"`{root}` holds {what}",
+                details=_differences(before, config) if before is not None else (),
                 hint="choose another folder: `-o RUN`, or delete this one",
             )
     try:
@@ -102,6 +103,7 @@ def require_same(run: RunFolder, config: Config) -> None:
     if _decisive(run.settings()) != _decisive(absolute(config)):
         raise UsageError(
             f"`{run.root}` was made with another model or other settings",
+            details=_differences(run.settings(), absolute(config)),
             hint="a run goes on as it was begun; give a new model or settings to a new run",
         )
 
@@ -192,6 +194,28 @@ def absolute(config: Config) -> Config:
         if key in tree[table]:
             tree[table][key] = str(Path(tree[table][key]).absolute())
     return ADAPTER.validate_python(tree)
+
+
+def _differences(before: Config, now: Config) -> list[str]:
+    """Return the settings that make another run of it, as they were and as they are."""
+    old, new = (dict(_settings(config_file.plain(_decisive(each)))) for each in (before, now))
+    return [
+        f"`{key}` was {_told(old.get(key))}, now {_told(new.get(key))}"
+        for key in {**old, **new}
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _settings(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _settings(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _told(value: object) -> str:
+    return "not set" if value is None else f"`{value}`"
 
 
 def _decisive(config: Config) -> Config:

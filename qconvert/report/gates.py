@@ -94,6 +94,7 @@ def written(gate: Gate) -> tuple[str, str]:
     """Return value, with its interval, and limit; with the decimals it takes to tell them apart."""
     value, limit = numerals.beside(gate.limit if gate.value is None else gate.value, gate.limit)
     sides = "" if gate.half_width is None else f" ± {gate.half_width:.2f}"
+    value = value.replace("-", "−")
     return "—" if gate.value is None else value + sides, limit + RULES[gate.name].unit
 
 

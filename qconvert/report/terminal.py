@@ -66,4 +66,5 @@ def _ending(report: Report) -> Iterator[str]:
     for note in report.notes:
         yield from wrapped(f"note: {note}", "  ")
     if report.verdict:
+        yield from ("",) if report.notes else ()
         yield from wrapped(report.verdict)

@@ -11,7 +11,7 @@ from qconvert.measure.stats import stats
 from qconvert.report import figures, gates, numerals
 from qconvert.report.model import Gate, Report, Variant
 from qconvert.report.notes import faster_float
-from qconvert.report.reasons import why_not
+from qconvert.report.reasons import UNSAID, why_not
 
 ENOUGH = 97.0
 LOST = 1.0
@@ -155,8 +155,16 @@ def _nothing(report: Report) -> str:
     return f"Nothing here to ship: {why}, and no other engine does better"
 
 
+def _others(report: Report) -> Iterator[Variant]:
+    """Yield the variants whose answers say something beside FP32's."""
+    return (each for each in report.variants if any(_answers(each)))
+
+
 def _untimed(report: Report) -> str:
     if not report.variants:
         return "Nothing was built"
     why = why_not(report.variants[0], "latency")
+    if why == UNSAID:
+        told = [f"`{each.name}` {', '.join(_answers(each))}" for each in _others(report)]
+        return f"Nothing was timed; answers: {'; '.join(told)}" if told else "Nothing was timed"
     return f"Nothing was timed ({why}): run `qconvert bench` where the engines work"

@@ -99,7 +99,10 @@ def test_cache_lists_what_made_a_result_and_clears_it(qconvert: Command, tiny: P
 def test_init_writes_settings_that_export_reads(
     qconvert: Command, tiny: Path, tmp_path: Path
 ) -> None:
-    assert qconvert("init", "tiny.onnx").err == "wrote qconvert.toml; `qconvert export` reads it\n"
+    assert (
+        qconvert("init", "tiny.onnx").err
+        == "wrote qconvert.toml; commands in this folder read it\n"
+    )
     assert config_file.load(Path("qconvert.toml")).model == "tiny.onnx"
     assert qconvert("export", "-o", "a.onnx").code == 0
     again = qconvert("init", "tiny.onnx")

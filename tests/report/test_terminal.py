@@ -15,6 +15,7 @@ note: intervals are as wide as ± 1.1 pp with 300 images: about 1600 would bring
   them to ± 0.5 pp
 note: `cpu-fp16` is stored in half the bytes and computed in float32 here: ship
   it for its size, and another precision for speed
+
 `cpu-int8` fails max-drop (lost 0.33 ± 1.12 pp of top-1, limit 0.20 pp), so ship
 `cpu-fp32`: 24.00 ms at batch 1"""
 

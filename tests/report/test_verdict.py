@@ -103,6 +103,15 @@ def test_nothing_timed_is_no_verdict() -> None:
     )
 
 
+def test_what_was_not_to_be_timed_is_told_by_its_answers() -> None:
+    compared = [replace(each, latency=()) for each in reports.measured().variants]
+    report = conclude(reports.report(*compared), NONE)
+    assert report.verdict.startswith("Nothing was timed; answers: `cpu-fp16` top-1 ")
+    assert "`cpu-fp32`" not in report.verdict
+    bare = [replace(each, accuracy=None) for each in compared]
+    assert conclude(reports.report(*bare), NONE).verdict == "Nothing was timed"
+
+
 def test_without_evaluation_nothing_is_recommended() -> None:
     report = conclude(reports.unrated(), NONE)
     assert report.best == ""
