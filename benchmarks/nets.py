@@ -24,8 +24,8 @@ def lite0() -> torch.nn.Module:
     return module
 
 
-def timm_net(name: str) -> torch.nn.Module:
-    """Return one of timm's networks.
+def timm_net(name: str, **options: object) -> torch.nn.Module:
+    """Return one of timm's networks; `options` go to its factory.
 
     torchvision's wheel registers its operators in a library that does not load beside the CPU
     build of torch; the two schemas that its import needs are declared here, and never called.
@@ -33,7 +33,7 @@ def timm_net(name: str) -> torch.nn.Module:
     _declare_operators()
     import timm
 
-    module: torch.nn.Module = timm.create_model(name, pretrained=False)
+    module: torch.nn.Module = timm.create_model(name, pretrained=False, **options)
     return module
 
 
