@@ -20,7 +20,7 @@ from onnxruntime import quantization
 
 from benchmarks import small_nets
 from benchmarks.against_fp32 import Array, Reference, Score, answers, divergences, judged
-from benchmarks.quantization import ORT, PEERS, child
+from benchmarks.quantization import ORT, PEERS, afresh, child
 from qconvert.demo import seeds
 from qconvert.feeds import Feeds
 
@@ -128,7 +128,7 @@ def quantized(model: Path) -> dict[str, Path]:
         for effort in EFFORTS:
             path = model.with_name(f"qconvert-{backend}-{effort}.onnx")
             given = ["--backend", backend, "--effort", effort, "--images", images, "-o", path]
-            child("-m", "qconvert", "quantize", model, *given)
+            afresh("-m", "qconvert", "quantize", model, *given)
             found[f"qconvert {backend} {effort}"] = path
     return found
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from qconvert.errors import QConvertError, UsageError, located
 from qconvert.graph.names import free_name, tensor_names
+from qconvert.quantize.additions import added
 from qconvert.quantize.plan import Plan, Weight
 from qconvert.scales import Floats
 
@@ -25,7 +26,7 @@ HINT = "it lies beside its plan, as `quantize --plan-out` and `build` write it"
 class Learned:
     """The integers of a weight in its own shape, a step for each channel, and the float bias.
 
-    `bias` is None for an operator that adds none.
+    `bias` is what the operator adds, or an Add right behind it, and None where nothing does.
     """
 
     integers: NDArray[np.int8]
@@ -103,21 +104,19 @@ def give(value: ir.Value, array: Floats) -> None:
 
 
 def _bias_of(node: ir.Node) -> ir.Value:
-    """Return the bias of a node, one that is added where it has none."""
-    held = node.inputs[BIAS_SLOT] if len(node.inputs) > BIAS_SLOT else None
+    """Return the bias of a node, or what is added behind it; one is made where it has none."""
+    held = node.inputs[BIAS_SLOT] if len(node.inputs) > BIAS_SLOT else added(node)
     if held is not None:
         return held
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     kind = ir.TensorType(ir.DataType.FLOAT)
     name = free_name(f"{node.name}.bias", tensor_names(graph))
-    added = ir.Value(
-        name=name, type=kind, const_value=ir.tensor(np.zeros(1, np.float32), name=name)
-    )
-    graph.register_initializer(added)
+    made = ir.Value(name=name, type=kind, const_value=ir.tensor(np.zeros(1, np.float32), name=name))
+    graph.register_initializer(made)
     node.resize_inputs(BIAS_SLOT + 1)
-    node.replace_input_with(BIAS_SLOT, added)
-    return added
+    node.replace_input_with(BIAS_SLOT, made)
+    return made
 
 
 def _arrays(learned: Learned) -> dict[str, NDArray[np.generic]]:

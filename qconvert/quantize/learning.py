@@ -15,6 +15,7 @@ import onnx_ir as ir
 from qconvert.feeds import Feeds
 from qconvert.graph.patterns import constant
 from qconvert.quantize import rows, weights
+from qconvert.quantize.additions import added, addition
 from qconvert.quantize.checks import fused_activation, weight_shape
 from qconvert.quantize.descent import Task, descend
 from qconvert.quantize.learned import BIAS_SLOT, Learned, give, settle
@@ -178,14 +179,18 @@ def _taught(product: Product, scale: Scale, looks: _Looks) -> Taught:
 def _task(product: Product, scale: Scale, seen: tuple[Floats, Floats]) -> Task:
     node = product.node
     matrix = rows.columns(node, weights.weight_of(product.weight, node)).astype(np.float32)
-    outputs = matrix.shape[1]
+    outputs, wanted = matrix.shape[1], seen[1]
     bias = product.bias
     if bias is None and node.op_type in WITH_BIAS:
         bias = np.zeros(outputs * len(matrix), np.float32)
-    low, high = _limits(node)
+    behind = constant(added(node))
+    if behind is not None:
+        bias = behind.astype(np.float32)
+        wanted = wanted + bias[:, np.newaxis]
+    low, high = _limits(addition(node) or node)
     return Task(
         rows=seen[0],
-        wanted=seen[1],
+        wanted=wanted,
         weights=matrix,
         steps=rows.channels(node, scale.steps, outputs),
         biases=None if bias is None else rows.channels(node, bias, outputs),

@@ -99,6 +99,50 @@ def test_a_convolution_without_a_bias_gets_one_where_that_helps() -> None:
     onnx_io.require_valid(made)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "tensorrt"])
+def test_what_is_added_behind_a_product_takes_its_mean_error(backend: str) -> None:
+    net = model(
+        "wide = MatMul (image, w1) b = Add (b1, wide) c = Gelu (b)"
+        " last = MatMul (c, w2) d = Add (last, b2) scores = Identity (d)",
+        "(float[N, 3, 16, 16] image) => (float[N, 3, 16, 32] scores)",
+        w1=(16, 32),
+        b1=(32,),
+        w2=(32, 32),
+        b2=(32,),
+    )
+    for node in net.graph:
+        node.name = str(node.outputs[0].name)
+    plan = rewritten.planned(net, backend)
+    weights = kept(list(learn(net, plan, lesson())))
+    made = applied(net, plan, weights)
+    adds = [node for node in made.graph if node.op_type == "Add"]
+    for node, slot, name in zip(adds, (0, 1), ("wide", "last"), strict=True):
+        np.testing.assert_array_equal(constant(node.inputs[slot]), weights[name].bias)
+    unseen = images(64, seed=77)
+    wanted = open_cpu(net)(unseen)["scores"]
+    before, after = (
+        np.abs((open_cpu(each)(unseen)["scores"] - wanted).mean(axis=(0, 1, 2))).sum()
+        for each in (apply(net, plan), made)
+    )
+    assert after < before
+
+
+def test_a_constant_that_others_add_too_is_left_alone() -> None:
+    net = model(
+        "a = Flatten (image) wide = MatMul (a, w1) b = Add (wide, b1) c = Relu (b)"
+        " d = Add (c, b1) scores = MatMul (d, w2)",
+        "(float[N, 3, 16, 16] image) => (float[N, 10] scores)",
+        w1=(768, 24),
+        b1=(24,),
+        w2=(24, 10),
+    )
+    for node in net.graph:
+        node.name = str(node.outputs[0].name)
+    weights = kept(list(learn(net, rewritten.planned(net, "cpu"), lesson())))
+    assert weights
+    assert all(each.bias is None for each in weights.values())
+
+
 def test_a_weight_that_two_nodes_read_and_a_bias_that_is_computed_are_left_alone() -> None:
     net = model(
         "a = Conv (image, w1) b = Relu (a) c = Conv (b, w2, m) d = Conv (c, w2)"
