@@ -154,7 +154,7 @@ class Build(Strict):
         Field(description="where engines run; empty: the best backend that runs here"),
     ] = ()
     precisions: Annotated[
-        tuple[Literal["fp32", "fp16", "bf16", "int8"], ...],
+        tuple[Literal["fp32", "fp16", "bf16", "int8", "mixed"], ...],
         Field(min_length=1, description="in which precisions"),
     ] = ("fp32", "fp16", "int8")
     profile: Annotated[
@@ -165,6 +165,26 @@ class Build(Strict):
     def __post_init__(self) -> None:
         if list(self.profile) != sorted(self.profile):
             raise ValueError("build.profile runs upward: the least, the best, the most")
+
+
+@dataclass(frozen=True)
+class Search(Strict):
+    """What mixed precision may cost: the search lifts as little out of INT8 as that takes."""
+
+    budget: Annotated[
+        float, Field(ge=0, strict=False, description="points that answers may lose against FP32")
+    ] = 0.5
+    by: Annotated[
+        Literal["top-1", "agreement", "certainty"] | None,
+        Field(
+            description="points of what: `top-1` needs labels; `agreement` counts changed answers, "
+            "`certainty` weighs them by the probability that FP32 gives up; unset: `top-1` where "
+            "one image weighs no more than the budget, else `certainty`"
+        ),
+    ] = None
+    max_latency: Annotated[
+        float | None, Field(gt=0, description="milliseconds of a run at the first batch size")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -237,6 +257,7 @@ class Config(Strict):
     tensorrt_rtx: Annotated[TensorrtRtx, Field(description=TensorrtRtx.__doc__)] = field(
         default_factory=TensorrtRtx
     )
+    search: Annotated[Search, Field(description=Search.__doc__)] = field(default_factory=Search)
     bench: Annotated[Bench, Field(description=Bench.__doc__)] = field(default_factory=Bench)
     evaluate: Annotated[Evaluate, Field(description=Evaluate.__doc__)] = field(
         default_factory=Evaluate

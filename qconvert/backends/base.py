@@ -11,7 +11,11 @@ from qconvert.feeds import Feeds
 from qconvert.quantize.plan import Rest
 from qconvert.quantize.scheme import Scheme
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "mixed"]
+
+# Those whose graphs hold integers, and those that have one type throughout.
+INTEGER: tuple[Precision, ...] = ("int8", "mixed")
+FLOAT: Mapping[Precision, Rest] = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
 
 # What a build says while it works: a sentence, and how much is done from 0 to 1 where it knows.
 Heard = Callable[[str, float | None], None]

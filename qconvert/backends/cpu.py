@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qconvert import onnx_io
-from qconvert.backends.base import Availability, BuildSpec, Engine, Heard, Session, Wants
+from qconvert.backends.base import INTEGER, Availability, BuildSpec, Engine, Heard, Session, Wants
 from qconvert.backends.folder import GRAPH, Kept, keep, writing
 from qconvert.backends.installed import (
     RUNTIMES,
@@ -151,7 +151,7 @@ def loading(engine: Engine) -> Loading:
     A file that was quantized for TensorRT, which no build leaves here, is computed as it stands.
     """
     spinning = engine.made_with.get("spinning") == "True"
-    literal = engine.precision == "int8" and _is_literal(engine)
+    literal = engine.precision in INTEGER and _is_literal(engine)
     return Loading(
         providers=((PROVIDER, {}),),
         packages=((engine.made_with.get("runtime") or "onnxruntime").replace(" ", ">="),),
@@ -160,7 +160,7 @@ def loading(engine: Engine) -> Loading:
             **({"session.disable_quant_qdq": "1"} if literal else {}),
         },
         threads=engine.threads,
-        integers=engine.precision == "int8",
+        integers=engine.precision in INTEGER,
     )
 
 
@@ -173,7 +173,7 @@ def _is_literal(engine: Engine) -> bool:
 def served(engine: Engine) -> Served:
     """Say how Triton serves an engine: by the portable ONNX, as its runtime is another release."""
     threads = {"intra_op_thread_count": str(engine.threads)} if engine.threads else {}
-    notes = (UNSAFE,) if engine.precision == "int8" else ()
+    notes = (UNSAFE,) if engine.precision in INTEGER else ()
     return Served("onnxruntime_onnx", engine.graph, "CPU", parameters=threads, notes=notes)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qconvert.backends.base import BuildSpec, Engine, Profile
+from qconvert.backends.base import INTEGER, BuildSpec, Engine, Profile
 from qconvert.backends.outside import Loading
 from qconvert.backends.settings import settings
 from qconvert.backends.versions import NetworkTypes
@@ -124,7 +124,7 @@ def precision_flags(spec: BuildSpec, runtime: NetworkTypes) -> dict[str, str]:
     """
     if not runtime.flags:
         return {}
-    wanted = (spec.rest or REST, "int8") if spec.precision == "int8" else (spec.precision,)
+    wanted = (spec.rest or REST, "int8") if spec.precision in INTEGER else (spec.precision,)
     flags = {f"trt_{each}_enable": "1" for each in wanted if each != "fp32"}
     if "trt_fp16_enable" in flags:
         flags["trt_layer_norm_fp32_fallback"] = "1"  # its sums of squares overflow in fp16

@@ -19,6 +19,7 @@ COMMANDS = {
     "inspect": "Show a model's inputs, operators and sizes.",
     "calibrate": "Measure ranges of a model's tensors over images.",
     "quantize": "Rewrite a model to INT8, FP16 or BF16 for a backend.",
+    "search": "Find what must leave INT8 for the answers to keep a budget.",
     "compare": "Find the layers where two models differ.",
     "init": "Write a commented qconvert.toml for a model.",
     "doctor": "Show which backends work here, and why not.",

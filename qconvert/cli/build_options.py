@@ -49,13 +49,19 @@ def engine_options(command: Command) -> Command:
             multiple=True,
             callback=words,
             metavar="NAME",
-            help="fp32, fp16, bf16, int8; repeat or comma (default: fp32,fp16,int8).",
+            help="fp32, fp16, bf16, int8, mixed; repeat or comma (default: fp32,fp16,int8).",
         ),
         click.option(
             "--profile",
             callback=numbers,
             metavar="MIN,BEST,MAX",
             help="Batch sizes an engine is built for (default: 1,8,32).",
+        ),
+        click.option(
+            "--budget",
+            type=float,
+            metavar="PP",
+            help="Points that `mixed` may lose (default: 0.5).",
         ),
         click.option(
             "--allow-fallback",

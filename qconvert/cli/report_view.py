@@ -6,9 +6,10 @@ from qconvert.cli import console
 from qconvert.cli.console import Column, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from qconvert.measure.layers import Layer
+    from qconvert.measure.mix import Mix
     from qconvert.report.model import Report
     from qconvert.report.sheet import Sheet
 
@@ -41,6 +42,17 @@ def show_accuracies(report: "Report") -> None:
     _show(tables.accuracy(report))
     console.data("")
     console.data(console.plain(terminal.ending(report)))
+
+
+def show_mix(mix: "Mix", sizes: "Mapping[str, int]") -> None:
+    """Write what a search found on stdout."""
+    from qconvert.report import mixing, terminal
+
+    found = [mixing.gains(mix), mixing.path(mix)] if mix.gains else []
+    for sheet in (*found, mixing.result(mix, sizes)):
+        _show(sheet)
+        console.data("")
+    console.data(console.plain("\n".join(terminal.wrapped(mix.why))))
 
 
 def show_layers(found: "Sequence[Layer]") -> None:

@@ -68,7 +68,7 @@ def judge(wanted: Feeds, got: Feeds, labels: Sequence[int | None]) -> Judged:
     real = [pair for name, pair in pairs.items() if np.asarray(wanted[name]).dtype.kind in "fV"]
     # The number of a class is no quantity: where there is anything real, that is compared.
     _compare(rows, real or list(pairs.values()))
-    scores = [name for name, array in wanted.items() if name in pairs and _is_scores(array)]
+    scores = [name for name, array in wanted.items() if name in pairs and is_scores(array)]
     if not scores:
         return Judged(rows, 0, notes)
     if len(scores) > 1:
@@ -114,7 +114,7 @@ def _flat(array: NDArray[Any]) -> Numbers:
     return array.astype(np.float64).reshape(array.shape[0], -1)
 
 
-def _is_scores(array: NDArray[Any]) -> bool:
+def is_scores(array: NDArray[Any]) -> bool:
     """Whether an output is [images, classes], if need be with ones behind, and not of integers."""
     rows = array.ndim >= 2 and array.shape[1] > 1 and all(size == 1 for size in array.shape[2:])
     return rows and array.dtype.kind not in "iub"

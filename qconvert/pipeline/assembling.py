@@ -14,6 +14,7 @@ from qconvert.config import Config, Gate
 from qconvert.measure.accuracy import Accuracy
 from qconvert.measure.machine import machine
 from qconvert.measure.memory import Peak
+from qconvert.measure.mix import Mix
 from qconvert.pipeline.analysing import Analysis
 from qconvert.pipeline.engines import Built
 from qconvert.pipeline.graphs import Graph
@@ -60,6 +61,7 @@ class About:
     preprocess: Mapping[str, object]
     calibration: Calibration | None = None
     evaluation: Exam | None = None
+    mixes: Mapping[str, Mix] = field(default_factory=dict)
 
 
 def assemble(about: About, found: Findings, limits: Gate) -> Report:
@@ -82,6 +84,7 @@ def assemble(about: About, found: Findings, limits: Gate) -> Report:
         calibration=calibrated,
         evaluation=evaluated(about.evaluation, found.scores),
         shared_images=shared(about.calibration, about.evaluation),
+        mixes=dict(about.mixes),
         evidence=found.evidence,
     )
     return conclude(report, limits)

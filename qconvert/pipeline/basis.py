@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from qconvert import onnx_io
+from qconvert.backends.base import INTEGER
 from qconvert.calibrate import ranges_file
 from qconvert.calibrate.calibration import Calibration
 from qconvert.config import Config
@@ -67,7 +68,7 @@ def again(variants: Sequence[Variant], shop: Workshop) -> Basis:
 
 def _require_known(variants: Sequence[Variant], known: Collection[str]) -> None:
     """Refuse INT8 of which neither a plan nor any picture tells the ranges."""
-    if any(each.precision == "int8" and each.name not in known for each in variants):
+    if any(each.precision in INTEGER and each.name not in known for each in variants):
         raise UsageError(
             "INT8 needs to know which values the tensors take",
             hint="give pictures to a new run: `--images PATH`, or leave it out: "

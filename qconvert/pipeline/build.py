@@ -9,13 +9,11 @@ from typing import TypeVar
 from qconvert.backends.base import Engine
 from qconvert.config import Config, Gate
 from qconvert.errors import UsageError
-from qconvert.images import ImageChoice, open_images
-from qconvert.images.batch import Images
-from qconvert.images.reading import Reading
 from qconvert.pipeline import (
     analysing,
     basis,
     engines,
+    mixing,
     pictures,
     run_folder,
     scoring,
@@ -24,6 +22,7 @@ from qconvert.pipeline import (
     variants,
 )
 from qconvert.pipeline.assembling import About, Findings, assemble
+from qconvert.pipeline.exams import exam_of
 from qconvert.pipeline.footprint import footprints
 from qconvert.pipeline.graphs import Basis, Graph, graph_of
 from qconvert.pipeline.joining import joined
@@ -89,13 +88,14 @@ def build(config: Config, order: Order, store: Store, tell: Tell) -> Report:
 def _build(chosen: Chosen, order: Order, shop: Workshop, clock: Clock) -> Report:
     config, run = shop.config, shop.run
     base = clock.timed("calibrate", lambda: _basis(chosen, order, shop))
+    exam = exam_of(base, shop, order.workers, resumed=order.resumed)
+    mixed = clock.timed("search", lambda: mixing.with_mixes(chosen, base, exam, shop))
+    chosen, base = mixed.chosen, mixed.basis
     graphs = clock.timed("quantize", lambda: _graphs(chosen, base, shop))
-    exam = None
     if order.plan_only:
         _keep_graphs(graphs, run)
         found = Findings(graphs, chosen.available, notes=chosen.notes, unscored=PLANNED)
     else:
-        exam = _exam(base, shop, order)
         found = _work(clock, chosen, graphs, shop, exam)
         found = _explained(clock, base, found, shop, exam)
         if exam is not None:
@@ -106,7 +106,8 @@ def _build(chosen: Chosen, order: Order, shop: Workshop, clock: Clock) -> Report
         command=order.command,
         preprocess=pictures.settled_or_none(base.ready.source, config),
         calibration=base.found.whole if base.found is not None else None,
-        evaluation=exam,
+        evaluation=None if order.plan_only else exam,
+        mixes=mixed.mixes,
     )
     limits = Gate() if order.plan_only else config.gate
     report = joined(assemble(about, found, limits), run, limits)
@@ -193,27 +194,3 @@ def _explained(
 def _why_unscored(config: Config) -> str:
     path = config.evaluate.images
     return UNSCORED if path is None else f"`{path}` is not here: give `--eval PATH`"
-
-
-def _exam(base: Basis, shop: Workshop, order: Order) -> Exam | None:
-    """Return the images that answers are compared on, if there are any."""
-    images = _images(base, shop.config, order)
-    if images is None:
-        return None
-    done = pictures.settled_or_none(base.ready.source, shop.config)
-    return Exam(shop.run.model, images, done)
-
-
-def _images(base: Basis, config: Config, order: Order) -> Images | None:
-    """Open them; a run that goes on elsewhere does without those of the other machine."""
-    chosen = config.evaluate
-    if chosen.images is None or (order.resumed and not chosen.images.exists()):
-        return None
-    choice = ImageChoice(chosen.images, chosen.count, chosen.labels, config.calibration.seed)
-    known = pictures.preprocessing_or_usual(base.ready.source, config)
-    return open_images(
-        choice,
-        base.ready.source.inputs,
-        known,
-        Reading(order.workers, config.calibration.max_broken),
-    )

@@ -18,7 +18,7 @@ from qconvert.pipeline.run_folder import put_copy
 from qconvert.pipeline.variants import Variant
 from qconvert.pipeline.workshop import Workshop
 from qconvert.quantize.plan_files import beside
-from qconvert.store import digest
+from qconvert.store import Found, digest
 
 ENGINE = "engine.json"
 PERCENT = 100
@@ -34,8 +34,21 @@ class Built:
 
 
 def build(variant: Variant, graph: Graph, shop: Workshop) -> Built:
-    """Return the engine of a variant; the same graph, options and machine are built only once."""
+    """Return the engine of a variant, in the run's folder."""
     started = time.perf_counter()
+    shop.tell(Progress("build", variant.name))
+    found = stored(variant, graph, shop)
+    place = shop.run.engine(variant.name)
+    if not _same(found.path, place):
+        put_copy(found.path, place)
+    built = read(place)
+    text = f"{variant.name}, {megabytes(built.engine.bytes)}"
+    shop.tell(Progress("build", text, time.perf_counter() - started, found.stored))
+    return Built(built.engine, built.seconds, found.stored)
+
+
+def stored(variant: Variant, graph: Graph, shop: Workshop) -> Found:
+    """Return an engine in the store; the same graph, options and machine are built only once."""
     backend = backends.load(variant.backend)
     spec = spec_for(variant, shop.config, shop.store.root / "timings")
     recipe = {
@@ -56,15 +69,7 @@ def build(variant: Variant, graph: Graph, shop: Workshop) -> Built:
                 shutil.copyfile(graph.folder / name, folder / name)
         write(engine, time.perf_counter() - began, folder)
 
-    shop.tell(Progress("build", variant.name))
-    found = shop.store.get("engine", recipe, make)
-    place = shop.run.engine(variant.name)
-    if not _same(found.path, place):
-        put_copy(found.path, place)
-    built = read(place)
-    text = f"{variant.name}, {megabytes(built.engine.bytes)}"
-    shop.tell(Progress("build", text, time.perf_counter() - started, found.stored))
-    return Built(built.engine, built.seconds, found.stored)
+    return shop.store.get("engine", recipe, make)
 
 
 def spec_for(variant: Variant, config: Config, timings: Path) -> BuildSpec:

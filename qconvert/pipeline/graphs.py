@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from qconvert import __version__, backends, config_file, onnx_io
+from qconvert.backends.base import FLOAT
 from qconvert.backends.ort import VERSION
 from qconvert.config import Config
 from qconvert.pipeline import requests
@@ -100,8 +101,9 @@ def _how(variant: Variant, basis: Basis) -> How:
     wishes = requests.wishes_of(basis.config)
     table = engine_settings(basis.config, variant.backend)
     typed = wants.typed or table.get("builder") == "native"
-    if variant.precision != "int8":
-        return How(variant.name, replace(wishes, rest=variant.precision if typed else "fp32"))
+    alone = FLOAT.get(variant.precision)
+    if alone is not None:
+        return How(variant.name, replace(wishes, rest=alone if typed else "fp32"))
     rest = (basis.config.quantize.rest or wants.build_rest) if typed else "fp32"
     wishes = replace(wishes, rest=rest)
     planned = basis.plans.get(variant.name)

@@ -32,7 +32,8 @@ def joined(new: Report, run: RunFolder, limits: Gate) -> Report:
         if each.name not in here and each.engine is not None and _is_there(each, run)
     )
     baseline = new.baseline or before.baseline
-    rows = replace(new, variants=(*kept, *new.variants), baseline=baseline)
+    mixes = {**before.mixes, **new.mixes}
+    rows = replace(new, variants=(*kept, *new.variants), baseline=baseline, mixes=mixes)
     if new.evaluation is None:
         rows = replace(rows, evaluation=before.evaluation)
     if new.evidence == Evidence():

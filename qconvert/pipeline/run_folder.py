@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qconvert import config_file
-from qconvert.config import ADAPTER, Bench, Build, Config, Evaluate, Gate
+from qconvert.config import ADAPTER, Bench, Build, Config, Evaluate, Gate, Search
 from qconvert.errors import QConvertError, UsageError, located
 from qconvert.images.classes import CLASSES, Classes
 
@@ -220,4 +220,6 @@ def _told(value: object) -> str:
 
 def _decisive(config: Config) -> Config:
     """Return what makes two runs the same: engines, measurements and gates can be added to one."""
-    return replace(config, build=Build(), bench=Bench(), evaluate=Evaluate(), gate=Gate())
+    return replace(
+        config, build=Build(), search=Search(), bench=Bench(), evaluate=Evaluate(), gate=Gate()
+    )

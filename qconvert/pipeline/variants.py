@@ -47,7 +47,7 @@ def choose(wanted: Build, *, plan_only: bool) -> Chosen:
     for name in names:
         refused = backends.wants(name).refused
         for precision in dict.fromkeys(wanted.precisions):
-            if why := refused.get(precision):
+            if why := refused.get("int8" if precision == "mixed" else precision):
                 notes.append(f"no {precision} for `{name}`: {why}")
             else:
                 variants.append(Variant(name, precision))

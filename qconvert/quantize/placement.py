@@ -32,7 +32,7 @@ def place(
             )
             why = why or next(_unmeasured(node, layer, observed), "")
             layers[node] = Layer(node.op_type, left=why) if why else layer
-    _settle(layers, scheme)
+    settle(layers, scheme)
     return {
         node.name or "": layer
         for node, layer in layers.items()
@@ -40,7 +40,7 @@ def place(
     }
 
 
-def _settle(layers: dict[ir.Node, Layer], scheme: Scheme) -> None:
+def settle(layers: dict[ir.Node, Layer], scheme: Scheme) -> None:
     """Take out nodes whose needs are not met until all that are left have theirs."""
     chosen = Chosen(layers)
     changed = True

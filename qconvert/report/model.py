@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from qconvert.measure.accuracy import Accuracy
 from qconvert.measure.latency import Latency
 from qconvert.measure.layers import Layer
+from qconvert.measure.mix import Mix
 from qconvert.report.evidence import Evidence
 
 SCHEMA = 2
@@ -116,7 +117,8 @@ class Report:
     the FP32 ONNX file. `preprocess` is what was done to the images, with every size settled.
 
     `gates`, `notes`, `best` and `verdict` follow from the rest. `heard` is what the steps said on
-    their way, and comes first in `notes`.
+    their way, and comes first in `notes`. `mixes` has by backend what the searches for mixed
+    precision found.
     """
 
     tool: str
@@ -138,5 +140,6 @@ class Report:
     calibration: Images | None = None
     evaluation: Images | None = None
     shared_images: int = 0
+    mixes: dict[str, Mix] = field(default_factory=dict)
     evidence: Evidence = field(default_factory=Evidence)
     schema: int = SCHEMA

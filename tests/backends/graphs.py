@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qconvert import onnx_io
-from qconvert.backends.base import Precision
+from qconvert.backends.base import FLOAT, Precision
 from qconvert.backends.installed import look
 from qconvert.backends.ort import open_cpu
 from qconvert.backends.tensorrt import graph_precision
@@ -40,10 +40,11 @@ def graph(backend: str, precision: Precision) -> ir.Model:
     """Return the net as a backend wants it; INT8 by the backend's own scheme."""
     model = mixed()
     typed = backend != "tensorrt" or graph_precision(precision, look()) == "typed"
-    if precision == "fp32" or (precision != "int8" and not typed):
+    alone = FLOAT.get(precision)
+    if alone == "fp32" or (alone is not None and not typed):
         return model
-    if precision != "int8":
-        return half(model, precision, {}).model
+    if alone is not None:
+        return half(model, alone, {}).model
     return apply(model, make_plan(model, scheme(backend), seen().summaries, Wishes()))
 
 

@@ -1,0 +1,109 @@
+"""`qconvert search` and `build --precision mixed` on the demo network, its weights made coarse."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qconvert import demo, onnx_io
+from qconvert.demo import folder
+from qconvert.quantize import plan as plans
+from qconvert.quantize.rewrite import apply
+from tests.conftest import Outcome
+
+Command = Callable[..., Outcome]
+# Weights of 5 bits lose answers that a mix wins back. TensorRT's scheme runs on the CPU here, and
+# is not timed without a GPU.
+COARSE = ("--weight-bits", "5", "--budget", "0.3", "--backend", "tensorrt-rtx")
+GIVEN = ("network.onnx", "--images", "calib", "--eval", "val", *COARSE)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("pictures")
+    folder.write(place / "calib", seed=11, count=40)
+    folder.write(place / "val", seed=12, count=60)
+    return place
+
+
+@pytest.fixture(autouse=True)
+def _demo(pictures: Path) -> None:
+    shutil.copy(Path(demo.__file__).parent / "network.onnx", "network.onnx")
+    for name in ("calib", "val"):
+        Path(name).symlink_to(pictures / name)
+
+
+def test_a_search_leaves_a_mix_its_plan_and_its_trials(qconvert: Command) -> None:
+    done = qconvert("search", *GIVEN, "-o", "out")
+    assert done.code == 0, done.err
+    for title in ("Blocks by what lifting each alone brings", "Sets tried on", "Result\n"):
+        assert title in done.out
+    assert max(map(len, [*done.out.splitlines(), *done.err.splitlines()])) <= 80
+    told = json.loads(Path("out/search.json").read_text())
+    lifted = set(told["chosen"]["lifted"])
+    assert told["outcome"] == "mixed"
+    assert told["chosen"]["confirmed"]["pp"] <= 0.3 < told["int8"]["confirmed"]["pp"]
+    plan = plans.load(Path("out/plan.json"))
+    reasons = [layer.left for layer in plan.layers.values() if layer.left.startswith("lifted")]
+    assert len(reasons) >= len(lifted) > 0
+    apply(onnx_io.load(Path("out/model.onnx")), plan)
+    onnx_io.load(Path("out/mixed.onnx"))
+    trials = Path("out/trials.jsonl").read_text()
+    again = qconvert("search", *GIVEN, "-o", "out", "--json")
+    assert "✓ search" in again.err
+    assert "stored" in next(line for line in again.err.splitlines() if "✓ search" in line)
+    answer = json.loads(again.out)
+    assert answer.pop("backend") == "tensorrt-rtx"
+    assert set(answer.pop("bytes")) == {"fp32", "int8", "mixed"}
+    assert answer == told
+    assert Path("out/trials.jsonl").read_text() == trials
+    _require_mixed_in_a_build(qconvert, lifted)
+
+
+def _require_mixed_in_a_build(qconvert: Command, lifted: set[str]) -> None:
+    """The build asks the same, so the search is found in the store."""
+    given = (*GIVEN, "--precision", "int8,mixed", "--plan-only", "-o", "run", "--json")
+    done = qconvert("build", *given)
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert set(report["mixes"]["tensorrt-rtx"]["chosen"]["lifted"]) == lifted
+    plain, mixed = report["variants"]
+    assert (plain["precision"], mixed["precision"]) == ("int8", "mixed")
+    assert mixed["quantized"] < plain["quantized"]
+    assert any(each["reason"].startswith("lifted to fp16") for each in mixed["unquantized"])
+    assert Path("run/analysis/tensorrt-rtx-trials.jsonl").is_file()
+
+
+def test_a_budget_that_int8_keeps_needs_no_mix(qconvert: Command) -> None:
+    done = qconvert("search", *GIVEN, "--budget", "50", "-o", "out")
+    assert done.code == 0, done.err
+    assert "plain INT8 keeps the budget" in done.out
+    assert not Path("out/mixed.onnx").exists()
+    given = (*GIVEN, "--budget", "50", "--precision", "mixed", "-o", "run", "--plan-only")
+    refused = qconvert("build", *given)
+    assert refused.code == 3
+    assert "no `tensorrt-rtx-mixed`: plain INT8 keeps the budget" in refused.err
+
+
+def test_no_mix_for_so_little_latency_is_exit_code_1(qconvert: Command) -> None:
+    given = ("network.onnx", "--images", "calib", "--backend", "cpu", "--seconds", "0.02")
+    done = qconvert("search", *given, "--max-latency", "0.0001", "-o", "out")
+    assert done.code == 1
+    assert "or the float model as it is" in done.err or "fp32 takes" in done.out
+    assert "no `--eval`: what was found is confirmed on" in " ".join(done.err.split())
+
+
+def test_a_dry_run_says_what_would_be_tried_and_writes_nothing(qconvert: Command) -> None:
+    done = qconvert("search", *GIVEN, "-o", "out", "--dry-run")
+    assert done.code == 0, done.err
+    assert "blocks    37, of 37 operators with weights in INT8" in done.out or "blocks" in done.out
+    assert not Path("out").exists()
+
+
+def test_two_backends_and_no_images_are_refused(qconvert: Command) -> None:
+    two = qconvert("search", "network.onnx", "--backend", "cpu,tensorrt", "--images", "calib")
+    assert (two.code, "a search is for one backend" in two.err) == (2, True)
+    blind = qconvert("search", "network.onnx", "--backend", "cpu", "-o", "out")
+    assert blind.code == 2

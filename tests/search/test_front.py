@@ -1,0 +1,80 @@
+"""Sets of blocks grow until the budget is kept, and shrink again as far as they can."""
+
+from collections.abc import Callable
+
+import pytest
+
+from qconvert.measure.mix import Gain, Loss, Step
+from qconvert.search.blocks import Block
+from qconvert.search.front import Probes, Set, climb, ranked, rungs
+
+COUNT = 8
+BLOCKS = tuple(Block(f"b{number}", (f"n{number}",), 0.01 * (number + 1)) for number in range(COUNT))
+
+
+def loss(pp: float) -> Loss:
+    return Loss(pp, 0.1, "agreement", 100, 100 - pp)
+
+
+def probes(lost: Callable[[set[str]], float], confirmed: Callable[[set[str]], float]) -> Probes:
+    def look(blocks: Set) -> Step:
+        names = tuple(block.name for block in blocks)
+        return Step(names, sum(block.share for block in blocks), 0.0, loss(lost(set(names))))
+
+    return Probes(look, lambda blocks: loss(confirmed({block.name for block in blocks})))
+
+
+def missing(*needed: str) -> Callable[[set[str]], float]:
+    return lambda names: float(len(set(needed) - names))
+
+
+def test_blocks_come_by_what_they_bring_for_their_cost() -> None:
+    gains = [Gain(block.name, 1, block.share, gain, 0.0)
+             for block, gain in zip(BLOCKS[:4], (0.1, 0.5, 0.2, -0.1), strict=True)]  # fmt: skip
+    assert [block.name for block in ranked(BLOCKS[:4], gains)] == ["b1", "b0", "b2", "b3"]
+
+
+@pytest.mark.parametrize("needed", [("b0",), ("b2", "b7"), ("b1", "b3", "b6"), ("b6",)])
+def test_the_set_has_what_is_needed_and_nothing_else(needed: tuple[str, ...]) -> None:
+    found = climb(BLOCKS, probes(missing(*needed), missing(*needed)), budget=0)
+    assert found.chosen is not None
+    assert set(found.chosen.lifted) == set(needed)
+    assert found.chosen.confirmed == loss(0)
+
+
+def test_what_keeps_the_budget_on_the_few_images_alone_is_not_taken() -> None:
+    found = climb(BLOCKS, probes(missing("b0"), missing("b4")), budget=0)
+    assert found.chosen is not None
+    assert set(found.chosen.lifted) == {"b0", "b4"}
+    for step in found.steps:
+        assert (step.confirmed is None) == (step.search.pp > 0)
+
+
+def test_a_budget_may_be_kept_in_part() -> None:
+    found = climb(BLOCKS, probes(missing("b0", "b1", "b2"), missing("b0", "b1", "b2")), budget=1)
+    assert found.chosen is not None
+    assert found.chosen.lifted == ("b0", "b1")
+
+
+def test_where_all_blocks_are_needed_there_is_no_mix() -> None:
+    every = [block.name for block in BLOCKS]
+    found = climb(BLOCKS, probes(missing(*every), missing(*every)), budget=0)
+    assert found.chosen is None
+
+
+def test_no_set_is_tried_twice_and_few_are() -> None:
+    tried: list[frozenset[str]] = []
+
+    def lost(names: set[str]) -> float:
+        tried.append(frozenset(names))
+        return 0.0 if {"b6"} <= names else 1.0
+
+    climb(BLOCKS, probes(lost, missing("b6")), budget=0)
+    assert len(tried) == len(set(tried)) < 2 * COUNT
+
+
+def test_the_rungs_grow_by_halves_and_end_with_all() -> None:
+    assert rungs(64) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
+    assert rungs(2) == [1, 2]
+    assert rungs(1) == [1]
+    assert rungs(0) == []

@@ -1,0 +1,69 @@
+"""One block lifted at a time gives what lifting it and running the whole network gives."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from qconvert.feeds import Feeds
+from qconvert.search import sensitivity
+from qconvert.search.blocks import blocks
+from qconvert.search.sensitivity import Prefix, one_by_one
+from qconvert.search.subject import Subject, held
+from tests.models import floats, mixed
+from tests.quantize.rewritten import planned, scheme
+
+
+def subject(backend: str) -> Subject:
+    model = mixed()
+    return Subject(model, planned(model, backend), scheme(backend))
+
+
+def images() -> Iterator[Feeds]:
+    for seed in range(3):
+        yield {"image": floats(4, 3, 16, 16, seed=seed)}
+
+
+@pytest.mark.parametrize("backend", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("most", [10**9, 20_000, 0])
+def test_with_and_without_shared_work_the_answers_are_the_same(backend: str, most: int) -> None:
+    whole = subject(backend)
+    every = blocks(whole.model, whole.plan)
+    assert len(every) == 6
+    for block, got in zip(every, one_by_one(whole, every, images, most), strict=True):
+        run = whole.opened(whole.lifted([block]))
+        for feeds, answer in zip(images(), got, strict=True):
+            np.testing.assert_allclose(answer["scores"], run(feeds)["scores"], atol=1e-5)
+
+
+def test_what_comes_before_a_block_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = []
+    answers = sensitivity._answers
+
+    def watched(whole: Subject, plan: object, prefix: Prefix) -> list[Feeds]:
+        starts.append(prefix.at)
+        return answers(whole, plan, prefix)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sensitivity, "_answers", watched)
+    whole = subject("cpu")
+    every = blocks(whole.model, whole.plan)
+    list(one_by_one(whole, every, images))
+    assert starts == [sensitivity.first_change(whole, whole.lifted([block])) for block in every]
+    assert starts == sorted(starts)
+    assert starts[-1] > len(whole.model.graph) / 2
+
+
+def test_images_are_kept_in_memory_unless_they_are_too_many() -> None:
+    reads = 0
+
+    def counted() -> Iterator[Feeds]:
+        nonlocal reads
+        reads += 1
+        yield from images()
+
+    kept = held(counted)
+    assert [len(list(kept())) for _ in range(3)] == [3, 3, 3]
+    assert reads == 1
+    again = held(counted, most=1)
+    assert len(list(again())) == 3
+    assert reads == 3
