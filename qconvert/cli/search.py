@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   qconvert search model.onnx --images calib_data/ --eval val/ --budget 0.5
-  qconvert search model.onnx --images photos/ --backend tensorrt --max-latency 2"""
+  qconvert search m.onnx --images photos/ --backend tensorrt --max-latency 2"""
 
 BYS = ("top-1", "agreement", "certainty")
 

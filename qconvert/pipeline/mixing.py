@@ -20,10 +20,12 @@ from qconvert.pipeline.scoring import Exam
 from qconvert.pipeline.searching import Task, search
 from qconvert.pipeline.variants import Chosen, Variant
 from qconvert.pipeline.workshop import Workshop
+from qconvert.quantize.plan_files import beside
 from qconvert.search.blocks import MOST
 from qconvert.store import Store
 
 MIXED, FOUND, TRIALS = "mixed.onnx", "search.json", "trials.jsonl"
+PLANS = (PLAN, beside(Path(PLAN)).name)
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,11 @@ def with_mixes(chosen: Chosen, base: Basis, exam: Exam | None, shop: Workshop) -
         found = search(task, shop, shop.run.root / "analysis" / f"{variant.backend}-{TRIALS}")
         mixes[variant.backend] = found.mix
         notes += (note for note in found.mix.notes if note not in notes)
-        if found.plan is None:
+        if found.planned is None:
             notes.append(f"no `{variant.name}`: {found.mix.why}")
         else:
             kept.append(variant)
-            base = replace(base, plans={**base.plans, variant.name: found.plan})
+            base = replace(base, plans={**base.plans, variant.name: found.planned})
     if not kept:
         raise QConvertError(notes[-1], hint="build others: `--precision fp32,int8`")
     return WithMixes(replace(chosen, variants=tuple(kept), notes=tuple(notes)), base, mixes)
@@ -89,11 +91,14 @@ def find_mix(config: Config, job: Job, store: Store, tell: Tell) -> Searched:
         found = search(task, shop, run.root / TRIALS)
         sizes = {"fp32": _bytes(run.model)}
         sizes["int8"] = _bytes(graph_of(replace(variant, precision="int8"), base, store, tell).path)
-        if found.plan is not None:
-            with_plan = replace(base, plans={variant.name: found.plan})
+        if found.planned is not None:
+            with_plan = replace(base, plans={variant.name: found.planned})
             graph = graph_of(variant, with_plan, store, tell)
             put_copy(graph.path, run.root / MIXED)
-            put_copy(graph.folder / PLAN, run.root / PLAN)
+            for name in PLANS:
+                (run.root / name).unlink(missing_ok=True)
+                if (graph.folder / name).is_file():
+                    put_copy(graph.folder / name, run.root / name)
             sizes["mixed"] = _bytes(run.root / MIXED)
         else:
             _drop(run)
@@ -113,7 +118,7 @@ def _target(config: Config) -> tuple[Variant, Chosen]:
 
 def _drop(run: RunFolder) -> None:
     """Delete the mix of an earlier search, which did not ask the same."""
-    for name in (MIXED, PLAN):
+    for name in (MIXED, *PLANS):
         (run.root / name).unlink(missing_ok=True)
 
 

@@ -23,7 +23,8 @@ from qconvert.pipeline.step_clock import clock_of
 from qconvert.pipeline.variants import Variant
 from qconvert.pipeline.workshop import Workshop
 from qconvert.quantize import plan as plans
-from qconvert.quantize.plan import Plan
+from qconvert.quantize import plan_files
+from qconvert.quantize.plan_files import Planned
 from qconvert.search.blocks import blocks
 from qconvert.search.explore import Goal, Quest, explore
 from qconvert.search.subject import Subject
@@ -53,19 +54,19 @@ class Task:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found; `plan` is that of the mix, None where there is none."""
+    """What a search found; `planned` is the mix with its weights, None where there is none."""
 
     mix: Mix
-    plan: Plan | None
+    planned: Planned | None
 
 
 def search(task: Task, shop: Workshop, trials: Path) -> Found:
     """Search, or go on where a killed search was; each trial is a line in the file `trials`."""
     started = time.perf_counter()
     graph = graph_of(Variant(task.backend, "int8"), task.base, shop.store, shop.tell)
-    assert graph.plan is not None
+    plain = plan_files.load(graph.folder / PLAN)
     scheme = requests.scheme_for(shop.config, backends.wants(task.backend))
-    subject = Subject(task.base.ready.model, graph.plan, scheme)
+    subject = Subject(task.base.ready.model, plain.plan, scheme, plain.weights)
 
     def make(folder: Path) -> None:
         mix = _explored(task, subject, shop, trials)
@@ -73,7 +74,7 @@ def search(task: Task, shop: Workshop, trials: Path) -> Found:
         if mix.outcome == "mixed" and mix.chosen is not None:
             every = blocks(subject.model, subject.plan)
             lifted = [each for each in every if each.name in mix.chosen.lifted]
-            (folder / PLAN).write_text(plans.dumps(subject.lifted(lifted)), encoding="utf-8")
+            plan_files.save(Planned(subject.lifted(lifted), subject.weights), folder / PLAN)
         shutil.copyfile(trials, folder / TRIALS)
 
     kept = shop.store.get(STEP, _recipe(task, subject, shop), make)
@@ -81,9 +82,9 @@ def search(task: Task, shop: Workshop, trials: Path) -> Found:
         trials.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(kept.path / TRIALS, trials)
     mix = ADAPTER.validate_python(json.loads((kept.path / MIX).read_text(encoding="utf-8")))
-    plan = plans.load(kept.path / PLAN) if (kept.path / PLAN).is_file() else None
+    planned = plan_files.load(kept.path / PLAN) if (kept.path / PLAN).is_file() else None
     shop.tell(Progress(STEP, mix.why, time.perf_counter() - started, kept.stored))
-    return Found(mix, plan)
+    return Found(mix, planned)
 
 
 def _explored(task: Task, subject: Subject, shop: Workshop, trials: Path) -> Mix:

@@ -10,6 +10,7 @@ from qconvert.pipeline.graphs import Basis, graph_of
 from qconvert.pipeline.progress import Progress, Tell, silent
 from qconvert.pipeline.variants import Variant
 from qconvert.pipeline.workshop import Workshop
+from qconvert.quantize.plan_files import Planned
 from qconvert.search.explore import Clock
 from qconvert.search.front import Set
 from qconvert.search.subject import Subject
@@ -34,7 +35,7 @@ def clock_of(subject: Subject, backend: str, base: Basis, shop: Workshop) -> Clo
         names: dict[str, tuple[str, ...] | None] = {FLOAT: None}
         for number, each in enumerate(sets, 1):
             variant = Variant(backend, "mixed" if each else "int8")
-            plan = {variant.name: subject.lifted(each)} if each else {}
+            plan = {variant.name: Planned(subject.lifted(each), subject.weights)} if each else {}
             name = f"set {number}" if each else PLAIN
             made[name] = engine(variant, replace(base, plans={**base.plans, **plan}))
             names[name] = tuple(block.name for block in each)

@@ -80,10 +80,10 @@ def loss(told: Record, by: By) -> Loss:
     agreement = 100 * (images - changed) / images
     if by == "top-1":
         moved = paired(len(told["lost"]), len(told["won"]), images)
-        return Loss(-moved.pp, moved.half_width_pp, by, images, agreement)
+        return Loss(0.0 - moved.pp, moved.half_width_pp, by, images, agreement)
     if by == "agreement":
         moved = paired(changed, 0, images)
-        return Loss(-moved.pp, moved.half_width_pp, by, images, agreement)
+        return Loss(0.0 - moved.pp, moved.half_width_pp, by, images, agreement)
     given_up = [float(each) for each in told["given_up"]]
     mean = math.fsum(given_up) / images
     squares = math.fsum(each * each for each in given_up) + 1

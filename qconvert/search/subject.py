@@ -1,13 +1,14 @@
 """What is searched: a model with its INT8 plan, run whole or from somewhere on, blocks lifted."""
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
 from qconvert import onnx_io
 from qconvert.backends.ort import open_cpu
 from qconvert.feeds import Feeds, Run
+from qconvert.quantize.learned import Weights
 from qconvert.quantize.lifting import lift
 from qconvert.quantize.plan import Plan
 from qconvert.quantize.rewrite import apply
@@ -21,11 +22,15 @@ HELD_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class Subject:
-    """A float model, the plan that quantizes it, and the scheme whose rules the plan follows."""
+    """A float model, the plan that quantizes it, and the scheme whose rules the plan follows.
+
+    `weights` are those that were learned with the plan; lifted operators have their own back.
+    """
 
     model: ir.Model
     plan: Plan
     scheme: Scheme
+    weights: Weights = field(default_factory=dict)
 
     def lifted(self, blocks: Collection[Block]) -> Plan:
         """Return the plan with these blocks in float."""
@@ -36,14 +41,14 @@ class Subject:
     def opened(self, plan: Plan, start: int = 0, stop: int | None = None) -> Run:
         """Load the nodes of a plan's model from one number up to another, as the plan says."""
         if start == 0 and stop is None:
-            return open_cpu(apply(self.model, plan), literal=not plan.integer_bias)
+            return open_cpu(apply(self.model, plan, self.weights), literal=not plan.integer_bias)
         part = between(self.model, start, len(self.model.graph) if stop is None else stop)
         if part is None:
             return lambda feeds: {}
         names = {node.name for node in part.graph}
         layers = {name: layer for name, layer in plan.layers.items() if name in names}
         own = replace(plan, model=onnx_io.fingerprint(part), layers=layers)
-        run = open_cpu(apply(part, own), literal=not plan.integer_bias)
+        run = open_cpu(apply(part, own, self.weights), literal=not plan.integer_bias)
         wanted = {str(value.name) for value in part.graph.inputs}
         return lambda feeds: run({name: feeds[name] for name in feeds if name in wanted})
 

@@ -1,11 +1,16 @@
 """One block lifted at a time gives what lifting it and running the whole network gives."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from qconvert.feeds import Feeds
+from qconvert.graph.patterns import constant
+from qconvert.quantize import learned
+from qconvert.quantize.learned import Learned
+from qconvert.quantize.rewrite import apply
 from qconvert.search import sensitivity
 from qconvert.search.blocks import blocks
 from qconvert.search.sensitivity import Prefix, one_by_one
@@ -51,6 +56,26 @@ def test_what_comes_before_a_block_is_run_once(monkeypatch: pytest.MonkeyPatch) 
     assert starts == [sensitivity.first_change(whole, whole.lifted([block])) for block in every]
     assert starts == sorted(starts)
     assert starts[-1] > len(whole.model.graph) / 2
+
+
+def test_learned_weights_stay_in_what_is_not_lifted_and_go_from_what_is() -> None:
+    plain = subject("cpu")
+    weights = {
+        name: Learned(np.ones((16, 16, 1, 1), np.int8), np.full(16, 0.01, np.float32), None)
+        for name in ("narrow", "side")
+    }
+    taught = replace(plain, plan=learned.signed(plain.plan, weights), weights=weights)
+    every = {block.name: block for block in blocks(plain.model, plain.plan)}
+    made = {name: taught.lifted([block]) for name, block in every.items()}
+    for name, plan in made.items():
+        held = {node.name: node for node in apply(taught.model, plan, weights).graph}
+        for other in weights:
+            before = constant(held[other].inputs[1])
+            assert (before is not None) == (other == name)
+    (alone,) = one_by_one(taught, [every["narrow"]], images)
+    whole = taught.opened(made["narrow"])
+    for feeds, answer in zip(images(), alone, strict=True):
+        np.testing.assert_allclose(answer["scores"], whole(feeds)["scores"], atol=1e-5)
 
 
 def test_images_are_kept_in_memory_unless_they_are_too_many() -> None:
