@@ -27,6 +27,7 @@ NOT_RUN = {
     r"^make demo": "makes an environment first; .ci/bare makes one and runs the demo in it",
     r"^make test": "is what runs this",
     r"^pip install": "needs a package index; .ci/bare installs the package",
+    r"^qconvert search |--precision \S*mixed": "takes long; tests/cli/test_search.py searches",
     r"timm:": "downloads weights; tests/sources/test_torch_zoos takes random ones",
     r"--backend tensorrt-rtx(?!.*--plan-only)": "takes half a minute; tests/backends builds such",
     r"^qconvert build (?!.*--(plan-only|dry-run)).*--backend (cuda|tensorrt)(?!-)": "needs a GPU",
