@@ -23,7 +23,7 @@ $(READY): pyproject.toml .ci/constraints.txt
 	@touch $@
 
 test: $(READY)  ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 torture: $(READY)  ## Run the long tests: kills, full disks, two builds at once
 	$(BIN)/python -m pytest -m torture tests/torture
