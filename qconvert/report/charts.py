@@ -60,6 +60,24 @@ def trade_off(report: Report) -> Chart | None:
     )
 
 
+def mixes(report: Report) -> list[Chart]:
+    """Return for each search how far the outputs are from FP32 with more and more lifted."""
+    found = []
+    for backend, mix in report.mixes.items():
+        steps = [mix.int8, *mix.steps]
+        if len(steps) < 3:
+            continue
+        xs, ys = [100 * step.share for step in steps], [step.distance for step in steps]
+        series = [Series("sets that were tried", xs, ys, "#808890", "dotted", "o")]
+        if mix.chosen is not None:
+            at = [100 * mix.chosen.share], [mix.chosen.distance]
+            series.append(Series("the mix", *at, CHOSEN, "solid", "D"))
+        title = f"Search for a mix on `{backend}`: what is lifted against what it brings"
+        axes = Axis("lifted, % of the compute"), Axis("distance of the outputs from FP32")
+        found.append(Chart(title.replace("`", ""), plots.lines(series, *axes)))
+    return found
+
+
 def distributions(report: Report) -> list[Chart]:
     """Return for each batch size what share of the runs took no longer than that."""
     batches = sorted({each.batch for v in report.variants for each in _host(v)})

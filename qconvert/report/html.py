@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from qconvert.measure.layers import Layer
-from qconvert.report import bars, gates, layer_errors, numerals, overview, placement, tables
+from qconvert.report import bars, gates, layer_errors, mixing, numerals, overview, placement, tables
 from qconvert.report.front import front
 from qconvert.report.model import Report, Variant
 from qconvert.report.sheet import Column, Sheet, right
@@ -41,6 +41,8 @@ def html(report: Report, pictures: Mapping[str, bytes]) -> str:
             limited=front(report).limit is not None,
             behind=_behind(report),
             distributions=[*charts.distributions(report), charts.throughput(report)],
+            mixes=[*charts.mixes(report)],
+            mixed=mixing.sheets(report),
             placement=placement.placement(report),
             operators=_operators(report),
             left=placement.left(report),

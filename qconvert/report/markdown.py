@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from qconvert.report import numerals, overview, placement, tables
+from qconvert.report import mixing, numerals, overview, placement, tables
 from qconvert.report.model import Report
 from qconvert.report.sheet import Sheet
 
@@ -18,6 +18,7 @@ def markdown(report: Report) -> str:
     parts += [section(each(report)) for each in (tables.size, tables.latency, tables.accuracy)]
     if report.notes:
         parts += ["## Notes", bullets(report.notes)]
+    parts += [section(sheet) for sheet in mixing.sheets(report)]
     if report.variants:
         parts.append(section(placement.placement(report)))
     unquantized = placement.left(report)

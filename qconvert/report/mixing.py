@@ -1,9 +1,11 @@
 """Tables of a search for mixed precision: what each block brings, which sets were tried."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from qconvert.measure.mix import Loss, Mix, Step
 from qconvert.report import numerals
+from qconvert.report.model import Report
 from qconvert.report.sheet import MISSING, Column, Footnotes, Sheet, right
 
 MOST = 10
@@ -13,6 +15,16 @@ BY = {
     "certainty": "points of top-1 as FP32 weighs them: the probability that it gives up where an "
     "answer changed",
 }
+
+
+def sheets(report: Report) -> list[Sheet]:
+    """Return the tables of all searches of a report, each with its backend in the title."""
+    return [
+        replace(sheet, title=f"{sheet.title} (`{backend}`)")
+        for backend, mix in report.mixes.items()
+        if mix.gains
+        for sheet in (gains(mix), path(mix))
+    ]
 
 
 def gains(mix: Mix, most: int = MOST) -> Sheet:

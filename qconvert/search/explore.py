@@ -75,7 +75,7 @@ def explore(quest: Quest, goal: Goal, say: Say) -> Mix:
         say(f"{len(blocks)} blocks lifted, set {tried}", 0, 0)
         return _step(quest, blocks, by)
 
-    probes = Probes(look, lambda blocks: _loss(quest, blocks, by))
+    probes = Probes(look, lambda blocks: _loss(quest, blocks, by), int8.distance)
     found = climb(ranked(quest.blocks, gains), probes, goal.budget)
     return _concluded(_timed(quest, replace(mix, gains=gains), found, say))
 

@@ -1,6 +1,7 @@
 """Sets of blocks grow until the budget is kept, and shrink again as far as they can."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -52,6 +53,17 @@ def test_what_keeps_the_budget_on_the_few_images_alone_is_not_taken() -> None:
 
 def test_a_budget_may_be_kept_in_part() -> None:
     found = climb(BLOCKS, probes(missing("b0", "b1", "b2"), missing("b0", "b1", "b2")), budget=1)
+    assert found.chosen is not None
+    assert found.chosen.lifted == ("b0", "b1")
+
+
+def test_what_is_further_from_fp32_than_int8_is_not_taken_though_it_keeps_the_budget() -> None:
+    kept = probes(missing("b0"), missing("b0"))
+
+    def look(blocks: Set) -> Step:
+        return replace(kept.look(blocks), distance=2.0 if len(blocks) == 1 else 0.5)
+
+    found = climb(BLOCKS, Probes(look, kept.confirm, furthest=1.0), budget=0)
     assert found.chosen is not None
     assert found.chosen.lifted == ("b0", "b1")
 
