@@ -24,7 +24,7 @@ class Steps:
     def __init__(self) -> None:
         self._status: Status | None = None
         self._step, self._since, self._first = "", 0.0, 0
-        self._told = 0.0
+        self._told, self._done_before = 0.0, 0
 
     def __enter__(self) -> "Steps":
         return self
@@ -57,9 +57,10 @@ class Steps:
 
     def _at_work(self, progress: "Progress") -> None:
         now = time.monotonic()
-        if progress.step != self._step:
+        if progress.step != self._step or progress.done < self._done_before:
             self._step, self._since, self._first = progress.step, now, progress.done
             self._told = now
+        self._done_before = progress.done
         text = f"{progress.step:<9} {plain(progress.text)}{self._speed(progress, now)}"
         if sys.stderr.isatty() and not os.environ.get("QCONVERT_NO_PROGRESS"):
             self._show(f"{text} …")

@@ -108,12 +108,13 @@ def _drift(samples: NDArray[np.float64]) -> list[str]:
     if (slower := _slower(first, rest)) > 1:
         found.append(
             f"the first {count} of {len(samples)} samples took {slower:.1f}x as long as the rest: "
-            "the warm-up was too short, or other work just ended; measure again"
+            "the warm-up was too short, or other work just ended; `qconvert bench` measures again"
         )
     if (slower := _slower(last, samples[:-count])) > 1:
         found.append(
             f"the last {count} of {len(samples)} samples took {slower:.1f}x as long as those before"
-            ": the machine got slower, by heat or by other work; let it rest and measure again"
+            ": the machine got slower, by heat or by other work; let it rest, `qconvert bench` "
+            "measures again"
         )
     return found
 
@@ -124,7 +125,7 @@ def _disturbed(samples: NDArray[np.float64]) -> list[str]:
     if outliers > max(1, MANY_OUTLIERS * len(samples)):
         found.append(
             f"{outliers} of {len(samples)} samples are outliers: the machine was busy; stop other "
-            "programs and measure again"
+            "programs, `qconvert bench` measures again"
         )
     median = float(np.median(samples))
     share = spread(samples.tolist()) / median if median else 0.0

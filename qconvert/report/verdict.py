@@ -22,7 +22,17 @@ OF_FP32 = ("max-latency", "max-size")
 def best(report: Report) -> Variant | None:
     """Return the fastest variant that keeps the limits and is known to answer well."""
     found = fastest(report)
-    return found if found is not None and faithful(report, found) else None
+    if found is None or not faithful(report, found) or _waits(report, found):
+        return None
+    return found
+
+
+def _waits(report: Report, found: Variant) -> list[str]:
+    """Name the engines that fp32 would only beat because they were not timed with it."""
+    if found.precision != "fp32":
+        return []
+    beside = [each for each in report.variants if each.backend == found.backend]
+    return [each.name for each in beside if figures.headline(each) is None]
 
 
 def fastest(report: Report) -> Variant | None:
@@ -60,6 +70,9 @@ def verdict(report: Report) -> str:
         return _nothing(report)
     if faithful(report, found) is None:
         return _unjudged(report, found)
+    if waiting := _waits(report, found):
+        names = ", ".join(f"`{name}`" for name in waiting)
+        return f"Not timed beside `{found.name}`: {names}; `qconvert bench RUN` times all in turns"
     against = _against_int8(report, found)
     lead = f"{against}, so ship" if against else "Ship"
     kept = _kept(report, found)
@@ -145,12 +158,16 @@ def _unjudged(report: Report, variant: Variant) -> str:
     facts = ", ".join(_facts(report, variant))
     if variant.accuracy is not None and variant.accuracy.sqnr_db is not None:
         return f"Ship `{variant.name}` if its answers are near enough for you: {facts}"
-    return f"`{variant.name}` is the fastest ({facts}), but no image judged it: add `--eval`"
+    return (
+        f"`{variant.name}` is the fastest ({facts}), but no image judged it: "
+        "`qconvert evaluate` does, with `--eval`"
+    )
 
 
 def _nothing(report: Report) -> str:
     timed = [each for each in report.variants if figures.headline(each) is not None]
-    first = min(timed, key=figures.ms_an_image)
+    others = [each for each in timed if each.precision != "fp32"]
+    first = min(others or timed, key=figures.ms_an_image)
     why = _objection(report, first)
     return f"Nothing here to ship: {why}, and no other engine does better"
 

@@ -49,3 +49,20 @@ def test_a_log_gets_finished_steps_and_a_line_now_and_then(
     assert told[0] == "    calibrate images 100/300, 8/s, 0:24 left"
     assert told[1].startswith("  ✓ calibrate 300 images")
     assert len(told) == 2
+
+
+def test_a_count_that_begins_anew_has_a_speed_of_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("qconvert.cli.steps.time.monotonic", lambda: now)
+    with Steps() as steps:
+        for text in ("batch 1", "batch 8"):
+            for done in (0, 50, 100):
+                now += 11.0
+                steps.tell(Progress("bench", text, done=done, total=100))
+    told = capsys.readouterr().err.splitlines()
+    assert told[-2:] == [
+        "    bench     batch 8 50/100, 5/s, 0:11 left",
+        "    bench     batch 8 100/100, 5/s, 0:00 left",
+    ]

@@ -117,7 +117,7 @@ def test_without_evaluation_nothing_is_recommended() -> None:
     assert report.best == ""
     assert report.verdict == (
         "`cpu-int8` is the fastest (2.4× as fast as fp32, 27 % of the size), "
-        "but no image judged it: add `--eval`"
+        "but no image judged it: `qconvert evaluate` does, with `--eval`"
     )
 
 
@@ -167,3 +167,16 @@ def test_concluding_again_changes_nothing() -> None:
 def test_a_run_that_built_nothing_says_so() -> None:
     empty: Report = conclude(reports.report(), NONE)
     assert (empty.best, empty.verdict) == ("", "Nothing was built")
+
+
+def test_fp32_does_not_win_against_engines_that_were_not_timed_with_it() -> None:
+    report = conclude(reports.with_int8(latency=()), NONE)
+    assert report.best == ""
+    assert report.verdict == (
+        "Not timed beside `cpu-fp32`: `cpu-int8`; `qconvert bench RUN` times all in turns"
+    )
+
+
+def test_what_fails_is_told_of_the_engines_that_are_judged() -> None:
+    report = conclude(reports.measured(), Limits(max_size=0.001))
+    assert report.verdict.startswith("Nothing here to ship: `cpu-int8` fails max-size")
