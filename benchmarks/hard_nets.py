@@ -32,11 +32,15 @@ INPUT = "image"
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A file's score, and for each image its squared error and its KL divergence."""
+    """A file's score, and for each image its squared error, its KL divergence and 1 if it changed.
+
+    Of these the worst images weigh most in the first, and all alike in the last.
+    """
 
     score: Score
     errors: Array
     apart: Array
+    changed: Array
 
 
 def main(given: Sequence[str] = ()) -> None:
@@ -68,6 +72,7 @@ def judge(net: str, backend: str, files: Mapping[str, Result]) -> None:
     claims = {
         "error no larger than with nearest integers": not worse(learned.errors, plain.errors),
         "KL no larger than with nearest integers": not worse(learned.apart, plain.apart),
+        "agrees as much as with nearest integers": not worse(learned.changed, plain.changed),
         f"SQNR above {peer}": ours.sqnr > theirs.sqnr,
         f"KL below {peer}": ours.kl < theirs.kl,
         f"agrees as much as {peer}": ours.agrees >= theirs.agrees,
@@ -91,6 +96,7 @@ def results(reference: Reference) -> dict[str, Result]:
             judged(path, logits, reference),
             np.square(logits - reference.logits).sum(1),
             divergences(reference.logits, logits),
+            (logits.argmax(1) != reference.logits.argmax(1)).astype(float),
         )
     return found
 

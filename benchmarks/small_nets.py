@@ -75,7 +75,7 @@ class Schooling:
 
 SMALL: Mapping[str, Schooling] = {
     "mobilenet": Schooling(mobilenet, epochs=14, rate=3e-3),
-    "efficientnet": Schooling(efficientnet, epochs=6, rate=3e-3),
+    "efficientnet": Schooling(efficientnet, epochs=14, rate=3e-3),
     "transformer": Schooling(transformer, epochs=12, rate=1.5e-3),
 }
 
