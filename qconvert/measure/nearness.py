@@ -32,6 +32,30 @@ def distances(wanted: Sequence[Feeds], got: Sequence[Feeds]) -> Numbers:
     return mean
 
 
+def changed(wanted: Sequence[Feeds], got: Sequence[Feeds]) -> Numbers:
+    """Return 1 for each image whose highest score is another one, 0 for the others.
+
+    Outputs that are no rows of scores change nothing.
+    """
+    rows = [
+        np.concatenate(
+            [
+                _winners(before[name]) != _winners(after[name])
+                for before, after in zip(wanted, got, strict=True)
+            ]
+        )
+        for name, array in wanted[0].items()
+        if np.asarray(array).ndim == 2 and np.asarray(array).shape[1] > 1
+    ]
+    found: Numbers = np.mean(rows, axis=0, dtype=np.float64) if rows else np.zeros(1)
+    return found
+
+
+def _winners(scores: NDArray[Any]) -> NDArray[np.intp]:
+    found: NDArray[np.intp] = np.asarray(scores).argmax(axis=1)
+    return found
+
+
 def sqnr_db(wanted: Feeds, got: Feeds) -> float:
     """Return the power of all real outputs over that of their error, in decibels."""
     signal, error = _powers([wanted], [got])

@@ -15,7 +15,7 @@ import pydantic
 from qconvert import __version__
 from qconvert.backends.ort import VERSION, open_cpu
 from qconvert.feeds import Feeds
-from qconvert.measure.nearness import distances, noise
+from qconvert.measure.nearness import Numbers, changed, distances, noise
 from qconvert.pipeline.prepared import Prepared
 from qconvert.pipeline.progress import Progress, Tell
 from qconvert.pipeline.seen import Seen
@@ -32,7 +32,9 @@ WEIGHTS, TOLD = "learned.npz", "told.json"
 # Two models' activations of all images lie in memory at the widest place of the graph.
 MOST_BYTES = 1_500_000_000
 FEWEST_PARTS = 2
-STANDARD_ERRORS = 2.0
+# Standard errors by which the distance may grow, and the share of changed answers. A smaller error
+# is no comfort where more answers are wrong, and few images show that late.
+FURTHER, MORE_CHANGED = 2.0, 1.5
 NOT_AT_HAND = (
     "weights were rounded to the nearest: learning them needs the calibration images, `--images`"
 )
@@ -199,17 +201,23 @@ def _judge(plan: Plan, taught: Sequence[Taught], parts: Sequence[Feeds], by: Imp
         Nearness(noise(wanted, answers), float(each.mean()))
         for answers, each in zip(found, far, strict=True)
     )
-    grown = far[1] - far[0]
+    apart = [changed(wanted, answers) for answers in found]
     return Verdict(
         layers=len(taught),
         learned=sum(each.moved > 0 for each in taught),
         corrected=sum(each.learned is not None and not each.moved for each in taught),
         before=before,
         after=after,
-        worse=bool(grown.mean() > STANDARD_ERRORS * grown.std() / np.sqrt(grown.size)),
+        worse=_grew(far[0], far[1], FURTHER) or _grew(apart[0], apart[1], MORE_CHANGED),
         images=sum(len(next(iter(part.values()))) for part in parts),
         judges=by.found.count,
     )
+
+
+def _grew(before: Numbers, after: Numbers, errors: float) -> bool:
+    """Whether the images' numbers grew by more than so many standard errors."""
+    grown = after - before
+    return bool(grown.mean() > errors * grown.std() / np.sqrt(grown.size))
 
 
 def _recipe(plan: Plan, effort: str, by: Improver) -> dict[str, str]:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qconvert.measure.nearness import distances, divergence
+from qconvert.measure.nearness import changed, distances, divergence
 from tests.models import floats
 
 Numbers = NDArray[np.floating]
@@ -195,3 +195,11 @@ def test_an_output_without_a_row_for_each_image_is_compared_too() -> None:
     wanted, got = floats(3, 5), floats(3, 5, seed=1)
     found = distances([{"y": wanted, **anchors}], [{"y": got, **anchors}])
     assert found.tolist() == pytest.approx([each / 2 for each in apart(wanted, got)])
+
+
+def test_a_changed_answer_is_another_winner() -> None:
+    wanted = [{"scores": np.array([[1.0, 2.0], [3.0, 1.0]])}, {"scores": np.array([[0.0, 9.0]])}]
+    got = [{"scores": np.array([[1.0, 1.5], [1.0, 3.0]])}, {"scores": np.array([[0.0, 1.0]])}]
+    assert changed(wanted, got).tolist() == [0.0, 1.0, 0.0]
+    maps = [{"maps": np.zeros((2, 3, 4))}]
+    assert changed(maps, maps).tolist() == [0.0]

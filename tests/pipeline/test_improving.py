@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qconvert import config_file
@@ -140,3 +141,10 @@ def test_memory_bounds_the_images(world: World, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(improving, "MOST_BYTES", 1_000_000)
     world.improve("thorough")
     assert 1 <= asked[0] < improving.EFFORTS["thorough"].images  # type: ignore[union-attr]
+
+
+def test_more_changed_answers_than_by_chance_count_as_growth() -> None:
+    same = np.zeros(40)
+    assert not improving._grew(same, same, 1.5)
+    assert not improving._grew(same, np.r_[np.ones(1), np.zeros(39)], 1.5)
+    assert improving._grew(same, np.r_[np.ones(6), np.zeros(34)], 1.5)
