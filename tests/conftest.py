@@ -21,7 +21,9 @@ from tests import models, runs
 def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QCONVERT_CACHE_DIR", str(tmp_path / ".store"))
-    monkeypatch.delenv("NO_COLOR", raising=False)
+    # `make test` tells a make below it that it is one, which then says more.
+    for name in ("NO_COLOR", "MAKELEVEL", "MAKEFLAGS", "MFLAGS"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(console.LOUDNESS, "level", 0)
 
 
