@@ -38,7 +38,7 @@ Examples:
     help="Where engines run, as in `build` (default: cpu).",
 )
 @click.option(
-    "--seconds", type=float, default=1.0, show_default=True, help="At least so long an engine."
+    "--seconds", type=float, default=0.7, show_default=True, help="At least so long an engine."
 )
 @options.as_json
 @options.talk
