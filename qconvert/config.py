@@ -113,12 +113,13 @@ class Quantize(Strict):
     """What is rounded to integers, and how; ranges come from the calibration."""
 
     method: Annotated[
-        str,
+        str | None,
         Field(
             description="how ranges are chosen: `mse`, `minmax`, `moving-average`, `entropy`, "
-            "`percentile:99.99`, or `auto` to try them"
+            "`percentile:99.99`, `answers`, or `auto` to try them; unset: `auto`, or `mse` with "
+            "an effort of `none` or `quick`"
         ),
-    ] = "mse"
+    ] = None
     effort: Annotated[
         Literal["none", "quick", "default", "thorough"],
         Field(description="how long weights and biases are learned; `none`: nearest integers"),

@@ -79,6 +79,11 @@ def fixed_batch(specs: Sequence[TensorSpec]) -> int | None:
     return first if isinstance(first, int) else None
 
 
+def batch_size(feeds: Feeds) -> int:
+    """Return how many images a batch has."""
+    return len(next(iter(feeds.values())))
+
+
 def draw(specs: Sequence[TensorSpec], batch: int, seed: int) -> Feeds:
     """Return random arrays of the right names, types and shapes; the same seed, the same arrays.
 

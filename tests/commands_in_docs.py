@@ -12,7 +12,7 @@ import click
 from qconvert import config_file
 from qconvert.calibrate import methods
 from qconvert.cli import main, settings
-from qconvert.pipeline.choosing import AUTO
+from qconvert.quantize.ranges import ANSWERS, AUTO
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,7 +50,7 @@ def require_real(args: Sequence[str]) -> None:
     if context is not None and any(name in settings.SETTINGS for name in context.params):
         assigned = config_file.assignments(context.params.get("assigned", ()))
         loaded = config_file.load(None, {**assigned, **settings.typed(None, context.params)})
-        if loaded.quantize.method != AUTO:
+        if loaded.quantize.method not in (None, ANSWERS, AUTO):
             methods.find(loaded.quantize.method)
 
 

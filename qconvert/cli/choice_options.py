@@ -28,8 +28,8 @@ _OPTIONS = [
     click.option(
         "--method",
         metavar="NAME",
-        help="How ranges are chosen: mse (default), minmax, moving-average, entropy, "
-        "percentile:P, or auto: the one nearest to FP32.",
+        help="How ranges are chosen: mse, minmax, moving-average, entropy, percentile:P, "
+        "answers, or auto: the one nearest to FP32 (default; mse with less effort).",
     ),
     click.option(
         "--effort",

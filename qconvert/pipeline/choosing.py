@@ -8,27 +8,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
+from qconvert.measure.nearness import Numbers
+from qconvert.pipeline.progress import Progress
+from qconvert.pipeline.ranging import ranged
+from qconvert.pipeline.study import Study, nearer
+from qconvert.quantize.planning import Wishes
+from qconvert.quantize.ranges import ANSWERS, USUAL
 
-from qconvert.backends.ort import open_cpu
-from qconvert.feeds import Feeds, Run
-from qconvert.measure.nearness import Numbers, distances
-from qconvert.pipeline.prepared import Prepared
-from qconvert.pipeline.progress import Progress, Tell
-from qconvert.pipeline.seen import Seen
-from qconvert.quantize.planning import Wishes, make_plan
-from qconvert.quantize.rewrite import apply
-from qconvert.quantize.scheme import Scheme
-
-AUTO = "auto"
 CANDIDATES = (
-    "mse", "minmax", "percentile:99.999", "percentile:99.99", "entropy", "moving-average",
+    USUAL, "minmax", "percentile:99.999", "percentile:99.99", "entropy", "moving-average", ANSWERS,
 )  # fmt: skip
-
-
-USUAL = CANDIDATES[0]
-STANDARD_ERRORS = 2.0
-FEWEST = 4  # below, chance cannot be told from a difference
 
 
 @dataclass(frozen=True)
@@ -46,26 +35,31 @@ class Choice:
     method: str
     tried: tuple[Tried, ...]
 
+    def text(self) -> str:
+        """Say it in one sentence."""
+        return ", ".join(f"{each.method} {each.distance:.4g}" for each in self.tried)
 
-def try_methods(ready: Prepared, scheme: Scheme, seen: Seen, wishes: Wishes, tell: Tell) -> Choice:
-    """Quantize once with each method, and choose one."""
+
+def try_methods(study: Study, work: float) -> tuple[Wishes, tuple[Tried, ...]]:
+    """Quantize once with each method, and return the wishes with the nearest, and all tried."""
     started = time.perf_counter()
     total = len(CANDIDATES) + 1
-    tell(Progress("choose", "the float model", done=0, total=total))
-    wanted = _answers(open_cpu(ready.model), seen)
+    study.tell(Progress("choose", "the float model", done=0, total=total))
+    wanted = study.wanted()
     far: dict[str, Numbers] = {}
+    wishes: dict[str, Wishes] = {}
     for number, method in enumerate(CANDIDATES):
-        tell(Progress("choose", method, done=number + 1, total=total))
-        tried = replace(wishes, method=method)
-        plan = make_plan(ready.model, scheme, seen.choosing.summaries, tried)
-        answers = _answers(open_cpu(apply(ready.model, plan)), seen)
-        far[method] = distances(wanted, answers)
+        study.tell(Progress("choose", method, done=number + 1, total=total))
+        tried = replace(study.wishes, method=method)
+        if method == ANSWERS:
+            tried = ranged(replace(study, wishes=replace(study.wishes, method=USUAL)), work)
+            if not tried.apart:
+                continue
+        wishes[method], far[method] = tried, study.far(tried, wanted)
     choice = chosen(far)
-    which = "held out" if seen.held_out else "that were calibrated on"
-    text = f"{choice.method}, on {seen.count} images {which}: "
-    text += ", ".join(f"{each.method} {each.distance:.4f}" for each in choice.tried)
-    tell(Progress("choose", text, time.perf_counter() - started))
-    return choice
+    text = f"ranges by {choice.method}, on {far[USUAL].size} other images: {choice.text()}"
+    study.tell(Progress("choose", text, time.perf_counter() - started))
+    return wishes[choice.method], choice.tried
 
 
 def chosen(far: Mapping[str, Numbers]) -> Choice:
@@ -75,17 +69,5 @@ def chosen(far: Mapping[str, Numbers]) -> Choice:
     """
     tried = [Tried(method, float(each.mean())) for method, each in far.items()]
     ranked = tuple(sorted(tried, key=lambda each: each.distance))
-    usual = far[USUAL]
-    for each in ranked:
-        gained = usual - far[each.method]
-        if not np.isfinite(usual).all() or each.method == USUAL:
-            return Choice(each.method, ranked)
-        if gained.size < FEWEST:
-            break
-        if gained.mean() > STANDARD_ERRORS * gained.std(ddof=1) / np.sqrt(gained.size):
-            return Choice(each.method, ranked)
-    return Choice(USUAL, ranked)
-
-
-def _answers(run: Run, seen: Seen) -> list[Feeds]:
-    return [run(feeds) for feeds in seen.images()]
+    better = (each.method for each in ranked if nearer(far[USUAL], far[each.method]))
+    return Choice(next(better, USUAL), ranked)

@@ -5,7 +5,7 @@ Every layer is stored as soon as it is learned, so that a run which was killed g
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,11 +14,13 @@ import pydantic
 
 from qconvert import __version__
 from qconvert.backends.ort import VERSION, open_cpu
-from qconvert.feeds import Feeds
+from qconvert.feeds import Feeds, batch_size
 from qconvert.measure.nearness import Numbers, changed, distances, noise
+from qconvert.pipeline.efforts import EFFORTS
 from qconvert.pipeline.prepared import Prepared
 from qconvert.pipeline.progress import Progress, Tell
 from qconvert.pipeline.seen import Seen
+from qconvert.pipeline.study import MOST_BYTES as ANSWER_BYTES
 from qconvert.quantize import learned as weights
 from qconvert.quantize import plan as plans
 from qconvert.quantize.learned import Learned, Weights
@@ -38,22 +40,6 @@ FURTHER, MORE_CHANGED = 2.0, 1.5
 NOT_AT_HAND = (
     "weights were rounded to the nearest: learning them needs the calibration images, `--images`"
 )
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How many images weights are learned on, and at how many places of each layer."""
-
-    images: int
-    rows: int
-
-
-EFFORTS: dict[str, Effort | None] = {
-    "none": None,
-    "quick": Effort(images=16, rows=1024),
-    "default": Effort(images=64, rows=2048),
-    "thorough": Effort(images=192, rows=8192),
-}
 
 
 @dataclass(frozen=True)
@@ -83,8 +69,8 @@ class Verdict:
     before: Nearness
     after: Nearness
     worse: bool
-    images: int
     judges: int
+    images: int = 0
 
     @property
     def kept(self) -> bool:
@@ -96,7 +82,7 @@ class Verdict:
         came = (
             f"error {self.before.error:.2%} -> {self.after.error:.2%}, distance "
             f"{self.before.distance:.4f} -> {self.after.distance:.4f} "
-            f"on {self.judges} images held out"
+            f"on {self.judges} other images"
         )
         if not self.kept:
             return f"learned weights were dropped, they do not bring the answers nearer: {came}"
@@ -124,7 +110,7 @@ def improve(plan: Plan, effort: str, by: Improver) -> Improved:
     """Return the plan with weights that were learned, where that brings the answers nearer."""
     chosen, model = EFFORTS[effort], by.ready.model
     names = learnable(model, plan)
-    if chosen is None or not names:
+    if not chosen.images or not names:
         return Improved(plan, weights.NOTHING)
     if not by.found.at_hand:
         return Improved(plan, weights.NOTHING, (NOT_AT_HAND,))
@@ -140,7 +126,9 @@ def improve(plan: Plan, effort: str, by: Improver) -> Improved:
         with by.store.bench("learn", recipe) as bench:
             taught = _taught(plan, lesson, by, bench)
             weights.save(_kept(taught), folder / WEIGHTS)
-        verdict = _judge(plan, taught, parts, by)
+        judges = by.found.judges(images, chosen.judges)
+        verdict = _judge(plan, taught, judges, by)
+        verdict = replace(verdict, images=sum(map(batch_size, parts)))
         (folder / TOLD).write_bytes(VERDICT.dump_json(verdict))
 
     stored = by.store.get("learn", recipe, make)
@@ -185,17 +173,19 @@ def _kept(taught: Sequence[Taught]) -> dict[str, Learned]:
     return {each.name: each.learned for each in taught if each.learned is not None}
 
 
-def _judge(plan: Plan, taught: Sequence[Taught], parts: Sequence[Feeds], by: Improver) -> Verdict:
-    """Compare the answers of the model with and without what was learned, on images held out."""
+def _judge(plan: Plan, taught: Sequence[Taught], judges: Iterable[Feeds], by: Improver) -> Verdict:
+    """Compare the answers of the model with and without what was learned, on other images."""
     model, learned = by.ready.model, _kept(taught)
-    judges = list(by.found.images())
-    wanted, *found = (
-        [run(feeds) for feeds in judges]
-        for run in map(
-            open_cpu,
-            (model, apply(model, plan), apply(model, weights.signed(plan, learned), learned)),
-        )
-    )
+    after_all = apply(model, weights.signed(plan, learned), learned)
+    runs = [open_cpu(each) for each in (model, apply(model, plan), after_all)]
+    count, held, told = 0, 0, list[list[Feeds]]()
+    for feeds in judges:
+        count += batch_size(feeds)
+        told.append([run(feeds) for run in runs])
+        held += sum(np.asarray(each).nbytes for each in told[-1][0].values())
+        if held > ANSWER_BYTES:
+            break
+    wanted, *found = (list(each) for each in zip(*told, strict=True))
     far = [distances(wanted, answers) for answers in found]
     before, after = (
         Nearness(noise(wanted, answers), float(each.mean()))
@@ -209,8 +199,7 @@ def _judge(plan: Plan, taught: Sequence[Taught], parts: Sequence[Feeds], by: Imp
         before=before,
         after=after,
         worse=_grew(far[0], far[1], FURTHER) or _grew(apart[0], apart[1], MORE_CHANGED),
-        images=sum(len(next(iter(part.values()))) for part in parts),
-        judges=by.found.count,
+        judges=count,
     )
 
 

@@ -8,9 +8,10 @@ from qconvert.backends.base import Wants
 from qconvert.calibrate import methods
 from qconvert.config import Config
 from qconvert.errors import UsageError
-from qconvert.pipeline.choosing import AUTO, USUAL
+from qconvert.pipeline.efforts import EFFORTS
 from qconvert.quantize.plan import Plan
 from qconvert.quantize.planning import Wishes
+from qconvert.quantize.ranges import ANSWERS, AUTO
 from qconvert.quantize.scheme import Scheme
 from qconvert.quantize.selection import Selection
 from qconvert.scales import Grid
@@ -68,8 +69,19 @@ def _require_int8(config: Config, request: Request, wants: Wants) -> None:
             "`--half-io` is for half precision, and nothing here is half",
             hint="leave it out, or add `--rest fp16`",
         )
-    if chosen.method != AUTO:
+    if chosen.method in (AUTO, ANSWERS):
+        _require_pictures(config, request)
+    elif chosen.method is not None:
         methods.find(chosen.method)
+
+
+def _require_pictures(config: Config, request: Request) -> None:
+    """Refuse to choose between methods without pictures to choose by."""
+    if config.calibration.images is None and request.calibration is not None:
+        raise UsageError(
+            "choosing a method needs some of the calibration images again",
+            hint="say where they are: `--images PATH`, or choose a method: `--method mse`",
+        )
 
 
 def _require_half(config: Config, request: Request) -> None:
@@ -110,7 +122,8 @@ def wishes_of(config: Config) -> Wishes:
     """Return what the settings decide about a plan."""
     chosen = config.quantize
     selection = Selection(chosen.exclude, chosen.only, chosen.keep)
-    return Wishes(chosen.method, chosen.weight_scales, chosen.rest or "fp32", selection)
+    method = chosen.method or EFFORTS[chosen.effort].method
+    return Wishes(method, {}, chosen.weight_scales, chosen.rest or "fp32", selection)
 
 
 def require_fitting(plan: Plan, config: Config, request: Request, wants: Wants) -> None:
@@ -129,7 +142,7 @@ def require_fitting(plan: Plan, config: Config, request: Request, wants: Wants) 
     decided = {"--rest": chosen.rest not in (None, plan.rest)}
     patterns = {"--exclude": chosen.exclude, "--only": chosen.only, "--keep": chosen.keep}
     decided |= {name: bool(value) for name, value in patterns.items()}
-    decided |= {"--method": chosen.method != USUAL, "--weight-bits": chosen.weight_bits != BITS}
+    decided |= {"--method": chosen.method is not None, "--weight-bits": chosen.weight_bits != BITS}
     given = [name for name, value in decided.items() if value]
     if given:
         raise UsageError(

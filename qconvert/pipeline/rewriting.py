@@ -1,23 +1,25 @@
 """One model rewritten to a precision: planned, applied, made half, and looked at."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from qconvert.backends.ort import open_cpu
 from qconvert.measure.nearness import sqnr_db
 from qconvert.pipeline import rewritten
-from qconvert.pipeline.choosing import AUTO, Tried, try_methods
+from qconvert.pipeline.choosing import Tried
+from qconvert.pipeline.efforts import EFFORTS
 from qconvert.pipeline.halves import halved, largest
 from qconvert.pipeline.improving import Improver, improve
+from qconvert.pipeline.planning import draft
 from qconvert.pipeline.prepared import Prepared
 from qconvert.pipeline.progress import Progress, Tell
 from qconvert.pipeline.seen import Seen
+from qconvert.pipeline.study import Study
 from qconvert.quantize.learned import Weights
 from qconvert.quantize.plan import Plan
-from qconvert.quantize.planning import Wishes, make_plan
+from qconvert.quantize.planning import Wishes
 from qconvert.quantize.rewrite import apply
 from qconvert.quantize.scheme import Scheme
 from qconvert.store import Store
@@ -72,11 +74,15 @@ class Rewritten:
 
 def rewrite(ready: Prepared, found: Seen | None, how: How, store: Store, tell: Tell) -> Rewritten:
     """Return the model in the precisions that were asked for; it runs, and answers with numbers."""
-    plan, tried = _planned(ready, found, how, tell)
-    learned, notes = how.learned, list[str]()
-    if plan is not None and found is not None and how.plan is None:
-        better = improve(plan, how.effort, Improver(ready, found, store, tell))
-        plan, learned, notes = better.plan, better.learned, [*better.notes]
+    plan, learned, notes = how.plan, how.learned, list[str]()
+    tried: tuple[Tried, ...] = ()
+    if plan is None and how.scheme is not None and found is not None:
+        judges = EFFORTS[how.effort].judges
+        study = Study(ready, found, how.scheme, how.wishes, judges, tell)
+        drafted = draft(study, how.effort, store)
+        found, tried = drafted.found, drafted.tried
+        better = improve(drafted.plan, how.effort, Improver(ready, found, store, tell))
+        plan, learned, notes = better.plan, better.learned, [*drafted.notes, *better.notes]
     started = time.perf_counter()
     rest = plan.rest if plan is not None else how.wishes.rest
     model = ready.model if plan is None else apply(ready.model, plan, learned)
@@ -94,23 +100,9 @@ def rewrite(ready: Prepared, found: Seen | None, how: How, store: Store, tell: T
     if plan is not None and not plan.integer_bias:
         notes.append(LITERALLY)
     notes += _strange(ready, model, found) if rest != "bf16" else []
-    result = Rewritten(model, plan, learned, islands, tuple(tried), tuple(notes))
+    result = Rewritten(model, plan, learned, islands, tried, tuple(notes))
     tell(Progress("quantize", f"{how.name}: {_told(result, rest)}", time.perf_counter() - started))
     return result
-
-
-def _planned(
-    ready: Prepared, found: Seen | None, how: How, tell: Tell
-) -> tuple[Plan | None, Sequence[Tried]]:
-    """Return the plan given, or one made with the method wished for, or with the best of all."""
-    if how.plan is not None or how.scheme is None or found is None:
-        return how.plan, ()
-    wishes = how.wishes
-    tried: Sequence[Tried] = ()
-    if wishes.method == AUTO:
-        choice = try_methods(ready, how.scheme, found, wishes, tell)
-        wishes, tried = replace(wishes, method=choice.method), choice.tried
-    return make_plan(ready.model, how.scheme, found.whole.summaries, wishes), tried
 
 
 def _strange(ready: Prepared, model: ir.Model, found: Seen | None) -> list[str]:

@@ -14,7 +14,7 @@ from qconvert.calibrate import ranges_file
 from qconvert.calibrate.calibration import Calibration, merge
 from qconvert.config import Config
 from qconvert.errors import QConvertError, UsageError
-from qconvert.feeds import Feeds, fixed_batch
+from qconvert.feeds import Feeds, batch_size, fixed_batch
 from qconvert.images import reopen
 from qconvert.images.batch import Images
 from qconvert.images.image_list import Entry, ImageList
@@ -39,7 +39,8 @@ class Seen:
 
     Choices are made with `choosing`, which did not see those images where they are `held_out`.
     They are `at_hand` unless all that is known is their names. `lessons` returns so many of the
-    others, spread over all of them, in batches that the model takes.
+    others, spread over all of them, in batches that the model takes, and `spare` yields what
+    `lessons` of so many leaves. `again` shows all images to a model that answers the same.
     """
 
     whole: Calibration
@@ -49,6 +50,20 @@ class Seen:
     held_out: bool
     at_hand: bool = True
     lessons: Callable[[int], list[Feeds]] = field(default=lambda count: [])
+    spare: Callable[[int], Iterator[Feeds]] = field(default=lambda count: iter(()))
+    again: Callable[[Prepared], "Seen"] | None = None
+
+    def judges(self, lessons: int, most: int) -> Iterator[Feeds]:
+        """Yield the images held out, then others that `lessons` of so many leave, up to `most`."""
+        count = 0
+        for feeds in self.images():
+            count += batch_size(feeds)
+            yield feeds
+        for feeds in self.spare(lessons):
+            count += batch_size(feeds)
+            if count > most:
+                return
+            yield feeds
 
 
 def measured(ready: Prepared, config: Config, job: Job, store: Store, tell: Tell) -> Seen:
@@ -84,8 +99,17 @@ def measured(ready: Prepared, config: Config, job: Job, store: Store, tell: Tell
     chosen = held or others
     count = _count(chosen, fixed_batch(ready.source.inputs))
     images = _feeds(ready, look.images, chosen)
-    lessons = _lessons(ready, lambda: look.images, others)
-    return Seen(whole, choosing, images, count, bool(held), lessons=lessons)
+    lessons, spare = _lessons(ready, lambda: look.images, others)
+    return Seen(
+        whole,
+        choosing,
+        images,
+        count,
+        bool(held),
+        lessons=lessons,
+        spare=spare,
+        again=lambda other: measured(other, config, job, store, tell),
+    )
 
 
 def from_file(ready: Prepared, config: Config, path: Path) -> Seen:
@@ -104,8 +128,8 @@ def from_file(ready: Prepared, config: Config, path: Path) -> Seen:
 
     at_hand = config.calibration.images is not None
     count = _count(chosen, fixed_batch(ready.source.inputs))
-    lessons = _lessons(ready, lambda: _again(ready, config, whole), others)
-    return Seen(whole, whole, images, count, False, at_hand, lessons)
+    lessons, spare = _lessons(ready, lambda: _again(ready, config, whole), others)
+    return Seen(whole, whole, images, count, False, at_hand, lessons, spare)
 
 
 def split(count: int) -> tuple[list[range], list[range]]:
@@ -128,20 +152,26 @@ def split(count: int) -> tuple[list[range], list[range]]:
 
 def _lessons(
     ready: Prepared, images: Callable[[], Images], others: Sequence[range]
-) -> Callable[[int], list[Feeds]]:
-    """Return what reads so many of the others, whole batches spread evenly over them."""
+) -> tuple[Callable[[int], list[Feeds]], Callable[[int], Iterator[Feeds]]]:
+    """Return what reads so many of the others, spread evenly over them, and what reads the rest."""
     batches = [
         range(start, min(start + BATCH, part.stop))
         for part in others
         for start in range(part.start, part.stop, BATCH)
     ]
 
-    def read(count: int) -> list[Feeds]:
+    def some(count: int) -> list[range]:
         wanted = max(1, min(len(batches), -(-count // BATCH)))
-        some = [batches[place * len(batches) // wanted] for place in range(wanted)]
-        return list(_feeds(ready, images(), some)())
+        return [batches[place * len(batches) // wanted] for place in range(wanted)]
 
-    return read
+    def read(count: int) -> list[Feeds]:
+        return list(_feeds(ready, images(), some(count))())
+
+    def spare(count: int) -> Iterator[Feeds]:
+        taken = some(count)
+        yield from _feeds(ready, images(), [each for each in batches if each not in taken])()
+
+    return read, spare
 
 
 def _again(ready: Prepared, config: Config, seen: Calibration) -> Images:

@@ -18,6 +18,7 @@ from qconvert.quantize import rows, weights
 from qconvert.quantize.additions import added, addition
 from qconvert.quantize.checks import fused_activation, weight_shape
 from qconvert.quantize.descent import Task, descend
+from qconvert.quantize.equalize import equalized
 from qconvert.quantize.learned import BIAS_SLOT, Learned, give, settle
 from qconvert.quantize.plan import Plan, Weight
 from qconvert.quantize.rewrite import apply, chosen_layers
@@ -66,8 +67,9 @@ def learnable(model: ir.Model, plan: Plan) -> list[str]:
 
 def learn(model: ir.Model, plan: Plan, lesson: Lesson) -> Iterator[Taught]:
     """Yield one layer of the plan after another with what it learned."""
-    found = list(products(chosen_layers(model.graph, plan), plan))
-    teacher = Stretches(model, lesson.open_model, lesson.parts)
+    even = equalized(model, plan.equalized)
+    found = list(products(chosen_layers(even.graph, plan), plan))
+    teacher = Stretches(even, lesson.open_model, lesson.parts)
     prefix = _Prefix(model, plan, lesson)
     for number, (each, scale) in enumerate(zip(found, scales(found, plan), strict=True)):
         name = each.node.name or ""

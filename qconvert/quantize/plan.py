@@ -4,7 +4,7 @@ A plan is data: `plan.json` can be read, edited and replayed on the model it was
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,8 +53,9 @@ class Plan(Closed):
 
     `tensors` has the range of each tensor that is rounded. `integer_bias` says that biases become
     integers too. `method` and `weight_method` say how ranges and the steps of weights are chosen.
-    Steps are exact in the type of `rest`, in which the other operators run. `learned` is the digest
-    of the weights that were learned with the plan, which lie in a file beside it.
+    Steps are exact in the type of `rest`, in which the other operators run. `equalized` has for
+    some tensors what each channel is divided by first. `learned` is the digest of the weights that
+    were learned with the plan, which lie in a file beside it.
     """
 
     model: str
@@ -67,6 +68,7 @@ class Plan(Closed):
     layers: dict[str, Layer]
     tensors: dict[str, Range]
     rest: Rest = "fp32"
+    equalized: dict[str, tuple[float, ...]] = field(default_factory=dict)
     learned: str = ""
     format: int = FORMAT
 
@@ -98,7 +100,9 @@ def dumps(plan: Plan) -> str:
 
 
 def _lines(value: object) -> str:
-    if not isinstance(value, dict) or not any(isinstance(each, dict) for each in value.values()):
+    if not isinstance(value, dict) or not any(
+        isinstance(each, dict | list) for each in value.values()
+    ):
         return json.dumps(value, ensure_ascii=False)
     inner = [
         f"    {json.dumps(key, ensure_ascii=False)}: {json.dumps(each, ensure_ascii=False)}"

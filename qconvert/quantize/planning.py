@@ -15,15 +15,20 @@ from qconvert.quantize import ranges
 from qconvert.quantize.fitting import Fit, fitting
 from qconvert.quantize.placement import place, rounded
 from qconvert.quantize.plan import Layer, Plan, Rest
+from qconvert.quantize.ranges import ANSWERS, USUAL, Way
 from qconvert.quantize.scheme import Scheme
 from qconvert.quantize.selection import Selection
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user decides; all else follows from the scheme."""
+    """What the user decides; all else follows from the scheme.
 
-    method: str = "mse"
+    `apart` has the method of the tensors whose range another one than `method` chooses.
+    """
+
+    method: str = USUAL
+    apart: Mapping[str, str] = field(default_factory=dict)
     weight_method: Literal["mse", "minmax"] = "mse"
     rest: Rest = "fp32"
     selection: Selection = field(default_factory=Selection)
@@ -37,7 +42,8 @@ def make_plan(
     observed = observe(model)
     layers = place(model, scheme, observed, wishes.selection)
     require_some(layers)
-    found = ranges.choose(model.graph, observed, summaries, wishes.method, scheme.activations)
+    way = Way(wishes.method, scheme.activations, wishes.apart)
+    found = ranges.choose(model.graph, observed, summaries, way)
     found = ranges.share(model.graph, layers, found, scheme.shared)
     layers = fitting(model.graph, layers, Fit(scheme, wishes.rest, found))
     require_some(layers)
@@ -50,7 +56,7 @@ def make_plan(
     return Plan(
         model=onnx_io.fingerprint(model),
         scheme=scheme.name,
-        method=wishes.method,
+        method=ANSWERS if wishes.apart else wishes.method,
         weight_method=wishes.weight_method,
         activations=scheme.activations,
         weights=scheme.weights,

@@ -1,6 +1,7 @@
 """The range of every tensor that could be rounded, chosen with care for what reads it."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -10,21 +11,35 @@ from qconvert.graph.observed import Observed
 from qconvert.quantize.plan import Layer
 from qconvert.scales import Grid, Range
 
+# The method that is taken where none is shown to be better, that which takes for each tensor the
+# one that moves the answers least, and the choice among them all.
+USUAL, ANSWERS, AUTO = "mse", "answers", "auto"
 WHOLE = "minmax"
 MOST_WIDER = 2.0
 # What they make of their largest inputs decides the answer, so nothing is clipped before them.
 TAIL_READERS = frozenset({"Sigmoid", "HardSigmoid", "Tanh", "Softmax", "LogSoftmax", "ArgMax"})
 
 
+@dataclass(frozen=True)
+class Way:
+    """How ranges are chosen for a grid: by a method, but for the tensors `apart` by their own."""
+
+    method: str
+    grid: Grid
+    apart: Mapping[str, str] = field(default_factory=dict)
+
+
 def choose(
-    graph: ir.Graph, observed: Observed, summaries: Mapping[str, Summary], method: str, grid: Grid
+    graph: ir.Graph, observed: Observed, summaries: Mapping[str, Summary], way: Way
 ) -> dict[str, Range]:
-    """Return the range of each tensor by a method; the exact one where nothing may be clipped."""
+    """Return the range of each tensor; the exact one where nothing may be clipped."""
     whole = {observed.shares.get(name, name) for name in _never_clipped(graph)}
     counted = {name: seen for name, seen in summaries.items() if seen.size}
-    free = {name: seen for name, seen in counted.items() if name not in whole}
-    kept = {name: seen for name, seen in counted.items() if name in whole}
-    ranges = methods.ranges(free, method, grid) | methods.ranges(kept, WHOLE, grid)
+    by = {name: WHOLE if name in whole else way.apart.get(name, way.method) for name in counted}
+    ranges: dict[str, Range] = {}
+    for method in dict.fromkeys(by.values()):
+        some = {name: seen for name, seen in counted.items() if by[name] == method}
+        ranges |= methods.ranges(some, method, way.grid)
     shared = {name: ranges[source] for name, source in observed.shares.items() if source in ranges}
     return ranges | shared
 

@@ -11,6 +11,7 @@ from qconvert import onnx_io
 from qconvert.errors import UsageError
 from qconvert.graph.patterns import constant
 from qconvert.quantize.checks import linear
+from qconvert.quantize.equalize import equalized
 from qconvert.quantize.float_islands import keep_float
 from qconvert.quantize.learned import NOTHING, Weights, require, settle
 from qconvert.quantize.placement import rounded
@@ -34,7 +35,7 @@ def apply(model: ir.Model, plan: Plan, learned: Weights = NOTHING) -> ir.Model:
             hint="make a plan for this one: leave `--plan` out",
         )
     require(learned, plan.learned)
-    model = model.clone()
+    model = equalized(model, plan.equalized)
     layers = chosen_layers(model.graph, plan)
     for node in layers:
         if (known := learned.get(node.name or "")) is not None:

@@ -43,13 +43,26 @@ class Stretches:
             for part in self.held
         ]
 
+    def rest(self) -> Run:
+        """Return what runs on from here to the answers, fed with what is held of a part."""
+        answers = [str(value.name) for value in self._model.graph.outputs]
+        missing = [name for name in answers if name not in self.held[0]]
+        if not missing:
+            return lambda held: {}
+        return self._opened(self._nodes[self._at :], missing)
+
     def _run(self, nodes: Sequence[ir.Node], keep: Sequence[str]) -> None:
+        run = self._opened(nodes, keep)
+        for part in self.held:
+            part.update(run(part))
+
+    def _opened(self, nodes: Sequence[ir.Node], keep: Sequence[str]) -> Run:
+        """Return what makes tensors with these nodes from what is held."""
         read = {str(value.name) for node in nodes for value in _read(node)}
         feeds = sorted(read & self.held[0].keys())
         graph = ir.convenience.extract(self._model.graph, feeds, keep)
         run = self._open(ir.Model(graph, ir_version=self._model.ir_version))
-        for part in self.held:
-            part.update(run({each: part[each] for each in feeds}))
+        return lambda held: run({each: held[each] for each in feeds})
 
 
 def _read(node: ir.Node) -> Iterator[ir.Value]:

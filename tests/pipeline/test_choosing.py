@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from qconvert.pipeline.choosing import USUAL, chosen
+from qconvert.pipeline.choosing import chosen
+from qconvert.quantize.ranges import USUAL
 
 IMAGES = np.random.default_rng(0).exponential(1.0, 40)
 

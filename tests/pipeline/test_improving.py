@@ -9,6 +9,7 @@ import pytest
 from qconvert import config_file
 from qconvert.pipeline import improving, prepared, seen
 from qconvert.pipeline.calibrate import Job
+from qconvert.pipeline.efforts import EFFORTS
 from qconvert.pipeline.improving import Improved, Improver, improve
 from qconvert.pipeline.prepared import Prepared
 from qconvert.pipeline.progress import Progress
@@ -70,7 +71,7 @@ def test_a_plan_with_learned_weights_says_so_and_how_much_nearer_the_answers_are
     assert done.plan.learned == learned.digest(done.learned)
     (note,) = done.notes
     assert "weights learned in" in note
-    assert "images held out" in note
+    assert "other images" in note
     assert world.told[-1].text == note
 
 
@@ -140,7 +141,7 @@ def test_memory_bounds_the_images(world: World, monkeypatch: pytest.MonkeyPatch)
     object.__setattr__(world.found, "lessons", lessons)
     monkeypatch.setattr(improving, "MOST_BYTES", 1_000_000)
     world.improve("thorough")
-    assert 1 <= asked[0] < improving.EFFORTS["thorough"].images  # type: ignore[union-attr]
+    assert 1 <= asked[0] < EFFORTS["thorough"].images
 
 
 def test_more_changed_answers_than_by_chance_count_as_growth() -> None:

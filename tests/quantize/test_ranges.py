@@ -11,7 +11,7 @@ from qconvert.calibrate.summary import Summary
 from qconvert.graph.observed import observe
 from qconvert.graph.simplify import infer_shapes
 from qconvert.quantize.plan import Layer
-from qconvert.quantize.ranges import choose, share
+from qconvert.quantize.ranges import Way, choose, share
 from qconvert.scales import Grid, Range
 from tests.calibrate.activations import summary_of
 from tests.models import floats, from_text
@@ -39,7 +39,7 @@ def cut(model: ir.Model, method: str = "mse", grid: Grid = SHIFTED) -> set[str]:
     """Return the tensors whose range leaves out something of what was seen."""
     observed = observe(model)
     summaries = dict.fromkeys(observed.counted, seen())
-    found = choose(model.graph, observed, summaries, method, grid)
+    found = choose(model.graph, observed, summaries, Way(method, grid))
     assert set(found) == {*observed.counted, *observed.shares}
     whole = Range(seen().low, seen().high)
     return {name for name, kept in found.items() if kept != whole}
@@ -96,7 +96,7 @@ def test_what_only_moves_values_has_the_range_of_what_it_moves() -> None:
     observed = observe(model)
     summaries = {name: summary_of(floats(9, 50, seed=len(name))) for name in observed.counted}
     summaries["a"] = seen()
-    found = choose(model.graph, observed, summaries, "mse", SHIFTED)
+    found = choose(model.graph, observed, summaries, Way("mse", SHIFTED))
     assert found["p"] == found["t"] == found["a"] != found["x"]
 
 
@@ -114,14 +114,14 @@ def test_tensors_of_which_only_the_extremes_are_known_have_no_range() -> None:
     model = net("a = Conv (x, w) p = MaxPool <kernel_shape: ints = [2, 2]> (a) y = Conv (p, w)")
     observed = observe(model)
     summaries = dict.fromkeys(observed.counted, seen()) | {"a": replace(seen(), size=0)}
-    assert set(choose(model.graph, observed, summaries, "mse", SHIFTED)) == {"x", "y"}
+    assert set(choose(model.graph, observed, summaries, Way("mse", SHIFTED))) == {"x", "y"}
 
 
 def test_each_method_decides_for_each_tensor_by_what_was_seen_of_it() -> None:
     model = net("a = Conv (x, w) b = Conv (a, w) y = Conv (b, w)")
     observed = observe(model)
     summaries = {name: summary_of(floats(9, 50, seed=ord(name))) for name in observed.counted}
-    found = choose(model.graph, observed, summaries, "minmax", SHIFTED)
+    found = choose(model.graph, observed, summaries, Way("minmax", SHIFTED))
     assert found == {name: Range(each.low, each.high) for name, each in summaries.items()}
 
 

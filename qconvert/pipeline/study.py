@@ -1,0 +1,81 @@
+"""A model with what was seen of it, and what is wished for: what choices are made from."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from qconvert.backends.ort import open_cpu
+from qconvert.feeds import Feeds
+from qconvert.measure.nearness import Numbers, distances
+from qconvert.pipeline.prepared import Prepared
+from qconvert.pipeline.progress import Tell
+from qconvert.pipeline.seen import Seen
+from qconvert.quantize.plan import Plan
+from qconvert.quantize.planning import Wishes, make_plan
+from qconvert.quantize.rewrite import apply
+from qconvert.quantize.scheme import Scheme
+
+# By so much another way must be nearer than the usual one.
+STANDARD_ERRORS = 2.0
+# Images that choices may learn from, which are not among those that judge.
+LESSONS = 32
+# Answers that are held of the float model.
+MOST_BYTES = 256_000_000
+FEWEST = 4  # below, chance cannot be told from a difference
+
+
+@dataclass(frozen=True)
+class Study:
+    """A model, what was seen of it, and how it is to be quantized.
+
+    Choices are made by the images that are held out, and others up to so many `judges`.
+    """
+
+    ready: Prepared
+    found: Seen
+    scheme: Scheme
+    wishes: Wishes
+    judges: int
+    tell: Tell
+
+    def plan(self) -> Plan:
+        """Return the plan from all that was seen."""
+        summaries = self.found.whole.summaries
+        return make_plan(self.ready.model, self.scheme, summaries, self.wishes)
+
+    def draft(self, wishes: Wishes) -> Plan:
+        """Return a plan that knows nothing of the images by which choices are judged."""
+        return make_plan(self.ready.model, self.scheme, self.found.choosing.summaries, wishes)
+
+    def wanted(self) -> list[Feeds]:
+        """Return what the float model answers to the images that judge."""
+        run = open_cpu(self.ready.model)
+        wanted: list[Feeds] = []
+        held = 0
+        for feeds in self._judges():
+            wanted.append(run(feeds))
+            held += sum(np.asarray(each).nbytes for each in wanted[-1].values())
+            if held > MOST_BYTES:
+                break
+        return wanted
+
+    def far(self, wishes: Wishes, wanted: list[Feeds]) -> Numbers:
+        """Return how far the answers of the nearest integers are from that, for each image."""
+        run = open_cpu(apply(self.ready.model, self.draft(wishes)))
+        judges = zip(self._judges(), wanted, strict=False)
+        return distances(wanted, [run(feeds) for feeds, _ in judges])
+
+    def _judges(self) -> Iterator[Feeds]:
+        return self.found.judges(LESSONS, self.judges)
+
+
+def nearer(usual: Numbers, other: Numbers) -> bool:
+    """Whether images are nearer with another way, by more than chance would make them."""
+    if not np.isfinite(usual).all():
+        return bool(np.isfinite(other).all())
+    if usual.size < FEWEST or not np.isfinite(other).all() or other.mean() >= usual.mean():
+        return False
+    # Distances grow with the square of an error; as they are, a few images would decide alone.
+    gained = np.sqrt(usual) - np.sqrt(other)
+    return bool(gained.mean() > STANDARD_ERRORS * gained.std(ddof=1) / np.sqrt(gained.size))
