@@ -7,7 +7,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from qconvert.graph.names import free_name, tensor_names
+from qconvert.graph.names import Names, tensor_names
 from qconvert.graph.patterns import constant, is_standard, only_reader
 
 Floats = NDArray[np.float64]
@@ -26,15 +26,15 @@ def fold_batchnorm(model: ir.Model) -> tuple[ir.Model, str]:
     """Return a copy without the normalizations that fold, and how many did."""
     rewritten = model.clone()
     norms = [node for node in rewritten.graph if is_standard(node, "BatchNormalization")]
-    taken = tensor_names(rewritten.graph)
-    folded = sum(_fold(rewritten.graph, norm, taken) for norm in norms)
+    names = Names(tensor_names(rewritten.graph))
+    folded = sum(_fold(rewritten.graph, norm, names) for norm in norms)
     if not folded:
         return model, ""
     common.RemoveUnusedNodesPass()(rewritten)  # the statistics, and weights that were scaled
     return rewritten, f"{folded} folded"
 
 
-def _fold(graph: ir.Graph, norm: ir.Node, taken: set[str]) -> bool:
+def _fold(graph: ir.Graph, norm: ir.Node, names: Names) -> bool:
     source = norm.inputs[0]
     linear = source.producer() if source is not None else None
     if source is None or linear is None or not is_standard(linear, *LINEAR):
@@ -50,8 +50,8 @@ def _fold(graph: ir.Graph, norm: ir.Node, taken: set[str]) -> bool:
         return False
     new_weight = _scaled(linear, weight.astype(np.float64), affine.scale)
     new_bias = bias.astype(np.float64) * affine.scale + affine.shift
-    _give(linear, 1, new_weight.astype(weight.dtype), taken)
-    _give(linear, 2, new_bias.astype(weight.dtype), taken)
+    _give(linear, 1, new_weight.astype(weight.dtype), names)
+    _give(linear, 2, new_bias.astype(weight.dtype), names)
     _take_over(graph, linear, norm)
     return True
 
@@ -83,11 +83,11 @@ def _scaled(linear: ir.Node, weight: Floats, scale: Floats) -> Floats:
     return (split * per_group).reshape(weight.shape)
 
 
-def _give(linear: ir.Node, index: int, array: NDArray[np.generic], taken: set[str]) -> None:
+def _give(linear: ir.Node, index: int, array: NDArray[np.generic], names: Names) -> None:
     """Give the node a tensor of its own; the old one may have other readers."""
     old = linear.inputs[index] if index < len(linear.inputs) else None
     stem = old.name if old is not None else f"{linear.outputs[0].name}.bias"
-    name = free_name(f"{stem}_folded", taken)
+    name = names.free(f"{stem}_folded")
     value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
     value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
     assert isinstance(linear.graph, ir.Graph), "only nodes of the main graph are folded"

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common
 
-from qconvert.graph.names import free_name, tensor_names
+from qconvert.graph.names import Names, tensor_names
 from qconvert.graph.patterns import constant, is_standard
 from qconvert.graph.simplify import infer_shapes
 
@@ -22,15 +22,15 @@ Array = NDArray[np.generic]
 def fold_constants(model: ir.Model) -> tuple[ir.Model, str]:
     """Return a copy in which nodes of constant inputs are stored results."""
     folded, _ = infer_shapes(model)
-    taken = tensor_names(folded.graph)
-    count = sum(_fold(folded.graph, node, taken) for node in list(folded.graph))
+    names = Names(tensor_names(folded.graph))
+    count = sum(_fold(folded.graph, node, names) for node in list(folded.graph))
     if not count:
         return model, ""
     common.RemoveUnusedNodesPass()(folded)
     return folded, f"{count} folded"
 
 
-def _fold(graph: ir.Graph, node: ir.Node, taken: set[str]) -> bool:
+def _fold(graph: ir.Graph, node: ir.Node, names: Names) -> bool:
     """Store the result of a node whose inputs are known; its constants before it are folded."""
     output = node.outputs[0]
     if len(node.outputs) != 1 or output.is_graph_output() or not _may_fold(node):
@@ -39,7 +39,7 @@ def _fold(graph: ir.Graph, node: ir.Node, taken: set[str]) -> bool:
     result = None if inputs is None else _evaluate(node, inputs)
     if inputs is None or result is None or not _worth_storing(result, inputs):
         return False
-    name = free_name(f"{output.name}_folded", taken)
+    name = names.free(f"{output.name}_folded")
     stored = ir.Value(name=name, const_value=ir.tensor(result, name=name))
     stored.shape, stored.dtype = ir.Shape(result.shape), ir.DataType.from_numpy(result.dtype)
     graph.register_initializer(stored)

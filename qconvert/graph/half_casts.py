@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from qconvert.graph.half_types import NOTHING, TAKES_ANY, Typing, filled_with, is_float32
-from qconvert.graph.names import free_name, tensor_names
+from qconvert.graph.names import Names, tensor_names
 from qconvert.graph.overflow import fitted
 from qconvert.graph.patterns import is_standard
 
@@ -49,10 +49,10 @@ class _Plan:
     graph: ir.Graph
     half: ir.DataType
     outside: ir.DataType
+    tensors: Names
+    nodes: Names
     takes: dict[tuple[ir.Node, int], ir.DataType | None] = field(default_factory=dict)
     makes: dict[ir.Value, ir.DataType] = field(default_factory=dict)
-    tensors: set[str] = field(default_factory=set)
-    nodes: set[str] = field(default_factory=set)
 
     def wanted(self, value: ir.Value) -> set[ir.DataType | None]:
         """Return the types in which a value is read; the graphs inside nodes read float32."""
@@ -86,9 +86,9 @@ class _Plan:
         name = stem = str(value.name)
         returned = value.is_graph_output() and self.outside is other
         if returned:
-            value.name = free_name(f"{stem}_{SUFFIX[self.native(value)]}", self.tensors)
+            value.name = self.tensors.free(f"{stem}_{SUFFIX[self.native(value)]}")
         else:
-            name = free_name(f"{stem}_{SUFFIX[other]}", self.tensors)
+            name = self.tensors.free(f"{stem}_{SUFFIX[other]}")
         if value.is_initializer() and not value.is_graph_input():
             copy = self._stored_copy(value, name, other)
         else:
@@ -105,7 +105,7 @@ class _Plan:
         return copy
 
     def _cast(self, value: ir.Value, name: str, other: ir.DataType) -> ir.Value:
-        label = free_name(f"{value.name}_{SUFFIX[other]}", self.nodes)
+        label = self.nodes.free(f"{value.name}_{SUFFIX[other]}")
         cast = ir.node("Cast", [value], {"to": other}, name=label)
         copy = cast.outputs[0]
         copy.name, copy.shape, copy.type = name, value.shape, ir.TensorType(other)
@@ -119,8 +119,9 @@ class _Plan:
 
 def _plan(typing: Typing, islands: Container[ir.Node], outside: ir.DataType) -> _Plan:
     graph = typing.model.graph
-    names = {node.name for node in graph.all_nodes() if node.name}
-    plan = _Plan(graph, typing.half, outside, tensors=tensor_names(graph), nodes=names)
+    tensors = Names(tensor_names(graph))
+    nodes = Names({node.name for node in graph.all_nodes() if node.name})
+    plan = _Plan(graph, typing.half, outside, tensors, nodes)
     for node in graph:
         slots = NOTHING if node in islands else typing.slots(node)
         otherwise = None if is_standard(node, *TAKES_ANY) else FLOAT

@@ -1,6 +1,7 @@
 """Every node and tensor has a name of its own, the same on every run."""
 
 from collections import Counter
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -31,13 +32,21 @@ def tensor_names(graph: ir.Graph) -> set[str]:
     return {name for name in found if name}
 
 
-def free_name(stem: str, taken: set[str]) -> str:
-    """Return a name that nothing has, and take it."""
-    name = stem
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name
+@dataclass(frozen=True)
+class Names:
+    """The names that are taken, and how many of one stem were given out."""
+
+    taken: set[str]
+    given: Counter[str] = field(default_factory=Counter)
+
+    def free(self, stem: str) -> str:
+        """Return a name that nothing has, and take it: the stem, or the stem and a number."""
+        name = stem
+        while name in self.taken:
+            self.given[stem] += 1
+            name = f"{stem}_{self.given[stem]}"
+        self.taken.add(name)
+        return name
 
 
 def _name(graph: ir.Graph, *, unnamed_too: bool) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qconvert.graph.names import free_name, tensor_names
+from qconvert.graph.names import Names, tensor_names
 from qconvert.scales import Scale
 
 
@@ -15,16 +15,17 @@ class Wiring:
     """A graph that is being rewritten, and the names in it."""
 
     graph: ir.Graph
-    taken: set[str]
+    names: Names
 
     @classmethod
     def of(cls, graph: ir.Graph) -> "Wiring":
         """Start with the names that the graph has."""
-        return cls(graph, tensor_names(graph) | {node.name or "" for node in graph.all_nodes()})
+        nodes = {node.name for node in graph.all_nodes() if node.name}
+        return cls(graph, Names(tensor_names(graph) | nodes))
 
     def store(self, array: NDArray[np.generic], name: str) -> ir.Value:
         """Add a constant."""
-        tensor = ir.tensor(array, name=free_name(name, self.taken))
+        tensor = ir.tensor(array, name=self.names.free(name))
         kind = ir.TensorType(tensor.dtype)
         value = ir.Value(
             name=tensor.name, shape=ir.Shape(array.shape), type=kind, const_value=tensor
@@ -34,7 +35,7 @@ class Wiring:
 
     def node(self, op: str, inputs: list[ir.Value], name: str, axis: int | None = None) -> ir.Node:
         """Make a node that stands in no graph yet; its result is called like the node."""
-        name = free_name(name, self.taken)
+        name = self.names.free(name)
         made = ir.node(op, inputs, {} if axis is None else {"axis": axis}, name=name)
         made.outputs[0].name = name
         return made
@@ -76,7 +77,7 @@ class Wiring:
         """Let the graph return `result` instead of `value`, under the name that callers know."""
         name, outputs = value.name, self.graph.outputs
         places = [place for place, each in enumerate(outputs) if each is value]
-        value.name = free_name(f"{name}_float", self.taken)
+        value.name = self.names.free(f"{name}_float")
         result.name = name
         for place in places:
             outputs[place] = result

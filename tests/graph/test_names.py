@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from qconvert.graph.names import name_all
+from qconvert.graph.names import Names, name_all
 from tests import models
 
 
@@ -34,3 +34,20 @@ def test_what_exporters_leave_for_debugging_is_dropped() -> None:
     named, _ = name_all(model)
     assert "someone" not in ir.to_onnx_text(named)
     assert not named.graph.node(0).metadata_props
+
+
+def test_the_thousandth_name_of_a_stem_is_short_and_found_at_once() -> None:
+    looks = 0
+
+    class Looked(set[str]):
+        def __contains__(self, name: object) -> bool:
+            nonlocal looks
+            looks += 1
+            return super().__contains__(name)
+
+    names = Names(Looked({"bias", "bias_2"}))
+    given = [names.free("bias") for _ in range(1000)]
+    assert given[:3] == ["bias_1", "bias_3", "bias_4"]
+    assert given[-1] == "bias_1001"
+    assert len(set(given)) == 1000
+    assert looks <= 2 * 1000 + 1

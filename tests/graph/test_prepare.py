@@ -273,4 +273,4 @@ def test_a_folded_constant_takes_no_name_that_another_has() -> None:
     model = from_text(CROWDED, k=floats(4), c_folded=floats(4, seed=1))
     done = clean(model, "simplify")
     assert "constants" not in [step.name for step in done.steps if step.dropped]
-    assert set(done.model.graph.initializers) == {"c_folded", "c_folded_"}
+    assert set(done.model.graph.initializers) == {"c_folded", "c_folded_1"}
