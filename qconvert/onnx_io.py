@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx_ir import external_data
 
-from qconvert import onnx_check
+from qconvert import drafts, onnx_check
 from qconvert.errors import QConvertError, UsageError, located, reason
 from qconvert.feeds import TensorSpec
 
@@ -53,15 +52,14 @@ def save(model: ir.Model, path: Path) -> None:
     The data file carries its hash in its name, so a model file never points at another's data.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.name}-"
-    with located(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix) as folder:
-        draft = Path(folder) / path.name
+    with located(path), drafts.draft(path.parent) as folder:
+        draft = folder / path.name
         if weight_bytes(model) < SINGLE_FILE_BYTES:
             # Written here rather than by `ir.save`, which would leave external tensors outside.
             draft.write_bytes(serialize(model))
         else:
             name = _save_external(model, draft)
-            (Path(folder) / name).replace(path.parent / name)
+            (folder / name).replace(path.parent / name)
         draft.chmod(0o666 & ~_umask())
         outdated = files(path)[1:]
         draft.replace(path)

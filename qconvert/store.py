@@ -1,35 +1,29 @@
 """Finished work, found again by what made it; it appears whole or not at all.
 
 A piece of work is a folder named after the hash of its recipe. It is made in a draft folder beside
-its final place and renamed when complete, so no lock is needed: of two processes that do the same
-work, one renames first and the other takes what it finds. A killed process leaves a hidden draft,
-which is swept away when nothing was written to it for a day. What was damaged since is made again.
+its final place and renamed when complete: of two processes that do the same work, one renames first
+and the other takes what it finds. What a killed process leaves is hidden, and goes when next there
+is work of that kind. What was damaged since is made again.
 """
 
-import contextlib
 import errno
 import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import platformdirs
 
+from qconvert import drafts
 from qconvert.errors import located
 
 RECIPE = "recipe.json"
 CONTENT = "content.json"
-DRAFT = ".qconvert-draft-"
-ABANDONED_SECONDS = 24 * 3600
-LOCK = ".lock"
 TAG = "CACHEDIR.TAG"
 TAG_TEXT = (
     "Signature: 8a477f597d28d172789f06886806bc55\n# Made by qconvert; may be deleted at any time.\n"
@@ -79,8 +73,7 @@ class Store:
             return Found(home, stored=True)
         home.parent.mkdir(parents=True, exist_ok=True)
         self._tag()
-        sweep(home.parent)
-        with located(self.root), _draft(home.parent) as draft:
+        with located(self.root), drafts.draft(home.parent) as draft:
             make(draft)
             (draft / CONTENT).write_text(json.dumps(_hashes(draft), sort_keys=True))
             (draft / RECIPE).write_text(_text(recipe), encoding="utf-8")
@@ -95,20 +88,10 @@ class Store:
         written to it for a day; of two processes at work the second has a folder of its own.
         """
         home = self._home(step, recipe)
-        place = home.with_name(f"{DRAFT}{home.name}")
         home.parent.mkdir(parents=True, exist_ok=True)
         self._tag()
-        while True:
-            with _locked(place) as lock:
-                if _taken(lock):
-                    with _draft(home.parent) as own:
-                        yield own
-                    return
-                if not _is_there(lock, place / LOCK):  # its owner was done with it just now
-                    continue
-                yield place
-                _remove(place)
-                return
+        with drafts.bench(home.parent, home.name) as place:
+            yield place
 
     def entries(self) -> Iterator[Entry]:
         """Yield every stored piece of work, step by step."""
@@ -122,9 +105,9 @@ class Store:
         """Delete stored work (of one step, or all) and return what was deleted."""
         gone = [entry for entry in self.entries() if step in (None, entry.step)]
         for entry in gone:
-            _remove(entry.path)
+            drafts.remove(entry.path)
         for folder in {home.parent for home in self._homes()} | {each.path.parent for each in gone}:
-            sweep(folder)
+            drafts.sweep(folder)
         return gone
 
     def _homes(self) -> list[Path]:
@@ -145,9 +128,16 @@ class Store:
 
 
 def default(*, fresh: bool = False) -> Store:
-    """Return the store of this user: `QCONVERT_CACHE_DIR`, or the platform's cache folder."""
+    """Return the store of this user: `QCONVERT_CACHE_DIR`, or the platform's cache folder.
+
+    What killed processes left in it is gone then.
+    """
     chosen = os.environ.get("QCONVERT_CACHE_DIR")
-    return Store(Path(chosen) if chosen else platformdirs.user_cache_path("qconvert"), fresh)
+    root = Path(chosen) if chosen else platformdirs.user_cache_path("qconvert")
+    if (root / TAG).is_file():
+        for folder in root.glob("*/"):
+            drafts.sweep(folder)
+    return Store(root, fresh)
 
 
 def digest(path: Path) -> str:
@@ -161,77 +151,16 @@ def size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def sweep(folder: Path) -> None:
-    """Delete the drafts that were abandoned: nothing was written to them for a day."""
-    for draft in folder.glob(f"{DRAFT}*"):
-        # While it is looked at, its owner may finish with it.
-        with contextlib.suppress(FileNotFoundError):
-            if min(_age(path) for path in [draft, *draft.rglob("*")]) > ABANDONED_SECONDS:
-                shutil.rmtree(draft, ignore_errors=True)
-
-
-def _locked(place: Path) -> IO[str]:
-    """Open the lock of a folder, made if it is not there or its owner is just done with it."""
-    while True:
-        place.mkdir(exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            return (place / LOCK).open("a")
-
-
-def _is_there(file: IO[str], path: Path) -> bool:
-    """Return whether an open file is the one that a path leads to."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _taken(lock: IO[str]) -> bool:
-    """Whether another process holds this lock; if none does, this one holds it until it is closed.
-
-    Where the platform has no such locks, the first to finish simply wins.
-    """
-    try:
-        import fcntl
-    except ModuleNotFoundError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    return False
-
-
-@contextmanager
-def _draft(folder: Path) -> Iterator[Path]:
-    draft = Path(tempfile.mkdtemp(dir=folder, prefix=DRAFT))
-    try:
-        yield draft
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
 def _settle(draft: Path, home: Path, *, fresh: bool) -> None:
     """Put finished work in its place; what another process finished first is as good."""
     while fresh or not _is_whole(home):
-        _remove(home)
+        drafts.remove(home)
         try:
             draft.rename(home)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         else:
-            return
-
-
-def _remove(home: Path) -> None:
-    """Delete a folder; renamed first, so that nobody finds it half deleted."""
-    if not home.exists():
-        return
-    with _draft(home.parent) as doomed:
-        try:
-            home.rename(doomed / "work")
-        except FileNotFoundError:  # another process was faster
             return
 
 
@@ -265,7 +194,4 @@ def _recipe(home: Path) -> dict[str, str]:
 
 
 def _age(path: Path) -> float:
-    try:
-        return max(0.0, time.time() - path.stat().st_mtime)
-    except FileNotFoundError:  # another process has just finished with it
-        return 0.0
+    return max(0.0, time.time() - path.stat().st_mtime)

@@ -1,16 +1,15 @@
 """The store: whole or not at all, found by what made it, safe with two writers and kill -9."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from qconvert.store import ABANDONED_SECONDS, Store, default, sweep
+from qconvert.drafts import DRAFT
+from qconvert.store import Store, default
 
 RECIPE = {"model": "abc", "opset": "20"}
 
@@ -92,19 +91,7 @@ def test_kill_9_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
     home = store.get("step", {"model": "abc"}, lambda folder: (folder / "ok").touch()).path
     assert (home / "ok").exists()
     assert not (home / "half.txt").exists()
-
-
-def test_an_abandoned_draft_is_swept_and_a_fresh_one_is_not(tmp_path: Path) -> None:
-    old, fresh = tmp_path / ".qconvert-draft-old", tmp_path / ".qconvert-draft-fresh"
-    for draft in (old, fresh):
-        draft.mkdir()
-        (draft / "half.txt").write_text("half")
-    long_ago = time.time() - ABANDONED_SECONDS - 60
-    for path in (old / "half.txt", old, fresh):  # the fresh one's file was written just now
-        os.utime(path, (long_ago, long_ago))
-    sweep(tmp_path)
-    assert not old.exists()
-    assert fresh.exists()
+    assert [path.name for path in (tmp_path / "step").iterdir()] == [home.name]
 
 
 def test_eight_processes_agree_on_one_result(tmp_path: Path) -> None:
@@ -178,3 +165,13 @@ def test_the_environment_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert default().root == tmp_path / "here"
     monkeypatch.delenv("QCONVERT_CACHE_DIR")
     assert "qconvert" in str(default().root)
+
+
+def test_opening_the_store_sweeps_what_a_killed_process_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("QCONVERT_CACHE_DIR", str(tmp_path))
+    home = default().get("step", RECIPE, lambda folder: put(folder, "x")).path
+    (home.parent / f"{DRAFT}killed").mkdir()
+    default()
+    assert [path.name for path in home.parent.iterdir()] == [home.name]

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from qconvert import drafts
 from qconvert.backends.base import Heard, Profile
 from qconvert.backends.build_progress import Progress, watched
 from qconvert.backends.folder import writing
@@ -112,11 +113,11 @@ def _configured(trt: ModuleType, builder: Any, inputs: Sequence[TensorSpec], wis
 
 
 def _store_timings(config: Any, path: Path) -> None:
-    draft = path.with_name(f".{path.name}.draft")
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(bytes(config.get_timing_cache().serialize()))
-        draft.replace(path)
+        with drafts.draft(path.parent) as draft:
+            (draft / path.name).write_bytes(bytes(config.get_timing_cache().serialize()))
+            (draft / path.name).replace(path)
 
 
 @cache

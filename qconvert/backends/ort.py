@@ -1,12 +1,10 @@
 """ONNX Runtime on the CPU: the reference every other engine is held against."""
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from qconvert import onnx_io
+from qconvert import drafts, onnx_io
 from qconvert.backends.installed import integer_instructions
 from qconvert.errors import QConvertError, Unavailable, reason
 from qconvert.feeds import Feeds, Run
@@ -36,8 +34,8 @@ def open_cpu(model: ir.Model, threads: int = 0, *, literal: bool = False) -> Run
     literal = literal or has_float_biases(model)
     if onnx_io.weight_bytes(model) < onnx_io.SINGLE_FILE_BYTES:
         return _open(onnx_io.serialize(model), threads, literal=literal)
-    with tempfile.TemporaryDirectory(prefix="qconvert-") as folder:
-        path = Path(folder) / "model.onnx"
+    with drafts.temporary() as folder:
+        path = folder / "model.onnx"
         onnx_io.save(model, path)
         return _open(str(path), threads, literal=literal)
 

@@ -1,6 +1,5 @@
 """An engine that ONNX Runtime runs, on whichever provider."""
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from qconvert import drafts
 from qconvert.backends.base import Coverage
 from qconvert.backends.kernels import by_precision
 from qconvert.backends.ort import SILENT, cannot_run, message, runtime
@@ -118,8 +118,8 @@ def assigned(session: Any) -> dict[str, list[str]]:
 
 def compiled(path: Path, chosen: Any, providers: Providers) -> ir.Model:
     """Return the graph into which ONNX Runtime rewrites a file on these providers."""
-    with tempfile.TemporaryDirectory(prefix="qconvert-") as folder:
-        chosen.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+    with drafts.temporary() as folder:
+        chosen.optimized_model_filepath = str(folder / "optimized.onnx")
         # Weights apart: they are not read here, and above 2 GB they do not fit inside.
         apart = "session.optimized_model_external_initializers_"
         chosen.add_session_config_entry(apart + "file_name", "weights")

@@ -4,13 +4,13 @@ The same calibration gives the same bytes. What is read is checked number by num
 that a file says is executed or taken as a size to allocate.
 """
 
-import tempfile
 import time
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from qconvert import drafts
 from qconvert.calibrate import packed
 from qconvert.calibrate.calibration import Calibration
 from qconvert.calibrate.collect import Collector
@@ -22,9 +22,8 @@ SAVE_SECONDS = 10.0
 def save(calibration: Calibration, path: Path) -> None:
     """Write the file; it appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.name}-"
-    with located(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix) as folder:
-        draft = Path(folder) / path.name
+    with located(path), drafts.draft(path.parent) as folder:
+        draft = folder / path.name
         draft.write_bytes(packed.pack(calibration))
         draft.replace(path)
 

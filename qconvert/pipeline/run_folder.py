@@ -9,22 +9,18 @@ RUN/analysis/              layers.csv, features/, changed/
 RUN/report.json .md .html  card.md
 """
 
-import contextlib
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qconvert import config_file
+from qconvert import config_file, drafts
 from qconvert.config import ADAPTER, Bench, Build, Config, Evaluate, Gate, Search
 from qconvert.errors import QConvertError, UsageError, located
 from qconvert.images.classes import CLASSES, Classes
 
 SETTINGS, MODEL, ENGINES, CALIBRATION = "run.toml", "model.onnx", "engines", "calibration"
-DRAFT = ".qconvert-"
 REPORT, MARKDOWN, HTML, CARD = "report.json", "report.md", "report.html", "card.md"
 ANALYSIS = "analysis"
 LAYERS = f"{ANALYSIS}/layers.csv"
@@ -78,7 +74,7 @@ class RunFolder:
 def start(root: Path, config: Config) -> RunFolder:
     """Return a folder that is new, empty, or of a run with the same model and settings."""
     folder, config = RunFolder(root), absolute(config)
-    if root.is_dir() and any(not each.name.startswith(DRAFT) for each in root.iterdir()):
+    if root.is_dir() and any(not each.name.startswith(drafts.DRAFT) for each in root.iterdir()):
         before = folder.settings() if (root / SETTINGS).is_file() else None
         fits = before is not None and _decisive(before) == _decisive(config)
         if not fits and (before is None or folder.has_results()):
@@ -110,37 +106,16 @@ def require_same(run: RunFolder, config: Config) -> None:
 
 @contextmanager
 def alone(root: Path) -> Iterator[None]:
-    """Work in a run that no other process works in; what killed ones left hidden there goes.
-
-    The lock is on the folder itself, so it leaves nothing. Some platforms have no such locks.
-    """
-    try:
-        import fcntl
-    except ModuleNotFoundError:
-        yield
-        return
-    handle = os.open(root, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    """Work in a run that no other process works in; what killed ones left hidden there goes."""
+    with drafts.held(root) as ours:
+        if ours is False:
             raise UsageError(
                 f"another qconvert works in `{root}`",
                 hint="wait until it has ended, or choose another folder: `-o RUN`",
-            ) from None
-        _sweep(root)
+            )
+        for folder in {draft.parent for draft in root.rglob(f"{drafts.DRAFT}*")}:
+            drafts.sweep(folder)
         yield
-    finally:
-        os.close(handle)
-
-
-def _sweep(root: Path) -> None:
-    """Delete the drafts beside what `put_text`, `put_copy` and the savers of files put there."""
-    beside = ("", ENGINES, CALIBRATION, ANALYSIS)
-    drafts = (f"{DRAFT}*", f".{MODEL}-*", ".calibration.npz-*")
-    for draft in (path for each in beside for name in drafts for path in (root / each).glob(name)):
-        with contextlib.suppress(OSError):
-            shutil.rmtree(draft)
 
 
 def keep_classes(run: RunFolder, classes: Classes) -> None:
@@ -152,8 +127,8 @@ def keep_classes(run: RunFolder, classes: Classes) -> None:
 def put_text(path: Path, text: str) -> None:
     """Write a file that appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with located(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=DRAFT) as folder:
-        draft = Path(folder) / path.name
+    with located(path), drafts.draft(path.parent) as folder:
+        draft = folder / path.name
         draft.write_text(text, encoding="utf-8")
         draft.replace(path)
 
@@ -161,8 +136,8 @@ def put_text(path: Path, text: str) -> None:
 def put_copy(source: Path, place: Path) -> None:
     """Copy a file or folder to a place where it appears whole, in place of what was there."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    with located(place), tempfile.TemporaryDirectory(dir=place.parent, prefix=DRAFT) as folder:
-        draft = Path(folder) / "new"
+    with located(place), drafts.draft(place.parent) as folder:
+        draft = folder / "new"
         if source.is_dir():
             # Not `copytree`: it would copy the rights of the store, and its errors have no number.
             for path in (source, *sorted(source.rglob("*"))):
@@ -174,7 +149,7 @@ def put_copy(source: Path, place: Path) -> None:
         else:
             shutil.copyfile(source, draft)
         if place.is_dir():
-            place.rename(Path(folder) / "old")
+            place.rename(folder / "old")
         draft.replace(place)
 
 

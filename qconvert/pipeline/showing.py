@@ -1,12 +1,11 @@
 """What a report shows of a run's errors: measured, drawn, and put into the run's folder."""
 
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from qconvert import onnx_io
+from qconvert import drafts, onnx_io
 from qconvert.measure.accuracy import Accuracy
 from qconvert.pipeline.analysing import Analysis
 from qconvert.pipeline.featuring import FEATURES, PICTURES, Shown, feature_maps_of
@@ -54,11 +53,11 @@ def with_answers(
     changed = [each for score in scores.values() for each in score.changed]
     shifts = [each for score in scores.values() for each in score.shifts]
     small = thumbnails(exam.images.root, (each.image for each in changed))
-    with tempfile.TemporaryDirectory() as draft:
+    with drafts.temporary() as draft:
         for each, data in small.items():
-            (Path(draft) / Path(each.picture).name).write_bytes(data)
+            (draft / Path(each.picture).name).write_bytes(data)
         if small:
-            put_copy(Path(draft), run.root / CHANGED)
+            put_copy(draft, run.root / CHANGED)
         else:
             shutil.rmtree(run.root / CHANGED, ignore_errors=True)
     numbers = {number for each in changed for number in (each.before, each.after, each.label)}

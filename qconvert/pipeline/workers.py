@@ -2,6 +2,9 @@
 
 import itertools
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -36,7 +39,7 @@ def measure_in_workers(
         for number, parts in enumerate(split(share.parts, workers))
         if parts
     ]
-    with ProcessPoolExecutor(workers, context, _remember, (counter,)) as pool:
+    with ProcessPoolExecutor(workers, context, _begin, (counter,)) as pool:
         futures = [pool.submit(_measure, model, each) for each in shares]
         try:
             _watch(futures, lambda: seen(share.start.done.size + counter.value))
@@ -81,9 +84,20 @@ def _watch(futures: Sequence["Future[Calibration]"], look: Callable[[], None]) -
             future.result()
 
 
-def _remember(counter: Any) -> None:
+def _begin(counter: Any) -> None:
     global _done  # noqa: PLW0603 - what a process is given at its start has no other place
     _done = counter
+    # Ctrl-C reaches the whole group, and the parent alone answers to it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent tells nobody, and its workers would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _measure(model: Path, share: Share) -> Calibration:

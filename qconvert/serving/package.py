@@ -1,14 +1,13 @@
 """A package of a run, in the format that is asked for."""
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from qconvert import drafts
 from qconvert.errors import UsageError, located
 from qconvert.pipeline.finished import Run
-from qconvert.pipeline.run_folder import DRAFT
 from qconvert.serving import onnxruntime_folder, triton
 from qconvert.serving.shipment import Shipment, gather
 
@@ -52,8 +51,8 @@ def package(run: Run, wanted: Wanted) -> Packed:
     if place.is_file() or (place.is_dir() and any(place.iterdir())):
         raise UsageError(f"`{place}` is there already", hint="delete it, or choose another `-o`")
     place.parent.mkdir(parents=True, exist_ok=True)
-    with located(place), tempfile.TemporaryDirectory(dir=place.parent, prefix=DRAFT) as draft:
-        folder = Path(draft) / "package"
+    with located(place), drafts.draft(place.parent) as draft:
+        folder = draft / "package"
         folder.mkdir()
         notes = WRITERS[wanted.form](shipment, folder)
         folder.replace(place)

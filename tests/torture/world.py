@@ -79,6 +79,7 @@ class World:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # so that a Ctrl-C can be sent to it and its workers alone
         )
 
     def build(

@@ -39,9 +39,11 @@ BENCH = """with store.bench("step", {"number": str(number)}) as bench:
         make(bench)"""
 
 
-def together(world: World, runs: Sequence[Path], cache: Path) -> list[Done]:
+def together(
+    world: World, runs: Sequence[Path], cache: Path, chosen: Sequence[str] = ALL
+) -> list[Done]:
     """Start builds at the same moment and wait for all of them."""
-    children = [world.start(["-m", "qconvert", *world.args(run, ALL)], cache) for run in runs]
+    children = [world.start(["-m", "qconvert", *world.args(run, chosen)], cache) for run in runs]
     return [ended(child) for child in children]
 
 
@@ -69,6 +71,15 @@ def test_two_builds_on_one_empty_cache_give_the_same_report(world: World, tmp_pa
         assert [halves(run) + leftovers(run) for run in runs] == [[], []]
         assert timeless(runs[0]) == timeless(runs[1])
         assert facts(runs[0]) == facts(runs[1])
+
+
+def test_eight_builds_on_one_empty_cache_give_the_same_report(world: World, tmp_path: Path) -> None:
+    runs, cache = [tmp_path / f"run-{number}" for number in range(8)], tmp_path / "cache"
+    done = together(world, runs, cache, FEW)
+    assert [each.code for each in done] == [0] * 8, [each.err for each in done]
+    assert [halves(run) + leftovers(run) for run in runs] == [[]] * 8
+    assert [facts(run) for run in runs] == [facts(runs[0])] * 8
+    assert list(cache.rglob(".*")) == []
 
 
 def test_of_two_builds_in_one_folder_one_succeeds_and_the_other_does_or_says_why_not(
