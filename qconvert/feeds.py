@@ -84,6 +84,13 @@ def batch_size(feeds: Feeds) -> int:
     return len(next(iter(feeds.values())))
 
 
+def filled_up(feeds: Feeds, size: int) -> Feeds:
+    """Repeat the rows of a batch until it has `size` of them; one that has stays as it is."""
+    if batch_size(feeds) == size:
+        return feeds
+    return {name: np.resize(each, (size, *each.shape[1:])) for name, each in feeds.items()}
+
+
 def draw(specs: Sequence[TensorSpec], batch: int, seed: int) -> Feeds:
     """Return random arrays of the right names, types and shapes; the same seed, the same arrays.
 

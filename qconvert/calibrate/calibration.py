@@ -82,10 +82,15 @@ def merge(a: Calibration, b: Calibration) -> Calibration:
     return Calibration(a.origin, done[order], merged)
 
 
-def not_finite(calibration: Calibration) -> list[str]:
-    """Return a sentence for each tensor that held NaN or infinity, and in which images."""
+def not_finite(calibration: Calibration, masked: frozenset[str] = frozenset()) -> list[str]:
+    """Return a sentence for each tensor that held NaN or infinity, and in which images.
+
+    Those that are `masked` may hold infinity, and no NaN.
+    """
     found = []
     for tensor, seen in calibration.summaries.items():
+        if tensor in masked and not seen.counts.nans:
+            continue
         broken = calibration.done[~seen.finite]
         if broken.size or seen.counts.nans or seen.counts.infinities:
             first = calibration.origin.images[int(broken[0])].name if broken.size else "?"
@@ -96,9 +101,9 @@ def not_finite(calibration: Calibration) -> list[str]:
     return found
 
 
-def require_finite(calibration: Calibration) -> None:
+def require_finite(calibration: Calibration, masked: frozenset[str] = frozenset()) -> None:
     """Refuse a calibration in which a tensor held NaN or infinity, and name the tensor."""
-    found = not_finite(calibration)
+    found = not_finite(calibration, masked)
     if not found:
         return
     first = found[0].partition(":")[0]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.errors import QConvertError, UsageError
-from qconvert.feeds import Feeds, TensorSpec
+from qconvert.feeds import Feeds, TensorSpec, fixed_batch
 from qconvert.images.array_file import read_arrays
 from qconvert.images.batch import Batch, Item, listed
 from qconvert.images.classes import NO_CLASSES, Classes
@@ -22,7 +22,11 @@ LABELS = "labels"
 
 @dataclass(frozen=True, eq=False)
 class ArrayImages:
-    """Rows of the arrays in a file, first axis = items; `rows` are the chosen ones."""
+    """Rows of the arrays in a file, first axis = items; `rows` are the chosen ones.
+
+    Inputs that are no rows of a batch, such as a state or a single number, are `whole`: an item
+    brings all of one. A batch then holds one item.
+    """
 
     path: Path
     arrays: Mapping[str, NDArray[Any]]
@@ -30,6 +34,7 @@ class ArrayImages:
     labels: tuple[int | None, ...]
     hashes: tuple[str, ...] = ()
     first: int = 0
+    whole: frozenset[str] = frozenset()
 
     @property
     def root(self) -> Path:
@@ -66,11 +71,13 @@ class ArrayImages:
 
     def batches(self, size: int) -> Generator[Batch]:
         """Yield all rows in order; only what a batch needs is read from an uncompressed file."""
+        size = 1 if self.whole else size
         for start in range(0, len(self.rows), size):
             rows = list(self.rows[start : start + size])
-            feeds = {name: np.array(array[rows]) for name, array in self.arrays.items()}
-            items = [self._item(feeds, start + offset, offset) for offset in range(len(rows))]
-            yield Batch(feeds, tuple(items))
+            read = {name: np.array(array[rows]) for name, array in self.arrays.items()}
+            items = [self._item(read, start + offset, offset) for offset in range(len(rows))]
+            feeds = {name: each[0] if name in self.whole else each for name, each in read.items()}
+            yield Batch({name: np.asarray(each) for name, each in feeds.items()}, tuple(items))
 
     def listing(self) -> ImageList:
         """Return all rows with their hashes."""
@@ -99,8 +106,11 @@ def find_arrays(path: Path, specs: Sequence[TensorSpec]) -> ArrayImages:
             f"`{path}` has the arrays {_names(arrays)}; the model's inputs are {_names(wanted)}",
             hint="write one array an input: `numpy.savez(file, name=array, ...)`",
         )
+    whole = frozenset(spec.name for spec in specs if _is_whole(spec, arrays[spec.name]))
     for spec in specs:
         _require_fit(path, spec, arrays[spec.name])
+    if whole:
+        _require_single(path, specs, whole)
     lengths = {name: len(array) for name, array in arrays.items()}
     count = min(lengths.values())
     if max(lengths.values()) != count:
@@ -113,7 +123,24 @@ def find_arrays(path: Path, specs: Sequence[TensorSpec]) -> ArrayImages:
         raise QConvertError(
             f"the arrays of `{path}` are empty", hint="the first axis of each counts the images"
         )
-    return ArrayImages(path, arrays, tuple(range(count)), _labels(path, labels, count))
+    known = _labels(path, labels, count)
+    return ArrayImages(path, arrays, tuple(range(count)), known, whole=whole)
+
+
+def _is_whole(spec: TensorSpec, array: NDArray[Any]) -> bool:
+    """Whether the items of an array bring the whole input each, its first axis too."""
+    return array.ndim == len(spec.shape) + 1
+
+
+def _require_single(path: Path, specs: Sequence[TensorSpec], whole: frozenset[str]) -> None:
+    """Refuse whole inputs where they do not go with a batch of one item."""
+    first = specs[0]
+    if first.name in whole or fixed_batch(specs) not in (1, None):
+        raise UsageError(
+            f"the items of `{sorted(whole)[0]}` in `{path}` bring all of an input, and so go one "
+            f"at a time, but the first input is `{first}`",
+            hint="give the first input one row an item, in a model with a batch of 1 or any",
+        )
 
 
 def _require_fit(path: Path, spec: TensorSpec, array: NDArray[Any]) -> None:
@@ -122,15 +149,17 @@ def _require_fit(path: Path, spec: TensorSpec, array: NDArray[Any]) -> None:
             f"`{spec.name}` in `{path}` is {array.dtype}; the model takes {spec.dtype}",
             hint=f'convert it where you write it: `array.astype("{spec.dtype}")`',
         )
-    fits = array.ndim == len(spec.shape) > 0 and all(
+    wanted = spec.shape if _is_whole(spec, array) else spec.shape[1:]
+    fits = array.ndim == len(wanted) + 1 and all(
         not isinstance(size, int) or size == got
-        for size, got in zip(spec.shape[1:], array.shape[1:], strict=True)
+        for size, got in zip(wanted, array.shape[1:], strict=True)
     )
     if not fits:
         raise UsageError(
             f"`{spec.name}` in `{path}` has the shape {list(array.shape)}; "
             f"the model's input is `{spec}`",
-            hint="the first axis counts the items, the others are one input of the model",
+            hint="the first axis counts the items, the others are one input of the model, "
+            "without its batch or, if it has none, all of it",
         )
 
 

@@ -3,14 +3,14 @@
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from qconvert import onnx_io
+from qconvert import backends, onnx_io
 from qconvert.backends.base import INTEGER
 from qconvert.calibrate import ranges_file
 from qconvert.calibrate.calibration import Calibration
 from qconvert.config import Config
 from qconvert.errors import UsageError
 from qconvert.images.image_list import Entry, ImageList
-from qconvert.pipeline import pictures, prepared, seen
+from qconvert.pipeline import pictures, prepared, requests, seen
 from qconvert.pipeline.calibrate import Job
 from qconvert.pipeline.graphs import PLAN, Basis
 from qconvert.pipeline.prepared import Prepared
@@ -30,12 +30,20 @@ def make(variants: Sequence[Variant], shop: Workshop) -> Basis:
     ready = replace(ready, model=pictures.signed(ready.model, known))
     _require_same(ready, shop.run)
     onnx_io.save(ready.model, shop.run.model)
+    _require_placed(variants, ready, config)
     if config.calibration.images is not None:
         found = seen.measured(ready, config, Job(shop.run.calibration), shop.store, shop.tell)
         _keep(found.whole, config, shop.run)
         return Basis(ready, config, found)
     _require_known(variants, known=())
     return Basis(ready, config, None)
+
+
+def _require_placed(variants: Sequence[Variant], ready: Prepared, config: Config) -> None:
+    """Refuse INT8 of a model that has nothing to round, before any picture is run."""
+    for each in variants:
+        if each.precision in INTEGER:
+            requests.require_placed(ready.model, config, backends.wants(each.backend))
 
 
 def _require_same(ready: Prepared, run: RunFolder) -> None:

@@ -18,6 +18,7 @@ from qconvert.calibrate import ranges_file
 from qconvert.calibrate.calibration import Calibration, Image, Origin, merge, require_finite
 from qconvert.config import Config
 from qconvert.errors import QConvertError
+from qconvert.graph.masks import masked
 from qconvert.graph.taps import Tapped, tap
 from qconvert.images.arrays import ArrayImages
 from qconvert.images.batch import Images
@@ -90,7 +91,7 @@ def measure_to(look: Look, job: Job, wanted: Sequence[range], tell: Tell) -> Mea
     missing = [run for each in wanted for run in known.missing(each)]
     share = Share(look.images, missing, known, _keep(job.out), _threads(job))
     found = _measure(look, share, job.workers, tell)
-    require_finite(found)
+    require_finite(found, masked(look.tapped.model.graph))
     if found is not known:
         ranges_file.save(found, job.out)
     _drop_parts(job.out)

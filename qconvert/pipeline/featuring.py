@@ -13,7 +13,7 @@ from PIL import Image
 
 from qconvert import __version__, onnx_io
 from qconvert.backends.ort import VERSION, open_cpu
-from qconvert.feeds import Feeds, fixed_batch
+from qconvert.feeds import Feeds, filled_up, fixed_batch
 from qconvert.graph.answers import ANSWER, answering, by_name, common
 from qconvert.graph.observed import channel_axis
 from qconvert.measure import feature_maps
@@ -93,8 +93,7 @@ class _Scene:
 
 def _scene(reference: ir.Model, models: Mapping[str, ir.Model], feeds: Feeds) -> _Scene:
     size = fixed_batch(onnx_io.inputs(reference))
-    if size:
-        feeds = {name: np.resize(a, (size, *a.shape[1:])) for name, a in feeds.items()}
+    feeds = filled_up(feeds, size) if size else feeds
     shared = [common(reference, model) for model in models.values()]
     inputs = {value.name for value in reference.graph.inputs}
     tensors = [
@@ -109,6 +108,8 @@ def _scene(reference: ir.Model, models: Mapping[str, ir.Model], feeds: Feeds) ->
 
 def _maps(model: ir.Model, tensors: Sequence[str], feeds: Feeds) -> Iterator[tuple[str, Maps]]:
     """Yield what the first image makes of each tensor that is a stack of maps, channels first."""
+    if not tensors:
+        return
     known = by_name(model.graph)
     answers = open_cpu(answering(model, list(tensors)), literal=True)(feeds)
     for name in tensors:

@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pydantic
 
 from qconvert import __version__, onnx_io
 from qconvert.backends.ort import VERSION
-from qconvert.feeds import Feeds, fixed_batch
+from qconvert.feeds import Feeds, filled_up, fixed_batch
 from qconvert.images.batch import Images
 from qconvert.measure.layers import Layer, compare
 from qconvert.pipeline.progress import Progress, Tell
@@ -87,12 +86,8 @@ def _batches(images: Images, fixed: int | None, name: str, tell: Tell) -> Iterat
     for batch in images.batches(size):
         count = len(batch.items)
         if fixed and count < fixed:
-            if done:
-                return
-            yield {
-                each: np.resize(array, (fixed, *array.shape[1:]))
-                for each, array in batch.feeds.items()
-            }
+            if not done:
+                yield filled_up(batch.feeds, fixed)
             return
         yield batch.feeds
         done += count

@@ -5,14 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from qconvert import onnx_io
 from qconvert.backends.ort import open_cpu
 from qconvert.calibrate import ranges_file
 from qconvert.calibrate.calibration import Calibration
 from qconvert.calibrate.collect import Batch, Collector, answering, collect
-from qconvert.feeds import Feeds, Run, fixed_batch
+from qconvert.feeds import Feeds, Run, filled_up, fixed_batch
 from qconvert.graph.taps import Tapped
 from qconvert.images.ahead import ahead
 from qconvert.images.batch import Images
@@ -65,8 +63,7 @@ def filled(run: Run, size: int, tapped: Tapped) -> Run:
 
     def fill(feeds: Feeds) -> Feeds:
         count = len(next(iter(feeds.values())))
-        full = {name: np.resize(array, (size, *array.shape[1:])) for name, array in feeds.items()}
-        answers = run(full)
+        answers = run(filled_up(feeds, size))
         return {name: each if name in whole else each[:count] for name, each in answers.items()}
 
     return fill

@@ -11,7 +11,8 @@ import onnx_ir as ir
 from qconvert import __version__, onnx_io, sources
 from qconvert.backends.ort import VERSION, open_cpu
 from qconvert.config import Config, Export
-from qconvert.feeds import draw
+from qconvert.errors import QConvertError
+from qconvert.feeds import draw, fixed_batch
 from qconvert.graph import prepare as preparing
 from qconvert.pipeline.progress import Progress, Tell
 from qconvert.sources.source import Source
@@ -65,7 +66,12 @@ def _clean(source: Source, config: Config, store: Store, tell: Tell) -> Prepared
     feeds = draw(source.inputs, 2, seed=0)
 
     def make(folder: Path) -> None:
-        done = preparing.prepare(source.model, opset, skip, lambda model: open_cpu(model)(feeds))
+        try:
+            done = preparing.prepare(
+                source.model, opset, skip, lambda model: open_cpu(model)(feeds)
+            )
+        except QConvertError as error:
+            raise _why(error, source) from None
         onnx_io.save(done.model, folder / MODEL)
         (folder / STEPS).write_text(json.dumps([asdict(step) for step in done.steps]))
 
@@ -88,6 +94,25 @@ def _clean(source: Source, config: Config, store: Store, tell: Tell) -> Prepared
     steps = tuple(preparing.Step(**step) for step in json.loads((found.path / STEPS).read_text()))
     tell(Progress("prepare", _told(steps), time.perf_counter() - started, found.stored))
     return Prepared(source, model, path, steps)
+
+
+def _why(error: QConvertError, source: Source) -> QConvertError:
+    """Return what to say where a model was not cleaned: it may run on a batch of one only."""
+    if fixed_batch(source.inputs) is not None or _runs(source, 2) or not _runs(source, 1):
+        return error
+    return QConvertError(
+        f"`{source.name}` says that it takes any batch, and runs on a batch of 1 only",
+        details=[str(error)],
+        hint="fix it with `--batch 1`",
+    )
+
+
+def _runs(source: Source, batch: int) -> bool:
+    try:
+        open_cpu(source.model)(draw(source.inputs, batch, seed=0))
+    except QConvertError:
+        return False
+    return True
 
 
 def megabytes(size: int) -> str:

@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 
 from qconvert import backends, onnx_io
 from qconvert.config import Config
-from qconvert.graph.observed import observe
 from qconvert.images.preprocess import Preprocess
 from qconvert.pipeline import pictures, prepared, requests, rewritten, seen
 from qconvert.pipeline.calibrate import Job
@@ -15,8 +14,6 @@ from qconvert.pipeline.requests import Request
 from qconvert.pipeline.rewriting import How, Rewritten, rewrite
 from qconvert.pipeline.seen import Seen
 from qconvert.quantize import plan_files
-from qconvert.quantize.placement import place
-from qconvert.quantize.planning import require_float, require_some
 from qconvert.store import Store
 
 
@@ -65,8 +62,7 @@ def _how(config: Config, request: Request, ready: Prepared) -> How:
             name, wishes, plan=planned.plan, learned=planned.weights, keep_io=request.keep_io
         )
     scheme = requests.scheme_for(config, backends.wants(request.backend))
-    require_float(ready.model)
-    require_some(place(ready.model, scheme, observe(ready.model), wishes.selection))
+    requests.require_placed(ready.model, config, backends.wants(request.backend))
     return How(name, wishes, scheme, effort=config.quantize.effort, keep_io=request.keep_io)
 
 

@@ -4,13 +4,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import onnx_ir as ir
+
 from qconvert.backends.base import Wants
 from qconvert.calibrate import methods
 from qconvert.config import Config
 from qconvert.errors import UsageError
+from qconvert.graph.observed import observe
 from qconvert.pipeline.efforts import EFFORTS
+from qconvert.quantize.placement import place
 from qconvert.quantize.plan import Plan
-from qconvert.quantize.planning import Wishes
+from qconvert.quantize.planning import Wishes, require_float, require_some
 from qconvert.quantize.ranges import ANSWERS, AUTO
 from qconvert.quantize.scheme import Scheme
 from qconvert.quantize.selection import Selection
@@ -154,3 +158,10 @@ def require_fitting(plan: Plan, config: Config, request: Request, wants: Wants) 
 def _other(wants: Wants) -> str:
     offered = [each for each in ("fp16", "bf16", "int8") if each not in wants.refused]
     return "it takes " + " and ".join(offered)
+
+
+def require_placed(model: ir.Model, config: Config, wants: Wants) -> None:
+    """Refuse a model of which a backend would round nothing, before any picture is run."""
+    require_float(model)
+    selection = wishes_of(config).selection
+    require_some(place(model, scheme_for(config, wants), observe(model), selection))

@@ -6,7 +6,7 @@ import numpy as np
 
 from qconvert.backends.ort import open_cpu
 from qconvert.errors import QConvertError, UsageError
-from qconvert.feeds import Feeds, fixed_batch
+from qconvert.feeds import Feeds, filled_up, fixed_batch
 from qconvert.images.labels import check_classes
 from qconvert.pipeline.graphs import Basis
 from qconvert.pipeline.scoring import BATCH, Exam
@@ -38,8 +38,7 @@ def for_evaluation(base: Basis, exam: Exam) -> Sample:
             if not size or len(batch.items) == size:
                 yield batch.feeds
             elif len(labels) < size:
-                filled = batch.feeds.items()
-                yield {name: np.resize(each, (size, *each.shape[1:])) for name, each in filled}
+                yield filled_up(batch.feeds, size)
 
     kept = [labels[at % len(labels)] for at in range(count)]
     sample = _sample(f"evaluation {exam.images.listing().digest()[:12]}", base, held(images), kept)

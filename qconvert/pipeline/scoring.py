@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydantic
+from numpy.typing import NDArray
 
 from qconvert import __version__, backends, onnx_io
 from qconvert.backends.base import Engine
 from qconvert.backends.ort import VERSION, open_cpu
-from qconvert.feeds import Feeds, Run, fixed_batch
+from qconvert.feeds import Feeds, Run, filled_up, fixed_batch
 from qconvert.images.batch import Images
 from qconvert.images.labels import check_classes
 from qconvert.measure.accuracy import Accuracy, MeasuredOn, accuracy, baseline
@@ -109,14 +111,20 @@ def _score(
 def _run(run: Run, feeds: Feeds, size: int | None) -> Feeds:
     """Run a batch; where the model fixes a larger one it is filled up, and the filling dropped."""
     count = len(next(iter(feeds.values())))
+    if size == 1:
+        # Whatever answers one image is that image's, also what has no axis of images.
+        return {name: _row(np.asarray(each)) for name, each in run(feeds).items()}
     if not size or count == size:
         return run(feeds)
-    full = {name: np.resize(each, (size, *each.shape[1:])) for name, each in feeds.items()}
-    answers = run(full)
+    answers = run(filled_up(feeds, size))
     return {
         name: each[:count] if np.shape(each)[:1] == (size,) else each
         for name, each in answers.items()
     }
+
+
+def _row(answer: NDArray[Any]) -> NDArray[Any]:
+    return answer if answer.shape[:1] == (1,) else answer[np.newaxis]
 
 
 def _runner(engine: Engine, *, here: bool) -> Run:

@@ -204,7 +204,7 @@ def _feeds(
                     batch.feeds for batch in images.between(part.start, part.stop).batches(size)
                 )
 
-    def filled(size: int) -> Iterator[Feeds]:
+    def groups(size: int) -> Iterator[Feeds]:
         single, first = parts(1), True
         while group := list(itertools.islice(single, size)):
             if len(group) < size and not first:
@@ -215,7 +215,9 @@ def _feeds(
                 for name, rest in ((name, each.shape[1:]) for name, each in group[0].items())
             }
 
-    return lambda: filled(fixed) if fixed else parts(BATCH)
+    if fixed in (None, 1):
+        return lambda: parts(fixed or BATCH)
+    return lambda: groups(fixed)
 
 
 def _require_readable(seen: Calibration, config: Config) -> None:

@@ -39,7 +39,7 @@ def make_plan(
 ) -> Plan:
     """Return the plan of a scheme for a model; refuse a model of which nothing can be quantized."""
     require_float(model)
-    observed = observe(model)
+    observed = ranges.finite(observe(model), summaries)
     layers = place(model, scheme, observed, wishes.selection)
     require_some(layers)
     way = Way(wishes.method, scheme.activations, wishes.apart)

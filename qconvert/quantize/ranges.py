@@ -1,7 +1,7 @@
 """The range of every tensor that could be rounded, chosen with care for what reads it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -16,6 +16,7 @@ from qconvert.scales import Grid, Range
 USUAL, ANSWERS, AUTO = "mse", "answers", "auto"
 WHOLE = "minmax"
 MOST_WIDER = 2.0
+INFINITE = "it holds infinity, as a mask does"
 # What they make of their largest inputs decides the answer, so nothing is clipped before them.
 TAIL_READERS = frozenset({"Sigmoid", "HardSigmoid", "Tanh", "Softmax", "LogSoftmax", "ArgMax"})
 
@@ -34,7 +35,7 @@ def choose(
 ) -> dict[str, Range]:
     """Return the range of each tensor; the exact one where nothing may be clipped."""
     whole = {observed.shares.get(name, name) for name in _never_clipped(graph)}
-    counted = {name: seen for name, seen in summaries.items() if seen.size}
+    counted = {name: summaries[name] for name in observed.counted if name in summaries}
     by = {name: WHOLE if name in whole else way.apart.get(name, way.method) for name in counted}
     ranges: dict[str, Range] = {}
     for method in dict.fromkeys(by.values()):
@@ -42,6 +43,21 @@ def choose(
         ranges |= methods.ranges(some, method, way.grid)
     shared = {name: ranges[source] for name, source in observed.shares.items() if source in ranges}
     return ranges | shared
+
+
+def finite(observed: Observed, summaries: Mapping[str, Summary]) -> Observed:
+    """Pass over tensors that were infinite on an image; the graph masks something with them."""
+    infinite = {name for name, seen in summaries.items() if not seen.finite.all()}
+    if not infinite:
+        return observed
+    shares = {name: of for name, of in observed.shares.items() if of not in infinite}
+    gone = infinite | (observed.shares.keys() - shares.keys())
+    return replace(
+        observed,
+        counted=tuple(name for name in observed.counted if name not in infinite),
+        shares=shares,
+        skipped={**observed.skipped, **dict.fromkeys(sorted(gone), INFINITE)},
+    )
 
 
 def share(

@@ -122,9 +122,36 @@ def test_a_damaged_file_is_refused(tmp_path: Path, name: str, share: float) -> N
         opened(tmp_path / name, TWO[:1])
 
 
-def test_a_model_input_without_axes_takes_no_arrays(tmp_path: Path) -> None:
+STATE = [
+    TensorSpec("frame", np.dtype("float32"), ("N", 4)),
+    TensorSpec("state", np.dtype("float32"), (2, 1, 4)),
+    TensorSpec("rate", np.dtype("int64"), ()),
+]
+
+
+def stated(**other: Any) -> dict[str, Any]:
+    rows = {"frame": np.zeros((3, 4), np.float32), "state": np.zeros((3, 2, 1, 4), np.float32)}
+    return {**rows, "rate": np.arange(3), **other}
+
+
+def test_inputs_that_are_no_rows_come_whole_and_one_at_a_time(tmp_path: Path) -> None:
+    batches = list(opened(written(tmp_path, **stated()), STATE).batches(8))
+    shapes = {name: each.shape for name, each in batches[1].feeds.items()}
+    assert shapes == {"frame": (1, 4), "state": (2, 1, 4), "rate": ()}
+    assert [int(batch.feeds["rate"]) for batch in batches] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("batch", [2, "whole"])
+def test_whole_inputs_need_a_batch_of_one(tmp_path: Path, batch: Any) -> None:
+    frame = TensorSpec("frame", np.dtype("float32"), (1 if batch == "whole" else batch, 4))
+    rows = np.zeros((3, 1, 4) if batch == "whole" else (3, 4), np.float32)
+    with pytest.raises(UsageError, match="one at a time, but the first input is `frame"):
+        opened(written(tmp_path, **stated(frame=rows)), [frame, *STATE[1:]])
+
+
+def test_a_single_number_is_an_array_of_numbers(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has the shape \[\]"):
-        opened(written(tmp_path, x=np.float32(1)), [TensorSpec("x", np.dtype("float32"), ())])
+        opened(written(tmp_path, **stated(rate=np.int64(1))), STATE)
 
 
 def test_a_missing_file_and_labels_for_arrays_are_refused(tmp_path: Path) -> None:
