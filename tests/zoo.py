@@ -7,7 +7,7 @@ activations are spread as in a trained one.
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from qconvert.graph.prepare import prepare
 from qconvert.sources.torch_program import from_module
 
 OPSET, PATCH = 20, 16
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @functools.cache
@@ -39,6 +40,11 @@ def net(name: str) -> ir.Model:
 
 def settled(module: nn.Module, side: int) -> nn.Module:
     """Draw scales and biases, and measure the statistics of BatchNorm on some random images."""
+    return settled_on(module, [[torch.from_numpy(images(side, 32, seed))] for seed in range(2)])
+
+
+def settled_on(module: nn.Module, batches: Sequence[Sequence[torch.Tensor]]) -> nn.Module:
+    """Draw scales and biases, and measure the statistics of BatchNorm on these inputs."""
     module.eval()
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -46,12 +52,12 @@ def settled(module: nn.Module, side: int) -> nn.Module:
                 parameter.normal_(0, 0.1)
             elif parameter.ndim == 1:
                 parameter.uniform_(0.5, 1.5)
-        norms = [each for each in module.modules() if isinstance(each, nn.BatchNorm2d)]
+        norms = [each for each in module.modules() if isinstance(each, NORMS)]
         for norm in norms:
             norm.train()
             norm.momentum = None  # the mean over all batches
-        for seed in range(2):
-            module(torch.from_numpy(images(side, 32, seed)))
+        for batch in batches if norms else ():
+            module(*batch)
     return module.eval()
 
 

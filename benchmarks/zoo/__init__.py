@@ -1,0 +1,1 @@
+"""Networks of every structure through the whole of qconvert; `make zoo` runs them all."""

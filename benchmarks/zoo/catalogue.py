@@ -1,0 +1,12 @@
+"""All networks by name."""
+
+from pathlib import Path
+
+from benchmarks.zoo import graphs, packages, timm_nets, transformers_nets
+from benchmarks.zoo.entry import Entry
+
+
+def catalogue(work: Path) -> dict[str, Entry]:
+    """Return every network; `work` is where files of packages are kept."""
+    found = {**timm_nets.entries(), **transformers_nets.entries()}
+    return {**found, **packages.entries(work), **graphs.entries()}
