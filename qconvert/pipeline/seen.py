@@ -1,6 +1,7 @@
 """What calibration saw of a prepared model: from a file, from the store, or measured now."""
 
 import contextlib
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -100,15 +101,9 @@ def measured(ready: Prepared, config: Config, job: Job, store: Store, tell: Tell
     count = _count(chosen, fixed_batch(ready.source.inputs))
     images = _feeds(ready, look.images, chosen)
     lessons, spare = _lessons(ready, lambda: look.images, others)
+    again = functools.partial(measured, config=config, job=job, store=store, tell=tell)
     return Seen(
-        whole,
-        choosing,
-        images,
-        count,
-        bool(held),
-        lessons=lessons,
-        spare=spare,
-        again=lambda other: measured(other, config, job, store, tell),
+        whole, choosing, images, count, bool(held), lessons=lessons, spare=spare, again=again
     )
 
 

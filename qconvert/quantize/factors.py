@@ -36,7 +36,11 @@ def choose(
     for site in sites(graph):
         name = str(site.tensor.name)
         seen = summaries.get(observed.shares.get(name, name))
-        if seen is None or seen.channels.largest.shape != (channels(site),):
+        if (
+            seen is None
+            or not seen.finite.all()
+            or seen.channels.largest.shape != (channels(site),)
+        ):
             continue
         factors = _best(site, np.abs(seen.channels.largest).astype(np.float32))
         if factors is not None:

@@ -35,7 +35,7 @@ def choose(
 ) -> dict[str, Range]:
     """Return the range of each tensor; the exact one where nothing may be clipped."""
     whole = {observed.shares.get(name, name) for name in _never_clipped(graph)}
-    counted = {name: summaries[name] for name in observed.counted if name in summaries}
+    counted = {name: seen for name, seen in summaries.items() if seen.size and seen.finite.all()}
     by = {name: WHOLE if name in whole else way.apart.get(name, way.method) for name in counted}
     ranges: dict[str, Range] = {}
     for method in dict.fromkeys(by.values()):
