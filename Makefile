@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test torture check docs peers clean
+.PHONY: help setup test torture check docs peers zoo clean
 .PHONY: demo build bench report image image-gpu image-check smoke locks
 
 help:  ## Print this list
@@ -42,6 +42,10 @@ docs: $(READY)  ## Write the reference pages again
 peers: $(READY)  ## Compare with other tools, as ratios in one run
 	$(BIN)/python -m pip install -q -c .ci/constraints.txt -r benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks.peers
+
+zoo: $(READY)  ## Bring some 90 networks through all of qconvert, into docs/reliability.md
+	$(BIN)/python -m pip install -q -c .ci/constraints.txt -r benchmarks/requirements.txt
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.zoo
 
 # These also run in a folder of yours, as `make -f PATH/Makefile build ...`. QCONVERT=qconvert takes
 # the one on PATH; without it an environment beside this file is made, with the EXTRAS.

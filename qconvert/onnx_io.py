@@ -23,6 +23,8 @@ KEEP_INSIDE_BYTES = 1024
 # From this IR version on an initializer need not be listed as an input too.
 FREE_INITIALIZERS = 4
 IR_VERSION = 10
+# What the first dimension of an input is called where it is below zero.
+BATCH = "batch"
 
 
 def load(path: Path) -> ir.Model:
@@ -43,6 +45,7 @@ def load(path: Path) -> ir.Model:
     onnx_check.require_known(nodes(model), model.functions.values(), path)
     onnx_check.require_valid(path)
     _fix_defaults(model)
+    _open_negatives(model)
     return model
 
 
@@ -197,6 +200,20 @@ def _fix_defaults(model: ir.Model) -> None:
     model.graph.inputs.extend(kept)
     if model.ir_version < FREE_INITIALIZERS:
         model.ir_version = IR_VERSION
+
+
+def _open_negatives(model: ir.Model) -> None:
+    """Open every dimension below zero, which older exporters write for one that is not known."""
+    for graph in model.graphs():
+        made = (value for node in graph for value in node.outputs)
+        for value in {*graph.inputs, *graph.outputs, *made}:
+            sizes = [] if value.shape is None else list(value.shape)
+            below = [isinstance(size, int) and size < 0 for size in sizes]
+            if any(below):
+                known = [None if wrong else size for wrong, size in zip(below, sizes, strict=True)]
+                if below[0] and value in model.graph.inputs:
+                    known[0] = ir.SymbolicDim(BATCH)
+                value.shape = ir.Shape(known)
 
 
 def _content(tensor: ir.TensorProtocol) -> bytes:

@@ -193,3 +193,14 @@ def test_a_graph_that_breaks_the_rules_is_refused(tmp_path: Path) -> None:
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(QConvertError, match="not a valid ONNX model"):
         onnx_io.load(path)
+
+
+def test_a_dimension_below_zero_is_open(tmp_path: Path) -> None:
+    model = models.tiny()
+    proto = ir.to_proto(model)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = -1
+    (tmp_path / "net.onnx").write_bytes(proto.SerializeToString())
+    loaded = onnx_io.load(tmp_path / "net.onnx")
+    assert onnx_io.inputs(loaded)[0].shape == ("batch", 3, 8, 8)
+    assert onnx_io.outputs(loaded)[0].shape == ("", 5)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.zoo                       # what is not in the results yet
     python -m benchmarks.zoo NAME NAME             # these, again
-    python -m benchmarks.zoo --write               # only the table, from the results
+    python -m benchmarks.zoo --write               # only the table, from the results there are
     python -m benchmarks.zoo --list
 
 Results are one line of JSON a network, in WORK/results.jsonl, written as soon as it is through.
@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.zoo import page
 from benchmarks.zoo.catalogue import catalogue
 from benchmarks.zoo.trial import trial
 
@@ -45,16 +46,18 @@ def main() -> int:
         print("\n".join(f"{each.family:14}{name}" for name, each in entries.items()))
         return 0
     results = given.work / "results.jsonl"
-    if not given.write:
-        known = read(results)
-        wanted = given.names or [name for name in entries if name not in known]
-        wanted = [n for n in wanted if given.family in (None, entries[n].family)]
-        for number, name in enumerate(wanted):
-            print(f"{number + 1}/{len(wanted)} {name}", flush=True)
-            found = tried(name, given.work, given.seconds, keep=given.keep)
-            with results.open("a") as file:
-                file.write(json.dumps(found) + "\n")
-            print(f"    {shown(found)}", flush=True)
+    known = read(results)
+    wanted = given.names or [name for name in entries if name not in known]
+    wanted = [n for n in wanted if given.family in (None, entries[n].family) and not given.write]
+    for number, name in enumerate(wanted):
+        print(f"{number + 1}/{len(wanted)} {name}", flush=True)
+        found = tried(name, given.work, given.seconds, keep=given.keep)
+        with results.open("a") as file:
+            file.write(json.dumps(found) + "\n")
+        print(f"    {shown(found)}", flush=True)
+    if not given.names and not given.family:
+        page.write(read(results), list(entries))
+        print(f"{page.PAGE} written from {results}")
     return 0
 
 

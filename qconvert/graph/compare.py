@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from qconvert.feeds import Feeds
 
 Array = NDArray[Any]
+NUMBERS = "biufcV"
 
 
 def unlike(wanted: Feeds, got: Feeds) -> str:
@@ -36,6 +37,22 @@ def apart(wanted: Feeds, got: Feeds, tolerance: float) -> str:
     return ""
 
 
+def farthest(wanted: Feeds, got: Feeds) -> float:
+    """Return the largest move of a number, as a share of the largest in its tensor.
+
+    It is infinite where the runs differ in more than finite numbers.
+    """
+    if apart(wanted, got, np.inf):
+        return np.inf
+    moves = [
+        _far(_numbers(array), _numbers(other))
+        for name, output in wanted.items()
+        for array, other in zip(_arrays(output), _arrays(got[name]), strict=True)
+        if array.dtype.kind in NUMBERS
+    ]
+    return max((far / largest if largest else np.inf for far, largest in moves if far), default=0.0)
+
+
 def _kind(output: object) -> str:
     if isinstance(output, list | dict):
         inner = ", ".join(_kind(each) for each in _arrays(output))
@@ -57,7 +74,7 @@ def _arrays(output: object) -> list[Array]:
 
 def _moved(wanted: Array, got: Array, tolerance: float) -> str:
     """Say what moved in a tensor, with `{name}` for its name."""
-    if wanted.dtype.kind not in "biufcV":
+    if wanted.dtype.kind not in NUMBERS:
         return "" if np.array_equal(wanted, got) else "changed `{name}`"
     a, b = _numbers(wanted), _numbers(got)
     finite = np.isfinite(a)
@@ -65,11 +82,17 @@ def _moved(wanted: Array, got: Array, tolerance: float) -> str:
         return "moved the infinite values or NaN of `{name}`"
     if not np.isfinite(b[finite]).all():
         return "made values of `{name}` infinite or NaN"
-    largest = float(np.abs(a[finite]).max(initial=0.0))
-    far = float(np.abs(a[finite] - b[finite]).max(initial=0.0))
-    if far <= tolerance * largest:
+    far, largest = _far(a, b)
+    if far <= tolerance * largest or np.isinf(tolerance):
         return ""
     return f"moved `{{name}}` by {far / largest if largest else far:.1e} of its largest value"
+
+
+def _far(wanted: Array, got: Array) -> tuple[float, float]:
+    """Return the largest move of a finite number, and the largest number."""
+    finite = np.isfinite(wanted)
+    moved = np.abs(wanted[finite] - got[finite])
+    return float(moved.max(initial=0.0)), float(np.abs(wanted[finite]).max(initial=0.0))
 
 
 def _numbers(array: Array) -> Array:

@@ -71,6 +71,35 @@ def test_folding_keeps_the_outputs(case: str) -> None:
     assert {"w", "gamma"}.isdisjoint(folded.graph.initializers), "nothing unused stays"
 
 
+ARITHMETIC = {
+    "a bias beside the convolution": ("Conv (x, w)", "Add (h, each)", (1, 4, 1, 1)),
+    "a scale before it": ("Conv (x, w, b)", "Mul (each, h)", (4, 1, 1)),
+    "one number": ("Conv (x, w, b)", "Div (h, each)", (1,)),
+    "a scalar": ("Conv (x, w)", "Sub (h, each)", ()),
+}
+
+
+@pytest.mark.parametrize("case", ARITHMETIC)
+def test_a_constant_for_each_channel_is_a_normalization(case: str) -> None:
+    linear, text, shape = ARITHMETIC[case]
+    bias = {"b": floats(4, seed=5)} if ", b" in linear else {}
+    text = f"net (float[N, 3, 6, 6] x) => (float[N, 4, 4, 4] y) {{ h = {linear} y = {text} }}"
+    model = from_text(HEAD + text, w=floats(4, 3, 3, 3), each=floats(*shape, seed=6), **bias)
+    folded, said = fold_batchnorm(model)
+    assert (said, ops(folded)) == ("1 folded", ["Conv"])
+    feeds = draw(onnx_io.inputs(model), 2, seed=0)
+    np.testing.assert_allclose(
+        open_cpu(folded)(feeds)["y"], open_cpu(model)(feeds)["y"], rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 1, 4), (2, 4, 1, 1), (1, 1, 1, 1, 1)])
+def test_a_constant_for_more_than_channels_stays(shape: tuple[int, ...]) -> None:
+    text = "net (float[N, 3, 6, 6] x) => (float[M, 4, 4, 4] y) { h = Conv (x, w) y = Add (h, e) }"
+    model = from_text(HEAD + text, w=floats(4, 3, 3, 3), e=floats(*shape, seed=6))
+    assert fold_batchnorm(model) == (model, "")
+
+
 LEFT = {
     "two readers": "{ h = Conv (x, w) n = " + NORM + " y = Add (n, h) }",
     "an output itself": "{ h = Conv (x, w) y = " + NORM + " }",
