@@ -25,7 +25,7 @@ $(READY): pyproject.toml .ci/constraints.txt
 test: $(READY)  ## Run the tests
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-torture: $(READY)  ## Run the long tests: kills, full disks, two builds at once
+torture: $(READY)  ## Run the long tests: spoiled input, kills, full disks, two builds at once
 	$(BIN)/python -m pytest -m torture tests/torture
 
 check: $(READY)  ## Format, lint, types, layers, size budget, docs up to date

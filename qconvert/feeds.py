@@ -1,5 +1,6 @@
 """What goes into a network and comes out of it: named arrays, and what they must look like."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvert.errors import UsageError
+from qconvert.errors import QConvertError, UsageError
 
 Feeds = dict[str, NDArray[Any]]
 Run = Callable[[Feeds], Feeds]
 
+LARGEST = 2**31
 _GIVEN = re.compile(r"(?:(?P<name>.+):)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>[a-z]+\d*))?")
 _DTYPES = ("float32", "float16", "float64", "uint8", "int8", "int16", "int32", "int64", "bool")
 
@@ -106,6 +108,11 @@ def draw(specs: Sequence[TensorSpec], batch: int, seed: int) -> Feeds:
                 hint=f"say it with `--input {spec.name}:{_example(spec)}`",
             )
         shape = tuple(size if isinstance(size, int) else batch for size in spec.shape)
+        if math.prod(shape) > LARGEST:
+            raise QConvertError(
+                f"one run of the model takes {math.prod(shape):,} numbers for `{spec.name}`",
+                hint=f"more than {LARGEST:,} are not tried; export it for smaller inputs",
+            )
         if spec.dtype.kind in "iub":
             drawn[spec.name] = generator.integers(0, 2, shape).astype(spec.dtype)
         else:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
+from google.protobuf.message import Message  # type: ignore[import-untyped]
 
 from qconvert.errors import QConvertError, reason
 
@@ -31,6 +33,7 @@ def require_readable(proto: onnx.ModelProto, path: Path) -> None:
     """Refuse what the graph library reads wrongly or not at all."""
     if not proto.HasField("graph") or not proto.graph.output:
         raise not_onnx(path, "it holds no graph with an output")
+    _require_text(proto, path)
     _require_known_opset(proto, path)
     for graph in _graphs(proto.graph):
         if graph.sparse_initializer:
@@ -41,6 +44,13 @@ def require_readable(proto: onnx.ModelProto, path: Path) -> None:
             )
         for tensor in graph.initializer:
             _require_places(tensor, path)
+
+
+def require_typed(tensors: Iterable[ir.TensorProtocol], path: Path) -> None:
+    """Refuse weights of no type."""
+    for tensor in tensors:
+        if tensor.dtype is ir.DataType.UNDEFINED:
+            raise not_onnx(path, f"its tensor `{tensor.name}` has no type")
 
 
 def require_external(tensors: Iterable[ir.TensorProtocol], path: Path) -> None:
@@ -71,7 +81,7 @@ def require_valid(path: Path) -> None:
     """Refuse a file that breaks the rules of ONNX."""
     try:
         onnx.checker.check_model(_checkable(path))
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
         why = reason(error)
         if _is_unnameable(path) and "should be stored in" in why:
             raise QConvertError(
@@ -108,6 +118,19 @@ def _require_known_opset(proto: onnx.ModelProto, path: Path) -> None:
             )
 
 
+def _require_text(message: Message, path: Path) -> None:
+    """Refuse text that is not UTF-8, which comes as bytes and which nothing can write again."""
+    for field, value in message.ListFields():
+        if isinstance(message, onnx.TensorProto) and field.name not in ("name", "doc_string"):
+            continue  # its numbers may be many
+        held = value if field.is_repeated else (value,)
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            for each in held:
+                _require_text(each, path)
+        elif field.type == FieldDescriptor.TYPE_STRING and bytes in map(type, held):
+            raise not_onnx(path, f"`{field.name}` of its {message.DESCRIPTOR.name} is not UTF-8")
+
+
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """Yield a graph and those inside its nodes."""
     yield graph
@@ -142,7 +165,7 @@ def _require_file(tensor: ir.ExternalTensor, path: Path) -> None:
             f"`{path}` needs `{tensor.location}`, which is not beside it",
             hint="a model with external data is two or more files; copy all of them",
         )
-    if tensor.length is not None and tensor.length < tensor.nbytes:
+    if tensor.length is not None and tensor.length != tensor.nbytes:
         raise QConvertError(
             f"`{path}` keeps {tensor.length} bytes for `{tensor.name}`, "
             f"which needs {tensor.nbytes}",

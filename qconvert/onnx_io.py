@@ -41,6 +41,7 @@ def load(path: Path) -> ir.Model:
     onnx_check.require_readable(proto, path)
     model = _deserialize(proto, path)
     external_data.set_base_dir(model.graph, path.parent)
+    onnx_check.require_typed(tensors(model), path)
     onnx_check.require_external(tensors(model), path)
     onnx_check.require_known(nodes(model), model.functions.values(), path)
     onnx_check.require_valid(path)
@@ -156,7 +157,9 @@ def spec(value: ir.Value) -> TensorSpec:
 
 
 def _dimension(size: int | ir.SymbolicDim) -> int | str:
-    return size if isinstance(size, int) else str(size.value or "")
+    if isinstance(size, int):
+        return size if size >= 0 else ""  # some exporters write -1 for what is open
+    return str(size.value or "")
 
 
 def _require_file(path: Path) -> None:

@@ -23,6 +23,7 @@ VERSION = str(onnxruntime.__version__)
 
 # What goes wrong comes as an exception; the log would say it again on stderr.
 SILENT = 4
+runtime.set_default_logger_severity(SILENT)
 
 
 def open_cpu(model: ir.Model, threads: int = 0, *, literal: bool = False) -> Run:

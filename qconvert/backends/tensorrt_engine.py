@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from qconvert import onnx_io
-from qconvert.backends import nvinfer, ort_session
+from qconvert.backends import nvinfer, nvinfer_apart, ort_session
 from qconvert.backends.base import BuildSpec, Coverage, Engine, Heard
 from qconvert.backends.ep_context import wrap
 from qconvert.backends.folder import Kept, writing
@@ -74,10 +74,10 @@ def native(kept: Kept, spec: BuildSpec, heard: Heard) -> Built:
         chosen.weight_stripped,
         cache,
     )
-    engine = nvinfer.build(_library(), kept.path, kept.inputs, wishes, heard)
+    _library()
     name = ENGINE.replace(".engine", ".stripped.engine") if chosen.weight_stripped else ENGINE
     with writing(kept.folder):
-        (kept.folder / name).write_bytes(engine)
+        nvinfer_apart.build("tensorrt", kept, wishes, kept.folder / name, heard)
         onnx_io.save(wrap(kept.model, name, PROVIDER), kept.folder / CONTEXT)
     nodes = [f"{node.op_type} {node.name}" for node in kept.model.graph]
     _note_taken(kept.folder, {PROVIDER: nodes})

@@ -4,11 +4,11 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from qconvert import onnx_io
-from qconvert.backends import nvinfer
+from qconvert.backends import nvinfer, nvinfer_apart
 from qconvert.backends.base import (
     Availability,
     BuildSpec,
@@ -128,15 +128,12 @@ def build(graph: Path, spec: BuildSpec, folder: Path, heard: Heard) -> Engine:
     Two builds of one graph need not give the same bytes, those of INT8 hardly ever do.
     """
     chosen = settings(Settings, spec, "tensorrt-rtx")
-    try:
-        trt = import_module("tensorrt_rtx")
-    except ImportError:
-        raise Unavailable("tensorrt-rtx-cu13 is not installed", hint=EXTRA) from None
+    if find_spec("tensorrt_rtx") is None:
+        raise Unavailable("tensorrt-rtx-cu13 is not installed", hint=EXTRA)
     kept = keep(graph, folder)
     wishes = nvinfer.Wishes((spec.profile, *chosen.profiles()), chosen.workspace)
-    engine = nvinfer.build(trt, kept.path, kept.inputs, wishes, heard)
     with writing(folder):
-        (folder / ENGINE).write_bytes(engine)
+        nvinfer_apart.build("tensorrt_rtx", kept, wishes, folder / ENGINE, heard)
         onnx_io.save(wrap(kept.model, ENGINE, PROVIDER), folder / CONTEXT)
     made_with = dict(recipe(spec))
     return Engine("tensorrt-rtx", spec.precision, folder, GRAPH, (CONTEXT, ENGINE), made_with)

@@ -6,6 +6,8 @@ A driver or library that does not fit can take the whole process down, so the tr
 import subprocess
 import sys
 
+from qconvert.backends import apart
+
 TIMEOUT_SECONDS = 120
 
 _TRY = """
@@ -55,5 +57,5 @@ def why_not(provider: str) -> str:
         return ""
     said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     if done.returncode < 0:
-        return f"{provider} crashed with signal {-done.returncode}"
-    return said[-1] if said else f"{provider} ended with code {done.returncode}"
+        return f"{provider} did not work: {apart.death(done.returncode)}"
+    return apart.death(done.returncode, said)

@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -12,6 +11,7 @@ import pydantic
 from numpy.lib import format as npy
 from numpy.typing import DTypeLike
 
+from qconvert import npz
 from qconvert.calibrate.calibration import Calibration, Origin
 from qconvert.calibrate.checked import Array, check
 from qconvert.calibrate.counts import Counts
@@ -21,7 +21,6 @@ from qconvert.errors import QConvertError
 
 FORMAT = "qconvert-calibration"
 VERSION = 1
-LARGEST_BYTES = 1 << 31
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 Part = Callable[[Summary], Array]
@@ -71,8 +70,7 @@ def pack(calibration: Calibration) -> bytes:
 def unpack(archive: zipfile.ZipFile) -> Calibration:
     """Return what `pack` put in; ValueError says what is wrong with anything else."""
     members = {member.filename: member for member in archive.infolist()}
-    if sum(member.file_size for member in members.values()) > LARGEST_BYTES:
-        raise ValueError("it is too large")
+    npz.require_small(list(members.values()))
     if "about.npy" not in members:
         raise ValueError("it does not say what it is")
     origin = _origin(_read(archive, members["about.npy"], "about"))
@@ -105,16 +103,10 @@ def _arrays(calibration: Calibration) -> dict[str, Array]:
 
 
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> Array:
-    data = io.BytesIO(archive.read(member))
-    if npy.read_magic(data) != (1, 0):
-        raise ValueError(f"`{name}` is in another format")
-    shape, by_column, dtype = npy.read_array_header_1_0(data)
-    content = data.read()
-    # Compared before anything is made: a header may claim any size.
-    fits = math.prod(shape) * dtype.itemsize == len(content)
-    if dtype != DTYPES[name] or by_column or not fits:
-        raise ValueError(f"`{name}` has another type or size")
-    return np.frombuffer(content, dtype).reshape(shape)
+    array = npz.read(archive, member)
+    if array.dtype != DTYPES[name]:
+        raise ValueError(f"`{name}` has another type")
+    return array
 
 
 def _origin(about: Array) -> Origin:

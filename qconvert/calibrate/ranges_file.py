@@ -6,11 +6,10 @@ that a file says is executed or taken as a size to allocate.
 
 import time
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from qconvert import drafts
+from qconvert import drafts, npz
 from qconvert.calibrate import packed
 from qconvert.calibrate.calibration import Calibration
 from qconvert.calibrate.collect import Collector
@@ -37,11 +36,7 @@ def load(path: Path) -> Calibration:
     try:
         with zipfile.ZipFile(path) as archive:
             return packed.unpack(archive)
-    # Of a damaged archive `zipfile` raises all of these, whatever its documentation says.
-    except (
-        zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, OSError,
-        RuntimeError, ValueError,
-    ) as error:  # fmt: skip
+    except npz.DAMAGED as error:
         raise QConvertError(
             f"`{path}` is not a calibration file, or is damaged: {reason(error)}",
             hint="calibrate again, or copy the file again; a copy cut short says the same",

@@ -14,6 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from qconvert.errors import QConvertError
+from qconvert.plain import plain, plain_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,11 +50,6 @@ class Table:
 
     columns: Sequence[Column]
     rows: Sequence[Sequence[str]]
-
-
-def plain(text: str) -> str:
-    """Make control characters in names and paths visible, so that they cannot act on a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
 
 
 def say(text: str, level: int = 0) -> None:
@@ -92,15 +88,19 @@ def error(problem: QConvertError) -> None:
 
 def data(text: str) -> None:
     """Write a result on stdout, unless the user wants the exit code alone."""
-    if LOUDNESS.level <= -2:
-        return
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
-    sys.stdout.flush()  # here, where a reader that went away is noticed, not at exit
+    _write(plain(text))
 
 
 def data_json(value: object) -> None:
     """Write a result on stdout as JSON."""
-    data(json.dumps(value, indent=2, ensure_ascii=False))
+    _write(plain_json(json.dumps(value, indent=2, ensure_ascii=False)))
+
+
+def _write(text: str) -> None:
+    if LOUDNESS.level <= -2:
+        return
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.flush()  # here, where a reader that went away is noticed, not at exit
 
 
 def data_table(table: Table) -> None:
@@ -112,7 +112,7 @@ def data_table(table: Table) -> None:
     drawn = _draw(table, columns)
     with out.capture() as captured:
         out.print(drawn, crop=False)
-    data("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    _write("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def _draw(table: Table, columns: Sequence[int]) -> "RichTable":

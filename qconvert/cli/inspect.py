@@ -51,7 +51,7 @@ def command(model: str, **chosen: Any) -> None:
     if chosen["as_json"]:
         console.data_json(_as_json(model, info, nodes=chosen["nodes"]))
         return
-    console.data(console.plain(_head(model, info)))
+    console.data(_head(model, info))
     console.data_table(_nodes(info) if chosen["nodes"] else _operators(info))
     if info.quantized:
         console.data("\nquantized already: it holds Q/DQ nodes, which qconvert keeps as they are")

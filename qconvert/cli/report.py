@@ -53,6 +53,9 @@ def command(run: Path, form: str, output: Path | None) -> None:
     if form == "text":
         report_view.show(report)
         return
+    if form == "json" and output is None:
+        console.data_json(as_json.to_json(report))
+        return
     text = _written(report, form, file.parent)
     if output is None:
         console.data(text)

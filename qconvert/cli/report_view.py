@@ -22,7 +22,7 @@ def show(report: "Report") -> None:
     for sheet in (*three, overview.overview(report)):
         _show(sheet)
         console.data("")
-    console.data(console.plain(terminal.ending(report)))
+    console.data(terminal.ending(report))
 
 
 def show_latencies(report: "Report") -> None:
@@ -32,7 +32,7 @@ def show_latencies(report: "Report") -> None:
     for sheet in (terminal.latency(report), overview.timings(report)):
         _show(sheet)
         console.data("")
-    console.data(console.plain(terminal.ending(report)))
+    console.data(terminal.ending(report))
 
 
 def show_accuracies(report: "Report") -> None:
@@ -41,7 +41,7 @@ def show_accuracies(report: "Report") -> None:
 
     _show(tables.accuracy(report))
     console.data("")
-    console.data(console.plain(terminal.ending(report)))
+    console.data(terminal.ending(report))
 
 
 def show_mix(mix: "Mix", sizes: "Mapping[str, int]") -> None:
@@ -52,7 +52,7 @@ def show_mix(mix: "Mix", sizes: "Mapping[str, int]") -> None:
     for sheet in (*found, mixing.result(mix, sizes)):
         _show(sheet)
         console.data("")
-    console.data(console.plain("\n".join(terminal.wrapped(mix.why))))
+    console.data("\n".join(terminal.wrapped(mix.why)))
 
 
 def show_layers(found: "Sequence[Layer]") -> None:
@@ -65,7 +65,7 @@ def show_layers(found: "Sequence[Layer]") -> None:
         for each in layer_errors.worst(found, 3)
     ]
     told = f"most error is made by {', '.join(worst)}" if worst else "there is no error at all"
-    console.data("\n" + console.plain("\n".join(terminal.wrapped(told))))
+    console.data("\n" + "\n".join(terminal.wrapped(told)))
 
 
 def _show(sheet: "Sheet") -> None:
@@ -75,4 +75,4 @@ def _show(sheet: "Sheet") -> None:
     columns = [Column(each.title, each.justify, each.rank, each.wrap) for each in sheet.columns]
     console.data_table(Table(columns, sheet.rows))
     if sheet.footnotes:
-        console.data(console.plain(terminal.footnotes(sheet)))
+        console.data(terminal.footnotes(sheet))

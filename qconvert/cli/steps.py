@@ -7,7 +7,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from qconvert.cli.console import LOUDNESS, plain, say, styled, talk_console
+from qconvert.cli.console import LOUDNESS, say, styled, talk_console
+from qconvert.plain import plain
 
 if TYPE_CHECKING:
     from rich.status import Status

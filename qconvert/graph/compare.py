@@ -1,5 +1,6 @@
 """Whether two runs on the same inputs say the same, whatever the outputs hold."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from qconvert.feeds import Feeds
 
 Array = NDArray[Any]
 NUMBERS = "biufcV"
+# Numbers that are compared at a time, as doubles: an output may be a third of the memory.
+BLOCK = 1 << 20
 
 
 def unlike(wanted: Feeds, got: Feeds) -> str:
@@ -45,7 +48,7 @@ def farthest(wanted: Feeds, got: Feeds) -> float:
     if apart(wanted, got, np.inf):
         return np.inf
     moves = [
-        _far(_numbers(array), _numbers(other))
+        _far(array, other)
         for name, output in wanted.items()
         for array, other in zip(_arrays(output), _arrays(got[name]), strict=True)
         if array.dtype.kind in NUMBERS
@@ -76,23 +79,37 @@ def _moved(wanted: Array, got: Array, tolerance: float) -> str:
     """Say what moved in a tensor, with `{name}` for its name."""
     if wanted.dtype.kind not in NUMBERS:
         return "" if np.array_equal(wanted, got) else "changed `{name}`"
-    a, b = _numbers(wanted), _numbers(got)
-    finite = np.isfinite(a)
-    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
-        return "moved the infinite values or NaN of `{name}`"
-    if not np.isfinite(b[finite]).all():
-        return "made values of `{name}` infinite or NaN"
-    far, largest = _far(a, b)
+    if any(said := _differs(a, b) for a, b in _blocks(wanted, got)):
+        return said
+    far, largest = _far(wanted, got)
     if far <= tolerance * largest or np.isinf(tolerance):
         return ""
     return f"moved `{{name}}` by {far / largest if largest else far:.1e} of its largest value"
 
 
+def _differs(wanted: Array, got: Array) -> str:
+    finite = np.isfinite(wanted)
+    if not np.array_equal(wanted[~finite], got[~finite], equal_nan=True):
+        return "moved the infinite values or NaN of `{name}`"
+    if not np.isfinite(got[finite]).all():
+        return "made values of `{name}` infinite or NaN"
+    return ""
+
+
 def _far(wanted: Array, got: Array) -> tuple[float, float]:
     """Return the largest move of a finite number, and the largest number."""
-    finite = np.isfinite(wanted)
-    moved = np.abs(wanted[finite] - got[finite])
-    return float(moved.max(initial=0.0)), float(np.abs(wanted[finite]).max(initial=0.0))
+    far = largest = 0.0
+    for a, b in _blocks(wanted, got):
+        finite = np.isfinite(a)
+        far = max(far, float(np.abs(a[finite] - b[finite]).max(initial=0.0)))
+        largest = max(largest, float(np.abs(a[finite]).max(initial=0.0)))
+    return far, largest
+
+
+def _blocks(wanted: Array, got: Array) -> Iterator[tuple[Array, Array]]:
+    for start in range(0, wanted.size, BLOCK):
+        a, b = (_numbers(each.reshape(-1)[start : start + BLOCK]) for each in (wanted, got))
+        yield a, b
 
 
 def _numbers(array: Array) -> Array:

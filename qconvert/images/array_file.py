@@ -2,12 +2,12 @@
 
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from qconvert import npz
 from qconvert.errors import UsageError, reason
 
 SUFFIXES = (".npz", ".npy")
@@ -25,9 +25,11 @@ def read_arrays(path: Path, only_input: str | None) -> dict[str, NDArray[Any]]:
         )
     try:
         if only_input is not None and path.suffix.lower() == ".npy":
-            return {only_input: npy.open_memmap(path, mode="r")}
+            with path.open("rb") as file:
+                said = npz.header(file)
+            return {only_input: _mapped(path, said, said.length)}
         return _read_npz(path)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except npz.DAMAGED as error:
         raise UsageError(
             f"`{path}` cannot be read as arrays: {reason(error)}",
             hint="write it with `numpy.savez` or `numpy.save`, and no Python objects in it",
@@ -35,29 +37,41 @@ def read_arrays(path: Path, only_input: str | None) -> dict[str, NDArray[Any]]:
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    found: dict[str, NDArray[Any]] = {}
-    with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as loaded:
-        for member in archive.infolist():
-            name = member.filename.removesuffix(".npy")
-            stored = member.compress_type == zipfile.ZIP_STORED
-            found[name] = _map(path, member) if stored else loaded[name]
-    return found
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        npz.require_small([each for each in members if not _is_stored(each)])
+        return {
+            each.filename.removesuffix(".npy"): _map(path, each)
+            if _is_stored(each)
+            else npz.read(archive, each)
+            for each in members
+        }
+
+
+def _is_stored(member: zipfile.ZipInfo) -> bool:
+    """Whether a member is not compressed."""
+    return member.compress_type == zipfile.ZIP_STORED
 
 
 def _map(path: Path, member: zipfile.ZipInfo) -> NDArray[Any]:
     """Return an array that is read from the file only where it is looked at."""
     with path.open("rb") as file:
         file.seek(member.header_offset)
-        header = file.read(_LOCAL_HEADER)
-        lengths = (header[at : at + 2] for at in (_NAME_LENGTH, _EXTRA_LENGTH))
+        start = file.read(_LOCAL_HEADER)
+        lengths = (start[at : at + 2] for at in (_NAME_LENGTH, _EXTRA_LENGTH))
         file.seek(sum(int.from_bytes(length, "little") for length in lengths), 1)
-        version = npy.read_magic(file)
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = read(file)
-        if dtype.hasobject:
-            raise ValueError("it holds Python objects")
+        said = npz.header(file)
         at = file.tell()
+    return _mapped(path, said, at)
+
+
+def _mapped(path: Path, said: npz.Header, at: int) -> NDArray[Any]:
+    if at + said.nbytes > path.stat().st_size:
+        raise ValueError("it is shorter than it says")
+    if not said.nbytes:  # nothing cannot be mapped
+        return np.zeros(said.shape, said.dtype)
+    order: Literal["F", "C"] = "F" if said.by_column else "C"
     mapped: NDArray[Any] = np.memmap(
-        path, dtype, mode="r", offset=at, shape=shape, order="F" if fortran else "C"
+        path, said.dtype, mode="r", offset=at, shape=said.shape, order=order
     )
     return mapped

@@ -91,10 +91,17 @@ def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Itera
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", above | {here})
             elif entry.name.lower().endswith(SUFFIXES):
                 yield prefix + entry.name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself; who reads it as a picture is told
+        return False
 
 
 def _listed(path: Path) -> list[str]:

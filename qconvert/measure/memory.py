@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from qconvert.backends import apart
 from qconvert.feeds import Feeds
 
 TIMEOUT_SECONDS = 300.0
@@ -92,8 +93,7 @@ def peak(
 
 def _why(code: int, stderr: str) -> str:
     if code < 0:
-        hint = ", most likely for want of memory" if code == -9 else ""
-        return f"the process was ended by signal {-code}{hint}"
+        return f"the model did not run in a process of its own: {apart.death(code)}"
     said = [line.strip() for line in stderr.splitlines() if line.strip()]
     last = said[-1] if said else f"it ended with code {code}"
     if "[ONNXRuntimeError]" in last:

@@ -14,6 +14,7 @@ from qconvert.pipeline import pictures, prepared, requests, seen
 from qconvert.pipeline.calibrate import Job
 from qconvert.pipeline.graphs import PLAN, Basis
 from qconvert.pipeline.prepared import Prepared
+from qconvert.pipeline.rehearsing import once
 from qconvert.pipeline.run_folder import CALIBRATION, RunFolder, put_text
 from qconvert.pipeline.variants import Variant
 from qconvert.pipeline.workshop import Workshop
@@ -63,6 +64,7 @@ def again(variants: Sequence[Variant], shop: Workshop) -> Basis:
     pictures_at = config.calibration.images
     if pictures_at is not None and not pictures_at.exists():
         config = replace(config, calibration=replace(config.calibration, images=None))
+    once(run.model, run.model)
     ready = prepared.as_it_is(run.model, shop.tell)
     found = None
     if run.calibration.is_file():

@@ -3,9 +3,10 @@
 import json
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import pydantic
 
 from qconvert import backends
 from qconvert.backends.base import BuildSpec, Engine, Profile
@@ -20,6 +21,7 @@ from qconvert.pipeline.workshop import Workshop
 from qconvert.quantize.plan_files import beside
 from qconvert.store import Found, digest
 
+_ADAPTER = pydantic.TypeAdapter(Engine)
 ENGINE = "engine.json"
 PERCENT = 100
 
@@ -94,24 +96,36 @@ def write(engine: Engine, seconds: float, folder: Path) -> None:
 
 
 def read(folder: Path) -> Built:
-    """Return the engine that lies in a folder."""
+    """Return the engine that lies in a folder; its files are names in there, and nowhere else."""
     try:
-        told: dict[str, object] = json.loads((folder / ENGINE).read_text(encoding="utf-8"))
-        seconds = told.pop("build_seconds")
-        if told["backend"] not in backends.BACKENDS:
-            raise ValueError(f"there is no backend `{told['backend']}`")
-        engine = Engine(**{**told, **_typed(told), "folder": folder})  # type: ignore[arg-type]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise QConvertError(
-            f"`{folder}` holds no engine: {reason(error)}",
-            hint="name a folder `RUN/engines/NAME` that `qconvert build` made, or an ONNX file",
-        ) from None
-    return Built(engine, float(str(seconds)))
+        told = json.loads((folder / ENGINE).read_text(encoding="utf-8"))
+        engine = _ADAPTER.validate_python({**told, "folder": folder})
+        seconds = float(told["build_seconds"])
+        _require_sound(engine)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise _no_engine(folder, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _no_engine(folder, reason(error)) from None
+    return Built(engine, seconds)
 
 
-def _typed(told: Mapping[str, object]) -> dict[str, object]:
-    """Return the lists of a JSON file as the tuples that they were."""
-    return {name: tuple(each) for name, each in told.items() if isinstance(each, list)}
+def _no_engine(folder: Path, why: str) -> QConvertError:
+    return QConvertError(
+        f"`{folder}` holds no engine: {why}",
+        hint="name a folder `RUN/engines/NAME` that `qconvert build` made, or an ONNX file",
+    )
+
+
+def _require_sound(engine: Engine) -> None:
+    """Raise ValueError for what no build wrote: a run folder may come from anywhere."""
+    if engine.backend not in backends.BACKENDS:
+        raise ValueError(f"there is no backend `{engine.backend}`")
+    if not engine.files:
+        raise ValueError("it names no files")
+    for name in (engine.graph, *engine.files):
+        if not name or Path(name).name != name or not (engine.folder / name).is_file():
+            raise ValueError(f"`{name}` is no file in it")
 
 
 def _same(stored: Path, place: Path) -> bool:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from qconvert import __version__, onnx_io, sources
 from qconvert.backends.ort import VERSION, open_cpu
+from qconvert.backends.rehearsal import rehearse
 from qconvert.config import Config, Export
 from qconvert.errors import QConvertError
 from qconvert.feeds import draw, fixed_batch
@@ -66,6 +67,8 @@ def _clean(source: Source, config: Config, store: Store, tell: Tell) -> Prepared
     feeds = draw(source.inputs, 2, seed=0)
 
     def make(folder: Path) -> None:
+        if source.run is None:
+            rehearse(source.model, feeds)
         try:
             done = preparing.prepare(
                 source.model, opset, skip, lambda model: open_cpu(model)(feeds)

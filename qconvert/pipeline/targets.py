@@ -15,6 +15,7 @@ from qconvert.graph.patterns import is_quantized
 from qconvert.measure.machine import machine
 from qconvert.pipeline import engines as engine_files
 from qconvert.pipeline.engines import ENGINE
+from qconvert.pipeline.rehearsing import once, rehearse_engines
 from qconvert.pipeline.run_folder import (
     CARD,
     HTML,
@@ -69,12 +70,16 @@ def resolve(paths: Sequence[Path]) -> Target:
                 f"`{paths[0]}` has no engines yet",
                 hint=f"`qconvert build --from {paths[0]}` builds them",
             )
+        rehearse_engines(found.values())
+        if run.model.is_file():
+            once(run.model, run.model)
         return Target(found, run)
     engines: dict[str, Engine] = {}
     for path in paths:
         engine = _engine(path)
         name = path.name if path.name not in engines else str(path)
         engines[name] = engine
+    rehearse_engines(engines.values())
     return Target(engines, None)
 
 

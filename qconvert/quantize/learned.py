@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qconvert.errors import QConvertError, UsageError, located
+from qconvert import npz
+from qconvert.errors import QConvertError, UsageError, located, reason
 from qconvert.graph.names import Names, tensor_names
 from qconvert.quantize.additions import added
 from qconvert.quantize.plan import Plan, Weight
@@ -65,13 +66,16 @@ def load(path: Path) -> dict[str, Learned]:
     """Read what `save` wrote."""
     found: dict[str, dict[str, NDArray[np.generic]]] = {}
     try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            for member in file.files:
-                name, key = member.rsplit("/", 1)
-                found.setdefault(name, {})[key] = file[member]
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            npz.require_small(members)
+            for member in members:
+                name, key = member.filename.removesuffix(".npy").rsplit("/", 1)
+                found.setdefault(name, {})[key] = npz.read(archive, member)
         return {name: _learned(arrays) for name, arrays in found.items()}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise QConvertError(f"`{path}` holds no learned weights: {error}", hint=HINT) from None
+    except npz.DAMAGED as error:
+        why = reason(error)
+        raise QConvertError(f"`{path}` holds no learned weights: {why}", hint=HINT) from None
 
 
 def signed(plan: Plan, weights: Weights) -> Plan:

@@ -15,6 +15,7 @@ import pydantic
 
 from qconvert.errors import QConvertError, UsageError, reason
 from qconvert.measure.stats import stats
+from qconvert.plain import plain_json
 from qconvert.report import figures
 from qconvert.report.model import SCHEMA, Report
 
@@ -30,7 +31,8 @@ NOT_FINITE = "not_finite"
 
 def dumps(report: Report) -> str:
     """Return the report as JSON text; equal reports give equal text."""
-    return json.dumps(to_json(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(to_json(report), indent=2, ensure_ascii=False, allow_nan=False)
+    return plain_json(text) + "\n"
 
 
 def to_json(report: Report) -> dict[str, Any]:

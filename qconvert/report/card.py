@@ -29,7 +29,7 @@ def card(report: Report, name: str = "", base_model: str = "") -> str:
     stem = stem_of(report.model)
     parts = [
         _front(report, variant, stem, base_model),
-        f"# {text(stem)}, {variant.precision.upper()} for `{variant.backend}`",
+        text(f"# {stem}, {variant.precision.upper()} for `{variant.backend}`"),
         " ".join(_done(report, variant)),
         *(section(each(report)) for each in (size, latency, accuracy)),
         "## Run it",
@@ -106,16 +106,16 @@ def _index(report: Report, variant: Variant, stem: str) -> Iterator[str]:
 
 
 def _done(report: Report, variant: Variant) -> Iterator[str]:
-    yield f"Made from `{report.model}` by {text(report.tool)} on {text(report.created)}."
+    yield text(f"Made from `{report.model}` by {report.tool} on {report.created}.")
     if variant.candidates:
         quantized = f"{variant.quantized} of {variant.candidates}"
         yield f"{quantized} operators that could be are quantized to INT8."
     if report.calibration is not None and variant.precision in ("int8", "mixed"):
         images = numerals.count(report.calibration.count, "image")
-        yield f"Ranges were measured on {images} of `{report.calibration.path}`."
+        yield text(f"Ranges were measured on {images} of `{report.calibration.path}`.")
     if report.evaluation is not None and variant.accuracy is not None:
         images = numerals.count(report.evaluation.count, "image")
-        yield f"Accuracy was measured on {images} of `{report.evaluation.path}`."
+        yield text(f"Accuracy was measured on {images} of `{report.evaluation.path}`.")
     if report.machine:
         machine = ", ".join(f"{name} {value}" for name, value in report.machine.items())
         yield f"Machine: {text(machine)}."
@@ -126,7 +126,7 @@ def _code(report: Report, variant: Variant) -> str:
         return "There is no engine to run."
     first = f"{variant.engine.path}/{variant.engine.files[0]}"
     if not first.endswith(".onnx"):
-        return f"`{text(first)}` is no ONNX file: it is loaded with the runtime of its backend."
+        return text(f"`{first}` is no ONNX file: it is loaded with the runtime of its backend.")
     providers = list(variant.by_provider) or ["CPUExecutionProvider"]
     code = CODE.format(path=json.dumps(first), providers=json.dumps(providers))
     return fenced(code, "python")

@@ -10,7 +10,7 @@ from qconvert.config import Gate as Limits
 from qconvert.errors import GateFailed
 from qconvert.measure.accuracy import Accuracy
 from qconvert.report import figures, numerals
-from qconvert.report.model import Gate, Report, Variant
+from qconvert.report.model import Gate, GateName, Report, Variant
 from qconvert.report.reasons import why_no_score, why_not
 
 # Scores are shares of counts: what lies on the limit must not fail by the last bit of a float.
@@ -63,7 +63,7 @@ def require(report: Report) -> None:
         raise GateFailed(some, details=failed, hint="the report's tables have all figures")
 
 
-def judged(report: Report, variant: Variant, name: str, limit: float) -> Gate:
+def judged(report: Report, variant: Variant, name: GateName, limit: float) -> Gate:
     """Hold one variant against one limit."""
     rule = RULES[name]
     found = rule.measure(report, variant)
@@ -155,7 +155,7 @@ def _size(_: Report, variant: Variant) -> Measured:
     return Measured(variant.engine.bytes / 1e6)
 
 
-RULES: dict[str, Rule] = {
+RULES: dict[GateName, Rule] = {
     "max-drop": Rule(_drop, -1, "lost {} pp of top-1", " pp", about_answers=True),
     "min-agreement": Rule(_agreement, 1, "agrees with FP32 on {} %", " %", about_answers=True),
     "max-latency": Rule(_latency, -1, "takes {} ms", " ms"),

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from qconvert.measure.layers import Layer
+from qconvert.plain import plain
 from qconvert.report import bars, gates, layer_errors, mixing, numerals, overview, placement, tables
 from qconvert.report.front import front
 from qconvert.report.model import Report, Variant
@@ -78,18 +79,24 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
+        finalize=_finalized,
     )
     made.filters.update(prose=prose, cell=_cell, drawn=_drawn, db=_db, number=_number)
     return made
+
+
+def _finalized(value: object) -> object:
+    """Make control characters visible in whatever a template shows."""
+    return plain(value) if type(value) is str else value
 
 
 def prose(words: str) -> Markup:
     """Escape a sentence; what stands between backticks is code."""
     parts = words.split("`")
     if len(parts) % 2 == 0:
-        return escape(words)
+        return escape(plain(words))
     return Markup("").join(
-        Markup("<code>{}</code>").format(part) if index % 2 else escape(part)
+        Markup("<code>{}</code>").format(plain(part)) if index % 2 else escape(plain(part))
         for index, part in enumerate(parts)
     )
 

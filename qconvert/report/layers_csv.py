@@ -1,4 +1,7 @@
-"""The errors of layers as CSV, for those who want to sort and plot them themselves."""
+"""The errors of layers as CSV, for those who want to sort and plot them themselves.
+
+A name that a spreadsheet would compute stands behind a single quote.
+"""
 
 import csv
 import io
@@ -6,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 
 from qconvert.measure.layers import Layer
+from qconvert.plain import cell
 
 COLUMNS = tuple(each.name for each in fields(Layer))
 
@@ -17,5 +21,6 @@ def layers_csv(layers: Mapping[str, Sequence[Layer]]) -> str:
     writer.writeheader()
     for variant, found in layers.items():
         for layer in found:
-            writer.writerow({"variant": variant, **asdict(layer)})
+            told = {"variant": variant, **asdict(layer)}
+            writer.writerow({k: cell(v) if isinstance(v, str) else v for k, v in told.items()})
     return text.getvalue()

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
+from qconvert.plain import plain
 from qconvert.report import mixing, numerals, overview, placement, tables
 from qconvert.report.model import Report
 from qconvert.report.sheet import Sheet
@@ -54,17 +55,24 @@ def fenced(code: str, language: str = "") -> str:
     """Draw a block of code behind a fence that nothing inside can close."""
     longest = max((len(run) for run in re.findall("`+", code)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{code.strip()}\n{fence}"
+    return f"{fence}{language}\n{plain(code.strip())}\n{fence}"
 
 
 def cell(words: str) -> str:
-    """Escape what would end a cell, in code too."""
-    return text(words).replace("|", "\\|")
+    """Escape what would end a cell, in code too; no backslash there may undo that."""
+    parts = words.split("`")
+    code = [part.replace("\\|", "\\ |") for part in parts]
+    safe = (code[at] if at % 2 else part for at, part in enumerate(parts))
+    return text("`".join(safe)).replace("|", "\\|")
 
 
 def text(words: str) -> str:
-    """Escape what Markdown and HTML would act on; what stands between backticks is code."""
-    parts = " ".join(words.split()).split("`")
+    """Escape what Markdown and HTML would act on; what stands between backticks is code.
+
+    Several backticks in a row, which only a name can hold, would pair up with others like them.
+    """
+    single = re.sub("`{2,}", lambda run: "'" * len(run[0]), plain(" ".join(words.split())))
+    parts = single.split("`")
     if len(parts) % 2 == 0:
         return _escaped("`".join(parts)).replace("`", "\\`")
     return "`".join(part if index % 2 else _escaped(part) for index, part in enumerate(parts))
@@ -99,7 +107,7 @@ def _made(report: Report) -> Iterator[str]:
             (
                 cell(variant.name),
                 cell(f"`{variant.engine.path}`"),
-                variant.engine.sha256[:HASH_DIGITS],
+                cell(variant.engine.sha256[:HASH_DIGITS]),
                 "stored" if variant.engine.stored else f"{variant.engine.build_seconds:.1f} s",
             )
         )
@@ -110,4 +118,4 @@ def _made(report: Report) -> Iterator[str]:
         head = [_row(("engine", "path", "sha256", "built in")), "| --- | --- | --- | ---: |"]
         yield "\n".join([*head, *engines])
     if report.seconds:
-        yield "Seconds: " + ", ".join(f"{n} {s:.1f}" for n, s in report.seconds.items()) + "."
+        yield "Seconds: " + ", ".join(f"{text(n)} {s:.1f}" for n, s in report.seconds.items()) + "."

@@ -4,6 +4,7 @@ What was not measured is None, with the reason in `unmeasured` under the name of
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from qconvert.measure.accuracy import Accuracy
 from qconvert.measure.latency import Latency
@@ -82,6 +83,9 @@ class Variant:
     operators: tuple[Covered, ...] = ()
 
 
+GateName = Literal["max-drop", "min-agreement", "max-latency", "min-speedup", "max-size"]
+
+
 @dataclass(frozen=True)
 class Gate:
     """A limit that the user set, judged on one variant; `value` is None where it is unmeasured.
@@ -90,7 +94,7 @@ class Gate:
     `why` says why nothing was measured, or what the value was measured on.
     """
 
-    name: str
+    name: GateName
     variant: str
     value: float | None
     limit: float

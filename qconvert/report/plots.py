@@ -7,6 +7,7 @@ figures give the same bytes.
 import io
 import logging
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from qconvert.plain import plain
 from qconvert.report.sheet import SUPERSCRIPT
 
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
@@ -55,6 +57,8 @@ PLAIN: Any = {
 POINTS = 72
 # More lines than these have their names below the chart.
 MOST_INSIDE = 3
+# Letters of a name.
+ROOM = 48
 # Width and height of small charts, and where in them the axes stand: left, bottom, width, height.
 SMALL = (300, 150)
 INSIDE = (0.19, 0.14, 0.78, 0.82)
@@ -107,7 +111,7 @@ def lines(series: Sequence[Series], x: Axis, y: Axis, size: tuple[int, int] = (4
                 marker=each.marker or None,
                 markersize=4,
                 linewidth=1.6,
-                label=each.name,
+                label=_shown(each.name),
             )
         if len(series) > MOST_INSIDE:
             figure = axes.get_figure()
@@ -201,7 +205,10 @@ def _drawn(draw: Callable[[Axes], None], axis: tuple[Axis, Axis], size: tuple[in
         if not x.log:
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=x.whole))
         text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
+        with warnings.catch_warnings():
+            # The page's own font has the letters that Matplotlib's has not.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            figure.savefig(text, format="svg", metadata={"Date": None})
     return inline(text.getvalue())
 
 
@@ -218,6 +225,12 @@ def inline(svg: str) -> str:
     used = {*re.findall(r"url\(#([^)]+)\)", svg), *re.findall(r'xlink:href="#([^"]+)"', svg)}
     svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
     return re.sub(r"\s*\n\s*", "\n", svg).strip()
+
+
+def _shown(name: str) -> str:
+    """Return a name as a chart has room for it."""
+    text = " ".join(plain(name).split())
+    return text if len(text) <= ROOM else f"{text[: ROOM - 17]}…{text[-16:]}"
 
 
 def _percent(value: float) -> str:
@@ -247,7 +260,7 @@ def _named(axes: Axes, dots: Sequence[Dot]) -> None:
     taken = [(x - r, y, 2 * r, 2 * r) for (x, y), r in zip(places, radii, strict=True)]
     for each, (x, y) in zip(dots, places, strict=True):
         far = each.area**0.5 / 2 + 3
-        wide = 6.3 * len(each.name)
+        wide = 6.3 * len(_shown(each.name))
         options = [(far, 0.0), (-far - wide, 0.0)]
         options += [
             (-wide / 2, side * (far + 6 + 12 * row)) for row in range(4) for side in (1, -1)
@@ -262,7 +275,7 @@ def _named(axes: Axes, dots: Sequence[Dot]) -> None:
         )
         taken.append((x + dx, y + dy, wide, 13))
         axes.annotate(
-            each.name,
+            _shown(each.name),
             (each.x, each.y),
             xytext=(dx, dy),
             textcoords="offset points",

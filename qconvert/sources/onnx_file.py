@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from qconvert import onnx_io
 from qconvert.backends.ort import open_cpu
+from qconvert.backends.rehearsal import rehearse
 from qconvert.config import Export
 from qconvert.errors import QConvertError, UsageError
 from qconvert.feeds import TensorSpec, draw, fixed_batch, parse, settle
@@ -73,6 +74,9 @@ def _require_free_batch(source: str, original: Shaped, changed: Shaped) -> None:
     chunks = (np.arange(-(-count // before) * before) % count).reshape(-1, before)
     pairs = zip(original.specs, changed.specs, strict=True)
     follows = {new.name for old, new in pairs if old.shape[:1] != new.shape[:1]}
+    first = {name: each[chunks[0]] if name in follows else each for name, each in feeds.items()}
+    rehearse(original.model, first)
+    rehearse(changed.model, feeds)
     run = open_cpu(original.model)
     try:
         got = open_cpu(changed.model)(feeds)

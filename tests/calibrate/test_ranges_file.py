@@ -146,7 +146,7 @@ def test_numbers_that_cannot_be_are_refused(tmp_path: Path, what: str) -> None:
 
 def test_another_type_of_number_is_refused(tmp_path: Path) -> None:
     path = rewritten(tmp_path / "c.npz", "lows", lambda array: array.astype(np.float64))
-    with pytest.raises(QConvertError, match="`lows` has another type or size"):
+    with pytest.raises(QConvertError, match="`lows` has another type"):
         load(path)
 
 
@@ -160,7 +160,7 @@ def test_a_header_that_claims_a_huge_array_makes_none(tmp_path: Path) -> None:
         for member in old.namelist():
             claims = member == "lows.npy"
             new.writestr(member, header.getvalue() if claims else old.read(member))
-    with pytest.raises(QConvertError, match="`lows` has another type or size"):
+    with pytest.raises(QConvertError, match=r"`lows\.npy` has another size than it says"):
         load(path)
 
 
@@ -172,7 +172,7 @@ def test_an_archive_that_claims_to_be_huge_is_not_unpacked(tmp_path: Path) -> No
     central = content.rindex(b"PK\x01\x02")
     content[central + 24 : central + 28] = (2**32 - 2).to_bytes(4, "little")
     path.write_bytes(bytes(content))
-    with pytest.raises(QConvertError, match="too large"):
+    with pytest.raises(QConvertError, match="over the limit"):
         load(path)
 
 
@@ -181,5 +181,5 @@ def test_pickles_are_never_opened(tmp_path: Path) -> None:
     path = tmp_path / "c.npz"
     with zipfile.ZipFile(path, "w") as archive, archive.open("about.npy", "w") as member:
         np.lib.format.write_array(member, hostile, allow_pickle=True)
-    with pytest.raises(QConvertError, match="`about` has another type or size"):
+    with pytest.raises(QConvertError, match="Python objects"):
         load(path)

@@ -15,6 +15,7 @@ import pytest
 
 from qconvert.cli import console
 from qconvert.cli.console import Column, Table
+from qconvert.plain import plain
 
 TABLE = Table(
     [
@@ -111,4 +112,4 @@ def test_json_is_data_and_keeps_unicode(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_control_characters_are_shown(qconvert: Callable[..., object]) -> None:
-    assert console.plain("a\x1b[31mb\tc\nd") == "a\\x1b[31mb\\x09c\nd"
+    assert plain("a\x1b[31mb\tc\nd") == "a\\x1b[31mb\\x09c\nd"

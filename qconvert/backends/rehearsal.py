@@ -1,0 +1,99 @@
+"""The first load and run of a graph, in a process of its own.
+
+ONNX Runtime is native code: a graph that its writer did not mean to be run, or meant to do harm,
+can crash it, take all memory, or never come to an end, and Python hears of none of these. So what
+nobody has run here before is tried by a child, once for each model. That costs 0.2 s of one core,
+for a Python that imports ONNX Runtime, one load and one run.
+"""
+
+import hashlib
+import io
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from qconvert import drafts, onnx_io
+from qconvert.backends import apart
+from qconvert.errors import QConvertError
+from qconvert.feeds import Feeds
+
+# A graph without loops comes to an end; how soon, its size does not tell.
+LOOPS = ("Loop", "Scan")
+LOOPING_SECONDS, WEIGHTY_SECONDS, LASTING_SECONDS = 20.0, 1e-7, 1800.0
+
+_survived: set[str] = set()
+
+_CHILD = """
+import io, sys
+import numpy, onnxruntime
+given = sys.stdin.buffer
+feeds = dict(numpy.load(io.BytesIO(given.read(int(sys.argv[1]))), allow_pickle=False))
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 4
+options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+model = sys.argv[2] if len(sys.argv) > 2 else given.read()
+try:
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    if feeds:
+        session.run(None, feeds)
+except Exception:
+    pass  # said again, in words, where the graph is loaded for good
+"""
+
+
+def rehearse(model: ir.Model, feeds: Feeds) -> None:
+    """Load a graph in a child, and run it once unless `feeds` is empty; refuse what ends it."""
+    if onnx_io.weight_bytes(model) < onnx_io.SINGLE_FILE_BYTES:
+        _try(_packed(feeds), onnx_io.serialize(model), patience(model))
+        return
+    with drafts.temporary() as folder:
+        path = folder / "model.onnx"
+        onnx_io.save(model, path)
+        rehearse_file(path, feeds, patience(model))
+
+
+def rehearse_file(path: Path, feeds: Feeds, seconds: float) -> None:
+    """Do so with a file as it stands."""
+    _try(_packed(feeds), path.absolute(), seconds)
+
+
+def patience(model: ir.Model) -> float:
+    """Return how many seconds one load and run may take."""
+    if not any(node.op_type in LOOPS for node in onnx_io.nodes(model)):
+        return LASTING_SECONDS
+    return LOOPING_SECONDS + WEIGHTY_SECONDS * onnx_io.weight_bytes(model)
+
+
+def _packed(feeds: Feeds) -> bytes:
+    packed = io.BytesIO()
+    np.savez(packed, **feeds)  # type: ignore[arg-type]
+    return packed.getvalue()
+
+
+def _try(feeds: bytes, model: bytes | Path, seconds: float) -> None:
+    """Refuse a model that ends the child; what survived once in this process is not tried again."""
+    content = model if isinstance(model, bytes) else str(model).encode(errors="surrogateescape")
+    key = hashlib.sha256(feeds + content).hexdigest()
+    if key in _survived:
+        return
+    by_name = [str(model)] if isinstance(model, Path) else []
+    child = apart.start(_CHILD, str(len(feeds)), *by_name)
+    with child:
+        try:
+            _, said = child.communicate(feeds if by_name else feeds + content, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            raise QConvertError(
+                f"the model did not come to an end within {seconds:.0f} s",
+                hint="it has loops; one of them may never stop for these inputs",
+            ) from None
+        finally:
+            child.kill()
+    if child.returncode < 0:
+        raise QConvertError(
+            f"ONNX Runtime does not survive this model: {apart.death(child.returncode)}",
+            details=[line for line in said.decode(errors="replace").splitlines() if line][-3:],
+            hint="export it again; an honest graph that does this is a bug of ONNX Runtime",
+        )
+    _survived.add(key)

@@ -1,0 +1,55 @@
+"""One file spoiled by what it is: a tree, a graph, arrays, or just bytes."""
+
+import json
+import random
+import tomllib
+from pathlib import Path
+
+from tests.fuzz import mangled_arrays, mangled_bytes, mangled_onnx, mangled_trees
+
+
+def damage(chance: random.Random, file: Path) -> None:
+    """Spoil, empty, remove or replace one file of a folder that qconvert wrote."""
+    if not file.is_file():
+        return
+    match chance.choice(("content",) * 8 + ("drop", "empty", "folder", "link")):
+        case "drop":
+            file.unlink()
+        case "empty":
+            file.write_bytes(b"")
+        case "folder":
+            file.unlink()
+            file.mkdir()
+        case "link":
+            file.unlink()
+            file.symlink_to(chance.choice(("/etc/hostname", "nothing", "/dev/null", ".")))
+        case _:
+            _spoil(chance, file)
+
+
+def tree_or_bytes(chance: random.Random, file: Path) -> None:
+    """Spoil a JSON or TOML file."""
+    data = file.read_bytes()
+    if chance.random() < 0.25:
+        file.write_bytes(mangled_bytes.mangle(chance, data))
+    elif file.suffix == ".toml":
+        tree = mangled_trees.mangle(chance, tomllib.loads(data.decode()))
+        file.write_bytes(mangled_trees.toml_text(tree))
+    else:
+        tree = mangled_trees.mangle(chance, json.loads(data))
+        file.write_bytes(mangled_trees.json_text(tree))
+
+
+def _spoil(chance: random.Random, file: Path) -> None:
+    data = file.read_bytes()
+    match file.suffix:
+        case _ if not data:
+            file.write_bytes(chance.randbytes(20))
+        case ".json" | ".toml":
+            tree_or_bytes(chance, file)
+        case ".onnx" if chance.random() < 0.7:
+            file.write_bytes(mangled_onnx.mangle(chance, data))
+        case ".npz" if chance.random() < 0.7:
+            file.write_bytes(mangled_arrays.mangle(chance, data))
+        case _:
+            file.write_bytes(mangled_bytes.mangle(chance, data))
