@@ -21,6 +21,8 @@ from qconvert.measure.feature_maps import LEAST_SIDE, ZOOM, Maps, opacity, palet
 from qconvert.measure.layers import Layer, decibels
 from qconvert.pipeline.layering import Sample
 from qconvert.pipeline.progress import Progress, Tell
+from qconvert.quantize.equalize import scaled
+from qconvert.quantize.found import factors_of
 from qconvert.report.evidence import FeatureMap, MapRow
 from qconvert.report.layer_errors import worst
 from qconvert.store import Store
@@ -95,9 +97,12 @@ def _scene(reference: ir.Model, models: Mapping[str, ir.Model], feeds: Feeds) ->
     size = fixed_batch(onnx_io.inputs(reference))
     feeds = filled_up(feeds, size) if size else feeds
     shared = [common(reference, model) for model in models.values()]
-    inputs = {value.name for value in reference.graph.inputs}
+    hidden = {value.name for value in reference.graph.inputs}
+    # Maps whose channels were divided by factors are others than those of the reference.
+    for model in models.values():
+        hidden |= scaled(reference.graph, factors_of(model))
     tensors = [
-        name for name in shared[0] if name not in inputs and all(name in each for each in shared)
+        name for name in shared[0] if name not in hidden and all(name in each for each in shared)
     ]
     exact = dict(_maps(reference, tensors, feeds))
     others = {name: dict(_maps(model, list(exact), feeds)) for name, model in models.items()}

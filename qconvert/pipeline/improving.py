@@ -27,7 +27,7 @@ from qconvert.quantize.learned import Learned, Weights
 from qconvert.quantize.learning import Lesson, Taught, learn, learnable
 from qconvert.quantize.plan import Plan
 from qconvert.quantize.rewrite import apply
-from qconvert.quantize.stretches import widest_bytes
+from qconvert.quantize.stretches import untyped, widest_bytes
 from qconvert.store import Store
 
 WEIGHTS, TOLD = "learned.npz", "told.json"
@@ -39,6 +39,10 @@ FEWEST_PARTS = 2
 FURTHER, MORE_CHANGED = 2.0, 1.5
 NOT_AT_HAND = (
     "weights were rounded to the nearest: learning them needs the calibration images, `--images`"
+)
+
+NO_TYPE = (
+    "weights were rounded to the nearest: the type of `{}` is not known, so no layer runs alone"
 )
 
 
@@ -112,6 +116,8 @@ def improve(plan: Plan, effort: str, by: Improver) -> Improved:
     names = learnable(model, plan)
     if not chosen.images or not names:
         return Improved(plan, weights.NOTHING)
+    if lost := untyped(model):
+        return Improved(plan, weights.NOTHING, (NO_TYPE.format(lost),))
     if not by.found.at_hand:
         return Improved(plan, weights.NOTHING, (NOT_AT_HAND,))
     started = time.perf_counter()

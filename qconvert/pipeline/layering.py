@@ -15,6 +15,8 @@ from qconvert.feeds import Feeds, filled_up, fixed_batch
 from qconvert.images.batch import Images
 from qconvert.measure.layers import Layer, compare
 from qconvert.pipeline.progress import Progress, Tell
+from qconvert.quantize.equalize import equalized
+from qconvert.quantize.found import factors_of
 from qconvert.store import Store
 
 FOUND = "layers.json"
@@ -64,7 +66,8 @@ def layers_of(pair: Pair, sample: Sample, store: Store, tell: Tell) -> tuple[Lay
 
     def make(folder: Path) -> None:
         size = fixed_batch(onnx_io.inputs(reference))
-        found = compare(reference, model, _batches(sample.images, size, pair.name, tell))
+        even = equalized(reference, factors_of(model))
+        found = compare(even, model, _batches(sample.images, size, pair.name, tell))
         # Python's JSON has a word for infinity, which equal tensors need.
         told = json.dumps([asdict(each) for each in found], indent=1)
         (folder / FOUND).write_text(told, encoding="utf-8")

@@ -35,7 +35,11 @@ def tensor_ranges(
     model, summaries = known
     shares = observe(model).shares
     seen = {name: summaries.get(shares.get(name, name)) for name in plan.tensors}
-    counted = {name: each for name, each in seen.items() if each is not None and each.size}
+    counted = {
+        name: each
+        for name, each in seen.items()
+        if each is not None and each.size and name not in plan.equalized
+    }
     clipped = {name: clipped_share(each, plan.tensors[name]) for name, each in counted.items()}
     makers = by_name(model.graph)
     return tuple(

@@ -14,6 +14,7 @@ from qconvert.quantize import by_answers, ranges
 from qconvert.quantize.by_answers import Rounding, Trial
 from qconvert.quantize.planning import Wishes
 from qconvert.quantize.ranges import USUAL, Way
+from qconvert.quantize.stretches import untyped
 
 # What single tensors can be given. Tighter percentiles fit the few images, and no others.
 METHODS = (USUAL, "minmax", "percentile:99.999", "percentile:99.99", "percentile:99.9")
@@ -44,7 +45,7 @@ def ranged(study: Study, work: float) -> Wishes:
     }
     total = len(by_answers.tensors(model, own))
     images = _affordable(study, total, work)
-    if not total or not images:
+    if not total or not images or untyped(model):
         return study.wishes
     started = time.perf_counter()
     # All are taken from those that never judge.

@@ -80,6 +80,22 @@ def equalized(model: ir.Model, factors: Factors) -> ir.Model:
     return model
 
 
+def scaled(graph: ir.Graph, factors: Factors) -> set[str]:
+    """Return the tensors whose values are others with factors: from where they are made on."""
+    found: set[str] = set()
+    for site in sites(graph):
+        if site.tensor.name not in factors:
+            continue
+        weight, value = site.divided[0].value, site.tensor
+        while (node := value.producer()) is not None:
+            found.add(str(value.name))
+            if weight in node.inputs or not node.inputs or node.inputs[0] is None:
+                break
+            made = (each for each in node.inputs if each is not None and constant(each) is None)
+            value = next(made)
+    return found
+
+
 def channels(site: Site) -> int:
     """Return how many channels a site has."""
     part = site.divided[0]

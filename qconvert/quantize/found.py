@@ -3,6 +3,7 @@
 import onnx_ir as ir
 
 from qconvert.graph.patterns import INTEGER_OPS, is_quantized
+from qconvert.quantize.equalize import Factors
 from qconvert.quantize.plan import Layer, Plan, loads
 
 PLAN = "qconvert.plan"
@@ -14,6 +15,12 @@ def plan_of(model: ir.Model) -> Plan | None:
     """Return the plan that a model was rewritten with, if it carries one."""
     text = model.metadata_props.get(PLAN)
     return None if text is None or not is_quantized(model) else loads(text, "the model's metadata")
+
+
+def factors_of(model: ir.Model) -> Factors:
+    """Return what the channels of a model were divided by before it was rounded."""
+    plan = plan_of(model)
+    return plan.equalized if plan is not None else {}
 
 
 def layers_of(model: ir.Model) -> dict[str, Layer]:

@@ -15,15 +15,17 @@ import onnx_ir as ir
 from qconvert.feeds import Feeds
 from qconvert.graph.patterns import constant
 from qconvert.quantize import rows, weights
+from qconvert.quantize.activation import following
 from qconvert.quantize.additions import added, addition
-from qconvert.quantize.checks import fused_activation, weight_shape
-from qconvert.quantize.descent import Task, descend
+from qconvert.quantize.checks import weight_shape
+from qconvert.quantize.descent import descend
 from qconvert.quantize.equalize import equalized
 from qconvert.quantize.learned import BIAS_SLOT, Learned, give, settle
 from qconvert.quantize.plan import Plan, Weight
 from qconvert.quantize.rewrite import apply, chosen_layers
 from qconvert.quantize.stored_weights import Product, products, scales
 from qconvert.quantize.stretches import Open, Stretches
+from qconvert.quantize.task import Task
 from qconvert.scales import Floats, Scale, rounded
 
 # Of so many parts one is not learned from, only judged by.
@@ -189,28 +191,12 @@ def _task(product: Product, scale: Scale, seen: tuple[Floats, Floats]) -> Task:
     if behind is not None:
         bias = behind.astype(np.float32)
         wanted = wanted + bias[:, np.newaxis]
-    low, high = _limits(addition(node) or node)
     return Task(
         rows=seen[0],
         wanted=wanted,
         weights=matrix,
         steps=rows.channels(node, scale.steps, outputs),
         biases=None if bias is None else rows.channels(node, bias, outputs),
-        low=low,
-        high=high,
+        activation=following(addition(node) or node),
         largest=scale.grid.half,
-    )
-
-
-def _limits(node: ir.Node) -> tuple[float, float]:
-    """Return what the Relu or Clip that follows keeps."""
-    activation = fused_activation(node)
-    if activation is None:
-        return -math.inf, math.inf
-    if activation.op_type == "Relu":
-        return 0.0, math.inf
-    low, high = ([*map(constant, activation.inputs[1:3]), None, None])[:2]
-    return (
-        -math.inf if low is None else float(low),
-        math.inf if high is None else float(high),
     )

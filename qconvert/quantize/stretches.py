@@ -65,6 +65,12 @@ class Stretches:
         return lambda held: run({each: held[each] for each in feeds})
 
 
+def untyped(model: ir.Model) -> str:
+    """Return a tensor whose type is not known, at which a graph cannot be cut; empty if none."""
+    made = (value for node in model.graph for value in node.outputs if value.uses())
+    return next((str(value.name) for value in made if value.dtype is None), "")
+
+
 def _read(node: ir.Node) -> Iterator[ir.Value]:
     """Yield what a node reads, and what the bodies inside it read from outside."""
     yield from (value for value in node.inputs if value is not None)

@@ -95,8 +95,12 @@ def calibrate(taps: FakeTaps, *parts: Sequence[int]) -> Calibration:
 
 def summary_of(values: Floats, *, exact: bool = True) -> Summary:
     """Summarize one tensor; the first axis is the image."""
-    shaped = values.reshape(len(values), 1, -1)
-    return calibrate(FakeTaps({"t": shaped}, exact)).summaries["t"]
+    return summary_of_channels(values.reshape(len(values), 1, -1), exact=exact)
+
+
+def summary_of_channels(values: Floats, *, exact: bool = True) -> Summary:
+    """Summarize one tensor of [image, channel, place]."""
+    return calibrate(FakeTaps({"t": values}, exact)).summaries["t"]
 
 
 def silu(values: Floats) -> Floats:

@@ -15,9 +15,10 @@ from qconvert.pipeline.prepared import Prepared
 from qconvert.pipeline.progress import Progress
 from qconvert.pipeline.seen import Seen
 from qconvert.quantize import learned, learning
-from qconvert.quantize.descent import Answer, Task, descend
+from qconvert.quantize.descent import Answer, descend
 from qconvert.quantize.plan import Plan
 from qconvert.quantize.planning import Wishes, make_plan
+from qconvert.quantize.task import Task
 from qconvert.store import Store
 from tests.conftest import write
 from tests.models import mixed

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qconvert.quantize import descent
-from qconvert.quantize.descent import Task, descend
+from qconvert.quantize.activation import NOTHING, clipped
+from qconvert.quantize.descent import descend
+from qconvert.quantize.task import Task
 from tests.models import floats
 
 
@@ -27,8 +29,7 @@ def task(
         weights=weights,
         steps=np.full((groups, outputs), 0.5, np.float32),
         biases=biases,
-        low=0.0 if cut else -np.inf,
-        high=6.0 if cut else np.inf,
+        activation=clipped(0.0, 6.0) if cut else NOTHING,
         largest=127,
     )
 

@@ -13,12 +13,13 @@ from qconvert.feeds import Feeds
 from qconvert.graph.patterns import constant
 from qconvert.measure.nearness import sqnr_db
 from qconvert.quantize import learned, learning
-from qconvert.quantize.descent import Answer, Task, descend
+from qconvert.quantize.descent import Answer, descend
 from qconvert.quantize.learned import Learned
 from qconvert.quantize.learning import Lesson, Taught, learn, learnable
 from qconvert.quantize.plan import Plan
 from qconvert.quantize.planning import Wishes
 from qconvert.quantize.rewrite import apply
+from qconvert.quantize.task import Task
 from tests.models import floats, mixed
 from tests.quantize import rewritten
 from tests.quantize.rewritten import model
