@@ -6,6 +6,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import FrameType
 
 import click
@@ -13,7 +14,9 @@ import click
 from qconvert.cli import console
 from qconvert.errors import QConvertError, Terminated, UsageError
 
-BUG, INTERRUPTED, TERMINATED = 70, 130, 143
+BUG = 70
+# What a process that was asked to end leaves with, as shells and supervisors expect.
+ENDS: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 # What the user's disk or rights can do to any write; every other OSError is a bug of ours.
 _DISK = {
@@ -34,23 +37,45 @@ _DISK = {
 
 def guarded(command: click.Command, args: Sequence[str]) -> int:
     """Run a command and return its exit code; whatever is raised becomes words and a code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    asked = _Asked()
+    for number in ENDS:
+        # What started this process may want it to ignore one, as `nohup` and `&` do.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, asked.hear)
     # Without a handler, what libraries log would appear on stderr between our own lines.
     logging.getLogger().addHandler(logging.NullHandler())
     try:
         result = command.main(args=list(args), prog_name="qconvert", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except (click.Abort, KeyboardInterrupt):
-        console.say("interrupted; finished steps are kept, run the same command to go on")
-        return INTERRUPTED
+        return _ended(signal.SIGINT)
     except Terminated:
-        return TERMINATED
+        return _ended(signal.SIGTERM)
     except SystemExit as left:
         # How click leaves when the reader of our pipe has seen enough; there is no better sign.
         closed = type(sys.stdout).__name__.endswith("PacifyFlushWrapper")
         return 0 if closed else _tell(RuntimeError(f"something called sys.exit({left.code!r})"))
     except Exception as error:
-        return _tell(error)
+        # A library into which a signal came may have made an error of its own of it.
+        return _ended(asked.number) if asked.number else _tell(error)
+
+
+@dataclass
+class _Asked:
+    """The signal that asked this process to end, if one did."""
+
+    number: int = 0
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """Leave what is being done, so that drafts are removed."""
+        self.number = number
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+
+def _ended(number: int) -> int:
+    if number == signal.SIGINT:
+        console.say("interrupted; finished steps are kept, run the same command to go on")
+    return ENDS[number]
 
 
 def _tell(error: Exception) -> int:
@@ -86,8 +111,3 @@ def _usage(error: click.ClickException) -> UsageError:
     context = error.ctx if isinstance(error, click.UsageError) else None
     hint = f"see `{context.command_path if context else 'qconvert'} --help`"
     return UsageError(message[:1].lower() + message[1:], hint=hint)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """Leave as on Ctrl-C, so that drafts are removed, with the code a supervisor expects."""
-    raise Terminated

@@ -129,6 +129,30 @@ def test_signals_end_a_real_process_cleanly(sent: signal.Signals, code: int, sai
     assert "Traceback" not in told
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_what_a_library_makes_of_a_signal_is_no_bug(
+    sent: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @click.command()
+    def command() -> None:
+        try:
+            signal.raise_signal(sent)
+        except BaseException:
+            raise ImportError("initialization failed") from None  # as native modules do
+
+    assert guarded(command, []) == 128 + sent
+    assert "bug" not in capsys.readouterr().err
+
+
+def test_a_signal_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert guarded(raising(SystemExit(0)), []) == 70
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(tiny: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -75,11 +75,22 @@ def hit(job: Job, world: World, place: Path, seconds: float, number: int) -> Don
     try:
         child.wait(seconds)
     except subprocess.TimeoutExpired:
+        if number != signal.SIGKILL:
+            _wait_until_it_listens(child)
         if number == signal.SIGINT:
             os.killpg(child.pid, number)
         else:
             child.send_signal(number)
     return ended(child)
+
+
+def _wait_until_it_listens(child: subprocess.Popen[str]) -> None:
+    """Wait until a process has its own answer to SIGTERM; before, Python has not begun on it."""
+    while child.poll() is None:
+        status = Path(f"/proc/{child.pid}/status").read_text()
+        if int(status.split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1:
+            return
+        time.sleep(0.001)
 
 
 def visible_halves(job: Job, place: Path) -> list[str]:
@@ -88,8 +99,11 @@ def visible_halves(job: Job, place: Path) -> list[str]:
 
 
 def left_behind(place: Path) -> list[str]:
-    """Return what is hidden beside the result, in it or in the cache, and temporary files."""
-    found = (*place.rglob(".*"), *(place / "tmp").iterdir())
+    """Return what is hidden beside the result, in it or in the cache, and temporary files.
+
+    ONNX Runtime keeps an empty `.ses` of its own among the latter.
+    """
+    found = {*place.rglob(".*"), *place.glob("tmp/*")} - {place / "tmp" / ".ses"}
     return sorted(str(path.relative_to(place)) for path in found)
 
 
