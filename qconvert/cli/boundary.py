@@ -15,6 +15,7 @@ from qconvert.cli import console
 from qconvert.errors import QConvertError, Terminated, UsageError
 
 BUG = 70
+_NO_MEMORY = ("failed to map segment from shared object", "can't start new thread")
 # What a process that was asked to end leaves with, as shells and supervisors expect.
 ENDS: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
@@ -94,7 +95,7 @@ def _known(error: Exception) -> QConvertError | None:
         return error
     if isinstance(error, click.ClickException):
         return _usage(error)
-    if isinstance(error, MemoryError):
+    if _wants_memory(error):
         return QConvertError(
             "not enough memory",
             hint="use fewer --workers or a smaller --batch, or a larger machine",
@@ -104,6 +105,15 @@ def _known(error: Exception) -> QConvertError | None:
         what = f"`{place}`: {error.strerror}" if place else str(error.strerror)
         return QConvertError(what, hint=_DISK[error.errno])
     return None
+
+
+def _wants_memory(error: Exception) -> bool:
+    """Whether an error is one of the ways in which libraries say that no memory is left."""
+    if isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno == errno.ENOMEM
+    ):
+        return True
+    return any(sign in str(error) for sign in _NO_MEMORY)
 
 
 def _usage(error: click.ClickException) -> UsageError:

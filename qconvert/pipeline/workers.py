@@ -2,25 +2,22 @@
 
 import itertools
 import multiprocessing
-import os
 import signal
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from qconvert import onnx_io
 from qconvert.calibrate.calibration import Calibration
 from qconvert.errors import QConvertError
 from qconvert.graph.taps import tap
+from qconvert.pipeline import worker_start
 from qconvert.pipeline.measuring import BATCH, Share, measure
 
 LOOK_SECONDS = 0.5
-
-_done: Any = None
 
 
 def measure_in_workers(
@@ -39,9 +36,12 @@ def measure_in_workers(
         for number, parts in enumerate(split(share.parts, workers))
         if parts
     ]
-    with ProcessPoolExecutor(workers, context, _begin, (counter,)) as pool:
-        futures = [pool.submit(_measure, model, each) for each in shares]
+    given = (__name__, counter)
+    with ProcessPoolExecutor(workers, context, worker_start.start, given) as pool:
+        futures: list[Future[Calibration]] = []
         try:
+            with _deaf():
+                futures += [pool.submit(_measure, model, each) for each in shares]
             _watch(futures, lambda: seen(share.start.done.size + counter.value))
         except BrokenProcessPool:
             raise QConvertError(
@@ -75,6 +75,19 @@ def _joined(pieces: Sequence[range]) -> list[range]:
     return joined
 
 
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Start processes that never hear of Ctrl-C: it reaches all, and the parent answers to it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _watch(futures: Sequence["Future[Calibration]"], look: Callable[[], None]) -> None:
     waiting = set(futures)
     while waiting:
@@ -84,29 +97,13 @@ def _watch(futures: Sequence["Future[Calibration]"], look: Callable[[], None]) -
             future.result()
 
 
-def _begin(counter: Any) -> None:
-    global _done  # noqa: PLW0603 - what a process is given at its start has no other place
-    _done = counter
-    # Ctrl-C reaches the whole group, and the parent alone answers to it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A killed parent tells nobody, and its workers would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
 def _measure(model: Path, share: Share) -> Calibration:
-    before = 0
+    before, counter = 0, worker_start.shared
 
     def seen(done: int) -> None:
         nonlocal before
-        with _done.get_lock():
-            _done.value += done - before
+        with counter.get_lock():
+            counter.value += done - before
         before = done
 
     tapped = tap(onnx_io.load(model), exact=share.start.origin.exact)

@@ -60,7 +60,7 @@ def require_told(done: Done) -> None:
     assert "\n\nhint: " in done.err
 
 
-STRIKES = {"killed": killed, **{f"left {room} MB": limited(room) for room in (50, 200, 400)}}
+STRIKES = {"killed": killed, **{f"left {room} MB": limited(room) for room in (50, 180)}}
 
 
 @pytest.mark.parametrize("strike", STRIKES)
@@ -73,7 +73,7 @@ def test_a_worker_that_dies_is_told_and_the_same_command_goes_on(
     assert SPLIT.run(world, calm).code == 0
     done = struck(SPLIT.start(world, place), STRIKES[strike])
     require_told(done)
-    assert "memory" in done.said
+    assert done.said == "a worker process was killed, perhaps for want of memory"
     assert orphans(place) == []
     assert not (place / SPLIT.makes).exists()
     assert SPLIT.run(world, place).code == 0
@@ -82,14 +82,15 @@ def test_a_worker_that_dies_is_told_and_the_same_command_goes_on(
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
-@pytest.mark.parametrize("room", [700, 1000, 1300])
+@pytest.mark.parametrize("room", [140, 180, 210, 240, 270, 300, 330])
 def test_a_command_with_too_little_memory_is_told_or_done(
     room: int, job: Job, world: World, tmp_path: Path
 ) -> None:
     around = ["sh", "-c", 'ulimit -v "$1"; shift; exec "$@"', "sh", str(room * 1024)]
     tight = world.start(job.args(tmp_path), tmp_path / "cache", around, OMP_NUM_THREADS="1")
     done = ended(tight)
-    if done.code:
+    # OpenBLAS ends the process itself.
+    if done.code and "OpenBLAS error" not in done.err:
         require_told(done)
     assert job.run(world, tmp_path).code == 0
     assert left_behind(tmp_path) == []
