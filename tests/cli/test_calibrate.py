@@ -71,7 +71,7 @@ def test_workers_shards_and_their_order_make_the_same_bytes(
 def test_the_same_command_again_runs_no_image(qconvert: Command, tiny: Path, images: Path) -> None:
     calibrated(qconvert, "c.npz")
     before = Path("c.npz").stat().st_mtime_ns
-    assert step(calibrated(qconvert, "c.npz")).endswith("stored, 0.0 s")
+    assert " stored, " in step(calibrated(qconvert, "c.npz"))
     assert Path("c.npz").stat().st_mtime_ns == before
     assert "stored" not in step(calibrated(qconvert, "c.npz", "--fresh"))
 
