@@ -1,5 +1,6 @@
 """The command table: every command's name and summary, known without importing any of them."""
 
+import io
 import sys
 from importlib import import_module
 
@@ -69,4 +70,7 @@ def main() -> None:
 
 def run() -> None:
     """Run the command line and exit with its code."""
+    # Under `LC_ALL=C` there is no ± or ✓ to write: better `\xb1` than no table.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(guarded(main, sys.argv[1:]))

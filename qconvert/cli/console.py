@@ -93,7 +93,12 @@ def data(text: str) -> None:
 
 def data_json(value: object) -> None:
     """Write a result on stdout as JSON."""
-    _write(plain_json(json.dumps(value, indent=2, ensure_ascii=False)))
+    try:
+        "±✓".encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        _write(json.dumps(value, indent=2))
+    else:
+        _write(plain_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def _write(text: str) -> None:

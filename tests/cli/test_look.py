@@ -8,7 +8,8 @@ import pytest
 
 from qconvert import config_file
 from qconvert.backends import installed
-from tests.conftest import Outcome
+from tests import models
+from tests.conftest import Outcome, write
 
 Command = Callable[..., Outcome]
 
@@ -120,3 +121,20 @@ def test_init_elsewhere_still_points_at_the_model(
     assert qconvert("init", "none.onnx").code == 2
     assert qconvert("init", "timm:resnet18").code == 0
     assert config_file.load(Path("qconvert.toml")).model == "timm:resnet18"
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_where_letters_cannot_be_written_a_result_is_told_all_the_same(
+    shell: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    model = models.tiny()
+    model.graph.node(0).name = "Größe ±"
+    write(model, tmp_path / "net.onnx")
+    table = shell("inspect", "net.onnx", "--nodes", **ASCII)
+    assert table.code == 0
+    assert r"Gr\xf6\xdfe \xb1" in table.out
+    told = shell("inspect", "net.onnx", "--nodes", "--json", **ASCII)
+    assert told.code == 0
+    assert "Größe ±" in json.dumps(json.loads(told.out), ensure_ascii=False)

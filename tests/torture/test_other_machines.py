@@ -1,0 +1,117 @@
+"""Other cores, threads, workers, locale, time zone, umask, path and hashes: the same bytes."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qconvert.demo import folder, scene
+from tests.torture.jobs import EVAL, SEARCH
+from tests.torture.whole import hashes
+from tests.torture.world import World, ended, make
+
+pytestmark = [pytest.mark.torture, pytest.mark.timeout(1800)]
+
+CORES = Path(__file__).with_name("cores.py")
+BUILD = (
+    "build", "net.onnx", "--images", "images", *EVAL, "--backend", "cpu,tensorrt-rtx",
+    "--precision", "fp32,fp16,int8", "--seconds", "0.02", "-o", "made",
+)  # fmt: skip
+SPLIT = ("calibrate", "net.onnx", "--images", "images", "-o", "made.npz")
+FOUND = ("search", "net.onnx", "--images", "images", *EVAL, *SEARCH, "-o", "made")
+LEARNED = ("quantize", "demo.onnx", "--images", "demo", "-o", "made.onnx")
+FILES = (
+    "*.onnx", "plan.json", "made.json", "*.npz", "images.txt", "layers.csv", "*.png",
+    "trials.jsonl", "search.json",
+)  # fmt: skip
+# Of a report: what neither the clock nor the name of a folder has a part in.
+TOLD = ("baseline", "baseline_bytes", "preprocess", "shared_images", "evidence", "mixes")
+OF_VARIANTS = (
+    "name", "accuracy", "quantized", "candidates", "unquantized", "by_precision", "layers",
+    "operators",
+)  # fmt: skip
+UMASK = 'umask "$1"; shift; exec "$@"'
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What another machine has other than this."""
+
+    cores: int
+    umask: str
+    place: str
+    more: Sequence[str] = ()
+    batches: str = "1"
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+ONE = Machine(
+    cores=1,
+    umask="077",
+    place="a",
+    environment={
+        "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "1",
+        "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TZ": "Pacific/Auckland",
+    },
+)  # fmt: skip
+OTHER = Machine(
+    cores=5,
+    umask="022",
+    place="Büro & Söhne/a place with spaces",
+    more=("--workers", "3"),
+    batches="1,8",
+    environment={
+        "OMP_NUM_THREADS": "5", "OPENBLAS_NUM_THREADS": "5", "PYTHONHASHSEED": "4711",
+        "LC_ALL": "tr_TR.UTF-8", "TZ": "America/St_Johns",
+    },
+)  # fmt: skip
+
+
+def lay(root: Path) -> World:
+    """Write the small world, and the demo network with some of its pictures."""
+    root.mkdir(parents=True)
+    world = make(root)
+    shutil.copyfile(scene.NETWORK, root / "demo.onnx")
+    (root / "demo").mkdir()
+    folder.write(root / "demo", 1, 40, lambda count: None)
+    return world
+
+
+def made_on(machine: Machine, words: Sequence[str], place: Path) -> dict[str, Any]:
+    """Run a command as on a machine, and return all that must be the same on each."""
+    world = lay(place / machine.place)
+    around = ["sh", "-c", UMASK, "sh", machine.umask]
+    more = machine.more if words[0] != "quantize" else ()
+    batches = ("--batch-sizes", machine.batches) if words[0] == "build" else ()
+    command = ["-P", str(CORES), str(machine.cores), *words, *more, *batches]
+    done = ended(world.start(command, place / "cache", around, **machine.environment))
+    assert done.code == 0, done.err
+    found = {name: each for like in FILES for name, each in hashes(world.root, like).items()}
+    report = world.root / "made" / "report.json"
+    return found | (told(report) if report.exists() else {})
+
+
+def told(report: Path) -> dict[str, Any]:
+    """Return what a report says but for times and folders."""
+    said = json.loads(report.read_text(encoding="utf-8"))
+    of_all = {key: said[key] for key in TOLD}
+    of_images = {
+        key: (said[key]["count"], said[key]["sha256"]) for key in ("calibration", "evaluation")
+    }
+    rows = {each["name"]: {key: each[key] for key in OF_VARIANTS} for each in said["variants"]}
+    return {**of_all, **of_images, **rows}
+
+
+@pytest.mark.parametrize(
+    "words", [BUILD, SPLIT, FOUND, LEARNED], ids=["build", "calibrate", "search", "learned"]
+)
+def test_two_machines_make_the_same_of_the_same(words: Sequence[str], tmp_path: Path) -> None:
+    first = made_on(ONE, words, tmp_path / "one")
+    second = made_on(OTHER, words, tmp_path / "other")
+    assert len(first) > 2
+    assert {name for name in first if first[name] != second.get(name)} == set()
+    assert set(first) == set(second)
