@@ -14,7 +14,8 @@ from qconvert.report import as_json
 from qconvert.store import CONTENT, RECIPE
 
 TOP = {
-    "run.toml", "model.onnx", "calibration", "engines", "report.json", "report.md", "card.md",
+    "run.toml", "model.onnx", "classes.txt", "calibration", "engines", "analysis", "report.json",
+    "report.md", "report.html", "card.md",
 }  # fmt: skip
 # Of a report: what comes out anew each time.
 TIMES = ("created", "seconds", "command")
