@@ -57,7 +57,7 @@ def try_methods(study: Study, work: float) -> tuple[Wishes, tuple[Tried, ...]]:
                 continue
         wishes[method], far[method] = tried, study.far(tried, wanted)
     choice = chosen(far)
-    text = f"ranges by {choice.method}, on {far[USUAL].size} other images: {choice.text()}"
+    text = f"ranges by {choice.method}, {study.on(far[USUAL])}: {choice.text()}"
     study.tell(Progress("choose", text, time.perf_counter() - started))
     return wishes[choice.method], choice.tried
 

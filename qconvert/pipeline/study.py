@@ -66,6 +66,11 @@ class Study:
         judges = zip(self._judges(), wanted, strict=False)
         return distances(wanted, [run(feeds) for feeds, _ in judges])
 
+    def on(self, far: Numbers) -> str:
+        """Say on which images distances were found."""
+        known = "other images" if self.found.held_out else "images that were calibrated on"
+        return f"on {far.size} {known}"
+
     def _judges(self) -> Iterator[Feeds]:
         return self.found.judges(LESSONS, self.judges)
 

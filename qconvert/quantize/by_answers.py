@@ -18,8 +18,9 @@ from qconvert.scales import Grid, Range, around, rounded
 
 # Another method must bring the error down to this share of that of the usual one.
 WORTH_IT = 0.8
-# A range whose error on the first images is so many times that of the best is not tried on.
-HOPELESS = 2.0
+# A range is given up once its error is so many times that of the best, or from so many parts on if
+# it is no better than the usual one.
+HOPELESS, SOON = 2.0, 2
 # Ranges that differ by less are the same range.
 ALIKE = 0.05
 
@@ -106,15 +107,18 @@ def _errors(
 ) -> dict[str, float]:
     """Return the error of the answers for each range; that of one given up is infinite."""
     errors = dict.fromkeys(ranges, 0.0)
-    for part, wanted in zip(start.held, start.wanted, strict=True):
-        for method in [each for each, error in errors.items() if np.isfinite(error)]:
+    usual = next(iter(errors))
+    for number, (part, wanted) in enumerate(zip(start.held, start.wanted, strict=True), start=1):
+        alive = [method for method, error in errors.items() if np.isfinite(error)]
+        if alive == [usual]:
+            break
+        for method in alive:
             scale = around(ranges[method], rounding.grid, rounding.rest)
             got = start.rest({**part, name: rounded(np.asarray(part[name]), scale)})
             errors[method] += _error(wanted, {**part, **got})
-        least = min(errors.values())
-        usual = next(iter(errors))
+        most = min(HOPELESS * min(errors.values()), errors[usual] if number >= SOON else np.inf)
         for method, error in errors.items():
-            if error > HOPELESS * least and method != usual:
+            if error > most and method != usual:
                 errors[method] = np.inf
     return errors
 

@@ -160,7 +160,7 @@ def test_another_model_or_other_settings_need_another_folder(qconvert: Command) 
     built(qconvert, *IMAGES, "--precision", "fp32,int8")
     refused = built(qconvert, *IMAGES, "--method", "minmax", code=2)
     assert "`run` holds another run" in refused.err
-    assert "  `quantize.method` was `mse`, now `minmax`\n" in refused.err
+    assert "  `quantize.method` was not set, now `minmax`\n" in refused.err
     Path("full").mkdir()
     Path("full/notes.txt").write_text("mine")
     refused = qconvert("build", "net.onnx", "-o", "full", *IMAGES)

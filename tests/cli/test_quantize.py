@@ -58,10 +58,11 @@ def test_the_same_again_runs_no_image_and_writes_the_same_bytes(qconvert: Comman
 
 
 def test_a_calibration_file_gives_the_same_bytes_as_its_images(qconvert: Command) -> None:
-    quantized(qconvert, "--images", "images")
+    given = ("--images", "images", "--effort", "quick")
+    quantized(qconvert, *given)
     before = Path("out.onnx").read_bytes()
     assert qconvert("calibrate", "net.onnx", "--images", "images", "-o", "c.npz").code == 0
-    quantized(qconvert, "--calibration", "c.npz", "--images", "images")
+    quantized(qconvert, "--calibration", "c.npz", *given)
     assert Path("out.onnx").read_bytes() == before
 
 
@@ -90,9 +91,10 @@ def test_learned_weights_are_replayed_with_their_plan_and_missed_without_them(
 
 
 def test_another_method_or_backend_runs_no_image_again(qconvert: Command) -> None:
-    quantized(qconvert, "--images", "images")
+    given = ("--images", "images", "--effort", "quick")
+    quantized(qconvert, *given)
     for more in (("--method", "minmax"), ("--backend", "tensorrt"), ("--method", "auto")):
-        assert "images, " in quantized(qconvert, "--images", "images", *more).err
+        assert "images, " in quantized(qconvert, *given, *more).err
         assert len(list(Path(".store/calibrate").glob("[0-9a-f]*"))) == 1
 
 
@@ -103,7 +105,7 @@ def test_auto_tries_every_method_and_tells_how_near_each_came(qconvert: Command)
     assert len(far) >= 5
     assert far == sorted(far)
     assert told["plan"]["method"] in {each["method"] for each in told["tried"]}
-    assert "held out" in done.err
+    assert "other images" in done.err
 
 
 def test_a_calibration_file_can_choose_too_where_the_images_are_known(qconvert: Command) -> None:
@@ -112,7 +114,7 @@ def test_a_calibration_file_can_choose_too_where_the_images_are_known(qconvert: 
     assert blind.code == 2
     assert "--images" in blind.err
     again = ("--calibration", "c.npz", "--method", "auto", "--images", "images")
-    assert "that were calibrated on" in quantized(qconvert, *again).err
+    assert "that were calibrated on" in " ".join(quantized(qconvert, *again).err.split())
 
 
 def test_int8_in_a_sea_of_half_precision_builds_as_a_strongly_typed_network(
