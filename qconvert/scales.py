@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Whole = NDArray[np.int32]
 
+# Beyond this a value is as good as infinite: a sum of many overflows, and no step spans it.
+HUGE = 1e30
 # Below this a step stands for values that no layer can tell from zero; a half has none smaller.
 SMALLEST_STEP = {"fp32": 2.0**-100, "fp16": 2.0**-24, "bf16": 2.0**-100}
 STEP_TYPES: dict[str, np.dtype[np.generic]] = {

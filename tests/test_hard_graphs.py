@@ -38,7 +38,13 @@ STATE: dict[str, Any] = {
 
 
 @pytest.fixture
-def stateful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def nothing() -> float:
+    """What a mask is made of."""
+    return -np.inf
+
+
+@pytest.fixture
+def stateful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing: float) -> Path:
     """A network with a state, a number and a mask beside its input, and no maps in it."""
     monkeypatch.setenv("QCONVERT_CACHE_DIR", str(tmp_path / "store"))
     model = from_text(
@@ -47,7 +53,7 @@ def stateful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         outer=floats(32, 8),
         again=floats(16, 16, seed=2),
         zero=np.zeros((), np.float32),
-        nothing=np.full((), -np.inf, np.float32),
+        nothing=np.full((), nothing, np.float32),
     )
     onnx_io.save(model, tmp_path / "model.onnx")
     np.savez(tmp_path / "arrays.npz", **STATE)
@@ -66,6 +72,7 @@ def build(model: Path, **settings: Any) -> qconvert.Run:
     )
 
 
+@pytest.mark.parametrize("nothing", [-np.inf, float(np.finfo(np.float32).min)])
 def test_a_state_a_number_and_a_mask_are_no_hindrance(stateful: Path) -> None:
     run = build(stateful, **{"export.batch": 1})
     variants = {each.name: each for each in run.report.variants}

@@ -101,13 +101,6 @@ FILES: Files = {
             Input("c", (1, 1, 128), whole=True),
         ),
     ),
-    "dnsmos": ("speechmos", "dnsmos_models/sig.onnx", (Input("input_1", (1, 901, 161)),)),
-    "dnsmos-p808": ("speechmos", "dnsmos_models/model_v8.onnx", (Input("input_1", (1, 900, 120)),)),
-    "dnsmos-waveform": (
-        "speechmos",
-        "dnsmos_models/sig_bak_ovr.onnx",
-        (Input("input_1", (1, 144160), scale=0.1),),
-    ),
     "aecmos": (
         "speechmos",
         "Run_1663915512_Stage_0.onnx",

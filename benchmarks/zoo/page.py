@@ -43,8 +43,8 @@ def _counts(found: Sequence[Found]) -> str:
     times = sum(each["seconds"] for each in found) / 60
     peak = max(each.get("peak_mb", 0) for each in found)
     lines = [
-        f"{len(found)} networks; {len(whole)} gave all six engines, {len(said) - len(died)} were "
-        f"refused in part or whole, {len(died)} broke off. {times:.0f} minutes on two cores that "
+        f"{len(found)} networks: {len(whole)} gave all six engines, {len(said) - len(died)} were "
+        f"refused in part or whole, {len(died)} broke off. {times:.0f} minutes, on two cores that "
         f"other work shared; the largest process had {peak} MB.",
     ]
     return "\n".join(lines) + "\n"

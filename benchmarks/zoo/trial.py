@@ -34,12 +34,12 @@ def trial(name: str, entry: Entry, work: Path) -> Told:
     """Run every step in the folder `work`, and return what became of it."""
     started = time.monotonic()
     found: Told = {"name": name, "family": entry.family, "steps": {}, "variants": {}}
+    for file, rows, seed in (("calibration", CALIBRATION, 1), ("evaluation", EVALUATION, 2)):
+        np.savez(work / f"{file}.npz", **entry.feeds(rows, seed))
     model = _model(entry, work, found["steps"])
     if model is None:
         return _ended(found, started)
     found.update(_about(model))
-    for file, rows, seed in (("calibration", CALIBRATION, 1), ("evaluation", EVALUATION, 2)):
-        np.savez(work / f"{file}.npz", **entry.feeds(rows, seed))
     if _built(found, entry, (BACKENDS, PRECISIONS), work):
         # One that fails ends the whole build: which of them would not?
         for each in itertools.product(BACKENDS, PRECISIONS):
@@ -77,7 +77,8 @@ def _model(entry: Entry, work: Path, steps: Told) -> Path | None:
     model = work / MODEL
     if not isinstance(entry.source, str):
         return entry.source(model)
-    steps["export"] = command(["export", entry.source, *_inputs(entry), "-o", model], work)
+    options = [*_inputs(entry), "--images", work / "calibration.npz", "-o", model]
+    steps["export"] = command(["export", entry.source, *options], work)
     return model if model.is_file() else None
 
 
@@ -99,7 +100,7 @@ def command(words: Sequence[str | Path], work: Path) -> Told:
     )
     seconds = time.monotonic() - started
     (work / f"{len(list(work.glob('*.log')))}-{words[0]}.log").write_text(done.stderr)
-    said = "" if done.returncode == 0 else _complaint(done.stderr)
+    said = "" if done.returncode == 0 else _complaint(done.stderr.replace(f"{work}/", ""))
     return {"code": done.returncode, "seconds": round(seconds, 1), "said": said}
 
 

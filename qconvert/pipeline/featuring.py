@@ -104,23 +104,28 @@ def _scene(reference: ir.Model, models: Mapping[str, ir.Model], feeds: Feeds) ->
     tensors = [
         name for name in shared[0] if name not in hidden and all(name in each for each in shared)
     ]
-    exact = dict(_maps(reference, tensors, feeds))
-    others = {name: dict(_maps(model, list(exact), feeds)) for name, model in models.items()}
-    makers = {name: value.producer() for name, value in by_name(reference.graph).items()}
+    known = by_name(reference.graph)
+    axes = {name: channel_axis(known[name]) or 1 for name in tensors}
+    exact = dict(_maps(reference, axes, feeds))
+    same = {name: axes[name] for name in exact}
+    others = {name: dict(_maps(model, same, feeds)) for name, model in models.items()}
+    makers = {name: value.producer() for name, value in known.items()}
     nodes = {name: (made.name or "") if made is not None else "" for name, made in makers.items()}
     return _Scene(exact, others, nodes)
 
 
-def _maps(model: ir.Model, tensors: Sequence[str], feeds: Feeds) -> Iterator[tuple[str, Maps]]:
-    """Yield what the first image makes of each tensor that is a stack of maps, channels first."""
-    if not tensors:
+def _maps(model: ir.Model, axes: Mapping[str, int], feeds: Feeds) -> Iterator[tuple[str, Maps]]:
+    """Yield what the first image makes of each tensor that is a stack of maps, channels first.
+
+    `axes` has the axis of the channels of each, which the neighbours of a rewritten one do not say.
+    """
+    if not axes:
         return
-    known = by_name(model.graph)
-    answers = open_cpu(answering(model, list(tensors)), literal=True)(feeds)
-    for name in tensors:
+    answers = open_cpu(answering(model, list(axes)), literal=True)(feeds)
+    for name, axis in axes.items():
         found = np.asarray(answers[ANSWER + name], np.float32)
         if found.ndim == 4:
-            maps = np.moveaxis(found[0], (channel_axis(known[name]) or 1) - 1, 0)
+            maps = np.moveaxis(found[0], axis - 1, 0)
             if min(maps.shape[1:]) >= LEAST_SIDE:
                 yield name, maps
 

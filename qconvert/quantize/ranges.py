@@ -9,7 +9,7 @@ from qconvert.calibrate import methods
 from qconvert.calibrate.summary import Summary
 from qconvert.graph.observed import Observed
 from qconvert.quantize.plan import Layer
-from qconvert.scales import Grid, Range
+from qconvert.scales import HUGE, Grid, Range
 
 # The method that is taken where none is shown to be better, that which takes for each tensor the
 # one that moves the answers least, and the choice among them all.
@@ -35,7 +35,7 @@ def choose(
 ) -> dict[str, Range]:
     """Return the range of each tensor; the exact one where nothing may be clipped."""
     whole = {observed.shares.get(name, name) for name in _never_clipped(graph)}
-    counted = {name: seen for name, seen in summaries.items() if seen.size and seen.finite.all()}
+    counted = {name: seen for name, seen in summaries.items() if seen.size and is_finite(seen)}
     by = {name: WHOLE if name in whole else way.apart.get(name, way.method) for name in counted}
     ranges: dict[str, Range] = {}
     for method in dict.fromkeys(by.values()):
@@ -45,9 +45,14 @@ def choose(
     return ranges | shared
 
 
+def is_finite(seen: Summary) -> bool:
+    """Whether a tensor was finite on every image, and its range is one to round in."""
+    return bool(seen.finite.all()) and max(-seen.low, seen.high) < HUGE
+
+
 def finite(observed: Observed, summaries: Mapping[str, Summary]) -> Observed:
     """Pass over tensors that were infinite on an image; the graph masks something with them."""
-    infinite = {name for name, seen in summaries.items() if not seen.finite.all()}
+    infinite = {name for name, seen in summaries.items() if not is_finite(seen)}
     if not infinite:
         return observed
     shares = {name: of for name, of in observed.shares.items() if of not in infinite}
