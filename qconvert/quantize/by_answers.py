@@ -18,9 +18,6 @@ from qconvert.scales import Grid, Range, around, rounded
 
 # Another method must bring the error down to this share of that of the usual one.
 WORTH_IT = 0.8
-# A range is given up once its error is so many times that of the best, or from so many parts on if
-# it is no better than the usual one.
-HOPELESS, SOON = 2.0, 2
 # Ranges that differ by less are the same range.
 ALIKE = 0.05
 
@@ -105,21 +102,13 @@ def _alike(a: Range, b: Range) -> bool:
 def _errors(
     name: str, ranges: Mapping[str, Range], rounding: Rounding, start: _From
 ) -> dict[str, float]:
-    """Return the error of the answers for each range; that of one given up is infinite."""
+    """Return the error of the answers for each range, over all parts."""
     errors = dict.fromkeys(ranges, 0.0)
-    usual = next(iter(errors))
-    for number, (part, wanted) in enumerate(zip(start.held, start.wanted, strict=True), start=1):
-        alive = [method for method, error in errors.items() if np.isfinite(error)]
-        if alive == [usual]:
-            break
-        for method in alive:
-            scale = around(ranges[method], rounding.grid, rounding.rest)
+    for part, wanted in zip(start.held, start.wanted, strict=True):
+        for method, each in ranges.items():
+            scale = around(each, rounding.grid, rounding.rest)
             got = start.rest({**part, name: rounded(np.asarray(part[name]), scale)})
             errors[method] += _error(wanted, {**part, **got})
-        most = min(HOPELESS * min(errors.values()), errors[usual] if number >= SOON else np.inf)
-        for method, error in errors.items():
-            if error > most and method != usual:
-                errors[method] = np.inf
     return errors
 
 

@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 
 from qconvert.backends.ort import open_cpu
-from qconvert.feeds import Feeds, Run
+from qconvert.feeds import Feeds
 from qconvert.graph.simplify import infer_shapes
 from qconvert.quantize import by_answers
 from qconvert.quantize.by_answers import Rounding, Trial, methods
@@ -59,26 +59,6 @@ def test_tensors_for_which_all_methods_have_the_same_range_are_not_tried() -> No
     model = net(largest_counts=True)
     same = {"usual": {"a": WIDE}, "other": {"a": Range(-99.0, 100.0)}}
     assert by_answers.tensors(model, same) == []
-
-
-def test_a_range_that_is_far_off_on_the_first_images_is_given_up() -> None:
-    runs: list[Feeds] = []
-
-    def counted(model: ir.Model) -> Run:
-        run = open_cpu(model)
-
-        def heard(feeds: Feeds) -> Feeds:
-            runs.append(feeds)
-            return run(feeds)
-
-        return heard
-
-    ranges = {"usual": {"a": NARROW}, "hopeless": {"a": Range(-1e6, 1e6)}}
-    trial = Trial(parts(8), counted)
-    assert dict(methods(net(largest_counts=False), ranges, ROUNDING, trial)) == {"a": "usual"}
-    # Every part once for what is wanted and once for what is held; after the first, both ranges
-    # were tried, and nothing is left to choose from.
-    assert len(runs) == 2 * 8 + 2
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int64])
