@@ -1,12 +1,15 @@
 """What is learned is kept only where the whole model answers more nearly, and never twice."""
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from qconvert import config_file
+from qconvert.graph.simplify import infer_shapes
 from qconvert.pipeline import improving, prepared, seen
 from qconvert.pipeline.calibrate import Job
 from qconvert.pipeline.efforts import EFFORTS
@@ -21,7 +24,7 @@ from qconvert.quantize.planning import Wishes, make_plan
 from qconvert.quantize.task import Task
 from qconvert.store import Store
 from tests.conftest import write
-from tests.models import mixed
+from tests.models import floats, from_text, mixed
 from tests.pictures import draw_folder
 from tests.quantize.rewritten import scheme
 
@@ -53,7 +56,11 @@ class World:
 
 @pytest.fixture
 def world() -> World:
-    write(mixed(), Path("net.onnx"))
+    return world_of(mixed())
+
+
+def world_of(model: ir.Model) -> World:
+    write(model, Path("net.onnx"))
     draw_folder(Path("images"), 40, 16)
     store = Store(Path(".store"))
     given = {"model": "net.onnx", "calibration.images": "images"}
@@ -130,6 +137,53 @@ def test_weights_that_do_not_help_the_answers_are_dropped(
     assert not done.learned
     assert done.plan == world.plan
     assert "dropped" in done.notes[0]
+
+
+SQUEEZING = """
+<ir_version: 10, opset_import: ["": 20]>
+net (float[N, 3, 16, 16] image) => (float[N, 8] scores) {
+    stem = Conv <pads: ints = [1, 1, 1, 1], strides: ints = [2, 2]> (image, w1, b1)
+    a = HardSwish (stem)
+    deep = Conv <pads: ints = [1, 1, 1, 1], group: int = 16> (a, w2, b2)
+    b = HardSwish (deep)
+    mean = GlobalAveragePool (b)
+    less = Conv (mean, w3, b3)
+    on = Relu (less)
+    more = Conv (on, w4, b4)
+    gate = HardSigmoid (more)
+    gated = Mul (b, gate)
+    thin = Conv (gated, w5, b5)
+    pooled = GlobalAveragePool (thin)
+    flat = Flatten (pooled)
+    scores = Gemm <transB: int = 1> (flat, w6, b6)
+}
+"""
+SQUEEZING_SHAPES = {
+    "w1": (16, 3, 3, 3), "b1": (16,), "w2": (16, 1, 3, 3), "b2": (16,), "w3": (4, 16, 1, 1),
+    "b3": (4,), "w4": (16, 4, 1, 1), "b4": (16,), "w5": (8, 16, 1, 1), "b5": (8,), "w6": (8, 8),
+    "b6": (8,),
+}  # fmt: skip
+
+
+def test_a_correction_that_harms_a_net_with_hard_swish_and_squeezing_is_rejected() -> None:
+    """What makes up for clipped light in glaring images is wrong for all others."""
+    weights = {
+        name: floats(*shape, seed=seed) / np.float32(np.sqrt(np.prod(shape[1:])))
+        for seed, (name, shape) in enumerate(SQUEEZING_SHAPES.items())
+    }
+    model = infer_shapes(from_text(SQUEEZING, **weights))[0]
+    for node in model.graph:
+        node.name = node.outputs[0].name
+    world = world_of(model)
+    glaring = [{"image": 20 + floats(4, 3, 16, 16, seed=seed)} for seed in range(8)]
+    harmful = replace(world.found, lessons=lambda count: glaring)
+    done = improve(world.plan, "default", Improver(world.ready, harmful, world.store, world.tell))
+    assert not done.learned
+    assert done.plan == world.plan
+    assert "dropped" in done.notes[0]
+    error = re.search("error (.*)% -> (.*)%, distance", done.notes[0])
+    assert error is not None
+    assert float(error[2]) > 2 * float(error[1])
 
 
 def test_memory_bounds_the_images(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
