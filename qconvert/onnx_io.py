@@ -157,9 +157,7 @@ def spec(value: ir.Value) -> TensorSpec:
 
 
 def _dimension(size: int | ir.SymbolicDim) -> int | str:
-    if isinstance(size, int):
-        return size if size >= 0 else ""  # some exporters write -1 for what is open
-    return str(size.value or "")
+    return size if isinstance(size, int) else str(size.value or "")
 
 
 def _require_file(path: Path) -> None:

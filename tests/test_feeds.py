@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qconvert.errors import UsageError
+from qconvert.errors import QConvertError, UsageError
 from qconvert.feeds import TensorSpec, draw, parse, settle
 
 FLOAT, INT = np.dtype(np.float32), np.dtype(np.int64)
@@ -78,3 +78,9 @@ def test_a_fixed_batch_is_not_changed_by_an_input() -> None:
     with pytest.raises(UsageError, match="says a batch of 4, the model has 1") as caught:
         settle(specs, [parse("image:4x3")])
     assert caught.value.hint == "`--batch 4` sets it"
+
+
+def test_inputs_of_no_sensible_size_are_refused() -> None:
+    huge = TensorSpec("x", np.dtype("float32"), ("N", 2**20, 2**20))
+    with pytest.raises(QConvertError, match="numbers for `x`"):
+        draw([huge], 1, seed=0)

@@ -1,6 +1,7 @@
 """Files that are refused, each with the sentence that says why."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +104,40 @@ def test_strings_are_part_of_the_fingerprint() -> None:
         model.graph.register_initializer(ir.Value(name="s", const_value=tensor))
         prints.add(onnx_io.fingerprint(model))
     assert len(prints) == 2
+
+
+def changed(folder: Path, change: Callable[[onnx.ModelProto], object]) -> Path:
+    proto = ir.to_proto(models.tiny())
+    change(proto)
+    (folder / "net.onnx").write_bytes(proto.SerializeToString())
+    return folder / "net.onnx"
+
+
+def test_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    def change(proto: onnx.ModelProto) -> None:
+        proto.metadata_props.add(key="abcd", value="x")
+
+    path = changed(tmp_path, change)
+    path.write_bytes(path.read_bytes().replace(b"abcd", b"ab\x80d"))
+    with pytest.raises(QConvertError, match="UTF-8"):
+        onnx_io.load(path)
+
+
+def test_weights_without_a_type_are_refused(tmp_path: Path) -> None:
+    def change(proto: onnx.ModelProto) -> None:
+        proto.graph.initializer[0].data_type = 0
+
+    with pytest.raises(QConvertError, match=r"net\.onnx` is not an? .*ONNX model"):
+        onnx_io.load(changed(tmp_path, change))
+
+
+@pytest.mark.parametrize("length", ["1", "99999999", str(2**63)])
+def test_external_weights_of_another_length_are_refused(length: str, tmp_path: Path) -> None:
+    ir.save(models.tiny(), tmp_path / "n.onnx", external_data="w.bin", size_threshold_bytes=0)
+    proto = onnx.load(tmp_path / "n.onnx", load_external_data=False)
+    for entry in proto.graph.initializer[0].external_data:
+        if entry.key == "length":
+            entry.value = length
+    (tmp_path / "n.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(QConvertError, match=f"keeps {length} bytes"):
+        onnx_io.load(tmp_path / "n.onnx")

@@ -24,6 +24,8 @@ VERSION = str(onnxruntime.__version__)
 # What goes wrong comes as an exception; the log would say it again on stderr.
 SILENT = 4
 runtime.set_default_logger_severity(SILENT)
+# It brings a client that reports to its makers; nothing leaves this machine.
+runtime.disable_telemetry_events()
 
 
 def open_cpu(model: ir.Model, threads: int = 0, *, literal: bool = False) -> Run:

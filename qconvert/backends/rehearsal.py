@@ -30,6 +30,7 @@ import io, sys
 import numpy, onnxruntime
 given = sys.stdin.buffer
 feeds = dict(numpy.load(io.BytesIO(given.read(int(sys.argv[1]))), allow_pickle=False))
+onnxruntime.disable_telemetry_events()
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 4
 options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -27,6 +27,7 @@ if hasattr(onnxruntime, "preload_dlls"):
     onnxruntime.preload_dlls()
 if name == "TensorrtExecutionProvider":
     import tensorrt  # brings libnvinfer into the process, where the provider finds it
+onnxruntime.disable_telemetry_events()
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 4
 if name != "CPUExecutionProvider":

@@ -33,6 +33,7 @@ def peak():
 
 asked = json.loads(sys.argv[1])
 before = peak()
+onnxruntime.disable_telemetry_events()
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 4
 options.intra_op_num_threads = asked["threads"]

@@ -68,7 +68,19 @@ class RunFolder:
                 f"`{self.root}` is not the folder of a run: it has no {SETTINGS}",
                 hint="name the folder that `qconvert build -o RUN` wrote",
             )
+        require_own(self.root)
         return config_file.load(file)
+
+
+def require_own(root: Path) -> None:
+    """Refuse a run whose folders are links to elsewhere: what is written there is not the run's."""
+    for folder in (ENGINES, CALIBRATION, ANALYSIS):
+        for place in (root / folder, *(root / folder).glob("*/")):
+            if not place.resolve().is_relative_to(root.resolve()):
+                raise UsageError(
+                    f"`{place}` is a link that leads out of the run",
+                    hint="put the folder itself there",
+                )
 
 
 def start(root: Path, config: Config) -> RunFolder:

@@ -25,6 +25,7 @@ from qconvert.pipeline.run_folder import (
     SETTINGS,
     RunFolder,
     put_text,
+    require_own,
 )
 from qconvert.report import as_json
 from qconvert.report.card import card
@@ -64,6 +65,7 @@ def resolve(paths: Sequence[Path]) -> Target:
         raise UsageError("nothing is named", hint="name a run, engines, or ONNX files")
     if len(paths) == 1 and (paths[0] / SETTINGS).is_file():
         run = RunFolder(paths[0])
+        require_own(run.root)
         found = {name: engine_files.read(run.engine(name)).engine for name in run.engines()}
         if not found:
             raise UsageError(

@@ -1,5 +1,6 @@
 """A folder that runs by itself with ONNX Runtime: the engine, its preprocessing, and a script."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -7,9 +8,12 @@ from qconvert import backends
 from qconvert.backends.outside import Loading
 from qconvert.errors import UsageError
 from qconvert.images.classes import CLASSES
+from qconvert.report import markdown
 from qconvert.serving import preprocess_file, run_script
 from qconvert.serving.shipment import Shipment
 
+# A name, extras, releases.
+PACKAGE = re.compile(r"[\w.-]+(\[[\w,-]+\])?([<>=!~]{1,2}[\w.,<>=!~+*-]+)?")
 SCRIPT, README = "run.py", "README.md"
 
 TEXT = """\
@@ -47,16 +51,26 @@ def write(shipment: Shipment, folder: Path) -> tuple[str, ...]:
     return ()
 
 
+def _package(name: str) -> str:
+    """Return a package for the command line of an installer, and nothing that a shell would run."""
+    if not PACKAGE.fullmatch(name):
+        raise UsageError(
+            f"the engine was made with `{name}`, which is no package and its release",
+            hint="build the engine again: `engine.json` was changed since",
+        )
+    return f'"{name}"'
+
+
 def _readme(shipment: Shipment, found: Loading) -> str:
     engine = shipment.engine
     pictures = shipment.pictures
-    packages = [f'"{each}"' for each in found.packages] + ["numpy"]
+    packages = [_package(each) for each in found.packages] + ["numpy"]
     runtime = engine.made_with.get("runtime", "")
     text = TEXT.format(
         name=shipment.name,
         engine=f"{engine.backend}-{engine.precision}",
         packages=" ".join([*packages, "pillow"] if pictures is not None else packages),
         example="PICTURE.jpg" if pictures is not None else "ARRAYS.npz",
-        made=f"; it was made with {runtime}" if runtime else "",
+        made=markdown.text(f"; it was made with {runtime}") if runtime else "",
     )
     return f"{text}\n{preprocess_file.told(pictures)}" if pictures is not None else text

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from qconvert.report.card import steps
+from qconvert.report.markdown import text
 from qconvert.serving.shipment import Pictures, Shipment
 
 FILE = "preprocess.toml"
@@ -35,4 +36,6 @@ def told(pictures: Pictures) -> str:
     """Return it in a sentence."""
     words = steps(pictures.preprocess)
     layout = pictures.target.layout.upper()
-    return f"Pictures become `{pictures.target.name}` thus: {words}, {layout} (`{FILE}`).\n"
+    return (
+        text(f"Pictures become `{pictures.target.name}` thus: {words}, {layout} (`{FILE}`).") + "\n"
+    )

@@ -8,7 +8,7 @@ from string import Template
 from qconvert.backends.outside import Loading
 from qconvert.feeds import fixed_batch
 from qconvert.images.preprocess import Preprocess
-from qconvert.serving.session_script import session
+from qconvert.serving.session_script import quoted, session
 from qconvert.serving.shipment import Pictures, Shipment
 
 HEAD = Template('''\
@@ -55,7 +55,7 @@ def read(file):
 
 SCORES = Template("""\
 for file in sys.argv[1:]:
-    scores = session.run(["$output"], $feeds)[0][0].ravel()
+    scores = session.run([$output], $feeds)[0][0].ravel()
     for at in scores.argsort()[::-1][:5]:
         print(f"{file}: $class {scores[at]:.6g}")
 """)
@@ -110,4 +110,4 @@ def _answer(shipment: Shipment) -> str:
     if scores is None or shipment.pictures is None:
         return OTHERS.substitute(feeds=feeds)
     name = "{CLASSES[at]}" if shipment.classes else "class {at}"
-    return SCORES.substitute({"output": scores.name, "feeds": feeds, "class": name})
+    return SCORES.substitute({"output": quoted(scores.name), "feeds": feeds, "class": name})

@@ -1,5 +1,6 @@
 """The Python that loads an engine with ONNX Runtime, with the settings that its backend gives."""
 
+import json
 from collections.abc import Iterator, Mapping
 from string import Template
 
@@ -20,12 +21,12 @@ PLUGIN = Template("""\
 onnxruntime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
 devices = [each for each in onnxruntime.get_ep_devices() if each.ep_name == "$provider"]
 options.add_provider_for_devices(devices[:1], $own)
-session = onnxruntime.InferenceSession(str(HERE / "$file"), options)
+session = onnxruntime.InferenceSession(str(HERE / $file), options)
 """)
 
 PROVIDED = Template("""\
 session = onnxruntime.InferenceSession(
-    str(HERE / "$file"), options, providers=[$providers]
+    str(HERE / $file), options, providers=[$providers]
 )
 """)
 
@@ -38,6 +39,11 @@ if session.get_providers()[0] != "$provider":
 def session(engine: Engine, found: Loading) -> str:
     """Return code that ends with a `session`; it knows `HERE`, the folder it stands in."""
     return "".join([*_imports(found), *_settings(found), *_start(engine, found)])
+
+
+def quoted(text: str) -> str:
+    """Return a name from a file as Python, which it cannot leave."""
+    return json.dumps(text)
 
 
 def _imports(found: Loading) -> Iterator[str]:
@@ -56,14 +62,14 @@ def _settings(found: Loading) -> Iterator[str]:
         level = "onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL"
         yield f"options.graph_optimization_level = {level}\n"
     for key, value in found.entries.items():
-        yield f'options.add_session_config_entry("{key}", "{value}")\n'
+        yield f"options.add_session_config_entry({quoted(key)}, {quoted(value)})\n"
     if found.integers:
         flags = ", ".join(f'"{flag}"' for flag in INTEGER_FLAGS)
         yield INTEGERS.replace("FLAGS", flags).replace("KEY", EXACT)
 
 
 def _start(engine: Engine, found: Loading) -> Iterator[str]:
-    folder, file = str(engine.folder), engine.files[0]
+    folder, file = str(engine.folder), quoted(engine.files[0])
     first, own = found.providers[0]
     if found.plugin:
         yield PLUGIN.substitute(provider=first, own=_options(own, folder), file=file)

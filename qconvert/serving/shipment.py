@@ -16,6 +16,7 @@ from qconvert.images.target import Target, picture_input
 from qconvert.pipeline import engines, pictures
 from qconvert.pipeline.finished import Run
 from qconvert.pipeline.run_folder import RunFolder
+from qconvert.plain import plain
 from qconvert.report.card import stem_of
 
 NAME = re.compile(r"[\w.-]+")
@@ -90,7 +91,8 @@ def _pictures(inputs: Sequence[TensorSpec], known: Preprocess) -> Pictures | Non
 def _classes(scores: TensorSpec | None, run: RunFolder, given: Path | None) -> tuple[str, ...]:
     """Return the names given, or those that the run knows, where there is one for each score."""
     file = given or run.classes
-    names = classes_in(file).names if given is not None or file.is_file() else ()
+    known = classes_in(file).names if given is not None or file.is_file() else ()
+    names = tuple(plain(name) for name in known)
     wanted = scores.shape[1] if scores is not None else 0
     if len(names) == wanted or isinstance(wanted, str):
         return names

@@ -14,6 +14,7 @@ from qconvert import backends, onnx_io
 from qconvert.backends.outside import Served
 from qconvert.errors import UsageError
 from qconvert.feeds import TensorSpec
+from qconvert.report.markdown import text
 from qconvert.serving import preprocess_file
 from qconvert.serving.shipment import Shipment
 
@@ -147,14 +148,14 @@ def _readme(shipment: Shipment, served: Served, batching: Batching) -> str:
             name=shipment.name,
             what=f"The engine `{engine.backend}-{engine.precision}`",
             gpus="--gpus all " if served.device == "GPU" else "",
-            release=f"TensorRT {engine.made_with['tensorrt']}"
+            release=text(f"TensorRT {engine.made_with['tensorrt']}")
             if plan
             else f"an ONNX Runtime that reads opset {shipment.opset}",
-            inputs=", ".join(f"`{spec}`" for spec in shipment.inputs),
+            inputs=text(", ".join(f"`{spec}`" for spec in shipment.inputs)),
             most=f"at most {batching.most} at once" if batching.most else "a batch at a time",
         )
     ]
     if shipment.pictures is not None:
         parts.append(preprocess_file.told(shipment.pictures))
-    parts += [f"{note[:1].upper()}{note[1:]}.\n" for note in served.notes]
+    parts += [text(f"{note[:1].upper()}{note[1:]}.") + "\n" for note in served.notes]
     return "\n".join(parts)

@@ -1,3 +1,4 @@
+import contextlib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qconvert import npz
 from qconvert.errors import QConvertError, UsageError
 from qconvert.feeds import TensorSpec
 from qconvert.images import ImageChoice, open_images, reopen
@@ -185,3 +187,28 @@ def test_a_stored_list_notices_what_is_gone_or_changed(tmp_path: Path) -> None:
     written(tmp_path, **two(2))
     with pytest.raises(UsageError, match="has only 2 rows left"):
         reopen(stored, TWO, UNIT)
+
+
+def test_a_bomb_of_arrays_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez_compressed(tmp_path / "it.npz", **two(100_000))
+    monkeypatch.setattr(npz, "LARGEST_BYTES", 1_000_000)
+    with pytest.raises(UsageError, match="over the limit of 1 GiB in memory"):
+        opened(tmp_path / "it.npz")
+    np.savez(tmp_path / "it.npz", **two(100_000))
+    assert len(opened(tmp_path / "it.npz").names) == 100_000
+
+
+@pytest.mark.parametrize("name", ["it.npz", "packed.npz", "it.npy"])
+def test_any_flipped_byte_is_refused_or_read(name: str, tmp_path: Path) -> None:
+    ids = np.arange(70, dtype=np.int64).reshape(10, 7)
+    path = tmp_path / name
+    save = {"it.npz": np.savez, "packed.npz": np.savez_compressed}.get(name)
+    if save is None:
+        np.save(path, ids)
+    else:
+        save(path, ids=ids)
+    good = path.read_bytes()
+    for at in range(0, len(good), 3):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 0x84]) + good[at + 1 :])
+        with contextlib.suppress(UsageError):
+            opened(path, TWO[:1])

@@ -83,3 +83,10 @@ def test_a_list_that_is_none_is_refused(tmp_path: Path, name: str, text: bytes, 
     (tmp_path / name).write_bytes(text)
     with pytest.raises(UsageError, match=words):
         find(tmp_path / name)
+
+
+def test_a_link_that_leads_to_itself_is_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to("a.png")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "b.png").touch()
+    assert [item.name for item in find(tmp_path).items] == ["a.png", "b.png"]
