@@ -14,7 +14,11 @@ _ENTRY = re.compile(rf"^\s*({_DOTTED})\s*=(.*)$")
 Path = tuple[str, ...]
 
 # What pydantic calls by its Python name.
-WORDS = {"tuple_type": "Input should be a list", "dataclass_type": "Input should be a table"}
+WORDS = {
+    "tuple_type": "Input should be a list",
+    "dataclass_type": "Input should be a table",
+    "too_short": "Input should name at least one",
+}
 
 
 def explain(
@@ -36,7 +40,10 @@ def explain(
         where = f"line {line}" if line else "settings"
         if any(_one_way(key, name) or _one_way(name, key) for key in given[1]):
             line, where = len(text) + 1, given[0]
-        told.setdefault((line, where, name), []).append(_words(problem, path, keys_at))
+        found = told.setdefault((line, where, name), [])
+        # A list whose items are all refused is also told to be too short.
+        if problem["type"] != "too_short" or not found:
+            found.append(_words(problem, path, keys_at))
     # A value that may be of two kinds is wrong twice, once for each; that is one mistake.
     return [
         f"{where}: {name}: {', or: '.join(told[key])}"
@@ -60,7 +67,11 @@ def _words(
 ) -> str:
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return "unknown setting" + near(path[-1], keys_at(path[:-1]))
-    return WORDS.get(str(problem["type"]), str(problem["msg"]))
+    if problem["type"] == "literal_error":
+        allowed = re.findall("'([^']*)'", str(problem["msg"]))
+        return str(problem["msg"]) + near(str(problem["input"]), allowed)
+    said = str(problem["msg"]).removeprefix("Value error, ")
+    return WORDS.get(str(problem["type"]), said)
 
 
 def _named(location: Sequence[str | int], keys_at: Callable[[Path], Sequence[str]]) -> Path:

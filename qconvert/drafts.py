@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -30,6 +30,30 @@ def draft(folder: Path) -> Iterator[Path]:
         place = _new(folder, stack)
         stack.callback(shutil.rmtree, place, ignore_errors=True)
         yield place
+
+
+def missing(place: Path) -> list[Path]:
+    """Return a folder and those above it that are not there, the innermost first."""
+    return [each for each in (place, *place.absolute().parents) if not each.exists()]
+
+
+def unmake(folders: Iterable[Path]) -> None:
+    """Remove folders again, as far as they are empty."""
+    for each in folders:
+        with contextlib.suppress(OSError):
+            each.rmdir()
+
+
+@contextmanager
+def made(place: Path) -> Iterator[None]:
+    """Make a folder and those above it; where the block fails, those that stayed empty go again."""
+    new = missing(place)
+    place.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        unmake(new)
+        raise
 
 
 @contextmanager

@@ -105,7 +105,9 @@ def carry_out(config: "Config", order: "Order", *, as_json: bool, fresh: bool = 
 
 def _preview(config: "Config", order: "Order") -> None:
     from qconvert.pipeline import variants
+    from qconvert.pipeline.run_folder import require_folder
 
+    require_folder(order.out)
     chosen = variants.choose(config.build, plan_only=True)
     console.data(f"model     {config.model}")
     console.data(f"calibrate {config.calibration.images or 'no images'}")

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from qconvert.config_errors import near
 from qconvert.errors import UsageError
 from qconvert.images.batch import Images
 from qconvert.images.classes import CLASSES, Classes, read_classes
@@ -118,11 +119,21 @@ def _number(file: Path, row: Row, classes: Classes) -> int:
     twice = label in classes.names
     raise UsageError(
         f"`{file}`, line {row['line']}: `{label}` "
-        + (f"stands twice in `{CLASSES}`" if twice else f"is no number and not in a `{CLASSES}`"),
+        + (
+            f"stands twice in `{CLASSES}`"
+            if twice
+            else f"is no number and not in a `{CLASSES}`{_meant(label, classes)}"
+        ),
         hint="write the number of the class instead"
         if twice
         else f"write the model's classes into `{file.parent / CLASSES}`, in order, one a line",
     )
+
+
+def _meant(label: str, classes: Classes) -> str:
+    """Return the name that differs in its case only, else one that is near."""
+    alike = [name for name in classes.numbers if name.casefold() == label.casefold()]
+    return near(alike[0] if alike else label, alike or list(classes.numbers))
 
 
 def _from_folders(pictures: Pictures) -> Pictures:

@@ -1,7 +1,8 @@
 """The main job: engines for every backend and precision, timed, scored, in one report."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -80,9 +81,18 @@ def build(config: Config, order: Order, store: Store, tell: Tell) -> Report:
     else:
         _require_there(config)
     chosen = clock.timed("probe", lambda: variants.choose(config.build, plan_only=order.plan_only))
-    run = RunFolder(order.out) if order.resumed else run_folder.start(order.out, config)
-    with run_folder.alone(run.root):
+    with _folder(config, order) as run:
         return _build(chosen, order, Workshop(config, run, store, tell, order.trust), clock)
+
+
+@contextmanager
+def _folder(config: Config, order: Order) -> Iterator[RunFolder]:
+    if order.resumed:
+        with run_folder.alone(order.out):
+            yield RunFolder(order.out)
+        return
+    with run_folder.begun(order.out, config) as run:
+        yield run
 
 
 def _build(chosen: Chosen, order: Order, shop: Workshop, clock: Clock) -> Report:

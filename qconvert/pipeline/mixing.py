@@ -82,8 +82,7 @@ class Searched:
 def find_mix(config: Config, job: Job, store: Store, tell: Tell) -> Searched:
     """Search for one backend, and leave the mix, its plan and all trials in a folder."""
     variant, said = _target(config)
-    run = run_folder.start(job.out, config)
-    with run_folder.alone(run.root):
+    with run_folder.begun(job.out, config) as run:
         shop = Workshop(config, run, store, tell, job.trust)
         base = basis.make([variant], shop)
         exam = exam_of(base, shop, job.workers, resumed=False)

@@ -83,8 +83,32 @@ def require_own(root: Path) -> None:
                 )
 
 
+@contextmanager
+def begun(root: Path, config: Config) -> Iterator[RunFolder]:
+    """Work in a run that is new, or goes on; a new one in which nothing was finished goes again."""
+    new = drafts.missing(root)
+    run = start(root, config)
+    try:
+        with alone(root):
+            yield run
+    except BaseException:
+        if root in new and [each.name for each in root.iterdir()] == [SETTINGS]:
+            (root / SETTINGS).unlink()
+            drafts.unmake(new)
+        raise
+
+
+def require_folder(root: Path) -> None:
+    """Refuse a file where a run goes."""
+    if root.exists() and not root.is_dir():
+        raise UsageError(
+            f"`{root}` is a file, and a run is a folder", hint="choose another place: `-o RUN`"
+        )
+
+
 def start(root: Path, config: Config) -> RunFolder:
     """Return a folder that is new, empty, or of a run with the same model and settings."""
+    require_folder(root)
     folder, config = RunFolder(root), absolute(config)
     if root.is_dir() and any(not each.name.startswith(drafts.DRAFT) for each in root.iterdir()):
         before = folder.settings() if (root / SETTINGS).is_file() else None

@@ -50,8 +50,7 @@ def package(run: Run, wanted: Wanted) -> Packed:
     place = wanted.output / shipment.name if wanted.form == "triton" else wanted.output
     if place.is_file() or (place.is_dir() and any(place.iterdir())):
         raise UsageError(f"`{place}` is there already", hint="delete it, or choose another `-o`")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with located(place), drafts.draft(place.parent) as draft:
+    with located(place), drafts.made(place.parent), drafts.draft(place.parent) as draft:
         folder = draft / "package"
         folder.mkdir()
         notes = WRITERS[wanted.form](shipment, folder)

@@ -1,0 +1,95 @@
+"""What cannot work is refused at once, and leaves nothing behind."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qconvert import config
+from qconvert.calibrate import methods
+from tests.conftest import Outcome
+
+Run = Callable[..., Outcome]
+BAD = {
+    "quantize.method": ("'minmaks'", "there is no range method `minmaks`; did you mean `minmax`?"),
+    "quantize.method ": ("'percentile:12'", "`percentile:12` needs a number above 50"),
+    "preprocess.mean": ("[0.5, 0.5]", "1 or 3 numbers are needed"),
+    "preprocess.std": ("[0.0]", "all numbers are above 0"),
+    "preprocess.std ": ("[1, 1, 1, 1]", "1 or 3 numbers are needed"),
+    "build.precisions": ("['int9']", "did you mean `int8`?"),
+    "build.precisions ": ("[]", "Input should name at least one"),
+}
+
+
+@pytest.mark.parametrize(("key", "bad"), BAD.items(), ids=BAD)
+@pytest.mark.parametrize("command", ["build", "quantize"])
+def test_a_setting_that_cannot_work_is_refused_with_its_line(
+    command: str, key: str, bad: tuple[str, str], tiny: Path, qconvert: Run
+) -> None:
+    table, _, name = key.strip().partition(".")
+    Path("qconvert.toml").write_text(f"model = 'tiny.onnx'\n[{table}]\n{name} = {bad[0]}\n")
+    done = qconvert(command, "--dry-run")
+    assert done.code == 2
+    assert f"line 3: {key.strip()}: " in done.err
+    assert bad[1] in done.err
+    assert "Tuple" not in done.err
+    assert "Value error" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--precision", "int9"), "did you mean `int8`?"),
+        (("--method", "entropie"), "did you mean `entropy`?"),
+        (("--mean", "1,2"), "1 or 3 numbers"),
+    ],
+)
+def test_so_is_what_is_typed(args: tuple[str, str], said: str, tiny: Path, qconvert: Run) -> None:
+    done = qconvert("build", "tiny.onnx", *args, "--dry-run")
+    assert done.code == 2
+    assert said in done.err
+    assert "Tuple" not in done.err
+
+
+def test_the_settings_know_the_methods_that_there_are() -> None:
+    assert set(methods.METHODS) <= set(config.METHODS)
+    assert {"auto", "answers"} | set(methods.METHODS) == set(config.METHODS)
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_run_does_not_go_where_a_file_is(
+    more: tuple[str, ...], tiny: Path, qconvert: Run
+) -> None:
+    Path("afile").write_text("mine")
+    done = qconvert("build", "tiny.onnx", "-o", "afile", *more)
+    assert done.code == 2
+    assert "`afile` is a file, and a run is a folder" in done.err
+    assert Path("afile").read_text() == "mine"
+
+
+def test_a_build_that_finished_nothing_leaves_nothing(tiny: Path, qconvert: Run) -> None:
+    Path("bad.onnx").write_bytes(tiny.read_bytes()[:300])
+    assert qconvert("build", "bad.onnx").code == 3
+    assert not Path("runs").exists()
+    Path("runs/bad").mkdir(parents=True)
+    assert qconvert("build", "bad.onnx").code == 3
+    assert Path("runs/bad").is_dir(), "a folder that was there stays"
+
+
+def test_a_package_that_is_refused_leaves_nothing(world: Path, qconvert: Run) -> None:
+    done = qconvert(
+        "package", "run", "--format", "triton", "--engine", "tensorrt-rtx-fp32", "-o", "deep/models"
+    )
+    assert done.code == 2
+    assert not Path("deep").exists()
+
+
+def test_a_class_in_other_letters_is_suggested(tiny: Path, qconvert: Run) -> None:
+    from tests.pictures import draw_folder
+
+    draw_folder(Path("val"), 2)
+    Path("val/classes.txt").write_text("\n".join(["Cat", "dog", "bird", "fish", "fly"]))
+    Path("val/labels.csv").write_text("file,label\n0000.png,CAT\n0001.png,dog\n")
+    done = qconvert("evaluate", "tiny.onnx", "tiny.onnx", "--eval", "val")
+    assert done.code == 2
+    assert "did you mean `Cat`?" in done.err
