@@ -4,7 +4,6 @@ Every table is a frozen dataclass; a key is spelled with `-` in TOML and with `_
 text beside a field is its documentation: `init`, the reference and the JSON Schema print it.
 """
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,43 +12,9 @@ import pydantic
 from pydantic import Field
 
 from qconvert.config_backends import Cpu, Cuda, Strict, Tensorrt, TensorrtRtx
-from qconvert.config_errors import near
+from qconvert.config_values import Channels, Deviations, Method
 
 Positive = Annotated[int, Field(ge=1, strict=True)]
-METHODS = ("auto", "answers", "mse", "minmax", "moving-average", "entropy")
-PERCENTILE = "percentile:"
-
-
-def _method(name: str) -> str:
-    """Refuse what is no range method, before any image is read."""
-    if name in METHODS:
-        return name
-    if not name.startswith(PERCENTILE):
-        known = (*METHODS, f"{PERCENTILE}99.99")
-        raise ValueError(f"there is no range method `{name}`{near(name, known)}")
-    try:
-        percent = float(name.removeprefix(PERCENTILE))
-    except ValueError:
-        percent = 0.0
-    if not 50 < percent <= 100:
-        raise ValueError(f"`{name}` needs a number above 50 and up to 100")
-    return name
-
-
-def _channels(numbers: tuple[float, ...]) -> tuple[float, ...]:
-    if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"1 or 3 numbers are needed, for grey or for colours, not {len(numbers)}")
-    return numbers
-
-
-def _deviations(numbers: tuple[float, ...]) -> tuple[float, ...]:
-    if min(_channels(numbers)) <= 0:
-        raise ValueError("pixels are divided by it: all numbers are above 0")
-    return numbers
-
-
-Channels = Annotated[tuple[float, ...], pydantic.AfterValidator(_channels)]
-Deviations = Annotated[tuple[float, ...], pydantic.AfterValidator(_deviations)]
 
 
 @dataclass(frozen=True)
@@ -149,7 +114,7 @@ class Quantize(Strict):
     """What is rounded to integers, and how; ranges come from the calibration."""
 
     method: Annotated[
-        Annotated[str, pydantic.AfterValidator(_method)] | None,
+        Method | None,
         Field(
             description="how ranges are chosen: `mse`, `minmax`, `moving-average`, `entropy`, "
             "`percentile:99.99`, `answers`, or `auto` to try them; unset: `auto`, or `mse` with "

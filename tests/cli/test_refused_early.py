@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qconvert import config
+from qconvert import config_values
 from qconvert.calibrate import methods
 from tests.conftest import Outcome
 
@@ -52,8 +52,8 @@ def test_so_is_what_is_typed(args: tuple[str, str], said: str, tiny: Path, qconv
 
 
 def test_the_settings_know_the_methods_that_there_are() -> None:
-    assert set(methods.METHODS) <= set(config.METHODS)
-    assert {"auto", "answers"} | set(methods.METHODS) == set(config.METHODS)
+    assert set(methods.METHODS) <= set(config_values.METHODS)
+    assert {"auto", "answers"} | set(methods.METHODS) == set(config_values.METHODS)
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])
