@@ -92,7 +92,14 @@ def fingerprint(model: ir.Model) -> str:
     """Return the sha256 of graph and weights, wherever they are stored, without the metadata."""
     bare = model.clone()
     bare.metadata_props.clear()
-    digest = hashlib.sha256(ir.to_onnx_text(bare, exclude_initializers=True).encode())
+    try:
+        text = ir.to_onnx_text(bare, exclude_initializers=True)
+    except onnx.shape_inference.InferenceError as error:  # what the checker of ONNX passed over
+        raise QConvertError(
+            f"the model holds a tensor that is not whole: {reason(error)}",
+            hint="export it again",
+        ) from None
+    digest = hashlib.sha256(text.encode())
     for graph in model.graphs():
         for name, value in graph.initializers.items():
             digest.update(name.encode())

@@ -131,6 +131,24 @@ def test_weights_without_a_type_are_refused(tmp_path: Path) -> None:
         onnx_io.load(changed(tmp_path, change))
 
 
+def test_a_tensor_of_a_branch_that_is_not_whole_is_refused(tmp_path: Path) -> None:
+    leaf = onnx.TensorProto(name="a", dims=[1], data_type=1, float_data=[1.0], raw_data=b"")
+    given = helper.make_tensor_value_info("a", 1, [1])
+    branch = helper.make_graph([helper.make_node("Identity", ["a"], ["b"])], "branch", [], [
+        helper.make_tensor_value_info("b", 1, [1])], [leaf])  # fmt: skip
+    node = helper.make_node("If", ["go"], ["y"], then_branch=branch, else_branch=branch)
+    graph = helper.make_graph(
+        [node],
+        "net",
+        [helper.make_tensor_value_info("go", onnx.TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info("y", 1, [1])],
+        value_info=[given],
+    )
+    path = written(helper.make_model(graph, ir_version=10), tmp_path / "net.onnx")
+    with pytest.raises(QConvertError, match="not whole"):
+        onnx_io.fingerprint(onnx_io.load(path))
+
+
 @pytest.mark.parametrize("length", ["1", "99999999", str(2**63)])
 def test_external_weights_of_another_length_are_refused(length: str, tmp_path: Path) -> None:
     ir.save(models.tiny(), tmp_path / "n.onnx", external_data="w.bin", size_threshold_bytes=0)

@@ -76,7 +76,7 @@ def _value(chance: random.Random, old: Any) -> Any:
     return chance.choice(
         (None, True, False, [], {}, "", words.name(chance), words.integer(chance),
          words.number(chance), [old], {"a": old}, str(old), [words.integer(chance)] * 3,
-         nested(300))
+         nested(200))
     )  # fmt: skip
 
 
