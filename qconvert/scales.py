@@ -179,9 +179,12 @@ def quantize(values: NDArray[np.floating], scale: Scale) -> Whole:
     """Return the integers nearest to `values`, clipped to the grid."""
     values = np.asarray(values, dtype=np.float32)
     steps, zeros = _spread(scale, values.shape)
-    integers = np.rint(values / steps) + zeros
-    kept: Whole = np.clip(integers, scale.grid.lowest, scale.grid.highest).astype(np.int32)
-    return kept
+    # In place and in float32, which holds every integer of a grid: weights can be of any size.
+    integers = np.asarray(values / steps)
+    np.rint(integers, out=integers)
+    integers += zeros.astype(np.float32)
+    np.clip(integers, scale.grid.lowest, scale.grid.highest, out=integers)
+    return integers.astype(np.int32)
 
 
 def dequantize(integers: NDArray[np.integer], scale: Scale) -> Floats:

@@ -11,6 +11,8 @@ from qconvert.scales import Floats, Grid, PerChannel, Scale, over, quantize, rou
 
 # Shares of the largest weight that a scale may reach to. Below, large weights lose too much.
 REACHES = 1.0 - np.arange(13) / 64
+# How many weights are rounded at a time, to try one reach after the other.
+MOST_VALUES = 1 << 22
 # Room for the products that are added to a bias in 32 bits.
 LARGEST_BIAS = 2.0**30
 
@@ -19,21 +21,31 @@ WeightMethod = Callable[[Floats, Grid, int, str], Scale]
 
 def minmax(array: Floats, grid: Grid, axis: int, steps_in: str = "fp32") -> Scale:
     """Return scales that reach to the largest weight of each channel."""
-    return _reaching(array, _largest(array, axis), grid, axis, steps_in)
+    return _reaching(_largest(array, axis), grid, axis, steps_in)
 
 
 def mse(array: Floats, grid: Grid, axis: int, steps_in: str = "fp32") -> Scale:
-    """Return for each channel the scale with the least squared error of its weights."""
-    largest = _largest(array, axis)
+    """Return for each channel the scale with the least squared error of its weights.
+
+    Some channels are looked at after the others, so that memory does not grow with the weight.
+    """
     axis %= array.ndim
+    pieces = max(1, min(array.shape[axis], -(-array.size // MOST_VALUES)))
+    parts = np.array_split(array, pieces, axis)
+    best = np.concatenate([_best_reach(part, grid, axis, steps_in) for part in parts])
+    return _reaching(best, grid, axis, steps_in)
+
+
+def _best_reach(array: Floats, grid: Grid, axis: int, steps_in: str) -> NDArray[np.float64]:
+    largest = _largest(array, axis)
     others = tuple(place for place in range(array.ndim) if place != axis)
     best, least = largest, np.full(largest.shape, np.inf)
     for reach in REACHES:
-        scale = _reaching(array, largest * reach, grid, axis, steps_in)
+        scale = _reaching(largest * reach, grid, axis, steps_in)
         error = np.square(rounded(array, scale) - array).sum(axis=others, dtype=np.float64)
         better = error < least
         best, least = np.where(better, largest * reach, best), np.where(better, error, least)
-    return _reaching(array, best, grid, axis, steps_in)
+    return best
 
 
 METHODS: Mapping[str, WeightMethod] = {"minmax": minmax, "mse": mse}
@@ -89,7 +101,5 @@ def _largest(array: Floats, axis: int) -> NDArray[np.float64]:
     return largest
 
 
-def _reaching(
-    array: Floats, reach: NDArray[np.float64], grid: Grid, axis: int, steps_in: str
-) -> Scale:
+def _reaching(reach: NDArray[np.float64], grid: Grid, axis: int, steps_in: str) -> Scale:
     return over(-reach, reach, grid, PerChannel(axis), steps_in)

@@ -98,6 +98,25 @@ def test_an_axis_may_be_counted_from_the_end(method: str) -> None:
     assert found[0].tolist() == found[1].tolist()
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_large_weight_is_looked_at_in_parts_that_do_not_grow_with_it(
+    axis: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array, sizes = floats(60, 40, 3), []
+
+    def watched(values: Floats, scale: Scale) -> Floats:
+        sizes.append(values.size)
+        return rounded(values, scale)
+
+    whole = weights.mse(array, GRID, axis)
+    monkeypatch.setattr(weights, "rounded", watched)
+    monkeypatch.setattr(weights, "MOST_VALUES", 500)
+    in_parts = weights.mse(array, GRID, axis)
+    assert np.array_equal(whole.steps, in_parts.steps)
+    assert max(sizes) < 600  # a part is of whole channels
+    assert sum(sizes) == len(weights.REACHES) * array.size
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_channel_of_zeros_stays_zero(method: str) -> None:
     array = floats(3, 4, 2)
