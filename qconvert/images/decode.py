@@ -13,6 +13,7 @@ import contextlib
 import io
 import threading
 import warnings
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -39,21 +40,38 @@ class BrokenImage(Exception):
 
 def decode(data: bytes, mode: Mode, max_pixels: int) -> Image.Image:
     """Return the picture upright, in 8 bits a channel; raise `BrokenImage` where there is none."""
-    try:
+    return decoded(opened(data, max_pixels), mode)
+
+
+def opened(data: bytes, max_pixels: int) -> Image.Image:
+    """Return a picture of which only the header was read."""
+    with _refusing("not a picture" if data else "empty file"):
         image = _open(data)
         if image.width * image.height > max_pixels:
             raise BrokenImage(
                 f"{image.width}×{image.height} is over the limit of {max_pixels:,} pixels"
             )
+        return image
+
+
+def decoded(image: Image.Image, mode: Mode) -> Image.Image:
+    """Return the picture upright, in 8 bits a channel."""
+    with _refusing("not a picture"):
         image.load()
         # Without a turn that makes sense the picture stays as it is.
         with contextlib.suppress(Exception):
             ImageOps.exif_transpose(image, in_place=True)
         return _converted(image, mode)
+
+
+@contextlib.contextmanager
+def _refusing(unknown: str) -> Iterator[None]:
+    try:
+        yield
     except (BrokenImage, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise BrokenImage("not a picture" if data else "empty file") from None
+        raise BrokenImage(unknown) from None
     except Exception as error:  # a damaged file makes Pillow raise almost anything
         raise BrokenImage(reason(error)) from None
 

@@ -18,6 +18,7 @@ from qconvert.images.listing import Picture, Pictures, some
 from qconvert.images.pixels import conversion
 from qconvert.images.preprocess import Preprocess
 from qconvert.images.reading import USUAL, Reader, Reading, Ready, content
+from qconvert.images.room import Room
 from qconvert.images.target import Target
 
 TAKE_OUT = "take them out, or allow more with `--max-broken N`"
@@ -65,7 +66,8 @@ class PictureImages:
     def batches(self, size: int) -> Generator[Batch]:
         """Yield all readable pictures in order; the bytes depend on neither size nor threads."""
         mode: Mode = "L" if self.target.channels == 1 else "RGB"
-        reader = Reader(conversion(self.preprocess, self.target), mode, self.reading.max_pixels)
+        most = self.reading.max_pixels
+        reader = Reader(conversion(self.preprocess, self.target), mode, most, Room(most))
         numbered = enumerate(self.pictures.items, self.first)
         threads = self.reading.threads
         results = ahead(reader.read, numbered, threads, limit=size + 2 * threads)

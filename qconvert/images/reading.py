@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from qconvert.errors import QConvertError
 from qconvert.images.batch import Item, Skipped
-from qconvert.images.decode import BrokenImage, Mode, decode
+from qconvert.images.decode import BrokenImage, Mode, decoded, opened
 from qconvert.images.listing import Picture
 from qconvert.images.pixels import Convert
+from qconvert.images.room import Room
 
 # More than an uncompressed picture of 16-bit RGBA takes, and its header.
 _BYTES_A_PIXEL, _HEADER_BYTES = 8, 1 << 20
@@ -65,6 +66,7 @@ class Reader:
     convert: Convert
     mode: Mode
     max_pixels: int
+    room: Room
 
     def read(self, given: tuple[int, Picture]) -> Ready | Skipped:
         """Return the picture at a position; raise only for what is wrong with the settings."""
@@ -73,11 +75,12 @@ class Reader:
             data = content(picture.file, self.max_pixels)
             sha256 = hashlib.sha256(data).hexdigest()
             _require_same(picture, sha256)
-            image = decode(data, self.mode, self.max_pixels)
+            image = opened(data, self.max_pixels)
+            with self.room.taken(image.width * image.height):
+                array = self.convert(decoded(image, self.mode), picture.name)
         except BrokenImage as error:
             return Skipped(picture.name, str(error))
-        item = Item(position, picture.name, sha256, picture.label)
-        return Ready(item, self.convert(image, picture.name))
+        return Ready(Item(position, picture.name, sha256, picture.label), array)
 
 
 def content(file: Path, max_pixels: int) -> bytes:
