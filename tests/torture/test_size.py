@@ -1,0 +1,133 @@
+"""Many images, many nodes, many bytes, many pixels: memory stays, and work grows in proportion.
+
+What was measured is printed: `pytest -m torture -rP tests/torture/test_size.py`.
+"""
+
+import cProfile
+import os
+import pstats
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from qconvert.cli import main
+from qconvert.cli.boundary import guarded
+from tests.torture import big
+from tests.torture.world import World
+
+pytestmark = [pytest.mark.torture, pytest.mark.timeout(3600)]
+
+MB = 1 << 20
+QUANTIZE = ("quantize", "--effort", "none", "--method", "mse")
+# Of an image there is its name, its hash, its label, and how each engine answered it.
+BYTES_AN_IMAGE = 4000
+SIZES = (12_500, 25_000, 50_000)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a command took."""
+
+    seconds: float
+    cpu: float
+    peak: int
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.1f} s, CPU {self.cpu:.1f} s, {self.peak / MB:.0f} MB"
+
+
+def cost(what: str, folder: Path, *words: str | Path) -> Cost:
+    """Run a command in a folder with an empty cache, print what it took, and return that."""
+    cache = folder / "cache"
+    shutil.rmtree(cache, ignore_errors=True)
+    temporary = folder / "tmp"
+    temporary.mkdir(exist_ok=True)
+    started = time.monotonic()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "qconvert", *map(str, words), "-q"],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "QCONVERT_CACHE_DIR": str(cache), "TMPDIR": str(temporary)},
+    )
+    _, status, used = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    took = time.monotonic() - started
+    assert child.returncode == 0
+    found = Cost(took, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
+    sys.stdout.write(f"{what}: {found}\n")
+    return found
+
+
+def test_a_build_over_fifty_thousand_images(world: World, tmp_path: Path) -> None:
+    peaks = {}
+    for count in SIZES:
+        images = big.links(world.root / "images", count, tmp_path / f"{count}")
+        words = ("build", world.root / "net.onnx", "--images", images, "--eval", images)
+        quick = ("--effort", "quick", "--seconds", "0.05", "--batch-sizes", "1")
+        chosen = ("--count", str(count), "--backend", "cpu", "--precision", "fp32,fp16,int8")
+        done = cost(f"{count} images", tmp_path, *words, *chosen, *quick, "-o", f"run-{count}")
+        peaks[count] = done.peak
+        shutil.rmtree(images)
+    assert peaks[SIZES[-1]] - peaks[SIZES[0]] < BYTES_AN_IMAGE * (SIZES[-1] - SIZES[0])
+
+
+def calls(model: Path, images: Path, out: Path) -> int:
+    """Return how many functions a quantization calls: its work, whatever the machine is doing."""
+    profile = cProfile.Profile()
+    words = (*QUANTIZE, str(model), "--images", str(images), "--count", "16", "-q", "-o", str(out))
+    code = profile.runcall(guarded, main, list(words))
+    assert code == 0
+    return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("shape", big.SHAPES)
+def test_twice_the_nodes_are_twice_the_work_and_twice_the_file(
+    shape: str, world: World, tmp_path: Path
+) -> None:
+    work, sizes = [], []
+    images = world.root / "images"
+    calls(big.deep(20, tmp_path / "first.onnx"), images, tmp_path / "first-int8.onnx")
+    for nodes in (250, 500, 1000):
+        model = big.SHAPES[shape](nodes, tmp_path / f"{nodes}.onnx")
+        out = tmp_path / f"{nodes}-int8.onnx"
+        cost(f"{shape}, {nodes} nodes", tmp_path, *QUANTIZE, model, "--images", images, "-o", out)
+        work.append(calls(model, images, tmp_path / f"{nodes}-again.onnx"))
+        sizes.append(out.stat().st_size)
+    sys.stdout.write(f"{shape}: {work} calls, {sizes} bytes\n")
+    assert work[2] < 2.4 * work[1] < 2.4**2 * work[0]
+    assert sizes[2] < 2.1 * sizes[1] < 2.1**2 * sizes[0]
+
+
+def test_pictures_of_sixty_four_million_pixels(world: World, tmp_path: Path) -> None:
+    words = ("calibrate", world.root / "net.onnx", "-o", "c.npz", "--images")
+    peaks = {}
+    for side in (2000, 4000, 8000):
+        images = big.large(side, tmp_path / f"{side}")
+        peaks[side] = cost(f"16 of {side} x {side}", tmp_path, *words, images).peak
+    many = big.links(tmp_path / "4000", 64, tmp_path / "many")
+    more = cost("64 of 4000 x 4000", tmp_path, *words, many).peak
+    assert more < peaks[4000] + 64 * MB
+    # Pillow takes four bytes a pixel, and no more pixels than one picture may have are held.
+    assert peaks[8000] < peaks[2000] + 4 * 200_000_000
+
+
+def test_a_model_above_two_gigabytes(world: World, tmp_path: Path) -> None:
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if free < 14 << 30 or shutil.disk_usage(tmp_path).free < 12 << 30:
+        pytest.skip("this takes 14 GB of memory and 12 GB of disk")
+    images, peaks = world.root / "images", {}
+    for layers in (2, 3, 5):
+        model = big.heavy(12_288, layers, tmp_path / "heavy.onnx")
+        size = model.with_suffix(".data").stat().st_size
+        few = ("--images", images, "--count", "8")
+        what = f"{size / 1e6:.0f} MB of weights"
+        peaks[size] = cost(what, tmp_path, *QUANTIZE, model, *few, "-o", "int8.onnx").peak
+        assert (tmp_path / "int8.onnx").stat().st_size < 0.26 * size
+        assert list((tmp_path / "tmp").glob("*qconvert*")) == []
+    size = max(peaks)
+    assert peaks[size] < 4 * size + 512 * MB
