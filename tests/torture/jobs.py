@@ -1,5 +1,6 @@
 """The commands that take long, and what each leaves behind when nothing happens to it."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -77,10 +78,8 @@ def hit(job: Job, world: World, place: Path, seconds: float, number: int) -> Don
     except subprocess.TimeoutExpired:
         if number != signal.SIGKILL:
             _wait_until_it_listens(child)
-        if number == signal.SIGINT:
-            os.killpg(child.pid, number)
-        else:
-            child.send_signal(number)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            (os.killpg if number == signal.SIGINT else os.kill)(child.pid, number)
     return ended(child)
 
 
