@@ -100,7 +100,7 @@ def carry_out(config: "Config", order: "Order", *, as_json: bool, fresh: bool = 
     else:
         report_view.show(report)
     console.say(f"report: {order.out / 'report.html'}")
-    gates.require(report)
+    gates.require(report, shown=not as_json)
 
 
 def _preview(config: "Config", order: "Order") -> None:

@@ -75,7 +75,7 @@ def trouble(text: str) -> None:
 def error(problem: QConvertError) -> None:
     """Show what happened, its causes, and after a blank line what to do."""
     lines = [f"{styled('error:', '31')} {plain(str(problem))}"]
-    lines += [f"  {detail}" for detail in map(plain, problem.details)]
+    lines += [line for detail in map(plain, problem.details) for line in _detail(detail)]
     cause = problem.__cause__
     while cause is not None:
         lines += [f"  caused by: {plain(str(cause)).strip() or type(cause).__name__}"]
@@ -84,6 +84,18 @@ def error(problem: QConvertError) -> None:
         lines += ["", f"{styled('hint:', '36')} {plain(problem.hint)}"]
     if LOUDNESS.level > -2:
         sys.stderr.write("\n".join(lines) + "\n")
+
+
+def _detail(text: str) -> list[str]:
+    """Return a detail as lines of at most 80 columns; what is no sentence has no words to wrap."""
+    return textwrap.wrap(
+        text,
+        80,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def data(text: str) -> None:

@@ -92,11 +92,11 @@ def speedup_range(before: Sequence[float], after: Sequence[float]) -> tuple[floa
     return float(ratios[low]), float(ratios[count - 1 - low])
 
 
-def notes(samples_ms: Sequence[float]) -> tuple[str, ...]:
+def notes(samples_ms: Sequence[float], *, on_gpu: bool = False) -> tuple[str, ...]:
     """Say what makes samples doubtful, and what to do about it."""
     samples = _array(samples_ms)
     # Samples that drift lie apart too; one cause is told once.
-    return tuple(_drift(samples) or _disturbed(samples))
+    return tuple(_drift(samples) or _disturbed(samples, on_gpu=on_gpu))
 
 
 def _drift(samples: NDArray[np.float64]) -> list[str]:
@@ -119,7 +119,7 @@ def _drift(samples: NDArray[np.float64]) -> list[str]:
     return found
 
 
-def _disturbed(samples: NDArray[np.float64]) -> list[str]:
+def _disturbed(samples: NDArray[np.float64], *, on_gpu: bool) -> list[str]:
     found = []
     outliers = int(_outliers(samples).sum())
     if outliers > max(1, MANY_OUTLIERS * len(samples)):
@@ -130,9 +130,10 @@ def _disturbed(samples: NDArray[np.float64]) -> list[str]:
     median = float(np.median(samples))
     share = spread(samples.tolist()) / median if median else 0.0
     if share > UNSTABLE:
+        clocks = "`cpupower frequency-set -g performance`" + ", `nvidia-smi -lgc`" * on_gpu
         found.append(
             f"unstable: the spread is {share:.0%} of the median; stop other programs and fix the "
-            "clocks (`cpupower frequency-set -g performance`, `nvidia-smi -lgc`)"
+            f"clocks ({clocks})"
         )
     return found
 

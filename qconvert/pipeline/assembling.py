@@ -82,7 +82,7 @@ def assemble(about: About, found: Findings, limits: Gate) -> Report:
         heard=found.notes,
         preprocess=dict(about.preprocess),
         calibration=calibrated,
-        evaluation=evaluated(about.evaluation, found.scores),
+        evaluation=evaluated(about.evaluation, found.scores, about.config),
         shared_images=shared(about.calibration, about.evaluation),
         mixes=dict(about.mixes),
         evidence=found.evidence,
@@ -186,7 +186,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def evaluated(exam: Exam | None, scores: Mapping[str, Accuracy]) -> Images | None:
+def evaluated(exam: Exam | None, scores: Mapping[str, Accuracy], config: Config) -> Images | None:
     """Return what answers were compared on; the hash covers labels and preprocessing too."""
     if exam is None:
         return None
@@ -194,7 +194,7 @@ def evaluated(exam: Exam | None, scores: Mapping[str, Accuracy]) -> Images | Non
     decided = [used.digest(), list(exam.images.labels), dict(exam.preprocessing)]
     whole = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
     count = scores[BASELINE].images if BASELINE in scores else len(used)
-    return Images(str(used.root), count, whole)
+    return Images(str(config.evaluate.images or used.root), count, whole)
 
 
 def shared(seen: Calibration | None, exam: Exam | None) -> int:

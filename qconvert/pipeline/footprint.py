@@ -13,6 +13,7 @@ from qconvert.measure.machine import machine
 from qconvert.measure.memory import Peak, peak
 from qconvert.pipeline.progress import Progress, Tell
 from qconvert.pipeline.timing import hashes, inputs_of
+from qconvert.report.numerals import count
 from qconvert.store import Store
 
 FOUND = "footprint.json"
@@ -50,7 +51,7 @@ def footprints(engines: Mapping[str, Engine], store: Store, tell: Tell) -> dict[
         told = json.loads((kept.path / FOUND).read_text(encoding="utf-8"))
         found[name] = Footprint(Coverage(**told["coverage"]), Peak(**told["peak"]))
     if engines:
-        text = f"{len(engines)} engines: nodes by precision, peak memory"
+        text = f"{count(len(engines), 'engine')}: nodes by precision, peak memory"
         tell(Progress("inspect", text, time.perf_counter() - started, stored))
     return found
 

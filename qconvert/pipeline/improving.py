@@ -84,8 +84,8 @@ class Verdict:
     def text(self) -> str:
         """Say it in one sentence."""
         came = (
-            f"error {self.before.error:.2%} -> {self.after.error:.2%}, distance "
-            f"{self.before.distance:.4f} -> {self.after.distance:.4f} "
+            f"error {100 * self.before.error:.3g}% -> {100 * self.after.error:.3g}%, distance "
+            f"{self.before.distance:.3g} -> {self.after.distance:.3g} "
             f"on {self.judges} other images"
         )
         if not self.kept:

@@ -68,7 +68,7 @@ def evaluate(target: Target, config: Config, reading: Reading, work: tuple[Store
         baseline=scores[BASELINE],
         variants=rows,
         preprocess=dict(exam.preprocessing),
-        evaluation=evaluated(exam, scores),
+        evaluation=evaluated(exam, scores, config),
         shared_images=shared(seen, exam),
     )
     if target.run is not None:

@@ -22,6 +22,7 @@ from qconvert.measure.accuracy import Accuracy, MeasuredOn, accuracy, baseline
 from qconvert.measure.judged import Judged, join, judge
 from qconvert.pipeline.progress import Progress, Tell
 from qconvert.pipeline.timing import hashes
+from qconvert.report.numerals import count
 from qconvert.store import Store
 
 BATCH = 8
@@ -74,7 +75,7 @@ def scored(
 
     found = store.get("evaluate", recipe, make)
     scores = ADAPTER.validate_json((found.path / SCORES).read_bytes())
-    text = f"{scores[BASELINE].images} images, {len(scores) - 1} engines"
+    text = f"{count(scores[BASELINE].images, 'image')}, {count(len(scores) - 1, 'engine')}"
     tell(Progress("evaluate", text, time.perf_counter() - started, found.stored))
     return scores
 

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from qconvert import backends, onnx_io
@@ -15,6 +15,7 @@ from qconvert.measure.latency import Latency, interleave
 from qconvert.measure.machine import machine
 from qconvert.measure.turns import Effort
 from qconvert.pipeline.progress import Progress, Tell
+from qconvert.report.numerals import count
 from qconvert.store import Store, digest
 
 LATENCIES = "latencies.json"
@@ -43,7 +44,7 @@ def timed(engines: Mapping[str, Engine], bench: Bench, store: Store, tell: Tell)
 
     found = store.get("bench", recipe, make)
     told = json.loads((found.path / LATENCIES).read_text(encoding="utf-8"))
-    text = f"{len(engines)} engines at batch {', '.join(map(str, bench.batch_sizes))}"
+    text = f"{count(len(engines), 'engine')} at batch {', '.join(map(str, bench.batch_sizes))}"
     tell(Progress("bench", text, time.perf_counter() - started, found.stored))
     return {name: tuple(map(_read, latencies)) for name, latencies in told.items()}
 
@@ -80,7 +81,11 @@ def measured(engines: Mapping[str, Engine], bench: Bench, tell: Tell) -> Timed:
             and (batch in bench.batch_sizes or fixed_batch(specs[name]))
         }
         for name, latencies in _at(batch, fits, specs, (bench, tell)).items():
-            found[name] += latencies
+            on_gpu = engines[name].backend != "cpu"
+            found[name] += tuple(
+                replace(each, notes=stats.notes(each.samples_ms, on_gpu=on_gpu))
+                for each in latencies
+            )
     return found
 
 
@@ -110,7 +115,7 @@ def _at(
     for name, where in calls:
         taken = samples[f"{name} {where}"]
         spot = "host" if where == "host" else "device"
-        found[name] += (Latency(batch, spot, taken, stats.notes(taken)),)  # type: ignore[arg-type]
+        found[name] += (Latency(batch, spot, taken),)  # type: ignore[arg-type]
     return found
 
 

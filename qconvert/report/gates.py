@@ -55,12 +55,14 @@ def judge(report: Report, limits: Limits) -> tuple[Gate, ...]:
     return tuple(gates)
 
 
-def require(report: Report) -> None:
-    """Raise where a gate failed."""
+def require(report: Report, *, shown: bool = False) -> None:
+    """Raise where a gate failed; which ones is not told again where the report was shown."""
     failed = [sentence(each) for each in report.gates if not each.passed]
     if failed:
         some = "1 gate failed" if len(failed) == 1 else f"{len(failed)} gates failed"
-        raise GateFailed(some, details=failed, hint="the report's tables have all figures")
+        raise GateFailed(
+            some, details=() if shown else failed, hint="the report's tables have all figures"
+        )
 
 
 def judged(report: Report, variant: Variant, name: GateName, limit: float) -> Gate:

@@ -4,6 +4,7 @@ from qconvert.report.model import Variant
 
 UNSAID = "not measured in this run"
 NO_LABELS = "top-1, precision, recall and F1 need labels: class folders, or `--labels`"
+EXACT = "no error: the outputs are those of FP32 to the last bit"
 NO_CLASSES = "no top-1 and no agreement: the outputs are not scores of classes"
 
 
@@ -19,6 +20,8 @@ def why_no_score(variant: Variant, name: str) -> str:
     said = variant.unmeasured.get(name) or variant.unmeasured.get("top1")
     if accuracy is None or said:
         return said or why_not(variant, "accuracy")
+    if name == "sqnr_db" and accuracy.kl is not None:
+        return EXACT
     if accuracy.top1 is not None or accuracy.agreement is not None:
         return UNSAID if accuracy.top1 is not None else NO_LABELS
     return NO_CLASSES

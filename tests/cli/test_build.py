@@ -132,7 +132,10 @@ def test_a_plan_in_the_run_is_followed(qconvert: Command) -> None:
 def test_gates_decide_the_exit_code_and_are_named(qconvert: Command) -> None:
     more = ("--labels", "labels.csv", "--max-size", "0.001", "--allow-unmeasured")
     done = built(qconvert, *IMAGES, *more, code=1)
-    assert "max-size: `cpu-int8`" in done.err
+    assert "max-size: `cpu-int8`" in done.out
+    assert "gate" in done.err
+    assert "max-size" not in done.err  # once is enough
+    assert "max-size: `cpu-int8`" in built(qconvert, *IMAGES, *more, "--json", code=1).err
     assert built(qconvert, *IMAGES, "--max-size", "1000").code == 0
 
 

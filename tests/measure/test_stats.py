@@ -91,9 +91,11 @@ def test_many_outliers_are_noted_and_one_is_not() -> None:
 
 
 def test_a_wide_spread_is_noted_with_what_to_do() -> None:
-    (note,) = notes(np.random.default_rng(0).normal(10, 2, 200).tolist())
-    assert note.startswith("unstable: the spread is 19% of the median")
-    assert "nvidia-smi -lgc" in note
+    samples = np.random.default_rng(0).normal(10, 2, 200).tolist()
+    for on_gpu in (False, True):
+        (note,) = notes(samples, on_gpu=on_gpu)
+        assert note.startswith("unstable: the spread is 19% of the median")
+        assert ("nvidia-smi -lgc" in note) == on_gpu
 
 
 def test_a_speedup_is_paired_and_does_not_see_what_hit_both() -> None:

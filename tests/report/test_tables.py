@@ -7,9 +7,11 @@ import pytest
 
 from qconvert.cli import console
 from qconvert.config import Gate
+from qconvert.measure.accuracy import Accuracy
 from qconvert.report import overview, placement, tables
 from qconvert.report.conclude import conclude
 from qconvert.report.model import Memory, Report
+from qconvert.report.reasons import EXACT, why_no_score
 from qconvert.report.sheet import Sheet
 from qconvert.report.terminal import footnotes
 from tests.report import reports
@@ -124,6 +126,12 @@ cpu-int8    98.50      24.1   0.0030
 
 def test_without_labels_there_is_agreement_and_the_reason(show: Show) -> None:
     assert show(tables.accuracy(reports.unlabelled())) == UNLABELLED.strip()
+
+
+def test_an_sqnr_that_equal_outputs_do_not_have_says_so() -> None:
+    bare = Accuracy(32, "engine", 100.0, sqnr_db=None, kl=0.0)
+    (variant, *_) = reports.measured().variants
+    assert why_no_score(replace(variant, accuracy=bare), "sqnr_db") == EXACT
 
 
 def test_outputs_that_name_no_class_compare_by_their_distance(show: Show) -> None:
