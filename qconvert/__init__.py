@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Quantized,
         Report,
         Run,
+        Searched,
         bench,
         build,
         calibrate,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         package,
         quantize,
         resume,
+        search,
     )
 else:  # type checkers would take any name for one that is there
 
@@ -54,6 +56,7 @@ __all__ = [
     "Quantized",
     "Report",
     "Run",
+    "Searched",
     "Unavailable",
     "UsageError",
     "bench",
@@ -66,11 +69,12 @@ __all__ = [
     "package",
     "quantize",
     "resume",
+    "search",
 ]
 
 
 class _Package(ModuleType):
-    """Keeps `qconvert.quantize` the function, though a package of ours has the same name."""
+    """Keeps `qconvert.quantize` and `search` functions, though packages have these names too."""
 
     def __setattr__(self, name: str, value: object) -> None:
         # Python puts a package's submodules into it as they are imported.

@@ -22,6 +22,7 @@ from qconvert.api_options import (
     Place,
     QuantizeOptions,
     ScoreOptions,
+    SearchOptions,
     config_of,
     load,
     require_known,
@@ -33,10 +34,11 @@ from qconvert.images.reading import Reading
 from qconvert.pipeline import build as building
 from qconvert.pipeline import calibrate as calibrating
 from qconvert.pipeline import export as exporting
-from qconvert.pipeline import measuring_again, opened, targets
+from qconvert.pipeline import measuring_again, mixing, opened, targets
 from qconvert.pipeline import quantize as quantizing
 from qconvert.pipeline.export import Exported
 from qconvert.pipeline.finished import Run, finished
+from qconvert.pipeline.mixing import Searched
 from qconvert.pipeline.opened import OpenEngine
 from qconvert.pipeline.progress import Progress, Tell, silent
 from qconvert.pipeline.quantize import Quantized
@@ -55,6 +57,7 @@ __all__ = [
     "Quantized",
     "Report",
     "Run",
+    "Searched",
     "bench",
     "build",
     "calibrate",
@@ -65,6 +68,7 @@ __all__ = [
     "package",
     "quantize",
     "resume",
+    "search",
 ]
 
 
@@ -195,6 +199,26 @@ def package(
     classes = _path(options.get("classes"))
     chosen = options.get("engine", ""), options.get("name", "")
     return packing.package(open_run(run), Wanted(format, Path(output), *chosen, classes))
+
+
+def search(
+    model: Model | None = None,
+    *,
+    output: Place,
+    tell: Tell = silent,
+    **options: Unpack[SearchOptions],
+) -> Searched:
+    """Find the least of a model that must leave INT8 for its answers to keep a `budget`.
+
+    Takes `images`, `count`, `eval`, `labels`, `backends` (one), `inputs`, `weights`, `trust`,
+    `fresh`, `settings`, `config`. The mix, its plan and all trials lie in the folder `output`;
+    where no mix keeps the budget, `mix.outcome` of what is returned is `none`.
+    """
+    config = config_of(model, options, SearchOptions)
+    shelf = store.default(fresh=options.get("fresh", False))
+    return mixing.find_mix(
+        config, mixing.Job(Path(output), options.get("trust", False)), shelf, tell
+    )
 
 
 def open_run(folder: Place) -> Run:

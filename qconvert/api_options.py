@@ -26,6 +26,7 @@ KEYS = {
     "labels": "evaluate.labels",
     "backends": "build.backends",
     "precisions": "build.precisions",
+    "budget": "search.budget",
 }
 MANY = ("inputs", "backends", "precisions")
 
@@ -79,6 +80,14 @@ class QuantizeOptions(ImageOptions, total=False):
     precision: Literal["int8", "fp16", "bf16"]
     calibration: Place
     plan: Place
+
+
+class SearchOptions(ScoreOptions, ImageOptions, total=False):
+    """For which backend to search, and the points that answers may lose."""
+
+    backends: Sequence[str]
+    budget: float
+    fresh: bool
 
 
 class PackageOptions(TypedDict, total=False):
