@@ -89,7 +89,9 @@ def _converted(image: Image.Image, mode: Mode) -> Image.Image:
     if image.mode.startswith("I;16"):
         # Pillow would clip at 255; 65535 / 257 = 255 exactly.
         wide = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+        wide += 128
+        wide //= 257
+        image = Image.fromarray(wide.astype(np.uint8))
     if image.mode in ("I", "F"):
         raise BrokenImage("32-bit pixels have no known range; save it with 8 or 16 bits")
     if image.mode == mode:

@@ -29,7 +29,7 @@ class Reading:
 
     workers: int | None = None
     max_broken: int | None = None
-    max_pixels: int = 200_000_000
+    max_pixels: int = 100_000_000
 
     def __post_init__(self) -> None:
         if (

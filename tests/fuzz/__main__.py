@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("first", type=int)
     parser.add_argument("end", type=int, nargs="?")
     parser.add_argument("--keep", type=Path)
-    parser.add_argument("--only", help="leave out cases of other kinds")
+    parser.add_argument("--only", default=",".join(cases.MAKERS), help="kinds, with commas")
     parser.add_argument(
         "--seeds", type=Path, help="seeds that are there already, or are left there"
     )
@@ -49,8 +49,8 @@ def main() -> int:
         return _all(_only(numbers, chosen.only), made, root, chosen.keep, alone)
 
 
-def _only(numbers: range, kind: str | None) -> Sequence[int]:
-    return [number for number in numbers if kind in (None, cases.kind_of(number))]
+def _only(numbers: range, kinds: str) -> Sequence[int]:
+    return [number for number in numbers if cases.kind_of(number) in kinds.split(",")]
 
 
 def _all(numbers: Sequence[int], seeds: Path, root: Path, keep: Path | None, alone: bool) -> int:

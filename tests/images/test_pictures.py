@@ -98,7 +98,7 @@ def test_what_cannot_be_opened_is_broken_too(tmp_path: Path) -> None:
     assert [str(each) for each in batch.skipped] == [
         "`dangling.png` (No such file or directory)",
         "`empty.png` (empty file)",
-        "`huge.png` (10,000,000,000 bytes are over the limit of 200,000,000 pixels)",
+        "`huge.png` (10,000,000,000 bytes are over the limit of 100,000,000 pixels)",
         "`pipe.png` (not a file)",
     ]
 
