@@ -1,6 +1,7 @@
 """Checkpoints: weights read without running what is in the file, and put into a network."""
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from qconvert.errors import QConvertError, Unavailable, UsageError, reason
 NESTS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "ema", "net", "weights")
 COUNTER = "num_batches_tracked"
 SHOWN = 3
+# Weights that somebody compressed shrink to a half, all zeros to a thousandth.
+MOST_UNPACKED = 20
 
 # What `--weights` says for a network whose weights stay as they are drawn.
 RANDOM = "random"
@@ -87,7 +90,25 @@ def existing(source: str) -> Path:
         raise UsageError(f"`{path}` {what}", hint="check the path; it starts at the current folder")
     if path.stat().st_size == 0:
         raise QConvertError(f"`{path}` is empty", hint="save or copy it again")
+    _require_honest(path)
     return path
+
+
+def _require_honest(path: Path) -> None:
+    """Refuse an archive whose few bytes unpack to many; torch itself compresses nothing."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, OSError) as error:
+        raise unreadable(path, error) from None
+    packed = path.stat().st_size
+    if unpacked > MOST_UNPACKED * packed + 2**20:
+        raise QConvertError(
+            f"`{path}` unpacks to {unpacked / 1e6:,.0f} MB from {packed / 1e6:,.1f} MB",
+            hint="save it again with `torch.save`, which compresses nothing",
+        )
 
 
 def _safetensors(path: Path) -> Any:

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+from qconvert import sources
+from qconvert.config import Export
 from qconvert.errors import QConvertError
-from qconvert.sources import torch_archive
+from qconvert.sources import torch_archive, torch_weights
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -177,3 +179,20 @@ def test_what_is_no_archive_is_told(tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps([1]))
     with pytest.raises(QConvertError, match="not a file torch can read"):
         torch_archive.load(path, trust=False)
+
+
+@pytest.mark.parametrize("name", ["bomb.pt", "bomb.pth", "bomb.pt2"])
+def test_few_bytes_that_unpack_to_many_are_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = io.BytesIO()
+    torch.save({"w": torch.zeros(5_000_000)}, buffer)
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(name, "w", zipfile.ZIP_DEFLATED) as new:
+        for member in old.namelist():
+            new.writestr(member, old.read(member))
+    assert Path(name).stat().st_size < 100_000
+    with pytest.raises(QConvertError, match=r"unpacks to 20 MB from 0\.0 MB"):
+        torch_weights.existing(name)
+    with pytest.raises(QConvertError, match=r"unpacks to 20 MB from 0\.0 MB"):
+        sources.load(name, Export(inputs=("1x4",)))
