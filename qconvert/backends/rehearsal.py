@@ -6,9 +6,13 @@ nobody has run here before is tried by a child, once for each model. That costs 
 for a Python that imports ONNX Runtime, one load and one run.
 """
 
+import contextlib
 import hashlib
 import io
+import os
 import subprocess
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -75,26 +79,40 @@ def _packed(feeds: Feeds) -> bytes:
 
 def _try(feeds: bytes, model: bytes | Path, seconds: float) -> None:
     """Refuse a model that ends the child; what survived once in this process is not tried again."""
-    content = model if isinstance(model, bytes) else str(model).encode(errors="surrogateescape")
-    key = hashlib.sha256(feeds + content).hexdigest()
-    if key in _survived:
+    content = model if isinstance(model, bytes) else os.fsencode(model)
+    digest = hashlib.sha256(feeds)
+    digest.update(content)
+    if (key := digest.hexdigest()) in _survived:
         return
     by_name = [str(model)] if isinstance(model, Path) else []
-    child = apart.start(_CHILD, str(len(feeds)), *by_name)
-    with child:
-        try:
-            _, said = child.communicate(feeds if by_name else feeds + content, timeout=seconds)
-        except subprocess.TimeoutExpired:
-            raise QConvertError(
-                f"the model did not come to an end within {seconds:.0f} s",
-                hint="it has loops; one of them may never stop for these inputs",
-            ) from None
-        finally:
-            child.kill()
-    if child.returncode < 0:
+    given = (feeds,) if by_name else (feeds, content)
+    with tempfile.TemporaryFile() as log:
+        with apart.start(_CHILD, str(len(feeds)), *by_name, stderr=log.fileno()) as child:
+            code = _ended(child, given, seconds)
+        log.seek(0)
+        said = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    if code < 0:
         raise QConvertError(
-            f"ONNX Runtime does not survive this model: {apart.death(child.returncode)}",
-            details=[line for line in said.decode(errors="replace").splitlines() if line][-3:],
+            f"ONNX Runtime does not survive this model: {apart.death(code)}",
+            details=said[-3:],
             hint="export it again; an honest graph that does this is a bug of ONNX Runtime",
         )
     _survived.add(key)
+
+
+def _ended(child: "subprocess.Popen[bytes]", given: Sequence[bytes], seconds: float) -> int:
+    """Return how a child ended that was given some bytes."""
+    assert child.stdin is not None
+    try:
+        # One after the other: a model of almost 2 GB is not copied to stand behind its inputs.
+        with contextlib.suppress(BrokenPipeError), child.stdin as stdin:
+            for each in given:
+                stdin.write(each)
+        return child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        raise QConvertError(
+            f"the model did not come to an end within {seconds:.0f} s",
+            hint="it has loops; one of them may never stop for these inputs",
+        ) from None
+    finally:
+        child.kill()
