@@ -19,7 +19,8 @@ PATCH, FEWEST = 8, 16
 class Input:
     """An input of one item, its first dimension the batch; integers are from `least` to `high`.
 
-    One that is `whole`, as a state or a number is, has no batch, and an item brings all of it.
+    One that is `whole`, as a state or a number is, has no batch, and an item brings all of it;
+    `text` is printed lines, and a `mask` has ones as far as a text goes.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Input:
     middle: float = 0.0
     whole: bool = False
     text: bool = False
+    mask: bool = False
 
     def option(self) -> str:
         """Return what `--input` takes; a single number has no shape to tell."""
@@ -40,6 +42,9 @@ class Input:
         """Return random rows: patches of colour, a swinging line, noise or integers."""
         generator = np.random.default_rng([seed, len(self.name), *self.shape])
         shape = (count, *(self.shape if self.whole else self.shape[1:]))
+        if self.mask:
+            lengths = generator.integers(shape[-1] // 4, shape[-1] + 1, (count, 1))
+            return (np.arange(shape[-1]) < lengths).astype(self.dtype)
         if self.dtype != "float32":
             return generator.integers(self.least, self.high + 1, shape).astype(self.dtype)
         if self.text:
@@ -68,7 +73,6 @@ class Entry:
     family: str
     source: str | Callable[[Path], Path]
     inputs: tuple[Input, ...]
-    effort: str = "none"
     options: tuple[str, ...] = ()
 
     def feeds(self, count: int, seed: int) -> Arrays:

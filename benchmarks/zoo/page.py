@@ -47,7 +47,16 @@ def _counts(found: Sequence[Found]) -> str:
         f"refused in part or whole, {len(died)} broke off. {times:.0f} minutes, on two cores that "
         f"other work shared; the largest process had {peak} MB.",
     ]
+    poor = [each for each in whole if min(_worst(each)) < POOR]
+    if poor:
+        names = ", ".join(each["name"] for each in poor)
+        lines.append(f"Under {POOR:.0f} dB in INT8 on a backend: {names}.")
     return "\n".join(lines) + "\n"
+
+
+def _worst(each: Found) -> list[float]:
+    scores = [_variants(each)[name]["sqnr_db"] for name in ENGINES if "int8" in name]
+    return [float("inf") if score is None else score for score in scores]
 
 
 def _row(each: Found) -> str:

@@ -52,8 +52,6 @@ NETS: dict[str, tuple[int, dict[str, Any]]] = {
     "repvit_m0_9": (SIDE, {}),
     "starnet_s1": (SIDE, {}),
 }
-# Of these the weights are learned too, which takes longer than all the rest.
-LEARNED = ("mobilenetv3_small_100", "lcnet_050", "convnext_atto", "vit_tiny_patch16_224")
 
 
 def entries() -> dict[str, Entry]:
@@ -62,8 +60,7 @@ def entries() -> dict[str, Entry]:
 
 
 def _entry(name: str) -> Entry:
-    effort = "quick" if name in LEARNED else "none"
-    return Entry("timm", f"{__name__}:{name}", (_image(name),), effort=effort)
+    return Entry("timm", f"{__name__}:{name}", (_image(name),))
 
 
 def _image(name: str) -> Input:

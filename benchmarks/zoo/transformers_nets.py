@@ -16,7 +16,7 @@ from tests.zoo import import_torchvision, settled_on
 
 WORDS, LENGTH, SIDE = 999, 24, 64
 IDS = Input("input_ids", (1, LENGTH), "int64", high=WORDS - 1)
-MASK = Input("attention_mask", (1, LENGTH), "int64", least=0, high=1)
+MASK = Input("attention_mask", (1, LENGTH), "int64", mask=True)
 PIXELS = Input("pixel_values", (1, 3, SIDE, SIDE))
 FILM = Input("pixel_values", (1, 4, 3, 32, 32))
 WAVE = Input("input_values", (1, 4000), scale=0.3)
