@@ -23,12 +23,15 @@ def write(results: Mapping[str, Found], names: Sequence[str]) -> None:
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{section(found)}\n{END}{after}", encoding="utf-8")
+    PAGE.write_text(
+        f"{before}{BEGIN}\n{section(found, len(names) - len(found))}\n{END}{after}",
+        encoding="utf-8",
+    )
 
 
-def section(found: Sequence[Found]) -> str:
+def section(found: Sequence[Found], missing: int) -> str:
     """Return counts, the table of every family, and what was left in float."""
-    parts = [_counts(found)]
+    parts = [_counts(found, missing)]
     for family in FAMILIES:
         some = [each for each in found if each.get("family") == family]
         if some:
@@ -36,7 +39,7 @@ def section(found: Sequence[Found]) -> str:
     return "\n".join([*parts, _left(found)])
 
 
-def _counts(found: Sequence[Found]) -> str:
+def _counts(found: Sequence[Found], missing: int) -> str:
     whole = [each for each in found if all(name in _variants(each) for name in ENGINES)]
     said = [each for each in found if each not in whole]
     died = [each["name"] for each in found if "died" in each]
@@ -47,6 +50,8 @@ def _counts(found: Sequence[Found]) -> str:
         f"refused in part or whole, {len(died)} broke off. {times:.0f} minutes, on two cores that "
         f"other work shared; the largest process had {peak} MB.",
     ]
+    if missing:
+        lines.append(f"{missing} more are in the list and were not run for this table.")
     poor = [each for each in whole if min(_worst(each)) < POOR]
     if poor:
         names = ", ".join(each["name"] for each in poor)
