@@ -44,13 +44,7 @@ def require_readable(proto: onnx.ModelProto, path: Path) -> None:
             )
         for tensor in graph.initializer:
             _require_places(tensor, path)
-
-
-def require_typed(tensors: Iterable[ir.TensorProtocol], path: Path) -> None:
-    """Refuse weights of no type."""
-    for tensor in tensors:
-        if tensor.dtype is ir.DataType.UNDEFINED:
-            raise not_onnx(path, f"its tensor `{tensor.name}` has no type")
+    _require_types(proto, path)
 
 
 def require_external(tensors: Iterable[ir.TensorProtocol], path: Path) -> None:
@@ -116,6 +110,18 @@ def _require_known_opset(proto: onnx.ModelProto, path: Path) -> None:
                 f"knows ({newest})",
                 hint=f"`pip install -U onnx`, or export it with opset {newest} or older",
             )
+
+
+def _require_types(proto: onnx.ModelProto, path: Path) -> None:
+    """Refuse tensors of no type, stored ones and those that a node brings."""
+    graphs = list(_graphs(proto.graph))
+    held = [tensor for graph in graphs for tensor in graph.initializer]
+    nodes = (node for part in (*graphs, *proto.functions) for node in part.node)
+    given = (each for node in nodes for each in node.attribute)
+    held += [each.t for each in given if each.type == onnx.AttributeProto.TENSOR]
+    for tensor in held:
+        if tensor.data_type == onnx.TensorProto.UNDEFINED:
+            raise not_onnx(path, f"its tensor `{tensor.name}` has no type")
 
 
 def _require_text(message: Message, path: Path) -> None:

@@ -41,7 +41,6 @@ def load(path: Path) -> ir.Model:
     onnx_check.require_readable(proto, path)
     model = _deserialize(proto, path)
     external_data.set_base_dir(model.graph, path.parent)
-    onnx_check.require_typed(tensors(model), path)
     onnx_check.require_external(tensors(model), path)
     onnx_check.require_known(nodes(model), model.functions.values(), path)
     onnx_check.require_valid(path)

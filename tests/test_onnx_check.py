@@ -123,11 +123,21 @@ def test_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
         onnx_io.load(path)
 
 
-def test_weights_without_a_type_are_refused(tmp_path: Path) -> None:
-    def change(proto: onnx.ModelProto) -> None:
-        proto.graph.initializer[0].data_type = 0
+def typeless_weight(proto: onnx.ModelProto) -> None:
+    proto.graph.initializer[0].data_type = 0
 
-    with pytest.raises(QConvertError, match=r"net\.onnx` is not an? .*ONNX model"):
+
+def typeless_constant(proto: onnx.ModelProto) -> None:
+    value = numpy_helper.from_array(np.ones(1, np.float32))
+    proto.graph.node.insert(0, helper.make_node("Constant", [], ["one"], value=value))
+    proto.graph.node[0].attribute[0].t.data_type = 0
+
+
+@pytest.mark.parametrize("change", [typeless_weight, typeless_constant])
+def test_tensors_without_a_type_are_refused(
+    change: Callable[[onnx.ModelProto], None], tmp_path: Path
+) -> None:
+    with pytest.raises(QConvertError, match="has no type"):
         onnx_io.load(changed(tmp_path, change))
 
 
