@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qconvert import npz
 from qconvert.errors import QConvertError, UsageError, located, reason
-from qconvert.graph.names import Names, tensor_names
+from qconvert.graph.names import Names
 from qconvert.quantize.additions import added
 from qconvert.quantize.plan import Plan, Weight
 from qconvert.scales import Floats
@@ -90,15 +90,18 @@ def require(weights: Weights, wanted: str) -> None:
         raise UsageError(f"the plan was made with {what}", hint=HINT)
 
 
-def settle(node: ir.Node, weight: Weight | None, learned: Learned) -> None:
-    """Give a node the float weight that its integers stand for, and its bias."""
+def settle(node: ir.Node, weight: Weight | None, learned: Learned, names: Names) -> None:
+    """Give a node the float weight that its integers stand for, and its bias.
+
+    `names` are those of its graph, where a bias that it did not have needs one.
+    """
     value = node.inputs[weight.slot] if weight is not None else None
     if weight is None or value is None:
         return
     shape = [-1 if axis == weight.axis else 1 for axis in range(learned.integers.ndim)]
     give(value, learned.integers * learned.steps.reshape(shape))
     if learned.bias is not None:
-        give(_bias_of(node), learned.bias)
+        give(_bias_of(node, names), learned.bias)
 
 
 def give(value: ir.Value, array: Floats) -> None:
@@ -107,7 +110,7 @@ def give(value: ir.Value, array: Floats) -> None:
     value.shape = ir.Shape(array.shape)
 
 
-def _bias_of(node: ir.Node) -> ir.Value:
+def _bias_of(node: ir.Node, names: Names) -> ir.Value:
     """Return the bias of a node, or what is added behind it; one is made where it has none."""
     held = node.inputs[BIAS_SLOT] if len(node.inputs) > BIAS_SLOT else added(node)
     if held is not None:
@@ -115,7 +118,7 @@ def _bias_of(node: ir.Node) -> ir.Value:
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     kind = ir.TensorType(ir.DataType.FLOAT)
-    name = Names(tensor_names(graph)).free(f"{node.name}.bias")
+    name = names.free(f"{node.name}.bias")
     made = ir.Value(name=name, type=kind, const_value=ir.tensor(np.zeros(1, np.float32), name=name))
     graph.register_initializer(made)
     node.resize_inputs(BIAS_SLOT + 1)

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qconvert.feeds import Feeds
+from qconvert.graph.names import Names, tensor_names
 from qconvert.graph.patterns import constant
 from qconvert.quantize import rows, weights
 from qconvert.quantize.activation import following
@@ -101,6 +102,7 @@ class _Prefix:
         rounding = replace(plan, layers=bare, integer_bias=False, learned="")
         rounds = apply(model, rounding)
         self._nodes = {node.name: node for node in rounds.graph}
+        self._names = Names(tensor_names(rounds.graph))
         self._run = Stretches(rounds, lesson.open_model, lesson.parts)
 
     def run_to(self, name: str) -> list[Floats]:
@@ -113,7 +115,7 @@ class _Prefix:
         """Give a layer its weight, learned or rounded to the nearest."""
         node = self._nodes[product.node.name]
         if learned is not None:
-            settle(node, Weight(product.slot, product.axis), learned)
+            settle(node, Weight(product.slot, product.axis), learned, self._names)
         else:
             value = node.inputs[product.slot]
             assert value is not None

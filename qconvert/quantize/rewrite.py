@@ -37,10 +37,10 @@ def apply(model: ir.Model, plan: Plan, learned: Weights = NOTHING) -> ir.Model:
     require(learned, plan.learned)
     model = equalized(model, plan.equalized)
     layers = chosen_layers(model.graph, plan)
+    wiring = Wiring.of(model.graph)
     for node in layers:
         if (known := learned.get(node.name or "")) is not None:
-            settle(node, layers[node].weight, known)
-    wiring = Wiring.of(model.graph)
+            settle(node, layers[node].weight, known, wiring.names)
     # Before activations are rewired: what a bias is made of depends on the tensors as they were.
     weighted: list[Product] = list(products(layers, plan))
     for value in list(_rounded(model.graph, layers)):
