@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper, parser
+from onnx import numpy_helper, parser
 
 from benchmarks.zoo.entry import Entry, Input
 
@@ -15,7 +15,6 @@ SIDE, CLASSES = 32, 10
 IMAGE = Input("image", (1, 3, SIDE, SIDE))
 PHOTO = Input("image", (1, SIDE, SIDE, 3))
 FRAMES = Input("frames", (1, 12, 32))
-FLOAT = TensorProto.FLOAT
 
 
 def weights(*shape: int, seed: int) -> Array:
