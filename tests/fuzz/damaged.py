@@ -28,16 +28,18 @@ def damage(chance: random.Random, file: Path) -> None:
 
 
 def tree_or_bytes(chance: random.Random, file: Path) -> None:
-    """Spoil a JSON or TOML file."""
+    """Spoil a JSON or TOML file; one that is no tree any more is only bytes."""
     data = file.read_bytes()
-    if chance.random() < 0.25:
+    toml = file.suffix == ".toml"
+    try:
+        tree = tomllib.loads(data.decode()) if toml else json.loads(data)
+    except (ValueError, RecursionError):
+        tree = None
+    if tree is None or chance.random() < 0.25:
         file.write_bytes(mangled_bytes.mangle(chance, data))
-    elif file.suffix == ".toml":
-        tree = mangled_trees.mangle(chance, tomllib.loads(data.decode()))
-        file.write_bytes(mangled_trees.toml_text(tree))
-    else:
-        tree = mangled_trees.mangle(chance, json.loads(data))
-        file.write_bytes(mangled_trees.json_text(tree))
+        return
+    text = mangled_trees.toml_text if toml else mangled_trees.json_text
+    file.write_bytes(text(mangled_trees.mangle(chance, tree)))
 
 
 def _spoil(chance: random.Random, file: Path) -> None:
