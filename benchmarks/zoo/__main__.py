@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="networks; default: those without a result")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "qconvert-zoo")
     parser.add_argument("--seconds", type=int, default=SECONDS, help="limit of one network")
+    parser.add_argument("--effort", help="for all: none, quick, default or thorough")
     parser.add_argument("--family", help="only these: timm, transformers, graphs, packages")
     parser.add_argument("--keep", action="store_true", help="keep what was made")
     parser.add_argument("--list", action="store_true")
@@ -39,6 +41,8 @@ def main() -> int:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     entries = catalogue(given.work)
+    if given.effort:
+        entries = {name: replace(each, effort=given.effort) for name, each in entries.items()}
     if given.one:
         print(json.dumps(trial(given.one, entries[given.one], given.work / given.one)))
         return 0
@@ -51,7 +55,7 @@ def main() -> int:
     wanted = [n for n in wanted if given.family in (None, entries[n].family) and not given.write]
     for number, name in enumerate(wanted):
         print(f"{number + 1}/{len(wanted)} {name}", flush=True)
-        found = tried(name, given.work, given.seconds, keep=given.keep)
+        found = tried(name, given)
         with results.open("a") as file:
             file.write(json.dumps(found) + "\n")
         print(f"    {shown(found)}", flush=True)
@@ -61,30 +65,32 @@ def main() -> int:
     return 0
 
 
-def tried(name: str, work: Path, seconds: int, *, keep: bool) -> dict[str, Any]:
+def tried(name: str, given: argparse.Namespace) -> dict[str, Any]:
     """Run one network in a process of its own; what takes too long is ended, with its children."""
-    folder = work / name
+    folder = given.work / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     started = time.monotonic()
+    asked = ["--work", str(given.work), "--one", name]
+    asked += ["--effort", given.effort] if given.effort else []
     child = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.zoo", "--work", str(work), "--one", name],
+        [sys.executable, "-m", "benchmarks.zoo", *asked],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     try:
-        out, err = child.communicate(timeout=seconds)
+        out, err = child.communicate(timeout=given.seconds)
         found: dict[str, Any] = json.loads(out.splitlines()[-1])
     except subprocess.TimeoutExpired:
         os.killpg(child.pid, signal.SIGKILL)
         child.communicate()
-        found = {"name": name, "died": f"took more than {seconds} s"}
+        found = {"name": name, "died": f"took more than {given.seconds} s"}
     except (IndexError, ValueError):
         found = {"name": name, "died": f"code {child.returncode}: {err[-300:]}"}
     found.setdefault("seconds", round(time.monotonic() - started, 1))
-    if not keep:
+    if not given.keep:
         shutil.rmtree(folder, ignore_errors=True)
     return found
 
