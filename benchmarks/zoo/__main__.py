@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="networks; default: those without a result")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "qconvert-zoo")
     parser.add_argument("--seconds", type=int, default=SECONDS, help="limit of one network")
-    parser.add_argument("--effort", help="for all: none, quick, default or thorough")
+    parser.add_argument("--effort", default="none", help="none, quick, default or thorough")
     parser.add_argument("--family", help="only these: timm, transformers, graphs, packages")
     parser.add_argument("--keep", action="store_true", help="keep what was made")
     parser.add_argument("--list", action="store_true")
@@ -41,10 +41,15 @@ def main() -> int:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     entries = catalogue(given.work)
-    if given.effort:
-        entries = {name: replace(each, effort=given.effort) for name, each in entries.items()}
     if given.one:
-        print(json.dumps(trial(given.one, entries[given.one], given.work / given.one)))
+        effort = ("--effort", given.effort, *entries[given.one].options)
+        print(
+            json.dumps(
+                trial(
+                    given.one, replace(entries[given.one], options=effort), given.work / given.one
+                )
+            )
+        )
         return 0
     if given.list:
         print("\n".join(f"{each.family:14}{name}" for name, each in entries.items()))
@@ -71,8 +76,7 @@ def tried(name: str, given: argparse.Namespace) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     started = time.monotonic()
-    asked = ["--work", str(given.work), "--one", name]
-    asked += ["--effort", given.effort] if given.effort else []
+    asked = ["--work", str(given.work), "--one", name, "--effort", given.effort]
     child = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.zoo", *asked],
         stdout=subprocess.PIPE,

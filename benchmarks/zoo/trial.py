@@ -61,7 +61,7 @@ def _built(found: Told, entry: Entry, wanted: tuple[Sequence[str], ...], work: P
     step = "build" if len(backends) > 1 else f"{backends[0]}-{precisions[0]}"
     options = ["--backend", ",".join(backends), "--precision", ",".join(precisions)]
     options += ["--images", work / "calibration.npz", "--eval", work / "evaluation.npz"]
-    options += ["--effort", "none", *QUICK, *_inputs(entry), "-o", work / step]
+    options += [*QUICK, *_inputs(entry), "-o", work / step]
     options += entry.options
     model = work / MODEL
     found["steps"][step] = command(["build", model, *options], work)
