@@ -25,7 +25,7 @@ class Effort:
 
 EFFORTS: dict[str, Effort] = {
     "none": Effort(),
-    "quick": Effort(images=16, rows=1024),
+    "quick": Effort(images=16, rows=512),
     "default": Effort(64, 2048, judges=128, method=AUTO, evens=True, work=5e12),
     "thorough": Effort(192, 8192, judges=256, method=AUTO, evens=True, work=4e13),
 }

@@ -21,7 +21,7 @@ LEAST_HOLD = 1e-12
 # How much of the errors that reach a layer its weights make up for: all of it fits the images that
 # are learned from and no others.
 MAKE_UP = 0.25
-SWEEPS = 4
+SWEEPS = 2
 # As many inputs change before all others hear of it.
 BLOCK = 64
 
