@@ -2,7 +2,13 @@
 
 from dataclasses import dataclass
 
+import onnx_ir as ir
+
 from qconvert.quantize.ranges import AUTO, USUAL
+from qconvert.quantize.stretches import widest_bytes
+
+# Two models' activations of all images lie in memory at the widest place of the graph.
+MOST_BYTES = 1_500_000_000
 
 
 @dataclass(frozen=True)
@@ -29,3 +35,8 @@ EFFORTS: dict[str, Effort] = {
     "default": Effort(64, 2048, judges=128, method=AUTO, evens=True, work=5e12),
     "thorough": Effort(192, 8192, judges=256, method=AUTO, evens=True, work=4e13),
 }
+
+
+def fitting(model: ir.Model, images: int) -> int:
+    """Return how many of so many images fit into memory while layers run alone; one always does."""
+    return min(images, max(1, MOST_BYTES // max(1, 2 * widest_bytes(model))))

@@ -16,7 +16,7 @@ from qconvert import __version__
 from qconvert.backends.ort import VERSION, open_cpu
 from qconvert.feeds import Feeds, batch_size
 from qconvert.measure.nearness import Numbers, changed, distances, noise
-from qconvert.pipeline.efforts import EFFORTS
+from qconvert.pipeline.efforts import EFFORTS, fitting
 from qconvert.pipeline.prepared import Prepared
 from qconvert.pipeline.progress import Progress, Tell
 from qconvert.pipeline.seen import Seen
@@ -27,12 +27,10 @@ from qconvert.quantize.learned import Learned, Weights
 from qconvert.quantize.learning import Lesson, Taught, learn, learnable
 from qconvert.quantize.plan import Plan
 from qconvert.quantize.rewrite import apply
-from qconvert.quantize.stretches import untyped, widest_bytes
+from qconvert.quantize.stretches import untyped
 from qconvert.store import Store
 
 WEIGHTS, TOLD = "learned.npz", "told.json"
-# Two models' activations of all images lie in memory at the widest place of the graph.
-MOST_BYTES = 1_500_000_000
 FEWEST_PARTS = 2
 # Standard errors by which the distance may grow, and the share of changed answers. A smaller error
 # is no comfort where more answers are wrong, and few images show that late.
@@ -121,7 +119,7 @@ def improve(plan: Plan, effort: str, by: Improver) -> Improved:
     if not by.found.at_hand:
         return Improved(plan, weights.NOTHING, (NOT_AT_HAND,))
     started = time.perf_counter()
-    images = min(chosen.images, max(1, MOST_BYTES // max(1, 2 * widest_bytes(model))))
+    images = fitting(model, chosen.images)
     parts = by.found.lessons(images)
     if len(parts) < FEWEST_PARTS:
         return Improved(plan, weights.NOTHING)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from qconvert.backends.ort import open_cpu
 from qconvert.graph.describe import describe
 from qconvert.graph.observed import observe
+from qconvert.pipeline.efforts import fitting
 from qconvert.pipeline.measuring import BATCH
 from qconvert.pipeline.progress import Progress
 from qconvert.pipeline.study import LESSONS, Study
@@ -62,8 +63,9 @@ def ranged(study: Study, work: float) -> Wishes:
 
 
 def _affordable(study: Study, tensors: int, work: float) -> int:
-    """Return how many images so much work is enough for, in whole batches."""
+    """Return for how many images work and memory are enough, in whole batches."""
     once = sum(node.macs or 0 for node in describe(study.ready.model).nodes)
     # On average half of the model runs for each of them.
     each = max(1, once * tensors * len(METHODS) / 2)
-    return min(LESSONS, math.floor(work / each / BATCH) * BATCH)
+    most = min(fitting(study.ready.model, LESSONS), work / each)
+    return math.floor(most / BATCH) * BATCH

@@ -10,7 +10,7 @@ import pytest
 
 from qconvert import config_file
 from qconvert.graph.simplify import infer_shapes
-from qconvert.pipeline import improving, prepared, seen
+from qconvert.pipeline import efforts, improving, prepared, seen
 from qconvert.pipeline.calibrate import Job
 from qconvert.pipeline.efforts import EFFORTS
 from qconvert.pipeline.improving import Improved, Improver, improve
@@ -194,7 +194,7 @@ def test_memory_bounds_the_images(world: World, monkeypatch: pytest.MonkeyPatch)
         return []
 
     object.__setattr__(world.found, "lessons", lessons)
-    monkeypatch.setattr(improving, "MOST_BYTES", 1_000_000)
+    monkeypatch.setattr(efforts, "MOST_BYTES", 1_000_000)
     world.improve("thorough")
     assert 1 <= asked[0] < EFFORTS["thorough"].images
 

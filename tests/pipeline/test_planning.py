@@ -10,11 +10,11 @@ import pytest
 from qconvert import config_file, onnx_io
 from qconvert.backends.ort import open_cpu
 from qconvert.measure.nearness import sqnr_db
-from qconvert.pipeline import prepared, seen
+from qconvert.pipeline import efforts, prepared, ranging, seen
 from qconvert.pipeline.calibrate import Job
 from qconvert.pipeline.planning import Drafted, draft
 from qconvert.pipeline.progress import Progress
-from qconvert.pipeline.study import Study, nearer
+from qconvert.pipeline.study import LESSONS, Study, nearer
 from qconvert.quantize import factors
 from qconvert.quantize import plan as plans
 from qconvert.quantize.plan import Plan
@@ -137,3 +137,15 @@ def test_another_way_is_nearer_only_beyond_doubt() -> None:
     assert not nearer(usual[:3], usual[:3] * 0.8)
     assert not nearer(usual, np.full(40, np.inf))
     assert nearer(np.full(40, np.inf), usual)
+
+
+def test_ranges_by_answers_look_at_no_more_images_than_work_and_memory_allow(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    for work in (1e12, 2e7, 1.0):
+        asked.append(ranging._affordable(world.study, 10, work))
+    assert asked[0] == LESSONS
+    assert asked[0] > asked[1] > asked[2] == 0
+    monkeypatch.setattr(efforts, "MOST_BYTES", 1_000_000)
+    assert ranging._affordable(world.study, 10, 1e12) < LESSONS
