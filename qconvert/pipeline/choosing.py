@@ -8,10 +8,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from qconvert.measure.nearness import Numbers
 from qconvert.pipeline.progress import Progress
 from qconvert.pipeline.ranging import ranged
-from qconvert.pipeline.study import Study, nearer
+from qconvert.pipeline.study import Far, Study, nearer
 from qconvert.quantize.planning import Wishes
 from qconvert.quantize.ranges import ANSWERS, USUAL
 
@@ -46,7 +45,7 @@ def try_methods(study: Study, work: float) -> tuple[Wishes, tuple[Tried, ...]]:
     total = len(CANDIDATES) + 1
     study.tell(Progress("choose", "the float model", done=0, total=total))
     wanted = study.wanted()
-    far: dict[str, Numbers] = {}
+    far: dict[str, Far] = {}
     wishes: dict[str, Wishes] = {}
     for number, method in enumerate(CANDIDATES):
         study.tell(Progress("choose", method, done=number + 1, total=total))
@@ -62,12 +61,12 @@ def try_methods(study: Study, work: float) -> tuple[Wishes, tuple[Tried, ...]]:
     return wishes[choice.method], choice.tried
 
 
-def chosen(far: Mapping[str, Numbers]) -> Choice:
+def chosen(far: Mapping[str, Far]) -> Choice:
     """Return the usual method, or the nearest of those that are nearer beyond doubt.
 
     Compared are the same images, in pairs.
     """
-    tried = [Tried(method, float(each.mean())) for method, each in far.items()]
+    tried = [Tried(method, float(each.images.mean())) for method, each in far.items()]
     ranked = tuple(sorted(tried, key=lambda each: each.distance))
     better = (each.method for each in ranked if nearer(far[USUAL], far[each.method]))
     return Choice(next(better, USUAL), ranked)

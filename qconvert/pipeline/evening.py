@@ -43,7 +43,7 @@ def evened(study: Study, store: Store) -> Evened:
     kept = nearer(before, after)
     text = (
         f"channels of {len(tried)} tensors made even: {'kept' if kept else 'dropped'}, distance "
-        f"{before.mean():.4g} -> {after.mean():.4g} {study.on(after)}"
+        f"{before.images.mean():.4g} -> {after.images.mean():.4g} {study.on(after)}"
     )
     study.tell(Progress(STEP, text, time.perf_counter() - started))
     return Evened(even, tried, (text,)) if kept else Evened(study)

@@ -7,7 +7,7 @@ import numpy as np
 
 from qconvert.backends.ort import open_cpu
 from qconvert.feeds import Feeds
-from qconvert.measure.nearness import Numbers, distances
+from qconvert.measure.nearness import Numbers, distances, noise
 from qconvert.pipeline.prepared import Prepared
 from qconvert.pipeline.progress import Tell
 from qconvert.pipeline.seen import Seen
@@ -23,6 +23,14 @@ LESSONS = 32
 # Answers that are held of the float model.
 MOST_BYTES = 256_000_000
 FEWEST = 4  # below, chance cannot be told from a difference
+
+
+@dataclass(frozen=True, eq=False)
+class Far:
+    """How far answers are from FP32: on each image, and their error as a share of all answers."""
+
+    images: Numbers
+    error: float
 
 
 @dataclass(frozen=True)
@@ -60,27 +68,33 @@ class Study:
                 break
         return wanted
 
-    def far(self, wishes: Wishes, wanted: list[Feeds]) -> Numbers:
-        """Return how far the answers of the nearest integers are from that, for each image."""
+    def far(self, wishes: Wishes, wanted: list[Feeds]) -> Far:
+        """Return how far the answers of the nearest integers are from that."""
         run = open_cpu(apply(self.ready.model, self.draft(wishes)))
-        judges = zip(self._judges(), wanted, strict=False)
-        return distances(wanted, [run(feeds) for feeds, _ in judges])
+        answers = [run(feeds) for feeds, _ in zip(self._judges(), wanted, strict=False)]
+        return Far(distances(wanted, answers), noise(wanted, answers))
 
-    def on(self, far: Numbers) -> str:
+    def on(self, far: Far) -> str:
         """Say on which images distances were found."""
         known = "other images" if self.found.held_out else "images that were calibrated on"
-        return f"on {far.size} {known}"
+        return f"on {far.images.size} {known}"
 
     def _judges(self) -> Iterator[Feeds]:
         return self.found.judges(LESSONS, self.judges)
 
 
-def nearer(usual: Numbers, other: Numbers) -> bool:
-    """Whether images are nearer with another way, by more than chance would make them."""
-    if not np.isfinite(usual).all():
-        return bool(np.isfinite(other).all())
-    if usual.size < FEWEST or not np.isfinite(other).all() or other.mean() >= usual.mean():
+def nearer(usual: Far, other: Far) -> bool:
+    """Whether images are nearer with another way, by more than chance would make them.
+
+    What is nearer on most images, and so far off on a few that the error of all grows, is not.
+    """
+    before, after = usual.images, other.images
+    if not np.isfinite(before).all():
+        return bool(np.isfinite(after).all())
+    if before.size < FEWEST or not np.isfinite(after).all() or after.mean() >= before.mean():
+        return False
+    if other.error > usual.error:
         return False
     # Distances grow with the square of an error; as they are, a few images would decide alone.
-    gained = np.sqrt(usual) - np.sqrt(other)
+    gained = np.sqrt(before) - np.sqrt(after)
     return bool(gained.mean() > STANDARD_ERRORS * gained.std(ddof=1) / np.sqrt(gained.size))

@@ -14,7 +14,7 @@ from qconvert.pipeline import efforts, prepared, ranging, seen
 from qconvert.pipeline.calibrate import Job
 from qconvert.pipeline.planning import Drafted, draft
 from qconvert.pipeline.progress import Progress
-from qconvert.pipeline.study import LESSONS, Study, nearer
+from qconvert.pipeline.study import LESSONS, Far, Study, nearer
 from qconvert.quantize import factors
 from qconvert.quantize import plan as plans
 from qconvert.quantize.plan import Plan
@@ -132,11 +132,13 @@ def test_factors_that_do_not_help_are_dropped_and_told_of(
 
 def test_another_way_is_nearer_only_beyond_doubt() -> None:
     usual = np.random.default_rng(0).exponential(1.0, 40)
-    assert nearer(usual, usual * 0.8)
-    assert not nearer(usual, usual)
-    assert not nearer(usual[:3], usual[:3] * 0.8)
-    assert not nearer(usual, np.full(40, np.inf))
-    assert nearer(np.full(40, np.inf), usual)
+    broken = Far(np.full(40, np.inf), np.inf)
+    assert nearer(Far(usual, 1.0), Far(usual * 0.8, 1.0))
+    assert not nearer(Far(usual, 1.0), Far(usual, 1.0))
+    assert not nearer(Far(usual, 1.0), Far(usual * 0.8, 1.1))
+    assert not nearer(Far(usual[:3], 1.0), Far(usual[:3] * 0.8, 1.0))
+    assert not nearer(Far(usual, 1.0), broken)
+    assert nearer(broken, Far(usual, 1.0))
 
 
 def test_ranges_by_answers_look_at_no_more_images_than_work_and_memory_allow(
