@@ -185,7 +185,10 @@ def _divided(node: ir.Node) -> tuple[Part, ...]:
     made = MAKERS.get(node.op_type) if is_standard(node) else None
     parts = made(node) if made is not None else ()
     arrays = [constant(part.value) for part in parts]
-    right = all(array is not None and array.dtype == np.float32 for array in arrays)
+    right = all(
+        array is not None and array.dtype == np.float32 and array.ndim > part.axis
+        for array, part in zip(arrays, parts, strict=True)
+    )
     sizes = {array.shape[part.axis] for array, part in zip(arrays, parts, strict=True) if right}  # type: ignore[union-attr]
     return parts if right and len(sizes) == 1 else ()
 

@@ -50,6 +50,8 @@ def choose(
 
 def _best(site: Site, largest: Floats) -> Floats | None:
     """Return the factors with the least expected error, None where those of 1 are as good."""
+    if not largest.any():
+        return None
     plain = _error(site, largest, np.ones_like(largest))
     tried = [_factors(site, largest, share) for share in SHARES]
     errors = [_error(site, largest, each) for each in tried]
@@ -60,7 +62,7 @@ def _best(site: Site, largest: Floats) -> Floats | None:
 def _factors(site: Site, largest: Floats, share: float) -> Floats:
     """Return factors that take so much of the difference between channels out of the tensor."""
     alive = largest > 0
-    top = largest.max() if alive.any() else 1.0
+    top = largest.max()
     sizes = np.maximum(np.where(alive, largest, top), top / FURTHEST) / top
     weights = _largest_weights(site, len(largest))
     weights = np.where(weights > 0, weights, weights.max() or 1.0)

@@ -104,6 +104,11 @@ HIDDEN = {
         IMAGE,
         {"w1": (6, 3, 3, 3), "b1": (6,), "w": (6, 6)},
     ),
+    "a bias that is one number": (
+        "c = Gemm (x, w1, b1) y = MatMul (c, w)",
+        "(float[N, 8] x) => (float[] y)",
+        {"w1": (8, 6), "b1": (), "w": (6, 4)},
+    ),
     "groups of several channels": (
         "c = Conv (x, w1, b1) y = Conv <group: int = 2> (c, w2)",
         IMAGE,
@@ -130,6 +135,11 @@ def test_factors_that_do_not_fit_are_refused_with_the_tensor(
 def test_channels_of_about_one_size_get_no_factors() -> None:
     before = model(CHAIN.format("Relu"), IMAGE, **WIDE)
     assert chosen(before, np.ones(6, np.float32)) == {}
+
+
+def test_a_tensor_that_is_always_zero_gets_no_factors() -> None:
+    before = model(CHAIN.format("Relu"), IMAGE, **WIDE)
+    assert chosen(before, np.zeros(6, np.float32)) == {}
 
 
 def test_channels_of_very_different_sizes_come_closer() -> None:
