@@ -27,11 +27,9 @@ class Drafted:
 def draft(study: Study, effort: str, store: Store) -> Drafted:
     """Return a plan by the method wished for; with some effort channels are made even first."""
     chosen, method = EFFORTS[effort], study.wishes.method
-    if not study.found.at_hand:
-        usual = USUAL if method in (AUTO, ANSWERS) else method
-        study = replace(study, wishes=replace(study.wishes, method=usual))
-        return Drafted(study.plan(), study.found)
     plain = replace(study, wishes=replace(study.wishes, method=_alone(method)))
+    if not study.found.at_hand:
+        return Drafted(plain.plan(), plain.found)
     even = evened(plain, store) if chosen.evens else None
     study = even.study if even is not None else plain
     tried: tuple[Tried, ...] = ()

@@ -35,14 +35,10 @@ def ranged(study: Study, work: float) -> Wishes:
         method: ranges.choose(model.graph, observed, summaries, Way(method, grid))
         for method in METHODS
     }
-    own = {
-        method: {name: each for name, each in some.items() if name not in observed.shares}
-        for method, some in found.items()
-    }
-    rounded = study.draft(study.wishes).tensors.keys()
+    rounded = study.draft(study.wishes).tensors.keys() - observed.shares.keys()
     own = {
         method: {name: each for name, each in some.items() if name in rounded}
-        for method, some in own.items()
+        for method, some in found.items()
     }
     total = len(by_answers.tensors(model, own))
     images = _affordable(study, total, work)
