@@ -58,6 +58,10 @@ def recipe(spec: BuildSpec) -> Mapping[str, str]:
     return {"backend": "fake", "precision": spec.precision, **options}
 
 
+def require_readable(graph: Path, spec: BuildSpec) -> None:
+    """Take it."""
+
+
 def build(graph: Path, spec: BuildSpec, folder: Path, heard: Heard) -> Engine:
     heard("copying", 0.0)
     shutil.copyfile(graph, folder / GRAPH)

@@ -150,6 +150,10 @@ class Backend(Protocol):
         """Return all that decides a build beside the model: versions, devices, options."""
         ...
 
+    def require_readable(self, graph: Path, spec: BuildSpec) -> None:
+        """Refuse the float graph that builds begin with, if its builder cannot read it."""
+        ...
+
     def build(self, graph: Path, spec: BuildSpec, folder: Path, heard: Heard) -> Engine:
         """Build an engine of an ONNX file into a folder that is there and empty."""
         ...

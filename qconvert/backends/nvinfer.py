@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from qconvert import drafts
+from qconvert import drafts, onnx_io
 from qconvert.backends.base import Heard, Profile
 from qconvert.backends.build_progress import Progress, watched
 from qconvert.backends.folder import writing
@@ -17,6 +17,9 @@ from qconvert.feeds import TensorSpec
 
 PRODUCTS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
 CURE = "int8 needs zero points of 0 and float biases: quantize with this backend's own scheme"
+FLOAT_CURE = "replace what it names in the network, or leave this backend out: `--backend cpu`"
+# The parser takes an operator that it does not know for one of a plugin.
+UNKNOWN = "Plugin not found"
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,12 @@ def build(
     return bytes(engine)
 
 
+def parse(trt: ModuleType, graph: Path) -> None:
+    """Refuse an ONNX file that the parser does not read, as a build would."""
+    log = _log(trt)
+    _parsed(trt, trt.Builder(log), graph, log)
+
+
 def inspect(trt: ModuleType, engine: bytes) -> str:
     """Return what TensorRT's inspector says of an engine, as JSON; this needs a GPU it runs on."""
     opened = trt.Runtime(_log(trt)).deserialize_cuda_engine(engine)
@@ -79,12 +88,18 @@ def _parsed(trt: ModuleType, builder: Any, graph: Path, log: Any) -> Any:
     if parser.parse_from_file(str(graph)):
         return network
     said = [parser.get_error(at) for at in range(parser.num_errors)]
-    where = [f"{each.node_name()} ({each.node_operator()}): {each.desc()}" for each in said]
+    why = [f"{each.node_name()} ({each.node_operator()}): {_words(each)}" for each in said]
+    rounded = any("Quantize" in node.op_type for node in onnx_io.nodes(onnx_io.load(graph)))
     raise QConvertError(
-        f"{_product(trt)} cannot read this model: {said[0].desc() if said else 'no reason given'}",
-        details=where[:5],
-        hint=CURE,
+        f"{_product(trt)} cannot read this model: {why[0] if why else 'no reason given'}",
+        details=why[1:5],
+        hint=CURE if rounded else FLOAT_CURE,
     )
+
+
+def _words(error: Any) -> str:
+    text = str(error.desc())
+    return "it has no such operator" if UNKNOWN in text else text
 
 
 def _configured(trt: ModuleType, builder: Any, inputs: Sequence[TensorSpec], wishes: Wishes) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from qconvert.backends import nvinfer_apart
 from qconvert.backends.base import (
     Availability,
     BuildSpec,
@@ -118,6 +119,12 @@ def recipe(spec: BuildSpec) -> Mapping[str, str]:
         "gpu": f"{gpu.name} {gpu.capability[0]}.{gpu.capability[1]}" if gpu else "",
         **told(chosen, "timing_cache"),
     }
+
+
+def require_readable(graph: Path, spec: BuildSpec) -> None:
+    """Refuse a graph that the native builder cannot read; the provider takes what it can."""
+    if settings(Settings, spec, "tensorrt").builder == "native":
+        nvinfer_apart.parse("tensorrt", graph)
 
 
 def build(graph: Path, spec: BuildSpec, folder: Path, heard: Heard) -> Engine:

@@ -122,6 +122,11 @@ def recipe(spec: BuildSpec) -> Mapping[str, str]:
     }
 
 
+def require_readable(graph: Path, spec: BuildSpec) -> None:
+    """Refuse a graph with an operator that TensorRT for RTX does not have."""
+    nvinfer_apart.parse("tensorrt_rtx", graph)
+
+
 def build(graph: Path, spec: BuildSpec, folder: Path, heard: Heard) -> Engine:
     """Build an engine ahead of time for all RTX GPUs, with or without one here.
 

@@ -10,7 +10,7 @@ from qconvert.calibrate.calibration import Calibration
 from qconvert.config import Config
 from qconvert.errors import UsageError
 from qconvert.images.image_list import Entry, ImageList
-from qconvert.pipeline import pictures, prepared, requests, seen
+from qconvert.pipeline import engines, pictures, prepared, requests, seen
 from qconvert.pipeline.calibrate import Job
 from qconvert.pipeline.graphs import PLAN, Basis
 from qconvert.pipeline.prepared import Prepared
@@ -23,15 +23,20 @@ from qconvert.quantize import plan_files
 IMAGES = "images.txt"
 
 
-def make(variants: Sequence[Variant], shop: Workshop) -> Basis:
-    """Read and clean the model, look at the images, and put what came of it into the run."""
+def make(variants: Sequence[Variant], shop: Workshop, *, building: bool) -> Basis:
+    """Read and clean the model, look at the images, and put what came of it into the run.
+
+    What can be refused is, before any picture is run; `building` says that engines will be built.
+    """
     config = shop.config
     ready = prepared.load(config, shop.store, shop.tell, trust=shop.trust)
     known = pictures.preprocessing(ready.source, config)
     ready = replace(ready, model=pictures.signed(ready.model, known))
     _require_same(ready, shop.run)
-    onnx_io.save(ready.model, shop.run.model)
     _require_placed(variants, ready, config)
+    for each in variants if building else ():
+        engines.require_readable(each, ready.path, shop)
+    onnx_io.save(ready.model, shop.run.model)
     if config.calibration.images is not None:
         found = seen.measured(ready, config, Job(shop.run.calibration), shop.store, shop.tell)
         _keep(found.whole, config, shop.run)
@@ -41,7 +46,7 @@ def make(variants: Sequence[Variant], shop: Workshop) -> Basis:
 
 
 def _require_placed(variants: Sequence[Variant], ready: Prepared, config: Config) -> None:
-    """Refuse INT8 of a model that has nothing to round, before any picture is run."""
+    """Refuse INT8 of a model that has nothing to round."""
     for each in variants:
         if each.precision in INTEGER:
             requests.require_placed(ready.model, config, backends.wants(each.backend))

@@ -137,9 +137,9 @@ def _require_there(config: Config) -> None:
 
 
 def _basis(chosen: Chosen, order: Order, shop: Workshop) -> Basis:
-    return (
-        basis.again(chosen.variants, shop) if order.resumed else basis.make(chosen.variants, shop)
-    )
+    if order.resumed:
+        return basis.again(chosen.variants, shop)
+    return basis.make(chosen.variants, shop, building=not order.plan_only)
 
 
 def _graphs(chosen: Chosen, base: Basis, shop: Workshop) -> dict[Variant, Graph]:

@@ -3,12 +3,12 @@
 import json
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pydantic
 
-from qconvert import backends
+from qconvert import backends, onnx_io
 from qconvert.backends.base import BuildSpec, Engine, Profile
 from qconvert.config import Config
 from qconvert.errors import QConvertError, reason
@@ -72,6 +72,17 @@ def stored(variant: Variant, graph: Graph, shop: Workshop) -> Found:
         write(engine, time.perf_counter() - began, folder)
 
     return shop.store.get("engine", recipe, make)
+
+
+def require_readable(variant: Variant, graph: Path, shop: Workshop) -> None:
+    """Refuse a float graph that a backend cannot read; a store tries it once.
+
+    Nothing of it depends on the precision.
+    """
+    backend = backends.load(variant.backend)
+    spec = spec_for(replace(variant, precision="fp32"), shop.config, shop.store.root / "timings")
+    recipe = {"graph": onnx_io.fingerprint(onnx_io.load(graph)), **backend.recipe(spec)}
+    shop.store.get("read", recipe, lambda _: backend.require_readable(graph, spec))
 
 
 def spec_for(variant: Variant, config: Config, timings: Path) -> BuildSpec:

@@ -84,7 +84,7 @@ def find_mix(config: Config, job: Job, store: Store, tell: Tell) -> Searched:
     variant, said = _target(config)
     with run_folder.begun(job.out, config) as run:
         shop = Workshop(config, run, store, tell, job.trust)
-        base = basis.make([variant], shop)
+        base = basis.make([variant], shop, building=said.available[variant.backend].builds)
         exam = exam_of(base, shop, job.workers, resumed=False)
         task = Task(variant.backend, base, exam, said.available[variant.backend])
         found = search(task, shop, run.root / TRIALS)

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from qconvert import config_values
+from qconvert import config_values, onnx_io
 from qconvert.calibrate import methods
 from tests.conftest import Outcome
+from tests.models import floats, from_text
 
 Run = Callable[..., Outcome]
 BAD = {
@@ -93,3 +95,46 @@ def test_a_class_in_other_letters_is_suggested(tiny: Path, qconvert: Run) -> Non
     done = qconvert("evaluate", "tiny.onnx", "tiny.onnx", "--eval", "val")
     assert done.code == 2
     assert "did you mean `Cat`?" in done.err
+
+
+# TensorRT for RTX has no Fourier transform.
+SPECTRUM = """
+<ir_version: 10, opset_import: ["": 20]>
+spectrum (float[batch, 32, 8, 8] image) => (float[batch, 32, 8, 8] real)
+<int64[1] last = {-1}, int64 axis = {-2}, int64 first = {0}> {
+    conv = Conv <pads: ints = [1, 1, 1, 1]> (image, weight)
+    wide = Unsqueeze (conv, last)
+    [fourier] both = DFT (wide, , axis)
+    real = Gather <axis: int = -1> (both, first)
+}
+"""
+
+
+@pytest.fixture
+def spectrum() -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
+    onnx_io.save(from_text(SPECTRUM, weight=floats(32, 32, 3, 3)), Path("spectrum.onnx"))
+    np.savez("given.npz", image=floats(8, 32, 8, 8, seed=5))
+
+
+@pytest.mark.usefixtures("spectrum")
+@pytest.mark.parametrize("command", ["build", "search"])
+def test_an_operator_that_a_backend_lacks_is_named_before_any_input_is_run(
+    command: str, qconvert: Run
+) -> None:
+    given = ("--images", "given.npz", "--eval", "given.npz", "-o", "made")
+    done = qconvert(command, "spectrum.onnx", "--backend", "tensorrt-rtx", *given)
+    assert done.code == 3
+    said = " ".join(done.err.split())
+    assert "(DFT): it has no such operator" in said
+    assert "leave this backend out" in said
+    assert "calibrate" not in said
+    assert not Path("made").exists()
+
+
+@pytest.mark.usefixtures("spectrum")
+def test_a_plan_for_that_backend_can_be_made_all_the_same(qconvert: Run) -> None:
+    given = ("--images", "given.npz", "--effort", "none", "--plan-only", "-o", "made")
+    done = qconvert("build", "spectrum.onnx", "--backend", "tensorrt-rtx", *given)
+    assert done.code == 0, done.err
+    assert Path("made/engines/tensorrt-rtx-int8/model.onnx").is_file()
