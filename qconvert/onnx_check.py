@@ -11,6 +11,8 @@ from google.protobuf.message import Message  # type: ignore[import-untyped]
 from qconvert.errors import QConvertError, reason
 
 KNOWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"}
+# The fields of a tensor that hold text; the others are its numbers, which may be many.
+TEXTS = ("name", "doc_string", "external_data")
 
 
 def not_onnx(path: Path, why: str) -> QConvertError:
@@ -127,8 +129,8 @@ def _require_types(proto: onnx.ModelProto, path: Path) -> None:
 def _require_text(message: Message, path: Path) -> None:
     """Refuse text that is not UTF-8, which comes as bytes and which nothing can write again."""
     for field, value in message.ListFields():
-        if isinstance(message, onnx.TensorProto) and field.name not in ("name", "doc_string"):
-            continue  # its numbers may be many
+        if isinstance(message, onnx.TensorProto) and field.name not in TEXTS:
+            continue
         held = value if field.is_repeated else (value,)
         if field.type == FieldDescriptor.TYPE_MESSAGE:
             for each in held:
@@ -148,8 +150,12 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def _require_places(tensor: onnx.TensorProto, path: Path) -> None:
-    """Refuse a place in a data file that is no number."""
+    """Refuse a place in a data file that is no number, and a file that no system can have."""
     for entry in tensor.external_data:
+        if "\0" in entry.value:
+            raise not_onnx(
+                path, f"the {entry.key} of the data of `{tensor.name}` holds a zero byte"
+            )
         if entry.key in ("offset", "length") and not entry.value.isdecimal():
             raise QConvertError(
                 f"`{path}` says `{tensor.name}` has {entry.key} `{entry.value}` in its data file, "

@@ -40,6 +40,7 @@ def tiny_outside(folder: Path, **entries: str) -> Path:
         ({"length": "4"}, "keeps 4 bytes for `conv_weight`, which needs 432"),
         ({"offset": "-8"}, "offset `-8`"),
         ({"length": "abc"}, "length `abc`"),
+        ({"location": "w\0.bin"}, "the location of the data of `conv_weight` holds a zero byte"),
     ],
 )
 def test_a_place_in_a_data_file_must_hold_the_weight(
@@ -120,6 +121,13 @@ def test_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     path = changed(tmp_path, change)
     path.write_bytes(path.read_bytes().replace(b"abcd", b"ab\x80d"))
     with pytest.raises(QConvertError, match="UTF-8"):
+        onnx_io.load(path)
+
+
+def test_so_is_the_name_of_a_data_file(tmp_path: Path) -> None:
+    path = tiny_outside(tmp_path, location="abcd")
+    path.write_bytes(path.read_bytes().replace(b"abcd", b"ab\x80d"))
+    with pytest.raises(QConvertError, match="`value` of its StringStringEntryProto is not UTF-8"):
         onnx_io.load(path)
 
 
