@@ -34,7 +34,7 @@ NETS: dict[str, tuple[int, dict[str, Any]]] = {
     "repvgg_a0": (SIDE, {}),
     "eca_nfnet_l0": (SIDE, {}),
     "convnext_atto": (SIDE, {"depths": (1, 1, 2, 1)}),
-    "convmixer_768_32": (SIDE, {"depth": 4, "dim": 128}),
+    "convmixer_1024_20_ks9_p14": (SIDE, {}),
     "poolformer_s12": (SIDE, {}),
     "vit_tiny_patch16_224": (SIDE, {"img_size": SIDE, "depth": 3}),
     "eva02_tiny_patch14_224": (56, {"img_size": 56, "depth": 3}),

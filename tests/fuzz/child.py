@@ -136,6 +136,9 @@ def _guard(folder: Path, writable: Sequence[str]) -> None:
     def hook(event: str, args: tuple[Any, ...]) -> None:
         for place in _changed(event, args):
             real = os.path.realpath(place)
+            if event not in ("open", "os.truncate"):
+                # Not what a link leads to is removed or renamed, but the link.
+                real = str(Path(place).parent.resolve() / Path(place).name)
             if not real.startswith((*writable, "/dev/")):
                 os.write(log, f"{event} {real!r}\n".encode())
 

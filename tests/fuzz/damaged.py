@@ -8,9 +8,9 @@ from pathlib import Path
 from tests.fuzz import mangled_arrays, mangled_bytes, mangled_onnx, mangled_trees
 
 
-def damage(chance: random.Random, file: Path) -> None:
+def damage(chance: random.Random, file: Path, secret: Path) -> None:
     """Spoil, empty, remove or replace one file of a folder that qconvert wrote."""
-    if not file.is_file():
+    if not file.is_file() or file.is_symlink():
         return
     match chance.choice(("content",) * 8 + ("drop", "empty", "folder", "link")):
         case "drop":
@@ -22,7 +22,7 @@ def damage(chance: random.Random, file: Path) -> None:
             file.mkdir()
         case "link":
             file.unlink()
-            file.symlink_to(chance.choice(("/etc/hostname", "nothing", "/dev/null", ".")))
+            file.symlink_to(chance.choice((secret, "nothing", "/dev/null", ".")))
         case _:
             _spoil(chance, file)
 

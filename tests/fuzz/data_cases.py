@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from tests.fuzz import damaged, mangled_arrays, mangled_bytes, words
+from tests.fuzz.seeds import SECRET
 
 Arguments = list[str]
 
@@ -13,16 +14,16 @@ SMALL = ("--images", "images", "--resize", "16x16", "--workers", "1")
 
 def picture(chance: random.Random, folder: Path) -> Arguments:
     for _ in range(chance.choice((1, 1, 3, 12))):
-        there = sorted(each for each in (folder / "images").iterdir() if each.is_file())
+        files = (each for each in (folder / "images").iterdir() if not each.is_symlink())
+        there = sorted(each for each in files if each.is_file())
         file = chance.choice(there)
         match chance.choice(("bytes",) * 8 + ("name", "link", "folder", "other")):
             case "name":
                 _rename(chance, file)
             case "link":
                 file.unlink()
-                file.symlink_to(
-                    chance.choice(("/etc/hostname", file.name, "/dev/zero", "nothing", ".."))
-                )
+                secret = folder / SECRET
+                file.symlink_to(chance.choice((secret, file.name, "/dev/zero", "nothing", "..")))
             case "folder":
                 file.unlink()
                 file.mkdir()

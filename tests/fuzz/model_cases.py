@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 
 from tests.fuzz import mangled_bytes, mangled_onnx
-from tests.fuzz.seeds import BUILD
+from tests.fuzz.seeds import BUILD, SECRET
 
 Arguments = list[str]
 
@@ -15,7 +15,7 @@ ONE = ("--workers", "1")
 def model(chance: random.Random, folder: Path) -> Arguments:
     names = sorted(path.name for path in (folder / "models").glob("*.onnx"))
     file = folder / "models" / chance.choice(names)
-    (folder / "models/link.bin").symlink_to("/etc/hostname")
+    (folder / "models/link.bin").symlink_to(folder / SECRET)
     spoil = mangled_onnx.mangle if chance.random() < 0.75 else mangled_bytes.mangle
     file.write_bytes(spoil(chance, file.read_bytes()))
     given = f"models/{file.name}"

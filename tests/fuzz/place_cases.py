@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.fuzz import mangled_bytes, mangled_trees
 from tests.fuzz.damaged import damage
-from tests.fuzz.seeds import BUILD
+from tests.fuzz.seeds import BUILD, SECRET
 
 Arguments = list[str]
 ALL = ("--images", "images", "--eval", "val", *BUILD)
@@ -15,8 +15,9 @@ ALL = ("--images", "images", "--eval", "val", *BUILD)
 def run(chance: random.Random, folder: Path) -> Arguments:
     files = sorted(path for path in (folder / "run").rglob("*") if path.is_file())
     weighty = [path for path in files if path.suffix in (".json", ".toml", ".onnx", ".npz", ".txt")]
+    secret = folder / SECRET
     for _ in range(chance.choice((1, 1, 2))):
-        damage(chance, chance.choice(weighty if chance.random() < 0.9 else files))
+        damage(chance, chance.choice(weighty if chance.random() < 0.9 else files), secret)
     engine = "run/engines/" + chance.choice(("cpu-int8", "cpu-fp32"))
     quick = ["--seconds", "0.01", "--batch-sizes", "1"]
     return chance.choice(
@@ -62,7 +63,7 @@ def _full_settings(folder: Path) -> str:
 def store(chance: random.Random, folder: Path) -> Arguments:
     files = sorted(path for path in (folder / "store").rglob("*") if path.is_file())
     for _ in range(chance.choice((1, 1, 4))):
-        damage(chance, chance.choice(files))
+        damage(chance, chance.choice(files), folder / SECRET)
     return chance.choice(
         (
             ["export", "net.onnx", "-o", "out/x.onnx"],

@@ -24,6 +24,8 @@ BUILD = (
     "--backend", "cpu", "--precision", "fp32,int8", "--effort", "quick", "--seconds", "0.01",
     "--batch-sizes", "1",
 )  # fmt: skip
+# A file that nobody may write, for links that lead astray.
+SECRET = "secret.txt"
 CLASSES = tuple(f"kind {number}" for number in range(24))
 
 BRANCHED = """
@@ -63,6 +65,7 @@ def make(root: Path) -> None:
     (root / "models/old.onnx").write_bytes(_old().SerializeToString())
     ir.save(tiny(), root / "models/apart.onnx", external_data="weights.bin", size_threshold_bytes=0)
     shutil.copy(root / "models/mixed.onnx", root / "net.onnx")
+    (root / SECRET).write_text("nobody reads this\n")
     _draw(root / "images")
     _draw(root / "val")
     files = sorted(path.name for path in (root / "val").iterdir())
