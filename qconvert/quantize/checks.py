@@ -113,10 +113,17 @@ def _before(value: ir.Value | None, wanted: frozenset[str]) -> bool:
 
 
 def _after(value: ir.Value, wanted: frozenset[str]) -> bool:
-    return any(
-        node.op_type in wanted or (node.op_type in _PASSED and _after(node.outputs[0], wanted))
-        for node, _ in value.uses()
-    )
+    # Each node once: of a chain of sums that read a tensor twice there are 2**n ways through.
+    seen: set[ir.Node] = set()
+    waiting = [value]
+    while waiting:
+        for node, _ in waiting.pop().uses():
+            if node.op_type in wanted:
+                return True
+            if node.op_type in _PASSED and node not in seen:
+                seen.add(node)
+                waiting.append(node.outputs[0])
+    return False
 
 
 def _kind(value: ir.Value | None) -> str:

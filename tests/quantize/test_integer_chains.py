@@ -168,6 +168,13 @@ def test_attention_stays_in_float_and_its_projections_do_not() -> None:
     }
 
 
+def test_sums_of_a_tensor_with_itself_are_walked_once_each() -> None:
+    sums = " ".join(f"a{at} = Add (a{at - 1}, a{at - 1})" for at in range(1, 60))
+    body = f"a0 = MatMul (x, x) {sums} y = MatMul (a59, w)"
+    found = reasons(body, "(float[N, 32, 32] x) => (float[] y)", w=(32, 32))
+    assert "a0" not in found
+
+
 def test_a_product_of_two_other_activations_is_quantized() -> None:
     body = "h = MatMul (x, w) y = MatMul (h, x)"
     assert rewritten(body, "(float[N, 32, 32] x) => (float[] y)", w=(32, 32)) == [
