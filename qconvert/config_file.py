@@ -79,6 +79,13 @@ def dumps(config: Config) -> str:
     return tomli_w.dumps(plain(config))
 
 
+def one_line(value: object) -> str:
+    """Return a value as TOML on one line."""
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(one_line, value))}]"
+    return tomli_w.dumps({"_": value})[4:].strip()
+
+
 def plain(config: Config) -> dict[str, Any]:
     """Return the settings as plain values, defaults filled in, spelled as in the file."""
     values: dict[str, Any] = ADAPTER.dump_python(

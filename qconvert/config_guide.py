@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
 
-import tomli_w
-
+from qconvert import config_file
 from qconvert.config import ADAPTER, Config
 
 
@@ -46,7 +45,7 @@ def commented(model: str | None) -> str:
             table = setting.table
             lines += ["", f"[{table}]"]
         value = model if setting.key == "model" else setting.default
-        text = "" if value is None else f" = {_toml(value)}"
+        text = "" if value is None else f" = {config_file.one_line(value)}"
         mark = "" if setting.key == "model" and model else "# "
         lines.append(f"{mark}{setting.key}{text or ' ='}".ljust(28) + f"  # {setting.text}")
     return "\n".join(lines) + "\n"
@@ -69,10 +68,3 @@ def _kind(hint: object) -> str:
     if args:
         return " or ".join(_kind(arg) for arg in args if arg is not type(None))
     return hint.__name__ if isinstance(hint, type) else str(hint)
-
-
-def _toml(value: object) -> str:
-    """Return a value on one line, so that a whole setting is one comment."""
-    if isinstance(value, tuple | list):
-        return f"[{', '.join(map(_toml, value))}]"
-    return tomli_w.dumps({"_": value})[4:].strip()

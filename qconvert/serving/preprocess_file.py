@@ -1,8 +1,8 @@
 """What is done to a picture, as TOML that a program reads and as words that people do."""
 
-import json
 from pathlib import Path
 
+from qconvert import config_file
 from qconvert.report.card import steps
 from qconvert.report.markdown import text
 from qconvert.serving.shipment import Pictures, Shipment
@@ -28,7 +28,7 @@ def write(shipment: Shipment, folder: Path) -> None:
         "height": target.height,
         **{key: value for key, value in done.items() if key != "crop-share"},
     }
-    lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in told.items())
+    lines = "".join(f"{key} = {config_file.one_line(value)}\n" for key, value in told.items())
     (folder / FILE).write_text(HEAD + lines, encoding="utf-8")
 
 

@@ -1,6 +1,5 @@
 """The Python that loads an engine with ONNX Runtime, with the settings that its backend gives."""
 
-import json
 from collections.abc import Iterator, Mapping
 from string import Template
 
@@ -43,7 +42,9 @@ def session(engine: Engine, found: Loading) -> str:
 
 def quoted(text: str) -> str:
     """Return a name from a file as Python, which it cannot leave."""
-    return json.dumps(text)
+    # Not as JSON, which spells an emoji as two halves; Python would take them for two characters.
+    escaped = text.encode("unicode_escape").decode().replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _imports(found: Loading) -> Iterator[str]:

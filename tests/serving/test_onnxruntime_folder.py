@@ -1,5 +1,6 @@
 """The folder for ONNX Runtime: its script says, without qconvert, what qconvert's session says."""
 
+import ast
 import re
 import runpy
 import shutil
@@ -26,7 +27,7 @@ from qconvert.images.target import picture_input
 from qconvert.pipeline.finished import finished
 from qconvert.serving import onnxruntime_folder, preprocess_file, run_script
 from qconvert.serving.package import Wanted, package
-from qconvert.serving.session_script import session
+from qconvert.serving.session_script import quoted, session
 from qconvert.serving.shipment import Pictures, Shipment, gather
 from tests.conftest import Outcome
 from tests.images.drawn import arrays, folder, opened
@@ -248,3 +249,16 @@ def test_the_command_packs_the_engine_of_the_verdict(
     odd = qconvert("package", "run", "--format", "triton", "-o", "other", "--name", "a/b")
     assert odd.code == 2
     assert not Path("other").exists()
+
+
+NAMES = ("\U0001f600", "a\"b\\c'{$x}", "a\nb\x1b[31m\x7f\u2028\u202e")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_script_finds_inputs_and_outputs_whatever_they_are_called(name: str) -> None:
+    assert ast.literal_eval(quoted(name)) == name
+    assert quoted(name).isascii()
+    assert quoted(name).isprintable()
+    spec = TensorSpec(name, np.dtype("float32"), ("N", 3, 8, 8))
+    reader(Pictures(*fit(Preprocess(), picture_input([spec]))))
+    assert tomllib.loads(Path("preprocess.toml").read_text("utf-8"))["input"] == name
