@@ -32,6 +32,7 @@ _DISK = {
     errno.EEXIST: "a file stands where a folder is needed",
     errno.EISDIR: "a folder stands where a file is needed",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "a link leads to itself; name the file or folder that is meant",
     errno.EIO: "the disk does not answer as it should",
 }
 
@@ -100,10 +101,30 @@ def _known(error: Exception) -> QConvertError | None:
             "not enough memory",
             hint="use fewer --workers or a smaller --batch, or a larger machine",
         )
+    return _of_names(error) or _of_disk(error)
+
+
+def _of_disk(error: Exception) -> QConvertError | None:
+    """Return what the disk or the rights of the user are in the way of."""
     if isinstance(error, OSError) and error.errno in _DISK:
         place = error.filename2 or error.filename  # of two, the one that was written
         what = f"`{place}`: {error.strerror}" if place else str(error.strerror)
         return QConvertError(what, hint=_DISK[error.errno])
+    return None
+
+
+def _of_names(error: Exception) -> QConvertError | None:
+    """Return what a name of a file can do: not be UTF-8, or lead to itself."""
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        before, after = error.object[: error.start], error.object[error.start :]
+        line = before.rpartition("\n")[2] + after.partition("\n")[0]
+        return QConvertError(
+            f"a name that is not UTF-8 cannot be written down: {line.strip()}",
+            hint="rename the file or folder",
+        )
+    # How `Path.resolve` says ELOOP before Python 3.13.
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
+        return QConvertError(str(error), hint=_DISK[errno.ELOOP])
     return None
 
 

@@ -17,6 +17,7 @@ from qconvert.cli.build_options import (
 from qconvert.cli.choice_options import choice_options
 from qconvert.cli.image_options import image_options
 from qconvert.cli.steps import Steps
+from qconvert.plain import plain
 
 if TYPE_CHECKING:
     from qconvert.config import Config
@@ -72,7 +73,7 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     config = settings.read(model, chosen)
     order = Order(
         out=chosen["resumed"] or settings.run_place(output, str(config.model)),
-        command=shlex.join(["qconvert", *sys.argv[1:]]),
+        command=plain(shlex.join(["qconvert", *sys.argv[1:]])),
         resumed=chosen["resumed"] is not None,
         plan_only=chosen["plan_only"],
         trust=chosen["trust"],

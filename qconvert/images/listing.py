@@ -40,12 +40,13 @@ class Pictures:
 def find(path: Path) -> Pictures:
     """Return the pictures without labels; nothing is opened but a list."""
     if path.is_dir():
-        names = sorted(_walk(path, "", frozenset()))
+        names = sorted(_walk(path))
         if not names:
             raise QConvertError(
                 f"`{path}` holds no pictures",
                 hint="looked for " + ", ".join(SUFFIXES) + " at any depth",
             )
+        _require_text(path, names)
         return _pictures(path, path, names)
     if not path.exists():
         raise UsageError(f"`{path}` does not exist", hint=f"images are {_FORMS}")
@@ -81,20 +82,36 @@ def _pictures(path: Path, root: Path, names: Sequence[str]) -> Pictures:
     return Pictures(path, tuple(Picture(name, root / name) for name in names))
 
 
-def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+def _require_text(folder: Path, names: Sequence[str]) -> None:
+    """Refuse names that no report and no list of images could hold."""
+    wrong = [name for name in names if name.encode(errors="replace").decode() != name]
+    if wrong:
+        raise QConvertError(
+            f"`{folder}` has {len(wrong)} pictures whose names are not UTF-8",
+            details=some([f"`{name}`" for name in wrong]),
+            hint="rename them, or give a list of the others",
+        )
+
+
+def _walk(root: Path) -> Iterator[str]:
     """Yield names of pictures at any depth; links count, but not a link to a folder around it."""
-    status = folder.stat()
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if _is_folder(entry):
-                yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", above | {here})
-            elif entry.name.lower().endswith(SUFFIXES):
-                yield prefix + entry.name
+    above: frozenset[tuple[int, int]] = frozenset()
+    waiting = [(root, "", above)]
+    while waiting:
+        folder, prefix, above = waiting.pop()
+        status = folder.stat()
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            continue
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if _is_folder(entry):
+                    inner = f"{prefix}{entry.name}/"
+                    waiting.append((folder / entry.name, inner, above | {here}))
+                elif entry.name.lower().endswith(SUFFIXES):
+                    yield prefix + entry.name
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

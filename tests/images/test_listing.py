@@ -1,3 +1,5 @@
+import inspect
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,21 @@ def test_a_link_that_leads_to_itself_is_a_picture_that_cannot_be_read(tmp_path: 
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "b.png").touch()
     assert [item.name for item in find(tmp_path).items] == ["a.png", "b.png"]
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
+    folder(tmp_path, "a.png")
+    (tmp_path / "\udcfc.png").write_bytes((tmp_path / "a.png").read_bytes())
+    with pytest.raises(QConvertError, match="has 1 pictures whose names are not UTF-8"):
+        find(tmp_path)
+
+
+def test_folders_in_folders_are_walked_however_deep(tmp_path: Path) -> None:
+    folder(tmp_path, "/".join("a" * 200) + "/a.png")
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 100)
+    try:
+        found = names(tmp_path)
+    finally:
+        sys.setrecursionlimit(before)
+    assert found == ["a/" * 200 + "a.png"]
