@@ -37,7 +37,7 @@ def measure_in_workers(
         if parts
     ]
     given = (__name__, counter)
-    with ProcessPoolExecutor(workers, context, worker_start.start, given) as pool:
+    with ProcessPoolExecutor(len(shares), context, worker_start.start, given) as pool:
         futures: list[Future[Calibration]] = []
         try:
             with _deaf():
@@ -61,6 +61,7 @@ def split(parts: Sequence[range], workers: int) -> list[list[range]]:
         for part in parts
         for start in range(part.start, part.stop, BATCH)
     ]
+    workers = min(workers, len(pieces)) or 1
     bounds = [len(pieces) * number // workers for number in range(workers + 1)]
     return [_joined(pieces[a:b]) for a, b in itertools.pairwise(bounds)]
 

@@ -21,7 +21,7 @@ def test_shards_cover_every_image_once_and_start_with_a_batch(count: int, shards
 def test_workers_share_what_is_left_in_whole_batches(a: int, b: int, workers: int) -> None:
     left = [range(min(a, b), max(a, b))] if a != b else []
     dealt = split(left, workers)
-    assert len(dealt) == workers
+    assert len(dealt) <= workers
     assert [at for share in dealt for run in share for at in run] == [
         at for run in left for at in run
     ]
@@ -31,3 +31,7 @@ def test_workers_share_what_is_left_in_whole_batches(a: int, b: int, workers: in
 def test_no_worker_gets_more_than_a_batch_above_another() -> None:
     sizes = [sum(map(len, share)) for share in split([range(0, 1000), range(1400, 1500)], 7)]
     assert max(sizes) - min(sizes) <= BATCH
+
+
+def test_no_more_workers_than_batches_are_asked_for() -> None:
+    assert split([range(3)], 10**30) == [[range(3)]]
