@@ -110,10 +110,12 @@ def _merge(parts: Sequence[Path], output: Path | None) -> None:
     from qconvert.calibrate import ranges_file
     from qconvert.calibrate.calibration import merge
     from qconvert.errors import UsageError
+    from qconvert.pipeline.place import require_place
 
     if len(parts) < 2 or output is None:
         hint = "`qconvert calibrate --merge A.npz B.npz -o ALL.npz`"
         raise UsageError("`--merge` needs two or more parts and `-o`", hint=hint)
+    require_place(output)
     whole = reduce(merge, (ranges_file.load(part) for part in parts))
     ranges_file.save(whole, output)
     left = sum(len(run) for run in whole.missing())

@@ -69,7 +69,7 @@ def command(
 
     pair = comparing.find(first, second)
     if chosen["output"] is not None:
-        require_place(chosen["output"])
+        require_place(chosen["output"], first, second)
     config = settings.of_target(pair.run, chosen)
     with Steps() as steps:
         every = comparing.compared(pair, config, count, (store.default(), steps.tell))

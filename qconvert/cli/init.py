@@ -28,13 +28,16 @@ def command(model: str | None, output: Path, force: bool) -> None:
     from qconvert import config_file, config_guide, sources
     from qconvert.errors import UsageError
 
+    if model is not None and output.resolve() == Path(model).resolve():
+        raise UsageError(f"`{output}` is the model itself", hint="choose another name: `-o`")
     if output.exists() and not force:
         raise UsageError(f"`{output}` exists", hint="write over it with `--force`, or use `-o`")
     if model is not None and sources.kind(model) in sources.FILES and not Path(model).is_file():
         raise UsageError(f"`{model}` does not exist", hint="name a model that is there, or none")
     relative = _seen_from(output, model)
+    text = config_guide.commented(relative).encode()
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(config_guide.commented(relative), encoding="utf-8")
+    output.write_bytes(text)
     usual = output.resolve() == Path(config_file.FILE_NAME).resolve()
     how = "commands in this folder read it" if usual else f"`--config {output}` reads it"
     console.say(f"wrote {output}; {how}")

@@ -85,7 +85,7 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
         _preview(config, request, as_json=chosen["as_json"])
         return
     if chosen["plan_out"] is not None:
-        _require_plan_place(chosen["plan_out"], request)
+        _require_plan_place(chosen["plan_out"], Path(str(config.model)), request)
     done = _quantize(config, request)
     if chosen["plan_out"] is not None:
         _write_plan(done, chosen["plan_out"])
@@ -102,13 +102,13 @@ def _quantize(config: "Config", request: "Request") -> "Quantized":
         return quantize(config, request, store.default(), steps.tell)
 
 
-def _require_plan_place(place: Path, request: "Request") -> None:
+def _require_plan_place(place: Path, model: Path, request: "Request") -> None:
     from qconvert.errors import UsageError
     from qconvert.pipeline.place import require_place
 
     if request.precision != "int8":
         raise UsageError("there is no plan to write", hint="a plan is for `--precision int8`")
-    require_place(place)
+    require_place(place, model, request.out)
 
 
 def _preview(config: "Config", request: "Request", *, as_json: bool) -> None:

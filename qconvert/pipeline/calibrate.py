@@ -56,7 +56,7 @@ class Look:
 
 def calibrate(config: Config, job: Job, store: Store, tell: Tell) -> Calibration:
     """Measure what `job` asks for, save it at `job.out`, and return it."""
-    require_place(job.out)
+    require_place(job.out, Path(str(config.model)))
     ready = prepared.load(config, store, tell, trust=job.trust)
     started = time.perf_counter()
     tell(Progress("calibrate", "listing images"))

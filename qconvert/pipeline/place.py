@@ -6,10 +6,15 @@ from pathlib import Path
 from qconvert.errors import QConvertError, UsageError
 
 
-def require_place(out: Path) -> None:
-    """Refuse a place that cannot be written."""
+def require_place(out: Path, *others: Path) -> None:
+    """Refuse a place that cannot be written, and what the command reads or writes besides."""
     if out.is_dir():
         raise UsageError(f"`{out}` is a folder", hint=f"name the file: `-o {out / 'NAME'}`")
+    if out.exists() and not out.is_file():
+        # What is written takes the place of what was there, be it the `/dev/null` of everybody.
+        raise UsageError(f"`{out}` is a device or a pipe", hint="name a file")
+    if out.resolve() in [each.resolve() for each in others]:
+        raise UsageError(f"`{out}` is named twice in this command", hint="choose another name")
     there = next(folder for folder in out.absolute().parents if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=there):

@@ -1,5 +1,6 @@
 """What cannot work is refused at once, and leaves nothing behind."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +13,15 @@ from tests.conftest import Outcome
 from tests.models import floats, from_text
 
 Run = Callable[..., Outcome]
+# More digits than Python reads.
+LONG = "9" * 5000
 BAD = {
     "quantize.method": ("'minmaks'", "there is no range method `minmaks`; did you mean `minmax`?"),
     "quantize.method ": ("'percentile:12'", "`percentile:12` needs a number above 50"),
     "preprocess.mean": ("[0.5, 0.5]", "1 or 3 numbers are needed"),
     "preprocess.std": ("[0.0]", "all numbers are above 0"),
     "preprocess.std ": ("[1, 1, 1, 1]", "1 or 3 numbers are needed"),
+    "bench.seconds": ("inf", "should be a finite number"),
     "build.precisions": ("['int9']", "did you mean `int8`?"),
     "build.precisions ": ("[]", "Input should name at least one"),
 }
@@ -44,6 +48,12 @@ def test_a_setting_that_cannot_work_is_refused_with_its_line(
         (("--precision", "int9"), "did you mean `int8`?"),
         (("--method", "entropie"), "did you mean `entropy`?"),
         (("--mean", "1,2"), "1 or 3 numbers"),
+        (("--batch", LONG), "export.batch"),
+        (("--resize", LONG), "is not a number"),
+        (("--crop", LONG), "is not a number"),
+        (("--batch-sizes", f"1,{LONG}"), "is not a list of numbers"),
+        (("--seconds", "inf"), "should be a finite number"),
+        (("--set", f"calibration.count={LONG}"), "calibration.count"),
     ],
 )
 def test_so_is_what_is_typed(args: tuple[str, str], said: str, tiny: Path, qconvert: Run) -> None:
@@ -51,6 +61,44 @@ def test_so_is_what_is_typed(args: tuple[str, str], said: str, tiny: Path, qconv
     assert done.code == 2
     assert said in " ".join(done.err.split())
     assert "Tuple" not in done.err
+
+
+def test_a_file_with_what_no_setting_can_be_is_refused(tiny: Path, qconvert: Run) -> None:
+    for text, said in (
+        (f"model = 'tiny.onnx'\n[calibration]\ncount = {LONG}", "not valid TOML"),
+        ('model = "a\\u0000.onnx"', "line 1: model: no file has a name with a zero byte"),
+    ):
+        Path("qconvert.toml").write_text(text)
+        done = qconvert("build", "--dry-run")
+        assert done.code == 2
+        assert said in " ".join(done.err.split())
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("calibrate", "tiny.onnx", "-o", "tiny.onnx"),
+        ("quantize", "tiny.onnx", "-o", "out.onnx", "--plan-out", "tiny.onnx"),
+        ("quantize", "tiny.onnx", "-o", "out.onnx", "--plan-out", "out.onnx"),
+        ("compare", "tiny.onnx", "tiny.onnx", "-o", "tiny.onnx"),
+        ("init", "tiny.onnx", "--force", "-o", "tiny.onnx"),
+        ("calibrate", "tiny.onnx", "-o", "pipe"),
+        ("calibrate", "--merge", "a.npz", "b.npz", "-o", "pipe"),
+        ("quantize", "tiny.onnx", "-o", "out.onnx", "--plan-out", "pipe"),
+        ("compare", "tiny.onnx", "tiny.onnx", "-o", "pipe"),
+    ],
+    ids=" ".join,
+)
+def test_nothing_goes_where_a_device_or_another_file_of_the_command_is(
+    args: tuple[str, ...], tiny: Path, qconvert: Run
+) -> None:
+    os.mkfifo("pipe")
+    before = tiny.read_bytes()
+    done = qconvert(*args)
+    assert done.code == 2
+    assert f"error: `{args[-1]}` is" in done.err
+    assert tiny.read_bytes() == before
+    assert Path("pipe").is_fifo()
 
 
 def test_the_settings_know_the_methods_that_there_are() -> None:
