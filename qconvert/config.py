@@ -12,7 +12,7 @@ import pydantic
 from pydantic import Field
 
 from qconvert.config_backends import Cpu, Cuda, Strict, Tensorrt, TensorrtRtx
-from qconvert.config_values import Channels, Deviations, Method
+from qconvert.config_values import Channels, Deviations, Method, Nameable
 
 Positive = Annotated[int, Field(ge=1, strict=True)]
 
@@ -195,7 +195,13 @@ class Bench(Strict):
 
     batch_sizes: Annotated[tuple[Positive, ...], Field(description="images a run")] = (1, 8)
     seconds: Annotated[
-        float, Field(gt=0, strict=False, description="at least so long for each engine and batch")
+        float,
+        Field(
+            gt=0,
+            strict=False,
+            allow_inf_nan=False,
+            description="at least so long for each engine and batch",
+        ),
     ] = 3.0
     rounds: Annotated[int, Field(ge=3, strict=True, description="at least so many turns")] = 10
 
@@ -234,7 +240,7 @@ class Config(Strict):
     """Everything that decides a result."""
 
     model: Annotated[
-        str | None,
+        Nameable | None,
         Field(
             description="`m.onnx`, `net.pt2`, `pkg.mod:factory`, `timm:NAME`, `torchvision:NAME`"
         ),

@@ -35,7 +35,7 @@ def load(file: Path | None, given: Given | None = None, given_in: str = "command
     text = _read(file) if file else ""
     try:
         tree = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(
             f"{file}: not valid TOML: {reason(error)}",
             hint="`qconvert init` writes a file to start from",
@@ -68,7 +68,7 @@ def assignments(pairs: tuple[str, ...]) -> dict[str, object]:
             )
         try:
             parsed = tomllib.loads(f"value = {value}")
-        except (tomllib.TOMLDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             parsed = {"value": value}
         read[key.strip()] = parsed["value"] if len(parsed) == 1 else value
     return read

@@ -39,6 +39,13 @@ def _deviations(numbers: tuple[float, ...]) -> tuple[float, ...]:
     return numbers
 
 
+def _nameable(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("no file has a name with a zero byte")
+    return text
+
+
 Channels = Annotated[tuple[float, ...], pydantic.AfterValidator(_channels)]
 Deviations = Annotated[tuple[float, ...], pydantic.AfterValidator(_deviations)]
+Nameable = Annotated[str, pydantic.AfterValidator(_nameable)]
 Method = Annotated[str, pydantic.AfterValidator(_method)]

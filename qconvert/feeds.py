@@ -15,7 +15,9 @@ Feeds = dict[str, NDArray[Any]]
 Run = Callable[[Feeds], Feeds]
 
 LARGEST = 2**31
-_GIVEN = re.compile(r"(?:(?P<name>.+):)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>[a-z]+\d*))?")
+_GIVEN = re.compile(
+    r"(?:(?P<name>.+):)?(?P<shape>\d{1,18}(?:x\d{1,18})*)(?::(?P<dtype>[a-z]+\d*))?"
+)
 _DTYPES = ("float32", "float16", "float64", "uint8", "int8", "int16", "int32", "int64", "bool")
 
 

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 import click
 
+from qconvert.cli.options import whole
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _PATH = click.Path(path_type=Path)
@@ -25,10 +27,11 @@ def numbers(
     """Read whole numbers with commas between them."""
     if given is None:
         return None
-    parts = [part.strip() for part in given.split(",")]
-    if not all(part.isdecimal() for part in parts):
+    found = [whole(part.strip()) for part in given.split(",")]
+    known = tuple(each for each in found if each is not None)
+    if len(known) < len(found):
         raise click.BadParameter(f"`{given}` is not a list of numbers, as in 1,8")
-    return tuple(map(int, parts))
+    return known
 
 
 def engine_options(command: Command) -> Command:

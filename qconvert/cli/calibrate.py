@@ -28,10 +28,10 @@ def _shard(
     """Read `2/8`: the second of eight parts."""
     if given is None:
         return None
-    number, slash, count = given.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+    number, count = map(options.whole, given.partition("/")[::2])
+    if number is None or count is None or not 1 <= number <= count:
         raise click.BadParameter(f"`{given}` is not I/N, as in 2/8 for the second of eight parts")
-    return int(number), int(count)
+    return number, count
 
 
 @click.command(epilog=EXAMPLES)

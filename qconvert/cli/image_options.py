@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 import click
 
+from qconvert.cli.options import whole
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 # Named here too, so that `--help` needs not import what they stand for; a test compares.
@@ -33,18 +35,23 @@ def _resize(
     ctx: click.Context, parameter: click.Parameter, given: str | None
 ) -> int | tuple[int, int] | str | None:
     """Read `256`, `320x224` (width first), `fit` or `none`."""
-    width, by, height = (given or "").partition("x")
-    if by and width.isdecimal() and height.isdecimal():
-        return int(width), int(height)
-    if given is None or given in _WORDS or given.isdecimal():
-        return int(given) if given and given.isdecimal() else given
+    if given is None or given in _WORDS:
+        return given
+    side, (width, _, height) = whole(given), given.partition("x")
+    across, down = whole(width), whole(height)
+    if across is not None and down is not None:
+        return across, down
+    if side is not None:
+        return side
     raise click.BadParameter(f"`{given}` is not a number, WIDTHxHEIGHT, `fit` or `none`")
 
 
 def _crop(ctx: click.Context, parameter: click.Parameter, given: str | None) -> int | str | None:
     """Read `224`, `fit` or `none`."""
-    if given is None or given in _WORDS or given.isdecimal():
-        return int(given) if given and given.isdecimal() else given
+    if given is None or given in _WORDS:
+        return given
+    if (side := whole(given)) is not None:
+        return side
     raise click.BadParameter(f"`{given}` is not a number, `fit` or `none`; a crop is square")
 
 

@@ -12,6 +12,8 @@ from qconvert.cli import console
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+MOST_DIGITS = 18
+
 
 def talk(command: Command) -> Command:
     """Add `-q` and `-v`."""
@@ -89,4 +91,13 @@ def source(command: Command) -> Command:
 
 def _number(ctx: click.Context, parameter: click.Parameter, given: str | None) -> str | int | None:
     """Read a number; words are for the settings to judge."""
-    return int(given) if given and given.isdecimal() else given
+    found = whole(given or "")
+    return given if found is None else found
+
+
+def whole(given: str) -> int | None:
+    """Return a whole number, None for what is none or has more digits than anybody means.
+
+    Python refuses to read very long ones.
+    """
+    return int(given) if given.isdecimal() and len(given) <= MOST_DIGITS else None

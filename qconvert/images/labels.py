@@ -12,6 +12,7 @@ from qconvert.images.listing import Pictures, require_files, some
 from qconvert.images.table import Row, read_table
 
 LABELS = "labels.csv"
+MOST_DIGITS = 18
 
 
 def labelled(pictures: Pictures, labels: Path | None = None) -> Pictures:
@@ -114,7 +115,8 @@ def _number(file: Path, row: Row, classes: Classes) -> int:
     label = row["label"]
     if label in classes.numbers:
         return classes.numbers[label]
-    if label.isdecimal():
+    # Python does not read numbers of thousands of digits, and no class has one of more than these.
+    if label.isdecimal() and len(label) <= MOST_DIGITS:
         return int(label)
     twice = label in classes.names
     raise UsageError(

@@ -39,6 +39,6 @@ def _row(path: Path, header: Sequence[str], cells: Sequence[str], line: int) -> 
             f"`{path}`, line {line}: {len(cells)} cells under {len(header)} columns", hint=FORM
         )
     row = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
-    if not row["file"]:
+    if not row["file"] or "\0" in row["file"]:
         raise UsageError(f"`{path}`, line {line}: no file is named", hint=FORM)
     return row | {"line": str(line)}

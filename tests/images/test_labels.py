@@ -93,7 +93,13 @@ def test_names_of_classes_are_labels_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("label", "words"),
-    [("cow", "is no number and not in a `classes.txt`"), ("crane", "stands twice"), ("-1", "`-1`")],
+    [
+        ("cow", "is no number and not in a `classes.txt`"),
+        ("crane", "stands twice"),
+        ("-1", "`-1`"),
+        ("9" * 5000, "is no number"),
+    ],
+    ids=["unknown", "twice", "below zero", "long"],
 )
 def test_a_label_that_names_no_class_is_refused(tmp_path: Path, label: str, words: str) -> None:
     folder(tmp_path, "1.png")
@@ -108,6 +114,7 @@ def test_a_label_that_names_no_class_is_refused(tmp_path: Path, label: str, word
     [
         ("1.png,0\ngone.png,1\nlost.png,1\n", "names 2 files that do not exist"),
         ("1.png,0\n./1.png,1\n", "`./1.png` has two labels"),
+        ("1.png,0\na\0b/1.png,1\n", "line 3: no file is named"),
     ],
 )
 def test_a_wrong_label_file_is_refused(tmp_path: Path, rows: str, words: str) -> None:
