@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qconvert.graph.literal import literal
-from qconvert.graph.observed import observe
+from qconvert.graph.observed import holds_numbers, observe
 from qconvert.graph.patterns import constant
 from qconvert.graph.sum_taps import Taps
 
@@ -22,7 +22,8 @@ def common(reference: ir.Model, model: ir.Model) -> list[str]:
     return [
         name
         for name, value in theirs.items()
-        if name in wanted - {*seen.shares} and name in there and not _only_rounds(value)
+        if name in wanted - {*seen.shares} and name in there
+        if holds_numbers(value) and not _only_rounds(value)
     ]
 
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from qconvert.errors import QConvertError
 from qconvert.graph.half_casts import lift_constants, retype
 from qconvert.graph.half_islands import islands
-from qconvert.graph.half_types import SPELLED, Typing, forget_sequences, is_float32, opset
+from qconvert.graph.half_types import SPELLED, Typing, is_float32, opset
 from qconvert.graph.overflow import MOST
 from qconvert.graph.patterns import is_standard
 from qconvert.graph.simplify import infer_shapes
@@ -54,7 +54,6 @@ def half(
         _require_small(model.graph, dtype, largest)
     untyped = any(value.type is None or value.shape is None for value in _values(model.graph))
     copy = infer_shapes(model)[0] if untyped else model.clone()
-    forget_sequences(copy)
     lift_constants(copy.graph)
     typing = Typing(copy, dtype)
     kept = islands(typing, largest)

@@ -26,10 +26,6 @@ NOT_BUILT = {
         | {"LpPool", "MeanVarianceNormalization", "Mish"}
     ),
 }
-SEQUENCES = frozenset(
-    {"SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SplitToSequence"}
-    | {"Optional"}
-)
 OPAQUE = "it holds a graph of its own"
 
 
@@ -125,14 +121,6 @@ class Typing:
 def opset(imports: Mapping[str, int]) -> int:
     """Return the opset of ONNX's own operators, 0 where there are none."""
     return imports.get("", imports.get("ai.onnx", 0))
-
-
-def forget_sequences(model: ir.Model) -> None:
-    """Take back the tensor types that inference gives to sequences and optionals."""
-    for node in model.graph:
-        for value in node.outputs if is_standard(node, *SEQUENCES) else ():
-            if isinstance(value.type, ir.TensorType):
-                value.type = value.shape = None
 
 
 def is_float32(value: ir.Value | None) -> bool:

@@ -132,7 +132,13 @@ def _outside(node: ir.Node) -> Iterator[ir.Value]:
 
 
 def _is_real(value: ir.Value) -> bool:
-    return value.dtype is None or value.dtype in FLOATS
+    return holds_numbers(value) and (value.dtype is None or value.dtype in FLOATS)
+
+
+def holds_numbers(value: ir.Value) -> bool:
+    """Whether a value may be a tensor of numbers: no text, and no sequence of tensors."""
+    many = isinstance(value.type, ir.SequenceType | ir.OptionalType)
+    return not many and value.dtype is not ir.DataType.STRING
 
 
 def _source(value: ir.Value, known: set[ir.Value]) -> ir.Value:

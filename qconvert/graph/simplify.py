@@ -14,7 +14,12 @@ from onnx_ir.passes import common
 
 from qconvert import onnx_io
 from qconvert.errors import reason
+from qconvert.graph.patterns import is_standard
 
+SEQUENCES = frozenset(
+    {"SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SplitToSequence"}
+    | {"Optional"}
+)
 # "No Adapter From Version $6 for GRU"
 _NO_STEP = re.compile(r"No Adapter From Version \$?(?P<opset>\d+) for (?P<op>\w+)")
 
@@ -57,8 +62,17 @@ def infer_shapes(model: ir.Model) -> tuple[ir.Model, str]:
     inferred = model.clone()
     before = _known(inferred)
     common.ShapeInferencePass(check_type=False, strict_mode=False)(inferred)
+    _forget_sequences(inferred)
     gained = _known(inferred) - before
     return inferred, f"{gained} more tensors" if gained else ""
+
+
+def _forget_sequences(model: ir.Model) -> None:
+    """Take back the tensor types that inference gives to sequences and optionals."""
+    for node in model.graph:
+        for value in node.outputs if is_standard(node, *SEQUENCES) else ():
+            if isinstance(value.type, ir.TensorType):
+                value.type = value.shape = None
 
 
 def _tripped(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import onnx_ir as ir
 import pytest
 
+from qconvert.graph.answers import by_name, common
 from qconvert.graph.observed import Observed, channel_axis, observe
 from qconvert.graph.simplify import infer_shapes
 from tests.models import floats, from_text, tiny
@@ -130,3 +131,24 @@ def test_channels_are_where_the_neighbours_have_them() -> None:
 def test_a_flattened_map_has_no_channels() -> None:
     net = model("y = Flatten (x)", "float[N, 64, 32, 32] x")
     assert channel_axis(net.graph.outputs[0]) is None
+
+
+SEQUENCE = f"h = {CONV} s = SequenceConstruct (h, x) t = Cast <to: int = 8> (h) y = Relu (h)"
+
+
+def test_a_sequence_of_tensors_is_no_tensor() -> None:
+    one = model(SEQUENCE, w=(4, 4, 3, 3))
+    made = by_name(one.graph)
+    assert made["s"].type is None, "inference calls it a tensor"
+    for kind in (None, ir.SequenceType(ir.TensorType(ir.DataType.FLOAT))):
+        made["s"].type = kind
+        found = observe(one)
+        assert "s" not in {*found.counted, *found.bounded, *found.shares}
+
+
+def test_text_and_sequences_are_not_compared() -> None:
+    one = model(SEQUENCE, w=(4, 4, 3, 3))
+    made = by_name(one.graph)
+    made["s"].type = ir.SequenceType(ir.TensorType(ir.DataType.FLOAT))
+    one.graph.outputs.extend([made["s"], made["t"]])
+    assert common(one, one) == ["x", "h", "y"]
