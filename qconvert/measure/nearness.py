@@ -20,8 +20,8 @@ def distances(wanted: Sequence[Feeds], got: Sequence[Feeds]) -> Numbers:
     """
     far = [
         _far(
-            np.concatenate([np.asarray(feeds[name]) for feeds in wanted]),
-            np.concatenate([np.asarray(feeds[name]) for feeds in got]),
+            np.concatenate([np.atleast_1d(feeds[name]) for feeds in wanted]),
+            np.concatenate([np.atleast_1d(feeds[name]) for feeds in got]),
         )
         for name in wanted[0]
     ]
@@ -45,7 +45,7 @@ def changed(wanted: Sequence[Feeds], got: Sequence[Feeds]) -> Numbers:
             ]
         )
         for name, array in wanted[0].items()
-        if np.asarray(array).ndim == 2 and np.asarray(array).shape[1] > 1
+        if np.asarray(array).ndim == 2 and np.asarray(array).shape[1] > 1 and len(array)
     ]
     found: Numbers = np.mean(rows, axis=0, dtype=np.float64) if rows else np.zeros(1)
     return found
@@ -67,7 +67,8 @@ def sqnr_db(wanted: Feeds, got: Feeds) -> float:
 def noise(wanted: Sequence[Feeds], got: Sequence[Feeds]) -> float:
     """Return the power of the error of all real outputs over that of the outputs."""
     signal, error = _powers(wanted, got)
-    return error / signal if signal and np.isfinite(error) else np.inf
+    # Where all that is wanted is zero, the error counts as it is.
+    return error / (signal or 1.0) if np.isfinite(error) else np.inf
 
 
 def _powers(wanted: Sequence[Feeds], got: Sequence[Feeds]) -> tuple[float, float]:
@@ -101,6 +102,8 @@ def _far(wanted: NDArray[Any], got: NDArray[Any]) -> Numbers:
     if wanted.shape != got.shape:
         # As of a detector that finds another number of boxes.
         return np.full(rows, np.inf)
+    if not wanted.size:
+        return np.zeros(max(rows, 1))
     if wanted.dtype.kind not in "f":
         changed: Numbers = (wanted != got).reshape(rows, -1).mean(axis=1)
         return changed

@@ -55,7 +55,13 @@ class Improved:
 
 @dataclass(frozen=True)
 class Nearness:
-    """The power of the answers' error over that of the answers, and their mean distance."""
+    """The power of the answers' error over that of the answers, and their mean distance.
+
+    Both are infinite where an answer is not finite.
+    """
+
+    # Else infinity would be written as null, and that is no number to read again.
+    __pydantic_config__ = pydantic.ConfigDict(ser_json_inf_nan="constants")
 
     error: float
     distance: float

@@ -67,8 +67,8 @@ def _limits(node: ir.Node) -> tuple[float, float]:
         return 0.0, math.inf
     low, high = ([*map(constant, node.inputs[1:3]), None, None])[:2]
     return (
-        -math.inf if low is None else float(low),
-        math.inf if high is None else float(high),
+        -math.inf if low is None else float(low.item()),
+        math.inf if high is None else float(high.item()),
     )
 
 

@@ -160,8 +160,8 @@ def _ceiling(node: ir.Node) -> float | None:
     if node.op_type != "Clip":
         return np.inf
     low, high = ([*map(constant, node.inputs[1:3]), None, None])[:2]
-    starts_at_zero = low is not None and float(low) == 0
-    return (np.inf if high is None else float(high)) if starts_at_zero else None
+    starts_at_zero = low is not None and low.item() == 0
+    return (np.inf if high is None else float(high.item())) if starts_at_zero else None
 
 
 def _reader(node: ir.Node, slot: int) -> Reader | None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qconvert.measure.nearness import changed, distances, divergence
+from qconvert.measure.nearness import changed, distances, divergence, noise
 from tests.models import floats
 
 Numbers = NDArray[np.floating]
@@ -203,3 +203,19 @@ def test_a_changed_answer_is_another_winner() -> None:
     assert changed(wanted, got).tolist() == [0.0, 1.0, 0.0]
     maps = [{"maps": np.zeros((2, 3, 4))}]
     assert changed(maps, maps).tolist() == [0.0]
+
+
+def test_the_error_of_answers_that_should_all_be_zero_counts_as_it_is() -> None:
+    nothing, half = np.zeros((2, 3), np.float32), np.full((2, 3), 0.5, np.float32)
+    assert noise([{"y": nothing}], [{"y": nothing}]) == 0.0
+    assert noise([{"y": nothing}], [{"y": half}]) == 1.5
+    assert noise([{"y": half}], [{"y": half * np.inf}]) == np.inf
+
+
+@pytest.mark.parametrize("shape", [(), (0, 4), (2, 0), (0,)])
+def test_a_single_number_and_an_answer_without_values_are_compared_too(
+    shape: tuple[int, ...],
+) -> None:
+    answer = {"y": np.ones(shape, np.float32)}
+    assert not distances([answer] * 3, [answer] * 3).any()
+    assert not changed([answer] * 3, [answer] * 3).mean()

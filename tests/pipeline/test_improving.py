@@ -204,3 +204,11 @@ def test_more_changed_answers_than_by_chance_count_as_growth() -> None:
     assert not improving._grew(same, same, 1.5)
     assert not improving._grew(same, np.r_[np.ones(1), np.zeros(39)], 1.5)
     assert improving._grew(same, np.r_[np.ones(6), np.zeros(34)], 1.5)
+
+
+def test_a_verdict_on_answers_that_are_not_finite_can_be_read_again() -> None:
+    never = improving.Nearness(np.inf, np.inf)
+    verdict = improving.Verdict(1, 1, 0, never, never, worse=False, judges=8)
+    stored = improving.VERDICT.dump_json(verdict)
+    assert improving.VERDICT.validate_json(stored) == verdict
+    assert not verdict.kept

@@ -7,6 +7,7 @@ import pytest
 
 from qconvert.backends.ort import open_cpu
 from qconvert.quantize.activation import NOTHING, following
+from qconvert.quantize.equalize import sites
 from tests.quantize.rewritten import model
 
 SIGNATURE = "(float[N, 3, 8, 8] x) => (float[] y)"
@@ -56,3 +57,17 @@ def test_only_a_relu_or_clip_cuts_anything_off() -> None:
 def test_what_is_not_an_activation_is_nothing(text: str) -> None:
     net = model(f"c = Conv (x, w) {text}", SIGNATURE, w=(3, 3, 1, 1))
     assert following(next(iter(net.graph))) is NOTHING
+
+
+def test_the_limits_of_a_clip_may_stand_in_lists_of_one() -> None:
+    limits = "l = Constant <value_floats: floats = [0.0]> () "
+    limits += "h = Constant <value_floats: floats = [6.0]> () "
+    net = model(
+        f"{limits} c = Conv (x, w) d = Clip (c, l, h) y = Conv (d, v)",
+        SIGNATURE,
+        w=(3, 3, 1, 1),
+        v=(3, 3, 1, 1),
+    )
+    conv = next(node for node in net.graph if node.op_type == "Conv")
+    assert (following(conv).low, following(conv).high) == (0.0, 6.0)
+    assert [site.ceiling for site in sites(net.graph)] == [6.0]
