@@ -1,12 +1,12 @@
 """The command table: every command's name and summary, known without importing any of them."""
 
-import io
 import sys
 from importlib import import_module
 
 import click
 
 from qconvert import __version__
+from qconvert.cli import streams
 from qconvert.cli.boundary import guarded
 
 COMMANDS = {
@@ -70,7 +70,7 @@ def main() -> None:
 
 def run() -> None:
     """Run the command line and exit with its code."""
-    # Under `LC_ALL=C` there is no ± or ✓ to write: better `\xb1` than no table.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    sys.exit(guarded(main, sys.argv[1:]))
+    streams.open_all()
+    code = guarded(main, sys.argv[1:])
+    streams.let_go()
+    sys.exit(code)

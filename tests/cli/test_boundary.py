@@ -1,6 +1,7 @@
 """Exit codes mean one thing each, and errors are words."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -171,3 +172,24 @@ def test_a_reader_that_has_seen_enough_is_no_error(tiny: Path) -> None:
             check=False,
         )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        ("cache >&-", 0),
+        ("cache 2>&-", 0),
+        ("cache <&- >&- 2>&-", 0),
+        ("inspect none.onnx 2>&-", 2),
+        ("inspect none.onnx <&- >&- 2>&-", 2),
+        ("--help >/dev/full", 3),
+    ],
+)
+def test_streams_that_are_closed_or_full_change_no_code(more: str, code: int) -> None:
+    if "/dev/full" in more and not Path("/dev/full").exists():
+        pytest.skip("only Linux has /dev/full")
+    line = f"{shlex.quote(sys.executable)} -m qconvert {more}"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
