@@ -88,6 +88,17 @@ def batch_size(feeds: Feeds) -> int:
     return len(next(iter(feeds.values())))
 
 
+def answer(feeds: Feeds, name: str) -> NDArray[Any]:
+    """Return what a model answers under a name, which may be a sequence of tensors, as an array."""
+    try:
+        return np.asarray(feeds[name])
+    except ValueError:
+        raise QConvertError(
+            f"`{name}` is a sequence of tensors of different shapes, which cannot be compared",
+            hint="take this output out of the model",
+        ) from None
+
+
 def filled_up(feeds: Feeds, size: int) -> Feeds:
     """Repeat the rows of a batch until it has `size` of them; one that has stays as it is."""
     if batch_size(feeds) == size:

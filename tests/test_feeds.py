@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qconvert.errors import QConvertError, UsageError
-from qconvert.feeds import TensorSpec, draw, parse, settle
+from qconvert.feeds import TensorSpec, answer, draw, parse, settle
 
 FLOAT, INT = np.dtype(np.float32), np.dtype(np.int64)
 
@@ -84,3 +84,10 @@ def test_inputs_of_no_sensible_size_are_refused() -> None:
     huge = TensorSpec("x", np.dtype("float32"), ("N", 2**20, 2**20))
     with pytest.raises(QConvertError, match="numbers for `x`"):
         draw([huge], 1, seed=0)
+
+
+def test_a_sequence_of_tensors_of_different_shapes_is_refused_by_its_name() -> None:
+    one, other = np.zeros((2, 3)), np.zeros((2, 4))
+    assert answer({"y": [one, one]}, "y").shape == (2, 2, 3)  # type: ignore[dict-item]
+    with pytest.raises(QConvertError, match="`y` is a sequence of tensors of different shapes"):
+        answer({"y": [one, other]}, "y")  # type: ignore[dict-item]

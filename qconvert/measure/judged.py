@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.errors import QConvertError
-from qconvert.feeds import Feeds
+from qconvert.feeds import Feeds, answer
 from qconvert.measure.nearness import divergence, probabilities
 
 NONE = -1
@@ -95,8 +95,9 @@ def _pairs(
 ) -> tuple[dict[str, tuple[Numbers, Numbers]], tuple[str, ...]]:
     """Return each output of both as one row an image; a note for each that is no such thing."""
     pairs, notes = {}, []
-    for name, array in wanted.items():
-        before, after = np.asarray(array), np.asarray(got[name]) if name in got else None
+    for name in wanted:
+        before = answer(wanted, name)
+        after = answer(got, name) if name in got else None
         if after is None:
             notes.append(f"output `{name}` is missing: not compared")
         elif before.dtype.kind in "OSTU":

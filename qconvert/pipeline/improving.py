@@ -14,7 +14,7 @@ import pydantic
 
 from qconvert import __version__
 from qconvert.backends.ort import VERSION, open_cpu
-from qconvert.feeds import Feeds, batch_size
+from qconvert.feeds import Feeds, answer, batch_size
 from qconvert.measure.nearness import Numbers, changed, distances, noise
 from qconvert.pipeline.efforts import EFFORTS, fitting
 from qconvert.pipeline.prepared import Prepared
@@ -192,7 +192,7 @@ def _judge(plan: Plan, taught: Sequence[Taught], judges: Iterable[Feeds], by: Im
     for feeds in judges:
         count += batch_size(feeds)
         told.append([run(feeds) for run in runs])
-        held += sum(np.asarray(each).nbytes for each in told[-1][0].values())
+        held += sum(answer(told[-1][0], name).nbytes for name in told[-1][0])
         if held > ANSWER_BYTES:
             break
     wanted, *found = (list(each) for each in zip(*told, strict=True))

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from qconvert import onnx_io
 from qconvert.backends.ort import open_cpu
 from qconvert.errors import QConvertError
-from qconvert.feeds import Feeds, draw
+from qconvert.feeds import Feeds, answer, draw
 from qconvert.pipeline.prepared import Prepared, megabytes
 from qconvert.pipeline.progress import Progress, Tell
 from qconvert.quantize.found import PLAN
@@ -55,5 +55,5 @@ def write(model: ir.Model, out: Path, before: int, tell: Tell) -> None:
 
 
 def _finite(answers: Feeds, name: str) -> bool:
-    array = np.asarray(answers[name])
+    array = answer(answers, name)
     return array.dtype.kind != "f" or bool(np.isfinite(array).all())

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from qconvert import __version__, backends, onnx_io
 from qconvert.backends.base import Engine
 from qconvert.backends.ort import VERSION, open_cpu
-from qconvert.feeds import Feeds, Run, filled_up, fixed_batch
+from qconvert.feeds import Feeds, Run, answer, filled_up, fixed_batch
 from qconvert.images.batch import Images
 from qconvert.images.labels import check_classes
 from qconvert.measure.accuracy import Accuracy, MeasuredOn, accuracy, baseline
@@ -114,7 +114,8 @@ def _run(run: Run, feeds: Feeds, size: int | None) -> Feeds:
     count = len(next(iter(feeds.values())))
     if size == 1:
         # Whatever answers one image is that image's, also what has no axis of images.
-        return {name: _row(np.asarray(each)) for name, each in run(feeds).items()}
+        made = run(feeds)
+        return {name: _row(answer(made, name)) for name in made}
     if not size or count == size:
         return run(feeds)
     answers = run(filled_up(feeds, size))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qconvert.backends.ort import open_cpu
-from qconvert.feeds import Feeds
+from qconvert.feeds import Feeds, answer
 from qconvert.measure.nearness import Numbers, distances, noise
 from qconvert.pipeline.prepared import Prepared
 from qconvert.pipeline.progress import Tell
@@ -63,7 +63,7 @@ class Study:
         held = 0
         for feeds in self._judges():
             wanted.append(run(feeds))
-            held += sum(np.asarray(each).nbytes for each in wanted[-1].values())
+            held += sum(answer(wanted[-1], name).nbytes for name in wanted[-1])
             if held > MOST_BYTES:
                 break
         return wanted
