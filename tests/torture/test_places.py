@@ -29,7 +29,7 @@ def old(calm: Calm, tmp_path: Path) -> Calm:
     run, cache = tmp_path / "old", tmp_path / "old-cache"
     shutil.copytree(calm.run, run)
     shutil.copytree(calm.cache, cache)
-    return Calm(run, cache, calm.seconds, calm.facts)
+    return Calm(run, cache, calm.facts)
 
 
 def remove(path: Path) -> None:
