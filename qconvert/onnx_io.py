@@ -18,6 +18,8 @@ from qconvert.feeds import TensorSpec
 
 # Protobuf cannot hold 2 GiB; what is not weights needs some room beside them.
 SINGLE_FILE_BYTES = 2**31 - 2**27
+# Handed over as one piece, weights are in memory several times until a session has read them.
+IN_MEMORY_BYTES = 2**28
 KEEP_INSIDE_BYTES = 1024
 
 # From this IR version on an initializer need not be listed as an input too.
@@ -49,15 +51,15 @@ def load(path: Path) -> ir.Model:
     return model
 
 
-def save(model: ir.Model, path: Path) -> None:
-    """Write one file, or above 2 GB one file and its data beside it; complete when it appears.
+def save(model: ir.Model, path: Path, *, apart: bool = False) -> None:
+    """Write one file, or if large or `apart` one and its data beside it; complete when it appears.
 
     The data file carries its hash in its name, so a model file never points at another's data.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with located(path), drafts.draft(path.parent) as folder:
         draft = folder / path.name
-        if weight_bytes(model) < SINGLE_FILE_BYTES:
+        if not apart and weight_bytes(model) < SINGLE_FILE_BYTES:
             # Written here rather than by `ir.save`, which would leave external tensors outside.
             draft.write_bytes(serialize(model))
         else:

@@ -101,6 +101,17 @@ def test_a_large_model_keeps_its_weights_beside_it(
     np.testing.assert_array_equal(stored.numpy(), models.floats(4, 3, 3, 3))
 
 
+def test_any_model_can_have_its_weights_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_io, "KEEP_INSIDE_BYTES", 16)
+    onnx_io.save(models.tiny(), tmp_path / "a.onnx", apart=True)
+    assert len(onnx_io.files(tmp_path / "a.onnx")) == 2
+    assert onnx_io.fingerprint(onnx_io.load(tmp_path / "a.onnx")) == onnx_io.fingerprint(
+        models.tiny()
+    )
+
+
 def test_writing_a_large_model_again_removes_only_its_own_old_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,11 +35,11 @@ def open_cpu(model: ir.Model, threads: int = 0, *, literal: bool = False) -> Run
     nodes too, which otherwise become integer kernels where that is right.
     """
     literal = literal or has_float_biases(model)
-    if onnx_io.weight_bytes(model) < onnx_io.SINGLE_FILE_BYTES:
+    if onnx_io.weight_bytes(model) < onnx_io.IN_MEMORY_BYTES:
         return _open(onnx_io.serialize(model), threads, literal=literal)
     with drafts.temporary() as folder:
         path = folder / "model.onnx"
-        onnx_io.save(model, path)
+        onnx_io.save(model, path, apart=True)
         return _open(str(path), threads, literal=literal)
 
 

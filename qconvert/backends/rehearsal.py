@@ -50,12 +50,12 @@ except Exception:
 
 def rehearse(model: ir.Model, feeds: Feeds) -> None:
     """Load a graph in a child, and run it once unless `feeds` is empty; refuse what ends it."""
-    if onnx_io.weight_bytes(model) < onnx_io.SINGLE_FILE_BYTES:
+    if onnx_io.weight_bytes(model) < onnx_io.IN_MEMORY_BYTES:
         _try(_packed(feeds), onnx_io.serialize(model), patience(model))
         return
     with drafts.temporary() as folder:
         path = folder / "model.onnx"
-        onnx_io.save(model, path)
+        onnx_io.save(model, path, apart=True)
         rehearse_file(path, feeds, patience(model))
 
 

@@ -21,7 +21,7 @@ def test_a_model_answers_by_output_name() -> None:
 def test_a_model_too_large_for_one_file_runs_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     feeds = draw(onnx_io.inputs(models.tiny()), 3, seed=0)
     wanted = open_cpu(models.tiny())(feeds)
-    monkeypatch.setattr(onnx_io, "SINGLE_FILE_BYTES", 100)
+    monkeypatch.setattr(onnx_io, "IN_MEMORY_BYTES", 100)
     got = open_cpu(models.tiny())(feeds)
     np.testing.assert_array_equal(wanted["scores"], got["scores"])
 

@@ -57,9 +57,12 @@ def test_only_graphs_with_loops_have_a_limit_that_a_slow_one_could_meet() -> Non
 @pytest.mark.parametrize(
     ("name", "said"), [("SIGSEGV", "signal 11 (SIGSEGV)"), ("SIGKILL", "want of memory")]
 )
+@pytest.mark.parametrize("in_memory", [onnx_io.IN_MEMORY_BYTES, 100])
 def test_a_crash_of_the_runtime_is_told_and_contained(
-    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_memory: int, name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(onnx_io, "IN_MEMORY_BYTES", in_memory)
+    rehearse(tiny(), draw(onnx_io.inputs(tiny()), 2, seed=0))
     runtime_that_dies(tmp_path, name, monkeypatch)
     with pytest.raises(QConvertError) as caught:
         rehearse(tiny(), {})
