@@ -41,7 +41,7 @@ def for_evaluation(base: Basis, exam: Exam) -> Sample:
                 yield filled_up(batch.feeds, size)
 
     kept = [labels[at % len(labels)] for at in range(count)]
-    sample = _sample(f"evaluation {exam.images.listing().digest()[:12]}", base, held(images), kept)
+    sample = _sample(f"evaluation {exam.digest()[:12]}", base, held(images), kept)
     scores = np.asarray(sample.wanted.answers[0][sample.wanted.scores])
     check_classes(exam.images, scores.shape[1])
     return sample

@@ -1,5 +1,6 @@
 """The answers of every engine over the same images, which are read once for all of them."""
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -40,6 +41,12 @@ class Exam:
     model: Path
     images: Images
     preprocessing: Mapping[str, object]
+
+    def digest(self) -> str:
+        """Return one hash over all that decides what is asked: images, labels, preprocessing."""
+        used = self.images.listing()
+        decided = [used.digest(), list(self.images.labels), dict(self.preprocessing)]
+        return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
 
 
 def scored(

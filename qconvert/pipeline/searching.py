@@ -16,7 +16,7 @@ from qconvert.backends.ort import VERSION
 from qconvert.measure.machine import machine
 from qconvert.measure.mix import Mix
 from qconvert.pipeline import requests, sampling
-from qconvert.pipeline.graphs import PLAN, Basis, graph_of
+from qconvert.pipeline.graphs import PLAN, Basis, engine_settings, graph_of
 from qconvert.pipeline.progress import Progress
 from qconvert.pipeline.scoring import Exam
 from qconvert.pipeline.step_clock import clock_of
@@ -117,7 +117,7 @@ def _explored(task: Task, subject: Subject, shop: Workshop, trials: Path) -> Mix
 
 
 def _subject(task: Task, subject: Subject) -> str:
-    """Return what decides every trial, as a hash; evaluation images are in a trial's own name."""
+    """Return what decides every trial, as a hash; what is asked of it is in a trial's own name."""
     decided = [
         onnx_io.fingerprint(subject.model),
         plans.dumps(subject.plan),
@@ -130,14 +130,16 @@ def _subject(task: Task, subject: Subject) -> str:
 
 
 def _recipe(task: Task, subject: Subject, shop: Workshop) -> dict[str, str]:
-    exam = task.exam
+    exam, runs = task.exam, task.available.runs
+    # How engines are built decides how long they take, which is a part of what is found.
+    built = [engine_settings(shop.config, task.backend), shop.config.build.profile]
     return {
         "name": f"{task.backend} {shop.config.search.budget:g}",
         "model": onnx_io.fingerprint(subject.model),
         "subject": _subject(task, subject),
         "settings": json.dumps(asdict(shop.config.search), sort_keys=True),
-        "images": exam.images.listing().digest() if exam is not None else "",
-        "labels": json.dumps(list(exam.images.labels)) if exam is not None else "",
+        "exam": exam.digest() if exam is not None else "",
         "bench": json.dumps(asdict(shop.config.bench), sort_keys=True),
-        "machine": json.dumps(machine(), sort_keys=True) if task.available.runs else "",
+        "engines": json.dumps(built, sort_keys=True) if runs else "",
+        "machine": json.dumps(machine(), sort_keys=True) if runs else "",
     }

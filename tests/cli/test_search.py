@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,3 +108,37 @@ def test_two_backends_and_no_images_are_refused(qconvert: Command) -> None:
     assert (two.code, "a search is for one backend" in two.err) == (2, True)
     blind = qconvert("search", "network.onnx", "--backend", "cpu", "-o", "out")
     assert blind.code == 2
+
+
+def _labelled(shift: int) -> None:
+    """Write labels: the right ones where nothing is shifted."""
+    names = Path("val/classes.txt").read_text().split()
+    files = sorted(Path("val").glob("*.jpg"))
+    numbers = [(names.index(each.stem.partition("-")[2]) + shift) % len(names) for each in files]
+    lines = [f"{file},{number}" for file, number in zip(files, numbers, strict=True)]
+    Path("labels.csv").write_text("\n".join(["file,label", *lines]))
+
+
+def test_other_labels_are_other_trials(qconvert: Command) -> None:
+    def searched(out: str) -> dict[str, Any]:
+        given = (*GIVEN, "--labels", "labels.csv", "--by", "top-1", "--budget", "50")
+        done = qconvert("search", *given, "-o", out, "--json")
+        assert done.code == 0, done.err
+        found: dict[str, Any] = json.loads(done.out)["int8"]["confirmed"]
+        return found
+
+    _labelled(0)
+    first = searched("out")
+    assert first["pp"] > 0
+    _labelled(3)
+    again = searched("out")
+    assert again["pp"] < first["pp"]
+    assert again == searched("other")
+
+
+def test_other_threads_are_another_search(qconvert: Command) -> None:
+    given = (*GIVEN[:-1], "cpu", "--budget", "50", "--seconds", "0.02", "--json")
+    for number in (1, 2):
+        done = qconvert("search", *given, "-o", f"out{number}", "--set", f"cpu.threads={number}")
+        assert done.code == 0, done.err
+        assert "stored" not in next(line for line in done.err.splitlines() if "✓ search" in line)
