@@ -39,6 +39,7 @@ def make(variants: Sequence[Variant], shop: Workshop, *, building: bool) -> Basi
     onnx_io.save(ready.model, shop.run.model)
     if config.calibration.images is not None:
         found = seen.measured(ready, config, Job(shop.run.calibration), shop.store, shop.tell)
+        _require_same_images(found.whole, variants, shop.run)
         _keep(found.whole, config, shop.run)
         return Basis(ready, config, found)
     _require_known(variants, known=())
@@ -63,16 +64,29 @@ def _require_same(ready: Prepared, run: RunFolder) -> None:
             )
 
 
+def _require_same_images(found: Calibration, variants: Sequence[Variant], run: RunFolder) -> None:
+    """Refuse other images beside INT8 engines that stay, whose ranges come from those of before."""
+    others = set(run.engines()) - {each.name for each in variants}
+    staying = [name for name in sorted(others) if (run.engine(name) / PLAN).is_file()]
+    if not staying or not run.calibration.is_file():
+        return
+    if ranges_file.load(run.calibration).origin.images != found.origin.images:
+        raise UsageError(
+            f"`{run.root}` has {', '.join(f'`{name}`' for name in staying)} from other images "
+            "than these",
+            hint="build those again too, with `--precision`, or choose another folder: `-o RUN`",
+        )
+
+
 def again(variants: Sequence[Variant], shop: Workshop) -> Basis:
     """Return what an earlier run was made from, which needs no image and no source again."""
     config, run = shop.config, shop.run
-    pictures_at = config.calibration.images
-    if pictures_at is not None and not pictures_at.exists():
-        config = replace(config, calibration=replace(config.calibration, images=None))
     once(run.model, run.model)
     ready = prepared.as_it_is(run.model, shop.tell)
     found = None
     if run.calibration.is_file():
+        if not seen.are_there(ready, config, run.calibration):
+            config = replace(config, calibration=replace(config.calibration, images=None))
         found = seen.from_file(ready, config, run.calibration)
     folders = (run.root / "engines").glob(f"*/{PLAN}")
     known = {file.parent.name: plan_files.load(file) for file in folders}

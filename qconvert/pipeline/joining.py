@@ -21,7 +21,7 @@ def joined(new: Report, run: RunFolder, limits: Gate) -> Report:
     taken in turns. A report that cannot be read any more, or is of another model, has nothing to
     give.
     """
-    before = _before(run)
+    before = report_before(run)
     if before is None or before.baseline_bytes != new.baseline_bytes:
         return new
     new = _with_known_layers(_with_known_answers(new, before), before)
@@ -34,8 +34,6 @@ def joined(new: Report, run: RunFolder, limits: Gate) -> Report:
     baseline = new.baseline or before.baseline
     mixes = {**before.mixes, **new.mixes}
     rows = replace(new, variants=(*kept, *new.variants), baseline=baseline, mixes=mixes)
-    if new.evaluation is None:
-        rows = replace(rows, evaluation=before.evaluation)
     if new.evidence == Evidence():
         rows = replace(rows, evidence=before.evidence)
     elif kept:
@@ -44,7 +42,8 @@ def joined(new: Report, run: RunFolder, limits: Gate) -> Report:
     return conclude(rows, limits)
 
 
-def _before(run: RunFolder) -> Report | None:
+def report_before(run: RunFolder) -> Report | None:
+    """Return the report that a run has, if it can be read."""
     file = run.root / REPORT
     try:
         return as_json.load(file) if file.is_file() else None
@@ -69,7 +68,11 @@ def _with_known_answers(new: Report, before: Report) -> Report:
         reasons = {name: why for name, why in row.unmeasured.items() if name != "accuracy"}
         rows.append(replace(row, accuracy=same.accuracy, unmeasured=reasons))
     return replace(
-        new, variants=tuple(rows), baseline=before.baseline, evaluation=before.evaluation
+        new,
+        variants=tuple(rows),
+        baseline=before.baseline,
+        evaluation=before.evaluation,
+        shared_images=before.shared_images,
     )
 
 

@@ -5,17 +5,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from qconvert import onnx_io
+from qconvert import drafts, onnx_io
 from qconvert.config import Config
 from qconvert.errors import QConvertError, UsageError
 from qconvert.measure.mix import Mix
-from qconvert.pipeline import basis, run_folder, variants
+from qconvert.pipeline import basis, joining, run_folder, variants
 from qconvert.pipeline.exams import exam_of
 from qconvert.pipeline.graphs import PLAN, Basis, graph_of
 from qconvert.pipeline.preview import layers as quantized_layers
 from qconvert.pipeline.progress import Tell
 from qconvert.pipeline.requests import Request
-from qconvert.pipeline.run_folder import RunFolder, put_copy, put_text
+from qconvert.pipeline.run_folder import SEARCHED, RunFolder, put_copy, put_text
 from qconvert.pipeline.scoring import Exam
 from qconvert.pipeline.searching import Task, search
 from qconvert.pipeline.variants import Chosen, Variant
@@ -24,7 +24,7 @@ from qconvert.quantize.plan_files import beside
 from qconvert.search.blocks import MOST
 from qconvert.store import Store
 
-MIXED, FOUND, TRIALS = "mixed.onnx", "search.json", "trials.jsonl"
+MIXED, TRIALS = "mixed.onnx", "trials.jsonl"
 PLANS = (PLAN, beside(Path(PLAN)).name)
 
 
@@ -42,8 +42,9 @@ def with_mixes(chosen: Chosen, base: Basis, exam: Exam | None, shop: Workshop) -
     kept: list[Variant] = []
     notes = list(chosen.notes)
     mixes: dict[str, Mix] = {}
+    gone: list[Variant] = []
     for variant in chosen.variants:
-        if variant.precision != "mixed" or variant.name in base.plans:
+        if variant.precision != "mixed" or _is_known(variant, base, shop):
             kept.append(variant)
             continue
         task = Task(variant.backend, base, exam, chosen.available[variant.backend])
@@ -52,12 +53,27 @@ def with_mixes(chosen: Chosen, base: Basis, exam: Exam | None, shop: Workshop) -
         notes += (note for note in found.mix.notes if note not in notes)
         if found.planned is None:
             notes.append(f"no `{variant.name}`: {found.mix.why}")
+            gone.append(variant)
         else:
             kept.append(variant)
             base = replace(base, plans={**base.plans, variant.name: found.planned})
     if not kept:
         raise QConvertError(notes[-1], hint="build others: `--precision fp32,int8`")
+    for variant in gone:  # of an earlier search, which did not ask the same
+        drafts.remove(shop.run.engine(variant.name))
     return WithMixes(replace(chosen, variants=tuple(kept), notes=tuple(notes)), base, mixes)
+
+
+def _is_known(variant: Variant, base: Basis, shop: Workshop) -> bool:
+    """Whether the run has the mix already, found by a search that asked the same."""
+    if variant.name not in base.plans:
+        return False
+    report, asked = joining.report_before(shop.run), shop.config.search
+    mix = report.mixes.get(variant.backend) if report is not None else None
+    if mix is None:  # there is nothing that says what was asked
+        return True
+    same = (mix.budget, mix.max_latency) == (asked.budget, asked.max_latency)
+    return same and asked.by in (None, mix.by)
 
 
 @dataclass(frozen=True)
@@ -101,7 +117,7 @@ def find_mix(config: Config, job: Job, store: Store, tell: Tell) -> Searched:
             sizes["mixed"] = _bytes(run.root / MIXED)
         else:
             _drop(run)
-        put_text(run.root / FOUND, json.dumps(asdict(found.mix), indent=1) + "\n")
+        put_text(run.root / SEARCHED, json.dumps(asdict(found.mix), indent=1) + "\n")
         return Searched(variant.backend, found.mix, sizes, said.notes)
 
 

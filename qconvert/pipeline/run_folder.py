@@ -22,7 +22,7 @@ from qconvert.images.classes import CLASSES, Classes
 
 SETTINGS, MODEL, ENGINES, CALIBRATION = "run.toml", "model.onnx", "engines", "calibration"
 REPORT, MARKDOWN, HTML, CARD = "report.json", "report.md", "report.html", "card.md"
-ANALYSIS = "analysis"
+ANALYSIS, SEARCHED = "analysis", "search.json"
 LAYERS = f"{ANALYSIS}/layers.csv"
 
 
@@ -58,7 +58,7 @@ class RunFolder:
 
     def has_results(self) -> bool:
         """Whether anything was made that other settings would spoil."""
-        return (self.root / ENGINES).exists() or (self.root / REPORT).exists()
+        return any((self.root / name).exists() for name in (ENGINES, REPORT, SEARCHED))
 
     def settings(self) -> Config:
         """Return the settings that the run was made with."""

@@ -127,6 +127,16 @@ def from_file(ready: Prepared, config: Config, path: Path) -> Seen:
     return Seen(whole, whole, images, count, False, at_hand, lessons, spare)
 
 
+def are_there(ready: Prepared, config: Config, path: Path) -> bool:
+    """Whether the images of a calibration made earlier lie where the settings say, unchanged."""
+    whole = ranges_file.load(path)
+    try:
+        listed = _again(ready, config, whole).listing()
+    except QConvertError:
+        return False
+    return [each.sha256 for each in listed.entries] == [e.sha256 for e in whole.origin.images]
+
+
 def split(count: int) -> tuple[list[range], list[range]]:
     """Return which of so many images are held out for choices, and the others.
 

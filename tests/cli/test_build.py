@@ -117,6 +117,36 @@ def test_engines_that_are_added_to_a_run_stand_beside_those_it_has(qconvert: Com
     assert "other images" in others["cpu-fp32"]["unmeasured"]["accuracy"]  # type: ignore[index]
 
 
+FAST = ("--effort", "none", "--backend", "cpu")
+
+
+def test_a_run_goes_on_though_its_images_are_others_by_now(qconvert: Command) -> None:
+    built(qconvert, *IMAGES, *FAST, "--precision", "int8")
+    shutil.rmtree("images")
+    draw_folder(Path("images"), 20, size=16)
+    done = qconvert("build", "--from", "run", "--precision", "fp16", *QUICK, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["calibration"]["count"] == 40
+
+
+def test_int8_from_other_images_does_not_stay_in_a_run(qconvert: Command) -> None:
+    built(qconvert, *IMAGES, *FAST, "--precision", "int8")
+    Path("images/0000.png").unlink()
+    refused = built(qconvert, *IMAGES, *FAST, "--precision", "fp16", code=2)
+    assert "`run` has `cpu-int8` from other images than these" in refused.err
+    built(qconvert, *IMAGES, *FAST, "--precision", "fp16,int8")
+
+
+def test_images_that_calibration_and_evaluation_share_stay_told(qconvert: Command) -> None:
+    both = ("--images", "images", "--eval", "images")
+    built(qconvert, *both, *FAST, "--precision", "int8")
+    shutil.rmtree("images")
+    done = qconvert("build", "--from", "run", "--precision", "fp16", *QUICK, "--json")
+    assert done.code == 0, done.err
+    assert told(done)["cpu-int8"]["accuracy"]
+    assert "calibration and evaluation share 40 images" in done.out
+
+
 def test_a_plan_in_the_run_is_followed(qconvert: Command) -> None:
     built(qconvert, *IMAGES, "--plan-only", "--precision", "int8")
     place = Path("run/engines/cpu-int8/plan.json")

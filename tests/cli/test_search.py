@@ -142,3 +142,31 @@ def test_other_threads_are_another_search(qconvert: Command) -> None:
         done = qconvert("search", *given, "-o", f"out{number}", "--set", f"cpu.threads={number}")
         assert done.code == 0, done.err
         assert "stored" not in next(line for line in done.err.splitlines() if "✓ search" in line)
+
+
+def test_a_mix_that_was_found_for_another_budget_is_searched_anew(qconvert: Command) -> None:
+    built = ("--precision", "mixed", "--plan-only", "--json")
+    done = qconvert("build", *GIVEN, *built, "-o", "run")
+    assert done.code == 0, done.err
+    again = ("build", "--from", "run", *built, "--backend", "tensorrt-rtx")
+    known = qconvert(*again)
+    assert "✓ search" not in known.err
+    assert json.loads(known.out)["mixes"]["tensorrt-rtx"]["budget"] == 3
+    other = qconvert(*again, "--set", "search.budget=2")
+    assert "✓ search" in other.err
+    assert json.loads(other.out)["mixes"]["tensorrt-rtx"]["budget"] == 2
+
+
+def test_a_mix_that_is_no_longer_needed_does_not_stay_in_a_run(qconvert: Command) -> None:
+    planned = ("--precision", "int8,mixed", "--plan-only", "-o", "run")
+    assert qconvert("build", *GIVEN, *planned).code == 0
+    assert Path("run/engines/tensorrt-rtx-mixed").is_dir()
+    assert qconvert("build", *GIVEN, *planned, "--budget", "50").code == 0
+    assert not Path("run/engines/tensorrt-rtx-mixed").exists()
+
+
+def test_the_folder_of_a_search_takes_no_other_run(qconvert: Command) -> None:
+    assert qconvert("search", *GIVEN, "--budget", "50", "-o", "out").code == 0
+    other = qconvert("build", *GIVEN, "--method", "minmax", "--plan-only", "-o", "out")
+    assert (other.code, "`out` holds another run" in other.err) == (2, True)
+    assert qconvert("build", *GIVEN, "--plan-only", "-o", "out").code == 0
