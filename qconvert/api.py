@@ -26,6 +26,7 @@ from qconvert.api_options import (
     config_of,
     load,
     require_known,
+    require_word,
     spelled,
 )
 from qconvert.calibrate.calibration import Calibration
@@ -93,7 +94,7 @@ def build(
         trust=options.get("trust", False),
     )
     shelf = store.default(fresh=options.get("fresh", False))
-    return Run(order.out, building.build(config, order, shelf, tell))
+    return Run(order.out.absolute(), building.build(config, order, shelf, tell))
 
 
 def resume(run: Place, *, tell: Tell = silent, **options: Unpack[EngineOptions]) -> Run:
@@ -106,7 +107,8 @@ def resume(run: Place, *, tell: Tell = silent, **options: Unpack[EngineOptions])
     below = Common(config=options.get("config", folder.root / SETTINGS))
     config = config_of(None, {**options, **below}, EngineOptions)
     order = building.Order(folder.root, spelled("resume", run, options), resumed=True)
-    return Run(folder.root, building.build(config, order, store.default(), tell))
+    report = building.build(config, order, store.default(), tell)
+    return Run(folder.root.absolute(), report)
 
 
 def export(
@@ -196,6 +198,7 @@ def package(
     Takes `engine` (that of the verdict), `name`, and `classes`, a file with a name a line.
     """
     require_known(options, PackageOptions)
+    require_word("format", format, Format)
     classes = _path(options.get("classes"))
     chosen = options.get("engine", ""), options.get("name", "")
     return packing.package(open_run(run), Wanted(format, Path(output), *chosen, classes))
@@ -223,7 +226,7 @@ def search(
 
 def open_run(folder: Place) -> Run:
     """Return a run that `build` or `qconvert build` made, from its folder."""
-    return finished(Path(folder))
+    return finished(Path(folder).absolute())
 
 
 def open_engine(path: Place) -> OpenEngine:

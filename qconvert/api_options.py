@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, get_args, get_origin
 
 from qconvert import config_file
 from qconvert.config import Config
@@ -110,23 +110,39 @@ def load(options: Mapping[str, object], known: type, given: Mapping[str, object]
     """Return what arguments, settings and file say."""
     require_known(options, known)
     values = {KEYS[name]: _plain(name, value) for name, value in options.items() if name in KEYS}
-    more = options.get("settings", {})
-    assert isinstance(more, Mapping)
-    file = options.get("config")
-    below = Path(os.fspath(file)) if isinstance(file, str | os.PathLike) else None
+    more, file = options.get("settings", {}), options.get("config")
+    if not isinstance(more, Mapping):
+        raise UsageError(
+            f"`settings` takes a mapping, not {type(more).__name__}",
+            hint='as {"quantize.method": "mse"}',
+        )
+    if not isinstance(file, str | os.PathLike | None):
+        raise UsageError(f"`config` names a file, and is {type(file).__name__}", hint="a path")
+    below = None if file is None else Path(os.fspath(file))
     return config_file.load(below, {**more, **values, **given}, given_in="arguments")
 
 
 def require_known(options: Mapping[str, object], known: type) -> None:
-    """Refuse an argument that a function does not have."""
+    """Refuse an argument that a function does not have, and words that it does not know."""
     names = list(known.__annotations__)
-    for name in options:
+    for name, value in options.items():
         if name not in names:
             more = "; all else is in `settings`" if "settings" in names else ""
             raise UsageError(
                 f"there is no argument `{name}`{near(name, names)}",
                 hint=f"it takes {', '.join(names)}{more}",
             )
+        require_word(name, value, known.__annotations__[name])
+
+
+def require_word(name: str, value: object, kind: object) -> None:
+    """Refuse a word that is none of those that an argument may be."""
+    words = get_args(kind) if get_origin(kind) is Literal else ()
+    if words and value not in words:
+        raise UsageError(
+            f"there is no {name} `{value}`{near(str(value), words)}",
+            hint=f"there are {', '.join(f'`{each}`' for each in words)}",
+        )
 
 
 def _plain(name: str, value: object) -> object:
@@ -140,7 +156,7 @@ def _name(model: Model) -> str:
     """Return how a model is written on the command line."""
     if isinstance(model, str | os.PathLike):
         return os.fspath(model)
-    module, name = model.__module__, getattr(model, "__qualname__", "")
+    module, name = getattr(model, "__module__", ""), getattr(model, "__qualname__", "")
     if not name or getattr(sys.modules.get(module), name, None) is not model:
         what = f"`{name}`" if name else f"a {type(model).__name__}"
         raise UsageError(

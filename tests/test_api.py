@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_a_build_is_silent_and_gives_the_report_that_the_command_shows(
     assert [each.name for each in run.report.variants] == ["cpu-fp32", "cpu-int8"]
     assert run.report.command.startswith("qconvert.build('model.onnx', output='own', settings={")
     assert qconvert.open_run("own").report.variants == run.report.variants
-    assert run.path("cpu-int8") == Path("own/engines/cpu-int8")
+    assert run.path("cpu-int8") == Path("own/engines/cpu-int8").absolute()
 
 
 def test_an_engine_runs_on_arrays_and_on_pictures_as_they_were_prepared() -> None:
@@ -106,6 +107,68 @@ def test_an_engine_runs_on_arrays_and_on_pictures_as_they_were_prepared() -> Non
     assert str(loose.outputs[0]) == "scores: float32[N, 24]"
     with pytest.raises(qconvert.UsageError, match="takes `image: float32"):
         engine({"x": whole["image"]})
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (np.zeros((2, 3, 16, 16)), "not `image: float64[2, 3, 16, 16]`"),
+        (np.zeros((2, 16, 16, 3), np.float32), "not `image: float32[2, 16, 16, 3]`"),
+        (np.zeros((3, 16, 16), np.float32), "not `image: float32[3, 16, 16]`"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_told_by_type_and_sizes(given: Any, told: str) -> None:
+    engine = qconvert.open_engine("model.onnx")
+    with pytest.raises(qconvert.UsageError, match=re.escape(told)) as caught:
+        engine({"image": given})
+    assert "--input" not in caught.value.hint
+    with pytest.raises(qconvert.UsageError, match="not `ndarray`"):
+        engine(given)
+    with pytest.raises(qconvert.UsageError, match="no batch of 0"):
+        next(engine.read("val", batch=0))
+
+
+def test_numbers_in_the_byte_order_of_other_machines_are_the_same_numbers() -> None:
+    engine = qconvert.open_engine("model.onnx")
+    image = np.random.default_rng(0).standard_normal((1, 3, 16, 16)).astype(np.float32)
+    wanted, found = (engine({"image": each})["scores"] for each in (image, image.astype(">f4")))
+    assert np.array_equal(wanted, found)
+
+
+def test_a_run_stays_what_it_is_where_the_program_goes_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = qconvert.open_run("run")
+    monkeypatch.chdir("val")
+    assert run.engine("cpu-fp32").inputs
+    assert run.path("cpu-fp32") == tmp_path / "run/engines/cpu-fp32"
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: qconvert.build("model.onnx", output="x", settings=[1]), "takes a mapping"),  # type: ignore[arg-type]
+        (lambda: qconvert.build("model.onnx", output="x", config=3), "`config` names a file"),  # type: ignore[arg-type]
+        (lambda: qconvert.build(3, output="x"), "cannot be found again"),  # type: ignore[arg-type]
+        (
+            lambda: qconvert.quantize("model.onnx", output="x.onnx", backend="gpu"),  # type: ignore[arg-type]
+            "no backend `gpu`; did you mean `cpu`",
+        ),
+        (
+            lambda: qconvert.quantize("model.onnx", output="x.onnx", precision="fp32"),  # type: ignore[arg-type]
+            "no precision `fp32`",
+        ),
+        (
+            lambda: qconvert.package("run", output="x", format="tflite"),  # type: ignore[arg-type]
+            "no format `tflite`",
+        ),
+        (lambda: qconvert.bench(["run", "model.onnx"]), "`run` is a run, and a run is named alone"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_words(call: Callable[[], object], told: str) -> None:
+    with pytest.raises(qconvert.UsageError, match=told):
+        call()
+    assert not Path("x").exists()
 
 
 def test_an_engine_must_be_named_where_none_came_out_best() -> None:

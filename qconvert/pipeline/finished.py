@@ -12,7 +12,10 @@ from qconvert.report.model import Report
 
 @dataclass(frozen=True)
 class Run:
-    """The folder of a run and its report; it stands for the folder wherever a path is wanted."""
+    """The folder of a run and its report; it stands for the folder wherever a path is wanted.
+
+    From Python the folder is absolute: a run stays what it is where the program goes elsewhere.
+    """
 
     folder: Path
     report: Report

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from qconvert import backends, onnx_io, sources
@@ -43,11 +44,14 @@ class OpenEngine:
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> Feeds:
         """Run once."""
-        if set(feeds) != {spec.name for spec in self.inputs}:
-            given = ", ".join(f"`{name}`" for name in feeds) or "nothing"
+        if not isinstance(feeds, Mapping) or set(feeds) != {spec.name for spec in self.inputs}:
+            names = list(feeds) if isinstance(feeds, Mapping) else [type(feeds).__name__]
+            given = ", ".join(f"`{name}`" for name in names) or "nothing"
             wanted = ", ".join(f"`{spec}`" for spec in self.inputs)
-            raise UsageError(f"the engine takes {wanted}, not {given}", hint="one array an input")
-        return self.session.run(dict(feeds))
+            raise UsageError(
+                f"the engine takes {wanted}, not {given}", hint="one array an input, by its name"
+            )
+        return self.session.run({spec.name: _fitting(spec, feeds) for spec in self.inputs})
 
     def read(self, images: str | Path, batch: int = 1) -> Iterator[Batch]:
         """Yield pictures in batches, prepared as they were for calibration and evaluation.
@@ -55,9 +59,29 @@ class OpenEngine:
         `images` is a picture, a folder, or all else that `--images` may be. An engine with a fixed
         batch gets that.
         """
+        if batch < 1:
+            raise UsageError(f"there is no batch of {batch}", hint="1 or more images")
         chosen = pictures.preprocessing_or_usual(self.source, Config())
         found = open_images(ImageChoice(Path(images)), self.inputs, chosen)
         yield from found.batches(fixed_batch(self.inputs) or batch)
+
+
+def _fitting(spec: TensorSpec, feeds: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """Return an array as the engine can take it; the runtime believes what it is given."""
+    array = np.asarray(feeds[spec.name])
+    # Bytes in another machine's order have the same type, and would be read as other numbers.
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    fits = array.ndim == len(spec.shape) and all(
+        wanted == size or not isinstance(wanted, int)
+        for wanted, size in zip(spec.shape, array.shape, strict=True)
+    )
+    if fits and (array.dtype == spec.dtype or spec.dtype.kind not in "fiub"):
+        return array
+    given = TensorSpec(spec.name, array.dtype, array.shape)
+    raise UsageError(
+        f"the engine takes `{spec}`, not `{given}`",
+        hint=f"an array of {spec.dtype} with these sizes; `read` makes such of pictures",
+    )
 
 
 def open_engine(path: Path) -> OpenEngine:

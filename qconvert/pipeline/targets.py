@@ -18,6 +18,7 @@ from qconvert.pipeline.engines import ENGINE
 from qconvert.pipeline.rehearsing import once, rehearse_engines
 from qconvert.pipeline.run_folder import (
     CARD,
+    ENGINES,
     HTML,
     LAYERS,
     MARKDOWN,
@@ -158,6 +159,11 @@ def _engine(path: Path) -> Engine:
             graph=path.name,
             files=(path.name, *_data_of(path)),
             made_with={},
+        )
+    if (path / SETTINGS).is_file():
+        raise UsageError(
+            f"`{path}` is a run, and a run is named alone",
+            hint=f"beside others name its engines: `{path / ENGINES / 'NAME'}`",
         )
     raise UsageError(
         f"`{path}` is no run, no engine and no ONNX file",
