@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from qconvert.measure.stats import stats
 from qconvert.report import figures, gates, numerals
 from qconvert.report.model import Gate, Report, Variant
-from qconvert.report.notes import faster_float
 from qconvert.report.reasons import UNSAID, why_not
 
 ENOUGH = 97.0
 LOST = 1.0
 NOT_FASTER = "INT8 is not faster here"
+FLOATS = ("fp32", "fp16", "bf16")
 OF_FP32 = ("max-latency", "max-size")
 
 
@@ -137,7 +137,9 @@ def _against_int8(report: Report, chosen: Variant) -> str:
         rival = variant.precision == "int8" and variant.backend == chosen.backend
         if not rival or variant is chosen or figures.headline(variant) is None:
             continue
-        if faster_float(report, variant) is not None:
+        # A float engine may be faster and keep no limit: then it is no reason for another one.
+        beaten = figures.ms_an_image(chosen) <= figures.ms_an_image(variant)
+        if beaten and chosen.precision in FLOATS:
             return NOT_FASTER
         return _objection(report, variant)
     return ""

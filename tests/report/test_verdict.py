@@ -180,3 +180,12 @@ def test_fp32_does_not_win_against_engines_that_were_not_timed_with_it() -> None
 def test_what_fails_is_told_of_the_engines_that_are_judged() -> None:
     report = conclude(reports.measured(), Limits(max_size=0.001))
     assert report.verdict.startswith("Nothing here to ship: `cpu-int8` fails max-size")
+
+
+def test_a_float_engine_that_is_no_choice_is_no_reason_against_int8() -> None:
+    bad = reports.scored(80.0, -8.3, 2.0, agreement=90.0)
+    others = {"cpu-fp16": 5.0, "cpu-int8": 10.0}
+    rows = [reports.variant(name, 9.0, ms, accuracy=bad) for name, ms in others.items()]
+    report = conclude(reports.report(reports.cpu()[0], *rows), NONE)
+    assert report.best == "cpu-fp32"
+    assert report.verdict.startswith("`cpu-int8` answers too differently")
