@@ -43,6 +43,7 @@ def compared(
 
     Those given are taken, else those that the run was scored on, else those it was calibrated on.
     """
+    targets.require_same_inputs({str(each): each for each in (pair.reference, pair.graph)})
     source = sources.load(str(pair.reference), Export(), trust=False)
     choice = ImageChoice(_images(config), count, seed=config.calibration.seed)
     known = pictures.preprocessing_or_usual(source, config)

@@ -17,7 +17,7 @@ from qconvert.pipeline.progress import Tell
 from qconvert.pipeline.run_folder import keep_classes
 from qconvert.pipeline.scoring import BASELINE, BF16, Exam
 from qconvert.pipeline.showing import with_answers
-from qconvert.pipeline.targets import Target, keep, report_of
+from qconvert.pipeline.targets import Target, keep, report_of, require_same_inputs
 from qconvert.report.conclude import conclude
 from qconvert.report.model import Report, Variant
 from qconvert.store import Store
@@ -54,6 +54,8 @@ def evaluate(target: Target, config: Config, reading: Reading, work: tuple[Store
 
     They are held against the float model of their run, or the first of them.
     """
+    graphs = {name: each.folder / each.graph for name, each in target.engines.items()}
+    require_same_inputs({"FP32": target.reference, **graphs} if target.run else graphs)
     exam = _exam(target, config, reading)
     available = target.available
     here = {name: available[engine.backend].runs for name, engine in target.engines.items()}

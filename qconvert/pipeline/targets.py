@@ -11,6 +11,7 @@ from qconvert import __version__, backends, onnx_io
 from qconvert.backends import installed
 from qconvert.backends.base import Availability, Engine, Precision
 from qconvert.errors import UsageError
+from qconvert.feeds import TensorSpec
 from qconvert.graph.patterns import is_quantized
 from qconvert.measure.machine import machine
 from qconvert.pipeline import engines as engine_files
@@ -84,6 +85,26 @@ def resolve(paths: Sequence[Path]) -> Target:
         engines[name] = engine
     rehearse_engines(engines.values())
     return Target(engines, None)
+
+
+def require_same_inputs(graphs: Mapping[str, Path]) -> None:
+    """Refuse graphs that do not take the same images: their answers compare with nothing."""
+    taken = {name: onnx_io.inputs(onnx_io.load(path)) for name, path in graphs.items()}
+    first, specs = next(iter(taken.items()))
+    for name, others in taken.items():
+        if len(others) != len(specs) or not all(map(_alike, others, specs)):
+            ours, theirs = (", ".join(f"`{each}`" for each in some) for some in (others, specs))
+            raise UsageError(
+                f"`{name}` takes {ours}, and `{first}` takes {theirs}",
+                hint="compare models of the same inputs, made from one another",
+            )
+
+
+def _alike(ours: TensorSpec, theirs: TensorSpec) -> bool:
+    """Whether the same image fits both; batches may differ, and an open size fits any."""
+    sizes = zip(ours.shape[1:], theirs.shape[1:], strict=False)
+    same = all(a == b for a, b in sizes if isinstance(a, int) and isinstance(b, int))
+    return ours.name == theirs.name and len(ours.shape) == len(theirs.shape) and same
 
 
 def report_of(target: Target) -> Report:

@@ -9,7 +9,7 @@ import pytest
 
 from qconvert import backends
 from tests.conftest import Outcome, write
-from tests.models import mixed
+from tests.models import mixed, tiny
 from tests.pictures import draw_folder
 
 Command = Callable[..., Outcome]
@@ -226,6 +226,16 @@ def test_runs_and_engines_can_be_timed_and_scored_again(qconvert: Command) -> No
     assert [*told(loose)] == ["net.onnx", "cpu-int8"]
     timed = qconvert("bench", "net.onnx", "run/engines/cpu-int8", *QUICK, "--json")
     assert [len(each["latency"]) for each in told(timed).values()] == [2, 2]  # type: ignore[arg-type]
+
+
+def test_models_of_other_inputs_are_told_apart_before_any_image_is_run(
+    qconvert: Command, tmp_path: Path
+) -> None:
+    write(tiny(), tmp_path / "tiny.onnx")
+    for command in (("evaluate", "--eval", "eval"), ("compare", "--images", "eval")):
+        done = qconvert(command[0], "net.onnx", "tiny.onnx", *command[1:], "--json")
+        assert (done.code, done.out) == (2, "")
+        assert "`tiny.onnx` takes `image: float32[batch, 3, 8, 8]`" in done.err
 
 
 def test_a_report_is_shown_again_in_every_form(qconvert: Command) -> None:
