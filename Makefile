@@ -55,21 +55,26 @@ QCONVERT ?= $(OWN)
 EXTRAS ?= cpu
 FORMAT ?= text
 
-ASKED = $(if $(IMAGES), --images "$(IMAGES)")$(if $(EVAL), --eval "$(EVAL)")$(if $(LABELS), --labels "$(LABELS)")
+# A name as the shell takes it, whatever is in it.
+quoted = '$(subst ','\'',$(1))'
+option = $(if $(2), $(1) $(call quoted,$(2)))
+ASKED = $(call option,--images,$(IMAGES))$(call option,--eval,$(EVAL))$(call option,--labels,$(LABELS))
 
 demo: $(filter $(OWN),$(QCONVERT))  ## Engines of a network that comes along: size, latency, accuracy
 	$(QCONVERT) demo
 
 build: given-MODEL $(filter $(OWN),$(QCONVERT))  ## Engines of MODEL (IMAGES EVAL LABELS RUN GATES OPTIONS)
-	$(QCONVERT) build "$(MODEL)"$(ASKED)$(if $(RUN), -o "$(RUN)") $(GATES) $(OPTIONS)
+	$(QCONVERT) build $(call quoted,$(MODEL))$(ASKED)$(call option,-o,$(RUN)) $(GATES) $(OPTIONS)
 
 bench: given-RUN $(filter $(OWN),$(QCONVERT))  ## Time the engines of RUN on this machine (GATES OPTIONS)
-	$(QCONVERT) bench "$(RUN)" $(GATES) $(OPTIONS)
+	$(QCONVERT) bench $(call quoted,$(RUN)) $(GATES) $(OPTIONS)
 
 report: given-RUN $(filter $(OWN),$(QCONVERT))  ## Show the report of RUN (FORMAT)
-	@$(QCONVERT) report "$(RUN)" --format $(FORMAT)
+	@$(QCONVERT) report $(call quoted,$(RUN)) --format $(FORMAT)
 
+# make takes a path with spaces for several, so that HERE would be another folder.
 $(OWN):
+	$(if $(filter 1,$(words $(MAKEFILE_LIST))),,$(error the path of this Makefile has spaces: make QCONVERT=qconvert takes the one on PATH))
 	@$(NEW_ENOUGH)
 	$(PYTHON) -m venv $(HERE).venv
 	$(HERE)$(BIN)/python -m pip install -q -e "$(HERE)[$(EXTRAS)]"

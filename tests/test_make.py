@@ -61,7 +61,30 @@ def test_without_one_on_path_the_command_is_made_beside_the_makefile(tmp_path: P
     *_, created, installed, run = done.stdout.splitlines()
     assert created == "python3 -m venv checkout/.venv"
     assert installed.endswith('pip install -q -e "checkout/[cpu]"')
-    assert run.startswith('checkout/.venv/bin/qconvert bench "r"')
+    assert run.startswith("checkout/.venv/bin/qconvert bench 'r'")
+
+
+@pytest.mark.parametrize("name", ['a "b" c', "it's", "`id`", "a;b&c", "back\\slash", "*"])
+def test_names_reach_the_command_as_they_are(name: str) -> None:
+    done = make("-n", "build", "QCONVERT=qconvert", f"MODEL={name}", f"IMAGES={name}")
+    wanted = ["qconvert", "build", name, "--images", name]
+    assert shlex.split(done.stdout) == wanted
+    printed = ["sh", "-c", f"qconvert() {{ printf '%s\\n' \"$@\"; }}; {done.stdout}"]
+    assert subprocess.check_output(printed, text=True).splitlines() == wanted[1:]
+
+
+def test_a_makefile_whose_path_has_spaces_makes_nothing_elsewhere(tmp_path: Path) -> None:
+    there = tmp_path / "my checkout"
+    there.mkdir()
+    (there / "Makefile").write_text((ROOT / "Makefile").read_text())
+    refused = subprocess.run(
+        ["make", "-n", "-f", there / "Makefile", "bench", "RUN=r"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "the path of this Makefile has spaces" in refused.stderr
 
 
 def test_a_failed_gate_fails_make_and_the_summary_still_tells(tmp_path: Path) -> None:
