@@ -59,7 +59,7 @@ def feature_maps_of(
         "name": ", ".join(models),
         "model": onnx_io.fingerprint(reference),
         "graphs": json.dumps({name: onnx_io.fingerprint(each) for name, each in models.items()}),
-        "image": batch.items[0].sha256,
+        "image": f"{batch.items[0].sha256} {batch.items[0].name}",
         "preprocessing": json.dumps(sample.preprocessing, sort_keys=True),
         "worst": json.dumps([each.tensor for each in worst(shown.layers, WORST)]),
         "qconvert": __version__,

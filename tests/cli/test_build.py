@@ -129,6 +129,15 @@ def test_a_run_goes_on_though_its_images_are_others_by_now(qconvert: Command) ->
     assert json.loads(done.out)["calibration"]["count"] == 40
 
 
+def test_a_picture_of_another_name_is_shown_by_that_name(qconvert: Command) -> None:
+    Path("labels.csv").unlink()
+    built(qconvert, *IMAGES, *FAST, "--precision", "int8")
+    Path("eval/0000.png").rename("eval/000.png")
+    done = built(qconvert, *IMAGES, *FAST, "--precision", "int8", "--json")
+    shown = {each["image"] for each in json.loads(done.out)["evidence"]["feature_maps"]}
+    assert shown == {"000.png"}
+
+
 def test_int8_from_other_images_does_not_stay_in_a_run(qconvert: Command) -> None:
     built(qconvert, *IMAGES, *FAST, "--precision", "int8")
     Path("images/0000.png").unlink()
