@@ -85,9 +85,15 @@ def join(parts: Iterable[Judged]) -> Judged:
     if not each:
         raise ValueError("no images were judged")
     notes = dict.fromkeys(note for part in each for note in part.notes)
+    rows = np.concatenate([part.rows for part in each])
     if len({part.classes for part in each}) > 1:
-        raise ValueError("parts of different models do not join")
-    return Judged(np.concatenate([part.rows for part in each]), each[0].classes, tuple(notes))
+        # As many numbers as an image has things in it: no row of scores of classes after all.
+        for name in ("label", "wanted", "answer", "wanted_rank", "rank"):
+            rows[name] = NONE
+        for name in ("kl", "lead", "new_lead"):
+            rows[name] = np.nan
+        return Judged(rows, 0, tuple(notes))
+    return Judged(rows, each[0].classes, tuple(notes))
 
 
 def _pairs(

@@ -187,10 +187,11 @@ def test_a_label_that_is_no_class_is_refused(label: int) -> None:
         one(scores, scores, [0, label, 1])
 
 
-def test_parts_of_different_models_do_not_join() -> None:
+def test_outputs_of_another_length_for_each_image_are_no_classes() -> None:
     two, three = (np.eye(n, dtype=np.float32) for n in (2, 3))
-    with pytest.raises(ValueError, match="different models"):
-        join([one(two, two, [0, 1]), one(three, three, [0, 1, 2])])
+    found = accuracy(join([one(two, two, [0, 1]), one(three, three, [0, 1, 2])]))
+    assert (found.images, found.top1, found.agreement, found.kl) == (5, None, None, None)
+    assert found.cosine == pytest.approx(1)
     with pytest.raises(ValueError, match="no images"):
         join([])
 
