@@ -87,11 +87,15 @@ def require_own(root: Path) -> None:
 def begun(root: Path, config: Config) -> Iterator[RunFolder]:
     """Work in a run that is new, or goes on; a new one in which nothing was finished goes again."""
     new = drafts.missing(root)
+    file = root / SETTINGS
+    before = file.read_bytes() if file.is_file() else None
     run = start(root, config)
     try:
         with alone(root):
             yield run
-    except BaseException:
+    except BaseException as error:
+        if before is not None and isinstance(error, UsageError):
+            put_text(file, before.decode())  # what is refused changes nothing of a run
         if root in new and [each.name for each in root.iterdir()] == [SETTINGS]:
             (root / SETTINGS).unlink()
             drafts.unmake(new)

@@ -211,6 +211,15 @@ def test_another_model_or_other_settings_need_another_folder(qconvert: Command) 
     assert [*Path("full").iterdir()] == [Path("full/notes.txt")]
 
 
+def test_a_build_that_is_refused_leaves_the_settings_of_the_run(qconvert: Command) -> None:
+    built(qconvert, *IMAGES, "--precision", "fp32")
+    before = Path("run/run.toml").read_bytes()
+    write(tiny(), Path("net.onnx"))
+    refused = built(qconvert, *IMAGES, "--precision", "fp32", "--max-drop", "3", code=2)
+    assert "holds a run of another model" in refused.err
+    assert Path("run/run.toml").read_bytes() == before
+
+
 def test_a_dry_run_touches_nothing(qconvert: Command, tmp_path: Path) -> None:
     before = {file: file.read_bytes() for file in _files(tmp_path)}
     done = qconvert("build", "net.onnx", *IMAGES, "--dry-run", "--backend", "cpu,tensorrt-rtx")
