@@ -153,8 +153,10 @@ def size(path: Path) -> int:
 
 def _settle(draft: Path, home: Path, *, fresh: bool) -> None:
     """Put finished work in its place; what another process finished first is as good."""
-    while fresh or not _is_whole(home):
-        drafts.remove(home)
+    # Nothing is removed before the rename has failed: it could be what another has just finished.
+    while True:
+        if fresh:
+            drafts.remove(home)
         try:
             draft.rename(home)
         except OSError as error:
@@ -162,6 +164,9 @@ def _settle(draft: Path, home: Path, *, fresh: bool) -> None:
                 raise
         else:
             return
+        if not fresh and _is_whole(home):
+            return
+        drafts.remove(home)
 
 
 def _is_whole(home: Path) -> bool:

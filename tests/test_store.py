@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from qconvert import drafts
+from qconvert import store as stores
 from qconvert.drafts import DRAFT
 from qconvert.store import Store, default
 
@@ -74,6 +76,28 @@ def make(folder):
 
 Store(Path(sys.argv[1])).get("step", {"model": "abc"}, make)
 """
+
+
+def test_what_another_finishes_at_the_last_moment_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Path] = []
+    removed: list[Path] = []
+    other = Store(tmp_path / "other").get("step", RECIPE, lambda folder: put(folder, "other")).path
+    is_whole = stores._is_whole
+
+    def looked(home: Path) -> bool:
+        found = is_whole(home)
+        looks.append(home)
+        if len(looks) == 2:  # the work is done, and its place was still free
+            other.rename(home)
+        return found
+
+    monkeypatch.setattr(stores, "_is_whole", looked)
+    monkeypatch.setattr(drafts, "remove", removed.append)
+    found = Store(tmp_path / "here").get("step", RECIPE, lambda folder: put(folder, "ours"))
+    assert (found.path / "result.txt").is_file()
+    assert removed == []
 
 
 def test_kill_9_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:

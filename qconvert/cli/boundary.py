@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -15,7 +16,13 @@ from qconvert.cli import console
 from qconvert.errors import QConvertError, Terminated, UsageError
 
 BUG = 70
-_NO_MEMORY = ("failed to map segment from shared object", "can't start new thread")
+# The last is what Python says where an import finds no memory.
+_NO_MEMORY = (
+    "failed to map segment from shared object",
+    "can't start new thread",
+    "error return without exception set",
+)
+_LAST_WORDS = b"error: not enough memory\n\nhint: use a larger machine, or end other work on it\n"
 # What a process that was asked to end leaves with, as shells and supervisors expect.
 ENDS: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
@@ -81,6 +88,15 @@ def _ended(number: int) -> int:
 
 
 def _tell(error: Exception) -> int:
+    """Say what went wrong, or less where no memory is left for that, and return the exit code."""
+    try:
+        return _told(error)
+    except MemoryError:
+        os.write(2, _LAST_WORDS)
+        return QConvertError.exit_code
+
+
+def _told(error: Exception) -> int:
     known = _known(error)
     if known is not None:
         console.error(known)

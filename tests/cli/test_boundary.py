@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
+from qconvert.cli import console
 from qconvert.cli.boundary import guarded
 from qconvert.errors import GateFailed, QConvertError, Terminated, Unavailable, UsageError
 from tests.conftest import Outcome
@@ -35,6 +36,7 @@ def raising(error: BaseException) -> click.Command:
         (MemoryError(), 3),
         (OSError(12, "Cannot allocate memory"), 3),
         (RuntimeError("can't start new thread"), 3),
+        (SystemError("error return without exception set"), 3),
         (ImportError("x.so: failed to map segment from shared object"), 3),
         (OSError(28, "No space left on device", "/out/x.onnx"), 3),
         (RuntimeError("Symlink loop from '/out/x.onnx'"), 3),
@@ -62,6 +64,17 @@ def test_a_bug_keeps_its_traceback_and_ends_with_70(capsys: pytest.CaptureFixtur
     assert "Traceback" in told
     assert "ZeroDivisionError: oops" in told
     assert told.endswith("this is a bug in qconvert; please report it with the text above\n")
+
+
+def test_no_memory_even_for_words_leaves_the_shortest(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(text: str) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(console, "trouble", none)
+    assert guarded(raising(ZeroDivisionError("oops")), []) == 3
+    assert capfd.readouterr().err.startswith("error: not enough memory\n\nhint: ")
 
 
 def test_an_error_shows_details_causes_and_after_a_blank_line_the_hint(
