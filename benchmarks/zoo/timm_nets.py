@@ -80,6 +80,9 @@ def _build(name: str) -> torch.nn.Module:
     torch.manual_seed(0)
     with contextlib.redirect_stdout(io.StringIO()):
         module = timm.create_model(name, pretrained=False, **NETS[name][1])
+    for weight in module.parameters():
+        if weight.ndim > 1 and not weight.any():  # heads that begin with an answer for all
+            torch.nn.init.normal_(weight, std=0.02)
     return settled_on(
         module, [[torch.from_numpy(_image(name).rows(16, seed))] for seed in range(2)]
     )
