@@ -49,14 +49,13 @@ def compare(reference: ir.Model, model: ir.Model, batches: Iterable[Feeds]) -> t
 
     One batch at a time is in memory, and of those before it a few sums.
     """
-    tensors = common(reference, model)
+    shadow = shadowed(model, common(reference, model))
+    tensors = [each.tensor for each in shadow.points]
     if not tensors:
         raise QConvertError(
             "the two models have no tensor in common, so there are no layers to compare",
             hint="compare a model with one that qconvert made of it",
         )
-    shadow = shadowed(model, tensors)
-    tensors = [each.tensor for each in shadow.points]
     there = open_cpu(answering(reference, tensors), literal=True)
     here = open_cpu(shadow.model, literal=True)
     sums: dict[str, list[float]] = {value.name or "": [] for value in shadow.model.graph.outputs}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from qconvert import onnx_io
 from tests.cli.test_console import on_terminal
 from tests.conftest import Outcome, write
 from tests.models import mixed, tiny
@@ -75,17 +76,20 @@ def test_engines_of_a_run_bring_their_images_and_settings(qconvert: Command) -> 
     [
         (("net.onnx", "int8.onnx"), "there are no images"),
         (("net.onnx", "absent.onnx", "--images", "images"), "`absent.onnx` is no run"),
-        (("net.onnx", "tiny.onnx", "--images", "images"), "no tensor in common"),
+        (("net.onnx", "tiny.onnx", "--images", "images"), "and `net.onnx` takes `image: "),
+        (("net.onnx", "renamed.onnx", "--images", "images"), "no tensor in common"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(
     qconvert: Command, args: tuple[str, ...], words: str
 ) -> None:
-    model = tiny()
-    for node in model.graph:
+    strange = tiny()
+    strange.graph.inputs[0].name = "picture"
+    write(strange, Path("tiny.onnx"))
+    renamed = onnx_io.load(Path("net.onnx"))
+    for node in renamed.graph:
         node.outputs[0].name = f"{node.outputs[0].name}_"
-    model.graph.inputs[0].name = "picture"
-    write(model, Path("tiny.onnx"))
+    write(renamed, Path("renamed.onnx"))
     done = qconvert("compare", *args)
     assert done.code in (2, 3)
     assert words in done.err

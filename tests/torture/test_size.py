@@ -142,4 +142,7 @@ def test_a_model_above_two_gigabytes(world: World, tmp_path: Path) -> None:
         peaks[size] = cost(what, tmp_path, *QUANTIZE, model, *few, "-o", "int8.onnx").peak
         assert (tmp_path / "int8.onnx").stat().st_size < 0.26 * size
         assert list((tmp_path / "tmp").glob("*qconvert*")) == []
-    assert all(peak < 4 * size for size, peak in peaks.items()), peaks
+    size = max(peaks)
+    assert peaks[size] < 4 * size
+    # The smallest is one matrix almost alone, which is there several times while it is rounded.
+    assert all(peak < 7 * size for size, peak in peaks.items()), peaks
