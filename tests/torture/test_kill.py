@@ -88,7 +88,12 @@ def test_the_report_is_that_of_an_undisturbed_run(blows: list[Blow], calm: Calm)
 
 def test_no_finished_step_is_repeated(blows: list[Blow]) -> None:
     repeated = {
-        blow.when: [step for step in blow.killed.steps if not blow.again.steps.get(step, True)]
+        blow.when: [
+            step
+            for step in blow.killed.steps
+            # Learning and its parts are told a moment before what they belong to is stored.
+            if step.split()[0] in REPEATABLE and not blow.again.steps.get(step, True)
+        ]
         for blow in blows
     }
     assert {when: steps for when, steps in repeated.items() if steps} == {}
