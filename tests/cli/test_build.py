@@ -112,6 +112,9 @@ def test_engines_that_are_added_to_a_run_stand_beside_those_it_has(qconvert: Com
     assert [*both] == ["cpu-fp32", "cpu-int8"]
     assert both["cpu-fp32"]["accuracy"]["agreement"] == 100  # type: ignore[index]
     assert "qconvert bench" in both["cpu-fp32"]["unmeasured"]["latency"]  # type: ignore[index]
+    resumed = qconvert("build", "--from", "run", "--precision", "fp16", *QUICK, "--json")
+    assert resumed.code == 0, resumed.err
+    assert told(resumed)["cpu-fp32"]["accuracy"]["agreement"] == 100  # type: ignore[index]
     others = told(built(qconvert, *IMAGES, "--precision", "int8", "--eval-count", "16", "--json"))
     assert others["cpu-fp32"]["accuracy"] is None
     assert "other images" in others["cpu-fp32"]["unmeasured"]["accuracy"]  # type: ignore[index]
