@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 # All of these write the module folder `onnxruntime`; the one installed last wins, half of it.
 RUNTIMES = (
@@ -67,13 +68,18 @@ def look() -> Installed:
     return Installed(packages(), driver, no_driver, gpus)
 
 
-def packages() -> dict[str, str]:
-    """Return the versions of the packages that are installed."""
-    return {
-        re.sub(r"[-_.]+", "-", found.name).lower(): found.version
-        for found in importlib.metadata.distributions()
-        if found.name
-    }
+@cache
+def packages() -> Mapping[str, str]:
+    """Return the versions of the packages that are installed, as they were when first asked."""
+    # Each look at a distribution's metadata reads and parses its file anew.
+    every = (found.metadata for found in importlib.metadata.distributions())
+    return MappingProxyType(
+        {
+            re.sub(r"[-_.]+", "-", found["Name"]).lower(): found["Version"]
+            for found in every
+            if "Name" in found and "Version" in found
+        }
+    )
 
 
 @cache

@@ -16,7 +16,8 @@ Clock = Callable[[], float]
 # What timing says while it works: a sentence, and how much is done from 0 to 1 where it knows.
 Heard = Callable[[str, float | None], None]
 
-# A turn of warm-up; two in a row that are not faster by this share end it.
+# A turn of warm-up, no longer than engines are timed; two in a row that are not faster by this
+# share end it.
 SLICE_SECONDS = 0.1
 FASTER = 0.03
 STEADY_SLICES = 2
@@ -92,18 +93,18 @@ def _warm_up(
         # The first call allocates and compiles; it is no measure of anything.
         call()
     state = {name: _Warmth() for name in calls}
-    cold = list(calls)
+    cold, slice_seconds = list(calls), min(SLICE_SECONDS, settings.seconds)
     while cold:
         for name in cold:
-            state[name] = state[name].after(*_slice(calls[name], clock))
+            state[name] = state[name].after(*_slice(calls[name], slice_seconds, clock))
         cold = [name for name in cold if not state[name].ready(settings.warm_up_seconds)]
     return {name: each.best for name, each in state.items()}
 
 
-def _slice(call: Call, clock: Clock) -> tuple[float, int]:
-    """Call for a tenth of a second, at least once; return how long that took, and how many."""
+def _slice(call: Call, seconds: float, clock: Clock) -> tuple[float, int]:
+    """Call for so long, at least once; return how long that took, and how many calls it was."""
     started, count, now = clock(), 0, 0.0
-    while count == 0 or now - started < SLICE_SECONDS:
+    while count == 0 or now - started < seconds:
         call()
         count, now = count + 1, clock()
     return now - started, count

@@ -11,7 +11,8 @@ from qconvert.report import layer_errors, plots
 from qconvert.report.evidence import TensorRange, WeightRange
 from qconvert.report.front import front
 from qconvert.report.model import Report, Variant
-from qconvert.report.plots import Axis, Dot, Series
+from qconvert.report.plots import Axis, Series
+from qconvert.report.scatter import Dot, scatter
 
 COLOURS = {
     "fp32": "#808890", "fp16": "#3d87d6", "bf16": "#8d6bd6", "int8": "#e07b24", "mixed": "#2f9e6e",
@@ -48,6 +49,7 @@ def trade_off(report: Report) -> Chart | None:
             each.score,
             max(SMALLEST, LARGEST * each.bytes / most),
             _colour(each.variant),
+            each.off,
             faint=bool(each.behind),
         )
         for each in found.placed
@@ -55,8 +57,8 @@ def trade_off(report: Report) -> Chart | None:
     best = [each for each in found.placed if not each.behind]
     line = Series("front", [each.ms for each in best], [each.score for each in best], "#808890")
     return Chart(
-        "Speed against answers; the area is the size",
-        plots.scatter(dots, line, (Axis("ms an image", log=True), Axis(found.score)), found.limit),
+        "Speed against answers; the area is the size, lines how sure it is",
+        scatter(dots, line, (Axis("ms an image", log=True), Axis(found.score)), found.limit),
     )
 
 

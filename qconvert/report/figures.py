@@ -23,6 +23,12 @@ def ms_an_image(variant: Variant) -> float:
     return float("inf") if latency is None else stats.stats(latency).median_ms / latency.batch
 
 
+def spread_an_image(variant: Variant) -> float:
+    """Return how much the timings of an image spread about their median; 0 if untimed."""
+    latency = headline(variant)
+    return 0.0 if latency is None else stats.stats(latency).spread_ms / latency.batch
+
+
 def timed(variant: Variant, batch: int, where: str) -> Latency | None:
     """Return the latency of a variant at a batch size, if it was measured."""
     for each in variant.latency:

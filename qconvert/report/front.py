@@ -1,6 +1,6 @@
 """The trade-off between speed and right answers: who is on the front, and who is behind whom."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qconvert.measure.accuracy import Accuracy
 from qconvert.report import figures
@@ -16,12 +16,17 @@ SCORES = {
 
 @dataclass(frozen=True)
 class Placed:
-    """A variant on the plane of speed and answers; `behind` is one that is better in both."""
+    """A variant on the plane of speed and answers; `behind` is one that is better in both.
+
+    `off` is how far either may be off: the spread of the timings, and half the 95 % interval of
+    the score's change from FP32.
+    """
 
     variant: Variant
     ms: float
     score: float
     bytes: int
+    off: tuple[float, float] = (0.0, 0.0)
     behind: str = ""
 
 
@@ -49,11 +54,12 @@ def front(report: Report) -> Front:
             figures.ms_an_image(each),
             _score(each.accuracy, name),
             each.engine.bytes if each.engine is not None else 0,
+            (figures.spread_an_image(each), _half_width(each.accuracy, name)),
         )
         for each in timed
     ]
     placed = [
-        Placed(each.variant, each.ms, each.score, each.bytes, _behind(each, points))
+        replace(each, behind=_behind(each, points))
         for each in sorted(points, key=lambda each: (each.ms, each.variant.name))
     ]
     return Front(tuple(placed), SCORES[name], _limit(report, name))
@@ -91,3 +97,9 @@ def _has(variant: Variant, name: str) -> bool:
 def _score(accuracy: Accuracy | None, name: str) -> float:
     """Return a score; an infinite SQNR, that of equal outputs, is drawn as a very good one."""
     return min(float(getattr(accuracy, name)), 120.0)
+
+
+def _half_width(accuracy: Accuracy | None, name: str) -> float:
+    """Return how far a score's change from FP32 may be off, where that is known."""
+    half = accuracy.half_width_pp if accuracy is not None and name == "top1" else None
+    return half or 0.0

@@ -1,4 +1,4 @@
-"""Charts as SVG to stand inside a page; the only module that knows Matplotlib.
+"""Charts as SVG to stand inside a page, by Matplotlib.
 
 Text has the page's colour and font, so that a chart reads in light and dark alike. The same
 figures give the same bytes.
@@ -25,7 +25,6 @@ logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 # Stand-ins that the page replaces by colours of its own.
 INK, LINE = "#010203", "#040506"
-BAD = "#d6452b"
 PLAIN: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "qconvert",
@@ -86,18 +85,6 @@ class Axis:
     whole: bool = False
 
 
-@dataclass(frozen=True)
-class Dot:
-    """A labelled point of a scatter, its area in square points."""
-
-    name: str
-    x: float
-    y: float
-    area: float
-    colour: str
-    faint: bool = False
-
-
 def lines(series: Sequence[Series], x: Axis, y: Axis, size: tuple[int, int] = (460, 280)) -> str:
     """Draw lines with a legend."""
 
@@ -111,7 +98,7 @@ def lines(series: Sequence[Series], x: Axis, y: Axis, size: tuple[int, int] = (4
                 marker=each.marker or None,
                 markersize=4,
                 linewidth=1.6,
-                label=_shown(each.name),
+                label=shown(each.name),
             )
         if len(series) > MOST_INSIDE:
             figure = axes.get_figure()
@@ -120,31 +107,7 @@ def lines(series: Sequence[Series], x: Axis, y: Axis, size: tuple[int, int] = (4
         elif len(series) > 1:
             axes.legend(loc="best", handlelength=2.2, fontsize=9.5)
 
-    return _drawn(draw, (x, y), size)
-
-
-def scatter(
-    dots: Sequence[Dot], front: Series, axis: tuple[Axis, Axis], limit: float | None = None
-) -> str:
-    """Draw points with their names, a line along the best, and one for the least allowed."""
-
-    def draw(axes: Axes) -> None:
-        axes.plot(front.xs, front.ys, color=front.colour, linestyle="dashed", linewidth=1.2)
-        for each in dots:
-            axes.scatter(
-                [each.x],
-                [each.y],
-                s=each.area,
-                color=each.colour,
-                alpha=0.45 if each.faint else 0.85,
-                linewidths=0,
-            )
-        if limit is not None:
-            axes.axhline(limit, color=BAD, linewidth=1.2)
-        axes.margins(x=0.25, y=0.25)
-        _named(axes, dots)
-
-    return _drawn(draw, axis, (460, 300))
+    return drawn(draw, (x, y), size)
 
 
 def histogram(
@@ -167,7 +130,7 @@ def histogram(
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _percent(100 * value)))
 
-    return _drawn(draw, (Axis(""), Axis(label, log=False)), SMALL)
+    return drawn(draw, (Axis(""), Axis(label, log=False)), SMALL)
 
 
 def fall(values: Sequence[float], count: int, label: str) -> str:
@@ -180,10 +143,11 @@ def fall(values: Sequence[float], count: int, label: str) -> str:
         axes.set_ylim(bottom=0)
         axes.set_xlim(1, max(2, count))
 
-    return _drawn(draw, (Axis("", whole=True), Axis(label)), SMALL)
+    return drawn(draw, (Axis("", whole=True), Axis(label)), SMALL)
 
 
-def _drawn(draw: Callable[[Axes], None], axis: tuple[Axis, Axis], size: tuple[int, int]) -> str:
+def drawn(draw: Callable[[Axes], None], axis: tuple[Axis, Axis], size: tuple[int, int]) -> str:
+    """Return what `draw` draws between two axes."""
     small = size == SMALL
     with mpl.rc_context(PLAIN):
         figure = Figure(
@@ -227,7 +191,7 @@ def inline(svg: str) -> str:
     return re.sub(r"\s*\n\s*", "\n", svg).strip()
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
     """Return a name as a chart has room for it."""
     text = " ".join(plain(name).split())
     return text if len(text) <= ROOM else f"{text[: ROOM - 17]}…{text[-16:]}"
@@ -246,45 +210,3 @@ def _plain_ticks(axis: Any) -> None:
     axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
-
-
-def _named(axes: Axes, dots: Sequence[Dot]) -> None:
-    """Write each name beside its point, where no other name stands yet."""
-    # Only the layout tells where on the paper a point lies.
-    figure = axes.get_figure()
-    assert isinstance(figure, Figure)
-    figure.draw_without_rendering()
-    pixels = axes.transData.transform([(each.x, each.y) for each in dots])
-    places = [(x * POINTS / figure.dpi, y * POINTS / figure.dpi) for x, y in pixels.tolist()]
-    radii = [each.area**0.5 / 2 for each in dots]
-    taken = [(x - r, y, 2 * r, 2 * r) for (x, y), r in zip(places, radii, strict=True)]
-    for each, (x, y) in zip(dots, places, strict=True):
-        far = each.area**0.5 / 2 + 3
-        wide = 6.3 * len(_shown(each.name))
-        options = [(far, 0.0), (-far - wide, 0.0)]
-        options += [
-            (-wide / 2, side * (far + 6 + 12 * row)) for row in range(4) for side in (1, -1)
-        ]
-        dx, dy = next(
-            (
-                (dx, dy)
-                for dx, dy in options
-                if not any(_meets((x + dx, y + dy, wide, 13), other) for other in taken)
-            ),
-            options[-1],
-        )
-        taken.append((x + dx, y + dy, wide, 13))
-        axes.annotate(
-            _shown(each.name),
-            (each.x, each.y),
-            xytext=(dx, dy),
-            textcoords="offset points",
-            va="center",
-            alpha=0.6 if each.faint else 1.0,
-        )
-
-
-def _meets(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
-    """Whether two boxes of left, middle, width and height overlap."""
-    across = a[0] < b[0] + b[2] and b[0] < a[0] + a[2]
-    return across and abs(a[1] - b[1]) < (a[3] + b[3]) / 2

@@ -8,7 +8,9 @@ import matplotlib as mpl
 import pytest
 
 from qconvert.report import charts, plots
-from qconvert.report.plots import Axis, Dot, Series
+from qconvert.report.plots import Axis, Series
+from qconvert.report.scatter import Dot
+from qconvert.report.scatter import scatter as drawn
 from tests.report import evidence, reports
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -49,12 +51,23 @@ def test_what_is_named_in_a_drawing_is_text() -> None:
     name = """<script>"$x$" & 'y'"""
     dots = [Dot(name, 1.0, 2.0, 50.0, "#808890"), Dot("b", 2.0, 1.0, 50.0, "#808890")]
     front = Series("front", [1.0], [2.0], "#808890")
-    svg = plots.scatter(dots, front, (Axis("<ms>", log=True), Axis("%")))
+    svg = drawn(dots, front, (Axis("<ms>", log=True), Axis("%")))
     assert "<script" not in svg
     root = ElementTree.fromstring(svg)
     texts = ["".join(each.itertext()) for each in root.iter() if each.tag.endswith("text")]
     assert name in texts
     assert "<ms>" in texts
+
+
+def test_how_far_a_point_may_be_off_is_drawn_also_where_that_is_more_than_all() -> None:
+    front, axes = Series("front", [1.0], [90.0], "#808890"), (Axis("ms", log=True), Axis("%"))
+    sure = drawn([Dot("a", 1.0, 90.0, 50.0, "#e07b24")], front, axes)
+    unsure = drawn([Dot("a", 1.0, 90.0, 50.0, "#e07b24", (2.0, 0.5))], front, axes)
+    assert "stroke: #e07b24" in unsure
+    assert "stroke: #e07b24" not in sure
+    ticks = [float(each) for each in re.findall(r">(\d[\d.]*)</text>", unsure)]
+    # The time goes from a tenth of itself to three times itself, the score half a point each way.
+    assert (0.05 <= min(ticks) <= 0.1, 90.3 < max(ticks) < 91) == (True, True)
 
 
 def test_no_id_stands_in_a_page_twice_but_for_the_same_thing() -> None:
