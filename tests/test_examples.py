@@ -37,7 +37,7 @@ def make(place: Path, *args: str) -> str:
 def test_an_example_runs_with_one_command(name: str, tmp_path: Path) -> None:
     shutil.copytree(EXAMPLES, tmp_path / "examples")
     place = tmp_path / "examples" / name
-    said = make(place, "ARGS=--seconds 0.05 --precision fp32,int8 --eval-count 40")
+    said = make(place, "ARGS=--seconds 0.05 --precision fp32,int8 --eval-count 40 --effort quick")
     assert "cpu-int8" in said
     assert (place / "run/report.json").is_file()
     make(place, "clean")
