@@ -81,7 +81,7 @@ def assemble(about: About, found: Findings, limits: Gate) -> Report:
         heard=found.notes,
         preprocess=dict(about.preprocess),
         calibration=calibrated,
-        evaluation=evaluated(about.evaluation, found.scores, about.config),
+        evaluation=evaluated(about.evaluation, found.scores, about.config, about.preprocess),
         shared_images=shared(about.calibration, about.evaluation),
         mixes=dict(about.mixes),
         evidence=found.evidence,
@@ -185,12 +185,18 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def evaluated(exam: Exam | None, scores: Mapping[str, Accuracy], config: Config) -> Images | None:
+def evaluated(
+    exam: Exam | None,
+    scores: Mapping[str, Accuracy],
+    config: Config,
+    usual: Mapping[str, object],
+) -> Images | None:
     """Return what answers were compared on; the hash covers labels and preprocessing too."""
     if exam is None:
         return None
     count = scores[BASELINE].images if BASELINE in scores else len(exam.images.names)
-    return Images(str(config.evaluate.images or exam.images.root), count, exam.digest())
+    path, own = str(config.evaluate.images or exam.images.root), dict(exam.preprocessing)
+    return Images(path, count, exam.digest(), {} if own == usual else own)
 
 
 def shared(seen: Calibration | None, exam: Exam | None) -> int:

@@ -65,12 +65,14 @@ def evaluate(target: Target, config: Config, reading: Reading, work: tuple[Store
     report = report_of(target)
     rows = tuple(_scored(row, scores) for row in report.variants)
     seen = ranges_file.load(target.run.calibration) if _has_calibration(target) else None  # type: ignore[union-attr]
+    # What ships reads images as they were calibrated, however these were prepared.
+    usual = report.preprocess or dict(exam.preprocessing)
     report = replace(
         report,
         baseline=scores[BASELINE],
         variants=rows,
-        preprocess=dict(exam.preprocessing),
-        evaluation=evaluated(exam, scores, config),
+        preprocess=usual,
+        evaluation=evaluated(exam, scores, config, usual),
         shared_images=shared(seen, exam),
     )
     if target.run is not None:

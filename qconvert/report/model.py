@@ -105,11 +105,15 @@ class Gate:
 
 @dataclass(frozen=True)
 class Images:
-    """Images that were used: where they lie, how many, and one hash over names and contents."""
+    """Images that were used: where they lie, how many, and one hash over names and contents.
+
+    `prepared` is what was done to them where that is not `preprocess` of the report.
+    """
 
     path: str
     count: int
     sha256: str = ""
+    prepared: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,8 @@ class Report:
 
     Sizes and speeds compare with the fp32 engine of the same backend; accuracy compares with the
     FP32 model on the CPU, whose own accuracy is `baseline`. `bytes` of the baseline are those of
-    the FP32 ONNX file. `preprocess` is what was done to the images, with every size settled.
+    the FP32 ONNX file. `preprocess` is what is done to images for these engines, with every size
+    settled.
 
     `gates`, `notes`, `best` and `verdict` follow from the rest. `heard` is what the steps said on
     their way, and comes first in `notes`. `mixes` has by backend what the searches for mixed

@@ -134,6 +134,18 @@ def shared_images(report: Report) -> Iterator[str]:
         )
 
 
+def other_preparation(report: Report) -> Iterator[str]:
+    """Warn where images were judged that are not as those the engines were made for."""
+    images, usual = report.evaluation, report.preprocess
+    if images is None or not images.prepared:
+        return
+    names = [name for name, value in images.prepared.items() if value != usual.get(name)]
+    yield (
+        f"images for accuracy were prepared otherwise than for calibration ({', '.join(names)}): "
+        "`qconvert evaluate` without `--preprocess` and its like measures what ships"
+    )
+
+
 def few_images(report: Report) -> Iterator[str]:
     """Warn where too few images were looked at for the differences that matter."""
     rated = [variant.accuracy for variant in report.variants if variant.accuracy is not None]
@@ -187,6 +199,7 @@ def low_baseline(report: Report) -> Iterator[str]:
 RULES: tuple[Callable[[Report], Iterator[str]], ...] = (
     slow_int8,
     low_baseline,
+    other_preparation,
     shared_images,
     few_images,
     simulated,

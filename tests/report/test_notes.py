@@ -6,7 +6,7 @@ import pytest
 
 from qconvert.measure.accuracy import IDENTICAL, NO_LABELS, Accuracy
 from qconvert.report import notes
-from qconvert.report.model import Report, Unquantized
+from qconvert.report.model import Images, Report, Unquantized
 from tests.report import reports
 
 QUIET = reports.scored(88.0, -0.3, 0.4)
@@ -69,6 +69,14 @@ def test_simulated_accuracy_names_the_engines() -> None:
 @pytest.mark.parametrize(("shared", "words"), [(1, "share 1 image,"), (7, "share 7 images,")])
 def test_shared_images_are_counted(shared: int, words: str) -> None:
     assert words in said(replace(quiet(), shared_images=shared))
+
+
+def test_images_prepared_in_another_way_are_told_with_what_differs() -> None:
+    usual = {"resize": 256, "crop": 224, "mean": [0.5]}
+    report = replace(quiet(), preprocess=usual, evaluation=Images("val", 200, "abc"))
+    assert "prepared otherwise" not in said(report)
+    other = Images("val", 200, "abc", {**usual, "crop": 256})
+    assert "than for calibration (crop): " in said(replace(report, evaluation=other))
 
 
 def test_one_image_is_too_few() -> None:
