@@ -122,14 +122,18 @@ def unit(
     return nn.Sequential(conv, nn.BatchNorm2d(out), activation())
 
 
-def timm(name: str, **options: Any) -> Callable[[], nn.Module]:
-    """Return what builds one of timm's networks."""
+def timm(name: str, blocks: int = 0, **options: Any) -> Callable[[], nn.Module]:
+    """Return what builds one of timm's networks, of each stage with at most so many blocks."""
 
     def build() -> nn.Module:
         import_torchvision()
         import timm
 
         module: nn.Module = timm.create_model(name, pretrained=False, **options)
+        if blocks:
+            # The first one changes the size, the second has a way around it; more repeat that.
+            stages = [stage[:blocks] for stage in module.blocks]  # type: ignore[union-attr]
+            module.blocks = nn.Sequential(*stages)
         return module
 
     return build
@@ -163,14 +167,14 @@ SWIN |= {"depths": (2, 2), "num_heads": (3, 6)}
 
 # What builds each network, and the side of its images; some are shallower or narrower than usual.
 NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    "efficientnet-lite0": (timm("efficientnet_lite0"), 64),
-    "mobilenet-v2": (timm("mobilenetv2_100"), 64),
-    "resnet-50": (timm("resnet50", base_width=16), 64),
+    "efficientnet-lite0": (timm("efficientnet_lite0", 2), 64),
+    "mobilenet-v2": (timm("mobilenetv2_100", 2), 64),
+    "resnet-50": (timm("resnet50", layers=(2, 2, 2, 2), base_width=16), 64),
     "convnext-atto": (timm("convnext_atto", depths=(1, 1, 2, 1)), 64),
     "vit-tiny": (timm("vit_tiny_patch16_224", img_size=64, depth=3), 64),
     "swin-tiny": (timm("swin_tiny_patch4_window7_224", **SWIN), 48),
-    "efficientnet-b0": (timm("efficientnet_b0"), 64),
-    "mobilenet-v3-small": (timm("mobilenetv3_small_100"), 64),
+    "efficientnet-b0": (timm("efficientnet_b0", 2), 64),
+    "mobilenet-v3-small": (timm("mobilenetv3_small_100", 2), 64),
     "densenet": (timm("densenet121", block_config=(3, 4, 4, 3)), 64),
     "shufflenet-v2": (shufflenet, 64),
     "u-net": (UNet, 64),
