@@ -122,13 +122,17 @@ def engine_settings(config: Config, backend: str) -> dict[str, str | int | bool]
 
 def _recipe(how: How, basis: Basis) -> dict[str, str]:
     """Return all that decides the graph."""
-    seen = basis.found.whole.origin.fingerprint if basis.found is not None else ""
+    found = basis.found
+    seen = found.whole.origin.fingerprint if found is not None else ""
+    # A run that goes on knows less than a new one: it has one calibration, and makes no other.
+    known = found and (found.held_out, found.at_hand, found.apart, found.again is not None)
     chosen = config_file.plain(basis.config)["quantize"]
     return {
         "model": onnx_io.fingerprint(basis.ready.model),
         "name": f"{basis.ready.source.name} {how.name}",
         "metadata": json.dumps(dict(basis.ready.model.metadata_props), sort_keys=True),
         "calibration": seen,
+        "known": repr(known),
         "settings": json.dumps(chosen if how.scheme is not None else {}, sort_keys=True),
         "plan": plans.dumps(how.plan) if how.plan is not None else "",
         "scheme": repr(how.scheme and (how.scheme.name, how.scheme.activations)),

@@ -17,6 +17,7 @@ from qconvert.backends.ort import VERSION, open_cpu
 from qconvert.feeds import Feeds, answer, batch_size
 from qconvert.measure.nearness import Numbers, changed, distances, noise
 from qconvert.pipeline.efforts import EFFORTS, fitting
+from qconvert.pipeline.measuring import BATCH
 from qconvert.pipeline.prepared import Prepared
 from qconvert.pipeline.progress import Progress, Tell
 from qconvert.pipeline.seen import Seen
@@ -28,6 +29,7 @@ from qconvert.quantize.learning import Lesson, Taught, learn, learnable
 from qconvert.quantize.plan import Plan
 from qconvert.quantize.rewrite import apply
 from qconvert.quantize.stretches import untyped
+from qconvert.report.numerals import count
 from qconvert.store import Store
 
 WEIGHTS, TOLD = "learned.npz", "told.json"
@@ -38,7 +40,9 @@ FURTHER, MORE_CHANGED = 2.0, 1.5
 NOT_AT_HAND = (
     "weights were rounded to the nearest: learning them needs the calibration images, `--images`"
 )
-
+TOO_FEW = (
+    "weights were rounded to the nearest: {} are too few to learn from some and judge by others"
+)
 NO_TYPE = (
     "weights were rounded to the nearest: the type of `{}` is not known, so no layer runs alone"
 )
@@ -126,9 +130,13 @@ def improve(plan: Plan, effort: str, by: Improver) -> Improved:
         return Improved(plan, weights.NOTHING, (NOT_AT_HAND,))
     started = time.perf_counter()
     images = fitting(model, chosen.images)
-    parts = by.found.lessons(images)
-    if len(parts) < FEWEST_PARTS:
-        return Improved(plan, weights.NOTHING)
+    if not by.found.apart:
+        # Of few images some must be left to judge by.
+        images = min(images, by.found.count - BATCH)
+    parts = by.found.lessons(images) if images > 0 else []
+    judged = next(by.found.judges(images, chosen.judges), None) is not None
+    if len(parts) < FEWEST_PARTS or not judged:
+        return Improved(plan, weights.NOTHING, (TOO_FEW.format(count(by.found.count, "image")),))
     recipe = _recipe(plan, effort, by)
 
     def make(folder: Path) -> None:

@@ -41,7 +41,8 @@ class Seen:
     Choices are made with `choosing`, which did not see those images where they are `held_out`.
     They are `at_hand` unless all that is known is their names. `lessons` returns so many of the
     others, spread over all of them, in batches that the model takes, and `spare` yields what
-    `lessons` of so many leaves. `again` shows all images to a model that answers the same.
+    `lessons` of so many leaves. Of few images none are `apart` from those. `again` shows all images
+    to a model that answers the same.
     """
 
     whole: Calibration
@@ -50,20 +51,24 @@ class Seen:
     count: int
     held_out: bool
     at_hand: bool = True
+    apart: bool = True
     lessons: Callable[[int], list[Feeds]] = field(default=lambda count: [])
     spare: Callable[[int], Iterator[Feeds]] = field(default=lambda count: iter(()))
     again: Callable[[Prepared], "Seen"] | None = None
 
     def judges(self, lessons: int, most: int) -> Iterator[Feeds]:
-        """Yield the images held out, then others that `lessons` of so many leave, up to `most`."""
+        """Yield images that `lessons` of so many leave: those apart, and others up to `most`.
+
+        Some there always are, unless the lessons took all.
+        """
         count = 0
-        for feeds in self.images():
+        for feeds in self.images() if self.apart else ():
             count += batch_size(feeds)
             yield feeds
         for feeds in self.spare(lessons):
-            count += batch_size(feeds)
-            if count > most:
+            if count and count + batch_size(feeds) > most:
                 return
+            count += batch_size(feeds)
             yield feeds
 
 
@@ -103,7 +108,15 @@ def measured(ready: Prepared, config: Config, job: Job, store: Store, tell: Tell
     lessons, spare = _lessons(ready, lambda: look.images, others)
     again = functools.partial(measured, config=config, job=job, store=store, tell=tell)
     return Seen(
-        whole, choosing, images, count, bool(held), lessons=lessons, spare=spare, again=again
+        whole,
+        choosing,
+        images,
+        count,
+        bool(held),
+        apart=bool(held),
+        lessons=lessons,
+        spare=spare,
+        again=again,
     )
 
 
@@ -124,7 +137,7 @@ def from_file(ready: Prepared, config: Config, path: Path) -> Seen:
     at_hand = config.calibration.images is not None
     count = _count(chosen, fixed_batch(ready.source.inputs))
     lessons, spare = _lessons(ready, lambda: _again(ready, config, whole), others)
-    return Seen(whole, whole, images, count, False, at_hand, lessons, spare)
+    return Seen(whole, whole, images, count, False, at_hand, bool(held), lessons, spare)
 
 
 def are_there(ready: Prepared, config: Config, path: Path) -> bool:
@@ -238,6 +251,6 @@ def _require_readable(seen: Calibration, config: Config) -> None:
 
 
 def _count(parts: Sequence[range], fixed: int | None) -> int:
-    """Return how many images `_feeds` yields of these."""
+    """Return how many images `_feeds` yields of these, not counting those that it repeats."""
     images = sum(len(part) for part in parts)
-    return max(1, images // fixed) * fixed if fixed else images
+    return images // fixed * fixed or images if fixed else images

@@ -53,7 +53,7 @@ class Study:
         return make_plan(self.ready.model, self.scheme, summaries, self.wishes)
 
     def draft(self, wishes: Wishes) -> Plan:
-        """Return a plan that knows nothing of the images by which choices are judged."""
+        """Return a plan that knows nothing of the images that are held out."""
         return make_plan(self.ready.model, self.scheme, self.found.choosing.summaries, wishes)
 
     def wanted(self) -> list[Feeds]:
@@ -76,11 +76,16 @@ class Study:
 
     def on(self, far: Far) -> str:
         """Say on which images distances were found."""
-        known = "other images" if self.found.held_out else "images that were calibrated on"
-        return f"on {far.images.size} {known}"
+        count = far.images.size
+        if not self.found.held_out:
+            return f"on {count} images that were calibrated on"
+        if count <= self.found.count:
+            return f"on {count} other images"
+        return f"on {count} images, {self.found.count} of them not calibrated on"
 
     def _judges(self) -> Iterator[Feeds]:
-        return self.found.judges(LESSONS, self.judges)
+        found = self.found
+        return found.judges(LESSONS, self.judges) if found.apart else found.images()
 
 
 def nearer(usual: Far, other: Far) -> bool:

@@ -37,6 +37,16 @@ class Wanted:
         return bool(self.labels) and None not in self.labels
 
 
+def first(answers: Feeds, count: int, size: int) -> Feeds:
+    """Return the answers to the first images of a batch of `size`; the others repeat them."""
+    if count == size:
+        return answers
+    return {
+        name: np.asarray(each)[:count] if np.shape(each)[:1] == (size,) else each
+        for name, each in answers.items()
+    }
+
+
 def record(wanted: Wanted, got: Sequence[Feeds]) -> Record:
     """Return what a trial says of each image, as plain values.
 
@@ -45,8 +55,11 @@ def record(wanted: Wanted, got: Sequence[Feeds]) -> Record:
     before only, or after only.
     """
     judged, start = [], 0
-    for before, after in zip(wanted.answers, got, strict=True):
+    alike = []
+    for before, answers in zip(wanted.answers, got, strict=True):
         count = len(np.asarray(before[wanted.scores]))
+        after = first(answers, count, len(np.asarray(answers[wanted.scores])))
+        alike.append(after)
         judged.append(judge(before, after, wanted.labels[start : start + count]))
         start += count
     rows = join(judged).rows
@@ -61,7 +74,7 @@ def record(wanted: Wanted, got: Sequence[Feeds]) -> Record:
     right, still = rows["wanted_rank"] == 0, rows["rank"] == 0
     return {
         "images": len(rows),
-        "far": [_short(each) for each in distances(wanted.answers, got)],
+        "far": [_short(each) for each in distances(wanted.answers, alike)],
         "changed": changed.tolist(),
         "given_up": [_short(each) for each in given_up],
         "lost": np.flatnonzero(right & ~still).tolist(),

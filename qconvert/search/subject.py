@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import onnx_ir as ir
 
@@ -17,6 +18,7 @@ from qconvert.search.blocks import Block
 from qconvert.search.prefix import between
 
 Images = Callable[[], Iterator[Feeds]]
+Batch = TypeVar("Batch", bound=tuple[Feeds, object])
 HELD_BYTES = 512 * 2**20
 
 
@@ -53,13 +55,15 @@ class Subject:
         return lambda feeds: run({name: feeds[name] for name in feeds if name in wanted})
 
 
-def held(images: Images, most: int = HELD_BYTES) -> Images:
-    """Return the same images from memory; where they are too many they are read each time."""
-    kept: list[Feeds] = []
+def held(
+    batches: Callable[[], Iterator[Batch]], most: int = HELD_BYTES
+) -> Callable[[], Iterator[Batch]]:
+    """Return the same batches from memory; where they are too many they are read each time."""
+    kept: list[Batch] = []
     size = 0
-    for feeds in images():
-        size += sum(array.nbytes for array in feeds.values())
+    for batch in batches():
+        size += sum(array.nbytes for array in batch[0].values())
         if size > most:
-            return images
-        kept.append(feeds)
+            return batches
+        kept.append(batch)
     return lambda: iter(kept)

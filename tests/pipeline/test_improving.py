@@ -59,9 +59,9 @@ def world() -> World:
     return world_of(mixed())
 
 
-def world_of(model: ir.Model) -> World:
+def world_of(model: ir.Model, images: int = 40) -> World:
     write(model, Path("net.onnx"))
-    draw_folder(Path("images"), 40, 16)
+    draw_folder(Path("images"), images, 16)
     store = Store(Path(".store"))
     given = {"model": "net.onnx", "calibration.images": "images"}
     config = config_file.load(None, given)
@@ -81,6 +81,20 @@ def test_a_plan_with_learned_weights_says_so_and_how_much_nearer_the_answers_are
     assert "weights learned in" in note
     assert "other images" in note
     assert world.told[-1].text == note
+
+
+def test_of_few_images_some_are_left_to_judge_by() -> None:
+    (note,) = world_of(mixed(), 12).improve().notes
+    assert "on 4 other images" in note
+
+
+def test_of_too_few_images_nothing_is_learned() -> None:
+    done = world_of(mixed(), 8).improve()
+    assert not done.learned
+    assert done.notes == (
+        "weights were rounded to the nearest: 8 images are too few to learn from some and judge "
+        "by others",
+    )
 
 
 def test_the_same_again_comes_from_the_store(world: World) -> None:

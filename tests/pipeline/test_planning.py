@@ -90,7 +90,12 @@ def test_the_default_tries_methods_and_tells_how_near_each_is(world: World) -> N
     assert {each.method for each in done.tried} >= {"mse", "minmax", "percentile:99.99"}
     told = [each.text for each in world.told if each.step == "choose" and each.seconds]
     assert len(told) == 1
-    assert "other images" in told[0]
+    assert "on 8 other images" in told[0]
+
+
+def test_images_that_were_calibrated_on_are_no_other_ones(world: World) -> None:
+    assert world.study.on(Far(np.zeros(8), 0.0)) == "on 8 other images"
+    assert world.study.on(Far(np.zeros(20), 0.0)) == "on 20 images, 8 of them not calibrated on"
 
 
 @pytest.mark.parametrize("effort", ["none", "quick"])

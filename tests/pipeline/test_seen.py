@@ -150,7 +150,8 @@ def test_images_to_choose_with_are_not_those_that_ranges_come_from() -> None:
 def test_few_images_are_chosen_with_and_calibrated_on() -> None:
     here = world(12)
     found = here.measured()
-    assert (found.held_out, found.count) == (False, 12)
+    assert (found.held_out, found.apart, found.count) == (False, False, 12)
+    same([*found.lessons(8), *found.judges(8, 99)], here.pictures([*range(4), *range(4, 12)]))
     assert pack(found.choosing) == pack(found.whole)
     same(list(found.images()), here.pictures(list(range(12))))
 

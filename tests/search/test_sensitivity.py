@@ -81,10 +81,10 @@ def test_learned_weights_stay_in_what_is_not_lifted_and_go_from_what_is() -> Non
 def test_images_are_kept_in_memory_unless_they_are_too_many() -> None:
     reads = 0
 
-    def counted() -> Iterator[Feeds]:
+    def counted() -> Iterator[tuple[Feeds, None]]:
         nonlocal reads
         reads += 1
-        yield from images()
+        yield from ((feeds, None) for feeds in images())
 
     kept = held(counted)
     assert [len(list(kept())) for _ in range(3)] == [3, 3, 3]
