@@ -25,8 +25,8 @@ class Image:
 class Origin:
     """What decides the numbers; results of different origins never mix.
 
-    `model` is the hash of the model that was run, `runtime` names provider and version, `exact`
-    says that every value was counted.
+    `model` is the hash of the model that was run, `runtime` names the provider and what read the
+    images, with their versions, `exact` says that every value was counted.
     """
 
     model: str

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,7 @@ def _origin(ready: Prepared, tapped: Tapped, images: Images, config: Config) -> 
         tensors=tuple(each.tensor for each in tapped.taps),
         images=tuple(Image(entry.name, entry.sha256) for entry in listing.entries),
         preprocessing={} if is_array else pictures.settled(ready.source, config).to_dict(),
-        runtime=f"CPUExecutionProvider {VERSION}",
+        runtime=f"CPUExecutionProvider {VERSION}, Pillow {version('pillow')}",
         exact=config.calibration.exact,
     )
 

@@ -17,6 +17,7 @@ from qconvert.measure.layers import Layer, compare
 from qconvert.pipeline.progress import Progress, Tell
 from qconvert.quantize.equalize import equalized
 from qconvert.quantize.found import factors_of
+from qconvert.report.numerals import count
 from qconvert.store import Store
 
 FOUND = "layers.json"
@@ -62,6 +63,7 @@ def layers_of(pair: Pair, sample: Sample, store: Store, tell: Tell) -> tuple[Lay
         "qconvert": __version__,
         "onnxruntime": VERSION,
         "numpy": version("numpy"),
+        "pillow": version("pillow"),
     }
 
     def make(folder: Path) -> None:
@@ -74,7 +76,9 @@ def layers_of(pair: Pair, sample: Sample, store: Store, tell: Tell) -> tuple[Lay
 
     kept = store.get(STEP, recipe, make)
     found = ADAPTER.validate_python(json.loads((kept.path / FOUND).read_text(encoding="utf-8")))
-    text = f"{pair.name}: {len(found)} layers on {len(listing)} images"
+    size = fixed_batch(onnx_io.inputs(reference)) or 1
+    ran = len(listing) // size * size or len(listing)
+    text = f"{pair.name}: {count(len(found), 'layer')} on {count(ran, 'image')}"
     tell(Progress(STEP, text, time.perf_counter() - started, kept.stored))
     return found
 

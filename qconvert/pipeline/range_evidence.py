@@ -14,6 +14,7 @@ from qconvert.graph.observed import observe
 from qconvert.graph.patterns import constant
 from qconvert.measure.layers import Layer
 from qconvert.quantize.checks import linear
+from qconvert.quantize.equalize import scaled
 from qconvert.quantize.plan import Plan
 from qconvert.quantize.selection import WEIGHTED
 from qconvert.report.evidence import KeptRange, TensorRange, WeightRange
@@ -34,11 +35,13 @@ def tensor_ranges(
     """Return the tensors with most clipped, the widest, and those after the worst layers."""
     model, summaries = known
     shares = observe(model).shares
+    # What was seen of these is not what the engine has there: their channels were divided.
+    others = scaled(model.graph, plan.equalized)
     seen = {name: summaries.get(shares.get(name, name)) for name in plan.tensors}
     counted = {
         name: each
         for name, each in seen.items()
-        if each is not None and each.size and name not in plan.equalized
+        if each is not None and each.size and name not in others
     }
     clipped = {name: clipped_share(each, plan.tensors[name]) for name, each in counted.items()}
     makers = by_name(model.graph)

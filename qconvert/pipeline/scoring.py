@@ -21,6 +21,7 @@ from qconvert.images.batch import Images
 from qconvert.images.labels import check_classes
 from qconvert.measure.accuracy import Accuracy, MeasuredOn, accuracy, baseline
 from qconvert.measure.judged import Judged, join, judge
+from qconvert.measure.machine import machine
 from qconvert.pipeline.progress import Progress, Tell
 from qconvert.pipeline.timing import hashes
 from qconvert.report.numerals import count
@@ -73,6 +74,8 @@ def scored(
         "qconvert": __version__,
         "onnxruntime": VERSION,
         "numpy": version("numpy"),
+        "pillow": version("pillow"),
+        "machine": json.dumps(machine(), sort_keys=True),
     }
 
     def make(folder: Path) -> None:

@@ -16,6 +16,7 @@ from qconvert.pipeline.scoring import Exam
 from qconvert.pipeline.thumbnails import CHANGED, thumbnails
 from qconvert.pipeline.variants import Variant
 from qconvert.pipeline.workshop import Workshop
+from qconvert.quantize.equalize import equalized
 from qconvert.report.evidence import Evidence, FeatureMap
 
 MOST_SHOWN = 3
@@ -31,7 +32,8 @@ def evidence_of(
     # INT8 is what goes wrong; the first of its engines stands for all.
     variant = next((each for each in known if each.precision == "int8"), next(iter(known)))
     layers, graph = analysis.layers[variant.name], known[variant]
-    found = Evidence(weights=weight_ranges(base.ready.model, layers))
+    even = equalized(base.ready.model, graph.plan.equalized if graph.plan is not None else {})
+    found = Evidence(weights=weight_ranges(even, layers))
     if graph.plan is not None and base.found is not None:
         seen = (base.ready.model, base.found.whole.summaries)
         found = replace(found, ranges=tensor_ranges(variant.name, graph.plan, seen, layers))

@@ -1,6 +1,7 @@
 """Which ranges and weights a report shows."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from qconvert.calibrate.summary import Summary
 from qconvert.graph.taps import tap
 from qconvert.measure.layers import Layer, compare
 from qconvert.pipeline.range_evidence import BARS, METHODS, tensor_ranges, weight_ranges
+from qconvert.quantize.equalize import channels, scaled, sites
 from qconvert.quantize.plan import Plan
 from qconvert.quantize.planning import Wishes, make_plan
 from qconvert.quantize.rewrite import apply
@@ -56,6 +58,20 @@ def test_ranges_say_what_was_seen_kept_and_clipped(
         assert each.step == pytest.approx(span / 255, rel=1e-3)
         assert 0 <= each.clipped < 5
     assert {each.why for each in found} >= {"most clipped", "among the largest errors made"}
+
+
+def test_tensors_whose_channels_were_divided_are_not_shown_as_they_were_seen(
+    known: tuple[Mapping[str, Summary], Plan, tuple[Layer, ...]],
+) -> None:
+    summaries, plan, layers = known
+    graph = mixed().graph
+    factors = {str(each.tensor.name): (1.0,) * channels(each) for each in sites(graph)}
+    divided = scaled(graph, factors)
+    seen = (mixed(), summaries)
+    before = {each.tensor for each in tensor_ranges("cpu-int8", plan, seen, layers)}
+    after = tensor_ranges("cpu-int8", replace(plan, equalized=factors), seen, layers)
+    assert before & divided
+    assert not {each.tensor for each in after} & divided
 
 
 def test_weights_are_those_of_the_worst_layers_seen_through_what_is_fused(
