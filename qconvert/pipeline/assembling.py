@@ -1,6 +1,5 @@
 """Everything that a run found out, put into one report."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from qconvert.measure.machine import machine
 from qconvert.measure.memory import Peak
 from qconvert.measure.mix import Mix
 from qconvert.pipeline.analysing import Analysis
-from qconvert.pipeline.engines import Built
+from qconvert.pipeline.engines import Built, hash_of
 from qconvert.pipeline.graphs import Graph
 from qconvert.pipeline.run_folder import ENGINES, RunFolder
 from qconvert.pipeline.scoring import BASELINE, BF16, Exam
@@ -117,14 +116,11 @@ def _row(variant: Variant, graph: Graph, found: Findings) -> Row:
 
 def _engine(built: Built) -> EngineInfo:
     engine = built.engine
-    whole = hashlib.sha256()
-    for name in engine.files:
-        whole.update((engine.folder / name).read_bytes())
     return EngineInfo(
         path=f"{ENGINES}/{engine.folder.name}",
         files=engine.files,
         bytes=engine.bytes,
-        sha256=whole.hexdigest(),
+        sha256=hash_of(engine),
         build_seconds=built.seconds,
         stored=built.stored,
         made_with=dict(engine.made_with),

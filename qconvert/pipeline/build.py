@@ -87,11 +87,8 @@ def build(config: Config, order: Order, store: Store, tell: Tell) -> Report:
 
 @contextmanager
 def _folder(config: Config, order: Order) -> Iterator[RunFolder]:
-    if order.resumed:
-        with run_folder.alone(order.out):
-            yield RunFolder(order.out)
-        return
-    with run_folder.begun(order.out, config) as run:
+    work = run_folder.resumed if order.resumed else run_folder.begun
+    with work(order.out, config) as run:
         yield run
 
 
@@ -119,8 +116,9 @@ def _build(chosen: Chosen, order: Order, shop: Workshop, clock: Clock) -> Report
         evaluation=None if order.plan_only else exam,
         mixes=mixed.mixes,
     )
+    # Nothing of what is only planned was measured, so no limit is failed by it.
     limits = Gate() if order.plan_only else config.gate
-    report = joined(assemble(about, found, limits), run, limits)
+    report = joined(assemble(about, found, limits), run, config.gate)
     put_all(report, run)
     return report
 

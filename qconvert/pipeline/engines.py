@@ -1,5 +1,6 @@
 """Engines of a run: built, or found in the store by what made them, and copied into the run."""
 
+import hashlib
 import json
 import shutil
 import time
@@ -24,6 +25,7 @@ from qconvert.store import Found, digest
 _ADAPTER = pydantic.TypeAdapter(Engine)
 ENGINE = "engine.json"
 PERCENT = 100
+PART = 2**20
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,16 @@ def read(folder: Path) -> Built:
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise _no_engine(folder, reason(error)) from None
     return Built(engine, seconds)
+
+
+def hash_of(engine: Engine) -> str:
+    """Return one hash over the files that an engine loads."""
+    whole = hashlib.sha256()
+    for name in engine.files:
+        with (engine.folder / name).open("rb") as file:
+            while part := file.read(PART):
+                whole.update(part)
+    return whole.hexdigest()
 
 
 def _no_engine(folder: Path, why: str) -> QConvertError:

@@ -1,5 +1,6 @@
 """A new report beside the one that a run had: engines that were not made again stay in it."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from qconvert.config import Gate
@@ -24,22 +25,50 @@ def joined(new: Report, run: RunFolder, limits: Gate) -> Report:
     before = report_before(run)
     if before is None or before.baseline_bytes != new.baseline_bytes:
         return new
-    new = _with_known_layers(_with_known_answers(new, before), before)
-    here = {each.name for each in new.variants}
-    kept = tuple(
-        _comparable(each, before, new)
+    there = {
+        each.name: each
         for each in before.variants
-        if each.name not in here and each.engine is not None and _is_there(each, run)
+        if each.engine is not None and _is_there(each, run)
+    }
+    # What is only planned takes the place of no engine.
+    made = tuple(each for each in new.variants if each.engine or each.name not in there)
+    new = _with_known_layers(_with_known_answers(replace(new, variants=made), before), before)
+    here = {each.name for each in made}
+    kept = tuple(_comparable(each, before, new) for each in there.values() if each.name not in here)
+    staying = {each.name for each in kept}
+    staying |= {each.name for each in made if each.name in there and _same(each, there[each.name])}
+    whole = replace(
+        new,
+        variants=(*kept, *(_with_known_notes(each, there) for each in new.variants)),
+        baseline=new.baseline or before.baseline,
+        mixes={**before.mixes, **new.mixes},
+        evidence=_evidence(new, before, staying),
     )
-    baseline = new.baseline or before.baseline
-    mixes = {**before.mixes, **new.mixes}
-    rows = replace(new, variants=(*kept, *new.variants), baseline=baseline, mixes=mixes)
-    if new.evidence == Evidence():
-        rows = replace(rows, evidence=before.evidence)
-    elif kept:
-        known = {**(before.evidence.classes or {}), **(new.evidence.classes or {})}
-        rows = replace(rows, evidence=replace(new.evidence, classes=known))
-    return conclude(rows, limits)
+    planned = any(each.engine is None for each in whole.variants)
+    return conclude(whole, Gate() if planned else limits)
+
+
+def _evidence(new: Report, before: Report, staying: Collection[str]) -> Evidence:
+    """Return what is shown of the errors; of engines that stay what was shown before."""
+    found, known = new.evidence, before.evidence
+    if not staying:
+        return found
+    pictures = known.thumbnails if _same_images(before, new) else ()
+    return Evidence(
+        ranges=found.ranges or tuple(each for each in known.ranges if each.variant in staying),
+        weights=found.weights or known.weights,
+        feature_maps=found.feature_maps or known.feature_maps,
+        thumbnails=found.thumbnails or pictures,
+        classes={**(known.classes or {}), **(found.classes or {})},
+    )
+
+
+def _with_known_notes(row: Variant, there: Mapping[str, Variant]) -> Variant:
+    """Return a row with what was noted when the very same engine was made from nothing."""
+    known = there.get(row.name)
+    if known is None or not _same(row, known):
+        return row
+    return replace(row, notes=tuple(dict.fromkeys((*known.notes, *row.notes))))
 
 
 def report_before(run: RunFolder) -> Report | None:
@@ -90,6 +119,10 @@ def _with_known_layers(new: Report, before: Report) -> Report:
     return replace(new, variants=tuple(rows))
 
 
+def _same(a: Variant, b: Variant) -> bool:
+    return _sha(a) == _sha(b) != ""
+
+
 def _sha(variant: Variant) -> str:
     return variant.engine.sha256 if variant.engine is not None else ""
 
@@ -102,7 +135,8 @@ def _comparable(variant: Variant, before: Report, new: Report) -> Variant:
     """Return a row without the figures that compare with nothing in the new report."""
     reasons = dict(variant.unmeasured)
     latency, accuracy = variant.latency, variant.accuracy
-    if latency:
+    timed = any(each.latency for each in new.variants) or new.machine != before.machine
+    if latency and timed:
         latency, reasons["latency"] = (), ELSEWHERE
     if accuracy is not None and not _same_images(before, new):
         accuracy, reasons["accuracy"] = None, OTHERS

@@ -1,7 +1,7 @@
 """Mixed precision as one more engine of a run, and as a job of its own."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from qconvert import drafts, onnx_io
 from qconvert.config import Config
 from qconvert.errors import QConvertError, UsageError
 from qconvert.measure.mix import Mix
-from qconvert.pipeline import basis, joining, run_folder, variants
+from qconvert.pipeline import basis, joining, run_folder, targets, variants
 from qconvert.pipeline.exams import exam_of
 from qconvert.pipeline.graphs import PLAN, Basis, graph_of
 from qconvert.pipeline.preview import layers as quantized_layers
@@ -21,6 +21,7 @@ from qconvert.pipeline.searching import Task, search
 from qconvert.pipeline.variants import Chosen, Variant
 from qconvert.pipeline.workshop import Workshop
 from qconvert.quantize.plan_files import beside
+from qconvert.report.conclude import conclude
 from qconvert.search.blocks import MOST
 from qconvert.store import Store
 
@@ -57,11 +58,21 @@ def with_mixes(chosen: Chosen, base: Basis, exam: Exam | None, shop: Workshop) -
         else:
             kept.append(variant)
             base = replace(base, plans={**base.plans, variant.name: found.planned})
-    if not kept:
-        raise QConvertError(notes[-1], hint="build others: `--precision fp32,int8`")
     for variant in gone:  # of an earlier search, which did not ask the same
         drafts.remove(shop.run.engine(variant.name))
+    if not kept:
+        _forget({each.name for each in gone}, mixes, shop)
+        raise QConvertError(notes[-1], hint="build others: `--precision fp32,int8`")
     return WithMixes(replace(chosen, variants=tuple(kept), notes=tuple(notes)), base, mixes)
+
+
+def _forget(gone: Collection[str], mixes: Mapping[str, Mix], shop: Workshop) -> None:
+    """Leave engines out of the report of a run that has nothing new to report."""
+    before = joining.report_before(shop.run)
+    if before is not None:
+        rows = tuple(each for each in before.variants if each.name not in gone)
+        known = replace(before, variants=rows, mixes={**before.mixes, **mixes})
+        targets.put_all(conclude(known, shop.config.gate), shop.run)
 
 
 def _is_known(variant: Variant, base: Basis, shop: Workshop) -> bool:
@@ -98,7 +109,7 @@ class Searched:
 def find_mix(config: Config, job: Job, store: Store, tell: Tell) -> Searched:
     """Search for one backend, and leave the mix, its plan and all trials in a folder."""
     variant, said = _target(config)
-    with run_folder.begun(job.out, config) as run:
+    with run_folder.begun(job.out, config, searching=True) as run:
         shop = Workshop(config, run, store, tell, job.trust)
         base = basis.make([variant], shop, building=said.available[variant.backend].builds)
         exam = exam_of(base, shop, job.workers, resumed=False)

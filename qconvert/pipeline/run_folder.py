@@ -84,21 +84,42 @@ def require_own(root: Path) -> None:
 
 
 @contextmanager
-def begun(root: Path, config: Config) -> Iterator[RunFolder]:
+def begun(root: Path, config: Config, *, searching: bool = False) -> Iterator[RunFolder]:
     """Work in a run that is new, or goes on; a new one in which nothing was finished goes again."""
     new = drafts.missing(root)
-    file = root / SETTINGS
+    with _restoring(root / SETTINGS):
+        run = start(root, config, searching=searching)
+        try:
+            with alone(root):
+                yield run
+        except BaseException:
+            if root in new and [each.name for each in root.iterdir()] == [SETTINGS]:
+                (root / SETTINGS).unlink()
+                drafts.unmake(new)
+            raise
+
+
+@contextmanager
+def resumed(root: Path, config: Config) -> Iterator[RunFolder]:
+    """Work in a run that goes on: limits and measurements are those of now, engines all."""
+    run = RunFolder(root)
+    require_same(run, config)
+    with alone(root), _restoring(root / SETTINGS):
+        before, now = run.settings().build, absolute(config)
+        build = replace(now.build, backends=before.backends, precisions=before.precisions)
+        put_text(root / SETTINGS, config_file.dumps(replace(now, build=build)))
+        yield run
+
+
+@contextmanager
+def _restoring(file: Path) -> Iterator[None]:
+    """Leave the settings of a run as they were where what was asked could not be done."""
     before = file.read_bytes() if file.is_file() else None
-    run = start(root, config)
     try:
-        with alone(root):
-            yield run
-    except BaseException as error:
-        if before is not None and isinstance(error, UsageError):
-            put_text(file, before.decode())  # what is refused changes nothing of a run
-        if root in new and [each.name for each in root.iterdir()] == [SETTINGS]:
-            (root / SETTINGS).unlink()
-            drafts.unmake(new)
+        yield
+    except QConvertError:
+        if before is not None:
+            put_text(file, before.decode())
         raise
 
 
@@ -110,8 +131,11 @@ def require_folder(root: Path) -> None:
         )
 
 
-def start(root: Path, config: Config) -> RunFolder:
-    """Return a folder that is new, empty, or of a run with the same model and settings."""
+def start(root: Path, config: Config, *, searching: bool = False) -> RunFolder:
+    """Return a folder that is new, empty, or of a run with the same model and settings.
+
+    What is set for `searching` alone changes nothing of a run that was built.
+    """
     require_folder(root)
     folder, config = RunFolder(root), absolute(config)
     if root.is_dir() and any(not each.name.startswith(drafts.DRAFT) for each in root.iterdir()):
@@ -124,6 +148,8 @@ def start(root: Path, config: Config) -> RunFolder:
                 details=_differences(before, config) if before is not None else (),
                 hint="choose another folder: `-o RUN`, or delete this one",
             )
+        if searching and before is not None and folder.engines():
+            config = replace(before, search=config.search)
     try:
         root.mkdir(parents=True, exist_ok=True)
         put_text(root / SETTINGS, config_file.dumps(config))

@@ -107,17 +107,7 @@ def measured(ready: Prepared, config: Config, job: Job, store: Store, tell: Tell
     images = _feeds(ready, look.images, chosen)
     lessons, spare = _lessons(ready, lambda: look.images, others)
     again = functools.partial(measured, config=config, job=job, store=store, tell=tell)
-    return Seen(
-        whole,
-        choosing,
-        images,
-        count,
-        bool(held),
-        apart=bool(held),
-        lessons=lessons,
-        spare=spare,
-        again=again,
-    )
+    return Seen(whole, choosing, images, count, bool(held), True, bool(held), lessons, spare, again)
 
 
 def from_file(ready: Prepared, config: Config, path: Path) -> Seen:

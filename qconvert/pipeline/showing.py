@@ -60,7 +60,7 @@ def with_answers(
             (draft / Path(each.picture).name).write_bytes(data)
         if small:
             put_copy(draft, run.root / CHANGED)
-        else:
+        elif scores.keys() >= set(run.engines()):
             shutil.rmtree(run.root / CHANGED, ignore_errors=True)
     numbers = {number for each in changed for number in (each.before, each.after, each.label)}
     numbers |= {each.label for each in shifts}

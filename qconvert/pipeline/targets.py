@@ -35,7 +35,6 @@ from qconvert.report.html import html
 from qconvert.report.layers_csv import layers_csv
 from qconvert.report.markdown import markdown
 from qconvert.report.model import EngineInfo, Report, Variant
-from qconvert.store import digest
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,13 @@ def _alike(ours: TensorSpec, theirs: TensorSpec) -> bool:
 
 def report_of(target: Target) -> Report:
     """Return the report of a run as it is, or one of loose engines in which nothing is measured."""
-    file = target.run.root / REPORT if target.run is not None else None
-    if file is not None and file.is_file():
+    if target.run is not None:
+        file = target.run.root / REPORT
+        if not file.is_file():
+            raise UsageError(
+                f"`{target.run.root}` has no report yet: it was not built to the end",
+                hint=f"`qconvert build --from {target.run.root}` goes on",
+            )
         return _with_all(as_json.load(file), target)
     reference = target.reference
     return Report(
@@ -131,12 +135,15 @@ def report_of(target: Target) -> Report:
 
 def _with_all(report: Report, target: Target) -> Report:
     """Return the report with a row for every engine that the run has, and for no other."""
-    rows = {each.name: each for each in report.variants}
-    found = tuple(
-        rows.get(name) or Variant(name, each.backend, each.precision, _info(each))
-        for name, each in target.engines.items()
-    )
-    return replace(report, variants=found)
+    rows = {each.name: each for each in report.variants if each.engine is not None}
+    found = []
+    for name, each in target.engines.items():
+        info = replace(_info(each), path=f"{ENGINES}/{each.folder.name}")
+        known = rows.get(name)
+        # A build that was stopped may have put another engine there.
+        same = known is not None and known.engine and known.engine.sha256 == info.sha256
+        found.append(known if known and same else Variant(name, each.backend, each.precision, info))
+    return replace(report, variants=tuple(found))
 
 
 def keep(report: Report, target: Target) -> Report:
@@ -212,7 +219,7 @@ def _info(engine: Engine) -> EngineInfo:
         path=str(engine.folder),
         files=engine.files,
         bytes=engine.bytes,
-        sha256=digest(engine.folder / engine.files[0]),
+        sha256=engine_files.hash_of(engine),
         build_seconds=0.0,
         stored=True,
         made_with=dict(engine.made_with),

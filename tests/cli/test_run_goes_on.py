@@ -1,0 +1,103 @@
+"""A run in several steps: nothing that holds is lost, and nothing stays that does not."""
+
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Outcome
+
+Command = Callable[..., Outcome]
+GIVEN = ("build", "model.onnx", "--images", "calib_data", "--eval", "val", "-o", "run")
+QUICK = ("--seconds", "0.02", "--batch-sizes", "1,4")
+CPU = ("--backend", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _world(world: Path) -> None:
+    """Start with a run that was built, timed and scored, and think that it was done here."""
+    text = Path("run/run.toml").read_text()
+    there = Path(tomllib.loads(text)["model"]).parent
+    Path("run/run.toml").write_text(text.replace(str(there), str(world)))
+
+
+def rows() -> dict[str, Any]:
+    return {each["name"]: each for each in report()["variants"]}
+
+
+def report() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path("run/report.json").read_text())
+    return found
+
+
+def test_timings_stay_where_nothing_new_was_timed(qconvert: Command) -> None:
+    before = rows()
+    given = ("--from", "run", "--backend", "tensorrt-rtx", "--precision", "fp16", *QUICK)
+    done = qconvert("build", *given)
+    assert done.code == 0, done.err
+    after = rows()
+    assert "tensorrt-rtx-fp16" in after
+    assert after["cpu-int8"]["latency"] == before["cpu-int8"]["latency"] != []
+
+
+def test_what_is_only_planned_takes_the_place_of_no_engine(qconvert: Command) -> None:
+    before, found = rows(), report()
+    done = qconvert(*GIVEN, *CPU, "--precision", "fp32,int8", *QUICK, "--plan-only")
+    assert done.code == 0, done.err
+    assert rows()["cpu-int8"]["engine"] == before["cpu-int8"]["engine"]
+    assert rows()["cpu-int8"]["latency"] == before["cpu-int8"]["latency"]
+    assert report()["best"] == found["best"] != ""
+
+
+def test_limits_given_on_the_way_stay_with_the_run(qconvert: Command) -> None:
+    given = ("--precision", "fp32,int8", *CPU, *QUICK)
+    assert qconvert("build", "--from", "run", *given, "--max-size", "0.001").code == 1
+    assert qconvert("bench", "run", *QUICK).code == 1
+    assert any(not each["passed"] for each in report()["gates"])
+
+
+def test_a_search_changes_nothing_that_a_run_is_measured_by(qconvert: Command) -> None:
+    assert qconvert("build", "--from", "run", *CPU, *QUICK, "--max-size", "9").code == 0
+    before = Path("run/run.toml").read_text()
+    search = ("search", "model.onnx", "--images", "calib_data", "--backend", "tensorrt-rtx")
+    done = qconvert(*search, "--budget", "50", "-o", "run")
+    assert done.code == 0, done.err
+    after = Path("run/run.toml").read_text()
+    assert after == before.replace("budget = 0.5", "budget = 50.0")
+
+
+def test_a_build_that_fails_leaves_the_settings(qconvert: Command) -> None:
+    before = Path("run/run.toml").read_text()
+    given = ("--backend", "tensorrt-rtx", "--precision", "mixed", "--budget", "50", *QUICK)
+    done = qconvert(*GIVEN, *given)
+    assert done.code == 3, done.err
+    assert Path("run/run.toml").read_text() == before
+
+
+def test_a_row_of_another_engine_than_lies_there_is_begun_anew(qconvert: Command) -> None:
+    told = report()
+    told["variants"][1]["engine"]["sha256"] = "0" * 64
+    Path("run/report.json").write_text(json.dumps(told))
+    assert qconvert("bench", "run", *QUICK).code == 0
+    assert rows()["cpu-int8"]["accuracy"] is None
+    assert rows()["cpu-int8"]["engine"]["sha256"] != "0" * 64
+    assert rows()["cpu-fp32"]["accuracy"] is not None
+
+
+def test_what_was_shown_and_noted_of_an_engine_stays_with_it(qconvert: Command) -> None:
+    before, shown = rows(), report()["evidence"]
+    assert qconvert("build", "--from", "run", *CPU, "--precision", "fp32", *QUICK).code == 0
+    assert report()["evidence"]["ranges"] == shown["ranges"] != []
+    assert report()["evidence"]["feature_maps"] == shown["feature_maps"]
+    assert qconvert("build", "--from", "run", *CPU, "--precision", "int8", *QUICK).code == 0
+    assert rows()["cpu-int8"]["notes"] == before["cpu-int8"]["notes"] != []
+
+
+def test_a_run_that_was_never_built_to_the_end_is_not_measured(qconvert: Command) -> None:
+    Path("run/report.json").unlink()
+    done = qconvert("bench", "run", *QUICK)
+    assert done.code == 2
+    assert "`qconvert build --from run` goes on" in done.err
