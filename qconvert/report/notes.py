@@ -7,11 +7,11 @@ from qconvert.measure.accuracy import IDENTICAL, NO_CLASSES, NO_LABELS
 from qconvert.measure.stats import stats
 from qconvert.report import figures, numerals
 from qconvert.report.model import Report, Unquantized, Variant
+from qconvert.report.verdict import LOW_TOP1
 
 FEW_IMAGES = 100
 WIDE_PP = 1.0  # wider than what is mostly at stake
 AIM_PP = 0.5
-LOW_TOP1 = 25.0
 IN_TABLE = (IDENTICAL, NO_LABELS, NO_CLASSES)
 CPU_PROVIDER = "CPUExecutionProvider"
 

@@ -61,6 +61,31 @@ def test_without_gates_97_percent_or_one_point_are_enough(
     assert conclude(reports.with_int8(accuracy=found), NONE).best == best
 
 
+@pytest.mark.parametrize(
+    ("top1", "agreement", "best"),
+    [(24.9, 3.0, "cpu-fp32"), (24.9, 97.0, "cpu-int8"), (25.0, 3.0, "cpu-int8")],
+)
+def test_where_fp32_is_mostly_wrong_no_change_of_top1_is_enough(
+    top1: float, agreement: float, best: str
+) -> None:
+    found = reports.scored(top1, 0.0, agreement=agreement)
+    base = replace(found, agreement=None, change_pp=None)
+    report = conclude(replace(reports.with_int8(accuracy=found), baseline=base), NONE)
+    assert report.best == best
+    told = f"`cpu-int8` answers too differently (agrees with FP32 on {agreement:.2f} % of the"
+    assert report.verdict.startswith(told) == (best == "cpu-fp32")
+
+
+def test_an_fp32_engine_that_answers_otherwise_is_not_shipped() -> None:
+    bad = reports.scored(80.0, -8.3, 2.0, agreement=90.0)
+    rows = [replace(each, accuracy=bad) for each in reports.cpu()]
+    report = conclude(reports.report(*rows), NONE)
+    assert report.best == ""
+    assert report.verdict.startswith("Nothing here to ship: `cpu-int8` answers too differently")
+    alone = conclude(reports.report(rows[0]), NONE).verdict
+    assert alone.startswith("Nothing here to ship: `cpu-fp32` answers too differently (top-1 −8.3")
+
+
 def test_a_gate_on_answers_takes_the_place_of_the_usual_limit() -> None:
     lossy = reports.with_int8(accuracy=reports.scored(80.0, -8.0, agreement=90.0))
     assert conclude(lossy, Limits(max_drop=10.0)).best == "cpu-int8"
