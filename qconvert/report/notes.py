@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from qconvert.measure.accuracy import IDENTICAL, NO_CLASSES, NO_LABELS
+from qconvert.measure.accuracy import ELSE_IDENTICAL, IDENTICAL, NO_CLASSES, NO_LABELS
 from qconvert.measure.stats import stats
 from qconvert.report import figures, numerals
 from qconvert.report.model import Report, Unquantized, Variant
@@ -12,7 +12,7 @@ from qconvert.report.verdict import LOW_TOP1
 FEW_IMAGES = 100
 WIDE_PP = 1.0  # wider than what is mostly at stake
 AIM_PP = 0.5
-IN_TABLE = (IDENTICAL, NO_LABELS, NO_CLASSES)
+IN_TABLE = (IDENTICAL, ELSE_IDENTICAL, NO_LABELS, NO_CLASSES)
 CPU_PROVIDER = "CPUExecutionProvider"
 
 

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qconvert.measure.accuracy import IDENTICAL, NO_CLASSES, NO_LABELS, accuracy, baseline
+from qconvert.measure.accuracy import (
+    ELSE_IDENTICAL,
+    IDENTICAL,
+    NO_CLASSES,
+    NO_LABELS,
+    accuracy,
+    baseline,
+)
 from qconvert.measure.classified import Shift, change, paired, scores, shifts
 from qconvert.measure.judged import Judged, judge
 
@@ -123,6 +130,37 @@ def test_images_on_which_fp32_is_broken_compare_with_nothing() -> None:
     assert found.agreement == 50.0
     assert found.top1 == 100.0
     assert any(note.startswith("on 1 of 3 images FP32's own") for note in found.notes)
+
+
+def test_what_is_not_finite_beside_the_scores_leaves_the_answers_right() -> None:
+    scores, boxes = says(0, 1, 2, 3), np.ones((4, 2, 2), np.float32)
+    broken = boxes * np.nan
+    found = accuracy(judge({"s": scores, "b": boxes}, {"s": scores, "b": broken}, [0, 1, 2, 3]))
+    assert (found.top1, found.agreement, found.kl) == (100.0, 100.0, 0.0)
+    assert (found.sqnr_db, found.cosine) == (None, None)
+    assert found.notes == (
+        "on 4 of 4 images an output of the engine other than its scores holds NaN or infinity: "
+        "they are left out of SQNR and cosine",
+    )
+    own = accuracy(judge({"s": scores, "b": broken}, {"s": scores, "b": boxes}, [0, 1, 2, 3]))
+    assert own.notes == (
+        "on 4 of 4 images an output of FP32 other than its scores holds NaN or infinity: "
+        "they are left out of SQNR and cosine",
+    )
+    maps = accuracy(judge({"b": boxes}, {"b": broken}, [None] * 4))
+    assert maps.notes[-1] == (
+        "on 4 of 4 images the engine's outputs hold NaN or infinity: they are left out of SQNR "
+        "and cosine"
+    )
+
+
+def test_outputs_of_which_some_are_not_finite_are_not_those_of_fp32() -> None:
+    after = says(0, 1, 2)
+    after[1, 0] = np.nan
+    found = accuracy(judged(says(0, 1, 2), after))
+    assert found.sqnr_db == math.inf
+    assert IDENTICAL not in found.notes
+    assert ELSE_IDENTICAL in found.notes
 
 
 def test_zeros_that_became_something_have_no_sqnr() -> None:

@@ -1,5 +1,6 @@
 """The three tables: what was measured as numbers, what was not with its reason, in 80 columns."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -7,11 +8,11 @@ import pytest
 
 from qconvert.cli import console
 from qconvert.config import Gate
-from qconvert.measure.accuracy import Accuracy
+from qconvert.measure.accuracy import ELSE_IDENTICAL, IDENTICAL, Accuracy
 from qconvert.report import overview, placement, tables
 from qconvert.report.conclude import conclude
 from qconvert.report.model import Memory, Report
-from qconvert.report.reasons import EXACT, why_no_score
+from qconvert.report.reasons import EXACT, NOT_FINITE, ZEROS, why_no_score
 from qconvert.report.sheet import Sheet
 from qconvert.report.terminal import footnotes
 from tests.report import reports
@@ -131,7 +132,17 @@ def test_without_labels_there_is_agreement_and_the_reason(show: Show) -> None:
 def test_an_sqnr_that_equal_outputs_do_not_have_says_so() -> None:
     bare = Accuracy(32, "engine", 100.0, sqnr_db=None, kl=0.0)
     (variant, *_) = reports.measured().variants
-    assert why_no_score(replace(variant, accuracy=bare), "sqnr_db") == EXACT
+
+    def why(accuracy: Accuracy, name: str = "sqnr_db") -> str:
+        return why_no_score(replace(variant, accuracy=accuracy), name)
+
+    assert why(replace(bare, notes=(IDENTICAL,))) == EXACT
+    assert why(replace(bare, sqnr_db=math.inf)) == EXACT
+    assert why(replace(bare, cosine=1.0, notes=(ELSE_IDENTICAL,))) == ELSE_IDENTICAL
+    # Another output than the scores is NaN on all images, or FP32's is zero and the engine's not.
+    assert why(bare) == NOT_FINITE
+    assert why(replace(bare, cosine=0.0)) == ZEROS
+    assert why(replace(bare, kl=None), "kl") == NOT_FINITE
 
 
 def test_outputs_that_name_no_class_compare_by_their_distance(show: Show) -> None:
