@@ -54,8 +54,15 @@ def change(value: float, half_width: float | None, decimals: int = 2) -> str:
 
 
 def decibels(value: float) -> str:
-    """Write an SQNR; outputs without any error have an infinite one."""
+    """Write an SQNR; outputs without any error have an infinite one, what overflows the least."""
+    if value == -math.inf:
+        return "not finite"
     return "∞" if value == math.inf else f"{value:.1f}"
+
+
+def with_db(value: float) -> str:
+    """Write an SQNR with its unit, where it has one."""
+    return decibels(value) if value == -math.inf else f"{decibels(value)} dB"
 
 
 def beside(value: float, limit: float) -> tuple[str, str]:

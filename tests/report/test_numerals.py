@@ -56,6 +56,8 @@ def test_small_and_infinite_things_have_words() -> None:
     assert numerals.megabytes(1_500) == "0.002"
     assert numerals.megabytes(18_600_000) == "18.6"
     assert numerals.decibels(math.inf) == "∞"
+    assert numerals.with_db(20.0) == "20.0 dB"
+    assert numerals.with_db(-math.inf) == "not finite"
     assert numerals.times(52.16) == "52.2×"
     assert numerals.count(1, "image") == "1 image"
     assert numerals.count(2, "image") == "2 images"
