@@ -4,10 +4,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from qconvert.measure.accuracy import ELSE_IDENTICAL, IDENTICAL, NO_CLASSES, NO_LABELS
+from qconvert.measure.latency import Latency
 from qconvert.measure.stats import stats
 from qconvert.report import figures, numerals
 from qconvert.report.model import Report, Unquantized, Variant
-from qconvert.report.verdict import LOW_TOP1
+from qconvert.report.verdict import FLOATS, LOW_TOP1, fits
 
 FEW_IMAGES = 100
 WIDE_PP = 1.0  # wider than what is mostly at stake
@@ -62,32 +63,32 @@ def _doubts(report: Report) -> Iterator[str]:
 def slow_int8(report: Report) -> Iterator[str]:
     """Say where INT8 is not faster than what costs no accuracy, and what may be the cause."""
     for variant in report.variants:
-        faster = faster_float(report, variant)
-        if variant.precision != "int8" or faster is None:
+        latency = figures.headline(variant)
+        found = [] if latency is None else _faster_floats(report, variant, latency)
+        if variant.precision != "int8" or latency is None or not found:
             continue
-        ours, theirs = figures.median_ms(variant), figures.median_ms(faster)
-        assert ours is not None
-        assert theirs is not None
+        fitting = [pair for pair in found if fits(report, pair[1])]
+        theirs, faster = min(fitting or found, key=lambda pair: pair[0])
+        ship = f"ship `{faster.name}`, or look" if fitting else "look"
         yield (
             f"INT8 is not faster than {faster.precision.upper()} on `{variant.backend}` "
-            f"({numerals.ms(ours)} against {numerals.ms(theirs)} ms), {_because(variant)}: "
-            f"ship `{faster.name}`, or look with `qconvert inspect --quantized`"
+            f"({numerals.ms(stats(latency).median_ms)} against {numerals.ms(theirs)} ms), "
+            f"{_because(variant)}: {ship} with `qconvert inspect --quantized`"
         )
 
 
-def faster_float(report: Report, variant: Variant) -> Variant | None:
-    """Return the fastest float engine of the backend that takes no longer than this one."""
-    latency = figures.headline(variant)
-    if latency is None:
-        return None
+def _faster_floats(
+    report: Report, variant: Variant, latency: Latency
+) -> list[tuple[float, Variant]]:
+    """Return the float engines of the backend that take no longer, with what they take."""
     ours = stats(latency).median_ms
     found: list[tuple[float, Variant]] = []
     for each in report.variants:
         other = figures.timed(each, latency.batch, latency.where)
-        float_ = each.backend == variant.backend and each.precision in ("fp32", "fp16", "bf16")
+        float_ = each.backend == variant.backend and each.precision in FLOATS
         if float_ and other is not None and stats(other).median_ms <= ours:
             found.append((stats(other).median_ms, each))
-    return min(found, key=lambda pair: pair[0])[1] if found else None
+    return found
 
 
 def _because(variant: Variant) -> str:

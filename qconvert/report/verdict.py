@@ -42,11 +42,14 @@ def fastest(report: Report) -> Variant | None:
     fitting = [
         variant
         for variant in report.variants
-        if figures.headline(variant) is not None
-        and not any(_failed(report, variant))
-        and faithful(report, variant) is not False
+        if figures.headline(variant) is not None and fits(report, variant)
     ]
     return min(fitting, key=figures.ms_an_image, default=None)
+
+
+def fits(report: Report, variant: Variant) -> bool:
+    """Say whether nothing speaks against a variant: no limit, and no answers that were judged."""
+    return not any(_failed(report, variant)) and faithful(report, variant) is not False
 
 
 def faithful(report: Report, variant: Variant) -> bool | None:

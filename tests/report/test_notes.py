@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from qconvert.config import Gate
 from qconvert.measure.accuracy import IDENTICAL, NO_LABELS, Accuracy
 from qconvert.report import notes
+from qconvert.report.conclude import conclude
 from qconvert.report.model import Images, Report, Unquantized
 from tests.report import reports
 
@@ -42,6 +44,34 @@ def test_int8_that_is_slower_names_what_stayed_in_float() -> None:
 def test_int8_that_is_slower_though_all_is_quantized_blames_no_operator() -> None:
     slow = reports.with_int8(latency=(reports.took(26.0),), left=(), candidates=60, accuracy=QUIET)
     assert "though all 60 operators that could be are quantized" in said(slow)
+
+
+def test_only_what_keeps_its_limits_and_answers_well_is_advised() -> None:
+    fp32, fp16, int8 = reports.cpu()
+    half, slow = (
+        replace(each, latency=(reports.took(ms),)) for each, ms in ((fp16, 20.0), (int8, 26.0))
+    )
+    bad = replace(half, accuracy=reports.scored(80.0, -8.3, agreement=90.0))
+    assert "ship `cpu-fp16`" in said(reports.report(fp32, half, slow))
+    assert "than FP32 on `cpu` (26.00 against 24.00 ms)" in said(reports.report(fp32, bad, slow))
+    assert "ship `cpu-fp32`" in said(reports.report(fp32, bad, slow))
+    told = said(reports.report(bad, slow))
+    assert "than FP16 on `cpu` (26.00 against 20.00 ms)" in told
+    assert "answers in float, as in `/head/0`): look with" in told
+    assert "ship" not in "".join(line for line in told.splitlines() if "not faster" in line)
+
+
+def test_gates_of_this_judgement_decide_what_is_advised() -> None:
+    slow = reports.with_int8(latency=(reports.took(26.0),))
+    told = conclude(slow, Gate(max_latency=5.0)).notes
+    assert any("not faster" in note for note in told)
+    assert not any("ship `cpu-fp32`" in note for note in told)
+
+
+def test_the_timings_that_were_compared_are_told() -> None:
+    fp32, _, int8 = reports.cpu()
+    eight = replace(int8, latency=(reports.took(170.0, 8),))
+    assert "(170.0 against 168.0 ms)" in said(reports.report(fp32, eight))
 
 
 @pytest.mark.parametrize(("ms", "told"), [(23.99, False), (24.0, True), (24.5, True)])
