@@ -23,6 +23,8 @@ OTHER = "an output of the engine other than its scores holds"
 class Accuracy:
     """Scores over images, in percent; those that need labels are None without.
 
+    `labelled` counts the images that have a label, which top-1 to F1 and `change_pp` are over; it
+    is None in reports that did not count them.
     `change_pp` is the change of top-1 against FP32 over the same images, with half the width of its
     95 % interval. `sqnr_db`, `kl` and `cosine` compare the outputs with those of FP32; an SQNR of
     infinity is that of equal outputs, and a note says so where it cannot be written. `engine` says
@@ -45,6 +47,7 @@ class Accuracy:
     cosine: float | None = None
     shifts: tuple[Shift, ...] = ()
     changed: tuple[Changed, ...] = ()
+    labelled: int | None = None
 
 
 def accuracy(
@@ -68,6 +71,7 @@ def accuracy(
         shifts=shifts(judged),
         changed=changed(judged, names) if names else (),
         notes=(*judged.notes, *_notes(judged)),
+        labelled=_labelled(rows),
     )
     moved = change(judged)
     if moved is not None:
@@ -82,6 +86,7 @@ def baseline(judged: Judged) -> Accuracy:
     """
     notes = (*_label_notes(judged), *_fp32_notes(judged))
     bare = Accuracy(len(judged.rows), "engine", None, sqnr_db=None, kl=None, notes=notes)
+    bare = replace(bare, labelled=_labelled(judged.rows))
     return _with_scores(bare, scores(judged, of_fp32=True))
 
 
@@ -91,6 +96,10 @@ def _with_scores(found: Accuracy, of: Scores | None) -> Accuracy:
     return replace(
         found, top1=of.top1, top5=of.top5, precision=of.precision, recall=of.recall, f1=of.f1
     )
+
+
+def _labelled(rows: Rows) -> int:
+    return int((rows["label"] != NONE).sum())
 
 
 def _agreement(judged: Judged) -> float | None:

@@ -150,17 +150,20 @@ def other_preparation(report: Report) -> Iterator[str]:
 def few_images(report: Report) -> Iterator[str]:
     """Warn where too few images were looked at for the differences that matter."""
     rated = [variant.accuracy for variant in report.variants if variant.accuracy is not None]
-    images = min((each.images for each in rated), default=0)
+    # Where only some images have labels, top-1 rests on those.
+    images = min((each.labelled or each.images for each in rated), default=0)
+    partly = any(each.labelled and each.labelled < each.images for each in rated)
+    noun = "labelled image" if partly else "image"
     widest = max((each.half_width_pp or 0.0 for each in rated), default=0.0)
     if 0 < images < FEW_IMAGES:
         yield (
-            f"accuracy rests on {numerals.count(images, 'image')}: "
+            f"accuracy rests on {numerals.count(images, noun)}: "
             f"evaluate on {FEW_IMAGES} or more before trusting it"
         )
     elif widest > WIDE_PP:
         enough = _rounded_up(images * (widest / AIM_PP) ** 2)
         yield (
-            f"intervals are as wide as ± {widest:.1f} pp with {images} images: "
+            f"intervals are as wide as ± {widest:.1f} pp with {numerals.count(images, noun)}: "
             f"about {enough} would bring them to ± {AIM_PP} pp"
         )
 

@@ -79,5 +79,11 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def images(number: int, labelled: int | None) -> str:
+    """Write how many images were looked at, and how many of them have labels where not all do."""
+    some = f"{labelled} labelled of " if labelled and labelled < number else ""
+    return some + count(number, "image")
+
+
 def _decimals(value: float) -> int:
     return 3 if value < 0.0995 else 2 if value < 99.95 else 1 if value < 999.5 else 0

@@ -79,6 +79,7 @@ def test_images_without_a_label_do_not_score_but_compare() -> None:
     found = accuracy(judged(says(0, 1, 2), says(0, 2, 2), 0, None, 2))
     assert found.top1 == 100.0
     assert found.agreement == pytest.approx(200 / 3)
+    assert (found.images, found.labelled) == (3, 2)
     assert found.notes == ("1 of 3 images have no label: scores are over the others",)
 
 
@@ -179,6 +180,7 @@ def test_fp32_itself_is_scored_whatever_it_was_held_against() -> None:
         )  # fmt: skip
         assert (found.agreement, found.change_pp, found.sqnr_db) == (None, None, None)
         assert found.notes == ()
+        assert (found.images, found.labelled) == (4, 4)
 
 
 def test_a_change_is_that_of_the_same_images() -> None:

@@ -123,6 +123,17 @@ def test_wide_intervals_say_how_many_images_would_do() -> None:
     assert "intervals" not in said(reports.with_int8(accuracy=replace(QUIET, half_width_pp=1.0)))
 
 
+def test_images_without_labels_do_not_count_for_intervals() -> None:
+    few = replace(QUIET, images=1000, labelled=20, half_width_pp=20.5)
+    assert "accuracy rests on 20 labelled images: evaluate on 100 or more" in said(
+        reports.with_int8(accuracy=few)
+    )
+    some = replace(QUIET, images=1000, labelled=200, half_width_pp=1.5)
+    assert ("± 1.5 pp with 200 labelled images: about 1800 would bring them to ± 0.5 pp") in said(
+        reports.with_int8(accuracy=some)
+    )
+
+
 def test_half_precision_that_computes_in_float_says_so() -> None:
     fp32, fp16, int8 = reports.cpu()
     words = "`cpu-fp16` is stored in half the bytes and computed in float32 here"

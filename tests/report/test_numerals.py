@@ -61,3 +61,5 @@ def test_small_and_infinite_things_have_words() -> None:
     assert numerals.times(52.16) == "52.2×"
     assert numerals.count(1, "image") == "1 image"
     assert numerals.count(2, "image") == "2 images"
+    assert numerals.images(9, 3) == "3 labelled of 9 images"
+    assert [numerals.images(9, each) for each in (9, 0, None)] == ["9 images"] * 3

@@ -114,6 +114,23 @@ def test_accuracy_that_was_simulated_is_marked(show: Show) -> None:
     assert show(tables.accuracy(reports.simulated())) == ACCURACY.strip()
 
 
+@pytest.mark.parametrize(
+    ("labelled", "title"),
+    [
+        (20, "Accuracy, % of 20 labelled of 1000 images (agrees: of all)"),
+        (1000, "Accuracy, % of 1000 images"),
+        (None, "Accuracy, % of 1000 images"),
+    ],
+)
+def test_images_without_a_label_are_not_counted_for_the_scores(
+    labelled: int | None, title: str
+) -> None:
+    found = reports.scored(88.0, -0.3, images=1000, labelled=labelled)
+    assert tables.accuracy(reports.with_int8(accuracy=found)).title == title
+    for each in ("wide", "simulated"):
+        assert "labelled" not in tables.accuracy(SHAPES[each]()).title
+
+
 UNLABELLED = """
 Accuracy, % of 200 images¹
 variant    agrees   SQNR dB       KL
