@@ -3,6 +3,8 @@
 import math
 
 MOST_DIGITS = 9
+LEAST_PERCENT = 0.01
+LAST_BITS = 1e-9  # by which a mean of hundreds may fall short
 
 
 def ms(value: float) -> str:
@@ -28,7 +30,14 @@ def times(ratio: float) -> str:
 
 
 def percent(value: float) -> str:
-    """Write a percentage in at most five characters, without its sign."""
+    """Write a percentage in at most five characters, without its sign.
+
+    Only all is written as 100, and only nothing as 0.
+    """
+    if 0 < value < LEAST_PERCENT:
+        return f"<{LEAST_PERCENT}"
+    if value < 100 - LAST_BITS:
+        value = min(value, 100 - LEAST_PERCENT)
     return f"{value:.2f}"[:5]
 
 

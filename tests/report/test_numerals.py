@@ -29,12 +29,17 @@ def test_changes_carry_their_sign_and_zero_has_none() -> None:
 
 
 def test_percents_are_five_characters() -> None:
-    assert [numerals.percent(each) for each in (100.0, 99.999, 88.333, 3.1)] == [
+    found = [numerals.percent(each) for each in (100.0, 99.988, 88.333, 3.1, 0.01, 0.0)]
+    assert found == ["100.0", "99.99", "88.33", "3.10", "0.01", "0.00"]
+
+
+def test_only_all_is_a_hundred_percent_and_only_nothing_is_none() -> None:
+    assert [numerals.percent(each) for each in (99.9999, 99.998, 100 - 1e-12)] == [
+        "99.99",
+        "99.99",
         "100.0",
-        "100.0",
-        "88.33",
-        "3.10",
     ]
+    assert [numerals.percent(each) for each in (0.001, 0.0099)] == ["<0.01", "<0.01"]
 
 
 @pytest.mark.parametrize(
