@@ -54,10 +54,15 @@ def _doubts(report: Report) -> Iterator[str]:
         for latency in variant.latency
         for note in latency.notes
     ]
-    if found:
-        places = list(dict.fromkeys(place for place, _ in found))
-        others = f" (and {len(places) - 1} more timings)" if len(places) > 1 else ""
-        yield f"{places[0]}{others}: {found[0][1]}"
+    if not found:
+        return
+    first, why = found[0]
+    alike = {place for place, note in found if note == why} - {first}
+    others = {place for place, _ in found} - alike - {first}
+    told = f" (and {numerals.count(len(alike), 'more timing')})" if alike else ""
+    are = "is" if len(others) == 1 else "are"
+    too = f"; {numerals.count(len(others), 'more timing')} {are} doubtful too" if others else ""
+    yield f"{first}{told}: {why}{too}"
 
 
 def slow_int8(report: Report) -> Iterator[str]:

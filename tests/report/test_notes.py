@@ -163,9 +163,31 @@ def test_what_was_noted_while_measuring_is_told_once_for_all_it_is_about() -> No
     )
     assert notes.sentences(report) == (
         "2 images were broken",
-        "`cpu-fp32` at batch 1 (and 1 more timings): unstable",
+        "`cpu-fp32` at batch 1 (and 1 more timing): unstable",
         "`cpu-fp32`; `cpu-int8`: threads: 2",
     )
+
+
+@pytest.mark.parametrize(
+    ("reasons", "told"),
+    [
+        (("slow",), "`cpu-fp32` at batch 1: slow"),
+        (("slow", "slow", "slow"), "`cpu-fp32` at batch 1 (and 2 more timings): slow"),
+        (("slow", "odd"), "`cpu-fp32` at batch 1: slow; 1 more timing is doubtful too"),
+        (
+            ("slow", "odd", "slow", "few"),
+            "`cpu-fp32` at batch 1 (and 1 more timing): slow; 2 more timings are doubtful too",
+        ),
+    ],
+)
+def test_a_doubt_is_told_of_the_timings_that_it_is_about(
+    reasons: tuple[str, ...], told: str
+) -> None:
+    fp32, int8 = quiet().variants
+    timings = tuple(
+        replace(reports.took(24.0, at + 1), notes=(each,)) for at, each in enumerate(reasons)
+    )
+    assert notes.sentences(reports.report(replace(fp32, latency=timings), int8))[0] == told
 
 
 def test_what_the_table_says_below_itself_is_not_said_again() -> None:
