@@ -114,7 +114,8 @@ def _all_of(candidates: int) -> str:
 
 def _reasons(left: Sequence[Unquantized]) -> str:
     reason, _ = Counter(each.reason for each in left).most_common(1)[0]
-    return f"{reason}, as in `{left[0].node}`"
+    node = next(each.node for each in left if each.reason == reason)
+    return f"{reason}, as in `{node}`"
 
 
 def simulated(report: Report) -> Iterator[str]:

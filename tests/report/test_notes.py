@@ -41,6 +41,13 @@ def test_int8_that_is_slower_names_what_stayed_in_float() -> None:
     ) in said(slow)
 
 
+def test_the_node_that_is_named_has_the_reason_that_is_named() -> None:
+    reasons = ("one row", "few channels", "few channels")
+    left = tuple(Unquantized(f"/{at}/Conv", "Conv", why) for at, why in enumerate(reasons))
+    slow = reports.with_int8(latency=(reports.took(26.0),), left=left, candidates=60)
+    assert "Conv (3: few channels, as in `/1/Conv`)" in said(slow)
+
+
 def test_int8_that_is_slower_though_all_is_quantized_blames_no_operator() -> None:
     slow = reports.with_int8(latency=(reports.took(26.0),), left=(), candidates=60, accuracy=QUIET)
     assert "though all 60 operators that could be are quantized" in said(slow)
