@@ -74,6 +74,11 @@ def with_db(value: float) -> str:
     return decibels(value) if value == -math.inf else f"{decibels(value)} dB"
 
 
+def divergence(value: float) -> str:
+    """Write a KL, which rounding takes a hair below zero where answers are alike."""
+    return f"{max(0.0, value):.4f}"
+
+
 def beside(value: float, limit: float) -> tuple[str, str]:
     """Write a value and its limit with two decimals, or so many that they do not look the same."""
     for decimals in range(2, MOST_DIGITS):

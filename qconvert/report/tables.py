@@ -125,7 +125,7 @@ LABELLED = (
 UNLABELLED = (
     AGREES,
     Score("SQNR dB", "sqnr_db", lambda a: numerals.decibels(a.sqnr_db or 0)),
-    Score("KL", "kl", lambda a: f"{a.kl:.4f}"),
+    Score("KL", "kl", lambda a: numerals.divergence(a.kl or 0)),
     Score("cosine", "cosine", lambda a: f"{a.cosine:.5f}"),
 )
 

@@ -109,7 +109,7 @@ def _facts(report: Report, variant: Variant) -> Iterator[str]:
     if ratio is None or variant.precision == "fp32":
         yield f"{numerals.ms(stats(latency).median_ms)} ms at batch {latency.batch}"
     else:
-        yield f"{ratio:.1f}× as fast as fp32"
+        yield f"{numerals.times(ratio)} as fast as fp32"
     size = figures.size_ratio(report, variant)
     if size is not None and variant.precision != "fp32":
         yield f"{size:.0%} of the size".replace("%", " %")

@@ -64,6 +64,11 @@ def test_small_and_infinite_things_have_words() -> None:
     assert numerals.with_db(20.0) == "20.0 dB"
     assert numerals.with_db(-math.inf) == "not finite"
     assert numerals.times(52.16) == "52.2×"
+    assert [numerals.divergence(each) for each in (-1e-9, -0.0, 0.0031)] == [
+        "0.0000",
+        "0.0000",
+        "0.0031",
+    ]
     assert numerals.count(1, "image") == "1 image"
     assert numerals.count(2, "image") == "2 images"
     assert numerals.images(9, 3) == "3 labelled of 9 images"

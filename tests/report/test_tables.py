@@ -162,6 +162,12 @@ def test_an_sqnr_that_equal_outputs_do_not_have_says_so() -> None:
     assert why(replace(bare, kl=None), "kl") == NOT_FINITE
 
 
+def test_a_kl_a_hair_below_zero_has_no_sign(show: Show) -> None:
+    fp32, *others = reports.unlabelled().variants
+    less = replace(fp32, accuracy=reports.alike(100.0, 60.0, kl=-1e-12))
+    assert "-0.0" not in show(tables.accuracy(reports.report(less, *others, baseline=None)))
+
+
 def test_outputs_that_name_no_class_compare_by_their_distance(show: Show) -> None:
     shown = show(tables.accuracy(reports.regression()))
     assert "variant    SQNR dB    cosine" in shown
