@@ -1,5 +1,6 @@
 """A report on the terminal: three tables, the overview, what to know, and the verdict last."""
 
+import math
 from typing import TYPE_CHECKING
 
 from qconvert.cli import console
@@ -61,10 +62,12 @@ def show_layers(found: "Sequence[Layer]") -> None:
 
     _show(layer_errors.layers(found))
     worst = [
-        f"`{layer_errors.label(each)}` ({numerals.decibels(each.made_db or 0.0)} dB)"
+        f"`{layer_errors.label(each)}` ({numerals.with_db(each.made_db or 0.0)})"
         for each in layer_errors.worst(found, 3)
     ]
-    told = f"most error is made by {', '.join(worst)}" if worst else "there is no error at all"
+    known = all(each.made_db == math.inf for each in found)
+    none = "there is no error at all" if known else "which layers make an error is not known"
+    told = f"most error is made by {', '.join(worst)}" if worst else none
     console.data("\n" + "\n".join(terminal.wrapped(told)))
 
 

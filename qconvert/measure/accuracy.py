@@ -13,14 +13,18 @@ from qconvert.measure.judged import NONE, Judged, Rows
 MeasuredOn = Literal["engine", "cpu-simulation"]
 
 IDENTICAL = "the outputs are those of FP32, bit for bit: there is no error, and no SQNR"
+ELSE_IDENTICAL = "no SQNR: where the outputs are finite, they are those of FP32, bit for bit"
 NO_LABELS = "no labels: top-1, precision, recall and F1 are not measured"
 NO_CLASSES = "no output is a row of scores: outputs are compared by cosine and SQNR only"
+OTHER = "an output of the engine other than its scores holds"
 
 
 @dataclass(frozen=True)
 class Accuracy:
     """Scores over images, in percent; those that need labels are None without.
 
+    `labelled` counts the images that have a label, which top-1 to F1 and `change_pp` are over; it
+    is None in reports that did not count them.
     `change_pp` is the change of top-1 against FP32 over the same images, with half the width of its
     95 % interval. `sqnr_db`, `kl` and `cosine` compare the outputs with those of FP32; an SQNR of
     infinity is that of equal outputs, and a note says so where it cannot be written. `engine` says
@@ -43,6 +47,7 @@ class Accuracy:
     cosine: float | None = None
     shifts: tuple[Shift, ...] = ()
     changed: tuple[Changed, ...] = ()
+    labelled: int | None = None
 
 
 def accuracy(
@@ -52,7 +57,8 @@ def accuracy(
 
     SQNR is over all outputs of all images, KL and cosine are means over images. Images on which
     FP32 is not finite compare with nothing and are left out; where only the engine is not, its
-    answer is wrong, and the error, which no number could tell, is left out. Notes count both.
+    answer is wrong, and the error, which no number could tell, is left out. Where that is another
+    output than the scores, answer and KL count as ever. Notes count all of them.
     """
     rows = judged.rows
     found = Accuracy(
@@ -65,6 +71,7 @@ def accuracy(
         shifts=shifts(judged),
         changed=changed(judged, names) if names else (),
         notes=(*judged.notes, *_notes(judged)),
+        labelled=_labelled(rows),
     )
     moved = change(judged)
     if moved is not None:
@@ -77,8 +84,9 @@ def baseline(judged: Judged) -> Accuracy:
 
     It agrees with itself and has no error, so nothing compares.
     """
-    notes = (*_label_notes(judged), *_fp32_notes(judged.rows))
+    notes = (*_label_notes(judged), *_fp32_notes(judged))
     bare = Accuracy(len(judged.rows), "engine", None, sqnr_db=None, kl=None, notes=notes)
+    bare = replace(bare, labelled=_labelled(judged.rows))
     return _with_scores(bare, scores(judged, of_fp32=True))
 
 
@@ -88,6 +96,10 @@ def _with_scores(found: Accuracy, of: Scores | None) -> Accuracy:
     return replace(
         found, top1=of.top1, top5=of.top5, precision=of.precision, recall=of.recall, f1=of.f1
     )
+
+
+def _labelled(rows: Rows) -> int:
+    return int((rows["label"] != NONE).sum())
 
 
 def _agreement(judged: Judged) -> float | None:
@@ -115,14 +127,22 @@ def _mean(rows: Rows, name: str) -> float | None:
 
 def _notes(judged: Judged) -> list[str]:
     rows = judged.rows
-    notes = [*_label_notes(judged), *_fp32_notes(rows)]
-    if broken := int((rows["fp32_finite"] & ~rows["finite"]).sum()):
+    notes = [*_label_notes(judged), *_fp32_notes(judged)]
+    broken = rows["fp32_finite"] & ~rows["finite"]
+    wrong = broken & (rows["answer"] == NONE) & bool(judged.classes)
+    if some := int(wrong.sum()):
         notes.append(
-            f"on {broken} of {len(rows)} images the engine's outputs hold NaN or infinity: they "
+            f"on {some} of {len(rows)} images the engine's outputs hold NaN or infinity: they "
             "count as wrong, and are left out of SQNR, KL and cosine"
         )
+    if some := int((broken & ~wrong).sum()):
+        which = OTHER if judged.classes else "the engine's outputs hold"
+        notes.append(
+            f"on {some} of {len(rows)} images {which} NaN or infinity: they are left out of SQNR "
+            "and cosine"
+        )
     if _sqnr_db(rows) == math.inf:
-        notes.append(IDENTICAL)
+        notes.append(ELSE_IDENTICAL if broken.any() else IDENTICAL)
     return notes
 
 
@@ -137,11 +157,19 @@ def _label_notes(judged: Judged) -> list[str]:
     return []
 
 
-def _fp32_notes(rows: Rows) -> list[str]:
-    broken = int((~rows["fp32_finite"]).sum())
-    if not broken:
-        return []
-    return [
-        f"on {broken} of {len(rows)} images FP32's own outputs hold NaN or infinity: nothing "
-        "compares with them"
-    ]
+def _fp32_notes(judged: Judged) -> list[str]:
+    rows = judged.rows
+    broken = ~rows["fp32_finite"]
+    scores = broken & ((rows["wanted"] == NONE) | (not judged.classes))
+    notes = []
+    if some := int(scores.sum()):
+        notes.append(
+            f"on {some} of {len(rows)} images FP32's own outputs hold NaN or infinity: nothing "
+            "compares with them"
+        )
+    if some := int((broken & ~scores).sum()):
+        notes.append(
+            f"on {some} of {len(rows)} images an output of FP32 other than its scores holds NaN or "
+            "infinity: they are left out of SQNR and cosine"
+        )
+    return notes

@@ -28,7 +28,8 @@ class Layer:
     """One tensor after the layer that makes it.
 
     `arriving_db` is the SQNR there when the whole network is rewritten, `made_db` when only this
-    layer is and reads exact tensors: infinite where nothing is off, None where it is not known.
+    layer is and reads exact tensors: infinite where nothing is off, minus infinity where values
+    overflow or are no numbers, None where it is not known.
     `saturated` is the percentage of integers at an end of their grid, `clipped` that of values
     which lose more at that end than rounding would take; None where nothing is rounded.
     """
@@ -94,9 +95,14 @@ def _layer(point: Point, totals: dict[str, float], sizes: dict[str, int], value:
 
 
 def decibels(signal: float, error: float) -> float | None:
-    """Return the power of a signal over that of its error; None where neither tells anything."""
-    if not (math.isfinite(signal) and math.isfinite(error)):
+    """Return the power of a signal over that of its error; None where neither tells anything.
+
+    Beside a finite signal an error that is not finite is infinite.
+    """
+    if not math.isfinite(signal):
         return None
+    if not math.isfinite(error):
+        return -math.inf
     if error == 0:
         return math.inf
     return 10 * math.log10(signal / error) if signal else None

@@ -11,44 +11,53 @@ from qconvert.feeds import Feeds
 Numbers = NDArray[np.float64]
 
 
-def distances(wanted: Sequence[Feeds], got: Sequence[Feeds]) -> Numbers:
+def distances(wanted: Sequence[Feeds], got: Sequence[Feeds], images: Sequence[int] = ()) -> Numbers:
     """Return for each image how far its outputs are from what is wanted, the mean over outputs.
 
     A row of scores counts with the KL divergence of its probabilities, all else with its squared
     error relative to the mean of the squares of all images, and integers with the share of those
-    that changed. Infinite where an answer is not finite.
+    that changed. Infinite where an answer is not finite, or of another shape.
+
+    `images` counts those of each batch; without, the rows of the first output do. How many numbers
+    are returned depends on what is wanted alone.
     """
-    far = [
-        _far(
-            np.concatenate([np.atleast_1d(feeds[name]) for feeds in wanted]),
-            np.concatenate([np.atleast_1d(feeds[name]) for feeds in got]),
-        )
-        for name in wanted[0]
-    ]
-    # What has no row for each image, as the places that boxes refer to, counts for all alike.
-    rows = len(far[0])
-    alike = [each if len(each) == rows else np.full(rows, each.mean()) for each in far]
-    mean: Numbers = np.mean(alike, axis=0)
+    counts = list(images) or [max(rows, 1) for rows in _rows(wanted, next(iter(wanted[0])))]
+    far = [_far_of_images(name, wanted, got, counts) for name in wanted[0]]
+    mean: Numbers = np.mean(far, axis=0)
     return mean
 
 
-def changed(wanted: Sequence[Feeds], got: Sequence[Feeds]) -> Numbers:
+def changed(wanted: Sequence[Feeds], got: Sequence[Feeds], images: Sequence[int] = ()) -> Numbers:
     """Return 1 for each image whose highest score is another one, 0 for the others.
 
-    Outputs that are no rows of scores change nothing.
+    Outputs that are no rows of scores change nothing: those without a row for each image, too.
+    Scores of another shape are other answers. `images` is as for `distances`.
     """
+    names = [name for name in wanted[0] if all(_are_scores(feeds[name]) for feeds in wanted)]
+    counts = list(images) or (_rows(wanted, names[0]) if names else [])
     rows = [
         np.concatenate(
             [
                 _winners(before[name]) != _winners(after[name])
+                if np.shape(before[name]) == np.shape(after[name])
+                else np.ones(len(before[name]), np.bool_)
                 for before, after in zip(wanted, got, strict=True)
             ]
         )
-        for name, array in wanted[0].items()
-        if np.asarray(array).ndim == 2 and np.asarray(array).shape[1] > 1 and len(array)
+        for name in names
+        if any(counts) and _rows(wanted, name) == counts
     ]
     found: Numbers = np.mean(rows, axis=0, dtype=np.float64) if rows else np.zeros(1)
     return found
+
+
+def _rows(wanted: Sequence[Feeds], name: str) -> list[int]:
+    return [len(np.atleast_1d(feeds[name])) for feeds in wanted]
+
+
+def _are_scores(array: Any) -> bool:
+    shape = np.shape(array)
+    return len(shape) == 2 and shape[1] > 1
 
 
 def _winners(scores: NDArray[Any]) -> NDArray[np.intp]:
@@ -72,14 +81,17 @@ def noise(wanted: Sequence[Feeds], got: Sequence[Feeds]) -> float:
 
 
 def _powers(wanted: Sequence[Feeds], got: Sequence[Feeds]) -> tuple[float, float]:
-    """Return the sums of the squares of all real outputs, and of their errors."""
+    """Return the sums of the squares of all real outputs, and of their errors.
+
+    What is of another shape, as of a detector that finds other boxes, has an infinite error.
+    """
     signal = error = 0.0
     for before, after in zip(wanted, got, strict=True):
         for name, array in before.items():
             if np.asarray(array).dtype.kind == "f":
                 a, b = (np.asarray(each, dtype=np.float64) for each in (array, after[name]))
                 signal += float(np.square(a).sum())
-                error += float(np.square(a - b).sum())
+                error += float(np.square(a - b).sum()) if a.shape == b.shape else np.inf
     return signal, error
 
 
@@ -97,11 +109,38 @@ def probabilities(scores: NDArray[Any]) -> Numbers:
     return likely
 
 
+def _far_of_images(
+    name: str, wanted: Sequence[Feeds], got: Sequence[Feeds], counts: list[int]
+) -> Numbers:
+    """Return how far one output of each image is.
+
+    What has no row for each image, as boxes, or the places that they refer to, counts for all
+    images of its batch alike.
+    """
+    pairs = [
+        (np.atleast_1d(before[name]), np.atleast_1d(after[name]))
+        for before, after in zip(wanted, got, strict=True)
+    ]
+    shapes = {before.shape[1:] for before, _ in pairs}
+    same = all(before.shape == after.shape for before, after in pairs)
+    if same and len(shapes) == 1 and _rows(wanted, name) == counts:
+        before, after = (np.concatenate(each) for each in zip(*pairs, strict=True))
+        return _far(before, after)
+    found = [_far(before, after) for before, after in pairs]
+    each: Numbers = np.concatenate(
+        [
+            far if len(far) == count else np.full(count, far.mean())
+            for far, count in zip(found, counts, strict=True)
+        ]
+    )
+    return each
+
+
 def _far(wanted: NDArray[Any], got: NDArray[Any]) -> Numbers:
     rows = wanted.shape[0]
     if wanted.shape != got.shape:
         # As of a detector that finds another number of boxes.
-        return np.full(rows, np.inf)
+        return np.full(max(rows, 1), np.inf)
     if not wanted.size:
         return np.zeros(max(rows, 1))
     if wanted.dtype.kind not in "f":

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from qconvert import __version__, backends, onnx_io
 from qconvert.backends import installed
-from qconvert.backends.base import Availability, Engine, Precision
+from qconvert.backends.base import INTEGER, Availability, Engine, Precision
 from qconvert.errors import UsageError
 from qconvert.feeds import TensorSpec
 from qconvert.graph.patterns import is_quantized
@@ -53,7 +53,24 @@ class Target:
 
     @property
     def reference(self) -> Path:
-        """The model that answers are held against: the float model of a run, else the first."""
+        """The model that answers are held against: the float model of a run, else the first.
+
+        A model of integers is no such thing, and refused.
+        """
+        if self.run is not None:
+            return self.run.model
+        name, first = next(iter(self.engines.items()))
+        if first.precision in INTEGER:
+            floats = [n for n, each in self.engines.items() if each.precision not in INTEGER]
+            raise UsageError(
+                f"`{name}` is quantized, and answers are held against a float model",
+                hint=f"name that first: `{(floats or ['MODEL.onnx'])[0]} {name}`",
+            )
+        return self.model
+
+    @property
+    def model(self) -> Path:
+        """The float model of a run, else the first file, whatever it is."""
         if self.run is not None:
             return self.run.model
         first = next(iter(self.engines.values()))
@@ -116,16 +133,15 @@ def report_of(target: Target) -> Report:
                 hint=f"`qconvert build --from {target.run.root}` goes on",
             )
         return _with_all(as_json.load(file), target)
-    reference = target.reference
     return Report(
         tool=f"qconvert {__version__}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        model=str(reference),
+        model=str(target.model),
         command="",
         config={},
         machine=machine(),
         baseline=None,
-        baseline_bytes=sum(each.stat().st_size for each in onnx_io.files(reference)),
+        baseline_bytes=sum(each.stat().st_size for each in onnx_io.files(target.model)),
         variants=tuple(
             Variant(name, each.backend, each.precision, _info(each))
             for name, each in target.engines.items()

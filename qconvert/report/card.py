@@ -114,7 +114,7 @@ def _done(report: Report, variant: Variant) -> Iterator[str]:
         images = numerals.count(report.calibration.count, "image")
         yield text(f"Ranges were measured on {images} of `{report.calibration.path}`.")
     if report.evaluation is not None and variant.accuracy is not None:
-        images = numerals.count(report.evaluation.count, "image")
+        images = numerals.images(variant.accuracy.images, variant.accuracy.labelled)
         yield text(f"Accuracy was measured on {images} of `{report.evaluation.path}`.")
     if report.machine:
         machine = ", ".join(f"{name} {value}" for name, value in report.machine.items())
@@ -182,7 +182,7 @@ def _limits(report: Report, variant: Variant) -> Iterator[str]:
     if variant.accuracy is None:
         yield "no image judged its answers"
     else:
-        images = numerals.count(variant.accuracy.images, "image")
+        images = numerals.images(variant.accuracy.images, variant.accuracy.labelled)
         yield f"accuracy was measured on {images}; others may fare differently"
     if variant.engine is not None and variant.engine.made_with:
         made = ", ".join(f"{key} {value}" for key, value in variant.engine.made_with.items())

@@ -168,5 +168,5 @@ def _dash(report: Report, variant: Variant) -> str:
 
 
 def _finite(value: float | None) -> float:
-    """Return a number, or none to draw: a layer without any error has no place on the scale."""
+    """Return a number, or none to draw: no error at all and an infinite one have no place."""
     return value if value is not None and np.isfinite(value) else float("nan")

@@ -11,6 +11,7 @@ from qconvert.report.verdict import best, verdict
 
 def conclude(report: Report, limits: Limits) -> Report:
     """Return the report with all that follows from its measurements; the same when done again."""
-    judged = replace(report, gates=judge(report, limits), notes=sentences(report))
+    judged = replace(report, gates=judge(report, limits))
+    judged = replace(judged, notes=sentences(judged))
     chosen = best(judged)
     return replace(judged, best=chosen.name if chosen else "", verdict=verdict(judged))

@@ -123,7 +123,7 @@ def _source(name: str, data: bytes) -> str:
 
 
 def _db(value: float | None) -> str:
-    return "" if value is None else f"{numerals.decibels(value)} dB"
+    return "" if value is None else numerals.with_db(value)
 
 
 def _number(value: float) -> str:

@@ -1,5 +1,6 @@
 """Which layers go wrong: as a table in the order of the network, and the worst of them."""
 
+import math
 from collections.abc import Sequence
 
 from qconvert.measure.layers import Layer
@@ -13,8 +14,11 @@ FINEST = 0.001
 
 
 def layers(found: Sequence[Layer], title: str = "Layers") -> Sheet:
-    """Return a row a layer: what arrives, what it makes alone, and what of that is clipping."""
-    largest = max(map(error, found), default=0.0)
+    """Return a row a layer: what arrives, what it makes alone, and what of that is clipping.
+
+    Beside an infinite error, whose bar is full, the others are drawn as without it.
+    """
+    largest = max(filter(math.isfinite, map(error, found)), default=0.0)
     rows = [
         (
             label(each),
@@ -22,7 +26,7 @@ def layers(found: Sequence[Layer], title: str = "Layers") -> Sheet:
             each.precision,
             _db(each.arriving_db),
             _db(each.made_db),
-            bar(error(each) / largest if largest else 0.0),
+            bar(_part(error(each), largest)),
             "" if each.cosine is None else f"{each.cosine:.5f}",
             share(each.clipped),
             share(each.saturated),
@@ -49,8 +53,17 @@ def worst(found: Sequence[Layer], most: int) -> list[Layer]:
 
 
 def error(layer: Layer) -> float:
-    """Return the error that a layer makes, relative to what it should say: 0.01 for 40 dB."""
+    """Return the error that a layer makes, relative to what it should say: 0.01 for 40 dB.
+
+    Infinite where the layer overflows, 0 where nothing is known.
+    """
     return 0.0 if layer.made_db is None else float(10.0 ** (-layer.made_db / 20))
+
+
+def _part(of: float, largest: float) -> float:
+    if math.isinf(of):
+        return 1.0
+    return of / largest if largest else 0.0
 
 
 def label(layer: Layer) -> str:

@@ -3,16 +3,17 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from qconvert.measure.accuracy import IDENTICAL, NO_CLASSES, NO_LABELS
+from qconvert.measure.accuracy import ELSE_IDENTICAL, IDENTICAL, NO_CLASSES, NO_LABELS
+from qconvert.measure.latency import Latency
 from qconvert.measure.stats import stats
 from qconvert.report import figures, numerals
 from qconvert.report.model import Report, Unquantized, Variant
+from qconvert.report.verdict import FLOATS, LOW_TOP1, fits
 
 FEW_IMAGES = 100
 WIDE_PP = 1.0  # wider than what is mostly at stake
 AIM_PP = 0.5
-LOW_TOP1 = 25.0
-IN_TABLE = (IDENTICAL, NO_LABELS, NO_CLASSES)
+IN_TABLE = (IDENTICAL, ELSE_IDENTICAL, NO_LABELS, NO_CLASSES)
 CPU_PROVIDER = "CPUExecutionProvider"
 
 
@@ -53,41 +54,46 @@ def _doubts(report: Report) -> Iterator[str]:
         for latency in variant.latency
         for note in latency.notes
     ]
-    if found:
-        places = list(dict.fromkeys(place for place, _ in found))
-        others = f" (and {len(places) - 1} more timings)" if len(places) > 1 else ""
-        yield f"{places[0]}{others}: {found[0][1]}"
+    if not found:
+        return
+    first, why = found[0]
+    alike = {place for place, note in found if note == why} - {first}
+    others = {place for place, _ in found} - alike - {first}
+    told = f" (and {numerals.count(len(alike), 'more timing')})" if alike else ""
+    are = "is" if len(others) == 1 else "are"
+    too = f"; {numerals.count(len(others), 'more timing')} {are} doubtful too" if others else ""
+    yield f"{first}{told}: {why}{too}"
 
 
 def slow_int8(report: Report) -> Iterator[str]:
     """Say where INT8 is not faster than what costs no accuracy, and what may be the cause."""
     for variant in report.variants:
-        faster = faster_float(report, variant)
-        if variant.precision != "int8" or faster is None:
+        latency = figures.headline(variant)
+        found = [] if latency is None else _faster_floats(report, variant, latency)
+        if variant.precision != "int8" or latency is None or not found:
             continue
-        ours, theirs = figures.median_ms(variant), figures.median_ms(faster)
-        assert ours is not None
-        assert theirs is not None
+        fitting = [pair for pair in found if fits(report, pair[1])]
+        theirs, faster = min(fitting or found, key=lambda pair: pair[0])
+        ship = f"ship `{faster.name}`, or look" if fitting else "look"
         yield (
             f"INT8 is not faster than {faster.precision.upper()} on `{variant.backend}` "
-            f"({numerals.ms(ours)} against {numerals.ms(theirs)} ms), {_because(variant)}: "
-            f"ship `{faster.name}`, or look with `qconvert inspect --quantized`"
+            f"({numerals.ms(stats(latency).median_ms)} against {numerals.ms(theirs)} ms), "
+            f"{_because(variant)}: {ship} with `qconvert inspect --quantized`"
         )
 
 
-def faster_float(report: Report, variant: Variant) -> Variant | None:
-    """Return the fastest float engine of the backend that takes no longer than this one."""
-    latency = figures.headline(variant)
-    if latency is None:
-        return None
+def _faster_floats(
+    report: Report, variant: Variant, latency: Latency
+) -> list[tuple[float, Variant]]:
+    """Return the float engines of the backend that take no longer, with what they take."""
     ours = stats(latency).median_ms
     found: list[tuple[float, Variant]] = []
     for each in report.variants:
         other = figures.timed(each, latency.batch, latency.where)
-        float_ = each.backend == variant.backend and each.precision in ("fp32", "fp16", "bf16")
+        float_ = each.backend == variant.backend and each.precision in FLOATS
         if float_ and other is not None and stats(other).median_ms <= ours:
             found.append((stats(other).median_ms, each))
-    return min(found, key=lambda pair: pair[0])[1] if found else None
+    return found
 
 
 def _because(variant: Variant) -> str:
@@ -108,7 +114,8 @@ def _all_of(candidates: int) -> str:
 
 def _reasons(left: Sequence[Unquantized]) -> str:
     reason, _ = Counter(each.reason for each in left).most_common(1)[0]
-    return f"{reason}, as in `{left[0].node}`"
+    node = next(each.node for each in left if each.reason == reason)
+    return f"{reason}, as in `{node}`"
 
 
 def simulated(report: Report) -> Iterator[str]:
@@ -149,17 +156,20 @@ def other_preparation(report: Report) -> Iterator[str]:
 def few_images(report: Report) -> Iterator[str]:
     """Warn where too few images were looked at for the differences that matter."""
     rated = [variant.accuracy for variant in report.variants if variant.accuracy is not None]
-    images = min((each.images for each in rated), default=0)
+    # Where only some images have labels, top-1 rests on those.
+    images = min((each.labelled or each.images for each in rated), default=0)
+    partly = any(each.labelled and each.labelled < each.images for each in rated)
+    noun = "labelled image" if partly else "image"
     widest = max((each.half_width_pp or 0.0 for each in rated), default=0.0)
     if 0 < images < FEW_IMAGES:
         yield (
-            f"accuracy rests on {numerals.count(images, 'image')}: "
+            f"accuracy rests on {numerals.count(images, noun)}: "
             f"evaluate on {FEW_IMAGES} or more before trusting it"
         )
     elif widest > WIDE_PP:
         enough = _rounded_up(images * (widest / AIM_PP) ** 2)
         yield (
-            f"intervals are as wide as ± {widest:.1f} pp with {images} images: "
+            f"intervals are as wide as ± {widest:.1f} pp with {numerals.count(images, noun)}: "
             f"about {enough} would bring them to ± {AIM_PP} pp"
         )
 

@@ -3,6 +3,8 @@
 import math
 
 MOST_DIGITS = 9
+LEAST_PERCENT = 0.01
+LAST_BITS = 1e-9  # by which a mean of hundreds may fall short
 
 
 def ms(value: float) -> str:
@@ -28,7 +30,14 @@ def times(ratio: float) -> str:
 
 
 def percent(value: float) -> str:
-    """Write a percentage in at most five characters, without its sign."""
+    """Write a percentage in at most five characters, without its sign.
+
+    Only all is written as 100, and only nothing as 0.
+    """
+    if 0 < value < LEAST_PERCENT:
+        return f"<{LEAST_PERCENT}"
+    if value < 100 - LAST_BITS:
+        value = min(value, 100 - LEAST_PERCENT)
     return f"{value:.2f}"[:5]
 
 
@@ -54,8 +63,20 @@ def change(value: float, half_width: float | None, decimals: int = 2) -> str:
 
 
 def decibels(value: float) -> str:
-    """Write an SQNR; outputs without any error have an infinite one."""
+    """Write an SQNR; outputs without any error have an infinite one, what overflows the least."""
+    if value == -math.inf:
+        return "not finite"
     return "∞" if value == math.inf else f"{value:.1f}"
+
+
+def with_db(value: float) -> str:
+    """Write an SQNR with its unit, where it has one."""
+    return decibels(value) if value == -math.inf else f"{decibels(value)} dB"
+
+
+def divergence(value: float) -> str:
+    """Write a KL, which rounding takes a hair below zero where answers are alike."""
+    return f"{max(0.0, value):.4f}"
 
 
 def beside(value: float, limit: float) -> tuple[str, str]:
@@ -70,6 +91,12 @@ def beside(value: float, limit: float) -> tuple[str, str]:
 def count(number: int, noun: str) -> str:
     """Write a number and its noun, in the plural unless it is one."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def images(number: int, labelled: int | None) -> str:
+    """Write how many images were looked at, and how many of them have labels where not all do."""
+    some = f"{labelled} labelled of " if labelled and labelled < number else ""
+    return some + count(number, "image")
 
 
 def _decimals(value: float) -> int:

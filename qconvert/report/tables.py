@@ -125,7 +125,7 @@ LABELLED = (
 UNLABELLED = (
     AGREES,
     Score("SQNR dB", "sqnr_db", lambda a: numerals.decibels(a.sqnr_db or 0)),
-    Score("KL", "kl", lambda a: f"{a.kl:.4f}"),
+    Score("KL", "kl", lambda a: numerals.divergence(a.kl or 0)),
     Score("cosine", "cosine", lambda a: f"{a.cosine:.5f}"),
 )
 
@@ -145,13 +145,22 @@ def accuracy(report: Report) -> Sheet:
             mark = notes.mark(SIMULATED)
         cells = (_rated(variant, each, notes) for each in scores)
         rows.append((variant.name + mark, *cells))
-    images = max((each.images for each in known), default=0)
-    title = f"Accuracy, % of {numerals.count(images, 'image')}" if images else "Accuracy"
+    title = f"Accuracy{_of_images(known, labelled=scores is LABELLED)}"
     if rated and scores is not LABELLED:
         first = next(each for each in report.variants if each.accuracy is not None)
         title += notes.mark(why_no_score(first, "top1"))
     columns = (Column("variant"), *right(*(each.title for each in scores)))
     return Sheet(title, columns, tuple(rows), notes.texts())
+
+
+def _of_images(known: list[Accuracy], *, labelled: bool) -> str:
+    """Return what the percentages are of; images without a label count for agreement alone."""
+    most = max(known, key=lambda each: each.images, default=None)
+    if most is None or not most.images:
+        return ""
+    some = most.labelled if labelled else None
+    told = f", % of {numerals.images(most.images, some)}"
+    return f"{told} (agrees: of all)" if some and some < most.images else told
 
 
 def _worth_showing(known: list[Accuracy]) -> tuple[Score, ...]:

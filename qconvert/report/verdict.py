@@ -2,7 +2,8 @@
 
 The best is the fastest engine that keeps all limits and whose answers are good enough: by the
 limits on answers where there are any, else as many as `ENOUGH` percent the same as those of FP32,
-or at most `LOST` points of top-1 lost.
+or at most `LOST` points of top-1 lost. Where FP32 itself is right on less than `LOW_TOP1` percent
+there is nothing to lose, and only the first counts.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from qconvert.report.reasons import UNSAID, why_not
 
 ENOUGH = 97.0
 LOST = 1.0
+LOW_TOP1 = 25.0
 NOT_FASTER = "INT8 is not faster here"
 FLOATS = ("fp32", "fp16", "bf16")
 OF_FP32 = ("max-latency", "max-size")
@@ -40,11 +42,14 @@ def fastest(report: Report) -> Variant | None:
     fitting = [
         variant
         for variant in report.variants
-        if figures.headline(variant) is not None
-        and not any(_failed(report, variant))
-        and faithful(report, variant) is not False
+        if figures.headline(variant) is not None and fits(report, variant)
     ]
     return min(fitting, key=figures.ms_an_image, default=None)
+
+
+def fits(report: Report, variant: Variant) -> bool:
+    """Say whether nothing speaks against a variant: no limit, and no answers that were judged."""
+    return not any(_failed(report, variant)) and faithful(report, variant) is not False
 
 
 def faithful(report: Report, variant: Variant) -> bool | None:
@@ -52,13 +57,21 @@ def faithful(report: Report, variant: Variant) -> bool | None:
     judged = [g for g in report.gates if g.variant == variant.name and gates.of_answers(g)]
     if judged:
         return all(gate.passed for gate in judged)
-    if variant.precision == "fp32":
-        return True
     accuracy = variant.accuracy
-    if accuracy is None or (accuracy.agreement is None and accuracy.change_pp is None):
+    same = accuracy.agreement if accuracy is not None else None
+    change = _change(report, variant)
+    if same is None and change is None:
+        # What others are held against is good enough, unless it was looked at and is not.
+        return True if variant.precision == "fp32" else None
+    return (same is not None and same >= ENOUGH) or (change is not None and change >= -LOST)
+
+
+def _change(report: Report, variant: Variant) -> float | None:
+    """Return the change of top-1 where it tells anything: labels may be wrong, then it does not."""
+    top1 = report.baseline.top1 if report.baseline is not None else None
+    if variant.accuracy is None or (top1 is not None and top1 < LOW_TOP1):
         return None
-    same = accuracy.agreement is not None and accuracy.agreement >= ENOUGH
-    return same or (accuracy.change_pp is not None and accuracy.change_pp >= -LOST)
+    return variant.accuracy.change_pp
 
 
 def verdict(report: Report) -> str:
@@ -96,19 +109,21 @@ def _facts(report: Report, variant: Variant) -> Iterator[str]:
     if ratio is None or variant.precision == "fp32":
         yield f"{numerals.ms(stats(latency).median_ms)} ms at batch {latency.batch}"
     else:
-        yield f"{ratio:.1f}× as fast as fp32"
+        yield f"{numerals.times(ratio)} as fast as fp32"
     size = figures.size_ratio(report, variant)
     if size is not None and variant.precision != "fp32":
         yield f"{size:.0%} of the size".replace("%", " %")
-    yield from _answers(variant)
+    if variant.precision != "fp32":
+        yield from _answers(report, variant)
 
 
-def _answers(variant: Variant) -> Iterator[str]:
+def _answers(report: Report, variant: Variant) -> Iterator[str]:
     accuracy = variant.accuracy
-    if accuracy is None or variant.precision == "fp32":
+    if accuracy is None:
         return
-    if accuracy.change_pp is not None:
-        yield f"top-1 {numerals.change(accuracy.change_pp, accuracy.half_width_pp, 1)} pp"
+    change = _change(report, variant)
+    if change is not None:
+        yield f"top-1 {numerals.change(change, accuracy.half_width_pp, 1)} pp"
     elif accuracy.agreement is not None:
         yield f"agrees with FP32 on {numerals.percent(accuracy.agreement)} % of the images"
     elif accuracy.sqnr_db is not None:
@@ -152,7 +167,7 @@ def _objection(report: Report, variant: Variant) -> str:
     if failed is not None:
         return f"`{variant.name}` fails {failed.name} ({gates.finding(failed)})"
     if faithful(report, variant) is False:
-        return f"`{variant.name}` answers too differently ({', '.join(_answers(variant))})"
+        return f"`{variant.name}` answers too differently ({', '.join(_answers(report, variant))})"
     return ""
 
 
@@ -176,7 +191,8 @@ def _nothing(report: Report) -> str:
 
 def _others(report: Report) -> Iterator[Variant]:
     """Yield the variants whose answers say something beside FP32's."""
-    return (each for each in report.variants if any(_answers(each)))
+    others = (each for each in report.variants if each.precision != "fp32")
+    return (each for each in others if any(_answers(report, each)))
 
 
 def _untimed(report: Report) -> str:
@@ -184,6 +200,6 @@ def _untimed(report: Report) -> str:
         return "Nothing was built"
     why = why_not(report.variants[0], "latency")
     if why == UNSAID:
-        told = [f"`{each.name}` {', '.join(_answers(each))}" for each in _others(report)]
+        told = [f"`{each.name}` {', '.join(_answers(report, each))}" for each in _others(report)]
         return f"Nothing was timed; answers: {'; '.join(told)}" if told else "Nothing was timed"
     return f"Nothing was timed ({why}): run `qconvert bench` where the engines work"

@@ -9,8 +9,10 @@ import pytest
 
 from qconvert import config_values, onnx_io
 from qconvert.calibrate import methods
-from tests.conftest import Outcome
-from tests.models import floats, from_text
+from qconvert.quantize.rewrite import apply
+from tests.conftest import Outcome, write
+from tests.models import floats, from_text, mixed
+from tests.quantize.rewritten import planned
 
 Run = Callable[..., Outcome]
 # More digits than Python reads.
@@ -143,6 +145,23 @@ def test_a_class_in_other_letters_is_suggested(tiny: Path, qconvert: Run) -> Non
     done = qconvert("evaluate", "tiny.onnx", "tiny.onnx", "--eval", "val")
     assert done.code == 2
     assert "did you mean `Cat`?" in done.err
+
+
+def test_answers_are_held_against_a_float_model(qconvert: Run) -> None:
+    from tests.pictures import draw_folder
+
+    draw_folder(Path("val"), 2)
+    write(mixed(), Path("fp32.onnx"))
+    write(apply(mixed(), planned(mixed(), "cpu")), Path("int8.onnx"))
+    wrong = qconvert("evaluate", "int8.onnx", "fp32.onnx", "--eval", "val")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert "`int8.onnx` is quantized" in wrong.err
+    assert "name that first: `fp32.onnx int8.onnx`" in wrong.err
+    alone = qconvert("evaluate", "int8.onnx", "--eval", "val")
+    assert "name that first: `MODEL.onnx int8.onnx`" in alone.err
+    assert qconvert("evaluate", "fp32.onnx", "int8.onnx", "--eval", "val").code == 0
+    timed = ("--seconds", "0.01", "--batch-sizes", "1")
+    assert qconvert("bench", "int8.onnx", "fp32.onnx", *timed).code == 0
 
 
 # TensorRT for RTX has no Fourier transform.

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qconvert.measure.accuracy import IDENTICAL, NO_CLASSES, NO_LABELS, accuracy, baseline
+from qconvert.measure.accuracy import (
+    ELSE_IDENTICAL,
+    IDENTICAL,
+    NO_CLASSES,
+    NO_LABELS,
+    accuracy,
+    baseline,
+)
 from qconvert.measure.classified import Shift, change, paired, scores, shifts
 from qconvert.measure.judged import Judged, judge
 
@@ -72,6 +79,7 @@ def test_images_without_a_label_do_not_score_but_compare() -> None:
     found = accuracy(judged(says(0, 1, 2), says(0, 2, 2), 0, None, 2))
     assert found.top1 == 100.0
     assert found.agreement == pytest.approx(200 / 3)
+    assert (found.images, found.labelled) == (3, 2)
     assert found.notes == ("1 of 3 images have no label: scores are over the others",)
 
 
@@ -125,6 +133,37 @@ def test_images_on_which_fp32_is_broken_compare_with_nothing() -> None:
     assert any(note.startswith("on 1 of 3 images FP32's own") for note in found.notes)
 
 
+def test_what_is_not_finite_beside_the_scores_leaves_the_answers_right() -> None:
+    scores, boxes = says(0, 1, 2, 3), np.ones((4, 2, 2), np.float32)
+    broken = boxes * np.nan
+    found = accuracy(judge({"s": scores, "b": boxes}, {"s": scores, "b": broken}, [0, 1, 2, 3]))
+    assert (found.top1, found.agreement, found.kl) == (100.0, 100.0, 0.0)
+    assert (found.sqnr_db, found.cosine) == (None, None)
+    assert found.notes == (
+        "on 4 of 4 images an output of the engine other than its scores holds NaN or infinity: "
+        "they are left out of SQNR and cosine",
+    )
+    own = accuracy(judge({"s": scores, "b": broken}, {"s": scores, "b": boxes}, [0, 1, 2, 3]))
+    assert own.notes == (
+        "on 4 of 4 images an output of FP32 other than its scores holds NaN or infinity: "
+        "they are left out of SQNR and cosine",
+    )
+    maps = accuracy(judge({"b": boxes}, {"b": broken}, [None] * 4))
+    assert maps.notes[-1] == (
+        "on 4 of 4 images the engine's outputs hold NaN or infinity: they are left out of SQNR "
+        "and cosine"
+    )
+
+
+def test_outputs_of_which_some_are_not_finite_are_not_those_of_fp32() -> None:
+    after = says(0, 1, 2)
+    after[1, 0] = np.nan
+    found = accuracy(judged(says(0, 1, 2), after))
+    assert found.sqnr_db == math.inf
+    assert IDENTICAL not in found.notes
+    assert ELSE_IDENTICAL in found.notes
+
+
 def test_zeros_that_became_something_have_no_sqnr() -> None:
     zeros = np.zeros((1, 4), np.float32)
     found = accuracy(judged(zeros, zeros + 1))
@@ -141,6 +180,7 @@ def test_fp32_itself_is_scored_whatever_it_was_held_against() -> None:
         )  # fmt: skip
         assert (found.agreement, found.change_pp, found.sqnr_db) == (None, None, None)
         assert found.notes == ()
+        assert (found.images, found.labelled) == (4, 4)
 
 
 def test_a_change_is_that_of_the_same_images() -> None:

@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from qconvert.errors import QConvertError
+from qconvert.graph.half import half
 from qconvert.measure.layers import compare, decibels
 from qconvert.quantize.rewrite import apply
 from tests.models import floats, mixed, tiny
@@ -76,6 +77,20 @@ def test_models_of_different_making_are_refused() -> None:
 
 def test_what_is_not_finite_tells_nothing() -> None:
     assert decibels(math.nan, 1.0) is None
-    assert decibels(1.0, math.inf) is None
+    assert decibels(math.inf, math.inf) is None
     assert decibels(0.0, 1.0) is None
+
+
+@pytest.mark.parametrize("error", [math.nan, math.inf])
+def test_an_error_that_is_not_finite_is_an_infinite_one(error: float) -> None:
+    assert decibels(1.0, error) == -math.inf
+
+
+def test_a_layer_that_overflows_makes_an_infinite_error() -> None:
+    loud = mixed(w5=floats(32, 32, 1, 1) * np.float32(1e4))
+    halved = half(loud, "fp16", {}).model
+    layers = {each.tensor: each for each in compare(loud, halved, split(12))}
+    assert layers["c"].made_db == layers["c"].arriving_db == -math.inf
+    assert layers["all"].made_db is not None
+    assert layers["all"].made_db > 0
     assert decibels(100.0, 1.0) == pytest.approx(20.0)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qconvert.measure.nearness import changed, distances, divergence, noise
+from qconvert.measure.nearness import changed, distances, divergence, noise, sqnr_db
 from tests.models import floats
 
 Numbers = NDArray[np.floating]
@@ -195,6 +195,52 @@ def test_an_output_without_a_row_for_each_image_is_compared_too() -> None:
     wanted, got = floats(3, 5), floats(3, 5, seed=1)
     found = distances([{"y": wanted, **anchors}], [{"y": got, **anchors}])
     assert found.tolist() == pytest.approx([each / 2 for each in apart(wanted, got)])
+
+
+def boxes(*rows: int, seed: int = 0) -> list[dict[str, Numbers]]:
+    """Return batches with so many boxes."""
+    return [{"boxes": floats(each, 4, seed=seed)} for each in rows]
+
+
+@pytest.mark.parametrize("rows", [(5,), (1,), (0,)])
+def test_another_number_of_boxes_is_an_infinite_error(rows: tuple[int, ...]) -> None:
+    # One box would fit any number of others, as arrays are subtracted.
+    wanted, got = boxes(*rows), boxes(3)
+    for before, after in ((wanted, got), (got, wanted)):
+        assert noise(before, after) == math.inf
+        assert sqnr_db(before[0], after[0]) == -math.inf
+        assert np.isinf(distances(before, after)).all()
+
+
+def test_boxes_are_no_images() -> None:
+    wanted, same, other = boxes(30, 12), boxes(30, 12), boxes(30, 11)
+    assert distances(wanted, same, [2, 1]).tolist() == [0, 0, 0]
+    assert distances(wanted, other, [2, 1]).tolist() == [0, 0, math.inf]
+    assert changed(wanted, other, [2, 1]).tolist() == [0]
+    scores = floats(3, 5)
+    parts = [scores[:2], scores[2:]]
+    beside = [{"y": part, **each} for part, each in zip(parts, wanted, strict=True)]
+    worse = [{"y": -part, **each} for part, each in zip(parts, other, strict=True)]
+    assert distances(beside, worse).tolist()[2] == math.inf
+    assert np.isfinite(distances(beside, worse)[:2]).all()
+    assert changed(beside, worse).tolist() == [1, 1, 1]
+
+
+def test_how_many_numbers_there_are_depends_on_what_is_wanted_alone() -> None:
+    wanted = boxes(5, 0, 3)
+    for got in (boxes(5, 0, 3, seed=1), boxes(2, 7, 0), boxes(5, 0, 4)):
+        assert distances(wanted, got).size == 9
+        assert changed(wanted, got).size == 8
+    for got in (boxes(5, 0, 3, seed=1), boxes(2, 7, 0)):
+        assert distances(wanted, got, [4, 4, 1]).size == 9
+
+
+def test_scores_of_another_shape_are_other_answers() -> None:
+    wanted, got = floats(2, 5), floats(2, 4)
+    assert changed([{"y": wanted}] * 2, [{"y": wanted}, {"y": got}]).tolist() == [0, 0, 1, 1]
+    ragged = [{"y": floats(2, 5)}, {"y": floats(2, 7)}]
+    assert changed(ragged, ragged).tolist() == [0] * 4
+    assert distances(ragged, ragged).tolist() == [0] * 4
 
 
 def test_a_changed_answer_is_another_winner() -> None:

@@ -88,6 +88,13 @@ def test_it_says_how_it_was_made_and_measured() -> None:
     assert "| cpu-int8 | 88.00 | 87.60 | 88.20 | 87.90 | −0.33 ± 1.12 | 98.50 |" in shown
 
 
+def test_images_without_labels_are_told_apart() -> None:
+    found = reports.scored(88.0, -0.3, images=1000, labelled=200)
+    shown = card(conclude(reports.with_int8(accuracy=found), Gate()))
+    assert "Accuracy was measured on 200 labelled of 1000 images of `val`." in shown
+    assert "- Accuracy was measured on 200 labelled of 1000 images; others" in shown
+
+
 def test_preprocessing_is_in_words_and_as_settings(tmp_path: Path) -> None:
     shown = card(concluded())
     assert (

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from qconvert.config import Gate
 from qconvert.measure.accuracy import IDENTICAL, NO_LABELS, Accuracy
 from qconvert.report import notes
+from qconvert.report.conclude import conclude
 from qconvert.report.model import Images, Report, Unquantized
 from tests.report import reports
 
@@ -39,9 +41,44 @@ def test_int8_that_is_slower_names_what_stayed_in_float() -> None:
     ) in said(slow)
 
 
+def test_the_node_that_is_named_has_the_reason_that_is_named() -> None:
+    reasons = ("one row", "few channels", "few channels")
+    left = tuple(Unquantized(f"/{at}/Conv", "Conv", why) for at, why in enumerate(reasons))
+    slow = reports.with_int8(latency=(reports.took(26.0),), left=left, candidates=60)
+    assert "Conv (3: few channels, as in `/1/Conv`)" in said(slow)
+
+
 def test_int8_that_is_slower_though_all_is_quantized_blames_no_operator() -> None:
     slow = reports.with_int8(latency=(reports.took(26.0),), left=(), candidates=60, accuracy=QUIET)
     assert "though all 60 operators that could be are quantized" in said(slow)
+
+
+def test_only_what_keeps_its_limits_and_answers_well_is_advised() -> None:
+    fp32, fp16, int8 = reports.cpu()
+    half, slow = (
+        replace(each, latency=(reports.took(ms),)) for each, ms in ((fp16, 20.0), (int8, 26.0))
+    )
+    bad = replace(half, accuracy=reports.scored(80.0, -8.3, agreement=90.0))
+    assert "ship `cpu-fp16`" in said(reports.report(fp32, half, slow))
+    assert "than FP32 on `cpu` (26.00 against 24.00 ms)" in said(reports.report(fp32, bad, slow))
+    assert "ship `cpu-fp32`" in said(reports.report(fp32, bad, slow))
+    told = said(reports.report(bad, slow))
+    assert "than FP16 on `cpu` (26.00 against 20.00 ms)" in told
+    assert "answers in float, as in `/head/0`): look with" in told
+    assert "ship" not in "".join(line for line in told.splitlines() if "not faster" in line)
+
+
+def test_gates_of_this_judgement_decide_what_is_advised() -> None:
+    slow = reports.with_int8(latency=(reports.took(26.0),))
+    told = conclude(slow, Gate(max_latency=5.0)).notes
+    assert any("not faster" in note for note in told)
+    assert not any("ship `cpu-fp32`" in note for note in told)
+
+
+def test_the_timings_that_were_compared_are_told() -> None:
+    fp32, _, int8 = reports.cpu()
+    eight = replace(int8, latency=(reports.took(170.0, 8),))
+    assert "(170.0 against 168.0 ms)" in said(reports.report(fp32, eight))
 
 
 @pytest.mark.parametrize(("ms", "told"), [(23.99, False), (24.0, True), (24.5, True)])
@@ -93,6 +130,17 @@ def test_wide_intervals_say_how_many_images_would_do() -> None:
     assert "intervals" not in said(reports.with_int8(accuracy=replace(QUIET, half_width_pp=1.0)))
 
 
+def test_images_without_labels_do_not_count_for_intervals() -> None:
+    few = replace(QUIET, images=1000, labelled=20, half_width_pp=20.5)
+    assert "accuracy rests on 20 labelled images: evaluate on 100 or more" in said(
+        reports.with_int8(accuracy=few)
+    )
+    some = replace(QUIET, images=1000, labelled=200, half_width_pp=1.5)
+    assert ("± 1.5 pp with 200 labelled images: about 1800 would bring them to ± 0.5 pp") in said(
+        reports.with_int8(accuracy=some)
+    )
+
+
 def test_half_precision_that_computes_in_float_says_so() -> None:
     fp32, fp16, int8 = reports.cpu()
     words = "`cpu-fp16` is stored in half the bytes and computed in float32 here"
@@ -122,9 +170,31 @@ def test_what_was_noted_while_measuring_is_told_once_for_all_it_is_about() -> No
     )
     assert notes.sentences(report) == (
         "2 images were broken",
-        "`cpu-fp32` at batch 1 (and 1 more timings): unstable",
+        "`cpu-fp32` at batch 1 (and 1 more timing): unstable",
         "`cpu-fp32`; `cpu-int8`: threads: 2",
     )
+
+
+@pytest.mark.parametrize(
+    ("reasons", "told"),
+    [
+        (("slow",), "`cpu-fp32` at batch 1: slow"),
+        (("slow", "slow", "slow"), "`cpu-fp32` at batch 1 (and 2 more timings): slow"),
+        (("slow", "odd"), "`cpu-fp32` at batch 1: slow; 1 more timing is doubtful too"),
+        (
+            ("slow", "odd", "slow", "few"),
+            "`cpu-fp32` at batch 1 (and 1 more timing): slow; 2 more timings are doubtful too",
+        ),
+    ],
+)
+def test_a_doubt_is_told_of_the_timings_that_it_is_about(
+    reasons: tuple[str, ...], told: str
+) -> None:
+    fp32, int8 = quiet().variants
+    timings = tuple(
+        replace(reports.took(24.0, at + 1), notes=(each,)) for at, each in enumerate(reasons)
+    )
+    assert notes.sentences(reports.report(replace(fp32, latency=timings), int8))[0] == told
 
 
 def test_what_the_table_says_below_itself_is_not_said_again() -> None:

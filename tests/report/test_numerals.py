@@ -29,12 +29,17 @@ def test_changes_carry_their_sign_and_zero_has_none() -> None:
 
 
 def test_percents_are_five_characters() -> None:
-    assert [numerals.percent(each) for each in (100.0, 99.999, 88.333, 3.1)] == [
+    found = [numerals.percent(each) for each in (100.0, 99.988, 88.333, 3.1, 0.01, 0.0)]
+    assert found == ["100.0", "99.99", "88.33", "3.10", "0.01", "0.00"]
+
+
+def test_only_all_is_a_hundred_percent_and_only_nothing_is_none() -> None:
+    assert [numerals.percent(each) for each in (99.9999, 99.998, 100 - 1e-12)] == [
+        "99.99",
+        "99.99",
         "100.0",
-        "100.0",
-        "88.33",
-        "3.10",
     ]
+    assert [numerals.percent(each) for each in (0.001, 0.0099)] == ["<0.01", "<0.01"]
 
 
 @pytest.mark.parametrize(
@@ -56,6 +61,15 @@ def test_small_and_infinite_things_have_words() -> None:
     assert numerals.megabytes(1_500) == "0.002"
     assert numerals.megabytes(18_600_000) == "18.6"
     assert numerals.decibels(math.inf) == "∞"
+    assert numerals.with_db(20.0) == "20.0 dB"
+    assert numerals.with_db(-math.inf) == "not finite"
     assert numerals.times(52.16) == "52.2×"
+    assert [numerals.divergence(each) for each in (-1e-9, -0.0, 0.0031)] == [
+        "0.0000",
+        "0.0000",
+        "0.0031",
+    ]
     assert numerals.count(1, "image") == "1 image"
     assert numerals.count(2, "image") == "2 images"
+    assert numerals.images(9, 3) == "3 labelled of 9 images"
+    assert [numerals.images(9, each) for each in (9, 0, None)] == ["9 images"] * 3

@@ -1,5 +1,6 @@
 """The three tables: what was measured as numbers, what was not with its reason, in 80 columns."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -7,11 +8,11 @@ import pytest
 
 from qconvert.cli import console
 from qconvert.config import Gate
-from qconvert.measure.accuracy import Accuracy
+from qconvert.measure.accuracy import ELSE_IDENTICAL, IDENTICAL, Accuracy
 from qconvert.report import overview, placement, tables
 from qconvert.report.conclude import conclude
 from qconvert.report.model import Memory, Report
-from qconvert.report.reasons import EXACT, why_no_score
+from qconvert.report.reasons import EXACT, NOT_FINITE, ZEROS, why_no_score
 from qconvert.report.sheet import Sheet
 from qconvert.report.terminal import footnotes
 from tests.report import reports
@@ -113,6 +114,23 @@ def test_accuracy_that_was_simulated_is_marked(show: Show) -> None:
     assert show(tables.accuracy(reports.simulated())) == ACCURACY.strip()
 
 
+@pytest.mark.parametrize(
+    ("labelled", "title"),
+    [
+        (20, "Accuracy, % of 20 labelled of 1000 images (agrees: of all)"),
+        (1000, "Accuracy, % of 1000 images"),
+        (None, "Accuracy, % of 1000 images"),
+    ],
+)
+def test_images_without_a_label_are_not_counted_for_the_scores(
+    labelled: int | None, title: str
+) -> None:
+    found = reports.scored(88.0, -0.3, images=1000, labelled=labelled)
+    assert tables.accuracy(reports.with_int8(accuracy=found)).title == title
+    for each in ("wide", "simulated"):
+        assert "labelled" not in tables.accuracy(SHAPES[each]()).title
+
+
 UNLABELLED = """
 Accuracy, % of 200 images¹
 variant    agrees   SQNR dB       KL
@@ -131,7 +149,23 @@ def test_without_labels_there_is_agreement_and_the_reason(show: Show) -> None:
 def test_an_sqnr_that_equal_outputs_do_not_have_says_so() -> None:
     bare = Accuracy(32, "engine", 100.0, sqnr_db=None, kl=0.0)
     (variant, *_) = reports.measured().variants
-    assert why_no_score(replace(variant, accuracy=bare), "sqnr_db") == EXACT
+
+    def why(accuracy: Accuracy, name: str = "sqnr_db") -> str:
+        return why_no_score(replace(variant, accuracy=accuracy), name)
+
+    assert why(replace(bare, notes=(IDENTICAL,))) == EXACT
+    assert why(replace(bare, sqnr_db=math.inf)) == EXACT
+    assert why(replace(bare, cosine=1.0, notes=(ELSE_IDENTICAL,))) == ELSE_IDENTICAL
+    # Another output than the scores is NaN on all images, or FP32's is zero and the engine's not.
+    assert why(bare) == NOT_FINITE
+    assert why(replace(bare, cosine=0.0)) == ZEROS
+    assert why(replace(bare, kl=None), "kl") == NOT_FINITE
+
+
+def test_a_kl_a_hair_below_zero_has_no_sign(show: Show) -> None:
+    fp32, *others = reports.unlabelled().variants
+    less = replace(fp32, accuracy=reports.alike(100.0, 60.0, kl=-1e-12))
+    assert "-0.0" not in show(tables.accuracy(reports.report(less, *others, baseline=None)))
 
 
 def test_outputs_that_name_no_class_compare_by_their_distance(show: Show) -> None:

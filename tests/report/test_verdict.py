@@ -16,8 +16,17 @@ def test_the_fastest_that_answers_well_is_shipped() -> None:
     report = conclude(reports.measured(), NONE)
     assert report.best == "cpu-int8"
     assert report.verdict == (
-        "Ship `cpu-int8`: 2.4× as fast as fp32, 27 % of the size, top-1 −0.3 ± 1.1 pp"
+        "Ship `cpu-int8`: 2.40× as fast as fp32, 27 % of the size, top-1 −0.3 ± 1.1 pp"
     )
+
+
+def test_what_is_hardly_faster_is_not_told_to_be_as_fast() -> None:
+    # Even what is slower may be all there is, where the fp32 engine answers otherwise.
+    bad = reports.scored(80.0, -8.3, agreement=90.0)
+    for ms, words in ((23.3, "1.03× as fast"), (24.7, "0.97× as fast")):
+        slow = reports.variant("cpu-int8", 5.05, ms, accuracy=reports.scored(88.0, -0.33, 1.12))
+        base = reports.variant("cpu-fp32", 18.7, 24.0, accuracy=bad)
+        assert f"`cpu-int8`: {words}" in conclude(reports.report(base, slow), NONE).verdict
 
 
 @pytest.mark.parametrize(
@@ -59,6 +68,31 @@ def test_without_gates_97_percent_or_one_point_are_enough(
 ) -> None:
     found = reports.scored(87.0, change, agreement=agreement)
     assert conclude(reports.with_int8(accuracy=found), NONE).best == best
+
+
+@pytest.mark.parametrize(
+    ("top1", "agreement", "best"),
+    [(24.9, 3.0, "cpu-fp32"), (24.9, 97.0, "cpu-int8"), (25.0, 3.0, "cpu-int8")],
+)
+def test_where_fp32_is_mostly_wrong_no_change_of_top1_is_enough(
+    top1: float, agreement: float, best: str
+) -> None:
+    found = reports.scored(top1, 0.0, agreement=agreement)
+    base = replace(found, agreement=None, change_pp=None)
+    report = conclude(replace(reports.with_int8(accuracy=found), baseline=base), NONE)
+    assert report.best == best
+    told = f"`cpu-int8` answers too differently (agrees with FP32 on {agreement:.2f} % of the"
+    assert report.verdict.startswith(told) == (best == "cpu-fp32")
+
+
+def test_an_fp32_engine_that_answers_otherwise_is_not_shipped() -> None:
+    bad = reports.scored(80.0, -8.3, 2.0, agreement=90.0)
+    rows = [replace(each, accuracy=bad) for each in reports.cpu()]
+    report = conclude(reports.report(*rows), NONE)
+    assert report.best == ""
+    assert report.verdict.startswith("Nothing here to ship: `cpu-int8` answers too differently")
+    alone = conclude(reports.report(rows[0]), NONE).verdict
+    assert alone.startswith("Nothing here to ship: `cpu-fp32` answers too differently (top-1 −8.3")
 
 
 def test_a_gate_on_answers_takes_the_place_of_the_usual_limit() -> None:
@@ -116,7 +150,7 @@ def test_without_evaluation_nothing_is_recommended() -> None:
     report = conclude(reports.unrated(), NONE)
     assert report.best == ""
     assert report.verdict == (
-        "`cpu-int8` is the fastest (2.4× as fast as fp32, 27 % of the size), "
+        "`cpu-int8` is the fastest (2.40× as fast as fp32, 27 % of the size), "
         "but no image judged it: `qconvert evaluate` does, with `--eval`"
     )
 
@@ -138,7 +172,7 @@ def test_distances_of_outputs_are_for_the_user_to_judge() -> None:
     assert report.best == ""
     assert report.verdict == (
         "Ship `cpu-int8` if its answers are near enough for you: "
-        "2.4× as fast as fp32, 27 % of the size, output SQNR 24.1 dB"
+        "2.40× as fast as fp32, 27 % of the size, output SQNR 24.1 dB"
     )
 
 

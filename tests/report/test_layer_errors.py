@@ -1,0 +1,56 @@
+"""Which layers go wrong, those that overflow before all others."""
+
+import csv
+import io
+import math
+from dataclasses import replace
+
+import pytest
+
+from qconvert.cli import console, report_view
+from qconvert.measure.layers import Layer
+from qconvert.report import as_json, layer_errors
+from qconvert.report.html import html
+from qconvert.report.layers_csv import layers_csv
+from tests.report import reports
+from tests.report.evidence import layer
+
+EXACT = layer("exact", math.inf, math.inf)
+SMALL, LARGE = layer("small", 40.0, 40.0), layer("large", 34.0, 34.0)
+BROKEN = replace(layer("broken", -math.inf, -math.inf), cosine=None)
+UNKNOWN = replace(layer("unknown", 0.0, 30.0), made_db=None)
+
+
+def test_what_overflows_is_the_worst_and_said_to_be_not_finite() -> None:
+    found = (EXACT, SMALL, BROKEN, LARGE)
+    assert layer_errors.worst(found, 2) == [BROKEN, LARGE]
+    rows = {row[0]: row for row in layer_errors.layers(found).rows}
+    assert rows["broken"][3:6] == ("not finite", "not finite", "████████")
+    # The others are drawn as they are without it.
+    assert rows["large"][5] == "████████"
+    assert rows["small"][5] == "████"
+
+
+def test_a_report_with_layers_that_overflow_is_written_and_read_again() -> None:
+    report = reports.with_int8(layers=(EXACT, SMALL, BROKEN, LARGE))
+    assert as_json.loads(as_json.dumps(report), "x") == report
+    assert "not finite" in html(report, {})
+    assert "not finite dB" not in html(report, {})
+    rows = list(csv.DictReader(io.StringIO(layers_csv({"cpu-int8": (EXACT, BROKEN)}))))
+    assert [float(row["made_db"]) for row in rows] == [math.inf, -math.inf]
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ((EXACT, EXACT), "there is no error at all"),
+        ((EXACT, UNKNOWN), "which layers make an error is not known"),
+        ((EXACT, BROKEN, LARGE), "most error is made by `broken` (not finite), `large` (34.0 dB)"),
+    ],
+)
+def test_no_error_is_told_only_where_all_is_equal(
+    found: tuple[Layer, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console._out.cache_clear()
+    report_view.show_layers(found)
+    assert capsys.readouterr().out.splitlines()[-1] == words
