@@ -66,9 +66,12 @@ def chosen(layers: Sequence[Layer], patterns: Sequence[str]) -> tuple[Layer, ...
 
 
 def to_json(layers: Sequence[Layer]) -> list[dict[str, Any]]:
-    """Return layers as JSON has them; an infinite SQNR, that of equal tensors, is `"inf"`."""
+    """Return layers as JSON has them: an SQNR of equal tensors is `"inf"`, beyond all `"-inf"`."""
     return [
-        {name: "inf" if each == math.inf else each for name, each in asdict(layer).items()}
+        {
+            name: str(each) if each in (math.inf, -math.inf) else each
+            for name, each in asdict(layer).items()
+        }
         for layer in layers
     ]
 

@@ -196,20 +196,20 @@ def _judge(plan: Plan, taught: Sequence[Taught], judges: Iterable[Feeds], by: Im
     model, learned = by.ready.model, _kept(taught)
     after_all = apply(model, weights.signed(plan, learned), learned)
     runs = [open_cpu(each) for each in (model, apply(model, plan), after_all)]
-    count, held, told = 0, 0, list[list[Feeds]]()
+    counts, held, told = list[int](), 0, list[list[Feeds]]()
     for feeds in judges:
-        count += batch_size(feeds)
+        counts.append(batch_size(feeds))
         told.append([run(feeds) for run in runs])
         held += sum(answer(told[-1][0], name).nbytes for name in told[-1][0])
         if held > ANSWER_BYTES:
             break
     wanted, *found = (list(each) for each in zip(*told, strict=True))
-    far = [distances(wanted, answers) for answers in found]
+    far = [distances(wanted, answers, counts) for answers in found]
     before, after = (
         Nearness(noise(wanted, answers), float(each.mean()))
         for answers, each in zip(found, far, strict=True)
     )
-    apart = [changed(wanted, answers) for answers in found]
+    apart = [changed(wanted, answers, counts) for answers in found]
     return Verdict(
         layers=len(taught),
         learned=sum(each.moved > 0 for each in taught),
@@ -217,7 +217,7 @@ def _judge(plan: Plan, taught: Sequence[Taught], judges: Iterable[Feeds], by: Im
         before=before,
         after=after,
         worse=_grew(far[0], far[1], FURTHER) or _grew(apart[0], apart[1], MORE_CHANGED),
-        judges=count,
+        judges=sum(counts),
     )
 
 

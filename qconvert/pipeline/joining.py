@@ -10,8 +10,8 @@ from qconvert.report import as_json
 from qconvert.report.conclude import conclude
 from qconvert.report.evidence import Evidence
 from qconvert.report.model import Report, Variant
+from qconvert.report.reasons import ELSEWHERE
 
-ELSEWHERE = "timed at another time than the others: `qconvert bench RUN` times all of them in turns"
 OTHERS = "its answers were compared on other images"
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qconvert.backends.ort import open_cpu
-from qconvert.feeds import Feeds, answer
+from qconvert.feeds import Feeds, answer, batch_size
 from qconvert.measure.nearness import Numbers, distances, noise
 from qconvert.pipeline.prepared import Prepared
 from qconvert.pipeline.progress import Tell
@@ -71,8 +71,11 @@ class Study:
     def far(self, wishes: Wishes, wanted: list[Feeds]) -> Far:
         """Return how far the answers of the nearest integers are from that."""
         run = open_cpu(apply(self.ready.model, self.draft(wishes)))
-        answers = [run(feeds) for feeds, _ in zip(self._judges(), wanted, strict=False)]
-        return Far(distances(wanted, answers), noise(wanted, answers))
+        answers, counts = list[Feeds](), list[int]()
+        for feeds, _ in zip(self._judges(), wanted, strict=False):
+            answers.append(run(feeds))
+            counts.append(batch_size(feeds))
+        return Far(distances(wanted, answers, counts), noise(wanted, answers))
 
     def on(self, far: Far) -> str:
         """Say on which images distances were found."""

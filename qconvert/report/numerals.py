@@ -80,8 +80,12 @@ def divergence(value: float) -> str:
 
 
 def beside(value: float, limit: float) -> tuple[str, str]:
-    """Write a value and its limit with two decimals, or so many that they do not look the same."""
-    for decimals in range(2, MOST_DIGITS):
+    """Write a value and its limit with two decimals, or so many that they do not look the same.
+
+    The limit is written as it was given.
+    """
+    given = f"{limit:.{MOST_DIGITS - 1}f}".rstrip("0").partition(".")[2]
+    for decimals in range(max(2, len(given)), MOST_DIGITS):
         texts = f"{value:.{decimals}f}", f"{limit:.{decimals}f}"
         if texts[0] != texts[1] or math.isclose(value, limit, abs_tol=1e-9):
             break

@@ -5,6 +5,8 @@ import math
 from qconvert.measure.accuracy import ELSE_IDENTICAL, IDENTICAL, Accuracy
 from qconvert.report.model import Variant
 
+# Of timings that were dropped because they compare with no other ones.
+ELSEWHERE = "timed at another time than the others: `qconvert bench RUN` times all of them in turns"
 UNSAID = "not measured in this run"
 NO_LABELS = "top-1, precision, recall and F1 need labels: class folders, or `--labels`"
 EXACT = "no error: the outputs are those of FP32 to the last bit"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from qconvert.measure.stats import stats
 from qconvert.report import figures, gates, numerals
 from qconvert.report.model import Gate, Report, Variant
-from qconvert.report.reasons import UNSAID, why_not
+from qconvert.report.reasons import ELSEWHERE, UNSAID, why_not
 
 ENOUGH = 97.0
 LOST = 1.0
@@ -30,11 +30,15 @@ def best(report: Report) -> Variant | None:
 
 
 def _waits(report: Report, found: Variant) -> list[str]:
-    """Name the engines that fp32 would only beat because they were not timed with it."""
-    if found.precision != "fp32":
-        return []
+    """Name the engines that one would only beat because they were not timed with it.
+
+    Who takes fp32 wants to know all of them; who takes another, those that were timed once.
+    """
     beside = [each for each in report.variants if each.backend == found.backend]
-    return [each.name for each in beside if figures.headline(each) is None]
+    idle = [each for each in beside if figures.headline(each) is None]
+    if found.precision != "fp32":
+        idle = [each for each in idle if each.unmeasured.get("latency") == ELSEWHERE]
+    return [each.name for each in idle if faithful(report, each) is not False]
 
 
 def fastest(report: Report) -> Variant | None:
@@ -199,6 +203,8 @@ def _untimed(report: Report) -> str:
     if not report.variants:
         return "Nothing was built"
     why = why_not(report.variants[0], "latency")
+    if all(each.engine is None for each in report.variants):
+        return f"Nothing was built ({why}): `qconvert build --from RUN` goes on"
     if why == UNSAID:
         told = [f"`{each.name}` {', '.join(_answers(report, each))}" for each in _others(report)]
         return f"Nothing was timed; answers: {'; '.join(told)}" if told else "Nothing was timed"

@@ -49,6 +49,8 @@ def test_only_all_is_a_hundred_percent_and_only_nothing_is_none() -> None:
         (1.004, 1.0, ("1.004", "1.000")),
         (0.9999, 1.0, ("0.9999", "1.0000")),
         (1.0 + 1e-12, 1.0, ("1.00", "1.00")),
+        (0.0284, 0.0001, ("0.0284", "0.0001")),
+        (0.7, 0.625, ("0.700", "0.625")),
     ],
 )
 def test_a_value_beside_its_limit_does_not_look_like_it(

@@ -7,6 +7,7 @@ import pytest
 from qconvert.config import Gate as Limits
 from qconvert.report.conclude import conclude
 from qconvert.report.model import Report
+from qconvert.report.reasons import ELSEWHERE
 from tests.report import reports
 
 NONE = Limits()
@@ -99,6 +100,26 @@ def test_a_gate_on_answers_takes_the_place_of_the_usual_limit() -> None:
     lossy = reports.with_int8(accuracy=reports.scored(80.0, -8.0, agreement=90.0))
     assert conclude(lossy, Limits(max_drop=10.0)).best == "cpu-int8"
     assert conclude(lossy, Limits(max_size=10.0)).best == "cpu-fp16"
+
+
+def test_an_engine_is_not_the_best_of_one_that_was_timed_alone() -> None:
+    fp32, fp16, int8 = (replace(each, latency=()) for each in reports.measured().variants)
+    before = {"latency": ELSEWHERE}
+    alone = reports.measured().variants[1]
+    rows = (replace(fp32, unmeasured=before), alone, replace(int8, unmeasured=before))
+    report = conclude(reports.report(*rows), NONE)
+    assert report.best == ""
+    assert report.verdict.startswith("Not timed beside `cpu-fp16`: `cpu-fp32`, `cpu-int8`; ")
+    reasons = {"latency": "no GPU here"}
+    never = (replace(fp32, unmeasured=reasons), alone, replace(int8, unmeasured=reasons))
+    assert conclude(reports.report(*never), NONE).best == fp16.name
+
+
+def test_what_is_only_planned_is_built_by_going_on() -> None:
+    rows = (replace(each, latency=(), engine=None) for each in reports.measured().variants)
+    verdict = conclude(reports.report(*rows), NONE).verdict
+    assert verdict.startswith("Nothing was built (")
+    assert verdict.endswith("`qconvert build --from RUN` goes on")
 
 
 def test_a_failed_gate_is_named() -> None:
