@@ -27,8 +27,13 @@ def find(chosen: Path | None) -> Path | None:
     return here if here.is_file() else None
 
 
-def load(file: Path | None, given: Given | None = None, given_in: str = "command line") -> Config:
-    """Read a settings file and lay `given` (dotted key to value) over it.
+def load(
+    file: Path | None,
+    given: Given | None = None,
+    given_in: str = "command line",
+    below: Config | None = None,
+) -> Config:
+    """Read a settings file, lay it over those `below`, and `given` (dotted key to value) over both.
 
     Errors say that `given` was `given_in` the command line, or wherever it was.
     """
@@ -42,6 +47,8 @@ def load(file: Path | None, given: Given | None = None, given_in: str = "command
         ) from None
     if file:
         tree = _anchor(tree, Config, file.parent)
+    if below is not None:
+        tree = _over(plain(below), tree)
     given = dict(given or {})
     for key, value in given.items():
         _assign(tree, key.split("."), value)
@@ -137,6 +144,16 @@ def _is_file(key: str, value: str, hint: object) -> bool:
     return (key == "model" and value.endswith(MODEL_FILES)) or (
         key == "weights" and value != "random"
     )
+
+
+def _over(below: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
+    """Lay settings over others, key by key in every table."""
+    both = {**below, **tree}
+    for key, value in tree.items():
+        under = below.get(key)
+        if isinstance(value, dict) and isinstance(under, dict):
+            both[key] = _over(under, value)
+    return both
 
 
 def _assign(tree: dict[str, Any], path: list[str], value: object) -> None:

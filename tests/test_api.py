@@ -236,3 +236,11 @@ def test_a_moved_run_goes_on_without_its_images_and_its_model(tmp_path: Path) ->
     assert [each.name for each in run.report.variants] == names
     with pytest.raises(qconvert.UsageError, match="not the folder of a run"):
         qconvert.resume("val")
+
+
+def test_a_file_lies_over_the_settings_of_a_run_that_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "tight.toml").write_text("[gate]\nmax-size = 0.001\nallow-unmeasured = true\n")
+    run = qconvert.resume("run", config="tight.toml", precisions="fp16", settings=QUICK)
+    assert {gate.name for gate in run.report.gates if not gate.passed} == {"max-size"}
+    report = qconvert.evaluate("run", config="tight.toml")
+    assert report.evaluation is not None

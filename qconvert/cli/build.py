@@ -69,8 +69,9 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     if chosen["resumed"] is not None:
         if output is not None:
             raise click.UsageError("`--from RUN` goes on in RUN itself; leave `-o` out")
-        chosen["config"] = settings.file_of_run(chosen["resumed"])
-    config = settings.read(model, chosen)
+        config = settings.of_run(chosen["resumed"], model, chosen)
+    else:
+        config = settings.read(model, chosen)
     order = Order(
         out=chosen["resumed"] or settings.run_place(output, str(config.model)),
         command=plain(shlex.join(["qconvert", *sys.argv[1:]])),

@@ -132,6 +132,23 @@ def test_a_run_goes_on_though_its_images_are_others_by_now(qconvert: Command) ->
     assert json.loads(done.out)["calibration"]["count"] == 40
 
 
+def test_a_file_lies_over_the_settings_of_a_run(qconvert: Command) -> None:
+    built(qconvert, *IMAGES, *FAST, "--precision", "fp16", "--max-size", "1000")
+    Path("tight.toml").write_text("[gate]\nmax-size = 0.001\n")
+    tight = ("--config", "tight.toml")
+    for command in (("build", "--from", "run", *QUICK), ("bench", "run", *QUICK)):
+        done = qconvert(*command, *tight, "--allow-unmeasured")
+        assert done.code == 1, done.err
+        assert "max-size: `cpu-fp16`" in done.out
+        assert qconvert(*command, *tight, "--max-size", "1000").code == 0
+    done = qconvert("evaluate", "run", *tight, "--json")
+    assert [each["accuracy"]["n"] for each in told(done).values()] == [24]  # type: ignore[index]
+    Path("other.toml").write_text('[quantize]\nmethod = "minmax"\n')
+    refused = qconvert("build", "--from", "run", "--config", "other.toml")
+    assert refused.code == 2
+    assert "  `quantize.method` was not set, now `minmax`\n" in refused.err
+
+
 def test_a_picture_of_another_name_is_shown_by_that_name(qconvert: Command) -> None:
     Path("labels.csv").unlink()
     built(qconvert, *IMAGES, *FAST, "--precision", "int8")
