@@ -57,8 +57,9 @@ def load(
     except pydantic.ValidationError as error:
         wrong = config_errors.explain(error, text, (given_in, given), keys_at)
         count = "1 setting is wrong" if len(wrong) == 1 else f"{len(wrong)} settings are wrong"
+        in_file = any(not each.startswith(f"{given_in}: ") for each in wrong)
         raise UsageError(
-            f"{file or given_in}: {count}",
+            f"{file if file and in_file else given_in}: {count}",
             details=wrong,
             hint="`qconvert init` writes down every setting and what it means",
         ) from None
