@@ -35,7 +35,8 @@ def load(
 ) -> Config:
     """Read a settings file, lay it over those `below`, and `given` (dotted key to value) over both.
 
-    Errors say that `given` was `given_in` the command line, or wherever it was.
+    Errors say that `given` was `given_in` the command line, or wherever it was. Where other images
+    are named to evaluate on, the labels and the count of those `below` are not theirs.
     """
     text = _read(file) if file else ""
     try:
@@ -47,11 +48,11 @@ def load(
         ) from None
     if file:
         tree = _anchor(tree, Config, file.parent)
-    if below is not None:
-        tree = _over(plain(below), tree)
     given = dict(given or {})
     for key, value in given.items():
         _assign(tree, key.split("."), value)
+    if below is not None:
+        tree = _over(_for_images_of(tree, plain(below)), tree)
     try:
         return ADAPTER.validate_python(tree)
     except pydantic.ValidationError as error:
@@ -145,6 +146,16 @@ def _is_file(key: str, value: str, hint: object) -> bool:
     return (key == "model" and value.endswith(MODEL_FILES)) or (
         key == "weights" and value != "random"
     )
+
+
+def _for_images_of(tree: dict[str, Any], below: dict[str, Any]) -> dict[str, Any]:
+    """Return settings without what they say of the evaluation images, where `tree` has others."""
+    before, table = below["evaluate"], tree.get("evaluate")
+    now = table.get("images") if isinstance(table, dict) else None
+    if "images" not in before or not isinstance(now, str | Path):
+        return below
+    same = Path(before["images"]).absolute() == Path(now).absolute()
+    return below if same else {**below, "evaluate": {}}
 
 
 def _over(below: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:

@@ -149,6 +149,29 @@ def test_a_file_lies_over_the_settings_of_a_run(qconvert: Command) -> None:
     assert "  `quantize.method` was not set, now `minmax`\n" in refused.err
 
 
+def test_labels_and_count_of_a_run_are_of_its_own_images(qconvert: Command) -> None:
+    own = ("--labels", "labels.csv", "--eval-count", "20")
+    built(qconvert, *IMAGES, *FAST, "--precision", "fp32", *own)
+    draw_folder(Path("others"), 24)
+    rows = [f"{file.name},{at}" for at, file in enumerate(_files(Path("others")))]
+    Path("others/labels.csv").write_text("file,label\n" + "\n".join(rows))
+    Path("file.toml").write_text('[evaluate]\nimages = "others"\n')
+    for images in (
+        ("--eval", "others"),
+        ("--set", "evaluate.images=others"),
+        ("--config", "file.toml"),
+    ):
+        for command in (("evaluate", "run"), ("build", "--from", "run", *QUICK)):
+            done = qconvert(*command, *images, "--json")
+            assert done.code == 0, done.err
+            accuracy: dict[str, object] = told(done)["cpu-fp32"]["accuracy"]  # type: ignore[assignment]
+            assert (accuracy["n"], accuracy["top1"] is None) == (24, False)
+    for again in ((), ("--eval", "eval")):
+        done = qconvert("evaluate", "run", *again, "--json")
+        accuracy = told(done)["cpu-fp32"]["accuracy"]  # type: ignore[assignment]
+        assert (accuracy["n"], accuracy["top1"] is None) == (20, False)
+
+
 def test_a_picture_of_another_name_is_shown_by_that_name(qconvert: Command) -> None:
     Path("labels.csv").unlink()
     built(qconvert, *IMAGES, *FAST, "--precision", "int8")
