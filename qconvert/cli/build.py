@@ -107,9 +107,13 @@ def carry_out(config: "Config", order: "Order", *, as_json: bool, fresh: bool = 
 
 def _preview(config: "Config", order: "Order") -> None:
     from qconvert.pipeline import variants
-    from qconvert.pipeline.run_folder import require_folder
+    from qconvert.pipeline.place import require_run
+    from qconvert.pipeline.run_folder import RunFolder, require_same
 
-    require_folder(order.out)
+    if order.resumed:
+        require_same(RunFolder(order.out), config)
+    else:
+        require_run(order.out, config)
     chosen = variants.choose(config.build, plan_only=True)
     console.data(f"model     {config.model}")
     console.data(f"calibrate {config.calibration.images or 'no images'}")

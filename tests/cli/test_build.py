@@ -271,6 +271,28 @@ def test_a_dry_run_touches_nothing(qconvert: Command, tmp_path: Path) -> None:
     assert {file: file.read_bytes() for file in _files(tmp_path)} == before
 
 
+def test_a_dry_run_refuses_the_folder_that_a_build_refuses(
+    qconvert: Command, tmp_path: Path
+) -> None:
+    built(qconvert, *IMAGES, *FAST, "--plan-only", "--precision", "fp32")
+    Path("full").mkdir()
+    Path("full/notes.txt").write_text("mine")
+    before = {file: file.read_bytes() for file in _files(tmp_path)}
+    other = ("net.onnx", *IMAGES, "--backend", "cpu")
+    for args, said in (
+        (("--from", "run", "--exclude", "Conv"), "`quantize.exclude` was `[]`, now `['Conv']`"),
+        ((*other, "-o", "run"), "`quantize.effort` was `none`, now `default`"),
+        ((*other, "-o", "full"), "`full` holds other files"),
+    ):
+        for dry in (("--dry-run",), ()):
+            done = qconvert("build", *args, *dry)
+            assert (done.code, done.out) == (2, ""), done.err
+            assert said in done.err
+    assert qconvert("build", "--from", "run", "--max-drop", "1", "--dry-run").code == 0
+    assert qconvert("build", *other, *FAST, "-o", "run", "--dry-run").code == 0
+    assert {file: file.read_bytes() for file in _files(tmp_path)} == before
+
+
 def test_runs_and_engines_can_be_timed_and_scored_again(qconvert: Command) -> None:
     built(qconvert, *IMAGES, "--precision", "fp32,int8")
     report = Path("run/report.json")
