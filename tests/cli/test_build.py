@@ -211,6 +211,32 @@ def test_a_plan_in_the_run_is_followed(qconvert: Command) -> None:
     assert left == [{"node": "scores", "op": "Gemm", "reason": "my reason"}]
 
 
+def test_a_plan_that_was_changed_is_not_overwritten(qconvert: Command) -> None:
+    one = (*IMAGES, "--precision", "int8")
+    built(qconvert, *one, "--plan-only")
+    place = Path("run/engines/cpu-int8/plan.json")
+    own = place.read_bytes()
+    built(qconvert, *one, "--plan-only")
+    plan = json.loads(own)
+    plan["layers"]["scores"] = {"op": "Gemm", "left": "my reason"}
+    place.write_text(json.dumps(plan))
+    for more in ((), ("--plan-only",)):
+        refused = built(qconvert, *one, *more, code=2)
+        assert f"`{place}` is another plan than its graph was made by" in refused.err
+        assert "`qconvert build --from run` follows it" in " ".join(refused.err.split())
+        assert json.loads(place.read_text()) == plan
+    built(qconvert, *IMAGES, "--precision", "fp32")
+    done = qconvert("build", "--from", "run", "--precision", "int8", *QUICK, "--json")
+    assert done.code == 0, done.err
+    assert told(done)["cpu-int8"]["unquantized"][0]["reason"] == "my reason"  # type: ignore[index]
+    place.unlink()
+    built(qconvert, *one)
+    assert place.read_bytes() == own
+    place.write_text("{")
+    built(qconvert, *one)
+    assert place.read_bytes() == own
+
+
 def test_gates_decide_the_exit_code_and_are_named(qconvert: Command) -> None:
     more = ("--labels", "labels.csv", "--max-size", "0.001", "--allow-unmeasured")
     done = built(qconvert, *IMAGES, *more, code=1)
