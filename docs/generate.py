@@ -38,6 +38,8 @@ def settings() -> str:
     lines += [
         "`qconvert.toml` in the working folder is read by every command that has settings;",
         "`--config` names another file, `--set KEY=VALUE` and the options win over it.",
+        "Where a command goes on with a run, the run's own settings lie below what is named,",
+        "and the file in the working folder is not read.",
         "Relative paths are relative to the file. Editors complete it with",
         "[qconvert.schema.json](qconvert.schema.json). `qconvert init` writes one.\n",
     ]

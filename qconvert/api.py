@@ -44,7 +44,7 @@ from qconvert.pipeline.opened import OpenEngine
 from qconvert.pipeline.progress import Progress, Tell, silent
 from qconvert.pipeline.quantize import Quantized
 from qconvert.pipeline.requests import Request
-from qconvert.pipeline.run_folder import SETTINGS, RunFolder
+from qconvert.pipeline.run_folder import RunFolder
 from qconvert.report.model import Report
 from qconvert.serving import package as packing
 from qconvert.serving.package import Format, Packed, Wanted
@@ -100,12 +100,11 @@ def build(
 def resume(run: Place, *, tell: Tell = silent, **options: Unpack[EngineOptions]) -> Run:
     """Go on in a run, also one made elsewhere; this needs no model and no image again.
 
-    Takes `eval`, `labels`, `backends`, `precisions`, `settings`.
+    Takes `eval`, `labels`, `backends`, `precisions`, `settings`, `config`; what they do not say
+    is as the run has it.
     """
     folder = RunFolder(Path(run))
-    folder.settings()
-    below = Common(config=options.get("config", folder.root / SETTINGS))
-    config = config_of(None, {**options, **below}, EngineOptions)
+    config = config_of(None, options, EngineOptions, folder.settings())
     order = building.Order(folder.root, spelled("resume", run, options), resumed=True)
     report = building.build(config, order, store.default(), tell)
     return Run(folder.root.absolute(), report)
@@ -236,8 +235,8 @@ def open_engine(path: Place) -> OpenEngine:
 
 def _of_target(target: targets.Target, options: Mapping[str, object], known: type) -> Config:
     """Return the settings for engines that are there: those of their run, and the arguments."""
-    own = {"config": target.run.root / SETTINGS} if target.run is not None else {}
-    return load({**own, **options}, known, {})
+    own = target.run.settings() if target.run is not None else None
+    return load(options, known, {}, own)
 
 
 def _path(given: Place | None) -> Path | None:

@@ -98,16 +98,26 @@ class PackageOptions(TypedDict, total=False):
     classes: Place
 
 
-def config_of(model: Model | None, options: Mapping[str, object], known: type) -> Config:
+def config_of(
+    model: Model | None,
+    options: Mapping[str, object],
+    known: type,
+    below: Config | None = None,
+) -> Config:
     """Return the settings of a job; arguments win over `settings`, and those over `config`."""
-    found = load(options, known, {} if model is None else {"model": _name(model)})
+    found = load(options, known, {} if model is None else {"model": _name(model)}, below)
     if found.model is None:
         raise UsageError("there is no model", hint="name one, or `model = ...` in `config`")
     return found
 
 
-def load(options: Mapping[str, object], known: type, given: Mapping[str, object]) -> Config:
-    """Return what arguments, settings and file say."""
+def load(
+    options: Mapping[str, object],
+    known: type,
+    given: Mapping[str, object],
+    below: Config | None = None,
+) -> Config:
+    """Return what arguments, settings and file say, over the settings `below`."""
     require_known(options, known)
     values = {KEYS[name]: _plain(name, value) for name, value in options.items() if name in KEYS}
     more, file = options.get("settings", {}), options.get("config")
@@ -118,8 +128,8 @@ def load(options: Mapping[str, object], known: type, given: Mapping[str, object]
         )
     if not isinstance(file, str | os.PathLike | None):
         raise UsageError(f"`config` names a file, and is {type(file).__name__}", hint="a path")
-    below = None if file is None else Path(os.fspath(file))
-    return config_file.load(below, {**more, **values, **given}, given_in="arguments")
+    place = None if file is None else Path(os.fspath(file))
+    return config_file.load(place, {**more, **values, **given}, "arguments", below)
 
 
 def require_known(options: Mapping[str, object], known: type) -> None:

@@ -27,10 +27,16 @@ def find(chosen: Path | None) -> Path | None:
     return here if here.is_file() else None
 
 
-def load(file: Path | None, given: Given | None = None, given_in: str = "command line") -> Config:
-    """Read a settings file and lay `given` (dotted key to value) over it.
+def load(
+    file: Path | None,
+    given: Given | None = None,
+    given_in: str = "command line",
+    below: Config | None = None,
+) -> Config:
+    """Read a settings file, lay it over those `below`, and `given` (dotted key to value) over both.
 
-    Errors say that `given` was `given_in` the command line, or wherever it was.
+    Errors say that `given` was `given_in` the command line, or wherever it was. Where other images
+    are named to evaluate on, the labels and the count of those `below` are not theirs.
     """
     text = _read(file) if file else ""
     try:
@@ -45,13 +51,16 @@ def load(file: Path | None, given: Given | None = None, given_in: str = "command
     given = dict(given or {})
     for key, value in given.items():
         _assign(tree, key.split("."), value)
+    if below is not None:
+        tree = _over(_for_images_of(tree, plain(below)), tree)
     try:
         return ADAPTER.validate_python(tree)
     except pydantic.ValidationError as error:
         wrong = config_errors.explain(error, text, (given_in, given), keys_at)
         count = "1 setting is wrong" if len(wrong) == 1 else f"{len(wrong)} settings are wrong"
+        in_file = any(not each.startswith(f"{given_in}: ") for each in wrong)
         raise UsageError(
-            f"{file or given_in}: {count}",
+            f"{file if file and in_file else given_in}: {count}",
             details=wrong,
             hint="`qconvert init` writes down every setting and what it means",
         ) from None
@@ -137,6 +146,26 @@ def _is_file(key: str, value: str, hint: object) -> bool:
     return (key == "model" and value.endswith(MODEL_FILES)) or (
         key == "weights" and value != "random"
     )
+
+
+def _for_images_of(tree: dict[str, Any], below: dict[str, Any]) -> dict[str, Any]:
+    """Return settings without what they say of the evaluation images, where `tree` has others."""
+    before, table = below["evaluate"], tree.get("evaluate")
+    now = table.get("images") if isinstance(table, dict) else None
+    if "images" not in before or not isinstance(now, str | Path):
+        return below
+    same = Path(before["images"]).absolute() == Path(now).absolute()
+    return below if same else {**below, "evaluate": {}}
+
+
+def _over(below: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
+    """Lay settings over others, key by key in every table."""
+    both = {**below, **tree}
+    for key, value in tree.items():
+        under = below.get(key)
+        if isinstance(value, dict) and isinstance(under, dict):
+            both[key] = _over(under, value)
+    return both
 
 
 def _assign(tree: dict[str, Any], path: list[str], value: object) -> None:

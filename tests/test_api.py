@@ -236,3 +236,28 @@ def test_a_moved_run_goes_on_without_its_images_and_its_model(tmp_path: Path) ->
     assert [each.name for each in run.report.variants] == names
     with pytest.raises(qconvert.UsageError, match="not the folder of a run"):
         qconvert.resume("val")
+
+
+def test_labels_of_a_run_are_of_its_own_images(tmp_path: Path) -> None:
+    own = {**QUICK, "evaluate.count": 8}
+    (tmp_path / "val/labels.csv").rename(tmp_path / "val/mine.csv")
+    qconvert.build(
+        "model.onnx", output="own", precisions="fp32", eval="val", labels="val/mine.csv",
+        settings=own,
+    )  # fmt: skip
+    scores = qconvert.evaluate("own", eval="calib_data").variants[0].accuracy
+    assert scores is not None
+    assert (scores.images, scores.top1) == (16, None)
+    run = qconvert.resume("own", eval="calib_data", settings=QUICK)
+    assert run.report.variants[0].accuracy == scores
+    again = qconvert.evaluate("own", eval=tmp_path / "val").variants[0].accuracy
+    assert again is not None
+    assert (again.images, again.top1 is None) == (8, False)
+
+
+def test_a_file_lies_over_the_settings_of_a_run_that_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "tight.toml").write_text("[gate]\nmax-size = 0.001\nallow-unmeasured = true\n")
+    run = qconvert.resume("run", config="tight.toml", precisions="fp16", settings=QUICK)
+    assert {gate.name for gate in run.report.gates if not gate.passed} == {"max-size"}
+    report = qconvert.evaluate("run", config="tight.toml")
+    assert report.evaluation is not None

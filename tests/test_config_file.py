@@ -92,6 +92,16 @@ def test_a_mistake_on_the_command_line_says_so() -> None:
     assert caught.value.details == ("command line: a: unknown setting",)
 
 
+def test_a_file_is_named_only_where_it_is_wrong_too(tmp_path: Path) -> None:
+    file = tmp_path / "q.toml"
+    file.write_text("[export]\nopset = 21\n")
+    with pytest.raises(UsageError, match=r"^command line: 1 setting is wrong"):
+        config_file.load(file, {"gate.max-drop": -1})
+    file.write_text("[export]\nopset = 3\n")
+    with pytest.raises(UsageError, match=r"q\.toml: 2 settings are wrong"):
+        config_file.load(file, {"gate.max-drop": -1})
+
+
 def test_broken_toml_names_the_place(tmp_path: Path) -> None:
     file = tmp_path / "q.toml"
     file.write_text("model = \n")

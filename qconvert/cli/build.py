@@ -69,8 +69,9 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     if chosen["resumed"] is not None:
         if output is not None:
             raise click.UsageError("`--from RUN` goes on in RUN itself; leave `-o` out")
-        chosen["config"] = settings.file_of_run(chosen["resumed"])
-    config = settings.read(model, chosen)
+        config = settings.of_run(chosen["resumed"], model, chosen)
+    else:
+        config = settings.read(model, chosen)
     order = Order(
         out=chosen["resumed"] or settings.run_place(output, str(config.model)),
         command=plain(shlex.join(["qconvert", *sys.argv[1:]])),
@@ -106,9 +107,13 @@ def carry_out(config: "Config", order: "Order", *, as_json: bool, fresh: bool = 
 
 def _preview(config: "Config", order: "Order") -> None:
     from qconvert.pipeline import variants
-    from qconvert.pipeline.run_folder import require_folder
+    from qconvert.pipeline.place import require_run
+    from qconvert.pipeline.run_folder import RunFolder, require_same
 
-    require_folder(order.out)
+    if order.resumed:
+        require_same(RunFolder(order.out), config)
+    else:
+        require_run(order.out, config)
     chosen = variants.choose(config.build, plan_only=True)
     console.data(f"model     {config.model}")
     console.data(f"calibrate {config.calibration.images or 'no images'}")

@@ -30,13 +30,19 @@ FORMATS = ("text", "html", "md", "json", "card")
     help="How to show it.",
 )
 @click.option(
+    "--engine",
+    default="",
+    metavar="NAME",
+    help="Which one a card is about (default: the verdict's).",
+)
+@click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write it to a file (text goes to the terminal alone).",
 )
 @options.talk
-def command(run: Path, form: str, output: Path | None) -> None:
+def command(run: Path, form: str, engine: str, output: Path | None) -> None:
     """Show a finished RUN again from its report.json; nothing is measured.
 
     RUN is its folder, or the JSON file; an HTML page takes the pictures that lie beside it.
@@ -48,6 +54,8 @@ def command(run: Path, form: str, output: Path | None) -> None:
 
     if form == "text" and output is not None:
         raise click.UsageError("`-o` needs a form that is a file: `--format html`")
+    if engine and form != "card":
+        raise click.UsageError("`--engine` is for a card: `--format card`")
     file = run / "report.json" if run.is_dir() else run
     report = as_json.load(file)
     if form == "text":
@@ -56,7 +64,7 @@ def command(run: Path, form: str, output: Path | None) -> None:
     if form == "json" and output is None:
         console.data_json(as_json.to_json(report))
         return
-    text = _written(report, form, file.parent)
+    text = _written(report, form, engine, file.parent)
     if output is None:
         console.data(text)
         return
@@ -64,7 +72,7 @@ def command(run: Path, form: str, output: Path | None) -> None:
     put_text(output, text)
 
 
-def _written(report: "Report", form: str, folder: Path) -> str:
+def _written(report: "Report", form: str, engine: str, folder: Path) -> str:
     from qconvert.pipeline.targets import pictures
     from qconvert.report import as_json
     from qconvert.report.card import card
@@ -75,6 +83,6 @@ def _written(report: "Report", form: str, folder: Path) -> str:
         "html": lambda report: html(report, pictures(report, folder)),
         "md": markdown,
         "json": as_json.dumps,
-        "card": card,
+        "card": lambda report: card(report, engine),
     }
     return forms[form](report)

@@ -100,7 +100,9 @@ def _show(found: "Searched") -> None:
 def _preview(config: "Config", out: Path, *, trust: bool) -> None:
     from qconvert import store
     from qconvert.pipeline.mixing import preview
+    from qconvert.pipeline.place import require_run
 
+    require_run(out, config)
     for line in preview(config, store.default(), trust=trust):
         console.data(line)
     console.data(f"write     {out}")

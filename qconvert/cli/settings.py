@@ -59,13 +59,36 @@ SETTINGS = {
 def read(model: str | None, chosen: Mapping[str, Any]) -> "Config":
     """Return the settings of a command; what was typed wins over the file."""
     from qconvert import config_file
-    from qconvert.errors import UsageError
 
     file = config_file.find(chosen.get("config"))
     if file and not chosen.get("config"):
         console.say(f"settings from ./{file}")
+    return _with_model(_laid(file, model, chosen))
+
+
+def of_run(run: Path, model: str | None, chosen: Mapping[str, Any]) -> "Config":
+    """Return the settings of a run that goes on: its own, below the file named and what was typed.
+
+    The file in the working folder is for runs that begin.
+    """
+    from qconvert.pipeline.run_folder import RunFolder
+
+    own = RunFolder(run).settings()
+    return _with_model(_laid(chosen.get("config"), model, chosen, own))
+
+
+def _laid(
+    file: Path | None, model: str | None, chosen: Mapping[str, Any], below: "Config | None" = None
+) -> "Config":
+    from qconvert import config_file
+
     assigned = config_file.assignments(chosen.get("assigned", ()))
-    loaded = config_file.load(file, {**assigned, **typed(model, chosen)})
+    return config_file.load(file, {**assigned, **typed(model, chosen)}, below=below)
+
+
+def _with_model(loaded: "Config") -> "Config":
+    from qconvert.errors import UsageError
+
     if loaded.model is None:
         raise UsageError("there is no model", hint="name one, or `model = ...` in qconvert.toml")
     return loaded
@@ -101,29 +124,17 @@ def place(chosen: Path | None, model: str, suffix: str) -> Path:
     return Path(f"{name}-clean{suffix}") if same else default
 
 
-def file_of_run(run: Path) -> Path:
-    """Return the settings file of a run, or refuse what is none."""
-    from qconvert.errors import UsageError
-
-    file = run / "run.toml"
-    if not file.is_file():
-        raise UsageError(
-            f"`{run}` is not the folder of a run: it has no run.toml",
-            hint="name the folder that `qconvert build -o RUN` wrote",
-        )
-    return file
-
-
 def of_target(run: Path | None, chosen: Mapping[str, Any]) -> "Config":
-    """Return the settings for engines that are there: of their run or the file, and what was typed.
+    """Return the settings for engines that are there: those of their run, below what is given.
 
-    A run goes on with its own; the file in the working folder is for engines without one.
+    The file in the working folder is for engines without a run.
     """
     from qconvert import config_file
+    from qconvert.pipeline.run_folder import RunFolder
 
-    file = chosen.get("config") or (config_file.find(None) if run is None else run / "run.toml")
-    assigned = config_file.assignments(chosen.get("assigned", ()))
-    return config_file.load(file, {**assigned, **typed(None, chosen)})
+    if run is None:
+        return _laid(config_file.find(chosen.get("config")), None, chosen)
+    return _laid(chosen.get("config"), None, chosen, RunFolder(run).settings())
 
 
 def run_place(chosen: Path | None, model: str) -> Path:

@@ -1,24 +1,28 @@
 """What the engines of a run are made from: the float model and what calibration saw of it."""
 
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from qconvert import backends, onnx_io
 from qconvert.backends.base import INTEGER
 from qconvert.calibrate import ranges_file
 from qconvert.calibrate.calibration import Calibration
 from qconvert.config import Config
-from qconvert.errors import UsageError
+from qconvert.errors import QConvertError, UsageError
 from qconvert.images.image_list import Entry, ImageList
 from qconvert.pipeline import engines, pictures, prepared, requests, seen
 from qconvert.pipeline.calibrate import Job
-from qconvert.pipeline.graphs import PLAN, Basis
+from qconvert.pipeline.graphs import GRAPH, PLAN, Basis
 from qconvert.pipeline.prepared import Prepared
 from qconvert.pipeline.rehearsing import once
 from qconvert.pipeline.run_folder import CALIBRATION, RunFolder, put_text
 from qconvert.pipeline.variants import Variant
 from qconvert.pipeline.workshop import Workshop
+from qconvert.quantize import plan as plans
 from qconvert.quantize import plan_files
+from qconvert.quantize.found import plan_of
 
 IMAGES = "images.txt"
 
@@ -33,6 +37,7 @@ def make(variants: Sequence[Variant], shop: Workshop, *, building: bool) -> Basi
     known = pictures.preprocessing(ready.source, config)
     ready = replace(ready, model=pictures.signed(ready.model, known))
     _require_same(ready, shop.run)
+    _require_own_plans(variants, shop.run)
     _require_placed(variants, ready, config)
     for each in variants if building else ():
         engines.require_readable(each, ready.path, shop)
@@ -62,6 +67,30 @@ def _require_same(ready: Prepared, run: RunFolder) -> None:
                 f"`{run.root}` holds a run of another model",
                 hint="choose another folder: `-o RUN`, or delete this one",
             )
+
+
+def _require_own_plans(variants: Sequence[Variant], run: RunFolder) -> None:
+    """Refuse to make anew what has a plan that somebody changed: it would be lost."""
+    for each in variants:
+        plan = run.engine(each.name) / PLAN
+        if _is_changed(plan):
+            raise UsageError(
+                f"`{plan}` is another plan than its graph was made by, and would be overwritten",
+                hint=f"`qconvert build --from {shlex.quote(str(run.root))}` follows it; "
+                "delete it, and it is made anew",
+            )
+
+
+def _is_changed(plan: Path) -> bool:
+    """Whether a plan is not that of the graph beside it; what cannot be read is made anew."""
+    graph = plan.with_name(GRAPH)
+    if not plan.is_file() or not graph.is_file():
+        return False
+    try:
+        made_by = plan_of(onnx_io.load(graph))
+        return made_by is not None and made_by != plans.load(plan)
+    except QConvertError:
+        return False
 
 
 def _require_same_images(found: Calibration, variants: Sequence[Variant], run: RunFolder) -> None:

@@ -3,7 +3,10 @@
 import tempfile
 from pathlib import Path
 
+from qconvert import drafts
+from qconvert.config import Config
 from qconvert.errors import QConvertError, UsageError
+from qconvert.pipeline.run_folder import SETTINGS, RunFolder, require_folder, require_same
 
 
 def require_place(out: Path, *others: Path) -> None:
@@ -24,3 +27,18 @@ def require_place(out: Path, *others: Path) -> None:
             f"`{there}` cannot be written: {error.strerror}",
             hint="choose another place with `-o`",
         ) from None
+
+
+def require_run(root: Path, config: Config) -> None:
+    """Refuse a folder where no run with these settings can begin or go on; nothing is written."""
+    require_folder(root)
+    run = RunFolder(root)
+    if (root / SETTINGS).is_file():
+        if run.has_results():
+            require_same(run, config)
+        return
+    if root.is_dir() and any(not each.name.startswith(drafts.DRAFT) for each in root.iterdir()):
+        raise UsageError(
+            f"`{root}` holds other files",
+            hint="choose another folder: `-o RUN`, or delete this one",
+        )

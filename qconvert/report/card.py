@@ -58,7 +58,8 @@ def _chosen(report: Report, name: str) -> Variant:
         raise UsageError(f"the report has no variant `{name}`", hint=f"there are {there}")
     raise UsageError(
         "no variant came out best, so none is named on a card",
-        hint="name the one you ship: " + ", ".join(f"`{each.name}`" for each in report.variants),
+        hint="name the one you ship: "
+        + ", ".join(f"`--engine {each.name}`" for each in report.variants),
     )
 
 

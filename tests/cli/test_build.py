@@ -132,6 +132,46 @@ def test_a_run_goes_on_though_its_images_are_others_by_now(qconvert: Command) ->
     assert json.loads(done.out)["calibration"]["count"] == 40
 
 
+def test_a_file_lies_over_the_settings_of_a_run(qconvert: Command) -> None:
+    built(qconvert, *IMAGES, *FAST, "--precision", "fp16", "--max-size", "1000")
+    Path("tight.toml").write_text("[gate]\nmax-size = 0.001\n")
+    tight = ("--config", "tight.toml")
+    for command in (("build", "--from", "run", *QUICK), ("bench", "run", *QUICK)):
+        done = qconvert(*command, *tight, "--allow-unmeasured")
+        assert done.code == 1, done.err
+        assert "max-size: `cpu-fp16`" in done.out
+        assert qconvert(*command, *tight, "--max-size", "1000").code == 0
+    done = qconvert("evaluate", "run", *tight, "--json")
+    assert [each["accuracy"]["n"] for each in told(done).values()] == [24]  # type: ignore[index]
+    Path("other.toml").write_text('[quantize]\nmethod = "minmax"\n')
+    refused = qconvert("build", "--from", "run", "--config", "other.toml")
+    assert refused.code == 2
+    assert "  `quantize.method` was not set, now `minmax`\n" in refused.err
+
+
+def test_labels_and_count_of_a_run_are_of_its_own_images(qconvert: Command) -> None:
+    own = ("--labels", "labels.csv", "--eval-count", "20")
+    built(qconvert, *IMAGES, *FAST, "--precision", "fp32", *own)
+    draw_folder(Path("others"), 24)
+    rows = [f"{file.name},{at}" for at, file in enumerate(_files(Path("others")))]
+    Path("others/labels.csv").write_text("file,label\n" + "\n".join(rows))
+    Path("file.toml").write_text('[evaluate]\nimages = "others"\n')
+    for images in (
+        ("--eval", "others"),
+        ("--set", "evaluate.images=others"),
+        ("--config", "file.toml"),
+    ):
+        for command in (("evaluate", "run"), ("build", "--from", "run", *QUICK)):
+            done = qconvert(*command, *images, "--json")
+            assert done.code == 0, done.err
+            accuracy: dict[str, object] = told(done)["cpu-fp32"]["accuracy"]  # type: ignore[assignment]
+            assert (accuracy["n"], accuracy["top1"] is None) == (24, False)
+    for again in ((), ("--eval", "eval")):
+        done = qconvert("evaluate", "run", *again, "--json")
+        accuracy = told(done)["cpu-fp32"]["accuracy"]  # type: ignore[assignment]
+        assert (accuracy["n"], accuracy["top1"] is None) == (20, False)
+
+
 def test_a_picture_of_another_name_is_shown_by_that_name(qconvert: Command) -> None:
     Path("labels.csv").unlink()
     built(qconvert, *IMAGES, *FAST, "--precision", "int8")
@@ -169,6 +209,32 @@ def test_a_plan_in_the_run_is_followed(qconvert: Command) -> None:
     assert done.code == 0, done.err
     left = told(done)["cpu-int8"]["unquantized"]
     assert left == [{"node": "scores", "op": "Gemm", "reason": "my reason"}]
+
+
+def test_a_plan_that_was_changed_is_not_overwritten(qconvert: Command) -> None:
+    one = (*IMAGES, "--precision", "int8")
+    built(qconvert, *one, "--plan-only")
+    place = Path("run/engines/cpu-int8/plan.json")
+    own = place.read_bytes()
+    built(qconvert, *one, "--plan-only")
+    plan = json.loads(own)
+    plan["layers"]["scores"] = {"op": "Gemm", "left": "my reason"}
+    place.write_text(json.dumps(plan))
+    for more in ((), ("--plan-only",)):
+        refused = built(qconvert, *one, *more, code=2)
+        assert f"`{place}` is another plan than its graph was made by" in refused.err
+        assert "`qconvert build --from run` follows it" in " ".join(refused.err.split())
+        assert json.loads(place.read_text()) == plan
+    built(qconvert, *IMAGES, "--precision", "fp32")
+    done = qconvert("build", "--from", "run", "--precision", "int8", *QUICK, "--json")
+    assert done.code == 0, done.err
+    assert told(done)["cpu-int8"]["unquantized"][0]["reason"] == "my reason"  # type: ignore[index]
+    place.unlink()
+    built(qconvert, *one)
+    assert place.read_bytes() == own
+    place.write_text("{")
+    built(qconvert, *one)
+    assert place.read_bytes() == own
 
 
 def test_gates_decide_the_exit_code_and_are_named(qconvert: Command) -> None:
@@ -228,6 +294,28 @@ def test_a_dry_run_touches_nothing(qconvert: Command, tmp_path: Path) -> None:
     done = qconvert("build", "net.onnx", *IMAGES, "--dry-run", "--backend", "cpu,tensorrt-rtx")
     assert done.code == 0
     assert "engine    cpu-int8: runs here" in done.out
+    assert {file: file.read_bytes() for file in _files(tmp_path)} == before
+
+
+def test_a_dry_run_refuses_the_folder_that_a_build_refuses(
+    qconvert: Command, tmp_path: Path
+) -> None:
+    built(qconvert, *IMAGES, *FAST, "--plan-only", "--precision", "fp32")
+    Path("full").mkdir()
+    Path("full/notes.txt").write_text("mine")
+    before = {file: file.read_bytes() for file in _files(tmp_path)}
+    other = ("net.onnx", *IMAGES, "--backend", "cpu")
+    for args, said in (
+        (("--from", "run", "--exclude", "Conv"), "`quantize.exclude` was `[]`, now `['Conv']`"),
+        ((*other, "-o", "run"), "`quantize.effort` was `none`, now `default`"),
+        ((*other, "-o", "full"), "`full` holds other files"),
+    ):
+        for dry in (("--dry-run",), ()):
+            done = qconvert("build", *args, *dry)
+            assert (done.code, done.out) == (2, ""), done.err
+            assert said in done.err
+    assert qconvert("build", "--from", "run", "--max-drop", "1", "--dry-run").code == 0
+    assert qconvert("build", *other, *FAST, "-o", "run", "--dry-run").code == 0
     assert {file: file.read_bytes() for file in _files(tmp_path)} == before
 
 

@@ -65,6 +65,13 @@ def test_so_is_what_is_typed(args: tuple[str, str], said: str, tiny: Path, qconv
     assert "Tuple" not in done.err
 
 
+def test_a_mistake_that_is_typed_is_not_one_of_the_file(tiny: Path, qconvert: Run) -> None:
+    Path("qconvert.toml").write_text("model = 'tiny.onnx'\n")
+    done = qconvert("build", "--max-drop", "-1", "--dry-run")
+    assert done.code == 2
+    assert "error: command line: 1 setting is wrong\n  command line: gate.max-drop: " in done.err
+
+
 def test_a_file_with_what_no_setting_can_be_is_refused(tiny: Path, qconvert: Run) -> None:
     for text, said in (
         (f"model = 'tiny.onnx'\n[calibration]\ncount = {LONG}", "not valid TOML"),

@@ -143,3 +143,21 @@ def test_a_run_that_goes_on_without_images_keeps_what_it_knew(qconvert: Command)
         for report in (before, after)
     ]
     assert layers[0] == layers[1] != []
+
+
+def test_a_card_is_about_the_engine_that_is_named(qconvert: Command) -> None:
+    def card(*more: str) -> Outcome:
+        return qconvert("report", "run", "--format", "card", *more)
+
+    named = card("--engine", "cpu-fp16")
+    assert named.code == 0, named.err
+    assert "\n# net, FP16 for `cpu`\n" in named.out
+    missing = card("--engine", "cpu-fp61")
+    assert (missing.code, "no variant `cpu-fp61`" in missing.err) == (2, True)
+    elsewhere = qconvert("report", "run", "--engine", "cpu-fp16")
+    assert (elsewhere.code, "`--format card`" in elsewhere.err) == (2, True)
+    Path("run/report.json").write_text(json.dumps({**told(), "best": ""}))
+    none = card()
+    assert none.code == 2
+    hinted = none.err.partition("name the one you ship: ")[2].split("`")[1]
+    assert card(*hinted.split()).code == 0

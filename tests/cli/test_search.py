@@ -101,6 +101,10 @@ def test_a_dry_run_says_what_would_be_tried_and_writes_nothing(qconvert: Command
     assert done.code == 0, done.err
     assert "blocks    37, of 37 operators with weights in INT8" in done.out or "blocks" in done.out
     assert not Path("out").exists()
+    for place in ("calib", "network.onnx"):
+        refused = qconvert("search", *GIVEN, "-o", place, "--dry-run")
+        assert (refused.code, refused.out) == (2, "")
+        assert f"`{place}` " in refused.err
 
 
 def test_two_backends_and_no_images_are_refused(qconvert: Command) -> None:
