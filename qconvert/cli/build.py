@@ -107,12 +107,13 @@ def carry_out(config: "Config", order: "Order", *, as_json: bool, fresh: bool = 
 
 def _preview(config: "Config", order: "Order") -> None:
     from qconvert.pipeline import variants
-    from qconvert.pipeline.place import require_run
+    from qconvert.pipeline.place import require_run, require_there
     from qconvert.pipeline.run_folder import RunFolder, require_same
 
     if order.resumed:
         require_same(RunFolder(order.out), config)
     else:
+        require_there(config)
         require_run(order.out, config)
     chosen = variants.choose(config.build, plan_only=True)
     console.data(f"model     {config.model}")

@@ -9,7 +9,6 @@ from typing import TypeVar
 
 from qconvert.backends.base import Engine
 from qconvert.config import Config, Gate
-from qconvert.errors import UsageError
 from qconvert.pipeline import (
     analysing,
     basis,
@@ -27,6 +26,7 @@ from qconvert.pipeline.exams import exam_of
 from qconvert.pipeline.footprint import footprints
 from qconvert.pipeline.graphs import Basis, Graph, graph_of
 from qconvert.pipeline.joining import joined
+from qconvert.pipeline.place import require_there
 from qconvert.pipeline.progress import Tell
 from qconvert.pipeline.run_folder import RunFolder, put_copy
 from qconvert.pipeline.scoring import Exam
@@ -79,7 +79,7 @@ def build(config: Config, order: Order, store: Store, tell: Tell) -> Report:
     if order.resumed:
         run_folder.require_same(RunFolder(order.out), config)
     else:
-        _require_there(config)
+        require_there(config)
     chosen = clock.timed("probe", lambda: variants.choose(config.build, plan_only=order.plan_only))
     with _folder(config, order) as run:
         return _build(chosen, order, Workshop(config, run, store, tell, order.trust), clock)
@@ -121,17 +121,6 @@ def _build(chosen: Chosen, order: Order, shop: Workshop, clock: Clock) -> Report
     report = joined(assemble(about, found, limits), run, config.gate)
     put_all(report, run)
     return report
-
-
-def _require_there(config: Config) -> None:
-    """Refuse images and labels that are not there, before any work."""
-    for option, path in (
-        ("--images", config.calibration.images),
-        ("--eval", config.evaluate.images),
-        ("--labels", config.evaluate.labels),
-    ):
-        if path is not None and not path.exists():
-            raise UsageError(f"`{path}` does not exist", hint=f"check the path given to `{option}`")
 
 
 def _basis(chosen: Chosen, order: Order, shop: Workshop) -> Basis:

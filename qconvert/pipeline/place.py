@@ -42,3 +42,14 @@ def require_run(root: Path, config: Config) -> None:
             f"`{root}` holds other files",
             hint="choose another folder: `-o RUN`, or delete this one",
         )
+
+
+def require_there(config: Config) -> None:
+    """Refuse images and labels that are not there, before any work."""
+    for option, path in (
+        ("--images", config.calibration.images),
+        ("--eval", config.evaluate.images),
+        ("--labels", config.evaluate.labels),
+    ):
+        if path is not None and not path.exists():
+            raise UsageError(f"`{path}` does not exist", hint=f"check the path given to `{option}`")

@@ -309,6 +309,7 @@ def test_a_dry_run_refuses_the_folder_that_a_build_refuses(
         (("--from", "run", "--exclude", "Conv"), "`quantize.exclude` was `[]`, now `['Conv']`"),
         ((*other, "-o", "run"), "`quantize.effort` was `none`, now `default`"),
         ((*other, "-o", "full"), "`full` holds other files"),
+        ((*other, "-o", "new", "--eval", "none"), "`none` does not exist"),
     ):
         for dry in (("--dry-run",), ()):
             done = qconvert("build", *args, *dry)

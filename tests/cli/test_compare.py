@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from qconvert import onnx_io
+from qconvert.measure.layers import Layer
+from qconvert.pipeline.comparing import to_json
 from tests.cli.test_console import on_terminal
 from tests.conftest import Outcome, write
 from tests.models import mixed, tiny
@@ -36,6 +39,12 @@ def test_layers_are_listed_in_order_and_the_worst_are_named(qconvert: Command) -
     again = qconvert("compare", "net.onnx", "int8.onnx", "--images", "images")
     assert again.out == done.out
     assert "stored" in again.err
+
+
+def test_what_json_has_no_number_for_is_a_word_there() -> None:
+    layer = Layer("a", "n", "Conv", "fp16", -math.inf, math.inf, None, None, None)
+    (told,) = to_json([layer])
+    assert (told["arriving_db"], told["made_db"]) == ("-inf", "inf")
 
 
 def test_patterns_choose_layers_by_tensor_node_or_operator(qconvert: Command) -> None:
