@@ -17,7 +17,7 @@ from qconvert.pipeline.calibrate import Job
 from qconvert.pipeline.graphs import GRAPH, PLAN, Basis
 from qconvert.pipeline.prepared import Prepared
 from qconvert.pipeline.rehearsing import once
-from qconvert.pipeline.run_folder import CALIBRATION, RunFolder, put_text
+from qconvert.pipeline.run_folder import CALIBRATION, RunFolder, absolute, put_text
 from qconvert.pipeline.variants import Variant
 from qconvert.pipeline.workshop import Workshop
 from qconvert.quantize import plan as plans
@@ -115,6 +115,7 @@ def again(variants: Sequence[Variant], shop: Workshop) -> Basis:
     found = None
     if run.calibration.is_file():
         if not seen.are_there(ready, config, run.calibration):
+            _require_not_given(config, run)
             config = replace(config, calibration=replace(config.calibration, images=None))
         found = seen.from_file(ready, config, run.calibration)
     folders = (run.root / "engines").glob(f"*/{PLAN}")
@@ -122,6 +123,16 @@ def again(variants: Sequence[Variant], shop: Workshop) -> Basis:
     if found is None:
         _require_known(variants, known)
     return Basis(ready, config, found, known)
+
+
+def _require_not_given(config: Config, run: RunFolder) -> None:
+    """Refuse another place for images that does not have those of the run."""
+    given = absolute(config).calibration.images
+    if given != run.settings().calibration.images:
+        raise UsageError(
+            f"`{given}` has not the images that `{run.root}` was calibrated on",
+            hint="name the place where they lie now, or leave `--images` out",
+        )
 
 
 def _require_known(variants: Sequence[Variant], known: Collection[str]) -> None:

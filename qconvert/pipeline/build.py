@@ -95,6 +95,8 @@ def _folder(config: Config, order: Order) -> Iterator[RunFolder]:
 def _build(chosen: Chosen, order: Order, shop: Workshop, clock: Clock) -> Report:
     config, run = shop.config, shop.run
     base = clock.timed("calibrate", lambda: _basis(chosen, order, shop))
+    if order.resumed:
+        run_folder.settle(run, config)
     exam = exam_of(base, shop, order.workers, resumed=order.resumed)
     mixed = clock.timed("search", lambda: mixing.with_mixes(chosen, base, exam, shop))
     chosen, base = mixed.chosen, mixed.basis

@@ -101,14 +101,18 @@ def begun(root: Path, config: Config, *, searching: bool = False) -> Iterator[Ru
 
 @contextmanager
 def resumed(root: Path, config: Config) -> Iterator[RunFolder]:
-    """Work in a run that goes on: limits and measurements are those of now, engines all."""
+    """Work in a run that goes on."""
     run = RunFolder(root)
     require_same(run, config)
     with alone(root), _restoring(root / SETTINGS):
-        before, now = run.settings().build, absolute(config)
-        build = replace(now.build, backends=before.backends, precisions=before.precisions)
-        put_text(root / SETTINGS, config_file.dumps(replace(now, build=build)))
         yield run
+
+
+def settle(run: RunFolder, config: Config) -> None:
+    """Give a run that goes on the limits and measurements of now; what it builds stays."""
+    before, now = run.settings().build, absolute(config)
+    build = replace(now.build, backends=before.backends, precisions=before.precisions)
+    put_text(run.root / SETTINGS, config_file.dumps(replace(now, build=build)))
 
 
 @contextmanager
@@ -161,11 +165,18 @@ def start(root: Path, config: Config, *, searching: bool = False) -> RunFolder:
 
 
 def require_same(run: RunFolder, config: Config) -> None:
-    """Refuse to go on in a run with settings that would have made another one of it."""
-    if _decisive(run.settings()) != _decisive(absolute(config)):
+    """Refuse to go on in a run with settings that would have made another one of it.
+
+    Its images may lie elsewhere by now; whether they are the same is seen where they are read.
+    """
+    before, now = run.settings(), absolute(config)
+    images = now.calibration.images
+    if images is not None:
+        before = replace(before, calibration=replace(before.calibration, images=images))
+    if _decisive(before) != _decisive(now):
         raise UsageError(
             f"`{run.root}` was made with another model or other settings",
-            details=_differences(run.settings(), absolute(config)),
+            details=_differences(before, now),
             hint="a run goes on as it was begun; give a new model or settings to a new run",
         )
 

@@ -96,6 +96,19 @@ def test_what_was_shown_and_noted_of_an_engine_stays_with_it(qconvert: Command) 
     assert rows()["cpu-int8"]["notes"] == before["cpu-int8"]["notes"] != []
 
 
+def test_images_may_lie_elsewhere_by_now_but_must_be_the_same(qconvert: Command) -> None:
+    given = ("build", "--from", "run", *CPU, "--precision", "fp16", *QUICK)
+    Path("calib_data").rename("moved")
+    refused = qconvert(*given, "--images", "val")
+    assert refused.code == 2
+    assert "has not the images that `run` was calibrated on" in refused.err
+    assert 'calib_data"' in Path("run/run.toml").read_text()
+    done = qconvert(*given, "--images", "moved")
+    assert done.code == 0, done.err
+    assert 'moved"' in Path("run/run.toml").read_text()
+    assert "cpu-fp16" in rows()
+
+
 def test_a_run_that_was_never_built_to_the_end_is_not_measured(qconvert: Command) -> None:
     Path("run/report.json").unlink()
     done = qconvert("bench", "run", *QUICK)
