@@ -248,11 +248,11 @@ def test_labels_of_a_run_are_of_its_own_images(tmp_path: Path) -> None:
     scores = qconvert.evaluate("own", eval="calib_data").variants[0].accuracy
     assert scores is not None
     assert (scores.images, scores.top1) == (16, None)
-    run = qconvert.resume("own", eval="calib_data", settings=QUICK)
-    assert run.report.variants[0].accuracy == scores
     again = qconvert.evaluate("own", eval=tmp_path / "val").variants[0].accuracy
     assert again is not None
     assert (again.images, again.top1 is None) == (8, False)
+    run = qconvert.resume("own", eval="calib_data", settings=QUICK)
+    assert run.report.variants[0].accuracy == scores
 
 
 def test_a_file_lies_over_the_settings_of_a_run_that_goes_on(tmp_path: Path) -> None:

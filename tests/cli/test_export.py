@@ -123,7 +123,7 @@ def test_settings_come_from_the_file_and_it_says_so(qconvert: Command, tiny: Pat
     assert onnx_io.load(Path("b.onnx")).opset_imports[""] == 22
     outcome = qconvert("export", "--set", "export.opsett=22", "--set", "prepare.skip=3")
     assert outcome.code == 2
-    assert "error: qconvert.toml: 2 settings are wrong" in outcome.err
+    assert "error: command line: 2 settings are wrong" in outcome.err
     assert "command line: export.opsett: unknown setting; did you mean `opset`?" in outcome.err
 
 
