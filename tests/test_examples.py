@@ -37,6 +37,7 @@ def make(place: Path, *args: str) -> str:
 def test_an_example_runs_with_one_command(name: str, tmp_path: Path) -> None:
     shutil.copytree(EXAMPLES, tmp_path / "examples")
     place = tmp_path / "examples" / name
+    _hurried(place / "run.py")
     said = make(place, "ARGS=--seconds 0.05 --precision fp32,int8 --eval-count 40 --effort quick")
     assert "cpu-int8" in said
     assert (place / "run/report.json").is_file()
@@ -44,6 +45,17 @@ def test_an_example_runs_with_one_command(name: str, tmp_path: Path) -> None:
     assert {each.name for each in place.iterdir()} - {"__pycache__"} == {
         each.name for each in (EXAMPLES / name).iterdir() if each.name != "__pycache__"
     }
+
+
+def _hurried(script: Path) -> None:
+    """Have a script do as little as `ARGS` ask of the others."""
+    if script.is_file():
+        text = script.read_text(encoding="utf-8")
+        assert '"bench.seconds": 0.5' in text
+        text = text.replace(
+            '"bench.seconds": 0.5', '"bench.seconds": 0.05, "quantize.effort": "quick"'
+        )
+        script.write_text(text, encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", FOLDERS)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -25,6 +26,8 @@ METHODS = {
 CHOSEN = "#d6452b"
 POINTS = 120  # of a distribution; more are not seen
 SMALLEST, LARGEST = 40.0, 420.0
+# A process that builds, times and scores a run writes the same ranges and weights each time.
+DRAWN = 64
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ def by_depth(report: Report) -> Chart | None:
     return Chart("SQNR from layer to layer; lower is worse", chart, wide=True)
 
 
+@lru_cache(maxsize=DRAWN)
 def of_range(found: TensorRange) -> str:
     """Return the values of a tensor, and the range that each method would keep."""
     edges = np.linspace(found.low, found.high, len(found.shares) + 1).tolist()
@@ -144,6 +148,7 @@ def of_range(found: TensorRange) -> str:
     return plots.histogram(edges, found.shares, marks, "")
 
 
+@lru_cache(maxsize=DRAWN)
 def of_weights(found: WeightRange) -> str:
     """Return the largest weight of each channel."""
     return plots.fall(found.largest, found.channels, "")
