@@ -106,6 +106,16 @@ def filled_up(feeds: Feeds, size: int) -> Feeds:
     return {name: np.resize(each, (size, *each.shape[1:])) for name, each in feeds.items()}
 
 
+def first(answers: Feeds, count: int, size: int) -> Feeds:
+    """Return the answers to the first images of a batch of `size`; the others repeat them."""
+    if count == size:
+        return answers
+    return {
+        name: np.asarray(each)[:count] if np.shape(each)[:1] == (size,) else each
+        for name, each in answers.items()
+    }
+
+
 def draw(specs: Sequence[TensorSpec], batch: int, seed: int) -> Feeds:
     """Return random arrays of the right names, types and shapes; the same seed, the same arrays.
 

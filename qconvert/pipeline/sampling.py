@@ -6,11 +6,11 @@ import numpy as np
 
 from qconvert.backends.ort import open_cpu
 from qconvert.errors import QConvertError, UsageError
-from qconvert.feeds import Feeds, batch_size, filled_up, fixed_batch
+from qconvert.feeds import Feeds, batch_size, filled_up, first, fixed_batch
 from qconvert.images.labels import check_classes
 from qconvert.pipeline.graphs import Basis
 from qconvert.pipeline.scoring import BATCH, Exam
-from qconvert.search.answers import Wanted, first
+from qconvert.search.answers import Wanted
 from qconvert.search.explore import Sample
 from qconvert.search.subject import held
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from qconvert import __version__, backends, onnx_io
 from qconvert.backends.base import Engine
 from qconvert.backends.ort import VERSION, open_cpu
-from qconvert.feeds import Feeds, Run, answer, filled_up, fixed_batch
+from qconvert.feeds import Feeds, Run, answer, filled_up, first, fixed_batch
 from qconvert.images.batch import Images
 from qconvert.images.labels import check_classes
 from qconvert.measure.accuracy import Accuracy, MeasuredOn, accuracy, baseline
@@ -128,11 +128,7 @@ def _run(run: Run, feeds: Feeds, size: int | None) -> Feeds:
         return {name: _row(answer(made, name)) for name in made}
     if not size or count == size:
         return run(feeds)
-    answers = run(filled_up(feeds, size))
-    return {
-        name: each[:count] if np.shape(each)[:1] == (size,) else each
-        for name, each in answers.items()
-    }
+    return first(run(filled_up(feeds, size)), count, size)
 
 
 def _row(answer: NDArray[Any]) -> NDArray[Any]:

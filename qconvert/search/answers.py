@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvert.feeds import Feeds
+from qconvert.feeds import Feeds, first
 from qconvert.measure.classified import paired
 from qconvert.measure.judged import NONE, is_scores, join, judge
 from qconvert.measure.mix import By, Loss
@@ -35,16 +35,6 @@ class Wanted:
     def labelled(self) -> bool:
         """Whether every image has a label."""
         return bool(self.labels) and None not in self.labels
-
-
-def first(answers: Feeds, count: int, size: int) -> Feeds:
-    """Return the answers to the first images of a batch of `size`; the others repeat them."""
-    if count == size:
-        return answers
-    return {
-        name: np.asarray(each)[:count] if np.shape(each)[:1] == (size,) else each
-        for name, each in answers.items()
-    }
 
 
 def record(wanted: Wanted, got: Sequence[Feeds]) -> Record:
