@@ -23,7 +23,9 @@ from qconvert.quantize.plan import Plan
 from qconvert.quantize.plan_files import Planned
 from qconvert.store import Store
 
-GRAPH, PLAN, MADE = "model.onnx", "plan.json", "made.json"
+GRAPH = "model.onnx"
+PLAN = "plan.json"
+MADE = "made.json"
 LIBRARIES = ("onnx", "onnx-ir", "numpy")
 
 
