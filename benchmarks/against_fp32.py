@@ -11,8 +11,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from qconvert import onnx_io
 from qconvert.backends.ort import has_float_biases
+from qconvert.core import onnx_io
 
 THREADS, BATCHES = 2, (1, 8)
 CHUNK = 10
@@ -51,7 +51,7 @@ def judged(path: Path, found: Array, reference: Reference) -> Score:
     wanted = reference.logits
     classes = found.argmax(1)
     return Score(
-        megabytes=sum(file.stat().st_size for file in onnx_io.files(path)) / 1e6,
+        megabytes=sum(file.stat().st_size for file in onnx_io.model_files(path)) / 1e6,
         top1=100 * float((classes == reference.labels).mean()),
         agrees=100 * float((classes == wanted.argmax(1)).mean()),
         sqnr=decibel(wanted, found),

@@ -22,16 +22,16 @@ from pathlib import Path
 import onnxruntime
 from onnxruntime import quantization
 
-from qconvert import config_file, onnx_io
-from qconvert.calibrate import ranges_file
-from qconvert.calibrate.methods import ranges
+from qconvert.calibrate import calibration_file
+from qconvert.calibrate.methods import compute_ranges
+from qconvert.core import config_file, onnx_io
+from qconvert.core.cache import Cache
+from qconvert.core.progress import Progress
+from qconvert.core.scales import Grid
 from qconvert.images import ImageChoice, open_images
-from qconvert.images.batch import Images
+from qconvert.images.batches import Images
 from qconvert.images.preprocess import Preprocess
-from qconvert.pipeline.calibrate import Job, calibrate
-from qconvert.pipeline.progress import Progress
-from qconvert.scales import Grid
-from qconvert.store import Store
+from qconvert.run.calibrate import CalibrationRequest, calibrate
 
 IMAGES = Path(__file__).resolve().parents[2] / "shared/data/imagenet-500/calib"
 COUNT, MANY, ROUNDS = 200, 5000, 3
@@ -136,16 +136,16 @@ def ours(model: Path, count: int, folder: Path) -> None:
         "calibration.count": count,
         **{f"preprocess.{key}": value for key, value in LITE0_SETTINGS.items()},
     }
-    store = Store(model.parent / "store")
-    calibrate(config_file.load(None, given), Job(folder / "c.npz"), store, quiet)
+    store = Cache(model.parent / "store")
+    calibrate(config_file.load(None, given), CalibrationRequest(folder / "c.npz"), store, quiet)
 
 
 def methods(model: Path, count: int, folder: Path) -> None:
     """Compute every method from the file of an earlier calibration, for both kinds of grid."""
-    found = ranges_file.load(model.parent / "c.npz")
+    found = calibration_file.load(model.parent / "c.npz")
     for symmetric in (True, False):
         for name in METHODS:
-            ranges(found.summaries, name, Grid(symmetric=symmetric))
+            compute_ranges(found.summaries, name, Grid(symmetric=symmetric))
 
 
 def runtime(method: str) -> Callable[[Path, int, Path], None]:

@@ -21,8 +21,8 @@ from onnxruntime import quantization
 from benchmarks import small_nets
 from benchmarks.against_fp32 import Array, Reference, Score, answers, divergences, judged
 from benchmarks.quantization import ORT, PEERS, afresh, child
-from qconvert.demo import seeds
-from qconvert.feeds import Feeds
+from qconvert.core.tensors import Tensors
+from qconvert.demo import generator
 
 CALIBRATIONS, EVALUATIONS = 200, 500
 EFFORTS = ("none", "default")
@@ -113,10 +113,10 @@ def prepared(work: Path, name: str) -> Reference:
         net = ["benchmarks.small_nets:" + name, "--weights", weights, "--input", shape]
         child("-m", "qconvert", "export", *net, "-o", model)
     if not (calibration := work / "calibration.npz").exists():
-        images, _ = small_nets.pictures(seeds.CALIBRATION, CALIBRATIONS)
+        images, _ = small_nets.pictures(generator.CALIBRATION_SEED, CALIBRATIONS)
         np.savez(calibration, **{INPUT: images})
     if not kept.exists():
-        images, labels = small_nets.pictures(seeds.EVALUATION, EVALUATIONS)
+        images, labels = small_nets.pictures(generator.EVALUATION_SEED, EVALUATIONS)
         np.savez(kept, images=images, labels=labels, logits=answers(model, images))
     with np.load(kept) as found:
         return Reference(model, found["images"], found["labels"], found["logits"])
@@ -145,9 +145,9 @@ class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, path: Path) -> None:
         with np.load(path) as file:
             images = file[INPUT]
-        self.feeds: Iterator[Feeds] = ({INPUT: image[np.newaxis]} for image in images)
+        self.feeds: Iterator[Tensors] = ({INPUT: image[np.newaxis]} for image in images)
 
-    def get_next(self) -> Feeds | None:
+    def get_next(self) -> Tensors | None:
         return next(self.feeds, None)
 
 

@@ -17,10 +17,10 @@ import onnxsim
 import onnxslim
 
 from benchmarks import nets
-from qconvert import onnx_io
 from qconvert.backends.ort import open_cpu
-from qconvert.feeds import draw
-from qconvert.graph.prepare import prepare
+from qconvert.core import onnx_io
+from qconvert.core.tensors import random_inputs
+from qconvert.graph.clean import clean_model
 
 ROUNDS = 3
 Tool = Callable[[onnx.ModelProto], onnx.ModelProto]
@@ -28,8 +28,8 @@ Tool = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 def ours(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = ir.from_proto(model)
-    feeds = draw(onnx_io.inputs(graph), 2, seed=0)
-    return ir.to_proto(prepare(graph, 20, (), lambda each: open_cpu(each)(feeds)).model)
+    feeds = random_inputs(onnx_io.inputs(graph), 2, seed=0)
+    return ir.to_proto(clean_model(graph, 20, (), lambda each: open_cpu(each)(feeds)).model)
 
 
 TOOLS: dict[str, Tool] = {

@@ -33,8 +33,8 @@ from benchmarks.against_fp32 import (
     score,
 )
 from benchmarks.calibration import COUNT, EXPORT, IMAGES, LITE0
-from qconvert import onnx_io
-from qconvert.feeds import Feeds
+from qconvert.core import onnx_io
+from qconvert.core.tensors import Tensors
 from qconvert.images import ImageChoice, open_images
 
 EVALUATION = IMAGES.parent / "eval"
@@ -170,9 +170,9 @@ class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
 
     def __init__(self, model: Path) -> None:
         images = open_images(ImageChoice(IMAGES), onnx_io.inputs(onnx_io.load(model)), LITE0)
-        self.feeds: Iterator[Feeds] = (batch.feeds for batch in images.batches(1))
+        self.feeds: Iterator[Tensors] = (batch.feeds for batch in images.batches(1))
 
-    def get_next(self) -> Feeds | None:
+    def get_next(self) -> Tensors | None:
         return next(self.feeds, None)
 
 

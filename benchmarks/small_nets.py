@@ -19,9 +19,8 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks import nets
-from qconvert.demo import seeds
-from qconvert.demo.defects import CLASSES
-from qconvert.demo.pictures import draw
+from qconvert.demo import generator
+from qconvert.demo.generator import CLASSES, draw_image
 
 SIDE, BATCH, PICTURES = 64, 32, 3000
 # What a small picture still shows.
@@ -83,7 +82,7 @@ SMALL: Mapping[str, Schooling] = {
 def pictures(seed: int, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return drawn pictures as the networks take them, and their classes."""
     numbers = (number for number in itertools.count() if _kind(number) in KINDS)
-    drawn = [draw(seed, number) for number in itertools.islice(numbers, count)]
+    drawn = [draw_image(seed, number) for number in itertools.islice(numbers, count)]
     small = [
         Image.fromarray(each.decoded()).resize((SIDE, SIDE), Image.Resampling.BOX) for each in drawn
     ]
@@ -102,7 +101,9 @@ def train_to(weights: Path, name: str) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # steps this small take longer on two, and far longer on busy cores
     try:
-        network = trained(SMALL[name], *pictures(seeds.TRAINING, PICTURES), seeds.TRAINING)
+        network = trained(
+            SMALL[name], *pictures(generator.TRAINING_SEED, PICTURES), generator.TRAINING_SEED
+        )
     finally:
         torch.set_num_threads(threads)
     torch.save(network.state_dict(), weights)

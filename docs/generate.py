@@ -8,9 +8,9 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from qconvert import config_guide
 from qconvert.cli import COMMANDS, main
-from qconvert.report import json_schema
+from qconvert.core import config_file
+from qconvert.report import json_file
 
 REFERENCE = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/generate.py; change the code, then run `make docs`. -->\n"
@@ -44,7 +44,7 @@ def settings() -> str:
         "[qconvert.schema.json](qconvert.schema.json). `qconvert init` writes one.\n",
     ]
     table = None
-    for setting in config_guide.settings():
+    for setting in config_file.list_settings():
         if setting.table != table:
             table = setting.table
             lines += [f"\n## {f'[{table}]' if table else 'top level'}\n"]
@@ -56,7 +56,7 @@ def settings() -> str:
 
 def report() -> str:
     """Return every field of the report's JSON with its type, object by object."""
-    schema = json_schema.schema()
+    schema = json_file.json_schema()
     lines = [NOTE, "# The report as JSON\n"]
     lines += [
         "`report.json` in a run, and what `--json` of `build`, `bench` and `evaluate` prints.",
@@ -104,9 +104,9 @@ def pages() -> dict[str, str]:
     return {
         "commands.md": commands(),
         "settings.md": settings(),
-        "qconvert.schema.json": json.dumps(config_guide.schema(), indent=2) + "\n",
+        "qconvert.schema.json": json.dumps(config_file.settings_schema(), indent=2) + "\n",
         "report.md": report(),
-        "report.schema.json": json.dumps(json_schema.schema(), indent=2) + "\n",
+        "report.schema.json": json.dumps(json_file.json_schema(), indent=2) + "\n",
     }
 
 

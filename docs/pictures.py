@@ -15,17 +15,23 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import qconvert
-from qconvert import onnx_io
 from qconvert.calibrate import methods
-from qconvert.calibrate.evidence import bars
-from qconvert.calibrate.histogram import histogram
-from qconvert.calibrate.mse import errors
-from qconvert.calibrate.ranges_file import load
+from qconvert.calibrate.calibration_file import load
+from qconvert.calibrate.histogram import build_histogram, equal_width_counts
+from qconvert.calibrate.mse import squared_errors
 from qconvert.calibrate.summary import Summary
-from qconvert.demo.scene import NETWORK
-from qconvert.graph.patterns import constant
+from qconvert.core import onnx_io
+from qconvert.core.scales import (
+    Grid,
+    PerTensor,
+    Range,
+    choose_qparams,
+    choose_qparams_for_bounds,
+    fake_quantize,
+)
+from qconvert.demo.demo_files import NETWORK
+from qconvert.graph.patterns import constant_array
 from qconvert.quantize import weights
-from qconvert.scales import Grid, PerTensor, Range, around, over, rounded
 
 PLACE = Path(__file__).parent / "pictures"
 PICTURES = Path(__file__).parent.parent / "calib_data"
@@ -49,9 +55,9 @@ STYLE = {
 
 def round_off() -> Figure:
     """Draw what eight levels make of each value, and what they lose."""
-    scale = around(Range(-1.0, 2.5), Grid(3, symmetric=False, signed=False))
+    scale = choose_qparams(Range(-1.0, 2.5), Grid(3, symmetric=False, signed=False))
     values = np.linspace(-2.0, 3.5, 1101, dtype=np.float32)
-    kept = rounded(values, scale)
+    kept = fake_quantize(values, scale)
     figure = Figure(figsize=(7, 4))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     above.plot(values, values, color=GRAY, linewidth=1, label="x")
@@ -75,7 +81,7 @@ def symmetric(seen: Mapping[str, Summary], model: ir.Model) -> Figure:
     kinds = (("symmetric", Grid(4), SIGNED, ORANGE), ("with a zero point",
              Grid(4, symmetric=False, signed=False), UNSIGNED, BLUE))  # fmt: skip
     for row, (title, few, grid, colour) in zip(rows, kinds, strict=True):
-        scale = around(Range(seen[name].low, seen[name].high), few)
+        scale = choose_qparams(Range(seen[name].low, seen[name].high), few)
         levels = (np.arange(few.lowest, few.highest + 1) - scale.zeros) * scale.steps
         row.eventplot([levels], colors=colour, linelengths=0.8)
         row.set(yticks=[], xlim=(-7, 6.4))
@@ -89,14 +95,16 @@ def granularity(model: ir.Model) -> Figure:
     """Draw how near each channel's weights are with a scale each, and with one for all."""
     node = max((each for each in model.graph if _is_depthwise(each)), key=_unevenness)
     array = _weight(node)
-    one = over(np.float32(array.min()), np.float32(array.max()), SIGNED, PerTensor())
-    each = weights.minmax(array, SIGNED, 0)
+    one = choose_qparams_for_bounds(
+        np.float32(array.min()), np.float32(array.max()), SIGNED, PerTensor()
+    )
+    each = weights.minmax_scale(array, SIGNED, 0)
     order = np.argsort(-np.abs(array).reshape(len(array), -1).max(axis=1))
     figure = Figure(figsize=(7, 3))
     axes = figure.subplots()
     for scale, colour, text in ((each, BLUE, "a scale for each channel"),
                                 (one, ORANGE, "one scale for the tensor")):  # fmt: skip
-        lost = np.square(rounded(array, scale) - array).reshape(len(array), -1).sum(axis=1)
+        lost = np.square(fake_quantize(array, scale) - array).reshape(len(array), -1).sum(axis=1)
         power = np.square(array).reshape(len(array), -1).sum(axis=1)
         near = 10 * np.log10(power / lost)[order][::THINNED]
         places = np.arange(near.size) * THINNED
@@ -117,7 +125,7 @@ def ranges(seen: Mapping[str, Summary], model: ir.Model) -> Figure:
     colours = (GRAY, GREEN, RED, BLUE)
     for method, colour in zip(("minmax", "percentile:99.99", "entropy", "mse"), colours,
                               strict=True):  # fmt: skip
-        kept = methods.find(method)(seen[name], UNSIGNED)
+        kept = methods.find_method(method)(seen[name], UNSIGNED)
         text = f"{method}\n{kept.low:.2f} … {kept.high:.2f}".replace("-", "−")
         axes.axvline(kept.low, color=colour, linewidth=1.4, label=text)
         axes.axvline(kept.high, color=colour, linewidth=1.4)
@@ -145,13 +153,13 @@ def _widest(seen: Mapping[str, Summary], model: ir.Model, op: str) -> str:
 
 def _sqnr(seen: Summary, grid: Grid) -> float:
     low, high = np.array([seen.low]), np.array([seen.high])
-    values = histogram(seen)
+    values = build_histogram(seen)
     power = values.moments(np.array([values.reach]))[2]
-    return float(10 * np.log10(power / errors(values, low, high, grid))[0])
+    return float(10 * np.log10(power / squared_errors(values, low, high, grid))[0])
 
 
 def _shares(seen: Summary) -> NDArray[np.float64]:
-    found = bars(seen, 80)
+    found = equal_width_counts(seen, 80)
     shares: NDArray[np.float64] = found / found.sum()
     return shares
 
@@ -162,7 +170,7 @@ def _is_depthwise(node: ir.Node) -> bool:
 
 
 def _weight(node: ir.Node) -> NDArray[np.float32]:
-    array = constant(node.inputs[1])
+    array = constant_array(node.inputs[1])
     assert array is not None
     return array.astype(np.float32)
 

@@ -8,7 +8,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from qconvert.errors import GateFailed, QConvertError, Unavailable, UsageError
+from qconvert.core.errors import GateFailed, QConvertError, Unavailable, UsageError
 
 if TYPE_CHECKING:
     from qconvert.api import (
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         Quantized,
         Report,
         Run,
-        Searched,
+        SearchSummary,
         bench,
         build,
         calibrate,
@@ -56,7 +56,7 @@ __all__ = [
     "Quantized",
     "Report",
     "Run",
-    "Searched",
+    "SearchSummary",
     "Unavailable",
     "UsageError",
     "bench",

@@ -11,9 +11,9 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from qconvert import onnx_io
 from qconvert.cli import console, main
-from qconvert.cli.boundary import guarded
+from qconvert.cli.error_boundary import run_guarded
+from qconvert.core import onnx_io
 from tests import models, runs
 
 
@@ -24,7 +24,7 @@ def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # `make test` tells a make below it that it is one, which then says more.
     for name in ("NO_COLOR", "MAKELEVEL", "MAKEFLAGS", "MFLAGS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(console.LOUDNESS, "level", 0)
+    monkeypatch.setattr(console.VERBOSITY, "level", 0)
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ def qconvert(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Run a command in this process, through the boundary that a user meets."""
 
     def run(*args: str | Path) -> Outcome:
-        console._out.cache_clear()
-        console.talk_console.cache_clear()
-        console.LOUDNESS.level = 0
+        console._stdout_console.cache_clear()
+        console.stderr_console.cache_clear()
+        console.VERBOSITY.level = 0
         capsys.readouterr()
-        code = guarded(main, [str(arg) for arg in args])
+        code = run_guarded(main, [str(arg) for arg in args])
         captured = capsys.readouterr()
         return Outcome(code, captured.out, captured.err)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qconvert.demo import folder, seeds
-from qconvert.demo.scene import NETWORK
+from qconvert.demo import generator
+from qconvert.demo.demo_files import NETWORK
 from tests.commands_in_docs import ROOT
 
 # A page shows what a reader would type, which would take a reader's time; this shortens it.
@@ -39,8 +39,8 @@ def lay(place: Path) -> None:
     import torch
 
     (place / "model.onnx").write_bytes(NETWORK.read_bytes())
-    folder.write(place / "calib_data", seeds.CALIBRATION, 32)
-    folder.write(place / "val", seeds.EVALUATION, 40)
+    generator.write_images(place / "calib_data", generator.CALIBRATION_SEED, 32)
+    generator.write_images(place / "val", generator.EVALUATION_SEED, 40)
     rows = (place / "val/labels.csv").read_text().splitlines()
     (place / "labels.csv").write_text("\n".join([rows[0], *(f"val/{row}" for row in rows[1:])]))
     (place / "classes.txt").write_bytes((place / "val/classes.txt").read_bytes())

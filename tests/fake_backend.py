@@ -7,23 +7,24 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qconvert import onnx_io
 from qconvert.backends.base import (
     Availability,
+    BackendRequirements,
+    BuildProgressCallback,
     BuildSpec,
     Coverage,
     Engine,
-    Heard,
+    LoadSpec,
     Session,
-    Wants,
+    TritonSpec,
 )
-from qconvert.backends.folder import GRAPH
-from qconvert.backends.installed import Installed
+from qconvert.backends.engine_folder import GRAPH
 from qconvert.backends.ort import open_cpu
-from qconvert.backends.outside import Loading, Served
-from qconvert.feeds import Feeds
+from qconvert.backends.system_probe import Installed
+from qconvert.core import onnx_io
+from qconvert.core.scales import Grid
+from qconvert.core.tensors import Tensors
 from qconvert.quantize.scheme import Scheme
-from qconvert.scales import Grid
 
 PROVIDER = "FakeExecutionProvider"
 
@@ -35,10 +36,10 @@ class FakeSession:
     model: ir.Model
     threads: int = 0
 
-    def run(self, feeds: Feeds) -> Feeds:
+    def run(self, feeds: Tensors) -> Tensors:
         return open_cpu(self.model, self.threads)(feeds)
 
-    def bound(self, feeds: Feeds) -> Callable[[], None] | None:
+    def bind(self, feeds: Tensors) -> Callable[[], None] | None:
         return None
 
     def coverage(self) -> Coverage:
@@ -49,11 +50,11 @@ def probe(installed: Installed) -> Availability:
     return Availability(builds=True, runs=True, version="fake 1")
 
 
-def wants() -> Wants:
-    return Wants(Scheme("fake", Grid(8), Grid(8), integer_bias=False, rules=()))
+def requirements() -> BackendRequirements:
+    return BackendRequirements(Scheme("fake", Grid(8), Grid(8), integer_bias=False, rules=()))
 
 
-def recipe(spec: BuildSpec) -> Mapping[str, str]:
+def cache_key(spec: BuildSpec) -> Mapping[str, str]:
     options = {name: str(value) for name, value in spec.options.items()}
     return {"backend": "fake", "precision": spec.precision, **options}
 
@@ -62,20 +63,20 @@ def require_readable(graph: Path, spec: BuildSpec) -> None:
     """Take it."""
 
 
-def build(graph: Path, spec: BuildSpec, folder: Path, heard: Heard) -> Engine:
+def build(graph: Path, spec: BuildSpec, folder: Path, heard: BuildProgressCallback) -> Engine:
     heard("copying", 0.0)
     shutil.copyfile(graph, folder / GRAPH)
     heard("copied", 1.0)
-    return Engine("fake", spec.precision, folder, GRAPH, (GRAPH,), recipe(spec), spec.threads)
+    return Engine("fake", spec.precision, folder, GRAPH, (GRAPH,), cache_key(spec), spec.threads)
 
 
 def open(engine: Engine) -> Session:
     return FakeSession(onnx_io.load(engine.folder / engine.files[0]), engine.threads)
 
 
-def loading(engine: Engine) -> Loading:
-    return Loading(((PROVIDER, {}),), ("onnxruntime",))
+def load_spec(engine: Engine) -> LoadSpec:
+    return LoadSpec(((PROVIDER, {}),), ("onnxruntime",))
 
 
-def served(engine: Engine) -> Served:
-    return Served("onnxruntime_onnx", engine.graph, "CPU")
+def triton_spec(engine: Engine) -> TritonSpec:
+    return TritonSpec("onnxruntime_onnx", engine.graph, "CPU")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import qconvert
-from qconvert import onnx_io
+from qconvert.core import onnx_io
 from tests.models import mixed
 from tests.pictures import draw_folder
 

@@ -3,7 +3,7 @@
 import onnx_ir as ir
 import tensorrt_rtx as trt
 
-from qconvert import onnx_io
+from qconvert.core import onnx_io
 
 BATCHES = (1, 2, 4)
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import qconvert
-from qconvert import api, api_options
-from qconvert.cli import settings as cli_settings
+from qconvert import api
+from qconvert.core import option_table
 from qconvert.images import ImageChoice, open_images
 from qconvert.images.preprocess import PRESETS
 from tests.models import write_factory
@@ -60,9 +60,9 @@ def test_functions_stay_functions_where_a_package_has_their_name() -> None:
 
 
 def test_arguments_stand_for_the_settings_of_the_options_of_the_same_name() -> None:
-    options = dict(cli_settings.SETTINGS)
+    options = dict(option_table.OPTION_SETTINGS)
     options["eval"] = options.pop("eval_images")
-    assert api_options.KEYS.items() <= options.items()
+    assert api.ARGUMENT_SETTINGS.items() <= options.items()
 
 
 def test_the_page_about_python_runs_as_it_stands(tmp_path: Path) -> None:

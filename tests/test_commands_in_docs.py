@@ -3,7 +3,7 @@
 import click
 import pytest
 
-from qconvert.errors import UsageError
+from qconvert.core.errors import UsageError
 from tests.commands_in_docs import qconvert_lines, require_real, shell_lines
 
 PAGE = """

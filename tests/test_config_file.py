@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from qconvert import config, config_file, config_guide
-from qconvert.errors import UsageError
+from qconvert.core import config, config_file
+from qconvert.core.errors import UsageError
 
 WRONG = """\
 model = 3                      # line 1
@@ -138,12 +138,14 @@ def test_paths_in_a_file_start_at_the_file(tmp_path: Path) -> None:
 
 
 def test_assignments_are_toml_or_text() -> None:
-    read = config_file.assignments(("export.opset=21", "model=a b.onnx", 'prepare.skip=["names"]'))
-    two_lines = config_file.assignments(("export.opset=21\nx=3",))
+    read = config_file.parse_assignments(
+        ("export.opset=21", "model=a b.onnx", 'prepare.skip=["names"]')
+    )
+    two_lines = config_file.parse_assignments(("export.opset=21\nx=3",))
     assert two_lines == {"export.opset": "21\nx=3"}
     assert read == {"export.opset": 21, "model": "a b.onnx", "prepare.skip": ["names"]}
     with pytest.raises(UsageError, match="not KEY=VALUE"):
-        config_file.assignments(("opset",))
+        config_file.parse_assignments(("opset",))
 
 
 def test_an_assignment_below_a_value_is_refused() -> None:
@@ -164,7 +166,7 @@ def test_the_effective_settings_read_back_the_same(tmp_path: Path) -> None:
 
 def test_the_commented_file_is_the_defaults(tmp_path: Path) -> None:
     file = tmp_path / "q.toml"
-    file.write_text(config_guide.commented(None))
+    file.write_text(config_file.commented_toml(None))
     assert config_file.load(file) == config.Config()
     lines = [line.removeprefix("# ").split("  # ")[0].rstrip() for line in _lines("m.onnx")]
     file.write_text("\n".join(line for line in lines if not line.endswith("=")))
@@ -173,12 +175,12 @@ def test_the_commented_file_is_the_defaults(tmp_path: Path) -> None:
 
 def _lines(model: str) -> list[str]:
     """Return the settings and tables of the commented file, without its heading."""
-    return config_guide.commented(model).splitlines()[1:]
+    return config_file.commented_toml(model).splitlines()[1:]
 
 
 def test_the_schema_knows_every_key() -> None:
-    defined = config_guide.schema()["$defs"]
+    defined = config_file.settings_schema()["$defs"]
     assert set(defined["Export"]["properties"]) == {
-        setting.key for setting in config_guide.settings() if setting.table == "export"
+        setting.key for setting in config_file.list_settings() if setting.table == "export"
     }
     assert defined["Export"]["additionalProperties"] is False

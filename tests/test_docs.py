@@ -98,12 +98,12 @@ def test_the_reference_is_what_the_code_says() -> None:
 
 
 def test_the_passes_in_the_guide_are_those_of_the_code() -> None:
-    from qconvert.graph.prepare import passes
+    from qconvert.graph.clean import list_passes
 
     text = (ROOT / "docs/concepts/cleaning.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \|.*\| (yes|no) \| (yes|no) \|$", text, re.MULTILINE)
     words = {True: "yes", False: "no"}
     assert rows == [
         (each.name, words[each.safe_for_quantized], words[each.safe_for_large])
-        for each in passes(opset=20)
+        for each in list_passes(opset=20)
     ]

@@ -11,8 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from qconvert import drafts
-from qconvert.drafts import ABANDONED_SECONDS, BENCH, DRAFT, bench, draft, held, sweep
+from qconvert.core import atomic
+from qconvert.core.atomic import (
+    ABANDONED_SECONDS,
+    RESUMABLE_PREFIX,
+    TEMPORARY_PREFIX,
+    lock_folder,
+    remove_abandoned,
+    resumable_folder,
+    temporary_folder,
+)
 
 WORKER = """
 import sys
@@ -49,10 +57,10 @@ def date(folder: Path, seconds: float) -> None:
 
 
 def test_a_draft_goes_when_its_block_ends_however_it_ends(tmp_path: Path) -> None:
-    with draft(tmp_path) as place:
+    with temporary_folder(tmp_path) as place:
         (place / "new").write_text("new")
         (place / "new").rename(tmp_path / "new")
-    with pytest.raises(ValueError, match="no"), draft(tmp_path):
+    with pytest.raises(ValueError, match="no"), temporary_folder(tmp_path):
         raise ValueError("no")
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
@@ -63,7 +71,7 @@ def test_a_draft_at_work_is_not_swept_whatever_the_clock_says(
 ) -> None:
     with working(f"draft(Path({str(tmp_path)!r}))") as (place, child):
         date(place, seconds)
-        sweep(tmp_path)
+        remove_abandoned(tmp_path)
         assert (place / "half.txt").exists()
         child.communicate("go on\n", timeout=60)
     assert child.returncode == 0
@@ -78,7 +86,7 @@ def test_a_draft_of_a_killed_process_goes_with_the_next_one_whatever_the_clock_s
         child.send_signal(signal.SIGKILL)
         child.wait()
         date(place, seconds)
-    with draft(tmp_path) as own:
+    with temporary_folder(tmp_path) as own:
         assert list(tmp_path.iterdir()) == [own]
 
 
@@ -86,8 +94,8 @@ def test_a_bench_of_a_killed_process_is_found_again_and_goes_in_the_end(tmp_path
     with working(f"bench(Path({str(tmp_path)!r}), 'work')") as (place, child):
         child.send_signal(signal.SIGKILL)
         child.wait()
-    sweep(tmp_path)
-    with bench(tmp_path, "work") as found:
+    remove_abandoned(tmp_path)
+    with resumable_folder(tmp_path, "work") as found:
         assert found == place
         assert (found / "half.txt").read_text() == "half"
     assert list(tmp_path.iterdir()) == []
@@ -96,8 +104,8 @@ def test_a_bench_of_a_killed_process_is_found_again_and_goes_in_the_end(tmp_path
 def test_at_a_bench_that_another_process_holds_there_is_a_draft(tmp_path: Path) -> None:
     with working(f"bench(Path({str(tmp_path)!r}), 'work')") as (place, child):
         date(place, EARLIER)
-        with bench(tmp_path, "work") as own:
-            assert own.name.startswith(DRAFT)
+        with resumable_folder(tmp_path, "work") as own:
+            assert own.name.startswith(TEMPORARY_PREFIX)
             assert list(own.iterdir()) == []
         child.communicate("go on\n", timeout=60)
     assert list(tmp_path.iterdir()) == []
@@ -105,13 +113,13 @@ def test_at_a_bench_that_another_process_holds_there_is_a_draft(tmp_path: Path) 
 
 @pytest.mark.parametrize("seconds", [LATER, EARLIER])
 def test_a_bench_that_is_a_day_off_is_swept(tmp_path: Path, seconds: float) -> None:
-    old, fresh = tmp_path / f"{BENCH}old", tmp_path / f"{BENCH}fresh"
+    old, fresh = tmp_path / f"{RESUMABLE_PREFIX}old", tmp_path / f"{RESUMABLE_PREFIX}fresh"
     for place in (old, fresh):
         place.mkdir()
         (place / "half.txt").write_text("half")
         date(place, seconds)
     (fresh / "half.txt").write_text("half")  # just now
-    sweep(tmp_path)
+    remove_abandoned(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [fresh.name]
 
 
@@ -124,15 +132,15 @@ def test_where_there_are_no_locks_only_old_drafts_are_swept(
         raise OSError(9, "Bad file descriptor")  # what NFS says of a folder
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    old, fresh = tmp_path / f"{DRAFT}old", tmp_path / f"{DRAFT}fresh"
+    old, fresh = tmp_path / f"{TEMPORARY_PREFIX}old", tmp_path / f"{TEMPORARY_PREFIX}fresh"
     for place in (old, fresh):
         place.mkdir()
     date(old, EARLIER)
-    with held(tmp_path) as ours, drafts.draft(tmp_path) as own:
+    with lock_folder(tmp_path) as ours, atomic.temporary_folder(tmp_path) as own:
         assert ours is None
         assert {*tmp_path.iterdir()} == {fresh, own}
 
 
 def test_a_folder_that_went_away_is_not_held(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), held(tmp_path / "gone"):
+    with pytest.raises(FileNotFoundError), lock_folder(tmp_path / "gone"):
         pass

@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-from qconvert.errors import QConvertError, UsageError
-from qconvert.feeds import TensorSpec, answer, draw, parse, settle
+from qconvert.core.errors import QConvertError, UsageError
+from qconvert.core.tensors import TensorSpec, output_array, parse_spec, random_inputs, resolve_specs
 
 FLOAT, INT = np.dtype(np.float32), np.dtype(np.int64)
 
 
 def test_an_input_is_read_with_and_without_name_and_type() -> None:
-    assert parse("image:1x3x224x224") == TensorSpec("image", FLOAT, (1, 3, 224, 224))
-    assert parse("tokens:1x77:int64") == TensorSpec("tokens", INT, (1, 77))
-    assert parse("input:0:1x4") == TensorSpec("input:0", FLOAT, (1, 4))
-    assert parse("1x4") == TensorSpec("", FLOAT, (1, 4))
+    assert parse_spec("image:1x3x224x224") == TensorSpec("image", FLOAT, (1, 3, 224, 224))
+    assert parse_spec("tokens:1x77:int64") == TensorSpec("tokens", INT, (1, 77))
+    assert parse_spec("input:0:1x4") == TensorSpec("input:0", FLOAT, (1, 4))
+    assert parse_spec("1x4") == TensorSpec("", FLOAT, (1, 4))
 
 
 @pytest.mark.parametrize(
@@ -21,13 +21,13 @@ def test_an_input_is_read_with_and_without_name_and_type() -> None:
 )
 def test_nonsense_is_refused_with_an_example(wrong: str) -> None:
     with pytest.raises(UsageError, match="is not NAME:SHAPE") as caught:
-        parse(wrong)
+        parse_spec(wrong)
     assert "image:1x3x224x224" in str(caught.value.hint)
 
 
 def test_open_sizes_are_filled_and_the_batch_stays_open() -> None:
     specs = (TensorSpec("image", FLOAT, ("N", 3, "h", "w")), TensorSpec("scale", FLOAT, (1,)))
-    settled = settle(specs, [parse("image:1x3x8x6")])
+    settled = resolve_specs(specs, [parse_spec("image:1x3x8x6")])
     assert settled[0].shape == ("N", 3, 8, 6)
     assert settled[1] == specs[1]
 
@@ -36,14 +36,18 @@ def test_a_shape_that_contradicts_the_model_is_refused() -> None:
     specs = (TensorSpec("image", FLOAT, ("N", 3, 8, 8)),)
     for wrong in ("image:1x4x8x8", "image:1x3x8"):
         with pytest.raises(UsageError, match="does not fit"):
-            settle(specs, [parse(wrong)])
+            resolve_specs(specs, [parse_spec(wrong)])
     with pytest.raises(UsageError, match="no input `picture`"):
-        settle(specs, [parse("picture:1x3x8x8")])
+        resolve_specs(specs, [parse_spec("picture:1x3x8x8")])
 
 
 def test_drawing_is_repeatable_and_respects_types() -> None:
     specs = (TensorSpec("a", FLOAT, ("N", 3)), TensorSpec("b", INT, (2, 4)))
-    first, again, other = draw(specs, 2, 0), draw(specs, 2, 0), draw(specs, 2, 1)
+    first, again, other = (
+        random_inputs(specs, 2, 0),
+        random_inputs(specs, 2, 0),
+        random_inputs(specs, 2, 1),
+    )
     assert first["a"].shape == (2, 3)
     assert first["a"].dtype == np.float32
     assert set(np.unique(first["b"])) <= {0, 1}
@@ -53,41 +57,43 @@ def test_drawing_is_repeatable_and_respects_types() -> None:
 
 def test_an_open_size_cannot_be_drawn_and_the_hint_is_a_command() -> None:
     with pytest.raises(UsageError) as caught:
-        draw((TensorSpec("image", FLOAT, ("N", 3, "h", "")),), 1, 0)
+        random_inputs((TensorSpec("image", FLOAT, ("N", 3, "h", "")),), 1, 0)
     assert "`image: float32[N, 3, h, ?]`" in str(caught.value)
     assert caught.value.hint == "say it with `--input image:1x3x224x224`"
 
 
 def test_a_type_is_checked_where_one_was_given() -> None:
     specs = (TensorSpec("tokens", INT, ("N", "length")),)
-    assert settle(specs, [parse("tokens:1x7")])[0] == TensorSpec("tokens", INT, ("N", 7))
-    assert settle(specs, [parse("tokens:1x7:int64")])[0].dtype == INT
+    assert resolve_specs(specs, [parse_spec("tokens:1x7")])[0] == TensorSpec(
+        "tokens", INT, ("N", 7)
+    )
+    assert resolve_specs(specs, [parse_spec("tokens:1x7:int64")])[0].dtype == INT
     with pytest.raises(UsageError, match="says float32, the model takes int64"):
-        settle(specs, [parse("tokens:1x7:float32")])
+        resolve_specs(specs, [parse_spec("tokens:1x7:float32")])
 
 
 def test_an_input_is_given_once() -> None:
     specs = (TensorSpec("image", FLOAT, ("N", 3)),)
     with pytest.raises(UsageError, match="names `image` twice"):
-        settle(specs, [parse("image:1x3"), parse("1x3")])
+        resolve_specs(specs, [parse_spec("image:1x3"), parse_spec("1x3")])
 
 
 def test_a_fixed_batch_is_not_changed_by_an_input() -> None:
     specs = (TensorSpec("image", FLOAT, (1, 3)),)
-    assert settle(specs, [parse("image:1x3")]) == specs
+    assert resolve_specs(specs, [parse_spec("image:1x3")]) == specs
     with pytest.raises(UsageError, match="says a batch of 4, the model has 1") as caught:
-        settle(specs, [parse("image:4x3")])
+        resolve_specs(specs, [parse_spec("image:4x3")])
     assert caught.value.hint == "`--batch 4` sets it"
 
 
 def test_inputs_of_no_sensible_size_are_refused() -> None:
     huge = TensorSpec("x", np.dtype("float32"), ("N", 2**20, 2**20))
     with pytest.raises(QConvertError, match="numbers for `x`"):
-        draw([huge], 1, seed=0)
+        random_inputs([huge], 1, seed=0)
 
 
 def test_a_sequence_of_tensors_of_different_shapes_is_refused_by_its_name() -> None:
     one, other = np.zeros((2, 3)), np.zeros((2, 4))
-    assert answer({"y": [one, one]}, "y").shape == (2, 2, 3)  # type: ignore[dict-item]
+    assert output_array({"y": [one, one]}, "y").shape == (2, 2, 3)  # type: ignore[dict-item]
     with pytest.raises(QConvertError, match="`y` is a sequence of tensors of different shapes"):
-        answer({"y": [one, other]}, "y")  # type: ignore[dict-item]
+        output_array({"y": [one, other]}, "y")  # type: ignore[dict-item]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import qconvert
-from qconvert import onnx_io
-from qconvert.errors import QConvertError
+from qconvert.core import onnx_io
+from qconvert.core.errors import QConvertError
 from tests.models import floats, from_text
 from tests.runs import QUICK
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.lib import format as npy
 
-from qconvert import npz
+from qconvert.core import npz
 
 
 def packed(path: Path, **members: bytes) -> Path:
@@ -33,8 +33,8 @@ def claims(shape: tuple[int, ...], kind: str) -> bytes:
 
 def read(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
-        npz.require_small(archive.infolist())
-        return npz.read(archive, archive.infolist()[0])
+        npz.require_within_limit(archive.infolist())
+        return npz.read_array(archive, archive.infolist()[0])
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_what_was_written_is_read(value: Any, tmp_path: Path) -> None:
 def test_what_lies_is_refused_before_anything_is_made(
     content: bytes, said: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(npz.DAMAGED) as caught:
+    with pytest.raises(npz.CORRUPT_ERRORS) as caught:
         read(packed(tmp_path / "a.npz", x=content))
     assert said in str(caught.value)
 
@@ -76,6 +76,6 @@ def test_few_bytes_that_unpack_to_many_are_not_unpacked(
 ) -> None:
     path = packed(tmp_path / "bomb.npz", x=array(np.zeros(1_000_000)))
     assert path.stat().st_size < 20_000
-    monkeypatch.setattr(npz, "LARGEST_BYTES", 1_000_000)
+    monkeypatch.setattr(npz, "MAX_BYTES", 1_000_000)
     with pytest.raises(ValueError, match="over the limit"):
         read(path)

@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from qconvert import onnx_io
-from qconvert.errors import QConvertError
+from qconvert.core import onnx_io
+from qconvert.core.errors import QConvertError
 from tests import models
 
 

@@ -8,8 +8,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from qconvert import onnx_io
-from qconvert.errors import QConvertError, UsageError
+from qconvert.core import onnx_io
+from qconvert.core.errors import QConvertError, UsageError
 from tests import models
 from tests.conftest import write
 from tests.models import floats
@@ -90,23 +90,23 @@ def test_a_large_model_keeps_its_weights_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_io, "SINGLE_FILE_BYTES", 100)
-    monkeypatch.setattr(onnx_io, "KEEP_INSIDE_BYTES", 16)
+    monkeypatch.setattr(onnx_io, "EXTERNAL_THRESHOLD_BYTES", 16)
     path = write(models.tiny(), tmp_path / "a.onnx")
     data = [each for each in tmp_path.iterdir() if each.suffix == ".data"]
     assert len(data) == 1
     assert data[0].name.startswith("a-")
     stored = onnx_io.load(path).graph.initializers["conv_weight"].const_value
     assert isinstance(stored, ir.ExternalTensor)
-    assert onnx_io.files(path) == (path, data[0])
+    assert onnx_io.model_files(path) == (path, data[0])
     np.testing.assert_array_equal(stored.numpy(), models.floats(4, 3, 3, 3))
 
 
 def test_any_model_can_have_its_weights_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_io, "KEEP_INSIDE_BYTES", 16)
-    onnx_io.save(models.tiny(), tmp_path / "a.onnx", apart=True)
-    assert len(onnx_io.files(tmp_path / "a.onnx")) == 2
+    monkeypatch.setattr(onnx_io, "EXTERNAL_THRESHOLD_BYTES", 16)
+    onnx_io.save(models.tiny(), tmp_path / "a.onnx", external=True)
+    assert len(onnx_io.model_files(tmp_path / "a.onnx")) == 2
     assert onnx_io.fingerprint(onnx_io.load(tmp_path / "a.onnx")) == onnx_io.fingerprint(
         models.tiny()
     )
@@ -116,7 +116,7 @@ def test_writing_a_large_model_again_removes_only_its_own_old_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_io, "SINGLE_FILE_BYTES", 100)
-    monkeypatch.setattr(onnx_io, "KEEP_INSIDE_BYTES", 16)
+    monkeypatch.setattr(onnx_io, "EXTERNAL_THRESHOLD_BYTES", 16)
     bystander = tmp_path / "a-12345678.data"
     bystander.write_text("not of this model")
     path = write(models.tiny(), tmp_path / "a.onnx")

@@ -13,21 +13,21 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from qconvert.backends.ort import open_cpu
-from qconvert.scales import (
-    SMALLEST_STEP,
+from qconvert.core.scales import (
+    MIN_SCALE,
     Granularity,
     Grid,
     PerBlock,
     PerChannel,
     PerTensor,
+    QuantParams,
     Range,
-    Scale,
-    around,
+    choose_qparams,
+    choose_qparams_for_bounds,
     dequantize,
-    over,
+    fake_quantize,
     quantize,
-    rounded,
-    rounded_up,
+    round_scale_up,
 )
 from tests.models import floats, from_text
 
@@ -43,13 +43,13 @@ class Case:
     values: NDArray[np.float32]
     owners: NDArray[np.intp]
     ends: NDArray[np.float32]
-    scale: Scale
+    scale: QuantParams
     steps_in: str
 
     def parts(self) -> Iterator[tuple[float, float, float, int]]:
         """Yield for each range its ends, widened to zero, its step and its zero point."""
         lows, highs = np.minimum(self.ends[0], 0), np.maximum(self.ends[1], 0)
-        parts = (lows, highs, self.scale.steps, self.scale.zeros)
+        parts = (lows, highs, self.scale.scale, self.scale.zero_point)
         return zip(*(part.ravel().tolist() for part in parts), strict=True)
 
 
@@ -75,7 +75,9 @@ def cases(draw: st.DrawFn) -> Case:
     ends = np.sort(random.standard_normal((2, *sizes)) * magnitude, axis=0).astype(np.float32)
     if one_sided := draw(st.sampled_from([-1, 0, 1])):
         ends = np.sort(np.abs(ends) * np.float32(one_sided), axis=0)
-    scale = over(ends[0], ends[1], draw(st.sampled_from(GRIDS)), granularity, steps_in)
+    scale = choose_qparams_for_bounds(
+        ends[0], ends[1], draw(st.sampled_from(GRIDS)), granularity, steps_in
+    )
     return Case(values, owners, ends, scale, steps_in)
 
 
@@ -83,12 +85,12 @@ def cases(draw: st.DrawFn) -> Case:
 @given(cases())
 def test_integers_and_values_are_those_of_a_loop_over_scalars(case: Case) -> None:
     grid, parts = case.scale.grid, list(case.parts())
-    integers, values = quantize(case.values, case.scale), rounded(case.values, case.scale)
+    integers, values = quantize(case.values, case.scale), fake_quantize(case.values, case.scale)
     np.testing.assert_array_equal(values, dequantize(integers, case.scale))
     for index, value in np.ndenumerate(case.values):
         _, _, step, zero = parts[case.owners[index]]
         nearest = round(float(value / np.float32(step))) + zero
-        wanted = min(max(nearest, grid.lowest), grid.highest)
+        wanted = min(max(nearest, grid.quant_min), grid.quant_max)
         assert integers[index] == wanted
         assert values[index] == np.float32(wanted - zero) * np.float32(step)
 
@@ -97,14 +99,14 @@ def test_integers_and_values_are_those_of_a_loop_over_scalars(case: Case) -> Non
 @given(cases())
 def test_a_value_comes_back_within_half_a_step_or_as_the_nearer_end(case: Case) -> None:
     grid, parts = case.scale.grid, list(case.parts())
-    values = rounded(case.values, case.scale)
+    values = fake_quantize(case.values, case.scale)
     for index, value in np.ndenumerate(case.values.astype(np.float64)):
         low, high, step, zero = parts[case.owners[index]]
         # Single precision divides values that are many steps long with an error of their own.
         half = step * (0.5 + grid.levels * 2.0**-22)
         if low <= value <= high:
             assert abs(float(values[index]) - value) <= half
-        end = (grid.lowest if value < 0 else grid.highest) - zero
+        end = (grid.quant_min if value < 0 else grid.quant_max) - zero
         if abs(value) > abs(end) * step:
             assert values[index] == np.float32(end) * np.float32(step)
 
@@ -112,37 +114,43 @@ def test_a_value_comes_back_within_half_a_step_or_as_the_nearer_end(case: Case) 
 @settings(deadline=None)
 @given(cases())
 def test_a_grid_reaches_no_further_than_its_range(case: Case) -> None:
-    grid, least = case.scale.grid, SMALLEST_STEP[case.steps_in]
+    grid, least = case.scale.grid, MIN_SCALE[case.steps_in]
     coarse = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}[case.steps_in]
     for low, high, step, zero in case.parts():
-        span = max(-low, high) / grid.half if grid.symmetric else (high - low) / (grid.levels - 1)
+        span = (
+            max(-low, high) / grid.symmetric_max
+            if grid.symmetric
+            else (high - low) / (grid.levels - 1)
+        )
         assert step == pytest.approx(max(span, least), rel=coarse, abs=least)
-        assert grid.lowest <= zero <= grid.highest
+        assert grid.quant_min <= zero <= grid.quant_max
         assert zero == 0 or not grid.symmetric
 
 
 @settings(deadline=None)
 @given(cases())
 def test_zero_comes_back_as_zero(case: Case) -> None:
-    assert not rounded(np.zeros_like(case.values), case.scale).any()
+    assert not fake_quantize(np.zeros_like(case.values), case.scale).any()
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_quantizing_what_was_dequantized_gives_the_same_integers(grid: Grid) -> None:
-    integers = np.arange(grid.lowest, grid.highest + 1)
+    integers = np.arange(grid.quant_min, grid.quant_max + 1)
     assert len(integers) == grid.levels == 2**grid.bits
     for low, high in ((-0.37, 1.93), (0.0, 7.1), (-3e-4, 0.0), (0.0, 0.0), (-1e30, 3e29)):
-        scale = around(Range(low, high), grid)
+        scale = choose_qparams(Range(low, high), grid)
         np.testing.assert_array_equal(quantize(dequantize(integers, scale), scale), integers)
 
 
 @pytest.mark.parametrize("grid", [Grid(8), Grid(8, False), Grid(8, False, False), Grid(4)], ids=str)
 def test_ties_go_to_the_even_integer_before_the_zero_point_is_added(grid: Grid) -> None:
-    scale = around(Range(-3.0, grid.half if grid.symmetric else grid.levels - 4.0), grid)
-    assert scale.steps == 1.0
-    assert grid.symmetric or scale.zeros == grid.lowest + 3
+    scale = choose_qparams(
+        Range(-3.0, grid.symmetric_max if grid.symmetric else grid.levels - 4.0), grid
+    )
+    assert scale.scale == 1.0
+    assert grid.symmetric or scale.zero_point == grid.quant_min + 3
     ties = np.array([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.5], dtype=np.float32)
-    assert rounded(ties, scale).tolist() == [-2, -2, 0, 0, 2, 2, 4]
+    assert fake_quantize(ties, scale).tolist() == [-2, -2, 0, 0, 2, 2, 4]
 
 
 @pytest.mark.parametrize(("steps_in", "most"), [("fp32", 1e30), ("bf16", 1e30), ("fp16", 6e4)])
@@ -151,9 +159,9 @@ def test_steps_of_every_range_are_above_zero(steps_in: str, most: float, share: 
     largest = most * share
     for grid in GRIDS:
         for kept in (Range(-largest, largest), Range(0.0, largest), Range(-largest, 0.0)):
-            step = float(around(kept, grid, steps_in).steps)
+            step = float(choose_qparams(kept, grid, steps_in).scale)
             assert math.isfinite(step)
-            assert step >= SMALLEST_STEP[steps_in] > 0
+            assert step >= MIN_SCALE[steps_in] > 0
 
 
 @settings(deadline=None)
@@ -162,12 +170,12 @@ def test_a_step_is_the_least_of_its_type_that_is_not_smaller_than_wanted(
     wanted: float, steps_in: str
 ) -> None:
     kind = TYPES[steps_in]
-    step = rounded_up(np.array(wanted), steps_in)
+    step = round_scale_up(np.array(wanted), steps_in)
     assert step.dtype == np.float32
     assert step == step.astype(kind).astype(np.float32)
     assert float(step) >= wanted
     below = np.nextafter(step.astype(kind), kind(0)).astype(np.float64)
-    assert below < max(wanted, SMALLEST_STEP[steps_in])
+    assert below < max(wanted, MIN_SCALE[steps_in])
 
 
 @pytest.mark.parametrize(
@@ -177,9 +185,9 @@ def test_a_step_is_the_least_of_its_type_that_is_not_smaller_than_wanted(
 def test_integers_are_stored_in_the_narrowest_type_that_holds_them(bits: int, storage: str) -> None:
     for signed, name in ((True, storage), (False, f"u{storage}")):
         grid = Grid(bits, symmetric=False, signed=signed)
-        ends = np.array([grid.lowest, grid.highest])
+        ends = np.array([grid.quant_min, grid.quant_max])
         stored = ends.astype(ir.DataType[name.upper()].numpy())
-        assert grid.storage == name
+        assert grid.onnx_dtype == name
         np.testing.assert_array_equal(stored.astype(np.int64), ends)
 
 
@@ -207,14 +215,14 @@ def test_onnx_runtime_computes_the_same(
 ) -> None:
     granularity, along, places = layout
     lows, highs = -np.abs(floats(*places)), np.abs(floats(*places, seed=1))
-    scale = over(lows, highs, grid, granularity)
+    scale = choose_qparams_for_bounds(lows, highs, grid, granularity)
     halves = dequantize(np.arange(35).reshape(5, 7) - 17, scale) / 2
-    zero = scale.zeros.astype(ir.DataType[grid.storage.upper()].numpy())
-    run = open_cpu(from_text(NET.format(along=along), step=scale.steps, zero=zero))
+    zero = scale.zero_point.astype(ir.DataType[grid.onnx_dtype.upper()].numpy())
+    run = open_cpu(from_text(NET.format(along=along), step=scale.scale, zero=zero))
     for values in (floats(5, 7, seed=2), floats(5, 7, seed=3) * 9, halves, np.zeros_like(halves)):
         answers = run({"x": values})
         np.testing.assert_array_equal(answers["i"], quantize(values, scale))
-        np.testing.assert_array_equal(answers["y"], rounded(values, scale))
+        np.testing.assert_array_equal(answers["y"], fake_quantize(values, scale))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +234,7 @@ def test_a_range_that_does_not_run_upward_is_refused(low: float, high: float) ->
 
 
 def test_a_range_may_be_a_single_value() -> None:
-    assert Range(-2.0, -2.0).largest == 2.0
+    assert Range(-2.0, -2.0).max_abs == 2.0
 
 
 @pytest.mark.parametrize("bits", [0, 1, 17])
@@ -242,8 +250,8 @@ def test_grids_blocks_and_steps_that_make_no_sense_are_refused() -> None:
         PerBlock(0, 0)
     for step in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="above zero"):
-            Scale(np.array(step, np.float32), np.array(0, np.int32), Grid())
+            QuantParams(np.array(step, np.float32), np.array(0, np.int32), Grid())
 
 
 def test_eight_bits_have_256_levels_and_127_on_either_side() -> None:
-    assert (Grid(8).levels, Grid(8).half) == (256, 127)
+    assert (Grid(8).levels, Grid(8).symmetric_max) == (256, 127)

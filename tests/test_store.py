@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from qconvert import drafts
-from qconvert import store as stores
-from qconvert.drafts import DRAFT
-from qconvert.store import Store, default
+from qconvert.core import atomic, cache
+from qconvert.core.atomic import TEMPORARY_PREFIX
+from qconvert.core.cache import Cache, open_default
 
 RECIPE = {"model": "abc", "opset": "20"}
 
@@ -21,16 +20,16 @@ def put(folder: Path, text: str) -> None:
 
 
 def test_work_is_done_once_and_found_again(tmp_path: Path) -> None:
-    store, calls = Store(tmp_path), []
+    store, calls = Cache(tmp_path), []
 
     def make(folder: Path) -> None:
         calls.append(folder)
         (folder / "result.txt").write_text("done")
 
-    first = store.get("step", RECIPE, make)
-    assert not first.stored
-    again = store.get("step", dict(reversed(RECIPE.items())), make)
-    assert (again.path, again.stored) == (first.path, True)
+    first = store.get_or_make("step", RECIPE, make)
+    assert not first.hit
+    again = store.get_or_make("step", dict(reversed(RECIPE.items())), make)
+    assert (again.path, again.hit) == (first.path, True)
     home = first.path
     assert len(calls) == 1
     assert (home / "result.txt").read_text() == "done"
@@ -40,26 +39,26 @@ def test_work_is_done_once_and_found_again(tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Cache(tmp_path)
 
     def make(folder: Path) -> None:
         (folder / "half.txt").write_text("half")
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        store.get("step", RECIPE, make)
+        store.get_or_make("step", RECIPE, make)
     assert store.find("step", RECIPE) is None
     assert list((tmp_path / "step").iterdir()) == []
 
 
 def test_the_second_of_two_writers_takes_what_the_first_finished(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Cache(tmp_path)
 
     def slow(folder: Path) -> None:
         (folder / "result.txt").write_text("slow")
-        store.get("step", RECIPE, lambda inner: put(inner, "fast"))
+        store.get_or_make("step", RECIPE, lambda inner: put(inner, "fast"))
 
-    home = store.get("step", RECIPE, slow).path
+    home = store.get_or_make("step", RECIPE, slow).path
     assert (home / "result.txt").read_text() == "fast"
     assert [entry.path for entry in store.entries()] == [home]
 
@@ -67,7 +66,7 @@ def test_the_second_of_two_writers_takes_what_the_first_finished(tmp_path: Path)
 WRITER = """
 import sys, time
 from pathlib import Path
-from qconvert.store import Store
+from qconvert.core.cache import Store
 
 def make(folder):
     (folder / "half.txt").write_text("half")
@@ -83,8 +82,12 @@ def test_what_another_finishes_at_the_last_moment_is_not_removed(
 ) -> None:
     looks: list[Path] = []
     removed: list[Path] = []
-    other = Store(tmp_path / "other").get("step", RECIPE, lambda folder: put(folder, "other")).path
-    is_whole = stores._is_whole
+    other = (
+        Cache(tmp_path / "other")
+        .get_or_make("step", RECIPE, lambda folder: put(folder, "other"))
+        .path
+    )
+    is_whole = cache._is_intact
 
     def looked(home: Path) -> bool:
         found = is_whole(home)
@@ -93,9 +96,9 @@ def test_what_another_finishes_at_the_last_moment_is_not_removed(
             other.rename(home)
         return found
 
-    monkeypatch.setattr(stores, "_is_whole", looked)
-    monkeypatch.setattr(drafts, "remove", removed.append)
-    found = Store(tmp_path / "here").get("step", RECIPE, lambda folder: put(folder, "ours"))
+    monkeypatch.setattr(cache, "_is_intact", looked)
+    monkeypatch.setattr(atomic, "remove_folder", removed.append)
+    found = Cache(tmp_path / "here").get_or_make("step", RECIPE, lambda folder: put(folder, "ours"))
     assert (found.path / "result.txt").is_file()
     assert removed == []
 
@@ -109,10 +112,10 @@ def test_kill_9_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
         assert child.stdout.readline() == "started\n"
         child.send_signal(signal.SIGKILL)
         child.wait()
-    store = Store(tmp_path)
+    store = Cache(tmp_path)
     assert list(store.entries()) == []
     assert store.find("step", {"model": "abc"}) is None
-    home = store.get("step", {"model": "abc"}, lambda folder: (folder / "ok").touch()).path
+    home = store.get_or_make("step", {"model": "abc"}, lambda folder: (folder / "ok").touch()).path
     assert (home / "ok").exists()
     assert not (home / "half.txt").exists()
     assert [path.name for path in (tmp_path / "step").iterdir()] == [home.name]
@@ -120,7 +123,7 @@ def test_kill_9_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
 
 def test_eight_processes_agree_on_one_result(tmp_path: Path) -> None:
     script = (
-        "import sys\nfrom pathlib import Path\nfrom qconvert.store import Store\n"
+        "import sys\nfrom pathlib import Path\nfrom qconvert.core.cache import Store\n"
         "home = Store(Path(sys.argv[1])).get('step', {'a': 'b'},"
         " lambda folder: (folder / 'x').write_text('1') and None)\nprint(home.path)"
     )
@@ -137,9 +140,9 @@ def test_eight_processes_agree_on_one_result(tmp_path: Path) -> None:
 
 
 def test_clearing_one_step_leaves_the_others(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Cache(tmp_path)
     for step in ("export", "prepare"):
-        store.get(step, RECIPE, lambda folder: put(folder, "12345"))
+        store.get_or_make(step, RECIPE, lambda folder: put(folder, "12345"))
     (gone,) = store.clear("export")
     assert gone.step == "export"
     assert gone.size_bytes > 5
@@ -149,8 +152,8 @@ def test_clearing_one_step_leaves_the_others(tmp_path: Path) -> None:
 
 
 def test_damaged_work_is_made_again(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    home = store.get("step", RECIPE, lambda folder: put(folder, "good")).path
+    store = Cache(tmp_path)
+    home = store.get_or_make("step", RECIPE, lambda folder: put(folder, "good")).path
     for damage in (
         lambda: (home / "result.txt").write_text("bad!"),
         (home / "result.txt").unlink,
@@ -159,8 +162,8 @@ def test_damaged_work_is_made_again(tmp_path: Path) -> None:
     ):
         damage()
         assert store.find("step", RECIPE) is None
-        found = store.get("step", RECIPE, lambda folder: put(folder, "good"))
-        assert (found.path, found.stored) == (home, False)
+        found = store.get_or_make("step", RECIPE, lambda folder: put(folder, "good"))
+        assert (found.path, found.hit) == (home, False)
         assert (home / "result.txt").read_text() == "good"
         assert store.find("step", RECIPE) == home
 
@@ -170,9 +173,9 @@ def test_clearing_deletes_only_what_is_ours(tmp_path: Path) -> None:
     cakes.mkdir(parents=True)
     (cakes / "recipe.json").write_text('{"carrots": "5"}')
     (tmp_path / "cakes" / ".draft-notes").mkdir()
-    assert Store(tmp_path).clear() == []
-    store = Store(tmp_path)
-    home = store.get("step", RECIPE, lambda folder: put(folder, "x")).path
+    assert Cache(tmp_path).clear() == []
+    store = Cache(tmp_path)
+    home = store.get_or_make("step", RECIPE, lambda folder: put(folder, "x")).path
     (home / "recipe.json").unlink()
     assert [entry.path for entry in store.clear()] == [home]
     assert (cakes / "recipe.json").exists()
@@ -180,22 +183,22 @@ def test_clearing_deletes_only_what_is_ours(tmp_path: Path) -> None:
 
 
 def test_the_store_marks_itself_as_a_cache(tmp_path: Path) -> None:
-    Store(tmp_path).get("step", RECIPE, lambda folder: None)
+    Cache(tmp_path).get_or_make("step", RECIPE, lambda folder: None)
     assert (tmp_path / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f0688")
 
 
 def test_the_environment_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("QCONVERT_CACHE_DIR", str(tmp_path / "here"))
-    assert default().root == tmp_path / "here"
+    assert open_default().root == tmp_path / "here"
     monkeypatch.delenv("QCONVERT_CACHE_DIR")
-    assert "qconvert" in str(default().root)
+    assert "qconvert" in str(open_default().root)
 
 
 def test_opening_the_store_sweeps_what_a_killed_process_left(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("QCONVERT_CACHE_DIR", str(tmp_path))
-    home = default().get("step", RECIPE, lambda folder: put(folder, "x")).path
-    (home.parent / f"{DRAFT}killed").mkdir()
-    default()
+    home = open_default().get_or_make("step", RECIPE, lambda folder: put(folder, "x")).path
+    (home.parent / f"{TEMPORARY_PREFIX}killed").mkdir()
+    open_default()
     assert [path.name for path in home.parent.iterdir()] == [home.name]

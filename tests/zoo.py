@@ -18,10 +18,10 @@ from torch import nn
 from torch.nn import functional
 
 from qconvert.backends.ort import open_cpu
-from qconvert.config import Export
-from qconvert.feeds import draw, parse
-from qconvert.graph.prepare import prepare
-from qconvert.sources.torch_program import from_module
+from qconvert.core.config import ExportConfig
+from qconvert.core.tensors import parse_spec, random_inputs
+from qconvert.graph.clean import clean_model
+from qconvert.sources.torch_export import from_module
 
 OPSET, PATCH = 20, 16
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -33,9 +33,9 @@ def net(name: str) -> ir.Model:
     build, side = NETS[name]
     torch.manual_seed(0)
     module = settled(build(), side)
-    source = from_module(name, module, [parse(f"1x3x{side}x{side}")], Export())
-    feeds = draw(source.inputs, 2, seed=0)
-    return prepare(source.model, OPSET, (), lambda model: open_cpu(model)(feeds)).model
+    source = from_module(name, module, [parse_spec(f"1x3x{side}x{side}")], ExportConfig())
+    feeds = random_inputs(source.inputs, 2, seed=0)
+    return clean_model(source.model, OPSET, (), lambda model: open_cpu(model)(feeds)).model
 
 
 def settled(module: nn.Module, side: int) -> nn.Module:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from qconvert.demo.defects import CLASSES
+from qconvert.demo.generator import CLASSES
 
 # Expansion, channels, blocks, stride of the first block.
 STAGES = (

@@ -25,11 +25,10 @@ import torch
 from net import inspector
 from torch.nn import functional
 
-from qconvert.demo import folder, seeds
-from qconvert.demo.defects import CLASSES
-from qconvert.demo.pictures import draw
-from qconvert.demo.shapes import SIZE
-from qconvert.store import digest
+from qconvert.core.cache import file_sha256
+from qconvert.demo import generator
+from qconvert.demo.drawing import IMAGE_SIZE
+from qconvert.demo.generator import CLASSES, draw_image
 
 HERE = Path(__file__).resolve().parent
 PLACE = HERE.parent.parent / "qconvert" / "demo"
@@ -55,7 +54,7 @@ def main() -> None:
     given = asked.parse_args()
     keep_memory()
     torch.set_num_threads(given.threads)
-    torch.manual_seed(seeds.TRAINING)
+    torch.manual_seed(generator.TRAINING_SEED)
     torch.use_deterministic_algorithms(True)
     started = time.perf_counter()
     pixels, labels = pictures(IMAGES)
@@ -80,10 +79,10 @@ def keep_memory() -> None:
 
 def pictures(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the training pictures as bytes, seen through JPEG as the network will see them."""
-    pixels = np.empty((count, SIZE, SIZE, 3), np.uint8)
+    pixels = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     labels = np.empty(count, np.int64)
     for number in range(count):
-        picture = draw(seeds.TRAINING, number)
+        picture = draw_image(generator.TRAINING_SEED, number)
         pixels[number], labels[number] = picture.decoded(), picture.label
     return pixels, labels
 
@@ -92,7 +91,7 @@ def train(pixels: np.ndarray, labels: np.ndarray) -> torch.nn.Module:
     """Return the trained network; the last pictures are only looked at, to print how it goes."""
     network = inspector().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
-    random = np.random.default_rng(seeds.TRAINING)
+    random = np.random.default_rng(generator.TRAINING_SEED)
     learned = len(pixels) - HELD_OUT
     sides = [side for side, epochs in PHASES for _ in range(epochs)]
     total, step = len(sides) * (learned // BATCH), 0
@@ -134,7 +133,7 @@ def ready(images: np.ndarray, side: int) -> torch.Tensor:
     """Return pictures as the network takes them, from -1 to 1."""
     planes = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
     values = planes.float() / 127.5 - 1
-    if side != SIZE:
+    if side != IMAGE_SIZE:
         values = functional.interpolate(values, (side, side), mode="bilinear", antialias=True)
     return values.contiguous(memory_format=torch.channels_last)
 
@@ -151,9 +150,9 @@ def export(network: torch.nn.Module, model: Path, place: Path) -> dict[str, floa
     """Write the ONNX file as a user would, and return its scores on the evaluation pictures."""
     weights, images = place / "weights.pt", place / "evaluation"
     torch.save(network.state_dict(), weights)
-    folder.write(images, seeds.EVALUATION, seeds.EVALUATIONS)
-    shape = f"image:1x3x{SIZE}x{SIZE}"
-    look = ("--preprocess", "inception", "--resize", f"{SIZE}x{SIZE}")
+    generator.write_images(images, generator.EVALUATION_SEED, generator.EVALUATION_COUNT)
+    shape = f"image:1x3x{IMAGE_SIZE}x{IMAGE_SIZE}"
+    look = ("--preprocess", "inception", "--resize", f"{IMAGE_SIZE}x{IMAGE_SIZE}")
     qconvert(
         "export", "net:inspector", "--weights", weights, "--input", shape,
         "--images", images, *look, "-o", model.absolute(),
@@ -177,17 +176,17 @@ def record(model: Path, score: dict[str, float], took: Took) -> str:
     lines = [
         "# The demo's network",
         "Written by `examples/demo_network/train.py` when it trained the file beside it.",
-        f"- file: `{model.name}`, {model.stat().st_size / 1e6:.2f} MB, sha256 `{digest(model)}`",
-        f"- network: MobileNetV2 of {size:,} parameters, {SIZE} x {SIZE} RGB, x / 127.5 - 1",
+        f"- file: `{model.name}`, {model.stat().st_size / 1e6:.2f} MB, sha256 `{file_sha256(model)}`",
+        f"- network: MobileNetV2 of {size:,} parameters, {IMAGE_SIZE} x {IMAGE_SIZE} RGB, x / 127.5 - 1",
         f"- classes: {', '.join(CLASSES)}",
         f"- command: `python examples/demo_network/train.py --threads {took.threads}`",
-        f"- pictures: {IMAGES - HELD_OUT} of seed {seeds.TRAINING}, drawn by `qconvert/demo`; "
+        f"- pictures: {IMAGES - HELD_OUT} of seed {generator.TRAINING_SEED}, drawn by `qconvert/demo`; "
         f"{HELD_OUT} more of it were watched and nothing was chosen by them",
         f"- training: {phases}; AdamW, rate {RATE}, cosine, batch {BATCH}, pictures turned and "
         f"flipped, label smoothing {SMOOTHING}; the last step is kept",
         f"- took: {took.clock / 60:.0f} minutes, {took.processor / 60:.0f} of a processor core",
         f"- with: Python {platform.python_version()}, {used}",
-        f"- scored on {score['n']} pictures of seed {seeds.EVALUATION}, by `qconvert evaluate`: "
+        f"- scored on {score['n']} pictures of seed {generator.EVALUATION_SEED}, by `qconvert evaluate`: "
         f"top-1 {score['top1']:.2f} %, precision {score['precision']:.2f} %, "
         f"recall {score['recall']:.2f} %, F1 {score['f1']:.2f} %",
     ]

@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import qconvert
-from qconvert.demo import folder, seeds
-from qconvert.demo.scene import NETWORK
-from qconvert.report import figures
+from qconvert.demo import generator
+from qconvert.demo.demo_files import NETWORK
+from qconvert.report import metrics
 
 for name, seed, count in (
-    ("calibration", seeds.CALIBRATION, 128),
-    ("evaluation", seeds.EVALUATION, 200),
+    ("calibration", generator.CALIBRATION_SEED, 128),
+    ("evaluation", generator.EVALUATION_SEED, 200),
 ):
-    folder.write(Path("pictures") / name, seed, count)
+    generator.write_images(Path("pictures") / name, seed, count)
 
 
 def tell(progress):
@@ -34,7 +34,7 @@ print(f"\n{run.report.verdict}")
 for variant in run.report.variants:
     print(
         f"{variant.name:10} {variant.engine.bytes / 1e6:5.2f} MB"
-        f"  {figures.median_ms(variant):6.2f} ms  {variant.accuracy.top1:6.2f} %"
+        f"  {metrics.median_ms(variant):6.2f} ms  {variant.accuracy.top1:6.2f} %"
     )
 
 engine = run.engine("cpu-int8")

@@ -3,8 +3,8 @@
 from importlib import import_module
 from typing import cast
 
-from qconvert.backends.base import Availability, Backend, Wants
-from qconvert.backends.installed import Installed
+from qconvert.backends.base import Availability, Backend, BackendRequirements
+from qconvert.backends.system_probe import Installed
 
 # Imported on use, so that one backend's trouble is not another's.
 BACKENDS = {
@@ -22,10 +22,10 @@ def probe(name: str, installed: Installed) -> Availability:
     return found
 
 
-def wants(name: str) -> Wants:
+def requirements(name: str) -> BackendRequirements:
     """Ask one backend what graphs it takes; it need not work on this machine."""
     found = import_module(BACKENDS[name]).wants()
-    assert isinstance(found, Wants)
+    assert isinstance(found, BackendRequirements)
     return found
 
 

@@ -6,20 +6,21 @@ from pathlib import Path
 
 from qconvert.backends.base import (
     Availability,
+    BackendRequirements,
+    BuildProgressCallback,
     BuildSpec,
     Coverage,
     Engine,
-    Heard,
+    LoadSpec,
     Session,
-    Wants,
+    TritonSpec,
+    read_settings,
+    settings_as_text,
 )
-from qconvert.backends.folder import GRAPH, keep
-from qconvert.backends.installed import Installed, look
-from qconvert.backends.outside import Loading, Served
-from qconvert.backends.settings import settings, told
-from qconvert.backends.trial import why_not
-from qconvert.errors import UsageError
-from qconvert.feeds import TensorSpec
+from qconvert.backends.engine_folder import GRAPH, copy_graph
+from qconvert.backends.system_probe import Installed, detect, provider_error
+from qconvert.core.errors import UsageError
+from qconvert.core.tensors import TensorSpec
 
 PROVIDER = "CUDAExecutionProvider"
 PACKAGE = "onnxruntime-gpu"
@@ -28,18 +29,18 @@ DRIVER = "install the NVIDIA driver; in a container, start it with `--gpus all`"
 
 def probe(installed: Installed) -> Availability:
     """Say whether the CUDA provider runs here."""
-    missing = lacking(installed, "cuda")
+    missing = missing_requirement(installed, "cuda")
     if missing is not None:
         return missing
     version = f"{PACKAGE} {installed.packages[PACKAGE]}, {installed.driver}"
-    if trouble := why_not(PROVIDER):
+    if trouble := provider_error(PROVIDER):
         return Availability(
             False, False, version, trouble, 'pip install "onnxruntime-gpu[cuda,cudnn]"'
         )
     return Availability(True, True, version)
 
 
-def lacking(installed: Installed, extra: str) -> Availability | None:
+def missing_requirement(installed: Installed, extra: str) -> Availability | None:
     """Say what every provider of onnxruntime-gpu needs and this machine lacks, if anything."""
     if PACKAGE not in installed.packages:
         others = [name for name in installed.runtimes if name != PACKAGE]
@@ -48,19 +49,19 @@ def lacking(installed: Installed, extra: str) -> Availability | None:
         cure = f'{first}pip install "qconvert[{extra}]"'
         return Availability(False, False, reason=reason, cure=cure)
     version = f"{PACKAGE} {installed.packages[PACKAGE]}"
-    if installed.no_driver:
-        return Availability(False, False, version, installed.no_driver, DRIVER)
+    if installed.driver_error:
+        return Availability(False, False, version, installed.driver_error, DRIVER)
     return None
 
 
-def wants() -> Wants:
+def requirements() -> BackendRequirements:
     """Say what graphs the CUDA provider takes."""
     why = "ONNX Runtime computes INT8 on CUDA in float, with the rounding as extra work"
-    return Wants(None, refused={"int8": why})
+    return BackendRequirements(None, unsupported={"int8": why})
 
 
 @dataclass(frozen=True)
-class Settings:
+class CudaSettings:
     """What a build for CUDA can be told."""
 
     device: int = 0
@@ -68,14 +69,14 @@ class Settings:
     allow_fallback: bool = False
 
 
-def recipe(spec: BuildSpec) -> Mapping[str, str]:
+def cache_key(spec: BuildSpec) -> Mapping[str, str]:
     """Return all that decides a build beside the model: little, as the engine is the model."""
-    installed = look()
+    installed = detect()
     return {
         "backend": "cuda",
         "precision": spec.precision,
         "runtime": f"{PACKAGE} {installed.packages.get(PACKAGE, '')}".strip(),
-        **told(settings(Settings, spec, "cuda")),
+        **settings_as_text(read_settings(CudaSettings, spec, "cuda")),
     }
 
 
@@ -83,19 +84,19 @@ def require_readable(graph: Path, spec: BuildSpec) -> None:
     """Take it: which kernels there are is known only where there is a GPU."""
 
 
-def build(graph: Path, spec: BuildSpec, folder: Path, heard: Heard) -> Engine:
+def build(graph: Path, spec: BuildSpec, folder: Path, heard: BuildProgressCallback) -> Engine:
     """Copy the model, which is what the CUDA provider loads, and note the device.
 
     Nothing is compiled ahead, so this needs no GPU.
     """
-    chosen = settings(Settings, spec, "cuda")
+    chosen = read_settings(CudaSettings, spec, "cuda")
     heard("copying the model", None)
-    kept = keep(graph, folder)
+    kept = copy_graph(graph, folder)
     if chosen.cuda_graph:
-        require_fixed(kept.inputs)
-    names = {str(number): gpu.name for number, gpu in enumerate(look().gpus)}
+        require_fixed_shapes(kept.inputs)
+    names = {str(number): gpu.name for number, gpu in enumerate(detect().gpus)}
     gpu = names.get(str(chosen.device), "none here")
-    made_with = {**recipe(spec), "gpu": gpu}
+    made_with = {**cache_key(spec), "gpu": gpu}
     return Engine("cuda", spec.precision, folder, GRAPH, kept.files, made_with)
 
 
@@ -105,42 +106,42 @@ def open(engine: Engine) -> Session:
     This relies on ONNX Runtime's documents for I/O binding and CUDA graphs; it runs only where
     there is a GPU.
     """
-    from qconvert.backends import ort_session
+    from qconvert.backends import ort
 
-    path, found = engine.folder / engine.files[0], loading(engine)
-    entries, providers = found.entries, found.listed
-    ort_session.preload()
-    session = ort_session.start(path, ort_session.options(entries=entries), providers)
+    path, found = engine.folder / engine.files[0], load_spec(engine)
+    entries, providers = found.config_entries, found.provider_list
+    ort.preload_cuda_libraries()
+    session = ort.create_session(path, ort.session_options(entries=entries), providers)
 
     def covered() -> Coverage:
-        taken = ort_session.assigned(session)
+        taken = ort.nodes_by_provider(session)
         if set(taken) == {PROVIDER}:
-            return ort_session.kernels(path, ort_session.options(entries=entries), providers)
-        return Coverage(ort_session.counted(taken), None, "nodes run on more than one provider")
+            return ort.kernel_coverage(path, ort.session_options(entries=entries), providers)
+        return Coverage(ort.count_nodes(taken), None, "nodes run on more than one provider")
 
     device = int(engine.made_with["device"])
-    return ort_session.OrtSession(session, covered, "cuda", device, found.captured)
+    return ort.OrtSession(session, covered, "cuda", device, found.cuda_graph)
 
 
-def loading(engine: Engine) -> Loading:
+def load_spec(engine: Engine) -> LoadSpec:
     """Say how ONNX Runtime loads an engine: all of it on the GPU unless a fallback was allowed."""
     made = engine.made_with
     captured, fallback = made["cuda-graph"] == "True", made["allow-fallback"] == "True"
     own = {"device_id": made["device"], **({"enable_cuda_graph": "1"} if captured else {})}
-    return Loading(
+    return LoadSpec(
         providers=((PROVIDER, own), *((("CPUExecutionProvider", {}),) if fallback else ())),
         packages=(f"{PACKAGE}[cuda,cudnn]",),
-        entries={} if fallback else {"session.disable_cpu_ep_fallback": "1"},
-        captured=captured,
+        config_entries={} if fallback else {"session.disable_cpu_ep_fallback": "1"},
+        cuda_graph=captured,
     )
 
 
-def served(engine: Engine) -> Served:
+def triton_spec(engine: Engine) -> TritonSpec:
     """Say how Triton serves an engine: its ONNX Runtime takes CUDA wherever there is a GPU."""
-    return Served("onnxruntime_onnx", engine.graph, "GPU")
+    return TritonSpec("onnxruntime_onnx", engine.graph, "GPU")
 
 
-def require_fixed(inputs: Sequence[TensorSpec]) -> None:
+def require_fixed_shapes(inputs: Sequence[TensorSpec]) -> None:
     """Refuse a CUDA graph, which is one recorded run, for inputs whose shapes change."""
     for spec in inputs:
         if not all(isinstance(size, int) for size in spec.shape):

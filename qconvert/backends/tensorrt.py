@@ -1,49 +1,184 @@
 """ONNX Runtime's TensorRT provider."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from types import ModuleType
+from typing import Any, Literal
 
-from qconvert.backends import nvinfer_apart
+from qconvert.backends import nvinfer, ort
 from qconvert.backends.base import (
     Availability,
+    BackendRequirements,
+    BuildProgressCallback,
     BuildSpec,
+    Coverage,
     Engine,
-    Heard,
+    LoadSpec,
     Precision,
     Session,
-    Wants,
+    TritonSpec,
+    read_settings,
+    settings_as_text,
 )
-from qconvert.backends.cuda import PACKAGE, lacking, require_fixed
-from qconvert.backends.folder import GRAPH, keep
-from qconvert.backends.installed import Installed, look
-from qconvert.backends.outside import Loading, Served
-from qconvert.backends.settings import settings, told
-from qconvert.backends.tensorrt_options import PROVIDER, REST, Settings, chosen_for, opening
-from qconvert.backends.trial import why_not
-from qconvert.backends.versions import NetworkTypes, needs, network_types, numbers
-from qconvert.errors import Unavailable, UsageError
-from qconvert.quantize import rounded_inputs
+from qconvert.backends.cuda import PACKAGE, missing_requirement, require_fixed_shapes
+from qconvert.backends.engine_folder import (
+    GRAPH,
+    EngineGraph,
+    copy_graph,
+    explain_write_errors,
+    wrap_engine,
+)
+from qconvert.backends.precision_coverage import layer_precisions
+from qconvert.backends.system_probe import Installed, detect, provider_error
+from qconvert.backends.tensorrt_options import (
+    CONTEXT,
+    DEFAULT_REST,
+    PROVIDER,
+    TensorrtSettings,
+    config_entries,
+    engine_files,
+    engine_load_spec,
+    provider_options,
+    providers_with_fallbacks,
+    settings_of_build,
+)
+from qconvert.backends.versions import NetworkTypes, linked_libraries, major_minor, network_types
+from qconvert.core import onnx_io
+from qconvert.core.errors import QConvertError, Unavailable, UsageError
+from qconvert.core.scales import Grid
+from qconvert.quantize import rules_tensorrt
 from qconvert.quantize.scheme import Scheme
-from qconvert.scales import Grid
+
+ENGINE = "model.engine"
+TIMING_CACHE_FILE = "native.timing"
+NODES_FILE = "nodes.json"  # which provider took which nodes: the loaded engine is a single node
+
+BuildResult = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+def build_with_provider(
+    kept: EngineGraph, spec: BuildSpec, runtime: NetworkTypes, heard: BuildProgressCallback
+) -> BuildResult:
+    """Let the provider build; return the files to load, and notes on nodes it did not take.
+
+    The provider tells no progress, and hears of Ctrl-C when it is done.
+    """
+    _library()
+    heard("TensorRT builds the engine, without telling how far it is", None)
+    chosen = read_settings(TensorrtSettings, spec, "tensorrt")
+    made = provider_options(spec, kept.folder, runtime, kept.inputs)
+    session = ort.create_session(
+        kept.path, _session_options(chosen), providers_with_fallbacks(made, chosen)
+    )
+    taken = ort.nodes_by_provider(session)
+    del session  # what the provider still holds back is written now
+    files = engine_files(kept.folder, chosen, kept.files)
+    if not files:
+        raise QConvertError(
+            "the TensorRT provider left no engine that loads without a rebuild",
+            details=sorted(path.name for path in kept.folder.iterdir()),
+            hint="`tensorrt.builder` = native builds with TensorRT itself",
+        )
+    _note_taken(kept.folder, taken)
+    return files, fallback_notes(taken)
+
+
+def build_native(kept: EngineGraph, spec: BuildSpec, heard: BuildProgressCallback) -> BuildResult:
+    """Build with TensorRT itself, strongly typed, and wrap the engine for the provider."""
+    chosen = read_settings(TensorrtSettings, spec, "tensorrt")
+    cache = Path(chosen.timing_cache) / TIMING_CACHE_FILE if chosen.timing_cache else None
+    wishes = nvinfer.NativeBuildOptions(
+        (spec.profile,),
+        chosen.workspace,
+        chosen.level,
+        chosen.hardware_compatible,
+        chosen.weight_stripped,
+        cache,
+    )
+    _library()
+    name = ENGINE.replace(".engine", ".stripped.engine") if chosen.weight_stripped else ENGINE
+    with explain_write_errors(kept.folder):
+        nvinfer.build_in_subprocess("tensorrt", kept, wishes, kept.folder / name, heard)
+        onnx_io.save(wrap_engine(kept.model, name, PROVIDER), kept.folder / CONTEXT)
+    nodes = [f"{node.op_type} {node.name}" for node in kept.model.graph]
+    _note_taken(kept.folder, {PROVIDER: nodes})
+    return engine_files(kept.folder, chosen, kept.files), ()
+
+
+def load_engine(engine: Engine) -> ort.OrtSession:
+    """Open an engine with the provider alone, unless it was built with others to fall back on."""
+    trt = _library()
+    chosen, found = settings_of_build(engine.made_with), engine_load_spec(engine)
+    path = engine.folder / engine.files[0]
+    session = ort.create_session(path, _session_options(chosen), found.provider_list)
+
+    def covered() -> Coverage:
+        return _coverage(engine, chosen, trt)
+
+    return ort.OrtSession(session, covered, "cuda", chosen.device, found.cuda_graph)
+
+
+def fallback_notes(taken: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Return a note for every provider but TensorRT that took nodes, with their names."""
+    return tuple(
+        f"{len(nodes)} nodes run on {name}: {', '.join(nodes)}"
+        for name, nodes in sorted(taken.items())
+        if name != PROVIDER and nodes
+    )
+
+
+def _session_options(chosen: TensorrtSettings) -> Any:
+    """Return options that leave the graph to TensorRT.
+
+    ONNX Runtime's own rewrites would take Q/DQ pairs apart before TensorRT sees them.
+    """
+    return ort.session_options(entries=config_entries(chosen), level=ort.OPTIMIZE_NONE)
+
+
+def _coverage(engine: Engine, chosen: TensorrtSettings, trt: ModuleType) -> Coverage:
+    if chosen.builder == "native" and not chosen.weight_stripped:
+        text = nvinfer.inspect_engine(trt, (engine.folder / ENGINE).read_bytes())
+        if (counts := layer_precisions(text)) is not None:
+            return Coverage({PROVIDER: sum(counts.values())}, counts)
+    taken = json.loads((engine.folder / NODES_FILE).read_text(encoding="utf-8"))
+    why = "ONNX Runtime builds engines that do not tell; `tensorrt.builder` = native makes some do"
+    return Coverage(ort.count_nodes(taken), None, why)
+
+
+def _note_taken(folder: Path, taken: Mapping[str, Sequence[str]]) -> None:
+    with explain_write_errors(folder):
+        (folder / NODES_FILE).write_text(json.dumps(taken, indent=1), encoding="utf-8")
+
+
+def _library() -> ModuleType:
+    """Return TensorRT's module, which loads the library that the provider looks for."""
+    ort.preload_cuda_libraries()
+    try:
+        return import_module("tensorrt")
+    except ImportError:
+        raise Unavailable(
+            "TensorRT is not installed", hint='pip install "qconvert[tensorrt]"'
+        ) from None
 
 
 def probe(installed: Installed) -> Availability:
     """Say whether the TensorRT provider runs here, and first whether its libraries fit together."""
     if PACKAGE in installed.packages and (unfit := _unfit(installed)):
         return unfit
-    missing = lacking(installed, "tensorrt")
+    missing = missing_requirement(installed, "tensorrt")
     if missing is not None:
         return missing
     version = _version(installed)
-    if trouble := why_not(PROVIDER):
+    if trouble := provider_error(PROVIDER):
         return Availability(False, False, version, trouble, 'pip install "qconvert[tensorrt]"')
     return Availability(True, True, version)
 
 
 def _unfit(installed: Installed) -> Availability | None:
-    runtime, found = installed.packages[PACKAGE], installed.libraries("tensorrt")
-    wanted = needs(runtime)
+    runtime, found = installed.packages[PACKAGE], installed.library_version("tensorrt")
+    wanted = linked_libraries(runtime)
     if wanted is None:
         reason, cure = f"onnxruntime-gpu {runtime} is too old", 'pip install "qconvert[tensorrt]"'
     elif not found:
@@ -51,7 +186,7 @@ def _unfit(installed: Installed) -> Availability | None:
             f"onnxruntime-gpu {runtime} needs TensorRT {wanted.tensorrt}, and none is installed"
         )
         cure = _install(wanted.cuda, wanted.tensorrt)
-    elif numbers(found)[0] != wanted.tensorrt:
+    elif major_minor(found)[0] != wanted.tensorrt:
         reason = f"onnxruntime-gpu {runtime} needs TensorRT {wanted.tensorrt}; found {found}"
         cure = _install(wanted.cuda, wanted.tensorrt)
     else:
@@ -64,26 +199,31 @@ def _install(cuda: int, tensorrt: int) -> str:
 
 
 def _version(installed: Installed) -> str:
-    found = installed.libraries("tensorrt")
+    found = installed.library_version("tensorrt")
     runtime = f"{PACKAGE} {installed.packages[PACKAGE]}"
     return f"{runtime}, TensorRT {found}" if found else runtime
 
 
-def wants() -> Wants:
+def requirements() -> BackendRequirements:
     """Say what graphs TensorRT takes: all zero points 0, biases in float."""
-    typed = graph_precision("int8", look()) == "typed"
-    return Wants(scheme("tensorrt"), ("fp32", "fp16", "bf16"), build_rest=REST, typed=typed)
+    typed = graph_precision("int8", detect()) == "typed"
+    return BackendRequirements(
+        quantization_scheme("tensorrt"),
+        ("fp32", "fp16", "bf16"),
+        default_rest=DEFAULT_REST,
+        strongly_typed=typed,
+    )
 
 
-def scheme(name: str) -> Scheme:
+def quantization_scheme(name: str) -> Scheme:
     """Return the scheme of TensorRT's builders."""
     return Scheme(
         name,
         activations=Grid(8),
         weights=Grid(8),
         integer_bias=False,
-        rules=rounded_inputs.RULES,
-        shared=frozenset({"Concat"}),
+        rules=rules_tensorrt.RULES,
+        shared_scale=frozenset({"Concat"}),
     )
 
 
@@ -102,41 +242,40 @@ def graph_precision(
     return "float32" if weak and precision != "fp32" else "typed"
 
 
-def recipe(spec: BuildSpec) -> Mapping[str, str]:
+def cache_key(spec: BuildSpec) -> Mapping[str, str]:
     """Return all that decides a build beside the model: an engine fits one GPU and one release."""
-    installed = look()
-    chosen = settings(Settings, spec, "tensorrt")
+    installed = detect()
+    chosen = read_settings(TensorrtSettings, spec, "tensorrt")
     gpu = dict(enumerate(installed.gpus)).get(chosen.device)
     profile = spec.profile
     return {
         "backend": "tensorrt",
         "precision": spec.precision,
-        "rest": spec.rest or REST,
-        "profile": f"{profile.least},{profile.best},{profile.most}",
+        "rest": spec.rest or DEFAULT_REST,
+        "profile": f"{profile.min_batch},{profile.opt_batch},{profile.max_batch}",
         "runtime": f"{PACKAGE} {installed.packages.get(PACKAGE, '')}".strip(),
-        "tensorrt": installed.libraries("tensorrt"),
+        "tensorrt": installed.library_version("tensorrt"),
         "driver": installed.driver,
         "gpu": f"{gpu.name} {gpu.capability[0]}.{gpu.capability[1]}" if gpu else "",
-        **told(chosen, "timing_cache"),
+        **settings_as_text(chosen, "timing_cache"),
     }
 
 
 def require_readable(graph: Path, spec: BuildSpec) -> None:
     """Refuse a graph that the native builder cannot read; the provider takes what it can."""
-    if settings(Settings, spec, "tensorrt").builder == "native":
-        nvinfer_apart.parse("tensorrt", graph)
+    if read_settings(TensorrtSettings, spec, "tensorrt").builder == "native":
+        nvinfer.parse_in_subprocess("tensorrt", graph)
 
 
-def build(graph: Path, spec: BuildSpec, folder: Path, heard: Heard) -> Engine:
+def build(graph: Path, spec: BuildSpec, folder: Path, heard: BuildProgressCallback) -> Engine:
     """Build an engine, and a small ONNX file that loads it without building again."""
-    from qconvert.backends import tensorrt_engine
 
-    chosen, installed = settings(Settings, spec, "tensorrt"), look()
-    kept = keep(graph, folder)
+    chosen, installed = read_settings(TensorrtSettings, spec, "tensorrt"), detect()
+    kept = copy_graph(graph, folder)
     if chosen.cuda_graph:
-        require_fixed(kept.inputs)
+        require_fixed_shapes(kept.inputs)
     if chosen.builder == "native":
-        files, notes = tensorrt_engine.native(kept, spec, heard)
+        files, notes = build_native(kept, spec, heard)
     else:
         runtime = _types(installed)
         if runtime is None:
@@ -144,26 +283,25 @@ def build(graph: Path, spec: BuildSpec, folder: Path, heard: Heard) -> Engine:
                 "this onnxruntime-gpu and this TensorRT are not known to work together",
                 hint="`qconvert doctor` says which release of TensorRT it needs",
             )
-        files, notes = tensorrt_engine.provided(kept, spec, runtime, heard)
-    made_with = dict(recipe(spec))
+        files, notes = build_with_provider(kept, spec, runtime, heard)
+    made_with = dict(cache_key(spec))
     return Engine("tensorrt", spec.precision, folder, GRAPH, files, made_with, notes=notes)
 
 
 def open(engine: Engine) -> Session:
     """Load an engine through the provider, without building it again."""
-    from qconvert.backends import tensorrt_engine
 
-    return tensorrt_engine.load(engine)
+    return load_engine(engine)
 
 
-def loading(engine: Engine) -> Loading:
+def load_spec(engine: Engine) -> LoadSpec:
     """Say how ONNX Runtime loads an engine."""
-    return opening(engine)
+    return engine_load_spec(engine)
 
 
-def served(engine: Engine) -> Served:
+def triton_spec(engine: Engine) -> TritonSpec:
     """Say how Triton serves an engine: whoever built it, it is a plan that TensorRT loads."""
-    made, chosen = engine.made_with, chosen_for(engine.made_with)
+    made, chosen = engine.made_with, settings_of_build(engine.made_with)
     plans = [name for name in engine.files if name.endswith(".engine")]
     if chosen.allow_fallback or chosen.weight_stripped or len(plans) != 1:
         odd = "parts of it run elsewhere" if chosen.allow_fallback else "it has no weights inside"
@@ -173,9 +311,9 @@ def served(engine: Engine) -> Served:
         )
     least, best, most = (int(size) for size in made["profile"].split(","))
     notes = (f"the server needs TensorRT {made['tensorrt']} and a GPU like {made['gpu']}",)
-    return Served("tensorrt_plan", plans[0], "GPU", (least, best, most), notes=notes)
+    return TritonSpec("tensorrt_plan", plans[0], "GPU", (least, best, most), notes=notes)
 
 
 def _types(installed: Installed) -> NetworkTypes | None:
-    runtime, found = installed.packages.get(PACKAGE, ""), installed.libraries("tensorrt")
+    runtime, found = installed.packages.get(PACKAGE, ""), installed.library_version("tensorrt")
     return network_types(runtime, found) if runtime and found else None

@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qconvert.backends.base import INTEGER, BuildSpec, Engine, Profile
-from qconvert.backends.outside import Loading
-from qconvert.backends.settings import settings
+from qconvert.backends.base import INTEGER, BuildSpec, Engine, LoadSpec, Profile, read_settings
 from qconvert.backends.versions import NetworkTypes
-from qconvert.errors import UsageError
-from qconvert.feeds import TensorSpec
-from qconvert.quantize.plan import Rest
+from qconvert.core.errors import UsageError
+from qconvert.core.tensors import TensorSpec
+from qconvert.quantize.plan import RestPrecision
 
 PROVIDER = "TensorrtExecutionProvider"
 FALLBACKS = ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -19,11 +17,11 @@ PREFIX = "model"
 LEVELS = range(6)
 
 # The precision beside INT8 where a build does not say.
-REST: Rest = "fp16"
+DEFAULT_REST: RestPrecision = "fp16"
 
 
 @dataclass(frozen=True)
-class Settings:
+class TensorrtSettings:
     """What a build for TensorRT can be told.
 
     `builder` is `provider` (ONNX Runtime builds) or `native` (TensorRT's own builder does, strongly
@@ -61,7 +59,7 @@ def provider_options(
     It can do so for whole graphs only; where other providers may take nodes, a plain cache of
     engines in the same folder stands in.
     """
-    chosen = settings(Settings, spec, "tensorrt")
+    chosen = read_settings(TensorrtSettings, spec, "tensorrt")
     flags = precision_flags(spec, runtime)
     made = {**_device(chosen), **flags, **profile_options(spec.profile, inputs)}
     made["trt_builder_optimization_level"] = str(chosen.level)
@@ -74,24 +72,26 @@ def provider_options(
     return made | _stripped(chosen, folder) | _stored(chosen, folder)
 
 
-def opening_options(chosen: Settings, folder: Path) -> dict[str, str]:
+def load_options(chosen: TensorrtSettings, folder: Path) -> dict[str, str]:
     """Return the options with which the provider loads an engine that names no profile any more."""
     return _device(chosen) | _stripped(chosen, folder)
 
 
-def behind(own: Mapping[str, str], chosen: Settings) -> list[tuple[str, Mapping[str, str]]]:
+def providers_with_fallbacks(
+    own: Mapping[str, str], chosen: TensorrtSettings
+) -> list[tuple[str, Mapping[str, str]]]:
     """Return the providers of a session: TensorRT alone, or others behind it where allowed."""
     return [(PROVIDER, own), *((name, {}) for name in FALLBACKS if chosen.allow_fallback)]
 
 
-def entries(chosen: Settings) -> dict[str, str]:
+def config_entries(chosen: TensorrtSettings) -> dict[str, str]:
     """Return the settings of a session."""
     return {} if chosen.allow_fallback else {"session.disable_cpu_ep_fallback": "1"}
 
 
-def chosen_for(made_with: Mapping[str, str]) -> Settings:
+def settings_of_build(made_with: Mapping[str, str]) -> TensorrtSettings:
     """Return the settings of a build that decide how its engine is loaded."""
-    return Settings(
+    return TensorrtSettings(
         builder=made_with["builder"],
         device=int(made_with["device"]),
         weight_stripped=made_with["weight-stripped"] == "True",
@@ -100,20 +100,20 @@ def chosen_for(made_with: Mapping[str, str]) -> Settings:
     )
 
 
-def opening(engine: Engine) -> Loading:
+def engine_load_spec(engine: Engine) -> LoadSpec:
     """Say how ONNX Runtime loads an engine; it leaves the graph as it is."""
-    chosen = chosen_for(engine.made_with)
-    own = opening_options(chosen, engine.folder)
+    chosen = settings_of_build(engine.made_with)
+    own = load_options(chosen, engine.folder)
     if chosen.allow_fallback:
         cached = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(engine.folder)}
         own |= {**cached, "trt_engine_cache_prefix": PREFIX}
-    return Loading(
-        providers=tuple(behind(own, chosen)),
+    return LoadSpec(
+        providers=tuple(providers_with_fallbacks(own, chosen)),
         packages=("onnxruntime-gpu[cuda,cudnn]", f"tensorrt-cu13=={engine.made_with['tensorrt']}"),
-        entries=entries(chosen),
+        config_entries=config_entries(chosen),
         modules=("tensorrt",),
-        optimized=False,
-        captured=chosen.cuda_graph,
+        optimize_graph=False,
+        cuda_graph=chosen.cuda_graph,
     )
 
 
@@ -124,7 +124,7 @@ def precision_flags(spec: BuildSpec, runtime: NetworkTypes) -> dict[str, str]:
     """
     if not runtime.flags:
         return {}
-    wanted = (spec.rest or REST, "int8") if spec.precision in INTEGER else (spec.precision,)
+    wanted = (spec.rest or DEFAULT_REST, "int8") if spec.precision in INTEGER else (spec.precision,)
     flags = {f"trt_{each}_enable": "1" for each in wanted if each != "fp32"}
     if "trt_fp16_enable" in flags:
         flags["trt_layer_norm_fp32_fallback"] = "1"  # its sums of squares overflow in fp16
@@ -136,20 +136,20 @@ def profile_options(profile: Profile, inputs: Sequence[TensorSpec]) -> dict[str,
 
     Without all three, and for all such inputs, engines are built again when a shape is new.
     """
-    dynamic = open_batches(inputs)
+    dynamic = dynamic_inputs(inputs)
     if not dynamic:
         return {}
-    sizes = {"min": profile.least, "opt": profile.best, "max": profile.most}
+    sizes = {"min": profile.min_batch, "opt": profile.opt_batch, "max": profile.max_batch}
     return {
         f"trt_profile_{name}_shapes": ",".join(_shape(spec, batch) for spec in dynamic)
         for name, batch in sizes.items()
     }
 
 
-def open_batches(inputs: Sequence[TensorSpec]) -> list[TensorSpec]:
+def dynamic_inputs(inputs: Sequence[TensorSpec]) -> list[TensorSpec]:
     """Return the inputs whose batch is open; refuse those with other open dimensions."""
     for spec in inputs:
-        if spec.is_open:
+        if spec.has_dynamic_shape:
             raise UsageError(
                 f"an engine needs the sizes of `{spec}`, only the batch may be open",
                 hint=f"say them with `--input {spec.name}:1x3x224x224` when exporting",
@@ -157,7 +157,7 @@ def open_batches(inputs: Sequence[TensorSpec]) -> list[TensorSpec]:
     return [spec for spec in inputs if spec.shape and not isinstance(spec.shape[0], int)]
 
 
-def engine_files(folder: Path, chosen: Settings, graph: Sequence[str]) -> tuple[str, ...]:
+def engine_files(folder: Path, chosen: TensorrtSettings, graph: Sequence[str]) -> tuple[str, ...]:
     """Return the files loaded at run time, the one to open first.
 
     Engines without weights take them from the graph, which then belongs to what is loaded.
@@ -176,12 +176,12 @@ def _shape(spec: TensorSpec, batch: int) -> str:
     return f"{spec.name}:" + "x".join(str(size) for size in (batch, *spec.shape[1:]))
 
 
-def _device(chosen: Settings) -> dict[str, str]:
+def _device(chosen: TensorrtSettings) -> dict[str, str]:
     graph = {"trt_cuda_graph_enable": "1"} if chosen.cuda_graph else {}
     return {"device_id": str(chosen.device), **graph}
 
 
-def _stripped(chosen: Settings, folder: Path) -> dict[str, str]:
+def _stripped(chosen: TensorrtSettings, folder: Path) -> dict[str, str]:
     if not chosen.weight_stripped:
         return {}
     return {
@@ -190,7 +190,7 @@ def _stripped(chosen: Settings, folder: Path) -> dict[str, str]:
     }
 
 
-def _stored(chosen: Settings, folder: Path) -> dict[str, str]:
+def _stored(chosen: TensorrtSettings, folder: Path) -> dict[str, str]:
     kept = {"trt_engine_cache_enable": "1", "trt_engine_cache_prefix": PREFIX}
     if chosen.allow_fallback:
         return {**kept, "trt_engine_cache_path": str(folder)}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Needs:
+class LinkedLibraries:
     """What one range of onnxruntime-gpu releases from the package index links against."""
 
     since: tuple[int, int]
@@ -16,8 +16,8 @@ class Needs:
 # Newest first. Read from the NEEDED entries of the wheels' provider libraries. The source of
 # ONNX Runtime 1.27 and newer can be built against TensorRT 11; the published wheels are not.
 ONNXRUNTIME_GPU = (
-    Needs(since=(1, 27), tensorrt=10, cuda=13, cudnn=9),
-    Needs(since=(1, 20), tensorrt=10, cuda=12, cudnn=9),
+    LinkedLibraries(since=(1, 27), tensorrt=10, cuda=13, cudnn=9),
+    LinkedLibraries(since=(1, 20), tensorrt=10, cuda=12, cudnn=9),
 )
 
 
@@ -49,22 +49,22 @@ RTX_CAPABILITIES = ((8, 6), (8, 9))
 RTX_CAPABILITY_FLOOR = (12, 0)
 
 
-def numbers(version: str) -> tuple[int, int]:
+def major_minor(version: str) -> tuple[int, int]:
     """Return the first two numbers of a version."""
     parts = [int(part) for part in version.split(".")[:2] if part.isdigit()]
     major, minor = [*parts, 0, 0][:2]
     return major, minor
 
 
-def needs(onnxruntime_gpu: str) -> Needs | None:
+def linked_libraries(onnxruntime_gpu: str) -> LinkedLibraries | None:
     """Return what this release links against, None where it is too old to know."""
-    version = numbers(onnxruntime_gpu)
+    version = major_minor(onnxruntime_gpu)
     return next((row for row in ONNXRUNTIME_GPU if version >= row.since), None)
 
 
 def network_types(onnxruntime_gpu: str, tensorrt: str) -> NetworkTypes | None:
     """Return the row for a pair of releases, None for one that is not known to work."""
-    runtime, major = numbers(onnxruntime_gpu), numbers(tensorrt)[0]
+    runtime, major = major_minor(onnxruntime_gpu), major_minor(tensorrt)[0]
     fitting = (row for row in NETWORK_TYPES if runtime >= row.since and major == row.tensorrt)
     return next(fitting, None)
 

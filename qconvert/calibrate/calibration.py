@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from qconvert.calibrate import summary
 from qconvert.calibrate.summary import Summary
-from qconvert.errors import QConvertError
+from qconvert.core.errors import QConvertError
 
 
 @dataclass(frozen=True)
-class Image:
+class CalibrationImage:
     """One image of the list: how it is called, and the sha256 of its bytes."""
 
     name: str
@@ -31,7 +31,7 @@ class Origin:
 
     model: str
     tensors: tuple[str, ...]
-    images: tuple[Image, ...]
+    images: tuple[CalibrationImage, ...]
     preprocessing: dict[str, pydantic.JsonValue]
     runtime: str
     exact: bool
@@ -50,39 +50,39 @@ class Calibration:
     """
 
     origin: Origin
-    done: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    image_indices: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     summaries: dict[str, Summary] = field(default_factory=dict)
 
-    def missing(self, wanted: range | None = None) -> list[range]:
+    def missing_images(self, wanted: range | None = None) -> list[range]:
         """Return what is not done yet of the list, or of one part of it, as runs of numbers."""
         wanted = range(len(self.origin.images)) if wanted is None else wanted
-        left = np.setdiff1d(np.arange(wanted.start, wanted.stop), self.done)
+        left = np.setdiff1d(np.arange(wanted.start, wanted.stop), self.image_indices)
         runs = np.split(left, np.flatnonzero(np.diff(left) > 1) + 1)
         return [range(int(run[0]), int(run[-1]) + 1) for run in runs if run.size]
 
 
-def merge(a: Calibration, b: Calibration) -> Calibration:
+def merge_calibrations(a: Calibration, b: Calibration) -> Calibration:
     """Add two parts; the same result in any order, down to the last bit."""
-    _require_same(a.origin, b.origin)
-    both = np.intersect1d(a.done, b.done)
+    _require_same_origin(a.origin, b.origin)
+    both = np.intersect1d(a.image_indices, b.image_indices)
     if both.size:
         name = a.origin.images[int(both[0])].name
         raise QConvertError(
             f"the two parts share {both.size} images, among them `{name}`",
             hint="each image counts once: give every `--shard` part only once",
         )
-    if not a.done.size or not b.done.size:
-        return b if b.done.size else a
-    done = np.concatenate([a.done, b.done])
+    if not a.image_indices.size or not b.image_indices.size:
+        return b if b.image_indices.size else a
+    done = np.concatenate([a.image_indices, b.image_indices])
     order = np.argsort(done)
     merged = {
-        tensor: summary.merge(mine, b.summaries[tensor], order)
+        tensor: summary.merge_summaries(mine, b.summaries[tensor], order)
         for tensor, mine in a.summaries.items()
     }
     return Calibration(a.origin, done[order], merged)
 
 
-def not_finite(calibration: Calibration, masked: frozenset[str] = frozenset()) -> list[str]:
+def nonfinite_tensors(calibration: Calibration, masked: frozenset[str] = frozenset()) -> list[str]:
     """Return a sentence for each tensor that held NaN or infinity, and in which images.
 
     Those that are `masked` may hold infinity, and no NaN.
@@ -91,11 +91,11 @@ def not_finite(calibration: Calibration, masked: frozenset[str] = frozenset()) -
     for tensor, seen in calibration.summaries.items():
         if tensor in masked and not seen.counts.nans:
             continue
-        broken = calibration.done[~seen.finite]
+        broken = calibration.image_indices[~seen.finite]
         if broken.size or seen.counts.nans or seen.counts.infinities:
             first = calibration.origin.images[int(broken[0])].name if broken.size else "?"
             found.append(
-                f"`{tensor}`: {broken.size} of {calibration.done.size} images (first: `{first}`); "
+                f"`{tensor}`: {broken.size} of {calibration.image_indices.size} images (first: `{first}`); "
                 f"in the sample {seen.counts.nans} NaN, {seen.counts.infinities} infinite"
             )
     return found
@@ -103,7 +103,7 @@ def not_finite(calibration: Calibration, masked: frozenset[str] = frozenset()) -
 
 def require_finite(calibration: Calibration, masked: frozenset[str] = frozenset()) -> None:
     """Refuse a calibration in which a tensor held NaN or infinity, and name the tensor."""
-    found = not_finite(calibration, masked)
+    found = nonfinite_tensors(calibration, masked)
     if not found:
         return
     first = found[0].partition(":")[0]
@@ -115,7 +115,7 @@ def require_finite(calibration: Calibration, masked: frozenset[str] = frozenset(
     )
 
 
-def _require_same(a: Origin, b: Origin) -> None:
+def _require_same_origin(a: Origin, b: Origin) -> None:
     names = ("model", "tensors", "images", "preprocessing", "runtime", "exact")
     apart = [name for name in names if getattr(a, name) != getattr(b, name)]
     if apart:

@@ -10,16 +10,16 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvert.calibrate.calibration import Calibration, merge
-from qconvert.calibrate.growing import Growing, Seen
-from qconvert.errors import QConvertError
-from qconvert.feeds import Feeds, Run
+from qconvert.calibrate.calibration import Calibration, merge_calibrations
+from qconvert.calibrate.summary_builder import BatchStatistics, SummaryBuilder
+from qconvert.core.errors import QConvertError
+from qconvert.core.tensors import RunModel, Tensors
 
-Batch = tuple[Sequence[int], Feeds]  # the places of the images in the list, and the images
-Answer = tuple[Sequence[int], Feeds]  # the same places, and what the tapped model says
+IndexedBatch = tuple[Sequence[int], Tensors]  # the places of the images in the list, and the images
+TappedOutputs = tuple[Sequence[int], Tensors]  # the same places, and what the tapped model says
 
 
-class Tap(Protocol):
+class TapOutputs(Protocol):
     """The outputs of a run that tell about one tensor; see `qconvert.graph.taps`."""
 
     @property
@@ -53,11 +53,11 @@ class Tap(Protocol):
         ...
 
 
-class Taps(Protocol):
+class TapLayout(Protocol):
     """What the model answers with, and the input that takes a number for each image, if any."""
 
     @property
-    def taps(self) -> Sequence[Tap]:
+    def taps(self) -> Sequence[TapOutputs]:
         """One for each tensor."""
         ...
 
@@ -68,32 +68,32 @@ class Taps(Protocol):
 
 
 def collect(
-    answers: Iterable[Answer],
-    taps: Taps,
+    batches: Iterable[TappedOutputs],
+    taps: TapLayout,
     start: Calibration,
-    after: "Callable[[Collector], None] | None" = None,
+    after_batch: "Callable[[Collector], None] | None" = None,
 ) -> Calibration:
     """Add what the tapped model answered to `start`; `after` is called after each batch."""
     collector = Collector(taps, start)
-    for numbers, outputs in answers:
+    for numbers, outputs in batches:
         collector.add(numbers, outputs)
-        if after:
-            after(collector)
+        if after_batch:
+            after_batch(collector)
     return collector.calibration()
 
 
-def answering(run: Run, taps: Taps) -> Callable[[Batch], Answer]:
+def make_tapped_runner(run: RunModel, taps: TapLayout) -> Callable[[IndexedBatch], TappedOutputs]:
     """Return the function from a batch to the answer about it; it may run in several threads."""
 
-    def answer(batch: Batch) -> Answer:
+    def answer(batch: IndexedBatch) -> TappedOutputs:
         numbers, feeds = batch
-        phases = {taps.phase: phases_of(numbers)} if taps.phase else {}
+        phases = {taps.phase: sample_phases(numbers)} if taps.phase else {}
         return numbers, run({**feeds, **phases})
 
     return answer
 
 
-def phases_of(numbers: Sequence[int]) -> NDArray[np.int64]:
+def sample_phases(numbers: Sequence[int]) -> NDArray[np.int64]:
     """Return for each image where its sample starts; multiples of the golden ratio spread well."""
     return (np.array(numbers, dtype=np.int64) * 2654435761 % (1 << 32))[:, np.newaxis]
 
@@ -101,28 +101,28 @@ def phases_of(numbers: Sequence[int]) -> NDArray[np.int64]:
 class Collector:
     """Grows by one batch after the other; memory grows by two numbers for an image and tensor."""
 
-    def __init__(self, taps: Taps, start: Calibration) -> None:
+    def __init__(self, taps: TapLayout, start: Calibration) -> None:
         self._start = start
-        self._growing = {tap.tensor: (tap, Growing()) for tap in taps.taps}
+        self._growing = {tap.tensor: (tap, SummaryBuilder()) for tap in taps.taps}
         self._numbers: list[int] = []
-        self._done = set(start.done.tolist())
+        self._done = set(start.image_indices.tolist())
 
     @property
-    def done(self) -> int:
+    def image_count(self) -> int:
         """How many images were seen, those of `start` too."""
         return len(self._done)
 
-    def add(self, numbers: Sequence[int], outputs: Feeds) -> None:
+    def add(self, numbers: Sequence[int], outputs: Tensors) -> None:
         """Add what a run said about the images with these places in the list."""
         known = range(len(self._start.origin.images))
         for tap, _ in self._growing.values():
-            _require_rows(tap, outputs, len(numbers))
+            _require_image_rows(tap, outputs, len(numbers))
         for number in numbers:
             if number in self._done or number not in known:
                 raise ValueError(f"image {number} was counted already, or is not in the list")
             self._done.add(number)
         for tap, growing in self._growing.values():
-            growing.add(_seen(tap, outputs))
+            growing.add(_batch_statistics(tap, outputs))
         self._numbers.extend(numbers)
 
     def calibration(self) -> Calibration:
@@ -132,10 +132,12 @@ class Collector:
         numbers = np.array(self._numbers, dtype=np.int64)
         order = np.argsort(numbers)
         summaries = {name: growing.summary(order) for name, (_, growing) in self._growing.items()}
-        return merge(self._start, Calibration(self._start.origin, numbers[order], summaries))
+        return merge_calibrations(
+            self._start, Calibration(self._start.origin, numbers[order], summaries)
+        )
 
 
-def _require_rows(tap: Tap, outputs: Feeds, rows: int) -> None:
+def _require_image_rows(tap: TapOutputs, outputs: Tensors, rows: int) -> None:
     names = [name for name in (tap.low, tap.high, tap.mean, tap.sample) if name]
     if any(len(outputs[name]) != rows for name in names):
         raise QConvertError(
@@ -145,8 +147,8 @@ def _require_rows(tap: Tap, outputs: Feeds, rows: int) -> None:
         )
 
 
-def _seen(tap: Tap, outputs: Feeds) -> Seen:
+def _batch_statistics(tap: TapOutputs, outputs: Tensors) -> BatchStatistics:
     # Adding zero turns -0.0 into 0.0; of the two, a minimum returns whichever came first.
     lows, highs = outputs[tap.low] + np.float32(0), outputs[tap.high] + np.float32(0)
     sample = outputs[tap.sample] if tap.sample else None
-    return Seen(lows, highs, outputs[tap.mean], sample, int(outputs[tap.size].item()))
+    return BatchStatistics(lows, highs, outputs[tap.mean], sample, int(outputs[tap.size].item()))

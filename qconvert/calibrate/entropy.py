@@ -14,9 +14,9 @@ groups as the grid has magnitudes. Two changes:
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvert.calibrate.histogram import Floats, Histogram, magnitudes
+from qconvert.calibrate.histogram import Floats, Histogram, build_magnitude_histogram
 from qconvert.calibrate.summary import Summary
-from qconvert.scales import Grid, Range
+from qconvert.core.scales import Grid, Range
 
 BINS = 2048
 
@@ -28,26 +28,26 @@ def entropy(summary: Summary, grid: Grid) -> Range:
         return Range(0.0, 0.0)
     one_sided = not grid.symmetric and (summary.low >= 0 or summary.high <= 0)
     groups = grid.levels if one_sided else grid.levels // 2
-    kept = best_cut(linear(magnitudes(summary), largest), groups)
+    kept = best_bin_count(magnitude_bins(build_magnitude_histogram(summary), largest), groups)
     threshold = largest * kept / BINS
     return Range(max(summary.low, -threshold), min(summary.high, threshold))
 
 
-def linear(seen: Histogram, largest: float) -> Floats:
+def magnitude_bins(seen: Histogram, largest: float) -> Floats:
     """Return how many magnitudes fall in each of the bins, zero counted like its neighbour."""
-    bins = np.diff(seen.below(np.linspace(0.0, largest, BINS + 1)), prepend=0.0)[1:]
+    bins = np.diff(seen.count_up_to(np.linspace(0.0, largest, BINS + 1)), prepend=0.0)[1:]
     bins[0] = bins[1]
     return bins
 
 
-def best_cut(bins: Floats, groups: int) -> int:
+def best_bin_count(bins: Floats, groups: int) -> int:
     """Return how many bins to keep; of equal choices the most."""
     cuts = np.arange(groups, bins.size + 1, dtype=np.int64)
-    divergence = divergences(bins, cuts, groups)
+    divergence = kl_divergences(bins, cuts, groups)
     return int(cuts[divergence <= divergence.min() + 1e-12][-1])
 
 
-def divergences(bins: Floats, cuts: NDArray[np.int64], groups: int) -> Floats:
+def kl_divergences(bins: Floats, cuts: NDArray[np.int64], groups: int) -> Floats:
     """Return KL(P || Q) for each number of bins kept; infinite where Q is zero and P is not."""
     total = bins.sum()
     running = np.concatenate([[0.0], np.cumsum(bins)])

@@ -10,8 +10,15 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvert.calibrate.counts import INFINITY, KEYS, SIGN, count, keys_of
-from qconvert.calibrate.summary import Summary
+from qconvert.calibrate.summary import (
+    INFINITY_KEY,
+    KEY_COUNT,
+    SIGN_KEY,
+    Summary,
+    count_keys,
+    float_keys,
+)
+from qconvert.core.scales import Range
 
 Floats = NDArray[np.float64]
 
@@ -30,11 +37,11 @@ class Histogram:
         return float(self.weights.sum())
 
     @property
-    def reach(self) -> float:
+    def bound(self) -> float:
         """A magnitude beyond all values."""
         return 2 * float(max(-self.lefts[0], self.rights[-1], 0.0)) + 1.0
 
-    def below(self, bounds: Floats) -> Floats:
+    def count_up_to(self, bounds: Floats) -> Floats:
         """Return how many values do not exceed each bound."""
         return self.moments(bounds)[0]
 
@@ -84,46 +91,87 @@ class Histogram:
         return np.cumsum(each, axis=1) - each
 
 
-def histogram(summary: Summary) -> Histogram:
+def build_histogram(summary: Summary) -> Histogram:
     """Return the distribution of a tensor's values."""
-    table = _table(summary)
+    table = _key_weights(summary)
     # Negative numbers rise with falling keys; both zeros make one bin.
-    table[0] += table[SIGN]
-    keys = np.concatenate([np.arange(SIGN + INFINITY, SIGN, -1), np.arange(INFINITY)])
+    table[0] += table[SIGN_KEY]
+    keys = np.concatenate(
+        [np.arange(SIGN_KEY + INFINITY_KEY, SIGN_KEY, -1), np.arange(INFINITY_KEY)]
+    )
     return _bins(keys[table[keys] > 0], table, summary.low, summary.high)
 
 
-def magnitudes(summary: Summary) -> Histogram:
+def build_magnitude_histogram(summary: Summary) -> Histogram:
     """Return the distribution of the magnitudes of a tensor's values."""
-    halves = _table(summary).reshape(2, SIGN)
+    halves = _key_weights(summary).reshape(2, SIGN_KEY)
     table = halves.sum(axis=0)
     keys = np.flatnonzero(table)
     nearest = max(summary.low, -summary.high, 0.0)
     return _bins(keys, table, nearest, max(-summary.low, summary.high))
 
 
-def _table(summary: Summary) -> Floats:
+def _key_weights(summary: Summary) -> Floats:
     """Return for each key how many finite values it stands for, sampled or extremes of an image."""
-    inner = np.zeros(KEYS)
-    inner[summary.counts.keys] = summary.counts.numbers
-    inner.reshape(2, SIGN)[:, INFINITY:] = 0
+    inner = np.zeros(KEY_COUNT)
+    inner[summary.counts.keys] = summary.counts.occurrences
+    inner.reshape(2, SIGN_KEY)[:, INFINITY_KEY:] = 0
     finite = summary.finite
-    extremes = count([keys_of(summary.lows[finite]), keys_of(summary.highs[finite])])
+    extremes = count_keys([float_keys(summary.lows[finite]), float_keys(summary.highs[finite])])
     drawn_from = max(0, summary.size - extremes.total)
     inner *= drawn_from / max(1.0, inner.sum())
-    inner[extremes.keys] += extremes.numbers
+    inner[extremes.keys] += extremes.occurrences
     return inner
 
 
 def _bins(keys: NDArray[np.int64], table: Floats, low: float, high: float) -> Histogram:
     if not keys.size:
         return Histogram(np.zeros(1), np.zeros(1), np.zeros(1))
-    near, far = (_value((keys & (SIGN - 1)) + step) for step in (0, 1))
-    far[keys & (SIGN - 1) == 0] = 0.0
-    negative = keys >= SIGN
+    near, far = (_key_values((keys & (SIGN_KEY - 1)) + step) for step in (0, 1))
+    far[keys & (SIGN_KEY - 1) == 0] = 0.0
+    negative = keys >= SIGN_KEY
     lefts, rights = np.where(negative, -far, near), np.where(negative, -near, far)
     return Histogram(np.clip(lefts, low, high), np.clip(rights, low, high), table[keys])
 
 
-def _value(keys: NDArray[np.int64]) -> Floats:
+def _key_values(keys: NDArray[np.int64]) -> Floats:
     return (keys.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def equal_width_counts(summary: Summary, count: int) -> Floats:
+    """Return how many values fall in each of `count` equal parts from the lowest to the highest."""
+    seen = build_histogram(summary)
+    ends = np.linspace(summary.low, summary.high, count + 1)
+    # Rounded a little too low, the last end would leave the highest value out.
+    ends[-1] = seen.bound
+    bounds = seen.count_up_to(ends)
+    bounds[0] = 0.0
+    return np.diff(bounds)
+
+
+def clipped_share(summary: Summary, limits: Range) -> float:
+    """Return which share of all values lies outside of a range."""
+    seen = build_histogram(summary)
+    if not seen.total:
+        return 0.0
+    # The next number below `low`, so that values on it count as kept.
+    ends = np.array([np.nextafter(limits.low, -np.inf), limits.high])
+    below, up_to = seen.count_up_to(ends)
+    return float(np.clip((below + seen.total - up_to) / seen.total, 0.0, 1.0))
+
+
+def range_drift(summary: Summary) -> float:
+    """Return how far the ends moved from the third quarter of the images to the last.
+
+    Each end is averaged over the images of a quarter; the larger of the two moves is given as a
+    share of the span. Below 8 images there are no quarters to speak of, and the answer is 1.
+    """
+    finite = summary.finite
+    ends = np.stack([summary.lows[finite], summary.highs[finite]]).astype(np.float64)
+    quarter = ends.shape[1] // 4
+    if quarter < 2:
+        return 1.0
+    before = ends[:, -2 * quarter : -quarter].mean(axis=1)
+    after = ends[:, -quarter:].mean(axis=1)
+    span = max(before[1], after[1]) - min(before[0], after[0])
+    return float(np.abs(after - before).max() / span) if span else 0.0

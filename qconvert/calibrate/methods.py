@@ -5,17 +5,17 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from qconvert.calibrate.entropy import entropy
-from qconvert.calibrate.histogram import histogram, magnitudes
+from qconvert.calibrate.histogram import build_histogram, build_magnitude_histogram
 from qconvert.calibrate.mse import mse
 from qconvert.calibrate.summary import Summary
-from qconvert.errors import UsageError
-from qconvert.scales import Grid, Range
+from qconvert.core.errors import UsageError
+from qconvert.core.scales import Grid, Range
 
-Method = Callable[[Summary, Grid], Range]
+RangeMethod = Callable[[Summary, Grid], Range]
 
 # The weight of a new image; with it the last 100 images or so decide.
-NEWEST = 0.01
-PERCENTILE = "percentile:"
+MOVING_AVERAGE_WEIGHT = 0.01
+PERCENTILE_PREFIX = "percentile:"
 
 
 def minmax(summary: Summary, grid: Grid) -> Range:
@@ -31,7 +31,9 @@ def moving_average(summary: Summary, grid: Grid) -> Range:
         return Range(0.0, 0.0)
     # It starts at the first image: summed are the steps from there, so equal ends stay as they are.
     first = ends[:, :1]
-    weights = NEWEST * (1 - NEWEST) ** np.arange(ends.shape[1] - 1, -1, -1)
+    weights = MOVING_AVERAGE_WEIGHT * (1 - MOVING_AVERAGE_WEIGHT) ** np.arange(
+        ends.shape[1] - 1, -1, -1
+    )
     low, high = first[:, 0] + ((ends - first) * weights).sum(axis=1)
     return Range(float(low), float(high))
 
@@ -44,13 +46,13 @@ def percentile(summary: Summary, grid: Grid, percent: float) -> Range:
     """
     share = percent / 100
     if grid.symmetric or summary.low >= 0 or summary.high <= 0:
-        threshold = magnitudes(summary).quantile(share)
+        threshold = build_magnitude_histogram(summary).quantile(share)
         return Range(max(summary.low, -threshold), min(summary.high, threshold))
-    seen = histogram(summary)
+    seen = build_histogram(summary)
     return Range(seen.quantile((1 - share) / 2), seen.quantile((1 + share) / 2))
 
 
-METHODS: dict[str, Method] = {
+METHODS: dict[str, RangeMethod] = {
     "minmax": minmax,
     "moving-average": moving_average,
     "entropy": entropy,
@@ -58,33 +60,33 @@ METHODS: dict[str, Method] = {
 }
 
 
-def find(name: str) -> Method:
+def find_method(name: str) -> RangeMethod:
     """Return the method of this name; `percentile:99.99` is one with a number."""
     if name in METHODS:
         return METHODS[name]
-    if name.startswith(PERCENTILE):
-        percent = _percent(name)
+    if name.startswith(PERCENTILE_PREFIX):
+        percent = _parse_percentile(name)
         return lambda summary, grid: percentile(summary, grid, percent)
     raise UsageError(
         f"there is no range method `{name}`",
-        hint=f"the methods: {', '.join(METHODS)}, and {PERCENTILE}99.99",
+        hint=f"the methods: {', '.join(METHODS)}, and {PERCENTILE_PREFIX}99.99",
     )
 
 
-def ranges(summaries: Mapping[str, Summary], name: str, grid: Grid) -> dict[str, Range]:
+def compute_ranges(summaries: Mapping[str, Summary], name: str, grid: Grid) -> dict[str, Range]:
     """Return the range of each tensor that was counted."""
-    method = find(name)
+    method = find_method(name)
     return {tensor: method(summary, grid) for tensor, summary in summaries.items() if summary.size}
 
 
-def _percent(name: str) -> float:
+def _parse_percentile(name: str) -> float:
     try:
-        percent = float(name.removeprefix(PERCENTILE))
+        percent = float(name.removeprefix(PERCENTILE_PREFIX))
     except ValueError:
         percent = 0.0
     if not 50 < percent <= 100:
         raise UsageError(
             f"`{name}` does not say how much to keep",
-            hint=f"a number above 50 and up to 100, as in `{PERCENTILE}99.99`",
+            hint=f"a number above 50 and up to 100, as in `{PERCENTILE_PREFIX}99.99`",
         )
     return percent

@@ -1,24 +1,113 @@
 """What calibration keeps of one tensor: small, and the same whatever the order of the images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvert.calibrate.counts import Counts
-from qconvert.calibrate.exact_sum import ExactSum
+KEY_COUNT = 1 << 16
+SIGN_KEY = 0x8000
+INFINITY_KEY = 0x7F80
+NAN_KEY = 0x7FC0
 
 
 @dataclass(frozen=True, eq=False)
-class Channels:
+class FloatCounts:
+    """The keys that occur, in rising order, and how often each does."""
+
+    keys: NDArray[np.uint16]
+    occurrences: NDArray[np.int64]
+
+    def __add__(self, other: "FloatCounts") -> "FloatCounts":
+        keys, places = np.unique(np.concatenate([self.keys, other.keys]), return_inverse=True)
+        numbers = np.zeros(keys.size, dtype=np.int64)
+        np.add.at(numbers, places, np.concatenate([self.occurrences, other.occurrences]))
+        return FloatCounts(keys, numbers)
+
+    @property
+    def total(self) -> int:
+        """How many values were counted."""
+        return int(self.occurrences.sum())
+
+    @property
+    def zeros(self) -> int:
+        """How many of them were zero, or so small (below 1e-40) that no grid tells them apart."""
+        return self._of(0, SIGN_KEY)
+
+    @property
+    def infinities(self) -> int:
+        """How many of them were infinite."""
+        return self._of(INFINITY_KEY, SIGN_KEY | INFINITY_KEY)
+
+    @property
+    def nans(self) -> int:
+        """How many of them were not a number."""
+        return self._of(NAN_KEY)
+
+    def _of(self, *keys: int) -> int:
+        return int(self.occurrences[np.isin(self.keys, keys)].sum())
+
+
+def count_keys(parts: Sequence[NDArray[np.uint16]]) -> FloatCounts:
+    """Count the keys of all parts."""
+    table = np.bincount(np.concatenate([np.zeros(0, np.uint16), *parts]), minlength=KEY_COUNT)
+    found = np.flatnonzero(table)
+    return FloatCounts(found.astype(np.uint16), table[found].astype(np.int64))
+
+
+def float_keys(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Return the key of each value; all that is not a number has one key."""
+    keys = (np.ascontiguousarray(values).view(np.uint32) >> 16).astype(np.uint16)
+    if not np.isfinite(values).all():
+        keys[np.isnan(values)] = NAN_KEY
+    return keys
+
+
+COARSE_BITS = 10
+FINE_BITS = 42
+LARGEST_TERM = 2.0**36
+
+
+@dataclass(frozen=True, eq=False)
+class ExactSum:
+    """One sum for each channel: `coarse` times 2^-10, and less than that again in `fine` quanta."""
+
+    coarse: NDArray[np.int64]
+    fine: NDArray[np.int64]
+
+    def __add__(self, other: "ExactSum") -> "ExactSum":
+        fine = self.fine + other.fine
+        return ExactSum(
+            self.coarse + other.coarse + (fine >> FINE_BITS), fine & ((1 << FINE_BITS) - 1)
+        )
+
+    def to_float(self) -> NDArray[np.float64]:
+        """Return the sums as floating point numbers."""
+        fine = np.ldexp(self.fine.astype(np.float64), -COARSE_BITS - FINE_BITS)
+        return np.ldexp(self.coarse.astype(np.float64), -COARSE_BITS) + fine
+
+
+def sum_exactly(terms: NDArray[np.float32]) -> ExactSum:
+    """Add up finite terms over their first axis, of which there are at most 2^16."""
+    scaled = np.ldexp(np.clip(terms.astype(np.float64), -LARGEST_TERM, LARGEST_TERM), COARSE_BITS)
+    whole = np.floor(scaled)
+    rest = np.floor(np.ldexp(scaled - whole, FINE_BITS))
+    zero = np.zeros(terms.shape[1:], dtype=np.int64)
+    part = ExactSum(whole.astype(np.int64).sum(axis=0), rest.astype(np.int64).sum(axis=0))
+    return part + ExactSum(zero, zero)
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelSummary:
     """What was seen of each channel, over the images in which the tensor was finite."""
 
     lows: NDArray[np.float32]
     highs: NDArray[np.float32]
     sums: ExactSum  # of the means of the images
 
-    def __add__(self, other: "Channels") -> "Channels":
-        return Channels(
+    def __add__(self, other: "ChannelSummary") -> "ChannelSummary":
+        return ChannelSummary(
             np.minimum(self.lows, other.lows),
             np.maximum(self.highs, other.highs),
             self.sums + other.sums,
@@ -43,9 +132,9 @@ class Summary:
 
     lows: NDArray[np.float32]
     highs: NDArray[np.float32]
-    counts: Counts
+    counts: FloatCounts
     size: int
-    channels: Channels
+    channels: ChannelSummary
 
     @property
     def low(self) -> float:
@@ -67,10 +156,10 @@ class Summary:
     @property
     def channel_means(self) -> NDArray[np.float64]:
         """The mean of each channel, every image weighing the same."""
-        return self.channels.sums.value() / max(1, int(self.finite.sum()))
+        return self.channels.sums.to_float() / max(1, int(self.finite.sum()))
 
 
-def merge(a: Summary, b: Summary, order: NDArray[np.intp]) -> Summary:
+def merge_summaries(a: Summary, b: Summary, order: NDArray[np.intp]) -> Summary:
     """Add two summaries of one tensor; `order` sorts the images of `a` followed by those of `b`."""
     return Summary(
         np.concatenate([a.lows, b.lows])[order],

@@ -6,8 +6,8 @@ from importlib import import_module
 import click
 
 from qconvert import __version__
-from qconvert.cli import streams
-from qconvert.cli.boundary import guarded
+from qconvert.cli import error_boundary
+from qconvert.cli.error_boundary import run_guarded
 
 COMMANDS = {
     "demo": "See the whole job done, on a network that comes with qconvert.",
@@ -70,7 +70,7 @@ def main() -> None:
 
 def run() -> None:
     """Run the command line and exit with its code."""
-    streams.open_all()
-    code = guarded(main, sys.argv[1:])
-    streams.let_go()
+    error_boundary.open_standard_streams()
+    code = run_guarded(main, sys.argv[1:])
+    error_boundary.flush_stdout()
     sys.exit(code)

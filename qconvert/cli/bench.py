@@ -6,8 +6,8 @@ from typing import Any
 import click
 
 from qconvert.cli import console, options, settings
-from qconvert.cli.build_options import bench_options, gate_options
-from qconvert.cli.steps import Steps
+from qconvert.cli.options import bench_options, gate_options
+from qconvert.cli.progress import ProgressDisplay
 
 EXAMPLES = """\b
 Examples:
@@ -19,9 +19,9 @@ Examples:
 @click.argument("targets", nargs=-1, metavar="RUN | ENGINE...", type=click.Path(path_type=Path))
 @bench_options
 @gate_options
-@options.settings
-@options.as_json
-@options.talk
+@options.settings_options
+@options.json_option
+@options.verbosity_options
 def command(targets: tuple[Path, ...], **chosen: Any) -> None:
     """Time engines in turns, so that what drifts on this machine hits all of them alike.
 
@@ -29,19 +29,19 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
     figures go into its report: so are those filled in that the machine of the build could not
     measure.
     """
-    from qconvert.cli import report_view
-    from qconvert.pipeline import targets as found
-    from qconvert.pipeline.measuring_again import bench
+    from qconvert.cli import views
     from qconvert.report import gates
+    from qconvert.run import targets as found
+    from qconvert.run.bench_job import bench
 
     target = found.resolve(targets)
-    config = settings.of_target(target.run.root if target.run else None, chosen)
-    with Steps() as steps:
-        report = bench(target, config, steps.tell)
+    config = settings.load_for_target(target.run.root if target.run else None, chosen)
+    with ProgressDisplay() as steps:
+        report = bench(target, config, steps.update)
     if chosen["as_json"]:
-        from qconvert.report.as_json import to_json
+        from qconvert.report.json_file import to_json
 
-        console.data_json(to_json(report))
+        console.write_json(to_json(report))
     else:
-        report_view.show_latencies(report)
-    gates.require(report, shown=not chosen["as_json"])
+        views.show_latencies(report)
+    gates.require_passed(report, shown=not chosen["as_json"])

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qconvert.cli import console, options, settings
-from qconvert.cli.image_options import image_options
-from qconvert.cli.steps import Steps
+from qconvert.cli.options import image_options
+from qconvert.cli.progress import ProgressDisplay
 
 if TYPE_CHECKING:
     from qconvert.calibrate.calibration import Calibration
@@ -28,7 +28,7 @@ def _shard(
     """Read `2/8`: the second of eight parts."""
     if given is None:
         return None
-    number, count = map(options.whole, given.partition("/")[::2])
+    number, count = map(options.parse_int, given.partition("/")[::2])
     if number is None or count is None or not 1 <= number <= count:
         raise click.BadParameter(f"`{given}` is not I/N, as in 2/8 for the second of eight parts")
     return number, count
@@ -42,7 +42,7 @@ def _shard(
     type=click.Path(path_type=Path),
     help="The calibration file (default: calibration.npz).",
 )
-@options.source
+@options.source_options
 @image_options
 @click.option("--exact", is_flag=True, help="Count every value, not some thousands an image.")
 @click.option(
@@ -64,9 +64,9 @@ def _shard(
 )
 @click.option("--symmetric", is_flag=True, help="Show ranges for a symmetric grid (TensorRT).")
 @click.option("--fresh", is_flag=True, help="Start over, whatever is done already.")
-@options.settings
-@options.as_json
-@options.talk
+@options.settings_options
+@options.json_option
+@options.verbosity_options
 def command(what: tuple[str, ...], output: Path | None, **chosen: Any) -> None:
     """Measure over images what every tensor of MODEL holds, once for all methods.
 
@@ -75,15 +75,15 @@ def command(what: tuple[str, ...], output: Path | None, **chosen: Any) -> None:
     stopped goes on where it was. Parts measured elsewhere with --shard add up with --merge to the
     same bytes as one run.
     """
-    from qconvert.errors import UsageError
+    from qconvert.core.errors import UsageError
 
     if chosen["merge"]:
         _merge([Path(each) for each in what], output)
         return
     if chosen["show"] and len(what) == 1 and what[0].endswith(".npz"):
-        from qconvert.calibrate import ranges_file
+        from qconvert.calibrate import calibration_file
 
-        _show(ranges_file.load(Path(what[0])), chosen)
+        _show(calibration_file.load(Path(what[0])), chosen)
         return
     if len(what) > 1:
         raise UsageError("one model at a time", hint="to add parts: `--merge A.npz B.npz -o C.npz`")
@@ -95,51 +95,59 @@ def command(what: tuple[str, ...], output: Path | None, **chosen: Any) -> None:
 
 
 def _measure(model: str | None, output: Path, chosen: dict[str, Any]) -> "Calibration":
-    from qconvert import store
-    from qconvert.pipeline.calibrate import Job, calibrate
+    from qconvert.core import cache
+    from qconvert.run.calibrate import CalibrationRequest, calibrate
 
-    config = settings.read(model, chosen)
-    job = Job(output, chosen["workers"], chosen["shard"], chosen["fresh"], chosen["trust"])
-    with Steps() as steps:
-        return calibrate(config, job, store.default(), steps.tell)
+    config = settings.load(model, chosen)
+    job = CalibrationRequest(
+        output, chosen["workers"], chosen["shard"], chosen["fresh"], chosen["trust"]
+    )
+    with ProgressDisplay() as steps:
+        return calibrate(config, job, cache.open_default(), steps.update)
 
 
 def _merge(parts: Sequence[Path], output: Path | None) -> None:
     from functools import reduce
 
-    from qconvert.calibrate import ranges_file
-    from qconvert.calibrate.calibration import merge
-    from qconvert.errors import UsageError
-    from qconvert.pipeline.place import require_place
+    from qconvert.calibrate import calibration_file
+    from qconvert.calibrate.calibration import merge_calibrations
+    from qconvert.core.errors import UsageError
+    from qconvert.run.run_folder import require_output_file
 
     if len(parts) < 2 or output is None:
         hint = "`qconvert calibrate --merge A.npz B.npz -o ALL.npz`"
         raise UsageError("`--merge` needs two or more parts and `-o`", hint=hint)
-    require_place(output)
-    whole = reduce(merge, (ranges_file.load(part) for part in parts))
-    ranges_file.save(whole, output)
-    left = sum(len(run) for run in whole.missing())
+    require_output_file(output)
+    whole = reduce(merge_calibrations, (calibration_file.load(part) for part in parts))
+    calibration_file.save(whole, output)
+    left = sum(len(run) for run in whole.missing_images())
     of = f", {left} of the list are in none of the parts" if left else ""
-    console.say(f"wrote {output}: {whole.done.size} images from {len(parts)} parts{of}")
+    console.info(f"wrote {output}: {whole.image_indices.size} images from {len(parts)} parts{of}")
 
 
 def _tell_broken(found: "Calibration", shard: tuple[int, int] | None) -> None:
-    from qconvert.pipeline.calibrate import part
+    from qconvert.run.calibrate import shard_range
 
     images = found.origin.images
-    names = [images[at].name for run in found.missing(part(len(images), shard)) for at in run]
+    names = [
+        images[at].name
+        for run in found.missing_images(shard_range(len(images), shard))
+        for at in run
+    ]
     if names:
         shown = ", ".join(f"`{name}`" for name in names[:3]) + (", …" if names[3:] else "")
         console.note(f"{len(names)} of {len(images)} images could not be read: {shown}")
 
 
 def _warn(found: "Calibration") -> None:
-    from qconvert.calibrate.evidence import drift
+    from qconvert.calibrate.histogram import range_drift
 
-    if found.done.size < FEW:
-        console.note(f"{found.done.size} images are few; 100 to 500 are usual")
+    if found.image_indices.size < FEW:
+        console.note(f"{found.image_indices.size} images are few; 100 to 500 are usual")
         return
-    moving = [name for name, seen in found.summaries.items() if seen.size and drift(seen) > MOVING]
+    moving = [
+        name for name, seen in found.summaries.items() if seen.size and range_drift(seen) > MOVING
+    ]
     if moving:
         console.note(
             f"{len(moving)} of {len(found.summaries)} ranges still moved by more than "
@@ -148,13 +156,13 @@ def _warn(found: "Calibration") -> None:
 
 
 def _show(found: "Calibration", chosen: dict[str, Any]) -> None:
-    from qconvert.cli import ranges_table
-    from qconvert.scales import Grid
+    from qconvert.cli import views
+    from qconvert.core.scales import Grid
 
     methods = chosen["methods"] or ("mse",)
     grid = Grid(symmetric=chosen["symmetric"])
-    rows = ranges_table.rows(found, methods, grid)
+    rows = views.range_rows(found, methods, grid)
     if chosen["as_json"]:
-        console.data_json(ranges_table.as_json(found, rows))
+        console.write_json(views.ranges_json(found, rows))
     else:
-        console.data_table(ranges_table.table(rows, methods))
+        console.write_table(views.ranges_table(rows, methods))

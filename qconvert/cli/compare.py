@@ -6,8 +6,8 @@ from typing import Any
 import click
 
 from qconvert.cli import console, options, settings
-from qconvert.cli.image_options import preprocess_options
-from qconvert.cli.steps import Steps
+from qconvert.cli.options import preprocess_options
+from qconvert.cli.progress import ProgressDisplay
 
 EXAMPLES = """\b
 Examples:
@@ -48,9 +48,9 @@ COUNT = 32
     help="Write the figures of all layers as CSV.",
 )
 @preprocess_options
-@options.settings
-@options.as_json
-@options.talk
+@options.settings_options
+@options.json_option
+@options.verbosity_options
 def command(
     first: Path, second: Path, patterns: tuple[str, ...], count: int, **chosen: Any
 ) -> None:
@@ -60,23 +60,23 @@ def command(
     SQNR in decibels: 20 dB is an error of a tenth, 40 dB of a hundredth. What arrives at a layer
     comes from all before it and from itself; what it makes is its own, with exact inputs.
     """
-    from qconvert import store
-    from qconvert.cli import report_view
-    from qconvert.pipeline import comparing
-    from qconvert.pipeline.place import require_place
-    from qconvert.pipeline.run_folder import put_text
-    from qconvert.report.layers_csv import layers_csv
+    from qconvert.cli import views
+    from qconvert.core import cache
+    from qconvert.core.atomic import write_text
+    from qconvert.report.layer_tables import layers_csv
+    from qconvert.run import compare
+    from qconvert.run.run_folder import require_output_file
 
-    pair = comparing.find(first, second)
+    pair = compare.find_graphs(first, second)
     if chosen["output"] is not None:
-        require_place(chosen["output"], first, second)
-    config = settings.of_target(pair.run, chosen)
-    with Steps() as steps:
-        every = comparing.compared(pair, config, count, (store.default(), steps.tell))
-    layers = comparing.chosen(every, patterns)
+        require_output_file(chosen["output"], first, second)
+    config = settings.load_for_target(pair.run, chosen)
+    with ProgressDisplay() as steps:
+        every = compare.compare_graphs(pair, config, count, (cache.open_default(), steps.update))
+    layers = compare.select_layers(every, patterns)
     if chosen["output"] is not None:
-        put_text(chosen["output"], layers_csv({second.name: every}))
+        write_text(chosen["output"], layers_csv({second.name: every}))
     if chosen["as_json"]:
-        console.data_json(comparing.to_json(layers))
+        console.write_json(compare.layers_to_json(layers))
     else:
-        report_view.show_layers(layers)
+        views.show_layer_errors(layers)

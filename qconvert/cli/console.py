@@ -13,29 +13,29 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
-from qconvert.errors import QConvertError
-from qconvert.plain import plain, plain_json
+from qconvert.core.errors import QConvertError
+from qconvert.core.sanitize import sanitize_json, sanitize_text
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
 
-UNLIMITED = 100_000
-GAP = 3
+PIPE_WIDTH = 100_000
+COLUMN_GAP = 3
 
 
 @dataclass
-class Loudness:
+class Verbosity:
     """How much the user wants to hear: -2 nothing, -1 errors, 0 steps, 1 and more: details."""
 
     level: int = 0
 
 
-LOUDNESS = Loudness()
+VERBOSITY = Verbosity()
 
 
 @dataclass(frozen=True)
-class Column:
+class TextColumn:
     """A column; those of the highest `rank` are dropped first where the terminal is narrow."""
 
     title: str
@@ -45,48 +45,50 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """Rows of text under columns."""
 
-    columns: Sequence[Column]
+    columns: Sequence[TextColumn]
     rows: Sequence[Sequence[str]]
 
 
-def say(text: str, level: int = 0) -> None:
+def info(text: str, level: int = 0) -> None:
     """Talk on stderr, unless the user wants less."""
-    if level <= LOUDNESS.level:
-        sys.stderr.write(plain(text) + "\n")
+    if level <= VERBOSITY.level:
+        sys.stderr.write(sanitize_text(text) + "\n")
         sys.stderr.flush()
 
 
 def note(text: str) -> None:
     """Tell something that a user should know about a result, wrapped to 80 columns."""
-    first, *more = textwrap.wrap(plain(text), 70)
-    say("\n".join([f"    note: {first}", *(f"          {line}" for line in more)]))
+    first, *more = textwrap.wrap(sanitize_text(text), 70)
+    info("\n".join([f"    note: {first}", *(f"          {line}" for line in more)]))
 
 
-def trouble(text: str) -> None:
+def write_stderr(text: str) -> None:
     """Write on stderr even when `-q` was asked for; only `-qq` silences it."""
-    if LOUDNESS.level > -2:
-        sys.stderr.write(plain(text))
+    if VERBOSITY.level > -2:
+        sys.stderr.write(sanitize_text(text))
         sys.stderr.flush()
 
 
-def error(problem: QConvertError) -> None:
+def show_error(problem: QConvertError) -> None:
     """Show what happened, its causes, and after a blank line what to do."""
-    lines = [f"{styled('error:', '31')} {plain(str(problem))}"]
-    lines += [line for detail in map(plain, problem.details) for line in _detail(detail)]
+    lines = [f"{style_stderr('error:', '31')} {sanitize_text(str(problem))}"]
+    lines += [
+        line for detail in map(sanitize_text, problem.details) for line in _wrap_detail(detail)
+    ]
     cause = problem.__cause__
     while cause is not None:
-        lines += [f"  caused by: {plain(str(cause)).strip() or type(cause).__name__}"]
+        lines += [f"  caused by: {sanitize_text(str(cause)).strip() or type(cause).__name__}"]
         cause = cause.__cause__
     if problem.hint:
-        lines += ["", f"{styled('hint:', '36')} {plain(problem.hint)}"]
-    if LOUDNESS.level > -2:
+        lines += ["", f"{style_stderr('hint:', '36')} {sanitize_text(problem.hint)}"]
+    if VERBOSITY.level > -2:
         sys.stderr.write("\n".join(lines) + "\n")
 
 
-def _detail(text: str) -> list[str]:
+def _wrap_detail(text: str) -> list[str]:
     """Return a detail as lines of at most 80 columns; what is no sentence has no words to wrap."""
     return textwrap.wrap(
         text,
@@ -98,41 +100,44 @@ def _detail(text: str) -> list[str]:
     )
 
 
-def data(text: str) -> None:
+def write(text: str) -> None:
     """Write a result on stdout, unless the user wants the exit code alone."""
-    _write(plain(text))
+    _write_stdout(sanitize_text(text))
 
 
-def data_json(value: object) -> None:
+def write_json(value: object) -> None:
     """Write a result on stdout as JSON."""
     try:
         "±✓".encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
-        _write(json.dumps(value, indent=2))
+        _write_stdout(json.dumps(value, indent=2))
     else:
-        _write(plain_json(json.dumps(value, indent=2, ensure_ascii=False)))
+        _write_stdout(sanitize_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
-def _write(text: str) -> None:
-    if LOUDNESS.level <= -2:
+def _write_stdout(text: str) -> None:
+    if VERBOSITY.level <= -2:
         return
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
     sys.stdout.flush()  # here, where a reader that went away is noticed, not at exit
 
 
-def data_table(table: Table) -> None:
+def write_table(table: TextTable) -> None:
     """Write a table on stdout: all columns when piped, those that fit on a terminal."""
-    out = _out()
+    out = _stdout_console()
     columns = list(range(len(table.columns)))
-    while sum(_least(table, index) + GAP for index in columns) - GAP > out.width and columns[1:]:
+    while (
+        sum(_min_width(table, index) + COLUMN_GAP for index in columns) - COLUMN_GAP > out.width
+        and columns[1:]
+    ):
         columns.remove(max(columns, key=lambda index: (table.columns[index].rank, index)))
-    drawn = _draw(table, columns)
+    drawn = _rich_table(table, columns)
     with out.capture() as captured:
         out.print(drawn, crop=False)
-    _write("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    _write_stdout("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
-def _draw(table: Table, columns: Sequence[int]) -> "RichTable":
+def _rich_table(table: TextTable, columns: Sequence[int]) -> "RichTable":
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -141,41 +146,41 @@ def _draw(table: Table, columns: Sequence[int]) -> "RichTable":
     drawn.show_edge = False
     for index in columns:
         column = table.columns[index]
-        least = _least(table, index)
+        least = _min_width(table, index)
         drawn.add_column(column.title, justify=column.justify, min_width=least)
     for row in table.rows:
-        drawn.add_row(*(Text(plain(row[index])) for index in columns))
+        drawn.add_row(*(Text(sanitize_text(row[index])) for index in columns))
     return drawn
 
 
-def _least(table: Table, index: int) -> int:
+def _min_width(table: TextTable, index: int) -> int:
     """Return the width below which a column would cut a cell, or a word where it may wrap."""
     from rich.cells import cell_len
 
     column = table.columns[index]
-    cells = [column.title, *(plain(row[index]) for row in table.rows)]
+    cells = [column.title, *(sanitize_text(row[index]) for row in table.rows)]
     pieces = [word for cell in cells for word in cell.split()] if column.wrap else cells
     return max(map(cell_len, pieces), default=0)
 
 
 @cache
-def _out() -> "Console":
+def _stdout_console() -> "Console":
     from rich.console import Console
 
     # Rich takes 80 columns for a pipe; whoever reads a pipe wants all of it.
-    width = None if sys.stdout.isatty() else UNLIMITED
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
 @cache
-def talk_console() -> "Console":
+def stderr_console() -> "Console":
     """Return the console of stderr, made once."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
-def styled(text: str, code: str) -> str:
+def style_stderr(text: str, code: str) -> str:
     """Colour talk for a terminal that wants it."""
     colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     return f"\x1b[1;{code}m{text}\x1b[0m" if colour else text

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from qconvert.cli import build, console, options, settings
-from qconvert.cli.build_options import words
-from qconvert.cli.steps import Steps
+from qconvert.cli.options import parse_words
+from qconvert.cli.progress import ProgressDisplay
 
 if TYPE_CHECKING:
-    from qconvert.demo.scene import Scene
+    from qconvert.demo.demo_files import DemoFolder
 
 EXAMPLES = """\b
 Examples:
@@ -33,15 +33,15 @@ Examples:
     "--backend",
     "backends",
     multiple=True,
-    callback=words,
+    callback=parse_words,
     metavar="NAME",
     help="Where engines run, as in `build` (default: cpu).",
 )
 @click.option(
     "--seconds", type=float, default=0.7, show_default=True, help="At least so long an engine."
 )
-@options.as_json
-@options.talk
+@options.json_option
+@options.verbosity_options
 def command(
     output: Path, backends: tuple[str, ...] | None, seconds: float, *, as_json: bool
 ) -> None:
@@ -51,34 +51,34 @@ def command(
     pictures are drawn: 128 to calibrate on, 1000 to score on. Then comes what `qconvert build` does
     with a model of yours, by the command that is printed. Nothing is downloaded; no GPU is needed.
     """
-    from qconvert import config_file, store
-    from qconvert.demo.scene import lay
-    from qconvert.pipeline.build import Order
+    from qconvert.core import cache, config_file
+    from qconvert.demo.demo_files import prepare_demo
+    from qconvert.run.build import BuildRequest
 
-    with Steps() as steps:
-        scene = lay(output, store.default(), steps.tell)
+    with ProgressDisplay() as steps:
+        scene = prepare_demo(output, cache.open_default(), steps.update)
     typed = _typed(scene, backends or ("cpu",), seconds)
-    console.say(
+    console.info(
         f"\nThe same command, with other names, is for a model of yours:\n\n{_shown(typed)}\n"
     )
     context = build.command.make_context("build", list(typed))
-    config = config_file.load(None, settings.typed(context.params["model"], context.params))
-    order = Order(context.params["output"], shlex.join(["qconvert", *sys.argv[1:]]))
-    build.carry_out(config, order, as_json=as_json)
+    config = config_file.load(None, settings.from_options(context.params["model"], context.params))
+    order = BuildRequest(context.params["output"], shlex.join(["qconvert", *sys.argv[1:]]))
+    build.build_and_report(config, order, as_json=as_json)
 
 
-def _typed(scene: "Scene", backends: tuple[str, ...], seconds: float) -> tuple[str, ...]:
+def _typed(scene: "DemoFolder", backends: tuple[str, ...], seconds: float) -> tuple[str, ...]:
     """Return the arguments of the `qconvert build` that does the same."""
-    from qconvert.demo.scene import CALIBRATION, EVALUATION
+    from qconvert.demo.demo_files import CALIBRATION_IMAGES, EVALUATION_IMAGES
 
-    images, others = scene.pictures(CALIBRATION), scene.pictures(EVALUATION)
+    images, others = scene.images(CALIBRATION_IMAGES), scene.images(EVALUATION_IMAGES)
     return (
         str(scene.network),
         *("--images", str(images)),
         *("--eval", str(others)),
         *("--backend", ",".join(backends)),
         *("--seconds", f"{seconds:g}"),
-        *("-o", str(scene.run)),
+        *("-o", str(scene.run_folder)),
     )
 
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import click
 
 from qconvert.cli import console, options
-from qconvert.cli.console import Column, Table
+from qconvert.cli.console import TextColumn, TextTable
 
 if TYPE_CHECKING:
     from qconvert.backends.base import Availability
-    from qconvert.backends.installed import Installed
+    from qconvert.backends.system_probe import Installed
 
 EXAMPLES = """\b
 Examples:
@@ -19,40 +19,40 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@options.as_json
-@options.talk
+@options.json_option
+@options.verbosity_options
 def command(as_json: bool) -> None:
     """Show which backends build and run here, why not, and the command that mends it."""
-    from qconvert.backends import BACKENDS, installed, probe
+    from qconvert.backends import BACKENDS, probe, system_probe
 
-    here = installed.look()
+    here = system_probe.detect()
     found = {name: probe(name, here) for name in BACKENDS}
     if as_json:
-        console.data_json(_as_json(here, found))
+        console.write_json(_as_json(here, found))
         return
-    console.data_table(_table(found))
-    console.data("")
+    console.write_table(_table(found))
+    console.write("")
     for line in _also(here):
-        console.data(line)
+        console.write(line)
     cures = [f"  {name:<13}{each.cure}" for name, each in found.items() if each.cure]
     if cures:
-        console.data("\nto mend:")
-        console.data("\n".join(cures))
+        console.write("\nto mend:")
+        console.write("\n".join(cures))
 
 
-def _table(found: Mapping[str, "Availability"]) -> Table:
+def _table(found: Mapping[str, "Availability"]) -> TextTable:
     columns = [
-        Column("backend"),
-        Column("builds"),
-        Column("runs"),
-        Column("version", wrap=True),
-        Column("why not", wrap=True),
+        TextColumn("backend"),
+        TextColumn("builds"),
+        TextColumn("runs"),
+        TextColumn("version", wrap=True),
+        TextColumn("why not", wrap=True),
     ]
     rows = [
         [name, _yes(each.builds), _yes(each.runs), each.version, each.reason]
         for name, each in found.items()
     ]
-    return Table(columns, rows)
+    return TextTable(columns, rows)
 
 
 def _also(here: "Installed") -> list[str]:

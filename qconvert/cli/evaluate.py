@@ -6,9 +6,8 @@ from typing import Any
 import click
 
 from qconvert.cli import console, options, settings
-from qconvert.cli.build_options import eval_options, gate_options
-from qconvert.cli.image_options import preprocess_options
-from qconvert.cli.steps import Steps
+from qconvert.cli.options import eval_options, gate_options, preprocess_options
+from qconvert.cli.progress import ProgressDisplay
 
 EXAMPLES = """\b
 Examples:
@@ -21,31 +20,31 @@ Examples:
 @eval_options
 @preprocess_options
 @gate_options
-@options.settings
-@options.as_json
-@options.talk
+@options.settings_options
+@options.json_option
+@options.verbosity_options
 def command(targets: tuple[Path, ...], **chosen: Any) -> None:
     """Compare the answers of engines over the same images with FP32 and, where known, with labels.
 
     An engine is RUN/engines/NAME or an ONNX file, which runs on the CPU; of several files the
     first is what the others are held against. For a whole RUN the figures go into its report.
     """
-    from qconvert import store
-    from qconvert.cli import report_view
-    from qconvert.images.reading import Reading
-    from qconvert.pipeline import targets as found
-    from qconvert.pipeline.measuring_again import evaluate
+    from qconvert.cli import views
+    from qconvert.core import cache
+    from qconvert.images.image_files import ReadOptions
     from qconvert.report import gates
+    from qconvert.run import targets as found
+    from qconvert.run.evaluate_job import evaluate
 
     target = found.resolve(targets)
-    config = settings.of_target(target.run.root if target.run else None, chosen)
-    with Steps() as steps:
-        reading = Reading(chosen["workers"])
-        report = evaluate(target, config, reading, (store.default(), steps.tell))
+    config = settings.load_for_target(target.run.root if target.run else None, chosen)
+    with ProgressDisplay() as steps:
+        reading = ReadOptions(chosen["workers"])
+        report = evaluate(target, config, reading, (cache.open_default(), steps.update))
     if chosen["as_json"]:
-        from qconvert.report.as_json import to_json
+        from qconvert.report.json_file import to_json
 
-        console.data_json(to_json(report))
+        console.write_json(to_json(report))
     else:
-        report_view.show_accuracies(report)
-    gates.require(report, shown=not chosen["as_json"])
+        views.show_accuracies(report)
+    gates.require_passed(report, shown=not chosen["as_json"])

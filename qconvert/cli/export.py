@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qconvert.cli import console, options, settings
-from qconvert.cli.image_options import image_options
-from qconvert.cli.steps import Steps
+from qconvert.cli.options import image_options
+from qconvert.cli.progress import ProgressDisplay
 
 if TYPE_CHECKING:
-    from qconvert.config import Config
-    from qconvert.pipeline.export import Exported
+    from qconvert.core.config import Config
+    from qconvert.run.export import Exported
 
 EXAMPLES = """\b
 Examples:
@@ -24,7 +24,7 @@ Examples:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The ONNX file (default: NAME.onnx)."
 )
-@options.source
+@options.source_options
 @click.option("--opset", type=int, help="Lowest ONNX opset of the result (default: 20).")
 @click.option(
     "--parity-tolerance", type=float, help="Largest relative difference (default: 0.001)."
@@ -34,9 +34,9 @@ Examples:
 )
 @image_options
 @click.option("--dry-run", is_flag=True, help="Print what would be done and touch nothing.")
-@options.settings
-@options.as_json
-@options.talk
+@options.settings_options
+@options.json_option
+@options.verbosity_options
 def command(source: str | None, output: Path | None, **chosen: Any) -> None:
     """Turn SOURCE into one clean ONNX file and check that it says the same.
 
@@ -45,62 +45,64 @@ def command(source: str | None, output: Path | None, **chosen: Any) -> None:
     and ONNX are compared on some of them instead of on random inputs, and what is done to a picture
     is written into the file.
     """
-    config = settings.read(source, chosen)
-    place = settings.place(output, str(config.model), ".onnx")
+    config = settings.load(source, chosen)
+    place = settings.output_path(output, str(config.model), ".onnx")
     if chosen["dry_run"]:
-        _plan(config, place)
+        _print_dry_run(config, place)
         return
-    from qconvert import store
-    from qconvert.pipeline.export import export
+    from qconvert.core import cache
+    from qconvert.run.export import export
 
-    with Steps() as steps:
-        done = export(config, place, store.default(), steps.tell, trust=chosen["trust"])
-    for step in done.prepared.steps:
+    with ProgressDisplay() as steps:
+        done = export(config, place, cache.open_default(), steps.update, trust=chosen["trust"])
+    for step in done.loaded.steps:
         if step.dropped:
             console.note(f"{step.name} left out: {step.dropped}")
-        console.say(f"    {step.name}: {step.changed or 'nothing'}, {step.seconds:.2f} s", level=1)
+        console.info(f"    {step.name}: {step.changed or 'nothing'}, {step.seconds:.2f} s", level=1)
     if done.quantized:
         console.note("this model holds Q/DQ nodes; they are kept as they are")
     if chosen["as_json"]:
-        console.data_json(_as_json(done))
+        console.write_json(_as_json(done))
 
 
-def _plan(config: "Config", place: Path) -> None:
+def _print_dry_run(config: "Config", place: Path) -> None:
     from qconvert import sources
-    from qconvert.errors import UsageError
-    from qconvert.graph.prepare import passes, require_known
+    from qconvert.core.errors import UsageError
+    from qconvert.graph.clean import list_passes, require_known_passes
 
     left = [
-        each.name for each in passes(config.export.opset) if each.name not in config.prepare.skip
+        each.name
+        for each in list_passes(config.export.opset)
+        if each.name not in config.prepare.skip
     ]
-    require_known(config.prepare.skip)
+    require_known_passes(config.prepare.skip)
     kind = sources.kind(str(config.model))
-    if kind in sources.FILES and not Path(str(config.model)).is_file():
+    if kind in sources.FILE_KINDS and not Path(str(config.model)).is_file():
         raise UsageError(f"`{config.model}` does not exist", hint="check the path")
-    console.data(f"load     {config.model} ({kind})")
-    console.data(f"prepare  {', '.join(left)}")
+    console.write(f"load     {config.model} ({kind})")
+    console.write(f"prepare  {', '.join(left)}")
     if kind != "ONNX file":
-        console.data(f"parity   on {config.export.parity_inputs} inputs against PyTorch")
-    console.data(f"write    {place}")
+        console.write(f"parity   on {config.export.parity_inputs} inputs against PyTorch")
+    console.write(f"write    {place}")
 
 
 def _as_json(done: "Exported") -> dict[str, object]:
     from dataclasses import asdict
 
-    from qconvert import config_file, onnx_io
-    from qconvert.store import digest
+    from qconvert.core import config_file, onnx_io
+    from qconvert.core.cache import file_sha256
 
     return {
         "model": str(done.path),
-        "files": [str(file) for file in onnx_io.files(done.path)],
-        "bytes": sum(file.stat().st_size for file in onnx_io.files(done.path)),
-        "sha256": digest(done.path),
-        "opset": done.prepared.model.opset_imports.get("", 0),
-        "inputs": [str(spec) for spec in onnx_io.inputs(done.prepared.model)],
-        "outputs": [str(spec) for spec in onnx_io.outputs(done.prepared.model)],
+        "files": [str(file) for file in onnx_io.model_files(done.path)],
+        "bytes": sum(file.stat().st_size for file in onnx_io.model_files(done.path)),
+        "sha256": file_sha256(done.path),
+        "opset": done.loaded.model.opset_imports.get("", 0),
+        "inputs": [str(spec) for spec in onnx_io.inputs(done.loaded.model)],
+        "outputs": [str(spec) for spec in onnx_io.outputs(done.loaded.model)],
         "quantized": done.quantized,
         "parity": asdict(done.parity) if done.parity else None,
-        "steps": [asdict(step) for step in done.prepared.steps],
-        "config": config_file.plain(done.config),
-        "notes": list(done.prepared.source.notes),
+        "steps": [asdict(step) for step in done.loaded.steps],
+        "config": config_file.as_dict(done.config),
+        "notes": list(done.loaded.source.notes),
     }

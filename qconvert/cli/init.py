@@ -22,28 +22,33 @@ Examples:
     help="Where to write (default: ./qconvert.toml).",
 )
 @click.option("--force", is_flag=True, help="Write over an existing file.")
-@options.talk
+@options.verbosity_options
 def command(model: str | None, output: Path, force: bool) -> None:
     """Write a settings file for MODEL: every setting, its default, and what it means."""
-    from qconvert import config_file, config_guide, sources
-    from qconvert.errors import UsageError
+    from qconvert import sources
+    from qconvert.core import config_file
+    from qconvert.core.errors import UsageError
 
     if model is not None and output.resolve() == Path(model).resolve():
         raise UsageError(f"`{output}` is the model itself", hint="choose another name: `-o`")
     if output.exists() and not force:
         raise UsageError(f"`{output}` exists", hint="write over it with `--force`, or use `-o`")
-    if model is not None and sources.kind(model) in sources.FILES and not Path(model).is_file():
+    if (
+        model is not None
+        and sources.kind(model) in sources.FILE_KINDS
+        and not Path(model).is_file()
+    ):
         raise UsageError(f"`{model}` does not exist", hint="name a model that is there, or none")
-    relative = _seen_from(output, model)
-    text = config_guide.commented(relative).encode()
+    relative = _relative_model(output, model)
+    text = config_file.commented_toml(relative).encode()
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(text)
     usual = output.resolve() == Path(config_file.FILE_NAME).resolve()
     how = "commands in this folder read it" if usual else f"`--config {output}` reads it"
-    console.say(f"wrote {output}; {how}")
+    console.info(f"wrote {output}; {how}")
 
 
-def _seen_from(output: Path, model: str | None) -> str | None:
+def _relative_model(output: Path, model: str | None) -> str | None:
     """Return the model's path relative to the settings file, as the file will be read."""
     import os
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qconvert.cli import console, options, settings
-from qconvert.cli.console import Column, Table
+from qconvert.cli.console import TextColumn, TextTable
 
 # Named here too, so that `--help` needs not import them; a test compares.
 BACKENDS = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
@@ -21,7 +21,7 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("model")
-@options.source
+@options.source_options
 @click.option("--nodes", is_flag=True, help="Every node, in order, instead of every operator.")
 @click.option("--quantized", is_flag=True, help="What is quantized, or would be, and why not.")
 @click.option(
@@ -30,8 +30,8 @@ Examples:
     default="cpu",
     help="Whose scheme to ask about a float model (default: cpu).",
 )
-@options.as_json
-@options.talk
+@options.json_option
+@options.verbosity_options
 def command(model: str, **chosen: Any) -> None:
     """Show the inputs, outputs, operators and sizes of MODEL, an ONNX file or any other source.
 
@@ -41,38 +41,39 @@ def command(model: str, **chosen: Any) -> None:
     if chosen["quantized"]:
         _quantized(model, chosen)
         return
-    from qconvert import config_file, sources
-    from qconvert.graph.describe import describe
+    from qconvert import sources
+    from qconvert.core import config_file
+    from qconvert.graph.describe import describe_model
     from qconvert.graph.simplify import infer_shapes
 
-    export = config_file.load(None, settings.typed(None, chosen)).export
+    export = config_file.load(None, settings.from_options(None, chosen)).export
     source = sources.load(model, export, trust=chosen["trust"])
-    info = describe(infer_shapes(source.model)[0])
+    info = describe_model(infer_shapes(source.model)[0])
     if chosen["as_json"]:
-        console.data_json(_as_json(model, info, nodes=chosen["nodes"]))
+        console.write_json(_as_json(model, info, nodes=chosen["nodes"]))
         return
-    console.data(_head(model, info))
-    console.data_table(_nodes(info) if chosen["nodes"] else _operators(info))
+    console.write(_head(model, info))
+    console.write_table(_nodes(info) if chosen["nodes"] else _operators(info))
     if info.quantized:
-        console.data("\nquantized already: it holds Q/DQ nodes, which qconvert keeps as they are")
+        console.write("\nquantized already: it holds Q/DQ nodes, which qconvert keeps as they are")
 
 
 def _quantized(model: str, chosen: dict[str, Any]) -> None:
-    from qconvert import config_file, store
-    from qconvert.cli import coverage_table
-    from qconvert.pipeline.preview import inspected
+    from qconvert.cli import views
+    from qconvert.core import cache, config_file
+    from qconvert.run.quantize import inspect_layers
 
-    config = config_file.load(None, settings.typed(model, chosen))
-    layers = inspected(config, chosen["backend"], store.default(), trust=chosen["trust"])
+    config = config_file.load(None, settings.from_options(model, chosen))
+    layers = inspect_layers(config, chosen["backend"], cache.open_default(), trust=chosen["trust"])
     if chosen["as_json"]:
         from dataclasses import asdict
 
-        console.data_json(
+        console.write_json(
             {"model": model, "layers": {name: asdict(each) for name, each in layers.items()}}
         )
         return
-    shape = coverage_table.nodes_table if chosen["nodes"] else coverage_table.table
-    console.data_table(shape(layers))
+    shape = views.node_coverage_table if chosen["nodes"] else views.coverage_table
+    console.write_table(shape(layers))
 
 
 def _head(model: str, info: "ModelInfo") -> str:
@@ -85,14 +86,14 @@ def _head(model: str, info: "ModelInfo") -> str:
     return "\n".join([*lines, "\n"])
 
 
-def _operators(info: "ModelInfo") -> Table:
+def _operators(info: "ModelInfo") -> TextTable:
     total = sum(each.macs or 0 for each in info.operators)
     columns = [
-        Column("operator"),
-        Column("nodes", "right"),
-        Column("parameters", "right"),
-        Column("MACs", "right"),
-        Column("share", "right", rank=1),
+        TextColumn("operator"),
+        TextColumn("nodes", "right"),
+        TextColumn("parameters", "right"),
+        TextColumn("MACs", "right"),
+        TextColumn("share", "right", rank=1),
     ]
     rows = [
         [
@@ -104,16 +105,16 @@ def _operators(info: "ModelInfo") -> Table:
         ]
         for each in info.operators
     ]
-    return Table(columns, rows)
+    return TextTable(columns, rows)
 
 
-def _nodes(info: "ModelInfo") -> Table:
+def _nodes(info: "ModelInfo") -> TextTable:
     columns = [
-        Column("node"),
-        Column("operator"),
-        Column("output", rank=2),
-        Column("parameters", "right", rank=3),
-        Column("MACs", "right", rank=1),
+        TextColumn("node"),
+        TextColumn("operator"),
+        TextColumn("output", rank=2),
+        TextColumn("parameters", "right", rank=3),
+        TextColumn("MACs", "right", rank=1),
     ]
     rows = [
         [
@@ -125,7 +126,7 @@ def _nodes(info: "ModelInfo") -> Table:
         ]
         for each in info.nodes
     ]
-    return Table(columns, rows)
+    return TextTable(columns, rows)
 
 
 def _macs(macs: int | None) -> str:

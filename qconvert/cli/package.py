@@ -26,8 +26,8 @@ _PATH = click.Path(path_type=Path)
 @click.option("--engine", default="", metavar="NAME", help="Which one (default: the verdict's).")
 @click.option("--name", default="", help="What to call the model (default: as in the run).")
 @click.option("--classes", type=_PATH, help="Names of the classes, one a line.")
-@options.as_json
-@options.talk
+@options.json_option
+@options.verbosity_options
 def command(run: Path, form: Any, output: Path, as_json: bool, **chosen: Any) -> None:
     """Pack an engine of RUN so that other programs run it.
 
@@ -35,17 +35,17 @@ def command(run: Path, form: Any, output: Path, as_json: bool, **chosen: Any) ->
     on pictures without qconvert. For `triton`: a folder in the model repository OUTPUT, with
     inputs, outputs and batching configured.
     """
-    from qconvert.pipeline.finished import finished
-    from qconvert.serving.package import Wanted, package
+    from qconvert.package.pack import PackageOptions, write_package
+    from qconvert.run.finished_run import load_run
 
-    done = package(finished(run), Wanted(form, output, **chosen))
+    done = write_package(load_run(run), PackageOptions(form, output, **chosen))
     for note in done.notes:
         console.note(note)
     if as_json:
         from dataclasses import asdict
 
-        console.data_json({**asdict(done), "folder": str(done.folder)})
+        console.write_json({**asdict(done), "folder": str(done.folder)})
         return
     for file in done.files:
-        console.data(f"{done.folder / file}")
-    console.say(f"packed `{done.engine}`; {done.folder / 'README.md'} says how to start it")
+        console.write(f"{done.folder / file}")
+    console.info(f"packed `{done.engine}`; {done.folder / 'README.md'} says how to start it")

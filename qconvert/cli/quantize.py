@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qconvert.cli import console, options, settings
-from qconvert.cli.choice_options import choice_options
-from qconvert.cli.image_options import image_options
-from qconvert.cli.steps import Steps
+from qconvert.cli.options import image_options, quantize_options
+from qconvert.cli.progress import ProgressDisplay
 
 if TYPE_CHECKING:
-    from qconvert.config import Config
-    from qconvert.pipeline.quantize import Quantized
-    from qconvert.pipeline.requests import Request
+    from qconvert.core.config import Config
+    from qconvert.run.quantize import Quantized
+    from qconvert.run.validate import QuantizeRequest
 
 EXAMPLES = """\b
 Examples:
@@ -52,15 +51,15 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "--keep-io/--half-io", default=True, help="Inputs and outputs in float32 (default), or half."
 )
 @click.option("--calibration", type=_FILE, help="What `qconvert calibrate` measured before.")
-@choice_options
+@quantize_options
 @click.option("--plan", type=_FILE, help="Replay a plan instead of making one.")
 @click.option("--plan-out", type=_FILE, help="Write the plan, to read and edit.")
-@options.source
+@options.source_options
 @image_options
 @click.option("--dry-run", is_flag=True, help="Print what would be quantized and touch nothing.")
-@options.settings
-@options.as_json
-@options.talk
+@options.settings_options
+@options.json_option
+@options.verbosity_options
 def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     """Rewrite MODEL so that the file itself says what is computed in which precision.
 
@@ -68,12 +67,12 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     them, with weights stored as integers; FP16 and BF16 as types. Ranges come from --images or
     from a calibration file. The table tells what was quantized, and why the rest was not.
     """
-    from qconvert.pipeline.requests import Request
+    from qconvert.run.validate import QuantizeRequest
 
-    config = settings.read(model, chosen)
+    config = settings.load(model, chosen)
     suffix = f"-{chosen['backend']}-{chosen['precision']}.onnx"
-    request = Request(
-        out=settings.place(output, str(config.model), suffix),
+    request = QuantizeRequest(
+        out=settings.output_path(output, str(config.model), suffix),
         backend=chosen["backend"],
         precision=chosen["precision"],
         calibration=chosen["calibration"],
@@ -82,7 +81,7 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
         trust=chosen["trust"],
     )
     if chosen["dry_run"]:
-        _preview(config, request, as_json=chosen["as_json"])
+        _print_dry_run(config, request, as_json=chosen["as_json"])
         return
     if chosen["plan_out"] is not None:
         _require_plan_place(chosen["plan_out"], Path(str(config.model)), request)
@@ -94,79 +93,79 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     _show(done, request, as_json=chosen["as_json"])
 
 
-def _quantize(config: "Config", request: "Request") -> "Quantized":
-    from qconvert import store
-    from qconvert.pipeline.quantize import quantize
+def _quantize(config: "Config", request: "QuantizeRequest") -> "Quantized":
+    from qconvert.core import cache
+    from qconvert.run.quantize import quantize
 
-    with Steps() as steps:
-        return quantize(config, request, store.default(), steps.tell)
+    with ProgressDisplay() as steps:
+        return quantize(config, request, cache.open_default(), steps.update)
 
 
-def _require_plan_place(place: Path, model: Path, request: "Request") -> None:
-    from qconvert.errors import UsageError
-    from qconvert.pipeline.place import require_place
+def _require_plan_place(place: Path, model: Path, request: "QuantizeRequest") -> None:
+    from qconvert.core.errors import UsageError
+    from qconvert.run.run_folder import require_output_file
 
     if request.precision != "int8":
         raise UsageError("there is no plan to write", hint="a plan is for `--precision int8`")
-    require_place(place, model, request.out)
+    require_output_file(place, model, request.out)
 
 
-def _preview(config: "Config", request: "Request", *, as_json: bool) -> None:
+def _print_dry_run(config: "Config", request: "QuantizeRequest", *, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from qconvert import store
-    from qconvert.cli import coverage_table
-    from qconvert.errors import UsageError
-    from qconvert.pipeline.preview import layers
+    from qconvert.cli import views
+    from qconvert.core import cache
+    from qconvert.core.errors import UsageError
+    from qconvert.run.quantize import preview_layers
 
     if request.plan is not None:
         raise UsageError("a plan says itself what it does", hint="leave `--dry-run` or it out")
-    found = layers(config, request, store.default())
+    found = preview_layers(config, request, cache.open_default())
     if as_json:
-        console.data_json({"layers": {name: asdict(each) for name, each in found.items()}})
+        console.write_json({"layers": {name: asdict(each) for name, each in found.items()}})
     else:
-        console.data_table(coverage_table.table(found))
+        console.write_table(views.coverage_table(found))
 
 
 def _write_plan(done: "Quantized", place: Path) -> None:
     from qconvert.quantize import plan_files
 
-    assert done.rewritten.plan is not None
+    assert done.quantized.plan is not None
     place.parent.mkdir(parents=True, exist_ok=True)
-    planned = plan_files.Planned(done.rewritten.plan, done.rewritten.learned)
-    plan_files.save(planned, place)
-    console.say(f"    plan: {place}")
+    planned = plan_files.PlanWithWeights(done.quantized.plan, done.quantized.rounded_weights)
+    plan_files.save_plan(planned, place)
+    console.info(f"    plan: {place}")
 
 
-def _show(done: "Quantized", request: "Request", *, as_json: bool) -> None:
-    from qconvert.cli import coverage_table
+def _show(done: "Quantized", request: "QuantizeRequest", *, as_json: bool) -> None:
+    from qconvert.cli import views
 
-    for name, why in list(done.rewritten.islands.items())[:3]:
+    for name, why in list(done.quantized.islands.items())[:3]:
         console.note(f"`{name}` stays in float32: {why}")
-    if len(done.rewritten.islands) > 3:
-        console.note(f"and {len(done.rewritten.islands) - 3} more nodes: see `--json`")
+    if len(done.quantized.islands) > 3:
+        console.note(f"and {len(done.quantized.islands) - 3} more nodes: see `--json`")
     if as_json:
-        console.data_json(_as_json(done, request))
-    elif done.rewritten.plan is not None:
-        console.data_table(coverage_table.table(done.rewritten.plan.layers))
+        console.write_json(_as_json(done, request))
+    elif done.quantized.plan is not None:
+        console.write_table(views.coverage_table(done.quantized.plan.layers))
 
 
-def _as_json(done: "Quantized", request: "Request") -> dict[str, object]:
+def _as_json(done: "Quantized", request: "QuantizeRequest") -> dict[str, object]:
     from dataclasses import asdict
 
-    from qconvert import onnx_io
-    from qconvert.quantize.plan import to_json
-    from qconvert.store import digest
+    from qconvert.core import onnx_io
+    from qconvert.core.cache import file_sha256
+    from qconvert.quantize.plan_files import plan_to_json
 
     return {
         "model": str(request.out),
-        "files": [str(file) for file in onnx_io.files(request.out)],
-        "bytes": sum(file.stat().st_size for file in onnx_io.files(request.out)),
-        "sha256": digest(request.out),
+        "files": [str(file) for file in onnx_io.model_files(request.out)],
+        "bytes": sum(file.stat().st_size for file in onnx_io.model_files(request.out)),
+        "sha256": file_sha256(request.out),
         "backend": request.backend,
         "precision": request.precision,
-        "plan": to_json(done.rewritten.plan) if done.rewritten.plan is not None else None,
-        "islands": done.rewritten.islands,
-        "tried": [asdict(each) for each in done.rewritten.tried],
+        "plan": plan_to_json(done.quantized.plan) if done.quantized.plan is not None else None,
+        "islands": done.quantized.islands,
+        "tried": [asdict(each) for each in done.quantized.method_scores],
         "notes": list(done.notes),
     }

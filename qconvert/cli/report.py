@@ -41,48 +41,48 @@ FORMATS = ("text", "html", "md", "json", "card")
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write it to a file (text goes to the terminal alone).",
 )
-@options.talk
+@options.verbosity_options
 def command(run: Path, form: str, engine: str, output: Path | None) -> None:
     """Show a finished RUN again from its report.json; nothing is measured.
 
     RUN is its folder, or the JSON file; an HTML page takes the pictures that lie beside it.
     """
-    from qconvert.cli import report_view
-    from qconvert.pipeline.place import require_place
-    from qconvert.pipeline.run_folder import put_text
-    from qconvert.report import as_json
+    from qconvert.cli import views
+    from qconvert.core.atomic import write_text
+    from qconvert.report import json_file
+    from qconvert.run.run_folder import require_output_file
 
     if form == "text" and output is not None:
         raise click.UsageError("`-o` needs a form that is a file: `--format html`")
     if engine and form != "card":
         raise click.UsageError("`--engine` is for a card: `--format card`")
     file = run / "report.json" if run.is_dir() else run
-    report = as_json.load(file)
+    report = json_file.load(file)
     if form == "text":
-        report_view.show(report)
+        views.show_report(report)
         return
     if form == "json" and output is None:
-        console.data_json(as_json.to_json(report))
+        console.write_json(json_file.to_json(report))
         return
     text = _written(report, form, engine, file.parent)
     if output is None:
-        console.data(text)
+        console.write(text)
         return
-    require_place(output)
-    put_text(output, text)
+    require_output_file(output)
+    write_text(output, text)
 
 
 def _written(report: "Report", form: str, engine: str, folder: Path) -> str:
-    from qconvert.pipeline.targets import pictures
-    from qconvert.report import as_json
-    from qconvert.report.card import card
-    from qconvert.report.html import html
-    from qconvert.report.markdown import markdown
+    from qconvert.report import json_file
+    from qconvert.report.html import render_html
+    from qconvert.report.markdown import render_markdown
+    from qconvert.report.model_card import render_card
+    from qconvert.run.report_files import report_images
 
     forms: dict[str, Callable[[Report], str]] = {
-        "html": lambda report: html(report, pictures(report, folder)),
-        "md": markdown,
-        "json": as_json.dumps,
-        "card": lambda report: card(report, engine),
+        "html": lambda report: render_html(report, report_images(report, folder)),
+        "md": render_markdown,
+        "json": json_file.dumps,
+        "card": lambda report: render_card(report, engine),
     }
     return forms[form](report)

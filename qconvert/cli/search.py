@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qconvert.cli import console, options, settings
-from qconvert.cli.build_options import bench_options, eval_options, words
-from qconvert.cli.choice_options import choice_options
-from qconvert.cli.image_options import image_options
-from qconvert.cli.steps import Steps
+from qconvert.cli.options import (
+    bench_options,
+    eval_options,
+    image_options,
+    parse_words,
+    quantize_options,
+)
+from qconvert.cli.progress import ProgressDisplay
 
 if TYPE_CHECKING:
-    from qconvert.config import Config
-    from qconvert.pipeline.mixing import Searched
+    from qconvert.core.config import Config
+    from qconvert.run.search_job import SearchSummary
 
 EXAMPLES = """\b
 Examples:
@@ -44,20 +48,20 @@ BYS = ("top-1", "agreement", "certainty")
     "--backend",
     "backends",
     multiple=True,
-    callback=words,
+    callback=parse_words,
     metavar="NAME",
     help="cpu, tensorrt or tensorrt-rtx (default: the best here).",
 )
 @image_options
-@choice_options
+@quantize_options
 @eval_options
 @bench_options
-@options.source
+@options.source_options
 @click.option("--fresh", is_flag=True, help="Do everything anew, whatever is stored.")
 @click.option("--dry-run", is_flag=True, help="Print what would be tried and touch nothing.")
-@options.settings
-@options.as_json
-@options.talk
+@options.settings_options
+@options.json_option
+@options.verbosity_options
 def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     """Find the least of MODEL that must leave INT8 for its answers to keep a budget.
 
@@ -65,44 +69,46 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     images that are held out; what keeps the budget there is confirmed on all images of --eval. The
     same command again goes on where it was. Exit code 1 says that no mix keeps the budget.
     """
-    from qconvert import store
-    from qconvert.errors import GateFailed
-    from qconvert.pipeline.mixing import Job, find_mix
+    from qconvert.core import cache
+    from qconvert.core.errors import GateFailed
+    from qconvert.run.search_job import SearchFolder, run_search
 
-    config = settings.read(model, chosen)
-    place = settings.run_place(None, str(config.model))
-    job = Job(output or place.with_name(f"{place.name}-mixed"), chosen["trust"], chosen["workers"])
+    config = settings.load(model, chosen)
+    place = settings.default_run_folder(None, str(config.model))
+    job = SearchFolder(
+        output or place.with_name(f"{place.name}-mixed"), chosen["trust"], chosen["workers"]
+    )
     if chosen["dry_run"]:
-        _preview(config, job.out, trust=job.trust)
+        _print_dry_run(config, job.out, trust=job.trust)
         return
-    with Steps() as steps:
-        found = find_mix(config, job, store.default(fresh=chosen["fresh"]), steps.tell)
+    with ProgressDisplay() as steps:
+        found = run_search(config, job, cache.open_default(fresh=chosen["fresh"]), steps.update)
     for text in (*found.notes, *found.mix.notes):
         console.note(text)
     if chosen["as_json"]:
         from dataclasses import asdict
 
         told = {"backend": found.backend, "bytes": dict(found.sizes), **asdict(found.mix)}
-        console.data_json(told)
+        console.write_json(told)
     else:
         _show(found)
-    console.say(f"all of it: {job.out}")
+    console.info(f"all of it: {job.out}")
     if found.mix.outcome == "none":
         raise GateFailed(found.mix.why, hint="a larger `--budget`, or the float model as it is")
 
 
-def _show(found: "Searched") -> None:
-    from qconvert.cli import report_view
+def _show(found: "SearchSummary") -> None:
+    from qconvert.cli import views
 
-    report_view.show_mix(found.mix, found.sizes)
+    views.show_search(found.mix, found.sizes)
 
 
-def _preview(config: "Config", out: Path, *, trust: bool) -> None:
-    from qconvert import store
-    from qconvert.pipeline.mixing import preview
-    from qconvert.pipeline.place import require_run
+def _print_dry_run(config: "Config", out: Path, *, trust: bool) -> None:
+    from qconvert.core import cache
+    from qconvert.run.run_folder import require_usable_folder
+    from qconvert.run.search_job import preview_search
 
-    require_run(out, config)
-    for line in preview(config, store.default(), trust=trust):
-        console.data(line)
-    console.data(f"write     {out}")
+    require_usable_folder(out, config)
+    for line in preview_search(config, cache.open_default(), trust=trust):
+        console.write(line)
+    console.write(f"write     {out}")

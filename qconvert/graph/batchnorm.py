@@ -11,27 +11,27 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from qconvert.graph.names import Names, tensor_names
-from qconvert.graph.patterns import constant, is_standard, only_reader
+from qconvert.graph.names import UniqueNames, tensor_names
+from qconvert.graph.patterns import constant_array, is_standard, only_reader
 
-Floats = NDArray[np.float64]
+Float64Array = NDArray[np.float64]
 LINEAR = ("Conv", "ConvTranspose", "Gemm")
 NORM, SCALING, SHIFTING = "BatchNormalization", ("Mul", "Div"), ("Add", "Sub")
 
 
 @dataclass(frozen=True)
-class Affine:
+class ChannelAffine:
     """What is done to each channel: `x * scale + shift`."""
 
-    scale: Floats
-    shift: Floats
+    scale: Float64Array
+    shift: Float64Array
 
 
 def fold_batchnorm(model: ir.Model) -> tuple[ir.Model, str]:
     """Return a copy without the normalizations that fold, and how many did."""
     rewritten = model.clone()
     norms = [node for node in rewritten.graph if is_standard(node, NORM, *SCALING, *SHIFTING)]
-    names = Names(tensor_names(rewritten.graph))
+    names = UniqueNames(tensor_names(rewritten.graph))
     folded = sum(_fold(rewritten.graph, norm, names) for norm in norms)
     if not folded:
         return model, ""
@@ -39,51 +39,51 @@ def fold_batchnorm(model: ir.Model) -> tuple[ir.Model, str]:
     return rewritten, f"{folded} folded"
 
 
-def _fold(graph: ir.Graph, norm: ir.Node, names: Names) -> bool:
-    source = _source(norm)
+def _fold(graph: ir.Graph, norm: ir.Node, names: UniqueNames) -> bool:
+    source = _activation_input(norm)
     linear = source.producer() if source is not None else None
     if source is None or linear is None or not is_standard(linear, *LINEAR):
         return False
-    weight = constant(linear.inputs[1])
-    affine = _affine(norm) if norm.op_type == NORM else _constant_affine(norm, linear)
-    bias = constant(linear.inputs[2]) if _has_bias(linear) else np.zeros(1)
+    weight = constant_array(linear.inputs[1])
+    affine = _batchnorm_affine(norm) if norm.op_type == NORM else _constant_affine(norm, linear)
+    bias = constant_array(linear.inputs[2]) if _has_bias(linear) else np.zeros(1)
     if affine is None or weight is None or bias is None or only_reader(source) is not norm:
         return False
     if norm.attributes.get_int("training_mode", 0) or any(norm.outputs[1:]):
         return False
     if linear.op_type == "Gemm" and linear.attributes.get_float("beta", 1.0) != 1.0:
         return False
-    new_weight = _scaled(linear, weight.astype(np.float64), affine.scale)
+    new_weight = _scale_weight(linear, weight.astype(np.float64), affine.scale)
     new_bias = bias.astype(np.float64) * affine.scale + affine.shift
-    _give(linear, 1, new_weight.astype(weight.dtype), names)
-    _give(linear, 2, new_bias.astype(weight.dtype), names)
-    _take_over(graph, linear, norm)
+    _replace_constant(linear, 1, new_weight.astype(weight.dtype), names)
+    _replace_constant(linear, 2, new_bias.astype(weight.dtype), names)
+    _remove_norm(graph, linear, norm)
     return True
 
 
-def _affine(norm: ir.Node) -> Affine | None:
-    found = [constant(value) for value in norm.inputs[1:5]]
+def _batchnorm_affine(norm: ir.Node) -> ChannelAffine | None:
+    found = [constant_array(value) for value in norm.inputs[1:5]]
     if any(array is None for array in found):
         return None
     gamma, beta, mean, variance = (np.asarray(array, np.float64) for array in found)
     scale = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
-    return Affine(scale, beta - mean * scale)
+    return ChannelAffine(scale, beta - mean * scale)
 
 
-def _source(node: ir.Node) -> ir.Value | None:
+def _activation_input(node: ir.Node) -> ir.Value | None:
     """Return what is normalized, or scaled or shifted by a constant."""
-    if node.op_type in ("Mul", "Add") and constant(node.inputs[0]) is not None:
+    if node.op_type in ("Mul", "Add") and constant_array(node.inputs[0]) is not None:
         return node.inputs[1]
     return node.inputs[0]
 
 
-def _constant_affine(node: ir.Node, linear: ir.Node) -> Affine | None:
+def _constant_affine(node: ir.Node, linear: ir.Node) -> ChannelAffine | None:
     """Return what an arithmetic operator does to the channels of what is before it."""
-    other = next((each for each in node.inputs if each is not _source(node)), None)
-    array, channels = constant(other), _channels(linear)
+    other = next((each for each in node.inputs if each is not _activation_input(node)), None)
+    array, channels = constant_array(other), _output_channels(linear)
     if array is None or array.dtype.kind != "f" or not channels:
         return None
-    weight = constant(linear.inputs[1])
+    weight = constant_array(linear.inputs[1])
     rank = 0 if weight is None else weight.ndim
     sizes = (1,) * (rank - array.ndim) + array.shape
     if len(sizes) != rank or sizes[1] not in (1, channels) or array.size != sizes[1]:
@@ -92,13 +92,13 @@ def _constant_affine(node: ir.Node, linear: ir.Node) -> Affine | None:
     if node.op_type == "Div" and not each.all():
         return None
     if node.op_type in SCALING:
-        return Affine(1 / each if node.op_type == "Div" else each, np.zeros(channels))
-    return Affine(np.ones(channels), -each if node.op_type == "Sub" else each)
+        return ChannelAffine(1 / each if node.op_type == "Div" else each, np.zeros(channels))
+    return ChannelAffine(np.ones(channels), -each if node.op_type == "Sub" else each)
 
 
-def _channels(linear: ir.Node) -> int:
+def _output_channels(linear: ir.Node) -> int:
     """Return how many channels come out."""
-    weight = constant(linear.inputs[1])
+    weight = constant_array(linear.inputs[1])
     if weight is None:
         return 0
     if linear.op_type == "ConvTranspose":
@@ -111,7 +111,7 @@ def _has_bias(linear: ir.Node) -> bool:
     return len(linear.inputs) > 2 and linear.inputs[2] is not None
 
 
-def _scaled(linear: ir.Node, weight: Floats, scale: Floats) -> Floats:
+def _scale_weight(linear: ir.Node, weight: Float64Array, scale: Float64Array) -> Float64Array:
     """Multiply each output channel of the weight, wherever the operator keeps it."""
     if linear.op_type == "Conv":
         return weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
@@ -125,11 +125,13 @@ def _scaled(linear: ir.Node, weight: Floats, scale: Floats) -> Floats:
     return (split * per_group).reshape(weight.shape)
 
 
-def _give(linear: ir.Node, index: int, array: NDArray[np.generic], names: Names) -> None:
+def _replace_constant(
+    linear: ir.Node, index: int, array: NDArray[np.generic], names: UniqueNames
+) -> None:
     """Give the node a tensor of its own; the old one may have other readers."""
     old = linear.inputs[index] if index < len(linear.inputs) else None
     stem = old.name if old is not None else f"{linear.outputs[0].name}.bias"
-    name = names.free(f"{stem}_folded")
+    name = names.reserve(f"{stem}_folded")
     value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
     value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
     assert isinstance(linear.graph, ir.Graph), "only nodes of the main graph are folded"
@@ -139,7 +141,7 @@ def _give(linear: ir.Node, index: int, array: NDArray[np.generic], names: Names)
     linear.replace_input_with(index, value)
 
 
-def _take_over(graph: ir.Graph, linear: ir.Node, norm: ir.Node) -> None:
+def _remove_norm(graph: ir.Graph, linear: ir.Node, norm: ir.Node) -> None:
     """Let the linear node answer under the name the normalization had."""
     old, new = norm.outputs[0], linear.outputs[0]
     name = old.name

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qconvert import onnx_io
-from qconvert.feeds import TensorSpec, fixed_batch
+from qconvert.core import onnx_io
+from qconvert.core.tensors import TensorSpec, fixed_batch
 from qconvert.graph.patterns import is_quantized, is_standard
 
 
@@ -52,26 +52,26 @@ class ModelInfo:
     nodes: tuple[NodeInfo, ...]
 
 
-def describe(model: ir.Model) -> ModelInfo:
+def describe_model(model: ir.Model) -> ModelInfo:
     """Return what the model is made of; subgraphs and functions count too."""
     seen: set[int] = set()
     batch = fixed_batch(onnx_io.inputs(model))
-    nodes = tuple(_node(node, seen, batch) for node in onnx_io.nodes(model))
+    nodes = tuple(_describe_node(node, seen, batch) for node in onnx_io.all_nodes(model))
     return ModelInfo(
         opset=model.opset_imports.get("", 0),
         producer=" ".join(filter(None, [model.producer_name, model.producer_version])),
         inputs=onnx_io.inputs(model),
         outputs=onnx_io.outputs(model),
-        parameters=sum(tensor.size for tensor in onnx_io.tensors(model) if is_weight(tensor)),
+        parameters=sum(tensor.size for tensor in onnx_io.all_tensors(model) if is_weight(tensor)),
         weight_bytes=onnx_io.weight_bytes(model),
         quantized=is_quantized(model),
         functions=len(model.functions),
-        operators=_operators(nodes),
+        operators=_describe_operators(nodes),
         nodes=nodes,
     )
 
 
-def _operators(nodes: tuple[NodeInfo, ...]) -> tuple[OperatorInfo, ...]:
+def _describe_operators(nodes: tuple[NodeInfo, ...]) -> tuple[OperatorInfo, ...]:
     counts = Counter(node.op for node in nodes)
     found = []
     for op, count in counts.most_common():
@@ -82,19 +82,19 @@ def _operators(nodes: tuple[NodeInfo, ...]) -> tuple[OperatorInfo, ...]:
     return tuple(sorted(found, key=lambda each: (-(each.macs or 0), -each.nodes, each.op)))
 
 
-def _node(node: ir.Node, seen: set[int], batch: int | None) -> NodeInfo:
+def _describe_node(node: ir.Node, seen: set[int], batch: int | None) -> NodeInfo:
     op = node.op_type if is_standard(node) else f"{node.domain}::{node.op_type}"
     return NodeInfo(
         name=node.name or "",
         op=op,
         inputs=tuple(value.name or "" for value in node.inputs if value is not None),
-        outputs=tuple(str(onnx_io.spec(value)) for value in node.outputs),
-        parameters=_parameters(node, seen),
-        macs=_macs(node, batch),
+        outputs=tuple(str(onnx_io.tensor_spec(value)) for value in node.outputs),
+        parameters=_count_parameters(node, seen),
+        macs=_count_macs(node, batch),
     )
 
 
-def _parameters(node: ir.Node, seen: set[int]) -> int:
+def _count_parameters(node: ir.Node, seen: set[int]) -> int:
     """Count the weights a node reads; a shared tensor counts at its first reader."""
     total = 0
     for value in node.inputs:
@@ -110,7 +110,7 @@ def is_weight(tensor: ir.TensorProtocol) -> bool:
     return len(tensor.shape) > 0 and tensor.dtype not in (ir.DataType.INT64, ir.DataType.BOOL)
 
 
-def _macs(node: ir.Node, batch: int | None) -> int | None:
+def _count_macs(node: ir.Node, batch: int | None) -> int | None:
     """Return the multiply-accumulates of a linear operator for one image, 0 for any other."""
     if not is_standard(node, "Conv", "ConvTranspose", "Gemm", "MatMul"):
         return 0

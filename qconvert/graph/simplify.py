@@ -12,19 +12,19 @@ import onnxslim
 from onnx import version_converter
 from onnx_ir.passes import common
 
-from qconvert import onnx_io
-from qconvert.errors import reason
+from qconvert.core import onnx_io
+from qconvert.core.errors import first_line
 from qconvert.graph.patterns import is_standard
 
-SEQUENCES = frozenset(
+SEQUENCE_OPS = frozenset(
     {"SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SplitToSequence"}
     | {"Optional"}
 )
 # "No Adapter From Version $6 for GRU"
-_NO_STEP = re.compile(r"No Adapter From Version \$?(?P<opset>\d+) for (?P<op>\w+)")
+_NO_ADAPTER = re.compile(r"No Adapter From Version \$?(?P<opset>\d+) for (?P<op>\w+)")
 
 
-def inline(model: ir.Model) -> tuple[ir.Model, str]:
+def inline_functions(model: ir.Model) -> tuple[ir.Model, str]:
     """Put the bodies of the model's own functions where they are called."""
     count = len(model.functions)
     if not count:
@@ -35,15 +35,15 @@ def inline(model: ir.Model) -> tuple[ir.Model, str]:
     return inlined, f"{count} functions"
 
 
-def simplify(model: ir.Model) -> tuple[ir.Model, str]:
+def run_onnxslim(model: ir.Model) -> tuple[ir.Model, str]:
     """Fuse, deduplicate and drop what nothing reads."""
-    with _quiet():
+    with _silence_onnxslim():
         slimmed = ir.from_proto(onnxslim.slim(_proto(model)))
     before, after = len(model.graph), len(slimmed.graph)
     return slimmed, f"{before} to {after} nodes" if before != after else ""
 
 
-def upgrade(model: ir.Model, opset: int) -> tuple[ir.Model, str]:
+def upgrade_opset(model: ir.Model, opset: int) -> tuple[ir.Model, str]:
     """Raise the opset to at least `opset`."""
     before = model.opset_imports.get("", 0)
     if before >= opset:
@@ -53,34 +53,36 @@ def upgrade(model: ir.Model, opset: int) -> tuple[ir.Model, str]:
     try:
         raised = ir.from_proto(version_converter.convert_version(_proto(model), opset))
     except Exception as error:  # the converter raises its failed C++ assertions
-        raise ValueError(f"{_tripped(error)}; the model stays at opset {before}") from None
+        raise ValueError(
+            f"{_converter_failure(error)}; the model stays at opset {before}"
+        ) from None
     return raised, f"opset {before} to {opset}"
 
 
 def infer_shapes(model: ir.Model) -> tuple[ir.Model, str]:
     """Write down the shape and type of every tensor that has one."""
     inferred = model.clone()
-    before = _known(inferred)
+    before = _count_shaped(inferred)
     common.ShapeInferencePass(check_type=False, strict_mode=False)(inferred)
-    _forget_sequences(inferred)
-    gained = _known(inferred) - before
+    _clear_sequence_types(inferred)
+    gained = _count_shaped(inferred) - before
     return inferred, f"{gained} more tensors" if gained else ""
 
 
-def _forget_sequences(model: ir.Model) -> None:
+def _clear_sequence_types(model: ir.Model) -> None:
     """Take back the tensor types that inference gives to sequences and optionals."""
     for node in model.graph:
-        for value in node.outputs if is_standard(node, *SEQUENCES) else ():
+        for value in node.outputs if is_standard(node, *SEQUENCE_OPS) else ():
             if isinstance(value.type, ir.TensorType):
                 value.type = value.shape = None
 
 
-def _tripped(error: Exception) -> str:
+def _converter_failure(error: Exception) -> str:
     """Name the operator that the converter cannot bring on, if that is what it says."""
-    found = _NO_STEP.search(str(error))
+    found = _NO_ADAPTER.search(str(error))
     if not found:
         # Before its sentence stands the place in its C++ source.
-        return reason(ValueError(str(error).rpartition("` failed: ")[2]))
+        return first_line(ValueError(str(error).rpartition("` failed: ")[2]))
     return f"the converter does not know how to bring `{found['op']}` beyond opset {found['opset']}"
 
 
@@ -88,13 +90,13 @@ def _proto(model: ir.Model) -> onnx.ModelProto:
     return onnx.load_from_string(onnx_io.serialize(model))
 
 
-def _known(model: ir.Model) -> int:
+def _count_shaped(model: ir.Model) -> int:
     values = (value for node in model.graph for value in node.outputs)
     return sum(value.shape is not None and value.dtype is not None for value in values)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_onnxslim() -> Iterator[None]:
     logger = logging.getLogger("onnxslim")
     level = logger.level
     with warnings.catch_warnings():

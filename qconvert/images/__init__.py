@@ -7,19 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qconvert.errors import UsageError
-from qconvert.feeds import TensorSpec
-from qconvert.images.array_file import SUFFIXES as ARRAYS
-from qconvert.images.arrays import find_arrays
-from qconvert.images.batch import Images
-from qconvert.images.image_list import ImageList
-from qconvert.images.labels import labelled
-from qconvert.images.listing import Picture, Pictures, find, require_files
-from qconvert.images.pictures import PictureImages
-from qconvert.images.preprocess import Preprocess, fit
-from qconvert.images.reading import USUAL, Reading
-from qconvert.images.sample import choose
-from qconvert.images.target import picture_input
+from qconvert.core.errors import UsageError
+from qconvert.core.tensors import TensorSpec
+from qconvert.images.arrays import ARRAY_SUFFIXES as ARRAYS
+from qconvert.images.arrays import open_arrays
+from qconvert.images.batches import ImageManifest, Images
+from qconvert.images.image_files import DEFAULT_READ_OPTIONS, FileImages, ReadOptions
+from qconvert.images.labels import attach_labels
+from qconvert.images.listing import (
+    ImageFile,
+    ImageListing,
+    choose_subset,
+    list_images,
+    require_files,
+)
+from qconvert.images.preprocess import Preprocess, find_image_input, fit_to_input
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def open_images(
     choice: ImageChoice,
     specs: Sequence[TensorSpec],
     preprocess: Preprocess,
-    reading: Reading = USUAL,
+    reading: ReadOptions = DEFAULT_READ_OPTIONS,
 ) -> Images:
     """Return the chosen images as inputs for a model; nothing is decoded yet."""
     if choice.path.suffix.lower() in ARRAYS:
@@ -48,35 +50,35 @@ def open_images(
             raise UsageError(
                 "`--labels` is for pictures", hint="put an array `labels` into the .npz"
             )
-        arrays = find_arrays(choice.path, specs)
-        return arrays.chosen(choose(arrays.labels, choice.count, choice.seed))
-    preprocess, target = fit(preprocess, picture_input(specs))
-    pictures = labelled(find(choice.path), choice.labels)
+        arrays = open_arrays(choice.path, specs)
+        return arrays.select(choose_subset(arrays.labels, choice.count, choice.seed))
+    preprocess, target = fit_to_input(preprocess, find_image_input(specs))
+    pictures = attach_labels(list_images(choice.path), choice.labels)
     labels = [item.label for item in pictures.items]
-    items = tuple(pictures.items[at] for at in choose(labels, choice.count, choice.seed))
-    return PictureImages(replace(pictures, items=items), preprocess, target, reading)
+    items = tuple(pictures.items[at] for at in choose_subset(labels, choice.count, choice.seed))
+    return FileImages(replace(pictures, items=items), preprocess, target, reading)
 
 
-def reopen(
-    used: ImageList,
+def reopen_images(
+    used: ImageManifest,
     specs: Sequence[TensorSpec],
     preprocess: Preprocess,
-    reading: Reading = USUAL,
+    reading: ReadOptions = DEFAULT_READ_OPTIONS,
 ) -> Images:
     """Return the very images of a stored list; reading one that has changed is an error."""
     hashes = tuple(entry.sha256 for entry in used.entries)
     if used.root.suffix.lower() in ARRAYS:
-        arrays = find_arrays(used.root, specs)
+        arrays = open_arrays(used.root, specs)
         rows = [int(entry.name) for entry in used.entries]
         if max(rows) >= len(arrays.rows):
             raise UsageError(
                 f"`{used.root}` has only {len(arrays.rows)} rows left of those used before",
                 hint="calibrate again, or bring back the file that was used",
             )
-        return replace(arrays.chosen(rows), hashes=hashes)
-    preprocess, target = fit(preprocess, picture_input(specs))
+        return replace(arrays.select(rows), hashes=hashes)
+    preprocess, target = fit_to_input(preprocess, find_image_input(specs))
     items = [
-        Picture(entry.name, used.root / entry.name, sha256=entry.sha256) for entry in used.entries
+        ImageFile(entry.name, used.root / entry.name, sha256=entry.sha256) for entry in used.entries
     ]
     require_files(used.root, (item.file for item in items))
-    return PictureImages(Pictures(used.root, tuple(items)), preprocess, target, reading)
+    return FileImages(ImageListing(used.root, tuple(items)), preprocess, target, reading)

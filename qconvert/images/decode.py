@@ -19,12 +19,12 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from qconvert.errors import reason
+from qconvert.core.errors import first_line
 
 # No others: Pillow also opens EPS, which runs Ghostscript. The common ones come first.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")
 
-Mode = Literal["RGB", "L"]
+PixelMode = Literal["RGB", "L"]
 
 # Pillow's own limit on pixels is a global that warns first; the user's is checked here instead.
 _HEADER = threading.Lock()
@@ -38,15 +38,15 @@ class BrokenImage(Exception):
     """This file is no picture that can be read; the message says why."""
 
 
-def decode(data: bytes, mode: Mode, max_pixels: int) -> Image.Image:
+def decode_image(data: bytes, mode: PixelMode, max_pixels: int) -> Image.Image:
     """Return the picture upright, in 8 bits a channel; raise `BrokenImage` where there is none."""
-    return decoded(opened(data, max_pixels), mode)
+    return load_pixels(open_header(data, max_pixels), mode)
 
 
-def opened(data: bytes, max_pixels: int) -> Image.Image:
+def open_header(data: bytes, max_pixels: int) -> Image.Image:
     """Return a picture of which only the header was read."""
-    with _refusing("not a picture" if data else "empty file"):
-        image = _open(data)
+    with _as_broken_image("not a picture" if data else "empty file"):
+        image = _open_any_size(data)
         if image.width * image.height > max_pixels:
             raise BrokenImage(
                 f"{image.width}×{image.height} is over the limit of {max_pixels:,} pixels"
@@ -54,18 +54,18 @@ def opened(data: bytes, max_pixels: int) -> Image.Image:
         return image
 
 
-def decoded(image: Image.Image, mode: Mode) -> Image.Image:
+def load_pixels(image: Image.Image, mode: PixelMode) -> Image.Image:
     """Return the picture upright, in 8 bits a channel."""
-    with _refusing("not a picture"):
+    with _as_broken_image("not a picture"):
         image.load()
         # Without a turn that makes sense the picture stays as it is.
         with contextlib.suppress(Exception):
             ImageOps.exif_transpose(image, in_place=True)
-        return _converted(image, mode)
+        return _convert_mode(image, mode)
 
 
 @contextlib.contextmanager
-def _refusing(unknown: str) -> Iterator[None]:
+def _as_broken_image(unknown: str) -> Iterator[None]:
     try:
         yield
     except (BrokenImage, MemoryError):
@@ -73,10 +73,10 @@ def _refusing(unknown: str) -> Iterator[None]:
     except UnidentifiedImageError:
         raise BrokenImage(unknown) from None
     except Exception as error:  # a damaged file makes Pillow raise almost anything
-        raise BrokenImage(reason(error)) from None
+        raise BrokenImage(first_line(error)) from None
 
 
-def _open(data: bytes) -> Image.Image:
+def _open_any_size(data: bytes) -> Image.Image:
     with _HEADER:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -85,7 +85,7 @@ def _open(data: bytes) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _converted(image: Image.Image, mode: Mode) -> Image.Image:
+def _convert_mode(image: Image.Image, mode: PixelMode) -> Image.Image:
     if image.mode.startswith("I;16"):
         # Pillow would clip at 255; 65535 / 257 = 255 exactly.
         wide = np.asarray(image).astype(np.uint32)

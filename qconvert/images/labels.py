@@ -4,18 +4,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from qconvert.config_errors import near
-from qconvert.errors import UsageError
-from qconvert.images.batch import Images
-from qconvert.images.classes import CLASSES, Classes, read_classes
-from qconvert.images.listing import Pictures, require_files, some
-from qconvert.images.table import Row, read_table
+from qconvert.core.errors import UsageError, did_you_mean
+from qconvert.images.batches import Images
+from qconvert.images.listing import (
+    CLASSES_FILE,
+    Classes,
+    CsvRow,
+    ImageListing,
+    abbreviate,
+    read_classes,
+    read_table,
+    require_files,
+)
 
-LABELS = "labels.csv"
-MOST_DIGITS = 18
+LABELS_FILE = "labels.csv"
+MAX_DIGITS = 18
 
 
-def labelled(pictures: Pictures, labels: Path | None = None) -> Pictures:
+def attach_labels(pictures: ImageListing, labels: Path | None = None) -> ImageListing:
     """Return the pictures with labels where any can be found.
 
     Looked at in turn: the file given; the CSV list that named the pictures; `labels.csv` in the
@@ -33,8 +39,8 @@ def labelled(pictures: Pictures, labels: Path | None = None) -> Pictures:
         return _from_csv(pictures, pictures.path) or pictures
     if not pictures.path.is_dir():
         return pictures
-    for place in _around(pictures.path):
-        if (place / LABELS).is_file() and (found := _from_csv(pictures, place / LABELS)):
+    for place in _label_folders(pictures.path):
+        if (place / LABELS_FILE).is_file() and (found := _from_csv(pictures, place / LABELS_FILE)):
             return found
     return _from_folders(pictures)
 
@@ -46,8 +52,8 @@ def require_labels(images: Images) -> tuple[int, ...]:
     if len(known) < len(pairs):
         raise UsageError(
             f"{len(pairs) - len(known)} of {len(pairs)} images have no label",
-            details=some([f"`{name}`" for name, label in pairs if label is None]),
-            hint=f"give `--labels FILE` with the columns `file,label`, put a `{LABELS}` into the "
+            details=abbreviate([f"`{name}`" for name, label in pairs if label is None]),
+            hint=f"give `--labels FILE` with the columns `file,label`, put a `{LABELS_FILE}` into the "
             "folder or next to it, or sort the images into one folder a class",
         )
     return known
@@ -66,22 +72,24 @@ def check_classes(images: Images, count: int) -> None:
         # In sorted order a class that is missing would move up all those after it.
         raise UsageError(
             f"{folders} class folders do not say which of the model's {count} classes they are",
-            hint=f"put a `{CLASSES}` next to them: the model's classes in order, one a line",
+            hint=f"put a `{CLASSES_FILE}` next to them: the model's classes in order, one a line",
         )
 
 
-def _from_csv(pictures: Pictures, file: Path) -> Pictures | None:
+def _from_csv(pictures: ImageListing, file: Path) -> ImageListing | None:
     """Return the pictures labelled by the rows that name them, None where no row does."""
     rows = read_table(file, ("file",) if file == pictures.path else ("file", "label"))
     rows = [row for row in rows if row.get("label")]
-    by_place: dict[Path, Row] = {}
-    for row, place in zip(rows, _places(file.parent, (row["file"] for row in rows)), strict=True):
+    by_place: dict[Path, CsvRow] = {}
+    for row, place in zip(
+        rows, _resolve_files(file.parent, (row["file"] for row in rows)), strict=True
+    ):
         if by_place.setdefault(place, row)["label"] != row["label"]:
             raise UsageError(
                 f"`{file}`, line {row['line']}: `{row['file']}` has two labels",
                 hint="leave one of its lines",
             )
-    places = _places(pictures.root, (item.name for item in pictures.items))
+    places = _resolve_files(pictures.root, (item.name for item in pictures.items))
     if not any(place in by_place for place in places):
         return None
     _require_inside(pictures, file, set(by_place) - set(places))
@@ -89,17 +97,17 @@ def _from_csv(pictures: Pictures, file: Path) -> Pictures | None:
     labels = [
         _number(file, by_place[place], classes) if place in by_place else None for place in places
     ]
-    return _with(pictures, labels, classes)
+    return _with_labels(pictures, labels, classes)
 
 
-def _require_inside(pictures: Pictures, file: Path, others: Iterable[Path]) -> None:
+def _require_inside(pictures: ImageListing, file: Path, others: Iterable[Path]) -> None:
     """Refuse rows for missing files of this folder; what lies elsewhere is not asked for."""
     if pictures.path.is_dir():
         inside = pictures.path.resolve()
         require_files(file, sorted(place for place in others if place.is_relative_to(inside)))
 
 
-def _places(folder: Path, names: Iterable[str]) -> list[Path]:
+def _resolve_files(folder: Path, names: Iterable[str]) -> list[Path]:
     """Return where files lie, in one spelling; a file that is a link stays the link."""
     real: dict[Path, Path] = {}
     places = []
@@ -111,61 +119,65 @@ def _places(folder: Path, names: Iterable[str]) -> list[Path]:
     return places
 
 
-def _number(file: Path, row: Row, classes: Classes) -> int:
+def _number(file: Path, row: CsvRow, classes: Classes) -> int:
     label = row["label"]
     if label in classes.numbers:
         return classes.numbers[label]
     # Python does not read numbers of thousands of digits, and no class has one of more than these.
-    if label.isdecimal() and len(label) <= MOST_DIGITS:
+    if label.isdecimal() and len(label) <= MAX_DIGITS:
         return int(label)
     twice = label in classes.names
     raise UsageError(
         f"`{file}`, line {row['line']}: `{label}` "
         + (
-            f"stands twice in `{CLASSES}`"
+            f"stands twice in `{CLASSES_FILE}`"
             if twice
-            else f"is no number and not in a `{CLASSES}`{_meant(label, classes)}"
+            else f"is no number and not in a `{CLASSES_FILE}`{_suggestion(label, classes)}"
         ),
         hint="write the number of the class instead"
         if twice
-        else f"write the model's classes into `{file.parent / CLASSES}`, in order, one a line",
+        else f"write the model's classes into `{file.parent / CLASSES_FILE}`, in order, one a line",
     )
 
 
-def _meant(label: str, classes: Classes) -> str:
+def _suggestion(label: str, classes: Classes) -> str:
     """Return the name that differs in its case only, else one that is near."""
     alike = [name for name in classes.numbers if name.casefold() == label.casefold()]
-    return near(alike[0] if alike else label, alike or list(classes.numbers))
+    return did_you_mean(alike[0] if alike else label, alike or list(classes.numbers))
 
 
-def _from_folders(pictures: Pictures) -> Pictures:
+def _from_folders(pictures: ImageListing) -> ImageListing:
     """Label by the uppermost folder, if every picture lies in one and there are several."""
     tops = [item.name.partition("/")[0] for item in pictures.items]
     if any("/" not in item.name for item in pictures.items) or len(set(tops)) < 2:
         return pictures
-    written = (read_classes(place) for place in _around(pictures.path))
-    classes = next((found for found in written if found.names), None) or _folders(pictures.path)
+    written = (read_classes(place) for place in _label_folders(pictures.path))
+    classes = next((found for found in written if found.names), None) or _class_folders(
+        pictures.path
+    )
     if unknown := sorted(set(tops) - set(classes.numbers)):
         raise UsageError(
-            f"folders of `{pictures.path}` are not in the `{CLASSES}` beside them",
-            details=some([f"`{name}`" for name in unknown]),
-            hint=f"`{CLASSES}` holds the folders' names in the order of the model's classes",
+            f"folders of `{pictures.path}` are not in the `{CLASSES_FILE}` beside them",
+            details=abbreviate([f"`{name}`" for name in unknown]),
+            hint=f"`{CLASSES_FILE}` holds the folders' names in the order of the model's classes",
         )
-    return _with(pictures, [classes.numbers[top] for top in tops], classes)
+    return _with_labels(pictures, [classes.numbers[top] for top in tops], classes)
 
 
-def _folders(folder: Path) -> Classes:
+def _class_folders(folder: Path) -> Classes:
     """Return all class folders; an empty one counts, else those behind it would move up."""
     names = [entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."]
     return Classes(tuple(sorted(names)), from_folders=True)
 
 
-def _around(folder: Path) -> tuple[Path, Path]:
+def _label_folders(folder: Path) -> tuple[Path, Path]:
     named = folder.name not in ("", "..")
     return folder, (folder if named else folder.resolve()).parent
 
 
-def _with(pictures: Pictures, labels: Sequence[int | None], classes: Classes) -> Pictures:
+def _with_labels(
+    pictures: ImageListing, labels: Sequence[int | None], classes: Classes
+) -> ImageListing:
     pairs = zip(pictures.items, labels, strict=True)
     items = tuple(replace(item, label=label) for item, label in pairs)
     return replace(pictures, items=items, classes=classes)

@@ -6,35 +6,35 @@ import re
 import sys
 from pathlib import Path
 
-from qconvert.backends import installed
-from qconvert.backends.installed import Installed
+from qconvert.backends import system_probe
+from qconvert.backends.system_probe import Installed
 
 ROOT = Path("/")
 GB = 1024**3
 
 # Libraries whose version changes a size, a speed or an answer.
-LIBRARIES = (*installed.RUNTIMES, "onnx", "onnx-ir", "onnxslim", "numpy", "pillow", "torch")
+LIBRARIES = (*system_probe.RUNTIMES, "onnx", "onnx-ir", "onnxslim", "numpy", "pillow", "torch")
 PRODUCTS = ("tensorrt", "tensorrt-rtx")
 
 CPU = Path("sys/devices/system/cpu")
 
 
-def machine(found: Installed | None = None, root: Path = ROOT) -> dict[str, str]:
+def describe_machine(found: Installed | None = None, root: Path = ROOT) -> dict[str, str]:
     """Return what is known of this machine, by name; what cannot be read is left out.
 
     `root` is where `/proc` and `/sys` are read from.
     """
-    found = found or installed.look()
+    found = found or system_probe.detect()
     facts = {
         "cpu": _cpu(root),
         "cores": _cores(root),
-        "int8 instructions": installed.integer_instructions(),
+        "int8 instructions": system_probe.integer_instructions(),
         "cpu clock": _clock(root),
         "memory": _memory(root),
         "os": _os(root),
         "python": platform.python_version(),
         **{name: found.packages.get(name, "") for name in LIBRARIES},
-        **{name: found.libraries(name) for name in PRODUCTS},
+        **{name: found.library_version(name) for name in PRODUCTS},
         "gpu": _gpus(found),
         "driver": found.driver,
     }

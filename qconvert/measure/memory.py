@@ -11,8 +11,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from qconvert.backends import apart
-from qconvert.feeds import Feeds
+from qconvert.backends import subprocess_worker
+from qconvert.core.tensors import Tensors
 
 TIMEOUT_SECONDS = 300.0
 BYTES_A_KB = 1024
@@ -48,7 +48,7 @@ print(json.dumps({"bytes": peak(), "before": before}))
 
 
 @dataclass(frozen=True)
-class Peak:
+class PeakMemory:
     """Bytes at most, and before the model was loaded; None with the reason if not measured."""
 
     bytes: int | None
@@ -60,15 +60,15 @@ class Peak:
             raise ValueError("what was not measured has a reason")
 
 
-def peak(
-    model: Path, feeds: Feeds, threads: int = 0, timeout_seconds: float = TIMEOUT_SECONDS
-) -> Peak:
+def measure_peak(
+    model: Path, feeds: Tensors, threads: int = 0, timeout_seconds: float = TIMEOUT_SECONDS
+) -> PeakMemory:
     """Run a model once on inputs of the shapes given, in a process of its own; say what it took.
 
     `threads` of 0 takes one for each core.
     """
     if sys.platform == "win32":
-        return Peak(None, reason="Windows does not tell the peak memory of a process")
+        return PeakMemory(None, reason="Windows does not tell the peak memory of a process")
     asked = {
         # The child runs elsewhere than in a folder whose files could pass for modules.
         "path": str(model.absolute()),
@@ -85,16 +85,16 @@ def peak(
             env={**os.environ, "PYTHONWARNINGS": "ignore"},
         )
     except subprocess.TimeoutExpired:
-        return Peak(None, reason=f"the model did not run within {timeout_seconds:g} s")
+        return PeakMemory(None, reason=f"the model did not run within {timeout_seconds:g} s")
     if done.returncode:
-        return Peak(None, reason=_why(done.returncode, done.stderr))
+        return PeakMemory(None, reason=_failure_reason(done.returncode, done.stderr))
     told = json.loads(done.stdout.splitlines()[-1])
-    return Peak(told["bytes"], told["before"])
+    return PeakMemory(told["bytes"], told["before"])
 
 
-def _why(code: int, stderr: str) -> str:
+def _failure_reason(code: int, stderr: str) -> str:
     if code < 0:
-        return f"the model did not run in a process of its own: {apart.death(code)}"
+        return f"the model did not run in a process of its own: {subprocess_worker.describe_exit(code)}"
     said = [line.strip() for line in stderr.splitlines() if line.strip()]
     last = said[-1] if said else f"it ended with code {code}"
     if "[ONNXRuntimeError]" in last:

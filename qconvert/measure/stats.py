@@ -15,22 +15,22 @@ from numpy.typing import NDArray
 
 from qconvert.measure.latency import Latency
 
-NORMAL = 1.4826
+NORMAL_SCALE = 1.4826
 
 # So many spreads from the median is an outlier. Latencies have a tail: 3.5, as is usual for normal
 # samples, would count it. A spread of almost nothing counts as this share of the median.
-FAR = 10.0
-LEAST_SPREAD = 0.001
+OUTLIER_DEVIATIONS = 10.0
+MIN_SPREAD = 0.001
 
-MANY_OUTLIERS = 0.05
-UNSTABLE = 0.1
-START = 0.1
-LEAST_START = 3
-SLOWER = 1.1
+MAX_OUTLIER_SHARE = 0.05
+MAX_SPREAD = 0.1
+EDGE_SHARE = 0.1
+MIN_EDGE = 3
+DRIFT_RATIO = 1.1
 
 
 @dataclass(frozen=True)
-class Stats:
+class LatencyStats:
     """Figures of one engine at one batch size; `outliers` counts samples far off the median."""
 
     samples: int
@@ -45,12 +45,12 @@ class Stats:
     outliers: int
 
 
-def stats(latency: Latency) -> Stats:
+def summarize_latency(latency: Latency) -> LatencyStats:
     """Return the figures of a latency; throughput is the batch in the time of the median."""
     samples = _array(latency.samples_ms)
     median = float(np.median(samples))
     p90, p95, p99 = (float(each) for each in np.percentile(samples, (90, 95, 99)))
-    return Stats(
+    return LatencyStats(
         samples=len(samples),
         median_ms=median,
         spread_ms=spread(latency.samples_ms),
@@ -68,7 +68,7 @@ def stats(latency: Latency) -> Stats:
 def spread(samples_ms: Sequence[float]) -> float:
     """Return the median absolute deviation, scaled to be a standard deviation of normal samples."""
     samples = _array(samples_ms)
-    return NORMAL * float(np.median(np.abs(samples - np.median(samples))))
+    return NORMAL_SCALE * float(np.median(np.abs(samples - np.median(samples))))
 
 
 def speedup(before: Sequence[float], after: Sequence[float]) -> float:
@@ -92,7 +92,7 @@ def speedup_range(before: Sequence[float], after: Sequence[float]) -> tuple[floa
     return float(ratios[low]), float(ratios[count - 1 - low])
 
 
-def notes(samples_ms: Sequence[float], *, on_gpu: bool = False) -> tuple[str, ...]:
+def timing_notes(samples_ms: Sequence[float], *, on_gpu: bool = False) -> tuple[str, ...]:
     """Say what makes samples doubtful, and what to do about it."""
     samples = _array(samples_ms)
     # Samples that drift lie apart too; one cause is told once.
@@ -100,8 +100,8 @@ def notes(samples_ms: Sequence[float], *, on_gpu: bool = False) -> tuple[str, ..
 
 
 def _drift(samples: NDArray[np.float64]) -> list[str]:
-    count = max(LEAST_START, int(len(samples) * START))
-    if len(samples) < 2 * LEAST_START + count:
+    count = max(MIN_EDGE, int(len(samples) * EDGE_SHARE))
+    if len(samples) < 2 * MIN_EDGE + count:
         return []
     first, rest, last = samples[:count], samples[count:], samples[-count:]
     found = []
@@ -122,14 +122,14 @@ def _drift(samples: NDArray[np.float64]) -> list[str]:
 def _disturbed(samples: NDArray[np.float64], *, on_gpu: bool) -> list[str]:
     found = []
     outliers = int(_outliers(samples).sum())
-    if outliers > max(1, MANY_OUTLIERS * len(samples)):
+    if outliers > max(1, MAX_OUTLIER_SHARE * len(samples)):
         found.append(
             f"{outliers} of {len(samples)} samples are outliers: the machine was busy; stop other "
             "programs, `qconvert bench` measures again"
         )
     median = float(np.median(samples))
     share = spread(samples.tolist()) / median if median else 0.0
-    if share > UNSTABLE:
+    if share > MAX_SPREAD:
         clocks = "`cpupower frequency-set -g performance`" + ", `nvidia-smi -lgc`" * on_gpu
         found.append(
             f"unstable: the spread is {share:.0%} of the median; stop other programs and fix the "
@@ -142,14 +142,14 @@ def _slower(some: NDArray[np.float64], others: NDArray[np.float64]) -> float:
     """Return how many times slower some samples are, 1 where that is within the spread."""
     middle, usual = float(np.median(some)), float(np.median(others))
     within = middle - usual <= 2 * spread(others.tolist())
-    return 1.0 if within or middle <= SLOWER * usual or not usual else middle / usual
+    return 1.0 if within or middle <= DRIFT_RATIO * usual or not usual else middle / usual
 
 
 def _outliers(samples: NDArray[np.float64]) -> NDArray[np.bool_]:
     median = float(np.median(samples))
     # The spread itself, not scaled: ten of them are some 6.7 standard deviations.
-    usual = max(spread(samples.tolist()) / NORMAL, LEAST_SPREAD * median)
-    far: NDArray[np.bool_] = np.abs(samples - median) > FAR * usual
+    usual = max(spread(samples.tolist()) / NORMAL_SCALE, MIN_SPREAD * median)
+    far: NDArray[np.bool_] = np.abs(samples - median) > OUTLIER_DEVIATIONS * usual
     return far
 
 

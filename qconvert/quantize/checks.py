@@ -6,22 +6,22 @@ A check returns the reason, or nothing.
 import onnx_ir as ir
 
 from qconvert.graph import patterns
-from qconvert.graph.observed import MOVING
-from qconvert.quantize.plan import Layer, Weight
+from qconvert.graph.observed_tensors import MOVING
+from qconvert.graph.patterns import weight_shape
+from qconvert.quantize.plan import LayerPlan, WeightSlot
 
-ACTIVATIONS = frozenset({"Relu", "Clip"})
-SCORES = frozenset({"Softmax", "LogSoftmax"})
+SOFTMAX_OPS = frozenset({"Softmax", "LogSoftmax"})
 
 
 def constant_weight(node: ir.Node) -> str:
     """Refuse a weight that the graph computes, or that is not float32."""
     weight = node.inputs[1]
-    if weight is None or patterns.constant(weight) is None:
+    if weight is None or patterns.constant_array(weight) is None:
         return "its weight is not constant"
-    return "" if weight.dtype is ir.DataType.FLOAT else f"its weight is {_kind(weight)}"
+    return "" if weight.dtype is ir.DataType.FLOAT else f"its weight is {_type_name(weight)}"
 
 
-def plain_product(node: ir.Node) -> str:
+def unscaled_product(node: ir.Node) -> str:
     """Refuse a Gemm that scales or turns what it reads, which no integer kernel does."""
     if node.op_type != "Gemm":
         return ""
@@ -30,66 +30,54 @@ def plain_product(node: ir.Node) -> str:
     return "it scales or transposes its input" if scaled or turned else ""
 
 
-def flat_weight(node: ir.Node) -> str:
+def matrix_weight(node: ir.Node) -> str:
     """Refuse a stack of weight matrices."""
     shape = node.inputs[1].shape if node.inputs[1] is not None else None
     flat = shape is not None and len(shape) == 2
-    return "" if flat or len(activations(node)) == 2 else "its weight is not one matrix"
+    return "" if flat or len(activation_slots(node)) == 2 else "its weight is not one matrix"
 
 
 def float_activations(node: ir.Node) -> str:
     """Refuse activations that are not float32, such as a model's integers or halves."""
-    kinds = [node.inputs[slot] for slot in activations(node)]
+    kinds = [node.inputs[slot] for slot in activation_slots(node)]
     wrong = [value for value in kinds if value is None or value.dtype is not ir.DataType.FLOAT]
-    return f"it reads {_kind(wrong[0])}" if wrong else ""
+    return f"it reads {_type_name(wrong[0])}" if wrong else ""
 
 
 def two_activations(node: ir.Node) -> str:
     """Refuse an operator one side of which is constant."""
-    constant = len(activations(node)) < len(node.inputs)
+    constant = len(activation_slots(node)) < len(node.inputs)
     return "one of its inputs is constant" if constant else ""
 
 
-def no_attention(node: ir.Node) -> str:
+def not_attention(node: ir.Node) -> str:
     """Refuse products that make scores for a Softmax, or weigh values with its probabilities."""
-    if len(activations(node)) < 2:
+    if len(activation_slots(node)) < 2:
         return ""
-    asked = _before(node.inputs[0], SCORES) or _after(node.outputs[0], SCORES)
+    asked = _follows(node.inputs[0], SOFTMAX_OPS) or _feeds(node.outputs[0], SOFTMAX_OPS)
     return "attention scores and probabilities need more than 8 bits" if asked else ""
 
 
-def linear(node: ir.Node) -> Layer:
+def linear_layer(node: ir.Node) -> LayerPlan:
     """Return the layer of a convolution or a product: input and weight, or two activations."""
-    slots = activations(node)
+    slots = activation_slots(node)
     if node.op_type in ("Gemm", "MatMul") and len(slots) == 2:
-        return Layer(node.op_type, inputs=slots)
-    return Layer(node.op_type, inputs=(0,), weight=Weight(1, _channels(node)))
+        return LayerPlan(node.op_type, inputs=slots)
+    return LayerPlan(node.op_type, inputs=(0,), weight=WeightSlot(1, _channel_axis(node)))
 
 
-def activations(node: ir.Node) -> tuple[int, ...]:
+def activation_slots(node: ir.Node) -> tuple[int, ...]:
     """Return the places of the inputs that change with the image, biases and limits left out."""
     most = 2 if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") else len(node.inputs)
     most = 1 if node.op_type in MOVING | {"Clip"} else most
     return tuple(
         slot
         for slot, value in enumerate(node.inputs[:most])
-        if value is not None and patterns.constant(value) is None
+        if value is not None and patterns.constant_array(value) is None
     )
 
 
-def fused_activation(node: ir.Node) -> ir.Node | None:
-    """Return the Relu or Clip that runtimes fuse into a node: the only reader of its result."""
-    reader = patterns.only_reader(node.outputs[0])
-    return reader if reader is not None and reader.op_type in ACTIVATIONS else None
-
-
-def weight_shape(node: ir.Node) -> tuple[int, ...]:
-    """Return the shape of a node's constant weight."""
-    array = patterns.constant(node.inputs[1])
-    return () if array is None else array.shape
-
-
-def _channels(node: ir.Node) -> int:
+def _channel_axis(node: ir.Node) -> int:
     """Return the axis of a weight along which the results differ."""
     if node.op_type == "ConvTranspose":
         return 1
@@ -102,7 +90,7 @@ def _channels(node: ir.Node) -> int:
 _PASSED = MOVING | {"Add", "Sub", "Mul", "Div", "Where", "Cast"}
 
 
-def _before(value: ir.Value | None, wanted: frozenset[str]) -> bool:
+def _follows(value: ir.Value | None, wanted: frozenset[str]) -> bool:
     while value is not None and (node := value.producer()) is not None:
         if node.op_type in wanted:
             return True
@@ -112,7 +100,7 @@ def _before(value: ir.Value | None, wanted: frozenset[str]) -> bool:
     return False
 
 
-def _after(value: ir.Value, wanted: frozenset[str]) -> bool:
+def _feeds(value: ir.Value, wanted: frozenset[str]) -> bool:
     # Each node once: of a chain of sums that read a tensor twice there are 2**n ways through.
     seen: set[ir.Node] = set()
     waiting = [value]
@@ -126,6 +114,6 @@ def _after(value: ir.Value, wanted: frozenset[str]) -> bool:
     return False
 
 
-def _kind(value: ir.Value | None) -> str:
+def _type_name(value: ir.Value | None) -> str:
     known = value is not None and value.dtype is not None
     return str(value.dtype).lower() if known and value is not None else "of unknown type"

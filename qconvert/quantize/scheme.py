@@ -5,38 +5,38 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from qconvert.quantize.plan import Layer
-from qconvert.scales import Grid
+from qconvert.core.scales import Grid
+from qconvert.quantize.plan import LayerPlan
 
 
 @dataclass(frozen=True)
-class Chosen:
+class QuantizedNodes:
     """The nodes that are quantized so far as is known, while rules still look at each other."""
 
-    layers: Mapping[ir.Node, Layer]
+    layers: Mapping[ir.Node, LayerPlan]
 
-    def holds(self, node: ir.Node | None) -> bool:
+    def contains(self, node: ir.Node | None) -> bool:
         """Whether a node is quantized."""
         layer = self.layers.get(node) if node is not None else None
         return layer is not None and not layer.left
 
-    def makes(self, value: ir.Value | None) -> bool:
+    def produces(self, value: ir.Value | None) -> bool:
         """Whether a quantized node makes this tensor."""
-        return value is not None and self.holds(value.producer())
+        return value is not None and self.contains(value.producer())
 
-    def reads(self, value: ir.Value) -> bool:
+    def consumes(self, value: ir.Value) -> bool:
         """Whether a quantized node reads this tensor."""
-        return any(self.holds(node) for node, _ in value.uses())
+        return any(self.contains(node) for node, _ in value.uses())
 
 
 # Both say why a node is left out, or nothing. A check looks at the node alone and is asked once; a
 # need depends on what happens to other nodes.
 Check = Callable[[ir.Node], str]
-Need = Callable[[ir.Node, Chosen], str]
+Need = Callable[[ir.Node, QuantizedNodes], str]
 
 
 @dataclass(frozen=True)
-class Rule:
+class OperatorRule:
     """How some operators are quantized, unless a check or a need has a reason against it.
 
     What does not compute anything is not worth a word where it stays in float. One that `follows`
@@ -44,11 +44,11 @@ class Rule:
     """
 
     operators: frozenset[str]
-    layer: Callable[[ir.Node], Layer]
+    layer: Callable[[ir.Node], LayerPlan]
     checks: tuple[Check, ...] = ()
     needs: tuple[Need, ...] = ()
     computes: bool = True
-    follows: bool = False
+    fuses_with_producer: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,17 @@ class Scheme:
     activations: Grid
     weights: Grid
     integer_bias: bool
-    rules: tuple[Rule, ...]
-    shared: frozenset[str] = frozenset()
-    by_operator: dict[str, Rule] = field(init=False, repr=False, compare=False)
+    rules: tuple[OperatorRule, ...]
+    shared_scale: frozenset[str] = frozenset()
+    rules_by_operator: dict[str, OperatorRule] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         table = {op: rule for rule in self.rules for op in rule.operators}
         object.__setattr__(self, "by_operator", table)
 
 
-def left(*operators: str, why: str) -> Rule:
+def leave_in_float(*operators: str, why: str) -> OperatorRule:
     """Return a rule that leaves operators in float, with the reason that users read."""
-    return Rule(frozenset(operators), lambda node: Layer(node.op_type), checks=(lambda node: why,))
+    return OperatorRule(
+        frozenset(operators), lambda node: LayerPlan(node.op_type), checks=(lambda node: why,)
+    )

@@ -7,9 +7,8 @@ from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
-from qconvert.errors import UsageError
-
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+from qconvert.core.errors import UsageError
+from qconvert.graph.patterns import WEIGHTED
 
 
 @dataclass(frozen=True)
@@ -21,11 +20,11 @@ class Selection:
     keep: tuple[str, ...] = ()
 
 
-def left_out(
+def find_excluded_nodes(
     graph: ir.Graph,
     selection: Selection,
     operators: frozenset[str],
-    led: frozenset[str] = frozenset(),
+    fused: frozenset[str] = frozenset(),
 ) -> dict[str, str]:
     """Return for each node that the user wants in float why so.
 
@@ -34,22 +33,22 @@ def left_out(
     nodes = [node for node in graph if node.op_type in operators]
     found: dict[str, str] = {}
     if "first" in selection.keep:
-        found.update(dict.fromkeys(_ends(nodes, 0), "it is first, kept by `--keep first`"))
+        found.update(dict.fromkeys(_end_nodes(nodes, 0), "it is first, kept by `--keep first`"))
     if "last" in selection.keep:
-        found.update(dict.fromkeys(_ends(nodes, 1), "it is last, kept by `--keep last`"))
-    wanted = set(_matched(nodes, selection.only, "only"))
+        found.update(dict.fromkeys(_end_nodes(nodes, 1), "it is last, kept by `--keep last`"))
+    wanted = set(_match_patterns(nodes, selection.only, "only"))
     if selection.only:
         why = "`--only` does not name it"
-        free = [node for node in nodes if node.op_type not in led]
+        free = [node for node in nodes if node.op_type not in fused]
         found.update({_name(node): why for node in free if _name(node) not in wanted})
     for pattern in selection.exclude:
         found.update(
-            dict.fromkeys(_matched(nodes, (pattern,), "exclude"), f"excluded by `{pattern}`")
+            dict.fromkeys(_match_patterns(nodes, (pattern,), "exclude"), f"excluded by `{pattern}`")
         )
     return found
 
 
-def _matched(nodes: Sequence[ir.Node], patterns: Iterable[str], option: str) -> list[str]:
+def _match_patterns(nodes: Sequence[ir.Node], patterns: Iterable[str], option: str) -> list[str]:
     found = []
     for pattern in patterns:
         names = [
@@ -60,12 +59,12 @@ def _matched(nodes: Sequence[ir.Node], patterns: Iterable[str], option: str) -> 
             or fnmatchcase(node.op_type, pattern)
         ]
         if not names:
-            _refuse(nodes, pattern, option)
+            _raise_no_match(nodes, pattern, option)
         found += names
     return found
 
 
-def _refuse(nodes: Sequence[ir.Node], pattern: str, option: str) -> None:
+def _raise_no_match(nodes: Sequence[ir.Node], pattern: str, option: str) -> None:
     known = [*dict.fromkeys(node.op_type for node in nodes), *(_name(node) for node in nodes)]
     near = difflib.get_close_matches(pattern.strip("*"), known)
     hint = "nearest names: " + ", ".join(f"`{name}`" for name in near) + "; " if near else ""
@@ -75,14 +74,14 @@ def _refuse(nodes: Sequence[ir.Node], pattern: str, option: str) -> None:
     )
 
 
-def _ends(nodes: Sequence[ir.Node], side: int) -> list[str]:
+def _end_nodes(nodes: Sequence[ir.Node], side: int) -> list[str]:
     """Return the weighted nodes with no other before them (side 0), or none after them (1)."""
     weighted = [node for node in nodes if node.op_type in WEIGHTED]
     step = ir.Node.predecessors if side == 0 else ir.Node.successors
-    return [_name(node) for node in weighted if not _meets(node, step)]
+    return [_name(node) for node in weighted if not _reaches_weighted(node, step)]
 
 
-def _meets(start: ir.Node, step: Callable[[ir.Node], Sequence[ir.Node]]) -> bool:
+def _reaches_weighted(start: ir.Node, step: Callable[[ir.Node], Sequence[ir.Node]]) -> bool:
     seen: set[ir.Node] = set()
     level = list(step(start))
     while level:

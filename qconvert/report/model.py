@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from qconvert.measure.accuracy import Accuracy
+from qconvert.measure.evidence import Evidence
 from qconvert.measure.latency import Latency
-from qconvert.measure.layers import Layer
-from qconvert.measure.mix import Mix
-from qconvert.report.evidence import Evidence
+from qconvert.measure.layer_errors import LayerError
+from qconvert.measure.mixed_result import MixedResult
 
 SCHEMA = 2
 
@@ -32,7 +32,7 @@ class EngineInfo:
 
 
 @dataclass(frozen=True)
-class Unquantized:
+class UnquantizedNode:
     """A node that could be quantized and was not."""
 
     node: str
@@ -41,7 +41,7 @@ class Unquantized:
 
 
 @dataclass(frozen=True)
-class Covered:
+class OperatorCoverage:
     """How many nodes of an operator could be quantized, and how many are."""
 
     op: str
@@ -50,7 +50,7 @@ class Covered:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryUse:
     """Bytes at work: the peak of a fresh process, and what the device gave."""
 
     peak_rss_bytes: int | None = None
@@ -58,7 +58,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Variant:
+class VariantResult:
     """One engine: a backend in a precision.
 
     `by_provider` and `by_precision` count nodes as they really run. `quantized` of `candidates`
@@ -71,23 +71,23 @@ class Variant:
     engine: EngineInfo | None
     latency: tuple[Latency, ...] = ()
     accuracy: Accuracy | None = None
-    memory: Memory | None = None
+    memory: MemoryUse | None = None
     by_provider: dict[str, int] = field(default_factory=dict)
     by_precision: dict[str, int] | None = None
     quantized: int = 0
     candidates: int = 0
-    left: tuple[Unquantized, ...] = ()
+    left: tuple[UnquantizedNode, ...] = ()
     unmeasured: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    layers: tuple[Layer, ...] = ()
-    operators: tuple[Covered, ...] = ()
+    layers: tuple[LayerError, ...] = ()
+    operators: tuple[OperatorCoverage, ...] = ()
 
 
 GateName = Literal["max-drop", "min-agreement", "max-latency", "min-speedup", "max-size"]
 
 
 @dataclass(frozen=True)
-class Gate:
+class GateResult:
     """A limit that the user set, judged on one variant; `value` is None where it is unmeasured.
 
     `value` is in the unit of the limit and judged as it is; `half_width` is half its 95 % interval.
@@ -104,7 +104,7 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageSetInfo:
     """Images that were used: where they lie, how many, and one hash over names and contents.
 
     `prepared` is what was done to them where that is not `preprocess` of the report.
@@ -138,17 +138,17 @@ class Report:
     machine: dict[str, str]
     baseline: Accuracy | None
     baseline_bytes: int
-    variants: tuple[Variant, ...]
-    gates: tuple[Gate, ...] = ()
+    variants: tuple[VariantResult, ...]
+    gates: tuple[GateResult, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     verdict: str = ""
     best: str = ""
-    heard: tuple[str, ...] = ()
+    run_notes: tuple[str, ...] = ()
     preprocess: dict[str, object] = field(default_factory=dict)
-    calibration: Images | None = None
-    evaluation: Images | None = None
+    calibration: ImageSetInfo | None = None
+    evaluation: ImageSetInfo | None = None
     shared_images: int = 0
-    mixes: dict[str, Mix] = field(default_factory=dict)
+    mixes: dict[str, MixedResult] = field(default_factory=dict)
     evidence: Evidence = field(default_factory=Evidence)
     schema: int = SCHEMA

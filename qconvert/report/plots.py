@@ -18,14 +18,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from qconvert.plain import plain
-from qconvert.report.sheet import SUPERSCRIPT
+from qconvert.core.sanitize import sanitize_text
+from qconvert.report.table import SUPERSCRIPT
 
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 # Stand-ins that the page replaces by colours of its own.
-INK, LINE = "#010203", "#040506"
-PLAIN: Any = {
+INK_COLOUR, LINE_COLOUR = "#010203", "#040506"
+RC_PARAMS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "qconvert",
     "text.parse_math": False,
@@ -33,17 +33,17 @@ PLAIN: Any = {
     "font.size": 10.5,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": INK,
+    "axes.edgecolor": LINE_COLOUR,
+    "axes.labelcolor": INK_COLOUR,
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "grid.color": LINE,
+    "grid.color": LINE_COLOUR,
     "grid.linewidth": 0.6,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    "text.color": INK_COLOUR,
+    "xtick.color": INK_COLOUR,
+    "ytick.color": INK_COLOUR,
     "xtick.major.size": 0.0,
     "ytick.major.size": 0.0,
     "xtick.minor.size": 0.0,
@@ -53,15 +53,15 @@ PLAIN: Any = {
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
 }
-POINTS = 72
+POINTS_PER_INCH = 72
 # More lines than these have their names below the chart.
-MOST_INSIDE = 3
+MAX_INNER_LEGEND = 3
 # Letters of a name.
-ROOM = 48
+MAX_NAME_LENGTH = 48
 # Width and height of small charts, and where in them the axes stand: left, bottom, width, height.
-SMALL = (300, 150)
-INSIDE = (0.19, 0.14, 0.78, 0.82)
-LEAST_PLAIN = 0.001
+SMALL_SIZE = (300, 150)
+SMALL_AXES = (0.19, 0.14, 0.78, 0.82)
+MIN_DECIMAL_PERCENT = 0.001
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Series:
     xs: Sequence[float]
     ys: Sequence[float]
     colour: str
-    dash: str = "solid"
+    line_style: str = "solid"
     marker: str = ""
 
 
@@ -85,7 +85,9 @@ class Axis:
     whole: bool = False
 
 
-def lines(series: Sequence[Series], x: Axis, y: Axis, size: tuple[int, int] = (460, 280)) -> str:
+def line_chart(
+    series: Sequence[Series], x: Axis, y: Axis, size: tuple[int, int] = (460, 280)
+) -> str:
     """Draw lines with a legend."""
 
     def draw(axes: Axes) -> None:
@@ -94,20 +96,20 @@ def lines(series: Sequence[Series], x: Axis, y: Axis, size: tuple[int, int] = (4
                 each.xs,
                 each.ys,
                 color=each.colour,
-                linestyle=each.dash,
+                linestyle=each.line_style,
                 marker=each.marker or None,
                 markersize=4,
                 linewidth=1.6,
-                label=shown(each.name),
+                label=shorten_name(each.name),
             )
-        if len(series) > MOST_INSIDE:
+        if len(series) > MAX_INNER_LEGEND:
             figure = axes.get_figure()
             assert isinstance(figure, Figure)
             figure.legend(loc="outside lower center", ncols=3, handlelength=2.2, fontsize=9.5)
         elif len(series) > 1:
             axes.legend(loc="best", handlelength=2.2, fontsize=9.5)
 
-    return drawn(draw, (x, y), size)
+    return render_svg(draw, (x, y), size)
 
 
 def histogram(
@@ -128,12 +130,12 @@ def histogram(
                 axes.axvline(end, color=colour, linewidth=2.2 if thick else 1.1)
         axes.yaxis.set_major_locator(LogLocator(numticks=5))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _percent(100 * value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _format_percent(100 * value)))
 
-    return drawn(draw, (Axis(""), Axis(label, log=False)), SMALL)
+    return render_svg(draw, (Axis(""), Axis(label, log=False)), SMALL_SIZE)
 
 
-def fall(values: Sequence[float], count: int, label: str) -> str:
+def area_chart(values: Sequence[float], count: int, label: str) -> str:
     """Draw values that fall from left to right as an area."""
 
     def draw(axes: Axes) -> None:
@@ -143,18 +145,19 @@ def fall(values: Sequence[float], count: int, label: str) -> str:
         axes.set_ylim(bottom=0)
         axes.set_xlim(1, max(2, count))
 
-    return drawn(draw, (Axis("", whole=True), Axis(label)), SMALL)
+    return render_svg(draw, (Axis("", whole=True), Axis(label)), SMALL_SIZE)
 
 
-def drawn(draw: Callable[[Axes], None], axis: tuple[Axis, Axis], size: tuple[int, int]) -> str:
+def render_svg(draw: Callable[[Axes], None], axis: tuple[Axis, Axis], size: tuple[int, int]) -> str:
     """Return what `draw` draws between two axes."""
-    small = size == SMALL
-    with mpl.rc_context(PLAIN):
+    small = size == SMALL_SIZE
+    with mpl.rc_context(RC_PARAMS):
         figure = Figure(
-            figsize=(size[0] / POINTS, size[1] / POINTS), layout=None if small else "constrained"
+            figsize=(size[0] / POINTS_PER_INCH, size[1] / POINTS_PER_INCH),
+            layout=None if small else "constrained",
         )
         # To lay out what is known takes as long as to draw it.
-        axes = figure.add_axes(INSIDE) if small else figure.subplots()
+        axes = figure.add_axes(SMALL_AXES) if small else figure.subplots()
         x, y = axis
         if x.log:
             axes.set_xscale("log")
@@ -165,7 +168,7 @@ def drawn(draw: Callable[[Axes], None], axis: tuple[Axis, Axis], size: tuple[int
         axes.set_ylabel(y.label)
         for each, side in ((axes.xaxis, x), (axes.yaxis, y)):
             if side.log:
-                _plain_ticks(each)
+                _decimal_ticks(each)
         if not x.log:
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=x.whole))
         text = io.StringIO()
@@ -173,17 +176,17 @@ def drawn(draw: Callable[[Axes], None], axis: tuple[Axis, Axis], size: tuple[int
             # The page's own font has the letters that Matplotlib's has not.
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             figure.savefig(text, format="svg", metadata={"Date": None})
-    return inline(text.getvalue())
+    return inline_svg(text.getvalue())
 
 
-def inline(svg: str) -> str:
+def inline_svg(svg: str) -> str:
     """Return an SVG file as it stands inside a page: without head, and in the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg)
     svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg)
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = svg.replace(INK, "currentColor").replace(LINE, "var(--line)")
+    svg = svg.replace(INK_COLOUR, "currentColor").replace(LINE_COLOUR, "var(--line)")
     # The page's own font, and no names but those that something refers to.
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     used = {*re.findall(r"url\(#([^)]+)\)", svg), *re.findall(r'xlink:href="#([^"]+)"', svg)}
@@ -191,22 +194,125 @@ def inline(svg: str) -> str:
     return re.sub(r"\s*\n\s*", "\n", svg).strip()
 
 
-def shown(name: str) -> str:
+def shorten_name(name: str) -> str:
     """Return a name as a chart has room for it."""
-    text = " ".join(plain(name).split())
-    return text if len(text) <= ROOM else f"{text[: ROOM - 17]}…{text[-16:]}"
+    text = " ".join(sanitize_text(name).split())
+    return text if len(text) <= MAX_NAME_LENGTH else f"{text[: MAX_NAME_LENGTH - 17]}…{text[-16:]}"
 
 
-def _percent(value: float) -> str:
+def _format_percent(value: float) -> str:
     """Write a percentage, a tiny one as a power of ten."""
-    if value >= LEAST_PLAIN:
+    if value >= MIN_DECIMAL_PERCENT:
         return f"{value:g} %"
     power = round(float(np.log10(value)))
     return f"10{str(power).replace('-', '⁻').translate(SUPERSCRIPT)} %"
 
 
-def _plain_ticks(axis: Any) -> None:
+def _decimal_ticks(axis: Any) -> None:
     """Write 1, 2, 5, 10 and so on; powers of ten are for others."""
     axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+LIMIT_COLOUR = "#d6452b"
+
+
+@dataclass(frozen=True)
+class ScatterPoint:
+    """A labelled point, its area in square points, and how far off it may be along both axes."""
+
+    name: str
+    x: float
+    y: float
+    area: float
+    colour: str
+    uncertainty: tuple[float, float] = (0.0, 0.0)
+    faint: bool = False
+
+
+def scatter_chart(
+    dots: Sequence[ScatterPoint], front: Series, axis: tuple[Axis, Axis], limit: float | None = None
+) -> str:
+    """Draw points with their names, a line along the best, and one for the least allowed."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot(front.xs, front.ys, color=front.colour, linestyle="dashed", linewidth=1.2)
+        for each in dots:
+            _draw_error_bars(axes, each)
+            axes.scatter(
+                [each.x],
+                [each.y],
+                s=each.area,
+                color=each.colour,
+                alpha=0.45 if each.faint else 0.85,
+                linewidths=0,
+            )
+        if limit is not None:
+            axes.axhline(limit, color=LIMIT_COLOUR, linewidth=1.2)
+        axes.margins(x=0.25, y=0.25)
+        _draw_names(axes, dots)
+
+    return render_svg(draw, axis, (460, 300))
+
+
+def _draw_error_bars(axes: Axes, dot: ScatterPoint) -> None:
+    """Draw how far off a point may be; a time stays above nothing."""
+    along, across = dot.uncertainty
+    sides = [[min(along, 0.9 * dot.x)], [along]]
+    if along or across:
+        axes.errorbar(
+            [dot.x],
+            [dot.y],
+            xerr=sides,
+            yerr=across,
+            ecolor=dot.colour,
+            elinewidth=1.0,
+            alpha=0.6,
+            fmt="none",
+        )
+
+
+def _draw_names(axes: Axes, dots: Sequence[ScatterPoint]) -> None:
+    """Write each name beside its point, where no other name stands yet."""
+    # Only the layout tells where on the paper a point lies.
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()
+    pixels = axes.transData.transform([(each.x, each.y) for each in dots])
+    places = [
+        (x * POINTS_PER_INCH / figure.dpi, y * POINTS_PER_INCH / figure.dpi)
+        for x, y in pixels.tolist()
+    ]
+    radii = [each.area**0.5 / 2 for each in dots]
+    taken = [(x - r, y, 2 * r, 2 * r) for (x, y), r in zip(places, radii, strict=True)]
+    for each, (x, y) in zip(dots, places, strict=True):
+        far = each.area**0.5 / 2 + 3
+        wide = 6.3 * len(shorten_name(each.name))
+        options = [(far, 0.0), (-far - wide, 0.0)]
+        options += [
+            (-wide / 2, side * (far + 6 + 12 * row)) for row in range(4) for side in (1, -1)
+        ]
+        dx, dy = next(
+            (
+                (dx, dy)
+                for dx, dy in options
+                if not any(_overlap((x + dx, y + dy, wide, 13), other) for other in taken)
+            ),
+            options[-1],
+        )
+        taken.append((x + dx, y + dy, wide, 13))
+        axes.annotate(
+            shorten_name(each.name),
+            (each.x, each.y),
+            xytext=(dx, dy),
+            textcoords="offset points",
+            va="center",
+            alpha=0.6 if each.faint else 1.0,
+        )
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    """Whether two boxes of left, middle, width and height overlap."""
+    across = a[0] < b[0] + b[2] and b[0] < a[0] + a[2]
+    return across and abs(a[1] - b[1]) < (a[3] + b[3]) / 2

@@ -8,11 +8,10 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from qconvert.config_errors import near
-from qconvert.errors import QConvertError, UsageError, reason
+from qconvert.core.errors import QConvertError, UsageError, did_you_mean, first_line
 
 
-def build(name: str) -> object:
+def call(name: str) -> object:
     """Import `package.module` (the working folder first) and return what `factory()` returns."""
     function = _find(name)
     try:
@@ -20,18 +19,18 @@ def build(name: str) -> object:
         with contextlib.redirect_stdout(sys.stderr):
             return function()
     except (Exception, SystemExit) as error:
-        what = f"`{name}()` raised {type(error).__name__}: {reason(error)}"
-        raise QConvertError(what, details=own_line(error), hint=_cure(error)) from None
+        what = f"`{name}()` raised {type(error).__name__}: {first_line(error)}"
+        raise QConvertError(what, details=user_line(error), hint=_cure(error)) from None
 
 
-def find_modules_here() -> None:
+def add_working_folder_to_path() -> None:
     """Let Python import from the working folder, where the user's own modules are."""
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
 
 
-def own_line(error: BaseException) -> list[str]:
+def user_line(error: BaseException) -> list[str]:
     """Return the user's own line that an error came from: not one of ours, nor of a library's."""
     ours = Path(__file__).parent.parent
     frames = [
@@ -50,7 +49,7 @@ def _find(name: str) -> Callable[[], object]:
     if found is None:
         names = [each for each in vars(module) if not each.startswith("_")]
         raise UsageError(
-            f"`{module_name}` has no `{attribute}`{near(attribute, names)}",
+            f"`{module_name}` has no `{attribute}`{did_you_mean(attribute, names)}",
             hint="write `package.module:function`, where function() returns the model",
         )
     if not callable(found):
@@ -62,7 +61,7 @@ def _find(name: str) -> Callable[[], object]:
 
 
 def _import(module_name: str) -> object:
-    find_modules_here()
+    add_working_folder_to_path()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return importlib.import_module(module_name)
@@ -73,13 +72,13 @@ def _import(module_name: str) -> object:
                 hint="modules are looked up in the current folder and among installed packages",
             ) from None
         raise QConvertError(
-            f"importing `{module_name}` failed: {reason(error)}",
-            details=own_line(error),
+            f"importing `{module_name}` failed: {first_line(error)}",
+            details=user_line(error),
             hint=f"install `{error.name}`, or run in the folder it lies in",
         ) from None
     except (Exception, SystemExit) as error:
-        what = f"importing `{module_name}` raised {type(error).__name__}: {reason(error)}"
-        raise QConvertError(what, details=own_line(error), hint=_cure(error)) from None
+        what = f"importing `{module_name}` raised {type(error).__name__}: {first_line(error)}"
+        raise QConvertError(what, details=user_line(error), hint=_cure(error)) from None
 
 
 def _cure(error: BaseException) -> str:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvert.errors import QConvertError
-from qconvert.feeds import Feeds, Run
+from qconvert.core.errors import QConvertError
+from qconvert.core.tensors import RunModel, Tensors
 
 # Two classes nearer to each other than this share of the largest output are a tie: either is right.
 TIE = 1e-5
@@ -39,7 +39,7 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class _Output:
+class _OutputParity:
     """One output over all inputs."""
 
     max_abs: float
@@ -47,10 +47,10 @@ class _Output:
     agrees: NDArray[np.bool_] | None
 
 
-def measure(reference: Run, candidate: Run, feeds: Iterable[Feeds]) -> Parity:
+def measure(reference: RunModel, candidate: RunModel, feeds: Iterable[Tensors]) -> Parity:
     """Run both on every input and compare all outputs."""
     count = 0
-    pairs: list[tuple[Feeds, Feeds]] = []
+    pairs: list[tuple[Tensors, Tensors]] = []
     for each in feeds:
         count += _count(each)
         pairs.append((reference(each), candidate(each)))
@@ -93,12 +93,12 @@ def require(parity: Parity, tolerance: float) -> None:
     )
 
 
-def _count(feeds: Feeds) -> int:
+def _count(feeds: Tensors) -> int:
     """Return how many inputs lie in a batch, by the first array that has a batch."""
     return next((len(array) for array in feeds.values() if array.ndim), 1)
 
 
-def _matching(outputs: Feeds, name: str) -> NDArray[np.generic]:
+def _matching(outputs: Tensors, name: str) -> NDArray[np.generic]:
     if name not in outputs:
         raise QConvertError(
             f"the exported ONNX has no output `{name}`; it has {sorted(outputs)}",
@@ -107,19 +107,19 @@ def _matching(outputs: Feeds, name: str) -> NDArray[np.generic]:
     return outputs[name]
 
 
-def _compare(wanted: list[NDArray[np.generic]], got: list[NDArray[np.generic]]) -> _Output:
+def _compare(wanted: list[NDArray[np.generic]], got: list[NDArray[np.generic]]) -> _OutputParity:
     pairs = list(zip(wanted, got, strict=True))
     if any(a.shape != b.shape for a, b in pairs):
-        return _Output(float("inf"), float("inf"), None)
+        return _OutputParity(float("inf"), float("inf"), None)
     largest = max(_largest(a) for a, _ in pairs)
-    apart = max(_distance(a, b) for a, b in pairs)
+    apart = max(_largest_difference(a, b) for a, b in pairs)
     relative = apart / largest if largest else (0.0 if apart == 0 else float("inf"))
     agrees = None
     # No row at all, as of a detector that found nothing, is no score either.
     if all(a.ndim == 2 and a.shape[1] > 1 and a.dtype.kind == "f" for a, _ in pairs):
         rows = np.concatenate([_top1_agrees(a, b, TIE * largest) for a, b in pairs])
         agrees = rows if rows.size else None
-    return _Output(apart, relative, agrees)
+    return _OutputParity(apart, relative, agrees)
 
 
 def _largest(values: NDArray[np.generic]) -> float:
@@ -128,7 +128,7 @@ def _largest(values: NDArray[np.generic]) -> float:
     return float(np.abs(wide[np.isfinite(wide)]).max(initial=0.0))
 
 
-def _distance(wanted: NDArray[np.generic], got: NDArray[np.generic]) -> float:
+def _largest_difference(wanted: NDArray[np.generic], got: NDArray[np.generic]) -> float:
     """Return the largest difference; what is not finite must be the very same."""
     a, b = wanted.astype(np.float64), got.astype(np.float64)
     finite = np.isfinite(a)

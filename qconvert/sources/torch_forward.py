@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from qconvert.errors import QConvertError, UsageError, reason
-from qconvert.feeds import Feeds
-from qconvert.sources.factory import own_line
+from qconvert.core.errors import QConvertError, UsageError, first_line
+from qconvert.core.tensors import Tensors
+from qconvert.sources.factory import user_line
 
 # Names that say nothing; a single input or output of such a name is called what it is.
 NAMELESS = {"x", "input", "inputs", "inp", "img", "args", "args_0", "input_", "X"}
@@ -32,10 +32,10 @@ class Forward:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
-    def __call__(self, feeds: Feeds) -> Feeds:
+    def __call__(self, feeds: Tensors) -> Tensors:
         """Run the network on arrays."""
         arguments = [torch.from_numpy(np.array(feeds[name], order="C")) for name in self.inputs]
-        answer = tensors_of(run("the network", self.call, arguments))
+        answer = tensors_of(run_network("the network", self.call, arguments))
         if len(answer) != len(self.outputs):
             raise QConvertError(
                 f"the network returns {len(answer)} tensors here, and {len(self.outputs)} before",
@@ -44,7 +44,7 @@ class Forward:
         return {name: _array(value) for name, (_, value) in zip(self.outputs, answer, strict=True)}
 
 
-def run(name: str, network: Callable[..., Any], arguments: Sequence[torch.Tensor]) -> Any:
+def run_network(name: str, network: Callable[..., Any], arguments: Sequence[torch.Tensor]) -> Any:
     """Run the user's network; what it prints is talk, and stdout is for results."""
     try:
         with torch.no_grad(), contextlib.redirect_stdout(sys.stderr):
@@ -58,10 +58,12 @@ def output_names(answer: Any) -> tuple[str, ...]:
     found = [_path_name(path) for path, _ in tensors_of(answer)]
     if not found:
         raise QConvertError("the network returns no tensor", hint="return a tensor, tuple or dict")
-    return meaningful([name or f"output_{number}" for number, name in enumerate(found)], "output")
+    return descriptive_names(
+        [name or f"output_{number}" for number, name in enumerate(found)], "output"
+    )
 
 
-def distinct(outputs: Sequence[str], inputs: Sequence[str]) -> tuple[str, ...]:
+def unique_output_names(outputs: Sequence[str], inputs: Sequence[str]) -> tuple[str, ...]:
     """Return the outputs' names, with an ending where ONNX has that name already."""
     taken = set(inputs)
     found = []
@@ -75,7 +77,7 @@ def distinct(outputs: Sequence[str], inputs: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def renamed(before: Sequence[str], after: Sequence[str]) -> tuple[str, ...]:
+def rename_notes(before: Sequence[str], after: Sequence[str]) -> tuple[str, ...]:
     """Say which outputs got another name, and why."""
     return tuple(
         f"output `{old}` is called `{new}`: ONNX has one tensor of a name"
@@ -90,7 +92,7 @@ def tensors_of(answer: Any) -> list[tuple[tuple[Any, ...], torch.Tensor]]:
     return [(path, value) for path, value in found if isinstance(value, torch.Tensor)]
 
 
-def meaningful(names: Sequence[str], single: str) -> tuple[str, ...]:
+def descriptive_names(names: Sequence[str], single: str) -> tuple[str, ...]:
     """Return the names; a lone one that says nothing is called `single`."""
     if len(names) == 1 and (names[0] in NAMELESS or names[0].startswith("output_")):
         return (single,)
@@ -101,13 +103,13 @@ def _failed(name: str, arguments: Sequence[torch.Tensor], error: BaseException) 
     shapes = ", ".join("x".join(map(str, each.shape)) or "scalar" for each in arguments)
     if isinstance(error, Exception) and SHAPES.search(str(error)):
         return UsageError(
-            f"{name} does not run on inputs of shape {shapes}: {reason(error)}",
-            details=own_line(error),
+            f"{name} does not run on inputs of shape {shapes}: {first_line(error)}",
+            details=user_line(error),
             hint="say the shapes with `--input NAME:1x3x224x224`, once for every input",
         )
     return QConvertError(
-        f"{name} raised {type(error).__name__} in its forward: {reason(error)}",
-        details=own_line(error),
+        f"{name} raised {type(error).__name__} in its forward: {first_line(error)}",
+        details=user_line(error),
         hint=f"run it in Python on inputs of shape {shapes} to see it there",
     )
 

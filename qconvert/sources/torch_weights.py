@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from qconvert.errors import QConvertError, Unavailable, UsageError, reason
+from qconvert.core.errors import QConvertError, Unavailable, UsageError, first_line
 
 # Where training scripts put the weights inside a checkpoint.
 NESTS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "ema", "net", "weights")
@@ -22,8 +22,10 @@ RANDOM = "random"
 
 def load_weights(module: torch.nn.Module, weights: str, *, trust: bool) -> None:
     """Put a checkpoint's weights into a module; every name and shape must match."""
-    path = existing(weights)
-    content = _safetensors(path) if path.suffix == ".safetensors" else read(path, trust=trust)
+    path = existing_file(weights)
+    content = (
+        _safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path, trust=trust)
+    )
     state = _state(content, path)
     own = module.state_dict()
     missing = sorted(own.keys() - state.keys())
@@ -66,23 +68,23 @@ def _type(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def read(path: Path, *, trust: bool) -> Any:
+def read_checkpoint(path: Path, *, trust: bool) -> Any:
     """Unpickle tensors only; with `trust`, anything."""
     try:
         return torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
         if trust or not _is_pickle(path):
-            raise unreadable(path, error) from None
+            raise unreadable_file(path, error) from None
         raise QConvertError(
             f"`{path}` holds more than tensors, and reading it would run code it brings",
             details=[_global(error)],
             hint="if you made it yourself, add `--trust`; better, save `module.state_dict()`",
         ) from None
     except (Exception, SystemExit) as error:  # whatever the broken bytes happen to hit
-        raise unreadable(path, error) from None
+        raise unreadable_file(path, error) from None
 
 
-def existing(source: str) -> Path:
+def existing_file(source: str) -> Path:
     """Return the path of a file that is there and holds something."""
     path = Path(source)
     if not path.is_file():
@@ -102,7 +104,7 @@ def _require_honest(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
     except (zipfile.BadZipFile, ValueError, OSError) as error:
-        raise unreadable(path, error) from None
+        raise unreadable_file(path, error) from None
     packed = path.stat().st_size
     if unpacked > MOST_UNPACKED * packed + 2**20:
         raise QConvertError(
@@ -122,7 +124,7 @@ def _safetensors(path: Path) -> Any:
     try:
         return load_file(path)
     except Exception as error:  # the library's own error type is not public everywhere
-        raise unreadable(path, error) from None
+        raise unreadable_file(path, error) from None
 
 
 def _state(content: Any, path: Path) -> dict[str, torch.Tensor]:
@@ -167,7 +169,7 @@ def _global(error: Exception) -> str:
                 .split(" was not an allowed")[0]
                 .removeprefix("WeightsUnpickler error: ")
             )
-    return reason(error)
+    return first_line(error)
 
 
 def _is_pickle(path: Path) -> bool:
@@ -175,9 +177,9 @@ def _is_pickle(path: Path) -> bool:
         return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
 
 
-def unreadable(path: Path, error: BaseException) -> QConvertError:
+def unreadable_file(path: Path, error: BaseException) -> QConvertError:
     """Say that a file is broken or not what its name says."""
     return QConvertError(
-        f"`{path}` is not a file torch can read: {reason(error)}",
+        f"`{path}` is not a file torch can read: {first_line(error)}",
         hint="is it complete? a download cut short says the same",
     )

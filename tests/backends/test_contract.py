@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qconvert import backends, onnx_io
+from qconvert import backends
 from qconvert.backends import BACKENDS, cpu, cuda, tensorrt, tensorrt_rtx
 from qconvert.backends.base import Availability, Backend, BuildSpec, Engine, Precision, Profile
-from qconvert.backends.installed import look
 from qconvert.backends.ort import open_cpu
-from qconvert.errors import QConvertError, Unavailable, UsageError
+from qconvert.backends.system_probe import detect
+from qconvert.core import onnx_io
+from qconvert.core.errors import QConvertError, Unavailable, UsageError
 from tests import fake_backend
 from tests.backends.graphs import graph, images, written
 
@@ -42,7 +43,7 @@ SPEC = BuildSpec("fp32", Profile(1, 2, 4))
 
 @cache
 def found(name: str) -> Availability:
-    return ALL[name].probe(look())
+    return ALL[name].probe(detect())
 
 
 def working(name: str, *, runs: bool = False) -> Backend:
@@ -58,7 +59,7 @@ def quiet(text: str, fraction: float | None) -> None:
 
 def built(name: str, precision: Precision, root: Path) -> Engine:
     backend = working(name)
-    if why := backend.wants().refused.get(precision):
+    if why := backend.requirements().unsupported.get(precision):
         pytest.skip(why)
     folder = root / "engine"
     folder.mkdir()
@@ -123,7 +124,7 @@ def test_a_run_on_bound_inputs_is_offered_where_there_is_a_device(
     name: str, tmp_path: Path
 ) -> None:
     working(name, runs=True)
-    call = ALL[name].open(built(name, "fp32", tmp_path)).bound(images())
+    call = ALL[name].open(built(name, "fp32", tmp_path)).bind(images())
     if name in ("cpu", "fake"):
         assert call is None
     else:
@@ -133,16 +134,16 @@ def test_a_run_on_bound_inputs_is_offered_where_there_is_a_device(
 
 @pytest.mark.parametrize("name", list(ALL))
 def test_a_recipe_is_text_the_same_each_time_and_changes_with_the_precision(name: str) -> None:
-    recipe = ALL[name].recipe(SPEC)
-    assert recipe == ALL[name].recipe(SPEC)
+    recipe = ALL[name].cache_key(SPEC)
+    assert recipe == ALL[name].cache_key(SPEC)
     assert all(isinstance(text, str) for pair in recipe.items() for text in pair)
-    assert recipe != ALL[name].recipe(BuildSpec("int8", SPEC.profile))
+    assert recipe != ALL[name].cache_key(BuildSpec("int8", SPEC.profile))
 
 
 @pytest.mark.parametrize("name", list(BACKENDS))
 def test_a_setting_that_a_backend_does_not_have_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} has no setting `nonsense`"):
-        ALL[name].recipe(BuildSpec("fp32", Profile(), options={"nonsense": 1}))
+        ALL[name].cache_key(BuildSpec("fp32", Profile(), options={"nonsense": 1}))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -200,8 +201,8 @@ import sys
 sys.modules.update(onnxruntime=None, tensorrt=None, tensorrt_rtx=None)
 from qconvert import backends
 from qconvert.backends.base import BuildSpec, Profile
-from qconvert.backends.installed import Installed
-from qconvert.errors import Unavailable
+from qconvert.backends.system_probe import Installed
+from qconvert.core.errors import Unavailable
 from pathlib import Path
 spec = BuildSpec("int8", Profile())
 for name in backends.BACKENDS:

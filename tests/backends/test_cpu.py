@@ -9,12 +9,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qconvert import onnx_io
-from qconvert.backends import cpu, ort, ort_binding, ort_session
+from qconvert.backends import cpu, ort
 from qconvert.backends.base import BuildSpec, Coverage, Engine, Precision, Profile
-from qconvert.backends.kernels import CASTING, CASTS
-from qconvert.errors import QConvertError, UsageError
-from qconvert.pipeline.targets import resolve
+from qconvert.backends.precision_coverage import CASTING, CASTS
+from qconvert.core import onnx_io
+from qconvert.core.errors import QConvertError, UsageError
+from qconvert.run.targets import resolve
 from tests.backends.graphs import graph, images, written
 from tests.models import mixed
 
@@ -39,11 +39,11 @@ def test_kernels_are_counted_as_the_runtime_profiles_them(
 
 def profiled(engine: Engine, folder: Path) -> dict[str, int]:
     """Run once under the runtime's profiler and count kernels by the type of what they read."""
-    options = cpu._options(cpu.loading(engine))
+    options = cpu._options(cpu.load_spec(engine))
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
     path = engine.folder / engine.files[0]
-    session = ort_session.start(path, options, [cpu.PROVIDER])
+    session = ort.create_session(path, options, [cpu.PROVIDER])
     session.run(None, images())
     events = json.loads(Path(session.end_profiling()).read_text())
     ran = [
@@ -78,7 +78,7 @@ def test_a_file_quantized_for_tensorrt_answers_as_its_graph_says(tmp_path: Path)
     (engine,) = resolve([path]).engines.values()
     wanted = ort.open_cpu(graph("tensorrt-rtx", "int8"))(images())["scores"]
     np.testing.assert_array_equal(cpu.open(engine).run(images())["scores"], wanted)
-    assert cpu.loading(engine).entries["session.disable_quant_qdq"] == "1"
+    assert cpu.load_spec(engine).config_entries["session.disable_quant_qdq"] == "1"
 
 
 def test_half_precision_keeps_the_portable_file_and_says_how_it_computes(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_threads_and_spinning_are_set_and_recorded(tmp_path: Path) -> None:
     engine = built("fp32", tmp_path, spinning=True)
     assert (engine.threads, engine.made_with["spinning"]) == (1, "True")
     session = cpu.open(engine)
-    assert isinstance(session, ort_session.OrtSession)
+    assert isinstance(session, ort.OrtSession)
     options = session.session.get_session_options()
     assert options.intra_op_num_threads == 1
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
@@ -114,9 +114,9 @@ def test_integers_are_exact_on_every_cpu_and_fast_where_they_can_be(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ort, "integer_instructions", lambda: "VNNI")
-    assert ort.exact_integers() == "0"
+    assert ort.x64_quant_precision() == "0"
     monkeypatch.setattr(ort, "integer_instructions", lambda: "")
-    assert ort.exact_integers() == "1"
+    assert ort.x64_quant_precision() == "1"
 
 
 def test_a_model_above_2_gb_keeps_its_data_beside_it(
@@ -144,18 +144,18 @@ def test_what_does_not_load_or_run_is_told(tmp_path: Path) -> None:
 def test_a_setting_of_the_wrong_type_is_refused(tmp_path: Path) -> None:
     spec = BuildSpec("fp32", Profile(), options={"spinning": "yes"})
     with pytest.raises(UsageError, match=r"`cpu.spinning` must be of type bool"):
-        cpu.recipe(spec)
+        cpu.cache_key(spec)
 
 
 def test_bound_runs_reuse_their_memory(tmp_path: Path) -> None:
     """Tried on the CPU's memory; on a GPU the contract's test does it."""
     opened = cpu.open(built("fp32", tmp_path))
-    assert isinstance(opened, ort_session.OrtSession)
-    bound = ort_binding.bind(opened.session, images(), "cpu", 0)
+    assert isinstance(opened, ort.OrtSession)
+    bound = ort.bind_dynamic(opened.session, images(), "cpu", 0)
     first = bound.binding.get_outputs()[0].data_ptr()
     bound.run()
     assert bound.binding.get_outputs()[0].data_ptr() == first
-    np.testing.assert_array_equal(bound.answer()["scores"], opened.run(images())["scores"])
+    np.testing.assert_array_equal(bound.outputs()["scores"], opened.run(images())["scores"])
 
 
 def test_a_captured_session_keeps_to_one_memory(tmp_path: Path) -> None:
@@ -164,21 +164,21 @@ def test_a_captured_session_keeps_to_one_memory(tmp_path: Path) -> None:
     model.graph.inputs[0].shape = ir.Shape((2, 3, 16, 16))
     model.graph.outputs[0].shape = ir.Shape((2, 24))
     onnx_io.save(model, tmp_path / "fixed.onnx")
-    session = ort_session.start(tmp_path / "fixed.onnx", ort_session.options(), [cpu.PROVIDER])
-    plain = ort_session.OrtSession(session, lambda: Coverage({}))
-    captured = ort_session.OrtSession(session, lambda: Coverage({}), captured=True)
+    session = ort.create_session(tmp_path / "fixed.onnx", ort.session_options(), [cpu.PROVIDER])
+    plain = ort.OrtSession(session, lambda: Coverage({}))
+    captured = ort.OrtSession(session, lambda: Coverage({}), cuda_graph=True)
     both = images(4)["image"]
     places = set()
     for feeds in ({"image": both[:2]}, {"image": both[2:]}):
         np.testing.assert_array_equal(captured.run(feeds)["scores"], plain.run(feeds)["scores"])
-        places.add(captured.held[0].inputs["image"].data_ptr())
+        places.add(captured.bindings[0].inputs["image"].data_ptr())
     assert len(places) == 1
 
 
 def test_a_captured_session_refuses_outputs_of_open_shape(tmp_path: Path) -> None:
     opened = cpu.open(built("fp32", tmp_path))
-    assert isinstance(opened, ort_session.OrtSession)
-    captured = ort_session.OrtSession(opened.session, opened.told, captured=True)
+    assert isinstance(opened, ort.OrtSession)
+    captured = ort.OrtSession(opened.session, opened.read_coverage, cuda_graph=True)
     with pytest.raises(QConvertError, match="needs fixed shapes, the output `scores`"):
         captured.run(images())
 
@@ -186,9 +186,9 @@ def test_a_captured_session_refuses_outputs_of_open_shape(tmp_path: Path) -> Non
 def test_nodes_are_told_by_provider(tmp_path: Path) -> None:
     engine = built("fp32", tmp_path)
     session = cpu.open(engine)
-    assert isinstance(session, ort_session.OrtSession)
-    taken = ort_session.assigned(session.session)
-    assert ort_session.counted(taken) == {
+    assert isinstance(session, ort.OrtSession)
+    taken = ort.nodes_by_provider(session.session)
+    assert ort.count_nodes(taken) == {
         cpu.PROVIDER: len(ir.load(engine.folder / engine.graph).graph)
     }
     assert "Conv stem" in taken[cpu.PROVIDER]

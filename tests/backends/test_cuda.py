@@ -6,27 +6,29 @@ import pytest
 
 from qconvert.backends import cuda
 from qconvert.backends.base import BuildSpec, Engine, Profile
-from qconvert.errors import UsageError
+from qconvert.core.errors import UsageError
 from tests.backends.graphs import written
 
 
 def made(spec: BuildSpec) -> Engine:
-    return Engine("cuda", spec.precision, Path(), "model.onnx", ("model.onnx",), cuda.recipe(spec))
+    return Engine(
+        "cuda", spec.precision, Path(), "model.onnx", ("model.onnx",), cuda.cache_key(spec)
+    )
 
 
 def test_nothing_but_the_gpu_unless_it_is_allowed() -> None:
-    found = cuda.loading(made(BuildSpec("fp32", Profile())))
-    assert found.entries == {"session.disable_cpu_ep_fallback": "1"}
-    assert found.listed == [("CUDAExecutionProvider", {"device_id": "0"})]
-    found = cuda.loading(made(BuildSpec("fp32", Profile(), options={"allow-fallback": True})))
-    assert not found.entries
-    assert found.listed[1:] == [("CPUExecutionProvider", {})]
+    found = cuda.load_spec(made(BuildSpec("fp32", Profile())))
+    assert found.config_entries == {"session.disable_cpu_ep_fallback": "1"}
+    assert found.provider_list == [("CUDAExecutionProvider", {"device_id": "0"})]
+    found = cuda.load_spec(made(BuildSpec("fp32", Profile(), options={"allow-fallback": True})))
+    assert not found.config_entries
+    assert found.provider_list[1:] == [("CPUExecutionProvider", {})]
 
 
 def test_a_cuda_graph_is_for_fixed_shapes(tmp_path: Path) -> None:
     spec = BuildSpec("fp32", Profile(), options={"cuda-graph": True, "device": 1})
-    found = cuda.loading(made(spec))
-    assert found.captured
+    found = cuda.load_spec(made(spec))
+    assert found.cuda_graph
     assert found.providers[0][1] == {"device_id": "1", "enable_cuda_graph": "1"}
     (tmp_path / "engine").mkdir()
     source = written(tmp_path, "cuda", "fp32")

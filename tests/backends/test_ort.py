@@ -4,22 +4,22 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qconvert import onnx_io
 from qconvert.backends.ort import open_cpu
-from qconvert.errors import QConvertError
-from qconvert.feeds import draw
+from qconvert.core import onnx_io
+from qconvert.core.errors import QConvertError
+from qconvert.core.tensors import random_inputs
 from tests import models
 
 
 def test_a_model_answers_by_output_name() -> None:
     run = open_cpu(models.tiny())
-    answer = run(draw(onnx_io.inputs(models.tiny()), 3, seed=0))
+    answer = run(random_inputs(onnx_io.inputs(models.tiny()), 3, seed=0))
     assert list(answer) == ["scores"]
     assert answer["scores"].shape == (3, 5)
 
 
 def test_a_model_too_large_for_one_file_runs_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    feeds = draw(onnx_io.inputs(models.tiny()), 3, seed=0)
+    feeds = random_inputs(onnx_io.inputs(models.tiny()), 3, seed=0)
     wanted = open_cpu(models.tiny())(feeds)
     monkeypatch.setattr(onnx_io, "IN_MEMORY_BYTES", 100)
     got = open_cpu(models.tiny())(feeds)

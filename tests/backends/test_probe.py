@@ -4,8 +4,7 @@ import pytest
 
 from qconvert.backends import BACKENDS, probe, versions
 from qconvert.backends.base import Availability
-from qconvert.backends.installed import Gpu, Installed, look
-from qconvert.backends.trial import why_not
+from qconvert.backends.system_probe import Gpu, Installed, detect, provider_error
 
 H200 = Gpu("NVIDIA H200", (9, 0))
 RTX4090 = Gpu("NVIDIA RTX 4090", (8, 9))
@@ -75,19 +74,19 @@ def test_tensorrt_rtx_is_not_taken_for_tensorrt() -> None:
     machine = on(
         {**GPU_HOST, "tensorrt-rtx-cu13": "1.7.1", "tensorrt-rtx-cu13-libs": "1.7.1"}, H200
     )
-    assert machine.libraries("tensorrt") == ""
-    assert machine.libraries("tensorrt-rtx") == "1.7.1"
+    assert machine.library_version("tensorrt") == ""
+    assert machine.library_version("tensorrt-rtx") == "1.7.1"
 
 
 def test_the_cpu_provider_runs_a_network_here() -> None:
-    found = probe("cpu", look())
+    found = probe("cpu", detect())
     assert (found.builds, found.runs, found.reason) == (True, True, "")
     assert "threads" in found.version
 
 
 def test_tensorrt_rtx_builds_without_a_gpu_and_says_what_running_needs() -> None:
-    installed = look()
-    if not installed.libraries("tensorrt-rtx"):
+    installed = detect()
+    if not installed.library_version("tensorrt-rtx"):
         pytest.skip("tensorrt-rtx-cu13 has no wheel for this platform")
     found = probe("tensorrt-rtx", Installed(installed.packages, "", NO_DRIVER, ()))
     assert (found.builds, found.runs) == (True, False)
@@ -98,8 +97,8 @@ def test_tensorrt_rtx_builds_without_a_gpu_and_says_what_running_needs() -> None
 
 
 def test_a_provider_that_is_not_there_says_so_and_never_falls_back() -> None:
-    assert "built without CUDAExecutionProvider" in why_not("CUDAExecutionProvider")
-    assert why_not("CPUExecutionProvider") == ""
+    assert "built without CUDAExecutionProvider" in provider_error("CUDAExecutionProvider")
+    assert provider_error("CPUExecutionProvider") == ""
 
 
 def test_a_backend_that_does_not_work_must_say_why() -> None:
@@ -117,15 +116,15 @@ def test_two_runtimes_are_a_conflict() -> None:
     [("1.31.1", 10, 13), ("1.27.0", 10, 13), ("1.26.0", 10, 12), ("1.20.1", 10, 12)],
 )
 def test_what_each_release_links_against(runtime: str, tensorrt: int, cuda: int) -> None:
-    found = versions.needs(runtime)
+    found = versions.linked_libraries(runtime)
     assert found is not None
     assert (found.tensorrt, found.cuda, found.cudnn) == (tensorrt, cuda, 9)
 
 
 def test_releases_before_the_table_are_unknown() -> None:
-    assert versions.needs("1.19.2") is None
-    assert versions.numbers("10.16.1.11") == (10, 16)
-    assert versions.numbers("odd") == (0, 0)
+    assert versions.linked_libraries("1.19.2") is None
+    assert versions.major_minor("10.16.1.11") == (10, 16)
+    assert versions.major_minor("odd") == (0, 0)
 
 
 def test_rtx_gpus_by_compute_capability() -> None:

@@ -9,23 +9,22 @@ import numpy as np
 import pytest
 
 import qconvert.backends
-from qconvert.backends import tensorrt, tensorrt_engine
-from qconvert.backends.base import BuildSpec, Precision, Profile
-from qconvert.backends.installed import Installed
-from qconvert.backends.settings import settings
+from qconvert.backends import tensorrt
+from qconvert.backends.base import BuildSpec, Precision, Profile, read_settings
+from qconvert.backends.system_probe import Installed
 from qconvert.backends.tensorrt_options import (
     CONTEXT,
-    Settings,
-    behind,
+    TensorrtSettings,
     engine_files,
-    opening_options,
+    load_options,
     profile_options,
     provider_options,
+    providers_with_fallbacks,
 )
 from qconvert.backends.versions import NETWORK_TYPES, network_types
-from qconvert.errors import UsageError
-from qconvert.feeds import TensorSpec
-from qconvert.quantize.plan import Rest
+from qconvert.core.errors import UsageError
+from qconvert.core.tensors import TensorSpec
+from qconvert.quantize.plan import RestPrecision
 
 HERE = Path(__file__).parent
 FOLDER = Path("engine")
@@ -39,7 +38,7 @@ assert TYPED is not None
 
 
 def spec(
-    precision: Precision = "fp32", rest: Rest | None = None, **options: str | int
+    precision: Precision = "fp32", rest: RestPrecision | None = None, **options: str | int
 ) -> BuildSpec:
     named = {name.replace("_", "-"): value for name, value in options.items()}
     return BuildSpec(precision, Profile(1, 8, 32), options=named, rest=rest)
@@ -86,7 +85,7 @@ def test_pairs_that_are_not_known_to_work_are_not_in_the_table() -> None:
     ],
 )
 def test_weakly_typed_builds_get_flags_and_typed_ones_none(
-    precision: Precision, rest: Rest | None, wanted: set[str]
+    precision: Precision, rest: RestPrecision | None, wanted: set[str]
 ) -> None:
     assert WEAK is not None
     assert TYPED is not None
@@ -153,29 +152,29 @@ def test_where_others_may_take_nodes_engines_are_cached_and_listed() -> None:
     made = provider_options(spec(allow_fallback=True), FOLDER, WEAK, [IMAGE])
     assert made["trt_engine_cache_path"] == str(FOLDER)
     assert "trt_dump_ep_context_model" not in made
-    assert behind({}, Settings()) == [("TensorrtExecutionProvider", {})]
-    assert len(behind({}, Settings(allow_fallback=True))) == 3
-    notes = tensorrt_engine.elsewhere(
+    assert providers_with_fallbacks({}, TensorrtSettings()) == [("TensorrtExecutionProvider", {})]
+    assert len(providers_with_fallbacks({}, TensorrtSettings(allow_fallback=True))) == 3
+    notes = tensorrt.fallback_notes(
         {"TensorrtExecutionProvider": ["Conv a"], "CPUExecutionProvider": ["Shape b", "If c"]}
     )
     assert notes == ("2 nodes run on CPUExecutionProvider: Shape b, If c",)
 
 
 def test_engines_without_weights_are_filled_from_the_graph_beside_them(tmp_path: Path) -> None:
-    stripped = settings(Settings, spec(weight_stripped=True), "tensorrt")
+    stripped = read_settings(TensorrtSettings, spec(weight_stripped=True), "tensorrt")
     for name in ("model_sm90.stripped.engine", "model_sm90.engine", CONTEXT):
         (tmp_path / name).touch()
     wanted = (CONTEXT, "model_sm90.stripped.engine", "model.onnx")
     assert engine_files(tmp_path, stripped, ("model.onnx",)) == wanted
-    assert opening_options(stripped, tmp_path)["trt_onnx_model_folder_path"] == str(tmp_path)
+    assert load_options(stripped, tmp_path)["trt_onnx_model_folder_path"] == str(tmp_path)
 
 
 def test_what_was_not_written_is_not_listed(tmp_path: Path) -> None:
-    plain = settings(Settings, spec(), "tensorrt")
+    plain = read_settings(TensorrtSettings, spec(), "tensorrt")
     assert engine_files(tmp_path, plain, ("model.onnx",)) == ()
     (tmp_path / "model_sm90.engine").touch()
     assert engine_files(tmp_path, plain, ("model.onnx",)) == ()
-    fallback = settings(Settings, spec(allow_fallback=True), "tensorrt")
+    fallback = read_settings(TensorrtSettings, spec(allow_fallback=True), "tensorrt")
     assert engine_files(tmp_path, fallback, ("model.onnx",)) == ("model.onnx", "model_sm90.engine")
 
 
@@ -190,7 +189,7 @@ def test_what_was_not_written_is_not_listed(tmp_path: Path) -> None:
 )
 def test_settings_that_mean_nothing_are_refused(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
-        settings(Settings, spec(**options), "tensorrt")
+        read_settings(TensorrtSettings, spec(**options), "tensorrt")
 
 
 def test_every_option_is_one_that_the_provider_has() -> None:
@@ -206,7 +205,7 @@ def test_every_option_is_one_that_the_provider_has() -> None:
         chosen: dict[str, Any] = dict.fromkeys(switches, on)
         given = spec(precision, workspace=1, timing_cache="t", **chosen)
         used |= set(provider_options(given, FOLDER, row, [IMAGE]))
-        used |= set(opening_options(settings(Settings, given, "tensorrt"), FOLDER))
+        used |= set(load_options(read_settings(TensorrtSettings, given, "tensorrt"), FOLDER))
         used |= set(provider_options(spec(precision, allow_fallback=on), FOLDER, row, [IMAGE]))
     sources = Path(qconvert.backends.__file__).parent.glob("*.py")
     for source in sources:

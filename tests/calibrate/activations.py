@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvert.calibrate.calibration import Calibration, Image, Origin
-from qconvert.calibrate.collect import Batch, answering, collect
+from qconvert.calibrate.calibration import Calibration, CalibrationImage, Origin
+from qconvert.calibrate.collect import IndexedBatch, collect, make_tapped_runner
 from qconvert.calibrate.summary import Summary
-from qconvert.feeds import Feeds
+from qconvert.core.tensors import Tensors
 
 Floats = NDArray[np.float32]
 SAMPLES = 2048
@@ -55,9 +55,9 @@ class FakeTaps:
     def phase(self) -> str | None:
         return None if self.exact else "phase"
 
-    def run(self, feeds: Feeds) -> Feeds:
+    def run(self, feeds: Tensors) -> Tensors:
         """Answer for the images whose places are fed."""
-        answers: Feeds = {}
+        answers: Tensors = {}
         with np.errstate(invalid="ignore"):
             for tap in self.taps:
                 seen = self.values[tap.tensor][feeds["place"]]
@@ -68,7 +68,7 @@ class FakeTaps:
                 answers[str(tap.sample)] = flat if self.exact else draw(flat, feeds["phase"])
         return answers
 
-    def batches(self, *parts: Sequence[int]) -> list[Batch]:
+    def batches(self, *parts: Sequence[int]) -> list[IndexedBatch]:
         return [(part, {"place": np.array(part)}) for part in parts]
 
 
@@ -81,7 +81,7 @@ def draw(flat: Floats, phases: NDArray[np.int64]) -> Floats:
 
 def origin(taps: FakeTaps, model: str = "m") -> Origin:
     count = len(next(iter(taps.values.values())))
-    images = tuple(Image(f"{number}.jpg", f"{number:064x}") for number in range(count))
+    images = tuple(CalibrationImage(f"{number}.jpg", f"{number:064x}") for number in range(count))
     tensors = tuple(taps.values)
     return Origin(model, tensors, images, {"resize": 256}, "fake 1.0", taps.exact)
 
@@ -90,7 +90,9 @@ def calibrate(taps: FakeTaps, *parts: Sequence[int]) -> Calibration:
     """Collect the named images batch by batch, or all in one."""
     everything = range(len(origin(taps).images))
     batches = taps.batches(*(parts or (everything,)))
-    return collect(map(answering(taps.run, taps), batches), taps, Calibration(origin(taps)))
+    return collect(
+        map(make_tapped_runner(taps.run, taps), batches), taps, Calibration(origin(taps))
+    )
 
 
 def summary_of(values: Floats, *, exact: bool = True) -> Summary:

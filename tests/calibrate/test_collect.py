@@ -10,14 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qconvert.backends.ort import open_cpu
-from qconvert.calibrate.calibration import Calibration, Image, Origin, merge, require_finite
-from qconvert.calibrate.collect import Collector, answering, collect
-from qconvert.calibrate.packed import pack
-from qconvert.calibrate.ranges_file import load, saving
-from qconvert.errors import QConvertError
-from qconvert.feeds import Feeds
+from qconvert.calibrate.calibration import (
+    Calibration,
+    CalibrationImage,
+    Origin,
+    merge_calibrations,
+    require_finite,
+)
+from qconvert.calibrate.calibration_file import load, make_periodic_saver, pack
+from qconvert.calibrate.collect import Collector, collect, make_tapped_runner
+from qconvert.core.errors import QConvertError
+from qconvert.core.tensors import Tensors
 from qconvert.graph.simplify import infer_shapes
-from qconvert.graph.taps import tap
+from qconvert.graph.taps import add_calibration_taps
 from tests.calibrate.activations import FakeTaps, calibrate, origin, summary_of
 from tests.models import floats, tiny
 
@@ -47,7 +52,7 @@ def test_batches_order_and_interruptions_do_not_matter(taps: FakeTaps, data: st.
     parts = [order[a:b] for a, b in pairwise(cuts)]
     state = Calibration(origin(taps))
     for part in parts:
-        state = collect(map(answering(taps.run, taps), taps.batches(part)), taps, state)
+        state = collect(map(make_tapped_runner(taps.run, taps), taps.batches(part)), taps, state)
     whole = pack(calibrate(taps))
     assert pack(state) == whole
     assert pack(calibrate(taps, *parts)) == whole
@@ -62,8 +67,8 @@ def test_parts_add_up_to_the_whole_in_any_order(taps: FakeTaps, data: st.DataObj
     empty = Calibration(origin(taps))
     a, b, c = (calibrate(taps, part) if part else empty for part in parts)
     whole = pack(calibrate(taps))
-    assert pack(merge(merge(a, b), c)) == whole
-    assert pack(merge(c, merge(b, a))) == whole
+    assert pack(merge_calibrations(merge_calibrations(a, b), c)) == whole
+    assert pack(merge_calibrations(c, merge_calibrations(b, a))) == whole
 
 
 def test_extremes_are_exact_and_counts_cover_the_rest() -> None:
@@ -110,13 +115,13 @@ def test_an_image_counts_once() -> None:
     taps = FakeTaps({"t": floats(4, 1, 9)})
     done = calibrate(taps, [0, 1])
     with pytest.raises(ValueError, match="image 1 was counted already"):
-        collect(map(answering(taps.run, taps), taps.batches([1, 2])), taps, done)
+        collect(map(make_tapped_runner(taps.run, taps), taps.batches([1, 2])), taps, done)
 
 
 def test_parts_that_overlap_are_refused() -> None:
     taps = FakeTaps({"t": floats(4, 1, 9)})
     with pytest.raises(QConvertError, match=r"share 1 images, among them `1\.jpg`"):
-        merge(calibrate(taps, [0, 1]), calibrate(taps, [1, 2]))
+        merge_calibrations(calibrate(taps, [0, 1]), calibrate(taps, [1, 2]))
 
 
 def test_parts_of_different_origin_are_refused_and_say_what_differs() -> None:
@@ -124,57 +129,68 @@ def test_parts_of_different_origin_are_refused_and_say_what_differs() -> None:
     mine = calibrate(taps, [0])
     other = replace(mine, origin=replace(mine.origin, model="n", runtime="other 2"))
     with pytest.raises(QConvertError, match="they differ in model, runtime"):
-        merge(mine, other)
+        merge_calibrations(mine, other)
 
 
 def test_a_batch_whose_images_are_not_kept_apart_is_refused() -> None:
     taps = FakeTaps({"t": floats(4, 1, 9)})
 
-    def mixing(feeds: Feeds) -> Feeds:
+    def mixing(feeds: Tensors) -> Tensors:
         return {name: array[:1] for name, array in taps.run(feeds).items()}
 
     with pytest.raises(QConvertError, match="does not keep the images of a batch apart"):
-        collect(map(answering(mixing, taps), taps.batches([0, 1])), taps, Calibration(origin(taps)))
+        collect(
+            map(make_tapped_runner(mixing, taps), taps.batches([0, 1])),
+            taps,
+            Calibration(origin(taps)),
+        )
 
 
 def test_what_is_missing_is_told_in_runs() -> None:
     state = calibrate(FakeTaps({"t": floats(9, 1, 9)}), [0, 1, 5])
-    assert state.missing() == [range(2, 5), range(6, 9)]
-    assert state.missing(range(4, 7)) == [range(4, 5), range(6, 7)]
+    assert state.missing_images() == [range(2, 5), range(6, 9)]
+    assert state.missing_images(range(4, 7)) == [range(4, 5), range(6, 7)]
 
 
 def test_a_killed_run_goes_on_from_its_last_save(tmp_path: Path) -> None:
     taps = FakeTaps({"t": floats(6, 2, 50)})
     file = tmp_path / "part.npz"
     seconds = iter([0.0, 11.0, 12.0, 13.0])  # the first batch is saved, the second not
-    keep = saving(file, seconds=10, clock=lambda: next(seconds))
+    keep = make_periodic_saver(file, seconds=10, clock=lambda: next(seconds))
 
     def killed(collector: Collector) -> None:
         keep(collector)
-        if collector.done == 4:
+        if collector.image_count == 4:
             raise KeyboardInterrupt
 
     batches = taps.batches([0, 1], [2, 3], [4, 5])
     with pytest.raises(KeyboardInterrupt):
-        collect(map(answering(taps.run, taps), batches), taps, Calibration(origin(taps)), killed)
+        collect(
+            map(make_tapped_runner(taps.run, taps), batches),
+            taps,
+            Calibration(origin(taps)),
+            killed,
+        )
     saved = load(file)
-    assert saved.missing() == [range(2, 6)]
-    resumed = collect(map(answering(taps.run, taps), taps.batches(range(2, 6))), taps, saved)
+    assert saved.missing_images() == [range(2, 6)]
+    resumed = collect(
+        map(make_tapped_runner(taps.run, taps), taps.batches(range(2, 6))), taps, saved
+    )
     assert pack(resumed) == pack(calibrate(taps))
 
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_a_real_network_is_measured_by_its_taps(exact: bool) -> None:
     model = infer_shapes(tiny())[0]
-    tapped = tap(model, exact=exact)
+    tapped = add_calibration_taps(model, exact=exact)
     images = floats(7, 3, 8, 8)
-    listed = tuple(Image(f"{at}", "0" * 64) for at in range(7))
+    listed = tuple(CalibrationImage(f"{at}", "0" * 64) for at in range(7))
     start = Calibration(
         Origin("m", tuple(each.tensor for each in tapped.taps), listed, {}, "ort", exact)
     )
     run = open_cpu(tapped.model)
     batches = [(range(at, min(at + 3, 7)), {"image": images[at : at + 3]}) for at in (0, 3, 6)]
-    found = collect(map(answering(run, tapped), batches), tapped, start)
+    found = collect(map(make_tapped_runner(run, tapped), batches), tapped, start)
     scores = open_cpu(model)({"image": images})["scores"]
     assert found.summaries["image"].low == images.min()
     assert found.summaries["scores"].highs == pytest.approx(scores.max(axis=1), rel=1e-5)

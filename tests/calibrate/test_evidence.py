@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from qconvert.calibrate.evidence import bars, clipped_share, drift
-from qconvert.scales import Range
+from qconvert.calibrate.histogram import clipped_share, equal_width_counts, range_drift
+from qconvert.core.scales import Range
 from tests.calibrate.activations import summary_of
 from tests.models import floats
 
@@ -25,27 +25,29 @@ def test_values_on_the_end_of_a_range_are_kept() -> None:
 
 def test_bars_add_up_to_all_values() -> None:
     values = floats(20, 5000)
-    found = bars(summary_of(values), 10)
+    found = equal_width_counts(summary_of(values), 10)
     assert found == pytest.approx(np.histogram(values, 10)[0], abs=values.size * 0.002)
     assert found.sum() == pytest.approx(values.size)
 
 
 def test_a_constant_is_one_bar() -> None:
-    assert bars(summary_of(np.full((3, 10), 2.5, dtype=np.float32)), 4).max() == pytest.approx(30)
+    assert equal_width_counts(
+        summary_of(np.full((3, 10), 2.5, dtype=np.float32)), 4
+    ).max() == pytest.approx(30)
 
 
 def test_steady_images_do_not_drift() -> None:
-    assert drift(summary_of(floats(400, 500))) < 0.05
+    assert range_drift(summary_of(floats(400, 500))) < 0.05
 
 
 def test_a_range_that_grows_drifts() -> None:
     growing = floats(40, 500) * np.linspace(1, 4, 40, dtype=np.float32)[:, np.newaxis]
-    assert drift(summary_of(growing)) > 0.08
+    assert range_drift(summary_of(growing)) > 0.08
 
 
 def test_with_few_images_nothing_is_settled() -> None:
-    assert drift(summary_of(floats(7, 500))) == 1.0
+    assert range_drift(summary_of(floats(7, 500))) == 1.0
 
 
 def test_a_constant_never_drifts() -> None:
-    assert drift(summary_of(np.ones((40, 10), dtype=np.float32))) == 0.0
+    assert range_drift(summary_of(np.ones((40, 10), dtype=np.float32))) == 0.0

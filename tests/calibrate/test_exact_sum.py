@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qconvert.calibrate.exact_sum import ExactSum, exact_sum
+from qconvert.calibrate.summary import ExactSum, sum_exactly
 
 TERMS = st.lists(st.floats(-(2.0**36), 2.0**36, width=32), min_size=1, max_size=40)
 
@@ -16,7 +16,7 @@ def parts(total: ExactSum) -> tuple[int, int]:
 
 
 def summed(terms: list[float]) -> ExactSum:
-    return exact_sum(np.array(terms, dtype=np.float32)[:, np.newaxis])
+    return sum_exactly(np.array(terms, dtype=np.float32)[:, np.newaxis])
 
 
 @given(TERMS)
@@ -32,10 +32,10 @@ def test_order_and_grouping_do_not_matter(terms: list[float]) -> None:
 @given(TERMS)
 def test_the_sum_is_right_to_a_quantum_a_term(terms: list[float]) -> None:
     exact = math.fsum(float(np.float32(term)) for term in terms)
-    error = abs(float(summed(terms).value()[0]) - exact)
+    error = abs(float(summed(terms).to_float()[0]) - exact)
     assert error <= len(terms) * 2.0**-52 + abs(exact) * 2.0**-51
 
 
 def test_terms_far_beyond_every_activation_are_cut() -> None:
-    assert summed([1e30]).value()[0] == 2.0**36
-    assert summed([-1e30]).value()[0] == -(2.0**36)
+    assert summed([1e30]).to_float()[0] == 2.0**36
+    assert summed([-1e30]).to_float()[0] == -(2.0**36)

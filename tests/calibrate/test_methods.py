@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qconvert.calibrate.methods import METHODS, find, ranges
+from qconvert.calibrate.methods import METHODS, compute_ranges, find_method
 from qconvert.calibrate.summary import Summary
-from qconvert.errors import UsageError
-from qconvert.scales import Grid, Range
+from qconvert.core.errors import UsageError
+from qconvert.core.scales import Grid, Range
 from tests.calibrate.activations import SHAPES, FakeTaps, calibrate, summary_of
 from tests.models import floats
 
@@ -31,7 +31,7 @@ def case(shape: str) -> tuple[Values, Summary, Summary]:
 def squared_error(values: Values, kept: Range, grid: Grid) -> float:
     """Quantize every value and add up what is lost."""
     if grid.symmetric:
-        step, zero, lowest, highest = kept.largest / 127, 0.0, -128, 127
+        step, zero, lowest, highest = kept.max_abs / 127, 0.0, -128, 127
     else:
         step = (max(kept.high, 0) - min(kept.low, 0)) / 255
         zero, lowest, highest = np.rint(-min(kept.low, 0) / step), 0, 255
@@ -67,16 +67,16 @@ def divergence(bins: Values, cut: int, groups: int) -> float:
 @pytest.mark.parametrize("percent", [99.9, 99.99, 99.999])
 def test_percentiles_are_those_of_all_values(shape: str, percent: float) -> None:
     values, exact, sampled = case(shape)
-    method = find(f"percentile:{percent}")
+    method = find_method(f"percentile:{percent}")
     threshold = np.quantile(np.abs(values), percent / 100)
-    assert method(exact, SYMMETRIC).largest == pytest.approx(threshold, rel=0.01)
-    assert method(sampled, SYMMETRIC).largest == pytest.approx(threshold, rel=0.04)
+    assert method(exact, SYMMETRIC).max_abs == pytest.approx(threshold, rel=0.01)
+    assert method(sampled, SYMMETRIC).max_abs == pytest.approx(threshold, rel=0.04)
 
 
 @pytest.mark.parametrize("shape", ["normal", "laplace", "student t4"])
 def test_a_shifted_grid_cuts_as_many_values_below_as_above(shape: str) -> None:
     values, exact, _ = case(shape)
-    found = find("percentile:99.9")(exact, SHIFTED)
+    found = find_method("percentile:99.9")(exact, SHIFTED)
     assert found.low == pytest.approx(np.quantile(values, 0.0005), rel=0.01)
     assert found.high == pytest.approx(np.quantile(values, 0.9995), rel=0.01)
 
@@ -87,7 +87,7 @@ def test_symmetric_mse_is_as_good_as_trying_every_threshold(shape: str) -> None:
     thresholds = np.abs(values).max() * np.geomspace(1, 1 / 40, 50)
     tried = [squared_error(values, Range(-t, t), SYMMETRIC) for t in thresholds]
     for summary, share in ((exact, 0.01), (sampled, 0.04)):
-        found = squared_error(values, find("mse")(summary, SYMMETRIC), SYMMETRIC)
+        found = squared_error(values, find_method("mse")(summary, SYMMETRIC), SYMMETRIC)
         assert found <= min(tried) * (1 + share)
 
 
@@ -102,7 +102,7 @@ def test_shifted_mse_is_as_good_as_trying_pairs_of_ends(shape: str) -> None:
     best = min(pairs, key=lambda pair: squared_error(some, pair, SHIFTED))
     tried = squared_error(values, best, SHIFTED)
     for summary, share in ((exact, 0.01), (sampled, 0.04)):
-        found = squared_error(values, find("mse")(summary, SHIFTED), SHIFTED)
+        found = squared_error(values, find_method("mse")(summary, SHIFTED), SHIFTED)
         assert found <= tried * (1 + share)
 
 
@@ -121,13 +121,13 @@ def test_entropy_cuts_at_a_least_divergence(shape: str) -> None:
     for grid, count in groups.items():
         good = good_thresholds(values.astype(np.float64).ravel(), count)
         for exact, share in ((True, 0.03), (False, 0.04)):
-            found = find("entropy")(summary_of(values, exact=exact), grid).largest
+            found = find_method("entropy")(summary_of(values, exact=exact), grid).max_abs
             assert np.abs(found / good - 1).min() <= share
 
 
 def test_entropy_does_not_collapse_where_half_of_all_values_are_zero() -> None:
     _, exact, _ = case("rectified normal")
-    assert find("entropy")(exact, SYMMETRIC).high > 4
+    assert find_method("entropy")(exact, SYMMETRIC).high > 4
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -136,7 +136,7 @@ def test_entropy_does_not_collapse_where_half_of_all_values_are_zero() -> None:
 def test_no_method_goes_beyond_the_extremes(shape: str, name: str, grid: Grid) -> None:
     values, *summaries = case(shape)
     for summary in summaries:
-        found = find(name)(summary, grid)
+        found = find_method(name)(summary, grid)
         assert values[0] <= found.low <= found.high <= values[-1]
 
 
@@ -146,25 +146,25 @@ def test_no_method_goes_beyond_the_extremes(shape: str, name: str, grid: Grid) -
 @pytest.mark.parametrize("constant", [0.0, 3.7, -2.5])
 def test_a_constant_keeps_its_value(name: str, grid: Grid, exact: bool, constant: float) -> None:
     values = np.full((9, 100), constant, dtype=np.float32)
-    found = find(name)(summary_of(values, exact=exact), grid)
-    assert found.largest == pytest.approx(abs(constant))
+    found = find_method(name)(summary_of(values, exact=exact), grid)
+    assert found.max_abs == pytest.approx(abs(constant))
 
 
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("grid", [SYMMETRIC, SHIFTED])
 def test_two_values_are_both_kept(name: str, grid: Grid) -> None:
     values = np.where(floats(40, 1000) > 0.5, 1.5, 0).astype(np.float32)
-    assert find(name)(summary_of(values), grid) == Range(0.0, 1.5)
+    assert find_method(name)(summary_of(values), grid) == Range(0.0, 1.5)
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_tensor_of_single_values_has_a_range(name: str) -> None:
-    assert find(name)(summary_of(floats(40, 1)), SYMMETRIC).largest > 0
+    assert find_method(name)(summary_of(floats(40, 1)), SYMMETRIC).max_abs > 0
 
 
 def test_minmax_is_exact_however_little_is_sampled() -> None:
     values = floats(3, 100_000)
-    found = find("minmax")(summary_of(values, exact=False), SYMMETRIC)
+    found = find_method("minmax")(summary_of(values, exact=False), SYMMETRIC)
     assert (found.low, found.high) == (values.min(), values.max())
 
 
@@ -173,22 +173,22 @@ def test_the_moving_average_takes_a_hundredth_of_each_new_image() -> None:
     low, high = float(values[0].min()), float(values[0].max())
     for image in values[1:].astype(np.float64):
         low, high = low + 0.01 * (image.min() - low), high + 0.01 * (image.max() - high)
-    found = find("moving-average")(summary_of(values), SYMMETRIC)
+    found = find_method("moving-average")(summary_of(values), SYMMETRIC)
     assert [found.low, found.high] == pytest.approx([low, high])
 
 
 def test_ranges_are_for_the_tensors_that_were_counted() -> None:
     seen = calibrate(FakeTaps({"a": floats(9, 1, 20), "b": floats(9, 2, 20)})).summaries
-    assert set(ranges(seen, "mse", SYMMETRIC)) == {"a", "b"}
+    assert set(compute_ranges(seen, "mse", SYMMETRIC)) == {"a", "b"}
 
 
 def test_an_unknown_method_is_refused_with_those_there_are() -> None:
     with pytest.raises(UsageError, match="no range method `kl`") as raised:
-        find("kl")
+        find_method("kl")
     assert "minmax, moving-average, entropy, mse, and percentile:99.99" in str(raised.value.hint)
 
 
 @pytest.mark.parametrize("name", ["percentile:", "percentile:x", "percentile:0", "percentile:101"])
 def test_a_percentile_without_a_sensible_number_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="does not say how much to keep"):
-        find(name)
+        find_method(name)

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from qconvert.calibrate.calibration import Calibration
-from qconvert.calibrate.packed import pack
-from qconvert.calibrate.ranges_file import load, save
-from qconvert.errors import QConvertError, UsageError
+from qconvert.calibrate.calibration_file import load, pack, save
+from qconvert.core.errors import QConvertError, UsageError
 from tests.calibrate.activations import FakeTaps, calibrate, origin
 from tests.models import floats
 
@@ -48,7 +47,7 @@ def test_what_was_saved_comes_back_byte_for_byte(tmp_path: Path) -> None:
 
 def test_a_calibration_without_images_can_be_saved(tmp_path: Path) -> None:
     save(Calibration(origin(TAPS)), tmp_path / "c.npz")
-    assert load(tmp_path / "c.npz").missing() == [range(4)]
+    assert load(tmp_path / "c.npz").missing_images() == [range(4)]
 
 
 def test_tensors_that_were_never_finite_survive(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from qconvert import onnx_io
+from qconvert.core import onnx_io
 from tests import models
 from tests.conftest import Outcome
 from tests.models import write_factory

@@ -13,8 +13,8 @@ import click
 import pytest
 
 from qconvert.cli import console
-from qconvert.cli.boundary import guarded
-from qconvert.errors import GateFailed, QConvertError, Terminated, Unavailable, UsageError
+from qconvert.cli.error_boundary import run_guarded
+from qconvert.core.errors import GateFailed, QConvertError, Terminated, Unavailable, UsageError
 from tests.conftest import Outcome
 
 
@@ -52,14 +52,14 @@ def raising(error: BaseException) -> click.Command:
 def test_every_end_has_its_code_and_no_traceback(
     error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert guarded(raising(error), []) == code
+    assert run_guarded(raising(error), []) == code
     captured = capsys.readouterr()
     assert captured.out == ""
     assert code == 70 or "Traceback" not in captured.err
 
 
 def test_a_bug_keeps_its_traceback_and_ends_with_70(capsys: pytest.CaptureFixture[str]) -> None:
-    assert guarded(raising(ZeroDivisionError("oops")), []) == 70
+    assert run_guarded(raising(ZeroDivisionError("oops")), []) == 70
     told = capsys.readouterr().err
     assert "Traceback" in told
     assert "ZeroDivisionError: oops" in told
@@ -72,8 +72,8 @@ def test_no_memory_even_for_words_leaves_the_shortest(
     def none(text: str) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(console, "trouble", none)
-    assert guarded(raising(ZeroDivisionError("oops")), []) == 3
+    monkeypatch.setattr(console, "write_stderr", none)
+    assert run_guarded(raising(ZeroDivisionError("oops")), []) == 3
     assert capfd.readouterr().err.startswith("error: not enough memory\n\nhint: ")
 
 
@@ -82,7 +82,7 @@ def test_an_error_shows_details_causes_and_after_a_blank_line_the_hint(
 ) -> None:
     error = QConvertError("it broke", details=["line 3: x", "line 4: y"], hint="mend it")
     error.__cause__ = OSError("libnvinfer.so.10: cannot open")
-    assert guarded(raising(error), []) == 3
+    assert run_guarded(raising(error), []) == 3
     assert capsys.readouterr().err == (
         "error: it broke\n"
         "  line 3: x\n"
@@ -96,7 +96,7 @@ def test_an_error_shows_details_causes_and_after_a_blank_line_the_hint(
 def test_control_characters_in_names_cannot_act_on_a_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    guarded(raising(QConvertError("`a\x1b[2Jb` is bad", hint="no\x07")), [])
+    run_guarded(raising(QConvertError("`a\x1b[2Jb` is bad", hint="no\x07")), [])
     told = capsys.readouterr().err
     assert told == "error: `a\\x1b[2Jb` is bad\n\nhint: no\\x07\n"
 
@@ -119,7 +119,7 @@ def test_quiet_keeps_errors_and_quieter_keeps_only_the_code(
 
 SLEEPER = """
 import sys, time
-from qconvert.cli.boundary import guarded
+from qconvert.cli.error_boundary import guarded
 import click
 
 @click.command()
@@ -160,14 +160,14 @@ def test_what_a_library_makes_of_a_signal_is_no_bug(
         except BaseException:
             raise ImportError("initialization failed") from None  # as native modules do
 
-    assert guarded(command, []) == 128 + sent
+    assert run_guarded(command, []) == 128 + sent
     assert "bug" not in capsys.readouterr().err
 
 
 def test_a_signal_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        assert guarded(raising(SystemExit(0)), []) == 70
+        assert run_guarded(raising(SystemExit(0)), []) == 70
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qconvert.calibrate import ranges_file
+from qconvert.calibrate import calibration_file
 from tests import models
 from tests.conftest import Outcome, write
 from tests.models import floats, from_text
@@ -42,8 +42,8 @@ def test_one_pass_makes_one_small_file_and_leaves_nothing_else(
     outcome = calibrated(qconvert, "c.npz")
     assert outcome.out == ""
     assert "✓ calibrate 40 images, " in outcome.err
-    found = ranges_file.load(Path("c.npz"))
-    assert found.done.tolist() == list(range(40))
+    found = calibration_file.load(Path("c.npz"))
+    assert found.image_indices.tolist() == list(range(40))
     assert found.origin.images[0].name == "0000.png"
     assert found.origin.preprocessing["crop"] == 8
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -78,7 +78,7 @@ def test_the_same_command_again_runs_no_image(qconvert: Command, tiny: Path, ima
 
 def test_a_shard_is_completed_by_the_whole(qconvert: Command, tiny: Path, images: Path) -> None:
     calibrated(qconvert, "c.npz", "--shard", "1/2")
-    assert ranges_file.load(Path("c.npz")).done.size == 20
+    assert calibration_file.load(Path("c.npz")).image_indices.size == 20
     calibrated(qconvert, "c.npz")
     calibrated(qconvert, "fresh.npz")
     assert Path("c.npz").read_bytes() == Path("fresh.npz").read_bytes()
@@ -108,7 +108,7 @@ def test_kill_9_loses_only_the_last_seconds(qconvert: Command, tiny: Path, tmp_p
         child.send_signal(signal.SIGKILL)
         child.wait()
     assert not Path("c.npz").exists()
-    kept = ranges_file.load(Path(".c.npz.part")).done.size
+    kept = calibration_file.load(Path(".c.npz.part")).image_indices.size
     assert 8 <= kept < 40
     calibrated(qconvert, "c.npz")
     calibrated(qconvert, "whole.npz")
@@ -120,7 +120,7 @@ def test_other_settings_are_measured_anew(qconvert: Command, tiny: Path, images:
     calibrated(qconvert, "c.npz")
     changed = calibrated(qconvert, "c.npz", "--mean", "0.5")
     assert "stored" not in step(changed)
-    assert ranges_file.load(Path("c.npz")).origin.preprocessing["mean"] == [0.5]
+    assert calibration_file.load(Path("c.npz")).origin.preprocessing["mean"] == [0.5]
 
 
 def test_show_prints_ranges_of_every_method_from_the_file_alone(
@@ -156,7 +156,7 @@ def test_arrays_feed_models_of_several_inputs(qconvert: Command, tmp_path: Path)
     np.savez("data.npz", a=floats(9, 4), b=floats(9, 4, seed=1))
     outcome = qconvert("calibrate", "two.onnx", "--images", "data.npz", "-o", "c.npz")
     assert outcome.code == 0, outcome.err
-    found = ranges_file.load(Path("c.npz"))
+    found = calibration_file.load(Path("c.npz"))
     assert found.summaries["a"].high == pytest.approx(float(floats(9, 4).max()))
     assert found.summaries["h"].low == pytest.approx(
         float((floats(9, 4) + floats(9, 4, seed=1)).min()), rel=1e-6
@@ -170,8 +170,8 @@ def test_a_fixed_batch_gives_the_extremes_of_a_dynamic_one(
 ) -> None:
     calibrated(qconvert, "dynamic.npz")
     calibrated(qconvert, "fixed.npz", "--batch", str(batch))
-    dynamic, fixed = (ranges_file.load(Path(name)) for name in ("dynamic.npz", "fixed.npz"))
-    assert fixed.done.tolist() == dynamic.done.tolist()
+    dynamic, fixed = (calibration_file.load(Path(name)) for name in ("dynamic.npz", "fixed.npz"))
+    assert fixed.image_indices.tolist() == dynamic.image_indices.tolist()
     for tensor, seen in dynamic.summaries.items():
         np.testing.assert_allclose(fixed.summaries[tensor].lows, seen.lows, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(fixed.summaries[tensor].highs, seen.highs, rtol=1e-5, atol=1e-6)
@@ -186,7 +186,7 @@ def test_a_broken_picture_is_passed_over_and_no_news_the_second_time(
     assert "note: 1 of 40 images could not be read: `0007.png`" in first.err
     again = calibrated(qconvert, "c.npz")
     assert "39 images" in again.err
-    assert 7 not in ranges_file.load(Path("c.npz")).done.tolist()
+    assert 7 not in calibration_file.load(Path("c.npz")).image_indices.tolist()
 
 
 def nan_model() -> ir.Model:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from qconvert import onnx_io
-from qconvert.measure.layers import Layer
-from qconvert.pipeline.comparing import to_json
+from qconvert.core import onnx_io
+from qconvert.measure.layer_errors import LayerError
+from qconvert.run.compare import layers_to_json
 from tests.cli.test_console import on_terminal
 from tests.conftest import Outcome, write
 from tests.models import mixed, tiny
@@ -42,8 +42,8 @@ def test_layers_are_listed_in_order_and_the_worst_are_named(qconvert: Command) -
 
 
 def test_what_json_has_no_number_for_is_a_word_there() -> None:
-    layer = Layer("a", "n", "Conv", "fp16", -math.inf, math.inf, None, None, None)
-    (told,) = to_json([layer])
+    layer = LayerError("a", "n", "Conv", "fp16", -math.inf, math.inf, None, None, None)
+    (told,) = layers_to_json([layer])
     assert (told["arriving_db"], told["made_db"]) == ("-inf", "inf")
 
 

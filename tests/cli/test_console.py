@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 
 from qconvert.cli import console
-from qconvert.cli.console import Column, Table
-from qconvert.plain import plain
+from qconvert.cli.console import TextColumn, TextTable
+from qconvert.core.sanitize import sanitize_text
 
-TABLE = Table(
+TABLE = TextTable(
     [
-        Column("variant"),
-        Column("p50 ms", "right"),
-        Column("images/s", "right", rank=1),
-        Column("a long explanation", rank=2),
+        TextColumn("variant"),
+        TextColumn("p50 ms", "right"),
+        TextColumn("images/s", "right", rank=1),
+        TextColumn("a long explanation", rank=2),
     ],
     [
         ["int8 cpu", "1234.56 ± 0.01", "123456", "because of this and of that, at some length"],
@@ -86,8 +86,8 @@ def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers(
 
 
 def test_a_pipe_gets_every_column_without_colour(capsys: pytest.CaptureFixture[str]) -> None:
-    console._out.cache_clear()
-    console.data_table(TABLE)
+    console._stdout_console.cache_clear()
+    console.write_table(TABLE)
     shown = capsys.readouterr().out
     assert "because of this and of that, at some length" in shown
     assert "\x1b" not in shown
@@ -96,7 +96,7 @@ def test_a_pipe_gets_every_column_without_colour(capsys: pytest.CaptureFixture[s
 
 ERROR = """
 from qconvert.cli import console
-from qconvert.errors import QConvertError
+from qconvert.core.errors import QConvertError
 console.error(QConvertError("bad", hint="mend it"))
 """
 
@@ -107,9 +107,9 @@ def test_colour_is_for_terminals_that_want_it() -> None:
 
 
 def test_json_is_data_and_keeps_unicode(capsys: pytest.CaptureFixture[str]) -> None:
-    console.data_json({"Δ": [1, None]})
+    console.write_json({"Δ": [1, None]})
     assert capsys.readouterr().out == '{\n  "Δ": [\n    1,\n    null\n  ]\n}\n'
 
 
 def test_control_characters_are_shown(qconvert: Callable[..., object]) -> None:
-    assert plain("a\x1b[31mb\tc\nd") == "a\\x1b[31mb\\x09c\nd"
+    assert sanitize_text("a\x1b[31mb\tc\nd") == "a\\x1b[31mb\\x09c\nd"

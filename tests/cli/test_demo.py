@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qconvert.demo import scene
+from qconvert.demo import demo_files
 from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]
@@ -17,8 +17,12 @@ Command = Callable[..., Outcome]
 
 @pytest.fixture(autouse=True)
 def _fewer_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scene, "CALIBRATION", replace(scene.CALIBRATION, count=40))
-    monkeypatch.setattr(scene, "EVALUATION", replace(scene.EVALUATION, count=100))
+    monkeypatch.setattr(
+        demo_files, "CALIBRATION_IMAGES", replace(demo_files.CALIBRATION_IMAGES, count=40)
+    )
+    monkeypatch.setattr(
+        demo_files, "EVALUATION_IMAGES", replace(demo_files.EVALUATION_IMAGES, count=100)
+    )
 
 
 def shown(qconvert: Command, *more: str, code: int = 0) -> Outcome:

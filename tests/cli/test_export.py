@@ -9,8 +9,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from qconvert import onnx_io
-from qconvert.calibrate import ranges_file
+from qconvert.calibrate import calibration_file
+from qconvert.core import onnx_io
 from tests.conftest import Outcome, write
 from tests.graph.test_prepare import QUANTIZED
 from tests.models import floats, from_text, write_factory
@@ -204,4 +204,4 @@ def test_parity_runs_on_images_and_what_is_done_to_them_goes_into_the_file(
     told = json.loads(next(each.value for each in stored if each.key == "qconvert.preprocess"))
     assert (told["mean"], told["std"]) == ([0.5], [0.25])
     assert qconvert("calibrate", "ready.onnx", "--images", "images", "-o", "c.npz").code == 0
-    assert ranges_file.load(Path("c.npz")).origin.preprocessing["mean"] == [0.5]
+    assert calibration_file.load(Path("c.npz")).origin.preprocessing["mean"] == [0.5]

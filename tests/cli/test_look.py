@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qconvert import config_file
-from qconvert.backends import installed
+from qconvert.backends import system_probe
+from qconvert.core import config_file
 from tests import models
 from tests.conftest import Outcome, write
 
@@ -71,7 +71,7 @@ def test_doctor_finds_two_runtimes_and_prints_the_cure(
 ) -> None:
     both = {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.1"}
     monkeypatch.setattr(
-        installed, "look", lambda: installed.Installed(both, "", "no NVIDIA driver", ())
+        system_probe, "detect", lambda: system_probe.Installed(both, "", "no NVIDIA driver", ())
     )
     outcome = qconvert("doctor")
     assert "onnxruntime and onnxruntime-gpu are both installed" in outcome.out

@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
-from qconvert import backends, onnx_io
+from qconvert import backends
 from qconvert.backends.ort import open_cpu
 from qconvert.cli import quantize
+from qconvert.core import onnx_io
 from tests.conftest import Outcome, write
 from tests.models import MIXED_SHAPES, floats, mixed, tiny
 from tests.pictures import draw_folder

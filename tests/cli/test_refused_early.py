@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qconvert import config_values, onnx_io
 from qconvert.calibrate import methods
-from qconvert.quantize.rewrite import apply
+from qconvert.core import config, onnx_io
+from qconvert.quantize.apply_plan import apply_plan
 from tests.conftest import Outcome, write
 from tests.models import floats, from_text, mixed
 from tests.quantize.rewritten import planned
@@ -111,8 +111,8 @@ def test_nothing_goes_where_a_device_or_another_file_of_the_command_is(
 
 
 def test_the_settings_know_the_methods_that_there_are() -> None:
-    assert set(methods.METHODS) <= set(config_values.METHODS)
-    assert {"auto", "answers"} | set(methods.METHODS) == set(config_values.METHODS)
+    assert set(methods.METHODS) <= set(config.RANGE_METHODS)
+    assert {"auto", "answers"} | set(methods.METHODS) == set(config.RANGE_METHODS)
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])
@@ -159,7 +159,7 @@ def test_answers_are_held_against_a_float_model(qconvert: Run) -> None:
 
     draw_folder(Path("val"), 2)
     write(mixed(), Path("fp32.onnx"))
-    write(apply(mixed(), planned(mixed(), "cpu")), Path("int8.onnx"))
+    write(apply_plan(mixed(), planned(mixed(), "cpu")), Path("int8.onnx"))
     wrong = qconvert("evaluate", "int8.onnx", "fp32.onnx", "--eval", "val")
     assert (wrong.code, wrong.out) == (2, "")
     assert "`int8.onnx` is quantized" in wrong.err

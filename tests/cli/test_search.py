@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from qconvert import demo, onnx_io
-from qconvert.demo import folder
-from qconvert.quantize import plan as plans
-from qconvert.quantize.rewrite import apply
+from qconvert import demo
+from qconvert.core import onnx_io
+from qconvert.demo import generator
+from qconvert.quantize import plan_files
+from qconvert.quantize.apply_plan import apply_plan
 from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]
@@ -24,8 +25,8 @@ GIVEN = ("network.onnx", "--images", "calib", "--eval", "val", *COARSE, "--backe
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("pictures")
-    folder.write(place / "calib", seed=11, count=40)
-    folder.write(place / "val", seed=12, count=40)
+    generator.write_images(place / "calib", seed=11, count=40)
+    generator.write_images(place / "val", seed=12, count=40)
     return place
 
 
@@ -46,10 +47,10 @@ def test_a_search_leaves_a_mix_its_plan_and_its_trials(qconvert: Command) -> Non
     lifted = set(told["chosen"]["lifted"])
     assert told["outcome"] == "mixed"
     assert told["chosen"]["confirmed"]["pp"] <= 3 < told["int8"]["confirmed"]["pp"]
-    plan = plans.load(Path("out/plan.json"))
+    plan = plan_files.read_plan(Path("out/plan.json"))
     reasons = [layer.left for layer in plan.layers.values() if layer.left.startswith("lifted")]
     assert len(reasons) >= len(lifted) > 0
-    apply(onnx_io.load(Path("out/model.onnx")), plan)
+    apply_plan(onnx_io.load(Path("out/model.onnx")), plan)
     onnx_io.load(Path("out/mixed.onnx"))
     trials = Path("out/trials.jsonl").read_text()
     again = qconvert("search", *GIVEN, "-o", "out", "--json")

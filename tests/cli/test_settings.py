@@ -8,31 +8,31 @@ from typing import Any, get_args
 import click
 import pytest
 
-from qconvert.cli import image_options, settings
-from qconvert.config import Config
-from qconvert.errors import UsageError
+from qconvert.cli import options, settings
+from qconvert.core.config import Config
+from qconvert.core.errors import UsageError
 from qconvert.images.preprocess import PRESETS, Interpolation, Preprocess
-from qconvert.pipeline.pictures import preprocessing
-from qconvert.sources.source import Source
+from qconvert.run.job_images import known_preprocessing
+from qconvert.sources import Source
 from tests import models
 
 
 def typed(*args: str) -> Config:
     @click.command()
-    @image_options.image_options
+    @options.image_options
     def command(**values: Any) -> dict[str, Any]:
         return values
 
-    return settings.read("m.onnx", command.main(list(args), standalone_mode=False))
+    return settings.load("m.onnx", command.main(list(args), standalone_mode=False))
 
 
 def prepared(*args: str, own: Preprocess | None = None) -> Preprocess | None:
-    return preprocessing(Source("m", models.tiny(), (), preprocess=own), typed(*args))
+    return known_preprocessing(Source("m", models.tiny(), (), preprocess=own), typed(*args))
 
 
 def test_the_options_of_images_need_neither_numpy_nor_pillow() -> None:
     loaded = (
-        "import sys, qconvert.cli.image_options; "
+        "import sys, qconvert.cli.options; "
         "print([name for name in ('numpy', 'PIL', 'pydantic') if name in sys.modules])"
     )
     done = subprocess.run(
@@ -42,8 +42,8 @@ def test_the_options_of_images_need_neither_numpy_nor_pillow() -> None:
 
 
 def test_the_names_offered_are_those_that_exist() -> None:
-    assert tuple(PRESETS) == image_options.PRESETS
-    assert get_args(Interpolation) == image_options.INTERPOLATIONS
+    assert tuple(PRESETS) == options.PRESETS
+    assert get_args(Interpolation) == options.INTERPOLATIONS
 
 
 def test_options_are_settings() -> None:
@@ -109,10 +109,10 @@ def test_what_cannot_be_read_is_refused_by_the_option(wrong: tuple[str, ...]) ->
 
 
 def test_a_default_place_is_never_the_source(tmp_path: Path) -> None:
-    assert settings.place(None, "a/net.onnx", ".onnx") == Path("net.onnx")
+    assert settings.output_path(None, "a/net.onnx", ".onnx") == Path("net.onnx")
     Path("net.onnx").touch()
-    assert settings.place(None, "net.onnx", ".onnx") == Path("net-clean.onnx")
-    assert settings.place(None, "pkg.nets:build", ".onnx") == Path("build.onnx")
-    assert settings.place(None, "timm:resnet18.a1", ".onnx") == Path("resnet18.a1.onnx")
+    assert settings.output_path(None, "net.onnx", ".onnx") == Path("net-clean.onnx")
+    assert settings.output_path(None, "pkg.nets:build", ".onnx") == Path("build.onnx")
+    assert settings.output_path(None, "timm:resnet18.a1", ".onnx") == Path("resnet18.a1.onnx")
     with pytest.raises(UsageError, match="is the source itself"):
-        settings.place(Path("./net.onnx"), "net.onnx", ".onnx")
+        settings.output_path(Path("./net.onnx"), "net.onnx", ".onnx")

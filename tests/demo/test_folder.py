@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from qconvert.demo import folder, seeds
-from qconvert.demo.defects import CLASSES
-from qconvert.demo.pictures import draw
+from qconvert.demo import generator
+from qconvert.demo.generator import CLASSES, draw_image
 from qconvert.images import labels, listing
 
 SHIPPED = Path(__file__).resolve().parent.parent.parent / "calib_data"
@@ -15,8 +14,8 @@ SHIPPED = Path(__file__).resolve().parent.parent.parent / "calib_data"
 
 def test_the_labels_of_a_folder_are_read_as_its_classes() -> None:
     told: list[int] = []
-    folder.write(Path("drawn"), seed=7, count=23, tell=told.append)
-    found = labels.labelled(listing.find(Path("drawn")))
+    generator.write_images(Path("drawn"), seed=7, count=23, progress=told.append)
+    found = labels.attach_labels(listing.list_images(Path("drawn")))
     assert [item.label for item in found.items] == [number % len(CLASSES) for number in range(23)]
     assert found.classes.names == CLASSES
     assert told == list(range(1, 24))
@@ -24,7 +23,7 @@ def test_the_labels_of_a_folder_are_read_as_its_classes() -> None:
 
 def test_the_bytes_of_a_folder_follow_from_its_seed() -> None:
     for name in ("one", "two"):
-        folder.write(Path(name), seed=7, count=12)
+        generator.write_images(Path(name), seed=7, count=12)
     one, two = (
         {file.name: file.read_bytes() for file in Path(name).iterdir()} for name in ("one", "two")
     )
@@ -34,15 +33,15 @@ def test_the_bytes_of_a_folder_follow_from_its_seed() -> None:
 def test_the_shipped_images_are_those_of_their_seed() -> None:
     """Pixels, not bytes: another release of Pillow may pack the same picture otherwise."""
     files = sorted(SHIPPED.glob("*.jpg"))
-    assert len(files) == seeds.CALIBRATIONS
+    assert len(files) == generator.CALIBRATION_COUNT
     for number, file in enumerate(files):
-        drawn = draw(seeds.CALIBRATION, number)
+        drawn = draw_image(generator.CALIBRATION_SEED, number)
         assert file.name == drawn.name
         shipped = np.asarray(Image.open(file)).astype(int)
-        assert np.abs(shipped - drawn.decoded()).mean() < 1
+        assert np.abs(shipped - drawn.decode()).mean() < 1
 
 
 def test_the_shipped_images_are_small_and_of_every_class() -> None:
     assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 3_000_000
-    found = labels.labelled(listing.find(SHIPPED))
+    found = labels.attach_labels(listing.list_images(SHIPPED))
     assert {item.label for item in found.items} == set(range(len(CLASSES)))

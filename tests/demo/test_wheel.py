@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hatchling.builders.wheel import WheelBuilder
 
-from qconvert.demo.scene import NETWORK
+from qconvert.demo.demo_files import NETWORK
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -102,10 +102,10 @@ def _become(arguments: Sequence[str], folder: Path, writable: Sequence[str]) -> 
         tempfile.tempdir = None
         _guard(folder, [str(folder / name) for name in writable])
         from qconvert.cli import main
-        from qconvert.cli.boundary import guarded
+        from qconvert.cli.error_boundary import run_guarded
 
         sys.argv = ["qconvert", *arguments]
-        code = guarded(main, arguments)
+        code = run_guarded(main, arguments)
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException:

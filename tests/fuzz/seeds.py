@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from qconvert import onnx_io
 from qconvert.cli import main
-from qconvert.cli.boundary import guarded
+from qconvert.cli.error_boundary import run_guarded
+from qconvert.core import onnx_io
 from tests.models import floats, from_text, mixed, tiny
 
 BUILD = (
@@ -149,7 +149,7 @@ def _arrays(root: Path) -> None:
 
 
 def _run(*args: str) -> None:
-    code = guarded(main, args)
+    code = run_guarded(main, args)
     if code:
         raise AssertionError(f"the seeds cannot be made: {' '.join(args)} ended with {code}")
 

@@ -8,10 +8,10 @@ import onnx_ir as ir
 from numpy.typing import ArrayLike, NDArray
 from onnx.reference import ReferenceEvaluator
 
-from qconvert import onnx_io
 from qconvert.backends.ort import open_cpu
-from qconvert.feeds import Feeds, draw
-from qconvert.graph.half import HalfKind, Halved, half
+from qconvert.core import onnx_io
+from qconvert.core.tensors import Tensors, random_inputs
+from qconvert.graph.fp16.convert import HalfModel, HalfPrecision, convert_to_half
 from tests.models import from_text
 
 HEAD = '<ir_version: 10, opset_import: ["": 20]>\n'
@@ -30,14 +30,14 @@ def newer(text: str, **weights: ArrayLike) -> ir.Model:
 
 
 def halved(
-    model: ir.Model, largest: dict[str, float] | None = None, kind: HalfKind = "fp16"
-) -> Halved:
+    model: ir.Model, largest: dict[str, float] | None = None, kind: HalfPrecision = "fp16"
+) -> HalfModel:
     """Rewrite a model, and see that the result is valid and the model still what it was."""
     before = onnx_io.serialize(model)
-    result = half(model, kind, largest or {})
+    result = convert_to_half(model, kind, largest or {})
     require_valid(result.model)
     assert onnx_io.serialize(model) == before
-    again = half(model, kind, largest or {})
+    again = convert_to_half(model, kind, largest or {})
     assert onnx_io.serialize(again.model) == onnx_io.serialize(result.model)
     return result
 
@@ -60,13 +60,13 @@ def read_types(model: ir.Model, op: str) -> list[str | None]:
     return [None if value is None else str(value.dtype) for value in node(model, op).inputs]
 
 
-def answer(model: ir.Model, feeds: Feeds | None = None) -> NDArray[np.float32]:
+def answer(model: ir.Model, feeds: Tensors | None = None) -> NDArray[np.float32]:
     """Return the first output, of the same random images where none are given."""
-    given = draw(onnx_io.inputs(model), 2, seed=0) if feeds is None else feeds
+    given = random_inputs(onnx_io.inputs(model), 2, seed=0) if feeds is None else feeds
     return next(iter(open_cpu(model)(given).values()))
 
 
-def rounded(model: ir.Model, feeds: Feeds) -> NDArray[np.float32]:
+def rounded(model: ir.Model, feeds: Tensors) -> NDArray[np.float32]:
     """Return the first output where every tensor is rounded to its type.
 
     ONNX Runtime leaves out Casts that undo each other, and on a CPU most operators have them.
@@ -78,7 +78,7 @@ def rounded(model: ir.Model, feeds: Feeds) -> NDArray[np.float32]:
     return np.asarray(outputs[0])
 
 
-def require_close(model: ir.Model, other: ir.Model, feeds: Feeds | None = None) -> None:
+def require_close(model: ir.Model, other: ir.Model, feeds: Tensors | None = None) -> None:
     np.testing.assert_allclose(answer(other, feeds), answer(model, feeds), rtol=5e-3, atol=5e-3)
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qconvert import onnx_io
 from qconvert.backends.ort import open_cpu
-from qconvert.feeds import draw
+from qconvert.core import onnx_io
+from qconvert.core.tensors import random_inputs
 from qconvert.graph.batchnorm import fold_batchnorm
 from tests.models import floats, from_text, ops
 
@@ -65,7 +65,7 @@ def test_folding_keeps_the_outputs(case: str) -> None:
     assert said == "1 folded"
     assert len(ops(folded)) == 1
     assert ops(model)[1] == "BatchNormalization", "the input is left alone"
-    feeds = draw(onnx_io.inputs(model), 2, seed=0)
+    feeds = random_inputs(onnx_io.inputs(model), 2, seed=0)
     wanted, got = open_cpu(model)(feeds)["y"], open_cpu(folded)(feeds)["y"]
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
     assert {"w", "gamma"}.isdisjoint(folded.graph.initializers), "nothing unused stays"
@@ -87,7 +87,7 @@ def test_a_constant_for_each_channel_is_a_normalization(case: str) -> None:
     model = from_text(HEAD + text, w=floats(4, 3, 3, 3), each=floats(*shape, seed=6), **bias)
     folded, said = fold_batchnorm(model)
     assert (said, ops(folded)) == ("1 folded", ["Conv"])
-    feeds = draw(onnx_io.inputs(model), 2, seed=0)
+    feeds = random_inputs(onnx_io.inputs(model), 2, seed=0)
     np.testing.assert_allclose(
         open_cpu(folded)(feeds)["y"], open_cpu(model)(feeds)["y"], rtol=1e-4, atol=1e-5
     )
@@ -129,7 +129,7 @@ def test_a_weight_that_two_layers_share_is_not_changed_for_the_other() -> None:
     model = graph(text, {"w": (4, 3, 3, 3)})
     folded, said = fold_batchnorm(model)
     assert said == "1 folded"
-    feeds = draw(onnx_io.inputs(model), 1, seed=0)
+    feeds = random_inputs(onnx_io.inputs(model), 1, seed=0)
     np.testing.assert_allclose(
         open_cpu(folded)(feeds)["y"], open_cpu(model)(feeds)["y"], rtol=1e-4, atol=1e-5
     )

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from qconvert.feeds import Feeds
-from qconvert.graph.compare import apart
+from qconvert.core.tensors import Tensors
+from qconvert.graph.equivalence import describe_difference
 
 NAN, INF = np.nan, np.inf
 
 
 def said(wanted: object, got: object) -> str:
-    before: Feeds = {"y": wanted}  # type: ignore[dict-item]
-    after: Feeds = {"y": got}  # type: ignore[dict-item]
-    return apart(before, after, 1e-4)
+    before: Tensors = {"y": wanted}  # type: ignore[dict-item]
+    after: Tensors = {"y": got}  # type: ignore[dict-item]
+    return describe_difference(before, after, 1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,13 @@
 """A model in numbers."""
 
-from qconvert.graph.describe import describe
+from qconvert.graph.describe import describe_model
 from qconvert.graph.simplify import infer_shapes
 from tests import models
 from tests.models import floats, from_text
 
 
 def test_parameters_and_macs_are_counted_for_one_image() -> None:
-    info = describe(infer_shapes(models.tiny())[0])
+    info = describe_model(infer_shapes(models.tiny())[0])
     conv = next(each for each in info.operators if each.op == "Conv")
     gemm = next(each for each in info.operators if each.op == "Gemm")
     assert (conv.nodes, conv.parameters, conv.macs) == (1, 4 * 27 + 4, 8 * 8 * 4 * 27)
@@ -24,7 +24,7 @@ def test_grouped_and_transposed_convolutions_count_what_they_compute() -> None:
         "{ a = Conv <group: int = 4> (x, w) y = ConvTranspose <strides: ints = [2, 2]> (a, v) }"
     )
     model = from_text(text, w=floats(4, 1, 3, 3), v=floats(4, 2, 3, 3))
-    info = describe(infer_shapes(model)[0])
+    info = describe_model(infer_shapes(model)[0])
     by_op = {each.op: each.macs for each in info.operators}
     assert by_op == {"Conv": 4 * 4 * 4 * 9, "ConvTranspose": 4 * 4 * 4 * 2 * 9}
 
@@ -36,7 +36,7 @@ def test_a_shared_weight_counts_once_and_shapes_do_not_count() -> None:
         "{ a = MatMul (x, w) b = MatMul (a, w) s = Constant <value_ints: ints = [-1, 4]> () "
         "y = Reshape (b, s) }"
     )
-    info = describe(infer_shapes(from_text(text, w=floats(4, 4)))[0])
+    info = describe_model(infer_shapes(from_text(text, w=floats(4, 4)))[0])
     assert info.parameters == 16
     assert sum(each.parameters for each in info.operators) == 16
 
@@ -47,7 +47,7 @@ def test_unknown_shapes_give_unknown_macs() -> None:
         "net (float[N, 3, h, w] x) => (float[N, 4, h, w] y) "
         "{ y = Conv <pads: ints = [1, 1, 1, 1]> (x, k) }"
     )
-    info = describe(infer_shapes(from_text(text, k=floats(4, 3, 3, 3)))[0])
+    info = describe_model(infer_shapes(from_text(text, k=floats(4, 3, 3, 3)))[0])
     assert info.operators[0].macs is None
 
 
@@ -56,7 +56,7 @@ def test_a_fixed_batch_counts_one_image_too_and_a_weight_of_its_size_counts_whol
         '<ir_version: 10, opset_import: ["": 20]>\n'
         "net (float[4, 4] x) => (float[4, 6] y) { y = MatMul (x, w) }"
     )
-    assert describe(from_text(text, w=floats(4, 6))).operators[0].macs == 4 * 6
+    assert describe_model(from_text(text, w=floats(4, 6))).operators[0].macs == 4 * 6
 
 
 def test_a_function_named_like_an_operator_is_not_taken_for_it() -> None:
@@ -66,5 +66,5 @@ def test_a_function_named_like_an_operator_is_not_taken_for_it() -> None:
         '<domain: "my", opset_import: ["": 20]>\n'
         "MatMul (a) => (b) { b = Add (a, a) }"
     )
-    by_op = {each.op: each.macs for each in describe(from_text(text)).operators}
+    by_op = {each.op: each.macs for each in describe_model(from_text(text)).operators}
     assert by_op == {"my::MatMul": 0, "Add": 0}

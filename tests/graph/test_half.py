@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
-from qconvert import onnx_io
 from qconvert.backends.ort import open_cpu
-from qconvert.errors import QConvertError
-from qconvert.graph.half import HalfKind, Halved, half
+from qconvert.core import onnx_io
+from qconvert.core.errors import QConvertError
+from qconvert.graph.fp16.convert import HalfModel, HalfPrecision, convert_to_half
 from tests.graph.halving import (
     WIDE,
     answer,
@@ -49,7 +49,7 @@ def test_a_net_computes_in_half_precision_between_two_casts() -> None:
 
 
 def test_without_keeping_them_inputs_and_outputs_are_half_too() -> None:
-    result = half(tiny(), "fp16", {}, keep_io=False)
+    result = convert_to_half(tiny(), "fp16", {}, keep_io=False)
     require_valid(result.model)
     assert ops(result.model) == ops(tiny())
     assert set(types(result.model).values()) == {"FLOAT16"}
@@ -60,7 +60,7 @@ def test_without_keeping_them_inputs_and_outputs_are_half_too() -> None:
 
 def test_an_input_that_half_precision_cannot_hold_is_not_made_half() -> None:
     with pytest.raises(QConvertError, match="`image` goes up to 1e\\+06") as caught:
-        half(tiny(), "fp16", {"image": WIDE}, keep_io=False)
+        convert_to_half(tiny(), "fp16", {"image": WIDE}, keep_io=False)
     assert "float32" in caught.value.hint
 
 
@@ -130,13 +130,13 @@ def test_integers_truth_and_double_stay_what_they_are() -> None:
         "g (int64[N, 3] i, double[N, 3] d) => (int64[N, 3] a, double[N, 3] b) "
         "{ a = Add (i, i) b = Mul (d, d) }"
     )
-    assert half(model, "fp16", {}) == Halved(model, {})
+    assert convert_to_half(model, "fp16", {}) == HalfModel(model, {})
 
 
 def test_a_model_that_is_half_already_is_left_alone() -> None:
-    first = half(tiny(), "fp16", {"conv": WIDE}).model
-    assert half(first, "fp16", {"conv": WIDE}) == Halved(first, {})
-    assert half(first, "bf16", {}) == Halved(first, {})
+    first = convert_to_half(tiny(), "fp16", {"conv": WIDE}).model
+    assert convert_to_half(first, "fp16", {"conv": WIDE}) == HalfModel(first, {})
+    assert convert_to_half(first, "bf16", {}) == HalfModel(first, {})
 
 
 def test_a_cast_of_the_model_itself_is_not_undone_but_left_out() -> None:
@@ -220,7 +220,7 @@ def test_outputs_keep_their_names_whatever_they_are(case: str, keep_io: bool) ->
     if weights:
         model.graph.outputs[0] = model.graph.initializers["w"]
     before = onnx_io.serialize(model)
-    result = half(model, "fp16", {"t": WIDE}, keep_io=keep_io)
+    result = convert_to_half(model, "fp16", {"t": WIDE}, keep_io=keep_io)
     assert onnx_io.serialize(model) == before
     require_valid(result.model)
     assert [value.name for value in result.model.graph.outputs] == [output.split()[-1], "y"]
@@ -279,7 +279,7 @@ def test_scales_that_must_be_float32_are_refused() -> None:
     model = quantized(0.02)
     model.graph.opset_imports[""] = 18
     with pytest.raises(QConvertError, match="opset 18") as caught:
-        half(model, "fp16", {})
+        convert_to_half(model, "fp16", {})
     assert "--opset 19" in caught.value.hint
 
 
@@ -324,7 +324,7 @@ def test_bfloat16_answers_nearly_the_same() -> None:
 
 def test_bfloat16_is_refused_where_the_opset_has_none() -> None:
     with pytest.raises(QConvertError, match="opset 20, in which `Conv`") as caught:
-        half(tiny(), "bf16", {})
+        convert_to_half(tiny(), "bf16", {})
     assert "--opset 22" in caught.value.hint
 
 
@@ -344,11 +344,13 @@ TENSORS = ("x", "a", "r", "skip", "t", "l", "u", "c", "y")
 @settings(max_examples=60, deadline=None)
 @given(st.sets(st.sampled_from(TENSORS)), st.sampled_from(["fp16", "bf16"]), st.booleans())
 def test_whatever_overflows_the_graph_is_valid_and_the_answer_the_same(
-    wide: set[str], kind: HalfKind, keep_io: bool
+    wide: set[str], kind: HalfPrecision, keep_io: bool
 ) -> None:
     model = newer(BRANCHES, w=floats(4, 4, 3, 3), g=np.ones(4, np.float32))
     outside = {"x", "skip", "y"} if not keep_io else set()
-    result = half(model, kind, dict.fromkeys(sorted(wide - outside), WIDE), keep_io=keep_io)
+    result = convert_to_half(
+        model, kind, dict.fromkeys(sorted(wide - outside), WIDE), keep_io=keep_io
+    )
     require_valid(result.model)
     casts = [each for each in result.model.graph if each.op_type == "Cast"]
     assert len({(each.inputs[0], each.outputs[0].dtype) for each in casts}) == len(casts)
@@ -378,7 +380,9 @@ def test_an_engine_is_built_of_a_net_with_and_without_an_island(largest: dict[st
 
 @pytest.mark.parametrize("op", ["HardSwish (x)", "ConvTranspose (x, w)", "Mish (x)", "Elu (x)"])
 @pytest.mark.parametrize("kind", ["fp16", "bf16"])
-def test_an_engine_is_built_of_what_tensorrt_has_in_one_type_only(op: str, kind: HalfKind) -> None:
+def test_an_engine_is_built_of_what_tensorrt_has_in_one_type_only(
+    op: str, kind: HalfPrecision
+) -> None:
     weights: dict[str, ArrayLike] = {"w": floats(4, 4, 2, 2)} if "w)" in op else {}
     text = f"g (float[N, 4, 8, 8] x) => (float[N, 4, a, b] y) {{ y = {op} }}"
     result = halved(newer(text, **weights), kind=kind)

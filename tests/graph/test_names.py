@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from qconvert.graph.names import Names, name_all
+from qconvert.graph.names import UniqueNames, name_nodes
 from tests import models
 
 
@@ -10,20 +10,20 @@ def test_names_are_filled_in_and_told_apart() -> None:
     model = models.tiny()
     for node, name in zip(model.graph, ["a", "a", None, "", "a"], strict=True):
         node.name = name
-    named, said = name_all(model)
+    named, said = name_nodes(model)
     names = [node.name for node in named.graph]
     assert names[:2] + names[4:] == ["a", "a_0", "a_1"]
     assert len(set(names)) == 5
     assert all(names)
     assert said
-    assert [node.name for node in name_all(model)[0].graph] == names
+    assert [node.name for node in name_nodes(model)[0].graph] == names
 
 
 def test_a_free_name_is_not_taken_from_a_later_node() -> None:
     model = models.tiny()
     for node, name in zip(model.graph, ["a", "a", "a_0", "b", "c"], strict=True):
         node.name = name
-    names = [node.name for node in name_all(model)[0].graph]
+    names = [node.name for node in name_nodes(model)[0].graph]
     assert len(set(names)) == 5
 
 
@@ -31,7 +31,7 @@ def test_what_exporters_leave_for_debugging_is_dropped() -> None:
     model = models.tiny()
     model.graph.node(0).metadata_props["pkg.torch.onnx.stack_trace"] = "/home/someone/net.py:3"
     model.graph.node(0).doc_string = "/home/someone"
-    named, _ = name_all(model)
+    named, _ = name_nodes(model)
     assert "someone" not in ir.to_onnx_text(named)
     assert not named.graph.node(0).metadata_props
 
@@ -45,8 +45,8 @@ def test_the_thousandth_name_of_a_stem_is_short_and_found_at_once() -> None:
             looks += 1
             return super().__contains__(name)
 
-    names = Names(Looked({"bias", "bias_2"}))
-    given = [names.free("bias") for _ in range(1000)]
+    names = UniqueNames(Looked({"bias", "bias_2"}))
+    given = [names.reserve("bias") for _ in range(1000)]
     assert given[:3] == ["bias_1", "bias_3", "bias_4"]
     assert given[-1] == "bias_1001"
     assert len(set(given)) == 1000

@@ -3,8 +3,8 @@
 import onnx_ir as ir
 import pytest
 
-from qconvert.graph.answers import by_name, common
-from qconvert.graph.observed import Observed, channel_axis, observe
+from qconvert.graph.error_attribution import comparable_tensors, values_by_name
+from qconvert.graph.observed_tensors import ObservedTensors, channel_axis, find_observed_tensors
 from qconvert.graph.simplify import infer_shapes
 from tests.models import floats, from_text, tiny
 
@@ -20,15 +20,15 @@ def model(body: str, inputs: str = "float[N, 4, 6, 6] x", **weights: tuple[int, 
     return infer_shapes(parsed)[0]
 
 
-def observed(body: str, inputs: str = "float[N, 4, 6, 6] x") -> Observed:
+def observed(body: str, inputs: str = "float[N, 4, 6, 6] x") -> ObservedTensors:
     weights = {"w": (4, 4, 3, 3)} if "(x, w" in body else {}
-    return observe(model(body, inputs, **weights))
+    return find_observed_tensors(model(body, inputs, **weights))
 
 
 def test_a_classifier_is_observed_at_every_place_where_a_backend_could_quantize() -> None:
-    found = observe(infer_shapes(tiny())[0])
-    assert found.counted == ("image", "relu", "pooled", "scores")
-    assert not found.one_at_a_time
+    found = find_observed_tensors(infer_shapes(tiny())[0])
+    assert found.quantizable == ("image", "relu", "pooled", "scores")
+    assert not found.one_image_per_run
 
 
 @pytest.mark.parametrize("activation", ["Relu (h)", "Clip (h, zero, six)"])
@@ -36,13 +36,13 @@ def test_what_is_fused_with_its_activation_is_left_alone(activation: str) -> Non
     body = "zero = Constant <value: tensor = float {0.0}> () "
     body += f"six = Constant <value: tensor = float {{6.0}}> () h = {CONV} y = {activation}"
     found = observed(body)
-    assert found.counted == ("x", "y")
+    assert found.quantizable == ("x", "y")
     assert "fused" in found.skipped["h"]
 
 
 def test_what_two_nodes_read_is_observed_though_one_of_them_could_be_fused() -> None:
     found = observed(f"h = {CONV} r = Relu (h) y = Add (h, r)")
-    assert found.counted == ("x", "h", "r", "y")
+    assert found.quantizable == ("x", "h", "r", "y")
 
 
 def test_tensors_that_only_move_values_share_the_range_of_their_source() -> None:
@@ -50,21 +50,21 @@ def test_tensors_that_only_move_values_share_the_range_of_their_source() -> None
         f"h = {CONV} p = MaxPool <kernel_shape: ints = [2, 2]> (h) "
         "t = Transpose <perm: ints = [0, 2, 3, 1]> (p) y = Sigmoid (t)"
     )
-    assert found.counted == ("x", "h", "y")
-    assert found.shares == {"p": "h", "t": "h"}
+    assert found.quantizable == ("x", "h", "y")
+    assert found.aliases == {"p": "h", "t": "h"}
 
 
 def test_only_a_cubic_resize_makes_values_of_its_own() -> None:
     scales = "s = Constant <value: tensor = float[4] {1.0, 1.0, 2.0, 2.0}> () "
     for mode, shared in (("linear", True), ("cubic", False)):
         found = observed(f'{scales} h = {CONV} y = Resize <mode: string = "{mode}"> (h, , s)')
-        assert ("y" in found.shares) is shared
+        assert ("y" in found.aliases) is shared
 
 
 def test_tensors_that_no_backend_quantizes_are_bounded_only() -> None:
     found = observed(f"h = {CONV} e = Exp (h) f = Sqrt (e) y = Relu (f)")
-    assert found.bounded == ("e",)
-    assert found.counted == ("x", "h", "f", "y")
+    assert found.range_only == ("e",)
+    assert found.quantizable == ("x", "h", "f", "y")
 
 
 def test_integers_constants_and_sizes_are_no_tensors_of_the_image() -> None:
@@ -73,8 +73,8 @@ def test_integers_constants_and_sizes_are_no_tensors_of_the_image() -> None:
         "c = Constant <value: tensor = float {2.0}> () z = Mul (x, c) i = Cast <to: int = 7> (z) "
         "y = Cast <to: int = 1> (i)"
     )
-    assert found.counted == ("x", "z")
-    assert found.bounded == ("y",)
+    assert found.quantizable == ("x", "z")
+    assert found.range_only == ("y",)
     assert not found.skipped
 
 
@@ -84,7 +84,7 @@ def test_what_depends_on_the_data_for_its_size_is_skipped() -> None:
         "y = Relu (picked)"
     )
     assert "depends on the values" in found.skipped["y"]
-    assert found.bounded == ("x",)
+    assert found.range_only == ("x",)
 
 
 def test_a_lost_batch_axis_means_one_image_at_a_time() -> None:
@@ -93,8 +93,8 @@ def test_a_lost_batch_axis_means_one_image_at_a_time() -> None:
         "h = Reshape (x, shape) r = Sigmoid (h) y = Add (r, r)"
     )
     found = observed(body)
-    assert found.one_at_a_time
-    assert found.counted == ("x", "r", "y")
+    assert found.one_image_per_run
+    assert found.quantizable == ("x", "r", "y")
 
 
 def test_a_lost_batch_axis_of_a_fixed_batch_is_a_reason() -> None:
@@ -103,7 +103,7 @@ def test_a_lost_batch_axis_of_a_fixed_batch_is_a_reason() -> None:
         "h = Reshape (x, shape) r = Sigmoid (h) y = Add (r, r)"
     )
     found = observed(body, "float[3, 4, 6, 6] x")
-    assert found.counted == ("x",)
+    assert found.quantizable == ("x",)
     assert "not the batch" in found.skipped["r"]
 
 
@@ -113,7 +113,7 @@ def test_the_bodies_of_branches_are_not_looked_into() -> None:
         "h = If (c) <then_branch = a () => (float t) { t = Relu (x) }, "
         "else_branch = b () => (float e) { e = Sigmoid (x) }> y = Relu (h)"
     )
-    assert "t" not in (*found.counted, *found.bounded, *found.skipped)
+    assert "t" not in (*found.quantizable, *found.range_only, *found.skipped)
 
 
 def test_channels_are_where_the_neighbours_have_them() -> None:
@@ -138,17 +138,17 @@ SEQUENCE = f"h = {CONV} s = SequenceConstruct (h, x) t = Cast <to: int = 8> (h) 
 
 def test_a_sequence_of_tensors_is_no_tensor() -> None:
     one = model(SEQUENCE, w=(4, 4, 3, 3))
-    made = by_name(one.graph)
+    made = values_by_name(one.graph)
     assert made["s"].type is None, "inference calls it a tensor"
     for kind in (None, ir.SequenceType(ir.TensorType(ir.DataType.FLOAT))):
         made["s"].type = kind
-        found = observe(one)
-        assert "s" not in {*found.counted, *found.bounded, *found.shares}
+        found = find_observed_tensors(one)
+        assert "s" not in {*found.quantizable, *found.range_only, *found.aliases}
 
 
 def test_text_and_sequences_are_not_compared() -> None:
     one = model(SEQUENCE, w=(4, 4, 3, 3))
-    made = by_name(one.graph)
+    made = values_by_name(one.graph)
     made["s"].type = ir.SequenceType(ir.TensorType(ir.DataType.FLOAT))
     one.graph.outputs.extend([made["s"], made["t"]])
-    assert common(one, one) == ["x", "h", "y"]
+    assert comparable_tensors(one, one) == ["x", "h", "y"]

@@ -4,14 +4,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qconvert import onnx_io
 from qconvert.backends.ort import open_cpu
-from qconvert.errors import QConvertError, UsageError
-from qconvert.feeds import Feeds, draw
-from qconvert.graph import prepare as preparing
-from qconvert.graph.prepare import Pass, Prepared, prepare
-from qconvert.graph.shaken import shaken
-from qconvert.graph.simplify import upgrade
+from qconvert.core import onnx_io
+from qconvert.core.errors import QConvertError, UsageError
+from qconvert.core.tensors import Tensors, random_inputs
+from qconvert.graph import clean as preparing
+from qconvert.graph.clean import CleanedModel, Pass, clean_model
+from qconvert.graph.equivalence import perturb_inputs
+from qconvert.graph.simplify import upgrade_opset
 from tests import models
 from tests.models import floats, from_text, ops
 
@@ -51,13 +51,13 @@ def normed() -> ir.Model:
     )
 
 
-def clean(model: ir.Model, *skip: str) -> Prepared:
-    feeds = draw(onnx_io.inputs(model), 2, seed=0)
+def clean(model: ir.Model, *skip: str) -> CleanedModel:
+    feeds = random_inputs(onnx_io.inputs(model), 2, seed=0)
 
-    def outputs(candidate: ir.Model) -> Feeds:
+    def outputs(candidate: ir.Model) -> Tensors:
         return open_cpu(candidate)(feeds)
 
-    return prepare(model, 20, skip, outputs)
+    return clean_model(model, 20, skip, outputs)
 
 
 def test_a_messy_graph_becomes_a_short_one_that_says_the_same() -> None:
@@ -84,8 +84,8 @@ def test_what_rounding_alone_moves_is_no_reason_to_take_a_pass_back(
         mean=floats(4, seed=3),
         var=abs(floats(4, seed=4)) + 0.5,
     )
-    nudging = Pass("nudge", lambda given: (shaken(given) or given, "nudged"))
-    monkeypatch.setattr(preparing, "passes", lambda opset: (nudging,))
+    nudging = Pass("nudge", lambda given: (perturb_inputs(given) or given, "nudged"))
+    monkeypatch.setattr(preparing, "list_passes", lambda opset: (nudging,))
     monkeypatch.setattr(preparing, "SLACK", slack)
     (step,) = clean(model).steps
     assert (step.changed, "moved `y`" in step.dropped) == (
@@ -128,7 +128,7 @@ def test_a_pass_that_moves_the_outputs_is_taken_back(monkeypatch: pytest.MonkeyP
             ("rename", rename),
         ]
     ]
-    monkeypatch.setattr(preparing, "passes", lambda opset: tuple(wrong))
+    monkeypatch.setattr(preparing, "list_passes", lambda opset: tuple(wrong))
     model = models.tiny()
     done = clean(model)
     told = {step.name: step.dropped for step in done.steps}
@@ -146,7 +146,7 @@ def test_nan_outputs_do_not_pass_as_equal(monkeypatch: pytest.MonkeyPatch) -> No
         bias.const_value = ir.tensor(floats(5) * float("nan"), name="head_bias")
         return poisoned, ""
 
-    monkeypatch.setattr(preparing, "passes", lambda opset: (Pass("poison", poison),))
+    monkeypatch.setattr(preparing, "list_passes", lambda opset: (Pass("poison", poison),))
     assert clean(models.tiny()).steps[0].dropped
 
 
@@ -170,7 +170,7 @@ def test_a_quantized_model_keeps_its_quantizers() -> None:
     assert done.quantized
     assert ops(done.model).count("DequantizeLinear") == 2
     assert ops(done.model).count("QuantizeLinear") == 1
-    left_out = {step.name for step in done.steps if step.dropped == preparing.QUANTIZED}
+    left_out = {step.name for step in done.steps if step.dropped == preparing.UNSAFE_FOR_QUANTIZED}
     assert left_out == {"constants", "simplify", "batchnorm"}
     assert done.model.graph.initializers["w"].dtype == ir.DataType.INT8
 
@@ -192,7 +192,7 @@ def test_passes_that_need_the_weights_inside_leave_a_large_model_alone(
 ) -> None:
     monkeypatch.setattr(onnx_io, "SINGLE_FILE_BYTES", 100)
     done = clean(normed())
-    assert {step.name for step in done.steps if step.dropped == preparing.LARGE} == {
+    assert {step.name for step in done.steps if step.dropped == preparing.TOO_LARGE} == {
         "simplify",
     }
     (opset,) = [step.dropped for step in done.steps if step.name == "opset"]
@@ -238,7 +238,7 @@ net (float[N, 4] x) => (float[N, 4] y) {
 def test_a_model_that_draws_is_named_and_left_as_it_is() -> None:
     done = clean(ir.from_onnx_text(DRAWING))
     told = {step.name: step.dropped for step in done.steps}
-    assert told["opset"] == told["simplify"] == preparing.RANDOM
+    assert told["opset"] == told["simplify"] == preparing.NOT_REPEATABLE
     assert told["inline"] == told["shapes"] == told["names"] == ""
     assert ops(done.model)[-2:] == ["Dropout", "Add"]
     assert all(node.name for node in done.model.graph)
@@ -279,7 +279,7 @@ def test_an_operator_without_a_converter_is_named() -> None:
         "net (float[2, 3] x) => (float[2, 3] y) { y = Cast <to: int = 1> (x) }"
     )
     with pytest.raises(ValueError, match="bring `Cast` beyond opset 5; the model stays at opset 5"):
-        upgrade(ir.from_onnx_text(text), 20)
+        upgrade_opset(ir.from_onnx_text(text), 20)
 
 
 def test_what_is_returned_is_valid_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +288,7 @@ def test_what_is_returned_is_valid_onnx(monkeypatch: pytest.MonkeyPatch) -> None
         aged.ir_version = 3
         return aged, "older"
 
-    monkeypatch.setattr(preparing, "passes", lambda opset: (Pass("older", older),))
+    monkeypatch.setattr(preparing, "list_passes", lambda opset: (Pass("older", older),))
     with pytest.raises(QConvertError, match="the cleaned model is not valid ONNX"):
         clean(models.tiny())
 

@@ -7,12 +7,12 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from qconvert import onnx_io
 from qconvert.backends.ort import open_cpu
-from qconvert.errors import QConvertError
-from qconvert.feeds import Feeds
+from qconvert.core import onnx_io
+from qconvert.core.errors import QConvertError
+from qconvert.core.tensors import Tensors
 from qconvert.graph.simplify import infer_shapes
-from qconvert.graph.taps import PHASE, SAMPLES, Tapped, tap
+from qconvert.graph.taps import PHASE, SAMPLES_PER_TENSOR, TappedModel, add_calibration_taps
 from tests.models import floats, from_text, tiny
 
 HEAD = '<ir_version: 10, opset_import: ["": 20]>\n'
@@ -20,19 +20,21 @@ WIDE = HEAD + "net (float[N, 4, 64, 64] x) => (float[N, 4, 64, 64] y) { y = Relu
 ANY_SIZE = HEAD + "net (float[N, 4, h, w] x) => (float[N, 4, h, w] y) { y = Relu (x) }"
 
 
-def answers(tapped: Tapped, x: NDArray[np.float32], phase: int = 0, name: str = "x") -> Feeds:
+def answers(
+    tapped: TappedModel, x: NDArray[np.float32], phase: int = 0, name: str = "x"
+) -> Tensors:
     phases = np.full((len(x), 1), phase, dtype=np.int64)
     return open_cpu(tapped.model)({name: x} | ({PHASE: phases} if tapped.phase else {}))
 
 
-def of(tapped: Tapped, outputs: Feeds, tensor: str) -> list[NDArray[np.float32]]:
+def of(tapped: TappedModel, outputs: Tensors, tensor: str) -> list[NDArray[np.float32]]:
     """Return low, high, mean and sample of a tensor."""
     found = next(each for each in tapped.taps if each.tensor == tensor)
     return [outputs[name] for name in (found.low, found.high, found.mean, str(found.sample))]
 
 
 def test_extremes_and_means_are_those_of_each_channel_of_each_image() -> None:
-    tapped = tap(infer_shapes(tiny())[0])
+    tapped = add_calibration_taps(infer_shapes(tiny())[0])
     images = floats(3, 3, 8, 8)
     low, high, mean, sample = of(tapped, answers(tapped, images, name="image"), "image")
     assert np.array_equal(low, images.min(axis=(2, 3)))
@@ -44,12 +46,12 @@ def test_extremes_and_means_are_those_of_each_channel_of_each_image() -> None:
 def test_the_model_itself_is_left_alone() -> None:
     model = infer_shapes(tiny())[0]
     before = onnx_io.serialize(model)
-    tap(model)
+    add_calibration_taps(model)
     assert onnx_io.serialize(model) == before
 
 
 def test_the_sample_of_an_image_depends_on_its_phase_alone() -> None:
-    tapped = tap(from_text(WIDE))
+    tapped = add_calibration_taps(from_text(WIDE))
     images = floats(5, 4, 64, 64)
     together = of(tapped, answers(tapped, images, phase=9), "x")[3]
     alone = of(tapped, answers(tapped, images[3:4], phase=9), "x")[3]
@@ -58,18 +60,18 @@ def test_the_sample_of_an_image_depends_on_its_phase_alone() -> None:
 
 
 def test_a_sample_walks_through_the_whole_image_with_an_odd_stride() -> None:
-    tapped = tap(from_text(WIDE))
+    tapped = add_calibration_taps(from_text(WIDE))
     order = np.arange(4 * 64 * 64, dtype=np.float32).reshape(1, 4, 64, 64)
     drawn = of(tapped, answers(tapped, order, phase=2**32 - 1), "x")[3][0]
-    stride = 2 * (order.size // (2 * SAMPLES)) + 1
+    stride = 2 * (order.size // (2 * SAMPLES_PER_TENSOR)) + 1
     assert set(np.diff(drawn)) == {stride}
-    assert SAMPLES * 2 / 3 <= drawn.size < 2 * SAMPLES
+    assert SAMPLES_PER_TENSOR * 2 / 3 <= drawn.size < 2 * SAMPLES_PER_TENSOR
     assert drawn[0] < stride
     assert drawn[-1] >= order.size - 2 * stride
 
 
 def test_exact_taps_answer_with_every_value() -> None:
-    tapped = tap(from_text(WIDE), exact=True)
+    tapped = add_calibration_taps(from_text(WIDE), exact=True)
     images = floats(2, 4, 64, 64)
     assert tapped.phase is None
     sample = of(tapped, answers(tapped, images), "y")[3]
@@ -78,7 +80,7 @@ def test_exact_taps_answer_with_every_value() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (64, 80)])
 def test_images_may_have_any_size(size: tuple[int, int]) -> None:
-    tapped = tap(from_text(ANY_SIZE))
+    tapped = add_calibration_taps(from_text(ANY_SIZE))
     images = floats(2, 4, *size)
     low, high, _, sample = of(tapped, answers(tapped, images, phase=5), "x")
     assert np.array_equal(low, images.min(axis=(2, 3)))
@@ -88,7 +90,7 @@ def test_images_may_have_any_size(size: tuple[int, int]) -> None:
 
 def test_half_precision_is_observed_as_float32() -> None:
     text = HEAD + "net (float16[N, 4, 3, 3] x) => (float16[N, 4, 3, 3] y) { y = Relu (x) }"
-    tapped = tap(from_text(text))
+    tapped = add_calibration_taps(from_text(text))
     images = floats(2, 4, 3, 3).astype(np.float16)
     low, *_ = of(tapped, open_cpu(tapped.model)({"x": images, PHASE: np.zeros((2, 1), int)}), "x")
     assert low.dtype == np.float32
@@ -97,7 +99,7 @@ def test_half_precision_is_observed_as_float32() -> None:
 
 def test_rows_of_tokens_are_reduced_to_their_last_axis() -> None:
     text = HEAD + "net (float[N, 5, 6] x) => (float[N, 5, 2] y) { y = MatMul (x, w) }"
-    tapped = tap(from_text(text, w=floats(6, 2)))
+    tapped = add_calibration_taps(from_text(text, w=floats(6, 2)))
     tokens = floats(3, 5, 6)
     low, *_ = of(tapped, answers(tapped, tokens), "x")
     assert np.array_equal(low, tokens.min(axis=1))
@@ -109,7 +111,7 @@ def test_one_image_at_a_time_is_told_apart_whatever_its_axes_mean() -> None:
         "{ shape = Constant <value: tensor = int64[2] {-1, 6}> () h = Reshape (x, shape) "
         "r = Sigmoid (h) y = Add (r, r) }"
     )
-    tapped = tap(infer_shapes(from_text(text))[0])
+    tapped = add_calibration_taps(infer_shapes(from_text(text))[0])
     image = floats(1, 4, 6, 6)
     low, high, _, sample = of(tapped, answers(tapped, image), "r")
     rows = 1 / (1 + np.exp(-image.reshape(-1, 6)))
@@ -119,7 +121,7 @@ def test_one_image_at_a_time_is_told_apart_whatever_its_axes_mean() -> None:
 
 
 def test_a_mean_is_not_finite_where_a_value_is_not() -> None:
-    tapped = tap(from_text(WIDE))
+    tapped = add_calibration_taps(from_text(WIDE))
     images = floats(3, 4, 64, 64)
     images[1, 2, 3, 4], images[2, 0, 0, 0] = np.nan, -np.inf
     mean = of(tapped, answers(tapped, images), "x")[2]
@@ -128,7 +130,7 @@ def test_a_mean_is_not_finite_where_a_value_is_not() -> None:
 
 def test_weights_outside_of_the_model_file_stay_there(tmp_path: Path) -> None:
     ir.save(infer_shapes(tiny())[0], tmp_path / "m.onnx", external_data="m.data")
-    tapped = tap(ir.load(tmp_path / "m.onnx"))
+    tapped = add_calibration_taps(ir.load(tmp_path / "m.onnx"))
     kept = tapped.model.graph.initializers["conv_weight"].const_value
     assert isinstance(kept, ir.ExternalTensor)
 
@@ -136,11 +138,11 @@ def test_weights_outside_of_the_model_file_stay_there(tmp_path: Path) -> None:
 def test_an_old_opset_is_refused_with_a_way_out() -> None:
     model = from_text(WIDE.replace('"": 20', '"": 17'))
     with pytest.raises(QConvertError, match="needs opset 18") as raised:
-        tap(model)
+        add_calibration_taps(model)
     assert "raises the opset" in str(raised.value.hint)
 
 
 def test_a_model_with_nothing_to_quantize_is_refused() -> None:
     text = HEAD + "net (int64[N, 4] x) => (int64[N, 4] y) { y = Abs (x) }"
     with pytest.raises(QConvertError, match="no tensor of this model"):
-        tap(from_text(text))
+        add_calibration_taps(from_text(text))

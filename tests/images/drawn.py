@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from qconvert.feeds import TensorSpec
+from qconvert.core.tensors import TensorSpec
 from qconvert.images import ImageChoice, open_images
-from qconvert.images.batch import Images
+from qconvert.images.batches import Images
+from qconvert.images.image_files import ReadOptions
 from qconvert.images.preprocess import PRESETS, Preprocess
-from qconvert.images.reading import Reading
 
 SPEC = TensorSpec("x", np.dtype("float32"), ("N", 3, 24, 24))
 RED = (255, 0, 0)
@@ -38,7 +38,7 @@ def numbered(root: Path, count: int) -> Path:
 
 def opened(
     path: Path,
-    reading: Reading = Reading(workers=2),  # noqa: B008
+    reading: ReadOptions = ReadOptions(workers=2),  # noqa: B008
     preprocess: Preprocess = PRESETS["imagenet"],
     spec: TensorSpec = SPEC,
     **choice: Any,

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qconvert import npz
-from qconvert.errors import QConvertError, UsageError
-from qconvert.feeds import TensorSpec
-from qconvert.images import ImageChoice, open_images, reopen
+from qconvert.core import npz
+from qconvert.core.errors import QConvertError, UsageError
+from qconvert.core.tensors import TensorSpec
+from qconvert.images import ImageChoice, open_images, reopen_images
 from qconvert.images.arrays import ArrayImages
-from qconvert.images.batch import Images
+from qconvert.images.batches import Images
 from qconvert.images.labels import require_labels
 from qconvert.images.preprocess import PRESETS
 
@@ -172,26 +172,26 @@ def test_a_member_that_is_no_array_is_refused(tmp_path: Path) -> None:
 
 def test_a_stored_list_opens_the_very_same_rows(tmp_path: Path) -> None:
     images = opened(written(tmp_path, **two()), count=3)
-    stored = images.listing()
-    again = reopen(stored, TWO, UNIT)
+    stored = images.manifest()
+    again = reopen_images(stored, TWO, UNIT)
     assert again.names == images.names
-    assert again.listing() == stored
-    assert again.between(1, 3).listing().entries == stored.entries[1:]
+    assert again.manifest() == stored
+    assert again.between(1, 3).manifest().entries == stored.entries[1:]
 
 
 def test_a_stored_list_notices_what_is_gone_or_changed(tmp_path: Path) -> None:
-    stored = opened(written(tmp_path, **two()), count=3).listing()
+    stored = opened(written(tmp_path, **two()), count=3).manifest()
     written(tmp_path, **(two() | {"ids": two()["ids"] + 1}))
     with pytest.raises(QConvertError, match="is not what it was"):
-        next(reopen(stored, TWO, UNIT).batches(3))
+        next(reopen_images(stored, TWO, UNIT).batches(3))
     written(tmp_path, **two(2))
     with pytest.raises(UsageError, match="has only 2 rows left"):
-        reopen(stored, TWO, UNIT)
+        reopen_images(stored, TWO, UNIT)
 
 
 def test_a_bomb_of_arrays_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(tmp_path / "it.npz", **two(100_000))
-    monkeypatch.setattr(npz, "LARGEST_BYTES", 1_000_000)
+    monkeypatch.setattr(npz, "MAX_BYTES", 1_000_000)
     with pytest.raises(UsageError, match="over the limit of 1 GiB in memory"):
         opened(tmp_path / "it.npz")
     np.savez(tmp_path / "it.npz", **two(100_000))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qconvert.images.decode import BrokenImage, Mode, decode
+from qconvert.images.decode import BrokenImage, PixelMode, decode_image
 from tests.images.drawn import RED, noise
 
 PLENTY = 10**9
@@ -17,8 +17,10 @@ def stored(image: Image.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def read(image: Image.Image, kind: str = "PNG", mode: Mode = "RGB", **options: Any) -> Image.Image:
-    return decode(stored(image, kind, **options), mode, PLENTY)
+def read(
+    image: Image.Image, kind: str = "PNG", mode: PixelMode = "RGB", **options: Any
+) -> Image.Image:
+    return decode_image(stored(image, kind, **options), mode, PLENTY)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF", "WEBP", "JPEG"])
@@ -116,12 +118,12 @@ def test_the_first_frame_of_several_counts(kind: str) -> None:
 def test_a_bomb_is_refused_by_its_header() -> None:
     data = stored(Image.new("1", (3000, 3000)), "PNG")
     with pytest.raises(BrokenImage, match="3000×3000 is over the limit of 1,000,000 pixels"):
-        decode(data[:100], "RGB", 1_000_000)
+        decode_image(data[:100], "RGB", 1_000_000)
 
 
 def test_the_limit_is_the_users_and_not_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    assert decode(stored(noise(20, 20), "PNG"), "RGB", 400).size == (20, 20)
+    assert decode_image(stored(noise(20, 20), "PNG"), "RGB", 400).size == (20, 20)
     assert Image.MAX_IMAGE_PIXELS == 10
 
 
@@ -130,10 +132,10 @@ def test_the_limit_is_the_users_and_not_pillows(monkeypatch: pytest.MonkeyPatch)
 def test_a_truncated_file_is_broken_and_nothing_worse(kind: str, share: float) -> None:
     data = stored(noise(64, 64), kind)
     with pytest.raises(BrokenImage, match=r"\w+ \w+"):
-        decode(data[: int(share * len(data))], "RGB", PLENTY)
+        decode_image(data[: int(share * len(data))], "RGB", PLENTY)
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\xff\xd8\xff"])
 def test_what_is_no_picture_is_named_so(data: bytes) -> None:
     with pytest.raises(BrokenImage):
-        decode(data, "RGB", PLENTY)
+        decode_image(data, "RGB", PLENTY)

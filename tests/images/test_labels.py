@@ -2,21 +2,21 @@ from pathlib import Path
 
 import pytest
 
-from qconvert.errors import UsageError
-from qconvert.images.labels import check_classes, labelled, require_labels
-from qconvert.images.listing import find
+from qconvert.core.errors import UsageError
+from qconvert.images.labels import attach_labels, check_classes, require_labels
+from qconvert.images.listing import list_images
 from tests.images.drawn import folder, numbered, opened
 
 
 def labels(path: Path, file: Path | None = None) -> dict[str, int | None]:
-    return {item.name: item.label for item in labelled(find(path), file).items}
+    return {item.name: item.label for item in attach_labels(list_images(path), file).items}
 
 
 def test_class_folders_are_numbered_in_the_order_of_their_names(tmp_path: Path) -> None:
     folder(tmp_path, "dog/1.png", "cat/1.png", "cat/deep/2.png")
     (tmp_path / "cow").mkdir()  # no picture of it here, but a class of the model
     assert labels(tmp_path) == {"cat/1.png": 0, "cat/deep/2.png": 0, "dog/1.png": 2}
-    assert labelled(find(tmp_path)).classes.names == ("cat", "cow", "dog")
+    assert attach_labels(list_images(tmp_path)).classes.names == ("cat", "cow", "dog")
 
 
 @pytest.mark.parametrize("place", [".", ".."])

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from qconvert.errors import QConvertError, UsageError
-from qconvert.images.listing import find
+from qconvert.core.errors import QConvertError, UsageError
+from qconvert.images.listing import list_images
 from tests.images.drawn import folder, noise
 
 
 def names(path: Path) -> list[str]:
-    return [item.name for item in find(path).items]
+    return [item.name for item in list_images(path).items]
 
 
 def test_a_folder_is_read_at_any_depth_in_the_order_of_names(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_a_list_keeps_its_order_and_is_relative_to_itself(tmp_path: Path) -> Non
     list_file = tmp_path / "list.txt"
     list_file.write_text(f"\ufeffdata/b.png\n\n  data/a.png  \ndata/b.png\n{tmp_path}/data/a.png\n")
     assert names(list_file) == ["data/b.png", "data/a.png", "data/b.png", f"{tmp_path}/data/a.png"]
-    assert all(item.file.is_file() for item in find(list_file).items)
+    assert all(item.file.is_file() for item in list_images(list_file).items)
 
 
 def test_a_csv_is_a_list_too(tmp_path: Path) -> None:
@@ -54,20 +54,20 @@ def test_one_picture_is_a_list_of_one(tmp_path: Path) -> None:
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="`nowhere` does not exist"):
-        find(Path("nowhere"))
+        list_images(Path("nowhere"))
     (tmp_path / "list.txt").write_text("".join(f"{number}.png\n" for number in range(8)))
     with pytest.raises(UsageError, match="names 8 files that do not exist") as refused:
-        find(tmp_path / "list.txt")
+        list_images(tmp_path / "list.txt")
     assert refused.value.details[0] == f"`{tmp_path}/0.png`"
     assert refused.value.details[-1] == "and 3 more"
 
 
 def test_nothing_to_read_is_said(tmp_path: Path) -> None:
     with pytest.raises(QConvertError, match="holds no pictures"):
-        find(tmp_path)
+        list_images(tmp_path)
     (tmp_path / "list.txt").write_text("\n")
     with pytest.raises(QConvertError, match="names no pictures"):
-        find(tmp_path / "list.txt")
+        list_images(tmp_path / "list.txt")
 
 
 @pytest.mark.parametrize(
@@ -84,21 +84,21 @@ def test_nothing_to_read_is_said(tmp_path: Path) -> None:
 def test_a_list_that_is_none_is_refused(tmp_path: Path, name: str, text: bytes, words: str) -> None:
     (tmp_path / name).write_bytes(text)
     with pytest.raises(UsageError, match=words):
-        find(tmp_path / name)
+        list_images(tmp_path / name)
 
 
 def test_a_link_that_leads_to_itself_is_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "a.png").symlink_to("a.png")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "b.png").touch()
-    assert [item.name for item in find(tmp_path).items] == ["a.png", "b.png"]
+    assert [item.name for item in list_images(tmp_path).items] == ["a.png", "b.png"]
 
 
 def test_names_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
     folder(tmp_path, "a.png")
     (tmp_path / "\udcfc.png").write_bytes((tmp_path / "a.png").read_bytes())
     with pytest.raises(QConvertError, match="has 1 pictures whose names are not UTF-8"):
-        find(tmp_path)
+        list_images(tmp_path)
 
 
 def test_folders_in_folders_are_walked_however_deep(tmp_path: Path) -> None:

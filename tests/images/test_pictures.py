@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qconvert.errors import QConvertError, UsageError
-from qconvert.images import reopen
-from qconvert.images.batch import Skipped, listed
-from qconvert.images.image_list import ImageList
-from qconvert.images.listing import Picture
+from qconvert.core.errors import QConvertError, UsageError
+from qconvert.images import reopen_images
+from qconvert.images.batches import ImageManifest, SkippedFile, manifest_of
+from qconvert.images.image_files import ImageReader, PreparedImage, ReadOptions
+from qconvert.images.listing import ImageFile
 from qconvert.images.preprocess import PRESETS, Preprocess
-from qconvert.images.reading import Reader, Reading, Ready
 from tests.images.drawn import SPEC, arrays, folder, noise, numbered, opened
 
 
@@ -31,8 +30,10 @@ def test_the_bytes_do_not_depend_on_threads_or_batch_size(
     tmp_path: Path, workers: int, size: int
 ) -> None:
     numbered(tmp_path, 17)
-    images = opened(tmp_path, Reading(workers=workers))
-    assert np.array_equal(arrays(images, size), arrays(opened(tmp_path, Reading(workers=1)), 17))
+    images = opened(tmp_path, ReadOptions(workers=workers))
+    assert np.array_equal(
+        arrays(images, size), arrays(opened(tmp_path, ReadOptions(workers=1)), 17)
+    )
 
 
 def test_batches_are_full_but_the_last_and_say_what_is_in_them(tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_more_broken_files_than_allowed_stop_the_work(
 ) -> None:
     names = [f"{number:03}.png" for number in range(files)]
     numbered(tmp_path, files)
-    reading = Reading(workers=2, max_broken=limit)
+    reading = ReadOptions(workers=2, max_broken=limit)
     breaking(tmp_path, *names[: broken - 1])
     assert len(arrays(opened(tmp_path, reading))) == files - broken + 1
     breaking(tmp_path, names[-1])
@@ -106,7 +107,7 @@ def test_what_cannot_be_opened_is_broken_too(tmp_path: Path) -> None:
 def test_a_bomb_is_skipped(tmp_path: Path) -> None:
     numbered(tmp_path, 1)
     noise(60, 60).save(tmp_path / "bomb.png")
-    batch = next(opened(tmp_path, Reading(workers=1, max_pixels=2000)).batches(4))
+    batch = next(opened(tmp_path, ReadOptions(workers=1, max_pixels=2000)).batches(4))
     assert [each.name for each in batch.skipped] == ["bomb.png"]
 
 
@@ -125,13 +126,13 @@ def test_no_more_is_decoded_ahead_than_a_batch_and_two_a_thread(
 ) -> None:
     read: list[str] = []
 
-    def counted(self: Reader, given: tuple[int, Picture]) -> Ready | Skipped:
+    def counted(self: ImageReader, given: tuple[int, ImageFile]) -> PreparedImage | SkippedFile:
         read.append(given[1].name)
         return original(self, given)
 
-    original = Reader.read
-    monkeypatch.setattr(Reader, "read", counted)
-    batches = opened(numbered(tmp_path, 60), Reading(workers=2)).batches(4)
+    original = ImageReader.read
+    monkeypatch.setattr(ImageReader, "read", counted)
+    batches = opened(numbered(tmp_path, 60), ReadOptions(workers=2)).batches(4)
     for taken, _ in enumerate(batches, start=1):
         # What was taken, the one that showed that the batch is not the last, and those ahead.
         assert len(read) <= 4 * taken + 1 + 4 + 2 * 2
@@ -183,45 +184,45 @@ def test_at_most_count_are_used_and_classes_are_balanced(tmp_path: Path) -> None
 
 def test_the_listing_is_what_reading_them_finds(tmp_path: Path) -> None:
     images = opened(numbered(tmp_path, 6))
-    used = listed(images, (item for batch in images.batches(4) for item in batch.items))
-    assert images.listing() == used
-    assert used.digest() == images.listing().digest()
+    used = manifest_of(images, (item for batch in images.batches(4) for item in batch.items))
+    assert images.manifest() == used
+    assert used.digest() == images.manifest().digest()
 
 
 def test_the_digest_is_about_names_and_contents_and_not_about_the_place(tmp_path: Path) -> None:
-    first = opened(numbered(tmp_path / "a", 3)).listing()
+    first = opened(numbered(tmp_path / "a", 3)).manifest()
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    assert opened(tmp_path / "b").listing().digest() == first.digest()
+    assert opened(tmp_path / "b").manifest().digest() == first.digest()
     noise(9, 9).save(tmp_path / "b/001.png")
-    changed = opened(tmp_path / "b").listing()
+    changed = opened(tmp_path / "b").manifest()
     assert changed.digest() != first.digest()
     assert first.shared(changed) == ("000.png", "002.png")
 
 
 def test_a_stored_list_opens_the_very_same_images(tmp_path: Path) -> None:
     images = opened(numbered(tmp_path, 20), count=7)
-    stored = ImageList.from_dict(images.listing().to_dict())
-    again = reopen(stored, [SPEC], PRESETS["imagenet"])
+    stored = ImageManifest.from_dict(images.manifest().to_dict())
+    again = reopen_images(stored, [SPEC], PRESETS["imagenet"])
     assert again.names == images.names
     assert np.array_equal(arrays(again), arrays(images))
-    assert again.listing() == stored
+    assert again.manifest() == stored
 
 
 def test_a_stored_list_notices_what_is_gone_or_changed(tmp_path: Path) -> None:
-    stored = opened(numbered(tmp_path, 3)).listing()
+    stored = opened(numbered(tmp_path, 3)).manifest()
     noise(40, 30, seed=99).save(tmp_path / "001.png")
     with pytest.raises(QConvertError, match=r"001\.png` is not what it was"):
-        arrays(reopen(stored, [SPEC], PRESETS["imagenet"]))
+        arrays(reopen_images(stored, [SPEC], PRESETS["imagenet"]))
     (tmp_path / "001.png").unlink()
     with pytest.raises(UsageError, match="names a file that does not exist"):
-        reopen(stored, [SPEC], PRESETS["imagenet"])
+        reopen_images(stored, [SPEC], PRESETS["imagenet"])
     with pytest.raises(QConvertError, match="list of images is damaged"):
-        ImageList.from_dict({"root": "x", "images": [{"name": "a"}]})
+        ImageManifest.from_dict({"root": "x", "images": [{"name": "a"}]})
 
 
 def test_the_text_of_a_list_is_what_sha256sum_checks(tmp_path: Path) -> None:
     folder(tmp_path, "a.png", "b/c d.png", "e\nf.png", "g\\h.png")
-    text = opened(tmp_path).listing().to_text()
+    text = opened(tmp_path).manifest().to_text()
     done = subprocess.run(
         ["sha256sum", "--check", "--strict", "--quiet"],
         cwd=tmp_path,
@@ -237,4 +238,4 @@ def test_the_text_of_a_list_is_what_sha256sum_checks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limits", [{"workers": 0}, {"max_broken": -1}, {"max_pixels": 0}])
 def test_limits_on_reading_make_sense(limits: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="no such limits"):
-        Reading(**limits)
+        ReadOptions(**limits)

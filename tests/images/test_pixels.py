@@ -9,11 +9,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from qconvert.errors import QConvertError
-from qconvert.feeds import TensorSpec
-from qconvert.images.pixels import METHODS, conversion
-from qconvert.images.preprocess import PRESETS, Interpolation, Preprocess, fit
-from qconvert.images.target import picture_input
+from qconvert.core.errors import QConvertError
+from qconvert.core.tensors import TensorSpec
+from qconvert.images.preprocess import (
+    PRESETS,
+    RESAMPLING,
+    Interpolation,
+    Preprocess,
+    find_image_input,
+    fit_to_input,
+    make_converter,
+)
 from tests.images.drawn import noise
 
 Convert = Callable[[Image.Image], NDArray[Any]]
@@ -21,7 +27,7 @@ Convert = Callable[[Image.Image], NDArray[Any]]
 
 def ready(preprocess: Preprocess, shape: tuple[int | str, ...], dtype: str = "float32") -> Convert:
     spec = TensorSpec("x", np.dtype(dtype), shape)
-    convert = conversion(*fit(preprocess, picture_input([spec])))
+    convert = make_converter(*fit_to_input(preprocess, find_image_input([spec])))
     return lambda image: convert(image, "it.png")
 
 
@@ -32,7 +38,7 @@ def reference(
     width, height = image.size
     long = int(resize * max(width, height) / min(width, height))
     scaled = (resize, long) if width <= height else (long, resize)
-    image = image.resize(scaled, METHODS[preprocess.interpolation])
+    image = image.resize(scaled, RESAMPLING[preprocess.interpolation])
     left, top = round((scaled[0] - crop) / 2), round((scaled[1] - crop) / 2)
     pixels = np.asarray(image.crop((left, top, left + crop, top + crop)))
     mean, std = np.float32(preprocess.mean), np.float32(preprocess.std)  # type: ignore[arg-type]

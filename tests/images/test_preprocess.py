@@ -9,10 +9,9 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qconvert.errors import UsageError
-from qconvert.feeds import TensorSpec
-from qconvert.images.preprocess import PRESETS, Preprocess, fit
-from qconvert.images.target import picture_input
+from qconvert.core.errors import UsageError
+from qconvert.core.tensors import TensorSpec
+from qconvert.images.preprocess import PRESETS, Preprocess, find_image_input, fit_to_input
 
 SIDES = st.integers(1, 2000)
 NUMBERS = st.floats(0.001, 1000)
@@ -30,7 +29,7 @@ SPECS = st.builds(
 
 
 def fitted(preprocess: Preprocess, *shape: int | str, dtype: str = "float32") -> Preprocess:
-    return fit(preprocess, picture_input([TensorSpec("x", np.dtype(dtype), shape)]))[0]
+    return fit_to_input(preprocess, find_image_input([TensorSpec("x", np.dtype(dtype), shape)]))[0]
 
 
 @settings(deadline=None)
@@ -91,7 +90,7 @@ def test_settling_twice_changes_nothing(preset: str, shape: tuple[int, ...]) -> 
 @pytest.mark.parametrize("given", [{"crop": 96}, {"resize": (96, 96)}])
 def test_a_model_of_open_size_takes_what_the_user_says(given: dict[str, Any]) -> None:
     spec = TensorSpec("x", np.dtype("float32"), ("N", 3, "h", "w"))
-    _, target = fit(Preprocess(**given), picture_input([spec]))
+    _, target = fit_to_input(Preprocess(**given), find_image_input([spec]))
     assert (target.width, target.height) == (96, 96)
 
 
@@ -130,7 +129,7 @@ def test_one_channel_is_gray_and_takes_one_mean() -> None:
 def test_the_layout_is_read_from_the_shape(
     shape: tuple[int | str, ...], dtype: str, layout: str, channels: int
 ) -> None:
-    target = picture_input([TensorSpec("x", np.dtype(dtype), shape)])
+    target = find_image_input([TensorSpec("x", np.dtype(dtype), shape)])
     assert (target.layout, target.channels) == (layout, channels)
 
 
@@ -146,5 +145,5 @@ def test_the_layout_is_read_from_the_shape(
 )
 def test_inputs_that_are_no_pictures_ask_for_arrays(specs: list[TensorSpec]) -> None:
     with pytest.raises(UsageError, match="pictures feed") as refused:
-        picture_input(specs)
+        find_image_input(specs)
     assert "npz" in str(refused.value.hint)

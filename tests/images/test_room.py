@@ -5,19 +5,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from qconvert.images.room import Room
+from qconvert.images.prefetch import PixelBudget
 
 
 @pytest.mark.parametrize(("pixels", "most"), [(10, 100), (60, 60), (500, 500)])
 def test_threads_wait_for_room_and_a_picture_larger_than_it_has_all_of_it(
     pixels: int, most: int
 ) -> None:
-    room, lock = Room(100), threading.Lock()
+    room, lock = PixelBudget(100), threading.Lock()
     inside, seen = 0, list[int]()
 
     def read(_: int) -> None:
         nonlocal inside
-        with room.taken(pixels):
+        with room.reserve(pixels):
             with lock:
                 inside += pixels
                 seen.append(inside)
@@ -31,8 +31,8 @@ def test_threads_wait_for_room_and_a_picture_larger_than_it_has_all_of_it(
 
 
 def test_room_is_given_back_when_reading_fails() -> None:
-    room = Room(100)
-    with pytest.raises(ValueError, match="broken"), room.taken(100):
+    room = PixelBudget(100)
+    with pytest.raises(ValueError, match="broken"), room.reserve(100):
         raise ValueError("broken")
-    with room.taken(100):
+    with room.reserve(100):
         pass

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qconvert.errors import QConvertError
-from qconvert.feeds import Feeds
-from qconvert.measure.accuracy import accuracy
-from qconvert.measure.judged import NONE, Judged, join, judge
+from qconvert.core.errors import QConvertError
+from qconvert.core.tensors import Tensors
+from qconvert.measure.accuracy import summarize_accuracy
+from qconvert.measure.per_image_scores import UNKNOWN, ImageScores, join_scores, score_batch
 
 Floats = NDArray[np.float32]
 
@@ -37,8 +37,8 @@ def answers(draw: st.DrawFn) -> tuple[Floats, Floats, list[int | None]]:
     )
 
 
-def one(before: Floats, after: Floats, labels: list[int | None]) -> Judged:
-    return judge({"scores": before}, {"scores": after}, labels)
+def one(before: Floats, after: Floats, labels: list[int | None]) -> ImageScores:
+    return score_batch({"scores": before}, {"scores": after}, labels)
 
 
 @given(answers(), st.lists(st.integers(1, 11), max_size=4))
@@ -51,12 +51,12 @@ def test_the_split_into_batches_changes_nothing(
         one(before[start:stop], after[start:stop], labels[start:stop])
         for start, stop in itertools.pairwise(edges)
     ]
-    whole, joined = one(before, after, labels), join(parts)
+    whole, joined = one(before, after, labels), join_scores(parts)
     for name in whole.rows.dtype.names or ():
         # The exponentials of KL may differ in their last bit, by their place in memory.
         apart = 1e-12 if name == "kl" else 0
         np.testing.assert_allclose(whole.rows[name], joined.rows[name], rtol=0, atol=apart)
-    told, at_once = accuracy(joined), accuracy(whole)
+    told, at_once = summarize_accuracy(joined), summarize_accuracy(whole)
     assert told.kl == pytest.approx(at_once.kl, abs=1e-12)
     assert replace(told, kl=None) == replace(at_once, kl=None)
 
@@ -69,7 +69,7 @@ def test_the_order_of_the_parts_changes_nothing_that_is_told(
     parts = [
         one(before[n : n + 1], after[n : n + 1], labels[n : n + 1]) for n in range(len(labels))
     ]
-    assert accuracy(join(parts)) == accuracy(join(parts[::-1]))
+    assert summarize_accuracy(join_scores(parts)) == summarize_accuracy(join_scores(parts[::-1]))
 
 
 @given(answers())
@@ -77,10 +77,10 @@ def test_each_row_is_its_definition(drawn: tuple[Floats, Floats, list[int | None
     before, after, labels = drawn
     for row, a, b, label in zip(one(*drawn).rows, before, after, labels, strict=True):
         broken = not np.isfinite(b).all()
-        assert row["answer"] == (NONE if broken else list(b).index(max(b)))
-        assert row["label"] == (NONE if label is None else label)
+        assert row["answer"] == (UNKNOWN if broken else list(b).index(max(b)))
+        assert row["label"] == (UNKNOWN if label is None else label)
         if broken or label is None:
-            assert row["rank"] == NONE
+            assert row["rank"] == UNKNOWN
         else:
             best_first = sorted(range(len(b)), key=lambda place: (-b[place], place))
             assert row["rank"] == best_first.index(label)
@@ -93,15 +93,15 @@ def test_each_row_is_its_definition(drawn: tuple[Floats, Floats, list[int | None
 
 
 def test_cosine_is_over_all_outputs_of_an_image() -> None:
-    wanted: Feeds = {
+    wanted: Tensors = {
         "map": np.array([[[3.0]], [[0.0]], [[0.0]]]),
         "boxes": np.array([[4.0], [0], [0]]),
     }
-    got: Feeds = {
+    got: Tensors = {
         "map": np.array([[[4.0]], [[0.0]], [[1.0]]]),
         "boxes": np.array([[-3.0], [0], [1]]),
     }
-    rows = judge(wanted, got, [None] * 3).rows
+    rows = score_batch(wanted, got, [None] * 3).rows
     assert rows["cosine"].tolist() == [0.0, 1.0, 0.0]
     assert rows["signal"].tolist() == [25.0, 0.0, 0.0]
     assert rows["error"].tolist() == [50.0, 0.0, 2.0]
@@ -110,23 +110,23 @@ def test_cosine_is_over_all_outputs_of_an_image() -> None:
 def test_maps_boxes_and_single_numbers_are_no_scores() -> None:
     for shape in ((2, 3, 4, 4), (2, 1), (2,), (2, 5, 4)):
         array = np.ones(shape, np.float32)
-        assert judge({"out": array}, {"out": array}, [None, None]).classes == 0
+        assert score_batch({"out": array}, {"out": array}, [None, None]).classes == 0
     integers = np.ones((2, 7), np.int64)
-    assert judge({"out": integers}, {"out": integers}, [None, None]).classes == 0
+    assert score_batch({"out": integers}, {"out": integers}, [None, None]).classes == 0
 
 
 def test_scores_with_ones_behind_are_scores() -> None:
     array = np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1)
-    found = judge({"out": array}, {"out": array}, [0, 1, 2])
+    found = score_batch({"out": array}, {"out": array}, [0, 1, 2])
     assert found.classes == 3
     assert found.rows["rank"].tolist() == [0, 0, 0]
 
 
 def test_of_several_outputs_with_scores_the_first_counts_and_a_note_says_so() -> None:
-    outputs: Feeds = {
+    outputs: Tensors = {
         "map": np.ones((2, 3, 4, 4)), "main": np.eye(2), "other": np.eye(2)[::-1],
     }  # fmt: skip
-    found = judge(outputs, outputs, [0, 1])
+    found = score_batch(outputs, outputs, [0, 1])
     assert found.rows["rank"].tolist() == [0, 0]
     assert found.notes == ("of 2 outputs with scores the first, `main`, counts",)
 
@@ -138,19 +138,19 @@ def test_of_several_outputs_with_scores_the_first_counts_and_a_note_says_so() ->
         ({"a": np.ones((2, 3)), "b": np.ones((2, 4))}, "output `b` has another shape"),
     ],
 )
-def test_what_cannot_be_compared_is_left_out_and_noted(got: Feeds, note: str) -> None:
-    found = judge({"a": np.ones((2, 3)), "b": np.ones((2, 5, 2))}, got, [None, None])
+def test_what_cannot_be_compared_is_left_out_and_noted(got: Tensors, note: str) -> None:
+    found = score_batch({"a": np.ones((2, 3)), "b": np.ones((2, 5, 2))}, got, [None, None])
     assert found.notes[0].startswith(note)
     assert found.rows["signal"].tolist() == [3.0, 3.0]
 
 
 def test_an_output_without_a_row_for_each_image_is_left_out() -> None:
-    found = judge({"boxes": np.ones((7, 4))}, {"boxes": np.ones((7, 4))}, [None, None])
+    found = score_batch({"boxes": np.ones((7, 4))}, {"boxes": np.ones((7, 4))}, [None, None])
     assert found.notes == ("output `boxes` does not have a row for each image: not compared",)
-    told = accuracy(found)
+    told = summarize_accuracy(found)
     assert (told.sqnr_db, told.cosine, told.kl, told.agreement) == (None, None, None, None)
     words = {"words": np.array(["a", "b"])}
-    assert judge(words, words, [None, None]).notes == (
+    assert score_batch(words, words, [None, None]).notes == (
         "output `words` holds no numbers: not compared",
     )
 
@@ -189,13 +189,13 @@ def test_a_label_that_is_no_class_is_refused(label: int) -> None:
 
 def test_outputs_of_another_length_for_each_image_are_no_classes() -> None:
     two, three = (np.eye(n, dtype=np.float32) for n in (2, 3))
-    found = accuracy(join([one(two, two, [0, 1]), one(three, three, [0, 1, 2])]))
+    found = summarize_accuracy(join_scores([one(two, two, [0, 1]), one(three, three, [0, 1, 2])]))
     assert (found.images, found.top1, found.agreement, found.kl) == (5, None, None, None)
     assert found.cosine == pytest.approx(1)
     with pytest.raises(ValueError, match="no images"):
-        join([])
+        join_scores([])
 
 
 def test_a_note_of_every_batch_is_told_once() -> None:
-    part = judge({"a": np.ones((1, 3)), "b": np.ones((1, 3))}, {"a": np.ones((1, 3))}, [0])
-    assert join([part, part, part]).notes == part.notes
+    part = score_batch({"a": np.ones((1, 3)), "b": np.ones((1, 3))}, {"a": np.ones((1, 3))}, [0])
+    assert join_scores([part, part, part]).notes == part.notes

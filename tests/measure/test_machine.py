@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qconvert.backends.installed import Gpu, Installed
-from qconvert.measure.machine import machine
+from qconvert.backends.system_probe import Gpu, Installed
+from qconvert.measure.machine import describe_machine
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux writes")
 
@@ -35,7 +35,7 @@ FILES = {
 
 
 def test_this_machine_is_told_and_nothing_is_empty() -> None:
-    found = machine()
+    found = describe_machine()
     assert found["numpy"] == np.__version__
     assert found["python"].startswith(f"{sys.version_info[0]}.{sys.version_info[1]}.")
     assert {"cpu", "cores", "memory", "os"} <= set(found)
@@ -49,7 +49,7 @@ def test_the_processor_and_the_memory_are_those_of_the_kernel(tmp_path: Path) ->
         meminfo="MemFree: 5 kB\nMemTotal:       33554432 kB\n",
         release='NAME=x\nPRETTY_NAME="Some Linux 12"\n',
     )
-    found = machine(Installed(), root)
+    found = describe_machine(Installed(), root)
     assert found["cpu"] == "Fast CPU 9000"
     assert found["memory"] == "32.0 GB"
     assert found["os"].startswith("Some Linux 12, Linux ")
@@ -62,10 +62,10 @@ def test_a_container_has_what_it_is_given(tmp_path: Path) -> None:
         quota="150000 100000\n",
         limit=f"{4 * 2**30}\n",
     )
-    found = machine(Installed(), root)
+    found = describe_machine(Installed(), root)
     assert found["memory"] == "32.0 GB, limited to 4.0 GB"
     assert found["cores"].endswith("limited to the time of 1.5")
-    free = machine(Installed(), put(tmp_path, quota="max 100000\n", limit="max\n"))
+    free = describe_machine(Installed(), put(tmp_path, quota="max 100000\n", limit="max\n"))
     assert free["memory"] == "32.0 GB"
     assert "limited" not in free["cores"]
 
@@ -76,28 +76,29 @@ def test_cores_that_this_process_may_not_use_are_not_counted(tmp_path: Path) -> 
         pytest.skip("one core cannot be taken away")
     os.sched_setaffinity(0, {min(before)})
     try:
-        assert machine(Installed(), tmp_path)["cores"].startswith(f"1 of {os.cpu_count()}")
+        assert describe_machine(Installed(), tmp_path)["cores"].startswith(f"1 of {os.cpu_count()}")
     finally:
         os.sched_setaffinity(0, before)
 
 
 def test_what_sets_the_clock_is_told_where_it_can_be_read(tmp_path: Path) -> None:
-    assert "cpu clock" not in machine(Installed(), tmp_path)
+    assert "cpu clock" not in describe_machine(Installed(), tmp_path)
     root = put(tmp_path, governor="powersave\n", fastest="3700000\n", no_turbo="0\n")
     assert (
-        machine(Installed(), root)["cpu clock"] == "governor powersave, at most 3.70 GHz, turbo on"
+        describe_machine(Installed(), root)["cpu clock"]
+        == "governor powersave, at most 3.70 GHz, turbo on"
     )
     off = put(tmp_path / "amd", boost="0\n")
-    assert machine(Installed(), off)["cpu clock"] == "turbo off"
+    assert describe_machine(Installed(), off)["cpu clock"] == "turbo off"
 
 
 def test_gpus_driver_and_libraries_are_told(tmp_path: Path) -> None:
     gpu = Gpu("NVIDIA X", (9, 0))
     packages = {"onnxruntime-gpu": "1.31.1", "tensorrt-cu13": "10.16.1", "unrelated": "1"}
-    found = machine(Installed(packages, "CUDA 13.0", "", (gpu, gpu)), tmp_path)
+    found = describe_machine(Installed(packages, "CUDA 13.0", "", (gpu, gpu)), tmp_path)
     assert found["gpu"] == "2 x NVIDIA X (compute 9.0)"
     assert found["driver"] == "CUDA 13.0"
     assert found["onnxruntime-gpu"] == "1.31.1"
     assert found["tensorrt"] == "10.16.1"
     assert "unrelated" not in found
-    assert "gpu" not in machine(Installed(), tmp_path)
+    assert "gpu" not in describe_machine(Installed(), tmp_path)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qconvert.measure.memory import Peak, peak
+from qconvert.measure.memory import PeakMemory, measure_peak
 from tests import models
 from tests.conftest import write
 
@@ -28,7 +28,7 @@ def feeds(*shape: int) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.floa
 def test_a_model_takes_at_least_what_its_tensors_do(tiny: Path, tmp_path: Path) -> None:
     shape = np.array([8 * MB, 1])
     heavy = write(models.from_text(HEAVY, shape=shape), tmp_path / "heavy.onnx")
-    small, large = peak(tiny, feeds(2, 3, 8, 8), 1), peak(heavy, feeds(4), 1)
+    small, large = measure_peak(tiny, feeds(2, 3, 8, 8), 1), measure_peak(heavy, feeds(4), 1)
     assert small.bytes is not None
     assert large.bytes is not None
     # 8 Mi x 4 floats.
@@ -38,9 +38,9 @@ def test_a_model_takes_at_least_what_its_tensors_do(tiny: Path, tmp_path: Path) 
 
 
 def test_what_this_process_holds_does_not_count(tiny: Path) -> None:
-    alone = peak(tiny, feeds(1, 3, 8, 8), 1)
+    alone = measure_peak(tiny, feeds(1, 3, 8, 8), 1)
     held = np.ones(400 * MB, np.uint8)
-    beside = peak(tiny, feeds(1, 3, 8, 8), 1)
+    beside = measure_peak(tiny, feeds(1, 3, 8, 8), 1)
     assert held.any()
     assert alone.bytes is not None
     assert beside.bytes is not None
@@ -48,25 +48,25 @@ def test_what_this_process_holds_does_not_count(tiny: Path) -> None:
 
 
 def test_a_model_that_does_not_run_is_not_measured_and_says_why(tiny: Path) -> None:
-    found = peak(tiny, feeds(1, 3, 8), 1)
+    found = measure_peak(tiny, feeds(1, 3, 8), 1)
     assert found.bytes is None
     assert "process of its own: Invalid rank for input" in found.reason
-    missing = peak(tiny.with_name("missing.onnx"), feeds(1))
+    missing = measure_peak(tiny.with_name("missing.onnx"), feeds(1))
     assert missing.bytes is None
     assert "missing.onnx" in missing.reason
 
 
 def test_a_model_that_takes_too_long_is_not_measured_and_says_why(tiny: Path) -> None:
-    assert peak(tiny, feeds(1, 3, 8, 8), timeout_seconds=0.01).reason == (
+    assert measure_peak(tiny, feeds(1, 3, 8, 8), timeout_seconds=0.01).reason == (
         "the model did not run within 0.01 s"
     )
 
 
 def test_modules_that_lie_about_are_not_imported(tiny: Path) -> None:
     tiny.with_name("numpy.py").write_text("raise SystemExit('not this one')")
-    assert peak(tiny, feeds(1, 3, 8, 8), 1).bytes is not None
+    assert measure_peak(tiny, feeds(1, 3, 8, 8), 1).bytes is not None
 
 
 def test_nothing_measured_without_a_reason_is_refused() -> None:
     with pytest.raises(ValueError, match="has a reason"):
-        Peak(None)
+        PeakMemory(None)

@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qconvert.measure.nearness import changed, distances, divergence, noise, sqnr_db
+from qconvert.measure.output_error import (
+    kl_divergence,
+    noise_to_signal,
+    per_image_errors,
+    prediction_changes,
+    sqnr_db,
+)
 from tests.models import floats
 
 Numbers = NDArray[np.floating]
@@ -46,7 +52,7 @@ def probabilities(table: Numbers) -> NDArray[np.float32]:
 
 def apart(wanted: object, got: object) -> list[float]:
     """Return the distances of two networks that have one output and were asked once."""
-    found = distances([{"y": np.asarray(wanted)}], [{"y": np.asarray(got)}])
+    found = per_image_errors([{"y": np.asarray(wanted)}], [{"y": np.asarray(got)}])
     return [float(each) for each in found]
 
 
@@ -54,7 +60,7 @@ def apart(wanted: object, got: object) -> list[float]:
 @given(scores())
 def test_the_divergence_is_that_of_its_definition(pair: tuple[Numbers, Numbers]) -> None:
     wanted, got = pair
-    found = divergence(wanted, got).tolist()
+    found = kl_divergence(wanted, got).tolist()
     assert found == pytest.approx(kl(wanted, got), rel=1e-9, abs=1e-12)
     assert apart(wanted, got) == found
 
@@ -63,8 +69,8 @@ def test_the_divergence_is_that_of_its_definition(pair: tuple[Numbers, Numbers])
 @given(scores())
 def test_equal_scores_are_not_apart_and_others_are(pair: tuple[Numbers, Numbers]) -> None:
     wanted, got = pair
-    assert not divergence(wanted, wanted).any()
-    for found, defined in zip(divergence(wanted, got), kl(wanted, got), strict=True):
+    assert not kl_divergence(wanted, wanted).any()
+    for found, defined in zip(kl_divergence(wanted, got), kl(wanted, got), strict=True):
         # Two rows that are sure of one class are equal but for the last bits.
         assert found > (0 if defined > 1e-9 else -1e-12)
 
@@ -76,8 +82,8 @@ def test_what_is_added_to_all_scores_of_a_row_changes_nothing(
 ) -> None:
     wanted, got = (each.astype(np.float64) for each in pair)
     shifts = np.linspace(first, second, len(wanted))[:, np.newaxis]
-    moved = divergence(wanted + shifts, got - shifts)
-    np.testing.assert_allclose(moved, divergence(wanted, got), rtol=1e-9, atol=1e-12)
+    moved = kl_divergence(wanted + shifts, got - shifts)
+    np.testing.assert_allclose(moved, kl_divergence(wanted, got), rtol=1e-9, atol=1e-12)
 
 
 def test_scores_of_any_size_have_a_finite_divergence() -> None:
@@ -89,14 +95,14 @@ def test_scores_of_any_size_have_a_finite_divergence() -> None:
 def test_probabilities_count_like_the_scores_that_they_came_from() -> None:
     wanted, got = floats(20, 10), floats(20, 10) + 0.3 * floats(20, 10, seed=1)
     before, after = probabilities(wanted), probabilities(got)
-    np.testing.assert_allclose(divergence(before, after), divergence(wanted, got), rtol=1e-3)
-    assert not divergence(before, before).any()
+    np.testing.assert_allclose(kl_divergence(before, after), kl_divergence(wanted, got), rtol=1e-3)
+    assert not kl_divergence(before, before).any()
 
 
 def test_a_probability_of_zero_is_far_from_another_and_finite() -> None:
     sure, unsure = np.array([[1.0, 0.0, 0.0]]), np.array([[0.5, 0.5, 0.0]])
-    assert divergence(sure, unsure).tolist() == pytest.approx([math.log(2)])
-    assert 5 < divergence(unsure, sure)[0] < 20
+    assert kl_divergence(sure, unsure).tolist() == pytest.approx([math.log(2)])
+    assert 5 < kl_divergence(unsure, sure)[0] < 20
 
 
 @pytest.mark.parametrize("levels", [255, 127])
@@ -104,7 +110,7 @@ def test_probabilities_that_were_rounded_are_probabilities_still(levels: int) ->
     wanted = probabilities(floats(30, 10))
     got = np.rint(wanted * levels).astype(np.float32) / levels
     assert not np.allclose(got.sum(axis=1), 1.0, atol=1e-3)
-    assert 0 < divergence(wanted, got).mean() < 0.01
+    assert 0 < kl_divergence(wanted, got).mean() < 0.01
 
 
 def test_a_broken_answer_makes_no_scores_of_the_probabilities_of_others() -> None:
@@ -119,7 +125,7 @@ def test_every_image_has_its_own_distance_however_the_batches_came(shape: tuple[
     wanted, got = floats(*shape), floats(*shape, seed=1)
     got[:2] = wanted[:2]
     parts = [slice(0, 4), slice(4, 8), slice(8, 9)]
-    split = distances([{"y": wanted[at]} for at in parts], [{"y": got[at]} for at in parts])
+    split = per_image_errors([{"y": wanted[at]} for at in parts], [{"y": got[at]} for at in parts])
     assert split.tolist() == apart(wanted, got)
     assert (split > 0).tolist() == [False] * 2 + [True] * 7
     reverse = apart(wanted[::-1], got[::-1])
@@ -165,7 +171,7 @@ def test_an_image_whose_answer_is_not_finite_is_infinitely_far_and_no_other(
     got.reshape(3, -1)[1, 0] = wrong
     assert apart(wanted, got) == [0, math.inf, 0]
     beside = {"x": np.zeros(3)}
-    found = distances([{**beside, "y": wanted}], [{**beside, "y": got}])
+    found = per_image_errors([{**beside, "y": wanted}], [{**beside, "y": got}])
     assert found.tolist() == [0, math.inf, 0]
 
 
@@ -182,7 +188,7 @@ def test_all_outputs_weigh_the_same() -> None:
     far = [apart(wanted[name], got[name]) for name in wanted]
     assert far[1:] == [[0, 0, 0, 0], [0, 0, 0, 1]]
     defined = [sum(each) / 3 for each in zip(*far, strict=True)]
-    assert distances([wanted], [got]).tolist() == pytest.approx(defined)
+    assert per_image_errors([wanted], [got]).tolist() == pytest.approx(defined)
 
 
 def test_other_boxes_than_were_found_before_are_compared_too() -> None:
@@ -193,7 +199,7 @@ def test_other_boxes_than_were_found_before_are_compared_too() -> None:
 def test_an_output_without_a_row_for_each_image_is_compared_too() -> None:
     anchors = {"anchors": floats(7, 2)}
     wanted, got = floats(3, 5), floats(3, 5, seed=1)
-    found = distances([{"y": wanted, **anchors}], [{"y": got, **anchors}])
+    found = per_image_errors([{"y": wanted, **anchors}], [{"y": got, **anchors}])
     assert found.tolist() == pytest.approx([each / 2 for each in apart(wanted, got)])
 
 
@@ -207,55 +213,60 @@ def test_another_number_of_boxes_is_an_infinite_error(rows: tuple[int, ...]) -> 
     # One box would fit any number of others, as arrays are subtracted.
     wanted, got = boxes(*rows), boxes(3)
     for before, after in ((wanted, got), (got, wanted)):
-        assert noise(before, after) == math.inf
+        assert noise_to_signal(before, after) == math.inf
         assert sqnr_db(before[0], after[0]) == -math.inf
-        assert np.isinf(distances(before, after)).all()
+        assert np.isinf(per_image_errors(before, after)).all()
 
 
 def test_boxes_are_no_images() -> None:
     wanted, same, other = boxes(30, 12), boxes(30, 12), boxes(30, 11)
-    assert distances(wanted, same, [2, 1]).tolist() == [0, 0, 0]
-    assert distances(wanted, other, [2, 1]).tolist() == [0, 0, math.inf]
-    assert changed(wanted, other, [2, 1]).tolist() == [0]
+    assert per_image_errors(wanted, same, [2, 1]).tolist() == [0, 0, 0]
+    assert per_image_errors(wanted, other, [2, 1]).tolist() == [0, 0, math.inf]
+    assert prediction_changes(wanted, other, [2, 1]).tolist() == [0]
     scores = floats(3, 5)
     parts = [scores[:2], scores[2:]]
     beside = [{"y": part, **each} for part, each in zip(parts, wanted, strict=True)]
     worse = [{"y": -part, **each} for part, each in zip(parts, other, strict=True)]
-    assert distances(beside, worse).tolist()[2] == math.inf
-    assert np.isfinite(distances(beside, worse)[:2]).all()
-    assert changed(beside, worse).tolist() == [1, 1, 1]
+    assert per_image_errors(beside, worse).tolist()[2] == math.inf
+    assert np.isfinite(per_image_errors(beside, worse)[:2]).all()
+    assert prediction_changes(beside, worse).tolist() == [1, 1, 1]
 
 
 def test_how_many_numbers_there_are_depends_on_what_is_wanted_alone() -> None:
     wanted = boxes(5, 0, 3)
     for got in (boxes(5, 0, 3, seed=1), boxes(2, 7, 0), boxes(5, 0, 4)):
-        assert distances(wanted, got).size == 9
-        assert changed(wanted, got).size == 8
+        assert per_image_errors(wanted, got).size == 9
+        assert prediction_changes(wanted, got).size == 8
     for got in (boxes(5, 0, 3, seed=1), boxes(2, 7, 0)):
-        assert distances(wanted, got, [4, 4, 1]).size == 9
+        assert per_image_errors(wanted, got, [4, 4, 1]).size == 9
 
 
 def test_scores_of_another_shape_are_other_answers() -> None:
     wanted, got = floats(2, 5), floats(2, 4)
-    assert changed([{"y": wanted}] * 2, [{"y": wanted}, {"y": got}]).tolist() == [0, 0, 1, 1]
+    assert prediction_changes([{"y": wanted}] * 2, [{"y": wanted}, {"y": got}]).tolist() == [
+        0,
+        0,
+        1,
+        1,
+    ]
     ragged = [{"y": floats(2, 5)}, {"y": floats(2, 7)}]
-    assert changed(ragged, ragged).tolist() == [0] * 4
-    assert distances(ragged, ragged).tolist() == [0] * 4
+    assert prediction_changes(ragged, ragged).tolist() == [0] * 4
+    assert per_image_errors(ragged, ragged).tolist() == [0] * 4
 
 
 def test_a_changed_answer_is_another_winner() -> None:
     wanted = [{"scores": np.array([[1.0, 2.0], [3.0, 1.0]])}, {"scores": np.array([[0.0, 9.0]])}]
     got = [{"scores": np.array([[1.0, 1.5], [1.0, 3.0]])}, {"scores": np.array([[0.0, 1.0]])}]
-    assert changed(wanted, got).tolist() == [0.0, 1.0, 0.0]
+    assert prediction_changes(wanted, got).tolist() == [0.0, 1.0, 0.0]
     maps = [{"maps": np.zeros((2, 3, 4))}]
-    assert changed(maps, maps).tolist() == [0.0]
+    assert prediction_changes(maps, maps).tolist() == [0.0]
 
 
 def test_the_error_of_answers_that_should_all_be_zero_counts_as_it_is() -> None:
     nothing, half = np.zeros((2, 3), np.float32), np.full((2, 3), 0.5, np.float32)
-    assert noise([{"y": nothing}], [{"y": nothing}]) == 0.0
-    assert noise([{"y": nothing}], [{"y": half}]) == 1.5
-    assert noise([{"y": half}], [{"y": half * np.inf}]) == np.inf
+    assert noise_to_signal([{"y": nothing}], [{"y": nothing}]) == 0.0
+    assert noise_to_signal([{"y": nothing}], [{"y": half}]) == 1.5
+    assert noise_to_signal([{"y": half}], [{"y": half * np.inf}]) == np.inf
 
 
 @pytest.mark.parametrize("shape", [(), (0, 4), (2, 0), (0,)])
@@ -263,5 +274,5 @@ def test_a_single_number_and_an_answer_without_values_are_compared_too(
     shape: tuple[int, ...],
 ) -> None:
     answer = {"y": np.ones(shape, np.float32)}
-    assert not distances([answer] * 3, [answer] * 3).any()
-    assert not changed([answer] * 3, [answer] * 3).mean()
+    assert not per_image_errors([answer] * 3, [answer] * 3).any()
+    assert not prediction_changes([answer] * 3, [answer] * 3).mean()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qconvert.measure.latency import Latency
-from qconvert.measure.stats import notes, speedup, speedup_range, spread, stats
+from qconvert.measure.stats import speedup, speedup_range, spread, summarize_latency, timing_notes
 
 times = st.lists(st.floats(0.01, 1e4), min_size=1, max_size=60)
 
@@ -21,7 +21,7 @@ def quiet(count: int = 100, middle: float = 10.0) -> list[float]:
 
 @given(times, st.integers(1, 64))
 def test_figures_are_those_of_the_textbook(samples: list[float], batch: int) -> None:
-    found = stats(Latency(batch, "host", tuple(samples)))
+    found = summarize_latency(Latency(batch, "host", tuple(samples)))
     ordered = sorted(samples)
     assert found.samples == len(samples)
     assert found.median_ms == pytest.approx(statistics.median(samples))
@@ -36,7 +36,7 @@ def test_figures_are_those_of_the_textbook(samples: list[float], batch: int) -> 
 
 @given(times)
 def test_figures_stand_in_order(samples: list[float]) -> None:
-    found = stats(Latency(1, "host", tuple(samples)))
+    found = summarize_latency(Latency(1, "host", tuple(samples)))
     assert found.least_ms <= found.median_ms <= found.p90_ms <= found.p95_ms <= found.p99_ms
     assert found.least_ms <= found.mean_ms <= max(samples)
 
@@ -49,51 +49,51 @@ def test_the_spread_is_the_standard_deviation_of_normal_samples_whatever_a_few_o
 
 def test_no_samples_have_no_figures() -> None:
     with pytest.raises(ValueError, match="no samples"):
-        stats(Latency(1, "host", ()))
+        summarize_latency(Latency(1, "host", ()))
 
 
 def test_samples_ten_deviations_from_the_median_are_outliers() -> None:
     # The median absolute deviation of 9, 10, 11 in equal numbers is 1.
     usual = (9.0, 10.0, 11.0) * 20
     for far, count in ((19.9, 0), (20.1, 1), (-0.1, 1)):
-        assert stats(Latency(1, "host", (*usual, far))).outliers == count
+        assert summarize_latency(Latency(1, "host", (*usual, far))).outliers == count
 
 
 def test_equal_samples_have_no_outliers_and_no_notes() -> None:
     samples = (5.0,) * 20
-    found = stats(Latency(1, "host", samples))
+    found = summarize_latency(Latency(1, "host", samples))
     assert (found.spread_ms, found.outliers) == (0.0, 0)
-    assert notes(samples) == ()
+    assert timing_notes(samples) == ()
 
 
 def test_quiet_samples_have_no_notes() -> None:
-    assert notes(quiet()) == ()
-    assert notes(quiet(10)) == ()
+    assert timing_notes(quiet()) == ()
+    assert timing_notes(quiet(10)) == ()
 
 
 def test_a_slow_start_is_noted() -> None:
-    (note,) = notes([20.0] * 12 + quiet(108))
+    (note,) = timing_notes([20.0] * 12 + quiet(108))
     assert note.startswith("the first 12 of 120 samples took 2.0x as long")
     assert "warm-up" in note
 
 
 def test_a_machine_that_tires_is_noted() -> None:
-    found = notes(quiet(90) + [15.0] * 10)
+    found = timing_notes(quiet(90) + [15.0] * 10)
     assert any("the last 10 of 100 samples took 1.5x" in note for note in found)
 
 
 def test_many_outliers_are_noted_and_one_is_not() -> None:
     samples = quiet()
-    assert notes([*samples[:50], 40.0, *samples[50:]]) == ()
+    assert timing_notes([*samples[:50], 40.0, *samples[50:]]) == ()
     samples[5:95:9] = [40.0] * 10
-    (note,) = notes(samples)
+    (note,) = timing_notes(samples)
     assert "10 of 100 samples are outliers" in note
 
 
 def test_a_wide_spread_is_noted_with_what_to_do() -> None:
     samples = np.random.default_rng(0).normal(10, 2, 200).tolist()
     for on_gpu in (False, True):
-        (note,) = notes(samples, on_gpu=on_gpu)
+        (note,) = timing_notes(samples, on_gpu=on_gpu)
         assert note.startswith("unstable: the spread is 19% of the median")
         assert ("nvidia-smi -lgc" in note) == on_gpu
 

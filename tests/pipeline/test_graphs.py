@@ -2,21 +2,23 @@
 
 from pathlib import Path
 
-from qconvert import config_file
-from qconvert.pipeline import seen
-from qconvert.pipeline.calibrate import Job, calibrate
-from qconvert.pipeline.graphs import Basis, graph_of
-from qconvert.pipeline.variants import Variant
+from qconvert.backends.base import EngineVariant
+from qconvert.core import config_file
+from qconvert.run import calibration_sets
+from qconvert.run.calibrate import CalibrationRequest, calibrate
+from qconvert.run.variant_graphs import make_graph
+from qconvert.run.variants import BuildInputs
 from tests.pipeline.test_sampling import STORE, basis, quiet
 
 
 def test_a_run_that_goes_on_does_not_give_a_new_one_its_graph() -> None:
     new = basis()
-    calibrate(new.config, Job(Path("c.npz")), STORE, quiet)
+    calibrate(new.config, CalibrationRequest(Path("c.npz")), STORE, quiet)
     given = {"model": "m.onnx", "calibration.images": "images"}
-    found = seen.from_file(new.ready, config_file.load(None, given), Path("c.npz"))
-    resumed = Basis(new.ready, new.config, found)
+    found = calibration_sets.load(new.loaded, config_file.load(None, given), Path("c.npz"))
+    resumed = BuildInputs(new.loaded, new.config, found)
     first, second, again = (
-        graph_of(Variant("cpu", "int8"), each, STORE, quiet).folder for each in (resumed, new, new)
+        make_graph(EngineVariant("cpu", "int8"), each, STORE, quiet).folder
+        for each in (resumed, new, new)
     )
     assert first != second == again

@@ -8,21 +8,22 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qconvert import config_file
+from qconvert.core import config_file
+from qconvert.core.cache import Cache
+from qconvert.core.progress import Progress
 from qconvert.graph.simplify import infer_shapes
-from qconvert.pipeline import efforts, improving, prepared, seen
-from qconvert.pipeline.calibrate import Job
-from qconvert.pipeline.efforts import EFFORTS
-from qconvert.pipeline.improving import Improved, Improver, improve
-from qconvert.pipeline.prepared import Prepared
-from qconvert.pipeline.progress import Progress
-from qconvert.pipeline.seen import Seen
-from qconvert.quantize import learned, learning
-from qconvert.quantize.descent import Answer, descend
+from qconvert.optimize import efforts, layer_rounding, learned_rounding
+from qconvert.optimize.calibration_set import CalibrationSet
+from qconvert.optimize.coordinate_descent import Solution, round_weights
+from qconvert.optimize.efforts import EFFORTS
+from qconvert.optimize.layer_problem import LayerProblem
+from qconvert.optimize.learned_rounding import LearnedPlan, RoundingInputs, learn_rounding
+from qconvert.quantize import rounded_weights
+from qconvert.quantize.placement import QuantizeOptions, make_plan
 from qconvert.quantize.plan import Plan
-from qconvert.quantize.planning import Wishes, make_plan
-from qconvert.quantize.task import Task
-from qconvert.store import Store
+from qconvert.run import calibration_sets, load_model
+from qconvert.run.calibrate import CalibrationRequest
+from qconvert.sources import LoadedModel
 from tests.conftest import write
 from tests.models import floats, from_text, mixed
 from tests.pictures import draw_folder
@@ -33,10 +34,10 @@ from tests.quantize.rewritten import scheme
 class World:
     """A model that has been calibrated on pictures in this folder, and who hears of the work."""
 
-    ready: Prepared
-    found: Seen
+    ready: LoadedModel
+    found: CalibrationSet
     plan: Plan
-    store: Store = field(default_factory=lambda: Store(Path(".store")))
+    store: Cache = field(default_factory=lambda: Cache(Path(".store")))
     told: list[Progress] = field(default_factory=list)
     stop_at: int = 0
 
@@ -45,9 +46,11 @@ class World:
         if progress.step == "learn" and progress.done and progress.done == self.stop_at:
             raise KeyboardInterrupt
 
-    def improve(self, effort: str = "quick") -> Improved:
+    def improve(self, effort: str = "quick") -> LearnedPlan:
         self.told.clear()
-        return improve(self.plan, effort, Improver(self.ready, self.found, self.store, self.tell))
+        return learn_rounding(
+            self.plan, effort, RoundingInputs(self.ready, self.found, self.store, self.tell)
+        )
 
     @property
     def layers_told(self) -> int:
@@ -62,12 +65,14 @@ def world() -> World:
 def world_of(model: ir.Model, images: int = 40) -> World:
     write(model, Path("net.onnx"))
     draw_folder(Path("images"), images, 16)
-    store = Store(Path(".store"))
+    store = Cache(Path(".store"))
     given = {"model": "net.onnx", "calibration.images": "images"}
     config = config_file.load(None, given)
-    ready = prepared.load(config, store, lambda progress: None, trust=False)
-    found = seen.measured(ready, config, Job(Path("o.onnx")), store, lambda progress: None)
-    plan = make_plan(ready.model, scheme("cpu"), found.whole.summaries, Wishes())
+    ready = load_model.load_and_clean(config, store, lambda progress: None, trust=False)
+    found = calibration_sets.measure(
+        ready, config, CalibrationRequest(Path("o.onnx")), store, lambda progress: None
+    )
+    plan = make_plan(ready.model, scheme("cpu"), found.full.summaries, QuantizeOptions())
     return World(ready, found, plan)
 
 
@@ -75,8 +80,8 @@ def test_a_plan_with_learned_weights_says_so_and_how_much_nearer_the_answers_are
     world: World,
 ) -> None:
     done = world.improve()
-    assert done.learned
-    assert done.plan.learned == learned.digest(done.learned)
+    assert done.weights
+    assert done.plan.learned == rounded_weights.digest(done.weights)
     (note,) = done.notes
     assert "weights learned in" in note
     assert "other images" in note
@@ -90,7 +95,7 @@ def test_of_few_images_some_are_left_to_judge_by() -> None:
 
 def test_of_too_few_images_nothing_is_learned() -> None:
     done = world_of(mixed(), 8).improve()
-    assert not done.learned
+    assert not done.weights
     assert done.notes == (
         "weights were rounded to the nearest: 8 images are too few to learn from some and judge "
         "by others",
@@ -102,16 +107,23 @@ def test_the_same_again_comes_from_the_store(world: World) -> None:
     again = world.improve()
     assert world.told[-1].stored
     assert world.layers_told == 0
-    assert learned.digest(first.learned) == learned.digest(again.learned)
+    assert rounded_weights.digest(first.weights) == rounded_weights.digest(again.weights)
 
 
 def test_no_effort_and_no_images_learn_nothing(world: World) -> None:
-    assert world.improve("none") == Improved(world.plan, {})
-    blind = Seen(
-        world.found.whole, world.found.choosing, world.found.images, 8, held_out=True, at_hand=False
+    assert world.improve("none") == LearnedPlan(world.plan, {})
+    blind = CalibrationSet(
+        world.found.full,
+        world.found.training,
+        world.found.validation_batches,
+        8,
+        excludes_holdout=True,
+        images_available=False,
     )
-    done = improve(world.plan, "quick", Improver(world.ready, blind, world.store, world.tell))
-    assert not done.learned
+    done = learn_rounding(
+        world.plan, "quick", RoundingInputs(world.ready, blind, world.store, world.tell)
+    )
+    assert not done.weights
     assert "--images" in done.notes[0]
 
 
@@ -119,36 +131,38 @@ def test_what_a_killed_run_learned_is_not_learned_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = world.improve()
-    learnt: list[Task] = []
+    learnt: list[LayerProblem] = []
 
-    def counted(task: Task) -> tuple[Answer, Answer]:
+    def counted(task: LayerProblem) -> tuple[Solution, Solution]:
         learnt.append(task)
-        return descend(task)
+        return round_weights(task)
 
-    monkeypatch.setattr(learning, "descend", counted)
-    world.store = Store(Path(".other"))
+    monkeypatch.setattr(layer_rounding, "descend", counted)
+    world.store = Cache(Path(".other"))
     world.stop_at = 4
     with pytest.raises(KeyboardInterrupt):
         world.improve()
     assert len(learnt) == 4
     world.stop_at = 0
     resumed = world.improve()
-    assert len(learnt) == len(learning.learnable(world.ready.model, world.plan))
-    assert learned.digest(resumed.learned) == learned.digest(whole.learned)
+    assert len(learnt) == len(layer_rounding.find_learnable(world.ready.model, world.plan))
+    assert rounded_weights.digest(resumed.weights) == rounded_weights.digest(whole.weights)
 
 
 def test_weights_that_do_not_help_the_answers_are_dropped(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def harmful(task: Task) -> tuple[Answer, Answer]:
+    def harmful(task: LayerProblem) -> tuple[Solution, Solution]:
         """Return what looks better to every layer, as a judge who is bribed would say."""
-        found = Answer(task.nearest, None if task.biases is None else task.biases + 3.0)
+        found = Solution(task.nearest, None if task.biases is None else task.biases + 3.0)
         return found, found
 
-    monkeypatch.setattr(learning, "descend", harmful)
-    monkeypatch.setattr(Task, "error", lambda task, integers, biases: -abs(float(biases.sum())))
+    monkeypatch.setattr(layer_rounding, "descend", harmful)
+    monkeypatch.setattr(
+        LayerProblem, "error", lambda task, integers, biases: -abs(float(biases.sum()))
+    )
     done = world.improve()
-    assert not done.learned
+    assert not done.weights
     assert done.plan == world.plan
     assert "dropped" in done.notes[0]
 
@@ -190,9 +204,11 @@ def test_a_correction_that_harms_a_net_with_hard_swish_and_squeezing_is_rejected
         node.name = node.outputs[0].name
     world = world_of(model)
     glaring = [{"image": 20 + floats(4, 3, 16, 16, seed=seed)} for seed in range(8)]
-    harmful = replace(world.found, lessons=lambda count: glaring)
-    done = improve(world.plan, "default", Improver(world.ready, harmful, world.store, world.tell))
-    assert not done.learned
+    harmful = replace(world.found, training_batches=lambda count: glaring)
+    done = learn_rounding(
+        world.plan, "default", RoundingInputs(world.ready, harmful, world.store, world.tell)
+    )
+    assert not done.weights
     assert done.plan == world.plan
     assert "dropped" in done.notes[0]
     error = re.search("error (.*)% -> (.*)%, distance", done.notes[0])
@@ -208,21 +224,21 @@ def test_memory_bounds_the_images(world: World, monkeypatch: pytest.MonkeyPatch)
         return []
 
     object.__setattr__(world.found, "lessons", lessons)
-    monkeypatch.setattr(efforts, "MOST_BYTES", 1_000_000)
+    monkeypatch.setattr(efforts, "MAX_ACTIVATION_BYTES", 1_000_000)
     world.improve("thorough")
-    assert 1 <= asked[0] < EFFORTS["thorough"].images
+    assert 1 <= asked[0] < EFFORTS["thorough"].training_images
 
 
 def test_more_changed_answers_than_by_chance_count_as_growth() -> None:
     same = np.zeros(40)
-    assert not improving._grew(same, same, 1.5)
-    assert not improving._grew(same, np.r_[np.ones(1), np.zeros(39)], 1.5)
-    assert improving._grew(same, np.r_[np.ones(6), np.zeros(34)], 1.5)
+    assert not learned_rounding._grew_significantly(same, same, 1.5)
+    assert not learned_rounding._grew_significantly(same, np.r_[np.ones(1), np.zeros(39)], 1.5)
+    assert learned_rounding._grew_significantly(same, np.r_[np.ones(6), np.zeros(34)], 1.5)
 
 
 def test_a_verdict_on_answers_that_are_not_finite_can_be_read_again() -> None:
-    never = improving.Nearness(np.inf, np.inf)
-    verdict = improving.Verdict(1, 1, 0, never, never, worse=False, judges=8)
-    stored = improving.VERDICT.dump_json(verdict)
-    assert improving.VERDICT.validate_json(stored) == verdict
-    assert not verdict.kept
+    never = learned_rounding.MeanOutputError(np.inf, np.inf)
+    verdict = learned_rounding.RoundingOutcome(1, 1, 0, never, never, worse=False, holdout_images=8)
+    stored = learned_rounding.OUTCOME_ADAPTER.dump_json(verdict)
+    assert learned_rounding.OUTCOME_ADAPTER.validate_json(stored) == verdict
+    assert not verdict.accepted

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from qconvert.graph.taps import tap
-from qconvert.pipeline.measuring import filled
+from qconvert.graph.taps import add_calibration_taps
+from qconvert.run.calibration_workers import fill_batches
 from tests import models
 from tests.models import floats
 
 
 def test_a_short_batch_is_filled_up_and_the_filling_left_out() -> None:
-    tapped = tap(models.tiny())
+    tapped = add_calibration_taps(models.tiny())
     seen: list[int] = []
 
     def run(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -21,7 +21,7 @@ def test_a_short_batch_is_filled_up_and_the_filling_left_out() -> None:
             for name in (each.low, each.size)
         }
 
-    answers = filled(run, 4, tapped)({"image": floats(3, 2)})
+    answers = fill_batches(run, 4, tapped)({"image": floats(3, 2)})
     assert seen == [4]
     for each in tapped.taps:
         np.testing.assert_array_equal(answers[each.low], floats(3, 2))

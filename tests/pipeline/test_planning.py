@@ -7,20 +7,20 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qconvert import config_file, onnx_io
 from qconvert.backends.ort import open_cpu
-from qconvert.measure.nearness import sqnr_db
-from qconvert.pipeline import efforts, prepared, ranging, seen
-from qconvert.pipeline.calibrate import Job
-from qconvert.pipeline.planning import Drafted, draft
-from qconvert.pipeline.progress import Progress
-from qconvert.pipeline.study import LESSONS, Far, Study, nearer
-from qconvert.quantize import factors
-from qconvert.quantize import plan as plans
+from qconvert.core import config_file, onnx_io
+from qconvert.core.cache import Cache
+from qconvert.core.progress import Progress
+from qconvert.measure.output_error import OutputError, sqnr_db
+from qconvert.optimize import efforts, equalization, per_tensor_methods
+from qconvert.optimize.candidate import MAX_TRAINING_IMAGES, Candidate, is_better
+from qconvert.optimize.plan_selection import SelectedPlan, select_plan
+from qconvert.quantize import plan_files
+from qconvert.quantize.apply_plan import apply_plan
+from qconvert.quantize.placement import QuantizeOptions
 from qconvert.quantize.plan import Plan
-from qconvert.quantize.planning import Wishes
-from qconvert.quantize.rewrite import apply
-from qconvert.store import Store
+from qconvert.run import calibration_sets, load_model
+from qconvert.run.calibrate import CalibrationRequest
 from tests.conftest import write
 from tests.models import MIXED_SHAPES, floats, mixed
 from tests.pictures import draw_folder
@@ -31,38 +31,40 @@ from tests.quantize.rewritten import scheme
 class World:
     """A model that was calibrated on pictures in this folder, and what was told of the work."""
 
-    study: Study
-    store: Store
+    study: Candidate
+    store: Cache
     told: list[Progress] = field(default_factory=list)
 
-    def draft(self, effort: str = "default", method: str = "auto") -> Drafted:
-        study = Study(
-            self.study.ready,
-            self.study.found,
+    def draft(self, effort: str = "default", method: str = "auto") -> SelectedPlan:
+        study = Candidate(
+            self.study.loaded,
+            self.study.calibration,
             self.study.scheme,
-            Wishes(method=method),
-            self.study.judges,
+            QuantizeOptions(method=method),
+            self.study.max_holdout_images,
             self.told.append,
         )
-        return draft(study, effort, self.store)
+        return select_plan(study, effort, self.store)
 
     def nearness(self, plan: Plan) -> float:
         """Return the SQNR of the model's answers with a plan, on the images held out."""
-        model = self.study.ready.model
-        before, after = open_cpu(model), open_cpu(apply(model, plan), literal=True)
-        feeds = next(iter(self.study.found.images()))
+        model = self.study.loaded.model
+        before, after = open_cpu(model), open_cpu(apply_plan(model, plan), keep_qdq=True)
+        feeds = next(iter(self.study.calibration.validation_batches()))
         return sqnr_db(before(feeds), after(feeds))
 
 
 def world_of(model: ir.Model, backend: str = "tensorrt") -> World:
     write(model, Path("net.onnx"))
     draw_folder(Path("images"), 40, 16)
-    store = Store(Path(".store"))
+    store = Cache(Path(".store"))
     config = config_file.load(None, {"model": "net.onnx", "calibration.images": "images"})
-    ready = prepared.load(config, store, lambda progress: None, trust=False)
-    found = seen.measured(ready, config, Job(Path("o.onnx")), store, lambda progress: None)
+    ready = load_model.load_and_clean(config, store, lambda progress: None, trust=False)
+    found = calibration_sets.measure(
+        ready, config, CalibrationRequest(Path("o.onnx")), store, lambda progress: None
+    )
     world = World(None, store)  # type: ignore[arg-type]
-    world.study = Study(ready, found, scheme(backend), Wishes(), 40, world.told.append)
+    world.study = Candidate(ready, found, scheme(backend), QuantizeOptions(), 40, world.told.append)
     return world
 
 
@@ -94,8 +96,11 @@ def test_the_default_tries_methods_and_tells_how_near_each_is(world: World) -> N
 
 
 def test_images_that_were_calibrated_on_are_no_other_ones(world: World) -> None:
-    assert world.study.on(Far(np.zeros(8), 0.0)) == "on 8 other images"
-    assert world.study.on(Far(np.zeros(20), 0.0)) == "on 20 images, 8 of them not calibrated on"
+    assert world.study.describe_images(OutputError(np.zeros(8), 0.0)) == "on 8 other images"
+    assert (
+        world.study.describe_images(OutputError(np.zeros(20), 0.0))
+        == "on 20 images, 8 of them not calibrated on"
+    )
 
 
 @pytest.mark.parametrize("effort", ["none", "quick"])
@@ -117,17 +122,17 @@ def test_channels_of_very_different_sizes_are_made_even_and_the_plan_replays() -
     assert done.plan.equalized
     assert "kept" in done.notes[0]
     assert world.nearness(done.plan) > world.nearness(plain.plan) + 3
-    again = plans.loads(plans.dumps(done.plan), "plan.json")
+    again = plan_files.parse_plan(plan_files.format_plan(done.plan), "plan.json")
     assert again == done.plan
-    same = [apply(world.study.ready.model, each) for each in (done.plan, again)]
+    same = [apply_plan(world.study.loaded.model, each) for each in (done.plan, again)]
     assert onnx_io.serialize(same[0]) == onnx_io.serialize(same[1])
 
 
 def test_factors_that_do_not_help_are_dropped_and_told_of(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(factors, "WORTH_IT", 1e9)
-    monkeypatch.setattr(factors, "SHARES", (-1.0,))  # the wrong way
+    monkeypatch.setattr(equalization, "MAX_ERROR_RATIO", 1e9)
+    monkeypatch.setattr(equalization, "STRENGTHS", (-1.0,))  # the wrong way
     done = world.draft("default", "mse")
     assert done.plan.equalized == {}
     told = [each.text for each in world.told if each.step == "equalize"]
@@ -137,13 +142,13 @@ def test_factors_that_do_not_help_are_dropped_and_told_of(
 
 def test_another_way_is_nearer_only_beyond_doubt() -> None:
     usual = np.random.default_rng(0).exponential(1.0, 40)
-    broken = Far(np.full(40, np.inf), np.inf)
-    assert nearer(Far(usual, 1.0), Far(usual * 0.8, 1.0))
-    assert not nearer(Far(usual, 1.0), Far(usual, 1.0))
-    assert not nearer(Far(usual, 1.0), Far(usual * 0.8, 1.1))
-    assert not nearer(Far(usual[:3], 1.0), Far(usual[:3] * 0.8, 1.0))
-    assert not nearer(Far(usual, 1.0), broken)
-    assert nearer(broken, Far(usual, 1.0))
+    broken = OutputError(np.full(40, np.inf), np.inf)
+    assert is_better(OutputError(usual, 1.0), OutputError(usual * 0.8, 1.0))
+    assert not is_better(OutputError(usual, 1.0), OutputError(usual, 1.0))
+    assert not is_better(OutputError(usual, 1.0), OutputError(usual * 0.8, 1.1))
+    assert not is_better(OutputError(usual[:3], 1.0), OutputError(usual[:3] * 0.8, 1.0))
+    assert not is_better(OutputError(usual, 1.0), broken)
+    assert is_better(broken, OutputError(usual, 1.0))
 
 
 def test_ranges_by_answers_look_at_no_more_images_than_work_and_memory_allow(
@@ -151,8 +156,8 @@ def test_ranges_by_answers_look_at_no_more_images_than_work_and_memory_allow(
 ) -> None:
     asked: list[float] = []
     for work in (1e12, 2e7, 1.0):
-        asked.append(ranging._affordable(world.study, 10, work))
-    assert asked[0] == LESSONS
+        asked.append(per_tensor_methods._affordable_images(world.study, 10, work))
+    assert asked[0] == MAX_TRAINING_IMAGES
     assert asked[0] > asked[1] > asked[2] == 0
-    monkeypatch.setattr(efforts, "MOST_BYTES", 1_000_000)
-    assert ranging._affordable(world.study, 10, 1e12) < LESSONS
+    monkeypatch.setattr(efforts, "MAX_ACTIVATION_BYTES", 1_000_000)
+    assert per_tensor_methods._affordable_images(world.study, 10, 1e12) < MAX_TRAINING_IMAGES

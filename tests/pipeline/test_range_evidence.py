@@ -7,16 +7,21 @@ import numpy as np
 import pytest
 
 from qconvert.backends.ort import open_cpu
-from qconvert.calibrate.calibration import Calibration, Image, Origin
-from qconvert.calibrate.collect import answering, collect
+from qconvert.calibrate.calibration import Calibration, CalibrationImage, Origin
+from qconvert.calibrate.collect import collect, make_tapped_runner
 from qconvert.calibrate.summary import Summary
-from qconvert.graph.taps import tap
-from qconvert.measure.layers import Layer, compare
-from qconvert.pipeline.range_evidence import BARS, METHODS, tensor_ranges, weight_ranges
-from qconvert.quantize.equalize import channels, scaled, sites
+from qconvert.graph.taps import add_calibration_taps
+from qconvert.measure.layer_errors import LayerError, measure_layer_errors
+from qconvert.measure.range_evidence import (
+    HISTOGRAM_BARS,
+    SHOWN_METHODS,
+    tensor_ranges,
+    weight_ranges,
+)
+from qconvert.quantize.apply_plan import apply_plan
+from qconvert.quantize.cross_layer import channel_count, find_sites, scaled_tensors
+from qconvert.quantize.placement import QuantizeOptions, make_plan
 from qconvert.quantize.plan import Plan
-from qconvert.quantize.planning import Wishes, make_plan
-from qconvert.quantize.rewrite import apply
 from tests.models import floats, mixed
 from tests.quantize.rewritten import scheme
 
@@ -24,30 +29,35 @@ IMAGES = floats(16, 3, 16, 16)
 
 
 @pytest.fixture(scope="module")
-def known() -> tuple[Mapping[str, Summary], Plan, tuple[Layer, ...]]:
+def known() -> tuple[Mapping[str, Summary], Plan, tuple[LayerError, ...]]:
     model = mixed()
-    tapped = tap(model)
+    tapped = add_calibration_taps(model)
     origin = Origin(
-        "", tuple(each.tensor for each in tapped.taps), (Image("", ""),) * 16, {}, "", exact=False
+        "",
+        tuple(each.tensor for each in tapped.taps),
+        (CalibrationImage("", ""),) * 16,
+        {},
+        "",
+        exact=False,
     )
-    run = answering(open_cpu(tapped.model), tapped)
+    run = make_tapped_runner(open_cpu(tapped.model), tapped)
     answers = [run((list(range(16)), {"image": IMAGES}))]
     found = collect(answers, tapped, Calibration(origin), lambda collector: None)
-    plan = make_plan(model, scheme("cpu"), found.summaries, Wishes())
-    layers = compare(model, apply(model, plan), [{"image": IMAGES}])
+    plan = make_plan(model, scheme("cpu"), found.summaries, QuantizeOptions())
+    layers = measure_layer_errors(model, apply_plan(model, plan), [{"image": IMAGES}])
     return found.summaries, plan, layers
 
 
 def test_ranges_say_what_was_seen_kept_and_clipped(
-    known: tuple[Mapping[str, Summary], Plan, tuple[Layer, ...]],
+    known: tuple[Mapping[str, Summary], Plan, tuple[LayerError, ...]],
 ) -> None:
     summaries, plan, layers = known
     found = tensor_ranges("cpu-int8", plan, (mixed(), summaries), layers)
     assert 4 <= len(found) <= 12
     for each in found:
         assert sum(each.shares) == pytest.approx(1.0, abs=1e-3)
-        assert len(each.shares) == BARS
-        assert [kept.method for kept in each.kept] == [*METHODS]
+        assert len(each.shares) == HISTOGRAM_BARS
+        assert [kept.method for kept in each.kept] == [*SHOWN_METHODS]
         whole = each.kept[0]
         assert (whole.low, whole.high) == (each.low, each.high)
         assert (each.chosen.low, each.chosen.high) == (
@@ -61,12 +71,12 @@ def test_ranges_say_what_was_seen_kept_and_clipped(
 
 
 def test_tensors_whose_channels_were_divided_are_not_shown_as_they_were_seen(
-    known: tuple[Mapping[str, Summary], Plan, tuple[Layer, ...]],
+    known: tuple[Mapping[str, Summary], Plan, tuple[LayerError, ...]],
 ) -> None:
     summaries, plan, layers = known
     graph = mixed().graph
-    factors = {str(each.tensor.name): (1.0,) * channels(each) for each in sites(graph)}
-    divided = scaled(graph, factors)
+    factors = {str(each.tensor.name): (1.0,) * channel_count(each) for each in find_sites(graph)}
+    divided = scaled_tensors(graph, factors)
     seen = (mixed(), summaries)
     before = {each.tensor for each in tensor_ranges("cpu-int8", plan, seen, layers)}
     after = tensor_ranges("cpu-int8", replace(plan, equalized=factors), seen, layers)
@@ -75,7 +85,7 @@ def test_tensors_whose_channels_were_divided_are_not_shown_as_they_were_seen(
 
 
 def test_weights_are_those_of_the_worst_layers_seen_through_what_is_fused(
-    known: tuple[Mapping[str, Summary], Plan, tuple[Layer, ...]],
+    known: tuple[Mapping[str, Summary], Plan, tuple[LayerError, ...]],
 ) -> None:
     _, _, layers = known
     found = weight_ranges(mixed(), layers)

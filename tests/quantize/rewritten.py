@@ -2,16 +2,17 @@
 
 import onnx_ir as ir
 
-from qconvert import backends, onnx_io
-from qconvert.graph.observed import observe
+from qconvert import backends
+from qconvert.core import onnx_io
+from qconvert.core.scales import Range
+from qconvert.graph.observed_tensors import find_observed_tensors
 from qconvert.graph.simplify import infer_shapes
-from qconvert.quantize.placement import place
-from qconvert.quantize.plan import Layer, Plan
-from qconvert.quantize.ranges import share
-from qconvert.quantize.rewrite import apply
+from qconvert.quantize.apply_plan import apply_plan
+from qconvert.quantize.placement import place_quantizers
+from qconvert.quantize.plan import LayerPlan, Plan
+from qconvert.quantize.ranges import share_ranges
 from qconvert.quantize.scheme import Scheme
 from qconvert.quantize.selection import Selection
-from qconvert.scales import Range
 from tests.models import floats, from_text
 
 HEAD = '<ir_version: 10, opset_import: ["": 20]>\n'
@@ -20,7 +21,7 @@ NONE = Selection()
 
 def scheme(name: str) -> Scheme:
     """Return the scheme of a backend."""
-    found = backends.wants(name).scheme
+    found = backends.requirements(name).scheme
     assert found is not None
     return found
 
@@ -31,21 +32,21 @@ def model(body: str, signature: str, **shapes: tuple[int, ...]) -> ir.Model:
     return infer_shapes(from_text(f"{HEAD}net {signature} {{ {body} }}", **weights))[0]
 
 
-def layers(before: ir.Model, name: str, selection: Selection = NONE) -> dict[str, Layer]:
+def layers(before: ir.Model, name: str, selection: Selection = NONE) -> dict[str, LayerPlan]:
     """Return the layers that a backend's scheme gives to the nodes, by their first output."""
     for node in before.graph:
         node.name = node.outputs[0].name
-    return place(before, scheme(name), observe(before), selection)
+    return place_quantizers(before, scheme(name), find_observed_tensors(before), selection)
 
 
 def planned(before: ir.Model, name: str, selection: Selection = NONE) -> Plan:
     """Return a plan in which every tensor has a made-up range, wider from tensor to tensor."""
     wanted, placed = scheme(name), layers(before, name, selection)
-    seen = observe(before)
+    seen = find_observed_tensors(before)
     ranges = {
-        tensor: Range(-1.0 - number, 1.0 + number) for number, tensor in enumerate(seen.counted)
+        tensor: Range(-1.0 - number, 1.0 + number) for number, tensor in enumerate(seen.quantizable)
     }
-    ranges |= {tensor: ranges[source] for tensor, source in seen.shares.items()}
+    ranges |= {tensor: ranges[source] for tensor, source in seen.aliases.items()}
     return Plan(
         model=onnx_io.fingerprint(before),
         scheme=name,
@@ -55,13 +56,13 @@ def planned(before: ir.Model, name: str, selection: Selection = NONE) -> Plan:
         weights=wanted.weights,
         integer_bias=wanted.integer_bias,
         layers=placed,
-        tensors=share(before.graph, placed, ranges, wanted.shared),
+        tensors=share_ranges(before.graph, placed, ranges, wanted.shared_scale),
     )
 
 
 def after(before: ir.Model, name: str, selection: Selection = NONE) -> list[str]:
     """Return the graph that a backend gets, as lines."""
-    return lines(apply(before, planned(before, name, selection)))
+    return lines(apply_plan(before, planned(before, name, selection)))
 
 
 def lines(graph: ir.Model) -> list[str]:

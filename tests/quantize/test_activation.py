@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from qconvert.backends.ort import open_cpu
-from qconvert.quantize.activation import NOTHING, following
-from qconvert.quantize.equalize import sites
+from qconvert.optimize.layer_problem import IDENTITY, find_activation
+from qconvert.quantize.cross_layer import find_sites
 from tests.quantize.rewritten import model
 
 SIGNATURE = "(float[N, 3, 8, 8] x) => (float[] y)"
@@ -31,7 +31,7 @@ def test_an_activation_answers_as_the_graph_does(name: str) -> None:
     both.graph.outputs.append(next(n for n in both.graph if n.op_type == "Conv").outputs[0])
     feeds = {"x": np.random.default_rng(0).normal(0, 3, (2, 3, 8, 8)).astype(np.float32)}
     answers = open_cpu(both)(feeds)
-    found = following(conv).answers(np.asarray(answers["c"]))
+    found = find_activation(conv).apply(np.asarray(answers["c"]))
     np.testing.assert_allclose(found, answers["y"], atol=1e-3)
 
 
@@ -39,7 +39,7 @@ def test_only_a_relu_or_clip_cuts_anything_off() -> None:
     cutting = {}
     for name, text in KNOWN.items():
         net = model(f"c = Conv (x, w) {text}", SIGNATURE, w=(3, 3, 1, 1))
-        activation = following(next(iter(net.graph)))
+        activation = find_activation(next(iter(net.graph)))
         cutting[name] = (activation.low, activation.high)
     assert cutting.pop("Relu") == (0.0, math.inf)
     assert set(cutting.values()) == {(-math.inf, math.inf)}
@@ -56,7 +56,7 @@ def test_only_a_relu_or_clip_cuts_anything_off() -> None:
 )
 def test_what_is_not_an_activation_is_nothing(text: str) -> None:
     net = model(f"c = Conv (x, w) {text}", SIGNATURE, w=(3, 3, 1, 1))
-    assert following(next(iter(net.graph))) is NOTHING
+    assert find_activation(next(iter(net.graph))) is IDENTITY
 
 
 def test_the_limits_of_a_clip_may_stand_in_lists_of_one() -> None:
@@ -69,5 +69,5 @@ def test_the_limits_of_a_clip_may_stand_in_lists_of_one() -> None:
         v=(3, 3, 1, 1),
     )
     conv = next(node for node in net.graph if node.op_type == "Conv")
-    assert (following(conv).low, following(conv).high) == (0.0, 6.0)
-    assert [site.ceiling for site in sites(net.graph)] == [6.0]
+    assert (find_activation(conv).low, find_activation(conv).high) == (0.0, 6.0)
+    assert [site.ceiling for site in find_sites(net.graph)] == [6.0]

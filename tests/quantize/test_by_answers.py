@@ -6,15 +6,15 @@ import pytest
 from numpy.typing import NDArray
 
 from qconvert.backends.ort import open_cpu
-from qconvert.feeds import Feeds
+from qconvert.core.scales import Grid, Range
+from qconvert.core.tensors import Tensors
 from qconvert.graph.simplify import infer_shapes
-from qconvert.quantize import by_answers
-from qconvert.quantize.by_answers import Rounding, Trial, methods
-from qconvert.scales import Grid, Range
+from qconvert.optimize import per_tensor_methods
+from qconvert.optimize.per_tensor_methods import ProbeSet, QuantizerSpec, choose_methods
 from tests.models import from_text
 from tests.quantize.rewritten import HEAD
 
-ROUNDING = Rounding(Grid(8), "fp32")
+ROUNDING = QuantizerSpec(Grid(8), "fp32")
 WIDE, NARROW = Range(-100.0, 100.0), Range(-1.0, 1.0)
 
 
@@ -29,7 +29,7 @@ def net(largest_counts: bool) -> ir.Model:
     return model
 
 
-def parts(count: int = 3) -> list[Feeds]:
+def parts(count: int = 3) -> list[Tensors]:
     """Return images whose values lie within 1, but for one in each that is near 100."""
     random = np.random.default_rng(0)
     values = random.uniform(-1, 1, (count, 4, 64)).astype(np.float32)
@@ -39,7 +39,7 @@ def parts(count: int = 3) -> list[Feeds]:
 
 def chosen(model: ir.Model, ranges: dict[str, Range]) -> str:
     given = {method: {"a": each} for method, each in ranges.items()}
-    return dict(methods(model, given, ROUNDING, Trial(parts(), open_cpu)))["a"]
+    return dict(choose_methods(model, given, ROUNDING, ProbeSet(parts(), open_cpu)))["a"]
 
 
 def test_where_the_largest_value_decides_nothing_of_it_is_cut() -> None:
@@ -58,15 +58,15 @@ def test_the_usual_method_stays_unless_another_is_clearly_better() -> None:
 def test_tensors_for_which_all_methods_have_the_same_range_are_not_tried() -> None:
     model = net(largest_counts=True)
     same = {"usual": {"a": WIDE}, "other": {"a": Range(-99.0, 100.0)}}
-    assert by_answers.tensors(model, same) == []
+    assert per_tensor_methods.contested_tensors(model, same) == []
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int64])
 def test_answers_that_are_no_numbers_decide_nothing(kind: type[np.generic]) -> None:
     wanted: dict[str, NDArray[np.generic]] = {"y": np.ones((2, 3), np.int64)}
-    assert by_answers._error(wanted, {"y": np.zeros((2, 3), kind)}) == 0.0
+    assert per_tensor_methods._squared_error(wanted, {"y": np.zeros((2, 3), kind)}) == 0.0
 
 
 def test_answers_of_another_size_are_as_far_off_as_can_be() -> None:
     wanted = {"y": np.ones((2, 3), np.float32)}
-    assert by_answers._error(wanted, {"y": np.ones((4, 3), np.float32)}) == np.inf
+    assert per_tensor_methods._squared_error(wanted, {"y": np.ones((4, 3), np.float32)}) == np.inf

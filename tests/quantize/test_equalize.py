@@ -6,13 +6,19 @@ import pytest
 from numpy.typing import NDArray
 
 from qconvert.backends.ort import open_cpu
-from qconvert.errors import UsageError
-from qconvert.feeds import draw
-from qconvert.graph.observed import observe
+from qconvert.core.errors import UsageError
+from qconvert.core.onnx_io import fingerprint, inputs
+from qconvert.core.tensors import random_inputs
+from qconvert.graph.observed_tensors import find_observed_tensors
 from qconvert.graph.simplify import infer_shapes
-from qconvert.onnx_io import fingerprint, inputs
-from qconvert.quantize import factors
-from qconvert.quantize.equalize import Site, channels, equalized, scaled, sites
+from qconvert.optimize import equalization
+from qconvert.quantize.cross_layer import (
+    EqualizationSite,
+    channel_count,
+    equalize,
+    find_sites,
+    scaled_tensors,
+)
 from tests.calibrate.activations import summary_of_channels
 from tests.models import floats, from_text
 from tests.quantize.rewritten import HEAD, model
@@ -24,21 +30,23 @@ ROWS = "(float[N, 5, 8] x) => (float[] y)"
 NORM = {"scale": (8,), "bias": (8,), "w": (8, 4)}
 
 
-def named(graph: ir.Graph) -> dict[str, Site]:
-    return {str(site.tensor.name): site for site in sites(graph)}
+def named(graph: ir.Graph) -> dict[str, EqualizationSite]:
+    return {str(site.tensor.name): site for site in find_sites(graph)}
 
 
 def random_factors(before: ir.Model) -> dict[str, tuple[float, ...]]:
     """Return factors between an eighth and eight for every site."""
     return {
-        name: tuple(map(float, 2.0 ** np.random.default_rng(at).uniform(-3, 3, channels(site))))
+        name: tuple(
+            map(float, 2.0 ** np.random.default_rng(at).uniform(-3, 3, channel_count(site)))
+        )
         for at, (name, site) in enumerate(named(before.graph).items())
     }
 
 
 def apart(before: ir.Model, after: ir.Model) -> float:
     """Return the largest difference between what two models answer, as a share of the answers."""
-    feeds = draw(inputs(before), 2, seed=0)
+    feeds = random_inputs(inputs(before), 2, seed=0)
     a, b = (next(iter(open_cpu(each)(feeds).values())) for each in (before, after))
     return float(np.abs(a - b).max() / np.abs(a).max())
 
@@ -70,16 +78,16 @@ def test_a_model_with_factors_answers_the_same_and_says_which_tensors_changed(na
     before = model(body, signature, **shapes)
     found = random_factors(before)
     assert list(found) == places
-    after = equalized(before, found)
+    after = equalize(before, found)
     assert apart(before, after) < 1e-5
     assert fingerprint(after) != fingerprint(before)
-    assert set(places) <= scaled(before.graph, found)
+    assert set(places) <= scaled_tensors(before.graph, found)
 
 
 def test_the_tensors_between_the_maker_and_the_reader_are_scaled_and_no_others() -> None:
     body, signature, shapes, _ = GRAPHS["depthwise"]
     before = model(body, signature, **shapes)
-    assert scaled(before.graph, {"e": (1.0,) * 6}) == {"d", "e"}
+    assert scaled_tensors(before.graph, {"e": (1.0,) * 6}) == {"d", "e"}
 
 
 HIDDEN = {
@@ -120,7 +128,7 @@ HIDDEN = {
 @pytest.mark.parametrize("name", HIDDEN)
 def test_there_are_no_factors_across(name: str) -> None:
     body, signature, shapes = HIDDEN[name]
-    assert sites(model(body, signature, **shapes).graph) == []
+    assert find_sites(model(body, signature, **shapes).graph) == []
 
 
 @pytest.mark.parametrize("wrong", [{"x": (1.0,) * 3}, {"a": (1.0,) * 5}, {"a": (-1.0,) * 6}])
@@ -129,7 +137,7 @@ def test_factors_that_do_not_fit_are_refused_with_the_tensor(
 ) -> None:
     before = model(CHAIN.format("Relu"), IMAGE, **WIDE)
     with pytest.raises(UsageError, match=f"factors for `{next(iter(wrong))}`"):
-        equalized(before, wrong)
+        equalize(before, wrong)
 
 
 def test_channels_of_about_one_size_get_no_factors() -> None:
@@ -157,7 +165,7 @@ def test_below_a_ceiling_no_channel_grows_beyond_what_calibration_leaves_room_fo
     largest = np.array([6.0, 2.0, 0.5, 0.01, 4.0, 0.0], np.float32)
     each = np.array(chosen(before, largest)["a"])
     grown = largest / each
-    assert (grown <= np.maximum(largest, 6 / factors.HEADROOM) * 1.001).all()
+    assert (grown <= np.maximum(largest, 6 / equalization.HEADROOM) * 1.001).all()
     assert each[0] == each[4] == 1.0  # they come too near the ceiling as they are
     assert grown[2] > largest[2]
 
@@ -166,4 +174,4 @@ def chosen(before: ir.Model, largest: NDArray[np.float32]) -> dict[str, tuple[fl
     """Return the factors for a tensor whose channels were seen to reach so far."""
     values = np.linspace(0, 1, 64, dtype=np.float32) * largest[:, np.newaxis]
     summaries = {"a": summary_of_channels(np.stack([values, values]))}
-    return factors.choose(before.graph, observe(before), summaries)
+    return equalization.choose_factors(before.graph, find_observed_tensors(before), summaries)

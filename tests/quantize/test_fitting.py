@@ -2,25 +2,25 @@
 
 import pytest
 
-from qconvert.quantize.fitting import Fit, fitting
-from qconvert.quantize.plan import Rest
-from qconvert.scales import Range
+from qconvert.core.scales import Range
+from qconvert.quantize.placement import RepresentableCheck, keep_representable
+from qconvert.quantize.plan import RestPrecision
 from tests.quantize.rewritten import layers, model, scheme
 
 X = "(float[N, 16, 8, 8] x) => (float[] y)"
 
 
-def left(backend: str, rest: Rest, **ranges: Range) -> dict[str, str]:
+def left(backend: str, rest: RestPrecision, **ranges: Range) -> dict[str, str]:
     body = "c = Conv (x, w) p = GlobalAveragePool (c) y = Conv (p, v)"
     before = model(body, X, w=(16, 16, 3, 3), v=(16, 16, 1, 1))
     usual = {name: Range(-1.0, 1.0) for name in "xcpy"}
-    fit = Fit(scheme(backend), rest, {**usual, **ranges})
-    found = fitting(before.graph, layers(before, backend), fit)
+    fit = RepresentableCheck(scheme(backend), rest, {**usual, **ranges})
+    found = keep_representable(before.graph, layers(before, backend), fit)
     return {name: layer.left for name, layer in found.items() if layer.left}
 
 
 @pytest.mark.parametrize("rest", ["fp32", "fp16", "bf16"])
-def test_ordinary_ranges_fit_everywhere(rest: Rest) -> None:
+def test_ordinary_ranges_fit_everywhere(rest: RestPrecision) -> None:
     assert left("tensorrt", rest) == {}
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from qconvert.backends.ort import open_cpu
 from qconvert.graph.simplify import infer_shapes
-from qconvert.measure.nearness import sqnr_db
-from qconvert.quantize.rewrite import apply
+from qconvert.measure.output_error import sqnr_db
+from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.selection import Selection
 from tests.models import floats, from_text
 from tests.quantize.rewritten import planned
@@ -51,10 +51,10 @@ def chain(kind: str) -> ir.Model:
 def test_an_operator_left_in_float_between_integers_keeps_its_weights(kind: str) -> None:
     model = chain(kind)
     exclude = () if kind == "transposed" else ("mid",)
-    rewritten = apply(model, planned(model, "cpu", Selection(exclude)))
+    rewritten = apply_plan(model, planned(model, "cpu", Selection(exclude)))
     assert [node.op_type for node in rewritten.graph].count("LeakyRelu") == 1
     feeds = {"image": floats(4, 8, 16, 16, seed=9)}
-    said = open_cpu(rewritten, literal=True)(feeds)
+    said = open_cpu(rewritten, keep_qdq=True)(feeds)
     ran = open_cpu(rewritten)(feeds)
     assert sqnr_db(said, ran) > 45
 
@@ -62,12 +62,12 @@ def test_an_operator_left_in_float_between_integers_keeps_its_weights(kind: str)
 def test_without_the_guard_onnx_runtime_rounds_those_weights() -> None:
     model = chain("relu")
     plan = planned(model, "cpu", Selection(("mid",)))
-    bare = apply(model, replace(plan, integer_bias=False))
+    bare = apply_plan(model, replace(plan, integer_bias=False))
     feeds = {"image": floats(4, 8, 16, 16, seed=9)}
-    assert sqnr_db(open_cpu(bare, literal=True)(feeds), open_cpu(bare)(feeds)) < 20
+    assert sqnr_db(open_cpu(bare, keep_qdq=True)(feeds), open_cpu(bare)(feeds)) < 20
 
 
 def test_a_graph_without_islands_has_no_guard() -> None:
     model = chain("relu")
-    rewritten = apply(model, planned(model, "cpu"))
+    rewritten = apply_plan(model, planned(model, "cpu"))
     assert "LeakyRelu" not in [node.op_type for node in rewritten.graph]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from qconvert.graph.observed import observe
-from qconvert.quantize.integer_chains import NO_KERNEL
+from qconvert.graph.observed_tensors import find_observed_tensors
+from qconvert.quantize.rules_ort_cpu import NO_KERNEL
 from qconvert.quantize.selection import Selection
 from tests.quantize.rewritten import after, layers, model
 
@@ -237,7 +237,7 @@ def test_a_resize_that_fills_in_a_value_is_no_mover() -> None:
     body = f"{sizes} {roi} {CONV} r = Resize <{how}> (c, i, , s) y = Conv (r, v)"
     before = model(body, "(float[1, 16, 8, 8] x) => (float[] y)", w=W, v=W)
     assert "r" not in layers(before, "cpu")
-    assert "r" not in observe(before).shares
+    assert "r" not in find_observed_tensors(before).aliases
 
 
 def test_only_the_operator_that_is_named_is_quantized_with_what_follows_it() -> None:

@@ -3,8 +3,8 @@
 import pytest
 
 from qconvert.backends.ort import open_cpu
-from qconvert.quantize.lifting import lift
-from qconvert.quantize.rewrite import apply
+from qconvert.quantize.apply_plan import apply_plan
+from qconvert.quantize.placement import restore_float
 from qconvert.quantize.selection import Selection
 from tests.models import floats, mixed
 from tests.quantize.rewritten import planned, scheme
@@ -14,7 +14,7 @@ from tests.quantize.rewritten import planned, scheme
 def test_lifting_a_node_gives_the_layers_of_excluding_it(backend: str) -> None:
     model = mixed()
     plan = planned(model, backend)
-    lifted = lift(model, plan, scheme(backend), {"wide"}, "lifted")
+    lifted = restore_float(model, plan, scheme(backend), {"wide"}, "lifted")
     excluded = planned(model, backend, Selection(exclude=("wide",)))
     assert lifted.layers["wide"].left == "lifted"
     others = {name: layer for name, layer in lifted.layers.items() if name != "wide"}
@@ -23,7 +23,7 @@ def test_lifting_a_node_gives_the_layers_of_excluding_it(backend: str) -> None:
 
 def test_the_clip_fused_with_a_lifted_convolution_goes_with_it() -> None:
     model = mixed()
-    lifted = lift(model, planned(model, "cpu"), scheme("cpu"), {"stem"}, "lifted")
+    lifted = restore_float(model, planned(model, "cpu"), scheme("cpu"), {"stem"}, "lifted")
     assert lifted.layers["a"].left == "the operator before it is left in float"
 
 
@@ -33,8 +33,8 @@ def test_with_any_node_lifted_the_plan_has_the_ranges_it_needs_and_no_other(back
     plan = planned(model, backend)
     feeds = {"image": floats(2, 3, 16, 16)}
     for name in plan.layers:
-        lifted = lift(model, plan, scheme(backend), {name}, "lifted")
-        made = apply(model, lifted)
+        lifted = restore_float(model, plan, scheme(backend), {name}, "lifted")
+        made = apply_plan(model, lifted)
         rounded = {
             str(node.inputs[0].name).removesuffix("_float")
             for node in made.graph
@@ -47,7 +47,7 @@ def test_with_any_node_lifted_the_plan_has_the_ranges_it_needs_and_no_other(back
 def test_with_every_node_lifted_the_model_is_the_float_one() -> None:
     model = mixed()
     plan = planned(model, "cpu")
-    lifted = lift(model, plan, scheme("cpu"), set(plan.layers), "lifted")
+    lifted = restore_float(model, plan, scheme("cpu"), set(plan.layers), "lifted")
     assert lifted.quantized == 0
     assert not lifted.tensors
-    assert "QuantizeLinear" not in [node.op_type for node in apply(model, lifted).graph]
+    assert "QuantizeLinear" not in [node.op_type for node in apply_plan(model, lifted).graph]

@@ -12,17 +12,17 @@ import pytest
 
 from qconvert import backends
 from qconvert.backends.ort import open_cpu
-from qconvert.calibrate.calibration import Calibration, Image, Origin
-from qconvert.calibrate.collect import answering, collect
-from qconvert.errors import UsageError
+from qconvert.calibrate.calibration import Calibration, CalibrationImage, Origin
+from qconvert.calibrate.collect import collect, make_tapped_runner
+from qconvert.core.errors import UsageError
+from qconvert.core.scales import choose_qparams
 from qconvert.graph.simplify import infer_shapes
-from qconvert.graph.taps import tap
-from qconvert.quantize import plan as plans
+from qconvert.graph.taps import add_calibration_taps
+from qconvert.quantize import plan_files
+from qconvert.quantize.apply_plan import apply_plan
+from qconvert.quantize.placement import QuantizeOptions, make_plan
 from qconvert.quantize.plan import Plan
-from qconvert.quantize.planning import Wishes, make_plan
-from qconvert.quantize.rewrite import apply
 from qconvert.quantize.scheme import Scheme
-from qconvert.scales import around
 from tests.models import floats, ops, tiny
 
 Edit = Callable[[dict[str, Any]], object]
@@ -38,7 +38,7 @@ def net() -> ir.Model:
 
 
 def scheme() -> Scheme:
-    found = backends.wants("cpu").scheme
+    found = backends.requirements("cpu").scheme
     assert found is not None
     return found
 
@@ -46,23 +46,25 @@ def scheme() -> Scheme:
 @cache
 def planned(method: str = "mse") -> Plan:
     """Return the plan of a real calibration."""
-    tapped = tap(net())
-    images = tuple(Image(f"{number}.png", f"{number:064x}") for number in range(len(IMAGES)))
+    tapped = add_calibration_taps(net())
+    images = tuple(
+        CalibrationImage(f"{number}.png", f"{number:064x}") for number in range(len(IMAGES))
+    )
     origin = Origin("tiny", tuple(each.tensor for each in tapped.taps), images, {}, "cpu", False)
     batches = [(range(at, at + 4), {"image": IMAGES[at : at + 4]}) for at in range(0, 12, 4)]
-    answers = map(answering(open_cpu(tapped.model), tapped), batches)
+    answers = map(make_tapped_runner(open_cpu(tapped.model), tapped), batches)
     seen = collect(answers, tapped, Calibration(origin))
-    return make_plan(net(), scheme(), seen.summaries, Wishes(method=method))
+    return make_plan(net(), scheme(), seen.summaries, QuantizeOptions(method=method))
 
 
 def edited(edit: Edit) -> str:
-    told = json.loads(plans.dumps(planned()))
+    told = json.loads(plan_files.format_plan(planned()))
     edit(told)
     return json.dumps(told)
 
 
 def read(edit: Edit) -> Plan:
-    return plans.loads(edited(edit), "mine.json")
+    return plan_files.parse_plan(edited(edit), "mine.json")
 
 
 def answers(model: ir.Model) -> np.ndarray:
@@ -74,18 +76,18 @@ def answers(model: ir.Model) -> np.ndarray:
 def test_a_plan_comes_back_from_its_text_as_it_was(method: str, tmp_path: Path) -> None:
     plan = planned(method)
     assert plan.quantized == len(NAMES)
-    assert plans.loads(plans.dumps(plan), "p.json") == plan
+    assert plan_files.parse_plan(plan_files.format_plan(plan), "p.json") == plan
     for encoding in ("utf-8", "utf-8-sig"):
-        (tmp_path / "plan.json").write_text(plans.dumps(plan), encoding=encoding)
-        assert plans.load(tmp_path / "plan.json") == plan
+        (tmp_path / "plan.json").write_text(plan_files.format_plan(plan), encoding=encoding)
+        assert plan_files.read_plan(tmp_path / "plan.json") == plan
 
 
 def test_the_text_has_a_line_for_each_layer_and_tensor() -> None:
-    plan, lines = planned(), plans.dumps(planned()).splitlines()
+    plan, lines = planned(), plan_files.format_plan(planned()).splitlines()
     inner = [line for line in lines if line.startswith("    ")]
     read_back = [json.loads("{" + line.strip().rstrip(",") + "}") for line in inner]
     assert [name for line in read_back for name in line] == [*plan.layers, *plan.tensors]
-    told = plans.to_json(plan)
+    told = plan_files.plan_to_json(plan)
     assert read_back == [
         {name: value} for part in ("layers", "tensors") for name, value in told[part].items()
     ]
@@ -97,7 +99,7 @@ def test_only_what_is_rounded_has_a_range() -> None:
 
 
 def test_the_plan_as_made_answers_almost_as_in_float() -> None:
-    wanted, found = answers(net()), answers(apply(net(), planned()))
+    wanted, found = answers(net()), answers(apply_plan(net(), planned()))
     assert 0 < np.abs(found - wanted).max() < 0.03 * np.abs(wanted).max()
 
 
@@ -112,7 +114,7 @@ def test_the_plan_as_made_answers_almost_as_in_float() -> None:
 def test_a_layer_that_was_taken_out_by_hand_stays_in_float(edit: Edit) -> None:
     plan = read(edit)
     assert plan.quantized == len(NAMES) - 1
-    whole, without = apply(net(), planned()), apply(net(), plan)
+    whole, without = apply_plan(net(), planned()), apply_plan(net(), plan)
     weight = without.graph[-1].inputs[1]
     assert weight is not None
     assert weight.name == "head_weight"
@@ -125,15 +127,15 @@ def test_a_layer_that_was_taken_out_by_hand_stays_in_float(edit: Edit) -> None:
 
 def test_a_range_that_was_changed_by_hand_is_the_one_that_counts() -> None:
     plan = read(lambda told: told["tensors"]["image"].update(low=-0.25, high=0.5))
-    initializers = apply(net(), plan).graph.initializers
-    scale = around(plan.tensors["image"], plan.activations)
-    for name, wanted in (("image_scale", scale.steps), ("image_zero_point", scale.zeros)):
+    initializers = apply_plan(net(), plan).graph.initializers
+    scale = choose_qparams(plan.tensors["image"], plan.activations)
+    for name, wanted in (("image_scale", scale.scale), ("image_zero_point", scale.zero_point)):
         stored = initializers[name].const_value
         assert stored is not None
         np.testing.assert_array_equal(stored.numpy(), wanted)
-    ends = [plan.activations.lowest, plan.activations.highest]
-    reached = (np.array(ends) - scale.zeros) * scale.steps
-    assert reached.tolist() == pytest.approx([-0.25, 0.5], abs=float(scale.steps))
+    ends = [plan.activations.quant_min, plan.activations.quant_max]
+    reached = (np.array(ends) - scale.zero_point) * scale.scale
+    assert reached.tolist() == pytest.approx([-0.25, 0.5], abs=float(scale.scale))
 
 
 def test_a_layer_whose_input_was_taken_out_by_hand_keeps_its_integer_weight() -> None:
@@ -141,7 +143,7 @@ def test_a_layer_whose_input_was_taken_out_by_hand_keeps_its_integer_weight() ->
         told["layers"]["conv/1"].pop("inputs")
         told["tensors"].pop("image")
 
-    rewritten = apply(net(), read(weight_alone))
+    rewritten = apply_plan(net(), read(weight_alone))
     assert "conv_weight_quantized" in rewritten.graph.initializers
     np.testing.assert_allclose(answers(rewritten), answers(net()), atol=0.1)
 
@@ -174,7 +176,7 @@ def test_a_wrong_key_or_value_is_refused_with_its_place(edit: Edit, where: str) 
 @pytest.mark.parametrize("text", ["", "{", "no plan", "[]", "null", "\x00"])
 def test_what_is_no_json_object_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"`plan.json` is not a plan") as raised:
-        plans.loads(text, "plan.json")
+        plan_files.parse_plan(text, "plan.json")
     assert raised.value.details[0].startswith("file: ")
 
 
@@ -183,7 +185,7 @@ def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\xfa")
     for name in ("missing", "folder", "bytes"):
         with pytest.raises(UsageError, match=f"{name}` cannot be read") as raised:
-            plans.load(tmp_path / name)
+            plan_files.read_plan(tmp_path / name)
         assert "--plan-out" in raised.value.hint
 
 
@@ -202,8 +204,10 @@ def test_a_plan_for_another_model_is_refused() -> None:
     other.graph.initializers["head_bias"].const_value = ir.tensor(floats(5), name="head_bias")
     same.metadata_props["note"] = "what is written beside a model does not change it"
     with pytest.raises(UsageError, match="made for another model"):
-        apply(other, planned())
-    np.testing.assert_array_equal(answers(apply(same, planned())), answers(apply(net(), planned())))
+        apply_plan(other, planned())
+    np.testing.assert_array_equal(
+        answers(apply_plan(same, planned())), answers(apply_plan(net(), planned()))
+    )
 
 
 def move(told: dict[str, Any], name: str) -> None:
@@ -244,4 +248,4 @@ WRONG: dict[str, tuple[Edit, str]] = {
 def test_a_plan_that_asks_for_what_is_not_there_is_refused(what: str) -> None:
     edit, message = WRONG[what]
     with pytest.raises(UsageError, match=message):
-        apply(net(), read(edit))
+        apply_plan(net(), read(edit))

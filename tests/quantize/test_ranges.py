@@ -8,11 +8,11 @@ import onnx_ir as ir
 import pytest
 
 from qconvert.calibrate.summary import Summary
-from qconvert.graph.observed import observe
+from qconvert.core.scales import Grid, Range
+from qconvert.graph.observed_tensors import find_observed_tensors
 from qconvert.graph.simplify import infer_shapes
-from qconvert.quantize.plan import Layer
-from qconvert.quantize.ranges import Way, choose, share
-from qconvert.scales import Grid, Range
+from qconvert.quantize.plan import LayerPlan
+from qconvert.quantize.ranges import RangeOptions, choose_ranges, share_ranges
 from tests.calibrate.activations import summary_of
 from tests.models import floats, from_text
 
@@ -37,10 +37,10 @@ def net(body: str, outputs: str = "float[] y") -> ir.Model:
 
 def cut(model: ir.Model, method: str = "mse", grid: Grid = SHIFTED) -> set[str]:
     """Return the tensors whose range leaves out something of what was seen."""
-    observed = observe(model)
-    summaries = dict.fromkeys(observed.counted, seen())
-    found = choose(model.graph, observed, summaries, Way(method, grid))
-    assert set(found) == {*observed.counted, *observed.shares}
+    observed = find_observed_tensors(model)
+    summaries = dict.fromkeys(observed.quantizable, seen())
+    found = choose_ranges(model.graph, observed, summaries, RangeOptions(method, grid))
+    assert set(found) == {*observed.quantizable, *observed.aliases}
     whole = Range(seen().low, seen().high)
     return {name for name, kept in found.items() if kept != whole}
 
@@ -93,10 +93,10 @@ def test_what_only_moves_values_has_the_range_of_what_it_moves() -> None:
         "a = Conv (x, w) p = MaxPool <kernel_shape: ints = [2, 2]> (a) "
         "t = Transpose <perm: ints = [0, 1, 3, 2]> (p) y = Conv (t, w)"
     )
-    observed = observe(model)
-    summaries = {name: summary_of(floats(9, 50, seed=len(name))) for name in observed.counted}
+    observed = find_observed_tensors(model)
+    summaries = {name: summary_of(floats(9, 50, seed=len(name))) for name in observed.quantizable}
     summaries["a"] = seen()
-    found = choose(model.graph, observed, summaries, Way("mse", SHIFTED))
+    found = choose_ranges(model.graph, observed, summaries, RangeOptions("mse", SHIFTED))
     assert found["p"] == found["t"] == found["a"] != found["x"]
 
 
@@ -112,16 +112,19 @@ def test_what_is_moved_in_front_of_a_sigmoid_is_not_cut() -> None:
 
 def test_tensors_of_which_only_the_extremes_are_known_have_no_range() -> None:
     model = net("a = Conv (x, w) p = MaxPool <kernel_shape: ints = [2, 2]> (a) y = Conv (p, w)")
-    observed = observe(model)
-    summaries = dict.fromkeys(observed.counted, seen()) | {"a": replace(seen(), size=0)}
-    assert set(choose(model.graph, observed, summaries, Way("mse", SHIFTED))) == {"x", "y"}
+    observed = find_observed_tensors(model)
+    summaries = dict.fromkeys(observed.quantizable, seen()) | {"a": replace(seen(), size=0)}
+    assert set(choose_ranges(model.graph, observed, summaries, RangeOptions("mse", SHIFTED))) == {
+        "x",
+        "y",
+    }
 
 
 def test_each_method_decides_for_each_tensor_by_what_was_seen_of_it() -> None:
     model = net("a = Conv (x, w) b = Conv (a, w) y = Conv (b, w)")
-    observed = observe(model)
-    summaries = {name: summary_of(floats(9, 50, seed=ord(name))) for name in observed.counted}
-    found = choose(model.graph, observed, summaries, Way("minmax", SHIFTED))
+    observed = find_observed_tensors(model)
+    summaries = {name: summary_of(floats(9, 50, seed=ord(name))) for name in observed.quantizable}
+    found = choose_ranges(model.graph, observed, summaries, RangeOptions("minmax", SHIFTED))
     assert found == {name: Range(each.low, each.high) for name, each in summaries.items()}
 
 
@@ -137,9 +140,9 @@ def shared(body: str, left: tuple[str, ...] = ()) -> dict[str, Range]:
     for node in model.graph:
         made = str(node.outputs[0].name)
         node.name = f"node of {made}"
-        layers[node.name] = Layer(node.op_type, left="as was wanted" if made in left else "")
+        layers[node.name] = LayerPlan(node.op_type, left="as was wanted" if made in left else "")
     before = dict(RANGES)
-    found = share(model.graph, layers, before, CONCAT)
+    found = share_ranges(model.graph, layers, before, CONCAT)
     assert before == RANGES
     return found
 
@@ -188,13 +191,13 @@ def test_what_has_no_range_takes_no_part() -> None:
     model = net(f"a = Relu (x) b = Relu (x) {U} z = Relu (u)", "float[] z")
     for node in model.graph:
         node.name = f"node of {node.outputs[0].name}"
-    layers = {str(node.name): Layer(node.op_type) for node in model.graph}
+    layers = {str(node.name): LayerPlan(node.op_type) for node in model.graph}
     some = {"a": Range(-1.0, 1.0), "u": Range(0.0, 2.0)}
-    assert share(model.graph, layers, some, CONCAT) == dict.fromkeys("au", Range(-1.0, 2.0))
+    assert share_ranges(model.graph, layers, some, CONCAT) == dict.fromkeys("au", Range(-1.0, 2.0))
     narrow = {"a": Range(-1.0, 1.0), "u": Range(0.0, 3.0)}
-    assert share(model.graph, layers, narrow, CONCAT) == {
+    assert share_ranges(model.graph, layers, narrow, CONCAT) == {
         "a": Range(-1.0, 1.0),
         "u": Range(-1.0, 3.0),
     }
-    assert share(model.graph, layers, {}, CONCAT) == {}
-    assert share(model.graph, layers, some, frozenset()) == some
+    assert share_ranges(model.graph, layers, {}, CONCAT) == {}
+    assert share_ranges(model.graph, layers, some, frozenset()) == some

@@ -2,9 +2,9 @@
 
 import pytest
 
-from qconvert.quantize.ranges import share
+from qconvert.core.scales import Range
+from qconvert.quantize.ranges import share_ranges
 from qconvert.quantize.selection import Selection
-from qconvert.scales import Range
 from tests.quantize.rewritten import after, layers, model, planned
 
 X = "(float[N, 16, 8, 8] x) => (float[] y)"
@@ -184,6 +184,6 @@ def test_a_part_of_a_concat_much_narrower_than_the_whole_keeps_its_scale() -> No
     before = model(body, X, w=W, v=W, u=(16, 32, 1, 1))
     plan = planned(before, "tensorrt")
     ranges = {**plan.tensors, "c": Range(-1.0, 1.0), "t": Range(-9.0, 9.0)}
-    found = share(before.graph, plan.layers, ranges, frozenset({"Concat"}))
+    found = share_ranges(before.graph, plan.layers, ranges, frozenset({"Concat"}))
     assert found["c"] == Range(-1.0, 1.0)
     assert found["t"].high == 9.0

@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 
 from qconvert.backends.ort import open_cpu
-from qconvert.quantize import rows
+from qconvert.optimize import im2col
 from tests.models import floats
 from tests.quantize.rewritten import model
 
@@ -38,13 +38,13 @@ def compared(net: ir.Model, image: NDArray[np.float32], few: int = 7) -> None:
     stored = net.graph.initializers["w"].const_value
     assert stored is not None
     weight = stored.numpy().astype(np.float32)
-    there = rows.count(node, answer)
+    there = im2col.count_rows(node, answer)
     pick = np.random.default_rng(3)
     places = np.stack([pick.permutation(there)[: min(few, there)] for _ in image])
-    columns = rows.columns(node, weight).astype(np.float32)
-    found = columns @ rows.inputs(node, image, answer, places).transpose(0, 2, 1)
-    np.testing.assert_allclose(found, rows.answers(node, answer, places), atol=2e-5)
-    np.testing.assert_array_equal(rows.weight(node, columns, weight.shape), weight)
+    columns = im2col.weight_matrix(node, weight).astype(np.float32)
+    found = columns @ im2col.gather_inputs(node, image, answer, places).transpose(0, 2, 1)
+    np.testing.assert_allclose(found, im2col.gather_outputs(node, answer, places), atol=2e-5)
+    np.testing.assert_array_equal(im2col.restore_weight(node, columns, weight.shape), weight)
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
@@ -101,4 +101,4 @@ def test_groups_of_a_transposed_convolution_have_their_steps_in_common() -> None
         w=(4, 3, 2, 2),
     )
     steps = np.array([1.0, 2.0, 3.0], np.float32)
-    assert rows.channels(net.graph[0], steps, 3).tolist() == [[1, 2, 3], [1, 2, 3]]
+    assert im2col.per_output(net.graph[0], steps, 3).tolist() == [[1, 2, 3], [1, 2, 3]]

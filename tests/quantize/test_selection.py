@@ -4,11 +4,11 @@ import onnx_ir as ir
 import pytest
 
 from qconvert import backends
-from qconvert.errors import UsageError
-from qconvert.graph.observed import observe
+from qconvert.core.errors import UsageError
+from qconvert.graph.observed_tensors import find_observed_tensors
 from qconvert.graph.simplify import infer_shapes
-from qconvert.quantize.placement import place
-from qconvert.quantize.selection import Selection, left_out
+from qconvert.quantize.placement import place_quantizers
+from qconvert.quantize.selection import Selection, find_excluded_nodes
 from tests.models import floats, from_text
 
 # Two stems meet in `sum`; after `middle` the graph parts into two heads.
@@ -47,7 +47,7 @@ def net() -> ir.Model:
 def reasons(
     exclude: tuple[str, ...] = (), only: tuple[str, ...] = (), keep: tuple[str, ...] = ()
 ) -> dict[str, str]:
-    return left_out(net().graph, Selection(exclude, only, keep), OPERATORS)
+    return find_excluded_nodes(net().graph, Selection(exclude, only, keep), OPERATORS)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_layer_beside_a_longer_branch_is_neither_first_nor_last() -> None:
     for node in model.graph:
         node.name = node.outputs[0].name
     kept = {
-        end: set(left_out(model.graph, Selection(keep=(end,)), OPERATORS))
+        end: set(find_excluded_nodes(model.graph, Selection(keep=(end,)), OPERATORS))
         for end in ("first", "last")
     }
     assert kept == {"first": {"a"}, "last": {"y"}}
@@ -143,10 +143,12 @@ def test_a_name_with_brackets_stands_for_itself() -> None:
 @pytest.mark.parametrize("backend", ["cpu", "tensorrt"])
 @pytest.mark.parametrize("pattern", ["Conv", "middle"])
 def test_a_convolution_that_only_names_is_quantized(backend: str, pattern: str) -> None:
-    scheme = backends.wants(backend).scheme
+    scheme = backends.requirements(backend).scheme
     assert scheme is not None
     model = wide()
-    layers = place(model, scheme, observe(model), Selection(only=(pattern,)))
+    layers = place_quantizers(
+        model, scheme, find_observed_tensors(model), Selection(only=(pattern,))
+    )
     assert layers["middle"].left == ""
     assert layers["after"].left == "`--only` does not name it"
 

@@ -7,21 +7,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qconvert import onnx_io
 from qconvert.backends.ort import open_cpu
-from qconvert.errors import QConvertError
+from qconvert.core import onnx_io
+from qconvert.core.errors import QConvertError
+from qconvert.core.scales import (
+    FloatArray,
+    Grid,
+    PerChannel,
+    QuantParams,
+    Range,
+    choose_qparams_for_bounds,
+    fake_quantize,
+    quantize,
+)
 from qconvert.quantize import weights
-from qconvert.quantize.plan import Layer, Plan, Weight
-from qconvert.quantize.rewrite import apply
-from qconvert.scales import Floats, Grid, PerChannel, Range, Scale, over, quantize, rounded
+from qconvert.quantize.apply_plan import apply_plan
+from qconvert.quantize.plan import LayerPlan, Plan, WeightSlot
 from tests.models import floats, from_text
 
 GRID = Grid(8)
-METHODS = sorted(weights.METHODS)
+METHODS = sorted(weights.WEIGHT_METHODS)
 
 
 @st.composite
-def arrays(draw: st.DrawFn) -> tuple[Floats, int]:
+def arrays(draw: st.DrawFn) -> tuple[FloatArray, int]:
     """Draw a weight with channels of every spread, some with outliers, and its channel axis."""
     shape = tuple(draw(st.lists(st.integers(1, 6), min_size=2, max_size=4)))
     axis = draw(st.integers(0, len(shape) - 1))
@@ -31,23 +40,23 @@ def arrays(draw: st.DrawFn) -> tuple[Floats, int]:
     return (array * 10.0 ** random.integers(-6, 6, sizes)).astype(np.float32), axis
 
 
-def errors(array: Floats, scale: Scale, axis: int) -> list[float]:
+def errors(array: FloatArray, scale: QuantParams, axis: int) -> list[float]:
     """Return the squared error of each channel."""
-    lost = np.square(rounded(array, scale).astype(np.float64) - array)
+    lost = np.square(fake_quantize(array, scale).astype(np.float64) - array)
     return [float(each.sum()) for each in np.moveaxis(lost, axis, 0)]
 
 
 @settings(deadline=None)
 @given(arrays(), st.integers(4, 8))
 def test_minmax_reaches_to_the_largest_weight_of_each_channel(
-    given_array: tuple[Floats, int], bits: int
+    given_array: tuple[FloatArray, int], bits: int
 ) -> None:
     array, axis = given_array
-    scale = weights.minmax(array, Grid(bits), axis)
+    scale = weights.minmax_scale(array, Grid(bits), axis)
     largest = [np.abs(channel).max() for channel in np.moveaxis(array, axis, 0)]
     assert scale.granularity == PerChannel(axis)
-    assert not scale.zeros.any()
-    assert scale.steps.tolist() == pytest.approx(
+    assert not scale.zero_point.any()
+    assert scale.scale.tolist() == pytest.approx(
         [max(each / (2 ** (bits - 1) - 1), 2.0**-40) for each in largest]
     )
 
@@ -55,13 +64,16 @@ def test_minmax_reaches_to_the_largest_weight_of_each_channel(
 @settings(deadline=None)
 @given(arrays(), st.integers(4, 8))
 def test_mse_is_the_best_reach_of_each_channel_and_never_worse_than_minmax(
-    given_array: tuple[Floats, int], bits: int
+    given_array: tuple[FloatArray, int], bits: int
 ) -> None:
     array, axis = given_array
-    found = errors(array, weights.mse(array, Grid(bits), axis), axis)
+    found = errors(array, weights.mse_scale(array, Grid(bits), axis), axis)
     for channel, error in zip(np.moveaxis(array, axis, 0), found, strict=True):
         largest = float(np.abs(channel).max())
-        tried = [over(-each, each, Grid(bits), PerChannel(0)) for each in ends(largest)]
+        tried = [
+            choose_qparams_for_bounds(-each, each, Grid(bits), PerChannel(0))
+            for each in ends(largest)
+        ]
         least = min(errors(channel[np.newaxis], scale, 0)[0] for scale in tried)
         assert error <= least * (1 + 1e-5)
         assert error <= errors(channel[np.newaxis], tried[0], 0)[0] * (1 + 1e-5)
@@ -74,8 +86,10 @@ def ends(largest: float) -> list[NDArray[np.float64]]:
 def test_mse_cuts_off_a_lone_large_weight_where_that_is_better() -> None:
     array = np.stack([floats(4000), floats(4000, seed=1)])
     array[1, 7] = 9.0
-    plain, best = (method(array, Grid(4), 0) for method in (weights.minmax, weights.mse))
-    assert best.steps[1] < plain.steps[1]
+    plain, best = (
+        method(array, Grid(4), 0) for method in (weights.minmax_scale, weights.mse_scale)
+    )
+    assert best.scale[1] < plain.scale[1]
     assert errors(array, best, 0)[1] < 0.9 * errors(array, plain, 0)[1]
 
 
@@ -86,7 +100,7 @@ def test_a_channel_does_not_depend_on_its_neighbours(method: str, axis: int) -> 
     changed = np.moveaxis(array.copy(), axis, 0)
     changed[2] *= 50
     before, after = (
-        weights.METHODS[method](each, GRID, axis, "fp32").steps
+        weights.WEIGHT_METHODS[method](each, GRID, axis, "fp32").scale
         for each in (array, np.moveaxis(changed, 0, axis))
     )
     assert (before != after).tolist() == [place == 2 for place in range(len(before))]
@@ -94,7 +108,9 @@ def test_a_channel_does_not_depend_on_its_neighbours(method: str, axis: int) -> 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_axis_may_be_counted_from_the_end(method: str) -> None:
-    found = [weights.METHODS[method](floats(4, 6), GRID, axis, "fp32").steps for axis in (1, -1)]
+    found = [
+        weights.WEIGHT_METHODS[method](floats(4, 6), GRID, axis, "fp32").scale for axis in (1, -1)
+    ]
     assert found[0].tolist() == found[1].tolist()
 
 
@@ -104,41 +120,41 @@ def test_a_large_weight_is_looked_at_in_parts_that_do_not_grow_with_it(
 ) -> None:
     array, sizes = floats(60, 40, 3), []
 
-    def watched(values: Floats, scale: Scale) -> Floats:
+    def watched(values: FloatArray, scale: QuantParams) -> FloatArray:
         sizes.append(values.size)
-        return rounded(values, scale)
+        return fake_quantize(values, scale)
 
-    whole = weights.mse(array, GRID, axis)
+    whole = weights.mse_scale(array, GRID, axis)
     monkeypatch.setattr(weights, "rounded", watched)
-    monkeypatch.setattr(weights, "MOST_VALUES", 500)
-    in_parts = weights.mse(array, GRID, axis)
-    assert np.array_equal(whole.steps, in_parts.steps)
+    monkeypatch.setattr(weights, "MAX_VALUES_AT_A_TIME", 500)
+    in_parts = weights.mse_scale(array, GRID, axis)
+    assert np.array_equal(whole.scale, in_parts.scale)
     assert max(sizes) < 600  # a part is of whole channels
-    assert sum(sizes) == len(weights.REACHES) * array.size
+    assert sum(sizes) == len(weights.SCALE_FRACTIONS) * array.size
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_channel_of_zeros_stays_zero(method: str) -> None:
     array = floats(3, 4, 2)
     array[1] = 0
-    scale = weights.METHODS[method](array, GRID, 0, "fp32")
-    assert scale.steps[1] > 0
-    np.testing.assert_array_equal(rounded(array, scale)[1], 0)
-    assert np.abs(rounded(array, scale) - array).max() < 0.02
+    scale = weights.WEIGHT_METHODS[method](array, GRID, 0, "fp32")
+    assert scale.scale[1] > 0
+    np.testing.assert_array_equal(fake_quantize(array, scale)[1], 0)
+    assert np.abs(fake_quantize(array, scale) - array).max() < 0.02
 
 
 @pytest.mark.parametrize("steps_in", ["fp16", "bf16"])
 @pytest.mark.parametrize("method", METHODS)
 def test_steps_are_exact_in_the_type_of_the_rest(method: str, steps_in: str) -> None:
     kind = {"fp16": np.dtype(np.float16), "bf16": ir.DataType.BFLOAT16.numpy()}[steps_in]
-    steps = weights.METHODS[method](floats(40, 9), GRID, 0, steps_in).steps
+    steps = weights.WEIGHT_METHODS[method](floats(40, 9), GRID, 0, steps_in).scale
     np.testing.assert_array_equal(steps, steps.astype(kind).astype(np.float32))
 
 
 @pytest.mark.parametrize(("bits", "kind"), [(4, "int4"), (5, "int8"), (8, "int8")])
 def test_integers_are_those_of_the_scale_in_the_narrowest_type(bits: int, kind: str) -> None:
-    array, scale = floats(3, 5), weights.minmax(floats(3, 5), Grid(bits), 0)
-    stored = weights.integers(array, scale)
+    array, scale = floats(3, 5), weights.minmax_scale(floats(3, 5), Grid(bits), 0)
+    stored = weights.quantize_weight(array, scale)
     assert stored.dtype.name == kind
     np.testing.assert_array_equal(stored.astype(np.int32), quantize(array, scale))
 
@@ -149,14 +165,14 @@ def test_a_weight_that_is_not_finite_is_refused_with_its_name_and_its_nodes(wron
     array[1, 2], array[3, 0] = wrong, wrong
     model = conv(array, floats(4))
     with pytest.raises(QConvertError, match=r"`w` of `head`.* 2 values that are not finite"):
-        apply(model, plan(model, 1.0))
+        apply_plan(model, plan(model, 1.0))
 
 
 @pytest.mark.parametrize("wrong", [np.nan, -np.inf])
 def test_a_bias_that_is_not_finite_is_refused_with_its_name(wrong: float) -> None:
     model = conv(floats(4, 3, 1, 1), np.array([1, wrong, 2, 3], dtype=np.float32))
     with pytest.raises(QConvertError, match="`b` of `head`"):
-        apply(model, plan(model, 1.0))
+        apply_plan(model, plan(model, 1.0))
 
 
 @settings(deadline=None)
@@ -165,13 +181,15 @@ def test_a_bias_has_room_and_a_channel_that_had_it_keeps_its_step(
     channels: int, seed: int, exponent: int, step: float
 ) -> None:
     bias = floats(channels, seed=seed) * np.float32(10.0**exponent)
-    before = over(-np.ones(channels), np.ones(channels) * 0.5, GRID, PerChannel(0))
-    after = weights.room_for_bias(before, bias, step)
-    integers = np.abs(bias.astype(np.float64)) / (step * after.steps.astype(np.float64))
+    before = choose_qparams_for_bounds(
+        -np.ones(channels), np.ones(channels) * 0.5, GRID, PerChannel(0)
+    )
+    after = weights.widen_for_bias(before, bias, step)
+    integers = np.abs(bias.astype(np.float64)) / (step * after.scale.astype(np.float64))
     assert integers.max() <= 2.0**30 * (1 + 2.0**-23)
-    had = np.abs(bias.astype(np.float64)) / (step * before.steps.astype(np.float64)) <= 2.0**30
-    np.testing.assert_array_equal(after.steps == before.steps, had)
-    assert (after.steps >= before.steps).all()
+    had = np.abs(bias.astype(np.float64)) / (step * before.scale.astype(np.float64)) <= 2.0**30
+    np.testing.assert_array_equal(after.scale == before.scale, had)
+    assert (after.scale >= before.scale).all()
     assert (after.granularity, after.grid) == (before.granularity, before.grid)
 
 
@@ -180,7 +198,7 @@ def test_a_bias_has_room_and_a_channel_that_had_it_keeps_its_step(
 def test_a_bias_becomes_the_nearest_integers_of_its_steps(seed: int, exponent: int) -> None:
     bias, steps = floats(6, seed=seed), np.abs(floats(6, seed=seed + 1)) + np.float32(1e-3)
     bias *= np.float32(10.0**exponent)
-    found = weights.integer_bias(bias, steps)
+    found = weights.quantize_bias(bias, steps)
     assert found.dtype == np.int32
     assert found.tolist() == [round(float(b) / float(s)) for b, s in zip(bias, steps, strict=True)]
 
@@ -188,10 +206,10 @@ def test_a_bias_becomes_the_nearest_integers_of_its_steps(seed: int, exponent: i
 def test_a_bias_beyond_32_bits_stops_at_their_ends() -> None:
     far = np.array([1e30, -1e30, 1.5, -2.5], dtype=np.float32)
     wanted = [2**31 - 1, -(2**31), 2, -2]
-    assert weights.integer_bias(far, np.ones(4, dtype=np.float32)).tolist() == wanted
+    assert weights.quantize_bias(far, np.ones(4, dtype=np.float32)).tolist() == wanted
 
 
-def conv(weight: Floats, bias: Floats) -> ir.Model:
+def conv(weight: FloatArray, bias: FloatArray) -> ir.Model:
     made = from_text(
         '<ir_version: 10, opset_import: ["": 20]>\n'
         f"net (float[N, {weight.shape[1]}, 4, 4] x) => (float[N, {len(bias)}, 4, 4] y) "
@@ -205,7 +223,7 @@ def conv(weight: Floats, bias: Floats) -> ir.Model:
 
 def plan(model: ir.Model, largest: float) -> Plan:
     activations = Grid(8, symmetric=False, signed=False)
-    layers = {"head": Layer("Conv", inputs=(0,), weight=Weight(1, 0))}
+    layers = {"head": LayerPlan("Conv", inputs=(0,), weight=WeightSlot(1, 0))}
     ranges = {"x": Range(-largest, largest)}
     return Plan(
         onnx_io.fingerprint(model), "cpu", "mse", "mse", activations, GRID, True, layers, ranges
@@ -219,7 +237,7 @@ def test_channels_of_tiny_weights_and_large_biases_answer_as_in_float(size: floa
     bias = np.array([0.5, -3.0, 700.0, -9e4, 0.0, 1e-4], dtype=np.float32)
     model, images = conv(weight, bias), floats(3, 5, 4, 4, seed=4)
     images /= np.abs(images).max()
-    rewritten = apply(model, plan(model, 1.0))
+    rewritten = apply_plan(model, plan(model, 1.0))
     stored = {name: each.const_value for name, each in rewritten.graph.initializers.items()}
     scales = [each.numpy() for each in map(stored.get, ("x_scale", "w_scale", "b_scale")) if each]
     np.testing.assert_array_equal(scales[2], scales[0] * scales[1])

@@ -12,16 +12,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qconvert import config_file, onnx_io
 from qconvert.backends.ort import open_cpu
-from qconvert.calibrate import ranges_file
-from qconvert.feeds import Feeds
-from qconvert.graph.half import half
-from qconvert.pipeline.calibrate import Job, calibrate
-from qconvert.pipeline.halves import largest
-from qconvert.pipeline.progress import Progress
-from qconvert.quantize import plan as plans
-from qconvert.store import Store
+from qconvert.calibrate import calibration_file
+from qconvert.core import config_file, onnx_io
+from qconvert.core.cache import Cache
+from qconvert.core.progress import Progress
+from qconvert.core.tensors import Tensors
+from qconvert.graph.fp16.convert import convert_to_half
+from qconvert.quantize import plan_files
+from qconvert.run.calibrate import CalibrationRequest, calibrate
+from qconvert.run.quantize_model import max_magnitudes
 from tests import strongly_typed, zoo
 from tests.conftest import Outcome, write
 
@@ -42,7 +42,7 @@ class Case:
     model: ir.Model
     path: Path
     calibration: Path
-    feeds: Feeds
+    feeds: Tensors
 
 
 @pytest.fixture(scope="module", params=zoo.NETS)
@@ -56,7 +56,12 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     np.savez(folder / "images.npz", **arrays)
     path, calibration = write(model, folder / "net.onnx"), folder / "calibration.npz"
     given = {"model": str(path), "calibration.images": folder / "images.npz"}
-    calibrate(config_file.load(None, given), Job(calibration), Store(folder / "store"), quiet)
+    calibrate(
+        config_file.load(None, given),
+        CalibrationRequest(calibration),
+        Cache(folder / "store"),
+        quiet,
+    )
     return Case(model, path, calibration, {image.name: zoo.images(side, 4, seed=6)})
 
 
@@ -69,7 +74,9 @@ def test_it_builds_in_fp32(case: Case) -> None:
 
 
 def test_it_builds_in_fp16_and_answers_alike(case: Case) -> None:
-    halved = half(case.model, "fp16", largest(case.model, ranges_file.load(case.calibration)))
+    halved = convert_to_half(
+        case.model, "fp16", max_magnitudes(case.model, calibration_file.load(case.calibration))
+    )
     layers = [node for node in halved.model.graph if node.op_type in COMPUTING]
     floating = {node.name for node in layers if node.outputs[0].dtype is not ir.DataType.FLOAT16}
     assert floating <= halved.islands.keys()
@@ -84,7 +91,7 @@ def test_it_builds_in_int8_and_fp16_as_planned(
     given = ["--calibration", case.calibration, "--backend", "tensorrt", "--rest", "fp16"]
     done = qconvert("quantize", case.path, *given, "-o", out, "--plan-out", written)
     assert done.code == 0, done.err
-    model, plan = onnx_io.load(out), plans.load(written)
+    model, plan = onnx_io.load(out), plan_files.read_plan(written)
     planned = {name for name, layer in plan.layers.items() if layer.op in COMPUTING}
     planned -= {name for name, layer in plan.layers.items() if layer.left}
     nodes = [node for node in model.graph if node.name in planned]

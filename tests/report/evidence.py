@@ -2,18 +2,18 @@
 
 from dataclasses import replace
 
-from qconvert.measure.classified import Changed, Shift
-from qconvert.measure.layers import Layer
-from qconvert.report.evidence import (
+from qconvert.measure.accuracy import ChangedPrediction, RecallShift
+from qconvert.measure.evidence import (
     Evidence,
     FeatureMap,
-    KeptRange,
-    MapRow,
+    FeatureMapRow,
+    MethodInterval,
     TensorRange,
     Thumbnail,
     WeightRange,
 )
-from qconvert.report.model import Covered, Report
+from qconvert.measure.layer_errors import LayerError
+from qconvert.report.model import OperatorCoverage, Report
 from tests.report import reports
 
 PNG = bytes.fromhex(
@@ -22,9 +22,11 @@ PNG = bytes.fromhex(
 )
 
 
-def layer(name: str, made: float, arriving: float, precision: str = "int8") -> Layer:
+def layer(name: str, made: float, arriving: float, precision: str = "int8") -> LayerError:
     clipped = None if precision == "fp16" else 0.25
-    return Layer(f"{name}_out", name, "Conv", precision, arriving, made, 0.999, clipped, clipped)
+    return LayerError(
+        f"{name}_out", name, "Conv", precision, arriving, made, 0.999, clipped, clipped
+    )
 
 
 def explained(name: str = "/block/Conv", image: str = "a/b.jpg") -> Report:
@@ -36,8 +38,8 @@ def explained(name: str = "/block/Conv", image: str = "a/b.jpg") -> Report:
     assert int8.accuracy is not None
     answers = replace(
         int8.accuracy,
-        changed=(Changed(image, 3, 3, 4, 12.5, 1.25),),
-        shifts=(Shift(3, 100.0, 50.0, 2),),
+        changed=(ChangedPrediction(image, 3, 3, 4, 12.5, 1.25),),
+        shifts=(RecallShift(3, 100.0, 50.0, 2),),
     )
     return reports.report(
         fp32,
@@ -46,7 +48,7 @@ def explained(name: str = "/block/Conv", image: str = "a/b.jpg") -> Report:
             int8,
             layers=(*integers, exact),
             accuracy=answers,
-            operators=(Covered("Conv", 58, 58), Covered("Gemm", 2, 0)),
+            operators=(OperatorCoverage("Conv", 58, 58), OperatorCoverage("Gemm", 2, 0)),
         ),
         evidence=Evidence(
             ranges=(
@@ -58,8 +60,8 @@ def explained(name: str = "/block/Conv", image: str = "a/b.jpg") -> Report:
                     low=-2.0,
                     high=6.0,
                     shares=(0.0, 0.25, 0.5, 0.2, 0.0499, 0.0001),
-                    kept=(KeptRange("minmax", -2.0, 6.0), KeptRange("mse", -1.5, 4.5)),
-                    chosen=KeptRange("mse", -1.5, 4.5),
+                    kept=(MethodInterval("minmax", -2.0, 6.0), MethodInterval("mse", -1.5, 4.5)),
+                    chosen=MethodInterval("mse", -1.5, 4.5),
                     step=0.0235,
                     clipped=0.01,
                 ),
@@ -73,9 +75,9 @@ def explained(name: str = "/block/Conv", image: str = "a/b.jpg") -> Report:
                     picture="analysis/features/00.png",
                     channels=(4, 2),
                     rows=(
-                        MapRow("fp32"),
-                        MapRow("cpu-int8", sqnr_db=22.5),
-                        MapRow("cpu-int8", True),
+                        FeatureMapRow("fp32"),
+                        FeatureMapRow("cpu-int8", sqnr_db=22.5),
+                        FeatureMapRow("cpu-int8", True),
                     ),
                     low=0.0,
                     high=6.0,

@@ -5,7 +5,14 @@ from typing import Any, Literal
 
 from qconvert.measure.accuracy import Accuracy
 from qconvert.measure.latency import Latency
-from qconvert.report.model import EngineInfo, Images, Memory, Report, Unquantized, Variant
+from qconvert.report.model import (
+    EngineInfo,
+    ImageSetInfo,
+    MemoryUse,
+    Report,
+    UnquantizedNode,
+    VariantResult,
+)
 
 CPU = {"CPUExecutionProvider": 60}
 NO_GPU = "no RTX GPU here"
@@ -33,14 +40,16 @@ def alike(agreement: float | None, sqnr_db: float, **more: Any) -> Accuracy:
     return Accuracy(agreement=agreement, sqnr_db=sqnr_db, **more)
 
 
-def variant(name: str, megabytes: float, ms: float | None, **more: Any) -> Variant:
+def variant(name: str, megabytes: float, ms: float | None, **more: Any) -> VariantResult:
     """Return a variant named as its backend and precision are."""
     backend, precision = name.rsplit("-", 1)
     timed = () if ms is None else (took(ms), took(ms * 7, 8))
-    return Variant(name, backend, precision, engine(name, megabytes), **{"latency": timed, **more})
+    return VariantResult(
+        name, backend, precision, engine(name, megabytes), **{"latency": timed, **more}
+    )
 
 
-def report(*variants: Variant, **more: Any) -> Report:
+def report(*variants: VariantResult, **more: Any) -> Report:
     made: dict[str, Any] = {
         "tool": "qconvert 0.1.0",
         "created": "2026-11-21T14:02:11Z",
@@ -52,14 +61,14 @@ def report(*variants: Variant, **more: Any) -> Report:
         "baseline_bytes": 18_600_000,
         "variants": variants,
         "seconds": {"export": 4.1, "build": 12.0},
-        "calibration": Images("calib", 200, "cd" * 32),
-        "evaluation": Images("val", 300, "ef" * 32),
+        "calibration": ImageSetInfo("calib", 200, "cd" * 32),
+        "evaluation": ImageSetInfo("val", 300, "ef" * 32),
     }
     return Report(**{**made, **more})
 
 
-def cpu() -> tuple[Variant, ...]:
-    left = tuple(Unquantized(f"/head/{n}", "Gemm", "answers in float") for n in range(2))
+def cpu() -> tuple[VariantResult, ...]:
+    left = tuple(UnquantizedNode(f"/head/{n}", "Gemm", "answers in float") for n in range(2))
     exact = scored(88.33, 0.0, agreement=100.0, sqnr_db=float("inf"), kl=0.0)
     return (
         variant("cpu-fp32", 18.7, 24.0, accuracy=exact, by_provider=CPU, by_precision={"fp32": 60}),
@@ -73,7 +82,7 @@ def cpu() -> tuple[Variant, ...]:
             quantized=58,
             candidates=60,
             left=left,
-            memory=Memory(peak_rss_bytes=90_000_000),
+            memory=MemoryUse(peak_rss_bytes=90_000_000),
         ),
     )
 

@@ -7,26 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from qconvert.config import Gate
-from qconvert.errors import QConvertError, UsageError
-from qconvert.report import as_json
-from qconvert.report.conclude import conclude
+from qconvert.core.config import GateConfig
+from qconvert.core.errors import QConvertError, UsageError
+from qconvert.report import json_file
 from qconvert.report.model import Report
+from qconvert.report.verdict import conclude
 from tests.report import reports
 from tests.report.test_tables import SHAPES
 
 
 @pytest.mark.parametrize("shape", SHAPES.values())
 def test_a_report_comes_back_as_it_was(shape: Callable[[], Report]) -> None:
-    report = conclude(shape(), Gate(max_drop=1.0))
-    text = as_json.dumps(report)
-    again = as_json.loads(text, "report.json")
+    report = conclude(shape(), GateConfig(max_drop=1.0))
+    text = json_file.dumps(report)
+    again = json_file.loads(text, "report.json")
     assert again == report
-    assert as_json.dumps(again) == text
+    assert json_file.dumps(again) == text
 
 
 def test_fields_have_the_names_that_scripts_read() -> None:
-    told = json.loads(as_json.dumps(conclude(reports.measured(), Gate(max_drop=1.0))))
+    told = json.loads(json_file.dumps(conclude(reports.measured(), GateConfig(max_drop=1.0))))
     assert next(iter(told)) == "schema"
     int8 = told["variants"][2]
     assert (int8["name"], int8["backend"], int8["precision"]) == ("cpu-int8", "cpu", "int8")
@@ -45,7 +45,7 @@ def test_fields_have_the_names_that_scripts_read() -> None:
 
 
 def test_a_latency_has_every_sample_and_what_follows() -> None:
-    first = as_json.to_json(reports.measured())["variants"][2]["latency"][0]
+    first = json_file.to_json(reports.measured())["variants"][2]["latency"][0]
     assert first["samples_ms"] == [9.9, 10.0, 10.1, 9.8, 10.2]
     assert (first["batch"], first["device_only"]) == (1, False)
     assert (first["median_ms"], first["min_ms"]) == (10.0, 9.8)
@@ -57,32 +57,32 @@ def test_a_latency_has_every_sample_and_what_follows() -> None:
 
 def test_numbers_that_json_lacks_are_null_and_named() -> None:
     report = reports.with_int8(latency=(reports.took(float("nan")),))
-    told = json.loads(as_json.dumps(report))
+    told = json.loads(json_file.dumps(report))
     assert told["variants"][0]["accuracy"]["sqnr_db"] is None
     assert told["not_finite"]["/variants/0/accuracy/sqnr_db"] == "inf"
     assert told["not_finite"]["/variants/2/latency/0/samples_ms/1"] == "nan"
-    assert as_json.loads(as_json.dumps(report), "x").variants[0].accuracy == (
+    assert json_file.loads(json_file.dumps(report), "x").variants[0].accuracy == (
         report.variants[0].accuracy
     )
 
 
 def test_odd_keys_survive() -> None:
     report = replace(reports.measured(), config={"a/b~c": [1.0]}, seconds={"a/b~c": float("inf")})
-    assert as_json.loads(as_json.dumps(report), "x") == report
+    assert json_file.loads(json_file.dumps(report), "x") == report
 
 
 def test_what_a_later_version_adds_is_passed_over() -> None:
-    told = as_json.to_json(reports.regression())
+    told = json_file.to_json(reports.regression())
     told["layers"] = [{"sqnr": 1.0}]
     told["variants"][0]["colour"] = "blue"
     text = json.dumps({**told, "not_finite": {}})
-    assert as_json.loads(text, "x").variants[1] == reports.regression().variants[1]
+    assert json_file.loads(text, "x").variants[1] == reports.regression().variants[1]
 
 
 def test_another_schema_is_refused() -> None:
-    text = as_json.dumps(reports.measured()).replace('"schema": 2', '"schema": 7')
+    text = json_file.dumps(reports.measured()).replace('"schema": 2', '"schema": 7')
     with pytest.raises(QConvertError, match="has report schema 7") as caught:
-        as_json.loads(text, "run/report.json")
+        json_file.loads(text, "run/report.json")
     assert "version" in caught.value.hint
 
 
@@ -92,13 +92,13 @@ def test_another_schema_is_refused() -> None:
 )
 def test_what_is_no_report_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is not a report"):
-        as_json.loads(text, "x.json")
+        json_file.loads(text, "x.json")
 
 
 def test_a_damaged_report_names_the_field() -> None:
-    text = as_json.dumps(reports.measured()).replace('"backend": "cpu"', '"backend": 5')
+    text = json_file.dumps(reports.measured()).replace('"backend": "cpu"', '"backend": 5')
     with pytest.raises(UsageError) as caught:
-        as_json.loads(text, "x.json")
+        json_file.loads(text, "x.json")
     assert caught.value.details[0].startswith("variants.0.backend")
 
 
@@ -106,15 +106,15 @@ def test_a_damaged_report_names_the_field() -> None:
     "pointers", ['{"/variants/99/x": "inf"}', '{"nowhere": "inf"}', '{"/tool": "much"}', "[1]"]
 )
 def test_pointers_to_nowhere_are_refused(pointers: str) -> None:
-    told = as_json.to_json(reports.unrated())
+    told = json_file.to_json(reports.unrated())
     text = json.dumps(told)[:-1] + f', "not_finite": {pointers}}}'
     with pytest.raises(UsageError):
-        as_json.loads(text, "x.json")
+        json_file.loads(text, "x.json")
 
 
 def test_a_missing_file_has_a_hint(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read") as caught:
-        as_json.load(tmp_path / "report.json")
+        json_file.load(tmp_path / "report.json")
     assert "qconvert build" in caught.value.hint
-    (tmp_path / "report.json").write_text(as_json.dumps(reports.measured()), encoding="utf-8")
-    assert as_json.load(tmp_path / "report.json") == reports.measured()
+    (tmp_path / "report.json").write_text(json_file.dumps(reports.measured()), encoding="utf-8")
+    assert json_file.load(tmp_path / "report.json") == reports.measured()

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from qconvert import config_file, onnx_io
-from qconvert.config import Gate
-from qconvert.errors import UsageError
+from qconvert.core import config_file, onnx_io
+from qconvert.core.config import GateConfig
+from qconvert.core.errors import UsageError
 from qconvert.images.preprocess import PRESETS, Preprocess
-from qconvert.report.card import card
-from qconvert.report.conclude import conclude
 from qconvert.report.model import Report
+from qconvert.report.model_card import render_card
+from qconvert.report.verdict import conclude
 from tests import models
 from tests.report import reports
 
@@ -58,29 +58,29 @@ model-index:
 
 def concluded(preprocess: Preprocess | None = IMAGENET) -> Report:
     settings = {} if preprocess is None else preprocess.to_dict()
-    return conclude(replace(reports.measured(), preprocess=settings), Gate())
+    return conclude(replace(reports.measured(), preprocess=settings), GateConfig())
 
 
 def test_the_front_matter_has_what_a_hub_reads() -> None:
-    assert card(concluded(), base_model="me/lite0").startswith(FRONT)
+    assert render_card(concluded(), base_model="me/lite0").startswith(FRONT)
 
 
 def test_a_base_model_that_is_not_known_is_left_open() -> None:
-    shown = card(concluded())
+    shown = render_card(concluded())
     assert "\n# base_model: OWNER/NAME" in shown
     assert "\nbase_model:" not in shown
 
 
 def test_fp32_is_not_called_quantized() -> None:
-    assert "quantized\n" not in card(concluded(), "cpu-fp32").split("---")[1]
+    assert "quantized\n" not in render_card(concluded(), "cpu-fp32").split("---")[1]
 
 
 def test_without_labels_there_is_no_index() -> None:
-    assert "model-index" not in card(conclude(reports.unlabelled(), Gate()))
+    assert "model-index" not in render_card(conclude(reports.unlabelled(), GateConfig()))
 
 
 def test_it_says_how_it_was_made_and_measured() -> None:
-    shown = card(concluded())
+    shown = render_card(concluded())
     assert "58 of 60 operators that could be are quantized to INT8." in shown
     assert "Ranges were measured on 200 images of `calib`." in shown
     assert "Accuracy was measured on 300 images of `val`." in shown
@@ -90,13 +90,13 @@ def test_it_says_how_it_was_made_and_measured() -> None:
 
 def test_images_without_labels_are_told_apart() -> None:
     found = reports.scored(88.0, -0.3, images=1000, labelled=200)
-    shown = card(conclude(reports.with_int8(accuracy=found), Gate()))
+    shown = render_card(conclude(reports.with_int8(accuracy=found), GateConfig()))
     assert "Accuracy was measured on 200 labelled of 1000 images of `val`." in shown
     assert "- Accuracy was measured on 200 labelled of 1000 images; others" in shown
 
 
 def test_preprocessing_is_in_words_and_as_settings(tmp_path: Path) -> None:
-    shown = card(concluded())
+    shown = render_card(concluded())
     assert (
         "RGB, the shorter side resized to 256 with an antialiased bilinear filter, "
         "224×224 cut from the centre, divided by 255, minus the mean 0.485, 0.456, 0.406, "
@@ -116,14 +116,14 @@ def test_preprocessing_is_in_words_and_as_settings(tmp_path: Path) -> None:
     ],
 )
 def test_other_preprocessing_in_words(preprocess: Preprocess | None, words: str) -> None:
-    assert words in card(concluded(preprocess))
+    assert words in render_card(concluded(preprocess))
 
 
 def test_the_code_runs(tmp_path: Path) -> None:
     folder = tmp_path / "engines" / "cpu-int8"
     folder.mkdir(parents=True)
     onnx_io.save(models.tiny(), folder / "model.onnx")
-    lines = code(card(concluded()), "python")
+    lines = code(render_card(concluded()), "python")
     assert len(lines.splitlines()) == 5
     names: dict[str, Any] = {}
     # In the folder of the run, as every test has one of its own.
@@ -135,31 +135,33 @@ def test_an_engine_that_is_no_onnx_file_has_no_onnx_code() -> None:
     fp32, fp16, int8 = reports.cpu()
     assert int8.engine is not None
     plan = replace(int8, engine=replace(int8.engine, files=("int8.engine",)))
-    shown = card(conclude(reports.report(fp32, fp16, plan), Gate()))
+    shown = render_card(conclude(reports.report(fp32, fp16, plan), GateConfig()))
     assert "InferenceSession" not in shown
     assert "`engines/cpu-int8/int8.engine` is no ONNX file" in shown
     gone = replace(int8, engine=None)
-    assert "There is no engine to run." in card(reports.report(gone), "cpu-int8")
+    assert "There is no engine to run." in render_card(reports.report(gone), "cpu-int8")
 
 
 def test_names_of_models_are_quoted() -> None:
     odd = replace(concluded(), model='runs/a "b": c.onnx')
-    front = card(odd).split("---")[1]
+    front = render_card(odd).split("---")[1]
     assert json.dumps('a "b": c-cpu-int8') in front
 
 
 @pytest.mark.parametrize("model", ["runs/lite0.onnx", "lite0.pt2", "timm:lite0", "nets.zoo:lite0"])
 def test_models_are_called_by_their_name(model: str) -> None:
-    assert "# lite0, INT8" in card(replace(concluded(), model=model))
+    assert "# lite0, INT8" in render_card(replace(concluded(), model=model))
 
 
 def test_a_card_is_about_a_variant_that_is_there() -> None:
     with pytest.raises(UsageError, match="no variant `gpu-int8`") as caught:
-        card(concluded(), "gpu-int8")
+        render_card(concluded(), "gpu-int8")
     assert "`cpu-int8`" in caught.value.hint
     with pytest.raises(UsageError, match="no variant came out best"):
-        card(conclude(reports.unrated(), Gate()))
-    assert "# lite0, FP16 for `cpu`" in card(conclude(reports.unrated(), Gate()), "cpu-fp16")
+        render_card(conclude(reports.unrated(), GateConfig()))
+    assert "# lite0, FP16 for `cpu`" in render_card(
+        conclude(reports.unrated(), GateConfig()), "cpu-fp16"
+    )
 
 
 def code(shown: str, language: str) -> str:

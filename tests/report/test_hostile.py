@@ -9,14 +9,14 @@ import pydantic
 import pytest
 from markdown_it import MarkdownIt
 
-from qconvert.config import Gate
-from qconvert.report import as_json
-from qconvert.report.card import card
-from qconvert.report.conclude import conclude
-from qconvert.report.html import html
-from qconvert.report.layers_csv import layers_csv
-from qconvert.report.markdown import markdown
+from qconvert.core.config import GateConfig
+from qconvert.report import json_file
+from qconvert.report.html import render_html
+from qconvert.report.layer_tables import layers_csv
+from qconvert.report.markdown import render_markdown
 from qconvert.report.model import Report
+from qconvert.report.model_card import render_card
+from qconvert.report.verdict import conclude
 from tests.report import evidence
 from tests.report.test_html import Page
 
@@ -30,17 +30,17 @@ PAYLOADS = {
 
 
 def clean() -> Report:
-    return conclude(evidence.explained(), Gate(max_drop=0.2))
+    return conclude(evidence.explained(), GateConfig(max_drop=0.2))
 
 
 def hostile(payload: str) -> Report:
     """Return the report with a payload behind every text that may be any text."""
-    told = as_json.to_json(clean())
+    told = json_file.to_json(clean())
     kept: set[tuple[Any, ...]] = set()
     while True:
         spoiled = _spoiled(told, payload, (), kept)
         try:
-            return as_json.loads(json.dumps(spoiled), "report.json")
+            return json_file.loads(json.dumps(spoiled), "report.json")
         except Exception:
             found = _refused(spoiled)
             assert found - kept, "the payload breaks more than names"
@@ -49,10 +49,10 @@ def hostile(payload: str) -> Report:
 
 def _refused(spoiled: Any) -> set[tuple[Any, ...]]:
     told = json.loads(json.dumps(spoiled))
-    told.pop(as_json.NOT_FINITE, None)
-    as_json._rename(told, back=True)
+    told.pop(json_file.NOT_FINITE_KEY, None)
+    json_file._rename_keys(told, back=True)
     try:
-        as_json.ADAPTER.validate_python(told)
+        json_file.ADAPTER.validate_python(told)
     except pydantic.ValidationError as error:
         return {tuple(each["loc"]) for each in error.errors()}
     return set()
@@ -63,13 +63,16 @@ def _spoiled(value: Any, payload: str, at: tuple[Any, ...], kept: set[tuple[Any,
         return {key: _spoiled(each, payload, (*at, key), kept) for key, each in value.items()}
     if isinstance(value, list):
         return [_spoiled(each, payload, (*at, place), kept) for place, each in enumerate(value)]
-    structural = at in kept or at[:1] == (as_json.NOT_FINITE,) or at[:1] == ("preprocess",)
+    structural = at in kept or at[:1] == (json_file.NOT_FINITE_KEY,) or at[:1] == ("preprocess",)
     return value + payload if isinstance(value, str) and not structural else value
 
 
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
 def test_a_page_shows_hostile_names_and_does_nothing_with_them(payload: str) -> None:
-    plain, made = html(clean(), evidence.pictures()), html(hostile(payload), evidence.pictures())
+    plain, made = (
+        render_html(clean(), evidence.pictures()),
+        render_html(hostile(payload), evidence.pictures()),
+    )
     before, after = Page(plain).elements, Page(made).elements
     assert {tag for tag, _ in after} <= {tag for tag, _ in before}
     assert sum(tag == "script" for tag, _ in after) == sum(tag == "script" for tag, _ in before)
@@ -78,12 +81,12 @@ def test_a_page_shows_hostile_names_and_does_nothing_with_them(payload: str) -> 
     assert _acting(made) == []
 
 
-@pytest.mark.parametrize("write", [markdown, card])
+@pytest.mark.parametrize("write", [render_markdown, render_card])
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
 def test_markdown_shows_hostile_names_and_does_nothing_with_them(write: Any, payload: str) -> None:
     plain, made = write(clean()), write(hostile(payload))
     assert _acting(made) == []
-    kinds = [_kinds(each.removeprefix("---").partition("\n---\n")[2] if write is card else each)
+    kinds = [_kinds(each.removeprefix("---").partition("\n---\n")[2] if write is render_card else each)
              for each in (plain, made)]  # fmt: skip
     assert kinds[1] <= kinds[0] | {"code_inline", "hardbreak", "em_open"}
 
@@ -96,9 +99,9 @@ def _kinds(text: str) -> set[str]:
 
 def test_json_shows_no_character_that_acts() -> None:
     report = hostile(PAYLOADS["terminal"])
-    told = as_json.dumps(report)
+    told = json_file.dumps(report)
     assert _acting(told) == []
-    assert as_json.loads(told, "report.json") == report
+    assert json_file.loads(told, "report.json") == report
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from qconvert.config import Gate
-from qconvert.report import as_json
-from qconvert.report.conclude import conclude
-from qconvert.report.html import html, prose
+from qconvert.core.config import GateConfig
+from qconvert.report import json_file
+from qconvert.report.html import format_prose, render_html
 from qconvert.report.model import SCHEMA, Report
+from qconvert.report.verdict import conclude
 from tests.report import evidence
 from tests.report.test_tables import SHAPES
 
@@ -51,7 +51,7 @@ class Page(HTMLParser):
 
 
 def page(report: Report) -> str:
-    return html(conclude(report, Gate(max_drop=0.2)), evidence.pictures())
+    return render_html(conclude(report, GateConfig(max_drop=0.2)), evidence.pictures())
 
 
 def without_drawings(text: str) -> str:
@@ -113,9 +113,9 @@ def test_the_page_asks_for_nothing_from_anywhere() -> None:
 def test_names_from_outside_are_text_and_nothing_else() -> None:
     kind = Page(page(evidence.explained()))
     report = evidence.explained(name=HOSTILE, image=HOSTILE)
-    text = as_json.dumps(report).replace('"cat"', json.dumps(HOSTILE))
+    text = json_file.dumps(report).replace('"cat"', json.dumps(HOSTILE))
     text = text.replace('"lite0.onnx"', json.dumps(HOSTILE))
-    report = as_json.loads(text, "x")
+    report = json_file.loads(text, "x")
     attacked = Page(page(report))
     count = {tag: 0 for tag, _ in attacked.elements}
     for tag, attributes in attacked.elements:
@@ -127,21 +127,21 @@ def test_names_from_outside_are_text_and_nothing_else() -> None:
 
 
 def test_code_stands_between_backticks_and_is_escaped_too() -> None:
-    assert prose("see `a<b>` & <i>") == "see <code>a&lt;b&gt;</code> &amp; &lt;i&gt;"
-    assert prose("one ` alone <b>") == "one ` alone &lt;b&gt;"
+    assert format_prose("see `a<b>` & <i>") == "see <code>a&lt;b&gt;</code> &amp; &lt;i&gt;"
+    assert format_prose("one ` alone <b>") == "one ` alone &lt;b&gt;"
 
 
 def test_pictures_that_are_not_there_are_left_out() -> None:
-    made = Page(html(evidence.explained(), {}))
+    made = Page(render_html(evidence.explained(), {}))
     assert not any(tag == "img" for tag, _ in made.elements)
     assert "Feature maps" not in made.text
     assert "cat → dog" in made.text
 
 
 def test_reports_of_the_first_schema_are_still_shown() -> None:
-    report = as_json.load(GOLDEN / "schema-1.json")
+    report = json_file.load(GOLDEN / "schema-1.json")
     assert report.schema == SCHEMA
-    made = Page(html(report, {}))
+    made = Page(render_html(report, {}))
     assert "fails max-drop" in made.text or "Ship" in made.text
     assert [each.name for each in report.variants][-1] == "tensorrt-rtx-int8"
     assert "tensorrt-rtx-int8" in made.text
@@ -149,7 +149,7 @@ def test_reports_of_the_first_schema_are_still_shown() -> None:
 
 def test_matplotlib_is_imported_only_to_draw() -> None:
     script = (
-        "import sys; import qconvert.report.html, qconvert.pipeline.targets;"
+        "import sys; import qconvert.report.html, qconvert.run.targets;"
         "print('matplotlib' in sys.modules)"
     )
     found = subprocess.run(

@@ -8,16 +8,16 @@ from typing import Any
 import jsonschema
 import pytest
 
-from qconvert.config import Gate
-from qconvert.report import as_json, json_schema
-from qconvert.report.conclude import conclude
+from qconvert.core.config import GateConfig
+from qconvert.report import json_file
 from qconvert.report.model import Report
+from qconvert.report.verdict import conclude
 from tests.report.test_tables import SHAPES
 
 
 def strict() -> dict[str, Any]:
     """Return the schema, which otherwise lets newer versions add fields, closed."""
-    made = json_schema.schema()
+    made = json_file.json_schema()
     for part in (made, *made["$defs"].values()):
         part["additionalProperties"] = False
     return made
@@ -29,7 +29,7 @@ def valid(told: object) -> bool:
 
 @pytest.mark.parametrize("shape", SHAPES.values())
 def test_a_report_fits_it_with_every_field(shape: Callable[[], Report]) -> None:
-    assert valid(json.loads(as_json.dumps(conclude(shape(), Gate(max_drop=1.0)))))
+    assert valid(json.loads(json_file.dumps(conclude(shape(), GateConfig(max_drop=1.0)))))
 
 
 def test_the_report_of_a_real_run_fits_it(shared_run: Path) -> None:

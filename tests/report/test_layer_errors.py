@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from qconvert.cli import console, report_view
-from qconvert.measure.layers import Layer
-from qconvert.report import as_json, layer_errors
-from qconvert.report.html import html
-from qconvert.report.layers_csv import layers_csv
+from qconvert.cli import console, views
+from qconvert.measure import layer_errors
+from qconvert.measure.layer_errors import LayerError
+from qconvert.report import json_file, layer_tables
+from qconvert.report.html import render_html
+from qconvert.report.layer_tables import layers_csv
 from tests.report import reports
 from tests.report.evidence import layer
 
@@ -23,8 +24,8 @@ UNKNOWN = replace(layer("unknown", 0.0, 30.0), made_db=None)
 
 def test_what_overflows_is_the_worst_and_said_to_be_not_finite() -> None:
     found = (EXACT, SMALL, BROKEN, LARGE)
-    assert layer_errors.worst(found, 2) == [BROKEN, LARGE]
-    rows = {row[0]: row for row in layer_errors.layers(found).rows}
+    assert layer_errors.worst_layers(found, 2) == [BROKEN, LARGE]
+    rows = {row[0]: row for row in layer_tables.layer_table(found).rows}
     assert rows["broken"][3:6] == ("not finite", "not finite", "████████")
     # The others are drawn as they are without it.
     assert rows["large"][5] == "████████"
@@ -33,9 +34,9 @@ def test_what_overflows_is_the_worst_and_said_to_be_not_finite() -> None:
 
 def test_a_report_with_layers_that_overflow_is_written_and_read_again() -> None:
     report = reports.with_int8(layers=(EXACT, SMALL, BROKEN, LARGE))
-    assert as_json.loads(as_json.dumps(report), "x") == report
-    assert "not finite" in html(report, {})
-    assert "not finite dB" not in html(report, {})
+    assert json_file.loads(json_file.dumps(report), "x") == report
+    assert "not finite" in render_html(report, {})
+    assert "not finite dB" not in render_html(report, {})
     rows = list(csv.DictReader(io.StringIO(layers_csv({"cpu-int8": (EXACT, BROKEN)}))))
     assert [float(row["made_db"]) for row in rows] == [math.inf, -math.inf]
 
@@ -49,8 +50,8 @@ def test_a_report_with_layers_that_overflow_is_written_and_read_again() -> None:
     ],
 )
 def test_no_error_is_told_only_where_all_is_equal(
-    found: tuple[Layer, ...], words: str, capsys: pytest.CaptureFixture[str]
+    found: tuple[LayerError, ...], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    console._out.cache_clear()
-    report_view.show_layers(found)
+    console._stdout_console.cache_clear()
+    views.show_layer_errors(found)
     assert capsys.readouterr().out.splitlines()[-1] == words

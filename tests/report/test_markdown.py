@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from qconvert.config import Gate
+from qconvert.core.config import GateConfig
 from qconvert.report import markdown, tables
-from qconvert.report.conclude import conclude
 from qconvert.report.model import Report
+from qconvert.report.verdict import conclude
 from tests.report import reports
 from tests.report.test_tables import SHAPES
 
@@ -66,7 +66,7 @@ Seconds: export 4.1, build 12.0.
 
 
 def test_the_verdict_comes_first_and_how_it_was_made_last() -> None:
-    drawn = markdown.markdown(conclude(reports.measured(), Gate(max_drop=0.2)))
+    drawn = markdown.render_markdown(conclude(reports.measured(), GateConfig(max_drop=0.2)))
     assert drawn.startswith(HEAD)
     assert drawn.endswith(MADE)
     titles = [line for line in drawn.splitlines() if line.startswith("## ")]
@@ -84,33 +84,33 @@ def test_the_verdict_comes_first_and_how_it_was_made_last() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES.values())
 def test_every_row_of_a_table_has_as_many_cells_as_its_head(shape: Callable[[], Report]) -> None:
-    drawn = markdown.markdown(conclude(shape(), Gate(max_drop=1.0, max_latency=5.0)))
+    drawn = markdown.render_markdown(conclude(shape(), GateConfig(max_drop=1.0, max_latency=5.0)))
     for table in drawn.split("\n\n"):
         rows = [line for line in table.splitlines() if line.startswith("|")]
         assert len({row.count("|") - row.count("\\|") for row in rows}) <= 1
 
 
 def test_parts_without_content_are_left_out() -> None:
-    drawn = markdown.markdown(conclude(reports.report(seconds={}), Gate()))
+    drawn = markdown.render_markdown(conclude(reports.report(seconds={}), GateConfig()))
     for title in ("## Gates", "## Notes", "## Not quantized", "Seconds", "| engine |"):
         assert title not in drawn
 
 
 def test_what_markdown_would_act_on_is_escaped() -> None:
-    assert markdown.text("a*b_c <img> [x](y)") == r"a\*b\_c \<img> \[x\](y)"
-    assert markdown.text("`a*b` and *c*") == r"`a*b` and \*c\*"
-    assert markdown.text("odd ` one_") == r"odd \` one\_"
-    assert markdown.text("two\nlines") == "two lines"
-    assert markdown.cell("a|b `c|d`") == r"a\|b `c\|d`"
+    assert markdown.escape_text("a*b_c <img> [x](y)") == r"a\*b\_c \<img> \[x\](y)"
+    assert markdown.escape_text("`a*b` and *c*") == r"`a*b` and \*c\*"
+    assert markdown.escape_text("odd ` one_") == r"odd \` one\_"
+    assert markdown.escape_text("two\nlines") == "two lines"
+    assert markdown.escape_cell("a|b `c|d`") == r"a\|b `c\|d`"
 
 
 def test_reasons_cannot_break_a_table() -> None:
     why = {"latency": "line one\n| line | two <b>"}
     report = reports.report(reports.variant("cuda-fp16", 9.0, None, unmeasured=why))
-    drawn = markdown.drawn(tables.latency(report))
+    drawn = markdown.table_markdown(tables.latency_table(report))
     assert drawn.splitlines()[-1] == r"¹ line one | line | two \<b>"
 
 
 def test_a_command_cannot_leave_its_fence() -> None:
     report = replace(reports.measured(), command="qconvert build '```' x")
-    assert "````sh\nqconvert build '```' x\n````" in markdown.markdown(report)
+    assert "````sh\nqconvert build '```' x\n````" in markdown.render_markdown(report)

@@ -2,49 +2,49 @@
 
 from dataclasses import replace
 
-from qconvert.config import Gate
-from qconvert.measure.mix import Gain, Loss, Mix, Step
-from qconvert.report import mixing
-from qconvert.report.conclude import conclude
-from qconvert.report.html import html
-from qconvert.report.markdown import markdown
+from qconvert.core.config import GateConfig
+from qconvert.measure.mixed_result import BlockGain, MixedResult, PredictionLoss, SearchStep
+from qconvert.report import tables
+from qconvert.report.html import render_html
+from qconvert.report.markdown import render_markdown
 from qconvert.report.model import Report
+from qconvert.report.verdict import conclude
 from tests.report import reports
 
 
-def loss(pp: float) -> Loss:
-    return Loss(pp, 0.65, "certainty", 300, 99.0)
+def loss(pp: float) -> PredictionLoss:
+    return PredictionLoss(pp, 0.65, "certainty", 300, 99.0)
 
 
-INT8 = Step((), 0.0, 0.004, loss(0.2), loss(0.3), ms=2.0)
-CHOSEN = Step(("stem",), 0.03, 0.002, loss(0.0), loss(0.01), ms=2.5)
-MIX = Mix(
+INT8 = SearchStep((), 0.0, 0.004, loss(0.2), loss(0.3), ms=2.0)
+CHOSEN = SearchStep(("stem",), 0.03, 0.002, loss(0.0), loss(0.01), ms=2.5)
+MIX = MixedResult(
     outcome="mixed",
     why="one block lifted to fp32, 3.0 % of the compute",
     budget=0.1,
     by="certainty",
     rest="fp32",
     int8=INT8,
-    gains=(Gain("head", 1, 0.1, -0.0004, 0.0001), Gain("stem", 2, 0.03, 0.002, 0.001)),
-    steps=(CHOSEN, Step(("stem", "head"), 0.13, 0.001, loss(0.0))),
+    gains=(BlockGain("head", 1, 0.1, -0.0004, 0.0001), BlockGain("stem", 2, 0.03, 0.002, 0.001)),
+    steps=(CHOSEN, SearchStep(("stem", "head"), 0.13, 0.001, loss(0.0))),
     chosen=CHOSEN,
     float_ms=5.0,
 )
 
 
 def with_mix() -> Report:
-    return conclude(replace(reports.measured(), mixes={"cpu": MIX}), Gate())
+    return conclude(replace(reports.measured(), mixes={"cpu": MIX}), GateConfig())
 
 
 def test_blocks_come_with_the_share_of_the_error_that_they_take_away() -> None:
-    assert mixing.gains(MIX).rows == (
+    assert tables.block_table(MIX).rows == (
         ("stem", "3.00", "+50.0 ± 25.0", "lifted to fp32"),
         ("head", "10.00", "-10.0 ± 2.5", ""),
     )
 
 
 def test_sets_come_with_what_they_lose_and_the_chosen_one_is_marked() -> None:
-    rows = mixing.path(MIX).rows
+    rows = tables.trial_table(MIX).rows
     assert rows[0] == ("0", "0.00", "0.00400", "0.20", "0.30 ± 0.65", "2.00", "")
     assert rows[1] == ("1", "3.00", "0.00200", "0.00", "0.01 ± 0.65", "2.50", "◆")
     assert rows[2][4:] == ("—", "", "")
@@ -52,15 +52,15 @@ def test_sets_come_with_what_they_lose_and_the_chosen_one_is_marked() -> None:
 
 def test_what_was_not_timed_says_why() -> None:
     blind = replace(MIX, int8=replace(INT8, ms=None), chosen=None, float_ms=None, untimed="no GPU")
-    found = mixing.result(blind, {"int8": 5_000_000, "fp32": 18_000_000})
+    found = tables.search_result_table(blind, {"int8": 5_000_000, "fp32": 18_000_000})
     assert [row[2] for row in found.rows] == ["—¹", "—¹"]
     assert found.footnotes == ("¹ no GPU",)
 
 
 def test_a_report_shows_the_search_in_markdown_and_on_its_page() -> None:
     report = with_mix()
-    for text in (markdown(report), html(report, {})):
+    for text in (render_markdown(report), render_html(report, {})):
         assert "Sets tried on 300 images" in text
         assert "stem" in text
-    assert "Search for a mix on cpu" in html(report, {})
-    assert "Mixed precision" not in html(conclude(reports.measured(), Gate()), {})
+    assert "Search for a mix on cpu" in render_html(report, {})
+    assert "Mixed precision" not in render_html(conclude(reports.measured(), GateConfig()), {})

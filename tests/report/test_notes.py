@@ -4,18 +4,18 @@ from dataclasses import replace
 
 import pytest
 
-from qconvert.config import Gate
+from qconvert.core.config import GateConfig
 from qconvert.measure.accuracy import IDENTICAL, NO_LABELS, Accuracy
 from qconvert.report import notes
-from qconvert.report.conclude import conclude
-from qconvert.report.model import Images, Report, Unquantized
+from qconvert.report.model import ImageSetInfo, Report, UnquantizedNode
+from qconvert.report.verdict import conclude
 from tests.report import reports
 
 QUIET = reports.scored(88.0, -0.3, 0.4)
 
 
 def said(report: Report) -> str:
-    return "\n".join(notes.sentences(report))
+    return "\n".join(notes.collect_notes(report))
 
 
 def quiet() -> Report:
@@ -29,8 +29,8 @@ def test_there_is_nothing_to_say_of_a_sound_run() -> None:
 
 
 def test_int8_that_is_slower_names_what_stayed_in_float() -> None:
-    left = tuple(Unquantized(f"/block/{n}/Conv", "Conv", "few channels") for n in range(3))
-    left += (Unquantized("/head", "Gemm", "one row"),)
+    left = tuple(UnquantizedNode(f"/block/{n}/Conv", "Conv", "few channels") for n in range(3))
+    left += (UnquantizedNode("/head", "Gemm", "one row"),)
     slow = reports.with_int8(
         latency=(reports.took(26.0),), left=left, candidates=60, accuracy=QUIET
     )
@@ -43,7 +43,7 @@ def test_int8_that_is_slower_names_what_stayed_in_float() -> None:
 
 def test_the_node_that_is_named_has_the_reason_that_is_named() -> None:
     reasons = ("one row", "few channels", "few channels")
-    left = tuple(Unquantized(f"/{at}/Conv", "Conv", why) for at, why in enumerate(reasons))
+    left = tuple(UnquantizedNode(f"/{at}/Conv", "Conv", why) for at, why in enumerate(reasons))
     slow = reports.with_int8(latency=(reports.took(26.0),), left=left, candidates=60)
     assert "Conv (3: few channels, as in `/1/Conv`)" in said(slow)
 
@@ -70,7 +70,7 @@ def test_only_what_keeps_its_limits_and_answers_well_is_advised() -> None:
 
 def test_gates_of_this_judgement_decide_what_is_advised() -> None:
     slow = reports.with_int8(latency=(reports.took(26.0),))
-    told = conclude(slow, Gate(max_latency=5.0)).notes
+    told = conclude(slow, GateConfig(max_latency=5.0)).notes
     assert any("not faster" in note for note in told)
     assert not any("ship `cpu-fp32`" in note for note in told)
 
@@ -110,9 +110,9 @@ def test_shared_images_are_counted(shared: int, words: str) -> None:
 
 def test_images_prepared_in_another_way_are_told_with_what_differs() -> None:
     usual = {"resize": 256, "crop": 224, "mean": [0.5]}
-    report = replace(quiet(), preprocess=usual, evaluation=Images("val", 200, "abc"))
+    report = replace(quiet(), preprocess=usual, evaluation=ImageSetInfo("val", 200, "abc"))
     assert "prepared otherwise" not in said(report)
-    other = Images("val", 200, "abc", {**usual, "crop": 256})
+    other = ImageSetInfo("val", 200, "abc", {**usual, "crop": 256})
     assert "than for calibration (crop): " in said(replace(report, evaluation=other))
 
 
@@ -168,7 +168,7 @@ def test_what_was_noted_while_measuring_is_told_once_for_all_it_is_about() -> No
         replace(int8, notes=("threads: 2",)),
         heard=("2 images were broken",),
     )
-    assert notes.sentences(report) == (
+    assert notes.collect_notes(report) == (
         "2 images were broken",
         "`cpu-fp32` at batch 1 (and 1 more timing): unstable",
         "`cpu-fp32`; `cpu-int8`: threads: 2",
@@ -194,14 +194,14 @@ def test_a_doubt_is_told_of_the_timings_that_it_is_about(
     timings = tuple(
         replace(reports.took(24.0, at + 1), notes=(each,)) for at, each in enumerate(reasons)
     )
-    assert notes.sentences(reports.report(replace(fp32, latency=timings), int8))[0] == told
+    assert notes.collect_notes(reports.report(replace(fp32, latency=timings), int8))[0] == told
 
 
 def test_what_the_table_says_below_itself_is_not_said_again() -> None:
     noted = replace(QUIET, notes=(NO_LABELS, IDENTICAL, "9 images have no label"))
     base = Accuracy(300, "engine", None, None, None, notes=("9 images have no label",))
     report = replace(reports.with_int8(accuracy=noted), baseline=base)
-    assert notes.sentences(report)[0] == "9 images have no label"
+    assert notes.collect_notes(report)[0] == "9 images have no label"
     assert "no labels" not in said(report)
     assert "bit for bit" not in said(report)
     assert said(report).count("9 images") == 1

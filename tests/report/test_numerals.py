@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from qconvert.report import numerals
+from qconvert.report import number_format
 
 
 @pytest.mark.parametrize(
@@ -12,34 +12,34 @@ from qconvert.report import numerals
     [(0.0312, "0.031"), (0.38, "0.38"), (21.4, "21.40"), (123.45, "123.5"), (1234.5, "1234")],
 )
 def test_milliseconds_keep_three_or_four_digits(value: float, written: str) -> None:
-    assert numerals.ms(value) == written
+    assert number_format.ms(value) == written
 
 
 @pytest.mark.parametrize("value", [99.96, 999.6, 0.0996])
 def test_rounding_up_does_not_widen_a_number(value: float) -> None:
-    assert len(numerals.ms(value)) <= 5
+    assert len(number_format.ms(value)) <= 5
 
 
 def test_changes_carry_their_sign_and_zero_has_none() -> None:
-    assert numerals.signed(-0.52) == "−0.52"
-    assert numerals.signed(0.1) == "+0.10"
-    assert numerals.signed(-0.001) == "0.00"
-    assert numerals.change(-12.345, 0.5) == "−12.3 ± 0.5"
-    assert numerals.change(0.5, None) == "+0.50"
+    assert number_format.signed(-0.52) == "−0.52"
+    assert number_format.signed(0.1) == "+0.10"
+    assert number_format.signed(-0.001) == "0.00"
+    assert number_format.change_with_interval(-12.345, 0.5) == "−12.3 ± 0.5"
+    assert number_format.change_with_interval(0.5, None) == "+0.50"
 
 
 def test_percents_are_five_characters() -> None:
-    found = [numerals.percent(each) for each in (100.0, 99.988, 88.333, 3.1, 0.01, 0.0)]
+    found = [number_format.percent(each) for each in (100.0, 99.988, 88.333, 3.1, 0.01, 0.0)]
     assert found == ["100.0", "99.99", "88.33", "3.10", "0.01", "0.00"]
 
 
 def test_only_all_is_a_hundred_percent_and_only_nothing_is_none() -> None:
-    assert [numerals.percent(each) for each in (99.9999, 99.998, 100 - 1e-12)] == [
+    assert [number_format.percent(each) for each in (99.9999, 99.998, 100 - 1e-12)] == [
         "99.99",
         "99.99",
         "100.0",
     ]
-    assert [numerals.percent(each) for each in (0.001, 0.0099)] == ["<0.01", "<0.01"]
+    assert [number_format.percent(each) for each in (0.001, 0.0099)] == ["<0.01", "<0.01"]
 
 
 @pytest.mark.parametrize(
@@ -56,22 +56,22 @@ def test_only_all_is_a_hundred_percent_and_only_nothing_is_none() -> None:
 def test_a_value_beside_its_limit_does_not_look_like_it(
     value: float, limit: float, written: tuple[str, str]
 ) -> None:
-    assert numerals.beside(value, limit) == written
+    assert number_format.value_and_limit(value, limit) == written
 
 
 def test_small_and_infinite_things_have_words() -> None:
-    assert numerals.megabytes(1_500) == "0.002"
-    assert numerals.megabytes(18_600_000) == "18.6"
-    assert numerals.decibels(math.inf) == "∞"
-    assert numerals.with_db(20.0) == "20.0 dB"
-    assert numerals.with_db(-math.inf) == "not finite"
-    assert numerals.times(52.16) == "52.2×"
-    assert [numerals.divergence(each) for each in (-1e-9, -0.0, 0.0031)] == [
+    assert number_format.megabytes(1_500) == "0.002"
+    assert number_format.megabytes(18_600_000) == "18.6"
+    assert number_format.decibels(math.inf) == "∞"
+    assert number_format.with_db(20.0) == "20.0 dB"
+    assert number_format.with_db(-math.inf) == "not finite"
+    assert number_format.ratio(52.16) == "52.2×"
+    assert [number_format.divergence(each) for each in (-1e-9, -0.0, 0.0031)] == [
         "0.0000",
         "0.0000",
         "0.0031",
     ]
-    assert numerals.count(1, "image") == "1 image"
-    assert numerals.count(2, "image") == "2 images"
-    assert numerals.images(9, 3) == "3 labelled of 9 images"
-    assert [numerals.images(9, each) for each in (9, 0, None)] == ["9 images"] * 3
+    assert number_format.count(1, "image") == "1 image"
+    assert number_format.count(2, "image") == "2 images"
+    assert number_format.image_count(9, 3) == "3 labelled of 9 images"
+    assert [number_format.image_count(9, each) for each in (9, 0, None)] == ["9 images"] * 3

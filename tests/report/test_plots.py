@@ -8,9 +8,8 @@ import matplotlib as mpl
 import pytest
 
 from qconvert.report import charts, plots
-from qconvert.report.plots import Axis, Series
-from qconvert.report.scatter import Dot
-from qconvert.report.scatter import scatter as drawn
+from qconvert.report.plots import Axis, ScatterPoint, Series
+from qconvert.report.plots import scatter_chart as drawn
 from tests.report import evidence, reports
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -18,7 +17,7 @@ DRAWN_WITH = "3.11"
 
 
 def scatter() -> str:
-    found = charts.trade_off(reports.measured())
+    found = charts.trade_off_chart(reports.measured())
     assert found is not None
     return found.svg
 
@@ -32,13 +31,15 @@ def test_the_drawing_is_what_it_was() -> None:
 
 def test_a_drawing_is_the_same_when_drawn_again() -> None:
     assert scatter() == scatter()
-    assert charts.by_depth(evidence.explained()) == charts.by_depth(evidence.explained())
+    assert charts.layer_error_chart(evidence.explained()) == charts.layer_error_chart(
+        evidence.explained()
+    )
 
 
 def test_a_drawing_has_the_colours_and_the_font_of_the_page() -> None:
     svg = scatter()
-    assert plots.INK not in svg
-    assert plots.LINE not in svg
+    assert plots.INK_COLOUR not in svg
+    assert plots.LINE_COLOUR not in svg
     assert "fill: currentColor" in svg
     assert "stroke: var(--line)" in svg
     assert "font-family" not in svg
@@ -49,7 +50,10 @@ def test_a_drawing_has_the_colours_and_the_font_of_the_page() -> None:
 
 def test_what_is_named_in_a_drawing_is_text() -> None:
     name = """<script>"$x$" & 'y'"""
-    dots = [Dot(name, 1.0, 2.0, 50.0, "#808890"), Dot("b", 2.0, 1.0, 50.0, "#808890")]
+    dots = [
+        ScatterPoint(name, 1.0, 2.0, 50.0, "#808890"),
+        ScatterPoint("b", 2.0, 1.0, 50.0, "#808890"),
+    ]
     front = Series("front", [1.0], [2.0], "#808890")
     svg = drawn(dots, front, (Axis("<ms>", log=True), Axis("%")))
     assert "<script" not in svg
@@ -61,8 +65,8 @@ def test_what_is_named_in_a_drawing_is_text() -> None:
 
 def test_how_far_a_point_may_be_off_is_drawn_also_where_that_is_more_than_all() -> None:
     front, axes = Series("front", [1.0], [90.0], "#808890"), (Axis("ms", log=True), Axis("%"))
-    sure = drawn([Dot("a", 1.0, 90.0, 50.0, "#e07b24")], front, axes)
-    unsure = drawn([Dot("a", 1.0, 90.0, 50.0, "#e07b24", (2.0, 0.5))], front, axes)
+    sure = drawn([ScatterPoint("a", 1.0, 90.0, 50.0, "#e07b24")], front, axes)
+    unsure = drawn([ScatterPoint("a", 1.0, 90.0, 50.0, "#e07b24", (2.0, 0.5))], front, axes)
     assert "stroke: #e07b24" in unsure
     assert "stroke: #e07b24" not in sure
     ticks = [float(each) for each in re.findall(r">(\d[\d.]*)</text>", unsure)]
@@ -71,7 +75,7 @@ def test_how_far_a_point_may_be_off_is_drawn_also_where_that_is_more_than_all() 
 
 
 def test_no_id_stands_in_a_page_twice_but_for_the_same_thing() -> None:
-    found = [each.svg for each in charts.distributions(reports.measured())]
+    found = [each.svg for each in charts.latency_charts(reports.measured())]
     assert len(found) == 2
     for svg in found:
         for name in re.findall(r' id="([^"]+)"', svg):
@@ -80,24 +84,24 @@ def test_no_id_stands_in_a_page_twice_but_for_the_same_thing() -> None:
 
 def test_distributions_end_at_the_slowest_run_and_throughput_counts_images() -> None:
     report = reports.measured()
-    first = charts.distributions(report)[0]
+    first = charts.latency_charts(report)[0]
     assert first.title == "Latency at batch 1"
-    through = charts.throughput(report)
+    through = charts.throughput_chart(report)
     assert through is not None
     assert "images a second" in through.svg
-    assert charts.throughput(reports.report()) is None
-    assert charts.trade_off(reports.unrated()) is None
+    assert charts.throughput_chart(reports.report()) is None
+    assert charts.trade_off_chart(reports.unrated()) is None
 
 
 def test_layers_without_error_are_not_drawn() -> None:
-    found = charts.by_depth(evidence.explained())
+    found = charts.layer_error_chart(evidence.explained())
     assert found is not None
     assert "cpu-int8: arriving" in found.svg
     assert "nan" not in found.svg.lower().replace("nano", "")
-    assert charts.by_depth(reports.measured()) is None
+    assert charts.layer_error_chart(reports.measured()) is None
 
 
 def test_percentages_are_written_short() -> None:
-    assert plots._percent(100.0) == "100 %"
-    assert plots._percent(0.01) == "0.01 %"
-    assert plots._percent(1e-6) == "10⁻⁶ %"
+    assert plots._format_percent(100.0) == "100 %"
+    assert plots._format_percent(0.01) == "0.01 %"
+    assert plots._format_percent(1e-6) == "10⁻⁶ %"

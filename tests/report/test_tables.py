@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 
 from qconvert.cli import console
-from qconvert.config import Gate
-from qconvert.measure.accuracy import ELSE_IDENTICAL, IDENTICAL, Accuracy
-from qconvert.report import overview, placement, tables
-from qconvert.report.conclude import conclude
-from qconvert.report.model import Memory, Report
-from qconvert.report.reasons import EXACT, NOT_FINITE, ZEROS, why_no_score
-from qconvert.report.sheet import Sheet
-from qconvert.report.terminal import footnotes
+from qconvert.core.config import GateConfig
+from qconvert.measure.accuracy import IDENTICAL, IDENTICAL_WHERE_FINITE, Accuracy
+from qconvert.report import tables
+from qconvert.report.metrics import EXACT_OUTPUTS, NEVER_FINITE, ZERO_OUTPUTS, missing_score_reason
+from qconvert.report.model import MemoryUse, Report
+from qconvert.report.table import ReportTable
+from qconvert.report.terminal import wrapped_footnotes
+from qconvert.report.verdict import conclude
 from tests.report import reports
 
 SHAPES = {
@@ -27,27 +27,27 @@ SHAPES = {
     "unrated": reports.unrated,
 }
 SHEETS = (
-    tables.size,
-    tables.latency,
-    tables.accuracy,
-    overview.overview,
-    overview.limits,
-    overview.timings,
+    tables.size_table,
+    tables.latency_table,
+    tables.accuracy_table,
+    tables.overview_table,
+    tables.gate_table,
+    tables.timing_table,
 )
 
-Show = Callable[[Sheet], str]
+Show = Callable[[ReportTable], str]
 
 
 @pytest.fixture
 def show(capsys: pytest.CaptureFixture[str]) -> Show:
     """Return what a pipe gets of a table: its lines and its footnotes."""
 
-    def shown(sheet: Sheet) -> str:
-        console._out.cache_clear()
-        columns = [console.Column(c.title, c.justify, c.rank, c.wrap) for c in sheet.columns]
-        console.data_table(console.Table(columns, sheet.rows))
+    def shown(sheet: ReportTable) -> str:
+        console._stdout_console.cache_clear()
+        columns = [console.TextColumn(c.title, c.justify, c.rank, c.wrap) for c in sheet.columns]
+        console.write_table(console.TextTable(columns, sheet.rows))
         drawn = capsys.readouterr().out
-        return f"{sheet.title}\n{drawn}{footnotes(sheet)}".strip()
+        return f"{sheet.title}\n{drawn}{wrapped_footnotes(sheet)}".strip()
 
     return shown
 
@@ -71,7 +71,7 @@ def test_sizes_compare_with_fp32_there_else_with_the_file(show: Show) -> None:
     failed = reports.variant("cuda-fp16", 0, None, unmeasured={"engine": "out of memory"})
     rtx = reports.variant("tensorrt-rtx-int8", 10.7, None)
     report = reports.report(fp32, fp16, rtx, replace(failed, engine=None))
-    assert _squeezed(show(tables.size(report))) == _squeezed(SIZE)
+    assert _squeezed(show(tables.size_table(report))) == _squeezed(SIZE)
 
 
 LATENCY = """
@@ -92,7 +92,7 @@ tensorrt-rtx-int8                     —¹
 
 
 def test_latency_has_a_row_for_each_engine_and_batch(show: Show) -> None:
-    assert show(tables.latency(reports.simulated())) == LATENCY.strip()
+    assert show(tables.latency_table(reports.simulated())) == LATENCY.strip()
 
 
 ACCURACY = """
@@ -111,7 +111,7 @@ tensorrt-rtx-int8¹   87.33       86.93    87.53   87.23   −1.00 ± 1.30    98
 
 
 def test_accuracy_that_was_simulated_is_marked(show: Show) -> None:
-    assert show(tables.accuracy(reports.simulated())) == ACCURACY.strip()
+    assert show(tables.accuracy_table(reports.simulated())) == ACCURACY.strip()
 
 
 @pytest.mark.parametrize(
@@ -126,9 +126,9 @@ def test_images_without_a_label_are_not_counted_for_the_scores(
     labelled: int | None, title: str
 ) -> None:
     found = reports.scored(88.0, -0.3, images=1000, labelled=labelled)
-    assert tables.accuracy(reports.with_int8(accuracy=found)).title == title
+    assert tables.accuracy_table(reports.with_int8(accuracy=found)).title == title
     for each in ("wide", "simulated"):
-        assert "labelled" not in tables.accuracy(SHAPES[each]()).title
+        assert "labelled" not in tables.accuracy_table(SHAPES[each]()).title
 
 
 UNLABELLED = """
@@ -143,7 +143,7 @@ cpu-int8    98.50      24.1   0.0030
 
 
 def test_without_labels_there_is_agreement_and_the_reason(show: Show) -> None:
-    assert show(tables.accuracy(reports.unlabelled())) == UNLABELLED.strip()
+    assert show(tables.accuracy_table(reports.unlabelled())) == UNLABELLED.strip()
 
 
 def test_an_sqnr_that_equal_outputs_do_not_have_says_so() -> None:
@@ -151,61 +151,61 @@ def test_an_sqnr_that_equal_outputs_do_not_have_says_so() -> None:
     (variant, *_) = reports.measured().variants
 
     def why(accuracy: Accuracy, name: str = "sqnr_db") -> str:
-        return why_no_score(replace(variant, accuracy=accuracy), name)
+        return missing_score_reason(replace(variant, accuracy=accuracy), name)
 
-    assert why(replace(bare, notes=(IDENTICAL,))) == EXACT
-    assert why(replace(bare, sqnr_db=math.inf)) == EXACT
-    assert why(replace(bare, cosine=1.0, notes=(ELSE_IDENTICAL,))) == ELSE_IDENTICAL
+    assert why(replace(bare, notes=(IDENTICAL,))) == EXACT_OUTPUTS
+    assert why(replace(bare, sqnr_db=math.inf)) == EXACT_OUTPUTS
+    assert why(replace(bare, cosine=1.0, notes=(IDENTICAL_WHERE_FINITE,))) == IDENTICAL_WHERE_FINITE
     # Another output than the scores is NaN on all images, or FP32's is zero and the engine's not.
-    assert why(bare) == NOT_FINITE
-    assert why(replace(bare, cosine=0.0)) == ZEROS
-    assert why(replace(bare, kl=None), "kl") == NOT_FINITE
+    assert why(bare) == NEVER_FINITE
+    assert why(replace(bare, cosine=0.0)) == ZERO_OUTPUTS
+    assert why(replace(bare, kl=None), "kl") == NEVER_FINITE
 
 
 def test_a_kl_a_hair_below_zero_has_no_sign(show: Show) -> None:
     fp32, *others = reports.unlabelled().variants
     less = replace(fp32, accuracy=reports.alike(100.0, 60.0, kl=-1e-12))
-    assert "-0.0" not in show(tables.accuracy(reports.report(less, *others, baseline=None)))
+    assert "-0.0" not in show(tables.accuracy_table(reports.report(less, *others, baseline=None)))
 
 
 def test_outputs_that_name_no_class_compare_by_their_distance(show: Show) -> None:
-    shown = show(tables.accuracy(reports.regression()))
+    shown = show(tables.accuracy_table(reports.regression()))
     assert "variant    SQNR dB    cosine" in shown
     assert "¹ no top-1 and no agreement: the outputs are not scores of classes" in shown
 
 
 def test_without_evaluation_the_reason_stands_once(show: Show) -> None:
-    shown = show(tables.accuracy(reports.unrated()))
+    shown = show(tables.accuracy_table(reports.unrated()))
     assert shown.count("no `--eval`") == 1
     assert "cpu-int8      —¹       —¹" in shown
 
 
 def test_what_was_not_compared_has_no_speed_up(show: Show) -> None:
     fp32, fp16, int8 = reports.cpu()
-    alone = show(tables.latency(reports.report(int8)))
+    alone = show(tables.latency_table(reports.report(int8)))
     assert "no fp32 engine of `cpu` to compare with" in alone
     once = replace(fp32, latency=fp32.latency[:1])
     assert "`cpu-fp32` was not timed at this batch size" in show(
-        tables.latency(reports.report(once, int8))
+        tables.latency_table(reports.report(once, int8))
     )
-    assert "compare" not in show(tables.latency(reports.report(fp32, fp16)))
+    assert "compare" not in show(tables.latency_table(reports.report(fp32, fp16)))
 
 
 def test_calls_on_the_device_have_a_column_where_there_are_any(show: Show) -> None:
     fp32, *_ = reports.cpu()
     both = replace(fp32, latency=(*fp32.latency, reports.took(20.0, 1, "device")))
-    assert "device ms" in show(tables.latency(reports.report(both)))
-    assert "device ms" not in show(tables.latency(reports.report(fp32)))
+    assert "device ms" in show(tables.latency_table(reports.report(both)))
+    assert "device ms" not in show(tables.latency_table(reports.report(fp32)))
     device = replace(fp32, latency=(reports.took(20.0, 1, "device"),))
-    assert "20.00" in show(tables.latency(reports.report(device)))
+    assert "20.00" in show(tables.latency_table(reports.report(device)))
 
 
 def test_memory_has_a_column_where_it_was_measured() -> None:
     fp32, fp16, int8 = reports.cpu()
-    titles = [column.title for column in tables.size(reports.measured()).columns]
+    titles = [column.title for column in tables.size_table(reports.measured()).columns]
     assert titles == ["variant", "MB", "ratio", "memory MB"]
-    both = replace(int8, memory=Memory(1_000_000, 2_000_000))
-    sheet = tables.size(reports.report(fp32, fp16, both))
+    both = replace(int8, memory=MemoryUse(1_000_000, 2_000_000))
+    sheet = tables.size_table(reports.report(fp32, fp16, both))
     assert [column.title for column in sheet.columns][-2:] == ["memory MB", "device MB"]
     assert sheet.rows[-1][-2:] == ("1.0", "2.0")
 
@@ -224,8 +224,8 @@ tensorrt-rtx-int8   10.7              —       —   87.33   −1.00   FAIL
 
 
 def test_the_overview_has_a_row_a_variant_and_marks_the_best(show: Show) -> None:
-    report = conclude(reports.simulated(), Gate(max_drop=0.5))
-    assert show(overview.overview(report)) == OVERVIEW.strip()
+    report = conclude(reports.simulated(), GateConfig(max_drop=0.5))
+    assert show(tables.overview_table(report)) == OVERVIEW.strip()
 
 
 GATES = """
@@ -241,16 +241,18 @@ max-drop   tensorrt-rtx-int8  1.00 ± 1.30¹   0.50 pp   FAIL
 
 
 def test_gates_show_value_interval_and_limit(show: Show) -> None:
-    report = conclude(reports.simulated(), Gate(max_drop=0.5))
-    assert _squeezed(show(overview.limits(report))) == _squeezed(GATES)
+    report = conclude(reports.simulated(), GateConfig(max_drop=0.5))
+    assert _squeezed(show(tables.gate_table(report))) == _squeezed(GATES)
 
 
 @pytest.mark.parametrize("sheet", SHEETS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_table_fits_80_columns(
-    shape: str, sheet: Callable[[Report], Sheet], show: Show
+    shape: str, sheet: Callable[[Report], ReportTable], show: Show
 ) -> None:
-    limits = Gate(max_drop=1.0, min_agreement=97.0, max_latency=5.0, min_speedup=2.0, max_size=10.0)
+    limits = GateConfig(
+        max_drop=1.0, min_agreement=97.0, max_latency=5.0, min_speedup=2.0, max_size=10.0
+    )
     shown = show(sheet(conclude(SHAPES[shape](), limits)))
     assert max(map(len, shown.splitlines())) <= 80
     assert "nan" not in shown
@@ -258,10 +260,10 @@ def test_every_table_fits_80_columns(
 
 
 def test_where_nodes_run_and_why_some_stayed_in_float(show: Show) -> None:
-    shown = show(placement.placement(reports.measured()))
+    shown = show(tables.placement_table(reports.measured()))
     assert "cpu-int8   60 CPU              —¹              58 of 60" in shown
     assert "cpu-fp32   60 CPU              60 fp32" in shown
-    assert placement.left(reports.measured()).rows == (
+    assert tables.unquantized_table(reports.measured()).rows == (
         ("cpu-int8", "Gemm", "2", "answers in float"),
     )
 

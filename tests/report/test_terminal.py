@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from qconvert.config import Gate
-from qconvert.report import as_json, terminal
-from qconvert.report.conclude import conclude
+from qconvert.core.config import GateConfig
+from qconvert.report import json_file, terminal
+from qconvert.report.verdict import conclude
 from tests.cli.test_console import on_terminal
 from tests.report import reports
 
@@ -21,13 +21,13 @@ note: `cpu-fp16` is stored in half the bytes and computed in float32 here: ship
 
 
 def test_failed_gates_notes_and_verdict_in_this_order() -> None:
-    assert terminal.ending(conclude(reports.measured(), Gate(max_drop=0.2))) == ENDING
+    assert terminal.closing_text(conclude(reports.measured(), GateConfig(max_drop=0.2))) == ENDING
 
 
 def test_lines_fit_and_end_nowhere_inside_a_number() -> None:
     for shape in (reports.wide, reports.simulated, reports.regression, reports.unlabelled):
-        report = conclude(shape(), Gate(max_drop=0.2, min_speedup=9.0))
-        lines = terminal.ending(report).splitlines()
+        report = conclude(shape(), GateConfig(max_drop=0.2, min_speedup=9.0))
+        lines = terminal.closing_text(report).splitlines()
         assert max(map(len, lines)) <= 80
         for line in lines:
             assert not line.endswith("±")
@@ -36,15 +36,15 @@ def test_lines_fit_and_end_nowhere_inside_a_number() -> None:
 
 def test_names_are_not_cut() -> None:
     name = "`/features/" + "x" * 90 + "-y`"
-    assert name in terminal.wrapped(f"a note on {name} and more")[1]
+    assert name in terminal.wrap_text(f"a note on {name} and more")[1]
 
 
 def test_a_report_without_a_verdict_ends_in_nothing() -> None:
-    assert terminal.ending(reports.measured()) == ""
+    assert terminal.closing_text(reports.measured()) == ""
 
 
 def test_latencies_have_bars_of_the_longest_at_their_batch_size() -> None:
-    sheet = terminal.latency(reports.simulated())
+    sheet = terminal.latency_table_with_bars(reports.simulated())
     assert sheet.columns[-1].title == "time"
     bars = {row[:2]: row[-1] for row in sheet.rows}
     assert bars["cpu-fp16", "1"] == bars["cpu-fp16", "8"] == "████████"
@@ -53,8 +53,8 @@ def test_latencies_have_bars_of_the_longest_at_their_batch_size() -> None:
 
 
 def test_a_report_fits_a_terminal_of_80_columns_and_is_plain_when_piped(tmp_path: Path) -> None:
-    report = conclude(reports.simulated(), Gate(max_drop=0.2))
-    (tmp_path / "report.json").write_text(as_json.dumps(report), encoding="utf-8")
+    report = conclude(reports.simulated(), GateConfig(max_drop=0.2))
+    (tmp_path / "report.json").write_text(json_file.dumps(report), encoding="utf-8")
     script = (
         f"from qconvert.cli import main; main.main(['report', '{tmp_path}'], standalone_mode=False)"
     )

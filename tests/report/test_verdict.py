@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from qconvert.config import Gate as Limits
-from qconvert.report.conclude import conclude
+from qconvert.core.config import GateConfig as Limits
+from qconvert.report.metrics import NOT_TIMED_TOGETHER
 from qconvert.report.model import Report
-from qconvert.report.reasons import ELSEWHERE
+from qconvert.report.verdict import conclude
 from tests.report import reports
 
 NONE = Limits()
@@ -104,7 +104,7 @@ def test_a_gate_on_answers_takes_the_place_of_the_usual_limit() -> None:
 
 def test_an_engine_is_not_the_best_of_one_that_was_timed_alone() -> None:
     fp32, fp16, int8 = (replace(each, latency=()) for each in reports.measured().variants)
-    before = {"latency": ELSEWHERE}
+    before = {"latency": NOT_TIMED_TOGETHER}
     alone = reports.measured().variants[1]
     rows = (replace(fp32, unmeasured=before), alone, replace(int8, unmeasured=before))
     report = conclude(reports.report(*rows), NONE)
@@ -214,7 +214,7 @@ def test_batches_are_compared_by_the_image() -> None:
 
 def test_concluding_again_changes_nothing() -> None:
     once = conclude(
-        replace(reports.simulated(), heard=("2 images were broken",)), Limits(max_drop=1)
+        replace(reports.simulated(), run_notes=("2 images were broken",)), Limits(max_drop=1)
     )
     assert conclude(once, Limits(max_drop=1)) == once
 

@@ -1,13 +1,13 @@
 """A block is an operator with weights and what follows it; where they are many, they are joined."""
 
-from qconvert.search.blocks import Block, blocks
+from qconvert.optimize.blocks import Block, find_blocks
 from tests.models import mixed
 from tests.quantize.rewritten import planned
 
 
 def found(most: int = 64) -> tuple[Block, ...]:
     model = mixed()
-    return blocks(model, planned(model, "cpu"), most)
+    return find_blocks(model, planned(model, "cpu"), most)
 
 
 def test_each_operator_with_weights_leads_a_block_with_what_follows_it() -> None:
@@ -50,6 +50,6 @@ def test_a_block_is_called_as_its_weights_are_and_joined_ones_by_what_they_share
     for weight, name in zip(weights, names, strict=True):
         model.graph.initializers[weight].name = f"{name}.weight"
     plan = planned(model, "cpu")
-    assert [block.name for block in blocks(model, plan)] == names
-    assert blocks(model, plan, 3)[0].name == "net.1"
-    assert [block.name for block in blocks(model, plan, 1)] == ["net.1.conv .. head"]
+    assert [block.name for block in find_blocks(model, plan)] == names
+    assert find_blocks(model, plan, 3)[0].name == "net.1"
+    assert [block.name for block in find_blocks(model, plan, 1)] == ["net.1.conv .. head"]

@@ -8,37 +8,42 @@ import numpy as np
 import pytest
 
 from qconvert.backends.ort import open_cpu
-from qconvert.feeds import Feeds
-from qconvert.measure.mix import Mix
-from qconvert.search.answers import Wanted
-from qconvert.search.blocks import blocks
-from qconvert.search.explore import Clock, Goal, Quest, Sample, explore
-from qconvert.search.front import Set
-from qconvert.search.subject import Subject
-from qconvert.search.trials import open_trials
+from qconvert.core.tensors import Tensors
+from qconvert.measure.mixed_result import MixedResult
+from qconvert.optimize.blocks import find_blocks
+from qconvert.optimize.mixed_precision import (
+    BlockSet,
+    SearchGoal,
+    SearchImages,
+    SearchSpace,
+    SetTimer,
+    search_mixed_precision,
+)
+from qconvert.optimize.sensitivity import SearchModel
+from qconvert.optimize.trials import ReferenceOutputs, open_trials
 from tests.models import floats, mixed
 from tests.quantize.rewritten import planned, scheme
 
 FILE = Path("trials.jsonl")
-GOAL = Goal(budget=0.05, by="certainty", rest="fp32")
+GOAL = SearchGoal(budget=0.05, by="certainty", rest="fp32")
 
 
-def sample(name: str, seeds: range) -> Sample:
-    def images() -> Iterator[Feeds]:
+def sample(name: str, seeds: range) -> SearchImages:
+    def images() -> Iterator[Tensors]:
         for seed in seeds:
             yield {"image": floats(8, 3, 16, 16, seed=seed)}
 
     answers = [open_cpu(mixed())(feeds) for feeds in images()]
-    return Sample(name, images, Wanted(answers, [None] * 8 * len(seeds)))
+    return SearchImages(name, images, ReferenceOutputs(answers, [None] * 8 * len(seeds)))
 
 
-def quest(clock: Clock | None = None) -> Quest:
+def quest(clock: SetTimer | None = None) -> SearchSpace:
     """Return a search over a plan whose made-up ranges are far too wide, so that INT8 errs."""
     model = mixed()
-    subject = Subject(model, planned(model, "cpu"), scheme("cpu"))
-    return Quest(
+    subject = SearchModel(model, planned(model, "cpu"), scheme("cpu"))
+    return SearchSpace(
         subject,
-        blocks(model, subject.plan),
+        find_blocks(model, subject.plan),
         sample("search", range(2)),
         sample("evaluation", range(2, 5)),
         open_trials(FILE, "mixed"),
@@ -47,12 +52,12 @@ def quest(clock: Clock | None = None) -> Quest:
     )
 
 
-def searched(goal: Goal = GOAL, clock: Clock | None = None) -> Mix:
-    return explore(quest(clock), goal, lambda text, done, total: None)
+def searched(goal: SearchGoal = GOAL, clock: SetTimer | None = None) -> MixedResult:
+    return search_mixed_precision(quest(clock), goal, lambda text, done, total: None)
 
 
-def clock_of(plain: float, other: float, each: float) -> Clock:
-    def clock(sets: Sequence[Set]) -> Mapping[tuple[str, ...] | None, float]:
+def clock_of(plain: float, other: float, each: float) -> SetTimer:
+    def clock(sets: Sequence[BlockSet]) -> Mapping[tuple[str, ...] | None, float]:
         found: dict[tuple[str, ...] | None, float] = {None: other}
         for lifted in sets:
             found[tuple(block.name for block in lifted)] = plain + each * len(lifted)
@@ -72,11 +77,13 @@ def test_the_mix_keeps_the_budget_and_lifting_it_gives_those_answers() -> None:
     assert found.untimed == "nothing runs here"
     whole = quest()
     lifted = [block for block in whole.blocks if block.name in found.chosen.lifted]
-    run = whole.subject.opened(whole.subject.lifted(lifted))
+    run = whole.model.open_segment(whole.model.restore_float(lifted))
     same = [
         (run(feeds)["scores"].argmax(1) == wanted["scores"].argmax(1)).mean()
         for feeds, wanted in zip(
-            whole.evaluation.images(), whole.evaluation.wanted.answers, strict=True
+            whole.evaluation_images.batches(),
+            whole.evaluation_images.reference.outputs,
+            strict=True,
         )
     ]
     assert 100 * float(np.mean(same)) == pytest.approx(found.chosen.confirmed.agreement)
@@ -93,7 +100,7 @@ def test_a_search_that_was_killed_goes_on_and_ends_the_same() -> None:
 
 def test_a_search_that_is_done_runs_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = searched()
-    monkeypatch.setattr(Subject, "opened", lambda *given: pytest.fail("run again"))
+    monkeypatch.setattr(SearchModel, "opened", lambda *given: pytest.fail("run again"))
     assert searched() == whole
 
 

@@ -6,25 +6,29 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qconvert.feeds import Feeds
-from qconvert.graph.patterns import constant
-from qconvert.quantize import learned
-from qconvert.quantize.learned import Learned
-from qconvert.quantize.rewrite import apply
-from qconvert.search import sensitivity
-from qconvert.search.blocks import blocks
-from qconvert.search.sensitivity import Prefix, one_by_one
-from qconvert.search.subject import Subject, held
+from qconvert.core.tensors import Tensors
+from qconvert.graph.patterns import constant_array
+from qconvert.optimize import sensitivity
+from qconvert.optimize.blocks import find_blocks
+from qconvert.optimize.sensitivity import (
+    CachedPrefix,
+    SearchModel,
+    cache_batches,
+    run_single_blocks,
+)
+from qconvert.quantize import rounded_weights
+from qconvert.quantize.apply_plan import apply_plan
+from qconvert.quantize.rounded_weights import RoundedWeight
 from tests.models import floats, mixed
 from tests.quantize.rewritten import planned, scheme
 
 
-def subject(backend: str) -> Subject:
+def subject(backend: str) -> SearchModel:
     model = mixed()
-    return Subject(model, planned(model, backend), scheme(backend))
+    return SearchModel(model, planned(model, backend), scheme(backend))
 
 
-def images() -> Iterator[Feeds]:
+def images() -> Iterator[Tensors]:
     for seed in range(3):
         yield {"image": floats(4, 3, 16, 16, seed=seed)}
 
@@ -33,27 +37,29 @@ def images() -> Iterator[Feeds]:
 @pytest.mark.parametrize("most", [10**9, 20_000, 0])
 def test_with_and_without_shared_work_the_answers_are_the_same(backend: str, most: int) -> None:
     whole = subject(backend)
-    every = blocks(whole.model, whole.plan)
+    every = find_blocks(whole.model, whole.plan)
     assert len(every) == 6
-    for block, got in zip(every, one_by_one(whole, every, images, most), strict=True):
-        run = whole.opened(whole.lifted([block]))
+    for block, got in zip(every, run_single_blocks(whole, every, images, most), strict=True):
+        run = whole.open_segment(whole.restore_float([block]))
         for feeds, answer in zip(images(), got, strict=True):
             np.testing.assert_allclose(answer["scores"], run(feeds)["scores"], atol=1e-5)
 
 
 def test_what_comes_before_a_block_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = []
-    answers = sensitivity._answers
+    answers = sensitivity._run_from
 
-    def watched(whole: Subject, plan: object, prefix: Prefix) -> list[Feeds]:
+    def watched(whole: SearchModel, plan: object, prefix: CachedPrefix) -> list[Tensors]:
         starts.append(prefix.at)
         return answers(whole, plan, prefix)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sensitivity, "_answers", watched)
+    monkeypatch.setattr(sensitivity, "_run_from", watched)
     whole = subject("cpu")
-    every = blocks(whole.model, whole.plan)
-    list(one_by_one(whole, every, images))
-    assert starts == [sensitivity.first_change(whole, whole.lifted([block])) for block in every]
+    every = find_blocks(whole.model, whole.plan)
+    list(run_single_blocks(whole, every, images))
+    assert starts == [
+        sensitivity.find_first_change(whole, whole.restore_float([block])) for block in every
+    ]
     assert starts == sorted(starts)
     assert starts[-1] > len(whole.model.graph) / 2
 
@@ -61,19 +67,19 @@ def test_what_comes_before_a_block_is_run_once(monkeypatch: pytest.MonkeyPatch) 
 def test_learned_weights_stay_in_what_is_not_lifted_and_go_from_what_is() -> None:
     plain = subject("cpu")
     weights = {
-        name: Learned(np.ones((16, 16, 1, 1), np.int8), np.full(16, 0.01, np.float32), None)
+        name: RoundedWeight(np.ones((16, 16, 1, 1), np.int8), np.full(16, 0.01, np.float32), None)
         for name in ("narrow", "side")
     }
-    taught = replace(plain, plan=learned.signed(plain.plan, weights), weights=weights)
-    every = {block.name: block for block in blocks(plain.model, plain.plan)}
-    made = {name: taught.lifted([block]) for name, block in every.items()}
+    taught = replace(plain, plan=rounded_weights.with_digest(plain.plan, weights), weights=weights)
+    every = {block.name: block for block in find_blocks(plain.model, plain.plan)}
+    made = {name: taught.restore_float([block]) for name, block in every.items()}
     for name, plan in made.items():
-        held = {node.name: node for node in apply(taught.model, plan, weights).graph}
+        held = {node.name: node for node in apply_plan(taught.model, plan, weights).graph}
         for other in weights:
-            before = constant(held[other].inputs[1])
+            before = constant_array(held[other].inputs[1])
             assert (before is not None) == (other == name)
-    (alone,) = one_by_one(taught, [every["narrow"]], images)
-    whole = taught.opened(made["narrow"])
+    (alone,) = run_single_blocks(taught, [every["narrow"]], images)
+    whole = taught.open_segment(made["narrow"])
     for feeds, answer in zip(images(), alone, strict=True):
         np.testing.assert_allclose(answer["scores"], whole(feeds)["scores"], atol=1e-5)
 
@@ -81,14 +87,14 @@ def test_learned_weights_stay_in_what_is_not_lifted_and_go_from_what_is() -> Non
 def test_images_are_kept_in_memory_unless_they_are_too_many() -> None:
     reads = 0
 
-    def counted() -> Iterator[tuple[Feeds, None]]:
+    def counted() -> Iterator[tuple[Tensors, None]]:
         nonlocal reads
         reads += 1
         yield from ((feeds, None) for feeds in images())
 
-    kept = held(counted)
+    kept = cache_batches(counted)
     assert [len(list(kept())) for _ in range(3)] == [3, 3, 3]
     assert reads == 1
-    again = held(counted, most=1)
+    again = cache_batches(counted, most=1)
     assert len(list(again())) == 3
     assert reads == 3

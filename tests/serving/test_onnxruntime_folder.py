@@ -17,18 +17,17 @@ import pytest
 from PIL import Image
 
 import qconvert
-from qconvert import onnx_io
 from qconvert.backends import tensorrt, tensorrt_rtx
 from qconvert.backends.base import BuildSpec, Engine, Profile
-from qconvert.errors import UsageError
-from qconvert.feeds import TensorSpec
-from qconvert.images.preprocess import Preprocess, fit
-from qconvert.images.target import picture_input
-from qconvert.pipeline.finished import finished
-from qconvert.serving import onnxruntime_folder, preprocess_file, run_script
-from qconvert.serving.package import Wanted, package
-from qconvert.serving.session_script import quoted, session
-from qconvert.serving.shipment import Pictures, Shipment, gather
+from qconvert.core import onnx_io
+from qconvert.core.errors import UsageError
+from qconvert.core.tensors import TensorSpec
+from qconvert.images.preprocess import Preprocess, find_image_input, fit_to_input
+from qconvert.package import bundle, onnxruntime_folder
+from qconvert.package.bundle import Bundle, ImagePreparation, make_bundle
+from qconvert.package.onnxruntime_folder import python_string, session_code
+from qconvert.package.pack import PackageOptions, write_package
+from qconvert.run.finished_run import load_run
 from tests.conftest import Outcome
 from tests.images.drawn import arrays, folder, opened
 from tests.models import floats, from_text
@@ -47,7 +46,9 @@ def ran(script: Path, *files: Path | str) -> list[tuple[str, float]]:
 
 def test_the_script_prints_what_the_engine_says_also_of_a_moved_run(world: Path) -> None:
     shutil.move("run", "moved")
-    done = package(finished(Path("moved")), Wanted("onnxruntime", Path("pack"), "cpu-int8"))
+    done = write_package(
+        load_run(Path("moved")), PackageOptions("onnxruntime", Path("pack"), "cpu-int8")
+    )
     assert set(done.files) == {
         "README.md", "classes.txt", "optimized.onnx", "preprocess.toml", "run.py",
     }  # fmt: skip
@@ -70,7 +71,7 @@ def test_the_settings_of_the_session_are_those_of_the_engine(
     place = Path("run/engines/cpu-int8")
     text = (place / "engine.json").read_text().replace('"threads": 0', '"threads": 1')
     (place / "engine.json").write_text(text.replace('"spinning": "False"', '"spinning": "True"'))
-    package(finished(Path("run")), Wanted("onnxruntime", Path("pack"), "cpu-int8"))
+    write_package(load_run(Path("run")), PackageOptions("onnxruntime", Path("pack"), "cpu-int8"))
     monkeypatch.setattr(sys, "argv", ["run.py"])
     loaded: Any = runpy.run_path("pack/run.py")["session"].get_session_options()
     ours: Any = qconvert.open_engine(place).session
@@ -104,26 +105,26 @@ def test_pictures_are_prepared_bit_for_bit_as_here(way: str, spec: TensorSpec) -
     if spec.shape[1] == 1:
         done = replace(done, mean=(0.0,), std=(1.0,), colours="rgb")
     sizes = {"wide": (61, 40), "high": (33, 52), "own": (24, 24), "odd": (25, 31)}
-    read = reader(Pictures(*fit(done, picture_input([spec]))))
+    read = reader(ImagePreparation(*fit_to_input(done, find_image_input([spec]))))
     for name, size in sizes.items():
         (picture,) = folder(Path(name), "a.png", size=size).iterdir()
         wanted = arrays(opened(Path(name), preprocess=done, spec=spec))
         assert np.array_equal(read(picture), wanted), name
 
 
-def reader(pictures: Pictures) -> Callable[[Path], Any]:
+def reader(pictures: ImagePreparation) -> Callable[[Path], Any]:
     """Return the function of a script that reads pictures."""
     engine = Engine("cpu", "fp32", Path(), "m.onnx", ("m.onnx",), {})
-    shipment = Shipment("m", engine, (), (), (1, 1, 1), 20, pictures)
-    preprocess_file.write(shipment, Path())
-    head = run_script.HEAD.substitute(name="m", what="PICTURE")
-    Path("reader.py").write_text(head + run_script._read(pictures))
+    shipment = Bundle("m", engine, (), (), (1, 1, 1), 20, pictures)
+    bundle.write_preprocess_file(shipment, Path())
+    head = onnxruntime_folder.SCRIPT_HEAD.substitute(name="m", what="PICTURE")
+    Path("reader.py").write_text(head + onnxruntime_folder._read_function(pictures))
     found: Callable[[Path], Any] = runpy.run_path("reader.py")["read"]
     return found
 
 
 def test_pictures_that_do_not_fit_are_named(world: Path) -> None:
-    pictures = gather(finished(Path("run")), "cpu-fp32").pictures
+    pictures = make_bundle(load_run(Path("run")), "cpu-fp32").preparation
     assert pictures is not None
     only_cut = replace(pictures, preprocess=replace(pictures.preprocess, resize="none"))
     folder(Path("small"), "a.png", size=(8, 8))
@@ -156,7 +157,9 @@ def packed(model: Any, **names: Any) -> Path:
     onnx_io.save(model, Path("net.onnx"))
     settings = {"bench.seconds": 0.02, "bench.batch-sizes": [1]}
     run = qconvert.build("net.onnx", output="own", precisions="fp32", settings=settings)
-    return package(run, Wanted("onnxruntime", Path("pack"), "cpu-fp32", **names)).folder
+    return write_package(
+        run, PackageOptions("onnxruntime", Path("pack"), "cpu-fp32", **names)
+    ).folder
 
 
 def test_inputs_that_are_no_pictures_come_from_arrays() -> None:
@@ -187,14 +190,16 @@ def test_a_fixed_batch_is_filled_with_the_picture_and_classes_may_be_given(tmp_p
     assert [name for name, _ in said] == [names[at] for at in scores.argsort()[::-1][:5]]
     (tmp_path / "names.txt").write_text("one\ntwo")
     with pytest.raises(UsageError, match="names 2 classes, the model has 6"):
-        package(
-            finished(Path("own")),
-            Wanted("onnxruntime", Path("other"), "cpu-fp32", classes=tmp_path / "names.txt"),
+        write_package(
+            load_run(Path("own")),
+            PackageOptions(
+                "onnxruntime", Path("other"), "cpu-fp32", classes=tmp_path / "names.txt"
+            ),
         )
 
 
 def test_the_preprocessing_is_toml_with_every_size_settled(world: Path) -> None:
-    package(finished(Path("run")), Wanted("onnxruntime", Path("pack"), "cpu-fp32"))
+    write_package(load_run(Path("run")), PackageOptions("onnxruntime", Path("pack"), "cpu-fp32"))
     told = tomllib.loads(Path("pack/preprocess.toml").read_text())
     assert (told["resize"], told["crop"], told["width"], told["layout"]) == (18, 16, 16, "nchw")
     assert told["mean"] == [0.485, 0.456, 0.406]
@@ -209,7 +214,7 @@ def made(backend: Any, **options: Any) -> Engine:
 
 def test_scripts_for_gpus_start_the_provider_as_the_backend_does_or_stop() -> None:
     engine = made(tensorrt, **{"weight-stripped": True})
-    text = session(engine, tensorrt.loading(engine))
+    text = session_code(engine, tensorrt.load_spec(engine))
     compile(text, "run.py", "exec")
     for part in (
         "import tensorrt",
@@ -221,14 +226,14 @@ def test_scripts_for_gpus_start_the_provider_as_the_backend_does_or_stop() -> No
         assert part in text
     assert "/run/engines" not in text
     rtx = made(tensorrt_rtx)
-    text = session(rtx, tensorrt_rtx.loading(rtx))
+    text = session_code(rtx, tensorrt_rtx.load_spec(rtx))
     compile(text, "run.py", "exec")
     assert "import onnxruntime_ep_nv_tensorrt_rtx as plugin" in text
 
 
 def test_an_engine_that_replays_a_graph_is_refused() -> None:
     engine = made(tensorrt, **{"cuda-graph": True})
-    shipment = Shipment("m", engine, (), (), (1, 1, 1), 20)
+    shipment = Bundle("m", engine, (), (), (1, 1, 1), 20)
     with pytest.raises(UsageError, match="replays a CUDA graph"):
         onnxruntime_folder.write(shipment, Path())
 
@@ -236,7 +241,7 @@ def test_an_engine_that_replays_a_graph_is_refused() -> None:
 def test_the_command_packs_the_engine_of_the_verdict(
     world: Path, qconvert: Callable[..., Outcome]
 ) -> None:
-    best = finished(Path("run")).report.best
+    best = load_run(Path("run")).report.best
     assert best in ("cpu-fp32", "cpu-int8")
     done = qconvert("package", "run", "--format", "onnxruntime", "-o", "pack", "--json")
     assert done.code == 0, done.err
@@ -257,9 +262,9 @@ NAMES = ("\U0001f600", "a\"b\\c'{$x}", "a\nb\x1b[31m\x7f\u2028\u202e")
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_script_finds_inputs_and_outputs_whatever_they_are_called(name: str) -> None:
-    assert ast.literal_eval(quoted(name)) == name
-    assert quoted(name).isascii()
-    assert quoted(name).isprintable()
+    assert ast.literal_eval(python_string(name)) == name
+    assert python_string(name).isascii()
+    assert python_string(name).isprintable()
     spec = TensorSpec(name, np.dtype("float32"), ("N", 3, 8, 8))
-    reader(Pictures(*fit(Preprocess(), picture_input([spec]))))
+    reader(ImagePreparation(*fit_to_input(Preprocess(), find_image_input([spec]))))
     assert tomllib.loads(Path("preprocess.toml").read_text("utf-8"))["input"] == name

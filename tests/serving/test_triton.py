@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 import qconvert
-from qconvert import onnx_io
 from qconvert.backends import cuda, tensorrt, tensorrt_rtx
 from qconvert.backends.base import BuildSpec, Engine, Profile
 from qconvert.cli.package import FORMATS
-from qconvert.errors import UsageError
-from qconvert.feeds import TensorSpec
-from qconvert.pipeline.finished import finished
-from qconvert.serving import triton
-from qconvert.serving.package import WRITERS, Format, Wanted, package
-from qconvert.serving.shipment import Shipment
+from qconvert.core import onnx_io
+from qconvert.core.errors import UsageError
+from qconvert.core.tensors import TensorSpec
+from qconvert.package import triton
+from qconvert.package.bundle import Bundle
+from qconvert.package.pack import WRITERS, Format, PackageOptions, write_package
+from qconvert.run.finished_run import load_run
 from tests.conftest import Outcome
 from tests.runs import CLASSES
 from tests.serving.triton_schema import parse
@@ -53,25 +53,25 @@ def test_a_cpu_engine_is_served_by_onnx_runtime_with_its_classes(
 
 
 def test_other_models_of_a_repository_are_left_alone(world: Path) -> None:
-    run = finished(Path("run"))
+    run = load_run(Path("run"))
     for name in ("first", "second"):
-        package(run, Wanted("triton", Path("models"), "cpu-fp32", name=name))
+        write_package(run, PackageOptions("triton", Path("models"), "cpu-fp32", name=name))
     assert sorted(each.name for each in Path("models").iterdir()) == ["first", "second"]
     with pytest.raises(UsageError, match="`models/first` is there already"):
-        package(run, Wanted("triton", Path("models"), "cpu-fp32", name="first"))
+        write_package(run, PackageOptions("triton", Path("models"), "cpu-fp32", name="first"))
 
 
 def test_an_engine_for_rtx_is_refused_with_a_way_out(world: Path) -> None:
-    run = finished(Path("run"))
+    run = load_run(Path("run"))
     with pytest.raises(UsageError, match="no backend for engines of TensorRT for RTX") as caught:
-        package(run, Wanted("triton", Path("models"), "tensorrt-rtx-fp32"))
+        write_package(run, PackageOptions("triton", Path("models"), "tensorrt-rtx-fp32"))
     assert "--engine NAME" in caught.value.hint
     assert not Path("models").exists()
 
 
-def shipment(engine: Engine, *specs: TensorSpec) -> Shipment:
+def shipment(engine: Engine, *specs: TensorSpec) -> Bundle:
     inputs, outputs = specs[:1] or (IMAGE,), specs[1:] or (SCORES,)
-    return Shipment("net", engine, inputs, outputs, (1, 8, 32), 20)
+    return Bundle("net", engine, inputs, outputs, (1, 8, 32), 20)
 
 
 def made(backend: Any, files: tuple[str, ...], profile: Profile, **options: Any) -> Engine:
@@ -146,18 +146,18 @@ def test_shapes_become_dims_without_the_batch_or_whole_where_it_is_fixed(tiny: P
 def test_threads_and_strange_names_are_written_down() -> None:
     engine = made(cuda, ("model.onnx",), Profile())
     odd = replace(IMAGE, name='say "x"\\')
-    served = replace(cuda.served(engine), parameters={"intra_op_thread_count": "3"})
-    lines = triton._config(shipment(engine, odd, SCORES), served, triton.Batching(1, 1))
+    served = replace(cuda.triton_spec(engine), parameters={"intra_op_thread_count": "3"})
+    lines = triton._config_lines(shipment(engine, odd, SCORES), served, triton.Batching(1, 1))
     config = parse("\n".join(lines))
     assert config.input[0].name == odd.name
     assert config.parameters[0].value.string_value == "3"
     assert not config.HasField("dynamic_batching")
     text = TensorSpec("words", np.dtype("O"), ("N", 1))
     with pytest.raises(UsageError, match="no type for"):
-        list(triton._config(shipment(engine, IMAGE, text), served, triton.Batching(1, 1)))
+        list(triton._config_lines(shipment(engine, IMAGE, text), served, triton.Batching(1, 1)))
 
 
 def test_rtx_engines_say_no_themselves() -> None:
     engine = made(tensorrt_rtx, PLAN, Profile())
     with pytest.raises(qconvert.UsageError):
-        tensorrt_rtx.served(engine)
+        tensorrt_rtx.triton_spec(engine)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from qconvert.errors import QConvertError, UsageError
+from qconvert.core.errors import QConvertError, UsageError
 from qconvert.sources import factory, kind
 
 
@@ -27,7 +27,7 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_function_is_called_and_its_talk_stays_off_stdout(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert factory.build("shop:build") == 42
+    assert factory.call("shop:build") == 42
     assert capsys.readouterr().out == ""
 
 
@@ -39,7 +39,7 @@ def test_wrong_names_are_mistakes_of_the_command() -> None:
         "shop.deeper:build": "no module `shop.deeper` here",
     }.items():
         with pytest.raises(UsageError, match=said):
-            factory.build(name)
+            factory.call(name)
 
 
 def test_what_the_users_code_raises_points_at_the_users_line() -> None:
@@ -49,17 +49,17 @@ def test_what_the_users_code_raises_points_at_the_users_line() -> None:
         ("needy:f", "No module named 'a_module_that_is_not_there'", "needy.py:1"),
     ):
         with pytest.raises(QConvertError, match=said) as caught:
-            factory.build(name)
+            factory.call(name)
         assert caught.value.exit_code == 3
         assert line in caught.value.details[0]
     with pytest.raises(QConvertError, match="importing `broken` raised SyntaxError"):
-        factory.build("broken:f")
+        factory.call("broken:f")
 
 
 def test_the_hint_is_about_arguments_only_where_the_error_is() -> None:
     for name, about in (("shop:sized", True), ("shop:raising", False)):
         with pytest.raises(QConvertError) as caught:
-            factory.build(name)
+            factory.call(name)
         assert ("without arguments" in str(caught.value.hint)) == about
 
 

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from qconvert import onnx_io, sources
+from qconvert import sources
 from qconvert.backends.ort import open_cpu
-from qconvert.config import Export
-from qconvert.errors import QConvertError, UsageError
-from qconvert.feeds import draw
-from qconvert.sources.source import Source
+from qconvert.core import onnx_io
+from qconvert.core.config import ExportConfig
+from qconvert.core.errors import QConvertError, UsageError
+from qconvert.core.tensors import random_inputs
+from qconvert.sources import Source
 from tests.conftest import write
 from tests.models import from_text
 
@@ -23,7 +24,7 @@ two (float[N, 3, H, W] image, float[N, 1, H, W] mask, float[1] scale) => (float[
 
 
 def load(path: Path, **export: object) -> Source:
-    return sources.load(str(path), Export(**export))  # type: ignore[arg-type]
+    return sources.load(str(path), ExportConfig(**export))  # type: ignore[arg-type]
 
 
 def test_unless_asked_nothing_changes(tiny: Path) -> None:
@@ -39,7 +40,7 @@ def test_the_batch_is_fixed_and_opened(tiny: Path, tmp_path: Path) -> None:
     opened = load(path, batch="dynamic")
     assert opened.inputs[0].shape == ("batch", 3, 8, 8)
     for count in (1, 5):
-        answer = open_cpu(opened.model)(draw(opened.inputs, count, seed=0))
+        answer = open_cpu(opened.model)(random_inputs(opened.inputs, count, seed=0))
         assert answer["scores"].shape == (count, 5)
 
 
@@ -47,7 +48,7 @@ def test_the_batch_follows_through_inputs_that_share_it(tmp_path: Path) -> None:
     path = write(from_text(TWO), tmp_path / "two.onnx")
     source = load(path, batch=2, inputs=("image:1x3x4x4", "mask:1x1x4x4"))
     assert [spec.shape for spec in source.inputs] == [(2, 3, 4, 4), (2, 1, 4, 4), (1,)]
-    open_cpu(source.model)(draw(source.inputs, 1, seed=0))
+    open_cpu(source.model)(random_inputs(source.inputs, 1, seed=0))
 
 
 def test_open_sizes_are_set_by_input(tmp_path: Path) -> None:

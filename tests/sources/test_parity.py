@@ -5,14 +5,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from qconvert.errors import QConvertError
-from qconvert.feeds import Feeds
+from qconvert.core.errors import QConvertError
+from qconvert.core.tensors import Tensors
 from qconvert.sources import parity
 
 LOGITS = np.array([[1.0, 2.0, 3.0], [3.0, 1.0, 2.0]], np.float32)
 
 
-def says(**outputs: np.ndarray) -> Callable[[Feeds], Feeds]:
+def says(**outputs: np.ndarray) -> Callable[[Tensors], Tensors]:
     return lambda feeds: dict(outputs)
 
 

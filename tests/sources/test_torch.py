@@ -10,10 +10,10 @@ import torch
 
 from qconvert import sources
 from qconvert.backends.ort import open_cpu
-from qconvert.config import Export
-from qconvert.errors import QConvertError, UsageError
-from qconvert.feeds import draw
-from qconvert.sources.source import Source
+from qconvert.core.config import ExportConfig
+from qconvert.core.errors import QConvertError, UsageError
+from qconvert.core.tensors import random_inputs
+from qconvert.sources import Source
 from qconvert.sources.torch_weights import load_weights
 from tests.models import write_factory
 
@@ -34,13 +34,13 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
 
     def run(source: str, *, trust: bool = False, **export: object) -> Source:
         chosen = source.replace("nets:", "torch_nets:")
-        return sources.load(chosen, Export(**export), trust=trust)  # type: ignore[arg-type]
+        return sources.load(chosen, ExportConfig(**export), trust=trust)  # type: ignore[arg-type]
 
     return run
 
 
 def same(source: Source, batch: int) -> bool:
-    feeds = draw(source.inputs, batch, seed=1)
+    feeds = random_inputs(source.inputs, batch, seed=1)
     assert source.run is not None
     wanted, got = source.run(feeds), open_cpu(source.model)(feeds)
     assert list(wanted) == list(got)
@@ -91,7 +91,7 @@ def test_nodes_are_named_after_their_modules(load: Load) -> None:
 
 
 def test_the_same_source_gives_the_same_graph(load: Load) -> None:
-    from qconvert.onnx_io import fingerprint
+    from qconvert.core.onnx_io import fingerprint
 
     assert fingerprint(load("nets:ready").model) == fingerprint(load("nets:ready").model)
 
@@ -133,7 +133,7 @@ def weights(load: Load) -> dict[str, torch.Tensor]:
 
 def conv_of(source: Source) -> float:
     assert source.run is not None
-    return float(source.run(draw(source.inputs, 1, seed=0))["output"].sum())
+    return float(source.run(random_inputs(source.inputs, 1, seed=0))["output"].sum())
 
 
 def test_every_usual_form_of_checkpoint_gives_the_same_network(load: Load, tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from qconvert import sources
-from qconvert.config import Export
-from qconvert.errors import QConvertError
-from qconvert.sources import torch_archive, torch_weights
+from qconvert.core.config import ExportConfig
+from qconvert.core.errors import QConvertError
+from qconvert.sources import torch_file, torch_weights
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -86,20 +86,20 @@ def reworded(path: Path, change: Callable[[Document], object]) -> Path:
 
 def require_refused(path: Path, said: str) -> None:
     with pytest.raises(QConvertError, match=said) as caught:
-        torch_archive.load(path, trust=False)
+        torch_file.load_archive(path, trust=False)
     assert "--trust" in str(caught.value.hint)
     assert not Path(MARKER).exists()
 
 
 def test_a_harmless_program_is_read(good: Path) -> None:
     assert "guards_code" in good.read_bytes().decode("latin1")
-    assert torch_archive.load(good, trust=False).graph_signature.user_inputs == ("image",)
+    assert torch_file.load_archive(good, trust=False).graph_signature.user_inputs == ("image",)
 
 
 def test_pickled_example_inputs_run_only_with_trust(good: Path) -> None:
     evil = rewrite(good, lambda name, old: pickled() if "sample_inputs" in name else old)
     require_refused(evil, "example inputs that are more than tensors")
-    torch_archive.load(evil, trust=True)
+    torch_file.load_archive(evil, trust=True)
     assert Path(MARKER).exists()
 
 
@@ -168,17 +168,17 @@ def test_text_that_becomes_code_is_refused(
 
 
 def test_the_environment_is_left_as_it_was(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(torch_archive.ANYTHING, "1")
-    torch_archive.load(good, trust=False)
-    assert os.environ[torch_archive.ANYTHING] == "1"
-    assert torch_archive.ONLY_TENSORS not in os.environ
+    monkeypatch.setenv(torch_file.ANYTHING, "1")
+    torch_file.load_archive(good, trust=False)
+    assert os.environ[torch_file.ANYTHING] == "1"
+    assert torch_file.ONLY_TENSORS not in os.environ
 
 
 def test_what_is_no_archive_is_told(tmp_path: Path) -> None:
     path = tmp_path / "x.pt2"
     path.write_bytes(pickle.dumps([1]))
     with pytest.raises(QConvertError, match="not a file torch can read"):
-        torch_archive.load(path, trust=False)
+        torch_file.load_archive(path, trust=False)
 
 
 @pytest.mark.parametrize("name", ["bomb.pt", "bomb.pth", "bomb.pt2"])
@@ -193,6 +193,6 @@ def test_few_bytes_that_unpack_to_many_are_refused(
             new.writestr(member, old.read(member))
     assert Path(name).stat().st_size < 100_000
     with pytest.raises(QConvertError, match=r"unpacks to 20 MB from 0\.0 MB"):
-        torch_weights.existing(name)
+        torch_weights.existing_file(name)
     with pytest.raises(QConvertError, match=r"unpacks to 20 MB from 0\.0 MB"):
-        sources.load(name, Export(inputs=("1x4",)))
+        sources.load(name, ExportConfig(inputs=("1x4",)))

@@ -11,13 +11,13 @@ import torch
 
 from qconvert import sources
 from qconvert.backends.ort import open_cpu
-from qconvert.config import Export
-from qconvert.errors import QConvertError, Terminated, UsageError
-from qconvert.feeds import TensorSpec, draw, parse
-from qconvert.sources.source import Source
-from qconvert.sources.torch_forward import distinct
-from qconvert.sources.torch_named import load_factory
-from qconvert.sources.torch_program import from_module
+from qconvert.core.config import ExportConfig
+from qconvert.core.errors import QConvertError, Terminated, UsageError
+from qconvert.core.tensors import TensorSpec, parse_spec, random_inputs
+from qconvert.sources import Source
+from qconvert.sources.torch_export import from_module
+from qconvert.sources.torch_forward import unique_output_names
+from qconvert.sources.torch_models import load_factory
 from qconvert.sources.torch_weights import load_weights
 
 pytestmark = [
@@ -51,15 +51,17 @@ def exported(
 
 def saved(program: torch.export.ExportedProgram, **export: Any) -> Source:
     torch.export.save(program, "net.pt2")
-    return sources.load("net.pt2", Export(**export))
+    return sources.load("net.pt2", ExportConfig(**export))
 
 
 def module(forward: Callable[..., Any], *shapes: str, **export: Any) -> Source:
-    return from_module("net", network(forward), [parse(each) for each in shapes], Export(**export))
+    return from_module(
+        "net", network(forward), [parse_spec(each) for each in shapes], ExportConfig(**export)
+    )
 
 
 def agrees(source: Source, batch: int = 3) -> bool:
-    feeds = draw(source.inputs, batch, seed=1)
+    feeds = random_inputs(source.inputs, batch, seed=1)
     assert source.run is not None
     wanted, got = source.run(feeds), open_cpu(source.model)(feeds)
     return all(np.allclose(wanted[name], got[name], atol=1e-5) for name in wanted)
@@ -105,7 +107,7 @@ def test_bfloat16_inputs_are_refused() -> None:
     cast = network(lambda self, image: self.linear(image)).bfloat16()
     torch.export.save(torch.export.export(cast, (X.bfloat16(),)), "net.pt2")
     with pytest.raises(UsageError, match="input `image` is bfloat16"):
-        sources.load("net.pt2", Export())
+        sources.load("net.pt2", ExportConfig())
 
 
 def test_a_program_of_one_batch_takes_no_other() -> None:
@@ -131,13 +133,13 @@ def test_open_sizes_of_a_program_are_filled_in() -> None:
 
 
 def test_a_first_input_may_be_a_number() -> None:
-    image = parse("image:1x4")
+    image = parse_spec("image:1x4")
     scale = TensorSpec("scale", image.dtype, ())
     scaled = network(lambda self, scale, image: self.linear(image) * scale)
-    source = from_module("net", scaled, [scale, image], Export())
+    source = from_module("net", scaled, [scale, image], ExportConfig())
     assert [spec.shape for spec in source.inputs] == [(), ("batch", 4)]
     assert agrees(source)
-    alone = from_module("net", network(lambda self, scale: scale * 2), [scale], Export())
+    alone = from_module("net", network(lambda self, scale: scale * 2), [scale], ExportConfig())
     assert agrees(alone)
 
 
@@ -151,8 +153,8 @@ def test_an_output_called_like_an_input_gets_another_name() -> None:
 
 
 def test_names_of_outputs_are_made_distinct() -> None:
-    assert distinct(("a", "a", "a_out"), ("x",)) == ("a", "a_out_2", "a_out")
-    assert distinct(("x", "x"), ("x", "x_out")) == ("x_out_2", "x_out_3")
+    assert unique_output_names(("a", "a", "a_out"), ("x",)) == ("a", "a_out_2", "a_out")
+    assert unique_output_names(("x", "x"), ("x", "x_out")) == ("x_out_2", "x_out_3")
 
 
 def test_leaving_the_process_inside_forward_is_an_error() -> None:
@@ -201,7 +203,7 @@ def test_example_inputs_must_be_tensors(
     value = examples.replace("{{", "{").replace("}}", "}")
     Path(f"{name}.py").write_text(f"import torch\ndef f(): return torch.nn.Linear(4, 4), {value}\n")
     with pytest.raises(UsageError, match=said.replace("examples_{}", name)) as caught:
-        load_factory(f"{name}:f", Export(), False)
+        load_factory(f"{name}:f", ExportConfig(), False)
     assert caught.value.hint
 
 
@@ -220,12 +222,12 @@ def test_a_pickled_network_of_the_users_own_takes_weights(
     torch.save({"l.weight": torch.zeros(2, 4), "l.bias": torch.full((2,), 7.0)}, "other.pt")
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each != str(tmp_path)])
     del sys.modules["own_net"]
-    export = Export(inputs=("image:1x4",), weights="other.pt")
+    export = ExportConfig(inputs=("image:1x4",), weights="other.pt")
     source = sources.load("net.pt", export, trust=True)
     assert source.run is not None
-    assert source.run(draw(source.inputs, 1, seed=0))["output"].tolist() == [[7.0, 7.0]]
+    assert source.run(random_inputs(source.inputs, 1, seed=0))["output"].tolist() == [[7.0, 7.0]]
     with pytest.raises(UsageError, match="brings its weights"):
-        sources.load("net.pt", Export(inputs=("1x4",), weights="random"), trust=True)
+        sources.load("net.pt", ExportConfig(inputs=("1x4",), weights="random"), trust=True)
 
 
 def test_integers_are_no_weights_of_a_float_layer() -> None:

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from qconvert import sources
-from qconvert.config import Export
-from qconvert.errors import QConvertError, UsageError
-from qconvert.feeds import draw
-from qconvert.sources.source import Source
+from qconvert.core.config import ExportConfig
+from qconvert.core.errors import QConvertError, UsageError
+from qconvert.core.tensors import random_inputs
+from qconvert.sources import Source
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -32,7 +32,7 @@ def _torchvision_operators() -> object:
 
 
 def load(source: str, **export: object) -> Source:
-    return sources.load(source, Export(**export))  # type: ignore[arg-type]
+    return sources.load(source, ExportConfig(**export))  # type: ignore[arg-type]
 
 
 def test_a_timm_net_knows_its_own_input() -> None:
@@ -40,7 +40,7 @@ def test_a_timm_net_knows_its_own_input() -> None:
     size = source.inputs[0].shape[2]
     assert source.inputs[0].shape == ("batch", 3, size, size)
     assert source.run is not None
-    assert source.run(draw(source.inputs, 2, seed=0))["output"].shape[0] == 2
+    assert source.run(random_inputs(source.inputs, 2, seed=0))["output"].shape[0] == 2
 
 
 def test_a_torchvision_net_knows_its_own_input() -> None:

@@ -22,7 +22,7 @@ REFUSED = (2, 3)
 WORKER = """
 import random, sys, time
 from pathlib import Path
-from qconvert.store import Store
+from qconvert.core.cache import Store
 
 store, chance = Store(Path(sys.argv[1])), random.Random(int(sys.argv[2]))
 

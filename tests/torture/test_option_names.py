@@ -14,11 +14,10 @@ import onnxruntime
 import pytest
 
 import qconvert.backends
-from qconvert.backends.base import BuildSpec, Precision, Profile
-from qconvert.backends.settings import settings
-from qconvert.backends.tensorrt_options import Settings, opening_options, provider_options
+from qconvert.backends.base import BuildSpec, Precision, Profile, read_settings
+from qconvert.backends.tensorrt_options import TensorrtSettings, load_options, provider_options
 from qconvert.backends.versions import NETWORK_TYPES
-from qconvert.feeds import TensorSpec
+from qconvert.core.tensors import TensorSpec
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(900)]
 
@@ -56,7 +55,9 @@ def used() -> set[str]:
             options: dict[str, Any] = {"workspace": 1, "timing-cache": "t", one: on}
             given = BuildSpec(precision, Profile(1, 8, 32), options=options)
             found |= set(provider_options(given, Path("engine"), row, [IMAGE]))
-            found |= set(opening_options(settings(Settings, given, "tensorrt"), Path("engine")))
+            found |= set(
+                load_options(read_settings(TensorrtSettings, given, "tensorrt"), Path("engine"))
+            )
     for source in Path(qconvert.backends.__file__).parent.glob("*.py"):
         found |= set(re.findall(r'"(trt_\w+)"', source.read_text(encoding="utf-8")))
     return found

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qconvert.demo import folder, scene
+from qconvert.demo import demo_files, generator
 from tests.torture.jobs import EVAL, SEARCH
 from tests.torture.whole import hashes
 from tests.torture.world import World, ended, make
@@ -75,9 +75,9 @@ def lay(root: Path) -> World:
     """Write the small world, and the demo network with some of its pictures."""
     root.mkdir(parents=True)
     world = make(root)
-    shutil.copyfile(scene.NETWORK, root / "demo.onnx")
+    shutil.copyfile(demo_files.NETWORK, root / "demo.onnx")
     (root / "demo").mkdir()
-    folder.write(root / "demo", 1, 40, lambda count: None)
+    generator.write_images(root / "demo", 1, 40, lambda count: None)
     return world
 
 

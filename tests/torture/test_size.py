@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from qconvert.cli import main
-from qconvert.cli.boundary import guarded
+from qconvert.cli.error_boundary import run_guarded
 from tests.torture import big
 from tests.torture.world import World
 
@@ -89,7 +89,7 @@ def calls(model: Path, images: Path, out: Path) -> int:
     """Return how many functions a quantization calls: its work, whatever the machine is doing."""
     profile = cProfile.Profile()
     words = (*QUANTIZE, str(model), "--images", str(images), "--count", "16", "-q", "-o", str(out))
-    code = profile.runcall(guarded, main, list(words))
+    code = profile.runcall(run_guarded, main, list(words))
     assert code == 0
     return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import onnx
 
-from qconvert import config_file
-from qconvert.calibrate import ranges_file
-from qconvert.report import as_json
-from qconvert.store import CONTENT, RECIPE
+from qconvert.calibrate import calibration_file
+from qconvert.core import config_file
+from qconvert.core.cache import CONTENT, RECIPE
+from qconvert.report import json_file
 
 TOP = {
     "run.toml", "model.onnx", "classes.txt", "calibration", "engines", "analysis", "report.json",
@@ -85,8 +85,8 @@ def _halves(run: Path) -> Iterator[str]:
     readers = {
         "run.toml": config_file.load,
         "model.onnx": onnx.load,
-        "calibration/calibration.npz": ranges_file.load,
-        "report.json": as_json.load,
+        "calibration/calibration.npz": calibration_file.load,
+        "report.json": json_file.load,
     }
     for name, read in readers.items():
         if (run / name).exists() and (why := _why_not(read, run / name)):

@@ -1,0 +1,122 @@
+"""."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from qconvert import __version__
+from qconvert.backends.base import Engine
+from qconvert.core import onnx_io
+from qconvert.core.atomic import write_text
+from qconvert.core.config import Config
+from qconvert.core.errors import UsageError
+from qconvert.measure.machine import describe_machine
+from qconvert.report import json_file
+from qconvert.report.html import render_html
+from qconvert.report.layer_tables import layers_csv
+from qconvert.report.markdown import render_markdown
+from qconvert.report.model import EngineInfo, Report, VariantResult
+from qconvert.report.model_card import render_card
+from qconvert.report.verdict import conclude
+from qconvert.run import built_engines
+from qconvert.run.run_folder import CARD, ENGINES, HTML, LAYERS, MARKDOWN, REPORT, RunFolder
+from qconvert.run.targets import Target
+
+
+def judge_and_store(report: Report, config: Config, target: Target) -> Report:
+    """Return the report judged by the limits of now; the run keeps it judged by its own."""
+    if target.run is not None:
+        store_report(conclude(report, target.run.settings().gate), target)
+    return conclude(report, config.gate)
+
+
+def without_reason(row: VariantResult, name: str) -> VariantResult:
+    reasons = {key: why for key, why in row.unmeasured.items() if key != name}
+    return replace(row, unmeasured=reasons)
+
+
+def with_reason(row: VariantResult, name: str, why: str) -> VariantResult:
+    return replace(row, unmeasured={**row.unmeasured, name: why})
+
+
+def read_report(target: Target) -> Report:
+    """Return the report of a run as it is, or one of loose engines in which nothing is measured."""
+    if target.run is not None:
+        file = target.run.root / REPORT
+        if not file.is_file():
+            raise UsageError(
+                f"`{target.run.root}` has no report yet: it was not built to the end",
+                hint=f"`qconvert build --from {target.run.root}` goes on",
+            )
+        return _with_all_engines(json_file.load(file), target)
+    return Report(
+        tool=f"qconvert {__version__}",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=str(target.model),
+        command="",
+        config={},
+        machine=describe_machine(),
+        baseline=None,
+        baseline_bytes=sum(each.stat().st_size for each in onnx_io.model_files(target.model)),
+        variants=tuple(
+            VariantResult(name, each.backend, each.precision, _engine_info(each))
+            for name, each in target.engines.items()
+        ),
+    )
+
+
+def _with_all_engines(report: Report, target: Target) -> Report:
+    """Return the report with a row for every engine that the run has, and for no other."""
+    rows = {each.name: each for each in report.variants if each.engine is not None}
+    found = []
+    for name, each in target.engines.items():
+        info = replace(_engine_info(each), path=f"{ENGINES}/{each.folder.name}")
+        known = rows.get(name)
+        # A build that was stopped may have put another engine there.
+        same = known is not None and known.engine and known.engine.sha256 == info.sha256
+        found.append(
+            known if known and same else VariantResult(name, each.backend, each.precision, info)
+        )
+    return replace(report, variants=tuple(found))
+
+
+def store_report(report: Report, target: Target) -> Report:
+    """Write a report into the run that it is about, in every form; each file appears whole."""
+    if target.run is not None:
+        write_report(report, target.run)
+    return report
+
+
+def write_report(report: Report, run: RunFolder) -> None:
+    """Write a report into a run's folder in every form."""
+    write_text(run.root / REPORT, json_file.dumps(report))
+    write_text(run.root / MARKDOWN, render_markdown(report))
+    write_text(run.root / HTML, render_html(report, report_images(report, run.root)))
+    known = {each.name: each.layers for each in report.variants if each.layers}
+    if known:
+        write_text(run.root / LAYERS, layers_csv(known))
+    if report.best:
+        write_text(run.root / CARD, render_card(report))
+    else:
+        (run.root / CARD).unlink(missing_ok=True)
+
+
+def report_images(report: Report, folder: Path) -> dict[str, bytes]:
+    """Return the pictures that a report names, as far as they lie in its folder."""
+    shown = report.evidence
+    names = {each.picture for each in shown.feature_maps}
+    names |= {each.picture for each in shown.thumbnails}
+    inside = (name for name in names if (folder / name).resolve().is_relative_to(folder.resolve()))
+    return {name: (folder / name).read_bytes() for name in inside if (folder / name).is_file()}
+
+
+def _engine_info(engine: Engine) -> EngineInfo:
+    return EngineInfo(
+        path=str(engine.folder),
+        files=engine.files,
+        bytes=engine.bytes,
+        sha256=built_engines.engine_sha256(engine),
+        build_seconds=0.0,
+        stored=True,
+        made_with=dict(engine.made_with),
+    )
