@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test torture check docs peers zoo clean
+.PHONY: help setup quick test test-all torture check docs peers zoo clean
 .PHONY: demo build bench report image image-gpu image-check smoke locks
 
 help:  ## Print this list
@@ -22,18 +22,25 @@ $(READY): pyproject.toml .ci/constraints.txt
 	$(BIN)/python -m pip install -q -c .ci/constraints.txt -e ".[cpu,torch,timm,dev]"
 	@touch $@
 
+PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
+
+quick: $(READY)  ## Run the fast tests (under a minute)
+	$(PYTEST) -q -m "not slow and not long and not torture"
+
 test: $(READY)  ## Run the tests
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(PYTEST) -m "not long and not torture"
+
+test-all: $(READY)  ## Run all tests but the torture, as CI does
+	$(PYTEST) -m "not torture"
 
 torture: $(READY)  ## Run the long tests: spoiled input, kills, full disks, two builds at once
 	$(BIN)/python -m pytest -m torture tests/torture
 
-check: $(READY)  ## Format, lint, types, layers, size budget, docs up to date
+check: $(READY)  ## Format, lint, types, layers, docs up to date
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python .ci/budget.py
 	$(BIN)/python docs/generate.py --check
 
 docs: $(READY)  ## Write the reference pages again
