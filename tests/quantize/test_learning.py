@@ -23,7 +23,7 @@ from qconvert.quantize.plan import Plan
 from qconvert.quantize.rounded_weights import RoundedWeight
 from tests.models import floats, mixed
 from tests.quantize import rewritten
-from tests.quantize.rewritten import model
+from tests.quantize.quantized_models import model
 from tests.quantize.test_rewrite import plan as planned
 
 literal = functools.partial(open_cpu, keep_qdq=True)
