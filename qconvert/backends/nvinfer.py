@@ -363,7 +363,7 @@ def _died(module: str, code: int, log: IO[bytes]) -> Exception:
     if code > 0:
         return RuntimeError("\n".join(said) or f"the build ended with code {code}")
     return QConvertError(
-        f"{PRODUCTS.get(module, module)} did not survive this graph: {subprocess_worker.describe_exit(code)}",  # noqa: E501, RUF100
+        f"{PRODUCTS.get(module, module)} did not survive this graph: {subprocess_worker.describe_exit(code)}",
         details=said[-3:],
         hint="leave parts of the graph in float with `--exclude`, or try another backend",
     )

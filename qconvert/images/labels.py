@@ -53,7 +53,7 @@ def require_labels(images: Images) -> tuple[int, ...]:
         raise UsageError(
             f"{len(pairs) - len(known)} of {len(pairs)} images have no label",
             details=abbreviate([f"`{name}`" for name, label in pairs if label is None]),
-            hint=f"give `--labels FILE` with the columns `file,label`, put a `{LABELS_FILE}` into the "  # noqa: E501, RUF100
+            hint=f"give `--labels FILE` with the columns `file,label`, put a `{LABELS_FILE}` into the "
             "folder or next to it, or sort the images into one folder a class",
         )
     return known

@@ -94,7 +94,7 @@ def measure_peak(
 
 def _failure_reason(code: int, stderr: str) -> str:
     if code < 0:
-        return f"the model did not run in a process of its own: {subprocess_worker.describe_exit(code)}"  # noqa: E501, RUF100
+        return f"the model did not run in a process of its own: {subprocess_worker.describe_exit(code)}"
     said = [line.strip() for line in stderr.splitlines() if line.strip()]
     last = said[-1] if said else f"it ended with code {code}"
     if "[ONNXRuntimeError]" in last:

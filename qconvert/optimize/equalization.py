@@ -165,7 +165,7 @@ def try_equalization(study: Candidate, store: Cache) -> Equalized:
     kept = is_better(before, after)
     text = (
         f"channels of {len(tried)} tensors made even: {'kept' if kept else 'dropped'}, distance "
-        f"{before.per_image.mean():.4g} -> {after.per_image.mean():.4g} {study.describe_images(after)}"  # noqa: E501, RUF100
+        f"{before.per_image.mean():.4g} -> {after.per_image.mean():.4g} {study.describe_images(after)}"
     )
     study.progress(Progress(STEP, text, time.perf_counter() - started))
     return Equalized(even, tried, (text,)) if kept else Equalized(study)

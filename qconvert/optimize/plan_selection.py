@@ -22,7 +22,7 @@ from qconvert.quantize.plan import Plan
 from qconvert.quantize.ranges import AUTO_METHOD, DEFAULT_METHOD, OUTPUT_ERROR_METHOD
 
 CANDIDATE_METHODS = (
-    DEFAULT_METHOD, "minmax", "percentile:99.999", "percentile:99.99", "entropy", "moving-average", OUTPUT_ERROR_METHOD,  # noqa: E501, RUF100
+    DEFAULT_METHOD, "minmax", "percentile:99.999", "percentile:99.99", "entropy", "moving-average", OUTPUT_ERROR_METHOD,
 )  # fmt: skip
 
 

@@ -254,7 +254,7 @@ def _engine_table(report: Report) -> ReportTable:
         if each.engine is not None
     )
     columns = (
-        TableColumn("engine"), TableColumn("path"), TableColumn("sha256"), TableColumn("built in", "right"),  # noqa: E501, RUF100
+        TableColumn("engine"), TableColumn("path"), TableColumn("sha256"), TableColumn("built in", "right"),
         TableColumn("made with", wrap=True),
     )  # fmt: skip
     return ReportTable("Engines", columns, rows)

@@ -170,7 +170,7 @@ def json_schema() -> dict[str, Any]:
         _rename_properties(parts[name], words)
     parts["EngineInfo"]["properties"]["ratio"] = RATIO_SCHEMA
     parts["Latency"]["properties"].update(
-        device_only=DEVICE_SCHEMA, **{_stats_key(each): _stats_type(each) for each in dataclasses.fields(LatencyStats)},  # noqa: E501, RUF100
+        device_only=DEVICE_SCHEMA, **{_stats_key(each): _stats_type(each) for each in dataclasses.fields(LatencyStats)},
         speedup=SPEEDUP_SCHEMA,
     )  # fmt: skip
     made["properties"] = {

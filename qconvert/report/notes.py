@@ -79,7 +79,7 @@ def slow_int8(report: Report) -> Iterator[str]:
         ship = f"ship `{faster.name}`, or look" if fitting else "look"
         yield (
             f"INT8 is not faster than {faster.precision.upper()} on `{variant.backend}` "
-            f"({number_format.ms(summarize_latency(latency).median_ms)} against {number_format.ms(theirs)} ms), "  # noqa: E501, RUF100
+            f"({number_format.ms(summarize_latency(latency).median_ms)} against {number_format.ms(theirs)} ms), "
             f"{_int8_reason(variant)}: {ship} with `qconvert inspect --quantized`"
         )
 
@@ -138,7 +138,7 @@ def shared_images(report: Report) -> Iterator[str]:
     """Warn where accuracy was measured on images that the ranges were made from."""
     if report.shared_images:
         yield (
-            f"calibration and evaluation share {number_format.count(report.shared_images, 'image')}, "  # noqa: E501, RUF100
+            f"calibration and evaluation share {number_format.count(report.shared_images, 'image')}, "
             "so the accuracy may look better than it is: evaluate on other images"
         )
 
@@ -203,7 +203,7 @@ def low_baseline(report: Report) -> Iterator[str]:
     top1 = report.baseline.top1 if report.baseline is not None else None
     if top1 is not None and top1 < LOW_TOP1:
         yield (
-            f"the FP32 model itself is right on only {number_format.percent(top1)} % of the images: "  # noqa: E501, RUF100
+            f"the FP32 model itself is right on only {number_format.percent(top1)} % of the images: "
             "check that `--preprocess` and the numbers of the labels are those it was trained with"
         )
 

@@ -53,7 +53,7 @@ def _facts(report: Report, variant: VariantResult) -> Iterator[str]:
     latency = metrics.headline_latency(variant)
     assert latency is not None
     if ratio is None or variant.precision == "fp32":
-        yield f"{number_format.ms(summarize_latency(latency).median_ms)} ms at batch {latency.batch}"  # noqa: E501, RUF100
+        yield f"{number_format.ms(summarize_latency(latency).median_ms)} ms at batch {latency.batch}"
     else:
         yield f"{number_format.ratio(ratio)} as fast as fp32"
     size = metrics.size_ratio(report, variant)
@@ -113,7 +113,7 @@ def _objection(report: Report, variant: VariantResult) -> str:
     if failed is not None:
         return f"`{variant.name}` fails {failed.name} ({gates.describe_result(failed)})"
     if is_accurate(report, variant) is False:
-        return f"`{variant.name}` answers too differently ({', '.join(_accuracy_facts(report, variant))})"  # noqa: E501, RUF100
+        return f"`{variant.name}` answers too differently ({', '.join(_accuracy_facts(report, variant))})"
     return ""
 
 

@@ -164,7 +164,7 @@ def _create(source: str, make: Any) -> torch.nn.Module:
         module = make()
     except Exception as error:  # hubs raise their own kinds
         raise QConvertError(
-            f"the weights of `{source}` could not be had: {type(error).__name__}: {first_line(error)}",  # noqa: E501, RUF100
+            f"the weights of `{source}` could not be had: {type(error).__name__}: {first_line(error)}",
             hint="fetch them where there is a network and pass `--weights FILE`; "
             "`--weights random` goes on without",
         ) from None

@@ -86,7 +86,7 @@ def test_a_page_shows_hostile_names_and_does_nothing_with_them(payload: str) -> 
 def test_markdown_shows_hostile_names_and_does_nothing_with_them(write: Any, payload: str) -> None:
     plain, made = write(clean()), write(hostile(payload))
     assert _acting(made) == []
-    kinds = [_kinds(each.removeprefix("---").partition("\n---\n")[2] if write is render_card else each)  # noqa: E501, RUF100
+    kinds = [_kinds(each.removeprefix("---").partition("\n---\n")[2] if write is render_card else each)
              for each in (plain, made)]  # fmt: skip
     assert kinds[1] <= kinds[0] | {"code_inline", "hardbreak", "em_open"}
 

@@ -271,6 +271,6 @@ def _require_io_in_range(graph: ir.Graph, dtype: ir.DataType, largest: Mapping[s
         top = largest.get(value.name or "", 0.0)
         if is_float32(value) and top > MAX_FINITE[dtype]:
             raise QConvertError(
-                f"`{value.name}` goes up to {top:.4g}, {TYPE_NAMES[dtype]} to {MAX_FINITE[dtype]:.5g}",  # noqa: E501, RUF100
+                f"`{value.name}` goes up to {top:.4g}, {TYPE_NAMES[dtype]} to {MAX_FINITE[dtype]:.5g}",
                 hint="keep the inputs and outputs of the model in float32",
             )
