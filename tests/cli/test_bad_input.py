@@ -17,7 +17,7 @@ from tests import models
 from tests.conftest import Outcome
 from tests.models import write_factory
 from tests.sources.test_torch import Payload
-from tests.test_onnx_io import with_external
+from tests.core.test_onnx_io import with_external
 
 
 def folder_for_a_file(folder: Path) -> list[str]:
