@@ -32,7 +32,7 @@ from qconvert.quantize import plan_files, rounded_weights
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.plan import Plan
 from qconvert.quantize.rounded_weights import RoundedWeight, RoundedWeights
-from qconvert.report.number_format import count
+from qconvert.core.number_format import count
 from qconvert.sources import LoadedModel
 
 WEIGHTS, OUTCOME = "learned.npz", "told.json"

@@ -42,7 +42,7 @@ from qconvert.measure.layer_errors import LayerError, decibels, measure_layer_er
 from qconvert.measure.range_evidence import tensor_ranges, weight_ranges
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.plan_files import read_equalization_factors
-from qconvert.report.number_format import count
+from qconvert.core.number_format import count
 from qconvert.run import job_images
 from qconvert.run.job_images import EvaluationSet
 from qconvert.run.run_folder import RunContext, RunFolder

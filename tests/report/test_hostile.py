@@ -48,11 +48,8 @@ def hostile(payload: str) -> Report:
 
 
 def _refused(spoiled: Any) -> set[tuple[Any, ...]]:
-    told = json.loads(json.dumps(spoiled))
-    told.pop(json_file.NOT_FINITE_KEY, None)
-    json_file._rename_keys(told, back=True)
     try:
-        json_file.ADAPTER.validate_python(told)
+        json_file.ADAPTER.validate_python(json_file.field_values(json.loads(json.dumps(spoiled))))
     except pydantic.ValidationError as error:
         return {tuple(each["loc"]) for each in error.errors()}
     return set()
