@@ -69,8 +69,8 @@ def show_search(mix: "MixedResult", sizes: "Mapping[str, int]") -> None:
 
 def show_layer_errors(found: "Sequence[LayerError]") -> None:
     """Write the errors of layers on stdout, and which of them make the most."""
-    from qconvert.measure import layer_errors
     from qconvert.core import number_format
+    from qconvert.measure import layer_errors
     from qconvert.report import layer_tables, terminal
 
     _print_table(layer_tables.layer_table(found))

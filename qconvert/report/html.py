@@ -11,10 +11,10 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from qconvert.core import number_format
 from qconvert.core.sanitize import sanitize_text
 from qconvert.measure import layer_errors
 from qconvert.measure.layer_errors import LayerError
-from qconvert.core import number_format
 from qconvert.report import gates, layer_tables, table, tables
 from qconvert.report.metrics import pareto_front
 from qconvert.report.model import Report, VariantResult

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 
+from qconvert.core import number_format
+from qconvert.core.number_format import small_percent
 from qconvert.core.sanitize import sanitize_cell
 from qconvert.measure.layer_errors import LayerError, layer_label, relative_error
-from qconvert.core import number_format
 from qconvert.report.model import VariantResult
-from qconvert.core.number_format import small_percent
 from qconvert.report.table import TextColumn, TextTable, number_columns, text_bar
 
 

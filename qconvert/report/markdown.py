@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from qconvert.core.sanitize import sanitize_text
 from qconvert.core import number_format
+from qconvert.core.sanitize import sanitize_text
 from qconvert.report import tables
 from qconvert.report.model import Report
 from qconvert.report.table import TextTable

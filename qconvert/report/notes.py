@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
+from qconvert.core import number_format
 from qconvert.measure.accuracy import IDENTICAL, IDENTICAL_WHERE_FINITE, NO_CLASSES, NO_LABELS
 from qconvert.measure.latency import Latency
 from qconvert.measure.stats import summarize_latency
-from qconvert.core import number_format
 from qconvert.report import metrics
 from qconvert.report.gates import FLOAT_PRECISIONS, LOW_TOP1, is_acceptable
 from qconvert.report.model import Report, UnquantizedNode, VariantResult

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from qconvert.core import number_format
 from qconvert.measure.accuracy import Accuracy
 from qconvert.measure.mixed_result import MixedResult, PredictionLoss, SearchStep
 from qconvert.measure.stats import summarize_latency
-from qconvert.core import number_format
 from qconvert.report import gates, metrics
 from qconvert.report.metrics import missing_reason, missing_score_reason
 from qconvert.report.model import MemoryUse, Report, VariantResult
