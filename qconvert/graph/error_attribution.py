@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from qconvert.graph.fp16.emulate import emulate_half
+from qconvert.graph.fp16.convert import emulate_half
 from qconvert.graph.observed_tensors import find_observed_tensors, is_numeric
 from qconvert.graph.patterns import constant_array, has_subgraph
 from qconvert.graph.taps import FLOAT, ReductionTaps
@@ -35,7 +35,7 @@ def expose_tensors(model: ir.Model, tensors: list[str]) -> ir.Model:
     """
     model = emulate_half(model)
     known = values_by_name(model.graph)
-    taps = ReductionTaps.of(model.graph)
+    taps = ReductionTaps(model.graph)
     for name in tensors:
         value = taps.as_float32(as_consumed(known[name]))
         taps.output(taps.node("Identity", value), OUTPUT_PREFIX + name)
@@ -163,7 +163,7 @@ def build_attribution_model(model: ir.Model, tensors: Sequence[str]) -> Attribut
     read = {name: as_consumed(known[name]) for name in tensors}
     # An input that nobody rounds has no error, and no layer.
     here = {name: value for name, value in read.items() if value.producer() is not None}
-    taps = ReductionTaps.of(model.graph)
+    taps = ReductionTaps(model.graph)
     fed = {name: taps.input(REFERENCE_PREFIX + name, known[name]) for name in here}
     shadow = _IsolatedLayers(model.graph, {here[name]: fed[name] for name in here})
     points = tuple(_error_outputs(name, here[name], fed[name], (taps, shadow)) for name in here)
