@@ -1,0 +1,25 @@
+"""What every step of a job needs: the settings, the cache, and who hears of the progress."""
+
+from dataclasses import dataclass, field
+
+from qconvert.core.cache import Cache
+from qconvert.core.config import Config
+from qconvert.core.progress import ProgressCallback, ignore_progress
+from qconvert.run.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class JobContext:
+    """The surroundings of a job; `trust` allows a checkpoint to run the code it contains."""
+
+    config: Config
+    cache: Cache
+    progress: ProgressCallback = ignore_progress
+    trust: bool = field(default=False, kw_only=True)
+
+
+@dataclass(frozen=True)
+class RunContext(JobContext):
+    """The surroundings of a job that works in the folder of a run."""
+
+    folder: RunFolder = field(kw_only=True)
