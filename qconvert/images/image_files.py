@@ -22,7 +22,7 @@ from qconvert.images.batches import (
     ManifestEntry,
     SkippedFile,
 )
-from qconvert.images.decode import BrokenImage, load_pixels, open_header
+from qconvert.images.decode import BrokenImage, PixelMode, load_pixels, open_header
 from qconvert.images.listing import ImageEntry, abbreviate
 from qconvert.images.prefetch import PixelBudget, map_ordered
 from qconvert.images.preprocess import ImageConverter, ImageInput, Preprocess, make_converter
@@ -130,7 +130,7 @@ class FileImages(Images):
                 )
             image = open_header(data, max_pixels)
             with budget.reserve(image.width * image.height):
-                mode = "L" if self.image_input.channels == 1 else "RGB"
+                mode: PixelMode = "L" if self.image_input.channels == 1 else "RGB"
                 array = convert(load_pixels(image, mode), entry.name)
         except BrokenImage as error:
             return SkippedFile(entry.name, str(error))

@@ -34,9 +34,7 @@ class Classes:
     def numbers(self) -> dict[str, int]:
         """The number of each name; a name of two classes has none."""
         times = Counter(self.names)
-        return {
-            name: number for number, name in enumerate(self.names) if name and times[name] == 1
-        }
+        return {name: number for number, name in enumerate(self.names) if name and times[name] == 1}
 
 
 NO_CLASSES = Classes()

@@ -134,9 +134,7 @@ PRESETS: dict[str, Preprocess] = {
 }
 
 
-def fit_to_input(
-    preprocess: Preprocess, image_input: ImageInput
-) -> tuple[Preprocess, ImageInput]:
+def fit_to_input(preprocess: Preprocess, image_input: ImageInput) -> tuple[Preprocess, ImageInput]:
     """Return both with every size and value resolved."""
     resolved = _resolve_sizes(preprocess, image_input)
     crop = resolved.crop
