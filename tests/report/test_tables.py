@@ -44,8 +44,7 @@ def show(capsys: pytest.CaptureFixture[str]) -> Show:
 
     def shown(sheet: ReportTable) -> str:
         console._stdout_console.cache_clear()
-        columns = [console.TextColumn(c.title, c.justify, c.rank, c.wrap) for c in sheet.columns]
-        console.write_table(console.TextTable(columns, sheet.rows))
+        console.write_table(sheet.columns, sheet.rows)
         drawn = capsys.readouterr().out
         return f"{sheet.title}\n{drawn}{wrapped_footnotes(sheet)}".strip()
 
