@@ -24,7 +24,7 @@ def probe(name: str, installed: Installed) -> Availability:
 
 def requirements(name: str) -> BackendRequirements:
     """Ask one backend what graphs it takes; it need not work on this machine."""
-    found = import_module(BACKENDS[name]).wants()
+    found = import_module(BACKENDS[name]).requirements()
     assert isinstance(found, BackendRequirements)
     return found
 

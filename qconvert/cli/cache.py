@@ -5,7 +5,7 @@ from dataclasses import asdict
 import click
 
 from qconvert.cli import console, options
-from qconvert.report.table import TableColumn
+from qconvert.report.table import TextColumn, TextTable
 
 EXAMPLES = """\b
 Examples:
@@ -48,10 +48,10 @@ def command(clear: bool, step: str | None, as_json: bool) -> None:
         return
     if entries:
         columns = [
-            TableColumn("step"),
-            TableColumn("MB", "right"),
-            TableColumn("age", "right"),
-            TableColumn("made from"),
+            TextColumn("step"),
+            TextColumn("MB", "right"),
+            TextColumn("age", "right"),
+            TextColumn("made from"),
         ]
         cells = [
             [
@@ -62,7 +62,7 @@ def command(clear: bool, step: str | None, as_json: bool) -> None:
             ]
             for entry in entries
         ]
-        console.write_table(columns, cells)
+        console.write_table(TextTable(columns, cells))
     console.info(f"{total}, in {store.root}")
 
 

@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING
 
 from qconvert.core.errors import QConvertError
 from qconvert.core.sanitize import sanitize_json, sanitize_text
-from qconvert.report.table import TableColumn
+from qconvert.report.table import TextColumn, TextTable
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-Rows = Sequence[Sequence[str]]
 
 PIPE_WIDTH = 100_000
 COLUMN_GAP = 3
@@ -105,30 +103,31 @@ def _write_stdout(text: str) -> None:
     sys.stdout.flush()  # notice here, not at exit, that the reader of a pipe is gone
 
 
-def write_table(columns: Sequence[TableColumn], rows: Rows) -> None:
+def write_table(table: TextTable) -> None:
     """Write a table on stdout: all columns when piped, those that fit on a terminal."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     console = _stdout_console()
-    rows = [[sanitize_text(cell) for cell in row] for row in rows]
+    columns = table.columns
+    rows = [[sanitize_text(cell) for cell in row] for row in table.rows]
     widths = [_min_width(column, [row[i] for row in rows]) for i, column in enumerate(columns)]
     shown = list(range(len(columns)))
     room = console.width + COLUMN_GAP
     while len(shown) > 1 and sum(widths[i] + COLUMN_GAP for i in shown) > room:
         shown.remove(max(shown, key=lambda i: (columns[i].rank, i)))
-    table = Table(box=box.Box("    \n    \n ── \n" + 5 * "    \n"), pad_edge=False, show_edge=False)
+    drawn = Table(box=box.Box("    \n    \n ── \n" + 5 * "    \n"), pad_edge=False, show_edge=False)
     for i in shown:
-        table.add_column(columns[i].title, justify=columns[i].justify, min_width=widths[i])
+        drawn.add_column(columns[i].title, justify=columns[i].justify, min_width=widths[i])
     for row in rows:
-        table.add_row(*(Text(row[i]) for i in shown))
+        drawn.add_row(*(Text(row[i]) for i in shown))
     with console.capture() as captured:
-        console.print(table, crop=False)
+        console.print(drawn, crop=False)
     _write_stdout("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
-def _min_width(column: TableColumn, cells: Sequence[str]) -> int:
+def _min_width(column: TextColumn, cells: Sequence[str]) -> int:
     """Return the width below which a cell would be cut, or a word where the column may wrap."""
     from rich.cells import cell_len
 

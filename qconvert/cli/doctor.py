@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qconvert.cli import console, options
-from qconvert.report.table import TableColumn
+from qconvert.report.table import TextColumn, TextTable
 
 if TYPE_CHECKING:
     from qconvert.backends.base import Availability
@@ -49,16 +49,16 @@ def command(as_json: bool) -> None:
 
 def _show_backends(backends: Mapping[str, "Availability"]) -> None:
     columns = [
-        *map(TableColumn, ("backend", "builds", "runs")),
-        TableColumn("version", wrap=True),
-        TableColumn("why not", wrap=True),
+        *map(TextColumn, ("backend", "builds", "runs")),
+        TextColumn("version", wrap=True),
+        TextColumn("why not", wrap=True),
     ]
     answer = {True: "yes", False: "no"}
     rows = [
         [name, answer[state.builds], answer[state.runs], state.version, state.reason]
         for name, state in backends.items()
     ]
-    console.write_table(columns, rows)
+    console.write_table(TextTable(columns, rows))
 
 
 def _system_lines(system: "Installed") -> list[str]:

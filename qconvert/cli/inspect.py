@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qconvert.cli import console, options, settings, views
-from qconvert.report.table import TableColumn
+from qconvert.report.table import TextColumn, TextTable
 
 if TYPE_CHECKING:
     from qconvert.graph.describe import ModelInfo, NodeInfo, OperatorInfo
@@ -93,8 +93,8 @@ def _show_head(model: str, summary: "ModelInfo") -> None:
 
 def _show_operators(operators: "Sequence[OperatorInfo]") -> None:
     total = sum(operator.macs or 0 for operator in operators)
-    numbers = [TableColumn(title, "right") for title in ("nodes", "parameters", "MACs")]
-    columns = [TableColumn("operator"), *numbers, TableColumn("share", "right", rank=1)]
+    numbers = [TextColumn(title, "right") for title in ("nodes", "parameters", "MACs")]
+    columns = [TextColumn("operator"), *numbers, TextColumn("share", "right", rank=1)]
     rows = [
         [
             operator.op,
@@ -105,16 +105,16 @@ def _show_operators(operators: "Sequence[OperatorInfo]") -> None:
         ]
         for operator in operators
     ]
-    console.write_table(columns, rows)
+    console.write_table(TextTable(columns, rows))
 
 
 def _show_nodes(nodes: "Sequence[NodeInfo]") -> None:
     columns = [
-        TableColumn("node"),
-        TableColumn("operator"),
-        TableColumn("output", rank=2),
-        TableColumn("parameters", "right", rank=3),
-        TableColumn("MACs", "right", rank=1),
+        TextColumn("node"),
+        TextColumn("operator"),
+        TextColumn("output", rank=2),
+        TextColumn("parameters", "right", rank=3),
+        TextColumn("MACs", "right", rank=1),
     ]
     rows = [
         [
@@ -126,7 +126,7 @@ def _show_nodes(nodes: "Sequence[NodeInfo]") -> None:
         ]
         for node in nodes
     ]
-    console.write_table(columns, rows)
+    console.write_table(TextTable(columns, rows))
 
 
 def _count(number: int | None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qconvert.cli import console
-from qconvert.report.table import TableColumn
+from qconvert.report.table import TextColumn, TextTable
 
 if TYPE_CHECKING:
     from qconvert.calibrate.calibration import Calibration
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from qconvert.measure.mixed_result import MixedResult
     from qconvert.quantize.plan import LayerPlan
     from qconvert.report.model import Report
-    from qconvert.report.table import ReportTable
 
 MAX_REASONS = 3
 SPARKLINE_BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -85,8 +84,9 @@ def show_search(mix: "MixedResult", sizes: Mapping[str, int]) -> None:
 
 def show_layer_errors(layers: "Sequence[LayerError]") -> None:
     """Print the errors of layers, and the layers that make the largest."""
+    from qconvert.core import number_format
     from qconvert.measure import layer_errors
-    from qconvert.report import layer_tables, number_format, terminal
+    from qconvert.report import layer_tables, terminal
 
     worst = [
         f"`{layer_errors.layer_label(layer)}` ({number_format.with_db(layer.made_db or 0.0)})"
@@ -102,12 +102,12 @@ def show_layer_errors(layers: "Sequence[LayerError]") -> None:
     console.write("\n".join(terminal.wrap_text(summary)))
 
 
-def _print_report_tables(*tables: "ReportTable") -> None:
+def _print_report_tables(*tables: TextTable) -> None:
     from qconvert.report import terminal
 
     for table in tables:
         console.write(table.title)
-        console.write_table(table.columns, table.rows)
+        console.write_table(table)
         if table.footnotes:
             console.write(terminal.wrapped_footnotes(table))
         console.write("")
@@ -123,9 +123,9 @@ def show_coverage(layers: "Mapping[str, LayerPlan]") -> None:
         in_float = sum(bool(layer.left) for _, layer in nodes)
         counts = (len(nodes), len(nodes) - in_float, in_float)
         rows.append([operator, *map(str, counts), _reasons(nodes)])
-    numbers = [TableColumn(title, "right") for title in ("nodes", "int8", "left")]
-    columns = [TableColumn("operator"), *numbers, TableColumn("why", wrap=True)]
-    console.write_table(columns, rows)
+    numbers = [TextColumn(title, "right") for title in ("nodes", "int8", "left")]
+    columns = [TextColumn("operator"), *numbers, TextColumn("why", wrap=True)]
+    console.write_table(TextTable(columns, rows))
 
 
 def show_node_coverage(layers: "Mapping[str, LayerPlan]") -> None:
@@ -135,7 +135,8 @@ def show_node_coverage(layers: "Mapping[str, LayerPlan]") -> None:
         [name, layer.op, "" if layer.left else "yes", layer.left or layer.note]
         for name, layer in layers.items()
     ]
-    console.write_table([*map(TableColumn, titles), TableColumn("why", wrap=True)], rows)
+    columns = [*map(TextColumn, titles), TextColumn("why", wrap=True)]
+    console.write_table(TextTable(columns, rows))
 
 
 def _reasons(nodes: "Sequence[tuple[str, LayerPlan]]") -> str:
@@ -200,18 +201,18 @@ def range_rows(calibration: "Calibration", methods: Sequence[str], grid: "Grid")
 
 def show_ranges(rows: Sequence[RangeRow], methods: Sequence[str]) -> None:
     """Print extremes, the range and clipping of each method, and a sparkline of the values."""
-    columns = [TableColumn("tensor")]
-    columns += [TableColumn(title, "right", rank=2) for title in ("min", "max")]
+    columns = [TextColumn("tensor")]
+    columns += [TextColumn(title, "right", rank=2) for title in ("min", "max")]
     for name in methods:
-        columns += [TableColumn(name, "right"), TableColumn("clipped", "right", rank=1)]
-    columns.append(TableColumn("values, log scale", rank=3))
+        columns += [TextColumn(name, "right"), TextColumn("clipped", "right", rank=1)]
+    columns.append(TextColumn("values, log scale", rank=3))
     cells = []
     for row in rows:
         line = [row.tensor, f"{row.low:.4g}", f"{row.high:.4g}"]
         for kept in row.kept:
             line += [f"{kept.low:.4g} … {kept.high:.4g}", f"{100 * kept.clipped:.3f} %"]
         cells.append([*line, sparkline(row.histogram)])
-    console.write_table(columns, cells)
+    console.write_table(TextTable(columns, cells))
 
 
 def ranges_json(calibration: "Calibration", rows: Sequence[RangeRow]) -> dict[str, object]:

@@ -15,24 +15,26 @@ import pytest
 
 from qconvert.cli import console
 from qconvert.core.sanitize import sanitize_text
-from qconvert.report.table import TableColumn
+from qconvert.report.table import TextColumn, TextTable
 
-COLUMNS = [
-    TableColumn("variant"),
-    TableColumn("p50 ms", "right"),
-    TableColumn("images/s", "right", rank=1),
-    TableColumn("a long explanation", rank=2),
-]
-ROWS = [
-    ["int8 cpu", "1234.56 ± 0.01", "123456", "because of this and of that, at some length"],
-    ["fp32 cpu", "2.40 ± 0.12", "1", "nothing"],
-]
+TABLE = TextTable(
+    [
+        TextColumn("variant"),
+        TextColumn("p50 ms", "right"),
+        TextColumn("images/s", "right", rank=1),
+        TextColumn("a long explanation", rank=2),
+    ],
+    [
+        ["int8 cpu", "1234.56 ± 0.01", "123456", "because of this and of that, at some length"],
+        ["fp32 cpu", "2.40 ± 0.12", "1", "nothing"],
+    ],
+)
 
 SCRIPT = """
 import sys
-from tests.cli.test_console import COLUMNS, ROWS
+from tests.cli.test_console import TABLE
 from qconvert.cli import console
-console.write_table(COLUMNS, ROWS)
+console.write_table(TABLE)
 """
 
 
@@ -79,7 +81,7 @@ def test_table_on_a_narrow_terminal_drops_columns_and_cuts_no_number(
 ) -> None:
     shown = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal(columns, SCRIPT))
     header = shown.splitlines()[0]
-    assert [column.title for column in COLUMNS if column.title in header] == titles
+    assert [column.title for column in TABLE.columns if column.title in header] == titles
     assert "1234.56 ± 0.01" in shown
     assert "…" not in shown
     assert max(map(len, shown.splitlines())) <= columns
@@ -87,7 +89,7 @@ def test_table_on_a_narrow_terminal_drops_columns_and_cuts_no_number(
 
 def test_piped_table_has_every_column_and_no_colour(capsys: pytest.CaptureFixture[str]) -> None:
     console._stdout_console.cache_clear()
-    console.write_table(COLUMNS, ROWS)
+    console.write_table(TABLE)
     shown = capsys.readouterr().out
     assert "because of this and of that, at some length" in shown
     assert "\x1b" not in shown
