@@ -64,12 +64,7 @@ def machine(packages: dict[str, str], *gpus: Gpu, driver_error: str = "") -> Ins
             NO_DRIVER,
             "--gpus all",
         ),
-        (
-            "tensorrt-rtx",
-            machine({}),
-            "tensorrt-rtx-cu13 is not installed",
-            "qconvert[tensorrt-rtx]",
-        ),
+        ("tensorrt-rtx", machine({}), f"{BUILDER} is not installed", "qconvert[tensorrt-rtx]"),
     ],
 )
 def test_missing_requirement_is_named_with_its_cure(
