@@ -43,7 +43,7 @@ def machine(packages: dict[str, str], *gpus: Gpu, driver_error: str = "") -> Ins
         (
             "tensorrt",
             machine(GPU_HOST, H200),
-            "needs TensorRT 10, and none is installed",
+            "needs TensorRT 10; none is installed",
             'pip install "tensorrt-cu13>=10,<11"',
         ),
         (
