@@ -11,6 +11,7 @@ from qconvert.backends.base import Coverage, Engine, Session
 from qconvert.core.cached_step import JsonCodec, cached_step
 from qconvert.core.config import BenchConfig
 from qconvert.core.errors import Unavailable
+from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, ProgressCallback, share_reporter, start_step
 from qconvert.core.tensors import Tensors, TensorSpec, fixed_batch, random_inputs
 from qconvert.measure import stats
@@ -18,7 +19,6 @@ from qconvert.measure.latency import EngineLatencies, Latency, TimingEffort, int
 from qconvert.measure.machine import describe_machine
 from qconvert.measure.memory import PeakMemory, measure_peak
 from qconvert.report.model import Report
-from qconvert.report.number_format import count
 from qconvert.run.built_engines import engine_hashes, engine_inputs
 from qconvert.run.context import JobContext
 from qconvert.run.report_builder import timestamp

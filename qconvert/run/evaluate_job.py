@@ -17,6 +17,7 @@ from qconvert.core import onnx_io
 from qconvert.core.cached_step import JsonCodec, cached_step
 from qconvert.core.config import ExportConfig
 from qconvert.core.errors import UsageError
+from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, ProgressCallback, start_step
 from qconvert.core.tensors import (
     RunModel,
@@ -39,7 +40,6 @@ from qconvert.measure.accuracy import (
 from qconvert.measure.machine import describe_machine
 from qconvert.measure.per_image_scores import ImageScores, join_scores, score_batch
 from qconvert.report.model import Report
-from qconvert.report.number_format import count
 from qconvert.run.built_engines import engine_hashes
 from qconvert.run.context import JobContext
 from qconvert.run.explain_errors import add_changed_images
