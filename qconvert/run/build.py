@@ -27,13 +27,8 @@ from qconvert.run.report_builder import RunInfo, RunResults, build_report
 from qconvert.run.report_files import write_report
 from qconvert.run.run_folder import ENGINE_FILE, RunFolder
 from qconvert.run.search_job import add_mixed_variants
-from qconvert.run.variants import (
-    BuildInputs,
-    ChosenVariants,
-    VariantGraph,
-    choose_variants,
-    make_graph,
-)
+from qconvert.run.variant_graphs import BuildInputs, VariantGraph, make_graph
+from qconvert.run.variants import ChosenVariants, choose_variants
 
 NO_EVALUATION_IMAGES = "no images to compare outputs on: give `--eval PATH`"
 PLANNED_ONLY = "only planned: no engine was built"

@@ -38,7 +38,7 @@ from qconvert.run.run_folder import (
     RunFolder,
     absolute_paths,
 )
-from qconvert.run.variants import BuildInputs
+from qconvert.run.variant_graphs import BuildInputs
 from qconvert.sources import LoadedModel
 
 IMAGE_LIST = "images.txt"

@@ -21,7 +21,7 @@ from qconvert.core.tensors import TensorSpec
 from qconvert.quantize.plan_files import weights_path
 from qconvert.run.context import JobContext, RunContext
 from qconvert.run.run_folder import ENGINE_FILE, GRAPH_RECORD, PLAN_FILE
-from qconvert.run.variants import VariantGraph, engine_settings
+from qconvert.run.variant_graphs import VariantGraph, engine_settings
 
 _ENGINE_ADAPTER = pydantic.TypeAdapter(Engine)
 CHUNK_BYTES = 2**20

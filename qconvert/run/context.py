@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from qconvert.core import cache
 from qconvert.core.cache import Cache
 from qconvert.core.config import Config
 from qconvert.core.progress import ProgressCallback, ignore_progress
@@ -23,3 +24,14 @@ class RunContext(JobContext):
     """The surroundings of a job that works in the folder of a run."""
 
     folder: RunFolder = field(kw_only=True)
+
+
+def open_context(
+    config: Config,
+    progress: ProgressCallback = ignore_progress,
+    *,
+    trust: bool = False,
+    fresh: bool = False,
+) -> JobContext:
+    """Return the surroundings of a job with the user's cache; `fresh` computes everything anew."""
+    return JobContext(config, cache.open_default(fresh=fresh), progress, trust=trust)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 from qconvert import __version__
 from qconvert.backends.base import Availability, Coverage, EngineVariant
@@ -89,7 +90,9 @@ def build_report(info: RunInfo, results: RunResults, limits: GateConfig) -> Repo
         run_notes=results.notes,
         preprocess=dict(info.preprocess),
         calibration=calibrated,
-        evaluation=evaluation_info(info.evaluation, results.scores, info.config, info.preprocess),
+        evaluation=evaluation_info(
+            info.evaluation, results.scores, info.config.evaluate.images, info.preprocess
+        ),
         shared_images=shared_image_count(info.calibration, info.evaluation),
         mixes=dict(info.mixes),
         evidence=results.evidence,
@@ -195,18 +198,20 @@ def timestamp() -> str:
 def evaluation_info(
     evaluation_set: EvaluationSet | None,
     scores: Mapping[str, Accuracy],
-    config: Config,
+    path: Path | None,
     preprocess: Mapping[str, object],
 ) -> ImageSetInfo | None:
     """Return what answers were compared on; the hash covers labels and preprocessing too."""
     if evaluation_set is None:
         return None
     count = scores[BASELINE].images if BASELINE in scores else len(evaluation_set.images.names)
-    path, own = (
-        str(config.evaluate.images or evaluation_set.images.root),
-        dict(evaluation_set.preprocessing),
+    own = dict(evaluation_set.preprocessing)
+    return ImageSetInfo(
+        str(path or evaluation_set.images.root),
+        count,
+        evaluation_set.digest(),
+        {} if own == preprocess else own,
     )
-    return ImageSetInfo(path, count, evaluation_set.digest(), {} if own == preprocess else own)
 
 
 def shared_image_count(

@@ -74,7 +74,8 @@ def write_report(report: Report, run: RunFolder) -> None:
 def report_images(report: Report, folder: Path) -> dict[str, bytes]:
     """Return the image files that a report names, if they are inside its folder."""
     evidence = report.evidence
-    names = {row.picture for row in (*evidence.feature_maps, *evidence.thumbnails)}
+    names = {row.picture for row in evidence.feature_maps}
+    names |= {row.picture for row in evidence.thumbnails}
     inside = (name for name in names if (folder / name).resolve().is_relative_to(folder.resolve()))
     return {name: (folder / name).read_bytes() for name in inside if (folder / name).is_file()}
 

@@ -17,8 +17,7 @@ from qconvert.backends.base import Availability, EngineVariant
 from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.core import atomic, onnx_io
 from qconvert.core.atomic import copy_into_place, write_text
-from qconvert.core.cache import Cache
-from qconvert.core.config import Config
+from qconvert.core.config import BuildConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import Progress, ProgressCallback, ignore_progress
 from qconvert.core.tensors import Tensors, batch_size, fixed_batch, pad_batch, unpad_batch
@@ -47,15 +46,16 @@ from qconvert.run import (
     merge_reports,
     report_files,
     run_folder,
-    validate,
     variants,
 )
+from qconvert.run.context import JobContext, RunContext
 from qconvert.run.job_images import EVALUATION_BATCH, EvaluationSet, open_evaluation_set
+from qconvert.run.quantize import QuantizeRequest
 from qconvert.run.quantize import preview_layers as quantized_layers
-from qconvert.run.run_folder import PLAN_FILE, SEARCH_RESULT, RunContext, RunFolder
-from qconvert.run.validate import QuantizeRequest
-from qconvert.run.variant_graphs import engine_settings, make_graph
-from qconvert.run.variants import BuildInputs, ChosenVariants
+from qconvert.run.quantize_model import scheme_for
+from qconvert.run.run_folder import PLAN_FILE, SEARCH_RESULT, RunFolder
+from qconvert.run.variant_graphs import BuildInputs, engine_settings, make_graph
+from qconvert.run.variants import ChosenVariants
 
 NO_CLASSIFICATION_OUTPUT = "a budget is of answers, and no output of this model is a row of scores"
 
@@ -126,13 +126,13 @@ FLOAT_ENGINE, INT8_ENGINE = "float", "int8"
 
 def make_timer(subject: SearchModel, backend: str, base: BuildInputs, shop: RunContext) -> SetTimer:
     """Return what builds and times engines of lifted sets in turns, at the first batch size."""
-    rest = base.config.quantize.rest or backends.requirements(backend).default_rest
+    rest = shop.config.quantize.rest or backends.requirements(backend).default_rest
     quiet = replace(shop, progress=_hide_finished_steps(shop.progress))
     sizes, seconds = shop.config.bench.batch_sizes[:1], shop.config.bench.seconds
     bench = replace(shop.config.bench, batch_sizes=sizes, seconds=min(MAX_TIMING_SECONDS, seconds))
 
     def engine(variant: EngineVariant, basis: BuildInputs) -> built_engines.BuiltEngine:
-        graph = make_graph(variant, basis, shop.cache, ignore_progress)
+        graph = make_graph(variant, basis, replace(shop, progress=ignore_progress))
         return built_engines.read_engine(built_engines.cached_engine(variant, graph, quiet).path)
 
     def clock(sets: Sequence[BlockSet]) -> dict[tuple[str, ...] | None, float]:
@@ -149,7 +149,7 @@ def make_timer(subject: SearchModel, backend: str, base: BuildInputs, shop: RunC
             made[name] = engine(variant, replace(base, plans={**base.plans, **plan}))
             names[name] = tuple(block.name for block in each)
         found = bench_job.time_engines(
-            {name: each.engine for name, each in made.items()}, bench, shop.cache, quiet.progress
+            {name: each.engine for name, each in made.items()}, bench, quiet
         )
         return {names[name]: summarize_latency(each[0]).median_ms for name, each in found.items()}
 
@@ -199,9 +199,9 @@ class SearchResult:
 def search_backend(task: SearchTask, shop: RunContext, trials: Path) -> SearchResult:
     """Search, or go on where a killed search was; each trial is a line in the file `trials`."""
     started = time.perf_counter()
-    graph = make_graph(EngineVariant(task.backend, "int8"), task.inputs, shop.cache, shop.progress)
+    graph = make_graph(EngineVariant(task.backend, "int8"), task.inputs, shop)
     plain = plan_files.load_plan(graph.folder / PLAN_FILE)
-    scheme = validate.scheme_for(shop.config, backends.requirements(task.backend))
+    scheme = scheme_for(shop.config.quantize, backends.requirements(task.backend))
     subject = SearchModel(task.inputs.loaded.model, plain.plan, scheme, plain.weights)
 
     def make(folder: Path) -> None:
@@ -282,7 +282,7 @@ def _model_key(task: SearchTask, subject: SearchModel) -> str:
 def _search_key(task: SearchTask, subject: SearchModel, shop: RunContext) -> dict[str, str]:
     exam, runs = task.evaluation_set, task.available.runs
     # How engines are built decides how long they take, which is a part of what is found.
-    built = [engine_settings(shop.config, task.backend), shop.config.build.profile]
+    built = [engine_settings(shop, task.backend), shop.config.build.profile]
     return {
         "name": f"{task.backend} {shop.config.search.budget:g}",
         "model": onnx_io.fingerprint(subject.model),
@@ -368,7 +368,6 @@ class SearchFolder:
     """Where a search goes; nothing here changes a number."""
 
     out: Path
-    trust: bool = False
     workers: int | None = None
 
 
@@ -382,26 +381,25 @@ class SearchSummary:
     notes: tuple[str, ...]
 
 
-def run_search(
-    config: Config, job: SearchFolder, store: Cache, tell: ProgressCallback
-) -> SearchSummary:
+def run_search(context: JobContext, job: SearchFolder) -> SearchSummary:
     """Search for one backend, and leave the mix, its plan and all trials in a folder."""
-    variant, said = _choose_backend(config)
+    config = context.config
+    variant, said = _choose_backend(config.build)
     with run_folder.begin_run(job.out, config, searching=True) as run:
-        shop = RunContext(config, run, store, tell, job.trust)
+        shop = RunContext(config, context.cache, context.progress, trust=context.trust, folder=run)
         base = build_inputs.prepare_inputs(
             [variant], shop, building=said.available[variant.backend].builds
         )
-        exam = open_evaluation_set(base, shop, job.workers, resumed=False)
+        exam = open_evaluation_set(base.loaded.source, shop, job.workers)
         task = SearchTask(variant.backend, base, exam, said.available[variant.backend])
         found = search_backend(task, shop, run.root / TRIALS)
         sizes = {"fp32": _model_bytes(run.model)}
         sizes["int8"] = _model_bytes(
-            make_graph(replace(variant, precision="int8"), base, store, tell).path
+            make_graph(replace(variant, precision="int8"), base, shop).path
         )
         if found.planned is not None:
             with_plan = replace(base, plans={variant.name: found.planned})
-            graph = make_graph(variant, with_plan, store, tell)
+            graph = make_graph(variant, with_plan, shop)
             copy_into_place(graph.path, run.root / MIXED_MODEL)
             for name in PLAN_FILES:
                 (run.root / name).unlink(missing_ok=True)
@@ -414,9 +412,9 @@ def run_search(
         return SearchSummary(variant.backend, found.mix, sizes, said.notes)
 
 
-def _choose_backend(config: Config) -> tuple[EngineVariant, ChosenVariants]:
+def _choose_backend(settings: BuildConfig) -> tuple[EngineVariant, ChosenVariants]:
     """Return the one backend that is searched for."""
-    only = replace(config.build, precisions=("mixed",))
+    only = replace(settings, precisions=("mixed",))
     said = variants.choose_variants(only, plan_only=True)
     if len(said.variants) > 1:
         names = ", ".join(f"`{each.backend}`" for each in said.variants)
@@ -434,11 +432,12 @@ def _model_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in onnx_io.model_files(path))
 
 
-def preview_search(config: Config, store: Cache, *, trust: bool) -> list[str]:
+def preview_search(context: JobContext) -> list[str]:
     """Return what a search would try, without an image; nothing is kept."""
-    variant, said = _choose_backend(config)
-    request = QuantizeRequest(Path("model.onnx"), variant.backend, "int8", trust=trust)
-    layers = quantized_layers(config, request, store)
+    config = context.config
+    variant, said = _choose_backend(config.build)
+    request = QuantizeRequest(Path("model.onnx"), variant.backend, "int8")
+    layers = quantized_layers(context, request)
     weighted = sum(not layer.left and layer.weight is not None for layer in layers.values())
     there = said.available[variant.backend]
     return [

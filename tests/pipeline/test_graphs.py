@@ -6,8 +6,7 @@ from qconvert.backends.base import EngineVariant
 from qconvert.core import config_file
 from qconvert.run import calibration_sets
 from qconvert.run.calibrate import CalibrationRequest, calibrate
-from qconvert.run.variant_graphs import make_graph
-from qconvert.run.variants import BuildInputs
+from qconvert.run.variant_graphs import BuildInputs, make_graph
 from tests.pipeline.test_sampling import STORE, basis, quiet
 
 

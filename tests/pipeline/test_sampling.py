@@ -12,7 +12,7 @@ from qconvert.images.preprocess import PRESETS
 from qconvert.run import calibration_sets, load_model, search_job
 from qconvert.run.calibrate import CalibrationRequest
 from qconvert.run.job_images import EvaluationSet
-from qconvert.run.variants import BuildInputs
+from qconvert.run.variant_graphs import BuildInputs
 from tests import models
 from tests.conftest import write
 from tests.models import from_text
