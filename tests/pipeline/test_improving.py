@@ -21,8 +21,9 @@ from qconvert.optimize.learned_rounding import LearnedPlan, RoundingInputs, lear
 from qconvert.quantize import rounded_weights
 from qconvert.quantize.placement import QuantizeOptions, make_plan
 from qconvert.quantize.plan import Plan
-from qconvert.run import calibration_sets, load_model
-from qconvert.run.calibrate import CalibrationRequest
+from qconvert.run.calibrate import measure_calibration_set
+from qconvert.run.context import JobContext
+from qconvert.run.load_model import load_and_clean
 from qconvert.sources import LoadedModel
 from tests.conftest import write
 from tests.models import floats, from_text, mixed
@@ -68,10 +69,9 @@ def world_of(model: ir.Model, images: int = 40) -> World:
     store = Cache(Path(".store"))
     given = {"model": "net.onnx", "calibration.images": "images"}
     config = config_file.load(None, given)
-    ready = load_model.load_and_clean(config, store, lambda progress: None, trust=False)
-    found = calibration_sets.measure(
-        ready, config, CalibrationRequest(Path("o.onnx")), store, lambda progress: None
-    )
+    context = JobContext(config, store)
+    ready = load_and_clean(context)
+    found = measure_calibration_set(ready, context)
     plan = make_plan(ready.model, scheme("cpu"), found.full.summaries, QuantizeOptions())
     return World(ready, found, plan)
 
@@ -112,14 +112,7 @@ def test_the_same_again_comes_from_the_store(world: World) -> None:
 
 def test_no_effort_and_no_images_learn_nothing(world: World) -> None:
     assert world.improve("none") == LearnedPlan(world.plan, {})
-    blind = CalibrationSet(
-        world.found.full,
-        world.found.training,
-        world.found.validation_batches,
-        8,
-        excludes_holdout=True,
-        images_available=False,
-    )
+    blind = replace(world.found, images=None)
     done = learn_rounding(
         world.plan, "quick", RoundingInputs(world.ready, blind, world.store, world.tell)
     )
@@ -193,7 +186,9 @@ SQUEEZING_SHAPES = {
 }  # fmt: skip
 
 
-def test_a_correction_that_harms_a_net_with_hard_swish_and_squeezing_is_rejected() -> None:
+def test_a_correction_that_harms_a_net_with_hard_swish_and_squeezing_is_rejected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """What makes up for clipped light in glaring images is wrong for all others."""
     weights = {
         name: floats(*shape, seed=seed) / np.float32(np.sqrt(np.prod(shape[1:])))
@@ -204,10 +199,8 @@ def test_a_correction_that_harms_a_net_with_hard_swish_and_squeezing_is_rejected
         node.name = node.outputs[0].name
     world = world_of(model)
     glaring = [{"image": 20 + floats(4, 3, 16, 16, seed=seed)} for seed in range(8)]
-    harmful = replace(world.found, training_batches=lambda count: glaring)
-    done = learn_rounding(
-        world.plan, "default", RoundingInputs(world.ready, harmful, world.store, world.tell)
-    )
+    monkeypatch.setattr(CalibrationSet, "training_batches", lambda self, count: glaring)
+    done = world.improve("default")
     assert not done.weights
     assert done.plan == world.plan
     assert "dropped" in done.notes[0]

@@ -19,8 +19,9 @@ from qconvert.quantize import plan_files
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import QuantizeOptions
 from qconvert.quantize.plan import Plan
-from qconvert.run import calibration_sets, load_model
-from qconvert.run.calibrate import CalibrationRequest
+from qconvert.run.calibrate import measure_calibration_set
+from qconvert.run.context import JobContext
+from qconvert.run.load_model import load_and_clean
 from tests.conftest import write
 from tests.models import MIXED_SHAPES, floats, mixed
 from tests.pictures import draw_folder
@@ -59,10 +60,9 @@ def world_of(model: ir.Model, backend: str = "tensorrt") -> World:
     draw_folder(Path("images"), 40, 16)
     store = Cache(Path(".store"))
     config = config_file.load(None, {"model": "net.onnx", "calibration.images": "images"})
-    ready = load_model.load_and_clean(config, store, lambda progress: None, trust=False)
-    found = calibration_sets.measure(
-        ready, config, CalibrationRequest(Path("o.onnx")), store, lambda progress: None
-    )
+    context = JobContext(config, store)
+    ready = load_and_clean(context)
+    found = measure_calibration_set(ready, context)
     world = World(None, store)  # type: ignore[arg-type]
     world.study = Candidate(ready, found, scheme(backend), QuantizeOptions(), 40, world.told.append)
     return world
