@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from qconvert.measure.accuracy import ELSE_IDENTICAL, IDENTICAL, Accuracy
+from qconvert.measure.accuracy import IDENTICAL, IDENTICAL_WHERE_FINITE, Accuracy
 from qconvert.measure.latency import Latency
 from qconvert.measure.stats import speedup as median_speedup
 from qconvert.measure.stats import summarize_latency
@@ -113,8 +113,8 @@ def missing_score_reason(variant: VariantResult, name: str) -> str:
 
 def _missing_output_error_reason(accuracy: Accuracy, name: str) -> str:
     """Return why compared outputs have no output error; empty where that is not known."""
-    if name == "sqnr_db" and ELSE_IDENTICAL in accuracy.notes:
-        return ELSE_IDENTICAL
+    if name == "sqnr_db" and IDENTICAL_WHERE_FINITE in accuracy.notes:
+        return IDENTICAL_WHERE_FINITE
     if name == "sqnr_db" and (IDENTICAL in accuracy.notes or accuracy.sqnr_db == math.inf):
         return EXACT_OUTPUTS
     # Finite outputs have a cosine even if they are zero.
@@ -152,34 +152,28 @@ class ParetoFront:
 def pareto_front(report: Report) -> ParetoFront:
     """Place the variants by speed and accuracy; without a score they all have there is no point."""
     timed = [variant for variant in report.variants if headline_latency(variant) is not None]
-    scores: dict[str, float] = {}
+    timed.sort(key=lambda variant: (ms_per_image(variant), variant.name))
     for name in SCORE_LABELS:
-        values = {v.name: getattr(v.accuracy, name, None) for v in timed}
-        if timed and None not in values.values():
-            scores = {
-                variant: min(float(value), MAX_DRAWN_SCORE) for variant, value in values.items()
-            }
+        values = [getattr(variant.accuracy, name, None) for variant in timed]
+        if timed and None not in values:
             break
     else:
         return ParetoFront(())
-    timed.sort(key=lambda variant: (ms_per_image(variant), variant.name))
+    scores = [min(value, MAX_DRAWN_SCORE) for value in values if value is not None]
+    speeds = [ms_per_image(variant) for variant in timed]
+    places = list(zip(timed, speeds, scores, strict=True))
     points = []
-    for variant in timed:
-        speed, score = ms_per_image(variant), scores[variant.name]
+    for variant, ms, score in places:
         better = (
             other.name
-            for other in timed
-            if (ms_per_image(other), scores[other.name]) != (speed, score)
-            and ms_per_image(other) <= speed
-            and scores[other.name] >= score
+            for other, other_ms, other_score in places
+            if (other_ms, other_score) != (ms, score) and other_ms <= ms and other_score >= score
         )
         latency, accuracy = headline_latency(variant), variant.accuracy
-        assert latency is not None
-        assert accuracy is not None
-        spread = summarize_latency(latency).spread_ms / latency.batch
-        half_width = accuracy.half_width_pp if name == "top1" else None
+        spread = summarize_latency(latency).spread_ms / latency.batch if latency else 0.0
+        half_width = accuracy.half_width_pp if accuracy and name == "top1" else None
         uncertainty = (spread, half_width or 0.0)
-        points.append(TradeOffPoint(variant, speed, score, uncertainty, next(better, "")))
+        points.append(TradeOffPoint(variant, ms, score, uncertainty, next(better, "")))
     return ParetoFront(tuple(points), SCORE_LABELS[name], _min_score(report, name))
 
 
