@@ -44,7 +44,7 @@ def _shard(
 )
 @options.source_options
 @image_options
-@click.option("--exact", is_flag=True, help="Count every value, not some thousands an image.")
+@options.setting_options("calibration.exact")
 @click.option(
     "--workers",
     type=click.IntRange(min=1),

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from qconvert.cli import build, console, options, settings
-from qconvert.cli.options import parse_words
 from qconvert.cli.progress import ProgressDisplay
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ Examples:
     "--backend",
     "backends",
     multiple=True,
-    callback=parse_words,
     metavar="NAME",
     help="Where engines run, as in `build` (default: cpu).",
 )

@@ -10,8 +10,8 @@ from qconvert.cli.options import (
     bench_options,
     eval_options,
     image_options,
-    parse_words,
     quantize_options,
+    setting_options,
 )
 from qconvert.cli.progress import ProgressDisplay
 
@@ -24,8 +24,6 @@ Examples:
   qconvert search model.onnx --images calib_data/ --eval val/ --budget 0.5
   qconvert search m.onnx --images photos/ --backend tensorrt --max-latency 2"""
 
-BYS = ("top-1", "agreement", "certainty")
-
 
 @click.command(epilog=EXAMPLES)
 @click.argument("model", required=False)
@@ -35,23 +33,7 @@ BYS = ("top-1", "agreement", "certainty")
     type=click.Path(path_type=Path),
     help="The folder of results (default: runs/NAME-mixed).",
 )
-@click.option("--budget", type=float, metavar="PP", help="Points to lose (default: 0.5).")
-@click.option(
-    "--by",
-    type=click.Choice(BYS),
-    help="Points of what (default: top-1 where the labels can tell, else certainty).",
-)
-@click.option(
-    "--max-latency", "latency_limit", type=float, metavar="MS", help="Median milliseconds."
-)
-@click.option(
-    "--backend",
-    "backends",
-    multiple=True,
-    callback=parse_words,
-    metavar="NAME",
-    help="cpu, tensorrt or tensorrt-rtx (default: the best here).",
-)
+@setting_options("search.budget", "search.by", "search.max-latency", "build.backends")
 @image_options
 @quantize_options
 @eval_options
