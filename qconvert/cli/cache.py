@@ -3,7 +3,7 @@
 import click
 
 from qconvert.cli import console, options
-from qconvert.cli.console import TextColumn, TextTable
+from qconvert.report.table import TextColumn, TextTable
 
 EXAMPLES = """\b
 Examples:

@@ -11,10 +11,11 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from qconvert.core.errors import QConvertError
 from qconvert.core.sanitize import sanitize_json, sanitize_text
+from qconvert.report.table import TextTable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,24 +33,6 @@ class Verbosity:
 
 
 VERBOSITY = Verbosity()
-
-
-@dataclass(frozen=True)
-class TextColumn:
-    """A column; those of the highest `rank` are dropped first where the terminal is narrow."""
-
-    title: str
-    justify: Literal["left", "right"] = "left"
-    rank: int = 0
-    wrap: bool = False
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """Rows of text under columns."""
-
-    columns: Sequence[TextColumn]
-    rows: Sequence[Sequence[str]]
 
 
 def info(text: str, level: int = 0) -> None:

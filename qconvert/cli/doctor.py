@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qconvert.cli import console, options
-from qconvert.cli.console import TextColumn, TextTable
+from qconvert.report.table import TextColumn, TextTable
 
 if TYPE_CHECKING:
     from qconvert.backends.base import Availability

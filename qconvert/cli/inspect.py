@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qconvert.cli import console, options, settings
-from qconvert.cli.console import TextColumn, TextTable
+from qconvert.report.table import TextColumn, TextTable
 
 # Named here too, so that `--help` needs not import them; a test compares.
 BACKENDS = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")

@@ -10,9 +10,9 @@ from qconvert.calibrate import methods as registry
 from qconvert.calibrate.calibration import Calibration
 from qconvert.calibrate.histogram import clipped_share, equal_width_counts, range_drift
 from qconvert.cli import console
-from qconvert.cli.console import TextColumn, TextTable
 from qconvert.core.scales import Grid, Range
 from qconvert.quantize.plan import LayerPlan
+from qconvert.report.table import TextColumn, TextTable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from qconvert.measure.layer_errors import LayerError
     from qconvert.measure.mixed_result import MixedResult
     from qconvert.report.model import Report
-    from qconvert.report.table import ReportTable
 
 
 def show_report(report: "Report") -> None:
@@ -70,8 +69,9 @@ def show_search(mix: "MixedResult", sizes: "Mapping[str, int]") -> None:
 
 def show_layer_errors(found: "Sequence[LayerError]") -> None:
     """Write the errors of layers on stdout, and which of them make the most."""
+    from qconvert.core import number_format
     from qconvert.measure import layer_errors
-    from qconvert.report import layer_tables, number_format, terminal
+    from qconvert.report import layer_tables, terminal
 
     _print_table(layer_tables.layer_table(found))
     worst = [
@@ -84,12 +84,11 @@ def show_layer_errors(found: "Sequence[LayerError]") -> None:
     console.write("\n" + "\n".join(terminal.wrap_text(told)))
 
 
-def _print_table(sheet: "ReportTable") -> None:
+def _print_table(sheet: TextTable) -> None:
     from qconvert.report import terminal
 
     console.write(sheet.title)
-    columns = [TextColumn(each.title, each.justify, each.rank, each.wrap) for each in sheet.columns]
-    console.write_table(TextTable(columns, sheet.rows))
+    console.write_table(sheet)
     if sheet.footnotes:
         console.write(terminal.wrapped_footnotes(sheet))
 

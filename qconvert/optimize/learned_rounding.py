@@ -15,6 +15,7 @@ import pydantic
 from qconvert import __version__
 from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.core.cache import Cache
+from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, ProgressCallback
 from qconvert.core.tensors import Tensors, batch_size, output_array
 from qconvert.measure.output_error import (
@@ -32,7 +33,6 @@ from qconvert.quantize import plan_files, rounded_weights
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.plan import Plan
 from qconvert.quantize.rounded_weights import RoundedWeight, RoundedWeights
-from qconvert.report.number_format import count
 from qconvert.sources import LoadedModel
 
 WEIGHTS, OUTCOME = "learned.npz", "told.json"

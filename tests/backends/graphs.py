@@ -18,7 +18,7 @@ from qconvert.graph.taps import add_calibration_taps
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import QuantizeOptions, make_plan
 from tests.models import floats, mixed
-from tests.quantize.rewritten import scheme
+from tests.quantize.quantized_models import scheme
 
 
 def images(count: int = 4) -> Tensors:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from qconvert.cli import console
-from qconvert.cli.console import TextColumn, TextTable
 from qconvert.core.sanitize import sanitize_text
+from qconvert.report.table import TextColumn, TextTable
 
 TABLE = TextTable(
     [
