@@ -59,10 +59,10 @@ def test_functions_stay_functions_where_a_package_has_their_name() -> None:
     assert python(script) == "quantize qconvert.api qconvert.quantize.plan"
 
 
-def test_arguments_stand_for_the_settings_of_the_options_of_the_same_name() -> None:
-    options = dict(option_table.OPTION_SETTINGS)
-    options["eval"] = options.pop("eval_images")
-    assert api.ARGUMENT_SETTINGS.items() <= options.items()
+@pytest.mark.parametrize("arguments", [api.BuildArguments, api.SearchArguments])
+def test_keyword_arguments_set_settings_or_are_job_options(arguments: type) -> None:
+    others = {"settings", "config", "trust", "fresh"}
+    assert set(arguments.__annotations__) - others <= set(option_table.keyword_settings())
 
 
 def test_the_page_about_python_runs_as_it_stands(tmp_path: Path) -> None:

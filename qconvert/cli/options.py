@@ -21,9 +21,7 @@ MAX_DIGITS = 18
 class SettingOption(click.Option):
     """An option that sets one or more settings; its parameter is named after their dotted keys."""
 
-    def __init__(
-        self, flags: Sequence[str] = (), *, paths: Sequence[str], **replaced: Any
-    ) -> None:
+    def __init__(self, flags: Sequence[str] = (), *, paths: Sequence[str], **replaced: Any) -> None:
         option = option_table()[paths[0]]
         words = literals(option.type)
         attributes: dict[str, Any] = {
@@ -44,7 +42,7 @@ class SettingOption(click.Option):
         self.name = ",".join(paths)
 
 
-class _SettingType(click.ParamType):
+class _SettingType(click.ParamType[Any]):
     """Numbers, lists of numbers, and words in place of them, read as the type of a setting."""
 
     def __init__(self, option: Option) -> None:
@@ -60,7 +58,9 @@ class _SettingType(click.ParamType):
             separator = "x" if "x" in self.option.setting.metavar else ","
             return _parse(value, self.option.type, separator)
         except (ValueError, ZeroDivisionError):
-            expected = self.option.setting.metavar or self.option.type_name
+            expected = {"int": "a whole number", "float": "a number"}.get(
+                self.option.type_name, self.option.setting.metavar
+            )
             self.fail(f"`{value}` is not {expected}", param, ctx)
 
 
@@ -111,11 +111,13 @@ def _help(option: Option) -> str:
         return f"{text} (default: {option.setting.unset})."
     if isinstance(default, tuple):
         default = ",".join(map(str, default))
+    if isinstance(default, float):
+        default = f"{default:g}"
     return f"{text} (default: {default})." if default else f"{text}."
 
 
 def setting_options(*paths: str) -> Decorator:
-    """Return a decorator that adds the options of settings; settings of one name share an option."""
+    """Return a decorator that adds the options of settings; namesakes share one."""
     by_flag: dict[str, list[str]] = {}
     for path in paths:
         by_flag.setdefault(option_table()[path].setting.option, []).append(path)

@@ -47,7 +47,8 @@ def from_options(model: str | None, options: Mapping[str, Any]) -> dict[str, obj
     """Return the settings that options set, by dotted key; their parameters are named after it."""
     overrides: dict[str, object] = {} if model is None else {"model": model}
     for name, value in options.items():
-        if "." in name and value not in (None, False, ()):
+        is_set = value is not None and value is not False and value != ()
+        if "." in name and is_set:
             overrides |= dict.fromkeys(name.split(","), value)
     return overrides
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from qconvert.core.errors import did_you_mean
 
@@ -47,10 +47,10 @@ class Limits:
     gt: float | None = None
     le: float | None = None
     lt: float | None = None
-    allow_inf_nan: bool = True
+    allow_inf_nan: bool | None = None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        limits = {name: limit for name, limit in vars(self).items() if limit not in (None, True)}
+        limits = {name: limit for name, limit in vars(self).items() if limit is not None}
         return {**handler(source), "strict": True, **limits}
 
 
@@ -83,7 +83,7 @@ def _check_method(name: str) -> str:
 
 def _check_channels(numbers: tuple[float, ...]) -> tuple[float, ...]:
     if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"1 number (grey) or 3 (colours) are required, not {len(numbers)}")
+        raise ValueError(f"1 or 3 numbers are required, for grey or colours, not {len(numbers)}")
     return numbers
 
 
@@ -121,9 +121,9 @@ FloatPrecision = Literal["fp32", "fp16", "bf16"]
 
 
 class StrictTable:
-    """Base of the tables: unknown keys are errors, and `max_drop` is `max-drop` in TOML and JSON."""
+    """Base of the tables: no unknown keys, and `max_drop` is `max-drop` in TOML and JSON."""
 
-    __pydantic_config__ = {
+    __pydantic_config__: ClassVar = {
         "extra": "forbid",
         "alias_generator": lambda name: name.replace("_", "-"),
     }

@@ -58,10 +58,11 @@ def load(
         return _adapter().validate_python(tree)
     except pydantic.ValidationError as error:
         problems = _explain(error, text, source, overrides)
-        count = "1 setting is wrong" if len(problems) == 1 else f"{len(problems)} settings are wrong"
+        count = len(problems)
+        summary = "1 setting is wrong" if count == 1 else f"{count} settings are wrong"
         in_file = any(not problem.startswith(f"{source}: ") for problem in problems)
         raise UsageError(
-            f"{path if path and in_file else source}: {count}", details=problems, hint=INIT_HINT
+            f"{path if path and in_file else source}: {summary}", details=problems, hint=INIT_HINT
         ) from None
 
 

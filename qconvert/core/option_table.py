@@ -1,4 +1,4 @@
-"""The settings as one flat table, from which options, keyword arguments and documentation follow."""
+"""The settings as one flat table, for options, keyword arguments and documentation."""
 
 import json
 import types
@@ -84,7 +84,7 @@ def _walk(table: type, path: str) -> Iterator[Option]:
     nested: list[tuple[type, str]] = []
     for entry in fields(table):
         key, hint = entry.name.replace("_", "-"), bare[entry.name]
-        if is_dataclass(hint):
+        if isinstance(hint, type) and is_dataclass(hint):
             nested.append((hint, f"{path}.{key}".lstrip(".")))
         else:
             (setting,) = (
