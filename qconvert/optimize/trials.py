@@ -115,12 +115,14 @@ def record_trial(wanted: ReferenceOutputs, got: Sequence[Tensors]) -> TrialRecor
             for feeds in wanted.outputs
         ]
     )
-    known = rows["wanted"] != UNKNOWN
-    changed = np.flatnonzero(known & (rows["wanted"] != rows["answer"]))
+    known = rows["fp32_class"] != UNKNOWN
+    changed = np.flatnonzero(known & (rows["fp32_class"] != rows["engine_class"]))
     # An answer that is not finite gives up all that FP32 had.
-    taken = np.where(rows["answer"] != UNKNOWN, shares[np.arange(len(rows)), rows["answer"]], 0.0)
-    given_up = shares[changed, rows["wanted"][changed]] - taken[changed]
-    right, still = rows["wanted_rank"] == 0, rows["rank"] == 0
+    taken = np.where(
+        rows["engine_class"] != UNKNOWN, shares[np.arange(len(rows)), rows["engine_class"]], 0.0
+    )
+    given_up = shares[changed, rows["fp32_class"][changed]] - taken[changed]
+    right, still = rows["fp32_rank"] == 0, rows["engine_rank"] == 0
     return {
         "images": len(rows),
         "far": [_shorten(each) for each in per_image_errors(wanted.outputs, alike)],
