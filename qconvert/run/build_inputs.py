@@ -12,7 +12,7 @@ from qconvert import backends
 from qconvert.backends.base import INTEGER, EngineVariant
 from qconvert.calibrate import calibration_file
 from qconvert.calibrate.calibration import Calibration
-from qconvert.core import onnx_io
+from qconvert.core import config_file, onnx_io
 from qconvert.core.atomic import write_text
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.images.batches import ImageManifest, ManifestEntry
@@ -36,7 +36,6 @@ from qconvert.run.run_folder import (
     OTHER_FOLDER,
     PLAN_FILE,
     RunFolder,
-    absolute_paths,
 )
 from qconvert.run.variant_graphs import BuildInputs
 from qconvert.sources import LoadedModel
@@ -137,7 +136,7 @@ def _require_same_images(
 
 def _require_no_other_images(context: RunContext) -> None:
     """Raise if the settings name another place for the images, and they are not there."""
-    images = absolute_paths(context.config).calibration.images
+    images = config_file.absolute_paths(context.config).calibration.images
     if images != context.folder.settings().calibration.images:
         raise UsageError(
             f"`{images}` does not have the images that `{context.folder.root}` was calibrated on",

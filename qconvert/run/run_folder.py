@@ -18,7 +18,6 @@ from pathlib import Path
 from qconvert.core import atomic, config_file
 from qconvert.core.atomic import write_text
 from qconvert.core.config import (
-    CONFIG_ADAPTER,
     BenchConfig,
     BuildConfig,
     Config,
@@ -120,7 +119,7 @@ def resume_run(root: Path, config: Config) -> Iterator[RunFolder]:
 
 def update_settings(run: RunFolder, config: Config) -> None:
     """Give a resumed run the current limits and measurements; the engines it builds stay."""
-    before, now = run.settings().build, absolute_paths(config)
+    before, now = run.settings().build, config_file.absolute_paths(config)
     build = replace(now.build, backends=before.backends, precisions=before.precisions)
     write_text(run.root / SETTINGS, config_file.dumps(replace(now, build=build)))
 
@@ -141,7 +140,7 @@ def require_same_settings(run: RunFolder, config: Config) -> None:
 
     The calibration images may have moved; whether they are the same is checked when they are read.
     """
-    before, now = run.settings(), absolute_paths(config)
+    before, now = run.settings(), config_file.absolute_paths(config)
     images = now.calibration.images
     if images is not None:
         before = replace(before, calibration=replace(before.calibration, images=images))
@@ -193,31 +192,13 @@ def require_inputs_exist(config: Config) -> None:
             raise UsageError(f"`{path}` does not exist", hint=f"check the path given to `{option}`")
 
 
-def absolute_paths(config: Config) -> Config:
-    """Return the settings with absolute paths, so that they hold from any folder."""
-    tree = config_file.as_dict(config)
-    model, weights = config.model, config.export.weights
-    if model is not None and model.endswith(config_file.MODEL_FILES):
-        tree["model"] = str(Path(model).absolute())
-    if weights is not None and weights != "random":
-        tree["export"]["weights"] = str(Path(weights).absolute())
-    for table, key in (
-        ("calibration", "images"),
-        ("evaluate", "images"),
-        ("evaluate", "labels"),
-    ):
-        if key in tree[table]:
-            tree[table][key] = str(Path(tree[table][key]).absolute())
-    return CONFIG_ADAPTER.validate_python(tree)
-
-
 def _claim_folder(root: Path, config: Config, *, searching: bool) -> RunFolder:
     """Return a folder that is new, empty, or of a run with the same model and settings.
 
     When `searching`, a run that was built keeps its settings apart from those of the search.
     """
     _require_not_a_file(root)
-    run, config = RunFolder(root), absolute_paths(config)
+    run, config = RunFolder(root), config_file.absolute_paths(config)
     if _has_files(root):
         before = run.settings() if (root / SETTINGS).is_file() else None
         fits = before is not None and _identity(before) == _identity(config)
