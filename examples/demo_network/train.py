@@ -176,17 +176,21 @@ def record(model: Path, score: dict[str, float], took: Took) -> str:
     lines = [
         "# The demo's network",
         "Written by `examples/demo_network/train.py` when it trained the file beside it.",
-        f"- file: `{model.name}`, {model.stat().st_size / 1e6:.2f} MB, sha256 `{file_sha256(model)}`",
-        f"- network: MobileNetV2 of {size:,} parameters, {IMAGE_SIZE} x {IMAGE_SIZE} RGB, x / 127.5 - 1",
+        f"- file: `{model.name}`, {model.stat().st_size / 1e6:.2f} MB, "
+        f"sha256 `{file_sha256(model)}`",
+        f"- network: MobileNetV2 of {size:,} parameters, {IMAGE_SIZE} x {IMAGE_SIZE} RGB, "
+        "x / 127.5 - 1",
         f"- classes: {', '.join(CLASSES)}",
         f"- command: `python examples/demo_network/train.py --threads {took.threads}`",
-        f"- pictures: {IMAGES - HELD_OUT} of seed {generator.TRAINING_SEED}, drawn by `qconvert/demo`; "
+        f"- pictures: {IMAGES - HELD_OUT} of seed {generator.TRAINING_SEED}, "
+        "drawn by `qconvert/demo`; "
         f"{HELD_OUT} more of it were watched and nothing was chosen by them",
         f"- training: {phases}; AdamW, rate {RATE}, cosine, batch {BATCH}, pictures turned and "
         f"flipped, label smoothing {SMOOTHING}; the last step is kept",
         f"- took: {took.clock / 60:.0f} minutes, {took.processor / 60:.0f} of a processor core",
         f"- with: Python {platform.python_version()}, {used}",
-        f"- scored on {score['n']} pictures of seed {generator.EVALUATION_SEED}, by `qconvert evaluate`: "
+        f"- scored on {score['n']} pictures of seed {generator.EVALUATION_SEED}, "
+        "by `qconvert evaluate`: "
         f"top-1 {score['top1']:.2f} %, precision {score['precision']:.2f} %, "
         f"recall {score['recall']:.2f} %, F1 {score['f1']:.2f} %",
     ]

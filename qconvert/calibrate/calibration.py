@@ -95,7 +95,8 @@ def nonfinite_tensors(calibration: Calibration, masked: frozenset[str] = frozens
         if broken.size or seen.counts.nans or seen.counts.infinities:
             first = calibration.origin.images[int(broken[0])].name if broken.size else "?"
             found.append(
-                f"`{tensor}`: {broken.size} of {calibration.image_indices.size} images (first: `{first}`); "
+                f"`{tensor}`: {broken.size} of {calibration.image_indices.size} images "
+                f"(first: `{first}`); "
                 f"in the sample {seen.counts.nans} NaN, {seen.counts.infinities} infinite"
             )
     return found

@@ -1,12 +1,13 @@
-"""What a job says while it works."""
+"""The progress of a job: steps that start, advance and end, reported to one callback."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A step at work (`seconds` is None), `done` of `total`, or one that ended and what it made."""
+    """A running step (`seconds` is None), `done` of `total`, or a finished one and its result."""
 
     step: str
     text: str
@@ -20,9 +21,23 @@ ProgressCallback = Callable[[Progress], None]
 
 
 def ignore_progress(progress: Progress) -> None:
-    """Say nothing."""
+    """Report nothing."""
+
+
+def start_step(
+    progress: ProgressCallback, step: str, text: str = ""
+) -> Callable[[str, bool], None]:
+    """Report that a step runs, and return what reports its end: its result, and a cache hit."""
+    started = time.perf_counter()
+    if text:
+        progress(Progress(step, text))
+
+    def end(text: str, stored: bool) -> None:
+        progress(Progress(step, text, time.perf_counter() - started, stored))
+
+    return end
 
 
 def megabytes(size: int) -> str:
-    """Write a size as people do."""
+    """Write a number of bytes in MB."""
     return f"{size / 1e6:.1f} MB"

@@ -133,7 +133,7 @@ class VariantMaps:
     nodes: Mapping[str, str]
 
 
-def collect_maps(
+def collect_maps(  # noqa: D103, RUF100
     reference: ir.Model, models: Mapping[str, ir.Model], feeds: Tensors
 ) -> VariantMaps:
     size = fixed_batch(onnx_io.inputs(reference))

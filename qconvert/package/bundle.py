@@ -149,7 +149,8 @@ def describe_preparation(pictures: ImagePreparation) -> str:
     layout = pictures.target.layout.upper()
     return (
         escape_text(
-            f"Pictures become `{pictures.target.name}` thus: {words}, {layout} (`{PREPROCESS_FILE}`)."
+            f"Pictures become `{pictures.target.name}` thus: {words}, {layout} "
+            f"(`{PREPROCESS_FILE}`)."
         )
         + "\n"
     )

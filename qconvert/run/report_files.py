@@ -31,11 +31,13 @@ def judge_and_store(report: Report, config: Config, target: Target) -> Report:
 
 
 def without_reason(row: VariantResult, name: str) -> VariantResult:
+    """Return the row without the reason why `name` was not measured."""
     reasons = {key: why for key, why in row.unmeasured.items() if key != name}
     return replace(row, unmeasured=reasons)
 
 
 def with_reason(row: VariantResult, name: str, why: str) -> VariantResult:
+    """Return the row with the reason why `name` was not measured."""
     return replace(row, unmeasured={**row.unmeasured, name: why})
 
 

@@ -20,8 +20,8 @@ from qconvert.package.bundle import Bundle
 from qconvert.package.pack import WRITERS, Format, PackageOptions, write_package
 from qconvert.run.finished_run import load_run
 from tests.conftest import Outcome
+from tests.package.triton_schema import parse
 from tests.runs import CLASSES
-from tests.serving.triton_schema import parse
 
 IMAGE = TensorSpec("x", np.dtype("float32"), ("N", 3, 24, 24))
 SCORES = TensorSpec("y", np.dtype("float32"), ("N", 10))
