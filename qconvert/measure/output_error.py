@@ -1,7 +1,7 @@
 """How far the answers of a rewritten network are from those of the network it was made from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -186,7 +186,23 @@ def _log_probabilities(scores: NDArray[Any], probable: NDArray[np.bool_]) -> Err
 
 @dataclass(frozen=True, eq=False)
 class OutputError:
-    """How far answers are from FP32: on each image, and their error as a share of all answers."""
+    """The error of a model's outputs against those of its reference, on the same images.
+
+    `per_image` has the `per_image_errors` and `changed` the `prediction_changes`, one number an
+    image; `noise_to_signal` is that of all images together.
+    """
 
     per_image: ErrorArray
     noise_to_signal: float
+    changed: ErrorArray = field(default_factory=lambda: np.zeros(1))
+
+
+def measure_output_error(
+    reference: Sequence[Tensors], outputs: Sequence[Tensors], images: Sequence[int] = ()
+) -> OutputError:
+    """Return every measure of the error of these outputs; `images` is as for the measures."""
+    return OutputError(
+        per_image_errors(reference, outputs, images),
+        noise_to_signal(reference, outputs),
+        prediction_changes(reference, outputs, images),
+    )
