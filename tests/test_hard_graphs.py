@@ -83,7 +83,7 @@ def test_a_state_a_number_and_a_mask_are_no_hindrance(stateful: Path) -> None:
         assert score.sqnr_db is not None
         assert score.sqnr_db > least
         assert not any("not compared" in note for note in score.notes)
-    left = {each.node: each.reason for each in variants["cpu-int8"].left}
+    left = {each.node: each.reason for each in variants["cpu-int8"].unquantized}
     assert any("`masked` has no range: it holds infinity" in why for why in left.values())
     assert variants["cpu-int8"].quantized >= 2
 

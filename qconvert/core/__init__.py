@@ -1,1 +1,1 @@
-"""."""
+"""What every other room stands on: settings, errors, tensors, quantization arithmetic, files."""

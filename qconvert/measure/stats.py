@@ -37,7 +37,7 @@ class LatencyStats:
     median_ms: float
     spread_ms: float
     mean_ms: float
-    least_ms: float
+    min_ms: float
     p90_ms: float
     p95_ms: float
     p99_ms: float
@@ -56,7 +56,7 @@ def summarize_latency(latency: Latency) -> LatencyStats:
         spread_ms=spread(latency.samples_ms),
         # Adding up can round the mean of equal samples to just outside them.
         mean_ms=float(np.clip(samples.mean(), samples.min(), samples.max())),
-        least_ms=float(samples.min()),
+        min_ms=float(samples.min()),
         p90_ms=p90,
         p95_ms=p95,
         p99_ms=p99,

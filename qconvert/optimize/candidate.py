@@ -13,7 +13,13 @@ import onnx_ir as ir
 from qconvert.backends.ort import open_cpu
 from qconvert.core.progress import ProgressCallback
 from qconvert.core.tensors import Tensors, batch_size, output_array
-from qconvert.measure.output_error import ErrorArray, OutputError, measure_output_error
+from qconvert.measure.output_error import (
+    ErrorArray,
+    OutputError,
+    noise_to_signal,
+    per_image_errors,
+    prediction_changes,
+)
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import QuantizeOptions, make_plan
@@ -100,7 +106,11 @@ def compare_with_reference(
     for batch, _ in zip(batches, reference, strict=False):
         outputs.append(run(batch))
         counts.append(batch_size(batch))
-    return measure_output_error(reference, outputs, counts)
+    return OutputError(
+        per_image_errors(reference, outputs, counts),
+        noise_to_signal(reference, outputs),
+        prediction_changes(reference, outputs, counts),
+    )
 
 
 def is_better(before: OutputError, after: OutputError, *, significantly: bool = True) -> bool:

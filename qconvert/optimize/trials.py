@@ -104,12 +104,12 @@ def record_trial(reference: ReferenceOutputs, outputs: Sequence[Tensors]) -> Tri
         probabilities.append(to_probabilities(np.asarray(before[name]).reshape(count, -1)))
         start += count
     rows, shares = join_scores(scores).rows, np.concatenate(probabilities)
-    expected, predicted = rows["wanted"], rows["answer"]
+    expected, predicted = rows["fp32_class"], rows["engine_class"]
     changed = np.flatnonzero((expected != UNKNOWN) & (expected != predicted))
     # Scores that are not finite predict nothing, and give up all that FP32 had.
     left = np.where(predicted != UNKNOWN, shares[np.arange(len(rows)), predicted], 0.0)
     given_up = shares[changed, expected[changed]] - left[changed]
-    right, still_right = rows["wanted_rank"] == 0, rows["rank"] == 0
+    right, still_right = rows["fp32_rank"] == 0, rows["engine_rank"] == 0
     return {
         "images": len(rows),
         "far": [_shorten(error) for error in per_image_errors(reference.outputs, unpadded)],

@@ -68,7 +68,7 @@ class Scheme:
 
     def __post_init__(self) -> None:
         table = {op: rule for rule in self.rules for op in rule.operators}
-        object.__setattr__(self, "by_operator", table)
+        object.__setattr__(self, "rules_by_operator", table)
 
 
 def leave_in_float(*operators: str, why: str) -> OperatorRule:

@@ -6,10 +6,11 @@ from functools import lru_cache
 
 import numpy as np
 
+from qconvert.core import number_format
 from qconvert.measure.evidence import TensorRange, WeightRange
 from qconvert.measure.latency import Latency
 from qconvert.measure.stats import summarize_latency
-from qconvert.report import layer_tables, metrics, number_format, plots
+from qconvert.report import layer_tables, metrics, plots
 from qconvert.report.metrics import pareto_front
 from qconvert.report.model import Report, VariantResult
 from qconvert.report.plots import Axis, ScatterPoint, Series, scatter_chart

@@ -6,10 +6,11 @@ What was not measured fails, unless the user lets it pass.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from qconvert.core import number_format
 from qconvert.core.config import GateConfig as Limits
 from qconvert.core.errors import GateFailed
 from qconvert.measure.accuracy import Accuracy
-from qconvert.report import metrics, number_format
+from qconvert.report import metrics
 from qconvert.report.metrics import (
     NOT_TIMED_TOGETHER,
     missing_reason,

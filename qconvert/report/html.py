@@ -11,13 +11,14 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from qconvert.core import number_format
 from qconvert.core.sanitize import sanitize_text
 from qconvert.measure import layer_errors
 from qconvert.measure.layer_errors import LayerError
-from qconvert.report import gates, layer_tables, number_format, table, tables
+from qconvert.report import gates, layer_tables, table, tables
 from qconvert.report.metrics import pareto_front
 from qconvert.report.model import Report, VariantResult
-from qconvert.report.table import ReportTable, TableColumn, number_columns
+from qconvert.report.table import TextColumn, TextTable, number_columns
 
 WORST_LAYERS = 20
 MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg"}
@@ -142,7 +143,7 @@ def _layers_int8_first(report: Report) -> list[tuple[str, Sequence[LayerError]]]
     return sorted(found, key=lambda pair: all(each.precision != "int8" for each in pair[1]))
 
 
-def _worst_layer_table(names: str, layers: Sequence[LayerError]) -> ReportTable:
+def _worst_layer_table(names: str, layers: Sequence[LayerError]) -> TextTable:
     """Return the layers that err most, by what they make alone."""
     found = layer_errors.worst_layers(layers, WORST_LAYERS)
     return layer_tables.layer_table(found, f"{names}: the layers that make the largest errors")
@@ -154,7 +155,7 @@ def _dominated_variants(report: Report) -> list[tuple[str, str]]:
     return [(each.variant.name, each.dominated_by) for each in placed if each.dominated_by]
 
 
-def _operator_table(report: Report) -> ReportTable:
+def _operator_table(report: Report) -> TextTable:
     """Return how many nodes of each operator are quantized, variant by variant."""
     rows = tuple(
         (
@@ -168,11 +169,11 @@ def _operator_table(report: Report) -> ReportTable:
         for each in variant.operators
     )
     columns = (
-        TableColumn("variant"),
-        TableColumn("operator"),
+        TextColumn("variant"),
+        TextColumn("operator"),
         *number_columns("nodes", "int8", "left"),
     )
-    return ReportTable("Coverage by operator", columns, rows)
+    return TextTable(columns, rows, "Coverage by operator")
 
 
 def _changed_predictions(report: Report) -> list[tuple[VariantResult, list[dict[str, str]]]]:
@@ -205,7 +206,7 @@ def _change_kind(label: int | None, before: int, after: int) -> str:
     return "lost" if label == before else "won" if label == after else "wrong either way"
 
 
-def _class_shift_table(report: Report) -> ReportTable:
+def _class_shift_table(report: Report) -> TextTable:
     rows = tuple(
         (
             variant.name,
@@ -220,9 +221,8 @@ def _class_shift_table(report: Report) -> ReportTable:
         for each in variant.accuracy.shifts
     )
     titles = number_columns("images", "FP32 right, %", "right, %", "Δ pp")
-    return ReportTable(
-        "Classes that changed most", (TableColumn("variant"), TableColumn("class"), *titles), rows
-    )
+    columns = (TextColumn("variant"), TextColumn("class"), *titles)
+    return TextTable(columns, rows, "Classes that changed most")
 
 
 def _class_name(report: Report, number: int) -> str:
@@ -241,7 +241,7 @@ def _provenance(report: Report) -> dict[str, str]:
     return made
 
 
-def _engine_table(report: Report) -> ReportTable:
+def _engine_table(report: Report) -> TextTable:
     rows = tuple(
         (
             each.name,
@@ -254,7 +254,7 @@ def _engine_table(report: Report) -> ReportTable:
         if each.engine is not None
     )
     columns = (
-        TableColumn("engine"), TableColumn("path"), TableColumn("sha256"), TableColumn("built in", "right"),
-        TableColumn("made with", wrap=True),
+        TextColumn("engine"), TextColumn("path"), TextColumn("sha256"), TextColumn("built in", "right"),
+        TextColumn("made with", wrap=True),
     )  # fmt: skip
-    return ReportTable("Engines", columns, rows)
+    return TextTable(columns, rows, "Engines")

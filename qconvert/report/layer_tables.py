@@ -6,15 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 
+from qconvert.core import number_format
+from qconvert.core.number_format import small_percent
 from qconvert.core.sanitize import sanitize_cell
 from qconvert.measure.layer_errors import LayerError, layer_label, relative_error
-from qconvert.report import number_format
 from qconvert.report.model import VariantResult
-from qconvert.report.number_format import small_percent
-from qconvert.report.table import ReportTable, TableColumn, number_columns, text_bar
+from qconvert.report.table import TextColumn, TextTable, number_columns, text_bar
 
 
-def layer_table(found: Sequence[LayerError], title: str = "Layers") -> ReportTable:
+def layer_table(found: Sequence[LayerError], title: str = "Layers") -> TextTable:
     """Return a row a layer: what arrives, what it makes alone, and what of that is clipping.
 
     Beside an infinite error, whose bar is full, the others are drawn as without it.
@@ -35,16 +35,16 @@ def layer_table(found: Sequence[LayerError], title: str = "Layers") -> ReportTab
         for each in found
     ]
     columns = (
-        TableColumn("layer"),
-        TableColumn("operator", rank=4),
-        TableColumn("in", rank=2),
+        TextColumn("layer"),
+        TextColumn("operator", rank=4),
+        TextColumn("in", rank=2),
         *number_columns("arrives dB", "made dB"),
-        TableColumn("error made", rank=1),
-        TableColumn("cosine", "right", rank=3),
-        TableColumn("clipped %", "right", rank=5),
-        TableColumn("saturated %", "right", rank=6),
+        TextColumn("error made", rank=1),
+        TextColumn("cosine", "right", rank=3),
+        TextColumn("clipped %", "right", rank=5),
+        TextColumn("saturated %", "right", rank=6),
     )
-    return ReportTable(title, columns, tuple(rows))
+    return TextTable(columns, tuple(rows), title)
 
 
 def _error_fraction(of: float, largest: float) -> float:

@@ -3,10 +3,11 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
+from qconvert.core import number_format
 from qconvert.core.sanitize import sanitize_text
-from qconvert.report import number_format, tables
+from qconvert.report import tables
 from qconvert.report.model import Report
-from qconvert.report.table import ReportTable
+from qconvert.report.table import TextTable
 
 HASH_DIGITS = 12
 
@@ -34,12 +35,12 @@ def render_markdown(report: Report) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def section(sheet: ReportTable) -> str:
+def section(sheet: TextTable) -> str:
     """Draw a table under its title, its footnotes below."""
     return "\n\n".join([f"## {escape_text(sheet.title)}", table_markdown(sheet)])
 
 
-def table_markdown(sheet: ReportTable) -> str:
+def table_markdown(sheet: TextTable) -> str:
     """Draw a table and its footnotes."""
     lines = [
         _row(column.title for column in sheet.columns),

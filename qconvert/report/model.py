@@ -62,7 +62,7 @@ class VariantResult:
     """One engine: a backend in a precision.
 
     `by_provider` and `by_precision` count nodes as they really run. `quantized` of `candidates`
-    nodes are INT8 in the graph; `left` names the others. `layers` are in the order of the network.
+    nodes are INT8 in the graph; `unquantized` names the others. `layers` are in the order of the network.
     """
 
     name: str
@@ -76,7 +76,7 @@ class VariantResult:
     by_precision: dict[str, int] | None = None
     quantized: int = 0
     candidates: int = 0
-    left: tuple[UnquantizedNode, ...] = ()
+    unquantized: tuple[UnquantizedNode, ...] = ()
     unmeasured: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     layers: tuple[LayerError, ...] = ()
@@ -125,7 +125,7 @@ class Report:
     the FP32 ONNX file. `preprocess` is what is done to images for these engines, with every size
     settled.
 
-    `gates`, `notes`, `best` and `verdict` follow from the rest. `heard` is what the steps said on
+    `gates`, `notes`, `best` and `verdict` follow from the rest. `run_notes` is what the steps said on
     their way, and comes first in `notes`. `mixes` has by backend what the searches for mixed
     precision found.
     """

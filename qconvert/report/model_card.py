@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 
+from qconvert.core import number_format
 from qconvert.core.errors import UsageError
 from qconvert.images.preprocess import Preprocess
-from qconvert.report import number_format
 from qconvert.report.markdown import bullets, code_block, escape_text, section
 from qconvert.report.model import Report, VariantResult
 from qconvert.report.tables import accuracy_table, latency_table, size_table

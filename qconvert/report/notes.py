@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
+from qconvert.core import number_format
 from qconvert.measure.accuracy import IDENTICAL, IDENTICAL_WHERE_FINITE, NO_CLASSES, NO_LABELS
 from qconvert.measure.latency import Latency
 from qconvert.measure.stats import summarize_latency
-from qconvert.report import metrics, number_format
+from qconvert.report import metrics
 from qconvert.report.gates import FLOAT_PRECISIONS, LOW_TOP1, is_acceptable
 from qconvert.report.model import Report, UnquantizedNode, VariantResult
 
@@ -99,13 +100,13 @@ def _faster_floats(
 
 
 def _int8_reason(variant: VariantResult) -> str:
-    if not variant.left:
+    if not variant.unquantized:
         return f"though {_all_of(variant.candidates)} quantized"
-    kinds = Counter(each.op for each in variant.left)
+    kinds = Counter(each.op for each in variant.unquantized)
     op, most = kinds.most_common(1)[0]
-    biggest = [each for each in variant.left if each.op == op]
+    biggest = [each for each in variant.unquantized if each.op == op]
     return (
-        f"because {len(variant.left)} of {max(variant.candidates, len(variant.left))} operators "
+        f"because {len(variant.unquantized)} of {max(variant.candidates, len(variant.unquantized))} operators "
         f"are not quantized, most of them {op} ({most}: {_reasons(biggest)})"
     )
 

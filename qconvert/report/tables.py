@@ -4,20 +4,21 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from qconvert.core import number_format
 from qconvert.measure.accuracy import Accuracy
 from qconvert.measure.mixed_result import MixedResult, PredictionLoss, SearchStep
 from qconvert.measure.stats import summarize_latency
-from qconvert.report import gates, metrics, number_format
+from qconvert.report import gates, metrics
 from qconvert.report.metrics import missing_reason, missing_score_reason
 from qconvert.report.model import MemoryUse, Report, VariantResult
-from qconvert.report.table import MISSING, Footnotes, ReportTable, TableColumn, number_columns
+from qconvert.report.table import MISSING, Footnotes, TextColumn, TextTable, number_columns
 
 COMPARED_WITH_FILE = "against the FP32 ONNX file: no fp32 engine of this backend was built"
 SIMULATED_ACCURACY = "answers of the same graph on ONNX Runtime's CPU: the engine does not run here"
 BASELINE_ROW = "FP32 ONNX"
 
 
-def size_table(report: Report) -> ReportTable:
+def size_table(report: Report) -> TextTable:
     """Return megabytes on disk and their ratio to fp32, and at work where that was measured."""
     notes = Footnotes()
     memories = [variant.memory for variant in report.variants if variant.memory is not None]
@@ -30,10 +31,10 @@ def size_table(report: Report) -> ReportTable:
         at_work = (_memory_cell(variant, name, notes) for name in shown)
         rows.append((variant.name, *cells, *at_work))
     columns = (
-        TableColumn("variant"),
+        TextColumn("variant"),
         *number_columns("MB", "ratio", *(MEMORY_COLUMNS[name] for name in shown)),
     )
-    return ReportTable("Size", columns, tuple(rows), notes.texts())
+    return TextTable(columns, tuple(rows), "Size", notes.texts())
 
 
 MEMORY_COLUMNS = {"peak_rss_bytes": "memory MB", "device_bytes": "device MB"}
@@ -56,7 +57,7 @@ def _memory_cell(variant: VariantResult, name: str, notes: Footnotes) -> str:
     return number_format.megabytes(found)
 
 
-def latency_table(report: Report) -> ReportTable:
+def latency_table(report: Report) -> TextTable:
     """Return a row for each engine and batch size; calls with inputs on the device apart."""
     notes = Footnotes()
     device = any(each.where == "device" for variant in report.variants for each in variant.latency)
@@ -69,20 +70,18 @@ def latency_table(report: Report) -> ReportTable:
                 (variant.name, "", notes.missing(missing_reason(variant, "latency")), "", "", "")
             )
     columns = (
-        TableColumn("variant"),
+        TextColumn("variant"),
         *number_columns("batch", "median ms", "device ms", "images/s", "speed-up"),
     )
-    sheet = ReportTable("Latency", columns, tuple(rows), notes.texts())
+    sheet = TextTable(columns, tuple(rows), "Latency", notes.texts())
     return sheet if device else without_column(sheet, "device ms")
 
 
-def without_column(sheet: ReportTable, title: str) -> ReportTable:
+def without_column(sheet: TextTable, title: str) -> TextTable:
     """Return a table that lacks one column."""
     kept = [index for index, column in enumerate(sheet.columns) if column.title != title]
     rows = tuple(tuple(row[index] for index in kept) for row in sheet.rows)
-    return ReportTable(
-        sheet.title, tuple(sheet.columns[index] for index in kept), rows, sheet.footnotes
-    )
+    return replace(sheet, columns=tuple(sheet.columns[index] for index in kept), rows=rows)
 
 
 def _latency_row(
@@ -149,7 +148,7 @@ UNLABELLED_SCORES = (
 )
 
 
-def accuracy_table(report: Report) -> ReportTable:
+def accuracy_table(report: Report) -> TextTable:
     """Return the scores in percent; without labels agreement and the distance of the outputs."""
     notes = Footnotes()
     rated = [each.accuracy for each in report.variants if each.accuracy is not None]
@@ -170,8 +169,8 @@ def accuracy_table(report: Report) -> ReportTable:
     if rated and scores is not LABELLED_SCORES:
         first = next(each for each in report.variants if each.accuracy is not None)
         title += notes.mark(missing_score_reason(first, "top1"))
-    columns = (TableColumn("variant"), *number_columns(*(each.title for each in scores)))
-    return ReportTable(title, columns, tuple(rows), notes.texts())
+    columns = (TextColumn("variant"), *number_columns(*(each.title for each in scores)))
+    return TextTable(columns, tuple(rows), title, notes.texts())
 
 
 def _image_count_suffix(known: list[Accuracy], *, labelled: bool) -> str:
@@ -213,7 +212,7 @@ def _variant_score_cell(variant: VariantResult, score: ScoreColumn, notes: Footn
 BEST_MARK = "◆"
 
 
-def overview_table(report: Report) -> ReportTable:
+def overview_table(report: Report) -> TextTable:
     """Return a row a variant: size, latency at its smallest batch, answers, and the best marked."""
     rated = [variant for variant in report.variants if variant.accuracy is not None]
     labelled = not rated or any(_top1_cell(variant) for variant in rated)
@@ -236,17 +235,17 @@ def overview_table(report: Report) -> ReportTable:
             )
         )
     columns = (
-        TableColumn("variant"),
+        TextColumn("variant"),
         *number_columns("MB", "p50 ms"),
-        TableColumn("speed", "right", rank=1),
-        TableColumn(scores[0], "right"),
-        TableColumn(scores[1], "right", rank=2),
-        TableColumn("gate" if report.gates else ""),
+        TextColumn("speed", "right", rank=1),
+        TextColumn(scores[0], "right"),
+        TextColumn(scores[1], "right", rank=2),
+        TextColumn("gate" if report.gates else ""),
     )
-    return ReportTable("Variants", columns, tuple(rows))
+    return TextTable(columns, tuple(rows), "Variants")
 
 
-def gate_table(report: Report) -> ReportTable:
+def gate_table(report: Report) -> TextTable:
     """Return a row a gate."""
     notes = Footnotes()
     rows = []
@@ -256,35 +255,35 @@ def gate_table(report: Report) -> ReportTable:
         result = gates.PASS if gate.passed else gates.FAIL
         rows.append((gate.name, gate.variant, value + mark, limit, result))
     columns = (
-        TableColumn("gate"),
-        TableColumn("variant"),
+        TextColumn("gate"),
+        TextColumn("variant"),
         *number_columns("value", "limit"),
-        TableColumn("result"),
+        TextColumn("result"),
     )
-    return ReportTable("Gates", columns, tuple(rows), notes.texts())
+    return TextTable(columns, tuple(rows), "Gates", notes.texts())
 
 
-def timing_table(report: Report) -> ReportTable:
+def timing_table(report: Report) -> TextTable:
     """Return the figures of every latency, a row each."""
     rows = []
     for variant in report.variants:
         for latency in variant.latency:
             if latency.samples_ms:
                 found = summarize_latency(latency)
-                tail = (found.least_ms, found.p95_ms, found.p99_ms)
+                tail = (found.min_ms, found.p95_ms, found.p99_ms)
                 median = number_format.ms_with_spread(found.median_ms, found.spread_ms)
                 how = (str(latency.batch), latency.where)
                 runs = str(len(latency.samples_ms))
                 rows.append((variant.name, *how, median, *map(number_format.ms, tail), runs))
     columns = (
-        TableColumn("variant"),
-        TableColumn("batch", "right"),
-        TableColumn("where", rank=2),
-        TableColumn("median ms", "right"),
-        TableColumn("min", "right", rank=1),
-        *(TableColumn(title, "right", rank=3) for title in ("p95", "p99", "runs")),
+        TextColumn("variant"),
+        TextColumn("batch", "right"),
+        TextColumn("where", rank=2),
+        TextColumn("median ms", "right"),
+        TextColumn("min", "right", rank=1),
+        *(TextColumn(title, "right", rank=3) for title in ("p95", "p99", "runs")),
     )
-    return ReportTable("Timings", columns, tuple(rows))
+    return TextTable(columns, tuple(rows), "Timings")
 
 
 def _p50_cell(variant: VariantResult) -> str:
@@ -332,7 +331,7 @@ def _gate_cell(report: Report, variant: VariantResult) -> str:
 MAX_REASONS = 12
 
 
-def placement_table(report: Report) -> ReportTable:
+def placement_table(report: Report) -> TextTable:
     """Return the nodes of every engine by provider and by the precision they run in."""
     notes = Footnotes()
     rows = []
@@ -349,31 +348,31 @@ def placement_table(report: Report) -> ReportTable:
         )
         rows.append((variant.name, by_provider, by_precision, _quantized_cell(variant)))
     columns = (
-        TableColumn("variant"),
-        TableColumn("nodes by provider", wrap=True),
-        TableColumn("by precision", wrap=True),
-        TableColumn("quantized", "right"),
+        TextColumn("variant"),
+        TextColumn("nodes by provider", wrap=True),
+        TextColumn("by precision", wrap=True),
+        TextColumn("quantized", "right"),
     )
-    return ReportTable("Where it runs", columns, tuple(rows), notes.texts())
+    return TextTable(columns, tuple(rows), "Where it runs", notes.texts())
 
 
-def unquantized_table(report: Report) -> ReportTable:
+def unquantized_table(report: Report) -> TextTable:
     """Return a row for every reason why operators were not quantized, the most frequent first."""
     rows: list[tuple[str, ...]] = []
     for variant in report.variants:
-        found = Counter((each.op, each.reason) for each in variant.left)
+        found = Counter((each.op, each.reason) for each in variant.unquantized)
         for (op, reason), number in found.most_common(MAX_REASONS):
             rows.append((variant.name, op, str(number), reason))
         if len(found) > MAX_REASONS:
             more = f"and {len(found) - MAX_REASONS} more reasons"
             rows.append((variant.name, MISSING, "", more))
     columns = (
-        TableColumn("variant"),
-        TableColumn("operator"),
-        TableColumn("nodes", "right"),
-        TableColumn("why", wrap=True),
+        TextColumn("variant"),
+        TextColumn("operator"),
+        TextColumn("nodes", "right"),
+        TextColumn("why", wrap=True),
     )
-    return ReportTable("Not quantized", columns, tuple(rows))
+    return TextTable(columns, tuple(rows), "Not quantized")
 
 
 def _node_counts(found: dict[str, int]) -> str:
@@ -396,7 +395,7 @@ LOSS_MEASURES = {
 }
 
 
-def search_tables(report: Report) -> list[ReportTable]:
+def search_tables(report: Report) -> list[TextTable]:
     """Return the tables of all searches of a report, each with its backend in the title."""
     return [
         replace(sheet, title=f"{sheet.title} (`{backend}`)")
@@ -406,7 +405,7 @@ def search_tables(report: Report) -> list[ReportTable]:
     ]
 
 
-def block_table(mix: MixedResult, most: int = MAX_BLOCKS) -> ReportTable:
+def block_table(mix: MixedResult, most: int = MAX_BLOCKS) -> TextTable:
     """Return the blocks whose lifting alone brings the answers nearest to those of FP32."""
     first = sorted(mix.gains, key=lambda each: -each.gain)[:most]
     lifted = set(mix.chosen.lifted) if mix.chosen is not None else set()
@@ -421,15 +420,15 @@ def block_table(mix: MixedResult, most: int = MAX_BLOCKS) -> ReportTable:
         for each in first
     )
     columns = (
-        TableColumn("block"),
+        TextColumn("block"),
         *number_columns("compute %", "error taken away %"),
-        TableColumn("", rank=1),
+        TextColumn("", rank=1),
     )
     title = f"Blocks by what lifting each alone brings, {len(first)} of {len(mix.gains)}"
-    return ReportTable(title, columns, rows)
+    return TextTable(columns, rows, title)
 
 
-def trial_table(mix: MixedResult) -> ReportTable:
+def trial_table(mix: MixedResult) -> TextTable:
     """Return the sets that were tried, from INT8 as it is to the largest."""
     notes = Footnotes()
     loss = "loses pp" + notes.mark(LOSS_MEASURES[mix.int8.search.by])
@@ -451,17 +450,17 @@ def trial_table(mix: MixedResult) -> ReportTable:
     columns = (
         *number_columns("lifted", "compute %", "distance", loss, confirmed_by),
         *(number_columns("ms") if timed else ()),
-        TableColumn(""),
+        TextColumn(""),
     )
     searched = mix.int8.search.images
     confirmed = mix.int8.confirmed.images if mix.int8.confirmed is not None else 0
     title = (
         f"Sets tried on {searched} images, confirmed on {number_format.count(confirmed, 'image')}"
     )
-    return ReportTable(title, columns, rows, notes.texts())
+    return TextTable(columns, rows, title, notes.texts())
 
 
-def search_result_table(mix: MixedResult, sizes: Mapping[str, int]) -> ReportTable:
+def search_result_table(mix: MixedResult, sizes: Mapping[str, int]) -> TextTable:
     """Return what was found beside INT8 and the float model."""
     notes = Footnotes()
     rows = [_search_result_row("int8", mix.int8, sizes, mix, notes)]
@@ -474,8 +473,8 @@ def search_result_table(mix: MixedResult, sizes: Mapping[str, int]) -> ReportTab
         else MISSING
     )
     rows.append((mix.rest, size, other or notes.missing(mix.untimed), "", ""))
-    columns = (TableColumn("precision"), *number_columns("MB", "p50 ms", "loses pp", "agrees %"))
-    return ReportTable("Result", columns, tuple(rows), notes.texts())
+    columns = (TextColumn("precision"), *number_columns("MB", "p50 ms", "loses pp", "agrees %"))
+    return TextTable(columns, tuple(rows), "Result", notes.texts())
 
 
 def _search_result_row(

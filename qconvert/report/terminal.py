@@ -8,7 +8,7 @@ from dataclasses import replace
 from qconvert.measure.stats import summarize_latency
 from qconvert.report import gates, metrics, tables
 from qconvert.report.model import Report
-from qconvert.report.table import ReportTable, TableColumn, text_bar
+from qconvert.report.table import TextColumn, TextTable, text_bar
 
 WIDTH = 80
 
@@ -17,7 +17,7 @@ UNBREAKABLE_SPACE = re.compile(r"(?<=\d) (?=(?:%|pp|ms|dB|MB|±)(?:\W|$))|(?<=±
 NO_BREAK_SPACE = "\u00a0"
 
 
-def latency_table_with_bars(report: Report) -> ReportTable:
+def latency_table_with_bars(report: Report) -> TextTable:
     """Return the latencies with bars: within a batch size, how long each takes of the longest."""
     sheet = tables.latency_table(report)
     took = {
@@ -33,7 +33,7 @@ def latency_table_with_bars(report: Report) -> ReportTable:
         (*row, text_bar(took[row[0], row[1]] / most[row[1]]) if (row[0], row[1]) in took else "")
         for row in sheet.rows
     )
-    return replace(sheet, columns=(*sheet.columns, TableColumn("time", rank=9)), rows=rows)
+    return replace(sheet, columns=(*sheet.columns, TextColumn("time", rank=9)), rows=rows)
 
 
 def closing_text(report: Report) -> str:
@@ -41,7 +41,7 @@ def closing_text(report: Report) -> str:
     return "\n".join(_closing_lines(report))
 
 
-def wrapped_footnotes(sheet: ReportTable) -> str:
+def wrapped_footnotes(sheet: TextTable) -> str:
     """Return the footnotes of a table, a line or more each."""
     return "\n".join(line for each in sheet.footnotes for line in wrap_text(each, "  "))
 

@@ -9,9 +9,10 @@ there is nothing to lose, and only the first counts.
 from collections.abc import Iterator
 from dataclasses import replace
 
+from qconvert.core import number_format
 from qconvert.core.config import GateConfig as Limits
 from qconvert.measure.stats import summarize_latency
-from qconvert.report import gates, metrics, number_format
+from qconvert.report import gates, metrics
 from qconvert.report.gates import (
     FLOAT_PRECISIONS,
     best_variant,

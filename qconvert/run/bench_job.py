@@ -11,6 +11,7 @@ from qconvert.backends.base import Coverage, Engine, Session
 from qconvert.core.cache import Cache
 from qconvert.core.config import BenchConfig, Config
 from qconvert.core.errors import Unavailable
+from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, ProgressCallback
 from qconvert.core.tensors import Tensors, TensorSpec, fixed_batch, random_inputs
 from qconvert.measure import stats
@@ -18,7 +19,6 @@ from qconvert.measure.latency import EngineLatencies, Latency, TimingEffort, int
 from qconvert.measure.machine import describe_machine
 from qconvert.measure.memory import PeakMemory, measure_peak
 from qconvert.report.model import Report
-from qconvert.report.number_format import count
 from qconvert.run.built_engines import engine_hashes, engine_inputs
 from qconvert.run.report_builder import timestamp
 from qconvert.run.report_files import judge_and_store, read_report, with_reason, without_reason

@@ -20,6 +20,7 @@ from qconvert.core import onnx_io
 from qconvert.core.cache import Cache
 from qconvert.core.config import Config, ExportConfig
 from qconvert.core.errors import UsageError
+from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, ProgressCallback
 from qconvert.core.tensors import (
     RunModel,
@@ -43,7 +44,6 @@ from qconvert.measure.accuracy import (
 from qconvert.measure.machine import describe_machine
 from qconvert.measure.per_image_scores import ImageScores, join_scores, score_batch
 from qconvert.report.model import Report, VariantResult
-from qconvert.report.number_format import count
 from qconvert.run import job_images
 from qconvert.run.built_engines import engine_hashes
 from qconvert.run.explain_errors import add_changed_images

@@ -20,6 +20,7 @@ from qconvert.core import atomic, onnx_io
 from qconvert.core.atomic import copy_into_place
 from qconvert.core.cache import Cache
 from qconvert.core.errors import QConvertError
+from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, ProgressCallback
 from qconvert.core.tensors import Tensors, fixed_batch, pad_batch
 from qconvert.images import ImageChoice, open_images
@@ -42,7 +43,6 @@ from qconvert.measure.layer_errors import LayerError, decibels, measure_layer_er
 from qconvert.measure.range_evidence import tensor_ranges, weight_ranges
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.plan_files import read_equalization_factors
-from qconvert.report.number_format import count
 from qconvert.run import job_images
 from qconvert.run.job_images import EvaluationSet
 from qconvert.run.run_folder import RunContext, RunFolder

@@ -115,7 +115,7 @@ def _variant_result(variant: EngineVariant, graph: VariantGraph, found: RunResul
         by_precision=_by_precision(covered),
         quantized=plan.quantized if plan is not None else 0,
         candidates=len(plan.layers) if plan is not None else 0,
-        left=_unquantized_nodes(graph),
+        unquantized=_unquantized_nodes(graph),
         unmeasured=dict(_unmeasured_reasons(variant, found)),
         notes=(*graph.notes, *(built.engine.notes if built is not None else ())),
         layers=found.analysis.layers.get(name, ()),

@@ -15,9 +15,9 @@ import torch
 from qconvert.core import onnx_io
 from tests import models
 from tests.conftest import Outcome
+from tests.core.test_onnx_io import with_external
 from tests.models import write_factory
 from tests.sources.test_torch import Payload
-from tests.test_onnx_io import with_external
 
 
 def folder_for_a_file(folder: Path) -> list[str]:

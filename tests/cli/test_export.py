@@ -12,7 +12,7 @@ import pytest
 from qconvert.calibrate import calibration_file
 from qconvert.core import onnx_io
 from tests.conftest import Outcome, write
-from tests.graph.test_prepare import QUANTIZED
+from tests.graph.test_clean import QUANTIZED
 from tests.models import floats, from_text, write_factory
 from tests.pictures import draw_folder
 

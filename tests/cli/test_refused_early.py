@@ -12,7 +12,7 @@ from qconvert.core import config, onnx_io
 from qconvert.quantize.apply_plan import apply_plan
 from tests.conftest import Outcome, write
 from tests.models import floats, from_text, mixed
-from tests.quantize.rewritten import planned
+from tests.quantize.quantized_models import planned
 
 Run = Callable[..., Outcome]
 # More digits than Python reads.

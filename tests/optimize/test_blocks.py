@@ -2,7 +2,7 @@
 
 from qconvert.optimize.blocks import Block, find_blocks
 from tests.models import mixed
-from tests.quantize.rewritten import planned
+from tests.quantize.quantized_models import planned
 
 
 def found(most: int = 64) -> tuple[Block, ...]:

@@ -21,7 +21,7 @@ from qconvert.quantize.cross_layer import (
 )
 from tests.calibrate.activations import summary_of_channels
 from tests.models import floats, from_text
-from tests.quantize.rewritten import HEAD, model
+from tests.quantize.quantized_models import HEAD, model
 
 WIDE = {"w1": (6, 3, 3, 3), "b1": (6,), "w2": (4, 6, 1, 1)}
 CHAIN = "c = Conv (x, w1, b1) a = {} (c) y = Conv (a, w2)"

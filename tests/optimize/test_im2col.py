@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from qconvert.backends.ort import open_cpu
 from qconvert.optimize import im2col
 from tests.models import floats
-from tests.quantize.rewritten import model
+from tests.quantize.quantized_models import model
 
 CONVOLUTIONS = {
     "plain": ("", (6, 4, 3, 3)),

@@ -8,7 +8,7 @@ import pytest
 from qconvert.backends.ort import open_cpu
 from qconvert.optimize.layer_problem import IDENTITY, find_activation
 from qconvert.quantize.cross_layer import find_sites
-from tests.quantize.rewritten import model
+from tests.quantize.quantized_models import model
 
 SIGNATURE = "(float[N, 3, 8, 8] x) => (float[] y)"
 KNOWN = {

@@ -22,9 +22,9 @@ from qconvert.quantize.placement import QuantizeOptions
 from qconvert.quantize.plan import Plan
 from qconvert.quantize.rounded_weights import RoundedWeight
 from tests.models import floats, mixed
-from tests.quantize import rewritten
-from tests.quantize.rewritten import model
-from tests.quantize.test_rewrite import plan as planned
+from tests.quantize import quantized_models
+from tests.quantize.quantized_models import model
+from tests.quantize.test_apply_plan import plan as planned
 
 literal = functools.partial(open_cpu, keep_qdq=True)
 
@@ -114,7 +114,7 @@ def test_what_is_added_behind_a_product_takes_its_mean_error(backend: str) -> No
     )
     for node in net.graph:
         node.name = str(node.outputs[0].name)
-    plan = rewritten.planned(net, backend)
+    plan = quantized_models.planned(net, backend)
     weights = kept(list(learn_layers(net, plan, lesson())))
     made = applied(net, plan, weights)
     adds = [node for node in made.graph if node.op_type == "Add"]
@@ -140,7 +140,7 @@ def test_a_constant_that_others_add_too_is_left_alone() -> None:
     )
     for node in net.graph:
         node.name = str(node.outputs[0].name)
-    weights = kept(list(learn_layers(net, rewritten.planned(net, "cpu"), lesson())))
+    weights = kept(list(learn_layers(net, quantized_models.planned(net, "cpu"), lesson())))
     assert weights
     assert all(each.bias is None for each in weights.values())
 
@@ -156,7 +156,7 @@ def test_a_weight_that_two_nodes_read_and_a_bias_that_is_computed_are_left_alone
     )
     for node in net.graph:
         node.name = str(node.outputs[0].name)
-    assert find_learnable(net, rewritten.planned(net, "cpu")) == ["a", "scores"]
+    assert find_learnable(net, quantized_models.planned(net, "cpu")) == ["a", "scores"]
 
 
 def test_a_layer_keeps_nothing_that_does_not_hold_on_other_images(

@@ -27,7 +27,7 @@ from qconvert.sources import LoadedModel
 from tests.conftest import write
 from tests.models import floats, from_text, mixed
 from tests.pictures import draw_folder
-from tests.quantize.rewritten import scheme
+from tests.quantize.quantized_models import scheme
 
 
 @dataclass

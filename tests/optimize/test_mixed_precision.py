@@ -22,7 +22,7 @@ from qconvert.optimize.mixed_precision import (
 from qconvert.optimize.sensitivity import SearchModel
 from qconvert.optimize.trials import ReferenceOutputs, open_trials
 from tests.models import floats, mixed
-from tests.quantize.rewritten import planned, scheme
+from tests.quantize.quantized_models import planned, scheme
 
 FILE = Path("trials.jsonl")
 GOAL = SearchGoal(budget=0.05, by="certainty", rest="fp32")

@@ -12,7 +12,7 @@ from qconvert.graph.simplify import infer_shapes
 from qconvert.optimize import per_tensor_methods
 from qconvert.optimize.per_tensor_methods import ProbeSet, QuantizerSpec, choose_methods
 from tests.models import from_text
-from tests.quantize.rewritten import HEAD
+from tests.quantize.quantized_models import HEAD
 
 ROUNDING = QuantizerSpec(Grid(8), "fp32")
 WIDE, NARROW = Range(-100.0, 100.0), Range(-1.0, 1.0)

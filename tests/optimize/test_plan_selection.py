@@ -24,7 +24,7 @@ from qconvert.run.calibrate import CalibrationRequest
 from tests.conftest import write
 from tests.models import MIXED_SHAPES, floats, mixed
 from tests.pictures import draw_folder
-from tests.quantize.rewritten import scheme
+from tests.quantize.quantized_models import scheme
 
 
 @dataclass

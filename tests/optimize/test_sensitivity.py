@@ -20,7 +20,7 @@ from qconvert.quantize import rounded_weights
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.rounded_weights import RoundedWeight
 from tests.models import floats, mixed
-from tests.quantize.rewritten import planned, scheme
+from tests.quantize.quantized_models import planned, scheme
 
 
 def subject(backend: str) -> SearchModel:

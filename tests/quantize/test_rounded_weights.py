@@ -11,7 +11,7 @@ from qconvert.quantize import plan_files, rounded_weights
 from qconvert.quantize.plan_files import PlanWithWeights
 from qconvert.quantize.rounded_weights import RoundedWeight
 from tests.models import mixed
-from tests.quantize.rewritten import planned
+from tests.quantize.quantized_models import planned
 
 
 def some(seed: int = 0) -> dict[str, RoundedWeight]:

@@ -81,7 +81,7 @@ def cpu() -> tuple[VariantResult, ...]:
             by_provider=CPU,
             quantized=58,
             candidates=60,
-            left=left,
+            unquantized=left,
             memory=MemoryUse(peak_rss_bytes=90_000_000),
         ),
     )

@@ -32,7 +32,7 @@ def test_int8_that_is_slower_names_what_stayed_in_float() -> None:
     left = tuple(UnquantizedNode(f"/block/{n}/Conv", "Conv", "few channels") for n in range(3))
     left += (UnquantizedNode("/head", "Gemm", "one row"),)
     slow = reports.with_int8(
-        latency=(reports.took(26.0),), left=left, candidates=60, accuracy=QUIET
+        latency=(reports.took(26.0),), unquantized=left, candidates=60, accuracy=QUIET
     )
     assert (
         "INT8 is not faster than FP32 on `cpu` (26.00 against 24.00 ms), because 4 of 60 operators "
@@ -44,12 +44,14 @@ def test_int8_that_is_slower_names_what_stayed_in_float() -> None:
 def test_the_node_that_is_named_has_the_reason_that_is_named() -> None:
     reasons = ("one row", "few channels", "few channels")
     left = tuple(UnquantizedNode(f"/{at}/Conv", "Conv", why) for at, why in enumerate(reasons))
-    slow = reports.with_int8(latency=(reports.took(26.0),), left=left, candidates=60)
+    slow = reports.with_int8(latency=(reports.took(26.0),), unquantized=left, candidates=60)
     assert "Conv (3: few channels, as in `/1/Conv`)" in said(slow)
 
 
 def test_int8_that_is_slower_though_all_is_quantized_blames_no_operator() -> None:
-    slow = reports.with_int8(latency=(reports.took(26.0),), left=(), candidates=60, accuracy=QUIET)
+    slow = reports.with_int8(
+        latency=(reports.took(26.0),), unquantized=(), candidates=60, accuracy=QUIET
+    )
     assert "though all 60 operators that could be are quantized" in said(slow)
 
 
@@ -166,7 +168,7 @@ def test_what_was_noted_while_measuring_is_told_once_for_all_it_is_about() -> No
     report = reports.report(
         replace(fp32, latency=shaky, notes=("threads: 2",)),
         replace(int8, notes=("threads: 2",)),
-        heard=("2 images were broken",),
+        run_notes=("2 images were broken",),
     )
     assert notes.collect_notes(report) == (
         "2 images were broken",

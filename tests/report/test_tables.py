@@ -12,7 +12,7 @@ from qconvert.measure.accuracy import IDENTICAL, IDENTICAL_WHERE_FINITE, Accurac
 from qconvert.report import tables
 from qconvert.report.metrics import EXACT_OUTPUTS, NEVER_FINITE, ZERO_OUTPUTS, missing_score_reason
 from qconvert.report.model import MemoryUse, Report
-from qconvert.report.table import ReportTable
+from qconvert.report.table import TextTable
 from qconvert.report.terminal import wrapped_footnotes
 from qconvert.report.verdict import conclude
 from tests.report import reports
@@ -35,17 +35,16 @@ SHEETS = (
     tables.timing_table,
 )
 
-Show = Callable[[ReportTable], str]
+Show = Callable[[TextTable], str]
 
 
 @pytest.fixture
 def show(capsys: pytest.CaptureFixture[str]) -> Show:
     """Return what a pipe gets of a table: its lines and its footnotes."""
 
-    def shown(sheet: ReportTable) -> str:
+    def shown(sheet: TextTable) -> str:
         console._stdout_console.cache_clear()
-        columns = [console.TextColumn(c.title, c.justify, c.rank, c.wrap) for c in sheet.columns]
-        console.write_table(console.TextTable(columns, sheet.rows))
+        console.write_table(sheet)
         drawn = capsys.readouterr().out
         return f"{sheet.title}\n{drawn}{wrapped_footnotes(sheet)}".strip()
 
@@ -248,7 +247,7 @@ def test_gates_show_value_interval_and_limit(show: Show) -> None:
 @pytest.mark.parametrize("sheet", SHEETS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_table_fits_80_columns(
-    shape: str, sheet: Callable[[Report], ReportTable], show: Show
+    shape: str, sheet: Callable[[Report], TextTable], show: Show
 ) -> None:
     limits = GateConfig(
         max_drop=1.0, min_agreement=97.0, max_latency=5.0, min_speedup=2.0, max_size=10.0

@@ -1,4 +1,4 @@
-"""Pictures drawn for tests."""
+"""Folders of noise images, and how tests open them."""
 
 from pathlib import Path
 from typing import Any
@@ -17,36 +17,36 @@ SPEC = TensorSpec("x", np.dtype("float32"), ("N", 3, 24, 24))
 RED = (255, 0, 0)
 
 
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Return a picture that differs everywhere."""
+def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Return an image of random pixels."""
     generator = np.random.default_rng(seed)
     return Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def folder(root: Path, *names: str, size: tuple[int, int] = (40, 30)) -> Path:
-    """Write a different picture under each name and return the folder."""
+def write_images(root: Path, *names: str, size: tuple[int, int] = (40, 30)) -> Path:
+    """Write a different image under each name and return the folder."""
     for seed, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        noise(*size, seed).save(root / name)
+        noise_image(*size, seed).save(root / name)
     return root
 
 
-def numbered(root: Path, count: int) -> Path:
-    """Write that many pictures, named in order."""
-    return folder(root, *(f"{number:03}.png" for number in range(count)))
+def write_numbered(root: Path, count: int) -> Path:
+    """Write that many images, named in order."""
+    return write_images(root, *(f"{number:03}.png" for number in range(count)))
 
 
-def opened(
+def open_for_test(
     path: Path,
-    reading: ReadOptions = ReadOptions(workers=2),  # noqa: B008
+    options: ReadOptions = ReadOptions(workers=2),  # noqa: B008
     preprocess: Preprocess = PRESETS["imagenet"],
     spec: TensorSpec = SPEC,
     **choice: Any,
 ) -> Images:
     """Open images for a small network."""
-    return open_images(ImageChoice(path, **choice), [spec], preprocess, reading)
+    return open_images(ImageChoice(path, **choice), [spec], preprocess, options)
 
 
-def arrays(images: Images, size: int = 4) -> NDArray[Any]:
+def all_rows(images: Images, size: int = 4) -> NDArray[Any]:
     """Return everything the images feed, in one array."""
     return np.concatenate([next(iter(batch.feeds.values())) for batch in images.batches(size)])

@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import ArrayLike
 
 from qconvert.backends.ort import open_cpu
-from tests.graph.halving import (
+from tests.graph.fp16_models import (
     answer,
     graph,
     halved,

@@ -7,7 +7,7 @@ from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import restore_float
 from qconvert.quantize.selection import Selection
 from tests.models import floats, mixed
-from tests.quantize.rewritten import planned, scheme
+from tests.quantize.quantized_models import planned, scheme
 
 
 @pytest.mark.parametrize("backend", ["cpu", "tensorrt"])

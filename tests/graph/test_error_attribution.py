@@ -20,7 +20,7 @@ from qconvert.graph.fp16.convert import convert_to_half
 from qconvert.graph.fp16.emulate import emulate_half
 from qconvert.quantize.apply_plan import apply_plan
 from tests.models import floats, mixed
-from tests.quantize.rewritten import planned
+from tests.quantize.quantized_models import planned
 
 IMAGES = floats(4, 3, 16, 16)
 

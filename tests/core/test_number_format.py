@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from qconvert.report import number_format
+from qconvert.core import number_format
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from qconvert.backends.ort import open_cpu
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError
 from qconvert.graph.fp16.convert import HalfModel, HalfPrecision, convert_to_half
-from tests.graph.halving import (
+from tests.graph.fp16_models import (
     WIDE,
     answer,
     graph,

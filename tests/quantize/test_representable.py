@@ -5,7 +5,7 @@ import pytest
 from qconvert.core.scales import Range
 from qconvert.quantize.placement import RepresentableCheck, keep_representable
 from qconvert.quantize.plan import RestPrecision
-from tests.quantize.rewritten import layers, model, scheme
+from tests.quantize.quantized_models import layers, model, scheme
 
 X = "(float[N, 16, 8, 8] x) => (float[] y)"
 

@@ -23,7 +23,7 @@ from qconvert.quantize.cross_layer import channel_count, find_sites, scaled_tens
 from qconvert.quantize.placement import QuantizeOptions, make_plan
 from qconvert.quantize.plan import Plan
 from tests.models import floats, mixed
-from tests.quantize.rewritten import scheme
+from tests.quantize.quantized_models import scheme
 
 IMAGES = floats(16, 3, 16, 16)
 

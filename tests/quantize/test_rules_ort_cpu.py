@@ -5,7 +5,7 @@ import pytest
 from qconvert.graph.observed_tensors import find_observed_tensors
 from qconvert.quantize.rules_ort_cpu import NO_KERNEL
 from qconvert.quantize.selection import Selection
-from tests.quantize.rewritten import after, layers, model
+from tests.quantize.quantized_models import after, layers, model
 
 X = "(float[N, 16, 8, 8] x)"
 PAD = "<pads: ints = [1, 1, 1, 1]>"

@@ -5,7 +5,7 @@ import pytest
 from qconvert.core.scales import Range
 from qconvert.quantize.ranges import share_ranges
 from qconvert.quantize.selection import Selection
-from tests.quantize.rewritten import after, layers, model, planned
+from tests.quantize.quantized_models import after, layers, model, planned
 
 X = "(float[N, 16, 8, 8] x) => (float[] y)"
 PAD = "<pads: ints = [1, 1, 1, 1]>"

@@ -20,7 +20,7 @@ from qconvert.quantize.plan import Plan
 from tests.models import MIXED_SHAPES, floats, from_text
 from tests.models import mixed as net
 from tests.quantize.layers_in_numpy import Array, computed
-from tests.quantize.rewritten import scheme
+from tests.quantize.quantized_models import scheme
 
 
 def images(count: int = 8) -> Tensors:

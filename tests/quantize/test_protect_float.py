@@ -12,7 +12,7 @@ from qconvert.measure.output_error import sqnr_db
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.selection import Selection
 from tests.models import floats, from_text
-from tests.quantize.rewritten import planned
+from tests.quantize.quantized_models import planned
 
 CHAIN = """
 <ir_version: 10, opset_import: ["": 20]>

@@ -11,7 +11,7 @@ from qconvert.graph.fp16.convert import convert_to_half
 from qconvert.measure.layer_errors import decibels, measure_layer_errors
 from qconvert.quantize.apply_plan import apply_plan
 from tests.models import floats, mixed, tiny
-from tests.quantize.rewritten import planned
+from tests.quantize.quantized_models import planned
 
 IMAGES = floats(12, 3, 16, 16)
 
