@@ -1,6 +1,6 @@
-"""A search on a small network: what it says, and that it goes on where it was killed."""
+"""A search on a small network: its outcome, and that it resumes where it was killed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from qconvert.backends.ort import open_cpu
-from qconvert.core.tensors import Tensors
-from qconvert.measure.mixed_result import MixedResult
+from qconvert.core.progress import ignore_progress
+from qconvert.measure.mixed_result import LossMeasure, MixedResult, PredictionLoss, SearchStep
 from qconvert.optimize.blocks import find_blocks
 from qconvert.optimize.mixed_precision import (
     BlockSet,
@@ -28,116 +28,136 @@ FILE = Path("trials.jsonl")
 GOAL = SearchGoal(budget=0.05, by="certainty", rest="fp32")
 
 
-def sample(name: str, seeds: range) -> SearchImages:
-    def images() -> Iterator[Tensors]:
-        for seed in seeds:
-            yield {"image": floats(8, 3, 16, 16, seed=seed)}
-
-    answers = [open_cpu(mixed())(feeds) for feeds in images()]
-    return SearchImages(name, images, ReferenceOutputs(answers, [None] * 8 * len(seeds)))
+def images_of(name: str, seeds: range) -> SearchImages:
+    batches = [{"image": floats(8, 3, 16, 16, seed=seed)} for seed in seeds]
+    outputs = [open_cpu(mixed())(batch) for batch in batches]
+    return SearchImages(name, batches, ReferenceOutputs(outputs, [None] * 8 * len(seeds)))
 
 
-def quest(clock: SetTimer | None = None) -> SearchSpace:
-    """Return a search over a plan whose made-up ranges are far too wide, so that INT8 errs."""
-    model = mixed()
-    subject = SearchModel(model, planned(model, "cpu"), scheme("cpu"))
+def space_of(timer: SetTimer | None = None) -> SearchSpace:
+    """Return a search over a plan whose ranges are far too wide, so that INT8 errs."""
+    model = SearchModel(mixed(), planned(mixed(), "cpu"), scheme("cpu"))
     return SearchSpace(
-        subject,
-        find_blocks(model, subject.plan),
-        sample("search", range(2)),
-        sample("evaluation", range(2, 5)),
+        model,
+        find_blocks(model.model, model.plan),
+        images_of("search", range(2)),
+        images_of("evaluation", range(2, 5)),
         open_trials(FILE, "mixed"),
-        clock,
-        "" if clock else "nothing runs here",
+        timer,
+        "" if timer else "nothing runs here",
     )
 
 
-def searched(goal: SearchGoal = GOAL, clock: SetTimer | None = None) -> MixedResult:
-    return search_mixed_precision(quest(clock), goal, lambda text, done, total: None)
+def search(goal: SearchGoal = GOAL, timer: SetTimer | None = None) -> MixedResult:
+    return search_mixed_precision(space_of(timer), goal, ignore_progress)
 
 
-def clock_of(plain: float, other: float, each: float) -> SetTimer:
-    def clock(sets: Sequence[BlockSet]) -> Mapping[tuple[str, ...] | None, float]:
-        found: dict[tuple[str, ...] | None, float] = {None: other}
-        for lifted in sets:
-            found[tuple(block.name for block in lifted)] = plain + each * len(lifted)
-        return found
+def timer_of(int8: float, float_ms: float, per_block: float) -> SetTimer:
+    def timer(sets: Sequence[BlockSet]) -> Mapping[tuple[str, ...] | None, float]:
+        times: dict[tuple[str, ...] | None, float] = {None: float_ms}
+        for blocks in sets:
+            times[tuple(block.name for block in blocks)] = int8 + per_block * len(blocks)
+        return times
 
-    return clock
+    return timer
 
 
-def test_the_mix_keeps_the_budget_and_lifting_it_gives_those_answers() -> None:
-    found = searched()
-    assert found.outcome == "mixed"
-    assert found.chosen is not None
-    assert 0 < len(found.chosen.lifted) < len(quest().blocks)
-    assert found.int8.confirmed is not None
-    assert found.chosen.confirmed is not None
-    assert found.chosen.confirmed.pp <= GOAL.budget < found.int8.confirmed.pp
-    assert found.untimed == "nothing runs here"
-    whole = quest()
-    lifted = [block for block in whole.blocks if block.name in found.chosen.lifted]
-    run = whole.model.open_segment(whole.model.restore_float(lifted))
-    same = [
-        (run(feeds)["scores"].argmax(1) == wanted["scores"].argmax(1)).mean()
-        for feeds, wanted in zip(
-            whole.evaluation_images.batches(),
-            whole.evaluation_images.reference.outputs,
-            strict=True,
-        )
+def test_mix_keeps_the_budget_and_its_plan_gives_the_reported_agreement() -> None:
+    result, space = search(), space_of()
+    assert result.outcome == "mixed"
+    assert result.chosen is not None
+    assert 0 < len(result.chosen.lifted) < len(space.blocks)
+    assert result.int8.confirmed is not None
+    assert result.chosen.confirmed is not None
+    assert result.chosen.confirmed.pp <= GOAL.budget < result.int8.confirmed.pp
+    assert result.untimed == "nothing runs here"
+    chosen = [block for block in space.blocks if block.name in result.chosen.lifted]
+    run, images = space.model.open(space.model.restore_float(chosen)), space.evaluation_images
+    agreement = [
+        (run(batch)["scores"].argmax(1) == outputs["scores"].argmax(1)).mean()
+        for batch, outputs in zip(images.batches, images.reference.outputs, strict=True)
     ]
-    assert 100 * float(np.mean(same)) == pytest.approx(found.chosen.confirmed.agreement)
+    assert 100 * float(np.mean(agreement)) == pytest.approx(result.chosen.confirmed.agreement)
 
 
-def test_a_search_that_was_killed_goes_on_and_ends_the_same() -> None:
-    whole = searched()
+def test_killed_search_resumes_and_ends_the_same() -> None:
+    whole = search()
     lines = FILE.read_text().splitlines(keepends=True)
     for kept in (1, 2, 5, len(lines) - 1):
         FILE.write_text("".join(lines[:kept]) + lines[kept][:20])
-        assert searched() == whole
+        assert search() == whole
         assert sorted(FILE.read_text().splitlines(keepends=True)) == sorted(lines)
 
 
-def test_a_search_that_is_done_runs_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = searched()
-    monkeypatch.setattr(SearchModel, "opened", lambda *given: pytest.fail("run again"))
-    assert searched() == whole
+def test_finished_search_opens_no_quantized_model_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = search()
+    for method in ("open", "open_segment"):
+        monkeypatch.setattr(SearchModel, method, lambda *_: pytest.fail("opened again"))
+    assert search() == whole
 
 
-def test_where_int8_keeps_the_budget_nothing_is_tried() -> None:
-    found = searched(replace(GOAL, budget=100))
-    assert (found.outcome, found.chosen, found.gains) == ("int8", None, ())
+class ScriptedSpace(SearchSpace):
+    """A space in which sets lose a point for each of some blocks that is not among them."""
+
+    def missing(self, blocks: BlockSet, *needed: int) -> PredictionLoss:
+        count = len({self.blocks[number].name for number in needed} - {b.name for b in blocks})
+        return PredictionLoss(float(count), 0.1, "agreement", 100, 100.0 - count)
+
+    def evaluate(self, blocks: BlockSet, by: LossMeasure) -> SearchStep:
+        names = tuple(block.name for block in blocks)
+        # One block alone is further from FP32 than INT8.
+        distance = 2.0 if len(blocks) == 1 else 1.0
+        share = sum(block.share for block in blocks)
+        return SearchStep(names, share, distance, self.missing(blocks, 0))
+
+    def confirm(self, blocks: BlockSet, by: LossMeasure) -> PredictionLoss:
+        return self.missing(blocks, 0, 4)
+
+
+def test_chosen_set_keeps_the_budget_on_both_image_sets() -> None:
+    space = space_of()
+    scripted = ScriptedSpace(**{name: getattr(space, name) for name in vars(space)})
+    result = search_mixed_precision(scripted, replace(GOAL, budget=0.5), ignore_progress)
+    assert result.chosen is not None
+    assert {space.blocks[0].name, space.blocks[4].name} <= set(result.chosen.lifted)
+    for step in result.steps:
+        assert (step.confirmed is None) == (step.search.pp > 0.5 or step.distance > 1.0)
+
+
+def test_int8_within_the_budget_needs_no_search() -> None:
+    result = search(replace(GOAL, budget=100))
+    assert (result.outcome, result.chosen, result.gains) == ("int8", None, ())
     assert len(FILE.read_text().splitlines()) == 3
 
 
-def test_where_no_mix_keeps_the_budget_it_says_so() -> None:
-    found = searched(replace(GOAL, budget=0, by="agreement"))
-    if found.outcome == "mixed":
-        assert found.chosen is not None
-        assert found.chosen.confirmed is not None
-        assert found.chosen.confirmed.agreement == 100
+def test_budget_that_no_mix_keeps_is_reported() -> None:
+    result = search(replace(GOAL, budget=0, by="agreement"))
+    if result.outcome == "mixed":
+        assert result.chosen is not None
+        assert result.chosen.confirmed is not None
+        assert result.chosen.confirmed.agreement == 100
     else:
-        assert found.outcome == "none"
-        assert "no mix loses as little as 0 points" in found.why
+        assert result.outcome == "none"
+        assert "no mix loses as little as 0 points" in result.why
 
 
-def test_where_float_is_as_fast_as_int8_there_is_nothing_to_search() -> None:
-    found = searched(clock=clock_of(plain=2, other=2, each=1))
-    assert (found.outcome, found.gains) == ("float", ())
-    assert found.why == "fp32 takes 2.00 ms and INT8 2.00: there is nothing to gain"
+def test_float_as_fast_as_int8_needs_no_search() -> None:
+    result = search(timer=timer_of(int8=2, float_ms=2, per_block=1))
+    assert (result.outcome, result.gains) == ("float", ())
+    assert result.why == "fp32 takes 2.00 ms and INT8 2.00: there is nothing to gain"
 
 
-def test_where_the_mix_is_as_slow_as_float_it_is_no_use() -> None:
-    found = searched(clock=clock_of(plain=1, other=1.5, each=1))
-    assert found.outcome == "float"
-    assert "and fp32 alone 1.50" in found.why
+def test_float_as_fast_as_the_mix_is_the_outcome() -> None:
+    result = search(timer=timer_of(int8=1, float_ms=1.5, per_block=1))
+    assert result.outcome == "float"
+    assert "and fp32 alone 1.50" in result.why
 
 
-def test_a_latency_asked_for_is_kept_or_the_search_says_no() -> None:
-    clock = clock_of(plain=1, other=10, each=0.1)
-    found = searched(replace(GOAL, max_latency=5.0), clock)
-    assert found.outcome == "mixed"
-    assert found.chosen is not None
-    assert found.chosen.ms == pytest.approx(1 + 0.1 * len(found.chosen.lifted))
-    assert searched(replace(GOAL, max_latency=1.05), clock).outcome == "none"
-    assert "INT8 alone takes 1.00 ms" in searched(replace(GOAL, max_latency=0.5), clock).why
+def test_maximum_latency_decides_the_outcome() -> None:
+    timer = timer_of(int8=1, float_ms=10, per_block=0.1)
+    result = search(replace(GOAL, max_latency=5.0), timer)
+    assert result.outcome == "mixed"
+    assert result.chosen is not None
+    assert result.chosen.ms == pytest.approx(1 + 0.1 * len(result.chosen.lifted))
+    assert search(replace(GOAL, max_latency=1.05), timer).outcome == "none"
+    assert "INT8 alone takes 1.00 ms" in search(replace(GOAL, max_latency=0.5), timer).why

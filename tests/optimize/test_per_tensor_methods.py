@@ -1,25 +1,26 @@
-"""The range of a tensor follows what its rounding does to the answers, not to the tensor."""
+"""The range method of a tensor follows the error of the outputs, not that of the tensor."""
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from qconvert.backends.ort import open_cpu
 from qconvert.core.scales import Grid, Range
 from qconvert.core.tensors import Tensors
 from qconvert.graph.simplify import infer_shapes
-from qconvert.optimize import per_tensor_methods
-from qconvert.optimize.per_tensor_methods import ProbeSet, QuantizerSpec, choose_methods
+from qconvert.optimize.per_tensor_methods import (
+    _relative_squared_error,
+    choose_methods,
+    contested_tensors,
+)
 from tests.models import from_text
 from tests.quantize.quantized_models import HEAD
 
-ROUNDING = QuantizerSpec(Grid(8), "fp32")
 WIDE, NARROW = Range(-100.0, 100.0), Range(-1.0, 1.0)
 
 
 def net(largest_counts: bool) -> ir.Model:
-    """Return a net whose answer is the largest value of a tensor, or all others."""
+    """Return a net whose output is the largest value of a tensor, or all others."""
     after = "y = ReduceMax (a)" if largest_counts else "s = Clip (a, low, high) y = Relu (s)"
     limits = {"low": np.array(-1, np.float32), "high": np.array(1, np.float32)}
     text = f"{HEAD}net (float[N, 64] x) => (float[] y) {{ a = Identity (x) {after} }}"
@@ -29,44 +30,43 @@ def net(largest_counts: bool) -> ir.Model:
     return model
 
 
-def parts(count: int = 3) -> list[Tensors]:
+def batches() -> list[Tensors]:
     """Return images whose values lie within 1, but for one in each that is near 100."""
     random = np.random.default_rng(0)
-    values = random.uniform(-1, 1, (count, 4, 64)).astype(np.float32)
-    values[:, :, 0] = random.uniform(90, 100, (count, 4))
-    return [{"x": each} for each in values]
+    values = random.uniform(-1, 1, (3, 4, 64)).astype(np.float32)
+    values[:, :, 0] = random.uniform(90, 100, (3, 4))
+    return [{"x": batch} for batch in values]
 
 
-def chosen(model: ir.Model, ranges: dict[str, Range]) -> str:
-    given = {method: {"a": each} for method, each in ranges.items()}
-    return dict(choose_methods(model, given, ROUNDING, ProbeSet(parts(), open_cpu)))["a"]
+def method_of(model: ir.Model, ranges: dict[str, Range]) -> str:
+    by_method = {method: {"a": value_range} for method, value_range in ranges.items()}
+    return dict(choose_methods(model, by_method, batches(), Grid(8), "fp32"))["a"]
 
 
-def test_where_the_largest_value_decides_nothing_of_it_is_cut() -> None:
-    assert chosen(net(largest_counts=True), {"cut": NARROW, "whole": WIDE}) == "whole"
+def test_range_is_not_cut_if_the_output_is_the_largest_value() -> None:
+    assert method_of(net(largest_counts=True), {"cut": NARROW, "whole": WIDE}) == "whole"
 
 
-def test_where_nobody_cares_for_the_largest_value_the_rest_gets_all_integers() -> None:
-    assert chosen(net(largest_counts=False), {"whole": WIDE, "cut": NARROW}) == "cut"
+def test_range_is_cut_if_the_output_ignores_the_largest_value() -> None:
+    assert method_of(net(largest_counts=False), {"whole": WIDE, "cut": NARROW}) == "cut"
 
 
-def test_the_usual_method_stays_unless_another_is_clearly_better() -> None:
-    little_better = {"usual": Range(-1.12, 1.12), "other": Range(-1.0, 1.0)}
-    assert chosen(net(largest_counts=False), little_better) == "usual"
+def test_default_stays_unless_another_method_is_clearly_better() -> None:
+    similar = {"default": Range(-1.12, 1.12), "other": Range(-1.0, 1.0)}
+    assert method_of(net(largest_counts=False), similar) == "default"
 
 
-def test_tensors_for_which_all_methods_have_the_same_range_are_not_tried() -> None:
-    model = net(largest_counts=True)
-    same = {"usual": {"a": WIDE}, "other": {"a": Range(-99.0, 100.0)}}
-    assert per_tensor_methods.contested_tensors(model, same) == []
+def test_tensors_with_the_same_range_from_all_methods_are_not_contested() -> None:
+    same = {"default": {"a": WIDE}, "other": {"a": Range(-99.0, 100.0)}}
+    assert contested_tensors(net(largest_counts=True), same) == []
 
 
-@pytest.mark.parametrize("kind", [np.float32, np.int64])
-def test_answers_that_are_no_numbers_decide_nothing(kind: type[np.generic]) -> None:
-    wanted: dict[str, NDArray[np.generic]] = {"y": np.ones((2, 3), np.int64)}
-    assert per_tensor_methods._squared_error(wanted, {"y": np.zeros((2, 3), kind)}) == 0.0
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_integer_outputs_have_no_error(dtype: type[np.generic]) -> None:
+    reference: dict[str, NDArray[np.generic]] = {"y": np.ones((2, 3), np.int64)}
+    assert _relative_squared_error(reference, {"y": np.zeros((2, 3), dtype)}) == 0.0
 
 
-def test_answers_of_another_size_are_as_far_off_as_can_be() -> None:
-    wanted = {"y": np.ones((2, 3), np.float32)}
-    assert per_tensor_methods._squared_error(wanted, {"y": np.ones((4, 3), np.float32)}) == np.inf
+def test_outputs_of_another_shape_have_an_infinite_error() -> None:
+    reference = {"y": np.ones((2, 3), np.float32)}
+    assert _relative_squared_error(reference, {"y": np.ones((4, 3), np.float32)}) == np.inf

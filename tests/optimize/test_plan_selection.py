@@ -1,163 +1,206 @@
-"""A plan is as good as the effort allows, and what brings nothing is dropped."""
+"""Select a plan: range methods and equalization replace the default only if they are better."""
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from qconvert.backends.ort import open_cpu
-from qconvert.core import config_file, onnx_io
-from qconvert.core.cache import Cache
+from qconvert.core import onnx_io
 from qconvert.core.progress import Progress
-from qconvert.measure.output_error import OutputError, sqnr_db
+from qconvert.measure.output_error import ErrorArray, OutputError, sqnr_db
 from qconvert.optimize import efforts, equalization, per_tensor_methods
+from qconvert.optimize.calibration_set import CALIBRATION_BATCH
 from qconvert.optimize.candidate import MAX_TRAINING_IMAGES, Candidate, is_better
-from qconvert.optimize.plan_selection import SelectedPlan, select_plan
+from qconvert.optimize.efforts import EFFORTS
+from qconvert.optimize.equalization import Equalized, choose_equalization, propose_equalization
+from qconvert.optimize.plan_selection import (
+    SelectedPlan,
+    best_method,
+    initial_options,
+    select_plan,
+)
 from qconvert.quantize import plan_files
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import QuantizeOptions
 from qconvert.quantize.plan import Plan
-from qconvert.run import calibration_sets, load_model
-from qconvert.run.calibrate import CalibrationRequest
-from tests.conftest import write
+from qconvert.quantize.ranges import DEFAULT_METHOD
 from tests.models import MIXED_SHAPES, floats, mixed
-from tests.pictures import draw_folder
-from tests.quantize.quantized_models import scheme
+from tests.optimize.calibrated import candidate_of, equalized_candidate
+
+ERRORS = np.random.default_rng(0).exponential(1.0, 40)
 
 
-@dataclass
-class World:
-    """A model that was calibrated on pictures in this folder, and what was told of the work."""
-
-    study: Candidate
-    store: Cache
-    told: list[Progress] = field(default_factory=list)
-
-    def draft(self, effort: str = "default", method: str = "auto") -> SelectedPlan:
-        study = Candidate(
-            self.study.loaded,
-            self.study.calibration,
-            self.study.scheme,
-            QuantizeOptions(method=method),
-            self.study.max_holdout_images,
-            self.told.append,
-        )
-        return select_plan(study, effort, self.store)
-
-    def nearness(self, plan: Plan) -> float:
-        """Return the SQNR of the model's answers with a plan, on the images held out."""
-        model = self.study.loaded.model
-        before, after = open_cpu(model), open_cpu(apply_plan(model, plan), keep_qdq=True)
-        feeds = next(iter(self.study.calibration.validation_batches()))
-        return sqnr_db(before(feeds), after(feeds))
+def select(candidate: Candidate, effort: str, method: str) -> SelectedPlan:
+    options = initial_options(QuantizeOptions(method=method))
+    original = replace(candidate, options=options)
+    equalized = Equalized(original)
+    if EFFORTS[effort].equalize and (proposal := propose_equalization(original)):
+        challenger = equalized_candidate(original, proposal)
+        equalized = choose_equalization(original, challenger, proposal)
+    return select_plan(original, equalized, method, effort)
 
 
-def world_of(model: ir.Model, backend: str = "tensorrt") -> World:
-    write(model, Path("net.onnx"))
-    draw_folder(Path("images"), 40, 16)
-    store = Cache(Path(".store"))
-    config = config_file.load(None, {"model": "net.onnx", "calibration.images": "images"})
-    ready = load_model.load_and_clean(config, store, lambda progress: None, trust=False)
-    found = calibration_sets.measure(
-        ready, config, CalibrationRequest(Path("o.onnx")), store, lambda progress: None
-    )
-    world = World(None, store)  # type: ignore[arg-type]
-    world.study = Candidate(ready, found, scheme(backend), QuantizeOptions(), 40, world.told.append)
-    return world
+def sqnr_of(candidate: Candidate, plan: Plan) -> float:
+    """Return the SQNR of the outputs with a plan, on the images held out."""
+    model = candidate.loaded.model
+    batch = next(iter(candidate.calibration.validation_batches()))
+    quantized = open_cpu(apply_plan(model, plan), keep_qdq=True)
+    return sqnr_db(open_cpu(model)(batch), quantized(batch))
 
 
-def uneven() -> ir.Model:
-    """Return a net in which one channel of a map is far larger than all others."""
+def uneven_channels() -> ir.Model:
+    """Return a net in which one channel of a tensor is far larger than all others."""
     sizes = np.float32(2.0) ** np.r_[8, np.zeros(15)].astype(np.float32)
-    usual = {
+    weights = {
         name: floats(*MIXED_SHAPES[name], seed=seed) / np.float32(4)
         for seed, name in enumerate(("w2", "b2", "w3"), start=1)
     }
     return mixed(
-        w2=usual["w2"] * sizes[:, None, None, None],
-        b2=usual["b2"] * sizes,
-        w3=usual["w3"] / sizes[:, None, None],
+        w2=weights["w2"] * sizes[:, None, None, None],
+        b2=weights["b2"] * sizes,
+        w3=weights["w3"] / sizes[:, None, None],
     )
 
 
 @pytest.fixture
-def world() -> World:
-    return world_of(mixed())
+def events() -> list[Progress]:
+    return []
 
 
-def test_the_default_tries_methods_and_tells_how_near_each_is(world: World) -> None:
-    done = world.draft()
-    assert {each.method for each in done.tried} >= {"mse", "minmax", "percentile:99.99"}
-    told = [each.text for each in world.told if each.step == "choose" and each.seconds]
-    assert len(told) == 1
-    assert "on 8 other images" in told[0]
+@pytest.fixture
+def candidate(events: list[Progress]) -> Candidate:
+    return candidate_of(mixed(), progress=events.append)
 
 
-def test_images_that_were_calibrated_on_are_no_other_ones(world: World) -> None:
-    assert world.study.describe_images(OutputError(np.zeros(8), 0.0)) == "on 8 other images"
-    assert (
-        world.study.describe_images(OutputError(np.zeros(20), 0.0))
-        == "on 20 images, 8 of them not calibrated on"
+def texts(events: list[Progress], step: str) -> list[str]:
+    return [event.text for event in events if event.step == step and event.seconds]
+
+
+def test_default_effort_reports_the_output_error_of_every_method(
+    candidate: Candidate, events: list[Progress]
+) -> None:
+    plan = select(candidate, "default", "auto")
+    assert {row.method for row in plan.tried} >= {"mse", "minmax", "percentile:99.99"}
+    (text,) = texts(events, "choose")
+    assert "on 8 other images" in text
+
+
+def test_description_of_images_counts_those_calibrated_on(candidate: Candidate) -> None:
+    describe: Callable[[int], str] = lambda count: candidate.describe_images(  # noqa: E731
+        OutputError(np.zeros(count), 0.0)
     )
+    assert describe(8) == "on 8 other images"
+    assert describe(20) == "on 20 images, 8 of them not calibrated on"
 
 
 @pytest.mark.parametrize("effort", ["none", "quick"])
-def test_with_less_effort_nothing_else_is_tried(world: World, effort: str) -> None:
-    done = world.draft(effort, "mse")
-    assert (done.plan.method, done.tried, done.plan.equalized) == ("mse", (), {})
-    assert world.told == []
+def test_low_effort_tries_nothing(
+    candidate: Candidate, effort: str, events: list[Progress]
+) -> None:
+    selected = select(candidate, effort, "mse")
+    assert (selected.plan.method, selected.tried, selected.plan.equalized) == ("mse", (), {})
+    assert events == []
 
 
-def test_ranges_by_answers_are_no_further_off_than_the_usual_ones(world: World) -> None:
-    usual, own = world.draft("none", "mse").plan, world.draft("none", "answers").plan
-    assert own.method in ("answers", "mse")
-    assert world.nearness(own) > world.nearness(usual) - 0.5
+def test_per_tensor_methods_are_no_worse_than_the_default(candidate: Candidate) -> None:
+    default = select(candidate, "none", "mse").plan
+    per_tensor = select(candidate, "none", "answers").plan
+    assert per_tensor.method in ("answers", "mse")
+    assert sqnr_of(candidate, per_tensor) > sqnr_of(candidate, default) - 0.5
 
 
-def test_channels_of_very_different_sizes_are_made_even_and_the_plan_replays() -> None:
-    world = world_of(uneven())
-    plain, done = world.draft("none", "mse"), world.draft("default", "mse")
-    assert done.plan.equalized
-    assert "kept" in done.notes[0]
-    assert world.nearness(done.plan) > world.nearness(plain.plan) + 3
-    again = plan_files.parse_plan(plan_files.format_plan(done.plan), "plan.json")
-    assert again == done.plan
-    same = [apply_plan(world.study.loaded.model, each) for each in (done.plan, again)]
-    assert onnx_io.serialize(same[0]) == onnx_io.serialize(same[1])
+def test_uneven_channels_are_equalized_and_the_plan_replays() -> None:
+    candidate = candidate_of(uneven_channels())
+    plain, equalized = select(candidate, "none", "mse"), select(candidate, "default", "mse")
+    assert equalized.plan.equalized
+    assert "accepted" in equalized.notes[0]
+    assert sqnr_of(candidate, equalized.plan) > sqnr_of(candidate, plain.plan) + 3
+    replayed = plan_files.parse_plan(plan_files.format_plan(equalized.plan), "plan.json")
+    assert replayed == equalized.plan
+    models = [apply_plan(candidate.loaded.model, plan) for plan in (equalized.plan, replayed)]
+    assert onnx_io.serialize(models[0]) == onnx_io.serialize(models[1])
 
 
-def test_factors_that_do_not_help_are_dropped_and_told_of(
-    world: World, monkeypatch: pytest.MonkeyPatch
+def test_factors_that_do_not_help_are_rejected_and_reported(
+    candidate: Candidate, events: list[Progress], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(equalization, "MAX_ERROR_RATIO", 1e9)
     monkeypatch.setattr(equalization, "STRENGTHS", (-1.0,))  # the wrong way
-    done = world.draft("default", "mse")
-    assert done.plan.equalized == {}
-    told = [each.text for each in world.told if each.step == "equalize"]
-    assert len(told) == 1
-    assert "dropped" in told[0]
+    assert select(candidate, "default", "mse").plan.equalized == {}
+    (text,) = texts(events, "equalize")
+    assert "rejected" in text
 
 
-def test_another_way_is_nearer_only_beyond_doubt() -> None:
-    usual = np.random.default_rng(0).exponential(1.0, 40)
-    broken = OutputError(np.full(40, np.inf), np.inf)
-    assert is_better(OutputError(usual, 1.0), OutputError(usual * 0.8, 1.0))
-    assert not is_better(OutputError(usual, 1.0), OutputError(usual, 1.0))
-    assert not is_better(OutputError(usual, 1.0), OutputError(usual * 0.8, 1.1))
-    assert not is_better(OutputError(usual[:3], 1.0), OutputError(usual[:3] * 0.8, 1.0))
-    assert not is_better(OutputError(usual, 1.0), broken)
-    assert is_better(broken, OutputError(usual, 1.0))
-
-
-def test_ranges_by_answers_look_at_no_more_images_than_work_and_memory_allow(
-    world: World, monkeypatch: pytest.MonkeyPatch
+def test_budget_of_work_and_memory_bound_the_images_for_per_tensor_methods(
+    candidate: Candidate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[float] = []
-    for work in (1e12, 2e7, 1.0):
-        asked.append(per_tensor_methods._affordable_images(world.study, 10, work))
-    assert asked[0] == MAX_TRAINING_IMAGES
-    assert asked[0] > asked[1] > asked[2] == 0
+    affordable = per_tensor_methods._affordable_batches
+    batches = [affordable(candidate, 10, max_macs) for max_macs in (1e12, 2e7, 1.0)]
+    assert batches[0] == MAX_TRAINING_IMAGES // CALIBRATION_BATCH
+    assert batches[0] > batches[1] > batches[2] == 0
     monkeypatch.setattr(efforts, "MAX_ACTIVATION_BYTES", 1_000_000)
-    assert per_tensor_methods._affordable_images(world.study, 10, 1e12) < MAX_TRAINING_IMAGES
+    assert affordable(candidate, 10, 1e12) < batches[0]
+
+
+def error(per_image: ErrorArray, noise_to_signal: float = 0.1) -> OutputError:
+    return OutputError(per_image, noise_to_signal)
+
+
+def test_change_is_better_only_beyond_chance() -> None:
+    infinite = error(np.full(40, np.inf), np.inf)
+    assert is_better(error(ERRORS), error(ERRORS * 0.8))
+    assert not is_better(error(ERRORS), error(ERRORS))
+    assert not is_better(error(ERRORS, 1.0), error(ERRORS * 0.8, 1.1))
+    assert not is_better(error(ERRORS[:3]), error(ERRORS[:3] * 0.8))
+    assert not is_better(error(ERRORS), infinite)
+    assert is_better(infinite, error(ERRORS))
+
+
+def test_trained_change_is_better_unless_errors_or_changed_predictions_grow() -> None:
+    def trained(noise: float, per_image: ErrorArray, changed: int = 0) -> bool:
+        predictions = np.r_[np.ones(changed), np.zeros(40 - changed)]
+        before = OutputError(ERRORS, 1.0, np.zeros(40))
+        return is_better(before, OutputError(per_image, noise, predictions), significantly=False)
+
+    assert trained(0.9, ERRORS)
+    assert trained(0.9, ERRORS, changed=1)
+    assert not trained(0.9, ERRORS, changed=6)
+    assert not trained(0.9, ERRORS + 1)
+    assert not trained(1.0, ERRORS * 0.5)
+    assert not trained(np.inf, np.full(40, np.inf))
+
+
+@pytest.mark.parametrize(
+    ("methods", "best"),
+    [
+        ({"entropy": error(ERRORS * 0.9), "minmax": error(ERRORS * 1.1)}, "entropy"),
+        ({"entropy": error(ERRORS * 0.9), "minmax": error(ERRORS * 0.8)}, "minmax"),
+        ({"minmax": error(ERRORS)}, DEFAULT_METHOD),
+        ({"minmax": error(ERRORS * 0.9, 0.2)}, DEFAULT_METHOD),
+    ],
+    ids=["better", "best of two", "equal", "better on most images only"],
+)
+def test_method_is_the_best_of_those_better_than_the_default(
+    methods: dict[str, OutputError], best: str
+) -> None:
+    choice = best_method({DEFAULT_METHOD: error(ERRORS), **methods})
+    assert choice.method == best
+    errors = [row.distance for row in choice.tried]
+    assert len(errors) == len(methods) + 1
+    assert errors == sorted(errors)
+
+
+def test_method_that_is_better_by_chance_is_not_taken() -> None:
+    noise = np.random.default_rng(1).normal(0, 0.3, 40)
+    better = ERRORS * np.exp(noise - noise.mean() - 0.05)
+    assert better.mean() < ERRORS.mean()
+    choice = best_method({DEFAULT_METHOD: error(ERRORS), "minmax": error(better)})
+    assert choice.method == DEFAULT_METHOD
+
+
+def test_another_method_replaces_a_default_with_infinite_outputs() -> None:
+    infinite = error(np.full(40, np.inf))
+    assert best_method({DEFAULT_METHOD: infinite, "minmax": error(ERRORS)}).method == "minmax"

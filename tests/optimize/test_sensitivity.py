@@ -1,100 +1,105 @@
-"""One block lifted at a time gives what lifting it and running the whole network gives."""
+"""Trials of single blocks give the outputs of the whole network with that block in float."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
-from qconvert.core.tensors import Tensors
+from qconvert.core.tensors import RunModel, Tensors
 from qconvert.graph.patterns import constant_array
-from qconvert.optimize import sensitivity
 from qconvert.optimize.blocks import find_blocks
 from qconvert.optimize.sensitivity import (
-    CachedPrefix,
     SearchModel,
     cache_batches,
+    find_first_change,
     run_single_blocks,
 )
 from qconvert.quantize import rounded_weights
 from qconvert.quantize.apply_plan import apply_plan
+from qconvert.quantize.plan import Plan
 from qconvert.quantize.rounded_weights import RoundedWeight
 from tests.models import floats, mixed
 from tests.quantize.quantized_models import planned, scheme
 
-
-def subject(backend: str) -> SearchModel:
-    model = mixed()
-    return SearchModel(model, planned(model, backend), scheme(backend))
+BATCHES = [{"image": floats(4, 3, 16, 16, seed=seed)} for seed in range(3)]
 
 
-def images() -> Iterator[Tensors]:
-    for seed in range(3):
-        yield {"image": floats(4, 3, 16, 16, seed=seed)}
+def model_of(backend: str) -> SearchModel:
+    return SearchModel(mixed(), planned(mixed(), backend), scheme(backend))
+
+
+def assert_same_outputs(model: SearchModel, plan: Plan, outputs: list[Tensors]) -> None:
+    run = model.open(plan)
+    for batch, output in zip(BATCHES, outputs, strict=True):
+        np.testing.assert_allclose(output["scores"], run(batch)["scores"], atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "tensorrt"])
-@pytest.mark.parametrize("most", [10**9, 20_000, 0])
-def test_with_and_without_shared_work_the_answers_are_the_same(backend: str, most: int) -> None:
-    whole = subject(backend)
-    every = find_blocks(whole.model, whole.plan)
-    assert len(every) == 6
-    for block, got in zip(every, run_single_blocks(whole, every, images, most), strict=True):
-        run = whole.open_segment(whole.restore_float([block]))
-        for feeds, answer in zip(images(), got, strict=True):
-            np.testing.assert_allclose(answer["scores"], run(feeds)["scores"], atol=1e-5)
+@pytest.mark.parametrize("max_bytes", [10**9, 20_000, 0])
+def test_outputs_do_not_depend_on_the_tensors_held(backend: str, max_bytes: int) -> None:
+    model = model_of(backend)
+    blocks = find_blocks(model.model, model.plan)
+    assert len(blocks) == 6
+    trials = run_single_blocks(model, blocks, BATCHES, max_bytes)
+    for block, outputs in zip(blocks, trials, strict=True):
+        assert_same_outputs(model, model.restore_float([block]), outputs)
 
 
-def test_what_comes_before_a_block_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    starts = []
-    answers = sensitivity._run_from
+@dataclass(frozen=True)
+class RecordingModel(SearchModel):
+    """A model that records the first node of each segment it opens, by plan."""
 
-    def watched(whole: SearchModel, plan: object, prefix: CachedPrefix) -> list[Tensors]:
-        starts.append(prefix.at)
-        return answers(whole, plan, prefix)  # type: ignore[arg-type]
+    segments: list[tuple[bool, str]] = field(default_factory=list)
 
-    monkeypatch.setattr(sensitivity, "_run_from", watched)
-    whole = subject("cpu")
-    every = find_blocks(whole.model, whole.plan)
-    list(run_single_blocks(whole, every, images))
-    assert starts == [
-        sensitivity.find_first_change(whole, whole.restore_float([block])) for block in every
-    ]
-    assert starts == sorted(starts)
-    assert starts[-1] > len(whole.model.graph) / 2
+    def open_segment(self, segment: ir.Model, plan: Plan) -> RunModel:
+        self.segments.append((plan == self.plan, segment.graph[0].name or ""))
+        return super().open_segment(segment, plan)
 
 
-def test_learned_weights_stay_in_what_is_not_lifted_and_go_from_what_is() -> None:
-    plain = subject("cpu")
+def test_nodes_before_a_block_run_once() -> None:
+    model = RecordingModel(mixed(), planned(mixed(), "cpu"), scheme("cpu"))
+    blocks = find_blocks(model.model, model.plan)
+    list(run_single_blocks(model, blocks, BATCHES))
+    firsts = [find_first_change(model, model.restore_float([block])) for block in blocks]
+    starts = [name for is_prefix, name in model.segments if not is_prefix]
+    nodes = [node.name for node in model.model.graph]
+    assert starts == [nodes[first] for first in firsts if first]
+    assert firsts == sorted(firsts)
+    prefixes = [name for is_prefix, name in model.segments if is_prefix]
+    assert len(prefixes) == len(set(prefixes))
+
+
+def test_learned_weights_stay_in_int8_nodes_and_leave_float_ones() -> None:
+    plain = model_of("cpu")
     weights = {
         name: RoundedWeight(np.ones((16, 16, 1, 1), np.int8), np.full(16, 0.01, np.float32), None)
         for name in ("narrow", "side")
     }
-    taught = replace(plain, plan=rounded_weights.with_digest(plain.plan, weights), weights=weights)
-    every = {block.name: block for block in find_blocks(plain.model, plain.plan)}
-    made = {name: taught.restore_float([block]) for name, block in every.items()}
-    for name, plan in made.items():
-        held = {node.name: node for node in apply_plan(taught.model, plan, weights).graph}
-        for other in weights:
-            before = constant_array(held[other].inputs[1])
-            assert (before is not None) == (other == name)
-    (alone,) = run_single_blocks(taught, [every["narrow"]], images)
-    whole = taught.open_segment(made["narrow"])
-    for feeds, answer in zip(images(), alone, strict=True):
-        np.testing.assert_allclose(answer["scores"], whole(feeds)["scores"], atol=1e-5)
+    learned = replace(plain, plan=rounded_weights.with_digest(plain.plan, weights), weights=weights)
+    blocks = {block.name: block for block in find_blocks(plain.model, plain.plan)}
+    plans = {name: learned.restore_float([block]) for name, block in blocks.items()}
+    for name, plan in plans.items():
+        nodes = {node.name: node for node in apply_plan(learned.model, plan, weights).graph}
+        for weight in weights:
+            float_weight = constant_array(nodes[weight].inputs[1])
+            assert (float_weight is not None) == (weight == name)
+    (outputs,) = run_single_blocks(learned, [blocks["narrow"]], BATCHES)
+    assert_same_outputs(learned, plans["narrow"], outputs)
 
 
-def test_images_are_kept_in_memory_unless_they_are_too_many() -> None:
+def test_batches_are_read_once_unless_they_are_too_large_to_hold() -> None:
     reads = 0
 
-    def counted() -> Iterator[tuple[Tensors, None]]:
+    def read() -> Iterator[tuple[Tensors, None]]:
         nonlocal reads
         reads += 1
-        yield from ((feeds, None) for feeds in images())
+        yield from ((batch, None) for batch in BATCHES)
 
-    kept = cache_batches(counted)
-    assert [len(list(kept())) for _ in range(3)] == [3, 3, 3]
+    cached = cache_batches(read)
+    assert [len(list(cached)) for _ in range(3)] == [3, 3, 3]
     assert reads == 1
-    again = cache_batches(counted, most=1)
-    assert len(list(again())) == 3
+    reread = cache_batches(read, max_bytes=1)
+    assert len(list(reread)) == 3
     assert reads == 3
