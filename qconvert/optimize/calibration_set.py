@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,6 @@ from qconvert.core.errors import UsageError
 from qconvert.core.tensors import Tensors, batch_size, pad_batch
 from qconvert.images.batches import Images
 from qconvert.images.image_files import NoReadableImage
-from qconvert.sources import LoadedModel
 
 # Memory is mostly the activations of the batches in flight; larger batches are hardly faster.
 CALIBRATION_BATCH = 4
@@ -25,7 +24,8 @@ class CalibrationSet:
     """A calibration with its images; `images` is None when only their names are known.
 
     `training` is the calibration without the held-out images if it `excludes_holdout`, else `full`.
-    `fixed_batch` is the batch of the model, None if it is dynamic.
+    `fixed_batch` is the batch of the model, None if it is dynamic. If it `can_recalibrate`, another
+    model can be calibrated on the same images.
     """
 
     full: Calibration
@@ -33,12 +33,7 @@ class CalibrationSet:
     images: Images | None
     fixed_batch: int | None
     excludes_holdout: bool
-    recalibrate: Callable[[LoadedModel], "CalibrationSet"] | None = None
-
-    @property
-    def can_recalibrate(self) -> bool:
-        """Whether another model can be calibrated on the same images."""
-        return self.recalibrate is not None
+    can_recalibrate: bool = False
 
     @property
     def images_available(self) -> bool:

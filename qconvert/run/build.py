@@ -78,10 +78,7 @@ def build(context: JobContext, request: BuildRequest) -> Report:
     with timer.measure("probe"):
         chosen = choose_variants(config.build, plan_only=request.plan_only)
     with open_folder as folder:
-        run_context = RunContext(
-            config, context.cache, context.progress, trust=context.trust, folder=folder
-        )
-        return _build(chosen, request, run_context, timer)
+        return _build(chosen, request, context.in_run(folder), timer)
 
 
 def _build(

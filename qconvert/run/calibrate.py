@@ -200,7 +200,7 @@ def measure_calibration_set(
         inputs.images,
         fixed_batch(loaded.source.inputs),
         excludes_holdout=bool(holdout),
-        recalibrate=lambda other: measure_calibration_set(other, context, workers),
+        can_recalibrate=True,
     )
 
 

@@ -18,6 +18,10 @@ class JobContext:
     progress: ProgressCallback = ignore_progress
     trust: bool = field(default=False, kw_only=True)
 
+    def in_run(self, folder: RunFolder) -> "RunContext":
+        """Return the same surroundings for work in the folder of a run."""
+        return RunContext(self.config, self.cache, self.progress, trust=self.trust, folder=folder)
+
 
 @dataclass(frozen=True)
 class RunContext(JobContext):

@@ -106,7 +106,7 @@ def _quantize_spec(
     """Return the spec, and raise for what no image would change before any image is run."""
     requirements = backends.requirements(request.backend)
     name, options = f"{request.backend}-{request.precision}", quantize_options(settings)
-    spec = QuantizeSpec(name, options, keep_io=request.keep_io)
+    spec = QuantizeSpec(name, options, keep_io=request.keep_io, workers=request.workers)
     if request.precision != "int8":
         return replace(spec, options=replace(options, rest=request.precision))
     if request.plan is not None:

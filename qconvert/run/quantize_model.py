@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from qconvert import __version__
 from qconvert.backends.base import BackendRequirements
 from qconvert.backends.ort import open_cpu
 from qconvert.calibrate.calibration import Calibration
@@ -24,8 +25,9 @@ from qconvert.measure.output_error import sqnr_db
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.optimize.candidate import Candidate
 from qconvert.optimize.efforts import EFFORTS
-from qconvert.optimize.learned_rounding import RoundingInputs, learn_rounding
-from qconvert.optimize.plan_selection import TriedMethod, select_plan
+from qconvert.optimize.equalization import Equalized, choose_equalization, propose_equalization
+from qconvert.optimize.learned_rounding import learn_rounding
+from qconvert.optimize.plan_selection import TriedMethod, initial_options, select_plan
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import (
     QuantizeOptions,
@@ -37,8 +39,9 @@ from qconvert.quantize.plan_files import PLAN_METADATA_KEY, plan_to_json
 from qconvert.quantize.rounded_weights import RoundedWeights
 from qconvert.quantize.scheme import Scheme
 from qconvert.quantize.selection import Selection
+from qconvert.run.calibrate import measure_calibration_set
 from qconvert.run.context import JobContext
-from qconvert.sources import LoadedModel
+from qconvert.sources import MODEL_FILE, LoadedModel
 
 # The first opset in which every operator of a network takes bfloat16.
 BF16_OPSET = 22
@@ -62,7 +65,8 @@ OVERFLOW_UNKNOWN = "without calibration images overflow cannot be predicted: add
 class QuantizeSpec:
     """What to convert a model to: to INT8 by a `plan` or by a `scheme`, the rest by the options.
 
-    `rounded_weights` belong to the plan; for a new plan they are learned with an `effort`.
+    `rounded_weights` belong to the plan; for a new plan they are learned with an `effort`. As many
+    `workers` calibrate.
     """
 
     name: str
@@ -72,6 +76,7 @@ class QuantizeSpec:
     rounded_weights: RoundedWeights = field(default_factory=dict)
     effort: str = "none"
     keep_io: bool = True
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -191,11 +196,12 @@ def _plan(
     context: JobContext,
 ) -> tuple[QuantizedModel, CalibrationSet]:
     """Select a plan and learn its rounding; return both, and the calibration that the plan fits."""
-    holdout = EFFORTS[spec.effort].holdout_images
-    candidate = Candidate(loaded, calibration, scheme, spec.options, holdout, context.progress)
-    selected = select_plan(candidate, spec.effort, context.cache)
-    inputs = RoundingInputs(loaded, selected.calibration, context.cache, context.progress)
-    learned = learn_rounding(selected.plan, spec.effort, inputs)
+    options, holdout = initial_options(spec.options), EFFORTS[spec.effort].holdout_images
+    candidate = Candidate(loaded, calibration, scheme, options, holdout, context.progress)
+    equalized = _equalize(candidate, spec, context)
+    selected = select_plan(candidate, equalized, spec.options.method, spec.effort)
+    candidate = replace(candidate, calibration=selected.calibration)
+    learned = learn_rounding(selected.plan, candidate, spec.effort, context.cache)
     result = QuantizedModel(
         loaded.model,
         learned.plan,
@@ -204,6 +210,30 @@ def _plan(
         notes=(*selected.notes, *learned.notes),
     )
     return result, selected.calibration
+
+
+def _equalize(candidate: Candidate, spec: QuantizeSpec, context: JobContext) -> Equalized:
+    """Equalize the model, calibrate it again, and return it if its output error is lower."""
+    proposal = None
+    if EFFORTS[spec.effort].equalize and candidate.calibration.can_recalibrate:
+        proposal = propose_equalization(candidate)
+    if proposal is None:
+        return Equalized(candidate)
+    model = proposal.model
+    key = {
+        "name": candidate.loaded.source.name,
+        "model": onnx_io.fingerprint(candidate.loaded.model),
+        "factors": json.dumps(proposal.factors),
+        "qconvert": __version__,
+    }
+    entry = context.cache.get_or_make(
+        "equalize", key, lambda folder: onnx_io.save(model, folder / MODEL_FILE)
+    )
+    path = entry.path / MODEL_FILE
+    loaded = replace(candidate.loaded, model=onnx_io.load(path), path=path)
+    calibration = measure_calibration_set(loaded, context, spec.workers)
+    equalized = replace(candidate, loaded=loaded, calibration=calibration)
+    return choose_equalization(candidate, equalized, proposal)
 
 
 def _dequantized_magnitudes(model: ir.Model, magnitudes: Mapping[str, float]) -> dict[str, float]:
