@@ -110,8 +110,7 @@ def _build(
         limits = config.gate
     source = inputs.loaded.source
     info = RunInfo(
-        config=config,
-        run=folder,
+        context=context,
         command=request.command,
         preprocess=fitted_preprocessing_or_empty(source, config.preprocess),
         calibration=inputs.calibration.full if inputs.calibration is not None else None,

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from qconvert import __version__
-from qconvert.backends.base import Engine
 from qconvert.core import onnx_io
 from qconvert.core.atomic import write_text
 from qconvert.core.config import GateConfig
@@ -15,11 +14,10 @@ from qconvert.report import json_file
 from qconvert.report.html import render_html
 from qconvert.report.layer_tables import layers_csv
 from qconvert.report.markdown import render_markdown
-from qconvert.report.model import EngineInfo, Report, VariantResult
+from qconvert.report.model import Report, VariantResult
 from qconvert.report.model_card import render_card
 from qconvert.report.verdict import conclude
-from qconvert.run import built_engines
-from qconvert.run.report_builder import timestamp
+from qconvert.run.report_builder import engine_info, timestamp
 from qconvert.run.run_folder import CARD, ENGINES, HTML, LAYERS, MARKDOWN, REPORT, RunFolder
 from qconvert.run.targets import Target
 
@@ -44,7 +42,12 @@ def read_report(target: Target) -> Report:
         baseline=None,
         baseline_bytes=sum(file.stat().st_size for file in onnx_io.model_files(target.model)),
         variants=tuple(
-            VariantResult(name, engine.backend, engine.precision, _engine_info(engine))
+            VariantResult(
+                name,
+                engine.backend,
+                engine.precision,
+                engine_info(engine, str(engine.folder), cached=True),
+            )
             for name, engine in target.engines.items()
         ),
     )
@@ -96,22 +99,10 @@ def _with_all_engines(report: Report, target: Target) -> Report:
     previous = {row.name: row for row in report.variants if row.engine is not None}
     rows = []
     for name, engine in target.engines.items():
-        info = replace(_engine_info(engine), path=f"{ENGINES}/{engine.folder.name}")
+        info = engine_info(engine, f"{ENGINES}/{engine.folder.name}", cached=True)
         row = previous.get(name)
         # An interrupted build may have put another engine there.
         if row is None or row.engine is None or row.engine.sha256 != info.sha256:
             row = VariantResult(name, engine.backend, engine.precision, info)
         rows.append(row)
     return replace(report, variants=tuple(rows))
-
-
-def _engine_info(engine: Engine) -> EngineInfo:
-    return EngineInfo(
-        path=str(engine.folder),
-        files=engine.files,
-        bytes=engine.bytes,
-        sha256=built_engines.engine_sha256(engine),
-        build_seconds=0.0,
-        stored=True,
-        made_with=dict(engine.made_with),
-    )
