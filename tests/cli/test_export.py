@@ -199,7 +199,7 @@ def test_parity_runs_on_images_and_what_is_done_to_them_goes_into_the_file(
         "export.parity-inputs=20",
     )
     assert few.code == 2
-    assert "only 9 inputs were compared; 20 are needed" in few.err
+    assert "only 9 inputs were compared; 20 are required" in few.err
     stored = onnx.load("ready.onnx").metadata_props
     told = json.loads(next(each.value for each in stored if each.key == "qconvert.preprocess"))
     assert (told["mean"], told["std"]) == ([0.5], [0.25])
