@@ -162,7 +162,10 @@ def test_a_run_stays_what_it_is_where_the_program_goes_elsewhere(
             lambda: qconvert.package("run", output="x", format="tflite"),  # type: ignore[arg-type]
             "no format `tflite`",
         ),
-        (lambda: qconvert.bench(["run", "model.onnx"]), "`run` is a run, and a run must be the only target"),
+        (
+            lambda: qconvert.bench(["run", "model.onnx"]),
+            "`run` is a run, and a run must be the only target",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_words(call: Callable[[], object], told: str) -> None:

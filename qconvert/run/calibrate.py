@@ -122,7 +122,9 @@ def measure_and_save(
 
     Return the calibration, and whether nothing had to be run.
     """
-    finished = Calibration(inputs.origin) if request.fresh else _load_finished(inputs.origin, request.out)
+    finished = (
+        Calibration(inputs.origin) if request.fresh else _load_finished(inputs.origin, request.out)
+    )
     part_file = _collect_parts(finished, request.out)
     share = ImageShare(
         inputs.images,
