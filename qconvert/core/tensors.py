@@ -42,6 +42,24 @@ class TensorSpec:
         return any(not isinstance(size, int) for size in self.shape[1:])
 
 
+@dataclass(frozen=True)
+class TensorTap:
+    """The names of the outputs that hold the statistics of one tensor; their first axis is images.
+
+    `low`, `high` and `mean` hold one value per channel, or a single one if `channel_axis` is None.
+    `sample` holds values drawn from each image; None if only the extremes of the tensor matter.
+    `size` is the number of values of an image.
+    """
+
+    tensor: str
+    channel_axis: int | None
+    low: str
+    high: str
+    mean: str
+    size: str
+    sample: str | None
+
+
 def parse_spec(text: str) -> TensorSpec:
     """Read `NAME:1x3x224x224[:float32]`; a model with one input needs no name."""
     match = _SPEC.fullmatch(text.strip())

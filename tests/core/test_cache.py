@@ -1,4 +1,4 @@
-"""The cache: results are complete or absent, found by their key, safe with two writers and kill -9."""
+"""The cache: results are complete or absent, with two writers and after kill -9 too."""
 
 import json
 import signal
