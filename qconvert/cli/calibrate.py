@@ -44,7 +44,7 @@ def _parse_shard(
 )
 @options.source_options
 @image_options
-@click.option("--exact", is_flag=True, help="Count every value, not a sample of each image.")
+@options.setting_options("calibration.exact")
 @click.option(
     "--workers",
     type=click.IntRange(min=1),

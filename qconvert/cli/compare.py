@@ -28,11 +28,10 @@ _PATH = click.Path(path_type=Path)
     metavar="GLOB",
     help="Only these, by tensor, node or operator; repeatable.",
 )
-@click.option(
+@options.setting_option(
+    "evaluate.images",
     "--images",
-    "eval_images",
-    type=_PATH,
-    help="Images to run on (default: those of the run that A or B is part of).",
+    "Images to run on (default: those of the run that A or B is part of).",
 )
 @click.option(
     "--count",

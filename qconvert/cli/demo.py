@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from qconvert.cli import build, console, options, settings
-from qconvert.cli.options import parse_words
 from qconvert.cli.progress import ProgressDisplay
 
 EXAMPLES = """\b
@@ -29,7 +28,6 @@ Examples:
     "--backend",
     "backends",
     multiple=True,
-    callback=parse_words,
     metavar="NAME",
     help="Where engines run, as in `build` (default: cpu).",
 )

@@ -26,11 +26,7 @@ Examples:
     "-o", "--output", type=click.Path(path_type=Path), help="The ONNX file (default: NAME.onnx)."
 )
 @options.source_options
-@click.option("--opset", type=int, help="Lowest ONNX opset of the result (default: 20).")
-@click.option(
-    "--parity-tolerance", type=float, help="Largest relative difference (default: 0.001)."
-)
-@click.option("--skip", multiple=True, metavar="PASS", help="Skip a cleaning pass; repeatable.")
+@options.setting_options("export.opset", "export.parity-tolerance", "prepare.skip")
 @image_options
 @click.option("--dry-run", is_flag=True, help="Print what would be done, change nothing.")
 @options.settings_options

@@ -11,8 +11,8 @@ from qconvert.cli.options import (
     bench_options,
     eval_options,
     image_options,
-    parse_words,
     quantize_options,
+    setting_options,
 )
 from qconvert.cli.progress import ProgressDisplay
 
@@ -20,8 +20,6 @@ EXAMPLES = """\b
 Examples:
   qconvert search model.onnx --images calib_data/ --eval val/ --budget 0.5
   qconvert search m.onnx --images photos/ --backend tensorrt --max-latency 2"""
-
-METRICS = ("top-1", "agreement", "certainty")
 
 
 @click.command(epilog=EXAMPLES)
@@ -32,23 +30,7 @@ METRICS = ("top-1", "agreement", "certainty")
     type=click.Path(path_type=Path),
     help="The folder of results (default: runs/NAME-mixed).",
 )
-@click.option("--budget", type=float, metavar="PP", help="Points to lose (default: 0.5).")
-@click.option(
-    "--by",
-    type=click.Choice(METRICS),
-    help="Points of what (default: top-1 where the labels allow it, else certainty).",
-)
-@click.option(
-    "--max-latency", "latency_limit", type=float, metavar="MS", help="Median milliseconds."
-)
-@click.option(
-    "--backend",
-    "backends",
-    multiple=True,
-    callback=parse_words,
-    metavar="NAME",
-    help="cpu, tensorrt or tensorrt-rtx (default: the best here).",
-)
+@setting_options("search.budget", "search.by", "search.max-latency", "build.backends")
 @image_options
 @quantize_options
 @eval_options

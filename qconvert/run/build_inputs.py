@@ -9,7 +9,7 @@ from qconvert import backends
 from qconvert.backends.base import INTEGER, EngineVariant
 from qconvert.calibrate import calibration_file
 from qconvert.calibrate.calibration import Calibration
-from qconvert.core import onnx_io
+from qconvert.core import config_file, onnx_io
 from qconvert.core.atomic import write_text
 from qconvert.core.config import Config
 from qconvert.core.errors import QConvertError, UsageError
@@ -25,7 +25,6 @@ from qconvert.run.run_folder import (
     PLAN_FILE,
     RunContext,
     RunFolder,
-    absolute_paths,
 )
 from qconvert.run.variants import BuildInputs
 from qconvert.sources import LoadedModel
@@ -143,7 +142,7 @@ def reload_inputs(variants: Sequence[EngineVariant], shop: RunContext) -> BuildI
 
 def _require_no_other_images(config: Config, run: RunFolder) -> None:
     """Refuse another place for images that does not have those of the run."""
-    given = absolute_paths(config).calibration.images
+    given = config_file.absolute_paths(config).calibration.images
     if given != run.settings().calibration.images:
         raise UsageError(
             f"`{given}` has not the images that `{run.root}` was calibrated on",

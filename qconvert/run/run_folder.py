@@ -19,7 +19,6 @@ from qconvert.core import atomic, config_file
 from qconvert.core.atomic import write_text
 from qconvert.core.cache import Cache
 from qconvert.core.config import (
-    CONFIG_ADAPTER,
     BenchConfig,
     BuildConfig,
     Config,
@@ -129,7 +128,7 @@ def resume_run(root: Path, config: Config) -> Iterator[RunFolder]:
 
 def update_settings(run: RunFolder, config: Config) -> None:
     """Give a run that goes on the limits and measurements of now; what it builds stays."""
-    before, now = run.settings().build, absolute_paths(config)
+    before, now = run.settings().build, config_file.absolute_paths(config)
     build = replace(now.build, backends=before.backends, precisions=before.precisions)
     write_text(run.root / SETTINGS, config_file.dumps(replace(now, build=build)))
 
@@ -160,7 +159,7 @@ def claim_folder(root: Path, config: Config, *, searching: bool = False) -> RunF
     What is set for `searching` alone changes nothing of a run that was built.
     """
     require_not_a_file(root)
-    folder, config = RunFolder(root), absolute_paths(config)
+    folder, config = RunFolder(root), config_file.absolute_paths(config)
     if root.is_dir() and any(
         not each.name.startswith(atomic.TEMPORARY_PREFIX) for each in root.iterdir()
     ):
@@ -190,7 +189,7 @@ def require_same_settings(run: RunFolder, config: Config) -> None:
 
     Its images may lie elsewhere by now; whether they are the same is seen where they are read.
     """
-    before, now = run.settings(), absolute_paths(config)
+    before, now = run.settings(), config_file.absolute_paths(config)
     images = now.calibration.images
     if images is not None:
         before = replace(before, calibration=replace(before.calibration, images=images))
@@ -220,24 +219,6 @@ def write_classes(run: RunFolder, classes: Classes) -> None:
     """Put the names of the classes into a run, so that who gets it knows what its answers mean."""
     if classes.names:
         write_text(run.classes, "".join(f"{name}\n" for name in classes.names))
-
-
-def absolute_paths(config: Config) -> Config:
-    """Return the settings with every path absolute, so that they hold from any folder."""
-    tree = config_file.as_dict(config)
-    model, weights = config.model, config.export.weights
-    if model is not None and model.endswith(config_file.MODEL_FILES):
-        tree["model"] = str(Path(model).absolute())
-    if weights is not None and weights != "random":
-        tree["export"]["weights"] = str(Path(weights).absolute())
-    for table, key in (
-        ("calibration", "images"),
-        ("evaluate", "images"),
-        ("evaluate", "labels"),
-    ):
-        if key in tree[table]:
-            tree[table][key] = str(Path(tree[table][key]).absolute())
-    return CONFIG_ADAPTER.validate_python(tree)
 
 
 def _list_differences(before: Config, now: Config) -> list[str]:
