@@ -25,6 +25,7 @@ def feeds(*shape: int) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.floa
     return {"image": np.zeros(shape, np.float32)}
 
 
+@pytest.mark.slow
 def test_peak_grows_with_the_tensors_of_the_model(tiny: Path, tmp_path: Path) -> None:
     shape = np.array([8 * MB, 1])
     heavy = write(models.from_text(HEAVY, shape=shape), tmp_path / "heavy.onnx")
@@ -37,6 +38,7 @@ def test_peak_grows_with_the_tensors_of_the_model(tiny: Path, tmp_path: Path) ->
     assert 10 * MB < small.before_bytes < small.bytes < small.before_bytes + 100 * MB
 
 
+@pytest.mark.slow
 def test_memory_of_the_parent_process_does_not_count(tiny: Path) -> None:
     held = np.ones(400 * MB, np.uint8)
     peak = measure_peak(tiny, feeds(1, 3, 8, 8), 1)
@@ -45,6 +47,7 @@ def test_memory_of_the_parent_process_does_not_count(tiny: Path) -> None:
     assert peak.bytes < 400 * MB
 
 
+@pytest.mark.slow
 def test_failing_model_is_not_measured_with_a_reason(tiny: Path) -> None:
     invalid = measure_peak(tiny, feeds(1, 3, 8), 1)
     assert invalid.bytes is None

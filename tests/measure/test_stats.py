@@ -16,7 +16,8 @@ times = st.lists(st.floats(0.01, 1e4), min_size=1, max_size=60)
 
 def quiet(count: int = 100, middle: float = 10.0) -> list[float]:
     random = np.random.default_rng(0)
-    return random.normal(middle, 0.01 * middle, count).tolist()
+    samples: list[float] = random.normal(middle, 0.01 * middle, count).tolist()
+    return samples
 
 
 @given(times, st.integers(1, 64))
