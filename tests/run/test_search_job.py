@@ -6,13 +6,14 @@ import pytest
 
 from qconvert.core import config_file
 from qconvert.core.cache import Cache
-from qconvert.core.progress import Progress
 from qconvert.images import ImageChoice, open_images
 from qconvert.images.preprocess import PRESETS
-from qconvert.run import calibration_sets, load_model, search_job
-from qconvert.run.calibrate import CalibrationRequest
+from qconvert.run import search_job
+from qconvert.run.calibrate import measure_calibration_set
+from qconvert.run.context import JobContext
 from qconvert.run.job_images import EvaluationSet
-from qconvert.run.variants import BuildInputs
+from qconvert.run.load_model import load_and_clean
+from qconvert.run.variant_graphs import BuildInputs
 from tests import models
 from tests.conftest import write
 from tests.models import from_text
@@ -27,16 +28,9 @@ def basis(batch: str = "batch") -> BuildInputs:
     write(from_text(models.TINY.replace("batch", batch), **weights), Path("m.onnx"))
     draw_folder(Path("images"), 24, 8)
     config = config_file.load(None, {"model": "m.onnx", "calibration.images": "images"})
-    ready = load_model.load_and_clean(config, STORE, quiet, trust=False)
-    return BuildInputs(
-        ready,
-        config,
-        calibration_sets.measure(ready, config, CalibrationRequest(Path("o.onnx")), STORE, quiet),
-    )
-
-
-def quiet(progress: Progress) -> None:
-    """Hear nothing of the progress."""
+    context = JobContext(config, STORE)
+    ready = load_and_clean(context)
+    return BuildInputs(ready, measure_calibration_set(ready, context))
 
 
 def exam(base: BuildInputs, count: int) -> EvaluationSet:
@@ -45,7 +39,7 @@ def exam(base: BuildInputs, count: int) -> EvaluationSet:
     rows = [f"{file.name},{number % 5}" for number, file in enumerate(files)]
     Path("val/labels.csv").write_text("file,label\n" + "\n".join(rows))
     images = open_images(ImageChoice(Path("val")), base.loaded.source.inputs, PRESETS["imagenet"])
-    return EvaluationSet(Path("m.onnx"), images, {})
+    return EvaluationSet(images, {})
 
 
 def test_a_picture_that_cannot_be_read_takes_its_label_with_it() -> None:
