@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pydantic
 from PIL import Image
 
@@ -27,19 +26,15 @@ from qconvert.images.batches import Images
 from qconvert.images.decode import BrokenImage, decode_image
 from qconvert.images.image_files import DEFAULT_READ_OPTIONS, read_image_bytes
 from qconvert.images.listing import IMAGE_SUFFIXES
-from qconvert.measure import feature_maps
 from qconvert.measure.accuracy import Accuracy
-from qconvert.measure.evidence import Evidence, FeatureMap, FeatureMapRow, Thumbnail
+from qconvert.measure.evidence import Evidence, FeatureMap, Thumbnail, tensor_ranges, weight_ranges
 from qconvert.measure.feature_maps import (
-    ZOOM,
-    ChannelMaps,
-    VariantMaps,
+    WORST_LAYERS,
+    choose_tensors,
     collect_maps,
-    montage_palette,
-    palette_opacity,
+    draw_feature_map,
 )
-from qconvert.measure.layer_errors import LayerError, decibels, measure_layer_errors, worst_layers
-from qconvert.measure.range_evidence import tensor_ranges, weight_ranges
+from qconvert.measure.layer_errors import LayerError, measure_layer_errors, worst_layers
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.plan_files import read_equalization_factors
 from qconvert.run.context import RunContext
@@ -168,8 +163,6 @@ def analyze_errors(
 
 
 FEATURES_FOLDER, MONTAGES_FOLDER, FEATURES_FILE = "analysis/features", "pictures", "features.json"
-MAX_STAGES, WORST_LAYERS = 5, 3
-STAGE_END, LARGE_ERROR = "the end of a stage", "among the largest errors made"
 
 FEATURE_MAPS_ADAPTER = pydantic.TypeAdapter(tuple[FeatureMap, ...])
 
@@ -207,14 +200,17 @@ def cached_feature_maps(
     }
 
     def make(folder: Path) -> None:
-        scene = collect_maps(reference, models, batch.feeds)
+        collected = collect_maps(reference, models, batch.feeds)
         (folder / MONTAGES_FOLDER).mkdir()
-        chosen = _choose_tensors(scene.exact, shown.layers)
-        found = [
-            _draw_feature_map(scene, tensor, why, folder / MONTAGES_FOLDER / f"{number:02}.png")
-            for number, (tensor, why) in enumerate(chosen.items())
-        ]
-        told = [asdict(replace(each, image=batch.items[0].name)) for each in found]
+        drawn = []
+        for number, (tensor, why) in enumerate(
+            choose_tensors(collected.exact, shown.layers).items()
+        ):
+            file = folder / MONTAGES_FOLDER / f"{number:02}.png"
+            feature_map = draw_feature_map(collected, tensor, why, file)
+            picture = f"{FEATURES_FOLDER}/{file.name}"
+            drawn.append(replace(feature_map, image=batch.items[0].name, picture=picture))
+        told = [asdict(feature_map) for feature_map in drawn]
         (folder / FEATURES_FILE).write_text(json.dumps(told, indent=1), encoding="utf-8")
 
     kept = store.get_or_make("features", recipe, make)
@@ -224,54 +220,6 @@ def cached_feature_maps(
     text = f"{len(found)} feature maps of `{batch.items[0].name}`"
     tell(Progress("compare", text, time.perf_counter() - started, kept.hit))
     return kept.path, found
-
-
-def _choose_tensors(
-    exact: Mapping[str, ChannelMaps], layers: Sequence[LayerError]
-) -> dict[str, str]:
-    """Return the tensors to show, in the order of the network, each with the reason."""
-    ends = {maps.shape[1:]: name for name, maps in exact.items()}
-    stages = [*ends.values()][:MAX_STAGES]
-    spatial = [each for each in layers if each.tensor in exact and each.tensor not in stages]
-    wrong = [each.tensor for each in worst_layers(spatial, WORST_LAYERS)]
-    return {
-        name: STAGE_END if name in stages else LARGE_ERROR
-        for name in exact
-        if name in stages or name in wrong
-    }
-
-
-def _draw_feature_map(scene: VariantMaps, tensor: str, why: str, picture: Path) -> FeatureMap:
-    exact = scene.exact[tensor]
-    maps = {name: each[tensor] for name, each in scene.others.items()}
-    drawn = feature_maps.draw_montage(exact, maps)
-    image = Image.fromarray(drawn.pixels, "P")
-    image.putpalette(montage_palette())
-    image.save(picture, optimize=True, transparency=palette_opacity())
-    values = [FeatureMapRow(name, sqnr_db=_sqnr_db(exact, each)) for name, each in maps.items()]
-    return FeatureMap(
-        tensor=tensor,
-        node=scene.nodes[tensor],
-        image="",
-        picture=f"{FEATURES_FOLDER}/{picture.name}",
-        channels=drawn.channels,
-        rows=(
-            FeatureMapRow("fp32"),
-            *values,
-            *(FeatureMapRow(name, difference=True) for name in maps),
-        ),
-        low=drawn.low,
-        high=drawn.high,
-        zoom=ZOOM,
-        why=why,
-    )
-
-
-def _sqnr_db(exact: ChannelMaps, found: ChannelMaps) -> float | None:
-    signal, error = (
-        float(np.square(each, dtype=np.float64).sum()) for each in (exact, exact - found)
-    )
-    return decibels(signal, error)
 
 
 CHANGED_FOLDER = "analysis/changed"
@@ -319,8 +267,9 @@ def collect_evidence(
     even = equalize(base.loaded.model, graph.plan.equalized if graph.plan is not None else {})
     found = Evidence(weights=weight_ranges(even, layers))
     if graph.plan is not None and base.calibration is not None:
-        seen = (base.loaded.model, base.calibration.full.summaries)
-        found = replace(found, ranges=tensor_ranges(variant.name, graph.plan, seen, layers))
+        summaries = base.calibration.full.summaries
+        ranges = tensor_ranges(variant.name, graph.plan, base.loaded.model, summaries, layers)
+        found = replace(found, ranges=ranges)
     if analysis.sample is None:
         return found
     shown = ShownGraphs(

@@ -155,7 +155,7 @@ def test_open_sizes_must_be_said(qconvert: Command, tmp_path: Path) -> None:
     write(from_text(text, k=floats(4, 3, 3, 3)), tmp_path / "open.onnx")
     outcome = qconvert("export", "open.onnx", "-o", "a.onnx")
     assert outcome.code == 2
-    assert "hint: say it with `--input x:1x3x224x224`" in outcome.err
+    assert "hint: set it with `--input x:1x3x224x224`" in outcome.err
     assert qconvert("export", "open.onnx", "-o", "a.onnx", "--input", "x:1x3x16x16").code == 0
     (spec,) = onnx_io.inputs(onnx_io.load(Path("a.onnx")))
     assert spec.shape == ("N", 3, 16, 16)
