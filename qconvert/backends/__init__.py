@@ -1,4 +1,4 @@
-"""Where networks run: what each backend needs, and whether it works here."""
+"""The backends by name: what each one requires, and whether it works on this machine."""
 
 from importlib import import_module
 from typing import cast
@@ -6,7 +6,7 @@ from typing import cast
 from qconvert.backends.base import Availability, Backend, BackendRequirements
 from qconvert.backends.system_probe import Installed
 
-# Imported on use, so that one backend's trouble is not another's.
+# A module is imported on use: one that does not import leaves the other backends usable.
 BACKENDS = {
     "cpu": "qconvert.backends.cpu",
     "cuda": "qconvert.backends.cuda",
@@ -15,20 +15,16 @@ BACKENDS = {
 }
 
 
+def load(name: str) -> Backend:
+    """Return a backend. Type checkers prove in the tests that every module is one."""
+    return cast(Backend, import_module(BACKENDS[name]))
+
+
 def probe(name: str, installed: Installed) -> Availability:
-    """Ask one backend whether it works on this machine."""
-    found = import_module(BACKENDS[name]).probe(installed)
-    assert isinstance(found, Availability)
-    return found
+    """Find out whether a backend works on this machine."""
+    return load(name).probe(installed)
 
 
 def requirements(name: str) -> BackendRequirements:
-    """Ask one backend what graphs it takes; it need not work on this machine."""
-    found = import_module(BACKENDS[name]).requirements()
-    assert isinstance(found, BackendRequirements)
-    return found
-
-
-def load(name: str) -> Backend:
-    """Return a backend; that a module is one is proved where tests name all of them."""
-    return cast(Backend, import_module(BACKENDS[name]))
+    """Return which graphs a backend takes; it need not work on this machine."""
+    return load(name).requirements()

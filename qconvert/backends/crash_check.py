@@ -1,9 +1,8 @@
-"""The first load and run of a graph, in a process of its own.
+"""Load and run an unknown graph once in a child process before it is run here.
 
-ONNX Runtime is native code: a graph that its writer did not mean to be run, or meant to do harm,
-can crash it, take all memory, or never come to an end, and Python hears of none of these. So what
-nobody has run here before is tried by a child, once for each model. That costs 0.2 s of one core,
-for a Python that imports ONNX Runtime, one load and one run.
+ONNX Runtime is native code: a broken or malicious graph can crash it, use up all memory, or never
+finish, and Python notices none of these. A child therefore tries every model once. That costs 0.2 s
+of one core: starting Python, importing ONNX Runtime, one load and one run.
 """
 
 import contextlib
@@ -23,35 +22,36 @@ from qconvert.core import atomic, onnx_io
 from qconvert.core.errors import QConvertError
 from qconvert.core.tensors import Tensors
 
-# A graph without loops comes to an end; how soon, its size does not tell.
+# A graph without loops always finishes; its size does not tell how soon.
 LOOP_OPERATORS = ("Loop", "Scan")
-LOOPING_SECONDS, WEIGHTY_SECONDS, LASTING_SECONDS = 20.0, 1e-7, 1800.0
+LOOP_SECONDS, SECONDS_PER_BYTE, MAX_SECONDS = 20.0, 1e-7, 1800.0
 
+# Hashes of what passed in this process.
 _passed: set[str] = set()
 
 _CHILD = """
 import io, sys
 import numpy, onnxruntime
-given = sys.stdin.buffer
-feeds = dict(numpy.load(io.BytesIO(given.read(int(sys.argv[1]))), allow_pickle=False))
+data = sys.stdin.buffer
+feeds = dict(numpy.load(io.BytesIO(data.read(int(sys.argv[1]))), allow_pickle=False))
 onnxruntime.disable_telemetry_events()
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 4
 options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-model = sys.argv[2] if len(sys.argv) > 2 else given.read()
+model = sys.argv[2] if len(sys.argv) > 2 else data.read()
 try:
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     if feeds:
         session.run(None, feeds)
 except Exception:
-    pass  # said again, in words, where the graph is loaded for good
+    pass  # the parent gets the same error, with a message, when it loads the graph
 """
 
 
 def check_for_crash(model: ir.Model, feeds: Tensors) -> None:
-    """Load a graph in a child, and run it once unless `feeds` is empty; refuse what ends it."""
+    """Refuse a model that crashes or hangs ONNX Runtime; an empty `feeds` only loads it."""
     if onnx_io.weight_bytes(model) < onnx_io.IN_MEMORY_BYTES:
-        _try(_packed(feeds), onnx_io.serialize(model), time_limit_seconds(model))
+        _check(feeds, onnx_io.serialize(model), time_limit_seconds(model))
         return
     with atomic.system_temporary_folder() as folder:
         path = folder / "model.onnx"
@@ -60,60 +60,54 @@ def check_for_crash(model: ir.Model, feeds: Tensors) -> None:
 
 
 def check_file_for_crash(path: Path, feeds: Tensors, seconds: float) -> None:
-    """Do so with a file as it stands."""
-    _try(_packed(feeds), path.absolute(), seconds)
+    """Do the same with a file as it stands."""
+    _check(feeds, path.absolute(), seconds)
 
 
 def time_limit_seconds(model: ir.Model) -> float:
-    """Return how many seconds one load and run may take."""
+    """Return how long one load and run may take."""
     if not any(node.op_type in LOOP_OPERATORS for node in onnx_io.all_nodes(model)):
-        return LASTING_SECONDS
-    return LOOPING_SECONDS + WEIGHTY_SECONDS * onnx_io.weight_bytes(model)
+        return MAX_SECONDS
+    return LOOP_SECONDS + SECONDS_PER_BYTE * onnx_io.weight_bytes(model)
 
 
-def _packed(feeds: Tensors) -> bytes:
-    packed = io.BytesIO()
-    np.savez(packed, **feeds)  # type: ignore[arg-type]
-    return packed.getvalue()
-
-
-def _try(feeds: bytes, model: bytes | Path, seconds: float) -> None:
-    """Refuse a model that ends the child; what survived once in this process is not tried again."""
-    content = model if isinstance(model, bytes) else os.fsencode(model)
-    digest = hashlib.sha256(feeds)
-    digest.update(content)
+def _check(feeds: Tensors, model: bytes | Path, seconds: float) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **feeds)  # type: ignore[arg-type]
+    inputs = buffer.getvalue()
+    digest = hashlib.sha256(inputs)
+    digest.update(model if isinstance(model, bytes) else os.fsencode(model))
     if (key := digest.hexdigest()) in _passed:
         return
-    by_name = [str(model)] if isinstance(model, Path) else []
-    given = (feeds,) if by_name else (feeds, content)
+    path = [str(model)] if isinstance(model, Path) else []
+    stdin = (inputs, model) if isinstance(model, bytes) else (inputs,)
     with tempfile.TemporaryFile() as log:
         with subprocess_worker.start_python(
-            _CHILD, str(len(feeds)), *by_name, stderr=log.fileno()
+            _CHILD, str(len(inputs)), *path, stderr=log.fileno()
         ) as child:
-            code = _ended(child, given, seconds)
-        log.seek(0)
-        said = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+            code = _wait(child, stdin, seconds)
+        lines = subprocess_worker.read_log(log)
     if code < 0:
         raise QConvertError(
-            f"ONNX Runtime does not survive this model: {subprocess_worker.describe_exit(code)}",
-            details=said[-3:],
-            hint="export it again; an honest graph that does this is a bug of ONNX Runtime",
+            f"ONNX Runtime crashed on this model: {subprocess_worker.describe_exit(code)}",
+            details=lines[-3:],
+            hint="export it again; if the model is valid, report it to ONNX Runtime",
         )
     _passed.add(key)
 
 
-def _ended(child: "subprocess.Popen[bytes]", given: Sequence[bytes], seconds: float) -> int:
-    """Return how a child ended that was given some bytes."""
+def _wait(child: "subprocess.Popen[bytes]", stdin: Sequence[bytes], seconds: float) -> int:
+    """Feed a child and return its exit code."""
     assert child.stdin is not None
     try:
-        # One after the other: a model of almost 2 GB is not copied to stand behind its inputs.
-        with contextlib.suppress(BrokenPipeError), child.stdin as stdin:
-            for each in given:
-                stdin.write(each)
+        # Written in parts: joining them would copy a model of almost 2 GB.
+        with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
+            for part in stdin:
+                pipe.write(part)
         return child.wait(seconds)
     except subprocess.TimeoutExpired:
         raise QConvertError(
-            f"the model did not come to an end within {seconds:.0f} s",
+            f"the model did not finish within {seconds:.0f} s",
             hint="it has loops; one of them may never stop for these inputs",
         ) from None
     finally:

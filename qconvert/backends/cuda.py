@@ -1,7 +1,6 @@
-"""ONNX Runtime's CUDA provider."""
+"""The CUDA backend: ONNX Runtime's CUDA provider on the ONNX file itself."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from qconvert.backends.base import (
@@ -19,130 +18,117 @@ from qconvert.backends.base import (
 )
 from qconvert.backends.engine_folder import GRAPH, copy_graph
 from qconvert.backends.system_probe import Installed, detect, provider_error
+from qconvert.core.config import CudaConfig
 from qconvert.core.errors import UsageError
 from qconvert.core.tensors import TensorSpec
 
 PROVIDER = "CUDAExecutionProvider"
 PACKAGE = "onnxruntime-gpu"
-DRIVER = "install the NVIDIA driver; in a container, start it with `--gpus all`"
+DRIVER_CURE = "install the NVIDIA driver; in a container, start it with `--gpus all`"
 
 
 def probe(installed: Installed) -> Availability:
-    """Say whether the CUDA provider runs here."""
-    missing = missing_requirement(installed, "cuda")
-    if missing is not None:
+    """Find out whether the CUDA provider runs here."""
+    if missing := missing_requirement(installed, "cuda"):
         return missing
     version = f"{PACKAGE} {installed.packages[PACKAGE]}, {installed.driver}"
-    if trouble := provider_error(PROVIDER):
-        return Availability(
-            False, False, version, trouble, 'pip install "onnxruntime-gpu[cuda,cudnn]"'
-        )
+    if error := provider_error(PROVIDER):
+        cure = 'pip install "onnxruntime-gpu[cuda,cudnn]"'
+        return Availability(False, False, version, error, cure)
     return Availability(True, True, version)
 
 
 def missing_requirement(installed: Installed, extra: str) -> Availability | None:
-    """Say what every provider of onnxruntime-gpu needs and this machine lacks, if anything."""
+    """Return what this machine lacks for any provider of onnxruntime-gpu, None if nothing."""
     if PACKAGE not in installed.packages:
         others = [name for name in installed.runtimes if name != PACKAGE]
-        first = f"pip uninstall -y {' '.join(others)} && " if others else ""
-        reason = f"{PACKAGE} is not installed"
-        cure = f'{first}pip install "qconvert[{extra}]"'
-        return Availability(False, False, reason=reason, cure=cure)
-    version = f"{PACKAGE} {installed.packages[PACKAGE]}"
+        uninstall = f"pip uninstall -y {' '.join(others)} && " if others else ""
+        cure = f'{uninstall}pip install "qconvert[{extra}]"'
+        return Availability(False, False, reason=f"{PACKAGE} is not installed", cure=cure)
     if installed.driver_error:
-        return Availability(False, False, version, installed.driver_error, DRIVER)
+        version = f"{PACKAGE} {installed.packages[PACKAGE]}"
+        return Availability(False, False, version, installed.driver_error, DRIVER_CURE)
     return None
 
 
 def requirements() -> BackendRequirements:
-    """Say what graphs the CUDA provider takes."""
-    why = "ONNX Runtime computes INT8 on CUDA in float, with the rounding as extra work"
-    return BackendRequirements(None, unsupported={"int8": why})
-
-
-@dataclass(frozen=True)
-class CudaSettings:
-    """What a build for CUDA can be told."""
-
-    device: int = 0
-    cuda_graph: bool = False
-    allow_fallback: bool = False
+    """Return which graphs the CUDA provider takes: float ones."""
+    reason = "ONNX Runtime computes INT8 on CUDA in float, and quantizes on top of it"
+    return BackendRequirements(None, unsupported={"int8": reason})
 
 
 def cache_key(spec: BuildSpec) -> Mapping[str, str]:
-    """Return all that decides a build beside the model: little, as the engine is the model."""
-    installed = detect()
+    """Return everything that decides a build beside the model: little, as nothing is compiled."""
     return {
         "backend": "cuda",
         "precision": spec.precision,
-        "runtime": f"{PACKAGE} {installed.packages.get(PACKAGE, '')}".strip(),
-        **settings_as_text(read_settings(CudaSettings, spec, "cuda")),
+        "runtime": f"{PACKAGE} {detect().packages.get(PACKAGE, '')}".strip(),
+        **settings_as_text(read_settings(CudaConfig, spec, "cuda")),
     }
 
 
 def require_readable(graph: Path, spec: BuildSpec) -> None:
-    """Take it: which kernels there are is known only where there is a GPU."""
+    """Accept the graph: only a machine with a GPU knows which kernels there are."""
 
 
-def build(graph: Path, spec: BuildSpec, folder: Path, heard: BuildProgressCallback) -> Engine:
-    """Copy the model, which is what the CUDA provider loads, and note the device.
-
-    Nothing is compiled ahead, so this needs no GPU.
-    """
-    chosen = read_settings(CudaSettings, spec, "cuda")
-    heard("copying the model", None)
-    kept = copy_graph(graph, folder)
-    if chosen.cuda_graph:
-        require_fixed_shapes(kept.inputs)
-    names = {str(number): gpu.name for number, gpu in enumerate(detect().gpus)}
-    gpu = names.get(str(chosen.device), "none here")
+def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCallback) -> Engine:
+    """Copy the model, which the provider loads as it is, and record the device; needs no GPU."""
+    settings = read_settings(CudaConfig, spec, "cuda")
+    progress("copying the model", None)
+    copied = copy_graph(graph, folder)
+    if settings.cuda_graph:
+        require_fixed_shapes(copied.inputs)
+    gpus = detect().gpus
+    gpu = gpus[settings.device].name if settings.device < len(gpus) else "none here"
     made_with = {**cache_key(spec), "gpu": gpu}
-    return Engine("cuda", spec.precision, folder, GRAPH, kept.files, made_with)
+    return Engine("cuda", spec.precision, folder, GRAPH, copied.files, made_with)
 
 
 def open(engine: Engine) -> Session:
-    """Load an engine, all of it on the GPU unless `allow-fallback` was set.
+    """Load an engine, all of it on the GPU unless `allow-fallback` is set.
 
-    This relies on ONNX Runtime's documents for I/O binding and CUDA graphs; it runs only where
-    there is a GPU.
+    Follows ONNX Runtime's documentation of I/O binding and CUDA graphs; it runs only on a GPU.
     """
     from qconvert.backends import ort
 
-    path, found = engine.folder / engine.files[0], load_spec(engine)
-    entries, providers = found.config_entries, found.provider_list
+    path, spec = engine.folder / engine.files[0], load_spec(engine)
+    entries, providers = spec.config_entries, spec.provider_list
     ort.preload_cuda_libraries()
     session = ort.create_session(path, ort.session_options(entries=entries), providers)
 
-    def covered() -> Coverage:
-        taken = ort.nodes_by_provider(session)
-        if set(taken) == {PROVIDER}:
+    def coverage() -> Coverage:
+        nodes = ort.nodes_by_provider(session)
+        if set(nodes) == {PROVIDER}:
             return ort.kernel_coverage(path, ort.session_options(entries=entries), providers)
-        return Coverage(ort.count_nodes(taken), None, "nodes run on more than one provider")
+        return Coverage(ort.count_nodes(nodes), None, "nodes run on more than one provider")
 
     device = int(engine.made_with["device"])
-    return ort.OrtSession(session, covered, "cuda", device, found.cuda_graph)
+    return ort.OrtSession(session, coverage, "cuda", device, spec.cuda_graph)
 
 
 def load_spec(engine: Engine) -> LoadSpec:
-    """Say how ONNX Runtime loads an engine: all of it on the GPU unless a fallback was allowed."""
-    made = engine.made_with
-    captured, fallback = made["cuda-graph"] == "True", made["allow-fallback"] == "True"
-    own = {"device_id": made["device"], **({"enable_cuda_graph": "1"} if captured else {})}
+    """Return how ONNX Runtime loads an engine."""
+    options = {"device_id": engine.made_with["device"]}
+    cuda_graph = engine.made_with["cuda-graph"] == "True"
+    if cuda_graph:
+        options["enable_cuda_graph"] = "1"
+    allow_fallback = engine.made_with["allow-fallback"] == "True"
+    fallbacks = ("CPUExecutionProvider",) if allow_fallback else ()
     return LoadSpec(
-        providers=((PROVIDER, own), *((("CPUExecutionProvider", {}),) if fallback else ())),
+        providers=((PROVIDER, options), *((name, {}) for name in fallbacks)),
         packages=(f"{PACKAGE}[cuda,cudnn]",),
-        config_entries={} if fallback else {"session.disable_cpu_ep_fallback": "1"},
-        cuda_graph=captured,
+        config_entries={} if allow_fallback else {"session.disable_cpu_ep_fallback": "1"},
+        cuda_graph=cuda_graph,
     )
 
 
 def triton_spec(engine: Engine) -> TritonSpec:
-    """Say how Triton serves an engine: its ONNX Runtime takes CUDA wherever there is a GPU."""
+    """Return how Triton serves an engine: its ONNX Runtime uses CUDA wherever there is a GPU."""
     return TritonSpec("onnxruntime_onnx", engine.graph, "GPU")
 
 
 def require_fixed_shapes(inputs: Sequence[TensorSpec]) -> None:
-    """Refuse a CUDA graph, which is one recorded run, for inputs whose shapes change."""
+    """Refuse a CUDA graph, a recording of one run, for inputs of varying shape."""
     for spec in inputs:
         if not all(isinstance(size, int) for size in spec.shape):
             raise UsageError(

@@ -1,4 +1,4 @@
-"""The folder of an engine: its graph copied in whole, trouble with the disk in one sentence."""
+"""The folder of an engine: a copy of its graph, and an ONNX file that names a compiled engine."""
 
 import shutil
 from collections.abc import Iterator
@@ -14,10 +14,15 @@ from qconvert.core.tensors import TensorSpec
 
 GRAPH = "model.onnx"
 
+DOMAIN = "com.microsoft"
+OPERATOR = "EPContext"
+# Whether an engine holds all nodes or one: RTX writes an engine for every node.
+MAIN_CONTEXT = {"TensorrtExecutionProvider": 1, "NvTensorRTRTXExecutionProvider": 0}
+
 
 @dataclass(frozen=True)
 class EngineGraph:
-    """The graph of an engine in its folder: the model, and its files by name, it itself first."""
+    """The graph of an engine in its folder: the model, and the names of its files, ONNX first."""
 
     model: ir.Model
     folder: Path
@@ -25,35 +30,35 @@ class EngineGraph:
 
     @property
     def path(self) -> Path:
-        """Where the ONNX file is."""
+        """The ONNX file."""
         return self.folder / GRAPH
 
     @property
     def bytes(self) -> int:
-        """The bytes of the files."""
+        """The size of the files."""
         return sum((self.folder / name).stat().st_size for name in self.files)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What the graph must be fed."""
+        """The inputs of the graph."""
         return onnx_io.inputs(self.model)
 
 
-def copy_graph(graph: Path, folder: Path) -> EngineGraph:
-    """Copy an ONNX file to `model.onnx`: one file, or above 2 GB one and its data beside it."""
-    model = onnx_io.load(graph)
+def copy_graph(path: Path, folder: Path) -> EngineGraph:
+    """Copy an ONNX file to `model.onnx`; above 2 GB its data becomes a second file."""
+    model = onnx_io.load(path)
     target = folder / GRAPH
     with explain_write_errors(folder):
-        if any(isinstance(each, ir.ExternalTensor) for each in onnx_io.all_tensors(model)):
-            onnx_io.save(model, target)  # the data gets a name that belongs to the new file
+        if any(isinstance(tensor, ir.ExternalTensor) for tensor in onnx_io.all_tensors(model)):
+            onnx_io.save(model, target)  # the data file is named after the new ONNX file
         else:
-            shutil.copyfile(graph, target)
-    return EngineGraph(model, folder, tuple(path.name for path in onnx_io.model_files(target)))
+            shutil.copyfile(path, target)
+    return EngineGraph(model, folder, tuple(file.name for file in onnx_io.model_files(target)))
 
 
 @contextmanager
 def explain_write_errors(folder: Path) -> Iterator[None]:
-    """Say in one sentence what keeps a file from being written."""
+    """Turn an OSError into an error that names the folder and the remedy."""
     try:
         yield
     except OSError as error:
@@ -63,20 +68,13 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
         ) from None
 
 
-DOMAIN = "com.microsoft"
-OPERATOR = "EPContext"
-
-# Providers differ in what they write themselves: RTX gives every node an engine of its own.
-MAIN_CONTEXT = {"TensorrtExecutionProvider": 1, "NvTensorRTRTXExecutionProvider": 0}
-
-
 def wrap_engine(model: ir.Model, engine: str, provider: str) -> ir.Model:
-    """Return a model with the inputs and outputs of another, computed by an engine file beside it.
+    """Return a model of one EPContext node, whose provider loads an engine file beside the model.
 
-    Providers load engines from the model's own folder or below, and refuse any other path.
+    Inputs and outputs are those of `model`. Providers refuse paths outside the model's folder.
     """
     if engine.startswith("/") or ".." in engine:
-        raise ValueError(f"an engine lies beside its model, got {engine}")
+        raise ValueError(f"an engine must lie beside its model, got {engine}")
     inputs = [_copy(value) for value in model.graph.inputs]
     outputs = [_copy(value) for value in model.graph.outputs]
     attributes: dict[str, int | str] = {

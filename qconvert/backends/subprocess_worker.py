@@ -1,7 +1,4 @@
-"""Work that may take its process down, done by a child: native code that reads a stranger's graph.
-
-A crash, or want of memory, then ends the child alone, and is told in one sentence.
-"""
+"""Run native code in a child process: a crash, or running out of memory, ends only the child."""
 
 import os
 import signal
@@ -9,10 +6,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
-# On Linux: when memory runs out, it is the child that the kernel ends, not what waits for it.
+# On Linux: when memory runs out, the kernel kills the child rather than the waiting parent.
 OOM_PREAMBLE = """
 try:
     open("/proc/self/oom_score_adj", "w").write("1000")
@@ -21,8 +19,8 @@ except OSError:
 """
 
 
-def start_python(code: str, *args: str, stderr: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
-    """Start this Python on some code; files of the working folder cannot pass for modules."""
+def start_python(code: str, *args: str, stderr: int = subprocess.PIPE) -> "subprocess.Popen[bytes]":
+    """Start this Python on some code; files of the working folder cannot shadow modules."""
     path = os.pathsep.join(filter(None, (str(PACKAGE_ROOT), os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
         [sys.executable, "-P", "-c", OOM_PREAMBLE + code, *args],
@@ -33,11 +31,32 @@ def start_python(code: str, *args: str, stderr: int = subprocess.PIPE) -> subpro
     )
 
 
-def describe_exit(code: int, said: Sequence[str] = ()) -> str:
-    """Say how a process ended that did not do its work; `said` are its last lines."""
+def run_python(code: str, *args: str, seconds: float) -> tuple[int, list[str]]:
+    """Run some code to its end; return the exit code and the lines of stderr."""
+    with start_python(code, *args) as process:
+        try:
+            _, stderr = process.communicate(timeout=seconds)
+        finally:
+            process.kill()
+    return process.returncode, _lines(stderr)
+
+
+def read_log(log: IO[bytes]) -> list[str]:
+    """Return the lines of a log file that a child has written."""
+    log.seek(0)
+    return _lines(log.read())
+
+
+def describe_exit(code: int, last_lines: Sequence[str] = ()) -> str:
+    """Explain why a process failed: its signal, else its last line, else its exit code."""
     if code == -signal.SIGKILL:
-        return "it was ended by signal 9, most likely for want of memory"
+        return "killed by signal 9, most likely for lack of memory"
     if code < 0:
-        names = {each.value: each.name for each in signal.Signals}
-        return f"it crashed with signal {-code} ({names.get(-code, 'unknown')})"
-    return said[-1] if said else f"it ended with code {code}"
+        names = {known.value: known.name for known in signal.Signals}
+        return f"signal {-code} ({names.get(-code, 'unknown')})"
+    return last_lines[-1] if last_lines else f"exit code {code}"
+
+
+def _lines(text: bytes) -> list[str]:
+    lines = text.decode(errors="replace").splitlines()
+    return [line.strip() for line in lines if line.strip()]

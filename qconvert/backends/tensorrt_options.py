@@ -1,11 +1,12 @@
-"""What the TensorRT provider of ONNX Runtime is told, as pure functions of a build."""
+"""The options of ONNX Runtime's TensorRT provider, as pure functions of a build."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qconvert.backends.base import INTEGER, BuildSpec, Engine, LoadSpec, Profile, read_settings
 from qconvert.backends.versions import NetworkTypes
+from qconvert.core.config import TensorrtConfig
 from qconvert.core.errors import UsageError
 from qconvert.core.tensors import TensorSpec
 from qconvert.quantize.plan import RestPrecision
@@ -14,85 +15,27 @@ PROVIDER = "TensorrtExecutionProvider"
 FALLBACKS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 CONTEXT = "model_ctx.onnx"
 PREFIX = "model"
-LEVELS = range(6)
 
-# The precision beside INT8 where a build does not say.
+# The precision beside INT8 where a build does not set one.
 DEFAULT_REST: RestPrecision = "fp16"
 
 
-@dataclass(frozen=True)
-class TensorrtSettings:
-    """What a build for TensorRT can be told.
-
-    `builder` is `provider` (ONNX Runtime builds) or `native` (TensorRT's own builder does, strongly
-    typed). `workspace` is in MiB, 0 for all there is. `timing_cache` names a folder in which
-    timings are kept from build to build.
-    """
-
-    builder: str = "provider"
-    device: int = 0
-    workspace: int = 0
-    level: int = 3
-    timing_cache: str = ""
-    hardware_compatible: bool = False
-    weight_stripped: bool = False
-    cuda_graph: bool = False
-    allow_fallback: bool = False
-
-    def __post_init__(self) -> None:
-        if self.builder not in ("provider", "native"):
-            raise ValueError(f"`builder` is provider or native, got {self.builder}")
-        if self.level not in LEVELS:
-            raise ValueError(f"`level` goes from 0 to {LEVELS[-1]}, got {self.level}")
-        if self.workspace < 0 or self.device < 0:
-            raise ValueError("`workspace` and `device` are not negative")
-        if self.builder == "native" and self.allow_fallback:
-            raise ValueError("`allow-fallback` does nothing with the native builder")
+def read_options(spec: BuildSpec) -> TensorrtConfig:
+    """Read the settings of a build."""
+    settings = read_settings(TensorrtConfig, spec, "tensorrt")
+    if settings.builder == "native" and settings.allow_fallback:
+        raise UsageError(
+            "`tensorrt`: `allow-fallback` has no effect with the native builder",
+            hint="leave it out, or set `tensorrt.builder` = provider",
+        )
+    return settings
 
 
-def provider_options(
-    spec: BuildSpec, folder: Path, runtime: NetworkTypes, inputs: Sequence[TensorSpec]
-) -> dict[str, str]:
-    """Return the options with which the provider builds an engine into a folder.
-
-    The provider writes a model that names the engine, from which it loads again without building.
-    It can do so for whole graphs only; where other providers may take nodes, a plain cache of
-    engines in the same folder stands in.
-    """
-    chosen = read_settings(TensorrtSettings, spec, "tensorrt")
-    flags = precision_flags(spec, runtime)
-    made = {**_device(chosen), **flags, **profile_options(spec.profile, inputs)}
-    made["trt_builder_optimization_level"] = str(chosen.level)
-    if chosen.workspace:
-        made["trt_max_workspace_size"] = str(chosen.workspace * 2**20)
-    if chosen.hardware_compatible:
-        made["trt_engine_hw_compatible"] = "1"
-    if chosen.timing_cache:
-        made |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": chosen.timing_cache}
-    return made | _stripped(chosen, folder) | _stored(chosen, folder)
-
-
-def load_options(chosen: TensorrtSettings, folder: Path) -> dict[str, str]:
-    """Return the options with which the provider loads an engine that names no profile any more."""
-    return _device(chosen) | _stripped(chosen, folder)
-
-
-def providers_with_fallbacks(
-    own: Mapping[str, str], chosen: TensorrtSettings
-) -> list[tuple[str, Mapping[str, str]]]:
-    """Return the providers of a session: TensorRT alone, or others behind it where allowed."""
-    return [(PROVIDER, own), *((name, {}) for name in FALLBACKS if chosen.allow_fallback)]
-
-
-def config_entries(chosen: TensorrtSettings) -> dict[str, str]:
-    """Return the settings of a session."""
-    return {} if chosen.allow_fallback else {"session.disable_cpu_ep_fallback": "1"}
-
-
-def settings_of_build(made_with: Mapping[str, str]) -> TensorrtSettings:
-    """Return the settings of a build that decide how its engine is loaded."""
-    return TensorrtSettings(
-        builder=made_with["builder"],
+def settings_of_build(made_with: Mapping[str, str]) -> TensorrtConfig:
+    """Return those settings of a build that decide how its engine is loaded."""
+    builder: Any = made_with["builder"]
+    return TensorrtConfig(
+        builder=builder,
         device=int(made_with["device"]),
         weight_stripped=made_with["weight-stripped"] == "True",
         cuda_graph=made_with["cuda-graph"] == "True",
@@ -100,89 +43,143 @@ def settings_of_build(made_with: Mapping[str, str]) -> TensorrtSettings:
     )
 
 
+def provider_options(
+    spec: BuildSpec, folder: Path, runtime: NetworkTypes, inputs: Sequence[TensorSpec]
+) -> dict[str, str]:
+    """Return the options with which the provider builds an engine into a folder.
+
+    The provider writes a context model, which names the engine and loads it without a rebuild. It
+    can do so for whole graphs only; if other providers may take nodes, a cache of engines in the
+    same folder takes its place.
+    """
+    settings = read_options(spec)
+    options = {
+        **_device(settings),
+        **precision_flags(spec, runtime),
+        **profile_options(spec.profile, inputs),
+        "trt_builder_optimization_level": str(settings.level),
+    }
+    if settings.workspace:
+        options["trt_max_workspace_size"] = str(settings.workspace * 2**20)
+    if settings.hardware_compatible:
+        options["trt_engine_hw_compatible"] = "1"
+    if settings.timing_cache:
+        options["trt_timing_cache_enable"] = "1"
+        options["trt_timing_cache_path"] = settings.timing_cache
+    options |= _stripped(settings, folder)
+    if settings.allow_fallback:
+        return options | _engine_cache(folder)
+    # Without a cache path, engines lie beside the context model, which cannot name other places.
+    return options | {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_prefix": PREFIX,
+        "trt_dump_ep_context_model": "1",
+        "trt_ep_context_file_path": str(folder / CONTEXT),
+        "trt_ep_context_embed_mode": "0",
+    }
+
+
+def load_options(settings: TensorrtConfig, folder: Path) -> dict[str, str]:
+    """Return the options with which the provider loads an engine; profiles are in the engine."""
+    options = _device(settings) | _stripped(settings, folder)
+    return options | (_engine_cache(folder) if settings.allow_fallback else {})
+
+
 def engine_load_spec(engine: Engine) -> LoadSpec:
-    """Say how ONNX Runtime loads an engine; it leaves the graph as it is."""
-    chosen = settings_of_build(engine.made_with)
-    own = load_options(chosen, engine.folder)
-    if chosen.allow_fallback:
-        cached = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(engine.folder)}
-        own |= {**cached, "trt_engine_cache_prefix": PREFIX}
+    """Return how ONNX Runtime loads an engine, without rewriting its graph."""
+    settings = settings_of_build(engine.made_with)
+    options = load_options(settings, engine.folder)
     return LoadSpec(
-        providers=tuple(providers_with_fallbacks(own, chosen)),
+        providers=tuple(providers_with_fallbacks(options, settings)),
         packages=("onnxruntime-gpu[cuda,cudnn]", f"tensorrt-cu13=={engine.made_with['tensorrt']}"),
-        config_entries=config_entries(chosen),
+        config_entries=config_entries(settings),
         modules=("tensorrt",),
         optimize_graph=False,
-        cuda_graph=chosen.cuda_graph,
+        cuda_graph=settings.cuda_graph,
     )
 
 
-def precision_flags(spec: BuildSpec, runtime: NetworkTypes) -> dict[str, str]:
-    """Return the precision flags: none where the graph carries its types.
+def providers_with_fallbacks(
+    options: Mapping[str, str], settings: TensorrtConfig
+) -> list[tuple[str, Mapping[str, str]]]:
+    """Return the providers of a session: TensorRT, and others behind it if they are allowed."""
+    fallbacks = FALLBACKS if settings.allow_fallback else ()
+    return [(PROVIDER, options), *((name, {}) for name in fallbacks)]
 
-    INT8 without a flag for the rest would leave all other layers in float32.
+
+def config_entries(settings: TensorrtConfig) -> dict[str, str]:
+    """Return the configuration entries of a session."""
+    return {} if settings.allow_fallback else {"session.disable_cpu_ep_fallback": "1"}
+
+
+def precision_flags(spec: BuildSpec, runtime: NetworkTypes) -> dict[str, str]:
+    """Return the precision flags, none if the graph carries its types.
+
+    INT8 without a second flag would leave all other layers in float32.
     """
     if not runtime.flags:
         return {}
-    wanted = (spec.rest or DEFAULT_REST, "int8") if spec.precision in INTEGER else (spec.precision,)
-    flags = {f"trt_{each}_enable": "1" for each in wanted if each != "fp32"}
+    is_integer = spec.precision in INTEGER
+    precisions = (spec.rest or DEFAULT_REST, "int8") if is_integer else (spec.precision,)
+    flags = {f"trt_{precision}_enable": "1" for precision in precisions if precision != "fp32"}
     if "trt_fp16_enable" in flags:
         flags["trt_layer_norm_fp32_fallback"] = "1"  # its sums of squares overflow in fp16
     return flags
 
 
 def profile_options(profile: Profile, inputs: Sequence[TensorSpec]) -> dict[str, str]:
-    """Return the least, best and largest shape of every input whose batch is open.
+    """Return the minimum, optimal and maximum shape of every input with a dynamic batch.
 
-    Without all three, and for all such inputs, engines are built again when a shape is new.
+    Unless all such inputs have all three, the provider rebuilds the engine for every new shape.
     """
     dynamic = dynamic_inputs(inputs)
     if not dynamic:
         return {}
-    sizes = {"min": profile.min_batch, "opt": profile.opt_batch, "max": profile.max_batch}
+    batches = {"min": profile.min_batch, "opt": profile.opt_batch, "max": profile.max_batch}
     return {
         f"trt_profile_{name}_shapes": ",".join(_shape(spec, batch) for spec in dynamic)
-        for name, batch in sizes.items()
+        for name, batch in batches.items()
     }
 
 
 def dynamic_inputs(inputs: Sequence[TensorSpec]) -> list[TensorSpec]:
-    """Return the inputs whose batch is open; refuse those with other open dimensions."""
+    """Return the inputs whose batch is dynamic; refuse any other dynamic dimension."""
     for spec in inputs:
         if spec.has_dynamic_shape:
             raise UsageError(
                 f"an engine needs the sizes of `{spec}`, only the batch may be open",
-                hint=f"say them with `--input {spec.name}:1x3x224x224` when exporting",
+                hint=f"set them with `--input {spec.name}:1x3x224x224` when exporting",
             )
     return [spec for spec in inputs if spec.shape and not isinstance(spec.shape[0], int)]
 
 
-def engine_files(folder: Path, chosen: TensorrtSettings, graph: Sequence[str]) -> tuple[str, ...]:
-    """Return the files loaded at run time, the one to open first.
+def engine_files(
+    folder: Path, settings: TensorrtConfig, graph_files: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the files loaded at run time, the one to open first; none if they are incomplete.
 
-    Engines without weights take them from the graph, which then belongs to what is loaded.
+    Weight-stripped engines take their weights from the graph, which is then loaded as well.
     """
-    ending = ".stripped.engine" if chosen.weight_stripped else ".engine"
-    engines = sorted(path.name for path in folder.iterdir() if path.name.endswith(ending))
-    if not engines:
+    suffix = ".stripped.engine" if settings.weight_stripped else ".engine"
+    engines = sorted(path.name for path in folder.iterdir() if path.name.endswith(suffix))
+    if engines and settings.allow_fallback:
+        return (*graph_files, *engines)
+    if not engines or not (folder / CONTEXT).is_file():
         return ()
-    if chosen.allow_fallback:
-        return (*graph, *engines)
-    context = [CONTEXT] if (folder / CONTEXT).is_file() else []
-    return (*context, *engines, *(graph if chosen.weight_stripped else ())) if context else ()
+    return (CONTEXT, *engines, *(graph_files if settings.weight_stripped else ()))
 
 
 def _shape(spec: TensorSpec, batch: int) -> str:
     return f"{spec.name}:" + "x".join(str(size) for size in (batch, *spec.shape[1:]))
 
 
-def _device(chosen: TensorrtSettings) -> dict[str, str]:
-    graph = {"trt_cuda_graph_enable": "1"} if chosen.cuda_graph else {}
-    return {"device_id": str(chosen.device), **graph}
+def _device(settings: TensorrtConfig) -> dict[str, str]:
+    cuda_graph = {"trt_cuda_graph_enable": "1"} if settings.cuda_graph else {}
+    return {"device_id": str(settings.device), **cuda_graph}
 
 
-def _stripped(chosen: TensorrtSettings, folder: Path) -> dict[str, str]:
-    if not chosen.weight_stripped:
+def _stripped(settings: TensorrtConfig, folder: Path) -> dict[str, str]:
+    if not settings.weight_stripped:
         return {}
     return {
         "trt_weight_stripped_engine_enable": "1",
@@ -190,14 +187,9 @@ def _stripped(chosen: TensorrtSettings, folder: Path) -> dict[str, str]:
     }
 
 
-def _stored(chosen: TensorrtSettings, folder: Path) -> dict[str, str]:
-    kept = {"trt_engine_cache_enable": "1", "trt_engine_cache_prefix": PREFIX}
-    if chosen.allow_fallback:
-        return {**kept, "trt_engine_cache_path": str(folder)}
-    # No cache path: engines then go beside the context model, which may only name what is there.
+def _engine_cache(folder: Path) -> dict[str, str]:
     return {
-        **kept,
-        "trt_dump_ep_context_model": "1",
-        "trt_ep_context_file_path": str(folder / CONTEXT),
-        "trt_ep_context_embed_mode": "0",
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(folder),
+        "trt_engine_cache_prefix": PREFIX,
     }

@@ -1,11 +1,11 @@
-"""Which releases fit together, as tables to read."""
+"""Tables of which releases of ONNX Runtime, TensorRT, CUDA and which GPUs work together."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class LinkedLibraries:
-    """What one range of onnxruntime-gpu releases from the package index links against."""
+    """The libraries that a range of published onnxruntime-gpu releases links against."""
 
     since: tuple[int, int]
     tensorrt: int
@@ -25,8 +25,8 @@ ONNXRUNTIME_GPU = (
 class NetworkTypes:
     """Where the TensorRT provider of a range of onnxruntime-gpu takes the types of a network from.
 
-    With `flags` it builds weakly typed networks: precision comes from `trt_fp16_enable` and such,
-    and the graph must be in float32. Without, types are the graph's, and no flag is given.
+    With `flags` it builds weakly typed networks: the precision comes from `trt_fp16_enable` and the
+    like, and the graph must be in float32. Without, the types are those of the graph.
     """
 
     since: tuple[int, int]
@@ -37,14 +37,14 @@ class NetworkTypes:
 # Newest first. 1.27 to 1.31 as published ask TensorRT 10 for a network without any flag, strong
 # typing included: read from the machine code of 1.31, and reported as a regression of 1.27. Before,
 # a network was strongly typed unless a precision flag was given: read from the provider's source.
-# TensorRT 11 knows nothing else.
+# TensorRT 11 has strongly typed networks only.
 NETWORK_TYPES = (
     NetworkTypes(since=(1, 27), tensorrt=11, flags=False),
     NetworkTypes(since=(1, 27), tensorrt=10, flags=True),
     NetworkTypes(since=(1, 20), tensorrt=10, flags=False),
 )
 
-# GPUs that TensorRT-RTX engines run on, by compute capability; every one from 12.0 on counts.
+# GPUs that run TensorRT-RTX engines, by compute capability; from 12.0 on all of them do.
 RTX_CAPABILITIES = ((8, 6), (8, 9))
 RTX_CAPABILITY_FLOOR = (12, 0)
 
@@ -57,18 +57,18 @@ def major_minor(version: str) -> tuple[int, int]:
 
 
 def linked_libraries(onnxruntime_gpu: str) -> LinkedLibraries | None:
-    """Return what this release links against, None where it is too old to know."""
+    """Return what a release links against, None for one older than the table."""
     version = major_minor(onnxruntime_gpu)
     return next((row for row in ONNXRUNTIME_GPU if version >= row.since), None)
 
 
 def network_types(onnxruntime_gpu: str, tensorrt: str) -> NetworkTypes | None:
-    """Return the row for a pair of releases, None for one that is not known to work."""
+    """Return the row for a pair of releases, None if they are not known to work together."""
     runtime, major = major_minor(onnxruntime_gpu), major_minor(tensorrt)[0]
-    fitting = (row for row in NETWORK_TYPES if runtime >= row.since and major == row.tensorrt)
-    return next(fitting, None)
+    rows = (row for row in NETWORK_TYPES if runtime >= row.since and major == row.tensorrt)
+    return next(rows, None)
 
 
 def is_rtx(capability: tuple[int, int]) -> bool:
-    """Whether TensorRT-RTX engines run on a GPU of this compute capability."""
+    """Whether a GPU of this compute capability runs TensorRT-RTX engines."""
     return capability in RTX_CAPABILITIES or capability >= RTX_CAPABILITY_FLOOR

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qconvert.core.errors import QConvertError
+from qconvert.core.tensors import TensorTap
 from qconvert.graph.observed_tensors import ObservedTensors, channel_axis, find_observed_tensors
 from qconvert.graph.patterns import computed_values
 
@@ -98,23 +99,6 @@ class ReductionTaps:
 
     def _real(self, number: float) -> ir.Value:
         return self.constant(np.array(number, np.float32), f"real.{number!r}")
-
-
-@dataclass(frozen=True)
-class TensorTap:
-    """The names of the outputs that describe one tensor; the first axis of each is the image.
-
-    `low`, `high` and `mean` hold a value for each channel, or one where `channel_axis` is None.
-    `sample` is None if only the range is collected. `size` is how many values an image has.
-    """
-
-    tensor: str
-    channel_axis: int | None
-    low: str
-    high: str
-    mean: str
-    size: str
-    sample: str | None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""Inputs for a network, from whatever a user calls images: pictures in files, or arrays.
+"""Inputs of a network from image files or arrays.
 
-`open_images` says which, `images.batches(8)` reads them, `reopen` finds those of a stored list.
+`open_images` opens what a path names, `images.batches(8)` reads it, and `reopen_images` opens the
+images of a manifest again.
 """
 
 from collections.abc import Sequence
@@ -9,14 +10,12 @@ from pathlib import Path
 
 from qconvert.core.errors import UsageError
 from qconvert.core.tensors import TensorSpec
-from qconvert.images.arrays import ARRAY_SUFFIXES as ARRAYS
-from qconvert.images.arrays import open_arrays
+from qconvert.images.arrays import ARRAY_SUFFIXES, open_arrays
 from qconvert.images.batches import ImageManifest, Images
 from qconvert.images.image_files import DEFAULT_READ_OPTIONS, FileImages, ReadOptions
 from qconvert.images.labels import attach_labels
 from qconvert.images.listing import (
-    ImageFile,
-    ImageListing,
+    ImageEntry,
     choose_subset,
     list_images,
     require_files,
@@ -26,7 +25,7 @@ from qconvert.images.preprocess import Preprocess, find_image_input, fit_to_inpu
 
 @dataclass(frozen=True)
 class ImageChoice:
-    """Which images: all that `path` stands for, or at most `count` of them."""
+    """Which images: all that `path` names, or at most `count` of them."""
 
     path: Path
     count: int | None = None
@@ -35,50 +34,58 @@ class ImageChoice:
 
     def __post_init__(self) -> None:
         if self.count is not None and self.count < 1:
-            raise ValueError(f"a choice has at least one image, got {self.count}")
+            raise ValueError(f"a choice needs at least one image, got {self.count}")
 
 
 def open_images(
     choice: ImageChoice,
     specs: Sequence[TensorSpec],
     preprocess: Preprocess,
-    reading: ReadOptions = DEFAULT_READ_OPTIONS,
+    options: ReadOptions = DEFAULT_READ_OPTIONS,
 ) -> Images:
-    """Return the chosen images as inputs for a model; nothing is decoded yet."""
-    if choice.path.suffix.lower() in ARRAYS:
+    """Return the chosen images as inputs of a model; nothing is decoded yet."""
+    images: Images
+    if choice.path.suffix.lower() in ARRAY_SUFFIXES:
         if choice.labels is not None:
             raise UsageError(
-                "`--labels` is for pictures", hint="put an array `labels` into the .npz"
+                "`--labels` is for image files", hint="put an array `labels` into the .npz"
             )
-        arrays = open_arrays(choice.path, specs)
-        return arrays.select(choose_subset(arrays.labels, choice.count, choice.seed))
-    preprocess, target = fit_to_input(preprocess, find_image_input(specs))
-    pictures = attach_labels(list_images(choice.path), choice.labels)
-    labels = [item.label for item in pictures.items]
-    items = tuple(pictures.items[at] for at in choose_subset(labels, choice.count, choice.seed))
-    return FileImages(replace(pictures, items=items), preprocess, target, reading)
+        images = open_arrays(choice.path, specs)
+    else:
+        # The model's input comes first: without one there is nothing to look for.
+        preprocess, image_input = fit_to_input(preprocess, find_image_input(specs))
+        listing = attach_labels(list_images(choice.path), choice.labels)
+        images = FileImages(
+            listing.root,
+            listing.items,
+            listing.path,
+            preprocess,
+            image_input,
+            options,
+            classes=listing.classes,
+        )
+    return images.select(choose_subset(images.labels, choice.count, choice.seed))
 
 
 def reopen_images(
-    used: ImageManifest,
+    manifest: ImageManifest,
     specs: Sequence[TensorSpec],
     preprocess: Preprocess,
-    reading: ReadOptions = DEFAULT_READ_OPTIONS,
+    options: ReadOptions = DEFAULT_READ_OPTIONS,
 ) -> Images:
-    """Return the very images of a stored list; reading one that has changed is an error."""
-    hashes = tuple(entry.sha256 for entry in used.entries)
-    if used.root.suffix.lower() in ARRAYS:
-        arrays = open_arrays(used.root, specs)
-        rows = [int(entry.name) for entry in used.entries]
-        if max(rows) >= len(arrays.rows):
+    """Return exactly the images of a manifest; reading one that has changed is an error."""
+    root = manifest.root
+    entries = tuple(ImageEntry(entry.name, sha256=entry.sha256) for entry in manifest.entries)
+    if root.suffix.lower() in ARRAY_SUFFIXES:
+        arrays = open_arrays(root, specs)
+        if max(int(entry.name) for entry in entries) >= len(arrays.entries):
             raise UsageError(
-                f"`{used.root}` has only {len(arrays.rows)} rows left of those used before",
-                hint="calibrate again, or bring back the file that was used",
+                f"`{root}` has only {len(arrays.entries)} rows left of those used before",
+                hint="calibrate again, or restore the file that was used",
             )
-        return replace(arrays.select(rows), hashes=hashes)
-    preprocess, target = fit_to_input(preprocess, find_image_input(specs))
-    items = [
-        ImageFile(entry.name, used.root / entry.name, sha256=entry.sha256) for entry in used.entries
-    ]
-    require_files(used.root, (item.file for item in items))
-    return FileImages(ImageListing(used.root, tuple(items)), preprocess, target, reading)
+        labels = arrays.labels
+        entries = tuple(replace(entry, label=labels[int(entry.name)]) for entry in entries)
+        return replace(arrays, entries=entries)
+    preprocess, image_input = fit_to_input(preprocess, find_image_input(specs))
+    require_files(root, (root / entry.name for entry in entries))
+    return FileImages(root, entries, root, preprocess, image_input, options)

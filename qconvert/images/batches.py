@@ -1,19 +1,19 @@
-"""Which images were used: names and hashes, kept in every artefact that came from them."""
+"""The images of a network: batches of input tensors, and which image each row came from."""
 
 import hashlib
-from collections.abc import Generator, Iterable, Mapping
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Self
 
-from qconvert.core.errors import QConvertError
 from qconvert.core.tensors import Tensors
-from qconvert.images.listing import Classes
+from qconvert.images.listing import NO_CLASSES, Classes, ImageEntry
 
 
 @dataclass(frozen=True)
 class ManifestEntry:
-    """One image by name, relative to the list's root, and by content."""
+    """One image by name, relative to the manifest's root, and by content."""
 
     name: str
     sha256: str
@@ -21,7 +21,7 @@ class ManifestEntry:
 
 @dataclass(frozen=True)
 class ImageManifest:
-    """Images in the order of their use, and the place that their names are relative to."""
+    """Images by name and content in the order of their use, and what their names refer to."""
 
     root: Path
     entries: tuple[ManifestEntry, ...]
@@ -30,34 +30,9 @@ class ImageManifest:
         return len(self.entries)
 
     def digest(self) -> str:
-        """Return one hash over all names and contents; where they lie does not matter."""
+        """Return one hash over all names and contents; the root does not matter."""
         lines = "\n".join(f"{entry.sha256} {entry.name!r}" for entry in self.entries)
         return hashlib.sha256(lines.encode()).hexdigest()
-
-    def shared(self, other: "ImageManifest") -> tuple[str, ...]:
-        """Return the names of images whose content is in the other list too."""
-        there = {entry.sha256 for entry in other.entries}
-        return tuple(entry.name for entry in self.entries if entry.sha256 in there)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as JSON holds them."""
-        return {
-            "root": self.root.as_posix(),
-            "images": [{"name": entry.name, "sha256": entry.sha256} for entry in self.entries],
-        }
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> "ImageManifest":
-        """Read what `to_dict` wrote."""
-        try:
-            entries = [
-                ManifestEntry(str(each["name"]), str(each["sha256"])) for each in stored["images"]
-            ]
-            return cls(Path(stored["root"]), tuple(entries))
-        except (KeyError, TypeError):
-            raise QConvertError(
-                "a stored list of images is damaged", hint="make it again"
-            ) from None
 
     def to_text(self) -> str:
         """Return lines that `sha256sum --check` reads in the images' folder."""
@@ -71,7 +46,7 @@ class ImageManifest:
 
 @dataclass(frozen=True)
 class BatchItem:
-    """One input: its place among the chosen ones, its name, its content's hash, its label."""
+    """One row of a batch: its position among the images, its name, content hash and label."""
 
     position: int
     name: str
@@ -94,56 +69,52 @@ class SkippedFile:
 class Batch:
     """Inputs in order; `skipped` are the files passed over since the batch before.
 
-    Only the last batch is smaller than was asked for.
+    Only the last batch may be smaller than the size asked for.
     """
 
     feeds: Tensors
     items: tuple[BatchItem, ...]
     skipped: tuple[SkippedFile, ...] = ()
 
-    @property
-    def index(self) -> int:
-        """The place of the first item among the chosen ones."""
-        return self.items[0].position
 
+@dataclass(frozen=True, eq=False)
+class Images(ABC):
+    """Chosen inputs of one network, files or array rows, that can be read any number of times."""
 
-class Images(Protocol):
-    """Chosen inputs of one network, pictures or arrays, that can be read any number of times."""
-
-    @property
-    def root(self) -> Path:
-        """The folder or file that the names are relative to."""
-        ...
+    root: Path
+    entries: tuple[ImageEntry, ...]
+    classes: Classes = field(default=NO_CLASSES, kw_only=True)
+    first_position: int = field(default=0, kw_only=True)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What each is called, relative to where all of them are."""
-        ...
+        """The name of each, relative to the root."""
+        return tuple(entry.name for entry in self.entries)
 
     @property
     def labels(self) -> tuple[int | None, ...]:
-        """The class of each, None where it is not known."""
-        ...
+        """The class of each, None where it is unknown."""
+        return tuple(entry.label for entry in self.entries)
 
-    @property
-    def classes(self) -> Classes:
-        """What the labels stand for."""
-        ...
+    def select(self, indices: Sequence[int]) -> Self:
+        """Return the images at these indices, numbered anew."""
+        return replace(self, entries=tuple(self.entries[index] for index in indices))
 
-    def between(self, start: int, stop: int) -> "Images":
+    def between(self, start: int, stop: int) -> Self:
         """Return a part, for a shard or a held-out set; its items keep their positions."""
-        ...
+        position = self.first_position + start
+        return replace(self, entries=self.entries[start:stop], first_position=position)
 
+    @abstractmethod
     def batches(self, size: int) -> Generator[Batch]:
-        """Yield all of them in order; closing it early stops all work at once."""
-        ...
+        """Yield all images in order; closing the generator early stops all work at once."""
 
+    @abstractmethod
     def manifest(self) -> ImageManifest:
-        """Return all of them with their hashes, without decoding: the key of stored work."""
-        ...
+        """Return all images with their hashes, without decoding: the key of cached work."""
 
 
 def manifest_of(images: Images, items: Iterable[BatchItem]) -> ImageManifest:
-    """Return those items of the images that were really used, to be kept with the result."""
+    """Return the manifest of the items that were really used, to be stored with the result."""
     entries = tuple(ManifestEntry(item.name, item.sha256) for item in items)
     return ImageManifest(images.root.absolute(), entries)

@@ -1,11 +1,12 @@
-"""One picture from its file to one item of a batch, or the reason why not."""
+"""Read image files as network inputs: decoded and prepared in threads, a bounded number ahead."""
 
 import contextlib
 import hashlib
 import os
 import stat
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.core.errors import QConvertError
-from qconvert.images.batches import Batch, BatchItem, ImageManifest, ManifestEntry, SkippedFile
+from qconvert.images.batches import (
+    Batch,
+    BatchItem,
+    ImageManifest,
+    Images,
+    ManifestEntry,
+    SkippedFile,
+)
 from qconvert.images.decode import BrokenImage, PixelMode, load_pixels, open_header
-from qconvert.images.listing import Classes, ImageFile, ImageListing, abbreviate
+from qconvert.images.listing import ImageEntry, abbreviate
 from qconvert.images.prefetch import PixelBudget, map_ordered
 from qconvert.images.preprocess import ImageConverter, ImageInput, Preprocess, make_converter
 
-# More than an uncompressed picture of 16-bit RGBA takes, and its header.
-_BYTES_A_PIXEL, _HEADER_BYTES = 8, 1 << 20
+SKIPPED_HINT = "take them out, or allow more with `--max-broken N`"
+
+# More than an uncompressed image of 16-bit RGBA takes, and its header.
+_BYTES_PER_PIXEL, _HEADER_BYTES = 8, 1 << 20
+
+
+class NoReadableImage(QConvertError):
+    """Not one of the chosen files could be read."""
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How pictures are read: threads, and how much may be wrong with the files.
+    """How many threads read image files, and how many files may be broken.
 
-    Unset, there is a thread for each core, and a tenth of the files may be broken, at least ten.
+    By default a thread for each core, and a tenth of the files, at least ten.
     """
 
     workers: int | None = None
@@ -35,19 +49,21 @@ class ReadOptions:
     max_pixels: int = 100_000_000
 
     def __post_init__(self) -> None:
-        if (
-            self.workers == 0
-            or min(self.workers or 0, self.max_broken or 0, self.max_pixels - 1) < 0
-        ):
-            raise ValueError(f"there are no such limits: {self}")
+        workers = 1 if self.workers is None else self.workers
+        if workers < 1 or (self.max_broken or 0) < 0 or self.max_pixels < 1:
+            raise ValueError(f"invalid limits: {self}")
 
     @property
     def threads(self) -> int:
-        """The number of threads, which is at least one."""
-        return self.workers or _cores()
+        """The number of threads, at least one; without a setting, the cores this process has."""
+        if self.workers is not None:
+            return self.workers
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
 
     def allowed_broken(self, files: int) -> int:
-        """Return how many of so many files may be broken."""
+        """Return how many of that many files may be broken."""
         return max(10, files // 10) if self.max_broken is None else self.max_broken
 
 
@@ -56,173 +72,119 @@ DEFAULT_READ_OPTIONS = ReadOptions()
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """A picture that was read, as the network takes it."""
+    """An image as the network takes it."""
 
     item: BatchItem
     array: NDArray[Any]
 
 
-@dataclass(frozen=True)
-class ImageReader:
-    """Reads pictures of one mode and converts them; the file is read once, for hash and pixels."""
+@dataclass(frozen=True, eq=False)
+class FileImages(Images):
+    """Chosen image files; `preprocess` and `image_input` are as `fit_to_input` returns them.
 
-    convert: ImageConverter
-    mode: PixelMode
-    max_pixels: int
-    budget: PixelBudget
+    `source` is the path that the user named.
+    """
 
-    def read(self, given: tuple[int, ImageFile]) -> PreparedImage | SkippedFile:
-        """Return the picture at a position; raise only for what is wrong with the settings."""
-        position, picture = given
+    source: Path
+    preprocess: Preprocess
+    image_input: ImageInput
+    options: ReadOptions = DEFAULT_READ_OPTIONS
+
+    def batches(self, size: int) -> Generator[Batch]:
+        """Yield all readable images in order; the bytes depend on neither size nor threads."""
+        convert = make_converter(self.preprocess, self.image_input)
+        read = partial(self._read, convert, PixelBudget(self.options.max_pixels))
+        numbered = enumerate(self.entries, self.first_position)
+        threads = self.options.threads
+        results = map_ordered(read, numbered, threads, limit=size + 2 * threads)
+        with contextlib.closing(results):
+            yield from self._group(results, size)
+
+    def manifest(self) -> ImageManifest:
+        """Return names and hashes of all files; one that cannot be read has an empty hash."""
+        threads = self.options.threads
+        hashes = map_ordered(self._hash, self.names, threads, 2 * threads)
+        entries = map(ManifestEntry, self.names, hashes)
+        return ImageManifest(self.root.absolute(), tuple(entries))
+
+    def _hash(self, name: str) -> str:
         try:
-            data = read_image_bytes(picture.file, self.max_pixels)
+            data = read_image_bytes(self.root / name, self.options.max_pixels)
+        except BrokenImage:
+            return ""
+        return hashlib.sha256(data).hexdigest()
+
+    def _read(
+        self, convert: ImageConverter, budget: PixelBudget, numbered: tuple[int, ImageEntry]
+    ) -> PreparedImage | SkippedFile:
+        """Read a file once, for hash and pixels; an error other than a broken file is raised."""
+        position, entry = numbered
+        file, max_pixels = self.root / entry.name, self.options.max_pixels
+        try:
+            data = read_image_bytes(file, max_pixels)
             sha256 = hashlib.sha256(data).hexdigest()
-            _require_unchanged(picture, sha256)
-            image = open_header(data, self.max_pixels)
-            with self.budget.reserve(image.width * image.height):
-                array = self.convert(load_pixels(image, self.mode), picture.name)
+            if entry.sha256 not in (None, sha256):
+                raise QConvertError(
+                    f"the content of `{file}` has changed since it was used",
+                    hint="restore the file, or start again from the images as they are now",
+                )
+            image = open_header(data, max_pixels)
+            with budget.reserve(image.width * image.height):
+                mode: PixelMode = "L" if self.image_input.channels == 1 else "RGB"
+                array = convert(load_pixels(image, mode), entry.name)
         except BrokenImage as error:
-            return SkippedFile(picture.name, str(error))
-        return PreparedImage(BatchItem(position, picture.name, sha256, picture.label), array)
+            return SkippedFile(entry.name, str(error))
+        return PreparedImage(BatchItem(position, entry.name, sha256, entry.label), array)
+
+    def _group(self, results: Iterator[PreparedImage | SkippedFile], size: int) -> Generator[Batch]:
+        ready: list[PreparedImage] = []
+        skipped: list[SkippedFile] = []
+        reported = 0
+        for result in results:
+            if isinstance(result, SkippedFile):
+                skipped.append(result)
+                self._require_few(skipped)
+                continue
+            # A full batch waits for one image more, so that the last batch lists all skipped files.
+            if len(ready) == size:
+                yield self._batch(ready, skipped[reported:])
+                ready, reported = [], len(skipped)
+            ready.append(result)
+        if ready:
+            yield self._batch(ready, skipped[reported:])
+        elif skipped:
+            raise NoReadableImage(
+                f"no image of `{self.source}` could be read",
+                details=abbreviate([str(file) for file in skipped]),
+                hint=SKIPPED_HINT,
+            )
+
+    def _batch(self, ready: list[PreparedImage], skipped: list[SkippedFile]) -> Batch:
+        feeds = {self.image_input.name: np.stack([image.array for image in ready])}
+        return Batch(feeds, tuple(image.item for image in ready), tuple(skipped))
+
+    def _require_few(self, skipped: list[SkippedFile]) -> None:
+        files = len(self.entries)
+        allowed = self.options.allowed_broken(files)
+        if len(skipped) > allowed:
+            raise QConvertError(
+                f"too many of the {files} images of `{self.source}` could not be read: "
+                f"{len(skipped)} so far, {allowed} allowed",
+                details=abbreviate([str(file) for file in skipped]),
+                hint=SKIPPED_HINT,
+            )
 
 
 def read_image_bytes(file: Path, max_pixels: int) -> bytes:
-    """Return a file's bytes; what can hold no picture within the limit is not read."""
+    """Return a file's bytes; a file too large for an image within the limit is not read."""
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
             raise BrokenImage("not a file")
-        if status.st_size > max_pixels * _BYTES_A_PIXEL + _HEADER_BYTES:
+        if status.st_size > max_pixels * _BYTES_PER_PIXEL + _HEADER_BYTES:
             raise BrokenImage(
                 f"{status.st_size:,} bytes are over the limit of {max_pixels:,} pixels"
             )
         return file.read_bytes()
     except OSError as error:
         raise BrokenImage(error.strerror or type(error).__name__) from None
-
-
-def _cores() -> int:
-    """Return how many cores this process may use; only Linux tells that from how many there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _require_unchanged(picture: ImageFile, sha256: str) -> None:
-    if picture.sha256 not in (None, sha256):
-        raise QConvertError(
-            f"`{picture.file}` is not what it was: its content has changed",
-            hint="bring the file back, or start again from the images as they are now",
-        )
-
-
-SKIPPED_HINT = "take them out, or allow more with `--max-broken N`"
-
-
-class NoReadableImage(QConvertError):
-    """Not one of the chosen files could be read."""
-
-
-@dataclass(frozen=True)
-class FileImages:
-    """Chosen pictures for a network; `preprocess` and `target` are as `fit` returned them."""
-
-    files: ImageListing
-    preprocess: Preprocess
-    image_input: ImageInput
-    options: ReadOptions = DEFAULT_READ_OPTIONS
-    first_position: int = 0
-
-    @property
-    def root(self) -> Path:
-        """The folder that the names are relative to."""
-        return self.files.root
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The files' names, relative to their folder."""
-        return tuple(picture.name for picture in self.files.items)
-
-    @property
-    def labels(self) -> tuple[int | None, ...]:
-        """The class of each, None where it is not known."""
-        return tuple(picture.label for picture in self.files.items)
-
-    @property
-    def classes(self) -> Classes:
-        """What the labels stand for."""
-        return self.files.classes
-
-    def between(self, start: int, stop: int) -> "FileImages":
-        """Return a part of them; its items keep their positions."""
-        part = replace(self.files, items=self.files.items[start:stop])
-        return replace(self, files=part, first_position=self.first_position + start)
-
-    def batches(self, size: int) -> Generator[Batch]:
-        """Yield all readable pictures in order; the bytes depend on neither size nor threads."""
-        mode: PixelMode = "L" if self.image_input.channels == 1 else "RGB"
-        most = self.options.max_pixels
-        reader = ImageReader(
-            make_converter(self.preprocess, self.image_input), mode, most, PixelBudget(most)
-        )
-        numbered = enumerate(self.files.items, self.first_position)
-        threads = self.options.threads
-        results = map_ordered(reader.read, numbered, threads, limit=size + 2 * threads)
-        with contextlib.closing(results):
-            yield from self._grouped(results, size)
-
-    def manifest(self) -> ImageManifest:
-        """Return names and hashes of all files; one that cannot be read has an empty hash."""
-        threads = self.options.threads
-        hashes = map_ordered(self._hash, self.files.items, threads, 2 * threads)
-        entries = (
-            ManifestEntry(name, sha256) for name, sha256 in zip(self.names, hashes, strict=True)
-        )
-        return ImageManifest(self.files.root.absolute(), tuple(entries))
-
-    def _hash(self, picture: ImageFile) -> str:
-        try:
-            return hashlib.sha256(
-                read_image_bytes(picture.file, self.options.max_pixels)
-            ).hexdigest()
-        except BrokenImage:
-            return ""
-
-    def _grouped(
-        self, results: Iterator[PreparedImage | SkippedFile], size: int
-    ) -> Generator[Batch]:
-        ready: list[PreparedImage] = []
-        skipped: list[SkippedFile] = []
-        told = 0
-        for result in results:
-            if isinstance(result, SkippedFile):
-                skipped.append(result)
-                self._check(skipped)
-                continue
-            # A full batch waits for one picture more: so the last one tells all that was skipped.
-            if len(ready) == size:
-                yield self._batch(ready, skipped[told:])
-                ready, told = [], len(skipped)
-            ready.append(result)
-        if ready:
-            yield self._batch(ready, skipped[told:])
-        elif skipped:
-            what = f"no image of `{self.files.path}` could be read"
-            raise NoReadableImage(what, details=describe_skipped(skipped), hint=SKIPPED_HINT)
-
-    def _batch(self, ready: list[PreparedImage], skipped: list[SkippedFile]) -> Batch:
-        feeds = {self.image_input.name: np.stack([each.array for each in ready])}
-        return Batch(feeds, tuple(each.item for each in ready), tuple(skipped))
-
-    def _check(self, skipped: list[SkippedFile]) -> None:
-        files = len(self.files.items)
-        allowed = self.options.allowed_broken(files)
-        if len(skipped) > allowed:
-            what = f"too many of the {files} images of `{self.files.path}` could not be read"
-            message = f"{what}: {len(skipped)} so far, {allowed} allowed"
-            raise QConvertError(message, details=describe_skipped(skipped), hint=SKIPPED_HINT)
-
-
-def describe_skipped(skipped: list[SkippedFile]) -> list[str]:
-    """Return a line for each of the first files that were passed over."""
-    return abbreviate([str(each) for each in skipped])

@@ -1,4 +1,4 @@
-"""The class of each picture, from a CSV file or from the folder it lies in."""
+"""Find the class of each image: in a CSV file, or from the folder it lies in."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -18,45 +18,33 @@ from qconvert.images.listing import (
 )
 
 LABELS_FILE = "labels.csv"
+# Python does not read numbers of thousands of digits, and no class number needs more than these.
 MAX_DIGITS = 18
 
 
-def attach_labels(pictures: ImageListing, labels: Path | None = None) -> ImageListing:
-    """Return the pictures with labels where any can be found.
+def attach_labels(listing: ImageListing, labels: Path | None = None) -> ImageListing:
+    """Return the images with the labels of the first place that has any.
 
-    Looked at in turn: the file given; the CSV list that named the pictures; `labels.csv` in the
-    folder or next to it; the folders the pictures lie in. The first that says anything counts.
+    The places, in order: the file given; the CSV list that named the images; `labels.csv` in the
+    folder or next to it; the folders the images lie in.
     """
     if labels is not None:
-        found = _from_csv(pictures, labels)
-        if found is None:
+        labelled = _labels_from_csv(listing, labels)
+        if labelled is None:
             raise UsageError(
-                f"no row of `{labels}` names a picture of `{pictures.path}`",
+                f"no row of `{labels}` names an image of `{listing.path}`",
                 hint=f"its paths are relative to `{labels.parent}`",
             )
-        return found
-    if pictures.path.suffix.lower() == ".csv":
-        return _from_csv(pictures, pictures.path) or pictures
-    if not pictures.path.is_dir():
-        return pictures
-    for place in _label_folders(pictures.path):
-        if (place / LABELS_FILE).is_file() and (found := _from_csv(pictures, place / LABELS_FILE)):
-            return found
-    return _from_folders(pictures)
-
-
-def require_labels(images: Images) -> tuple[int, ...]:
-    """Return the label of every image, or say which have none."""
-    pairs = list(zip(images.names, images.labels, strict=True))
-    known = tuple(label for _, label in pairs if label is not None)
-    if len(known) < len(pairs):
-        raise UsageError(
-            f"{len(pairs) - len(known)} of {len(pairs)} images have no label",
-            details=abbreviate([f"`{name}`" for name, label in pairs if label is None]),
-            hint=f"give `--labels FILE` with the columns `file,label`, put a `{LABELS_FILE}` into the "
-            "folder or next to it, or sort the images into one folder a class",
-        )
-    return known
+        return labelled
+    if listing.path.suffix.lower() == ".csv":
+        return _labels_from_csv(listing, listing.path) or listing
+    if not listing.path.is_dir():
+        return listing
+    for folder in _label_folders(listing.path):
+        file = folder / LABELS_FILE
+        if file.is_file() and (labelled := _labels_from_csv(listing, file)):
+            return labelled
+    return _labels_from_folders(listing)
 
 
 def check_classes(images: Images, count: int) -> None:
@@ -64,108 +52,94 @@ def check_classes(images: Images, count: int) -> None:
     highest = max((label for label in images.labels if label is not None), default=0)
     if highest >= count:
         raise UsageError(
-            f"label {highest} is no class of the model, which has {count}, counted from 0",
-            hint="labels are places in the model's own order of classes",
+            f"label {highest} is not a class of the model, which has {count}, counted from 0",
+            hint="labels are indices in the model's own order of classes",
         )
     folders = len(images.classes.names)
     if images.classes.from_folders and folders != count:
-        # In sorted order a class that is missing would move up all those after it.
+        # In sorted order a missing class would shift all classes after it.
         raise UsageError(
             f"{folders} class folders do not say which of the model's {count} classes they are",
-            hint=f"put a `{CLASSES_FILE}` next to them: the model's classes in order, one a line",
+            hint=f"put a `{CLASSES_FILE}` next to them: the model's classes in order, one per line",
         )
 
 
-def _from_csv(pictures: ImageListing, file: Path) -> ImageListing | None:
-    """Return the pictures labelled by the rows that name them, None where no row does."""
-    rows = read_table(file, ("file",) if file == pictures.path else ("file", "label"))
+def _labels_from_csv(listing: ImageListing, file: Path) -> ImageListing | None:
+    """Return the images labelled by the rows that name them, None where no row does."""
+    rows = read_table(file, ("file",) if file == listing.path else ("file", "label"))
     rows = [row for row in rows if row.get("label")]
-    by_place: dict[Path, CsvRow] = {}
-    for row, place in zip(
-        rows, _resolve_files(file.parent, (row["file"] for row in rows)), strict=True
-    ):
-        if by_place.setdefault(place, row)["label"] != row["label"]:
+    row_of: dict[Path, CsvRow] = {}
+    paths = _resolve_files(file.parent, (row["file"] for row in rows))
+    for row, path in zip(rows, paths, strict=True):
+        if row_of.setdefault(path, row)["label"] != row["label"]:
             raise UsageError(
                 f"`{file}`, line {row['line']}: `{row['file']}` has two labels",
-                hint="leave one of its lines",
+                hint="remove one of its lines",
             )
-    places = _resolve_files(pictures.root, (item.name for item in pictures.items))
-    if not any(place in by_place for place in places):
+    paths = _resolve_files(listing.root, (item.name for item in listing.items))
+    if row_of.keys().isdisjoint(paths):
         return None
-    _require_inside(pictures, file, set(by_place) - set(places))
+    if listing.path.is_dir():
+        # Rows about files elsewhere are ignored; a missing file in this folder is a mistake.
+        folder = listing.path.resolve()
+        others = sorted(row_of.keys() - set(paths))
+        require_files(file, (path for path in others if path.is_relative_to(folder)))
     classes = read_classes(file.parent)
     labels = [
-        _number(file, by_place[place], classes) if place in by_place else None for place in places
+        _class_number(file, row_of[path], classes) if path in row_of else None for path in paths
     ]
-    return _with_labels(pictures, labels, classes)
-
-
-def _require_inside(pictures: ImageListing, file: Path, others: Iterable[Path]) -> None:
-    """Refuse rows for missing files of this folder; what lies elsewhere is not asked for."""
-    if pictures.path.is_dir():
-        inside = pictures.path.resolve()
-        require_files(file, sorted(place for place in others if place.is_relative_to(inside)))
+    return _with_labels(listing, labels, classes)
 
 
 def _resolve_files(folder: Path, names: Iterable[str]) -> list[Path]:
-    """Return where files lie, in one spelling; a file that is a link stays the link."""
-    real: dict[Path, Path] = {}
-    places = []
+    """Return the files' paths in one spelling; a file that is a link stays the link."""
+    resolved: dict[Path, Path] = {}
+    paths = []
     for name in names:
         file = folder / name
-        if file.parent not in real:
-            real[file.parent] = file.parent.resolve()
-        places.append(real[file.parent] / file.name)
-    return places
+        if file.parent not in resolved:
+            resolved[file.parent] = file.parent.resolve()
+        paths.append(resolved[file.parent] / file.name)
+    return paths
 
 
-def _number(file: Path, row: CsvRow, classes: Classes) -> int:
+def _class_number(file: Path, row: CsvRow, classes: Classes) -> int:
     label = row["label"]
     if label in classes.numbers:
         return classes.numbers[label]
-    # Python does not read numbers of thousands of digits, and no class has one of more than these.
     if label.isdecimal() and len(label) <= MAX_DIGITS:
         return int(label)
-    twice = label in classes.names
-    raise UsageError(
-        f"`{file}`, line {row['line']}: `{label}` "
-        + (
-            f"stands twice in `{CLASSES_FILE}`"
-            if twice
-            else f"is no number and not in a `{CLASSES_FILE}`{_suggestion(label, classes)}"
-        ),
-        hint="write the number of the class instead"
-        if twice
-        else f"write the model's classes into `{file.parent / CLASSES_FILE}`, in order, one a line",
-    )
+    if label in classes.names:
+        problem = f"is listed twice in `{CLASSES_FILE}`"
+        hint = "write the number of the class instead"
+    else:
+        alike = [name for name in classes.numbers if name.casefold() == label.casefold()]
+        suggestion = did_you_mean(alike[0] if alike else label, alike or list(classes.numbers))
+        problem = f"is neither a number nor in a `{CLASSES_FILE}`{suggestion}"
+        classes_file = file.parent / CLASSES_FILE
+        hint = f"write the model's classes into `{classes_file}`, in order, one per line"
+    raise UsageError(f"`{file}`, line {row['line']}: `{label}` {problem}", hint=hint)
 
 
-def _suggestion(label: str, classes: Classes) -> str:
-    """Return the name that differs in its case only, else one that is near."""
-    alike = [name for name in classes.numbers if name.casefold() == label.casefold()]
-    return did_you_mean(alike[0] if alike else label, alike or list(classes.numbers))
-
-
-def _from_folders(pictures: ImageListing) -> ImageListing:
-    """Label by the uppermost folder, if every picture lies in one and there are several."""
-    tops = [item.name.partition("/")[0] for item in pictures.items]
-    if any("/" not in item.name for item in pictures.items) or len(set(tops)) < 2:
-        return pictures
-    written = (read_classes(place) for place in _label_folders(pictures.path))
-    classes = next((found for found in written if found.names), None) or _class_folders(
-        pictures.path
-    )
-    if unknown := sorted(set(tops) - set(classes.numbers)):
+def _labels_from_folders(listing: ImageListing) -> ImageListing:
+    """Label by the uppermost folder, if every image lies in one and there are several."""
+    folders = [item.name.partition("/")[0] for item in listing.items]
+    if any("/" not in item.name for item in listing.items) or len(set(folders)) < 2:
+        return listing
+    written = (read_classes(folder) for folder in _label_folders(listing.path))
+    classes = next((classes for classes in written if classes.names), None)
+    classes = classes or _class_folders(listing.path)
+    if unknown := sorted(set(folders) - set(classes.numbers)):
         raise UsageError(
-            f"folders of `{pictures.path}` are not in the `{CLASSES_FILE}` beside them",
+            f"folders of `{listing.path}` are not in the `{CLASSES_FILE}` beside them",
             details=abbreviate([f"`{name}`" for name in unknown]),
             hint=f"`{CLASSES_FILE}` holds the folders' names in the order of the model's classes",
         )
-    return _with_labels(pictures, [classes.numbers[top] for top in tops], classes)
+    return _with_labels(listing, [classes.numbers[folder] for folder in folders], classes)
 
 
 def _class_folders(folder: Path) -> Classes:
-    """Return all class folders; an empty one counts, else those behind it would move up."""
+    """Return all class folders, empty ones too: without them the later classes would shift."""
     names = [entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."]
     return Classes(tuple(sorted(names)), from_folders=True)
 
@@ -176,8 +150,8 @@ def _label_folders(folder: Path) -> tuple[Path, Path]:
 
 
 def _with_labels(
-    pictures: ImageListing, labels: Sequence[int | None], classes: Classes
+    listing: ImageListing, labels: Sequence[int | None], classes: Classes
 ) -> ImageListing:
-    pairs = zip(pictures.items, labels, strict=True)
+    pairs = zip(listing.items, labels, strict=True)
     items = tuple(replace(item, label=label) for item, label in pairs)
-    return replace(pictures, items=items, classes=classes)
+    return replace(listing, items=items, classes=classes)

@@ -1,4 +1,4 @@
-"""The pictures that a path stands for: those in a folder, a list or a CSV file, or itself."""
+"""List the images a path names, the classes of its folders, and the subset to use."""
 
 import csv
 import hashlib
@@ -12,107 +12,49 @@ from pathlib import Path
 
 from qconvert.core.errors import QConvertError, UsageError, first_line
 
-CsvRow = dict[str, str]
-
-LABELS_FORMAT = "its first line is `file,label`, and every other names a file and its class"
-
-
-def read_table(path: Path, needed: Sequence[str]) -> list[CsvRow]:
-    """Return the rows by column; every needed column must be there and, in each row, `file`."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            _require_columns(path, header, needed)
-            rows = [_csv_row(path, header, cells, reader.line_num) for cells in reader if cells]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(
-            f"`{path}` cannot be read as CSV: {first_line(error)}", hint=LABELS_FORMAT
-        ) from None
-    return rows
-
-
-def _require_columns(path: Path, header: Sequence[str], needed: Sequence[str]) -> None:
-    for name in needed:
-        if name not in header:
-            raise UsageError(
-                f"`{path}` has no column `{name}`; its columns: {', '.join(header) or 'none'}",
-                hint="its first line must be `file,label`",
-            )
-
-
-def _csv_row(path: Path, header: Sequence[str], cells: Sequence[str], line: int) -> CsvRow:
-    if len(cells) != len(header):
-        raise UsageError(
-            f"`{path}`, line {line}: {len(cells)} cells under {len(header)} columns",
-            hint=LABELS_FORMAT,
-        )
-    row = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
-    if not row["file"] or "\0" in row["file"]:
-        raise UsageError(f"`{path}`, line {line}: no file is named", hint=LABELS_FORMAT)
-    return row | {"line": str(line)}
-
-
 CLASSES_FILE = "classes.txt"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_CSV_FORMAT = "the first line is `file,label`, and every other line names a file and its class"
+_IMAGE_SOURCES = (
+    "images are a folder, a list file with one path per line, a CSV with a `file` column, "
+    "an .npz or .npy"
+)
+
+CsvRow = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Names in order; `from_folders` if nobody wrote the order down and it is the alphabet's."""
+    """Class names in order; `from_folders` if the order is only that of the folder names."""
 
     names: tuple[str, ...] = ()
     from_folders: bool = False
 
     @cached_property
     def numbers(self) -> dict[str, int]:
-        """The number of each name; a name that stands for two classes has none."""
+        """The number of each name; a name of two classes has none."""
         times = Counter(self.names)
-        return {name: at for at, name in enumerate(self.names) if name and times[name] == 1}
+        return {name: number for number, name in enumerate(self.names) if name and times[name] == 1}
 
 
 NO_CLASSES = Classes()
 
 
-def read_classes(folder: Path) -> Classes:
-    """Return the lines of the folder's `classes.txt`, nothing where there is none."""
-    file = folder / CLASSES_FILE
-    return read_classes_file(file) if file.exists() else NO_CLASSES
-
-
-def read_classes_file(file: Path) -> Classes:
-    """Return the names in a file, one a line."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"`{file}` cannot be read: {first_line(error)}", hint="a line for each class, in UTF-8"
-        ) from None
-    # An empty line inside is a class without a name: it keeps its number.
-    return Classes(tuple(line.strip() for line in text.rstrip().splitlines()))
-
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-_IMAGE_SOURCES = (
-    "a folder, a list file with one path a line, a CSV with a `file` column, an .npz or .npy"
-)
-
-
 @dataclass(frozen=True)
-class ImageFile:
-    """A file, its name relative to where all of them are, its label and the hash it must have."""
+class ImageEntry:
+    """One image: its name relative to the root, its class, and the hash its content must have."""
 
     name: str
-    file: Path
     label: int | None = None
     sha256: str | None = None
 
 
 @dataclass(frozen=True)
 class ImageListing:
-    """Files in a fixed order, and what their labels stand for; `path` is what the user gave."""
+    """Image files in a fixed order, and their classes; `path` is what the user named."""
 
     path: Path
-    items: tuple[ImageFile, ...]
+    items: tuple[ImageEntry, ...]
     classes: Classes = NO_CLASSES
 
     @property
@@ -122,30 +64,29 @@ class ImageListing:
 
 
 def list_images(path: Path) -> ImageListing:
-    """Return the pictures without labels; nothing is opened but a list."""
+    """Return the images of a folder, list, CSV or single file, without labels or opening them."""
     if path.is_dir():
         names = sorted(_walk(path))
         if not names:
             raise QConvertError(
-                f"`{path}` holds no pictures",
-                hint="looked for " + ", ".join(IMAGE_SUFFIXES) + " at any depth",
+                f"`{path}` contains no images",
+                hint=f"supported at any depth: {', '.join(IMAGE_SUFFIXES)}",
             )
         _require_utf8_names(path, names)
-        return _image_listing(path, path, names)
-    if not path.exists():
-        raise UsageError(f"`{path}` does not exist", hint=f"images are {_IMAGE_SOURCES}")
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        return _image_listing(path, path.parent, [path.name])
-    names = _read_list(path)
-    if not names:
-        raise QConvertError(f"`{path}` names no pictures", hint="a list has a path a line")
-    pictures = _image_listing(path, path.parent, names)
-    require_files(path, (picture.file for picture in pictures.items))
-    return pictures
+    elif not path.exists():
+        raise UsageError(f"`{path}` does not exist", hint=_IMAGE_SOURCES)
+    elif path.suffix.lower() in IMAGE_SUFFIXES:
+        names = [path.name]
+    else:
+        names = _read_list(path)
+        if not names:
+            raise QConvertError(f"`{path}` names no images", hint="write one path per line")
+        require_files(path, (path.parent / name for name in names))
+    return ImageListing(path, tuple(ImageEntry(name) for name in names))
 
 
 def require_files(source: Path, files: Iterable[Path]) -> None:
-    """Refuse a list or label file that names what is not there."""
+    """Refuse a list or label file that names missing files."""
     missing = [file for file in files if not file.is_file()]
     if missing:
         count = "a file that does" if len(missing) == 1 else f"{len(missing)} files that do"
@@ -156,36 +97,113 @@ def require_files(source: Path, files: Iterable[Path]) -> None:
         )
 
 
-def abbreviate(names: Sequence[str], limit: int = 5) -> list[str]:
-    """Return the first few names, and how many more there are."""
-    more = [f"and {len(names) - limit} more"] if len(names) > limit else []
-    return [*names[:limit], *more]
+def abbreviate(lines: Sequence[str], limit: int = 5) -> list[str]:
+    """Return the first few lines, and how many more there are."""
+    more = [f"and {len(lines) - limit} more"] if len(lines) > limit else []
+    return [*lines[:limit], *more]
 
 
-def _image_listing(path: Path, root: Path, names: Sequence[str]) -> ImageListing:
-    return ImageListing(path, tuple(ImageFile(name, root / name) for name in names))
+def read_table(path: Path, required: Sequence[str]) -> list[CsvRow]:
+    """Return the rows of a CSV file; the required columns and a `file` in each row must exist."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            for name in required:
+                if name not in header:
+                    raise UsageError(
+                        f"`{path}` has no column `{name}`; its columns: "
+                        f"{', '.join(header) or 'none'}",
+                        hint="the first line must be `file,label`",
+                    )
+            return [_csv_row(path, header, cells, reader.line_num) for cells in reader if cells]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(
+            f"`{path}` cannot be read as CSV: {first_line(error)}", hint=_CSV_FORMAT
+        ) from None
+
+
+def read_classes(folder: Path) -> Classes:
+    """Return the classes named in the folder's `classes.txt`, or none without that file."""
+    file = folder / CLASSES_FILE
+    return read_classes_file(file) if file.exists() else NO_CLASSES
+
+
+def read_classes_file(file: Path) -> Classes:
+    """Return the class names in a file, one per line."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"`{file}` cannot be read: {first_line(error)}",
+            hint="write one class per line, in UTF-8",
+        ) from None
+    # An empty line inside is a class without a name: it keeps its number.
+    return Classes(tuple(line.strip() for line in text.rstrip().splitlines()))
+
+
+def choose_subset(labels: Sequence[int | None], count: int | None, seed: int) -> tuple[int, ...]:
+    """Return the indices of at most `count` images, ascending and the same on every machine.
+
+    Where every image has a label, classes get equal shares as far as they have images. Otherwise
+    the images are cut into `count` equal parts, and each part gives one.
+    """
+    total = len(labels)
+    if count is None or count >= total:
+        return tuple(range(total))
+    if None in labels:
+        edges = [part * total // count for part in range(count + 1)]
+        return tuple(start + _hash(seed, start) % (stop - start) for start, stop in pairwise(edges))
+    return tuple(sorted(_round_robin(labels, seed)[:count]))
+
+
+def _round_robin(labels: Sequence[int | None], seed: int) -> list[int]:
+    """Return all indices so that each class gives its first, then each its second, and so on."""
+    taken: Counter[int | None] = Counter()
+    keys: dict[int, tuple[int, int, int]] = {}
+    for index in sorted(range(len(labels)), key=lambda index: _hash(seed, index)):
+        label = labels[index]
+        keys[index] = (taken[label], _hash(seed, label), index)
+        taken[label] += 1
+    return sorted(keys, key=keys.__getitem__)
+
+
+def _hash(seed: int, value: int | None) -> int:
+    """Return a pseudorandom number that does not depend on the version of Python."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{value}".encode()).digest()[:8])
+
+
+def _csv_row(path: Path, header: Sequence[str], cells: Sequence[str], line: int) -> CsvRow:
+    if len(cells) != len(header):
+        raise UsageError(
+            f"`{path}`, line {line}: {len(cells)} cells under {len(header)} columns",
+            hint=_CSV_FORMAT,
+        )
+    row = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
+    if not row["file"] or "\0" in row["file"]:
+        raise UsageError(f"`{path}`, line {line}: no file is named", hint=_CSV_FORMAT)
+    return row | {"line": str(line)}
 
 
 def _require_utf8_names(folder: Path, names: Sequence[str]) -> None:
     """Refuse names that no report and no list of images could hold."""
-    wrong = [name for name in names if name.encode(errors="replace").decode() != name]
-    if wrong:
+    invalid = [name for name in names if name.encode(errors="replace").decode() != name]
+    if invalid:
         raise QConvertError(
-            f"`{folder}` has {len(wrong)} pictures whose names are not UTF-8",
-            details=abbreviate([f"`{name}`" for name in wrong]),
+            f"`{folder}` has {len(invalid)} images whose names are not UTF-8",
+            details=abbreviate([f"`{name}`" for name in invalid]),
             hint="rename them, or give a list of the others",
         )
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """Yield names of pictures at any depth; links count, but not a link to a folder around it."""
-    above: frozenset[tuple[int, int]] = frozenset()
-    waiting = [(root, "", above)]
+    """Yield image names at any depth; links are followed, except to a folder around them."""
+    waiting = [(root, "", frozenset[tuple[int, int]]())]
     while waiting:
-        folder, prefix, above = waiting.pop()
+        folder, prefix, ancestors = waiting.pop()
         status = folder.stat()
-        here = (status.st_dev, status.st_ino)
-        if here in above:
+        identity = (status.st_dev, status.st_ino)
+        if identity in ancestors:
             continue
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -193,7 +211,7 @@ def _walk(root: Path) -> Iterator[str]:
                     continue
                 if _is_folder(entry):
                     inner = f"{prefix}{entry.name}/"
-                    waiting.append((folder / entry.name, inner, above | {here}))
+                    waiting.append((folder / entry.name, inner, ancestors | {identity}))
                 elif entry.name.lower().endswith(IMAGE_SUFFIXES):
                     yield prefix + entry.name
 
@@ -201,7 +219,7 @@ def _walk(root: Path) -> Iterator[str]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself; who reads it as a picture is told
+    except OSError:  # a link to itself; reading it as an image gives the error
         return False
 
 
@@ -211,45 +229,10 @@ def _read_list(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise UsageError(
-            f"`{path}` is no list of pictures", hint=f"images are {_IMAGE_SOURCES}"
-        ) from None
+        raise UsageError(f"`{path}` is not a list of images", hint=_IMAGE_SOURCES) from None
     except OSError as error:
         raise UsageError(
             f"`{path}` cannot be read: {first_line(error)}",
-            hint="a list has a path a line, in UTF-8",
+            hint="write one path per line, in UTF-8",
         ) from None
     return [line.strip() for line in lines if line.strip()]
-
-
-def choose_subset(labels: Sequence[int | None], count: int | None, seed: int) -> tuple[int, ...]:
-    """Return the places of at most `count` images, ascending.
-
-    Where every image has a label, classes get equal shares as far as they have images. Otherwise
-    the images are cut into `count` equal stretches, and each gives one.
-    """
-    total = len(labels)
-    if count is None or count >= total:
-        return tuple(range(total))
-    if None in labels:
-        edges = [stretch * total // count for stretch in range(count + 1)]
-        return tuple(
-            start + _hash_draw(seed, start) % (stop - start) for start, stop in pairwise(edges)
-        )
-    return tuple(sorted(_round_robin(labels, seed)[:count]))
-
-
-def _round_robin(labels: Sequence[int | None], seed: int) -> list[int]:
-    """Return all places so that each class gives its first, then each its second, and so on."""
-    given: Counter[int | None] = Counter()
-    turns: list[tuple[int, int, int]] = []
-    for place in sorted(range(len(labels)), key=lambda place: _hash_draw(seed, place)):
-        label = labels[place]
-        turns.append((given[label], _hash_draw(seed, label), place))
-        given[label] += 1
-    return [place for _, _, place in sorted(turns)]
-
-
-def _hash_draw(seed: int, what: int | None) -> int:
-    """Return a number that depends on nothing else, on any machine and in any version of Python."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{what}".encode()).digest()[:8])

@@ -1,4 +1,4 @@
-"""What is done to a picture before a network sees it: one frozen value, kept in all artefacts."""
+"""Turn decoded images into network inputs: one frozen value, stored in every artefact."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +15,13 @@ from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.tensors import TensorSpec
 
 _DTYPES = ("float32", "float16", "uint8")
-_USE_ARRAYS = "give arrays instead: an .npz file with one array an input, first axis = images"
+_USE_ARRAYS = "give arrays instead: an .npz file with one array per input, first axis = images"
+_FOLLOW_MODEL = "leave `--resize` and `--crop` out, and they follow the model"
 
 
 @dataclass(frozen=True)
 class ImageInput:
-    """A picture as the network takes it; a size that the model leaves open is None."""
+    """The input that takes images; a size that the model leaves open is None."""
 
     name: str
     dtype: np.dtype[Any]
@@ -31,36 +32,28 @@ class ImageInput:
 
 
 def find_image_input(specs: Sequence[TensorSpec]) -> ImageInput:
-    """Return the one input as a place for pictures, or say why it takes none."""
+    """Return the one input as an input of images, or say why it cannot be."""
     if len(specs) != 1:
         names = ", ".join(f"`{spec.name}`" for spec in specs)
         raise UsageError(
-            f"pictures feed one input; the model has {len(specs)}: {names}", hint=_USE_ARRAYS
+            f"images feed one input; the model has {len(specs)}: {names}", hint=_USE_ARRAYS
         )
     spec = specs[0]
     if spec.dtype.name not in _DTYPES:
         raise UsageError(
-            f"pictures feed float32, float16 or uint8; the model's input is `{spec}`",
+            f"images feed float32, float16 or uint8; the model's input is `{spec}`",
             hint=_USE_ARRAYS,
         )
     if len(spec.shape) == 4:
-        _, first, middle, last = spec.shape
-        if first in (1, 3):
-            return ImageInput(
-                spec.name, spec.dtype, "nchw", int(first), _fixed_size(middle), _fixed_size(last)
-            )
-        if last in (1, 3):
-            return ImageInput(
-                spec.name, spec.dtype, "nhwc", int(last), _fixed_size(first), _fixed_size(middle)
-            )
+        sizes = [size if isinstance(size, int) else None for size in spec.shape]
+        if (channels := sizes[1]) in (1, 3):
+            return ImageInput(spec.name, spec.dtype, "nchw", channels, sizes[2], sizes[3])
+        if (channels := sizes[3]) in (1, 3):
+            return ImageInput(spec.name, spec.dtype, "nhwc", channels, sizes[1], sizes[2])
     raise UsageError(
-        f"pictures feed an input of 1 or 3 channels, NCHW or NHWC; the model's input is `{spec}`",
+        f"images feed an input of 1 or 3 channels, NCHW or NHWC; the model's input is `{spec}`",
         hint=_USE_ARRAYS,
     )
-
-
-def _fixed_size(dimension: int | str) -> int | None:
-    return dimension if isinstance(dimension, int) else None
 
 
 Interpolation = Literal["bilinear", "bicubic", "box"]
@@ -74,7 +67,7 @@ class Preprocess(StrictTable):
 
     `resize` is the length of the shorter side, or an exact (width, height); `crop` is the side of a
     square. Left at `fit` they follow the model's input: the crop is the input's size and covers
-    `crop_share` of the resized picture's shorter side. `mean` and `std` hold one number, or one per
+    `crop_share` of the resized image's shorter side. `mean` and `std` hold one number, or one per
     channel in the order in which the model takes the channels.
     """
 
@@ -108,25 +101,21 @@ class Preprocess(StrictTable):
         return plain
 
     @classmethod
-    def from_dict(cls, given: Mapping[str, object]) -> "Preprocess":
-        """Read what `to_dict` wrote, or a user did; what is left out keeps its default."""
+    def from_dict(cls, settings: Mapping[str, object]) -> "Preprocess":
+        """Read what `to_dict` wrote, or a user did; a setting left out keeps its default."""
         try:
-            return _ADAPTER.validate_python(dict(given))
+            return _ADAPTER.validate_python(dict(settings))
         except pydantic.ValidationError as error:
+            # One line per setting: one of several allowed types is refused once for each type.
+            problems = {}
+            for problem in error.errors():
+                key = f"{problem['loc'][0]}: " if problem["loc"] else ""
+                problems[key] = key + problem["msg"].removeprefix("Value error, ")
             raise UsageError(
-                "these are no preprocessing settings",
-                details=_invalid_settings(error),
+                "invalid preprocessing settings",
+                details=list(problems.values()),
                 hint="settings: " + ", ".join(f"`{name}`" for name in cls().to_dict()),
             ) from None
-
-
-def _invalid_settings(error: pydantic.ValidationError) -> list[str]:
-    """Return a line per setting; one that may take several forms is refused once for each."""
-    lines = {}
-    for each in error.errors():
-        key = f"{each['loc'][0]}: " if each["loc"] else ""
-        lines[key] = key + each["msg"].removeprefix("Value error, ")
-    return list(lines.values())
 
 
 _ADAPTER = pydantic.TypeAdapter(Preprocess)
@@ -145,65 +134,66 @@ PRESETS: dict[str, Preprocess] = {
 }
 
 
-def fit_to_input(preprocess: Preprocess, target: ImageInput) -> tuple[Preprocess, ImageInput]:
-    """Return both with every size settled and every value as it will be used."""
-    sized = _resolve_sizes(preprocess, target)
-    made = (sized.crop, sized.crop) if isinstance(sized.crop, int) else sized.resize
-    if isinstance(made, tuple):
-        if made[0] != (target.width or made[0]) or made[1] != (target.height or made[1]):
+def fit_to_input(preprocess: Preprocess, image_input: ImageInput) -> tuple[Preprocess, ImageInput]:
+    """Return both with every size and value resolved."""
+    resolved = _resolve_sizes(preprocess, image_input)
+    crop = resolved.crop
+    size = (crop, crop) if isinstance(crop, int) else resolved.resize
+    if isinstance(size, tuple):
+        width, height = size
+        if width != (image_input.width or width) or height != (image_input.height or height):
             raise UsageError(
-                f"preprocessing makes {made[0]}×{made[1]} pictures; "
-                f"the model takes {target.width or '?'}×{target.height or '?'}",
-                hint="leave `--resize` and `--crop` out, and they follow the model",
+                f"preprocessing makes {width}×{height} images; "
+                f"the model takes {image_input.width or '?'}×{image_input.height or '?'}",
+                hint=_FOLLOW_MODEL,
             )
-        target = replace(target, width=made[0], height=made[1])
-    elif target.width is None or target.height is None:
-        raise _unknown_size(target)
-    return _resolve_values(sized, target), target
+        image_input = replace(image_input, width=width, height=height)
+    elif image_input.width is None or image_input.height is None:
+        raise _unknown_size(image_input)
+    return _resolve_values(resolved, image_input), image_input
 
 
-def _resolve_sizes(given: Preprocess, target: ImageInput) -> Preprocess:
-    resize, crop = given.resize, given.crop
-    exact = None
-    if target.width is not None and target.height is not None:
-        exact = (target.width, target.height)
+def _resolve_sizes(preprocess: Preprocess, image_input: ImageInput) -> Preprocess:
+    resize, crop = preprocess.resize, preprocess.crop
+    width, height = image_input.width, image_input.height
     if crop == "fit":
-        square = exact is not None and exact[0] == exact[1] and resize != exact
-        crop = exact[0] if exact is not None and square else "none"
+        square = width is not None and width == height and resize != (width, height)
+        crop = width if width is not None and square else "none"
     if resize == "fit" and isinstance(crop, int):
-        resize = round(crop / given.crop_share)
+        resize = round(crop / preprocess.crop_share)
     elif resize == "fit":
-        if exact is None:
-            raise _unknown_size(target)
-        resize = exact
+        if width is None or height is None:
+            raise _unknown_size(image_input)
+        resize = (width, height)
     try:
-        return replace(given, resize=resize, crop=crop)
+        return replace(preprocess, resize=resize, crop=crop)
     except ValueError as error:
-        raise UsageError(str(error), hint="a larger `--resize`, or none at all") from None
+        raise UsageError(str(error), hint="give a larger `--resize`, or leave it out") from None
 
 
-def _resolve_values(given: Preprocess, target: ImageInput) -> Preprocess:
-    if target.channels == 1:
-        given = replace(given, colours="gray")
-    elif given.colours == "gray":
+def _resolve_values(preprocess: Preprocess, image_input: ImageInput) -> Preprocess:
+    if image_input.channels == 1:
+        preprocess = replace(preprocess, colours="gray")
+    elif preprocess.colours == "gray":
         raise UsageError(
-            f"the model takes {target.channels} colours, the preprocessing makes gray",
+            f"the model takes {image_input.channels} colours, the preprocessing makes gray",
             hint="leave `preprocess.colours` out, and it follows the model",
         )
-    if target.dtype.kind == "u":
-        return replace(given, divisor=1.0, mean=(0.0,), std=(1.0,))
-    if max(len(given.mean), len(given.std)) > target.channels:
+    if image_input.dtype.kind == "u":
+        return replace(preprocess, divisor=1.0, mean=(0.0,), std=(1.0,))
+    if max(len(preprocess.mean), len(preprocess.std)) > image_input.channels:
         raise UsageError(
-            f"mean and std are given for 3 channels; input `{target.name}` has {target.channels}",
+            f"mean and std are given for 3 channels; input `{image_input.name}` has "
+            f"{image_input.channels}",
             hint="give one number each, as in `--mean 0.5 --std 0.5`",
         )
-    return given
+    return preprocess
 
 
-def _unknown_size(target: ImageInput) -> UsageError:
+def _unknown_size(image_input: ImageInput) -> UsageError:
     return UsageError(
-        f"the height and width of input `{target.name}` are not known",
-        hint="say them with `--crop 224`, `--resize 320x224` or `--input NAME:SHAPE`",
+        f"the height and width of input `{image_input.name}` are unknown",
+        hint="give them with `--crop 224`, `--resize 320x224` or `--input NAME:SHAPE`",
     )
 
 
@@ -216,59 +206,65 @@ RESAMPLING = {
 }
 
 
-def make_converter(preprocess: Preprocess, target: ImageInput) -> ImageConverter:
-    """Return the function from a picture (and its name, for messages) to one item of a batch.
+def make_converter(preprocess: Preprocess, image_input: ImageInput) -> ImageConverter:
+    """Return the function from an image (and its name, for messages) to one item of a batch.
 
-    Both are as `fit` returned them.
+    Both arguments are as `fit_to_input` returns them.
     """
-    tables = value_tables(preprocess, target)
-    made = (target.width or 0, target.height or 0)
-    uncut = preprocess.crop == "none"
-    order = range(target.channels)[:: -1 if preprocess.colours == "bgr" else 1]
+    tables = _value_tables(preprocess, image_input)
+    width, height = image_input.width or 0, image_input.height or 0
+    uncropped = preprocess.crop == "none"
+    method = RESAMPLING[preprocess.interpolation]
+    order = range(image_input.channels)[:: -1 if preprocess.colours == "bgr" else 1]
 
     def convert(image: Image.Image, name: str) -> NDArray[Any]:
         scaled = _resized_size(image.size, preprocess.resize)
-        # Looked at before any pixel is made: a strip of 9000×1 would become a very long one.
-        if min(scaled[0] - made[0], scaled[1] - made[1]) < 0 or (uncut and scaled != made):
-            raise _wrong_size(name, image.size, scaled, target)
-        cut = resize_and_crop(image, scaled, made, RESAMPLING[preprocess.interpolation])
-        pixels = np.asarray(cut).reshape(*made[::-1], target.channels)
-        item = np.empty((target.channels, *made[::-1]), target.dtype)
-        for channel, taken in enumerate(order):
-            np.take(tables[channel], pixels[:, :, taken], out=item[channel], mode="clip")
-        return item if target.layout == "nchw" else item.transpose(1, 2, 0)
+        # Checked before any pixel is made: a strip of 9000×1 would become a very long one.
+        if scaled[0] < width or scaled[1] < height or (uncropped and scaled != (width, height)):
+            resized = "" if scaled == image.size else f", {scaled[0]}×{scaled[1]} resized"
+            raise QConvertError(
+                f"`{name}` is {image.width}×{image.height}{resized}; "
+                f"the model takes {width}×{height}",
+                hint=_FOLLOW_MODEL,
+            )
+        cropped = _resize_and_crop(image, scaled, (width, height), method)
+        pixels = np.asarray(cropped).reshape(height, width, image_input.channels)
+        item = np.empty((image_input.channels, height, width), image_input.dtype)
+        for channel, source in enumerate(order):
+            np.take(tables[channel], pixels[:, :, source], out=item[channel], mode="clip")
+        return item if image_input.layout == "nchw" else item.transpose(1, 2, 0)
 
     return convert
 
 
-def value_tables(preprocess: Preprocess, target: ImageInput) -> NDArray[Any]:
+def _value_tables(preprocess: Preprocess, image_input: ImageInput) -> NDArray[Any]:
     """Return what each of the 256 pixel values becomes, channel by channel.
 
     The steps and their float32 roundings are torchvision's, so the values are too, bit for bit.
     """
     levels = np.arange(256, dtype=np.float32) / np.float32(preprocess.divisor)
-    mean = np.broadcast_to(np.array(preprocess.mean, np.float32), target.channels)
-    std = np.broadcast_to(np.array(preprocess.std, np.float32), target.channels)
-    tables: NDArray[Any] = ((levels - mean[:, None]) / std[:, None]).astype(target.dtype)
+    mean = np.broadcast_to(np.array(preprocess.mean, np.float32), image_input.channels)
+    std = np.broadcast_to(np.array(preprocess.std, np.float32), image_input.channels)
+    tables: NDArray[Any] = ((levels - mean[:, None]) / std[:, None]).astype(image_input.dtype)
     return tables
 
 
-def resize_and_crop(
-    image: Image.Image, scaled: tuple[int, int], made: tuple[int, int], method: Image.Resampling
+def _resize_and_crop(
+    image: Image.Image, scaled: tuple[int, int], size: tuple[int, int], method: Image.Resampling
 ) -> Image.Image:
-    """Resize to `scaled` with antialiasing and cut `made` out of its centre, as torchvision does.
+    """Resize to `scaled` with antialiasing and cut `size` out of its centre, as torchvision does.
 
-    Only what is kept is computed, which decodes a quarter more pictures a second. Pillow holds the
-    window's corners in float32 and may swap its two passes, so against resizing all of it, over 100
-    ImageNet pictures, 2 % of the values differ by one of 255 levels, on average all by 0.02.
+    Only the crop is computed, which decodes a quarter more images per second. Pillow holds its
+    corners in float32 and may swap its two passes: over 100 ImageNet images, 2 % of the values
+    differ from those of a full resize by one of 255 levels, and the mean difference is 0.02.
     """
-    left, top = (round((whole - part) / 2) for whole, part in zip(scaled, made, strict=True))
+    left, top = (round((whole - part) / 2) for whole, part in zip(scaled, size, strict=True))
     if scaled == image.size:
-        return image.crop((left, top, left + made[0], top + made[1]))
+        return image.crop((left, top, left + size[0], top + size[1]))
     across, down = image.width / scaled[0], image.height / scaled[1]
-    right = min((left + made[0]) * across, image.width)
-    bottom = min((top + made[1]) * down, image.height)
-    return image.resize(made, method, box=(left * across, top * down, right, bottom))
+    right = min((left + size[0]) * across, image.width)
+    bottom = min((top + size[1]) * down, image.height)
+    return image.resize(size, method, box=(left * across, top * down, right, bottom))
 
 
 def _resized_size(size: tuple[int, int], resize: Resize) -> tuple[int, int]:
@@ -280,13 +276,3 @@ def _resized_size(size: tuple[int, int], resize: Resize) -> tuple[int, int]:
     if width <= height:
         return resize, int(resize * height / width)
     return int(resize * width / height), resize
-
-
-def _wrong_size(
-    name: str, size: tuple[int, int], scaled: tuple[int, int], target: ImageInput
-) -> QConvertError:
-    resized = "" if scaled == size else f", {scaled[0]}×{scaled[1]} resized"
-    return QConvertError(
-        f"`{name}` is {size[0]}×{size[1]}{resized}; the model takes {target.width}×{target.height}",
-        hint="leave `--resize` and `--crop` out, and they follow the model",
-    )

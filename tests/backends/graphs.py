@@ -1,14 +1,13 @@
-"""One small net as the graphs that each backend gets."""
+"""A small network as the graph that each backend takes."""
 
 from functools import cache
 from pathlib import Path
 
 import onnx_ir as ir
 
+from qconvert import backends
 from qconvert.backends.base import FLOAT, Precision
 from qconvert.backends.ort import open_cpu
-from qconvert.backends.system_probe import detect
-from qconvert.backends.tensorrt import graph_precision
 from qconvert.calibrate.calibration import Calibration, CalibrationImage, Origin
 from qconvert.calibrate.collect import collect, make_tapped_runner
 from qconvert.core import onnx_io
@@ -26,30 +25,34 @@ def images(count: int = 4) -> Tensors:
 
 
 @cache
-def seen() -> Calibration:
+def calibration() -> Calibration:
     tapped = add_calibration_taps(mixed())
     names = tuple(CalibrationImage(str(number), "") for number in range(8))
-    start = Calibration(
-        Origin("", tuple(each.tensor for each in tapped.taps), names, {}, "", False)
+    origin = Origin("", tuple(tap.tensor for tap in tapped.taps), names, {}, "", False)
+    run = make_tapped_runner(open_cpu(tapped.model), tapped)
+    return collect(
+        [run((range(8), images(8)))], tapped, Calibration(origin), lambda collector: None
     )
-    answer = make_tapped_runner(open_cpu(tapped.model), tapped)
-    return collect([answer((range(8), images(8)))], tapped, start, lambda collector: None)
 
 
-def graph(backend: str, precision: Precision) -> ir.Model:
-    """Return the net as a backend wants it; INT8 by the backend's own scheme."""
+@cache
+def make_graph(backend: str, precision: Precision) -> ir.Model:
+    """Return the network as a backend takes it; INT8 in the backend's own scheme."""
     model = mixed()
-    typed = backend != "tensorrt" or graph_precision(precision, detect()) == "typed"
-    alone = FLOAT.get(precision)
-    if alone == "fp32" or (alone is not None and not typed):
+    if precision not in FLOAT:
+        plan = make_plan(model, scheme(backend), calibration().summaries, QuantizeOptions())
+        return apply_plan(model, plan)
+    dtype = FLOAT[precision]
+    if dtype == "fp32" or not backends.requirements(backend).strongly_typed:
         return model
-    if alone is not None:
-        return convert_to_half(model, alone, {}).model
-    return apply_plan(model, make_plan(model, scheme(backend), seen().summaries, QuantizeOptions()))
+    return convert_to_half(model, dtype, {}).model
 
 
-def written(folder: Path, backend: str, precision: Precision) -> Path:
-    """Write that graph."""
+def write_graph(folder: Path, backend: str, precision: Precision) -> Path:
     path = folder / f"{precision}.onnx"
-    onnx_io.save(graph(backend, precision), path)
+    onnx_io.save(make_graph(backend, precision), path)
     return path
+
+
+def ignore_progress(text: str, fraction: float | None) -> None:
+    pass

@@ -1,4 +1,4 @@
-"""The CPU engine: which file it is, what it is told, and which kernels run."""
+"""The CPU backend: which file it loads, with which options, and which kernels run."""
 
 import json
 from collections import Counter
@@ -14,75 +14,79 @@ from qconvert.backends.base import BuildSpec, Coverage, Engine, Precision, Profi
 from qconvert.backends.precision_coverage import CASTING, CASTS
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
-from qconvert.run.targets import resolve
-from tests.backends.graphs import graph, images, written
+from tests.backends.graphs import ignore_progress, images, make_graph, write_graph
 from tests.models import mixed
 
-# What the runtime's own profile calls types, where a kernel computes in them.
+# The names of types in ONNX Runtime's profile, and the precision a kernel computes in.
 PROFILED = {"float": "fp32", "float16": "fp16"}
 
 
-def built(precision: Precision, folder: Path, **options: bool) -> Engine:
-    source = written(folder, "cpu", precision)
+def build(precision: Precision, folder: Path, **options: bool) -> Engine:
+    graph = write_graph(folder, "cpu", precision)
     (folder / "engine").mkdir()
     spec = BuildSpec(precision, Profile(), threads=1, options=options)
-    return cpu.build(source, spec, folder / "engine", lambda text, fraction: None)
+    return cpu.build(graph, spec, folder / "engine", ignore_progress)
+
+
+def open_engine(engine: Engine) -> ort.OrtSession:
+    session = cpu.open(engine)
+    assert isinstance(session, ort.OrtSession)
+    return session
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_kernels_are_counted_as_the_runtime_profiles_them(
-    precision: Precision, tmp_path: Path
-) -> None:
-    engine = built(precision, tmp_path)
-    assert cpu.open(engine).coverage().by_precision == profiled(engine, tmp_path)
+def test_kernel_counts_equal_those_of_the_profiler(precision: Precision, tmp_path: Path) -> None:
+    engine = build(precision, tmp_path)
+    assert cpu.open(engine).coverage().by_precision == profile(engine, tmp_path)
 
 
-def profiled(engine: Engine, folder: Path) -> dict[str, int]:
-    """Run once under the runtime's profiler and count kernels by the type of what they read."""
-    options = cpu._options(cpu.load_spec(engine))
+def profile(engine: Engine, folder: Path) -> dict[str, int]:
+    """Run once under ONNX Runtime's profiler; count kernels by the type of their inputs."""
+    options = cpu.session_options(cpu.load_spec(engine))
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
-    path = engine.folder / engine.files[0]
-    session = ort.create_session(path, options, [cpu.PROVIDER])
+    session = ort.create_session(engine.folder / engine.files[0], options, [cpu.PROVIDER])
     session.run(None, images())
     events = json.loads(Path(session.end_profiling()).read_text())
-    ran = [
-        event["args"]
-        for event in events
-        if event["cat"] == "Node" and event["name"].endswith("_kernel_time")
-    ]
-    return dict(Counter(_word(each) for each in ran))
+    return dict(
+        Counter(
+            kernel_precision(event["args"])
+            for event in events
+            if event["cat"] == "Node" and event["name"].endswith("_kernel_time")
+        )
+    )
 
 
-def _word(kernel: dict[str, Any]) -> str:
+def kernel_precision(kernel: dict[str, Any]) -> str:
     if kernel["op_name"] in CASTING:
         return CASTS
-    types = [name for each in kernel["input_type_shape"] for name in each]
+    types = [name for tensor in kernel["input_type_shape"] for name in tensor]
     return "int8" if {"int8", "uint8"} & set(types) else PROFILED[types[0]]
 
 
-def test_int8_loads_the_optimized_copy_because_it_is_smaller(tmp_path: Path) -> None:
-    engine = built("int8", tmp_path)
+def test_int8_engine_is_the_smaller_optimized_copy(tmp_path: Path) -> None:
+    engine = build("int8", tmp_path)
     portable = (engine.folder / engine.graph).stat().st_size
     assert engine.files == (cpu.OPTIMIZED,)
-    assert engine.bytes <= (1 - cpu.WORTH) * portable
+    assert engine.bytes <= (1 - cpu.MIN_SAVING) * portable
     assert engine.made_with["copy"] == "optimized"
     assert "smaller than the portable ONNX" in engine.notes[0]
-    got = cpu.open(engine).run(images())["scores"]
-    wanted = ort.open_cpu(graph("cpu", "int8"))(images())["scores"]
-    np.testing.assert_array_equal(got, wanted)
+    outputs = cpu.open(engine).run(images())["scores"]
+    expected = ort.open_cpu(make_graph("cpu", "int8"))(images())["scores"]
+    np.testing.assert_array_equal(outputs, expected)
 
 
-def test_a_file_quantized_for_tensorrt_answers_as_its_graph_says(tmp_path: Path) -> None:
-    path = written(tmp_path, "tensorrt-rtx", "int8")
-    (engine,) = resolve([path]).engines.values()
-    wanted = ort.open_cpu(graph("tensorrt-rtx", "int8"))(images())["scores"]
-    np.testing.assert_array_equal(cpu.open(engine).run(images())["scores"], wanted)
+def test_file_quantized_for_tensorrt_keeps_its_qdq_nodes(tmp_path: Path) -> None:
+    path = write_graph(tmp_path, "tensorrt-rtx", "int8")
+    engine = Engine("cpu", "int8", tmp_path, path.name, (path.name,), {})
     assert cpu.load_spec(engine).config_entries["session.disable_quant_qdq"] == "1"
+    outputs = cpu.open(engine).run(images())["scores"]
+    expected = ort.open_cpu(make_graph("tensorrt-rtx", "int8"))(images())["scores"]
+    np.testing.assert_array_equal(outputs, expected)
 
 
-def test_half_precision_keeps_the_portable_file_and_says_how_it_computes(tmp_path: Path) -> None:
-    engine = built("fp16", tmp_path)
+def test_fp16_engine_is_the_portable_file_computed_in_float(tmp_path: Path) -> None:
+    engine = build("fp16", tmp_path)
     assert engine.files == ("model.onnx",)
     assert "would be in float" in engine.made_with["copy"]
     counts = cpu.open(engine).coverage().by_precision
@@ -91,49 +95,44 @@ def test_half_precision_keeps_the_portable_file_and_says_how_it_computes(tmp_pat
 
 
 def test_two_builds_give_the_same_bytes(tmp_path: Path) -> None:
-    names = ("one", "two")
-    for name in names:
+    for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    first, second = (built("int8", tmp_path / name) for name in names)
+    first, second = (build("int8", tmp_path / name) for name in ("one", "two"))
     assert first.files == second.files
     for name in (*first.files, first.graph):
         assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
 
 
-def test_threads_and_spinning_are_set_and_recorded(tmp_path: Path) -> None:
-    engine = built("fp32", tmp_path, spinning=True)
+def test_threads_and_spinning_are_applied_and_recorded(tmp_path: Path) -> None:
+    engine = build("fp32", tmp_path, spinning=True)
     assert (engine.threads, engine.made_with["spinning"]) == (1, "True")
-    session = cpu.open(engine)
-    assert isinstance(session, ort.OrtSession)
-    options = session.session.get_session_options()
+    options = open_engine(engine).session.get_session_options()
     assert options.intra_op_num_threads == 1
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
 
 
-def test_integers_are_exact_on_every_cpu_and_fast_where_they_can_be(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_integer_kernels_are_exact_on_every_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort, "integer_instructions", lambda: "VNNI")
     assert ort.x64_quant_precision() == "0"
     monkeypatch.setattr(ort, "integer_instructions", lambda: "")
     assert ort.x64_quant_precision() == "1"
 
 
-def test_a_model_above_2_gb_keeps_its_data_beside_it(
+def test_model_above_2_gb_keeps_its_data_in_a_second_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_io, "SINGLE_FILE_BYTES", 100)
-    engine = built("fp32", tmp_path)
+    engine = build("fp32", tmp_path)
     assert engine.files[0] == "model.onnx"
     assert len(engine.files) == 2
-    got = cpu.open(engine)
-    wanted = ort.open_cpu(graph("cpu", "fp32"))(images())["scores"]
-    np.testing.assert_array_equal(got.run(images())["scores"], wanted)
-    assert got.coverage().by_precision
+    session = cpu.open(engine)
+    expected = ort.open_cpu(make_graph("cpu", "fp32"))(images())["scores"]
+    np.testing.assert_array_equal(session.run(images())["scores"], expected)
+    assert session.coverage().by_precision
 
 
-def test_what_does_not_load_or_run_is_told(tmp_path: Path) -> None:
-    engine = built("fp32", tmp_path)
+def test_engine_that_does_not_run_or_load_is_reported(tmp_path: Path) -> None:
+    engine = build("fp32", tmp_path)
     with pytest.raises(QConvertError, match="cannot run this model on image"):
         cpu.open(engine).run({"image": np.zeros((1, 3, 8), np.float32)})
     (engine.folder / engine.files[0]).write_bytes(b"no model")
@@ -141,54 +140,49 @@ def test_what_does_not_load_or_run_is_told(tmp_path: Path) -> None:
         cpu.open(engine)
 
 
-def test_a_setting_of_the_wrong_type_is_refused(tmp_path: Path) -> None:
+def test_setting_of_the_wrong_type_is_rejected() -> None:
     spec = BuildSpec("fp32", Profile(), options={"spinning": "yes"})
-    with pytest.raises(UsageError, match=r"`cpu.spinning` must be of type bool"):
+    with pytest.raises(UsageError, match=r"`cpu.spinning`: .*boolean, got 'yes'"):
         cpu.cache_key(spec)
 
 
 def test_bound_runs_reuse_their_memory(tmp_path: Path) -> None:
-    """Tried on the CPU's memory; on a GPU the contract's test does it."""
-    opened = cpu.open(built("fp32", tmp_path))
-    assert isinstance(opened, ort.OrtSession)
-    bound = ort.bind_dynamic(opened.session, images(), "cpu", 0)
-    first = bound.binding.get_outputs()[0].data_ptr()
+    """Tested on CPU memory; the contract tests it on a GPU."""
+    session = open_engine(build("fp32", tmp_path))
+    bound = ort.bind_session(session.session, images(), "cpu", 0, allocate_outputs=False)
+    address = bound.binding.get_outputs()[0].data_ptr()
     bound.run()
-    assert bound.binding.get_outputs()[0].data_ptr() == first
-    np.testing.assert_array_equal(bound.outputs()["scores"], opened.run(images())["scores"])
+    assert bound.binding.get_outputs()[0].data_ptr() == address
+    np.testing.assert_array_equal(bound.outputs()["scores"], session.run(images())["scores"])
 
 
-def test_a_captured_session_keeps_to_one_memory(tmp_path: Path) -> None:
-    """A CUDA graph replays addresses, so new values must go where the first ones were."""
+def test_cuda_graph_session_keeps_one_memory(tmp_path: Path) -> None:
+    """A CUDA graph replays addresses: new values must go where the first ones were."""
     model = mixed()
     model.graph.inputs[0].shape = ir.Shape((2, 3, 16, 16))
     model.graph.outputs[0].shape = ir.Shape((2, 24))
     onnx_io.save(model, tmp_path / "fixed.onnx")
     session = ort.create_session(tmp_path / "fixed.onnx", ort.session_options(), [cpu.PROVIDER])
-    plain = ort.OrtSession(session, lambda: Coverage({}))
-    captured = ort.OrtSession(session, lambda: Coverage({}), cuda_graph=True)
-    both = images(4)["image"]
-    places = set()
-    for feeds in ({"image": both[:2]}, {"image": both[2:]}):
-        np.testing.assert_array_equal(captured.run(feeds)["scores"], plain.run(feeds)["scores"])
-        places.add(captured.bindings[0].inputs["image"].data_ptr())
-    assert len(places) == 1
+    ordinary = ort.OrtSession(session, lambda: Coverage({}))
+    replayed = ort.OrtSession(session, lambda: Coverage({}), cuda_graph=True)
+    batch = images(4)["image"]
+    addresses = set()
+    for feeds in ({"image": batch[:2]}, {"image": batch[2:]}):
+        np.testing.assert_array_equal(replayed.run(feeds)["scores"], ordinary.run(feeds)["scores"])
+        addresses.add(replayed.bindings[0].inputs["image"].data_ptr())
+    assert len(addresses) == 1
 
 
-def test_a_captured_session_refuses_outputs_of_open_shape(tmp_path: Path) -> None:
-    opened = cpu.open(built("fp32", tmp_path))
-    assert isinstance(opened, ort.OrtSession)
-    captured = ort.OrtSession(opened.session, opened.read_coverage, cuda_graph=True)
+def test_cuda_graph_session_rejects_outputs_of_dynamic_shape(tmp_path: Path) -> None:
+    session = open_engine(build("fp32", tmp_path))
+    replayed = ort.OrtSession(session.session, session.read_coverage, cuda_graph=True)
     with pytest.raises(QConvertError, match="needs fixed shapes, the output `scores`"):
-        captured.run(images())
+        replayed.run(images())
 
 
-def test_nodes_are_told_by_provider(tmp_path: Path) -> None:
-    engine = built("fp32", tmp_path)
-    session = cpu.open(engine)
-    assert isinstance(session, ort.OrtSession)
-    taken = ort.nodes_by_provider(session.session)
-    assert ort.count_nodes(taken) == {
-        cpu.PROVIDER: len(ir.load(engine.folder / engine.graph).graph)
-    }
-    assert "Conv stem" in taken[cpu.PROVIDER]
+def test_nodes_are_listed_by_provider(tmp_path: Path) -> None:
+    engine = build("fp32", tmp_path)
+    nodes = ort.nodes_by_provider(open_engine(engine).session)
+    count = len(ir.load(engine.folder / engine.graph).graph)
+    assert ort.count_nodes(nodes) == {cpu.PROVIDER: count}
+    assert "Conv stem" in nodes[cpu.PROVIDER]

@@ -1,23 +1,26 @@
-"""The native builder, for real: TensorRT for RTX builds without any GPU."""
+"""The native builder, on TensorRT for RTX, which builds without a GPU."""
 
+import signal
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
-from qconvert.backends import nvinfer, ort, precision_coverage, tensorrt_rtx
+from qconvert.backends import nvinfer, ort, subprocess_worker, tensorrt_rtx
 from qconvert.backends.base import BuildSpec, Engine, Precision, Profile
-from qconvert.backends.engine_folder import wrap_engine
-from qconvert.backends.nvinfer import BuildProgress, run_with_progress
+from qconvert.backends.engine_folder import EngineGraph, copy_graph, wrap_engine
+from qconvert.backends.nvinfer import BuildProgress, NativeBuildOptions
+from qconvert.backends.precision_coverage import layer_precisions
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
-from tests.backends.graphs import graph, written
+from tests.backends.graphs import ignore_progress, write_graph
 from tests.models import from_text, mixed
 
 RTX = tensorrt_rtx.PROVIDER
+OPTIONS = NativeBuildOptions((Profile(1, 2, 4),))
 
 
 @pytest.fixture(scope="module")
@@ -26,147 +29,164 @@ def trt() -> ModuleType:
     return module
 
 
-def quiet(text: str, fraction: float | None) -> None:
-    """Hear nothing."""
+@pytest.fixture
+def engine_graph(trt: ModuleType, tmp_path: Path) -> EngineGraph:
+    (tmp_path / "engine").mkdir()
+    return copy_graph(write_graph(tmp_path, "tensorrt-rtx", "fp32"), tmp_path / "engine")
 
 
-def built(root: Path, precision: Precision, **options: str | int) -> Engine:
-    root.mkdir(exist_ok=True)
-    (root / "engine").mkdir()
-    named = {name.replace("_", "-"): value for name, value in options.items()}
-    spec = BuildSpec(precision, Profile(1, 2, 4), options=named)
-    return tensorrt_rtx.build(
-        written(root, "tensorrt-rtx", precision), spec, root / "engine", quiet
+def build(root: Path, precision: Precision, **options: str | int) -> Engine:
+    (root / "engine").mkdir(parents=True)
+    spec = BuildSpec(
+        precision,
+        Profile(1, 2, 4),
+        options={name.replace("_", "-"): value for name, value in options.items()},
     )
+    graph = write_graph(root, "tensorrt-rtx", precision)
+    return tensorrt_rtx.build(graph, spec, root / "engine", ignore_progress)
 
 
-def test_an_engine_lies_beside_its_graph_and_the_model_that_names_it(
-    trt: ModuleType, tmp_path: Path
-) -> None:
-    engine = built(tmp_path, "fp16")
-    assert sorted(path.name for path in engine.folder.iterdir()) == [
-        "model.engine",
-        "model.onnx",
-        "model_ctx.onnx",
-    ]
-    assert engine.files == ("model_ctx.onnx", "model.engine")
-    assert "tensorrt-rtx 1" in engine.made_with["builder"]
-
-
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_a_second_build_differs_in_the_engine_at_most(
+def test_rtx_builds_differ_only_in_the_engine(
     trt: ModuleType, precision: Precision, tmp_path: Path
 ) -> None:
-    first, second = built(tmp_path / "a", precision), built(tmp_path / "b", precision)
+    first, second = build(tmp_path / "a", precision), build(tmp_path / "b", precision)
+    names = sorted(path.name for path in first.folder.iterdir())
+    assert names == ["model.engine", "model.onnx", "model_ctx.onnx"]
+    assert first.files == ("model_ctx.onnx", "model.engine")
+    assert "tensorrt-rtx 1" in first.made_with["builder"]
     for name in (first.graph, first.files[0]):
         assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
     assert second.bytes == pytest.approx(first.bytes, rel=0.01)
 
 
-def test_more_profiles_go_into_one_engine(trt: ModuleType, tmp_path: Path) -> None:
-    one = built(tmp_path / "a", "fp32")
-    more = built(tmp_path / "b", "fp32", more_profiles="1,1,1 8,8,8")
-    assert more.bytes > one.bytes
-    with pytest.raises(UsageError, match="three batch sizes"):
-        built(tmp_path / "c", "fp32", more_profiles="8,8")
+@pytest.mark.long
+def test_more_profiles_make_one_larger_engine(trt: ModuleType, tmp_path: Path) -> None:
+    one = build(tmp_path / "a", "fp32")
+    assert build(tmp_path / "b", "fp32", more_profiles="1,1,1 8,8,8").bytes > one.bytes
 
 
-def test_a_fixed_batch_needs_no_profile(trt: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize("profiles", ["8,8", "8,1,1", "1,x,2"])
+def test_invalid_more_profiles_are_rejected(profiles: str) -> None:
+    spec = BuildSpec("fp32", Profile(), options={"more-profiles": profiles})
+    with pytest.raises(UsageError, match="three ascending batch sizes"):
+        tensorrt_rtx.cache_key(spec)
+
+
+@pytest.mark.long
+def test_fixed_batch_and_several_inputs_build(trt: ModuleType, tmp_path: Path) -> None:
     model = mixed()
-    image = model.graph.inputs[0]
-    image.shape = ir.Shape((2, 3, 16, 16))
-    onnx_io.save(model, tmp_path / "fixed.onnx")
-    wishes = nvinfer.NativeBuildOptions((Profile(1, 8, 32),))
-    inputs = onnx_io.inputs(model)
-    assert nvinfer.build_engine(trt, tmp_path / "fixed.onnx", inputs, wishes, quiet)
+    model.graph.inputs[0].shape = ir.Shape((2, 3, 16, 16))
+    text = """
+    <ir_version: 10, opset_import: ["": 20]>
+    two (float[N, 4] left, float[N, 4] right) => (float[N, 4] sum) { sum = Add (left, right) }
+    """
+    for name, network in (("fixed", model), ("two", from_text(text))):
+        path = tmp_path / f"{name}.onnx"
+        onnx_io.save(network, path)
+        inputs = onnx_io.inputs(network)
+        assert nvinfer.build_engine(trt, path, inputs, OPTIONS, ignore_progress)
 
 
-def test_the_build_tells_how_far_it_is(trt: ModuleType, tmp_path: Path) -> None:
-    heard: list[tuple[str, float | None]] = []
-    source = written(tmp_path, "tensorrt-rtx", "fp32")
-    wishes = nvinfer.NativeBuildOptions((Profile(1, 2, 4),))
-    inputs = onnx_io.inputs(mixed())
-    nvinfer.build_engine(trt, source, inputs, wishes, lambda text, done: heard.append((text, done)))
-    fractions = [done for _, done in heard if done is not None]
+@pytest.mark.slow
+def test_worker_reports_progress_and_writes_the_engine(engine_graph: EngineGraph) -> None:
+    reports: list[tuple[str, float | None]] = []
+    output = engine_graph.folder / "model.engine"
+    nvinfer.build_in_subprocess(
+        "tensorrt_rtx", engine_graph, OPTIONS, output, lambda *report: reports.append(report)
+    )
+    fractions = [fraction for _, fraction in reports if fraction is not None]
     assert fractions == sorted(fractions)
-    assert heard[-1] == ("built", 1.0)
+    assert reports[-1] == ("built", 1.0)
+    assert output.stat().st_size > 1000
 
 
-def test_ctrl_c_ends_a_build_and_the_next_one_works(
-    trt: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.slow
+def test_ctrl_c_kills_the_worker(
+    engine_graph: EngineGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nvinfer, "POLL_SECONDS", 0.001)
-    source, inputs = written(tmp_path, "tensorrt-rtx", "int8"), onnx_io.inputs(mixed())
-    wishes = nvinfer.NativeBuildOptions((Profile(1, 2, 4),))
+    started: list[subprocess.Popen[bytes]] = []
+    start_python = subprocess_worker.start_python
 
-    def interrupted(text: str, fraction: float | None) -> None:
-        assert text != "built"
+    def record(code: str, *args: str, stderr: int = -1) -> subprocess.Popen[bytes]:
+        started.append(start_python(code, *args, stderr=stderr))
+        return started[-1]
+
+    def interrupt(text: str, fraction: float | None) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(subprocess_worker, "start_python", record)
+    output = engine_graph.folder / "model.engine"
     with pytest.raises(KeyboardInterrupt):
-        nvinfer.build_engine(trt, source, inputs, wishes, interrupted)
-    assert nvinfer.build_engine(trt, source, inputs, wishes, quiet)
+        nvinfer.build_in_subprocess("tensorrt_rtx", engine_graph, OPTIONS, output, interrupt)
+    assert [process.returncode for process in started] == [-signal.SIGKILL]
+    assert not output.exists()
 
 
-def test_what_the_parser_refuses_is_told_with_the_node(trt: ModuleType, tmp_path: Path) -> None:
-    source = tmp_path / "asymmetric.onnx"
-    onnx_io.save(graph("cpu", "int8"), source)
-    wishes, inputs = nvinfer.NativeBuildOptions((Profile(),)), onnx_io.inputs(mixed())
+def test_crash_of_the_builder_is_reported(
+    engine_graph: EngineGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorrt_rtx.py").write_text("import os\nos.abort()\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(QConvertError, match=r"TensorRT for RTX crashed on .* \(SIGABRT\)"):
+        nvinfer.parse_in_subprocess("tensorrt_rtx", engine_graph.path)
+
+
+@pytest.mark.long
+def test_engine_that_cannot_be_written_is_an_os_error(engine_graph: EngineGraph) -> None:
+    output = engine_graph.folder / "no/model.engine"
+    with pytest.raises(FileNotFoundError, match=r"no/model\.engine"):
+        nvinfer.build_in_subprocess("tensorrt_rtx", engine_graph, OPTIONS, output, ignore_progress)
+
+
+@pytest.mark.slow
+def test_refusal_of_the_parser_names_the_node_and_a_remedy(trt: ModuleType, tmp_path: Path) -> None:
+    asymmetric = write_graph(tmp_path, "cpu", "int8")
     with pytest.raises(QConvertError, match="TensorRT for RTX cannot read this model") as caught:
-        nvinfer.build_engine(trt, source, inputs, wishes, quiet)
+        nvinfer.parse_in_subprocess("tensorrt_rtx", asymmetric)
     assert "(QuantizeLinear): " in str(caught.value)
     assert "zero points of 0" in caught.value.hint
 
 
-def test_a_model_that_names_an_engine_is_one_the_runtime_knows(tmp_path: Path) -> None:
+def test_wrapped_engine_is_a_model_that_onnx_runtime_knows(tmp_path: Path) -> None:
     model = wrap_engine(mixed(), "model.engine", RTX)
-    onnx_io.save(model, tmp_path / "model_ctx.onnx")
-    proto = onnx.load(tmp_path / "model_ctx.onnx")
-    [node] = proto.graph.node
-    told = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
-    assert told["ep_cache_context"] == b"model.engine"
-    assert (told["embed_mode"], told["main_context"]) == (0, 0)
+    path = tmp_path / "model_ctx.onnx"
+    onnx_io.save(model, path)
+    [node] = onnx.load(path).graph.node
+    attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+    assert attributes["ep_cache_context"] == b"model.engine"
+    assert (attributes["embed_mode"], attributes["main_context"]) == (0, 0)
     assert [str(spec) for spec in onnx_io.outputs(model)] == ["scores: float32[N, 24]"]
-    # The runtime takes the operator and its attributes, and reads who can load the engine.
+    # ONNX Runtime accepts the operator and its attributes, and reads which provider loads it.
     with pytest.raises(QConvertError, match=f"EPContext node generated by '{RTX}'"):
-        ort.create_session(
-            tmp_path / "model_ctx.onnx", ort.session_options(), ["CPUExecutionProvider"]
-        )
+        ort.create_session(path, ort.session_options(), ["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize("path", ["/elsewhere/model.engine", "../model.engine"])
-def test_an_engine_elsewhere_is_refused(path: str) -> None:
+def test_engine_outside_the_folder_of_its_model_is_rejected(path: str) -> None:
     with pytest.raises(ValueError, match="beside its model"):
         wrap_engine(mixed(), path, RTX)
 
 
 def test_progress_never_goes_back_and_a_phase_fills_a_step_of_its_parent() -> None:
-    progress = BuildProgress()
+    reports: list[tuple[str, float | None]] = []
+    progress = BuildProgress(lambda *report: reports.append(report), interval=0)
     progress.begin("build", None, 2)
     progress.begin("graph", "build", 4)
-    assert progress.step("graph")
+    progress.step("graph")
     assert progress.fraction == 0.125
     progress.end("graph")
     progress.begin("graph again", "build", 100)
     progress.step("graph again")
     assert progress.fraction == 0.125
     progress.step("build")
-    assert (progress.fraction, progress.doing) == (0.5, "graph again")
-    progress.stopped = True
-    assert not progress.step("build")
-    assert progress.fraction == 1.0
-    assert not progress.step("never begun")
+    progress.step("build")
+    progress.step("never begun")
+    assert reports[-2:] == [("build", 0.5), ("build", 1.0)]
 
 
-def test_what_the_work_raises_comes_out_of_the_thread() -> None:
-    def failing() -> None:
-        raise QConvertError("no room", hint="make some")
-
-    with pytest.raises(QConvertError, match="no room"):
-        run_with_progress(failing, BuildProgress(), quiet)
-
-
-def test_layers_of_an_engine_count_by_what_they_read() -> None:
+def test_layers_count_by_the_type_they_read() -> None:
     layers = """{"Layers": [
         {"LayerType": "Reformat", "Inputs": [{"Format/Datatype": "Row major linear FP32"}]},
         {"LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": "Int8 NHWC32"}],
@@ -175,21 +195,7 @@ def test_layers_of_an_engine_count_by_what_they_read() -> None:
         {"LayerType": "kgen", "Inputs": [], "Outputs": [{"Format/Datatype": "FP16"}]},
         {"LayerType": "signal", "Inputs": [], "Outputs": []}
     ]}"""
-    counts = precision_coverage.layer_precisions(layers)
-    assert counts == {"bf16": 1, "casts": 1, "fp16": 1, "int8": 1, "other": 1}
-    assert precision_coverage.layer_precisions('{"Layers": ["conv1", "conv2"]}') is None
-    assert precision_coverage.layer_precisions("no JSON") is None
-
-
-def test_a_network_with_two_inputs_gets_both_into_the_profile(
-    trt: ModuleType, tmp_path: Path
-) -> None:
-    text = """
-    <ir_version: 10, opset_import: ["": 20]>
-    two (float[N, 4] left, float[N, 4] right) => (float[N, 4] sum) { sum = Add (left, right) }
-    """
-    model = from_text(text)
-    onnx_io.save(model, tmp_path / "two.onnx")
-    wishes = nvinfer.NativeBuildOptions((Profile(1, 2, 4),))
-    assert nvinfer.build_engine(trt, tmp_path / "two.onnx", onnx_io.inputs(model), wishes, quiet)
-    assert np.dtype(np.float32) == onnx_io.inputs(model)[1].dtype
+    counts = {"bf16": 1, "casts": 1, "fp16": 1, "int8": 1, "other": 1}
+    assert layer_precisions(layers) == counts
+    assert layer_precisions('{"Layers": ["conv1", "conv2"]}') is None
+    assert layer_precisions("no JSON") is None

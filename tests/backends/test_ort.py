@@ -11,22 +11,20 @@ from qconvert.core.tensors import random_inputs
 from tests import models
 
 
-def test_a_model_answers_by_output_name() -> None:
-    run = open_cpu(models.tiny())
-    answer = run(random_inputs(onnx_io.inputs(models.tiny()), 3, seed=0))
-    assert list(answer) == ["scores"]
-    assert answer["scores"].shape == (3, 5)
+def test_outputs_come_by_name() -> None:
+    outputs = open_cpu(models.tiny())(random_inputs(onnx_io.inputs(models.tiny()), 3, seed=0))
+    assert list(outputs) == ["scores"]
+    assert outputs["scores"].shape == (3, 5)
 
 
-def test_a_model_too_large_for_one_file_runs_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_with_external_data_runs_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     feeds = random_inputs(onnx_io.inputs(models.tiny()), 3, seed=0)
-    wanted = open_cpu(models.tiny())(feeds)
+    expected = open_cpu(models.tiny())(feeds)
     monkeypatch.setattr(onnx_io, "IN_MEMORY_BYTES", 100)
-    got = open_cpu(models.tiny())(feeds)
-    np.testing.assert_array_equal(wanted["scores"], got["scores"])
+    np.testing.assert_array_equal(open_cpu(models.tiny())(feeds)["scores"], expected["scores"])
 
 
-def test_what_the_runtime_refuses_is_told_in_one_sentence() -> None:
+def test_errors_of_the_runtime_are_one_sentence() -> None:
     model = models.tiny()
     model.graph.node(1).op_type = "Nonsense"
     with pytest.raises(QConvertError, match="cannot load this model") as caught:
@@ -36,7 +34,7 @@ def test_what_the_runtime_refuses_is_told_in_one_sentence() -> None:
         open_cpu(models.tiny())({"image": np.zeros((1, 3, 8), np.float32)})
 
 
-def test_the_model_is_left_alone() -> None:
+def test_opening_leaves_the_model_unchanged() -> None:
     model = models.tiny()
     before = ir.to_onnx_text(model)
     open_cpu(model)

@@ -278,9 +278,7 @@ def test_an_operator_without_a_converter_is_named() -> None:
         '<ir_version: 8, opset_import: ["": 5]>\n'
         "net (float[2, 3] x) => (float[2, 3] y) { y = Cast <to: int = 1> (x) }"
     )
-    with pytest.raises(
-        ValueError, match="upgrade `Cast` beyond opset 5; the model stays at opset 5"
-    ):
+    with pytest.raises(ValueError, match="upgrade `Cast` beyond opset 5; the model stays at"):
         upgrade_opset(ir.from_onnx_text(text), 20)
 
 

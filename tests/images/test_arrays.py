@@ -14,7 +14,7 @@ from qconvert.core.tensors import TensorSpec
 from qconvert.images import ImageChoice, open_images, reopen_images
 from qconvert.images.arrays import ArrayImages
 from qconvert.images.batches import Images
-from qconvert.images.labels import require_labels
+from qconvert.images.listing import ImageEntry
 from qconvert.images.preprocess import PRESETS
 
 UNIT = PRESETS["unit"]
@@ -24,66 +24,67 @@ TWO = [
 ]
 
 
-def two(count: int = 10) -> dict[str, Any]:
+def two_inputs(count: int = 10) -> dict[str, Any]:
     ids = np.arange(count * 7, dtype=np.int64).reshape(count, 7)
     return {"ids": ids, "mask": ids % 2 == 0}
 
 
-def opened(path: Path, specs: list[TensorSpec] = TWO, **choice: Any) -> Images:
+def open_rows(path: Path, specs: list[TensorSpec] = TWO, **choice: Any) -> Images:
     return open_images(ImageChoice(path, **choice), specs, UNIT)
 
 
-def written(tmp_path: Path, **named: Any) -> Path:
-    np.savez(tmp_path / "it.npz", **named)
-    return tmp_path / "it.npz"
+def write_npz(tmp_path: Path, **named: Any) -> Path:
+    np.savez(tmp_path / "arrays.npz", **named)
+    return tmp_path / "arrays.npz"
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_every_input_gets_its_rows(tmp_path: Path, save: Any) -> None:
-    save(tmp_path / "it.npz", **two())
-    batches = list(opened(tmp_path / "it.npz").batches(4))
+    save(tmp_path / "arrays.npz", **two_inputs())
+    batches = list(open_rows(tmp_path / "arrays.npz").batches(4))
     assert [len(batch.items) for batch in batches] == [4, 4, 2]
-    for name, array in two().items():
+    for name, array in two_inputs().items():
         assert np.array_equal(np.concatenate([batch.feeds[name] for batch in batches]), array)
     assert batches[1].items[0].name == "4"
 
 
 @settings(deadline=None)
 @given(size=st.integers(1, 12), start=st.integers(0, 9))
-def test_hashes_and_positions_do_not_depend_on_how_it_is_cut(size: int, start: int) -> None:
-    whole = ArrayImages(Path("x.npz"), two(), tuple(range(10)), (None,) * 10)
+def test_hashes_and_positions_do_not_depend_on_batches_or_parts(size: int, start: int) -> None:
+    entries = tuple(ImageEntry(str(row)) for row in range(10))
+    whole = ArrayImages(Path("x.npz"), entries, two_inputs())
     items = [item for batch in whole.batches(3) for item in batch.items]
     part = [item for batch in whole.between(start, 10).batches(size) for item in batch.items]
     assert part == items[start:]
 
 
-def test_an_npy_stands_for_the_only_input(tmp_path: Path) -> None:
+def test_npy_feeds_the_only_input(tmp_path: Path) -> None:
     array = np.asfortranarray(np.random.default_rng(0).random((5, 3, 2), np.float32))
-    np.save(tmp_path / "it.npy", array)
+    np.save(tmp_path / "arrays.npy", array)
     specs = [TensorSpec("x", np.dtype("float32"), ("N", 3, 2))]
-    batch = next(opened(tmp_path / "it.npy", specs).batches(5))
+    batch = next(open_rows(tmp_path / "arrays.npy", specs).batches(5))
     assert np.array_equal(batch.feeds["x"], array)
     with pytest.raises(UsageError, match="holds one array; the model has several inputs"):
-        opened(tmp_path / "it.npy")
+        open_rows(tmp_path / "arrays.npy")
 
 
-@pytest.mark.parametrize("name", ["it.npz", "it.npy"])
-def test_what_is_not_compressed_is_mapped_and_not_loaded(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["arrays.npz", "arrays.npy"])
+def test_uncompressed_arrays_are_memory_mapped(tmp_path: Path, name: str) -> None:
     array = np.zeros((4, 3, 2), np.float32)
-    np.savez(tmp_path / "it.npz", x=array)
-    np.save(tmp_path / "it.npy", array)
-    images = opened(tmp_path / name, [TensorSpec("x", np.dtype("float32"), ("N", 3, 2))])
+    np.savez(tmp_path / "arrays.npz", x=array)
+    np.save(tmp_path / "arrays.npy", array)
+    images = open_rows(tmp_path / name, [TensorSpec("x", np.dtype("float32"), ("N", 3, 2))])
     assert isinstance(images, ArrayImages)
     assert isinstance(images.arrays["x"], np.memmap)
     batch = next(images.batches(2))
     assert not isinstance(batch.feeds["x"], np.memmap)
 
 
-def test_count_spreads_and_labels_balance(tmp_path: Path) -> None:
-    path = written(tmp_path, **two(), labels=np.array([0] * 8 + [1] * 2))
-    images = opened(path, count=4)
-    assert require_labels(images) == (0, 0, 1, 1)
-    assert len(opened(path, count=99).names) == 10
+def test_count_is_balanced_over_labels(tmp_path: Path) -> None:
+    path = write_npz(tmp_path, **two_inputs(), labels=np.array([0] * 8 + [1] * 2))
+    images = open_rows(path, count=4)
+    assert images.labels == (0, 0, 1, 1)
+    assert len(open_rows(path, count=99).names) == 10
 
 
 @pytest.mark.parametrize(
@@ -103,25 +104,25 @@ def test_count_spreads_and_labels_balance(tmp_path: Path) -> None:
 def test_arrays_that_do_not_fit_the_model_are_refused(
     tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
-    named = {name: array for name, array in (two() | change).items() if array is not None}
+    named = {name: array for name, array in (two_inputs() | change).items() if array is not None}
     with pytest.raises(UsageError, match=words):
-        opened(written(tmp_path, **named))
+        open_rows(write_npz(tmp_path, **named))
 
 
 def test_empty_arrays_are_refused(tmp_path: Path) -> None:
     with pytest.raises(QConvertError, match="are empty"):
-        opened(written(tmp_path, **two(0)))
+        open_rows(write_npz(tmp_path, **two_inputs(0)))
 
 
-@pytest.mark.parametrize("name", ["it.npz", "it.npy"])
+@pytest.mark.parametrize("name", ["arrays.npz", "arrays.npy"])
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.7])
-def test_a_damaged_file_is_refused(tmp_path: Path, name: str, share: float) -> None:
-    np.save(tmp_path / "it.npy", two()["ids"])
-    written(tmp_path, ids=two()["ids"])
+def test_truncated_array_file_is_refused(tmp_path: Path, name: str, share: float) -> None:
+    np.save(tmp_path / "arrays.npy", two_inputs()["ids"])
+    write_npz(tmp_path, ids=two_inputs()["ids"])
     data = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(data[: int(share * len(data))])
     with pytest.raises(UsageError, match="cannot be read as arrays"):
-        opened(tmp_path / name, TWO[:1])
+        open_rows(tmp_path / name, TWO[:1])
 
 
 STATE = [
@@ -131,84 +132,87 @@ STATE = [
 ]
 
 
-def stated(**other: Any) -> dict[str, Any]:
+def stateful_inputs(**other: Any) -> dict[str, Any]:
     rows = {"frame": np.zeros((3, 4), np.float32), "state": np.zeros((3, 2, 1, 4), np.float32)}
     return {**rows, "rate": np.arange(3), **other}
 
 
-def test_inputs_that_are_no_rows_come_whole_and_one_at_a_time(tmp_path: Path) -> None:
-    batches = list(opened(written(tmp_path, **stated()), STATE).batches(8))
-    shapes = {name: each.shape for name, each in batches[1].feeds.items()}
+def test_unbatched_inputs_are_fed_whole_and_one_at_a_time(tmp_path: Path) -> None:
+    batches = list(open_rows(write_npz(tmp_path, **stateful_inputs()), STATE).batches(8))
+    shapes = {name: array.shape for name, array in batches[1].feeds.items()}
     assert shapes == {"frame": (1, 4), "state": (2, 1, 4), "rate": ()}
     assert [int(batch.feeds["rate"]) for batch in batches] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("batch", [2, "whole"])
-def test_whole_inputs_need_a_batch_of_one(tmp_path: Path, batch: Any) -> None:
+def test_unbatched_inputs_need_a_batch_of_one(tmp_path: Path, batch: Any) -> None:
     frame = TensorSpec("frame", np.dtype("float32"), (1 if batch == "whole" else batch, 4))
     rows = np.zeros((3, 1, 4) if batch == "whole" else (3, 4), np.float32)
     with pytest.raises(UsageError, match="one at a time, but the first input is `frame"):
-        opened(written(tmp_path, **stated(frame=rows)), [frame, *STATE[1:]])
+        open_rows(write_npz(tmp_path, **stateful_inputs(frame=rows)), [frame, *STATE[1:]])
 
 
-def test_a_single_number_is_an_array_of_numbers(tmp_path: Path) -> None:
+def test_scalar_input_needs_one_number_per_item(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has the shape \[\]"):
-        opened(written(tmp_path, **stated(rate=np.int64(1))), STATE)
+        open_rows(write_npz(tmp_path, **stateful_inputs(rate=np.int64(1))), STATE)
 
 
-def test_a_missing_file_and_labels_for_arrays_are_refused(tmp_path: Path) -> None:
+def test_missing_file_and_label_file_for_arrays_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
-        opened(tmp_path / "gone.npz")
-    with pytest.raises(UsageError, match="is for pictures"):
-        opened(written(tmp_path, **two()), labels=Path("labels.csv"))
+        open_rows(tmp_path / "gone.npz")
+    with pytest.raises(UsageError, match="is for image files"):
+        open_rows(write_npz(tmp_path, **two_inputs()), labels=Path("labels.csv"))
 
 
-def test_a_member_that_is_no_array_is_refused(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "it.npz", "w") as archive:
+def test_member_that_is_not_an_array_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "arrays.npz", "w") as archive:
         archive.writestr("ids.npy", "hello")
     with pytest.raises(UsageError, match="cannot be read as arrays"):
-        opened(tmp_path / "it.npz")
+        open_rows(tmp_path / "arrays.npz")
 
 
-def test_a_stored_list_opens_the_very_same_rows(tmp_path: Path) -> None:
-    images = opened(written(tmp_path, **two()), count=3)
-    stored = images.manifest()
-    again = reopen_images(stored, TWO, UNIT)
-    assert again.names == images.names
-    assert again.manifest() == stored
-    assert again.between(1, 3).manifest().entries == stored.entries[1:]
+def test_manifest_reopens_the_same_rows(tmp_path: Path) -> None:
+    images = open_rows(write_npz(tmp_path, **two_inputs()), count=3)
+    manifest = images.manifest()
+    reopened = reopen_images(manifest, TWO, UNIT)
+    assert reopened.names == images.names
+    assert reopened.manifest() == manifest
+    assert reopened.between(1, 3).manifest().entries == manifest.entries[1:]
 
 
-def test_a_stored_list_notices_what_is_gone_or_changed(tmp_path: Path) -> None:
-    stored = opened(written(tmp_path, **two()), count=3).manifest()
-    written(tmp_path, **(two() | {"ids": two()["ids"] + 1}))
-    with pytest.raises(QConvertError, match="is not what it was"):
-        next(reopen_images(stored, TWO, UNIT).batches(3))
-    written(tmp_path, **two(2))
+def test_reopening_changed_or_missing_rows_is_an_error(tmp_path: Path) -> None:
+    manifest = open_rows(write_npz(tmp_path, **two_inputs()), count=3).manifest()
+    write_npz(tmp_path, **(two_inputs() | {"ids": two_inputs()["ids"] + 1}))
+    with pytest.raises(QConvertError, match="has changed"):
+        next(reopen_images(manifest, TWO, UNIT).batches(3))
+    write_npz(tmp_path, **two_inputs(2))
     with pytest.raises(UsageError, match="has only 2 rows left"):
-        reopen_images(stored, TWO, UNIT)
+        reopen_images(manifest, TWO, UNIT)
 
 
-def test_a_bomb_of_arrays_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    np.savez_compressed(tmp_path / "it.npz", **two(100_000))
+def test_arrays_that_unpack_over_the_limit_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez_compressed(tmp_path / "arrays.npz", **two_inputs(100_000))
     monkeypatch.setattr(npz, "MAX_BYTES", 1_000_000)
     with pytest.raises(UsageError, match="over the limit of 1 GiB in memory"):
-        opened(tmp_path / "it.npz")
-    np.savez(tmp_path / "it.npz", **two(100_000))
-    assert len(opened(tmp_path / "it.npz").names) == 100_000
+        open_rows(tmp_path / "arrays.npz")
+    np.savez(tmp_path / "arrays.npz", **two_inputs(100_000))
+    assert len(open_rows(tmp_path / "arrays.npz").names) == 100_000
 
 
-@pytest.mark.parametrize("name", ["it.npz", "packed.npz", "it.npy"])
-def test_any_flipped_byte_is_refused_or_read(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["arrays.npz", "packed.npz", "arrays.npy"])
+def test_flipped_byte_is_refused_or_read(name: str, tmp_path: Path) -> None:
     ids = np.arange(70, dtype=np.int64).reshape(10, 7)
     path = tmp_path / name
-    save = {"it.npz": np.savez, "packed.npz": np.savez_compressed}.get(name)
+    save = {"arrays.npz": np.savez, "packed.npz": np.savez_compressed}.get(name)
     if save is None:
         np.save(path, ids)
     else:
         save(path, ids=ids)
-    good = path.read_bytes()
-    for at in range(0, len(good), 3):
-        path.write_bytes(good[:at] + bytes([good[at] ^ 0x84]) + good[at + 1 :])
+    intact = path.read_bytes()
+    for position in range(0, len(intact), 3):
+        flipped = bytes([intact[position] ^ 0x84])
+        path.write_bytes(intact[:position] + flipped + intact[position + 1 :])
         with contextlib.suppress(UsageError):
-            opened(path, TWO[:1])
+            open_rows(path, TWO[:1])

@@ -1,5 +1,6 @@
 import json
 import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,10 +9,21 @@ import pytest
 import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
 
-from qconvert.core.errors import UsageError
+from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.tensors import TensorSpec
-from qconvert.images.preprocess import PRESETS, Preprocess, find_image_input, fit_to_input
+from qconvert.images.preprocess import (
+    PRESETS,
+    RESAMPLING,
+    Interpolation,
+    Preprocess,
+    find_image_input,
+    fit_to_input,
+    make_converter,
+)
+from tests.images.image_folders import noise_image
 
 SIDES = st.integers(1, 2000)
 NUMBERS = st.floats(0.001, 1000)
@@ -34,7 +46,7 @@ def fitted(preprocess: Preprocess, *shape: int | str, dtype: str = "float32") ->
 
 @settings(deadline=None)
 @given(SPECS)
-def test_settings_survive_toml_and_json(preprocess: Preprocess) -> None:
+def test_preprocessing_settings_round_trip_through_toml_and_json(preprocess: Preprocess) -> None:
     through_toml = tomllib.loads(tomli_w.dumps(preprocess.to_dict()))
     through_json = json.loads(json.dumps(preprocess.to_dict()))
     assert Preprocess.from_dict(through_toml) == preprocess
@@ -42,7 +54,7 @@ def test_settings_survive_toml_and_json(preprocess: Preprocess) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "word"),
+    ("invalid", "word"),
     [
         ({"resize": 0}, "start at 1"),
         ({"crop": -1}, "start at 1"),
@@ -58,11 +70,13 @@ def test_settings_survive_toml_and_json(preprocess: Preprocess) -> None:
         ({"resize": "big"}, "resize: "),
     ],
 )
-def test_nonsense_is_refused_with_the_setting_named(given: dict[str, Any], word: str) -> None:
-    with pytest.raises(UsageError) as refused:
-        Preprocess.from_dict(given)
-    assert word in " ".join(refused.value.details)
-    assert "`crop-share`" in str(refused.value.hint)
+def test_invalid_preprocessing_setting_is_refused_by_name(
+    invalid: dict[str, Any], word: str
+) -> None:
+    with pytest.raises(UsageError) as error:
+        Preprocess.from_dict(invalid)
+    assert word in " ".join(error.value.details)
+    assert "`crop-share`" in str(error.value.hint)
 
 
 @pytest.mark.parametrize(
@@ -70,49 +84,49 @@ def test_nonsense_is_refused_with_the_setting_named(given: dict[str, Any], word:
     [("imagenet", 224, 256), ("inception", 299, 342), ("clip", 336, 336), ("unit", 28, 32)],
 )
 def test_sizes_follow_the_model(preset: str, size: int, resize: int) -> None:
-    settled = fitted(PRESETS[preset], "N", 3, size, size)
-    assert (settled.resize, settled.crop) == (resize, size)
+    fit = fitted(PRESETS[preset], "N", 3, size, size)
+    assert (fit.resize, fit.crop) == (resize, size)
 
 
-def test_a_model_that_takes_no_square_gets_the_whole_picture() -> None:
-    settled = fitted(PRESETS["imagenet"], "N", 3, 224, 320)
-    assert (settled.resize, settled.crop) == ((320, 224), "none")
+def test_model_with_an_oblong_input_gets_the_whole_image() -> None:
+    fit = fitted(PRESETS["imagenet"], "N", 3, 224, 320)
+    assert (fit.resize, fit.crop) == ((320, 224), "none")
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 @pytest.mark.parametrize("shape", [(1, 3, 64, 64), (1, 64, 96, 3), (1, 1, 28, 28)])
-def test_settling_twice_changes_nothing(preset: str, shape: tuple[int, ...]) -> None:
+def test_fitting_fitted_preprocessing_changes_nothing(preset: str, shape: tuple[int, ...]) -> None:
     preprocess = replace(PRESETS[preset], mean=(0.5,), std=(0.5,))
     once = fitted(preprocess, *shape)
     assert fitted(once, *shape) == once
 
 
-@pytest.mark.parametrize("given", [{"crop": 96}, {"resize": (96, 96)}])
-def test_a_model_of_open_size_takes_what_the_user_says(given: dict[str, Any]) -> None:
+@pytest.mark.parametrize("sizes", [{"crop": 96}, {"resize": (96, 96)}])
+def test_model_of_free_size_takes_the_size_of_the_settings(sizes: dict[str, Any]) -> None:
     spec = TensorSpec("x", np.dtype("float32"), ("N", 3, "h", "w"))
-    _, target = fit_to_input(Preprocess(**given), find_image_input([spec]))
-    assert (target.width, target.height) == (96, 96)
+    _, image_input = fit_to_input(Preprocess(**sizes), find_image_input([spec]))
+    assert (image_input.width, image_input.height) == (96, 96)
 
 
-@pytest.mark.parametrize("given", [{}, {"resize": 256}, {"crop": "none"}, {"resize": "none"}])
-def test_a_size_that_nobody_said_is_asked_for(given: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="height and width of input `x` are not known"):
-        fitted(Preprocess(**given), "N", 3, "h", "w")
+@pytest.mark.parametrize("sizes", [{}, {"resize": 256}, {"crop": "none"}, {"resize": "none"}])
+def test_model_of_free_size_without_a_setting_is_refused(sizes: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="height and width of input `x` are unknown"):
+        fitted(Preprocess(**sizes), "N", 3, "h", "w")
 
 
-def test_sizes_that_do_not_fit_the_model_are_refused() -> None:
-    with pytest.raises(UsageError, match="makes 200×200 pictures; the model takes 224×224"):
+def test_size_unlike_that_of_the_model_is_refused() -> None:
+    with pytest.raises(UsageError, match="makes 200×200 images; the model takes 224×224"):
         fitted(Preprocess(crop=200), 1, 3, 224, 224)
     with pytest.raises(UsageError, match="crop of 224 does not fit into resize 128"):
         fitted(Preprocess(resize=128), 1, 3, 224, 224)
 
 
-def test_bytes_are_not_normalised_and_the_settings_say_so() -> None:
-    settled = fitted(PRESETS["imagenet"], 1, 3, 24, 24, dtype="uint8")
-    assert (settled.divisor, settled.mean, settled.std) == (1.0, (0.0,), (1.0,))
+def test_uint8_input_is_not_normalized() -> None:
+    fit = fitted(PRESETS["imagenet"], 1, 3, 24, 24, dtype="uint8")
+    assert (fit.divisor, fit.mean, fit.std) == (1.0, (0.0,), (1.0,))
 
 
-def test_one_channel_is_gray_and_takes_one_mean() -> None:
+def test_single_channel_input_is_gray_and_takes_one_mean() -> None:
     assert fitted(Preprocess(mean=(0.5,)), 1, 1, 28, 28).colours == "gray"
     with pytest.raises(UsageError, match="given for 3 channels; input `x` has 1"):
         fitted(PRESETS["imagenet"], 1, 1, 28, 28)
@@ -126,11 +140,11 @@ def test_one_channel_is_gray_and_takes_one_mean() -> None:
         ((1, 28, 28, 1), "uint8", "nhwc", 1),
     ],
 )
-def test_the_layout_is_read_from_the_shape(
+def test_layout_is_inferred_from_the_shape(
     shape: tuple[int | str, ...], dtype: str, layout: str, channels: int
 ) -> None:
-    target = find_image_input([TensorSpec("x", np.dtype(dtype), shape)])
-    assert (target.layout, target.channels) == (layout, channels)
+    image_input = find_image_input([TensorSpec("x", np.dtype(dtype), shape)])
+    assert (image_input.layout, image_input.channels) == (layout, channels)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +157,122 @@ def test_the_layout_is_read_from_the_shape(
         [TensorSpec(name, np.dtype("float32"), (1, 3, 24, 24)) for name in ("x", "y")],
     ],
 )
-def test_inputs_that_are_no_pictures_ask_for_arrays(specs: list[TensorSpec]) -> None:
-    with pytest.raises(UsageError, match="pictures feed") as refused:
+def test_input_that_cannot_take_images_asks_for_arrays(specs: list[TensorSpec]) -> None:
+    with pytest.raises(UsageError, match="images feed") as error:
         find_image_input(specs)
-    assert "npz" in str(refused.value.hint)
+    assert "npz" in str(error.value.hint)
+
+
+Converter = Callable[[Image.Image], NDArray[Any]]
+
+
+def converter(
+    preprocess: Preprocess, shape: tuple[int | str, ...], dtype: str = "float32"
+) -> Converter:
+    spec = TensorSpec("x", np.dtype(dtype), shape)
+    convert = make_converter(*fit_to_input(preprocess, find_image_input([spec])))
+    return lambda image: convert(image, "image.png")
+
+
+def reference(
+    image: Image.Image, preprocess: Preprocess, resize: int, crop: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Prepare an image in the steps of torchvision; return the values and the size of one level."""
+    width, height = image.size
+    long = int(resize * max(width, height) / min(width, height))
+    scaled = (resize, long) if width <= height else (long, resize)
+    image = image.resize(scaled, RESAMPLING[preprocess.interpolation])
+    left, top = round((scaled[0] - crop) / 2), round((scaled[1] - crop) / 2)
+    pixels = np.asarray(image.crop((left, top, left + crop, top + crop)))
+    mean, std = np.float32(preprocess.mean), np.float32(preprocess.std)  # type: ignore[arg-type]
+    values = (pixels.astype(np.float32) / np.float32(preprocess.divisor) - mean) / std
+    return values.transpose(2, 0, 1), np.broadcast_to(1 / (preprocess.divisor * std), 3)
+
+
+@settings(deadline=None)
+@given(
+    width=st.integers(1, 90),
+    height=st.integers(1, 90),
+    crop=st.integers(1, 40),
+    more=st.integers(0, 12),
+)
+def test_pixels_are_within_two_levels_of_those_of_torchvision(
+    width: int, height: int, crop: int, more: int
+) -> None:
+    preprocess = replace(PRESETS["imagenet"], resize=crop + more, crop=crop)
+    image = noise_image(width, height, seed=width)
+    got = converter(preprocess, ("N", 3, crop, crop))(image)
+    expected, level = reference(image, preprocess, crop + more, crop)
+    assert np.all(np.abs(got - expected) <= 2.001 * level[:, None, None])
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_pixels_without_resizing_equal_those_of_torchvision(preset: str) -> None:
+    image = noise_image(32, 32)
+    got = converter(
+        Preprocess.from_dict({**PRESETS[preset].to_dict(), "resize": 32}), (1, 3, 24, 24)
+    )
+    expected, _ = reference(image, PRESETS[preset], 32, 24)
+    assert np.array_equal(got(image), expected)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "box"])
+@pytest.mark.parametrize("size", [(500, 375), (333, 500), (230, 900)])
+def test_mean_difference_from_resizing_the_whole_image_is_below_half_a_level(
+    size: tuple[int, int], interpolation: Interpolation
+) -> None:
+    smooth = noise_image(12, 9).resize(size, Image.Resampling.BICUBIC)
+    preprocess = replace(PRESETS["raw"], interpolation=interpolation)
+    got = converter(preprocess, (1, 3, 224, 224))(smooth)
+    expected, _ = reference(smooth, preprocess, 256, 224)
+    assert np.abs(got - expected).mean() < 0.5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_pixels_of_efficientnet_lite_become_x_minus_127_over_128(dtype: str) -> None:
+    preprocess = Preprocess(resize="none", mean=(127 / 255,), std=(128 / 255,))
+    gray = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    got = converter(preprocess, (1, 1, 16, 16), dtype)
+    levels = got(gray)
+    assert levels.dtype == np.dtype(dtype)
+    assert np.allclose(levels.reshape(-1), (np.arange(256) - 127) / 128, atol=1e-3)
+
+
+def test_uint8_pixels_are_passed_through() -> None:
+    image = noise_image(24, 24)
+    got = converter(Preprocess(resize="none"), (1, 24, 24, 3), "uint8")(image)
+    assert got.dtype == np.uint8
+    assert np.array_equal(got, np.asarray(image))
+
+
+def test_nhwc_input_holds_the_values_of_nchw() -> None:
+    image = noise_image(50, 40)
+    first = converter(PRESETS["imagenet"], (1, 3, 24, 24))(image)
+    last = converter(PRESETS["imagenet"], (1, 24, 24, 3))(image)
+    assert np.array_equal(first.transpose(1, 2, 0), last)
+
+
+def test_bgr_reverses_the_channels_and_its_mean_is_in_that_order() -> None:
+    image = Image.new("RGB", (24, 24), (10, 20, 30))
+    bgr = Preprocess(divisor=1, colours="bgr", mean=(30, 20, 10))
+    assert not converter(bgr, (1, 3, 24, 24))(image).any()
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "size", "words"),
+    [
+        (Preprocess(resize="none"), (20, 30), "`image.png` is 20×30; the model takes 24×24"),
+        (Preprocess(resize=24, crop="none"), (48, 24), "48×24; the model takes 24×24"),
+        (Preprocess(resize=24, crop="none"), (9000, 1), "9000×1, 216000×24 resized"),
+    ],
+)
+def test_image_that_does_not_fit_is_refused_with_its_size(
+    preprocess: Preprocess, size: tuple[int, int], words: str
+) -> None:
+    with pytest.raises(QConvertError, match=words):
+        converter(preprocess, (1, 3, 24, 24))(Image.new("RGB", size))
+
+
+def test_very_long_image_costs_no_more_than_its_crop() -> None:
+    strip = Image.new("RGB", (60_000, 1), "red")
+    assert converter(Preprocess(), (1, 3, 24, 24))(strip).shape == (3, 24, 24)

@@ -29,7 +29,7 @@ from qconvert.package.onnxruntime_folder import python_string, session_code
 from qconvert.package.pack import PackageOptions, write_package
 from qconvert.run.finished_run import load_run
 from tests.conftest import Outcome
-from tests.images.drawn import arrays, folder, opened
+from tests.images.image_folders import all_rows, open_for_test, write_images
 from tests.models import floats, from_text
 from tests.runs import CLASSES
 
@@ -107,8 +107,8 @@ def test_pictures_are_prepared_bit_for_bit_as_here(way: str, spec: TensorSpec) -
     sizes = {"wide": (61, 40), "high": (33, 52), "own": (24, 24), "odd": (25, 31)}
     read = reader(ImagePreparation(*fit_to_input(done, find_image_input([spec]))))
     for name, size in sizes.items():
-        (picture,) = folder(Path(name), "a.png", size=size).iterdir()
-        wanted = arrays(opened(Path(name), preprocess=done, spec=spec))
+        (picture,) = write_images(Path(name), "a.png", size=size).iterdir()
+        wanted = all_rows(open_for_test(Path(name), preprocess=done, spec=spec))
         assert np.array_equal(read(picture), wanted), name
 
 
@@ -127,7 +127,7 @@ def test_pictures_that_do_not_fit_are_named(world: Path) -> None:
     pictures = make_bundle(load_run(Path("run")), "cpu-fp32").preparation
     assert pictures is not None
     only_cut = replace(pictures, preprocess=replace(pictures.preprocess, resize="none"))
-    folder(Path("small"), "a.png", size=(8, 8))
+    write_images(Path("small"), "a.png", size=(8, 8))
     with pytest.raises(SystemExit, match=r"a\.png: 8x8 does not fit"):
         reader(only_cut)(Path("small/a.png"))
     Image.fromarray(np.zeros((20, 20), np.uint16)).save("deep.png")
@@ -181,7 +181,7 @@ def test_a_fixed_batch_is_filled_with_the_picture_and_classes_may_be_given(tmp_p
     names = "abcdef"
     (tmp_path / "names.txt").write_text("\n".join(names))
     place = packed(from_text(FIXED, w=floats(3, 6)), classes=tmp_path / "names.txt", name="six")
-    picture = folder(tmp_path / "some", "a.png") / "a.png"
+    picture = write_images(tmp_path / "some", "a.png") / "a.png"
     said = ran(place / "run.py", picture)
     engine = qconvert.open_engine("own/engines/cpu-fp32")
     assert list(engine.inputs[0].shape) == [4, 3, 8, 8]

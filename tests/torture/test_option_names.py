@@ -14,8 +14,8 @@ import onnxruntime
 import pytest
 
 import qconvert.backends
-from qconvert.backends.base import BuildSpec, Precision, Profile, read_settings
-from qconvert.backends.tensorrt_options import TensorrtSettings, load_options, provider_options
+from qconvert.backends.base import BuildSpec, Precision, Profile
+from qconvert.backends.tensorrt_options import load_options, provider_options, read_options
 from qconvert.backends.versions import NETWORK_TYPES
 from qconvert.core.tensors import TensorSpec
 
@@ -55,9 +55,7 @@ def used() -> set[str]:
             options: dict[str, Any] = {"workspace": 1, "timing-cache": "t", one: on}
             given = BuildSpec(precision, Profile(1, 8, 32), options=options)
             found |= set(provider_options(given, Path("engine"), row, [IMAGE]))
-            found |= set(
-                load_options(read_settings(TensorrtSettings, given, "tensorrt"), Path("engine"))
-            )
+            found |= set(load_options(read_options(given), Path("engine")))
     for source in Path(qconvert.backends.__file__).parent.glob("*.py"):
         found |= set(re.findall(r'"(trt_\w+)"', source.read_text(encoding="utf-8")))
     return found

@@ -1,0 +1,143 @@
+"""Every backend reports whether it works, why not, and the command that cures it."""
+
+import pytest
+
+from qconvert.backends import BACKENDS, probe, versions
+from qconvert.backends.base import Availability
+from qconvert.backends.cuda import PACKAGE
+from qconvert.backends.system_probe import Gpu, Installed, detect, provider_error
+from qconvert.backends.tensorrt_rtx import BUILDER
+
+H200 = Gpu("NVIDIA H200", (9, 0))
+RTX4090 = Gpu("NVIDIA RTX 4090", (8, 9))
+NO_DRIVER = "no NVIDIA driver: libcuda.so.1 not found"
+
+GPU_HOST = {PACKAGE: "1.31.1"}
+
+
+def machine(packages: dict[str, str], *gpus: Gpu, driver_error: str = "") -> Installed:
+    return Installed(packages, "CUDA 13.0" if gpus else "", driver_error, gpus)
+
+
+@pytest.mark.parametrize(
+    ("backend", "installed", "reason", "cure"),
+    [
+        ("cpu", machine({}), "onnxruntime is not installed", 'pip install "qconvert[cpu]"'),
+        ("cuda", machine({}), "onnxruntime-gpu is not installed", 'pip install "qconvert[cuda]"'),
+        (
+            "cuda",
+            machine({"onnxruntime": "1.31.1"}),
+            "onnxruntime-gpu is not installed",
+            'pip uninstall -y onnxruntime && pip install "qconvert[cuda]"',
+        ),
+        ("cuda", machine(GPU_HOST, driver_error=NO_DRIVER), NO_DRIVER, "--gpus all"),
+        (
+            "tensorrt",
+            machine(
+                {**GPU_HOST, "tensorrt-cu13": "11.4.0.106", "tensorrt-cu13-libs": "11.4.0.106"},
+                H200,
+            ),
+            "onnxruntime-gpu 1.31.1 needs TensorRT 10; found 11.4.0.106",
+            'pip install "tensorrt-cu13>=10,<11"',
+        ),
+        (
+            "tensorrt",
+            machine(GPU_HOST, H200),
+            "needs TensorRT 10; none is installed",
+            'pip install "tensorrt-cu13>=10,<11"',
+        ),
+        (
+            "tensorrt",
+            machine({"onnxruntime-gpu": "1.24.0", "tensorrt": "11.4.0"}, H200),
+            "onnxruntime-gpu 1.24.0 needs TensorRT 10; found 11.4.0",
+            'pip install "tensorrt-cu12>=10,<11"',
+        ),
+        (
+            "tensorrt",
+            machine({"onnxruntime-gpu": "1.17.0"}, H200),
+            "is too old",
+            "qconvert[tensorrt]",
+        ),
+        (
+            "tensorrt",
+            machine({**GPU_HOST, "tensorrt-cu13": "10.16.1.11"}, driver_error=NO_DRIVER),
+            NO_DRIVER,
+            "--gpus all",
+        ),
+        ("tensorrt-rtx", machine({}), f"{BUILDER} is not installed", "qconvert[tensorrt-rtx]"),
+    ],
+)
+def test_missing_requirement_is_named_with_its_cure(
+    backend: str, installed: Installed, reason: str, cure: str
+) -> None:
+    status = probe(backend, installed)
+    assert (status.builds, status.runs) == (False, False)
+    assert reason in status.reason
+    assert cure in status.cure
+
+
+def test_tensorrt_rtx_is_not_mistaken_for_tensorrt() -> None:
+    packages = {**GPU_HOST, "tensorrt-rtx-cu13": "1.7.1", "tensorrt-rtx-cu13-libs": "1.7.1"}
+    installed = machine(packages, H200)
+    assert installed.library_version("tensorrt") == ""
+    assert installed.library_version("tensorrt-rtx") == "1.7.1"
+
+
+def test_cpu_provider_runs_here() -> None:
+    status = probe("cpu", detect())
+    assert (status.builds, status.runs, status.reason) == (True, True, "")
+    assert "threads" in status.version
+
+
+@pytest.mark.slow
+def test_tensorrt_rtx_builds_without_a_gpu_and_says_what_running_needs() -> None:
+    packages = detect().packages
+    if not machine(dict(packages)).library_version("tensorrt-rtx"):
+        pytest.skip("tensorrt-rtx-cu13 has no wheel for this platform")
+    status = probe("tensorrt-rtx", Installed(packages, "", NO_DRIVER, ()))
+    assert (status.builds, status.runs) == (True, False)
+    assert NO_DRIVER in status.reason
+    status = probe("tensorrt-rtx", Installed(packages, "CUDA 13.0", "", (H200,)))
+    assert (status.builds, status.runs) == (True, False)
+    assert "NVIDIA H200 (9.0)" in status.reason
+
+
+def test_missing_provider_is_reported_and_never_falls_back() -> None:
+    assert "built without NoSuchExecutionProvider" in provider_error("NoSuchExecutionProvider")
+
+
+def test_backend_that_does_not_work_must_give_a_reason() -> None:
+    with pytest.raises(ValueError, match="must give a reason"):
+        Availability(builds=True, runs=False)
+
+
+def test_two_runtimes_are_a_conflict() -> None:
+    installed = machine({"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.1"})
+    assert installed.runtimes == ("onnxruntime", "onnxruntime-gpu")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "tensorrt", "cuda"),
+    [("1.31.1", 10, 13), ("1.27.0", 10, 13), ("1.26.0", 10, 12), ("1.20.1", 10, 12)],
+)
+def test_linked_libraries_of_a_release(runtime: str, tensorrt: int, cuda: int) -> None:
+    linked = versions.linked_libraries(runtime)
+    assert linked is not None
+    assert (linked.tensorrt, linked.cuda, linked.cudnn) == (tensorrt, cuda, 9)
+
+
+def test_releases_older_than_the_table_are_unknown() -> None:
+    assert versions.linked_libraries("1.19.2") is None
+    assert versions.major_minor("10.16.1.11") == (10, 16)
+    assert versions.major_minor("odd") == (0, 0)
+
+
+def test_rtx_gpus_by_compute_capability() -> None:
+    rtx, others = [(8, 6), RTX4090.capability, (12, 0), (12, 1)], [(9, 0), (8, 0)]
+    assert all(versions.is_rtx(capability) for capability in rtx)
+    assert not any(versions.is_rtx(capability) for capability in others)
+
+
+def test_every_backend_has_a_cure_on_an_empty_machine() -> None:
+    for name in BACKENDS:
+        assert probe(name, machine({}, driver_error=NO_DRIVER)).cure

@@ -1,0 +1,221 @@
+import hashlib
+import os
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qconvert.core.errors import QConvertError, UsageError
+from qconvert.core.tensors import TensorSpec
+from qconvert.images import reopen_images
+from qconvert.images.batches import manifest_of
+from qconvert.images.image_files import ReadOptions
+from qconvert.images.preprocess import PRESETS, Preprocess
+from tests.images.image_folders import (
+    SPEC,
+    all_rows,
+    noise_image,
+    open_for_test,
+    write_images,
+    write_numbered,
+)
+
+
+def truncate(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).write_bytes((root / name).read_bytes()[:60])
+    return root
+
+
+@pytest.mark.parametrize("workers", [1, 3, 8])
+@pytest.mark.parametrize("size", [1, 4, 7, 100])
+def test_pixels_do_not_depend_on_threads_or_batch_size(
+    tmp_path: Path, workers: int, size: int
+) -> None:
+    write_numbered(tmp_path, 17)
+    images = open_for_test(tmp_path, ReadOptions(workers=workers))
+    in_one_batch = all_rows(open_for_test(tmp_path, ReadOptions(workers=1)), 17)
+    assert np.array_equal(all_rows(images, size), in_one_batch)
+
+
+def test_all_batches_but_the_last_are_full_and_name_their_items(tmp_path: Path) -> None:
+    write_numbered(tmp_path, 10)
+    (tmp_path / "labels.csv").write_text("file,label\n004.png,9\n")
+    batches = list(open_for_test(tmp_path).batches(4))
+    assert [len(batch.items) for batch in batches] == [4, 4, 2]
+    assert [batch.feeds["x"].shape for batch in batches] == [(4, 3, 24, 24)] * 2 + [(2, 3, 24, 24)]
+    assert [batch.items[0].position for batch in batches] == [0, 4, 8]
+    first = batches[1].items[0]
+    sha256 = hashlib.sha256((tmp_path / "004.png").read_bytes()).hexdigest()
+    assert (first.position, first.name, first.sha256, first.label) == (4, "004.png", sha256, 9)
+    assert batches[1].items[1].label is None
+
+
+@pytest.mark.parametrize("broken", [("000.png",), ("003.png", "004.png"), ("007.png",)])
+def test_broken_file_is_skipped_and_named_and_shifts_no_position(
+    tmp_path: Path, broken: tuple[str, ...]
+) -> None:
+    truncate(write_numbered(tmp_path, 8), *broken)
+    batches = list(open_for_test(tmp_path).batches(7))
+    skipped = [file for batch in batches for file in batch.skipped]
+    assert [file.name for file in skipped] == list(broken)
+    assert all("truncated" in str(file) or "identify" in str(file) for file in skipped)
+    items = [item for batch in batches for item in batch.items]
+    assert len(items) == 8 - len(broken)
+    assert all(item.name == f"{item.position:03}.png" for item in items)
+
+
+@pytest.mark.parametrize(
+    ("files", "broken", "limit"), [(30, 11, None), (200, 21, None), (5, 1, 0), (12, 5, 4)]
+)
+def test_more_broken_files_than_allowed_are_an_error(
+    tmp_path: Path, files: int, broken: int, limit: int | None
+) -> None:
+    names = [f"{number:03}.png" for number in range(files)]
+    write_images(tmp_path, *names, size=(8, 6))
+    options = ReadOptions(workers=2, max_broken=limit)
+    truncate(tmp_path, *names[: broken - 1])
+    assert len(all_rows(open_for_test(tmp_path, options))) == files - broken + 1
+    truncate(tmp_path, names[-1])
+    message = f"of the {files} images .*: {broken} so far, {broken - 1} allowed"
+    with pytest.raises(QConvertError, match=message) as error:
+        all_rows(open_for_test(tmp_path, options))
+    assert error.value.details[0].startswith("`000.png` (" if broken > 1 else f"`{names[-1]}` (")
+
+
+def test_folder_without_a_readable_image_is_an_error_even_within_the_limit(tmp_path: Path) -> None:
+    truncate(write_numbered(tmp_path, 2), "000.png", "001.png")
+    with pytest.raises(QConvertError, match=r"no image of .* could be read"):
+        next(open_for_test(tmp_path).batches(4))
+
+
+def test_links_pipes_empty_and_oversized_files_are_skipped_with_the_reason(tmp_path: Path) -> None:
+    write_numbered(tmp_path, 1)
+    (tmp_path / "dangling.png").symlink_to("gone")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "empty.png").touch()
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(10**10)
+    batch = next(open_for_test(tmp_path).batches(4))
+    assert [str(skipped) for skipped in batch.skipped] == [
+        "`dangling.png` (No such file or directory)",
+        "`empty.png` (empty file)",
+        "`huge.png` (10,000,000,000 bytes are over the limit of 100,000,000 pixels)",
+        "`pipe.png` (not a file)",
+    ]
+
+
+def test_image_over_the_pixel_limit_is_skipped(tmp_path: Path) -> None:
+    write_numbered(tmp_path, 1)
+    noise_image(60, 60).save(tmp_path / "bomb.png")
+    batch = next(open_for_test(tmp_path, ReadOptions(workers=1, max_pixels=2000)).batches(4))
+    assert [skipped.name for skipped in batch.skipped] == ["bomb.png"]
+
+
+def test_leaving_the_loop_leaves_no_thread(tmp_path: Path) -> None:
+    write_numbered(tmp_path, 30)
+    for _ in open_for_test(tmp_path).batches(2):
+        break
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012
+        for batch in open_for_test(tmp_path).batches(2):
+            _ = len(batch.items) / 0
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("qconvert")] == []
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_pixel_mode_feeds_gray_and_coloured_networks(
+    tmp_path: Path, mode: str, channels: int
+) -> None:
+    if mode == "I;16":
+        image = Image.fromarray(np.full((30, 40), 51 * 257, np.uint16))
+    else:
+        image = Image.new("L", (40, 30), 51).convert(mode)
+    image.save(tmp_path / "x.tif")
+    spec = TensorSpec("x", np.dtype("uint8"), ("N", channels, 24, 24))
+    rows = all_rows(open_for_test(tmp_path, preprocess=PRESETS["raw"], spec=spec))
+    assert rows.shape == (1, channels, 24, 24)
+    assert mode == "1" or abs(rows.astype(int) - 51).max() <= 1
+
+
+def test_image_smaller_than_the_crop_is_an_error(tmp_path: Path) -> None:
+    write_numbered(tmp_path, 3)
+    spec = TensorSpec("x", np.dtype("float32"), (1, 3, 50, 50))
+    images = open_for_test(tmp_path, preprocess=Preprocess(resize="none", crop=50), spec=spec)
+    with pytest.raises(QConvertError, match=r"`000.png` is 40×30; the model takes 50×50"):
+        all_rows(images)
+
+
+def test_part_keeps_the_positions_of_the_whole(tmp_path: Path) -> None:
+    whole = open_for_test(write_numbered(tmp_path, 9))
+    part = whole.between(2, 7).between(1, 3)
+    items = [item for batch in part.batches(1) for item in batch.items]
+    assert [(item.position, item.name) for item in items] == [(3, "003.png"), (4, "004.png")]
+    assert np.array_equal(all_rows(part), all_rows(whole)[3:5])
+
+
+def test_at_most_count_images_are_used_with_balanced_classes(tmp_path: Path) -> None:
+    write_images(tmp_path, *(f"many/{number}.png" for number in range(9)), "few/1.png", "few/2.png")
+    images = open_for_test(tmp_path, count=4)
+    assert sorted(images.labels, key=str) == [0, 0, 1, 1]
+    assert images.names == open_for_test(tmp_path, count=4).names
+    assert len(open_for_test(tmp_path, count=1000).names) == 11
+
+
+def test_manifest_equals_that_of_the_items_read(tmp_path: Path) -> None:
+    images = open_for_test(write_numbered(tmp_path, 6))
+    used = manifest_of(images, (item for batch in images.batches(4) for item in batch.items))
+    assert images.manifest() == used
+
+
+def test_manifest_digest_depends_on_names_and_contents_but_not_on_the_folder(
+    tmp_path: Path,
+) -> None:
+    digest = open_for_test(write_numbered(tmp_path / "a", 3)).manifest().digest()
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert open_for_test(tmp_path / "b").manifest().digest() == digest
+    noise_image(9, 9).save(tmp_path / "b/001.png")
+    assert open_for_test(tmp_path / "b").manifest().digest() != digest
+
+
+def test_manifest_reopens_the_same_images(tmp_path: Path) -> None:
+    images = open_for_test(write_numbered(tmp_path, 20), count=7)
+    reopened = reopen_images(images.manifest(), [SPEC], PRESETS["imagenet"])
+    assert reopened.names == images.names
+    assert np.array_equal(all_rows(reopened), all_rows(images))
+    assert reopened.manifest() == images.manifest()
+
+
+def test_reopening_changed_or_missing_images_is_an_error(tmp_path: Path) -> None:
+    manifest = open_for_test(write_numbered(tmp_path, 3)).manifest()
+    noise_image(40, 30, seed=99).save(tmp_path / "001.png")
+    with pytest.raises(QConvertError, match=r"001\.png` has changed"):
+        all_rows(reopen_images(manifest, [SPEC], PRESETS["imagenet"]))
+    (tmp_path / "001.png").unlink()
+    with pytest.raises(UsageError, match="names a file that does not exist"):
+        reopen_images(manifest, [SPEC], PRESETS["imagenet"])
+
+
+def test_manifest_text_passes_sha256sum(tmp_path: Path) -> None:
+    write_images(tmp_path, "a.png", "b/c d.png", "e\nf.png", "g\\h.png")
+    text = open_for_test(tmp_path).manifest().to_text()
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", "--quiet"],
+        cwd=tmp_path,
+        input=text,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    assert text.count("\n") == 4
+
+
+@pytest.mark.parametrize("limits", [{"workers": 0}, {"max_broken": -1}, {"max_pixels": 0}])
+def test_read_options_refuse_invalid_limits(limits: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="invalid limits"):
+        ReadOptions(**limits)
