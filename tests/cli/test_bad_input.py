@@ -127,7 +127,7 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
     "factory that raises": (factory("nets:raising"), 3, "ValueError: no such checkpoint"),
     "factory that leaves": (factory("nets:leaving"), 3, "SystemExit: bye"),
     "factory of a number": (factory("nets:number"), 3, "returned a int"),
-    "no shape": (factory("nets:build"), 2, "does not say what goes in"),
+    "no shape": (factory("nets:build"), 2, "does not describe its inputs"),
     "wrong shape": (factory("nets:build", "--input", "1x9x8x8"), 2, "does not run on inputs"),
     "nonsense shape": (factory("nets:build", "--input", "x:1xax8"), 2, "is not NAME:SHAPE"),
     "nonsense batch": (factory("nets:ready", "--batch", "many"), 2, "export.batch"),
