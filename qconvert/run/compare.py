@@ -48,10 +48,12 @@ def compare_graphs(
     targets.require_same_inputs({str(each): each for each in (pair.reference, pair.graph)})
     source = sources.load(str(pair.reference), ExportConfig(), trust=False)
     choice = ImageChoice(_image_path(config), count, seed=config.calibration.seed)
-    known = job_images.preprocessing_or_default(source, config)
+    known = job_images.preprocessing_or_default(source, config.preprocess)
     reading = ReadOptions(max_broken=config.calibration.max_broken)
     images = open_images(choice, source.inputs, known, reading)
-    sample = ImageSample(images, job_images.fitted_preprocessing_or_empty(source, config))
+    sample = ImageSample(
+        images, job_images.fitted_preprocessing_or_empty(source, config.preprocess)
+    )
     name = f"{pair.reference.stem} {pair.graph.parent.name or pair.graph.stem}"
     return cached_layer_errors(GraphPair(name, pair.reference, pair.graph), sample, *work)
 

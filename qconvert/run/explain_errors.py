@@ -44,10 +44,10 @@ from qconvert.measure.range_evidence import tensor_ranges, weight_ranges
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.plan_files import read_equalization_factors
 from qconvert.run import job_images
+from qconvert.run.context import RunContext
 from qconvert.run.job_images import EvaluationSet
-from qconvert.run.run_folder import RunContext, RunFolder
-from qconvert.run.variant_graphs import VariantGraph
-from qconvert.run.variants import BuildInputs
+from qconvert.run.run_folder import RunFolder
+from qconvert.run.variant_graphs import BuildInputs, VariantGraph
 
 LAYERS_FILE = "layers.json"
 # So many images tell the errors of layers to a tenth of a decibel; all are run thrice.
@@ -185,11 +185,11 @@ def open_sample(base: BuildInputs, shop: RunContext) -> ImageSample | None:
     if path is None:
         return None
     source = base.loaded.source
-    known = job_images.preprocessing_or_default(source, config)
+    known = job_images.preprocessing_or_default(source, config.preprocess)
     choice = ImageChoice(path, SAMPLE_IMAGES, seed=config.calibration.seed)
     reading = ReadOptions(max_broken=config.calibration.max_broken)
     images = open_images(choice, source.inputs, known, reading)
-    return ImageSample(images, job_images.fitted_preprocessing_or_empty(source, config))
+    return ImageSample(images, job_images.fitted_preprocessing_or_empty(source, config.preprocess))
 
 
 FEATURES_FOLDER, MONTAGES_FOLDER, FEATURES_FILE = "analysis/features", "pictures", "features.json"

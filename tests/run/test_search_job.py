@@ -4,34 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from qconvert.core import config_file
-from qconvert.core.cache import Cache
-from qconvert.core.progress import ignore_progress
 from qconvert.images import ImageChoice, open_images
 from qconvert.images.preprocess import PRESETS
-from qconvert.run import calibration_sets, load_model
-from qconvert.run.calibrate import CalibrationRequest
 from qconvert.run.job_images import EvaluationSet
 from qconvert.run.search_job import make_evaluation_images, make_search_images
-from qconvert.run.variants import BuildInputs
-from tests import models
-from tests.conftest import write
-from tests.models import from_text
+from qconvert.run.variant_graphs import BuildInputs
 from tests.pictures import draw_folder
-
-CACHE = Cache(Path(".cache"))
-
-
-def build_inputs(batch: str = "batch") -> BuildInputs:
-    initializers = models.tiny().graph.initializers.values()
-    weights = {str(v.name): v.const_value.numpy() for v in initializers if v.const_value}
-    write(from_text(models.TINY.replace("batch", batch), **weights), Path("m.onnx"))
-    draw_folder(Path("images"), 24, 8)
-    config = config_file.load(None, {"model": "m.onnx", "calibration.images": "images"})
-    loaded = load_model.load_and_clean(config, CACHE, ignore_progress, trust=False)
-    request = CalibrationRequest(Path("o.onnx"))
-    calibration = calibration_sets.measure(loaded, config, request, CACHE, ignore_progress)
-    return BuildInputs(loaded, config, calibration)
+from tests.run.calibrated import calibrated_inputs
 
 
 def evaluation_set(inputs: BuildInputs, count: int) -> EvaluationSet:
@@ -40,11 +19,11 @@ def evaluation_set(inputs: BuildInputs, count: int) -> EvaluationSet:
     rows = [f"{file.name},{number % 5}" for number, file in enumerate(files)]
     Path("val/labels.csv").write_text("file,label\n" + "\n".join(rows))
     images = open_images(ImageChoice(Path("val")), inputs.loaded.source.inputs, PRESETS["imagenet"])
-    return EvaluationSet(Path("m.onnx"), images, {})
+    return EvaluationSet(images, {})
 
 
 def test_unreadable_image_is_skipped_with_its_label() -> None:
-    inputs = build_inputs()
+    inputs, _ = calibrated_inputs()
     images = evaluation_set(inputs, 12)
     (Path("val") / images.images.names[0]).write_bytes(b"no image")
     reference = make_evaluation_images(inputs, images).reference
@@ -54,7 +33,7 @@ def test_unreadable_image_is_skipped_with_its_label() -> None:
 
 @pytest.mark.parametrize(("count", "counted"), [(5, 5), (8, 8), (12, 8)])
 def test_images_repeated_to_fill_a_fixed_batch_do_not_count(count: int, counted: int) -> None:
-    inputs = build_inputs(batch="8")
+    inputs, _ = calibrated_inputs(batch="8")
     images = make_evaluation_images(inputs, evaluation_set(inputs, count))
     reference = images.reference
     assert list(reference.labels) == [number % 5 for number in range(counted)]
@@ -63,7 +42,7 @@ def test_images_repeated_to_fill_a_fixed_batch_do_not_count(count: int, counted:
 
 
 def test_few_images_held_out_do_not_count_twice() -> None:
-    inputs = build_inputs(batch="8")
+    inputs, _ = calibrated_inputs(batch="8")
     assert inputs.calibration is not None
     batches = inputs.calibration.validation_batches()
     assert [len(batch["image"]) for batch in batches] == [8]
