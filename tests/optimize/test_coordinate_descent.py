@@ -64,8 +64,7 @@ def test_solution_is_close_to_the_best_of_all_roundings(monkeypatch: pytest.Monk
         exact = (problem.weights / problem.steps[..., np.newaxis])[0, 0]
         centred = problem.rows[0] - problem.rows[0].mean(axis=0)
         roundings = [
-            np.floor(exact) + np.array(up, np.float32)
-            for up in itertools.product([0, 1], repeat=8)
+            np.floor(exact) + np.array(up, np.float32) for up in itertools.product([0, 1], repeat=8)
         ]
         optimum = min(np.square(centred @ (up - exact) * 0.5).sum() for up in roundings)
         _, best = round_weights(problem)
