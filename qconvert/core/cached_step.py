@@ -15,7 +15,7 @@ from typing import Generic, Protocol, TypeVar
 
 import pydantic
 
-from qconvert.core.cache import Cache, Recipe
+from qconvert.core.cache import Cache, CacheKey
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class StepResult(Generic[T]):
 
 
 def cached_step(
-    cache: Cache, name: str, key: Recipe, compute: Callable[[], T], codec: Codec[T]
+    cache: Cache, name: str, key: CacheKey, compute: Callable[[], T], codec: Codec[T]
 ) -> StepResult[T]:
     """Return the result of the step for this key; `compute` runs only if it is not cached."""
     entry = cache.get_or_make(name, key, lambda folder: codec.save(compute(), folder))
