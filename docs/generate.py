@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qconvert.cli import COMMANDS, main
-from qconvert.core import config_file
+from qconvert.core import config_file, option_table
 from qconvert.report import json_file
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -44,13 +44,13 @@ def settings() -> str:
         "[qconvert.schema.json](qconvert.schema.json). `qconvert init` writes one.\n",
     ]
     table = None
-    for setting in config_file.list_settings():
-        if setting.table != table:
-            table = setting.table
+    for option in option_table.option_table().values():
+        if option.table != table:
+            table = option.table
             lines += [f"\n## {f'[{table}]' if table else 'top level'}\n"]
             lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
-        kind = setting.kind.replace("|", "\\|")
-        lines.append(f"| `{setting.key}` | {kind} | {default(setting.default)} | {setting.text} |")
+        kind, meaning = option.type_name.replace("|", "\\|"), option.setting.description
+        lines.append(f"| `{option.key}` | {kind} | {default(option.default)} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 

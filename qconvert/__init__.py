@@ -1,8 +1,10 @@
-"""From a trained image model to the fastest engine that still gives the right answers.
+"""From a trained image model to the fastest engine that still gives the right predictions.
 
-`import qconvert` costs next to nothing: what the names stand for is imported with the first use of
-one of them. `docs/python.md` shows them at work.
+`import qconvert` is cheap: `qconvert.api` is imported when one of its names is first used.
+`docs/python.md` shows them at work.
 """
+
+# ruff: noqa: F403, F405 (only type checkers see the names of `api`)
 
 import sys
 from types import ModuleType
@@ -11,29 +13,8 @@ from typing import TYPE_CHECKING
 from qconvert.core.errors import GateFailed, QConvertError, Unavailable, UsageError
 
 if TYPE_CHECKING:
-    from qconvert.api import (
-        Calibration,
-        Exported,
-        OpenEngine,
-        Packed,
-        Progress,
-        Quantized,
-        Report,
-        Run,
-        SearchSummary,
-        bench,
-        build,
-        calibrate,
-        evaluate,
-        export,
-        open_engine,
-        open_run,
-        package,
-        quantize,
-        resume,
-        search,
-    )
-else:  # type checkers would take any name for one that is there
+    from qconvert.api import *
+else:  # type checkers would accept any name
 
     def __getattr__(name: str) -> object:
         if name not in __all__:
@@ -74,10 +55,10 @@ __all__ = [
 
 
 class _Package(ModuleType):
-    """Keeps `qconvert.quantize` and `search` functions, though packages have these names too."""
+    """Keeps `quantize`, `package` and others functions, though subpackages have these names too."""
 
     def __setattr__(self, name: str, value: object) -> None:
-        # Python puts a package's submodules into it as they are imported.
+        # Python sets a package's submodules as its attributes when they are imported.
         if not (isinstance(value, ModuleType) and name in __all__):
             super().__setattr__(name, value)
 

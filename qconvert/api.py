@@ -1,9 +1,9 @@
 """The jobs as functions: `qconvert.build` and the others.
 
-They do what the commands of the same name do, take the commands' options by the same names, and
-return what the commands show. What has no name here is in `settings`, by its key in qconvert.toml:
-`{"quantize.method": "auto"}`; `config` names such a file. Nothing is printed: `tell` hears of every
-step. What goes wrong is a `QConvertError`; its hint names the command's options.
+They do what the commands of the same name do, take their options by the same names, and return what
+the commands show. All other settings go into `settings`, by their key in qconvert.toml:
+`{"quantize.method": "auto"}`; `config` names a settings file. Nothing is printed: `progress` is
+called at every step. Errors are `QConvertError`s; their hints name the options of the commands.
 """
 
 import os
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Literal, TypedDict, Unpack, get_args, get_origin
 
 from qconvert.calibrate.calibration import Calibration
-from qconvert.core import cache, config_file
-from qconvert.core.config import Config
+from qconvert.core import config_file
+from qconvert.core.config import Backend, Config
 from qconvert.core.errors import UsageError, did_you_mean
+from qconvert.core.option_table import keyword_settings, option_table
 from qconvert.core.progress import Progress, ProgressCallback, ignore_progress
-from qconvert.images.image_files import ReadOptions
 from qconvert.package import pack
 from qconvert.package.pack import Format, PackageOptions, Packed
 from qconvert.report.model import Report
@@ -26,195 +26,17 @@ from qconvert.run import build as building
 from qconvert.run import calibrate as calibrating
 from qconvert.run import export as exporting
 from qconvert.run import quantize as quantizing
+from qconvert.run.context import JobContext, open_context
 from qconvert.run.export import Exported
 from qconvert.run.finished_run import OpenEngine, Run, load_run
-from qconvert.run.quantize import Quantized
+from qconvert.run.quantize import Quantized, QuantizeRequest
 from qconvert.run.run_folder import RunFolder
 from qconvert.run.search_job import SearchSummary
-from qconvert.run.validate import QuantizeRequest
 
 StrPath = str | os.PathLike[str]
 
-# A model as on the command line, or the function that makes it in place of its name.
+# A model as on the command line, or the function that makes it instead of its name.
 ModelSource = StrPath | Callable[[], object]
-
-# The arguments that stand for a setting.
-ARGUMENT_SETTINGS = {
-    "inputs": "export.inputs",
-    "weights": "export.weights",
-    "images": "calibration.images",
-    "count": "calibration.count",
-    "eval": "evaluate.images",
-    "labels": "evaluate.labels",
-    "backends": "build.backends",
-    "precisions": "build.precisions",
-    "budget": "search.budget",
-}
-LIST_ARGUMENTS = ("inputs", "backends", "precisions")
-
-
-class CommonArguments(TypedDict, total=False):
-    """What every job takes: more settings by their keys, and a file of settings below them."""
-
-    settings: Mapping[str, object]
-    config: StrPath
-
-
-class SourceArguments(CommonArguments, total=False):
-    """What reading a model can need."""
-
-    inputs: Sequence[str]
-    weights: StrPath
-    trust: bool
-
-
-class ImageArguments(SourceArguments, total=False):
-    """The images to calibrate on, or to compare an export on, at most `count` of them."""
-
-    images: StrPath
-    count: int
-
-
-class EvaluateArguments(CommonArguments, total=False):
-    """The images that answers are compared on."""
-
-    eval: StrPath
-    labels: StrPath
-
-
-class EngineArguments(EvaluateArguments, total=False):
-    """The engines to make."""
-
-    backends: Sequence[str]
-    precisions: Sequence[str]
-
-
-class BuildArguments(EngineArguments, ImageArguments, total=False):
-    """What a build takes; with `fresh` nothing stored is used."""
-
-    fresh: bool
-
-
-class QuantizeArguments(ImageArguments, total=False):
-    """What to rewrite a model to, and what is known of its ranges: a calibration, or a plan."""
-
-    backend: Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"]
-    precision: Literal["int8", "fp16", "bf16"]
-    calibration: StrPath
-    plan: StrPath
-
-
-class SearchArguments(EvaluateArguments, ImageArguments, total=False):
-    """For which backend to search, and the points that answers may lose."""
-
-    backends: Sequence[str]
-    budget: float
-    fresh: bool
-
-
-class PackageArguments(TypedDict, total=False):
-    """Which engine to pack, and what to call it and its classes."""
-
-    engine: str
-    name: str
-    classes: StrPath
-
-
-def load_config(
-    model: ModelSource | None,
-    options: Mapping[str, object],
-    known: type,
-    below: Config | None = None,
-) -> Config:
-    """Return the settings of a job; arguments win over `settings`, and those over `config`."""
-    found = merge_settings(
-        options, known, {} if model is None else {"model": _model_name(model)}, below
-    )
-    if found.model is None:
-        raise UsageError("there is no model", hint="name one, or `model = ...` in `config`")
-    return found
-
-
-def merge_settings(
-    options: Mapping[str, object],
-    known: type,
-    given: Mapping[str, object],
-    below: Config | None = None,
-) -> Config:
-    """Return what arguments, settings and file say, over the settings `below`."""
-    require_known_arguments(options, known)
-    values = {
-        ARGUMENT_SETTINGS[name]: _setting_value(name, value)
-        for name, value in options.items()
-        if name in ARGUMENT_SETTINGS
-    }
-    more, file = options.get("settings", {}), options.get("config")
-    if not isinstance(more, Mapping):
-        raise UsageError(
-            f"`settings` takes a mapping, not {type(more).__name__}",
-            hint='as {"quantize.method": "mse"}',
-        )
-    if not isinstance(file, str | os.PathLike | None):
-        raise UsageError(f"`config` names a file, and is {type(file).__name__}", hint="a path")
-    place = None if file is None else Path(os.fspath(file))
-    return config_file.load(place, {**more, **values, **given}, "arguments", below)
-
-
-def require_known_arguments(options: Mapping[str, object], known: type) -> None:
-    """Refuse an argument that a function does not have, and words that it does not know."""
-    names = list(known.__annotations__)
-    for name, value in options.items():
-        if name not in names:
-            more = "; all else is in `settings`" if "settings" in names else ""
-            raise UsageError(
-                f"there is no argument `{name}`{did_you_mean(name, names)}",
-                hint=f"it takes {', '.join(names)}{more}",
-            )
-        require_choice(name, value, known.__annotations__[name])
-
-
-def require_choice(name: str, value: object, kind: object) -> None:
-    """Refuse a word that is none of those that an argument may be."""
-    words = get_args(kind) if get_origin(kind) is Literal else ()
-    if words and value not in words:
-        raise UsageError(
-            f"there is no {name} `{value}`{did_you_mean(str(value), words)}",
-            hint=f"there are {', '.join(f'`{each}`' for each in words)}",
-        )
-
-
-def _setting_value(name: str, value: object) -> object:
-    """Return a value as a settings file has it; one word may stand for a list of one."""
-    if name in LIST_ARGUMENTS and isinstance(value, str):
-        return [value]
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def _model_name(model: ModelSource) -> str:
-    """Return how a model is written on the command line."""
-    if isinstance(model, str | os.PathLike):
-        return os.fspath(model)
-    module, name = getattr(model, "__module__", ""), getattr(model, "__qualname__", "")
-    if not name or getattr(sys.modules.get(module), name, None) is not model:
-        what = f"`{name}`" if name else f"a {type(model).__name__}"
-        raise UsageError(
-            f"{what} cannot be found again by its name",
-            hint="give the function that makes the network: one of a module, without arguments",
-        )
-    return f"{module}:{name}"
-
-
-def format_call(function: str, first: object, options: Mapping[str, object]) -> str:
-    """Return a call as it could be typed, for the report."""
-    shown = [] if first is None else [_format_value(first)]
-    shown += [f"{name}={_format_value(value)}" for name, value in options.items()]
-    return f"qconvert.{function}({', '.join(shown)})"
-
-
-def _format_value(value: object) -> str:
-    if isinstance(value, os.PathLike):
-        return repr(os.fspath(value))
-    return str(getattr(value, "__qualname__", repr(value)))
 
 
 __all__ = [
@@ -241,6 +63,68 @@ __all__ = [
 ]
 
 
+class CommonArguments(TypedDict, total=False):
+    """More settings by their dotted keys, and a settings file that they override."""
+
+    settings: Mapping[str, object]
+    config: StrPath
+
+
+class ImageArguments(CommonArguments, total=False):
+    """How the source is read, and at most `count` images for calibration or comparison."""
+
+    inputs: Sequence[str]
+    weights: StrPath
+    trust: bool
+    images: StrPath
+    count: int
+
+
+class EvaluateArguments(CommonArguments, total=False):
+    """The images on which outputs are compared, and their labels."""
+
+    eval: StrPath
+    labels: StrPath
+
+
+class EngineArguments(EvaluateArguments, total=False):
+    """The engines to build."""
+
+    backends: Sequence[str]
+    precisions: Sequence[str]
+
+
+class BuildArguments(EngineArguments, ImageArguments, total=False):
+    """The engines, the images and the source; `fresh` ignores cached results."""
+
+    fresh: bool
+
+
+class QuantizeArguments(ImageArguments, total=False):
+    """The target, and a calibration file or a plan instead of images."""
+
+    backend: Backend
+    precision: Literal["int8", "fp16", "bf16"]
+    calibration: StrPath
+    plan: StrPath
+
+
+class SearchArguments(EvaluateArguments, ImageArguments, total=False):
+    """The backend to search for, and the points that the result may lose."""
+
+    backends: Sequence[str]
+    budget: float
+    fresh: bool
+
+
+class PackageArguments(TypedDict, total=False):
+    """The engine to pack, its name, and a file with the names of its classes."""
+
+    engine: str
+    name: str
+    classes: StrPath
+
+
 def build(
     model: ModelSource | None = None,
     *,
@@ -248,21 +132,19 @@ def build(
     progress: ProgressCallback = ignore_progress,
     **options: Unpack[BuildArguments],
 ) -> Run:
-    """Make engines of a model, time and score them; `output` is the folder of the run.
+    """Build engines of a model, time and evaluate them; `output` is the folder of the run.
 
     Takes `images`, `count`, `eval`, `labels`, `backends`, `precisions`, `inputs`, `weights`,
-    `trust`, `fresh`, `settings`, `config`. The same call again goes on where it was. Gates are
-    settings, such as `gate.max-drop`; those that fail are in the report, and
-    `Run.require_gates` raises.
+    `trust`, `fresh`, `settings`, `config`. The same call again resumes the run. Gates are settings,
+    such as `gate.max-drop`; those that fail are in the report, and `Run.require_gates` raises.
     """
-    config = load_config(model, options, BuildArguments)
-    order = building.BuildRequest(
+    config = _load_config(model, options, BuildArguments)
+    request = building.BuildRequest(
         Path(output),
-        format_call("build", model, {"output": output, **options}),
-        trust=options.get("trust", False),
+        _format_call("build", model, {"output": output, **options}),
     )
-    shelf = cache.open_default(fresh=options.get("fresh", False))
-    return Run(order.out.absolute(), building.build(config, order, shelf, progress))
+    report = building.build(_context(config, progress, options), request)
+    return Run(request.out.absolute(), report)
 
 
 def resume(
@@ -271,15 +153,15 @@ def resume(
     progress: ProgressCallback = ignore_progress,
     **options: Unpack[EngineArguments],
 ) -> Run:
-    """Go on in a run, also one made elsewhere; this needs no model and no image again.
+    """Resume a run, also one made elsewhere, without its model and calibration images.
 
-    Takes `eval`, `labels`, `backends`, `precisions`, `settings`, `config`; what they do not say
-    is as the run has it.
+    Takes `eval`, `labels`, `backends`, `precisions`, `settings`, `config`; the settings of the run
+    are the defaults.
     """
     folder = RunFolder(Path(run))
-    config = load_config(None, options, EngineArguments, folder.settings())
-    order = building.BuildRequest(folder.root, format_call("resume", run, options), resumed=True)
-    report = building.build(config, order, cache.open_default(), progress)
+    config = _load_config(None, options, EngineArguments, folder.settings())
+    request = building.BuildRequest(folder.root, _format_call("resume", run, options), resumed=True)
+    report = building.build(_context(config, progress), request)
     return Run(folder.root.absolute(), report)
 
 
@@ -290,13 +172,12 @@ def export(
     progress: ProgressCallback = ignore_progress,
     **options: Unpack[ImageArguments],
 ) -> Exported:
-    """Turn a model into one clean ONNX file `output`, checked against the model.
+    """Convert a model to one clean ONNX file `output`, and compare it with the model.
 
     Takes `inputs`, `weights`, `images`, `trust`, `settings`, `config`.
     """
-    config = load_config(model, options, ImageArguments)
-    trust = options.get("trust", False)
-    return exporting.export(config, Path(output), cache.open_default(), progress, trust=trust)
+    config = _load_config(model, options, ImageArguments)
+    return exporting.export(_context(config, progress, options), Path(output))
 
 
 def calibrate(
@@ -306,13 +187,13 @@ def calibrate(
     progress: ProgressCallback = ignore_progress,
     **options: Unpack[ImageArguments],
 ) -> Calibration:
-    """Measure over `images` what every tensor of a model holds, and save it as `output` (.npz).
+    """Measure the value ranges of every tensor over `images`, and save them as `output` (.npz).
 
     Takes `images`, `count`, `inputs`, `weights`, `trust`, `settings`, `config`.
     """
-    config = load_config(model, options, ImageArguments)
-    job = calibrating.CalibrationRequest(Path(output), trust=options.get("trust", False))
-    return calibrating.calibrate(config, job, cache.open_default(), progress)
+    config = _load_config(model, options, ImageArguments)
+    request = calibrating.CalibrationRequest(Path(output))
+    return calibrating.calibrate(_context(config, progress, options), request)
 
 
 def quantize(
@@ -322,21 +203,20 @@ def quantize(
     progress: ProgressCallback = ignore_progress,
     **options: Unpack[QuantizeArguments],
 ) -> Quantized:
-    """Rewrite a model for a `backend` (cpu) in a `precision` (int8), and save it as `output`.
+    """Rewrite a model for `backend` (cpu) in `precision` (int8), and save it as `output`.
 
     Ranges come from `images`, from a `calibration` file, or from a `plan`. Takes also `count`,
     `inputs`, `weights`, `trust`, `settings`, `config`.
     """
-    config = load_config(model, options, QuantizeArguments)
+    config = _load_config(model, options, QuantizeArguments)
     request = QuantizeRequest(
         out=Path(output),
         backend=options.get("backend", "cpu"),
         precision=options.get("precision", "int8"),
         calibration=_optional_path(options.get("calibration")),
         plan=_optional_path(options.get("plan")),
-        trust=options.get("trust", False),
     )
-    return quantizing.quantize(config, request, cache.open_default(), progress)
+    return quantizing.quantize(_context(config, progress, options), request)
 
 
 def bench(
@@ -345,12 +225,13 @@ def bench(
     progress: ProgressCallback = ignore_progress,
     **options: Unpack[CommonArguments],
 ) -> Report:
-    """Time engines in turns: those of a run, or `RUN/engines/NAME` and ONNX files.
+    """Time engines in turns: all of a run, or `RUN/engines/NAME` and ONNX files.
 
     Takes `settings`, such as `bench.batch-sizes`, and `config`.
     """
     target = targets.resolve(_paths(engines))
-    return bench_job.bench(target, _target_config(target, options, CommonArguments), progress)
+    config = _target_config(target, options, CommonArguments)
+    return bench_job.bench(target, _context(config, progress))
 
 
 def evaluate(
@@ -359,13 +240,13 @@ def evaluate(
     progress: ProgressCallback = ignore_progress,
     **options: Unpack[EvaluateArguments],
 ) -> Report:
-    """Compare the answers of engines on the images of `eval` with FP32 and with `labels`.
+    """Compare the outputs of engines on the images of `eval` with FP32 and with `labels`.
 
     Takes also `settings` and `config`.
     """
     target = targets.resolve(_paths(engines))
     config = _target_config(target, options, EvaluateArguments)
-    return evaluate_job.evaluate(target, config, ReadOptions(), (cache.open_default(), progress))
+    return evaluate_job.evaluate(target, _context(config, progress))
 
 
 def package(
@@ -373,10 +254,11 @@ def package(
 ) -> Packed:
     """Pack an engine of a run for `onnxruntime` or `triton`, into the folder `output`.
 
-    Takes `engine` (that of the verdict), `name`, and `classes`, a file with a name a line.
+    Takes `engine` (default: that of the verdict), `name`, and `classes`, a file with one name per
+    line.
     """
-    require_known_arguments(options, PackageArguments)
-    require_choice("format", format, Format)
+    _require_known_arguments(options, PackageArguments)
+    _require_choice("format", format, Format)
     classes = _optional_path(options.get("classes"))
     chosen = options.get("engine", ""), options.get("name", "")
     return pack.write_package(open_run(run), PackageOptions(format, Path(output), *chosen, classes))
@@ -389,21 +271,19 @@ def search(
     progress: ProgressCallback = ignore_progress,
     **options: Unpack[SearchArguments],
 ) -> SearchSummary:
-    """Find the least of a model that must leave INT8 for its answers to keep a `budget`.
+    """Find the fewest blocks of a model to keep in float for its outputs to stay within `budget`.
 
     Takes `images`, `count`, `eval`, `labels`, `backends` (one), `inputs`, `weights`, `trust`,
-    `fresh`, `settings`, `config`. The mix, its plan and all trials lie in the folder `output`;
-    where no mix keeps the budget, `mix.outcome` of what is returned is `none`.
+    `fresh`, `settings`, `config`. The result, its plan and all trials are in the folder `output`;
+    `mix.outcome` is `none` if nothing stays within the budget.
     """
-    config = load_config(model, options, SearchArguments)
-    shelf = cache.open_default(fresh=options.get("fresh", False))
-    return search_job.run_search(
-        config, search_job.SearchFolder(Path(output), options.get("trust", False)), shelf, progress
-    )
+    config = _load_config(model, options, SearchArguments)
+    request = search_job.SearchFolder(Path(output))
+    return search_job.run_search(_context(config, progress, options), request)
 
 
 def open_run(folder: StrPath) -> Run:
-    """Return a run that `build` or `qconvert build` made, from its folder."""
+    """Open the folder of a run that `build` or `qconvert build` made."""
     return load_run(Path(folder).absolute())
 
 
@@ -412,15 +292,117 @@ def open_engine(path: StrPath) -> OpenEngine:
     return finished_run.open_engine(Path(path))
 
 
-def _target_config(target: targets.Target, options: Mapping[str, object], known: type) -> Config:
-    """Return the settings for engines that are there: those of their run, and the arguments."""
-    own = target.run.settings() if target.run is not None else None
-    return merge_settings(options, known, {}, own)
+def _context(
+    config: Config, progress: ProgressCallback, options: Mapping[str, object] | None = None
+) -> JobContext:
+    flags = {name: bool((options or {}).get(name)) for name in ("trust", "fresh")}
+    return open_context(config, progress, **flags)
 
 
-def _optional_path(given: StrPath | None) -> Path | None:
-    return None if given is None else Path(given)
+def _load_config(
+    model: ModelSource | None,
+    options: Mapping[str, object],
+    arguments: type,
+    base: Config | None = None,
+) -> Config:
+    """Return the settings of a job that needs a model."""
+    overrides = {} if model is None else {"model": _model_name(model)}
+    config = _merge_settings(options, arguments, base, overrides)
+    if config.model is None:
+        raise UsageError("no model is named", hint="name one, or set `model = ...` in `config`")
+    return config
 
 
-def _paths(given: StrPath | Sequence[StrPath]) -> list[Path]:
-    return [Path(given)] if isinstance(given, str | os.PathLike) else [Path(each) for each in given]
+def _target_config(
+    target: targets.Target, options: Mapping[str, object], arguments: type
+) -> Config:
+    """Return the settings for finished engines: those of their run, overridden by arguments."""
+    return _merge_settings(options, arguments, target.run.settings() if target.run else None)
+
+
+def _merge_settings(
+    options: Mapping[str, object],
+    arguments: type,
+    base: Config | None,
+    overrides: Mapping[str, object] | None = None,
+) -> Config:
+    """Return `base`, overridden by the file `config`, `settings`, and the other arguments."""
+    _require_known_arguments(options, arguments)
+    settings, path = options.get("settings", {}), options.get("config")
+    if not isinstance(settings, Mapping):
+        raise UsageError(
+            f"`settings` must be a mapping, not {type(settings).__name__}",
+            hint='as {"quantize.method": "mse"}',
+        )
+    if not isinstance(path, str | os.PathLike | None):
+        raise UsageError(
+            f"`config` must be a path, not {type(path).__name__}", hint="name a settings file"
+        )
+    values = {**settings}
+    for keyword, key in keyword_settings().items():
+        if keyword in options:
+            value = options[keyword]
+            is_word = isinstance(value, str) and option_table()[key].is_list
+            values[key] = [value] if is_word else value
+    values |= overrides or {}
+    values = {
+        key: os.fspath(value) if isinstance(value, os.PathLike) else value
+        for key, value in values.items()
+    }
+    return config_file.load(_optional_path(path), values, "arguments", base)
+
+
+def _require_known_arguments(options: Mapping[str, object], arguments: type) -> None:
+    names = list(arguments.__annotations__)
+    for name, value in options.items():
+        if name not in names:
+            others = "; all else is in `settings`" if "settings" in names else ""
+            raise UsageError(
+                f"there is no argument `{name}`{did_you_mean(name, names)}",
+                hint=f"it takes {', '.join(names)}{others}",
+            )
+        _require_choice(name, value, arguments.__annotations__[name])
+
+
+def _require_choice(name: str, value: object, hint: object) -> None:
+    words = get_args(hint) if get_origin(hint) is Literal else ()
+    if words and value not in words:
+        raise UsageError(
+            f"there is no {name} `{value}`{did_you_mean(str(value), words)}",
+            hint=f"one of {', '.join(f'`{word}`' for word in words)}",
+        )
+
+
+def _model_name(model: ModelSource) -> str:
+    """Return a model as it is written on the command line."""
+    if isinstance(model, str | os.PathLike):
+        return os.fspath(model)
+    module, name = getattr(model, "__module__", ""), getattr(model, "__qualname__", "")
+    if not name or getattr(sys.modules.get(module), name, None) is not model:
+        subject = f"`{name}`" if name else f"a {type(model).__name__}"
+        raise UsageError(
+            f"{subject} cannot be found again by its name",
+            hint="give a function of a module that makes the network and needs no arguments",
+        )
+    return f"{module}:{name}"
+
+
+def _format_call(function: str, first: object, options: Mapping[str, object]) -> str:
+    """Return a call as it could be typed, for the report."""
+    arguments = [] if first is None else [_format_value(first)]
+    arguments += [f"{name}={_format_value(value)}" for name, value in options.items()]
+    return f"qconvert.{function}({', '.join(arguments)})"
+
+
+def _format_value(value: object) -> str:
+    if isinstance(value, os.PathLike):
+        return repr(os.fspath(value))
+    return str(getattr(value, "__qualname__", repr(value)))
+
+
+def _optional_path(path: StrPath | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _paths(paths: StrPath | Sequence[StrPath]) -> list[Path]:
+    return [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]

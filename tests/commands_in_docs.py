@@ -11,7 +11,7 @@ import click
 
 from qconvert.calibrate import methods
 from qconvert.cli import main, settings
-from qconvert.core import config_file, option_table
+from qconvert.core import config_file
 from qconvert.quantize.ranges import AUTO_METHOD, OUTPUT_ERROR_METHOD
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,7 +47,7 @@ def require_real(args: Sequence[str]) -> None:
     command = main.get_command(click.Context(main), args[0])
     assert command is not None, f"`{args[0]}` is no command"
     context = _context(command, args[0], args[1:])
-    if context is not None and any(name in option_table.OPTION_SETTINGS for name in context.params):
+    if context is not None and any("." in name for name in context.params):
         assigned = config_file.parse_assignments(context.params.get("assigned", ()))
         loaded = config_file.load(None, {**assigned, **settings.from_options(None, context.params)})
         if loaded.quantize.method not in (None, OUTPUT_ERROR_METHOD, AUTO_METHOD):

@@ -59,10 +59,10 @@ def test_functions_stay_functions_where_a_package_has_their_name() -> None:
     assert python(script) == "quantize qconvert.api qconvert.quantize.plan"
 
 
-def test_arguments_stand_for_the_settings_of_the_options_of_the_same_name() -> None:
-    options = dict(option_table.OPTION_SETTINGS)
-    options["eval"] = options.pop("eval_images")
-    assert api.ARGUMENT_SETTINGS.items() <= options.items()
+@pytest.mark.parametrize("arguments", [api.BuildArguments, api.SearchArguments])
+def test_keyword_arguments_set_settings_or_are_job_options(arguments: type) -> None:
+    others = {"settings", "config", "trust", "fresh"}
+    assert set(arguments.__annotations__) - others <= set(option_table.keyword_settings())
 
 
 def test_the_page_about_python_runs_as_it_stands(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_build_is_silent_and_gives_the_report_that_the_command_shows(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     heard: list[qconvert.Progress] = []
-    run = built(tell=heard.append)
+    run = built(progress=heard.append)
     assert capfd.readouterr() == ("", "")
     assert {"load", "calibrate", "quantize", "build", "bench", "evaluate"} <= {
         each.step for each in heard
@@ -124,7 +124,7 @@ def test_arrays_that_do_not_fit_are_told_by_type_and_sizes(given: Any, told: str
     assert "--input" not in caught.value.hint
     with pytest.raises(qconvert.UsageError, match="not `ndarray`"):
         engine(given)
-    with pytest.raises(qconvert.UsageError, match="no batch of 0"):
+    with pytest.raises(qconvert.UsageError, match="a batch of 0 is invalid"):
         next(engine.read("val", batch=0))
 
 
@@ -147,8 +147,8 @@ def test_a_run_stays_what_it_is_where_the_program_goes_elsewhere(
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (lambda: qconvert.build("model.onnx", output="x", settings=[1]), "takes a mapping"),  # type: ignore[arg-type]
-        (lambda: qconvert.build("model.onnx", output="x", config=3), "`config` names a file"),  # type: ignore[arg-type]
+        (lambda: qconvert.build("model.onnx", output="x", settings=[1]), "must be a mapping"),  # type: ignore[arg-type]
+        (lambda: qconvert.build("model.onnx", output="x", config=3), "`config` must be a path"),  # type: ignore[arg-type]
         (lambda: qconvert.build(3, output="x"), "cannot be found again"),  # type: ignore[arg-type]
         (
             lambda: qconvert.quantize("model.onnx", output="x.onnx", backend="gpu"),  # type: ignore[arg-type]
@@ -162,7 +162,10 @@ def test_a_run_stays_what_it_is_where_the_program_goes_elsewhere(
             lambda: qconvert.package("run", output="x", format="tflite"),  # type: ignore[arg-type]
             "no format `tflite`",
         ),
-        (lambda: qconvert.bench(["run", "model.onnx"]), "`run` is a run, and a run is named alone"),
+        (
+            lambda: qconvert.bench(["run", "model.onnx"]),
+            "`run` is a run, and a run must be the only target",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_words(call: Callable[[], object], told: str) -> None:
@@ -173,7 +176,7 @@ def test_what_makes_no_sense_is_refused_in_words(call: Callable[[], object], tol
 
 def test_an_engine_must_be_named_where_none_came_out_best() -> None:
     run = qconvert.build("model.onnx", output="own", precisions="fp16", settings=QUICK)
-    with pytest.raises(qconvert.UsageError, match="came out best") as caught:
+    with pytest.raises(qconvert.UsageError, match="is the best, so name one") as caught:
         run.engine()
     assert "`cpu-fp16`" in caught.value.hint
     with pytest.raises(qconvert.UsageError, match="no engine `cpu-int8`"):
@@ -202,7 +205,7 @@ def test_settings_are_checked_like_those_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "my.toml").write_text('model = "model.onnx"\n[build]\nprecisions = ["bf16"]\n')
     with pytest.raises(qconvert.UsageError, match="no bf16 for `cpu`"):
         qconvert.build(config="my.toml", output="run")
-    with pytest.raises(qconvert.UsageError, match="there is no model"):
+    with pytest.raises(qconvert.UsageError, match="no model is named"):
         qconvert.build(output="run")
 
 

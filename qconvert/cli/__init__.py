@@ -1,4 +1,4 @@
-"""The command table: every command's name and summary, known without importing any of them."""
+"""The command table: names and summaries of all commands, without importing any of them."""
 
 import sys
 from importlib import import_module
@@ -6,25 +6,24 @@ from importlib import import_module
 import click
 
 from qconvert import __version__
-from qconvert.cli import error_boundary
-from qconvert.cli.error_boundary import run_guarded
+from qconvert.cli.error_boundary import flush_stdout, open_standard_streams, run_guarded
 
 COMMANDS = {
-    "demo": "See the whole job done, on a network that comes with qconvert.",
-    "build": "Make engines of a model, time and score them, in one report.",
+    "demo": "See a whole build on a network that comes with qconvert.",
+    "build": "Build engines of a model, time and evaluate them, in one report.",
     "bench": "Time engines side by side.",
-    "evaluate": "Compare the answers of engines with FP32, and with labels.",
+    "evaluate": "Compare the outputs of engines with FP32, and with labels.",
     "report": "Show a finished run again, as text, HTML, Markdown or JSON.",
-    "package": "Pack an engine for ONNX Runtime or Triton.",
-    "export": "Turn a source into one clean ONNX file, checked against it.",
+    "package": "Package an engine for ONNX Runtime or Triton.",
+    "export": "Convert a model into one clean ONNX file, checked against it.",
     "inspect": "Show a model's inputs, operators and sizes.",
-    "calibrate": "Measure ranges of a model's tensors over images.",
-    "quantize": "Rewrite a model to INT8, FP16 or BF16 for a backend.",
-    "search": "Find what must leave INT8 for the answers to keep a budget.",
+    "calibrate": "Measure ranges of a model's tensors on images.",
+    "quantize": "Convert a model to INT8, FP16 or BF16 for a backend.",
+    "search": "Find what to keep in float to stay within an accuracy budget.",
     "compare": "Find the layers where two models differ.",
     "init": "Write a commented qconvert.toml for a model.",
     "doctor": "Show which backends work here, and why not.",
-    "cache": "List or clear stored results.",
+    "cache": "List or clear cached results.",
 }
 
 EXIT_CODES = """\b
@@ -38,19 +37,19 @@ Exit codes:
 
 
 class Commands(click.Group):
-    """Imports a command only when it runs, so that `--help` costs nothing."""
+    """Imports a command only to run it, which keeps `--help` fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names in the order a newcomer meets them."""
+        """Return the names in the order a newcomer needs them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import one command."""
         if cmd_name not in COMMANDS:
             return None
-        found = import_module(f"qconvert.cli.{cmd_name}").command
-        assert isinstance(found, click.Command)
-        return found
+        command = import_module(f"qconvert.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table without importing the commands."""
@@ -65,12 +64,12 @@ class Commands(click.Group):
 )
 @click.version_option(__version__, prog_name="qconvert", message="%(prog)s %(version)s")
 def main() -> None:
-    """From a trained image model to the fastest engine that still gives the right answers."""
+    """From a trained image model to the fastest engine that keeps its accuracy."""
 
 
 def run() -> None:
     """Run the command line and exit with its code."""
-    error_boundary.open_standard_streams()
+    open_standard_streams()
     code = run_guarded(main, sys.argv[1:])
-    error_boundary.flush_stdout()
+    flush_stdout()
     sys.exit(code)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qconvert.cli import console, options, settings
+from qconvert.cli import console, options, settings, views
 from qconvert.cli.options import (
     bench_options,
     engine_options,
@@ -28,21 +28,18 @@ Examples:
   qconvert build model.onnx --images calib_data/ --eval val/ -o runs/model
   qconvert build --from runs/model --backend tensorrt --max-drop 1"""
 
+_FOLDER = click.Path(path_type=Path)
+
 
 @click.command(epilog=EXAMPLES)
 @click.argument("model", required=False)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="The run's folder (default: runs/NAME).",
-)
+@click.option("-o", "--output", type=_FOLDER, help="The run's folder (default: runs/NAME).")
 @click.option(
     "--from",
     "resumed",
-    type=click.Path(path_type=Path),
+    type=_FOLDER,
     metavar="RUN",
-    help="Go on in a run made elsewhere; needs no image again.",
+    help="Resume a run from another machine; needs no images.",
 )
 @engine_options
 @image_options
@@ -51,84 +48,76 @@ Examples:
 @bench_options
 @gate_options
 @options.source_options
-@click.option("--plan-only", is_flag=True, help="Make the graphs and no engine.")
-@click.option("--fresh", is_flag=True, help="Do everything anew, whatever is stored.")
-@click.option("--dry-run", is_flag=True, help="Print what would be done and touch nothing.")
+@click.option("--plan-only", is_flag=True, help="Write the graphs, build no engine.")
+@click.option("--fresh", is_flag=True, help="Ignore cached results.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, change nothing.")
 @options.settings_options
 @options.json_option
 @options.verbosity_options
 def command(model: str | None, output: Path | None, **chosen: Any) -> None:
-    """Make engines of MODEL for every backend and precision, time and score them.
+    """Build engines of MODEL for every backend and precision, time and evaluate them.
 
-    One folder holds all of it: the engines, the graphs they were made from, and one report with
-    sizes, latencies and accuracies. The same command again goes on where it was, and repeats
-    nothing that is done. Exit code 1 says that a gate failed.
+    One folder holds it all: the engines, the graphs they were built from, and one report with
+    sizes, latencies and accuracies. The same command resumes an interrupted run and repeats no
+    finished step. Exit code 1 means that a gate failed.
     """
     from qconvert.run.build import BuildRequest
 
-    if chosen["resumed"] is not None:
-        if output is not None:
-            raise click.UsageError("`--from RUN` goes on in RUN itself; leave `-o` out")
-        config = settings.load_for_run(chosen["resumed"], model, chosen)
-    else:
+    run: Path | None = chosen["resumed"]
+    if run is None:
         config = settings.load(model, chosen)
-    order = BuildRequest(
-        out=chosen["resumed"] or settings.default_run_folder(output, str(config.model)),
+    elif output is None:
+        config = settings.load_for_run(run, model, chosen)
+    else:
+        raise click.UsageError("`--from RUN` resumes RUN in its own folder; leave out `-o`")
+    request = BuildRequest(
+        out=run or settings.default_run_folder(output, str(config.model)),
         command=sanitize_text(shlex.join(["qconvert", *sys.argv[1:]])),
-        resumed=chosen["resumed"] is not None,
+        resumed=run is not None,
         plan_only=chosen["plan_only"],
-        trust=chosen["trust"],
         workers=chosen["workers"],
     )
     if chosen["dry_run"]:
-        _print_dry_run(config, order)
-        return
-    build_and_report(config, order, fresh=chosen["fresh"], as_json=chosen["as_json"])
+        _print_dry_run(config, request)
+    else:
+        flags = {name: chosen[name] for name in ("trust", "fresh", "as_json")}
+        build_and_report(config, request, **flags)
 
 
 def build_and_report(
-    config: "Config", order: "BuildRequest", *, as_json: bool, fresh: bool = False
+    config: "Config",
+    request: "BuildRequest",
+    *,
+    as_json: bool,
+    trust: bool = False,
+    fresh: bool = False,
 ) -> None:
-    """Build, show the report, and end with code 1 where a gate failed."""
-    from qconvert.cli import views
-    from qconvert.core import cache
-    from qconvert.report import gates
+    """Build, print the report, and fail with exit code 1 if a gate failed."""
     from qconvert.run.build import build
+    from qconvert.run.context import open_context
 
-    with ProgressDisplay() as steps:
-        report = build(config, order, cache.open_default(fresh=fresh), steps.update)
-    if as_json:
-        from qconvert.report.json_file import to_json
+    with ProgressDisplay() as display:
+        report = build(open_context(config, display.update, trust=trust, fresh=fresh), request)
+    views.finish(report, views.show_report, as_json=as_json, page=request.out / "report.html")
 
-        console.write_json(to_json(report))
+
+def _print_dry_run(config: "Config", request: "BuildRequest") -> None:
+    from qconvert.run import run_folder
+    from qconvert.run.variants import choose_variants
+
+    if request.resumed:
+        run_folder.require_same_settings(run_folder.RunFolder(request.out), config)
     else:
-        views.show_report(report)
-    console.info(f"report: {order.out / 'report.html'}")
-    gates.require_passed(report, shown=not as_json)
-
-
-def _print_dry_run(config: "Config", order: "BuildRequest") -> None:
-    from qconvert.run import variants
-    from qconvert.run.run_folder import (
-        RunFolder,
-        require_inputs_exist,
-        require_same_settings,
-        require_usable_folder,
-    )
-
-    if order.resumed:
-        require_same_settings(RunFolder(order.out), config)
-    else:
-        require_inputs_exist(config)
-        require_usable_folder(order.out, config)
-    chosen = variants.choose_variants(config.build, plan_only=True)
+        run_folder.require_inputs_exist(config)
+        run_folder.require_usable_folder(request.out, config)
+    choice = choose_variants(config.build, plan_only=True)
     console.write(f"model     {config.model}")
     console.write(f"calibrate {config.calibration.images or 'no images'}")
-    for variant in chosen.variants:
-        said = chosen.available[variant.backend]
-        where = "runs here" if said.runs else said.reason
-        console.write(f"engine    {variant.name}: {where}")
+    for variant in choice.variants:
+        backend = choice.available[variant.backend]
+        state = "runs here" if backend.runs else backend.reason
+        console.write(f"engine    {variant.name}: {state}")
     console.write(f"evaluate  {config.evaluate.images or 'no images'}")
-    console.write(f"write     {order.out}")
-    for note in chosen.notes:
+    console.write(f"write     {request.out}")
+    for note in choice.notes:
         console.note(note)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qconvert.cli import console, options, settings
+from qconvert.cli import console, options, settings, views
 from qconvert.cli.options import image_options
 from qconvert.cli.progress import ProgressDisplay
 
@@ -18,24 +18,24 @@ Examples:
   qconvert calibrate model.onnx --images calib_data/ -o calibration.npz
   qconvert calibrate --show calibration.npz --method percentile:99.99"""
 
-FEW = 32
-MOVING = 0.05
+MIN_USUAL_IMAGES = 32
+MAX_DRIFT = 0.05
 
 
-def _shard(
-    ctx: click.Context, parameter: click.Parameter, given: str | None
+def _parse_shard(
+    ctx: click.Context, parameter: click.Parameter, text: str | None
 ) -> tuple[int, int] | None:
     """Read `2/8`: the second of eight parts."""
-    if given is None:
+    if text is None:
         return None
-    number, count = map(options.parse_int, given.partition("/")[::2])
+    number, count = map(options.parse_int, text.partition("/")[::2])
     if number is None or count is None or not 1 <= number <= count:
-        raise click.BadParameter(f"`{given}` is not I/N, as in 2/8 for the second of eight parts")
+        raise click.BadParameter(f"`{text}` is not I/N, as in 2/8 for the second of eight parts")
     return number, count
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("what", nargs=-1, metavar="MODEL | FILE...")
+@click.argument("targets", nargs=-1, metavar="MODEL | FILE...")
 @click.option(
     "-o",
     "--output",
@@ -44,7 +44,7 @@ def _shard(
 )
 @options.source_options
 @image_options
-@click.option("--exact", is_flag=True, help="Count every value, not some thousands an image.")
+@options.setting_options("calibration.exact")
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -52,8 +52,10 @@ def _shard(
     metavar="N",
     help="Processes to split the images over (default: 1, which uses every core).",
 )
-@click.option("--shard", callback=_shard, metavar="I/N", help="Only part I of N; merge them later.")
-@click.option("--merge", is_flag=True, help="Add the parts FILE... to one.")
+@click.option(
+    "--shard", callback=_parse_shard, metavar="I/N", help="Only part I of N; merge them later."
+)
+@click.option("--merge", is_flag=True, help="Merge the parts FILE... into one.")
 @click.option("--show", is_flag=True, help="Print the ranges of FILE, or of the new calibration.")
 @click.option(
     "--method",
@@ -67,43 +69,42 @@ def _shard(
 @options.settings_options
 @options.json_option
 @options.verbosity_options
-def command(what: tuple[str, ...], output: Path | None, **chosen: Any) -> None:
-    """Measure over images what every tensor of MODEL holds, once for all methods.
+def command(targets: tuple[str, ...], output: Path | None, **chosen: Any) -> None:
+    """Measure the values of every tensor of MODEL on images, once for all range methods.
 
-    One pass keeps exact extremes and counts of values for each tensor in one small file. Every
-    range method is computed from that file; trying another runs no image again. A run that was
-    stopped goes on where it was. Parts measured elsewhere with --shard add up with --merge to the
-    same bytes as one run.
+    One pass keeps exact extremes and counts of values of each tensor in one small file. Every
+    range method works from that file; trying another runs no image again. An interrupted run is
+    resumed. Parts measured elsewhere with --shard are merged with --merge into the same bytes as
+    one run.
     """
+    from qconvert.calibrate import calibration_file
     from qconvert.core.errors import UsageError
 
     if chosen["merge"]:
-        _merge([Path(each) for each in what], output)
+        _merge([Path(name) for name in targets], output)
         return
-    if chosen["show"] and len(what) == 1 and what[0].endswith(".npz"):
-        from qconvert.calibrate import calibration_file
-
-        _show(calibration_file.load(Path(what[0])), chosen)
+    if chosen["show"] and len(targets) == 1 and targets[0].endswith(".npz"):
+        _show(calibration_file.load(Path(targets[0])), chosen)
         return
-    if len(what) > 1:
+    if len(targets) > 1:
         raise UsageError("one model at a time", hint="to add parts: `--merge A.npz B.npz -o C.npz`")
-    found = _measure(what[0] if what else None, output or Path("calibration.npz"), chosen)
-    _tell_broken(found, chosen["shard"])
-    _warn(found)
+    model = targets[0] if targets else None
+    calibration = _measure(model, output or Path("calibration.npz"), chosen)
+    _note_unreadable(calibration, chosen["shard"])
+    _note_weaknesses(calibration)
     if chosen["show"] or chosen["as_json"]:
-        _show(found, chosen)
+        _show(calibration, chosen)
 
 
 def _measure(model: str | None, output: Path, chosen: dict[str, Any]) -> "Calibration":
-    from qconvert.core import cache
     from qconvert.run.calibrate import CalibrationRequest, calibrate
+    from qconvert.run.context import open_context
 
     config = settings.load(model, chosen)
-    job = CalibrationRequest(
-        output, chosen["workers"], chosen["shard"], chosen["fresh"], chosen["trust"]
-    )
-    with ProgressDisplay() as steps:
-        return calibrate(config, job, cache.open_default(), steps.update)
+    request = CalibrationRequest(output, chosen["workers"], chosen["shard"], chosen["fresh"])
+    with ProgressDisplay() as display:
+        context = open_context(config, display.update, trust=chosen["trust"])
+        return calibrate(context, request)
 
 
 def _merge(parts: Sequence[Path], output: Path | None) -> None:
@@ -118,51 +119,45 @@ def _merge(parts: Sequence[Path], output: Path | None) -> None:
         hint = "`qconvert calibrate --merge A.npz B.npz -o ALL.npz`"
         raise UsageError("`--merge` needs two or more parts and `-o`", hint=hint)
     require_output_file(output)
-    whole = reduce(merge_calibrations, (calibration_file.load(part) for part in parts))
-    calibration_file.save(whole, output)
-    left = sum(len(run) for run in whole.missing_images())
-    of = f", {left} of the list are in none of the parts" if left else ""
-    console.info(f"wrote {output}: {whole.image_indices.size} images from {len(parts)} parts{of}")
+    merged = reduce(merge_calibrations, (calibration_file.load(part) for part in parts))
+    calibration_file.save(merged, output)
+    missing = sum(map(len, merged.missing_images()))
+    gap = f", {missing} of the list are in none of the parts" if missing else ""
+    count = merged.image_indices.size
+    console.info(f"wrote {output}: {count} images from {len(parts)} parts{gap}")
 
 
-def _tell_broken(found: "Calibration", shard: tuple[int, int] | None) -> None:
+def _note_unreadable(calibration: "Calibration", shard: tuple[int, int] | None) -> None:
     from qconvert.run.calibrate import shard_range
 
-    images = found.origin.images
-    names = [
-        images[at].name
-        for run in found.missing_images(shard_range(len(images), shard))
-        for at in run
-    ]
+    images = calibration.origin.images
+    missing = calibration.missing_images(shard_range(len(images), shard))
+    names = [f"`{images[index].name}`" for indices in missing for index in indices]
     if names:
-        shown = ", ".join(f"`{name}`" for name in names[:3]) + (", …" if names[3:] else "")
-        console.note(f"{len(names)} of {len(images)} images could not be read: {shown}")
+        listed = ", ".join(names[:3] + ["…"] * (len(names) > 3))
+        console.note(f"{len(names)} of {len(images)} images could not be read: {listed}")
 
 
-def _warn(found: "Calibration") -> None:
+def _note_weaknesses(calibration: "Calibration") -> None:
     from qconvert.calibrate.histogram import range_drift
 
-    if found.image_indices.size < FEW:
-        console.note(f"{found.image_indices.size} images are few; 100 to 500 are usual")
-        return
-    moving = [
-        name for name, seen in found.summaries.items() if seen.size and range_drift(seen) > MOVING
-    ]
-    if moving:
+    count, summaries = calibration.image_indices.size, calibration.summaries.values()
+    drifting = sum(bool(tensor.size) and range_drift(tensor) > MAX_DRIFT for tensor in summaries)
+    if count < MIN_USUAL_IMAGES:
+        console.note(f"{count} images are few; 100 to 500 are usual")
+    elif drifting:
         console.note(
-            f"{len(moving)} of {len(found.summaries)} ranges still moved by more than "
-            f"{MOVING:.0%} in the last quarter; use more images"
+            f"{drifting} of {len(summaries)} ranges still moved by more than {MAX_DRIFT:.0%} "
+            "in the last quarter; use more images"
         )
 
 
-def _show(found: "Calibration", chosen: dict[str, Any]) -> None:
-    from qconvert.cli import views
+def _show(calibration: "Calibration", chosen: dict[str, Any]) -> None:
     from qconvert.core.scales import Grid
 
     methods = chosen["methods"] or ("mse",)
-    grid = Grid(symmetric=chosen["symmetric"])
-    rows = views.range_rows(found, methods, grid)
+    rows = views.range_rows(calibration, methods, Grid(symmetric=chosen["symmetric"]))
     if chosen["as_json"]:
-        console.write_json(views.ranges_json(found, rows))
+        console.write_json(views.ranges_json(calibration, rows))
     else:
-        console.write_table(views.ranges_table(rows, methods))
+        views.show_ranges(rows, methods)

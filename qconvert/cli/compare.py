@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from qconvert.cli import console, options, settings
+from qconvert.cli import console, options, settings, views
 from qconvert.cli.options import preprocess_options
 from qconvert.cli.progress import ProgressDisplay
 
@@ -14,12 +14,13 @@ Examples:
   qconvert compare model.onnx int8.onnx --images val/ -o layers.csv
   qconvert compare runs/m/model.onnx runs/m/engines/cpu-int8 --layers 'Conv'"""
 
-COUNT = 32
+DEFAULT_COUNT = 32
+_PATH = click.Path(path_type=Path)
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("first", metavar="A", type=click.Path(path_type=Path))
-@click.argument("second", metavar="B", type=click.Path(path_type=Path))
+@click.argument("first", metavar="A", type=_PATH)
+@click.argument("second", metavar="B", type=_PATH)
 @click.option(
     "--layers",
     "patterns",
@@ -27,25 +28,24 @@ COUNT = 32
     metavar="GLOB",
     help="Only these, by tensor, node or operator; repeatable.",
 )
-@click.option(
+@options.setting_option(
+    "evaluate.images",
     "--images",
-    "eval_images",
-    type=click.Path(path_type=Path),
-    help="Images to run on (default: those of the run that A or B is part of).",
+    "Images to run on (default: those of the run that A or B is part of).",
 )
 @click.option(
     "--count",
     type=click.IntRange(min=1),
-    default=COUNT,
+    default=DEFAULT_COUNT,
     show_default=True,
     metavar="N",
-    help="At most so many of them.",
+    help="At most this many images.",
 )
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the figures of all layers as CSV.",
+    help="Write the errors of all layers as CSV.",
 )
 @preprocess_options
 @options.settings_options
@@ -54,28 +54,29 @@ COUNT = 32
 def command(
     first: Path, second: Path, patterns: tuple[str, ...], count: int, **chosen: Any
 ) -> None:
-    """Compare B with A layer by layer: the error that arrives at each and the one it makes alone.
+    """Compare B with A layer by layer: the error that arrives at each layer and the one it makes.
 
-    A and B are ONNX files or RUN/engines/NAME, one of them made from the other. Errors are told as
-    SQNR in decibels: 20 dB is an error of a tenth, 40 dB of a hundredth. What arrives at a layer
-    comes from all before it and from itself; what it makes is its own, with exact inputs.
+    A and B are ONNX files or RUN/engines/NAME, one of them made from the other. Errors are SQNR in
+    decibels: 20 dB is an error of a tenth, 40 dB of a hundredth. The error that arrives comes from
+    the layer and all before it; the one it makes is its own, given exact inputs.
     """
-    from qconvert.cli import views
-    from qconvert.core import cache
     from qconvert.core.atomic import write_text
     from qconvert.report.layer_tables import layers_csv
     from qconvert.run import compare
+    from qconvert.run.context import open_context
     from qconvert.run.run_folder import require_output_file
 
+    output: Path | None = chosen["output"]
     pair = compare.find_graphs(first, second)
-    if chosen["output"] is not None:
-        require_output_file(chosen["output"], first, second)
+    if output is not None:
+        require_output_file(output, first, second)
     config = settings.load_for_target(pair.run, chosen)
-    with ProgressDisplay() as steps:
-        every = compare.compare_graphs(pair, config, count, (cache.open_default(), steps.update))
-    layers = compare.select_layers(every, patterns)
-    if chosen["output"] is not None:
-        write_text(chosen["output"], layers_csv({second.name: every}))
+    with ProgressDisplay() as display:
+        context = open_context(config, display.update)
+        all_layers = compare.compare_graphs(pair, count, context)
+    layers = compare.select_layers(all_layers, patterns)
+    if output is not None:
+        write_text(output, layers_csv({second.name: all_layers}))
     if chosen["as_json"]:
         console.write_json(compare.layers_to_json(layers))
     else:

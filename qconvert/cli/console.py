@@ -1,7 +1,7 @@
-"""What a person sees: stdout is data, stderr is talk; colour adds and never carries.
+"""What a person sees: results on stdout, everything else on stderr, colour only as decoration.
 
-Piped output is plain and as wide as it needs to be. On a terminal that is too narrow a table drops
-its least important columns; it never cuts a number.
+Piped output is plain and as wide as it needs to be. On a narrow terminal a table drops its least
+important columns; it never cuts a number.
 """
 
 import json
@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING
 
 from qconvert.core.errors import QConvertError
 from qconvert.core.sanitize import sanitize_json, sanitize_text
-from qconvert.report.table import TextTable
+from qconvert.report.table import TextColumn, TextTable
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table as RichTable
 
 PIPE_WIDTH = 100_000
 COLUMN_GAP = 3
@@ -27,7 +26,7 @@ COLUMN_GAP = 3
 
 @dataclass
 class Verbosity:
-    """How much the user wants to hear: -2 nothing, -1 errors, 0 steps, 1 and more: details."""
+    """How much is printed: -2 nothing, -1 results and errors, 0 steps too, 1 and more details."""
 
     level: int = 0
 
@@ -36,43 +35,42 @@ VERBOSITY = Verbosity()
 
 
 def info(text: str, level: int = 0) -> None:
-    """Talk on stderr, unless the user wants less."""
+    """Write a line on stderr if the verbosity is at least `level`."""
     if level <= VERBOSITY.level:
         sys.stderr.write(sanitize_text(text) + "\n")
         sys.stderr.flush()
 
 
 def note(text: str) -> None:
-    """Tell something that a user should know about a result, wrapped to 80 columns."""
-    first, *more = textwrap.wrap(sanitize_text(text), 70)
-    info("\n".join([f"    note: {first}", *(f"          {line}" for line in more)]))
+    """Write a remark about a result on stderr, wrapped to 80 columns."""
+    first, *rest = textwrap.wrap(sanitize_text(text), 70)
+    info("\n".join([f"    note: {first}", *(f"          {line}" for line in rest)]))
 
 
 def write_stderr(text: str) -> None:
-    """Write on stderr even when `-q` was asked for; only `-qq` silences it."""
+    """Write on stderr even under `-q`; only `-qq` silences it."""
     if VERBOSITY.level > -2:
         sys.stderr.write(sanitize_text(text))
         sys.stderr.flush()
 
 
-def show_error(problem: QConvertError) -> None:
+def show_error(error: QConvertError) -> None:
     """Show what happened, its causes, and after a blank line what to do."""
-    lines = [f"{style_stderr('error:', '31')} {sanitize_text(str(problem))}"]
-    lines += [
-        line for detail in map(sanitize_text, problem.details) for line in _wrap_detail(detail)
-    ]
-    cause = problem.__cause__
+    lines = [f"{style_stderr('error:', '31')} {sanitize_text(str(error))}"]
+    for detail in error.details:
+        lines += _wrap_detail(sanitize_text(detail))
+    cause = error.__cause__
     while cause is not None:
         lines += [f"  caused by: {sanitize_text(str(cause)).strip() or type(cause).__name__}"]
         cause = cause.__cause__
-    if problem.hint:
-        lines += ["", f"{style_stderr('hint:', '36')} {sanitize_text(problem.hint)}"]
+    if error.hint:
+        lines += ["", f"{style_stderr('hint:', '36')} {sanitize_text(error.hint)}"]
     if VERBOSITY.level > -2:
         sys.stderr.write("\n".join(lines) + "\n")
 
 
 def _wrap_detail(text: str) -> list[str]:
-    """Return a detail as lines of at most 80 columns; what is no sentence has no words to wrap."""
+    """Fold a detail at 80 columns, never inside a word: names and paths stay whole."""
     return textwrap.wrap(
         text,
         80,
@@ -84,7 +82,7 @@ def _wrap_detail(text: str) -> list[str]:
 
 
 def write(text: str) -> None:
-    """Write a result on stdout, unless the user wants the exit code alone."""
+    """Write a result on stdout, unless only the exit code is wanted (`-qq`)."""
     _write_stdout(sanitize_text(text))
 
 
@@ -102,47 +100,39 @@ def _write_stdout(text: str) -> None:
     if VERBOSITY.level <= -2:
         return
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
-    sys.stdout.flush()  # here, where a reader that went away is noticed, not at exit
+    sys.stdout.flush()  # notice here, not at exit, that the reader of a pipe is gone
 
 
 def write_table(table: TextTable) -> None:
     """Write a table on stdout: all columns when piped, those that fit on a terminal."""
-    out = _stdout_console()
-    columns = list(range(len(table.columns)))
-    while (
-        sum(_min_width(table, index) + COLUMN_GAP for index in columns) - COLUMN_GAP > out.width
-        and columns[1:]
-    ):
-        columns.remove(max(columns, key=lambda index: (table.columns[index].rank, index)))
-    drawn = _rich_table(table, columns)
-    with out.capture() as captured:
-        out.print(drawn, crop=False)
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    console = _stdout_console()
+    columns = table.columns
+    rows = [[sanitize_text(cell) for cell in row] for row in table.rows]
+    widths = [_min_width(column, [row[i] for row in rows]) for i, column in enumerate(columns)]
+    shown = list(range(len(columns)))
+    room = console.width + COLUMN_GAP
+    while len(shown) > 1 and sum(widths[i] + COLUMN_GAP for i in shown) > room:
+        shown.remove(max(shown, key=lambda i: (columns[i].rank, i)))
+    drawn = Table(box=box.Box("    \n    \n ── \n" + 5 * "    \n"), pad_edge=False, show_edge=False)
+    for i in shown:
+        drawn.add_column(columns[i].title, justify=columns[i].justify, min_width=widths[i])
+    for row in rows:
+        drawn.add_row(*(Text(row[i]) for i in shown))
+    with console.capture() as captured:
+        console.print(drawn, crop=False)
     _write_stdout("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
-def _rich_table(table: TextTable, columns: Sequence[int]) -> "RichTable":
-    from rich import box
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    drawn = RichTable(box=box.Box("    \n    \n ── \n" + 5 * "    \n"), pad_edge=False)
-    drawn.show_edge = False
-    for index in columns:
-        column = table.columns[index]
-        least = _min_width(table, index)
-        drawn.add_column(column.title, justify=column.justify, min_width=least)
-    for row in table.rows:
-        drawn.add_row(*(Text(sanitize_text(row[index])) for index in columns))
-    return drawn
-
-
-def _min_width(table: TextTable, index: int) -> int:
-    """Return the width below which a column would cut a cell, or a word where it may wrap."""
+def _min_width(column: TextColumn, cells: Sequence[str]) -> int:
+    """Return the width below which a cell would be cut, or a word where the column may wrap."""
     from rich.cells import cell_len
 
-    column = table.columns[index]
-    cells = [column.title, *(sanitize_text(row[index]) for row in table.rows)]
-    pieces = [word for cell in cells for word in cell.split()] if column.wrap else cells
+    texts = [column.title, *cells]
+    pieces = [word for text in texts for word in text.split()] if column.wrap else texts
     return max(map(cell_len, pieces), default=0)
 
 
@@ -150,7 +140,7 @@ def _min_width(table: TextTable, index: int) -> int:
 def _stdout_console() -> "Console":
     from rich.console import Console
 
-    # Rich takes 80 columns for a pipe; whoever reads a pipe wants all of it.
+    # Rich assumes 80 columns for a pipe; the reader of a pipe wants all of them.
     width = None if sys.stdout.isatty() else PIPE_WIDTH
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
@@ -164,6 +154,6 @@ def stderr_console() -> "Console":
 
 
 def style_stderr(text: str, code: str) -> str:
-    """Colour talk for a terminal that wants it."""
-    colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-    return f"\x1b[1;{code}m{text}\x1b[0m" if colour else text
+    """Colour text for stderr if it is a terminal and NO_COLOR is unset."""
+    use_colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    return f"\x1b[1;{code}m{text}\x1b[0m" if use_colour else text

@@ -3,16 +3,11 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from qconvert.cli import build, console, options, settings
-from qconvert.cli.options import parse_words
 from qconvert.cli.progress import ProgressDisplay
-
-if TYPE_CHECKING:
-    from qconvert.demo.demo_files import DemoFolder
 
 EXAMPLES = """\b
 Examples:
@@ -27,63 +22,50 @@ Examples:
     type=click.Path(path_type=Path, file_okay=False),
     default="qconvert-demo",
     show_default=True,
-    help="Where network, pictures and run go.",
+    help="Folder for the network, the images and the run.",
 )
 @click.option(
     "--backend",
     "backends",
     multiple=True,
-    callback=parse_words,
     metavar="NAME",
     help="Where engines run, as in `build` (default: cpu).",
 )
 @click.option(
-    "--seconds", type=float, default=0.7, show_default=True, help="At least so long an engine."
+    "--seconds",
+    type=float,
+    default=0.7,
+    show_default=True,
+    help="Minimum seconds of timing per engine.",
 )
 @options.json_option
 @options.verbosity_options
 def command(
     output: Path, backends: tuple[str, ...] | None, seconds: float, *, as_json: bool
 ) -> None:
-    """See the whole job done, on a network and pictures that come with qconvert.
+    """See a whole build on a network and images that come with qconvert.
 
-    The network tells scratches, dents, cracks, rust and other defects of surfaces apart. The
-    pictures are drawn: 128 to calibrate on, 1000 to score on. Then comes what `qconvert build` does
-    with a model of yours, by the command that is printed. Nothing is downloaded; no GPU is needed.
+    The network recognizes scratches, dents, cracks, rust and other defects of surfaces. Its images
+    are drawn: 128 for calibration, 1000 for evaluation. The rest is a `qconvert build` as for a
+    model of yours; the command is printed. Nothing is downloaded, and no GPU is needed.
     """
     from qconvert.core import cache, config_file
     from qconvert.demo.demo_files import prepare_demo
     from qconvert.run.build import BuildRequest
 
-    with ProgressDisplay() as steps:
-        scene = prepare_demo(output, cache.open_default(), steps.update)
-    typed = _typed(scene, backends or ("cpu",), seconds)
-    console.info(
-        f"\nThe same command, with other names, is for a model of yours:\n\n{_shown(typed)}\n"
-    )
-    context = build.command.make_context("build", list(typed))
-    config = config_file.load(None, settings.from_options(context.params["model"], context.params))
-    order = BuildRequest(context.params["output"], shlex.join(["qconvert", *sys.argv[1:]]))
-    build.build_and_report(config, order, as_json=as_json)
-
-
-def _typed(scene: "DemoFolder", backends: tuple[str, ...], seconds: float) -> tuple[str, ...]:
-    """Return the arguments of the `qconvert build` that does the same."""
-    from qconvert.demo.demo_files import CALIBRATION_IMAGES, EVALUATION_IMAGES
-
-    images, others = scene.images(CALIBRATION_IMAGES), scene.images(EVALUATION_IMAGES)
-    return (
-        str(scene.network),
-        *("--images", str(images)),
-        *("--eval", str(others)),
-        *("--backend", ",".join(backends)),
+    with ProgressDisplay() as display:
+        demo = prepare_demo(output, cache.open_default(), display.update)
+    arguments = [
+        *("--images", str(demo.calibration_images)),
+        *("--eval", str(demo.evaluation_images)),
+        *("--backend", ",".join(backends or ("cpu",))),
         *("--seconds", f"{seconds:g}"),
-        *("-o", str(scene.run_folder)),
-    )
-
-
-def _shown(typed: tuple[str, ...]) -> str:
-    """Return the command as it can be copied, an option or two a line."""
-    model, *others = typed
-    pairs = [shlex.join(others[at : at + 2]) for at in range(0, len(others), 2)]
-    return " \\\n      ".join([f"  qconvert build {shlex.quote(model)}", *pairs])
+        *("-o", str(demo.run_folder)),
+    ]
+    pairs = [shlex.join(arguments[at : at + 2]) for at in range(0, len(arguments), 2)]
+    text = " \\\n      ".join([f"qconvert build {shlex.quote(str(demo.network))}", *pairs])
+    console.info(f"\nFor a model of yours, use the same command with other names:\n\n  {text}\n")
+    context = build.command.make_context("build", [str(demo.network), *arguments])
+    config = config_file.load(None, settings.from_options(context.params["model"], context.params))
+    request = BuildRequest(demo.run_folder, shlex.join(["qconvert", *sys.argv[1:]]))
+    build.build_and_report(config, request, as_json=as_json)

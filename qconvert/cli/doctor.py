@@ -1,6 +1,7 @@
 """`qconvert doctor`."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -22,70 +23,56 @@ Examples:
 @options.json_option
 @options.verbosity_options
 def command(as_json: bool) -> None:
-    """Show which backends build and run here, why not, and the command that mends it."""
+    """Show which backends build and run here, why not, and the command that fixes it."""
     from qconvert.backends import BACKENDS, probe, system_probe
 
-    here = system_probe.detect()
-    found = {name: probe(name, here) for name in BACKENDS}
+    system = system_probe.detect()
+    backends = {name: probe(name, system) for name in BACKENDS}
     if as_json:
-        console.write_json(_as_json(here, found))
+        console.write_json(
+            {
+                "backends": {name: asdict(state) for name, state in backends.items()},
+                "torch": system.version("torch") or None,
+                "gpus": [asdict(gpu) for gpu in system.gpus],
+                "conflicts": list(system.runtimes) if len(system.runtimes) > 1 else [],
+            }
+        )
         return
-    console.write_table(_table(found))
+    _show_backends(backends)
     console.write("")
-    for line in _also(here):
+    for line in _system_lines(system):
         console.write(line)
-    cures = [f"  {name:<13}{each.cure}" for name, each in found.items() if each.cure]
-    if cures:
-        console.write("\nto mend:")
-        console.write("\n".join(cures))
+    fixes = [f"  {name:<13}{state.cure}" for name, state in backends.items() if state.cure]
+    if fixes:
+        console.write("\n".join(["\nto fix:", *fixes]))
 
 
-def _table(found: Mapping[str, "Availability"]) -> TextTable:
+def _show_backends(backends: Mapping[str, "Availability"]) -> None:
     columns = [
-        TextColumn("backend"),
-        TextColumn("builds"),
-        TextColumn("runs"),
+        *map(TextColumn, ("backend", "builds", "runs")),
         TextColumn("version", wrap=True),
         TextColumn("why not", wrap=True),
     ]
+    answer = {True: "yes", False: "no"}
     rows = [
-        [name, _yes(each.builds), _yes(each.runs), each.version, each.reason]
-        for name, each in found.items()
+        [name, answer[state.builds], answer[state.runs], state.version, state.reason]
+        for name, state in backends.items()
     ]
-    return TextTable(columns, rows)
+    console.write_table(TextTable(columns, rows))
 
 
-def _also(here: "Installed") -> list[str]:
-    """Say what decides more than one backend."""
-    torch = (
-        here.version("torch")
-        or 'not installed; only export needs it: pip install "qconvert[torch]"'
-    )
-    lines = [f"torch          {torch}"]
-    for gpu in here.gpus:
-        lines.append(
-            f"GPU            {gpu.name}, compute capability {gpu.capability[0]}.{gpu.capability[1]}"
-        )
-    if len(here.runtimes) > 1:
-        names = " and ".join(here.runtimes)
+def _system_lines(system: "Installed") -> list[str]:
+    """Describe what concerns more than one backend: PyTorch, GPUs, conflicting packages."""
+    missing = 'not installed; only export needs it: pip install "qconvert[torch]"'
+    lines = [f"torch          {system.version('torch') or missing}"]
+    for gpu in system.gpus:
+        major, minor = gpu.capability
+        lines.append(f"GPU            {gpu.name}, compute capability {major}.{minor}")
+    if len(system.runtimes) > 1:
+        names = " and ".join(system.runtimes)
         lines += [
             f"conflict       {names} are both installed; they write the same files",
-            f"               pip uninstall -y {' '.join(here.runtimes)}",
+            f"               pip uninstall -y {' '.join(system.runtimes)}",
             '               pip install "qconvert[cpu]"   # or [cuda], or [tensorrt]',
         ]
     return lines
-
-
-def _yes(works: bool) -> str:
-    return "yes" if works else "no"
-
-
-def _as_json(here: "Installed", found: Mapping[str, "Availability"]) -> dict[str, object]:
-    from dataclasses import asdict
-
-    return {
-        "backends": {name: asdict(each) for name, each in found.items()},
-        "torch": here.version("torch") or None,
-        "gpus": [asdict(gpu) for gpu in here.gpus],
-        "conflicts": list(here.runtimes) if len(here.runtimes) > 1 else [],
-    }

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from qconvert.cli import console, options, settings
+from qconvert.cli import options, settings, views
 from qconvert.cli.options import eval_options, gate_options, preprocess_options
 from qconvert.cli.progress import ProgressDisplay
 
@@ -24,27 +24,17 @@ Examples:
 @options.json_option
 @options.verbosity_options
 def command(targets: tuple[Path, ...], **chosen: Any) -> None:
-    """Compare the answers of engines over the same images with FP32 and, where known, with labels.
+    """Compare the outputs of engines on the same images with FP32 and, if known, with labels.
 
     An engine is RUN/engines/NAME or an ONNX file, which runs on the CPU; of several files the
-    first is what the others are held against. For a whole RUN the figures go into its report.
+    first is the reference. For a whole RUN the accuracies go into its report.
     """
-    from qconvert.cli import views
-    from qconvert.core import cache
-    from qconvert.images.image_files import ReadOptions
-    from qconvert.report import gates
-    from qconvert.run import targets as found
+    from qconvert.run.context import open_context
     from qconvert.run.evaluate_job import evaluate
+    from qconvert.run.targets import resolve
 
-    target = found.resolve(targets)
+    target = resolve(targets)
     config = settings.load_for_target(target.run.root if target.run else None, chosen)
-    with ProgressDisplay() as steps:
-        reading = ReadOptions(chosen["workers"])
-        report = evaluate(target, config, reading, (cache.open_default(), steps.update))
-    if chosen["as_json"]:
-        from qconvert.report.json_file import to_json
-
-        console.write_json(to_json(report))
-    else:
-        views.show_accuracies(report)
-    gates.require_passed(report, shown=not chosen["as_json"])
+    with ProgressDisplay() as display:
+        report = evaluate(target, open_context(config, display.update), chosen["workers"])
+    views.finish(report, views.show_accuracies, as_json=chosen["as_json"])

@@ -1,11 +1,12 @@
 """`qconvert export`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qconvert.cli import console, options, settings
+from qconvert.cli import console, options, settings, views
 from qconvert.cli.options import image_options
 from qconvert.cli.progress import ProgressDisplay
 
@@ -25,84 +26,70 @@ Examples:
     "-o", "--output", type=click.Path(path_type=Path), help="The ONNX file (default: NAME.onnx)."
 )
 @options.source_options
-@click.option("--opset", type=int, help="Lowest ONNX opset of the result (default: 20).")
-@click.option(
-    "--parity-tolerance", type=float, help="Largest relative difference (default: 0.001)."
-)
-@click.option(
-    "--skip", multiple=True, metavar="PASS", help="Leave out a cleaning pass; repeatable."
-)
+@options.setting_options("export.opset", "export.parity-tolerance", "prepare.skip")
 @image_options
-@click.option("--dry-run", is_flag=True, help="Print what would be done and touch nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, change nothing.")
 @options.settings_options
 @options.json_option
 @options.verbosity_options
 def command(source: str | None, output: Path | None, **chosen: Any) -> None:
-    """Turn SOURCE into one clean ONNX file and check that it says the same.
+    """Convert SOURCE into one clean ONNX file and check that its outputs are the same.
 
-    SOURCE is m.onnx, net.pt2, package.module:factory, timm:NAME or torchvision:NAME. Named nets
+    SOURCE is m.onnx, net.pt2, package.module:factory, timm:NAME or torchvision:NAME. Named models
     come with their own pretrained weights unless --weights says otherwise. With --images, PyTorch
-    and ONNX are compared on some of them instead of on random inputs, and what is done to a picture
-    is written into the file.
+    and ONNX are compared on some of them instead of on random inputs, and the preprocessing is
+    written into the file.
     """
     config = settings.load(source, chosen)
-    place = settings.output_path(output, str(config.model), ".onnx")
+    path = settings.output_path(output, str(config.model), ".onnx")
     if chosen["dry_run"]:
-        _print_dry_run(config, place)
+        _print_dry_run(config, path)
         return
-    from qconvert.core import cache
+    from qconvert.run.context import open_context
     from qconvert.run.export import export
 
-    with ProgressDisplay() as steps:
-        done = export(config, place, cache.open_default(), steps.update, trust=chosen["trust"])
-    for step in done.loaded.steps:
+    with ProgressDisplay() as display:
+        result = export(open_context(config, display.update, trust=chosen["trust"]), path)
+    for step in result.loaded.steps:
         if step.dropped:
-            console.note(f"{step.name} left out: {step.dropped}")
+            console.note(f"{step.name} skipped: {step.dropped}")
         console.info(f"    {step.name}: {step.changed or 'nothing'}, {step.seconds:.2f} s", level=1)
-    if done.quantized:
+    if result.quantized:
         console.note("this model holds Q/DQ nodes; they are kept as they are")
     if chosen["as_json"]:
-        console.write_json(_as_json(done))
+        console.write_json(_as_json(result, config))
 
 
-def _print_dry_run(config: "Config", place: Path) -> None:
+def _print_dry_run(config: "Config", path: Path) -> None:
     from qconvert import sources
     from qconvert.core.errors import UsageError
     from qconvert.graph.clean import list_passes, require_known_passes
 
-    left = [
-        each.name
-        for each in list_passes(config.export.opset)
-        if each.name not in config.prepare.skip
-    ]
-    require_known_passes(config.prepare.skip)
+    skipped = config.prepare.skip
+    names = [item.name for item in list_passes(config.export.opset) if item.name not in skipped]
+    require_known_passes(skipped)
     kind = sources.kind(str(config.model))
     if kind in sources.FILE_KINDS and not Path(str(config.model)).is_file():
         raise UsageError(f"`{config.model}` does not exist", hint="check the path")
     console.write(f"load     {config.model} ({kind})")
-    console.write(f"prepare  {', '.join(left)}")
+    console.write(f"prepare  {', '.join(names)}")
     if kind != "ONNX file":
         console.write(f"parity   on {config.export.parity_inputs} inputs against PyTorch")
-    console.write(f"write    {place}")
+    console.write(f"write    {path}")
 
 
-def _as_json(done: "Exported") -> dict[str, object]:
-    from dataclasses import asdict
-
+def _as_json(result: "Exported", config: "Config") -> dict[str, object]:
     from qconvert.core import config_file, onnx_io
-    from qconvert.core.cache import file_sha256
 
+    model = result.loaded.model
     return {
-        "model": str(done.path),
-        "files": [str(file) for file in onnx_io.model_files(done.path)],
-        "bytes": sum(file.stat().st_size for file in onnx_io.model_files(done.path)),
-        "sha256": file_sha256(done.path),
-        "opset": done.loaded.model.opset_imports.get("", 0),
-        "inputs": [str(spec) for spec in onnx_io.inputs(done.loaded.model)],
-        "outputs": [str(spec) for spec in onnx_io.outputs(done.loaded.model)],
-        "quantized": done.quantized,
-        "parity": asdict(done.parity) if done.parity else None,
-        "steps": [asdict(step) for step in done.loaded.steps],
-        "config": config_file.as_dict(done.config),
-        "notes": list(done.loaded.source.notes),
+        **views.model_file_json(result.path),
+        "opset": model.opset_imports.get("", 0),
+        "inputs": [str(spec) for spec in onnx_io.inputs(model)],
+        "outputs": [str(spec) for spec in onnx_io.outputs(model)],
+        "quantized": result.quantized,
+        "parity": asdict(result.parity) if result.parity else None,
+        "steps": [asdict(step) for step in result.loaded.steps],
+        "config": config_file.as_dict(config),
+        "notes": list(result.loaded.source.notes),
     }

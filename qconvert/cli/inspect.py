@@ -1,17 +1,19 @@
 """`qconvert inspect`."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qconvert.cli import console, options, settings
+from qconvert.cli import console, options, settings, views
 from qconvert.report.table import TextColumn, TextTable
 
-# Named here too, so that `--help` needs not import them; a test compares.
-BACKENDS = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
-
 if TYPE_CHECKING:
-    from qconvert.graph.describe import ModelInfo
+    from qconvert.graph.describe import ModelInfo, NodeInfo, OperatorInfo
+
+# Listed here too, so that `--help` does not import the backends; a test compares.
+BACKENDS = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
 
 EXAMPLES = """\b
 Examples:
@@ -22,24 +24,24 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @click.argument("model")
 @options.source_options
-@click.option("--nodes", is_flag=True, help="Every node, in order, instead of every operator.")
-@click.option("--quantized", is_flag=True, help="What is quantized, or would be, and why not.")
+@click.option("--nodes", is_flag=True, help="List every node, in order, not every operator.")
+@click.option("--quantized", is_flag=True, help="Show what is or would be quantized, and why not.")
 @click.option(
     "--backend",
     type=click.Choice(BACKENDS),
     default="cpu",
-    help="Whose scheme to ask about a float model (default: cpu).",
+    help="Whose scheme to apply to a float model (default: cpu).",
 )
 @options.json_option
 @options.verbosity_options
 def command(model: str, **chosen: Any) -> None:
     """Show the inputs, outputs, operators and sizes of MODEL, an ONNX file or any other source.
 
-    With --quantized it shows instead which nodes of a quantized file are computed in integers, or
+    With --quantized, show instead which nodes of a quantized file are computed in integers, or
     which of a float model would be on a backend, and why the others are not.
     """
     if chosen["quantized"]:
-        _quantized(model, chosen)
+        _show_quantized(model, chosen)
         return
     from qconvert import sources
     from qconvert.core import config_file
@@ -48,67 +50,66 @@ def command(model: str, **chosen: Any) -> None:
 
     export = config_file.load(None, settings.from_options(None, chosen)).export
     source = sources.load(model, export, trust=chosen["trust"])
-    info = describe_model(infer_shapes(source.model)[0])
+    summary = describe_model(infer_shapes(source.model)[0])
     if chosen["as_json"]:
-        console.write_json(_as_json(model, info, nodes=chosen["nodes"]))
+        console.write_json(_as_json(model, summary, nodes=chosen["nodes"]))
         return
-    console.write(_head(model, info))
-    console.write_table(_nodes(info) if chosen["nodes"] else _operators(info))
-    if info.quantized:
+    _show_head(model, summary)
+    if chosen["nodes"]:
+        _show_nodes(summary.nodes)
+    else:
+        _show_operators(summary.operators)
+    if summary.quantized:
         console.write("\nquantized already: it holds Q/DQ nodes, which qconvert keeps as they are")
 
 
-def _quantized(model: str, chosen: dict[str, Any]) -> None:
-    from qconvert.cli import views
-    from qconvert.core import cache, config_file
+def _show_quantized(model: str, chosen: dict[str, Any]) -> None:
+    from qconvert.core import config_file
+    from qconvert.run.context import open_context
     from qconvert.run.quantize import inspect_layers
 
     config = config_file.load(None, settings.from_options(model, chosen))
-    layers = inspect_layers(config, chosen["backend"], cache.open_default(), trust=chosen["trust"])
+    layers = inspect_layers(open_context(config, trust=chosen["trust"]), chosen["backend"])
     if chosen["as_json"]:
-        from dataclasses import asdict
-
-        console.write_json(
-            {"model": model, "layers": {name: asdict(each) for name, each in layers.items()}}
-        )
-        return
-    shape = views.node_coverage_table if chosen["nodes"] else views.coverage_table
-    console.write_table(shape(layers))
+        rows = {name: asdict(layer) for name, layer in layers.items()}
+        console.write_json({"model": model, "layers": rows})
+    elif chosen["nodes"]:
+        views.show_node_coverage(layers)
+    else:
+        views.show_coverage(layers)
 
 
-def _head(model: str, info: "ModelInfo") -> str:
-    lines = [
-        f"{model}   opset {info.opset}, {_count(info.parameters)} parameters, "
-        f"{info.weight_bytes / 1e6:.1f} MB" + (f", by {info.producer}" if info.producer else "")
-    ]
-    lines += [f"  input   {spec}" for spec in info.inputs]
-    lines += [f"  output  {spec}" for spec in info.outputs]
-    return "\n".join([*lines, "\n"])
+def _show_head(model: str, summary: "ModelInfo") -> None:
+    producer = f", by {summary.producer}" if summary.producer else ""
+    console.write(
+        f"{model}   opset {summary.opset}, {_count(summary.parameters)} parameters, "
+        f"{summary.weight_bytes / 1e6:.1f} MB{producer}"
+    )
+    for spec in summary.inputs:
+        console.write(f"  input   {spec}")
+    for spec in summary.outputs:
+        console.write(f"  output  {spec}")
+    console.write("")
 
 
-def _operators(info: "ModelInfo") -> TextTable:
-    total = sum(each.macs or 0 for each in info.operators)
-    columns = [
-        TextColumn("operator"),
-        TextColumn("nodes", "right"),
-        TextColumn("parameters", "right"),
-        TextColumn("MACs", "right"),
-        TextColumn("share", "right", rank=1),
-    ]
+def _show_operators(operators: "Sequence[OperatorInfo]") -> None:
+    total = sum(operator.macs or 0 for operator in operators)
+    numbers = [TextColumn(title, "right") for title in ("nodes", "parameters", "MACs")]
+    columns = [TextColumn("operator"), *numbers, TextColumn("share", "right", rank=1)]
     rows = [
         [
-            each.op,
-            str(each.nodes),
-            _count(each.parameters),
-            _macs(each.macs),
-            f"{100 * each.macs / total:.1f} %" if each.macs else "",
+            operator.op,
+            str(operator.nodes),
+            _count(operator.parameters),
+            _count(operator.macs),
+            f"{100 * operator.macs / total:.1f} %" if operator.macs else "",
         ]
-        for each in info.operators
+        for operator in operators
     ]
-    return TextTable(columns, rows)
+    console.write_table(TextTable(columns, rows))
 
 
-def _nodes(info: "ModelInfo") -> TextTable:
+def _show_nodes(nodes: "Sequence[NodeInfo]") -> None:
     columns = [
         TextColumn("node"),
         TextColumn("operator"),
@@ -118,44 +119,35 @@ def _nodes(info: "ModelInfo") -> TextTable:
     ]
     rows = [
         [
-            each.name or "-",
-            each.op,
-            each.outputs[0].partition(": ")[2] if each.outputs else "",
-            _count(each.parameters),
-            _macs(each.macs),
+            node.name or "-",
+            node.op,
+            node.outputs[0].partition(": ")[2] if node.outputs else "",
+            _count(node.parameters),
+            _count(node.macs),
         ]
-        for each in info.nodes
+        for node in nodes
     ]
-    return TextTable(columns, rows)
+    console.write_table(TextTable(columns, rows))
 
 
-def _macs(macs: int | None) -> str:
-    return "unknown" if macs is None else _count(macs)
-
-
-def _count(number: int) -> str:
+def _count(number: int | None) -> str:
     """Write a count with three digits and a unit; nothing for zero, which only fills a table."""
-    if number == 0:
-        return ""
+    if not number:
+        return "unknown" if number is None else ""
     for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= size:
-            return (
-                f"{number / size:.3g}{unit}"
-                if number < 1000 * size
-                else f"{number / size:.0f}{unit}"
-            )
+            digits = ".3g" if number < 1000 * size else ".0f"
+            return f"{number / size:{digits}}{unit}"
     return str(number)
 
 
-def _as_json(model: str, info: "ModelInfo", *, nodes: bool) -> dict[str, object]:
-    from dataclasses import asdict
-
-    told = asdict(info)
+def _as_json(model: str, summary: "ModelInfo", *, nodes: bool) -> dict[str, object]:
+    result = {"model": model, **asdict(summary)}
     for side in ("inputs", "outputs"):
-        told[side] = [
+        result[side] = [
             {"name": spec.name, "dtype": str(spec.dtype), "shape": list(spec.shape)}
-            for spec in getattr(info, side)
+            for spec in getattr(summary, side)
         ]
     if not nodes:
-        del told["nodes"]
-    return {"model": model, **told}
+        del result["nodes"]
+    return result

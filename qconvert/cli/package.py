@@ -1,5 +1,6 @@
 """`qconvert package`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ Examples:
   qconvert package runs/model --format onnxruntime -o model-int8/
   qconvert package runs/model --format triton --engine cpu-int8 -o models/"""
 
-# Named here too, so that `--help` needs not import what they stand for; a test compares.
+# Listed here too, so that `--help` does not import the writers; a test compares.
 FORMATS = ("onnxruntime", "triton")
 _PATH = click.Path(path_type=Path)
 
@@ -20,7 +21,7 @@ _PATH = click.Path(path_type=Path)
 @click.command(epilog=EXAMPLES)
 @click.argument("run", type=_PATH)
 @click.option(
-    "--format", "form", type=click.Choice(FORMATS), required=True, help="For whom to pack it."
+    "--format", "form", type=click.Choice(FORMATS), required=True, help="What will run the engine."
 )
 @click.option("-o", "--output", type=_PATH, required=True, help="The folder to write.")
 @click.option("--engine", default="", metavar="NAME", help="Which one (default: the verdict's).")
@@ -29,23 +30,22 @@ _PATH = click.Path(path_type=Path)
 @options.json_option
 @options.verbosity_options
 def command(run: Path, form: Any, output: Path, as_json: bool, **chosen: Any) -> None:
-    """Pack an engine of RUN so that other programs run it.
+    """Package an engine of RUN so that other programs run it.
 
     For `onnxruntime`: a folder with the engine, its preprocessing and a short script that runs it
-    on pictures without qconvert. For `triton`: a folder in the model repository OUTPUT, with
+    on images without qconvert. For `triton`: a folder in the model repository OUTPUT, with
     inputs, outputs and batching configured.
     """
     from qconvert.package.pack import PackageOptions, write_package
     from qconvert.run.finished_run import load_run
 
-    done = write_package(load_run(run), PackageOptions(form, output, **chosen))
-    for note in done.notes:
+    package = write_package(load_run(run), PackageOptions(form, output, **chosen))
+    for note in package.notes:
         console.note(note)
     if as_json:
-        from dataclasses import asdict
-
-        console.write_json({**asdict(done), "folder": str(done.folder)})
+        console.write_json({**asdict(package), "folder": str(package.folder)})
         return
-    for file in done.files:
-        console.write(f"{done.folder / file}")
-    console.info(f"packed `{done.engine}`; {done.folder / 'README.md'} says how to start it")
+    for file in package.files:
+        console.write(f"{package.folder / file}")
+    readme = package.folder / "README.md"
+    console.info(f"packaged `{package.engine}`; {readme} says how to start it")

@@ -1,4 +1,4 @@
-"""The steps of a run on stderr: one at work, with its speed, and a line for each that is done."""
+"""Progress on stderr: the running step with its speed, and a line for each finished step."""
 
 import os
 import sys
@@ -20,12 +20,12 @@ LOG_INTERVAL_SECONDS = 10.0
 
 
 class ProgressDisplay:
-    """Shows progress: on a terminal a line that changes, in a log a line every few seconds."""
+    """Shows progress as a changing line on a terminal, as a line every few seconds in a log."""
 
     def __init__(self) -> None:
         self._status: Status | None = None
-        self._step, self._since, self._first = "", 0.0, 0
-        self._told, self._done_before = 0.0, 0
+        self._step, self._last_done = "", 0
+        self._started, self._first_done, self._last_logged = 0.0, 0, 0.0
 
     def __enter__(self) -> "ProgressDisplay":
         return self
@@ -36,52 +36,52 @@ class ProgressDisplay:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stop()
+        self._stop_status()
 
     def update(self, progress: "Progress") -> None:
-        """Show a step at work, or one that is done and what it made."""
+        """Show a running step, or a finished one and its result."""
         if progress.seconds is None:
-            self._at_work(progress)
+            self._show_running(progress)
             return
-        self._stop()
+        self._stop_status()
         if VERBOSITY.level >= 0:
-            self._done(progress, progress.seconds)
+            self._print_finished(progress, progress.seconds)
 
-    def _done(self, progress: "Progress", seconds: float) -> None:
-        took = f"stored, {seconds:.1f} s" if progress.stored else f"{seconds:.1f} s"
-        lines = sanitize_text(progress.text).splitlines()
-        first, *more = [line for each in lines for line in textwrap.wrap(each, TEXT_WIDTH)]
+    def _print_finished(self, progress: "Progress", seconds: float) -> None:
+        duration = f"cached, {seconds:.1f} s" if progress.stored else f"{seconds:.1f} s"
+        paragraphs = sanitize_text(progress.text).splitlines()
+        first, *rest = [line for text in paragraphs for line in textwrap.wrap(text, TEXT_WIDTH)]
         mark = style_stderr("✓", "32")
-        shown = f"  {mark} {progress.step:<9} {first:<{TEXT_WIDTH}} {took:>{DURATION_WIDTH}}"
-        sys.stderr.write("\n".join([shown, *(f"    {'':<9} {line}" for line in more)]) + "\n")
+        head = f"  {mark} {progress.step:<9} {first:<{TEXT_WIDTH}} {duration:>{DURATION_WIDTH}}"
+        sys.stderr.write("\n".join([head, *(f"    {'':<9} {line}" for line in rest)]) + "\n")
         sys.stderr.flush()
 
-    def _at_work(self, progress: "Progress") -> None:
+    def _show_running(self, progress: "Progress") -> None:
         now = time.monotonic()
-        if progress.step != self._step or progress.done < self._done_before:
-            self._step, self._since, self._first = progress.step, now, progress.done
-            self._told = now
-        self._done_before = progress.done
+        if progress.step != self._step or progress.done < self._last_done:
+            self._step, self._first_done = progress.step, progress.done
+            self._started = self._last_logged = now
+        self._last_done = progress.done
         text = f"{progress.step:<9} {sanitize_text(progress.text)}{self._speed(progress, now)}"
         if sys.stderr.isatty() and not os.environ.get("QCONVERT_NO_PROGRESS"):
-            self._show(f"{text} …")
-        elif progress.total and now - self._told >= LOG_INTERVAL_SECONDS:
-            self._told = now
+            self._show_status(f"{text} …")
+        elif progress.total and now - self._last_logged >= LOG_INTERVAL_SECONDS:
+            self._last_logged = now
             info(f"    {text}")
 
     def _speed(self, progress: "Progress", now: float) -> str:
-        """Return how much is done, how fast, and how long the rest takes."""
+        """Return how much is done, how fast it goes, and the time left."""
         if not progress.total:
             return ""
         text = f" {progress.done}/{progress.total}"
-        made, seconds = progress.done - self._first, now - self._since
-        if made <= 0 or seconds <= 0:
+        done, seconds = progress.done - self._first_done, now - self._started
+        if done <= 0 or seconds <= 0:
             return text
-        left = round((progress.total - progress.done) * seconds / made)
-        speed = f", {made / seconds:.0f}/s" if made >= seconds else ""
+        left = round((progress.total - progress.done) * seconds / done)
+        speed = f", {done / seconds:.0f}/s" if done >= seconds else ""
         return f"{text}{speed}, {left // 60}:{left % 60:02} left"
 
-    def _show(self, text: str) -> None:
+    def _show_status(self, text: str) -> None:
         if VERBOSITY.level < 0:
             return
         if self._status is None:
@@ -90,7 +90,7 @@ class ProgressDisplay:
         else:
             self._status.update(text)
 
-    def _stop(self) -> None:
+    def _stop_status(self) -> None:
         if self._status is not None:
             self._status.stop()
             self._status = None

@@ -1,15 +1,10 @@
 """`qconvert report`."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from qconvert.cli import console, options
-
-if TYPE_CHECKING:
-    from qconvert.report.model import Report
+from qconvert.cli import console, options, views
 
 EXAMPLES = """\b
 Examples:
@@ -39,21 +34,20 @@ FORMATS = ("text", "html", "md", "json", "card")
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write it to a file (text goes to the terminal alone).",
+    help="Write it to a file (not for text).",
 )
 @options.verbosity_options
 def command(run: Path, form: str, engine: str, output: Path | None) -> None:
     """Show a finished RUN again from its report.json; nothing is measured.
 
-    RUN is its folder, or the JSON file; an HTML page takes the pictures that lie beside it.
+    RUN is its folder, or the JSON file; an HTML page includes the images that lie beside it.
     """
-    from qconvert.cli import views
     from qconvert.core.atomic import write_text
     from qconvert.report import json_file
     from qconvert.run.run_folder import require_output_file
 
     if form == "text" and output is not None:
-        raise click.UsageError("`-o` needs a form that is a file: `--format html`")
+        raise click.UsageError("`-o` needs a format for files: `--format html`")
     if engine and form != "card":
         raise click.UsageError("`--engine` is for a card: `--format card`")
     file = run / "report.json" if run.is_dir() else run
@@ -64,25 +58,23 @@ def command(run: Path, form: str, engine: str, output: Path | None) -> None:
     if form == "json" and output is None:
         console.write_json(json_file.to_json(report))
         return
-    text = _written(report, form, engine, file.parent)
+    if form == "html":
+        from qconvert.report.html import render_html
+        from qconvert.run.report_files import report_images
+
+        text = render_html(report, report_images(report, file.parent))
+    elif form == "md":
+        from qconvert.report.markdown import render_markdown
+
+        text = render_markdown(report)
+    elif form == "json":
+        text = json_file.dumps(report)
+    else:
+        from qconvert.report.model_card import render_card
+
+        text = render_card(report, engine)
     if output is None:
         console.write(text)
-        return
-    require_output_file(output)
-    write_text(output, text)
-
-
-def _written(report: "Report", form: str, engine: str, folder: Path) -> str:
-    from qconvert.report import json_file
-    from qconvert.report.html import render_html
-    from qconvert.report.markdown import render_markdown
-    from qconvert.report.model_card import render_card
-    from qconvert.run.report_files import report_images
-
-    forms: dict[str, Callable[[Report], str]] = {
-        "html": lambda report: render_html(report, report_images(report, folder)),
-        "md": render_markdown,
-        "json": json_file.dumps,
-        "card": lambda report: render_card(report, engine),
-    }
-    return forms[form](report)
+    else:
+        require_output_file(output)
+        write_text(output, text)

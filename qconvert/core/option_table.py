@@ -1,47 +1,107 @@
-"""."""
+"""The settings as one flat table, for options, keyword arguments and documentation."""
 
-# Option to setting, or settings with commas; an option that is not here decides how a job runs, not
-# what it makes.
-OPTION_SETTINGS = {
-    "inputs": "export.inputs",
-    "weights": "export.weights",
-    "batch": "export.batch",
-    "opset": "export.opset",
-    "parity_tolerance": "export.parity-tolerance",
-    "skip": "prepare.skip",
-    "preprocess": "preprocess.preset",
-    "resize": "preprocess.resize",
-    "crop": "preprocess.crop",
-    "interpolation": "preprocess.interpolation",
-    "mean": "preprocess.mean",
-    "std": "preprocess.std",
-    "images": "calibration.images",
-    "count": "calibration.count",
-    "max_broken": "calibration.max-broken",
-    "exact": "calibration.exact",
-    "method": "quantize.method",
-    "effort": "quantize.effort",
-    "weight_bits": "quantize.weight-bits",
-    "exclude": "quantize.exclude",
-    "only": "quantize.only",
-    "keep": "quantize.keep",
-    "rest": "quantize.rest",
-    "backends": "build.backends",
-    "precisions": "build.precisions",
-    "profile": "build.profile",
-    "allow_fallback": "cuda.allow-fallback,tensorrt.allow-fallback",
-    "budget": "search.budget",
-    "by": "search.by",
-    "latency_limit": "search.max-latency",
-    "batch_sizes": "bench.batch-sizes",
-    "seconds": "bench.seconds",
-    "eval_images": "evaluate.images",
-    "labels": "evaluate.labels",
-    "eval_count": "evaluate.count",
-    "max_drop": "gate.max-drop",
-    "min_agreement": "gate.min-agreement",
-    "max_latency": "gate.max-latency",
-    "min_speedup": "gate.min-speedup",
-    "max_size": "gate.max-size",
-    "allow_unmeasured": "gate.allow-unmeasured",
-}
+import json
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from qconvert.core.config import Config, Setting
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting: its table and key, its bare type, its default, and what `config` says of it."""
+
+    table: str
+    key: str
+    type: Any
+    default: Any
+    setting: Setting
+
+    @property
+    def path(self) -> str:
+        """The dotted key, as `calibration.count`."""
+        return f"{self.table}.{self.key}".lstrip(".")
+
+    @property
+    def keyword(self) -> str:
+        """The argument of the same meaning in Python: the option's name, plural for lists."""
+        name = self.key if self.is_list else self.setting.option.lstrip("-")
+        return name.replace("-", "_")
+
+    @property
+    def is_list(self) -> bool:
+        """Whether any number of words may be given."""
+        args = get_args(self.type)
+        return (
+            get_origin(self.type) is tuple
+            and args[-1] is ...
+            and (args[0] is str or get_origin(args[0]) is Literal)
+        )
+
+    @property
+    def type_name(self) -> str:
+        """The type in words: `int`, `"dynamic"` or `list of str`."""
+        return _type_name(self.type)
+
+
+@cache
+def option_table() -> dict[str, Option]:
+    """Return every setting by its dotted key, in the order of the settings file."""
+    return {option.path: option for option in _walk(Config, "")}
+
+
+def keyword_settings() -> dict[str, str]:
+    """Return the dotted key that each keyword argument of the Python functions sets."""
+    return {
+        option.keyword: option.path for option in option_table().values() if option.setting.option
+    }
+
+
+def keys_at(path: tuple[str, ...]) -> list[str]:
+    """Return the keys of the table at `path`; none where that is no table."""
+    table: type = Config
+    for name in path:
+        hint = get_type_hints(table).get(name.replace("-", "_"))
+        if not (isinstance(hint, type) and is_dataclass(hint)):
+            return []
+        table = hint
+    return [entry.name.replace("_", "-") for entry in fields(table)]
+
+
+def literals(hint: Any) -> tuple[str, ...]:
+    """Return the words that a type allows, also as one member of a union or item of a list."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return tuple(word for arg in get_args(hint) for word in literals(arg))
+
+
+def _walk(table: type, path: str) -> Iterator[Option]:
+    """Yield the settings of a table, then those of the tables in it."""
+    bare, annotated = get_type_hints(table), get_type_hints(table, include_extras=True)
+    nested: list[tuple[type, str]] = []
+    for entry in fields(table):
+        key, hint = entry.name.replace("_", "-"), bare[entry.name]
+        if isinstance(hint, type) and is_dataclass(hint):
+            nested.append((hint, f"{path}.{key}".lstrip(".")))
+        else:
+            (setting,) = (
+                note for note in get_args(annotated[entry.name])[1:] if isinstance(note, Setting)
+            )
+            yield Option(path, key, hint, entry.default, setting)
+    for inner, name in nested:
+        yield from _walk(inner, name)
+
+
+def _type_name(hint: Any) -> str:
+    args = [arg for arg in get_args(hint) if arg is not type(None)]
+    match get_origin(hint):
+        case origin if origin is Literal:
+            return " or ".join(json.dumps(word) for word in args)
+        case origin if origin is tuple:
+            return f"list of {_type_name(args[0])}"
+        case origin if origin in (Union, types.UnionType):
+            return " or ".join(map(_type_name, args))
+    return str(hint.__name__)

@@ -1,4 +1,4 @@
-"""A folder with all that the demo needs: the network, and pictures to calibrate and to score on."""
+"""A folder with all that the demo needs: the network, calibration and evaluation images."""
 
 import hashlib
 import json
@@ -20,14 +20,14 @@ MARKER_FILE = "demo.json"
 
 @dataclass(frozen=True)
 class DemoImages:
-    """The first `count` pictures of a seed, and the folder they go into."""
+    """The first `count` images of a seed."""
 
     name: str
     seed: int
     count: int
 
     def recipe(self) -> dict[str, str]:
-        """Return what decides their bytes: also the code that draws, which changes unreleased."""
+        """Return what decides their bytes, the code that draws them included."""
         code = hashlib.sha256()
         for file in sorted(Path(__file__).parent.glob("*.py")):
             code.update(file.read_bytes())
@@ -36,7 +36,7 @@ class DemoImages:
             "seed": str(self.seed),
             "count": str(self.count),
             "code": code.hexdigest(),
-            **{each: version(each) for each in ("numpy", "pillow")},
+            **{package: version(package) for package in ("numpy", "pillow")},
         }
 
 
@@ -48,69 +48,64 @@ EVALUATION_IMAGES = DemoImages("evaluation", generator.EVALUATION_SEED, generato
 
 @dataclass(frozen=True)
 class DemoFolder:
-    """Where it lies."""
+    """The paths of a demo."""
 
-    root: Path
-
-    @property
-    def network(self) -> Path:
-        """The trained network."""
-        return self.root / NETWORK.name
-
-    @property
-    def run_folder(self) -> Path:
-        """The folder of the run."""
-        return self.root / "run"
-
-    def images(self, of: DemoImages) -> Path:
-        """Return the folder of some pictures."""
-        return self.root / of.name
+    network: Path
+    calibration_images: Path
+    evaluation_images: Path
+    run_folder: Path
 
 
 def prepare_demo(root: Path, cache: Cache, progress: ProgressCallback) -> DemoFolder:
-    """Put in place what is not there yet; a folder that holds anything else is left alone."""
-    scene = DemoFolder(root)
-    _claim_folder(root)
-    if not scene.network.exists():
-        copy_into_place(NETWORK, scene.network)
-    for each in (CALIBRATION_IMAGES, EVALUATION_IMAGES):
-        _draw_images(each, scene.images(each), cache, progress)
-    return scene
+    """Write the files that are missing; refuse a folder that holds anything else."""
+    image_sets = (CALIBRATION_IMAGES, EVALUATION_IMAGES)
+    calibration, evaluation = (root / images.name for images in image_sets)
+    folder = DemoFolder(root / NETWORK.name, calibration, evaluation, root / "run")
+    _claim_folder(root, image_sets)
+    if not folder.network.exists():
+        copy_into_place(NETWORK, folder.network)
+    for images in image_sets:
+        _draw_images(images, root / images.name, cache, progress)
+    return folder
 
 
-def _claim_folder(root: Path) -> None:
-    """Mark the folder as that of this demo, or refuse it."""
-    recipes = [each.recipe() for each in (CALIBRATION_IMAGES, EVALUATION_IMAGES)]
-    text = json.dumps({"network": file_sha256(NETWORK), "pictures": recipes}, indent=1) + "\n"
-    mark = root / MARKER_FILE
-    if mark.is_file() and mark.read_text(encoding="utf-8") == text:
+def _claim_folder(root: Path, image_sets: tuple[DemoImages, ...]) -> None:
+    """Mark a new folder as that of this demo; refuse one that is not."""
+    recipes = [images.recipe() for images in image_sets]
+    content = {"network": file_sha256(NETWORK), "pictures": recipes}
+    text = json.dumps(content, indent=1) + "\n"
+    marker = root / MARKER_FILE
+    if marker.is_file() and marker.read_text(encoding="utf-8") == text:
         return
     if root.is_dir() and any(root.iterdir()):
-        what = "the demo of another version" if mark.is_file() else "other files"
+        content_of = "the demo of another version" if marker.is_file() else "other files"
         raise UsageError(
-            f"`{root}` holds {what}", hint="choose another folder: `-o FOLDER`, or delete this one"
+            f"`{root}` holds {content_of}",
+            hint="choose another folder: `-o FOLDER`, or delete this one",
         )
     try:
-        write_text(mark, text)
+        write_text(marker, text)
     except OSError as error:
         raise QConvertError(
             f"`{root}` cannot be written: {error.strerror}", hint="choose another place with `-o`"
         ) from None
 
 
-def _draw_images(pictures: DemoImages, place: Path, store: Cache, tell: ProgressCallback) -> None:
+def _draw_images(
+    images: DemoImages, folder: Path, cache: Cache, progress: ProgressCallback
+) -> None:
     started = time.perf_counter()
-    text = f"{pictures.count} pictures for {pictures.name}"
+    running = partial(Progress, "draw", f"images for {images.name}", total=images.count)
 
-    def make(draft: Path) -> None:
-        report = partial(Progress, "draw", f"pictures for {pictures.name}", total=pictures.count)
+    def draw(draft: Path) -> None:
         generator.write_images(
-            draft, pictures.seed, pictures.count, lambda count: tell(report(done=count))
+            draft, images.seed, images.count, lambda done: progress(running(done=done))
         )
 
-    stored = place.exists()
-    if not stored:
-        found = store.get_or_make("draw", pictures.recipe(), make)
-        copy_into_place(found.path, place)
-        stored = found.hit
-    tell(Progress("draw", text, time.perf_counter() - started, stored))
+    hit = folder.exists()
+    if not hit:
+        cached = cache.get_or_make("draw", images.recipe(), draw)
+        copy_into_place(cached.path, folder)
+        hit = cached.hit
+    text = f"{images.count} images for {images.name}"
+    progress(Progress("draw", text, time.perf_counter() - started, hit))

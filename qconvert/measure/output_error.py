@@ -1,7 +1,8 @@
-"""How far the answers of a rewritten network are from those of the network it was made from."""
+"""Measure how far the outputs of a rewritten network are from those of its float original."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,52 +13,132 @@ from qconvert.core.tensors import Tensors
 ErrorArray = NDArray[np.float64]
 
 
-def per_image_errors(
-    wanted: Sequence[Tensors], got: Sequence[Tensors], images: Sequence[int] = ()
-) -> ErrorArray:
-    """Return for each image how far its outputs are from what is wanted, the mean over outputs.
+@dataclass(frozen=True, eq=False)
+class OutputError:
+    """The error of each image (`per_image_errors`), and of all images (`noise_to_signal`).
 
-    A row of scores counts with the KL divergence of its probabilities, all else with its squared
-    error relative to the mean of the squares of all images, and integers with the share of those
-    that changed. Infinite where an answer is not finite, or of another shape.
-
-    `images` counts those of each batch; without, the rows of the first output do. How many numbers
-    are returned depends on what is wanted alone.
+    `changed` has the `prediction_changes` of the images.
     """
-    counts = list(images) or [max(rows, 1) for rows in _batch_sizes(wanted, next(iter(wanted[0])))]
-    far = [_tensor_errors(name, wanted, got, counts) for name in wanted[0]]
-    mean: ErrorArray = np.mean(far, axis=0)
+
+    per_image: ErrorArray
+    noise_to_signal: float
+    changed: ErrorArray = field(default_factory=lambda: np.zeros(1))
+
+
+def per_image_errors(
+    reference: Sequence[Tensors], outputs: Sequence[Tensors], images: Sequence[int] = ()
+) -> ErrorArray:
+    """Return for each image the error of its outputs, averaged over outputs.
+
+    The error of a row of scores is the KL divergence of its probabilities; of other real outputs,
+    the squared error relative to the mean square over all images; of integers, the share that
+    changed. It is infinite for outputs that are not finite or have another shape.
+
+    `images` counts the images of each batch, by default the rows of the first output. The number of
+    errors returned depends only on the reference.
+    """
+    counts = list(images) or [
+        max(rows, 1) for rows in _batch_sizes(reference, next(iter(reference[0])))
+    ]
+    errors = [_output_errors(name, reference, outputs, counts) for name in reference[0]]
+    mean: ErrorArray = np.mean(errors, axis=0)
     return mean
 
 
 def prediction_changes(
-    wanted: Sequence[Tensors], got: Sequence[Tensors], images: Sequence[int] = ()
+    reference: Sequence[Tensors], outputs: Sequence[Tensors], images: Sequence[int] = ()
 ) -> ErrorArray:
-    """Return 1 for each image whose highest score is another one, 0 for the others.
+    """Return 1 for each image whose top class changed, else 0.
 
-    Outputs that are no rows of scores change nothing: those without a row for each image, too.
-    Scores of another shape are other answers. `images` is as for `distances`.
+    Outputs that are not one row of scores per image change nothing; scores of another shape count
+    as changed. `images` is as for `per_image_errors`.
     """
-    names = [name for name in wanted[0] if all(_are_scores(feeds[name]) for feeds in wanted)]
-    counts = list(images) or (_batch_sizes(wanted, names[0]) if names else [])
-    rows = [
+    names = [name for name in reference[0] if all(_are_scores(batch[name]) for batch in reference)]
+    counts = list(images) or (_batch_sizes(reference, names[0]) if names else [])
+    changes = [
         np.concatenate(
             [
-                _top_classes(before[name]) != _top_classes(after[name])
+                np.argmax(before[name], axis=1) != np.argmax(after[name], axis=1)
                 if np.shape(before[name]) == np.shape(after[name])
                 else np.ones(len(before[name]), np.bool_)
-                for before, after in zip(wanted, got, strict=True)
+                for before, after in zip(reference, outputs, strict=True)
             ]
         )
         for name in names
-        if any(counts) and _batch_sizes(wanted, name) == counts
+        if any(counts) and _batch_sizes(reference, name) == counts
     ]
-    found: ErrorArray = np.mean(rows, axis=0, dtype=np.float64) if rows else np.zeros(1)
-    return found
+    mean: ErrorArray = np.mean(changes, axis=0, dtype=np.float64) if changes else np.zeros(1)
+    return mean
 
 
-def _batch_sizes(wanted: Sequence[Tensors], name: str) -> list[int]:
-    return [len(np.atleast_1d(feeds[name])) for feeds in wanted]
+def sqnr_db(reference: Tensors, outputs: Tensors) -> float:
+    """Return the SQNR of all real outputs together, in decibels."""
+    ratio = sqnr_from_powers(*_powers([reference], [outputs]))
+    return -math.inf if ratio is None else ratio
+
+
+def sqnr_from_powers(signal: float, error: float) -> float | None:
+    """Return 10 log10(signal / error), the signal-to-quantization-noise ratio of two powers.
+
+    An error of zero gives infinity, and one that is not finite minus infinity. None where the
+    signal is not finite, or zero beside an error.
+    """
+    if not math.isfinite(signal):
+        return None
+    if not math.isfinite(error):
+        return -math.inf
+    if error == 0:
+        return math.inf
+    return 10 * math.log10(signal / error) if signal else None
+
+
+def noise_to_signal(reference: Sequence[Tensors], outputs: Sequence[Tensors]) -> float:
+    """Return the power of the error of all real outputs over that of the reference.
+
+    Where the reference is zero throughout, the power of the error itself.
+    """
+    signal, error = _powers(reference, outputs)
+    return error / (signal or 1.0) if math.isfinite(error) else math.inf
+
+
+def _powers(reference: Sequence[Tensors], outputs: Sequence[Tensors]) -> tuple[float, float]:
+    """Return the sums of squares of all real outputs and of their errors.
+
+    An output of another shape, such as the boxes of a detector, has an infinite error.
+    """
+    signal = error = 0.0
+    for before, after in zip(reference, outputs, strict=True):
+        for name, array in before.items():
+            if np.asarray(array).dtype.kind == "f":
+                expected = np.asarray(array, dtype=np.float64)
+                actual = np.asarray(after[name], dtype=np.float64)
+                same_shape = expected.shape == actual.shape
+                signal += float(np.square(expected).sum())
+                error += float(np.square(expected - actual).sum()) if same_shape else math.inf
+    return signal, error
+
+
+def kl_divergence(reference: NDArray[Any], outputs: NDArray[Any]) -> ErrorArray:
+    """Return KL(p || q) = sum p log(p / q) of each row of scores or probabilities.
+
+    A row of the reference that adds up to 1 is probabilities, and so is the row compared with it,
+    whatever quantization made of its sum; all other rows are scores, as a softmax takes them.
+    """
+    probable = _are_probabilities(reference)
+    log_p = _log_probabilities(reference, probable)
+    log_q = _log_probabilities(outputs, probable)
+    divergence: ErrorArray = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    return divergence
+
+
+def to_probabilities(scores: NDArray[Any]) -> ErrorArray:
+    """Return each row as probabilities, which rows that add up to 1 are already."""
+    probabilities: ErrorArray = np.exp(_log_probabilities(scores, _are_probabilities(scores)))
+    return probabilities
+
+
+def _batch_sizes(batches: Sequence[Tensors], name: str) -> list[int]:
+    return [len(np.atleast_1d(batch[name])) for batch in batches]
 
 
 def _are_scores(array: Any) -> bool:
@@ -65,128 +146,65 @@ def _are_scores(array: Any) -> bool:
     return len(shape) == 2 and shape[1] > 1
 
 
-def _top_classes(scores: NDArray[Any]) -> NDArray[np.intp]:
-    found: NDArray[np.intp] = np.asarray(scores).argmax(axis=1)
-    return found
-
-
-def sqnr_db(wanted: Tensors, got: Tensors) -> float:
-    """Return the power of all real outputs over that of their error, in decibels."""
-    signal, error = _powers([wanted], [got])
-    if not error:
-        return float("inf")
-    return float(10 * np.log10(signal / error)) if signal and np.isfinite(error) else -np.inf
-
-
-def noise_to_signal(wanted: Sequence[Tensors], got: Sequence[Tensors]) -> float:
-    """Return the power of the error of all real outputs over that of the outputs."""
-    signal, error = _powers(wanted, got)
-    # Where all that is wanted is zero, the error counts as it is.
-    return error / (signal or 1.0) if np.isfinite(error) else np.inf
-
-
-def _powers(wanted: Sequence[Tensors], got: Sequence[Tensors]) -> tuple[float, float]:
-    """Return the sums of the squares of all real outputs, and of their errors.
-
-    What is of another shape, as of a detector that finds other boxes, has an infinite error.
-    """
-    signal = error = 0.0
-    for before, after in zip(wanted, got, strict=True):
-        for name, array in before.items():
-            if np.asarray(array).dtype.kind == "f":
-                a, b = (np.asarray(each, dtype=np.float64) for each in (array, after[name]))
-                signal += float(np.square(a).sum())
-                error += float(np.square(a - b).sum()) if a.shape == b.shape else np.inf
-    return signal, error
-
-
-def kl_divergence(wanted: NDArray[Any], got: NDArray[Any]) -> ErrorArray:
-    """Return the KL divergence of each row of scores, or of probabilities where they are such."""
-    probable = _are_probabilities(wanted)
-    before, after = _log_probabilities(wanted, probable), _log_probabilities(got, probable)
-    apart: ErrorArray = (np.exp(before) * (before - after)).sum(axis=1)
-    return apart
-
-
-def to_probabilities(scores: NDArray[Any]) -> ErrorArray:
-    """Return each row as probabilities, which rows that add up to 1 are already."""
-    likely: ErrorArray = np.exp(_log_probabilities(scores, _are_probabilities(scores)))
-    return likely
-
-
-def _tensor_errors(
-    name: str, wanted: Sequence[Tensors], got: Sequence[Tensors], counts: list[int]
+def _output_errors(
+    name: str, reference: Sequence[Tensors], outputs: Sequence[Tensors], counts: list[int]
 ) -> ErrorArray:
-    """Return how far one output of each image is.
+    """Return the error of one output for each image.
 
-    What has no row for each image, as boxes, or the places that they refer to, counts for all
-    images of its batch alike.
+    An output without a row for each image, such as boxes, counts alike for all images of a batch.
     """
     pairs = [
         (np.atleast_1d(before[name]), np.atleast_1d(after[name]))
-        for before, after in zip(wanted, got, strict=True)
+        for before, after in zip(reference, outputs, strict=True)
     ]
     shapes = {before.shape[1:] for before, _ in pairs}
-    same = all(before.shape == after.shape for before, after in pairs)
-    if same and len(shapes) == 1 and _batch_sizes(wanted, name) == counts:
-        before, after = (np.concatenate(each) for each in zip(*pairs, strict=True))
-        return _row_errors(before, after)
-    found = [_row_errors(before, after) for before, after in pairs]
-    each: ErrorArray = np.concatenate(
+    same_shapes = all(before.shape == after.shape for before, after in pairs)
+    if same_shapes and len(shapes) == 1 and _batch_sizes(reference, name) == counts:
+        return _row_errors(*(np.concatenate(arrays) for arrays in zip(*pairs, strict=True)))
+    errors = [_row_errors(before, after) for before, after in pairs]
+    per_image: ErrorArray = np.concatenate(
         [
-            far if len(far) == count else np.full(count, far.mean())
-            for far, count in zip(found, counts, strict=True)
+            rows if len(rows) == count else np.full(count, rows.mean())
+            for rows, count in zip(errors, counts, strict=True)
         ]
     )
-    return each
+    return per_image
 
 
-def _row_errors(wanted: NDArray[Any], got: NDArray[Any]) -> ErrorArray:
-    rows = wanted.shape[0]
-    if wanted.shape != got.shape:
-        # As of a detector that finds another number of boxes.
+def _row_errors(reference: NDArray[Any], output: NDArray[Any]) -> ErrorArray:
+    rows = reference.shape[0]
+    if reference.shape != output.shape:
         return np.full(max(rows, 1), np.inf)
-    if not wanted.size:
+    if not reference.size:
         return np.zeros(max(rows, 1))
-    if wanted.dtype.kind not in "f":
-        changed: ErrorArray = (wanted != got).reshape(rows, -1).mean(axis=1)
+    if reference.dtype.kind != "f":
+        changed: ErrorArray = (reference != output).reshape(rows, -1).mean(axis=1)
         return changed
-    a, b = (each.astype(np.float64).reshape(rows, -1) for each in (wanted, got))
-    known, finite = (_all_finite(each) for each in (a, b))
-    # An image on which the reference itself has no numbers compares with nothing.
-    a, b = np.where(known[:, None], a, 0.0), np.where((known & finite)[:, None], b, 0.0)
-    if wanted.ndim == 2 and a.shape[1] > 1:
-        far = kl_divergence(a, b)
+    expected = reference.astype(np.float64).reshape(rows, -1)
+    actual = output.astype(np.float64).reshape(rows, -1)
+    comparable, finite = np.isfinite(expected).min(axis=1), np.isfinite(actual).min(axis=1)
+    # An image on which the reference itself is not finite compares with nothing.
+    expected = np.where(comparable[:, None], expected, 0.0)
+    actual = np.where((comparable & finite)[:, None], actual, 0.0)
+    if _are_scores(reference):
+        errors = kl_divergence(expected, actual)
     else:
-        # Where all that is wanted is zero, the error counts as it is.
-        far = np.square(a - b).sum(axis=1) / (np.square(a).sum(axis=1).mean() or 1.0)
-    return np.where(known, np.where(finite, far, np.inf), 0.0)
-
-
-def _all_finite(rows: ErrorArray) -> NDArray[np.bool_]:
-    found: NDArray[np.bool_] = np.isfinite(rows).min(axis=1)
-    return found
+        power = np.square(expected).sum(axis=1).mean()
+        errors = np.square(expected - actual).sum(axis=1) / (power or 1.0)
+    return np.where(comparable, np.where(finite, errors, np.inf), 0.0)
 
 
 def _are_probabilities(scores: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return for each row whether its numbers add up to 1, as what a Softmax makes does."""
+    """Return for each row whether its numbers add up to 1, as those of a Softmax do."""
     sums = scores.astype(np.float64).sum(axis=1)
-    found: NDArray[np.bool_] = (scores >= 0).all(axis=1) & (np.abs(sums - 1.0) < 1e-3)
-    return found
+    probable: NDArray[np.bool_] = (scores >= 0).all(axis=1) & (np.abs(sums - 1.0) < 1e-3)
+    return probable
 
 
 def _log_probabilities(scores: NDArray[Any], probable: NDArray[np.bool_]) -> ErrorArray:
+    """Return the log-softmax of each row, for probabilities that of their logarithms."""
     scores = scores.astype(np.float64)
-    logs_of = np.log(np.maximum(scores, 1e-12))
-    scores = np.where(probable[:, np.newaxis], logs_of, scores)
+    scores = np.where(probable[:, np.newaxis], np.log(np.maximum(scores, 1e-12)), scores)
     shifted = scores - scores.max(axis=1, keepdims=True)
     logs: ErrorArray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return logs
-
-
-@dataclass(frozen=True, eq=False)
-class OutputError:
-    """How far answers are from FP32: on each image, and their error as a share of all answers."""
-
-    per_image: ErrorArray
-    noise_to_signal: float

@@ -97,7 +97,7 @@ def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
 
 def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", weights=np.zeros(3))
-    with pytest.raises(QConvertError, match="does not say what it is"):
+    with pytest.raises(QConvertError, match="its format is not stated"):
         load(tmp_path / "c.npz")
 
 
@@ -159,7 +159,7 @@ def test_a_header_that_claims_a_huge_array_makes_none(tmp_path: Path) -> None:
         for member in old.namelist():
             claims = member == "lows.npy"
             new.writestr(member, header.getvalue() if claims else old.read(member))
-    with pytest.raises(QConvertError, match=r"`lows\.npy` has another size than it says"):
+    with pytest.raises(QConvertError, match=r"the size of `lows\.npy` contradicts its header"):
         load(path)
 
 

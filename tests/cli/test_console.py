@@ -34,7 +34,7 @@ SCRIPT = """
 import sys
 from tests.cli.test_console import TABLE
 from qconvert.cli import console
-console.data_table(TABLE)
+console.write_table(TABLE)
 """
 
 
@@ -42,14 +42,16 @@ def on_terminal(columns: int, script: str, **environment: str) -> str:
     """Run a script on a real pseudo-terminal of this width and return what it shows."""
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    kept = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "NO_COLOR")}
-    root = Path(__file__).resolve().parents[2]
     process = subprocess.Popen(
         [sys.executable, "-c", script],
         stdout=child,
         stderr=child,
-        cwd=root,
-        env={**kept, "TERM": "xterm", **environment},
+        cwd=Path(__file__).resolve().parents[2],
+        env={
+            **{name: os.environ[name] for name in os.environ.keys() - {"COLUMNS", "NO_COLOR"}},
+            "TERM": "xterm",
+            **environment,
+        },
     )
     os.close(child)
     shown = b""
@@ -74,18 +76,18 @@ def on_terminal(columns: int, script: str, **environment: str) -> str:
         (30, ["variant", "p50 ms"]),
     ],
 )
-def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers(
+def test_table_on_a_narrow_terminal_drops_columns_and_cuts_no_number(
     columns: int, titles: list[str]
 ) -> None:
     shown = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal(columns, SCRIPT))
     header = shown.splitlines()[0]
-    assert [title for title in [each.title for each in TABLE.columns] if title in header] == titles
+    assert [column.title for column in TABLE.columns if column.title in header] == titles
     assert "1234.56 ± 0.01" in shown
     assert "…" not in shown
     assert max(map(len, shown.splitlines())) <= columns
 
 
-def test_a_pipe_gets_every_column_without_colour(capsys: pytest.CaptureFixture[str]) -> None:
+def test_piped_table_has_every_column_and_no_colour(capsys: pytest.CaptureFixture[str]) -> None:
     console._stdout_console.cache_clear()
     console.write_table(TABLE)
     shown = capsys.readouterr().out
@@ -97,19 +99,19 @@ def test_a_pipe_gets_every_column_without_colour(capsys: pytest.CaptureFixture[s
 ERROR = """
 from qconvert.cli import console
 from qconvert.core.errors import QConvertError
-console.error(QConvertError("bad", hint="mend it"))
+console.show_error(QConvertError("bad", hint="fix it"))
 """
 
 
-def test_colour_is_for_terminals_that_want_it() -> None:
+def test_error_is_coloured_on_a_terminal_unless_no_color_is_set() -> None:
     assert "\x1b[1;31merror:\x1b[0m bad" in on_terminal(80, ERROR)
-    assert on_terminal(80, ERROR, NO_COLOR="1") == "error: bad\n\nhint: mend it\n"
+    assert on_terminal(80, ERROR, NO_COLOR="1") == "error: bad\n\nhint: fix it\n"
 
 
-def test_json_is_data_and_keeps_unicode(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_output_keeps_unicode(capsys: pytest.CaptureFixture[str]) -> None:
     console.write_json({"Δ": [1, None]})
     assert capsys.readouterr().out == '{\n  "Δ": [\n    1,\n    null\n  ]\n}\n'
 
 
-def test_control_characters_are_shown(qconvert: Callable[..., object]) -> None:
+def test_control_characters_are_escaped(qconvert: Callable[..., object]) -> None:
     assert sanitize_text("a\x1b[31mb\tc\nd") == "a\\x1b[31mb\\x09c\nd"

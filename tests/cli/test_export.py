@@ -70,21 +70,21 @@ def test_the_same_export_gives_the_same_bytes_and_is_found_again(
 ) -> None:
     first = qconvert("export", tiny, "-o", "a.onnx")
     second = qconvert("export", tiny, "-o", "b.onnx")
-    assert "stored" not in first.err
-    assert "stored" in second.err
+    assert "cached" not in first.err
+    assert "cached" in second.err
     assert Path("a.onnx").read_bytes() == Path("b.onnx").read_bytes()
     assert qconvert("cache", "--clear").code == 0
     third = qconvert("export", tiny, "-o", "c.onnx")
-    assert "stored" not in third.err
+    assert "cached" not in third.err
     assert Path("a.onnx").read_bytes() == Path("c.onnx").read_bytes()
 
 
 def test_other_settings_are_other_work(qconvert: Command, tiny: Path) -> None:
     qconvert("export", tiny, "-o", "a.onnx")
-    assert "stored" not in qconvert("export", tiny, "-o", "b.onnx", "--opset", "21").err
+    assert "cached" not in qconvert("export", tiny, "-o", "b.onnx", "--opset", "21").err
     assert onnx_io.load(Path("b.onnx")).opset_imports[""] == 21
-    assert "stored" not in qconvert("export", tiny, "-o", "c.onnx", "--skip", "names").err
-    assert "stored" not in qconvert("export", tiny, "-o", "d.onnx", "--batch", "2").err
+    assert "cached" not in qconvert("export", tiny, "-o", "c.onnx", "--skip", "names").err
+    assert "cached" not in qconvert("export", tiny, "-o", "d.onnx", "--batch", "2").err
 
 
 def test_the_source_is_never_written_over(qconvert: Command, tiny: Path) -> None:
@@ -155,7 +155,7 @@ def test_open_sizes_must_be_said(qconvert: Command, tmp_path: Path) -> None:
     write(from_text(text, k=floats(4, 3, 3, 3)), tmp_path / "open.onnx")
     outcome = qconvert("export", "open.onnx", "-o", "a.onnx")
     assert outcome.code == 2
-    assert "hint: say it with `--input x:1x3x224x224`" in outcome.err
+    assert "hint: set it with `--input x:1x3x224x224`" in outcome.err
     assert qconvert("export", "open.onnx", "-o", "a.onnx", "--input", "x:1x3x16x16").code == 0
     (spec,) = onnx_io.inputs(onnx_io.load(Path("a.onnx")))
     assert spec.shape == ("N", 3, 16, 16)
@@ -199,7 +199,7 @@ def test_parity_runs_on_images_and_what_is_done_to_them_goes_into_the_file(
         "export.parity-inputs=20",
     )
     assert few.code == 2
-    assert "only 9 inputs were compared; 20 are needed" in few.err
+    assert "only 9 inputs were compared; 20 are required" in few.err
     stored = onnx.load("ready.onnx").metadata_props
     told = json.loads(next(each.value for each in stored if each.key == "qconvert.preprocess"))
     assert (told["mean"], told["std"]) == ([0.5], [0.25])

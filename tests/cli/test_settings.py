@@ -11,6 +11,7 @@ import pytest
 from qconvert.cli import options, settings
 from qconvert.core.config import Config
 from qconvert.core.errors import UsageError
+from qconvert.core.option_table import literals, option_table
 from qconvert.images.preprocess import PRESETS, Interpolation, Preprocess
 from qconvert.run.job_images import known_preprocessing
 from qconvert.sources import Source
@@ -27,7 +28,9 @@ def typed(*args: str) -> Config:
 
 
 def prepared(*args: str, own: Preprocess | None = None) -> Preprocess | None:
-    return known_preprocessing(Source("m", models.tiny(), (), preprocess=own), typed(*args))
+    return known_preprocessing(
+        Source("m", models.tiny(), (), preprocess=own), typed(*args).preprocess
+    )
 
 
 def test_the_options_of_images_need_neither_numpy_nor_pillow() -> None:
@@ -41,9 +44,10 @@ def test_the_options_of_images_need_neither_numpy_nor_pillow() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_the_names_offered_are_those_that_exist() -> None:
-    assert tuple(PRESETS) == options.PRESETS
-    assert get_args(Interpolation) == options.INTERPOLATIONS
+def test_choices_of_preprocessing_options_are_those_that_exist() -> None:
+    table = option_table()
+    assert literals(table["preprocess.preset"].type) == tuple(PRESETS)
+    assert literals(table["preprocess.interpolation"].type) == get_args(Interpolation)
 
 
 def test_options_are_settings() -> None:

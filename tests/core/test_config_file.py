@@ -6,6 +6,7 @@ import pytest
 
 from qconvert.core import config, config_file
 from qconvert.core.errors import UsageError
+from qconvert.core.option_table import option_table
 
 WRONG = """\
 model = 3                      # line 1
@@ -180,7 +181,8 @@ def _lines(model: str) -> list[str]:
 
 def test_the_schema_knows_every_key() -> None:
     defined = config_file.settings_schema()["$defs"]
-    assert set(defined["Export"]["properties"]) == {
-        setting.key for setting in config_file.list_settings() if setting.table == "export"
+    assert set(defined["ExportConfig"]["properties"]) == {
+        option.key for option in option_table().values() if option.table == "export"
     }
-    assert defined["Export"]["additionalProperties"] is False
+    assert defined["ExportConfig"]["additionalProperties"] is False
+    assert all("description" in entry for entry in defined["GateConfig"]["properties"].values())

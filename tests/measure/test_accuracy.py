@@ -1,4 +1,4 @@
-"""What all images together say of an engine."""
+"""The accuracy of an engine over all images."""
 
 import json
 import math
@@ -26,126 +26,126 @@ from qconvert.measure.per_image_scores import ImageScores, score_batch
 Floats = NDArray[np.float32]
 
 
-def says(*answers: int, classes: int = 4) -> Floats:
+def predict(*classes_predicted: int, classes: int = 4) -> Floats:
     """Return scores whose highest are these classes."""
-    return np.eye(classes, dtype=np.float32)[list(answers)] * 5
+    return np.eye(classes, dtype=np.float32)[list(classes_predicted)] * 5
 
 
-def judged(before: Floats, after: Floats, *labels: int | None) -> ImageScores:
-    known = list(labels) or [None] * len(before)
-    return score_batch({"scores": before}, {"scores": after}, known)
+def score(before: Floats, after: Floats, *labels: int | None) -> ImageScores:
+    labelled = list(labels) or [None] * len(before)
+    return score_batch({"scores": before}, {"scores": after}, labelled)
 
 
 def test_top1_and_agreement_are_shares_of_the_images() -> None:
-    found = summarize_accuracy(judged(says(0, 1, 2, 3), says(0, 1, 3, 2), 0, 1, 3, 3))
-    assert (found.images, found.measured_on) == (4, "engine")
-    assert found.top1 == 75.0
-    assert found.agreement == 50.0
-    assert found.change_pp == 0.0
+    accuracy = summarize_accuracy(score(predict(0, 1, 2, 3), predict(0, 1, 3, 2), 0, 1, 3, 3))
+    assert (accuracy.images, accuracy.measured_on) == (4, "engine")
+    assert accuracy.top1 == 75.0
+    assert accuracy.agreement == 50.0
+    assert accuracy.change_pp == 0.0
 
 
 def test_top5_needs_more_than_five_classes() -> None:
     ranked = np.array([[9, 8, 7, 6, 5, 4, 3]] * 7, np.float32)
-    found = summarize_accuracy(judged(ranked, ranked, *range(7)))
-    assert found.top1 == pytest.approx(100 / 7)
-    assert found.top5 == pytest.approx(500 / 7)
-    few = says(0, 1, classes=5)
-    assert summarize_accuracy(judged(few, few, 0, 1)).top5 is None
+    accuracy = summarize_accuracy(score(ranked, ranked, *range(7)))
+    assert accuracy.top1 == pytest.approx(100 / 7)
+    assert accuracy.top5 == pytest.approx(500 / 7)
+    few = predict(0, 1, classes=5)
+    assert summarize_accuracy(score(few, few, 0, 1)).top5 is None
 
 
 def test_precision_recall_and_f1_are_means_over_the_classes_with_labels() -> None:
-    # Class 0: 2 of 3 found, 1 wrong answer; class 1: 1 of 2 found, 1 wrong; class 3: never said.
-    # Class 2 has no label: its two answers are errors of the others; it is no class of its own.
-    after = says(0, 0, 1, 1, 2, 0, 2)
+    # Class 0: 2 of 3 right, 1 wrong; class 1: 1 of 2 right, 1 wrong; class 3: never predicted.
+    # Class 2 has no label: its two predictions are errors of the others; it is no class of its own.
+    after = predict(0, 0, 1, 1, 2, 0, 2)
     labels = (0, 0, 0, 1, 1, 3, 3)
-    found = summarize_accuracy(judged(after, after, *labels))
+    accuracy = summarize_accuracy(score(after, after, *labels))
     precision, recall = (2 / 3, 1 / 2, 0), (2 / 3, 1 / 2, 0)
     f1 = [2 * p * r / (p + r) if p + r else 0 for p, r in zip(precision, recall, strict=True)]
-    assert found.precision == pytest.approx(100 * sum(precision) / 3)
-    assert found.recall == pytest.approx(100 * sum(recall) / 3)
-    assert found.f1 == pytest.approx(100 * sum(f1) / 3)
+    assert accuracy.precision == pytest.approx(100 * sum(precision) / 3)
+    assert accuracy.recall == pytest.approx(100 * sum(recall) / 3)
+    assert accuracy.f1 == pytest.approx(100 * sum(f1) / 3)
 
 
-def test_answers_that_are_all_right_score_a_hundred() -> None:
-    found = summarize_accuracy(judged(says(0, 1, 1), says(0, 1, 1), 0, 1, 1))
-    assert (found.top1, found.precision, found.recall, found.f1) == (100, 100, 100, 100)
+def test_correct_predictions_score_a_hundred() -> None:
+    accuracy = summarize_accuracy(score(predict(0, 1, 1), predict(0, 1, 1), 0, 1, 1))
+    assert (accuracy.top1, accuracy.precision, accuracy.recall, accuracy.f1) == (100, 100, 100, 100)
 
 
-def test_without_labels_only_likeness_is_told() -> None:
-    found = summarize_accuracy(judged(says(0, 1), says(0, 2)), "cpu-simulation")
-    assert found.measured_on == "cpu-simulation"
-    assert found.agreement == 50.0
-    assert (found.top1, found.precision, found.change_pp) == (None, None, None)
-    assert NO_LABELS in found.notes
+def test_images_without_any_label_have_agreement_only() -> None:
+    accuracy = summarize_accuracy(score(predict(0, 1), predict(0, 2)), "cpu-simulation")
+    assert accuracy.measured_on == "cpu-simulation"
+    assert accuracy.agreement == 50.0
+    assert (accuracy.top1, accuracy.precision, accuracy.change_pp) == (None, None, None)
+    assert NO_LABELS in accuracy.notes
 
 
-def test_images_without_a_label_do_not_score_but_compare() -> None:
-    found = summarize_accuracy(judged(says(0, 1, 2), says(0, 2, 2), 0, None, 2))
-    assert found.top1 == 100.0
-    assert found.agreement == pytest.approx(200 / 3)
-    assert (found.images, found.labelled) == (3, 2)
-    assert found.notes == ("1 of 3 images have no label: scores are over the others",)
+def test_images_without_a_label_count_for_agreement_only() -> None:
+    accuracy = summarize_accuracy(score(predict(0, 1, 2), predict(0, 2, 2), 0, None, 2))
+    assert accuracy.top1 == 100.0
+    assert accuracy.agreement == pytest.approx(200 / 3)
+    assert (accuracy.images, accuracy.labelled) == (3, 2)
+    assert accuracy.notes == ("1 of 3 images have no label: scores are over the others",)
 
 
 def test_maps_have_cosine_and_sqnr_only() -> None:
     before = np.ones((2, 3, 4, 4), np.float32)
-    found = summarize_accuracy(score_batch({"map": before}, {"map": before * 1.1}, [0, 1]))
-    assert found.sqnr_db == pytest.approx(20, abs=0.01)
-    assert found.cosine == pytest.approx(1)
-    assert (found.agreement, found.kl, found.top1) == (None, None, None)
-    assert found.notes == (NO_CLASSES,)
+    accuracy = summarize_accuracy(score_batch({"map": before}, {"map": before * 1.1}, [0, 1]))
+    assert accuracy.sqnr_db == pytest.approx(20, abs=0.01)
+    assert accuracy.cosine == pytest.approx(1)
+    assert (accuracy.agreement, accuracy.kl, accuracy.top1) == (None, None, None)
+    assert accuracy.notes == (NO_CLASSES,)
 
 
-def test_sqnr_is_over_all_images_and_not_a_mean_of_each() -> None:
+def test_sqnr_is_over_all_images_and_cosine_a_mean() -> None:
     before, after = np.array([[10, 0], [1, 0]]), np.array([[10, 1], [0, 0]])
-    found = summarize_accuracy(judged(before.astype(np.float32), after.astype(np.float32)))
-    assert found.sqnr_db == pytest.approx(10 * math.log10(101 / 2))
-    assert found.cosine == pytest.approx((10 / math.sqrt(101) + 0) / 2)
+    accuracy = summarize_accuracy(score(before.astype(np.float32), after.astype(np.float32)))
+    assert accuracy.sqnr_db == pytest.approx(10 * math.log10(101 / 2))
+    assert accuracy.cosine == pytest.approx((10 / math.sqrt(101) + 0) / 2)
 
 
-def test_equal_outputs_have_no_error_and_a_note_that_json_keeps() -> None:
-    found = summarize_accuracy(judged(says(0, 1), says(0, 1), 0, 1))
-    assert found.sqnr_db == math.inf
-    assert IDENTICAL in found.notes
-    assert found.kl == 0.0
-    # The rule of whoever writes it: a number that JSON does not have is null, the note says why.
-    written = {**asdict(found), "sqnr_db": None}
+def test_equal_outputs_have_infinite_sqnr_and_a_note() -> None:
+    accuracy = summarize_accuracy(score(predict(0, 1), predict(0, 1), 0, 1))
+    assert accuracy.sqnr_db == math.inf
+    assert IDENTICAL in accuracy.notes
+    assert accuracy.kl == 0.0
+    # A number that JSON does not have is written as null, and the note says why.
+    written = {**asdict(accuracy), "sqnr_db": None}
     assert IDENTICAL in json.loads(json.dumps(written, allow_nan=False))["notes"]
 
 
-def test_answers_that_are_not_finite_are_wrong_and_noted() -> None:
-    after = says(0, 1, 2, 3)
+def test_predictions_that_are_not_finite_are_wrong_and_noted() -> None:
+    after = predict(0, 1, 2, 3)
     after[1, 0], after[2, 3] = np.nan, np.inf
-    found = summarize_accuracy(judged(says(0, 1, 2, 3), after, 0, 1, 2, 3))
-    assert (found.agreement, found.top1, found.change_pp) == (50.0, 50.0, -50.0)
-    assert found.sqnr_db == math.inf
-    assert "on 2 of 4 images the engine's outputs hold NaN or infinity" in found.notes[0]
+    accuracy = summarize_accuracy(score(predict(0, 1, 2, 3), after, 0, 1, 2, 3))
+    assert (accuracy.agreement, accuracy.top1, accuracy.change_pp) == (50.0, 50.0, -50.0)
+    assert accuracy.sqnr_db == math.inf
+    assert "on 2 of 4 images the engine's outputs hold NaN or infinity" in accuracy.notes[0]
 
 
-def test_an_engine_that_only_says_nan_has_no_error_that_could_be_told() -> None:
-    found = summarize_accuracy(judged(says(0, 1), np.full((2, 4), np.nan, np.float32), 0, 1))
-    assert (found.agreement, found.top1, found.recall) == (0.0, 0.0, 0.0)
-    assert (found.sqnr_db, found.kl, found.cosine) == (None, None, None)
+def test_engine_that_outputs_only_nan_has_no_error() -> None:
+    accuracy = summarize_accuracy(score(predict(0, 1), np.full((2, 4), np.nan, np.float32), 0, 1))
+    assert (accuracy.agreement, accuracy.top1, accuracy.recall) == (0.0, 0.0, 0.0)
+    assert (accuracy.sqnr_db, accuracy.kl, accuracy.cosine) == (None, None, None)
 
 
-def test_images_on_which_fp32_is_broken_compare_with_nothing() -> None:
-    before = says(0, 1, 2)
+def test_images_on_which_fp32_is_not_finite_are_left_out() -> None:
+    before = predict(0, 1, 2)
     before[0, 0] = np.nan
-    found = summarize_accuracy(judged(before, says(0, 1, 3), 0, 1, 3))
-    assert found.agreement == 50.0
-    assert found.top1 == 100.0
-    assert any(note.startswith("on 1 of 3 images FP32's own") for note in found.notes)
+    accuracy = summarize_accuracy(score(before, predict(0, 1, 3), 0, 1, 3))
+    assert accuracy.agreement == 50.0
+    assert accuracy.top1 == 100.0
+    assert any(note.startswith("on 1 of 3 images FP32's own") for note in accuracy.notes)
 
 
-def test_what_is_not_finite_beside_the_scores_leaves_the_answers_right() -> None:
-    scores, boxes = says(0, 1, 2, 3), np.ones((4, 2, 2), np.float32)
+def test_other_outputs_that_are_not_finite_leave_predictions_right() -> None:
+    scores, boxes = predict(0, 1, 2, 3), np.ones((4, 2, 2), np.float32)
     broken = boxes * np.nan
-    found = summarize_accuracy(
+    accuracy = summarize_accuracy(
         score_batch({"s": scores, "b": boxes}, {"s": scores, "b": broken}, [0, 1, 2, 3])
     )
-    assert (found.top1, found.agreement, found.kl) == (100.0, 100.0, 0.0)
-    assert (found.sqnr_db, found.cosine) == (None, None)
-    assert found.notes == (
+    assert (accuracy.top1, accuracy.agreement, accuracy.kl) == (100.0, 100.0, 0.0)
+    assert (accuracy.sqnr_db, accuracy.cosine) == (None, None)
+    assert accuracy.notes == (
         "on 4 of 4 images an output of the engine other than its scores holds NaN or infinity: "
         "they are left out of SQNR and cosine",
     )
@@ -163,84 +163,82 @@ def test_what_is_not_finite_beside_the_scores_leaves_the_answers_right() -> None
     )
 
 
-def test_outputs_of_which_some_are_not_finite_are_not_those_of_fp32() -> None:
-    after = says(0, 1, 2)
+def test_partly_finite_outputs_are_not_identical() -> None:
+    after = predict(0, 1, 2)
     after[1, 0] = np.nan
-    found = summarize_accuracy(judged(says(0, 1, 2), after))
-    assert found.sqnr_db == math.inf
-    assert IDENTICAL not in found.notes
-    assert IDENTICAL_WHERE_FINITE in found.notes
+    accuracy = summarize_accuracy(score(predict(0, 1, 2), after))
+    assert accuracy.sqnr_db == math.inf
+    assert IDENTICAL not in accuracy.notes
+    assert IDENTICAL_WHERE_FINITE in accuracy.notes
 
 
-def test_zeros_that_became_something_have_no_sqnr() -> None:
+def test_error_of_zero_outputs_has_no_sqnr() -> None:
     zeros = np.zeros((1, 4), np.float32)
-    found = summarize_accuracy(judged(zeros, zeros + 1))
-    assert (found.sqnr_db, found.cosine) == (None, 0.0)
+    accuracy = summarize_accuracy(score(zeros, zeros + 1))
+    assert (accuracy.sqnr_db, accuracy.cosine) == (None, 0.0)
 
 
-def test_fp32_itself_is_scored_whatever_it_was_held_against() -> None:
-    before, labels = says(0, 1, 2, 2), (0, 1, 2, 3)
-    own = summarize_accuracy(judged(before, before, *labels))
-    for after in (before, says(3, 3, 3, 3)):
-        found = fp32_accuracy(judged(before, after, *labels))
-        assert (found.top1, found.precision, found.recall, found.f1) == (
+def test_fp32_accuracy_does_not_depend_on_the_engine() -> None:
+    before, labels = predict(0, 1, 2, 2), (0, 1, 2, 3)
+    own = summarize_accuracy(score(before, before, *labels))
+    for after in (before, predict(3, 3, 3, 3)):
+        accuracy = fp32_accuracy(score(before, after, *labels))
+        assert (accuracy.top1, accuracy.precision, accuracy.recall, accuracy.f1) == (
             own.top1, own.precision, own.recall, own.f1,
         )  # fmt: skip
-        assert (found.agreement, found.change_pp, found.sqnr_db) == (None, None, None)
-        assert found.notes == ()
-        assert (found.images, found.labelled) == (4, 4)
+        assert (accuracy.agreement, accuracy.change_pp, accuracy.sqnr_db) == (None, None, None)
+        assert accuracy.notes == ()
+        assert (accuracy.images, accuracy.labelled) == (4, 4)
 
 
-def test_a_change_is_that_of_the_same_images() -> None:
-    found = top1_change(judged(says(0, 1, 2, 3, 0), says(0, 1, 3, 3, 1), 0, 1, 2, 3, 1))
-    assert found is not None
-    assert found.pp == 0.0
+def test_top1_change_is_paired_over_the_same_images() -> None:
+    change = top1_change(score(predict(0, 1, 2, 3, 0), predict(0, 1, 3, 3, 1), 0, 1, 2, 3, 1))
+    assert change is not None
+    assert change.pp == 0.0
     # One lost and one won, and one of each added, of 5 + 2.
-    assert found.half_width_pp == pytest.approx(196 * math.sqrt(4 / 7 / 7))
+    assert change.half_width_pp == pytest.approx(196 * math.sqrt(4 / 7 / 7))
 
 
 @pytest.mark.parametrize("images", [10, 100, 1000])
-def test_no_change_on_a_few_images_is_not_certain(images: int) -> None:
-    found = paired_change(0, 0, images)
-    assert found.pp == 0.0
-    assert 200 / images < found.half_width_pp < 300 / images
+def test_no_change_on_few_images_has_a_wide_interval(images: int) -> None:
+    change = paired_change(0, 0, images)
+    assert change.pp == 0.0
+    assert 200 / images < change.half_width_pp < 300 / images
 
 
 @pytest.mark.parametrize("images", [50, 300, 2000, 20_000])
 @pytest.mark.parametrize(("losing", "winning"), [(0.004, 0.0), (0.02, 0.0), (0.03, 0.02)])
-def test_the_interval_covers_the_true_change_as_often_as_it_says(
-    images: int, losing: float, winning: float
-) -> None:
+def test_interval_covers_the_true_change(images: int, losing: float, winning: float) -> None:
     random = np.random.default_rng(0)
     drawn = random.multinomial(images, [losing, winning, 1 - losing - winning], 2000)
     inside = 0
     for lost, won, _ in drawn:
-        found = paired_change(int(lost), int(won), images)
-        inside += abs(found.pp - 100 * (winning - losing)) <= found.half_width_pp
+        change = paired_change(int(lost), int(won), images)
+        inside += abs(change.pp - 100 * (winning - losing)) <= change.half_width_pp
     assert inside / 2000 >= 0.93
 
 
-def test_many_images_have_the_usual_paired_interval() -> None:
+def test_interval_of_many_images_is_the_usual_paired_one() -> None:
     random = np.random.default_rng(0)
     before, after = random.random(20_000) < 0.76, random.random(20_000) < 0.75
-    apart = after.astype(float) - before.astype(float)
-    found = paired_change(int((apart < 0).sum()), int((apart > 0).sum()), 20_000)
-    assert found.pp == pytest.approx(100 * apart.mean())
-    usual = 196 * float(apart.std(ddof=1)) / math.sqrt(20_000)
-    assert found.half_width_pp == pytest.approx(usual, rel=1e-3)
+    difference = after.astype(float) - before.astype(float)
+    change = paired_change(int((difference < 0).sum()), int((difference > 0).sum()), 20_000)
+    assert change.pp == pytest.approx(100 * difference.mean())
+    usual = 196 * float(difference.std(ddof=1)) / math.sqrt(20_000)
+    assert change.half_width_pp == pytest.approx(usual, rel=1e-3)
 
 
-def test_the_classes_whose_recall_changed_most_come_first() -> None:
+def test_classes_whose_recall_changed_most_come_first() -> None:
     labels = (0, 0, 0, 0, 1, 1, 2, 2, 3, 3)
-    before = says(0, 0, 0, 0, 1, 1, 2, 3, 3, 3)
-    after = says(0, 0, 0, 1, 0, 0, 2, 2, 3, 3)
-    found = judged(before, after, *labels)
-    wanted = (
+    before = predict(0, 0, 0, 0, 1, 1, 2, 3, 3, 3)
+    after = predict(0, 0, 0, 1, 0, 0, 2, 2, 3, 3)
+    scores = score(before, after, *labels)
+    expected = (
         RecallShift(1, 100.0, 0.0, 2),
         RecallShift(2, 50.0, 100.0, 2),
         RecallShift(0, 100.0, 75.0, 4),
     )
-    assert recall_shifts(found) == wanted == summarize_accuracy(found).shifts
-    assert recall_shifts(found, 1) == wanted[:1]
-    assert recall_shifts(judged(before, after)) == ()
-    assert classification_scores(judged(before, after)) is None
+    assert recall_shifts(scores) == expected == summarize_accuracy(scores).shifts
+    assert recall_shifts(scores, 1) == expected[:1]
+    assert recall_shifts(score(before, after)) == ()
+    assert classification_scores(score(before, after)) is None

@@ -35,7 +35,7 @@ class Done:
         """The steps that it told to be done, and whether they had been done before."""
         lines = [(STEP.match(line), line) for line in self.err.splitlines()]
         return {
-            f"{found[1]} {found[2].rstrip(':,')}": " stored, " in line
+            f"{found[1]} {found[2].rstrip(':,')}": " cached, " in line
             for found, line in lines
             if found and found[1] != "load"
         }
