@@ -10,7 +10,7 @@ from typing import Any
 from qconvert import sources
 from qconvert.backends.base import Engine
 from qconvert.core import config_file, onnx_io
-from qconvert.core.config import Config, ExportConfig
+from qconvert.core.config import ExportConfig, PreprocessConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.sanitize import sanitize_text
 from qconvert.core.tensors import TensorSpec
@@ -96,7 +96,7 @@ def _require_name(name: str) -> str:
 
 
 def _image_preparation(source: sources.Source) -> ImagePreparation | None:
-    preprocess = job_images.preprocessing_or_default(source, Config())
+    preprocess = job_images.preprocessing_or_default(source, PreprocessConfig())
     try:
         return ImagePreparation(*fit_to_input(preprocess, find_image_input(source.inputs)))
     except QConvertError:
