@@ -108,7 +108,7 @@ def _require_unedited_plan(plan: Path, folder: RunFolder) -> None:
     try:
         embedded = read_embedded_plan(onnx_io.load(graph))
         is_edited = embedded is not None and embedded != plan_files.read_plan(plan)
-    except QConvertError:  # what cannot be read is made anew
+    except QConvertError:  # an unreadable plan or graph is replaced
         return
     if is_edited:
         raise UsageError(
@@ -128,8 +128,8 @@ def _require_same_images(
         return
     if calibration_file.load(folder.calibration).origin.images != calibration.origin.images:
         raise UsageError(
-            f"{', '.join(f'`{name}`' for name in names)} in `{folder.root}` were calibrated on "
-            "other images than these",
+            f"`{folder.root}` has engines that were calibrated on other images: "
+            f"{', '.join(f'`{name}`' for name in names)}",
             hint="build those again too, with `--precision`, or choose another folder: `-o RUN`",
         )
 

@@ -118,26 +118,28 @@ def measure_and_save(
     parts: Sequence[range],
     progress: ProgressCallback,
 ) -> tuple[Calibration, bool]:
-    """Run what is missing of these images, and save everything known at `request.out`.
+    """Run what is missing of these images, and save the result at `request.out`.
 
     Return the calibration, and whether nothing had to be run.
     """
-    known = Calibration(inputs.origin) if request.fresh else _load_known(inputs.origin, request.out)
-    part_file = _collect_parts(known, request.out)
+    finished = (
+        Calibration(inputs.origin) if request.fresh else _load_finished(inputs.origin, request.out)
+    )
+    part_file = _collect_parts(finished, request.out)
     share = ImageShare(
         inputs.images,
-        [run for part in parts for run in known.missing_images(part)],
-        known,
+        [run for part in parts for run in finished.missing_images(part)],
+        finished,
         part_file,
         _threads(request.workers),
     )
     calibration = _measure(inputs, share, request.workers, progress)
     require_finite(calibration, find_masked_tensors(inputs.tapped.model.graph))
-    if calibration is not known:
+    if calibration is not finished:
         calibration_file.save(calibration, request.out)
     for file in _part_files(request.out):
         file.unlink(missing_ok=True)
-    return calibration, calibration is known
+    return calibration, calibration is finished
 
 
 def shard_range(count: int, shard: tuple[int, int] | None) -> range:
@@ -273,30 +275,30 @@ def _measure(
     return calibration
 
 
-def _load_known(origin: Origin, out: Path) -> Calibration:
+def _load_finished(origin: Origin, out: Path) -> Calibration:
     """Return what the result and the parts of an earlier run of this calibration hold."""
-    known = Calibration(origin)
+    finished = Calibration(origin)
     for file in (out, *_part_files(out)):
         try:
             part = calibration_file.load(file) if file.is_file() else None
-        except QConvertError:  # another version's, or no calibration: it is made anew
+        except QConvertError:  # of another version, or not a calibration: measure again
             continue
         if (
             part
             and part.origin == origin
-            and not np.isin(part.image_indices, known.image_indices).any()
+            and not np.isin(part.image_indices, finished.image_indices).any()
         ):
-            known = merge_calibrations(known, part)
-    return known
+            finished = merge_calibrations(finished, part)
+    return finished
 
 
-def _collect_parts(known: Calibration, out: Path) -> Path:
-    """Put all that is known into one part file before others are written, and return its path."""
+def _collect_parts(finished: Calibration, out: Path) -> Path:
+    """Put all finished images into one part file before others are written, and return its path."""
     part_file = out.with_name(f".{out.name}.part")
-    if known.image_indices.size:
-        calibration_file.save(known, part_file)
+    if finished.image_indices.size:
+        calibration_file.save(finished, part_file)
     for file in _part_files(out):
-        if file != part_file or not known.image_indices.size:
+        if file != part_file or not finished.image_indices.size:
             file.unlink(missing_ok=True)
     return part_file
 

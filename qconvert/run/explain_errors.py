@@ -22,10 +22,9 @@ from qconvert.core.errors import QConvertError
 from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, ProgressCallback
 from qconvert.core.tensors import Tensors, fixed_batch, pad_batch
-from qconvert.images import ImageChoice, open_images
 from qconvert.images.batches import Images
 from qconvert.images.decode import BrokenImage, decode_image
-from qconvert.images.image_files import DEFAULT_READ_OPTIONS, ReadOptions, read_image_bytes
+from qconvert.images.image_files import DEFAULT_READ_OPTIONS, read_image_bytes
 from qconvert.images.listing import IMAGE_SUFFIXES
 from qconvert.measure.accuracy import Accuracy
 from qconvert.measure.evidence import Evidence, FeatureMap, Thumbnail, tensor_ranges, weight_ranges
@@ -38,9 +37,8 @@ from qconvert.measure.feature_maps import (
 from qconvert.measure.layer_errors import LayerError, measure_layer_errors, worst_layers
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.plan_files import read_equalization_factors
-from qconvert.run import job_images
 from qconvert.run.context import RunContext
-from qconvert.run.job_images import EvaluationSet
+from qconvert.run.job_images import EvaluationSet, open_sample
 from qconvert.run.run_folder import RunFolder
 from qconvert.run.variant_graphs import BuildInputs, VariantGraph
 
@@ -55,14 +53,6 @@ LAYERS_ADAPTER = pydantic.TypeAdapter(tuple[LayerError, ...])
 
 
 @dataclass(frozen=True)
-class ImageSample:
-    """A few images, and the preprocessing of which they are the result."""
-
-    images: Images
-    preprocessing: dict[str, object]
-
-
-@dataclass(frozen=True)
 class GraphPair:
     """A graph and the one that it is held against; `name` is how it is told of."""
 
@@ -72,7 +62,7 @@ class GraphPair:
 
 
 def cached_layer_errors(
-    pair: GraphPair, sample: ImageSample, store: Cache, tell: ProgressCallback
+    pair: GraphPair, sample: EvaluationSet, store: Cache, tell: ProgressCallback
 ) -> tuple[LayerError, ...]:
     """Return the errors of a graph against its reference, layer by layer."""
     started = time.perf_counter()
@@ -85,7 +75,7 @@ def cached_layer_errors(
         "model": theirs,
         "graph": ours,
         "images": listing.digest(),
-        "preprocessing": json.dumps(sample.preprocessing, sort_keys=True),
+        "preprocessing": json.dumps(dict(sample.preprocessing), sort_keys=True),
         "qconvert": __version__,
         "onnxruntime": ORT_VERSION,
         "numpy": version("numpy"),
@@ -143,7 +133,7 @@ class ErrorAnalysis:
 
     layers: Mapping[str, tuple[LayerError, ...]] = field(default_factory=dict)
     not_analyzed: Mapping[str, str] = field(default_factory=dict)
-    sample: ImageSample | None = None
+    sample: EvaluationSet | None = None
 
 
 def analyze_errors(
@@ -152,7 +142,7 @@ def analyze_errors(
     """Return what can be told of the graphs; one that cannot be run so keeps nothing else back."""
     layers: dict[str, tuple[LayerError, ...]] = {}
     unknown: dict[str, str] = {}
-    sample = open_sample(base, shop)
+    sample = open_sample(base.loaded.source, shop, SAMPLE_IMAGES)
     for variant, graph in graphs.items():
         if variant.precision == "fp32":
             continue
@@ -170,21 +160,6 @@ def analyze_errors(
         else:
             layers[variant.name] = found
     return ErrorAnalysis(layers, unknown, sample)
-
-
-def open_sample(base: BuildInputs, shop: RunContext) -> ImageSample | None:
-    """Return some of the images that answers are compared on, else of those for calibration."""
-    config = shop.config
-    paths = (config.evaluate.images, config.calibration.images)
-    path = next((each for each in paths if each is not None and each.exists()), None)
-    if path is None:
-        return None
-    source = base.loaded.source
-    known = job_images.preprocessing_or_default(source, config.preprocess)
-    choice = ImageChoice(path, SAMPLE_IMAGES, seed=config.calibration.seed)
-    reading = ReadOptions(max_broken=config.calibration.max_broken)
-    images = open_images(choice, source.inputs, known, reading)
-    return ImageSample(images, job_images.fitted_preprocessing_or_empty(source, config.preprocess))
 
 
 FEATURES_FOLDER, MONTAGES_FOLDER, FEATURES_FILE = "analysis/features", "pictures", "features.json"
@@ -205,7 +180,7 @@ class ShownGraphs:
 
 
 def cached_feature_maps(
-    shown: ShownGraphs, sample: ImageSample, work: tuple[Cache, ProgressCallback]
+    shown: ShownGraphs, sample: EvaluationSet, work: tuple[Cache, ProgressCallback]
 ) -> tuple[Path, tuple[FeatureMap, ...]]:
     """Return a folder of pictures, and what they show."""
     store, tell = work
@@ -218,7 +193,7 @@ def cached_feature_maps(
         "model": onnx_io.fingerprint(reference),
         "graphs": json.dumps({name: onnx_io.fingerprint(each) for name, each in models.items()}),
         "image": f"{batch.items[0].sha256} {batch.items[0].name}",
-        "preprocessing": json.dumps(sample.preprocessing, sort_keys=True),
+        "preprocessing": json.dumps(dict(sample.preprocessing), sort_keys=True),
         "worst": json.dumps([each.tensor for each in worst_layers(shown.layers, WORST_LAYERS)]),
         "qconvert": __version__,
         "onnxruntime": ORT_VERSION,

@@ -63,6 +63,17 @@ def open_evaluation_set(
     return open_image_set(source, choice, context.config.preprocess, reading)
 
 
+def open_sample(source: Source, context: JobContext, count: int) -> EvaluationSet | None:
+    """Open a few of the evaluation images, else of the calibration images, if there are any."""
+    config = context.config
+    for path in (config.evaluate.images, config.calibration.images):
+        if path is not None and path.exists():
+            choice = ImageChoice(path, count, seed=config.calibration.seed)
+            reading = ReadOptions(max_broken=config.calibration.max_broken)
+            return open_image_set(source, choice, config.preprocess, reading)
+    return None
+
+
 def open_calibration_images(
     source: Source, context: JobContext, count: int, threads: int | None = None
 ) -> Images:

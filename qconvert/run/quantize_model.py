@@ -134,10 +134,9 @@ def convert_precision(
     if plan is not None:
         model = apply_plan(model, plan, result.rounded_weights)
     if rest != "fp32":
-        known = calibration.full if calibration is not None else None
-        half = to_half_precision(
-            model, rest, max_magnitudes(loaded.model, known), keep_io=spec.keep_io
-        )
+        full = calibration.full if calibration is not None else None
+        magnitudes = max_magnitudes(loaded.model, full)
+        half = to_half_precision(model, rest, magnitudes, keep_io=spec.keep_io)
         model, islands = half.model, half.islands
         notes += [OVERFLOW_UNKNOWN] if rest == "fp16" and calibration is None else []
     model = _with_metadata(model, plan, islands)

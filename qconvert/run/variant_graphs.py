@@ -112,7 +112,7 @@ def _quantize_spec(
 def _cache_key(spec: QuantizeSpec, inputs: BuildInputs, context: JobContext) -> dict[str, str]:
     calibration, model = inputs.calibration, inputs.loaded.model
     # A resumed run knows less than a new one: it has one calibration, and cannot recalibrate.
-    known = calibration and (
+    abilities = calibration and (
         calibration.excludes_holdout,
         calibration.images_available,
         calibration.has_holdout,
@@ -124,7 +124,7 @@ def _cache_key(spec: QuantizeSpec, inputs: BuildInputs, context: JobContext) -> 
         "name": f"{inputs.loaded.source.name} {spec.name}",
         "metadata": json.dumps(dict(model.metadata_props), sort_keys=True),
         "calibration": calibration.full.origin.fingerprint if calibration is not None else "",
-        "known": repr(known),
+        "known": repr(abilities),
         "settings": json.dumps(settings, sort_keys=True),
         "plan": plan_files.format_plan(spec.plan) if spec.plan is not None else "",
         "scheme": repr(spec.scheme and (spec.scheme.name, spec.scheme.activations)),
