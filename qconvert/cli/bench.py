@@ -29,10 +29,11 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
     latencies go into its report, those too that the machine of the build could not measure.
     """
     from qconvert.run.bench_job import bench
+    from qconvert.run.context import open_context
     from qconvert.run.targets import resolve
 
     target = resolve(targets)
     config = settings.load_for_target(target.run.root if target.run else None, chosen)
     with ProgressDisplay() as display:
-        report = bench(target, config, display.update)
+        report = bench(target, open_context(config, display.update))
     views.finish(report, views.show_latencies, as_json=chosen["as_json"])

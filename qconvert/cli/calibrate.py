@@ -97,15 +97,14 @@ def command(targets: tuple[str, ...], output: Path | None, **chosen: Any) -> Non
 
 
 def _measure(model: str | None, output: Path, chosen: dict[str, Any]) -> "Calibration":
-    from qconvert.core import cache
     from qconvert.run.calibrate import CalibrationRequest, calibrate
+    from qconvert.run.context import open_context
 
     config = settings.load(model, chosen)
-    request = CalibrationRequest(
-        output, chosen["workers"], chosen["shard"], chosen["fresh"], chosen["trust"]
-    )
+    request = CalibrationRequest(output, chosen["workers"], chosen["shard"], chosen["fresh"])
     with ProgressDisplay() as display:
-        return calibrate(config, request, cache.open_default(), display.update)
+        context = open_context(config, display.update, trust=chosen["trust"])
+        return calibrate(context, request)
 
 
 def _merge(parts: Sequence[Path], output: Path | None) -> None:

@@ -64,11 +64,12 @@ def command(model: str, **chosen: Any) -> None:
 
 
 def _show_quantized(model: str, chosen: dict[str, Any]) -> None:
-    from qconvert.core import cache, config_file
+    from qconvert.core import config_file
+    from qconvert.run.context import open_context
     from qconvert.run.quantize import inspect_layers
 
     config = config_file.load(None, settings.from_options(model, chosen))
-    layers = inspect_layers(config, chosen["backend"], cache.open_default(), trust=chosen["trust"])
+    layers = inspect_layers(open_context(config, trust=chosen["trust"]), chosen["backend"])
     if chosen["as_json"]:
         rows = {name: asdict(layer) for name, layer in layers.items()}
         console.write_json({"model": model, "layers": rows})

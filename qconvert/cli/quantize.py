@@ -12,8 +12,8 @@ from qconvert.cli.progress import ProgressDisplay
 
 if TYPE_CHECKING:
     from qconvert.core.config import Config
-    from qconvert.run.quantize import Quantized
-    from qconvert.run.validate import QuantizeRequest
+    from qconvert.run.context import JobContext
+    from qconvert.run.quantize import Quantized, QuantizeRequest
 
 EXAMPLES = """\b
 Examples:
@@ -69,9 +69,8 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     them, with weights as integers; FP16 and BF16 as types. Ranges come from --images or from a
     calibration file. The table shows what was quantized, and why the rest was not.
     """
-    from qconvert.core import cache
-    from qconvert.run.quantize import quantize
-    from qconvert.run.validate import QuantizeRequest
+    from qconvert.run.context import open_context
+    from qconvert.run.quantize import QuantizeRequest, quantize
 
     config = settings.load(model, chosen)
     suffix = f"-{chosen['backend']}-{chosen['precision']}.onnx"
@@ -82,16 +81,17 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
         calibration=chosen["calibration"],
         plan=chosen["plan"],
         keep_io=chosen["keep_io"],
-        trust=chosen["trust"],
     )
     if chosen["dry_run"]:
-        _print_dry_run(config, request, as_json=chosen["as_json"])
+        context = open_context(config, trust=chosen["trust"])
+        _print_dry_run(context, request, as_json=chosen["as_json"])
         return
     plan_out: Path | None = chosen["plan_out"]
     if plan_out is not None:
         _require_plan_output(plan_out, config, request)
     with ProgressDisplay() as display:
-        result = quantize(config, request, cache.open_default(), display.update)
+        context = open_context(config, display.update, trust=chosen["trust"])
+        result = quantize(context, request)
     if plan_out is not None:
         _write_plan(result, plan_out)
     for note in result.notes:
@@ -108,8 +108,7 @@ def _require_plan_output(path: Path, config: "Config", request: "QuantizeRequest
     require_output_file(path, Path(str(config.model)), request.out)
 
 
-def _print_dry_run(config: "Config", request: "QuantizeRequest", *, as_json: bool) -> None:
-    from qconvert.core import cache
+def _print_dry_run(context: "JobContext", request: "QuantizeRequest", *, as_json: bool) -> None:
     from qconvert.core.errors import UsageError
     from qconvert.run.quantize import preview_layers
 
@@ -118,7 +117,7 @@ def _print_dry_run(config: "Config", request: "QuantizeRequest", *, as_json: boo
             "`--dry-run` shows the plan that would be made; `--plan` brings one",
             hint="leave out one of them",
         )
-    layers = preview_layers(config, request, cache.open_default())
+    layers = preview_layers(context, request)
     if as_json:
         console.write_json({"layers": {name: asdict(layer) for name, layer in layers.items()}})
     else:

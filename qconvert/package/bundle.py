@@ -8,7 +8,7 @@ from pathlib import Path
 from qconvert import sources
 from qconvert.backends.base import Engine
 from qconvert.core import config_file, onnx_io
-from qconvert.core.config import Config, ExportConfig
+from qconvert.core.config import ExportConfig, PreprocessConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.sanitize import sanitize_text
 from qconvert.core.tensors import TensorSpec
@@ -69,7 +69,7 @@ def make_bundle(run: Run, engine: str = "", name: str = "", classes: Path | None
         profile=folder.settings().build.profile,
         opset=source.model.opset_imports.get("", 0),
         preparation=_image_preparation(
-            source.inputs, job_images.preprocessing_or_default(source, Config())
+            source.inputs, job_images.preprocessing_or_default(source, PreprocessConfig())
         ),
         classes=_class_names(find_scores(outputs), folder, classes),
     )

@@ -1,37 +1,33 @@
-"""The answers of every engine over the same images, which are read once for all of them."""
+"""The job `evaluate`: the outputs of every engine on the same images, read once for all of them."""
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pydantic
-from numpy.typing import NDArray
 
 from qconvert import __version__, backends, sources
 from qconvert.backends.base import Engine
 from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.calibrate import calibration_file
 from qconvert.core import onnx_io
-from qconvert.core.cache import Cache
-from qconvert.core.config import Config, ExportConfig
+from qconvert.core.cached_step import JsonCodec, cached_step
+from qconvert.core.config import ExportConfig
 from qconvert.core.errors import UsageError
 from qconvert.core.number_format import count
-from qconvert.core.progress import Progress, ProgressCallback
+from qconvert.core.progress import Progress, ProgressCallback, start_step
 from qconvert.core.tensors import (
     RunModel,
     Tensors,
+    batch_size,
     fixed_batch,
     output_array,
     pad_batch,
     unpad_batch,
 )
-from qconvert.images import ImageChoice, open_images
-from qconvert.images.image_files import ReadOptions
 from qconvert.images.labels import check_classes
 from qconvert.measure.accuracy import (
     BASELINE,
@@ -43,47 +39,64 @@ from qconvert.measure.accuracy import (
 )
 from qconvert.measure.machine import describe_machine
 from qconvert.measure.per_image_scores import ImageScores, join_scores, score_batch
-from qconvert.report.model import Report, VariantResult
-from qconvert.run import job_images
+from qconvert.report.model import Report
 from qconvert.run.built_engines import engine_hashes
+from qconvert.run.context import JobContext
 from qconvert.run.explain_errors import add_changed_images
-from qconvert.run.job_images import EVALUATION_BATCH, EvaluationSet
+from qconvert.run.job_images import EVALUATION_BATCH, EvaluationSet, open_evaluation_set
 from qconvert.run.report_builder import evaluation_info, shared_image_count
 from qconvert.run.report_files import (
     judge_and_store,
     read_report,
-    with_reason,
-    without_reason,
+    with_measurement,
+    without_measurement,
 )
-from qconvert.run.run_folder import write_classes
 from qconvert.run.targets import Target, require_same_inputs
 
-SCORES_FILE = "scores.json"
+# The SQNR of equal outputs is infinite; the report has None for it, and a note.
+SCORES_CODEC = JsonCodec("scores.json", pydantic.TypeAdapter(dict[str, Accuracy]), finite=True)
 
-SCORES_ADAPTER = pydantic.TypeAdapter(dict[str, Accuracy])
+
+def evaluate(target: Target, context: JobContext, workers: int | None = None) -> Report:
+    """Score the engines on the evaluation images, those that cannot run here by their graph.
+
+    They are compared with the float model of their run, else with the first of them. As many
+    `workers` read images.
+    """
+    graphs = {name: engine.folder / engine.graph for name, engine in target.engines.items()}
+    require_same_inputs({"FP32": target.reference, **graphs} if target.run else graphs)
+    source = sources.load(str(target.reference), ExportConfig(), trust=False)
+    evaluation_set = open_evaluation_set(source, context, workers)
+    if evaluation_set is None:
+        raise UsageError("there are no images", hint="name a folder: `--eval PATH`")
+    scores = score_engines(
+        target.engines, target.runs_here, target.reference, evaluation_set, context
+    )
+    report = _with_scores(read_report(target), scores, evaluation_set, target, context)
+    return judge_and_store(report, context.config.gate, target)
 
 
 def score_engines(
     engines: Mapping[str, Engine],
     runs_here: Mapping[str, bool],
-    exam: EvaluationSet,
-    work: tuple[Cache, ProgressCallback],
+    reference: Path,
+    evaluation_set: EvaluationSet,
+    context: JobContext,
 ) -> dict[str, Accuracy]:
-    """Return the scores of every engine whose graph can run here, and under "" those of FP32.
+    """Return the scores of every engine whose graph can run here, and under "" of FP32; cached.
 
     An engine that cannot run here is scored by its graph on the CPU.
     """
-    store, tell = work
-    started = time.perf_counter()
-    listing = exam.images.manifest()
-    recipe = {
+    end = start_step(context.progress, "evaluate")
+    images = evaluation_set.images
+    key = {
         "name": ", ".join(engines),
-        "model": onnx_io.fingerprint(onnx_io.load(exam.model)),
+        "model": onnx_io.fingerprint(onnx_io.load(reference)),
         "engines": json.dumps(engine_hashes(engines), sort_keys=True),
         "runs": json.dumps(dict(runs_here), sort_keys=True),
-        "images": listing.digest(),
-        "labels": json.dumps(list(exam.images.labels)),
-        "preprocessing": json.dumps(dict(exam.preprocessing), sort_keys=True),
+        "images": images.manifest().digest(),
+        "labels": json.dumps(list(images.labels)),
+        "preprocessing": json.dumps(dict(evaluation_set.preprocessing), sort_keys=True),
         "qconvert": __version__,
         "onnxruntime": ORT_VERSION,
         "numpy": version("numpy"),
@@ -91,124 +104,100 @@ def score_engines(
         "machine": json.dumps(describe_machine(), sort_keys=True),
     }
 
-    def make(folder: Path) -> None:
-        found = _measure_scores(engines, runs_here, exam, tell)
-        told = SCORES_ADAPTER.dump_json(found, indent=1)
-        (folder / SCORES_FILE).write_bytes(told)
+    def compute() -> dict[str, Accuracy]:
+        return _measure_scores(engines, runs_here, reference, evaluation_set, context.progress)
 
-    found = store.get_or_make("evaluate", recipe, make)
-    scores = SCORES_ADAPTER.validate_json((found.path / SCORES_FILE).read_bytes())
-    text = f"{count(scores[BASELINE].images, 'image')}, {count(len(scores) - 1, 'engine')}"
-    tell(Progress("evaluate", text, time.perf_counter() - started, found.hit))
+    result = cached_step(context.cache, "evaluate", key, compute, SCORES_CODEC)
+    scores = result.value
+    images_text = count(scores[BASELINE].images, "image")
+    end(f"{images_text}, {count(len(scores) - 1, 'engine')}", result.hit)
     return scores
 
 
 def _measure_scores(
     engines: Mapping[str, Engine],
     runs_here: Mapping[str, bool],
-    exam: EvaluationSet,
-    tell: ProgressCallback,
+    reference: Path,
+    evaluation_set: EvaluationSet,
+    progress: ProgressCallback,
 ) -> dict[str, Accuracy]:
-    reference = open_cpu(onnx_io.load(exam.model))
+    model, images = onnx_io.load(reference), evaluation_set.images
+    run_reference, size = open_cpu(model), fixed_batch(onnx_io.inputs(model))
     runs = {
-        name: _engine_run(engine, here=runs_here[name])
+        name: _open_run(engine, here=runs_here[name])
         for name, engine in engines.items()
         if runs_here[name] or engine.precision != "bf16"
     }
-    parts: dict[str, list[ImageScores]] = {name: [] for name in (BASELINE, *runs)}
-    size = fixed_batch(onnx_io.inputs(onnx_io.load(exam.model)))
-    total, names = len(exam.images.names), list[str]()
-    for batch in exam.images.batches(size or EVALUATION_BATCH):
+    batches: dict[str, list[ImageScores]] = {name: [] for name in (BASELINE, *runs)}
+    names: list[str] = []
+    for batch in images.batches(size or EVALUATION_BATCH):
         labels = [item.label for item in batch.items]
-        wanted = _run_batch(reference, batch.feeds, size)
-        parts[BASELINE].append(score_batch(wanted, wanted, labels))
-        if classes := parts[BASELINE][0].classes:
-            check_classes(exam.images, classes)
+        expected = _run_batch(run_reference, batch.feeds, size)
+        batches[BASELINE].append(score_batch(expected, expected, labels))
+        if classes := batches[BASELINE][0].classes:
+            check_classes(images, classes)
         for name, run in runs.items():
-            parts[name].append(score_batch(wanted, _run_batch(run, batch.feeds, size), labels))
+            outputs = _run_batch(run, batch.feeds, size)
+            batches[name].append(score_batch(expected, outputs, labels))
         names += [item.name for item in batch.items]
-        tell(Progress("evaluate", "images", done=len(names), total=total))
-    scores = {BASELINE: fp32_accuracy(join_scores(parts.pop(BASELINE)))}
-    for name, judged in parts.items():
-        where: MeasuredOn = "engine" if runs_here[name] else "cpu-simulation"
-        scores[name] = summarize_accuracy(join_scores(judged), where, names)
+        progress(Progress("evaluate", "images", done=len(names), total=len(images.names)))
+    scores = {BASELINE: fp32_accuracy(join_scores(batches.pop(BASELINE)))}
+    for name, parts in batches.items():
+        measured_on: MeasuredOn = "engine" if runs_here[name] else "cpu-simulation"
+        scores[name] = summarize_accuracy(join_scores(parts), measured_on, names)
     return scores
 
 
-def _run_batch(run: RunModel, feeds: Tensors, size: int | None) -> Tensors:
-    """Run a batch; where the model fixes a larger one it is filled up, and the filling dropped."""
-    count = len(next(iter(feeds.values())))
-    if size == 1:
-        # Whatever answers one image is that image's, also what has no axis of images.
-        made = run(feeds)
-        return {name: _as_row(output_array(made, name)) for name in made}
-    if not size or count == size:
-        return run(feeds)
-    return unpad_batch(run(pad_batch(feeds, size)), count, size)
-
-
-def _as_row(answer: NDArray[Any]) -> NDArray[Any]:
-    return answer if answer.shape[:1] == (1,) else answer[np.newaxis]
-
-
-def _engine_run(engine: Engine, *, here: bool) -> RunModel:
+def _open_run(engine: Engine, *, here: bool) -> RunModel:
     if here:
         return backends.load(engine.backend).open(engine).run
     return open_cpu(onnx_io.load(engine.folder / engine.graph))
 
 
-def evaluate(
-    target: Target, config: Config, reading: ReadOptions, work: tuple[Cache, ProgressCallback]
-) -> Report:
-    """Score the engines on the images of the settings, those that cannot run here by their graph.
+def _run_batch(run: RunModel, feeds: Tensors, size: int | None) -> Tensors:
+    """Run a batch; if the model fixes a larger one, it is padded, and the padding dropped."""
+    count = batch_size(feeds)
+    if size == 1:
+        # Every output belongs to the one image, even without an axis of images.
+        outputs = run(feeds)
+        arrays = {name: output_array(outputs, name) for name in outputs}
+        return {
+            name: array if array.shape[:1] == (1,) else array[np.newaxis]
+            for name, array in arrays.items()
+        }
+    if not size or count == size:
+        return run(feeds)
+    return unpad_batch(run(pad_batch(feeds, size)), count, size)
 
-    They are held against the float model of their run, or the first of them.
-    """
-    graphs = {name: each.folder / each.graph for name, each in target.engines.items()}
-    require_same_inputs({"FP32": target.reference, **graphs} if target.run else graphs)
-    exam = _open_evaluation_set(target, config, reading)
-    available = target.available
-    here = {name: available[engine.backend].runs for name, engine in target.engines.items()}
-    scores = score_engines(target.engines, here, exam, work)
+
+def _with_scores(
+    report: Report,
+    scores: Mapping[str, Accuracy],
+    evaluation_set: EvaluationSet,
+    target: Target,
+    context: JobContext,
+) -> Report:
+    rows = tuple(
+        with_measurement(row, "accuracy", scores[row.name])
+        if row.name in scores
+        else without_measurement(row, "accuracy", None, BF16_UNSCORED)
+        for row in report.variants
+    )
+    # A package reads images as they were calibrated, however those of this evaluation are.
+    preprocess = report.preprocess or dict(evaluation_set.preprocessing)
+    calibration, evidence = None, report.evidence
     if target.run is not None:
-        write_classes(target.run, exam.images.classes)
-    report = read_report(target)
-    rows = tuple(_with_score(row, scores) for row in report.variants)
-    seen = calibration_file.load(target.run.calibration) if _has_calibration(target) else None  # type: ignore[union-attr]
-    # What ships reads images as they were calibrated, however these were prepared.
-    usual = report.preprocess or dict(exam.preprocessing)
-    report = replace(
+        target.run.write_classes(evaluation_set.images.classes)
+        evidence = add_changed_images(evidence, evaluation_set, scores, target.run)
+        if target.run.calibration.is_file():
+            calibration = calibration_file.load(target.run.calibration)
+    path = context.config.evaluate.images
+    return replace(
         report,
         baseline=scores[BASELINE],
         variants=rows,
-        preprocess=usual,
-        evaluation=evaluation_info(exam, scores, config, usual),
-        shared_images=shared_image_count(seen, exam),
-    )
-    if target.run is not None:
-        evidence = add_changed_images(report.evidence, exam, scores, target.run)
-        report = replace(report, evidence=evidence)
-    return judge_and_store(report, config, target)
-
-
-def _has_calibration(target: Target) -> bool:
-    return target.run is not None and target.run.calibration.is_file()
-
-
-def _with_score(row: VariantResult, scores: Mapping[str, Accuracy]) -> VariantResult:
-    if row.name not in scores:
-        return with_reason(replace(row, accuracy=None), "accuracy", BF16_UNSCORED)
-    return replace(without_reason(row, "accuracy"), accuracy=scores[row.name])
-
-
-def _open_evaluation_set(target: Target, config: Config, reading: ReadOptions) -> EvaluationSet:
-    chosen = config.evaluate
-    if chosen.images is None:
-        raise UsageError("there are no images", hint="name a folder: `--eval PATH`")
-    source = sources.load(str(target.reference), ExportConfig(), trust=False)
-    choice = ImageChoice(chosen.images, chosen.count, chosen.labels, config.calibration.seed)
-    known = job_images.preprocessing_or_default(source, config)
-    images = open_images(choice, source.inputs, known, reading)
-    return EvaluationSet(
-        target.reference, images, job_images.fitted_preprocessing_or_empty(source, config)
+        preprocess=preprocess,
+        evaluation=evaluation_info(evaluation_set, scores, path, preprocess),
+        shared_images=shared_image_count(calibration, evaluation_set),
+        evidence=evidence,
     )

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pydantic
 from PIL import Image
 
@@ -23,31 +22,25 @@ from qconvert.core.errors import QConvertError
 from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, ProgressCallback
 from qconvert.core.tensors import Tensors, fixed_batch, pad_batch
-from qconvert.images import ImageChoice, open_images
 from qconvert.images.batches import Images
 from qconvert.images.decode import BrokenImage, decode_image
-from qconvert.images.image_files import DEFAULT_READ_OPTIONS, ReadOptions, read_image_bytes
+from qconvert.images.image_files import DEFAULT_READ_OPTIONS, read_image_bytes
 from qconvert.images.listing import IMAGE_SUFFIXES
-from qconvert.measure import feature_maps
 from qconvert.measure.accuracy import Accuracy
-from qconvert.measure.evidence import Evidence, FeatureMap, FeatureMapRow, Thumbnail
+from qconvert.measure.evidence import Evidence, FeatureMap, Thumbnail, tensor_ranges, weight_ranges
 from qconvert.measure.feature_maps import (
-    ZOOM,
-    ChannelMaps,
-    VariantMaps,
+    WORST_LAYERS,
+    choose_tensors,
     collect_maps,
-    montage_palette,
-    palette_opacity,
+    draw_feature_map,
 )
-from qconvert.measure.layer_errors import LayerError, decibels, measure_layer_errors, worst_layers
-from qconvert.measure.range_evidence import tensor_ranges, weight_ranges
+from qconvert.measure.layer_errors import LayerError, measure_layer_errors, worst_layers
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.plan_files import read_equalization_factors
-from qconvert.run import job_images
-from qconvert.run.job_images import EvaluationSet
-from qconvert.run.run_folder import RunContext, RunFolder
-from qconvert.run.variant_graphs import VariantGraph
-from qconvert.run.variants import BuildInputs
+from qconvert.run.context import RunContext
+from qconvert.run.job_images import EvaluationSet, open_sample
+from qconvert.run.run_folder import RunFolder
+from qconvert.run.variant_graphs import BuildInputs, VariantGraph
 
 LAYERS_FILE = "layers.json"
 # So many images tell the errors of layers to a tenth of a decibel; all are run thrice.
@@ -60,14 +53,6 @@ LAYERS_ADAPTER = pydantic.TypeAdapter(tuple[LayerError, ...])
 
 
 @dataclass(frozen=True)
-class ImageSample:
-    """A few images, and the preprocessing of which they are the result."""
-
-    images: Images
-    preprocessing: dict[str, object]
-
-
-@dataclass(frozen=True)
 class GraphPair:
     """A graph and the one that it is held against; `name` is how it is told of."""
 
@@ -77,7 +62,7 @@ class GraphPair:
 
 
 def cached_layer_errors(
-    pair: GraphPair, sample: ImageSample, store: Cache, tell: ProgressCallback
+    pair: GraphPair, sample: EvaluationSet, store: Cache, tell: ProgressCallback
 ) -> tuple[LayerError, ...]:
     """Return the errors of a graph against its reference, layer by layer."""
     started = time.perf_counter()
@@ -90,7 +75,7 @@ def cached_layer_errors(
         "model": theirs,
         "graph": ours,
         "images": listing.digest(),
-        "preprocessing": json.dumps(sample.preprocessing, sort_keys=True),
+        "preprocessing": json.dumps(dict(sample.preprocessing), sort_keys=True),
         "qconvert": __version__,
         "onnxruntime": ORT_VERSION,
         "numpy": version("numpy"),
@@ -148,7 +133,7 @@ class ErrorAnalysis:
 
     layers: Mapping[str, tuple[LayerError, ...]] = field(default_factory=dict)
     not_analyzed: Mapping[str, str] = field(default_factory=dict)
-    sample: ImageSample | None = None
+    sample: EvaluationSet | None = None
 
 
 def analyze_errors(
@@ -157,7 +142,7 @@ def analyze_errors(
     """Return what can be told of the graphs; one that cannot be run so keeps nothing else back."""
     layers: dict[str, tuple[LayerError, ...]] = {}
     unknown: dict[str, str] = {}
-    sample = open_sample(base, shop)
+    sample = open_sample(base.loaded.source, shop, SAMPLE_IMAGES)
     for variant, graph in graphs.items():
         if variant.precision == "fp32":
             continue
@@ -177,24 +162,7 @@ def analyze_errors(
     return ErrorAnalysis(layers, unknown, sample)
 
 
-def open_sample(base: BuildInputs, shop: RunContext) -> ImageSample | None:
-    """Return some of the images that answers are compared on, else of those for calibration."""
-    config = shop.config
-    paths = (config.evaluate.images, config.calibration.images)
-    path = next((each for each in paths if each is not None and each.exists()), None)
-    if path is None:
-        return None
-    source = base.loaded.source
-    known = job_images.preprocessing_or_default(source, config)
-    choice = ImageChoice(path, SAMPLE_IMAGES, seed=config.calibration.seed)
-    reading = ReadOptions(max_broken=config.calibration.max_broken)
-    images = open_images(choice, source.inputs, known, reading)
-    return ImageSample(images, job_images.fitted_preprocessing_or_empty(source, config))
-
-
 FEATURES_FOLDER, MONTAGES_FOLDER, FEATURES_FILE = "analysis/features", "pictures", "features.json"
-MAX_STAGES, WORST_LAYERS = 5, 3
-STAGE_END, LARGE_ERROR = "the end of a stage", "among the largest errors made"
 
 FEATURE_MAPS_ADAPTER = pydantic.TypeAdapter(tuple[FeatureMap, ...])
 
@@ -212,7 +180,7 @@ class ShownGraphs:
 
 
 def cached_feature_maps(
-    shown: ShownGraphs, sample: ImageSample, work: tuple[Cache, ProgressCallback]
+    shown: ShownGraphs, sample: EvaluationSet, work: tuple[Cache, ProgressCallback]
 ) -> tuple[Path, tuple[FeatureMap, ...]]:
     """Return a folder of pictures, and what they show."""
     store, tell = work
@@ -225,21 +193,24 @@ def cached_feature_maps(
         "model": onnx_io.fingerprint(reference),
         "graphs": json.dumps({name: onnx_io.fingerprint(each) for name, each in models.items()}),
         "image": f"{batch.items[0].sha256} {batch.items[0].name}",
-        "preprocessing": json.dumps(sample.preprocessing, sort_keys=True),
+        "preprocessing": json.dumps(dict(sample.preprocessing), sort_keys=True),
         "worst": json.dumps([each.tensor for each in worst_layers(shown.layers, WORST_LAYERS)]),
         "qconvert": __version__,
         "onnxruntime": ORT_VERSION,
     }
 
     def make(folder: Path) -> None:
-        scene = collect_maps(reference, models, batch.feeds)
+        collected = collect_maps(reference, models, batch.feeds)
         (folder / MONTAGES_FOLDER).mkdir()
-        chosen = _choose_tensors(scene.exact, shown.layers)
-        found = [
-            _draw_feature_map(scene, tensor, why, folder / MONTAGES_FOLDER / f"{number:02}.png")
-            for number, (tensor, why) in enumerate(chosen.items())
-        ]
-        told = [asdict(replace(each, image=batch.items[0].name)) for each in found]
+        drawn = []
+        for number, (tensor, why) in enumerate(
+            choose_tensors(collected.exact, shown.layers).items()
+        ):
+            file = folder / MONTAGES_FOLDER / f"{number:02}.png"
+            feature_map = draw_feature_map(collected, tensor, why, file)
+            picture = f"{FEATURES_FOLDER}/{file.name}"
+            drawn.append(replace(feature_map, image=batch.items[0].name, picture=picture))
+        told = [asdict(feature_map) for feature_map in drawn]
         (folder / FEATURES_FILE).write_text(json.dumps(told, indent=1), encoding="utf-8")
 
     kept = store.get_or_make("features", recipe, make)
@@ -249,54 +220,6 @@ def cached_feature_maps(
     text = f"{len(found)} feature maps of `{batch.items[0].name}`"
     tell(Progress("compare", text, time.perf_counter() - started, kept.hit))
     return kept.path, found
-
-
-def _choose_tensors(
-    exact: Mapping[str, ChannelMaps], layers: Sequence[LayerError]
-) -> dict[str, str]:
-    """Return the tensors to show, in the order of the network, each with the reason."""
-    ends = {maps.shape[1:]: name for name, maps in exact.items()}
-    stages = [*ends.values()][:MAX_STAGES]
-    spatial = [each for each in layers if each.tensor in exact and each.tensor not in stages]
-    wrong = [each.tensor for each in worst_layers(spatial, WORST_LAYERS)]
-    return {
-        name: STAGE_END if name in stages else LARGE_ERROR
-        for name in exact
-        if name in stages or name in wrong
-    }
-
-
-def _draw_feature_map(scene: VariantMaps, tensor: str, why: str, picture: Path) -> FeatureMap:
-    exact = scene.exact[tensor]
-    maps = {name: each[tensor] for name, each in scene.others.items()}
-    drawn = feature_maps.draw_montage(exact, maps)
-    image = Image.fromarray(drawn.pixels, "P")
-    image.putpalette(montage_palette())
-    image.save(picture, optimize=True, transparency=palette_opacity())
-    values = [FeatureMapRow(name, sqnr_db=_sqnr_db(exact, each)) for name, each in maps.items()]
-    return FeatureMap(
-        tensor=tensor,
-        node=scene.nodes[tensor],
-        image="",
-        picture=f"{FEATURES_FOLDER}/{picture.name}",
-        channels=drawn.channels,
-        rows=(
-            FeatureMapRow("fp32"),
-            *values,
-            *(FeatureMapRow(name, difference=True) for name in maps),
-        ),
-        low=drawn.low,
-        high=drawn.high,
-        zoom=ZOOM,
-        why=why,
-    )
-
-
-def _sqnr_db(exact: ChannelMaps, found: ChannelMaps) -> float | None:
-    signal, error = (
-        float(np.square(each, dtype=np.float64).sum()) for each in (exact, exact - found)
-    )
-    return decibels(signal, error)
 
 
 CHANGED_FOLDER = "analysis/changed"
@@ -344,8 +267,9 @@ def collect_evidence(
     even = equalize(base.loaded.model, graph.plan.equalized if graph.plan is not None else {})
     found = Evidence(weights=weight_ranges(even, layers))
     if graph.plan is not None and base.calibration is not None:
-        seen = (base.loaded.model, base.calibration.full.summaries)
-        found = replace(found, ranges=tensor_ranges(variant.name, graph.plan, seen, layers))
+        summaries = base.calibration.full.summaries
+        ranges = tensor_ranges(variant.name, graph.plan, base.loaded.model, summaries, layers)
+        found = replace(found, ranges=ranges)
     if analysis.sample is None:
         return found
     shown = ShownGraphs(

@@ -15,9 +15,8 @@ from qconvert import __version__, backends
 from qconvert.backends.base import Availability, Engine, EngineVariant
 from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.core import atomic, onnx_io
-from qconvert.core.cache import Cache
 from qconvert.core.cached_step import cached_step
-from qconvert.core.config import Config
+from qconvert.core.config import BuildConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import Progress, ProgressCallback, ignore_progress, start_step
 from qconvert.core.tensors import Tensors, batch_size, fixed_batch, pad_batch, unpad_batch
@@ -47,15 +46,15 @@ from qconvert.run import (
     merge_reports,
     report_files,
     run_folder,
-    validate,
     variants,
 )
+from qconvert.run.context import JobContext, RunContext
 from qconvert.run.job_images import EVALUATION_BATCH, EvaluationSet, open_evaluation_set
-from qconvert.run.quantize import preview_layers
-from qconvert.run.run_folder import PLAN_FILE, SEARCH_RESULT, RunContext
-from qconvert.run.validate import QuantizeRequest
-from qconvert.run.variant_graphs import engine_settings, make_graph
-from qconvert.run.variants import BuildInputs, ChosenVariants
+from qconvert.run.quantize import QuantizeRequest, preview_layers
+from qconvert.run.quantize_model import scheme_for
+from qconvert.run.run_folder import PLAN_FILE, SEARCH_RESULT
+from qconvert.run.variant_graphs import BuildInputs, engine_settings, make_graph
+from qconvert.run.variants import ChosenVariants
 
 MIXED_MODEL, MIX_FILE, TRIALS = "mixed.onnx", "mix.json", "trials.jsonl"
 PLAN_FILES = (PLAN_FILE, weights_path(Path(PLAN_FILE)).name)
@@ -114,9 +113,9 @@ def search_backend(task: SearchTask, context: RunContext, trials: Path) -> Searc
     """Search for one backend; an interrupted search resumes from its trials, a line each."""
     end = start_step(context.progress, "search")
     int8 = EngineVariant(task.backend, "int8")
-    graph = make_graph(int8, task.inputs, context.cache, context.progress)
+    graph = make_graph(int8, task.inputs, context)
     plain = plan_files.load_plan(graph.folder / PLAN_FILE)
-    scheme = validate.scheme_for(context.config, backends.requirements(task.backend))
+    scheme = scheme_for(context.config.quantize, backends.requirements(task.backend))
     model = SearchModel(task.inputs.loaded.model, plain.plan, scheme, plain.weights)
 
     def compute() -> SearchResult:
@@ -159,13 +158,13 @@ def _run_search(
         timer=make_timer(model, task.backend, task.inputs, context) if runs else None,
         untimed="" if runs else task.available.reason,
     )
-    settings, rest = context.config.search, _rest_precision(context.config, task.backend)
+    settings, rest = context.config.search, _rest_precision(context, task.backend)
     goal = SearchGoal(settings.budget, settings.by, rest, settings.max_latency)
     return replace(search_mixed_precision(space, goal, context.progress), notes=tuple(notes))
 
 
-def _rest_precision(config: Config, backend: str) -> RestPrecision:
-    return config.quantize.rest or backends.requirements(backend).default_rest
+def _rest_precision(context: JobContext, backend: str) -> RestPrecision:
+    return context.config.quantize.rest or backends.requirements(backend).default_rest
 
 
 def _model_key(task: SearchTask, model: SearchModel) -> str:
@@ -185,7 +184,7 @@ def _model_key(task: SearchTask, model: SearchModel) -> str:
 def _search_key(task: SearchTask, model: SearchModel, context: RunContext) -> dict[str, str]:
     config, images, runs = context.config, task.evaluation_set, task.available.runs
     # How engines are built decides how long they take, which is a part of the result.
-    engines = [engine_settings(config, task.backend), config.build.profile]
+    engines = [engine_settings(context, task.backend), config.build.profile]
     return {
         "name": f"{task.backend} {config.search.budget:g}",
         "model": onnx_io.fingerprint(model.model),
@@ -266,12 +265,14 @@ def make_timer(
     context = replace(context, progress=_hide_finished_steps(context.progress))
 
     def build(variant: EngineVariant, inputs: BuildInputs) -> Engine:
-        graph = make_graph(variant, inputs, context.cache, ignore_progress)
+        graph = make_graph(variant, inputs, replace(context, progress=ignore_progress))
         entry = built_engines.cached_engine(variant, graph, context)
         return built_engines.read_engine(entry.path).engine
 
     def time_sets(sets: Sequence[BlockSet]) -> dict[tuple[str, ...] | None, float]:
-        engines = {"float": build(EngineVariant(backend, _rest_precision(config, backend)), inputs)}
+        engines = {
+            "float": build(EngineVariant(backend, _rest_precision(context, backend)), inputs)
+        }
         names: dict[str, tuple[str, ...] | None] = {"float": None}
         for number, blocks in enumerate(sets, 1):
             name, variant, plans = "int8", EngineVariant(backend, "int8"), dict(inputs.plans)
@@ -280,7 +281,7 @@ def make_timer(
                 plans[variant.name] = PlanWithWeights(model.restore_float(blocks), model.weights)
             engines[name] = build(variant, replace(inputs, plans=plans))
             names[name] = tuple(block.name for block in blocks)
-        latencies = bench_job.time_engines(engines, bench, context.cache, context.progress)
+        latencies = bench_job.time_engines(engines, bench, context)
         return {
             names[name]: summarize_latency(timed[0]).median_ms for name, timed in latencies.items()
         }
@@ -369,7 +370,6 @@ class SearchFolder:
     """Where a search goes; nothing here changes a number."""
 
     out: Path
-    trust: bool = False
     workers: int | None = None
 
 
@@ -383,25 +383,24 @@ class SearchSummary:
     notes: tuple[str, ...]
 
 
-def run_search(
-    config: Config, options: SearchFolder, cache: Cache, progress: ProgressCallback
-) -> SearchSummary:
+def run_search(job: JobContext, options: SearchFolder) -> SearchSummary:
     """Search for one backend, and leave the mix, its plan and all trials in a folder."""
-    variant, chosen = _choose_backend(config)
+    config = job.config
+    variant, chosen = _choose_backend(config.build)
     available = chosen.available[variant.backend]
     with run_folder.begin_run(options.out, config, searching=True) as folder:
-        context = RunContext(config, folder, cache, progress, options.trust)
+        context = job.in_run(folder)
         inputs = build_inputs.prepare_inputs([variant], context, building=available.builds)
-        images = open_evaluation_set(inputs, context, options.workers, resumed=False)
+        images = open_evaluation_set(inputs.loaded.source, context, options.workers)
         task = SearchTask(variant.backend, inputs, images, available)
         result = search_backend(task, context, folder.root / TRIALS)
-        int8 = make_graph(replace(variant, precision="int8"), inputs, cache, progress)
+        int8 = make_graph(replace(variant, precision="int8"), inputs, context)
         sizes = {"fp32": _model_bytes(folder.model), "int8": _model_bytes(int8.path)}
         for name in (MIXED_MODEL, *PLAN_FILES):  # of an earlier search with another goal
             (folder.root / name).unlink(missing_ok=True)
         if result.planned is not None:
             inputs = replace(inputs, plans={variant.name: result.planned})
-            graph = make_graph(variant, inputs, cache, progress)
+            graph = make_graph(variant, inputs, context)
             atomic.copy_into_place(graph.path, folder.root / MIXED_MODEL)
             for name in PLAN_FILES:
                 if (graph.folder / name).is_file():
@@ -412,9 +411,9 @@ def run_search(
         return SearchSummary(variant.backend, result.mix, sizes, chosen.notes)
 
 
-def _choose_backend(config: Config) -> tuple[EngineVariant, ChosenVariants]:
+def _choose_backend(settings: BuildConfig) -> tuple[EngineVariant, ChosenVariants]:
     """Return the one backend to search for."""
-    only_mixed = replace(config.build, precisions=("mixed",))
+    only_mixed = replace(settings, precisions=("mixed",))
     chosen = variants.choose_variants(only_mixed, plan_only=True)
     if len(chosen.variants) > 1:
         names = ", ".join(f"`{variant.backend}`" for variant in chosen.variants)
@@ -426,11 +425,12 @@ def _model_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in onnx_io.model_files(path))
 
 
-def preview_search(config: Config, cache: Cache, *, trust: bool) -> list[str]:
+def preview_search(context: JobContext) -> list[str]:
     """Return what a search would try; no image is read and nothing is written."""
-    variant, chosen = _choose_backend(config)
-    request = QuantizeRequest(Path("model.onnx"), variant.backend, "int8", trust=trust)
-    layers = preview_layers(config, request, cache)
+    config = context.config
+    variant, chosen = _choose_backend(config.build)
+    request = QuantizeRequest(Path("model.onnx"), variant.backend, "int8")
+    layers = preview_layers(context, request)
     weighted = sum(not layer.left and layer.weight is not None for layer in layers.values())
     available = chosen.available[variant.backend]
     return [

@@ -159,7 +159,7 @@ def test_a_header_that_claims_a_huge_array_makes_none(tmp_path: Path) -> None:
         for member in old.namelist():
             claims = member == "lows.npy"
             new.writestr(member, header.getvalue() if claims else old.read(member))
-    with pytest.raises(QConvertError, match=r"`lows\.npy` has another size than it says"):
+    with pytest.raises(QConvertError, match=r"the size of `lows\.npy` contradicts its header"):
         load(path)
 
 

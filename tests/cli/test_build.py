@@ -190,7 +190,7 @@ def test_int8_from_other_images_does_not_stay_in_a_run(qconvert: Command) -> Non
     built(qconvert, *IMAGES, *FAST, "--precision", "int8")
     Path("images/0000.png").unlink()
     refused = built(qconvert, *IMAGES, *FAST, "--precision", "fp16", code=2)
-    assert "`run` has `cpu-int8` from other images than these" in refused.err
+    assert "`run` has engines that were calibrated on other images: `cpu-int8`" in refused.err
     built(qconvert, *IMAGES, *FAST, "--precision", "fp16,int8")
 
 
@@ -227,7 +227,7 @@ def test_a_plan_that_was_changed_is_not_overwritten(qconvert: Command) -> None:
     place.write_text(json.dumps(plan))
     for more in ((), ("--plan-only",)):
         refused = built(qconvert, *one, *more, code=2)
-        assert f"`{place}` is another plan than its graph was made by" in refused.err
+        assert f"`{place}` differs from the plan that its graph was made by" in refused.err
         assert "`qconvert build --from run` follows it" in " ".join(refused.err.split())
         assert json.loads(place.read_text()) == plan
     built(qconvert, *IMAGES, "--precision", "fp32")

@@ -54,7 +54,7 @@ def test_a_net_that_disagrees_with_itself_is_refused(shell: Command, tmp_path: P
     write_factory(tmp_path)
     outcome = shell("export", "nets:noisy")
     assert outcome.code == 3
-    assert "error: the exported ONNX does not say what PyTorch says: top-1 agrees on" in outcome.err
+    assert "the outputs of the exported ONNX differ from PyTorch's: top-1 agrees" in outcome.err
     assert "--parity-tolerance" in outcome.err
     assert not (tmp_path / "noisy.onnx").exists()
 
@@ -155,7 +155,7 @@ def test_open_sizes_must_be_said(qconvert: Command, tmp_path: Path) -> None:
     write(from_text(text, k=floats(4, 3, 3, 3)), tmp_path / "open.onnx")
     outcome = qconvert("export", "open.onnx", "-o", "a.onnx")
     assert outcome.code == 2
-    assert "hint: say it with `--input x:1x3x224x224`" in outcome.err
+    assert "hint: set it with `--input x:1x3x224x224`" in outcome.err
     assert qconvert("export", "open.onnx", "-o", "a.onnx", "--input", "x:1x3x16x16").code == 0
     (spec,) = onnx_io.inputs(onnx_io.load(Path("a.onnx")))
     assert spec.shape == ("N", 3, 16, 16)
@@ -199,7 +199,7 @@ def test_parity_runs_on_images_and_what_is_done_to_them_goes_into_the_file(
         "export.parity-inputs=20",
     )
     assert few.code == 2
-    assert "only 9 inputs were compared; 20 are needed" in few.err
+    assert "only 9 inputs were compared; 20 are required" in few.err
     stored = onnx.load("ready.onnx").metadata_props
     told = json.loads(next(each.value for each in stored if each.key == "qconvert.preprocess"))
     assert (told["mean"], told["std"]) == ([0.5], [0.25])

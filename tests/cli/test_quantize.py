@@ -151,7 +151,7 @@ def test_a_model_that_no_longer_answers_like_itself_is_told(
     qconvert("calibrate", "net.onnx", "--images", "images", "-o", "c.npz")
     more = ("--calibration", "c.npz", "--images", "images", "--plan", plan.name)
     told = " ".join(quantized(qconvert, *more).err.split())
-    assert "the answers have little to do with those of the float model" in told
+    assert "the outputs have little to do with those of the float model" in told
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -161,7 +161,7 @@ def test_half_precision_needs_no_images_and_says_what_it_does_not_know(
     more = ("--precision", precision, "--backend", "tensorrt")
     done = quantized(qconvert, *more)
     assert Path("out.onnx").stat().st_size < 0.6 * Path("net.onnx").stat().st_size
-    note = "nothing is known of overflow" if precision == "fp16" else "not run here"
+    note = "overflow cannot be predicted" if precision == "fp16" else "not run here"
     assert note in done.err
     assert onnx_io.inputs(onnx_io.load(Path("out.onnx")))[0].dtype == np.float32
     quantized(qconvert, *more, "--half-io")
@@ -200,7 +200,7 @@ def test_a_plan_can_be_read_edited_and_replayed(qconvert: Command) -> None:
         (["--precision", "bf16"], "no bf16 for `cpu`"),
         (["--rest", "fp16", "--images", "images"], "computes in fp32, not fp16"),
         (["--precision", "fp16", "--rest", "fp16"], "`--rest` is for INT8"),
-        ([], "INT8 needs to know"),
+        ([], "INT8 needs the value range"),
         (["--images", "images", "--method", "best"], "there is no range method `best`"),
         (["--images", "images", "--exclude", "sidee"], "nearest names: `side`"),
         (["--images", "images", "--keep", "middle"], "quantize.keep"),
@@ -225,7 +225,7 @@ def test_plans_and_calibrations_of_others_are_refused(qconvert: Command, tmp_pat
     assert "is a plan for `cpu`, not for `tensorrt`" in other.err
     both = qconvert("quantize", "net.onnx", "--plan", "plan.json", "--exclude", "Add")
     assert both.code == 2
-    assert "`--plan` decides what `--exclude` would" in both.err
+    assert "`--exclude` is decided by the plan of `--plan`" in both.err
     write(tiny(), tmp_path / "tiny.onnx")
     wrong = qconvert("quantize", "tiny.onnx", "--plan", "plan.json")
     assert wrong.code == 2

@@ -101,7 +101,7 @@ def test_images_may_lie_elsewhere_by_now_but_must_be_the_same(qconvert: Command)
     Path("calib_data").rename("moved")
     refused = qconvert(*given, "--images", "val")
     assert refused.code == 2
-    assert "has not the images that `run` was calibrated on" in refused.err
+    assert "does not have the images that `run` was calibrated on" in refused.err
     assert 'calib_data"' in Path("run/run.toml").read_text()
     done = qconvert(*given, "--images", "moved")
     assert done.code == 0, done.err

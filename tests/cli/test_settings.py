@@ -28,7 +28,9 @@ def typed(*args: str) -> Config:
 
 
 def prepared(*args: str, own: Preprocess | None = None) -> Preprocess | None:
-    return known_preprocessing(Source("m", models.tiny(), (), preprocess=own), typed(*args))
+    return known_preprocessing(
+        Source("m", models.tiny(), (), preprocess=own), typed(*args).preprocess
+    )
 
 
 def test_the_options_of_images_need_neither_numpy_nor_pillow() -> None:

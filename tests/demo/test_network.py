@@ -45,7 +45,7 @@ def test_it_is_a_mobilenet_with_its_batch_norms_folded() -> None:
 
 def test_it_says_itself_how_its_pictures_are_prepared() -> None:
     source = onnx_file.load(str(NETWORK), Config().export, trust=False)
-    known = job_images.fitted_preprocessing(source, Config())
+    known = job_images.fitted_preprocessing(source, Config().preprocess)
     assert (known.resize, known.crop) == ((IMAGE_SIZE, IMAGE_SIZE), "none")
     assert (known.mean, known.std) == (PRESETS["inception"].mean, PRESETS["inception"].std)
 
@@ -68,7 +68,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def right(model: Path, evaluation: Path) -> NDArray[np.bool_]:
     """Return which pictures a model names rightly."""
     source = onnx_file.load(str(model), Config().export, trust=False)
-    known = job_images.fitted_preprocessing(source, Config())
+    known = job_images.fitted_preprocessing(source, Config().preprocess)
     run, found = open_cpu(source.model), []
     for batch in open_images(ImageChoice(evaluation), source.inputs, known).batches(8):
         scores = next(iter(run(batch.feeds).values()))

@@ -91,7 +91,7 @@ def test_no_effort_learns_nothing(learner: Learner) -> None:
 
 def test_missing_images_learn_nothing_and_the_note_names_the_option(learner: Learner) -> None:
     calibration = learner.candidate.calibration
-    learner.replace_calibration(replace(calibration, images_available=False))
+    learner.replace_calibration(replace(calibration, images=None))
     learned = learner.learn()
     assert not learned.weights
     assert "--images" in learned.notes[0]
@@ -160,7 +160,9 @@ SQUEEZING_SHAPES = {
 }  # fmt: skip
 
 
-def test_correction_learned_on_unrepresentative_images_is_rejected() -> None:
+def test_correction_learned_on_unrepresentative_images_is_rejected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """What compensates clipped light in glaring images is wrong for all others."""
     weights = {
         name: floats(*shape, seed=seed) / np.float32(np.sqrt(np.prod(shape[1:])))
@@ -171,8 +173,7 @@ def test_correction_learned_on_unrepresentative_images_is_rejected() -> None:
         node.name = node.outputs[0].name
     learner = Learner(model)
     glaring = [{"image": 20 + floats(4, 3, 16, 16, seed=seed)} for seed in range(8)]
-    calibration = learner.candidate.calibration
-    learner.replace_calibration(replace(calibration, training_batches=lambda count: glaring))
+    monkeypatch.setattr(CalibrationSet, "training_batches", lambda self, count: glaring)
     learned = learner.learn("default")
     learner.assert_rejected(learned)
     noise = re.search("noise-to-signal (.*?)% -> (.*?)%", learned.notes[0])
@@ -185,12 +186,11 @@ def test_memory_bounds_the_training_images(
 ) -> None:
     counts: list[int] = []
 
-    def training_batches(count: int) -> list[Tensors]:
+    def training_batches(self: CalibrationSet, count: int) -> list[Tensors]:
         counts.append(count)
         return []
 
-    calibration = learner.candidate.calibration
-    learner.replace_calibration(replace(calibration, training_batches=training_batches))
+    monkeypatch.setattr(CalibrationSet, "training_batches", training_batches)
     monkeypatch.setattr(efforts, "MAX_ACTIVATION_BYTES", 1_000_000)
     learner.learn("thorough")
     assert 1 <= counts[0] < EFFORTS["thorough"].training_images
