@@ -24,11 +24,7 @@ SPARKLINE_WIDTH = 16
 
 
 def finish(
-    report: "Report",
-    show: "Callable[[Report], None]",
-    *,
-    as_json: bool,
-    page: Path | None = None,
+    report: "Report", show: "Callable[[Report], None]", *, as_json: bool, page: Path | None = None
 ) -> None:
     """Print a report, as JSON or by `show`; then fail with exit code 1 if a gate failed."""
     from qconvert.report import gates
