@@ -104,7 +104,7 @@ def test_tensorrt_engine_becomes_a_plan_with_its_profile(builder: str) -> None:
 @pytest.mark.parametrize(
     ("files", "options", "why"),
     [
-        (("model.onnx", "a.engine", "b.engine"), {"allow-fallback": True}, "run elsewhere"),
+        (("model.onnx", "a.engine", "b.engine"), {"allow-fallback": True}, "in parts elsewhere"),
         (("model_ctx.onnx", "model.stripped.engine"), {"weight-stripped": True}, "no weights"),
     ],
 )
