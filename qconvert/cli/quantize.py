@@ -63,8 +63,11 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     them, with weights as integers; FP16 and BF16 as types. Ranges come from --images or from a
     calibration file. The table shows what was quantized, and why the rest was not.
     """
+    from qconvert.core.errors import UsageError
+    from qconvert.quantize.plan_files import PlanWithWeights, save_plan
     from qconvert.run.context import open_context
     from qconvert.run.quantize import QuantizeRequest, quantize
+    from qconvert.run.run_folder import require_output_file
 
     config = settings.load(model, chosen)
     suffix = f"-{chosen['backend']}-{chosen['precision']}.onnx"
