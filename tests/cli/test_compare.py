@@ -54,7 +54,7 @@ def test_patterns_choose_layers_by_tensor_node_or_operator(qconvert: Command) ->
     assert all(each["arriving_db"] > 0 and each["made_db"] > 0 for each in found)
     refused = qconvert(*base, "--layers", "nothing")
     assert refused.code == 2
-    assert "`--layers nothing` fits no layer" in refused.err
+    assert "`--layers nothing` matches no layer" in refused.err
 
 
 def test_the_csv_has_every_layer_whatever_is_shown(qconvert: Command) -> None:
