@@ -34,7 +34,7 @@ def test_layers_are_listed_in_order_and_the_worst_are_named(qconvert: Command) -
     rows = [line.split()[0] for line in done.out.splitlines() if " int8 " in line]
     assert rows[:2] == ["image", "a"]
     assert rows[-1] == "scores"
-    assert "most error is made by `" in done.out
+    assert "the largest errors are made by `" in done.out
     assert "on 32 images" in done.err
     again = qconvert("compare", "net.onnx", "int8.onnx", "--images", "images")
     assert again.out == done.out
