@@ -33,12 +33,6 @@ from qconvert.run.quantize import Quantized, QuantizeRequest
 from qconvert.run.run_folder import RunFolder
 from qconvert.run.search_job import SearchSummary
 
-StrPath = str | os.PathLike[str]
-
-# A model as on the command line, or the function that makes it instead of its name.
-ModelSource = StrPath | Callable[[], object]
-
-
 __all__ = [
     "Calibration",
     "Exported",
@@ -61,6 +55,11 @@ __all__ = [
     "resume",
     "search",
 ]
+
+StrPath = str | os.PathLike[str]
+
+# A model as on the command line, or the function that makes it instead of its name.
+ModelSource = StrPath | Callable[[], object]
 
 
 class CommonArguments(TypedDict, total=False):

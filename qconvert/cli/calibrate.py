@@ -44,7 +44,7 @@ def _parse_shard(
 )
 @options.source_options
 @image_options
-@options.setting_options("calibration.exact")
+@options.setting_options("calibration", "exact")
 @click.option(
     "--workers",
     type=click.IntRange(min=1),

@@ -30,7 +30,8 @@ Examples:
     type=click.Path(path_type=Path),
     help="The folder of results (default: runs/NAME-mixed).",
 )
-@setting_options("search.budget", "search.by", "search.max-latency", "build.backends")
+@setting_options("search", "budget", "by", "max-latency")
+@setting_options("build", "backends")
 @image_options
 @quantize_options
 @eval_options

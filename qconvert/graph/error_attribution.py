@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from qconvert.graph.fp16.emulate import emulate_half
+from qconvert.graph.fp16.convert import emulate_half
 from qconvert.graph.observed_tensors import find_observed_tensors, is_numeric
 from qconvert.graph.patterns import constant_array, has_subgraph
 from qconvert.graph.taps import FLOAT, ReductionTaps
@@ -50,7 +50,7 @@ def expose_tensors(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
     """
     model = emulate_half(model)
     values = values_by_name(model.graph)
-    taps = ReductionTaps.of(model.graph)
+    taps = ReductionTaps(model.graph)
     for name in tensors:
         value = taps.as_float32(as_consumed(values[name]))
         taps.output(taps.node("Identity", value), OUTPUT_PREFIX + name)
@@ -137,7 +137,7 @@ def build_attribution_model(model: ir.Model, tensors: Sequence[str]) -> Attribut
     consumed = {name: as_consumed(values[name]) for name in tensors}
     # An input that is not quantized has no error, and no layer.
     consumed = {name: value for name, value in consumed.items() if value.producer() is not None}
-    taps = ReductionTaps.of(model.graph)
+    taps = ReductionTaps(model.graph)
     references = {name: taps.input(REFERENCE_PREFIX + name, values[name]) for name in consumed}
     layers = _IsolatedLayers(
         model.graph, {value: references[name] for name, value in consumed.items()}

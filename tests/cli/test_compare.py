@@ -34,7 +34,7 @@ def test_layers_are_listed_in_order_and_the_worst_are_named(qconvert: Command) -
     rows = [line.split()[0] for line in done.out.splitlines() if " int8 " in line]
     assert rows[:2] == ["image", "a"]
     assert rows[-1] == "scores"
-    assert "most error is made by `" in done.out
+    assert "the largest errors are made by `" in done.out
     assert "on 32 images" in done.err
     again = qconvert("compare", "net.onnx", "int8.onnx", "--images", "images")
     assert again.out == done.out
@@ -54,7 +54,7 @@ def test_patterns_choose_layers_by_tensor_node_or_operator(qconvert: Command) ->
     assert all(each["arriving_db"] > 0 and each["made_db"] > 0 for each in found)
     refused = qconvert(*base, "--layers", "nothing")
     assert refused.code == 2
-    assert "`--layers nothing` fits no layer" in refused.err
+    assert "`--layers nothing` matches no layer" in refused.err
 
 
 def test_the_csv_has_every_layer_whatever_is_shown(qconvert: Command) -> None:

@@ -16,8 +16,7 @@ from qconvert.graph.error_attribution import (
     expose_tensors,
     values_by_name,
 )
-from qconvert.graph.fp16.convert import convert_to_half
-from qconvert.graph.fp16.emulate import emulate_half
+from qconvert.graph.fp16.convert import convert_to_half, emulate_half
 from qconvert.quantize.apply_plan import apply_plan
 from tests.models import floats, mixed
 from tests.quantize.quantized_models import planned
