@@ -24,12 +24,7 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("model", required=False)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="The folder of results (default: runs/NAME-mixed).",
-)
+@options.output_option("The folder of results (default: runs/NAME-mixed).")
 @setting_options("search", "budget", "by", "max-latency")
 @setting_options("build", "backends")
 @image_options
