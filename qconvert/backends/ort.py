@@ -81,7 +81,7 @@ def has_float_biases(model: ir.Model) -> bool:
 
     ONNX Runtime 1.31 turns such biases into integers, which overflow where a bias is large relative
     to its scales, and are meaningless where scales are in half precision. With
-    `session.disable_quant_qdq` it leaves Q/DQ nodes alone and computes what the graph says.
+    `session.disable_quant_qdq` it leaves Q/DQ nodes alone and computes the graph as written.
     """
     quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear"]
     return bool(quantizers) and all(_is_symmetric(node) for node in quantizers)
@@ -245,7 +245,7 @@ def session_options(spec: LoadSpec) -> Any:
 
 
 def create_session(path: Path, spec: LoadSpec, options: Any = None) -> Any:
-    """Load a file as `spec` says, and refuse to fall back to other providers."""
+    """Load a file according to `spec`, and refuse to fall back to other providers."""
     options = options or session_options(spec)
     provider, provider_options = spec.providers[0]
     try:

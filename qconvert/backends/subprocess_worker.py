@@ -52,7 +52,7 @@ def describe_exit(code: int, last_lines: Sequence[str] = ()) -> str:
     if code == -signal.SIGKILL:
         return "killed by signal 9, most likely for lack of memory"
     if code < 0:
-        names = {known.value: known.name for known in signal.Signals}
+        names = {number.value: number.name for number in signal.Signals}
         return f"signal {-code} ({names.get(-code, 'unknown')})"
     return last_lines[-1] if last_lines else f"exit code {code}"
 
