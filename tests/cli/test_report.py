@@ -47,7 +47,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _run(world: Path, tmp_path: Path) -> None:
-    """Give entry test a copy of the run, which knows of no images."""
+    """Give each test a copy of a run that knows no images."""
     shutil.copytree(world / "run", tmp_path / "run")
     settings = tmp_path / "run/run.toml"
     settings.write_text(settings.read_text().replace(str(world), str(tmp_path / "gone")))

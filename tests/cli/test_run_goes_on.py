@@ -113,4 +113,4 @@ def test_bench_refuses_an_unfinished_run(qconvert: Command) -> None:
     Path("run/report.json").unlink()
     done = qconvert("bench", "run", *QUICK)
     assert done.code == 2
-    assert "`qconvert build --from run` goes on" in done.err
+    assert "`qconvert build --from run` resumes it" in done.err

@@ -48,7 +48,7 @@ def test_search_writes_the_mix_its_plan_and_its_trials(qconvert: Command) -> Non
     assert result["outcome"] == "mixed"
     assert result["chosen"]["confirmed"]["pp"] <= 3 < result["int8"]["confirmed"]["pp"]
     plan = plan_files.read_plan(Path("out/plan.json"))
-    reasons = [layer.left for layer in plan.layers.values() if layer.left.startswith("lifted")]
+    reasons = [layer.left for layer in plan.layers.values() if layer.left.startswith("kept in")]
     assert len(reasons) >= len(lifted) > 0
     apply_plan(onnx_io.load(Path("out/model.onnx")), plan)
     onnx_io.load(Path("out/mixed.onnx"))
@@ -65,7 +65,7 @@ def test_search_writes_the_mix_its_plan_and_its_trials(qconvert: Command) -> Non
 
 
 def _require_mixed_in_a_build(qconvert: Command, lifted: set[str]) -> None:
-    """The build asks the same, so the search is confirmed in the store."""
+    """A build runs the same search, so it is cached."""
     options = (*GIVEN, "--precision", "int8,mixed", "--plan-only", "-o", "run", "--json")
     done = qconvert("build", *options)
     assert done.code == 0, done.err
@@ -74,27 +74,27 @@ def _require_mixed_in_a_build(qconvert: Command, lifted: set[str]) -> None:
     plain, mixed = report["variants"]
     assert (plain["precision"], mixed["precision"]) == ("int8", "mixed")
     assert mixed["quantized"] < plain["quantized"]
-    assert any(node["reason"].startswith("lifted to fp16") for node in mixed["unquantized"])
+    assert any(node["reason"].startswith("kept in fp16") for node in mixed["unquantized"])
     assert Path("run/analysis/tensorrt-rtx-trials.jsonl").is_file()
 
 
 def test_search_ends_at_once_if_int8_stays_within_the_budget(qconvert: Command) -> None:
     done = qconvert("search", *GIVEN, "--budget", "50", "-o", "out")
     assert done.code == 0, done.err
-    assert "plain INT8 keeps the budget" in done.out
+    assert "INT8 keeps the budget" in done.out
     assert not Path("out/mixed.onnx").exists()
     options = (*GIVEN, "--budget", "50", "--precision", "mixed", "-o", "run", "--plan-only")
     refused = qconvert("build", *options)
     assert refused.code == 3
-    assert "no `tensorrt-rtx-mixed`: plain INT8 keeps the budget" in refused.err
+    assert "no `tensorrt-rtx-mixed`: INT8 keeps the budget" in refused.err
 
 
 def test_search_without_a_solution_exits_with_1(qconvert: Command) -> None:
     options = ("network.onnx", "--images", "calib", "--backend", "cpu", "--effort", "none")
     done = qconvert("search", *options, "--seconds", "0.02", "--max-latency", "0.0001", "-o", "out")
     assert done.code == 1
-    assert "or the float model as it is" in done.err or "fp32 takes" in done.out
-    assert "no `--eval`: what was confirmed is confirmed on" in " ".join(done.err.split())
+    assert "or use the float model" in done.err or "fp32 takes" in done.out
+    assert "no `--eval`: the mix is confirmed on" in " ".join(done.err.split())
 
 
 def test_search_dry_run_lists_trials_and_writes_nothing(qconvert: Command) -> None:
