@@ -21,23 +21,20 @@ from qconvert.core.progress import Progress, ProgressCallback, ignore_progress
 from qconvert.package import pack
 from qconvert.package.pack import Format, PackageOptions, Packed
 from qconvert.report.model import Report
-from qconvert.run import bench_job, evaluate_job, finished_run, search_job, targets
+from qconvert.run import bench as benching
 from qconvert.run import build as building
 from qconvert.run import calibrate as calibrating
+from qconvert.run import evaluate as evaluating
 from qconvert.run import export as exporting
+from qconvert.run import finished_run, targets
 from qconvert.run import quantize as quantizing
+from qconvert.run import search as searching
 from qconvert.run.context import JobContext, open_context
 from qconvert.run.export import Exported
 from qconvert.run.finished_run import OpenEngine, Run, load_run
 from qconvert.run.quantize import Quantized, QuantizeRequest
 from qconvert.run.run_folder import RunFolder
-from qconvert.run.search_job import SearchSummary
-
-StrPath = str | os.PathLike[str]
-
-# A model as on the command line, or the function that makes it instead of its name.
-ModelSource = StrPath | Callable[[], object]
-
+from qconvert.run.search import SearchSummary
 
 __all__ = [
     "Calibration",
@@ -61,6 +58,11 @@ __all__ = [
     "resume",
     "search",
 ]
+
+StrPath = str | os.PathLike[str]
+
+# A model as on the command line, or the function that makes it instead of its name.
+ModelSource = StrPath | Callable[[], object]
 
 
 class CommonArguments(TypedDict, total=False):
@@ -231,7 +233,7 @@ def bench(
     """
     target = targets.resolve(_paths(engines))
     config = _target_config(target, options, CommonArguments)
-    return bench_job.bench(target, _context(config, progress))
+    return benching.bench(target, _context(config, progress))
 
 
 def evaluate(
@@ -246,7 +248,7 @@ def evaluate(
     """
     target = targets.resolve(_paths(engines))
     config = _target_config(target, options, EvaluateArguments)
-    return evaluate_job.evaluate(target, _context(config, progress))
+    return evaluating.evaluate(target, _context(config, progress))
 
 
 def package(
@@ -278,8 +280,7 @@ def search(
     `mix.outcome` is `none` if nothing stays within the budget.
     """
     config = _load_config(model, options, SearchArguments)
-    request = search_job.SearchFolder(Path(output))
-    return search_job.run_search(_context(config, progress, options), request)
+    return searching.run_search(_context(config, progress, options), Path(output))
 
 
 def open_run(folder: StrPath) -> Run:

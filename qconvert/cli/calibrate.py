@@ -36,15 +36,10 @@ def _parse_shard(
 
 @click.command(epilog=EXAMPLES)
 @click.argument("targets", nargs=-1, metavar="MODEL | FILE...")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="The calibration file (default: calibration.npz).",
-)
+@options.output_option("The calibration file (default: calibration.npz).")
 @options.source_options
 @image_options
-@options.setting_options("calibration.exact")
+@options.setting_options("calibration", "exact")
 @click.option(
     "--workers",
     type=click.IntRange(min=1),

@@ -22,11 +22,10 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("source", required=False)
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The ONNX file (default: NAME.onnx)."
-)
+@options.output_option("The ONNX file (default: NAME.onnx).")
 @options.source_options
-@options.setting_options("export.opset", "export.parity-tolerance", "prepare.skip")
+@options.setting_options("export", "opset", "parity-tolerance")
+@options.setting_options("prepare", "skip")
 @image_options
 @click.option("--dry-run", is_flag=True, help="Print what would be done, change nothing.")
 @options.settings_options

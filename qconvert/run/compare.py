@@ -13,14 +13,14 @@ from qconvert.core.errors import UsageError
 from qconvert.measure.layer_errors import LayerError
 from qconvert.run import targets
 from qconvert.run.context import JobContext
-from qconvert.run.explain_errors import GraphPair, cached_layer_errors
+from qconvert.run.explain_errors import cached_layer_errors
 from qconvert.run.job_images import open_sample
 from qconvert.run.run_folder import SETTINGS
 
 
 @dataclass(frozen=True)
 class ComparedGraphs:
-    """Two graphs, and the run that one of them belongs to."""
+    """Two graphs; `run` is the folder of the run that one of them belongs to."""
 
     reference: Path
     graph: Path
@@ -29,29 +29,28 @@ class ComparedGraphs:
 
 def find_graphs(first: Path, second: Path) -> ComparedGraphs:
     """Find the graphs of two engines or models."""
-    reference, graph = _graph(first), _graph(second)
-    folders = (*reference.absolute().parents[:3], *graph.absolute().parents[:3])
+    reference, graph = _graph_file(first), _graph_file(second)
+    folders = [*reference.absolute().parents[:3], *graph.absolute().parents[:3]]
     run = next((folder for folder in folders if (folder / SETTINGS).is_file()), None)
     return ComparedGraphs(reference, graph, run)
 
 
-def compare_graphs(pair: ComparedGraphs, count: int, context: JobContext) -> tuple[LayerError, ...]:
-    """Return the errors of the second graph against the first, on so many images of the settings.
-
-    These are evaluation images, else calibration images.
-    """
-    targets.require_same_inputs({str(path): path for path in (pair.reference, pair.graph)})
-    source = sources.load(str(pair.reference), ExportConfig(), trust=False)
-    sample = open_sample(source, context, count)
+def compare_graphs(
+    graphs: ComparedGraphs, image_limit: int, context: JobContext
+) -> tuple[LayerError, ...]:
+    """Return the layer errors of the second graph, on some images of the settings."""
+    reference, graph = graphs.reference, graphs.graph
+    targets.require_same_inputs({str(path): path for path in (reference, graph)})
+    source = sources.load(str(reference), ExportConfig(), trust=False)
+    sample = open_sample(source, context, image_limit)
     if sample is None:
         raise UsageError("there are no images", hint="name a folder: `--images PATH`")
-    name = f"{pair.reference.stem} {pair.graph.parent.name or pair.graph.stem}"
-    graphs = GraphPair(name, pair.reference, pair.graph)
-    return cached_layer_errors(graphs, sample, context.cache, context.progress)
+    name = f"{reference.stem} {graph.parent.name or graph.stem}"
+    return cached_layer_errors(reference, graph, sample, context, name)
 
 
 def select_layers(layers: Sequence[LayerError], patterns: Sequence[str]) -> tuple[LayerError, ...]:
-    """Return the layers whose tensor, node or operator matches a pattern; all without patterns."""
+    """Return the layers whose tensor, node or operator matches one of the patterns, or all."""
     for pattern in patterns:
         if not any(_matches(layer, pattern) for layer in layers):
             raise UsageError(
@@ -65,7 +64,7 @@ def select_layers(layers: Sequence[LayerError], patterns: Sequence[str]) -> tupl
 
 
 def layers_to_json(layers: Sequence[LayerError]) -> list[dict[str, Any]]:
-    """Return layers as JSON values; an infinite SQNR, that of equal tensors, is `"inf"`."""
+    """Return layers as JSON values; an infinite SQNR is `"inf"` or `"-inf"`."""
     return [
         {
             name: str(value) if value in (math.inf, -math.inf) else value
@@ -80,7 +79,7 @@ def _matches(layer: LayerError, pattern: str) -> bool:
     return any(name == pattern or fnmatchcase(name, pattern) for name in names)
 
 
-def _graph(path: Path) -> Path:
+def _graph_file(path: Path) -> Path:
     target = targets.resolve([path])
     if target.run is not None:
         names = ", ".join(f"`{path}/engines/{name}`" for name in target.engines)
