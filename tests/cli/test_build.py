@@ -337,7 +337,7 @@ def test_runs_and_engines_can_be_timed_and_scored_again(qconvert: Command) -> No
     assert qconvert("evaluate", "run", "--eval", "others").code == 0
     assert json.loads(report.read_text())["variants"][0]["accuracy"]["n"] == 16
     other = qconvert("evaluate", "run", "--eval", "others", "--preprocess", "inception", "--json")
-    assert "prepared otherwise than for calibration (mean, std)" in other.out
+    assert "prepared differently (mean, std)" in other.out
     assert json.loads(report.read_text())["preprocess"] == before["preprocess"]
     again = qconvert("evaluate", "run", "--eval", "others", "--json")
     assert "prepared otherwise" not in again.out
