@@ -277,8 +277,7 @@ def search(
     `mix.outcome` is `none` if nothing stays within the budget.
     """
     config = _load_config(model, options, SearchArguments)
-    request = search_job.SearchFolder(Path(output))
-    return search_job.run_search(_context(config, progress, options), request)
+    return search_job.run_search(_context(config, progress, options), Path(output))
 
 
 def open_run(folder: StrPath) -> Run:

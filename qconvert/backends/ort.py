@@ -7,7 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -41,17 +40,6 @@ OPTIMIZE_ALL = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
 OPTIMIZE_EXTENDED = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
 OPTIMIZE_NONE = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
 
-TENSOR_TYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8,
-    "tensor(bool)": np.bool_,
-}
-
 
 def open_cpu(model: ir.Model, threads: int = 0, *, keep_qdq: bool = False) -> RunModel:
     """Load a model on the CPU provider and return the function that runs it.
@@ -81,7 +69,7 @@ def has_float_biases(model: ir.Model) -> bool:
 
     ONNX Runtime 1.31 turns such biases into integers, which overflow where a bias is large relative
     to its scales, and are meaningless where scales are in half precision. With
-    `session.disable_quant_qdq` it leaves Q/DQ nodes alone and computes what the graph says.
+    `session.disable_quant_qdq` it leaves Q/DQ nodes alone and computes the graph as written.
     """
     quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear"]
     return bool(quantizers) and all(_is_symmetric(node) for node in quantizers)
@@ -172,15 +160,14 @@ def bind_session(
 
 
 def _allocate(output: Any, device: str, device_id: int) -> Any:
-    is_fixed = all(isinstance(size, int) for size in output.shape)
-    if output.type not in TENSOR_TYPES or not is_fixed:
+    if not all(isinstance(size, int) for size in output.shape):
         raise QConvertError(
             f"a CUDA graph needs fixed shapes, the output `{output.name}` has {output.shape}",
             hint="leave out `cuda-graph`",
         )
-    return runtime.OrtValue.ortvalue_from_shape_and_type(
-        output.shape, TENSOR_TYPES[output.type], device, device_id
-    )
+    # The type reads `tensor(float16)`.
+    dtype = ir.DataType[output.type.removeprefix("tensor(").removesuffix(")").upper()].numpy()
+    return runtime.OrtValue.ortvalue_from_shape_and_type(output.shape, dtype, device, device_id)
 
 
 @dataclass(frozen=True)
@@ -245,7 +232,7 @@ def session_options(spec: LoadSpec) -> Any:
 
 
 def create_session(path: Path, spec: LoadSpec, options: Any = None) -> Any:
-    """Load a file as `spec` says, and refuse to fall back to other providers."""
+    """Load a file according to `spec`, and refuse to fall back to other providers."""
     options = options or session_options(spec)
     provider, provider_options = spec.providers[0]
     try:

@@ -36,4 +36,4 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
     config = settings.load_for_target(target.run.root if target.run else None, chosen)
     with ProgressDisplay() as display:
         report = bench(target, open_context(config, display.update))
-    views.finish(report, views.show_latencies, as_json=chosen["as_json"])
+    views.finish(report, ("latency", "timing"), as_json=chosen["as_json"])

@@ -37,4 +37,4 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
     config = settings.load_for_target(target.run.root if target.run else None, chosen)
     with ProgressDisplay() as display:
         report = evaluate(target, open_context(config, display.update), chosen["workers"])
-    views.finish(report, views.show_accuracies, as_json=chosen["as_json"])
+    views.finish(report, ("accuracy",), as_json=chosen["as_json"])

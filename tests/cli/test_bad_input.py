@@ -145,10 +145,7 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input_is_told_in_words(
-    case: str,
-    qconvert: Callable[..., Outcome],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    case: str, qconvert: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare, code, said = CASES[case]
     work = tmp_path / "work"

@@ -139,7 +139,7 @@ def test_a_quantized_model_is_kept_and_reported(qconvert: Command, tmp_path: Pat
     write(from_text(QUANTIZED, w=weight), tmp_path / "qat.onnx")
     outcome = qconvert("export", "qat.onnx", "-o", "out.onnx", "--json")
     assert "note: this model holds Q/DQ nodes; they are kept as they are" in outcome.err
-    assert "note: constants left out: the model is quantized already" in outcome.err
+    assert "note: constants skipped: the model is quantized already" in outcome.err
     assert json.loads(outcome.out)["quantized"] is True
     shown = qconvert("inspect", "out.onnx")
     assert "quantized already" in shown.out

@@ -113,4 +113,4 @@ def test_a_run_that_was_never_built_to_the_end_is_not_measured(qconvert: Command
     Path("run/report.json").unlink()
     done = qconvert("bench", "run", *QUICK)
     assert done.code == 2
-    assert "`qconvert build --from run` goes on" in done.err
+    assert "`qconvert build --from run` resumes it" in done.err

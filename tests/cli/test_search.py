@@ -48,7 +48,7 @@ def test_a_search_leaves_a_mix_its_plan_and_its_trials(qconvert: Command) -> Non
     assert told["outcome"] == "mixed"
     assert told["chosen"]["confirmed"]["pp"] <= 3 < told["int8"]["confirmed"]["pp"]
     plan = plan_files.read_plan(Path("out/plan.json"))
-    reasons = [layer.left for layer in plan.layers.values() if layer.left.startswith("lifted")]
+    reasons = [layer.left for layer in plan.layers.values() if layer.left.startswith("kept in")]
     assert len(reasons) >= len(lifted) > 0
     apply_plan(onnx_io.load(Path("out/model.onnx")), plan)
     onnx_io.load(Path("out/mixed.onnx"))
@@ -74,27 +74,27 @@ def _require_mixed_in_a_build(qconvert: Command, lifted: set[str]) -> None:
     plain, mixed = report["variants"]
     assert (plain["precision"], mixed["precision"]) == ("int8", "mixed")
     assert mixed["quantized"] < plain["quantized"]
-    assert any(each["reason"].startswith("lifted to fp16") for each in mixed["unquantized"])
+    assert any(each["reason"].startswith("kept in fp16") for each in mixed["unquantized"])
     assert Path("run/analysis/tensorrt-rtx-trials.jsonl").is_file()
 
 
 def test_a_budget_that_int8_keeps_needs_no_mix(qconvert: Command) -> None:
     done = qconvert("search", *GIVEN, "--budget", "50", "-o", "out")
     assert done.code == 0, done.err
-    assert "plain INT8 keeps the budget" in done.out
+    assert "INT8 keeps the budget" in done.out
     assert not Path("out/mixed.onnx").exists()
     given = (*GIVEN, "--budget", "50", "--precision", "mixed", "-o", "run", "--plan-only")
     refused = qconvert("build", *given)
     assert refused.code == 3
-    assert "no `tensorrt-rtx-mixed`: plain INT8 keeps the budget" in refused.err
+    assert "no `tensorrt-rtx-mixed`: INT8 keeps the budget" in refused.err
 
 
 def test_no_mix_for_so_little_latency_is_exit_code_1(qconvert: Command) -> None:
     given = ("network.onnx", "--images", "calib", "--backend", "cpu", "--effort", "none")
     done = qconvert("search", *given, "--seconds", "0.02", "--max-latency", "0.0001", "-o", "out")
     assert done.code == 1
-    assert "or the float model as it is" in done.err or "fp32 takes" in done.out
-    assert "no `--eval`: what was found is confirmed on" in " ".join(done.err.split())
+    assert "or use the float model" in done.err or "fp32 takes" in done.out
+    assert "no `--eval`: the mix is confirmed on" in " ".join(done.err.split())
 
 
 def test_a_dry_run_says_what_would_be_tried_and_writes_nothing(qconvert: Command) -> None:

@@ -92,12 +92,7 @@ def test_what_the_source_says_comes_before_the_default_and_after_the_user() -> N
 
 @pytest.mark.parametrize(
     "wrong",
-    [
-        ("--resize", "0"),
-        ("--mean", "1,2"),
-        ("--std", "0"),
-        ("--resize", "100", "--crop", "200"),
-    ],
+    [("--resize", "0"), ("--mean", "1,2"), ("--std", "0"), ("--resize", "100", "--crop", "200")],
 )
 def test_nonsense_is_a_mistake_of_the_command(wrong: tuple[str, ...]) -> None:
     with pytest.raises(UsageError):

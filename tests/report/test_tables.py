@@ -26,7 +26,7 @@ SHAPES = {
     "one image": reports.one_image,
     "unrated": reports.unrated,
 }
-SHEETS = (
+TABLES = (
     tables.size_table,
     tables.latency_table,
     tables.accuracy_table,
@@ -242,7 +242,7 @@ def test_gate_table_has_value_interval_and_limit(show: Show) -> None:
     assert _squeezed(show(tables.gate_table(report))) == _squeezed(GATES)
 
 
-@pytest.mark.parametrize("sheet", SHEETS)
+@pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_table_fits_80_columns(
     shape: str, table: Callable[[Report], TextTable], show: Show
