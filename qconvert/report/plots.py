@@ -117,9 +117,7 @@ def line_chart(
 
 
 def histogram(
-    edges: Sequence[float],
-    shares: Sequence[float],
-    marks: Sequence[tuple[float, float, str, bool]],
+    edges: Sequence[float], shares: Sequence[float], marks: Sequence[tuple[float, float, str, bool]]
 ) -> str:
     """Draw shares of values on a log scale; `marks` are ranges: low, high, colour, whether thick."""
 
