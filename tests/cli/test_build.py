@@ -340,7 +340,7 @@ def test_bench_and_evaluate_update_runs_and_engines(qconvert: Command) -> None:
     assert "prepared differently (mean, std)" in other.out
     assert json.loads(report.read_text())["preprocess"] == before["preprocess"]
     again = qconvert("evaluate", "run", "--eval", "others", "--json")
-    assert "prepared otherwise" not in again.out
+    assert "prepared differently" not in again.out
     loose = qconvert("evaluate", "net.onnx", "run/engines/cpu-int8", "--eval", "others", "--json")
     assert loose.code == 0, loose.err
     assert [*variants_of(loose)] == ["net.onnx", "cpu-int8"]
