@@ -1,1 +1,1 @@
-"""What the tensors of a model hold, measured once, and the ranges that follow from it."""
+"""Statistics of a model's tensors over images, and the ranges that follow from them."""

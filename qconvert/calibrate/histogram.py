@@ -1,7 +1,7 @@
-"""How the values of a tensor are distributed, as far as calibration saw it.
+"""The distribution of a tensor's values, as far as calibration sampled it.
 
-The values of a bin are taken as spread evenly over it. The outermost bins end at the exact
-extremes, so mass that sits on an extreme, as after a `Clip`, is where it belongs.
+Values are taken as spread evenly over their bin. The outermost bins end at the exact extremes, so
+mass that sits on an extreme, as after a `Clip`, stays there.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Histogram:
 
     @property
     def total(self) -> float:
-        """How many values there are."""
+        """The number of values."""
         return float(self.weights.sum())
 
     @property
@@ -46,7 +46,7 @@ class Histogram:
         return self.moments(bounds)[0]
 
     def quantile(self, share: float) -> float:
-        """Return the value that this share of all values does not exceed, between neighbours."""
+        """Return the value that this share of all values does not exceed, interpolated."""
         # The values of a bin stand in the middle of equal parts of it; so do the first and last.
         half = np.minimum(self.weights, 1.0) / 2
         inset = self._widths * np.divide(half, self.weights, out=half * 0, where=self.weights > 0)
@@ -87,91 +87,89 @@ class Histogram:
         """Number, sum and sum of squares of all values before each bin."""
         left, width = self.lefts, self._widths
         squares = left * left + width * (left + width / 3)
-        each = self.weights * np.stack([np.ones_like(left), left + width / 2, squares])
-        return np.cumsum(each, axis=1) - each
+        moments = self.weights * np.stack([np.ones_like(left), left + width / 2, squares])
+        return np.cumsum(moments, axis=1) - moments
 
 
 def build_histogram(summary: Summary) -> Histogram:
     """Return the distribution of a tensor's values."""
-    table = _key_weights(summary)
+    weights = _key_weights(summary)
     # Negative numbers rise with falling keys; both zeros make one bin.
-    table[0] += table[SIGN_KEY]
+    weights[0] += weights[SIGN_KEY]
     keys = np.concatenate(
         [np.arange(SIGN_KEY + INFINITY_KEY, SIGN_KEY, -1), np.arange(INFINITY_KEY)]
     )
-    return _bins(keys[table[keys] > 0], table, summary.low, summary.high)
+    return _bins(keys[weights[keys] > 0], weights, summary.low, summary.high)
 
 
 def build_magnitude_histogram(summary: Summary) -> Histogram:
     """Return the distribution of the magnitudes of a tensor's values."""
-    halves = _key_weights(summary).reshape(2, SIGN_KEY)
-    table = halves.sum(axis=0)
-    keys = np.flatnonzero(table)
-    nearest = max(summary.low, -summary.high, 0.0)
-    return _bins(keys, table, nearest, max(-summary.low, summary.high))
-
-
-def _key_weights(summary: Summary) -> Floats:
-    """Return for each key how many finite values it stands for, sampled or extremes of an image."""
-    inner = np.zeros(KEY_COUNT)
-    inner[summary.counts.keys] = summary.counts.occurrences
-    inner.reshape(2, SIGN_KEY)[:, INFINITY_KEY:] = 0
-    finite = summary.finite
-    extremes = count_keys([float_keys(summary.lows[finite]), float_keys(summary.highs[finite])])
-    drawn_from = max(0, summary.size - extremes.total)
-    inner *= drawn_from / max(1.0, inner.sum())
-    inner[extremes.keys] += extremes.occurrences
-    return inner
-
-
-def _bins(keys: NDArray[np.int64], table: Floats, low: float, high: float) -> Histogram:
-    if not keys.size:
-        return Histogram(np.zeros(1), np.zeros(1), np.zeros(1))
-    near, far = (_key_values((keys & (SIGN_KEY - 1)) + step) for step in (0, 1))
-    far[keys & (SIGN_KEY - 1) == 0] = 0.0
-    negative = keys >= SIGN_KEY
-    lefts, rights = np.where(negative, -far, near), np.where(negative, -near, far)
-    return Histogram(np.clip(lefts, low, high), np.clip(rights, low, high), table[keys])
-
-
-def _key_values(keys: NDArray[np.int64]) -> Floats:
-    return (keys.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    weights = _key_weights(summary).reshape(2, SIGN_KEY).sum(axis=0)
+    smallest = max(summary.low, -summary.high, 0.0)
+    largest = max(-summary.low, summary.high)
+    return _bins(np.flatnonzero(weights), weights, smallest, largest)
 
 
 def equal_width_counts(summary: Summary, count: int) -> Floats:
     """Return how many values fall in each of `count` equal parts from the lowest to the highest."""
-    seen = build_histogram(summary)
-    ends = np.linspace(summary.low, summary.high, count + 1)
-    # Rounded a little too low, the last end would leave the highest value out.
-    ends[-1] = seen.bound
-    bounds = seen.count_up_to(ends)
-    bounds[0] = 0.0
-    return np.diff(bounds)
+    histogram = build_histogram(summary)
+    edges = np.linspace(summary.low, summary.high, count + 1)
+    # Rounded a little too low, the last edge would leave the highest value out.
+    edges[-1] = histogram.bound
+    counts = histogram.count_up_to(edges)
+    counts[0] = 0.0
+    return np.diff(counts)
 
 
 def clipped_share(summary: Summary, limits: Range) -> float:
     """Return which share of all values lies outside of a range."""
-    seen = build_histogram(summary)
-    if not seen.total:
+    histogram = build_histogram(summary)
+    if not histogram.total:
         return 0.0
-    # The next number below `low`, so that values on it count as kept.
-    ends = np.array([np.nextafter(limits.low, -np.inf), limits.high])
-    below, up_to = seen.count_up_to(ends)
-    return float(np.clip((below + seen.total - up_to) / seen.total, 0.0, 1.0))
+    # The next number below `low`, so that values on it count as inside.
+    edges = np.array([np.nextafter(limits.low, -np.inf), limits.high])
+    below, up_to = histogram.count_up_to(edges)
+    return float(np.clip((below + histogram.total - up_to) / histogram.total, 0.0, 1.0))
 
 
 def range_drift(summary: Summary) -> float:
-    """Return how far the ends moved from the third quarter of the images to the last.
+    """Return how far the extremes moved from the third quarter of the images to the last.
 
-    Each end is averaged over the images of a quarter; the larger of the two moves is given as a
-    share of the span. Below 8 images there are no quarters to speak of, and the answer is 1.
+    Each extreme is averaged over the images of a quarter; the larger of the two moves is given as
+    a share of the span. With fewer than 8 images there are no quarters, and the result is 1.
     """
-    finite = summary.finite
-    ends = np.stack([summary.lows[finite], summary.highs[finite]]).astype(np.float64)
-    quarter = ends.shape[1] // 4
+    extremes = np.stack([summary.lows, summary.highs])[:, summary.finite].astype(np.float64)
+    quarter = extremes.shape[1] // 4
     if quarter < 2:
         return 1.0
-    before = ends[:, -2 * quarter : -quarter].mean(axis=1)
-    after = ends[:, -quarter:].mean(axis=1)
+    before = extremes[:, -2 * quarter : -quarter].mean(axis=1)
+    after = extremes[:, -quarter:].mean(axis=1)
     span = max(before[1], after[1]) - min(before[0], after[0])
     return float(np.abs(after - before).max() / span) if span else 0.0
+
+
+def _key_weights(summary: Summary) -> Floats:
+    """Return for each key how many finite values it stands for, samples and image extremes."""
+    weights = np.zeros(KEY_COUNT)
+    weights[summary.counts.keys] = summary.counts.occurrences
+    weights.reshape(2, SIGN_KEY)[:, INFINITY_KEY:] = 0
+    finite = summary.finite
+    extremes = count_keys([float_keys(summary.lows[finite]), float_keys(summary.highs[finite])])
+    population = max(0, summary.size - extremes.total)
+    weights *= population / max(1.0, weights.sum())
+    weights[extremes.keys] += extremes.occurrences
+    return weights
+
+
+def _bins(keys: NDArray[np.int64], weights: Floats, low: float, high: float) -> Histogram:
+    if not keys.size:
+        return Histogram(np.zeros(1), np.zeros(1), np.zeros(1))
+    inner, outer = (_key_values((keys & (SIGN_KEY - 1)) + step) for step in (0, 1))
+    outer[keys & (SIGN_KEY - 1) == 0] = 0.0
+    negative = keys >= SIGN_KEY
+    lefts, rights = np.where(negative, -outer, inner), np.where(negative, -inner, outer)
+    return Histogram(np.clip(lefts, low, high), np.clip(rights, low, high), weights[keys])
+
+
+def _key_values(keys: NDArray[np.int64]) -> Floats:
+    return (keys.astype(np.uint32) << 16).view(np.float32).astype(np.float64)

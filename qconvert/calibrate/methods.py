@@ -1,4 +1,4 @@
-"""From a summary to a range: every method is a pure function, so a change of mind runs no image."""
+"""Range methods: pure functions from a summary to a range, so trying another runs no image."""
 
 from collections.abc import Callable, Mapping
 
@@ -13,7 +13,7 @@ from qconvert.core.scales import Grid, Range
 
 RangeMethod = Callable[[Summary, Grid], Range]
 
-# The weight of a new image; with it the last 100 images or so decide.
+# The weight of a new image; with it about the last 100 images decide.
 MOVING_AVERAGE_WEIGHT = 0.01
 PERCENTILE_PREFIX = "percentile:"
 
@@ -24,32 +24,30 @@ def minmax(summary: Summary, grid: Grid) -> Range:
 
 
 def moving_average(summary: Summary, grid: Grid) -> Range:
-    """Return the extremes of the images averaged in their order, each new image weighing 1 %."""
-    finite = summary.finite
-    ends = np.stack([summary.lows[finite], summary.highs[finite]]).astype(np.float64)
-    if not ends.size:
+    """Return the extremes of the images as an exponential moving average in their order."""
+    extremes = np.stack([summary.lows, summary.highs])[:, summary.finite].astype(np.float64)
+    if not extremes.size:
         return Range(0.0, 0.0)
-    # It starts at the first image: summed are the steps from there, so equal ends stay as they are.
-    first = ends[:, :1]
-    weights = MOVING_AVERAGE_WEIGHT * (1 - MOVING_AVERAGE_WEIGHT) ** np.arange(
-        ends.shape[1] - 1, -1, -1
-    )
-    low, high = first[:, 0] + ((ends - first) * weights).sum(axis=1)
+    # Summed are the steps away from the first image, so equal extremes stay exactly equal.
+    first = extremes[:, :1]
+    ages = np.arange(extremes.shape[1] - 1, -1, -1)
+    weights = MOVING_AVERAGE_WEIGHT * (1 - MOVING_AVERAGE_WEIGHT) ** ages
+    low, high = first[:, 0] + ((extremes - first) * weights).sum(axis=1)
     return Range(float(low), float(high))
 
 
 def percentile(summary: Summary, grid: Grid, percent: float) -> Range:
-    """Return the range that holds so many percent of the values.
+    """Return the range that holds this percentage of the values.
 
     A symmetric grid cuts the largest magnitudes, another as many at the bottom as at the top; a
-    tensor that stays on one side of zero is cut at its far end alone.
+    tensor that stays on one side of zero is cut only at the end away from zero.
     """
     share = percent / 100
     if grid.symmetric or summary.low >= 0 or summary.high <= 0:
         threshold = build_magnitude_histogram(summary).quantile(share)
         return Range(max(summary.low, -threshold), min(summary.high, threshold))
-    seen = build_histogram(summary)
-    return Range(seen.quantile((1 - share) / 2), seen.quantile((1 + share) / 2))
+    histogram = build_histogram(summary)
+    return Range(histogram.quantile((1 - share) / 2), histogram.quantile((1 + share) / 2))
 
 
 METHODS: dict[str, RangeMethod] = {
@@ -61,7 +59,7 @@ METHODS: dict[str, RangeMethod] = {
 
 
 def find_method(name: str) -> RangeMethod:
-    """Return the method of this name; `percentile:99.99` is one with a number."""
+    """Return the method of this name; `percentile:99.99` carries its number."""
     if name in METHODS:
         return METHODS[name]
     if name.startswith(PERCENTILE_PREFIX):
@@ -74,7 +72,7 @@ def find_method(name: str) -> RangeMethod:
 
 
 def compute_ranges(summaries: Mapping[str, Summary], name: str, grid: Grid) -> dict[str, Range]:
-    """Return the range of each tensor that was counted."""
+    """Return the range of each tensor with counted values."""
     method = find_method(name)
     return {tensor: method(summary, grid) for tensor, summary in summaries.items() if summary.size}
 
@@ -86,7 +84,7 @@ def _parse_percentile(name: str) -> float:
         percent = 0.0
     if not 50 < percent <= 100:
         raise UsageError(
-            f"`{name}` does not say how much to keep",
-            hint=f"a number above 50 and up to 100, as in `{PERCENTILE_PREFIX}99.99`",
+            f"`{name}` is not a percentile above 50 and up to 100",
+            hint=f"give a number, as in `{PERCENTILE_PREFIX}99.99`",
         )
     return percent

@@ -1,4 +1,4 @@
-"""The summary of one tensor while images come in, batch after batch in any order."""
+"""Build the summary of one tensor from batches of images that come in any order."""
 
 from dataclasses import dataclass, field, replace
 
@@ -21,7 +21,7 @@ MAX_PENDING_BATCHES = 64
 
 @dataclass(frozen=True)
 class BatchStatistics:
-    """What a run said about a tensor: by image and channel, and sampled values by image."""
+    """One tensor in one batch: extremes and means by image and channel, samples by image."""
 
     lows: NDArray[np.float32]
     highs: NDArray[np.float32]
@@ -32,40 +32,41 @@ class BatchStatistics:
 
 @dataclass
 class SummaryBuilder:
-    """What was seen so far; the images stand in the order they came."""
+    """Collects batches; the images stand in the order they came."""
 
-    _settled: Summary | None = None
-    _waiting: list[BatchStatistics] = field(default_factory=list)
-    _values: int = 0
+    _summary: Summary | None = None
+    _pending: list[BatchStatistics] = field(default_factory=list)
+    _pending_values: int = 0
 
-    def add(self, seen: BatchStatistics) -> None:
+    def add(self, batch: BatchStatistics) -> None:
         """Add a batch."""
-        self._waiting.append(seen)
-        self._values += 0 if seen.sample is None else seen.sample.size
-        if self._values >= MAX_PENDING_VALUES or len(self._waiting) >= MAX_PENDING_BATCHES:
-            self._settle()
+        self._pending.append(batch)
+        self._pending_values += 0 if batch.sample is None else batch.sample.size
+        full = self._pending_values >= MAX_PENDING_VALUES
+        if full or len(self._pending) >= MAX_PENDING_BATCHES:
+            self._merge_pending()
 
     def summary(self, order: NDArray[np.intp]) -> Summary:
-        """Return the summary of all batches, of which there is one at least, images in order."""
-        self._settle()
-        assert self._settled is not None, "there was no batch"
-        lows, highs = self._settled.lows[order], self._settled.highs[order]
-        return replace(self._settled, lows=lows, highs=highs)
+        """Return the summary of at least one batch, the images in the given order."""
+        self._merge_pending()
+        assert self._summary is not None, "there was no batch"
+        lows, highs = self._summary.lows[order], self._summary.highs[order]
+        return replace(self._summary, lows=lows, highs=highs)
 
-    def _settle(self) -> None:
-        if not self._waiting:
+    def _merge_pending(self) -> None:
+        if not self._pending:
             return
-        part = _summarize(self._waiting)
-        if self._settled is not None:
-            images = np.arange(self._settled.lows.size + part.lows.size)
-            part = merge_summaries(self._settled, part, images)
-        self._settled, self._waiting, self._values = part, [], 0
+        summary = _summarize(self._pending)
+        if self._summary is not None:
+            order = np.arange(self._summary.lows.size + summary.lows.size)
+            summary = merge_summaries(self._summary, summary, order)
+        self._summary, self._pending, self._pending_values = summary, [], 0
 
 
 def _summarize(batches: list[BatchStatistics]) -> Summary:
-    lows = np.concatenate([seen.lows for seen in batches])
-    highs = np.concatenate([seen.highs for seen in batches])
-    means = np.concatenate([seen.means for seen in batches])
+    lows = np.concatenate([batch.lows for batch in batches])
+    highs = np.concatenate([batch.highs for batch in batches])
+    means = np.concatenate([batch.means for batch in batches])
     # A minimum may pass over NaN, a mean never does.
     finite = np.isfinite(np.concatenate([lows, highs, means], axis=1)).all(axis=1)
     channels = ChannelSummary(
@@ -73,25 +74,27 @@ def _summarize(batches: list[BatchStatistics]) -> Summary:
         highs[finite].max(axis=0, initial=-np.float32(np.inf)),
         sum_exactly(means[finite]),
     )
-    least = np.where(finite, lows.min(axis=1), np.float32(np.nan))
-    largest = np.where(finite, highs.max(axis=1), np.float32(np.nan))
-    sampled = [seen for seen in batches if seen.sample is not None]
-    keys = [_sampled_keys(seen) for seen in sampled]
-    size = sum(seen.size * len(seen.lows) for seen in sampled)
-    return Summary(least, largest, count_keys(keys), size, channels)
+    sampled = [batch for batch in batches if batch.sample is not None]
+    return Summary(
+        np.where(finite, lows.min(axis=1), np.float32(np.nan)),
+        np.where(finite, highs.max(axis=1), np.float32(np.nan)),
+        count_keys([_sampled_keys(batch) for batch in sampled]),
+        sum(batch.size * len(batch.lows) for batch in sampled),
+        channels,
+    )
 
 
-def _sampled_keys(seen: BatchStatistics) -> NDArray[np.uint16]:
-    """Return the keys of sampled values, the two extremes of each image left out if drawn.
+def _sampled_keys(batch: BatchStatistics) -> NDArray[np.uint16]:
+    """Return the keys of sampled values without the two extremes of each image.
 
     The extremes are known exactly. Left in, one that happens to be drawn would stand for as many
     values as any other, and the rare large values decide where a range ends.
     """
-    assert seen.sample is not None, "only sampled tensors are counted"
-    keep = np.ones(seen.sample.shape, dtype=np.bool_)
+    assert batch.sample is not None, "only sampled tensors are counted"
+    keep = np.ones(batch.sample.shape, dtype=np.bool_)
     rows = np.arange(len(keep))
-    for extremes in (seen.lows.min(axis=1), seen.highs.max(axis=1)) if keep.size else ():
-        hit = seen.sample == np.where(np.isfinite(extremes), extremes, np.nan)[:, np.newaxis]
+    for extremes in (batch.lows.min(axis=1), batch.highs.max(axis=1)) if keep.size else ():
+        hit = batch.sample == np.where(np.isfinite(extremes), extremes, np.nan)[:, np.newaxis]
         first = hit.argmax(axis=1)
         keep[rows, first] &= ~hit[rows, first]
-    return float_keys(seen.sample)[keep]
+    return float_keys(batch.sample)[keep]

@@ -44,6 +44,24 @@ class TensorSpec:
         return any(not isinstance(size, int) for size in self.shape[1:])
 
 
+@dataclass(frozen=True)
+class TensorTap:
+    """The names of the outputs that hold the statistics of one tensor; their first axis is images.
+
+    `low`, `high` and `mean` hold a value for each channel, or one where `channel_axis` is None.
+    `sample` holds values drawn from each image, None for a tensor of which only extremes matter;
+    `size` is the number of values that an image has.
+    """
+
+    tensor: str
+    channel_axis: int | None
+    low: str
+    high: str
+    mean: str
+    size: str
+    sample: str | None
+
+
 def parse_spec(given: str) -> TensorSpec:
     """Read `NAME:1x3x224x224[:float32]`; the name may be left out where there is one input."""
     match = _SPEC_PATTERN.fullmatch(given.strip())

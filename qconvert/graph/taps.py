@@ -14,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qconvert.core.errors import QConvertError
+from qconvert.core.tensors import TensorTap
 from qconvert.graph.observed_tensors import ObservedTensors, channel_axis, find_observed_tensors
 
 PHASE = "qconvert.phase"
@@ -21,24 +22,6 @@ PHASE = "qconvert.phase"
 SAMPLES_PER_TENSOR = 2048
 MIN_OPSET = 18
 REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceMean")
-
-
-@dataclass(frozen=True)
-class TensorTap:
-    """The names of the outputs that tell about one tensor; the first axis of each is the image.
-
-    `low`, `high` and `mean` hold a value for each channel, or one where `channel_axis` is None.
-    `sample` is None for a tensor whose extremes alone are wanted. `size` is one number: how many
-    values an image has.
-    """
-
-    tensor: str
-    channel_axis: int | None
-    low: str
-    high: str
-    mean: str
-    size: str
-    sample: str | None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,14 @@ ErrorArray = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class OutputError:
-    """The error of each image (`per_image_errors`), and of all images (`noise_to_signal`)."""
+    """The error of each image (`per_image_errors`), and of all images (`noise_to_signal`).
+
+    `changed` has the `prediction_changes` of the images.
+    """
 
     per_image: ErrorArray
     noise_to_signal: float
+    changed: ErrorArray = field(default_factory=lambda: np.zeros(1))
 
 
 def per_image_errors(

@@ -1,12 +1,14 @@
-"""The parts that are lifted out of INT8 together: an operator with weights and what follows it.
+"""Blocks that are kept in float together: an operator with weights and what follows it.
 
-A part leaves the integers whole, so that no conversion is paid within it. Where a network has more
-operators with weights than can be tried one by one, neighbours are joined: the smallest first, and
-over the end of a residual block only when nothing else is left.
+A block leaves INT8 as a whole, so that no conversion is paid within it. If a network has more such
+operators than can be tried one by one, neighbours are merged: the smallest first, and across the
+end of a residual block only when nothing else is left.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import onnx_ir as ir
 
@@ -30,7 +32,7 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockDraft:
-    """A block that may still be joined with the next one, unless it is the end of a branch."""
+    """A block that may still be merged with the next one, at best if it ends no branch."""
 
     leads: tuple[ir.Node, ...]
     nodes: tuple[ir.Node, ...]
@@ -38,96 +40,91 @@ class BlockDraft:
     ends_branch: bool
 
 
-def find_blocks(model: ir.Model, plan: Plan, most: int = MAX_BLOCKS) -> tuple[Block, ...]:
-    """Return the quantized nodes of a plan in at most so many blocks; none is left out."""
+def find_blocks(model: ir.Model, plan: Plan, max_blocks: int = MAX_BLOCKS) -> tuple[Block, ...]:
+    """Return all quantized nodes of a plan, in at most `max_blocks` blocks."""
     macs = {node.name: node.macs or 0 for node in describe_model(model).nodes}
     drafts = _draft_blocks(model.graph, plan, macs)
-    while len(drafts) > most:
-        at = min(range(len(drafts) - 1), key=lambda at: _merge_cost(drafts[at], drafts[at + 1]))
-        drafts[at : at + 2] = [_merge(drafts[at], drafts[at + 1])]
+    while len(drafts) > max_blocks:
+        pairs = [
+            (first.ends_branch, first.macs + second.macs, position)
+            for position, (first, second) in enumerate(pairwise(drafts))
+        ]
+        position = min(pairs)[-1]
+        first, second = drafts[position : position + 2]
+        drafts[position : position + 2] = [
+            BlockDraft(
+                (*first.leads, *second.leads),
+                (*first.nodes, *second.nodes),
+                first.macs + second.macs,
+                second.ends_branch,
+            )
+        ]
     total = sum(macs.values()) or 1
-    names = _make_unique([_block_name(draft.leads) for draft in drafts])
-    return tuple(
-        Block(name, tuple(node.name or "" for node in draft.nodes), draft.macs / total)
-        for name, draft in zip(names, drafts, strict=True)
-    )
+    names, seen = [_block_name(draft.leads) for draft in drafts], Counter[str]()
+    blocks = []
+    for name, draft in zip(names, drafts, strict=True):
+        seen[name] += 1
+        unique = name if seen[name] == 1 else f"{name} #{seen[name]}"
+        nodes = tuple(node.name or "" for node in draft.nodes)
+        blocks.append(Block(unique, nodes, draft.macs / total))
+    return tuple(blocks)
 
 
 def _draft_blocks(graph: ir.Graph, plan: Plan, macs: dict[str, int]) -> list[BlockDraft]:
-    """Return a draft for each quantized node with weights, with what comes after it."""
-    owner: dict[ir.Node, int] = {}
+    """Return a draft for each quantized node with weights, with the nodes that follow it."""
+    owners: dict[ir.Node, int] = {}
     leads: list[ir.Node] = []
-    nodes: list[list[ir.Node]] = []
+    blocks: list[list[ir.Node]] = []
     for node in graph:
         layer = plan.layers.get(node.name or "")
-        if layer is not None and not layer.left and layer.weight is not None:
-            owner[node] = len(leads)
+        quantized = layer is not None and not layer.left
+        if quantized and layer is not None and layer.weight is not None:
+            owners[node] = len(leads)
             leads.append(node)
-            nodes.append([node])
+            blocks.append([node])
             continue
-        owner[node] = max((owner.get(each, 0) for each in node.predecessors()), default=0)
-        if layer is not None and not layer.left:
+        owners[node] = max((owners.get(before, 0) for before in node.predecessors()), default=0)
+        if quantized:
             if not leads:
                 leads.append(node)
-                nodes.append([])
-            nodes[owner[node]].append(node)
+                blocks.append([])
+            blocks[owners[node]].append(node)
     return [
         BlockDraft(
             (lead,),
-            tuple(own),
-            sum(macs.get(each.name or "", 0) for each in own),
-            _ends_branch(own),
+            tuple(nodes),
+            sum(macs.get(node.name or "", 0) for node in nodes),
+            any(_joins_branches(node) for node in nodes),
         )
-        for lead, own in zip(leads, nodes, strict=True)
+        for lead, nodes in zip(leads, blocks, strict=True)
     ]
 
 
-def _ends_branch(nodes: Sequence[ir.Node]) -> bool:
-    return any(
-        is_standard(node, *JOIN_OPERATORS)
-        and sum(value is not None and constant_array(value) is None for value in node.inputs) > 1
-        for node in nodes
-    )
-
-
-def _merge_cost(first: BlockDraft, second: BlockDraft) -> tuple[bool, int]:
-    return first.ends_branch, first.macs + second.macs
-
-
-def _merge(first: BlockDraft, second: BlockDraft) -> BlockDraft:
-    both = (*first.nodes, *second.nodes)
-    return BlockDraft(
-        (*first.leads, *second.leads), both, first.macs + second.macs, second.ends_branch
-    )
+def _joins_branches(node: ir.Node) -> bool:
+    computed = [
+        value for value in node.inputs if value is not None and constant_array(value) is None
+    ]
+    return is_standard(node, *JOIN_OPERATORS) and len(computed) > 1
 
 
 def _block_name(leads: Sequence[ir.Node]) -> str:
-    """Return what its author calls a block, as far as weights and nodes still tell."""
-    own = [_own_name(node) for node in leads]
-    if len(own) == 1:
-        return own[0]
-    separator = "/" if "/" in own[0] else "."
-    split = [name.split(separator) for name in own]
+    """Return what the author calls a block, as far as the names of weights and nodes say it."""
+    names = [_lead_name(node) for node in leads]
+    if len(names) == 1:
+        return names[0]
+    separator = "/" if "/" in names[0] else "."
+    parts = [name.split(separator) for name in names]
     shared = 0
-    while all(len(each) > shared and each[shared] == split[0][shared] for each in split):
+    while all(len(part) > shared and part[shared] == parts[0][shared] for part in parts):
         shared += 1
-    common = separator.join(split[0][:shared])
-    # A name without a number, as `blocks`, is that of many.
-    return common if any(map(str.isdigit, common)) else f"{own[0]} .. {own[-1]}"
+    common = separator.join(parts[0][:shared])
+    # A name without a number, such as `blocks`, is that of many.
+    return common if any(map(str.isdigit, common)) else f"{names[0]} .. {names[-1]}"
 
 
-def _own_name(node: ir.Node) -> str:
+def _lead_name(node: ir.Node) -> str:
     for value in node.inputs:
         name = (value.name or "") if value is not None else ""
         if name.endswith(WEIGHT_SUFFIXES):
             return name[: -len(WEIGHT_SUFFIXES[0])].lstrip("_")
     return node.name or node.op_type
-
-
-def _make_unique(names: Sequence[str]) -> list[str]:
-    seen: dict[str, int] = {}
-    found = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        found.append(name if seen[name] == 1 else f"{name} #{seen[name]}")
-    return found

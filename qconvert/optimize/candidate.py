@@ -1,14 +1,25 @@
-"""A model with what was seen of it, and what is wished for: what choices are made from."""
+"""Candidates for quantization, and the one test that decides whether a change to them is kept.
 
-from collections.abc import Iterator
+Range methods, equalization and learned weights are all accepted or dropped by the outputs of the
+whole model: it runs on images that were held out, and is compared with the FP32 model.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
 from qconvert.backends.ort import open_cpu
 from qconvert.core.progress import ProgressCallback
 from qconvert.core.tensors import Tensors, batch_size, output_array
-from qconvert.measure.output_error import OutputError, noise_to_signal, per_image_errors
+from qconvert.measure.output_error import (
+    ErrorArray,
+    OutputError,
+    noise_to_signal,
+    per_image_errors,
+    prediction_changes,
+)
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import QuantizeOptions, make_plan
@@ -16,20 +27,22 @@ from qconvert.quantize.plan import Plan
 from qconvert.quantize.scheme import Scheme
 from qconvert.sources import LoadedModel
 
-# By so much another way must be nearer than the usual one.
-STANDARD_ERRORS = 2.0
-# Images that choices may learn from, which are not among those that judge.
+# Images that per-tensor methods are chosen on; the test of acceptance never sees them.
 MAX_TRAINING_IMAGES = 32
-# Answers that are held of the float model.
+# FP32 outputs to hold in memory; images beyond are left out of the comparison.
 MAX_OUTPUT_BYTES = 256_000_000
-MIN_IMAGES = 4  # below, chance cannot be told from a difference
+# Fewer images cannot tell a difference from chance.
+MIN_IMAGES = 4
+# By how many standard errors errors must fall, or may grow, and changed predictions may grow. More
+# wrong predictions outweigh a smaller error, and few images show them late.
+STANDARD_ERRORS, CHANGED_STANDARD_ERRORS = 2.0, 1.5
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model, what was seen of it, and how it is to be quantized.
+    """A model, its calibration, and how to quantize it.
 
-    Choices are made by the images that are held out, and others up to so many `judges`.
+    It is evaluated on the images held out, and on others up to `max_holdout_images` in all.
     """
 
     loaded: LoadedModel
@@ -40,69 +53,93 @@ class Candidate:
     progress: ProgressCallback
 
     def final_plan(self) -> Plan:
-        """Return the plan from all that was seen."""
+        """Return the plan from the ranges of all images."""
         summaries = self.calibration.full.summaries
         return make_plan(self.loaded.model, self.scheme, summaries, self.options)
 
-    def trial_plan(self, wishes: QuantizeOptions) -> Plan:
-        """Return a plan that knows nothing of the images that are held out."""
-        return make_plan(
-            self.loaded.model, self.scheme, self.calibration.training.summaries, wishes
-        )
+    def trial_plan(self, options: QuantizeOptions) -> Plan:
+        """Return a plan from the ranges of all images but those held out."""
+        summaries = self.calibration.training.summaries
+        return make_plan(self.loaded.model, self.scheme, summaries, options)
 
     def reference_outputs(self) -> list[Tensors]:
-        """Return what the float model answers to the images that judge."""
-        run = open_cpu(self.loaded.model)
-        wanted: list[Tensors] = []
-        held = 0
-        for feeds in self._holdout_batches():
-            wanted.append(run(feeds))
-            held += sum(output_array(wanted[-1], name).nbytes for name in wanted[-1])
-            if held > MAX_OUTPUT_BYTES:
-                break
-        return wanted
+        """Return the FP32 outputs on the holdout images."""
+        return run_reference(self.loaded.model, self._holdout_batches())
 
-    def output_error(self, wishes: QuantizeOptions, wanted: list[Tensors]) -> OutputError:
-        """Return how far the answers of the nearest integers are from that."""
-        run = open_cpu(apply_plan(self.loaded.model, self.trial_plan(wishes)))
-        answers, counts = list[Tensors](), list[int]()
-        for feeds, _ in zip(self._holdout_batches(), wanted, strict=False):
-            answers.append(run(feeds))
-            counts.append(batch_size(feeds))
-        return OutputError(
-            per_image_errors(wanted, answers, counts), noise_to_signal(wanted, answers)
-        )
+    def output_error(self, options: QuantizeOptions, reference: Sequence[Tensors]) -> OutputError:
+        """Return the output error of the model quantized with these options."""
+        model = apply_plan(self.loaded.model, self.trial_plan(options))
+        return compare_with_reference(model, self._holdout_batches(), reference)
 
-    def describe_images(self, far: OutputError) -> str:
-        """Say on which images distances were found."""
-        count = far.per_image.size
+    def describe_images(self, error: OutputError) -> str:
+        """Say on which images an error was measured."""
+        count = error.per_image.size
         if not self.calibration.excludes_holdout:
-            return f"on {count} images that were calibrated on"
+            return f"on {count} calibration images"
         if count <= self.calibration.validation_count:
             return f"on {count} other images"
         return f"on {count} images, {self.calibration.validation_count} of them not calibrated on"
 
     def _holdout_batches(self) -> Iterator[Tensors]:
-        found = self.calibration
-        return (
-            found.holdout_batches(MAX_TRAINING_IMAGES, self.max_holdout_images)
-            if found.has_holdout
-            else found.validation_batches()
-        )
+        if self.calibration.has_holdout:
+            return self.calibration.holdout_batches(MAX_TRAINING_IMAGES, self.max_holdout_images)
+        return self.calibration.validation_batches()
 
 
-def is_better(usual: OutputError, other: OutputError) -> bool:
-    """Whether images are nearer with another way, by more than chance would make them.
+def run_reference(model: ir.Model, batches: Iterable[Tensors]) -> list[Tensors]:
+    """Return the outputs of the float model, batch by batch, until memory is used up."""
+    run, reference, held_bytes = open_cpu(model), list[Tensors](), 0
+    for batch in batches:
+        outputs = run(batch)
+        reference.append(outputs)
+        held_bytes += sum(output_array(outputs, name).nbytes for name in outputs)
+        if held_bytes > MAX_OUTPUT_BYTES:
+            break
+    return reference
 
-    What is nearer on most images, and so far off on a few that the error of all grows, is not.
+
+def compare_with_reference(
+    model: ir.Model, batches: Iterable[Tensors], reference: Sequence[Tensors]
+) -> OutputError:
+    """Return the output error of a model on the batches of the reference."""
+    run, outputs, counts = open_cpu(model), list[Tensors](), list[int]()
+    for batch, _ in zip(batches, reference, strict=False):
+        outputs.append(run(batch))
+        counts.append(batch_size(batch))
+    return OutputError(
+        per_image_errors(reference, outputs, counts),
+        noise_to_signal(reference, outputs),
+        prediction_changes(reference, outputs, counts),
+    )
+
+
+def is_better(before: OutputError, after: OutputError, *, significantly: bool = True) -> bool:
+    """Whether a change lowers the output error: the test that accepts or drops it.
+
+    Both errors are of the same images, so they are compared in pairs. By default the burden of
+    proof is on the change: the mean gain of sqrt(error) must exceed two standard errors, and the
+    noise-to-signal ratio must not rise. Without `significantly`, for weights that were trained to
+    lower the error, the ratio must fall, and neither the errors nor the changed predictions of the
+    images may grow by more than chance.
     """
-    before, after = usual.per_image, other.per_image
-    if not np.isfinite(before).all():
-        return bool(np.isfinite(after).all())
-    if before.size < MIN_IMAGES or not np.isfinite(after).all() or after.mean() >= before.mean():
+    if not significantly:
+        return after.noise_to_signal < before.noise_to_signal and not (
+            _grows(before.per_image, after.per_image, STANDARD_ERRORS)
+            or _grows(before.changed, after.changed, CHANGED_STANDARD_ERRORS)
+        )
+    errors, new_errors = before.per_image, after.per_image
+    if not np.isfinite(errors).all():
+        return bool(np.isfinite(new_errors).all())
+    if errors.size < MIN_IMAGES or not np.isfinite(new_errors).all():
         return False
-    if other.noise_to_signal > usual.noise_to_signal:
+    if new_errors.mean() >= errors.mean() or after.noise_to_signal > before.noise_to_signal:
         return False
-    # Distances grow with the square of an error; as they are, a few images would decide alone.
-    gained = np.sqrt(before) - np.sqrt(after)
-    return bool(gained.mean() > STANDARD_ERRORS * gained.std(ddof=1) / np.sqrt(gained.size))
+    # Errors are squares: without the root a few images would decide alone.
+    gains = np.sqrt(errors) - np.sqrt(new_errors)
+    return bool(gains.mean() > STANDARD_ERRORS * gains.std(ddof=1) / np.sqrt(gains.size))
+
+
+def _grows(before: ErrorArray, after: ErrorArray, standard_errors: float) -> bool:
+    """Whether the numbers of the images grow by more than so many standard errors."""
+    growth = after - before
+    return bool(growth.mean() > standard_errors * growth.std() / np.sqrt(growth.size))

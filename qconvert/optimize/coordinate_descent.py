@@ -1,12 +1,20 @@
-"""Sums of products over the rows of a layer: all that is needed of them to choose its integers.
+"""Round the weights of a layer by coordinate descent on its output error (OBQ/GPTQ family).
 
-Behind a Relu or Clip rows on which neither the wanted nor the actual answer lies between its limits
-do not count, since rounding changes nothing there. Then each output has sums of its own, unless
-these are too much work.
+    |W X - Q s X|^2 = (w - q s) H (w - q s)',  H = X X'
+
+For each output the squared error over the rows is a quadratic form of its weights, so the Gram
+matrix H is all that the search needs (Hassibi & Stork 1993; Frantar et al. 2022, "GPTQ"). GPTQ
+rounds each weight once and corrects the rest by the inverse of H; here every weight takes the
+better of its two neighbouring integers in turn, until none moves, which needs no inverse and stays
+within AdaRound's rounding up or down. The bias follows in closed form (bias correction).
+
+Behind a Relu or Clip, rows on which neither the float output nor the target lies between the limits
+do not count: rounding changes nothing there. Then each output has a Gram matrix of its own, unless
+that is too much work.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,108 +27,22 @@ from qconvert.optimize.layer_problem import LayerProblem
 
 # Fewer rows say too little about an output.
 MIN_ROWS = 32
-# Numbers in the sums that are held at a time.
+# Numbers in the Gram matrices that are in memory at a time.
 MAX_GRAM_ELEMENTS = 30_000_000
-# Multiplications for the sums of one layer, above which its outputs have them in common.
+# Multiplications for the Gram matrices of one layer, above which its outputs share one.
 MAX_GRAM_MACS = 1_200_000_000_000
-
-# The groups and the outputs of them, one by one.
-OutputIndices = tuple[NDArray[np.intp], NDArray[np.intp]]
-
-
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Sums over rows x and answers y: x x' and y x' around their means, and the means.
-
-    `squares` is one matrix that all outputs share, or there is one for each of them.
-    """
-
-    gram: FloatArray
-    cross: FloatArray
-    mean_rows: FloatArray
-    mean_targets: FloatArray
-
-    def optimal_bias(self, weights: FloatArray) -> FloatArray:
-        """Return what must be added, so that the mean answer is the one that is wanted."""
-        added: FloatArray = self.mean_targets - (weights * self.mean_rows).sum(axis=1)
-        return added
-
-
-def split_outputs(task: LayerProblem, threads: int) -> Iterator[OutputIndices]:
-    """Yield outputs whose integers are found together."""
-    groups, outputs, size = task.weights.shape
-    if shares_gram(task):
-        yield from ((np.full(outputs, group), np.arange(outputs)) for group in range(groups))
-        return
-    every = np.indices((groups, outputs)).reshape(2, -1)
-    fitting = max(1, MAX_GRAM_ELEMENTS // (threads * size**2))
-    at_once = min(fitting, -(-every.shape[1] // threads))
-    for first in range(0, every.shape[1], at_once):
-        some = every[:, first : first + at_once]
-        yield some[0], some[1]
-
-
-def shares_gram(task: LayerProblem) -> bool:
-    """Whether all outputs of a group have the same sums of rows."""
-    groups, outputs, size = task.weights.shape
-    if outputs == 1:
-        return False
-    work = groups * outputs * size**2 * task.rows.shape[1]
-    return not task.activation.clips or work > MAX_GRAM_MACS
-
-
-def compute_moments(
-    task: LayerProblem, which: OutputIndices
-) -> tuple[OutputIndices, Moments] | None:
-    """Return outputs and their sums, those without enough rows left out."""
-    if shares_gram(task):
-        group = which[0][0]
-        return which, _moments(task, task.rows[group], task.targets[group])
-    each = [_output_moments(task, group, output) for group, output in zip(*which, strict=True)]
-    found = [sums for sums in each if sums is not None]
-    if not found:
-        return None
-    there = np.array([sums is not None for sums in each])
-    return (which[0][there], which[1][there]), _stack_moments(found)
-
-
-def _output_moments(task: LayerProblem, group: int, output: int) -> Moments | None:
-    """Return the sums of one output over the rows that count for it, if there are enough."""
-    rows, wanted, activation = task.rows[group], task.targets[group, output], task.activation
-    if activation.clips:
-        counts = activation.passes(wanted)
-        actual = rows @ task.weights[group, output]
-        actual += 0.0 if task.biases is None else task.biases[group, output]
-        counts |= activation.passes(actual)
-        rows, wanted = rows[counts], activation.apply(wanted[counts])
-    return _moments(task, rows, wanted[np.newaxis]) if len(rows) >= MIN_ROWS else None
-
-
-def _moments(task: LayerProblem, rows: FloatArray, answers: FloatArray) -> Moments:
-    mean_rows, mean_answers = rows.mean(axis=0), answers.mean(axis=1)
-    if task.biases is not None:
-        rows, answers = rows - mean_rows, answers - mean_answers[:, np.newaxis]
-    return Moments(rows.T @ rows, answers @ rows, mean_rows, mean_answers)
-
-
-def _stack_moments(each: Sequence[Moments]) -> Moments:
-    return Moments(
-        np.stack([sums.gram for sums in each]),
-        np.concatenate([sums.cross for sums in each]),
-        np.stack([sums.mean_rows for sums in each]),
-        np.concatenate([sums.mean_targets for sums in each]),
-    )
-
-
-# How strongly weights are drawn to where they were, relative to what the rows say of them.
+# Added to the diagonal of H, relative to its mean, which draws weights to where they are.
 DAMPING = 0.003
 MIN_DAMPING = 1e-12
-# How much of the errors that reach a layer its weights make up for: all of it fits the images that
-# are learned from and no others.
+# How much of the error of a layer's inputs its weights compensate: all of it would fit the training
+# images and no others.
 COMPENSATION = 0.25
 SWEEPS = 2
-# As many inputs change before all others hear of it.
+# So many inputs change before the gradient of all others is updated.
 BLOCK_SIZE = 64
+
+# The groups and the outputs in them, pair by pair.
+OutputIndices = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,68 +53,146 @@ class Solution:
     biases: FloatArray | None
 
 
-def round_weights(task: LayerProblem) -> tuple[Solution, Solution]:
-    """Return the nearest integers with better biases, and integers with a smaller error yet."""
-    near, best = (Solution(task.nearest, _copy(task.biases)) for _ in range(2))
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Moments of rows x and targets y around their means: x x', y x', and the means.
 
-    def settle(which: OutputIndices) -> None:
-        found = compute_moments(task, which)
-        if found is None:
+    `gram` is one matrix that all outputs share, or one for each of them.
+    """
+
+    gram: FloatArray
+    cross: FloatArray
+    mean_rows: FloatArray
+    mean_targets: FloatArray
+
+    def optimal_bias(self, weights: FloatArray) -> FloatArray:
+        """Return the bias that gives the outputs the mean of the targets."""
+        bias: FloatArray = self.mean_targets - (weights * self.mean_rows).sum(axis=1)
+        return bias
+
+
+def round_weights(problem: LayerProblem) -> tuple[Solution, Solution]:
+    """Return the nearest integers with corrected biases, and integers with a lower error yet."""
+    nearest, best = (
+        Solution(problem.nearest, None if problem.biases is None else problem.biases.copy())
+        for _ in range(2)
+    )
+
+    def solve(outputs: OutputIndices) -> None:
+        solved = compute_moments(problem, outputs)
+        if solved is None:
             return
-        which, sums = found
-        steps = task.steps[which]
-        best.integers[which] = _descend(sums, task.weights[which], steps, task.max_integer)
-        for answer in (near, best):
-            if answer.biases is not None:
-                answer.biases[which] = sums.optimal_bias(
-                    answer.integers[which] * steps[:, np.newaxis]
-                )
+        outputs, moments = solved
+        steps, weights = problem.steps[outputs], problem.weights[outputs]
+        best.integers[outputs] = _descend(moments, weights, steps, problem.max_integer)
+        for solution in (nearest, best):
+            if solution.biases is not None:
+                rounded = solution.integers[outputs] * steps[:, np.newaxis]
+                solution.biases[outputs] = moments.optimal_bias(rounded)
 
-    # Each works on outputs of its own. Products this small are slower on several threads.
+    # Every thread solves outputs of its own; products this small are slower on several threads.
     threads = os.cpu_count() or 1
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
-        list(pool.map(settle, split_outputs(task, threads)))
-    return near, best
+        list(pool.map(solve, split_outputs(problem, threads)))
+    return nearest, best
 
 
-def _copy(array: FloatArray | None) -> FloatArray | None:
-    return None if array is None else array.copy()
+def split_outputs(problem: LayerProblem, threads: int) -> Iterator[OutputIndices]:
+    """Yield the outputs that are solved together."""
+    groups, outputs, size = problem.weights.shape
+    if shares_gram(problem):
+        yield from ((np.full(outputs, group), np.arange(outputs)) for group in range(groups))
+        return
+    indices = np.indices((groups, outputs)).reshape(2, -1)
+    count = indices.shape[1]
+    at_once = min(max(1, MAX_GRAM_ELEMENTS // (threads * size**2)), -(-count // threads))
+    for start in range(0, count, at_once):
+        yield indices[0, start : start + at_once], indices[1, start : start + at_once]
 
 
-def _descend(sums: Moments, weights: FloatArray, steps: FloatArray, largest: int) -> FloatArray:
-    """Return integers next to the weights: in turn each takes the better side, until none moves."""
-    squares = sums.gram.copy()
-    diagonal = np.einsum("...ii->...i", squares)
-    hold = DAMPING * diagonal.mean(axis=-1, keepdims=True) + MIN_DAMPING
-    diagonal += hold
-    exact = weights / steps[:, np.newaxis]
-    found: FloatArray = np.clip(np.rint(exact), -largest, largest)
-    low, high = (np.clip(side(exact), -largest, largest) for side in (np.floor, np.ceil))
-    # Half the gradient where the weights are now: zero at the float weights but for what is to be
-    # made up for.
-    off = found * steps[:, np.newaxis] - weights
-    missing = sums.cross - _multiply(weights, sums.gram)
-    search = _Descent(
-        squares, _multiply(off, squares) - COMPENSATION * missing, found, (low, high), steps
+def shares_gram(problem: LayerProblem) -> bool:
+    """Whether all outputs of a group share one Gram matrix."""
+    groups, outputs, size = problem.weights.shape
+    if outputs == 1:
+        return False
+    macs = groups * outputs * size**2 * problem.rows.shape[1]
+    return not problem.activation.clips or macs > MAX_GRAM_MACS
+
+
+def compute_moments(
+    problem: LayerProblem, outputs: OutputIndices
+) -> tuple[OutputIndices, Moments] | None:
+    """Return the moments of outputs, without those that have too few rows."""
+    if shares_gram(problem):
+        group = outputs[0][0]
+        return outputs, _moments(problem, problem.rows[group], problem.targets[group])
+    by_output = [
+        _output_moments(problem, group, output) for group, output in zip(*outputs, strict=True)
+    ]
+    moments = [entry for entry in by_output if entry is not None]
+    if not moments:
+        return None
+    solvable = np.array([entry is not None for entry in by_output])
+    return (outputs[0][solvable], outputs[1][solvable]), Moments(
+        np.stack([entry.gram for entry in moments]),
+        np.concatenate([entry.cross for entry in moments]),
+        np.stack([entry.mean_rows for entry in moments]),
+        np.concatenate([entry.mean_targets for entry in moments]),
     )
+
+
+def _output_moments(problem: LayerProblem, group: int, output: int) -> Moments | None:
+    """Return the moments of one output over the rows that count for it, if there are enough."""
+    rows, targets = problem.rows[group], problem.targets[group, output]
+    activation = problem.activation
+    if activation.clips:
+        outputs = rows @ problem.weights[group, output]
+        outputs += 0.0 if problem.biases is None else problem.biases[group, output]
+        counts = activation.passes(targets) | activation.passes(outputs)
+        rows, targets = rows[counts], activation.apply(targets[counts])
+    return _moments(problem, rows, targets[np.newaxis]) if len(rows) >= MIN_ROWS else None
+
+
+def _moments(problem: LayerProblem, rows: FloatArray, targets: FloatArray) -> Moments:
+    mean_rows, mean_targets = rows.mean(axis=0), targets.mean(axis=1)
+    if problem.biases is not None:
+        rows, targets = rows - mean_rows, targets - mean_targets[:, np.newaxis]
+    return Moments(rows.T @ rows, targets @ rows, mean_rows, mean_targets)
+
+
+def _descend(
+    moments: Moments, weights: FloatArray, steps: FloatArray, max_integer: int
+) -> FloatArray:
+    """Return integers next to the weights that are a minimum in every single weight."""
+    gram = moments.gram.copy()
+    diagonal = np.einsum("...ii->...i", gram)
+    diagonal += DAMPING * diagonal.mean(axis=-1, keepdims=True) + MIN_DAMPING
+    exact = weights / steps[:, np.newaxis]
+    integers: FloatArray = np.clip(np.rint(exact), -max_integer, max_integer)
+    low, high = (np.clip(side(exact), -max_integer, max_integer) for side in (np.floor, np.ceil))
+    # Half the gradient at these integers; at the float weights only the compensation is left.
+    rounding_error = integers * steps[:, np.newaxis] - weights
+    input_error = moments.cross - _multiply(weights, moments.gram)
+    gradient = _multiply(rounding_error, gram) - COMPENSATION * input_error
+    descent = _Descent(gram, gradient, integers, (low, high), steps)
     for _ in range(SWEEPS):
-        if not search.sweep():
+        if not descent.sweep():
             break
-    return found
+    return integers
 
 
 def _multiply(vectors: FloatArray, matrices: FloatArray) -> FloatArray:
     """Multiply each vector with the one matrix, or with its own."""
-    if matrices.ndim == 2:
-        together: FloatArray = vectors @ matrices
-        return together
-    each: FloatArray = (vectors[:, np.newaxis] @ matrices)[:, 0]
-    return each
+    shared = matrices.ndim == 2
+    product: FloatArray = (
+        vectors @ matrices if shared else (vectors[:, np.newaxis] @ matrices)[:, 0]
+    )
+    return product
 
 
 @dataclass(frozen=True, eq=False)
 class _Descent:
-    """Integers on their way down; `slope` is half the gradient of the error where they are now."""
+    """The state of a descent: `gradient` is half that of the error at the current integers."""
 
     gram: FloatArray
     gradient: FloatArray
@@ -201,33 +201,33 @@ class _Descent:
     steps: FloatArray
 
     def sweep(self) -> int:
-        """Let every input take its best integer once, and return how many changed."""
-        moved = 0
+        """Give every weight its best integer once, and return how many changed."""
+        changed = 0
         size = self.integers.shape[1]
-        for first in range(0, size, BLOCK_SIZE):
-            block = slice(first, min(size, first + BLOCK_SIZE))
+        for start in range(0, size, BLOCK_SIZE):
+            block = slice(start, min(size, start + BLOCK_SIZE))
             changes = self._change(block)
-            moved += int(np.count_nonzero(changes))
+            changed += int(np.count_nonzero(changes))
             self.gradient[:] += _multiply(changes, self.gram[..., block, :])
-        return moved
+        return changed
 
     def _change(self, block: slice) -> FloatArray:
-        """Move the inputs of a block, each knowing of those before it; return by how much."""
-        # Inputs come first here: what is done for one input of all outputs lies together.
-        slope, integers, low, high = (
+        """Change the weights of a block one after another, and return by how much."""
+        # Inputs come first here: one input of all outputs lies together in memory.
+        gradient, integers, low, high = (
             array[:, block].T.copy(order="C")
             for array in (self.gradient, self.integers, *self.limits)
         )
-        squares = self.gram[..., block, block]
-        lines = np.moveaxis(squares, 0, -1) if squares.ndim > 2 else squares[..., np.newaxis]
-        lines = np.ascontiguousarray(lines)
-        changes = np.zeros_like(slope)
-        for place in range(len(slope)):
-            best = np.rint(integers[place] - slope[place] / (lines[place, place] * self.steps))
-            np.minimum(np.maximum(best, low[place], out=best), high[place], out=best)
-            np.multiply(best - integers[place], self.steps, out=changes[place])
-            if changes[place].any():
-                integers[place] = best
-                slope[place + 1 :] += lines[place, place + 1 :] * changes[place]
+        gram = self.gram[..., block, block]
+        gram = np.moveaxis(gram, 0, -1) if gram.ndim > 2 else gram[..., np.newaxis]
+        gram = np.ascontiguousarray(gram)
+        changes = np.zeros_like(gradient)
+        for index in range(len(gradient)):
+            best = np.rint(integers[index] - gradient[index] / (gram[index, index] * self.steps))
+            np.minimum(np.maximum(best, low[index], out=best), high[index], out=best)
+            np.multiply(best - integers[index], self.steps, out=changes[index])
+            if changes[index].any():
+                integers[index] = best
+                gradient[index + 1 :] += gram[index, index + 1 :] * changes[index]
         self.integers[:, block] = integers.T
         return changes.T

@@ -1,4 +1,4 @@
-"""How much is done for accuracy, and so how long it takes: the table behind `--effort`."""
+"""The levels of `--effort`: how much is tried for accuracy, and so how long it takes."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import onnx_ir as ir
 from qconvert.optimize.partial_execution import peak_activation_bytes
 from qconvert.quantize.ranges import AUTO_METHOD, DEFAULT_METHOD
 
-# Two models' activations of all images lie in memory at the widest place of the graph.
+# Layer by layer, the activations of all images at the widest place of two models are in memory.
 MAX_ACTIVATION_BYTES = 1_500_000_000
 
 
@@ -15,10 +15,10 @@ MAX_ACTIVATION_BYTES = 1_500_000_000
 class OptimizationEffort:
     """What is tried, and on how much.
 
-    Weights are learned on so many `images`, at so many `rows` of each layer, and judged by the
-    images held out and at most `judges` in all. `method` is that of ranges where the user names
-    none. With `evens` channels are brought to a common size. For ranges by answers at most `work`
-    multiplications are done.
+    Weights are learned on `training_images`, from at most `rows` of a layer's inputs, and accepted
+    by the images held out and at most `holdout_images` in all. `method` is the default for ranges;
+    `equalize` turns on cross-layer equalization; `max_macs` bounds the multiplications spent on
+    choosing a range method for every tensor.
     """
 
     training_images: int = 0
@@ -32,15 +32,11 @@ class OptimizationEffort:
 EFFORTS: dict[str, OptimizationEffort] = {
     "none": OptimizationEffort(),
     "quick": OptimizationEffort(training_images=16, rows=512),
-    "default": OptimizationEffort(
-        64, 2048, holdout_images=128, method=AUTO_METHOD, equalize=True, max_macs=5e12
-    ),
-    "thorough": OptimizationEffort(
-        192, 8192, holdout_images=256, method=AUTO_METHOD, equalize=True, max_macs=4e13
-    ),
+    "default": OptimizationEffort(64, 2048, 128, AUTO_METHOD, equalize=True, max_macs=5e12),
+    "thorough": OptimizationEffort(192, 8192, 256, AUTO_METHOD, equalize=True, max_macs=4e13),
 }
 
 
 def limit_images(model: ir.Model, images: int) -> int:
-    """Return how many of so many images fit into memory while layers run alone; one always does."""
+    """Return how many of the images fit into memory while layers run alone, at least one."""
     return min(images, max(1, MAX_ACTIVATION_BYTES // max(1, 2 * peak_activation_bytes(model))))

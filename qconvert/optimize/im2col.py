@@ -1,12 +1,12 @@
-"""A layer with a weight as a product of matrices: what it reads as rows, its weight as columns.
+"""A layer as a product of matrices: its inputs as rows (im2col), its weight as columns.
 
-A convolution is such a product at each place of its output. With groups there is one product for
-each: arrays of rows are [group, row, input], those of weights [group, output, input].
+A convolution is such a product at each position of its output, one for each group: rows are
+[group, row, input], weights [group, output, input]. `positions` are flat indices into the output
+map, one line for each image of a batch.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -25,122 +25,113 @@ def weight_matrix(node: ir.Node, weight: NDArray[np.generic]) -> NDArray[np.gene
     if node.op_type == "Conv":
         return weight.reshape(groups, weight.shape[0] // groups, -1)
     if node.op_type == "ConvTranspose":
-        apart = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
-        return apart.transpose(0, 2, 1, 3).reshape(groups, weight.shape[1], -1)
+        grouped = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+        return grouped.transpose(0, 2, 1, 3).reshape(groups, weight.shape[1], -1)
     return (weight if _is_transposed(node) else weight.T)[np.newaxis]
 
 
 def restore_weight(
-    node: ir.Node, found: NDArray[np.generic], shape: tuple[int, ...]
+    node: ir.Node, matrix: NDArray[np.generic], shape: tuple[int, ...]
 ) -> NDArray[np.generic]:
-    """Return [group, output, input] as a weight of this shape: what `columns` does, undone."""
+    """Return [group, output, input] as a weight of this shape: the inverse of `weight_matrix`."""
     if node.op_type == "Conv":
-        return found.reshape(shape)
+        return matrix.reshape(shape)
     if node.op_type == "ConvTranspose":
-        groups, outputs = found.shape[:2]
-        apart = found.reshape(groups, outputs, shape[0] // groups, -1)
-        return apart.transpose(0, 2, 1, 3).reshape(shape)
-    return np.ascontiguousarray(found[0] if _is_transposed(node) else found[0].T)
+        groups, outputs = matrix.shape[:2]
+        grouped = matrix.reshape(groups, outputs, shape[0] // groups, -1)
+        return grouped.transpose(0, 2, 1, 3).reshape(shape)
+    return np.ascontiguousarray(matrix[0] if _is_transposed(node) else matrix[0].T)
 
 
 def per_output(node: ir.Node, values: FloatArray, outputs: int) -> FloatArray:
-    """Return one number for each output as [group, output]; groups may have them in common."""
+    """Return one number for each output as [group, output]; groups may share them."""
     groups = _groups(node)
     return np.resize(values, groups * outputs).reshape(groups, outputs)
 
 
-def count_rows(node: ir.Node, answer: NDArray[np.generic]) -> int:
+def count_rows(node: ir.Node, output: NDArray[np.generic]) -> int:
     """Return how many rows an image has."""
-    spatial = answer.shape[2:] if node.op_type in CONVOLUTIONS else answer.shape[1:-1]
-    return math.prod(spatial)
+    return math.prod(output.shape[2:] if node.op_type in CONVOLUTIONS else output.shape[1:-1])
 
 
-def gather_outputs(node: ir.Node, answer: FloatArray, places: Positions) -> FloatArray:
-    """Return what a layer answered as [group, output, row]; `places` has a line for each image."""
+def gather_outputs(node: ir.Node, output: FloatArray, positions: Positions) -> FloatArray:
+    """Return the outputs of a layer at these positions as [group, output, row]."""
     if node.op_type in CONVOLUTIONS:
-        flat = answer.reshape(*answer.shape[:2], -1)
-        taken = np.stack([flat[at][:, where] for at, where in enumerate(places)], axis=1)
-        return taken.reshape(_groups(node), answer.shape[1] // _groups(node), -1)
-    flat = answer.reshape(len(answer), -1, answer.shape[-1])
-    taken = np.concatenate([flat[at][where] for at, where in enumerate(places)])
+        flat = output.reshape(*output.shape[:2], -1)
+        taken = np.stack([image[:, line] for image, line in zip(flat, positions, strict=True)], 1)
+        return taken.reshape(_groups(node), output.shape[1] // _groups(node), -1)
+    flat = output.reshape(len(output), -1, output.shape[-1])
+    taken = np.concatenate([image[line] for image, line in zip(flat, positions, strict=True)])
     return np.ascontiguousarray(taken.T)[np.newaxis]
 
 
 def gather_inputs(
-    node: ir.Node, read: FloatArray, answer: FloatArray, places: Positions
+    node: ir.Node, inputs: FloatArray, output: FloatArray, positions: Positions
 ) -> FloatArray:
-    """Return what a layer reads for those answers as [group, row, input]."""
+    """Return the inputs that make the outputs at these positions as [group, row, input]."""
     if node.op_type not in CONVOLUTIONS:
-        flat = read.reshape(len(read), -1, read.shape[-1])
-        return np.concatenate([flat[at][where] for at, where in enumerate(places)])[np.newaxis]
-    window = _Window.of(node, read.shape[2:], answer.shape[2:])
-    groups, size = _groups(node), math.prod(window.kernel)
-    images, channels_read, rows = len(read), read.shape[1], places.shape[1]
-    flat = read.reshape(images, channels_read, -1)
-    found = np.empty((images, channels_read, rows * size), dtype=np.float32)
-    for at, where in enumerate(places):
-        source, inside = window.sources(where)
-        np.take(flat[at], source.ravel(), axis=1, out=found[at])
-        found[at] *= inside.ravel()
-    apart = found.reshape(images, groups, channels_read // groups, rows, size)
-    return np.ascontiguousarray(apart.transpose(1, 0, 3, 2, 4)).reshape(groups, images * rows, -1)
+        flat = inputs.reshape(len(inputs), -1, inputs.shape[-1])
+        lines = [image[line] for image, line in zip(flat, positions, strict=True)]
+        return np.concatenate(lines)[np.newaxis]
+    groups, (images, channels) = _groups(node), inputs.shape[:2]
+    flat = inputs.reshape(images, channels, -1)
+    kernel = math.prod(weight_shape(node)[2:])
+    patches = np.empty((images, channels, positions.shape[1], kernel), dtype=np.float32)
+    for image, line, patch in zip(flat, positions, patches, strict=True):
+        sources, inside = _patch_sources(node, inputs.shape[2:], output.shape[2:], line)
+        np.take(image, sources, axis=1, out=patch)
+        np.multiply(patch, inside, out=patch)
+    grouped = patches.reshape(images, groups, channels // groups, -1, kernel)
+    rows = np.ascontiguousarray(grouped.transpose(1, 0, 3, 2, 4))
+    return rows.reshape(groups, images * positions.shape[1], -1)
 
 
-@dataclass(frozen=True)
-class _Window:
-    """The kernel of a convolution over maps of known sizes."""
+def _patch_sources(
+    node: ir.Node, input_map: tuple[int, ...], output_map: tuple[int, ...], positions: Positions
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Return where the kernel at each output position reads, and 0 where that is padding.
 
-    kernel: tuple[int, ...]
-    strides: Sequence[int]
-    dilations: Sequence[int]
-    begins: Sequence[int]
-    read: tuple[int, ...]
-    made: tuple[int, ...]
-    turned: bool
-
-    @classmethod
-    def of(cls, node: ir.Node, read: tuple[int, ...], made: tuple[int, ...]) -> "_Window":
-        kernel = weight_shape(node)[2:]
-        ones = [1] * len(kernel)
-        strides = node.attributes.get_ints("strides", ones)
-        dilations = node.attributes.get_ints("dilations", ones)
-        turned = node.op_type == "ConvTranspose"
-        small, large = (read, made) if turned else (made, read)
-        spans = [
-            max(0, (least - 1) * stride + (size - 1) * dilation + 1 - most)
-            for least, most, stride, size, dilation in zip(
-                small, large, strides, kernel, dilations, strict=True
-            )
-        ]
-        return cls(kernel, strides, dilations, _begins(node, spans), read, made, turned)
-
-    def sources(self, places: Positions) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-        """Return where each place of the output reads its kernel's inputs, and 0 where nowhere."""
-        at = np.unravel_index(places, self.made)
-        steps = np.indices(self.kernel).reshape(len(self.kernel), -1)
-        source = np.zeros((len(places), steps.shape[1]), dtype=np.intp)
-        inside = np.ones(source.shape, dtype=bool)
-        for axis, size in enumerate(self.read):
-            reach = (steps[axis] * self.dilations[axis])[np.newaxis]
-            if self.turned:
-                far = at[axis][:, np.newaxis] + self.begins[axis] - reach
-                place, off = np.divmod(far, self.strides[axis])
-                inside &= off == 0
-            else:
-                place = (at[axis] * self.strides[axis])[:, np.newaxis] + reach - self.begins[axis]
-            inside &= (place >= 0) & (place < size)
-            source = source * size + np.clip(place, 0, size - 1)
-        return source, inside.astype(np.float32)
+    A convolution reads `i = o * stride + k * dilation - pad`; a transposed one reads where
+    `i * stride = o + pad - k * dilation` has a whole solution.
+    """
+    kernel = weight_shape(node)[2:]
+    ones = [1] * len(kernel)
+    strides = node.attributes.get_ints("strides", ones)
+    dilations = node.attributes.get_ints("dilations", ones)
+    transposed = node.op_type == "ConvTranspose"
+    small, large = (input_map, output_map) if transposed else (output_map, input_map)
+    totals = [
+        max(0, (low - 1) * stride + (size - 1) * dilation + 1 - high)
+        for low, high, stride, size, dilation in zip(
+            small, large, strides, kernel, dilations, strict=True
+        )
+    ]
+    pads = _low_pads(node, totals)
+    output_indices = np.unravel_index(positions, output_map)
+    kernel_indices = np.indices(kernel).reshape(len(kernel), -1)
+    sources = np.zeros((len(positions), kernel_indices.shape[1]), dtype=np.intp)
+    inside = np.ones(sources.shape, dtype=bool)
+    for axis, size in enumerate(input_map):
+        offsets = (kernel_indices[axis] * dilations[axis])[np.newaxis]
+        if transposed:
+            scaled = output_indices[axis][:, np.newaxis] + pads[axis] - offsets
+            index, remainder = np.divmod(scaled, strides[axis])
+            inside &= remainder == 0
+        else:
+            index = (output_indices[axis] * strides[axis])[:, np.newaxis] + offsets - pads[axis]
+        inside &= (index >= 0) & (index < size)
+        sources = sources * size + np.clip(index, 0, size - 1)
+    return sources, inside.astype(np.float32)
 
 
-def _begins(node: ir.Node, spans: Sequence[int]) -> Sequence[int]:
-    """Return how far the kernel reaches out at the low end of each axis."""
-    automatic = node.attributes.get_string("auto_pad", "NOTSET")
-    if automatic == "VALID":
-        return [0] * len(spans)
-    if automatic in ("SAME_UPPER", "SAME_LOWER"):
-        return [span // 2 if automatic == "SAME_UPPER" else span - span // 2 for span in spans]
-    return node.attributes.get_ints("pads", [0] * 2 * len(spans))[: len(spans)]
+def _low_pads(node: ir.Node, totals: Sequence[int]) -> Sequence[int]:
+    """Return the padding at the low end of each axis; `totals` is what SAME padding adds up to."""
+    mode = node.attributes.get_string("auto_pad", "NOTSET")
+    if mode == "VALID":
+        return [0] * len(totals)
+    if mode in ("SAME_UPPER", "SAME_LOWER"):
+        return [total // 2 if mode == "SAME_UPPER" else total - total // 2 for total in totals]
+    return node.attributes.get_ints("pads", [0] * 2 * len(totals))[: len(totals)]
 
 
 def _groups(node: ir.Node) -> int:

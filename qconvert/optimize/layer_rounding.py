@@ -1,8 +1,8 @@
-"""Weights learned layer by layer, each on what the layers before it really answer in integers.
+"""Learn the rounding of weights layer by layer, on what the quantized layers before really output.
 
-What a layer should answer is what it answers in float. So a layer also makes up for some of the
-errors that reach it, its bias first of all. A layer keeps what was learned only if its error falls
-on images that it did not learn from.
+The target of a layer is its float output. So a layer also compensates some of the errors that reach
+it, its bias first of all. What was learned is kept only if the error falls on batches that it was
+not learned from.
 """
 
 import math
@@ -15,12 +15,7 @@ import onnx_ir as ir
 from qconvert.core.scales import FloatArray, QuantParams, fake_quantize
 from qconvert.core.tensors import Tensors
 from qconvert.graph.names import UniqueNames, tensor_names
-from qconvert.graph.patterns import (
-    constant_array,
-    find_matmul_bias,
-    find_matmul_bias_add,
-    weight_shape,
-)
+from qconvert.graph.patterns import constant_array, find_matmul_bias, find_matmul_bias_add
 from qconvert.optimize import im2col
 from qconvert.optimize.coordinate_descent import round_weights
 from qconvert.optimize.layer_problem import LayerProblem, find_activation
@@ -32,7 +27,7 @@ from qconvert.quantize.plan import Plan, WeightSlot
 from qconvert.quantize.rounded_weights import BIAS_SLOT, RoundedWeight, set_constant, set_weight
 from qconvert.quantize.weights import WeightedLayer, find_weighted_layers, weight_scales
 
-# Of so many parts one is not learned from, only judged by.
+# One batch of so many is held out from every layer.
 HOLDOUT_EVERY = 4
 WITH_BIAS = im2col.CONVOLUTIONS | {"Gemm"}
 # Bytes that the rows of one layer may take.
@@ -41,9 +36,9 @@ MAX_ROW_BYTES = 256_000_000
 
 @dataclass(frozen=True)
 class RoundedLayer:
-    """A layer with what it learned, or None where nothing it tried held on the judges.
+    """A layer with its learned weight, None where nothing lowered the error on the holdout.
 
-    `moved` weights are not the nearest integers; where none are, only the bias was corrected.
+    `flipped` weights are not the nearest integers; where none are, only the bias was corrected.
     """
 
     name: str
@@ -53,9 +48,9 @@ class RoundedLayer:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Images in parts that the model takes as a batch, and how many rows a layer learns from.
+    """Batches as the model takes them, and how many rows a layer learns from at most.
 
-    `known` holds layers that were learned before.
+    `finished` has layers that were learned before.
     """
 
     batches: Sequence[Tensors]
@@ -67,157 +62,144 @@ class TrainingSet:
 
 def find_learnable(model: ir.Model, plan: Plan) -> list[str]:
     """Return the names of the nodes whose weights can be learned, in the order of the graph."""
-    found = find_weighted_layers(find_planned_layers(model.graph, plan), plan)
-    return [each.node.name or "" for each in found if _can_learn(each)]
+    layers = find_weighted_layers(find_planned_layers(model.graph, plan), plan)
+    return [layer.node.name or "" for layer in layers if _can_learn(layer)]
 
 
-def learn_layers(model: ir.Model, plan: Plan, lesson: TrainingSet) -> Iterator[RoundedLayer]:
+def learn_layers(model: ir.Model, plan: Plan, training: TrainingSet) -> Iterator[RoundedLayer]:
     """Yield one layer of the plan after another with what it learned."""
-    even = equalize(model, plan.equalized)
-    found = list(find_weighted_layers(find_planned_layers(even.graph, plan), plan))
-    teacher = PartialExecution(even, lesson.open_model, lesson.batches)
-    prefix = _QuantizedPrefix(model, plan, lesson)
-    for number, (each, scale) in enumerate(zip(found, weight_scales(found, plan), strict=True)):
-        name = each.node.name or ""
-        taught = lesson.finished.get(name, RoundedLayer(name, None))
-        if _can_learn(each):
-            # Known layers are stopped at too: a runtime computes a longer stretch differently.
-            made = str(each.node.outputs[0].name)
-            teacher.run_to(name, made, beyond=True)
-            read = prefix.run_to(name)
-            if name not in lesson.finished:
-                wanted = [part[made] for part in teacher.live]
-                generator = np.random.default_rng([lesson.seed, number])
-                places = _sample_positions(each, wanted, lesson.rows, generator)
-                taught = _learn_layer(each, scale, _LayerSamples(read, wanted, places))
-            yield taught
-        prefix.settle(each, scale, taught.weight)
+    equalized = equalize(model, plan.equalized)
+    layers = list(find_weighted_layers(find_planned_layers(equalized.graph, plan), plan))
+    float_run = PartialExecution(equalized, training.open_model, training.batches)
+    quantized_run = _QuantizedRun(model, plan, training)
+    for number, (layer, scale) in enumerate(zip(layers, weight_scales(layers, plan), strict=True)):
+        name = layer.node.name or ""
+        rounded = training.finished.get(name, RoundedLayer(name, None))
+        if _can_learn(layer):
+            # Finished layers are run to as well: a runtime computes a longer segment differently.
+            output = str(layer.node.outputs[0].name)
+            float_run.run_to(name, output, inclusive=True)
+            inputs = quantized_run.run_to(name)
+            if name not in training.finished:
+                targets = [batch[output] for batch in float_run.live]
+                generator = np.random.default_rng([training.seed, number])
+                positions = _sample_positions(layer, targets, training.rows, generator)
+                rounded = _learn_layer(layer, scale, inputs, targets, positions)
+            yield rounded
+        quantized_run.set_weight(layer, scale, rounded.weight)
 
 
-class _QuantizedPrefix:
-    """The model with rounded activations, whose layers get their weights on the way."""
+class _QuantizedRun:
+    """The model with quantized activations, whose layers get their weights on the way."""
 
-    def __init__(self, model: ir.Model, plan: Plan, lesson: TrainingSet) -> None:
-        bare = {
-            name: replace(layer, weight=None) if layer.weight is not None else layer
-            for name, layer in plan.layers.items()
-        }
-        rounding = replace(plan, layers=bare, integer_bias=False, learned="")
-        rounds = apply_plan(model, rounding)
-        self._nodes = {node.name: node for node in rounds.graph}
-        self._names = UniqueNames(tensor_names(rounds.graph))
-        self._run = PartialExecution(rounds, lesson.open_model, lesson.batches)
+    def __init__(self, model: ir.Model, plan: Plan, training: TrainingSet) -> None:
+        layers = {name: replace(layer, weight=None) for name, layer in plan.layers.items()}
+        activations = replace(plan, layers=layers, integer_bias=False, learned="")
+        quantized = apply_plan(model, activations)
+        self._nodes = {node.name: node for node in quantized.graph}
+        self._names = UniqueNames(tensor_names(quantized.graph))
+        self._execution = PartialExecution(quantized, training.open_model, training.batches)
 
     def run_to(self, name: str) -> list[FloatArray]:
-        """Return what a layer reads of each part."""
-        read = str(self._nodes[name].inputs[0].name)  # type: ignore[union-attr]
-        self._run.run_to(name, read)
-        return [part[read] for part in self._run.live]
+        """Return the inputs of a layer, batch by batch."""
+        layer_input = str(self._nodes[name].inputs[0].name)  # type: ignore[union-attr]
+        self._execution.run_to(name, layer_input)
+        return [batch[layer_input] for batch in self._execution.live]
 
-    def settle(
-        self, product: WeightedLayer, scale: QuantParams, learned: RoundedWeight | None
+    def set_weight(
+        self, layer: WeightedLayer, scale: QuantParams, learned: RoundedWeight | None
     ) -> None:
-        """Give a layer its weight, learned or rounded to the nearest."""
-        node = self._nodes[product.node.name]
+        """Give a layer its learned weight, or that of the nearest integers."""
+        node = self._nodes[layer.node.name]
         if learned is not None:
-            set_weight(node, WeightSlot(product.slot, product.axis), learned, self._names)
-        else:
-            value = node.inputs[product.slot]
-            assert value is not None
-            set_constant(
-                value, fake_quantize(weights.weight_array(product.weight, product.node), scale)
-            )
+            set_weight(node, WeightSlot(layer.slot, layer.axis), learned, self._names)
+            return
+        value = node.inputs[layer.slot]
+        assert value is not None
+        set_constant(value, fake_quantize(weights.weight_array(layer.weight, layer.node), scale))
 
 
-def _can_learn(product: WeightedLayer) -> bool:
-    """Whether a weight is read by its node alone, and what is added to it is constant."""
-    bare = len(product.node.inputs) <= BIAS_SLOT or product.node.inputs[BIAS_SLOT] is None
-    return len(list(product.weight.uses())) == 1 and (bare or product.bias is not None)
-
-
-@dataclass(frozen=True, eq=False)
-class _LayerSamples:
-    """What a layer reads and should answer, part by part, and the places that are looked at."""
-
-    read: Sequence[FloatArray]
-    wanted: Sequence[FloatArray]
-    places: Sequence[im2col.Positions]
-
-    def between(self, node: ir.Node, parts: Sequence[int]) -> tuple[FloatArray, FloatArray]:
-        """Return the rows of some parts and what is wanted of them."""
-        each = [(self.read[part], self.wanted[part], self.places[part]) for part in parts]
-        return (
-            np.concatenate(
-                [im2col.gather_inputs(node, x, y, places) for x, y, places in each], axis=1
-            ),
-            np.concatenate(
-                [im2col.gather_outputs(node, y, places) for _, y, places in each], axis=2
-            ),
-        )
+def _can_learn(layer: WeightedLayer) -> bool:
+    """Whether a weight has no other reader, and its bias, if there is one, is constant."""
+    no_bias = len(layer.node.inputs) <= BIAS_SLOT or layer.node.inputs[BIAS_SLOT] is None
+    return len(list(layer.weight.uses())) == 1 and (no_bias or layer.bias is not None)
 
 
 def _sample_positions(
-    product: WeightedLayer, wanted: Sequence[FloatArray], most: int, generator: np.random.Generator
+    layer: WeightedLayer,
+    targets: Sequence[FloatArray],
+    max_rows: int,
+    generator: np.random.Generator,
 ) -> list[im2col.Positions]:
-    """Return the places of the output to look at, a line for each image of each part."""
-    images = sum(len(part) for part in wanted)
-    inputs = math.prod(
-        im2col.weight_matrix(
-            product.node, weights.weight_array(product.weight, product.node)
-        ).shape[::2]
-    )
-    most = min(most, MAX_ROW_BYTES // (4 * inputs))
-    there = im2col.count_rows(product.node, wanted[0])
-    each = min(there, max(1, most // images))
+    """Return random positions in the output of each image of each batch, the same number each."""
+    images = sum(len(batch) for batch in targets)
+    matrix = im2col.weight_matrix(layer.node, weights.weight_array(layer.weight, layer.node))
+    max_rows = min(max_rows, MAX_ROW_BYTES // (4 * math.prod(matrix.shape[::2])))
+    available = im2col.count_rows(layer.node, targets[0])
+    count = min(available, max(1, max_rows // images))
     return [
-        np.stack([generator.permutation(there)[:each] for _ in range(len(part))]) for part in wanted
+        np.stack([generator.permutation(available)[:count] for _ in range(len(batch))])
+        for batch in targets
     ]
 
 
-def _learn_layer(product: WeightedLayer, scale: QuantParams, looks: _LayerSamples) -> RoundedLayer:
-    """Learn from most of the parts, and keep what is better on the others."""
-    judges = range(HOLDOUT_EVERY - 1, len(looks.read), HOLDOUT_EVERY) or range(
-        len(looks.read) - 1, len(looks.read)
+def _learn_layer(
+    layer: WeightedLayer,
+    scale: QuantParams,
+    inputs: Sequence[FloatArray],
+    targets: Sequence[FloatArray],
+    positions: Sequence[im2col.Positions],
+) -> RoundedLayer:
+    """Solve the layer on most of the batches; keep the solution if it is better on the others."""
+    node = layer.node
+    rows, outputs = [], []
+    for batch, target, line in zip(inputs, targets, positions, strict=True):
+        rows.append(im2col.gather_inputs(node, batch, target, line))
+        outputs.append(im2col.gather_outputs(node, target, line))
+    holdout = range(HOLDOUT_EVERY - 1, len(rows), HOLDOUT_EVERY) or [len(rows) - 1]
+    training = [batch for batch in range(len(rows)) if batch not in holdout]
+    problem, validation = (
+        _make_problem(
+            layer,
+            scale,
+            np.concatenate([rows[batch] for batch in batches], axis=1),
+            np.concatenate([outputs[batch] for batch in batches], axis=2),
+        )
+        for batches in (training, holdout)
     )
-    pupils = [part for part in range(len(looks.read)) if part not in judges]
-    lesson, exam = (
-        _make_problem(product, scale, looks.between(product.node, parts))
-        for parts in (pupils, judges)
-    )
-    name, near = product.node.name or "", lesson.nearest
-    error, best = exam.relative_error(near, lesson.biases), None
-    for answer in round_weights(lesson):
-        if (after := exam.relative_error(answer.integers, answer.biases)) < error:
-            error, best = after, answer
+    nearest, best = problem.nearest, None
+    error = validation.relative_error(nearest, problem.biases)
+    for solution in round_weights(problem):
+        new_error = validation.relative_error(solution.integers, solution.biases)
+        if new_error < error:
+            error, best = new_error, solution
+    name = node.name or ""
     if best is None:
         return RoundedLayer(name, None)
-    whole = im2col.restore_weight(product.node, best.integers, weight_shape(product.node)).astype(
-        np.int8
-    )
+    shape = weights.weight_array(layer.weight, node).shape
+    integers = im2col.restore_weight(node, best.integers, shape).astype(np.int8)
     bias = None if best.biases is None else best.biases.reshape(-1).astype(np.float32)
-    return RoundedLayer(
-        name, RoundedWeight(whole, scale.scale, bias), int((best.integers != near).sum())
-    )
+    flipped = int((best.integers != nearest).sum())
+    return RoundedLayer(name, RoundedWeight(integers, scale.scale, bias), flipped)
 
 
 def _make_problem(
-    product: WeightedLayer, scale: QuantParams, seen: tuple[FloatArray, FloatArray]
+    layer: WeightedLayer, scale: QuantParams, rows: FloatArray, targets: FloatArray
 ) -> LayerProblem:
-    node = product.node
-    matrix = im2col.weight_matrix(node, weights.weight_array(product.weight, node)).astype(
-        np.float32
-    )
-    outputs, wanted = matrix.shape[1], seen[1]
-    bias = product.bias
+    """Return the problem of a layer; what an Add behind a MatMul adds is its bias."""
+    node = layer.node
+    weight = weights.weight_array(layer.weight, node)
+    matrix = im2col.weight_matrix(node, weight).astype(np.float32)
+    outputs, bias = matrix.shape[1], layer.bias
     if bias is None and node.op_type in WITH_BIAS:
         bias = np.zeros(outputs * len(matrix), np.float32)
-    behind = constant_array(find_matmul_bias(node))
-    if behind is not None:
-        bias = behind.astype(np.float32)
-        wanted = wanted + bias[:, np.newaxis]
+    added = constant_array(find_matmul_bias(node))
+    if added is not None:
+        bias = added.astype(np.float32)
+        targets = targets + bias[:, np.newaxis]
     return LayerProblem(
-        rows=seen[0],
-        targets=wanted,
+        rows=rows,
+        targets=targets,
         weights=matrix,
         steps=im2col.per_output(node, scale.scale, outputs),
         biases=None if bias is None else im2col.per_output(node, bias, outputs),

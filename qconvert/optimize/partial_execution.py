@@ -1,11 +1,11 @@
-"""A graph run a stretch at a time, so that no more is kept of it than what is still to be read.
+"""Run a graph segment by segment, and hold only the tensors that are still to be read.
 
-Every node runs once. The images are in parts, each of which is run by itself as a batch, so it does
-not matter which axis of a tensor is the batch, or whether it has one.
+Every node runs once. Each batch runs by itself, so it does not matter which axis of a tensor is the
+batch, or whether it has one.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -15,104 +15,66 @@ OpenModel = Callable[[ir.Model], RunModel]
 
 
 class PartialExecution:
-    """A model on its way through the images of `parts`; `held` has for each part what is kept."""
+    """A model on its way through some batches; `live` has the tensors of each that are held.
 
-    def __init__(self, model: ir.Model, open_model: OpenModel, parts: Sequence[Tensors]) -> None:
-        self._model, self._open = model, open_model
+    `batches` are read again by every segment that starts at the inputs of the model.
+    """
+
+    def __init__(self, model: ir.Model, open_model: OpenModel, batches: Iterable[Tensors]) -> None:
+        self._model, self._open_model = model, open_model
         self._nodes = list(model.graph)
-        self._places = {node.name: place for place, node in enumerate(self._nodes)}
-        self._last = _last_readers(self._nodes, model.graph.outputs)
-        self._at = 0
-        self.live: list[Tensors] = [dict(part) for part in parts]
+        self._positions = {node.name: position for position, node in enumerate(self._nodes)}
+        self._last_reads = _last_reads(self._nodes, model.graph.outputs)
+        self._names = {str(value.name) for value in model.graph.inputs}
+        self.position = 0
+        self.live: Iterable[Tensors] = batches
 
-    def run_to(self, name: str, wanted: str, *, beyond: bool = False) -> None:
-        """Run all before a node, and with `beyond` the node too; keep `wanted` until the next."""
-        stop = self._places[name] + beyond
-        nodes = self._nodes[self._at : stop]
-        self._at = stop
-        made = {str(value.name) for node in nodes for value in node.outputs if value.name}
-        keep = {each for each in made if self._last.get(each, -1) >= stop or each == wanted}
-        if keep:
-            self._run(nodes, sorted(keep))
-        self.live = [
-            {
-                each: part[each]
-                for each in part
-                if self._last.get(each, -1) >= stop or each == wanted
-            }
-            for part in self.live
-        ]
+    def run_to(
+        self, name: str, keep: str = "", *, inclusive: bool = False, max_bytes: float = math.inf
+    ) -> bool:
+        """Run all nodes before this one, and with `inclusive` this one; hold `keep` until the next.
 
-    def open_rest(self) -> RunModel:
-        """Return what runs on from here to the answers, fed with what is held of a part."""
-        answers = [str(value.name) for value in self._model.graph.outputs]
-        missing = [name for name in answers if name not in self.live[0]]
-        if not missing:
-            return lambda held: {}
-        return self._opened(self._nodes[self._at :], missing)
+        Return False, and stay at the old node, if the tensors to hold take more than `max_bytes`.
+        """
+        stop = self._positions[name] + inclusive
+        nodes = self._nodes[self.position : stop]
+        outputs = {str(value.name) for node in nodes for value in node.outputs if value.name}
+        names = {
+            tensor
+            for tensor in self._names | outputs
+            if tensor == keep or self._last_reads.get(tensor, -1) >= stop
+        }
+        run = self._open(self._open_model, nodes, names & outputs)
+        live: list[Tensors] = []
+        held_bytes = 0
+        for batch in self.live:
+            tensors = {**batch, **run(batch)}
+            live.append({tensor: tensors[tensor] for tensor in names})
+            if math.isfinite(max_bytes):
+                held_bytes += sum(array.nbytes for array in live[-1].values())
+                if held_bytes > max_bytes:
+                    return False
+        self.live, self._names, self.position = live, names, stop
+        return True
 
-    def _run(self, nodes: Sequence[ir.Node], keep: Sequence[str]) -> None:
-        run = self._opened(nodes, keep)
-        for part in self.live:
-            part.update(run(part))
+    def open_rest(self, open_model: OpenModel | None = None) -> RunModel:
+        """Return what runs on to the outputs from the live tensors of a batch."""
+        outputs = {str(value.name) for value in self._model.graph.outputs} - self._names
+        return self._open(open_model or self._open_model, self._nodes[self.position :], outputs)
 
-    def _opened(self, nodes: Sequence[ir.Node], keep: Sequence[str]) -> RunModel:
-        """Return what makes tensors with these nodes from what is held."""
-        read = {str(value.name) for node in nodes for value in _read_values(node)}
-        feeds = sorted(read & self.live[0].keys())
-        graph = ir.convenience.extract(self._model.graph, feeds, keep)
-        run = self._open(ir.Model(graph, ir_version=self._model.ir_version))
-        return lambda held: run({each: held[each] for each in feeds})
-
-
-def find_untyped_tensor(model: ir.Model) -> str:
-    """Return a tensor whose type is not known, at which a graph cannot be cut; empty if none."""
-    made = (value for node in model.graph for value in node.outputs if value.uses())
-    return next((str(value.name) for value in made if value.dtype is None), "")
-
-
-def _read_values(node: ir.Node) -> Iterator[ir.Value]:
-    """Yield what a node reads, and what the bodies inside it read from outside."""
-    yield from (value for value in node.inputs if value is not None)
-    for attribute in node.attributes.values():
-        if attribute.type is ir.AttributeType.GRAPH:
-            for inner in attribute.as_graph().all_nodes():
-                yield from (value for value in inner.inputs if value is not None)
-
-
-def _last_readers(nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> dict[str, int]:
-    """Return where in the graph each tensor is read for the last time."""
-    last = {
-        str(value.name): place for place, node in enumerate(nodes) for value in _read_values(node)
-    }
-    return last | {str(value.name): len(nodes) for value in outputs}
-
-
-def peak_activation_bytes(model: ir.Model) -> int:
-    """Return the bytes that one image takes at the widest place of a graph, as far as is known."""
-    nodes = list(model.graph)
-    last = _last_readers(nodes, model.graph.outputs)
-    now, widest = 0, 0
-    leaving: dict[int, int] = {}
-    for place, node in enumerate(nodes):
-        for value in node.outputs:
-            size = _bytes(value)
-            now += size
-            end = last.get(str(value.name), place)
-            leaving[end] = leaving.get(end, 0) + size
-        widest = max(widest, now)
-        now -= leaving.pop(place, 0)
-    return widest
-
-
-def _bytes(value: ir.Value) -> int:
-    """Return the bytes of a tensor for one image; sizes that are not known count once."""
-    sizes = [size for size in value.shape or () if isinstance(size, int)]
-    return 4 * math.prod(sizes[1:] if len(sizes) == len(value.shape or ()) else sizes)
+    def _open(self, open_model: OpenModel, nodes: Sequence[ir.Node], outputs: set[str]) -> RunModel:
+        """Return what computes these outputs with these nodes from the live tensors."""
+        if not outputs:
+            return lambda live: {}
+        reads = {str(value.name) for node in nodes for value in _values_read(node)}
+        inputs = sorted(reads & self._names)
+        graph = ir.convenience.extract(self._model.graph, inputs, sorted(outputs))
+        run = open_model(ir.Model(graph, ir_version=self._model.ir_version))
+        return lambda live: run({name: live[name] for name in inputs})
 
 
 def can_split(model: ir.Model) -> bool:
-    """Whether every node says all that it reads, which one with a graph inside does not."""
+    """Whether a plan can be applied to segments: without functions and graphs inside nodes."""
     return not model.functions and all(
         attribute.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
         for node in model.graph
@@ -120,45 +82,49 @@ def can_split(model: ir.Model) -> bool:
     )
 
 
-def live_tensors(graph: ir.Graph, at: int) -> list[ir.Value]:
-    """Return the tensors that are there before node number `at` and that it or a later one reads.
-
-    Those that the graph returns and that are there already are among them.
-    """
-    nodes = list(graph)
-    rest = set(nodes[at:])
-    there = [*graph.inputs, *(value for node in nodes[:at] for value in node.outputs)]
-    return [
-        value
-        for value in there
-        if value.is_graph_output() or any(use.node in rest for use in value.uses())
-    ]
+def find_untyped_tensor(model: ir.Model) -> str:
+    """Return a tensor of unknown type, at which a graph cannot be split; empty if there is none."""
+    values = (value for node in model.graph for value in node.outputs if value.uses())
+    return next((str(value.name) for value in values if value.dtype is None), "")
 
 
-def extract_segment(model: ir.Model, start: int, stop: int) -> ir.Model | None:
-    """Return the nodes from `start` up to `stop` as a model, None where nothing is computed there.
-
-    It is fed what is live at `start` and answers with what is live at `stop`.
-    """
-    known = live_tensors(model.graph, start)
-    wanted = list(_segment_outputs(model.graph, stop, known))
-    if not wanted:
-        return None
-    graph = ir.convenience.extract(model.graph, known, wanted)
-    read = {value.name for node in graph for value in node.inputs if value is not None}
-    unread = [value for value in graph.inputs if value.name not in read]
-    for value in unread:
-        graph.inputs.remove(value)
-    part = ir.Model(graph, ir_version=model.ir_version)
-    part.opset_imports.update(model.opset_imports)
-    return part
+def peak_activation_bytes(model: ir.Model) -> int:
+    """Return the bytes that one image takes at the widest place of a graph, as far as is known."""
+    nodes = list(model.graph)
+    last_reads = _last_reads(nodes, model.graph.outputs)
+    live_bytes = peak = 0
+    freed_bytes: dict[int, int] = {}
+    for position, node in enumerate(nodes):
+        for value in node.outputs:
+            size = _bytes_per_image(value)
+            live_bytes += size
+            end = last_reads.get(str(value.name), position)
+            freed_bytes[end] = freed_bytes.get(end, 0) + size
+        peak = max(peak, live_bytes)
+        live_bytes -= freed_bytes.pop(position, 0)
+    return peak
 
 
-def _segment_outputs(graph: ir.Graph, stop: int, known: Sequence[ir.Value]) -> Iterator[ir.Value]:
-    end = stop >= len(list(graph))
-    given = set(known)
-    yield from (
-        value
-        for value in (graph.outputs if end else live_tensors(graph, stop))
-        if value not in given
-    )
+def _values_read(node: ir.Node) -> Iterator[ir.Value]:
+    """Yield what a node reads, and what graphs inside it read from outside."""
+    yield from (value for value in node.inputs if value is not None)
+    for attribute in node.attributes.values():
+        if attribute.type is ir.AttributeType.GRAPH:
+            for inner in attribute.as_graph().all_nodes():
+                yield from (value for value in inner.inputs if value is not None)
+
+
+def _last_reads(nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> dict[str, int]:
+    """Return the position of the last node that reads each tensor."""
+    last = {
+        str(value.name): position
+        for position, node in enumerate(nodes)
+        for value in _values_read(node)
+    }
+    return last | {str(value.name): len(nodes) for value in outputs}
+
+
+def _bytes_per_image(value: ir.Value) -> int:
+    """Return the bytes of a tensor for one image; unknown dimensions count as one."""
+    sizes = [size for size in value.shape or () if isinstance(size, int)]
+    return 4 * math.prod(sizes[1:] if len(sizes) == len(value.shape or ()) else sizes)

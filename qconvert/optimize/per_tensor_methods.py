@@ -1,147 +1,31 @@
-"""For every tensor the range method whose rounding moves the answers of the model least.
+"""Choose a range method for every tensor: the one whose quantization moves the outputs least.
 
-Each tensor is rounded alone, in the range of one method after another, and the float model runs on
-from there. What a range does to its own tensor does not tell: a few large values may be all that
-the layers behind care for, or nothing to them.
+Each tensor is quantized alone, in the range of one method after another, and the float model runs
+on from there to its outputs. The error of the tensor itself would not tell: a few large values may
+be all that the layers behind it use, or nothing to them.
 """
 
-import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
 from qconvert.backends.ort import open_cpu
-from qconvert.core.progress import Progress
+from qconvert.core.progress import Progress, start_step
 from qconvert.core.scales import Grid, Range, choose_qparams, fake_quantize
-from qconvert.core.tensors import RunModel, Tensors
+from qconvert.core.tensors import Tensors
 from qconvert.graph.describe import describe_model
 from qconvert.graph.observed_tensors import find_observed_tensors
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH
 from qconvert.optimize.candidate import MAX_TRAINING_IMAGES, Candidate
 from qconvert.optimize.efforts import limit_images
-from qconvert.optimize.partial_execution import OpenModel, PartialExecution, find_untyped_tensor
-from qconvert.quantize import ranges
+from qconvert.optimize.partial_execution import PartialExecution, find_untyped_tensor
 from qconvert.quantize.placement import QuantizeOptions
 from qconvert.quantize.plan import RestPrecision
-from qconvert.quantize.ranges import DEFAULT_METHOD, RangeOptions
+from qconvert.quantize.ranges import DEFAULT_METHOD, RangeOptions, choose_ranges
 
-# Another method must bring the error down to this share of that of the usual one.
-MAX_ERROR_RATIO = 0.8
-# Ranges that differ by less are the same range.
-RANGE_TOLERANCE = 0.05
-
-
-@dataclass(frozen=True)
-class QuantizerSpec:
-    """How a tensor is rounded within a range."""
-
-    grid: Grid
-    rest: RestPrecision
-
-
-@dataclass(frozen=True)
-class ProbeSet:
-    """Images in parts that the model takes as a batch, and what opens a model."""
-
-    batches: Sequence[Tensors]
-    open_model: OpenModel
-
-
-def choose_methods(
-    model: ir.Model,
-    ranges: Mapping[str, Mapping[str, Range]],
-    rounding: QuantizerSpec,
-    trial: ProbeSet,
-) -> Iterator[tuple[str, str]]:
-    """Yield each tensor with its method; `ranges` has those of every method, the usual one first.
-
-    Tensors that all methods give about the same range are left out.
-    """
-    usual = next(iter(ranges))
-    walk = PartialExecution(model, trial.open_model, trial.batches)
-    run = trial.open_model(model)
-    wanted = [run(part) for part in trial.batches]
-    for value in contested_tensors(model, ranges):
-        name = str(value.name)
-        producer = value.producer()
-        if producer is not None:
-            walk.run_to(str(producer.name), name, beyond=True)
-        rest = walk.open_rest()
-        alike = _distinct_ranges({method: each[name] for method, each in ranges.items()})
-        errors = _errors_by_method(name, alike, rounding, _Resume(walk.live, rest, wanted))
-        best = min(errors, key=lambda method: errors[method])
-        yield name, best if errors[best] < MAX_ERROR_RATIO * errors[usual] else usual
-
-
-def contested_tensors(model: ir.Model, ranges: Mapping[str, Mapping[str, Range]]) -> list[ir.Value]:
-    """Return the tensors about whose range the methods differ, in the order of the graph."""
-    made = (*model.graph.inputs, *(value for node in model.graph for value in node.outputs))
-    named = [value for value in made if all(value.name in each for each in ranges.values())]
-    return [
-        value
-        for value in named
-        if value.uses()
-        and len(
-            _distinct_ranges({method: each[str(value.name)] for method, each in ranges.items()})
-        )
-        > 1
-    ]
-
-
-@dataclass(frozen=True)
-class _Resume:
-    """What is there of each part, what runs on from there, and what it should answer."""
-
-    held: Sequence[Tensors]
-    rest: RunModel
-    wanted: Sequence[Tensors]
-
-
-def _distinct_ranges(ranges: Mapping[str, Range]) -> dict[str, Range]:
-    """Return the ranges that differ from all before them."""
-    found: dict[str, Range] = {}
-    for method, each in ranges.items():
-        if not any(_are_similar(each, other) for other in found.values()):
-            found[method] = each
-    return found
-
-
-def _are_similar(a: Range, b: Range) -> bool:
-    most = RANGE_TOLERANCE * max(a.high - a.low, b.high - b.low)
-    return abs(a.low - b.low) <= most and abs(a.high - b.high) <= most
-
-
-def _errors_by_method(
-    name: str, ranges: Mapping[str, Range], rounding: QuantizerSpec, start: _Resume
-) -> dict[str, float]:
-    """Return the error of the answers for each range, over all parts."""
-    errors = dict.fromkeys(ranges, 0.0)
-    for part, wanted in zip(start.held, start.wanted, strict=True):
-        for method, each in ranges.items():
-            scale = choose_qparams(each, rounding.grid, rounding.rest)
-            got = start.rest({**part, name: fake_quantize(np.asarray(part[name]), scale)})
-            errors[method] += _squared_error(wanted, {**part, **got})
-    return errors
-
-
-def _squared_error(wanted: Tensors, got: Tensors) -> float:
-    """Return the squared error of the real answers, each as a share of its power."""
-    error = 0.0
-    for name, answer in wanted.items():
-        a, b = np.asarray(answer), np.asarray(got[name])
-        if a.dtype.kind != "f":
-            continue
-        if a.shape != b.shape:
-            return np.inf
-        off = np.square(a.astype(np.float64) - b).sum()
-        error += float(off / (np.square(a.astype(np.float64)).sum() or 1.0))
-    return error if np.isfinite(error) else np.inf
-
-
-# What single tensors can be given. Tighter percentiles fit the few images, and no others.
+# The methods for single tensors, the default first. Tighter percentiles overfit the few images.
 TENSOR_METHODS = (
     DEFAULT_METHOD,
     "minmax",
@@ -149,52 +33,122 @@ TENSOR_METHODS = (
     "percentile:99.99",
     "percentile:99.9",
 )
-RANGES_STEP = "ranges"
+# Another method must bring the error down to this share of that of the default.
+MAX_ERROR_RATIO = 0.8
+# Ranges that differ by less than this share are the same range.
+RANGE_TOLERANCE = 0.05
+
+RangesByMethod = Mapping[str, Mapping[str, Range]]
 
 
-def assign_methods(study: Candidate, work: float) -> QuantizeOptions:
-    """Return the wishes with a method of its own for each tensor that another one suits better.
+def assign_methods(candidate: Candidate, max_macs: float) -> QuantizeOptions:
+    """Return the options with another method for each tensor that it suits better.
 
-    At most `work` multiplications are done; where they are not enough for a batch of images, the
-    wishes stay as they are.
+    At most `max_macs` multiplications are done; where they do not pay for a batch of images, the
+    options stay as they are.
     """
-    model, grid = study.loaded.model, study.scheme.activations
+    model, grid, options = candidate.loaded.model, candidate.scheme.activations, candidate.options
     observed = find_observed_tensors(model)
-    summaries = study.calibration.training.summaries
-    found = {
-        method: ranges.choose_ranges(model.graph, observed, summaries, RangeOptions(method, grid))
-        for method in TENSOR_METHODS
-    }
-    rounded = study.trial_plan(study.options).tensors.keys() - observed.aliases.keys()
-    own = {
-        method: {name: each for name, each in some.items() if name in rounded}
-        for method, some in found.items()
-    }
-    total = len(contested_tensors(model, own))
-    images = _affordable_images(study, total, work)
-    if not total or not images or find_untyped_tensor(model):
-        return study.options
-    started = time.perf_counter()
-    # All are taken from those that never judge.
-    trial = ProbeSet(
-        study.calibration.training_batches(MAX_TRAINING_IMAGES)[: images // CALIBRATION_BATCH],
-        open_cpu,
-    )
-    rounding = QuantizerSpec(grid, study.options.rest)
-    apart: dict[str, str] = {}
-    for done, (name, method) in enumerate(choose_methods(model, own, rounding, trial)):
-        if method != study.options.method:
-            apart[name] = method
-        study.progress(Progress(RANGES_STEP, "tensors", done=done + 1, total=total))
-    text = f"{len(apart)} of {total} tensors rounded by another method than {DEFAULT_METHOD}"
-    study.progress(Progress(RANGES_STEP, text, time.perf_counter() - started))
-    return replace(study.options, per_tensor_methods=apart)
+    summaries = candidate.calibration.training.summaries
+    quantized = candidate.trial_plan(options).tensors.keys() - observed.aliases.keys()
+    ranges: dict[str, dict[str, Range]] = {}
+    for method in TENSOR_METHODS:
+        chosen = choose_ranges(model.graph, observed, summaries, RangeOptions(method, grid))
+        ranges[method] = {name: chosen[name] for name in chosen if name in quantized}
+    total = len(contested_tensors(model, ranges))
+    batches = _affordable_batches(candidate, total, max_macs)
+    if not total or not batches or find_untyped_tensor(model):
+        return options
+    end = start_step(candidate.progress, "ranges")
+    # These images never take part in the test of acceptance.
+    training = candidate.calibration.training_batches(MAX_TRAINING_IMAGES)[:batches]
+    methods: dict[str, str] = {}
+    choices = choose_methods(model, ranges, training, grid, options.rest)
+    for done, (name, method) in enumerate(choices, 1):
+        if method != options.method:
+            methods[name] = method
+        candidate.progress(Progress("ranges", "tensors", done=done, total=total))
+    end(f"{len(methods)} of {total} tensors take another range method than {DEFAULT_METHOD}", False)
+    return replace(options, per_tensor_methods=methods)
 
 
-def _affordable_images(study: Candidate, tensors: int, work: float) -> int:
-    """Return for how many images work and memory are enough, in whole batches."""
-    once = sum(node.macs or 0 for node in describe_model(study.loaded.model).nodes)
-    # On average half of the model runs for each of them.
-    each = max(1, once * tensors * len(TENSOR_METHODS) / 2)
-    most = min(limit_images(study.loaded.model, MAX_TRAINING_IMAGES), work / each)
-    return math.floor(most / CALIBRATION_BATCH) * CALIBRATION_BATCH
+def choose_methods(
+    model: ir.Model,
+    ranges: RangesByMethod,
+    batches: Sequence[Tensors],
+    grid: Grid,
+    rest: RestPrecision,
+) -> Iterator[tuple[str, str]]:
+    """Yield each tensor with its method; `ranges` has those of every method, the default first.
+
+    Tensors that get about the same range from all methods are left out.
+    """
+    default = next(iter(ranges))
+    execution = PartialExecution(model, open_cpu, batches)
+    run = open_cpu(model)
+    references = [run(batch) for batch in batches]
+    for value in contested_tensors(model, ranges):
+        name, producer = str(value.name), value.producer()
+        if producer is not None:
+            execution.run_to(str(producer.name), name, inclusive=True)
+        run_rest = execution.open_rest()
+        candidates = _distinct_ranges(ranges, name)
+        errors = dict.fromkeys(candidates, 0.0)
+        for live, reference in zip(execution.live, references, strict=True):
+            for method, candidate in candidates.items():
+                qparams = choose_qparams(candidate, grid, rest)
+                quantized = {**live, name: fake_quantize(np.asarray(live[name]), qparams)}
+                outputs = {**live, **run_rest(quantized)}
+                errors[method] += _relative_squared_error(reference, outputs)
+        best = min(errors, key=lambda method: errors[method])
+        yield name, best if errors[best] < MAX_ERROR_RATIO * errors[default] else default
+
+
+def contested_tensors(model: ir.Model, ranges: RangesByMethod) -> list[ir.Value]:
+    """Return the tensors about whose range the methods differ, in the order of the graph."""
+    values = (*model.graph.inputs, *(value for node in model.graph for value in node.outputs))
+    return [
+        value
+        for value in values
+        if value.uses()
+        and all(value.name in by_tensor for by_tensor in ranges.values())
+        and len(_distinct_ranges(ranges, str(value.name))) > 1
+    ]
+
+
+def _distinct_ranges(ranges: RangesByMethod, tensor: str) -> dict[str, Range]:
+    """Return the ranges of a tensor that differ from those of all methods before."""
+    distinct: dict[str, Range] = {}
+    for method, by_tensor in ranges.items():
+        if not any(_are_similar(by_tensor[tensor], other) for other in distinct.values()):
+            distinct[method] = by_tensor[tensor]
+    return distinct
+
+
+def _are_similar(a: Range, b: Range) -> bool:
+    tolerance = RANGE_TOLERANCE * max(a.high - a.low, b.high - b.low)
+    return abs(a.low - b.low) <= tolerance and abs(a.high - b.high) <= tolerance
+
+
+def _relative_squared_error(reference: Tensors, outputs: Tensors) -> float:
+    """Return the squared error of the real outputs, each as a share of its power."""
+    total = 0.0
+    for name, output in reference.items():
+        a, b = np.asarray(output), np.asarray(outputs[name])
+        if a.dtype.kind != "f":
+            continue
+        if a.shape != b.shape:
+            return np.inf
+        error = np.square(a.astype(np.float64) - b).sum()
+        total += float(error / (np.square(a.astype(np.float64)).sum() or 1.0))
+    return total if np.isfinite(total) else np.inf
+
+
+def _affordable_batches(candidate: Candidate, tensors: int, max_macs: float) -> int:
+    """Return how many batches the work and the memory allow."""
+    model = candidate.loaded.model
+    macs = sum(node.macs or 0 for node in describe_model(model).nodes)
+    # For each tensor and method, on average half of the model runs.
+    macs_per_image = max(1, macs * tensors * len(TENSOR_METHODS) / 2)
+    images = min(limit_images(model, MAX_TRAINING_IMAGES), max_macs / macs_per_image)
+    return int(images // CALIBRATION_BATCH)

@@ -1,34 +1,38 @@
-"""Which range method keeps a model nearest to itself: each is tried on images.
+"""Select the plan of a candidate: the range method with the least output error on holdout images.
 
-The differences are small and the images few, so another method must be better than the default by
-more than chance would make it.
+The differences are small and the images few, so another method replaces the default only if it is
+better by more than chance (`candidate.is_better`).
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from qconvert.core import onnx_io
-from qconvert.core.cache import Cache
-from qconvert.core.progress import Progress
+from qconvert.core.progress import Progress, start_step
 from qconvert.measure.output_error import OutputError
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.optimize.candidate import Candidate, is_better
 from qconvert.optimize.efforts import EFFORTS
-from qconvert.optimize.equalization import try_equalization
+from qconvert.optimize.equalization import Equalized
 from qconvert.optimize.per_tensor_methods import assign_methods
 from qconvert.quantize.placement import QuantizeOptions
 from qconvert.quantize.plan import Plan
 from qconvert.quantize.ranges import AUTO_METHOD, DEFAULT_METHOD, OUTPUT_ERROR_METHOD
 
 CANDIDATE_METHODS = (
-    DEFAULT_METHOD, "minmax", "percentile:99.999", "percentile:99.99", "entropy", "moving-average", OUTPUT_ERROR_METHOD,
-)  # fmt: skip
+    DEFAULT_METHOD,
+    "minmax",
+    "percentile:99.999",
+    "percentile:99.99",
+    "entropy",
+    "moving-average",
+    OUTPUT_ERROR_METHOD,
+)
 
 
 @dataclass(frozen=True)
 class TriedMethod:
-    """How far the outputs of a model are from FP32 with one method; smaller is better."""
+    """A range method, and the mean output error (`distance`) of the model quantized with it."""
 
     method: str
     distance: float
@@ -36,56 +40,15 @@ class TriedMethod:
 
 @dataclass(frozen=True)
 class MethodChoice:
-    """The method to take, and what was tried, the nearest first."""
+    """The method to take, and all that were tried, the best first."""
 
     method: str
     tried: tuple[TriedMethod, ...]
 
-    def text(self) -> str:
-        """Say it in one sentence."""
-        return ", ".join(f"{each.method} {each.distance:.4g}" for each in self.tried)
-
-
-def select_method(study: Candidate, work: float) -> tuple[QuantizeOptions, tuple[TriedMethod, ...]]:
-    """Quantize once with each method, and return the wishes with the nearest, and all tried."""
-    started = time.perf_counter()
-    total = len(CANDIDATE_METHODS) + 1
-    study.progress(Progress("choose", "the float model", done=0, total=total))
-    wanted = study.reference_outputs()
-    far: dict[str, OutputError] = {}
-    wishes: dict[str, QuantizeOptions] = {}
-    for number, method in enumerate(CANDIDATE_METHODS):
-        study.progress(Progress("choose", method, done=number + 1, total=total))
-        tried = replace(study.options, method=method)
-        if method == OUTPUT_ERROR_METHOD:
-            tried = assign_methods(
-                replace(study, options=replace(study.options, method=DEFAULT_METHOD)), work
-            )
-            if not tried.per_tensor_methods:
-                continue
-        wishes[method], far[method] = tried, study.output_error(tried, wanted)
-    choice = best_method(far)
-    text = (
-        f"ranges by {choice.method}, {study.describe_images(far[DEFAULT_METHOD])}: {choice.text()}"
-    )
-    study.progress(Progress("choose", text, time.perf_counter() - started))
-    return wishes[choice.method], choice.tried
-
-
-def best_method(far: Mapping[str, OutputError]) -> MethodChoice:
-    """Return the usual method, or the nearest of those that are nearer beyond doubt.
-
-    Compared are the same images, in pairs.
-    """
-    tried = [TriedMethod(method, float(each.per_image.mean())) for method, each in far.items()]
-    ranked = tuple(sorted(tried, key=lambda each: each.distance))
-    better = (each.method for each in ranked if is_better(far[DEFAULT_METHOD], far[each.method]))
-    return MethodChoice(next(better, DEFAULT_METHOD), ranked)
-
 
 @dataclass(frozen=True)
 class SelectedPlan:
-    """A plan, what was seen of the model that it rounds, and what was tried for it."""
+    """A plan, the calibration of the model that it quantizes, and the methods that were tried."""
 
     plan: Plan
     calibration: CalibrationSet
@@ -93,29 +56,66 @@ class SelectedPlan:
     notes: tuple[str, ...] = ()
 
 
-def select_plan(study: Candidate, effort: str, store: Cache) -> SelectedPlan:
-    """Return a plan by the method wished for; with some effort channels are made even first."""
-    chosen, method = EFFORTS[effort], study.options.method
-    plain = replace(study, options=replace(study.options, method=_initial_method(method)))
-    if not study.calibration.images_available:
-        return SelectedPlan(plain.final_plan(), plain.calibration)
-    even = try_equalization(plain, store) if chosen.equalize else None
-    study = even.candidate if even is not None else plain
-    tried: tuple[TriedMethod, ...] = ()
-    if method == AUTO_METHOD:
-        wishes, tried = select_method(study, chosen.max_macs)
-        study = replace(study, options=wishes)
-    elif method == OUTPUT_ERROR_METHOD:
-        study = replace(study, options=assign_methods(study, EFFORTS["thorough"].max_macs))
-    plan = study.final_plan()
-    if even is None or not even.factors:
-        return SelectedPlan(plan, study.calibration, tried)
-    # The plan is for the model as it was: the factors are a part of it.
-    name = onnx_io.fingerprint(plain.loaded.model)
-    plan = replace(plan, model=name, equalized=dict(even.factors))
-    return SelectedPlan(plan, study.calibration, tried, even.notes)
+def initial_options(options: QuantizeOptions) -> QuantizeOptions:
+    """Return the options to start from: where the method is still to be selected, the default."""
+    if options.method in (AUTO_METHOD, OUTPUT_ERROR_METHOD):
+        return replace(options, method=DEFAULT_METHOD)
+    return options
 
 
-def _initial_method(method: str) -> str:
-    """Return the method by which all ranges are chosen until each has its own."""
-    return DEFAULT_METHOD if method in (AUTO_METHOD, OUTPUT_ERROR_METHOD) else method
+def select_plan(
+    original: Candidate, equalized: Equalized, method: str, effort: str
+) -> SelectedPlan:
+    """Return the plan by this method, which may ask for the best one, or one for each tensor.
+
+    The plan is for the original model: the factors that equalize it are a part of the plan.
+    """
+    candidate, tried = equalized.candidate, tuple[TriedMethod, ...]()
+    if candidate.calibration.images_available:
+        if method == AUTO_METHOD:
+            options, tried = select_method(candidate, EFFORTS[effort].max_macs)
+            candidate = replace(candidate, options=options)
+        elif method == OUTPUT_ERROR_METHOD:
+            options = assign_methods(candidate, EFFORTS["thorough"].max_macs)
+            candidate = replace(candidate, options=options)
+    plan = candidate.final_plan()
+    if equalized.factors:
+        fingerprint = onnx_io.fingerprint(original.loaded.model)
+        plan = replace(plan, model=fingerprint, equalized=dict(equalized.factors))
+    return SelectedPlan(plan, candidate.calibration, tried, equalized.notes)
+
+
+def select_method(
+    candidate: Candidate, max_macs: float
+) -> tuple[QuantizeOptions, tuple[TriedMethod, ...]]:
+    """Quantize with every method; return the options with the best one, and all that were tried."""
+    end = start_step(candidate.progress, "choose")
+    total = len(CANDIDATE_METHODS) + 1
+    candidate.progress(Progress("choose", "the float model", done=0, total=total))
+    reference = candidate.reference_outputs()
+    errors: dict[str, OutputError] = {}
+    options: dict[str, QuantizeOptions] = {}
+    for number, method in enumerate(CANDIDATE_METHODS, 1):
+        candidate.progress(Progress("choose", method, done=number, total=total))
+        if method == OUTPUT_ERROR_METHOD:
+            trial = assign_methods(candidate, max_macs)
+            if not trial.per_tensor_methods:
+                continue
+        else:
+            trial = replace(candidate.options, method=method)
+        options[method] = trial
+        errors[method] = candidate.output_error(trial, reference)
+    choice = best_method(errors)
+    scores = ", ".join(f"{row.method} {row.distance:.4g}" for row in choice.tried)
+    images = candidate.describe_images(errors[DEFAULT_METHOD])
+    end(f"ranges by {choice.method}; output error {images}: {scores}", False)
+    return options[choice.method], choice.tried
+
+
+def best_method(errors: Mapping[str, OutputError]) -> MethodChoice:
+    """Return the best of the methods that are significantly better than the default, or that."""
+    tried = [TriedMethod(method, float(error.per_image.mean())) for method, error in errors.items()]
+    ranked = tuple(sorted(tried, key=lambda row: row.distance))
+    default = errors[DEFAULT_METHOD]
+    better = (row.method for row in ranked if is_better(default, errors[row.method]))
+    return MethodChoice(next(better, DEFAULT_METHOD), ranked)

@@ -1,6 +1,6 @@
 """The report as one page that needs nothing else: no network, no other file.
 
-All that comes from outside, as names of files, nodes and classes, is escaped by the templates.
+The templates escape every name of a file, a node or a class.
 """
 
 import base64
@@ -11,250 +11,151 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from qconvert.core import number_format
+from qconvert.core import number_format as fmt
 from qconvert.core.sanitize import sanitize_text
-from qconvert.measure import layer_errors
-from qconvert.measure.layer_errors import LayerError
-from qconvert.report import gates, layer_tables, table, tables
+from qconvert.measure.layer_errors import LayerError, worst_layers
+from qconvert.report import gates, tables
+from qconvert.report.layer_tables import distinct_layers, layer_table
 from qconvert.report.metrics import pareto_front
 from qconvert.report.model import Report, VariantResult
-from qconvert.report.table import TextColumn, TextTable, number_columns
+from qconvert.report.table import TextTable, bar_fraction
 
 WORST_LAYERS = 20
 MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg"}
 
 
 def render_html(report: Report, image_files: Mapping[str, bytes]) -> str:
-    """Return the page; `pictures` are those that the report names, as far as they are there."""
-    # Matplotlib takes longer to import than all the rest; who wants Markdown need not wait.
+    """Return the page; `image_files` are those that the report names, as far as they exist."""
+    # Matplotlib takes longer to import than all the rest, and Markdown does not need it.
     from qconvert.report import charts
 
+    evidence, front = report.evidence, pareto_front(report)
     page = (
-        _templates()
+        _environment()
         .get_template("report.html")
         .render(
             report=report,
-            failed=[gates.describe_result(each) for each in report.gates if not each.passed],
-            three=[
-                each(report)
-                for each in (tables.size_table, tables.latency_table, tables.accuracy_table)
-            ],
+            failed=sum(not gate.passed for gate in report.gates),
+            gates=tables.gate_table(report),
             overview=tables.overview_table(report),
-            limits=tables.gate_table(report),
+            size_latency_accuracy=[
+                tables.size_table(report),
+                tables.latency_table(report),
+                tables.accuracy_table(report),
+            ],
             timings=tables.timing_table(report),
             bars=charts.bar_charts(report),
-            trade_off=charts.trade_off_chart(report),
-            limited=pareto_front(report).min_score is not None,
-            behind=_dominated_variants(report),
-            distributions=[*charts.latency_charts(report), charts.throughput_chart(report)],
-            mixes=[*charts.search_charts(report)],
-            mixed=tables.search_tables(report),
+            trade_off=charts.trade_off_chart(front),
+            limited=front.min_score is not None,
+            dominated=[point for point in front.points if point.dominated_by],
+            latency_charts=[*charts.latency_charts(report), charts.throughput_chart(report)],
+            search_charts=charts.search_charts(report),
+            search_tables=tables.search_tables(report),
             placement=tables.placement_table(report),
-            operators=_operator_table(report),
-            left=tables.unquantized_table(report),
+            operators=tables.operator_table(report),
+            unquantized=tables.unquantized_table(report),
             by_depth=charts.layer_error_chart(report),
-            layers=[_worst_layer_table(names, rows) for names, rows in _layers_int8_first(report)],
-            maps=[each for each in report.evidence.feature_maps if each.picture in image_files],
-            ranges=[(each, charts.range_histogram(each)) for each in report.evidence.ranges],
+            layers=_worst_layer_tables(report),
+            maps=[row for row in evidence.feature_maps if row.picture in image_files],
+            ranges=[(row, charts.range_histogram(row)) for row in evidence.ranges],
             methods={**charts.METHOD_COLOURS, "chosen": charts.CHOSEN_COLOUR},
-            weights=[(each, charts.weight_chart(each)) for each in report.evidence.weights],
+            weights=[(row, charts.weight_chart(row)) for row in evidence.weights],
             changed=_changed_predictions(report),
-            shifts=_class_shift_table(report),
-            made=_provenance(report),
-            engines=_engine_table(report),
-            small=_thumbnails(report, image_files),
-            source=lambda name: _data_url(name, image_files[name]),
+            classes=tables.class_table(report),
+            provenance=tables.provenance(report),
+            engines=tables.engine_table(report),
+            thumbnails={
+                thumbnail.image: thumbnail.picture
+                for thumbnail in evidence.thumbnails
+                if thumbnail.picture in image_files
+            },
+            data_url=lambda name: _data_url(name, image_files[name]),
         )
     )
     return re.sub(r"\n\s*\n+", "\n", page).strip() + "\n"
 
 
-def _thumbnails(report: Report, pictures: Mapping[str, bytes]) -> dict[str, str]:
-    """Return the thumbnails that are there, by their images."""
-    known = report.evidence.thumbnails
-    return {each.image: each.picture for each in known if each.picture in pictures}
-
-
 @cache
-def _templates() -> Environment:
-    loader = PackageLoader("qconvert.report")
-    made = Environment(
-        loader=loader,
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("qconvert.report"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
-        finalize=_finalize,
+        # Make control characters visible in whatever a template shows.
+        finalize=lambda value: sanitize_text(value) if type(value) is str else value,
     )
-    made.filters.update(prose=format_prose, cell=_cell, drawn=_drawn, db=_db, number=_number)
-    return made
+    environment.filters.update(
+        prose=_prose,
+        cell=_cell,
+        # Our own drawings, whose text is escaped already.
+        svg=Markup,
+        db=fmt.with_db,
+        number=lambda value: f"{value:.4g}".replace("-", "−"),
+    )
+    return environment
 
 
-def _finalize(value: object) -> object:
-    """Make control characters visible in whatever a template shows."""
-    return sanitize_text(value) if type(value) is str else value
-
-
-def format_prose(words: str) -> Markup:
+def _prose(sentence: str) -> Markup:
     """Escape a sentence; what stands between backticks is code."""
-    parts = words.split("`")
+    parts = [escape(sanitize_text(part)) for part in sentence.split("`")]
     if len(parts) % 2 == 0:
-        return escape(sanitize_text(words))
-    return Markup("").join(
-        Markup("<code>{}</code>").format(sanitize_text(part))
-        if index % 2
-        else escape(sanitize_text(part))
-        for index, part in enumerate(parts)
-    )
+        return Markup("`").join(parts)
+    parts[1::2] = [Markup("<code>{}</code>").format(code) for code in parts[1::2]]
+    return Markup("").join(parts)
 
 
-def _cell(words: str) -> Markup:
-    """Escape a cell; what failed stands out, and a bar of blocks is drawn as a bar."""
-    if words.startswith(gates.FAIL):
-        return Markup('<b class="bad">{}</b>').format(words)
-    part = table.bar_fraction(words)
-    if part is None:
-        return format_prose(words)
+def _cell(text: str) -> Markup:
+    """Escape a cell; a failure stands out, and a bar of blocks becomes a bar."""
+    if text.startswith(gates.FAIL):
+        return Markup('<b class="bad">{}</b>').format(text)
+    fraction = bar_fraction(text)
+    if fraction is None:
+        return _prose(text)
     meter = '<span class="meter-of"><i class="meter" style="width:{}%"></i></span>'
-    return Markup(meter).format(round(100 * part))  # noqa: S704 - a constant, filled with a number
-
-
-def _drawn(svg: str) -> Markup:
-    """Let a drawing of our own stand in the page as it is; its text is escaped already."""
-    return Markup(svg)  # noqa: S704 - nothing but what `plots` drew comes here
+    return Markup(meter).format(round(100 * fraction))  # noqa: S704 - a constant and a number
 
 
 def _data_url(name: str, data: bytes) -> str:
-    kind = MEDIA_TYPES[name.rpartition(".")[2]]
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    media_type = MEDIA_TYPES[name.rpartition(".")[2]]
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
-def _db(value: float | None) -> str:
-    return "" if value is None else number_format.with_db(value)
+def _worst_layer_tables(report: Report) -> list[TextTable]:
+    """Return the layers with the largest errors of their own, INT8 first."""
 
+    def without_int8(named: tuple[str, Sequence[LayerError]]) -> bool:
+        return all(layer.precision != "int8" for layer in named[1])
 
-def _number(value: float) -> str:
-    return f"{value:.4g}".replace("-", "−")
-
-
-def _layers_int8_first(report: Report) -> list[tuple[str, Sequence[LayerError]]]:
-    """Return the layers of variants, INT8 first, which is what goes wrong."""
-    found = layer_tables.distinct_layers(report.variants)
-    return sorted(found, key=lambda pair: all(each.precision != "int8" for each in pair[1]))
-
-
-def _worst_layer_table(names: str, layers: Sequence[LayerError]) -> TextTable:
-    """Return the layers that err most, by what they make alone."""
-    found = layer_errors.worst_layers(layers, WORST_LAYERS)
-    return layer_tables.layer_table(found, f"{names}: the layers that make the largest errors")
-
-
-def _dominated_variants(report: Report) -> list[tuple[str, str]]:
-    """Return who is no better than whom in speed, nor in answers."""
-    placed = pareto_front(report).points
-    return [(each.variant.name, each.dominated_by) for each in placed if each.dominated_by]
-
-
-def _operator_table(report: Report) -> TextTable:
-    """Return how many nodes of each operator are quantized, variant by variant."""
-    rows = tuple(
-        (
-            variant.name,
-            each.op,
-            str(each.nodes),
-            str(each.quantized),
-            str(each.nodes - each.quantized),
-        )
-        for variant in report.variants
-        for each in variant.operators
-    )
-    columns = (
-        TextColumn("variant"),
-        TextColumn("operator"),
-        *number_columns("nodes", "int8", "left"),
-    )
-    return TextTable(columns, rows, "Coverage by operator")
-
-
-def _changed_predictions(report: Report) -> list[tuple[VariantResult, list[dict[str, str]]]]:
-    """Return the images with other answers, class numbers replaced by their names."""
     return [
-        (
-            variant,
-            [
-                {
-                    "image": each.image,
-                    "label": "" if each.label is None else _class_name(report, each.label),
-                    "before": _class_name(report, each.before),
-                    "after": _class_name(report, each.after),
-                    "lead": f"{each.lead:.1f}",
-                    "new_lead": f"{each.new_lead:.1f}",
-                    "kind": _change_kind(each.label, each.before, each.after),
-                }
-                for each in variant.accuracy.changed
-            ],
+        layer_table(
+            worst_layers(layers, WORST_LAYERS), f"{names}: the layers that make the largest errors"
         )
-        for variant in report.variants
-        if variant.accuracy is not None and variant.accuracy.changed
+        for names, layers in sorted(distinct_layers(report.variants), key=without_int8)
     ]
 
 
-def _change_kind(label: int | None, before: int, after: int) -> str:
-    """Say whether a change lost or won a right answer."""
-    if label is None:
-        return ""
-    return "lost" if label == before else "won" if label == after else "wrong either way"
-
-
-def _class_shift_table(report: Report) -> TextTable:
-    rows = tuple(
-        (
-            variant.name,
-            _class_name(report, each.label),
-            str(each.images),
-            number_format.percent(each.before),
-            number_format.percent(each.after),
-            number_format.signed(each.after - each.before),
-        )
-        for variant in report.variants
-        if variant.accuracy is not None
-        for each in variant.accuracy.shifts
-    )
-    titles = number_columns("images", "FP32 right, %", "right, %", "Δ pp")
-    columns = (TextColumn("variant"), TextColumn("class"), *titles)
-    return TextTable(columns, rows, "Classes that changed most")
-
-
-def _class_name(report: Report, number: int) -> str:
-    return (report.evidence.classes or {}).get(str(number), f"class {number}")
-
-
-def _provenance(report: Report) -> dict[str, str]:
-    """Return how the report came to be, as names and values."""
-    made = {"tool": report.tool, "made": report.created, **report.machine}
-    for name, images in (("calibration", report.calibration), ("evaluation", report.evaluation)):
-        if images is not None:
-            listed = f", list {images.sha256[:12]}" if images.sha256 else ""
-            made[name] = f"{number_format.count(images.count, 'image')} of `{images.path}`{listed}"
-    if report.seconds:
-        made["seconds"] = ", ".join(f"{name} {took:.1f}" for name, took in report.seconds.items())
-    return made
-
-
-def _engine_table(report: Report) -> TextTable:
-    rows = tuple(
-        (
-            each.name,
-            f"`{each.engine.path}`",
-            each.engine.sha256[:12],
-            f"{each.engine.build_seconds:.1f} s",
-            ", ".join(f"{key} {value}" for key, value in each.engine.made_with.items()),
-        )
-        for each in report.variants
-        if each.engine is not None
-    )
-    columns = (
-        TextColumn("engine"), TextColumn("path"), TextColumn("sha256"), TextColumn("built in", "right"),
-        TextColumn("made with", wrap=True),
-    )  # fmt: skip
-    return TextTable(columns, rows, "Engines")
+def _changed_predictions(report: Report) -> list[tuple[VariantResult, list[dict[str, str]]]]:
+    """Return the images whose prediction changed, with class names for class numbers."""
+    changed = []
+    for variant in report.variants:
+        if variant.accuracy is None or not variant.accuracy.changed:
+            continue
+        images = []
+        for image in variant.accuracy.changed:
+            label = image.label
+            kinds = {image.before: "lost", image.after: "won"}
+            images.append(
+                {
+                    "image": image.image,
+                    "label": "" if label is None else tables.class_name(report, label),
+                    "before": tables.class_name(report, image.before),
+                    "after": tables.class_name(report, image.after),
+                    "lead": f"{image.lead:.1f}",
+                    "new_lead": f"{image.new_lead:.1f}",
+                    "kind": "" if label is None else kinds.get(label, "wrong either way"),
+                }
+            )
+        changed.append((variant, images))
+    return changed

@@ -1,4 +1,4 @@
-"""Which layers go wrong: as a table in the order of the network, and the worst of them."""
+"""The errors of layers: a table in the order of the network, and a CSV file to sort and plot."""
 
 import csv
 import io
@@ -6,33 +6,35 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 
-from qconvert.core import number_format
-from qconvert.core.number_format import small_percent
+from qconvert.core import number_format as fmt
 from qconvert.core.sanitize import sanitize_cell
 from qconvert.measure.layer_errors import LayerError, layer_label, relative_error
 from qconvert.report.model import VariantResult
 from qconvert.report.table import TextColumn, TextTable, number_columns, text_bar
 
+CSV_COLUMNS = tuple(field.name for field in fields(LayerError))
 
-def layer_table(found: Sequence[LayerError], title: str = "Layers") -> TextTable:
-    """Return a row a layer: what arrives, what it makes alone, and what of that is clipping.
 
-    Beside an infinite error, whose bar is full, the others are drawn as without it.
+def layer_table(layers: Sequence[LayerError], title: str = "Layers") -> TextTable:
+    """Return a row for each layer: the error that arrives, its own, and how much is clipping.
+
+    The bars compare the finite errors; an infinite one has a full bar.
     """
-    largest = max(filter(math.isfinite, map(relative_error, found)), default=0.0)
+    errors = [relative_error(layer) for layer in layers]
+    largest = max(filter(math.isfinite, errors), default=0.0) or 1.0
     rows = [
         (
-            layer_label(each),
-            each.op,
-            each.precision,
-            _db_cell(each.arriving_db),
-            _db_cell(each.made_db),
-            text_bar(_error_fraction(relative_error(each), largest)),
-            "" if each.cosine is None else f"{each.cosine:.5f}",
-            small_percent(each.clipped),
-            small_percent(each.saturated),
+            layer_label(layer),
+            layer.op,
+            layer.precision,
+            "" if layer.arriving_db is None else fmt.decibels(layer.arriving_db),
+            "" if layer.made_db is None else fmt.decibels(layer.made_db),
+            text_bar(error / largest),
+            "" if layer.cosine is None else f"{layer.cosine:.5f}",
+            fmt.small_percent(layer.clipped),
+            fmt.small_percent(layer.saturated),
         )
-        for each in found
+        for layer, error in zip(layers, errors, strict=True)
     ]
     columns = (
         TextColumn("layer"),
@@ -44,43 +46,34 @@ def layer_table(found: Sequence[LayerError], title: str = "Layers") -> TextTable
         TextColumn("clipped %", "right", rank=5),
         TextColumn("saturated %", "right", rank=6),
     )
-    return TextTable(columns, tuple(rows), title)
-
-
-def _error_fraction(of: float, largest: float) -> float:
-    if math.isinf(of):
-        return 1.0
-    return of / largest if largest else 0.0
+    return TextTable(columns, rows, title)
 
 
 def distinct_layers(variants: Sequence[VariantResult]) -> list[tuple[str, Sequence[LayerError]]]:
-    """Return the layers of all variants; those of the same graph once, under all their names."""
-    found: dict[Sequence[LayerError], list[str]] = {}
-    for each in variants:
-        if each.layers:
-            found.setdefault(each.layers, []).append(each.name)
-    return [(", ".join(names), layers) for layers, names in found.items()]
-
-
-def _db_cell(value: float | None) -> str:
-    return "" if value is None else number_format.decibels(value)
-
-
-CSV_COLUMNS = tuple(each.name for each in fields(LayerError))
+    """Return the layers of all variants; those of equal graphs once, under all their names."""
+    names: dict[Sequence[LayerError], list[str]] = {}
+    for variant in variants:
+        if variant.layers:
+            names.setdefault(variant.layers, []).append(variant.name)
+    return [(", ".join(same), layers) for layers, same in names.items()]
 
 
 def layers_csv(layers: Mapping[str, Sequence[LayerError]]) -> str:
     """Return a line for each layer of each variant; what is unknown is empty.
 
-    `inf` is the SQNR of equal tensors, `-inf` that of tensors which are not finite.
+    `inf` is the SQNR of equal tensors, `-inf` that of tensors which are not finite. A name that a
+    spreadsheet would compute is quoted.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, ("variant", *CSV_COLUMNS), lineterminator="\n")
     writer.writeheader()
-    for variant, found in layers.items():
-        for layer in found:
-            told = {"variant": variant, **asdict(layer)}
+    for variant, errors in layers.items():
+        for error in errors:
+            row = {"variant": variant, **asdict(error)}
             writer.writerow(
-                {k: sanitize_cell(v) if isinstance(v, str) else v for k, v in told.items()}
+                {
+                    key: sanitize_cell(value) if isinstance(value, str) else value
+                    for key, value in row.items()
+                }
             )
     return text.getvalue()

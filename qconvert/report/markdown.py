@@ -1,134 +1,96 @@
 """The report as Markdown, for pull requests and `$GITHUB_STEP_SUMMARY`."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
-from qconvert.core import number_format
 from qconvert.core.sanitize import sanitize_text
 from qconvert.report import tables
 from qconvert.report.model import Report
 from qconvert.report.table import TextTable
 
-HASH_DIGITS = 12
-
 
 def render_markdown(report: Report) -> str:
-    """Return the whole report: verdict, gates, the three tables, notes, how it was made."""
+    """Return the whole report: verdict, gates, tables, notes, and how to repeat the run."""
+    optional = [tables.placement_table(report), tables.unquantized_table(report)]
+    engines = tables.engine_table(report)
     parts = [
         f"# {escape_text(report.model)}",
         f"**{escape_text(report.verdict)}.**" if report.verdict else "",
+        section(tables.gate_table(report)) if report.gates else "",
+        section(tables.size_table(report)),
+        section(tables.latency_table(report)),
+        section(tables.accuracy_table(report)),
+        f"## Notes\n\n{bullets(report.notes)}" if report.notes else "",
+        *(section(table) for table in tables.search_tables(report)),
+        *(section(table) for table in optional if table.rows),
+        "## How it was made",
+        code_block(report.command, "sh"),
+        fact_table(tables.provenance(report)),
+        table_markdown(engines) if engines.rows else "",
     ]
-    if report.gates:
-        parts.append(section(tables.gate_table(report)))
-    parts += [
-        section(each(report))
-        for each in (tables.size_table, tables.latency_table, tables.accuracy_table)
-    ]
-    if report.notes:
-        parts += ["## Notes", bullets(report.notes)]
-    parts += [section(sheet) for sheet in tables.search_tables(report)]
-    if report.variants:
-        parts.append(section(tables.placement_table(report)))
-    unquantized = tables.unquantized_table(report)
-    parts += [section(unquantized)] if unquantized.rows else []
-    parts += _provenance(report)
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def section(sheet: TextTable) -> str:
-    """Draw a table under its title, its footnotes below."""
-    return "\n\n".join([f"## {escape_text(sheet.title)}", table_markdown(sheet)])
+def section(table: TextTable) -> str:
+    """Return a table under its title, with its footnotes below."""
+    return f"## {escape_text(table.title)}\n\n{table_markdown(table)}"
 
 
-def table_markdown(sheet: TextTable) -> str:
-    """Draw a table and its footnotes."""
+def table_markdown(table: TextTable) -> str:
+    """Return a table and its footnotes."""
     lines = [
-        _row(column.title for column in sheet.columns),
-        _row("---:" if column.justify == "right" else "---" for column in sheet.columns),
-        *(_row(escape_cell(each) for each in row) for row in sheet.rows),
+        _row(column.title for column in table.columns),
+        _row("---:" if column.justify == "right" else "---" for column in table.columns),
+        *(_row(map(escape_cell, row)) for row in table.rows),
     ]
-    footnotes = "  \n".join(escape_text(each) for each in sheet.footnotes)
+    footnotes = "  \n".join(map(escape_text, table.footnotes))
     return "\n".join(lines) + (f"\n\n{footnotes}" if footnotes else "")
 
 
+def fact_table(facts: Mapping[str, str]) -> str:
+    """Return names and values as a table without a header."""
+    rows = [_row((escape_cell(name), escape_cell(value))) for name, value in facts.items()]
+    return "\n".join(["| | |", "| --- | --- |", *rows])
+
+
 def bullets(sentences: Iterable[str]) -> str:
-    """Draw a list, each of its sentences with a capital and a full stop."""
+    """Return a list of sentences, each with a capital and a full stop."""
     return "\n".join(
-        f"- {escape_text(each[:1].upper() + each[1:]).removesuffix('.')}." for each in sentences
+        f"- {escape_text(sentence[:1].upper() + sentence[1:]).removesuffix('.')}."
+        for sentence in sentences
     )
 
 
 def code_block(code: str, language: str = "") -> str:
-    """Draw a block of code behind a fence that nothing inside can close."""
+    """Return a block of code behind a fence that nothing inside can close."""
     longest = max((len(run) for run in re.findall("`+", code)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{sanitize_text(code.strip())}\n{fence}"
 
 
-def escape_cell(words: str) -> str:
+def escape_cell(text: str) -> str:
     """Escape what would end a cell, in code too; no backslash there may undo that."""
-    parts = words.split("`")
-    code = [part.replace("\\|", "\\ |") for part in parts]
-    safe = (code[at] if at % 2 else part for at, part in enumerate(parts))
-    return escape_text("`".join(safe)).replace("|", "\\|")
+    parts = text.split("`")
+    parts[1::2] = [code.replace("\\|", "\\ |") for code in parts[1::2]]
+    return escape_text("`".join(parts)).replace("|", "\\|")
 
 
-def escape_text(words: str) -> str:
-    """Escape what Markdown and HTML would act on; what stands between backticks is code.
+def escape_text(text: str) -> str:
+    """Escape what Markdown and HTML would act on, except in code between backticks.
 
-    Several backticks in a row, which only a name can hold, would pair up with others like them.
+    Several backticks in a row, which only a hostile name has, would pair up with others like them.
     """
-    single = re.sub("`{2,}", lambda run: "'" * len(run[0]), sanitize_text(" ".join(words.split())))
+    single = re.sub("`{2,}", lambda run: "'" * len(run[0]), sanitize_text(" ".join(text.split())))
     parts = single.split("`")
     if len(parts) % 2 == 0:
         return _escape("`".join(parts)).replace("`", "\\`")
-    return "`".join(part if index % 2 else _escape(part) for index, part in enumerate(parts))
+    parts[::2] = map(_escape, parts[::2])
+    return "`".join(parts)
 
 
-def fact_table(pairs: Mapping[str, str]) -> str:
-    """Draw names and values as a table without more."""
-    rows = [_row((escape_cell(name), escape_cell(value))) for name, value in pairs.items()]
-    return "\n".join(["| | |", "| --- | --- |", *rows])
-
-
-def _escape(words: str) -> str:
-    return re.sub(r"([\\*_<\[\]])", r"\\\1", words)
+def _escape(text: str) -> str:
+    return re.sub(r"([\\*_<\[\]])", r"\\\1", text)
 
 
 def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _provenance(report: Report) -> Iterator[str]:
-    """Yield the parts that let someone make it again."""
-    yield "## How it was made"
-    yield code_block(report.command, "sh")
-    machine = dict(report.machine)
-    for name, images in (("calibration", report.calibration), ("evaluation", report.evaluation)):
-        if images is not None:
-            listed = f", list {images.sha256[:HASH_DIGITS]}" if images.sha256 else ""
-            machine[name] = (
-                f"{number_format.count(images.count, 'image')} of `{images.path}`{listed}"
-            )
-    yield fact_table({"tool": report.tool, "made": report.created, **machine})
-    engines = [
-        _row(
-            (
-                escape_cell(variant.name),
-                escape_cell(f"`{variant.engine.path}`"),
-                escape_cell(variant.engine.sha256[:HASH_DIGITS]),
-                "stored" if variant.engine.stored else f"{variant.engine.build_seconds:.1f} s",
-            )
-        )
-        for variant in report.variants
-        if variant.engine is not None
-    ]
-    if engines:
-        head = [_row(("engine", "path", "sha256", "built in")), "| --- | --- | --- | ---: |"]
-        yield "\n".join([*head, *engines])
-    if report.seconds:
-        yield (
-            "Seconds: "
-            + ", ".join(f"{escape_text(n)} {s:.1f}" for n, s in report.seconds.items())
-            + "."
-        )

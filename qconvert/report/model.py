@@ -1,4 +1,4 @@
-"""Everything a run measured, as one frozen tree: the JSON is this, and renderers only read it.
+"""Everything a run measured, as one frozen tree: the JSON file is this, and renderers only read it.
 
 What was not measured is None, with the reason in `unmeasured` under the name of the field.
 """
@@ -14,12 +14,14 @@ from qconvert.measure.mixed_result import MixedResult
 
 SCHEMA = 2
 
+GateName = Literal["max-drop", "min-agreement", "max-latency", "min-speedup", "max-size"]
+
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """The files of an engine, relative to the run, and what made them.
+    """The files of an engine, relative to the run, and the versions that built it.
 
-    `bytes` counts what is loaded at run time, `sha256` is over those files in their order.
+    `bytes` counts what is loaded at run time; `sha256` hashes those files in their order.
     """
 
     path: str
@@ -33,7 +35,7 @@ class EngineInfo:
 
 @dataclass(frozen=True)
 class UnquantizedNode:
-    """A node that could be quantized and was not."""
+    """A node that has integer kernels and stayed in float."""
 
     node: str
     op: str
@@ -51,7 +53,7 @@ class OperatorCoverage:
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes at work: the peak of a fresh process, and what the device gave."""
+    """Memory at run time in bytes: the peak of a fresh process, and what the device allocated."""
 
     peak_rss_bytes: int | None = None
     device_bytes: int | None = None
@@ -62,7 +64,7 @@ class VariantResult:
     """One engine: a backend in a precision.
 
     `by_provider` and `by_precision` count nodes as they really run. `quantized` of `candidates`
-    nodes are INT8 in the graph; `unquantized` names the others. `layers` are in the order of the network.
+    nodes are INT8 in the graph; `unquantized` names the others. `layers` follow the network.
     """
 
     name: str
@@ -83,15 +85,12 @@ class VariantResult:
     operators: tuple[OperatorCoverage, ...] = ()
 
 
-GateName = Literal["max-drop", "min-agreement", "max-latency", "min-speedup", "max-size"]
-
-
 @dataclass(frozen=True)
 class GateResult:
-    """A limit that the user set, judged on one variant; `value` is None where it is unmeasured.
+    """A limit that the user set and how one variant met it; `value` is None where unmeasured.
 
-    `value` is in the unit of the limit and judged as it is; `half_width` is half its 95 % interval.
-    `why` says why nothing was measured, or what the value was measured on.
+    `value` and its interval's `half_width` are in the unit of the limit. `why` is the reason why
+    nothing was measured, or the conditions of the measurement.
     """
 
     name: GateName
@@ -105,9 +104,9 @@ class GateResult:
 
 @dataclass(frozen=True)
 class ImageSetInfo:
-    """Images that were used: where they lie, how many, and one hash over names and contents.
+    """A set of images: its path, its size, and one hash over names and contents.
 
-    `prepared` is what was done to them where that is not `preprocess` of the report.
+    `prepared` is their preprocessing where it differs from `preprocess` of the report.
     """
 
     path: str
@@ -121,13 +120,12 @@ class Report:
     """A run.
 
     Sizes and speeds compare with the fp32 engine of the same backend; accuracy compares with the
-    FP32 model on the CPU, whose own accuracy is `baseline`. `bytes` of the baseline are those of
-    the FP32 ONNX file. `preprocess` is what is done to images for these engines, with every size
-    settled.
+    FP32 model on the CPU, whose own accuracy is `baseline`. `baseline_bytes` are those of the FP32
+    ONNX file. `preprocess` is the preprocessing of the engines, with every size resolved. `mixes`
+    has the result of each search for mixed precision by its backend.
 
-    `gates`, `notes`, `best` and `verdict` follow from the rest. `run_notes` is what the steps said on
-    their way, and comes first in `notes`. `mixes` has by backend what the searches for mixed
-    precision found.
+    `gates`, `notes`, `best` and `verdict` follow from the rest. `run_notes` are the notes of the
+    steps, which come first in `notes`.
     """
 
     tool: str

@@ -1,29 +1,32 @@
-"""A model card for the variant that is shipped: what it is, how good, and how to run it."""
+"""A model card for the variant that ships: what it is, how accurate, and how to run it."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import PurePath
 
-from qconvert.core import number_format
+from qconvert.core import number_format as fmt
 from qconvert.core.errors import UsageError
 from qconvert.images.preprocess import Preprocess
+from qconvert.report import tables
 from qconvert.report.markdown import bullets, code_block, escape_text, section
 from qconvert.report.model import Report, VariantResult
-from qconvert.report.tables import accuracy_table, latency_table, size_table
 
 EXAMPLE_CODE = """\
 import numpy as np, onnxruntime
 session = onnxruntime.InferenceSession({path}, providers={providers})
-taken = session.get_inputs()[0]
-images = np.zeros([size if isinstance(size, int) else 1 for size in taken.shape], np.float32)
-answers = session.run(None, {{taken.name: images}})[0]
+model_input = session.get_inputs()[0]
+images = np.zeros([n if isinstance(n, int) else 1 for n in model_input.shape], np.float32)
+outputs = session.run(None, {{model_input.name: images}})[0]
 """
+
+# Keys of a settings file; the other preprocessing follows from the model.
+PREPROCESS_KEYS = ("resize", "crop", "interpolation", "mean", "std", "colours")
 
 
 def render_card(report: Report, name: str = "", base_model: str = "") -> str:
-    """Return the card of the variant named, else of the best.
+    """Return the card of the named variant, else of the best.
 
-    `base_model` is the model's name on a hub; without, the front matter leaves its place open.
+    `base_model` is the model's name on a hub; the front matter leaves its place open without one.
     """
     variant = _select_variant(report, name)
     stem = model_stem(report.model)
@@ -31,11 +34,13 @@ def render_card(report: Report, name: str = "", base_model: str = "") -> str:
         _front_matter(report, variant, stem, base_model),
         escape_text(f"# {stem}, {variant.precision.upper()} for `{variant.backend}`"),
         " ".join(_description(report, variant)),
-        *(section(each(report)) for each in (size_table, latency_table, accuracy_table)),
+        section(tables.size_table(report)),
+        section(tables.latency_table(report)),
+        section(tables.accuracy_table(report)),
         "## Run it",
-        _example_code(report, variant),
+        _example_code(variant),
         "## Preprocessing",
-        *_preprocessing(report),
+        _preprocessing(report),
         "## Limits",
         bullets(_limits(report, variant)),
     ]
@@ -44,112 +49,12 @@ def render_card(report: Report, name: str = "", base_model: str = "") -> str:
 
 def model_stem(model: str) -> str:
     """Return the name in `net.onnx`, `runs/net.pt2`, `timm:net` and `package.module:net`."""
-    name = PurePath(model)
-    return name.stem if name.suffix in (".onnx", ".pt2") else model.rsplit(":", 1)[-1]
-
-
-def _select_variant(report: Report, name: str) -> VariantResult:
-    wanted = name or report.best
-    for variant in report.variants:
-        if variant.name == wanted:
-            return variant
-    if name:
-        there = ", ".join(f"`{each.name}`" for each in report.variants)
-        raise UsageError(f"the report has no variant `{name}`", hint=f"there are {there}")
-    raise UsageError(
-        "no variant came out best, so none is named on a card",
-        hint="name the one you ship: "
-        + ", ".join(f"`--engine {each.name}`" for each in report.variants),
-    )
-
-
-def _front_matter(report: Report, variant: VariantResult, stem: str, base_model: str) -> str:
-    """Return the front matter; JSON strings are YAML strings, whatever they hold."""
-    lines = [
-        f"base_model: {json.dumps(base_model)}"
-        if base_model
-        else "# base_model: OWNER/NAME of the model this was made from",
-        *(["base_model_relation: quantized"] if variant.precision != "fp32" else []),
-        "library_name: onnx",
-        "tags:",
-        *(f"- {json.dumps(tag)}" for tag in ("onnx", variant.precision, variant.backend)),
-        *_model_index(report, variant, stem),
-    ]
-    return "\n".join(["---", *lines, "---"])
-
-
-def _model_index(report: Report, variant: VariantResult, stem: str) -> Iterator[str]:
-    """Yield the `model-index` with what was measured with labels."""
-    scores = variant.accuracy
-    if scores is None or scores.top1 is None:
-        return
-    path = report.evaluation.path if report.evaluation is not None else "own images"
-    yield "model-index:"
-    yield f"- name: {json.dumps(f'{stem}-{variant.name}')}"
-    yield "  results:"
-    yield "  - task:"
-    yield "      type: image-classification"
-    yield "    dataset:"
-    yield f"      name: {json.dumps(path)}"
-    yield "      type: imagefolder"
-    yield "    metrics:"
-    found = {
-        "accuracy": scores.top1,
-        "precision": scores.precision,
-        "recall": scores.recall,
-        "f1": scores.f1,
-    }
-    for kind, value in found.items():
-        if value is not None:
-            yield f"    - type: {kind}"
-            yield f'      name: "{kind}, %"'
-            yield f"      value: {value:.2f}"
-
-
-def _description(report: Report, variant: VariantResult) -> Iterator[str]:
-    yield escape_text(f"Made from `{report.model}` by {report.tool} on {report.created}.")
-    if variant.candidates:
-        quantized = f"{variant.quantized} of {variant.candidates}"
-        yield f"{quantized} operators that could be are quantized to INT8."
-    if report.calibration is not None and variant.precision in ("int8", "mixed"):
-        images = number_format.count(report.calibration.count, "image")
-        yield escape_text(f"Ranges were measured on {images} of `{report.calibration.path}`.")
-    if report.evaluation is not None and variant.accuracy is not None:
-        images = number_format.image_count(variant.accuracy.images, variant.accuracy.labelled)
-        yield escape_text(f"Accuracy was measured on {images} of `{report.evaluation.path}`.")
-    if report.machine:
-        machine = ", ".join(f"{name} {value}" for name, value in report.machine.items())
-        yield f"Machine: {escape_text(machine)}."
-
-
-def _example_code(report: Report, variant: VariantResult) -> str:
-    if variant.engine is None or not variant.engine.files:
-        return "There is no engine to run."
-    first = f"{variant.engine.path}/{variant.engine.files[0]}"
-    if not first.endswith(".onnx"):
-        return escape_text(
-            f"`{first}` is no ONNX file: it is loaded with the runtime of its backend."
-        )
-    providers = list(variant.by_provider) or ["CPUExecutionProvider"]
-    code = EXAMPLE_CODE.format(path=json.dumps(first), providers=json.dumps(providers))
-    return code_block(code, "python")
-
-
-def _preprocessing(report: Report) -> Iterator[str]:
-    if not report.preprocess:
-        yield "The model was given arrays as they are."
-        return
-    settings = Preprocess.from_dict(report.preprocess)
-    yield f"{describe_preprocessing(settings)}."
-    lines = (
-        f"{key} = {json.dumps(value)}"
-        for key, value in _preprocess_settings(report.preprocess).items()
-    )
-    yield code_block("\n".join(["[preprocess]", *lines]), "toml")
+    path = PurePath(model)
+    return path.stem if path.suffix in (".onnx", ".pt2") else model.rsplit(":", 1)[-1]
 
 
 def describe_preprocessing(settings: Preprocess) -> str:
-    """Return what is done to a picture in words."""
+    """Return the preprocessing of an image in words."""
     filtered = f"with an antialiased {settings.interpolation} filter"
     parts = [{"rgb": "RGB", "bgr": "BGR", "gray": "Gray"}[settings.colours]]
     if isinstance(settings.resize, int):
@@ -162,35 +67,115 @@ def describe_preprocessing(settings: Preprocess) -> str:
     if settings.divisor != 1:
         parts.append(f"divided by {settings.divisor:g}")
     if any(settings.mean):
-        parts.append(f"minus the mean {_number_list(settings.mean)}")
-    if any(number != 1 for number in settings.std):
-        parts.append(f"divided by {_number_list(settings.std)}")
+        parts.append(f"minus the mean {', '.join(f'{mean:g}' for mean in settings.mean)}")
+    if any(std != 1 for std in settings.std):
+        parts.append(f"divided by {', '.join(f'{std:g}' for std in settings.std)}")
     return ", ".join(parts)
 
 
-def _number_list(numbers: tuple[float, ...]) -> str:
-    return ", ".join(f"{number:g}" for number in numbers)
+def _select_variant(report: Report, name: str) -> VariantResult:
+    for variant in report.variants:
+        if variant.name == (name or report.best):
+            return variant
+    names = [variant.name for variant in report.variants]
+    if name:
+        raise UsageError(
+            f"the report has no variant `{name}`",
+            hint=f"it has {', '.join(f'`{known}`' for known in names)}",
+        )
+    raise UsageError(
+        "the report names no best variant for the card",
+        hint=f"name the one you ship: {', '.join(f'`--engine {known}`' for known in names)}",
+    )
 
 
-# Keys of a settings file; the others follow from the model.
-PREPROCESS_KEYS = ("resize", "crop", "interpolation", "mean", "std", "colours")
+def _front_matter(report: Report, variant: VariantResult, stem: str, base_model: str) -> str:
+    """Return the YAML in front, whose strings are JSON strings: they need no other escape."""
+    lines = ["---", "# base_model: OWNER/NAME of the model that this one was made from"]
+    if base_model:
+        lines[1] = f"base_model: {json.dumps(base_model)}"
+    if variant.precision != "fp32":
+        lines.append("base_model_relation: quantized")
+    tags = (f"- {json.dumps(tag)}" for tag in ("onnx", variant.precision, variant.backend))
+    lines += ["library_name: onnx", "tags:", *tags]
+    accuracy = variant.accuracy
+    if accuracy is not None and accuracy.top1 is not None:
+        dataset = report.evaluation.path if report.evaluation is not None else "own images"
+        lines += [
+            "model-index:",
+            f"- name: {json.dumps(f'{stem}-{variant.name}')}",
+            "  results:",
+            "  - task:",
+            "      type: image-classification",
+            "    dataset:",
+            f"      name: {json.dumps(dataset)}",
+            "      type: imagefolder",
+            "    metrics:",
+        ]
+        for kind, field in (("accuracy", "top1"), *((n, n) for n in ("precision", "recall", "f1"))):
+            value = getattr(accuracy, field)
+            if value is not None:
+                lines += [
+                    f"    - type: {kind}",
+                    f'      name: "{kind}, %"',
+                    f"      value: {value:.2f}",
+                ]
+    return "\n".join([*lines, "---"])
 
 
-def _preprocess_settings(preprocess: Mapping[str, object]) -> dict[str, object]:
-    found = {key: preprocess[key] for key in PREPROCESS_KEYS if key in preprocess}
-    if found.get("colours") == "gray":
-        del found["colours"]
-    raw = {"preset": "raw"} if preprocess.get("divisor") == 1 else {}
-    return {**raw, **found}
+def _description(report: Report, variant: VariantResult) -> Iterator[str]:
+    yield escape_text(f"Made from `{report.model}` by {report.tool} on {report.created}.")
+    if variant.candidates:
+        yield (
+            f"{variant.quantized} of {variant.candidates} operators that could be are quantized "
+            "to INT8."
+        )
+    if report.calibration is not None and variant.precision in ("int8", "mixed"):
+        images = fmt.count(report.calibration.count, "image")
+        yield escape_text(f"Ranges were measured on {images} of `{report.calibration.path}`.")
+    if report.evaluation is not None and variant.accuracy is not None:
+        images = fmt.image_count(variant.accuracy.images, variant.accuracy.labelled)
+        yield escape_text(f"Accuracy was measured on {images} of `{report.evaluation.path}`.")
+    if report.machine:
+        machine = ", ".join(f"{name} {value}" for name, value in report.machine.items())
+        yield f"Machine: {escape_text(machine)}."
+
+
+def _example_code(variant: VariantResult) -> str:
+    if variant.engine is None or not variant.engine.files:
+        return "There is no engine to run."
+    path = f"{variant.engine.path}/{variant.engine.files[0]}"
+    if not path.endswith(".onnx"):
+        return escape_text(
+            f"`{path}` is not an ONNX file: load it with the runtime of its backend."
+        )
+    providers = list(variant.by_provider) or ["CPUExecutionProvider"]
+    code = EXAMPLE_CODE.format(path=json.dumps(path), providers=json.dumps(providers))
+    return code_block(code, "python")
+
+
+def _preprocessing(report: Report) -> str:
+    """Return the preprocessing in words, and as the section of a settings file."""
+    preprocess = report.preprocess
+    if not preprocess:
+        return "The model takes arrays without preprocessing."
+    settings = {key: preprocess[key] for key in PREPROCESS_KEYS if key in preprocess}
+    if settings.get("colours") == "gray":
+        del settings["colours"]
+    if preprocess.get("divisor") == 1:
+        settings = {"preset": "raw", **settings}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+    words = describe_preprocessing(Preprocess.from_dict(preprocess))
+    return f"{words}.\n\n" + code_block("\n".join(["[preprocess]", *lines]), "toml")
 
 
 def _limits(report: Report, variant: VariantResult) -> Iterator[str]:
     if variant.accuracy is None:
-        yield "no image judged its answers"
+        yield "its accuracy was not measured"
     else:
-        images = number_format.image_count(variant.accuracy.images, variant.accuracy.labelled)
-        yield f"accuracy was measured on {images}; others may fare differently"
+        images = fmt.image_count(variant.accuracy.images, variant.accuracy.labelled)
+        yield f"accuracy was measured on {images}; other images may give another one"
     if variant.engine is not None and variant.engine.made_with:
-        made = ", ".join(f"{key} {value}" for key, value in variant.engine.made_with.items())
-        yield f"the engine was made with {made}"
+        versions = ", ".join(f"{key} {value}" for key, value in variant.engine.made_with.items())
+        yield f"the engine was built with {versions}"
     yield from report.notes

@@ -1,11 +1,12 @@
-"""The three tables that come first: size, latency, accuracy."""
+"""The tables of a report: what each variant is worth, where it runs, and how it was searched for."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from qconvert.core import number_format
+from qconvert.core import number_format as fmt
 from qconvert.measure.accuracy import Accuracy
+from qconvert.measure.latency import Latency
 from qconvert.measure.mixed_result import MixedResult, PredictionLoss, SearchStep
 from qconvert.measure.stats import summarize_latency
 from qconvert.report import gates, metrics
@@ -13,240 +14,69 @@ from qconvert.report.metrics import missing_reason, missing_score_reason
 from qconvert.report.model import MemoryUse, Report, VariantResult
 from qconvert.report.table import MISSING, Footnotes, TextColumn, TextTable, number_columns
 
-COMPARED_WITH_FILE = "against the FP32 ONNX file: no fp32 engine of this backend was built"
-SIMULATED_ACCURACY = "answers of the same graph on ONNX Runtime's CPU: the engine does not run here"
 BASELINE_ROW = "FP32 ONNX"
-
-
-def size_table(report: Report) -> TextTable:
-    """Return megabytes on disk and their ratio to fp32, and at work where that was measured."""
-    notes = Footnotes()
-    memories = [variant.memory for variant in report.variants if variant.memory is not None]
-    shown = [
-        name for name in MEMORY_COLUMNS if any(getattr(each, name) is not None for each in memories)
-    ]
-    rows = [(BASELINE_ROW, number_format.megabytes(report.baseline_bytes), "", *[""] * len(shown))]
-    for variant in report.variants:
-        cells = _size_cells(report, variant, notes)
-        at_work = (_memory_cell(variant, name, notes) for name in shown)
-        rows.append((variant.name, *cells, *at_work))
-    columns = (
-        TextColumn("variant"),
-        *number_columns("MB", "ratio", *(MEMORY_COLUMNS[name] for name in shown)),
-    )
-    return TextTable(columns, tuple(rows), "Size", notes.texts())
-
-
-MEMORY_COLUMNS = {"peak_rss_bytes": "memory MB", "device_bytes": "device MB"}
-
-
-def _size_cells(report: Report, variant: VariantResult, notes: Footnotes) -> tuple[str, str]:
-    ratio = metrics.size_ratio(report, variant)
-    if variant.engine is None or ratio is None:
-        gone = notes.missing(missing_reason(variant))
-        return gone, gone
-    base = metrics.fp32_variant(report, variant)
-    mark = "" if base is not None and base.engine else notes.mark(COMPARED_WITH_FILE)
-    return number_format.megabytes(variant.engine.bytes), number_format.ratio(ratio) + mark
-
-
-def _memory_cell(variant: VariantResult, name: str, notes: Footnotes) -> str:
-    found = getattr(variant.memory or MemoryUse(), name)
-    if found is None:
-        return notes.missing(missing_reason(variant, name, "memory"))
-    return number_format.megabytes(found)
-
-
-def latency_table(report: Report) -> TextTable:
-    """Return a row for each engine and batch size; calls with inputs on the device apart."""
-    notes = Footnotes()
-    device = any(each.where == "device" for variant in report.variants for each in variant.latency)
-    rows: list[tuple[str, ...]] = []
-    for variant in report.variants:
-        for batch in sorted({each.batch for each in variant.latency if each.samples_ms}):
-            rows.append(_latency_row(report, variant, batch, notes))
-        if metrics.headline_latency(variant) is None:
-            rows.append(
-                (variant.name, "", notes.missing(missing_reason(variant, "latency")), "", "", "")
-            )
-    columns = (
-        TextColumn("variant"),
-        *number_columns("batch", "median ms", "device ms", "images/s", "speed-up"),
-    )
-    sheet = TextTable(columns, tuple(rows), "Latency", notes.texts())
-    return sheet if device else without_column(sheet, "device ms")
-
-
-def without_column(sheet: TextTable, title: str) -> TextTable:
-    """Return a table that lacks one column."""
-    kept = [index for index, column in enumerate(sheet.columns) if column.title != title]
-    rows = tuple(tuple(row[index] for index in kept) for row in sheet.rows)
-    return replace(sheet, columns=tuple(sheet.columns[index] for index in kept), rows=rows)
-
-
-def _latency_row(
-    report: Report, variant: VariantResult, batch: int, notes: Footnotes
-) -> tuple[str, ...]:
-    host = metrics.latency_at(variant, batch, "host")
-    device = metrics.latency_at(variant, batch, "device")
-    found = host or device
-    assert found is not None
-    timing = summarize_latency(found)
-    ratio = metrics.speedup(report, variant, found)
-    return (
-        variant.name,
-        str(batch),
-        number_format.ms_with_spread(timing.median_ms, timing.spread_ms)
-        if host
-        else notes.missing(missing_reason(variant, "latency")),
-        number_format.ms(summarize_latency(device).median_ms) if device else "",
-        number_format.throughput(timing.images_per_second),
-        notes.missing(_missing_speedup_reason(report, variant))
-        if ratio is None
-        else number_format.ratio(ratio),
-    )
-
-
-def _missing_speedup_reason(report: Report, variant: VariantResult) -> str:
-    base = metrics.fp32_variant(report, variant)
-    if base is None:
-        return f"no fp32 engine of `{variant.backend}` to compare with"
-    return f"`{base.name}` was not timed at this batch size"
-
-
-@dataclass(frozen=True)
-class ScoreColumn:
-    """A column of the accuracy table: its title, the field it stands on, and how it is written."""
-
-    title: str
-    field: str
-    format: Callable[[Accuracy], str]
-
-
-def _percent(name: str) -> Callable[[Accuracy], str]:
-    return lambda accuracy: number_format.percent(getattr(accuracy, name))
-
-
-AGREEMENT = ScoreColumn("agrees", "agreement", _percent("agreement"))
-LABELLED_SCORES = (
-    ScoreColumn("top-1", "top1", _percent("top1")),
-    ScoreColumn("precision", "precision", _percent("precision")),
-    ScoreColumn("recall", "recall", _percent("recall")),
-    ScoreColumn("F1", "f1", _percent("f1")),
-    ScoreColumn(
-        "change pp",
-        "change_pp",
-        lambda a: number_format.change_with_interval(a.change_pp or 0, a.half_width_pp),
-    ),
-    AGREEMENT,
-)
-UNLABELLED_SCORES = (
-    AGREEMENT,
-    ScoreColumn("SQNR dB", "sqnr_db", lambda a: number_format.decibels(a.sqnr_db or 0)),
-    ScoreColumn("KL", "kl", lambda a: number_format.divergence(a.kl or 0)),
-    ScoreColumn("cosine", "cosine", lambda a: f"{a.cosine:.5f}"),
-)
-
-
-def accuracy_table(report: Report) -> TextTable:
-    """Return the scores in percent; without labels agreement and the distance of the outputs."""
-    notes = Footnotes()
-    rated = [each.accuracy for each in report.variants if each.accuracy is not None]
-    known = [*rated, report.baseline] if report.baseline is not None else rated
-    scores = _score_columns(known)
-    rows = []
-    if report.baseline is not None and any(_has_score(report.baseline, each) for each in scores):
-        rows.append(
-            (BASELINE_ROW, *(_score_cell(report.baseline, each, "", notes) for each in scores))
-        )
-    for variant in report.variants:
-        mark = ""
-        if variant.accuracy is not None and variant.accuracy.measured_on == "cpu-simulation":
-            mark = notes.mark(SIMULATED_ACCURACY)
-        cells = (_variant_score_cell(variant, each, notes) for each in scores)
-        rows.append((variant.name + mark, *cells))
-    title = f"Accuracy{_image_count_suffix(known, labelled=scores is LABELLED_SCORES)}"
-    if rated and scores is not LABELLED_SCORES:
-        first = next(each for each in report.variants if each.accuracy is not None)
-        title += notes.mark(missing_score_reason(first, "top1"))
-    columns = (TextColumn("variant"), *number_columns(*(each.title for each in scores)))
-    return TextTable(columns, tuple(rows), title, notes.texts())
-
-
-def _image_count_suffix(known: list[Accuracy], *, labelled: bool) -> str:
-    """Return what the percentages are of; images without a label count for agreement alone."""
-    most = max(known, key=lambda each: each.images, default=None)
-    if most is None or not most.images:
-        return ""
-    some = most.labelled if labelled else None
-    told = f", % of {number_format.image_count(most.images, some)}"
-    return f"{told} (agrees: of all)" if some and some < most.images else told
-
-
-def _score_columns(known: list[Accuracy]) -> tuple[ScoreColumn, ...]:
-    if any(each.top1 is not None for each in known):
-        return LABELLED_SCORES
-    found = tuple(
-        score for score in UNLABELLED_SCORES if any(_has_score(each, score) for each in known)
-    )
-    return found or (LABELLED_SCORES[0], AGREEMENT)
-
-
-def _has_score(accuracy: Accuracy, score: ScoreColumn) -> bool:
-    return getattr(accuracy, score.field) is not None
-
-
-def _score_cell(accuracy: Accuracy, score: ScoreColumn, why: str, notes: Footnotes) -> str:
-    if _has_score(accuracy, score):
-        return score.format(accuracy)
-    return notes.missing(why) if why else ""
-
-
-def _variant_score_cell(variant: VariantResult, score: ScoreColumn, notes: Footnotes) -> str:
-    why = missing_score_reason(variant, score.field)
-    if variant.accuracy is None:
-        return notes.missing(why)
-    return _score_cell(variant.accuracy, score, why, notes)
-
-
 BEST_MARK = "◆"
+COMPARED_WITH_FILE = "against the FP32 ONNX file: no fp32 engine of this backend was built"
+SIMULATED_ACCURACY = "the same graph on ONNX Runtime's CPU: the engine does not run here"
+MEMORY_COLUMNS = {"peak_rss_bytes": "memory MB", "device_bytes": "device MB"}
+MAX_REASONS = 12
+MAX_BLOCKS = 10
+HASH_DIGITS = 12
+LOSS_MEASURES = {
+    "top-1": "points of top-1, over images with labels",
+    "agreement": "points of agreement with FP32",
+    "certainty": "points of top-1 weighted by FP32: its probability of each prediction that changed",
+}
 
 
 def overview_table(report: Report) -> TextTable:
-    """Return a row a variant: size, latency at its smallest batch, answers, and the best marked."""
-    rated = [variant for variant in report.variants if variant.accuracy is not None]
-    labelled = not rated or any(_top1_cell(variant) for variant in rated)
-    scores = ("top-1", "Δ pp") if labelled else ("agrees", "SQNR dB")
+    """Return a row for each variant: size, latency at its smallest batch, accuracy, gates."""
+    scored = [variant.accuracy for variant in report.variants if variant.accuracy is not None]
+    labelled = not scored or any(accuracy.top1 is not None for accuracy in scored)
+    scores = (
+        {"top-1": ("top1", fmt.percent), "Δ pp": ("change_pp", fmt.signed)}
+        if labelled
+        else {"agrees": ("agreement", fmt.percent), "SQNR dB": ("sqnr_db", fmt.decibels)}
+    )
     rows = []
     for variant in report.variants:
-        answers = (
-            (_top1_cell(variant), _top1_change_cell(variant))
-            if labelled
-            else _output_error_cells(variant)
-        )
+        latency, speedup = (
+            metrics.headline_latency(variant), metrics.headline_speedup(report, variant)
+        )  # fmt: skip
+        cells = []
+        for field, write in scores.values():
+            value = getattr(variant.accuracy, field, None)
+            cells.append(MISSING if value is None else write(value))
+        passed = metrics.passes_gates(report, variant)
+        status = "baseline" if variant.precision == "fp32" else ""
+        if passed is not None:
+            status = gates.PASS if passed else gates.FAIL
+        if variant.name == report.best:
+            status = f"{status} {BEST_MARK}".strip()
         rows.append(
             (
                 variant.name,
-                number_format.megabytes(variant.engine.bytes) if variant.engine else MISSING,
-                _p50_cell(variant),
-                _speedup_cell(report, variant),
-                *(cell or MISSING for cell in answers),
-                _gate_cell(report, variant),
+                fmt.megabytes(variant.engine.bytes) if variant.engine else MISSING,
+                MISSING if latency is None else _median_cell(latency),
+                MISSING if speedup is None else fmt.ratio(speedup),
+                *cells,
+                status,
             )
         )
+    score, change = scores
     columns = (
         TextColumn("variant"),
         *number_columns("MB", "p50 ms"),
         TextColumn("speed", "right", rank=1),
-        TextColumn(scores[0], "right"),
-        TextColumn(scores[1], "right", rank=2),
+        TextColumn(score, "right"),
+        TextColumn(change, "right", rank=2),
         TextColumn("gate" if report.gates else ""),
     )
-    return TextTable(columns, tuple(rows), "Variants")
+    return TextTable(columns, rows, "Variants")
 
 
 def gate_table(report: Report) -> TextTable:
-    """Return a row a gate."""
+    """Return a row for each gate and variant."""
     notes = Footnotes()
     rows = []
     for gate in report.gates:
@@ -260,21 +90,103 @@ def gate_table(report: Report) -> TextTable:
         *number_columns("value", "limit"),
         TextColumn("result"),
     )
-    return TextTable(columns, tuple(rows), "Gates", notes.texts())
+    return TextTable(columns, rows, "Gates", notes.texts())
+
+
+def size_table(report: Report) -> TextTable:
+    """Return megabytes on disk, their ratio to fp32, and memory at run time where measured."""
+    notes = Footnotes()
+    memories = [variant.memory or MemoryUse() for variant in report.variants]
+    measured = [
+        field
+        for field in MEMORY_COLUMNS
+        if any(getattr(memory, field) is not None for memory in memories)
+    ]
+    rows = [(BASELINE_ROW, fmt.megabytes(report.baseline_bytes), "", *[""] * len(measured))]
+    for variant, memory in zip(report.variants, memories, strict=True):
+        ratio, base = metrics.size_ratio(report, variant), metrics.fp32_variant(report, variant)
+        if variant.engine is None or ratio is None:
+            size = ratio_cell = notes.missing(missing_reason(variant))
+        else:
+            size, ratio_cell = fmt.megabytes(variant.engine.bytes), fmt.ratio(ratio)
+            if base is None or not base.engine:
+                ratio_cell += notes.mark(COMPARED_WITH_FILE)
+        cells = []
+        for field in measured:
+            used = getattr(memory, field)
+            cells.append(
+                notes.missing(missing_reason(variant, field, "memory"))
+                if used is None
+                else fmt.megabytes(used)
+            )
+        rows.append((variant.name, size, ratio_cell, *cells))
+    titles = ("MB", "ratio", *(MEMORY_COLUMNS[field] for field in measured))
+    return TextTable((TextColumn("variant"), *number_columns(*titles)), rows, "Size", notes.texts())
+
+
+def latency_table(report: Report) -> TextTable:
+    """Return a row for each engine and batch size, with calls on the device in their own column."""
+    notes = Footnotes()
+    with_device = any(
+        latency.where == "device" for variant in report.variants for latency in variant.latency
+    )
+    rows: list[tuple[str, ...]] = []
+    for variant in report.variants:
+        batches = sorted({latency.batch for latency in variant.latency if latency.samples_ms})
+        for batch in batches:
+            host = metrics.latency_at(variant, batch, "host")
+            device = metrics.latency_at(variant, batch, "device")
+            latency = host or device
+            assert latency is not None
+            device_cell = "" if device is None else fmt.ms(summarize_latency(device).median_ms)
+            speedup = metrics.speedup(report, variant, latency)
+            rows.append(
+                (
+                    variant.name,
+                    str(batch),
+                    _median_cell(host)
+                    if host
+                    else notes.missing(missing_reason(variant, "latency")),
+                    *([device_cell] if with_device else []),
+                    fmt.throughput(summarize_latency(latency).images_per_second),
+                    notes.missing(_missing_speedup_reason(report, variant))
+                    if speedup is None
+                    else fmt.ratio(speedup),
+                )
+            )
+        if not batches:
+            missing = notes.missing(missing_reason(variant, "latency"))
+            rows.append((variant.name, "", missing, *([""] if with_device else []), "", ""))
+    titles = ("batch", "median ms", *(["device ms"] if with_device else []), "images/s", "speed-up")
+    return TextTable(
+        (TextColumn("variant"), *number_columns(*titles)), rows, "Latency", notes.texts()
+    )
+
+
+def _median_cell(latency: Latency) -> str:
+    stats = summarize_latency(latency)
+    return fmt.ms_with_spread(stats.median_ms, stats.spread_ms)
+
+
+def _missing_speedup_reason(report: Report, variant: VariantResult) -> str:
+    base = metrics.fp32_variant(report, variant)
+    if base is None:
+        return f"no fp32 engine of `{variant.backend}` to compare with"
+    return f"`{base.name}` was not timed at this batch size"
 
 
 def timing_table(report: Report) -> TextTable:
-    """Return the figures of every latency, a row each."""
+    """Return the statistics of every latency."""
     rows = []
     for variant in report.variants:
         for latency in variant.latency:
             if latency.samples_ms:
-                found = summarize_latency(latency)
-                tail = (found.min_ms, found.p95_ms, found.p99_ms)
-                median = number_format.ms_with_spread(found.median_ms, found.spread_ms)
-                how = (str(latency.batch), latency.where)
-                runs = str(len(latency.samples_ms))
-                rows.append((variant.name, *how, median, *map(number_format.ms, tail), runs))
+                stats = summarize_latency(latency)
+                tail = map(fmt.ms, (stats.min_ms, stats.p95_ms, stats.p99_ms))
+                batch, runs = str(latency.batch), str(stats.samples)
+                rows.append(
+                    (variant.name, batch, latency.where, _median_cell(latency), *tail, runs)
+                )
     columns = (
         TextColumn("variant"),
         TextColumn("batch", "right"),
@@ -283,52 +195,111 @@ def timing_table(report: Report) -> TextTable:
         TextColumn("min", "right", rank=1),
         *(TextColumn(title, "right", rank=3) for title in ("p95", "p99", "runs")),
     )
-    return TextTable(columns, tuple(rows), "Timings")
+    return TextTable(columns, rows, "Timings")
 
 
-def _p50_cell(variant: VariantResult) -> str:
-    latency = metrics.headline_latency(variant)
-    if latency is None:
-        return MISSING
-    found = summarize_latency(latency)
-    return number_format.ms_with_spread(found.median_ms, found.spread_ms)
+@dataclass(frozen=True)
+class ScoreColumn:
+    """A column of the accuracy table: its title, its field of Accuracy, and its format."""
+
+    title: str
+    field: str
+    write: Callable[[float], str] = fmt.percent
+
+    def cell(self, accuracy: Accuracy) -> str | None:
+        """Return the cell; None where the score is missing."""
+        value = getattr(accuracy, self.field)
+        if self.field == "change_pp" and value is not None:
+            return fmt.change_with_interval(value, accuracy.half_width_pp)
+        return None if value is None else self.write(value)
 
 
-def _speedup_cell(report: Report, variant: VariantResult) -> str:
-    ratio = metrics.headline_speedup(report, variant)
-    return MISSING if ratio is None else number_format.ratio(ratio)
+AGREEMENT = ScoreColumn("agrees", "agreement")
+LABELLED_SCORES = (
+    ScoreColumn("top-1", "top1"),
+    ScoreColumn("precision", "precision"),
+    ScoreColumn("recall", "recall"),
+    ScoreColumn("F1", "f1"),
+    ScoreColumn("change pp", "change_pp"),
+    AGREEMENT,
+)
+UNLABELLED_SCORES = (
+    AGREEMENT,
+    ScoreColumn("SQNR dB", "sqnr_db", fmt.decibels),
+    ScoreColumn("KL", "kl", fmt.divergence),
+    ScoreColumn("cosine", "cosine", "{:.5f}".format),
+)
 
 
-def _top1_cell(variant: VariantResult) -> str:
-    accuracy = variant.accuracy
-    return "" if accuracy is None or accuracy.top1 is None else number_format.percent(accuracy.top1)
+def accuracy_table(report: Report) -> TextTable:
+    """Return the scores in percent; without labels agreement and the error of the outputs."""
+    notes = Footnotes()
+    scored = [variant for variant in report.variants if variant.accuracy is not None]
+    accuracies = [variant.accuracy for variant in scored if variant.accuracy is not None]
+    if report.baseline is not None:
+        accuracies.append(report.baseline)
+    labelled = any(accuracy.top1 is not None for accuracy in accuracies)
+    columns = LABELLED_SCORES if labelled else _unlabelled_scores(accuracies)
+    rows = []
+    if report.baseline is not None:
+        cells = [column.cell(report.baseline) for column in columns]
+        if any(cells):
+            rows.append((BASELINE_ROW, *(cell or "" for cell in cells)))
+    for variant in report.variants:
+        accuracy, name = variant.accuracy, variant.name
+        if accuracy is not None and accuracy.measured_on == "cpu-simulation":
+            name += notes.mark(SIMULATED_ACCURACY)
+        row = [name]
+        for column in columns:
+            cell = None if accuracy is None else column.cell(accuracy)
+            reason = missing_score_reason(variant, column.field)
+            row.append(notes.missing(reason) if cell is None else cell)
+        rows.append(tuple(row))
+    title = "Accuracy"
+    most = max(accuracies, key=lambda accuracy: accuracy.images, default=None)
+    if most is not None and most.images:
+        with_label = most.labelled if labelled else None
+        title += f", % of {fmt.image_count(most.images, with_label)}"
+        if with_label and with_label < most.images:
+            title += " (agrees: of all)"
+    if scored and not labelled:
+        title += notes.mark(missing_score_reason(scored[0], "top1"))
+    header = (TextColumn("variant"), *number_columns(*(column.title for column in columns)))
+    return TextTable(header, rows, title, notes.texts())
 
 
-def _top1_change_cell(variant: VariantResult) -> str:
-    accuracy = variant.accuracy
-    if accuracy is None or accuracy.change_pp is None:
-        return ""
-    return number_format.signed(accuracy.change_pp)
+def _unlabelled_scores(accuracies: list[Accuracy]) -> tuple[ScoreColumn, ...]:
+    measured = (
+        column
+        for column in UNLABELLED_SCORES
+        if any(column.cell(accuracy) is not None for accuracy in accuracies)
+    )
+    return tuple(measured) or (LABELLED_SCORES[0], AGREEMENT)
 
 
-def _output_error_cells(variant: VariantResult) -> tuple[str, str]:
-    accuracy = variant.accuracy
-    if accuracy is None:
-        return "", ""
-    agrees = "" if accuracy.agreement is None else number_format.percent(accuracy.agreement)
-    return agrees, "" if accuracy.sqnr_db is None else number_format.decibels(accuracy.sqnr_db)
+def class_table(report: Report) -> TextTable:
+    """Return the classes whose recall changed most."""
+    rows = [
+        (
+            variant.name,
+            class_name(report, shift.label),
+            str(shift.images),
+            fmt.percent(shift.before),
+            fmt.percent(shift.after),
+            fmt.signed(shift.after - shift.before),
+        )
+        for variant in report.variants
+        if variant.accuracy is not None
+        for shift in variant.accuracy.shifts
+    ]
+    titles = number_columns("images", "FP32 right, %", "right, %", "Δ pp")
+    columns = (TextColumn("variant"), TextColumn("class"), *titles)
+    return TextTable(columns, rows, "Classes that changed most")
 
 
-def _gate_cell(report: Report, variant: VariantResult) -> str:
-    """Say how the limits were kept, and mark the best."""
-    kept = metrics.passes_gates(report, variant)
-    words = "baseline" if variant.precision == "fp32" else ""
-    if kept is not None:
-        words = gates.PASS if kept else gates.FAIL
-    return f"{words} {BEST_MARK}".strip() if variant.name == report.best else words
-
-
-MAX_REASONS = 12
+def class_name(report: Report, number: int) -> str:
+    """Return the name of a class, or its number."""
+    return (report.evidence.classes or {}).get(str(number), f"class {number}")
 
 
 def placement_table(report: Report) -> TextTable:
@@ -336,35 +307,49 @@ def placement_table(report: Report) -> TextTable:
     notes = Footnotes()
     rows = []
     for variant in report.variants:
-        by_precision = (
-            notes.missing(missing_reason(variant, "by_precision", "latency"))
-            if variant.by_precision is None
-            else _node_counts(variant.by_precision)
-        )
-        by_provider = (
-            _node_counts(variant.by_provider)
-            if variant.by_provider
-            else notes.missing(missing_reason(variant, "by_provider", "latency"))
-        )
-        rows.append((variant.name, by_provider, by_precision, _quantized_cell(variant)))
+        counts = {"by_provider": variant.by_provider, "by_precision": variant.by_precision}
+        cells = []
+        for field, nodes in counts.items():
+            # No engine runs on no provider: an empty count is an unmeasured one.
+            if nodes is None or (field == "by_provider" and not nodes):
+                cells.append(notes.missing(missing_reason(variant, field, "latency")))
+                continue
+            ordered = sorted(nodes.items(), key=lambda item: (-item[1], item[0]))
+            cells.append(
+                ", ".join(f"{n} {name.removesuffix('ExecutionProvider')}" for name, n in ordered)
+            )
+        of_all = f"{variant.quantized} of {variant.candidates}" if variant.candidates else ""
+        rows.append((variant.name, *cells, of_all))
     columns = (
         TextColumn("variant"),
         TextColumn("nodes by provider", wrap=True),
         TextColumn("by precision", wrap=True),
         TextColumn("quantized", "right"),
     )
-    return TextTable(columns, tuple(rows), "Where it runs", notes.texts())
+    return TextTable(columns, rows, "Where it runs", notes.texts())
+
+
+def operator_table(report: Report) -> TextTable:
+    """Return how many nodes of each operator are quantized."""
+    rows = [
+        (variant.name, op.op, str(op.nodes), str(op.quantized), str(op.nodes - op.quantized))
+        for variant in report.variants
+        for op in variant.operators
+    ]
+    titles = number_columns("nodes", "int8", "left")
+    columns = (TextColumn("variant"), TextColumn("operator"), *titles)
+    return TextTable(columns, rows, "Coverage by operator")
 
 
 def unquantized_table(report: Report) -> TextTable:
-    """Return a row for every reason why operators were not quantized, the most frequent first."""
+    """Return the reasons why operators were not quantized, the most frequent first."""
     rows: list[tuple[str, ...]] = []
     for variant in report.variants:
-        found = Counter((each.op, each.reason) for each in variant.unquantized)
-        for (op, reason), number in found.most_common(MAX_REASONS):
+        reasons = Counter((node.op, node.reason) for node in variant.unquantized)
+        for (op, reason), number in reasons.most_common(MAX_REASONS):
             rows.append((variant.name, op, str(number), reason))
-        if len(found) > MAX_REASONS:
-            more = f"and {len(found) - MAX_REASONS} more reasons"
+        if len(reasons) > MAX_REASONS:
+            more = f"and {len(reasons) - MAX_REASONS} more reasons"
             rows.append((variant.name, MISSING, "", more))
     columns = (
         TextColumn("variant"),
@@ -372,119 +357,133 @@ def unquantized_table(report: Report) -> TextTable:
         TextColumn("nodes", "right"),
         TextColumn("why", wrap=True),
     )
-    return TextTable(columns, tuple(rows), "Not quantized")
+    return TextTable(columns, rows, "Not quantized")
 
 
-def _node_counts(found: dict[str, int]) -> str:
-    ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(
-        f"{number} {name.removesuffix('ExecutionProvider')}" for name, number in ordered
+def engine_table(report: Report) -> TextTable:
+    """Return the engines' paths, hashes, build times and versions."""
+    rows = [
+        (
+            variant.name,
+            f"`{engine.path}`",
+            engine.sha256[:HASH_DIGITS],
+            f"{engine.build_seconds:.1f} s" + (", cached" if engine.stored else ""),
+            ", ".join(f"{name} {version}" for name, version in engine.made_with.items()),
+        )
+        for variant in report.variants
+        if (engine := variant.engine) is not None
+    ]
+    columns = (
+        TextColumn("engine"),
+        TextColumn("path"),
+        TextColumn("sha256"),
+        TextColumn("built in", "right"),
+        TextColumn("built with", wrap=True),
     )
+    return TextTable(columns, rows, "Engines")
 
 
-def _quantized_cell(variant: VariantResult) -> str:
-    return f"{variant.quantized} of {variant.candidates}" if variant.candidates else ""
-
-
-MAX_BLOCKS = 10
-LOSS_MEASURES = {
-    "top-1": "points of top-1, over images with labels",
-    "agreement": "points of agreement with FP32",
-    "certainty": "points of top-1 as FP32 weighs them: the probability that it gives up where an "
-    "answer changed",
-}
+def provenance(report: Report) -> dict[str, str]:
+    """Return the facts that let someone repeat the run, as names and values."""
+    facts = {"tool": report.tool, "created": report.created, **report.machine}
+    for name, images in (("calibration", report.calibration), ("evaluation", report.evaluation)):
+        if images is not None:
+            digest = f", list {images.sha256[:HASH_DIGITS]}" if images.sha256 else ""
+            facts[name] = f"{fmt.count(images.count, 'image')} of `{images.path}`{digest}"
+    if report.seconds:
+        facts["seconds"] = ", ".join(f"{step} {took:.1f}" for step, took in report.seconds.items())
+    return facts
 
 
 def search_tables(report: Report) -> list[TextTable]:
     """Return the tables of all searches of a report, each with its backend in the title."""
     return [
-        replace(sheet, title=f"{sheet.title} (`{backend}`)")
-        for backend, mix in report.mixes.items()
-        if mix.gains
-        for sheet in (block_table(mix), trial_table(mix))
+        replace(table, title=f"{table.title} (`{backend}`)")
+        for backend, result in report.mixes.items()
+        if result.gains
+        for table in (block_table(result), trial_table(result))
     ]
 
 
-def block_table(mix: MixedResult, most: int = MAX_BLOCKS) -> TextTable:
-    """Return the blocks whose lifting alone brings the answers nearest to those of FP32."""
-    first = sorted(mix.gains, key=lambda each: -each.gain)[:most]
-    lifted = set(mix.chosen.lifted) if mix.chosen is not None else set()
-    base = mix.int8.distance or 1.0
-    rows = tuple(
+def block_table(result: MixedResult) -> TextTable:
+    """Return the blocks that reduce the output error most when kept in float alone."""
+    blocks = sorted(result.gains, key=lambda gain: -gain.gain)[:MAX_BLOCKS]
+    in_float = result.chosen.lifted if result.chosen is not None else ()
+    base = result.int8.distance or 1.0
+    rows = [
         (
-            each.block,
-            number_format.percent(100 * each.share),
-            f"{100 * each.gain / base:+.1f} ± {100 * each.half_width / base:.1f}",
-            f"lifted to {mix.rest}" if each.block in lifted else "",
+            gain.block,
+            fmt.percent(100 * gain.share),
+            f"{100 * gain.gain / base:+.1f} ± {100 * gain.half_width / base:.1f}",
+            f"kept in {result.rest}" if gain.block in in_float else "",
         )
-        for each in first
-    )
+        for gain in blocks
+    ]
     columns = (
         TextColumn("block"),
-        *number_columns("compute %", "error taken away %"),
+        *number_columns("compute %", "error removed %"),
         TextColumn("", rank=1),
     )
-    title = f"Blocks by what lifting each alone brings, {len(first)} of {len(mix.gains)}"
+    title = f"Blocks by the error that each alone removes in float, {len(blocks)} of {len(result.gains)}"
     return TextTable(columns, rows, title)
 
 
-def trial_table(mix: MixedResult) -> TextTable:
-    """Return the sets that were tried, from INT8 as it is to the largest."""
+def trial_table(result: MixedResult) -> TextTable:
+    """Return the sets of float blocks that were tried, from none to the largest."""
     notes = Footnotes()
-    loss = "loses pp" + notes.mark(LOSS_MEASURES[mix.int8.search.by])
-    confirmed_by = "confirmed" + notes.mark(LOSS_MEASURES[mix.by])
-    found = [mix.int8, *mix.steps]
-    timed = any(step.ms is not None for step in found)
-    rows = tuple(
-        (
-            str(len(step.lifted)),
-            number_format.percent(100 * step.share),
-            f"{step.distance:.5f}",
-            f"{step.search.pp:.2f}",
-            MISSING if step.confirmed is None else _loss_cell(step.confirmed),
-            *(("" if step.ms is None else number_format.ms(step.ms),) if timed else ()),
-            "◆" if mix.chosen is not None and step.lifted == mix.chosen.lifted else "",
+    loss = "loses pp" + notes.mark(LOSS_MEASURES[result.int8.search.by])
+    confirmed_loss = "confirmed" + notes.mark(LOSS_MEASURES[result.by])
+    steps = [result.int8, *result.steps]
+    timed = any(step.ms is not None for step in steps)
+    rows = []
+    for step in steps:
+        ms = "" if step.ms is None else fmt.ms(step.ms)
+        chosen = result.chosen is not None and step.lifted == result.chosen.lifted
+        rows.append(
+            (
+                str(len(step.lifted)),
+                fmt.percent(100 * step.share),
+                f"{step.distance:.5f}",
+                f"{step.search.pp:.2f}",
+                MISSING if step.confirmed is None else _loss_cell(step.confirmed),
+                *([ms] if timed else []),
+                BEST_MARK if chosen else "",
+            )
         )
-        for step in found
-    )
-    columns = (
-        *number_columns("lifted", "compute %", "distance", loss, confirmed_by),
-        *(number_columns("ms") if timed else ()),
-        TextColumn(""),
-    )
-    searched = mix.int8.search.images
-    confirmed = mix.int8.confirmed.images if mix.int8.confirmed is not None else 0
+    titles = ("in float", "compute %", "output error", loss, confirmed_loss)
+    columns = (*number_columns(*titles, *(["ms"] if timed else [])), TextColumn(""))
+    confirmed = result.int8.confirmed.images if result.int8.confirmed is not None else 0
     title = (
-        f"Sets tried on {searched} images, confirmed on {number_format.count(confirmed, 'image')}"
+        f"Sets tried on {result.int8.search.images} images, "
+        f"confirmed on {fmt.count(confirmed, 'image')}"
     )
     return TextTable(columns, rows, title, notes.texts())
 
 
-def search_result_table(mix: MixedResult, sizes: Mapping[str, int]) -> TextTable:
-    """Return what was found beside INT8 and the float model."""
+def search_result_table(result: MixedResult, sizes: Mapping[str, int]) -> TextTable:
+    """Return the mixed engine beside INT8 and the float model."""
     notes = Footnotes()
-    rows = [_search_result_row("int8", mix.int8, sizes, mix, notes)]
-    if mix.chosen is not None:
-        rows.append(_search_result_row("mixed", mix.chosen, sizes, mix, notes))
-    other = "" if mix.float_ms is None else number_format.ms(mix.float_ms)
-    size = (
-        number_format.megabytes(sizes["fp32"])
-        if mix.rest == "fp32" and "fp32" in sizes
-        else MISSING
-    )
-    rows.append((mix.rest, size, other or notes.missing(mix.untimed), "", ""))
+    steps: dict[str, SearchStep] = {"int8": result.int8}
+    if result.chosen is not None:
+        steps["mixed"] = result.chosen
+    latencies = {name: step.ms for name, step in steps.items()} | {result.rest: result.float_ms}
+    rows = []
+    for name, latency in latencies.items():
+        # Of the float models only fp32 is a file of its own here.
+        size = sizes.get(name) if name in (*steps, "fp32") else None
+        loss = steps[name].confirmed or steps[name].search if name in steps else None
+        rows.append(
+            (
+                name,
+                MISSING if size is None else fmt.megabytes(size),
+                notes.missing(result.untimed) if latency is None else fmt.ms(latency),
+                "" if loss is None else _loss_cell(loss),
+                "" if loss is None else fmt.percent(loss.agreement),
+            )
+        )
     columns = (TextColumn("precision"), *number_columns("MB", "p50 ms", "loses pp", "agrees %"))
-    return TextTable(columns, tuple(rows), "Result", notes.texts())
+    return TextTable(columns, rows, "Result", notes.texts())
 
 
-def _search_result_row(
-    name: str, step: SearchStep, sizes: Mapping[str, int], mix: MixedResult, notes: Footnotes
-) -> tuple[str, ...]:
-    ms = notes.missing(mix.untimed) if step.ms is None else number_format.ms(step.ms)
-    size = number_format.megabytes(sizes[name]) if name in sizes else MISSING
-    found = step.confirmed or step.search
-    return name, size, ms, _loss_cell(found), number_format.percent(found.agreement)
-
-
-def _loss_cell(found: PredictionLoss) -> str:
-    return f"{found.pp:.2f} ± {found.half_width_pp:.2f}"
+def _loss_cell(loss: PredictionLoss) -> str:
+    return f"{loss.pp:.2f} ± {loss.half_width_pp:.2f}"

@@ -2,48 +2,57 @@
 
 import re
 import textwrap
-from collections.abc import Iterator
 from dataclasses import replace
 
 from qconvert.measure.stats import summarize_latency
-from qconvert.report import gates, metrics, tables
+from qconvert.report import gates, tables
 from qconvert.report.model import Report
 from qconvert.report.table import TextColumn, TextTable, text_bar
 
 WIDTH = 80
 
-# Between a number and its unit or interval no line ends.
+# No line ends between a number and its unit or interval.
 UNBREAKABLE_SPACE = re.compile(r"(?<=\d) (?=(?:%|pp|ms|dB|MB|±)(?:\W|$))|(?<=±) ")
 NO_BREAK_SPACE = "\u00a0"
 
 
 def latency_table_with_bars(report: Report) -> TextTable:
-    """Return the latencies with bars: within a batch size, how long each takes of the longest."""
-    sheet = tables.latency_table(report)
-    took = {
-        (variant.name, str(batch)): summarize_latency(found).median_ms
+    """Return the latencies with bars relative to the slowest at the same batch size."""
+    medians = {
+        (variant.name, str(latency.batch)): summarize_latency(latency).median_ms
         for variant in report.variants
-        for batch in {each.batch for each in variant.latency}
-        if (found := metrics.latency_at(variant, batch, "host")) is not None
+        for latency in variant.latency
+        if latency.where == "host" and latency.samples_ms
     }
-    most: dict[str, float] = {}
-    for (_, batch), ms in took.items():
-        most[batch] = max(ms, most.get(batch, 0.0))
-    rows = tuple(
-        (*row, text_bar(took[row[0], row[1]] / most[row[1]]) if (row[0], row[1]) in took else "")
-        for row in sheet.rows
-    )
-    return replace(sheet, columns=(*sheet.columns, TextColumn("time", rank=9)), rows=rows)
+    slowest: dict[str, float] = {}
+    for (_, batch), ms in medians.items():
+        slowest[batch] = max(ms, slowest.get(batch, 0.0))
+    table = tables.latency_table(report)
+    rows = []
+    for row in table.rows:
+        name, batch = row[:2]
+        ms = medians.get((name, batch), 0.0)
+        rows.append((*row, text_bar(ms / slowest[batch]) if ms else ""))
+    return replace(table, columns=(*table.columns, TextColumn("time", rank=9)), rows=rows)
 
 
 def closing_text(report: Report) -> str:
-    """Return failed gates, then notes, then the verdict as the last line read."""
-    return "\n".join(_closing_lines(report))
+    """Return the failed gates, the notes, and the verdict as the last line."""
+    lines = []
+    for gate in report.gates:
+        if not gate.passed:
+            lines += wrap_text(f"gate failed: {gates.describe_gate(gate)}", "  ")
+    for note in report.notes:
+        lines += wrap_text(f"note: {note}", "  ")
+    if report.verdict:
+        lines += [""] if report.notes else []
+        lines += wrap_text(report.verdict)
+    return "\n".join(lines)
 
 
-def wrapped_footnotes(sheet: TextTable) -> str:
-    """Return the footnotes of a table, a line or more each."""
-    return "\n".join(line for each in sheet.footnotes for line in wrap_text(each, "  "))
+def wrapped_footnotes(table: TextTable) -> str:
+    """Return the footnotes of a table as lines of text."""
+    return "\n".join(line for note in table.footnotes for line in wrap_text(note, "  "))
 
 
 def wrap_text(sentence: str, indent: str = "") -> list[str]:
@@ -56,14 +65,3 @@ def wrap_text(sentence: str, indent: str = "") -> list[str]:
         break_on_hyphens=False,
     )
     return [line.replace(NO_BREAK_SPACE, " ") for line in lines]
-
-
-def _closing_lines(report: Report) -> Iterator[str]:
-    for gate in report.gates:
-        if not gate.passed:
-            yield from wrap_text(f"gate failed: {gates.describe_gate(gate)}", "  ")
-    for note in report.notes:
-        yield from wrap_text(f"note: {note}", "  ")
-    if report.verdict:
-        yield from ("",) if report.notes else ()
-        yield from wrap_text(report.verdict)

@@ -1,6 +1,6 @@
-"""A new report beside the one that a run had: engines that were not made again stay in it."""
+"""Merge a new report with the previous one of its run: engines that were not rebuilt stay in it."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 
 from qconvert.core.config import GateConfig
@@ -12,69 +12,7 @@ from qconvert.report.model import Report, VariantResult
 from qconvert.report.verdict import conclude
 from qconvert.run.run_folder import REPORT, RunFolder
 
-OTHER_IMAGES = "its answers were compared on other images"
-
-
-def merge_with_previous(new: Report, run: RunFolder, limits: GateConfig) -> Report:
-    """Return the new report with the engines that the run has besides.
-
-    Their accuracies stay where they are of these images; latencies compare only where they were
-    taken in turns. A report that cannot be read any more, or is of another model, has nothing to
-    give.
-    """
-    before = previous_report(run)
-    if before is None or before.baseline_bytes != new.baseline_bytes:
-        return new
-    there = {
-        each.name: each
-        for each in before.variants
-        if each.engine is not None and _engine_exists(each, run)
-    }
-    # What is only planned takes the place of no engine.
-    made = tuple(each for each in new.variants if each.engine or each.name not in there)
-    new = _with_previous_layers(
-        _with_previous_accuracy(replace(new, variants=made), before), before
-    )
-    here = {each.name for each in made}
-    kept = tuple(
-        _without_incomparable(each, before, new) for each in there.values() if each.name not in here
-    )
-    staying = {each.name for each in kept}
-    staying |= {
-        each.name for each in made if each.name in there and _same_engine(each, there[each.name])
-    }
-    whole = replace(
-        new,
-        variants=(*kept, *(_with_previous_notes(each, there) for each in new.variants)),
-        baseline=new.baseline or before.baseline,
-        mixes={**before.mixes, **new.mixes},
-        evidence=_merged_evidence(new, before, staying),
-    )
-    planned = any(each.engine is None for each in whole.variants)
-    return conclude(whole, GateConfig() if planned else limits)
-
-
-def _merged_evidence(new: Report, before: Report, staying: Collection[str]) -> Evidence:
-    """Return what is shown of the errors; of engines that stay what was shown before."""
-    found, known = new.evidence, before.evidence
-    if not staying:
-        return found
-    pictures = known.thumbnails if _same_images(before, new) else ()
-    return Evidence(
-        ranges=found.ranges or tuple(each for each in known.ranges if each.variant in staying),
-        weights=found.weights or known.weights,
-        feature_maps=found.feature_maps or known.feature_maps,
-        thumbnails=found.thumbnails or pictures,
-        classes={**(known.classes or {}), **(found.classes or {})},
-    )
-
-
-def _with_previous_notes(row: VariantResult, there: Mapping[str, VariantResult]) -> VariantResult:
-    """Return a row with what was noted when the very same engine was made from nothing."""
-    known = there.get(row.name)
-    if known is None or not _same_engine(row, known):
-        return row
-    return replace(row, notes=tuple(dict.fromkeys((*known.notes, *row.notes))))
+OTHER_IMAGES = "its accuracy was measured on other images"
 
 
 def previous_report(run: RunFolder) -> Report | None:
@@ -86,73 +24,105 @@ def previous_report(run: RunFolder) -> Report | None:
         return None
 
 
-def _with_previous_accuracy(new: Report, before: Report) -> Report:
-    """Return the new report with answers that were compared before of the very same engines.
+def merge_with_previous(new: Report, run: RunFolder, limits: GateConfig) -> Report:
+    """Return the new report with the other engines of the run.
 
-    So where no images are at hand now.
+    Their accuracy stays if it is of the same images; latencies compare only where engines were
+    timed together. A previous report of another model has nothing to add.
     """
-    if new.evaluation is not None or before.evaluation is None:
+    previous = previous_report(run)
+    if previous is None or previous.baseline_bytes != new.baseline_bytes:
         return new
-    earlier = {each.name: each for each in before.variants if each.engine is not None}
-    rows = []
-    for row in new.variants:
-        same = earlier.get(row.name)
-        if same is None or _engine_sha(same) != _engine_sha(row) or same.accuracy is None:
-            rows.append(row)
-            continue
-        reasons = {name: why for name, why in row.unmeasured.items() if name != "accuracy"}
-        rows.append(replace(row, accuracy=same.accuracy, unmeasured=reasons))
-    return replace(
+    existing = {
+        variant.name: variant
+        for variant in previous.variants
+        if variant.engine is not None and run.engine(variant.name).is_dir()
+    }
+    # Without evaluation images in this run, the accuracy of unchanged engines still holds.
+    reuse_accuracy = new.evaluation is None and previous.evaluation is not None
+    if reuse_accuracy:
+        new = replace(
+            new,
+            baseline=previous.baseline,
+            evaluation=previous.evaluation,
+            shared_images=previous.shared_images,
+        )
+    # A variant that is only planned does not replace its engine.
+    rebuilt = [row for row in new.variants if row.engine or row.name not in existing]
+    new = replace(new, variants=tuple(rebuilt), baseline=new.baseline or previous.baseline)
+    new_names = {row.name for row in rebuilt}
+    kept = {name: existing[name] for name in existing if name not in new_names}
+    unchanged = {
+        row.name
+        for row in rebuilt
+        if row.name in existing and _engine_hash(row) == _engine_hash(existing[row.name])
+    }
+    variants = [
+        _with_previous(row, existing[row.name], reuse_accuracy=reuse_accuracy)
+        if row.name in unchanged
+        else row
+        for row in rebuilt
+    ]
+    others = [_without_incomparable(row, previous, new) for row in kept.values()]
+    merged = replace(
         new,
-        variants=tuple(rows),
-        baseline=before.baseline,
-        evaluation=before.evaluation,
-        shared_images=before.shared_images,
+        variants=(*others, *variants),
+        mixes={**previous.mixes, **new.mixes},
+        evidence=_merged_evidence(new, previous, unchanged | kept.keys()),
+    )
+    only_planned = any(variant.engine is None for variant in merged.variants)
+    return conclude(merged, GateConfig() if only_planned else limits)
+
+
+def _with_previous(
+    row: VariantResult, before: VariantResult, *, reuse_accuracy: bool
+) -> VariantResult:
+    """Add what was measured and noted before of the very same engine."""
+    reasons = dict(row.unmeasured)
+    if reuse_accuracy and before.accuracy is not None:
+        row = replace(row, accuracy=before.accuracy)
+        reasons.pop("accuracy", None)
+    if before.layers and not row.layers:
+        row = replace(row, layers=before.layers)
+        reasons.pop("layers", None)
+    notes = tuple(dict.fromkeys((*before.notes, *row.notes)))
+    return replace(row, notes=notes, unmeasured=reasons)
+
+
+def _without_incomparable(variant: VariantResult, previous: Report, new: Report) -> VariantResult:
+    """Remove the measurements that compare with nothing in the new report."""
+    reasons = dict(variant.unmeasured)
+    timed_anew = any(row.latency for row in new.variants) or new.machine != previous.machine
+    if variant.latency and timed_anew:
+        variant = replace(variant, latency=())
+        reasons["latency"] = NOT_TIMED_TOGETHER
+    if variant.accuracy is not None and not _same_images(previous, new):
+        variant = replace(variant, accuracy=None)
+        reasons["accuracy"] = OTHER_IMAGES
+    return replace(variant, unmeasured=reasons)
+
+
+def _merged_evidence(new: Report, previous: Report, unchanged: Collection[str]) -> Evidence:
+    """Return the new evidence, completed by the previous one of engines that did not change."""
+    if not unchanged:
+        return new.evidence
+    evidence, before = new.evidence, previous.evidence
+    thumbnails = before.thumbnails if _same_images(previous, new) else ()
+    return Evidence(
+        ranges=evidence.ranges or tuple(row for row in before.ranges if row.variant in unchanged),
+        weights=evidence.weights or before.weights,
+        feature_maps=evidence.feature_maps or before.feature_maps,
+        thumbnails=evidence.thumbnails or thumbnails,
+        classes={**(before.classes or {}), **(evidence.classes or {})},
     )
 
 
-def _with_previous_layers(new: Report, before: Report) -> Report:
-    """Return the new report with what was found out before of the layers of the same engines."""
-    earlier = {
-        (each.name, _engine_sha(each)): each.layers for each in before.variants if each.layers
-    }
-    rows = []
-    for row in new.variants:
-        known = earlier.get((row.name, _engine_sha(row)), ())
-        if row.layers or not known:
-            rows.append(row)
-            continue
-        reasons = {name: why for name, why in row.unmeasured.items() if name != "layers"}
-        rows.append(replace(row, layers=known, unmeasured=reasons))
-    return replace(new, variants=tuple(rows))
-
-
-def _same_engine(a: VariantResult, b: VariantResult) -> bool:
-    return _engine_sha(a) == _engine_sha(b) != ""
-
-
-def _engine_sha(variant: VariantResult) -> str:
+def _engine_hash(variant: VariantResult) -> str:
     return variant.engine.sha256 if variant.engine is not None else ""
 
 
-def _engine_exists(variant: VariantResult, run: RunFolder) -> bool:
-    return run.engine(variant.name).is_dir()
-
-
-def _without_incomparable(variant: VariantResult, before: Report, new: Report) -> VariantResult:
-    """Return a row without the figures that compare with nothing in the new report."""
-    reasons = dict(variant.unmeasured)
-    latency, accuracy = variant.latency, variant.accuracy
-    timed = any(each.latency for each in new.variants) or new.machine != before.machine
-    if latency and timed:
-        latency, reasons["latency"] = (), NOT_TIMED_TOGETHER
-    if accuracy is not None and not _same_images(before, new):
-        accuracy, reasons["accuracy"] = None, OTHER_IMAGES
-    return replace(variant, latency=latency, accuracy=accuracy, unmeasured=reasons)
-
-
-def _same_images(before: Report, new: Report) -> bool:
-    """Say whether answers compare; a folder may be written another way, its images tell."""
+def _same_images(previous: Report, new: Report) -> bool:
+    """Return whether accuracies compare: by the images' hash, whatever their folder is called."""
     if new.evaluation is None:
         return True
-    return before.evaluation is not None and before.evaluation.sha256 == new.evaluation.sha256
+    return previous.evaluation is not None and previous.evaluation.sha256 == new.evaluation.sha256

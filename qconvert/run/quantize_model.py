@@ -3,13 +3,14 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
+from qconvert import __version__
 from qconvert.backends.ort import open_cpu
 from qconvert.calibrate.calibration import Calibration
 from qconvert.core import onnx_io
@@ -24,15 +25,20 @@ from qconvert.measure.output_error import sqnr_db
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.optimize.candidate import Candidate
 from qconvert.optimize.efforts import EFFORTS
-from qconvert.optimize.learned_rounding import RoundingInputs, learn_rounding
-from qconvert.optimize.plan_selection import TriedMethod, select_plan
+from qconvert.optimize.equalization import (
+    Equalized,
+    choose_equalization,
+    propose_equalization,
+)
+from qconvert.optimize.learned_rounding import learn_rounding
+from qconvert.optimize.plan_selection import TriedMethod, initial_options, select_plan
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import QuantizeOptions
 from qconvert.quantize.plan import Plan
 from qconvert.quantize.plan_files import PLAN_METADATA_KEY, plan_to_json
 from qconvert.quantize.rounded_weights import RoundedWeights
 from qconvert.quantize.scheme import Scheme
-from qconvert.sources import LoadedModel
+from qconvert.sources import MODEL_FILE, LoadedModel
 
 # The first opset in which every operator of a network may be bfloat16.
 BF16_OPSET = 22
@@ -179,12 +185,16 @@ def convert_precision(
     plan, learned, notes = how.plan, how.rounded_weights, list[str]()
     tried: tuple[TriedMethod, ...] = ()
     if plan is None and how.scheme is not None and found is not None:
-        judges = EFFORTS[how.effort].holdout_images
-        study = Candidate(ready, found, how.scheme, how.options, judges, tell)
-        drafted = select_plan(study, how.effort, store)
-        found, tried = drafted.calibration, drafted.tried
-        better = learn_rounding(drafted.plan, how.effort, RoundingInputs(ready, found, store, tell))
-        plan, learned, notes = better.plan, better.weights, [*drafted.notes, *better.notes]
+        options = initial_options(how.options)
+        max_images = EFFORTS[how.effort].holdout_images
+        candidate = Candidate(ready, found, how.scheme, options, max_images, tell)
+        equalized = _equalize(candidate, how.effort, store)
+        selected = select_plan(candidate, equalized, how.options.method, how.effort)
+        found, tried = selected.calibration, selected.tried
+        better = learn_rounding(
+            selected.plan, replace(candidate, calibration=found), how.effort, store
+        )
+        plan, learned, notes = better.plan, better.weights, [*selected.notes, *better.notes]
     started = time.perf_counter()
     rest = plan.rest if plan is not None else how.options.rest
     model = ready.model if plan is None else apply_plan(ready.model, plan, learned)
@@ -209,6 +219,30 @@ def convert_precision(
         )
     )
     return result
+
+
+def _equalize(candidate: Candidate, effort: str, cache: Cache) -> Equalized:
+    """Equalize the model, calibrate it again, and return it if its output error is lower."""
+    calibration = candidate.calibration
+    if not EFFORTS[effort].equalize or not calibration.images_available:
+        return Equalized(candidate)
+    proposal = propose_equalization(candidate) if calibration.recalibrate is not None else None
+    if proposal is None or calibration.recalibrate is None:
+        return Equalized(candidate)
+    source = candidate.loaded.source
+    key = {
+        "name": source.name,
+        "model": onnx_io.fingerprint(candidate.loaded.model),
+        "factors": json.dumps(proposal.factors),
+        "qconvert": __version__,
+    }
+    entry = cache.get_or_make(
+        "equalize", key, lambda folder: onnx_io.save(proposal.model, folder / MODEL_FILE)
+    )
+    path = entry.path / MODEL_FILE
+    loaded = replace(candidate.loaded, model=onnx_io.load(path), path=path)
+    equalized = replace(candidate, loaded=loaded, calibration=calibration.recalibrate(loaded))
+    return choose_equalization(candidate, equalized, proposal)
 
 
 def _warn_unrelated_outputs(

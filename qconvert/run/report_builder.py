@@ -1,4 +1,4 @@
-"""Everything that a run found out, put into one report."""
+"""Build the report of a run from the results of its steps."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from qconvert import __version__
-from qconvert.backends.base import Availability, Coverage, EngineVariant
+from qconvert.backends.base import Availability, Coverage, Engine, EngineVariant
 from qconvert.calibrate.calibration import Calibration
 from qconvert.core import config_file, onnx_io
 from qconvert.core.config import Config, GateConfig
@@ -23,8 +23,8 @@ from qconvert.report.model import (
     OperatorCoverage,
     Report,
     UnquantizedNode,
+    VariantResult,
 )
-from qconvert.report.model import VariantResult as Row
 from qconvert.report.verdict import conclude
 from qconvert.run.built_engines import BuiltEngine, engine_sha256
 from qconvert.run.explain_errors import ErrorAnalysis
@@ -33,13 +33,14 @@ from qconvert.run.run_folder import ENGINES, RunFolder
 from qconvert.run.variant_graphs import VariantGraph
 
 ONLY_PLANNED = "not run: only planned"
+CPU_MEMORY_ONLY = "measured for CPU engines only"
 
 
 @dataclass(frozen=True)
 class RunResults:
-    """What the steps of a run found out, by the names of the variants.
+    """The results of the steps, by variant or by its name.
 
-    `unscored` says why no answers were compared, where none were.
+    `not_scored_reason` says why no accuracy was measured, where none was.
     """
 
     graphs: Mapping[EngineVariant, VariantGraph]
@@ -58,7 +59,7 @@ class RunResults:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What the report is about, beside its figures."""
+    """What the report is about."""
 
     config: Config
     run: RunFolder
@@ -70,25 +71,30 @@ class RunInfo:
 
 
 def build_report(info: RunInfo, results: RunResults, limits: GateConfig) -> Report:
-    """Return the report of a run, gates judged and the verdict spoken."""
-    settings = config_file.as_dict(info.config)
-    calibrated = _calibration_info(info)
+    """Return the report of a run with its gates evaluated and its verdict."""
+    calibration, images = None, info.config.calibration.images
+    if info.calibration is not None:
+        calibration = ImageSetInfo(
+            path=str(images or info.run.calibration),
+            count=int(info.calibration.image_indices.size),
+            sha256=info.calibration.origin.fingerprint,
+        )
     report = Report(
         tool=f"qconvert {__version__}",
         created=timestamp(),
         model=str(info.config.model),
         command=info.command,
-        config=settings,
+        config=config_file.as_dict(info.config),
         machine=describe_machine(),
         baseline=results.scores.get(BASELINE),
         baseline_bytes=sum(file.stat().st_size for file in onnx_io.model_files(info.run.model)),
         variants=tuple(
-            _variant_result(each, graph, results) for each, graph in results.graphs.items()
+            _variant_result(variant, graph, results) for variant, graph in results.graphs.items()
         ),
         seconds=dict(results.seconds),
         run_notes=results.notes,
         preprocess=dict(info.preprocess),
-        calibration=calibrated,
+        calibration=calibration,
         evaluation=evaluation_info(info.evaluation, results.scores, info.config, info.preprocess),
         shared_images=shared_image_count(info.calibration, info.evaluation),
         mixes=dict(info.mixes),
@@ -97,93 +103,16 @@ def build_report(info: RunInfo, results: RunResults, limits: GateConfig) -> Repo
     return conclude(report, limits)
 
 
-def _variant_result(variant: EngineVariant, graph: VariantGraph, found: RunResults) -> Row:
-    name = variant.name
-    built, covered, peak = (
-        found.built.get(name), found.coverage.get(name), found.memory.get(name)
-    )  # fmt: skip
-    plan = graph.plan
-    return Row(
-        name=name,
-        backend=variant.backend,
-        precision=variant.precision,
-        engine=_engine_info(built) if built is not None else None,
-        latency=found.latencies.get(name, ()),
-        accuracy=found.scores.get(name),
-        memory=MemoryUse(peak.bytes) if peak is not None and peak.bytes is not None else None,
-        by_provider=dict(covered.by_provider) if covered is not None else {},
-        by_precision=_by_precision(covered),
-        quantized=plan.quantized if plan is not None else 0,
-        candidates=len(plan.layers) if plan is not None else 0,
-        unquantized=_unquantized_nodes(graph),
-        unmeasured=dict(_unmeasured_reasons(variant, found)),
-        notes=(*graph.notes, *(built.engine.notes if built is not None else ())),
-        layers=found.analysis.layers.get(name, ()),
-        operators=_operator_coverage(graph),
-    )
-
-
-def _engine_info(built: BuiltEngine) -> EngineInfo:
-    engine = built.engine
+def engine_info(engine: Engine, path: str, seconds: float = 0.0, *, cached: bool) -> EngineInfo:
+    """Return what a report says of an engine; `path` is relative to the run."""
     return EngineInfo(
-        path=f"{ENGINES}/{engine.folder.name}",
+        path=path,
         files=engine.files,
         bytes=engine.bytes,
         sha256=engine_sha256(engine),
-        build_seconds=built.seconds,
-        stored=built.stored,
+        build_seconds=seconds,
+        stored=cached,
         made_with=dict(engine.made_with),
-    )
-
-
-def _unquantized_nodes(graph: VariantGraph) -> tuple[UnquantizedNode, ...]:
-    if graph.plan is None:
-        return ()
-    layers = graph.plan.layers.items()
-    return tuple(UnquantizedNode(node, each.op, each.left) for node, each in layers if each.left)
-
-
-def _operator_coverage(graph: VariantGraph) -> tuple[OperatorCoverage, ...]:
-    layers = graph.plan.layers.values() if graph.plan is not None else ()
-    whole = Counter(each.op for each in layers)
-    done = Counter(each.op for each in layers if not each.left)
-    return tuple(OperatorCoverage(op, nodes, done[op]) for op, nodes in whole.most_common())
-
-
-def _unmeasured_reasons(variant: EngineVariant, found: RunResults) -> dict[str, str]:
-    """Say of each empty field why it is empty."""
-    name, said = variant.name, found.availability[variant.backend]
-    idle = said.reason if name in found.built else ONLY_PLANNED
-    reasons: dict[str, str] = {}
-    if name not in found.built:
-        reasons["engine"] = ONLY_PLANNED if said.builds else said.reason
-    if name not in found.latencies:
-        reasons["latency"] = reasons["by_provider"] = idle
-    if name not in found.scores:
-        simulated = variant.precision == "bf16" and not said.runs
-        reasons["accuracy"] = found.not_scored_reason or (BF16_UNSCORED if simulated else idle)
-    covered = found.coverage.get(name)
-    if covered is None or covered.by_precision is None:
-        reasons["by_precision"] = covered.unknown if covered is not None else idle
-    peak = found.memory.get(name)
-    if peak is None or peak.bytes is None:
-        reasons["memory"] = peak.reason if peak is not None else "measured for CPU engines only"
-    if name in found.analysis.not_analyzed:
-        reasons["layers"] = found.analysis.not_analyzed[name]
-    return reasons
-
-
-def _by_precision(covered: Coverage | None) -> dict[str, int] | None:
-    found = covered.by_precision if covered is not None else None
-    return dict(found) if found is not None else None
-
-
-def _calibration_info(about: RunInfo) -> ImageSetInfo | None:
-    seen, path = about.calibration, about.config.calibration.images
-    if seen is None:
-        return None
-    return ImageSetInfo(
-        str(path or about.run.calibration), int(seen.image_indices.size), seen.origin.fingerprint
     )
 
 
@@ -198,22 +127,91 @@ def evaluation_info(
     config: Config,
     preprocess: Mapping[str, object],
 ) -> ImageSetInfo | None:
-    """Return what answers were compared on; the hash covers labels and preprocessing too."""
+    """Return what accuracy was measured on; the hash covers labels and preprocessing too."""
     if evaluation_set is None:
         return None
-    count = scores[BASELINE].images if BASELINE in scores else len(evaluation_set.images.names)
-    path, own = (
-        str(config.evaluate.images or evaluation_set.images.root),
-        dict(evaluation_set.preprocessing),
+    images, own = evaluation_set.images, dict(evaluation_set.preprocessing)
+    return ImageSetInfo(
+        path=str(config.evaluate.images or images.root),
+        count=scores[BASELINE].images if BASELINE in scores else len(images.names),
+        sha256=evaluation_set.digest(),
+        prepared={} if own == preprocess else own,
     )
-    return ImageSetInfo(path, count, evaluation_set.digest(), {} if own == preprocess else own)
 
 
 def shared_image_count(
     calibration: Calibration | None, evaluation_set: EvaluationSet | None
 ) -> int:
-    """Return how many images both calibration and evaluation saw, by their content."""
+    """Return how many evaluation images were calibration images too, by their content."""
     if calibration is None or evaluation_set is None:
         return 0
-    known = {calibration.origin.images[int(at)].sha256 for at in calibration.image_indices}
-    return sum(entry.sha256 in known for entry in evaluation_set.images.manifest().entries)
+    origin = calibration.origin
+    hashes = {origin.images[int(index)].sha256 for index in calibration.image_indices}
+    return sum(entry.sha256 in hashes for entry in evaluation_set.images.manifest().entries)
+
+
+def _variant_result(
+    variant: EngineVariant, graph: VariantGraph, results: RunResults
+) -> VariantResult:
+    name = variant.name
+    built, coverage = results.built.get(name), results.coverage.get(name)
+    peak = results.memory.get(name)
+    layers = graph.plan.layers if graph.plan is not None else {}
+    nodes = Counter(layer.op for layer in layers.values())
+    quantized = Counter(layer.op for layer in layers.values() if not layer.left)
+    return VariantResult(
+        name=name,
+        backend=variant.backend,
+        precision=variant.precision,
+        engine=None
+        if built is None
+        else engine_info(
+            built.engine,
+            f"{ENGINES}/{built.engine.folder.name}",
+            built.seconds,
+            cached=built.stored,
+        ),
+        latency=results.latencies.get(name, ()),
+        accuracy=results.scores.get(name),
+        memory=MemoryUse(peak.bytes) if peak is not None and peak.bytes is not None else None,
+        by_provider=dict(coverage.by_provider) if coverage is not None else {},
+        by_precision=dict(coverage.by_precision)
+        if coverage is not None and coverage.by_precision is not None
+        else None,
+        quantized=quantized.total(),
+        candidates=len(layers),
+        unquantized=tuple(
+            UnquantizedNode(node, layer.op, layer.left)
+            for node, layer in layers.items()
+            if layer.left
+        ),
+        unmeasured=_unmeasured_reasons(variant, results),
+        notes=(*graph.notes, *(built.engine.notes if built is not None else ())),
+        layers=results.analysis.layers.get(name, ()),
+        operators=tuple(
+            OperatorCoverage(op, count, quantized[op]) for op, count in nodes.most_common()
+        ),
+    )
+
+
+def _unmeasured_reasons(variant: EngineVariant, results: RunResults) -> dict[str, str]:
+    """Return the reason for every empty field."""
+    name, availability = variant.name, results.availability[variant.backend]
+    not_run = availability.reason if name in results.built else ONLY_PLANNED
+    reasons: dict[str, str] = {}
+    if name not in results.built:
+        reasons["engine"] = ONLY_PLANNED if availability.builds else availability.reason
+    if name not in results.latencies:
+        reasons["latency"] = reasons["by_provider"] = not_run
+    if name not in results.scores:
+        unscored = variant.precision == "bf16" and not availability.runs
+        reasons["accuracy"] = results.not_scored_reason or (BF16_UNSCORED if unscored else not_run)
+    coverage = results.coverage.get(name)
+    if coverage is None or coverage.by_precision is None:
+        reasons["by_precision"] = not_run if coverage is None else coverage.unknown
+    peak = results.memory.get(name)
+    if peak is None or peak.bytes is None:
+        reasons["memory"] = CPU_MEMORY_ONLY if peak is None else peak.reason
+    if name in results.analysis.not_analyzed:
+        reasons["layers"] = results.analysis.not_analyzed[name]
+    return reasons

@@ -1,11 +1,9 @@
-"""."""
+"""Read and write the report of a run: JSON, Markdown, HTML, the table of layers, the model card."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from qconvert import __version__
-from qconvert.backends.base import Engine
 from qconvert.core import onnx_io
 from qconvert.core.atomic import write_text
 from qconvert.core.config import Config
@@ -15,10 +13,10 @@ from qconvert.report import json_file
 from qconvert.report.html import render_html
 from qconvert.report.layer_tables import layers_csv
 from qconvert.report.markdown import render_markdown
-from qconvert.report.model import EngineInfo, Report, VariantResult
+from qconvert.report.model import Report, VariantResult
 from qconvert.report.model_card import render_card
 from qconvert.report.verdict import conclude
-from qconvert.run import built_engines
+from qconvert.run.report_builder import engine_info, timestamp
 from qconvert.run.run_folder import CARD, ENGINES, HTML, LAYERS, MARKDOWN, REPORT, RunFolder
 from qconvert.run.targets import Target
 
@@ -53,7 +51,7 @@ def read_report(target: Target) -> Report:
         return _with_all_engines(json_file.load(file), target)
     return Report(
         tool=f"qconvert {__version__}",
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=timestamp(),
         model=str(target.model),
         command="",
         config={},
@@ -61,7 +59,9 @@ def read_report(target: Target) -> Report:
         baseline=None,
         baseline_bytes=sum(each.stat().st_size for each in onnx_io.model_files(target.model)),
         variants=tuple(
-            VariantResult(name, each.backend, each.precision, _engine_info(each))
+            VariantResult(
+                name, each.backend, each.precision, engine_info(each, str(each.folder), cached=True)
+            )
             for name, each in target.engines.items()
         ),
     )
@@ -72,7 +72,7 @@ def _with_all_engines(report: Report, target: Target) -> Report:
     rows = {each.name: each for each in report.variants if each.engine is not None}
     found = []
     for name, each in target.engines.items():
-        info = replace(_engine_info(each), path=f"{ENGINES}/{each.folder.name}")
+        info = engine_info(each, f"{ENGINES}/{each.folder.name}", cached=True)
         known = rows.get(name)
         # A build that was stopped may have put another engine there.
         same = known is not None and known.engine and known.engine.sha256 == info.sha256
@@ -110,15 +110,3 @@ def report_images(report: Report, folder: Path) -> dict[str, bytes]:
     names |= {each.picture for each in shown.thumbnails}
     inside = (name for name in names if (folder / name).resolve().is_relative_to(folder.resolve()))
     return {name: (folder / name).read_bytes() for name in inside if (folder / name).is_file()}
-
-
-def _engine_info(engine: Engine) -> EngineInfo:
-    return EngineInfo(
-        path=str(engine.folder),
-        files=engine.files,
-        bytes=engine.bytes,
-        sha256=built_engines.engine_sha256(engine),
-        build_seconds=0.0,
-        stored=True,
-        made_with=dict(engine.made_with),
-    )

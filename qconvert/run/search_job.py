@@ -1,9 +1,8 @@
-"""The images of a search, with what FP32 answers and the labels that are known."""
+"""Search for mixed precision: as one more engine of a run, and as a job of its own."""
 
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -13,14 +12,14 @@ import numpy as np
 import pydantic
 
 from qconvert import __version__, backends
-from qconvert.backends.base import Availability, EngineVariant
+from qconvert.backends.base import Availability, Engine, EngineVariant
 from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.core import atomic, onnx_io
-from qconvert.core.atomic import copy_into_place, write_text
 from qconvert.core.cache import Cache
+from qconvert.core.cached_step import cached_step
 from qconvert.core.config import Config
 from qconvert.core.errors import QConvertError, UsageError
-from qconvert.core.progress import Progress, ProgressCallback, ignore_progress
+from qconvert.core.progress import Progress, ProgressCallback, ignore_progress, start_step
 from qconvert.core.tensors import Tensors, batch_size, fixed_batch, pad_batch, unpad_batch
 from qconvert.images.labels import check_classes
 from qconvert.measure.machine import describe_machine
@@ -35,9 +34,10 @@ from qconvert.optimize.mixed_precision import (
     SetTimer,
     search_mixed_precision,
 )
-from qconvert.optimize.sensitivity import SearchModel, cache_batches
+from qconvert.optimize.sensitivity import Rereadable, SearchModel, cache_batches
 from qconvert.optimize.trials import ReferenceOutputs, open_trials
 from qconvert.quantize import plan_files
+from qconvert.quantize.plan import RestPrecision
 from qconvert.quantize.plan_files import PlanWithWeights, weights_path
 from qconvert.report.verdict import conclude
 from qconvert.run import (
@@ -51,136 +51,30 @@ from qconvert.run import (
     variants,
 )
 from qconvert.run.job_images import EVALUATION_BATCH, EvaluationSet, open_evaluation_set
-from qconvert.run.quantize import preview_layers as quantized_layers
-from qconvert.run.run_folder import PLAN_FILE, SEARCH_RESULT, RunContext, RunFolder
+from qconvert.run.quantize import preview_layers
+from qconvert.run.run_folder import PLAN_FILE, SEARCH_RESULT, RunContext
 from qconvert.run.validate import QuantizeRequest
 from qconvert.run.variant_graphs import engine_settings, make_graph
 from qconvert.run.variants import BuildInputs, ChosenVariants
 
-NO_CLASSIFICATION_OUTPUT = "a budget is of answers, and no output of this model is a row of scores"
-
-# Batches as the model takes them, with a label or None for each image that is no repetition.
-LabelledBatch = tuple[Tensors, Sequence[int | None]]
-LabelledBatches = Callable[[], Iterator[LabelledBatch]]
-
-
-def make_search_images(base: BuildInputs) -> SearchImages:
-    """Return the calibration images that are held out for choices; they have no labels."""
-    found = base.calibration
-    if found is None or not found.images_available:
-        raise UsageError(
-            "a search needs images to try blocks on", hint="give pictures: `--images PATH`"
-        )
-
-    def batches() -> Iterator[LabelledBatch]:
-        left = found.validation_count
-        for feeds in found.validation_batches():
-            count = min(batch_size(feeds), left)
-            left -= count
-            yield feeds, [None] * count
-
-    return _make_images("search", base, batches)
-
-
-def make_evaluation_images(base: BuildInputs, exam: EvaluationSet) -> SearchImages:
-    """Return all images for evaluation, in batches that the model takes.
-
-    Where the model fixes the batch, images that do not make a whole one are left out; fewer than
-    one are repeated.
-    """
-    size = fixed_batch(base.loaded.source.inputs)
-
-    def batches() -> Iterator[LabelledBatch]:
-        for number, batch in enumerate(exam.images.batches(size or EVALUATION_BATCH)):
-            if not size or not number or len(batch.items) == size:
-                feeds = pad_batch(batch.feeds, size) if size else batch.feeds
-                # Pictures that cannot be read are no items, and their labels nobody's.
-                yield feeds, [item.label for item in batch.items]
-
-    sample = _make_images(f"evaluation {exam.digest()[:12]}", base, batches)
-    scores = np.asarray(sample.reference.outputs[0][sample.reference.score_output])
-    check_classes(exam.images, scores.shape[1])
-    return sample
-
-
-def _make_images(name: str, base: BuildInputs, batches: LabelledBatches) -> SearchImages:
-    kept, run = cache_batches(batches), open_cpu(base.loaded.model)
-    answers, labels = list[Tensors](), list[int | None]()
-    for feeds, known in kept():
-        answers.append(unpad_batch(run(feeds), len(known), batch_size(feeds)))
-        labels += known
-    if not answers:
-        raise QConvertError("there is no image to search on", hint="give more: `--images PATH`")
-    wanted = ReferenceOutputs(answers, labels)
-    if not wanted.score_output:
-        raise QConvertError(
-            NO_CLASSIFICATION_OUTPUT,
-            hint="`qconvert compare` names layers that err, `--exclude` leaves them out",
-        )
-    return SearchImages(name, lambda: (feeds for feeds, _ in kept()), wanted)
-
-
+MIXED_MODEL, MIX_FILE, TRIALS = "mixed.onnx", "mix.json", "trials.jsonl"
+PLAN_FILES = (PLAN_FILE, weights_path(Path(PLAN_FILE)).name)
 MAX_TIMING_SECONDS = 1.0
-FLOAT_ENGINE, INT8_ENGINE = "float", "int8"
-
-
-def make_timer(subject: SearchModel, backend: str, base: BuildInputs, shop: RunContext) -> SetTimer:
-    """Return what builds and times engines of lifted sets in turns, at the first batch size."""
-    rest = base.config.quantize.rest or backends.requirements(backend).default_rest
-    quiet = replace(shop, progress=_hide_finished_steps(shop.progress))
-    sizes, seconds = shop.config.bench.batch_sizes[:1], shop.config.bench.seconds
-    bench = replace(shop.config.bench, batch_sizes=sizes, seconds=min(MAX_TIMING_SECONDS, seconds))
-
-    def engine(variant: EngineVariant, basis: BuildInputs) -> built_engines.BuiltEngine:
-        graph = make_graph(variant, basis, shop.cache, ignore_progress)
-        return built_engines.read_engine(built_engines.cached_engine(variant, graph, quiet).path)
-
-    def clock(sets: Sequence[BlockSet]) -> dict[tuple[str, ...] | None, float]:
-        made = {FLOAT_ENGINE: engine(EngineVariant(backend, rest), base)}
-        names: dict[str, tuple[str, ...] | None] = {FLOAT_ENGINE: None}
-        for number, each in enumerate(sets, 1):
-            variant = EngineVariant(backend, "mixed" if each else "int8")
-            plan = (
-                {variant.name: PlanWithWeights(subject.restore_float(each), subject.weights)}
-                if each
-                else {}
-            )
-            name = f"set {number}" if each else INT8_ENGINE
-            made[name] = engine(variant, replace(base, plans={**base.plans, **plan}))
-            names[name] = tuple(block.name for block in each)
-        found = bench_job.time_engines(
-            {name: each.engine for name, each in made.items()}, bench, shop.cache, quiet.progress
-        )
-        return {names[name]: summarize_latency(each[0]).median_ms for name, each in found.items()}
-
-    return clock
-
-
-def _hide_finished_steps(tell: ProgressCallback) -> ProgressCallback:
-    """Say what is at work, and not what ended: to the user it is all one search."""
-
-    def heard(progress: Progress) -> None:
-        if progress.seconds is None:
-            tell(replace(progress, step="search"))
-
-    return heard
-
-
-SEARCH_STEP = "search"
-MIX_FILE, CACHED_TRIALS = "mix.json", "trials.jsonl"
-SAME_IMAGES = "no `--eval`: what was found is confirmed on the images that it was found on"
 MIN_SEARCH_IMAGES = 32
+SAME_IMAGES = "no `--eval`: the mix is confirmed on the same images that it was found on"
 FEW_SEARCH_IMAGES = (
     "blocks were tried on {} images only: give more with `--images`, a fifth of them is held out "
     "for this"
 )
-
 MIX_ADAPTER = pydantic.TypeAdapter(MixedResult)
+
+# A batch as the model takes it, with a label or None for each image that is no repetition.
+LabelledBatch = tuple[Tensors, Sequence[int | None]]
 
 
 @dataclass(frozen=True)
 class SearchTask:
-    """For which backend to search, from what, confirmed on which images."""
+    """The backend to search for, the inputs, and the images that confirm a mix."""
 
     backend: str
     inputs: BuildInputs
@@ -190,88 +84,97 @@ class SearchTask:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found; `planned` is the mix with its weights, None where there is none."""
+    """The result of a search; `planned` is the mix with its weights, None if there is none."""
 
     mix: MixedResult
     planned: PlanWithWeights | None
 
 
-def search_backend(task: SearchTask, shop: RunContext, trials: Path) -> SearchResult:
-    """Search, or go on where a killed search was; each trial is a line in the file `trials`."""
-    started = time.perf_counter()
-    graph = make_graph(EngineVariant(task.backend, "int8"), task.inputs, shop.cache, shop.progress)
+@dataclass(frozen=True)
+class _ResultCodec:
+    """A search result as files: the mix, its plan, and the trials that led to it."""
+
+    trials: Path
+
+    def save(self, value: SearchResult, folder: Path) -> None:
+        text = json.dumps(asdict(value.mix), indent=1)
+        (folder / MIX_FILE).write_text(text, encoding="utf-8")
+        if value.planned is not None:
+            plan_files.save_plan(value.planned, folder / PLAN_FILE)
+        shutil.copyfile(self.trials, folder / TRIALS)
+
+    def load(self, folder: Path) -> SearchResult:
+        text = (folder / MIX_FILE).read_text(encoding="utf-8")
+        plan = folder / PLAN_FILE
+        planned = plan_files.load_plan(plan) if plan.is_file() else None
+        return SearchResult(MIX_ADAPTER.validate_python(json.loads(text)), planned)
+
+
+def search_backend(task: SearchTask, context: RunContext, trials: Path) -> SearchResult:
+    """Search for one backend; an interrupted search resumes from its trials, a line each."""
+    end = start_step(context.progress, "search")
+    int8 = EngineVariant(task.backend, "int8")
+    graph = make_graph(int8, task.inputs, context.cache, context.progress)
     plain = plan_files.load_plan(graph.folder / PLAN_FILE)
-    scheme = validate.scheme_for(shop.config, backends.requirements(task.backend))
-    subject = SearchModel(task.inputs.loaded.model, plain.plan, scheme, plain.weights)
+    scheme = validate.scheme_for(context.config, backends.requirements(task.backend))
+    model = SearchModel(task.inputs.loaded.model, plain.plan, scheme, plain.weights)
 
-    def make(folder: Path) -> None:
-        mix = _run_search(task, subject, shop, trials)
-        (folder / MIX_FILE).write_text(json.dumps(asdict(mix), indent=1), encoding="utf-8")
+    def compute() -> SearchResult:
+        mix = _run_search(task, model, context, trials)
+        planned = None
         if mix.outcome == "mixed" and mix.chosen is not None:
-            every = find_blocks(subject.model, subject.plan)
-            lifted = [each for each in every if each.name in mix.chosen.lifted]
-            plan_files.save_plan(
-                PlanWithWeights(subject.restore_float(lifted), subject.weights), folder / PLAN_FILE
-            )
-        shutil.copyfile(trials, folder / CACHED_TRIALS)
+            blocks = find_blocks(model.model, model.plan)
+            chosen = [block for block in blocks if block.name in mix.chosen.lifted]
+            planned = PlanWithWeights(model.restore_float(chosen), model.weights)
+        return SearchResult(mix, planned)
 
-    kept = shop.cache.get_or_make(SEARCH_STEP, _search_key(task, subject, shop), make)
-    if kept.hit:
+    key = _search_key(task, model, context)
+    result = cached_step(context.cache, "search", key, compute, _ResultCodec(trials))
+    if result.hit:
         trials.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(kept.path / CACHED_TRIALS, trials)
-    mix = MIX_ADAPTER.validate_python(
-        json.loads((kept.path / MIX_FILE).read_text(encoding="utf-8"))
-    )
-    planned = (
-        plan_files.load_plan(kept.path / PLAN_FILE) if (kept.path / PLAN_FILE).is_file() else None
-    )
-    shop.progress(Progress(SEARCH_STEP, mix.why, time.perf_counter() - started, kept.hit))
-    return SearchResult(mix, planned)
+        shutil.copyfile(result.folder / TRIALS, trials)
+    end(result.value.mix.why, result.hit)
+    return result.value
 
 
 def _run_search(
-    task: SearchTask, subject: SearchModel, shop: RunContext, trials: Path
+    task: SearchTask, model: SearchModel, context: RunContext, trials: Path
 ) -> MixedResult:
-    shop.progress(Progress(SEARCH_STEP, "what FP32 answers"))
-    sample = make_search_images(task.inputs)
-    exam = (
-        make_evaluation_images(task.inputs, task.evaluation_set)
-        if task.evaluation_set is not None
-        else sample
-    )
-    runs = task.available.runs
-    if shop.cache.fresh:
+    context.progress(Progress("search", "FP32 outputs"))
+    search_images = make_search_images(task.inputs)
+    evaluation_images, notes = search_images, [SAME_IMAGES]
+    if task.evaluation_set is not None:
+        evaluation_images, notes = make_evaluation_images(task.inputs, task.evaluation_set), []
+    images = len(search_images.reference.labels)
+    notes += [FEW_SEARCH_IMAGES.format(images)] if images < MIN_SEARCH_IMAGES else []
+    if context.cache.fresh:
         trials.unlink(missing_ok=True)
-    quest = SearchSpace(
-        model=subject,
-        blocks=find_blocks(subject.model, subject.plan),
-        search_images=sample,
-        evaluation_images=exam,
-        trials=open_trials(trials, _model_key(task, subject)),
-        timer=make_timer(subject, task.backend, task.inputs, shop) if runs else None,
+    runs = task.available.runs
+    space = SearchSpace(
+        model,
+        find_blocks(model.model, model.plan),
+        search_images,
+        evaluation_images,
+        open_trials(trials, _model_key(task, model)),
+        timer=make_timer(model, task.backend, task.inputs, context) if runs else None,
         untimed="" if runs else task.available.reason,
     )
-    chosen, wants = shop.config.search, backends.requirements(task.backend)
-    rest = shop.config.quantize.rest or wants.default_rest
-    goal = SearchGoal(chosen.budget, chosen.by, rest, chosen.max_latency)
-
-    def say(text: str, done: int, total: int) -> None:
-        shop.progress(Progress(SEARCH_STEP, text, done=done, total=total))
-
-    notes = [SAME_IMAGES] if task.evaluation_set is None else []
-    images = len(sample.reference.labels)
-    notes += [FEW_SEARCH_IMAGES.format(images)] if images < MIN_SEARCH_IMAGES else []
-    return replace(search_mixed_precision(quest, goal, say), notes=tuple(notes))
+    settings, rest = context.config.search, _rest_precision(context.config, task.backend)
+    goal = SearchGoal(settings.budget, settings.by, rest, settings.max_latency)
+    return replace(search_mixed_precision(space, goal, context.progress), notes=tuple(notes))
 
 
-def _model_key(task: SearchTask, subject: SearchModel) -> str:
-    """Return what decides every trial, as a hash; what is asked of it is in a trial's own name."""
+def _rest_precision(config: Config, backend: str) -> RestPrecision:
+    return config.quantize.rest or backends.requirements(backend).default_rest
+
+
+def _model_key(task: SearchTask, model: SearchModel) -> str:
+    """Return what decides every trial, as a hash; its set and images are in the trial's name."""
+    calibration = task.inputs.calibration
     decided = [
-        onnx_io.fingerprint(subject.model),
-        plan_files.format_plan(subject.plan),
-        task.inputs.calibration.full.origin.fingerprint
-        if task.inputs.calibration is not None
-        else "",
+        onnx_io.fingerprint(model.model),
+        plan_files.format_plan(model.plan),
+        calibration.full.origin.fingerprint if calibration is not None else "",
         __version__,
         ORT_VERSION,
         version("numpy"),
@@ -279,29 +182,125 @@ def _model_key(task: SearchTask, subject: SearchModel) -> str:
     return hashlib.sha256(json.dumps(decided).encode()).hexdigest()
 
 
-def _search_key(task: SearchTask, subject: SearchModel, shop: RunContext) -> dict[str, str]:
-    exam, runs = task.evaluation_set, task.available.runs
-    # How engines are built decides how long they take, which is a part of what is found.
-    built = [engine_settings(shop.config, task.backend), shop.config.build.profile]
+def _search_key(task: SearchTask, model: SearchModel, context: RunContext) -> dict[str, str]:
+    config, images, runs = context.config, task.evaluation_set, task.available.runs
+    # How engines are built decides how long they take, which is a part of the result.
+    engines = [engine_settings(config, task.backend), config.build.profile]
     return {
-        "name": f"{task.backend} {shop.config.search.budget:g}",
-        "model": onnx_io.fingerprint(subject.model),
-        "subject": _model_key(task, subject),
-        "settings": json.dumps(asdict(shop.config.search), sort_keys=True),
-        "exam": exam.digest() if exam is not None else "",
-        "bench": json.dumps(asdict(shop.config.bench), sort_keys=True),
-        "engines": json.dumps(built, sort_keys=True) if runs else "",
+        "name": f"{task.backend} {config.search.budget:g}",
+        "model": onnx_io.fingerprint(model.model),
+        "subject": _model_key(task, model),
+        "settings": json.dumps(asdict(config.search), sort_keys=True),
+        "exam": images.digest() if images is not None else "",
+        "bench": json.dumps(asdict(config.bench), sort_keys=True),
+        "engines": json.dumps(engines, sort_keys=True) if runs else "",
         "machine": json.dumps(describe_machine(), sort_keys=True) if runs else "",
     }
 
 
-MIXED_MODEL, TRIALS = "mixed.onnx", "trials.jsonl"
-PLAN_FILES = (PLAN_FILE, weights_path(Path(PLAN_FILE)).name)
+def make_search_images(inputs: BuildInputs) -> SearchImages:
+    """Return the calibration images that are held out; they have no labels."""
+    calibration = inputs.calibration
+    if calibration is None or not calibration.images_available:
+        raise UsageError("a search needs calibration images", hint="name a folder: `--images PATH`")
+
+    def batches() -> Iterator[LabelledBatch]:
+        left = calibration.validation_count
+        for batch in calibration.validation_batches():
+            count = min(batch_size(batch), left)
+            left -= count
+            yield batch, [None] * count
+
+    return _make_images("search", inputs, batches)
+
+
+def make_evaluation_images(inputs: BuildInputs, evaluation_set: EvaluationSet) -> SearchImages:
+    """Return the evaluation images in batches that the model takes.
+
+    If the model fixes the batch, an incomplete batch is left out, or repeated if it is the only
+    one. Unreadable images are skipped with their labels.
+    """
+    size = fixed_batch(inputs.loaded.source.inputs)
+
+    def batches() -> Iterator[LabelledBatch]:
+        for number, batch in enumerate(evaluation_set.images.batches(size or EVALUATION_BATCH)):
+            if not size or not number or len(batch.items) == size:
+                feeds = pad_batch(batch.feeds, size) if size else batch.feeds
+                yield feeds, [item.label for item in batch.items]
+
+    images = _make_images(f"evaluation {evaluation_set.digest()[:12]}", inputs, batches)
+    scores = np.asarray(images.reference.outputs[0][images.reference.score_output])
+    check_classes(evaluation_set.images, scores.shape[1])
+    return images
+
+
+def _make_images(
+    name: str, inputs: BuildInputs, read: Callable[[], Iterator[LabelledBatch]]
+) -> SearchImages:
+    batches, run = cache_batches(read), open_cpu(inputs.loaded.model)
+    outputs, labels = list[Tensors](), list[int | None]()
+    for batch, batch_labels in batches:
+        outputs.append(unpad_batch(run(batch), len(batch_labels), batch_size(batch)))
+        labels += batch_labels
+    if not outputs:
+        raise QConvertError("no images to search on", hint="give more: `--images PATH`")
+    reference = ReferenceOutputs(outputs, labels)
+    if not reference.score_output:
+        raise QConvertError(
+            "`--budget` needs a classification output; this model has none",
+            hint="`qconvert compare` ranks layers by their error, `--exclude` keeps them in float",
+        )
+    return SearchImages(name, Rereadable(lambda: (batch for batch, _ in batches)), reference)
+
+
+def make_timer(
+    model: SearchModel, backend: str, inputs: BuildInputs, context: RunContext
+) -> SetTimer:
+    """Return what builds engines of sets and times them in turns, at the first batch size."""
+    config = context.config
+    bench = replace(
+        config.bench,
+        batch_sizes=config.bench.batch_sizes[:1],
+        seconds=min(MAX_TIMING_SECONDS, config.bench.seconds),
+    )
+    context = replace(context, progress=_hide_finished_steps(context.progress))
+
+    def build(variant: EngineVariant, inputs: BuildInputs) -> Engine:
+        graph = make_graph(variant, inputs, context.cache, ignore_progress)
+        entry = built_engines.cached_engine(variant, graph, context)
+        return built_engines.read_engine(entry.path).engine
+
+    def time_sets(sets: Sequence[BlockSet]) -> dict[tuple[str, ...] | None, float]:
+        engines = {"float": build(EngineVariant(backend, _rest_precision(config, backend)), inputs)}
+        names: dict[str, tuple[str, ...] | None] = {"float": None}
+        for number, blocks in enumerate(sets, 1):
+            name, variant, plans = "int8", EngineVariant(backend, "int8"), dict(inputs.plans)
+            if blocks:
+                name, variant = f"set {number}", EngineVariant(backend, "mixed")
+                plans[variant.name] = PlanWithWeights(model.restore_float(blocks), model.weights)
+            engines[name] = build(variant, replace(inputs, plans=plans))
+            names[name] = tuple(block.name for block in blocks)
+        latencies = bench_job.time_engines(engines, bench, context.cache, context.progress)
+        return {
+            names[name]: summarize_latency(timed[0]).median_ms for name, timed in latencies.items()
+        }
+
+    return time_sets
+
+
+def _hide_finished_steps(progress: ProgressCallback) -> ProgressCallback:
+    """Report running steps only, as parts of one search."""
+
+    def report(event: Progress) -> None:
+        if event.seconds is None:
+            progress(replace(event, step="search"))
+
+    return report
 
 
 @dataclass(frozen=True)
 class VariantsWithMixes:
-    """The engines to make and their basis, which has the plans of the mixes that were found."""
+    """The engines to make, and inputs that have the plans of the mixes that were found."""
 
     chosen: ChosenVariants
     inputs: BuildInputs
@@ -309,58 +308,60 @@ class VariantsWithMixes:
 
 
 def add_mixed_variants(
-    chosen: ChosenVariants, base: BuildInputs, exam: EvaluationSet | None, shop: RunContext
+    chosen: ChosenVariants,
+    inputs: BuildInputs,
+    evaluation_set: EvaluationSet | None,
+    context: RunContext,
 ) -> VariantsWithMixes:
-    """Search for every mix asked for; one that there is not is left out, with the reason."""
-    kept: list[EngineVariant] = []
-    notes = list(chosen.notes)
-    mixes: dict[str, MixedResult] = {}
-    gone: list[EngineVariant] = []
+    """Search for every mix asked for; without a result it is left out, and a note says why."""
+    kept, dropped = list[EngineVariant](), list[EngineVariant]()
+    notes, mixes = list(chosen.notes), dict[str, MixedResult]()
     for variant in chosen.variants:
-        if variant.precision != "mixed" or _is_already_searched(variant, base, shop):
+        if variant.precision != "mixed" or _is_already_searched(variant, inputs, context):
             kept.append(variant)
             continue
-        task = SearchTask(variant.backend, base, exam, chosen.available[variant.backend])
-        found = search_backend(
-            task, shop, shop.folder.root / "analysis" / f"{variant.backend}-{TRIALS}"
-        )
-        mixes[variant.backend] = found.mix
-        notes += (note for note in found.mix.notes if note not in notes)
-        if found.planned is None:
-            notes.append(f"no `{variant.name}`: {found.mix.why}")
-            gone.append(variant)
+        available = chosen.available[variant.backend]
+        task = SearchTask(variant.backend, inputs, evaluation_set, available)
+        trials = context.folder.root / "analysis" / f"{variant.backend}-{TRIALS}"
+        result = search_backend(task, context, trials)
+        mixes[variant.backend] = result.mix
+        notes += (note for note in result.mix.notes if note not in notes)
+        if result.planned is None:
+            notes.append(f"no `{variant.name}`: {result.mix.why}")
+            dropped.append(variant)
+            # An engine from an earlier search had another goal.
+            atomic.remove_folder(context.folder.engine(variant.name))
         else:
             kept.append(variant)
-            base = replace(base, plans={**base.plans, variant.name: found.planned})
-    for variant in gone:  # of an earlier search, which did not ask the same
-        atomic.remove_folder(shop.folder.engine(variant.name))
+            inputs = replace(inputs, plans={**inputs.plans, variant.name: result.planned})
     if not kept:
-        _drop_from_report({each.name for each in gone}, mixes, shop)
+        _drop_from_report({variant.name for variant in dropped}, mixes, context)
         raise QConvertError(notes[-1], hint="build others: `--precision fp32,int8`")
-    return VariantsWithMixes(replace(chosen, variants=tuple(kept), notes=tuple(notes)), base, mixes)
+    chosen = replace(chosen, variants=tuple(kept), notes=tuple(notes))
+    return VariantsWithMixes(chosen, inputs, mixes)
 
 
 def _drop_from_report(
-    gone: Collection[str], mixes: Mapping[str, MixedResult], shop: RunContext
+    names: Collection[str], mixes: Mapping[str, MixedResult], context: RunContext
 ) -> None:
-    """Leave engines out of the report of a run that has nothing new to report."""
-    before = merge_reports.previous_report(shop.folder)
+    """Remove engines from the report of a run that has nothing new to report."""
+    before = merge_reports.previous_report(context.folder)
     if before is not None:
-        rows = tuple(each for each in before.variants if each.name not in gone)
-        known = replace(before, variants=rows, mixes={**before.mixes, **mixes})
-        report_files.write_report(conclude(known, shop.config.gate), shop.folder)
+        rows = tuple(row for row in before.variants if row.name not in names)
+        after = replace(before, variants=rows, mixes={**before.mixes, **mixes})
+        report_files.write_report(conclude(after, context.config.gate), context.folder)
 
 
-def _is_already_searched(variant: EngineVariant, base: BuildInputs, shop: RunContext) -> bool:
-    """Whether the run has the mix already, found by a search that asked the same."""
-    if variant.name not in base.plans:
+def _is_already_searched(variant: EngineVariant, inputs: BuildInputs, context: RunContext) -> bool:
+    """Whether the run has the mix already, from a search with the same goal."""
+    if variant.name not in inputs.plans:
         return False
-    report, asked = merge_reports.previous_report(shop.folder), shop.config.search
+    report, goal = merge_reports.previous_report(context.folder), context.config.search
     mix = report.mixes.get(variant.backend) if report is not None else None
-    if mix is None:  # there is nothing that says what was asked
+    if mix is None:  # nothing says what the goal was
         return True
-    same = (mix.budget, mix.max_latency) == (asked.budget, asked.max_latency)
-    return same and asked.by in (None, mix.by)
+    same = (mix.budget, mix.max_latency) == (goal.budget, goal.max_latency)
+    return same and goal.by in (None, mix.by)
 
 
 @dataclass(frozen=True)
@@ -374,7 +375,7 @@ class SearchFolder:
 
 @dataclass(frozen=True)
 class SearchSummary:
-    """What a search found for a backend, and the bytes of the graphs: FP32, INT8 and the mix."""
+    """The result of a search for a backend, and the bytes of the FP32, INT8 and mixed graphs."""
 
     backend: str
     mix: MixedResult
@@ -383,67 +384,58 @@ class SearchSummary:
 
 
 def run_search(
-    config: Config, job: SearchFolder, store: Cache, tell: ProgressCallback
+    config: Config, options: SearchFolder, cache: Cache, progress: ProgressCallback
 ) -> SearchSummary:
     """Search for one backend, and leave the mix, its plan and all trials in a folder."""
-    variant, said = _choose_backend(config)
-    with run_folder.begin_run(job.out, config, searching=True) as run:
-        shop = RunContext(config, run, store, tell, job.trust)
-        base = build_inputs.prepare_inputs(
-            [variant], shop, building=said.available[variant.backend].builds
-        )
-        exam = open_evaluation_set(base, shop, job.workers, resumed=False)
-        task = SearchTask(variant.backend, base, exam, said.available[variant.backend])
-        found = search_backend(task, shop, run.root / TRIALS)
-        sizes = {"fp32": _model_bytes(run.model)}
-        sizes["int8"] = _model_bytes(
-            make_graph(replace(variant, precision="int8"), base, store, tell).path
-        )
-        if found.planned is not None:
-            with_plan = replace(base, plans={variant.name: found.planned})
-            graph = make_graph(variant, with_plan, store, tell)
-            copy_into_place(graph.path, run.root / MIXED_MODEL)
+    variant, chosen = _choose_backend(config)
+    available = chosen.available[variant.backend]
+    with run_folder.begin_run(options.out, config, searching=True) as folder:
+        context = RunContext(config, folder, cache, progress, options.trust)
+        inputs = build_inputs.prepare_inputs([variant], context, building=available.builds)
+        images = open_evaluation_set(inputs, context, options.workers, resumed=False)
+        task = SearchTask(variant.backend, inputs, images, available)
+        result = search_backend(task, context, folder.root / TRIALS)
+        int8 = make_graph(replace(variant, precision="int8"), inputs, cache, progress)
+        sizes = {"fp32": _model_bytes(folder.model), "int8": _model_bytes(int8.path)}
+        for name in (MIXED_MODEL, *PLAN_FILES):  # of an earlier search with another goal
+            (folder.root / name).unlink(missing_ok=True)
+        if result.planned is not None:
+            inputs = replace(inputs, plans={variant.name: result.planned})
+            graph = make_graph(variant, inputs, cache, progress)
+            atomic.copy_into_place(graph.path, folder.root / MIXED_MODEL)
             for name in PLAN_FILES:
-                (run.root / name).unlink(missing_ok=True)
                 if (graph.folder / name).is_file():
-                    copy_into_place(graph.folder / name, run.root / name)
-            sizes["mixed"] = _model_bytes(run.root / MIXED_MODEL)
-        else:
-            _delete_mixed(run)
-        write_text(run.root / SEARCH_RESULT, json.dumps(asdict(found.mix), indent=1) + "\n")
-        return SearchSummary(variant.backend, found.mix, sizes, said.notes)
+                    atomic.copy_into_place(graph.folder / name, folder.root / name)
+            sizes["mixed"] = _model_bytes(folder.root / MIXED_MODEL)
+        text = json.dumps(asdict(result.mix), indent=1) + "\n"
+        atomic.write_text(folder.root / SEARCH_RESULT, text)
+        return SearchSummary(variant.backend, result.mix, sizes, chosen.notes)
 
 
 def _choose_backend(config: Config) -> tuple[EngineVariant, ChosenVariants]:
-    """Return the one backend that is searched for."""
-    only = replace(config.build, precisions=("mixed",))
-    said = variants.choose_variants(only, plan_only=True)
-    if len(said.variants) > 1:
-        names = ", ".join(f"`{each.backend}`" for each in said.variants)
+    """Return the one backend to search for."""
+    only_mixed = replace(config.build, precisions=("mixed",))
+    chosen = variants.choose_variants(only_mixed, plan_only=True)
+    if len(chosen.variants) > 1:
+        names = ", ".join(f"`{variant.backend}`" for variant in chosen.variants)
         raise UsageError(f"a search is for one backend, not for {names}", hint="name one of them")
-    return said.variants[0], said
-
-
-def _delete_mixed(run: RunFolder) -> None:
-    """Delete the mix of an earlier search, which did not ask the same."""
-    for name in (MIXED_MODEL, *PLAN_FILES):
-        (run.root / name).unlink(missing_ok=True)
+    return chosen.variants[0], chosen
 
 
 def _model_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in onnx_io.model_files(path))
 
 
-def preview_search(config: Config, store: Cache, *, trust: bool) -> list[str]:
-    """Return what a search would try, without an image; nothing is kept."""
-    variant, said = _choose_backend(config)
+def preview_search(config: Config, cache: Cache, *, trust: bool) -> list[str]:
+    """Return what a search would try; no image is read and nothing is written."""
+    variant, chosen = _choose_backend(config)
     request = QuantizeRequest(Path("model.onnx"), variant.backend, "int8", trust=trust)
-    layers = quantized_layers(config, request, store)
+    layers = preview_layers(config, request, cache)
     weighted = sum(not layer.left and layer.weight is not None for layer in layers.values())
-    there = said.available[variant.backend]
+    available = chosen.available[variant.backend]
     return [
         f"model     {config.model}",
-        f"backend   {variant.backend}: {'runs here' if there.runs else there.reason}",
+        f"backend   {variant.backend}: {'runs here' if available.runs else available.reason}",
         f"calibrate {config.calibration.images or 'no images'}",
         f"blocks    {min(weighted, MAX_BLOCKS)}, of {weighted} operators with weights in INT8",
         f"budget    {config.search.budget:g} points",

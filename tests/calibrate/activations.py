@@ -9,35 +9,10 @@ from numpy.typing import NDArray
 from qconvert.calibrate.calibration import Calibration, CalibrationImage, Origin
 from qconvert.calibrate.collect import IndexedBatch, collect, make_tapped_runner
 from qconvert.calibrate.summary import Summary
-from qconvert.core.tensors import Tensors
+from qconvert.core.tensors import Tensors, TensorTap
 
 Floats = NDArray[np.float32]
 SAMPLES = 2048
-
-
-@dataclass(frozen=True)
-class FakeTap:
-    tensor: str
-
-    @property
-    def low(self) -> str:
-        return f"low.{self.tensor}"
-
-    @property
-    def high(self) -> str:
-        return f"high.{self.tensor}"
-
-    @property
-    def mean(self) -> str:
-        return f"mean.{self.tensor}"
-
-    @property
-    def size(self) -> str:
-        return f"size.{self.tensor}"
-
-    @property
-    def sample(self) -> str | None:
-        return f"sample.{self.tensor}"
 
 
 @dataclass(frozen=True)
@@ -48,8 +23,12 @@ class FakeTaps:
     exact: bool = False
 
     @property
-    def taps(self) -> Sequence[FakeTap]:
-        return [FakeTap(tensor) for tensor in self.values]
+    def taps(self) -> Sequence[TensorTap]:
+        outputs = ("low", "high", "mean", "size", "sample")
+        return [
+            TensorTap(tensor, 1, *(f"{output}.{tensor}" for output in outputs))
+            for tensor in self.values
+        ]
 
     @property
     def phase(self) -> str | None:

@@ -97,7 +97,7 @@ def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
 
 def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", weights=np.zeros(3))
-    with pytest.raises(QConvertError, match="does not say what it is"):
+    with pytest.raises(QConvertError, match="its format is not stated"):
         load(tmp_path / "c.npz")
 
 

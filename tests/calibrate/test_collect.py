@@ -138,7 +138,7 @@ def test_a_batch_whose_images_are_not_kept_apart_is_refused() -> None:
     def mixing(feeds: Tensors) -> Tensors:
         return {name: array[:1] for name, array in taps.run(feeds).items()}
 
-    with pytest.raises(QConvertError, match="does not keep the images of a batch apart"):
+    with pytest.raises(QConvertError, match="mixes the images of a batch: 2 went in, 1"):
         collect(
             map(make_tapped_runner(mixing, taps), taps.batches([0, 1])),
             taps,

@@ -190,5 +190,5 @@ def test_an_unknown_method_is_refused_with_those_there_are() -> None:
 
 @pytest.mark.parametrize("name", ["percentile:", "percentile:x", "percentile:0", "percentile:101"])
 def test_a_percentile_without_a_sensible_number_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="does not say how much to keep"):
+    with pytest.raises(UsageError, match="is not a percentile above 50"):
         find_method(name)

@@ -89,7 +89,7 @@ def test_the_same_again_does_nothing_and_says_the_same(qconvert: Command) -> Non
     assert first == second
     done = [line for line in again.err.splitlines() if "✓" in line and "✓ load" not in line]
     assert done
-    assert all("stored" in line for line in done)
+    assert all("cached" in line for line in done)
 
 
 def test_a_run_goes_on_elsewhere_without_its_images(qconvert: Command) -> None:

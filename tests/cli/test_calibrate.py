@@ -71,9 +71,9 @@ def test_workers_shards_and_their_order_make_the_same_bytes(
 def test_the_same_command_again_runs_no_image(qconvert: Command, tiny: Path, images: Path) -> None:
     calibrated(qconvert, "c.npz")
     before = Path("c.npz").stat().st_mtime_ns
-    assert " stored, " in step(calibrated(qconvert, "c.npz"))
+    assert " cached, " in step(calibrated(qconvert, "c.npz"))
     assert Path("c.npz").stat().st_mtime_ns == before
-    assert "stored" not in step(calibrated(qconvert, "c.npz", "--fresh"))
+    assert "cached" not in step(calibrated(qconvert, "c.npz", "--fresh"))
 
 
 def test_a_shard_is_completed_by_the_whole(qconvert: Command, tiny: Path, images: Path) -> None:
@@ -88,12 +88,12 @@ def test_kill_9_loses_only_the_last_seconds(qconvert: Command, tiny: Path, tmp_p
     draw_folder(tmp_path / "images", 40)
     script = (
         "import sys, time\n"
-        "from qconvert.calibrate import collect, ranges_file\n"
-        "ranges_file.saving.__defaults__ = (0.0, time.monotonic)\n"
+        "from qconvert.calibrate import calibration_file, collect\n"
+        "calibration_file.make_periodic_saver.__defaults__ = (0.0, time.monotonic)\n"
         "add = collect.Collector.add\n"
         "def slow(self, *args):\n"
         "    add(self, *args)\n"
-        "    print(self.done, flush=True)\n"
+        "    print(self.image_count, flush=True)\n"
         "    time.sleep(0.05)\n"
         "collect.Collector.add = slow\n"
         "from qconvert.cli import run\n"
@@ -119,7 +119,7 @@ def test_kill_9_loses_only_the_last_seconds(qconvert: Command, tiny: Path, tmp_p
 def test_other_settings_are_measured_anew(qconvert: Command, tiny: Path, images: Path) -> None:
     calibrated(qconvert, "c.npz")
     changed = calibrated(qconvert, "c.npz", "--mean", "0.5")
-    assert "stored" not in step(changed)
+    assert "cached" not in step(changed)
     assert calibration_file.load(Path("c.npz")).origin.preprocessing["mean"] == [0.5]
 
 

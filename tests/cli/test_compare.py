@@ -38,7 +38,7 @@ def test_layers_are_listed_in_order_and_the_worst_are_named(qconvert: Command) -
     assert "on 32 images" in done.err
     again = qconvert("compare", "net.onnx", "int8.onnx", "--images", "images")
     assert again.out == done.out
-    assert "stored" in again.err
+    assert "cached" in again.err
 
 
 def test_what_json_has_no_number_for_is_a_word_there() -> None:
@@ -72,7 +72,7 @@ def test_engines_of_a_run_bring_their_images_and_settings(qconvert: Command) -> 
     assert qconvert(*build, "--backend", "cpu").code == 0
     done = qconvert("compare", "run/model.onnx", "run/engines/cpu-int8")
     assert done.code == 0, done.err
-    assert "stored" in done.err  # the build has looked at them already
+    assert "cached" in done.err  # the build has looked at them already
     same = qconvert("compare", "run/engines/cpu-fp32", "run/model.onnx")
     assert "there is no error at all" in same.out
     whole = qconvert("compare", "run", "run/engines/cpu-int8")

@@ -29,10 +29,10 @@ def raising(error: BaseException) -> click.Command:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (GateFailed("too slow", hint="mend it"), 1),
-        (UsageError("wrong option", hint="mend it"), 2),
+        (GateFailed("too slow", hint="fix it"), 1),
+        (UsageError("wrong option", hint="fix it"), 2),
         (click.UsageError("No such option"), 2),
-        (QConvertError("no such operator", hint="mend it"), 3),
+        (QConvertError("no such operator", hint="fix it"), 3),
         (MemoryError(), 3),
         (OSError(12, "Cannot allocate memory"), 3),
         (RuntimeError("can't start new thread"), 3),
@@ -42,7 +42,7 @@ def raising(error: BaseException) -> click.Command:
         (RuntimeError("Symlink loop from '/out/x.onnx'"), 3),
         (OSError(40, "Too many levels of symbolic links", "/out/x.onnx"), 3),
         (UnicodeEncodeError("utf-8", "a\nb = '\udcff'", 7, 8, "surrogates not allowed"), 3),
-        (Unavailable("no GPU", hint="mend it"), 4),
+        (Unavailable("no GPU", hint="fix it"), 4),
         (KeyboardInterrupt(), 130),
         (click.Abort(), 130),
         (Terminated(), 143),
@@ -80,7 +80,7 @@ def test_no_memory_even_for_words_leaves_the_shortest(
 def test_an_error_shows_details_causes_and_after_a_blank_line_the_hint(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    error = QConvertError("it broke", details=["line 3: x", "line 4: y"], hint="mend it")
+    error = QConvertError("it broke", details=["line 3: x", "line 4: y"], hint="fix it")
     error.__cause__ = OSError("libnvinfer.so.10: cannot open")
     assert run_guarded(raising(error), []) == 3
     assert capsys.readouterr().err == (
@@ -89,7 +89,7 @@ def test_an_error_shows_details_causes_and_after_a_blank_line_the_hint(
         "  line 4: y\n"
         "  caused by: libnvinfer.so.10: cannot open\n"
         "\n"
-        "hint: mend it\n"
+        "hint: fix it\n"
     )
 
 
@@ -119,7 +119,7 @@ def test_quiet_keeps_errors_and_quieter_keeps_only_the_code(
 
 SLEEPER = """
 import sys, time
-from qconvert.cli.error_boundary import guarded
+from qconvert.cli.error_boundary import run_guarded
 import click
 
 @click.command()
@@ -127,7 +127,7 @@ def command():
     print("ready", flush=True)
     time.sleep(60)
 
-sys.exit(guarded(command, []))
+sys.exit(run_guarded(command, []))
 """
 
 

@@ -70,21 +70,21 @@ def test_the_same_export_gives_the_same_bytes_and_is_found_again(
 ) -> None:
     first = qconvert("export", tiny, "-o", "a.onnx")
     second = qconvert("export", tiny, "-o", "b.onnx")
-    assert "stored" not in first.err
-    assert "stored" in second.err
+    assert "cached" not in first.err
+    assert "cached" in second.err
     assert Path("a.onnx").read_bytes() == Path("b.onnx").read_bytes()
     assert qconvert("cache", "--clear").code == 0
     third = qconvert("export", tiny, "-o", "c.onnx")
-    assert "stored" not in third.err
+    assert "cached" not in third.err
     assert Path("a.onnx").read_bytes() == Path("c.onnx").read_bytes()
 
 
 def test_other_settings_are_other_work(qconvert: Command, tiny: Path) -> None:
     qconvert("export", tiny, "-o", "a.onnx")
-    assert "stored" not in qconvert("export", tiny, "-o", "b.onnx", "--opset", "21").err
+    assert "cached" not in qconvert("export", tiny, "-o", "b.onnx", "--opset", "21").err
     assert onnx_io.load(Path("b.onnx")).opset_imports[""] == 21
-    assert "stored" not in qconvert("export", tiny, "-o", "c.onnx", "--skip", "names").err
-    assert "stored" not in qconvert("export", tiny, "-o", "d.onnx", "--batch", "2").err
+    assert "cached" not in qconvert("export", tiny, "-o", "c.onnx", "--skip", "names").err
+    assert "cached" not in qconvert("export", tiny, "-o", "d.onnx", "--batch", "2").err
 
 
 def test_the_source_is_never_written_over(qconvert: Command, tiny: Path) -> None:

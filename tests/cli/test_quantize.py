@@ -54,7 +54,7 @@ def test_the_same_again_runs_no_image_and_writes_the_same_bytes(qconvert: Comman
     quantized(qconvert, "--images", "images")
     before = Path("out.onnx").read_bytes()
     again = quantized(qconvert, "--images", "images")
-    assert "stored" in next(line for line in again.err.splitlines() if "✓ calibrate" in line)
+    assert "cached" in next(line for line in again.err.splitlines() if "✓ calibrate" in line)
     assert Path("out.onnx").read_bytes() == before
 
 

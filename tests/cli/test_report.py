@@ -86,7 +86,7 @@ def test_a_build_explains_its_errors_once_for_each_graph(
     monkeypatch.setenv("QCONVERT_CACHE_DIR", str(world / ".store"))
     again = qconvert(*BUILD)
     assert again.code == 0, again.err
-    assert all("stored" in line for line in again.err.splitlines() if "✓ compare" in line)
+    assert all("cached" in line for line in again.err.splitlines() if "✓ compare" in line)
 
 
 def test_the_page_is_written_again_from_the_folder_alone(qconvert: Command, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_search_leaves_a_mix_its_plan_and_its_trials(qconvert: Command) -> Non
     trials = Path("out/trials.jsonl").read_text()
     again = qconvert("search", *GIVEN, "-o", "out", "--json")
     assert "✓ search" in again.err
-    assert "stored" in next(line for line in again.err.splitlines() if "✓ search" in line)
+    assert "cached" in next(line for line in again.err.splitlines() if "✓ search" in line)
     answer = json.loads(again.out)
     assert answer.pop("backend") == "tensorrt-rtx"
     assert set(answer.pop("bytes")) == {"fp32", "int8", "mixed"}
@@ -146,7 +146,7 @@ def test_other_threads_are_another_search(qconvert: Command) -> None:
     for number in (1, 2):
         done = qconvert("search", *given, "-o", f"out{number}", "--set", f"cpu.threads={number}")
         assert done.code == 0, done.err
-        assert "stored" not in next(line for line in done.err.splitlines() if "✓ search" in line)
+        assert "cached" not in next(line for line in done.err.splitlines() if "✓ search" in line)
 
 
 def test_a_mix_that_was_found_for_another_budget_is_searched_anew(qconvert: Command) -> None:

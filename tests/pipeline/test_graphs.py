@@ -8,7 +8,7 @@ from qconvert.run import calibration_sets
 from qconvert.run.calibrate import CalibrationRequest, calibrate
 from qconvert.run.variant_graphs import make_graph
 from qconvert.run.variants import BuildInputs
-from tests.pipeline.test_sampling import STORE, basis, quiet
+from tests.run.test_search_job import STORE, basis, quiet
 
 
 def test_a_run_that_goes_on_does_not_give_a_new_one_its_graph() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from qconvert.core.config import GateConfig
 from qconvert.report import json_file
-from qconvert.report.html import format_prose, render_html
+from qconvert.report.html import _prose, render_html
 from qconvert.report.model import SCHEMA, Report
 from qconvert.report.verdict import conclude
 from tests.report import evidence
@@ -84,13 +84,13 @@ def test_the_same_report_gives_the_same_bytes_in_another_process() -> None:
 def test_every_shape_of_report_makes_a_well_formed_page(shape: Callable[[], Report]) -> None:
     made = Page(page(shape()))
     assert "How it was made" in made.text
-    assert "Why it errs" not in made.text
+    assert "Where errors come from" not in made.text
 
 
 def test_sections_stand_in_the_order_in_which_a_reader_decides() -> None:
     found = re.findall(r'<section id="([a-z-]+)">', page(evidence.explained()))
     assert found == [
-        "gates", "tables", "bars", "notes", "trade-off", "where", "why", "answers", "made",
+        "gates", "tables", "bars", "notes", "trade-off", "where", "why", "predictions", "made",
     ]  # fmt: skip
 
 
@@ -127,8 +127,8 @@ def test_names_from_outside_are_text_and_nothing_else() -> None:
 
 
 def test_code_stands_between_backticks_and_is_escaped_too() -> None:
-    assert format_prose("see `a<b>` & <i>") == "see <code>a&lt;b&gt;</code> &amp; &lt;i&gt;"
-    assert format_prose("one ` alone <b>") == "one ` alone &lt;b&gt;"
+    assert _prose("see `a<b>` & <i>") == "see <code>a&lt;b&gt;</code> &amp; &lt;i&gt;"
+    assert _prose("one ` alone <b>") == "one ` alone &lt;b&gt;"
 
 
 def test_pictures_that_are_not_there_are_left_out() -> None:

@@ -46,7 +46,10 @@ def test_a_report_with_layers_that_overflow_is_written_and_read_again() -> None:
     [
         ((EXACT, EXACT), "there is no error at all"),
         ((EXACT, UNKNOWN), "which layers make an error is not known"),
-        ((EXACT, BROKEN, LARGE), "most error is made by `broken` (not finite), `large` (34.0 dB)"),
+        (
+            (EXACT, BROKEN, LARGE),
+            "the largest errors are made by `broken` (not finite), `large` (34.0 dB)",
+        ),
     ],
 )
 def test_no_error_is_told_only_where_all_is_equal(

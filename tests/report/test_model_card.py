@@ -84,7 +84,7 @@ def test_it_says_how_it_was_made_and_measured() -> None:
     assert "58 of 60 operators that could be are quantized to INT8." in shown
     assert "Ranges were measured on 200 images of `calib`." in shown
     assert "Accuracy was measured on 300 images of `val`." in shown
-    assert "- Accuracy was measured on 300 images; others may fare differently." in shown
+    assert "- Accuracy was measured on 300 images; other images may give another one." in shown
     assert "| cpu-int8 | 88.00 | 87.60 | 88.20 | 87.90 | −0.33 ± 1.12 | 98.50 |" in shown
 
 
@@ -92,7 +92,7 @@ def test_images_without_labels_are_told_apart() -> None:
     found = reports.scored(88.0, -0.3, images=1000, labelled=200)
     shown = render_card(conclude(reports.with_int8(accuracy=found), GateConfig()))
     assert "Accuracy was measured on 200 labelled of 1000 images of `val`." in shown
-    assert "- Accuracy was measured on 200 labelled of 1000 images; others" in shown
+    assert "- Accuracy was measured on 200 labelled of 1000 images; other images" in shown
 
 
 def test_preprocessing_is_in_words_and_as_settings(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_preprocessing_is_in_words_and_as_settings(tmp_path: Path) -> None:
     [
         (Preprocess(resize=(320, 224), crop="none", divisor=1.0), "RGB, resized to 320×224"),
         (Preprocess(resize="none", crop="none", colours="gray"), "Gray, divided by 255."),
-        (None, "The model was given arrays as they are."),
+        (None, "The model takes arrays without preprocessing."),
     ],
 )
 def test_other_preprocessing_in_words(preprocess: Preprocess | None, words: str) -> None:
@@ -128,7 +128,7 @@ def test_the_code_runs(tmp_path: Path) -> None:
     names: dict[str, Any] = {}
     # In the folder of the run, as every test has one of its own.
     exec(lines, names)
-    assert names["answers"].shape == (1, 5)
+    assert names["outputs"].shape == (1, 5)
 
 
 def test_an_engine_that_is_no_onnx_file_has_no_onnx_code() -> None:
@@ -137,7 +137,7 @@ def test_an_engine_that_is_no_onnx_file_has_no_onnx_code() -> None:
     plan = replace(int8, engine=replace(int8.engine, files=("int8.engine",)))
     shown = render_card(conclude(reports.report(fp32, fp16, plan), GateConfig()))
     assert "InferenceSession" not in shown
-    assert "`engines/cpu-int8/int8.engine` is no ONNX file" in shown
+    assert "`engines/cpu-int8/int8.engine` is not an ONNX file" in shown
     gone = replace(int8, engine=None)
     assert "There is no engine to run." in render_card(reports.report(gone), "cpu-int8")
 
@@ -157,7 +157,7 @@ def test_a_card_is_about_a_variant_that_is_there() -> None:
     with pytest.raises(UsageError, match="no variant `gpu-int8`") as caught:
         render_card(concluded(), "gpu-int8")
     assert "`cpu-int8`" in caught.value.hint
-    with pytest.raises(UsageError, match="no variant came out best"):
+    with pytest.raises(UsageError, match="no best variant"):
         render_card(conclude(reports.unrated(), GateConfig()))
     assert "# lite0, FP16 for `cpu`" in render_card(
         conclude(reports.unrated(), GateConfig()), "cpu-fp16"

@@ -113,9 +113,9 @@ def test_shared_images_are_counted(shared: int, words: str) -> None:
 def test_images_prepared_in_another_way_are_told_with_what_differs() -> None:
     usual = {"resize": 256, "crop": 224, "mean": [0.5]}
     report = replace(quiet(), preprocess=usual, evaluation=ImageSetInfo("val", 200, "abc"))
-    assert "prepared otherwise" not in said(report)
+    assert "prepared differently" not in said(report)
     other = ImageSetInfo("val", 200, "abc", {**usual, "crop": 256})
-    assert "than for calibration (crop): " in said(replace(report, evaluation=other))
+    assert "differently (crop): " in said(replace(report, evaluation=other))
 
 
 def test_one_image_is_too_few() -> None:

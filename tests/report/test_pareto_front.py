@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from qconvert.core.config import GateConfig
 from qconvert.report.charts import bar_charts
 from qconvert.report.metrics import pareto_front
@@ -34,7 +36,7 @@ def test_equals_are_not_behind_each_other() -> None:
 
 
 def test_without_labels_agreement_or_distance_takes_the_place_of_top1() -> None:
-    assert pareto_front(reports.unlabelled()).score_label == "answers as FP32, %"
+    assert pareto_front(reports.unlabelled()).score_label == "agreement with FP32, %"
     distance = pareto_front(reports.regression())
     assert distance.score_label == "SQNR of the outputs, dB"
     assert max(each.score for each in distance.points) == 120.0
@@ -53,11 +55,11 @@ def test_bars_share_one_order_and_keep_a_place_for_what_is_unmeasured() -> None:
 def test_changes_grow_from_the_middle_and_whiskers_stay_on_the_track() -> None:
     change = bar_charts(reports.measured())[2]
     lost = change.bars[2]
-    assert change.zero == 50
+    assert change.zero == pytest.approx(50)
     assert lost.start < 50
-    assert lost.start + lost.length == 50
+    assert lost.start + lost.length == pytest.approx(50)
     assert lost.whisker is not None
     assert lost.whisker[0] >= 0
     assert lost.whisker[0] + lost.whisker[1] <= 100
     agreement = bar_charts(reports.unlabelled())[2]
-    assert (agreement.title, agreement.zero) == ("Answers as by FP32", None)
+    assert (agreement.title, agreement.zero) == ("Agreement with FP32", None)

@@ -8,6 +8,7 @@ import matplotlib as mpl
 import pytest
 
 from qconvert.report import charts, plots
+from qconvert.report.metrics import pareto_front
 from qconvert.report.plots import Axis, ScatterPoint, Series
 from qconvert.report.plots import scatter_chart as drawn
 from tests.report import evidence, reports
@@ -17,7 +18,7 @@ DRAWN_WITH = "3.11"
 
 
 def scatter() -> str:
-    found = charts.trade_off_chart(reports.measured())
+    found = charts.trade_off_chart(pareto_front(reports.measured()))
     assert found is not None
     return found.svg
 
@@ -88,9 +89,9 @@ def test_distributions_end_at_the_slowest_run_and_throughput_counts_images() -> 
     assert first.title == "Latency at batch 1"
     through = charts.throughput_chart(report)
     assert through is not None
-    assert "images a second" in through.svg
+    assert "images per second" in through.svg
     assert charts.throughput_chart(reports.report()) is None
-    assert charts.trade_off_chart(reports.unrated()) is None
+    assert charts.trade_off_chart(pareto_front(reports.unrated())) is None
 
 
 def test_layers_without_error_are_not_drawn() -> None:

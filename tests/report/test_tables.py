@@ -105,7 +105,7 @@ cpu-int8             88.00       87.60    88.20   87.90   −0.33 ± 1.12    98.
 tensorrt-rtx-fp32¹   88.33       87.93    88.53   88.23    0.00 ± 0.00    98.50
 tensorrt-rtx-fp16¹   88.33       87.93    88.53   88.23    0.00 ± 0.00    98.50
 tensorrt-rtx-int8¹   87.33       86.93    87.53   87.23   −1.00 ± 1.30    98.50
-¹ answers of the same graph on ONNX Runtime's CPU: the engine does not run here
+¹ the same graph on ONNX Runtime's CPU: the engine does not run here
 """
 
 
@@ -170,7 +170,7 @@ def test_a_kl_a_hair_below_zero_has_no_sign(show: Show) -> None:
 def test_outputs_that_name_no_class_compare_by_their_distance(show: Show) -> None:
     shown = show(tables.accuracy_table(reports.regression()))
     assert "variant    SQNR dB    cosine" in shown
-    assert "¹ no top-1 and no agreement: the outputs are not scores of classes" in shown
+    assert "¹ no top-1 and no agreement: the outputs are not class scores" in shown
 
 
 def test_without_evaluation_the_reason_stands_once(show: Show) -> None:
@@ -262,9 +262,9 @@ def test_where_nodes_run_and_why_some_stayed_in_float(show: Show) -> None:
     shown = show(tables.placement_table(reports.measured()))
     assert "cpu-int8   60 CPU              —¹              58 of 60" in shown
     assert "cpu-fp32   60 CPU              60 fp32" in shown
-    assert tables.unquantized_table(reports.measured()).rows == (
+    assert tables.unquantized_table(reports.measured()).rows == [
         ("cpu-int8", "Gemm", "2", "answers in float"),
-    )
+    ]
 
 
 def _squeezed(text: str) -> list[list[str]]:

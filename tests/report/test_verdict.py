@@ -51,7 +51,7 @@ def test_int8_that_answers_otherwise_is_not_shipped() -> None:
     bad = reports.scored(80.0, -8.3, 2.0, agreement=90.0)
     report = conclude(reports.with_int8(accuracy=bad), NONE)
     assert report.verdict.startswith(
-        "`cpu-int8` answers too differently (top-1 −8.3 ± 2.0 pp), so ship `cpu-fp32`"
+        "`cpu-int8` differs too much from FP32 (top-1 −8.3 ± 2.0 pp), so ship `cpu-fp32`"
     )
 
 
@@ -82,7 +82,7 @@ def test_where_fp32_is_mostly_wrong_no_change_of_top1_is_enough(
     base = replace(found, agreement=None, change_pp=None)
     report = conclude(replace(reports.with_int8(accuracy=found), baseline=base), NONE)
     assert report.best == best
-    told = f"`cpu-int8` answers too differently (agrees with FP32 on {agreement:.2f} % of the"
+    told = f"`cpu-int8` differs too much from FP32 (agrees with FP32 on {agreement:.2f} % of the"
     assert report.verdict.startswith(told) == (best == "cpu-fp32")
 
 
@@ -91,9 +91,9 @@ def test_an_fp32_engine_that_answers_otherwise_is_not_shipped() -> None:
     rows = [replace(each, accuracy=bad) for each in reports.cpu()]
     report = conclude(reports.report(*rows), NONE)
     assert report.best == ""
-    assert report.verdict.startswith("Nothing here to ship: `cpu-int8` answers too differently")
+    assert report.verdict.startswith("Nothing to ship: `cpu-int8` differs too much from FP32")
     alone = conclude(reports.report(rows[0]), NONE).verdict
-    assert alone.startswith("Nothing here to ship: `cpu-fp32` answers too differently (top-1 −8.3")
+    assert alone.startswith("Nothing to ship: `cpu-fp32` differs too much from FP32 (top-1 −8.3")
 
 
 def test_a_gate_on_answers_takes_the_place_of_the_usual_limit() -> None:
@@ -109,7 +109,7 @@ def test_an_engine_is_not_the_best_of_one_that_was_timed_alone() -> None:
     rows = (replace(fp32, unmeasured=before), alone, replace(int8, unmeasured=before))
     report = conclude(reports.report(*rows), NONE)
     assert report.best == ""
-    assert report.verdict.startswith("Not timed beside `cpu-fp16`: `cpu-fp32`, `cpu-int8`; ")
+    assert report.verdict.startswith("Not timed together with `cpu-fp16`: `cpu-fp32`, `cpu-int8`; ")
     reasons = {"latency": "no GPU here"}
     never = (replace(fp32, unmeasured=reasons), alone, replace(int8, unmeasured=reasons))
     assert conclude(reports.report(*never), NONE).best == fp16.name
@@ -119,7 +119,7 @@ def test_what_is_only_planned_is_built_by_going_on() -> None:
     rows = (replace(each, latency=(), engine=None) for each in reports.measured().variants)
     verdict = conclude(reports.report(*rows), NONE).verdict
     assert verdict.startswith("Nothing was built (")
-    assert verdict.endswith("`qconvert build --from RUN` goes on")
+    assert verdict.endswith("`qconvert build --from RUN` continues")
 
 
 def test_a_failed_gate_is_named() -> None:
@@ -134,7 +134,7 @@ def test_nothing_is_shipped_when_nothing_keeps_the_limits() -> None:
     report = conclude(reports.measured(), Limits(max_latency=5.0))
     assert report.best == ""
     assert report.verdict == (
-        "Nothing here to ship: `cpu-int8` fails max-latency (takes 10.00 ms (batch 1), "
+        "Nothing to ship: `cpu-int8` fails max-latency (takes 10.00 ms (batch 1), "
         "limit 5.00 ms), and no other engine does better"
     )
 
@@ -161,7 +161,7 @@ def test_nothing_timed_is_no_verdict() -> None:
 def test_what_was_not_to_be_timed_is_told_by_its_answers() -> None:
     compared = [replace(each, latency=()) for each in reports.measured().variants]
     report = conclude(reports.report(*compared), NONE)
-    assert report.verdict.startswith("Nothing was timed; answers: `cpu-fp16` top-1 ")
+    assert report.verdict.startswith("Nothing was timed; accuracy: `cpu-fp16` top-1 ")
     assert "`cpu-fp32`" not in report.verdict
     bare = [replace(each, accuracy=None) for each in compared]
     assert conclude(reports.report(*bare), NONE).verdict == "Nothing was timed"
@@ -172,7 +172,7 @@ def test_without_evaluation_nothing_is_recommended() -> None:
     assert report.best == ""
     assert report.verdict == (
         "`cpu-int8` is the fastest (2.40× as fast as fp32, 27 % of the size), "
-        "but no image judged it: `qconvert evaluate` does, with `--eval`"
+        "but its accuracy is unknown: run `qconvert evaluate` with `--eval`"
     )
 
 
@@ -192,7 +192,7 @@ def test_distances_of_outputs_are_for_the_user_to_judge() -> None:
     report = conclude(reports.regression(), NONE)
     assert report.best == ""
     assert report.verdict == (
-        "Ship `cpu-int8` if its answers are near enough for you: "
+        "Ship `cpu-int8` if its output error is acceptable to you: "
         "2.40× as fast as fp32, 27 % of the size, output SQNR 24.1 dB"
     )
 
@@ -228,13 +228,14 @@ def test_fp32_does_not_win_against_engines_that_were_not_timed_with_it() -> None
     report = conclude(reports.with_int8(latency=()), NONE)
     assert report.best == ""
     assert report.verdict == (
-        "Not timed beside `cpu-fp32`: `cpu-int8`; `qconvert bench RUN` times all in turns"
+        "Not timed together with `cpu-fp32`: `cpu-int8`; "
+        "`qconvert bench RUN` times all of them together"
     )
 
 
 def test_what_fails_is_told_of_the_engines_that_are_judged() -> None:
     report = conclude(reports.measured(), Limits(max_size=0.001))
-    assert report.verdict.startswith("Nothing here to ship: `cpu-int8` fails max-size")
+    assert report.verdict.startswith("Nothing to ship: `cpu-int8` fails max-size")
 
 
 def test_a_float_engine_that_is_no_choice_is_no_reason_against_int8() -> None:
@@ -243,4 +244,4 @@ def test_a_float_engine_that_is_no_choice_is_no_reason_against_int8() -> None:
     rows = [reports.variant(name, 9.0, ms, accuracy=bad) for name, ms in others.items()]
     report = conclude(reports.report(reports.cpu()[0], *rows), NONE)
     assert report.best == "cpu-fp32"
-    assert report.verdict.startswith("`cpu-int8` answers too differently")
+    assert report.verdict.startswith("`cpu-int8` differs too much from FP32")

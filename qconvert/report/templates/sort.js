@@ -1,4 +1,4 @@
-// A click on the head of a column sorts its table; a second click turns it round.
+// A click on a column head sorts its table; a second click reverses the order.
 const value = (row, column) => {
   const text = row.cells[column].textContent.trim().replace("−", "-").replace("∞", "1e999");
   const number = parseFloat(text.replace(/^< /, ""));
@@ -10,7 +10,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     head.tabIndex = 0;
     const sort = () => {
       const up = head.getAttribute("aria-sort") !== "ascending";
-      heads.forEach((each) => each.removeAttribute("aria-sort"));
+      heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", up ? "ascending" : "descending");
       const rows = [...table.tBodies[0].rows];
       rows.sort((a, b) => {

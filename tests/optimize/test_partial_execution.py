@@ -23,7 +23,7 @@ def test_every_tensor_is_the_one_of_a_run_in_one_go() -> None:
     wanted = open_cpu(whole)({"image": image})
     run = PartialExecution(net, literal, [{"image": image[:3]}, {"image": image[3:]}])
     for node, name in zip(net.graph, names, strict=True):
-        run.run_to(node.name or "", name, beyond=True)
+        run.run_to(node.name or "", name, inclusive=True)
         got = np.concatenate([part[name] for part in run.live])
         np.testing.assert_allclose(got, wanted[name], rtol=1e-4, atol=1e-5)
 
@@ -42,7 +42,7 @@ def test_what_was_read_for_the_last_time_is_gone() -> None:
     last = net.graph[-1]
     run.run_to(last.name or "", "flat")
     assert [set(part) for part in run.live] == [{"flat"}]
-    run.run_to(last.name or "", "scores", beyond=True)
+    run.run_to(last.name or "", "scores", inclusive=True)
     assert [set(part) for part in run.live] == [{"scores"}]
 
 

@@ -169,7 +169,7 @@ def test_a_layer_keeps_nothing_that_does_not_hold_on_other_images(
         found = Solution(task.nearest, None if task.biases is None else task.biases + 1.0)
         return found, Solution(-task.nearest, task.biases)
 
-    monkeypatch.setattr(layer_rounding, "descend", wrong)
+    monkeypatch.setattr(layer_rounding, "round_weights", wrong)
     taught = list(learn_layers(net, plan, lesson()))
     assert [each.name for each in taught] == find_learnable(net, plan)
     assert not kept(taught)
@@ -184,7 +184,7 @@ def test_memory_of_the_rows_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         sizes.append(task.rows.nbytes)
         return round_weights(task)
 
-    monkeypatch.setattr(layer_rounding, "descend", watched)
+    monkeypatch.setattr(layer_rounding, "round_weights", watched)
     plan = planned(net, "cpu", QuantizeOptions())
     assert len(list(learn_layers(net, plan, lesson()))) == len(sizes)
     # One row of each image at least, whatever its size.

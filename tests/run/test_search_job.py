@@ -63,7 +63,7 @@ def test_images_repeated_to_fill_a_fixed_batch_do_not_count(count: int, kept: in
     sample = search_job.make_evaluation_images(base, exam(base, count))
     assert list(sample.reference.labels) == [number % 5 for number in range(kept)]
     assert [len(each[sample.reference.score_output]) for each in sample.reference.outputs] == [kept]
-    assert [len(feeds["image"]) for feeds in sample.batches()] == [8]
+    assert [len(feeds["image"]) for feeds in sample.batches] == [8]
 
 
 def test_those_held_out_of_a_few_do_not_count_twice_either() -> None:

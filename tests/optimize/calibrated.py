@@ -1,0 +1,48 @@
+"""A small model that is calibrated on drawn images, as a candidate for quantization."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qconvert.core import config_file
+from qconvert.core.cache import Cache
+from qconvert.core.progress import ProgressCallback, ignore_progress
+from qconvert.optimize.calibration_set import CalibrationSet
+from qconvert.optimize.candidate import Candidate
+from qconvert.optimize.equalization import EqualizationProposal
+from qconvert.quantize.placement import QuantizeOptions
+from qconvert.run import calibration_sets, load_model
+from qconvert.run.calibrate import CalibrationRequest
+from qconvert.sources import LoadedModel
+from tests.conftest import write
+from tests.pictures import draw_folder
+from tests.quantize.quantized_models import scheme
+
+CACHE = Cache(Path(".cache"))
+SETTINGS = {"model": "net.onnx", "calibration.images": "images"}
+
+
+def candidate_of(
+    model: ir.Model,
+    backend: str = "tensorrt",
+    images: int = 40,
+    progress: ProgressCallback = ignore_progress,
+) -> Candidate:
+    """Write a model and images into this folder, and calibrate the one on the others."""
+    write(model, Path("net.onnx"))
+    draw_folder(Path("images"), images, 16)
+    config = config_file.load(None, SETTINGS)
+    loaded = load_model.load_and_clean(config, CACHE, ignore_progress, trust=False)
+    return Candidate(loaded, calibrate(loaded), scheme(backend), QuantizeOptions(), 40, progress)
+
+
+def calibrate(loaded: LoadedModel) -> CalibrationSet:
+    config, request = config_file.load(None, SETTINGS), CalibrationRequest(Path("o.onnx"))
+    return calibration_sets.measure(loaded, config, request, CACHE, ignore_progress)
+
+
+def equalized_candidate(original: Candidate, proposal: EqualizationProposal) -> Candidate:
+    """Return a candidate for the equalized model, which is calibrated on the same images."""
+    loaded = replace(original.loaded, model=proposal.model)
+    return replace(original, loaded=loaded, calibration=calibrate(loaded))

@@ -1,0 +1,206 @@
+"""Select a plan: range methods and equalization replace the default only if they are better."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from qconvert.backends.ort import open_cpu
+from qconvert.core import onnx_io
+from qconvert.core.progress import Progress
+from qconvert.measure.output_error import ErrorArray, OutputError, sqnr_db
+from qconvert.optimize import efforts, equalization, per_tensor_methods
+from qconvert.optimize.calibration_set import CALIBRATION_BATCH
+from qconvert.optimize.candidate import MAX_TRAINING_IMAGES, Candidate, is_better
+from qconvert.optimize.efforts import EFFORTS
+from qconvert.optimize.equalization import Equalized, choose_equalization, propose_equalization
+from qconvert.optimize.plan_selection import (
+    SelectedPlan,
+    best_method,
+    initial_options,
+    select_plan,
+)
+from qconvert.quantize import plan_files
+from qconvert.quantize.apply_plan import apply_plan
+from qconvert.quantize.placement import QuantizeOptions
+from qconvert.quantize.plan import Plan
+from qconvert.quantize.ranges import DEFAULT_METHOD
+from tests.models import MIXED_SHAPES, floats, mixed
+from tests.optimize.calibrated import candidate_of, equalized_candidate
+
+ERRORS = np.random.default_rng(0).exponential(1.0, 40)
+
+
+def select(candidate: Candidate, effort: str, method: str) -> SelectedPlan:
+    options = initial_options(QuantizeOptions(method=method))
+    original = replace(candidate, options=options)
+    equalized = Equalized(original)
+    if EFFORTS[effort].equalize and (proposal := propose_equalization(original)):
+        challenger = equalized_candidate(original, proposal)
+        equalized = choose_equalization(original, challenger, proposal)
+    return select_plan(original, equalized, method, effort)
+
+
+def sqnr_of(candidate: Candidate, plan: Plan) -> float:
+    """Return the SQNR of the outputs with a plan, on the images held out."""
+    model = candidate.loaded.model
+    batch = next(iter(candidate.calibration.validation_batches()))
+    quantized = open_cpu(apply_plan(model, plan), keep_qdq=True)
+    return sqnr_db(open_cpu(model)(batch), quantized(batch))
+
+
+def uneven_channels() -> ir.Model:
+    """Return a net in which one channel of a tensor is far larger than all others."""
+    sizes = np.float32(2.0) ** np.r_[8, np.zeros(15)].astype(np.float32)
+    weights = {
+        name: floats(*MIXED_SHAPES[name], seed=seed) / np.float32(4)
+        for seed, name in enumerate(("w2", "b2", "w3"), start=1)
+    }
+    return mixed(
+        w2=weights["w2"] * sizes[:, None, None, None],
+        b2=weights["b2"] * sizes,
+        w3=weights["w3"] / sizes[:, None, None],
+    )
+
+
+@pytest.fixture
+def events() -> list[Progress]:
+    return []
+
+
+@pytest.fixture
+def candidate(events: list[Progress]) -> Candidate:
+    return candidate_of(mixed(), progress=events.append)
+
+
+def texts(events: list[Progress], step: str) -> list[str]:
+    return [event.text for event in events if event.step == step and event.seconds]
+
+
+def test_default_effort_reports_the_output_error_of_every_method(
+    candidate: Candidate, events: list[Progress]
+) -> None:
+    plan = select(candidate, "default", "auto")
+    assert {row.method for row in plan.tried} >= {"mse", "minmax", "percentile:99.99"}
+    (text,) = texts(events, "choose")
+    assert "on 8 other images" in text
+
+
+def test_description_of_images_counts_those_calibrated_on(candidate: Candidate) -> None:
+    describe: Callable[[int], str] = lambda count: candidate.describe_images(  # noqa: E731
+        OutputError(np.zeros(count), 0.0)
+    )
+    assert describe(8) == "on 8 other images"
+    assert describe(20) == "on 20 images, 8 of them not calibrated on"
+
+
+@pytest.mark.parametrize("effort", ["none", "quick"])
+def test_low_effort_tries_nothing(
+    candidate: Candidate, effort: str, events: list[Progress]
+) -> None:
+    selected = select(candidate, effort, "mse")
+    assert (selected.plan.method, selected.tried, selected.plan.equalized) == ("mse", (), {})
+    assert events == []
+
+
+def test_per_tensor_methods_are_no_worse_than_the_default(candidate: Candidate) -> None:
+    default = select(candidate, "none", "mse").plan
+    per_tensor = select(candidate, "none", "answers").plan
+    assert per_tensor.method in ("answers", "mse")
+    assert sqnr_of(candidate, per_tensor) > sqnr_of(candidate, default) - 0.5
+
+
+def test_uneven_channels_are_equalized_and_the_plan_replays() -> None:
+    candidate = candidate_of(uneven_channels())
+    plain, equalized = select(candidate, "none", "mse"), select(candidate, "default", "mse")
+    assert equalized.plan.equalized
+    assert "accepted" in equalized.notes[0]
+    assert sqnr_of(candidate, equalized.plan) > sqnr_of(candidate, plain.plan) + 3
+    replayed = plan_files.parse_plan(plan_files.format_plan(equalized.plan), "plan.json")
+    assert replayed == equalized.plan
+    models = [apply_plan(candidate.loaded.model, plan) for plan in (equalized.plan, replayed)]
+    assert onnx_io.serialize(models[0]) == onnx_io.serialize(models[1])
+
+
+def test_factors_that_do_not_help_are_rejected_and_reported(
+    candidate: Candidate, events: list[Progress], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(equalization, "MAX_ERROR_RATIO", 1e9)
+    monkeypatch.setattr(equalization, "STRENGTHS", (-1.0,))  # the wrong way
+    assert select(candidate, "default", "mse").plan.equalized == {}
+    (text,) = texts(events, "equalize")
+    assert "rejected" in text
+
+
+def test_budget_of_work_and_memory_bound_the_images_for_per_tensor_methods(
+    candidate: Candidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    affordable = per_tensor_methods._affordable_batches
+    batches = [affordable(candidate, 10, max_macs) for max_macs in (1e12, 2e7, 1.0)]
+    assert batches[0] == MAX_TRAINING_IMAGES // CALIBRATION_BATCH
+    assert batches[0] > batches[1] > batches[2] == 0
+    monkeypatch.setattr(efforts, "MAX_ACTIVATION_BYTES", 1_000_000)
+    assert affordable(candidate, 10, 1e12) < batches[0]
+
+
+def error(per_image: ErrorArray, noise_to_signal: float = 0.1) -> OutputError:
+    return OutputError(per_image, noise_to_signal)
+
+
+def test_change_is_better_only_beyond_chance() -> None:
+    infinite = error(np.full(40, np.inf), np.inf)
+    assert is_better(error(ERRORS), error(ERRORS * 0.8))
+    assert not is_better(error(ERRORS), error(ERRORS))
+    assert not is_better(error(ERRORS, 1.0), error(ERRORS * 0.8, 1.1))
+    assert not is_better(error(ERRORS[:3]), error(ERRORS[:3] * 0.8))
+    assert not is_better(error(ERRORS), infinite)
+    assert is_better(infinite, error(ERRORS))
+
+
+def test_trained_change_is_better_unless_errors_or_changed_predictions_grow() -> None:
+    def trained(noise: float, per_image: ErrorArray, changed: int = 0) -> bool:
+        predictions = np.r_[np.ones(changed), np.zeros(40 - changed)]
+        before = OutputError(ERRORS, 1.0, np.zeros(40))
+        return is_better(before, OutputError(per_image, noise, predictions), significantly=False)
+
+    assert trained(0.9, ERRORS)
+    assert trained(0.9, ERRORS, changed=1)
+    assert not trained(0.9, ERRORS, changed=6)
+    assert not trained(0.9, ERRORS + 1)
+    assert not trained(1.0, ERRORS * 0.5)
+    assert not trained(np.inf, np.full(40, np.inf))
+
+
+@pytest.mark.parametrize(
+    ("methods", "best"),
+    [
+        ({"entropy": error(ERRORS * 0.9), "minmax": error(ERRORS * 1.1)}, "entropy"),
+        ({"entropy": error(ERRORS * 0.9), "minmax": error(ERRORS * 0.8)}, "minmax"),
+        ({"minmax": error(ERRORS)}, DEFAULT_METHOD),
+        ({"minmax": error(ERRORS * 0.9, 0.2)}, DEFAULT_METHOD),
+    ],
+    ids=["better", "best of two", "equal", "better on most images only"],
+)
+def test_method_is_the_best_of_those_better_than_the_default(
+    methods: dict[str, OutputError], best: str
+) -> None:
+    choice = best_method({DEFAULT_METHOD: error(ERRORS), **methods})
+    assert choice.method == best
+    errors = [row.distance for row in choice.tried]
+    assert len(errors) == len(methods) + 1
+    assert errors == sorted(errors)
+
+
+def test_method_that_is_better_by_chance_is_not_taken() -> None:
+    noise = np.random.default_rng(1).normal(0, 0.3, 40)
+    better = ERRORS * np.exp(noise - noise.mean() - 0.05)
+    assert better.mean() < ERRORS.mean()
+    choice = best_method({DEFAULT_METHOD: error(ERRORS), "minmax": error(better)})
+    assert choice.method == DEFAULT_METHOD
+
+
+def test_another_method_replaces_a_default_with_infinite_outputs() -> None:
+    infinite = error(np.full(40, np.inf))
+    assert best_method({DEFAULT_METHOD: infinite, "minmax": error(ERRORS)}).method == "minmax"
