@@ -13,32 +13,28 @@ from pathlib import Path
 from typing import Literal, TypedDict, Unpack, get_args, get_origin
 
 from qconvert.calibrate.calibration import Calibration
-from qconvert.core import cache, config_file
+from qconvert.core import config_file
 from qconvert.core.config import Backend, Config
 from qconvert.core.errors import UsageError, did_you_mean
 from qconvert.core.option_table import keyword_settings, option_table
 from qconvert.core.progress import Progress, ProgressCallback, ignore_progress
-from qconvert.images.image_files import ReadOptions
 from qconvert.package import pack
 from qconvert.package.pack import Format, PackageOptions, Packed
 from qconvert.report.model import Report
-from qconvert.run import bench_job, evaluate_job, finished_run, search_job, targets
+from qconvert.run import bench as benching
 from qconvert.run import build as building
 from qconvert.run import calibrate as calibrating
+from qconvert.run import evaluate as evaluating
 from qconvert.run import export as exporting
+from qconvert.run import finished_run, targets
 from qconvert.run import quantize as quantizing
+from qconvert.run import search as searching
+from qconvert.run.context import JobContext, open_context
 from qconvert.run.export import Exported
 from qconvert.run.finished_run import OpenEngine, Run, load_run
-from qconvert.run.quantize import Quantized
+from qconvert.run.quantize import Quantized, QuantizeRequest
 from qconvert.run.run_folder import RunFolder
-from qconvert.run.search_job import SearchSummary
-from qconvert.run.validate import QuantizeRequest
-
-StrPath = str | os.PathLike[str]
-
-# A model as on the command line, or the function that makes it instead of its name.
-ModelSource = StrPath | Callable[[], object]
-
+from qconvert.run.search import SearchSummary
 
 __all__ = [
     "Calibration",
@@ -62,6 +58,11 @@ __all__ = [
     "resume",
     "search",
 ]
+
+StrPath = str | os.PathLike[str]
+
+# A model as on the command line, or the function that makes it instead of its name.
+ModelSource = StrPath | Callable[[], object]
 
 
 class CommonArguments(TypedDict, total=False):
@@ -143,10 +144,9 @@ def build(
     request = building.BuildRequest(
         Path(output),
         _format_call("build", model, {"output": output, **options}),
-        trust=options.get("trust", False),
     )
-    results = cache.open_default(fresh=options.get("fresh", False))
-    return Run(request.out.absolute(), building.build(config, request, results, progress))
+    report = building.build(_context(config, progress, options), request)
+    return Run(request.out.absolute(), report)
 
 
 def resume(
@@ -163,7 +163,7 @@ def resume(
     folder = RunFolder(Path(run))
     config = _load_config(None, options, EngineArguments, folder.settings())
     request = building.BuildRequest(folder.root, _format_call("resume", run, options), resumed=True)
-    report = building.build(config, request, cache.open_default(), progress)
+    report = building.build(_context(config, progress), request)
     return Run(folder.root.absolute(), report)
 
 
@@ -179,8 +179,7 @@ def export(
     Takes `inputs`, `weights`, `images`, `trust`, `settings`, `config`.
     """
     config = _load_config(model, options, ImageArguments)
-    trust = options.get("trust", False)
-    return exporting.export(config, Path(output), cache.open_default(), progress, trust=trust)
+    return exporting.export(_context(config, progress, options), Path(output))
 
 
 def calibrate(
@@ -195,8 +194,8 @@ def calibrate(
     Takes `images`, `count`, `inputs`, `weights`, `trust`, `settings`, `config`.
     """
     config = _load_config(model, options, ImageArguments)
-    request = calibrating.CalibrationRequest(Path(output), trust=options.get("trust", False))
-    return calibrating.calibrate(config, request, cache.open_default(), progress)
+    request = calibrating.CalibrationRequest(Path(output))
+    return calibrating.calibrate(_context(config, progress, options), request)
 
 
 def quantize(
@@ -218,9 +217,8 @@ def quantize(
         precision=options.get("precision", "int8"),
         calibration=_optional_path(options.get("calibration")),
         plan=_optional_path(options.get("plan")),
-        trust=options.get("trust", False),
     )
-    return quantizing.quantize(config, request, cache.open_default(), progress)
+    return quantizing.quantize(_context(config, progress, options), request)
 
 
 def bench(
@@ -234,7 +232,8 @@ def bench(
     Takes `settings`, such as `bench.batch-sizes`, and `config`.
     """
     target = targets.resolve(_paths(engines))
-    return bench_job.bench(target, _target_config(target, options, CommonArguments), progress)
+    config = _target_config(target, options, CommonArguments)
+    return benching.bench(target, _context(config, progress))
 
 
 def evaluate(
@@ -249,7 +248,7 @@ def evaluate(
     """
     target = targets.resolve(_paths(engines))
     config = _target_config(target, options, EvaluateArguments)
-    return evaluate_job.evaluate(target, config, ReadOptions(), (cache.open_default(), progress))
+    return evaluating.evaluate(target, _context(config, progress))
 
 
 def package(
@@ -281,9 +280,7 @@ def search(
     `mix.outcome` is `none` if nothing stays within the budget.
     """
     config = _load_config(model, options, SearchArguments)
-    request = search_job.SearchFolder(Path(output), options.get("trust", False))
-    results = cache.open_default(fresh=options.get("fresh", False))
-    return search_job.run_search(config, request, results, progress)
+    return searching.run_search(_context(config, progress, options), Path(output))
 
 
 def open_run(folder: StrPath) -> Run:
@@ -294,6 +291,13 @@ def open_run(folder: StrPath) -> Run:
 def open_engine(path: StrPath) -> OpenEngine:
     """Load an engine, `RUN/engines/NAME`, or an ONNX file, which runs on the CPU."""
     return finished_run.open_engine(Path(path))
+
+
+def _context(
+    config: Config, progress: ProgressCallback, options: Mapping[str, object] | None = None
+) -> JobContext:
+    flags = {name: bool((options or {}).get(name)) for name in ("trust", "fresh")}
+    return open_context(config, progress, **flags)
 
 
 def _load_config(

@@ -124,7 +124,7 @@ def test_arrays_that_do_not_fit_are_told_by_type_and_sizes(given: Any, told: str
     assert "--input" not in caught.value.hint
     with pytest.raises(qconvert.UsageError, match="not `ndarray`"):
         engine(given)
-    with pytest.raises(qconvert.UsageError, match="no batch of 0"):
+    with pytest.raises(qconvert.UsageError, match="a batch of 0 is invalid"):
         next(engine.read("val", batch=0))
 
 
@@ -162,7 +162,10 @@ def test_a_run_stays_what_it_is_where_the_program_goes_elsewhere(
             lambda: qconvert.package("run", output="x", format="tflite"),  # type: ignore[arg-type]
             "no format `tflite`",
         ),
-        (lambda: qconvert.bench(["run", "model.onnx"]), "`run` is a run, and a run is named alone"),
+        (
+            lambda: qconvert.bench(["run", "model.onnx"]),
+            "`run` is a run, and a run must be the only target",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_words(call: Callable[[], object], told: str) -> None:
@@ -173,7 +176,7 @@ def test_what_makes_no_sense_is_refused_in_words(call: Callable[[], object], tol
 
 def test_an_engine_must_be_named_where_none_came_out_best() -> None:
     run = qconvert.build("model.onnx", output="own", precisions="fp16", settings=QUICK)
-    with pytest.raises(qconvert.UsageError, match="came out best") as caught:
+    with pytest.raises(qconvert.UsageError, match="is the best, so name one") as caught:
         run.engine()
     assert "`cpu-fp16`" in caught.value.hint
     with pytest.raises(qconvert.UsageError, match="no engine `cpu-int8`"):

@@ -28,11 +28,12 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
     An engine is RUN/engines/NAME or an ONNX file, which runs on the CPU. For a whole RUN the
     latencies go into its report, those too that the machine of the build could not measure.
     """
-    from qconvert.run.bench_job import bench
+    from qconvert.run.bench import bench
+    from qconvert.run.context import open_context
     from qconvert.run.targets import resolve
 
     target = resolve(targets)
     config = settings.load_for_target(target.run.root if target.run else None, chosen)
     with ProgressDisplay() as display:
-        report = bench(target, config, display.update)
-    views.finish(report, views.show_latencies, as_json=chosen["as_json"])
+        report = bench(target, open_context(config, display.update))
+    views.finish(report, ("latency", "timing"), as_json=chosen["as_json"])

@@ -28,16 +28,14 @@ Examples:
   qconvert build model.onnx --images calib_data/ --eval val/ -o runs/model
   qconvert build --from runs/model --backend tensorrt --max-drop 1"""
 
-_FOLDER = click.Path(path_type=Path)
-
 
 @click.command(epilog=EXAMPLES)
 @click.argument("model", required=False)
-@click.option("-o", "--output", type=_FOLDER, help="The run's folder (default: runs/NAME).")
+@options.output_option("The run's folder (default: runs/NAME).")
 @click.option(
     "--from",
     "resumed",
-    type=_FOLDER,
+    type=click.Path(path_type=Path),
     metavar="RUN",
     help="Resume a run from another machine; needs no images.",
 )
@@ -75,25 +73,31 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
         command=sanitize_text(shlex.join(["qconvert", *sys.argv[1:]])),
         resumed=run is not None,
         plan_only=chosen["plan_only"],
-        trust=chosen["trust"],
         workers=chosen["workers"],
     )
     if chosen["dry_run"]:
         _print_dry_run(config, request)
     else:
-        build_and_report(config, request, fresh=chosen["fresh"], as_json=chosen["as_json"])
+        flags = {name: chosen[name] for name in ("trust", "fresh", "as_json")}
+        build_and_report(config, request, **flags)
 
 
 def build_and_report(
-    config: "Config", request: "BuildRequest", *, as_json: bool, fresh: bool = False
+    config: "Config",
+    request: "BuildRequest",
+    *,
+    as_json: bool,
+    trust: bool = False,
+    fresh: bool = False,
 ) -> None:
     """Build, print the report, and fail with exit code 1 if a gate failed."""
-    from qconvert.core import cache
     from qconvert.run.build import build
+    from qconvert.run.context import open_context
 
     with ProgressDisplay() as display:
-        report = build(config, request, cache.open_default(fresh=fresh), display.update)
-    views.finish(report, views.show_report, as_json=as_json, page=request.out / "report.html")
+        report = build(open_context(config, display.update, trust=trust, fresh=fresh), request)
+    page = request.out / "report.html"
+    views.finish(report, views.REPORT_TABLES, as_json=as_json, page=page)
 
 
 def _print_dry_run(config: "Config", request: "BuildRequest") -> None:

@@ -36,15 +36,10 @@ def _parse_shard(
 
 @click.command(epilog=EXAMPLES)
 @click.argument("targets", nargs=-1, metavar="MODEL | FILE...")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="The calibration file (default: calibration.npz).",
-)
+@options.output_option("The calibration file (default: calibration.npz).")
 @options.source_options
 @image_options
-@options.setting_options("calibration.exact")
+@options.setting_options("calibration", "exact")
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -97,15 +92,14 @@ def command(targets: tuple[str, ...], output: Path | None, **chosen: Any) -> Non
 
 
 def _measure(model: str | None, output: Path, chosen: dict[str, Any]) -> "Calibration":
-    from qconvert.core import cache
     from qconvert.run.calibrate import CalibrationRequest, calibrate
+    from qconvert.run.context import open_context
 
     config = settings.load(model, chosen)
-    request = CalibrationRequest(
-        output, chosen["workers"], chosen["shard"], chosen["fresh"], chosen["trust"]
-    )
+    request = CalibrationRequest(output, chosen["workers"], chosen["shard"], chosen["fresh"])
     with ProgressDisplay() as display:
-        return calibrate(config, request, cache.open_default(), display.update)
+        context = open_context(config, display.update, trust=chosen["trust"])
+        return calibrate(context, request)
 
 
 def _merge(parts: Sequence[Path], output: Path | None) -> None:

@@ -41,12 +41,7 @@ _PATH = click.Path(path_type=Path)
     metavar="N",
     help="At most this many images.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the errors of all layers as CSV.",
-)
+@options.output_option("Write the errors of all layers as CSV.", dir_okay=False)
 @preprocess_options
 @options.settings_options
 @options.json_option
@@ -60,10 +55,10 @@ def command(
     decibels: 20 dB is an error of a tenth, 40 dB of a hundredth. The error that arrives comes from
     the layer and all before it; the one it makes is its own, given exact inputs.
     """
-    from qconvert.core import cache
     from qconvert.core.atomic import write_text
     from qconvert.report.layer_tables import layers_csv
     from qconvert.run import compare
+    from qconvert.run.context import open_context
     from qconvert.run.run_folder import require_output_file
 
     output: Path | None = chosen["output"]
@@ -72,8 +67,8 @@ def command(
         require_output_file(output, first, second)
     config = settings.load_for_target(pair.run, chosen)
     with ProgressDisplay() as display:
-        work = cache.open_default(), display.update
-        all_layers = compare.compare_graphs(pair, config, count, work)
+        context = open_context(config, display.update)
+        all_layers = compare.compare_graphs(pair, count, context)
     layers = compare.select_layers(all_layers, patterns)
     if output is not None:
         write_text(output, layers_csv({second.name: all_layers}))

@@ -29,14 +29,12 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
     An engine is RUN/engines/NAME or an ONNX file, which runs on the CPU; of several files the
     first is the reference. For a whole RUN the accuracies go into its report.
     """
-    from qconvert.core import cache
-    from qconvert.images.image_files import ReadOptions
-    from qconvert.run.evaluate_job import evaluate
+    from qconvert.run.context import open_context
+    from qconvert.run.evaluate import evaluate
     from qconvert.run.targets import resolve
 
     target = resolve(targets)
     config = settings.load_for_target(target.run.root if target.run else None, chosen)
     with ProgressDisplay() as display:
-        work = cache.open_default(), display.update
-        report = evaluate(target, config, ReadOptions(chosen["workers"]), work)
-    views.finish(report, views.show_accuracies, as_json=chosen["as_json"])
+        report = evaluate(target, open_context(config, display.update), chosen["workers"])
+    views.finish(report, ("accuracy",), as_json=chosen["as_json"])

@@ -22,11 +22,10 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("source", required=False)
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The ONNX file (default: NAME.onnx)."
-)
+@options.output_option("The ONNX file (default: NAME.onnx).")
 @options.source_options
-@options.setting_options("export.opset", "export.parity-tolerance", "prepare.skip")
+@options.setting_options("export", "opset", "parity-tolerance")
+@options.setting_options("prepare", "skip")
 @image_options
 @click.option("--dry-run", is_flag=True, help="Print what would be done, change nothing.")
 @options.settings_options
@@ -45,11 +44,11 @@ def command(source: str | None, output: Path | None, **chosen: Any) -> None:
     if chosen["dry_run"]:
         _print_dry_run(config, path)
         return
-    from qconvert.core import cache
+    from qconvert.run.context import open_context
     from qconvert.run.export import export
 
     with ProgressDisplay() as display:
-        result = export(config, path, cache.open_default(), display.update, trust=chosen["trust"])
+        result = export(open_context(config, display.update, trust=chosen["trust"]), path)
     for step in result.loaded.steps:
         if step.dropped:
             console.note(f"{step.name} skipped: {step.dropped}")
@@ -57,7 +56,7 @@ def command(source: str | None, output: Path | None, **chosen: Any) -> None:
     if result.quantized:
         console.note("this model holds Q/DQ nodes; they are kept as they are")
     if chosen["as_json"]:
-        console.write_json(_as_json(result))
+        console.write_json(_as_json(result, config))
 
 
 def _print_dry_run(config: "Config", path: Path) -> None:
@@ -78,7 +77,7 @@ def _print_dry_run(config: "Config", path: Path) -> None:
     console.write(f"write    {path}")
 
 
-def _as_json(result: "Exported") -> dict[str, object]:
+def _as_json(result: "Exported", config: "Config") -> dict[str, object]:
     from qconvert.core import config_file, onnx_io
 
     model = result.loaded.model
@@ -90,6 +89,6 @@ def _as_json(result: "Exported") -> dict[str, object]:
         "quantized": result.quantized,
         "parity": asdict(result.parity) if result.parity else None,
         "steps": [asdict(step) for step in result.loaded.steps],
-        "config": config_file.as_dict(result.config),
+        "config": config_file.as_dict(config),
         "notes": list(result.loaded.source.notes),
     }

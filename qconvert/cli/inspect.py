@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qconvert.cli import console, options, settings, views
-from qconvert.report.table import TextColumn, TextTable
+from qconvert.report.table import TextColumn, TextTable, number_columns
 
 if TYPE_CHECKING:
     from qconvert.graph.describe import ModelInfo, NodeInfo, OperatorInfo
@@ -64,11 +64,12 @@ def command(model: str, **chosen: Any) -> None:
 
 
 def _show_quantized(model: str, chosen: dict[str, Any]) -> None:
-    from qconvert.core import cache, config_file
+    from qconvert.core import config_file
+    from qconvert.run.context import open_context
     from qconvert.run.quantize import inspect_layers
 
     config = config_file.load(None, settings.from_options(model, chosen))
-    layers = inspect_layers(config, chosen["backend"], cache.open_default(), trust=chosen["trust"])
+    layers = inspect_layers(open_context(config, trust=chosen["trust"]), chosen["backend"])
     if chosen["as_json"]:
         rows = {name: asdict(layer) for name, layer in layers.items()}
         console.write_json({"model": model, "layers": rows})
@@ -93,7 +94,7 @@ def _show_head(model: str, summary: "ModelInfo") -> None:
 
 def _show_operators(operators: "Sequence[OperatorInfo]") -> None:
     total = sum(operator.macs or 0 for operator in operators)
-    numbers = [TextColumn(title, "right") for title in ("nodes", "parameters", "MACs")]
+    numbers = number_columns("nodes", "parameters", "MACs")
     columns = [TextColumn("operator"), *numbers, TextColumn("share", "right", rank=1)]
     rows = [
         [

@@ -116,12 +116,10 @@ def _help(option: Option) -> str:
     return f"{text} (default: {default})." if default else f"{text}."
 
 
-def setting_options(*paths: str) -> Decorator:
-    """Return a decorator that adds the options of settings; namesakes share one."""
-    by_flag: dict[str, list[str]] = {}
-    for path in paths:
-        by_flag.setdefault(option_table()[path].setting.option, []).append(path)
-    return _add(*(click.option(cls=SettingOption, paths=same) for same in by_flag.values()))
+def setting_options(table: str, *keys: str) -> Decorator:
+    """Return a decorator that adds the options of settings of one table."""
+    paths = [f"{table}.{key}" for key in keys]
+    return _add(*(click.option(cls=SettingOption, paths=[path]) for path in paths))
 
 
 def setting_option(path: str, flag: str, description: str) -> Decorator:
@@ -140,36 +138,40 @@ def _add(*options: Decorator) -> Decorator:
     return add
 
 
-_PREPROCESS = (
-    *("preprocess.preset", "preprocess.resize", "preprocess.crop"),
-    *("preprocess.interpolation", "preprocess.mean", "preprocess.std"),
+preprocess_options = setting_options(
+    "preprocess", "preset", "resize", "crop", "interpolation", "mean", "std"
 )
 
-preprocess_options = setting_options(*_PREPROCESS)
-
-image_options = setting_options(
-    "calibration.images", "calibration.count", *_PREPROCESS, "calibration.max-broken"
+image_options = _add(
+    setting_options("calibration", "images", "count"),
+    preprocess_options,
+    setting_options("calibration", "max-broken"),
 )
 
 quantize_options = setting_options(
-    *("quantize.method", "quantize.effort", "quantize.exclude", "quantize.only"),
-    *("quantize.keep", "quantize.weight-bits", "quantize.rest"),
+    "quantize", "method", "effort", "exclude", "only", "keep", "weight-bits", "rest"
 )
 
-engine_options = setting_options(
-    *("build.backends", "build.precisions", "build.profile", "search.budget"),
-    *("cuda.allow-fallback", "tensorrt.allow-fallback"),
+engine_options = _add(
+    setting_options("build", "backends", "precisions", "profile"),
+    setting_options("search", "budget"),
+    click.option(cls=SettingOption, paths=["cuda.allow-fallback", "tensorrt.allow-fallback"]),
 )
 
-bench_options = setting_options("bench.batch-sizes", "bench.seconds")
+bench_options = setting_options("bench", "batch-sizes", "seconds")
 
 gate_options = setting_options(
-    *("gate.max-drop", "gate.min-agreement", "gate.max-latency"),
-    *("gate.min-speedup", "gate.max-size", "gate.allow-unmeasured"),
+    "gate",
+    "max-drop",
+    "min-agreement",
+    "max-latency",
+    "min-speedup",
+    "max-size",
+    "allow-unmeasured",
 )
 
 eval_options = _add(
-    setting_options("evaluate.images", "evaluate.labels", "evaluate.count"),
+    setting_options("evaluate", "images", "labels", "count"),
     click.option(
         "--workers",
         type=click.IntRange(min=1),
@@ -179,7 +181,7 @@ eval_options = _add(
 )
 
 source_options = _add(
-    setting_options("export.inputs", "export.weights", "export.batch"),
+    setting_options("export", "inputs", "weights", "batch"),
     click.option("--trust", is_flag=True, help="Let the source run the code that it contains."),
 )
 
@@ -199,6 +201,12 @@ settings_options = _add(
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+def output_option(text: str, **more: Any) -> Decorator:
+    """Return `-o`, the file or folder to write."""
+    path = click.Path(path_type=Path, dir_okay=more.pop("dir_okay", True))
+    return click.option("-o", "--output", type=path, help=text, **more)
 
 
 def verbosity_options(command: Command) -> Command:

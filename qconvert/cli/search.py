@@ -24,13 +24,9 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("model", required=False)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="The folder of results (default: runs/NAME-mixed).",
-)
-@setting_options("search.budget", "search.by", "search.max-latency", "build.backends")
+@options.output_option("The folder of results (default: runs/NAME-mixed).")
+@setting_options("search", "budget", "by", "max-latency")
+@setting_options("build", "backends")
 @image_options
 @quantize_options
 @eval_options
@@ -48,24 +44,23 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     calibration images; the mix that stays within the budget is confirmed on all images of --eval.
     The same command resumes an interrupted search. Exit code 1 means that no mix does.
     """
-    from qconvert.core import cache
     from qconvert.core.errors import GateFailed
+    from qconvert.run.context import open_context
     from qconvert.run.run_folder import require_usable_folder
-    from qconvert.run.search_job import SearchFolder, preview_search, run_search
+    from qconvert.run.search import preview_search, run_search
 
     config = settings.load(model, chosen)
     default = settings.default_run_folder(None, str(config.model))
     folder = output or default.with_name(f"{default.name}-mixed")
     if chosen["dry_run"]:
         require_usable_folder(folder, config)
-        for line in preview_search(config, cache.open_default(), trust=chosen["trust"]):
+        for line in preview_search(open_context(config, trust=chosen["trust"])):
             console.write(line)
         console.write(f"write     {folder}")
         return
-    request = SearchFolder(folder, chosen["trust"], chosen["workers"])
     with ProgressDisplay() as display:
-        store = cache.open_default(fresh=chosen["fresh"])
-        summary = run_search(config, request, store, display.update)
+        context = open_context(config, display.update, trust=chosen["trust"], fresh=chosen["fresh"])
+        summary = run_search(context, folder, chosen["workers"])
     mix = summary.mix
     for note in (*summary.notes, *mix.notes):
         console.note(note)

@@ -1,9 +1,9 @@
-"""Finished work, found again by what made it; it appears whole or not at all.
+"""Results of finished work, found again by what decided them; they are complete or do not exist.
 
-A piece of work is a folder named after the hash of its recipe. It is made in a draft folder beside
-its final place and renamed when complete: of two processes that do the same work, one renames first
-and the other takes what it finds. What a killed process leaves is hidden, and goes when next there
-is work of that kind. What was damaged since is made again.
+A result is a folder named after the hash of its key. It is built in a temporary folder beside its
+final path and renamed when complete: of two processes that do the same work, one renames first and
+the other uses its result. Whatever a killed process leaves is hidden, and removed with the next
+work of that kind. Damaged results are computed again.
 """
 
 import errno
@@ -22,19 +22,19 @@ import platformdirs
 from qconvert.core import atomic
 from qconvert.core.errors import attach_path
 
-RECIPE = "recipe.json"
-CONTENT = "content.json"
-TAG = "CACHEDIR.TAG"
+KEY_FILE = "recipe.json"
+HASHES_FILE = "content.json"
+TAG_FILE = "CACHEDIR.TAG"
 TAG_CONTENT = (
     "Signature: 8a477f597d28d172789f06886806bc55\n# Made by qconvert; may be deleted at any time.\n"
 )
 
-Recipe = Mapping[str, str]
+CacheKey = Mapping[str, str]  # everything that decides a result, by name
 
 
 @dataclass(frozen=True)
 class CacheResult:
-    """A finished piece of work, and whether it was there before."""
+    """The folder of a result, and whether it was cached before."""
 
     path: Path
     hit: bool
@@ -42,7 +42,7 @@ class CacheResult:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One stored piece of work, as a listing shows it."""
+    """A cached result, as a listing shows it; `recipe` is its key."""
 
     step: str
     path: Path
@@ -53,156 +53,146 @@ class CacheEntry:
 
 @dataclass(frozen=True)
 class Cache:
-    """Finished work under `root`, found again by the recipe that made it.
-
-    A `fresh` store does all work anew, and keeps it in place of what was there.
-    """
+    """The results under `root`; a `fresh` cache computes all of them again and replaces them."""
 
     root: Path
     fresh: bool = False
 
-    def find(self, step: str, recipe: Recipe) -> Path | None:
-        """Return the folder of this work if it is finished and as it was made, else None."""
-        home = self._home(step, recipe)
-        return home if _is_intact(home) else None
+    def find(self, step: str, key: CacheKey) -> Path | None:
+        """Return the folder of a result if it is there and intact."""
+        folder = self._folder(step, key)
+        return folder if _is_intact(folder) else None
 
-    def get_or_make(self, step: str, recipe: Recipe, make: Callable[[Path], None]) -> CacheResult:
-        """Return the folder of this work; `make` fills it if it is not there, or damaged."""
-        home = self._home(step, recipe)
-        if _is_intact(home) and not self.fresh:
-            return CacheResult(home, hit=True)
-        home.parent.mkdir(parents=True, exist_ok=True)
-        self._tag()
-        with attach_path(self.root), atomic.temporary_folder(home.parent) as draft:
+    def get_or_make(self, step: str, key: CacheKey, make: Callable[[Path], None]) -> CacheResult:
+        """Return the folder of a result; `make` fills a new one if it is missing or damaged."""
+        folder = self._folder(step, key)
+        if not self.fresh and _is_intact(folder):
+            return CacheResult(folder, hit=True)
+        self._prepare(folder.parent)
+        with attach_path(self.root), atomic.temporary_folder(folder.parent) as draft:
             make(draft)
-            (draft / CONTENT).write_text(json.dumps(_file_hashes(draft), sort_keys=True))
-            (draft / RECIPE).write_text(_recipe_json(recipe), encoding="utf-8")
-            _publish(draft, home, fresh=self.fresh)
-        return CacheResult(home, hit=False)
+            (draft / HASHES_FILE).write_text(json.dumps(_file_hashes(draft), sort_keys=True))
+            (draft / KEY_FILE).write_text(_key_json(key), encoding="utf-8")
+            _publish(draft, folder, fresh=self.fresh)
+        return CacheResult(folder, hit=False)
 
     @contextmanager
-    def resumable(self, step: str, recipe: Recipe) -> Iterator[Path]:
-        """Yield the folder in which long work on this recipe keeps what it has so far.
+    def resumable(self, step: str, key: CacheKey) -> Iterator[Path]:
+        """Yield the folder in which long work on this key keeps its state until it is finished.
 
-        It goes when the work is done. A later try finds what an earlier one left, until nothing was
-        written to it for a day; of two processes at work the second has a folder of its own.
+        A later attempt finds the state of an interrupted one, until nothing is written to it for a
+        day; of two processes at work the second has a folder of its own.
         """
-        home = self._home(step, recipe)
-        home.parent.mkdir(parents=True, exist_ok=True)
-        self._tag()
-        with atomic.resumable_folder(home.parent, home.name) as place:
-            yield place
+        folder = self._folder(step, key)
+        self._prepare(folder.parent)
+        with atomic.resumable_folder(folder.parent, folder.name) as state:
+            yield state
 
     def entries(self) -> Iterator[CacheEntry]:
-        """Yield every stored piece of work, step by step."""
-        for home in self._homes():
+        """Yield every cached result, step by step."""
+        for folder in self._folders():
             try:
+                age = max(0.0, time.time() - folder.stat().st_mtime)
                 yield CacheEntry(
-                    home.parent.name,
-                    home,
-                    _read_recipe(home),
-                    folder_bytes(home),
-                    _age_seconds(home),
+                    folder.parent.name, folder, _read_key(folder), folder_bytes(folder), age
                 )
             except FileNotFoundError:  # another process has just removed it
                 continue
 
     def clear(self, step: str | None = None) -> list[CacheEntry]:
-        """Delete stored work (of one step, or all) and return what was deleted."""
-        gone = [entry for entry in self.entries() if step in (None, entry.step)]
-        for entry in gone:
+        """Delete the results of one step, or all, and return what was deleted."""
+        entries = [entry for entry in self.entries() if step in (None, entry.step)]
+        for entry in entries:
             atomic.remove_folder(entry.path)
-        for folder in {home.parent for home in self._homes()} | {each.path.parent for each in gone}:
-            atomic.remove_abandoned(folder)
-        return gone
+        for parent in {
+            path.parent for path in (*self._folders(), *(entry.path for entry in entries))
+        }:
+            atomic.remove_abandoned(parent)
+        return entries
 
-    def _homes(self) -> list[Path]:
-        """Return the folders that are ours: in a store we marked, named as we name them."""
-        if not (self.root / TAG).is_file():
+    def _folders(self) -> list[Path]:
+        """Return the folders of results; none if the root is not marked as a cache."""
+        if not (self.root / TAG_FILE).is_file():
             return []
         return sorted(
-            home for home in self.root.glob("*/*") if re.fullmatch("[0-9a-f]{16}", home.name)
+            folder for folder in self.root.glob("*/*") if re.fullmatch("[0-9a-f]{16}", folder.name)
         )
 
-    def _home(self, step: str, recipe: Recipe) -> Path:
-        return self.root / step / hashlib.sha256(_recipe_json(recipe).encode()).hexdigest()[:16]
+    def _folder(self, step: str, key: CacheKey) -> Path:
+        return self.root / step / hashlib.sha256(_key_json(key).encode()).hexdigest()[:16]
 
-    def _tag(self) -> None:
-        tag = self.root / TAG
-        if not tag.exists():
-            tag.write_text(TAG_CONTENT, encoding="utf-8")
+    def _prepare(self, parent: Path) -> None:
+        """Create the folder of a step, and mark the root as a cache."""
+        parent.mkdir(parents=True, exist_ok=True)
+        if not (self.root / TAG_FILE).exists():
+            (self.root / TAG_FILE).write_text(TAG_CONTENT, encoding="utf-8")
 
 
 def open_default(*, fresh: bool = False) -> Cache:
-    """Return the store of this user: `QCONVERT_CACHE_DIR`, or the platform's cache folder.
+    """Return the cache of this user: `QCONVERT_CACHE_DIR`, or the platform's cache folder.
 
-    What killed processes left in it is gone then.
+    Whatever killed processes left in it is removed.
     """
     chosen = os.environ.get("QCONVERT_CACHE_DIR")
     root = Path(chosen) if chosen else platformdirs.user_cache_path("qconvert")
-    if (root / TAG).is_file():
+    if (root / TAG_FILE).is_file():
         for folder in root.glob("*/"):
             atomic.remove_abandoned(folder)
     return Cache(root, fresh)
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file's bytes, read in pieces."""
+    """Return the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def folder_bytes(path: Path) -> int:
-    """Return the bytes of all files below a folder."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+def folder_bytes(folder: Path) -> int:
+    """Return the size of all files below a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _publish(draft: Path, home: Path, *, fresh: bool) -> None:
-    """Put finished work in its place; what another process finished first is as good."""
-    # Nothing is removed before the rename has failed: it could be what another has just finished.
+def _publish(draft: Path, folder: Path, *, fresh: bool) -> None:
+    """Rename a finished result to its final path, unless another process was faster."""
+    # Remove only after the rename fails: another process may just have finished the same work.
     while True:
         if fresh:
-            atomic.remove_folder(home)
+            atomic.remove_folder(folder)
         try:
-            draft.rename(home)
+            draft.rename(folder)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         else:
             return
-        if not fresh and _is_intact(home):
+        if not fresh and _is_intact(folder):
             return
-        atomic.remove_folder(home)
+        atomic.remove_folder(folder)
 
 
-def _is_intact(home: Path) -> bool:
+def _is_intact(folder: Path) -> bool:
     try:
-        wanted = json.loads((home / CONTENT).read_text(encoding="utf-8"))
-        return bool(wanted == _file_hashes(home))
+        hashes = json.loads((folder / HASHES_FILE).read_text(encoding="utf-8"))
+        return bool(hashes == _file_hashes(folder))
     except (OSError, ValueError):
         return False
 
 
 def _file_hashes(folder: Path) -> dict[str, str]:
-    files = (path for path in folder.rglob("*") if path.is_file())
     return {
         path.relative_to(folder).as_posix(): file_sha256(path)
-        for path in files
-        if path.name not in (RECIPE, CONTENT)
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in (KEY_FILE, HASHES_FILE)
     }
 
 
-def _recipe_json(recipe: Recipe) -> str:
-    return json.dumps(dict(recipe), sort_keys=True, indent=1) + "\n"
+def _key_json(key: CacheKey) -> str:
+    return json.dumps(dict(key), sort_keys=True, indent=1) + "\n"
 
 
-def _read_recipe(home: Path) -> dict[str, str]:
+def _read_key(folder: Path) -> dict[str, str]:
     try:
-        found = json.loads((home / RECIPE).read_text(encoding="utf-8"))
+        key = json.loads((folder / KEY_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _age_seconds(path: Path) -> float:
-    return max(0.0, time.time() - path.stat().st_mtime)
+    return key if isinstance(key, dict) else {}

@@ -15,7 +15,7 @@ from typing import Generic, Protocol, TypeVar
 
 import pydantic
 
-from qconvert.core.cache import Cache, Recipe
+from qconvert.core.cache import Cache, CacheKey
 
 T = TypeVar("T")
 
@@ -32,15 +32,22 @@ class Codec(Protocol[T]):
 
 @dataclass(frozen=True)
 class JsonCodec(Generic[T]):
-    """A result that is one JSON file; infinities and NaN are kept, as Python's JSON writes them."""
+    """A result that is one JSON file.
+
+    Infinities and NaN are kept, as Python's JSON writes them, or become None if `finite`.
+    """
 
     file: str
     adapter: pydantic.TypeAdapter[T]
+    finite: bool = False
 
     def save(self, value: T, folder: Path) -> None:
         """Write the file."""
-        plain = self.adapter.dump_python(value, mode="json")
-        (folder / self.file).write_text(json.dumps(plain, indent=1), encoding="utf-8")
+        if self.finite:
+            text = self.adapter.dump_json(value, indent=1).decode()
+        else:
+            text = json.dumps(self.adapter.dump_python(value, mode="json"), indent=1)
+        (folder / self.file).write_text(text, encoding="utf-8")
 
     def load(self, folder: Path) -> T:
         """Read the file and check its types."""
@@ -58,7 +65,7 @@ class StepResult(Generic[T]):
 
 
 def cached_step(
-    cache: Cache, name: str, key: Recipe, compute: Callable[[], T], codec: Codec[T]
+    cache: Cache, name: str, key: CacheKey, compute: Callable[[], T], codec: Codec[T]
 ) -> StepResult[T]:
     """Return the result of the step for this key; `compute` runs only if it is not cached."""
     entry = cache.get_or_make(name, key, lambda folder: codec.save(compute(), folder))

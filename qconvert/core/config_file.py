@@ -125,7 +125,13 @@ def commented_toml(model: str | None) -> str:
 
 def settings_schema() -> dict[str, Any]:
     """Return the JSON Schema of a settings file, for editors."""
-    return _adapter().json_schema(by_alias=True)
+    schema = _adapter().json_schema(by_alias=True)
+    for option in option_table().values():
+        table = schema
+        if option.table:
+            table = schema["$defs"][schema["properties"][option.table]["$ref"].rpartition("/")[2]]
+        table["properties"][option.key]["description"] = option.setting.description
+    return schema
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What can go wrong that a user can cause or cure, and the exit code each means.
+"""The errors that a user can cause or cure, and their exit codes.
 
     QConvertError      3   the work failed: unreadable model, unsupported operator, failed build
     ├── GateFailed     1   the work is done, but a limit the user set is not met
@@ -17,7 +17,7 @@ from pathlib import Path
 class QConvertError(Exception):
     """What went wrong, in one sentence; `details` say where, `hint` says what to do next.
 
-    There is no error without a hint: who raises one knows better than the user what helps.
+    Every error carries a hint: the raise site knows the remedy.
     """
 
     exit_code = 3
@@ -26,7 +26,7 @@ class QConvertError(Exception):
         super().__init__(message)
         self.hint = hint
         self.details = tuple(details)
-        # What Python prints below a traceback, for those who call functions.
+        # Python prints notes below a traceback.
         for text in (*self.details, f"hint: {hint}"):
             self.add_note(text)
 
@@ -50,28 +50,28 @@ class Unavailable(QConvertError):
 
 
 class Terminated(BaseException):
-    """The process was asked to end (SIGTERM); nobody but the boundary answers to it."""
+    """The process was asked to end (SIGTERM); only the error boundary catches it."""
 
 
 @contextmanager
-def attach_path(place: Path) -> Iterator[None]:
-    """Give trouble with a write the name of the place, where the system names none."""
+def attach_path(path: Path) -> Iterator[None]:
+    """Add a path to an OSError of the block that names no file."""
     try:
         yield
     except OSError as error:
         if error.errno is None or error.filename is not None:
             raise
-        raise OSError(error.errno, error.strerror, str(place)) from error
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:
-    """Return the first line of what a library said, short enough to stand in a sentence."""
+    """Return the first line of an error's message, short enough to stand in a sentence."""
     lines = str(error).strip().splitlines()
-    first = lines[0].strip().rstrip(".") if lines else type(error).__name__
-    return first if len(first) <= limit else first[: limit - 1] + "…"
+    line = lines[0].strip().rstrip(".") if lines else type(error).__name__
+    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def did_you_mean(name: str, names: Sequence[str]) -> str:
-    """Return `; did you mean ...?` where one of `names` is close enough, else nothing."""
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean `{close[0]}`?" if close else ""
+    """Return `; did you mean ...?` if one of `names` is similar, else nothing."""
+    similar = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean `{similar[0]}`?" if similar else ""

@@ -1,8 +1,7 @@
-"""Archives of arrays that anybody may have written.
+"""Untrusted archives of arrays.
 
-Nothing in them is unpickled, and no size that they claim is allocated before it is compared with
-what is really there. What is unpacked lies in memory, so a limit stands against archives whose
-few bytes unpack to many.
+Nothing is unpickled, and a claimed size is compared with the real one before memory is allocated. A
+limit on the unpacked size stops archives that expand to more than memory can hold.
 """
 
 import math
@@ -18,7 +17,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 MAX_BYTES = 1 << 30
-# Of a damaged archive `zipfile` and numpy raise all of these, whatever their documentation says.
+# `zipfile` and numpy raise all of these for corrupt archives, whatever their documentation says.
 CORRUPT_ERRORS = (
     zipfile.BadZipFile, zlib.error, ArithmeticError, EOFError, LookupError, NotImplementedError,
     OSError, RuntimeError, SyntaxError, TokenError, TypeError, ValueError,
@@ -27,7 +26,7 @@ CORRUPT_ERRORS = (
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """What an array says of itself, and how many bytes it took to say so."""
+    """The header of an .npy file, and its own length."""
 
     shape: tuple[int, ...]
     fortran_order: bool
@@ -36,12 +35,12 @@ class ArrayHeader:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of the numbers, if it tells the truth."""
+        """The claimed size of the numbers."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_header(file: IO[bytes]) -> ArrayHeader:
-    """Read the start of an .npy; ValueError where it holds Python objects, or is none."""
+    """Read the header of an .npy; ValueError if it is invalid or the array holds objects."""
     start = file.tell()
     version = npy.read_magic(file)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
@@ -54,20 +53,20 @@ def read_header(file: IO[bytes]) -> ArrayHeader:
 
 
 def require_within_limit(members: Sequence[zipfile.ZipInfo]) -> None:
-    """Raise ValueError for members that would take too much memory; `zipfile` reads no more."""
+    """Raise ValueError for members that unpack to too much; `zipfile` reads no more."""
     total = sum(member.file_size for member in members)
     if total > MAX_BYTES:
         raise ValueError(f"it unpacks to {total / 1e9:.1f} GB, over the limit of 1 GiB in memory")
 
 
 def read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
-    """Unpack one array, which must be just as large as it claims."""
+    """Unpack one array, which must be exactly as large as it claims."""
     with archive.open(member) as file:
-        said = read_header(file)
-        if said.nbytes != member.file_size - said.header_bytes:
-            raise ValueError(f"`{member.filename}` has another size than it says")
+        header = read_header(file)
+        if header.nbytes != member.file_size - header.header_bytes:
+            raise ValueError(f"the size of `{member.filename}` contradicts its header")
         content = file.read()
-    if not said.nbytes:
-        return np.zeros(said.shape, said.dtype)
-    order: Literal["F", "C"] = "F" if said.fortran_order else "C"
-    return np.frombuffer(content, said.dtype).reshape(said.shape, order=order)
+    if not header.nbytes:
+        return np.zeros(header.shape, header.dtype)
+    order: Literal["F", "C"] = "F" if header.fortran_order else "C"
+    return np.frombuffer(content, header.dtype).reshape(header.shape, order=order)

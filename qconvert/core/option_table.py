@@ -80,18 +80,15 @@ def literals(hint: Any) -> tuple[str, ...]:
 
 def _walk(table: type, path: str) -> Iterator[Option]:
     """Yield the settings of a table, then those of the tables in it."""
-    bare, annotated = get_type_hints(table), get_type_hints(table, include_extras=True)
-    nested: list[tuple[type, str]] = []
+    hints = get_type_hints(table)
+    nested: list[tuple[str, type]] = []
     for entry in fields(table):
-        key, hint = entry.name.replace("_", "-"), bare[entry.name]
-        if isinstance(hint, type) and is_dataclass(hint):
-            nested.append((hint, f"{path}.{key}".lstrip(".")))
+        key = entry.name.replace("_", "-")
+        if "setting" in entry.metadata:
+            yield Option(path, key, hints[entry.name], entry.default, entry.metadata["setting"])
         else:
-            (setting,) = (
-                note for note in get_args(annotated[entry.name])[1:] if isinstance(note, Setting)
-            )
-            yield Option(path, key, hint, entry.default, setting)
-    for inner, name in nested:
+            nested.append((f"{path}.{key}".lstrip("."), hints[entry.name]))
+    for name, inner in nested:
         yield from _walk(inner, name)
 
 

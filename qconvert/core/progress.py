@@ -17,6 +17,8 @@ class Progress:
     total: int = 0
 
 
+PERCENT = 100
+
 ProgressCallback = Callable[[Progress], None]
 
 
@@ -36,6 +38,18 @@ def start_step(
         progress(Progress(step, text, time.perf_counter() - started, stored))
 
     return end
+
+
+def share_reporter(
+    progress: ProgressCallback, step: str, label: str
+) -> Callable[[str, float | None], None]:
+    """Return a callback for a text and the finished share of the work, None if it is unknown."""
+
+    def report(text: str, share: float | None) -> None:
+        done, total = (round(share * PERCENT), PERCENT) if share is not None else (0, 0)
+        progress(Progress(step, f"{label}{text}", done=done, total=total))
+
+    return report
 
 
 def megabytes(size: int) -> str:

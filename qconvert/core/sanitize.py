@@ -1,25 +1,25 @@
-"""Names that come from files, made harmless where they are shown.
+"""Text from untrusted files, made harmless where it is shown.
 
-A node, a class or a file may be called anything: sequences that a terminal obeys, letters that turn
-the direction of a line, words that a spreadsheet computes.
+A node, a class or a file may have any name: with escape sequences that a terminal obeys, characters
+that reverse the direction of a line, or formulas that a spreadsheet computes.
 """
 
-# What a spreadsheet takes for the start of a formula, even behind blanks.
+# A spreadsheet takes these for the start of a formula, even after spaces.
 FORMULA_STARTS = ("=", "+", "-", "@")
 
 
 def sanitize_text(text: str) -> str:
-    """Make characters visible that would act instead: control, direction, and half characters."""
+    """Escape control characters, direction marks and lone surrogates."""
     return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
 
 
 def sanitize_json(text: str) -> str:
-    """Escape such characters in JSON, which means the same."""
+    """Escape the same characters in JSON, without a change of its meaning."""
     return "".join(c if c.isprintable() or c == "\n" else _escape_json(c) for c in text)
 
 
 def sanitize_cell(text: str) -> str:
-    """Return text for a table file: what would be a formula gets the quote that marks text."""
+    """Escape text for a CSV or Excel file: a quote marks possible formulas as text."""
     text = sanitize_text(text)
     return f"'{text}" if text.lstrip().startswith(FORMULA_STARTS) else text
 

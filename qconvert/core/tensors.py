@@ -1,4 +1,4 @@
-"""What goes into a network and comes out of it: named arrays, and what they must look like."""
+"""The inputs and outputs of a network: named arrays, and the specs that they must match."""
 
 import math
 import re
@@ -15,9 +15,7 @@ Tensors = dict[str, NDArray[Any]]
 RunModel = Callable[[Tensors], Tensors]
 
 MAX_ELEMENTS = 2**31
-_SPEC_PATTERN = re.compile(
-    r"(?:(?P<name>.+):)?(?P<shape>\d{1,18}(?:x\d{1,18})*)(?::(?P<dtype>[a-z]+\d*))?"
-)
+_SPEC = re.compile(r"(?:(?P<name>.+):)?(?P<shape>\d{1,18}(?:x\d{1,18})*)(?::(?P<dtype>[a-z]+\d*))?")
 _DTYPES = ("float32", "float16", "float64", "uint8", "int8", "int16", "int32", "int64", "bool")
 
 
@@ -25,8 +23,8 @@ _DTYPES = ("float32", "float16", "float64", "uint8", "int8", "int16", "int32", "
 class TensorSpec:
     """Name, element type and shape of an input or output; a dimension is a number or a name.
 
-    An empty string stands for a dimension that is not known and has no name. `typed` is False where
-    a user named a shape and no type, and `dtype` is only what it most likely is.
+    An empty name stands for an unknown dimension. `has_dtype` is False if a user named a shape
+    without a type; `dtype` is then the most likely one.
     """
 
     name: str
@@ -40,7 +38,7 @@ class TensorSpec:
 
     @property
     def has_dynamic_shape(self) -> bool:
-        """Whether a dimension other than the first, the batch, has no size yet."""
+        """Whether a dimension other than the first, the batch, has no size."""
         return any(not isinstance(size, int) for size in self.shape[1:])
 
 
@@ -48,9 +46,9 @@ class TensorSpec:
 class TensorTap:
     """The names of the outputs that hold the statistics of one tensor; their first axis is images.
 
-    `low`, `high` and `mean` hold a value for each channel, or one where `channel_axis` is None.
-    `sample` holds values drawn from each image, None for a tensor of which only extremes matter;
-    `size` is the number of values that an image has.
+    `low`, `high` and `mean` hold one value per channel, or a single one if `channel_axis` is None.
+    `sample` holds values drawn from each image; None if only the extremes of the tensor matter.
+    `size` is the number of values of an image.
     """
 
     tensor: str
@@ -62,14 +60,14 @@ class TensorTap:
     sample: str | None
 
 
-def parse_spec(given: str) -> TensorSpec:
-    """Read `NAME:1x3x224x224[:float32]`; the name may be left out where there is one input."""
-    match = _SPEC_PATTERN.fullmatch(given.strip())
+def parse_spec(text: str) -> TensorSpec:
+    """Read `NAME:1x3x224x224[:float32]`; a model with one input needs no name."""
+    match = _SPEC.fullmatch(text.strip())
     dtype = (match["dtype"] or "float32") if match else ""
     sizes = [int(size) for size in match["shape"].split("x")] if match else []
     if match is None or dtype not in _DTYPES or 0 in sizes:
         raise UsageError(
-            f"`--input {given}` is not NAME:SHAPE[:TYPE]",
+            f"`--input {text}` is not NAME:SHAPE[:TYPE]",
             hint="for example `--input image:1x3x224x224` or `--input tokens:1x77:int64`",
         )
     return TensorSpec(
@@ -78,117 +76,117 @@ def parse_spec(given: str) -> TensorSpec:
 
 
 def resolve_specs(
-    specs: Sequence[TensorSpec], given: Sequence[TensorSpec]
+    specs: Sequence[TensorSpec], user_specs: Sequence[TensorSpec]
 ) -> tuple[TensorSpec, ...]:
-    """Fill the open dimensions of a model's inputs as the user said; the batch stays open."""
+    """Set the dynamic dimensions of a model's inputs, except the batch, to those of the user."""
     by_name: dict[str, TensorSpec] = {}
-    for each in given:
-        name = specs[0].name if len(specs) == 1 and not each.name else each.name
+    for spec in user_specs:
+        name = specs[0].name if len(specs) == 1 and not spec.name else spec.name
         if name in by_name:
             raise UsageError(
-                f"`--input` names `{name or each}` twice", hint="keep one `--input` for each input"
+                f"`--input` names `{name or spec}` twice", hint="keep one `--input` for each input"
             )
-        by_name[name] = each
+        by_name[name] = spec
     if unknown := [name for name in by_name if name not in {spec.name for spec in specs}]:
         raise UsageError(
             f"the model has no input `{unknown[0]}`",
             hint="its inputs: " + ", ".join(f"`{spec.name}`" for spec in specs),
         )
-    return tuple(_resolve_spec(spec, by_name.get(spec.name)) for spec in specs)
+    return tuple(
+        _resolve_spec(spec, by_name[spec.name]) if spec.name in by_name else spec for spec in specs
+    )
 
 
 def fixed_batch(specs: Sequence[TensorSpec]) -> int | None:
-    """Return the batch that the first input fixes, None where it is open."""
-    first = specs[0].shape[0] if specs and specs[0].shape else 1
-    return first if isinstance(first, int) else None
+    """Return the batch size that the first input requires; None if it is dynamic."""
+    size = specs[0].shape[0] if specs and specs[0].shape else 1
+    return size if isinstance(size, int) else None
 
 
-def batch_size(feeds: Tensors) -> int:
-    """Return how many images a batch has."""
-    return len(next(iter(feeds.values())))
+def batch_size(tensors: Tensors) -> int:
+    """Return the number of images in a batch."""
+    return len(next(iter(tensors.values())))
 
 
 def output_array(outputs: Tensors, name: str) -> NDArray[Any]:
-    """Return what a model answers under a name, which may be a sequence of tensors, as an array."""
+    """Return an output as an array; ONNX Runtime may return a sequence of tensors."""
     try:
         return np.asarray(outputs[name])
     except ValueError:
         raise QConvertError(
             f"`{name}` is a sequence of tensors of different shapes, which cannot be compared",
-            hint="take this output out of the model",
+            hint="remove this output from the model",
         ) from None
 
 
-def pad_batch(feeds: Tensors, size: int) -> Tensors:
-    """Repeat the rows of a batch until it has `size` of them; one that has stays as it is."""
-    if batch_size(feeds) == size:
-        return feeds
-    return {name: np.resize(each, (size, *each.shape[1:])) for name, each in feeds.items()}
+def pad_batch(tensors: Tensors, size: int) -> Tensors:
+    """Repeat the rows of a batch until it has `size` of them."""
+    if batch_size(tensors) == size:
+        return tensors
+    return {name: np.resize(array, (size, *array.shape[1:])) for name, array in tensors.items()}
 
 
 def unpad_batch(outputs: Tensors, count: int, size: int) -> Tensors:
-    """Return the answers to the first images of a batch of `size`; the others repeat them."""
+    """Return the outputs of the first `count` images of a batch that was padded to `size`."""
     if count == size:
         return outputs
     return {
-        name: np.asarray(each)[:count] if np.shape(each)[:1] == (size,) else each
-        for name, each in outputs.items()
+        name: np.asarray(array)[:count] if np.shape(array)[:1] == (size,) else array
+        for name, array in outputs.items()
     }
 
 
 def random_inputs(specs: Sequence[TensorSpec], batch: int, seed: int) -> Tensors:
-    """Return random arrays of the right names, types and shapes; the same seed, the same arrays.
+    """Return random arrays that match the specs; equal seeds give equal arrays.
 
-    An open first dimension becomes `batch`. Integers are 0 or 1, which every vocabulary, mask and
-    index has.
+    A dynamic first dimension becomes `batch`. Integers are 0 or 1: valid as a token, a mask or an
+    index.
     """
     generator = np.random.default_rng(seed)
-    drawn: Tensors = {}
+    inputs: Tensors = {}
     for spec in specs:
         if spec.has_dynamic_shape:
             raise UsageError(
                 f"the size of input `{spec}` is not known",
-                hint=f"say it with `--input {spec.name}:{_example_shape(spec)}`",
+                hint=f"set it with `--input {spec.name}:{_example_shape(spec)}`",
             )
         shape = tuple(size if isinstance(size, int) else batch for size in spec.shape)
         if math.prod(shape) > MAX_ELEMENTS:
             raise QConvertError(
                 f"one run of the model takes {math.prod(shape):,} numbers for `{spec.name}`",
-                hint=f"more than {MAX_ELEMENTS:,} are not tried; export it for smaller inputs",
+                hint=f"the limit is {MAX_ELEMENTS:,}; export the model for smaller inputs",
             )
         if spec.dtype.kind in "iub":
-            drawn[spec.name] = generator.integers(0, 2, shape).astype(spec.dtype)
+            inputs[spec.name] = generator.integers(0, 2, shape).astype(spec.dtype)
         else:
-            drawn[spec.name] = generator.standard_normal(shape).astype(spec.dtype)
-    return drawn
+            inputs[spec.name] = generator.standard_normal(shape).astype(spec.dtype)
+    return inputs
 
 
-def _resolve_spec(spec: TensorSpec, given: TensorSpec | None) -> TensorSpec:
-    if given is None:
-        return spec
-    if given.has_dtype and given.dtype != spec.dtype:
+def _resolve_spec(spec: TensorSpec, user_spec: TensorSpec) -> TensorSpec:
+    if user_spec.has_dtype and user_spec.dtype != spec.dtype:
         raise UsageError(
-            f"`--input {spec.name}` says {given.dtype}, the model takes {spec.dtype}",
+            f"`--input {spec.name}` says {user_spec.dtype}, the model takes {spec.dtype}",
             hint="leave out the type; it does not change the model",
         )
-    if len(given.shape) != len(spec.shape) or not _matches_shape(given.shape[1:], spec.shape[1:]):
+    if not _matches_shape(user_spec.shape[1:], spec.shape[1:]):
         raise UsageError(
-            f"`--input {given}` does not fit the model's input `{spec}`",
+            f"`--input {user_spec}` does not match the model's input `{spec}`",
             hint="give a size for each `?` or name, and leave the numbers as they are",
         )
-    if not _matches_shape(given.shape[:1], spec.shape[:1]):
+    if not _matches_shape(user_spec.shape[:1], spec.shape[:1]):
         raise UsageError(
-            f"`--input {spec.name}` says a batch of {given.shape[0]}, "
+            f"`--input {spec.name}` says a batch of {user_spec.shape[0]}, "
             f"the model has {spec.shape[0]}",
-            hint=f"`--batch {given.shape[0]}` sets it",
+            hint=f"`--batch {user_spec.shape[0]}` sets it",
         )
-    return replace(spec, shape=(*spec.shape[:1], *given.shape[1:]))
+    return replace(spec, shape=(*spec.shape[:1], *user_spec.shape[1:]))
 
 
-def _matches_shape(given: tuple[int | str, ...], shape: tuple[int | str, ...]) -> bool:
-    """Whether the sizes are those of the shape wherever it is not open."""
-    return len(given) == len(shape) and all(
-        size == want for size, want in zip(shape, given, strict=True) if isinstance(size, int)
+def _matches_shape(sizes: tuple[int | str, ...], shape: tuple[int | str, ...]) -> bool:
+    """Whether the sizes are those of the shape wherever it is not dynamic."""
+    return len(sizes) == len(shape) and all(
+        size == fixed for size, fixed in zip(sizes, shape, strict=True) if isinstance(fixed, int)
     )
 
 

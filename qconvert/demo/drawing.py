@@ -1,7 +1,7 @@
-"""Random shapes on a small square: smooth noise, blots, discs, lines and polygons, from 0 to 1."""
+"""Surfaces of metal and paint as planes of 128 x 128 numbers, and the camera that shows them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,84 +9,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 IMAGE_SIZE = 128
-OVERSAMPLING = (
-    2  # lines and polygons are drawn so much larger, then shrunk: that smooths their edges
-)
+OVERSAMPLING = 2  # lines and polygons are drawn larger and shrunk, which smooths their edges
 
 Plane = NDArray[np.floating]
 Point = tuple[float, float]
+Random = np.random.Generator
 
 ROWS, COLUMNS = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float32)
-
-
-def noise(random: np.random.Generator, down: int, across: int) -> Plane:
-    """Return noise around 0 with so many bumps down and across, about one high."""
-    cells = random.random((down + 1, across + 1), dtype=np.float32) * 2 - 1
-    wide = Image.fromarray(cells).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
-    return np.asarray(wide)
-
-
-def rotate_plane(values: Plane, degrees: float) -> Plane:
-    """Return a field turned about its centre, enlarged so that no corner stays empty."""
-    enlarged = Image.fromarray(values).resize((IMAGE_SIZE * 3 // 2,) * 2, Image.Resampling.BILINEAR)
-    rotated = enlarged.rotate(degrees, Image.Resampling.BILINEAR)
-    start = IMAGE_SIZE // 4
-    return np.asarray(rotated)[start : start + IMAGE_SIZE, start : start + IMAGE_SIZE]
-
-
-def distance_from(centre: Point, stretch: float = 1.0, angle: float = 0.0) -> Plane:
-    """Return how far each pixel is from a point; `stretch` makes the circles ellipses."""
-    across, down = COLUMNS - np.float32(centre[0]), ROWS - np.float32(centre[1])
-    cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
-    along, beside = across * cos + down * sin, down * cos - across * sin
-    far: Plane = np.sqrt(along**2 / stretch + beside**2 * stretch)
-    return far
-
-
-def smoothstep(values: Plane, low: float, high: float) -> Plane:
-    """Return 0 below `low`, 1 above `high`, and a smooth way between."""
-    t: Plane = np.clip((values - low) / (high - low), 0, 1)
-    return t * t * (3 - 2 * t)
-
-
-def blot_depth(random: np.random.Generator, centre: Point, radius: float, rough: float) -> Plane:
-    """Return how deep inside an irregular blot each pixel lies: 1 in its middle, 0 at its rim."""
-    stretch = random.uniform(0.7, 1.5)
-    far = distance_from(centre, stretch, random.uniform(0, math.pi)) / radius
-    wobble = noise(random, 5, 5) * 0.6 + noise(random, 14, 14) * 0.4
-    return 1 - far + rough * wobble
-
-
-def draw_lines(paths: Sequence[tuple[Sequence[Point], float]]) -> Plane:
-    """Return lines, each with its width in pixels, as a coverage."""
-    canvas, draw = _canvas()
-    for points, width in paths:
-        draw.line(
-            _oversample(points), fill=255, width=max(1, round(width * OVERSAMPLING)), joint="curve"
-        )
-    return _downsample(canvas)
-
-
-def draw_polygon(points: Sequence[Point]) -> Plane:
-    """Return a filled polygon as a coverage."""
-    canvas, draw = _canvas()
-    draw.polygon(_oversample(points), fill=255)
-    return _downsample(canvas)
-
-
-def _canvas() -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    canvas = Image.new("L", (IMAGE_SIZE * OVERSAMPLING, IMAGE_SIZE * OVERSAMPLING))
-    return canvas, ImageDraw.Draw(canvas)
-
-
-def _oversample(points: Sequence[Point]) -> list[Point]:
-    return [(x * OVERSAMPLING, y * OVERSAMPLING) for x, y in points]
-
-
-def _downsample(canvas: Image.Image) -> Plane:
-    return np.asarray(canvas.reduce(OVERSAMPLING), dtype=np.float32) / 255
-
-
 # Steel, aluminium, brass, copper, cast iron, and paints: light gray, blue, green, ochre, white.
 COLOURS = (
     (0.56, 0.57, 0.58),
@@ -102,101 +31,136 @@ COLOURS = (
 )
 
 
-@dataclass(frozen=True)
-class Surface:
-    """Height in pixels, and the share of light that comes back in planes of red, green, blue."""
+def noise(random: Random, down: int, across: int) -> Plane:
+    """Return smooth noise around 0 with this many bumps."""
+    cells = random.random((down + 1, across + 1), dtype=np.float32) * 2 - 1
+    size = IMAGE_SIZE, IMAGE_SIZE
+    return np.asarray(Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC))
 
-    height: Plane
-    colour: Plane
 
-    def with_relief(self, by: Plane) -> "Surface":
-        """Return the surface with something on it, or with negative heights cut into it."""
-        return Surface(self.height + by, self.colour)
+def distance_from(centre: Point, stretch: float = 1.0, angle: float = 0.0) -> Plane:
+    """Return the distance of each pixel from a point; `stretch` makes the circles ellipses."""
+    across, down = COLUMNS - np.float32(centre[0]), ROWS - np.float32(centre[1])
+    cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
+    along, beside = across * cos + down * sin, down * cos - across * sin
+    distance: Plane = np.sqrt(along**2 / stretch + beside**2 * stretch)
+    return distance
 
-    def with_tint(self, where: Plane, towards: Plane) -> "Surface":
-        """Return the surface with another colour where `where` says 1, and none where it is 0."""
-        return Surface(self.height, self.colour + (towards - self.colour) * where)
+
+def smoothstep(values: Plane, low: float, high: float) -> Plane:
+    """Return 0 below `low`, 1 above `high`, and a smooth transition between."""
+    t: Plane = np.clip((values - low) / (high - low), 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def blot_depth(random: Random, centre: Point, radius: float, rough: float) -> Plane:
+    """Return how deep inside an irregular blot each pixel lies: 1 in its middle, 0 at its rim."""
+    stretch = random.uniform(0.7, 1.5)
+    distance = distance_from(centre, stretch, random.uniform(0, math.pi)) / radius
+    return 1 - distance + rough * (noise(random, 5, 5) * 0.6 + noise(random, 14, 14) * 0.4)
+
+
+def draw_lines(paths: Sequence[tuple[Sequence[Point], float]]) -> Plane:
+    """Return the coverage of lines, each with its width in pixels; width 0 fills a polygon."""
+    size = IMAGE_SIZE * OVERSAMPLING
+    canvas = Image.new("L", (size, size))
+    pen = ImageDraw.Draw(canvas)
+    for points, width in paths:
+        large = [(x * OVERSAMPLING, y * OVERSAMPLING) for x, y in points]
+        if width:
+            pen.line(large, fill=255, width=max(1, round(width * OVERSAMPLING)), joint="curve")
+        else:
+            pen.polygon(large, fill=255)
+    return np.asarray(canvas.reduce(OVERSAMPLING), dtype=np.float32) / 255
 
 
 def colour(red: float, green: float, blue: float) -> Plane:
-    """Return a colour that fits every pixel."""
+    """Return a colour that broadcasts over all pixels."""
     return np.array([red, green, blue], np.float32).reshape(3, 1, 1)
 
 
 def gray(brightness: float) -> Plane:
-    """Return a colour without colour."""
+    """Return a gray that broadcasts over all pixels."""
     return colour(brightness, brightness, brightness)
 
 
-def blank_surface(random: np.random.Generator) -> Surface:
-    """Return a surface that was made as it should be."""
+@dataclass(frozen=True)
+class Surface:
+    """Height in pixels, and the reflected share of red, green and blue light."""
+
+    height: Plane
+    colour: Plane
+
+    def with_relief(self, height: Plane) -> "Surface":
+        """Return the surface with height added; negative heights cut into it."""
+        return Surface(self.height + height, self.colour)
+
+    def with_tint(self, opacity: Plane, tint: Plane) -> "Surface":
+        """Return the surface with another colour blended over it."""
+        return Surface(self.height, self.colour + (tint - self.colour) * opacity)
+
+
+def blank_surface(random: Random) -> Surface:
+    """Return a surface without a defect."""
     base = np.array(COLOURS[random.integers(len(COLOURS))]) * random.uniform(0.85, 1.12)
     base += random.uniform(-0.03, 0.03, 3)
-    grain = FINISHES[random.integers(len(FINISHES))](random)
+    grain = _finish(random)
     cloud = noise(random, 3, 3) * random.uniform(0, 0.05) + noise(random, 9, 9) * 0.012
     shade = 1 + cloud + grain * random.uniform(0.01, 0.05)
     return Surface(grain * random.uniform(0.05, 0.22), colour(*base) * shade)
 
 
-def _brushed(random: np.random.Generator) -> Plane:
-    """Return fine straight marks in one direction."""
-    marks = noise(random, 96, int(random.integers(2, 7))) + noise(random, 48, 3) * 0.6
-    return rotate_plane(marks, random.uniform(0, 180))
-
-
-def _cast(random: np.random.Generator) -> Plane:
-    """Return a rough skin without direction."""
-    return noise(random, 20, 20) * 0.6 + noise(random, 44, 44) + noise(random, 80, 80) * 0.5
-
-
-def _milled(random: np.random.Generator) -> Plane:
-    """Return the arcs that a turning tool leaves."""
-    angle, far = random.uniform(0, 2 * math.pi), random.uniform(0.8, 4) * IMAGE_SIZE
-    centre = (IMAGE_SIZE / 2 + far * math.cos(angle), IMAGE_SIZE / 2 + far * math.sin(angle))
+def _finish(random: Random) -> Plane:
+    """Return the relief of a brushed, cast, milled or painted finish."""
+    kind = ("brushed", "cast", "milled", "painted")[random.integers(4)]
+    if kind == "brushed":  # straight marks in one direction, enlarged so that no corner stays empty
+        marks = noise(random, 96, int(random.integers(2, 7))) + noise(random, 48, 3) * 0.6
+        image = Image.fromarray(marks)
+        image = image.resize((IMAGE_SIZE * 3 // 2,) * 2, Image.Resampling.BILINEAR)
+        image = image.rotate(random.uniform(0, 180), Image.Resampling.BILINEAR)
+        inner = slice(IMAGE_SIZE // 4, IMAGE_SIZE // 4 + IMAGE_SIZE)
+        return np.asarray(image)[inner, inner]
+    if kind == "cast":
+        return noise(random, 20, 20) * 0.6 + noise(random, 44, 44) + noise(random, 80, 80) * 0.5
+    if kind == "painted":
+        return noise(random, 26, 26) * random.uniform(0.3, 1.0)
+    angle, radius = random.uniform(0, 2 * math.pi), random.uniform(0.8, 4) * IMAGE_SIZE
+    middle = IMAGE_SIZE / 2
+    centre = (middle + radius * math.cos(angle), middle + radius * math.sin(angle))
     step = random.uniform(3.5, 8)
-    wave: Plane = np.sin(
-        distance_from(centre) * np.float32(2 * math.pi / step) + random.uniform(0, 6)
-    )
-    return wave * random.uniform(0.4, 0.9) + noise(random, 50, 50) * 0.4
+    phase = distance_from(centre) * np.float32(2 * math.pi / step) + random.uniform(0, 6)
+    arcs: Plane = np.sin(phase)
+    return arcs * random.uniform(0.4, 0.9) + noise(random, 50, 50) * 0.4
 
 
-def _painted(random: np.random.Generator) -> Plane:
-    """Return the gentle waves of sprayed paint."""
-    return noise(random, 26, 26) * random.uniform(0.3, 1.0)
+def add_edge(random: Random, surface: Surface, ragged: Plane | None) -> Surface:
+    """Return the surface ending near one side in a bevelled edge, with a background behind it.
 
-
-FINISHES: tuple[Callable[[np.random.Generator], Plane], ...] = (_brushed, _cast, _milled, _painted)
-
-
-def add_edge(random: np.random.Generator, surface: Surface, ragged: Plane | None) -> Surface:
-    """Return the surface ending somewhere near one side, behind it whatever the part lies on.
-
-    The edge is straight with a narrow bevel, unless `ragged` says how far it sticks out.
+    The edge is straight unless `ragged` gives how far it sticks out.
     """
-    gone = COLUMNS - np.float32(IMAGE_SIZE * random.uniform(0.8, 0.93))
+    beyond = COLUMNS - np.float32(IMAGE_SIZE * random.uniform(0.8, 0.93))
     if ragged is not None:
-        gone = gone - ragged
-    outside = smoothstep(gone, -0.6, 0.6)
-    bevel = np.exp(-(((gone + 2.5) / 1.6) ** 2)) * random.uniform(0.05, 0.2)
-    behind = random.uniform(0.04, 0.24) + noise(random, 4, 4) * 0.02
-    quarters = int(random.integers(4))
-    outside, bevel, behind = (np.rot90(each, quarters) for each in (outside, bevel, behind))
+        beyond = beyond - ragged
+    outside = smoothstep(beyond, -0.6, 0.6)
+    bevel = np.exp(-(((beyond + 2.5) / 1.6) ** 2)) * random.uniform(0.05, 0.2)
+    background = random.uniform(0.04, 0.24) + noise(random, 4, 4) * 0.02
+    turns = int(random.integers(4))
+    outside, bevel, background = (np.rot90(plane, turns) for plane in (outside, bevel, background))
     shiny = surface.with_tint(bevel, gray(1))
-    return Surface(shiny.height * (1 - outside), shiny.colour).with_tint(outside, behind)
+    return Surface(shiny.height * (1 - outside), shiny.colour).with_tint(outside, background)
 
 
-def photograph(random: np.random.Generator, surface: Surface) -> Image.Image:
-    """Return the surface in some light, a little blurred, noisy and not quite well exposed."""
-    seen = surface.colour * _illumination(random, surface.height)
-    warm = random.uniform(-0.05, 0.05)
-    exposure = random.uniform(0.72, 1.25) * colour(1 + warm, 1, 1 - warm)
+def photograph(random: Random, surface: Surface) -> Image.Image:
+    """Return the surface in some light, a little blurred, noisy and imperfectly exposed."""
+    pixels = surface.colour * _illumination(random, surface.height)
+    warmth = random.uniform(-0.05, 0.05)
+    exposure = random.uniform(0.72, 1.25) * colour(1 + warmth, 1, 1 - warmth)
     contrast = random.uniform(0.75, 1.15)
-    seen = (seen * exposure - 0.5) * contrast + 0.5
-    sharp = _to_image(seen * 255)
-    soft = sharp.filter(ImageFilter.GaussianBlur(random.uniform(0, 1.0)))
+    pixels = (pixels * exposure - 0.5) * contrast + 0.5
+    blur = ImageFilter.GaussianBlur(random.uniform(0, 1.0))
+    blurred = np.asarray(_to_image(pixels * 255).filter(blur)).transpose(2, 0, 1)
     grain = random.standard_normal((4, IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32)
-    grain = (grain[:3] + grain[3]) * random.uniform(0.8, 5.0)
-    return _to_image(np.asarray(soft).transpose(2, 0, 1) + grain)
+    return _to_image(blurred + (grain[:3] + grain[3]) * random.uniform(0.8, 5.0))
 
 
 def _to_image(planes: Plane) -> Image.Image:
@@ -204,16 +168,16 @@ def _to_image(planes: Plane) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
-def _illumination(random: np.random.Generator, height: Plane) -> Plane:
-    """Return how bright each pixel is: slopes towards the lamp are brighter, and so is its side."""
+def _illumination(random: Random, height: Plane) -> Plane:
+    """Return the brightness of each pixel: higher on slopes towards the lamp, and on its side."""
     angle = random.uniform(0, 2 * math.pi)
-    towards = math.cos(angle), math.sin(angle)
+    cos, sin = math.cos(angle), math.sin(angle)
     down: Plane = np.gradient(height, axis=0)
     across: Plane = np.gradient(height, axis=1)
-    slope = across * towards[0] + down * towards[1]
+    slope = across * cos + down * sin
     reach = random.uniform(0.4, 1.2) * IMAGE_SIZE
-    lamp = tuple(IMAGE_SIZE / 2 + reach * each for each in towards)
-    near: Plane = np.exp(-((distance_from((lamp[0], lamp[1])) / (1.3 * IMAGE_SIZE)) ** 2))
-    even = random.uniform(0.6, 0.95)
+    lamp = IMAGE_SIZE / 2 + reach * cos, IMAGE_SIZE / 2 + reach * sin
+    nearness: Plane = np.exp(-((distance_from(lamp) / (1.3 * IMAGE_SIZE)) ** 2))
+    ambient = random.uniform(0.6, 0.95)
     lit: Plane = np.clip(1 - slope * random.uniform(0.7, 1.3), 0.2, 2.2)
-    return lit * (even + (1.1 - even) * near)
+    return lit * (ambient + (1.1 - ambient) * nearness)

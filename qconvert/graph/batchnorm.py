@@ -1,8 +1,4 @@
-"""Fold BatchNormalization into the Conv, ConvTranspose or Gemm before it, and what is like it.
-
-A constant that each channel is multiplied by, or that is added to it, is as good as one: some
-exporters write the bias of a convolution so.
-"""
+"""Fold BatchNormalization, and constant arithmetic on channels, into the linear node before it."""
 
 from dataclasses import dataclass
 
@@ -12,7 +8,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from qconvert.graph.names import UniqueNames, tensor_names
-from qconvert.graph.patterns import constant_array, is_standard, only_reader
+from qconvert.graph.patterns import constant_array, is_standard, is_transposed, only_reader
 
 Float64Array = NDArray[np.float64]
 LINEAR = ("Conv", "ConvTranspose", "Gemm")
@@ -21,22 +17,31 @@ NORM, SCALING, SHIFTING = "BatchNormalization", ("Mul", "Div"), ("Add", "Sub")
 
 @dataclass(frozen=True)
 class ChannelAffine:
-    """What is done to each channel: `x * scale + shift`."""
+    """An affine map of each channel: `x * scale + shift`."""
 
     scale: Float64Array
     shift: Float64Array
 
 
 def fold_batchnorm(model: ir.Model) -> tuple[ir.Model, str]:
-    """Return a copy without the normalizations that fold, and how many did."""
-    rewritten = model.clone()
-    norms = [node for node in rewritten.graph if is_standard(node, NORM, *SCALING, *SHIFTING)]
-    names = UniqueNames(tensor_names(rewritten.graph))
-    folded = sum(_fold(rewritten.graph, norm, names) for norm in norms)
-    if not folded:
+    """Fold an affine map of the channels into the Conv, ConvTranspose or Gemm before it.
+
+    BatchNormalization computes y * scale + shift on y = W x + b, with
+
+        scale = gamma / sqrt(variance + epsilon)      shift = beta - mean * scale
+
+    and so does one Mul, Div, Add or Sub with a constant for each channel, as which some exporters
+    write a bias. The linear node alone then computes (W * scale) x + (b * scale + shift). It must
+    have no other reader, and a constant weight and bias.
+    """
+    folded = model.clone()
+    nodes = [node for node in folded.graph if is_standard(node, NORM, *SCALING, *SHIFTING)]
+    names = UniqueNames(tensor_names(folded.graph))
+    count = sum(_fold(folded.graph, node, names) for node in nodes)
+    if not count:
         return model, ""
-    common.RemoveUnusedNodesPass()(rewritten)  # the statistics, and weights that were scaled
-    return rewritten, f"{folded} folded"
+    common.RemoveUnusedNodesPass()(folded)  # the statistics, and the weights that were replaced
+    return folded, f"{count} folded"
 
 
 def _fold(graph: ir.Graph, norm: ir.Node, names: UniqueNames) -> bool:
@@ -45,11 +50,14 @@ def _fold(graph: ir.Graph, norm: ir.Node, names: UniqueNames) -> bool:
     if source is None or linear is None or not is_standard(linear, *LINEAR):
         return False
     weight = constant_array(linear.inputs[1])
-    affine = _batchnorm_affine(norm) if norm.op_type == NORM else _constant_affine(norm, linear)
-    bias = constant_array(linear.inputs[2]) if _has_bias(linear) else np.zeros(1)
-    if affine is None or weight is None or bias is None or only_reader(source) is not norm:
+    has_bias = len(linear.inputs) > 2 and linear.inputs[2] is not None
+    bias = constant_array(linear.inputs[2]) if has_bias else np.zeros(1)
+    if weight is None or bias is None or only_reader(source) is not norm:
         return False
-    if norm.attributes.get_int("training_mode", 0) or any(norm.outputs[1:]):
+    channels = _output_channels(linear, weight)
+    affine = _batchnorm(norm) if norm.op_type == NORM else _arithmetic(norm, weight.ndim, channels)
+    training: int = norm.attributes.get_int("training_mode", 0)
+    if affine is None or training or any(norm.outputs[1:]):
         return False
     if linear.op_type == "Gemm" and linear.attributes.get_float("beta", 1.0) != 1.0:
         return False
@@ -61,63 +69,53 @@ def _fold(graph: ir.Graph, norm: ir.Node, names: UniqueNames) -> bool:
     return True
 
 
-def _batchnorm_affine(norm: ir.Node) -> ChannelAffine | None:
-    found = [constant_array(value) for value in norm.inputs[1:5]]
-    if any(array is None for array in found):
-        return None
-    gamma, beta, mean, variance = (np.asarray(array, np.float64) for array in found)
-    scale = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
-    return ChannelAffine(scale, beta - mean * scale)
-
-
 def _activation_input(node: ir.Node) -> ir.Value | None:
-    """Return what is normalized, or scaled or shifted by a constant."""
+    """Return the input that is normalized, or scaled or shifted by a constant."""
     if node.op_type in ("Mul", "Add") and constant_array(node.inputs[0]) is not None:
         return node.inputs[1]
     return node.inputs[0]
 
 
-def _constant_affine(node: ir.Node, linear: ir.Node) -> ChannelAffine | None:
-    """Return what an arithmetic operator does to the channels of what is before it."""
-    other = next((each for each in node.inputs if each is not _activation_input(node)), None)
-    array, channels = constant_array(other), _output_channels(linear)
-    if array is None or array.dtype.kind != "f" or not channels:
+def _batchnorm(norm: ir.Node) -> ChannelAffine | None:
+    parameters = [constant_array(value) for value in norm.inputs[1:5]]
+    if any(array is None for array in parameters):
         return None
-    weight = constant_array(linear.inputs[1])
-    rank = 0 if weight is None else weight.ndim
-    sizes = (1,) * (rank - array.ndim) + array.shape
-    if len(sizes) != rank or sizes[1] not in (1, channels) or array.size != sizes[1]:
+    gamma, beta, mean, variance = (np.asarray(array, np.float64) for array in parameters)
+    scale = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
+    return ChannelAffine(scale, beta - mean * scale)
+
+
+def _arithmetic(node: ir.Node, rank: int, channels: int) -> ChannelAffine | None:
+    """Return what an arithmetic operator with a constant does to channels along axis 1."""
+    activation = _activation_input(node)
+    operand = constant_array(
+        next((value for value in node.inputs if value is not activation), None)
+    )
+    if operand is None or operand.dtype.kind != "f" or not channels:
         return None
-    each = np.broadcast_to(array.astype(np.float64).ravel(), (channels,))
-    if node.op_type == "Div" and not each.all():
+    shape = (1,) * (rank - operand.ndim) + operand.shape
+    if len(shape) != rank or shape[1] not in (1, channels) or operand.size != shape[1]:
+        return None
+    factor = np.broadcast_to(operand.astype(np.float64).ravel(), (channels,))
+    if node.op_type == "Div" and not factor.all():
         return None
     if node.op_type in SCALING:
-        return ChannelAffine(1 / each if node.op_type == "Div" else each, np.zeros(channels))
-    return ChannelAffine(np.ones(channels), -each if node.op_type == "Sub" else each)
+        return ChannelAffine(1 / factor if node.op_type == "Div" else factor, np.zeros(channels))
+    return ChannelAffine(np.ones(channels), -factor if node.op_type == "Sub" else factor)
 
 
-def _output_channels(linear: ir.Node) -> int:
-    """Return how many channels come out."""
-    weight = constant_array(linear.inputs[1])
-    if weight is None:
-        return 0
+def _output_channels(linear: ir.Node, weight: NDArray[np.generic]) -> int:
     if linear.op_type == "ConvTranspose":
         return int(weight.shape[1]) * linear.attributes.get_int("group", 1)
-    by_row = linear.op_type == "Conv" or linear.attributes.get_int("transB", 0) == 1
-    return int(weight.shape[0 if by_row else 1])
-
-
-def _has_bias(linear: ir.Node) -> bool:
-    return len(linear.inputs) > 2 and linear.inputs[2] is not None
+    return int(weight.shape[0 if linear.op_type == "Conv" or is_transposed(linear) else 1])
 
 
 def _scale_weight(linear: ir.Node, weight: Float64Array, scale: Float64Array) -> Float64Array:
-    """Multiply each output channel of the weight, wherever the operator keeps it."""
+    """Multiply each output channel of a weight, whichever axis it lies along."""
     if linear.op_type == "Conv":
         return weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
     if linear.op_type == "Gemm":
-        by_row = linear.attributes.get_int("transB", 0) == 1
-        return weight * (scale[:, None] if by_row else scale[None, :])
+        return weight * (scale[:, None] if is_transposed(linear) else scale[None, :])
     # ConvTranspose: (inputs, outputs of one group, ...), the inputs split over the groups.
     groups = linear.attributes.get_int("group", 1)
     split = weight.reshape(groups, -1, *weight.shape[1:])
@@ -128,7 +126,7 @@ def _scale_weight(linear: ir.Node, weight: Float64Array, scale: Float64Array) ->
 def _replace_constant(
     linear: ir.Node, index: int, array: NDArray[np.generic], names: UniqueNames
 ) -> None:
-    """Give the node a tensor of its own; the old one may have other readers."""
+    """Give the node a constant of its own; the old one may have other readers."""
     old = linear.inputs[index] if index < len(linear.inputs) else None
     stem = old.name if old is not None else f"{linear.outputs[0].name}.bias"
     name = names.reserve(f"{stem}_folded")
@@ -142,7 +140,7 @@ def _replace_constant(
 
 
 def _remove_norm(graph: ir.Graph, linear: ir.Node, norm: ir.Node) -> None:
-    """Let the linear node answer under the name the normalization had."""
+    """Remove the normalization; the output of the linear node takes over its name."""
     old, new = norm.outputs[0], linear.outputs[0]
     name = old.name
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)

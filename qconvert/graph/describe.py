@@ -1,4 +1,4 @@
-"""A model in numbers: inputs, outputs, operators, parameters, multiply-accumulates."""
+"""A model in numbers: inputs, outputs, operators, parameters and multiply-accumulates."""
 
 import math
 from collections import Counter
@@ -8,15 +8,12 @@ import onnx_ir as ir
 
 from qconvert.core import onnx_io
 from qconvert.core.tensors import TensorSpec, fixed_batch
-from qconvert.graph.patterns import is_quantized, is_standard
+from qconvert.graph.patterns import WEIGHTED, is_quantized, is_standard, is_transposed
 
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """One node; `macs` is None where a shape is not known, and counts one image.
-
-    A fixed batch counts once too, where it is the first axis of what the node computes.
-    """
+    """One node; `macs` counts one image, and is None where a shape is not known."""
 
     name: str
     op: str
@@ -38,7 +35,7 @@ class OperatorInfo:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Everything `inspect` shows."""
+    """Everything that `inspect` shows."""
 
     opset: int
     producer: str
@@ -53,10 +50,10 @@ class ModelInfo:
 
 
 def describe_model(model: ir.Model) -> ModelInfo:
-    """Return what the model is made of; subgraphs and functions count too."""
-    seen: set[int] = set()
+    """Return what the model consists of, its subgraphs and functions included."""
+    counted: set[int] = set()
     batch = fixed_batch(onnx_io.inputs(model))
-    nodes = tuple(_describe_node(node, seen, batch) for node in onnx_io.all_nodes(model))
+    nodes = tuple(_describe_node(node, counted, batch) for node in onnx_io.all_nodes(model))
     return ModelInfo(
         opset=model.opset_imports.get("", 0),
         producer=" ".join(filter(None, [model.producer_name, model.producer_version])),
@@ -71,62 +68,60 @@ def describe_model(model: ir.Model) -> ModelInfo:
     )
 
 
-def _describe_operators(nodes: tuple[NodeInfo, ...]) -> tuple[OperatorInfo, ...]:
-    counts = Counter(node.op for node in nodes)
-    found = []
-    for op, count in counts.most_common():
-        same = [node for node in nodes if node.op == op]
-        macs = [node.macs for node in same]
-        total = None if None in macs else sum(each or 0 for each in macs)
-        found.append(OperatorInfo(op, count, sum(node.parameters for node in same), total))
-    return tuple(sorted(found, key=lambda each: (-(each.macs or 0), -each.nodes, each.op)))
-
-
-def _describe_node(node: ir.Node, seen: set[int], batch: int | None) -> NodeInfo:
-    op = node.op_type if is_standard(node) else f"{node.domain}::{node.op_type}"
-    return NodeInfo(
-        name=node.name or "",
-        op=op,
-        inputs=tuple(value.name or "" for value in node.inputs if value is not None),
-        outputs=tuple(str(onnx_io.tensor_spec(value)) for value in node.outputs),
-        parameters=_count_parameters(node, seen),
-        macs=_count_macs(node, batch),
-    )
-
-
-def _count_parameters(node: ir.Node, seen: set[int]) -> int:
-    """Count the weights a node reads; a shared tensor counts at its first reader."""
-    total = 0
-    for value in node.inputs:
-        tensor = value.const_value if value is not None else None
-        if tensor is not None and id(value) not in seen and is_weight(tensor):
-            seen.add(id(value))
-            total += tensor.size
-    return total
-
-
 def is_weight(tensor: ir.TensorProtocol) -> bool:
     """Whether a tensor is learned: not a shape, an index or a single limit or scale."""
     return len(tensor.shape) > 0 and tensor.dtype not in (ir.DataType.INT64, ir.DataType.BOOL)
 
 
+def _describe_operators(nodes: tuple[NodeInfo, ...]) -> tuple[OperatorInfo, ...]:
+    operators = []
+    for op, count in Counter(node.op for node in nodes).most_common():
+        same = [node for node in nodes if node.op == op]
+        macs = [node.macs for node in same if node.macs is not None]
+        total = sum(macs) if len(macs) == count else None
+        operators.append(OperatorInfo(op, count, sum(node.parameters for node in same), total))
+    return tuple(sorted(operators, key=lambda info: (-(info.macs or 0), -info.nodes, info.op)))
+
+
+def _describe_node(node: ir.Node, counted: set[int], batch: int | None) -> NodeInfo:
+    return NodeInfo(
+        name=node.name or "",
+        op=node.op_type if is_standard(node) else f"{node.domain}::{node.op_type}",
+        inputs=tuple(value.name or "" for value in node.inputs if value is not None),
+        outputs=tuple(str(onnx_io.tensor_spec(value)) for value in node.outputs),
+        parameters=_count_parameters(node, counted),
+        macs=_count_macs(node, batch),
+    )
+
+
+def _count_parameters(node: ir.Node, counted: set[int]) -> int:
+    """Count the weights that a node reads; a shared tensor counts at its first reader."""
+    total = 0
+    for value in node.inputs:
+        tensor = value.const_value if value is not None else None
+        if tensor is not None and id(value) not in counted and is_weight(tensor):
+            counted.add(id(value))
+            total += tensor.size
+    return total
+
+
 def _count_macs(node: ir.Node, batch: int | None) -> int | None:
     """Return the multiply-accumulates of a linear operator for one image, 0 for any other."""
-    if not is_standard(node, "Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if not is_standard(node, *WEIGHTED):
         return 0
-    # Every input value of a ConvTranspose meets the whole filter.
-    counted = node.inputs[0] if node.op_type == "ConvTranspose" else node.outputs[0]
-    weight, output = _shape(node.inputs[1]), _shape(counted, batch)
+    # A convolution applies the filter at each output, its transpose at each input.
+    places = node.inputs[0] if node.op_type == "ConvTranspose" else node.outputs[0]
+    weight, output = _shape(node.inputs[1]), _shape(places, batch)
     if weight is None or output is None:
         return None
     if node.op_type in ("Conv", "ConvTranspose"):
         return math.prod(output) * math.prod(weight[1:])
-    by_row = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+    by_row = node.op_type == "Gemm" and is_transposed(node)
     return math.prod(output) * weight[-1 if by_row else max(len(weight) - 2, 0)]
 
 
 def _shape(value: ir.Value | None, batch: int | None = None) -> tuple[int, ...] | None:
-    """Return the sizes, an open first one or `batch` as 1; None where another is open."""
+    """Return the shape for one image; None if another size than the batch is dynamic."""
     if value is None or value.shape is None:
         return None
     sizes = [size if isinstance(size, int) else None for size in value.shape]

@@ -1,20 +1,19 @@
-"""Which tensors calibration looks at: every one that a backend could quantize, each once.
+"""Which tensors calibration observes: every one that a backend could quantize, each once.
 
-The choice does not depend on a backend, so that changing the backend runs no image again. A tensor
-that only moves values (`Reshape`, `MaxPool`, ...) is represented by the tensor it moves. A tensor
-whose only reader is a fused `Relu` or `Clip` is not looked at: engines never round there, looking
-would break the fusion, and what overflows there in FP16 is clipped right after.
+The choice does not depend on the backend, so a change of backend needs no new calibration. A tensor
+that only moves values (`Reshape`, `MaxPool`, ...) is an alias of the tensor it moves. A tensor whose
+only reader is a fused `Relu` or `Clip` is not observed: engines never quantize there, an output
+there would break the fusion, and what overflows there in FP16 is clipped right after.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from qconvert.core.scales import MAX_MAGNITUDE
-from qconvert.graph import patterns
-from qconvert.graph.patterns import constant_array
+from qconvert.graph.patterns import FUSIBLE_ACTIVATIONS, constant_array, only_reader
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 PRODUCTS = frozenset({"Gemm", "MatMul", "Einsum"})
@@ -23,34 +22,24 @@ COMBINATIONS = frozenset({"Add", "Sub", "Mul", "Div", "Sum", "Concat", "Pad", "R
 RECTIFIERS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "HardSwish"})
 SATURATING = frozenset({"Sigmoid", "HardSigmoid", "Tanh", "Gelu", "Mish", "Swish", "Softmax"})
 NORMS = frozenset({"BatchNormalization", "InstanceNormalization", "GroupNormalization"})
-ROW_NORMS = frozenset({"LayerNormalization", "RMSNormalization"})
 
-QUANTIZABLE = (
-    CONVOLUTIONS
-    | PRODUCTS
-    | POOLS
-    | COMBINATIONS
-    | RECTIFIERS
-    | SATURATING
-    | {"BatchNormalization"}
+QUANTIZABLE = frozenset({"BatchNormalization"}).union(
+    CONVOLUTIONS, PRODUCTS, POOLS, COMBINATIONS, RECTIFIERS, SATURATING
 )
 CHANNEL_FIRST = CONVOLUTIONS | NORMS | {"AveragePool", "GlobalAveragePool", "MaxPool"}
-CHANNEL_LAST = PRODUCTS | ROW_NORMS
-# What comes out of them are values of their first input and no others.
-RESHAPING = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
-SELECTING = frozenset({"Slice", "Split", "Gather", "MaxPool", "GlobalMaxPool", "Dropout"})
-COPYING = frozenset({"Expand", "Tile", "DepthToSpace", "SpaceToDepth"})
-MODE, COORDINATES = "mode", "coordinate_transformation_mode"
-RESIZE_ATTRIBUTES = (MODE, COORDINATES)
-MOVING = RESHAPING | SELECTING | COPYING
-
+CHANNEL_LAST = PRODUCTS | {"LayerNormalization", "RMSNormalization"}
+# Their outputs hold values of their first input and no others.
+MOVING = frozenset(
+    {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
+    | {"Slice", "Split", "Gather", "MaxPool", "GlobalMaxPool", "Dropout"}
+    | {"Expand", "Tile", "DepthToSpace", "SpaceToDepth"}
+)
 FUSING = CONVOLUTIONS | {"Gemm", "MatMul", "Add", "BatchNormalization"}
-FUSED_READERS = frozenset({"Relu", "Clip"})
-# They answer with sizes and places, not with values of the image.
+# Their outputs are sizes and positions, not values of the image.
 SHAPE_OPS = frozenset({"Shape", "Size", "NonZero", "NonMaxSuppression"})
 DATA_DEPENDENT = frozenset({"NonZero", "NonMaxSuppression", "Compress", "Unique"})
 NO_BATCH_AXIS = "its first axis is not the batch"
-# Above this many channels a tensor is a flattened map; its channels mean nothing to a consumer.
+# A tensor with more channels than this is a flattened map: its channels mean nothing.
 MAX_CHANNELS = 8192
 
 FLOAT_TYPES = frozenset(
@@ -60,11 +49,11 @@ FLOAT_TYPES = frozenset(
 
 @dataclass(frozen=True)
 class ObservedTensors:
-    """The tensors to look at, in graph order.
+    """The tensors to observe, in graph order.
 
-    `counted` could be quantized; `bounded` could not, but their extremes decide about FP16.
-    `shares` names for each tensor that only moves values the tensor whose range it has.
-    `skipped` gives the reason for each other tensor of real numbers.
+    `quantizable` tensors could be quantized; of the `range_only` ones FP16 needs the extremes.
+    `aliases` maps each tensor that only moves values to the tensor whose range it has.
+    `skipped` has the reason for each other tensor of real numbers.
     """
 
     quantizable: tuple[str, ...]
@@ -75,58 +64,103 @@ class ObservedTensors:
 
 
 def find_observed_tensors(model: ir.Model) -> ObservedTensors:
-    """Choose the tensors, and whether a run must hold one image for each to be told apart."""
+    """Choose the tensors, and whether a run must hold a single image to keep images apart."""
     batch = _batch_dimension(model.graph)
-    live = list(_live_tensors(model.graph))
-    known = set(live)
-    wanted = {
-        _alias_source(value, known)
+    activations = list(_activations(model.graph))
+    known = set(activations)
+    sources = {value: _alias_source(value, known) for value in activations}
+    candidates = {
+        sources[value]
         for node in model.graph
         if node.op_type in QUANTIZABLE
         for value in (*node.inputs, *node.outputs)
-        if value in known
+        if value in sources
     }
-    unsized = _data_dependent_tensors(model.graph)
-    lost = any(_reason_to_skip(value, batch, unsized) == NO_BATCH_AXIS for value in wanted)
-    one_at_a_time = batch in (1, None) or (lost and not isinstance(batch, int))
-    counted: list[str] = []
-    bounded: list[str] = []
-    shares, skipped = {}, {}
-    for value in live:
-        source = _alias_source(value, known)
-        why = _reason_to_skip(source, 1 if one_at_a_time else batch, unsized)
-        if why:
-            skipped[_name(value)] = why
+    dynamic = _downstream(model.graph, lambda node: node.op_type in DATA_DEPENDENT)
+    mixed = any(_reason_to_skip(value, batch, dynamic) == NO_BATCH_AXIS for value in candidates)
+    one_image = batch in (1, None) or (mixed and not isinstance(batch, int))
+    quantizable: list[str] = []
+    range_only: list[str] = []
+    aliases, skipped = {}, {}
+    for value, source in sources.items():
+        name = value.name or ""
+        if reason := _reason_to_skip(source, 1 if one_image else batch, dynamic):
+            skipped[name] = reason
         elif source is not value:
-            shares[_name(value)] = _name(source)
+            aliases[name] = source.name or ""
         else:
-            (counted if value in wanted else bounded).append(_name(value))
-    return ObservedTensors(tuple(counted), tuple(bounded), shares, skipped, one_at_a_time)
+            (quantizable if value in candidates else range_only).append(name)
+    return ObservedTensors(tuple(quantizable), tuple(range_only), aliases, skipped, one_image)
 
 
 def channel_axis(value: ir.Value) -> int | None:
     """Return the axis of a tensor's channels as its neighbours use it, if it has any."""
     if value.shape is None or len(value.shape) < 2:
         return None
-    around = {use.node.op_type for use in value.uses()}
+    neighbours = {use.node.op_type for use in value.uses()}
     producer = value.producer()
     if producer is not None:
-        around.add(producer.op_type)
-    first = around & CHANNEL_FIRST or (len(value.shape) == 4 and not around & CHANNEL_LAST)
+        neighbours.add(producer.op_type)
+    first = neighbours & CHANNEL_FIRST or (len(value.shape) == 4 and not neighbours & CHANNEL_LAST)
     axis = 1 if first else len(value.shape) - 1
     size = value.shape[axis]
     return axis if isinstance(size, int) and 0 < size <= MAX_CHANNELS else None
 
 
-def _live_tensors(graph: ir.Graph) -> Iterator[ir.Value]:
-    """Yield, in graph order, the tensors of real numbers that change with the image."""
-    known = {value for value in graph.inputs if not value.is_initializer()}
-    yield from (value for value in graph.inputs if value in known and _is_float(value))
+def is_numeric(value: ir.Value) -> bool:
+    """Whether a value may be a tensor of numbers: not text, and not a sequence of tensors."""
+    container = isinstance(value.type, ir.SequenceType | ir.OptionalType)
+    return not container and value.dtype is not ir.DataType.STRING
+
+
+def only_moves_values(node: ir.Node) -> bool:
+    """Whether the outputs of a node hold values of its first input and no others."""
+    if node.op_type != "Resize":
+        return node.op_type in MOVING
+    # A cubic filter overshoots; the others stay between the values they read.
+    # Cropping beyond the edge fills in a value of its own.
+    mode = node.attributes.get_string("mode", "")
+    coordinates = node.attributes.get_string("coordinate_transformation_mode", "")
+    return mode != "cubic" and coordinates != "tf_crop_and_resize"
+
+
+def find_masked_tensors(graph: ir.Graph) -> frozenset[str]:
+    """Return the names of all tensors that depend on a stored infinity, such as a Softmax mask.
+
+    Some graphs use the smallest float32 in its place. These tensors may be infinite on any image,
+    and nothing is wrong with it.
+    """
+    masked = _downstream(graph, lambda node: any(map(_holds_infinity, node.inputs)))
+    return frozenset(value.name or "" for value in masked)
+
+
+def _holds_infinity(value: ir.Value | None) -> bool:
+    array = constant_array(value)
+    return (
+        array is not None
+        and array.dtype.kind == "f"
+        and bool((np.abs(array) > MAX_MAGNITUDE).any())
+    )
+
+
+def _downstream(graph: ir.Graph, starts: Callable[[ir.Node], bool]) -> set[ir.Value]:
+    """Return the outputs of the nodes where something starts, and all that depend on them."""
+    values: set[ir.Value] = set()
     for node in graph:
-        reads = any(value in known for value in (*node.inputs, *_captured_values(node)))
+        if starts(node) or any(value in values for value in node.inputs):
+            values.update(node.outputs)
+    return values
+
+
+def _activations(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Yield, in graph order, the tensors of real numbers that change with the image."""
+    changing = {value for value in graph.inputs if not value.is_initializer()}
+    yield from (value for value in graph.inputs if value in changing and _is_float(value))
+    for node in graph:
+        reads = any(value in changing for value in (*node.inputs, *_captured_values(node)))
         if not reads or node.op_type in SHAPE_OPS:
             continue
-        known.update(node.outputs)
+        changing.update(node.outputs)
         for value in node.outputs:
             if value.name and _is_float(value) and (value.uses() or value.is_graph_output()):
                 yield value
@@ -144,68 +178,38 @@ def _is_float(value: ir.Value) -> bool:
     return is_numeric(value) and (value.dtype is None or value.dtype in FLOAT_TYPES)
 
 
-def is_numeric(value: ir.Value) -> bool:
-    """Whether a value may be a tensor of numbers: no text, and no sequence of tensors."""
-    many = isinstance(value.type, ir.SequenceType | ir.OptionalType)
-    return not many and value.dtype is not ir.DataType.STRING
-
-
-def _alias_source(value: ir.Value, known: set[ir.Value]) -> ir.Value:
+def _alias_source(value: ir.Value, activations: set[ir.Value]) -> ir.Value:
     """Follow a tensor back to the one whose values it holds."""
-    while (
-        (node := value.producer()) is not None
-        and only_moves_values(node)
-        and node.inputs[0] in known
-    ):
-        value = node.inputs[0]
+    while (node := value.producer()) is not None and only_moves_values(node):
+        source = node.inputs[0]
+        if source is None or source not in activations:
+            break
+        value = source
     return value
 
 
-def only_moves_values(node: ir.Node) -> bool:
-    """Whether what comes out of a node are values of its first input and no others."""
-    if node.op_type == "Resize":
-        # A cubic filter overshoots, the others stay between the values they read.
-        # Cropping beyond the edge fills in a value of its own.
-        how = {
-            name: each.as_string()
-            for name, each in node.attributes.items()
-            if name in RESIZE_ATTRIBUTES
-        }
-        return how.get(MODE) != "cubic" and how.get(COORDINATES) != "tf_crop_and_resize"
-    return node.op_type in MOVING
-
-
-def _reason_to_skip(value: ir.Value, batch: int | str | None, unsized: set[ir.Value]) -> str:
-    """Say why a tensor cannot or need not be looked at; empty where it can."""
+def _reason_to_skip(value: ir.Value, batch: int | str | None, dynamic: set[ir.Value]) -> str:
+    """Say why a tensor cannot or need not be observed; empty if it is."""
     if value.dtype is None or value.shape is None:
-        return "its type and rank are not known"
+        return "its type or rank is unknown"
     if _is_fused(value):
-        return "its only reader is fused with the operator that makes it"
-    if value in unsized:
+        return "its only reader is fused with the operator that computes it"
+    if value in dynamic:
         return "its size depends on the values in the image"
     if not len(value.shape):
         return "it is a single number"
     return "" if batch in (1, _dimension(value.shape[0])) else NO_BATCH_AXIS
 
 
-def _data_dependent_tensors(graph: ir.Graph) -> set[ir.Value]:
-    """Return all that follows from tensors whose size is known only after the image was seen."""
-    found: set[ir.Value] = set()
-    for node in graph:
-        if node.op_type in DATA_DEPENDENT or any(value in found for value in node.inputs):
-            found.update(node.outputs)
-    return found
-
-
 def _is_fused(value: ir.Value) -> bool:
-    producer, reader = value.producer(), patterns.only_reader(value)
+    producer, reader = value.producer(), only_reader(value)
     if producer is None or reader is None:
         return False
-    return producer.op_type in FUSING and reader.op_type in FUSED_READERS
+    return producer.op_type in FUSING and reader.op_type in FUSIBLE_ACTIVATIONS
 
 
 def _batch_dimension(graph: ir.Graph) -> int | str | None:
-    """Return the first dimension of the first input; None where it has no name."""
+    """Return the first dimension of the first input; None if it has no name."""
     for value in graph.inputs:
         if not value.is_initializer() and value.shape is not None and len(value.shape):
             return _dimension(value.shape[0])
@@ -214,28 +218,3 @@ def _batch_dimension(graph: ir.Graph) -> int | str | None:
 
 def _dimension(size: int | ir.SymbolicDim) -> int | str | None:
     return size if isinstance(size, int) else size.value
-
-
-def _name(value: ir.Value) -> str:
-    return value.name or ""
-
-
-def find_masked_tensors(graph: ir.Graph) -> frozenset[str]:
-    """Return the names of all tensors that follow from a stored infinity, or what is like one.
-
-    They may be infinite on any image, and nothing is wrong with it.
-    """
-    found: set[ir.Value] = set()
-    for node in graph:
-        if any(value in found or _holds_infinity(value) for value in node.inputs):
-            found.update(node.outputs)
-    return frozenset(value.name or "" for value in found)
-
-
-def _holds_infinity(value: ir.Value | None) -> bool:
-    array = constant_array(value)
-    return (
-        array is not None
-        and array.dtype.kind == "f"
-        and bool((np.abs(array) > MAX_MAGNITUDE).any())
-    )

@@ -1,4 +1,4 @@
-"""The passes that libraries do well: inlining, fusions, opset and shapes."""
+"""The passes that libraries do well: inlining, fusions, opset conversion and shape inference."""
 
 import contextlib
 import logging
@@ -14,7 +14,7 @@ from onnx_ir.passes import common
 
 from qconvert.core import onnx_io
 from qconvert.core.errors import first_line
-from qconvert.graph.patterns import is_standard
+from qconvert.graph.patterns import computed_values, is_standard
 
 SEQUENCE_OPS = frozenset(
     {"SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SplitToSequence"}
@@ -25,7 +25,7 @@ _NO_ADAPTER = re.compile(r"No Adapter From Version \$?(?P<opset>\d+) for (?P<op>
 
 
 def inline_functions(model: ir.Model) -> tuple[ir.Model, str]:
-    """Put the bodies of the model's own functions where they are called."""
+    """Replace each call of a model-local function by the function's body."""
     count = len(model.functions)
     if not count:
         return model, ""
@@ -36,7 +36,7 @@ def inline_functions(model: ir.Model) -> tuple[ir.Model, str]:
 
 
 def run_onnxslim(model: ir.Model) -> tuple[ir.Model, str]:
-    """Fuse, deduplicate and drop what nothing reads."""
+    """Fuse and deduplicate nodes, and drop those that nothing reads."""
     with _silence_onnxslim():
         slimmed = ir.from_proto(onnxslim.slim(_proto(model)))
     before, after = len(model.graph), len(slimmed.graph)
@@ -53,14 +53,13 @@ def upgrade_opset(model: ir.Model, opset: int) -> tuple[ir.Model, str]:
     try:
         raised = ir.from_proto(version_converter.convert_version(_proto(model), opset))
     except Exception as error:  # the converter raises its failed C++ assertions
-        raise ValueError(
-            f"{_converter_failure(error)}; the model stays at opset {before}"
-        ) from None
+        reason = _converter_failure(error)
+        raise ValueError(f"{reason}; the model stays at opset {before}") from None
     return raised, f"opset {before} to {opset}"
 
 
 def infer_shapes(model: ir.Model) -> tuple[ir.Model, str]:
-    """Write down the shape and type of every tensor that has one."""
+    """Record the shape and type of every tensor for which they can be inferred."""
     inferred = model.clone()
     before = _count_shaped(inferred)
     common.ShapeInferencePass(check_type=False, strict_mode=False)(inferred)
@@ -70,7 +69,7 @@ def infer_shapes(model: ir.Model) -> tuple[ir.Model, str]:
 
 
 def _clear_sequence_types(model: ir.Model) -> None:
-    """Take back the tensor types that inference gives to sequences and optionals."""
+    """Remove the tensor types that inference wrongly gives to sequences and optionals."""
     for node in model.graph:
         for value in node.outputs if is_standard(node, *SEQUENCE_OPS) else ():
             if isinstance(value.type, ir.TensorType):
@@ -78,12 +77,12 @@ def _clear_sequence_types(model: ir.Model) -> None:
 
 
 def _converter_failure(error: Exception) -> str:
-    """Name the operator that the converter cannot bring on, if that is what it says."""
-    found = _NO_ADAPTER.search(str(error))
-    if not found:
-        # Before its sentence stands the place in its C++ source.
+    """Name the operator that the converter cannot upgrade, if its message says so."""
+    match = _NO_ADAPTER.search(str(error))
+    if not match:
+        # The message starts with a place in the C++ source.
         return first_line(ValueError(str(error).rpartition("` failed: ")[2]))
-    return f"the converter does not know how to bring `{found['op']}` beyond opset {found['opset']}"
+    return f"the ONNX converter cannot upgrade `{match['op']}` beyond opset {match['opset']}"
 
 
 def _proto(model: ir.Model) -> onnx.ModelProto:
@@ -91,7 +90,7 @@ def _proto(model: ir.Model) -> onnx.ModelProto:
 
 
 def _count_shaped(model: ir.Model) -> int:
-    values = (value for node in model.graph for value in node.outputs)
+    values = computed_values(model.graph)
     return sum(value.shape is not None and value.dtype is not None for value in values)
 
 

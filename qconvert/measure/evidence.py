@@ -1,14 +1,37 @@
-"""What shows where errors come from: ranges, weights, feature maps, and images of other answers.
+"""Evidence of where errors come from: ranges, weights, feature maps and changed predictions.
 
-Pictures are files, named relative to the run's folder; a report without its folder lacks them.
+Images are files, named relative to the run's folder; a report without its folder lacks them.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qconvert.calibrate import methods
+from qconvert.calibrate.histogram import clipped_share, equal_width_counts
+from qconvert.calibrate.summary import Summary
+from qconvert.core.scales import Range, choose_qparams
+from qconvert.graph.error_attribution import values_by_name
+from qconvert.graph.observed_tensors import find_observed_tensors
+from qconvert.graph.patterns import WEIGHTED, constant_array
+from qconvert.measure.layer_errors import LayerError, worst_layers
+from qconvert.quantize.checks import linear_layer
+from qconvert.quantize.cross_layer import scaled_tensors
+from qconvert.quantize.plan import Plan
+
+SHOWN_METHODS = ("minmax", "percentile:99.99", "entropy", "mse")
+HISTOGRAM_BARS = 80
+TENSORS_PER_REASON = 4
+MAX_CHANNELS = 160
+MAX_LAYERS = 6
 
 
 @dataclass(frozen=True)
 class MethodInterval:
-    """What a range method keeps of a tensor."""
+    """The range that a method chooses for a tensor."""
 
     method: str
     low: float
@@ -17,10 +40,10 @@ class MethodInterval:
 
 @dataclass(frozen=True)
 class TensorRange:
-    """The values of one activation over all calibration images, and what a variant rounds them to.
+    """The values of one activation over all calibration images, and the range of a variant.
 
-    `shares` are those of all values in equal parts from `low` to `high`. `kept` has what each
-    method would choose; `chosen` is in the plan of the variant, whose integers are `step` apart.
+    `shares` are those of all values in equal parts from `low` to `high`. `kept` has the range of
+    each method, `chosen` that of the variant's plan, whose quantized values are `step` apart.
     `clipped` is the percentage of values outside. `why` says why this tensor is shown.
     """
 
@@ -41,7 +64,7 @@ class TensorRange:
 class WeightRange:
     """The largest weight of each output channel of a layer, the largest channel first.
 
-    Of many channels evenly spread ones are named; `channels` is how many there are.
+    Of many channels, evenly spread ones are listed; `channels` is how many there are.
     """
 
     node: str
@@ -61,11 +84,11 @@ class FeatureMapRow:
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """One picture: channels of a tensor for one image, in rows from top to bottom.
+    """One figure: channels of a tensor for one image, in rows from top to bottom.
 
-    The strongest channels come first, the last one has the largest error. All rows of values share
-    one colour scale from `low` to `high`; differences have the same one, `zoom` times as strong,
-    around zero.
+    The strongest channels come first, the one with the largest error last. All rows of values share
+    one colour scale from `low` to `high`; differences share another, `zoom` times as strong, around
+    zero.
     """
 
     tensor: str
@@ -90,9 +113,9 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that a run shows of its errors, beside the figures of the layers.
+    """All that a run shows of its errors, beside the layer errors.
 
-    `classes` has the names of the classes that the report speaks of, by their numbers.
+    `classes` has the names of the classes that the report mentions, by number.
     """
 
     ranges: tuple[TensorRange, ...] = ()
@@ -100,3 +123,111 @@ class Evidence:
     feature_maps: tuple[FeatureMap, ...] = ()
     thumbnails: tuple[Thumbnail, ...] = ()
     classes: dict[str, str] | None = None
+
+
+def tensor_ranges(
+    variant: str,
+    plan: Plan,
+    model: ir.Model,
+    summaries: Mapping[str, Summary],
+    layers: Sequence[LayerError],
+) -> tuple[TensorRange, ...]:
+    """Return the ranges of the most clipped and the widest tensors and of those with most error."""
+    aliases = find_observed_tensors(model).aliases
+    # Cross-layer equalization scales these: the calibrated values are not those of the engine.
+    scaled = scaled_tensors(model.graph, plan.equalized)
+    summary_of = {}
+    for name in plan.tensors:
+        summary = summaries.get(aliases.get(name, name))
+        if summary is not None and summary.size and name not in scaled:
+            summary_of[name] = summary
+    clipped = {
+        name: clipped_share(summary, plan.tensors[name]) for name, summary in summary_of.items()
+    }
+    values = values_by_name(model.graph)
+    reasons = _choose_tensors(
+        {
+            "most clipped": sorted(filter(clipped.get, clipped), key=lambda name: -clipped[name]),
+            "among the largest errors made": [
+                layer.tensor for layer in worst_layers(layers) if layer.tensor in summary_of
+            ],
+            "widest": sorted(
+                summary_of, key=lambda name: summary_of[name].low - summary_of[name].high
+            ),
+        }
+    )
+    ranges = []
+    for name, summary in summary_of.items():
+        if name in reasons:
+            node = values[name].producer()
+            counts = equal_width_counts(summary, HISTOGRAM_BARS)
+            total = float(counts.sum()) or 1.0
+            chosen = plan.tensors[name]
+            ranges.append(
+                TensorRange(
+                    tensor=name,
+                    op=node.op_type if node is not None else "input",
+                    variant=variant,
+                    why=reasons[name],
+                    low=summary.low,
+                    high=summary.high,
+                    shares=tuple(_shorten(count / total) for count in counts),
+                    kept=tuple(
+                        _interval(method, methods.find_method(method)(summary, plan.activations))
+                        for method in SHOWN_METHODS
+                    ),
+                    chosen=_interval(plan.method, chosen),
+                    step=float(choose_qparams(chosen, plan.activations, plan.rest).scale),
+                    clipped=100 * clipped[name],
+                )
+            )
+    return tuple(ranges)
+
+
+def weight_ranges(model: ir.Model, layers: Sequence[LayerError]) -> tuple[WeightRange, ...]:
+    """Return the weights of the layers with the largest errors, channel by channel."""
+    values = values_by_name(model.graph)
+    ranges: dict[str, WeightRange] = {}
+    for layer in worst_layers(layers):
+        node = values[layer.tensor].producer() if layer.tensor in values else None
+        # The tensor of a fused Relu or Clip belongs to the convolution before it.
+        while node is not None and node.op_type in ("Relu", "Clip") and node.inputs[0] is not None:
+            node = node.inputs[0].producer()
+        if node is None or node.op_type not in WEIGHTED:
+            continue
+        maxima = _channel_maxima(node)
+        if maxima.size > 1:
+            shown = np.linspace(0, maxima.size - 1, MAX_CHANNELS).round().astype(int)
+            largest = tuple(_shorten(value) for value in maxima[np.unique(shown)])
+            name = node.name or ""
+            ranges[name] = WeightRange(name, node.op_type, maxima.size, largest)
+        if len(ranges) == MAX_LAYERS:
+            break
+    return tuple(ranges.values())
+
+
+def _choose_tensors(candidates: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """Return the first tensors of each reason that no earlier reason has, with that reason."""
+    reasons: dict[str, str] = {}
+    for reason, names in candidates.items():
+        new = [name for name in names if name not in reasons][:TENSORS_PER_REASON]
+        reasons.update(dict.fromkeys(new, reason))
+    return reasons
+
+
+def _interval(method: str, limits: Range) -> MethodInterval:
+    return MethodInterval(method, limits.low, limits.high)
+
+
+def _channel_maxima(node: ir.Node) -> NDArray[np.float64]:
+    """Return the largest weight of each output channel, the largest first."""
+    weight = linear_layer(node).weight
+    array = constant_array(node.inputs[weight.slot]) if weight is not None else None
+    if weight is None or array is None:
+        return np.zeros(0)
+    channels = np.moveaxis(array.astype(np.float64), weight.axis, 0)
+    return np.sort(np.abs(channels.reshape(len(channels), -1)).max(axis=1))[::-1]
+
+
+def _shorten(value: float) -> float:
+    return float(f"{value:.6g}")

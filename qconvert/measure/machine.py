@@ -1,30 +1,29 @@
-"""The machine that figures were measured on: all that another one may do differently."""
+"""Describe the machine that measurements were made on: everything that may change them."""
 
 import os
 import platform
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 from qconvert.backends import system_probe
 from qconvert.backends.system_probe import Installed
 
 ROOT = Path("/")
-GB = 1024**3
+GIB = 1024**3
 
-# Libraries whose version changes a size, a speed or an answer.
+# Libraries whose version changes a size, a speed or an output.
 LIBRARIES = (*system_probe.RUNTIMES, "onnx", "onnx-ir", "onnxslim", "numpy", "pillow", "torch")
 PRODUCTS = ("tensorrt", "tensorrt-rtx")
 
-CPU = Path("sys/devices/system/cpu")
 
-
-def describe_machine(found: Installed | None = None, root: Path = ROOT) -> dict[str, str]:
+def describe_machine(installed: Installed | None = None, root: Path = ROOT) -> dict[str, str]:
     """Return what is known of this machine, by name; what cannot be read is left out.
 
-    `root` is where `/proc` and `/sys` are read from.
+    `root` is where `/proc`, `/sys` and `/etc` are read from.
     """
-    found = found or system_probe.detect()
+    installed = installed or system_probe.detect()
     facts = {
         "cpu": _cpu(root),
         "cores": _cores(root),
@@ -33,43 +32,42 @@ def describe_machine(found: Installed | None = None, root: Path = ROOT) -> dict[
         "memory": _memory(root),
         "os": _os(root),
         "python": platform.python_version(),
-        **{name: found.packages.get(name, "") for name in LIBRARIES},
-        **{name: found.library_version(name) for name in PRODUCTS},
-        "gpu": _gpus(found),
-        "driver": found.driver,
+        **{name: installed.packages.get(name, "") for name in LIBRARIES},
+        **{name: installed.library_version(name) for name in PRODUCTS},
+        "gpu": _gpus(installed),
+        "driver": installed.driver,
     }
     return {name: fact for name, fact in facts.items() if fact}
 
 
 def _cpu(root: Path) -> str:
-    text = _read(root / "proc/cpuinfo")
-    named = re.search(r"^(?:model name|Model|cpu model)\s*:\s*(.+)$", text, re.MULTILINE)
-    return named[1].strip() if named else platform.processor() or platform.machine()
+    name = _search(root / "proc/cpuinfo", r"^(?:model name|Model|cpu model)\s*:\s*(.+)$")
+    return name.strip() or platform.processor() or platform.machine()
 
 
 def _cores(root: Path) -> str:
-    """Return how many cores this process may use, and how many there are where that is more."""
-    there = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there
+    """Return how many cores this process may use, and how many exist where that is more."""
+    count = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else count
     quota = _read(root / "sys/fs/cgroup/cpu.max").split()
-    text = f"{usable}" if usable == there else f"{usable} of {there}"
+    text = f"{usable}" if usable == count else f"{usable} of {count}"
     if len(quota) == 2 and quota[0].isdigit() and int(quota[1]):
-        # A container may hold all cores and yet not be given their time.
+        # A container may see all cores and yet not be given their time.
         text += f", limited to the time of {int(quota[0]) / int(quota[1]):g}"
     return text
 
 
 def _memory(root: Path) -> str:
-    total = re.search(r"^MemTotal:\s*(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
-    here = int(total[1]) * 1024 if total else _physical()
+    total = int(_search(root / "proc/meminfo", r"^MemTotal:\s*(\d+) kB") or 0) * 1024
+    total = total or _physical_memory()
     limit = _read(root / "sys/fs/cgroup/memory.max").strip()
-    text = f"{here / GB:.1f} GB" if here else ""
-    if limit.isdigit() and int(limit) < here:
-        text += f", limited to {int(limit) / GB:.1f} GB"
+    text = f"{total / GIB:.1f} GB" if total else ""
+    if limit.isdigit() and int(limit) < total:
+        text += f", limited to {int(limit) / GIB:.1f} GB"
     return text
 
 
-def _physical() -> int:
+def _physical_memory() -> int:
     names = getattr(os, "sysconf_names", {})
     if "SC_PHYS_PAGES" not in names or "SC_PAGE_SIZE" not in names:
         return 0
@@ -77,34 +75,37 @@ def _physical() -> int:
 
 
 def _clock(root: Path) -> str:
-    """Return what decides the clock of the cores: a figure holds for that only."""
-    scaling = root / CPU / "cpu0/cpufreq"
+    """Return what decides the clock of the cores."""
+    cpu = root / "sys/devices/system/cpu"
+    scaling = cpu / "cpu0/cpufreq"
     parts = []
     if governor := _read(scaling / "scaling_governor").strip():
         parts.append(f"governor {governor}")
-    if (most := _read(scaling / "cpuinfo_max_freq").strip()).isdigit():
-        parts.append(f"at most {int(most) / 1e6:.2f} GHz")
-    return ", ".join([*parts, *_turbo(root)])
-
-
-def _turbo(root: Path) -> list[str]:
-    off = {"intel_pstate/no_turbo": "1", "cpufreq/boost": "0"}
-    said = {name: _read(root / CPU / name).strip() for name in off}
-    return [f"turbo {'off' if said[name] == off[name] else 'on'}" for name in off if said[name]]
+    if (fastest := _read(scaling / "cpuinfo_max_freq").strip()).isdigit():
+        parts.append(f"at most {int(fastest) / 1e6:.2f} GHz")
+    for file, off in (("intel_pstate/no_turbo", "1"), ("cpufreq/boost", "0")):
+        if state := _read(cpu / file).strip():
+            parts.append(f"turbo {'off' if state == off else 'on'}")
+    return ", ".join(parts)
 
 
 def _os(root: Path) -> str:
-    name = re.search(r'^PRETTY_NAME="?([^"\n]+)', _read(root / "etc/os-release"), re.MULTILINE)
+    name = _search(root / "etc/os-release", r'^PRETTY_NAME="?([^"\n]+)')
     kernel = f"{platform.system()} {platform.release()} {platform.machine()}"
-    return f"{name[1]}, {kernel}" if name and sys.platform == "linux" else kernel
+    return f"{name}, {kernel}" if name and sys.platform == "linux" else kernel
 
 
-def _gpus(found: Installed) -> str:
-    counted: dict[str, int] = {}
-    for gpu in found.gpus:
-        name = f"{gpu.name} (compute {gpu.capability[0]}.{gpu.capability[1]})"
-        counted[name] = counted.get(name, 0) + 1
-    return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in counted.items())
+def _gpus(installed: Installed) -> str:
+    names = Counter(
+        f"{gpu.name} (compute {gpu.capability[0]}.{gpu.capability[1]})" for gpu in installed.gpus
+    )
+    return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in names.items())
+
+
+def _search(path: Path, pattern: str) -> str:
+    """Return the first group of the first match in a file, empty without one."""
+    match = re.search(pattern, _read(path), re.MULTILINE)
+    return match[1] if match else ""
 
 
 def _read(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a search for mixed precision found: the cost of each block, and of sets lifted together."""
+"""The result of a search for mixed precision: the cost of each block, and of sets of blocks."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,10 +9,10 @@ SearchOutcome = Literal["mixed", "int8", "float", "none"]
 
 @dataclass(frozen=True)
 class PredictionLoss:
-    """Points that answers lost against FP32, with half the width of the 95 % interval.
+    """Percentage points lost against FP32, with half the width of the 95 % interval.
 
-    `by` is what was counted: right answers, the same answers, or for each changed answer the
-    probability that FP32 itself gives up. `agreement` is in percent.
+    `by` is what was counted: correct predictions, equal predictions, or for each changed prediction
+    the probability that FP32 gives up. `agreement` is in percent.
     """
 
     pp: float
@@ -24,7 +24,7 @@ class PredictionLoss:
 
 @dataclass(frozen=True)
 class BlockGain:
-    """What lifting a block alone brings: how much nearer the outputs come to those of FP32.
+    """By how much keeping one block in float lowers the output error.
 
     `share` is the block's part of all multiplications, `nodes` how many of its nodes are INT8.
     """
@@ -38,10 +38,10 @@ class BlockGain:
 
 @dataclass(frozen=True)
 class SearchStep:
-    """A set of lifted blocks: how far its outputs are from FP32, what it loses, how long it takes.
+    """A set of blocks kept in float (`lifted`): its output error, loss and latency.
 
-    `search` is the loss on the images of the search, `confirmed` on all evaluation images where the
-    set was tried on them. Milliseconds are None where nothing was timed.
+    `search` is the loss on the images of the search, `confirmed` that on all evaluation images
+    where the set was tried on them. `ms` is None where nothing was timed.
     """
 
     lifted: tuple[str, ...]
@@ -56,8 +56,8 @@ class SearchStep:
 class MixedResult:
     """A whole search: `mixed` found a set, `int8` needs none, `float` is as fast as INT8.
 
-    With `none` no set keeps the budget and the latency. `why` is the sentence for the user.
-    `rest` is the precision of what is lifted; the times of it alone and of INT8 stand beside.
+    With `none` no set meets both budget and latency. `why` is the sentence for the user. `rest` is
+    the precision of the blocks kept in float; `float_ms` is the latency of that precision alone.
     """
 
     outcome: SearchOutcome

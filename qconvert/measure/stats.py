@@ -1,9 +1,8 @@
-"""What samples of a latency say: middle, spread and tail, and whether they can be trusted.
+"""Summarize latency samples: median, spread, tail and speedup, and what makes them doubtful.
 
 Percentiles interpolate linearly between the two nearest samples (position `(n - 1) * p / 100` in
-sorted order, NumPy's default). `trtexec` takes a sample instead; from 100 samples on the two differ
-by less than the distance of two neighbours. The spread is the median absolute deviation times
-1.4826, which is the standard deviation where samples are normal and does not mind outliers.
+sorted order, NumPy's default); `trtexec` takes one of the samples. The spread is the median
+absolute deviation times 1.4826: the standard deviation of normal samples, robust to outliers.
 """
 
 import math
@@ -17,13 +16,16 @@ from qconvert.measure.latency import Latency
 
 NORMAL_SCALE = 1.4826
 
-# So many spreads from the median is an outlier. Latencies have a tail: 3.5, as is usual for normal
-# samples, would count it. A spread of almost nothing counts as this share of the median.
+# A sample this many deviations from the median is an outlier. Latencies have a tail: 3.5, the usual
+# limit for normal samples, would count it. The deviation is at least this share of the median.
 OUTLIER_DEVIATIONS = 10.0
 MIN_SPREAD = 0.001
 
+# Shares of outliers, and of the median, above which samples are doubtful.
 MAX_OUTLIER_SHARE = 0.05
 MAX_SPREAD = 0.1
+
+# Drift: the first or last of the samples are slower than the others by this ratio.
 EDGE_SHARE = 0.1
 MIN_EDGE = 3
 DRIFT_RATIO = 1.1
@@ -31,7 +33,7 @@ DRIFT_RATIO = 1.1
 
 @dataclass(frozen=True)
 class LatencyStats:
-    """Figures of one engine at one batch size; `outliers` counts samples far off the median."""
+    """Statistics of one engine at one batch size; `outliers` counts samples far off the median."""
 
     samples: int
     median_ms: float
@@ -46,126 +48,108 @@ class LatencyStats:
 
 
 def summarize_latency(latency: Latency) -> LatencyStats:
-    """Return the figures of a latency; throughput is the batch in the time of the median."""
+    """Return the statistics of a latency; throughput is the batch divided by the median."""
     samples = _array(latency.samples_ms)
     median = float(np.median(samples))
-    p90, p95, p99 = (float(each) for each in np.percentile(samples, (90, 95, 99)))
+    p90, p95, p99 = np.percentile(samples, (90, 95, 99)).tolist()
     return LatencyStats(
         samples=len(samples),
         median_ms=median,
         spread_ms=spread(latency.samples_ms),
-        # Adding up can round the mean of equal samples to just outside them.
+        # Summation can round the mean of equal samples to just outside them.
         mean_ms=float(np.clip(samples.mean(), samples.min(), samples.max())),
         min_ms=float(samples.min()),
         p90_ms=p90,
         p95_ms=p95,
         p99_ms=p99,
         images_per_second=latency.batch * 1000 / median if median else math.inf,
-        outliers=int(_outliers(samples).sum()),
+        outliers=_count_outliers(samples),
     )
 
 
 def spread(samples_ms: Sequence[float]) -> float:
-    """Return the median absolute deviation, scaled to be a standard deviation of normal samples."""
-    samples = _array(samples_ms)
-    return NORMAL_SCALE * float(np.median(np.abs(samples - np.median(samples))))
+    """Return the median absolute deviation, scaled to the standard deviation of normal samples."""
+    return NORMAL_SCALE * _deviation(_array(samples_ms))
 
 
 def speedup(before: Sequence[float], after: Sequence[float]) -> float:
-    """Return how many times faster `after` is: the median of the ratios within each turn.
+    """Return how many times faster `after` is: the median of the ratios within each round.
 
-    Samples taken in turns share what happened in their minute; an engine with more samples a turn
-    gives the median of those that stand beside one of the other.
+    Samples of one round share what happened in that minute. Both took part in the same number of
+    rounds, so the greatest common divisor of their sample counts is a multiple of it, and groups of
+    that number never span two rounds.
     """
-    return float(np.median(_ratios(before, after)))
-
-
-def speedup_range(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % interval of `speedup`, from order statistics: no distribution is assumed.
-
-    The ranks are n/2 ± 0.98 √n; fewer than six turns give their least and most.
-    """
-    ratios = np.sort(_ratios(before, after))
-    count = len(ratios)
-    low = math.floor(count / 2 - 0.98 * math.sqrt(count))
-    low = min(max(low, 0), (count - 1) // 2)
-    return float(ratios[low]), float(ratios[count - 1 - low])
+    groups = math.gcd(len(before), len(after))
+    slower, faster = (
+        np.median(_array(samples).reshape(groups, -1), axis=1) for samples in (before, after)
+    )
+    return float(np.median(slower / faster))
 
 
 def timing_notes(samples_ms: Sequence[float], *, on_gpu: bool = False) -> tuple[str, ...]:
-    """Say what makes samples doubtful, and what to do about it."""
+    """Return what makes samples doubtful, and what to do about it."""
     samples = _array(samples_ms)
-    # Samples that drift lie apart too; one cause is told once.
-    return tuple(_drift(samples) or _disturbed(samples, on_gpu=on_gpu))
+    # Drifting samples have a wide spread too; one cause is reported once.
+    return tuple(_drift_notes(samples) or _noise_notes(samples, on_gpu=on_gpu))
 
 
-def _drift(samples: NDArray[np.float64]) -> list[str]:
-    count = max(MIN_EDGE, int(len(samples) * EDGE_SHARE))
-    if len(samples) < 2 * MIN_EDGE + count:
+def _drift_notes(samples: NDArray[np.float64]) -> list[str]:
+    edge = max(MIN_EDGE, int(len(samples) * EDGE_SHARE))
+    if len(samples) < 2 * MIN_EDGE + edge:
         return []
-    first, rest, last = samples[:count], samples[count:], samples[-count:]
-    found = []
-    if (slower := _slower(first, rest)) > 1:
-        found.append(
-            f"the first {count} of {len(samples)} samples took {slower:.1f}x as long as the rest: "
+    notes = []
+    if (ratio := _slowdown(samples[:edge], samples[edge:])) > 1:
+        notes.append(
+            f"the first {edge} of {len(samples)} samples took {ratio:.1f}x as long as the rest: "
             "the warm-up was too short, or other work just ended; `qconvert bench` measures again"
         )
-    if (slower := _slower(last, samples[:-count])) > 1:
-        found.append(
-            f"the last {count} of {len(samples)} samples took {slower:.1f}x as long as those before"
-            ": the machine got slower, by heat or by other work; let it rest, `qconvert bench` "
+    if (ratio := _slowdown(samples[-edge:], samples[:-edge])) > 1:
+        notes.append(
+            f"the last {edge} of {len(samples)} samples took {ratio:.1f}x as long as those before: "
+            "the machine got slower, by heat or by other work; let it rest, `qconvert bench` "
             "measures again"
         )
-    return found
+    return notes
 
 
-def _disturbed(samples: NDArray[np.float64], *, on_gpu: bool) -> list[str]:
-    found = []
-    outliers = int(_outliers(samples).sum())
+def _noise_notes(samples: NDArray[np.float64], *, on_gpu: bool) -> list[str]:
+    notes = []
+    outliers = _count_outliers(samples)
     if outliers > max(1, MAX_OUTLIER_SHARE * len(samples)):
-        found.append(
+        notes.append(
             f"{outliers} of {len(samples)} samples are outliers: the machine was busy; stop other "
             "programs, `qconvert bench` measures again"
         )
     median = float(np.median(samples))
-    share = spread(samples.tolist()) / median if median else 0.0
+    share = NORMAL_SCALE * _deviation(samples) / median if median else 0.0
     if share > MAX_SPREAD:
         clocks = "`cpupower frequency-set -g performance`" + ", `nvidia-smi -lgc`" * on_gpu
-        found.append(
+        notes.append(
             f"unstable: the spread is {share:.0%} of the median; stop other programs and fix the "
             f"clocks ({clocks})"
         )
-    return found
+    return notes
 
 
-def _slower(some: NDArray[np.float64], others: NDArray[np.float64]) -> float:
-    """Return how many times slower some samples are, 1 where that is within the spread."""
-    middle, usual = float(np.median(some)), float(np.median(others))
-    within = middle - usual <= 2 * spread(others.tolist())
-    return 1.0 if within or middle <= DRIFT_RATIO * usual or not usual else middle / usual
+def _slowdown(samples: NDArray[np.float64], others: NDArray[np.float64]) -> float:
+    """Return how many times slower samples are than others, 1 where that is within the spread."""
+    median, usual = float(np.median(samples)), float(np.median(others))
+    within_spread = median - usual <= 2 * NORMAL_SCALE * _deviation(others)
+    return 1.0 if within_spread or median <= DRIFT_RATIO * usual or not usual else median / usual
 
 
-def _outliers(samples: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _count_outliers(samples: NDArray[np.float64]) -> int:
     median = float(np.median(samples))
-    # The spread itself, not scaled: ten of them are some 6.7 standard deviations.
-    usual = max(spread(samples.tolist()) / NORMAL_SCALE, MIN_SPREAD * median)
-    far: NDArray[np.bool_] = np.abs(samples - median) > OUTLIER_DEVIATIONS * usual
-    return far
+    # Ten deviations, not scaled: some 6.7 standard deviations of normal samples.
+    deviation = max(_deviation(samples), MIN_SPREAD * median)
+    return int((np.abs(samples - median) > OUTLIER_DEVIATIONS * deviation).sum())
 
 
-def _ratios(before: Sequence[float], after: Sequence[float]) -> NDArray[np.float64]:
-    """Return the ratio within each group of samples that both took in the same part of a turn.
-
-    Both took the same number of turns, so the greatest common divisor of their counts is a multiple
-    of it, and equal parts of that number never reach over a turn.
-    """
-    groups = math.gcd(len(before), len(after))
-    middle = [np.median(_array(each).reshape(groups, -1), axis=1) for each in (before, after)]
-    ratios: NDArray[np.float64] = middle[0] / middle[1]
-    return ratios
+def _deviation(samples: NDArray[np.float64]) -> float:
+    return float(np.median(np.abs(samples - np.median(samples))))
 
 
 def _array(samples: Sequence[float]) -> NDArray[np.float64]:
     if not len(samples):
-        raise ValueError("no samples, no figures")
+        raise ValueError("there are no samples")
     return np.asarray(samples, np.float64)

@@ -1,49 +1,153 @@
-"""."""
+"""The images of a calibration, split in two: most to calibrate on, some held out to validate on."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from qconvert.calibrate.calibration import Calibration
-from qconvert.core.tensors import Tensors, batch_size
-from qconvert.sources import LoadedModel
+from qconvert.core.errors import UsageError
+from qconvert.core.tensors import Tensors, batch_size, pad_batch
+from qconvert.images.batches import Images
+from qconvert.images.image_files import NoReadableImage
 
-# Memory is mostly the activations of the batches at work; larger ones are hardly faster.
+# Memory is mostly the activations of the batches in flight; larger batches are hardly faster.
 CALIBRATION_BATCH = 4
+# Of every five batches one is held out, until there are enough.
+HOLDOUT_EVERY, MAX_HOLDOUT_IMAGES = 5, 64
 
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """A calibration, and `count` images to choose between what could be made of it.
+    """A calibration with its images; `images` is None when only their names are known.
 
-    Choices are made with `choosing`, which did not see those images where they are `held_out`.
-    They are `at_hand` unless all that is known is their names. `lessons` returns so many of the
-    others, spread over all of them, in batches that the model takes, and `spare` yields what
-    `lessons` of so many leaves. Of few images none are `apart` from those. `again` shows all images
-    to a model that answers the same.
+    `training` is the calibration without the held-out images if it `excludes_holdout`, else `full`.
+    `fixed_batch` is the batch of the model, None if it is dynamic. If it `can_recalibrate`, another
+    model can be calibrated on the same images.
     """
 
     full: Calibration
     training: Calibration
-    validation_batches: Callable[[], Iterator[Tensors]]
-    validation_count: int
+    images: Images | None
+    fixed_batch: int | None
     excludes_holdout: bool
-    images_available: bool = True
-    has_holdout: bool = True
-    training_batches: Callable[[int], list[Tensors]] = field(default=lambda count: [])
-    remaining_batches: Callable[[int], Iterator[Tensors]] = field(default=lambda count: iter(()))
-    recalibrate: Callable[[LoadedModel], "CalibrationSet"] | None = None
+    can_recalibrate: bool = False
 
-    def holdout_batches(self, lessons: int, most: int) -> Iterator[Tensors]:
-        """Yield images that `lessons` of so many leave: those apart, and others up to `most`.
+    @property
+    def images_available(self) -> bool:
+        """Whether the images can be read."""
+        return self.images is not None
 
-        Some there always are, unless the lessons took all.
+    @property
+    def has_holdout(self) -> bool:
+        """Whether any images are held out; a few images are too few for that."""
+        return bool(self._split[0])
+
+    @property
+    def validation_count(self) -> int:
+        """The number of validation images, without those that only fill up a batch."""
+        count = sum(len(part) for part in self._validation_parts)
+        return count // self.fixed_batch * self.fixed_batch or count if self.fixed_batch else count
+
+    def validation_batches(self) -> Iterator[Tensors]:
+        """Yield the held-out images, or all images if none are held out."""
+        yield from self._read_batches(self._validation_parts)
+
+    def training_batches(self, count: int) -> list[Tensors]:
+        """Return about `count` training images, spread evenly over all of them."""
+        return list(self._read_batches(self._training_parts(count)))
+
+    def remaining_batches(self, count: int) -> Iterator[Tensors]:
+        """Yield the training images that `training_batches(count)` leaves."""
+        used = self._training_parts(count)
+        yield from self._read_batches([part for part in self._batch_parts if part not in used])
+
+    def holdout_batches(self, training_count: int, max_images: int) -> Iterator[Tensors]:
+        """Yield images that `training_batches(training_count)` does not contain.
+
+        These are all held-out images, then remaining training images up to `max_images` in all.
+        At least one batch is yielded unless training takes every image.
         """
         count = 0
         for feeds in self.validation_batches() if self.has_holdout else ():
             count += batch_size(feeds)
             yield feeds
-        for feeds in self.remaining_batches(lessons):
-            if count and count + batch_size(feeds) > most:
+        for feeds in self.remaining_batches(training_count):
+            if count and count + batch_size(feeds) > max_images:
                 return
             count += batch_size(feeds)
             yield feeds
+
+    @property
+    def _split(self) -> tuple[list[range], list[range]]:
+        return split_holdout(len(self.full.origin.images))
+
+    @property
+    def _validation_parts(self) -> list[range]:
+        holdout, others = self._split
+        return holdout or others
+
+    @property
+    def _batch_parts(self) -> list[range]:
+        return split_batches(self._split[1])
+
+    def _training_parts(self, count: int) -> list[range]:
+        parts = self._batch_parts
+        number = max(1, min(len(parts), -(-count // CALIBRATION_BATCH)))
+        return [parts[index * len(parts) // number] for index in range(number)]
+
+    def _read_batches(self, parts: Sequence[range]) -> Iterator[Tensors]:
+        """Yield images in batches that the model takes.
+
+        If the model fixes the batch, images that do not fill one are left out; images that do not
+        fill the first are repeated.
+        """
+        size = self.fixed_batch
+        if size in (None, 1):
+            yield from self._read(parts, size or CALIBRATION_BATCH)
+            return
+        images = self._read(parts, 1)
+        is_first = True
+        while group := list(itertools.islice(images, size)):
+            if is_first or len(group) == size:
+                names = group[0]
+                feeds = {name: np.concatenate([image[name] for image in group]) for name in names}
+                yield pad_batch(feeds, size)
+            is_first = False
+
+    def _read(self, parts: Sequence[range], size: int) -> Iterator[Tensors]:
+        if self.images is None:
+            raise UsageError(
+                "choosing a method needs some of the calibration images again",
+                hint="say where they are: `--images PATH`, or choose a method: `--method mse`",
+            )
+        for part in parts:
+            with contextlib.suppress(NoReadableImage):
+                for batch in self.images.between(part.start, part.stop).batches(size):
+                    yield batch.feeds
+
+
+def split_holdout(count: int) -> tuple[list[range], list[range]]:
+    """Split so many images into the held-out ones and the others.
+
+    Whole batches are held out, spread over the list, so that the batches of the others stay as
+    they are without a holdout.
+    """
+    batches = count // CALIBRATION_BATCH
+    every = max(HOLDOUT_EVERY, -(-batches * CALIBRATION_BATCH // MAX_HOLDOUT_IMAGES))
+    ends = [batch * CALIBRATION_BATCH for batch in range(every, batches + 1, every)]
+    holdout = [range(end - CALIBRATION_BATCH, end) for end in ends]
+    starts, stops = [0, *ends], [*(part.start for part in holdout), count]
+    others = [range(start, stop) for start, stop in zip(starts, stops, strict=True) if start < stop]
+    return holdout, others
+
+
+def split_batches(parts: Sequence[range]) -> list[range]:
+    """Split parts of the images into whole batches; the last of a part may be shorter."""
+    return [
+        range(start, min(start + CALIBRATION_BATCH, part.stop))
+        for part in parts
+        for start in range(part.start, part.stop, CALIBRATION_BATCH)
+    ]

@@ -1,1 +1,1 @@
-"""An engine made ready for other programs: a Triton model repository, or a folder with a script."""
+"""Packages of a finished run, for programs that know nothing of qconvert."""

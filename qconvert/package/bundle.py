@@ -1,14 +1,16 @@
-"""What goes into every package: an engine, what it is fed, and what its classes are called."""
+"""What every package holds: an engine, its preprocessing, and the names of its classes."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
+from typing import Any
 
 from qconvert import sources
 from qconvert.backends.base import Engine
 from qconvert.core import config_file, onnx_io
-from qconvert.core.config import Config, ExportConfig
+from qconvert.core.config import ExportConfig, PreprocessConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.sanitize import sanitize_text
 from qconvert.core.tensors import TensorSpec
@@ -21,11 +23,18 @@ from qconvert.run.finished_run import Run
 from qconvert.run.run_folder import RunFolder
 
 NAME_PATTERN = re.compile(r"[\w.-]+")
+PREPROCESS_FILE = "preprocess.toml"
+PREPROCESS_HEADER = """\
+# How an image becomes the model's input, in this order: turned upright as its EXIF says, converted
+# to 8 bits a channel in `colours`, resized, cropped at the centre to `width` and `height`, divided
+# by `divisor`, minus `mean`, divided by `std`. `resize` is the shorter side, or [width, height];
+# the filter is antialiased.
+"""
 
 
 @dataclass(frozen=True)
 class ImagePreparation:
-    """How a picture becomes the input, every size and value settled."""
+    """How an image becomes the input, every size and value resolved."""
 
     preprocess: Preprocess
     target: ImageInput
@@ -33,11 +42,10 @@ class ImagePreparation:
 
 @dataclass(frozen=True)
 class Bundle:
-    """An engine that is packed as `name`.
+    """An engine to package as `name`.
 
-    `pictures` is None for inputs that are no pictures. `classes` are the names of those of
-    `scores`, the output with a score for each class, where there is one and they are known.
-    `profile` are the batch sizes that the run was made for: the least, the best, the most.
+    `profile` holds the minimum, best and maximum batch size of the run. `preparation` is None if
+    the inputs are no images. `classes` name the columns of `scores`, if they are known.
     """
 
     name: str
@@ -50,28 +58,31 @@ class Bundle:
     classes: tuple[str, ...] = ()
 
     @property
+    def variant(self) -> str:
+        """Backend and precision of the engine."""
+        return f"{self.engine.backend}-{self.engine.precision}"
+
+    @property
     def scores(self) -> TensorSpec | None:
-        """The output with a score for each class, if there is one."""
-        return find_scores(self.outputs)
+        """The first output with a score for each class, if there is one."""
+        return _find_scores(self.outputs)
 
 
 def make_bundle(run: Run, engine: str = "", name: str = "", classes: Path | None = None) -> Bundle:
-    """Return what to pack of a run: the engine named, else that of the verdict."""
-    chosen = built_engines.read_engine(run.path(engine)).engine
-    source = sources.load(str(chosen.folder / chosen.graph), ExportConfig())
+    """Collect what to package of a run: the named engine, or else that of the verdict."""
+    built = built_engines.read_engine(run.path(engine)).engine
+    source = sources.load(str(built.folder / built.graph), ExportConfig())
     folder = RunFolder(run.folder)
     outputs = onnx_io.outputs(source.model)
     return Bundle(
         name=_require_name(name or re.sub(r"[^\w.-]+", "-", model_stem(run.report.model))),
-        engine=chosen,
+        engine=built,
         inputs=source.inputs,
         outputs=outputs,
         profile=folder.settings().build.profile,
         opset=source.model.opset_imports.get("", 0),
-        preparation=_image_preparation(
-            source.inputs, job_images.preprocessing_or_default(source, Config())
-        ),
-        classes=_class_names(find_scores(outputs), folder, classes),
+        preparation=_image_preparation(source),
+        classes=_class_names(_find_scores(outputs), folder, classes),
     )
 
 
@@ -84,73 +95,71 @@ def _require_name(name: str) -> str:
     return name
 
 
-def _image_preparation(inputs: Sequence[TensorSpec], known: Preprocess) -> ImagePreparation | None:
+def _image_preparation(source: sources.Source) -> ImagePreparation | None:
+    preprocess = job_images.preprocessing_or_default(source, PreprocessConfig())
     try:
-        return ImagePreparation(*fit_to_input(known, find_image_input(inputs)))
+        return ImagePreparation(*fit_to_input(preprocess, find_image_input(source.inputs)))
     except QConvertError:
         return None
 
 
-def _class_names(scores: TensorSpec | None, run: RunFolder, given: Path | None) -> tuple[str, ...]:
-    """Return the names given, or those that the run knows, where there is one for each score."""
-    file = given or run.classes
-    known = read_classes_file(file).names if given is not None or file.is_file() else ()
-    names = tuple(sanitize_text(name) for name in known)
-    wanted = scores.shape[1] if scores is not None else 0
-    if len(names) == wanted or isinstance(wanted, str):
+def _class_names(
+    scores: TensorSpec | None, run: RunFolder, override: Path | None
+) -> tuple[str, ...]:
+    """Return the names in `override`, or else those of the run, if there is one per score."""
+    file = override or run.classes
+    classes = read_classes_file(file).names if override is not None or file.is_file() else ()
+    names = tuple(sanitize_text(name) for name in classes)
+    count = scores.shape[1] if scores is not None else 0
+    if len(names) == count or isinstance(count, str):
         return names
-    if given is not None:
+    if override is not None:
         raise UsageError(
-            f"`{given}` names {len(names)} classes, the model has {wanted}",
+            f"`{override}` names {len(names)} classes, the model has {count}",
             hint="one name a line, in the model's order",
         )
     return ()
 
 
-def find_scores(outputs: Sequence[TensorSpec]) -> TensorSpec | None:
-    """Return the first output with a score for each class, if there is one."""
-    return next((spec for spec in outputs if _is_scores(spec)), None)
+def _find_scores(outputs: Sequence[TensorSpec]) -> TensorSpec | None:
+    """Return the first output of shape [images, classes, 1...] that is not of integers."""
+    for spec in outputs:
+        has_classes = len(spec.shape) >= 2 and spec.shape[1] != 1
+        if has_classes and all(n == 1 for n in spec.shape[2:]) and spec.dtype.kind not in "iub":
+            return spec
+    return None
 
 
-def _is_scores(spec: TensorSpec) -> bool:
-    """Whether an output is [images, classes], if need be with ones behind, and not of integers."""
-    rows = len(spec.shape) >= 2 and spec.shape[1] != 1 and all(n == 1 for n in spec.shape[2:])
-    return rows and spec.dtype.kind not in "iub"
-
-
-PREPROCESS_FILE = "preprocess.toml"
-PREPROCESS_HEADER = """\
-# What is done to a picture before the model sees it, in this order: turned upright as its EXIF
-# says, made 8 bits a channel in `colours`, resized, cut from the centre to `width` and `height`,
-# divided by `divisor`, minus `mean`, divided by `std`. `resize` is the shorter side, or [width,
-# height]; the filter is antialiased.
-"""
-
-
-def write_preprocess_file(shipment: Bundle, folder: Path) -> None:
-    """Write the file."""
-    assert shipment.preparation is not None
-    done, target = shipment.preparation.preprocess.to_dict(), shipment.preparation.target
-    told = {
-        "input": target.name,
-        "type": target.dtype.name,
-        "layout": target.layout,
-        "width": target.width,
-        "height": target.height,
-        **{key: value for key, value in done.items() if key != "crop-share"},
+def write_preprocess_file(preparation: ImagePreparation, folder: Path) -> None:
+    """Write the preprocessing as TOML."""
+    image_input = preparation.target
+    values = {
+        "input": image_input.name,
+        "type": image_input.dtype.name,
+        "layout": image_input.layout,
+        "width": image_input.width,
+        "height": image_input.height,
+        **preparation.preprocess.to_dict(),
     }
-    lines = "".join(f"{key} = {config_file.toml_value(value)}\n" for key, value in told.items())
+    values.pop("crop-share", None)
+    lines = "".join(f"{key} = {config_file.toml_value(value)}\n" for key, value in values.items())
     (folder / PREPROCESS_FILE).write_text(PREPROCESS_HEADER + lines, encoding="utf-8")
 
 
-def describe_preparation(pictures: ImagePreparation) -> str:
-    """Return it in a sentence."""
-    words = describe_preprocessing(pictures.preprocess)
-    layout = pictures.target.layout.upper()
-    return (
-        escape_text(
-            f"Pictures become `{pictures.target.name}` thus: {words}, {layout} "
-            f"(`{PREPROCESS_FILE}`)."
-        )
-        + "\n"
-    )
+def describe_preparation(preparation: ImagePreparation) -> str:
+    """Return the preprocessing as a sentence in Markdown."""
+    steps = describe_preprocessing(preparation.preprocess)
+    name, layout = preparation.target.name, preparation.target.layout.upper()
+    return escape_text(f"Images become `{name}`: {steps}, {layout} (`{PREPROCESS_FILE}`).") + "\n"
+
+
+def write_class_names(bundle: Bundle, file: Path) -> None:
+    """Write the names of the classes, one a line, if they are known."""
+    if bundle.classes:
+        file.write_text("".join(f"{name}\n" for name in bundle.classes), encoding="utf-8")
+
+
+def fill_template(file: str, **values: Any) -> str:
+    """Return a template of this package with its placeholders replaced."""
+    path = Path(__file__).with_name("templates") / file
+    return Template(path.read_text(encoding="utf-8")).substitute(values)

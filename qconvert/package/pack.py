@@ -1,4 +1,4 @@
-"""A package of a run, in the format that is asked for."""
+"""Write a package of a run in one of the formats."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ WRITERS: dict[Format, Callable[[Bundle, Path], tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class PackageOptions:
-    """What to pack, and where.
+    """What to package, and where.
 
     `output` is the folder of the package, or for Triton the model repository in which the model
-    gets a folder. Left out, `engine` is that of the verdict, `name` that of the model, and
-    `classes`, a file with a name a line, those that the run knows.
+    gets a folder. By default, `engine` is that of the verdict, `name` that of the model, and
+    `classes`, a file with a name a line, those of the run.
     """
 
     form: Format
@@ -36,7 +36,7 @@ class PackageOptions:
 
 @dataclass(frozen=True)
 class Packed:
-    """A package: its folder, the name of its engine, its files, and what must be known."""
+    """A package: its folder, the name of its engine, its files, and what its user must know."""
 
     folder: Path
     engine: str
@@ -45,20 +45,19 @@ class Packed:
 
 
 def write_package(run: Run, options: PackageOptions) -> Packed:
-    """Write a package; it appears whole, and never over anything that is there."""
-    shipment = make_bundle(run, options.engine, options.name, options.classes)
-    place = options.output / shipment.name if options.form == "triton" else options.output
-    if place.is_file() or (place.is_dir() and any(place.iterdir())):
-        raise UsageError(f"`{place}` is there already", hint="delete it, or choose another `-o`")
+    """Write a package; it appears whole, and never replaces anything."""
+    bundle = make_bundle(run, options.engine, options.name, options.classes)
+    folder = options.output / bundle.name if options.form == "triton" else options.output
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UsageError(f"`{folder}` exists", hint="delete it, or choose another `-o`")
     with (
-        attach_path(place),
-        atomic.created_folder(place.parent),
-        atomic.temporary_folder(place.parent) as draft,
+        attach_path(folder),
+        atomic.created_folder(folder.parent),
+        atomic.temporary_folder(folder.parent) as temporary,
     ):
-        folder = draft / "package"
-        folder.mkdir()
-        notes = WRITERS[options.form](shipment, folder)
-        folder.replace(place)
-    files = sorted(file.relative_to(place) for file in place.rglob("*") if file.is_file())
-    name = f"{shipment.engine.backend}-{shipment.engine.precision}"
-    return Packed(place, name, tuple(file.as_posix() for file in files), notes)
+        draft = temporary / "package"
+        draft.mkdir()
+        notes = WRITERS[options.form](bundle, draft)
+        draft.replace(folder)
+    files = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    return Packed(folder, bundle.variant, tuple(file.as_posix() for file in files), notes)

@@ -1,12 +1,13 @@
-"""Channels brought to a common size before they are rounded, where the operators around allow it.
+"""Apply cross-layer equalization: fold a factor for each channel into the weights on both sides.
 
-What makes a tensor divides each channel by a factor, in its weight or scale, and what reads the
-tensor multiplies by it: the float model answers the same. One step then fits all channels. Between
-the two there may be only what treats a positive factor as one, such as Relu or a pooling. A Clip
-does so below its ceiling, so a channel comes near it only as far as calibration leaves room.
+    producer (W, b) -> f -> reader V        becomes        (W / s, b / s) -> f -> V * s
+
+(Nagel et al. 2019). The float outputs stay the same if f(s x) = s f(x) for every s > 0, as for Relu
+or pooling. A Clip is such below its ceiling, so a channel comes near it only as far as calibration
+leaves room. Which factors help is decided in `optimize.equalization`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +37,7 @@ class ScaledConstant:
 
 @dataclass(frozen=True, eq=False)
 class ChannelReader:
-    """A product that reads the channels; with a filter for each of them it is `depthwise`."""
+    """The weight of a product that reads the channels, `depthwise` with a filter for each."""
 
     part: ScaledConstant
     depthwise: bool
@@ -46,7 +47,7 @@ class ChannelReader:
 class EqualizationSite:
     """A tensor whose channels can have factors, with the constants around it.
 
-    Above a `ceiling` the tensor is cut.
+    Values above the `ceiling` are cut.
     """
 
     tensor: ir.Value
@@ -55,53 +56,51 @@ class EqualizationSite:
     ceiling: float | None
 
 
-def find_sites(graph: ir.Graph) -> list[EqualizationSite]:
-    """Return every tensor of a graph whose channels can have factors, in its order."""
-    made = (value for node in graph for value in node.outputs)
-    found = (_find_site(value) for value in made if value.dtype is ir.DataType.FLOAT)
-    return [each for each in found if each is not None]
-
-
 def equalize(model: ir.Model, factors: ChannelFactors) -> ir.Model:
-    """Return a copy of a model with its channels divided by factors; it answers the same."""
+    """Return a copy of a model with its channels divided by factors and the same outputs."""
     model = model.clone()
-    places = {str(site.tensor.name): site for site in find_sites(model.graph)}
-    for name, each in factors.items():
-        site, array = places.get(name), np.asarray(each, np.float32)
+    sites = {str(site.tensor.name): site for site in find_sites(model.graph)}
+    for name, values in factors.items():
+        site, array = sites.get(name), np.asarray(values, np.float32)
         if site is None or array.shape != (channel_count(site),) or not (array > 0).all():
             raise UsageError(
                 f"the plan has factors for `{name}`, which cannot have these",
-                hint="take factors as they are in the plan that was written",
+                hint="use the factors of the plan as it was written",
             )
-        for part in site.producers:
-            _multiply_channels(part, np.reciprocal(array))
+        for constant in site.producers:
+            _multiply_channels(constant, np.reciprocal(array))
         for reader in site.readers:
             _multiply_channels(reader.part, array)
     return model
 
 
 def scaled_tensors(graph: ir.Graph, factors: ChannelFactors) -> set[str]:
-    """Return the tensors whose values are others with factors: from where they are made on."""
-    found: set[str] = set()
+    """Return the tensors whose values change: from the producer of each site to its reader."""
+    scaled: set[str] = set()
     for site in find_sites(graph):
         if site.tensor.name not in factors:
             continue
         weight, value = site.producers[0].value, site.tensor
         while (node := value.producer()) is not None:
-            found.add(str(value.name))
+            scaled.add(str(value.name))
             if weight in node.inputs or not node.inputs or node.inputs[0] is None:
                 break
-            made = (
-                each for each in node.inputs if each is not None and constant_array(each) is None
-            )
-            value = next(made)
-    return found
+            inputs = (value for value in node.inputs if value is not None)
+            value = next(value for value in inputs if constant_array(value) is None)
+    return scaled
+
+
+def find_sites(graph: ir.Graph) -> list[EqualizationSite]:
+    """Return every tensor of a graph whose channels can have factors, in its order."""
+    values = (value for node in graph for value in node.outputs)
+    sites = (_find_site(value) for value in values if value.dtype is ir.DataType.FLOAT)
+    return [site for site in sites if site is not None]
 
 
 def channel_count(site: EqualizationSite) -> int:
     """Return how many channels a site has."""
-    part = site.producers[0]
-    return int(_array(part).shape[part.axis])
+    constant = site.producers[0]
+    return int(_array(constant).shape[constant.axis])
 
 
 def reader_matrix(reader: ChannelReader) -> FloatArray:
@@ -110,138 +109,127 @@ def reader_matrix(reader: ChannelReader) -> FloatArray:
     return array.reshape(-1, array.shape[-1])
 
 
-def _array(part: ScaledConstant) -> NDArray[np.float32]:
-    found = constant_array(part.value)
-    assert found is not None
-    return found.astype(np.float32)
+def _array(constant: ScaledConstant) -> NDArray[np.float32]:
+    array = constant_array(constant.value)
+    assert array is not None
+    return array.astype(np.float32)
 
 
-def _multiply_channels(part: ScaledConstant, factors: FloatArray) -> None:
-    array = _array(part)
-    shape = [-1 if axis == part.axis else 1 for axis in range(array.ndim)]
-    repeated = np.repeat(factors, array.shape[part.axis] // len(factors))
-    set_constant(part.value, (array * repeated.reshape(shape)).astype(np.float32))
+def _multiply_channels(constant: ScaledConstant, factors: FloatArray) -> None:
+    array = _array(constant)
+    shape = [-1 if axis == constant.axis else 1 for axis in range(array.ndim)]
+    repeated = np.repeat(factors, array.shape[constant.axis] // len(factors))
+    set_constant(constant.value, (array * repeated.reshape(shape)).astype(np.float32))
 
 
 def _find_site(tensor: ir.Value) -> EqualizationSite | None:
-    readers = [_find_reader(use.node, use.idx) for use in tensor.uses()]
-    if not readers or tensor.is_graph_output():
+    """Return the site of a tensor, if all that reads it and what makes it takes factors."""
+    if tensor.is_graph_output() or not tensor.uses():
         return None
-    known = [each for each in readers if each is not None]
     ceiling, value = None, tensor
     while (node := value.producer()) is not None and is_standard(node, *HOMOGENEOUS):
-        top = _clip_ceiling(node)
-        if top is None:
+        node_ceiling = _clip_ceiling(node)
+        if node_ceiling is None:
             return None
-        ceiling = min(top, ceiling or top) if np.isfinite(top) else ceiling
+        ceiling = (
+            min(node_ceiling, ceiling or node_ceiling) if np.isfinite(node_ceiling) else ceiling
+        )
         value = node.inputs[0]  # type: ignore[assignment]
         if value is None or only_reader(value) is not node:
             return None
-    divided = _find_producers(node) if node is not None else ()
-    if len(known) < len(readers) or not divided:
+    producers = _find_producers(node) if node is not None else ()
+    if node is None or not producers:
         return None
-    found = EqualizationSite(tensor, divided, tuple(known), ceiling)
-    maker = node.op_type if node is not None else ""
-    alike = all((use.node.op_type == "Conv") == (maker == "Conv") for use in tensor.uses())
-    own = all(map(_is_exclusive, (*divided, *(each.part for each in known))))
-    return (
-        found
-        if alike and own and all(_fits(each, channel_count(found)) for each in known)
-        else None
-    )
+    readers = []
+    for use in tensor.uses():
+        reader = _find_reader(use.node, use.idx)
+        # Channels are the second axis of a convolution's output, and the last of a product's.
+        if reader is None or (use.node.op_type == "Conv") != (node.op_type == "Conv"):
+            return None
+        readers.append(reader)
+    site = EqualizationSite(tensor, producers, tuple(readers), ceiling)
+    constants = [*producers, *(reader.part for reader in readers)]
+    exclusive = all(_is_exclusive(constant) for constant in constants)
+    fits = all(_fits(reader, channel_count(site)) for reader in readers)
+    return site if exclusive and fits else None
 
 
-def _is_exclusive(part: ScaledConstant) -> bool:
+def _is_exclusive(constant: ScaledConstant) -> bool:
     """Whether a constant can change without changing anything else."""
-    return part.value.is_initializer() and len(list(part.value.uses())) == 1
+    return constant.value.is_initializer() and len(list(constant.value.uses())) == 1
 
 
-def _fits(reader: ChannelReader, count: int) -> bool:
+def _fits(reader: ChannelReader, channels: int) -> bool:
     size = int(_array(reader.part).shape[reader.part.axis])
-    return (size % count if reader.depthwise else size - count) == 0
+    return size % channels == 0 if reader.depthwise else size == channels
 
 
 def _clip_ceiling(node: ir.Node) -> float | None:
-    """Return where a node cuts positive values; None where a factor does not pass through it."""
+    """Return where a node cuts positive values; None if it is not homogeneous below that."""
     if node.op_type != "Clip":
         return np.inf
     low, high = ([*map(constant_array, node.inputs[1:3]), None, None])[:2]
-    starts_at_zero = low is not None and low.item() == 0
-    return (np.inf if high is None else float(high.item())) if starts_at_zero else None
+    if low is None or low.item() != 0:
+        return None
+    return np.inf if high is None else float(high.item())
 
 
 def _find_reader(node: ir.Node, slot: int) -> ChannelReader | None:
-    """Return what multiplies in a product, if it reads the tensor channel by channel."""
+    """Return the weight of a product that reads the tensor channel by channel."""
     weight = node.inputs[1] if slot == 0 and is_standard(node, *PRODUCTS) else None
     array = constant_array(weight)
     if weight is None or array is None or array.dtype != np.float32:
         return None
     if node.op_type == "Conv":
-        groups = node.attributes.get_int("group", 1)
-        if groups == 1:
+        if node.attributes.get_int("group", 1) == 1:
             return ChannelReader(ScaledConstant(weight, 1), depthwise=False)
-        return (
-            ChannelReader(ScaledConstant(weight, 0), depthwise=True)
-            if array.shape[1] == 1
-            else None
-        )
+        if array.shape[1] == 1:
+            return ChannelReader(ScaledConstant(weight, 0), depthwise=True)
+        return None
     if array.ndim != 2 or node.attributes.get_int("transA", 0) == 1:
         return None
     return ChannelReader(ScaledConstant(weight, 1 if _is_transposed(node) else 0), depthwise=False)
 
 
 def _find_producers(node: ir.Node) -> tuple[ScaledConstant, ...]:
-    """Return the constants that make the channels of what a node answers; empty where unknown."""
-    made = PRODUCER_CONSTANTS.get(node.op_type) if is_standard(node) else None
-    parts = made(node) if made is not None else ()
-    arrays = [constant_array(part.value) for part in parts]
-    right = all(
-        array is not None and array.dtype == np.float32 and array.ndim > part.axis
-        for array, part in zip(arrays, parts, strict=True)
-    )
-    sizes = {array.shape[part.axis] for array, part in zip(arrays, parts, strict=True) if right}  # type: ignore[union-attr]
-    return parts if right and len(sizes) == 1 else ()
+    """Return the constants that make the channels of a node's output; empty where unknown.
+
+    These are the weight and bias of a product or a normalization, or of a MatMul and the Add
+    behind it.
+    """
+    inputs = [value for value in node.inputs[1:] if value is not None]
+    constants: tuple[ScaledConstant, ...] = ()
+    if is_standard(node, *PRODUCTS):
+        array = constant_array(inputs[0])
+        last = -1 if array is None else array.ndim - 1
+        axis = 0 if node.op_type == "Conv" or _is_transposed(node) else last
+        biases = (ScaledConstant(value, 0) for value in inputs[1:])
+        constants = (ScaledConstant(inputs[0], axis), *biases)
+    elif is_standard(node, "LayerNormalization", "RMSNormalization"):
+        if node.attributes.get_int("axis", -1) == -1:
+            constants = tuple(ScaledConstant(value, 0) for value in inputs)
+    elif is_standard(node, "Add"):
+        constants = _find_matmul_and_bias(node)
+    arrays = [constant_array(constant.value) for constant in constants]
+    sizes = set()
+    for constant, array in zip(constants, arrays, strict=True):
+        if array is None or array.dtype != np.float32 or array.ndim <= constant.axis:
+            return ()
+        sizes.add(array.shape[constant.axis])
+    return constants if len(sizes) == 1 else ()
 
 
-def _inputs(node: ir.Node, first: int) -> Iterator[ir.Value]:
-    yield from (value for value in node.inputs[first:] if value is not None)
-
-
-def _product_constants(node: ir.Node) -> tuple[ScaledConstant, ...]:
-    weight, *bias = _inputs(node, 1)
-    array = constant_array(weight)
-    last = -1 if array is None else array.ndim - 1
-    axis = 0 if node.op_type == "Conv" or _is_transposed(node) else last
-    return (ScaledConstant(weight, axis), *(ScaledConstant(each, 0) for each in bias))
+def _find_matmul_and_bias(node: ir.Node) -> tuple[ScaledConstant, ...]:
+    """Return the weight of a MatMul and the constant that an Add adds to it, in any order."""
+    for product, added in (node.inputs[:2], node.inputs[1::-1]):
+        matmul, array = product.producer() if product is not None else None, constant_array(added)
+        if matmul is None or added is None or array is None or array.ndim != 1:
+            continue
+        weight = _find_producers(matmul) if is_standard(matmul, "MatMul") else ()
+        if weight and only_reader(matmul.outputs[0]) is node:
+            return (*weight, ScaledConstant(added, 0))
+    return ()
 
 
 def _is_transposed(node: ir.Node) -> bool:
     return node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
-
-
-def _norm_constants(node: ir.Node) -> tuple[ScaledConstant, ...]:
-    flat = node.attributes.get_int("axis", -1) == -1
-    return tuple(ScaledConstant(each, 0) for each in _inputs(node, 1)) if flat else ()
-
-
-def _sum_constants(node: ir.Node) -> tuple[ScaledConstant, ...]:
-    """Return a constant that is added to a product, and those of the product."""
-    for product, added in (node.inputs[:2], node.inputs[1::-1]):
-        behind = product.producer() if product is not None else None
-        array = constant_array(added)
-        if behind is None or added is None or array is None or array.ndim != 1:
-            continue
-        parts = _find_producers(behind) if is_standard(behind, "MatMul") else ()
-        if parts and only_reader(behind.outputs[0]) is node:
-            return (*parts, ScaledConstant(added, 0))
-    return ()
-
-
-PRODUCER_CONSTANTS: Mapping[str, Callable[[ir.Node], tuple[ScaledConstant, ...]]] = {
-    "Conv": _product_constants,
-    "Gemm": _product_constants,
-    "MatMul": _product_constants,
-    "LayerNormalization": _norm_constants,
-    "RMSNormalization": _norm_constants,
-    "Add": _sum_constants,
-}

@@ -9,13 +9,11 @@ at most `MAX_TOP1_LOSS` points of top-1 lost. Where FP32 itself has less than `L
 there is nothing to lose, and only agreement counts.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from qconvert.core import number_format
 from qconvert.core.config import GateConfig
 from qconvert.core.errors import GateFailed
-from qconvert.measure.accuracy import Accuracy
 from qconvert.report import metrics
 from qconvert.report.model import GateName, GateResult, Report, VariantResult
 
@@ -31,23 +29,22 @@ ABSOLUTE_GATES = ("max-latency", "max-size")
 
 
 @dataclass(frozen=True)
-class GateValue:
-    """The measured value; `note` is the reason why it is missing, or its conditions."""
-
-    value: float | None
-    note: str = ""
-    half_width: float | None = None
-
-
-@dataclass(frozen=True)
 class GateRule:
-    """How a gate reads its value, whether more is better (+1) or less (-1), and its sentence."""
+    """Whether more is better (+1) or less (-1), the sentence about a value, and its unit."""
 
-    measure: Callable[[Report, VariantResult], GateValue]
     sign: int
     message: str
     unit: str
     on_accuracy: bool = False
+
+
+GATE_RULES: dict[GateName, GateRule] = {
+    "max-drop": GateRule(-1, "lost {} pp of top-1", " pp", on_accuracy=True),
+    "min-agreement": GateRule(1, "agrees with FP32 on {} %", " %", on_accuracy=True),
+    "max-latency": GateRule(-1, "takes {} ms", " ms"),
+    "min-speedup": GateRule(1, "is {} times as fast as fp32", "×"),
+    "max-size": GateRule(-1, "has {} MB", " MB"),
+}
 
 
 def evaluate_gates(report: Report, limits: GateConfig) -> tuple[GateResult, ...]:
@@ -76,12 +73,41 @@ def evaluate_gate(
     report: Report, variant: VariantResult, name: GateName, limit: float
 ) -> GateResult:
     """Judge one variant by one limit."""
-    rule = GATE_RULES[name]
-    measured = rule.measure(report, variant)
-    passed = measured.value is not None and rule.sign * (measured.value - limit) >= -TOLERANCE
-    return GateResult(
-        name, variant.name, measured.value, limit, passed, measured.note, measured.half_width
-    )
+    value, note = _measure(report, variant, name)
+    passed = value is not None and GATE_RULES[name].sign * (value - limit) >= -TOLERANCE
+    half_width = None
+    if name == "max-drop" and value is not None and variant.accuracy is not None:
+        half_width = variant.accuracy.half_width_pp
+    return GateResult(name, variant.name, value, limit, passed, note, half_width)
+
+
+def _measure(report: Report, variant: VariantResult, name: GateName) -> tuple[float | None, str]:
+    """Return the value that a gate judges and its conditions, or None and the reason."""
+    if GATE_RULES[name].on_accuracy:
+        accuracy, field = variant.accuracy, "change_pp" if name == "max-drop" else "agreement"
+        score: float | None = getattr(accuracy, field, None)
+        if accuracy is None or score is None:
+            return None, metrics.missing_score_reason(variant, field)
+        simulated = accuracy.measured_on == "cpu-simulation"
+        # Subtracted from zero, so that no drop is 0 and not -0.
+        score = 0.0 - score if name == "max-drop" else score
+        return score, "its graph on the CPU" if simulated else ""
+    if name == "max-size":
+        size = variant.engine.bytes / 1e6 if variant.engine is not None else None
+        return size, "" if size is not None else metrics.missing_reason(variant)
+    latency = metrics.headline_latency(variant)
+    if latency is None:
+        return None, metrics.missing_reason(variant, "latency")
+    ratio = metrics.headline_speedup(report, variant)
+    if name == "min-speedup" and ratio is None:
+        return None, f"no fp32 engine of `{variant.backend}` was timed in the same way"
+    conditions = []
+    if len({other.batch for other in variant.latency}) > 1:
+        conditions.append(f"batch {latency.batch}")
+    if len({other.where for other in variant.latency}) > 1:
+        conditions.append("whole call" if latency.where == "host" else "on the device")
+    value = ratio if name == "min-speedup" else metrics.median_ms(variant)
+    return value, ", ".join(conditions)
 
 
 def require_passed(report: Report, *, shown: bool = False) -> None:
@@ -117,68 +143,6 @@ def format_gate(gate: GateResult) -> tuple[str, str]:
     interval = "" if gate.half_width is None else f" ± {gate.half_width:.2f}"
     text = "—" if gate.value is None else value.replace("-", "−") + interval
     return text, limit + GATE_RULES[gate.name].unit
-
-
-def _drop(_: Report, variant: VariantResult) -> GateValue:
-    accuracy = variant.accuracy
-    if accuracy is None or accuracy.change_pp is None:
-        return GateValue(None, metrics.missing_score_reason(variant, "change_pp"))
-    # Subtracted from zero, so that no change is 0 and not -0.
-    return GateValue(0.0 - accuracy.change_pp, _measured_on(accuracy), accuracy.half_width_pp)
-
-
-def _agreement(_: Report, variant: VariantResult) -> GateValue:
-    accuracy = variant.accuracy
-    if accuracy is None or accuracy.agreement is None:
-        return GateValue(None, metrics.missing_score_reason(variant, "agreement"))
-    return GateValue(accuracy.agreement, _measured_on(accuracy))
-
-
-def _measured_on(accuracy: Accuracy) -> str:
-    return "its graph on the CPU" if accuracy.measured_on == "cpu-simulation" else ""
-
-
-def _latency(_: Report, variant: VariantResult) -> GateValue:
-    median = metrics.median_ms(variant)
-    if median is None:
-        return GateValue(None, metrics.missing_reason(variant, "latency"))
-    return GateValue(median, _latency_conditions(variant))
-
-
-def _speedup(report: Report, variant: VariantResult) -> GateValue:
-    if metrics.headline_latency(variant) is None:
-        return GateValue(None, metrics.missing_reason(variant, "latency"))
-    ratio = metrics.headline_speedup(report, variant)
-    if ratio is None:
-        return GateValue(None, f"no fp32 engine of `{variant.backend}` was timed in the same way")
-    return GateValue(ratio, _latency_conditions(variant))
-
-
-def _latency_conditions(variant: VariantResult) -> str:
-    """Say which of several latencies was judged."""
-    latency = metrics.headline_latency(variant)
-    assert latency is not None
-    conditions = []
-    if len({other.batch for other in variant.latency}) > 1:
-        conditions.append(f"batch {latency.batch}")
-    if len({other.where for other in variant.latency}) > 1:
-        conditions.append("whole call" if latency.where == "host" else "on the device")
-    return ", ".join(conditions)
-
-
-def _size(_: Report, variant: VariantResult) -> GateValue:
-    if variant.engine is None:
-        return GateValue(None, metrics.missing_reason(variant))
-    return GateValue(variant.engine.bytes / 1e6)
-
-
-GATE_RULES: dict[GateName, GateRule] = {
-    "max-drop": GateRule(_drop, -1, "lost {} pp of top-1", " pp", on_accuracy=True),
-    "min-agreement": GateRule(_agreement, 1, "agrees with FP32 on {} %", " %", on_accuracy=True),
-    "max-latency": GateRule(_latency, -1, "takes {} ms", " ms"),
-    "min-speedup": GateRule(_speedup, 1, "is {} times as fast as fp32", "×"),
-    "max-size": GateRule(_size, -1, "has {} MB", " MB"),
-}
 
 
 def best_variant(report: Report) -> VariantResult | None:

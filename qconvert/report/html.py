@@ -17,7 +17,7 @@ from qconvert.measure.layer_errors import LayerError, worst_layers
 from qconvert.report import gates, tables
 from qconvert.report.layer_tables import distinct_layers, layer_table
 from qconvert.report.metrics import pareto_front
-from qconvert.report.model import Report, VariantResult
+from qconvert.report.model import Report
 from qconvert.report.table import TextTable, bar_fraction
 
 WORST_LAYERS = 20
@@ -60,7 +60,8 @@ def render_html(report: Report, image_files: Mapping[str, bytes]) -> str:
             ranges=[(row, charts.range_histogram(row)) for row in evidence.ranges],
             methods={**charts.METHOD_COLOURS, "chosen": charts.CHOSEN_COLOUR},
             weights=[(row, charts.weight_chart(row)) for row in evidence.weights],
-            changed=_changed_predictions(report),
+            changed=[v for v in report.variants if v.accuracy and v.accuracy.changed],
+            class_name=lambda number: tables.class_name(report, number),
             classes=tables.class_table(report),
             provenance=tables.provenance(report),
             engines=tables.engine_table(report),
@@ -134,28 +135,3 @@ def _worst_layer_tables(report: Report) -> list[TextTable]:
         )
         for names, layers in sorted(distinct_layers(report.variants), key=without_int8)
     ]
-
-
-def _changed_predictions(report: Report) -> list[tuple[VariantResult, list[dict[str, str]]]]:
-    """Return the images whose prediction changed, with class names for class numbers."""
-    changed = []
-    for variant in report.variants:
-        if variant.accuracy is None or not variant.accuracy.changed:
-            continue
-        images = []
-        for image in variant.accuracy.changed:
-            label = image.label
-            kinds = {image.before: "lost", image.after: "won"}
-            images.append(
-                {
-                    "image": image.image,
-                    "label": "" if label is None else tables.class_name(report, label),
-                    "before": tables.class_name(report, image.before),
-                    "after": tables.class_name(report, image.after),
-                    "lead": f"{image.lead:.1f}",
-                    "new_lead": f"{image.new_lead:.1f}",
-                    "kind": "" if label is None else kinds.get(label, "wrong either way"),
-                }
-            )
-        changed.append((variant, images))
-    return changed

@@ -30,11 +30,22 @@ SCHEMA_KEY = "schema"
 NOT_FINITE_KEY = "not_finite"
 
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
-SCHEMA_TITLE = "Report of qconvert"
 NUMBER_SCHEMA = {"type": ["number", "null"]}
-RATIO_SCHEMA = {**NUMBER_SCHEMA, "description": "size relative to fp32, as in the tables"}
-SPEEDUP_SCHEMA = {**NUMBER_SCHEMA, "description": "times fp32 of the backend, as in the tables"}
-DEVICE_SCHEMA = {"type": "boolean", "description": "whether the inputs were on the device already"}
+# What the file has beside the fields, by class.
+DERIVED_SCHEMAS: dict[str, dict[str, Any]] = {
+    "EngineInfo": {"ratio": {**NUMBER_SCHEMA, "description": "size relative to fp32"}},
+    "Latency": {
+        "device_only": {
+            "type": "boolean",
+            "description": "whether the inputs were on the device already",
+        },
+        **{
+            field.name: {"type": "integer"} if field.type is int else dict(NUMBER_SCHEMA)
+            for field in dataclasses.fields(LatencyStats)
+        },
+        "speedup": {**NUMBER_SCHEMA, "description": "times as fast as fp32 of the backend"},
+    },
+}
 NOT_FINITE_SCHEMA = {
     "type": "object",
     "additionalProperties": {"type": "string"},
@@ -120,19 +131,13 @@ def json_schema() -> dict[str, Any]:
     _rename_properties(definitions["Accuracy"], ACCURACY_KEYS)
     for part in (schema, *definitions.values()):
         part["required"] = list(part["properties"])
-    definitions["EngineInfo"]["properties"]["ratio"] = RATIO_SCHEMA
-    statistics = {
-        field.name: {"type": "integer"} if field.type is int else dict(NUMBER_SCHEMA)
-        for field in dataclasses.fields(LatencyStats)
-    }
-    definitions["Latency"]["properties"] |= {
-        "device_only": DEVICE_SCHEMA, **statistics, "speedup": SPEEDUP_SCHEMA
-    }  # fmt: skip
+    for name, derived in DERIVED_SCHEMAS.items():
+        definitions[name]["properties"] |= derived
     properties = schema["properties"]
     schema["properties"] = {
         SCHEMA_KEY: properties.pop(SCHEMA_KEY), **properties, NOT_FINITE_KEY: NOT_FINITE_SCHEMA
     }  # fmt: skip
-    return {"$schema": SCHEMA_DIALECT, **schema, "title": SCHEMA_TITLE}
+    return {"$schema": SCHEMA_DIALECT, **schema, "title": "Report of qconvert"}
 
 
 def _not_a_report(name: str, problems: list[str]) -> UsageError:

@@ -10,7 +10,7 @@ from qconvert.core import number_format as fmt
 from qconvert.core.sanitize import sanitize_cell
 from qconvert.measure.layer_errors import LayerError, layer_label, relative_error
 from qconvert.report.model import VariantResult
-from qconvert.report.table import TextColumn, TextTable, number_columns, text_bar
+from qconvert.report.table import TextColumn, TextTable, number_columns, optional_cell, text_bar
 
 CSV_COLUMNS = tuple(field.name for field in fields(LayerError))
 
@@ -27,10 +27,10 @@ def layer_table(layers: Sequence[LayerError], title: str = "Layers") -> TextTabl
             layer_label(layer),
             layer.op,
             layer.precision,
-            "" if layer.arriving_db is None else fmt.decibels(layer.arriving_db),
-            "" if layer.made_db is None else fmt.decibels(layer.made_db),
+            optional_cell(layer.arriving_db, fmt.decibels),
+            optional_cell(layer.made_db, fmt.decibels),
             text_bar(error / largest),
-            "" if layer.cosine is None else f"{layer.cosine:.5f}",
+            optional_cell(layer.cosine, "{:.5f}".format),
             fmt.small_percent(layer.clipped),
             fmt.small_percent(layer.saturated),
         )
@@ -42,9 +42,9 @@ def layer_table(layers: Sequence[LayerError], title: str = "Layers") -> TextTabl
         TextColumn("in", rank=2),
         *number_columns("arrives dB", "made dB"),
         TextColumn("error made", rank=1),
-        TextColumn("cosine", "right", rank=3),
-        TextColumn("clipped %", "right", rank=5),
-        TextColumn("saturated %", "right", rank=6),
+        *number_columns("cosine", rank=3),
+        *number_columns("clipped %", rank=5),
+        *number_columns("saturated %", rank=6),
     )
     return TextTable(columns, rows, title)
 

@@ -19,6 +19,21 @@ images = np.zeros([n if isinstance(n, int) else 1 for n in model_input.shape], n
 outputs = session.run(None, {{model_input.name: images}})[0]
 """
 
+MODEL_INDEX = """\
+model-index:
+- name: {name}
+  results:
+  - task:
+      type: image-classification
+    dataset:
+      name: {dataset}
+      type: imagefolder
+    metrics:"""
+METRIC = """\
+    - type: {metric}
+      name: "{metric}, %"
+      value: {value:.2f}"""
+
 # Keys of a settings file; the other preprocessing follows from the model.
 PREPROCESS_KEYS = ("resize", "crop", "interpolation", "mean", "std", "colours")
 
@@ -81,11 +96,11 @@ def _select_variant(report: Report, name: str) -> VariantResult:
     if name:
         raise UsageError(
             f"the report has no variant `{name}`",
-            hint=f"it has {', '.join(f'`{known}`' for known in names)}",
+            hint=f"it has {', '.join(f'`{other}`' for other in names)}",
         )
     raise UsageError(
         "the report names no best variant for the card",
-        hint=f"name the one you ship: {', '.join(f'`--engine {known}`' for known in names)}",
+        hint=f"name the one you ship: {', '.join(f'`--engine {other}`' for other in names)}",
     )
 
 
@@ -101,25 +116,14 @@ def _front_matter(report: Report, variant: VariantResult, stem: str, base_model:
     accuracy = variant.accuracy
     if accuracy is not None and accuracy.top1 is not None:
         dataset = report.evaluation.path if report.evaluation is not None else "own images"
-        lines += [
-            "model-index:",
-            f"- name: {json.dumps(f'{stem}-{variant.name}')}",
-            "  results:",
-            "  - task:",
-            "      type: image-classification",
-            "    dataset:",
-            f"      name: {json.dumps(dataset)}",
-            "      type: imagefolder",
-            "    metrics:",
-        ]
-        for kind, field in (("accuracy", "top1"), *((n, n) for n in ("precision", "recall", "f1"))):
-            value = getattr(accuracy, field)
+        index = MODEL_INDEX.format(
+            name=json.dumps(f"{stem}-{variant.name}"), dataset=json.dumps(dataset)
+        )
+        lines.append(index)
+        for metric in ("accuracy", "precision", "recall", "f1"):
+            value = getattr(accuracy, "top1" if metric == "accuracy" else metric)
             if value is not None:
-                lines += [
-                    f"    - type: {kind}",
-                    f'      name: "{kind}, %"',
-                    f"      value: {value:.2f}",
-                ]
+                lines.append(METRIC.format(metric=metric, value=value))
     return "\n".join([*lines, "---"])
 
 

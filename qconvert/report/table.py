@@ -1,8 +1,10 @@
 """A table as a value, which the terminal, Markdown and HTML each draw in their own way."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
+
+T = TypeVar("T")
 
 BAR_BLOCKS = " ▏▎▍▌▋▊▉█"
 BAR_WIDTH = 8
@@ -46,14 +48,28 @@ class Footnotes:
         """Return the mark of a missing value, with the number of its reason."""
         return MISSING + self.mark(reason)
 
+    def cell(self, value: T | None, write: Callable[[T], str], reason: str) -> str:
+        """Return a value as text, or the mark of a missing one with its reason."""
+        return self.missing(reason) if value is None else write(value)
+
     def texts(self) -> tuple[str, ...]:
         """Return the footnotes in order, each behind its number."""
         return tuple(f"{_superscript(number)} {text}" for number, text in enumerate(self._texts, 1))
 
 
-def number_columns(*titles: str) -> tuple[TextColumn, ...]:
+def text_columns(*titles: str, wrap: bool = False) -> tuple[TextColumn, ...]:
+    """Return left-aligned columns."""
+    return tuple(TextColumn(title, wrap=wrap) for title in titles)
+
+
+def number_columns(*titles: str, rank: int = 0) -> tuple[TextColumn, ...]:
     """Return right-aligned columns."""
-    return tuple(TextColumn(title, "right") for title in titles)
+    return tuple(TextColumn(title, "right", rank) for title in titles)
+
+
+def optional_cell(value: T | None, write: Callable[[T], str], missing: str = "") -> str:
+    """Return a value as text, or `missing` for None."""
+    return missing if value is None else write(value)
 
 
 def text_bar(fraction: float) -> str:

@@ -1,4 +1,4 @@
-"""The tables of a report: what each variant is worth, where it runs, and how it was searched for."""
+"""The tables of a report: size, latency, accuracy, gates, placement, engines, and searches."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -11,8 +11,16 @@ from qconvert.measure.mixed_result import MixedResult, PredictionLoss, SearchSte
 from qconvert.measure.stats import summarize_latency
 from qconvert.report import gates, metrics
 from qconvert.report.metrics import missing_reason, missing_score_reason
-from qconvert.report.model import MemoryUse, Report, VariantResult
-from qconvert.report.table import MISSING, Footnotes, TextColumn, TextTable, number_columns
+from qconvert.report.model import MemoryUse, Report
+from qconvert.report.table import (
+    MISSING,
+    Footnotes,
+    TextColumn,
+    TextTable,
+    number_columns,
+    optional_cell,
+    text_columns,
+)
 
 BASELINE_ROW = "FP32 ONNX"
 BEST_MARK = "◆"
@@ -25,52 +33,48 @@ HASH_DIGITS = 12
 LOSS_MEASURES = {
     "top-1": "points of top-1, over images with labels",
     "agreement": "points of agreement with FP32",
-    "certainty": "points of top-1 weighted by FP32: its probability of each prediction that changed",
+    "certainty": "points of top-1 weighted by FP32: the probability it loses where a prediction changed",
 }
 
 
 def overview_table(report: Report) -> TextTable:
     """Return a row for each variant: size, latency at its smallest batch, accuracy, gates."""
     scored = [variant.accuracy for variant in report.variants if variant.accuracy is not None]
-    labelled = not scored or any(accuracy.top1 is not None for accuracy in scored)
-    scores = (
-        {"top-1": ("top1", fmt.percent), "Δ pp": ("change_pp", fmt.signed)}
-        if labelled
-        else {"agrees": ("agreement", fmt.percent), "SQNR dB": ("sqnr_db", fmt.decibels)}
-    )
+    if not scored or any(accuracy.top1 is not None for accuracy in scored):
+        scores = [ScoreColumn("top-1", "top1"), ScoreColumn("Δ pp", "change_pp", fmt.signed)]
+    else:
+        scores = list(UNLABELLED_SCORES[:2])
     rows = []
     for variant in report.variants:
-        latency, speedup = (
-            metrics.headline_latency(variant), metrics.headline_speedup(report, variant)
-        )  # fmt: skip
-        cells = []
-        for field, write in scores.values():
-            value = getattr(variant.accuracy, field, None)
-            cells.append(MISSING if value is None else write(value))
         passed = metrics.passes_gates(report, variant)
         status = "baseline" if variant.precision == "fp32" else ""
         if passed is not None:
             status = gates.PASS if passed else gates.FAIL
         if variant.name == report.best:
             status = f"{status} {BEST_MARK}".strip()
+        size = variant.engine.bytes if variant.engine is not None else None
         rows.append(
             (
                 variant.name,
-                fmt.megabytes(variant.engine.bytes) if variant.engine else MISSING,
-                MISSING if latency is None else _median_cell(latency),
-                MISSING if speedup is None else fmt.ratio(speedup),
-                *cells,
+                optional_cell(size, fmt.megabytes, MISSING),
+                optional_cell(metrics.headline_latency(variant), _median_cell, MISSING),
+                optional_cell(metrics.headline_speedup(report, variant), fmt.ratio, MISSING),
+                *(
+                    optional_cell(
+                        getattr(variant.accuracy, score.field, None), score.write, MISSING
+                    )
+                    for score in scores
+                ),
                 status,
             )
         )
-    score, change = scores
     columns = (
-        TextColumn("variant"),
+        *text_columns("variant"),
         *number_columns("MB", "p50 ms"),
-        TextColumn("speed", "right", rank=1),
-        TextColumn(score, "right"),
-        TextColumn(change, "right", rank=2),
-        TextColumn("gate" if report.gates else ""),
+        *number_columns("speed", rank=1),
+        *number_columns(scores[0].title),
+        *number_columns(scores[1].title, rank=2),
+        *text_columns("gate" if report.gates else ""),
     )
     return TextTable(columns, rows, "Variants")
 
@@ -85,11 +89,8 @@ def gate_table(report: Report) -> TextTable:
         result = gates.PASS if gate.passed else gates.FAIL
         rows.append((gate.name, gate.variant, value + mark, limit, result))
     columns = (
-        TextColumn("gate"),
-        TextColumn("variant"),
-        *number_columns("value", "limit"),
-        TextColumn("result"),
-    )
+        *text_columns("gate", "variant"), *number_columns("value", "limit"), *text_columns("result")
+    )  # fmt: skip
     return TextTable(columns, rows, "Gates", notes.texts())
 
 
@@ -104,24 +105,30 @@ def size_table(report: Report) -> TextTable:
     ]
     rows = [(BASELINE_ROW, fmt.megabytes(report.baseline_bytes), "", *[""] * len(measured))]
     for variant, memory in zip(report.variants, memories, strict=True):
-        ratio, base = metrics.size_ratio(report, variant), metrics.fp32_variant(report, variant)
-        if variant.engine is None or ratio is None:
-            size = ratio_cell = notes.missing(missing_reason(variant))
-        else:
-            size, ratio_cell = fmt.megabytes(variant.engine.bytes), fmt.ratio(ratio)
-            if base is None or not base.engine:
-                ratio_cell += notes.mark(COMPARED_WITH_FILE)
-        cells = []
-        for field in measured:
-            used = getattr(memory, field)
-            cells.append(
-                notes.missing(missing_reason(variant, field, "memory"))
-                if used is None
-                else fmt.megabytes(used)
+        base, reason = metrics.fp32_variant(report, variant), missing_reason(variant)
+        ratio = metrics.size_ratio(report, variant)
+        size = variant.engine.bytes if variant.engine is not None and ratio is not None else None
+        mark = ""
+        if size is not None and (base is None or base.engine is None):
+            mark = notes.mark(COMPARED_WITH_FILE)
+        rows.append(
+            (
+                variant.name,
+                notes.cell(size, fmt.megabytes, reason),
+                notes.cell(ratio, fmt.ratio, reason) + mark,
+                *(
+                    notes.cell(
+                        getattr(memory, field),
+                        fmt.megabytes,
+                        missing_reason(variant, field, "memory"),
+                    )
+                    for field in measured
+                ),
             )
-        rows.append((variant.name, size, ratio_cell, *cells))
+        )
     titles = ("MB", "ratio", *(MEMORY_COLUMNS[field] for field in measured))
-    return TextTable((TextColumn("variant"), *number_columns(*titles)), rows, "Size", notes.texts())
+    columns = (*text_columns("variant"), *number_columns(*titles))
+    return TextTable(columns, rows, "Size", notes.texts())
 
 
 def latency_table(report: Report) -> TextTable:
@@ -132,35 +139,33 @@ def latency_table(report: Report) -> TextTable:
     )
     rows: list[tuple[str, ...]] = []
     for variant in report.variants:
+        reason, base = missing_reason(variant, "latency"), metrics.fp32_variant(report, variant)
+        not_compared = f"no fp32 engine of `{variant.backend}` to compare with"
+        if base is not None:
+            not_compared = f"`{base.name}` was not timed at this batch size"
         batches = sorted({latency.batch for latency in variant.latency if latency.samples_ms})
         for batch in batches:
             host = metrics.latency_at(variant, batch, "host")
             device = metrics.latency_at(variant, batch, "device")
             latency = host or device
             assert latency is not None
-            device_cell = "" if device is None else fmt.ms(summarize_latency(device).median_ms)
             speedup = metrics.speedup(report, variant, latency)
+            on_device = [optional_cell(device, _device_cell)] if with_device else []
             rows.append(
                 (
                     variant.name,
                     str(batch),
-                    _median_cell(host)
-                    if host
-                    else notes.missing(missing_reason(variant, "latency")),
-                    *([device_cell] if with_device else []),
+                    notes.cell(host, _median_cell, reason),
+                    *on_device,
                     fmt.throughput(summarize_latency(latency).images_per_second),
-                    notes.missing(_missing_speedup_reason(report, variant))
-                    if speedup is None
-                    else fmt.ratio(speedup),
+                    notes.cell(speedup, fmt.ratio, not_compared),
                 )
             )
         if not batches:
-            missing = notes.missing(missing_reason(variant, "latency"))
-            rows.append((variant.name, "", missing, *([""] if with_device else []), "", ""))
+            rows.append((variant.name, "", notes.missing(reason), *[""] * (2 + with_device)))
     titles = ("batch", "median ms", *(["device ms"] if with_device else []), "images/s", "speed-up")
-    return TextTable(
-        (TextColumn("variant"), *number_columns(*titles)), rows, "Latency", notes.texts()
-    )
+    columns = (*text_columns("variant"), *number_columns(*titles))
+    return TextTable(columns, rows, "Latency", notes.texts())
 
 
 def _median_cell(latency: Latency) -> str:
@@ -168,11 +173,8 @@ def _median_cell(latency: Latency) -> str:
     return fmt.ms_with_spread(stats.median_ms, stats.spread_ms)
 
 
-def _missing_speedup_reason(report: Report, variant: VariantResult) -> str:
-    base = metrics.fp32_variant(report, variant)
-    if base is None:
-        return f"no fp32 engine of `{variant.backend}` to compare with"
-    return f"`{base.name}` was not timed at this batch size"
+def _device_cell(latency: Latency) -> str:
+    return fmt.ms(summarize_latency(latency).median_ms)
 
 
 def timing_table(report: Report) -> TextTable:
@@ -183,17 +185,15 @@ def timing_table(report: Report) -> TextTable:
             if latency.samples_ms:
                 stats = summarize_latency(latency)
                 tail = map(fmt.ms, (stats.min_ms, stats.p95_ms, stats.p99_ms))
-                batch, runs = str(latency.batch), str(stats.samples)
-                rows.append(
-                    (variant.name, batch, latency.where, _median_cell(latency), *tail, runs)
-                )
+                cells = (str(latency.batch), latency.where, _median_cell(latency), *tail)
+                rows.append((variant.name, *cells, str(stats.samples)))
     columns = (
-        TextColumn("variant"),
-        TextColumn("batch", "right"),
+        *text_columns("variant"),
+        *number_columns("batch"),
         TextColumn("where", rank=2),
-        TextColumn("median ms", "right"),
-        TextColumn("min", "right", rank=1),
-        *(TextColumn(title, "right", rank=3) for title in ("p95", "p99", "runs")),
+        *number_columns("median ms"),
+        *number_columns("min", rank=1),
+        *number_columns("p95", "p99", "runs", rank=3),
     )
     return TextTable(columns, rows, "Timings")
 
@@ -252,8 +252,7 @@ def accuracy_table(report: Report) -> TextTable:
         row = [name]
         for column in columns:
             cell = None if accuracy is None else column.cell(accuracy)
-            reason = missing_score_reason(variant, column.field)
-            row.append(notes.missing(reason) if cell is None else cell)
+            row.append(notes.cell(cell, str, missing_score_reason(variant, column.field)))
         rows.append(tuple(row))
     title = "Accuracy"
     most = max(accuracies, key=lambda accuracy: accuracy.images, default=None)
@@ -264,7 +263,7 @@ def accuracy_table(report: Report) -> TextTable:
             title += " (agrees: of all)"
     if scored and not labelled:
         title += notes.mark(missing_score_reason(scored[0], "top1"))
-    header = (TextColumn("variant"), *number_columns(*(column.title for column in columns)))
+    header = (*text_columns("variant"), *number_columns(*(column.title for column in columns)))
     return TextTable(header, rows, title, notes.texts())
 
 
@@ -292,8 +291,8 @@ def class_table(report: Report) -> TextTable:
         if variant.accuracy is not None
         for shift in variant.accuracy.shifts
     ]
-    titles = number_columns("images", "FP32 right, %", "right, %", "Δ pp")
-    columns = (TextColumn("variant"), TextColumn("class"), *titles)
+    titles = ("images", "FP32 right, %", "right, %", "Δ pp")
+    columns = (*text_columns("variant", "class"), *number_columns(*titles))
     return TextTable(columns, rows, "Classes that changed most")
 
 
@@ -307,26 +306,25 @@ def placement_table(report: Report) -> TextTable:
     notes = Footnotes()
     rows = []
     for variant in report.variants:
-        counts = {"by_provider": variant.by_provider, "by_precision": variant.by_precision}
-        cells = []
-        for field, nodes in counts.items():
-            # No engine runs on no provider: an empty count is an unmeasured one.
-            if nodes is None or (field == "by_provider" and not nodes):
-                cells.append(notes.missing(missing_reason(variant, field, "latency")))
-                continue
-            ordered = sorted(nodes.items(), key=lambda item: (-item[1], item[0]))
-            cells.append(
-                ", ".join(f"{n} {name.removesuffix('ExecutionProvider')}" for name, n in ordered)
-            )
+        # No engine runs on no provider: an empty count is an unmeasured one.
+        counts = {"by_provider": variant.by_provider or None, "by_precision": variant.by_precision}
+        cells = [
+            notes.cell(nodes, _count_cell, missing_reason(variant, field, "latency"))
+            for field, nodes in counts.items()
+        ]
         of_all = f"{variant.quantized} of {variant.candidates}" if variant.candidates else ""
         rows.append((variant.name, *cells, of_all))
     columns = (
-        TextColumn("variant"),
-        TextColumn("nodes by provider", wrap=True),
-        TextColumn("by precision", wrap=True),
-        TextColumn("quantized", "right"),
+        *text_columns("variant"),
+        *text_columns("nodes by provider", "by precision", wrap=True),
+        *number_columns("quantized"),
     )
     return TextTable(columns, rows, "Where it runs", notes.texts())
+
+
+def _count_cell(nodes: dict[str, int]) -> str:
+    ordered = sorted(nodes.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{n} {name.removesuffix('ExecutionProvider')}" for name, n in ordered)
 
 
 def operator_table(report: Report) -> TextTable:
@@ -336,8 +334,7 @@ def operator_table(report: Report) -> TextTable:
         for variant in report.variants
         for op in variant.operators
     ]
-    titles = number_columns("nodes", "int8", "left")
-    columns = (TextColumn("variant"), TextColumn("operator"), *titles)
+    columns = (*text_columns("variant", "operator"), *number_columns("nodes", "int8", "left"))
     return TextTable(columns, rows, "Coverage by operator")
 
 
@@ -352,10 +349,9 @@ def unquantized_table(report: Report) -> TextTable:
             more = f"and {len(reasons) - MAX_REASONS} more reasons"
             rows.append((variant.name, MISSING, "", more))
     columns = (
-        TextColumn("variant"),
-        TextColumn("operator"),
-        TextColumn("nodes", "right"),
-        TextColumn("why", wrap=True),
+        *text_columns("variant", "operator"),
+        *number_columns("nodes"),
+        *text_columns("why", wrap=True),
     )
     return TextTable(columns, rows, "Not quantized")
 
@@ -374,11 +370,9 @@ def engine_table(report: Report) -> TextTable:
         if (engine := variant.engine) is not None
     ]
     columns = (
-        TextColumn("engine"),
-        TextColumn("path"),
-        TextColumn("sha256"),
-        TextColumn("built in", "right"),
-        TextColumn("built with", wrap=True),
+        *text_columns("engine", "path", "sha256"),
+        *number_columns("built in"),
+        *text_columns("built with", wrap=True),
     )
     return TextTable(columns, rows, "Engines")
 
@@ -419,12 +413,9 @@ def block_table(result: MixedResult) -> TextTable:
         )
         for gain in blocks
     ]
-    columns = (
-        TextColumn("block"),
-        *number_columns("compute %", "error removed %"),
-        TextColumn("", rank=1),
-    )
-    title = f"Blocks by the error that each alone removes in float, {len(blocks)} of {len(result.gains)}"
+    numbers = number_columns("compute %", "error removed %")
+    columns = (*text_columns("block"), *numbers, TextColumn("", rank=1))
+    title = f"Blocks by the error that each removes in float, {len(blocks)} of {len(result.gains)}"
     return TextTable(columns, rows, title)
 
 
@@ -435,23 +426,21 @@ def trial_table(result: MixedResult) -> TextTable:
     confirmed_loss = "confirmed" + notes.mark(LOSS_MEASURES[result.by])
     steps = [result.int8, *result.steps]
     timed = any(step.ms is not None for step in steps)
-    rows = []
-    for step in steps:
-        ms = "" if step.ms is None else fmt.ms(step.ms)
-        chosen = result.chosen is not None and step.lifted == result.chosen.lifted
-        rows.append(
-            (
-                str(len(step.lifted)),
-                fmt.percent(100 * step.share),
-                f"{step.distance:.5f}",
-                f"{step.search.pp:.2f}",
-                MISSING if step.confirmed is None else _loss_cell(step.confirmed),
-                *([ms] if timed else []),
-                BEST_MARK if chosen else "",
-            )
+    chosen = result.chosen.lifted if result.chosen is not None else None
+    rows = [
+        (
+            str(len(step.lifted)),
+            fmt.percent(100 * step.share),
+            f"{step.distance:.5f}",
+            f"{step.search.pp:.2f}",
+            optional_cell(step.confirmed, _loss_cell, MISSING),
+            *([optional_cell(step.ms, fmt.ms)] if timed else []),
+            BEST_MARK if step.lifted == chosen else "",
         )
+        for step in steps
+    ]
     titles = ("in float", "compute %", "output error", loss, confirmed_loss)
-    columns = (*number_columns(*titles, *(["ms"] if timed else [])), TextColumn(""))
+    columns = (*number_columns(*titles, *(["ms"] if timed else [])), *text_columns(""))
     confirmed = result.int8.confirmed.images if result.int8.confirmed is not None else 0
     title = (
         f"Sets tried on {result.int8.search.images} images, "
@@ -475,13 +464,14 @@ def search_result_table(result: MixedResult, sizes: Mapping[str, int]) -> TextTa
         rows.append(
             (
                 name,
-                MISSING if size is None else fmt.megabytes(size),
-                notes.missing(result.untimed) if latency is None else fmt.ms(latency),
-                "" if loss is None else _loss_cell(loss),
+                optional_cell(size, fmt.megabytes, MISSING),
+                notes.cell(latency, fmt.ms, result.untimed),
+                optional_cell(loss, _loss_cell),
                 "" if loss is None else fmt.percent(loss.agreement),
             )
         )
-    columns = (TextColumn("precision"), *number_columns("MB", "p50 ms", "loses pp", "agrees %"))
+    titles = ("MB", "p50 ms", "loses pp", "agrees %")
+    columns = (*text_columns("precision"), *number_columns(*titles))
     return TextTable(columns, rows, "Result", notes.texts())
 
 

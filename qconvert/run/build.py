@@ -1,209 +1,198 @@
-"""The main job: engines for every backend and precision, timed, scored, in one report."""
+"""The job `build`: load -> calibrate -> plan -> build -> measure -> report, for every variant."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
-from qconvert.backends.base import Engine, EngineVariant
+from qconvert.backends.base import EngineVariant
 from qconvert.core.atomic import copy_into_place
-from qconvert.core.cache import Cache
-from qconvert.core.config import Config, GateConfig
-from qconvert.core.progress import ProgressCallback
+from qconvert.core.config import GateConfig
 from qconvert.report.model import Report
-from qconvert.run import (
-    bench_job,
-    build_inputs,
-    built_engines,
-    evaluate_job,
-    explain_errors,
-    job_images,
-    run_folder,
-    search_job,
-    variants,
+from qconvert.run import run_folder
+from qconvert.run.bench import measure_footprints, time_engines
+from qconvert.run.build_inputs import prepare_inputs, reload_inputs
+from qconvert.run.built_engines import build_engine
+from qconvert.run.context import JobContext, RunContext
+from qconvert.run.evaluate import score_engines
+from qconvert.run.explain_errors import add_changed_images, analyze_errors, collect_evidence
+from qconvert.run.job_images import (
+    EvaluationSet,
+    fitted_preprocessing_or_empty,
+    open_evaluation_set,
 )
-from qconvert.run.bench_job import measure_footprints
-from qconvert.run.job_images import EvaluationSet, open_evaluation_set
 from qconvert.run.merge_reports import merge_with_previous
 from qconvert.run.report_builder import RunInfo, RunResults, build_report
 from qconvert.run.report_files import write_report
-from qconvert.run.run_folder import RunContext, RunFolder, require_inputs_exist
-from qconvert.run.variant_graphs import VariantGraph, make_graph
-from qconvert.run.variants import BuildInputs, ChosenVariants
+from qconvert.run.run_folder import ENGINE_FILE, RunFolder
+from qconvert.run.search import add_mixed_variants
+from qconvert.run.variant_graphs import BuildInputs, VariantGraph, make_graph
+from qconvert.run.variants import ChosenVariants, choose_variants
 
-NO_EVALUATION_IMAGES = "no images to compare answers on: give `--eval PATH`"
+NO_EVALUATION_IMAGES = "no images to compare outputs on: give `--eval PATH`"
 PLANNED_ONLY = "only planned: no engine was built"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """Where a run goes and how far; with `resumed` it starts from what lies there.
+    """Where a run goes, and how far; if `resumed`, it starts from what the folder holds.
 
-    `plan_only` makes graphs and no engines. `command` is what the user typed. As many `workers`
-    read images; nothing here changes a number.
+    With `plan_only` graphs are made and no engines. `command` is what the user typed. As many
+    `workers` read the evaluation images; nothing here changes a number.
     """
 
     out: Path
     command: str
     resumed: bool = False
     plan_only: bool = False
-    trust: bool = False
     workers: int | None = None
 
 
 @dataclass
 class StageTimer:
-    """How long each step took."""
+    """The seconds that each stage took."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def measure(self, step: str, work: Callable[[], T]) -> T:
-        """Do some work and add its time to a step."""
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Add the time of a block to a stage."""
         started = time.perf_counter()
         try:
-            return work()
+            yield
         finally:
-            took = time.perf_counter() - started
-            self.seconds[step] = self.seconds.get(step, 0.0) + took
+            seconds = time.perf_counter() - started
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
-def build(config: Config, order: BuildRequest, store: Cache, tell: ProgressCallback) -> Report:
-    """Do everything, leave it in the run's folder, and return the report."""
-    clock = StageTimer()
-    if order.resumed:
-        run_folder.require_same_settings(RunFolder(order.out), config)
+def build(context: JobContext, request: BuildRequest) -> Report:
+    """Build all engines, measure them, write everything into the run, and return the report."""
+    config, timer = context.config, StageTimer()
+    if request.resumed:
+        run_folder.require_same_settings(RunFolder(request.out), config)
+        open_folder = run_folder.resume_run(request.out, config)
     else:
-        require_inputs_exist(config)
-    chosen = clock.measure(
-        "probe", lambda: variants.choose_variants(config.build, plan_only=order.plan_only)
-    )
-    with _open_folder(config, order) as run:
-        return _build(chosen, order, RunContext(config, run, store, tell, order.trust), clock)
-
-
-@contextmanager
-def _open_folder(config: Config, order: BuildRequest) -> Iterator[RunFolder]:
-    work = run_folder.resume_run if order.resumed else run_folder.begin_run
-    with work(order.out, config) as run:
-        yield run
+        run_folder.require_inputs_exist(config)
+        open_folder = run_folder.begin_run(request.out, config)
+    with timer.measure("probe"):
+        chosen = choose_variants(config.build, plan_only=request.plan_only)
+    with open_folder as folder:
+        return _build(chosen, request, context.in_run(folder), timer)
 
 
 def _build(
-    chosen: ChosenVariants, order: BuildRequest, shop: RunContext, clock: StageTimer
+    chosen: ChosenVariants, request: BuildRequest, context: RunContext, timer: StageTimer
 ) -> Report:
-    config, run = shop.config, shop.folder
-    base = clock.measure("calibrate", lambda: _load_inputs(chosen, order, shop))
-    if order.resumed:
-        run_folder.update_settings(run, config)
-    exam = open_evaluation_set(base, shop, order.workers, resumed=order.resumed)
-    mixed = clock.measure("search", lambda: search_job.add_mixed_variants(chosen, base, exam, shop))
-    chosen, base = mixed.chosen, mixed.inputs
-    graphs = clock.measure("quantize", lambda: _make_graphs(chosen, base, shop))
-    if order.plan_only:
-        _copy_graphs(graphs, run)
-        found = RunResults(
+    config, folder = context.config, context.folder
+    with timer.measure("calibrate"):
+        if request.resumed:
+            inputs = reload_inputs(chosen.variants, context)
+            run_folder.update_settings(folder, config)
+        else:
+            inputs = prepare_inputs(chosen.variants, context, building=not request.plan_only)
+    images = _open_evaluation_set(inputs, context, request)
+    with timer.measure("search"):
+        with_mixes = add_mixed_variants(chosen, inputs, images, context)
+    chosen, inputs = with_mixes.chosen, with_mixes.inputs
+    with timer.measure("quantize"):
+        graphs = {variant: make_graph(variant, inputs, context) for variant in chosen.variants}
+    if request.plan_only:
+        _copy_graphs(graphs, folder)
+        results = RunResults(
             graphs, chosen.available, notes=chosen.notes, not_scored_reason=PLANNED_ONLY
         )
+        # Nothing was measured, so no limit can fail.
+        images, limits = None, GateConfig()
     else:
-        found = _build_and_measure(clock, chosen, graphs, shop, exam)
-        found = _explain_errors(clock, base, found, shop, exam)
-        if exam is not None:
-            run_folder.write_classes(run, exam.images.classes)
-    about = RunInfo(
-        config=config,
-        run=run,
-        command=order.command,
-        preprocess=job_images.fitted_preprocessing_or_empty(base.loaded.source, config),
-        calibration=base.calibration.full if base.calibration is not None else None,
-        evaluation=None if order.plan_only else exam,
-        mixes=mixed.mixes,
+        results = _build_and_measure(chosen, graphs, images, context, timer)
+        results = _explain_errors(results, inputs, images, context, timer)
+        limits = config.gate
+    source = inputs.loaded.source
+    info = RunInfo(
+        context=context,
+        command=request.command,
+        preprocess=fitted_preprocessing_or_empty(source, config.preprocess),
+        calibration=inputs.calibration.full if inputs.calibration is not None else None,
+        evaluation=images,
+        mixes=with_mixes.mixes,
     )
-    # Nothing of what is only planned was measured, so no limit is failed by it.
-    limits = GateConfig() if order.plan_only else config.gate
-    report = merge_with_previous(build_report(about, found, limits), run, config.gate)
-    write_report(report, run)
+    report = merge_with_previous(build_report(info, results, limits), folder, config.gate)
+    write_report(report, folder)
     return report
 
 
-def _load_inputs(chosen: ChosenVariants, order: BuildRequest, shop: RunContext) -> BuildInputs:
-    if order.resumed:
-        return build_inputs.reload_inputs(chosen.variants, shop)
-    return build_inputs.prepare_inputs(chosen.variants, shop, building=not order.plan_only)
+def _open_evaluation_set(
+    inputs: BuildInputs, context: RunContext, request: BuildRequest
+) -> EvaluationSet | None:
+    """Open the evaluation images; a run resumed on another machine does without them."""
+    path = context.config.evaluate.images
+    if request.resumed and path is not None and not path.exists():
+        return None
+    return open_evaluation_set(inputs.loaded.source, context, request.workers)
 
 
-def _make_graphs(
-    chosen: ChosenVariants, base: BuildInputs, shop: RunContext
-) -> dict[EngineVariant, VariantGraph]:
-    """Return the graph of each variant; a plan that lies in the run is followed."""
-    return {each: make_graph(each, base, shop.cache, shop.progress) for each in chosen.variants}
-
-
-def _copy_graphs(graphs: Mapping[EngineVariant, VariantGraph], run: RunFolder) -> None:
+def _copy_graphs(graphs: Mapping[EngineVariant, VariantGraph], folder: RunFolder) -> None:
     for variant, graph in graphs.items():
-        if not (run.engine(variant.name) / run_folder.ENGINE_FILE).is_file():
-            copy_into_place(graph.folder, run.engine(variant.name))
+        if not (folder.engine(variant.name) / ENGINE_FILE).is_file():
+            copy_into_place(graph.folder, folder.engine(variant.name))
 
 
 def _build_and_measure(
-    clock: StageTimer,
     chosen: ChosenVariants,
     graphs: Mapping[EngineVariant, VariantGraph],
-    shop: RunContext,
-    exam: EvaluationSet | None,
+    images: EvaluationSet | None,
+    context: RunContext,
+    timer: StageTimer,
 ) -> RunResults:
-    """Build the engines, and measure what can be measured here."""
-    config, store, tell = shop.config, shop.cache, shop.progress
-    built = clock.measure(
-        "build",
-        lambda: {v.name: built_engines.build_engine(v, graph, shop) for v, graph in graphs.items()},
-    )
-    all_engines = {name: each.engine for name, each in built.items()}
-    here = {v.name: chosen.available[v.backend].runs for v in graphs}
-    running: dict[str, Engine] = {name: each for name, each in all_engines.items() if here[name]}
-    timed = clock.measure(
-        "bench", lambda: bench_job.time_engines(running, config.bench, store, tell)
-    )
-    prints = clock.measure("inspect", lambda: measure_footprints(running, store, tell))
-    scores = {}
-    if exam is not None:
-        scores = clock.measure(
-            "evaluate", lambda: evaluate_job.score_engines(all_engines, here, exam, (store, tell))
-        )
+    """Build the engines, and measure those that run here."""
+    config = context.config
+    with timer.measure("build"):
+        built = {
+            variant.name: build_engine(variant, graph, context) for variant, graph in graphs.items()
+        }
+    engines = {name: row.engine for name, row in built.items()}
+    runs_here = {variant.name: chosen.available[variant.backend].runs for variant in graphs}
+    running = {name: engine for name, engine in engines.items() if runs_here[name]}
+    with timer.measure("bench"):
+        latencies = time_engines(running, config.bench, context)
+    with timer.measure("inspect"):
+        footprints = measure_footprints(running, context)
+    scores, reason = {}, ""
+    if images is not None:
+        model = context.folder.model
+        with timer.measure("evaluate"):
+            scores = score_engines(engines, runs_here, model, images, context)
+        context.folder.write_classes(images.images.classes)
+    elif config.evaluate.images is None:
+        reason = NO_EVALUATION_IMAGES
+    else:
+        reason = f"`{config.evaluate.images}` does not exist here: give `--eval PATH`"
     return RunResults(
         graphs=graphs,
         availability=chosen.available,
         built=built,
-        latencies=timed,
+        latencies=latencies,
         scores=scores,
-        coverage={name: each.coverage for name, each in prints.items()},
-        memory={name: each.peak for name, each in prints.items()},
-        seconds=clock.seconds,
+        coverage={name: footprint.coverage for name, footprint in footprints.items()},
+        memory={name: footprint.peak for name, footprint in footprints.items()},
+        seconds=timer.seconds,
         notes=chosen.notes,
-        not_scored_reason="" if exam is not None else _why_not_evaluated(config),
+        not_scored_reason=reason,
     )
 
 
 def _explain_errors(
-    clock: StageTimer,
-    base: BuildInputs,
-    found: RunResults,
-    shop: RunContext,
-    exam: EvaluationSet | None,
+    results: RunResults,
+    inputs: BuildInputs,
+    images: EvaluationSet | None,
+    context: RunContext,
+    timer: StageTimer,
 ) -> RunResults:
-    """Return the findings with what shows where errors come from."""
-    graphs = found.graphs
-    analysis = clock.measure("compare", lambda: explain_errors.analyze_errors(graphs, base, shop))
-    evidence = clock.measure(
-        "compare", lambda: explain_errors.collect_evidence(graphs, base, analysis, shop)
-    )
-    if exam is not None:
-        evidence = explain_errors.add_changed_images(evidence, exam, found.scores, shop.folder)
-    return replace(found, analysis=analysis, evidence=evidence)
-
-
-def _why_not_evaluated(config: Config) -> str:
-    path = config.evaluate.images
-    return NO_EVALUATION_IMAGES if path is None else f"`{path}` is not here: give `--eval PATH`"
+    """Add what shows where the errors of the engines come from."""
+    with timer.measure("compare"):
+        analysis = analyze_errors(results.graphs, inputs, context)
+        evidence = collect_evidence(results.graphs, inputs, analysis, context)
+    if images is not None:
+        evidence = add_changed_images(evidence, images, results.scores, context.folder)
+    return replace(results, analysis=analysis, evidence=evidence)

@@ -1,11 +1,10 @@
-"""The tensors of a model over images: one pass, resumed where it stopped, split over workers.
+"""Calibrate a model on images: one pass, resumed where it stopped, split over worker processes.
 
-What is done lies in hidden part files beside the result, saved every few seconds, so that a run
-that was killed goes on; they vanish when the result is there.
+Finished batches are saved every few seconds in hidden part files beside the result, so that a
+killed run resumes; the part files are removed when the result is written.
 """
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qconvert import __version__
 from qconvert.backends.ort import ORT_VERSION
 from qconvert.calibrate import calibration_file
 from qconvert.calibrate.calibration import (
@@ -23,37 +23,45 @@ from qconvert.calibrate.calibration import (
     require_finite,
 )
 from qconvert.core import onnx_io
-from qconvert.core.cache import Cache
-from qconvert.core.config import Config
-from qconvert.core.errors import QConvertError
-from qconvert.core.progress import Progress, ProgressCallback
+from qconvert.core.cached_step import cached_step
+from qconvert.core.errors import QConvertError, UsageError
+from qconvert.core.progress import Progress, ProgressCallback, start_step
+from qconvert.core.tensors import fixed_batch
 from qconvert.graph.observed_tensors import find_masked_tensors
 from qconvert.graph.taps import TappedModel, add_calibration_taps
+from qconvert.images import reopen_images
 from qconvert.images.arrays import ArrayImages
-from qconvert.images.batches import Images
-from qconvert.optimize.calibration_set import CALIBRATION_BATCH
-from qconvert.run import job_images, load_model
+from qconvert.images.batches import ImageManifest, Images, ManifestEntry
+from qconvert.images.image_files import SKIPPED_HINT, ReadOptions
+from qconvert.images.preprocess import Preprocess
+from qconvert.optimize.calibration_set import CALIBRATION_BATCH, CalibrationSet, split_holdout
 from qconvert.run.calibration_workers import ImageShare, measure_in_workers, measure_share
+from qconvert.run.context import JobContext
+from qconvert.run.job_images import fitted_preprocessing, open_calibration_images
+from qconvert.run.load_model import load_and_clean
 from qconvert.run.run_folder import require_output_file
 from qconvert.sources import LoadedModel
 
 MIN_IMAGES = 8
+CALIBRATION_FILE, TRAINING_FILE, HOLDOUT_FILE = "calibration.npz", "choosing.npz", "held-out.npz"
 
 
 @dataclass(frozen=True)
 class CalibrationRequest:
-    """How to go about it; nothing here changes a number. `shard` is (i, n), i from 1 to n."""
+    """Where to save a calibration, and how to make it; nothing here changes a number.
+
+    `shard` is (i, n), i from 1 to n. If `fresh`, an earlier result is not continued.
+    """
 
     out: Path
     workers: int = 1
     shard: tuple[int, int] | None = None
     fresh: bool = False
-    trust: bool = False
 
 
 @dataclass(frozen=True)
 class CalibrationInputs:
-    """A model with its taps, and the images that it is to see."""
+    """A tapped model and the images to run it on."""
 
     model: Path
     tapped: TappedModel
@@ -61,63 +69,81 @@ class CalibrationInputs:
     origin: Origin
 
 
-def calibrate(
-    config: Config, job: CalibrationRequest, store: Cache, tell: ProgressCallback
-) -> Calibration:
-    """Measure what `job` asks for, save it at `job.out`, and return it."""
-    require_output_file(job.out, Path(str(config.model)))
-    ready = load_model.load_and_clean(config, store, tell, trust=job.trust)
-    started = time.perf_counter()
-    tell(Progress("calibrate", "listing images"))
-    look = prepare_calibration(ready, config, _threads(job))
-    wanted = shard_range(len(look.images.names), job.shard)
-    found = measure_and_save(look, job, [wanted], tell)
-    seen = int(np.isin(found.calibration.image_indices, wanted).sum())
-    text = f"{seen} images, {len(look.origin.tensors)} tensors; {job.out}"
-    tell(Progress("calibrate", text, time.perf_counter() - started, found.stored))
-    return found.calibration
+def calibrate(context: JobContext, request: CalibrationRequest) -> Calibration:
+    """Calibrate the model of the settings on its images, and save the result."""
+    require_output_file(request.out, Path(str(context.config.model)))
+    loaded = load_and_clean(context)
+    end = start_step(context.progress, "calibrate", "listing images")
+    inputs = prepare_calibration(loaded, context, _threads(request.workers))
+    part = shard_range(len(inputs.images.names), request.shard)
+    calibration, was_known = measure_and_save(inputs, request, [part], context.progress)
+    count = int(np.isin(calibration.image_indices, part).sum())
+    end(f"{count} images, {len(inputs.origin.tensors)} tensors; {request.out}", was_known)
+    return calibration
 
 
 def prepare_calibration(
-    ready: LoadedModel, config: Config, threads: int | None = None
+    loaded: LoadedModel, context: JobContext, threads: int | None = None
 ) -> CalibrationInputs:
-    """Tap a model and list its images, all that decides the numbers."""
-    images = job_images.open_calibration_images(
-        ready.source, config, config.calibration.count, threads
+    """Add the taps and list the images: all that decides the numbers."""
+    settings = context.config.calibration
+    images = open_calibration_images(loaded.source, context, settings.count, threads)
+    manifest = images.manifest()
+    if len(manifest) < MIN_IMAGES:
+        count = "1 image" if len(manifest) == 1 else f"{len(manifest)} images"
+        raise QConvertError(
+            f"`{settings.images}` has {count}; calibration needs at least {MIN_IMAGES}",
+            hint="point `--images` at representative images; 100 to 500 are usual",
+        )
+    tapped = add_calibration_taps(loaded.model, exact=settings.exact)
+    preprocessing = (
+        {}
+        if isinstance(images, ArrayImages)
+        else fitted_preprocessing(loaded.source, context.config.preprocess).to_dict()
     )
-    tapped = add_calibration_taps(ready.model, exact=config.calibration.exact)
-    return CalibrationInputs(ready.path, tapped, images, _origin(ready, tapped, images, config))
-
-
-@dataclass(frozen=True)
-class MeasuredCalibration:
-    """A calibration, and whether nothing had to be run for it."""
-
-    calibration: Calibration
-    stored: bool
+    origin = Origin(
+        model=onnx_io.fingerprint(loaded.model),
+        tensors=tuple(tap.tensor for tap in tapped.taps),
+        images=tuple(CalibrationImage(entry.name, entry.sha256) for entry in manifest.entries),
+        preprocessing=preprocessing,
+        runtime=f"CPUExecutionProvider {ORT_VERSION}, Pillow {version('pillow')}",
+        exact=settings.exact,
+    )
+    return CalibrationInputs(loaded.path, tapped, images, origin)
 
 
 def measure_and_save(
-    look: CalibrationInputs,
-    job: CalibrationRequest,
-    wanted: Sequence[range],
-    tell: ProgressCallback,
-) -> MeasuredCalibration:
-    """Measure what is missing of the wanted images, and save everything known at `job.out`."""
-    known = Calibration(look.origin) if job.fresh else _load_known(look.origin, job.out)
-    _save_known(known, job.out)
-    missing = [run for each in wanted for run in known.missing_images(each)]
-    share = ImageShare(look.images, missing, known, _part_file(job.out), _threads(job))
-    found = _measure(look, share, job.workers, tell)
-    require_finite(found, find_masked_tensors(look.tapped.model.graph))
-    if found is not known:
-        calibration_file.save(found, job.out)
-    _drop_parts(job.out)
-    return MeasuredCalibration(found, stored=found is known)
+    inputs: CalibrationInputs,
+    request: CalibrationRequest,
+    parts: Sequence[range],
+    progress: ProgressCallback,
+) -> tuple[Calibration, bool]:
+    """Run what is missing of these images, and save the result at `request.out`.
+
+    Return the calibration, and whether nothing had to be run.
+    """
+    finished = (
+        Calibration(inputs.origin) if request.fresh else _load_finished(inputs.origin, request.out)
+    )
+    part_file = _collect_parts(finished, request.out)
+    share = ImageShare(
+        inputs.images,
+        [run for part in parts for run in finished.missing_images(part)],
+        finished,
+        part_file,
+        _threads(request.workers),
+    )
+    calibration = _measure(inputs, share, request.workers, progress)
+    require_finite(calibration, find_masked_tensors(inputs.tapped.model.graph))
+    if calibration is not finished:
+        calibration_file.save(calibration, request.out)
+    for file in _part_files(request.out):
+        file.unlink(missing_ok=True)
+    return calibration, calibration is finished
 
 
 def shard_range(count: int, shard: tuple[int, int] | None) -> range:
-    """Return the images of one shard; it starts where a batch does, so batches stay the same."""
+    """Return the images of a shard; it starts where a batch does, so batches stay the same."""
     if shard is None:
         return range(count)
     batches = -(-count // CALIBRATION_BATCH)
@@ -125,82 +151,157 @@ def shard_range(count: int, shard: tuple[int, int] | None) -> range:
     return range(first, min(last, count))
 
 
-def _origin(ready: LoadedModel, tapped: TappedModel, images: Images, config: Config) -> Origin:
-    listing = images.manifest()
-    if len(listing) < MIN_IMAGES:
-        some = "1 image" if len(listing) == 1 else f"{len(listing)} images"
-        raise QConvertError(
-            f"`{config.calibration.images}` has {some}; calibration needs at least {MIN_IMAGES}",
-            hint="point `--images` at representative pictures; 100 to 500 are usual",
+class CalibrationPairCodec:
+    """The calibration of all images, and that of the training images."""
+
+    def save(self, value: tuple[Calibration, Calibration], folder: Path) -> None:
+        """Write two calibration files."""
+        for calibration, name in zip(value, (CALIBRATION_FILE, TRAINING_FILE), strict=True):
+            calibration_file.save(calibration, folder / name)
+
+    def load(self, folder: Path) -> tuple[Calibration, Calibration]:
+        """Read them."""
+        full, training = (
+            calibration_file.load(folder / name) for name in (CALIBRATION_FILE, TRAINING_FILE)
         )
-    is_array = isinstance(images, ArrayImages)
-    return Origin(
-        model=onnx_io.fingerprint(ready.model),
-        tensors=tuple(each.tensor for each in tapped.taps),
-        images=tuple(CalibrationImage(entry.name, entry.sha256) for entry in listing.entries),
-        preprocessing={}
-        if is_array
-        else job_images.fitted_preprocessing(ready.source, config).to_dict(),
-        runtime=f"CPUExecutionProvider {ORT_VERSION}, Pillow {version('pillow')}",
-        exact=config.calibration.exact,
+        return full, training
+
+
+def measure_calibration_set(
+    loaded: LoadedModel, context: JobContext, workers: int = 1
+) -> CalibrationSet:
+    """Calibrate a model on the images of the settings, some of them held out; cached."""
+    end = start_step(context.progress, "calibrate", "listing images")
+    inputs = prepare_calibration(loaded, context)
+    holdout, training = split_holdout(len(inputs.images.names))
+    key = {
+        "origin": inputs.origin.fingerprint,
+        "model": inputs.origin.model,
+        "name": loaded.source.name,
+        "qconvert": __version__,
+    }
+
+    def compute() -> tuple[Calibration, Calibration]:
+        with context.cache.resumable("calibrate", key) as folder:
+            without_holdout, only_holdout = (
+                measure_and_save(
+                    inputs, CalibrationRequest(folder / name, workers), parts, context.progress
+                )[0]
+                for name, parts in ((TRAINING_FILE, training), (HOLDOUT_FILE, holdout))
+            )
+            full = merge_calibrations(without_holdout, only_holdout)
+            _require_enough_readable(full, context.config.calibration.max_broken)
+        return full, without_holdout
+
+    result = cached_step(context.cache, "calibrate", key, compute, CalibrationPairCodec())
+    full, without_holdout = result.value
+    end(f"{full.image_indices.size} images, {len(full.summaries)} tensors", result.hit)
+    return CalibrationSet(
+        full,
+        without_holdout,
+        inputs.images,
+        fixed_batch(loaded.source.inputs),
+        excludes_holdout=bool(holdout),
+        can_recalibrate=True,
     )
 
 
-def _threads(job: CalibrationRequest) -> int:
-    return max(1, (os.cpu_count() or 1) // job.workers)
+def load_calibration_set(loaded: LoadedModel, context: JobContext, path: Path) -> CalibrationSet:
+    """Read a calibration file of the model, with its images if the settings say where they are."""
+    calibration = calibration_file.load(path)
+    if calibration.origin.model != onnx_io.fingerprint(loaded.model):
+        raise UsageError(
+            f"`{path}` was measured on another model than `{context.config.model}`",
+            hint="calibrate this one: `qconvert calibrate MODEL --images PATH`",
+        )
+    images = None
+    if context.config.calibration.images is not None:
+        images = _reopen_images(loaded, context, calibration)
+    batch = fixed_batch(loaded.source.inputs)
+    return CalibrationSet(calibration, calibration, images, batch, excludes_holdout=False)
+
+
+def has_calibration_images(loaded: LoadedModel, context: JobContext, path: Path) -> bool:
+    """Whether the images of a calibration file are where the settings say, unchanged."""
+    calibration = calibration_file.load(path)
+    if context.config.calibration.images is None:
+        return False
+    try:
+        manifest = _reopen_images(loaded, context, calibration).manifest()
+    except QConvertError:
+        return False
+    hashes = [image.sha256 for image in calibration.origin.images]
+    return [entry.sha256 for entry in manifest.entries] == hashes
+
+
+def _reopen_images(loaded: LoadedModel, context: JobContext, calibration: Calibration) -> Images:
+    root = open_calibration_images(loaded.source, context, 1).root
+    entries = tuple(ManifestEntry(image.name, image.sha256) for image in calibration.origin.images)
+    preprocess = Preprocess.from_dict(calibration.origin.preprocessing)
+    return reopen_images(ImageManifest(root, entries), loaded.source.inputs, preprocess)
+
+
+def _require_enough_readable(calibration: Calibration, max_broken: int | None) -> None:
+    """Raise if too many images are broken; each part has counted only its own."""
+    images = calibration.origin.images
+    broken = [images[index].name for run in calibration.missing_images() for index in run]
+    if len(broken) > ReadOptions(max_broken=max_broken).allowed_broken(len(images)):
+        raise QConvertError(
+            f"{len(broken)} of {len(images)} images could not be read",
+            details=[f"`{name}`" for name in broken[:5]],
+            hint=SKIPPED_HINT,
+        )
+
+
+def _threads(workers: int) -> int:
+    return max(1, (os.cpu_count() or 1) // workers)
 
 
 def _measure(
-    look: CalibrationInputs, share: ImageShare, workers: int, tell: ProgressCallback
+    inputs: CalibrationInputs, share: ImageShare, workers: int, progress: ProgressCallback
 ) -> Calibration:
-    total = share.start.image_indices.size + sum(len(each) for each in share.parts)
+    total = share.start.image_indices.size + sum(len(part) for part in share.parts)
 
-    def seen(done: int) -> None:
-        tell(Progress("calibrate", "images", done=done, total=total))
+    def report(done: int) -> None:
+        progress(Progress("calibrate", "images", done=done, total=total))
 
     if not share.parts:
         return share.start
     if workers == 1:
-        return measure_share(look.tapped, share, seen)
-    found = share.start
-    for each in measure_in_workers(look.model, share, workers, seen):
-        found = merge_calibrations(found, each)
-    return found
+        return measure_share(inputs.tapped, share, report)
+    calibration = share.start
+    for part in measure_in_workers(inputs.model, share, workers, report):
+        calibration = merge_calibrations(calibration, part)
+    return calibration
 
 
-def _part_file(out: Path) -> Path:
-    return out.with_name(f".{out.name}.part")
-
-
-def _load_known(origin: Origin, out: Path) -> Calibration:
-    """Return what the result and the parts of an earlier run hold, if they are of this very job."""
-    known = Calibration(origin)
-    for file in (out, *_parts(out)):
+def _load_finished(origin: Origin, out: Path) -> Calibration:
+    """Return what the result and the parts of an earlier run of this calibration hold."""
+    finished = Calibration(origin)
+    for file in (out, *_part_files(out)):
         try:
-            found = calibration_file.load(file) if file.is_file() else None
-        except QConvertError:  # another version's, or no calibration: it is made anew
-            found = None
+            part = calibration_file.load(file) if file.is_file() else None
+        except QConvertError:  # of another version, or not a calibration: measure again
+            continue
         if (
-            found
-            and found.origin == origin
-            and not np.isin(found.image_indices, known.image_indices).any()
+            part
+            and part.origin == origin
+            and not np.isin(part.image_indices, finished.image_indices).any()
         ):
-            known = merge_calibrations(known, found)
-    return known
+            finished = merge_calibrations(finished, part)
+    return finished
 
 
-def _save_known(known: Calibration, out: Path) -> None:
-    """Put all that is known into one part, before anyone writes the others anew."""
-    if known.image_indices.size:
-        calibration_file.save(known, _part_file(out))
-    for file in set(_parts(out)) - ({_part_file(out)} if known.image_indices.size else set()):
-        file.unlink(missing_ok=True)
+def _collect_parts(finished: Calibration, out: Path) -> Path:
+    """Put all finished images into one part file before others are written, and return its path."""
+    part_file = out.with_name(f".{out.name}.part")
+    if finished.image_indices.size:
+        calibration_file.save(finished, part_file)
+    for file in _part_files(out):
+        if file != part_file or not finished.image_indices.size:
+            file.unlink(missing_ok=True)
+    return part_file
 
 
-def _parts(out: Path) -> list[Path]:
-    return sorted(out.parent.glob(f"{_part_file(out).name}*"))
-
-
-def _drop_parts(out: Path) -> None:
-    for file in _parts(out):
-        file.unlink(missing_ok=True)
+def _part_files(out: Path) -> list[Path]:
+    return sorted(out.parent.glob(f".{out.name}.part*"))

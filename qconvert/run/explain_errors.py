@@ -1,15 +1,13 @@
-"""The errors of a graph layer by layer, kept in the store by all that decides them."""
+"""Explain where the errors of engines come from: layer errors, and the evidence a report shows."""
 
 import io
 import json
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pydantic
 from PIL import Image
 
@@ -17,391 +15,271 @@ from qconvert import __version__
 from qconvert.backends.base import EngineVariant
 from qconvert.backends.ort import ORT_VERSION
 from qconvert.core import atomic, onnx_io
-from qconvert.core.atomic import copy_into_place
-from qconvert.core.cache import Cache
+from qconvert.core.cached_step import JsonCodec, cached_step
 from qconvert.core.errors import QConvertError
 from qconvert.core.number_format import count
-from qconvert.core.progress import Progress, ProgressCallback
+from qconvert.core.progress import Progress, ProgressCallback, start_step
 from qconvert.core.tensors import Tensors, fixed_batch, pad_batch
-from qconvert.images import ImageChoice, open_images
 from qconvert.images.batches import Images
 from qconvert.images.decode import BrokenImage, decode_image
-from qconvert.images.image_files import DEFAULT_READ_OPTIONS, ReadOptions, read_image_bytes
+from qconvert.images.image_files import DEFAULT_READ_OPTIONS, read_image_bytes
 from qconvert.images.listing import IMAGE_SUFFIXES
-from qconvert.measure import feature_maps
 from qconvert.measure.accuracy import Accuracy
-from qconvert.measure.evidence import Evidence, FeatureMap, FeatureMapRow, Thumbnail
-from qconvert.measure.feature_maps import (
-    ZOOM,
-    ChannelMaps,
-    VariantMaps,
-    collect_maps,
-    montage_palette,
-    palette_opacity,
+from qconvert.measure.evidence import (
+    Evidence,
+    FeatureMap,
+    Thumbnail,
+    tensor_ranges,
+    weight_ranges,
 )
-from qconvert.measure.layer_errors import LayerError, decibels, measure_layer_errors, worst_layers
-from qconvert.measure.range_evidence import tensor_ranges, weight_ranges
+from qconvert.measure.feature_maps import (
+    WORST_LAYERS,
+    choose_tensors,
+    collect_maps,
+    draw_feature_map,
+)
+from qconvert.measure.layer_errors import LayerError, measure_layer_errors, worst_layers
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.plan_files import read_equalization_factors
-from qconvert.run import job_images
-from qconvert.run.job_images import EvaluationSet
-from qconvert.run.run_folder import RunContext, RunFolder
-from qconvert.run.variant_graphs import VariantGraph
-from qconvert.run.variants import BuildInputs
+from qconvert.run.context import JobContext, RunContext
+from qconvert.run.job_images import EvaluationSet, open_sample
+from qconvert.run.run_folder import RunFolder
+from qconvert.run.variant_graphs import BuildInputs, VariantGraph
 
-LAYERS_FILE = "layers.json"
-# So many images tell the errors of layers to a tenth of a decibel; all are run thrice.
-SAMPLE_IMAGES = 32
-# Memory is all tensors of a batch; larger ones take more of it, and are no faster.
-SAMPLE_BATCH = 1
 COMPARE_STEP = "compare"
+# So many images give layer errors to a tenth of a decibel.
+SAMPLE_IMAGES = 32
+# All tensors of a batch are in memory; larger batches take more of it, and are not faster.
+SAMPLE_BATCH = 1
+MAX_SHOWN_GRAPHS = 3
 
-LAYERS_ADAPTER = pydantic.TypeAdapter(tuple[LayerError, ...])
+FEATURES_FOLDER, CHANGED_FOLDER = "analysis/features", "analysis/changed"
+MONTAGES_FOLDER = "pictures"
+THUMBNAIL_SIDE, JPEG_QUALITY = 112, 80
+
+# The SQNR of equal tensors is infinite, which Python's JSON can write.
+_LAYERS = JsonCodec("layers.json", pydantic.TypeAdapter(tuple[LayerError, ...]))
+_FEATURE_MAPS = JsonCodec("features.json", pydantic.TypeAdapter(tuple[FeatureMap, ...]))
+
+NO_SAMPLE = "no images to run: give `--eval PATH`, or `--images PATH`"
+FLOAT_GRAPH = "its graph is that of the float model: the engine's builder chooses what to quantize"
 
 
 @dataclass(frozen=True)
-class ImageSample:
-    """A few images, and the preprocessing of which they are the result."""
+class ErrorAnalysis:
+    """The layer errors of every engine whose graph is not the float model's, or why it has none."""
 
-    images: Images
-    preprocessing: dict[str, object]
+    layers: Mapping[str, tuple[LayerError, ...]] = field(default_factory=dict)
+    not_analyzed: Mapping[str, str] = field(default_factory=dict)
+    sample: EvaluationSet | None = None
 
 
-@dataclass(frozen=True)
-class GraphPair:
-    """A graph and the one that it is held against; `name` is how it is told of."""
-
-    name: str
-    reference: Path
-    graph: Path
+def analyze_errors(
+    graphs: Mapping[EngineVariant, VariantGraph], inputs: BuildInputs, context: RunContext
+) -> ErrorAnalysis:
+    """Compare the graphs with the float model; a failing graph does not stop the others."""
+    layers: dict[str, tuple[LayerError, ...]] = {}
+    reasons: dict[str, str] = {}
+    sample = open_sample(inputs.loaded.source, context, SAMPLE_IMAGES)
+    for variant, graph in graphs.items():
+        if variant.precision == "fp32":
+            continue
+        if sample is None:
+            reasons[variant.name] = NO_SAMPLE
+            continue
+        try:
+            errors = cached_layer_errors(
+                context.folder.model, graph.path, sample, context, name=variant.precision
+            )
+        except QConvertError as error:
+            reasons[variant.name] = str(error)
+            continue
+        if all(layer.precision == "fp32" for layer in errors):
+            reasons[variant.name] = FLOAT_GRAPH
+        else:
+            layers[variant.name] = errors
+    return ErrorAnalysis(layers, reasons, sample)
 
 
 def cached_layer_errors(
-    pair: GraphPair, sample: ImageSample, store: Cache, tell: ProgressCallback
+    reference_file: Path, graph_file: Path, sample: EvaluationSet, context: JobContext, name: str
 ) -> tuple[LayerError, ...]:
-    """Return the errors of a graph against its reference, layer by layer."""
-    started = time.perf_counter()
-    reference, model = onnx_io.load(pair.reference), onnx_io.load(pair.graph)
-    listing = sample.images.manifest()
-    ours, theirs = onnx_io.fingerprint(model), onnx_io.fingerprint(reference)
-    recipe = {
-        # Engines with the same graph have the same layers, whatever they are called.
-        "name": f"graph {ours[:12]}",
-        "model": theirs,
-        "graph": ours,
-        "images": listing.digest(),
-        "preprocessing": json.dumps(sample.preprocessing, sort_keys=True),
+    """Return the layer errors of a graph against its reference; `name` is for progress."""
+    end = start_step(context.progress, COMPARE_STEP)
+    reference, model = onnx_io.load(reference_file), onnx_io.load(graph_file)
+    size = fixed_batch(onnx_io.inputs(reference))
+    manifest = sample.images.manifest()
+    graph_hash = onnx_io.fingerprint(model)
+    key = {
+        # Engines with the same graph have the same layers, whatever their names.
+        "name": f"graph {graph_hash[:12]}",
+        "model": onnx_io.fingerprint(reference),
+        "graph": graph_hash,
+        "images": manifest.digest(),
+        "preprocessing": json.dumps(dict(sample.preprocessing), sort_keys=True),
         "qconvert": __version__,
         "onnxruntime": ORT_VERSION,
         "numpy": version("numpy"),
         "pillow": version("pillow"),
     }
 
-    def make(folder: Path) -> None:
-        size = fixed_batch(onnx_io.inputs(reference))
-        even = equalize(reference, read_equalization_factors(model))
-        found = measure_layer_errors(
-            even, model, _sample_batches(sample.images, size, pair.name, tell)
-        )
-        # Python's JSON has a word for infinity, which equal tensors need.
-        told = json.dumps([asdict(each) for each in found], indent=1)
-        (folder / LAYERS_FILE).write_text(told, encoding="utf-8")
+    def compute() -> tuple[LayerError, ...]:
+        equalized = equalize(reference, read_equalization_factors(model))
+        batches = _sample_batches(sample.images, size, name, context.progress)
+        return measure_layer_errors(equalized, model, batches)
 
-    kept = store.get_or_make(COMPARE_STEP, recipe, make)
-    found = LAYERS_ADAPTER.validate_python(
-        json.loads((kept.path / LAYERS_FILE).read_text(encoding="utf-8"))
-    )
-    size = fixed_batch(onnx_io.inputs(reference)) or 1
-    ran = len(listing) // size * size or len(listing)
-    text = f"{pair.name}: {count(len(found), 'layer')} on {count(ran, 'image')}"
-    tell(Progress(COMPARE_STEP, text, time.perf_counter() - started, kept.hit))
-    return found
+    result = cached_step(context.cache, COMPARE_STEP, key, compute, _LAYERS)
+    images = len(manifest) // (size or 1) * (size or 1) or len(manifest)
+    end(f"{name}: {count(len(result.value), 'layer')} on {count(images, 'image')}", result.hit)
+    return result.value
 
 
 def _sample_batches(
-    images: Images, fixed: int | None, name: str, tell: ProgressCallback
+    images: Images, fixed_size: int | None, name: str, progress: ProgressCallback
 ) -> Iterator[Tensors]:
     """Yield the images in batches that the models take.
 
-    Where the models fix the batch, images that do not make a whole one are left out, and fewer than
-    one are repeated.
+    Where the models fix the batch, images that do not fill one are left out, and fewer than one
+    batch are repeated.
     """
-    size, done, total = fixed or SAMPLE_BATCH, 0, len(images.names)
-    for batch in images.batches(size):
-        count = len(batch.items)
-        if fixed and count < fixed:
+    done, total = 0, len(images.names)
+    for batch in images.batches(fixed_size or SAMPLE_BATCH):
+        if fixed_size and len(batch.items) < fixed_size:
             if not done:
-                yield pad_batch(batch.feeds, fixed)
+                yield pad_batch(batch.feeds, fixed_size)
             return
         yield batch.feeds
-        done += count
-        tell(Progress(COMPARE_STEP, name, done=done, total=total))
+        done += len(batch.items)
+        progress(Progress(COMPARE_STEP, name, done=done, total=total))
 
 
-NO_SAMPLE = "no images to run: give `--eval PATH`, or `--images PATH`"
-FLOAT_GRAPH = "its graph is that of the float model: the engine's builder chooses what it rounds"
+def collect_evidence(
+    graphs: Mapping[EngineVariant, VariantGraph],
+    inputs: BuildInputs,
+    analysis: ErrorAnalysis,
+    context: RunContext,
+) -> Evidence:
+    """Return the ranges, weights and feature maps of the layers with the largest errors."""
+    analyzed = {
+        variant: graph for variant, graph in graphs.items() if variant.name in analysis.layers
+    }
+    if not analyzed:
+        return Evidence()
+    # INT8 has the largest errors; the first of its engines stands for all.
+    variant = next((key for key in analyzed if key.precision == "int8"), next(iter(analyzed)))
+    layers, plan = analysis.layers[variant.name], analyzed[variant].plan
+    model = inputs.loaded.model
+    weights = weight_ranges(equalize(model, plan.equalized if plan is not None else {}), layers)
+    evidence = Evidence(weights=weights)
+    if plan is not None and inputs.calibration is not None:
+        summaries = inputs.calibration.full.summaries
+        ranges = tensor_ranges(variant.name, plan, model, summaries, layers)
+        evidence = replace(evidence, ranges=ranges)
+    if analysis.sample is not None:
+        shown = _distinct_graphs(analyzed)
+        maps = _add_feature_maps(shown, layers, analysis.sample, context)
+        evidence = replace(evidence, feature_maps=maps)
+    return evidence
 
 
-@dataclass(frozen=True)
-class ErrorAnalysis:
-    """The layers of every engine whose graph is not the float model's, or why it has none."""
-
-    layers: Mapping[str, tuple[LayerError, ...]] = field(default_factory=dict)
-    not_analyzed: Mapping[str, str] = field(default_factory=dict)
-    sample: ImageSample | None = None
-
-
-def analyze_errors(
-    graphs: Mapping[EngineVariant, VariantGraph], base: BuildInputs, shop: RunContext
-) -> ErrorAnalysis:
-    """Return what can be told of the graphs; one that cannot be run so keeps nothing else back."""
-    layers: dict[str, tuple[LayerError, ...]] = {}
-    unknown: dict[str, str] = {}
-    sample = open_sample(base, shop)
+def _distinct_graphs(graphs: Mapping[EngineVariant, VariantGraph]) -> dict[str, Path]:
+    """Return some graphs that differ, by the name of the first variant of each."""
+    first: dict[str, tuple[EngineVariant, Path]] = {}
     for variant, graph in graphs.items():
-        if variant.precision == "fp32":
-            continue
-        if sample is None:
-            unknown[variant.name] = NO_SAMPLE
-            continue
-        pair = GraphPair(variant.precision, shop.folder.model, graph.path)
-        try:
-            found = cached_layer_errors(pair, sample, shop.cache, shop.progress)
-        except QConvertError as error:
-            unknown[variant.name] = str(error)
-            continue
-        if all(each.precision == "fp32" for each in found):
-            unknown[variant.name] = FLOAT_GRAPH
-        else:
-            layers[variant.name] = found
-    return ErrorAnalysis(layers, unknown, sample)
+        first.setdefault(onnx_io.fingerprint(onnx_io.load(graph.path)), (variant, graph.path))
+    # Floats before integers, as the error grows from row to row.
+    ordered = sorted(first.values(), key=lambda pair: pair[0].precision == "int8")
+    return {variant.name: path for variant, path in ordered[:MAX_SHOWN_GRAPHS]}
 
 
-def open_sample(base: BuildInputs, shop: RunContext) -> ImageSample | None:
-    """Return some of the images that answers are compared on, else of those for calibration."""
-    config = shop.config
-    paths = (config.evaluate.images, config.calibration.images)
-    path = next((each for each in paths if each is not None and each.exists()), None)
-    if path is None:
-        return None
-    source = base.loaded.source
-    known = job_images.preprocessing_or_default(source, config)
-    choice = ImageChoice(path, SAMPLE_IMAGES, seed=config.calibration.seed)
-    reading = ReadOptions(max_broken=config.calibration.max_broken)
-    images = open_images(choice, source.inputs, known, reading)
-    return ImageSample(images, job_images.fitted_preprocessing_or_empty(source, config))
-
-
-FEATURES_FOLDER, MONTAGES_FOLDER, FEATURES_FILE = "analysis/features", "pictures", "features.json"
-MAX_STAGES, WORST_LAYERS = 5, 3
-STAGE_END, LARGE_ERROR = "the end of a stage", "among the largest errors made"
-
-FEATURE_MAPS_ADAPTER = pydantic.TypeAdapter(tuple[FeatureMap, ...])
-
-
-@dataclass(frozen=True)
-class ShownGraphs:
-    """The float model and the graphs beside it, by the names of their variants.
-
-    `layers` are those of the variant whose worst layers are shown.
-    """
-
-    reference: Path
-    graphs: Mapping[str, Path]
-    layers: Sequence[LayerError]
-
-
-def cached_feature_maps(
-    shown: ShownGraphs, sample: ImageSample, work: tuple[Cache, ProgressCallback]
-) -> tuple[Path, tuple[FeatureMap, ...]]:
-    """Return a folder of pictures, and what they show."""
-    store, tell = work
-    started = time.perf_counter()
+def _add_feature_maps(
+    graphs: Mapping[str, Path],
+    layers: Sequence[LayerError],
+    sample: EvaluationSet,
+    context: RunContext,
+) -> tuple[FeatureMap, ...]:
+    """Draw the feature maps of the first image, cached, and put them into the run's folder."""
+    end = start_step(context.progress, COMPARE_STEP)
     batch = next(iter(sample.images.batches(1)))
-    models = {name: onnx_io.load(path) for name, path in shown.graphs.items()}
-    reference = onnx_io.load(shown.reference)
-    recipe = {
+    image = batch.items[0]
+    reference = onnx_io.load(context.folder.model)
+    models = {name: onnx_io.load(path) for name, path in graphs.items()}
+    hashes = {name: onnx_io.fingerprint(model) for name, model in models.items()}
+    worst = [layer.tensor for layer in worst_layers(layers, WORST_LAYERS)]
+    key = {
         "name": ", ".join(models),
         "model": onnx_io.fingerprint(reference),
-        "graphs": json.dumps({name: onnx_io.fingerprint(each) for name, each in models.items()}),
-        "image": f"{batch.items[0].sha256} {batch.items[0].name}",
-        "preprocessing": json.dumps(sample.preprocessing, sort_keys=True),
-        "worst": json.dumps([each.tensor for each in worst_layers(shown.layers, WORST_LAYERS)]),
+        "graphs": json.dumps(hashes),
+        "image": f"{image.sha256} {image.name}",
+        "preprocessing": json.dumps(dict(sample.preprocessing), sort_keys=True),
+        "worst": json.dumps(worst),
         "qconvert": __version__,
         "onnxruntime": ORT_VERSION,
     }
 
     def make(folder: Path) -> None:
-        scene = collect_maps(reference, models, batch.feeds)
+        collected = collect_maps(reference, models, batch.feeds)
         (folder / MONTAGES_FOLDER).mkdir()
-        chosen = _choose_tensors(scene.exact, shown.layers)
-        found = [
-            _draw_feature_map(scene, tensor, why, folder / MONTAGES_FOLDER / f"{number:02}.png")
-            for number, (tensor, why) in enumerate(chosen.items())
-        ]
-        told = [asdict(replace(each, image=batch.items[0].name)) for each in found]
-        (folder / FEATURES_FILE).write_text(json.dumps(told, indent=1), encoding="utf-8")
+        drawn = []
+        for number, (tensor, why) in enumerate(choose_tensors(collected.exact, layers).items()):
+            file = folder / MONTAGES_FOLDER / f"{number:02}.png"
+            feature_map = draw_feature_map(collected, tensor, why, file)
+            picture = f"{FEATURES_FOLDER}/{file.name}"
+            drawn.append(replace(feature_map, image=image.name, picture=picture))
+        _FEATURE_MAPS.save(tuple(drawn), folder)
 
-    kept = store.get_or_make("features", recipe, make)
-    found = FEATURE_MAPS_ADAPTER.validate_python(
-        json.loads((kept.path / FEATURES_FILE).read_text(encoding="utf-8"))
-    )
-    text = f"{len(found)} feature maps of `{batch.items[0].name}`"
-    tell(Progress("compare", text, time.perf_counter() - started, kept.hit))
-    return kept.path, found
-
-
-def _choose_tensors(
-    exact: Mapping[str, ChannelMaps], layers: Sequence[LayerError]
-) -> dict[str, str]:
-    """Return the tensors to show, in the order of the network, each with the reason."""
-    ends = {maps.shape[1:]: name for name, maps in exact.items()}
-    stages = [*ends.values()][:MAX_STAGES]
-    spatial = [each for each in layers if each.tensor in exact and each.tensor not in stages]
-    wrong = [each.tensor for each in worst_layers(spatial, WORST_LAYERS)]
-    return {
-        name: STAGE_END if name in stages else LARGE_ERROR
-        for name in exact
-        if name in stages or name in wrong
-    }
-
-
-def _draw_feature_map(scene: VariantMaps, tensor: str, why: str, picture: Path) -> FeatureMap:
-    exact = scene.exact[tensor]
-    maps = {name: each[tensor] for name, each in scene.others.items()}
-    drawn = feature_maps.draw_montage(exact, maps)
-    image = Image.fromarray(drawn.pixels, "P")
-    image.putpalette(montage_palette())
-    image.save(picture, optimize=True, transparency=palette_opacity())
-    values = [FeatureMapRow(name, sqnr_db=_sqnr_db(exact, each)) for name, each in maps.items()]
-    return FeatureMap(
-        tensor=tensor,
-        node=scene.nodes[tensor],
-        image="",
-        picture=f"{FEATURES_FOLDER}/{picture.name}",
-        channels=drawn.channels,
-        rows=(
-            FeatureMapRow("fp32"),
-            *values,
-            *(FeatureMapRow(name, difference=True) for name in maps),
-        ),
-        low=drawn.low,
-        high=drawn.high,
-        zoom=ZOOM,
-        why=why,
-    )
-
-
-def _sqnr_db(exact: ChannelMaps, found: ChannelMaps) -> float | None:
-    signal, error = (
-        float(np.square(each, dtype=np.float64).sum()) for each in (exact, exact - found)
-    )
-    return decibels(signal, error)
-
-
-CHANGED_FOLDER = "analysis/changed"
-THUMBNAIL_SIDE, JPEG_QUALITY = 112, 80
-
-
-def make_thumbnails(root: Path, names: Iterable[str]) -> Mapping[Thumbnail, bytes]:
-    """Return a thumbnail of each picture and its JPEG; rows of arrays have none."""
-    found: dict[Thumbnail, bytes] = {}
-    for number, name in enumerate(dict.fromkeys(names)):
-        file = root / name
-        if not name.lower().endswith(IMAGE_SUFFIXES):
-            continue
-        try:
-            picture = decode_image(
-                read_image_bytes(file, DEFAULT_READ_OPTIONS.max_pixels),
-                "RGB",
-                DEFAULT_READ_OPTIONS.max_pixels,
-            )
-        except BrokenImage:  # it was read before; a report without this picture says the same
-            continue
-        picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)
-        data = io.BytesIO()
-        picture.save(data, "JPEG", quality=JPEG_QUALITY)
-        found[Thumbnail(name, f"{CHANGED_FOLDER}/{number:02}.jpg")] = data.getvalue()
-    return found
-
-
-MAX_SHOWN_GRAPHS = 3
-
-
-def collect_evidence(
-    graphs: Mapping[EngineVariant, VariantGraph],
-    base: BuildInputs,
-    analysis: ErrorAnalysis,
-    shop: RunContext,
-) -> Evidence:
-    """Return what explains the layers: ranges, weights and feature maps of the worst of them."""
-    known = {v: graph for v, graph in graphs.items() if v.name in analysis.layers}
-    if not known:
-        return Evidence()
-    # INT8 is what goes wrong; the first of its engines stands for all.
-    variant = next((each for each in known if each.precision == "int8"), next(iter(known)))
-    layers, graph = analysis.layers[variant.name], known[variant]
-    even = equalize(base.loaded.model, graph.plan.equalized if graph.plan is not None else {})
-    found = Evidence(weights=weight_ranges(even, layers))
-    if graph.plan is not None and base.calibration is not None:
-        seen = (base.loaded.model, base.calibration.full.summaries)
-        found = replace(found, ranges=tensor_ranges(variant.name, graph.plan, seen, layers))
-    if analysis.sample is None:
-        return found
-    shown = ShownGraphs(
-        shop.folder.model,
-        {v.name: graph.path for v, graph in _distinct_graphs(known).items()},
-        layers,
-    )
-    return replace(found, feature_maps=_draw_feature_maps(shown, analysis, shop))
+    entry = context.cache.get_or_make("features", key, make)
+    maps = _FEATURE_MAPS.load(entry.path)
+    end(f"{len(maps)} feature maps of `{image.name}`", entry.hit)
+    if maps:
+        atomic.copy_into_place(entry.path / MONTAGES_FOLDER, context.folder.root / FEATURES_FOLDER)
+    return maps
 
 
 def add_changed_images(
-    found: Evidence, exam: EvaluationSet, scores: Mapping[str, Accuracy], run: RunFolder
+    evidence: Evidence,
+    evaluation_set: EvaluationSet,
+    scores: Mapping[str, Accuracy],
+    folder: RunFolder,
 ) -> Evidence:
-    """Return the evidence with small copies of images that changed their answer, and class names.
+    """Add small copies of images whose prediction changed, and the names of their classes.
 
-    The copies go into the run, in place of those of other images.
+    The copies replace those in the run's folder.
     """
-    changed = [each for score in scores.values() for each in score.changed]
-    shifts = [each for score in scores.values() for each in score.shifts]
-    small = make_thumbnails(exam.images.root, (each.image for each in changed))
-    with atomic.system_temporary_folder() as draft:
-        for each, data in small.items():
-            (draft / Path(each.picture).name).write_bytes(data)
-        if small:
-            copy_into_place(draft, run.root / CHANGED_FOLDER)
-        elif scores.keys() >= set(run.engines()):
-            shutil.rmtree(run.root / CHANGED_FOLDER, ignore_errors=True)
-    numbers = {number for each in changed for number in (each.before, each.after, each.label)}
-    numbers |= {each.label for each in shifts}
-    names = exam.images.classes.names
-    known = {
+    images = evaluation_set.images
+    changed = [image for accuracy in scores.values() for image in accuracy.changed]
+    thumbnails = make_thumbnails(images.root, (image.image for image in changed))
+    with atomic.system_temporary_folder() as temporary:
+        for thumbnail, data in thumbnails.items():
+            (temporary / Path(thumbnail.picture).name).write_bytes(data)
+        if thumbnails:
+            atomic.copy_into_place(temporary, folder.root / CHANGED_FOLDER)
+        elif scores.keys() >= set(folder.engines()):
+            shutil.rmtree(folder.root / CHANGED_FOLDER, ignore_errors=True)
+    numbers = {number for image in changed for number in (image.before, image.after, image.label)}
+    numbers |= {shift.label for accuracy in scores.values() for shift in accuracy.shifts}
+    names = dict(enumerate(images.classes.names))
+    classes = {
         str(number): names[number]
-        for number in sorted(each for each in numbers if each is not None)
-        if number < len(names) and names[number]
+        for number in sorted(number for number in numbers if number is not None)
+        if names.get(number)
     }
-    return replace(found, thumbnails=tuple(small), classes=known)
+    return replace(evidence, thumbnails=tuple(thumbnails), classes=classes)
 
 
-def _distinct_graphs(
-    known: Mapping[EngineVariant, VariantGraph],
-) -> dict[EngineVariant, VariantGraph]:
-    """Return some variants whose graphs differ: of equal ones the first."""
-    graphs: dict[str, tuple[EngineVariant, VariantGraph]] = {}
-    for variant, graph in known.items():
-        graphs.setdefault(onnx_io.fingerprint(onnx_io.load(graph.path)), (variant, graph))
-    # Floats before integers: as the error grows from row to row.
-    ordered = sorted(graphs.values(), key=lambda pair: pair[0].precision == "int8")
-    return dict(ordered[:MAX_SHOWN_GRAPHS])
-
-
-def _draw_feature_maps(
-    shown: ShownGraphs, analysis: ErrorAnalysis, shop: RunContext
-) -> tuple[FeatureMap, ...]:
-    """Draw feature maps and put them into the run."""
-    assert analysis.sample is not None
-    folder, maps = cached_feature_maps(shown, analysis.sample, (shop.cache, shop.progress))
-    if maps:
-        copy_into_place(folder / MONTAGES_FOLDER, shop.folder.root / FEATURES_FOLDER)
-    return maps
+def make_thumbnails(root: Path, names: Iterable[str]) -> Mapping[Thumbnail, bytes]:
+    """Return a thumbnail of each image file, with its JPEG; rows of arrays have none."""
+    limit = DEFAULT_READ_OPTIONS.max_pixels
+    thumbnails: dict[Thumbnail, bytes] = {}
+    for number, name in enumerate(dict.fromkeys(names)):
+        if not name.lower().endswith(IMAGE_SUFFIXES):
+            continue
+        try:
+            image = decode_image(read_image_bytes(root / name, limit), "RGB", limit)
+        except BrokenImage:  # it was read before; the report is complete without this image
+            continue
+        image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)
+        data = io.BytesIO()
+        image.save(data, "JPEG", quality=JPEG_QUALITY)
+        thumbnails[Thumbnail(name, f"{CHANGED_FOLDER}/{number:02}.jpg")] = data.getvalue()
+    return thumbnails

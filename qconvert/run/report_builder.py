@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 from qconvert import __version__
 from qconvert.backends.base import Availability, Coverage, Engine, EngineVariant
 from qconvert.calibrate.calibration import Calibration
 from qconvert.core import config_file, onnx_io
-from qconvert.core.config import Config, GateConfig
+from qconvert.core.config import GateConfig
 from qconvert.measure.accuracy import BASELINE, BF16_UNSCORED, Accuracy
 from qconvert.measure.evidence import Evidence
 from qconvert.measure.latency import EngineLatencies
@@ -27,9 +28,10 @@ from qconvert.report.model import (
 )
 from qconvert.report.verdict import conclude
 from qconvert.run.built_engines import BuiltEngine, engine_sha256
+from qconvert.run.context import RunContext
 from qconvert.run.explain_errors import ErrorAnalysis
 from qconvert.run.job_images import EvaluationSet
-from qconvert.run.run_folder import ENGINES, RunFolder
+from qconvert.run.run_folder import ENGINES
 from qconvert.run.variant_graphs import VariantGraph
 
 ONLY_PLANNED = "not run: only planned"
@@ -61,8 +63,7 @@ class RunResults:
 class RunInfo:
     """What the report is about."""
 
-    config: Config
-    run: RunFolder
+    context: RunContext
     command: str
     preprocess: Mapping[str, object]
     calibration: Calibration | None = None
@@ -72,22 +73,22 @@ class RunInfo:
 
 def build_report(info: RunInfo, results: RunResults, limits: GateConfig) -> Report:
     """Return the report of a run with its gates evaluated and its verdict."""
-    calibration, images = None, info.config.calibration.images
+    config, folder, calibration = info.context.config, info.context.folder, None
     if info.calibration is not None:
         calibration = ImageSetInfo(
-            path=str(images or info.run.calibration),
+            path=str(config.calibration.images or folder.calibration),
             count=int(info.calibration.image_indices.size),
             sha256=info.calibration.origin.fingerprint,
         )
     report = Report(
         tool=f"qconvert {__version__}",
         created=timestamp(),
-        model=str(info.config.model),
+        model=str(config.model),
         command=info.command,
-        config=config_file.as_dict(info.config),
+        config=config_file.as_dict(config),
         machine=describe_machine(),
         baseline=results.scores.get(BASELINE),
-        baseline_bytes=sum(file.stat().st_size for file in onnx_io.model_files(info.run.model)),
+        baseline_bytes=sum(file.stat().st_size for file in onnx_io.model_files(folder.model)),
         variants=tuple(
             _variant_result(variant, graph, results) for variant, graph in results.graphs.items()
         ),
@@ -95,7 +96,9 @@ def build_report(info: RunInfo, results: RunResults, limits: GateConfig) -> Repo
         run_notes=results.notes,
         preprocess=dict(info.preprocess),
         calibration=calibration,
-        evaluation=evaluation_info(info.evaluation, results.scores, info.config, info.preprocess),
+        evaluation=evaluation_info(
+            info.evaluation, results.scores, config.evaluate.images, info.preprocess
+        ),
         shared_images=shared_image_count(info.calibration, info.evaluation),
         mixes=dict(info.mixes),
         evidence=results.evidence,
@@ -124,7 +127,7 @@ def timestamp() -> str:
 def evaluation_info(
     evaluation_set: EvaluationSet | None,
     scores: Mapping[str, Accuracy],
-    config: Config,
+    path: Path | None,
     preprocess: Mapping[str, object],
 ) -> ImageSetInfo | None:
     """Return what accuracy was measured on; the hash covers labels and preprocessing too."""
@@ -132,7 +135,7 @@ def evaluation_info(
         return None
     images, own = evaluation_set.images, dict(evaluation_set.preprocessing)
     return ImageSetInfo(
-        path=str(config.evaluate.images or images.root),
+        path=str(path or images.root),
         count=scores[BASELINE].images if BASELINE in scores else len(images.names),
         sha256=evaluation_set.digest(),
         prepared={} if own == preprocess else own,

@@ -1,10 +1,10 @@
-"""The folder of a run: complete by itself, continued by the same command, never mixed up.
+"""The folder of a run: self-contained, continued by the same command, never a mix of two runs.
 
-RUN/run.toml               every setting, defaults filled in
+RUN/run.toml               every setting, defaults included
 RUN/model.onnx             the clean float model
-RUN/classes.txt            what the classes are called, where the evaluation images say it
+RUN/classes.txt            the names of the classes, if the evaluation images have them
 RUN/calibration/           calibration.npz, images.txt
-RUN/engines/NAME/          what the engine loads, its graph, engine.json, plan.json
+RUN/engines/NAME/          the engine's files, its graph, engine.json, plan.json
 RUN/analysis/              layers.csv, features/, changed/
 RUN/report.json .md .html  card.md
 """
@@ -17,7 +17,6 @@ from pathlib import Path
 
 from qconvert.core import atomic, config_file
 from qconvert.core.atomic import write_text
-from qconvert.core.cache import Cache
 from qconvert.core.config import (
     BenchConfig,
     BuildConfig,
@@ -27,26 +26,25 @@ from qconvert.core.config import (
     SearchConfig,
 )
 from qconvert.core.errors import QConvertError, UsageError
-from qconvert.core.progress import ProgressCallback
 from qconvert.images.listing import CLASSES_FILE, Classes
-
-ENGINE_FILE = "engine.json"
-
-GRAPH_FILE = "model.onnx"
-
-PLAN_FILE = "plan.json"
-
-GRAPH_RECORD = "made.json"
 
 SETTINGS, MODEL, ENGINES, CALIBRATION = "run.toml", "model.onnx", "engines", "calibration"
 REPORT, MARKDOWN, HTML, CARD = "report.json", "report.md", "report.html", "card.md"
 ANALYSIS, SEARCH_RESULT = "analysis", "search.json"
 LAYERS = f"{ANALYSIS}/layers.csv"
+# The files of an engine's folder.
+GRAPH_FILE, PLAN_FILE, GRAPH_RECORD, ENGINE_FILE = (
+    "model.onnx",
+    "plan.json",
+    "made.json",
+    "engine.json",
+)
+OTHER_FOLDER = "choose another folder: `-o RUN`, or delete this one"
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where the results of a run lie."""
+    """The paths of a run."""
 
     root: Path
 
@@ -57,12 +55,12 @@ class RunFolder:
 
     @property
     def calibration(self) -> Path:
-        """What calibration saw of it."""
+        """The calibration of the float model."""
         return self.root / CALIBRATION / "calibration.npz"
 
     @property
     def classes(self) -> Path:
-        """What the classes are called, one a line, if it was known."""
+        """The names of the classes, one a line, if they are known."""
         return self.root / CLASSES_FILE
 
     def engine(self, name: str) -> Path:
@@ -70,16 +68,15 @@ class RunFolder:
         return self.root / ENGINES / name
 
     def engines(self) -> list[str]:
-        """Return the names of the engines that are there."""
-        found = (self.root / ENGINES).glob("*/engine.json")
-        return sorted(file.parent.name for file in found)
+        """Return the names of the finished engines."""
+        return sorted(file.parent.name for file in self.root.glob(f"{ENGINES}/*/{ENGINE_FILE}"))
 
     def has_results(self) -> bool:
-        """Whether anything was made that other settings would spoil."""
+        """Whether the run holds results that other settings would contradict."""
         return any((self.root / name).exists() for name in (ENGINES, REPORT, SEARCH_RESULT))
 
     def settings(self) -> Config:
-        """Return the settings that the run was made with."""
+        """Return the settings of the run."""
         file = self.root / SETTINGS
         if not file.is_file():
             raise UsageError(
@@ -89,105 +86,59 @@ class RunFolder:
         require_no_outside_links(self.root)
         return config_file.load(file)
 
-
-def require_no_outside_links(root: Path) -> None:
-    """Refuse a run whose folders are links to elsewhere: what is written there is not the run's."""
-    for folder in (ENGINES, CALIBRATION, ANALYSIS):
-        for place in (root / folder, *(root / folder).glob("*/")):
-            if not place.resolve().is_relative_to(root.resolve()):
-                raise UsageError(
-                    f"`{place}` is a link that leads out of the run",
-                    hint="put the folder itself there",
-                )
+    def write_classes(self, classes: Classes) -> None:
+        """Write the names of the classes, so that the outputs can be read without the images."""
+        if classes.names:
+            write_text(self.classes, "".join(f"{name}\n" for name in classes.names))
 
 
 @contextmanager
 def begin_run(root: Path, config: Config, *, searching: bool = False) -> Iterator[RunFolder]:
-    """Work in a run that is new, or goes on; a new one in which nothing was finished goes again."""
-    new = atomic.missing_folders(root)
+    """Work in a new run, or continue one; a new one that fails before any result is removed."""
+    new_folders = atomic.missing_folders(root)
     with _restore_settings_on_error(root / SETTINGS):
-        run = claim_folder(root, config, searching=searching)
+        run = _claim_folder(root, config, searching=searching)
         try:
-            with lock_run(root):
+            with _lock_run(root):
                 yield run
         except BaseException:
-            if root in new and [each.name for each in root.iterdir()] == [SETTINGS]:
+            if root in new_folders and [path.name for path in root.iterdir()] == [SETTINGS]:
                 (root / SETTINGS).unlink()
-                atomic.remove_empty_folders(new)
+                atomic.remove_empty_folders(new_folders)
             raise
 
 
 @contextmanager
 def resume_run(root: Path, config: Config) -> Iterator[RunFolder]:
-    """Work in a run that goes on."""
+    """Work in a run that exists, with settings that fit it."""
     run = RunFolder(root)
     require_same_settings(run, config)
-    with lock_run(root), _restore_settings_on_error(root / SETTINGS):
+    with _lock_run(root), _restore_settings_on_error(root / SETTINGS):
         yield run
 
 
 def update_settings(run: RunFolder, config: Config) -> None:
-    """Give a run that goes on the limits and measurements of now; what it builds stays."""
+    """Give a resumed run the current limits and measurements; the engines it builds stay."""
     before, now = run.settings().build, config_file.absolute_paths(config)
     build = replace(now.build, backends=before.backends, precisions=before.precisions)
     write_text(run.root / SETTINGS, config_file.dumps(replace(now, build=build)))
 
 
-@contextmanager
-def _restore_settings_on_error(file: Path) -> Iterator[None]:
-    """Leave the settings of a run as they were where what was asked could not be done."""
-    before = file.read_bytes() if file.is_file() else None
-    try:
-        yield
-    except QConvertError:
-        if before is not None:
-            write_text(file, before.decode())
-        raise
-
-
-def require_not_a_file(root: Path) -> None:
-    """Refuse a file where a run goes."""
-    if root.exists() and not root.is_dir():
-        raise UsageError(
-            f"`{root}` is a file, and a run is a folder", hint="choose another place: `-o RUN`"
-        )
-
-
-def claim_folder(root: Path, config: Config, *, searching: bool = False) -> RunFolder:
-    """Return a folder that is new, empty, or of a run with the same model and settings.
-
-    What is set for `searching` alone changes nothing of a run that was built.
-    """
-    require_not_a_file(root)
-    folder, config = RunFolder(root), config_file.absolute_paths(config)
-    if root.is_dir() and any(
-        not each.name.startswith(atomic.TEMPORARY_PREFIX) for each in root.iterdir()
-    ):
-        before = folder.settings() if (root / SETTINGS).is_file() else None
-        fits = before is not None and _identity(before) == _identity(config)
-        if not fits and (before is None or folder.has_results()):
-            what = "another run" if before is not None else "other files"
-            raise UsageError(
-                f"`{root}` holds {what}",
-                details=_list_differences(before, config) if before is not None else (),
-                hint="choose another folder: `-o RUN`, or delete this one",
-            )
-        if searching and before is not None and folder.engines():
-            config = replace(before, search=config.search)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        write_text(root / SETTINGS, config_file.dumps(config))
-    except OSError as error:
-        raise QConvertError(
-            f"`{root}` cannot be written: {error.strerror}", hint="choose another place with `-o`"
-        ) from None
-    return folder
+def require_usable_folder(root: Path, config: Config) -> None:
+    """Raise unless a run with these settings can begin or continue here; nothing is written."""
+    _require_not_a_file(root)
+    run = RunFolder(root)
+    if (root / SETTINGS).is_file():
+        if run.has_results():
+            require_same_settings(run, config)
+    elif _has_files(root):
+        raise UsageError(f"`{root}` holds other files", hint=OTHER_FOLDER)
 
 
 def require_same_settings(run: RunFolder, config: Config) -> None:
-    """Refuse to go on in a run with settings that would have made another one of it.
+    """Raise if a run was made with other settings that decide its results.
 
-    Its images may lie elsewhere by now; whether they are the same is seen where they are read.
+    The calibration images may have moved; whether they are the same is checked when they are read.
     """
     before, now = run.settings(), config_file.absolute_paths(config)
     images = now.calibration.images
@@ -197,33 +148,138 @@ def require_same_settings(run: RunFolder, config: Config) -> None:
         raise UsageError(
             f"`{run.root}` was made with another model or other settings",
             details=_list_differences(before, now),
-            hint="a run goes on as it was begun; give a new model or settings to a new run",
+            hint="a run resumes only with its original model and settings; "
+            "give a new model or settings to a new run",
         )
 
 
+def require_no_outside_links(root: Path) -> None:
+    """Raise if a folder of the run is a link out of it: writing there would change other files."""
+    for name in (ENGINES, CALIBRATION, ANALYSIS):
+        for path in (root / name, *(root / name).glob("*/")):
+            if not path.resolve().is_relative_to(root.resolve()):
+                raise UsageError(
+                    f"`{path}` is a link that leads out of the run",
+                    hint="put the folder itself there",
+                )
+
+
+def require_output_file(out: Path, *others: Path) -> None:
+    """Raise unless `out` can be written and is none of the other files of the command."""
+    if out.is_dir():
+        raise UsageError(f"`{out}` is a folder", hint=f"name the file: `-o {out / 'NAME'}`")
+    if out.exists() and not out.is_file():
+        # Writing replaces what is there by a rename, even the system's `/dev/null`.
+        raise UsageError(f"`{out}` is a device or a pipe", hint="name a file")
+    if out.resolve() in [path.resolve() for path in others]:
+        raise UsageError(f"`{out}` is named twice in this command", hint="choose another name")
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _not_writable(folder, error) from None
+
+
+def require_inputs_exist(config: Config) -> None:
+    """Raise for images and labels that do not exist, before any work."""
+    for option, path in (
+        ("--images", config.calibration.images),
+        ("--eval", config.evaluate.images),
+        ("--labels", config.evaluate.labels),
+    ):
+        if path is not None and not path.exists():
+            raise UsageError(f"`{path}` does not exist", hint=f"check the path given to `{option}`")
+
+
+def _claim_folder(root: Path, config: Config, *, searching: bool) -> RunFolder:
+    """Return a folder that is new, empty, or of a run with the same model and settings.
+
+    When `searching`, a run that was built keeps its settings apart from those of the search.
+    """
+    _require_not_a_file(root)
+    run, config = RunFolder(root), config_file.absolute_paths(config)
+    if _has_files(root):
+        before = run.settings() if (root / SETTINGS).is_file() else None
+        fits = before is not None and _identity(before) == _identity(config)
+        if not fits and (before is None or run.has_results()):
+            raise UsageError(
+                f"`{root}` holds {'another run' if before is not None else 'other files'}",
+                details=_list_differences(before, config) if before is not None else (),
+                hint=OTHER_FOLDER,
+            )
+        if searching and before is not None and run.engines():
+            config = replace(before, search=config.search)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        write_text(root / SETTINGS, config_file.dumps(config))
+    except OSError as error:
+        raise _not_writable(root, error) from None
+    return run
+
+
 @contextmanager
-def lock_run(root: Path) -> Iterator[None]:
-    """Work in a run that no other process works in; what killed ones left hidden there goes."""
-    with atomic.lock_folder(root) as ours:
-        if ours is False:
+def _restore_settings_on_error(file: Path) -> Iterator[None]:
+    """Put the settings of a run back when the job fails."""
+    before = file.read_bytes() if file.is_file() else None
+    try:
+        yield
+    except QConvertError:
+        if before is not None:
+            write_text(file, before.decode())
+        raise
+
+
+@contextmanager
+def _lock_run(root: Path) -> Iterator[None]:
+    """Work in a run that no other process works in; remove what killed processes left there."""
+    with atomic.lock_folder(root) as locked:
+        if locked is False:
             raise UsageError(
                 f"another qconvert works in `{root}`",
                 hint="wait until it has ended, or choose another folder: `-o RUN`",
             )
-        for folder in {draft.parent for draft in root.rglob(f"{atomic.TEMPORARY_PREFIX}*")}:
+        for folder in {path.parent for path in root.rglob(f"{atomic.TEMPORARY_PREFIX}*")}:
             atomic.remove_abandoned(folder)
         yield
 
 
-def write_classes(run: RunFolder, classes: Classes) -> None:
-    """Put the names of the classes into a run, so that who gets it knows what its answers mean."""
-    if classes.names:
-        write_text(run.classes, "".join(f"{name}\n" for name in classes.names))
+def _require_not_a_file(root: Path) -> None:
+    if root.exists() and not root.is_dir():
+        raise UsageError(
+            f"`{root}` is a file, and a run is a folder", hint="choose another place: `-o RUN`"
+        )
+
+
+def _has_files(root: Path) -> bool:
+    return root.is_dir() and any(
+        not path.name.startswith(atomic.TEMPORARY_PREFIX) for path in root.iterdir()
+    )
+
+
+def _not_writable(path: Path, error: OSError) -> QConvertError:
+    return QConvertError(
+        f"`{path}` cannot be written: {error.strerror}", hint="choose another place with `-o`"
+    )
+
+
+def _identity(config: Config) -> Config:
+    """Return the settings that decide the results of a run.
+
+    Engines, measurements and gates can be added to it.
+    """
+    return replace(
+        config,
+        build=BuildConfig(),
+        search=SearchConfig(),
+        bench=BenchConfig(),
+        evaluate=EvaluateConfig(),
+        gate=GateConfig(),
+    )
 
 
 def _list_differences(before: Config, now: Config) -> list[str]:
-    """Return the settings that make another run of it, as they were and as they are."""
-    old, new = (dict(_flatten(config_file.as_dict(_identity(each)))) for each in (before, now))
+    old, new = (dict(_flatten(config_file.as_dict(_identity(config)))) for config in (before, now))
     return [
         f"`{key}` was {_show_value(old.get(key))}, now {_show_value(new.get(key))}"
         for key in {**old, **new}
@@ -241,74 +297,3 @@ def _flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str
 
 def _show_value(value: object) -> str:
     return "not set" if value is None else f"`{value}`"
-
-
-def _identity(config: Config) -> Config:
-    """Return what makes two runs the same: engines, measurements and gates can be added to one."""
-    return replace(
-        config,
-        build=BuildConfig(),
-        search=SearchConfig(),
-        bench=BenchConfig(),
-        evaluate=EvaluateConfig(),
-        gate=GateConfig(),
-    )
-
-
-def require_output_file(out: Path, *others: Path) -> None:
-    """Refuse a place that cannot be written, and what the command reads or writes besides."""
-    if out.is_dir():
-        raise UsageError(f"`{out}` is a folder", hint=f"name the file: `-o {out / 'NAME'}`")
-    if out.exists() and not out.is_file():
-        # What is written takes the place of what was there, be it the `/dev/null` of everybody.
-        raise UsageError(f"`{out}` is a device or a pipe", hint="name a file")
-    if out.resolve() in [each.resolve() for each in others]:
-        raise UsageError(f"`{out}` is named twice in this command", hint="choose another name")
-    there = next(folder for folder in out.absolute().parents if folder.exists())
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise QConvertError(
-            f"`{there}` cannot be written: {error.strerror}",
-            hint="choose another place with `-o`",
-        ) from None
-
-
-def require_usable_folder(root: Path, config: Config) -> None:
-    """Refuse a folder where no run with these settings can begin or go on; nothing is written."""
-    require_not_a_file(root)
-    run = RunFolder(root)
-    if (root / SETTINGS).is_file():
-        if run.has_results():
-            require_same_settings(run, config)
-        return
-    if root.is_dir() and any(
-        not each.name.startswith(atomic.TEMPORARY_PREFIX) for each in root.iterdir()
-    ):
-        raise UsageError(
-            f"`{root}` holds other files",
-            hint="choose another folder: `-o RUN`, or delete this one",
-        )
-
-
-def require_inputs_exist(config: Config) -> None:
-    """Refuse images and labels that are not there, before any work."""
-    for option, path in (
-        ("--images", config.calibration.images),
-        ("--eval", config.evaluate.images),
-        ("--labels", config.evaluate.labels),
-    ):
-        if path is not None and not path.exists():
-            raise UsageError(f"`{path}` does not exist", hint=f"check the path given to `{option}`")
-
-
-@dataclass(frozen=True)
-class RunContext:
-    """What every step of a run needs; `trust` lets a checkpoint run the code it brings."""
-
-    config: Config
-    folder: RunFolder
-    cache: Cache
-    progress: ProgressCallback
-    trust: bool = False

@@ -1,4 +1,4 @@
-"""How a worker process begins; light, so that what can fail at the start fails in here."""
+"""The start of a worker process; a light module, so that its imports cannot fail for memory."""
 
 import importlib
 import multiprocessing
@@ -11,14 +11,13 @@ FAILED = 3
 shared: Any = None
 
 
-def start_worker(module: str, given: Any) -> None:
-    """Import what the work needs, and end when the parent does: a killed one tells nobody.
+def start_worker(module: str, value: Any) -> None:
+    """Import the module that works, keep `value` as `shared`, and end when the parent ends.
 
-    What is `given` is `shared` from then on. Without the memory for the imports a worker ends
-    without a word; its parent has one for it.
+    A worker without the memory for its imports exits silently; the parent reports it.
     """
-    global shared  # noqa: PLW0603 - what a process is given at its start has no other place
-    shared = given
+    global shared  # noqa: PLW0603 - a process has no other place for what it gets at its start
+    shared = value
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         importlib.import_module(module)

@@ -1,37 +1,24 @@
-"""Anything a user calls a model, as a `Source`: an ONNX or pt2 file, a factory, a named net."""
+"""Load a model from anything users name one by: a file, a factory function, a model zoo."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from qconvert.core.config import ExportConfig
 from qconvert.core.errors import Unavailable, UsageError
 from qconvert.core.tensors import RunModel, TensorSpec
-from qconvert.graph import clean
 from qconvert.images.preprocess import Preprocess
+
+if TYPE_CHECKING:  # it takes half a second to import
+    from qconvert.graph.clean import PassResult
 
 MODEL_FILE = "model.onnx"
 
-
-@dataclass(frozen=True)
-class Source:
-    """A model in ONNX form; `run` is the original's forward, None if the original is ONNX.
-
-    `preprocess` is what the source itself says is done to a picture, None where it says nothing.
-    """
-
-    name: str
-    model: ir.Model
-    inputs: tuple[TensorSpec, ...]
-    run: RunModel | None = None
-    preprocess: Preprocess | None = None
-    notes: tuple[str, ...] = ()
-
-
-# Loaded on use: only those that need torch import it.
+# Imported on use: only those that need torch import it.
 LOADERS = {
     "ONNX file": "qconvert.sources.onnx_file:load",
     "pt2 file": "qconvert.sources.torch_file:load_program",
@@ -42,17 +29,50 @@ LOADERS = {
 }
 
 FILE_KINDS = ("ONNX file", "pt2 file", "checkpoint")
+KINDS_BY_SUFFIX = {
+    "onnx": "ONNX file",
+    "pt2": "pt2 file",
+    "pt": "checkpoint",
+    "pth": "checkpoint",
+}
 
 MODEL_FORMS = "`m.onnx`, `net.pt2`, `package.module:factory`, `timm:NAME` or `torchvision:NAME`"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model in ONNX form, as the user brought it.
+
+    `run` is the forward of the original, None if the original is ONNX. `preprocess` is the
+    preprocessing that the source itself describes, None if it describes none.
+    """
+
+    name: str
+    model: ir.Model
+    inputs: tuple[TensorSpec, ...]
+    run: RunModel | None = None
+    preprocess: Preprocess | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A source, its clean graph (in the cache at `path`), and the passes that cleaned it."""
+
+    source: Source
+    model: ir.Model
+    path: Path
+    steps: "tuple[PassResult, ...]"
+
 
 Loader = Callable[[str, ExportConfig, bool], Source]
 
 
 def load(source: str, export: ExportConfig, *, trust: bool = False) -> Source:
-    """Return the source in ONNX form; `trust` lets a checkpoint run code while it is read."""
-    module_name, _, function = LOADERS[kind(source)].partition(":")
+    """Load a model in ONNX form; `trust` allows files that can run code while they are read."""
+    module, _, function = LOADERS[kind(source)].partition(":")
     try:
-        found: Loader = getattr(import_module(module_name), function)
+        loader: Loader = getattr(import_module(module), function)
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "onnxscript"):
             raise
@@ -60,30 +80,18 @@ def load(source: str, export: ExportConfig, *, trust: bool = False) -> Source:
             f"`{source}` needs {error.name}, which is not installed",
             hint='pip install "qconvert[torch]"',
         ) from None
-    return found(source, export, trust)
+    return loader(source, export, trust)
 
 
 def kind(source: str) -> str:
-    """Say what a source is from how it is written."""
-    prefix, colon, rest = source.partition(":")
-    if prefix in ("timm", "torchvision") and rest:
+    """Return the kind of a source from the way it is written."""
+    prefix, colon, name = source.partition(":")
+    if prefix in ("timm", "torchvision") and name:
         return prefix
-    suffix = source.rpartition(".")[2].lower()
-    by_suffix = {"onnx": "ONNX file", "pt2": "pt2 file", "pt": "checkpoint", "pth": "checkpoint"}
-    if suffix in by_suffix:
-        return by_suffix[suffix]
-    if colon and rest.isidentifier() and all(part.isidentifier() for part in prefix.split(".")):
+    if file_kind := KINDS_BY_SUFFIX.get(source.rpartition(".")[2].lower()):
+        return file_kind
+    if colon and name.isidentifier() and all(part.isidentifier() for part in prefix.split(".")):
         return "factory"
     raise UsageError(
         f"`{source}` is not a model this tool can read", hint=f"a model is {MODEL_FORMS}"
     )
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A source, its clean graph (in the store at `path`), and what cleaned it."""
-
-    source: Source
-    model: ir.Model
-    path: Path
-    steps: tuple[clean.PassResult, ...]

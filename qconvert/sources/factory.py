@@ -1,4 +1,4 @@
-"""`package.module:factory`: find the user's function and call it; this runs the user's own code."""
+"""Find and call the user's `package.module:factory`, which runs the user's own code."""
 
 import contextlib
 import importlib
@@ -10,54 +10,52 @@ from pathlib import Path
 
 from qconvert.core.errors import QConvertError, UsageError, did_you_mean, first_line
 
+FORM_HINT = "write `package.module:function`, where function() returns the model"
+
 
 def call(name: str) -> object:
-    """Import `package.module` (the working folder first) and return what `factory()` returns."""
-    function = _find(name)
+    """Import `package.module`, the working folder first, and return the result of `factory()`."""
+    factory = _find(name)
     try:
-        # What a factory prints belongs to the talk; stdout is for results.
+        # stdout is for results; what a factory prints goes to stderr.
         with contextlib.redirect_stdout(sys.stderr):
-            return function()
+            return factory()
     except (Exception, SystemExit) as error:
-        what = f"`{name}()` raised {type(error).__name__}: {first_line(error)}"
-        raise QConvertError(what, details=user_line(error), hint=_cure(error)) from None
+        raise _user_error(f"`{name}()`", error) from None
 
 
 def add_working_folder_to_path() -> None:
-    """Let Python import from the working folder, where the user's own modules are."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    """Let Python import the user's own modules from the working folder."""
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
 
 
 def user_line(error: BaseException) -> list[str]:
-    """Return the user's own line that an error came from: not one of ours, nor of a library's."""
-    ours = Path(__file__).parent.parent
-    frames = [
-        frame
+    """Return the line of the user's code that an error came from, as a list of at most one."""
+    package = Path(__file__).parent.parent
+    lines = [
+        f"{Path(frame.filename).name}:{frame.lineno}: {frame.line}"
         for frame in traceback.extract_tb(error.__traceback__)
-        if frame.line and ours not in Path(frame.filename).parents
+        if frame.line
+        and package not in Path(frame.filename).parents
+        and "site-packages" not in frame.filename
     ]
-    own = [frame for frame in frames if "site-packages" not in frame.filename]
-    return [f"{Path(frame.filename).name}:{frame.lineno}: {frame.line}" for frame in own[-1:]]
+    return lines[-1:]
 
 
 def _find(name: str) -> Callable[[], object]:
     module_name, _, attribute = name.partition(":")
     module = _import(module_name)
-    found: Callable[[], object] | None = getattr(module, attribute, None)
-    if found is None:
-        names = [each for each in vars(module) if not each.startswith("_")]
+    factory: Callable[[], object] | None = getattr(module, attribute, None)
+    if factory is None:
+        names = [item for item in vars(module) if not item.startswith("_")]
         raise UsageError(
-            f"`{module_name}` has no `{attribute}`{did_you_mean(attribute, names)}",
-            hint="write `package.module:function`, where function() returns the model",
+            f"`{module_name}` has no `{attribute}`{did_you_mean(attribute, names)}", hint=FORM_HINT
         )
-    if not callable(found):
-        raise UsageError(
-            f"`{name}` is not a function",
-            hint="write `package.module:function`, where function() returns the model",
-        )
-    return found
+    if not callable(factory):
+        raise UsageError(f"`{name}` is not a function", hint=FORM_HINT)
+    return factory
 
 
 def _import(module_name: str) -> object:
@@ -74,14 +72,19 @@ def _import(module_name: str) -> object:
         raise QConvertError(
             f"importing `{module_name}` failed: {first_line(error)}",
             details=user_line(error),
-            hint=f"install `{error.name}`, or run in the folder it lies in",
+            hint=f"install `{error.name}`, or run in the folder that contains it",
         ) from None
     except (Exception, SystemExit) as error:
-        what = f"importing `{module_name}` raised {type(error).__name__}: {first_line(error)}"
-        raise QConvertError(what, details=user_line(error), hint=_cure(error)) from None
+        raise _user_error(f"importing `{module_name}`", error) from None
 
 
-def _cure(error: BaseException) -> str:
+def _user_error(action: str, error: BaseException) -> QConvertError:
     if isinstance(error, TypeError) and "argument" in str(error):
-        return "the function must run without arguments"
-    return "this is raised by the code named above, which runs as it would in Python"
+        hint = "the function must run without arguments"
+    else:
+        hint = "the code named above raised this, as it would in Python"
+    return QConvertError(
+        f"{action} raised {type(error).__name__}: {first_line(error)}",
+        details=user_line(error),
+        hint=hint,
+    )

@@ -1,7 +1,7 @@
-"""An ONNX file as a source: its own reference, with the shapes the user asked for."""
+"""Load an ONNX file: its own reference, with the input shapes the user asked for."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,96 +18,34 @@ from qconvert.graph.simplify import infer_shapes
 from qconvert.images.preprocess import Preprocess
 from qconvert.sources import Source
 
-# Where an exported file says what is done to a picture before it goes in.
+# The metadata key under which an export stores the preprocessing of images.
 PREPROCESS_KEY = "qconvert.preprocess"
-# How far an image's answer may move, as a share of the largest, when its neighbours change.
+# How much the output of one image may change with the rest of its batch, relative to the largest.
 ROW_TOLERANCE = 1e-3
 
-
-@dataclass(frozen=True)
-class ShapedModel:
-    """A model and what it is fed."""
-
-    model: ir.Model
-    specs: tuple[TensorSpec, ...]
+Specs = tuple[TensorSpec, ...]
 
 
 def load(source: str, export: ExportConfig, trust: bool) -> Source:
-    """Read an ONNX file; `inputs` and `batch` set dimensions, everything else stays as it is."""
+    """Load an ONNX file; `inputs` and `batch` set dimensions, everything else stays as it is."""
     path = Path(source)
     model = onnx_io.load(path)
     if export.weights is not None:
-        raise UsageError(f"`{source}` brings its weights", hint="leave out `--weights`")
-    stored = onnx_io.inputs(model)
-    # Where `batch` says the batch, the first number of an input need not say it again.
-    open_specs = stored if export.batch is None else set_batch(stored, "dynamic")
-    specs = resolve_specs(open_specs, [parse_spec(given) for given in export.inputs])
+        raise UsageError(f"`{source}` contains its weights", hint="leave out `--weights`")
+    original_specs = onnx_io.inputs(model)
+    # With `--batch`, the first size of an `--input` does not matter.
+    batch_free = original_specs if export.batch is None else set_batch(original_specs, "dynamic")
+    specs = resolve_specs(batch_free, [parse_spec(text) for text in export.inputs])
     specs = set_batch(specs, export.batch)
-    if specs != stored:
+    if specs != original_specs:
         original, model = model, set_input_shapes(model, specs)
-        if fixed_batch(specs) != fixed_batch(stored):
-            _require_free_batch(source, ShapedModel(original, stored), ShapedModel(model, specs))
-    return Source(path.stem, model, specs, preprocess=_preprocess(model))
+        if fixed_batch(specs) != fixed_batch(original_specs):
+            _require_free_batch(source, (original, original_specs), (model, specs))
+    return Source(path.stem, model, specs, preprocess=_read_preprocess(model))
 
 
-def _preprocess(model: ir.Model) -> Preprocess | None:
-    """Return what an earlier export wrote into the file."""
-    stored = model.metadata_props.get(PREPROCESS_KEY)
-    if stored is None:
-        return None
-    try:
-        return Preprocess.from_dict(json.loads(stored))
-    except (ValueError, TypeError):
-        raise UsageError(
-            f"the model's metadata `{PREPROCESS_KEY}` is damaged", hint="export the model again"
-        ) from None
-
-
-def _require_free_batch(source: str, original: ShapedModel, changed: ShapedModel) -> None:
-    """Refuse a graph that answers otherwise for an image when the batch has another size."""
-    before, after = fixed_batch(original.specs) or 1, fixed_batch(changed.specs)
-    count = after or (2 if before != 2 else 3)
-    if count == before:
-        return  # an open batch that becomes 1, which is what an open one is compared with
-    feeds = random_inputs(changed.specs, count, seed=0)
-    # The original takes images in its own number, from the start again after the last one.
-    chunks = (np.arange(-(-count // before) * before) % count).reshape(-1, before)
-    pairs = zip(original.specs, changed.specs, strict=True)
-    follows = {new.name for old, new in pairs if old.shape[:1] != new.shape[:1]}
-    first = {name: each[chunks[0]] if name in follows else each for name, each in feeds.items()}
-    check_for_crash(original.model, first)
-    check_for_crash(changed.model, feeds)
-    run = open_cpu(original.model)
-    try:
-        got = open_cpu(changed.model)(feeds)
-    except QConvertError as error:
-        raise _fixed_inside(source, str(error)) from None
-    for chunk in chunks:
-        part = {name: each[chunk] if name in follows else each for name, each in feeds.items()}
-        wanted = run(part)
-        for name in got:
-            if (_rows(wanted[name]), _rows(got[name])) != (before, count):
-                raise _fixed_inside(source, f"the first axis of `{name}` does not follow the batch")
-        rows = {name: array[chunk] for name, array in got.items()}
-        if why := describe_difference(wanted, rows, ROW_TOLERANCE):
-            raise _fixed_inside(source, f"in another batch {why}")
-
-
-def _rows(output: object) -> int | None:
-    """Return the first axis of an output, None where it has none."""
-    return output.shape[0] if isinstance(output, np.ndarray) and output.ndim else None
-
-
-def _fixed_inside(source: str, why: str) -> QConvertError:
-    return QConvertError(
-        f"`{source}` cannot take another batch: this graph fixes the batch inside",
-        hint="leave out `--batch`, or export the model again with the batch it needs",
-        details=[why],
-    )
-
-
-def set_batch(specs: tuple[TensorSpec, ...], batch: str | int | None) -> tuple[TensorSpec, ...]:
-    """Open or fix the first dimension of every input that shares the first input's."""
+def set_batch(specs: Specs, batch: str | int | None) -> Specs:
+    """Open or fix the first dimension of every input that shares it with the first input."""
     if batch is None or not specs or not specs[0].shape:
         return specs
     size = "batch" if batch == "dynamic" else int(batch)
@@ -120,8 +58,8 @@ def set_batch(specs: tuple[TensorSpec, ...], batch: str | int | None) -> tuple[T
     )
 
 
-def set_input_shapes(model: ir.Model, specs: tuple[TensorSpec, ...]) -> ir.Model:
-    """Return a copy with the inputs' shapes set, and every shape that follows from them."""
+def set_input_shapes(model: ir.Model, specs: Specs) -> ir.Model:
+    """Return a copy with these input shapes, and with all other shapes inferred from them."""
     model = model.clone()
     by_name = {spec.name: spec for spec in specs}
     for value in model.graph.inputs:
@@ -129,7 +67,75 @@ def set_input_shapes(model: ir.Model, specs: tuple[TensorSpec, ...]) -> ir.Model
             value.shape = ir.Shape(spec.shape)
     for node in model.graph.all_nodes():
         for value in node.outputs:
-            # A graph output must keep a shape, if only its rank.
+            # Outputs of the graph must have a shape: they keep their rank.
             rank = value.shape.rank() if value.is_graph_output() and value.shape else None
             value.shape = None if rank is None else ir.Shape([None] * rank)
     return infer_shapes(model)[0]
+
+
+def _read_preprocess(model: ir.Model) -> Preprocess | None:
+    """Return the preprocessing that an earlier export wrote into the file."""
+    text = model.metadata_props.get(PREPROCESS_KEY)
+    if text is None:
+        return None
+    try:
+        return Preprocess.from_dict(json.loads(text))
+    except (ValueError, TypeError):
+        raise UsageError(
+            f"the model's metadata `{PREPROCESS_KEY}` is damaged", hint="export the model again"
+        ) from None
+
+
+def _require_free_batch(
+    source: str, original: tuple[ir.Model, Specs], changed: tuple[ir.Model, Specs]
+) -> None:
+    """Refuse a graph whose outputs for an image depend on the size of the batch.
+
+    A batch of the changed graph is run again through the original, in chunks of its own batch, the
+    last one filled up with the first images.
+    """
+    before, after = fixed_batch(original[1]) or 1, fixed_batch(changed[1])
+    count = after or (2 if before != 2 else 3)
+    if count == before:
+        return  # a dynamic batch that becomes 1, and 1 stands for the dynamic batch here
+    feeds = random_inputs(changed[1], count, seed=0)
+    chunks = (np.arange(-(-count // before) * before) % count).reshape(-1, before)
+    batched = {
+        new.name
+        for old, new in zip(original[1], changed[1], strict=True)
+        if old.shape[:1] != new.shape[:1]
+    }
+    parts = [
+        {name: array[chunk] if name in batched else array for name, array in feeds.items()}
+        for chunk in chunks
+    ]
+    check_for_crash(original[0], parts[0])
+    check_for_crash(changed[0], feeds)
+    run_original = open_cpu(original[0])
+    try:
+        outputs = open_cpu(changed[0])(feeds)
+    except QConvertError as error:
+        raise _fixed_batch_error(source, str(error)) from None
+    for chunk, part in zip(chunks, parts, strict=True):
+        expected = run_original(part)
+        for name in outputs:
+            if (_rows(expected[name]), _rows(outputs[name])) != (before, count):
+                raise _fixed_batch_error(
+                    source, f"the first axis of `{name}` does not follow the batch"
+                )
+        rows = {name: array[chunk] for name, array in outputs.items()}
+        if difference := describe_difference(expected, rows, ROW_TOLERANCE):
+            raise _fixed_batch_error(source, f"in another batch {difference}")
+
+
+def _rows(output: object) -> int | None:
+    """Return the size of the first axis of an output, None if it has none."""
+    return output.shape[0] if isinstance(output, np.ndarray) and output.ndim else None
+
+
+def _fixed_batch_error(source: str, reason: str) -> QConvertError:
+    return QConvertError(
+        f"`{source}` cannot take another batch: its graph depends on the batch size",
+        hint="leave out `--batch`, or export the model again with the batch it needs",
+        details=[reason],
+    )

@@ -1,4 +1,4 @@
-"""What torch prints, logs and warns while it reads and exports, kept off the user's screen."""
+"""Export a torch module or program to ONNX, with meaningful names and a dynamic batch."""
 
 import ast
 import contextlib
@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -30,10 +30,59 @@ from qconvert.sources.torch_forward import (
     unique_output_names,
 )
 
+FIXED_BATCH = "this network cannot be exported with a dynamic batch"
+FIXED_BATCH_HINT = "its code fixes the batch somewhere; `--batch 1` exports one size"
+
+# The batch of example inputs: an export with a first dimension of 1 would fix it.
+DYNAMIC_EXAMPLE = 2
+
+# Where torch's exporter records the modules of a node.
+SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def from_module(
+    name: str, module: torch.nn.Module, specs: Sequence[TensorSpec], export: ExportConfig
+) -> Source:
+    """Export a module in evaluation mode; the batch is dynamic unless `export` has a number."""
+    module = module.eval()
+    parameters, has_varargs = _parameters(module)
+    if all(spec.name in parameters for spec in specs):  # put them into the order of `forward`
+        specs = sorted(specs, key=lambda spec: parameters.index(spec.name))
+    inputs = _input_names(parameters, specs)
+    # An input has the batch if its first size is that of the first input that has one.
+    batch_size = next((spec.shape[0] for spec in specs if spec.shape), None)
+    batched = [bool(spec.shape) and spec.shape[0] == batch_size for spec in specs]
+    is_dynamic = export.batch in (None, "dynamic") and any(batched)
+    batch = DYNAMIC_EXAMPLE if is_dynamic else export.batch
+    examples = _examples(specs, batched, batch if isinstance(batch, int) else 1)
+    outputs = output_names(run_network(f"`{name}`", module, examples))
+    shapes: Any = None
+    if is_dynamic:
+        dimension = torch.export.Dim("batch")
+        shapes = tuple({0: dimension} if has_batch else None for has_batch in batched)
+        if has_varargs:  # `forward(*xs)` takes the shapes of `xs` as one nested tuple
+            shapes = (*shapes[: len(parameters)], shapes[len(parameters) :])
+    forward = Forward(module, inputs, unique_output_names(outputs, inputs))
+    source = _export(name, module, forward, export, args=examples, dynamic_shapes=shapes)
+    dynamic = [spec for spec, has_batch in zip(source.inputs, batched, strict=True) if has_batch]
+    if is_dynamic and not all(isinstance(spec.shape[0], str) for spec in dynamic):
+        details = [str(spec) for spec in source.inputs]
+        raise QConvertError(FIXED_BATCH, details=details, hint=FIXED_BATCH_HINT)
+    return replace(source, notes=rename_notes(outputs, forward.outputs))
+
+
+def from_program(name: str, program: torch.export.ExportedProgram, export: ExportConfig) -> Source:
+    """Convert an exported program, with the dimensions it was exported with."""
+    call = _ProgramCall.of(program)
+    inputs, outputs = descriptive_names(call.names, "input"), _program_outputs(program)
+    forward = Forward(call, inputs, unique_output_names(outputs, inputs))
+    source = _export(name, program, forward, export)
+    return replace(source, notes=rename_notes(outputs, forward.outputs))
+
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Keep torch and the exporter silent; what they raise is told as ever."""
+    """Hide what torch and its exporter print, log and warn; exceptions pass."""
     loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with (
@@ -51,21 +100,18 @@ def silenced() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-SCOPES = "pkg.torch.onnx.name_scopes"
-
-
 def name_nodes_by_module(model: ir.Model) -> ir.Model:
-    """Return a copy whose nodes are called `/blocks/0/conv/Conv`, their outputs after them.
+    """Return a copy whose nodes are called `/blocks/0/conv/Conv`, and their outputs after them.
 
-    Nodes that the exporter's own optimizer made carry no scope; they join the module of the node
-    before them. Numbers tell nodes of one module apart, in the order of the graph.
+    Nodes that the exporter's optimizer introduced have no scope; they join the module of the node
+    before them. Numbers distinguish the nodes of one module, in the order of the graph.
     """
     model = model.clone()
-    taken: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for node in model.graph:
-        stem = f"{_scope(node)}/{node.op_type}"
-        taken[stem] += 1
-        node.name = stem if taken[stem] == 1 else f"{stem}_{taken[stem] - 1}"
+        name = f"{_scope(node)}/{node.op_type}"
+        node.name = f"{name}_{counts[name]}" if counts[name] else name
+        counts[name] += 1
     for node in model.graph:
         for index, value in enumerate(node.outputs):
             if not value.is_graph_output():
@@ -77,85 +123,26 @@ def _scope(node: ir.Node) -> str:
     """Return the module of a node: its weight's, else the recorded one, else its input's."""
     weight = node.inputs[1] if len(node.inputs) > 1 else None
     if weight is not None and weight.is_initializer() and (weight.name or "").endswith(".weight"):
-        return _path(str(weight.name).removesuffix(".weight"))
+        return _module_path(str(weight.name).removesuffix(".weight"))
     if recorded := node.metadata_props.get(SCOPES):
         scopes = [str(scope) for scope in ast.literal_eval(recorded)]
-        return _path(scopes[-2]) if scopes[1:] else ""
+        return _module_path(scopes[-2]) if len(scopes) > 1 else ""
     for value in node.inputs:
-        before = value.producer() if value is not None else None
-        if before is not None and (before.name or "").startswith("/"):
-            return str(before.name).rpartition("/")[0]
+        producer = value.producer() if value is not None else None
+        if producer is not None and (producer.name or "").startswith("/"):
+            return str(producer.name).rpartition("/")[0]
     return ""
 
 
-def _path(dotted: str) -> str:
+def _module_path(dotted: str) -> str:
     return "".join(f"/{part}" for part in dotted.split(".") if part)
 
 
-FIXED_BATCH = "this network cannot be exported with a dynamic batch"
-FIXED_BATCH_HINT = "its code fixes the batch somewhere; `--batch 1` exports one size"
-
-# An export with a first dimension of 1 would fix it there.
-DYNAMIC_EXAMPLE = 2
-
-
-def from_module(
-    name: str, module: torch.nn.Module, specs: Sequence[TensorSpec], export: ExportConfig
-) -> Source:
-    """Export a module in evaluation mode; the batch is dynamic unless a number is asked for."""
-    module = module.eval()
-    specs = _in_order(module, specs)
-    inputs = input_names(module, specs)
-    shared = _share_batch(specs)
-    dynamic = export.batch in (None, "dynamic") and any(shared)
-    size = DYNAMIC_EXAMPLE if dynamic else export.batch
-    examples = _examples(specs, shared, size if isinstance(size, int) else 1)
-    answered = output_names(run_network(f"`{name}`", module, examples))
-    outputs = unique_output_names(answered, inputs)
-    batch = torch.export.Dim("batch")
-    shapes = tuple({0: batch} if dynamic and follows else None for follows in shared)
-    model = _export(
-        module,
-        examples,
-        dynamic_shapes=_by_parameter(module, shapes) if dynamic else None,
-        input_names=list(inputs),
-        output_names=list(outputs),
-        opset_version=export.opset,
-    )
-    found = _runnable(onnx_io.inputs(model))
-    if dynamic and not all(
-        isinstance(s.shape[0], str) for s, b in zip(found, shared, strict=True) if b
-    ):
-        raise QConvertError(
-            FIXED_BATCH, details=[str(spec) for spec in found], hint=FIXED_BATCH_HINT
-        )
-    notes = rename_notes(answered, outputs)
-    return Source(name, model, found, Forward(module, inputs, outputs), notes=notes)
-
-
-def from_program(name: str, program: torch.export.ExportedProgram, export: ExportConfig) -> Source:
-    """Turn an exported program into ONNX; its dimensions are those it was exported with."""
-    call = _Call.of(program)
-    inputs = descriptive_names(call.names, "input")
-    answered = _outputs_of(program)
-    outputs = unique_output_names(answered, inputs)
-    model = _export(
-        program,
-        (),
-        input_names=list(inputs),
-        output_names=list(outputs),
-        opset_version=export.opset,
-    )
-    found = _runnable(onnx_io.inputs(model))
-    notes = rename_notes(answered, outputs)
-    return Source(name, model, found, Forward(call, inputs, outputs), notes=notes)
-
-
 @dataclass(frozen=True)
-class _Call:
-    """An exported program, called with its tensors in order.
+class _ProgramCall:
+    """Calls an exported program with its tensors in order.
 
-    It wants them in the very structure it was exported with: keywords, dicts, constants and all.
+    The program takes them in the structure it was exported with: keywords, dicts, constants.
     """
 
     module: torch.nn.Module
@@ -163,7 +150,7 @@ class _Call:
     arguments: tuple[Any, ...]
 
     @classmethod
-    def of(cls, program: torch.export.ExportedProgram) -> "_Call":
+    def of(cls, program: torch.export.ExportedProgram) -> "_ProgramCall":
         signature = program.graph_signature
         arguments = tuple(
             spec.arg for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT
@@ -178,21 +165,23 @@ class _Call:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The inputs that are tensors; the others are what they were at the export."""
-        return tuple(each.name for each in self.arguments if isinstance(each, TensorArgument))
+        """The inputs that are tensors; the others keep their values of the export."""
+        return tuple(
+            argument.name for argument in self.arguments if isinstance(argument, TensorArgument)
+        )
 
     def __call__(self, *tensors: torch.Tensor) -> Any:
-        given = iter(tensors)
+        remaining = iter(tensors)
         leaves = [
-            next(given) if isinstance(each, TensorArgument) else each.value
-            for each in self.arguments
+            next(remaining) if isinstance(argument, TensorArgument) else argument.value
+            for argument in self.arguments
         ]
         arguments, keywords = pytree.tree_unflatten(leaves, self.structure)
         return self.module(*arguments, **keywords)
 
 
-def _outputs_of(program: torch.export.ExportedProgram) -> tuple[str, ...]:
-    """Name the outputs by the structure the program answers in, without running it."""
+def _program_outputs(program: torch.export.ExportedProgram) -> tuple[str, ...]:
+    """Name the outputs by the structure that the program returns, without running it."""
     leaves = [
         torch.empty(0) if isinstance(spec.arg, TensorArgument) else None
         for spec in program.graph_signature.output_specs
@@ -203,97 +192,80 @@ def _outputs_of(program: torch.export.ExportedProgram) -> tuple[str, ...]:
     return output_names(pytree.tree_unflatten(leaves, structure))
 
 
-def _runnable(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    """Refuse inputs of types that neither NumPy nor ONNX Runtime has."""
+def _parameters(module: torch.nn.Module) -> tuple[list[str], bool]:
+    """Return the positional parameters of `forward`, and whether it takes any number more."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [parameter.name for parameter in parameters if parameter.kind in positional]
+    kinds = [parameter.kind for parameter in parameters]
+    return names, inspect.Parameter.VAR_POSITIONAL in kinds
+
+
+def _input_names(parameters: Sequence[str], specs: Sequence[TensorSpec]) -> tuple[str, ...]:
+    """Return the ONNX names of the inputs: the user's, else those of the parameters."""
+    if all(spec.name for spec in specs):
+        return tuple(spec.name for spec in specs)
+    numbered = [f"input_{number}" for number in range(len(parameters), len(specs))]
+    return descriptive_names([*parameters[: len(specs)], *numbered], "input")
+
+
+def _examples(
+    specs: Sequence[TensorSpec], batched: Sequence[bool], batch: int
+) -> tuple[torch.Tensor, ...]:
+    """Return random tensors, those with a batch of size `batch`."""
+    generator = torch.Generator().manual_seed(0)
+    examples = []
+    for spec, has_batch in zip(specs, batched, strict=True):
+        sizes = [int(size) for size in spec.shape]
+        if has_batch:
+            sizes[0] = batch
+        if spec.dtype.kind == "f":
+            example = torch.randn(sizes, generator=generator)
+        else:
+            example = torch.randint(0, 2, sizes, generator=generator)
+        examples.append(example.to(getattr(torch, str(spec.dtype))))
+    return tuple(examples)
+
+
+def _export(
+    name: str,
+    network: torch.nn.Module | torch.export.ExportedProgram,
+    forward: Forward,
+    export: ExportConfig,
+    **options: Any,
+) -> Source:
+    try:
+        with silenced():
+            program = torch.onnx.export(
+                network,
+                dynamo=True,
+                verbose=False,
+                input_names=list(forward.inputs),
+                output_names=list(forward.outputs),
+                opset_version=export.opset,
+                **options,
+            )
+    except (Exception, SystemExit) as error:
+        raise _export_error(error) from None
+    assert program is not None
+    model = name_nodes_by_module(program.model)
+    specs = onnx_io.inputs(model)
     for spec in specs:
         if spec.dtype.kind not in "fiub":
             raise UsageError(
                 f"input `{spec.name}` is {spec.dtype}, which ONNX Runtime does not take",
                 hint="give it float32 inputs: `module.float()`, with examples of `torch.float32`",
             )
-    return specs
+    return Source(name, model, specs, forward)
 
 
-def input_names(module: torch.nn.Module, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
-    """Return the ONNX names of the inputs: the user's, else those of `forward`."""
-    if all(spec.name for spec in specs):
-        return tuple(spec.name for spec in specs)
-    parameters = _parameters(module)[: len(specs)]
-    if len(parameters) < len(specs):
-        parameters += [f"input_{number}" for number in range(len(parameters), len(specs))]
-    return descriptive_names(parameters, "input")
-
-
-def _in_order(module: torch.nn.Module, specs: Sequence[TensorSpec]) -> list[TensorSpec]:
-    """Put inputs that are named after the parameters of `forward` into its order."""
-    parameters = _parameters(module)
-    if not all(spec.name in parameters for spec in specs):
-        return list(specs)
-    return sorted(specs, key=lambda spec: parameters.index(spec.name))
-
-
-def _parameters(module: torch.nn.Module) -> list[str]:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    found = inspect.signature(module.forward).parameters.values()
-    return [parameter.name for parameter in found if parameter.kind in kinds]
-
-
-def _by_parameter(module: torch.nn.Module, shapes: tuple[Any, ...]) -> Any:
-    """`forward(*xs)` wants its shapes as one nested tuple."""
-    takes_any = any(
-        parameter.kind is inspect.Parameter.VAR_POSITIONAL
-        for parameter in inspect.signature(module.forward).parameters.values()
-    )
-    named = len(_parameters(module))
-    return (*shapes[:named], shapes[named:]) if takes_any else shapes
-
-
-def _share_batch(specs: Sequence[TensorSpec]) -> list[bool]:
-    """Say of each input whether it has the batch: the leading size of the first that has one."""
-    leading = next((spec.shape[0] for spec in specs if spec.shape), None)
-    return [bool(spec.shape) and spec.shape[0] == leading for spec in specs]
-
-
-def _examples(
-    specs: Sequence[TensorSpec], shared: Sequence[bool], batch: int
-) -> tuple[torch.Tensor, ...]:
-    """Return random tensors; inputs that share the first one's leading size get the batch."""
-    generator = torch.Generator().manual_seed(0)
-    found = []
-    for spec, follows in zip(specs, shared, strict=True):
-        sizes = [int(size) for size in spec.shape]
-        if follows:
-            sizes[0] = batch
-        if spec.dtype.kind == "f":
-            value = torch.randn(sizes, generator=generator)
-        else:
-            value = torch.randint(0, 2, sizes, generator=generator)
-        found.append(value.to(getattr(torch, str(spec.dtype))))
-    return tuple(found)
-
-
-def _export(
-    network: torch.nn.Module | torch.export.ExportedProgram,
-    examples: tuple[torch.Tensor, ...],
-    **options: Any,
-) -> ir.Model:
-    try:
-        with silenced():
-            program = torch.onnx.export(network, examples, dynamo=True, verbose=False, **options)
-    except (Exception, SystemExit) as error:
-        raise _refused(error) from None
-    assert program is not None
-    return name_nodes_by_module(program.model)
-
-
-def _refused(error: BaseException) -> QConvertError:
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    text = str(cause)
+def _export_error(error: BaseException) -> QConvertError:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error)
     if "batch" in text and ("onstraint" in text or "specialized" in text or "Dim" in text):
-        return QConvertError(FIXED_BATCH, details=[first_line(cause)], hint=FIXED_BATCH_HINT)
+        return QConvertError(FIXED_BATCH, details=[first_line(error)], hint=FIXED_BATCH_HINT)
     return QConvertError(
-        f"torch could not export this network: {first_line(cause)}",
+        f"torch could not export this network: {first_line(error)}",
         hint="`torch.export.export(module, inputs)` shows where; branches on data must go",
     )

@@ -1,5 +1,6 @@
-"""Networks found by name: the user's own factory, timm's and torchvision's zoos."""
+"""Load networks that code creates: the user's own factory, or the zoos of timm and torchvision."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
@@ -22,133 +23,123 @@ DTYPES = ("float32", "float16", "float64", "uint8", "int8", "int16", "int32", "i
 
 def load_factory(source: str, export: ExportConfig, trust: bool) -> Source:
     """Call `package.module:factory` and export the module it returns."""
-    found = factory.call(source)
-    module, examples = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+    result = factory.call(source)
+    module, examples = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     if not isinstance(module, torch.nn.Module):
         raise QConvertError(
-            f"`{source}()` returned a {type(found).__name__}, not a torch.nn.Module",
+            f"`{source}()` returned a {type(result).__name__}, not a torch.nn.Module",
             hint="return the module, or (module, example_inputs)",
         )
-    _weights(module, export, trust)
-    specs = [parse_spec(given) for given in export.inputs] or _specs(source, examples)
+    _load_weights(module, export, trust)
+    specs = [parse_spec(text) for text in export.inputs] or _example_specs(source, examples)
     if not specs:
         raise UsageError(
-            f"`{source}` does not say what goes in",
+            f"`{source}` does not describe its inputs",
             hint="add `--input NAME:1x3x224x224`, or return (module, example_inputs)",
         )
-    note = f"ran the code of `{source}`"
-    made = from_module(source.rpartition(":")[2], module, specs, export)
-    return replace(made, notes=(note, *made.notes))
+    exported = from_module(source.rpartition(":")[2], module, specs, export)
+    return replace(exported, notes=(f"ran the code of `{source}`", *exported.notes))
 
 
 def load_timm(source: str, export: ExportConfig, trust: bool) -> Source:
-    """Create one of timm's networks; without `--weights`, with the weights timm itself finds."""
-    timm = _library("timm")
+    """Create a network of timm, with timm's weights unless `weights` names others."""
+    timm = _import_library("timm", extra="timm")
     name = source.partition(":")[2]
     if not timm.is_model(name):
-        raise _unknown(name, "timm", timm.list_models())
+        raise _unknown_model(name, "timm", timm.list_models(), "timm.list_models()")
     pretrained = export.weights is None
     module = _create(source, lambda: timm.create_model(name, pretrained=pretrained))
-    _weights(module, export, trust)
+    _load_weights(module, export, trust)
     data = timm.data.resolve_model_data_config(module)
-    made = from_module(name, module, _given_or(export, data["input_size"]), export)
-    return replace(made, preprocess=_from_timm(data))
-
-
-def load_torchvision(source: str, export: ExportConfig, trust: bool) -> Source:
-    """Create one of torchvision's networks; without `--weights`, with its default weights."""
-    models = _library("torchvision").models
-    name = source.partition(":")[2]
-    if name not in models.list_models():
-        raise _unknown(name, "torchvision", models.list_models())
-    default = models.get_model_weights(name).DEFAULT
-    weights = default if export.weights is None else None
-    module = _create(source, lambda: models.get_model(name, weights=weights))
-    _weights(module, export, trust)
-    transforms = default.transforms()
-    crop = getattr(transforms, "crop_size", [224])[0]
-    made = from_module(name, module, _given_or(export, (3, crop, crop)), export)
-    return replace(made, preprocess=_from_torchvision(transforms))
-
-
-def _from_timm(data: dict[str, Any]) -> Preprocess:
-    return Preprocess(
+    preprocess = Preprocess(
         crop_share=float(data["crop_pct"]),
-        interpolation=_filter(str(data["interpolation"])),
+        interpolation=_interpolation(str(data["interpolation"])),
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
     )
+    exported = from_module(name, module, _input_specs(export, data["input_size"]), export)
+    return replace(exported, preprocess=preprocess)
 
 
-def _from_torchvision(transforms: Any) -> Preprocess | None:
-    """Read a classification preset; the others resize inside the network."""
-    if not hasattr(transforms, "crop_size"):
-        return None
-    return Preprocess(
-        resize=int(transforms.resize_size[0]),
-        crop=int(transforms.crop_size[0]),
-        interpolation=_filter(str(transforms.interpolation.value)),
-        mean=tuple(transforms.mean),
-        std=tuple(transforms.std),
-    )
+def load_torchvision(source: str, export: ExportConfig, trust: bool) -> Source:
+    """Create a network of torchvision, with its default weights unless `weights` names others."""
+    models = _import_library("torchvision", extra="torch", more=" torchvision").models
+    name = source.partition(":")[2]
+    if name not in models.list_models():
+        names = models.list_models()
+        raise _unknown_model(name, "torchvision", names, "torchvision.models.list_models()")
+    default = models.get_model_weights(name).DEFAULT
+    weights = default if export.weights is None else None
+    module = _create(source, lambda: models.get_model(name, weights=weights))
+    _load_weights(module, export, trust)
+    transforms = default.transforms()
+    preprocess, crop = None, 224
+    if hasattr(transforms, "crop_size"):  # a classifier; other networks resize inside
+        crop = int(transforms.crop_size[0])
+        preprocess = Preprocess(
+            resize=int(transforms.resize_size[0]),
+            crop=crop,
+            interpolation=_interpolation(str(transforms.interpolation.value)),
+            mean=tuple(transforms.mean),
+            std=tuple(transforms.std),
+        )
+    exported = from_module(name, module, _input_specs(export, (3, crop, crop)), export)
+    return replace(exported, preprocess=preprocess)
 
 
-def _filter(name: str) -> Interpolation:
-    """Return the filter of this name; one we do not have becomes the usual one."""
+def _interpolation(name: str) -> Interpolation:
+    """Return the filter of this name; those not supported here become bilinear."""
     return "bicubic" if name == "bicubic" else "bilinear"
 
 
-def _weights(module: torch.nn.Module, export: ExportConfig, trust: bool) -> None:
+def _load_weights(module: torch.nn.Module, export: ExportConfig, trust: bool) -> None:
     if export.weights not in (None, RANDOM):
         load_weights(module, str(export.weights), trust=trust)
 
 
-def _given_or(export: ExportConfig, size: Any) -> list[TensorSpec]:
-    return [parse_spec(given) for given in export.inputs] or [
-        parse_spec("input:1x" + "x".join(str(each) for each in size))
-    ]
+def _input_specs(export: ExportConfig, size: tuple[int, ...]) -> list[TensorSpec]:
+    texts = export.inputs or ("input:1x" + "x".join(map(str, size)),)
+    return [parse_spec(text) for text in texts]
 
 
-def _specs(source: str, examples: Any) -> list[TensorSpec]:
-    """Read shapes off the example inputs a factory returned: one tensor, or several, or named."""
+def _example_specs(source: str, examples: Any) -> list[TensorSpec]:
+    """Read shapes off the example inputs of a factory: one tensor, several, or named ones."""
     if examples is None:
         return []
     if isinstance(examples, torch.Tensor):
         examples = (examples,)
-    if isinstance(examples, dict):
-        return [_spec(source, str(name), value) for name, value in examples.items()]
     if isinstance(examples, (tuple, list)):
-        return [_spec(source, "", value) for value in examples]
+        return [_example_spec(source, "", value) for value in examples]
+    if isinstance(examples, dict):
+        return [_example_spec(source, str(name), value) for name, value in examples.items()]
     raise UsageError(
         f"the example inputs of `{source}` are of type {type(examples).__name__}, not tensors",
         hint="return (module, tensor), (module, (tensor, tensor)) or (module, {name: tensor})",
     )
 
 
-def _spec(source: str, name: str, value: Any) -> TensorSpec:
-    which = f"example input `{name}`" if name else "an example input"
+def _example_spec(source: str, name: str, value: Any) -> TensorSpec:
+    text = f"example input `{name}`" if name else "an example input"
     if not isinstance(value, torch.Tensor):
         raise UsageError(
-            f"{which} of `{source}` is of type {type(value).__name__}, not a tensor",
+            f"{text} of `{source}` is of type {type(value).__name__}, not a tensor",
             hint="wrap the network in a module that takes tensors only, one argument each",
         )
-    kind = str(value.dtype).removeprefix("torch.")
-    if kind not in DTYPES:
+    dtype = str(value.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
         raise UsageError(
-            f"{which} of `{source}` is {kind}, which ONNX Runtime does not take",
-            hint="give float32 examples; `module.float()` makes the network fit them",
+            f"{text} of `{source}` is {dtype}, which ONNX Runtime does not take",
+            hint="give float32 examples; `module.float()` converts the network to match",
         )
-    return TensorSpec(name, np.dtype(kind), tuple(value.shape))
+    return TensorSpec(name, np.dtype(dtype), tuple(value.shape))
 
 
-def _library(name: str) -> ModuleType:
+def _import_library(name: str, *, extra: str, more: str = "") -> ModuleType:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
-        extra = "timm" if name == "timm" else "torch"
-        more = "" if name == "timm" else " torchvision"
         raise Unavailable(
             f"{name} is not installed", hint=f'pip install "qconvert[{extra}]"{more}'
         ) from None
@@ -159,22 +150,22 @@ def _library(name: str) -> ModuleType:
         ) from None
 
 
-def _create(source: str, make: Any) -> torch.nn.Module:
+def _create(source: str, create: Callable[[], Any]) -> torch.nn.Module:
     try:
-        module = make()
-    except Exception as error:  # hubs raise their own kinds
+        module = create()
+    except Exception as error:  # hubs have exceptions of their own
         raise QConvertError(
-            f"the weights of `{source}` could not be had: {type(error).__name__}: {first_line(error)}",
-            hint="fetch them where there is a network and pass `--weights FILE`; "
-            "`--weights random` goes on without",
+            f"cannot download the weights of `{source}`: "
+            f"{type(error).__name__}: {first_line(error)}",
+            hint="download them on a machine with network access and pass `--weights FILE`; "
+            "`--weights random` continues without them",
         ) from None
     assert isinstance(module, torch.nn.Module)
     return module
 
 
-def _unknown(name: str, library: str, names: list[str]) -> UsageError:
+def _unknown_model(name: str, library: str, names: list[str], listing: str) -> UsageError:
     return UsageError(
         f"{library} has no model `{name}`{did_you_mean(name, names)}",
-        hint=f"`{library}.{'models.' if library == 'torchvision' else ''}list_models()` "
-        "has all names",
+        hint=f"`{listing}` has all names",
     )

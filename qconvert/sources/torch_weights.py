@@ -1,4 +1,4 @@
-"""Checkpoints: weights read without running what is in the file, and put into a network."""
+"""Read checkpoints without running code in them, and load their weights into a network."""
 
 import pickle
 import zipfile
@@ -10,110 +10,91 @@ import torch
 from qconvert.core.errors import QConvertError, Unavailable, UsageError, first_line
 
 # Where training scripts put the weights inside a checkpoint.
-NESTS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "ema", "net", "weights")
+NESTED_KEYS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "ema", "net", "weights")
 COUNTER = "num_batches_tracked"
-SHOWN = 3
-# Weights that somebody compressed shrink to a half, all zeros to a thousandth.
-MOST_UNPACKED = 20
+MAX_LISTED = 3
+# Compressed weights shrink to a half; all zeros to a thousandth.
+MAX_COMPRESSION = 20
+PICKLE_STARTS = (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
 
-# What `--weights` says for a network whose weights stay as they are drawn.
+# The value of `--weights` for a network that keeps its random weights.
 RANDOM = "random"
 
 
 def load_weights(module: torch.nn.Module, weights: str, *, trust: bool) -> None:
-    """Put a checkpoint's weights into a module; every name and shape must match."""
+    """Load a checkpoint into a module; every name, shape and kind of type must match."""
     path = existing_file(weights)
-    content = (
-        _safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path, trust=trust)
-    )
-    state = _state(content, path)
-    own = module.state_dict()
-    missing = sorted(own.keys() - state.keys())
-    extra = sorted(state.keys() - own.keys())
-    # Old checkpoints lack this counter, which inference never reads.
-    missing = [key for key in missing if not key.endswith(COUNTER)]
-    shared = sorted(own.keys() & state.keys())
-    other = [found for key in shared if (found := _other(key, state[key], own[key]))]
-    if missing or extra or other:
+    is_safetensors = path.suffix == ".safetensors"
+    content = _read_safetensors(path) if is_safetensors else read_checkpoint(path, trust=trust)
+    state, own = _find_weights(content, path), module.state_dict()
+    details = [
+        # Old checkpoints lack this counter, which inference never reads.
+        *_list("missing", [key for key in own.keys() - state.keys() if not key.endswith(COUNTER)]),
+        *_list("not in the network", state.keys() - own.keys()),
+        *_differences(state, own)[:MAX_LISTED],
+    ]
+    if details:
         raise QConvertError(
             f"`{path}` does not fit this network",
-            details=[
-                *_some("missing", missing),
-                *_some("not in the network", extra),
-                *other[:SHOWN],
-            ],
+            details=details,
             hint="is it the checkpoint of this very architecture, with the same number of classes, "
             "saved before it was quantized?",
         )
     module.load_state_dict(state, strict=False)
 
 
-def _other(key: str, given: torch.Tensor, own: torch.Tensor) -> str | None:
-    """Say how a tensor differs from the one it would replace, in shape or in kind."""
-    if given.shape != own.shape:
-        return f"{key} is {tuple(given.shape)}, not {tuple(own.shape)}"
-    if _kind(given) != _kind(own) and not key.endswith(COUNTER):
-        return f"{key} is {_type(given)}, not {_type(own)}"
-    return None
-
-
-def _kind(tensor: torch.Tensor) -> str:
-    """Group the types that stand for each other; integers and 8 bit floats need a scale."""
-    if tensor.is_complex() or (tensor.is_floating_point() and tensor.itemsize > 1):
-        return "complex" if tensor.is_complex() else "float"
-    return "float8" if tensor.is_floating_point() else "integer"
-
-
-def _type(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
 def read_checkpoint(path: Path, *, trust: bool) -> Any:
-    """Unpickle tensors only; with `trust`, anything."""
+    """Unpickle tensors only; with `trust`, any object."""
     try:
         return torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
-        if trust or not _is_pickle(path):
+        with path.open("rb") as file:
+            is_pickle = file.read(2) in PICKLE_STARTS
+        if trust or not is_pickle:
             raise unreadable_file(path, error) from None
         raise QConvertError(
-            f"`{path}` holds more than tensors, and reading it would run code it brings",
-            details=[_global(error)],
+            f"`{path}` holds more than tensors, and reading it would run code it contains",
+            details=[_refused_global(error)],
             hint="if you made it yourself, add `--trust`; better, save `module.state_dict()`",
         ) from None
-    except (Exception, SystemExit) as error:  # whatever the broken bytes happen to hit
+    except (Exception, SystemExit) as error:  # broken bytes can raise anything
         raise unreadable_file(path, error) from None
 
 
 def existing_file(source: str) -> Path:
-    """Return the path of a file that is there and holds something."""
+    """Return the path of a file; refuse a missing, empty or suspiciously compressed one."""
     path = Path(source)
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise UsageError(f"`{path}` {what}", hint="check the path; it starts at the current folder")
-    if path.stat().st_size == 0:
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        hint = "check the path; it starts at the current folder"
+        raise UsageError(f"`{path}` {problem}", hint=hint)
+    size = path.stat().st_size
+    if size == 0:
         raise QConvertError(f"`{path}` is empty", hint="save or copy it again")
-    _require_honest(path)
-    return path
-
-
-def _require_honest(path: Path) -> None:
-    """Refuse an archive whose few bytes unpack to many; torch itself compresses nothing."""
     if not zipfile.is_zipfile(path):
-        return
+        return path
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
     except (zipfile.BadZipFile, ValueError, OSError) as error:
         raise unreadable_file(path, error) from None
-    packed = path.stat().st_size
-    if unpacked > MOST_UNPACKED * packed + 2**20:
+    if unpacked > MAX_COMPRESSION * size + 2**20:
         raise QConvertError(
-            f"`{path}` unpacks to {unpacked / 1e6:,.0f} MB from {packed / 1e6:,.1f} MB",
+            f"`{path}` unpacks to {unpacked / 1e6:,.0f} MB from {size / 1e6:,.1f} MB",
             hint="save it again with `torch.save`, which compresses nothing",
         )
+    return path
 
 
-def _safetensors(path: Path) -> Any:
+def unreadable_file(path: Path, error: BaseException) -> QConvertError:
+    """Return the error for a file that is broken or of another format."""
+    return QConvertError(
+        f"`{path}` is not a file torch can read: {first_line(error)}",
+        hint="is it complete? an interrupted download fails in the same way",
+    )
+
+
+def _read_safetensors(path: Path) -> Any:
     try:
         from safetensors.torch import load_file
     except ModuleNotFoundError:
@@ -123,63 +104,77 @@ def _safetensors(path: Path) -> Any:
         ) from None
     try:
         return load_file(path)
-    except Exception as error:  # the library's own error type is not public everywhere
+    except Exception as error:  # its exception class is not public in every release
         raise unreadable_file(path, error) from None
 
 
-def _state(content: Any, path: Path) -> dict[str, torch.Tensor]:
-    """Find the weights in what a training script saved."""
+def _find_weights(content: Any, path: Path) -> dict[str, torch.Tensor]:
+    """Find the weights in whatever a training script saved."""
     if isinstance(content, torch.nn.Module):
         content = content.state_dict()
-    for nest in NESTS:
-        if isinstance(content, dict) and isinstance(content.get(nest), (dict, torch.nn.Module)):
-            return _state(content[nest], path)
-    tensors = isinstance(content, dict) and all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items()
-    )
-    if not tensors or not content:
+    if isinstance(content, dict):
+        for key in NESTED_KEYS:
+            if isinstance(content.get(key), (dict, torch.nn.Module)):
+                return _find_weights(content[key], path)
+    if not _is_state_dict(content):
+        names = (
+            ", ".join(f"`{key}`" for key in list(content)[:5]) if isinstance(content, dict) else ""
+        )
+        kind = f"a dict with the keys {names}" if names else f"a {type(content).__name__}"
         raise QConvertError(
-            f"`{path}` holds no weights: {_described(content)}",
+            f"`{path}` holds no weights: {kind}",
             hint="save `module.state_dict()` with torch.save or safetensors",
         )
     if all(key.startswith("module.") for key in content):  # saved from DataParallel
-        content = {key.removeprefix("module."): value for key, value in content.items()}
+        return {key.removeprefix("module."): value for key, value in content.items()}
     return dict(content)
 
 
-def _described(content: Any) -> str:
-    if isinstance(content, dict):
-        return "a dict with the keys " + ", ".join(f"`{key}`" for key in list(content)[:5])
-    return f"a {type(content).__name__}"
+def _is_state_dict(content: Any) -> bool:
+    return (
+        isinstance(content, dict)
+        and bool(content)
+        and all(
+            isinstance(key, str) and isinstance(value, torch.Tensor)
+            for key, value in content.items()
+        )
+    )
 
 
-def _some(what: str, names: list[str]) -> list[str]:
+def _differences(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> list[str]:
+    """Describe the tensors whose shape or kind of type differs from the network's."""
+    differences = []
+    for key in sorted(own.keys() & state.keys()):
+        stored, expected = state[key], own[key]
+        if stored.shape != expected.shape:
+            differences.append(f"{key} is {tuple(stored.shape)}, not {tuple(expected.shape)}")
+        elif _kind(stored) != _kind(expected) and not key.endswith(COUNTER):
+            types = [str(tensor.dtype).removeprefix("torch.") for tensor in (stored, expected)]
+            differences.append(f"{key} is {types[0]}, not {types[1]}")
+    return differences
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    """Group types that convert to each other; integers and 8-bit floats need a scale."""
+    if tensor.is_complex():
+        return "complex"
+    if tensor.is_floating_point():
+        return "float" if tensor.itemsize > 1 else "float8"
+    return "integer"
+
+
+def _list(title: str, names: Any) -> list[str]:
+    names = sorted(names)
     if not names:
         return []
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return [f"{what}: " + ", ".join(f"`{name}`" for name in names[:SHOWN]) + more]
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return [f"{title}: " + ", ".join(f"`{name}`" for name in names[:MAX_LISTED]) + more]
 
 
-def _global(error: Exception) -> str:
-    """Return the name of the code the pickle wants, from torch's long explanation."""
+def _refused_global(error: Exception) -> str:
+    """Return the name of the code that a pickle wants, from torch's long explanation."""
     for line in str(error).splitlines():
         if "GLOBAL" in line:
-            return (
-                line.strip()
-                .split(" was not an allowed")[0]
-                .removeprefix("WeightsUnpickler error: ")
-            )
+            text = line.strip().split(" was not an allowed")[0]
+            return text.removeprefix("WeightsUnpickler error: ")
     return first_line(error)
-
-
-def _is_pickle(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
-
-
-def unreadable_file(path: Path, error: BaseException) -> QConvertError:
-    """Say that a file is broken or not what its name says."""
-    return QConvertError(
-        f"`{path}` is not a file torch can read: {first_line(error)}",
-        hint="is it complete? a download cut short says the same",
-    )

@@ -17,7 +17,7 @@ from tests import models
 from tests.conftest import Outcome
 from tests.core.test_onnx_io import with_external
 from tests.models import write_factory
-from tests.sources.test_torch import Payload
+from tests.sources.test_torch_file import Payload
 
 
 def folder_for_a_file(folder: Path) -> list[str]:
@@ -127,15 +127,15 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
     "factory that raises": (factory("nets:raising"), 3, "ValueError: no such checkpoint"),
     "factory that leaves": (factory("nets:leaving"), 3, "SystemExit: bye"),
     "factory of a number": (factory("nets:number"), 3, "returned a int"),
-    "no shape": (factory("nets:build"), 2, "does not say what goes in"),
+    "no shape": (factory("nets:build"), 2, "does not describe its inputs"),
     "wrong shape": (factory("nets:build", "--input", "1x9x8x8"), 2, "does not run on inputs"),
     "nonsense shape": (factory("nets:build", "--input", "x:1xax8"), 2, "is not NAME:SHAPE"),
     "nonsense batch": (factory("nets:ready", "--batch", "many"), 2, "export.batch"),
     "weights missing": (factory("nets:ready", "--weights", "w.pt"), 2, "does not exist"),
     "weights that do not fit": (weights_that_do_not_fit, 3, "missing: `0.weight`"),
-    "weights with code": (weights_with_code, 3, "would run code it brings"),
-    "pickle with code": (pickle_with_code, 3, "would run code it brings"),
-    "no program": (program_that_is_none, 3, "not a file torch can read"),
+    "weights with code": (weights_with_code, 3, "would run code it contains"),
+    "pickle with code": (pickle_with_code, 3, "would run code it contains"),
+    "no program": (program_that_is_none, 3, "reading it can run code"),
     "branch on data": (factory("nets:branching"), 3, "torch could not export this network"),
     "fixed batch": (factory("nets:fixed_batch"), 3, "dynamic batch"),
     "low opset": (factory("nets:ready", "--opset", "9"), 2, "export.opset"),
@@ -144,11 +144,8 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_is_told_in_words(
-    case: str,
-    qconvert: Callable[..., Outcome],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_invalid_input_ends_in_an_error_message(
+    case: str, qconvert: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare, code, said = CASES[case]
     work = tmp_path / "work"

@@ -20,7 +20,7 @@ def test_rounding_up_does_not_widen_a_number(value: float) -> None:
     assert len(number_format.ms(value)) <= 5
 
 
-def test_changes_carry_their_sign_and_zero_has_none() -> None:
+def test_changes_have_a_sign_except_zero() -> None:
     assert number_format.signed(-0.52) == "−0.52"
     assert number_format.signed(0.1) == "+0.10"
     assert number_format.signed(-0.001) == "0.00"
@@ -28,18 +28,18 @@ def test_changes_carry_their_sign_and_zero_has_none() -> None:
     assert number_format.change_with_interval(0.5, None) == "+0.50"
 
 
-def test_percents_are_five_characters() -> None:
-    found = [number_format.percent(each) for each in (100.0, 99.988, 88.333, 3.1, 0.01, 0.0)]
-    assert found == ["100.0", "99.99", "88.33", "3.10", "0.01", "0.00"]
+def test_percentages_have_five_characters() -> None:
+    texts = [number_format.percent(value) for value in (100.0, 99.988, 88.333, 3.1, 0.01, 0.0)]
+    assert texts == ["100.0", "99.99", "88.33", "3.10", "0.01", "0.00"]
 
 
-def test_only_all_is_a_hundred_percent_and_only_nothing_is_none() -> None:
-    assert [number_format.percent(each) for each in (99.9999, 99.998, 100 - 1e-12)] == [
+def test_only_all_is_100_percent_and_only_none_is_0() -> None:
+    assert [number_format.percent(value) for value in (99.9999, 99.998, 100 - 1e-12)] == [
         "99.99",
         "99.99",
         "100.0",
     ]
-    assert [number_format.percent(each) for each in (0.001, 0.0099)] == ["<0.01", "<0.01"]
+    assert [number_format.percent(value) for value in (0.001, 0.0099)] == ["<0.01", "<0.01"]
 
 
 @pytest.mark.parametrize(
@@ -53,20 +53,20 @@ def test_only_all_is_a_hundred_percent_and_only_nothing_is_none() -> None:
         (0.7, 0.625, ("0.700", "0.625")),
     ],
 )
-def test_a_value_beside_its_limit_does_not_look_like_it(
+def test_value_and_limit_are_distinguishable(
     value: float, limit: float, written: tuple[str, str]
 ) -> None:
     assert number_format.value_and_limit(value, limit) == written
 
 
-def test_small_and_infinite_things_have_words() -> None:
+def test_sizes_decibels_ratios_and_counts() -> None:
     assert number_format.megabytes(1_500) == "0.002"
     assert number_format.megabytes(18_600_000) == "18.6"
     assert number_format.decibels(math.inf) == "∞"
     assert number_format.with_db(20.0) == "20.0 dB"
     assert number_format.with_db(-math.inf) == "not finite"
     assert number_format.ratio(52.16) == "52.2×"
-    assert [number_format.divergence(each) for each in (-1e-9, -0.0, 0.0031)] == [
+    assert [number_format.divergence(value) for value in (-1e-9, -0.0, 0.0031)] == [
         "0.0000",
         "0.0000",
         "0.0031",
@@ -74,4 +74,4 @@ def test_small_and_infinite_things_have_words() -> None:
     assert number_format.count(1, "image") == "1 image"
     assert number_format.count(2, "image") == "2 images"
     assert number_format.image_count(9, 3) == "3 labelled of 9 images"
-    assert [number_format.image_count(9, each) for each in (9, 0, None)] == ["9 images"] * 3
+    assert [number_format.image_count(9, value) for value in (9, 0, None)] == ["9 images"] * 3

@@ -1,12 +1,15 @@
-"""ONNX files: refused with a reason or read whole; written whole or not at all."""
+"""ONNX files: read completely or rejected with a reason, written completely or not at all."""
 
+import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import helper, numpy_helper
 
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
@@ -24,95 +27,115 @@ def with_external(folder: Path, location: str) -> Path:
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = location
+    return write_proto(proto, path)
+
+
+def write_proto(proto: onnx.ModelProto, path: Path) -> Path:
     path.write_bytes(proto.SerializeToString())
     return path
 
 
-def test_what_is_saved_is_read_back_and_the_bytes_repeat(tmp_path: Path) -> None:
+def with_external_entries(folder: Path, **entries: str) -> Path:
+    """Write the tiny model with one external weight, described by the entries."""
+    (folder / "w.bin").write_bytes(bytes(64))
+    proto = ir.to_proto(models.tiny())
+    weight = next(entry for entry in proto.graph.initializer if entry.name == "conv_weight")
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": "w.bin", **entries}.items():
+        weight.external_data.add(key=key, value=value)
+    return write_proto(proto, folder / "net.onnx")
+
+
+# --- save and load ---
+
+
+def test_saved_model_is_read_back_and_its_bytes_repeat(tmp_path: Path) -> None:
     first = write(models.tiny(), tmp_path / "a.onnx")
     model = onnx_io.load(first)
     assert models.ops(model) == ["Conv", "Relu", "GlobalAveragePool", "Flatten", "Gemm"]
-    second = write(model, tmp_path / "b.onnx")
-    assert first.read_bytes() == second.read_bytes()
+    assert first.read_bytes() == write(model, tmp_path / "b.onnx").read_bytes()
     assert onnx_io.fingerprint(model) == onnx_io.fingerprint(models.tiny())
 
 
-def test_the_fingerprint_sees_weights_and_graph() -> None:
-    changed = models.tiny()
-    changed.graph.initializers["conv_bias"].const_value = ir.tensor(models.floats(4, seed=9))
-    renamed = models.tiny()
-    renamed.graph.node(0).name = "other"
-    prints = {onnx_io.fingerprint(model) for model in (models.tiny(), changed, renamed)}
-    assert len(prints) == 3
+def test_fingerprint_depends_on_weights_and_graph() -> None:
+    other_weights, other_name = models.tiny(), models.tiny()
+    other_weights.graph.initializers["conv_bias"].const_value = ir.tensor(floats(4, seed=9))
+    other_name.graph.node(0).name = "other"
+    variants = (models.tiny(), other_weights, other_name)
+    assert len({onnx_io.fingerprint(model) for model in variants}) == 3
 
 
-def test_a_saved_file_has_the_usual_rights_and_no_drafts_stay(tmp_path: Path) -> None:
+def test_fingerprint_distinguishes_string_boundaries() -> None:
+    fingerprints = set()
+    for words in (["ab", "c"], ["a", "bc"]):
+        model = models.tiny()
+        tensor = ir.StringTensor([word.encode() for word in words], shape=ir.Shape([2]), name="s")
+        model.graph.register_initializer(ir.Value(name="s", const_value=tensor))
+        fingerprints.add(onnx_io.fingerprint(model))
+    assert len(fingerprints) == 2
+
+
+def test_saved_file_has_default_permissions_and_no_temporary_folder_stays(tmp_path: Path) -> None:
     path = write(models.tiny(), tmp_path / "deep" / "a.onnx")
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~onnx_io._umask()
-    assert [each.name for each in path.parent.iterdir()] == ["a.onnx"]
+    assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_failed_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(models.tiny(), tmp_path / "a.onnx")
     before = path.read_bytes()
 
-    def full(self: Path, content: bytes) -> int:
+    def fail(self: Path, content: bytes) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OSError, match="No space"):
         onnx_io.save(models.tiny(), path)
     assert path.read_bytes() == before
-    assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".a.onnx")] == []
+    assert list(tmp_path.iterdir()) == [path]
 
 
-def test_inputs_are_what_must_be_fed(tmp_path: Path) -> None:
-    (image,) = onnx_io.inputs(models.tiny())
+def test_specs_of_inputs_and_outputs_name_dynamic_dimensions() -> None:
+    (image,), (scores,) = onnx_io.inputs(models.tiny()), onnx_io.outputs(models.tiny())
     assert str(image) == "image: float32[batch, 3, 8, 8]"
-    (scores,) = onnx_io.outputs(models.tiny())
     assert str(scores) == "scores: float32[batch, 5]"
 
 
-def test_external_data_beside_the_model_is_read_and_written_inside(tmp_path: Path) -> None:
+def test_external_weights_are_read_and_saved_inside(tmp_path: Path) -> None:
     model = onnx_io.load(with_external(tmp_path, "weights.bin"))
     assert isinstance(next(iter(model.graph.initializers.values())).const_value, ir.ExternalTensor)
-    whole = write(model, tmp_path / "whole" / "a.onnx")
+    path = write(model, tmp_path / "single" / "a.onnx")
     (tmp_path / "weights.bin").unlink()
-    read = onnx_io.load(whole)
-    stored = read.graph.initializers["conv_weight"].const_value
-    assert stored is not None
-    np.testing.assert_array_equal(stored.numpy(), models.floats(4, 3, 3, 3))
+    weight = onnx_io.load(path).graph.initializers["conv_weight"].const_value
+    assert weight is not None
+    np.testing.assert_array_equal(weight.numpy(), floats(4, 3, 3, 3))
 
 
-def test_a_large_model_keeps_its_weights_beside_it(
+def test_large_model_is_saved_with_a_data_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_io, "SINGLE_FILE_BYTES", 100)
     monkeypatch.setattr(onnx_io, "EXTERNAL_THRESHOLD_BYTES", 16)
     path = write(models.tiny(), tmp_path / "a.onnx")
-    data = [each for each in tmp_path.iterdir() if each.suffix == ".data"]
-    assert len(data) == 1
-    assert data[0].name.startswith("a-")
-    stored = onnx_io.load(path).graph.initializers["conv_weight"].const_value
-    assert isinstance(stored, ir.ExternalTensor)
-    assert onnx_io.model_files(path) == (path, data[0])
-    np.testing.assert_array_equal(stored.numpy(), models.floats(4, 3, 3, 3))
+    (data,) = tmp_path.glob("a-*.data")
+    assert onnx_io.model_files(path) == (path, data)
+    weight = onnx_io.load(path).graph.initializers["conv_weight"].const_value
+    assert isinstance(weight, ir.ExternalTensor)
+    np.testing.assert_array_equal(weight.numpy(), floats(4, 3, 3, 3))
 
 
-def test_any_model_can_have_its_weights_beside_it(
+def test_external_saves_any_model_with_a_data_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_io, "EXTERNAL_THRESHOLD_BYTES", 16)
-    onnx_io.save(models.tiny(), tmp_path / "a.onnx", external=True)
-    assert len(onnx_io.model_files(tmp_path / "a.onnx")) == 2
-    assert onnx_io.fingerprint(onnx_io.load(tmp_path / "a.onnx")) == onnx_io.fingerprint(
-        models.tiny()
-    )
+    path = tmp_path / "a.onnx"
+    onnx_io.save(models.tiny(), path, external=True)
+    assert len(onnx_io.model_files(path)) == 2
+    assert onnx_io.fingerprint(onnx_io.load(path)) == onnx_io.fingerprint(models.tiny())
 
 
-def test_writing_a_large_model_again_removes_only_its_own_old_data(
+def test_saving_a_large_model_again_removes_only_its_own_data_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_io, "SINGLE_FILE_BYTES", 100)
@@ -120,24 +143,49 @@ def test_writing_a_large_model_again_removes_only_its_own_old_data(
     bystander = tmp_path / "a-12345678.data"
     bystander.write_text("not of this model")
     path = write(models.tiny(), tmp_path / "a.onnx")
-    changed = models.tiny()
-    changed.graph.initializers["conv_weight"].const_value = ir.tensor(floats(4, 3, 3, 3, seed=9))
-    write(changed, path)
+    model = models.tiny()
+    model.graph.initializers["conv_weight"].const_value = ir.tensor(floats(4, 3, 3, 3, seed=9))
+    write(model, path)
     assert bystander.exists()
     assert len(list(tmp_path.glob("a-*.data"))) == 2
 
 
+def test_negative_dimension_is_dynamic(tmp_path: Path) -> None:
+    proto = ir.to_proto(models.tiny())
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = -1
+    model = onnx_io.load(write_proto(proto, tmp_path / "net.onnx"))
+    assert onnx_io.inputs(model)[0].shape == ("batch", 3, 8, 8)
+    assert onnx_io.outputs(model)[0].shape == ("", 5)
+
+
+@pytest.mark.parametrize("version", [3, 8])
+def test_initializers_that_are_inputs_become_constants(tmp_path: Path, version: int) -> None:
+    proto = ir.to_proto(models.tiny())
+    proto.ir_version = version
+    for tensor in proto.graph.initializer:
+        proto.graph.input.append(
+            helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        )
+    model = onnx_io.load(write_proto(proto, tmp_path / "old.onnx"))
+    assert [value.name for value in model.graph.inputs] == ["image"]
+    assert model.ir_version == (10 if version == 3 else 8)
+    onnx_io.require_valid(model)
+
+
+# --- rejected files ---
+
+
 @pytest.mark.parametrize("location", ["../weights.bin", "/etc/passwd", "sub/../../weights.bin"])
-def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: str) -> None:
+def test_external_data_outside_the_folder_is_rejected(tmp_path: Path, location: str) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (tmp_path / "weights.bin").write_bytes(bytes(10_000))
-    path = with_external(folder, location)
     with pytest.raises(QConvertError, match="outside its own folder"):
-        onnx_io.load(path)
+        onnx_io.load(with_external(folder, location))
 
 
-def test_external_data_behind_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+def test_external_data_behind_a_link_out_of_the_folder_is_rejected(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     path = with_external(folder, "weights.bin")
@@ -147,7 +195,7 @@ def test_external_data_behind_a_link_out_of_the_folder_is_refused(tmp_path: Path
         onnx_io.load(path)
 
 
-def test_missing_and_short_external_data_are_told_apart(tmp_path: Path) -> None:
+def test_missing_and_short_external_data_have_different_errors(tmp_path: Path) -> None:
     path = with_external(tmp_path, "gone.bin")
     with pytest.raises(QConvertError, match=r"needs `gone\.bin`, which is not beside it"):
         onnx_io.load(path)
@@ -156,62 +204,152 @@ def test_missing_and_short_external_data_are_told_apart(tmp_path: Path) -> None:
         onnx_io.load(path)
 
 
-def test_files_that_are_no_models_are_refused_in_words(tmp_path: Path) -> None:
-    cases = {
-        "text.onnx": (b"hello there, I am text\n" * 9, "it is a text file"),
-        "empty.onnx": (b"", "is empty"),
-        "lfs.onnx": (b"version https://git-lfs.github.com/spec/v1\noid x\n", "Git LFS pointer"),
-        "noise.onnx": (bytes(range(256)) * 4, "not an ONNX model"),
-        "cut.onnx": (onnx_io.serialize(models.tiny())[:-700], "is not a"),
-        "hollow.onnx": (onnx.ModelProto(ir_version=10).SerializeToString(), "no graph"),
-    }
-    for name, (content, said) in cases.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(QConvertError, match=said) as caught:
-            onnx_io.load(tmp_path / name)
-        assert caught.value.exit_code == 3
-        assert caught.value.hint
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({}, "too short"),
+        ({"offset": "32"}, "too short"),
+        ({"length": "4"}, "stores 4 bytes for `conv_weight`, which needs 432"),
+        ({"length": "99999999"}, "stores 99999999 bytes"),
+        ({"length": str(2**63)}, f"stores {2**63} bytes"),
+        ({"offset": "-8"}, "offset `-8`"),
+        ({"length": "abc"}, "length `abc`"),
+        ({"location": "w\0.bin"}, "the location of the data of `conv_weight` holds a zero byte"),
+    ],
+)
+def test_invalid_external_entries_are_rejected(
+    tmp_path: Path, entries: dict[str, str], message: str
+) -> None:
+    with pytest.raises(QConvertError, match=message):
+        onnx_io.load(with_external_entries(tmp_path, **entries))
 
 
-def test_a_missing_file_is_a_mistake_of_the_command(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"hello there, I am text\n" * 9, "it is a text file"),
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid x\n", "Git LFS pointer"),
+        (bytes(range(256)) * 4, "not an ONNX model"),
+        (onnx_io.serialize(models.tiny())[:-700], "is not a"),
+        (onnx.ModelProto(ir_version=10).SerializeToString(), "no graph"),
+    ],
+    ids=["text", "empty", "lfs", "noise", "cut", "no graph"],
+)
+def test_file_that_is_no_model_is_rejected(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "net.onnx").write_bytes(content)
+    with pytest.raises(QConvertError, match=message) as caught:
+        onnx_io.load(tmp_path / "net.onnx")
+    assert caught.value.exit_code == 3
+
+
+def test_missing_file_is_a_usage_error_that_names_others(tmp_path: Path) -> None:
     write(models.tiny(), tmp_path / "near.onnx")
     with pytest.raises(UsageError, match="does not exist") as caught:
         onnx_io.load(tmp_path / "net.onnx")
-    assert "near.onnx" in str(caught.value.hint)
+    assert "near.onnx" in caught.value.hint
     with pytest.raises(UsageError, match="is a folder"):
         onnx_io.load(tmp_path)
 
 
-def test_operators_outside_onnx_are_named(tmp_path: Path) -> None:
-    for domain, op, shown in (
-        ("my.ops", "Fancy", "my.ops::Fancy"),
-        ("", "Fancy", "ai.onnx::Fancy"),
-    ):
-        model = models.tiny()
-        model.opset_imports["my.ops"] = 1
-        node = model.graph.node(1)
-        node.op_type, node.domain = op, domain
-        path = tmp_path / "odd.onnx"
-        path.write_bytes(onnx_io.serialize(model))
-        with pytest.raises(QConvertError, match=f"operators that are not in ONNX: `{shown}`"):
-            onnx_io.load(path)
+@pytest.mark.parametrize(("domain", "name"), [("my.ops", "my.ops::Fancy"), ("", "ai.onnx::Fancy")])
+def test_unknown_operator_is_named(tmp_path: Path, domain: str, name: str) -> None:
+    model = models.tiny()
+    model.opset_imports["my.ops"] = 1
+    node = model.graph.node(1)
+    node.op_type, node.domain = "Fancy", domain
+    (tmp_path / "net.onnx").write_bytes(onnx_io.serialize(model))
+    with pytest.raises(QConvertError, match=f"operators that are not in ONNX: `{name}`"):
+        onnx_io.load(tmp_path / "net.onnx")
 
 
-def test_a_graph_that_breaks_the_rules_is_refused(tmp_path: Path) -> None:
-    proto = ir.to_proto(models.tiny())
+def test_incomplete_tensor_of_a_branch_is_rejected(tmp_path: Path) -> None:
+    def vector(name: str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, 1, [1])
+
+    leaf = onnx.TensorProto(name="a", dims=[1], data_type=1, float_data=[1.0], raw_data=b"")
+    identity = helper.make_node("Identity", ["a"], ["b"])
+    branch = helper.make_graph([identity], "branch", [], [vector("b")], [leaf])
+    node = helper.make_node("If", ["go"], ["y"], then_branch=branch, else_branch=branch)
+    condition = helper.make_tensor_value_info("go", onnx.TensorProto.BOOL, [])
+    graph = helper.make_graph([node], "net", [condition], [vector("y")], value_info=[vector("a")])
+    path = write_proto(helper.make_model(graph, ir_version=10), tmp_path / "net.onnx")
+    with pytest.raises(QConvertError, match="incomplete tensor"):
+        onnx_io.fingerprint(onnx_io.load(path))
+
+
+def unknown_input(proto: onnx.ModelProto) -> None:
     proto.graph.node[1].input[0] = "nowhere"
-    path = tmp_path / "bad.onnx"
-    path.write_bytes(proto.SerializeToString())
-    with pytest.raises(QConvertError, match="not a valid ONNX model"):
+
+
+def future_opset(proto: onnx.ModelProto) -> None:
+    proto.opset_import[0].version = 99
+
+
+def sparse_weight(proto: onnx.ModelProto) -> None:
+    values = numpy_helper.from_array(np.ones(2, np.float32), "sparse_weight")
+    indices = numpy_helper.from_array(np.array([0, 3]), "indices")
+    proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [2, 2]))
+
+
+def unknown_dtype(proto: onnx.ModelProto) -> None:
+    proto.graph.initializer[0].data_type = 99
+
+
+def untyped_weight(proto: onnx.ModelProto) -> None:
+    proto.graph.initializer[0].data_type = 0
+
+
+def untyped_constant(proto: onnx.ModelProto) -> None:
+    value = numpy_helper.from_array(np.ones(1, np.float32))
+    proto.graph.node.insert(0, helper.make_node("Constant", [], ["one"], value=value))
+    proto.graph.node[0].attribute[0].t.data_type = 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (unknown_input, "not a valid ONNX model"),
+        (future_opset, "opset 99; the installed onnx package knows opsets up to"),
+        (sparse_weight, "stores `sparse_weight` as a sparse tensor"),
+        (unknown_dtype, "cannot be read: 99 is not a valid DataType"),
+        (untyped_weight, "has no type"),
+        (untyped_constant, "has no type"),
+    ],
+)
+def test_invalid_graph_is_rejected_with_its_reason(
+    tmp_path: Path, change: Callable[[onnx.ModelProto], None], message: str
+) -> None:
+    proto = ir.to_proto(models.tiny())
+    change(proto)
+    with pytest.raises(QConvertError, match=message):
+        onnx_io.load(write_proto(proto, tmp_path / "net.onnx"))
+
+
+def test_non_utf8_metadata_is_rejected(tmp_path: Path) -> None:
+    proto = ir.to_proto(models.tiny())
+    proto.metadata_props.add(key="abcd", value="x")
+    path = write_proto(proto, tmp_path / "net.onnx")
+    path.write_bytes(path.read_bytes().replace(b"abcd", b"ab\x80d"))
+    with pytest.raises(QConvertError, match="UTF-8"):
         onnx_io.load(path)
 
 
-def test_a_dimension_below_zero_is_open(tmp_path: Path) -> None:
-    model = models.tiny()
-    proto = ir.to_proto(model)
-    for value in (*proto.graph.input, *proto.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = -1
-    (tmp_path / "net.onnx").write_bytes(proto.SerializeToString())
-    loaded = onnx_io.load(tmp_path / "net.onnx")
-    assert onnx_io.inputs(loaded)[0].shape == ("batch", 3, 8, 8)
-    assert onnx_io.outputs(loaded)[0].shape == ("", 5)
+def test_non_utf8_external_data_name_is_rejected(tmp_path: Path) -> None:
+    path = with_external_entries(tmp_path, location="abcd")
+    path.write_bytes(path.read_bytes().replace(b"abcd", b"ab\x80d"))
+    with pytest.raises(QConvertError, match="`value` of its StringStringEntryProto is not UTF-8"):
+        onnx_io.load(path)
+
+
+def test_non_utf8_model_name_is_read_unless_it_has_external_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/net\xff.onnx"))
+    assert models.ops(onnx_io.load(write_proto(ir.to_proto(models.tiny()), path)))
+    external = with_external_entries(tmp_path, offset="0").rename(path)
+    (tmp_path / "w.bin").write_bytes(bytes(432))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(QConvertError, match="its name is not UTF-8"):
+        onnx_io.load(external)

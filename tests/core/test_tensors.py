@@ -1,4 +1,4 @@
-"""Names, types and shapes of inputs, as given on the command line and as a model has them."""
+"""Input specs, as typed on the command line and as models define them."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from qconvert.core.tensors import TensorSpec, output_array, parse_spec, random_i
 FLOAT, INT = np.dtype(np.float32), np.dtype(np.int64)
 
 
-def test_an_input_is_read_with_and_without_name_and_type() -> None:
+def test_spec_is_parsed_with_and_without_name_and_type() -> None:
     assert parse_spec("image:1x3x224x224") == TensorSpec("image", FLOAT, (1, 3, 224, 224))
     assert parse_spec("tokens:1x77:int64") == TensorSpec("tokens", INT, (1, 77))
     assert parse_spec("input:0:1x4") == TensorSpec("input:0", FLOAT, (1, 4))
@@ -19,29 +19,29 @@ def test_an_input_is_read_with_and_without_name_and_type() -> None:
 @pytest.mark.parametrize(
     "wrong", ["", "image", "image:", "image:1x0", "image:axb", "x:1x2:complex64"]
 )
-def test_nonsense_is_refused_with_an_example(wrong: str) -> None:
+def test_invalid_spec_is_rejected_with_an_example(wrong: str) -> None:
     with pytest.raises(UsageError, match="is not NAME:SHAPE") as caught:
         parse_spec(wrong)
     assert "image:1x3x224x224" in str(caught.value.hint)
 
 
-def test_open_sizes_are_filled_and_the_batch_stays_open() -> None:
+def test_dynamic_sizes_are_resolved_except_the_batch() -> None:
     specs = (TensorSpec("image", FLOAT, ("N", 3, "h", "w")), TensorSpec("scale", FLOAT, (1,)))
-    settled = resolve_specs(specs, [parse_spec("image:1x3x8x6")])
-    assert settled[0].shape == ("N", 3, 8, 6)
-    assert settled[1] == specs[1]
+    resolved = resolve_specs(specs, [parse_spec("image:1x3x8x6")])
+    assert resolved[0].shape == ("N", 3, 8, 6)
+    assert resolved[1] == specs[1]
 
 
-def test_a_shape_that_contradicts_the_model_is_refused() -> None:
+def test_shape_that_contradicts_the_model_is_rejected() -> None:
     specs = (TensorSpec("image", FLOAT, ("N", 3, 8, 8)),)
     for wrong in ("image:1x4x8x8", "image:1x3x8"):
-        with pytest.raises(UsageError, match="does not fit"):
+        with pytest.raises(UsageError, match="does not match"):
             resolve_specs(specs, [parse_spec(wrong)])
-    with pytest.raises(UsageError, match="no input `picture`"):
-        resolve_specs(specs, [parse_spec("picture:1x3x8x8")])
+    with pytest.raises(UsageError, match="no input `photo`"):
+        resolve_specs(specs, [parse_spec("photo:1x3x8x8")])
 
 
-def test_drawing_is_repeatable_and_respects_types() -> None:
+def test_random_inputs_are_repeatable_and_respect_types() -> None:
     specs = (TensorSpec("a", FLOAT, ("N", 3)), TensorSpec("b", INT, (2, 4)))
     first, again, other = (
         random_inputs(specs, 2, 0),
@@ -55,14 +55,14 @@ def test_drawing_is_repeatable_and_respects_types() -> None:
     assert not np.array_equal(first["a"], other["a"])
 
 
-def test_an_open_size_cannot_be_drawn_and_the_hint_is_a_command() -> None:
+def test_random_inputs_of_a_dynamic_size_are_rejected_with_an_option() -> None:
     with pytest.raises(UsageError) as caught:
         random_inputs((TensorSpec("image", FLOAT, ("N", 3, "h", "")),), 1, 0)
     assert "`image: float32[N, 3, h, ?]`" in str(caught.value)
-    assert caught.value.hint == "say it with `--input image:1x3x224x224`"
+    assert caught.value.hint == "set it with `--input image:1x3x224x224`"
 
 
-def test_a_type_is_checked_where_one_was_given() -> None:
+def test_typed_spec_must_match_the_type_of_the_input() -> None:
     specs = (TensorSpec("tokens", INT, ("N", "length")),)
     assert resolve_specs(specs, [parse_spec("tokens:1x7")])[0] == TensorSpec(
         "tokens", INT, ("N", 7)
@@ -72,13 +72,13 @@ def test_a_type_is_checked_where_one_was_given() -> None:
         resolve_specs(specs, [parse_spec("tokens:1x7:float32")])
 
 
-def test_an_input_is_given_once() -> None:
+def test_input_named_twice_is_rejected() -> None:
     specs = (TensorSpec("image", FLOAT, ("N", 3)),)
     with pytest.raises(UsageError, match="names `image` twice"):
         resolve_specs(specs, [parse_spec("image:1x3"), parse_spec("1x3")])
 
 
-def test_a_fixed_batch_is_not_changed_by_an_input() -> None:
+def test_fixed_batch_cannot_be_changed_by_a_spec() -> None:
     specs = (TensorSpec("image", FLOAT, (1, 3)),)
     assert resolve_specs(specs, [parse_spec("image:1x3")]) == specs
     with pytest.raises(UsageError, match="says a batch of 4, the model has 1") as caught:
@@ -86,13 +86,13 @@ def test_a_fixed_batch_is_not_changed_by_an_input() -> None:
     assert caught.value.hint == "`--batch 4` sets it"
 
 
-def test_inputs_of_no_sensible_size_are_refused() -> None:
+def test_huge_random_inputs_are_rejected() -> None:
     huge = TensorSpec("x", np.dtype("float32"), ("N", 2**20, 2**20))
     with pytest.raises(QConvertError, match="numbers for `x`"):
         random_inputs([huge], 1, seed=0)
 
 
-def test_a_sequence_of_tensors_of_different_shapes_is_refused_by_its_name() -> None:
+def test_sequence_output_of_different_shapes_is_rejected_by_name() -> None:
     one, other = np.zeros((2, 3)), np.zeros((2, 4))
     assert output_array({"y": [one, one]}, "y").shape == (2, 2, 3)  # type: ignore[dict-item]
     with pytest.raises(QConvertError, match="`y` is a sequence of tensors of different shapes"):

@@ -178,7 +178,7 @@ def test_a_quantized_model_keeps_its_quantizers() -> None:
 def test_a_pass_can_be_left_out_by_name_and_a_wrong_name_is_told() -> None:
     done = clean(normed(), "simplify", "batchnorm", "constants")
     assert "BatchNormalization" in ops(done.model)
-    assert [step.name for step in done.steps if step.dropped == "skipped as asked"] == [
+    assert [step.name for step in done.steps if step.dropped == "skipped on request"] == [
         "constants",
         "simplify",
         "batchnorm",
@@ -221,7 +221,7 @@ def test_duplicate_names_are_told_apart_before_the_first_run() -> None:
         node.name = "same"
     done = clean(model)
     assert len({node.name for node in done.model.graph}) == len(done.model.graph)
-    assert {step.name: step.changed for step in done.steps}["names"] == "4 told apart"
+    assert {step.name: step.changed for step in done.steps}["names"] == "4 duplicates renamed"
 
 
 DRAWING = """
@@ -278,7 +278,7 @@ def test_an_operator_without_a_converter_is_named() -> None:
         '<ir_version: 8, opset_import: ["": 5]>\n'
         "net (float[2, 3] x) => (float[2, 3] y) { y = Cast <to: int = 1> (x) }"
     )
-    with pytest.raises(ValueError, match="bring `Cast` beyond opset 5; the model stays at opset 5"):
+    with pytest.raises(ValueError, match="upgrade `Cast` beyond opset 5; the model stays at"):
         upgrade_opset(ir.from_onnx_text(text), 20)
 
 

@@ -1,4 +1,4 @@
-"""Two runs: the same network, or how they differ."""
+"""Outputs of two networks: equivalent, or how they differ."""
 
 import numpy as np
 import pytest
@@ -9,9 +9,9 @@ from qconvert.graph.equivalence import describe_difference
 NAN, INF = np.nan, np.inf
 
 
-def said(wanted: object, got: object) -> str:
-    before: Tensors = {"y": wanted}  # type: ignore[dict-item]
-    after: Tensors = {"y": got}  # type: ignore[dict-item]
+def difference(expected: object, actual: object) -> str:
+    before: Tensors = {"y": expected}  # type: ignore[dict-item]
+    after: Tensors = {"y": actual}  # type: ignore[dict-item]
     return describe_difference(before, after, 1e-4)
 
 
@@ -27,12 +27,12 @@ def said(wanted: object, got: object) -> str:
     ],
 )
 @pytest.mark.filterwarnings("error")
-def test_what_is_the_same_is_the_same_whatever_it_holds(output: object) -> None:
-    assert not said(output, output)
+def test_output_of_any_type_is_equivalent_to_itself(output: object) -> None:
+    assert not difference(output, output)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "got", "why"),
+    ("expected", "actual", "message"),
     [
         (np.array([1.0, NAN]), np.array([NAN, 1.0]), "moved the infinite values or NaN of `y`"),
         (np.array([1.0, INF]), np.array([1.0, -INF]), "moved the infinite values or NaN of `y`"),
@@ -45,5 +45,5 @@ def test_what_is_the_same_is_the_same_whatever_it_holds(output: object) -> None:
     ],
 )
 @pytest.mark.filterwarnings("error")
-def test_a_difference_is_said(wanted: object, got: object, why: str) -> None:
-    assert why in said(wanted, got)
+def test_difference_is_described(expected: object, actual: object, message: str) -> None:
+    assert message in difference(expected, actual)

@@ -1,4 +1,4 @@
-"""Networks that compare themselves with the one they were made from."""
+"""Error attribution: exposed tensors, and sums of errors that arrive and that layers make."""
 
 import numpy as np
 import onnx_ir as ir
@@ -16,8 +16,7 @@ from qconvert.graph.error_attribution import (
     expose_tensors,
     values_by_name,
 )
-from qconvert.graph.fp16.convert import convert_to_half
-from qconvert.graph.fp16.emulate import emulate_half
+from qconvert.graph.fp16.convert import convert_to_half, emulate_half
 from qconvert.quantize.apply_plan import apply_plan
 from tests.models import floats, mixed
 from tests.quantize.quantized_models import planned
@@ -25,74 +24,80 @@ from tests.quantize.quantized_models import planned
 IMAGES = floats(4, 3, 16, 16)
 
 
-def rewritten(scheme: str) -> tuple[ir.Model, ir.Model]:
+def quantize(scheme: str) -> tuple[ir.Model, ir.Model]:
     reference = mixed()
     return reference, apply_plan(reference, planned(reference, scheme))
 
 
-def halved() -> ir.Model:
+def half_model() -> ir.Model:
     return convert_to_half(mixed(), "fp16", {}).model
 
 
 @pytest.mark.parametrize("scheme", ["cpu", "tensorrt"])
-def test_tensors_are_matched_and_read_as_their_readers_do(scheme: str) -> None:
-    reference, model = rewritten(scheme)
+def test_comparable_tensors_are_those_of_both_networks_as_consumed(scheme: str) -> None:
+    reference, model = quantize(scheme)
     tensors = comparable_tensors(reference, model)
     assert {"image", "a", "narrow", "sum", "last", "c", "scores"} & {*tensors} >= {"a", "scores"}
-    # What is fused with a Relu or Clip is no tensor of its own, nor is what only moves values.
+    # A tensor before a fused Relu or Clip does not compare, nor does one that only moves values.
     assert not {"stem", "wide", "small", "flat"} & {*tensors}
-    # Of the sum TensorRT reads nothing in integers; all that follows the first Clip both do.
-    made = [as_consumed(values_by_name(model.graph)[name]).producer() for name in ("a", "sum")]
-    kinds = [node.op_type for node in made if node is not None]
-    assert kinds == ["DequantizeLinear", "DequantizeLinear" if scheme == "cpu" else "Add"]
+    # TensorRT reads the sum in float; both quantize all that follows the first Clip.
+    producers = [as_consumed(values_by_name(model.graph)[name]).producer() for name in ("a", "sum")]
+    operators = [node.op_type for node in producers if node is not None]
+    assert operators == ["DequantizeLinear", "DequantizeLinear" if scheme == "cpu" else "Add"]
 
 
-def test_what_a_network_answers_is_what_it_computes() -> None:
-    reference, model = rewritten("cpu")
+def test_exposed_tensors_equal_the_outputs_of_the_model() -> None:
+    reference, model = quantize("cpu")
     tensors = comparable_tensors(reference, model)
-    found = open_cpu(expose_tensors(model, tensors), keep_qdq=True)({"image": IMAGES})
-    whole = open_cpu(model, keep_qdq=True)({"image": IMAGES})
-    assert [*found] == [OUTPUT_PREFIX + name for name in tensors]
-    np.testing.assert_array_equal(found[OUTPUT_PREFIX + "scores"], whole["scores"])
+    exposed = open_cpu(expose_tensors(model, tensors), keep_qdq=True)({"image": IMAGES})
+    outputs = open_cpu(model, keep_qdq=True)({"image": IMAGES})
+    assert [*exposed] == [OUTPUT_PREFIX + name for name in tensors]
+    np.testing.assert_array_equal(exposed[OUTPUT_PREFIX + "scores"], outputs["scores"])
 
 
-def test_sums_are_those_of_the_tensors_themselves() -> None:
-    reference, model = rewritten("cpu")
-    shadow = build_attribution_model(model, comparable_tensors(reference, model))
-    names = [each.tensor for each in shadow.tensors]
+def test_sums_equal_those_of_the_exposed_tensors() -> None:
+    reference, model = quantize("cpu")
+    attribution = build_attribution_model(model, comparable_tensors(reference, model))
+    names = [outputs.tensor for outputs in attribution.tensors]
     exact = open_cpu(expose_tensors(reference, names), keep_qdq=True)({"image": IMAGES})
-    ours = open_cpu(expose_tensors(model, names), keep_qdq=True)({"image": IMAGES})
-    fed = {REFERENCE_PREFIX + name: exact[OUTPUT_PREFIX + name] for name in names}
-    sums = open_cpu(shadow.model, keep_qdq=True)({"image": IMAGES, **fed})
-    for point in shadow.tensors:
-        a, b = exact[OUTPUT_PREFIX + point.tensor], ours[OUTPUT_PREFIX + point.tensor]
-        assert sums[point.signal] == pytest.approx(np.square(a).sum(), rel=1e-5)
-        assert sums[point.power] == pytest.approx(np.square(b).sum(), rel=1e-5)
-        assert sums[point.arriving] == pytest.approx(np.square(a - b).sum(), rel=1e-4, abs=1e-9)
+    actual = open_cpu(expose_tensors(model, names), keep_qdq=True)({"image": IMAGES})
+    references = {REFERENCE_PREFIX + name: exact[OUTPUT_PREFIX + name] for name in names}
+    sums = open_cpu(attribution.model, keep_qdq=True)({"image": IMAGES, **references})
+    for outputs in attribution.tensors:
+        a, b = exact[OUTPUT_PREFIX + outputs.tensor], actual[OUTPUT_PREFIX + outputs.tensor]
+        assert sums[outputs.signal] == pytest.approx(np.square(a).sum(), rel=1e-5)
+        assert sums[outputs.power] == pytest.approx(np.square(b).sum(), rel=1e-5)
+        assert sums[outputs.arriving] == pytest.approx(np.square(a - b).sum(), rel=1e-4, abs=1e-9)
 
 
 @pytest.mark.parametrize("scheme", ["cpu", "tensorrt"])
-def test_what_a_layer_makes_alone_is_its_error_on_exact_inputs(scheme: str) -> None:
-    """Held against a model in which nothing else is rounded."""
+def test_own_error_of_a_layer_is_that_on_exact_inputs(scheme: str) -> None:
+    """Compare with a model in which nothing else is quantized."""
     reference = mixed()
     plan = planned(reference, scheme)
     model = apply_plan(reference, plan)
-    shadow = build_attribution_model(model, comparable_tensors(reference, model))
-    names = [each.tensor for each in shadow.tensors]
+    attribution = build_attribution_model(model, comparable_tensors(reference, model))
+    names = [outputs.tensor for outputs in attribution.tensors]
     exact = open_cpu(expose_tensors(reference, names), keep_qdq=True)({"image": IMAGES})
-    fed = {REFERENCE_PREFIX + name: exact[OUTPUT_PREFIX + name] for name in names}
-    sums = open_cpu(shadow.model, keep_qdq=True)({"image": IMAGES, **fed})
-    made = {each.tensor: float(sums[each.made]) for each in shadow.tensors if each.made}
-    assert made["scores"] == pytest.approx(_alone(reference, model, "scores", fed), rel=1e-3)
-    assert made["c"] == pytest.approx(_alone(reference, model, "c", fed), rel=1e-3)
+    references = {REFERENCE_PREFIX + name: exact[OUTPUT_PREFIX + name] for name in names}
+    sums = open_cpu(attribution.model, keep_qdq=True)({"image": IMAGES, **references})
+    own = {
+        outputs.tensor: float(sums[outputs.made]) for outputs in attribution.tensors if outputs.made
+    }
+    assert own["scores"] == pytest.approx(
+        _own_error(reference, model, "scores", references), rel=1e-3
+    )
+    assert own["c"] == pytest.approx(_own_error(reference, model, "c", references), rel=1e-3)
 
 
-def _alone(reference: ir.Model, model: ir.Model, tensor: str, fed: dict[str, np.ndarray]) -> float:
-    """Cut the network before a layer, by hand, and feed the cut ends."""
+def _own_error(
+    reference: ir.Model, model: ir.Model, tensor: str, references: dict[str, np.ndarray]
+) -> float:
+    """Cut the network before a layer, and feed the cut ends."""
     cut = model.clone()
-    known = values_by_name(cut.graph)
+    values = values_by_name(cut.graph)
     ends = {
-        name: as_consumed(known[name])
+        name: as_consumed(values[name])
         for name in comparable_tensors(reference, model)
         if name != tensor
     }
@@ -101,28 +106,28 @@ def _alone(reference: ir.Model, model: ir.Model, tensor: str, fed: dict[str, np.
         entry = ir.Value(name=f"cut.{name}", shape=value.shape, type=value.type)
         cut.graph.inputs.append(entry)
         ir.convenience.replace_all_uses_with(value, entry, replace_graph_outputs=True)
-        feeds[f"cut.{name}"] = fed[REFERENCE_PREFIX + name]
-    cut.graph.outputs[:] = [as_consumed(known[tensor])]
-    answer = open_cpu(cut, keep_qdq=True)({"image": IMAGES, **feeds})
-    apart = next(iter(answer.values())) - fed[REFERENCE_PREFIX + tensor]
-    return float(np.square(apart.astype(np.float64)).sum())
+        feeds[f"cut.{name}"] = references[REFERENCE_PREFIX + name]
+    cut.graph.outputs[:] = [as_consumed(values[tensor])]
+    outputs = open_cpu(cut, keep_qdq=True)({"image": IMAGES, **feeds})
+    error = next(iter(outputs.values())) - references[REFERENCE_PREFIX + tensor]
+    return float(np.square(error.astype(np.float64)).sum())
 
 
-def test_the_ends_of_a_grid_count_unless_one_of_them_is_zero() -> None:
-    reference, model = rewritten("tensorrt")
-    both = clipping_range(values_by_name(model.graph)["c"])
-    assert both is not None
-    assert both.ends == (-128, 127)
-    step = 2 * both.radius / 256
-    assert both.middle == pytest.approx(-step / 2)
+def test_clipping_range_has_both_ends_of_a_symmetric_grid() -> None:
+    reference, model = quantize("tensorrt")
+    grid = clipping_range(values_by_name(model.graph)["c"])
+    assert grid is not None
+    assert grid.ends == (-128, 127)
+    step = 2 * grid.radius / 256
+    assert grid.middle == pytest.approx(-step / 2)
     assert clipping_range(values_by_name(reference.graph)["c"]) is None
 
 
-def test_half_precision_is_rounded_at_every_node() -> None:
-    model = halved()
-    written = emulate_half(model)
-    assert onnx_io.fingerprint(model) == onnx_io.fingerprint(halved())
-    computing = [node for node in written.graph if node.op_type not in ("Cast",)]
+def test_emulated_half_precision_rounds_at_every_node() -> None:
+    model = half_model()
+    emulated = emulate_half(model)
+    assert onnx_io.fingerprint(model) == onnx_io.fingerprint(half_model())
+    computing = [node for node in emulated.graph if node.op_type not in ("Cast",)]
     assert all(
         value.dtype is not ir.DataType.FLOAT16
         for node in computing
@@ -130,25 +135,22 @@ def test_half_precision_is_rounded_at_every_node() -> None:
         if value is not None
     )
     tensors = comparable_tensors(mixed(), model)
-    found = open_cpu(expose_tensors(model, tensors), keep_qdq=True)({"image": IMAGES})
+    exposed = open_cpu(expose_tensors(model, tensors), keep_qdq=True)({"image": IMAGES})
     for name in ("a", "sum", "c"):
-        inner = found[OUTPUT_PREFIX + name]
+        inner = exposed[OUTPUT_PREFIX + name]
         np.testing.assert_array_equal(inner, inner.astype(np.float16).astype(np.float32))
     exact = open_cpu(mixed())({"image": IMAGES})["scores"]
-    assert np.abs(found[OUTPUT_PREFIX + "scores"] - exact).max() > 1e-5
+    assert np.abs(exposed[OUTPUT_PREFIX + "scores"] - exact).max() > 1e-5
 
 
-def test_the_precision_of_a_layer_is_what_it_reads() -> None:
-    reference, model = rewritten("cpu")
-    points = {
-        each.tensor: each.precision
-        for each in build_attribution_model(model, comparable_tensors(reference, model)).tensors
-    }
-    assert points["c"] == "int8"
-    other = halved()
-    points = {
-        each.tensor: each.precision
-        for each in build_attribution_model(other, comparable_tensors(reference, other)).tensors
-    }
-    assert points["c"] == "fp16"
-    assert "image" not in points
+def test_precision_of_a_layer_is_that_of_its_inputs() -> None:
+    reference, model = quantize("cpu")
+    assert _precisions(reference, model)["c"] == "int8"
+    half = _precisions(reference, half_model())
+    assert half["c"] == "fp16"
+    assert "image" not in half
+
+
+def _precisions(reference: ir.Model, model: ir.Model) -> dict[str, str]:
+    attribution = build_attribution_model(model, comparable_tensors(reference, model))
+    return {outputs.tensor: outputs.precision for outputs in attribution.tensors}

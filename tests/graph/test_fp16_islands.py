@@ -29,8 +29,8 @@ def test_a_tensor_that_overflows_keeps_its_readers_and_its_maker_in_float32() ->
     np.testing.assert_array_equal(rounded(halved(model).model, feeds), np.inf)
     result = halved(model, {"x": 3.0, "big": 180000.0, "back": 3.0, "y": 6.0})
     assert result.islands == {
-        "big": "`big` goes up to 1.8e+05, float16 to 65504",
-        "back": "`big` goes up to 1.8e+05, float16 to 65504",
+        "big": "`big` reaches 1.8e+05, float16 only 65504",
+        "back": "`big` reaches 1.8e+05, float16 only 65504",
     }
     np.testing.assert_array_equal(rounded(result.model, feeds), 6)
     require_close(model, result.model, feeds)
@@ -60,7 +60,7 @@ def test_a_stored_number_that_overflows_keeps_its_readers_in_float32() -> None:
         w=np.full(4, 1e5, np.float32),
     )
     result = halved(model)
-    assert result.islands["a"] == "`w` goes up to 1e+05, float16 to 65504"
+    assert result.islands["a"] == "`w` reaches 1e+05, float16 only 65504"
     assert types(result.model)["w"] == "FLOAT"
     np.testing.assert_allclose(answer(result.model), answer(model), rtol=1e-2)
 
@@ -165,7 +165,7 @@ def test_a_sum_of_unknown_length_is_made_in_float32() -> None:
         a=[1],
     )
     result = halved(model, {"x": 1.0})
-    assert result.islands == {"y": "how many values it adds up is not known"}
+    assert result.islands == {"y": "how many values it adds up is unknown"}
 
 
 def test_a_normalization_that_adds_up_in_float32_by_itself_reads_half() -> None:
@@ -239,7 +239,7 @@ def test_an_operator_that_nobody_knows_is_left_alone() -> None:
         "<float[N, 4] b> { a = Relu (x) b = my.Op (a) y = Neg (b) }"
     )
     result = halved(model)
-    assert result.islands == {"b": "what `my.Op` takes and makes is not known"}
+    assert result.islands == {"b": "the input and output types of `my.Op` are unknown"}
     assert read_types(result.model, "Op")[0] == "FLOAT"
     assert read_types(result.model, "Neg")[0] == "FLOAT16"
 
@@ -250,7 +250,7 @@ def test_a_tensor_of_unknown_type_keeps_its_readers_as_they_are() -> None:
         "g (float[N, 4] x) => (float[N, 4] y) { a = Relu (x) b = my.Op (a) y = Add (a, b) }"
     )
     result = halved(model)
-    assert result.islands["y"] == "`b` is not a tensor, or its type is not known"
+    assert result.islands["y"] == "`b` is not a tensor, or its type is unknown"
     assert read_types(result.model, "Relu")[0] == "FLOAT16"
     assert [read_types(result.model, "Add")[0], types(result.model)["y"]] == ["FLOAT", "FLOAT"]
 

@@ -1,7 +1,9 @@
-"""Channels side by side: which are shown, and that errors are seen where they are."""
+"""Feature maps: which channels are montage, where errors show, and which tensors compare."""
 
 import numpy as np
+import pytest
 
+from qconvert.graph.simplify import infer_shapes
 from qconvert.measure.feature_maps import (
     FIRST_DIFFERENCE,
     FIRST_VALUE,
@@ -9,21 +11,30 @@ from qconvert.measure.feature_maps import (
     TILE,
     TRANSPARENT,
     ZERO_DIFFERENCE,
+    collect_maps,
     draw_montage,
     montage_palette,
     palette_opacity,
     select_channels,
 )
+from tests.models import floats, from_text
+
+HEAD = (
+    '<ir_version: 10, opset_import: ["": 20]>\nnet (float[N, 4, 8, 6] x) => (float[N, 4, 8, 6] y)'
+)
+# A MatMul has its channels last, which its neighbour here takes for its own.
+RELU_SOFTMAX = "{ t = Relu (x) s = Softmax (t) y = Neg (s) }"
+WITH_MATMUL = "{ t = Relu (x) s = Softmax (t) m = MatMul (t, w) y = Add (s, m) }"
 
 
 def maps() -> np.ndarray:
-    made = np.zeros((7, 8, 8), np.float32)
+    stack = np.zeros((7, 8, 8), np.float32)
     for channel, strength in enumerate((1, 9, 3, 7, 2, 8, 0.5)):
-        made[channel] = strength * (1 + np.arange(64).reshape(8, 8) / 64)
-    return made
+        stack[channel] = strength * (1 + np.arange(64).reshape(8, 8) / 64)
+    return stack
 
 
-def test_the_strongest_channels_come_first_and_the_worst_of_the_others_last() -> None:
+def test_strongest_channels_come_first_and_the_worst_of_the_others_last() -> None:
     exact = maps()
     wrong = exact.copy()
     wrong[6] += 1
@@ -32,14 +43,14 @@ def test_the_strongest_channels_come_first_and_the_worst_of_the_others_last() ->
     assert select_channels(exact[:2], [wrong[:2]]) == (1, 0, 1)
 
 
-def test_rows_are_fp32_then_variants_then_their_differences() -> None:
+def test_montage_rows_are_fp32_variants_and_differences() -> None:
     exact = maps()
     wrong = exact.copy()
     wrong[1, :4] += 2
-    drawn = draw_montage(exact, {"int8": wrong, "fp16": exact})
+    montage = draw_montage(exact, [wrong, exact])
     tall, wide = (5 * (TILE + GAP) - GAP for _ in range(2))
-    assert drawn.pixels.shape == (tall, wide)
-    rows = [drawn.pixels[at * (TILE + GAP) :][:TILE] for at in range(5)]
+    assert montage.pixels.shape == (tall, wide)
+    rows = [montage.pixels[row * (TILE + GAP) :][:TILE] for row in range(5)]
     values, differences = rows[:3], rows[3:]
     assert all(row[:, :TILE].max() < FIRST_DIFFERENCE for row in values)
     assert np.array_equal(values[0], values[2])
@@ -47,24 +58,24 @@ def test_rows_are_fp32_then_variants_then_their_differences() -> None:
     assert (first[: TILE // 2] > FIRST_DIFFERENCE + ZERO_DIFFERENCE).all()
     assert (first[TILE // 2 :] == FIRST_DIFFERENCE + ZERO_DIFFERENCE).all()
     assert (differences[1][:, :TILE] == FIRST_DIFFERENCE + ZERO_DIFFERENCE).all()
-    assert (drawn.pixels[TILE : TILE + GAP] == TRANSPARENT).all()
+    assert (montage.pixels[TILE : TILE + GAP] == TRANSPARENT).all()
 
 
-def test_all_values_share_one_scale() -> None:
-    drawn = draw_montage(maps(), {"int8": maps()})
-    tiles = [drawn.pixels[:TILE, at * (TILE + GAP) :][:, :TILE] for at in range(5)]
+def test_montage_values_share_one_scale() -> None:
+    montage = draw_montage(maps(), [maps()])
+    tiles = [montage.pixels[:TILE, column * (TILE + GAP) :][:, :TILE] for column in range(5)]
     assert tiles[0].max() > tiles[-1].max()
     assert min(tile.min() for tile in tiles) == FIRST_VALUE
 
 
-def test_maps_that_are_not_square_keep_their_shape() -> None:
+def test_oblong_maps_keep_their_shape() -> None:
     wide = np.random.default_rng(0).random((3, 4, 16)).astype(np.float32)
-    tile = draw_montage(wide, {"int8": wide}).pixels[:TILE, :TILE]
+    tile = draw_montage(wide, [wide]).pixels[:TILE, :TILE]
     assert (tile[TILE // 4 :] == TRANSPARENT).all()
     assert (tile[: TILE // 4] != TRANSPARENT).all()
 
 
-def test_the_palette_has_a_colour_for_every_entry() -> None:
+def test_palette_has_a_colour_for_every_entry() -> None:
     assert len(montage_palette()) == 3 * 256
     assert len(palette_opacity()) == 256
     assert (
@@ -75,7 +86,25 @@ def test_the_palette_has_a_colour_for_every_entry() -> None:
     assert palette_opacity()[TRANSPARENT] == 0
 
 
-def test_values_that_are_not_finite_do_not_break_the_picture() -> None:
+def test_values_that_are_not_finite_can_be_montage() -> None:
     broken = maps()
     broken[1, 0, 0] = np.nan
-    assert draw_montage(maps(), {"int8": broken}).pixels.dtype == np.uint8
+    assert draw_montage(maps(), [broken]).pixels.dtype == np.uint8
+
+
+def test_channel_axes_are_those_of_the_float_model() -> None:
+    reference, _ = infer_shapes(from_text(f"{HEAD} {RELU_SOFTMAX}"))
+    other, _ = infer_shapes(from_text(f"{HEAD} {WITH_MATMUL}", w=floats(6, 6)))
+    collected = collect_maps(reference, {"int8": other}, {"x": floats(1, 4, 8, 6)})
+    shapes = {name: stack.shape for name, stack in collected.exact.items()}
+    assert {name: stack.shape for name, stack in collected.variants["int8"].items()} == shapes
+    assert shapes["t"] == (4, 8, 6)
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_network_without_maps_has_no_feature_maps(rank: int) -> None:
+    shape = ", ".join(["N", "5", "7"][:rank])
+    text = f"net (float[{shape}] x) => (float[{shape}] y) {{ t = Relu (x) y = Neg (t) }}"
+    model, _ = infer_shapes(from_text(HEAD.partition("net")[0] + text))
+    feeds = {"x": floats(*(1, 5, 7)[:rank])}
+    assert not collect_maps(model, {"fp16": model}, feeds).exact

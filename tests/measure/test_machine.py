@@ -1,4 +1,4 @@
-"""What is told of a machine, from files such as its kernel writes."""
+"""The description of a machine, from files such as its kernel writes."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ from qconvert.measure.machine import describe_machine
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux writes")
 
 
-def put(root: Path, **files: str) -> Path:
+def write_files(root: Path, **files: str) -> Path:
     for name, text in files.items():
         path = root / FILES[name]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,43 +34,43 @@ FILES = {
 }
 
 
-def test_this_machine_is_told_and_nothing_is_empty() -> None:
-    found = describe_machine()
-    assert found["numpy"] == np.__version__
-    assert found["python"].startswith(f"{sys.version_info[0]}.{sys.version_info[1]}.")
-    assert {"cpu", "cores", "memory", "os"} <= set(found)
-    assert all(found.values())
+def test_description_of_this_machine_has_no_empty_fact() -> None:
+    machine = describe_machine()
+    assert machine["numpy"] == np.__version__
+    assert machine["python"].startswith(f"{sys.version_info[0]}.{sys.version_info[1]}.")
+    assert {"cpu", "cores", "memory", "os"} <= set(machine)
+    assert all(machine.values())
 
 
-def test_the_processor_and_the_memory_are_those_of_the_kernel(tmp_path: Path) -> None:
-    root = put(
+def test_processor_memory_and_os_are_read_from_the_kernel(tmp_path: Path) -> None:
+    root = write_files(
         tmp_path,
         cpuinfo="processor\t: 0\nmodel name\t: Fast CPU 9000\nprocessor\t: 1\n",
         meminfo="MemFree: 5 kB\nMemTotal:       33554432 kB\n",
         release='NAME=x\nPRETTY_NAME="Some Linux 12"\n',
     )
-    found = describe_machine(Installed(), root)
-    assert found["cpu"] == "Fast CPU 9000"
-    assert found["memory"] == "32.0 GB"
-    assert found["os"].startswith("Some Linux 12, Linux ")
+    machine = describe_machine(Installed(), root)
+    assert machine["cpu"] == "Fast CPU 9000"
+    assert machine["memory"] == "32.0 GB"
+    assert machine["os"].startswith("Some Linux 12, Linux ")
 
 
-def test_a_container_has_what_it_is_given(tmp_path: Path) -> None:
-    root = put(
+def test_limits_of_a_container_are_described(tmp_path: Path) -> None:
+    root = write_files(
         tmp_path,
         meminfo="MemTotal: 33554432 kB\n",
         quota="150000 100000\n",
         limit=f"{4 * 2**30}\n",
     )
-    found = describe_machine(Installed(), root)
-    assert found["memory"] == "32.0 GB, limited to 4.0 GB"
-    assert found["cores"].endswith("limited to the time of 1.5")
-    free = describe_machine(Installed(), put(tmp_path, quota="max 100000\n", limit="max\n"))
+    machine = describe_machine(Installed(), root)
+    assert machine["memory"] == "32.0 GB, limited to 4.0 GB"
+    assert machine["cores"].endswith("limited to the time of 1.5")
+    free = describe_machine(Installed(), write_files(tmp_path, quota="max 100000\n", limit="max\n"))
     assert free["memory"] == "32.0 GB"
     assert "limited" not in free["cores"]
 
 
-def test_cores_that_this_process_may_not_use_are_not_counted(tmp_path: Path) -> None:
+def test_cores_outside_the_affinity_are_not_counted(tmp_path: Path) -> None:
     before = os.sched_getaffinity(0)
     if len(before) < 2:
         pytest.skip("one core cannot be taken away")
@@ -81,24 +81,24 @@ def test_cores_that_this_process_may_not_use_are_not_counted(tmp_path: Path) -> 
         os.sched_setaffinity(0, before)
 
 
-def test_what_sets_the_clock_is_told_where_it_can_be_read(tmp_path: Path) -> None:
+def test_governor_and_turbo_are_described(tmp_path: Path) -> None:
     assert "cpu clock" not in describe_machine(Installed(), tmp_path)
-    root = put(tmp_path, governor="powersave\n", fastest="3700000\n", no_turbo="0\n")
+    root = write_files(tmp_path, governor="powersave\n", fastest="3700000\n", no_turbo="0\n")
     assert (
         describe_machine(Installed(), root)["cpu clock"]
         == "governor powersave, at most 3.70 GHz, turbo on"
     )
-    off = put(tmp_path / "amd", boost="0\n")
+    off = write_files(tmp_path / "amd", boost="0\n")
     assert describe_machine(Installed(), off)["cpu clock"] == "turbo off"
 
 
-def test_gpus_driver_and_libraries_are_told(tmp_path: Path) -> None:
+def test_gpus_driver_and_libraries_are_described(tmp_path: Path) -> None:
     gpu = Gpu("NVIDIA X", (9, 0))
     packages = {"onnxruntime-gpu": "1.31.1", "tensorrt-cu13": "10.16.1", "unrelated": "1"}
-    found = describe_machine(Installed(packages, "CUDA 13.0", "", (gpu, gpu)), tmp_path)
-    assert found["gpu"] == "2 x NVIDIA X (compute 9.0)"
-    assert found["driver"] == "CUDA 13.0"
-    assert found["onnxruntime-gpu"] == "1.31.1"
-    assert found["tensorrt"] == "10.16.1"
-    assert "unrelated" not in found
+    machine = describe_machine(Installed(packages, "CUDA 13.0", "", (gpu, gpu)), tmp_path)
+    assert machine["gpu"] == "2 x NVIDIA X (compute 9.0)"
+    assert machine["driver"] == "CUDA 13.0"
+    assert machine["onnxruntime-gpu"] == "1.31.1"
+    assert machine["tensorrt"] == "10.16.1"
+    assert "unrelated" not in machine
     assert "gpu" not in describe_machine(Installed(), tmp_path)

@@ -12,8 +12,9 @@ from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.optimize.candidate import Candidate
 from qconvert.optimize.equalization import EqualizationProposal
 from qconvert.quantize.placement import QuantizeOptions
-from qconvert.run import calibration_sets, load_model
-from qconvert.run.calibrate import CalibrationRequest
+from qconvert.run.calibrate import measure_calibration_set
+from qconvert.run.context import JobContext
+from qconvert.run.load_model import load_and_clean
 from qconvert.sources import LoadedModel
 from tests.conftest import write
 from tests.pictures import draw_folder
@@ -32,14 +33,12 @@ def candidate_of(
     """Write a model and images into this folder, and calibrate the one on the others."""
     write(model, Path("net.onnx"))
     draw_folder(Path("images"), images, 16)
-    config = config_file.load(None, SETTINGS)
-    loaded = load_model.load_and_clean(config, CACHE, ignore_progress, trust=False)
+    loaded = load_and_clean(JobContext(config_file.load(None, SETTINGS), CACHE))
     return Candidate(loaded, calibrate(loaded), scheme(backend), QuantizeOptions(), 40, progress)
 
 
 def calibrate(loaded: LoadedModel) -> CalibrationSet:
-    config, request = config_file.load(None, SETTINGS), CalibrationRequest(Path("o.onnx"))
-    return calibration_sets.measure(loaded, config, request, CACHE, ignore_progress)
+    return measure_calibration_set(loaded, JobContext(config_file.load(None, SETTINGS), CACHE))
 
 
 def equalized_candidate(original: Candidate, proposal: EqualizationProposal) -> Candidate:

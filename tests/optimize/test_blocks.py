@@ -1,17 +1,17 @@
-"""A block is an operator with weights and what follows it; where they are many, they are joined."""
+"""A block is an operator with weights and what follows it; too many blocks are merged."""
 
 from qconvert.optimize.blocks import Block, find_blocks
 from tests.models import mixed
 from tests.quantize.quantized_models import planned
 
 
-def found(most: int = 64) -> tuple[Block, ...]:
+def blocks_of(max_blocks: int = 64) -> tuple[Block, ...]:
     model = mixed()
-    return find_blocks(model, planned(model, "cpu"), most)
+    return find_blocks(model, planned(model, "cpu"), max_blocks)
 
 
-def test_each_operator_with_weights_leads_a_block_with_what_follows_it() -> None:
-    assert {block.name: block.nodes for block in found()} == {
+def test_operator_with_weights_leads_a_block_with_the_nodes_that_follow() -> None:
+    assert {block.name: block.nodes for block in blocks_of()} == {
         "stem": ("stem", "a"),
         "wide": ("wide", "b"),
         "narrow": ("narrow", "sum", "gate", "gated"),
@@ -21,29 +21,29 @@ def test_each_operator_with_weights_leads_a_block_with_what_follows_it() -> None
     }
 
 
-def test_all_quantized_nodes_are_in_one_block_each() -> None:
-    for most in (64, 4, 2, 1):
-        names = [name for block in found(most) for name in block.nodes]
+def test_quantized_nodes_are_in_one_block_each() -> None:
+    for max_blocks in (64, 4, 2, 1):
+        names = [name for block in blocks_of(max_blocks) for name in block.nodes]
         plan = planned(mixed(), "cpu")
         assert names == [name for name, layer in plan.layers.items() if not layer.left]
-        assert len(found(most)) == min(most, 6)
+        assert len(blocks_of(max_blocks)) == min(max_blocks, 6)
 
 
-def test_shares_are_those_of_the_multiplications() -> None:
-    shares = {block.name: block.share for block in found()}
+def test_shares_follow_the_multiplications() -> None:
+    shares = {block.name: block.share for block in blocks_of()}
     macs = {"stem": 64 * 16 * 27, "wide": 64 * 16 * 9, "narrow": 64 * 16 * 16,
             "side": 64 * 16 * 16, "last": 16 * 32 * 32, "scores": 24 * 32}  # fmt: skip
-    assert shares == {name: each / sum(macs.values()) for name, each in macs.items()}
+    assert shares == {name: count / sum(macs.values()) for name, count in macs.items()}
 
 
-def test_the_end_of_a_branch_is_joined_with_what_follows_it_last() -> None:
-    joined = [block.nodes for block in found(3)]
-    assert joined[0][:4] == ("stem", "a", "wide", "b")
-    assert joined[0][-1] == "gated"
-    assert joined[1] == ("side", "all", "small")
+def test_end_of_a_branch_is_merged_with_the_next_block_last() -> None:
+    merged = [block.nodes for block in blocks_of(3)]
+    assert merged[0][:4] == ("stem", "a", "wide", "b")
+    assert merged[0][-1] == "gated"
+    assert merged[1] == ("side", "all", "small")
 
 
-def test_a_block_is_called_as_its_weights_are_and_joined_ones_by_what_they_share() -> None:
+def test_block_has_the_name_of_its_weight_and_merged_ones_the_common_part() -> None:
     model = mixed()
     names = ["net.1.conv", "net.1.wide", "net.1.last", "net.2.side", "net.2.end", "head"]
     weights = [f"w{number}" for number in range(1, 7)]

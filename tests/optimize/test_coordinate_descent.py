@@ -1,4 +1,4 @@
-"""Integers that were searched for are never worse than the nearest, and as good as can be found."""
+"""Coordinate descent finds integers next to the weights with a small error, and the best bias."""
 
 import itertools
 from dataclasses import replace
@@ -14,21 +14,20 @@ from qconvert.optimize.layer_problem import IDENTITY, LayerProblem, clip_activat
 from tests.models import floats
 
 
-def task(
-    inputs: int = 6, outputs: int = 4, *, groups: int = 1, cut: bool = False, seed: int = 0
+def problem_of(
+    inputs: int = 6, outputs: int = 4, *, groups: int = 1, clipped: bool = False, seed: int = 0
 ) -> LayerProblem:
-    """Return a layer that reads correlated rows and should answer what it answers in float."""
+    """Return a layer that reads correlated rows, whose targets are its float outputs."""
     rows = floats(groups, 200, inputs, seed=seed) @ floats(groups, inputs, inputs, seed=seed + 1)
     weights = floats(groups, outputs, inputs, seed=seed + 2)
     biases = floats(groups, outputs, seed=seed + 3)
-    wanted = weights @ rows.transpose(0, 2, 1) + biases[..., np.newaxis]
     return LayerProblem(
         rows=rows,
-        targets=wanted,
+        targets=weights @ rows.transpose(0, 2, 1) + biases[..., np.newaxis],
         weights=weights,
         steps=np.full((groups, outputs), 0.5, np.float32),
         biases=biases,
-        activation=clip_activation(0.0, 6.0) if cut else IDENTITY,
+        activation=clip_activation(0.0, 6.0) if clipped else IDENTITY,
         max_integer=127,
     )
 
@@ -38,88 +37,86 @@ def task(
     inputs=st.integers(1, 70),
     outputs=st.integers(1, 5),
     groups=st.integers(1, 3),
-    cut=st.booleans(),
+    clipped=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_the_error_never_grows_on_the_rows_that_were_learned_from(
-    inputs: int, outputs: int, groups: int, cut: bool, seed: int
+def test_integers_are_neighbours_of_the_weights_and_no_worse_than_the_nearest(
+    inputs: int, outputs: int, groups: int, clipped: bool, seed: int
 ) -> None:
-    given_task = task(inputs, outputs, groups=groups, cut=cut, seed=seed)
-    near, best = round_weights(given_task)
-    plain = given_task.relative_error(given_task.nearest, given_task.biases)
-    if not cut:  # what a limit hides is looked at where the float weights are
-        assert given_task.relative_error(near.integers, near.biases) <= plain * (1 + 1e-5)
-        assert given_task.relative_error(best.integers, best.biases) <= plain * (1 + 1e-5)
-    exact = given_task.weights / given_task.steps[..., np.newaxis]
+    problem = problem_of(inputs, outputs, groups=groups, clipped=clipped, seed=seed)
+    nearest, best = round_weights(problem)
+    error = problem.relative_error(problem.nearest, problem.biases)
+    if not clipped:  # which rows count behind a limit is decided at the float weights
+        for solution in (nearest, best):
+            new_error = problem.relative_error(solution.integers, solution.biases)
+            assert new_error <= error * (1 + 1e-5)
+    exact = problem.weights / problem.steps[..., np.newaxis]
     assert (best.integers >= np.floor(exact)).all()
     assert (best.integers <= np.ceil(exact)).all()
     np.testing.assert_array_equal(best.integers, np.rint(best.integers))
 
 
-def test_it_finds_nearly_the_best_of_all_roundings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_solution_is_close_to_the_best_of_all_roundings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coordinate_descent, "DAMPING", 0.0)
     ratios = []
     for seed in range(20):
-        given_task = task(8, 1, seed=10 * seed)
-        exact = given_task.weights / given_task.steps[..., np.newaxis]
-        sides = [np.array(side, np.float32) for side in itertools.product([0, 1], repeat=8)]
-        centred = given_task.rows[0] - given_task.rows[0].mean(axis=0)
-        every = [
-            np.square(centred @ ((np.floor(exact[0, 0]) + side - exact[0, 0]) * 0.5)).sum()
-            for side in sides
+        problem = problem_of(8, 1, seed=10 * seed)
+        exact = (problem.weights / problem.steps[..., np.newaxis])[0, 0]
+        centred = problem.rows[0] - problem.rows[0].mean(axis=0)
+        roundings = [
+            np.floor(exact) + np.array(up, np.float32) for up in itertools.product([0, 1], repeat=8)
         ]
-        _, best = round_weights(given_task)
-        found = (
-            given_task.relative_error(best.integers, best.biases)
-            * np.square(given_task.targets).sum()
-        )
-        near = given_task.relative_error(given_task.nearest, given_task.biases)
-        ratios.append((found / min(every), near * np.square(given_task.targets).sum() / min(every)))
-    found, nearest = np.median(ratios, axis=0)
-    assert found < 1.5
-    assert nearest > 1.5 * found
+        optimum = min(np.square(centred @ (up - exact) * 0.5).sum() for up in roundings)
+        _, best = round_weights(problem)
+        power = np.square(problem.targets).sum()
+        error = problem.relative_error(best.integers, best.biases) * power
+        nearest = problem.relative_error(problem.nearest, problem.biases) * power
+        ratios.append((error / optimum, nearest / optimum))
+    error, nearest = np.median(ratios, axis=0)
+    assert error < 1.5
+    assert nearest > 1.5 * error
 
 
-def test_a_bias_makes_the_mean_answer_right() -> None:
-    given_task = replace(task(), biases=np.zeros((1, 4), np.float32))
-    for answer in round_weights(given_task):
-        assert answer.biases is not None
-        got = (answer.integers[0] * 0.5) @ given_task.rows[0].T + answer.biases[0][:, np.newaxis]
-        np.testing.assert_allclose(got.mean(axis=1), given_task.targets[0].mean(axis=1), atol=1e-4)
+def test_bias_gives_the_outputs_the_mean_of_the_targets() -> None:
+    problem = replace(problem_of(), biases=np.zeros((1, 4), np.float32))
+    for solution in round_weights(problem):
+        assert solution.biases is not None
+        outputs = (solution.integers[0] * 0.5) @ problem.rows[0].T
+        outputs += solution.biases[0][:, np.newaxis]
+        np.testing.assert_allclose(outputs.mean(axis=1), problem.targets[0].mean(axis=1), atol=1e-4)
 
 
-def test_a_product_without_a_bias_gets_none() -> None:
-    bare = replace(task(), biases=None)
-    near, best = round_weights(bare)
-    assert near.biases is None
+def test_product_without_a_bias_gets_none() -> None:
+    problem = replace(problem_of(), biases=None)
+    nearest, best = round_weights(problem)
+    assert nearest.biases is None
     assert best.biases is None
-    assert bare.relative_error(best.integers, None) <= bare.relative_error(bare.nearest, None)
+    error = problem.relative_error(problem.nearest, None)
+    assert problem.relative_error(best.integers, None) <= error
 
 
-def test_rows_on_which_an_activation_hides_everything_do_not_count() -> None:
-    seen = task(cut=True)
-    hidden = np.zeros_like(seen.targets)
-    hidden[:, :, :100] = -1000.0  # far below the limit, in float and in integers
+def test_rows_that_the_activation_clips_do_not_count() -> None:
+    problem = problem_of(clipped=True)
+    targets = np.zeros_like(problem.targets)
+    targets[:, :, :100] = -1000.0  # far below the limit, in float and in integers
     biases = np.full((1, 4), -500.0, np.float32)
-    quiet = replace(seen, targets=hidden, biases=biases)
-    near, best = round_weights(quiet)
-    np.testing.assert_array_equal(best.integers, quiet.nearest)
-    np.testing.assert_array_equal(best.biases, biases)
-    np.testing.assert_array_equal(near.biases, biases)
+    problem = replace(problem, targets=targets, biases=biases)
+    for solution in round_weights(problem):
+        np.testing.assert_array_equal(solution.integers, problem.nearest)
+        np.testing.assert_array_equal(solution.biases, biases)
 
 
-def test_inputs_that_are_always_zero_keep_the_nearest_integers() -> None:
-    given_task = task()
-    rows = given_task.rows.copy()
+def test_weights_of_inputs_that_are_always_zero_stay_nearest() -> None:
+    problem = problem_of()
+    rows = problem.rows.copy()
     rows[:, :, 2] = 0.0
-    _, best = round_weights(replace(given_task, rows=rows))
-    np.testing.assert_array_equal(best.integers[:, :, 2], given_task.nearest[:, :, 2])
-    _, idle = round_weights(replace(given_task, rows=np.zeros_like(rows)))
-    np.testing.assert_array_equal(idle.integers, given_task.nearest)
+    _, best = round_weights(replace(problem, rows=rows))
+    np.testing.assert_array_equal(best.integers[:, :, 2], problem.nearest[:, :, 2])
+    _, best = round_weights(replace(problem, rows=np.zeros_like(rows)))
+    np.testing.assert_array_equal(best.integers, problem.nearest)
 
 
-def test_the_ends_of_the_grid_are_kept() -> None:
-    wide = task()
-    narrow = replace(wide, steps=np.full((1, 4), 0.01, np.float32), max_integer=15)
-    _, best = round_weights(narrow)
+def test_integers_stay_within_the_grid() -> None:
+    steps = np.full((1, 4), 0.01, np.float32)
+    _, best = round_weights(replace(problem_of(), steps=steps, max_integer=15))
     assert np.abs(best.integers).max() <= 15

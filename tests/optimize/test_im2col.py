@@ -1,4 +1,4 @@
-"""A layer as a product of rows and columns answers what ONNX Runtime answers at those places."""
+"""A layer as a product of rows and columns has the outputs of ONNX Runtime at those positions."""
 
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +11,7 @@ from tests.models import floats
 from tests.quantize.quantized_models import model
 
 CONVOLUTIONS = {
-    "plain": ("", (6, 4, 3, 3)),
+    "default": ("", (6, 4, 3, 3)),
     "strides and uneven pads": ("strides = [2, 1], pads = [1, 0, 2, 3]", (6, 4, 3, 3)),
     "dilations": ("dilations = [2, 3], pads = [2, 2, 2, 2]", (6, 4, 3, 2)),
     "groups": ("group = 2, pads = [1, 1, 1, 1]", (6, 2, 3, 3)),
@@ -21,9 +21,9 @@ CONVOLUTIONS = {
     "valid": ('auto_pad = "VALID"', (6, 4, 3, 3)),
 }
 TRANSPOSED = {
-    "plain": ("", (4, 6, 3, 3)),
+    "default": ("", (4, 6, 3, 3)),
     "strides and pads": ("strides = [2, 3], pads = [1, 0, 1, 1]", (4, 6, 3, 4)),
-    "what is added to the output": (
+    "output padding": (
         "strides = [2, 2], pads = [1, 1, 1, 1], output_padding = [1, 1]",
         (4, 6, 3, 3),
     ),
@@ -31,70 +31,70 @@ TRANSPOSED = {
 }
 
 
-def compared(net: ir.Model, image: NDArray[np.float32], few: int = 7) -> None:
-    """Compare every row of a layer with what the runtime answers there."""
+def assert_same_outputs(net: ir.Model, image: NDArray[np.float32]) -> None:
+    """Compare the product of a layer with the runtime's outputs, at a few positions."""
     node = net.graph[0]
-    answer = open_cpu(net)({"x": image})["y"]
-    stored = net.graph.initializers["w"].const_value
-    assert stored is not None
-    weight = stored.numpy().astype(np.float32)
-    there = im2col.count_rows(node, answer)
-    pick = np.random.default_rng(3)
-    places = np.stack([pick.permutation(there)[: min(few, there)] for _ in image])
-    columns = im2col.weight_matrix(node, weight).astype(np.float32)
-    found = columns @ im2col.gather_inputs(node, image, answer, places).transpose(0, 2, 1)
-    np.testing.assert_allclose(found, im2col.gather_outputs(node, answer, places), atol=2e-5)
-    np.testing.assert_array_equal(im2col.restore_weight(node, columns, weight.shape), weight)
+    output = open_cpu(net)({"x": image})["y"]
+    tensor = net.graph.initializers["w"].const_value
+    assert tensor is not None
+    weight = tensor.numpy().astype(np.float32)
+    rows = im2col.count_rows(node, output)
+    generator = np.random.default_rng(3)
+    positions = np.stack([generator.permutation(rows)[: min(7, rows)] for _ in image])
+    matrix = im2col.weight_matrix(node, weight).astype(np.float32)
+    product = matrix @ im2col.gather_inputs(node, image, output, positions).transpose(0, 2, 1)
+    np.testing.assert_allclose(product, im2col.gather_outputs(node, output, positions), atol=2e-5)
+    np.testing.assert_array_equal(im2col.restore_weight(node, matrix, weight.shape), weight)
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_a_convolution_is_a_product_at_each_place(name: str) -> None:
-    how, shape = CONVOLUTIONS[name]
+def test_convolution_is_a_product(name: str) -> None:
+    attributes, shape = CONVOLUTIONS[name]
     net = model(
-        f"y = Conv <{how}> (x, w)" if how else "y = Conv (x, w)",
+        f"y = Conv <{attributes}> (x, w)" if attributes else "y = Conv (x, w)",
         "(float[n, 4, 9, 8] x) => (float[n, a, b, c] y)",
         w=shape,
     )
-    compared(net, floats(3, 4, 9, 8, seed=5))
+    assert_same_outputs(net, floats(3, 4, 9, 8, seed=5))
 
 
 @pytest.mark.parametrize("name", TRANSPOSED)
-def test_so_is_a_transposed_convolution(name: str) -> None:
-    how, shape = TRANSPOSED[name]
+def test_transposed_convolution_is_a_product(name: str) -> None:
+    attributes, shape = TRANSPOSED[name]
     net = model(
-        f"y = ConvTranspose <{how}> (x, w)" if how else "y = ConvTranspose (x, w)",
+        f"y = ConvTranspose <{attributes}> (x, w)" if attributes else "y = ConvTranspose (x, w)",
         "(float[n, 4, 5, 6] x) => (float[n, a, b, c] y)",
         w=shape,
     )
-    compared(net, floats(2, 4, 5, 6, seed=5))
+    assert_same_outputs(net, floats(2, 4, 5, 6, seed=5))
 
 
-def test_so_is_a_convolution_over_one_axis_or_three() -> None:
-    line = model(
+def test_convolution_over_one_or_three_axes_is_a_product() -> None:
+    one_axis = model(
         "y = Conv <pads = [1, 1]> (x, w)", "(float[n, 2, 9] x) => (float[n, a, b] y)", w=(3, 2, 3)
     )
-    compared(line, floats(2, 2, 9))
-    body = model(
+    assert_same_outputs(one_axis, floats(2, 2, 9))
+    three_axes = model(
         "y = Conv (x, w)",
         "(float[n, 2, 5, 4, 3] x) => (float[n, a, b, c, d] y)",
         w=(3, 2, 2, 3, 1),
     )
-    compared(body, floats(2, 2, 5, 4, 3))
+    assert_same_outputs(three_axes, floats(2, 2, 5, 4, 3))
 
 
-@pytest.mark.parametrize("turned", [0, 1])
-def test_a_gemm_has_a_row_for_each_image(turned: int) -> None:
-    shape = (5, 6) if turned else (6, 5)
-    text = f"y = Gemm <transB = {turned}> (x, w)"
-    compared(model(text, "(float[n, 6] x) => (float[n, 5] y)", w=shape), floats(4, 6))
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_gemm_has_a_row_for_each_image(transposed: int) -> None:
+    shape = (5, 6) if transposed else (6, 5)
+    text = f"y = Gemm <transB = {transposed}> (x, w)"
+    assert_same_outputs(model(text, "(float[n, 6] x) => (float[n, 5] y)", w=shape), floats(4, 6))
 
 
-def test_a_matrix_product_has_a_row_for_each_token() -> None:
+def test_matmul_has_a_row_for_each_token() -> None:
     net = model("y = MatMul (x, w)", "(float[n, 9, 6] x) => (float[n, 9, 5] y)", w=(6, 5))
-    compared(net, floats(3, 9, 6))
+    assert_same_outputs(net, floats(3, 9, 6))
 
 
-def test_groups_of_a_transposed_convolution_have_their_steps_in_common() -> None:
+def test_groups_of_a_transposed_convolution_share_their_steps() -> None:
     net = model(
         "y = ConvTranspose <group = 2> (x, w)",
         "(float[n, 4, 5, 6] x) => (float[n, a, b, c] y)",

@@ -11,7 +11,7 @@ from qconvert.quantize.cross_layer import find_sites
 from tests.quantize.quantized_models import model
 
 SIGNATURE = "(float[N, 3, 8, 8] x) => (float[] y)"
-KNOWN = {
+ACTIVATIONS = {
     "Relu": "y = Relu (c)",
     "Sigmoid": "y = Sigmoid (c)",
     "HardSigmoid": "y = HardSigmoid (c)",
@@ -23,26 +23,26 @@ KNOWN = {
 }
 
 
-@pytest.mark.parametrize("name", KNOWN)
-def test_an_activation_answers_as_the_graph_does(name: str) -> None:
-    net = model(f"c = Conv (x, w) {KNOWN[name]}", SIGNATURE, w=(3, 3, 1, 1))
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_computes_what_the_graph_computes(name: str) -> None:
+    net = model(f"c = Conv (x, w) {ACTIVATIONS[name]}", SIGNATURE, w=(3, 3, 1, 1))
     conv = next(node for node in net.graph if node.op_type == "Conv")
     both = net.clone()
     both.graph.outputs.append(next(n for n in both.graph if n.op_type == "Conv").outputs[0])
     feeds = {"x": np.random.default_rng(0).normal(0, 3, (2, 3, 8, 8)).astype(np.float32)}
-    answers = open_cpu(both)(feeds)
-    found = find_activation(conv).apply(np.asarray(answers["c"]))
-    np.testing.assert_allclose(found, answers["y"], atol=1e-3)
+    outputs = open_cpu(both)(feeds)
+    activated = find_activation(conv).apply(np.asarray(outputs["c"]))
+    np.testing.assert_allclose(activated, outputs["y"], atol=1e-3)
 
 
-def test_only_a_relu_or_clip_cuts_anything_off() -> None:
-    cutting = {}
-    for name, text in KNOWN.items():
+def test_only_a_relu_or_clip_has_limits() -> None:
+    limits = {}
+    for name, text in ACTIVATIONS.items():
         net = model(f"c = Conv (x, w) {text}", SIGNATURE, w=(3, 3, 1, 1))
         activation = find_activation(next(iter(net.graph)))
-        cutting[name] = (activation.low, activation.high)
-    assert cutting.pop("Relu") == (0.0, math.inf)
-    assert set(cutting.values()) == {(-math.inf, math.inf)}
+        limits[name] = (activation.low, activation.high)
+    assert limits.pop("Relu") == (0.0, math.inf)
+    assert set(limits.values()) == {(-math.inf, math.inf)}
 
 
 @pytest.mark.parametrize(
@@ -54,16 +54,16 @@ def test_only_a_relu_or_clip_cuts_anything_off() -> None:
         "s = Sigmoid (c) r = Relu (c) y = Mul (r, s)",
     ],
 )
-def test_what_is_not_an_activation_is_nothing(text: str) -> None:
+def test_other_readers_are_no_activation(text: str) -> None:
     net = model(f"c = Conv (x, w) {text}", SIGNATURE, w=(3, 3, 1, 1))
     assert find_activation(next(iter(net.graph))) is IDENTITY
 
 
-def test_the_limits_of_a_clip_may_stand_in_lists_of_one() -> None:
-    limits = "l = Constant <value_floats: floats = [0.0]> () "
-    limits += "h = Constant <value_floats: floats = [6.0]> () "
+def test_clip_limits_may_be_lists_of_one() -> None:
+    constants = "l = Constant <value_floats: floats = [0.0]> () "
+    constants += "h = Constant <value_floats: floats = [6.0]> () "
     net = model(
-        f"{limits} c = Conv (x, w) d = Clip (c, l, h) y = Conv (d, v)",
+        f"{constants} c = Conv (x, w) d = Clip (c, l, h) y = Conv (d, v)",
         SIGNATURE,
         w=(3, 3, 1, 1),
         v=(3, 3, 1, 1),

@@ -12,7 +12,7 @@ from qconvert.core.cache import Cache
 from qconvert.core.progress import Progress
 from qconvert.core.tensors import Tensors
 from qconvert.graph.simplify import infer_shapes
-from qconvert.optimize import efforts, layer_rounding
+from qconvert.optimize import efforts, learned_rounding
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.optimize.candidate import Candidate
 from qconvert.optimize.coordinate_descent import Solution, round_weights
@@ -91,7 +91,7 @@ def test_no_effort_learns_nothing(learner: Learner) -> None:
 
 def test_missing_images_learn_nothing_and_the_note_names_the_option(learner: Learner) -> None:
     calibration = learner.candidate.calibration
-    learner.replace_calibration(replace(calibration, images_available=False))
+    learner.replace_calibration(replace(calibration, images=None))
     learned = learner.learn()
     assert not learned.weights
     assert "--images" in learned.notes[0]
@@ -107,14 +107,14 @@ def test_interrupted_run_resumes_after_the_layers_it_learned(
         problems.append(problem)
         return round_weights(problem)
 
-    monkeypatch.setattr(layer_rounding, "round_weights", counted)
+    monkeypatch.setattr(learned_rounding, "round_weights", counted)
     learner.stop_at = 4
     with pytest.raises(KeyboardInterrupt):
         learner.learn(cache=Cache(Path(".other")))
     assert len(problems) == 4
     learner.stop_at = 0
     resumed = learner.learn(cache=Cache(Path(".other")))
-    learnable = layer_rounding.find_learnable(learner.candidate.loaded.model, learner.plan)
+    learnable = learned_rounding.find_learnable(learner.candidate.loaded.model, learner.plan)
     assert len(problems) == len(learnable)
     assert rounded_weights.digest(resumed.weights) == rounded_weights.digest(whole.weights)
 
@@ -127,7 +127,7 @@ def test_weights_that_harm_the_outputs_are_rejected(
         biases = None if problem.biases is None else problem.biases + 3.0
         return Solution(problem.nearest, biases), Solution(problem.nearest, biases)
 
-    monkeypatch.setattr(layer_rounding, "round_weights", harmful)
+    monkeypatch.setattr(learned_rounding, "round_weights", harmful)
     monkeypatch.setattr(
         LayerProblem, "relative_error", lambda problem, integers, biases: -abs(float(biases.sum()))
     )
@@ -160,7 +160,9 @@ SQUEEZING_SHAPES = {
 }  # fmt: skip
 
 
-def test_correction_learned_on_unrepresentative_images_is_rejected() -> None:
+def test_correction_learned_on_unrepresentative_images_is_rejected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """What compensates clipped light in glaring images is wrong for all others."""
     weights = {
         name: floats(*shape, seed=seed) / np.float32(np.sqrt(np.prod(shape[1:])))
@@ -171,8 +173,7 @@ def test_correction_learned_on_unrepresentative_images_is_rejected() -> None:
         node.name = node.outputs[0].name
     learner = Learner(model)
     glaring = [{"image": 20 + floats(4, 3, 16, 16, seed=seed)} for seed in range(8)]
-    calibration = learner.candidate.calibration
-    learner.replace_calibration(replace(calibration, training_batches=lambda count: glaring))
+    monkeypatch.setattr(CalibrationSet, "training_batches", lambda self, count: glaring)
     learned = learner.learn("default")
     learner.assert_rejected(learned)
     noise = re.search("noise-to-signal (.*?)% -> (.*?)%", learned.notes[0])
@@ -185,12 +186,11 @@ def test_memory_bounds_the_training_images(
 ) -> None:
     counts: list[int] = []
 
-    def training_batches(count: int) -> list[Tensors]:
+    def training_batches(self: CalibrationSet, count: int) -> list[Tensors]:
         counts.append(count)
         return []
 
-    calibration = learner.candidate.calibration
-    learner.replace_calibration(replace(calibration, training_batches=training_batches))
+    monkeypatch.setattr(CalibrationSet, "training_batches", training_batches)
     monkeypatch.setattr(efforts, "MAX_ACTIVATION_BYTES", 1_000_000)
     learner.learn("thorough")
     assert 1 <= counts[0] < EFFORTS["thorough"].training_images

@@ -1,4 +1,4 @@
-"""A graph that is run in stretches answers the same, and forgets what nobody reads any more."""
+"""A graph that runs segment by segment has the same tensors, and holds only those still read."""
 
 import functools
 
@@ -10,22 +10,22 @@ from qconvert.graph.simplify import infer_shapes
 from qconvert.optimize.partial_execution import PartialExecution, peak_activation_bytes
 from tests.models import floats, mixed, tiny
 
-literal = functools.partial(open_cpu, keep_qdq=True)
+open_model = functools.partial(open_cpu, keep_qdq=True)
 
 
-def test_every_tensor_is_the_one_of_a_run_in_one_go() -> None:
+def test_tensors_are_those_of_a_whole_run() -> None:
     net = mixed()
     image = floats(4, 3, 16, 16, seed=2)
     names = [str(node.outputs[0].name) for node in net.graph]
     whole = net.clone()
     whole.graph.outputs.clear()
     whole.graph.outputs.extend(node.outputs[0] for node in whole.graph)
-    wanted = open_cpu(whole)({"image": image})
-    run = PartialExecution(net, literal, [{"image": image[:3]}, {"image": image[3:]}])
+    expected = open_cpu(whole)({"image": image})
+    execution = PartialExecution(net, open_model, [{"image": image[:3]}, {"image": image[3:]}])
     for node, name in zip(net.graph, names, strict=True):
-        run.run_to(node.name or "", name, inclusive=True)
-        got = np.concatenate([part[name] for part in run.live])
-        np.testing.assert_allclose(got, wanted[name], rtol=1e-4, atol=1e-5)
+        execution.run_to(node.name or "", name, inclusive=True)
+        tensor = np.concatenate([batch[name] for batch in execution.live])
+        np.testing.assert_allclose(tensor, expected[name], rtol=1e-4, atol=1e-5)
 
 
 def small() -> ir.Model:
@@ -36,16 +36,28 @@ def small() -> ir.Model:
     return net
 
 
-def test_what_was_read_for_the_last_time_is_gone() -> None:
+def test_tensor_is_dropped_after_its_last_reader() -> None:
     net = small()
-    run = PartialExecution(net, literal, [{"image": floats(2, 3, 8, 8)}])
+    execution = PartialExecution(net, open_model, [{"image": floats(2, 3, 8, 8)}])
     last = net.graph[-1]
-    run.run_to(last.name or "", "flat")
-    assert [set(part) for part in run.live] == [{"flat"}]
-    run.run_to(last.name or "", "scores", inclusive=True)
-    assert [set(part) for part in run.live] == [{"scores"}]
+    execution.run_to(last.name or "", "flat")
+    assert [set(batch) for batch in execution.live] == [{"flat"}]
+    execution.run_to(last.name or "", "scores", inclusive=True)
+    assert [set(batch) for batch in execution.live] == [{"scores"}]
 
 
-def test_the_widest_place_of_a_graph_is_known_without_running_it() -> None:
+def test_peak_bytes_are_those_of_the_widest_place() -> None:
     # conv and relu, 4 channels of 8 by 8 each
     assert peak_activation_bytes(small()) == 2 * 4 * 4 * 8 * 8
+
+
+def test_execution_stays_where_it_is_if_the_next_tensors_are_too_large() -> None:
+    net = small()
+    execution = PartialExecution(net, open_model, [{"image": floats(2, 3, 8, 8)}])
+    last = net.graph[-1].name or ""
+    assert not execution.run_to(last, max_bytes=16)
+    assert (execution.position, [set(batch) for batch in execution.live]) == (0, [{"image"}])
+    assert execution.run_to(last, max_bytes=10**6)
+    (batch,) = execution.live
+    expected = open_cpu(net)({"image": floats(2, 3, 8, 8)})["scores"]
+    np.testing.assert_allclose(execution.open_rest()(batch)["scores"], expected, rtol=1e-5)

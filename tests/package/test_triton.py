@@ -27,18 +27,18 @@ IMAGE = TensorSpec("x", np.dtype("float32"), ("N", 3, 24, 24))
 SCORES = TensorSpec("y", np.dtype("float32"), ("N", 10))
 
 
-def test_the_formats_of_the_command_are_those_of_the_code() -> None:
+def test_command_offers_every_package_format() -> None:
     assert FORMATS == tuple(WRITERS) == get_args(Format)
 
 
-def test_a_cpu_engine_is_served_by_onnx_runtime_with_its_classes(
+def test_cpu_engine_is_configured_for_onnx_runtime_with_its_classes(
     world: Path, qconvert: Callable[..., Outcome]
 ) -> None:
     done = qconvert("package", "run", "--format", "triton", "--engine", "cpu-int8", "-o", "models")
     assert done.code == 0, done.err
     assert "VNNI" in done.err
-    place = Path("models/model")
-    config = parse((place / "config.pbtxt").read_text())
+    folder = Path("models/model")
+    config = parse((folder / "config.pbtxt").read_text())
     assert (config.name, config.platform) == ("model", "onnxruntime_onnx")
     assert config.max_batch_size == 32
     assert (config.input[0].name, list(config.input[0].dims)) == ("image", [3, 16, 16])
@@ -46,22 +46,22 @@ def test_a_cpu_engine_is_served_by_onnx_runtime_with_its_classes(
     assert config.output[0].label_filename == "labels.txt"
     assert config.instance_group[0].kind == 2
     assert list(config.dynamic_batching.preferred_batch_size) == [8, 32]
-    assert (place / "labels.txt").read_text().splitlines() == list(CLASSES)
+    assert (folder / "labels.txt").read_text().splitlines() == list(CLASSES)
     engine = Path("run/engines/cpu-int8")
-    assert (place / "1/model.onnx").read_bytes() == (engine / "model.onnx").read_bytes()
-    assert "docker run --rm -p" in (place / "README.md").read_text()
+    assert (folder / "1/model.onnx").read_bytes() == (engine / "model.onnx").read_bytes()
+    assert "docker run --rm -p" in (folder / "README.md").read_text()
 
 
-def test_other_models_of_a_repository_are_left_alone(world: Path) -> None:
+def test_second_model_joins_a_repository_and_none_is_replaced(world: Path) -> None:
     run = load_run(Path("run"))
     for name in ("first", "second"):
         write_package(run, PackageOptions("triton", Path("models"), "cpu-fp32", name=name))
-    assert sorted(each.name for each in Path("models").iterdir()) == ["first", "second"]
-    with pytest.raises(UsageError, match="`models/first` is there already"):
+    assert sorted(path.name for path in Path("models").iterdir()) == ["first", "second"]
+    with pytest.raises(UsageError, match="`models/first` exists"):
         write_package(run, PackageOptions("triton", Path("models"), "cpu-fp32", name="first"))
 
 
-def test_an_engine_for_rtx_is_refused_with_a_way_out(world: Path) -> None:
+def test_rtx_engine_is_refused_with_a_hint(world: Path) -> None:
     run = load_run(Path("run"))
     with pytest.raises(UsageError, match="no backend for engines of TensorRT for RTX") as caught:
         write_package(run, PackageOptions("triton", Path("models"), "tensorrt-rtx-fp32"))
@@ -69,34 +69,34 @@ def test_an_engine_for_rtx_is_refused_with_a_way_out(world: Path) -> None:
     assert not Path("models").exists()
 
 
-def shipment(engine: Engine, *specs: TensorSpec) -> Bundle:
+def make_bundle(engine: Engine, *specs: TensorSpec) -> Bundle:
     inputs, outputs = specs[:1] or (IMAGE,), specs[1:] or (SCORES,)
     return Bundle("net", engine, inputs, outputs, (1, 8, 32), 20)
 
 
-def made(backend: Any, files: tuple[str, ...], profile: Profile, **options: Any) -> Engine:
+def make_engine(backend: Any, files: tuple[str, ...], profile: Profile, **options: Any) -> Engine:
     """Return an engine as the backend would leave it, its files empty."""
-    recipe = backend.recipe(BuildSpec("fp32", profile, options=options))
+    key = backend.cache_key(BuildSpec("fp32", profile, options=options))
     folder = Path("engine")
     folder.mkdir()
     for name in ("model.onnx", *files):
         (folder / name).write_bytes(name.encode())
-    return Engine(recipe["backend"], "fp32", folder, "model.onnx", files, recipe)
+    return Engine(key["backend"], "fp32", folder, "model.onnx", files, key)
 
 
 PLAN = ("model_ctx.onnx", "model.engine")
 
 
 @pytest.mark.parametrize("builder", ["provider", "native"])
-def test_an_engine_of_tensorrt_is_a_plan_with_its_profile(builder: str) -> None:
-    engine = made(tensorrt, PLAN, Profile(1, 4, 16), builder=builder)
-    notes = triton.write(shipment(engine), Path("net"))
+def test_tensorrt_engine_becomes_a_plan_with_its_profile(builder: str) -> None:
+    engine = make_engine(tensorrt, PLAN, Profile(1, 4, 16), builder=builder)
+    notes = triton.write(make_bundle(engine), Path("net"))
     config = parse(Path("net/config.pbtxt").read_text())
     assert (config.platform, config.max_batch_size) == ("tensorrt_plan", 16)
     assert list(config.dynamic_batching.preferred_batch_size) == [4, 16]
     assert config.instance_group[0].kind == 1
     assert Path("net/1/model.plan").read_bytes() == b"model.engine"
-    assert [each.name for each in Path("net/1").iterdir()] == ["model.plan"]
+    assert [path.name for path in Path("net/1").iterdir()] == ["model.plan"]
     assert notes[0].startswith("the server needs TensorRT")
     assert "--gpus all" in Path("net/README.md").read_text()
 
@@ -104,60 +104,60 @@ def test_an_engine_of_tensorrt_is_a_plan_with_its_profile(builder: str) -> None:
 @pytest.mark.parametrize(
     ("files", "options", "why"),
     [
-        (("model.onnx", "a.engine", "b.engine"), {"allow-fallback": True}, "run elsewhere"),
+        (("model.onnx", "a.engine", "b.engine"), {"allow-fallback": True}, "in parts elsewhere"),
         (("model_ctx.onnx", "model.stripped.engine"), {"weight-stripped": True}, "no weights"),
     ],
 )
-def test_an_engine_of_tensorrt_that_is_not_whole_is_refused(
+def test_incomplete_tensorrt_engine_is_refused(
     files: tuple[str, ...], options: dict[str, bool], why: str
 ) -> None:
-    engine = made(tensorrt, files, Profile(), **options)
+    engine = make_engine(tensorrt, files, Profile(), **options)
     with pytest.raises(UsageError, match=why):
-        triton.write(shipment(engine), Path("net"))
+        triton.write(make_bundle(engine), Path("net"))
 
 
-def test_an_engine_that_needs_several_images_is_refused() -> None:
-    engine = made(tensorrt, PLAN, Profile(2, 4, 8))
+def test_engine_with_a_minimum_batch_is_refused() -> None:
+    engine = make_engine(tensorrt, PLAN, Profile(2, 4, 8))
     with pytest.raises(UsageError, match="no fewer than 2 images") as caught:
-        triton.write(shipment(engine), Path("net"))
+        triton.write(make_bundle(engine), Path("net"))
     assert "--profile 1,4,8" in caught.value.hint
 
 
-def test_shapes_become_dims_without_the_batch_or_whole_where_it_is_fixed(tiny: Path) -> None:
-    engine = made(cuda, ("model.onnx",), Profile())
+def test_dims_leave_out_a_dynamic_batch_and_keep_a_fixed_one(tiny: Path) -> None:
+    engine = make_engine(cuda, ("model.onnx",), Profile())
     onnx_io.save(onnx_io.load(tiny), engine.folder / "model.onnx")
     specs = (
         TensorSpec("tokens", np.dtype("int64"), ("N", "length")),
         TensorSpec("one", np.dtype("float16"), ("N",)),
     )
-    triton.write(shipment(engine, *specs), Path("open"))
+    triton.write(make_bundle(engine, *specs), Path("open"))
     config = parse(Path("open/config.pbtxt").read_text())
     assert (config.input[0].data_type, list(config.input[0].dims)) == (9, [-1])
     assert (config.output[0].data_type, list(config.output[0].dims)) == (10, [1])
     assert list(config.output[0].reshape.shape) == []
     assert config.output[0].HasField("reshape")
     fixed = (replace(IMAGE, shape=(4, 3, 24, 24)), replace(SCORES, shape=(4, 10)))
-    triton.write(shipment(engine, *fixed), Path("fixed"))
+    triton.write(make_bundle(engine, *fixed), Path("fixed"))
     config = parse(Path("fixed/config.pbtxt").read_text())
     assert (config.max_batch_size, list(config.input[0].dims)) == (0, [4, 3, 24, 24])
     assert not config.HasField("dynamic_batching")
 
 
-def test_threads_and_strange_names_are_written_down() -> None:
-    engine = made(cuda, ("model.onnx",), Profile())
+def test_config_holds_threads_and_escapes_names() -> None:
+    engine = make_engine(cuda, ("model.onnx",), Profile())
     odd = replace(IMAGE, name='say "x"\\')
-    served = replace(cuda.triton_spec(engine), parameters={"intra_op_thread_count": "3"})
-    lines = triton._config_lines(shipment(engine, odd, SCORES), served, triton.Batching(1, 1))
+    spec = replace(cuda.triton_spec(engine), parameters={"intra_op_thread_count": "3"})
+    lines = triton.config_lines(make_bundle(engine, odd, SCORES), spec, triton.Batching(1, 1))
     config = parse("\n".join(lines))
     assert config.input[0].name == odd.name
     assert config.parameters[0].value.string_value == "3"
     assert not config.HasField("dynamic_batching")
     text = TensorSpec("words", np.dtype("O"), ("N", 1))
     with pytest.raises(UsageError, match="no type for"):
-        list(triton._config_lines(shipment(engine, IMAGE, text), served, triton.Batching(1, 1)))
+        list(triton.config_lines(make_bundle(engine, IMAGE, text), spec, triton.Batching(1, 1)))
 
 
-def test_rtx_engines_say_no_themselves() -> None:
-    engine = made(tensorrt_rtx, PLAN, Profile())
+def test_rtx_backend_has_no_triton_spec() -> None:
+    engine = make_engine(tensorrt_rtx, PLAN, Profile())
     with pytest.raises(qconvert.UsageError):
         tensorrt_rtx.triton_spec(engine)

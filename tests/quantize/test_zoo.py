@@ -16,11 +16,11 @@ from qconvert.backends.ort import open_cpu
 from qconvert.calibrate import calibration_file
 from qconvert.core import config_file, onnx_io
 from qconvert.core.cache import Cache
-from qconvert.core.progress import Progress
 from qconvert.core.tensors import Tensors
 from qconvert.graph.fp16.convert import convert_to_half
 from qconvert.quantize import plan_files
 from qconvert.run.calibrate import CalibrationRequest, calibrate
+from qconvert.run.context import JobContext
 from qconvert.run.quantize_model import max_magnitudes
 from tests import strongly_typed, zoo
 from tests.conftest import Outcome, write
@@ -56,17 +56,9 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     np.savez(folder / "images.npz", **arrays)
     path, calibration = write(model, folder / "net.onnx"), folder / "calibration.npz"
     given = {"model": str(path), "calibration.images": folder / "images.npz"}
-    calibrate(
-        config_file.load(None, given),
-        CalibrationRequest(calibration),
-        Cache(folder / "store"),
-        quiet,
-    )
+    context = JobContext(config_file.load(None, given), Cache(folder / "store"))
+    calibrate(context, CalibrationRequest(calibration))
     return Case(model, path, calibration, {image.name: zoo.images(side, 4, seed=6)})
-
-
-def quiet(progress: Progress) -> None:
-    """Hear nothing of the progress."""
 
 
 def test_it_builds_in_fp32(case: Case) -> None:

@@ -22,10 +22,10 @@ PNG = bytes.fromhex(
 )
 
 
-def layer(name: str, made: float, arriving: float, precision: str = "int8") -> LayerError:
+def layer(name: str, own_db: float, arriving_db: float, precision: str = "int8") -> LayerError:
     clipped = None if precision == "fp16" else 0.25
     return LayerError(
-        f"{name}_out", name, "Conv", precision, arriving, made, 0.999, clipped, clipped
+        f"{name}_out", name, "Conv", precision, arriving_db, own_db, 0.999, clipped, clipped
     )
 
 

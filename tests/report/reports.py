@@ -24,7 +24,7 @@ def engine(name: str, megabytes: float) -> EngineInfo:
     return EngineInfo(path, ("model.onnx",), size, "ab" * 32, 1.25, False, {"onnxruntime": "1.31"})
 
 
-def took(ms: float, batch: int = 1, where: Literal["host", "device"] = "host") -> Latency:
+def timing(ms: float, batch: int = 1, where: Literal["host", "device"] = "host") -> Latency:
     return Latency(batch, where, (ms * 0.99, ms, ms * 1.01, ms * 0.98, ms * 1.02))
 
 
@@ -43,14 +43,14 @@ def alike(agreement: float | None, sqnr_db: float, **more: Any) -> Accuracy:
 def variant(name: str, megabytes: float, ms: float | None, **more: Any) -> VariantResult:
     """Return a variant named as its backend and precision are."""
     backend, precision = name.rsplit("-", 1)
-    timed = () if ms is None else (took(ms), took(ms * 7, 8))
+    timed = () if ms is None else (timing(ms), timing(ms * 7, 8))
     return VariantResult(
         name, backend, precision, engine(name, megabytes), **{"latency": timed, **more}
     )
 
 
 def report(*variants: VariantResult, **more: Any) -> Report:
-    made: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "tool": "qconvert 0.1.0",
         "created": "2026-11-21T14:02:11Z",
         "model": "lite0.onnx",
@@ -64,7 +64,7 @@ def report(*variants: VariantResult, **more: Any) -> Report:
         "calibration": ImageSetInfo("calib", 200, "cd" * 32),
         "evaluation": ImageSetInfo("val", 300, "ef" * 32),
     }
-    return Report(**{**made, **more})
+    return Report(**{**fields, **more})
 
 
 def cpu() -> tuple[VariantResult, ...]:
@@ -112,10 +112,10 @@ def wide() -> Report:
     variants = list(simulated().variants)
     for name in ("fp32", "fp16", "int8", "mixed"):
         latency = (
-            took(123.456),
-            took(1034.5, 8),
-            took(101.2, 1, "device"),
-            took(999.9, 8, "device"),
+            timing(123.456),
+            timing(1034.5, 8),
+            timing(101.2, 1, "device"),
+            timing(999.9, 8, "device"),
         )
         accuracy = scored(100.0, -12.345, 10.5, agreement=100.0)
         variants.append(variant(f"tensorrt-{name}", 116.8, 1.0, accuracy=accuracy, latency=latency))
@@ -124,30 +124,30 @@ def wide() -> Report:
 
 def unlabelled() -> Report:
     """Return a run whose evaluation images have no labels."""
-    found = (
+    accuracies = (
         alike(100.0, float("inf"), kl=0.0),
         alike(99.5, 60.0, kl=1e-6),
         alike(98.5, 24.1, kl=0.003),
     )
-    variants = [replace(v, accuracy=a) for v, a in zip(cpu(), found, strict=True)]
+    variants = [replace(v, accuracy=a) for v, a in zip(cpu(), accuracies, strict=True)]
     return report(*variants, baseline=None)
 
 
 def regression() -> Report:
     """Return a run of a network that names no classes."""
-    found = (
+    accuracies = (
         alike(None, float("inf"), cosine=1.0),
         alike(None, 60.0, cosine=1.0),
         alike(None, 24.1, cosine=0.998),
     )
-    variants = [replace(v, accuracy=a) for v, a in zip(cpu(), found, strict=True)]
+    variants = [replace(v, accuracy=a) for v, a in zip(cpu(), accuracies, strict=True)]
     return report(*variants, baseline=None)
 
 
 def one_image() -> Report:
     """Return a run evaluated on a single image, from which no interval follows."""
-    found = scored(100.0, 0.0, half=None, images=1, agreement=100.0)
-    return report(*(replace(each, accuracy=found) for each in cpu()))
+    accuracy = scored(100.0, 0.0, half=None, images=1, agreement=100.0)
+    return report(*(replace(variant, accuracy=accuracy) for variant in cpu()))
 
 
 def unrated() -> Report:

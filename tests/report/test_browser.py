@@ -1,4 +1,4 @@
-"""The page as a browser lays it out: on a desk and on a telephone, in light and in dark."""
+"""The page in a real browser: on a desk and on a telephone, in light and in dark."""
 
 import html as escaping
 import json
@@ -15,7 +15,7 @@ from tests.report import evidence
 from tests.report.test_html import page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-BROWSER = next((found for name in NAMES if (found := shutil.which(name))), None)
+BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
 
 DESK, PHONE = 1280, 390
@@ -66,12 +66,12 @@ addEventListener("message", (event) => {{ told.textContent = event.data; }});
 
 
 @cache
-def seen(width: int, *, dark: bool, folder: Path) -> dict[str, Any]:
-    made = page(evidence.explained(name=LONG)).replace("</body>", LOOK)
-    (folder / "page.html").write_text(made, encoding="utf-8")
+def layout(width: int, *, dark: bool, folder: Path) -> dict[str, Any]:
+    text = page(evidence.explained(name=LONG)).replace("</body>", LOOK)
+    (folder / "page.html").write_text(text, encoding="utf-8")
     (folder / "frame.html").write_text(FRAME.format(width=width), encoding="utf-8")
     assert BROWSER is not None
-    found = subprocess.run(
+    result = subprocess.run(
         [
             BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000",
             f"--user-data-dir={folder / 'profile'}", "--window-size=1400,3000",
@@ -83,29 +83,27 @@ def seen(width: int, *, dark: bool, folder: Path) -> dict[str, Any]:
         timeout=120,
         check=True,
     )  # fmt: skip
-    told = re.search(r'<pre id="told">(.+?)</pre>', found.stdout, re.DOTALL)
-    assert told is not None, found.stderr[-500:]
-    answer: dict[str, Any] = json.loads(escaping.unescape(told[1]))
-    return answer
+    message = re.search(r'<pre id="told">(.+?)</pre>', result.stdout, re.DOTALL)
+    assert message is not None, result.stderr[-500:]
+    measured: dict[str, Any] = json.loads(escaping.unescape(message[1]))
+    return measured
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [DESK, PHONE])
-def test_nothing_is_cut_off_or_lies_over_something_else(
-    width: int, dark: bool, tmp_path: Path
-) -> None:
-    look = seen(width, dark=dark, folder=tmp_path)
-    assert look["room"] == width
-    assert look["wide"] <= width
-    assert look["cut"] == []
-    assert look["over"] == []
-    assert all(look["pictures"])
+def test_page_layout_has_no_cut_or_overlapping_text(width: int, dark: bool, tmp_path: Path) -> None:
+    shown = layout(width, dark=dark, folder=tmp_path)
+    assert shown["room"] == width
+    assert shown["wide"] <= width
+    assert shown["cut"] == []
+    assert shown["over"] == []
+    assert all(shown["pictures"])
     # The text of drawings shrinks with them, and can still be read.
-    assert look["least"] >= 8
-    light = sum(map(int, re.findall(r"\d+", look["ground"])[:3]))
+    assert shown["least"] >= 8
+    light = sum(map(int, re.findall(r"\d+", shown["ground"])[:3]))
     assert (light < 3 * 60) == dark
-    ink = sum(map(int, re.findall(r"\d+", look["ink"])[:3]))
+    ink = sum(map(int, re.findall(r"\d+", shown["ink"])[:3]))
     assert abs(light - ink) > 3 * 120
-    numbers = [float(each) for each in look["up"]]
+    numbers = [float(number) for number in shown["up"]]
     assert numbers == sorted(numbers)
-    assert look["down"] == look["up"][::-1]
+    assert shown["down"] == shown["up"][::-1]

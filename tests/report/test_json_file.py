@@ -1,4 +1,4 @@
-"""The JSON holds everything, is the same for the same report, and comes back as it was."""
+"""The JSON file holds everything, is deterministic, and survives a round trip."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from tests.report.test_tables import SHAPES
 
 
 @pytest.mark.parametrize("shape", SHAPES.values())
-def test_a_report_comes_back_as_it_was(shape: Callable[[], Report]) -> None:
+def test_report_survives_a_round_trip(shape: Callable[[], Report]) -> None:
     report = conclude(shape(), GateConfig(max_drop=1.0))
     text = json_file.dumps(report)
     again = json_file.loads(text, "report.json")
@@ -25,26 +25,22 @@ def test_a_report_comes_back_as_it_was(shape: Callable[[], Report]) -> None:
     assert json_file.dumps(again) == text
 
 
-def test_fields_have_the_names_that_scripts_read() -> None:
-    told = json.loads(json_file.dumps(conclude(reports.measured(), GateConfig(max_drop=1.0))))
-    assert next(iter(told)) == "schema"
-    int8 = told["variants"][2]
+def test_json_keys_are_those_that_scripts_read() -> None:
+    data = json.loads(json_file.dumps(conclude(reports.measured(), GateConfig(max_drop=1.0))))
+    assert next(iter(data)) == "schema"
+    int8 = data["variants"][2]
     assert (int8["name"], int8["backend"], int8["precision"]) == ("cpu-int8", "cpu", "int8")
     assert int8["engine"]["bytes"] == 5_050_000
     assert int8["engine"]["ratio"] == pytest.approx(0.27, abs=0.001)
     assert int8["accuracy"]["n"] == 300
     assert int8["accuracy"]["top1"] == 88.0
     assert (int8["accuracy"]["delta_pp"], int8["accuracy"]["half_width_pp"]) == (-0.33, 1.12)
-    assert int8["unquantized"][0] == {
-        "node": "/head/0",
-        "op": "Gemm",
-        "reason": "answers in float",
-    }
-    assert told["gates"][1]["passed"] is True
-    assert (told["best"], told["baseline"]["top1"]) == ("cpu-int8", 88.33)
+    assert int8["unquantized"][0] == {"node": "/head/0", "op": "Gemm", "reason": "answers in float"}
+    assert data["gates"][1]["passed"] is True
+    assert (data["best"], data["baseline"]["top1"]) == ("cpu-int8", 88.33)
 
 
-def test_a_latency_has_every_sample_and_what_follows() -> None:
+def test_latency_json_has_samples_and_statistics() -> None:
     first = json_file.to_json(reports.measured())["variants"][2]["latency"][0]
     assert first["samples_ms"] == [9.9, 10.0, 10.1, 9.8, 10.2]
     assert (first["batch"], first["device_only"]) == (1, False)
@@ -55,31 +51,31 @@ def test_a_latency_has_every_sample_and_what_follows() -> None:
     assert 10.0 < first["p90_ms"] < first["p95_ms"] < first["p99_ms"] < 10.2
 
 
-def test_numbers_that_json_lacks_are_null_and_named() -> None:
-    report = reports.with_int8(latency=(reports.took(float("nan")),))
-    told = json.loads(json_file.dumps(report))
-    assert told["variants"][0]["accuracy"]["sqnr_db"] is None
-    assert told["not_finite"]["/variants/0/accuracy/sqnr_db"] == "inf"
-    assert told["not_finite"]["/variants/2/latency/0/samples_ms/1"] == "nan"
+def test_infinity_and_nan_are_null_and_listed() -> None:
+    report = reports.with_int8(latency=(reports.timing(float("nan")),))
+    data = json.loads(json_file.dumps(report))
+    assert data["variants"][0]["accuracy"]["sqnr_db"] is None
+    assert data["not_finite"]["/variants/0/accuracy/sqnr_db"] == "inf"
+    assert data["not_finite"]["/variants/2/latency/0/samples_ms/1"] == "nan"
     assert json_file.loads(json_file.dumps(report), "x").variants[0].accuracy == (
         report.variants[0].accuracy
     )
 
 
-def test_odd_keys_survive() -> None:
+def test_keys_with_pointer_characters_survive_a_round_trip() -> None:
     report = replace(reports.measured(), config={"a/b~c": [1.0]}, seconds={"a/b~c": float("inf")})
     assert json_file.loads(json_file.dumps(report), "x") == report
 
 
-def test_what_a_later_version_adds_is_passed_over() -> None:
-    told = json_file.to_json(reports.regression())
-    told["layers"] = [{"sqnr": 1.0}]
-    told["variants"][0]["colour"] = "blue"
-    text = json.dumps({**told, "not_finite": {}})
+def test_unknown_keys_are_ignored() -> None:
+    data = json_file.to_json(reports.regression())
+    data["layers"] = [{"sqnr": 1.0}]
+    data["variants"][0]["colour"] = "blue"
+    text = json.dumps({**data, "not_finite": {}})
     assert json_file.loads(text, "x").variants[1] == reports.regression().variants[1]
 
 
-def test_another_schema_is_refused() -> None:
+def test_newer_schema_is_rejected() -> None:
     text = json_file.dumps(reports.measured()).replace('"schema": 2', '"schema": 7')
     with pytest.raises(QConvertError, match="has report schema 7") as caught:
         json_file.loads(text, "run/report.json")
@@ -87,15 +83,14 @@ def test_another_schema_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "[]", "{}", "null", '{"schema": 1}', '{"schema": 1, "variants": 3}', "nonsense"],
+    "text", ["", "[]", "{}", "null", '{"schema": 1}', '{"schema": 1, "variants": 3}', "nonsense"]
 )
-def test_what_is_no_report_is_refused(text: str) -> None:
+def test_text_that_is_no_report_is_rejected(text: str) -> None:
     with pytest.raises(UsageError, match="is not a report"):
         json_file.loads(text, "x.json")
 
 
-def test_a_damaged_report_names_the_field() -> None:
+def test_invalid_field_is_named() -> None:
     text = json_file.dumps(reports.measured()).replace('"backend": "cpu"', '"backend": 5')
     with pytest.raises(UsageError) as caught:
         json_file.loads(text, "x.json")
@@ -105,14 +100,14 @@ def test_a_damaged_report_names_the_field() -> None:
 @pytest.mark.parametrize(
     "pointers", ['{"/variants/99/x": "inf"}', '{"nowhere": "inf"}', '{"/tool": "much"}', "[1]"]
 )
-def test_pointers_to_nowhere_are_refused(pointers: str) -> None:
-    told = json_file.to_json(reports.unrated())
-    text = json.dumps(told)[:-1] + f', "not_finite": {pointers}}}'
+def test_invalid_not_finite_pointers_are_rejected(pointers: str) -> None:
+    data = json_file.to_json(reports.unrated())
+    text = json.dumps(data)[:-1] + f', "not_finite": {pointers}}}'
     with pytest.raises(UsageError):
         json_file.loads(text, "x.json")
 
 
-def test_a_missing_file_has_a_hint(tmp_path: Path) -> None:
+def test_missing_report_file_has_a_hint(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read") as caught:
         json_file.load(tmp_path / "report.json")
     assert "qconvert build" in caught.value.hint

@@ -1,4 +1,4 @@
-"""The schema of the report is that of the files: nothing more and nothing less."""
+"""The JSON Schema describes report files: no field more, no field less."""
 
 import json
 from collections.abc import Callable
@@ -17,31 +17,31 @@ from tests.report.test_tables import SHAPES
 
 def strict() -> dict[str, Any]:
     """Return the schema, which otherwise lets newer versions add fields, closed."""
-    made = json_file.json_schema()
-    for part in (made, *made["$defs"].values()):
+    schema = json_file.json_schema()
+    for part in (schema, *schema["$defs"].values()):
         part["additionalProperties"] = False
-    return made
+    return schema
 
 
-def valid(told: object) -> bool:
-    return bool(jsonschema.Draft202012Validator(strict()).is_valid(told))
+def valid(data: object) -> bool:
+    return bool(jsonschema.Draft202012Validator(strict()).is_valid(data))
 
 
 @pytest.mark.parametrize("shape", SHAPES.values())
-def test_a_report_fits_it_with_every_field(shape: Callable[[], Report]) -> None:
+def test_every_report_shape_fits_the_schema(shape: Callable[[], Report]) -> None:
     assert valid(json.loads(json_file.dumps(conclude(shape(), GateConfig(max_drop=1.0)))))
 
 
-def test_the_report_of_a_real_run_fits_it(shared_run: Path) -> None:
-    told = json.loads((shared_run / "run/report.json").read_text(encoding="utf-8"))
-    assert any(variant["layers"] for variant in told["variants"])
-    assert valid(told)
+def test_report_of_a_real_run_fits_the_schema(shared_run: Path) -> None:
+    data = json.loads((shared_run / "run/report.json").read_text(encoding="utf-8"))
+    assert any(variant["layers"] for variant in data["variants"])
+    assert valid(data)
 
 
-def test_a_field_that_is_missing_misspelt_or_of_another_type_does_not(shared_run: Path) -> None:
-    told = json.loads((shared_run / "run/report.json").read_text(encoding="utf-8"))
-    variant = told["variants"][0]
+def test_schema_rejects_missing_misspelt_and_mistyped_fields(shared_run: Path) -> None:
+    data = json.loads((shared_run / "run/report.json").read_text(encoding="utf-8"))
+    variant = data["variants"][0]
     for wrong in ({"quantized": None}, {"quantised": 1}, {"name": 3}):
-        assert not valid({**told, "variants": [{**variant, **wrong}]})
-    del told["verdict"]
-    assert not valid(told)
+        assert not valid({**data, "variants": [{**variant, **wrong}]})
+    del data["verdict"]
+    assert not valid(data)

@@ -1,4 +1,4 @@
-"""Which layers go wrong, those that overflow before all others."""
+"""Layers by their errors; one that overflows is the worst."""
 
 import csv
 import io
@@ -22,17 +22,17 @@ BROKEN = replace(layer("broken", -math.inf, -math.inf), cosine=None)
 UNKNOWN = replace(layer("unknown", 0.0, 30.0), made_db=None)
 
 
-def test_what_overflows_is_the_worst_and_said_to_be_not_finite() -> None:
-    found = (EXACT, SMALL, BROKEN, LARGE)
-    assert layer_errors.worst_layers(found, 2) == [BROKEN, LARGE]
-    rows = {row[0]: row for row in layer_tables.layer_table(found).rows}
+def test_overflowing_layer_is_the_worst_and_not_finite() -> None:
+    layers = (EXACT, SMALL, BROKEN, LARGE)
+    assert layer_errors.worst_layers(layers, 2) == [BROKEN, LARGE]
+    rows = {row[0]: row for row in layer_tables.layer_table(layers).rows}
     assert rows["broken"][3:6] == ("not finite", "not finite", "████████")
     # The others are drawn as they are without it.
     assert rows["large"][5] == "████████"
     assert rows["small"][5] == "████"
 
 
-def test_a_report_with_layers_that_overflow_is_written_and_read_again() -> None:
+def test_overflowing_layers_survive_every_format() -> None:
     report = reports.with_int8(layers=(EXACT, SMALL, BROKEN, LARGE))
     assert json_file.loads(json_file.dumps(report), "x") == report
     assert "not finite" in render_html(report, {})
@@ -42,7 +42,7 @@ def test_a_report_with_layers_that_overflow_is_written_and_read_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "words"),
+    ("layers", "words"),
     [
         ((EXACT, EXACT), "there is no error at all"),
         ((EXACT, UNKNOWN), "which layers make an error is not known"),
@@ -52,9 +52,9 @@ def test_a_report_with_layers_that_overflow_is_written_and_read_again() -> None:
         ),
     ],
 )
-def test_no_error_is_told_only_where_all_is_equal(
-    found: tuple[LayerError, ...], words: str, capsys: pytest.CaptureFixture[str]
+def test_layer_summary_distinguishes_no_error_from_unknown(
+    layers: tuple[LayerError, ...], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     console._stdout_console.cache_clear()
-    views.show_layer_errors(found)
+    views.show_layer_errors(layers)
     assert capsys.readouterr().out.splitlines()[-1] == words

@@ -1,4 +1,4 @@
-"""Markdown that GitHub draws as meant, whatever names and reasons hold."""
+"""Markdown that GitHub renders as intended, whatever names and reasons hold."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -64,11 +64,11 @@ qconvert build lite0.onnx --images calib --eval val
 """
 
 
-def test_the_verdict_comes_first_and_how_it_was_made_last() -> None:
-    drawn = markdown.render_markdown(conclude(reports.measured(), GateConfig(max_drop=0.2)))
-    assert drawn.startswith(HEAD)
-    assert drawn.endswith(MADE)
-    titles = [line for line in drawn.splitlines() if line.startswith("## ")]
+def test_markdown_starts_with_the_verdict_and_ends_with_provenance() -> None:
+    text = markdown.render_markdown(conclude(reports.measured(), GateConfig(max_drop=0.2)))
+    assert text.startswith(HEAD)
+    assert text.endswith(MADE)
+    titles = [line for line in text.splitlines() if line.startswith("## ")]
     assert titles == [
         "## Gates",
         "## Size",
@@ -82,20 +82,20 @@ def test_the_verdict_comes_first_and_how_it_was_made_last() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES.values())
-def test_every_row_of_a_table_has_as_many_cells_as_its_head(shape: Callable[[], Report]) -> None:
-    drawn = markdown.render_markdown(conclude(shape(), GateConfig(max_drop=1.0, max_latency=5.0)))
-    for table in drawn.split("\n\n"):
+def test_markdown_rows_have_as_many_cells_as_the_header(shape: Callable[[], Report]) -> None:
+    text = markdown.render_markdown(conclude(shape(), GateConfig(max_drop=1.0, max_latency=5.0)))
+    for table in text.split("\n\n"):
         rows = [line for line in table.splitlines() if line.startswith("|")]
         assert len({row.count("|") - row.count("\\|") for row in rows}) <= 1
 
 
-def test_parts_without_content_are_left_out() -> None:
-    drawn = markdown.render_markdown(conclude(reports.report(seconds={}), GateConfig()))
+def test_empty_parts_are_left_out_of_markdown() -> None:
+    text = markdown.render_markdown(conclude(reports.report(seconds={}), GateConfig()))
     for title in ("## Gates", "## Notes", "## Not quantized", "seconds", "| engine |"):
-        assert title not in drawn
+        assert title not in text
 
 
-def test_what_markdown_would_act_on_is_escaped() -> None:
+def test_markdown_syntax_is_escaped() -> None:
     assert markdown.escape_text("a*b_c <img> [x](y)") == r"a\*b\_c \<img> \[x\](y)"
     assert markdown.escape_text("`a*b` and *c*") == r"`a*b` and \*c\*"
     assert markdown.escape_text("odd ` one_") == r"odd \` one\_"
@@ -103,13 +103,13 @@ def test_what_markdown_would_act_on_is_escaped() -> None:
     assert markdown.escape_cell("a|b `c|d`") == r"a\|b `c\|d`"
 
 
-def test_reasons_cannot_break_a_table() -> None:
+def test_newlines_and_pipes_in_reasons_do_not_break_a_table() -> None:
     why = {"latency": "line one\n| line | two <b>"}
     report = reports.report(reports.variant("cuda-fp16", 9.0, None, unmeasured=why))
-    drawn = markdown.table_markdown(tables.latency_table(report))
-    assert drawn.splitlines()[-1] == r"¹ line one | line | two \<b>"
+    text = markdown.table_markdown(tables.latency_table(report))
+    assert text.splitlines()[-1] == r"¹ line one | line | two \<b>"
 
 
-def test_a_command_cannot_leave_its_fence() -> None:
+def test_backticks_in_a_command_do_not_close_the_code_block() -> None:
     report = replace(reports.measured(), command="qconvert build '```' x")
     assert "````sh\nqconvert build '```' x\n````" in markdown.render_markdown(report)

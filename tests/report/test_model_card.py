@@ -1,4 +1,4 @@
-"""The model card: front matter that parses, numbers, and code that runs."""
+"""The model card: front matter that parses, scores, and code that runs."""
 
 import json
 import re
@@ -61,48 +61,48 @@ def concluded(preprocess: Preprocess | None = IMAGENET) -> Report:
     return conclude(replace(reports.measured(), preprocess=settings), GateConfig())
 
 
-def test_the_front_matter_has_what_a_hub_reads() -> None:
+def test_front_matter_has_what_a_hub_reads() -> None:
     assert render_card(concluded(), base_model="me/lite0").startswith(FRONT)
 
 
-def test_a_base_model_that_is_not_known_is_left_open() -> None:
-    shown = render_card(concluded())
-    assert "\n# base_model: OWNER/NAME" in shown
-    assert "\nbase_model:" not in shown
+def test_unknown_base_model_is_left_open() -> None:
+    card = render_card(concluded())
+    assert "\n# base_model: OWNER/NAME" in card
+    assert "\nbase_model:" not in card
 
 
-def test_fp32_is_not_called_quantized() -> None:
+def test_fp32_card_is_not_marked_quantized() -> None:
     assert "quantized\n" not in render_card(concluded(), "cpu-fp32").split("---")[1]
 
 
-def test_without_labels_there_is_no_index() -> None:
+def test_card_without_labels_has_no_model_index() -> None:
     assert "model-index" not in render_card(conclude(reports.unlabelled(), GateConfig()))
 
 
-def test_it_says_how_it_was_made_and_measured() -> None:
-    shown = render_card(concluded())
-    assert "58 of 60 operators that could be are quantized to INT8." in shown
-    assert "Ranges were measured on 200 images of `calib`." in shown
-    assert "Accuracy was measured on 300 images of `val`." in shown
-    assert "- Accuracy was measured on 300 images; other images may give another one." in shown
-    assert "| cpu-int8 | 88.00 | 87.60 | 88.20 | 87.90 | −0.33 ± 1.12 | 98.50 |" in shown
+def test_card_describes_calibration_and_evaluation() -> None:
+    card = render_card(concluded())
+    assert "58 of 60 operators that could be are quantized to INT8." in card
+    assert "Ranges were measured on 200 images of `calib`." in card
+    assert "Accuracy was measured on 300 images of `val`." in card
+    assert "- Accuracy was measured on 300 images; other images may give another one." in card
+    assert "| cpu-int8 | 88.00 | 87.60 | 88.20 | 87.90 | −0.33 ± 1.12 | 98.50 |" in card
 
 
-def test_images_without_labels_are_told_apart() -> None:
-    found = reports.scored(88.0, -0.3, images=1000, labelled=200)
-    shown = render_card(conclude(reports.with_int8(accuracy=found), GateConfig()))
-    assert "Accuracy was measured on 200 labelled of 1000 images of `val`." in shown
-    assert "- Accuracy was measured on 200 labelled of 1000 images; other images" in shown
+def test_card_counts_labelled_images() -> None:
+    accuracy = reports.scored(88.0, -0.3, images=1000, labelled=200)
+    card = render_card(conclude(reports.with_int8(accuracy=accuracy), GateConfig()))
+    assert "Accuracy was measured on 200 labelled of 1000 images of `val`." in card
+    assert "- Accuracy was measured on 200 labelled of 1000 images; other images" in card
 
 
-def test_preprocessing_is_in_words_and_as_settings(tmp_path: Path) -> None:
-    shown = render_card(concluded())
+def test_card_has_preprocessing_in_words_and_as_settings(tmp_path: Path) -> None:
+    card = render_card(concluded())
     assert (
         "RGB, the shorter side resized to 256 with an antialiased bilinear filter, "
         "224×224 cut from the centre, divided by 255, minus the mean 0.485, 0.456, 0.406, "
         "divided by 0.229, 0.224, 0.225."
-    ) in shown
-    (tmp_path / "qconvert.toml").write_text(code(shown, "toml"))
+    ) in card
+    (tmp_path / "qconvert.toml").write_text(code(card, "toml"))
     settings = config_file.load(tmp_path / "qconvert.toml").preprocess
     assert (settings.resize, settings.crop, settings.mean) == (256, 224, (0.485, 0.456, 0.406))
 
@@ -115,11 +115,11 @@ def test_preprocessing_is_in_words_and_as_settings(tmp_path: Path) -> None:
         (None, "The model takes arrays without preprocessing."),
     ],
 )
-def test_other_preprocessing_in_words(preprocess: Preprocess | None, words: str) -> None:
+def test_preprocessing_variants_in_words(preprocess: Preprocess | None, words: str) -> None:
     assert words in render_card(concluded(preprocess))
 
 
-def test_the_code_runs(tmp_path: Path) -> None:
+def test_example_code_runs(tmp_path: Path) -> None:
     folder = tmp_path / "engines" / "cpu-int8"
     folder.mkdir(parents=True)
     onnx_io.save(models.tiny(), folder / "model.onnx")
@@ -131,29 +131,29 @@ def test_the_code_runs(tmp_path: Path) -> None:
     assert names["outputs"].shape == (1, 5)
 
 
-def test_an_engine_that_is_no_onnx_file_has_no_onnx_code() -> None:
+def test_engine_without_onnx_file_has_no_example_code() -> None:
     fp32, fp16, int8 = reports.cpu()
     assert int8.engine is not None
     plan = replace(int8, engine=replace(int8.engine, files=("int8.engine",)))
-    shown = render_card(conclude(reports.report(fp32, fp16, plan), GateConfig()))
-    assert "InferenceSession" not in shown
-    assert "`engines/cpu-int8/int8.engine` is not an ONNX file" in shown
+    card = render_card(conclude(reports.report(fp32, fp16, plan), GateConfig()))
+    assert "InferenceSession" not in card
+    assert "`engines/cpu-int8/int8.engine` is not an ONNX file" in card
     gone = replace(int8, engine=None)
     assert "There is no engine to run." in render_card(reports.report(gone), "cpu-int8")
 
 
-def test_names_of_models_are_quoted() -> None:
+def test_model_names_are_quoted_in_front_matter() -> None:
     odd = replace(concluded(), model='runs/a "b": c.onnx')
     front = render_card(odd).split("---")[1]
     assert json.dumps('a "b": c-cpu-int8') in front
 
 
 @pytest.mark.parametrize("model", ["runs/lite0.onnx", "lite0.pt2", "timm:lite0", "nets.zoo:lite0"])
-def test_models_are_called_by_their_name(model: str) -> None:
+def test_model_stem_is_found_in_every_source_syntax(model: str) -> None:
     assert "# lite0, INT8" in render_card(replace(concluded(), model=model))
 
 
-def test_a_card_is_about_a_variant_that_is_there() -> None:
+def test_card_of_an_unknown_variant_is_rejected() -> None:
     with pytest.raises(UsageError, match="no variant `gpu-int8`") as caught:
         render_card(concluded(), "gpu-int8")
     assert "`cpu-int8`" in caught.value.hint
@@ -164,7 +164,7 @@ def test_a_card_is_about_a_variant_that_is_there() -> None:
     )
 
 
-def code(shown: str, language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)\n```", shown, re.DOTALL)
-    assert found is not None
-    return found[1]
+def code(card: str, language: str) -> str:
+    match = re.search(rf"```{language}\n(.*?)\n```", card, re.DOTALL)
+    assert match is not None
+    return match[1]

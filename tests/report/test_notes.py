@@ -14,157 +14,164 @@ from tests.report import reports
 QUIET = reports.scored(88.0, -0.3, 0.4)
 
 
-def said(report: Report) -> str:
+def notes_in(report: Report) -> str:
     return "\n".join(notes.collect_notes(report))
 
 
-def quiet() -> Report:
+def sound_report() -> Report:
     """Return a run that nothing is to be said about."""
     fp32, _, int8 = reports.cpu()
     return reports.report(fp32, replace(int8, accuracy=QUIET))
 
 
-def test_there_is_nothing_to_say_of_a_sound_run() -> None:
-    assert said(quiet()) == ""
+def test_sound_run_has_no_notes() -> None:
+    assert notes_in(sound_report()) == ""
 
 
-def test_int8_that_is_slower_names_what_stayed_in_float() -> None:
+def test_slow_int8_note_names_unquantized_operators() -> None:
     left = tuple(UnquantizedNode(f"/block/{n}/Conv", "Conv", "few channels") for n in range(3))
     left += (UnquantizedNode("/head", "Gemm", "one row"),)
     slow = reports.with_int8(
-        latency=(reports.took(26.0),), unquantized=left, candidates=60, accuracy=QUIET
+        latency=(reports.timing(26.0),), unquantized=left, candidates=60, accuracy=QUIET
     )
     assert (
         "INT8 is not faster than FP32 on `cpu` (26.00 against 24.00 ms), because 4 of 60 operators "
         "are not quantized, most of them Conv (3: few channels, as in `/block/0/Conv`): "
         "ship `cpu-fp32`, or look with `qconvert inspect --quantized`"
-    ) in said(slow)
+    ) in notes_in(slow)
 
 
-def test_the_node_that_is_named_has_the_reason_that_is_named() -> None:
+def test_slow_int8_note_gives_a_node_with_its_reason() -> None:
     reasons = ("one row", "few channels", "few channels")
     left = tuple(UnquantizedNode(f"/{at}/Conv", "Conv", why) for at, why in enumerate(reasons))
-    slow = reports.with_int8(latency=(reports.took(26.0),), unquantized=left, candidates=60)
-    assert "Conv (3: few channels, as in `/1/Conv`)" in said(slow)
+    slow = reports.with_int8(latency=(reports.timing(26.0),), unquantized=left, candidates=60)
+    assert "Conv (3: few channels, as in `/1/Conv`)" in notes_in(slow)
 
 
-def test_int8_that_is_slower_though_all_is_quantized_blames_no_operator() -> None:
+def test_slow_int8_note_without_unquantized_operators() -> None:
     slow = reports.with_int8(
-        latency=(reports.took(26.0),), unquantized=(), candidates=60, accuracy=QUIET
+        latency=(reports.timing(26.0),), unquantized=(), candidates=60, accuracy=QUIET
     )
-    assert "though all 60 operators that could be are quantized" in said(slow)
+    assert "though all 60 operators that could be are quantized" in notes_in(slow)
 
 
-def test_only_what_keeps_its_limits_and_answers_well_is_advised() -> None:
+def test_slow_int8_note_recommends_only_acceptable_engines() -> None:
     fp32, fp16, int8 = reports.cpu()
     half, slow = (
-        replace(each, latency=(reports.took(ms),)) for each, ms in ((fp16, 20.0), (int8, 26.0))
+        replace(variant, latency=(reports.timing(ms),))
+        for variant, ms in ((fp16, 20.0), (int8, 26.0))
     )
     bad = replace(half, accuracy=reports.scored(80.0, -8.3, agreement=90.0))
-    assert "ship `cpu-fp16`" in said(reports.report(fp32, half, slow))
-    assert "than FP32 on `cpu` (26.00 against 24.00 ms)" in said(reports.report(fp32, bad, slow))
-    assert "ship `cpu-fp32`" in said(reports.report(fp32, bad, slow))
-    told = said(reports.report(bad, slow))
-    assert "than FP16 on `cpu` (26.00 against 20.00 ms)" in told
-    assert "answers in float, as in `/head/0`): look with" in told
-    assert "ship" not in "".join(line for line in told.splitlines() if "not faster" in line)
+    assert "ship `cpu-fp16`" in notes_in(reports.report(fp32, half, slow))
+    assert "than FP32 on `cpu` (26.00 against 24.00 ms)" in notes_in(
+        reports.report(fp32, bad, slow)
+    )
+    assert "ship `cpu-fp32`" in notes_in(reports.report(fp32, bad, slow))
+    text = notes_in(reports.report(bad, slow))
+    assert "than FP16 on `cpu` (26.00 against 20.00 ms)" in text
+    assert "answers in float, as in `/head/0`): look with" in text
+    assert "ship" not in "".join(line for line in text.splitlines() if "not faster" in line)
 
 
-def test_gates_of_this_judgement_decide_what_is_advised() -> None:
-    slow = reports.with_int8(latency=(reports.took(26.0),))
-    told = conclude(slow, GateConfig(max_latency=5.0)).notes
-    assert any("not faster" in note for note in told)
-    assert not any("ship `cpu-fp32`" in note for note in told)
+def test_slow_int8_note_respects_the_gates() -> None:
+    slow = reports.with_int8(latency=(reports.timing(26.0),))
+    lines = conclude(slow, GateConfig(max_latency=5.0)).notes
+    assert any("not faster" in note for note in lines)
+    assert not any("ship `cpu-fp32`" in note for note in lines)
 
 
-def test_the_timings_that_were_compared_are_told() -> None:
+def test_slow_int8_note_has_the_compared_latencies() -> None:
     fp32, _, int8 = reports.cpu()
-    eight = replace(int8, latency=(reports.took(170.0, 8),))
-    assert "(170.0 against 168.0 ms)" in said(reports.report(fp32, eight))
+    eight = replace(int8, latency=(reports.timing(170.0, 8),))
+    assert "(170.0 against 168.0 ms)" in notes_in(reports.report(fp32, eight))
 
 
-@pytest.mark.parametrize(("ms", "told"), [(23.99, False), (24.0, True), (24.5, True)])
-def test_equal_is_not_faster(ms: float, told: bool) -> None:
-    report = reports.with_int8(latency=(reports.took(ms),))
-    assert ("INT8 is not faster" in said(report)) == told
+@pytest.mark.parametrize(("ms", "slow"), [(23.99, False), (24.0, True), (24.5, True)])
+def test_equal_latency_is_not_faster(ms: float, slow: bool) -> None:
+    report = reports.with_int8(latency=(reports.timing(ms),))
+    assert ("INT8 is not faster" in notes_in(report)) == slow
 
 
-def test_engines_of_other_backends_and_other_batches_do_not_compare() -> None:
+def test_other_backends_and_batch_sizes_are_not_compared() -> None:
     fp32, _, int8 = reports.cpu()
     other = reports.variant("cuda-int8", 5.0, 50.0)
-    assert "not faster" not in said(reports.report(fp32, int8, other))
-    eight = replace(int8, latency=(reports.took(70.0, 8),))
-    assert "not faster" not in said(reports.report(fp32, eight))
+    assert "not faster" not in notes_in(reports.report(fp32, int8, other))
+    eight = replace(int8, latency=(reports.timing(70.0, 8),))
+    assert "not faster" not in notes_in(reports.report(fp32, eight))
     timed_less = replace(fp32, latency=fp32.latency[:1])
-    assert "not faster" not in said(reports.report(timed_less, eight))
+    assert "not faster" not in notes_in(reports.report(timed_less, eight))
 
 
-def test_simulated_accuracy_names_the_engines() -> None:
+def test_simulated_accuracy_note_names_the_engines() -> None:
     assert "accuracy of `tensorrt-rtx-fp32`, `tensorrt-rtx-fp16`, `tensorrt-rtx-int8` is that" in (
-        said(reports.simulated())
+        notes_in(reports.simulated())
     )
 
 
 @pytest.mark.parametrize(("shared", "words"), [(1, "share 1 image,"), (7, "share 7 images,")])
-def test_shared_images_are_counted(shared: int, words: str) -> None:
-    assert words in said(replace(quiet(), shared_images=shared))
+def test_shared_images_note_counts_them(shared: int, words: str) -> None:
+    assert words in notes_in(replace(sound_report(), shared_images=shared))
 
 
-def test_images_prepared_in_another_way_are_told_with_what_differs() -> None:
+def test_other_preprocessing_note_names_the_settings() -> None:
     usual = {"resize": 256, "crop": 224, "mean": [0.5]}
-    report = replace(quiet(), preprocess=usual, evaluation=ImageSetInfo("val", 200, "abc"))
-    assert "prepared differently" not in said(report)
+    report = replace(sound_report(), preprocess=usual, evaluation=ImageSetInfo("val", 200, "abc"))
+    assert "prepared differently" not in notes_in(report)
     other = ImageSetInfo("val", 200, "abc", {**usual, "crop": 256})
-    assert "differently (crop): " in said(replace(report, evaluation=other))
+    assert "differently (crop): " in notes_in(replace(report, evaluation=other))
 
 
-def test_one_image_is_too_few() -> None:
+def test_few_images_note_for_one_image() -> None:
     one = replace(QUIET, images=1, half_width_pp=None)
     report = reports.with_int8(accuracy=one)
-    assert "accuracy rests on 1 image: evaluate on 100 or more" in said(report)
+    assert "accuracy rests on 1 image: evaluate on 100 or more" in notes_in(report)
 
 
-def test_wide_intervals_say_how_many_images_would_do() -> None:
+def test_wide_interval_note_estimates_the_images_needed() -> None:
     report = reports.with_int8(accuracy=replace(QUIET, half_width_pp=1.12))
     assert (
         "intervals are as wide as ± 1.1 pp with 300 images: about 1600 would bring them to ± 0.5 pp"
-    ) in said(report)
-    assert "intervals" not in said(reports.with_int8(accuracy=replace(QUIET, half_width_pp=1.0)))
+    ) in notes_in(report)
+    assert "intervals" not in notes_in(
+        reports.with_int8(accuracy=replace(QUIET, half_width_pp=1.0))
+    )
 
 
-def test_images_without_labels_do_not_count_for_intervals() -> None:
+def test_interval_notes_count_labelled_images() -> None:
     few = replace(QUIET, images=1000, labelled=20, half_width_pp=20.5)
-    assert "accuracy rests on 20 labelled images: evaluate on 100 or more" in said(
+    assert "accuracy rests on 20 labelled images: evaluate on 100 or more" in notes_in(
         reports.with_int8(accuracy=few)
     )
-    some = replace(QUIET, images=1000, labelled=200, half_width_pp=1.5)
-    assert ("± 1.5 pp with 200 labelled images: about 1800 would bring them to ± 0.5 pp") in said(
-        reports.with_int8(accuracy=some)
-    )
+    partly = replace(QUIET, images=1000, labelled=200, half_width_pp=1.5)
+    assert (
+        "± 1.5 pp with 200 labelled images: about 1800 would bring them to ± 0.5 pp"
+    ) in notes_in(reports.with_int8(accuracy=partly))
 
 
-def test_half_precision_that_computes_in_float_says_so() -> None:
+def test_fp16_computed_in_float32_has_a_note() -> None:
     fp32, fp16, int8 = reports.cpu()
     words = "`cpu-fp16` is stored in half the bytes and computed in float32 here"
-    assert words in said(reports.report(fp32, fp16, int8))
-    known = replace(fp16, by_precision={"fp32": 60}, by_provider={})
-    assert words in said(reports.report(fp32, known))
+    assert words in notes_in(reports.report(fp32, fp16, int8))
+    measured = replace(fp16, by_precision={"fp32": 60}, by_provider={})
+    assert words in notes_in(reports.report(fp32, measured))
     real = replace(fp16, by_precision={"fp16": 58, "fp32": 2})
     elsewhere = replace(fp16, by_provider={"CUDAExecutionProvider": 60})
     unknown = replace(fp16, by_provider={})
-    for each in (real, elsewhere, unknown):
-        assert words not in said(reports.report(fp32, each))
+    for variant in (real, elsewhere, unknown):
+        assert words not in notes_in(reports.report(fp32, variant))
 
 
-@pytest.mark.parametrize(("top1", "told"), [(3.1, True), (24.9, True), (25.0, False)])
-def test_a_baseline_that_is_mostly_wrong_is_doubted(top1: float, told: bool) -> None:
+@pytest.mark.parametrize(("top1", "doubted"), [(3.1, True), (24.9, True), (25.0, False)])
+def test_low_baseline_top1_has_a_note(top1: float, doubted: bool) -> None:
     low = Accuracy(300, "engine", None, None, None, top1=top1)
-    assert ("right on only" in said(replace(quiet(), baseline=low))) == told
+    assert ("right on only" in notes_in(replace(sound_report(), baseline=low))) == doubted
 
 
-def test_what_was_noted_while_measuring_is_told_once_for_all_it_is_about() -> None:
-    shaky = tuple(replace(each, notes=("unstable",)) for each in quiet().variants[0].latency)
-    fp32, int8 = quiet().variants
+def test_measurement_notes_are_grouped_by_variant() -> None:
+    shaky = tuple(
+        replace(latency, notes=("unstable",)) for latency in sound_report().variants[0].latency
+    )
+    fp32, int8 = sound_report().variants
     report = reports.report(
         replace(fp32, latency=shaky, notes=("threads: 2",)),
         replace(int8, notes=("threads: 2",)),
@@ -178,7 +185,7 @@ def test_what_was_noted_while_measuring_is_told_once_for_all_it_is_about() -> No
 
 
 @pytest.mark.parametrize(
-    ("reasons", "told"),
+    ("reasons", "expected"),
     [
         (("slow",), "`cpu-fp32` at batch 1: slow"),
         (("slow", "slow", "slow"), "`cpu-fp32` at batch 1 (and 2 more timings): slow"),
@@ -189,21 +196,21 @@ def test_what_was_noted_while_measuring_is_told_once_for_all_it_is_about() -> No
         ),
     ],
 )
-def test_a_doubt_is_told_of_the_timings_that_it_is_about(
-    reasons: tuple[str, ...], told: str
+def test_doubtful_timings_are_summarized_in_one_note(
+    reasons: tuple[str, ...], expected: str
 ) -> None:
-    fp32, int8 = quiet().variants
+    fp32, int8 = sound_report().variants
     timings = tuple(
-        replace(reports.took(24.0, at + 1), notes=(each,)) for at, each in enumerate(reasons)
+        replace(reports.timing(24.0, at + 1), notes=(reason,)) for at, reason in enumerate(reasons)
     )
-    assert notes.collect_notes(reports.report(replace(fp32, latency=timings), int8))[0] == told
+    assert notes.collect_notes(reports.report(replace(fp32, latency=timings), int8))[0] == expected
 
 
-def test_what_the_table_says_below_itself_is_not_said_again() -> None:
+def test_table_footnotes_are_not_repeated_as_notes() -> None:
     noted = replace(QUIET, notes=(NO_LABELS, IDENTICAL, "9 images have no label"))
     base = Accuracy(300, "engine", None, None, None, notes=("9 images have no label",))
     report = replace(reports.with_int8(accuracy=noted), baseline=base)
     assert notes.collect_notes(report)[0] == "9 images have no label"
-    assert "no labels" not in said(report)
-    assert "bit for bit" not in said(report)
-    assert said(report).count("9 images") == 1
+    assert "no labels" not in notes_in(report)
+    assert "bit for bit" not in notes_in(report)
+    assert notes_in(report).count("9 images") == 1

@@ -1,4 +1,4 @@
-"""Who is on the front of speed and answers, and who is behind whom."""
+"""The Pareto front of speed and accuracy, and the bar charts."""
 
 from dataclasses import replace
 
@@ -11,14 +11,14 @@ from qconvert.report.verdict import conclude
 from tests.report import reports
 
 
-def test_who_is_no_better_in_either_is_behind() -> None:
-    found = pareto_front(reports.measured())
-    assert [each.variant.name for each in found.points] == ["cpu-int8", "cpu-fp32", "cpu-fp16"]
-    assert [each.dominated_by for each in found.points] == ["", "", "cpu-fp32"]
-    assert found.score_label == "top-1, %"
+def test_variant_worse_in_both_is_dominated() -> None:
+    front = pareto_front(reports.measured())
+    assert [point.variant.name for point in front.points] == ["cpu-int8", "cpu-fp32", "cpu-fp16"]
+    assert [point.dominated_by for point in front.points] == ["", "", "cpu-fp32"]
+    assert front.score_label == "top-1, %"
 
 
-def test_the_limit_is_that_of_the_gate_about_answers() -> None:
+def test_min_score_follows_from_the_accuracy_gate() -> None:
     assert pareto_front(reports.measured()).min_score is None
     judged = conclude(reports.measured(), GateConfig(max_drop=0.5, min_speedup=2))
     assert pareto_front(judged).min_score == 88.33 - 0.5
@@ -26,33 +26,33 @@ def test_the_limit_is_that_of_the_gate_about_answers() -> None:
     assert pareto_front(agreeing).min_score == 97
 
 
-def test_equals_are_not_behind_each_other() -> None:
+def test_equal_variants_do_not_dominate_each_other() -> None:
     fp32, fp16, _ = reports.cpu()
     same = replace(fp16, latency=fp32.latency)
-    assert [each.dominated_by for each in pareto_front(reports.report(fp32, same)).points] == [
+    assert [point.dominated_by for point in pareto_front(reports.report(fp32, same)).points] == [
         "",
         "",
     ]
 
 
-def test_without_labels_agreement_or_distance_takes_the_place_of_top1() -> None:
+def test_front_without_labels_uses_agreement_or_sqnr() -> None:
     assert pareto_front(reports.unlabelled()).score_label == "agreement with FP32, %"
     distance = pareto_front(reports.regression())
     assert distance.score_label == "SQNR of the outputs, dB"
-    assert max(each.score for each in distance.points) == 120.0
+    assert max(point.score for point in distance.points) == 120.0
     assert pareto_front(reports.unrated()).points == ()
 
 
-def test_bars_share_one_order_and_keep_a_place_for_what_is_unmeasured() -> None:
+def test_bar_charts_keep_a_place_for_unmeasured_variants() -> None:
     size, latency, change = bar_charts(reports.simulated())
-    names = [[bar.name for bar in each.bars] for each in (size, latency, change)]
+    names = [[bar.name for bar in chart.bars] for chart in (size, latency, change)]
     assert names[0] == names[1] == names[2]
     assert max(bar.length for bar in size.bars) == 100
     assert [bar.text for bar in latency.bars][-1] == "—"
     assert latency.bars[-1].length == 0
 
 
-def test_changes_grow_from_the_middle_and_whiskers_stay_on_the_track() -> None:
+def test_change_bars_start_at_zero_and_whiskers_stay_on_the_track() -> None:
     change = bar_charts(reports.measured())[2]
     lost = change.bars[2]
     assert change.zero == pytest.approx(50)

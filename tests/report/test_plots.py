@@ -1,4 +1,4 @@
-"""Charts: the same bytes for the same figures, in the page's own colours and font."""
+"""Charts are deterministic and have the colours and the font of the page."""
 
 import re
 from pathlib import Path
@@ -9,8 +9,7 @@ import pytest
 
 from qconvert.report import charts, plots
 from qconvert.report.metrics import pareto_front
-from qconvert.report.plots import Axis, ScatterPoint, Series
-from qconvert.report.plots import scatter_chart as drawn
+from qconvert.report.plots import Axis, ScatterPoint, Series, scatter_chart
 from tests.report import evidence, reports
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -18,26 +17,26 @@ DRAWN_WITH = "3.11"
 
 
 def scatter() -> str:
-    found = charts.trade_off_chart(pareto_front(reports.measured()))
-    assert found is not None
-    return found.svg
+    chart = charts.trade_off_chart(pareto_front(reports.measured()))
+    assert chart is not None
+    return chart.svg
 
 
 @pytest.mark.skipif(
     not mpl.__version__.startswith(DRAWN_WITH), reason="drawn with another Matplotlib"
 )
-def test_the_drawing_is_what_it_was() -> None:
+def test_trade_off_chart_matches_the_golden_file() -> None:
     assert scatter() == (GOLDEN / "trade_off.svg").read_text(encoding="utf-8")
 
 
-def test_a_drawing_is_the_same_when_drawn_again() -> None:
+def test_charts_are_deterministic() -> None:
     assert scatter() == scatter()
     assert charts.layer_error_chart(evidence.explained()) == charts.layer_error_chart(
         evidence.explained()
     )
 
 
-def test_a_drawing_has_the_colours_and_the_font_of_the_page() -> None:
+def test_chart_has_the_colours_and_font_of_the_page() -> None:
     svg = scatter()
     assert plots.INK_COLOUR not in svg
     assert plots.LINE_COLOUR not in svg
@@ -49,41 +48,41 @@ def test_a_drawing_has_the_colours_and_the_font_of_the_page() -> None:
     assert len(svg) < 20_000
 
 
-def test_what_is_named_in_a_drawing_is_text() -> None:
+def test_names_in_a_chart_are_escaped() -> None:
     name = """<script>"$x$" & 'y'"""
     dots = [
         ScatterPoint(name, 1.0, 2.0, 50.0, "#808890"),
         ScatterPoint("b", 2.0, 1.0, 50.0, "#808890"),
     ]
     front = Series("front", [1.0], [2.0], "#808890")
-    svg = drawn(dots, front, (Axis("<ms>", log=True), Axis("%")))
+    svg = scatter_chart(dots, front, (Axis("<ms>", log=True), Axis("%")))
     assert "<script" not in svg
     root = ElementTree.fromstring(svg)
-    texts = ["".join(each.itertext()) for each in root.iter() if each.tag.endswith("text")]
+    texts = ["".join(node.itertext()) for node in root.iter() if node.tag.endswith("text")]
     assert name in texts
     assert "<ms>" in texts
 
 
-def test_how_far_a_point_may_be_off_is_drawn_also_where_that_is_more_than_all() -> None:
+def test_error_bar_wider_than_the_value_is_drawn() -> None:
     front, axes = Series("front", [1.0], [90.0], "#808890"), (Axis("ms", log=True), Axis("%"))
-    sure = drawn([ScatterPoint("a", 1.0, 90.0, 50.0, "#e07b24")], front, axes)
-    unsure = drawn([ScatterPoint("a", 1.0, 90.0, 50.0, "#e07b24", (2.0, 0.5))], front, axes)
+    sure = scatter_chart([ScatterPoint("a", 1.0, 90.0, 50.0, "#e07b24")], front, axes)
+    unsure = scatter_chart([ScatterPoint("a", 1.0, 90.0, 50.0, "#e07b24", (2.0, 0.5))], front, axes)
     assert "stroke: #e07b24" in unsure
     assert "stroke: #e07b24" not in sure
-    ticks = [float(each) for each in re.findall(r">(\d[\d.]*)</text>", unsure)]
+    ticks = [float(tick) for tick in re.findall(r">(\d[\d.]*)</text>", unsure)]
     # The time goes from a tenth of itself to three times itself, the score half a point each way.
     assert (0.05 <= min(ticks) <= 0.1, 90.3 < max(ticks) < 91) == (True, True)
 
 
-def test_no_id_stands_in_a_page_twice_but_for_the_same_thing() -> None:
-    found = [each.svg for each in charts.latency_charts(reports.measured())]
-    assert len(found) == 2
-    for svg in found:
+def test_chart_has_no_unreferenced_ids() -> None:
+    svgs = [chart.svg for chart in charts.latency_charts(reports.measured())]
+    assert len(svgs) == 2
+    for svg in svgs:
         for name in re.findall(r' id="([^"]+)"', svg):
             assert f"#{name}" in svg
 
 
-def test_distributions_end_at_the_slowest_run_and_throughput_counts_images() -> None:
+def test_latency_and_throughput_charts() -> None:
     report = reports.measured()
     first = charts.latency_charts(report)[0]
     assert first.title == "Latency at batch 1"
@@ -95,14 +94,14 @@ def test_distributions_end_at_the_slowest_run_and_throughput_counts_images() -> 
 
 
 def test_layers_without_error_are_not_drawn() -> None:
-    found = charts.layer_error_chart(evidence.explained())
-    assert found is not None
-    assert "cpu-int8: arriving" in found.svg
-    assert "nan" not in found.svg.lower().replace("nano", "")
+    chart = charts.layer_error_chart(evidence.explained())
+    assert chart is not None
+    assert "cpu-int8: arriving" in chart.svg
+    assert "nan" not in chart.svg.lower().replace("nano", "")
     assert charts.layer_error_chart(reports.measured()) is None
 
 
-def test_percentages_are_written_short() -> None:
+def test_percentage_ticks_are_short() -> None:
     assert plots._format_percent(100.0) == "100 %"
     assert plots._format_percent(0.01) == "0.01 %"
     assert plots._format_percent(1e-6) == "10⁻⁶ %"

@@ -1,4 +1,4 @@
-"""What a search found, in the tables of a report and of the terminal."""
+"""The result of a mixed-precision search in the tables of report and terminal."""
 
 from dataclasses import replace
 
@@ -36,28 +36,28 @@ def with_mix() -> Report:
     return conclude(replace(reports.measured(), mixes={"cpu": MIX}), GateConfig())
 
 
-def test_blocks_come_with_the_share_of_the_error_that_they_take_away() -> None:
+def test_block_table_has_the_error_each_block_removes() -> None:
     assert tables.block_table(MIX).rows == [
         ("stem", "3.00", "+50.0 ± 25.0", "kept in fp32"),
         ("head", "10.00", "-10.0 ± 2.5", ""),
     ]
 
 
-def test_sets_come_with_what_they_lose_and_the_chosen_one_is_marked() -> None:
+def test_trial_table_marks_the_chosen_set() -> None:
     rows = tables.trial_table(MIX).rows
     assert rows[0] == ("0", "0.00", "0.00400", "0.20", "0.30 ± 0.65", "2.00", "")
     assert rows[1] == ("1", "3.00", "0.00200", "0.00", "0.01 ± 0.65", "2.50", "◆")
     assert rows[2][4:] == ("—", "", "")
 
 
-def test_what_was_not_timed_says_why() -> None:
+def test_search_result_table_has_the_reason_for_missing_latencies() -> None:
     blind = replace(MIX, int8=replace(INT8, ms=None), chosen=None, float_ms=None, untimed="no GPU")
-    found = tables.search_result_table(blind, {"int8": 5_000_000, "fp32": 18_000_000})
-    assert [row[2] for row in found.rows] == ["—¹", "—¹"]
-    assert found.footnotes == ("¹ no GPU",)
+    table = tables.search_result_table(blind, {"int8": 5_000_000, "fp32": 18_000_000})
+    assert [row[2] for row in table.rows] == ["—¹", "—¹"]
+    assert table.footnotes == ("¹ no GPU",)
 
 
-def test_a_report_shows_the_search_in_markdown_and_on_its_page() -> None:
+def test_search_is_in_markdown_and_html() -> None:
     report = with_mix()
     for text in (render_markdown(report), render_html(report, {})):
         assert "Sets tried on 300 images" in text

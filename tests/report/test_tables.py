@@ -1,4 +1,4 @@
-"""The three tables: what was measured as numbers, what was not with its reason, in 80 columns."""
+"""The tables: measured numbers, reasons for missing ones, within 80 columns."""
 
 import math
 from collections.abc import Callable
@@ -26,7 +26,7 @@ SHAPES = {
     "one image": reports.one_image,
     "unrated": reports.unrated,
 }
-SHEETS = (
+TABLES = (
     tables.size_table,
     tables.latency_table,
     tables.accuracy_table,
@@ -42,13 +42,13 @@ Show = Callable[[TextTable], str]
 def show(capsys: pytest.CaptureFixture[str]) -> Show:
     """Return what a pipe gets of a table: its lines and its footnotes."""
 
-    def shown(sheet: TextTable) -> str:
+    def text(table: TextTable) -> str:
         console._stdout_console.cache_clear()
-        console.write_table(sheet)
-        drawn = capsys.readouterr().out
-        return f"{sheet.title}\n{drawn}{wrapped_footnotes(sheet)}".strip()
+        console.write_table(table)
+        body = capsys.readouterr().out
+        return f"{table.title}\n{body}{wrapped_footnotes(table)}".strip()
 
-    return shown
+    return text
 
 
 SIZE = """
@@ -65,7 +65,7 @@ cuda-fp16             —²      —²
 """
 
 
-def test_sizes_compare_with_fp32_there_else_with_the_file(show: Show) -> None:
+def test_size_table_compares_with_fp32_engine_or_file(show: Show) -> None:
     fp32, fp16, _ = reports.cpu()
     failed = reports.variant("cuda-fp16", 0, None, unmeasured={"engine": "out of memory"})
     rtx = reports.variant("tensorrt-rtx-int8", 10.7, None)
@@ -90,7 +90,7 @@ tensorrt-rtx-int8                     —¹
 """
 
 
-def test_latency_has_a_row_for_each_engine_and_batch(show: Show) -> None:
+def test_latency_table_has_a_row_for_each_engine_and_batch(show: Show) -> None:
     assert show(tables.latency_table(reports.simulated())) == LATENCY.strip()
 
 
@@ -109,7 +109,7 @@ tensorrt-rtx-int8¹   87.33       86.93    87.53   87.23   −1.00 ± 1.30    98
 """
 
 
-def test_accuracy_that_was_simulated_is_marked(show: Show) -> None:
+def test_accuracy_table_marks_simulated_accuracy(show: Show) -> None:
     assert show(tables.accuracy_table(reports.simulated())) == ACCURACY.strip()
 
 
@@ -121,13 +121,11 @@ def test_accuracy_that_was_simulated_is_marked(show: Show) -> None:
         (None, "Accuracy, % of 1000 images"),
     ],
 )
-def test_images_without_a_label_are_not_counted_for_the_scores(
-    labelled: int | None, title: str
-) -> None:
-    found = reports.scored(88.0, -0.3, images=1000, labelled=labelled)
-    assert tables.accuracy_table(reports.with_int8(accuracy=found)).title == title
-    for each in ("wide", "simulated"):
-        assert "labelled" not in tables.accuracy_table(SHAPES[each]()).title
+def test_accuracy_title_counts_labelled_images(labelled: int | None, title: str) -> None:
+    accuracy = reports.scored(88.0, -0.3, images=1000, labelled=labelled)
+    assert tables.accuracy_table(reports.with_int8(accuracy=accuracy)).title == title
+    for shape in ("wide", "simulated"):
+        assert "labelled" not in tables.accuracy_table(SHAPES[shape]()).title
 
 
 UNLABELLED = """
@@ -141,11 +139,11 @@ cpu-int8    98.50      24.1   0.0030
 """
 
 
-def test_without_labels_there_is_agreement_and_the_reason(show: Show) -> None:
+def test_accuracy_table_without_labels_has_agreement(show: Show) -> None:
     assert show(tables.accuracy_table(reports.unlabelled())) == UNLABELLED.strip()
 
 
-def test_an_sqnr_that_equal_outputs_do_not_have_says_so() -> None:
+def test_missing_output_errors_have_a_reason() -> None:
     bare = Accuracy(32, "engine", 100.0, sqnr_db=None, kl=0.0)
     (variant, *_) = reports.measured().variants
 
@@ -161,25 +159,25 @@ def test_an_sqnr_that_equal_outputs_do_not_have_says_so() -> None:
     assert why(replace(bare, kl=None), "kl") == NEVER_FINITE
 
 
-def test_a_kl_a_hair_below_zero_has_no_sign(show: Show) -> None:
+def test_kl_slightly_below_zero_has_no_sign(show: Show) -> None:
     fp32, *others = reports.unlabelled().variants
     less = replace(fp32, accuracy=reports.alike(100.0, 60.0, kl=-1e-12))
     assert "-0.0" not in show(tables.accuracy_table(reports.report(less, *others, baseline=None)))
 
 
-def test_outputs_that_name_no_class_compare_by_their_distance(show: Show) -> None:
-    shown = show(tables.accuracy_table(reports.regression()))
-    assert "variant    SQNR dB    cosine" in shown
-    assert "¹ no top-1 and no agreement: the outputs are not class scores" in shown
+def test_accuracy_table_of_regression_has_output_errors(show: Show) -> None:
+    text = show(tables.accuracy_table(reports.regression()))
+    assert "variant    SQNR dB    cosine" in text
+    assert "¹ no top-1 and no agreement: the outputs are not class scores" in text
 
 
-def test_without_evaluation_the_reason_stands_once(show: Show) -> None:
-    shown = show(tables.accuracy_table(reports.unrated()))
-    assert shown.count("no `--eval`") == 1
-    assert "cpu-int8      —¹       —¹" in shown
+def test_accuracy_table_without_evaluation_has_one_footnote(show: Show) -> None:
+    text = show(tables.accuracy_table(reports.unrated()))
+    assert text.count("no `--eval`") == 1
+    assert "cpu-int8      —¹       —¹" in text
 
 
-def test_what_was_not_compared_has_no_speed_up(show: Show) -> None:
+def test_missing_speedup_has_a_reason(show: Show) -> None:
     fp32, fp16, int8 = reports.cpu()
     alone = show(tables.latency_table(reports.report(int8)))
     assert "no fp32 engine of `cpu` to compare with" in alone
@@ -190,23 +188,23 @@ def test_what_was_not_compared_has_no_speed_up(show: Show) -> None:
     assert "compare" not in show(tables.latency_table(reports.report(fp32, fp16)))
 
 
-def test_calls_on_the_device_have_a_column_where_there_are_any(show: Show) -> None:
+def test_device_latencies_have_their_own_column(show: Show) -> None:
     fp32, *_ = reports.cpu()
-    both = replace(fp32, latency=(*fp32.latency, reports.took(20.0, 1, "device")))
+    both = replace(fp32, latency=(*fp32.latency, reports.timing(20.0, 1, "device")))
     assert "device ms" in show(tables.latency_table(reports.report(both)))
     assert "device ms" not in show(tables.latency_table(reports.report(fp32)))
-    device = replace(fp32, latency=(reports.took(20.0, 1, "device"),))
+    device = replace(fp32, latency=(reports.timing(20.0, 1, "device"),))
     assert "20.00" in show(tables.latency_table(reports.report(device)))
 
 
-def test_memory_has_a_column_where_it_was_measured() -> None:
+def test_memory_columns_appear_if_measured() -> None:
     fp32, fp16, int8 = reports.cpu()
     titles = [column.title for column in tables.size_table(reports.measured()).columns]
     assert titles == ["variant", "MB", "ratio", "memory MB"]
     both = replace(int8, memory=MemoryUse(1_000_000, 2_000_000))
-    sheet = tables.size_table(reports.report(fp32, fp16, both))
-    assert [column.title for column in sheet.columns][-2:] == ["memory MB", "device MB"]
-    assert sheet.rows[-1][-2:] == ("1.0", "2.0")
+    table = tables.size_table(reports.report(fp32, fp16, both))
+    assert [column.title for column in table.columns][-2:] == ["memory MB", "device MB"]
+    assert table.rows[-1][-2:] == ("1.0", "2.0")
 
 
 OVERVIEW = """
@@ -222,7 +220,7 @@ tensorrt-rtx-int8   10.7              —       —   87.33   −1.00   FAIL
 """
 
 
-def test_the_overview_has_a_row_a_variant_and_marks_the_best(show: Show) -> None:
+def test_overview_table_marks_the_best_variant(show: Show) -> None:
     report = conclude(reports.simulated(), GateConfig(max_drop=0.5))
     assert show(tables.overview_table(report)) == OVERVIEW.strip()
 
@@ -239,31 +237,31 @@ max-drop   tensorrt-rtx-int8  1.00 ± 1.30¹   0.50 pp   FAIL
 """
 
 
-def test_gates_show_value_interval_and_limit(show: Show) -> None:
+def test_gate_table_has_value_interval_and_limit(show: Show) -> None:
     report = conclude(reports.simulated(), GateConfig(max_drop=0.5))
     assert _squeezed(show(tables.gate_table(report))) == _squeezed(GATES)
 
 
-@pytest.mark.parametrize("sheet", SHEETS)
+@pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_table_fits_80_columns(
-    shape: str, sheet: Callable[[Report], TextTable], show: Show
+    shape: str, table: Callable[[Report], TextTable], show: Show
 ) -> None:
     limits = GateConfig(
         max_drop=1.0, min_agreement=97.0, max_latency=5.0, min_speedup=2.0, max_size=10.0
     )
-    shown = show(sheet(conclude(SHAPES[shape](), limits)))
-    assert max(map(len, shown.splitlines())) <= 80
-    assert "nan" not in shown
-    assert "None" not in shown
+    text = show(table(conclude(SHAPES[shape](), limits)))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "nan" not in text
+    assert "None" not in text
 
 
-def test_where_nodes_run_and_why_some_stayed_in_float(show: Show) -> None:
-    shown = show(tables.placement_table(reports.measured()))
-    assert "cpu-int8   60 CPU              —¹              58 of 60" in shown
-    assert "cpu-fp32   60 CPU              60 fp32" in shown
+def test_placement_and_unquantized_tables(show: Show) -> None:
+    text = show(tables.placement_table(reports.measured()))
+    assert "cpu-int8   60 CPU              —¹              58 of 60" in text
+    assert "cpu-fp32   60 CPU              60 fp32" in text
     assert tables.unquantized_table(reports.measured()).rows == [
-        ("cpu-int8", "Gemm", "2", "answers in float"),
+        ("cpu-int8", "Gemm", "2", "answers in float")
     ]
 
 

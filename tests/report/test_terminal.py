@@ -1,7 +1,9 @@
-"""What a terminal shows beside tables: bars, and the verdict last; numbers and names stay whole."""
+"""What a terminal shows beside tables: bars, wrapped notes, and the verdict last."""
 
 import re
 from pathlib import Path
+
+import pytest
 
 from qconvert.core.config import GateConfig
 from qconvert.report import json_file, terminal
@@ -20,11 +22,11 @@ note: `cpu-fp16` is stored in half the bytes and computed in float32 here: ship
 `cpu-fp32`: 24.00 ms at batch 1"""
 
 
-def test_failed_gates_notes_and_verdict_in_this_order() -> None:
+def test_closing_text_ends_with_the_verdict() -> None:
     assert terminal.closing_text(conclude(reports.measured(), GateConfig(max_drop=0.2))) == ENDING
 
 
-def test_lines_fit_and_end_nowhere_inside_a_number() -> None:
+def test_closing_lines_fit_and_keep_numbers_with_their_units() -> None:
     for shape in (reports.wide, reports.simulated, reports.regression, reports.unlabelled):
         report = conclude(shape(), GateConfig(max_drop=0.2, min_speedup=9.0))
         lines = terminal.closing_text(report).splitlines()
@@ -34,33 +36,34 @@ def test_lines_fit_and_end_nowhere_inside_a_number() -> None:
             assert not line.strip().startswith(("±", "% ", "pp", "ms "))
 
 
-def test_names_are_not_cut() -> None:
+def test_wrapping_does_not_break_names() -> None:
     name = "`/features/" + "x" * 90 + "-y`"
     assert name in terminal.wrap_text(f"a note on {name} and more")[1]
 
 
-def test_a_report_without_a_verdict_ends_in_nothing() -> None:
+def test_closing_text_is_empty_without_a_verdict() -> None:
     assert terminal.closing_text(reports.measured()) == ""
 
 
-def test_latencies_have_bars_of_the_longest_at_their_batch_size() -> None:
-    sheet = terminal.latency_table_with_bars(reports.simulated())
-    assert sheet.columns[-1].title == "time"
-    bars = {row[:2]: row[-1] for row in sheet.rows}
+def test_latency_bars_are_relative_to_the_batch_size() -> None:
+    table = terminal.latency_table_with_bars(reports.simulated())
+    assert table.columns[-1].title == "time"
+    bars = {row[:2]: row[-1] for row in table.rows}
     assert bars["cpu-fp16", "1"] == bars["cpu-fp16", "8"] == "████████"
     assert bars["cpu-int8", "1"] == "███▎"
     assert bars["tensorrt-rtx-int8", ""] == ""
 
 
-def test_a_report_fits_a_terminal_of_80_columns_and_is_plain_when_piped(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_report_fits_an_80_column_terminal(tmp_path: Path) -> None:
     report = conclude(reports.simulated(), GateConfig(max_drop=0.2))
     (tmp_path / "report.json").write_text(json_file.dumps(report), encoding="utf-8")
     script = (
         f"from qconvert.cli import main; main.main(['report', '{tmp_path}'], standalone_mode=False)"
     )
-    shown = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in on_terminal(80, script).splitlines()]
-    assert max(map(len, shown)) <= 80
-    assert not any("…" in line for line in shown)
-    assert any("████████" in line for line in shown)
-    rows = [line.split()[0] for line in shown if re.match(r"(cpu|tensorrt)", line)]
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in on_terminal(80, script).splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+    assert any("████████" in line for line in lines)
+    rows = [line.split()[0] for line in lines if re.match(r"(cpu|tensorrt)", line)]
     assert len(rows) == 4 * 6 + 3  # four tables, and a second batch size of those that were timed

@@ -1,4 +1,4 @@
-"""`package.module:factory`: found in the working folder, called, and its troubles told."""
+"""`package.module:factory`: looked up in the working folder, called, its errors reported."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ from qconvert.sources import factory, kind
 
 @pytest.fixture(autouse=True)
 def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write a module under a name of its own, since Python remembers modules by name."""
+    """Write modules of unusual names, since Python caches modules by name."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "shop.py").write_text(
+    (tmp_path / "factories.py").write_text(
         "print('importing')\n"
         "def build(): print('building'); return 41 + 1\n"
         "def raising(): raise ValueError('no such checkpoint')\n"
@@ -24,31 +24,31 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken.py").write_text("def f(:\n")
 
 
-def test_the_function_is_called_and_its_talk_stays_off_stdout(
+def test_function_is_called_and_prints_nothing_on_stdout(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert factory.call("shop:build") == 42
+    assert factory.call("factories:build") == 42
     assert capsys.readouterr().out == ""
 
 
-def test_wrong_names_are_mistakes_of_the_command() -> None:
-    for name, said in {
-        "shop:bild": "`shop` has no `bild`; did you mean `build`",
-        "shop:thing": "is not a function",
-        "shoop:build": "no module `shoop` here",
-        "shop.deeper:build": "no module `shop.deeper` here",
+def test_unknown_names_are_usage_errors() -> None:
+    for name, message in {
+        "factories:bild": "`factories` has no `bild`; did you mean `build`",
+        "factories:thing": "is not a function",
+        "factoriez:build": "no module `factoriez` here",
+        "factories.deeper:build": "no module `factories.deeper` here",
     }.items():
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             factory.call(name)
 
 
-def test_what_the_users_code_raises_points_at_the_users_line() -> None:
-    for name, said, line in (
-        ("shop:raising", "raised ValueError: no such checkpoint", "shop.py:3"),
-        ("shop:leaving", "raised SystemExit: bye", "shop.py:4"),
+def test_error_in_user_code_names_the_line() -> None:
+    for name, message, line in (
+        ("factories:raising", "raised ValueError: no such checkpoint", "factories.py:3"),
+        ("factories:leaving", "raised SystemExit: bye", "factories.py:4"),
         ("needy:f", "No module named 'a_module_that_is_not_there'", "needy.py:1"),
     ):
-        with pytest.raises(QConvertError, match=said) as caught:
+        with pytest.raises(QConvertError, match=message) as caught:
             factory.call(name)
         assert caught.value.exit_code == 3
         assert line in caught.value.details[0]
@@ -56,14 +56,14 @@ def test_what_the_users_code_raises_points_at_the_users_line() -> None:
         factory.call("broken:f")
 
 
-def test_the_hint_is_about_arguments_only_where_the_error_is() -> None:
-    for name, about in (("shop:sized", True), ("shop:raising", False)):
+def test_hint_mentions_arguments_only_if_the_error_does() -> None:
+    for name, expected in (("factories:sized", True), ("factories:raising", False)):
         with pytest.raises(QConvertError) as caught:
             factory.call(name)
-        assert ("without arguments" in str(caught.value.hint)) == about
+        assert ("without arguments" in str(caught.value.hint)) == expected
 
 
-def test_a_source_is_known_by_how_it_is_written() -> None:
+def test_kind_of_a_source_follows_from_its_form() -> None:
     assert {
         name: kind(name)
         for name in ("a/b.onnx", "C.ONNX", "n.pt2", "n.pt", "n.pth", "pkg.mod:f", "timm:r18")

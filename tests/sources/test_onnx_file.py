@@ -1,4 +1,4 @@
-"""ONNX files as sources: shapes set as asked, everything else as it is."""
+"""ONNX files as sources: shapes change on request, everything else stays."""
 
 from pathlib import Path
 
@@ -27,40 +27,41 @@ def load(path: Path, **export: object) -> Source:
     return sources.load(str(path), ExportConfig(**export))  # type: ignore[arg-type]
 
 
-def test_unless_asked_nothing_changes(tiny: Path) -> None:
+def test_model_is_unchanged_by_default(tiny: Path) -> None:
     source = load(tiny)
     assert (source.name, source.run, source.notes) == ("tiny", None, ())
     assert onnx_io.serialize(source.model) == tiny.read_bytes()
 
 
-def test_the_batch_is_fixed_and_opened(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_batch_is_fixed_and_opened(tiny: Path, tmp_path: Path) -> None:
     fixed = load(tiny, batch=4)
     assert fixed.inputs[0].shape == (4, 3, 8, 8)
     path = write(fixed.model, tmp_path / "fixed.onnx")
     opened = load(path, batch="dynamic")
     assert opened.inputs[0].shape == ("batch", 3, 8, 8)
     for count in (1, 5):
-        answer = open_cpu(opened.model)(random_inputs(opened.inputs, count, seed=0))
-        assert answer["scores"].shape == (count, 5)
+        outputs = open_cpu(opened.model)(random_inputs(opened.inputs, count, seed=0))
+        assert outputs["scores"].shape == (count, 5)
 
 
-def test_the_batch_follows_through_inputs_that_share_it(tmp_path: Path) -> None:
+def test_batch_applies_to_all_inputs_that_share_it(tmp_path: Path) -> None:
     path = write(from_text(TWO), tmp_path / "two.onnx")
     source = load(path, batch=2, inputs=("image:1x3x4x4", "mask:1x1x4x4"))
     assert [spec.shape for spec in source.inputs] == [(2, 3, 4, 4), (2, 1, 4, 4), (1,)]
     open_cpu(source.model)(random_inputs(source.inputs, 1, seed=0))
 
 
-def test_open_sizes_are_set_by_input(tmp_path: Path) -> None:
+def test_open_sizes_are_set_by_input_options(tmp_path: Path) -> None:
     path = write(from_text(TWO), tmp_path / "two.onnx")
     source = load(path, inputs=("image:1x3x4x4", "mask:1x1x4x4"))
     assert [spec.shape for spec in source.inputs] == [("N", 3, 4, 4), ("N", 1, 4, 4), (1,)]
-    with pytest.raises(UsageError, match="no input `picture`"):
-        load(path, inputs=("picture:1x3x4x4",))
+    with pytest.raises(UsageError, match="no input `photo`"):
+        load(path, inputs=("photo:1x3x4x4",))
 
 
-def test_weights_for_an_onnx_file_are_a_mistake(tiny: Path) -> None:
-    with pytest.raises(UsageError, match="brings its weights"):
+def test_weights_for_an_onnx_file_are_rejected(tiny: Path) -> None:
+    with pytest.raises(UsageError, match="contains its weights"):
         load(tiny, weights="w.pt")
 
 
@@ -83,21 +84,21 @@ FIXED = {
 
 
 @pytest.mark.parametrize("batch", ["dynamic", 3])
-@pytest.mark.parametrize("inside", FIXED)
-def test_a_graph_that_fixes_the_batch_inside_is_refused(
-    tmp_path: Path, inside: str, batch: str | int
+@pytest.mark.parametrize("cause", FIXED)
+def test_graph_that_depends_on_the_batch_size_is_rejected(
+    tmp_path: Path, cause: str, batch: str | int
 ) -> None:
-    text, why = FIXED[inside]
+    text, detail = FIXED[cause]
     path = write(
         from_text(f'<ir_version: 10, opset_import: ["": 20]>\n{text}'), tmp_path / "f.onnx"
     )
-    with pytest.raises(QConvertError, match="this graph fixes the batch inside") as caught:
+    with pytest.raises(QConvertError, match="its graph depends on the batch size") as caught:
         load(path, batch=batch)
-    assert why in caught.value.details[0]
+    assert detail in caught.value.details[0]
     assert caught.value.hint
 
 
-def test_a_batch_given_twice_is_no_contradiction(tmp_path: Path, tiny: Path) -> None:
+def test_batch_option_overrides_the_batch_of_an_input_option(tmp_path: Path, tiny: Path) -> None:
     path = write(load(tiny, batch=1).model, tmp_path / "one.onnx")
     assert load(path, batch=4, inputs=("image:4x3x8x8",)).inputs[0].shape == (4, 3, 8, 8)
     with pytest.raises(UsageError, match="a batch of 4"):

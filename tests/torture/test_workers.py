@@ -75,7 +75,7 @@ def test_a_worker_that_dies_is_told_and_the_same_command_goes_on(
     assert SPLIT.run(world, calm).code == 0
     done = struck(SPLIT.start(world, place), STRIKES[strike])
     require_told(done)
-    assert done.said == "a worker process was killed, perhaps for want of memory"
+    assert done.said == "a worker process was killed, probably because memory ran out"
     assert orphans(place) == []
     assert not (place / SPLIT.makes).exists()
     assert SPLIT.run(world, place).code == 0

@@ -10,7 +10,7 @@ import onnx
 
 from qconvert.calibrate import calibration_file
 from qconvert.core import config_file
-from qconvert.core.cache import CONTENT, RECIPE
+from qconvert.core.cache import HASHES_FILE, KEY_FILE
 from qconvert.report import json_file
 
 TOP = {
@@ -103,13 +103,15 @@ def _halves(run: Path) -> Iterator[str]:
 def _engine(folder: Path) -> Iterator[str]:
     """Say what is wrong with an engine by the hashes that it was stored with."""
     try:
-        content = json.loads((folder / CONTENT).read_text(encoding="utf-8"))
+        content = json.loads((folder / HASHES_FILE).read_text(encoding="utf-8"))
         engine = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         yield str(error)
         return
     there = {path.name: sha256(path) for path in folder.iterdir()}
-    if {name: each for name, each in there.items() if name not in (CONTENT, RECIPE)} != content:
+    if {
+        name: each for name, each in there.items() if name not in (HASHES_FILE, KEY_FILE)
+    } != content:
         yield "other files than it was stored with"
     for name in {*engine["files"], engine["graph"]}:
         if name not in there:

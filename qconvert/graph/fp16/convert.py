@@ -1,7 +1,10 @@
-"""Give the tensors of a graph their types, with a Cast wherever both types are read."""
+"""Rewrite a float32 graph into half precision with explicit tensor types and Casts.
 
-from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, field
+Builders of strongly typed engines take such a graph as it is; no flag decides where to round.
+"""
+
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import onnx_ir as ir
@@ -19,18 +22,154 @@ from qconvert.graph.fp16.half_types import (
     onnx_opset,
 )
 from qconvert.graph.fp16.islands import find_islands
+from qconvert.graph.fp16.overflow import Magnitudes, describe_overflow
 from qconvert.graph.names import UniqueNames, tensor_names
-from qconvert.graph.patterns import is_standard
+from qconvert.graph.patterns import computed_values, has_subgraph, is_standard
 from qconvert.graph.simplify import infer_shapes
 
+HalfPrecision = Literal["fp16", "bf16"]
+
+HALF_DTYPES: dict[HalfPrecision, ir.DataType] = {
+    "fp16": ir.DataType.FLOAT16,
+    "bf16": ir.DataType.BFLOAT16,
+}
 FLOAT = ir.DataType.FLOAT
 SUFFIX = {FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
+# Before this opset `Conv` has no bfloat16; since then every operator that computes has it.
+BFLOAT16_MIN_OPSET = 22
+# Before this opset the scales of QuantizeLinear and DequantizeLinear are float32.
+HALF_SCALES_MIN_OPSET = 19
 
 
-def store_constants(graph: ir.Graph) -> None:
-    """Store what `Constant` nodes hold as weights are stored."""
+@dataclass(frozen=True)
+class HalfModel:
+    """The rewritten model, and for each node that stayed in float32 the reason."""
+
+    model: ir.Model
+    islands: dict[str, str]
+
+
+def convert_to_half(
+    model: ir.Model, kind: HalfPrecision, magnitudes: Magnitudes, *, keep_io: bool = True
+) -> HalfModel:
+    """Return a copy in half precision, except for what would overflow or has no half type.
+
+    `magnitudes` has the largest magnitude that calibration measured for each tensor. With
+    `keep_io` the inputs and outputs keep their type. A model that already computes in half
+    precision somewhere is returned unchanged: its author decided where.
+    """
+    if not _is_convertible(model):
+        return HalfModel(model, {})
+    half = HALF_DTYPES[kind]
+    _require_opset(model, half)
+    if not keep_io:
+        _require_io_in_range(model.graph, half, magnitudes)
+    untyped = any(value.type is None or value.shape is None for value in _values(model.graph))
+    copy = infer_shapes(model)[0] if untyped else model.clone()
+    _store_constants(copy.graph)
+    typing = HalfTyping(copy, half)
+    islands = find_islands(typing, magnitudes)
+    _Retyping(typing, islands, keep_io=keep_io).apply()
+    reasons = {node.name or str(node.outputs[0].name): islands[node] for node in islands}
+    return HalfModel(copy, reasons)
+
+
+def emulate_half(model: ir.Model) -> ir.Model:
+    """Return a copy that computes in float32 and casts each result to its half type and back.
+
+    A runtime without half kernels may keep float32 between the nodes of a half graph, but not
+    between casts that the graph asks for, so it computes what half kernels would. Tensors keep
+    their names.
+    """
+    model = model.clone()
+    names = UniqueNames(tensor_names(model.graph))
+    for node in list(model.graph):
+        is_cast = is_standard(node, "Cast", "CastLike")
+        if is_standard(node) and not is_cast and not has_subgraph(node):
+            _compute_in_float32(model.graph, node, names)
+    return model
+
+
+def _compute_in_float32(graph: ir.Graph, node: ir.Node, names: UniqueNames) -> None:
+    halves = [(slot, value) for slot, value in enumerate(node.inputs) if _is_half(value)]
+    for slot, value in halves:
+        assert value is not None
+        cast = _make_cast(value, FLOAT, names.reserve(f"{value.name}_wide"))
+        graph.insert_before(node, cast)
+        node.replace_input_with(slot, cast.outputs[0])
+    # A node without half inputs sets its output type by an attribute, and keeps it.
+    for output in node.outputs if halves else ():
+        if _is_half(output) and output.dtype is not None:
+            name = str(output.name)
+            cast = _make_cast(output, output.dtype, name)
+            ir.convenience.replace_all_uses_with(
+                output, cast.outputs[0], replace_graph_outputs=True
+            )
+            cast.replace_input_with(0, output)
+            output.name, output.type = names.reserve(f"{name}_exact"), ir.TensorType(FLOAT)
+            graph.insert_after(node, cast)
+
+
+def _is_half(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype in TYPE_NAMES
+
+
+def _make_cast(value: ir.Value, dtype: ir.DataType, name: str, label: str | None = None) -> ir.Node:
+    cast = ir.node("Cast", [value], {"to": dtype}, name=label)
+    output = cast.outputs[0]
+    output.name, output.shape, output.type = name, value.shape, ir.TensorType(dtype)
+    return cast
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    yield from (value for value in computed_values(graph) if value.name)
+
+
+def _is_convertible(model: ir.Model) -> bool:
+    """Whether a model has ONNX's own operators, float32 tensors and no half precision yet."""
+    computing = [node for node in model.graph if not is_standard(node, "Cast")]
+    has_half = any(_is_half(value) for node in computing for value in node.outputs)
+    may_be_float = any(is_float32(value) or value.type is None for value in _values(model.graph))
+    return not has_half and may_be_float and bool(onnx_opset(model.opset_imports))
+
+
+def _require_opset(model: ir.Model, half: ir.DataType) -> None:
+    opset = onnx_opset(model.opset_imports)
+    if half is ir.DataType.BFLOAT16 and opset < BFLOAT16_MIN_OPSET:
+        raise QConvertError(
+            f"the model has opset {opset}, in which `Conv` and others do not support bfloat16",
+            hint=f"raise the opset with `--opset {BFLOAT16_MIN_OPSET}`, or use fp16",
+        )
+    quantized = any(is_standard(node, "QuantizeLinear", "DequantizeLinear") for node in model.graph)
+    if quantized and opset < HALF_SCALES_MIN_OPSET:
+        raise QConvertError(
+            f"the model has opset {opset}, in which quantized tensors only have float32 scales",
+            hint=f"raise the opset with `--opset {HALF_SCALES_MIN_OPSET}` or newer",
+        )
+
+
+def _require_io_in_range(graph: ir.Graph, half: ir.DataType, magnitudes: Magnitudes) -> None:
+    for value in (*graph.inputs, *graph.outputs):
+        magnitude = magnitudes.get(value.name or "", 0.0)
+        if is_float32(value) and magnitude > MAX_FINITE[half]:
+            raise QConvertError(
+                describe_overflow(f"`{value.name}`", magnitude, half),
+                hint="keep the inputs and outputs of the model in float32",
+            )
+
+
+def _store_constants(graph: ir.Graph) -> None:
+    """Turn `Constant` nodes into initializers, as weights are stored."""
     for node in list(graph):
-        tensor = _constant_tensor(node) if is_standard(node, "Constant") else None
+        if not is_standard(node, "Constant"):
+            continue
+        tensor = None
+        if (value := node.attributes.get("value")) is not None:
+            tensor = value.as_tensor()
+        elif "value_float" in node.attributes or "value_floats" in node.attributes:
+            tensor = ir.convenience.get_const_tensor(node.outputs[0])
         if tensor is None:
             continue
         stored = _make_initializer(str(node.outputs[0].name), tensor)
@@ -39,58 +178,85 @@ def store_constants(graph: ir.Graph) -> None:
         graph.register_initializer(stored)
 
 
-def assign_types(typing: HalfTyping, islands: Container[ir.Node], *, keep_io: bool) -> None:
-    """Make half precision of all but the islands and, if kept, the inputs and outputs."""
-    graph = typing.model.graph
-    plan = _plan_types(typing, islands, FLOAT if keep_io else typing.half)
-    made = [value for node in graph for value in node.outputs]
-    stored = [value for value in graph.initializers.values() if not value.is_graph_input()]
-    for value in [each for each in (*graph.inputs, *stored, *made) if is_float32(each)]:
-        native = plan.own_type(value)
-        _set_type(value, native)
-        other = typing.half if native is FLOAT else FLOAT
-        if other in plan.types_read(value):
-            plan.add_copy(value, other)
-    unread = [node for node in graph if is_standard(node, "Cast") and not _is_read(node)]
-    graph.remove(unread, safe=True)
+def _make_initializer(name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """Return a copy of a tensor; the tensor itself also belongs to the original graph."""
+    array = tensor.numpy()
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
+    value.const_value = ir.tensor(array, name=name)
+    return value
 
 
-@dataclass(frozen=True)
-class _TypeAssignment:
-    """The type that each reader takes, None where it takes any, and that each node makes."""
+def _set_half_type(value: ir.Value, half: ir.DataType) -> None:
+    # A copy of a graph shares the type objects of the original, so this needs a new one.
+    value.type = ir.TensorType(half)
+    if value.const_value is not None:
+        value.const_value = ir.tensor(
+            cast_to_half(value.const_value.numpy(), half), name=value.name
+        )
 
-    graph: ir.Graph
-    half: ir.DataType
-    io_type: ir.DataType
-    tensors: UniqueNames
-    nodes: UniqueNames
-    input_types: dict[tuple[ir.Node, int], ir.DataType | None] = field(default_factory=dict)
-    output_types: dict[ir.Value, ir.DataType] = field(default_factory=dict)
 
-    def types_read(self, value: ir.Value) -> set[ir.DataType | None]:
-        """Return the types in which a value is read; the graphs inside nodes read float32."""
-        types = {self.input_types.get((use.node, use.idx), FLOAT) for use in value.uses()}
+def _is_read(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output()
+
+
+class _Retyping:
+    """The type that each node reads (None: any) and computes, and the Casts between them."""
+
+    def __init__(self, typing: HalfTyping, islands: Container[ir.Node], *, keep_io: bool) -> None:
+        self.graph, self.half = typing.model.graph, typing.half
+        self.io_type = FLOAT if keep_io else typing.half
+        self.tensor_names = UniqueNames(tensor_names(self.graph))
+        self.node_names = UniqueNames({node.name for node in self.graph.all_nodes() if node.name})
+        self.input_types: dict[tuple[ir.Node, int], ir.DataType | None] = {}
+        self.half_outputs: set[ir.Value] = set()
+        for node in self.graph:
+            slots = NO_SLOTS if node in islands else typing.slots(node)
+            default = None if is_standard(node, *TYPE_AGNOSTIC) else FLOAT
+            for index in range(len(node.inputs)):
+                self.input_types[node, index] = self.half if index in slots.inputs else default
+            self.half_outputs.update(node.outputs[index] for index in slots.outputs)
+            if slots.outputs:
+                _set_type_attributes(node, typing)
+
+    def apply(self) -> None:
+        """Give every float32 tensor its type, and a copy in the other one if that is read too."""
+        stored = [value for value in self.graph.initializers.values() if not value.is_graph_input()]
+        values = (*self.graph.inputs, *stored, *computed_values(self.graph))
+        for value in [value for value in values if is_float32(value)]:
+            own = self._own_type(value)
+            if own is self.half:
+                _set_half_type(value, self.half)
+            other = self.half if own is FLOAT else FLOAT
+            if other in self._types_read(value):
+                self._add_copy(value, other)
+        casts = [node for node in self.graph if is_standard(node, "Cast")]
+        self.graph.remove([cast for cast in casts if not _is_read(cast.outputs[0])], safe=True)
+
+    def _read_type(self, node: ir.Node, index: int) -> ir.DataType | None:
+        # The graphs inside nodes are not rewritten: they read float32.
+        return self.input_types.get((node, index), FLOAT)
+
+    def _types_read(self, value: ir.Value) -> set[ir.DataType | None]:
+        types = {self._read_type(node, index) for node, index in value.uses()}
         return types | ({self.io_type} if value.is_graph_output() else set())
 
-    def own_type(self, value: ir.Value) -> ir.DataType:
-        """Return the type that a value has where it comes from."""
+    def _own_type(self, value: ir.Value) -> ir.DataType:
+        """Return the type in which a value is fed, stored or computed."""
         if value.is_graph_input():
             return self.io_type
         if not value.is_initializer():
-            return self.output_types.get(value, FLOAT)
-        return self.half if self.types_read(value) - {None} == {self.half} else FLOAT
+            return self.half if value in self.half_outputs else FLOAT
+        return self.half if self._types_read(value) - {None} == {self.half} else FLOAT
 
-    def add_copy(self, value: ir.Value, other: ir.DataType) -> None:
-        """Give the readers that take another type a copy; the graph's outputs keep their names."""
-        uses = [
-            use for use in value.uses() if self.input_types.get((use.node, use.idx), FLOAT) is other
-        ]
-        copy = self._before_cast(value, other) or self._copy(value, other)
-        for use in uses:
-            use.node.replace_input_with(use.idx, copy)
+    def _add_copy(self, value: ir.Value, other: ir.DataType) -> None:
+        """Let the readers of the other type read a copy; graph outputs keep their names."""
+        uses = [use for use in value.uses() if self._read_type(*use) is other]
+        copy = self._cast_source(value, other) or self._copy(value, other)
+        for node, index in uses:
+            node.replace_input_with(index, copy)
 
-    def _before_cast(self, value: ir.Value, other: ir.DataType) -> ir.Value | None:
-        """Return what a Cast of the model itself reads, where that is what is wanted."""
+    def _cast_source(self, value: ir.Value, other: ir.DataType) -> ir.Value | None:
+        """Return the input of a Cast of the model itself, if it has the other type already."""
         cast = value.producer()
         if cast is None or not is_standard(cast, "Cast") or value.is_graph_output():
             return None
@@ -99,178 +265,35 @@ class _TypeAssignment:
 
     def _copy(self, value: ir.Value, other: ir.DataType) -> ir.Value:
         name = stem = str(value.name)
-        returned = value.is_graph_output() and self.io_type is other
-        if returned:
-            value.name = self.tensors.reserve(f"{stem}_{SUFFIX[self.own_type(value)]}")
+        is_output = value.is_graph_output() and self.io_type is other
+        if is_output:
+            value.name = self.tensor_names.reserve(f"{stem}_{SUFFIX[self._own_type(value)]}")
         else:
-            name = self.tensors.reserve(f"{stem}_{SUFFIX[other]}")
+            name = self.tensor_names.reserve(f"{stem}_{SUFFIX[other]}")
         if value.is_initializer() and not value.is_graph_input():
-            copy = self._stored_copy(value, name, other)
+            assert value.const_value is not None, "an initializer holds a tensor"
+            copy = _make_initializer(name, value.const_value)
+            if other is self.half:
+                _set_half_type(copy, other)
+            self.graph.register_initializer(copy)
         else:
-            copy = self._cast(value, name, other)
-        if returned:
-            self.graph.outputs[:] = [copy if each is value else each for each in self.graph.outputs]
+            label = self.node_names.reserve(f"{value.name}_{SUFFIX[other]}")
+            cast = _make_cast(value, other, name, label)
+            copy, producer = cast.outputs[0], value.producer()
+            if producer is not None:
+                self.graph.insert_after(producer, cast)
+            else:
+                self.graph.insert_before(self.graph[0], cast)
+        if is_output:
+            outputs = self.graph.outputs
+            outputs[:] = [copy if output is value else output for output in outputs]
         return copy
-
-    def _stored_copy(self, value: ir.Value, name: str, other: ir.DataType) -> ir.Value:
-        assert value.const_value is not None, "an initializer holds a tensor"
-        copy = _make_initializer(name, value.const_value)
-        _set_type(copy, other)
-        self.graph.register_initializer(copy)
-        return copy
-
-    def _cast(self, value: ir.Value, name: str, other: ir.DataType) -> ir.Value:
-        label = self.nodes.reserve(f"{value.name}_{SUFFIX[other]}")
-        cast = ir.node("Cast", [value], {"to": other}, name=label)
-        copy = cast.outputs[0]
-        copy.name, copy.shape, copy.type = name, value.shape, ir.TensorType(other)
-        producer = value.producer()
-        if producer is not None:
-            self.graph.insert_after(producer, cast)
-        else:
-            self.graph.insert_before(self.graph[0], cast)
-        return copy
-
-
-def _plan_types(
-    typing: HalfTyping, islands: Container[ir.Node], outside: ir.DataType
-) -> _TypeAssignment:
-    graph = typing.model.graph
-    tensors = UniqueNames(tensor_names(graph))
-    nodes = UniqueNames({node.name for node in graph.all_nodes() if node.name})
-    plan = _TypeAssignment(graph, typing.half, outside, tensors, nodes)
-    for node in graph:
-        slots = NO_SLOTS if node in islands else typing.slots(node)
-        otherwise = None if is_standard(node, *TYPE_AGNOSTIC) else FLOAT
-        for place in range(len(node.inputs)):
-            plan.input_types[node, place] = typing.half if place in slots.inputs else otherwise
-        for place in slots.outputs:
-            plan.output_types[node.outputs[place]] = typing.half
-        if slots.outputs:
-            _set_type_attributes(node, typing)
-    return plan
-
-
-def _is_read(node: ir.Node) -> bool:
-    return any(value.uses() or value.is_graph_output() for value in node.outputs)
-
-
-def _constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
-    """Return what a node holds; its tensor is also the original graph's, and is not renamed."""
-    value = node.attributes.get("value")
-    if value is not None:
-        return value.as_tensor()
-    numbers = "value_float" in node.attributes or "value_floats" in node.attributes
-    return ir.convenience.get_const_tensor(node.outputs[0]) if numbers else None
 
 
 def _set_type_attributes(node: ir.Node, typing: HalfTyping) -> None:
-    """Let a node whose outputs become half say so in its attributes."""
+    """Set the attributes of a node whose outputs become half."""
     for name in typing.type_attributes(node):
         node.attributes.add(ir.AttrInt64(name, typing.half))
     if is_standard(node, "ConstantOfShape"):
         value = cast_to_half(fill_value(node).numpy(), typing.half)
         node.attributes.add(ir.AttrTensor("value", ir.tensor(value)))
-
-
-def _make_initializer(name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    array = tensor.numpy()
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
-    value.const_value = ir.tensor(array, name=name)
-    return value
-
-
-def _set_type(value: ir.Value, dtype: ir.DataType) -> None:
-    if dtype is FLOAT:
-        return
-    # A copy of a graph shares the types of the original.
-    value.type = ir.TensorType(dtype)
-    if value.const_value is not None:
-        value.const_value = ir.tensor(
-            cast_to_half(value.const_value.numpy(), dtype), name=value.name
-        )
-
-
-HalfPrecision = Literal["fp16", "bf16"]
-
-HALF_DTYPES: dict[HalfPrecision, ir.DataType] = {
-    "fp16": ir.DataType.FLOAT16,
-    "bf16": ir.DataType.BFLOAT16,
-}
-# Before this opset `Conv` has no bfloat16, and after it all that compute have it.
-BFLOAT16_MIN_OPSET = 22
-# Before this opset the scales of QuantizeLinear and DequantizeLinear are float32.
-HALF_SCALES_MIN_OPSET = 19
-
-
-@dataclass(frozen=True)
-class HalfModel:
-    """The rewritten model; `islands` gives the reason for each node that stayed in float32."""
-
-    model: ir.Model
-    islands: dict[str, str]
-
-
-def convert_to_half(
-    model: ir.Model, kind: HalfPrecision, largest: Mapping[str, float], *, keep_io: bool = True
-) -> HalfModel:
-    """Return a copy in half precision, but for what would overflow or has no such type.
-
-    `largest` has the largest magnitude that each tensor took. With `keep_io` the inputs and outputs
-    stay as they are. A model that computes in half precision anywhere already is left alone: where
-    it does so was decided by who made it.
-    """
-    if _is_convertible(model):
-        return HalfModel(model, {})
-    dtype = HALF_DTYPES[kind]
-    _require_opset(model, dtype)
-    if not keep_io:
-        _require_io_in_range(model.graph, dtype, largest)
-    untyped = any(value.type is None or value.shape is None for value in _values(model.graph))
-    copy = infer_shapes(model)[0] if untyped else model.clone()
-    store_constants(copy.graph)
-    typing = HalfTyping(copy, dtype)
-    kept = find_islands(typing, largest)
-    assign_types(typing, kept, keep_io=keep_io)
-    return HalfModel(copy, {node.name or str(node.outputs[0].name): kept[node] for node in kept})
-
-
-def _values(graph: ir.Graph) -> Iterator[ir.Value]:
-    yield from graph.inputs
-    yield from graph.initializers.values()
-    for node in graph:
-        yield from (value for value in node.outputs if value.name)
-
-
-def _is_convertible(model: ir.Model) -> bool:
-    """Whether a model has no operators of ONNX itself, no float32, or half precision already."""
-    computing = [node for node in model.graph if not is_standard(node, "Cast")]
-    halved = any(value.dtype in TYPE_NAMES for node in computing for value in node.outputs)
-    known = [is_float32(value) or value.type is None for value in _values(model.graph)]
-    return halved or not any(known) or not onnx_opset(model.opset_imports)
-
-
-def _require_opset(model: ir.Model, dtype: ir.DataType) -> None:
-    found = onnx_opset(model.opset_imports)
-    if dtype is ir.DataType.BFLOAT16 and found < BFLOAT16_MIN_OPSET:
-        raise QConvertError(
-            f"the model has opset {found}, in which `Conv` and others have no bfloat16",
-            hint=f"`--opset {BFLOAT16_MIN_OPSET}` raises it; fp16 needs none so new",
-        )
-    scaled = any(is_standard(node, "QuantizeLinear", "DequantizeLinear") for node in model.graph)
-    if scaled and found < HALF_SCALES_MIN_OPSET:
-        raise QConvertError(
-            f"the model has opset {found}, in which quantized tensors have float32 scales only",
-            hint=f"`--opset {HALF_SCALES_MIN_OPSET}` or newer raises it",
-        )
-
-
-def _require_io_in_range(graph: ir.Graph, dtype: ir.DataType, largest: Mapping[str, float]) -> None:
-    """Refuse to hand out in half precision what it cannot hold."""
-    for value in (*graph.inputs, *graph.outputs):
-        top = largest.get(value.name or "", 0.0)
-        if is_float32(value) and top > MAX_FINITE[dtype]:
-            raise QConvertError(
-                f"`{value.name}` goes up to {top:.4g}, {TYPE_NAMES[dtype]} to {MAX_FINITE[dtype]:.5g}",
-                hint="keep the inputs and outputs of the model in float32",
-            )

@@ -1,4 +1,4 @@
-"""Which float32 tensors of a node may be half precision: what its schema says, slot by slot."""
+"""What half precision can hold, and which inputs and outputs of a node may have a half type."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,21 +9,19 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qconvert.graph.patterns import is_standard
+from qconvert.graph.patterns import has_subgraph, is_standard
 
 MAX_FINITE = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: 3.3895313892515355e38}
-
-SMALLEST_FLOAT16 = 2.0**-24  # in float16; what bfloat16 rounds to zero, float32 nearly does
-
+SMALLEST_FLOAT16 = 2.0**-24  # what bfloat16 rounds to zero, float32 nearly does too
 TYPE_NAMES = {ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
-# They read a tensor of any type without computing with it: no Cast is worth it.
+# They accept a tensor of any type without computing with it, so they need no Cast.
 TYPE_AGNOSTIC = frozenset({"Cast", "Shape", "Size"})
-# Types that do not follow: that of statistics is named by the attribute `stash_type`, and the bits
-# of a number are those of one type.
+# Type variables that do not follow the others: the attribute `stash_type` sets that of statistics,
+# and the bits of a number are those of one type.
 FIXED_TYPES = {"LayerNormalization": frozenset({"U"}), "BitCast": frozenset({"T1", "T2"})}
-# The attributes that name the type of what comes out.
+# The attributes that set the type of an output.
 TYPE_ATTRIBUTES = ("to", "dtype", "output_datatype", "output_dtype")
-# ONNX has them, but TensorRT for RTX 1.7 refuses them, or ONNX Runtime those that read nothing.
+# In the ONNX standard, but refused by TensorRT for RTX 1.7 or (without inputs) by ONNX Runtime.
 UNSUPPORTED_BY_ENGINES = {
     ir.DataType.FLOAT16: frozenset(
         {"Celu", "EyeLike", "HannWindow", "HammingWindow", "BlackmanWindow"}
@@ -33,15 +31,20 @@ UNSUPPORTED_BY_ENGINES = {
         | {"LpPool", "MeanVarianceNormalization", "Mish"}
     ),
 }
-HAS_SUBGRAPH = "it holds a graph of its own"
 
 
 @dataclass(frozen=True)
 class HalfSlots:
-    """The places of those float32 inputs and outputs of a node that its schema lets be half."""
+    """The indices of the float32 inputs and outputs of a node that may have a half type."""
 
     inputs: frozenset[int]
     outputs: frozenset[int]
+
+    def values(self, node: ir.Node) -> list[ir.Value]:
+        """Return the tensors there."""
+        values = [node.inputs[index] for index in sorted(self.inputs)]
+        values += [node.outputs[index] for index in sorted(self.outputs)]
+        return [value for value in values if value is not None]
 
 
 NO_SLOTS = HalfSlots(frozenset(), frozenset())
@@ -49,53 +52,49 @@ NO_SLOTS = HalfSlots(frozenset(), frozenset())
 
 @dataclass(frozen=True)
 class HalfTyping:
-    """What the opsets of a model let its nodes do in one type of half precision."""
+    """What the opset of a model allows its nodes to do in one half type."""
 
     model: ir.Model
     half: ir.DataType
 
     @property
     def name(self) -> str:
-        """How ONNX spells the type."""
+        """The ONNX name of the type."""
         return TYPE_NAMES[self.half]
 
     @property
     def opset(self) -> int:
-        """Which version of ONNX's own operators the model has."""
+        """The version of ONNX's own operators."""
         return onnx_opset(self.model.opset_imports)
 
     def slots(self, node: ir.Node) -> HalfSlots:
-        """Return what may be half; nothing of a node whose schema is not known."""
+        """Return the inputs and outputs that may be half; none of a node without a schema."""
         schema = self._schema(node)
         if schema is None:
             return NO_SLOTS
-        inputs = list(_float32_slots(node.inputs, schema.inputs))
-        outputs = list(_float32_slots(node.outputs, schema.outputs))
-        allowed = self._allowed(schema) - FIXED_TYPES.get(node.op_type, frozenset())
-        taken = [] if is_standard(node, *TYPE_AGNOSTIC) else inputs
-        made = [] if self.widens_to_float32(node) else outputs
+        spelled = f"tensor({self.name})"
+        allowed = {
+            constraint.type_param_str
+            for constraint in schema.type_constraints
+            if spelled in constraint.allowed_type_strs
+        } - FIXED_TYPES.get(node.op_type, frozenset())
+        inputs = () if is_standard(node, *TYPE_AGNOSTIC) else node.inputs
+        outputs = () if self._widens_to_float32(node) else node.outputs
         return HalfSlots(
-            frozenset(place for place, variable in taken if variable in allowed),
-            frozenset(place for place, variable in made if variable in allowed),
+            frozenset(i for i, kind in _float32_slots(inputs, schema.inputs) if kind in allowed),
+            frozenset(i for i, kind in _float32_slots(outputs, schema.outputs) if kind in allowed),
         )
 
-    def widens_to_float32(self, node: ir.Node) -> bool:
-        """Whether a node makes float32 of this half precision: what was before it is the half."""
-        source = node.inputs[0] if is_standard(node, "Cast") else None
-        return source is not None and source.dtype is self.half
-
     def reason_to_refuse(self, node: ir.Node) -> str:
-        """Say why nothing of a node that handles float32 can be half; empty where something can."""
-        if node.op_identifier() in self.model.functions or any(_subgraph_attributes(node)):
-            return HAS_SUBGRAPH
+        """Say why no part of a float32 node can be half; empty if some part can."""
+        if node.op_identifier() in self.model.functions or has_subgraph(node):
+            return "it holds a graph of its own"
         if self._schema(node) is None:
-            return f"what `{_full_name(node)}` takes and makes is not known"
-        values = [value for value in (*node.inputs, *node.outputs) if value is not None]
-        strange = [
-            each for each in values if each.name and not isinstance(each.type, ir.TensorType)
-        ]
-        if strange:
-            return f"`{strange[0].name}` is not a tensor, or its type is not known"
+            full_name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+            return f"the input and output types of `{full_name}` are unknown"
+        for value in (*node.inputs, *node.outputs):
+            if value is not None and value.name and not isinstance(value.type, ir.TensorType):
+                return f"`{value.name}` is not a tensor, or its type is unknown"
         if node.op_type in UNSUPPORTED_BY_ENGINES[self.half]:
             return f"engines have no {self.name} `{node.op_type}`"
         slots = self.slots(node)
@@ -103,20 +102,20 @@ class HalfTyping:
         return "" if possible else f"`{node.op_type}` has no {self.name} in opset {self.opset}"
 
     def type_attributes(self, node: ir.Node) -> list[str]:
-        """Return the attributes, set or not, that say that a node makes float32."""
+        """Return the attributes, set or default, by which a node outputs float32."""
         schema = self._schema(node)
-        given = schema.attributes if schema is not None else {}
+        attributes = schema.attributes if schema is not None else {}
         return [
-            name for name in TYPE_ATTRIBUTES if name in given and _names_float32(node, given[name])
+            name
+            for name in TYPE_ATTRIBUTES
+            if name in attributes
+            and node.attributes.get_int(name, attributes[name].default_value.i) == ir.DataType.FLOAT
         ]
 
-    def _allowed(self, schema: onnx.defs.OpSchema) -> frozenset[str]:
-        spelled = f"tensor({self.name})"
-        return frozenset(
-            each.type_param_str
-            for each in schema.type_constraints
-            if spelled in each.allowed_type_strs
-        )
+    def _widens_to_float32(self, node: ir.Node) -> bool:
+        """Whether a node is a Cast of this half type to float32: its input is the half tensor."""
+        source = node.inputs[0] if is_standard(node, "Cast") else None
+        return source is not None and source.dtype is self.half
 
     def _schema(self, node: ir.Node) -> onnx.defs.OpSchema | None:
         if not is_standard(node):
@@ -142,64 +141,48 @@ def is_float32(value: ir.Value | None) -> bool:
 
 
 def handles_float32(node: ir.Node) -> bool:
-    """Whether a node computes with float32 tensors, or with what may be one."""
-    read = () if is_standard(node, *TYPE_AGNOSTIC) else node.inputs
-    values = [value for value in (*read, *node.outputs) if value is not None and value.name]
-    return any(value.type is None or value.dtype is ir.DataType.FLOAT for value in values) or any(
-        _subgraph_attributes(node)
+    """Whether a node computes with float32 tensors, or with some of unknown type."""
+    inputs = () if is_standard(node, *TYPE_AGNOSTIC) else node.inputs
+    values = [value for value in (*inputs, *node.outputs) if value is not None and value.name]
+    return has_subgraph(node) or any(
+        value.type is None or value.dtype is ir.DataType.FLOAT for value in values
     )
 
 
 def fill_value(node: ir.Node) -> ir.TensorProtocol:
-    """Return what a `ConstantOfShape` repeats."""
+    """Return the tensor that a `ConstantOfShape` repeats."""
     value = node.attributes.get("value")
     return ir.tensor([0.0], dtype=ir.DataType.FLOAT) if value is None else value.as_tensor()
 
 
-def _float32_slots(
-    values: Sequence[ir.Value | None],
-    formals: Sequence[onnx.defs.OpSchema.FormalParameter],
-) -> Iterator[tuple[int, str]]:
-    """Yield the place of each float32 tensor and the name of the type its slot has."""
-    for place, value in enumerate(values):
-        if is_float32(value):
-            # The last slot of a variadic operator takes all that are left.
-            yield place, formals[min(place, len(formals) - 1)].type_str
-
-
-def _subgraph_attributes(node: ir.Node) -> Iterator[str]:
-    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    yield from (each.name for each in node.attributes.values() if each.type in kinds)
-
-
-def _names_float32(node: ir.Node, given: onnx.defs.OpSchema.Attribute) -> bool:
-    named: int = node.attributes.get_int(given.name, given.default_value.i)
-    return named == ir.DataType.FLOAT
-
-
-def _full_name(node: ir.Node) -> str:
-    return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-
-
 def largest_magnitude(array: NDArray[np.generic]) -> float:
-    """Return the largest magnitude of an array, leaving out what is not finite."""
+    """Return the largest finite magnitude of an array."""
     if array.size == 0:
         return 0.0
-    top = max(abs(float(array.max())), abs(float(array.min())))
-    if math.isfinite(top):
-        return top
+    largest = max(abs(float(array.max())), abs(float(array.min())))
+    if math.isfinite(largest):
+        return largest
     finite = array[np.isfinite(array.astype(np.float32))]
     return float(np.abs(finite).max()) if finite.size else 0.0
 
 
 def cast_to_half(array: NDArray[np.generic], half: ir.DataType) -> NDArray[np.generic]:
-    """Return an array in half precision; what is finite stays so, and a lone number is not 0."""
-    if largest_magnitude(array) > MAX_FINITE[half]:
-        array = np.where(
-            np.isfinite(array), np.clip(array, -MAX_FINITE[half], MAX_FINITE[half]), array
-        )
-    rounded: NDArray[np.generic] = array.astype(half.numpy())
-    if array.size == 1 and array.any() and not rounded.any():
-        # An epsilon keeps from dividing by zero: the least number does so too.
-        rounded[...] = SMALLEST_FLOAT16 if array.max() > 0 else -SMALLEST_FLOAT16
-    return rounded
+    """Return an array in half precision, its finite values clamped to the range of the type."""
+    limit = MAX_FINITE[half]
+    if largest_magnitude(array) > limit:
+        array = np.where(np.isfinite(array), np.clip(array, -limit, limit), array)
+    cast: NDArray[np.generic] = array.astype(half.numpy())
+    if array.size == 1 and array.any() and not cast.any():
+        # A single number is an epsilon that prevents division by zero, so it must not become 0.
+        cast[...] = SMALLEST_FLOAT16 if array.max() > 0 else -SMALLEST_FLOAT16
+    return cast
+
+
+def _float32_slots(
+    values: Sequence[ir.Value | None], formals: Sequence[onnx.defs.OpSchema.FormalParameter]
+) -> Iterator[tuple[int, str]]:
+    """Yield the index of each float32 tensor and the type variable of its slot."""
+    for index, value in enumerate(values):
+        if is_float32(value):
+            # The last slot of a variadic operator takes all remaining values.
+            yield index, formals[min(index, len(formals) - 1)].type_str

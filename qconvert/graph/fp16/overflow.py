@@ -1,4 +1,8 @@
-"""Where half precision runs out of range: at 65504 in float16, nowhere near it in bfloat16."""
+"""Reasons why a node would overflow or underflow in half precision; empty where it does not.
+
+float16 ends at 65504 and has 11 bits of precision; bfloat16 has the range of float32. `magnitudes`
+has the largest magnitude that calibration measured for each tensor.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -17,66 +21,53 @@ from qconvert.graph.fp16.half_types import (
 )
 from qconvert.graph.patterns import constant_array, is_standard
 
-# Images may hold larger values than those that were seen.
+Magnitudes = Mapping[str, float]
+
+# Other images may hold larger values than those used for calibration.
 HEADROOM = 2.0
-# Below, the smaller half of the values has less than six digits in binary.
-FEW_DIGITS = 2.0**-12
 FLOAT16_LIMIT = MAX_FINITE[ir.DataType.FLOAT16] / HEADROOM
-# Where they compare with a constant that is out of range, the largest number bounds as little.
+# Below this magnitude, half of the values of a tensor have fewer than six binary digits.
+FEW_DIGITS = 2.0**-12
+# float16 does not hold every whole number above this, so a sum of ones stops growing there.
+MAX_EXACT_INTEGER = 2048
+# They compare with their constants: one out of range is as good clamped to the largest number.
 CLAMPING = frozenset({"Clip", "Max", "Min"})
+# Since these opsets the attribute `stash_type` sets the type in which they accumulate.
+STASH_TYPE_SINCE = {"LayerNormalization": 17, "RMSNormalization": 23, "GroupNormalization": 21}
 
 
-@dataclass(frozen=True)
-class Magnitudes:
-    """The largest magnitude of tensors: of constants what they hold, of others what was seen."""
-
-    measured: Mapping[str, float]
-
-    def of(self, value: ir.Value | None) -> float | None:
-        """Return the largest magnitude, None where nothing is known of it."""
-        if value is None:
-            return None
-        stored = constant_array(value)
-        return self.measured.get(value.name or "") if stored is None else largest_magnitude(stored)
+def describe_overflow(name: str, magnitude: float, half: ir.DataType) -> str:
+    """Say that a magnitude is beyond what the half type holds."""
+    return f"{name} reaches {magnitude:.4g}, {TYPE_NAMES[half]} only {MAX_FINITE[half]:.5g}"
 
 
 def check_constants(node: ir.Node, slots: HalfSlots, half: ir.DataType) -> str:
-    """Say which constant of a node is beyond half precision; empty where none is."""
-    if is_standard(node, "ConstantOfShape"):
-        top = largest_magnitude(fill_value(node).numpy())
-        return _exceeds("its value", top, half) if top > MAX_FINITE[half] else ""
+    """Say which constant of a node is beyond half precision."""
     if is_standard(node, *CLAMPING):
         return ""
-    for value in (node.inputs[place] for place in sorted(slots.inputs)):
-        stored = constant_array(value)
-        if (
-            value is not None
-            and stored is not None
-            and largest_magnitude(stored) > MAX_FINITE[half]
-        ):
-            return _exceeds(f"`{value.name}`", largest_magnitude(stored), half)
+    if is_standard(node, "ConstantOfShape"):
+        constants = {"its value": fill_value(node).numpy()}
+    else:
+        constants = {
+            f"`{value.name}`": array
+            for value in (node.inputs[index] for index in sorted(slots.inputs))
+            if value is not None and (array := constant_array(value)) is not None
+        }
+    for name, array in constants.items():
+        if (magnitude := largest_magnitude(array)) > MAX_FINITE[half]:
+            return describe_overflow(name, magnitude, half)
     return ""
 
 
-def check_large_activations(node: ir.Node, slots: HalfSlots, ranges: Magnitudes) -> str:
-    """Say which tensor that a node reads or makes came too near the end of float16."""
-    read = [node.inputs[place] for place in sorted(slots.inputs)]
-    for value in (*read, *(node.outputs[place] for place in sorted(slots.outputs))):
-        if (
-            value is not None
-            and (top := ranges.measured.get(value.name or "", 0.0)) > FLOAT16_LIMIT
-        ):
-            return _exceeds(f"`{value.name}`", top, ir.DataType.FLOAT16)
-    return ""
-
-
-def check_small_activations(node: ir.Node, slots: HalfSlots, ranges: Magnitudes) -> str:
-    """Say which tensor that a node reads or makes is so small that half has no digits for it."""
-    read = [node.inputs[place] for place in sorted(slots.inputs)]
-    for value in (*read, *(node.outputs[place] for place in sorted(slots.outputs))):
-        top = ranges.measured.get(value.name or "", 0.0) if value is not None else 0.0
-        if value is not None and 0 < top < FEW_DIGITS:
-            return f"`{value.name}` came to {top:.1e} at most, where float16 has few digits"
+def check_activations(node: ir.Node, slots: HalfSlots, magnitudes: Magnitudes) -> str:
+    """Say which input or output came too close to the limits of float16."""
+    measured = {value.name: magnitudes.get(value.name or "", 0.0) for value in slots.values(node)}
+    for name, magnitude in measured.items():
+        if magnitude > FLOAT16_LIMIT:
+            return describe_overflow(f"`{name}`", magnitude, ir.DataType.FLOAT16)
+    for name, magnitude in measured.items():
+        if 0 < magnitude < FEW_DIGITS:
+            return f"`{name}` never exceeds {magnitude:.1e}, where float16 has few digits"
     return ""
 
 
@@ -86,30 +77,19 @@ def check_quantization_scale(node: ir.Node, half: ir.DataType) -> str:
         return ""
     scale, quantized = constant_array(node.inputs[1]), node.inputs[0]
     if quantized is not None and quantized.dtype is ir.DataType.INT32:
-        # The scale of a bias is the product of two scales.
-        return f"it reads 32 bit, which is more than {TYPE_NAMES[half]} holds"
+        # A quantized bias: its scale is the product of two scales.
+        return f"it reads int32, which {TYPE_NAMES[half]} cannot hold"
     if scale is None or np.all((scale.astype(half.numpy()) != 0) | (scale == 0)):
         return ""
     smallest = float(scale[scale != 0].min())
     return f"its scale of {smallest:.4g} would be 0 in {TYPE_NAMES[half]}"
 
 
-def _exceeds(what: str, top: float, half: ir.DataType) -> str:
-    return f"{what} goes up to {top:.4g}, {TYPE_NAMES[half]} to {MAX_FINITE[half]:.5g}"
-
-
-# Above this float16 does not hold every whole number, so that a sum of ones stands still.
-MAX_EXACT_INTEGER = 2048
-RANGE_NOT_MEASURED = "it adds up values whose range was not measured"
-# Their attribute `stash_type` says in which type they add up; for GroupNormalization since 21.
-STASH_TYPE_SINCE = {"LayerNormalization": 17, "RMSNormalization": 23, "GroupNormalization": 21}
-
-
 @dataclass(frozen=True)
 class Accumulation:
-    """How many terms an operator adds up, what a term is at most, and how to speak of it.
+    """How many terms an operator adds up, the bound of a term, and what the terms are.
 
-    One that is `heavy` stays in float32 where nothing at all was measured.
+    A `heavy` one stays in float32 if nothing was measured at all.
     """
 
     count: Callable[[ir.Node], int | None]
@@ -118,37 +98,48 @@ class Accumulation:
     heavy: bool = True
 
 
-def check_accumulation(node: ir.Node, ranges: Magnitudes) -> str:
-    """Say why float16 may be too small for what a node adds up; empty where it is not."""
-    if is_standard(node) and node.op_type in OTHER_CHECKS:
-        return OTHER_CHECKS[node.op_type](node, ranges)
-    sum_ = ACCUMULATING.get(node.op_type) if is_standard(node) else None
-    if sum_ is None or _accumulates_in_float32(node):
+def check_accumulation(node: ir.Node, magnitudes: Magnitudes) -> str:
+    """Say why float16 may be too small for a sum: count * term(magnitude) > FLOAT16_LIMIT."""
+    if is_standard(node, "Softmax", "LogSoftmax"):
+        return _check_softmax(node)
+    if is_standard(node, "Exp"):
+        return _check_exponential(_magnitude(node.inputs[0], magnitudes), magnitudes)
+    accumulation = ACCUMULATING.get(node.op_type) if is_standard(node) else None
+    if accumulation is None or _accumulates_in_float32(node):
         return ""
-    top = ranges.of(node.inputs[0])
-    if top is None:
-        return RANGE_NOT_MEASURED if ranges.measured or sum_.heavy else ""
-    count = sum_.count(node)
+    magnitude = _magnitude(node.inputs[0], magnitudes)
+    if magnitude is None:
+        unknown = bool(magnitudes) or accumulation.heavy
+        return "it adds up values whose range was not measured" if unknown else ""
+    count = accumulation.count(node)
     if count is None:
-        return "how many values it adds up is not known"
-    fits = count * sum_.term(top) <= FLOAT16_LIMIT
-    return "" if fits else f"it adds up {count} {sum_.terms} of up to {top:.4g}"
+        return "how many values it adds up is unknown"
+    fits = count * accumulation.term(magnitude) <= FLOAT16_LIMIT
+    return "" if fits else f"it adds up {count} {accumulation.terms} of up to {magnitude:.4g}"
 
 
-def _check_softmax_row(node: ir.Node, ranges: Magnitudes) -> str:
+def _check_softmax(node: ir.Node) -> str:
     row = _size(node, [node.attributes.get_int("axis", -1)]) or 0
     return f"its rows of {row} are longer than float16 can count" if row > MAX_EXACT_INTEGER else ""
 
 
-def _check_exponential(node: ir.Node, ranges: Magnitudes) -> str:
-    top = ranges.of(node.inputs[0])
-    if top is None:
-        return "it grows fast, and its range was not measured" if ranges.measured else ""
-    return f"e to the power of {top:.4g} leaves float16" if _power_of_e(top) > FLOAT16_LIMIT else ""
+def _check_exponential(magnitude: float | None, magnitudes: Magnitudes) -> str:
+    if magnitude is None:
+        return "it is exponential, and its range was not measured" if magnitudes else ""
+    overflows = _exponential(magnitude) > FLOAT16_LIMIT
+    return f"e to the power of {magnitude:.4g} exceeds float16" if overflows else ""
+
+
+def _magnitude(value: ir.Value | None, magnitudes: Magnitudes) -> float | None:
+    """Return the largest magnitude of a constant, or the one measured; None if unknown."""
+    if value is None:
+        return None
+    array = constant_array(value)
+    return magnitudes.get(value.name or "") if array is None else largest_magnitude(array)
 
 
 def _accumulates_in_float32(node: ir.Node) -> bool:
-    """Whether the operator itself is defined to add up in float32 whatever it reads."""
+    """Whether the operator is defined to accumulate in float32 whatever type it reads."""
     since = STASH_TYPE_SINCE.get(node.op_type)
     if since is None or node.graph is None or onnx_opset(node.graph.opset_imports) < since:
         return False
@@ -156,95 +147,83 @@ def _accumulates_in_float32(node: ir.Node) -> bool:
 
 
 def _size(node: ir.Node, axes: list[int]) -> int | None:
-    """Return how many values of the first input lie along some axes, None if a size is open."""
+    """Return how many values of the first input lie along some axes; None if one is dynamic."""
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
     if shape is None or any(not -len(shape) <= axis < len(shape) for axis in axes):
         return None
     sizes = [shape[axis] for axis in axes]
-    known = [size for size in sizes if isinstance(size, int)]
-    return math.prod(known) if len(known) == len(sizes) else None
+    fixed = [size for size in sizes if isinstance(size, int)]
+    return math.prod(fixed) if len(fixed) == len(sizes) else None
 
 
-def _rank(node: ir.Node) -> int:
+def _size_from(node: ir.Node, axis: int) -> int | None:
+    """Return how many values of the first input lie along an axis and those after it."""
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
-    return len(shape) if shape is not None else 0
+    if shape is None or not len(shape):
+        return None
+    start = axis % len(shape) if axis < 0 else axis
+    return _size(node, list(range(start, len(shape))))
 
 
-def _spatial(node: ir.Node) -> int | None:
-    return _size(node, list(range(2, _rank(node)))) if _rank(node) else None
+def _spatial_size(node: ir.Node) -> int | None:
+    return _size_from(node, 2)
 
 
-def _from_axis(node: ir.Node) -> int | None:
-    axis, rank = node.attributes.get_int("axis", -1), _rank(node)
-    return _size(node, list(range(axis % rank, rank))) if rank else None
+def _normalized_size(node: ir.Node) -> int | None:
+    return _size_from(node, node.attributes.get_int("axis", -1))
 
 
 def _group_size(node: ir.Node) -> int | None:
-    values = _size(node, list(range(1, _rank(node)))) if _rank(node) else None
+    values = _size_from(node, 1)
     return None if values is None else values // node.attributes.get_int("num_groups", 1)
 
 
-def _kernel(node: ir.Node) -> int | None:
+def _kernel_size(node: ir.Node) -> int | None:
     return math.prod(node.attributes["kernel_shape"].as_ints())
 
 
-def _reduced(node: ir.Node) -> int | None:
+def _reduced_size(node: ir.Node) -> int | None:
     """Count along the axes of a Reduce operator: an input, or an attribute in older opsets."""
-    given = node.attributes.get("axes")
-    axes = list(given.as_ints()) if given is not None else []
+    axes = list(node.attributes.get_ints("axes", ()))
     if len(node.inputs) > 1 and node.inputs[1] is not None:
-        stored = constant_array(node.inputs[1])
-        if stored is None:
+        array = constant_array(node.inputs[1])
+        if array is None:
             return None
-        axes = [int(axis) for axis in stored.ravel()]
+        axes = [int(axis) for axis in array.ravel()]
     noop: int = node.attributes.get_int("noop_with_empty_axes", 0)
     if noop and not axes:
         return 1
-    return _size(node, axes or list(range(_rank(node)))) if _rank(node) else None
+    return _size(node, axes) if axes else _size_from(node, 0)
 
 
-def _square(top: float) -> float:
-    return top * top
+def _exponential(magnitude: float) -> float:
+    return math.exp(min(magnitude, 700.0))
 
 
-def _power_of_e(top: float) -> float:
-    return math.exp(min(top, 700.0))
+def _squares(count: Callable[[ir.Node], int | None], *, heavy: bool = True) -> Accumulation:
+    return Accumulation(count, lambda magnitude: magnitude * magnitude, "squares of values", heavy)
 
 
-SQUARES = "squares of values"
-POWERS = "powers of e with exponents"
-
-# Products (`Conv`, `MatMul`, ...) are not among them: every engine adds those up in float32.
+# Products (`Conv`, `MatMul`, ...) are not listed: every engine accumulates those in float32.
 ACCUMULATING: dict[str, Accumulation] = {
-    "ReduceSum": Accumulation(_reduced),
-    "ReduceMean": Accumulation(_reduced),
-    "ReduceL1": Accumulation(_reduced),
-    "ReduceLogSum": Accumulation(_reduced),
-    "ReduceSumSquare": Accumulation(_reduced, _square, SQUARES),
-    "ReduceL2": Accumulation(_reduced, _square, SQUARES),
-    "ReduceLogSumExp": Accumulation(_reduced, _power_of_e, POWERS),
-    "LayerNormalization": Accumulation(_from_axis, _square, SQUARES),
-    "RMSNormalization": Accumulation(_from_axis, _square, SQUARES),
-    "GroupNormalization": Accumulation(_group_size, _square, SQUARES),
-    "InstanceNormalization": Accumulation(_spatial, _square, SQUARES),
-    "MeanVarianceNormalization": Accumulation(
-        lambda node: _size(node, list(node.attributes.get_ints("axes", (0, 2, 3)))),
-        _square,
-        SQUARES,
+    "ReduceSum": Accumulation(_reduced_size),
+    "ReduceMean": Accumulation(_reduced_size),
+    "ReduceL1": Accumulation(_reduced_size),
+    "ReduceLogSum": Accumulation(_reduced_size),
+    "ReduceSumSquare": _squares(_reduced_size),
+    "ReduceL2": _squares(_reduced_size),
+    "ReduceLogSumExp": Accumulation(_reduced_size, _exponential, "powers of e with exponents"),
+    "LayerNormalization": _squares(_normalized_size),
+    "RMSNormalization": _squares(_normalized_size),
+    "GroupNormalization": _squares(_group_size),
+    "InstanceNormalization": _squares(_spatial_size),
+    "MeanVarianceNormalization": _squares(
+        lambda node: _size(node, list(node.attributes.get_ints("axes", (0, 2, 3))))
     ),
-    "LpNormalization": Accumulation(
-        lambda node: _size(node, [node.attributes.get_int("axis", -1)]), _square, SQUARES
-    ),
-    "LRN": Accumulation(lambda node: node.attributes["size"].as_int(), _square, SQUARES),
-    "GlobalAveragePool": Accumulation(_spatial, heavy=False),
-    "AveragePool": Accumulation(_kernel, heavy=False),
-    "GlobalLpPool": Accumulation(_spatial, _square, SQUARES, heavy=False),
-    "LpPool": Accumulation(_kernel, _square, SQUARES, heavy=False),
-}
-
-# Those that overflow in another way.
-OTHER_CHECKS: dict[str, Callable[[ir.Node, Magnitudes], str]] = {
-    "Softmax": _check_softmax_row,
-    "LogSoftmax": _check_softmax_row,
-    "Exp": _check_exponential,
+    "LpNormalization": _squares(lambda node: _size(node, [node.attributes.get_int("axis", -1)])),
+    "LRN": _squares(lambda node: node.attributes["size"].as_int()),
+    "GlobalAveragePool": Accumulation(_spatial_size, heavy=False),
+    "AveragePool": Accumulation(_kernel_size, heavy=False),
+    "GlobalLpPool": _squares(_spatial_size, heavy=False),
+    "LpPool": _squares(_kernel_size, heavy=False),
 }

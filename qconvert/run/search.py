@@ -15,9 +15,8 @@ from qconvert import __version__, backends
 from qconvert.backends.base import Availability, Engine, EngineVariant
 from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.core import atomic, onnx_io
-from qconvert.core.cache import Cache
-from qconvert.core.cached_step import cached_step
-from qconvert.core.config import Config
+from qconvert.core.cached_step import JsonCodec
+from qconvert.core.config import BuildConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import Progress, ProgressCallback, ignore_progress, start_step
 from qconvert.core.tensors import Tensors, batch_size, fixed_batch, pad_batch, unpad_batch
@@ -28,36 +27,37 @@ from qconvert.measure.stats import summarize_latency
 from qconvert.optimize.blocks import MAX_BLOCKS, find_blocks
 from qconvert.optimize.mixed_precision import (
     BlockSet,
-    SearchGoal,
+    Rereadable,
     SearchImages,
+    SearchModel,
     SearchSpace,
     SetTimer,
+    cache_batches,
     search_mixed_precision,
 )
-from qconvert.optimize.sensitivity import Rereadable, SearchModel, cache_batches
 from qconvert.optimize.trials import ReferenceOutputs, open_trials
 from qconvert.quantize import plan_files
 from qconvert.quantize.plan import RestPrecision
 from qconvert.quantize.plan_files import PlanWithWeights, weights_path
 from qconvert.report.verdict import conclude
 from qconvert.run import (
-    bench_job,
     build_inputs,
     built_engines,
     merge_reports,
     report_files,
     run_folder,
-    validate,
     variants,
 )
+from qconvert.run.bench import time_engines
+from qconvert.run.context import JobContext, RunContext
 from qconvert.run.job_images import EVALUATION_BATCH, EvaluationSet, open_evaluation_set
-from qconvert.run.quantize import preview_layers
-from qconvert.run.run_folder import PLAN_FILE, SEARCH_RESULT, RunContext
-from qconvert.run.validate import QuantizeRequest
-from qconvert.run.variant_graphs import engine_settings, make_graph
-from qconvert.run.variants import BuildInputs, ChosenVariants
+from qconvert.run.quantize import QuantizeRequest, preview_layers
+from qconvert.run.quantize_model import scheme_for
+from qconvert.run.run_folder import PLAN_FILE, SEARCH_RESULT
+from qconvert.run.variant_graphs import BuildInputs, engine_settings, make_graph
+from qconvert.run.variants import ChosenVariants
 
-MIXED_MODEL, MIX_FILE, TRIALS = "mixed.onnx", "mix.json", "trials.jsonl"
+MIXED_MODEL, TRIALS = "mixed.onnx", "trials.jsonl"
 PLAN_FILES = (PLAN_FILE, weights_path(Path(PLAN_FILE)).name)
 MAX_TIMING_SECONDS = 1.0
 MIN_SEARCH_IMAGES = 32
@@ -66,7 +66,7 @@ FEW_SEARCH_IMAGES = (
     "blocks were tried on {} images only: give more with `--images`, a fifth of them is held out "
     "for this"
 )
-MIX_ADAPTER = pydantic.TypeAdapter(MixedResult)
+MIX = JsonCodec("mix.json", pydantic.TypeAdapter(MixedResult))
 
 # A batch as the model takes it, with a label or None for each image that is no repetition.
 LabelledBatch = tuple[Tensors, Sequence[int | None]]
@@ -90,51 +90,31 @@ class SearchResult:
     planned: PlanWithWeights | None
 
 
-@dataclass(frozen=True)
-class _ResultCodec:
-    """A search result as files: the mix, its plan, and the trials that led to it."""
-
-    trials: Path
-
-    def save(self, value: SearchResult, folder: Path) -> None:
-        text = json.dumps(asdict(value.mix), indent=1)
-        (folder / MIX_FILE).write_text(text, encoding="utf-8")
-        if value.planned is not None:
-            plan_files.save_plan(value.planned, folder / PLAN_FILE)
-        shutil.copyfile(self.trials, folder / TRIALS)
-
-    def load(self, folder: Path) -> SearchResult:
-        text = (folder / MIX_FILE).read_text(encoding="utf-8")
-        plan = folder / PLAN_FILE
-        planned = plan_files.load_plan(plan) if plan.is_file() else None
-        return SearchResult(MIX_ADAPTER.validate_python(json.loads(text)), planned)
-
-
 def search_backend(task: SearchTask, context: RunContext, trials: Path) -> SearchResult:
     """Search for one backend; an interrupted search resumes from its trials, a line each."""
     end = start_step(context.progress, "search")
     int8 = EngineVariant(task.backend, "int8")
-    graph = make_graph(int8, task.inputs, context.cache, context.progress)
+    graph = make_graph(int8, task.inputs, context)
     plain = plan_files.load_plan(graph.folder / PLAN_FILE)
-    scheme = validate.scheme_for(context.config, backends.requirements(task.backend))
+    scheme = scheme_for(context.config.quantize, backends.requirements(task.backend))
     model = SearchModel(task.inputs.loaded.model, plain.plan, scheme, plain.weights)
 
-    def compute() -> SearchResult:
+    def make(folder: Path) -> None:
         mix = _run_search(task, model, context, trials)
-        planned = None
+        MIX.save(mix, folder)
         if mix.outcome == "mixed" and mix.chosen is not None:
             blocks = find_blocks(model.model, model.plan)
-            chosen = [block for block in blocks if block.name in mix.chosen.lifted]
-            planned = PlanWithWeights(model.restore_float(chosen), model.weights)
-        return SearchResult(mix, planned)
+            plan = model.restore_float([row for row in blocks if row.name in mix.chosen.lifted])
+            plan_files.save_plan(PlanWithWeights(plan, model.weights), folder / PLAN_FILE)
+        shutil.copyfile(trials, folder / TRIALS)
 
-    key = _search_key(task, model, context)
-    result = cached_step(context.cache, "search", key, compute, _ResultCodec(trials))
-    if result.hit:
+    entry = context.cache.get_or_make("search", _search_key(task, model, context), make)
+    if entry.hit:
         trials.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(result.folder / TRIALS, trials)
-    end(result.value.mix.why, result.hit)
-    return result.value
+        shutil.copyfile(entry.path / TRIALS, trials)
+    mix, plan = MIX.load(entry.path), entry.path / PLAN_FILE
+    end(mix.why, entry.hit)
+    return SearchResult(mix, plan_files.load_plan(plan) if plan.is_file() else None)
 
 
 def _run_search(
@@ -150,22 +130,25 @@ def _run_search(
     if context.cache.fresh:
         trials.unlink(missing_ok=True)
     runs = task.available.runs
+    settings = context.config.search
     space = SearchSpace(
         model,
         find_blocks(model.model, model.plan),
         search_images,
         evaluation_images,
         open_trials(trials, _model_key(task, model)),
+        settings.budget,
+        settings.by,
+        _rest_precision(context, task.backend),
+        settings.max_latency,
         timer=make_timer(model, task.backend, task.inputs, context) if runs else None,
         untimed="" if runs else task.available.reason,
     )
-    settings, rest = context.config.search, _rest_precision(context.config, task.backend)
-    goal = SearchGoal(settings.budget, settings.by, rest, settings.max_latency)
-    return replace(search_mixed_precision(space, goal, context.progress), notes=tuple(notes))
+    return replace(search_mixed_precision(space, context.progress), notes=tuple(notes))
 
 
-def _rest_precision(config: Config, backend: str) -> RestPrecision:
-    return config.quantize.rest or backends.requirements(backend).default_rest
+def _rest_precision(context: JobContext, backend: str) -> RestPrecision:
+    return context.config.quantize.rest or backends.requirements(backend).default_rest
 
 
 def _model_key(task: SearchTask, model: SearchModel) -> str:
@@ -185,7 +168,7 @@ def _model_key(task: SearchTask, model: SearchModel) -> str:
 def _search_key(task: SearchTask, model: SearchModel, context: RunContext) -> dict[str, str]:
     config, images, runs = context.config, task.evaluation_set, task.available.runs
     # How engines are built decides how long they take, which is a part of the result.
-    engines = [engine_settings(config, task.backend), config.build.profile]
+    engines = [engine_settings(context, task.backend), config.build.profile]
     return {
         "name": f"{task.backend} {config.search.budget:g}",
         "model": onnx_io.fingerprint(model.model),
@@ -266,12 +249,14 @@ def make_timer(
     context = replace(context, progress=_hide_finished_steps(context.progress))
 
     def build(variant: EngineVariant, inputs: BuildInputs) -> Engine:
-        graph = make_graph(variant, inputs, context.cache, ignore_progress)
+        graph = make_graph(variant, inputs, replace(context, progress=ignore_progress))
         entry = built_engines.cached_engine(variant, graph, context)
         return built_engines.read_engine(entry.path).engine
 
     def time_sets(sets: Sequence[BlockSet]) -> dict[tuple[str, ...] | None, float]:
-        engines = {"float": build(EngineVariant(backend, _rest_precision(config, backend)), inputs)}
+        engines = {
+            "float": build(EngineVariant(backend, _rest_precision(context, backend)), inputs)
+        }
         names: dict[str, tuple[str, ...] | None] = {"float": None}
         for number, blocks in enumerate(sets, 1):
             name, variant, plans = "int8", EngineVariant(backend, "int8"), dict(inputs.plans)
@@ -280,7 +265,7 @@ def make_timer(
                 plans[variant.name] = PlanWithWeights(model.restore_float(blocks), model.weights)
             engines[name] = build(variant, replace(inputs, plans=plans))
             names[name] = tuple(block.name for block in blocks)
-        latencies = bench_job.time_engines(engines, bench, context.cache, context.progress)
+        latencies = time_engines(engines, bench, context)
         return {
             names[name]: summarize_latency(timed[0]).median_ms for name, timed in latencies.items()
         }
@@ -365,15 +350,6 @@ def _is_already_searched(variant: EngineVariant, inputs: BuildInputs, context: R
 
 
 @dataclass(frozen=True)
-class SearchFolder:
-    """Where a search goes; nothing here changes a number."""
-
-    out: Path
-    trust: bool = False
-    workers: int | None = None
-
-
-@dataclass(frozen=True)
 class SearchSummary:
     """The result of a search for a backend, and the bytes of the FP32, INT8 and mixed graphs."""
 
@@ -383,25 +359,24 @@ class SearchSummary:
     notes: tuple[str, ...]
 
 
-def run_search(
-    config: Config, options: SearchFolder, cache: Cache, progress: ProgressCallback
-) -> SearchSummary:
+def run_search(job: JobContext, out: Path, workers: int | None = None) -> SearchSummary:
     """Search for one backend, and leave the mix, its plan and all trials in a folder."""
-    variant, chosen = _choose_backend(config)
+    config = job.config
+    variant, chosen = _choose_backend(config.build)
     available = chosen.available[variant.backend]
-    with run_folder.begin_run(options.out, config, searching=True) as folder:
-        context = RunContext(config, folder, cache, progress, options.trust)
+    with run_folder.begin_run(out, config, searching=True) as folder:
+        context = job.in_run(folder)
         inputs = build_inputs.prepare_inputs([variant], context, building=available.builds)
-        images = open_evaluation_set(inputs, context, options.workers, resumed=False)
+        images = open_evaluation_set(inputs.loaded.source, context, workers)
         task = SearchTask(variant.backend, inputs, images, available)
         result = search_backend(task, context, folder.root / TRIALS)
-        int8 = make_graph(replace(variant, precision="int8"), inputs, cache, progress)
+        int8 = make_graph(replace(variant, precision="int8"), inputs, context)
         sizes = {"fp32": _model_bytes(folder.model), "int8": _model_bytes(int8.path)}
         for name in (MIXED_MODEL, *PLAN_FILES):  # of an earlier search with another goal
             (folder.root / name).unlink(missing_ok=True)
         if result.planned is not None:
             inputs = replace(inputs, plans={variant.name: result.planned})
-            graph = make_graph(variant, inputs, cache, progress)
+            graph = make_graph(variant, inputs, context)
             atomic.copy_into_place(graph.path, folder.root / MIXED_MODEL)
             for name in PLAN_FILES:
                 if (graph.folder / name).is_file():
@@ -412,9 +387,9 @@ def run_search(
         return SearchSummary(variant.backend, result.mix, sizes, chosen.notes)
 
 
-def _choose_backend(config: Config) -> tuple[EngineVariant, ChosenVariants]:
+def _choose_backend(settings: BuildConfig) -> tuple[EngineVariant, ChosenVariants]:
     """Return the one backend to search for."""
-    only_mixed = replace(config.build, precisions=("mixed",))
+    only_mixed = replace(settings, precisions=("mixed",))
     chosen = variants.choose_variants(only_mixed, plan_only=True)
     if len(chosen.variants) > 1:
         names = ", ".join(f"`{variant.backend}`" for variant in chosen.variants)
@@ -426,11 +401,12 @@ def _model_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in onnx_io.model_files(path))
 
 
-def preview_search(config: Config, cache: Cache, *, trust: bool) -> list[str]:
+def preview_search(context: JobContext) -> list[str]:
     """Return what a search would try; no image is read and nothing is written."""
-    variant, chosen = _choose_backend(config)
-    request = QuantizeRequest(Path("model.onnx"), variant.backend, "int8", trust=trust)
-    layers = preview_layers(config, request, cache)
+    config = context.config
+    variant, chosen = _choose_backend(config.build)
+    request = QuantizeRequest(Path("model.onnx"), variant.backend, "int8")
+    layers = preview_layers(context, request)
     weighted = sum(not layer.left and layer.weight is not None for layer in layers.values())
     available = chosen.available[variant.backend]
     return [

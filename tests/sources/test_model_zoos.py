@@ -1,4 +1,4 @@
-"""timm and torchvision by name.
+"""Networks of timm and torchvision, by name.
 
 torchvision's wheel for this torch registers its operators in a library that does not load beside
 the CPU build, so the two schemas it needs are declared here first. The nets do not use them.
@@ -35,43 +35,43 @@ def load(source: str, **export: object) -> Source:
     return sources.load(source, ExportConfig(**export))  # type: ignore[arg-type]
 
 
-def test_a_timm_net_knows_its_own_input() -> None:
-    source = load("timm:test_vit", weights="random")
-    size = source.inputs[0].shape[2]
-    assert source.inputs[0].shape == ("batch", 3, size, size)
-    assert source.run is not None
-    assert source.run(random_inputs(source.inputs, 2, seed=0))["output"].shape[0] == 2
-
-
-def test_a_torchvision_net_knows_its_own_input() -> None:
-    source = load("torchvision:mobilenet_v3_small", weights="random")
-    assert source.inputs[0].shape == ("batch", 3, 224, 224)
-
-
-def test_a_timm_net_takes_a_checkpoint() -> None:
+@pytest.mark.long
+def test_timm_network_has_its_own_input_size_and_takes_a_checkpoint() -> None:
     import timm
 
     net = timm.create_model("test_vit", pretrained=False)
     torch.save(net.state_dict(), "w.pt")
     source = load("timm:test_vit", weights="w.pt")
     assert source.name == "test_vit"
+    size = source.inputs[0].shape[2]
+    assert source.inputs[0].shape == ("batch", 3, size, size)
+    assert source.run is not None
+    assert source.run(random_inputs(source.inputs, 2, seed=0))["output"].shape[0] == 2
 
 
-def test_wrong_names_are_told_with_a_near_one() -> None:
+@pytest.mark.long
+def test_torchvision_network_has_its_own_input_size() -> None:
+    source = load("torchvision:mobilenet_v3_small", weights="random")
+    assert source.inputs[0].shape == ("batch", 3, 224, 224)
+
+
+@pytest.mark.slow
+def test_unknown_name_suggests_a_similar_one() -> None:
     with pytest.raises(UsageError, match="timm has no model `test_vitt`; did you mean `test_vit`"):
         load("timm:test_vitt", weights="random")
     with pytest.raises(UsageError, match="torchvision has no model `resnet19`; did you mean"):
         load("torchvision:resnet19", weights="random")
 
 
-def test_weights_that_cannot_be_fetched_are_an_error_and_not_random(
+@pytest.mark.slow
+def test_weights_that_cannot_be_downloaded_are_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
-        QConvertError, match="weights of `timm:test_vit` could not be had"
+        QConvertError, match="cannot download the weights of `timm:test_vit`"
     ) as caught:
         load("timm:test_vit")
     assert "--weights random" in str(caught.value.hint)

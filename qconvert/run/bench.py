@@ -1,0 +1,182 @@
+"""The job `bench`: time engines in turns, on one machine, and inspect where their nodes run."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+
+import pydantic
+
+from qconvert import backends
+from qconvert.backends.base import Coverage, Engine, Session
+from qconvert.core.cached_step import JsonCodec, cached_step
+from qconvert.core.config import BenchConfig
+from qconvert.core.errors import Unavailable
+from qconvert.core.number_format import count
+from qconvert.core.progress import Progress, ProgressCallback, share_reporter, start_step
+from qconvert.core.tensors import Tensors, TensorSpec, fixed_batch, random_inputs
+from qconvert.measure import stats
+from qconvert.measure.latency import EngineLatencies, Latency, TimingEffort, interleave
+from qconvert.measure.machine import describe_machine
+from qconvert.measure.memory import PeakMemory, measure_peak
+from qconvert.report.model import Report
+from qconvert.run.built_engines import engine_hashes, engine_inputs
+from qconvert.run.context import JobContext
+from qconvert.run.report_builder import timestamp
+from qconvert.run.report_files import (
+    judge_and_store,
+    read_report,
+    with_measurement,
+    without_measurement,
+)
+from qconvert.run.targets import Target
+
+MEMORY_CPU_ONLY = "measured for engines of the CPU only"
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Where the nodes of an engine run, and the memory of a process that loads and runs it."""
+
+    coverage: Coverage
+    peak: PeakMemory
+
+
+LATENCIES_CODEC = JsonCodec("latencies.json", pydantic.TypeAdapter(EngineLatencies))
+FOOTPRINT_CODEC = JsonCodec("footprint.json", pydantic.TypeAdapter(Footprint))
+
+
+def bench(target: Target, context: JobContext) -> Report:
+    """Time the engines that run here, whatever was measured before."""
+    available, runs_here = target.available, target.runs_here
+    engines = {name: engine for name, engine in target.engines.items() if runs_here[name]}
+    if not engines:
+        first = next(iter(available.values()))
+        raise Unavailable(
+            f"none of these engines runs here: {first.reason}",
+            hint=first.cure or "`qconvert doctor` shows what works here",
+        )
+    latencies = measure_latencies(engines, context.config.bench, context.progress)
+    report = read_report(target)
+    rows = tuple(
+        with_measurement(row, "latency", latencies[row.name])
+        if row.name in latencies
+        else without_measurement(row, "latency", (), available[row.backend].reason)
+        for row in report.variants
+    )
+    report = replace(report, machine=describe_machine(), created=timestamp(), variants=rows)
+    return judge_and_store(report, context.config.gate, target)
+
+
+def time_engines(
+    engines: Mapping[str, Engine], settings: BenchConfig, context: JobContext
+) -> EngineLatencies:
+    """Return the latencies of engines at every batch size that they take; cached."""
+    if not engines:
+        return {}
+    end = start_step(context.progress, "bench")
+    hashes = engine_hashes(engines)
+    key = {
+        "name": ", ".join(engines),
+        "model": next(iter(hashes.values())),
+        "engines": json.dumps(hashes, sort_keys=True),
+        "settings": json.dumps(asdict(settings), sort_keys=True),
+        "machine": json.dumps(describe_machine(), sort_keys=True),
+    }
+    result = cached_step(
+        context.cache,
+        "bench",
+        key,
+        lambda: measure_latencies(engines, settings, context.progress),
+        LATENCIES_CODEC,
+    )
+    batches = ", ".join(map(str, settings.batch_sizes))
+    end(f"{count(len(engines), 'engine')} at batch {batches}", result.hit)
+    return result.value
+
+
+def measure_latencies(
+    engines: Mapping[str, Engine], settings: BenchConfig, progress: ProgressCallback
+) -> EngineLatencies:
+    """Time engines now, at every batch size that they take."""
+    sessions = {
+        name: backends.load(engine.backend).open(engine) for name, engine in engines.items()
+    }
+    specs = {name: engine_inputs(engine) for name, engine in engines.items()}
+    fixed = {name: fixed_batch(inputs) for name, inputs in specs.items()}
+    latencies: EngineLatencies = dict.fromkeys(engines, ())
+    for batch in sorted({*settings.batch_sizes, *filter(None, fixed.values())}):
+        matching = {
+            name: session
+            for name, session in sessions.items()
+            if fixed[name] == batch or (not fixed[name] and batch in settings.batch_sizes)
+        }
+        samples = _time_at_batch(batch, matching, specs, settings, progress)
+        for (name, where), milliseconds in samples.items():
+            notes = stats.timing_notes(milliseconds, on_gpu=engines[name].backend != "cpu")
+            latencies[name] += (Latency(batch, where, milliseconds, tuple(notes)),)  # type: ignore[arg-type]
+    return latencies
+
+
+def measure_footprints(engines: Mapping[str, Engine], context: JobContext) -> dict[str, Footprint]:
+    """Return where the nodes of each engine run, and its peak memory; cached."""
+    end = start_step(context.progress, "inspect")
+    footprints, all_hit = {}, True
+    for name, engine in engines.items():
+        context.progress(Progress("inspect", name))
+        digest = engine_hashes({name: engine})[name]
+        key = {
+            "name": name,
+            "model": digest[:16],
+            "engine": digest,
+            "machine": json.dumps(describe_machine(), sort_keys=True),
+        }
+        result = cached_step(
+            context.cache,
+            "inspect",
+            key,
+            lambda engine=engine: _measure_footprint(engine),  # type: ignore[misc]
+            FOOTPRINT_CODEC,
+        )
+        footprints[name], all_hit = result.value, all_hit and result.hit
+    if engines:
+        end(f"{count(len(engines), 'engine')}: nodes by precision, peak memory", all_hit)
+    return footprints
+
+
+def _time_at_batch(
+    batch: int,
+    sessions: Mapping[str, Session],
+    specs: Mapping[str, tuple[TensorSpec, ...]],
+    settings: BenchConfig,
+    progress: ProgressCallback,
+) -> dict[tuple[str, str], tuple[float, ...]]:
+    """Return the samples of all engines, timed with inputs on the host and, if possible, on device.
+
+    They are in milliseconds, by the name of the engine and where its inputs are.
+    """
+    calls: dict[tuple[str, str], Callable[[], object]] = {}
+    for name, session in sessions.items():
+        feeds = random_inputs(specs[name], batch, seed=0)
+        calls[name, "host"] = _host_call(session, feeds)
+        device_call = session.bind(feeds)
+        if device_call is not None:
+            calls[name, "device"] = device_call
+    samples = interleave(
+        {f"{name} {where}": call for (name, where), call in calls.items()},
+        TimingEffort(settings.seconds, settings.rounds),
+        progress=share_reporter(progress, "bench", f"batch {batch}, "),
+    )
+    return {(name, where): samples[f"{name} {where}"] for name, where in calls}
+
+
+def _host_call(session: Session, feeds: Tensors) -> Callable[[], object]:
+    return lambda: session.run(feeds)
+
+
+def _measure_footprint(engine: Engine) -> Footprint:
+    coverage = backends.load(engine.backend).open(engine).coverage()
+    if engine.backend != "cpu":
+        return Footprint(coverage, PeakMemory(None, reason=MEMORY_CPU_ONLY))
+    specs = engine_inputs(engine)
+    feeds = random_inputs(specs, fixed_batch(specs) or 1, seed=0)
+    return Footprint(coverage, measure_peak(engine.folder / engine.files[0], feeds, engine.threads))

@@ -1,0 +1,203 @@
+"""The job `evaluate`: the outputs of every engine on the same images, read once for all of them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pydantic
+
+from qconvert import __version__, backends, sources
+from qconvert.backends.base import Engine
+from qconvert.backends.ort import ORT_VERSION, open_cpu
+from qconvert.calibrate import calibration_file
+from qconvert.core import onnx_io
+from qconvert.core.cached_step import JsonCodec, cached_step
+from qconvert.core.config import ExportConfig
+from qconvert.core.errors import UsageError
+from qconvert.core.number_format import count
+from qconvert.core.progress import Progress, ProgressCallback, start_step
+from qconvert.core.tensors import (
+    RunModel,
+    Tensors,
+    batch_size,
+    fixed_batch,
+    output_array,
+    pad_batch,
+    unpad_batch,
+)
+from qconvert.images.labels import check_classes
+from qconvert.measure.accuracy import (
+    BASELINE,
+    BF16_UNSCORED,
+    Accuracy,
+    MeasuredOn,
+    fp32_accuracy,
+    summarize_accuracy,
+)
+from qconvert.measure.machine import describe_machine
+from qconvert.measure.per_image_scores import ImageScores, join_scores, score_batch
+from qconvert.report.model import Report
+from qconvert.run.built_engines import engine_hashes
+from qconvert.run.context import JobContext
+from qconvert.run.explain_errors import add_changed_images
+from qconvert.run.job_images import EVALUATION_BATCH, EvaluationSet, open_evaluation_set
+from qconvert.run.report_builder import evaluation_info, shared_image_count
+from qconvert.run.report_files import (
+    judge_and_store,
+    read_report,
+    with_measurement,
+    without_measurement,
+)
+from qconvert.run.targets import Target, require_same_inputs
+
+# The SQNR of equal outputs is infinite; the report has None for it, and a note.
+SCORES_CODEC = JsonCodec("scores.json", pydantic.TypeAdapter(dict[str, Accuracy]), finite=True)
+
+
+def evaluate(target: Target, context: JobContext, workers: int | None = None) -> Report:
+    """Score the engines on the evaluation images, those that cannot run here by their graph.
+
+    They are compared with the float model of their run, else with the first of them. As many
+    `workers` read images.
+    """
+    graphs = {name: engine.folder / engine.graph for name, engine in target.engines.items()}
+    require_same_inputs({"FP32": target.reference, **graphs} if target.run else graphs)
+    source = sources.load(str(target.reference), ExportConfig(), trust=False)
+    evaluation_set = open_evaluation_set(source, context, workers)
+    if evaluation_set is None:
+        raise UsageError("there are no images", hint="name a folder: `--eval PATH`")
+    scores = score_engines(
+        target.engines, target.runs_here, target.reference, evaluation_set, context
+    )
+    report = _with_scores(read_report(target), scores, evaluation_set, target, context)
+    return judge_and_store(report, context.config.gate, target)
+
+
+def score_engines(
+    engines: Mapping[str, Engine],
+    runs_here: Mapping[str, bool],
+    reference: Path,
+    evaluation_set: EvaluationSet,
+    context: JobContext,
+) -> dict[str, Accuracy]:
+    """Return the scores of every engine whose graph can run here, and under "" of FP32; cached.
+
+    An engine that cannot run here is scored by its graph on the CPU.
+    """
+    end = start_step(context.progress, "evaluate")
+    images = evaluation_set.images
+    key = {
+        "name": ", ".join(engines),
+        "model": onnx_io.fingerprint(onnx_io.load(reference)),
+        "engines": json.dumps(engine_hashes(engines), sort_keys=True),
+        "runs": json.dumps(dict(runs_here), sort_keys=True),
+        "images": images.manifest().digest(),
+        "labels": json.dumps(list(images.labels)),
+        "preprocessing": json.dumps(dict(evaluation_set.preprocessing), sort_keys=True),
+        "qconvert": __version__,
+        "onnxruntime": ORT_VERSION,
+        "numpy": version("numpy"),
+        "pillow": version("pillow"),
+        "machine": json.dumps(describe_machine(), sort_keys=True),
+    }
+
+    def compute() -> dict[str, Accuracy]:
+        return _measure_scores(engines, runs_here, reference, evaluation_set, context.progress)
+
+    result = cached_step(context.cache, "evaluate", key, compute, SCORES_CODEC)
+    scores = result.value
+    images_text = count(scores[BASELINE].images, "image")
+    end(f"{images_text}, {count(len(scores) - 1, 'engine')}", result.hit)
+    return scores
+
+
+def _measure_scores(
+    engines: Mapping[str, Engine],
+    runs_here: Mapping[str, bool],
+    reference: Path,
+    evaluation_set: EvaluationSet,
+    progress: ProgressCallback,
+) -> dict[str, Accuracy]:
+    model, images = onnx_io.load(reference), evaluation_set.images
+    run_reference, size = open_cpu(model), fixed_batch(onnx_io.inputs(model))
+    runs = {
+        name: _open_run(engine, here=runs_here[name])
+        for name, engine in engines.items()
+        if runs_here[name] or engine.precision != "bf16"
+    }
+    batches: dict[str, list[ImageScores]] = {name: [] for name in (BASELINE, *runs)}
+    names: list[str] = []
+    for batch in images.batches(size or EVALUATION_BATCH):
+        labels = [item.label for item in batch.items]
+        expected = _run_batch(run_reference, batch.feeds, size)
+        batches[BASELINE].append(score_batch(expected, expected, labels))
+        if classes := batches[BASELINE][0].classes:
+            check_classes(images, classes)
+        for name, run in runs.items():
+            outputs = _run_batch(run, batch.feeds, size)
+            batches[name].append(score_batch(expected, outputs, labels))
+        names += [item.name for item in batch.items]
+        progress(Progress("evaluate", "images", done=len(names), total=len(images.names)))
+    scores = {BASELINE: fp32_accuracy(join_scores(batches.pop(BASELINE)))}
+    for name, parts in batches.items():
+        measured_on: MeasuredOn = "engine" if runs_here[name] else "cpu-simulation"
+        scores[name] = summarize_accuracy(join_scores(parts), measured_on, names)
+    return scores
+
+
+def _open_run(engine: Engine, *, here: bool) -> RunModel:
+    if here:
+        return backends.load(engine.backend).open(engine).run
+    return open_cpu(onnx_io.load(engine.folder / engine.graph))
+
+
+def _run_batch(run: RunModel, feeds: Tensors, size: int | None) -> Tensors:
+    """Run a batch; if the model fixes a larger one, it is padded, and the padding dropped."""
+    count = batch_size(feeds)
+    if size == 1:
+        # Every output belongs to the one image, even without an axis of images.
+        outputs = run(feeds)
+        arrays = {name: output_array(outputs, name) for name in outputs}
+        return {
+            name: array if array.shape[:1] == (1,) else array[np.newaxis]
+            for name, array in arrays.items()
+        }
+    if not size or count == size:
+        return run(feeds)
+    return unpad_batch(run(pad_batch(feeds, size)), count, size)
+
+
+def _with_scores(
+    report: Report,
+    scores: Mapping[str, Accuracy],
+    evaluation_set: EvaluationSet,
+    target: Target,
+    context: JobContext,
+) -> Report:
+    rows = tuple(
+        with_measurement(row, "accuracy", scores[row.name])
+        if row.name in scores
+        else without_measurement(row, "accuracy", None, BF16_UNSCORED)
+        for row in report.variants
+    )
+    # A package reads images as they were calibrated, however those of this evaluation are.
+    preprocess = report.preprocess or dict(evaluation_set.preprocessing)
+    calibration, evidence = None, report.evidence
+    if target.run is not None:
+        target.run.write_classes(evaluation_set.images.classes)
+        evidence = add_changed_images(evidence, evaluation_set, scores, target.run)
+        if target.run.calibration.is_file():
+            calibration = calibration_file.load(target.run.calibration)
+    path = context.config.evaluate.images
+    return replace(
+        report,
+        baseline=scores[BASELINE],
+        variants=rows,
+        preprocess=preprocess,
+        evaluation=evaluation_info(evaluation_set, scores, path, preprocess),
+        shared_images=shared_image_count(calibration, evaluation_set),
+        evidence=evidence,
+    )

@@ -1,0 +1,50 @@
+"""The images of a search keep their own labels, and none counts twice."""
+
+from pathlib import Path
+
+import pytest
+
+from qconvert.images import ImageChoice, open_images
+from qconvert.images.preprocess import PRESETS
+from qconvert.run.job_images import EvaluationSet
+from qconvert.run.search import make_evaluation_images, make_search_images
+from qconvert.run.variant_graphs import BuildInputs
+from tests.pictures import draw_folder
+from tests.run.calibrated import calibrated_inputs
+
+
+def evaluation_set(inputs: BuildInputs, count: int) -> EvaluationSet:
+    """Return images whose labels are their own numbers, as far as there are classes."""
+    files = sorted(draw_folder(Path("val"), count, 8).iterdir())
+    rows = [f"{file.name},{number % 5}" for number, file in enumerate(files)]
+    Path("val/labels.csv").write_text("file,label\n" + "\n".join(rows))
+    images = open_images(ImageChoice(Path("val")), inputs.loaded.source.inputs, PRESETS["imagenet"])
+    return EvaluationSet(images, {})
+
+
+def test_unreadable_image_is_skipped_with_its_label() -> None:
+    inputs, _ = calibrated_inputs()
+    images = evaluation_set(inputs, 12)
+    (Path("val") / images.images.names[0]).write_bytes(b"no image")
+    reference = make_evaluation_images(inputs, images).reference
+    assert list(reference.labels) == [number % 5 for number in range(1, 12)]
+    assert sum(len(outputs[reference.score_output]) for outputs in reference.outputs) == 11
+
+
+@pytest.mark.parametrize(("count", "counted"), [(5, 5), (8, 8), (12, 8)])
+def test_images_repeated_to_fill_a_fixed_batch_do_not_count(count: int, counted: int) -> None:
+    inputs, _ = calibrated_inputs(batch="8")
+    images = make_evaluation_images(inputs, evaluation_set(inputs, count))
+    reference = images.reference
+    assert list(reference.labels) == [number % 5 for number in range(counted)]
+    assert [len(outputs[reference.score_output]) for outputs in reference.outputs] == [counted]
+    assert [len(batch["image"]) for batch in images.batches] == [8]
+
+
+def test_few_images_held_out_do_not_count_twice() -> None:
+    inputs, _ = calibrated_inputs(batch="8")
+    assert inputs.calibration is not None
+    batches = inputs.calibration.validation_batches()
+    assert [len(batch["image"]) for batch in batches] == [8]
+    assert inputs.calibration.validation_count == 4
+    assert list(make_search_images(inputs).reference.labels) == [None] * 4
