@@ -21,17 +21,20 @@ from qconvert.core.progress import Progress, ProgressCallback, ignore_progress
 from qconvert.package import pack
 from qconvert.package.pack import Format, PackageOptions, Packed
 from qconvert.report.model import Report
-from qconvert.run import bench_job, evaluate_job, finished_run, search_job, targets
+from qconvert.run import bench as benching
 from qconvert.run import build as building
 from qconvert.run import calibrate as calibrating
+from qconvert.run import evaluate as evaluating
 from qconvert.run import export as exporting
+from qconvert.run import finished_run, targets
 from qconvert.run import quantize as quantizing
+from qconvert.run import search as searching
 from qconvert.run.context import JobContext, open_context
 from qconvert.run.export import Exported
 from qconvert.run.finished_run import OpenEngine, Run, load_run
 from qconvert.run.quantize import Quantized, QuantizeRequest
 from qconvert.run.run_folder import RunFolder
-from qconvert.run.search_job import SearchSummary
+from qconvert.run.search import SearchSummary
 
 __all__ = [
     "Calibration",
@@ -230,7 +233,7 @@ def bench(
     """
     target = targets.resolve(_paths(engines))
     config = _target_config(target, options, CommonArguments)
-    return bench_job.bench(target, _context(config, progress))
+    return benching.bench(target, _context(config, progress))
 
 
 def evaluate(
@@ -245,7 +248,7 @@ def evaluate(
     """
     target = targets.resolve(_paths(engines))
     config = _target_config(target, options, EvaluateArguments)
-    return evaluate_job.evaluate(target, _context(config, progress))
+    return evaluating.evaluate(target, _context(config, progress))
 
 
 def package(
@@ -277,7 +280,7 @@ def search(
     `mix.outcome` is `none` if nothing stays within the budget.
     """
     config = _load_config(model, options, SearchArguments)
-    return search_job.run_search(_context(config, progress, options), Path(output))
+    return searching.run_search(_context(config, progress, options), Path(output))
 
 
 def open_run(folder: StrPath) -> Run:

@@ -7,7 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -40,17 +39,6 @@ CPU = "CPUExecutionProvider"
 OPTIMIZE_ALL = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
 OPTIMIZE_EXTENDED = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
 OPTIMIZE_NONE = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-
-TENSOR_TYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8,
-    "tensor(bool)": np.bool_,
-}
 
 
 def open_cpu(model: ir.Model, threads: int = 0, *, keep_qdq: bool = False) -> RunModel:
@@ -172,15 +160,14 @@ def bind_session(
 
 
 def _allocate(output: Any, device: str, device_id: int) -> Any:
-    is_fixed = all(isinstance(size, int) for size in output.shape)
-    if output.type not in TENSOR_TYPES or not is_fixed:
+    if not all(isinstance(size, int) for size in output.shape):
         raise QConvertError(
             f"a CUDA graph needs fixed shapes, the output `{output.name}` has {output.shape}",
             hint="leave out `cuda-graph`",
         )
-    return runtime.OrtValue.ortvalue_from_shape_and_type(
-        output.shape, TENSOR_TYPES[output.type], device, device_id
-    )
+    # The type reads `tensor(float16)`.
+    dtype = ir.DataType[output.type.removeprefix("tensor(").removesuffix(")").upper()].numpy()
+    return runtime.OrtValue.ortvalue_from_shape_and_type(output.shape, dtype, device, device_id)
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,7 @@ def probe(installed: Installed) -> Availability:
     if not version:
         return Availability(False, False, reason=f"{BUILDER} is not installed", cure=INSTALL)
     version = f"tensorrt-rtx {version}"
-    code, lines = subprocess_worker.run_python(_PROBE_SCRIPT, seconds=120)
-    if code:
-        error = subprocess_worker.describe_exit(code, lines)
+    if error := subprocess_worker.run_python(_PROBE_SCRIPT, seconds=120).failure:
         cure = f"pip install --force-reinstall {BUILDER}"
         return Availability(False, False, version, error, cure)
     reason, cure = _why_not_run(installed)

@@ -28,7 +28,7 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
     An engine is RUN/engines/NAME or an ONNX file, which runs on the CPU. For a whole RUN the
     latencies go into its report, those too that the machine of the build could not measure.
     """
-    from qconvert.run.bench_job import bench
+    from qconvert.run.bench import bench
     from qconvert.run.context import open_context
     from qconvert.run.targets import resolve
 

@@ -30,7 +30,7 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
     first is the reference. For a whole RUN the accuracies go into its report.
     """
     from qconvert.run.context import open_context
-    from qconvert.run.evaluate_job import evaluate
+    from qconvert.run.evaluate import evaluate
     from qconvert.run.targets import resolve
 
     target = resolve(targets)

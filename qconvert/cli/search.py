@@ -47,7 +47,7 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     from qconvert.core.errors import GateFailed
     from qconvert.run.context import open_context
     from qconvert.run.run_folder import require_usable_folder
-    from qconvert.run.search_job import preview_search, run_search
+    from qconvert.run.search import preview_search, run_search
 
     config = settings.load(model, chosen)
     default = settings.default_run_folder(None, str(config.model))

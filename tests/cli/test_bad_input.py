@@ -144,7 +144,7 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_is_told_in_words(
+def test_invalid_input_ends_in_an_error_message(
     case: str, qconvert: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare, code, said = CASES[case]

@@ -33,7 +33,7 @@ def prepared(*args: str, own: Preprocess | None = None) -> Preprocess | None:
     )
 
 
-def test_the_options_of_images_need_neither_numpy_nor_pillow() -> None:
+def test_image_options_import_neither_numpy_nor_pillow() -> None:
     loaded = (
         "import sys, qconvert.cli.options; "
         "print([name for name in ('numpy', 'PIL', 'pydantic') if name in sys.modules])"
@@ -44,13 +44,13 @@ def test_the_options_of_images_need_neither_numpy_nor_pillow() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_choices_of_preprocessing_options_are_those_that_exist() -> None:
+def test_preprocessing_options_offer_every_choice() -> None:
     table = option_table()
     assert literals(table["preprocess.preset"].type) == tuple(PRESETS)
     assert literals(table["preprocess.interpolation"].type) == get_args(Interpolation)
 
 
-def test_options_are_settings() -> None:
+def test_options_override_settings() -> None:
     config = typed("--images", "a", "--count", "8", "--max-broken", "0", "--crop", "none")
     assert config.calibration.images == Path("a")
     assert (config.calibration.count, config.calibration.max_broken) == (8, 0)
@@ -59,7 +59,7 @@ def test_options_are_settings() -> None:
     assert typed().calibration.images is None
 
 
-def test_the_file_gives_way_to_what_is_typed(tmp_path: Path) -> None:
+def test_command_line_overrides_the_settings_file(tmp_path: Path) -> None:
     Path("qconvert.toml").write_text('[preprocess]\npreset = "clip"\nresize = [320, 200]\n')
     assert typed().preprocess.resize == (320, 200)
     assert typed("--resize", "100").preprocess.resize == 100
@@ -75,13 +75,13 @@ def test_the_file_gives_way_to_what_is_typed(tmp_path: Path) -> None:
         (("--resize", "320x200", "--preprocess", "unit"), Preprocess(resize=(320, 200))),
     ],
 )
-def test_what_is_said_about_pictures_lies_over_a_preset(
+def test_preprocessing_options_override_the_preset(
     given: tuple[str, ...], wanted: Preprocess | None
 ) -> None:
     assert prepared(*given) == wanted
 
 
-def test_what_the_source_says_comes_before_the_default_and_after_the_user() -> None:
+def test_embedded_preprocessing_overrides_the_default_only() -> None:
     own = Preprocess(mean=(0.1,), std=(0.2,), interpolation="bicubic")
     assert prepared(own=own) == own
     assert prepared("--std", "0.3", own=own) == Preprocess(
@@ -94,7 +94,7 @@ def test_what_the_source_says_comes_before_the_default_and_after_the_user() -> N
     "wrong",
     [("--resize", "0"), ("--mean", "1,2"), ("--std", "0"), ("--resize", "100", "--crop", "200")],
 )
-def test_nonsense_is_a_mistake_of_the_command(wrong: tuple[str, ...]) -> None:
+def test_contradictory_options_are_usage_errors(wrong: tuple[str, ...]) -> None:
     with pytest.raises(UsageError):
         prepared(*wrong)
 
@@ -102,12 +102,12 @@ def test_nonsense_is_a_mistake_of_the_command(wrong: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     "wrong", [("--resize", "axb"), ("--crop", "2x2"), ("--mean", "a"), ("--std", "nan")]
 )
-def test_what_cannot_be_read_is_refused_by_the_option(wrong: tuple[str, ...]) -> None:
+def test_unreadable_option_value_is_refused(wrong: tuple[str, ...]) -> None:
     with pytest.raises(click.BadParameter):
         typed(*wrong)
 
 
-def test_a_default_place_is_never_the_source(tmp_path: Path) -> None:
+def test_default_output_never_overwrites_the_source(tmp_path: Path) -> None:
     assert settings.output_path(None, "a/net.onnx", ".onnx") == Path("net.onnx")
     Path("net.onnx").touch()
     assert settings.output_path(None, "net.onnx", ".onnx") == Path("net-clean.onnx")

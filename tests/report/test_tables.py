@@ -261,7 +261,7 @@ def test_placement_and_unquantized_tables(show: Show) -> None:
     assert "cpu-int8   60 CPU              —¹              58 of 60" in text
     assert "cpu-fp32   60 CPU              60 fp32" in text
     assert tables.unquantized_table(reports.measured()).rows == [
-        ("cpu-int8", "Gemm", "2", "answers in float"),
+        ("cpu-int8", "Gemm", "2", "answers in float")
     ]
 
 

@@ -41,7 +41,6 @@ from qconvert.quantize.plan import RestPrecision
 from qconvert.quantize.plan_files import PlanWithWeights, weights_path
 from qconvert.report.verdict import conclude
 from qconvert.run import (
-    bench_job,
     build_inputs,
     built_engines,
     merge_reports,
@@ -49,6 +48,7 @@ from qconvert.run import (
     run_folder,
     variants,
 )
+from qconvert.run.bench import time_engines
 from qconvert.run.context import JobContext, RunContext
 from qconvert.run.job_images import EVALUATION_BATCH, EvaluationSet, open_evaluation_set
 from qconvert.run.quantize import QuantizeRequest, preview_layers
@@ -265,7 +265,7 @@ def make_timer(
                 plans[variant.name] = PlanWithWeights(model.restore_float(blocks), model.weights)
             engines[name] = build(variant, replace(inputs, plans=plans))
             names[name] = tuple(block.name for block in blocks)
-        latencies = bench_job.time_engines(engines, bench, context)
+        latencies = time_engines(engines, bench, context)
         return {
             names[name]: summarize_latency(timed[0]).median_ms for name, timed in latencies.items()
         }
