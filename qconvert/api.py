@@ -21,17 +21,20 @@ from qconvert.core.progress import Progress, ProgressCallback, ignore_progress
 from qconvert.package import pack
 from qconvert.package.pack import Format, PackageOptions, Packed
 from qconvert.report.model import Report
-from qconvert.run import bench_job, evaluate_job, finished_run, search_job, targets
+from qconvert.run import bench as bench_job
 from qconvert.run import build as build_job
 from qconvert.run import calibrate as calibrate_job
+from qconvert.run import evaluate as evaluate_job
 from qconvert.run import export as export_job
+from qconvert.run import finished_run, targets
 from qconvert.run import quantize as quantize_job
+from qconvert.run import search as search_job
 from qconvert.run.context import JobContext, open_context
 from qconvert.run.export import Exported
 from qconvert.run.finished_run import OpenEngine, Run, load_run
 from qconvert.run.quantize import Quantized, QuantizeRequest
 from qconvert.run.run_folder import RunFolder
-from qconvert.run.search_job import SearchSummary
+from qconvert.run.search import SearchSummary
 
 __all__ = [
     "Calibration",
@@ -228,7 +231,7 @@ def search(
     `mix.outcome` is `none` if nothing stays within the budget.
     """
     context = _open_model_job(model, options, SearchArguments, progress)
-    return search_job.run_search(context, search_job.SearchFolder(Path(output)))
+    return search_job.run_search(context, Path(output))
 
 
 def bench(

@@ -60,13 +60,13 @@ def cache_key(spec: BuildSpec) -> Mapping[str, str]:
 
 
 def require_readable(graph: Path, spec: BuildSpec) -> None:
-    """Take it."""
+    """Accept any graph."""
 
 
-def build(graph: Path, spec: BuildSpec, folder: Path, heard: BuildProgressCallback) -> Engine:
-    heard("copying", 0.0)
+def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCallback) -> Engine:
+    progress("copying", 0.0)
     shutil.copyfile(graph, folder / GRAPH)
-    heard("copied", 1.0)
+    progress("copied", 1.0)
     return Engine("fake", spec.precision, folder, GRAPH, (GRAPH,), cache_key(spec), spec.threads)
 
 

@@ -234,11 +234,6 @@ def read_settings(kind: type[T], spec: BuildSpec, backend: str) -> T:
     except pydantic.ValidationError as error:
         problem = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "unexpected_keyword_argument":
-            names = ", ".join(f"`{_user_name(setting.name)}`" for setting in fields(kind))  # type: ignore[arg-type]
-            raise UsageError(
-                f"the backend {backend} has no setting `{name}`", hint=f"its settings: {names}"
-            ) from None
         raise UsageError(
             f"`{backend}.{name}`: {problem['msg']}, got {problem['input']!r}",
             hint="leave the setting out to use its default",

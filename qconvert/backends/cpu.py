@@ -5,7 +5,6 @@ import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from qconvert.backends.base import (
     INTEGER,
@@ -138,21 +137,9 @@ def open(engine: Engine) -> Session:
     """Load an engine with the threads it was built for."""
     from qconvert.backends import ort
 
-    path = engine.folder / engine.files[0]
-    options = session_options(load_spec(engine))
-    session = ort.create_session(path, options, [PROVIDER])
-    return ort.OrtSession(
-        session,
-        lambda: ort.kernel_coverage(path, session_options(load_spec(engine)), [PROVIDER]),
-    )
-
-
-def session_options(spec: LoadSpec) -> Any:
-    """Return the session options of an engine, for the integer instructions of this CPU."""
-    from qconvert.backends import ort
-
-    entries = {**spec.config_entries, QUANT_PRECISION_ENTRY: ort.x64_quant_precision()}
-    return ort.session_options(spec.threads, entries)
+    path, spec = engine.folder / engine.files[0], load_spec(engine)
+    session = ort.create_session(path, spec)
+    return ort.OrtSession(session, lambda: ort.kernel_coverage(path, spec))
 
 
 def load_spec(engine: Engine) -> LoadSpec:
@@ -197,14 +184,16 @@ def _optimize(graph: EngineGraph) -> str:
     from qconvert.backends import ort
 
     target = graph.folder / OPTIMIZED
-    options = ort.session_options(level=ort.OPTIMIZE_EXTENDED)
+    spec = LoadSpec(((PROVIDER, {}),), ())
+    options = ort.session_options(spec)
+    options.graph_optimization_level = ort.OPTIMIZE_EXTENDED
     options.optimized_model_filepath = str(target)
     with explain_write_errors(graph.folder):
         try:
-            ort.create_session(graph.path, options, [PROVIDER])
+            ort.create_session(graph.path, spec, options)
         except QConvertError:
             # If the graph loads without the copy, writing the copy failed.
-            ort.create_session(graph.path, ort.session_options(), [PROVIDER])
+            ort.create_session(graph.path, spec)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
         saving = 1 - target.stat().st_size / graph.bytes
         if saving >= MIN_SAVING:

@@ -48,20 +48,19 @@ except Exception:
 """
 
 
-def check_for_crash(model: ir.Model, feeds: Tensors) -> None:
-    """Refuse a model that crashes or hangs ONNX Runtime; an empty `feeds` only loads it."""
-    if onnx_io.weight_bytes(model) < onnx_io.IN_MEMORY_BYTES:
+def check_for_crash(model: ir.Model, feeds: Tensors, path: Path | None = None) -> None:
+    """Refuse a model that crashes or hangs ONNX Runtime; empty `feeds` only load it.
+
+    `path` is a file to load instead, whose inputs and loops are those of the model.
+    """
+    if path is not None:
+        _check(feeds, path.absolute(), time_limit_seconds(model))
+    elif onnx_io.weight_bytes(model) < onnx_io.IN_MEMORY_BYTES:
         _check(feeds, onnx_io.serialize(model), time_limit_seconds(model))
-        return
-    with atomic.system_temporary_folder() as folder:
-        path = folder / "model.onnx"
-        onnx_io.save(model, path, external=True)
-        check_file_for_crash(path, feeds, time_limit_seconds(model))
-
-
-def check_file_for_crash(path: Path, feeds: Tensors, seconds: float) -> None:
-    """Do the same with a file as it stands."""
-    _check(feeds, path.absolute(), seconds)
+    else:
+        with atomic.system_temporary_folder() as folder:
+            onnx_io.save(model, folder / "model.onnx", external=True)
+            _check(feeds, folder / "model.onnx", time_limit_seconds(model))
 
 
 def time_limit_seconds(model: ir.Model) -> float:
@@ -75,17 +74,16 @@ def _check(feeds: Tensors, model: bytes | Path, seconds: float) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **feeds)  # type: ignore[arg-type]
     inputs = buffer.getvalue()
+    path, content = (None, model) if isinstance(model, bytes) else (str(model), b"")
     digest = hashlib.sha256(inputs)
-    digest.update(model if isinstance(model, bytes) else os.fsencode(model))
+    digest.update(content if path is None else os.fsencode(path))
     if (key := digest.hexdigest()) in _passed:
         return
-    path = [str(model)] if isinstance(model, Path) else []
-    stdin = (inputs, model) if isinstance(model, bytes) else (inputs,)
+    args = [str(len(inputs)), *([path] if path is not None else [])]
     with tempfile.TemporaryFile() as log:
-        with subprocess_worker.start_python(
-            _CHILD, str(len(inputs)), *path, stderr=log.fileno()
-        ) as child:
-            code = _wait(child, stdin, seconds)
+        with subprocess_worker.start_python(_CHILD, *args, stderr=log.fileno()) as child:
+            # Written in parts: joining them would copy a model of almost 2 GB.
+            code = _wait(child, (inputs, content), seconds)
         lines = subprocess_worker.read_log(log)
     if code < 0:
         raise QConvertError(
@@ -100,7 +98,6 @@ def _wait(child: "subprocess.Popen[bytes]", stdin: Sequence[bytes], seconds: flo
     """Feed a child and return its exit code."""
     assert child.stdin is not None
     try:
-        # Written in parts: joining them would copy a model of almost 2 GB.
         with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
             for part in stdin:
                 pipe.write(part)

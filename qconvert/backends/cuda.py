@@ -92,14 +92,13 @@ def open(engine: Engine) -> Session:
     from qconvert.backends import ort
 
     path, spec = engine.folder / engine.files[0], load_spec(engine)
-    entries, providers = spec.config_entries, spec.provider_list
     ort.preload_cuda_libraries()
-    session = ort.create_session(path, ort.session_options(entries=entries), providers)
+    session = ort.create_session(path, spec)
 
     def coverage() -> Coverage:
         nodes = ort.nodes_by_provider(session)
         if set(nodes) == {PROVIDER}:
-            return ort.kernel_coverage(path, ort.session_options(entries=entries), providers)
+            return ort.kernel_coverage(path, spec)
         return Coverage(ort.count_nodes(nodes), None, "nodes run on more than one provider")
 
     device = int(engine.made_with["device"])

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -163,7 +163,7 @@ def build_engine(
     builder = trt.Builder(log)
     network = _parse(trt, builder, graph, log)
     config = _builder_config(trt, builder, inputs, options)
-    monitor = _monitor(trt, BuildProgress(progress))  # a variable: it must outlive the build
+    monitor = progress_monitor(trt, progress)  # a variable: it must outlive the build
     config.progress_monitor = monitor
     engine = builder.build_serialized_network(network, config)
     if engine is None:
@@ -278,68 +278,44 @@ def _product(trt: ModuleType) -> str:
     return PRODUCTS.get(trt.__name__, trt.__name__)
 
 
-@dataclass
-class _Phase:
-    """A phase of a build: one step of its parent, from `start`; each of its steps adds `share`."""
+def progress_monitor(
+    trt: ModuleType, progress: BuildProgressCallback, interval: float = REPORT_SECONDS
+) -> Any:
+    """Return a monitor that turns TensorRT's nested phases into one fraction.
 
-    start: float
-    share: float
-    steps_done: int = 0
+    A phase fills one step of its parent. `phases` maps its name to the fraction it has reached and
+    what each of its steps adds.
+    """
 
-    @property
-    def fraction(self) -> float:
-        return self.start + self.steps_done * self.share
-
-
-@dataclass
-class BuildProgress:
-    """The progress of a build, from the phases and steps that TensorRT's threads report."""
-
-    report: BuildProgressCallback
-    interval: float = REPORT_SECONDS
-    fraction: float = 0.0
-    _phases: dict[str, _Phase] = field(default_factory=dict)
-    _last_report: float = 0.0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def begin(self, name: str, parent: str | None, steps: int) -> None:
-        """Start a phase of so many steps as one step of its parent."""
-        with self._lock:
-            above = self._phases.get(parent or "")
-            start, share = (above.fraction, above.share) if above else (0.0, 1.0)
-            self._phases[name] = _Phase(start, share / max(steps, 1))
-            self._report(name)
-
-    def step(self, name: str) -> None:
-        """Count a step of a phase."""
-        with self._lock:
-            if phase := self._phases.get(name):
-                phase.steps_done += 1
-                # A parent may start several phases within one step: progress never goes back.
-                self.fraction = min(1.0, max(self.fraction, phase.fraction))
-                self._report(name)
-
-    def end(self, name: str) -> None:
-        """End a phase."""
-        with self._lock:
-            self._phases.pop(name, None)
-
-    def _report(self, phase: str) -> None:
-        if time.monotonic() - self._last_report >= self.interval:
-            self._last_report = time.monotonic()
-            self.report(phase, self.fraction)
-
-
-def _monitor(trt: ModuleType, progress: BuildProgress) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.phases: dict[str, tuple[float, float]] = {}
+            self.fraction = self.last_report = 0.0
+            self.lock = threading.Lock()  # several threads report
+
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-            progress.begin(name, parent, steps)
+            with self.lock:
+                reached, share = self.phases.get(parent or "", (0.0, 1.0))
+                self.phases[name] = (reached, share / max(steps, 1))
+                self.report(name)
 
         def step_complete(self, name: str, step: int) -> bool:
-            progress.step(name)
+            with self.lock:
+                reached, share = self.phases.get(name, (0.0, 0.0))
+                self.phases[name] = (reached + share, share)
+                # A parent may start several phases within one step: progress never goes back.
+                self.fraction = min(1.0, max(self.fraction, reached + share))
+                self.report(name)
             return True  # go on
 
         def phase_finish(self, name: str) -> None:
-            progress.end(name)
+            with self.lock:
+                self.phases.pop(name, None)
+
+        def report(self, name: str) -> None:
+            if time.monotonic() - self.last_report >= interval:
+                self.last_report = time.monotonic()
+                progress(name, self.fraction)
 
     return Monitor()

@@ -1,16 +1,16 @@
 """ONNX Runtime sessions: the CPU reference that all engines are compared with, and engines."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
-from qconvert.backends.base import Coverage
+from qconvert.backends.base import Coverage, LoadSpec
 from qconvert.backends.precision_coverage import kernel_precisions
 from qconvert.backends.system_probe import integer_instructions
 from qconvert.core import atomic, onnx_io
@@ -35,22 +35,10 @@ runtime.set_default_logger_severity(SILENT)
 # Nothing leaves this machine.
 runtime.disable_telemetry_events()
 
-Providers = Sequence[str | tuple[str, Mapping[str, str]]]
-
+CPU = "CPUExecutionProvider"
 OPTIMIZE_ALL = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
 OPTIMIZE_EXTENDED = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
 OPTIMIZE_NONE = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-
-TENSOR_TYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8,
-    "tensor(bool)": np.bool_,
-}
 
 
 def open_cpu(model: ir.Model, threads: int = 0, *, keep_qdq: bool = False) -> RunModel:
@@ -59,13 +47,21 @@ def open_cpu(model: ir.Model, threads: int = 0, *, keep_qdq: bool = False) -> Ru
     `threads` of 0 uses one for each core. ONNX Runtime fuses Q/DQ nodes into integer kernels; with
     `keep_qdq` it runs them one by one, as the graph is written.
     """
-    keep_qdq = keep_qdq or has_float_biases(model)
+    entries = {
+        # Idle threads that spin take cores from those that decode the next images.
+        "session.intra_op.allow_spinning": "0",
+        "session.disable_quant_qdq": str(int(keep_qdq or has_float_biases(model))),
+    }
+    spec = LoadSpec(((CPU, {}),), (), entries, threads=threads, integer_kernels=True)
+    options = session_options(spec)
+    # Planned buffers are no faster here, and a third larger.
+    options.enable_mem_pattern = False
     if onnx_io.weight_bytes(model) < onnx_io.IN_MEMORY_BYTES:
-        return _open_session(onnx_io.serialize(model), threads, keep_qdq)
+        return _open(onnx_io.serialize(model), options)
     with atomic.system_temporary_folder() as folder:
         path = folder / "model.onnx"
         onnx_io.save(model, path, external=True)
-        return _open_session(str(path), threads, keep_qdq)
+        return _open(str(path), options)
 
 
 def has_float_biases(model: ir.Model) -> bool:
@@ -73,7 +69,7 @@ def has_float_biases(model: ir.Model) -> bool:
 
     ONNX Runtime 1.31 turns such biases into integers, which overflow where a bias is large relative
     to its scales, and are meaningless where scales are in half precision. With
-    `session.disable_quant_qdq` it leaves Q/DQ nodes alone and computes what the graph says.
+    `session.disable_quant_qdq` it leaves Q/DQ nodes alone and computes the graph as written.
     """
     quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear"]
     return bool(quantizers) and all(_is_symmetric(node) for node in quantizers)
@@ -164,15 +160,14 @@ def bind_session(
 
 
 def _allocate(output: Any, device: str, device_id: int) -> Any:
-    is_fixed = all(isinstance(size, int) for size in output.shape)
-    if output.type not in TENSOR_TYPES or not is_fixed:
+    if not all(isinstance(size, int) for size in output.shape):
         raise QConvertError(
             f"a CUDA graph needs fixed shapes, the output `{output.name}` has {output.shape}",
             hint="leave out `cuda-graph`",
         )
-    return runtime.OrtValue.ortvalue_from_shape_and_type(
-        output.shape, TENSOR_TYPES[output.type], device, device_id
-    )
+    # The type reads `tensor(float16)`.
+    dtype = ir.DataType[output.type.removeprefix("tensor(").removesuffix(")").upper()].numpy()
+    return runtime.OrtValue.ortvalue_from_shape_and_type(output.shape, dtype, device, device_id)
 
 
 @dataclass(frozen=True)
@@ -222,37 +217,58 @@ class OrtSession:
         )
 
 
-def session_options(
-    threads: int = 0, entries: Mapping[str, str] | None = None, level: Any = OPTIMIZE_ALL
-) -> Any:
-    """Return session options that record which provider takes which node."""
+def session_options(spec: LoadSpec) -> Any:
+    """Return the options of a session, which records the provider of every node."""
     options = runtime.SessionOptions()
     options.log_severity_level = SILENT
-    options.intra_op_num_threads = threads
-    options.graph_optimization_level = level
+    options.intra_op_num_threads = spec.threads
+    options.graph_optimization_level = OPTIMIZE_ALL if spec.optimize_graph else OPTIMIZE_NONE
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    for key, value in (entries or {}).items():
+    for key, value in spec.config_entries.items():
         options.add_session_config_entry(key, value)
+    if spec.integer_kernels:
+        options.add_session_config_entry("session.x64quantprecision", x64_quant_precision())
     return options
 
 
-def create_session(path: Path, options: Any, providers: Providers) -> Any:
-    """Load a file on these providers, and refuse to fall back to others."""
-    first = _first_name(providers)
+def create_session(path: Path, spec: LoadSpec, options: Any = None) -> Any:
+    """Load a file according to `spec`, and refuse to fall back to other providers."""
+    options = options or session_options(spec)
+    provider, provider_options = spec.providers[0]
     try:
-        session = runtime.InferenceSession(str(path), options, providers=list(providers))
+        if spec.plugin:
+            devices = _plugin_devices(spec.plugin, provider)
+            options.add_provider_for_devices(devices[:1], dict(provider_options))
+            return runtime.InferenceSession(str(path), options)
+        session = runtime.InferenceSession(str(path), options, providers=spec.provider_list)
     except Exception as error:  # its exception classes have no public base
+        if isinstance(error, QConvertError):
+            raise
         raise QConvertError(
-            f"{first} cannot load `{path.name}`: {error_message(error)}",
+            f"{provider} cannot load `{path.name}`: {error_message(error)}",
             hint="`qconvert inspect` shows its operators; `qconvert doctor` what works here",
         ) from None
     session.disable_fallback()
-    if first not in session.get_providers():
+    if provider not in session.get_providers():
         # Python's InferenceSession falls back to the CPU when a provider does not start.
         raise QConvertError(
-            f"ONNX Runtime did not start {first}", hint="`qconvert doctor` shows what is missing"
+            f"ONNX Runtime did not start {provider}", hint="`qconvert doctor` shows what is missing"
         )
     return session
+
+
+@cache
+def _plugin_devices(module: str, provider: str) -> Sequence[Any]:
+    """Register a provider plugin, once in a process, and return the devices that it drives."""
+    plugin = import_module(module)
+    runtime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
+    devices = [device for device in runtime.get_ep_devices() if device.ep_name == provider]
+    if not devices:
+        raise Unavailable(
+            f"the plugin of {provider} found no device",
+            hint="`qconvert doctor` shows what it needs",
+        )
+    return devices
 
 
 def preload_cuda_libraries() -> None:
@@ -272,40 +288,27 @@ def nodes_by_provider(session: Any) -> dict[str, list[str]]:
 
 def count_nodes(nodes: Mapping[str, Sequence[str]]) -> dict[str, int]:
     """Return how many nodes each provider took."""
-    return dict(Counter({provider: len(names) for provider, names in nodes.items()}))
+    return {provider: len(names) for provider, names in nodes.items()}
 
 
-def optimized_graph(path: Path, options: Any, providers: Providers) -> ir.Model:
-    """Return the graph into which ONNX Runtime rewrites a file on these providers."""
+def kernel_coverage(path: Path, spec: LoadSpec) -> Coverage:
+    """Count the kernels of a file that the first provider runs whole, by precision."""
+    options = session_options(spec)
     with atomic.system_temporary_folder() as folder:
         options.optimized_model_filepath = str(folder / "optimized.onnx")
         # Weights go to another file: they are not read, and above 2 GB ONNX cannot hold them.
         external = "session.optimized_model_external_initializers_"
         options.add_session_config_entry(external + "file_name", "weights")
         options.add_session_config_entry(external + "min_size_in_bytes", "1024")
-        create_session(path, options, providers)
-        return ir.from_proto(onnx.load(options.optimized_model_filepath, load_external_data=False))
+        create_session(path, spec, options)
+        optimized = onnx.load(options.optimized_model_filepath, load_external_data=False)
+    model = ir.from_proto(optimized)
+    return Coverage({spec.providers[0][0]: len(list(model.graph))}, kernel_precisions(model))
 
 
-def kernel_coverage(path: Path, options: Any, providers: Providers) -> Coverage:
-    """Count the kernels of a file that the first provider runs whole, by precision."""
-    graph = optimized_graph(path, options, providers)
-    nodes = len(list(graph.graph))
-    return Coverage({_first_name(providers): nodes}, kernel_precisions(graph))
-
-
-def _open_session(model: bytes | str, threads: int, keep_qdq: bool) -> RunModel:
-    entries = {
-        # Idle threads that spin take cores from those that decode the next images.
-        "session.intra_op.allow_spinning": "0",
-        "session.x64quantprecision": x64_quant_precision(),
-        "session.disable_quant_qdq": str(int(keep_qdq)),
-    }
-    options = session_options(threads, entries)
-    # Planned buffers are no faster here, and a third larger.
-    options.enable_mem_pattern = False
+def _open(model: bytes | str, options: Any) -> RunModel:
     try:
-        session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = runtime.InferenceSession(model, options, providers=[CPU])
     except Exception as error:  # its exception classes have no public base
         raise QConvertError(
             f"ONNX Runtime cannot load this model: {error_message(error)}",
@@ -330,7 +333,3 @@ def _is_symmetric(quantizer: ir.Node) -> bool:
         and zero_point.dtype is ir.DataType.INT8
         and not zero_point.numpy().any()
     )
-
-
-def _first_name(providers: Providers) -> str:
-    return providers[0] if isinstance(providers[0], str) else providers[0][0]

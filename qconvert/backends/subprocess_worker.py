@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +20,20 @@ except OSError:
 """
 
 
+@dataclass(frozen=True)
+class ChildResult:
+    """The exit code, output and error lines of a finished child."""
+
+    code: int
+    stdout: str
+    lines: Sequence[str]
+
+    @property
+    def failure(self) -> str:
+        """Why the child failed, nothing if it did not."""
+        return describe_exit(self.code, self.lines) if self.code else ""
+
+
 def start_python(code: str, *args: str, stderr: int = subprocess.PIPE) -> "subprocess.Popen[bytes]":
     """Start this Python on some code; files of the working folder cannot shadow modules."""
     path = os.pathsep.join(filter(None, (str(PACKAGE_ROOT), os.environ.get("PYTHONPATH"))))
@@ -31,14 +46,14 @@ def start_python(code: str, *args: str, stderr: int = subprocess.PIPE) -> "subpr
     )
 
 
-def run_python(code: str, *args: str, seconds: float) -> tuple[int, list[str]]:
-    """Run some code to its end; return the exit code and the lines of stderr."""
+def run_python(code: str, *args: str, seconds: float) -> ChildResult:
+    """Run some code to its end."""
     with start_python(code, *args) as process:
         try:
-            _, stderr = process.communicate(timeout=seconds)
+            stdout, stderr = process.communicate(timeout=seconds)
         finally:
             process.kill()
-    return process.returncode, _lines(stderr)
+    return ChildResult(process.returncode, stdout.decode(errors="replace"), _lines(stderr))
 
 
 def read_log(log: IO[bytes]) -> list[str]:
@@ -52,7 +67,7 @@ def describe_exit(code: int, last_lines: Sequence[str] = ()) -> str:
     if code == -signal.SIGKILL:
         return "killed by signal 9, most likely for lack of memory"
     if code < 0:
-        names = {known.value: known.name for known in signal.Signals}
+        names = {number.value: number.name for number in signal.Signals}
         return f"signal {-code} ({names.get(-code, 'unknown')})"
     return last_lines[-1] if last_lines else f"exit code {code}"
 

@@ -138,14 +138,10 @@ def provider_error(provider: str) -> str:
     A driver or a library that does not fit can crash the process.
     """
     try:
-        code, lines = subprocess_worker.run_python(
-            _PROBE_SCRIPT, provider, seconds=PROBE_TIMEOUT_SECONDS
-        )
+        child = subprocess_worker.run_python(_PROBE_SCRIPT, provider, seconds=PROBE_TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
         return f"{provider} did not finish within {PROBE_TIMEOUT_SECONDS} s"
-    if code < 0:
-        return f"{provider} crashed: {subprocess_worker.describe_exit(code)}"
-    return subprocess_worker.describe_exit(code, lines) if code else ""
+    return f"{provider} crashed: {child.failure}" if child.code < 0 else child.failure
 
 
 def _driver() -> tuple[str, str, tuple[Gpu, ...]]:

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from qconvert.backends import nvinfer
+from qconvert.backends import nvinfer, tensorrt_options
 from qconvert.backends.base import (
     Availability,
     BackendRequirements,
@@ -37,11 +37,9 @@ from qconvert.backends.tensorrt_options import (
     CONTEXT,
     DEFAULT_REST,
     PROVIDER,
-    config_entries,
     engine_files,
-    engine_load_spec,
+    load_options,
     provider_options,
-    providers_with_fallbacks,
     read_options,
     settings_of_build,
 )
@@ -157,10 +155,8 @@ def open(engine: Engine) -> Session:
     from qconvert.backends import ort
 
     trt = _import_tensorrt()
-    settings, spec = settings_of_build(engine.made_with), engine_load_spec(engine)
-    # ONNX Runtime's own rewrites would take Q/DQ pairs apart before TensorRT sees them.
-    options = ort.session_options(entries=spec.config_entries, level=ort.OPTIMIZE_NONE)
-    session = ort.create_session(engine.folder / engine.files[0], options, spec.provider_list)
+    settings, spec = settings_of_build(engine.made_with), load_spec(engine)
+    session = ort.create_session(engine.folder / engine.files[0], spec)
     return ort.OrtSession(
         session,
         lambda: _coverage(engine, settings, trt),
@@ -172,7 +168,9 @@ def open(engine: Engine) -> Session:
 
 def load_spec(engine: Engine) -> LoadSpec:
     """Return how ONNX Runtime loads an engine."""
-    return engine_load_spec(engine)
+    settings = settings_of_build(engine.made_with)
+    options = load_options(settings, engine.folder)
+    return tensorrt_options.load_spec(settings, options, engine.made_with["tensorrt"])
 
 
 def triton_spec(engine: Engine) -> TritonSpec:
@@ -215,7 +213,8 @@ def _build_with_provider(
 
     The provider reports no progress, and Ctrl-C waits until it is done.
     """
-    types = _network_types(detect())
+    installed = detect()
+    types = _network_types(installed)
     if types is None:
         raise Unavailable(
             "this onnxruntime-gpu and this TensorRT are not known to work together",
@@ -226,13 +225,9 @@ def _build_with_provider(
     _import_tensorrt()
     progress("TensorRT builds the engine and reports no progress", None)
     options = provider_options(spec, graph.folder, types, graph.inputs)
-    session = ort.create_session(
-        graph.path,
-        ort.session_options(entries=config_entries(settings), level=ort.OPTIMIZE_NONE),
-        providers_with_fallbacks(options, settings),
-    )
+    load_spec = tensorrt_options.load_spec(settings, options, installed.library_version("tensorrt"))
     # The session is freed on return, and the provider writes what it still holds.
-    return ort.nodes_by_provider(session)
+    return ort.nodes_by_provider(ort.create_session(graph.path, load_spec))
 
 
 def _build_native(

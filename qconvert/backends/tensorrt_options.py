@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qconvert.backends.base import INTEGER, BuildSpec, Engine, LoadSpec, Profile, read_settings
+from qconvert.backends.base import INTEGER, BuildSpec, LoadSpec, Profile, read_settings
 from qconvert.backends.versions import NetworkTypes
 from qconvert.core.config import TensorrtConfig
 from qconvert.core.errors import UsageError
@@ -85,31 +85,20 @@ def load_options(settings: TensorrtConfig, folder: Path) -> dict[str, str]:
     return options | (_engine_cache(folder) if settings.allow_fallback else {})
 
 
-def engine_load_spec(engine: Engine) -> LoadSpec:
-    """Return how ONNX Runtime loads an engine, without rewriting its graph."""
-    settings = settings_of_build(engine.made_with)
-    options = load_options(settings, engine.folder)
+def load_spec(settings: TensorrtConfig, options: Mapping[str, str], version: str) -> LoadSpec:
+    """Return how ONNX Runtime builds or loads an engine with these options of the provider.
+
+    ONNX Runtime's own rewrites would take Q/DQ pairs apart before TensorRT sees them.
+    """
+    fallbacks = FALLBACKS if settings.allow_fallback else ()
     return LoadSpec(
-        providers=tuple(providers_with_fallbacks(options, settings)),
-        packages=("onnxruntime-gpu[cuda,cudnn]", f"tensorrt-cu13=={engine.made_with['tensorrt']}"),
-        config_entries=config_entries(settings),
+        providers=((PROVIDER, options), *((name, {}) for name in fallbacks)),
+        packages=("onnxruntime-gpu[cuda,cudnn]", f"tensorrt-cu13=={version}"),
+        config_entries={} if fallbacks else {"session.disable_cpu_ep_fallback": "1"},
         modules=("tensorrt",),
         optimize_graph=False,
         cuda_graph=settings.cuda_graph,
     )
-
-
-def providers_with_fallbacks(
-    options: Mapping[str, str], settings: TensorrtConfig
-) -> list[tuple[str, Mapping[str, str]]]:
-    """Return the providers of a session: TensorRT, and others behind it if they are allowed."""
-    fallbacks = FALLBACKS if settings.allow_fallback else ()
-    return [(PROVIDER, options), *((name, {}) for name in fallbacks)]
-
-
-def config_entries(settings: TensorrtConfig) -> dict[str, str]:
-    """Return the configuration entries of a session."""
-    return {} if settings.allow_fallback else {"session.disable_cpu_ep_fallback": "1"}
 
 
 def precision_flags(spec: BuildSpec, runtime: NetworkTypes) -> dict[str, str]:

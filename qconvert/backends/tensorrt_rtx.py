@@ -4,11 +4,8 @@ Loading follows the documentation of ONNX Runtime's provider plugin; it needs an
 """
 
 from collections.abc import Mapping
-from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from qconvert.backends import nvinfer, subprocess_worker
 from qconvert.backends.base import (
@@ -32,7 +29,7 @@ from qconvert.backends.tensorrt_options import CONTEXT
 from qconvert.backends.versions import is_rtx
 from qconvert.core import onnx_io
 from qconvert.core.config import TensorrtRtxConfig
-from qconvert.core.errors import QConvertError, Unavailable, UsageError, first_line
+from qconvert.core.errors import Unavailable, UsageError
 
 PROVIDER = "NvTensorRTRTXExecutionProvider"
 ENGINE = "model.engine"
@@ -54,9 +51,7 @@ def probe(installed: Installed) -> Availability:
     if not version:
         return Availability(False, False, reason=f"{BUILDER} is not installed", cure=INSTALL)
     version = f"tensorrt-rtx {version}"
-    code, lines = subprocess_worker.run_python(_PROBE_SCRIPT, seconds=120)
-    if code:
-        error = subprocess_worker.describe_exit(code, lines)
+    if error := subprocess_worker.run_python(_PROBE_SCRIPT, seconds=120).failure:
         cure = f"pip install --force-reinstall {BUILDER}"
         return Availability(False, False, version, error, cure)
     reason, cure = _why_not_run(installed)
@@ -116,18 +111,7 @@ def open(engine: Engine) -> Session:
         )
     from qconvert.backends import ort
 
-    spec = load_spec(engine)
-    ((_, provider_options),) = spec.providers
-    options = ort.session_options(entries=spec.config_entries)
-    options.add_provider_for_devices(_devices()[:1], dict(provider_options))
-    path = engine.folder / engine.files[0]
-    try:
-        session = ort.runtime.InferenceSession(str(path), options)
-    except Exception as error:  # its exception classes have no public base
-        raise QConvertError(
-            f"{PROVIDER} cannot load `{path.name}`: {first_line(error)}",
-            hint="build the engine again: plugin and builder must be of one release",
-        ) from None
+    session = ort.create_session(engine.folder / engine.files[0], load_spec(engine))
 
     def coverage() -> Coverage:
         counts = ort.count_nodes(ort.nodes_by_provider(session))
@@ -186,18 +170,3 @@ def _why_not_run(installed: Installed) -> tuple[str, str]:
         cure = f"pip uninstall -y onnxruntime-gpu && {INSTALL}"
         return "the provider plugin needs plain onnxruntime, not onnxruntime-gpu", cure
     return "", ""
-
-
-@cache
-def _devices() -> list[Any]:
-    """Register the plugin, once in a process, and return the GPUs that it drives."""
-    from qconvert.backends.ort import runtime
-
-    plugin = import_module(MODULE)
-    runtime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
-    devices = [device for device in runtime.get_ep_devices() if device.ep_name == PROVIDER]
-    if not devices:
-        raise Unavailable(
-            "the provider plugin found no RTX GPU", hint="`qconvert doctor` shows what it needs"
-        )
-    return devices

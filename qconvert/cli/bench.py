@@ -28,7 +28,7 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
     An engine is RUN/engines/NAME or an ONNX file, which runs on the CPU. For a whole RUN the
     latencies go into its report, those too that the machine of the build could not measure.
     """
-    from qconvert.run.bench_job import bench
+    from qconvert.run.bench import bench
     from qconvert.run.context import open_context
     from qconvert.run.targets import resolve
 
@@ -36,4 +36,4 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
     config = settings.load_for_target(target.run.root if target.run else None, chosen)
     with ProgressDisplay() as display:
         report = bench(target, open_context(config, display.update))
-    views.finish(report, views.show_latencies, as_json=chosen["as_json"])
+    views.finish(report, ("latency", "timing"), as_json=chosen["as_json"])

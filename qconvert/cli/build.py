@@ -28,16 +28,14 @@ Examples:
   qconvert build model.onnx --images calib_data/ --eval val/ -o runs/model
   qconvert build --from runs/model --backend tensorrt --max-drop 1"""
 
-_FOLDER = click.Path(path_type=Path)
-
 
 @click.command(epilog=EXAMPLES)
 @click.argument("model", required=False)
-@click.option("-o", "--output", type=_FOLDER, help="The run's folder (default: runs/NAME).")
+@options.output_option("The run's folder (default: runs/NAME).")
 @click.option(
     "--from",
     "resumed",
-    type=_FOLDER,
+    type=click.Path(path_type=Path),
     metavar="RUN",
     help="Resume a run from another machine; needs no images.",
 )
@@ -98,7 +96,8 @@ def build_and_report(
 
     with ProgressDisplay() as display:
         report = build(open_context(config, display.update, trust=trust, fresh=fresh), request)
-    views.finish(report, views.show_report, as_json=as_json, page=request.out / "report.html")
+    page = request.out / "report.html"
+    views.finish(report, views.REPORT_TABLES, as_json=as_json, page=page)
 
 
 def _print_dry_run(config: "Config", request: "BuildRequest") -> None:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 import click
 
 from qconvert.cli import console, options
-from qconvert.report.table import TextColumn, TextTable
+from qconvert.report.table import TextColumn, TextTable, number_columns
 
 EXAMPLES = """\b
 Examples:
@@ -39,30 +39,20 @@ def command(clear: bool, step: str | None, as_json: bool) -> None:
     elif step:
         entries = [entry for entry in entries if entry.step == step]
     if as_json:
-        rows = [{**asdict(entry), "path": str(entry.path)} for entry in entries]
-        console.write_json({"root": str(store.root), "cleared": clear, "entries": rows})
+        listing = [{**asdict(entry), "path": str(entry.path)} for entry in entries]
+        console.write_json({"root": str(store.root), "cleared": clear, "entries": listing})
         return
     total = f"{len(entries)} results, {sum(entry.size_bytes for entry in entries) / 1e6:.1f} MB"
     if clear:
         console.info(f"cleared {total}, from {store.root}")
         return
     if entries:
-        columns = [
-            TextColumn("step"),
-            TextColumn("MB", "right"),
-            TextColumn("age", "right"),
-            TextColumn("made from"),
+        columns = [TextColumn("step"), *number_columns("MB", "age"), TextColumn("made from")]
+        rows = [
+            [row.step, f"{row.size_bytes / 1e6:.1f}", _age(row.age_seconds), _source(row.recipe)]
+            for row in entries
         ]
-        cells = [
-            [
-                entry.step,
-                f"{entry.size_bytes / 1e6:.1f}",
-                _age(entry.age_seconds),
-                _source(entry.recipe),
-            ]
-            for entry in entries
-        ]
-        console.write_table(TextTable(columns, cells))
+        console.write_table(TextTable(columns, rows))
     console.info(f"{total}, in {store.root}")
 
 

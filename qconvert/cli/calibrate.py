@@ -36,12 +36,7 @@ def _parse_shard(
 
 @click.command(epilog=EXAMPLES)
 @click.argument("targets", nargs=-1, metavar="MODEL | FILE...")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="The calibration file (default: calibration.npz).",
-)
+@options.output_option("The calibration file (default: calibration.npz).")
 @options.source_options
 @image_options
 @options.setting_options("calibration", "exact")

@@ -41,12 +41,7 @@ _PATH = click.Path(path_type=Path)
     metavar="N",
     help="At most this many images.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the errors of all layers as CSV.",
-)
+@options.output_option("Write the errors of all layers as CSV.", dir_okay=False)
 @preprocess_options
 @options.settings_options
 @options.json_option

@@ -30,11 +30,11 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
     first is the reference. For a whole RUN the accuracies go into its report.
     """
     from qconvert.run.context import open_context
-    from qconvert.run.evaluate_job import evaluate
+    from qconvert.run.evaluate import evaluate
     from qconvert.run.targets import resolve
 
     target = resolve(targets)
     config = settings.load_for_target(target.run.root if target.run else None, chosen)
     with ProgressDisplay() as display:
         report = evaluate(target, open_context(config, display.update), chosen["workers"])
-    views.finish(report, views.show_accuracies, as_json=chosen["as_json"])
+    views.finish(report, ("accuracy",), as_json=chosen["as_json"])

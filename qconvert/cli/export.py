@@ -22,9 +22,7 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("source", required=False)
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The ONNX file (default: NAME.onnx)."
-)
+@options.output_option("The ONNX file (default: NAME.onnx).")
 @options.source_options
 @options.setting_options("export", "opset", "parity-tolerance")
 @options.setting_options("prepare", "skip")

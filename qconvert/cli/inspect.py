@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qconvert.cli import console, options, settings, views
-from qconvert.report.table import TextColumn, TextTable
+from qconvert.report.table import TextColumn, TextTable, number_columns
 
 if TYPE_CHECKING:
     from qconvert.graph.describe import ModelInfo, NodeInfo, OperatorInfo
@@ -94,7 +94,7 @@ def _show_head(model: str, summary: "ModelInfo") -> None:
 
 def _show_operators(operators: "Sequence[OperatorInfo]") -> None:
     total = sum(operator.macs or 0 for operator in operators)
-    numbers = [TextColumn(title, "right") for title in ("nodes", "parameters", "MACs")]
+    numbers = number_columns("nodes", "parameters", "MACs")
     columns = [TextColumn("operator"), *numbers, TextColumn("share", "right", rank=1)]
     rows = [
         [

@@ -203,6 +203,12 @@ settings_options = _add(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
+def output_option(text: str, **more: Any) -> Decorator:
+    """Return `-o`, the file or folder to write."""
+    path = click.Path(path_type=Path, dir_okay=more.pop("dir_okay", True))
+    return click.option("-o", "--output", type=path, help=text, **more)
+
+
 def verbosity_options(command: Command) -> Command:
     """Add `-q` and `-v`."""
 

@@ -11,7 +11,6 @@ from qconvert.cli.options import image_options, quantize_options
 from qconvert.cli.progress import ProgressDisplay
 
 if TYPE_CHECKING:
-    from qconvert.core.config import Config
     from qconvert.run.context import JobContext
     from qconvert.run.quantize import Quantized, QuantizeRequest
 
@@ -29,12 +28,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 @click.command(epilog=EXAMPLES)
 @click.argument("model", required=False)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="The ONNX file (default: NAME-BACKEND-PRECISION.onnx).",
-)
+@options.output_option("The ONNX file (default: NAME-BACKEND-PRECISION.onnx).")
 @click.option(
     "--backend",
     type=click.Choice(BACKENDS),
@@ -69,8 +63,11 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     them, with weights as integers; FP16 and BF16 as types. Ranges come from --images or from a
     calibration file. The table shows what was quantized, and why the rest was not.
     """
+    from qconvert.core.errors import UsageError
+    from qconvert.quantize.plan_files import PlanWithWeights, save_plan
     from qconvert.run.context import open_context
     from qconvert.run.quantize import QuantizeRequest, quantize
+    from qconvert.run.run_folder import require_output_file
 
     config = settings.load(model, chosen)
     suffix = f"-{chosen['backend']}-{chosen['precision']}.onnx"
@@ -88,24 +85,22 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
         return
     plan_out: Path | None = chosen["plan_out"]
     if plan_out is not None:
-        _require_plan_output(plan_out, config, request)
+        if request.precision != "int8":
+            raise UsageError("there is no plan to write", hint="a plan is for `--precision int8`")
+        require_output_file(plan_out, Path(str(config.model)), request.out)
     with ProgressDisplay() as display:
         context = open_context(config, display.update, trust=chosen["trust"])
         result = quantize(context, request)
     if plan_out is not None:
-        _write_plan(result, plan_out)
+        assert result.quantized.plan is not None
+        plan_out.parent.mkdir(parents=True, exist_ok=True)
+        save_plan(
+            PlanWithWeights(result.quantized.plan, result.quantized.rounded_weights), plan_out
+        )
+        console.info(f"    plan: {plan_out}")
     for note in result.notes:
         console.note(note)
     _show(result, request, as_json=chosen["as_json"])
-
-
-def _require_plan_output(path: Path, config: "Config", request: "QuantizeRequest") -> None:
-    from qconvert.core.errors import UsageError
-    from qconvert.run.run_folder import require_output_file
-
-    if request.precision != "int8":
-        raise UsageError("there is no plan to write", hint="a plan is for `--precision int8`")
-    require_output_file(path, Path(str(config.model)), request.out)
 
 
 def _print_dry_run(context: "JobContext", request: "QuantizeRequest", *, as_json: bool) -> None:
@@ -122,15 +117,6 @@ def _print_dry_run(context: "JobContext", request: "QuantizeRequest", *, as_json
         console.write_json({"layers": {name: asdict(layer) for name, layer in layers.items()}})
     else:
         views.show_coverage(layers)
-
-
-def _write_plan(result: "Quantized", path: Path) -> None:
-    from qconvert.quantize.plan_files import PlanWithWeights, save_plan
-
-    assert result.quantized.plan is not None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_plan(PlanWithWeights(result.quantized.plan, result.quantized.rounded_weights), path)
-    console.info(f"    plan: {path}")
 
 
 def _show(result: "Quantized", request: "QuantizeRequest", *, as_json: bool) -> None:

@@ -30,12 +30,7 @@ FORMATS = ("text", "html", "md", "json", "card")
     metavar="NAME",
     help="Which one a card is about (default: the verdict's).",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write it to a file (not for text).",
-)
+@options.output_option("Write it to a file (not for text).", dir_okay=False)
 @options.verbosity_options
 def command(run: Path, form: str, engine: str, output: Path | None) -> None:
     """Show a finished RUN again from its report.json; nothing is measured.

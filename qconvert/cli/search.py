@@ -24,12 +24,7 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("model", required=False)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="The folder of results (default: runs/NAME-mixed).",
-)
+@options.output_option("The folder of results (default: runs/NAME-mixed).")
 @setting_options("search", "budget", "by", "max-latency")
 @setting_options("build", "backends")
 @image_options
@@ -52,7 +47,7 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     from qconvert.core.errors import GateFailed
     from qconvert.run.context import open_context
     from qconvert.run.run_folder import require_usable_folder
-    from qconvert.run.search_job import SearchFolder, preview_search, run_search
+    from qconvert.run.search import preview_search, run_search
 
     config = settings.load(model, chosen)
     default = settings.default_run_folder(None, str(config.model))
@@ -63,10 +58,9 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
             console.write(line)
         console.write(f"write     {folder}")
         return
-    request = SearchFolder(folder, chosen["workers"])
     with ProgressDisplay() as display:
         context = open_context(config, display.update, trust=chosen["trust"], fresh=chosen["fresh"])
-        summary = run_search(context, request)
+        summary = run_search(context, folder, chosen["workers"])
     mix = summary.mix
     for note in (*summary.notes, *mix.notes):
         console.note(note)

@@ -2,35 +2,32 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qconvert.cli import console
-from qconvert.report.table import TextColumn, TextTable
+from qconvert.report.table import TextColumn, TextTable, number_columns
 
 if TYPE_CHECKING:
     from qconvert.calibrate.calibration import Calibration
+    from qconvert.calibrate.summary import Summary
     from qconvert.core.scales import Grid
     from qconvert.measure.layer_errors import LayerError
     from qconvert.measure.mixed_result import MixedResult
     from qconvert.quantize.plan import LayerPlan
     from qconvert.report.model import Report
 
+REPORT_TABLES = ("size", "latency", "accuracy", "overview")
 MAX_REASONS = 3
 SPARKLINE_BLOCKS = " ▁▂▃▄▅▆▇█"
 SPARKLINE_WIDTH = 16
 
 
 def finish(
-    report: "Report",
-    show: "Callable[[Report], None]",
-    *,
-    as_json: bool,
-    page: Path | None = None,
+    report: "Report", tables: Sequence[str], *, as_json: bool, page: Path | None = None
 ) -> None:
-    """Print a report, as JSON or by `show`; then fail with exit code 1 if a gate failed."""
+    """Print a report, as JSON or in tables; then fail with exit code 1 if a gate failed."""
     from qconvert.report import gates
 
     if as_json:
@@ -38,38 +35,24 @@ def finish(
 
         console.write_json(to_json(report))
     else:
-        show(report)
+        show_report(report, tables)
     if page is not None:
         console.info(f"report: {page}")
     gates.require_passed(report, shown=not as_json)
 
 
-def show_report(report: "Report") -> None:
-    """Print sizes, latencies, accuracies and the overview, then the notes and the verdict."""
+def show_report(report: "Report", names: Sequence[str] = REPORT_TABLES) -> None:
+    """Print tables of a report, then its failed gates, notes and verdict."""
     from qconvert.report import tables, terminal
 
-    _print_report_tables(
-        tables.size_table(report),
-        terminal.latency_table_with_bars(report),
-        tables.accuracy_table(report),
-        tables.overview_table(report),
-    )
-    console.write(terminal.closing_text(report))
-
-
-def show_latencies(report: "Report") -> None:
-    """Print what `bench` measured."""
-    from qconvert.report import tables, terminal
-
-    _print_report_tables(terminal.latency_table_with_bars(report), tables.timing_table(report))
-    console.write(terminal.closing_text(report))
-
-
-def show_accuracies(report: "Report") -> None:
-    """Print what `evaluate` measured."""
-    from qconvert.report import tables, terminal
-
-    _print_report_tables(tables.accuracy_table(report))
+    makers = {
+        "size": tables.size_table,
+        "latency": terminal.latency_table_with_bars,
+        "timing": tables.timing_table,
+        "accuracy": tables.accuracy_table,
+        "overview": tables.overview_table,
+    }
+    _print_tables(*(makers[name](report) for name in names))
     console.write(terminal.closing_text(report))
 
 
@@ -78,7 +61,7 @@ def show_search(mix: "MixedResult", sizes: Mapping[str, int]) -> None:
     from qconvert.report import tables, terminal
 
     trials = [tables.block_table(mix), tables.trial_table(mix)] if mix.gains else []
-    _print_report_tables(*trials, tables.search_result_table(mix, sizes))
+    _print_tables(*trials, tables.search_result_table(mix, sizes))
     console.write("\n".join(terminal.wrap_text(mix.why)))
 
 
@@ -98,11 +81,11 @@ def show_layer_errors(layers: "Sequence[LayerError]") -> None:
         summary = "there is no error at all"
     else:
         summary = "which layers make an error is not known"
-    _print_report_tables(layer_tables.layer_table(layers))
+    _print_tables(layer_tables.layer_table(layers))
     console.write("\n".join(terminal.wrap_text(summary)))
 
 
-def _print_report_tables(*tables: TextTable) -> None:
+def _print_tables(*tables: TextTable) -> None:
     from qconvert.report import terminal
 
     for table in tables:
@@ -123,7 +106,7 @@ def show_coverage(layers: "Mapping[str, LayerPlan]") -> None:
         in_float = sum(bool(layer.left) for _, layer in nodes)
         counts = (len(nodes), len(nodes) - in_float, in_float)
         rows.append([operator, *map(str, counts), _reasons(nodes)])
-    numbers = [TextColumn(title, "right") for title in ("nodes", "int8", "left")]
+    numbers = number_columns("nodes", "int8", "left")
     columns = [TextColumn("operator"), *numbers, TextColumn("why", wrap=True)]
     console.write_table(TextTable(columns, rows))
 
@@ -157,49 +140,35 @@ def _reasons(nodes: "Sequence[tuple[str, LayerPlan]]") -> str:
     return "; ".join(texts)
 
 
-@dataclass(frozen=True)
-class MethodRange:
-    """The range one method chooses for a tensor, and the share of values it clips."""
-
-    method: str
-    low: float
-    high: float
-    clipped: float
-
-
-@dataclass(frozen=True)
-class RangeRow:
-    """The ranges of one tensor; field names are keys of the JSON output."""
-
-    tensor: str
-    low: float
-    high: float
-    kept: tuple[MethodRange, ...]
-    drift: float
-    histogram: tuple[float, ...]
-
-
-def range_rows(calibration: "Calibration", methods: Sequence[str], grid: "Grid") -> list[RangeRow]:
-    """Return a row for each tensor with counted values, in the order of the graph."""
+def range_rows(
+    calibration: "Calibration", methods: Sequence[str], grid: "Grid"
+) -> list[dict[str, Any]]:
+    """Return a JSON object for each tensor with counted values, in the order of the graph."""
     from qconvert.calibrate.histogram import clipped_share, equal_width_counts, range_drift
     from qconvert.calibrate.methods import compute_ranges
 
     ranges = {name: compute_ranges(calibration.summaries, name, grid) for name in methods}
-    rows = []
-    for tensor, summary in calibration.summaries.items():
-        if summary.size:
-            chosen = [(name, ranges[name][tensor]) for name in methods]
-            kept = tuple(
-                MethodRange(name, limits.low, limits.high, clipped_share(summary, limits))
-                for name, limits in chosen
-            )
-            histogram = tuple(map(float, equal_width_counts(summary, SPARKLINE_WIDTH)))
-            ends = summary.low, summary.high
-            rows.append(RangeRow(tensor, *ends, kept, range_drift(summary), histogram))
-    return rows
+
+    def kept(name: str, tensor: str, summary: "Summary") -> dict[str, object]:
+        limits = ranges[name][tensor]
+        share = clipped_share(summary, limits)
+        return {"method": name, "low": limits.low, "high": limits.high, "clipped": share}
+
+    return [
+        {
+            "tensor": tensor,
+            "low": summary.low,
+            "high": summary.high,
+            "kept": [kept(name, tensor, summary) for name in methods],
+            "drift": range_drift(summary),
+            "histogram": equal_width_counts(summary, SPARKLINE_WIDTH).tolist(),
+        }
+        for tensor, summary in calibration.summaries.items()
+        if summary.size
+    ]
 
 
-def show_ranges(rows: Sequence[RangeRow], methods: Sequence[str]) -> None:
+def show_ranges(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> None:
     """Print extremes, the range and clipping of each method, and a sparkline of the values."""
     columns = [TextColumn("tensor")]
     columns += [TextColumn(title, "right", rank=2) for title in ("min", "max")]
@@ -208,14 +177,14 @@ def show_ranges(rows: Sequence[RangeRow], methods: Sequence[str]) -> None:
     columns.append(TextColumn("values, log scale", rank=3))
     cells = []
     for row in rows:
-        line = [row.tensor, f"{row.low:.4g}", f"{row.high:.4g}"]
-        for kept in row.kept:
-            line += [f"{kept.low:.4g} … {kept.high:.4g}", f"{100 * kept.clipped:.3f} %"]
-        cells.append([*line, sparkline(row.histogram)])
+        line = [row["tensor"], f"{row['low']:.4g}", f"{row['high']:.4g}"]
+        for kept in row["kept"]:
+            line += [f"{kept['low']:.4g} … {kept['high']:.4g}", f"{100 * kept['clipped']:.3f} %"]
+        cells.append([*line, sparkline(row["histogram"])])
     console.write_table(TextTable(columns, cells))
 
 
-def ranges_json(calibration: "Calibration", rows: Sequence[RangeRow]) -> dict[str, object]:
+def ranges_json(calibration: "Calibration", rows: Sequence[Mapping[str, Any]]) -> dict[str, object]:
     """Return the rows with the origin of the calibration."""
     origin = calibration.origin
     return {
@@ -224,7 +193,7 @@ def ranges_json(calibration: "Calibration", rows: Sequence[RangeRow]) -> dict[st
         "preprocessing": origin.preprocessing,
         "runtime": origin.runtime,
         "exact": origin.exact,
-        "tensors": [asdict(row) for row in rows],
+        "tensors": list(rows),
     }
 
 

@@ -102,7 +102,7 @@ def draw_feature_map(maps: VariantMaps, tensor: str, why: str, file: Path) -> Fe
     """Draw the maps of a tensor into an image file, and return what it shows."""
     exact = maps.exact[tensor]
     variants = {name: variant[tensor] for name, variant in maps.variants.items()}
-    montage = draw_montage(exact, variants)
+    montage = draw_montage(exact, list(variants.values()))
     image = Image.fromarray(montage.pixels, "P")
     image.putpalette(montage_palette())
     image.save(file, optimize=True, transparency=palette_opacity())
@@ -136,19 +136,20 @@ class Montage:
     high: float
 
 
-def draw_montage(exact: ChannelMaps, variants: Mapping[str, ChannelMaps]) -> Montage:
+def draw_montage(exact: ChannelMaps, variants: Sequence[ChannelMaps]) -> Montage:
     """Draw maps of [channel, height, width]; all values share one scale, differences another."""
-    channels = select_channels(exact, list(variants.values()))
+    channels = select_channels(exact, variants)
     low, high = np.nanpercentile(exact[list(channels)], VALUE_PERCENTILES).tolist()
     span = (high - low) or 1.0
     rows = [
         [_tile((maps[channel] - low) / span, FIRST_VALUE) for channel in channels]
-        for maps in (exact, *variants.values())
+        for maps in (exact, *variants)
     ]
-    for maps in variants.values():
+    for maps in variants:
         differences = [(maps[index] - exact[index]) / span * ZOOM for index in channels]
         rows.append([_tile((shares + 1) / 2, FIRST_DIFFERENCE) for shares in differences])
-    return Montage(_join_tiles(rows), channels, low, high)
+    padded = [[np.pad(tile, (0, GAP), constant_values=TRANSPARENT) for tile in row] for row in rows]
+    return Montage(np.block(padded)[:-GAP, :-GAP], channels, low, high)
 
 
 def select_channels(exact: ChannelMaps, variants: Sequence[ChannelMaps]) -> tuple[int, ...]:
@@ -165,7 +166,9 @@ def select_channels(exact: ChannelMaps, variants: Sequence[ChannelMaps]) -> tupl
 
 def montage_palette() -> list[int]:
     """Return the colours of a montage, as Pillow takes them."""
-    values = [_interpolate_colour(_VALUE_STOPS, index / 127) for index in range(128)]
+    positions, stops = np.linspace(0, 1, 128), np.linspace(0, 1, len(_VALUE_STOPS))
+    parts = [np.interp(positions, stops, part) for part in zip(*_VALUE_STOPS, strict=True)]
+    values = np.rint(np.stack(parts, axis=1)).astype(int).tolist()
     differences = [_LESS] * ZERO_DIFFERENCE + [_SAME] + [_MORE] * ZERO_DIFFERENCE
     return [part for colour in [*values, *differences, _SAME] for part in colour]
 
@@ -212,20 +215,3 @@ def _tile(shares: NDArray[Any], first: int) -> PalettePixels:
     tile = np.full((TILE, TILE), TRANSPARENT, np.uint8)
     tile[:tall, :wide] = entries.astype(np.uint8)
     return tile
-
-
-def _join_tiles(rows: Sequence[Sequence[PalettePixels]]) -> PalettePixels:
-    step = TILE + GAP
-    pixels = np.full((len(rows) * step - GAP, len(rows[0]) * step - GAP), TRANSPARENT, np.uint8)
-    for down, row in enumerate(rows):
-        for across, tile in enumerate(row):
-            pixels[down * step :, across * step :][:TILE, :TILE] = tile
-    return pixels
-
-
-def _interpolate_colour(stops: Sequence[tuple[int, int, int]], position: float) -> tuple[int, ...]:
-    """Return the colour at a position from 0 to 1 on a ramp."""
-    index = min(int(position * (len(stops) - 1)), len(stops) - 2)
-    share = position * (len(stops) - 1) - index
-    pairs = zip(stops[index], stops[index + 1], strict=True)
-    return tuple(round(a + (b - a) * share) for a, b in pairs)

@@ -66,13 +66,6 @@ class TimingEffort:
             raise ValueError(f"timing needs time and at least {MIN_ROUNDS} rounds, got {self}")
 
 
-TIMING_EFFORTS = {
-    "quick": TimingEffort(seconds=1.0, warm_up_seconds=1.0),
-    "default": TimingEffort(),
-    "thorough": TimingEffort(seconds=10.0, rounds=30, warm_up_seconds=10.0),
-}
-
-
 def interleave(
     calls: Mapping[str, TimedCall],
     effort: TimingEffort,

@@ -5,7 +5,6 @@ of Python and its imports before the model is loaded stands beside it, and is no
 """
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -74,30 +73,14 @@ def measure_peak(
         "inputs": {name: (array.shape, array.dtype.name) for name, array in feeds.items()},
     }
     try:
-        # With `-P` no file of the working folder passes for a module.
-        child = subprocess.run(
-            [sys.executable, "-P", "-c", _CHILD, json.dumps(request)],
-            capture_output=True,
-            text=True,
-            timeout=timeout_seconds,
-            check=False,
-            env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        )
+        child = subprocess_worker.run_python(_CHILD, json.dumps(request), seconds=timeout_seconds)
     except subprocess.TimeoutExpired:
         return PeakMemory(None, reason=f"the model did not run within {timeout_seconds:g} s")
-    if child.returncode:
-        problem = _failure(child.returncode, child.stderr)
-        return PeakMemory(None, reason=f"the model did not run in a process of its own: {problem}")
+    if problem := child.failure:
+        if "[ONNXRuntimeError]" in problem:
+            # The message follows the class, a number and a name for it.
+            problem = problem.split(" : ", 3)[-1]
+        reason = f"the model did not run in a process of its own: {problem[:200]}"
+        return PeakMemory(None, reason=reason)
     result = json.loads(child.stdout.splitlines()[-1])
     return PeakMemory(result["bytes"], result["before"])
-
-
-def _failure(code: int, stderr: str) -> str:
-    if code < 0:
-        return subprocess_worker.describe_exit(code)
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    last = lines[-1] if lines else f"it ended with code {code}"
-    if "[ONNXRuntimeError]" in last:
-        # The message follows the class, a number and a name for it.
-        last = last.split(" : ", 3)[-1]
-    return last[:200]

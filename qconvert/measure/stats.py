@@ -75,22 +75,15 @@ def spread(samples_ms: Sequence[float]) -> float:
 def speedup(before: Sequence[float], after: Sequence[float]) -> float:
     """Return how many times faster `after` is: the median of the ratios within each round.
 
-    Samples of one round share what happened in that minute. Of an engine with more samples per
-    round, the median of those beside each sample of the other counts.
+    Samples of one round share what happened in that minute. Both took part in the same number of
+    rounds, so the greatest common divisor of their sample counts is a multiple of it, and groups of
+    that number never span two rounds.
     """
-    return float(np.median(_ratios(before, after)))
-
-
-def speedup_range(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % interval of `speedup`, from order statistics: no distribution is assumed.
-
-    The ranks are n/2 ± 0.98 √n; fewer than six rounds give their least and most.
-    """
-    ratios = np.sort(_ratios(before, after))
-    count = len(ratios)
-    low = math.floor(count / 2 - 0.98 * math.sqrt(count))
-    low = min(max(low, 0), (count - 1) // 2)
-    return float(ratios[low]), float(ratios[count - 1 - low])
+    groups = math.gcd(len(before), len(after))
+    slower, faster = (
+        np.median(_array(samples).reshape(groups, -1), axis=1) for samples in (before, after)
+    )
+    return float(np.median(slower / faster))
 
 
 def timing_notes(samples_ms: Sequence[float], *, on_gpu: bool = False) -> tuple[str, ...]:
@@ -154,20 +147,6 @@ def _count_outliers(samples: NDArray[np.float64]) -> int:
 
 def _deviation(samples: NDArray[np.float64]) -> float:
     return float(np.median(np.abs(samples - np.median(samples))))
-
-
-def _ratios(before: Sequence[float], after: Sequence[float]) -> NDArray[np.float64]:
-    """Return the ratio within each group of samples taken in the same part of a round.
-
-    Both took part in the same number of rounds, so the greatest common divisor of their sample
-    counts is a multiple of it, and equal parts of that number never span two rounds.
-    """
-    groups = math.gcd(len(before), len(after))
-    slower, faster = (
-        np.median(_array(samples).reshape(groups, -1), axis=1) for samples in (before, after)
-    )
-    ratios: NDArray[np.float64] = slower / faster
-    return ratios
 
 
 def _array(samples: Sequence[float]) -> NDArray[np.float64]:

@@ -1,11 +1,17 @@
 """Learn the rounding of a plan's weights on calibration images, and accept it by the whole model.
 
-Every layer is saved as soon as it is learned, so that a run that was killed resumes there.
+Layers are learned one after another, each on the inputs that the quantized layers before it really
+give, towards its float outputs. So a layer also compensates some of the errors that reach it, its
+bias first of all. A layer keeps what it learned only if its error falls on batches held out from
+it; the model keeps the weights only if `candidate.is_better` accepts them. Every layer is saved as
+soon as it is learned, so that a run that was killed resumes there.
 """
 
 import functools
 import json
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +22,11 @@ from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.core.cache import Cache
 from qconvert.core.cached_step import cached_step
 from qconvert.core.progress import Progress, ProgressCallback, start_step
-from qconvert.core.tensors import batch_size
+from qconvert.core.scales import FloatArray, QuantParams, fake_quantize
+from qconvert.core.tensors import Tensors, batch_size
+from qconvert.graph.names import UniqueNames, tensor_names
+from qconvert.graph.patterns import constant_array, find_matmul_bias, find_matmul_bias_add
+from qconvert.optimize import im2col
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH
 from qconvert.optimize.candidate import (
     Candidate,
@@ -24,14 +34,34 @@ from qconvert.optimize.candidate import (
     is_better,
     run_reference,
 )
+from qconvert.optimize.coordinate_descent import round_weights
 from qconvert.optimize.efforts import EFFORTS, limit_images
-from qconvert.optimize.layer_rounding import RoundedLayer, TrainingSet, find_learnable, learn_layers
-from qconvert.optimize.partial_execution import find_untyped_tensor
+from qconvert.optimize.layer_problem import LayerProblem, find_activation
+from qconvert.optimize.partial_execution import OpenModel, PartialExecution, find_untyped_tensor
 from qconvert.quantize import plan_files, rounded_weights
-from qconvert.quantize.apply_plan import apply_plan
-from qconvert.quantize.plan import Plan
-from qconvert.quantize.rounded_weights import NO_ROUNDED_WEIGHTS, RoundedWeights
+from qconvert.quantize.apply_plan import apply_plan, find_planned_layers
+from qconvert.quantize.cross_layer import equalize
+from qconvert.quantize.plan import Plan, WeightSlot
+from qconvert.quantize.rounded_weights import (
+    BIAS_SLOT,
+    NO_ROUNDED_WEIGHTS,
+    RoundedWeight,
+    RoundedWeights,
+    set_constant,
+    set_weight,
+)
+from qconvert.quantize.weights import (
+    WeightedLayer,
+    find_weighted_layers,
+    weight_array,
+    weight_scales,
+)
 
+# One batch of so many is held out from every layer.
+HOLDOUT_EVERY = 4
+WITH_BIAS = im2col.CONVOLUTIONS | {"Gemm"}
+# Bytes that the rows of one layer may take.
+MAX_ROW_BYTES = 256_000_000
 MIN_BATCHES = 2
 NO_IMAGES = "weights are rounded to nearest: learning them needs the calibration images, `--images`"
 TOO_FEW_IMAGES = (
@@ -41,6 +71,32 @@ TOO_FEW_IMAGES = (
 UNKNOWN_TYPE = (
     "weights are rounded to nearest: the type of `{}` is unknown, so that no layer runs alone"
 )
+
+
+@dataclass(frozen=True)
+class RoundedLayer:
+    """A layer with its learned weight, None where nothing lowered the error on the holdout.
+
+    `flipped` weights are not the nearest integers; where none are, only the bias was corrected.
+    """
+
+    name: str
+    weight: RoundedWeight | None
+    flipped: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Batches as the model takes them, and how many rows a layer learns from at most.
+
+    `finished` has layers that were learned before.
+    """
+
+    batches: Sequence[Tensors]
+    open_model: OpenModel
+    rows: int
+    seed: int = 0
+    finished: Mapping[str, RoundedLayer] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,10 +167,8 @@ def learn_rounding(plan: Plan, candidate: Candidate, effort: str, cache: Cache) 
             weights = {layer.name: layer.weight for layer in layers if layer.weight is not None}
             learned = apply_plan(model, rounded_weights.with_digest(plan, weights), weights)
             reference = run_reference(model, holdout())
-            before, after = (
-                compare_with_reference(quantized, holdout(), reference)
-                for quantized in (apply_plan(model, plan), learned)
-            )
+            before = compare_with_reference(apply_plan(model, plan), holdout(), reference)
+            after = compare_with_reference(learned, holdout(), reference)
         errors = (
             f"noise-to-signal {100 * before.noise_to_signal:.3g}% -> "
             f"{100 * after.noise_to_signal:.3g}%, output error {before.per_image.mean():.3g} -> "
@@ -165,3 +219,151 @@ def _read_layer(folder: Path, number: int, name: str) -> RoundedLayer | None:
         flipped = int(file.stem.split("-")[1])
         return RoundedLayer(name, rounded_weights.load(file).get(name), flipped)
     return None
+
+
+def find_learnable(model: ir.Model, plan: Plan) -> list[str]:
+    """Return the names of the nodes whose weights can be learned, in the order of the graph."""
+    layers = find_weighted_layers(find_planned_layers(model.graph, plan), plan)
+    return [layer.node.name or "" for layer in layers if _can_learn(layer)]
+
+
+def learn_layers(model: ir.Model, plan: Plan, training: TrainingSet) -> Iterator[RoundedLayer]:
+    """Yield one layer of the plan after another with what it learned."""
+    equalized = equalize(model, plan.equalized)
+    layers = list(find_weighted_layers(find_planned_layers(equalized.graph, plan), plan))
+    float_run = PartialExecution(equalized, training.open_model, training.batches)
+    quantized_run = _QuantizedRun(model, plan, training)
+    for number, (layer, scale) in enumerate(zip(layers, weight_scales(layers, plan), strict=True)):
+        name = layer.node.name or ""
+        rounded = training.finished.get(name, RoundedLayer(name, None))
+        if _can_learn(layer):
+            # Finished layers are run to as well: a runtime computes a longer segment differently.
+            output = str(layer.node.outputs[0].name)
+            float_run.run_to(name, output, inclusive=True)
+            inputs = quantized_run.run_to(name)
+            if name not in training.finished:
+                targets = [batch[output] for batch in float_run.live]
+                generator = np.random.default_rng([training.seed, number])
+                positions = _sample_positions(layer, targets, training.rows, generator)
+                rounded = _learn_layer(layer, scale, inputs, targets, positions)
+            yield rounded
+        quantized_run.set_weight(layer, scale, rounded.weight)
+
+
+class _QuantizedRun:
+    """The model with quantized activations, whose layers get their weights on the way."""
+
+    def __init__(self, model: ir.Model, plan: Plan, training: TrainingSet) -> None:
+        layers = {name: replace(layer, weight=None) for name, layer in plan.layers.items()}
+        activations = replace(plan, layers=layers, integer_bias=False, learned="")
+        quantized = apply_plan(model, activations)
+        self._nodes = {node.name: node for node in quantized.graph}
+        self._names = UniqueNames(tensor_names(quantized.graph))
+        self._execution = PartialExecution(quantized, training.open_model, training.batches)
+
+    def run_to(self, name: str) -> list[FloatArray]:
+        """Return the inputs of a layer, batch by batch."""
+        layer_input = str(self._nodes[name].inputs[0].name)  # type: ignore[union-attr]
+        self._execution.run_to(name, layer_input)
+        return [batch[layer_input] for batch in self._execution.live]
+
+    def set_weight(
+        self, layer: WeightedLayer, scale: QuantParams, learned: RoundedWeight | None
+    ) -> None:
+        """Give a layer its learned weight, or that of the nearest integers."""
+        node = self._nodes[layer.node.name]
+        if learned is not None:
+            set_weight(node, WeightSlot(layer.slot, layer.axis), learned, self._names)
+            return
+        value = node.inputs[layer.slot]
+        assert value is not None
+        set_constant(value, fake_quantize(weight_array(layer.weight, layer.node), scale))
+
+
+def _can_learn(layer: WeightedLayer) -> bool:
+    """Whether a weight has no other reader, and its bias, if there is one, is constant."""
+    no_bias = len(layer.node.inputs) <= BIAS_SLOT or layer.node.inputs[BIAS_SLOT] is None
+    return len(list(layer.weight.uses())) == 1 and (no_bias or layer.bias is not None)
+
+
+def _sample_positions(
+    layer: WeightedLayer,
+    targets: Sequence[FloatArray],
+    max_rows: int,
+    generator: np.random.Generator,
+) -> list[im2col.Positions]:
+    """Return random positions in the output of each image of each batch, the same number each."""
+    images = sum(len(batch) for batch in targets)
+    matrix = im2col.weight_matrix(layer.node, weight_array(layer.weight, layer.node))
+    max_rows = min(max_rows, MAX_ROW_BYTES // (4 * math.prod(matrix.shape[::2])))
+    available = im2col.count_rows(layer.node, targets[0])
+    count = min(available, max(1, max_rows // images))
+    return [
+        np.stack([generator.permutation(available)[:count] for _ in range(len(batch))])
+        for batch in targets
+    ]
+
+
+def _learn_layer(
+    layer: WeightedLayer,
+    scale: QuantParams,
+    inputs: Sequence[FloatArray],
+    targets: Sequence[FloatArray],
+    positions: Sequence[im2col.Positions],
+) -> RoundedLayer:
+    """Solve the layer on most of the batches; keep the solution if it is better on the others."""
+    node = layer.node
+    rows, outputs = [], []
+    for batch, target, line in zip(inputs, targets, positions, strict=True):
+        rows.append(im2col.gather_inputs(node, batch, target, line))
+        outputs.append(im2col.gather_outputs(node, target, line))
+    holdout = range(HOLDOUT_EVERY - 1, len(rows), HOLDOUT_EVERY) or [len(rows) - 1]
+    training = [batch for batch in range(len(rows)) if batch not in holdout]
+    problem, validation = (
+        _make_problem(
+            layer,
+            scale,
+            np.concatenate([rows[batch] for batch in batches], axis=1),
+            np.concatenate([outputs[batch] for batch in batches], axis=2),
+        )
+        for batches in (training, holdout)
+    )
+    nearest, best = problem.nearest, None
+    error = validation.relative_error(nearest, problem.biases)
+    for solution in round_weights(problem):
+        new_error = validation.relative_error(solution.integers, solution.biases)
+        if new_error < error:
+            error, best = new_error, solution
+    name = node.name or ""
+    if best is None:
+        return RoundedLayer(name, None)
+    shape = weight_array(layer.weight, node).shape
+    integers = im2col.restore_weight(node, best.integers, shape).astype(np.int8)
+    bias = None if best.biases is None else best.biases.reshape(-1).astype(np.float32)
+    flipped = int((best.integers != nearest).sum())
+    return RoundedLayer(name, RoundedWeight(integers, scale.scale, bias), flipped)
+
+
+def _make_problem(
+    layer: WeightedLayer, scale: QuantParams, rows: FloatArray, targets: FloatArray
+) -> LayerProblem:
+    """Return the problem of a layer; what an Add behind a MatMul adds is its bias."""
+    node = layer.node
+    weight = weight_array(layer.weight, node)
+    matrix = im2col.weight_matrix(node, weight).astype(np.float32)
+    outputs, bias = matrix.shape[1], layer.bias
+    if bias is None and node.op_type in WITH_BIAS:
+        bias = np.zeros(outputs * len(matrix), np.float32)
+    added = constant_array(find_matmul_bias(node))
+    if added is not None:
+        bias = added.astype(np.float32)
+        targets = targets + bias[:, np.newaxis]
+    return LayerProblem(
+        rows=rows,
+        targets=targets,
+        weights=matrix,
+        steps=im2col.per_output(node, scale.scale, outputs),
+        biases=None if bias is None else im2col.per_output(node, bias, outputs),
+        activation=find_activation(find_matmul_bias_add(node) or node),
+        max_integer=scale.grid.symmetric_max,
+    )

@@ -8,13 +8,18 @@ taken out again.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Generic, TypeVar
 
 import numpy as np
+import onnx_ir as ir
 
+from qconvert.backends.ort import open_cpu
+from qconvert.core import onnx_io
 from qconvert.core.progress import Progress, ProgressCallback
-from qconvert.core.tensors import Tensors
+from qconvert.core.tensors import RunModel, Tensors
 from qconvert.measure.mixed_result import (
     BlockGain,
     LossMeasure,
@@ -23,7 +28,7 @@ from qconvert.measure.mixed_result import (
     SearchStep,
 )
 from qconvert.optimize.blocks import Block
-from qconvert.optimize.sensitivity import SearchModel, run_single_blocks
+from qconvert.optimize.partial_execution import PartialExecution, can_split
 from qconvert.optimize.trials import (
     ReferenceOutputs,
     TrialRecord,
@@ -32,15 +37,78 @@ from qconvert.optimize.trials import (
     measure_loss,
     record_trial,
 )
+from qconvert.quantize.apply_plan import apply_plan
+from qconvert.quantize.placement import restore_float
+from qconvert.quantize.plan import Plan
+from qconvert.quantize.rounded_weights import RoundedWeights
+from qconvert.quantize.scheme import Scheme
 
 # What leaving INT8 costs beside the multiplications, as a share of all of them.
 CONVERSION_COST = 0.005
 MAX_REMOVALS = 8
 MAX_TIMED_SETS = 6
+# Bytes of batches and of tensors between trials to hold in memory.
+MAX_CACHED_BYTES = 512 * 2**20
 
+T = TypeVar("T")
 BlockSet = tuple[Block, ...]
 # Milliseconds of INT8 with each of these sets in float, and under None those of the float engine.
 SetTimer = Callable[[Sequence[BlockSet]], Mapping[tuple[str, ...] | None, float]]
+
+
+@dataclass(frozen=True)
+class SearchModel:
+    """A float model, the plan that quantizes it, and the scheme whose rules the plan follows.
+
+    `weights` were learned with the plan; blocks in float have their own back.
+    """
+
+    model: ir.Model
+    plan: Plan
+    scheme: Scheme
+    weights: RoundedWeights = field(default_factory=dict)
+
+    def restore_float(self, blocks: Collection[Block]) -> Plan:
+        """Return the plan with these blocks in float."""
+        nodes = {node for block in blocks for node in block.nodes}
+        reason = f"kept in {self.plan.rest} to stay within the accuracy budget"
+        if not nodes:
+            return self.plan
+        return restore_float(self.model, self.plan, self.scheme, nodes, reason)
+
+    def open(self, plan: Plan) -> RunModel:
+        """Open the whole model, quantized by a plan."""
+        return open_cpu(apply_plan(self.model, plan, self.weights), keep_qdq=not plan.integer_bias)
+
+    def open_segment(self, segment: ir.Model, plan: Plan) -> RunModel:
+        """Open a segment of the model, quantized by the plan of the whole."""
+        names = {node.name for node in segment.graph}
+        layers = {name: layer for name, layer in plan.layers.items() if name in names}
+        own = replace(plan, model=onnx_io.fingerprint(segment), layers=layers)
+        return open_cpu(apply_plan(segment, own, self.weights), keep_qdq=not plan.integer_bias)
+
+
+@dataclass(frozen=True)
+class Rereadable(Generic[T]):
+    """Batches too large to hold, read again every time."""
+
+    read: Callable[[], Iterator[T]]
+
+    def __iter__(self) -> Iterator[T]:
+        return self.read()
+
+
+def cache_batches(
+    read: Callable[[], Iterator[tuple[Tensors, T]]], max_bytes: int = MAX_CACHED_BYTES
+) -> Iterable[tuple[Tensors, T]]:
+    """Return the batches in memory, or what reads them every time if they are too large."""
+    batches, held_bytes = [], 0
+    for batch in read():
+        held_bytes += sum(array.nbytes for array in batch[0].values())
+        if held_bytes > max_bytes:
+            return Rereadable(read)
+        batches.append(batch)
+    return batches
 
 
 @dataclass(frozen=True)
@@ -53,19 +121,10 @@ class SearchImages:
 
 
 @dataclass(frozen=True)
-class SearchGoal:
-    """What to reach; `by` is None where the images decide, `rest` is the precision in float."""
-
-    budget: float
-    by: LossMeasure | None
-    rest: str
-    max_latency: float | None = None
-
-
-@dataclass(frozen=True)
 class SearchSpace:
-    """A model with its blocks, and what its sets are tried on.
+    """A model with its blocks, what its sets are tried on, and the goal.
 
+    `by` is None where the images decide how to count the budget; `rest` is the precision in float.
     `timer` is None where the backend does not run, and `untimed` says why.
     """
 
@@ -74,6 +133,10 @@ class SearchSpace:
     search_images: SearchImages
     evaluation_images: SearchImages
     trials: Trials
+    budget: float
+    by: LossMeasure | None
+    rest: str
+    max_latency: float | None = None
     timer: SetTimer | None = None
     untimed: str = ""
 
@@ -103,25 +166,16 @@ class SearchSpace:
         return measure_loss(self.run_trial(self.evaluation_images, blocks), by)
 
 
-def search_mixed_precision(
-    space: SearchSpace, goal: SearchGoal, progress: ProgressCallback
-) -> MixedResult:
-    """Search a space for the smallest set that reaches the goal; trials in the file are reused."""
-    by = goal.by or choose_metric(space.evaluation_images.reference, goal.budget)
+def search_mixed_precision(space: SearchSpace, progress: ProgressCallback) -> MixedResult:
+    """Search a space for the smallest set that keeps the budget; earlier trials are reused."""
+    budget, rest = space.budget, space.rest
+    by = space.by or choose_metric(space.evaluation_images.reference, budget)
     progress(Progress("search", "everything in INT8"))
     int8 = replace(space.evaluate((), by), confirmed=space.confirm((), by))
     times = space.timer([()]) if space.timer is not None else {}
-    result = MixedResult(
-        "int8",
-        "",
-        goal.budget,
-        by,
-        goal.rest,
-        replace(int8, ms=times.get(())),
-        max_latency=goal.max_latency,
-        float_ms=times.get(None),
-        untimed=space.untimed,
-    )
+    int8 = replace(int8, ms=times.get(()))
+    result = MixedResult("int8", "", budget, by, rest, int8, max_latency=space.max_latency)
+    result = replace(result, float_ms=times.get(None), untimed=space.untimed)
     if early := _early_result(result):
         return early
     result = replace(result, gains=_measure_gains(space, progress))
@@ -130,15 +184,15 @@ def search_mixed_precision(
     def keeps_budget(blocks: Sequence[Block]) -> bool:
         names = frozenset(block.name for block in blocks)
         if names not in steps:
-            text = f"{len(blocks)} blocks in {goal.rest}, set {len(steps) + 1}"
+            text = f"{len(blocks)} blocks in {rest}, set {len(steps) + 1}"
             progress(Progress("search", text))
             step = space.evaluate(tuple(blocks), by)
             # A set whose outputs are further from FP32 than those of INT8 keeps a budget by luck.
-            if step.search.pp <= goal.budget and step.distance <= int8.distance:
+            if step.search.pp <= budget and step.distance <= int8.distance:
                 step = replace(step, confirmed=space.confirm(tuple(blocks), by))
             steps[names] = step
         confirmed = steps[names].confirmed
-        return confirmed is not None and confirmed.pp <= goal.budget
+        return confirmed is not None and confirmed.pp <= budget
 
     ranked = rank_blocks(space.blocks, result.gains)
     smallest = find_smallest_set(ranked, keeps_budget)
@@ -212,6 +266,44 @@ def _measure_gains(space: SearchSpace, progress: ProgressCallback) -> tuple[Bloc
             BlockGain(block.name, len(block.nodes), block.share, float(falls.mean()), half_width)
         )
     return tuple(gains)
+
+
+def run_single_blocks(
+    model: SearchModel,
+    blocks: Sequence[Block],
+    batches: Iterable[Tensors],
+    max_bytes: int = MAX_CACHED_BYTES,
+) -> Iterator[list[Tensors]]:
+    """Yield for each block, in the order of the graph, the outputs with it alone in float.
+
+    The tensors held between trials take at most `max_bytes`; beyond, more of the model runs again.
+    """
+    prefix = PartialExecution(model.model, partial(model.open_segment, plan=model.plan), batches)
+    splittable = can_split(model.model)
+    outputs = [str(value.name) for value in model.model.graph.outputs]
+    for block in blocks:
+        plan = model.restore_float([block])
+        first = find_first_change(model, plan)
+        if splittable and first > prefix.position:
+            prefix.run_to(model.model.graph[first].name or "", max_bytes=max_bytes)
+        if 0 < prefix.position <= first:
+            run = prefix.open_rest(partial(model.open_segment, plan=plan))
+            tensors = ({**live, **run(live)} for live in prefix.live)
+            yield [{name: batch[name] for name in outputs} for batch in tensors]
+        else:
+            run = model.open(plan)
+            yield [run(batch) for batch in batches]
+
+
+def find_first_change(model: SearchModel, plan: Plan) -> int:
+    """Return the position of the first node for which a plan differs from that of the model."""
+    before = model.plan.layers
+    changes = (
+        position
+        for position, node in enumerate(model.model.graph)
+        if before.get(node.name or "") != plan.layers.get(node.name or "")
+    )
+    return next(changes, len(model.model.graph) - 1)
 
 
 def _trial_key(images: SearchImages, blocks: BlockSet) -> str:

@@ -39,14 +39,6 @@ class TriedMethod:
 
 
 @dataclass(frozen=True)
-class MethodChoice:
-    """The method to take, and all that were tried, the best first."""
-
-    method: str
-    tried: tuple[TriedMethod, ...]
-
-
-@dataclass(frozen=True)
 class SelectedPlan:
     """A plan, the calibration of the model that it quantizes, and the methods that were tried."""
 
@@ -105,17 +97,17 @@ def select_method(
             trial = replace(candidate.options, method=method)
         options[method] = trial
         errors[method] = candidate.output_error(trial, reference)
-    choice = best_method(errors)
-    scores = ", ".join(f"{row.method} {row.distance:.4g}" for row in choice.tried)
+    best, tried = best_method(errors)
+    scores = ", ".join(f"{row.method} {row.distance:.4g}" for row in tried)
     images = candidate.describe_images(errors[DEFAULT_METHOD])
-    end(f"ranges by {choice.method}; output error {images}: {scores}", False)
-    return options[choice.method], choice.tried
+    end(f"ranges by {best}; output error {images}: {scores}", False)
+    return options[best], tried
 
 
-def best_method(errors: Mapping[str, OutputError]) -> MethodChoice:
-    """Return the best of the methods that are significantly better than the default, or that."""
+def best_method(errors: Mapping[str, OutputError]) -> tuple[str, tuple[TriedMethod, ...]]:
+    """Return the best method that is better than the default, or that; and all, the best first."""
     tried = [TriedMethod(method, float(error.per_image.mean())) for method, error in errors.items()]
     ranked = tuple(sorted(tried, key=lambda row: row.distance))
     default = errors[DEFAULT_METHOD]
     better = (row.method for row in ranked if is_better(default, errors[row.method]))
-    return MethodChoice(next(better, DEFAULT_METHOD), ranked)
+    return next(better, DEFAULT_METHOD), ranked

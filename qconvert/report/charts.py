@@ -236,10 +236,10 @@ def layer_error_chart(report: Report) -> Chart | None:
         colour, style = _colour(variant), _line_style(report, variant)
         places = [float(place) for place in range(1, len(layers) + 1)]
         arriving = [_finite_or_nan(layer.arriving_db) for layer in layers]
-        made = [_finite_or_nan(layer.made_db) for layer in layers]
+        own = [_finite_or_nan(layer.made_db) for layer in layers]
         marker = MARKERS[LINE_STYLES.index(style)]
         series.append(Series(f"{names}: arriving", places, arriving, colour, style))
-        series.append(Series(f"{names}: made here", places, made, colour, "none", marker))
+        series.append(Series(f"{names}: made here", places, own, colour, "none", marker))
     if not series:
         return None
     axes = Axis("layer, in the order of the network", whole=True), Axis("SQNR, dB")

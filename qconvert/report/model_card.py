@@ -96,11 +96,11 @@ def _select_variant(report: Report, name: str) -> VariantResult:
     if name:
         raise UsageError(
             f"the report has no variant `{name}`",
-            hint=f"it has {', '.join(f'`{known}`' for known in names)}",
+            hint=f"it has {', '.join(f'`{other}`' for other in names)}",
         )
     raise UsageError(
         "the report names no best variant for the card",
-        hint=f"name the one you ship: {', '.join(f'`--engine {known}`' for known in names)}",
+        hint=f"name the one you ship: {', '.join(f'`--engine {other}`' for other in names)}",
     )
 
 

@@ -17,10 +17,7 @@ def conclude(report: Report, limits: GateConfig) -> Report:
     report = replace(report, gates=gates.evaluate_gates(report, limits))
     best = gates.best_variant(report)
     return replace(
-        report,
-        notes=collect_notes(report),
-        best=best.name if best else "",
-        verdict=verdict(report),
+        report, notes=collect_notes(report), best=best.name if best else "", verdict=verdict(report)
     )
 
 

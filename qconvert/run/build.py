@@ -11,11 +11,11 @@ from qconvert.core.atomic import copy_into_place
 from qconvert.core.config import GateConfig
 from qconvert.report.model import Report
 from qconvert.run import run_folder
-from qconvert.run.bench_job import measure_footprints, time_engines
+from qconvert.run.bench import measure_footprints, time_engines
 from qconvert.run.build_inputs import prepare_inputs, reload_inputs
 from qconvert.run.built_engines import build_engine
 from qconvert.run.context import JobContext, RunContext
-from qconvert.run.evaluate_job import score_engines
+from qconvert.run.evaluate import score_engines
 from qconvert.run.explain_errors import add_changed_images, analyze_errors, collect_evidence
 from qconvert.run.job_images import (
     EvaluationSet,
@@ -26,7 +26,7 @@ from qconvert.run.merge_reports import merge_with_previous
 from qconvert.run.report_builder import RunInfo, RunResults, build_report
 from qconvert.run.report_files import write_report
 from qconvert.run.run_folder import ENGINE_FILE, RunFolder
-from qconvert.run.search_job import add_mixed_variants
+from qconvert.run.search import add_mixed_variants
 from qconvert.run.variant_graphs import BuildInputs, VariantGraph, make_graph
 from qconvert.run.variants import ChosenVariants, choose_variants
 

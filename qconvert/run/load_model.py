@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from qconvert import __version__, sources
 from qconvert.backends.base import Engine
-from qconvert.backends.crash_check import check_file_for_crash, check_for_crash, time_limit_seconds
+from qconvert.backends.crash_check import check_for_crash
 from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.core import cache, onnx_io
 from qconvert.core.cache import file_sha256
@@ -84,10 +84,7 @@ def crash_check_once(path: Path, graph: Path) -> None:
         "graph": onnx_io.fingerprint(model),
         "onnxruntime": ORT_VERSION,
     }
-    seconds = time_limit_seconds(model)
-    cache.open_default().get_or_make(
-        "rehearse", key, lambda _: check_file_for_crash(path, feeds, seconds)
-    )
+    cache.open_default().get_or_make("rehearse", key, lambda _: check_for_crash(model, feeds, path))
 
 
 def _clean(source: Source, context: JobContext) -> LoadedModel:

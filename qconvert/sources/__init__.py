@@ -4,14 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from qconvert.core.config import ExportConfig
 from qconvert.core.errors import Unavailable, UsageError
 from qconvert.core.tensors import RunModel, TensorSpec
-from qconvert.graph import clean
 from qconvert.images.preprocess import Preprocess
+
+if TYPE_CHECKING:  # it takes half a second to import
+    from qconvert.graph.clean import PassResult
 
 MODEL_FILE = "model.onnx"
 
@@ -59,7 +62,7 @@ class LoadedModel:
     source: Source
     model: ir.Model
     path: Path
-    steps: tuple[clean.PassResult, ...]
+    steps: "tuple[PassResult, ...]"
 
 
 Loader = Callable[[str, ExportConfig, bool], Source]

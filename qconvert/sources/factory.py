@@ -49,7 +49,7 @@ def _find(name: str) -> Callable[[], object]:
     module = _import(module_name)
     factory: Callable[[], object] | None = getattr(module, attribute, None)
     if factory is None:
-        names = [known for known in vars(module) if not known.startswith("_")]
+        names = [item for item in vars(module) if not item.startswith("_")]
         raise UsageError(
             f"`{module_name}` has no `{attribute}`{did_you_mean(attribute, names)}", hint=FORM_HINT
         )

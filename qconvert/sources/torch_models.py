@@ -66,8 +66,8 @@ def load_torchvision(source: str, export: ExportConfig, trust: bool) -> Source:
     models = _import_library("torchvision", extra="torch", more=" torchvision").models
     name = source.partition(":")[2]
     if name not in models.list_models():
-        known = models.list_models()
-        raise _unknown_model(name, "torchvision", known, "torchvision.models.list_models()")
+        names = models.list_models()
+        raise _unknown_model(name, "torchvision", names, "torchvision.models.list_models()")
     default = models.get_model_weights(name).DEFAULT
     weights = default if export.weights is None else None
     module = _create(source, lambda: models.get_model(name, weights=weights))
@@ -164,8 +164,8 @@ def _create(source: str, create: Callable[[], Any]) -> torch.nn.Module:
     return module
 
 
-def _unknown_model(name: str, library: str, known: list[str], listing: str) -> UsageError:
+def _unknown_model(name: str, library: str, names: list[str], listing: str) -> UsageError:
     return UsageError(
-        f"{library} has no model `{name}`{did_you_mean(name, known)}",
+        f"{library} has no model `{name}`{did_you_mean(name, names)}",
         hint=f"`{listing}` has all names",
     )

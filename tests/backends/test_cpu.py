@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from qconvert.backends import cpu, ort
-from qconvert.backends.base import BuildSpec, Coverage, Engine, Precision, Profile
+from qconvert.backends.base import BuildSpec, Coverage, Engine, LoadSpec, Precision, Profile
 from qconvert.backends.precision_coverage import CASTING, CASTS
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
@@ -42,10 +42,11 @@ def test_kernel_counts_equal_those_of_the_profiler(precision: Precision, tmp_pat
 
 def profile(engine: Engine, folder: Path) -> dict[str, int]:
     """Run once under ONNX Runtime's profiler; count kernels by the type of their inputs."""
-    options = cpu.session_options(cpu.load_spec(engine))
+    spec = cpu.load_spec(engine)
+    options = ort.session_options(spec)
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
-    session = ort.create_session(engine.folder / engine.files[0], options, [cpu.PROVIDER])
+    session = ort.create_session(engine.folder / engine.files[0], spec, options)
     session.run(None, images())
     events = json.loads(Path(session.end_profiling()).read_text())
     return dict(
@@ -162,7 +163,7 @@ def test_cuda_graph_session_keeps_one_memory(tmp_path: Path) -> None:
     model.graph.inputs[0].shape = ir.Shape((2, 3, 16, 16))
     model.graph.outputs[0].shape = ir.Shape((2, 24))
     onnx_io.save(model, tmp_path / "fixed.onnx")
-    session = ort.create_session(tmp_path / "fixed.onnx", ort.session_options(), [cpu.PROVIDER])
+    session = ort.create_session(tmp_path / "fixed.onnx", LoadSpec(((cpu.PROVIDER, {}),), ()))
     ordinary = ort.OrtSession(session, lambda: Coverage({}))
     replayed = ort.OrtSession(session, lambda: Coverage({}), cuda_graph=True)
     batch = images(4)["image"]

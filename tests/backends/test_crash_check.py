@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from qconvert.backends import crash_check, subprocess_worker
-from qconvert.backends.crash_check import check_file_for_crash, check_for_crash
+from qconvert.backends.crash_check import check_for_crash
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError
 from qconvert.core.tensors import Tensors, random_inputs
@@ -79,10 +79,10 @@ def test_model_that_passed_is_not_checked_again(
     model = tiny()
     onnx_io.save(model, tmp_path / "tiny.onnx")
     check_for_crash(model, inputs(model))
-    check_file_for_crash(tmp_path / "tiny.onnx", {}, 60)
+    check_for_crash(model, {}, tmp_path / "tiny.onnx")
     install_crashing_runtime(tmp_path, "SIGSEGV", monkeypatch)
     check_for_crash(model, inputs(model))
-    check_file_for_crash(tmp_path / "tiny.onnx", {}, 60)
+    check_for_crash(model, {}, tmp_path / "tiny.onnx")
     with pytest.raises(QConvertError, match="crashed on this model"):
         check_for_crash(model, inputs(model, batch=3))
 

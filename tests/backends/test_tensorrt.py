@@ -16,9 +16,9 @@ from qconvert.backends.tensorrt_options import (
     CONTEXT,
     engine_files,
     load_options,
+    load_spec,
     profile_options,
     provider_options,
-    providers_with_fallbacks,
     read_options,
 )
 from qconvert.backends.versions import NETWORK_TYPES, NetworkTypes, network_types
@@ -142,9 +142,9 @@ def test_fallback_replaces_the_context_model_by_a_cache_of_engines() -> None:
     options = options_of(spec(allow_fallback=True))
     assert options["trt_engine_cache_path"] == str(FOLDER)
     assert "trt_dump_ep_context_model" not in options
-    alone = providers_with_fallbacks({}, TensorrtConfig())
-    assert alone == [("TensorrtExecutionProvider", {})]
-    assert len(providers_with_fallbacks({}, TensorrtConfig(allow_fallback=True))) == 3
+    alone = load_spec(TensorrtConfig(), {}, "10.13")
+    assert alone.provider_list == [("TensorrtExecutionProvider", {})]
+    assert len(load_spec(TensorrtConfig(allow_fallback=True), {}, "10.13").providers) == 3
     notes = tensorrt.fallback_notes(
         {"TensorrtExecutionProvider": ["Conv a"], "CPUExecutionProvider": ["Shape b", "If c"]}
     )

@@ -37,7 +37,7 @@ def rewritten(path: Path, name: str, change: Callable[[Array], Array]) -> Path:
     return path
 
 
-def test_what_was_saved_comes_back_byte_for_byte(tmp_path: Path) -> None:
+def test_saved_calibration_round_trips_byte_for_byte(tmp_path: Path) -> None:
     save(WHOLE, tmp_path / "new" / "c.npz")
     loaded = load(tmp_path / "new" / "c.npz")
     assert loaded.origin == WHOLE.origin
@@ -45,18 +45,18 @@ def test_what_was_saved_comes_back_byte_for_byte(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["c.npz"]
 
 
-def test_a_calibration_without_images_can_be_saved(tmp_path: Path) -> None:
+def test_empty_calibration_round_trips(tmp_path: Path) -> None:
     save(Calibration(origin(TAPS)), tmp_path / "c.npz")
     assert load(tmp_path / "c.npz").missing_images() == [range(4)]
 
 
-def test_tensors_that_were_never_finite_survive(tmp_path: Path) -> None:
+def test_never_finite_tensor_round_trips(tmp_path: Path) -> None:
     broken = calibrate(FakeTaps({"t": np.full((2, 3, 4), np.nan, dtype=np.float32)}))
     save(broken, tmp_path / "c.npz")
     assert pack(load(tmp_path / "c.npz")) == pack(broken)
 
 
-def test_numpy_alone_can_read_the_file(tmp_path: Path) -> None:
+def test_calibration_file_is_a_plain_npz(tmp_path: Path) -> None:
     save(WHOLE, tmp_path / "c.npz")
     with np.load(tmp_path / "c.npz", allow_pickle=False) as arrays:
         assert np.array_equal(arrays["lows"][0], WHOLE.summaries["a"].lows)
@@ -64,14 +64,14 @@ def test_numpy_alone_can_read_the_file(tmp_path: Path) -> None:
     assert about["origin"]["preprocessing"] == {"resize": 256}
 
 
-def test_a_file_that_is_not_there_is_a_mistake_of_the_command(tmp_path: Path) -> None:
+def test_missing_calibration_file_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         load(tmp_path / "c.npz")
 
 
 @settings(deadline=None, max_examples=60)
 @given(cut=st.integers(0, len(pack(WHOLE)) - 1), at=st.integers(0, len(pack(WHOLE)) - 1))
-def test_damage_is_refused_or_harmless_and_never_a_crash(
+def test_damaged_calibration_file_is_refused_or_harmless(
     tmp_path_factory: pytest.TempPathFactory, cut: int, at: int
 ) -> None:
     content = pack(WHOLE)
@@ -88,20 +88,20 @@ def test_damage_is_refused_or_harmless_and_never_a_crash(
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"hello", pack(WHOLE)[:-30]])
-def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_non_calibration_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "c.npz"
     path.write_bytes(content)
     with pytest.raises(QConvertError, match="is not a calibration file, or is damaged"):
         load(path)
 
 
-def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_foreign_npz_archive_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", weights=np.zeros(3))
     with pytest.raises(QConvertError, match="its format is not stated"):
         load(tmp_path / "c.npz")
 
 
-def test_another_version_is_refused_by_its_number(tmp_path: Path) -> None:
+def test_newer_file_version_is_refused(tmp_path: Path) -> None:
     def newer(about: Array) -> Array:
         said = json.loads(about.tobytes()) | {"version": 7}
         return np.frombuffer(json.dumps(said).encode(), dtype=np.uint8)
@@ -110,7 +110,7 @@ def test_another_version_is_refused_by_its_number(tmp_path: Path) -> None:
         load(rewritten(tmp_path / "c.npz", "about", newer))
 
 
-def test_an_incomplete_origin_is_refused(tmp_path: Path) -> None:
+def test_incomplete_origin_is_refused(tmp_path: Path) -> None:
     about = {"format": "qconvert-calibration", "version": 1, "origin": {"model": "m"}}
     blob = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
     with pytest.raises(QConvertError, match="its origin is not complete: tensors"):
@@ -137,19 +137,19 @@ IMPOSSIBLE: dict[str, tuple[str, Callable[[Array], Array]]] = {
 
 
 @pytest.mark.parametrize("what", IMPOSSIBLE)
-def test_numbers_that_cannot_be_are_refused(tmp_path: Path, what: str) -> None:
+def test_impossible_array_values_are_refused(tmp_path: Path, what: str) -> None:
     name, change = IMPOSSIBLE[what]
     with pytest.raises(QConvertError, match="are impossible"):
         load(rewritten(tmp_path / "c.npz", name, change))
 
 
-def test_another_type_of_number_is_refused(tmp_path: Path) -> None:
+def test_array_of_wrong_dtype_is_refused(tmp_path: Path) -> None:
     path = rewritten(tmp_path / "c.npz", "lows", lambda array: array.astype(np.float64))
     with pytest.raises(QConvertError, match="`lows` has another type"):
         load(path)
 
 
-def test_a_header_that_claims_a_huge_array_makes_none(tmp_path: Path) -> None:
+def test_array_header_with_a_false_huge_size_is_refused(tmp_path: Path) -> None:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         header, {"descr": "<f4", "fortran_order": False, "shape": (2, 10**14)}
@@ -163,7 +163,7 @@ def test_a_header_that_claims_a_huge_array_makes_none(tmp_path: Path) -> None:
         load(path)
 
 
-def test_an_archive_that_claims_to_be_huge_is_not_unpacked(tmp_path: Path) -> None:
+def test_archive_with_a_false_huge_size_is_not_unpacked(tmp_path: Path) -> None:
     path = tmp_path / "c.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("about.npy", b"x")
@@ -175,7 +175,7 @@ def test_an_archive_that_claims_to_be_huge_is_not_unpacked(tmp_path: Path) -> No
         load(path)
 
 
-def test_pickles_are_never_opened(tmp_path: Path) -> None:
+def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
     hostile = np.array([Path("x")], dtype=object)
     path = tmp_path / "c.npz"
     with zipfile.ZipFile(path, "w") as archive, archive.open("about.npy", "w") as member:

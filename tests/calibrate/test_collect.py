@@ -45,7 +45,9 @@ def activations(draw: st.DrawFn) -> FakeTaps:
 
 @settings(deadline=None)
 @given(activations(), st.data())
-def test_batches_order_and_interruptions_do_not_matter(taps: FakeTaps, data: st.DataObject) -> None:
+def test_summary_is_independent_of_batches_order_and_interruptions(
+    taps: FakeTaps, data: st.DataObject
+) -> None:
     count = len(origin(taps).images)
     order = data.draw(st.permutations(range(count)))
     cuts = sorted(data.draw(st.sets(st.integers(1, count), max_size=3)) | {0, count})
@@ -60,7 +62,7 @@ def test_batches_order_and_interruptions_do_not_matter(taps: FakeTaps, data: st.
 
 @settings(deadline=None)
 @given(activations(), st.data())
-def test_parts_add_up_to_the_whole_in_any_order(taps: FakeTaps, data: st.DataObject) -> None:
+def test_calibration_parts_merge_in_any_order(taps: FakeTaps, data: st.DataObject) -> None:
     count = len(origin(taps).images)
     owner = data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))
     parts = [[at for at in range(count) if owner[at] == who] for who in range(3)]
@@ -71,7 +73,7 @@ def test_parts_add_up_to_the_whole_in_any_order(taps: FakeTaps, data: st.DataObj
     assert pack(merge_calibrations(c, merge_calibrations(b, a))) == whole
 
 
-def test_extremes_are_exact_and_counts_cover_the_rest() -> None:
+def test_summary_has_exact_extremes_and_counts_of_all_values() -> None:
     values = floats(4, 5000)
     seen = summary_of(values)
     assert np.array_equal(seen.lows, values.min(axis=1))
@@ -81,18 +83,18 @@ def test_extremes_are_exact_and_counts_cover_the_rest() -> None:
     assert seen.counts.total == values.size - 2 * len(values)
 
 
-def test_a_sample_is_a_small_part_of_a_large_image() -> None:
+def test_sample_is_a_small_part_of_a_large_image() -> None:
     seen = summary_of(floats(4, 50_000), exact=False)
     assert seen.size == 200_000
     assert 4 * 1300 < seen.counts.total < 4 * 4096
 
 
-def test_zeros_are_counted_whatever_their_sign() -> None:
+def test_zeros_of_both_signs_are_counted() -> None:
     values = np.array([[-1, 0, -0.0, 0, 2]], dtype=np.float32)
     assert summary_of(values).counts.zeros == 3
 
 
-def test_channels_keep_their_mean_and_extremes() -> None:
+def test_channel_means_and_extremes_are_exact() -> None:
     values = floats(50, 3, 40)
     channels = calibrate(FakeTaps({"t": values}), range(20), range(20, 50)).summaries["t"]
     assert channels.channel_means == pytest.approx(values.mean(axis=2).mean(axis=0), abs=1e-7)
@@ -100,31 +102,31 @@ def test_channels_keep_their_mean_and_extremes() -> None:
     assert np.array_equal(channels.channels.largest, np.abs(values).max(axis=(0, 2)))
 
 
-def test_what_is_not_finite_is_named_with_its_images() -> None:
+def test_nonfinite_tensor_is_named_with_its_image() -> None:
     values = {"fine": floats(3, 1, 20), "broken": floats(3, 1, 20, seed=1)}
     values["broken"][1, 0, 4], values["broken"][2, 0, 3:5] = np.nan, -np.inf
-    found = calibrate(FakeTaps(values, exact=True))
-    counts = found.summaries["broken"].counts
+    calibration = calibrate(FakeTaps(values, exact=True))
+    counts = calibration.summaries["broken"].counts
     assert (counts.nans, counts.infinities) == (1, 2)
     with pytest.raises(QConvertError, match="`broken` holds values that are not finite") as raised:
-        require_finite(found)
+        require_finite(calibration)
     assert "2 of 3 images (first: `1.jpg`)" in raised.value.details[0]
 
 
-def test_an_image_counts_once() -> None:
+def test_image_added_twice_is_rejected() -> None:
     taps = FakeTaps({"t": floats(4, 1, 9)})
     done = calibrate(taps, [0, 1])
     with pytest.raises(ValueError, match="image 1 was counted already"):
         collect(map(make_tapped_runner(taps.run, taps), taps.batches([1, 2])), taps, done)
 
 
-def test_parts_that_overlap_are_refused() -> None:
+def test_merge_of_overlapping_parts_is_refused() -> None:
     taps = FakeTaps({"t": floats(4, 1, 9)})
     with pytest.raises(QConvertError, match=r"share 1 images, among them `1\.jpg`"):
         merge_calibrations(calibrate(taps, [0, 1]), calibrate(taps, [1, 2]))
 
 
-def test_parts_of_different_origin_are_refused_and_say_what_differs() -> None:
+def test_merging_different_origins_names_the_difference() -> None:
     taps = FakeTaps({"t": floats(4, 1, 9)})
     mine = calibrate(taps, [0])
     other = replace(mine, origin=replace(mine.origin, model="n", runtime="other 2"))
@@ -132,7 +134,7 @@ def test_parts_of_different_origin_are_refused_and_say_what_differs() -> None:
         merge_calibrations(mine, other)
 
 
-def test_a_batch_whose_images_are_not_kept_apart_is_refused() -> None:
+def test_tensor_that_mixes_images_of_a_batch_is_refused() -> None:
     taps = FakeTaps({"t": floats(4, 1, 9)})
 
     def mixing(feeds: Tensors) -> Tensors:
@@ -146,13 +148,13 @@ def test_a_batch_whose_images_are_not_kept_apart_is_refused() -> None:
         )
 
 
-def test_what_is_missing_is_told_in_runs() -> None:
+def test_missing_images_are_listed_as_runs() -> None:
     state = calibrate(FakeTaps({"t": floats(9, 1, 9)}), [0, 1, 5])
     assert state.missing_images() == [range(2, 5), range(6, 9)]
     assert state.missing_images(range(4, 7)) == [range(4, 5), range(6, 7)]
 
 
-def test_a_killed_run_goes_on_from_its_last_save(tmp_path: Path) -> None:
+def test_killed_calibration_resumes_from_its_last_save(tmp_path: Path) -> None:
     taps = FakeTaps({"t": floats(6, 2, 50)})
     file = tmp_path / "part.npz"
     seconds = iter([0.0, 11.0, 12.0, 13.0])  # the first batch is saved, the second not
@@ -180,19 +182,21 @@ def test_a_killed_run_goes_on_from_its_last_save(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_a_real_network_is_measured_by_its_taps(exact: bool) -> None:
+def test_taps_of_a_real_network_give_its_exact_statistics(exact: bool) -> None:
     model = infer_shapes(tiny())[0]
     tapped = add_calibration_taps(model, exact=exact)
     images = floats(7, 3, 8, 8)
     listed = tuple(CalibrationImage(f"{at}", "0" * 64) for at in range(7))
     start = Calibration(
-        Origin("m", tuple(each.tensor for each in tapped.taps), listed, {}, "ort", exact)
+        Origin("m", tuple(tap.tensor for tap in tapped.taps), listed, {}, "ort", exact)
     )
     run = open_cpu(tapped.model)
     batches = [(range(at, min(at + 3, 7)), {"image": images[at : at + 3]}) for at in (0, 3, 6)]
-    found = collect(map(make_tapped_runner(run, tapped), batches), tapped, start)
+    calibration = collect(map(make_tapped_runner(run, tapped), batches), tapped, start)
     scores = open_cpu(model)({"image": images})["scores"]
-    assert found.summaries["image"].low == images.min()
-    assert found.summaries["scores"].highs == pytest.approx(scores.max(axis=1), rel=1e-5)
-    assert found.summaries["scores"].channel_means == pytest.approx(scores.mean(axis=0), rel=1e-4)
-    require_finite(found)
+    assert calibration.summaries["image"].low == images.min()
+    assert calibration.summaries["scores"].highs == pytest.approx(scores.max(axis=1), rel=1e-5)
+    assert calibration.summaries["scores"].channel_means == pytest.approx(
+        scores.mean(axis=0), rel=1e-4
+    )
+    require_finite(calibration)

@@ -65,7 +65,7 @@ def divergence(bins: Values, cut: int, groups: int) -> float:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("percent", [99.9, 99.99, 99.999])
-def test_percentiles_are_those_of_all_values(shape: str, percent: float) -> None:
+def test_percentile_matches_numpy_on_all_values(shape: str, percent: float) -> None:
     values, exact, sampled = case(shape)
     method = find_method(f"percentile:{percent}")
     threshold = np.quantile(np.abs(values), percent / 100)
@@ -74,25 +74,25 @@ def test_percentiles_are_those_of_all_values(shape: str, percent: float) -> None
 
 
 @pytest.mark.parametrize("shape", ["normal", "laplace", "student t4"])
-def test_a_shifted_grid_cuts_as_many_values_below_as_above(shape: str) -> None:
+def test_asymmetric_percentile_clips_both_tails_equally(shape: str) -> None:
     values, exact, _ = case(shape)
-    found = find_method("percentile:99.9")(exact, SHIFTED)
-    assert found.low == pytest.approx(np.quantile(values, 0.0005), rel=0.01)
-    assert found.high == pytest.approx(np.quantile(values, 0.9995), rel=0.01)
+    limits = find_method("percentile:99.9")(exact, SHIFTED)
+    assert limits.low == pytest.approx(np.quantile(values, 0.0005), rel=0.01)
+    assert limits.high == pytest.approx(np.quantile(values, 0.9995), rel=0.01)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_symmetric_mse_is_as_good_as_trying_every_threshold(shape: str) -> None:
+def test_symmetric_mse_range_matches_brute_force(shape: str) -> None:
     values, exact, sampled = case(shape)
     thresholds = np.abs(values).max() * np.geomspace(1, 1 / 40, 50)
     tried = [squared_error(values, Range(-t, t), SYMMETRIC) for t in thresholds]
     for summary, share in ((exact, 0.01), (sampled, 0.04)):
-        found = squared_error(values, find_method("mse")(summary, SYMMETRIC), SYMMETRIC)
-        assert found <= min(tried) * (1 + share)
+        error = squared_error(values, find_method("mse")(summary, SYMMETRIC), SYMMETRIC)
+        assert error <= min(tried) * (1 + share)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_shifted_mse_is_as_good_as_trying_pairs_of_ends(shape: str) -> None:
+def test_asymmetric_mse_range_matches_brute_force(shape: str) -> None:
     values, exact, sampled = case(shape)
     some = values[:: len(values) // 200_000]  # trying pairs on all of them takes minutes
     some = np.concatenate([some, values[-50:], values[:50]])
@@ -102,8 +102,8 @@ def test_shifted_mse_is_as_good_as_trying_pairs_of_ends(shape: str) -> None:
     best = min(pairs, key=lambda pair: squared_error(some, pair, SHIFTED))
     tried = squared_error(values, best, SHIFTED)
     for summary, share in ((exact, 0.01), (sampled, 0.04)):
-        found = squared_error(values, find_method("mse")(summary, SHIFTED), SHIFTED)
-        assert found <= tried * (1 + share)
+        error = squared_error(values, find_method("mse")(summary, SHIFTED), SHIFTED)
+        assert error <= tried * (1 + share)
 
 
 def good_thresholds(values: Values, groups: int) -> Values:
@@ -114,18 +114,18 @@ def good_thresholds(values: Values, groups: int) -> Values:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_entropy_cuts_at_a_least_divergence(shape: str) -> None:
+def test_entropy_range_has_the_least_divergence(shape: str) -> None:
     # Of fewer values the divergence is mostly the noise of counting them in 2,048 bins.
     values = SHAPES[shape](np.random.default_rng(0), (256, 32_768))
     groups = {SYMMETRIC: 128} | ({SHIFTED: 256} if values.min() >= 0 else {})
     for grid, count in groups.items():
         good = good_thresholds(values.astype(np.float64).ravel(), count)
         for exact, share in ((True, 0.03), (False, 0.04)):
-            found = find_method("entropy")(summary_of(values, exact=exact), grid).max_abs
-            assert np.abs(found / good - 1).min() <= share
+            threshold = find_method("entropy")(summary_of(values, exact=exact), grid).max_abs
+            assert np.abs(threshold / good - 1).min() <= share
 
 
-def test_entropy_does_not_collapse_where_half_of_all_values_are_zero() -> None:
+def test_entropy_range_of_rectified_values_does_not_collapse() -> None:
     _, exact, _ = case("rectified normal")
     assert find_method("entropy")(exact, SYMMETRIC).high > 4
 
@@ -133,62 +133,64 @@ def test_entropy_does_not_collapse_where_half_of_all_values_are_zero() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("grid", [SYMMETRIC, SHIFTED])
-def test_no_method_goes_beyond_the_extremes(shape: str, name: str, grid: Grid) -> None:
+def test_ranges_never_exceed_the_extremes(shape: str, name: str, grid: Grid) -> None:
     values, *summaries = case(shape)
     for summary in summaries:
-        found = find_method(name)(summary, grid)
-        assert values[0] <= found.low <= found.high <= values[-1]
+        limits = find_method(name)(summary, grid)
+        assert values[0] <= limits.low <= limits.high <= values[-1]
 
 
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("grid", [SYMMETRIC, SHIFTED])
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("constant", [0.0, 3.7, -2.5])
-def test_a_constant_keeps_its_value(name: str, grid: Grid, exact: bool, constant: float) -> None:
+def test_constant_tensor_keeps_its_value_as_range(
+    name: str, grid: Grid, exact: bool, constant: float
+) -> None:
     values = np.full((9, 100), constant, dtype=np.float32)
-    found = find_method(name)(summary_of(values, exact=exact), grid)
-    assert found.max_abs == pytest.approx(abs(constant))
+    limits = find_method(name)(summary_of(values, exact=exact), grid)
+    assert limits.max_abs == pytest.approx(abs(constant))
 
 
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("grid", [SYMMETRIC, SHIFTED])
-def test_two_values_are_both_kept(name: str, grid: Grid) -> None:
+def test_range_of_two_values_contains_both(name: str, grid: Grid) -> None:
     values = np.where(floats(40, 1000) > 0.5, 1.5, 0).astype(np.float32)
     assert find_method(name)(summary_of(values), grid) == Range(0.0, 1.5)
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_a_tensor_of_single_values_has_a_range(name: str) -> None:
+def test_tensor_with_one_value_per_image_has_a_range(name: str) -> None:
     assert find_method(name)(summary_of(floats(40, 1)), SYMMETRIC).max_abs > 0
 
 
-def test_minmax_is_exact_however_little_is_sampled() -> None:
+def test_minmax_range_is_exact_for_a_sparse_sample() -> None:
     values = floats(3, 100_000)
-    found = find_method("minmax")(summary_of(values, exact=False), SYMMETRIC)
-    assert (found.low, found.high) == (values.min(), values.max())
+    limits = find_method("minmax")(summary_of(values, exact=False), SYMMETRIC)
+    assert (limits.low, limits.high) == (values.min(), values.max())
 
 
-def test_the_moving_average_takes_a_hundredth_of_each_new_image() -> None:
+def test_moving_average_weighs_a_new_image_by_one_percent() -> None:
     values = floats(30, 50)
     low, high = float(values[0].min()), float(values[0].max())
     for image in values[1:].astype(np.float64):
         low, high = low + 0.01 * (image.min() - low), high + 0.01 * (image.max() - high)
-    found = find_method("moving-average")(summary_of(values), SYMMETRIC)
-    assert [found.low, found.high] == pytest.approx([low, high])
+    limits = find_method("moving-average")(summary_of(values), SYMMETRIC)
+    assert [limits.low, limits.high] == pytest.approx([low, high])
 
 
-def test_ranges_are_for_the_tensors_that_were_counted() -> None:
+def test_ranges_cover_only_sampled_tensors() -> None:
     seen = calibrate(FakeTaps({"a": floats(9, 1, 20), "b": floats(9, 2, 20)})).summaries
     assert set(compute_ranges(seen, "mse", SYMMETRIC)) == {"a", "b"}
 
 
-def test_an_unknown_method_is_refused_with_those_there_are() -> None:
+def test_unknown_range_method_is_refused_with_the_list() -> None:
     with pytest.raises(UsageError, match="no range method `kl`") as raised:
         find_method("kl")
     assert "minmax, moving-average, entropy, mse, and percentile:99.99" in str(raised.value.hint)
 
 
 @pytest.mark.parametrize("name", ["percentile:", "percentile:x", "percentile:0", "percentile:101"])
-def test_a_percentile_without_a_sensible_number_is_refused(name: str) -> None:
+def test_percentile_out_of_range_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="is not a percentile above 50"):
         find_method(name)

@@ -20,7 +20,7 @@ def summed(terms: list[float]) -> ExactSum:
 
 
 @given(TERMS)
-def test_order_and_grouping_do_not_matter(terms: list[float]) -> None:
+def test_exact_sum_is_independent_of_order_and_grouping(terms: list[float]) -> None:
     whole = parts(summed(terms))
     shuffled = sorted(terms, key=hash)
     half = len(terms) // 2
@@ -30,12 +30,12 @@ def test_order_and_grouping_do_not_matter(terms: list[float]) -> None:
 
 
 @given(TERMS)
-def test_the_sum_is_right_to_a_quantum_a_term(terms: list[float]) -> None:
+def test_exact_sum_is_right_to_a_quantum_per_term(terms: list[float]) -> None:
     exact = math.fsum(float(np.float32(term)) for term in terms)
     error = abs(float(summed(terms).to_float()[0]) - exact)
     assert error <= len(terms) * 2.0**-52 + abs(exact) * 2.0**-51
 
 
-def test_terms_far_beyond_every_activation_are_cut() -> None:
+def test_exact_sum_clips_huge_terms() -> None:
     assert summed([1e30]).to_float()[0] == 2.0**36
     assert summed([-1e30]).to_float()[0] == -(2.0**36)

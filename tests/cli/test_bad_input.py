@@ -144,11 +144,8 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_is_told_in_words(
-    case: str,
-    qconvert: Callable[..., Outcome],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_invalid_input_ends_in_an_error_message(
+    case: str, qconvert: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare, code, said = CASES[case]
     work = tmp_path / "work"

@@ -39,33 +39,33 @@ def built(qconvert: Command, *more: str, code: int = 0) -> Outcome:
     return done
 
 
-def told(done: Outcome) -> dict[str, dict[str, object]]:
-    return {each["name"]: each for each in json.loads(done.out)["variants"]}
+def variants_of(done: Outcome) -> dict[str, dict[str, object]]:
+    return {variant["name"]: variant for variant in json.loads(done.out)["variants"]}
 
 
-def test_one_command_gives_every_cell_that_can_be_measured_here(qconvert: Command) -> None:
+def test_build_measures_every_variant_that_runs_here(qconvert: Command) -> None:
     more = ("--backend", "cpu,tensorrt-rtx", "--labels", "labels.csv", "--json")
-    variants = told(built(qconvert, *IMAGES, *more))
+    variants = variants_of(built(qconvert, *IMAGES, *more))
     assert list(variants) == [
         "cpu-fp32", "cpu-fp16", "cpu-int8",
         "tensorrt-rtx-fp32", "tensorrt-rtx-fp16", "tensorrt-rtx-int8",
     ]  # fmt: skip
-    for name, each in variants.items():
-        assert each["engine"]["bytes"] == sum(  # type: ignore[index]
+    for name, variant in variants.items():
+        assert variant["engine"]["bytes"] == sum(  # type: ignore[index]
             (Path("run/engines") / name / file).stat().st_size
-            for file in each["engine"]["files"]  # type: ignore[index]
+            for file in variant["engine"]["files"]  # type: ignore[index]
         )
-        assert each["accuracy"]["n"] == 24  # type: ignore[index]
-        assert each["accuracy"]["top1"] is not None  # type: ignore[index]
+        assert variant["accuracy"]["n"] == 24  # type: ignore[index]
+        assert variant["accuracy"]["top1"] is not None  # type: ignore[index]
         here = name.startswith("cpu")
-        assert [latency["batch"] for latency in each["latency"]] == ([1, 4] if here else [])  # type: ignore[attr-defined]
-        assert each["accuracy"]["measured_on"] == ("engine" if here else "cpu-simulation")  # type: ignore[index]
-        assert ("latency" in each["unmeasured"]) == (not here)  # type: ignore[operator]
+        assert [latency["batch"] for latency in variant["latency"]] == ([1, 4] if here else [])  # type: ignore[attr-defined]
+        assert variant["accuracy"]["measured_on"] == ("engine" if here else "cpu-simulation")  # type: ignore[index]
+        assert ("latency" in variant["unmeasured"]) == (not here)  # type: ignore[operator]
     assert variants["cpu-int8"]["by_precision"]["int8"] > 5  # type: ignore[index]
     assert variants["cpu-fp32"]["accuracy"]["agreement"] == 100  # type: ignore[index]
 
 
-def test_the_folder_of_a_run_is_whole_and_holds_no_links(qconvert: Command) -> None:
+def test_run_folder_is_complete_and_has_no_links(qconvert: Command) -> None:
     built(qconvert, *IMAGES)
     here = {file.relative_to("run").as_posix() for file in _files(Path("run"))}
     assert {
@@ -77,13 +77,13 @@ def test_the_folder_of_a_run_is_whole_and_holds_no_links(qconvert: Command) -> N
     assert not any(file.is_symlink() or file.stat().st_nlink > 1 for file in _files(Path("run")))
 
 
-def test_the_same_again_does_nothing_and_says_the_same(qconvert: Command) -> None:
+def test_repeated_build_is_cached_and_reports_the_same(qconvert: Command) -> None:
     first = json.loads(built(qconvert, *IMAGES, "--json").out)
     again = built(qconvert, *IMAGES, "--json")
     second = json.loads(again.out)
     for report in (first, second):
-        for each in ("created", "seconds", "command"):
-            report.pop(each)
+        for key in ("created", "seconds", "command"):
+            report.pop(key)
         for variant in report["variants"]:
             variant["engine"].pop("stored")
     assert first == second
@@ -92,7 +92,7 @@ def test_the_same_again_does_nothing_and_says_the_same(qconvert: Command) -> Non
     assert all("cached" in line for line in done)
 
 
-def test_a_run_goes_on_elsewhere_without_its_images(qconvert: Command) -> None:
+def test_moved_run_resumes_without_its_images(qconvert: Command) -> None:
     built(qconvert, *IMAGES, "--plan-only")
     assert not list(Path("run/engines").glob("*/engine.json"))
     shutil.move("run", "moved")
@@ -103,19 +103,21 @@ def test_a_run_goes_on_elsewhere_without_its_images(qconvert: Command) -> None:
     done = qconvert("build", "--from", "moved", "--eval", "others", *QUICK, "--json")
     assert done.code == 0, done.err
     assert "✓ calibrate" not in done.err
-    assert all(each["engine"] and each["latency"] for each in told(done).values())
+    assert all(variant["engine"] and variant["latency"] for variant in variants_of(done).values())
 
 
-def test_engines_that_are_added_to_a_run_stand_beside_those_it_has(qconvert: Command) -> None:
+def test_engines_added_to_a_run_join_its_report(qconvert: Command) -> None:
     built(qconvert, *IMAGES, "--precision", "fp32")
-    both = told(built(qconvert, *IMAGES, "--precision", "int8", "--json"))
+    both = variants_of(built(qconvert, *IMAGES, "--precision", "int8", "--json"))
     assert [*both] == ["cpu-fp32", "cpu-int8"]
     assert both["cpu-fp32"]["accuracy"]["agreement"] == 100  # type: ignore[index]
     assert "qconvert bench" in both["cpu-fp32"]["unmeasured"]["latency"]  # type: ignore[index]
     resumed = qconvert("build", "--from", "run", "--precision", "fp16", *QUICK, "--json")
     assert resumed.code == 0, resumed.err
-    assert told(resumed)["cpu-fp32"]["accuracy"]["agreement"] == 100  # type: ignore[index]
-    others = told(built(qconvert, *IMAGES, "--precision", "int8", "--eval-count", "16", "--json"))
+    assert variants_of(resumed)["cpu-fp32"]["accuracy"]["agreement"] == 100  # type: ignore[index]
+    others = variants_of(
+        built(qconvert, *IMAGES, "--precision", "int8", "--eval-count", "16", "--json")
+    )
     assert others["cpu-fp32"]["accuracy"] is None
     assert "other images" in others["cpu-fp32"]["unmeasured"]["accuracy"]  # type: ignore[index]
 
@@ -123,7 +125,7 @@ def test_engines_that_are_added_to_a_run_stand_beside_those_it_has(qconvert: Com
 FAST = ("--effort", "none", "--backend", "cpu")
 
 
-def test_a_run_goes_on_though_its_images_are_others_by_now(qconvert: Command) -> None:
+def test_run_resumes_after_its_images_changed(qconvert: Command) -> None:
     built(qconvert, *IMAGES, *FAST, "--precision", "int8")
     shutil.rmtree("images")
     draw_folder(Path("images"), 20, size=16)
@@ -132,7 +134,7 @@ def test_a_run_goes_on_though_its_images_are_others_by_now(qconvert: Command) ->
     assert json.loads(done.out)["calibration"]["count"] == 40
 
 
-def test_a_file_lies_over_the_settings_of_a_run(qconvert: Command) -> None:
+def test_config_file_overrides_the_settings_of_a_run(qconvert: Command) -> None:
     built(qconvert, *IMAGES, *FAST, "--precision", "fp16", "--max-size", "1000")
     Path("tight.toml").write_text("[gate]\nmax-size = 0.001\n")
     tight = ("--config", "tight.toml")
@@ -142,14 +144,14 @@ def test_a_file_lies_over_the_settings_of_a_run(qconvert: Command) -> None:
         assert "max-size: `cpu-fp16`" in done.out
         assert qconvert(*command, *tight, "--max-size", "1000").code == 0
     done = qconvert("evaluate", "run", *tight, "--json")
-    assert [each["accuracy"]["n"] for each in told(done).values()] == [24]  # type: ignore[index]
+    assert [variant["accuracy"]["n"] for variant in variants_of(done).values()] == [24]  # type: ignore[index]
     Path("other.toml").write_text('[quantize]\nmethod = "minmax"\n')
     refused = qconvert("build", "--from", "run", "--config", "other.toml")
     assert refused.code == 2
     assert "  `quantize.method` was not set, now `minmax`\n" in refused.err
 
 
-def test_labels_and_count_of_a_run_are_of_its_own_images(qconvert: Command) -> None:
+def test_labels_and_count_of_a_run_apply_to_its_own_images_only(qconvert: Command) -> None:
     own = ("--labels", "labels.csv", "--eval-count", "20")
     built(qconvert, *IMAGES, *FAST, "--precision", "fp32", *own)
     draw_folder(Path("others"), 24)
@@ -172,21 +174,21 @@ def test_labels_and_count_of_a_run_are_of_its_own_images(qconvert: Command) -> N
 def _labelled(done: Outcome) -> object:
     """Return how many images were looked at; they have labels."""
     assert done.code == 0, done.err
-    accuracy: dict[str, object] = told(done)["cpu-fp32"]["accuracy"]  # type: ignore[assignment]
+    accuracy: dict[str, object] = variants_of(done)["cpu-fp32"]["accuracy"]  # type: ignore[assignment]
     assert accuracy["top1"] is not None
     return accuracy["n"]
 
 
-def test_a_picture_of_another_name_is_shown_by_that_name(qconvert: Command) -> None:
+def test_renamed_image_appears_under_its_new_name_in_evidence(qconvert: Command) -> None:
     Path("labels.csv").unlink()
     built(qconvert, *IMAGES, *FAST, "--precision", "int8")
     Path("eval/0000.png").rename("eval/000.png")
     done = built(qconvert, *IMAGES, *FAST, "--precision", "int8", "--json")
-    shown = {each["image"] for each in json.loads(done.out)["evidence"]["feature_maps"]}
+    shown = {row["image"] for row in json.loads(done.out)["evidence"]["feature_maps"]}
     assert shown == {"000.png"}
 
 
-def test_int8_from_other_images_does_not_stay_in_a_run(qconvert: Command) -> None:
+def test_int8_engines_of_other_calibration_images_are_refused(qconvert: Command) -> None:
     built(qconvert, *IMAGES, *FAST, "--precision", "int8")
     Path("images/0000.png").unlink()
     refused = built(qconvert, *IMAGES, *FAST, "--precision", "fp16", code=2)
@@ -194,17 +196,17 @@ def test_int8_from_other_images_does_not_stay_in_a_run(qconvert: Command) -> Non
     built(qconvert, *IMAGES, *FAST, "--precision", "fp16,int8")
 
 
-def test_images_that_calibration_and_evaluation_share_stay_told(qconvert: Command) -> None:
+def test_note_about_shared_images_survives_resuming(qconvert: Command) -> None:
     both = ("--images", "images", "--eval", "images")
     built(qconvert, *both, *FAST, "--precision", "int8")
     shutil.rmtree("images")
     done = qconvert("build", "--from", "run", "--precision", "fp16", *QUICK, "--json")
     assert done.code == 0, done.err
-    assert told(done)["cpu-int8"]["accuracy"]
+    assert variants_of(done)["cpu-int8"]["accuracy"]
     assert "calibration and evaluation share 40 images" in done.out
 
 
-def test_a_plan_in_the_run_is_followed(qconvert: Command) -> None:
+def test_edited_plan_in_a_run_is_followed(qconvert: Command) -> None:
     built(qconvert, *IMAGES, "--plan-only", "--precision", "int8")
     place = Path("run/engines/cpu-int8/plan.json")
     plan = json.loads(place.read_text())
@@ -212,11 +214,11 @@ def test_a_plan_in_the_run_is_followed(qconvert: Command) -> None:
     place.write_text(json.dumps(plan))
     done = qconvert("build", "--from", "run", *QUICK, "--json")
     assert done.code == 0, done.err
-    left = told(done)["cpu-int8"]["unquantized"]
+    left = variants_of(done)["cpu-int8"]["unquantized"]
     assert left == [{"node": "scores", "op": "Gemm", "reason": "my reason"}]
 
 
-def test_a_plan_that_was_changed_is_not_overwritten(qconvert: Command) -> None:
+def test_edited_plan_is_never_overwritten(qconvert: Command) -> None:
     one = (*IMAGES, "--precision", "int8")
     built(qconvert, *one, "--plan-only")
     place = Path("run/engines/cpu-int8/plan.json")
@@ -233,7 +235,7 @@ def test_a_plan_that_was_changed_is_not_overwritten(qconvert: Command) -> None:
     built(qconvert, *IMAGES, "--precision", "fp32")
     done = qconvert("build", "--from", "run", "--precision", "int8", *QUICK, "--json")
     assert done.code == 0, done.err
-    assert told(done)["cpu-int8"]["unquantized"][0]["reason"] == "my reason"  # type: ignore[index]
+    assert variants_of(done)["cpu-int8"]["unquantized"][0]["reason"] == "my reason"  # type: ignore[index]
     place.unlink()
     built(qconvert, *one)
     assert place.read_bytes() == own
@@ -242,7 +244,7 @@ def test_a_plan_that_was_changed_is_not_overwritten(qconvert: Command) -> None:
     assert place.read_bytes() == own
 
 
-def test_gates_decide_the_exit_code_and_are_named(qconvert: Command) -> None:
+def test_failed_gate_exits_with_1_and_is_named(qconvert: Command) -> None:
     more = ("--labels", "labels.csv", "--max-size", "0.001", "--allow-unmeasured")
     done = built(qconvert, *IMAGES, *more, code=1)
     assert "max-size: `cpu-int8`" in done.out
@@ -252,26 +254,26 @@ def test_gates_decide_the_exit_code_and_are_named(qconvert: Command) -> None:
     assert built(qconvert, *IMAGES, "--max-size", "1000").code == 0
 
 
-def test_without_images_there_is_no_int8_and_no_accuracy(qconvert: Command) -> None:
+def test_build_without_images_has_no_int8_and_no_accuracy(qconvert: Command) -> None:
     refused = built(qconvert, code=2)
     assert "--precision fp32,fp16" in refused.err
     done = built(qconvert, "--precision", "fp32", "--json")
-    assert told(done)["cpu-fp32"]["accuracy"] is None
-    assert "--eval" in told(done)["cpu-fp32"]["unmeasured"]["accuracy"]  # type: ignore[index]
+    assert variants_of(done)["cpu-fp32"]["accuracy"] is None
+    assert "--eval" in variants_of(done)["cpu-fp32"]["unmeasured"]["accuracy"]  # type: ignore[index]
 
 
-def test_what_does_not_work_here_is_refused_with_exit_4_unless_only_planned(
+def test_unavailable_backend_exits_with_4_unless_plan_only(
     qconvert: Command,
 ) -> None:
     refused = built(qconvert, *IMAGES, "--backend", "cuda", code=4)
     assert "the backend `cuda` does not work here" in refused.err
     assert "--plan-only" in refused.err
     planned = built(qconvert, *IMAGES, "--backend", "cuda", "--plan-only", "--json")
-    assert [*told(planned)] == ["cuda-fp32", "cuda-fp16"]
+    assert [*variants_of(planned)] == ["cuda-fp32", "cuda-fp16"]
     assert "no int8 for `cuda`" in planned.out
 
 
-def test_another_model_or_other_settings_need_another_folder(qconvert: Command) -> None:
+def test_run_folder_with_another_model_or_settings_is_refused(qconvert: Command) -> None:
     built(qconvert, *IMAGES, "--precision", "fp32")
     built(qconvert, *IMAGES, "--precision", "fp32,int8")
     refused = built(qconvert, *IMAGES, "--method", "minmax", code=2)
@@ -285,7 +287,7 @@ def test_another_model_or_other_settings_need_another_folder(qconvert: Command) 
     assert [*Path("full").iterdir()] == [Path("full/notes.txt")]
 
 
-def test_a_build_that_is_refused_leaves_the_settings_of_the_run(qconvert: Command) -> None:
+def test_refused_build_keeps_the_run_settings(qconvert: Command) -> None:
     built(qconvert, *IMAGES, "--precision", "fp32")
     before = Path("run/run.toml").read_bytes()
     write(tiny(), Path("net.onnx"))
@@ -294,7 +296,7 @@ def test_a_build_that_is_refused_leaves_the_settings_of_the_run(qconvert: Comman
     assert Path("run/run.toml").read_bytes() == before
 
 
-def test_a_dry_run_touches_nothing(qconvert: Command, tmp_path: Path) -> None:
+def test_build_dry_run_changes_nothing(qconvert: Command, tmp_path: Path) -> None:
     before = {file: file.read_bytes() for file in _files(tmp_path)}
     done = qconvert("build", "net.onnx", *IMAGES, "--dry-run", "--backend", "cpu,tensorrt-rtx")
     assert done.code == 0
@@ -302,9 +304,7 @@ def test_a_dry_run_touches_nothing(qconvert: Command, tmp_path: Path) -> None:
     assert {file: file.read_bytes() for file in _files(tmp_path)} == before
 
 
-def test_a_dry_run_refuses_the_folder_that_a_build_refuses(
-    qconvert: Command, tmp_path: Path
-) -> None:
+def test_dry_run_refuses_the_folder_that_a_build_refuses(qconvert: Command, tmp_path: Path) -> None:
     built(qconvert, *IMAGES, *FAST, "--plan-only", "--precision", "fp32")
     Path("full").mkdir()
     Path("full/notes.txt").write_text("mine")
@@ -325,32 +325,30 @@ def test_a_dry_run_refuses_the_folder_that_a_build_refuses(
     assert {file: file.read_bytes() for file in _files(tmp_path)} == before
 
 
-def test_runs_and_engines_can_be_timed_and_scored_again(qconvert: Command) -> None:
+def test_bench_and_evaluate_update_runs_and_engines(qconvert: Command) -> None:
     built(qconvert, *IMAGES, "--precision", "fp32,int8")
     report = Path("run/report.json")
     before = json.loads(report.read_text())
     assert qconvert("bench", "run", "--seconds", "0.02", "--batch-sizes", "2").code == 0
     after = json.loads(report.read_text())
-    assert [each["batch"] for each in after["variants"][0]["latency"]] == [2]
+    assert [latency["batch"] for latency in after["variants"][0]["latency"]] == [2]
     assert after["variants"][0]["accuracy"] == before["variants"][0]["accuracy"]
     draw_folder(Path("others"), 16)
     assert qconvert("evaluate", "run", "--eval", "others").code == 0
     assert json.loads(report.read_text())["variants"][0]["accuracy"]["n"] == 16
     other = qconvert("evaluate", "run", "--eval", "others", "--preprocess", "inception", "--json")
-    assert "prepared otherwise than for calibration (mean, std)" in other.out
+    assert "prepared differently (mean, std)" in other.out
     assert json.loads(report.read_text())["preprocess"] == before["preprocess"]
     again = qconvert("evaluate", "run", "--eval", "others", "--json")
-    assert "prepared otherwise" not in again.out
+    assert "prepared differently" not in again.out
     loose = qconvert("evaluate", "net.onnx", "run/engines/cpu-int8", "--eval", "others", "--json")
     assert loose.code == 0, loose.err
-    assert [*told(loose)] == ["net.onnx", "cpu-int8"]
+    assert [*variants_of(loose)] == ["net.onnx", "cpu-int8"]
     timed = qconvert("bench", "net.onnx", "run/engines/cpu-int8", *QUICK, "--json")
-    assert [len(each["latency"]) for each in told(timed).values()] == [2, 2]  # type: ignore[arg-type]
+    assert [len(variant["latency"]) for variant in variants_of(timed).values()] == [2, 2]  # type: ignore[arg-type]
 
 
-def test_models_of_other_inputs_are_told_apart_before_any_image_is_run(
-    qconvert: Command, tmp_path: Path
-) -> None:
+def test_compare_refuses_models_with_different_inputs(qconvert: Command, tmp_path: Path) -> None:
     write(tiny(), tmp_path / "tiny.onnx")
     for command in (("evaluate", "--eval", "eval"), ("compare", "--images", "eval")):
         done = qconvert(command[0], "net.onnx", "tiny.onnx", *command[1:], "--json")
@@ -358,7 +356,7 @@ def test_models_of_other_inputs_are_told_apart_before_any_image_is_run(
         assert "`tiny.onnx` takes `image: float32[batch, 3, 8, 8]`" in done.err
 
 
-def test_a_report_is_shown_again_in_every_form(qconvert: Command) -> None:
+def test_report_renders_in_every_format(qconvert: Command) -> None:
     built(qconvert, *IMAGES, "--labels", "labels.csv")
     for form, begins in (("text", "Size"), ("md", "# "), ("json", "{"), ("card", "---")):
         shown = qconvert("report", "run", "--format", form)
@@ -367,10 +365,10 @@ def test_a_report_is_shown_again_in_every_form(qconvert: Command) -> None:
     assert qconvert("report", "images").code == 2
 
 
-def test_a_backend_is_any_module_that_does_what_backends_do(
+def test_third_party_backend_module_builds_engines(
     qconvert: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("cpu", "fake"):
         monkeypatch.setitem(backends.BACKENDS, name, "tests.fake_backend")
     done = built(qconvert, *IMAGES, "--precision", "fp32,fp16", "--json")
-    assert all(each["by_provider"] for each in told(done).values())
+    assert all(variant["by_provider"] for variant in variants_of(done).values())

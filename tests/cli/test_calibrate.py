@@ -36,16 +36,16 @@ def step(outcome: Outcome) -> str:
     return line
 
 
-def test_one_pass_makes_one_small_file_and_leaves_nothing_else(
+def test_calibrate_writes_one_small_file(
     qconvert: Command, tiny: Path, images: Path, tmp_path: Path
 ) -> None:
     outcome = calibrated(qconvert, "c.npz")
     assert outcome.out == ""
     assert "✓ calibrate 40 images, " in outcome.err
-    found = calibration_file.load(Path("c.npz"))
-    assert found.image_indices.tolist() == list(range(40))
-    assert found.origin.images[0].name == "0000.png"
-    assert found.origin.preprocessing["crop"] == 8
+    calibration = calibration_file.load(Path("c.npz"))
+    assert calibration.image_indices.tolist() == list(range(40))
+    assert calibration.origin.images[0].name == "0000.png"
+    assert calibration.origin.preprocessing["crop"] == 8
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         ".store",
         "c.npz",
@@ -54,7 +54,7 @@ def test_one_pass_makes_one_small_file_and_leaves_nothing_else(
     ]
 
 
-def test_workers_shards_and_their_order_make_the_same_bytes(
+def test_workers_and_shards_give_the_same_calibration_bytes(
     qconvert: Command, tiny: Path, images: Path
 ) -> None:
     calibrated(qconvert, "one.npz")
@@ -68,7 +68,7 @@ def test_workers_shards_and_their_order_make_the_same_bytes(
     assert Path("m.npz").read_bytes() == whole
 
 
-def test_the_same_command_again_runs_no_image(qconvert: Command, tiny: Path, images: Path) -> None:
+def test_repeated_calibrate_runs_no_image(qconvert: Command, tiny: Path, images: Path) -> None:
     calibrated(qconvert, "c.npz")
     before = Path("c.npz").stat().st_mtime_ns
     assert " cached, " in step(calibrated(qconvert, "c.npz"))
@@ -76,7 +76,9 @@ def test_the_same_command_again_runs_no_image(qconvert: Command, tiny: Path, ima
     assert "cached" not in step(calibrated(qconvert, "c.npz", "--fresh"))
 
 
-def test_a_shard_is_completed_by_the_whole(qconvert: Command, tiny: Path, images: Path) -> None:
+def test_full_calibration_reuses_a_finished_shard(
+    qconvert: Command, tiny: Path, images: Path
+) -> None:
     calibrated(qconvert, "c.npz", "--shard", "1/2")
     assert calibration_file.load(Path("c.npz")).image_indices.size == 20
     calibrated(qconvert, "c.npz")
@@ -84,7 +86,9 @@ def test_a_shard_is_completed_by_the_whole(qconvert: Command, tiny: Path, images
     assert Path("c.npz").read_bytes() == Path("fresh.npz").read_bytes()
 
 
-def test_kill_9_loses_only_the_last_seconds(qconvert: Command, tiny: Path, tmp_path: Path) -> None:
+def test_calibration_killed_by_sigkill_resumes(
+    qconvert: Command, tiny: Path, tmp_path: Path
+) -> None:
     draw_folder(tmp_path / "images", 40)
     script = (
         "import sys, time\n"
@@ -116,14 +120,14 @@ def test_kill_9_loses_only_the_last_seconds(qconvert: Command, tiny: Path, tmp_p
     assert not Path(".c.npz.part").exists()
 
 
-def test_other_settings_are_measured_anew(qconvert: Command, tiny: Path, images: Path) -> None:
+def test_other_preprocessing_recalibrates(qconvert: Command, tiny: Path, images: Path) -> None:
     calibrated(qconvert, "c.npz")
     changed = calibrated(qconvert, "c.npz", "--mean", "0.5")
     assert "cached" not in step(changed)
     assert calibration_file.load(Path("c.npz")).origin.preprocessing["mean"] == [0.5]
 
 
-def test_show_prints_ranges_of_every_method_from_the_file_alone(
+def test_calibrate_show_prints_ranges_of_every_method(
     qconvert: Command, tiny: Path, images: Path
 ) -> None:
     calibrated(qconvert, "c.npz")
@@ -135,8 +139,8 @@ def test_show_prints_ranges_of_every_method_from_the_file_alone(
     assert rows[0].startswith("image ")
     methods = ["mse", "minmax", "moving-average", "entropy", "percentile:99.9"]
     args = [word for name in methods for word in ("--method", name)]
-    told = json.loads(qconvert("calibrate", "--show", "c.npz", "--json", *args).out)
-    for tensor in told["tensors"]:
+    result = json.loads(qconvert("calibrate", "--show", "c.npz", "--json", *args).out)
+    for tensor in result["tensors"]:
         assert [kept["method"] for kept in tensor["kept"]] == methods
         exact = tensor["kept"][1]
         assert (exact["low"], exact["high"], exact["clipped"]) == (
@@ -147,7 +151,7 @@ def test_show_prints_ranges_of_every_method_from_the_file_alone(
     assert qconvert("calibrate", "--show", "c.npz", "--method", "mode").code == 2
 
 
-def test_arrays_feed_models_of_several_inputs(qconvert: Command, tmp_path: Path) -> None:
+def test_npz_arrays_calibrate_a_model_with_two_inputs(qconvert: Command, tmp_path: Path) -> None:
     text = (
         '<ir_version: 10, opset_import: ["": 20]>\n'
         "net (float[N, 4] a, float[N, 4] b) => (float[N, 3] y) { h = Add (a, b) y = MatMul (h, w) }"
@@ -156,16 +160,16 @@ def test_arrays_feed_models_of_several_inputs(qconvert: Command, tmp_path: Path)
     np.savez("data.npz", a=floats(9, 4), b=floats(9, 4, seed=1))
     outcome = qconvert("calibrate", "two.onnx", "--images", "data.npz", "-o", "c.npz")
     assert outcome.code == 0, outcome.err
-    found = calibration_file.load(Path("c.npz"))
-    assert found.summaries["a"].high == pytest.approx(float(floats(9, 4).max()))
-    assert found.summaries["h"].low == pytest.approx(
+    calibration = calibration_file.load(Path("c.npz"))
+    assert calibration.summaries["a"].high == pytest.approx(float(floats(9, 4).max()))
+    assert calibration.summaries["h"].low == pytest.approx(
         float((floats(9, 4) + floats(9, 4, seed=1)).min()), rel=1e-6
     )
     assert "note: 9 images are few" in outcome.err
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_fixed_batch_gives_the_extremes_of_a_dynamic_one(
+def test_fixed_batch_gives_the_extremes_of_a_dynamic_one(
     qconvert: Command, tiny: Path, images: Path, batch: int
 ) -> None:
     calibrated(qconvert, "dynamic.npz")
@@ -177,7 +181,7 @@ def test_a_fixed_batch_gives_the_extremes_of_a_dynamic_one(
         np.testing.assert_allclose(fixed.summaries[tensor].highs, seen.highs, rtol=1e-5, atol=1e-6)
 
 
-def test_a_broken_picture_is_passed_over_and_no_news_the_second_time(
+def test_unreadable_image_is_skipped_and_reported_each_time(
     qconvert: Command, tiny: Path, images: Path
 ) -> None:
     (images / "0007.png").write_bytes((images / "0007.png").read_bytes()[:60])
@@ -248,7 +252,7 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_told_in_words(
+def test_invalid_input_ends_in_an_error_message(
     qconvert: Command, tiny: Path, images: Path, tmp_path: Path, case: str
 ) -> None:
     prepare, code, said = BAD[case]
@@ -262,7 +266,7 @@ def test_bad_input_is_told_in_words(
     assert not Path("out.npz").exists()
 
 
-def test_parts_that_do_not_belong_together_are_refused(
+def test_merge_of_unrelated_calibration_files_is_refused(
     qconvert: Command, tiny: Path, images: Path
 ) -> None:
     calibrated(qconvert, "a.npz", "--shard", "1/2")

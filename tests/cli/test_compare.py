@@ -28,7 +28,7 @@ def _world(tmp_path: Path, qconvert: Command) -> None:
     assert done.code == 0, done.err
 
 
-def test_layers_are_listed_in_order_and_the_worst_are_named(qconvert: Command) -> None:
+def test_compare_lists_layers_in_order_and_names_the_worst(qconvert: Command) -> None:
     done = qconvert("compare", "net.onnx", "int8.onnx", "--images", "images")
     assert done.code == 0, done.err
     rows = [line.split()[0] for line in done.out.splitlines() if " int8 " in line]
@@ -41,23 +41,23 @@ def test_layers_are_listed_in_order_and_the_worst_are_named(qconvert: Command) -
     assert "cached" in again.err
 
 
-def test_what_json_has_no_number_for_is_a_word_there() -> None:
+def test_nonfinite_numbers_are_words_in_json() -> None:
     layer = LayerError("a", "n", "Conv", "fp16", -math.inf, math.inf, None, None, None)
-    (told,) = layers_to_json([layer])
-    assert (told["arriving_db"], told["made_db"]) == ("-inf", "inf")
+    (row,) = layers_to_json([layer])
+    assert (row["arriving_db"], row["made_db"]) == ("-inf", "inf")
 
 
-def test_patterns_choose_layers_by_tensor_node_or_operator(qconvert: Command) -> None:
+def test_layer_patterns_match_tensor_node_and_operator(qconvert: Command) -> None:
     base = ("compare", "net.onnx", "int8.onnx", "--images", "images", "--count", "8", "--json")
-    found = json.loads(qconvert(*base, "--layers", "Conv", "--layers", "sc*").out)
-    assert {each["op"] for each in found} == {"Conv", "Gemm"}
-    assert all(each["arriving_db"] > 0 and each["made_db"] > 0 for each in found)
+    layers = json.loads(qconvert(*base, "--layers", "Conv", "--layers", "sc*").out)
+    assert {layer["op"] for layer in layers} == {"Conv", "Gemm"}
+    assert all(layer["arriving_db"] > 0 and layer["made_db"] > 0 for layer in layers)
     refused = qconvert(*base, "--layers", "nothing")
     assert refused.code == 2
     assert "`--layers nothing` matches no layer" in refused.err
 
 
-def test_the_csv_has_every_layer_whatever_is_shown(qconvert: Command) -> None:
+def test_compare_csv_has_every_layer(qconvert: Command) -> None:
     base = ("compare", "net.onnx", "int8.onnx", "--images", "images", "--count", "8")
     assert qconvert(*base, "--layers", "scores", "-o", "layers.csv").code == 0
     with Path("layers.csv").open(newline="") as file:
@@ -67,7 +67,7 @@ def test_the_csv_has_every_layer_whatever_is_shown(qconvert: Command) -> None:
     assert all(float(row["made_db"]) > 0 for row in rows)
 
 
-def test_engines_of_a_run_bring_their_images_and_settings(qconvert: Command) -> None:
+def test_compare_uses_images_and_settings_of_the_run(qconvert: Command) -> None:
     build = ("build", "net.onnx", "--images", "images", "--seconds", "0.02", "-o", "run")
     assert qconvert(*build, "--backend", "cpu").code == 0
     done = qconvert("compare", "run/model.onnx", "run/engines/cpu-int8")
@@ -89,7 +89,7 @@ def test_engines_of_a_run_bring_their_images_and_settings(qconvert: Command) -> 
         (("net.onnx", "renamed.onnx", "--images", "images"), "no tensor in common"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(
+def test_incomparable_models_are_refused(
     qconvert: Command, args: tuple[str, ...], words: str
 ) -> None:
     strange = tiny()
@@ -104,7 +104,7 @@ def test_what_cannot_be_compared_is_refused(
     assert words in done.err
 
 
-def test_on_a_terminal_nothing_wraps_or_is_cut(qconvert: Command, tmp_path: Path) -> None:
+def test_report_on_a_terminal_is_not_cut(qconvert: Command, tmp_path: Path) -> None:
     script = (
         "import sys; from qconvert.cli import main; "
         f"main.main(['compare', '{tmp_path}/net.onnx', '{tmp_path}/int8.onnx', '--images', "

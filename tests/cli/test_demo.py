@@ -33,12 +33,12 @@ def shown(qconvert: Command, *more: str, code: int = 0) -> Outcome:
 
 def printed(done: Outcome) -> list[str]:
     """Return the words of the `qconvert build` that the demo printed."""
-    found = re.search(r"^  (qconvert build .*?[^\\])$", done.err, re.MULTILINE | re.DOTALL)
-    assert found is not None, done.err
-    return shlex.split(found[1].replace("\\\n", " "))
+    match = re.search(r"^  (qconvert build .*?[^\\])$", done.err, re.MULTILINE | re.DOTALL)
+    assert match is not None, done.err
+    return shlex.split(match[1].replace("\\\n", " "))
 
 
-def test_the_whole_job_its_tables_and_the_command_to_do_it_again(qconvert: Command) -> None:
+def test_demo_builds_a_run_and_prints_a_command_that_repeats_it(qconvert: Command) -> None:
     Path("qconvert.toml").write_text("these = 'are settings of something else'\n")
     first = shown(qconvert)
     for title in ("Size\n", "Latency\n", "Accuracy, % of 100 images\n"):
@@ -46,10 +46,14 @@ def test_the_whole_job_its_tables_and_the_command_to_do_it_again(qconvert: Comma
     assert Path(first.err.splitlines()[-1].removeprefix("report: ")).is_file()
     assert max(map(len, [*first.out.splitlines(), *first.err.splitlines()])) <= 80
     again = json.loads(require_stored(shown(qconvert, "--json")).out)
-    assert [each["name"] for each in again["variants"]] == ["cpu-fp32", "cpu-fp16", "cpu-int8"]
-    for each in again["variants"]:
-        assert [latency["batch"] for latency in each["latency"]] == [1, 8]
-        assert each["accuracy"]["top1"] > 90
+    assert [variant["name"] for variant in again["variants"]] == [
+        "cpu-fp32",
+        "cpu-fp16",
+        "cpu-int8",
+    ]
+    for variant in again["variants"]:
+        assert [latency["batch"] for latency in variant["latency"]] == [1, 8]
+        assert variant["accuracy"]["top1"] > 90
     Path("qconvert.toml").unlink()
     copied = qconvert(*printed(first)[1:])
     assert require_stored(copied).out == first.out
@@ -64,7 +68,7 @@ def require_stored(done: Outcome) -> Outcome:
     return done
 
 
-def test_it_needs_a_folder_of_its_own(qconvert: Command) -> None:
+def test_demo_refuses_a_folder_with_other_files(qconvert: Command) -> None:
     Path("mine/evaluation").mkdir(parents=True)
     Path("mine/evaluation/picture.jpg").write_bytes(b"mine")
     refused = shown(qconvert, "-o", "mine", code=2)
@@ -72,7 +76,7 @@ def test_it_needs_a_folder_of_its_own(qconvert: Command) -> None:
     assert [file.name for file in Path("mine").rglob("*")] == ["evaluation", "picture.jpg"]
 
 
-def test_pictures_of_another_release_are_not_mixed_with_its_own(qconvert: Command) -> None:
+def test_demo_folder_of_another_version_is_refused(qconvert: Command) -> None:
     Path("older").mkdir()
     Path("older/demo.json").write_text("{}")
     assert "`older` holds the demo of another version" in shown(qconvert, "-o", "older", code=2).err

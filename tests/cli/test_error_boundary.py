@@ -49,7 +49,7 @@ def raising(error: BaseException) -> click.Command:
         (SystemExit(0), 70),
     ],
 )
-def test_every_end_has_its_code_and_no_traceback(
+def test_exception_maps_to_its_exit_code_without_traceback(
     error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_guarded(raising(error), []) == code
@@ -58,15 +58,15 @@ def test_every_end_has_its_code_and_no_traceback(
     assert code == 70 or "Traceback" not in captured.err
 
 
-def test_a_bug_keeps_its_traceback_and_ends_with_70(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bug_exits_with_70_and_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_guarded(raising(ZeroDivisionError("oops")), []) == 70
-    told = capsys.readouterr().err
-    assert "Traceback" in told
-    assert "ZeroDivisionError: oops" in told
-    assert told.endswith("this is a bug in qconvert; please report it with the text above\n")
+    message = capsys.readouterr().err
+    assert "Traceback" in message
+    assert "ZeroDivisionError: oops" in message
+    assert message.endswith("this is a bug in qconvert; please report it with the text above\n")
 
 
-def test_no_memory_even_for_words_leaves_the_shortest(
+def test_out_of_memory_while_reporting_prints_a_short_error(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none(text: str) -> None:
@@ -77,7 +77,7 @@ def test_no_memory_even_for_words_leaves_the_shortest(
     assert capfd.readouterr().err.startswith("error: not enough memory\n\nhint: ")
 
 
-def test_an_error_shows_details_causes_and_after_a_blank_line_the_hint(
+def test_error_shows_details_causes_and_hint(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     error = QConvertError("it broke", details=["line 3: x", "line 4: y"], hint="fix it")
@@ -93,22 +93,22 @@ def test_an_error_shows_details_causes_and_after_a_blank_line_the_hint(
     )
 
 
-def test_control_characters_in_names_cannot_act_on_a_terminal(
+def test_control_characters_in_errors_are_escaped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run_guarded(raising(QConvertError("`a\x1b[2Jb` is bad", hint="no\x07")), [])
-    told = capsys.readouterr().err
-    assert told == "error: `a\\x1b[2Jb` is bad\n\nhint: no\\x07\n"
+    message = capsys.readouterr().err
+    assert message == "error: `a\\x1b[2Jb` is bad\n\nhint: no\\x07\n"
 
 
-def test_a_wrong_option_is_told_with_the_help_to_read(qconvert: Callable[..., Outcome]) -> None:
+def test_unknown_option_error_points_to_help(qconvert: Callable[..., Outcome]) -> None:
     outcome = qconvert("export", "--opsett", "3")
     assert outcome.code == 2
     assert outcome.err.startswith("error: no such option '--opsett'")
     assert outcome.err.endswith("hint: see `qconvert export --help`\n")
 
 
-def test_quiet_keeps_errors_and_quieter_keeps_only_the_code(
+def test_quiet_prints_errors_and_qq_prints_nothing(
     qconvert: Callable[..., Outcome], tiny: Path
 ) -> None:
     assert qconvert("export", "none.onnx", "-q").err.startswith("error: ")
@@ -135,7 +135,9 @@ sys.exit(run_guarded(command, []))
     ("sent", "code", "said"),
     [(signal.SIGINT, 130, "interrupted; finished steps are kept"), (signal.SIGTERM, 143, "")],
 )
-def test_signals_end_a_real_process_cleanly(sent: signal.Signals, code: int, said: str) -> None:
+def test_signal_ends_a_process_with_its_code(
+    sent: signal.Signals, code: int, expected: str
+) -> None:
     child = subprocess.Popen(
         [sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -143,14 +145,14 @@ def test_signals_end_a_real_process_cleanly(sent: signal.Signals, code: int, sai
     assert child.stdout.readline() == "ready\n"
     time.sleep(0.2)  # until it sleeps inside the command
     child.send_signal(sent)
-    _, told = child.communicate(timeout=30)
+    _, stderr = child.communicate(timeout=30)
     assert child.returncode == code
-    assert said in told
-    assert "Traceback" not in told
+    assert expected in stderr
+    assert "Traceback" not in stderr
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_what_a_library_makes_of_a_signal_is_no_bug(
+def test_library_error_caused_by_a_signal_is_no_bug(
     sent: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
     @click.command()
@@ -164,7 +166,7 @@ def test_what_a_library_makes_of_a_signal_is_no_bug(
     assert "bug" not in capsys.readouterr().err
 
 
-def test_a_signal_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ignored_signal_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         assert run_guarded(raising(SystemExit(0)), []) == 70
@@ -173,7 +175,7 @@ def test_a_signal_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> N
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(tiny: Path) -> None:
+def test_closed_stdout_pipe_is_no_error(tiny: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as closed:
@@ -198,7 +200,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(tiny: Path) -> None:
         ("--help >/dev/full", 3),
     ],
 )
-def test_streams_that_are_closed_or_full_change_no_code(more: str, code: int) -> None:
+def test_closed_or_full_streams_keep_the_exit_code(more: str, code: int) -> None:
     if "/dev/full" in more and not Path("/dev/full").exists():
         pytest.skip("only Linux has /dev/full")
     line = f"{shlex.quote(sys.executable)} -m qconvert {more}"

@@ -25,7 +25,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_an_onnx_file_becomes_a_clean_one(qconvert: Command, tiny: Path) -> None:
+def test_onnx_export_writes_a_clean_model(qconvert: Command, tiny: Path) -> None:
     outcome = qconvert("export", "tiny.onnx", "-o", "out/clean.onnx")
     assert (outcome.code, outcome.out) == (0, "")
     assert outcome.err.startswith(LAYOUT)
@@ -35,22 +35,22 @@ def test_an_onnx_file_becomes_a_clean_one(qconvert: Command, tiny: Path) -> None
     assert session.run(None, {"image": floats(2, 3, 8, 8)})[0].shape == (2, 5)
 
 
-def test_a_factory_is_exported_and_agrees_with_pytorch(shell: Command, tmp_path: Path) -> None:
+def test_factory_export_agrees_with_pytorch(shell: Command, tmp_path: Path) -> None:
     write_factory(tmp_path)
     outcome = shell("export", "nets:generator", "--input", "1x5", "--input", "1x3", "--json")
     assert outcome.code == 0, outcome.err
-    told = json.loads(outcome.out)
-    assert told["inputs"] == ["noise: float32[batch, 5]", "label: float32[batch, 3]"]
-    assert told["parity"]["inputs"] == 8
-    assert told["config"]["export"]["inputs"] == ["1x5", "1x3"]
-    assert told["config"]["export"]["opset"] == 20
-    assert told["parity"]["max_rel"] < 1e-5
-    assert Path(tmp_path / told["model"]).stat().st_size == told["bytes"]
+    result = json.loads(outcome.out)
+    assert result["inputs"] == ["noise: float32[batch, 5]", "label: float32[batch, 3]"]
+    assert result["parity"]["inputs"] == 8
+    assert result["config"]["export"]["inputs"] == ["1x5", "1x3"]
+    assert result["config"]["export"]["opset"] == 20
+    assert result["parity"]["max_rel"] < 1e-5
+    assert Path(tmp_path / result["model"]).stat().st_size == result["bytes"]
     assert "✓ parity    ONNX against PyTorch on 8 inputs: relative" in outcome.err
     assert "ran the code of `nets:generator`" in " ".join(outcome.err.split())
 
 
-def test_a_net_that_disagrees_with_itself_is_refused(shell: Command, tmp_path: Path) -> None:
+def test_export_with_failed_parity_is_refused(shell: Command, tmp_path: Path) -> None:
     write_factory(tmp_path)
     outcome = shell("export", "nets:noisy")
     assert outcome.code == 3
@@ -59,15 +59,13 @@ def test_a_net_that_disagrees_with_itself_is_refused(shell: Command, tmp_path: P
     assert not (tmp_path / "noisy.onnx").exists()
 
 
-def test_what_a_net_prints_stays_off_stdout(shell: Command, tmp_path: Path) -> None:
+def test_model_prints_stay_off_stdout(shell: Command, tmp_path: Path) -> None:
     write_factory(tmp_path)
     outcome = shell("export", "nets:chatty", "--json")
     assert json.loads(outcome.out)["model"] == "chatty.onnx"
 
 
-def test_the_same_export_gives_the_same_bytes_and_is_found_again(
-    qconvert: Command, tiny: Path
-) -> None:
+def test_repeated_export_is_cached_and_writes_the_same_bytes(qconvert: Command, tiny: Path) -> None:
     first = qconvert("export", tiny, "-o", "a.onnx")
     second = qconvert("export", tiny, "-o", "b.onnx")
     assert "cached" not in first.err
@@ -79,7 +77,7 @@ def test_the_same_export_gives_the_same_bytes_and_is_found_again(
     assert Path("a.onnx").read_bytes() == Path("c.onnx").read_bytes()
 
 
-def test_other_settings_are_other_work(qconvert: Command, tiny: Path) -> None:
+def test_other_export_settings_are_cached_separately(qconvert: Command, tiny: Path) -> None:
     qconvert("export", tiny, "-o", "a.onnx")
     assert "cached" not in qconvert("export", tiny, "-o", "b.onnx", "--opset", "21").err
     assert onnx_io.load(Path("b.onnx")).opset_imports[""] == 21
@@ -87,7 +85,7 @@ def test_other_settings_are_other_work(qconvert: Command, tiny: Path) -> None:
     assert "cached" not in qconvert("export", tiny, "-o", "d.onnx", "--batch", "2").err
 
 
-def test_the_source_is_never_written_over(qconvert: Command, tiny: Path) -> None:
+def test_export_never_overwrites_the_source(qconvert: Command, tiny: Path) -> None:
     before = tiny.read_bytes()
     assert qconvert("export", "tiny.onnx").code == 0
     assert tiny.read_bytes() == before
@@ -98,7 +96,7 @@ def test_the_source_is_never_written_over(qconvert: Command, tiny: Path) -> None
     assert tiny.read_bytes() == before
 
 
-def test_a_dry_run_prints_the_plan_and_touches_nothing(
+def test_export_dry_run_prints_steps_and_changes_nothing(
     qconvert: Command, tiny: Path, tmp_path: Path
 ) -> None:
     write_factory(tmp_path)
@@ -114,7 +112,9 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(
     assert tree(tmp_path) == before
 
 
-def test_settings_come_from_the_file_and_it_says_so(qconvert: Command, tiny: Path) -> None:
+def test_settings_file_in_the_working_folder_is_used_and_named(
+    qconvert: Command, tiny: Path
+) -> None:
     Path("qconvert.toml").write_text('model = "tiny.onnx"\n[export]\nopset = 21\n')
     outcome = qconvert("export", "-o", "a.onnx")
     assert outcome.err.startswith("settings from ./qconvert.toml\n")
@@ -127,26 +127,28 @@ def test_settings_come_from_the_file_and_it_says_so(qconvert: Command, tiny: Pat
     assert "command line: export.opsett: unknown setting; did you mean `opset`?" in outcome.err
 
 
-def test_a_broken_settings_file_breaks_neither_help_nor_doctor(qconvert: Command) -> None:
+def test_invalid_settings_file_breaks_neither_help_nor_doctor(qconvert: Command) -> None:
     Path("qconvert.toml").write_text("model = \n")
     assert qconvert("export", "--help").code == 0
     assert qconvert("doctor").code == 0
     assert qconvert("export", "x.onnx").code == 2
 
 
-def test_a_quantized_model_is_kept_and_reported(qconvert: Command, tmp_path: Path) -> None:
+def test_quantized_model_is_exported_unchanged_with_a_note(
+    qconvert: Command, tmp_path: Path
+) -> None:
     weight = (floats(4, 4) * 40).astype(np.int8)
     write(from_text(QUANTIZED, w=weight), tmp_path / "qat.onnx")
     outcome = qconvert("export", "qat.onnx", "-o", "out.onnx", "--json")
     assert "note: this model holds Q/DQ nodes; they are kept as they are" in outcome.err
-    assert "note: constants left out: the model is quantized already" in outcome.err
+    assert "note: constants skipped: the model is quantized already" in outcome.err
     assert json.loads(outcome.out)["quantized"] is True
     shown = qconvert("inspect", "out.onnx")
     assert "quantized already" in shown.out
     assert "QuantizeLinear" in shown.out
 
 
-def test_open_sizes_must_be_said(qconvert: Command, tmp_path: Path) -> None:
+def test_dynamic_input_sizes_are_required(qconvert: Command, tmp_path: Path) -> None:
     text = (
         '<ir_version: 10, opset_import: ["": 20]>\n'
         "net (float[N, 3, h, w] x) => (float[N, 4, h, w] y) "
@@ -161,14 +163,14 @@ def test_open_sizes_must_be_said(qconvert: Command, tmp_path: Path) -> None:
     assert spec.shape == ("N", 3, 16, 16)
 
 
-def test_verbose_tells_every_pass(qconvert: Command, tiny: Path) -> None:
-    told = qconvert("export", tiny, "-o", "a.onnx", "-v").err
+def test_verbose_export_lists_every_pass(qconvert: Command, tiny: Path) -> None:
+    stderr = qconvert("export", tiny, "-o", "a.onnx", "-v").err
     for name in ("inline", "opset", "constants", "simplify", "batchnorm", "shapes", "names"):
-        assert f"    {name}: " in told
+        assert f"    {name}: " in stderr
 
 
 @pytest.mark.parametrize("place", ["folder", "no-suffix", "tiny.onnx/below.onnx"])
-def test_a_bad_place_is_refused_before_any_work(
+def test_unusable_output_path_is_refused_before_any_work(
     qconvert: Command, tiny: Path, tmp_path: Path, place: str
 ) -> None:
     (tmp_path / "folder").mkdir()
@@ -180,7 +182,7 @@ def test_a_bad_place_is_refused_before_any_work(
     assert tree(tmp_path) == before
 
 
-def test_parity_runs_on_images_and_what_is_done_to_them_goes_into_the_file(
+def test_parity_uses_images_and_embeds_the_preprocessing(
     shell: Command, qconvert: Command, tmp_path: Path
 ) -> None:
     write_factory(tmp_path)
@@ -201,7 +203,7 @@ def test_parity_runs_on_images_and_what_is_done_to_them_goes_into_the_file(
     assert few.code == 2
     assert "only 9 inputs were compared; 20 are required" in few.err
     stored = onnx.load("ready.onnx").metadata_props
-    told = json.loads(next(each.value for each in stored if each.key == "qconvert.preprocess"))
-    assert (told["mean"], told["std"]) == ([0.5], [0.25])
+    result = json.loads(next(item.value for item in stored if item.key == "qconvert.preprocess"))
+    assert (result["mean"], result["std"]) == ([0.5], [0.25])
     assert qconvert("calibrate", "ready.onnx", "--images", "images", "-o", "c.npz").code == 0
     assert calibration_file.load(Path("c.npz")).origin.preprocessing["mean"] == [0.5]

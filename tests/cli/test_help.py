@@ -23,7 +23,7 @@ HEAVY = (
 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])
-def test_help_imports_nothing_heavy(command: str | None) -> None:
+def test_help_imports_no_heavy_package(command: str | None) -> None:
     args = [command, "--help"] if command else ["--help"]
     script = (
         "import sys\nfrom qconvert.cli import main\n"
@@ -37,7 +37,7 @@ def test_help_imports_nothing_heavy(command: str | None) -> None:
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))
-def test_every_command_helps_within_80_columns_and_ends_with_two_examples(
+def test_command_help_fits_80_columns_and_ends_with_examples(
     command: str, qconvert: Callable[..., Outcome]
 ) -> None:
     outcome = qconvert(command, "--help")
@@ -48,7 +48,7 @@ def test_every_command_helps_within_80_columns_and_ends_with_two_examples(
     assert all(line.strip().startswith(f"qconvert {command}") for line in examples)
 
 
-def test_the_table_names_every_command_and_the_exit_codes(qconvert: Callable[..., Outcome]) -> None:
+def test_help_lists_every_command_and_the_exit_codes(qconvert: Callable[..., Outcome]) -> None:
     outcome = qconvert("--help")
     for name, summary in COMMANDS.items():
         assert name in outcome.out
@@ -56,7 +56,7 @@ def test_the_table_names_every_command_and_the_exit_codes(qconvert: Callable[...
     assert EXIT_CODES.removeprefix("\b\n").splitlines()[1].strip() in outcome.out
 
 
-def test_the_summary_in_the_table_is_about_the_same_command() -> None:
+def test_command_summaries_match_their_docstrings() -> None:
     from importlib import import_module
 
     for name in COMMANDS:
@@ -64,7 +64,7 @@ def test_the_summary_in_the_table_is_about_the_same_command() -> None:
         assert command.help
 
 
-def test_the_version_is_the_packages(qconvert: Callable[..., Outcome]) -> None:
+def test_version_option_prints_the_package_version(qconvert: Callable[..., Outcome]) -> None:
     from importlib.metadata import version
 
     assert qconvert("--version").out == f"qconvert {version('qconvert')}\n"

@@ -45,28 +45,28 @@ def test_inspect_nodes_lists_every_node_in_order(qconvert: Command, tiny: Path) 
 
 
 def test_inspect_json_holds_what_the_table_shows(qconvert: Command, tiny: Path) -> None:
-    told = json.loads(qconvert("inspect", "tiny.onnx", "--json").out)
-    assert told["inputs"] == [{"name": "image", "dtype": "float32", "shape": ["batch", 3, 8, 8]}]
-    assert told["operators"][0] == {"op": "Conv", "nodes": 1, "parameters": 112, "macs": 6912}
-    assert (told["parameters"], told["weight_bytes"], told["quantized"]) == (137, 548, False)
-    assert "nodes" not in told
+    result = json.loads(qconvert("inspect", "tiny.onnx", "--json").out)
+    assert result["inputs"] == [{"name": "image", "dtype": "float32", "shape": ["batch", 3, 8, 8]}]
+    assert result["operators"][0] == {"op": "Conv", "nodes": 1, "parameters": 112, "macs": 6912}
+    assert (result["parameters"], result["weight_bytes"], result["quantized"]) == (137, 548, False)
+    assert "nodes" not in result
     assert len(json.loads(qconvert("inspect", "tiny.onnx", "--json", "--nodes").out)["nodes"]) == 5
 
 
-def test_doctor_tells_builds_from_runs_and_names_cures(qconvert: Command) -> None:
+def test_doctor_lists_backends_with_reasons_and_fixes(qconvert: Command) -> None:
     outcome = qconvert("doctor")
     assert outcome.code == 0
     lines = outcome.out.splitlines()
     assert lines[0].split() == ["backend", "builds", "runs", "version", "why", "not"]
     assert lines[2].split()[:3] == ["cpu", "yes", "yes"]
     assert [line.split()[0] for line in lines[3:6]] == ["cuda", "tensorrt", "tensorrt-rtx"]
-    told = json.loads(qconvert("doctor", "--json").out)
-    assert told["backends"]["cpu"]["runs"] is True
-    for each in told["backends"].values():
-        assert each["runs"] or each["reason"]
+    result = json.loads(qconvert("doctor", "--json").out)
+    assert result["backends"]["cpu"]["runs"] is True
+    for backend in result["backends"].values():
+        assert backend["runs"] or backend["reason"]
 
 
-def test_doctor_finds_two_runtimes_and_prints_the_cure(
+def test_doctor_reports_conflicting_runtimes_and_the_fix(
     qconvert: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.1"}
@@ -79,7 +79,7 @@ def test_doctor_finds_two_runtimes_and_prints_the_cure(
     assert json.loads(qconvert("doctor", "--json").out)["conflicts"] == list(both)
 
 
-def test_cache_lists_what_made_a_result_and_clears_it(qconvert: Command, tiny: Path) -> None:
+def test_cache_command_lists_and_clears_results(qconvert: Command, tiny: Path) -> None:
     empty = qconvert("cache")
     assert (empty.code, empty.out) == (0, "")
     assert empty.err.startswith("0 results, 0.0 MB, in ")
@@ -112,7 +112,7 @@ def test_init_writes_settings_that_export_reads(
     assert qconvert("init", "tiny.onnx", "--force").code == 0
 
 
-def test_init_elsewhere_still_points_at_the_model(
+def test_init_in_another_folder_writes_a_relative_model_path(
     qconvert: Command, tiny: Path, tmp_path: Path
 ) -> None:
     assert qconvert("init", "tiny.onnx", "-o", "deep/settings.toml").code == 0
@@ -126,15 +126,13 @@ def test_init_elsewhere_still_points_at_the_model(
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
-def test_where_letters_cannot_be_written_a_result_is_told_all_the_same(
-    shell: Callable[..., Outcome], tmp_path: Path
-) -> None:
+def test_ascii_terminal_gets_escaped_output(shell: Callable[..., Outcome], tmp_path: Path) -> None:
     model = models.tiny()
     model.graph.node(0).name = "Größe ±"
     write(model, tmp_path / "net.onnx")
     table = shell("inspect", "net.onnx", "--nodes", **ASCII)
     assert table.code == 0
     assert r"Gr\xf6\xdfe \xb1" in table.out
-    told = shell("inspect", "net.onnx", "--nodes", "--json", **ASCII)
-    assert told.code == 0
-    assert "Größe ±" in json.dumps(json.loads(told.out), ensure_ascii=False)
+    result = shell("inspect", "net.onnx", "--nodes", "--json", **ASCII)
+    assert result.code == 0
+    assert "Größe ±" in json.dumps(json.loads(result.out), ensure_ascii=False)

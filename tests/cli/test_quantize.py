@@ -33,7 +33,7 @@ def quantized(qconvert: Command, *more: str) -> Outcome:
     return done
 
 
-def test_one_command_makes_a_small_file_and_says_what_became_of_each_operator(
+def test_quantize_writes_a_small_model_and_shows_coverage(
     qconvert: Command,
 ) -> None:
     done = quantized(qconvert, "--images", "images")
@@ -44,13 +44,13 @@ def test_one_command_makes_a_small_file_and_says_what_became_of_each_operator(
     stored = [onnx_io.weight_bytes(onnx_io.load(Path(name))) for name in ("net.onnx", "out.onnx")]
     assert stored[1] < 0.5 * stored[0]
     image = {"image": floats(2, 3, 16, 16, seed=5)}
-    wanted, got = (
+    expected, got = (
         open_cpu(onnx_io.load(Path(name)))(image)["scores"] for name in ("net.onnx", "out.onnx")
     )
-    assert np.square(wanted).sum() / np.square(wanted - got).sum() > 30
+    assert np.square(expected).sum() / np.square(expected - got).sum() > 30
 
 
-def test_the_same_again_runs_no_image_and_writes_the_same_bytes(qconvert: Command) -> None:
+def test_repeated_quantize_is_cached_and_writes_the_same_bytes(qconvert: Command) -> None:
     quantized(qconvert, "--images", "images")
     before = Path("out.onnx").read_bytes()
     again = quantized(qconvert, "--images", "images")
@@ -58,16 +58,16 @@ def test_the_same_again_runs_no_image_and_writes_the_same_bytes(qconvert: Comman
     assert Path("out.onnx").read_bytes() == before
 
 
-def test_a_calibration_file_gives_the_same_bytes_as_its_images(qconvert: Command) -> None:
-    given = ("--images", "images", "--effort", "quick")
-    quantized(qconvert, *given)
+def test_calibration_file_gives_the_same_model_bytes_as_its_images(qconvert: Command) -> None:
+    options = ("--images", "images", "--effort", "quick")
+    quantized(qconvert, *options)
     before = Path("out.onnx").read_bytes()
     assert qconvert("calibrate", "net.onnx", "--images", "images", "-o", "c.npz").code == 0
-    quantized(qconvert, "--calibration", "c.npz", *given)
+    quantized(qconvert, "--calibration", "c.npz", *options)
     assert Path("out.onnx").read_bytes() == before
 
 
-def test_without_the_images_nothing_is_learned_and_it_is_said(qconvert: Command) -> None:
+def test_calibration_without_images_skips_learned_rounding_with_a_note(qconvert: Command) -> None:
     qconvert("calibrate", "net.onnx", "--images", "images", "-o", "c.npz")
     done = quantized(qconvert, "--calibration", "c.npz")
     assert "learning them needs the calibration images" in " ".join(done.err.split())
@@ -76,7 +76,7 @@ def test_without_the_images_nothing_is_learned_and_it_is_said(qconvert: Command)
     assert Path("out.onnx").read_bytes() == before
 
 
-def test_learned_weights_are_replayed_with_their_plan_and_missed_without_them(
+def test_plan_replay_needs_its_rounded_weights(
     qconvert: Command,
 ) -> None:
     done = quantized(qconvert, "--images", "images", "--plan-out", "plan.json")
@@ -91,34 +91,34 @@ def test_learned_weights_are_replayed_with_their_plan_and_missed_without_them(
     assert "hint:" in lost.err
 
 
-def test_another_method_or_backend_runs_no_image_again(qconvert: Command) -> None:
-    given = ("--images", "images", "--effort", "quick")
-    quantized(qconvert, *given)
+def test_another_method_or_backend_reuses_the_calibration(qconvert: Command) -> None:
+    options = ("--images", "images", "--effort", "quick")
+    quantized(qconvert, *options)
     for more in (("--method", "minmax"), ("--backend", "tensorrt"), ("--method", "auto")):
-        assert "images, " in quantized(qconvert, *given, *more).err
+        assert "images, " in quantized(qconvert, *options, *more).err
         assert len(list(Path(".store/calibrate").glob("[0-9a-f]*"))) == 1
 
 
-def test_auto_tries_every_method_and_tells_how_near_each_came(qconvert: Command) -> None:
+def test_auto_method_reports_the_error_of_every_method(qconvert: Command) -> None:
     done = quantized(qconvert, "--images", "images", "--method", "auto", "--json")
-    told = json.loads(done.out)
-    far = [each["distance"] for each in told["tried"]]
-    assert len(far) >= 5
-    assert far == sorted(far)
-    assert told["plan"]["method"] in {each["method"] for each in told["tried"]}
+    result = json.loads(done.out)
+    errors = [method["distance"] for method in result["tried"]]
+    assert len(errors) >= 5
+    assert errors == sorted(errors)
+    assert result["plan"]["method"] in {method["method"] for method in result["tried"]}
     assert "other images" in done.err
 
 
-def test_a_calibration_file_can_choose_too_where_the_images_are_known(qconvert: Command) -> None:
+def test_auto_method_uses_the_images_named_in_a_calibration_file(qconvert: Command) -> None:
     qconvert("calibrate", "net.onnx", "--images", "images", "-o", "c.npz")
     blind = qconvert("quantize", "net.onnx", "--calibration", "c.npz", "--method", "auto")
     assert blind.code == 2
     assert "--images" in blind.err
     again = ("--calibration", "c.npz", "--method", "auto", "--images", "images")
-    assert "images that were calibrated" in quantized(qconvert, *again).err
+    assert "calibration images" in quantized(qconvert, *again).err
 
 
-def test_int8_in_a_sea_of_half_precision_builds_as_a_strongly_typed_network(
+def test_int8_with_fp16_rest_is_a_strongly_typed_network(
     qconvert: Command,
 ) -> None:
     for backend in ("tensorrt", "tensorrt-rtx"):
@@ -130,7 +130,7 @@ def test_int8_in_a_sea_of_half_precision_builds_as_a_strongly_typed_network(
         assert build(model) > 0
 
 
-def test_int8_in_half_precision_answers_as_int8_alone_does(qconvert: Command) -> None:
+def test_int8_with_fp16_rest_matches_the_outputs_of_int8(qconvert: Command) -> None:
     image = {"image": floats(8, 3, 16, 16, seed=5)}
     answers = []
     for rest in ("fp32", "fp16"):
@@ -140,9 +140,7 @@ def test_int8_in_half_precision_answers_as_int8_alone_does(qconvert: Command) ->
     assert np.square(answers[0]).sum() / np.square(answers[0] - answers[1]).sum() > 300
 
 
-def test_a_model_that_no_longer_answers_like_itself_is_told(
-    qconvert: Command, tmp_path: Path
-) -> None:
+def test_large_output_error_after_quantization_is_noted(qconvert: Command, tmp_path: Path) -> None:
     plan = Path("plan.json")
     quantized(qconvert, "--images", "images", "--plan-out", plan.name)
     broken = json.loads(plan.read_text())
@@ -150,12 +148,12 @@ def test_a_model_that_no_longer_answers_like_itself_is_told(
     plan.write_text(json.dumps(broken))
     qconvert("calibrate", "net.onnx", "--images", "images", "-o", "c.npz")
     more = ("--calibration", "c.npz", "--images", "images", "--plan", plan.name)
-    told = " ".join(quantized(qconvert, *more).err.split())
-    assert "the outputs have little to do with those of the float model" in told
+    stderr = " ".join(quantized(qconvert, *more).err.split())
+    assert "the outputs have little to do with those of the float model" in stderr
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_half_precision_needs_no_images_and_says_what_it_does_not_know(
+def test_half_precision_without_images_notes_missing_ranges(
     qconvert: Command, precision: str
 ) -> None:
     more = ("--precision", precision, "--backend", "tensorrt")
@@ -168,7 +166,7 @@ def test_half_precision_needs_no_images_and_says_what_it_does_not_know(
     assert onnx_io.inputs(onnx_io.load(Path("out.onnx")))[0].dtype.itemsize == 2
 
 
-def test_what_overflows_stays_in_float32_and_is_named(qconvert: Command) -> None:
+def test_overflowing_nodes_stay_in_float32_and_are_named(qconvert: Command) -> None:
     write(
         mixed(w1=floats(*MIXED_SHAPES["w1"]) * 3e4, six=np.array(1e9, np.float32)), Path("net.onnx")
     )
@@ -178,12 +176,12 @@ def test_what_overflows_stays_in_float32_and_is_named(qconvert: Command) -> None
     assert np.isfinite(open_cpu(onnx_io.load(Path("out.onnx")))(image)["scores"]).all()
 
 
-def test_a_plan_can_be_read_edited_and_replayed(qconvert: Command) -> None:
-    known = ("--preprocess", "imagenet")
-    quantized(qconvert, "--images", "images", *known, "--plan-out", "plan.json")
+def test_edited_plan_is_replayed(qconvert: Command) -> None:
+    preset = ("--preprocess", "imagenet")
+    quantized(qconvert, "--images", "images", *preset, "--plan-out", "plan.json")
     whole = onnx_io.load(Path("out.onnx"))
     quantized(qconvert, "--plan", "plan.json")
-    # Only what is done to pictures is not known here: a plan is about the graph.
+    # Only what is done to pictures is not preset here: a plan is about the graph.
     assert onnx_io.fingerprint(onnx_io.load(Path("out.onnx"))) == onnx_io.fingerprint(whole)
     plan = json.loads(Path("plan.json").read_text())
     plan["layers"]["scores"] = {"op": "Gemm", "left": "my reason"}
@@ -209,7 +207,7 @@ def test_a_plan_can_be_read_edited_and_replayed(qconvert: Command) -> None:
         (["--plan", "none.json"], "`none.json`"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_any_work(
+def test_contradictory_quantize_options_are_refused(
     qconvert: Command, more: list[str], said: str
 ) -> None:
     done = qconvert("quantize", "net.onnx", *more)
@@ -218,7 +216,7 @@ def test_what_makes_no_sense_is_refused_before_any_work(
     assert "✓ calibrate" not in done.err
 
 
-def test_plans_and_calibrations_of_others_are_refused(qconvert: Command, tmp_path: Path) -> None:
+def test_plan_or_calibration_of_another_model_is_refused(qconvert: Command, tmp_path: Path) -> None:
     quantized(qconvert, "--images", "images", "--plan-out", "plan.json")
     other = qconvert("quantize", "net.onnx", "--plan", "plan.json", "--backend", "tensorrt")
     assert other.code == 2
@@ -236,37 +234,35 @@ def test_plans_and_calibrations_of_others_are_refused(qconvert: Command, tmp_pat
     assert "was measured on another model" in wrong.err
 
 
-def test_a_model_of_which_nothing_can_be_quantized_is_refused_with_the_reasons(
-    qconvert: Command, tiny: Path
-) -> None:
+def test_unquantizable_model_is_refused_with_reasons(qconvert: Command, tiny: Path) -> None:
     done = qconvert("quantize", "tiny.onnx", "--images", "images", "--backend", "tensorrt")
     assert done.code == 3
     assert "there is nothing to quantize in this model" in done.err
     assert "Gemm: a 4x5 weight is too small for integer kernels" in done.err
 
 
-def test_a_preview_looks_at_no_image_and_writes_nothing(qconvert: Command) -> None:
+def test_quantize_dry_run_reads_no_image_and_writes_nothing(qconvert: Command) -> None:
     done = qconvert("quantize", "net.onnx", "--images", "images", "--dry-run", "--exclude", "Gemm")
     assert done.code == 0
     assert "excluded by `Gemm`" in done.out
     assert not list(Path().glob("net-*"))
 
 
-def test_inspect_tells_of_float_models_and_of_files_made_elsewhere(qconvert: Command) -> None:
+def test_inspect_quantized_covers_float_and_third_party_models(qconvert: Command) -> None:
     would = qconvert("inspect", "net.onnx", "--quantized", "--backend", "tensorrt")
     assert "its inputs share one scale" in would.out
     quantized(qconvert, "--images", "images")
     model = onnx.load("out.onnx")
     del model.metadata_props[:]
     onnx.save(model, "foreign.onnx")
-    told = qconvert("inspect", "foreign.onnx", "--quantized", "--json")
-    layers = json.loads(told.out)["layers"]
+    result = qconvert("inspect", "foreign.onnx", "--quantized", "--json")
+    layers = json.loads(result.out)["layers"]
     assert {name for name, layer in layers.items() if not layer["left"]} == {
         "stem", "wide", "narrow", "side", "last", "scores",
     }  # fmt: skip
 
 
-def test_the_names_of_backends_are_the_same_everywhere() -> None:
+def test_backend_option_offers_every_backend() -> None:
     from qconvert.cli import inspect
 
     assert tuple(backends.BACKENDS) == quantize.BACKENDS == inspect.BACKENDS

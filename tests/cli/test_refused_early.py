@@ -31,7 +31,7 @@ BAD = {
 
 @pytest.mark.parametrize(("key", "bad"), BAD.items(), ids=BAD)
 @pytest.mark.parametrize("command", ["build", "quantize"])
-def test_a_setting_that_cannot_work_is_refused_with_its_line(
+def test_invalid_setting_is_refused_with_its_line(
     command: str, key: str, bad: tuple[str, str], tiny: Path, qconvert: Run
 ) -> None:
     table, _, name = key.strip().partition(".")
@@ -58,21 +58,23 @@ def test_a_setting_that_cannot_work_is_refused_with_its_line(
         (("--set", f"calibration.count={LONG}"), "calibration.count"),
     ],
 )
-def test_so_is_what_is_typed(args: tuple[str, str], said: str, tiny: Path, qconvert: Run) -> None:
+def test_invalid_option_value_is_refused(
+    args: tuple[str, str], said: str, tiny: Path, qconvert: Run
+) -> None:
     done = qconvert("build", "tiny.onnx", *args, "--dry-run")
     assert done.code == 2
     assert said in " ".join(done.err.split())
     assert "Tuple" not in done.err
 
 
-def test_a_mistake_that_is_typed_is_not_one_of_the_file(tiny: Path, qconvert: Run) -> None:
+def test_wrong_option_value_is_not_blamed_on_the_settings_file(tiny: Path, qconvert: Run) -> None:
     Path("qconvert.toml").write_text("model = 'tiny.onnx'\n")
     done = qconvert("build", "--max-drop", "-1", "--dry-run")
     assert done.code == 2
     assert "error: command line: 1 setting is wrong\n  command line: gate.max-drop: " in done.err
 
 
-def test_a_file_with_what_no_setting_can_be_is_refused(tiny: Path, qconvert: Run) -> None:
+def test_settings_file_with_impossible_values_is_refused(tiny: Path, qconvert: Run) -> None:
     for text, said in (
         (f"model = 'tiny.onnx'\n[calibration]\ncount = {LONG}", "not valid TOML"),
         ('model = "a\\u0000.onnx"', "line 1: model: a file name cannot contain a zero byte"),
@@ -98,7 +100,7 @@ def test_a_file_with_what_no_setting_can_be_is_refused(tiny: Path, qconvert: Run
     ],
     ids=" ".join,
 )
-def test_nothing_goes_where_a_device_or_another_file_of_the_command_is(
+def test_output_on_a_device_or_an_input_file_is_refused(
     args: tuple[str, ...], tiny: Path, qconvert: Run
 ) -> None:
     os.mkfifo("pipe")
@@ -110,13 +112,13 @@ def test_nothing_goes_where_a_device_or_another_file_of_the_command_is(
     assert Path("pipe").is_fifo()
 
 
-def test_the_settings_know_the_methods_that_there_are() -> None:
+def test_method_setting_accepts_every_range_method() -> None:
     assert set(methods.METHODS) <= set(config.RANGE_METHODS)
     assert {"auto", "answers"} | set(methods.METHODS) == set(config.RANGE_METHODS)
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])
-def test_a_run_does_not_go_where_a_file_is(
+def test_output_folder_that_is_a_file_is_refused(
     more: tuple[str, ...], tiny: Path, qconvert: Run
 ) -> None:
     Path("afile").write_text("mine")
@@ -126,7 +128,7 @@ def test_a_run_does_not_go_where_a_file_is(
     assert Path("afile").read_text() == "mine"
 
 
-def test_a_build_that_finished_nothing_leaves_nothing(tiny: Path, qconvert: Run) -> None:
+def test_build_without_a_finished_step_leaves_no_folder(tiny: Path, qconvert: Run) -> None:
     Path("bad.onnx").write_bytes(tiny.read_bytes()[:300])
     assert qconvert("build", "bad.onnx").code == 3
     assert not Path("runs").exists()
@@ -135,7 +137,7 @@ def test_a_build_that_finished_nothing_leaves_nothing(tiny: Path, qconvert: Run)
     assert Path("runs/bad").is_dir(), "a folder that was there stays"
 
 
-def test_a_package_that_is_refused_leaves_nothing(world: Path, qconvert: Run) -> None:
+def test_refused_package_leaves_nothing(world: Path, qconvert: Run) -> None:
     done = qconvert(
         "package", "run", "--format", "triton", "--engine", "tensorrt-rtx-fp32", "-o", "deep/models"
     )
@@ -143,7 +145,7 @@ def test_a_package_that_is_refused_leaves_nothing(world: Path, qconvert: Run) ->
     assert not Path("deep").exists()
 
 
-def test_a_class_in_other_letters_is_suggested(tiny: Path, qconvert: Run) -> None:
+def test_class_name_in_other_case_is_suggested(tiny: Path, qconvert: Run) -> None:
     from tests.pictures import draw_folder
 
     draw_folder(Path("val"), 2)
@@ -154,7 +156,7 @@ def test_a_class_in_other_letters_is_suggested(tiny: Path, qconvert: Run) -> Non
     assert "did you mean `Cat`?" in done.err
 
 
-def test_answers_are_held_against_a_float_model(qconvert: Run) -> None:
+def test_evaluate_refuses_a_quantized_reference(qconvert: Run) -> None:
     from tests.pictures import draw_folder
 
     draw_folder(Path("val"), 2)
@@ -193,11 +195,9 @@ def spectrum() -> None:
 
 @pytest.mark.usefixtures("spectrum")
 @pytest.mark.parametrize("command", ["build", "search"])
-def test_an_operator_that_a_backend_lacks_is_named_before_any_input_is_run(
-    command: str, qconvert: Run
-) -> None:
-    given = ("--images", "given.npz", "--eval", "given.npz", "-o", "made")
-    done = qconvert(command, "spectrum.onnx", "--backend", "tensorrt-rtx", *given)
+def test_unsupported_operator_is_named_before_any_work(command: str, qconvert: Run) -> None:
+    options = ("--images", "given.npz", "--eval", "given.npz", "-o", "made")
+    done = qconvert(command, "spectrum.onnx", "--backend", "tensorrt-rtx", *options)
     assert done.code == 3
     said = " ".join(done.err.split())
     assert "(DFT): it has no such operator" in said
@@ -207,8 +207,8 @@ def test_an_operator_that_a_backend_lacks_is_named_before_any_input_is_run(
 
 
 @pytest.mark.usefixtures("spectrum")
-def test_a_plan_for_that_backend_can_be_made_all_the_same(qconvert: Run) -> None:
-    given = ("--images", "given.npz", "--effort", "none", "--plan-only", "-o", "made")
-    done = qconvert("build", "spectrum.onnx", "--backend", "tensorrt-rtx", *given)
+def test_plan_only_build_works_for_an_unsupported_operator(qconvert: Run) -> None:
+    options = ("--images", "given.npz", "--effort", "none", "--plan-only", "-o", "made")
+    done = qconvert("build", "spectrum.onnx", "--backend", "tensorrt-rtx", *options)
     assert done.code == 0, done.err
     assert Path("made/engines/tensorrt-rtx-int8/model.onnx").is_file()

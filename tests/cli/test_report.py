@@ -47,41 +47,41 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _run(world: Path, tmp_path: Path) -> None:
-    """Give each test a copy of the run, which knows of no images."""
+    """Give each test a copy of a run that knows no images."""
     shutil.copytree(world / "run", tmp_path / "run")
     settings = tmp_path / "run/run.toml"
     settings.write_text(settings.read_text().replace(str(world), str(tmp_path / "gone")))
 
 
-def told() -> dict[str, object]:
-    found: dict[str, object] = json.loads(Path("run/report.json").read_text())
-    return found
+def load_report() -> dict[str, object]:
+    report: dict[str, object] = json.loads(Path("run/report.json").read_text())
+    return report
 
 
-def test_a_build_explains_its_errors_once_for_each_graph(
+def test_build_analyzes_errors_once_per_graph(
     qconvert: Command, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    variants = {each["name"]: each for each in told()["variants"]}  # type: ignore[attr-defined]
-    layers = {name: each["layers"] for name, each in variants.items() if each["layers"]}
+    variants = {entry["name"]: entry for entry in load_report()["variants"]}  # type: ignore[attr-defined]
+    layers = {name: entry["layers"] for name, entry in variants.items() if entry["layers"]}
     assert [*layers] == ["cpu-fp16", "cpu-int8", "tensorrt-rtx-fp16", "tensorrt-rtx-int8"]
     assert layers["cpu-fp16"] == layers["tensorrt-rtx-fp16"]
-    assert all(each["made_db"] > 0 for each in layers["cpu-int8"])
+    assert all(entry["made_db"] > 0 for entry in layers["cpu-int8"])
     with Path("run/analysis/layers.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == sum(map(len, layers.values()))
-    evidence = told()["evidence"]
+    evidence = load_report()["evidence"]
     assert isinstance(evidence, dict)
     assert evidence["ranges"]
     assert evidence["weights"]
     rows_of = [row["variant"] for row in evidence["feature_maps"][0]["rows"]]
     assert rows_of[:4] == ["fp32", "cpu-fp16", "cpu-int8", "tensorrt-rtx-int8"]
     changed = [
-        each["image"] for variant in variants.values() for each in variant["accuracy"]["changed"]
+        entry["image"] for variant in variants.values() for entry in variant["accuracy"]["changed"]
     ]
-    small = {each["image"]: each["picture"] for each in evidence["thumbnails"]}
+    small = {entry["image"]: entry["picture"] for entry in evidence["thumbnails"]}
     assert {*changed} == {*small}
-    pictures = [*small.values(), *(each["picture"] for each in evidence["feature_maps"])]
-    assert all((Path("run") / each).is_file() for each in pictures)
+    pictures = [*small.values(), *(entry["picture"] for entry in evidence["feature_maps"])]
+    assert all((Path("run") / entry).is_file() for entry in pictures)
     monkeypatch.chdir(world)
     monkeypatch.setenv("QCONVERT_CACHE_DIR", str(world / ".store"))
     again = qconvert(*BUILD)
@@ -89,7 +89,7 @@ def test_a_build_explains_its_errors_once_for_each_graph(
     assert all("cached" in line for line in again.err.splitlines() if "✓ compare" in line)
 
 
-def test_the_page_is_written_again_from_the_folder_alone(qconvert: Command, tmp_path: Path) -> None:
+def test_html_report_is_rendered_from_the_run_folder(qconvert: Command, tmp_path: Path) -> None:
     page = Path("run/report.html").read_bytes()
     shutil.move("run", "moved")
     assert qconvert("report", "moved", "--format", "html", "-o", "again.html").code == 0
@@ -104,48 +104,48 @@ def test_the_page_is_written_again_from_the_folder_alone(qconvert: Command, tmp_
     assert refused.code == 2
 
 
-def test_a_report_reads_no_file_outside_of_its_folder(qconvert: Command) -> None:
+def test_report_reads_no_file_outside_its_folder(qconvert: Command) -> None:
     Path("secret.png").write_bytes(b"secret")
-    report = told()
+    report = load_report()
     report["evidence"]["thumbnails"] = [{"image": "x", "picture": "../secret.png"}]  # type: ignore[index]
     Path("run/report.json").write_text(json.dumps(report))
     page = qconvert("report", "run", "--format", "html").out
     assert "c2VjcmV0" not in page
 
 
-def test_answers_on_other_images_bring_their_own_pictures(qconvert: Command) -> None:
+def test_evaluation_on_other_images_updates_the_evidence(qconvert: Command) -> None:
     settings = Path("run/run.toml")
     lines = settings.read_text().splitlines()
     settings.write_text("\n".join(line for line in lines if not line.startswith("labels")))
     draw_folder(Path("others"), 30)
-    before = told()["evidence"]
+    before = load_report()["evidence"]
     assert qconvert("evaluate", "run", "--eval", "others").code == 0
-    after = told()["evidence"]
+    after = load_report()["evidence"]
     assert isinstance(before, dict)
     assert isinstance(after, dict)
     assert after["feature_maps"] == before["feature_maps"]
-    variants = told()["variants"]
+    variants = load_report()["variants"]
     assert isinstance(variants, list)
-    changed = {each["image"] for v in variants for each in v["accuracy"]["changed"]}
-    assert {each["image"] for each in after["thumbnails"]} == changed
+    changed = {entry["image"] for v in variants for entry in v["accuracy"]["changed"]}
+    assert {entry["image"] for entry in after["thumbnails"]} == changed
     there = {file.name for file in Path("run/analysis/changed").glob("*")}
-    assert there == {Path(each["picture"]).name for each in after["thumbnails"]}
+    assert there == {Path(entry["picture"]).name for entry in after["thumbnails"]}
 
 
-def test_a_run_that_goes_on_without_images_keeps_what_it_knew(qconvert: Command) -> None:
-    before = told()
+def test_run_resumed_without_images_keeps_its_evidence(qconvert: Command) -> None:
+    before = load_report()
     done = qconvert("build", "--from", "run", "--backend", "cpu", "--seconds", "0.02")
     assert done.code == 0, done.err
-    after = told()
+    after = load_report()
     assert after["evidence"] == before["evidence"]
     layers = [
-        [each["layers"] for each in report["variants"] if each["name"] == "cpu-int8"]  # type: ignore[attr-defined]
+        [entry["layers"] for entry in report["variants"] if entry["name"] == "cpu-int8"]  # type: ignore[attr-defined]
         for report in (before, after)
     ]
     assert layers[0] == layers[1] != []
 
 
-def test_a_card_is_about_the_engine_that_is_named(qconvert: Command) -> None:
+def test_model_card_describes_the_named_engine(qconvert: Command) -> None:
     def card(*more: str) -> Outcome:
         return qconvert("report", "run", "--format", "card", *more)
 
@@ -156,7 +156,7 @@ def test_a_card_is_about_the_engine_that_is_named(qconvert: Command) -> None:
     assert (missing.code, "no variant `cpu-fp61`" in missing.err) == (2, True)
     elsewhere = qconvert("report", "run", "--engine", "cpu-fp16")
     assert (elsewhere.code, "`--format card`" in elsewhere.err) == (2, True)
-    Path("run/report.json").write_text(json.dumps({**told(), "best": ""}))
+    Path("run/report.json").write_text(json.dumps({**load_report(), "best": ""}))
     none = card()
     assert none.code == 2
     hinted = none.err.partition("name the one you ship: ")[2].split("`")[1]

@@ -25,41 +25,41 @@ def _world(world: Path) -> None:
 
 
 def rows() -> dict[str, Any]:
-    return {each["name"]: each for each in report()["variants"]}
+    return {entry["name"]: entry for entry in report()["variants"]}
 
 
 def report() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(Path("run/report.json").read_text())
-    return found
+    content: dict[str, Any] = json.loads(Path("run/report.json").read_text())
+    return content
 
 
-def test_timings_stay_where_nothing_new_was_timed(qconvert: Command) -> None:
+def test_latencies_survive_an_evaluation(qconvert: Command) -> None:
     before = rows()
-    given = ("--from", "run", "--backend", "tensorrt-rtx", "--precision", "fp16", *QUICK)
-    done = qconvert("build", *given)
+    options = ("--from", "run", "--backend", "tensorrt-rtx", "--precision", "fp16", *QUICK)
+    done = qconvert("build", *options)
     assert done.code == 0, done.err
     after = rows()
     assert "tensorrt-rtx-fp16" in after
     assert after["cpu-int8"]["latency"] == before["cpu-int8"]["latency"] != []
 
 
-def test_what_is_only_planned_takes_the_place_of_no_engine(qconvert: Command) -> None:
-    before, found = rows(), report()
+def test_plan_only_build_replaces_no_engine(qconvert: Command) -> None:
+    before, earlier = rows(), report()
     done = qconvert(*GIVEN, *CPU, "--precision", "fp32,int8", *QUICK, "--plan-only")
     assert done.code == 0, done.err
     assert rows()["cpu-int8"]["engine"] == before["cpu-int8"]["engine"]
     assert rows()["cpu-int8"]["latency"] == before["cpu-int8"]["latency"]
-    assert report()["best"] == found["best"] != ""
+    assert report()["best"] == earlier["best"] != ""
 
 
-def test_limits_given_on_the_way_stay_with_the_run(qconvert: Command) -> None:
-    given = ("--precision", "fp32,int8", *CPU, *QUICK)
-    assert qconvert("build", "--from", "run", *given, "--max-size", "0.001").code == 1
+def test_gates_added_while_resuming_stay_with_the_run(qconvert: Command) -> None:
+    options = ("--precision", "fp32,int8", *CPU, *QUICK)
+    assert qconvert("build", "--from", "run", *options, "--max-size", "0.001").code == 1
     assert qconvert("bench", "run", *QUICK).code == 1
-    assert any(not each["passed"] for each in report()["gates"])
+    assert any(not entry["passed"] for entry in report()["gates"])
 
 
-def test_a_search_changes_nothing_that_a_run_is_measured_by(qconvert: Command) -> None:
+def test_search_leaves_the_settings_of_a_run_unchanged(qconvert: Command) -> None:
     assert qconvert("build", "--from", "run", *CPU, *QUICK, "--max-size", "9").code == 0
     before = Path("run/run.toml").read_text()
     search = ("search", "model.onnx", "--images", "calib_data", "--backend", "tensorrt-rtx")
@@ -69,25 +69,25 @@ def test_a_search_changes_nothing_that_a_run_is_measured_by(qconvert: Command) -
     assert after == before.replace("budget = 0.5", "budget = 50.0")
 
 
-def test_a_build_that_fails_leaves_the_settings(qconvert: Command) -> None:
+def test_failed_build_keeps_the_run_settings(qconvert: Command) -> None:
     before = Path("run/run.toml").read_text()
-    given = ("--backend", "tensorrt-rtx", "--precision", "mixed", "--budget", "50", *QUICK)
-    done = qconvert(*GIVEN, *given)
+    options = ("--backend", "tensorrt-rtx", "--precision", "mixed", "--budget", "50", *QUICK)
+    done = qconvert(*GIVEN, *options)
     assert done.code == 3, done.err
     assert Path("run/run.toml").read_text() == before
 
 
-def test_a_row_of_another_engine_than_lies_there_is_begun_anew(qconvert: Command) -> None:
-    told = report()
-    told["variants"][1]["engine"]["sha256"] = "0" * 64
-    Path("run/report.json").write_text(json.dumps(told))
+def test_report_row_of_a_replaced_engine_is_discarded(qconvert: Command) -> None:
+    changed = report()
+    changed["variants"][1]["engine"]["sha256"] = "0" * 64
+    Path("run/report.json").write_text(json.dumps(changed))
     assert qconvert("bench", "run", *QUICK).code == 0
     assert rows()["cpu-int8"]["accuracy"] is None
     assert rows()["cpu-int8"]["engine"]["sha256"] != "0" * 64
     assert rows()["cpu-fp32"]["accuracy"] is not None
 
 
-def test_what_was_shown_and_noted_of_an_engine_stays_with_it(qconvert: Command) -> None:
+def test_evidence_and_notes_of_an_engine_survive(qconvert: Command) -> None:
     before, shown = rows(), report()["evidence"]
     assert qconvert("build", "--from", "run", *CPU, "--precision", "fp32", *QUICK).code == 0
     assert report()["evidence"]["ranges"] == shown["ranges"] != []
@@ -96,21 +96,21 @@ def test_what_was_shown_and_noted_of_an_engine_stays_with_it(qconvert: Command) 
     assert rows()["cpu-int8"]["notes"] == before["cpu-int8"]["notes"] != []
 
 
-def test_images_may_lie_elsewhere_by_now_but_must_be_the_same(qconvert: Command) -> None:
-    given = ("build", "--from", "run", *CPU, "--precision", "fp16", *QUICK)
+def test_moved_calibration_images_are_accepted_only_unchanged(qconvert: Command) -> None:
+    options = ("build", "--from", "run", *CPU, "--precision", "fp16", *QUICK)
     Path("calib_data").rename("moved")
-    refused = qconvert(*given, "--images", "val")
+    refused = qconvert(*options, "--images", "val")
     assert refused.code == 2
     assert "does not have the images that `run` was calibrated on" in refused.err
     assert 'calib_data"' in Path("run/run.toml").read_text()
-    done = qconvert(*given, "--images", "moved")
+    done = qconvert(*options, "--images", "moved")
     assert done.code == 0, done.err
     assert 'moved"' in Path("run/run.toml").read_text()
     assert "cpu-fp16" in rows()
 
 
-def test_a_run_that_was_never_built_to_the_end_is_not_measured(qconvert: Command) -> None:
+def test_bench_refuses_an_unfinished_run(qconvert: Command) -> None:
     Path("run/report.json").unlink()
     done = qconvert("bench", "run", *QUICK)
     assert done.code == 2
-    assert "`qconvert build --from run` goes on" in done.err
+    assert "`qconvert build --from run` resumes it" in done.err

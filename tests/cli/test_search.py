@@ -37,18 +37,18 @@ def _demo(pictures: Path) -> None:
         Path(name).symlink_to(pictures / name)
 
 
-def test_a_search_leaves_a_mix_its_plan_and_its_trials(qconvert: Command) -> None:
+def test_search_writes_the_mix_its_plan_and_its_trials(qconvert: Command) -> None:
     done = qconvert("search", *GIVEN, "-o", "out")
     assert done.code == 0, done.err
-    for title in ("Blocks by what lifting each alone brings", "Sets tried on", "Result\n"):
+    for title in ("Blocks by the error that each removes", "Sets tried on", "Result\n"):
         assert title in done.out
     assert max(map(len, [*done.out.splitlines(), *done.err.splitlines()])) <= 80
-    told = json.loads(Path("out/search.json").read_text())
-    lifted = set(told["chosen"]["lifted"])
-    assert told["outcome"] == "mixed"
-    assert told["chosen"]["confirmed"]["pp"] <= 3 < told["int8"]["confirmed"]["pp"]
+    result = json.loads(Path("out/search.json").read_text())
+    lifted = set(result["chosen"]["lifted"])
+    assert result["outcome"] == "mixed"
+    assert result["chosen"]["confirmed"]["pp"] <= 3 < result["int8"]["confirmed"]["pp"]
     plan = plan_files.read_plan(Path("out/plan.json"))
-    reasons = [layer.left for layer in plan.layers.values() if layer.left.startswith("lifted")]
+    reasons = [layer.left for layer in plan.layers.values() if layer.left.startswith("kept in")]
     assert len(reasons) >= len(lifted) > 0
     apply_plan(onnx_io.load(Path("out/model.onnx")), plan)
     onnx_io.load(Path("out/mixed.onnx"))
@@ -59,45 +59,45 @@ def test_a_search_leaves_a_mix_its_plan_and_its_trials(qconvert: Command) -> Non
     answer = json.loads(again.out)
     assert answer.pop("backend") == "tensorrt-rtx"
     assert set(answer.pop("bytes")) == {"fp32", "int8", "mixed"}
-    assert answer == told
+    assert answer == result
     assert Path("out/trials.jsonl").read_text() == trials
     _require_mixed_in_a_build(qconvert, lifted)
 
 
 def _require_mixed_in_a_build(qconvert: Command, lifted: set[str]) -> None:
-    """The build asks the same, so the search is found in the store."""
-    given = (*GIVEN, "--precision", "int8,mixed", "--plan-only", "-o", "run", "--json")
-    done = qconvert("build", *given)
+    """A build runs the same search, so it is cached."""
+    options = (*GIVEN, "--precision", "int8,mixed", "--plan-only", "-o", "run", "--json")
+    done = qconvert("build", *options)
     assert done.code == 0, done.err
     report = json.loads(done.out)
     assert set(report["mixes"]["tensorrt-rtx"]["chosen"]["lifted"]) == lifted
     plain, mixed = report["variants"]
     assert (plain["precision"], mixed["precision"]) == ("int8", "mixed")
     assert mixed["quantized"] < plain["quantized"]
-    assert any(each["reason"].startswith("lifted to fp16") for each in mixed["unquantized"])
+    assert any(node["reason"].startswith("kept in fp16") for node in mixed["unquantized"])
     assert Path("run/analysis/tensorrt-rtx-trials.jsonl").is_file()
 
 
-def test_a_budget_that_int8_keeps_needs_no_mix(qconvert: Command) -> None:
+def test_search_ends_at_once_if_int8_stays_within_the_budget(qconvert: Command) -> None:
     done = qconvert("search", *GIVEN, "--budget", "50", "-o", "out")
     assert done.code == 0, done.err
-    assert "plain INT8 keeps the budget" in done.out
+    assert "INT8 keeps the budget" in done.out
     assert not Path("out/mixed.onnx").exists()
-    given = (*GIVEN, "--budget", "50", "--precision", "mixed", "-o", "run", "--plan-only")
-    refused = qconvert("build", *given)
+    options = (*GIVEN, "--budget", "50", "--precision", "mixed", "-o", "run", "--plan-only")
+    refused = qconvert("build", *options)
     assert refused.code == 3
-    assert "no `tensorrt-rtx-mixed`: plain INT8 keeps the budget" in refused.err
+    assert "no `tensorrt-rtx-mixed`: INT8 keeps the budget" in refused.err
 
 
-def test_no_mix_for_so_little_latency_is_exit_code_1(qconvert: Command) -> None:
-    given = ("network.onnx", "--images", "calib", "--backend", "cpu", "--effort", "none")
-    done = qconvert("search", *given, "--seconds", "0.02", "--max-latency", "0.0001", "-o", "out")
+def test_search_without_a_solution_exits_with_1(qconvert: Command) -> None:
+    options = ("network.onnx", "--images", "calib", "--backend", "cpu", "--effort", "none")
+    done = qconvert("search", *options, "--seconds", "0.02", "--max-latency", "0.0001", "-o", "out")
     assert done.code == 1
-    assert "or the float model as it is" in done.err or "fp32 takes" in done.out
-    assert "no `--eval`: what was found is confirmed on" in " ".join(done.err.split())
+    assert "or use the float model" in done.err or "fp32 takes" in done.out
+    assert "no `--eval`: the mix is confirmed on" in " ".join(done.err.split())
 
 
-def test_a_dry_run_says_what_would_be_tried_and_writes_nothing(qconvert: Command) -> None:
+def test_search_dry_run_lists_trials_and_writes_nothing(qconvert: Command) -> None:
     done = qconvert("search", *GIVEN, "-o", "out", "--dry-run")
     assert done.code == 0, done.err
     assert "blocks    37, of 37 operators with weights in INT8" in done.out or "blocks" in done.out
@@ -108,7 +108,7 @@ def test_a_dry_run_says_what_would_be_tried_and_writes_nothing(qconvert: Command
         assert f"`{place}` " in refused.err
 
 
-def test_two_backends_and_no_images_are_refused(qconvert: Command) -> None:
+def test_search_refuses_two_backends_and_missing_images(qconvert: Command) -> None:
     two = qconvert("search", "network.onnx", "--backend", "cpu,tensorrt", "--images", "calib")
     assert (two.code, "a search is for one backend" in two.err) == (2, True)
     blind = qconvert("search", "network.onnx", "--backend", "cpu", "-o", "out")
@@ -119,18 +119,18 @@ def _labelled(shift: int) -> None:
     """Write labels: the right ones where nothing is shifted."""
     names = Path("val/classes.txt").read_text().split()
     files = sorted(Path("val").glob("*.jpg"))
-    numbers = [(names.index(each.stem.partition("-")[2]) + shift) % len(names) for each in files]
+    numbers = [(names.index(file.stem.partition("-")[2]) + shift) % len(names) for file in files]
     lines = [f"{file},{number}" for file, number in zip(files, numbers, strict=True)]
     Path("labels.csv").write_text("\n".join(["file,label", *lines]))
 
 
-def test_other_labels_are_other_trials(qconvert: Command) -> None:
+def test_other_labels_start_new_trials(qconvert: Command) -> None:
     def searched(out: str) -> dict[str, Any]:
-        given = (*GIVEN, "--labels", "labels.csv", "--by", "top-1", "--budget", "50")
-        done = qconvert("search", *given, "-o", out, "--json")
+        options = (*GIVEN, "--labels", "labels.csv", "--by", "top-1", "--budget", "50")
+        done = qconvert("search", *options, "-o", out, "--json")
         assert done.code == 0, done.err
-        found: dict[str, Any] = json.loads(done.out)["int8"]["confirmed"]
-        return found
+        confirmed: dict[str, Any] = json.loads(done.out)["int8"]["confirmed"]
+        return confirmed
 
     _labelled(0)
     first = searched("out")
@@ -141,28 +141,28 @@ def test_other_labels_are_other_trials(qconvert: Command) -> None:
     assert again == searched("other")
 
 
-def test_other_threads_are_another_search(qconvert: Command) -> None:
-    given = (*GIVEN[:-1], "cpu", "--budget", "50", "--seconds", "0.02", "--json")
+def test_other_thread_count_starts_a_new_search(qconvert: Command) -> None:
+    options = (*GIVEN[:-1], "cpu", "--budget", "50", "--seconds", "0.02", "--json")
     for number in (1, 2):
-        done = qconvert("search", *given, "-o", f"out{number}", "--set", f"cpu.threads={number}")
+        done = qconvert("search", *options, "-o", f"out{number}", "--set", f"cpu.threads={number}")
         assert done.code == 0, done.err
         assert "cached" not in next(line for line in done.err.splitlines() if "✓ search" in line)
 
 
-def test_a_mix_that_was_found_for_another_budget_is_searched_anew(qconvert: Command) -> None:
+def test_another_budget_starts_a_new_search(qconvert: Command) -> None:
     built = ("--precision", "mixed", "--plan-only", "--json")
     done = qconvert("build", *GIVEN, *built, "-o", "run")
     assert done.code == 0, done.err
     again = ("build", "--from", "run", *built, "--backend", "tensorrt-rtx")
-    known = qconvert(*again)
-    assert "✓ search" not in known.err
-    assert json.loads(known.out)["mixes"]["tensorrt-rtx"]["budget"] == 3
+    resumed = qconvert(*again)
+    assert "✓ search" not in resumed.err
+    assert json.loads(resumed.out)["mixes"]["tensorrt-rtx"]["budget"] == 3
     other = qconvert(*again, "--set", "search.budget=2")
     assert "✓ search" in other.err
     assert json.loads(other.out)["mixes"]["tensorrt-rtx"]["budget"] == 2
 
 
-def test_a_mix_that_is_no_longer_needed_does_not_stay_in_a_run(qconvert: Command) -> None:
+def test_obsolete_mix_is_removed_from_a_run(qconvert: Command) -> None:
     planned = ("--precision", "int8,mixed", "--plan-only", "-o", "run")
     assert qconvert("build", *GIVEN, *planned).code == 0
     assert Path("run/engines/tensorrt-rtx-mixed").is_dir()
@@ -170,7 +170,7 @@ def test_a_mix_that_is_no_longer_needed_does_not_stay_in_a_run(qconvert: Command
     assert not Path("run/engines/tensorrt-rtx-mixed").exists()
 
 
-def test_the_folder_of_a_search_takes_no_other_run(qconvert: Command) -> None:
+def test_search_folder_refuses_another_run(qconvert: Command) -> None:
     assert qconvert("search", *GIVEN, "--budget", "50", "-o", "out").code == 0
     other = qconvert("build", *GIVEN, "--method", "minmax", "--plan-only", "-o", "out")
     assert (other.code, "`out` holds another run" in other.err) == (2, True)

@@ -44,7 +44,7 @@ def test_options_import_nothing_heavy() -> None:
     assert process.stdout == "[]\n"
 
 
-def test_choices_of_preprocessing_options_are_those_that_exist() -> None:
+def test_preprocessing_options_offer_every_choice() -> None:
     table = option_table()
     assert literals(table["preprocess.preset"].type) == tuple(PRESETS)
     assert literals(table["preprocess.interpolation"].type) == get_args(Interpolation)

@@ -8,26 +8,26 @@ from qconvert.demo.drawing import IMAGE_SIZE, Surface, blank_surface
 from qconvert.demo.generator import CLASSES, DEFECTS, draw_image
 
 
-def test_a_number_of_a_seed_is_always_the_same_picture_whatever_was_drawn_before() -> None:
-    wanted = [draw_image(7, number).encode_jpeg() for number in range(12)]
-    assert [draw_image(7, number).encode_jpeg() for number in reversed(range(12))] == wanted[::-1]
-    assert len(set(wanted)) == len(wanted)
+def test_image_of_a_seed_is_independent_of_drawing_order() -> None:
+    expected = [draw_image(7, number).encode_jpeg() for number in range(12)]
+    assert [draw_image(7, number).encode_jpeg() for number in reversed(range(12))] == expected[::-1]
+    assert len(set(expected)) == len(expected)
 
 
-def test_the_three_seeds_share_no_picture() -> None:
+def test_seeds_share_no_image() -> None:
     three = generator.TRAINING_SEED, generator.CALIBRATION_SEED, generator.EVALUATION_SEED
     drawn = {draw_image(seed, number).encode_jpeg() for seed in three for number in range(20)}
     assert len(drawn) == 60
 
 
-def test_every_class_is_drawn_as_often_and_names_tell_which() -> None:
+def test_classes_are_balanced_and_in_file_names() -> None:
     pictures = [draw_image(7, number) for number in range(2 * len(CLASSES))]
     assert sorted(picture.label for picture in pictures) == sorted(2 * list(range(len(CLASSES))))
     for number, picture in enumerate(pictures):
         assert picture.name == f"{number:04}-{CLASSES[picture.label]}.jpg"
 
 
-def test_pictures_are_colour_pictures_that_use_the_range_of_a_camera() -> None:
+def test_images_are_rgb_with_a_realistic_brightness_range() -> None:
     pixels = np.stack([draw_image(7, number).decode() for number in range(40)])
     assert pixels.shape == (40, IMAGE_SIZE, IMAGE_SIZE, 3)
     assert pixels.dtype == np.uint8
@@ -38,7 +38,7 @@ def test_pictures_are_colour_pictures_that_use_the_range_of_a_camera() -> None:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_defect_changes_part_of_a_surface_and_plain_changes_nothing(name: str) -> None:
+def test_defect_changes_part_of_a_surface_and_plain_changes_nothing(name: str) -> None:
     random = np.random.default_rng(3)
     for _ in range(5):
         before = blank_surface(random)

@@ -12,16 +12,16 @@ from qconvert.images import labels, listing
 SHIPPED = Path(__file__).resolve().parent.parent.parent / "calib_data"
 
 
-def test_the_labels_of_a_folder_are_read_as_its_classes() -> None:
-    told: list[int] = []
-    generator.write_images(Path("drawn"), seed=7, count=23, progress=told.append)
-    found = labels.attach_labels(listing.list_images(Path("drawn")))
-    assert [item.label for item in found.items] == [number % len(CLASSES) for number in range(23)]
-    assert found.classes.names == CLASSES
-    assert told == list(range(1, 24))
+def test_image_folder_labels_are_read_as_classes() -> None:
+    counts: list[int] = []
+    generator.write_images(Path("drawn"), seed=7, count=23, progress=counts.append)
+    images = labels.attach_labels(listing.list_images(Path("drawn")))
+    assert [item.label for item in images.items] == [number % len(CLASSES) for number in range(23)]
+    assert images.classes.names == CLASSES
+    assert counts == list(range(1, 24))
 
 
-def test_the_bytes_of_a_folder_follow_from_its_seed() -> None:
+def test_image_folder_bytes_follow_from_the_seed() -> None:
     for name in ("one", "two"):
         generator.write_images(Path(name), seed=7, count=12)
     one, two = (
@@ -30,7 +30,7 @@ def test_the_bytes_of_a_folder_follow_from_its_seed() -> None:
     assert one == two
 
 
-def test_the_shipped_images_are_those_of_their_seed() -> None:
+def test_shipped_images_match_the_generator() -> None:
     """Pixels, not bytes: another release of Pillow may pack the same picture otherwise."""
     files = sorted(SHIPPED.glob("*.jpg"))
     assert len(files) == generator.CALIBRATION_COUNT
@@ -41,7 +41,7 @@ def test_the_shipped_images_are_those_of_their_seed() -> None:
         assert np.abs(shipped - drawn.decode()).mean() < 1
 
 
-def test_the_shipped_images_are_small_and_of_every_class() -> None:
+def test_shipped_images_are_small_and_of_every_class() -> None:
     assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 3_000_000
-    found = labels.attach_labels(listing.list_images(SHIPPED))
-    assert {item.label for item in found.items} == set(range(len(CLASSES)))
+    images = labels.attach_labels(listing.list_images(SHIPPED))
+    assert {item.label for item in images.items} == set(range(len(CLASSES)))

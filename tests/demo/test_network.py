@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from numpy.typing import NDArray
 
 from qconvert.backends.ort import open_cpu
 from qconvert.core import onnx_io
@@ -26,7 +25,7 @@ from tests.conftest import Outcome
 COUNT = 400
 
 
-def test_it_is_one_small_valid_file_with_a_free_batch() -> None:
+def test_demo_network_is_one_small_valid_file_with_a_dynamic_batch() -> None:
     assert NETWORK.stat().st_size <= 2_500_000
     onnx.checker.check_model(str(NETWORK), full_check=True)
     model = onnx_io.load(NETWORK)
@@ -35,7 +34,7 @@ def test_it_is_one_small_valid_file_with_a_free_batch() -> None:
     assert onnx_io.outputs(model)[0].shape[1:] == (len(CLASSES),)
 
 
-def test_it_is_a_mobilenet_with_its_batch_norms_folded() -> None:
+def test_demo_network_is_a_mobilenet_with_folded_batch_norms() -> None:
     nodes = list(onnx_io.load(NETWORK).graph)
     operators = {node.op_type for node in nodes}
     assert operators == {"Conv", "Clip", "Add", "ReduceMean", "Gemm"}
@@ -43,14 +42,17 @@ def test_it_is_a_mobilenet_with_its_batch_norms_folded() -> None:
     assert sum(group > 1 for group in groups) > 10
 
 
-def test_it_says_itself_how_its_pictures_are_prepared() -> None:
+def test_demo_network_carries_its_preprocessing() -> None:
     source = onnx_file.load(str(NETWORK), Config().export, trust=False)
-    known = job_images.fitted_preprocessing(source, Config().preprocess)
-    assert (known.resize, known.crop) == ((IMAGE_SIZE, IMAGE_SIZE), "none")
-    assert (known.mean, known.std) == (PRESETS["inception"].mean, PRESETS["inception"].std)
+    preprocess = job_images.fitted_preprocessing(source, Config().preprocess)
+    assert (preprocess.resize, preprocess.crop) == ((IMAGE_SIZE, IMAGE_SIZE), "none")
+    assert (preprocess.mean, preprocess.std) == (
+        PRESETS["inception"].mean,
+        PRESETS["inception"].std,
+    )
 
 
-def test_the_text_beside_it_is_about_this_file() -> None:
+def test_demo_network_description_matches_the_file() -> None:
     text = NETWORK.with_suffix(".md").read_text(encoding="utf-8")
     assert file_sha256(NETWORK) in text
     top1 = re.search(r"top-1 ([\d.]+) %", text)
@@ -65,25 +67,27 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def right(model: Path, evaluation: Path) -> NDArray[np.bool_]:
-    """Return which pictures a model names rightly."""
+def top1(model: Path, evaluation: Path) -> float:
+    """Return the share of images that a model classifies correctly."""
     source = onnx_file.load(str(model), Config().export, trust=False)
-    known = job_images.fitted_preprocessing(source, Config().preprocess)
-    run, found = open_cpu(source.model), []
-    for batch in open_images(ImageChoice(evaluation), source.inputs, known).batches(8):
+    preprocess = job_images.fitted_preprocessing(source, Config().preprocess)
+    run, correct = open_cpu(source.model), []
+    for batch in open_images(ImageChoice(evaluation), source.inputs, preprocess).batches(8):
         scores = next(iter(run(batch.feeds).values()))
-        found += list(np.argmax(scores, 1) == [item.label for item in batch.items])
-    return np.array(found)
+        correct += list(np.argmax(scores, 1) == [item.label for item in batch.items])
+    return float(np.mean(correct))
 
 
-def test_it_is_right_on_pictures_it_has_not_seen(evaluation: Path) -> None:
-    assert 0.95 <= right(NETWORK, evaluation).mean() <= 0.995
+def test_demo_network_is_accurate_on_evaluation_images(evaluation: Path) -> None:
+    assert 0.95 <= top1(NETWORK, evaluation) <= 0.995
 
 
-def test_int8_loses_less_than_a_point(evaluation: Path, qconvert: Callable[..., Outcome]) -> None:
+def test_demo_network_loses_less_than_a_point_in_int8(
+    evaluation: Path, qconvert: Callable[..., Outcome]
+) -> None:
     images = evaluation.parent / "calibration"
     write_images(images, generator.CALIBRATION_SEED, generator.CALIBRATION_COUNT)
     done = qconvert("quantize", NETWORK, "--images", images, "-o", "int8.onnx")
     assert done.code == 0, done.err
-    before, after = (right(each, evaluation).mean() for each in (NETWORK, Path("int8.onnx")))
+    before, after = (top1(model, evaluation) for model in (NETWORK, Path("int8.onnx")))
     assert after > before - 0.01

@@ -10,10 +10,10 @@ from qconvert.demo.demo_files import NETWORK
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def test_the_wheel_holds_the_network_and_the_text_about_it(tmp_path: Path) -> None:
+def test_wheel_contains_the_demo_network_and_its_description(tmp_path: Path) -> None:
     (file,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
     with zipfile.ZipFile(file) as wheel:
-        for each in (NETWORK, NETWORK.with_suffix(".md")):
-            name = each.relative_to(ROOT).as_posix()
-            assert wheel.read(name) == each.read_bytes()
+        for path in (NETWORK, NETWORK.with_suffix(".md")):
+            name = path.relative_to(ROOT).as_posix()
+            assert wheel.read(name) == path.read_bytes()
         assert not [name for name in wheel.namelist() if name.startswith("calib_data")]

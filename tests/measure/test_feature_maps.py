@@ -47,7 +47,7 @@ def test_montage_rows_are_fp32_variants_and_differences() -> None:
     exact = maps()
     wrong = exact.copy()
     wrong[1, :4] += 2
-    montage = draw_montage(exact, {"int8": wrong, "fp16": exact})
+    montage = draw_montage(exact, [wrong, exact])
     tall, wide = (5 * (TILE + GAP) - GAP for _ in range(2))
     assert montage.pixels.shape == (tall, wide)
     rows = [montage.pixels[row * (TILE + GAP) :][:TILE] for row in range(5)]
@@ -62,7 +62,7 @@ def test_montage_rows_are_fp32_variants_and_differences() -> None:
 
 
 def test_montage_values_share_one_scale() -> None:
-    montage = draw_montage(maps(), {"int8": maps()})
+    montage = draw_montage(maps(), [maps()])
     tiles = [montage.pixels[:TILE, column * (TILE + GAP) :][:, :TILE] for column in range(5)]
     assert tiles[0].max() > tiles[-1].max()
     assert min(tile.min() for tile in tiles) == FIRST_VALUE
@@ -70,7 +70,7 @@ def test_montage_values_share_one_scale() -> None:
 
 def test_oblong_maps_keep_their_shape() -> None:
     wide = np.random.default_rng(0).random((3, 4, 16)).astype(np.float32)
-    tile = draw_montage(wide, {"int8": wide}).pixels[:TILE, :TILE]
+    tile = draw_montage(wide, [wide]).pixels[:TILE, :TILE]
     assert (tile[TILE // 4 :] == TRANSPARENT).all()
     assert (tile[: TILE // 4] != TRANSPARENT).all()
 
@@ -89,7 +89,7 @@ def test_palette_has_a_colour_for_every_entry() -> None:
 def test_values_that_are_not_finite_can_be_montage() -> None:
     broken = maps()
     broken[1, 0, 0] = np.nan
-    assert draw_montage(maps(), {"int8": broken}).pixels.dtype == np.uint8
+    assert draw_montage(maps(), [broken]).pixels.dtype == np.uint8
 
 
 def test_channel_axes_are_those_of_the_float_model() -> None:

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from qconvert.measure.latency import (
     MAX_ROUNDS,
     MAX_SAMPLES,
-    TIMING_EFFORTS,
     TimingEffort,
     count_rounds,
     interleave,
@@ -249,8 +248,6 @@ def test_real_clock_gives_positive_samples() -> None:
     assert min(samples["a"]) > 0
 
 
-def test_efforts_are_ordered_and_too_few_rounds_are_refused() -> None:
-    quick, default, thorough = (TIMING_EFFORTS[name] for name in ("quick", "default", "thorough"))
-    assert quick.seconds < default.seconds < thorough.seconds
+def test_timing_with_too_few_rounds_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 3 rounds"):
         TimingEffort(rounds=2)

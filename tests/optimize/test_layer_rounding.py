@@ -12,10 +12,15 @@ from qconvert.core import onnx_io
 from qconvert.core.tensors import Tensors
 from qconvert.graph.patterns import constant_array
 from qconvert.measure.output_error import sqnr_db
-from qconvert.optimize import layer_rounding
+from qconvert.optimize import learned_rounding
 from qconvert.optimize.coordinate_descent import Solution, round_weights
 from qconvert.optimize.layer_problem import LayerProblem
-from qconvert.optimize.layer_rounding import RoundedLayer, TrainingSet, find_learnable, learn_layers
+from qconvert.optimize.learned_rounding import (
+    RoundedLayer,
+    TrainingSet,
+    find_learnable,
+    learn_layers,
+)
 from qconvert.quantize import rounded_weights
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import QuantizeOptions
@@ -171,7 +176,7 @@ def test_solution_that_fails_on_the_holdout_is_dropped(monkeypatch: pytest.Monke
         biases = None if problem.biases is None else problem.biases + 1.0
         return Solution(problem.nearest, biases), Solution(-problem.nearest, problem.biases)
 
-    monkeypatch.setattr(layer_rounding, "round_weights", wrong)
+    monkeypatch.setattr(learned_rounding, "round_weights", wrong)
     layers = list(learn_layers(net, plan, training_set()))
     assert [layer.name for layer in layers] == find_learnable(net, plan)
     assert not weights_of(layers)
@@ -179,14 +184,14 @@ def test_solution_that_fails_on_the_holdout_is_dropped(monkeypatch: pytest.Monke
 
 def test_memory_of_the_rows_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     net = mixed()
-    monkeypatch.setattr(layer_rounding, "MAX_ROW_BYTES", 20_000)
+    monkeypatch.setattr(learned_rounding, "MAX_ROW_BYTES", 20_000)
     sizes: list[int] = []
 
     def recorded(problem: LayerProblem) -> tuple[Solution, Solution]:
         sizes.append(problem.rows.nbytes)
         return round_weights(problem)
 
-    monkeypatch.setattr(layer_rounding, "round_weights", recorded)
+    monkeypatch.setattr(learned_rounding, "round_weights", recorded)
     plan = calibrated_plan(net, "cpu", QuantizeOptions())
     assert len(list(learn_layers(net, plan, training_set()))) == len(sizes)
     # One row of each image at least, whatever its size.

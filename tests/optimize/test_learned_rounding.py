@@ -12,7 +12,7 @@ from qconvert.core.cache import Cache
 from qconvert.core.progress import Progress
 from qconvert.core.tensors import Tensors
 from qconvert.graph.simplify import infer_shapes
-from qconvert.optimize import efforts, layer_rounding
+from qconvert.optimize import efforts, learned_rounding
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.optimize.candidate import Candidate
 from qconvert.optimize.coordinate_descent import Solution, round_weights
@@ -107,14 +107,14 @@ def test_interrupted_run_resumes_after_the_layers_it_learned(
         problems.append(problem)
         return round_weights(problem)
 
-    monkeypatch.setattr(layer_rounding, "round_weights", counted)
+    monkeypatch.setattr(learned_rounding, "round_weights", counted)
     learner.stop_at = 4
     with pytest.raises(KeyboardInterrupt):
         learner.learn(cache=Cache(Path(".other")))
     assert len(problems) == 4
     learner.stop_at = 0
     resumed = learner.learn(cache=Cache(Path(".other")))
-    learnable = layer_rounding.find_learnable(learner.candidate.loaded.model, learner.plan)
+    learnable = learned_rounding.find_learnable(learner.candidate.loaded.model, learner.plan)
     assert len(problems) == len(learnable)
     assert rounded_weights.digest(resumed.weights) == rounded_weights.digest(whole.weights)
 
@@ -127,7 +127,7 @@ def test_weights_that_harm_the_outputs_are_rejected(
         biases = None if problem.biases is None else problem.biases + 3.0
         return Solution(problem.nearest, biases), Solution(problem.nearest, biases)
 
-    monkeypatch.setattr(layer_rounding, "round_weights", harmful)
+    monkeypatch.setattr(learned_rounding, "round_weights", harmful)
     monkeypatch.setattr(
         LayerProblem, "relative_error", lambda problem, integers, biases: -abs(float(biases.sum()))
     )

@@ -1,8 +1,8 @@
 """A search on a small network: its outcome, and that it resumes where it was killed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,19 +13,18 @@ from qconvert.measure.mixed_result import LossMeasure, MixedResult, PredictionLo
 from qconvert.optimize.blocks import find_blocks
 from qconvert.optimize.mixed_precision import (
     BlockSet,
-    SearchGoal,
     SearchImages,
+    SearchModel,
     SearchSpace,
     SetTimer,
     search_mixed_precision,
 )
-from qconvert.optimize.sensitivity import SearchModel
 from qconvert.optimize.trials import ReferenceOutputs, open_trials
 from tests.models import floats, mixed
 from tests.quantize.quantized_models import planned, scheme
 
 FILE = Path("trials.jsonl")
-GOAL = SearchGoal(budget=0.05, by="certainty", rest="fp32")
+BUDGET = 0.05
 
 
 def images_of(name: str, seeds: range) -> SearchImages:
@@ -34,7 +33,12 @@ def images_of(name: str, seeds: range) -> SearchImages:
     return SearchImages(name, batches, ReferenceOutputs(outputs, [None] * 8 * len(seeds)))
 
 
-def space_of(timer: SetTimer | None = None) -> SearchSpace:
+def space_of(
+    budget: float = BUDGET,
+    by: LossMeasure = "certainty",
+    max_latency: float | None = None,
+    timer: SetTimer | None = None,
+) -> SearchSpace:
     """Return a search over a plan whose ranges are far too wide, so that INT8 errs."""
     model = SearchModel(mixed(), planned(mixed(), "cpu"), scheme("cpu"))
     return SearchSpace(
@@ -43,13 +47,17 @@ def space_of(timer: SetTimer | None = None) -> SearchSpace:
         images_of("search", range(2)),
         images_of("evaluation", range(2, 5)),
         open_trials(FILE, "mixed"),
+        budget,
+        by,
+        "fp32",
+        max_latency,
         timer,
         "" if timer else "nothing runs here",
     )
 
 
-def search(goal: SearchGoal = GOAL, timer: SetTimer | None = None) -> MixedResult:
-    return search_mixed_precision(space_of(timer), goal, ignore_progress)
+def search(**goal: Any) -> MixedResult:
+    return search_mixed_precision(space_of(**goal), ignore_progress)
 
 
 def timer_of(int8: float, float_ms: float, per_block: float) -> SetTimer:
@@ -69,7 +77,7 @@ def test_mix_keeps_the_budget_and_its_plan_gives_the_reported_agreement() -> Non
     assert 0 < len(result.chosen.lifted) < len(space.blocks)
     assert result.int8.confirmed is not None
     assert result.chosen.confirmed is not None
-    assert result.chosen.confirmed.pp <= GOAL.budget < result.int8.confirmed.pp
+    assert result.chosen.confirmed.pp <= BUDGET < result.int8.confirmed.pp
     assert result.untimed == "nothing runs here"
     chosen = [block for block in space.blocks if block.name in result.chosen.lifted]
     run, images = space.model.open(space.model.restore_float(chosen)), space.evaluation_images
@@ -115,9 +123,9 @@ class ScriptedSpace(SearchSpace):
 
 
 def test_chosen_set_keeps_the_budget_on_both_image_sets() -> None:
-    space = space_of()
+    space = space_of(budget=0.5)
     scripted = ScriptedSpace(**{name: getattr(space, name) for name in vars(space)})
-    result = search_mixed_precision(scripted, replace(GOAL, budget=0.5), ignore_progress)
+    result = search_mixed_precision(scripted, ignore_progress)
     assert result.chosen is not None
     assert {space.blocks[0].name, space.blocks[4].name} <= set(result.chosen.lifted)
     for step in result.steps:
@@ -125,13 +133,13 @@ def test_chosen_set_keeps_the_budget_on_both_image_sets() -> None:
 
 
 def test_int8_within_the_budget_needs_no_search() -> None:
-    result = search(replace(GOAL, budget=100))
+    result = search(budget=100)
     assert (result.outcome, result.chosen, result.gains) == ("int8", None, ())
     assert len(FILE.read_text().splitlines()) == 3
 
 
 def test_budget_that_no_mix_keeps_is_reported() -> None:
-    result = search(replace(GOAL, budget=0, by="agreement"))
+    result = search(budget=0, by="agreement")
     if result.outcome == "mixed":
         assert result.chosen is not None
         assert result.chosen.confirmed is not None
@@ -155,9 +163,9 @@ def test_float_as_fast_as_the_mix_is_the_outcome() -> None:
 
 def test_maximum_latency_decides_the_outcome() -> None:
     timer = timer_of(int8=1, float_ms=10, per_block=0.1)
-    result = search(replace(GOAL, max_latency=5.0), timer)
+    result = search(max_latency=5.0, timer=timer)
     assert result.outcome == "mixed"
     assert result.chosen is not None
     assert result.chosen.ms == pytest.approx(1 + 0.1 * len(result.chosen.lifted))
-    assert search(replace(GOAL, max_latency=1.05), timer).outcome == "none"
-    assert "INT8 alone takes 1.00 ms" in search(replace(GOAL, max_latency=0.5), timer).why
+    assert search(max_latency=1.05, timer=timer).outcome == "none"
+    assert "INT8 alone takes 1.00 ms" in search(max_latency=0.5, timer=timer).why

@@ -10,7 +10,7 @@ import pytest
 from qconvert.core.tensors import RunModel, Tensors
 from qconvert.graph.patterns import constant_array
 from qconvert.optimize.blocks import find_blocks
-from qconvert.optimize.sensitivity import (
+from qconvert.optimize.mixed_precision import (
     SearchModel,
     cache_batches,
     find_first_change,

@@ -24,12 +24,7 @@ from qconvert.core.errors import UsageError
 from qconvert.core.tensors import TensorSpec
 from qconvert.images.preprocess import Preprocess, find_image_input, fit_to_input
 from qconvert.package import onnxruntime_folder
-from qconvert.package.bundle import (
-    Bundle,
-    ImagePreparation,
-    make_bundle,
-    write_preprocess_file,
-)
+from qconvert.package.bundle import Bundle, ImagePreparation, make_bundle, write_preprocess_file
 from qconvert.package.onnxruntime_folder import python_string, run_script, session_code
 from qconvert.package.pack import PackageOptions, write_package
 from qconvert.run.finished_run import load_run

@@ -35,11 +35,7 @@ def test_json_keys_are_those_that_scripts_read() -> None:
     assert int8["accuracy"]["n"] == 300
     assert int8["accuracy"]["top1"] == 88.0
     assert (int8["accuracy"]["delta_pp"], int8["accuracy"]["half_width_pp"]) == (-0.33, 1.12)
-    assert int8["unquantized"][0] == {
-        "node": "/head/0",
-        "op": "Gemm",
-        "reason": "answers in float",
-    }
+    assert int8["unquantized"][0] == {"node": "/head/0", "op": "Gemm", "reason": "answers in float"}
     assert data["gates"][1]["passed"] is True
     assert (data["best"], data["baseline"]["top1"]) == ("cpu-int8", 88.33)
 
@@ -87,8 +83,7 @@ def test_newer_schema_is_rejected() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "[]", "{}", "null", '{"schema": 1}', '{"schema": 1, "variants": 3}', "nonsense"],
+    "text", ["", "[]", "{}", "null", '{"schema": 1}', '{"schema": 1, "variants": 3}', "nonsense"]
 )
 def test_text_that_is_no_report_is_rejected(text: str) -> None:
     with pytest.raises(UsageError, match="is not a report"):

@@ -26,7 +26,7 @@ SHAPES = {
     "one image": reports.one_image,
     "unrated": reports.unrated,
 }
-SHEETS = (
+TABLES = (
     tables.size_table,
     tables.latency_table,
     tables.accuracy_table,
@@ -242,7 +242,7 @@ def test_gate_table_has_value_interval_and_limit(show: Show) -> None:
     assert _squeezed(show(tables.gate_table(report))) == _squeezed(GATES)
 
 
-@pytest.mark.parametrize("sheet", SHEETS)
+@pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_table_fits_80_columns(
     shape: str, table: Callable[[Report], TextTable], show: Show
@@ -261,7 +261,7 @@ def test_placement_and_unquantized_tables(show: Show) -> None:
     assert "cpu-int8   60 CPU              —¹              58 of 60" in text
     assert "cpu-fp32   60 CPU              60 fp32" in text
     assert tables.unquantized_table(reports.measured()).rows == [
-        ("cpu-int8", "Gemm", "2", "answers in float"),
+        ("cpu-int8", "Gemm", "2", "answers in float")
     ]
 
 

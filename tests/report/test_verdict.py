@@ -1,58 +1,164 @@
 """The verdict names what to ship, and says when nothing should ship."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from qconvert.core.config import GateConfig as Limits
+from qconvert.core.config import GateConfig
 from qconvert.report.metrics import NOT_TIMED_TOGETHER
 from qconvert.report.model import Report
 from qconvert.report.verdict import conclude
 from tests.report import reports
 
-NONE = Limits()
+NONE = GateConfig()
+INACCURATE = reports.scored(80.0, -8.3, 2.0, agreement=90.0)
 
 
-def test_fastest_accurate_variant_ships() -> None:
-    report = conclude(reports.measured(), NONE)
-    assert report.best == "cpu-int8"
-    assert report.verdict == (
-        "Ship `cpu-int8`: 2.40× as fast as fp32, 27 % of the size, top-1 −0.3 ± 1.1 pp"
-    )
+def with_every(**more: Any) -> Report:
+    """Return the measured run with changes to every engine."""
+    return reports.report(*(replace(variant, **more) for variant in reports.cpu()))
 
 
-def test_small_speedup_is_written_with_its_digits() -> None:
-    # Even what is slower may be all there is, where the fp32 engine answers otherwise.
-    bad = reports.scored(80.0, -8.3, agreement=90.0)
-    for ms, words in ((23.3, "1.03× as fast"), (24.7, "0.97× as fast")):
-        slow = reports.variant("cpu-int8", 5.05, ms, accuracy=reports.scored(88.0, -0.33, 1.12))
-        base = reports.variant("cpu-fp32", 18.7, 24.0, accuracy=bad)
-        assert f"`cpu-int8`: {words}" in conclude(reports.report(base, slow), NONE).verdict
+def case(name: str, report: Report, best: str, verdict: str, **limits: Any) -> Any:
+    return pytest.param(report, GateConfig(**limits), best, verdict, id=name)
 
 
 @pytest.mark.parametrize(
-    ("limits", "words"),
+    ("report", "limits", "best", "verdict"),
     [
-        (Limits(max_drop=1.0), "; all gates passed"),
-        (Limits(max_drop=1.0, min_speedup=2.0), "; its gates passed"),
+        case(
+            "fastest accurate variant ships",
+            reports.measured(),
+            "cpu-int8",
+            "Ship `cpu-int8`: 2.40× as fast as fp32, 27 % of the size, top-1 −0.3 ± 1.1 pp",
+        ),
+        case(
+            "slower INT8 does not ship",
+            reports.with_int8(latency=(reports.timing(30.0),)),
+            "cpu-fp32",
+            "INT8 is not faster here, so ship `cpu-fp32`: 24.00 ms at batch 1",
+        ),
+        case(
+            "inaccurate INT8 does not ship",
+            reports.with_int8(accuracy=INACCURATE),
+            "cpu-fp32",
+            "`cpu-int8` differs too much from FP32 (top-1 −8.3 ± 2.0 pp), so ship `cpu-fp32`: "
+            "24.00 ms at batch 1",
+        ),
+        case(
+            "nothing ships if every variant is inaccurate",
+            with_every(accuracy=INACCURATE),
+            "",
+            "Nothing to ship: `cpu-int8` differs too much from FP32 (top-1 −8.3 ± 2.0 pp), and no "
+            "other engine does better",
+        ),
+        case(
+            "inaccurate FP32 alone does not ship",
+            reports.report(replace(reports.cpu()[0], accuracy=INACCURATE)),
+            "",
+            "Nothing to ship: `cpu-fp32` differs too much from FP32 (top-1 −8.3 ± 2.0 pp), and no "
+            "other engine does better",
+        ),
+        case(
+            "failed gate is named",
+            reports.measured(),
+            "cpu-fp32",
+            "`cpu-int8` fails max-drop (lost 0.33 ± 1.12 pp of top-1, limit 0.20 pp), so ship "
+            "`cpu-fp32`: 24.00 ms at batch 1",
+            max_drop=0.2,
+        ),
+        case(
+            "nothing ships if every variant fails a gate",
+            reports.measured(),
+            "",
+            "Nothing to ship: `cpu-int8` fails max-latency (takes 10.00 ms (batch 1), limit "
+            "5.00 ms), and no other engine does better",
+            max_latency=5.0,
+        ),
+        case(
+            "unmeasured gate fails",
+            reports.unlabelled(),
+            "cpu-fp32",
+            "`cpu-int8` fails max-drop, which was not measured, so ship `cpu-fp32`: 24.00 ms at "
+            "batch 1",
+            max_drop=1.0,
+        ),
+        case(
+            "untimed engines keep FP32 from being the best",
+            reports.with_int8(latency=()),
+            "",
+            "Not timed together with `cpu-fp32`: `cpu-int8`; `qconvert bench RUN` times all of "
+            "them together",
+        ),
+        case(
+            "no evaluation recommends nothing",
+            reports.unrated(),
+            "",
+            "`cpu-int8` is the fastest (2.40× as fast as fp32, 27 % of the size), but its accuracy "
+            "is unknown: run `qconvert evaluate` with `--eval`",
+        ),
+        case(
+            "output error alone leaves the decision to the user",
+            reports.regression(),
+            "",
+            "Ship `cpu-int8` if its output error is acceptable to you: 2.40× as fast as fp32, "
+            "27 % of the size, output SQNR 24.1 dB",
+        ),
+        case(
+            "no latency gives the reason",
+            reports.report(*reports.simulated().variants[3:]),
+            "",
+            "Nothing was timed (no RTX GPU here): run `qconvert bench` where the engines work",
+        ),
+        case(
+            "no latency by request gives the accuracies",
+            with_every(latency=()),
+            "",
+            "Nothing was timed; accuracy: `cpu-fp16` top-1 0.0 ± 0.0 pp; "
+            "`cpu-int8` top-1 −0.3 ± 1.1 pp",
+        ),
+        case("no measurement", with_every(latency=(), accuracy=None), "", "Nothing was timed"),
+        case(
+            "plan says how to continue",
+            with_every(latency=(), engine=None),
+            "",
+            "Nothing was built (not measured in this run): `qconvert build --from RUN` continues",
+        ),
+        case("empty run", reports.report(), "", "Nothing was built"),
     ],
 )
-def test_verdict_mentions_passed_gates(limits: Limits, words: str) -> None:
-    assert conclude(reports.measured(), limits).verdict.endswith(words)
+def test_verdict_and_best_variant(
+    report: Report, limits: GateConfig, best: str, verdict: str
+) -> None:
+    concluded = conclude(report, limits)
+    assert (concluded.best, concluded.verdict) == (best, verdict)
 
 
-def test_slower_int8_does_not_ship() -> None:
-    report = conclude(reports.with_int8(latency=(reports.timing(30.0),)), NONE)
-    assert report.best == "cpu-fp32"
-    assert report.verdict == "INT8 is not faster here, so ship `cpu-fp32`: 24.00 ms at batch 1"
+@pytest.mark.parametrize(
+    ("report", "limits", "ending"),
+    [
+        (reports.measured(), GateConfig(max_drop=1.0), "; all gates passed"),
+        (reports.measured(), GateConfig(max_drop=1.0, min_speedup=2.0), "; its gates passed"),
+        (reports.simulated(), NONE, "; nothing was timed on `tensorrt-rtx`"),
+        (reports.unlabelled(), NONE, "agrees with FP32 on 98.50 % of the images"),
+        (reports.one_image(), GateConfig(max_drop=1.0), ", top-1 0.0 pp; all gates passed"),
+    ],
+)
+def test_verdict_ends_with_gates_and_untimed_backends(
+    report: Report, limits: GateConfig, ending: str
+) -> None:
+    concluded = conclude(report, limits)
+    assert concluded.best == "cpu-int8"
+    assert concluded.verdict.endswith(ending)
 
 
-def test_inaccurate_int8_does_not_ship() -> None:
-    bad = reports.scored(80.0, -8.3, 2.0, agreement=90.0)
-    report = conclude(reports.with_int8(accuracy=bad), NONE)
-    assert report.verdict.startswith(
-        "`cpu-int8` differs too much from FP32 (top-1 −8.3 ± 2.0 pp), so ship `cpu-fp32`"
-    )
+@pytest.mark.parametrize(("ms", "words"), [(23.3, "1.03× as fast"), (24.7, "0.97× as fast")])
+def test_speedup_near_one_is_written_with_its_digits(ms: float, words: str) -> None:
+    slow = reports.variant("cpu-int8", 5.05, ms, accuracy=reports.scored(88.0, -0.33, 1.12))
+    # A slower engine ships where fp32 is inaccurate.
+    base = reports.variant("cpu-fp32", 18.7, 24.0, accuracy=INACCURATE)
+    assert f"`cpu-int8`: {words}" in conclude(reports.report(base, slow), NONE).verdict
 
 
 @pytest.mark.parametrize(
@@ -82,162 +188,49 @@ def test_low_baseline_top1_makes_agreement_decide(top1: float, agreement: float,
     assert report.verdict.startswith(reason) == (best == "cpu-fp32")
 
 
-def test_inaccurate_fp32_does_not_ship() -> None:
-    bad = reports.scored(80.0, -8.3, 2.0, agreement=90.0)
-    rows = [replace(variant, accuracy=bad) for variant in reports.cpu()]
-    report = conclude(reports.report(*rows), NONE)
-    assert report.best == ""
-    assert report.verdict.startswith("Nothing to ship: `cpu-int8` differs too much from FP32")
-    alone = conclude(reports.report(rows[0]), NONE).verdict
-    assert alone.startswith("Nothing to ship: `cpu-fp32` differs too much from FP32 (top-1 −8.3")
-
-
-def test_accuracy_gate_replaces_the_default_limits() -> None:
-    lossy = reports.with_int8(accuracy=reports.scored(80.0, -8.0, agreement=90.0))
-    assert conclude(lossy, Limits(max_drop=10.0)).best == "cpu-int8"
-    assert conclude(lossy, Limits(max_size=10.0)).best == "cpu-fp16"
+@pytest.mark.parametrize(
+    ("report", "limits", "best"),
+    [
+        (reports.with_int8(accuracy=INACCURATE), GateConfig(max_drop=10.0), "cpu-int8"),
+        (reports.with_int8(accuracy=INACCURATE), GateConfig(max_size=10.0), "cpu-fp16"),
+        (reports.measured(), GateConfig(max_size=10.0, min_speedup=3.0), ""),
+        (reports.unlabelled(), GateConfig(max_drop=1.0, allow_unmeasured=True), "cpu-int8"),
+    ],
+    ids=["accuracy gate", "size gate", "fp32 fails an absolute gate", "unmeasured is allowed"],
+)
+def test_best_variant_within_gates(report: Report, limits: GateConfig, best: str) -> None:
+    assert conclude(report, limits).best == best
 
 
 def test_variant_timed_alone_is_not_the_best() -> None:
-    fp32, fp16, int8 = (replace(variant, latency=()) for variant in reports.measured().variants)
-    before = {"latency": NOT_TIMED_TOGETHER}
-    alone = reports.measured().variants[1]
-    rows = (replace(fp32, unmeasured=before), alone, replace(int8, unmeasured=before))
-    report = conclude(reports.report(*rows), NONE)
+    fp32, fp16, int8 = reports.cpu()
+
+    def timed_alone(reason: str) -> Report:
+        fields: dict[str, Any] = {"latency": (), "unmeasured": {"latency": reason}}
+        rows = (replace(fp32, **fields), fp16, replace(int8, **fields))
+        return conclude(reports.report(*rows), NONE)
+
+    report = timed_alone(NOT_TIMED_TOGETHER)
     assert report.best == ""
     assert report.verdict.startswith("Not timed together with `cpu-fp16`: `cpu-fp32`, `cpu-int8`; ")
-    reasons = {"latency": "no GPU here"}
-    never = (replace(fp32, unmeasured=reasons), alone, replace(int8, unmeasured=reasons))
-    assert conclude(reports.report(*never), NONE).best == fp16.name
-
-
-def test_verdict_of_a_plan_says_how_to_continue() -> None:
-    rows = (replace(variant, latency=(), engine=None) for variant in reports.measured().variants)
-    verdict = conclude(reports.report(*rows), NONE).verdict
-    assert verdict.startswith("Nothing was built (")
-    assert verdict.endswith("`qconvert build --from RUN` continues")
-
-
-def test_verdict_names_the_failed_gate() -> None:
-    report = conclude(reports.measured(), Limits(max_drop=0.2))
-    assert report.verdict.startswith(
-        "`cpu-int8` fails max-drop (lost 0.33 ± 1.12 pp of top-1, limit 0.20 pp), "
-        "so ship `cpu-fp32`: 24.00 ms"
-    )
-
-
-def test_nothing_ships_if_every_variant_fails_a_gate() -> None:
-    report = conclude(reports.measured(), Limits(max_latency=5.0))
-    assert report.best == ""
-    assert report.verdict == (
-        "Nothing to ship: `cpu-int8` fails max-latency (takes 10.00 ms (batch 1), "
-        "limit 5.00 ms), and no other engine does better"
-    )
-
-
-def test_fp32_that_fails_an_absolute_gate_does_not_ship() -> None:
-    report = conclude(reports.measured(), Limits(max_size=10.0, min_speedup=3.0))
-    assert report.best == ""
-
-
-def test_verdict_names_backends_without_latencies() -> None:
-    verdict = conclude(reports.simulated(), NONE).verdict
-    assert verdict.endswith("; nothing was timed on `tensorrt-rtx`")
-
-
-def test_verdict_without_latencies_gives_the_reason() -> None:
-    rtx = reports.simulated().variants[3:]
-    report = conclude(reports.report(*rtx), NONE)
-    assert report.best == ""
-    assert report.verdict == (
-        "Nothing was timed (no RTX GPU here): run `qconvert bench` where the engines work"
-    )
-
-
-def test_verdict_without_latencies_has_accuracies() -> None:
-    compared = [replace(variant, latency=()) for variant in reports.measured().variants]
-    report = conclude(reports.report(*compared), NONE)
-    assert report.verdict.startswith("Nothing was timed; accuracy: `cpu-fp16` top-1 ")
-    assert "`cpu-fp32`" not in report.verdict
-    bare = [replace(variant, accuracy=None) for variant in compared]
-    assert conclude(reports.report(*bare), NONE).verdict == "Nothing was timed"
-
-
-def test_verdict_without_evaluation_recommends_nothing() -> None:
-    report = conclude(reports.unrated(), NONE)
-    assert report.best == ""
-    assert report.verdict == (
-        "`cpu-int8` is the fastest (2.40× as fast as fp32, 27 % of the size), "
-        "but its accuracy is unknown: run `qconvert evaluate` with `--eval`"
-    )
-
-
-def test_agreement_decides_without_labels() -> None:
-    report = conclude(reports.unlabelled(), NONE)
-    assert report.best == "cpu-int8"
-    assert report.verdict.endswith("agrees with FP32 on 98.50 % of the images")
-
-
-def test_one_evaluation_image_gives_no_interval() -> None:
-    report = conclude(reports.one_image(), Limits(max_drop=1.0))
-    assert report.verdict.endswith("27 % of the size, top-1 0.0 pp; all gates passed")
-    assert report.gates[0].half_width is None
-
-
-def test_output_errors_alone_leave_the_decision_to_the_user() -> None:
-    report = conclude(reports.regression(), NONE)
-    assert report.best == ""
-    assert report.verdict == (
-        "Ship `cpu-int8` if its output error is acceptable to you: "
-        "2.40× as fast as fp32, 27 % of the size, output SQNR 24.1 dB"
-    )
-
-
-def test_unmeasured_gate_fails_unless_allowed() -> None:
-    strict = conclude(reports.unlabelled(), Limits(max_drop=1.0))
-    assert strict.verdict == (
-        "`cpu-int8` fails max-drop, which was not measured, so ship `cpu-fp32`: 24.00 ms at batch 1"
-    )
-    lenient = conclude(reports.unlabelled(), Limits(max_drop=1.0, allow_unmeasured=True))
-    assert lenient.best == "cpu-int8"
+    assert timed_alone("no GPU here").best == "cpu-fp16"
 
 
 def test_latencies_compare_per_image() -> None:
     fp32, _, int8 = reports.cpu()
-    eight = replace(int8, latency=(reports.timing(80.0, 8),))
-    assert conclude(reports.report(fp32, eight), NONE).best == "cpu-int8"
-
-
-def test_conclude_is_idempotent() -> None:
-    once = conclude(
-        replace(reports.simulated(), run_notes=("2 images were broken",)), Limits(max_drop=1)
-    )
-    assert conclude(once, Limits(max_drop=1)) == once
-
-
-def test_verdict_of_an_empty_run() -> None:
-    empty: Report = conclude(reports.report(), NONE)
-    assert (empty.best, empty.verdict) == ("", "Nothing was built")
-
-
-def test_fp32_does_not_win_against_untimed_engines() -> None:
-    report = conclude(reports.with_int8(latency=()), NONE)
-    assert report.best == ""
-    assert report.verdict == (
-        "Not timed together with `cpu-fp32`: `cpu-int8`; "
-        "`qconvert bench RUN` times all of them together"
-    )
-
-
-def test_verdict_names_the_failing_quantized_engine() -> None:
-    report = conclude(reports.measured(), Limits(max_size=0.001))
-    assert report.verdict.startswith("Nothing to ship: `cpu-int8` fails max-size")
+    at_batch_8 = replace(int8, latency=(reports.timing(80.0, 8),))
+    assert conclude(reports.report(fp32, at_batch_8), NONE).best == "cpu-int8"
 
 
 def test_unacceptable_float_engine_is_no_reason_against_int8() -> None:
-    bad = reports.scored(80.0, -8.3, 2.0, agreement=90.0)
-    others = {"cpu-fp16": 5.0, "cpu-int8": 10.0}
-    rows = [reports.variant(name, 9.0, ms, accuracy=bad) for name, ms in others.items()]
+    latencies = {"cpu-fp16": 5.0, "cpu-int8": 10.0}
+    rows = [reports.variant(name, 9.0, ms, accuracy=INACCURATE) for name, ms in latencies.items()]
     report = conclude(reports.report(reports.cpu()[0], *rows), NONE)
     assert report.best == "cpu-fp32"
     assert report.verdict.startswith("`cpu-int8` differs too much from FP32")
+
+
+def test_conclude_is_idempotent() -> None:
+    limits = GateConfig(max_drop=1)
+    once = conclude(replace(reports.simulated(), run_notes=("2 images were broken",)), limits)
+    assert conclude(once, limits) == once

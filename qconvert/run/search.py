@@ -15,7 +15,7 @@ from qconvert import __version__, backends
 from qconvert.backends.base import Availability, Engine, EngineVariant
 from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.core import atomic, onnx_io
-from qconvert.core.cached_step import cached_step
+from qconvert.core.cached_step import JsonCodec
 from qconvert.core.config import BuildConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import Progress, ProgressCallback, ignore_progress, start_step
@@ -27,20 +27,20 @@ from qconvert.measure.stats import summarize_latency
 from qconvert.optimize.blocks import MAX_BLOCKS, find_blocks
 from qconvert.optimize.mixed_precision import (
     BlockSet,
-    SearchGoal,
+    Rereadable,
     SearchImages,
+    SearchModel,
     SearchSpace,
     SetTimer,
+    cache_batches,
     search_mixed_precision,
 )
-from qconvert.optimize.sensitivity import Rereadable, SearchModel, cache_batches
 from qconvert.optimize.trials import ReferenceOutputs, open_trials
 from qconvert.quantize import plan_files
 from qconvert.quantize.plan import RestPrecision
 from qconvert.quantize.plan_files import PlanWithWeights, weights_path
 from qconvert.report.verdict import conclude
 from qconvert.run import (
-    bench_job,
     build_inputs,
     built_engines,
     merge_reports,
@@ -48,6 +48,7 @@ from qconvert.run import (
     run_folder,
     variants,
 )
+from qconvert.run.bench import time_engines
 from qconvert.run.context import JobContext, RunContext
 from qconvert.run.job_images import EVALUATION_BATCH, EvaluationSet, open_evaluation_set
 from qconvert.run.quantize import QuantizeRequest, preview_layers
@@ -56,7 +57,7 @@ from qconvert.run.run_folder import PLAN_FILE, SEARCH_RESULT
 from qconvert.run.variant_graphs import BuildInputs, engine_settings, make_graph
 from qconvert.run.variants import ChosenVariants
 
-MIXED_MODEL, MIX_FILE, TRIALS = "mixed.onnx", "mix.json", "trials.jsonl"
+MIXED_MODEL, TRIALS = "mixed.onnx", "trials.jsonl"
 PLAN_FILES = (PLAN_FILE, weights_path(Path(PLAN_FILE)).name)
 MAX_TIMING_SECONDS = 1.0
 MIN_SEARCH_IMAGES = 32
@@ -65,7 +66,7 @@ FEW_SEARCH_IMAGES = (
     "blocks were tried on {} images only: give more with `--images`, a fifth of them is held out "
     "for this"
 )
-MIX_ADAPTER = pydantic.TypeAdapter(MixedResult)
+MIX = JsonCodec("mix.json", pydantic.TypeAdapter(MixedResult))
 
 # A batch as the model takes it, with a label or None for each image that is no repetition.
 LabelledBatch = tuple[Tensors, Sequence[int | None]]
@@ -89,26 +90,6 @@ class SearchResult:
     planned: PlanWithWeights | None
 
 
-@dataclass(frozen=True)
-class _ResultCodec:
-    """A search result as files: the mix, its plan, and the trials that led to it."""
-
-    trials: Path
-
-    def save(self, value: SearchResult, folder: Path) -> None:
-        text = json.dumps(asdict(value.mix), indent=1)
-        (folder / MIX_FILE).write_text(text, encoding="utf-8")
-        if value.planned is not None:
-            plan_files.save_plan(value.planned, folder / PLAN_FILE)
-        shutil.copyfile(self.trials, folder / TRIALS)
-
-    def load(self, folder: Path) -> SearchResult:
-        text = (folder / MIX_FILE).read_text(encoding="utf-8")
-        plan = folder / PLAN_FILE
-        planned = plan_files.load_plan(plan) if plan.is_file() else None
-        return SearchResult(MIX_ADAPTER.validate_python(json.loads(text)), planned)
-
-
 def search_backend(task: SearchTask, context: RunContext, trials: Path) -> SearchResult:
     """Search for one backend; an interrupted search resumes from its trials, a line each."""
     end = start_step(context.progress, "search")
@@ -118,22 +99,22 @@ def search_backend(task: SearchTask, context: RunContext, trials: Path) -> Searc
     scheme = scheme_for(context.config.quantize, backends.requirements(task.backend))
     model = SearchModel(task.inputs.loaded.model, plain.plan, scheme, plain.weights)
 
-    def compute() -> SearchResult:
+    def make(folder: Path) -> None:
         mix = _run_search(task, model, context, trials)
-        planned = None
+        MIX.save(mix, folder)
         if mix.outcome == "mixed" and mix.chosen is not None:
             blocks = find_blocks(model.model, model.plan)
-            chosen = [block for block in blocks if block.name in mix.chosen.lifted]
-            planned = PlanWithWeights(model.restore_float(chosen), model.weights)
-        return SearchResult(mix, planned)
+            plan = model.restore_float([row for row in blocks if row.name in mix.chosen.lifted])
+            plan_files.save_plan(PlanWithWeights(plan, model.weights), folder / PLAN_FILE)
+        shutil.copyfile(trials, folder / TRIALS)
 
-    key = _search_key(task, model, context)
-    result = cached_step(context.cache, "search", key, compute, _ResultCodec(trials))
-    if result.hit:
+    entry = context.cache.get_or_make("search", _search_key(task, model, context), make)
+    if entry.hit:
         trials.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(result.folder / TRIALS, trials)
-    end(result.value.mix.why, result.hit)
-    return result.value
+        shutil.copyfile(entry.path / TRIALS, trials)
+    mix, plan = MIX.load(entry.path), entry.path / PLAN_FILE
+    end(mix.why, entry.hit)
+    return SearchResult(mix, plan_files.load_plan(plan) if plan.is_file() else None)
 
 
 def _run_search(
@@ -149,18 +130,21 @@ def _run_search(
     if context.cache.fresh:
         trials.unlink(missing_ok=True)
     runs = task.available.runs
+    settings = context.config.search
     space = SearchSpace(
         model,
         find_blocks(model.model, model.plan),
         search_images,
         evaluation_images,
         open_trials(trials, _model_key(task, model)),
+        settings.budget,
+        settings.by,
+        _rest_precision(context, task.backend),
+        settings.max_latency,
         timer=make_timer(model, task.backend, task.inputs, context) if runs else None,
         untimed="" if runs else task.available.reason,
     )
-    settings, rest = context.config.search, _rest_precision(context, task.backend)
-    goal = SearchGoal(settings.budget, settings.by, rest, settings.max_latency)
-    return replace(search_mixed_precision(space, goal, context.progress), notes=tuple(notes))
+    return replace(search_mixed_precision(space, context.progress), notes=tuple(notes))
 
 
 def _rest_precision(context: JobContext, backend: str) -> RestPrecision:
@@ -281,7 +265,7 @@ def make_timer(
                 plans[variant.name] = PlanWithWeights(model.restore_float(blocks), model.weights)
             engines[name] = build(variant, replace(inputs, plans=plans))
             names[name] = tuple(block.name for block in blocks)
-        latencies = bench_job.time_engines(engines, bench, context)
+        latencies = time_engines(engines, bench, context)
         return {
             names[name]: summarize_latency(timed[0]).median_ms for name, timed in latencies.items()
         }
@@ -366,14 +350,6 @@ def _is_already_searched(variant: EngineVariant, inputs: BuildInputs, context: R
 
 
 @dataclass(frozen=True)
-class SearchFolder:
-    """Where a search goes; nothing here changes a number."""
-
-    out: Path
-    workers: int | None = None
-
-
-@dataclass(frozen=True)
 class SearchSummary:
     """The result of a search for a backend, and the bytes of the FP32, INT8 and mixed graphs."""
 
@@ -383,15 +359,15 @@ class SearchSummary:
     notes: tuple[str, ...]
 
 
-def run_search(job: JobContext, options: SearchFolder) -> SearchSummary:
+def run_search(job: JobContext, out: Path, workers: int | None = None) -> SearchSummary:
     """Search for one backend, and leave the mix, its plan and all trials in a folder."""
     config = job.config
     variant, chosen = _choose_backend(config.build)
     available = chosen.available[variant.backend]
-    with run_folder.begin_run(options.out, config, searching=True) as folder:
+    with run_folder.begin_run(out, config, searching=True) as folder:
         context = job.in_run(folder)
         inputs = build_inputs.prepare_inputs([variant], context, building=available.builds)
-        images = open_evaluation_set(inputs.loaded.source, context, options.workers)
+        images = open_evaluation_set(inputs.loaded.source, context, workers)
         task = SearchTask(variant.backend, inputs, images, available)
         result = search_backend(task, context, folder.root / TRIALS)
         int8 = make_graph(replace(variant, precision="int8"), inputs, context)
