@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quick test test-all torture check docs peers zoo clean
+.PHONY: help setup quick test test-all torture check dist grown docs peers zoo clean
 .PHONY: demo build bench report image image-gpu image-check smoke locks
 
 help:  ## Print this list
@@ -22,7 +22,7 @@ $(READY): pyproject.toml .ci/constraints.txt
 	$(BIN)/python -m pip install -q -c .ci/constraints.txt -e ".[cpu,torch,timm,dev]"
 	@touch $@
 
-PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
+PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile
 
 quick: $(READY)  ## Run the fast tests (under a minute)
 	$(PYTEST) -q -m "not slow and not long and not torture"
@@ -36,12 +36,18 @@ test-all: $(READY)  ## Run all tests but the torture, as CI does
 torture: $(READY)  ## Run the long tests: spoiled input, kills, full disks, two builds at once
 	$(BIN)/python -m pytest -m torture tests/torture
 
-check: $(READY)  ## Format, lint, types, layers, docs up to date
+check: $(READY)  ## Check format, lint, types, import layers and generated docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
+
+dist:  ## Build wheel and sdist, and try them in an empty environment
+	.ci/dist
+
+grown: $(READY)  ## Show lines per folder, the longest files and functions
+	$(BIN)/python .ci/grown.py
 
 docs: $(READY)  ## Write the reference pages again
 	$(BIN)/python docs/generate.py

@@ -21,6 +21,7 @@ OUTPUT_PREFIX = "qconvert.output."
 REFERENCE_PREFIX = "qconvert.reference."
 CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast"})
 HALF_PRECISIONS = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
+PRECISIONS = ("int8", *HALF_PRECISIONS.values())
 
 
 def comparable_tensors(reference: ir.Model, model: ir.Model) -> list[str]:
@@ -139,16 +140,15 @@ def build_attribution_model(model: ir.Model, tensors: Sequence[str]) -> Attribut
     consumed = {name: value for name, value in consumed.items() if value.producer() is not None}
     taps = ReductionTaps(model.graph)
     references = {name: taps.input(REFERENCE_PREFIX + name, values[name]) for name in consumed}
-    layers = _IsolatedLayers(
-        model.graph, {value: references[name] for name, value in consumed.items()}
-    )
+    twins = _add_twin(model.graph, {value: references[name] for name, value in consumed.items()})
     outputs = []
     for name, value in consumed.items():
-        reference, cone = references[name], layers.cone(value)
+        reference = references[name]
+        twin = twins.get(value, _Twin(value, frozenset()))
         arriving = taps.node("Sub", taps.as_float32(value), reference)
         made = saturated = clipped = None
-        if cone is not None:
-            own = taps.node("Sub", taps.as_float32(layers.copy(value, cone)), reference)
+        if twin.value is not None:
+            own = taps.node("Sub", taps.as_float32(twin.value), reference)
             made = taps.sum_of_squares(own, f"made.{name}")
         if grid := clipping_range(value):
             saturated = taps.count_equal(grid.integers, grid.ends, f"saturated.{name}")
@@ -156,7 +156,7 @@ def build_attribution_model(model: ir.Model, tensors: Sequence[str]) -> Attribut
         outputs.append(
             ErrorOutputs(
                 name,
-                _precision(value, cone),
+                next((kind for kind in PRECISIONS if kind in twin.precisions), "fp32"),
                 signal=taps.sum_of_squares(reference, f"signal.{name}"),
                 power=taps.sum_of_squares(taps.as_float32(value), f"power.{name}"),
                 arriving=taps.sum_of_squares(arriving, f"arriving.{name}"),
@@ -169,85 +169,68 @@ def build_attribution_model(model: ir.Model, tensors: Sequence[str]) -> Attribut
     return AttributionModel(model, tuple(outputs))
 
 
-class _IsolatedLayers:
-    """Copies layers so that they read the tensors of the reference."""
+@dataclass(frozen=True)
+class _Twin:
+    """A tensor as it is when everything before its layer is exact, and what the layer computes in.
 
-    def __init__(self, graph: ir.Graph, references: Mapping[ir.Value, ir.Value]) -> None:
-        self._graph, self._references = graph, references
-        self._position = {node: position for position, node in enumerate(graph)}
-        self._dependent = _input_dependent(graph)
+    It is None behind a subgraph, which may read anything.
+    """
 
-    def cone(self, value: ir.Value) -> list[ir.Node] | None:
-        """Return the nodes between the tensors of the reference and this one, in their order.
+    value: ir.Value | None
+    precisions: frozenset[str]
 
-        None where one of them holds a subgraph, which may read anything.
-        """
-        cone: set[ir.Node] = set()
-        waiting = [value.producer()]
-        while waiting:
-            node = waiting.pop()
-            if node is None or node in cone or not self._dependent.intersection(node.outputs):
-                continue
-            if has_subgraph(node):
-                return None
-            cone.add(node)
-            waiting += [
-                source.producer()
-                for source in node.inputs
-                if source is not None and source not in self._references
-            ]
-        return sorted(cone, key=self._position.__getitem__)
 
-    def copy(self, value: ir.Value, cone: Sequence[ir.Node]) -> ir.Value:
-        """Return the tensor as it is when everything before the layer is exact."""
-        copies: dict[ir.Value, ir.Value] = {}
-        for node in cone:
-            inputs = [self._input(source, copies) for source in node.inputs]
+def _add_twin(graph: ir.Graph, references: Mapping[ir.Value, ir.Value]) -> Mapping[ir.Value, _Twin]:
+    """Copy every node that depends on the inputs so that it reads the tensors of the reference."""
+    nodes = list(graph)
+    exact = {
+        value: reference if value.dtype is FLOAT else _cast(graph, reference, value.dtype)
+        for value, reference in references.items()
+    }
+    # The tensors that depend on the inputs; the others are their own twins.
+    inputs = [value for value in graph.inputs if not value.is_initializer()]
+    twins = {value: _Twin(value, frozenset()) for value in inputs}
+    for node in nodes:
+        sources = [value for value in node.inputs if value is not None]
+        layer = {value: twins[value] for value in sources if value in twins and value not in exact}
+        precisions = _precisions(node)
+        if has_subgraph(node) or any(twin.value is None for twin in layer.values()):
+            twins.update(dict.fromkeys(node.outputs, _Twin(None, precisions)))
+        elif not twins.keys().isdisjoint(sources):
+            read: dict[ir.Value, ir.Value | None]
+            read = {value: exact[value] for value in sources if value in exact}
+            read |= {value: twin.value for value, twin in layer.items()}
             copy = ir.Node(
                 node.domain,
                 node.op_type,
-                inputs,
+                [None if value is None else read.get(value, value) for value in node.inputs],
                 list(node.attributes.values()),
                 overload=node.overload,
                 num_outputs=len(node.outputs),
             )
-            for old, new in zip(node.outputs, copy.outputs, strict=True):
-                new.type, new.shape = old.type, old.shape
-                copies[old] = new
-            self._graph.append(copy)
-        return copies.get(value, value)
-
-    def _input(self, value: ir.Value | None, copies: dict[ir.Value, ir.Value]) -> ir.Value | None:
-        if value is None:
-            return None
-        if value not in copies:
-            reference = self._references.get(value, value)
-            if reference is not value and value.dtype is not FLOAT:
-                cast = ir.node("Cast", [reference], {"to": value.dtype})
-                self._graph.append(cast)
-                copies[value] = reference = cast.outputs[0]
-            return reference
-        return copies[value]
+            graph.append(copy)
+            precisions = precisions.union(*(twin.precisions for twin in layer.values()))
+            for value, copied in zip(node.outputs, copy.outputs, strict=True):
+                copied.type, copied.shape = value.type, value.shape
+                twins[value] = _Twin(copied, precisions)
+    return twins
 
 
-def _input_dependent(graph: ir.Graph) -> set[ir.Value]:
-    """Return the tensors that change with the inputs."""
-    dependent = {value for value in graph.inputs if not value.is_initializer()}
-    for node in graph:
-        if has_subgraph(node) or dependent.intersection(filter(None, node.inputs)):
-            dependent.update(node.outputs)
-    return dependent
+def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType | None) -> ir.Value:
+    graph.append(node := ir.node("Cast", [value], {"to": dtype}))
+    return node.outputs[0]
 
 
-def _precision(value: ir.Value, cone: Sequence[ir.Node] | None) -> str:
-    """Return what a layer computes in: integers where anything of it came from integers."""
-    producer = value.producer()
-    nodes = [*(cone or ()), *([producer] if producer is not None else [])]
-    sources = [source.producer() for node in nodes for source in node.inputs if source is not None]
-    if any(node is not None and node.op_type == "DequantizeLinear" for node in (*nodes, *sources)):
-        return "int8"
-    dtypes = [output.dtype for node in nodes for output in node.outputs if output.dtype]
-    return next((HALF_PRECISIONS[dtype] for dtype in dtypes if dtype in HALF_PRECISIONS), "fp32")
+def _precisions(node: ir.Node) -> frozenset[str]:
+    """Return what a node computes in: integers where it reads what came from integers."""
+    producers = [value.producer() for value in node.inputs if value is not None]
+    integers = any(
+        source is not None and source.op_type == "DequantizeLinear" for source in (node, *producers)
+    )
+    halves = {
+        HALF_PRECISIONS[value.dtype] for value in node.outputs if value.dtype in HALF_PRECISIONS
+    }
+    return frozenset({*halves, *(["int8"] if integers else [])})
 
 
 def _quantize_node(value: ir.Value) -> ir.Node | None:

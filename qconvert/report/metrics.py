@@ -58,10 +58,8 @@ def latency_at(variant: VariantResult, batch: int, where: str) -> Latency | None
 
 def fp32_variant(report: Report, variant: VariantResult) -> VariantResult | None:
     """Return the fp32 engine of the same backend."""
-    for candidate in report.variants:
-        if candidate.backend == variant.backend and candidate.precision == "fp32":
-            return candidate
-    return None
+    same_backend = (other for other in report.variants if other.backend == variant.backend)
+    return next((other for other in same_backend if other.precision == "fp32"), None)
 
 
 def speedup(report: Report, variant: VariantResult, latency: Latency) -> float | None:

@@ -119,7 +119,7 @@ def line_chart(
 def histogram(
     edges: Sequence[float], shares: Sequence[float], marks: Sequence[tuple[float, float, str, bool]]
 ) -> str:
-    """Draw shares of values on a log scale; `marks` are ranges: low, high, colour, whether thick."""
+    """Draw shares of values on a log scale; `marks` are ranges: low, high, colour, thick."""
 
     def draw(axes: Axes) -> None:
         lowest = min((share for share in shares if share > 0), default=1e-6)

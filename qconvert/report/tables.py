@@ -1,4 +1,4 @@
-"""The tables of a report: what each variant is worth, where it runs, and how it was searched for."""
+"""The tables of a report: size, latency, accuracy, gates, placement, engines, and searches."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -33,7 +33,7 @@ HASH_DIGITS = 12
 LOSS_MEASURES = {
     "top-1": "points of top-1, over images with labels",
     "agreement": "points of agreement with FP32",
-    "certainty": "points of top-1 weighted by FP32: its probability of each prediction that changed",
+    "certainty": "points of top-1 weighted by FP32: the probability it loses where a prediction changed",
 }
 
 

@@ -337,10 +337,10 @@ def test_bench_and_evaluate_update_runs_and_engines(qconvert: Command) -> None:
     assert qconvert("evaluate", "run", "--eval", "others").code == 0
     assert json.loads(report.read_text())["variants"][0]["accuracy"]["n"] == 16
     other = qconvert("evaluate", "run", "--eval", "others", "--preprocess", "inception", "--json")
-    assert "prepared otherwise than for calibration (mean, std)" in other.out
+    assert "prepared differently (mean, std)" in other.out
     assert json.loads(report.read_text())["preprocess"] == before["preprocess"]
     again = qconvert("evaluate", "run", "--eval", "others", "--json")
-    assert "prepared otherwise" not in again.out
+    assert "prepared differently" not in again.out
     loose = qconvert("evaluate", "net.onnx", "run/engines/cpu-int8", "--eval", "others", "--json")
     assert loose.code == 0, loose.err
     assert [*variants_of(loose)] == ["net.onnx", "cpu-int8"]

@@ -40,7 +40,7 @@ def _demo(pictures: Path) -> None:
 def test_search_writes_the_mix_its_plan_and_its_trials(qconvert: Command) -> None:
     done = qconvert("search", *GIVEN, "-o", "out")
     assert done.code == 0, done.err
-    for title in ("Blocks by what lifting each alone brings", "Sets tried on", "Result\n"):
+    for title in ("Blocks by the error that each removes", "Sets tried on", "Result\n"):
         assert title in done.out
     assert max(map(len, [*done.out.splitlines(), *done.err.splitlines()])) <= 80
     result = json.loads(Path("out/search.json").read_text())

@@ -1,4 +1,4 @@
-"""The good files from which every case starts: made once, the same each time."""
+"""The valid files from which every case starts; they are the same each time."""
 
 import json
 import os
@@ -24,7 +24,7 @@ BUILD = (
     "--backend", "cpu", "--precision", "fp32,int8", "--effort", "quick", "--seconds", "0.01",
     "--batch-sizes", "1",
 )  # fmt: skip
-# A file that nobody may write, for links that lead astray.
+# A file that links point to and no command may write.
 SECRET = "secret.txt"
 CLASSES = tuple(f"kind {number}" for number in range(24))
 
@@ -59,13 +59,13 @@ Gelu (x) => (y) { s = Sigmoid (x)  y = Mul (x, s) }
 
 
 def make(root: Path) -> None:
-    """Write all seeds: models, pictures, arrays, labels, settings, a run and its store."""
+    """Write all seeds: models, images, arrays, labels, settings, a run and its cache."""
     for name, model in _models().items():
         onnx_io.save(model, root / f"models/{name}.onnx")
     (root / "models/old.onnx").write_bytes(_old().SerializeToString())
     ir.save(tiny(), root / "models/apart.onnx", external_data="weights.bin", size_threshold_bytes=0)
     shutil.copy(root / "models/mixed.onnx", root / "net.onnx")
-    (root / SECRET).write_text("nobody reads this\n")
+    (root / SECRET).write_text("secret\n")
     _draw(root / "images")
     _draw(root / "val")
     files = sorted(path.name for path in (root / "val").iterdir())
@@ -88,8 +88,8 @@ def make(root: Path) -> None:
 
 
 def _models() -> dict[str, ir.Model]:
-    named = np.array(0.0, np.float32)
-    branched = from_text(BRANCHED, zero=named, w=floats(4, 2))
+    zero = np.array(0.0, np.float32)
+    branched = from_text(BRANCHED, zero=zero, w=floats(4, 2))
     shaped = from_text(
         SHAPED,
         first=np.array([0], np.int64), rest=np.array([-1], np.int64), w=floats(192, 4),
@@ -99,7 +99,7 @@ def _models() -> dict[str, ir.Model]:
 
 
 def _old() -> onnx.ModelProto:
-    """Return a model as they were written in 2018: opset 7, weights listed as inputs."""
+    """Return a model in the style of 2018: opset 7, weights listed as inputs."""
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["c"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
         helper.make_node("BatchNormalization", ["c", "s", "b", "m", "v"], ["n"], epsilon=1e-3),
@@ -109,7 +109,7 @@ def _old() -> onnx.ModelProto:
     ]
     ones = np.ones(4, np.float32)
     weights = {"w": floats(4, 3, 3, 3), "s": ones, "b": ones, "m": ones, "v": ones}
-    stored = [numpy_helper.from_array(each, name) for name, each in weights.items()]
+    stored = [numpy_helper.from_array(weight, name) for name, weight in weights.items()]
     stored.append(numpy_helper.from_array(np.array([-1, 4], np.int64), "shape"))
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])]
     inputs += [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in stored]
@@ -119,7 +119,7 @@ def _old() -> onnx.ModelProto:
 
 
 def _draw(folder: Path) -> None:
-    """Draw pictures of every format and mode that is read."""
+    """Draw images of every supported format and mode."""
     folder.mkdir(parents=True)
     save: dict[str, dict[str, Any]] = {
         "00.jpg": {}, "01.png": {}, "02.gif": {}, "03.webp": {}, "04.tiff": {"compression": "lzma"},
@@ -163,6 +163,6 @@ def _inside(root: Path) -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
-    # Where the seeds were made is nobody's business: cases run elsewhere.
+    # Cases run in other folders: remove the path of this one.
     for path in (root / "run/run.toml", root / "run/report.json"):
         path.write_text(path.read_text().replace(json.dumps(str(root))[1:-1], "."))

@@ -1,4 +1,4 @@
-"""The first of the cases that `make torture` runs by the thousand: each keeps every rule."""
+"""The first of the fuzz cases keep every rule; `make torture` runs thousands."""
 
 import subprocess
 import sys
@@ -6,38 +6,39 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz import cases, judge
-from tests.fuzz.child import Ended
+from tests.fuzz import cases, rules
+from tests.fuzz.process import Ended
 
 ROOT = Path(__file__).parents[2]
-FINE = Ended(3, "", "error: it is broken\n", 1.0, 1 << 20, ())
+GOOD = Ended(3, "", "error: it is broken\n", 1.0, 1 << 20, ())
 
 
-def test_the_first_cases_keep_every_rule() -> None:
-    done = subprocess.run(
+@pytest.mark.long
+def test_first_forty_cases_keep_every_rule() -> None:
+    process = subprocess.run(
         [sys.executable, "-m", "tests.fuzz", "0", "40"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert done.stdout.splitlines()[-1] == "40 cases, 0 failed"
+    assert process.returncode == 0, process.stdout[-4000:] + process.stderr[-2000:]
+    assert process.stdout.splitlines()[-1] == "40 cases, 0 failed"
 
 
-def test_a_case_is_the_same_each_time(tmp_path: Path) -> None:
+def test_case_of_a_number_is_reproducible(tmp_path: Path) -> None:
     (tmp_path / "seeds/val").mkdir(parents=True)
     (tmp_path / "seeds/val/labels.csv").write_text("file,label\na.png,1\nb.png,2\n" * 9)
     (tmp_path / "seeds/val/classes.txt").write_text("a\nb\nc\n" * 9)
     number = next(n for n in range(1000) if cases.kind_of(n) == "labels")
-    made = [cases.make(number, tmp_path / "seeds", tmp_path / name) for name in ("a", "b")]
-    assert made[0] == made[1]
-    assert judge.tree(tmp_path / "a", ()) == judge.tree(tmp_path / "b", ())
-    assert judge.tree(tmp_path / "a", ("out", "tmp")) != judge.tree(tmp_path / "seeds", ())
+    copies = [cases.make(number, tmp_path / "seeds", tmp_path / name) for name in ("a", "b")]
+    assert copies[0] == copies[1]
+    assert rules.tree(tmp_path / "a", ()) == rules.tree(tmp_path / "b", ())
+    assert rules.tree(tmp_path / "a", ("out", "tmp")) != rules.tree(tmp_path / "seeds", ())
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changes", "message"),
     [
         ({"code": 70}, "it ended with code 70"),
         ({"code": -11}, "it died of signal 11"),
@@ -52,16 +53,16 @@ def test_a_case_is_the_same_each_time(tmp_path: Path) -> None:
         ({"outside": ("open '/etc/x'",)}, "it wrote outside: open '/etc/x'"),
     ],
 )
-def test_every_broken_rule_is_noticed(changed: dict[str, object], said: str) -> None:
-    ended = Ended(**{**FINE.__dict__, **changed})
-    assert judge.faults(["export", "x.onnx"], FINE, {}, {}) == []
-    assert judge.faults(["export", "x.onnx"], ended, {}, {}) == [said]
+def test_broken_rule_is_reported(changes: dict[str, object], message: str) -> None:
+    ended = Ended(**{**GOOD.__dict__, **changes})
+    assert rules.broken_rules(["export", "x.onnx"], GOOD, {}, {}) == []
+    assert rules.broken_rules(["export", "x.onnx"], ended, {}, {}) == [message]
 
 
-def test_changed_files_and_broken_json_are_noticed() -> None:
-    assert judge.faults(["inspect", "x"], FINE, {"a": "1"}, {"a": "2", "b": "folder"}) == [
+def test_changed_files_and_invalid_json_are_reported() -> None:
+    assert rules.broken_rules(["inspect", "x"], GOOD, {"a": "1"}, {"a": "2", "b": "folder"}) == [
         "it changed `a`",
         "it changed `b`",
     ]
     good = Ended(0, '{"a": NaN}', "", 1.0, 1, ())
-    assert judge.faults(["inspect", "x", "--json"], good, {}, {}) == ["no JSON on stdout"]
+    assert rules.broken_rules(["inspect", "x", "--json"], good, {}, {}) == ["no JSON on stdout"]

@@ -201,19 +201,19 @@ def test_pixels_are_within_two_levels_of_those_of_torchvision(
 ) -> None:
     preprocess = replace(PRESETS["imagenet"], resize=crop + more, crop=crop)
     image = noise_image(width, height, seed=width)
-    got = converter(preprocess, ("N", 3, crop, crop))(image)
+    pixels = converter(preprocess, ("N", 3, crop, crop))(image)
     expected, level = reference(image, preprocess, crop + more, crop)
-    assert np.all(np.abs(got - expected) <= 2.001 * level[:, None, None])
+    assert np.all(np.abs(pixels - expected) <= 2.001 * level[:, None, None])
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_pixels_without_resizing_equal_those_of_torchvision(preset: str) -> None:
     image = noise_image(32, 32)
-    got = converter(
+    convert = converter(
         Preprocess.from_dict({**PRESETS[preset].to_dict(), "resize": 32}), (1, 3, 24, 24)
     )
     expected, _ = reference(image, PRESETS[preset], 32, 24)
-    assert np.array_equal(got(image), expected)
+    assert np.array_equal(convert(image), expected)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "box"])
@@ -223,26 +223,26 @@ def test_mean_difference_from_resizing_the_whole_image_is_below_half_a_level(
 ) -> None:
     smooth = noise_image(12, 9).resize(size, Image.Resampling.BICUBIC)
     preprocess = replace(PRESETS["raw"], interpolation=interpolation)
-    got = converter(preprocess, (1, 3, 224, 224))(smooth)
+    pixels = converter(preprocess, (1, 3, 224, 224))(smooth)
     expected, _ = reference(smooth, preprocess, 256, 224)
-    assert np.abs(got - expected).mean() < 0.5
+    assert np.abs(pixels - expected).mean() < 0.5
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_pixels_of_efficientnet_lite_become_x_minus_127_over_128(dtype: str) -> None:
     preprocess = Preprocess(resize="none", mean=(127 / 255,), std=(128 / 255,))
     gray = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
-    got = converter(preprocess, (1, 1, 16, 16), dtype)
-    levels = got(gray)
+    convert = converter(preprocess, (1, 1, 16, 16), dtype)
+    levels = convert(gray)
     assert levels.dtype == np.dtype(dtype)
     assert np.allclose(levels.reshape(-1), (np.arange(256) - 127) / 128, atol=1e-3)
 
 
 def test_uint8_pixels_are_passed_through() -> None:
     image = noise_image(24, 24)
-    got = converter(Preprocess(resize="none"), (1, 24, 24, 3), "uint8")(image)
-    assert got.dtype == np.uint8
-    assert np.array_equal(got, np.asarray(image))
+    pixels = converter(Preprocess(resize="none"), (1, 24, 24, 3), "uint8")(image)
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, np.asarray(image))
 
 
 def test_nhwc_input_holds_the_values_of_nchw() -> None:

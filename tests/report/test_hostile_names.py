@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from functools import cache
 from typing import Any
 
 import pydantic
@@ -29,8 +30,14 @@ PAYLOADS = {
 }
 
 
+@cache
 def clean() -> Report:
     return conclude(evidence.explained(), GateConfig(max_drop=0.2))
+
+
+@cache
+def clean_page() -> str:
+    return render_html(clean(), evidence.pictures())
 
 
 def hostile(payload: str) -> Report:
@@ -67,7 +74,7 @@ def _spoiled(value: Any, payload: str, at: tuple[Any, ...], skip: set[tuple[Any,
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
 def test_hostile_names_are_inert_in_html(payload: str) -> None:
     clean_text, hostile_text = (
-        render_html(clean(), evidence.pictures()),
+        clean_page(),
         render_html(hostile(payload), evidence.pictures()),
     )
     before, after = Page(clean_text).elements, Page(hostile_text).elements

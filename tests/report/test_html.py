@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -54,13 +55,18 @@ def page(report: Report) -> str:
     return render_html(conclude(report, GateConfig(max_drop=0.2)), evidence.pictures())
 
 
+@cache
+def explained_page() -> str:
+    return page(evidence.explained())
+
+
 def without_drawings(text: str) -> str:
     """Return a page as every version of Matplotlib makes it."""
     return re.sub(r"<svg.*?</svg>", "<svg/>", text, flags=re.DOTALL)
 
 
 def test_page_matches_the_golden_file() -> None:
-    text = without_drawings(page(evidence.explained()))
+    text = without_drawings(explained_page())
     golden = GOLDEN / "report.html"
     assert text == golden.read_text(encoding="utf-8")
 
@@ -68,8 +74,8 @@ def test_page_matches_the_golden_file() -> None:
 @pytest.mark.slow
 def test_page_has_the_same_bytes_in_another_process() -> None:
     script = (
-        "import sys; from tests.report import evidence, test_html;"
-        "sys.stdout.buffer.write(test_html.page(evidence.explained()).encode())"
+        "import sys; from tests.report import test_html;"
+        "sys.stdout.buffer.write(test_html.explained_page().encode())"
     )
     result = subprocess.run(
         [sys.executable, "-c", script],
@@ -78,7 +84,7 @@ def test_page_has_the_same_bytes_in_another_process() -> None:
         cwd=Path(__file__).parents[2],
         env={"PYTHONHASHSEED": "7", "PATH": "", "HOME": str(Path.cwd())},
     )
-    assert result.stdout.decode() == page(evidence.explained())
+    assert result.stdout.decode() == explained_page()
 
 
 @pytest.mark.parametrize("shape", SHAPES.values())
@@ -89,20 +95,20 @@ def test_page_is_well_formed_for_every_report_shape(shape: Callable[[], Report])
 
 
 def test_page_sections_are_in_reading_order() -> None:
-    sections = re.findall(r'<section id="([a-z-]+)">', page(evidence.explained()))
+    sections = re.findall(r'<section id="([a-z-]+)">', explained_page())
     assert sections == [
         "gates", "tables", "bars", "notes", "trade-off", "where", "why", "predictions", "made",
     ]  # fmt: skip
 
 
 def test_page_requests_no_other_resource() -> None:
-    document = Page(page(evidence.explained()))
+    document = Page(explained_page())
     for tag, attributes in document.elements:
         assert tag not in {"link", "iframe", "object", "embed", "base", "form"}
         for name in ("src", "href", "xlink:href", "action", "srcset"):
             value = attributes.get(name) or ""
             assert value == "" or value.startswith(("data:image/", "#")), (tag, name, value)
-    styles = page(evidence.explained())
+    styles = explained_page()
     assert "@import" not in styles
     assert re.findall(r"url\((?!#|data:)", styles) == []
     policy = [a["content"] for t, a in document.elements if "http-equiv" in a and t == "meta"]
@@ -112,7 +118,7 @@ def test_page_requests_no_other_resource() -> None:
 
 
 def test_untrusted_names_are_text_in_the_page() -> None:
-    kind = Page(page(evidence.explained()))
+    kind = Page(explained_page())
     report = evidence.explained(name=HOSTILE, image=HOSTILE)
     text = json_file.dumps(report).replace('"cat"', json.dumps(HOSTILE))
     text = text.replace('"lite0.onnx"', json.dumps(HOSTILE))
@@ -161,6 +167,6 @@ def test_importing_html_does_not_import_matplotlib() -> None:
 
 
 def test_text_bar_becomes_a_html_meter() -> None:
-    widths = re.findall(r'class="meter" style="width:(\d+)%"', page(evidence.explained()))
+    widths = re.findall(r'class="meter" style="width:(\d+)%"', explained_page())
     assert widths[:3] == ["100", "89", "80"]
-    assert "█" not in page(evidence.explained())
+    assert "█" not in explained_page()

@@ -1,4 +1,4 @@
-"""Whole builds of graphs that are unlike a network for pictures."""
+"""Builds of graphs with state, integer inputs and masks."""
 
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,16 @@ STATEFUL = """
 stateful (float[batch, 16] frame, float[2, 1, 16] state, int64 rate)
     => (float[batch, 8] scores, float[2, 1, 16] next)
 {
-    seen = MatMul (frame, inner)
+    projected = MatMul (frame, inner)
     late = Gather <axis: int = 0> (state, rate)
-    both = Concat <axis: int = 1> (seen, late)
+    both = Concat <axis: int = 1> (projected, late)
     there = Greater (both, zero)
     masked = Where (there, both, nothing)
     raised = Add (masked, both)
     shares = Softmax <axis: int = 1> (raised)
     scores = MatMul (shares, outer)
-    heard = MatMul (state, again)
-    sum = Add (heard, seen)
+    recurrent = MatMul (state, again)
+    sum = Add (recurrent, projected)
     next = Tanh (sum)
 }
 """
@@ -39,7 +39,7 @@ STATE: dict[str, Any] = {
 
 @pytest.fixture
 def nothing() -> float:
-    """What a mask is made of."""
+    """The value that masks out."""
     return -np.inf
 
 
@@ -72,10 +72,11 @@ def build(model: Path, **settings: Any) -> qconvert.Run:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("nothing", [-np.inf, float(np.finfo(np.float32).min)])
-def test_a_state_a_number_and_a_mask_are_no_hindrance(stateful: Path) -> None:
+def test_graph_with_state_index_and_mask_builds_in_all_variants(stateful: Path) -> None:
     run = build(stateful, **{"export.batch": 1})
-    variants = {each.name: each for each in run.report.variants}
+    variants = {variant.name: variant for variant in run.report.variants}
     assert len(variants) == 6
     for name, least in (("cpu-fp16", 50), ("cpu-int8", 20), ("tensorrt-rtx-int8", 20)):
         score = variants[name].accuracy
@@ -83,12 +84,13 @@ def test_a_state_a_number_and_a_mask_are_no_hindrance(stateful: Path) -> None:
         assert score.sqnr_db is not None
         assert score.sqnr_db > least
         assert not any("not compared" in note for note in score.notes)
-    left = {each.node: each.reason for each in variants["cpu-int8"].unquantized}
-    assert any("`masked` has no range: it holds infinity" in why for why in left.values())
+    left = {node.node: node.reason for node in variants["cpu-int8"].unquantized}
+    assert any("`masked` has no range: it holds infinity" in reason for reason in left.values())
     assert variants["cpu-int8"].quantized >= 2
 
 
-def test_a_graph_that_takes_one_only_says_so_before_any_work(stateful: Path) -> None:
+@pytest.mark.slow
+def test_graph_fixed_to_batch_one_is_refused_before_any_work(stateful: Path) -> None:
     with pytest.raises(QConvertError, match="runs on a batch of 1 only") as raised:
         build(stateful)
     assert "`--batch 1`" in raised.value.hint

@@ -13,42 +13,45 @@ import pytest
 
 from qconvert.cli import main
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 FOLDERS = sorted(file.parent.name for file in EXAMPLES.glob("*/Makefile"))
 # What an example needs that is not there: packages that are no dependency, and photographs.
 NOT_RUN = {"efficientnet_lite0": ("IMAGES=photos/", "EVAL=val/", "LABELS=labels.csv")}
 
 
-def make(place: Path, *args: str) -> str:
-    done = subprocess.run(
-        ["make", "-C", place, f"PYTHON={sys.executable}", *args],
+def make(folder: Path, *args: str) -> str:
+    process = subprocess.run(
+        ["make", "-C", folder, f"PYTHON={sys.executable}", *args],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), "MAKEFLAGS": ""},
         timeout=250,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
-@pytest.mark.parametrize("name", [each for each in FOLDERS if each not in NOT_RUN])
-def test_an_example_runs_with_one_command(name: str, tmp_path: Path) -> None:
+@pytest.mark.long
+@pytest.mark.parametrize("name", [name for name in FOLDERS if name not in NOT_RUN])
+def test_example_runs_with_one_command(name: str, tmp_path: Path) -> None:
     shutil.copytree(EXAMPLES, tmp_path / "examples")
-    place = tmp_path / "examples" / name
-    _hurried(place / "run.py")
-    said = make(place, "ARGS=--seconds 0.05 --precision fp32,int8 --eval-count 40 --effort quick")
-    assert "cpu-int8" in said
-    assert (place / "run/report.json").is_file()
-    make(place, "clean")
-    assert {each.name for each in place.iterdir()} - {"__pycache__"} == {
-        each.name for each in (EXAMPLES / name).iterdir() if each.name != "__pycache__"
+    folder = tmp_path / "examples" / name
+    _shorten(folder / "run.py")
+    output = make(
+        folder, "ARGS=--seconds 0.05 --precision fp32,int8 --eval-count 40 --effort quick"
+    )
+    assert "cpu-int8" in output
+    assert (folder / "run/report.json").is_file()
+    make(folder, "clean")
+    assert {path.name for path in folder.iterdir()} - {"__pycache__"} == {
+        path.name for path in (EXAMPLES / name).iterdir() if path.name != "__pycache__"
     }
 
 
-def _hurried(script: Path) -> None:
-    """Have a script do as little as `ARGS` ask of the others."""
+def _shorten(script: Path) -> None:
+    """Make a script as short as `ARGS` make the other examples."""
     if script.is_file():
         text = script.read_text(encoding="utf-8")
         assert '"bench.seconds": 0.5' in text
@@ -59,10 +62,10 @@ def _hurried(script: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_the_page_of_an_example_shows_what_its_command_runs(name: str) -> None:
+def test_example_page_shows_the_command_that_runs(name: str) -> None:
     page = (EXAMPLES / name / "README.md").read_text(encoding="utf-8")
     assert f"make -C examples/{name}" in page
-    shown = {" ".join(each) for each in commands(page.replace("\\\n", " "))}
+    shown = {" ".join(command) for command in commands(page.replace("\\\n", " "))}
     ran = make(EXAMPLES / name, "-n", *NOT_RUN.get(name, ()))
     ran = ran.replace(f"{sys.executable} -m qconvert", "qconvert").replace("\\\n", " ")
     typed = commands(ran)

@@ -1,4 +1,4 @@
-"""Names and values that something is likely to stumble over."""
+"""Names and numbers that software tends to handle badly."""
 
 import random
 
@@ -18,16 +18,16 @@ INTEGERS = (
 FLOATS = (0.0, -0.0, 1e-45, 1e-30, -1.0, 1e30, 3.4e38, float("inf"), float("-inf"), float("nan"))
 
 
-def name(chance: random.Random) -> str:
-    """Return an awkward name."""
-    return chance.choice(NAMES)
+def any_name(rng: random.Random) -> str:
+    """Return a name that is hard to handle."""
+    return rng.choice(NAMES)
 
 
-def integer(chance: random.Random) -> int:
-    """Return a number at an edge."""
-    return chance.choice(INTEGERS)
+def any_integer(rng: random.Random) -> int:
+    """Return an integer at a limit."""
+    return rng.choice(INTEGERS)
 
 
-def number(chance: random.Random) -> float:
-    """Return a float at an edge."""
-    return chance.choice(FLOATS)
+def any_float(rng: random.Random) -> float:
+    """Return a float at a limit."""
+    return rng.choice(FLOATS)

@@ -1,4 +1,4 @@
-"""The documentation holds: commands exist, links resolve, reference pages are those of the code."""
+"""Commands on the pages exist, links resolve, and generated pages are up to date."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qconvert.cli import COMMANDS
-from tests.commands_in_docs import ROOT, qconvert_lines, require_real, shell_lines
+from tests.docs.commands import ROOT, qconvert_lines, require_real, shell_lines
 
 PAGES = sorted(
     path
@@ -19,7 +19,7 @@ PAGES = sorted(
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_resolves(page: Path) -> None:
+def test_links_of_a_page_resolve(page: Path) -> None:
     for file, anchor in re.findall(
         r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8")
     ):
@@ -35,11 +35,11 @@ def anchors(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_page_is_reached_from_the_readme(page: Path) -> None:
+def test_page_is_reachable_from_the_readme(page: Path) -> None:
     assert page.resolve() in reached()
 
 
-def test_every_picture_is_in_some_page() -> None:
+def test_each_image_is_shown_on_a_page() -> None:
     shown = {target for page in PAGES for target in targets(page)}
     pictures = {
         file.resolve() for kind in ("svg", "png") for file in (ROOT / "docs").rglob(f"*.{kind}")
@@ -51,13 +51,13 @@ def test_every_picture_is_in_some_page() -> None:
 @cache
 def reached() -> frozenset[Path]:
     """Return the pages that links lead to from the README."""
-    found, waiting = set(), [ROOT / "README.md"]
+    pages, waiting = set(), [ROOT / "README.md"]
     while waiting:
         page = waiting.pop().resolve()
-        if page not in found and page.suffix == ".md":
-            found.add(page)
+        if page not in pages and page.suffix == ".md":
+            pages.add(page)
             waiting += targets(page)
-    return frozenset(found)
+    return frozenset(pages)
 
 
 def targets(page: Path) -> list[Path]:
@@ -67,13 +67,13 @@ def targets(page: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_command_in_the_pages_is_real(page: Path) -> None:
+def test_commands_of_a_page_are_valid(page: Path) -> None:
     for args in qconvert_lines(shell_lines(page.read_text(encoding="utf-8"))):
         require_real(args)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_make_target_in_the_pages_exists(page: Path) -> None:
+def test_make_targets_of_a_page_exist(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(
         r"(?:^|`)make (?:-f \S+ )?([a-z][a-z-]*)", page.read_text(encoding="utf-8"), re.MULTILINE
@@ -81,29 +81,30 @@ def test_every_make_target_in_the_pages_exists(page: Path) -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_every_command_is_in_the_reference() -> None:
+def test_reference_documents_each_command() -> None:
     reference = (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
     for name in COMMANDS:
         assert f"## {name}\n" in reference
 
 
-def test_the_reference_is_what_the_code_says() -> None:
-    done = subprocess.run(
+@pytest.mark.slow
+def test_generated_reference_is_up_to_date() -> None:
+    process = subprocess.run(
         [sys.executable, ROOT / "docs/generate.py", "--check"],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout
+    assert process.returncode == 0, process.stdout
 
 
-def test_the_passes_in_the_guide_are_those_of_the_code() -> None:
+def test_cleaning_guide_lists_the_passes_of_the_code() -> None:
     from qconvert.graph.clean import list_passes
 
     text = (ROOT / "docs/concepts/cleaning.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \|.*\| (yes|no) \| (yes|no) \|$", text, re.MULTILINE)
     words = {True: "yes", False: "no"}
     assert rows == [
-        (each.name, words[each.safe_for_quantized], words[each.safe_for_large])
-        for each in list_passes(opset=20)
+        (step.name, words[step.safe_for_quantized], words[step.safe_for_large])
+        for step in list_passes(opset=20)
     ]

@@ -1,4 +1,4 @@
-"""A case in a process of its own: a copy of this one, which has everything imported already."""
+"""Run a case in a forked process, which has everything imported already."""
 
 import os
 import resource
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 SECONDS = 30.0
 BYTES = 2 * 2**30
 ROOM = BYTES - 2**28
-LOOK_SECONDS = 0.01
+POLL_SECONDS = 0.01
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CHANGES = ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.symlink", "os.link", "os.truncate")
 OUTSIDE = "outside.txt"
@@ -22,7 +22,7 @@ OUTSIDE = "outside.txt"
 
 @dataclass(frozen=True)
 class Ended:
-    """How a case ended: its exit code, or the signal that it died of, and what it took."""
+    """How a case ended: exit code or negative signal, output, time and memory."""
 
     code: int
     out: str
@@ -33,38 +33,38 @@ class Ended:
 
 
 def run(arguments: Sequence[str], folder: Path, writable: Sequence[str]) -> Ended:
-    """Run qconvert in a folder; what it writes elsewhere than in `writable` is told."""
+    """Run qconvert in a folder, and record what it writes outside `writable`."""
     sys.stdout.flush()
     sys.stderr.flush()
     started = time.monotonic()
     child = os.fork()
     if child == 0:
-        _become(arguments, folder, writable)
-    peak, code = _watched(child, started)
-    strange = folder / "tmp" / OUTSIDE
-    outside = tuple(strange.read_text().splitlines()) if strange.exists() else ()
-    strange.unlink(missing_ok=True)
-    out, err = (_said(folder / "tmp" / name) for name in ("out", "err"))
+        _run_child(arguments, folder, writable)
+    peak, code = _wait(child, started)
+    log = folder / "tmp" / OUTSIDE
+    outside = tuple(log.read_text().splitlines()) if log.exists() else ()
+    log.unlink(missing_ok=True)
+    out, err = (_read_and_delete(folder / "tmp" / name) for name in ("out", "err"))
     return Ended(code, out, err, time.monotonic() - started, peak, outside)
 
 
-def _watched(child: int, started: float) -> tuple[int, int]:
-    """Wait for a process; end it, and all it started, when it takes too long or too much."""
+def _wait(child: int, started: float) -> tuple[int, int]:
+    """Wait for a process; kill its group when it exceeds the limits of time or memory."""
     peak = 0
     while True:
         ended, status, used = os.wait4(child, os.WNOHANG)
         if ended:
-            _end(child)
+            _kill(child)
             return max(peak, used.ru_maxrss * 1024), os.waitstatus_to_exitcode(status)
         peak = max(peak, _resident(child))
         if peak > BYTES or time.monotonic() - started > SECONDS:
-            _end(child)
+            _kill(child)
             os.waitpid(child, 0)
             return peak, -signal.SIGKILL
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
-def _end(group: int) -> None:
+def _kill(group: int) -> None:
     try:
         os.killpg(group, signal.SIGKILL)
     except ProcessLookupError:
@@ -72,23 +72,23 @@ def _end(group: int) -> None:
 
 
 def _resident(process: int) -> int:
-    """Return the bytes that a process and those below it hold."""
+    """Return the resident bytes of a process and its children."""
     try:
         pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-        below = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     except (OSError, IndexError):
         return 0
-    return pages * resource.getpagesize() + sum(_resident(int(each)) for each in below)
+    return pages * resource.getpagesize() + sum(_resident(int(child)) for child in children)
 
 
-def _said(path: Path) -> str:
+def _read_and_delete(path: Path) -> str:
     text = path.read_bytes().decode("utf-8", "backslashreplace")
     path.unlink()
     return text
 
 
-def _become(arguments: Sequence[str], folder: Path, writable: Sequence[str]) -> NoReturn:
-    """Be a qconvert that was started in a folder; this returns to nobody."""
+def _run_child(arguments: Sequence[str], folder: Path, writable: Sequence[str]) -> NoReturn:
+    """Run the command in this forked process and exit."""
     code = 99
     try:
         os.setsid()
@@ -115,11 +115,11 @@ def _become(arguments: Sequence[str], folder: Path, writable: Sequence[str]) -> 
 
 
 def _limit_memory() -> None:
-    """Let there be no more memory than a case may take: a graph may well say it needs more."""
+    """Limit the memory: a graph may claim to need any amount."""
     status = Path("/proc/self/status").read_text()
-    held = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmData"))
-    room = held * 1024 + ROOM
-    resource.setrlimit(resource.RLIMIT_DATA, (room, room))
+    used = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmData"))
+    limit = used * 1024 + ROOM
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def _redirect(folder: Path) -> None:
@@ -130,15 +130,15 @@ def _redirect(folder: Path) -> None:
 
 
 def _guard(folder: Path, writable: Sequence[str]) -> None:
-    """Note every change to the disk that is not below the places that may be written."""
+    """Log each change to the disk outside the folders that may be written."""
     log = os.open(folder / "tmp" / OUTSIDE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
-        for place in _changed(event, args):
-            real = os.path.realpath(place)
+        for path in _changed(event, args):
+            real = os.path.realpath(path)
             if event not in ("open", "os.truncate"):
-                # Not what a link leads to is removed or renamed, but the link.
-                real = str(Path(place).parent.resolve() / Path(place).name)
+                # Removing or renaming a link does not touch its target.
+                real = str(Path(path).parent.resolve() / Path(path).name)
             if not real.startswith((*writable, "/dev/")):
                 os.write(log, f"{event} {real!r}\n".encode())
 
@@ -153,8 +153,8 @@ def _changed(event: str, args: tuple[Any, ...]) -> list[str]:
         return [os.fsdecode(path)] if writes and not isinstance(path, int) else []
     if event not in CHANGES:
         return []
-    paths = [os.fsdecode(each) for each in args[:2] if not isinstance(each, int)]
-    held = [each for each in args[1:] if isinstance(each, int) and each >= 0]
-    if event in ("os.remove", "os.rmdir") and held:
-        return [str(Path(f"/proc/self/fd/{held[-1]}").readlink() / paths[0])]
+    paths = [os.fsdecode(value) for value in args[:2] if not isinstance(value, int)]
+    folders = [value for value in args[1:] if isinstance(value, int) and value >= 0]
+    if event in ("os.remove", "os.rmdir") and folders:
+        return [str(Path(f"/proc/self/fd/{folders[-1]}").readlink() / paths[0])]
     return paths[1:] if event in ("os.symlink", "os.link") else paths

@@ -1,4 +1,4 @@
-"""Command lines that pages and files show: found, and held against the real commands, never run."""
+"""Extract command lines from pages and files, and check them against the real commands."""
 
 import re
 import shlex
@@ -14,29 +14,31 @@ from qconvert.cli import main, settings
 from qconvert.core import config_file
 from qconvert.quantize.ranges import AUTO_METHOD, OUTPUT_ERROR_METHOD
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 CONTAINER = ("docker", "podman")
 # Options of `docker run` and `docker compose` that stand alone; every other one has a value.
-ALONE = ("--rm", "-it", "-i", "-t", "-d", "--read-only", "--init")
+FLAGS = ("--rm", "-it", "-i", "-t", "-d", "--read-only", "--init")
 
 
 def shell_lines(text: str) -> list[str]:
     """Return the commands of a page's shell blocks; one may go on behind `\\` or an open quote."""
     blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", text, re.DOTALL)
     joined = "\n".join(blocks).replace("\\\n", " ")
-    found: list[str] = []
+    commands: list[str] = []
     for line in joined.splitlines():
-        if found and _is_open(found[-1]):
-            found[-1] += f"\n{line}"
+        if commands and _is_open(commands[-1]):
+            commands[-1] += f"\n{line}"
         elif line.strip() and not line.startswith("#"):
-            found.append(line.strip().removeprefix("$ "))
-    return found
+            commands.append(line.strip().removeprefix("$ "))
+    return commands
 
 
 def qconvert_lines(lines: Sequence[str]) -> list[list[str]]:
     """Return the arguments of every `qconvert` among them, also of those in make and containers."""
-    return [args for line in lines for words in _simple(line) for args in _qconvert(words)]
+    return [
+        args for line in lines for words in _split_line(line) for args in _qconvert_arguments(words)
+    ]
 
 
 def require_real(args: Sequence[str]) -> None:
@@ -69,7 +71,7 @@ def _is_open(line: str) -> bool:
     return False
 
 
-def _simple(line: str) -> Iterator[list[str]]:
+def _split_line(line: str) -> Iterator[list[str]]:
     """Split a line at `|`, `&&` and the like, and leave assignments and redirections out."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
@@ -79,30 +81,30 @@ def _simple(line: str) -> Iterator[list[str]]:
             yield list(takewhile(lambda word: word not in {">", ">>"}, command))
 
 
-def _qconvert(words: Sequence[str]) -> list[list[str]]:
+def _qconvert_arguments(words: Sequence[str]) -> list[list[str]]:
     if not words:
         return []
     if words[0] == "make":
-        return _of_make(words)
+        return _make_commands(words)
     if words[0] in CONTAINER and "run" in words:
-        return [_of_container(words[words.index("run") + 1 :])]
+        return [_container_arguments(words[words.index("run") + 1 :])]
     if Path(words[0]).name == "qconvert":
         return [list(words[1:])]
     return []
 
 
-def _of_container(words: Sequence[str]) -> list[str]:
+def _container_arguments(words: Sequence[str]) -> list[str]:
     """Return what stands behind the image or the service."""
     rest = list(words)
     while rest[0].startswith("-"):
-        del rest[: 1 if rest[0] in ALONE or "=" in rest[0] else 2]
+        del rest[: 1 if rest[0] in FLAGS or "=" in rest[0] else 2]
     return rest[1:]
 
 
-def _of_make(words: Sequence[str]) -> list[list[str]]:
+def _make_commands(words: Sequence[str]) -> list[list[str]]:
     """Ask make itself which commands it would run."""
-    asked = [word for word in words[1:] if word != "-f" and not word.endswith("/Makefile")]
-    command = ["make", "-n", "-f", str(ROOT / "Makefile"), *asked]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr}"
-    return qconvert_lines(done.stdout.replace("\\\n", " ").splitlines())
+    arguments = [word for word in words[1:] if word != "-f" and not word.endswith("/Makefile")]
+    command = ["make", "-n", "-f", str(ROOT / "Makefile"), *arguments]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, f"{shlex.join(words)}: {process.stderr}"
+    return qconvert_lines(process.stdout.replace("\\\n", " ").splitlines())

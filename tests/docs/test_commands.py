@@ -4,7 +4,7 @@ import click
 import pytest
 
 from qconvert.core.errors import UsageError
-from tests.commands_in_docs import qconvert_lines, require_real, shell_lines
+from tests.docs.commands import qconvert_lines, require_real, shell_lines
 
 PAGE = """
 ```sh
@@ -27,7 +27,7 @@ qconvert no-such-command
 """
 
 
-def test_commands_are_found_in_pipes_containers_and_make() -> None:
+def test_commands_inside_pipes_containers_and_make_are_found() -> None:
     assert qconvert_lines(shell_lines(PAGE)) == [
         ["build", "m.onnx", "--images", "a"],
         ["cache"],
@@ -42,7 +42,7 @@ def test_commands_are_found_in_pipes_containers_and_make() -> None:
     "line",
     ["--version", "build --help", "build m.onnx --method percentile:99.9 --backend cpu,tensorrt"],
 )
-def test_a_real_command_passes(line: str) -> None:
+def test_valid_command_passes(line: str) -> None:
     require_real(line.split())
 
 
@@ -58,6 +58,6 @@ def test_a_real_command_passes(line: str) -> None:
         ("report", click.MissingParameter),
     ],
 )
-def test_a_wrong_word_is_found(line: str, why: type[Exception]) -> None:
+def test_invalid_command_is_rejected(line: str, why: type[Exception]) -> None:
     with pytest.raises(why):
         require_real(line.split())

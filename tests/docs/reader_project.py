@@ -1,0 +1,91 @@
+"""A reader's project in which the commands of the pages run, small enough for a test."""
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qconvert.demo import generator
+from qconvert.demo.demo_files import NETWORK
+from tests.docs.commands import ROOT
+
+# The pages show what a reader would type; these settings keep it short.
+SETTINGS = """[quantize]
+effort = "none"
+
+[bench]
+seconds = 0.02
+rounds = 3
+batch-sizes = [1]
+
+[build]
+backends = ["cpu"]
+"""
+BUILD = "qconvert build model.onnx --images calib_data/ --eval val/ -o runs/model"
+FACTORY = """from torch import nn
+
+
+def build():
+    layers = [nn.Conv2d(3, 8, 3, 4), nn.BatchNorm2d(8), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+"""
+
+
+def create(folder: Path) -> None:
+    """Write a model, a factory, a checkpoint and images with labels, and build a run."""
+    import torch
+
+    (folder / "model.onnx").write_bytes(NETWORK.read_bytes())
+    generator.write_images(folder / "calib_data", generator.CALIBRATION_SEED, 32)
+    generator.write_images(folder / "val", generator.EVALUATION_SEED, 40)
+    rows = (folder / "val/labels.csv").read_text().splitlines()
+    (folder / "labels.csv").write_text("\n".join([rows[0], *(f"val/{row}" for row in rows[1:])]))
+    (folder / "classes.txt").write_bytes((folder / "val/classes.txt").read_bytes())
+    (folder / "picture.jpg").write_bytes((folder / "val/0000-plain.jpg").read_bytes())
+    (folder / "mypkg").mkdir()
+    (folder / "mypkg/nets.py").write_text(FACTORY)
+    torch.manual_seed(0)
+    network = runpy.run_path(str(folder / "mypkg/nets.py"))["build"]()
+    torch.save(network.state_dict(), folder / "net.pt")
+    write_settings(folder)
+    write_commands(folder / ".bin")
+    build_run(folder)
+
+
+def build_run(folder: Path) -> None:
+    """Build `runs/model`, which many pages look at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("QCONVERT_CACHE_DIR", str(folder / ".cache"))
+        process = run_shell(BUILD, folder)
+    assert process.returncode == 0, process.stderr
+
+
+def write_settings(folder: Path) -> None:
+    """Write the settings file that keeps commands short."""
+    (folder / "qconvert.toml").write_text(SETTINGS)
+
+
+def write_commands(folder: Path) -> None:
+    """Write `qconvert` and `python` as a shell finds them after an install."""
+    folder.mkdir()
+    for name, arguments in (("qconvert", "-m qconvert "), ("python", "")):
+        script = folder / name
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments}"$@"\n')
+        script.chmod(0o755)
+
+
+def run_shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a line in a shell in which the commands of the project are found."""
+    path = f"{folder / '.bin'}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", line],
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
