@@ -41,7 +41,7 @@ def test_quantize_writes_a_small_model_and_shows_coverage(
     rows = {row.split()[0]: row.split()[1:] for row in done.out.splitlines()[2:]}
     assert rows["Conv"] == ["5", "5", "0"]
     assert rows["Relu"][:3] == ["2", "2", "0"]
-    assert "vanishes into the operator before it" in done.out
+    assert "absorbed by the operator before it" in done.out
     stored = [onnx_io.weight_bytes(onnx_io.load(Path(name))) for name in ("net.onnx", "out.onnx")]
     assert stored[1] < 0.5 * stored[0]
     image = {"image": floats(2, 3, 16, 16, seed=5)}
@@ -211,7 +211,7 @@ def test_edited_plan_is_replayed(qconvert: Command) -> None:
         (["--precision", "fp16", "--rest", "fp16"], "`--rest` is for INT8"),
         ([], "INT8 needs the value range"),
         (["--images", "images", "--method", "best"], "there is no range method `best`"),
-        (["--images", "images", "--exclude", "sidee"], "nearest names: `side`"),
+        (["--images", "images", "--exclude", "sidee"], "similar names: `side`"),
         (["--images", "images", "--keep", "middle"], "quantize.keep"),
         (["--images", "images", "-o", "out.engine"], "does not end in .onnx"),
         (["--calibration", "none.npz"], "`none.npz` does not exist"),
