@@ -52,7 +52,7 @@ from qconvert.quantize.weights import (
     WeightedLayer,
     find_weighted_layers,
     weight_array,
-    weight_scales,
+    weight_qparams,
 )
 
 # One batch of so many is held out from every layer.
@@ -224,7 +224,7 @@ def learn_layers(model: ir.Model, plan: Plan, training: TrainingSet) -> Iterator
     layers = list(find_weighted_layers(find_planned_layers(equalized.graph, plan), plan))
     float_run = PartialExecution(equalized, training.open_model, training.batches)
     quantized_run = _QuantizedRun(model, plan, training)
-    for number, (layer, scale) in enumerate(zip(layers, weight_scales(layers, plan), strict=True)):
+    for number, (layer, scale) in enumerate(zip(layers, weight_qparams(layers, plan), strict=True)):
         name = layer.node.name or ""
         rounded = training.finished.get(name, RoundedLayer(name, None))
         if _can_learn(layer):
