@@ -21,14 +21,14 @@ from qconvert.core.progress import Progress, ProgressCallback, ignore_progress
 from qconvert.package import pack
 from qconvert.package.pack import Format, PackageOptions, Packed
 from qconvert.report.model import Report
-from qconvert.run import bench as benching
-from qconvert.run import build as building
-from qconvert.run import calibrate as calibrating
-from qconvert.run import evaluate as evaluating
-from qconvert.run import export as exporting
+from qconvert.run import bench as bench_job
+from qconvert.run import build as build_job
+from qconvert.run import calibrate as calibrate_job
+from qconvert.run import evaluate as evaluate_job
+from qconvert.run import export as export_job
 from qconvert.run import finished_run, targets
-from qconvert.run import quantize as quantizing
-from qconvert.run import search as searching
+from qconvert.run import quantize as quantize_job
+from qconvert.run import search as search_job
 from qconvert.run.context import JobContext, open_context
 from qconvert.run.export import Exported
 from qconvert.run.finished_run import OpenEngine, Run, load_run
@@ -140,13 +140,10 @@ def build(
     `trust`, `fresh`, `settings`, `config`. The same call again resumes the run. Gates are settings,
     such as `gate.max-drop`; those that fail are in the report, and `Run.require_gates` raises.
     """
-    config = _load_config(model, options, BuildArguments)
-    request = building.BuildRequest(
-        Path(output),
-        _format_call("build", model, {"output": output, **options}),
-    )
-    report = building.build(_context(config, progress, options), request)
-    return Run(request.out.absolute(), report)
+    context = _open_model_job(model, options, BuildArguments, progress)
+    call = _format_call("build", model, {"output": output, **options})
+    report = build_job.build(context, build_job.BuildRequest(Path(output), call))
+    return Run(Path(output).absolute(), report)
 
 
 def resume(
@@ -161,9 +158,9 @@ def resume(
     are the defaults.
     """
     folder = RunFolder(Path(run))
-    config = _load_config(None, options, EngineArguments, folder.settings())
-    request = building.BuildRequest(folder.root, _format_call("resume", run, options), resumed=True)
-    report = building.build(_context(config, progress), request)
+    context = _open_job(options, EngineArguments, progress, folder.settings())
+    call = _format_call("resume", run, options)
+    report = build_job.build(context, build_job.BuildRequest(folder.root, call, resumed=True))
     return Run(folder.root.absolute(), report)
 
 
@@ -178,8 +175,8 @@ def export(
 
     Takes `inputs`, `weights`, `images`, `trust`, `settings`, `config`.
     """
-    config = _load_config(model, options, ImageArguments)
-    return exporting.export(_context(config, progress, options), Path(output))
+    context = _open_model_job(model, options, ImageArguments, progress)
+    return export_job.export(context, Path(output))
 
 
 def calibrate(
@@ -193,9 +190,8 @@ def calibrate(
 
     Takes `images`, `count`, `inputs`, `weights`, `trust`, `settings`, `config`.
     """
-    config = _load_config(model, options, ImageArguments)
-    request = calibrating.CalibrationRequest(Path(output))
-    return calibrating.calibrate(_context(config, progress, options), request)
+    context = _open_model_job(model, options, ImageArguments, progress)
+    return calibrate_job.calibrate(context, calibrate_job.CalibrationRequest(Path(output)))
 
 
 def quantize(
@@ -210,7 +206,7 @@ def quantize(
     Ranges come from `images`, from a `calibration` file, or from a `plan`. Takes also `count`,
     `inputs`, `weights`, `trust`, `settings`, `config`.
     """
-    config = _load_config(model, options, QuantizeArguments)
+    context = _open_model_job(model, options, QuantizeArguments, progress)
     request = QuantizeRequest(
         out=Path(output),
         backend=options.get("backend", "cpu"),
@@ -218,7 +214,24 @@ def quantize(
         calibration=_optional_path(options.get("calibration")),
         plan=_optional_path(options.get("plan")),
     )
-    return quantizing.quantize(_context(config, progress, options), request)
+    return quantize_job.quantize(context, request)
+
+
+def search(
+    model: ModelSource | None = None,
+    *,
+    output: StrPath,
+    progress: ProgressCallback = ignore_progress,
+    **options: Unpack[SearchArguments],
+) -> SearchSummary:
+    """Find the fewest blocks of a model to keep in float for its outputs to stay within `budget`.
+
+    Takes `images`, `count`, `eval`, `labels`, `backends` (one), `inputs`, `weights`, `trust`,
+    `fresh`, `settings`, `config`. The result, its plan and all trials are in the folder `output`;
+    `mix.outcome` is `none` if nothing stays within the budget.
+    """
+    context = _open_model_job(model, options, SearchArguments, progress)
+    return search_job.run_search(context, Path(output))
 
 
 def bench(
@@ -231,9 +244,8 @@ def bench(
 
     Takes `settings`, such as `bench.batch-sizes`, and `config`.
     """
-    target = targets.resolve(_paths(engines))
-    config = _target_config(target, options, CommonArguments)
-    return benching.bench(target, _context(config, progress))
+    target = _resolve(engines)
+    return bench_job.bench(target, _open_job(options, CommonArguments, progress, _base(target)))
 
 
 def evaluate(
@@ -246,9 +258,9 @@ def evaluate(
 
     Takes also `settings` and `config`.
     """
-    target = targets.resolve(_paths(engines))
-    config = _target_config(target, options, EvaluateArguments)
-    return evaluating.evaluate(target, _context(config, progress))
+    target = _resolve(engines)
+    context = _open_job(options, EvaluateArguments, progress, _base(target))
+    return evaluate_job.evaluate(target, context)
 
 
 def package(
@@ -266,23 +278,6 @@ def package(
     return pack.write_package(open_run(run), PackageOptions(format, Path(output), *chosen, classes))
 
 
-def search(
-    model: ModelSource | None = None,
-    *,
-    output: StrPath,
-    progress: ProgressCallback = ignore_progress,
-    **options: Unpack[SearchArguments],
-) -> SearchSummary:
-    """Find the fewest blocks of a model to keep in float for its outputs to stay within `budget`.
-
-    Takes `images`, `count`, `eval`, `labels`, `backends` (one), `inputs`, `weights`, `trust`,
-    `fresh`, `settings`, `config`. The result, its plan and all trials are in the folder `output`;
-    `mix.outcome` is `none` if nothing stays within the budget.
-    """
-    config = _load_config(model, options, SearchArguments)
-    return searching.run_search(_context(config, progress, options), Path(output))
-
-
 def open_run(folder: StrPath) -> Run:
     """Open the folder of a run that `build` or `qconvert build` made."""
     return load_run(Path(folder).absolute())
@@ -293,41 +288,28 @@ def open_engine(path: StrPath) -> OpenEngine:
     return finished_run.open_engine(Path(path))
 
 
-def _context(
-    config: Config, progress: ProgressCallback, options: Mapping[str, object] | None = None
-) -> JobContext:
-    flags = {name: bool((options or {}).get(name)) for name in ("trust", "fresh")}
-    return open_context(config, progress, **flags)
-
-
-def _load_config(
+def _open_model_job(
     model: ModelSource | None,
     options: Mapping[str, object],
     arguments: type,
-    base: Config | None = None,
-) -> Config:
-    """Return the settings of a job that needs a model."""
+    progress: ProgressCallback,
+) -> JobContext:
+    """Return the context of a job that needs a model."""
     overrides = {} if model is None else {"model": _model_name(model)}
-    config = _merge_settings(options, arguments, base, overrides)
-    if config.model is None:
+    context = _open_job(options, arguments, progress, overrides=overrides)
+    if context.config.model is None:
         raise UsageError("no model is named", hint="name one, or set `model = ...` in `config`")
-    return config
+    return context
 
 
-def _target_config(
-    target: targets.Target, options: Mapping[str, object], arguments: type
-) -> Config:
-    """Return the settings for finished engines: those of their run, overridden by arguments."""
-    return _merge_settings(options, arguments, target.run.settings() if target.run else None)
-
-
-def _merge_settings(
+def _open_job(
     options: Mapping[str, object],
     arguments: type,
-    base: Config | None,
+    progress: ProgressCallback,
+    base: Config | None = None,
     overrides: Mapping[str, object] | None = None,
-) -> Config:
-    """Return `base`, overridden by the file `config`, `settings`, and the other arguments."""
+) -> JobContext:
+    """Return the context of a job: `base`, overridden by `config`, `settings`, and arguments."""
     _require_known_arguments(options, arguments)
     settings, path = options.get("settings", {}), options.get("config")
     if not isinstance(settings, Mapping):
@@ -350,7 +332,9 @@ def _merge_settings(
         key: os.fspath(value) if isinstance(value, os.PathLike) else value
         for key, value in values.items()
     }
-    return config_file.load(_optional_path(path), values, "arguments", base)
+    config = config_file.load(_optional_path(path), values, "arguments", base)
+    flags = {name: bool(options.get(name)) for name in ("trust", "fresh")}
+    return open_context(config, progress, **flags)
 
 
 def _require_known_arguments(options: Mapping[str, object], arguments: type) -> None:
@@ -405,5 +389,11 @@ def _optional_path(path: StrPath | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _paths(paths: StrPath | Sequence[StrPath]) -> list[Path]:
-    return [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
+def _resolve(engines: StrPath | Sequence[StrPath]) -> targets.Target:
+    paths = [engines] if isinstance(engines, str | os.PathLike) else engines
+    return targets.resolve([Path(path) for path in paths])
+
+
+def _base(target: targets.Target) -> Config | None:
+    """Return the settings of the run that finished engines belong to."""
+    return target.run.settings() if target.run is not None else None

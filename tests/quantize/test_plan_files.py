@@ -159,7 +159,7 @@ def test_a_layer_whose_input_was_taken_out_by_hand_keeps_its_integer_weight() ->
         (lambda told: told["layers"]["head"].update(inputs="first"), "layers.head.inputs: "),
         (lambda told: told["layers"]["head"].update(output="perhaps"), "layers.head.output: "),
         (lambda told: told["tensors"]["image"].update(low="small"), "tensors.image.low: "),
-        (lambda told: told["tensors"]["image"].update(low=1e9), "a range runs upward"),
+        (lambda told: told["tensors"]["image"].update(low=1e9), "the ends of a range must ascend"),
         (lambda told: told["weights"].update(bits=1), "2 to 16 bits"),
         (lambda told: told.update(rest="fp8"), "rest: "),
         (lambda told: told.update(layers=[]), "layers: "),
@@ -220,20 +220,23 @@ WRONG: dict[str, tuple[Edit, str]] = {
     "other operator": (lambda told: move(told, "relu"), "`relu`, which is not a Gemm of this"),
     "range of an input": (
         lambda told: told["tensors"].pop("image"),
-        "rounds `image` at `conv/1` without a range",
+        "quantizes `image` at `conv/1` without a range",
     ),
     "range of a result": (
         lambda told: told["tensors"].pop("relu"),
-        "rounds `relu` at `relu` without a range",
+        "quantizes `relu` at `relu` without a range",
     ),
-    "slot": (lambda told: told["layers"]["head"].update(inputs=[3]), "input of `head` that it"),
+    "slot": (
+        lambda told: told["layers"]["head"].update(inputs=[3]),
+        "input of `head` that does not exist",
+    ),
     "slot below 0": (
         lambda told: told["layers"]["head"].update(inputs=[-3]),
-        "input of `head` that it",
+        "input of `head` that does not exist",
     ),
     "slot of a weight": (
         lambda told: told["layers"]["relu"].update(weight={"slot": 1, "axis": 0}),
-        "input of `relu` that it",
+        "input of `relu` that does not exist",
     ),
     "weight that is none": (
         lambda told: told["layers"]["head"]["weight"].update(slot=0),

@@ -3,9 +3,10 @@
 import pytest
 
 from qconvert.graph.observed_tensors import find_observed_tensors
-from qconvert.quantize.rules_ort_cpu import NO_KERNEL
 from qconvert.quantize.selection import Selection
 from tests.quantize.quantized_models import after, layers, model
+
+NO_KERNEL = "ONNX Runtime has no integer kernel for it on the CPU"
 
 X = "(float[N, 16, 8, 8] x)"
 PAD = "<pads: ints = [1, 1, 1, 1]>"
@@ -48,7 +49,7 @@ def test_a_relu_or_clip_takes_the_rounding_of_the_convolution_before_it() -> Non
 
 def test_a_relu_whose_input_others_read_too_is_not_fused() -> None:
     body = f"{CONV} r = Relu (c) y = Add (c, r)"
-    assert reasons(body, w=W)["r"] == "other operators read what it reads"
+    assert reasons(body, w=W)["r"] == "other operators read its input"
 
 
 def test_a_product_answers_in_float_where_no_integers_are_wanted() -> None:
@@ -98,14 +99,14 @@ def test_an_addition_between_float_operators_is_left() -> None:
     body = f"h = MatMul (x, w) s = Add (x, h) n = {norm} y = MatMul (n, v)"
     found = reasons(body, "(float[N, 10, 32] x) => (float[] y)", w=(32, 32), g=(32,), v=(32, 16))
     assert found == {
-        "s": "what it reads is not made by a quantized operator",
+        "s": "its inputs are not computed by quantized operators",
         "n": NO_KERNEL,
     }
 
 
 def test_an_addition_that_only_float_operators_read_is_left() -> None:
     body = f"{CONV} d = Conv (x, v) s = Add (c, c) y = Elu (s)"
-    assert reasons(body, w=W, v=W) == {"s": "no quantized operator reads what it makes"}
+    assert reasons(body, w=W, v=W) == {"s": "no quantized operator reads its output"}
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_pools_are_rounded_beside_quantized_operators_alone() -> None:
     pooled = f"{CONV} r = Relu (c) p = GlobalAveragePool (r) {flat}"
     assert "p = GlobalAveragePool(~r)" in rewritten(pooled, w=W, v=(16, 32))
     found = reasons(f"e = Elu (x) p = GlobalAveragePool (e) {flat}", v=(16, 8))
-    assert found["p"] == "neither what is before it nor what follows is quantized"
+    assert found["p"] == "neither the operator before it nor one after it is quantized"
 
 
 @pytest.mark.parametrize(

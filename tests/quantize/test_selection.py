@@ -124,7 +124,7 @@ def test_a_pattern_that_matches_nothing_is_refused_with_near_names(
     with pytest.raises(UsageError, match="matches no node") as raised:
         reasons(**{option: ("Sigmoid", pattern)})
     assert f"`--{option} {pattern}`" in str(raised.value)
-    assert "nearest names: " in raised.value.hint
+    assert "similar names: " in raised.value.hint
     assert near in raised.value.hint
     assert raised.value.exit_code == 2
 
