@@ -6,7 +6,7 @@ from tests import models
 from tests.models import floats, from_text
 
 
-def test_parameters_and_macs_are_counted_for_one_image() -> None:
+def test_parameters_and_macs_count_one_image() -> None:
     info = describe_model(infer_shapes(models.tiny())[0])
     conv = next(each for each in info.operators if each.op == "Conv")
     gemm = next(each for each in info.operators if each.op == "Gemm")
@@ -17,7 +17,7 @@ def test_parameters_and_macs_are_counted_for_one_image() -> None:
     assert [each.op for each in info.operators][:2] == ["Conv", "Gemm"]
 
 
-def test_grouped_and_transposed_convolutions_count_what_they_compute() -> None:
+def test_macs_of_grouped_and_transposed_convolutions() -> None:
     text = (
         '<ir_version: 10, opset_import: ["": 20]>\n'
         "net (float[N, 4, 6, 6] x) => (float[N, 2, 9, 9] y) "
@@ -29,7 +29,7 @@ def test_grouped_and_transposed_convolutions_count_what_they_compute() -> None:
     assert by_op == {"Conv": 4 * 4 * 4 * 9, "ConvTranspose": 4 * 4 * 4 * 2 * 9}
 
 
-def test_a_shared_weight_counts_once_and_shapes_do_not_count() -> None:
+def test_shared_weight_counts_once_and_shapes_do_not_count() -> None:
     text = (
         '<ir_version: 10, opset_import: ["": 20]>\n'
         "net (float[N, 4] x) => (float[N, 4] y) "
@@ -41,7 +41,7 @@ def test_a_shared_weight_counts_once_and_shapes_do_not_count() -> None:
     assert sum(each.parameters for each in info.operators) == 16
 
 
-def test_unknown_shapes_give_unknown_macs() -> None:
+def test_unknown_shape_gives_unknown_macs() -> None:
     text = (
         '<ir_version: 10, opset_import: ["": 20]>\n'
         "net (float[N, 3, h, w] x) => (float[N, 4, h, w] y) "
@@ -51,7 +51,7 @@ def test_unknown_shapes_give_unknown_macs() -> None:
     assert info.operators[0].macs is None
 
 
-def test_a_fixed_batch_counts_one_image_too_and_a_weight_of_its_size_counts_whole() -> None:
+def test_fixed_batch_counts_as_one_image() -> None:
     text = (
         '<ir_version: 10, opset_import: ["": 20]>\n'
         "net (float[4, 4] x) => (float[4, 6] y) { y = MatMul (x, w) }"
@@ -59,7 +59,7 @@ def test_a_fixed_batch_counts_one_image_too_and_a_weight_of_its_size_counts_whol
     assert describe_model(from_text(text, w=floats(4, 6))).operators[0].macs == 4 * 6
 
 
-def test_a_function_named_like_an_operator_is_not_taken_for_it() -> None:
+def test_function_named_like_an_operator_is_described_by_its_domain() -> None:
     text = (
         '<ir_version: 10, opset_import: ["": 20, "my": 1]>\n'
         "net (float[N, 4] x) => (float[N, 4] y) { y = my.MatMul (x) }\n"

@@ -25,14 +25,14 @@ def observed(body: str, inputs: str = "float[N, 4, 6, 6] x") -> ObservedTensors:
     return find_observed_tensors(model(body, inputs, **weights))
 
 
-def test_a_classifier_is_observed_at_every_place_where_a_backend_could_quantize() -> None:
+def test_classifier_is_observed_wherever_a_backend_could_quantize() -> None:
     found = find_observed_tensors(infer_shapes(tiny())[0])
     assert found.quantizable == ("image", "relu", "pooled", "scores")
     assert not found.one_image_per_run
 
 
 @pytest.mark.parametrize("activation", ["Relu (h)", "Clip (h, zero, six)"])
-def test_what_is_fused_with_its_activation_is_left_alone(activation: str) -> None:
+def test_tensor_fused_with_its_activation_is_not_observed(activation: str) -> None:
     body = "zero = Constant <value: tensor = float {0.0}> () "
     body += f"six = Constant <value: tensor = float {{6.0}}> () h = {CONV} y = {activation}"
     found = observed(body)
@@ -40,12 +40,12 @@ def test_what_is_fused_with_its_activation_is_left_alone(activation: str) -> Non
     assert "fused" in found.skipped["h"]
 
 
-def test_what_two_nodes_read_is_observed_though_one_of_them_could_be_fused() -> None:
+def test_tensor_with_two_readers_is_observed() -> None:
     found = observed(f"h = {CONV} r = Relu (h) y = Add (h, r)")
     assert found.quantizable == ("x", "h", "r", "y")
 
 
-def test_tensors_that_only_move_values_share_the_range_of_their_source() -> None:
+def test_moved_tensors_are_aliases_of_their_source() -> None:
     found = observed(
         f"h = {CONV} p = MaxPool <kernel_shape: ints = [2, 2]> (h) "
         "t = Transpose <perm: ints = [0, 2, 3, 1]> (p) y = Sigmoid (t)"
@@ -54,20 +54,20 @@ def test_tensors_that_only_move_values_share_the_range_of_their_source() -> None
     assert found.aliases == {"p": "h", "t": "h"}
 
 
-def test_only_a_cubic_resize_makes_values_of_its_own() -> None:
+def test_cubic_resize_is_no_alias() -> None:
     scales = "s = Constant <value: tensor = float[4] {1.0, 1.0, 2.0, 2.0}> () "
     for mode, shared in (("linear", True), ("cubic", False)):
         found = observed(f'{scales} h = {CONV} y = Resize <mode: string = "{mode}"> (h, , s)')
         assert ("y" in found.aliases) is shared
 
 
-def test_tensors_that_no_backend_quantizes_are_bounded_only() -> None:
+def test_tensors_no_backend_quantizes_are_range_only() -> None:
     found = observed(f"h = {CONV} e = Exp (h) f = Sqrt (e) y = Relu (f)")
     assert found.range_only == ("e",)
     assert found.quantizable == ("x", "h", "f", "y")
 
 
-def test_integers_constants_and_sizes_are_no_tensors_of_the_image() -> None:
+def test_integers_constants_and_sizes_are_not_observed() -> None:
     found = observed(
         "size = Shape (x) real = Cast <to: int = 1> (size) twice = Add (real, real) "
         "c = Constant <value: tensor = float {2.0}> () z = Mul (x, c) i = Cast <to: int = 7> (z) "
@@ -78,7 +78,7 @@ def test_integers_constants_and_sizes_are_no_tensors_of_the_image() -> None:
     assert not found.skipped
 
 
-def test_what_depends_on_the_data_for_its_size_is_skipped() -> None:
+def test_data_dependent_size_is_skipped() -> None:
     found = observed(
         "places = NonZero (x) rows = Transpose (places) picked = GatherND (x, rows) "
         "y = Relu (picked)"
@@ -87,7 +87,7 @@ def test_what_depends_on_the_data_for_its_size_is_skipped() -> None:
     assert found.range_only == ("x",)
 
 
-def test_a_lost_batch_axis_means_one_image_at_a_time() -> None:
+def test_lost_batch_axis_means_one_image_per_run() -> None:
     body = (
         "shape = Constant <value: tensor = int64[2] {-1, 6}> () "
         "h = Reshape (x, shape) r = Sigmoid (h) y = Add (r, r)"
@@ -97,7 +97,7 @@ def test_a_lost_batch_axis_means_one_image_at_a_time() -> None:
     assert found.quantizable == ("x", "r", "y")
 
 
-def test_a_lost_batch_axis_of_a_fixed_batch_is_a_reason() -> None:
+def test_lost_batch_axis_of_a_fixed_batch_is_skipped() -> None:
     body = (
         "shape = Constant <value: tensor = int64[2] {-1, 6}> () "
         "h = Reshape (x, shape) r = Sigmoid (h) y = Add (r, r)"
@@ -107,7 +107,7 @@ def test_a_lost_batch_axis_of_a_fixed_batch_is_a_reason() -> None:
     assert "not the batch" in found.skipped["r"]
 
 
-def test_the_bodies_of_branches_are_not_looked_into() -> None:
+def test_subgraphs_are_not_observed() -> None:
     found = observed(
         "m = ReduceMax <keepdims: int = 0> (x) c = Cast <to: int = 9> (m) "
         "h = If (c) <then_branch = a () => (float t) { t = Relu (x) }, "
@@ -116,7 +116,7 @@ def test_the_bodies_of_branches_are_not_looked_into() -> None:
     assert "t" not in (*found.quantizable, *found.range_only, *found.skipped)
 
 
-def test_channels_are_where_the_neighbours_have_them() -> None:
+def test_channel_axis_follows_the_neighbours() -> None:
     net = model(
         f"h = {CONV} t = Transpose <perm: ints = [0, 2, 3, 1]> (h) y = MatMul (t, m)",
         w=(4, 4, 3, 3),
@@ -128,7 +128,7 @@ def test_channels_are_where_the_neighbours_have_them() -> None:
     assert channel_axis(net.graph.inputs[0]) == 1
 
 
-def test_a_flattened_map_has_no_channels() -> None:
+def test_flattened_map_has_no_channel_axis() -> None:
     net = model("y = Flatten (x)", "float[N, 64, 32, 32] x")
     assert channel_axis(net.graph.outputs[0]) is None
 
@@ -136,7 +136,7 @@ def test_a_flattened_map_has_no_channels() -> None:
 SEQUENCE = f"h = {CONV} s = SequenceConstruct (h, x) t = Cast <to: int = 8> (h) y = Relu (h)"
 
 
-def test_a_sequence_of_tensors_is_no_tensor() -> None:
+def test_sequences_are_not_observed() -> None:
     one = model(SEQUENCE, w=(4, 4, 3, 3))
     made = values_by_name(one.graph)
     assert made["s"].type is None, "inference calls it a tensor"
@@ -146,7 +146,7 @@ def test_a_sequence_of_tensors_is_no_tensor() -> None:
         assert "s" not in {*found.quantizable, *found.range_only, *found.aliases}
 
 
-def test_text_and_sequences_are_not_compared() -> None:
+def test_text_and_sequences_are_not_comparable() -> None:
     one = model(SEQUENCE, w=(4, 4, 3, 3))
     made = values_by_name(one.graph)
     made["s"].type = ir.SequenceType(ir.TensorType(ir.DataType.FLOAT))

@@ -51,7 +51,7 @@ def exposed(model: ir.Model) -> tuple[ir.Model, list[str]]:
 
 @pytest.mark.parametrize("backend", ["cpu", "tensorrt"])
 @pytest.mark.parametrize("rest", ["fp32", "fp16", "bf16"])
-def test_every_layer_is_what_the_plan_says_within_one_step(backend: str, rest: str) -> None:
+def test_quantized_layers_match_numpy_within_one_step(backend: str, rest: str) -> None:
     model = net()
     rewritten = apply_plan(model, plan(model, backend, QuantizeOptions(rest=rest)))  # type: ignore[arg-type]
     watched, names = exposed(rewritten)
@@ -109,7 +109,7 @@ def _dequantized(node: ir.Node, given: list[Array | None]) -> Array:
 
 
 @pytest.mark.parametrize("backend", ["cpu", "tensorrt"])
-def test_the_result_is_valid_small_near_and_the_same_every_time(backend: str) -> None:
+def test_quantized_model_is_valid_small_close_and_deterministic(backend: str) -> None:
     model = net()
     before = onnx_io.serialize(model)
     made = plan(model, backend)
@@ -123,7 +123,7 @@ def test_the_result_is_valid_small_near_and_the_same_every_time(backend: str) ->
     assert np.square(wanted).sum() / np.square(wanted - got).sum() > 100
 
 
-def test_on_the_cpu_every_convolution_runs_as_an_integer_kernel() -> None:
+def test_ort_runs_every_convolution_as_an_integer_kernel() -> None:
     import onnxruntime
 
     model = net()
@@ -139,7 +139,7 @@ def test_on_the_cpu_every_convolution_runs_as_an_integer_kernel() -> None:
     assert not {"Conv", "Gemm", "Relu", "Clip", "Add", "Mul"} & set(ops)
 
 
-def test_a_scale_follows_the_type_of_the_graph_and_is_exact_in_it() -> None:
+def test_scales_are_exact_in_the_half_type() -> None:
     model = net()
     rewritten = apply_plan(model, plan(model, "tensorrt", QuantizeOptions(rest="fp16")))
     halved = convert_to_half(
@@ -158,7 +158,7 @@ def test_a_scale_follows_the_type_of_the_graph_and_is_exact_in_it() -> None:
             assert node.inputs[1].dtype is node.outputs[0].dtype is ir.DataType.FLOAT16
 
 
-def test_a_weight_that_two_layers_read_is_stored_once_with_room_for_both_biases() -> None:
+def test_shared_weight_is_stored_once_with_room_for_both_biases() -> None:
     text = """<ir_version: 10, opset_import: ["": 20]>
     net (float[N, 16, 4, 4] x) => (float[N, 16, 4, 4] y) {
         h = Conv (x, w, b)
@@ -181,7 +181,7 @@ def test_a_weight_that_two_layers_read_is_stored_once_with_room_for_both_biases(
     assert np.allclose(wanted, got, atol=made.tensors["y"].max_abs / 100)
 
 
-def test_a_bias_too_large_for_the_steps_of_a_shared_weight_has_the_weight_for_itself() -> None:
+def test_layer_with_a_large_bias_gets_its_own_weight() -> None:
     text = """<ir_version: 10, opset_import: ["": 20]>
     net (float[N, 16, 4, 4] x) => (float[N, 16, 4, 4] y, float[N, 16, 4, 4] z) {
         y = Conv (x, w, b)
@@ -224,7 +224,7 @@ def _ranged(model: ir.Model) -> Plan:
     return make_plan(model, scheme("cpu"), found.summaries, QuantizeOptions())
 
 
-def test_a_channel_of_zeros_keeps_its_bias() -> None:
+def test_channel_of_zeros_keeps_its_bias() -> None:
     weight = floats(16, 3, 3, 3)
     weight[3] = 0.0
     model = net(w1=weight)
@@ -236,7 +236,7 @@ def test_a_channel_of_zeros_keeps_its_bias() -> None:
         assert names
 
 
-def test_weights_that_are_not_finite_are_refused_by_name() -> None:
+def test_non_finite_weight_is_rejected_by_name() -> None:
     model = net()
     made = plan(model, "cpu")
     weight = floats(*MIXED_SHAPES["w2"])
@@ -247,18 +247,18 @@ def test_weights_that_are_not_finite_are_refused_by_name() -> None:
         apply_plan(broken, made)
 
 
-def test_a_plan_for_another_model_is_refused() -> None:
+def test_plan_for_another_model_is_rejected() -> None:
     with pytest.raises(UsageError, match="another model"):
         apply_plan(net(w1=floats(*MIXED_SHAPES["w1"], seed=99)), plan(net(), "cpu"))
 
 
-def test_a_quantized_model_is_refused() -> None:
+def test_quantized_model_is_rejected() -> None:
     model = net()
     with pytest.raises(QConvertError, match="already quantized"):
         plan(apply_plan(model, plan(model, "cpu")), "cpu")
 
 
-def test_a_model_without_weights_has_nothing_to_quantize() -> None:
+def test_model_without_weights_has_nothing_to_quantize() -> None:
     text = """<ir_version: 10, opset_import: ["": 20]>
     net (float[N, 16, 4, 4] x) => (float[N, 16, 4, 4] y) { h = Elu (x) y = Softmax (h) }"""
     model = infer_shapes(from_text(text))[0]

@@ -73,7 +73,7 @@ def answers(model: ir.Model) -> np.ndarray:
 
 
 @pytest.mark.parametrize("method", ["mse", "minmax", "percentile:99.9"])
-def test_a_plan_comes_back_from_its_text_as_it_was(method: str, tmp_path: Path) -> None:
+def test_plan_round_trips_through_its_text(method: str, tmp_path: Path) -> None:
     plan = planned(method)
     assert plan.quantized == len(NAMES)
     assert plan_files.parse_plan(plan_files.format_plan(plan), "p.json") == plan
@@ -82,7 +82,7 @@ def test_a_plan_comes_back_from_its_text_as_it_was(method: str, tmp_path: Path) 
         assert plan_files.read_plan(tmp_path / "plan.json") == plan
 
 
-def test_the_text_has_a_line_for_each_layer_and_tensor() -> None:
+def test_plan_text_has_a_line_per_layer_and_tensor() -> None:
     plan, lines = planned(), plan_files.format_plan(planned()).splitlines()
     inner = [line for line in lines if line.startswith("    ")]
     read_back = [json.loads("{" + line.strip().rstrip(",") + "}") for line in inner]
@@ -93,12 +93,12 @@ def test_the_text_has_a_line_for_each_layer_and_tensor() -> None:
     ]
 
 
-def test_only_what_is_rounded_has_a_range() -> None:
+def test_only_quantized_tensors_have_a_range() -> None:
     assert set(planned().tensors) == {"image", "relu", "pooled", "flat"}
     assert planned().tensors["flat"] == planned().tensors["pooled"]
 
 
-def test_the_plan_as_made_answers_almost_as_in_float() -> None:
+def test_applied_plan_gives_outputs_close_to_float() -> None:
     wanted, found = answers(net()), answers(apply_plan(net(), planned()))
     assert 0 < np.abs(found - wanted).max() < 0.03 * np.abs(wanted).max()
 
@@ -111,7 +111,7 @@ def test_the_plan_as_made_answers_almost_as_in_float() -> None:
     ],
     ids=["taken out", "left"],
 )
-def test_a_layer_that_was_taken_out_by_hand_stays_in_float(edit: Edit) -> None:
+def test_layer_removed_by_hand_stays_in_float(edit: Edit) -> None:
     plan = read(edit)
     assert plan.quantized == len(NAMES) - 1
     whole, without = apply_plan(net(), planned()), apply_plan(net(), plan)
@@ -125,7 +125,7 @@ def test_a_layer_that_was_taken_out_by_hand_stays_in_float(edit: Edit) -> None:
     np.testing.assert_allclose(answers(without), answers(net()), atol=0.1)
 
 
-def test_a_range_that_was_changed_by_hand_is_the_one_that_counts() -> None:
+def test_range_edited_by_hand_is_used() -> None:
     plan = read(lambda told: told["tensors"]["image"].update(low=-0.25, high=0.5))
     initializers = apply_plan(net(), plan).graph.initializers
     scale = choose_qparams(plan.tensors["image"], plan.activations)
@@ -138,7 +138,7 @@ def test_a_range_that_was_changed_by_hand_is_the_one_that_counts() -> None:
     assert reached.tolist() == pytest.approx([-0.25, 0.5], abs=float(scale.scale))
 
 
-def test_a_layer_whose_input_was_taken_out_by_hand_keeps_its_integer_weight() -> None:
+def test_layer_without_quantized_input_keeps_its_integer_weight() -> None:
     def weight_alone(told: dict[str, Any]) -> None:
         told["layers"]["conv/1"].pop("inputs")
         told["tensors"].pop("image")
@@ -165,7 +165,7 @@ def test_a_layer_whose_input_was_taken_out_by_hand_keeps_its_integer_weight() ->
         (lambda told: told.update(layers=[]), "layers: "),
     ],
 )
-def test_a_wrong_key_or_value_is_refused_with_its_place(edit: Edit, where: str) -> None:
+def test_invalid_key_or_value_is_rejected_with_its_location(edit: Edit, where: str) -> None:
     with pytest.raises(UsageError, match=r"`mine.json` is not a plan") as raised:
         read(edit)
     (wrong,) = raised.value.details
@@ -174,13 +174,13 @@ def test_a_wrong_key_or_value_is_refused_with_its_place(edit: Edit, where: str) 
 
 
 @pytest.mark.parametrize("text", ["", "{", "no plan", "[]", "null", "\x00"])
-def test_what_is_no_json_object_is_refused(text: str) -> None:
+def test_text_without_a_json_object_is_rejected(text: str) -> None:
     with pytest.raises(UsageError, match=r"`plan.json` is not a plan") as raised:
         plan_files.parse_plan(text, "plan.json")
     assert raised.value.details[0].startswith("file: ")
 
 
-def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
+def test_missing_or_binary_plan_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\xfa")
     for name in ("missing", "folder", "bytes"):
@@ -194,12 +194,12 @@ def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
     [lambda told: told.update(format=2), lambda told: told.update(format=2, news={"a": 1})],
     ids=["same keys", "other keys"],
 )
-def test_a_plan_of_another_format_is_refused_with_both_formats(edit: Edit) -> None:
+def test_other_plan_format_is_rejected_with_both_formats(edit: Edit) -> None:
     with pytest.raises(UsageError, match="plan format 2, this version reads 1"):
         read(edit)
 
 
-def test_a_plan_for_another_model_is_refused() -> None:
+def test_plan_for_another_model_is_rejected() -> None:
     other, same = net(), net()
     other.graph.initializers["head_bias"].const_value = ir.tensor(floats(5), name="head_bias")
     same.metadata_props["note"] = "what is written beside a model does not change it"
@@ -248,7 +248,7 @@ WRONG: dict[str, tuple[Edit, str]] = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_a_plan_that_asks_for_what_is_not_there_is_refused(what: str) -> None:
+def test_plan_that_does_not_fit_the_graph_is_rejected(what: str) -> None:
     edit, message = WRONG[what]
     with pytest.raises(UsageError, match=message):
         apply_plan(net(), read(edit))

@@ -11,7 +11,7 @@ from tests.quantize.quantized_models import planned, scheme
 
 
 @pytest.mark.parametrize("backend", ["cpu", "tensorrt"])
-def test_lifting_a_node_gives_the_layers_of_excluding_it(backend: str) -> None:
+def test_restoring_a_node_equals_excluding_it(backend: str) -> None:
     model = mixed()
     plan = planned(model, backend)
     lifted = restore_float(model, plan, scheme(backend), {"wide"}, "lifted")
@@ -21,14 +21,14 @@ def test_lifting_a_node_gives_the_layers_of_excluding_it(backend: str) -> None:
     assert others == {name: each for name, each in excluded.layers.items() if name != "wide"}
 
 
-def test_the_clip_fused_with_a_lifted_convolution_goes_with_it() -> None:
+def test_clip_fused_with_a_restored_convolution_is_restored_too() -> None:
     model = mixed()
     lifted = restore_float(model, planned(model, "cpu"), scheme("cpu"), {"stem"}, "lifted")
     assert lifted.layers["a"].left == "the operator before it is left in float"
 
 
 @pytest.mark.parametrize("backend", ["cpu", "tensorrt"])
-def test_with_any_node_lifted_the_plan_has_the_ranges_it_needs_and_no_other(backend: str) -> None:
+def test_restored_plan_has_exactly_the_ranges_it_needs(backend: str) -> None:
     model = mixed()
     plan = planned(model, backend)
     feeds = {"image": floats(2, 3, 16, 16)}
@@ -44,7 +44,7 @@ def test_with_any_node_lifted_the_plan_has_the_ranges_it_needs_and_no_other(back
         assert open_cpu(made)(feeds)["scores"].shape == (2, 24)
 
 
-def test_with_every_node_lifted_the_model_is_the_float_one() -> None:
+def test_plan_with_every_node_restored_gives_the_float_model() -> None:
     model = mixed()
     plan = planned(model, "cpu")
     lifted = restore_float(model, plan, scheme("cpu"), set(plan.layers), "lifted")

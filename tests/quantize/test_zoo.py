@@ -26,6 +26,7 @@ from tests import strongly_typed, zoo
 from tests.conftest import Outcome, write
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -61,11 +62,11 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Case(model, path, calibration, {image.name: zoo.images(side, 4, seed=6)})
 
 
-def test_it_builds_in_fp32(case: Case) -> None:
+def test_zoo_network_builds_in_fp32(case: Case) -> None:
     assert strongly_typed.build(case.model) > onnx_io.weight_bytes(case.model)
 
 
-def test_it_builds_in_fp16_and_answers_alike(case: Case) -> None:
+def test_zoo_network_builds_in_fp16_with_close_outputs(case: Case) -> None:
     halved = convert_to_half(
         case.model, "fp16", max_magnitudes(case.model, calibration_file.load(case.calibration))
     )
@@ -76,7 +77,7 @@ def test_it_builds_in_fp16_and_answers_alike(case: Case) -> None:
     assert strongly_typed.build(halved.model)
 
 
-def test_it_builds_in_int8_and_fp16_as_planned(
+def test_zoo_network_builds_in_int8_and_fp16_as_planned(
     case: Case, qconvert: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     out, written = tmp_path / "int8.onnx", tmp_path / "plan.json"
