@@ -176,12 +176,12 @@ def keep_representable(
     rest: RestPrecision,
 ) -> dict[str, LayerPlan]:
     """Return the layers, with those in float whose scales the type of `rest` cannot represent."""
-    kept = dict(layers)
+    representable = dict(layers)
     for node in graph:
         layer = layers.get(node.name or "")
         if layer is not None and (reason := _unrepresentable(node, layer, ranges, scheme, rest)):
-            kept[node.name or ""] = LayerPlan(node.op_type, left=reason)
-    return kept
+            representable[node.name or ""] = LayerPlan(node.op_type, left=reason)
+    return representable
 
 
 def _unrepresentable(
