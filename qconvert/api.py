@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack, get_args, get_origin
+from typing import Any, Literal, TypedDict, Unpack, get_args, get_origin
 
 from qconvert.calibrate.calibration import Calibration
 from qconvert.core import config_file
@@ -66,10 +66,11 @@ ModelSource = StrPath | Callable[[], object]
 
 
 class CommonArguments(TypedDict, total=False):
-    """More settings by their dotted keys, and a settings file that they override."""
+    """More settings by their dotted keys, a settings file that they override, and a callback."""
 
     settings: Mapping[str, object]
     config: StrPath
+    progress: ProgressCallback
 
 
 class ImageArguments(CommonArguments, total=False):
@@ -128,11 +129,7 @@ class PackageArguments(TypedDict, total=False):
 
 
 def build(
-    model: ModelSource | None = None,
-    *,
-    output: StrPath,
-    progress: ProgressCallback = ignore_progress,
-    **options: Unpack[BuildArguments],
+    model: ModelSource | None = None, *, output: StrPath, **options: Unpack[BuildArguments]
 ) -> Run:
     """Build engines of a model, time and evaluate them; `output` is the folder of the run.
 
@@ -140,73 +137,56 @@ def build(
     `trust`, `fresh`, `settings`, `config`. The same call again resumes the run. Gates are settings,
     such as `gate.max-drop`; those that fail are in the report, and `Run.require_gates` raises.
     """
-    context = _open_model_job(model, options, BuildArguments, progress)
+    context = _open_model_job(model, options, BuildArguments)
     call = _format_call("build", model, {"output": output, **options})
     report = build_job.build(context, build_job.BuildRequest(Path(output), call))
     return Run(Path(output).absolute(), report)
 
 
-def resume(
-    run: StrPath,
-    *,
-    progress: ProgressCallback = ignore_progress,
-    **options: Unpack[EngineArguments],
-) -> Run:
+def resume(run: StrPath, **options: Unpack[EngineArguments]) -> Run:
     """Resume a run, also one made elsewhere, without its model and calibration images.
 
     Takes `eval`, `labels`, `backends`, `precisions`, `settings`, `config`; the settings of the run
     are the defaults.
     """
     folder = RunFolder(Path(run))
-    context = _open_job(options, EngineArguments, progress, folder.settings())
+    context = _open_job(options, EngineArguments, folder.settings())
     call = _format_call("resume", run, options)
     report = build_job.build(context, build_job.BuildRequest(folder.root, call, resumed=True))
     return Run(folder.root.absolute(), report)
 
 
 def export(
-    model: ModelSource | None = None,
-    *,
-    output: StrPath,
-    progress: ProgressCallback = ignore_progress,
-    **options: Unpack[ImageArguments],
+    model: ModelSource | None = None, *, output: StrPath, **options: Unpack[ImageArguments]
 ) -> Exported:
     """Convert a model to one clean ONNX file `output`, and compare it with the model.
 
     Takes `inputs`, `weights`, `images`, `trust`, `settings`, `config`.
     """
-    context = _open_model_job(model, options, ImageArguments, progress)
+    context = _open_model_job(model, options, ImageArguments)
     return export_job.export(context, Path(output))
 
 
 def calibrate(
-    model: ModelSource | None = None,
-    *,
-    output: StrPath,
-    progress: ProgressCallback = ignore_progress,
-    **options: Unpack[ImageArguments],
+    model: ModelSource | None = None, *, output: StrPath, **options: Unpack[ImageArguments]
 ) -> Calibration:
     """Measure the value ranges of every tensor over `images`, and save them as `output` (.npz).
 
     Takes `images`, `count`, `inputs`, `weights`, `trust`, `settings`, `config`.
     """
-    context = _open_model_job(model, options, ImageArguments, progress)
+    context = _open_model_job(model, options, ImageArguments)
     return calibrate_job.calibrate(context, calibrate_job.CalibrationRequest(Path(output)))
 
 
 def quantize(
-    model: ModelSource | None = None,
-    *,
-    output: StrPath,
-    progress: ProgressCallback = ignore_progress,
-    **options: Unpack[QuantizeArguments],
+    model: ModelSource | None = None, *, output: StrPath, **options: Unpack[QuantizeArguments]
 ) -> Quantized:
     """Rewrite a model for `backend` (cpu) in `precision` (int8), and save it as `output`.
 
     Ranges come from `images`, from a `calibration` file, or from a `plan`. Takes also `count`,
     `inputs`, `weights`, `trust`, `settings`, `config`.
     """
-    context = _open_model_job(model, options, QuantizeArguments, progress)
+    context = _open_model_job(model, options, QuantizeArguments)
     request = QuantizeRequest(
         out=Path(output),
         backend=options.get("backend", "cpu"),
@@ -218,11 +198,7 @@ def quantize(
 
 
 def search(
-    model: ModelSource | None = None,
-    *,
-    output: StrPath,
-    progress: ProgressCallback = ignore_progress,
-    **options: Unpack[SearchArguments],
+    model: ModelSource | None = None, *, output: StrPath, **options: Unpack[SearchArguments]
 ) -> SearchSummary:
     """Find the fewest blocks of a model to keep in float for its outputs to stay within `budget`.
 
@@ -230,36 +206,26 @@ def search(
     `fresh`, `settings`, `config`. The result, its plan and all trials are in the folder `output`;
     `mix.outcome` is `none` if nothing stays within the budget.
     """
-    context = _open_model_job(model, options, SearchArguments, progress)
+    context = _open_model_job(model, options, SearchArguments)
     return search_job.run_search(context, Path(output))
 
 
-def bench(
-    engines: StrPath | Sequence[StrPath],
-    *,
-    progress: ProgressCallback = ignore_progress,
-    **options: Unpack[CommonArguments],
-) -> Report:
+def bench(engines: StrPath | Sequence[StrPath], **options: Unpack[CommonArguments]) -> Report:
     """Time engines in turns: all of a run, or `RUN/engines/NAME` and ONNX files.
 
     Takes `settings`, such as `bench.batch-sizes`, and `config`.
     """
     target = _resolve(engines)
-    return bench_job.bench(target, _open_job(options, CommonArguments, progress, _base(target)))
+    return bench_job.bench(target, _open_job(options, CommonArguments, _base(target)))
 
 
-def evaluate(
-    engines: StrPath | Sequence[StrPath],
-    *,
-    progress: ProgressCallback = ignore_progress,
-    **options: Unpack[EvaluateArguments],
-) -> Report:
+def evaluate(engines: StrPath | Sequence[StrPath], **options: Unpack[EvaluateArguments]) -> Report:
     """Compare the outputs of engines on the images of `eval` with FP32 and with `labels`.
 
     Takes also `settings` and `config`.
     """
     target = _resolve(engines)
-    context = _open_job(options, EvaluateArguments, progress, _base(target))
+    context = _open_job(options, EvaluateArguments, _base(target))
     return evaluate_job.evaluate(target, context)
 
 
@@ -289,23 +255,19 @@ def open_engine(path: StrPath) -> OpenEngine:
 
 
 def _open_model_job(
-    model: ModelSource | None,
-    options: Mapping[str, object],
-    arguments: type,
-    progress: ProgressCallback,
+    model: ModelSource | None, options: Mapping[str, Any], arguments: type
 ) -> JobContext:
     """Return the context of a job that needs a model."""
     overrides = {} if model is None else {"model": _model_name(model)}
-    context = _open_job(options, arguments, progress, overrides=overrides)
+    context = _open_job(options, arguments, overrides=overrides)
     if context.config.model is None:
         raise UsageError("no model is named", hint="name one, or set `model = ...` in `config`")
     return context
 
 
 def _open_job(
-    options: Mapping[str, object],
+    options: Mapping[str, Any],
     arguments: type,
-    progress: ProgressCallback,
     base: Config | None = None,
     overrides: Mapping[str, object] | None = None,
 ) -> JobContext:
@@ -334,7 +296,7 @@ def _open_job(
     }
     config = config_file.load(_optional_path(path), values, "arguments", base)
     flags = {name: bool(options.get(name)) for name in ("trust", "fresh")}
-    return open_context(config, progress, **flags)
+    return open_context(config, options.get("progress", ignore_progress), **flags)
 
 
 def _require_known_arguments(options: Mapping[str, object], arguments: type) -> None:
@@ -375,7 +337,9 @@ def _model_name(model: ModelSource) -> str:
 def _format_call(function: str, first: object, options: Mapping[str, object]) -> str:
     """Return a call as it could be typed, for the report."""
     arguments = [] if first is None else [_format_value(first)]
-    arguments += [f"{name}={_format_value(value)}" for name, value in options.items()]
+    arguments += [
+        f"{name}={_format_value(value)}" for name, value in options.items() if name != "progress"
+    ]
     return f"qconvert.{function}({', '.join(arguments)})"
 
 

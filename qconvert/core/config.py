@@ -74,8 +74,8 @@ def _check_method(name: str) -> str:
     if name in RANGE_METHODS:
         return name
     if not name.startswith(PERCENTILE_PREFIX):
-        known = (*RANGE_METHODS, f"{PERCENTILE_PREFIX}99.99")
-        raise ValueError(f"there is no range method `{name}`{did_you_mean(name, known)}")
+        names = (*RANGE_METHODS, f"{PERCENTILE_PREFIX}99.99")
+        raise ValueError(f"there is no range method `{name}`{did_you_mean(name, names)}")
     try:
         percent = float(name.removeprefix(PERCENTILE_PREFIX))
     except ValueError:

@@ -21,25 +21,25 @@ def left(backend: str, rest: RestPrecision, **ranges: Range) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("rest", ["fp32", "fp16", "bf16"])
-def test_ordinary_ranges_fit_everywhere(rest: RestPrecision) -> None:
+def test_ordinary_ranges_are_representable(rest: RestPrecision) -> None:
     assert left("tensorrt", rest) == {}
 
 
-def test_steps_beyond_half_precision_are_told() -> None:
+def test_range_beyond_fp16_scales_leaves_the_layer_in_float() -> None:
     wide = left("tensorrt", "fp16", x=Range(-1e7, 1e7))
     assert wide == {"c": "the range of `x` is too wide for a scale in fp16"}
     assert left("tensorrt", "bf16", x=Range(-1e7, 1e7)) == {}
 
 
-def test_steps_with_few_digits_in_half_precision_are_told() -> None:
+def test_range_below_fp16_scales_leaves_the_layer_in_float() -> None:
     fine = left("tensorrt", "fp16", x=Range(-1e-5, 1e-5))
     assert fine == {"c": "the values of `x` are too small for a scale in fp16"}
     assert left("tensorrt", "fp32", x=Range(-1e-5, 1e-5)) == {}
     assert left("tensorrt", "fp16", x=Range(0.0, 0.0)) == {}
 
 
-def test_a_pool_whose_result_is_tiny_has_no_integer_kernel() -> None:
-    found = left("cpu", "fp32", p=Range(-1e-3, 1e-3))
-    assert found == {
+def test_pool_with_too_different_scales_stays_in_float() -> None:
+    reasons = left("cpu", "fp32", p=Range(-1e-3, 1e-3))
+    assert reasons == {
         "p": "the scales of its input and output differ too much for one integer kernel"
     }
