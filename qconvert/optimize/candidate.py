@@ -77,8 +77,8 @@ class Candidate:
         if not self.calibration.excludes_holdout:
             return f"on {count} calibration images"
         if count <= self.calibration.validation_count:
-            return f"on {count} other images"
-        return f"on {count} images, {self.calibration.validation_count} of them not calibrated on"
+            return f"on {count} held-out images"
+        return f"on {count} images, {self.calibration.validation_count} of them held out"
 
     def _holdout_batches(self) -> Iterator[Tensors]:
         if self.calibration.has_holdout:

@@ -252,12 +252,7 @@ def test_scores_of_another_shape_count_as_changed() -> None:
     reference, outputs = floats(2, 5), floats(2, 4)
     assert prediction_changes(
         [{"y": reference}] * 2, [{"y": reference}, {"y": outputs}]
-    ).tolist() == [
-        0,
-        0,
-        1,
-        1,
-    ]
+    ).tolist() == [0, 0, 1, 1]
     ragged = [{"y": floats(2, 5)}, {"y": floats(2, 7)}]
     assert prediction_changes(ragged, ragged).tolist() == [0] * 4
     assert per_image_errors(ragged, ragged).tolist() == [0] * 4
