@@ -66,16 +66,16 @@ def test_batchnorm_is_folded_and_outputs_stay(case: str) -> None:
     assert len(ops(folded)) == 1
     assert ops(model)[1] == "BatchNormalization", "the input is left alone"
     feeds = random_inputs(onnx_io.inputs(model), 2, seed=0)
-    wanted, got = open_cpu(model)(feeds)["y"], open_cpu(folded)(feeds)["y"]
-    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+    expected, outputs = open_cpu(model)(feeds)["y"], open_cpu(folded)(feeds)["y"]
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
     assert {"w", "gamma"}.isdisjoint(folded.graph.initializers), "nothing unused stays"
 
 
 ARITHMETIC = {
-    "a bias beside the convolution": ("Conv (x, w)", "Add (h, each)", (1, 4, 1, 1)),
-    "a scale before it": ("Conv (x, w, b)", "Mul (each, h)", (4, 1, 1)),
-    "one number": ("Conv (x, w, b)", "Div (h, each)", (1,)),
-    "a scalar": ("Conv (x, w)", "Sub (h, each)", ()),
+    "a bias beside the convolution": ("Conv (x, w)", "Add (h, operand)", (1, 4, 1, 1)),
+    "a scale before it": ("Conv (x, w, b)", "Mul (operand, h)", (4, 1, 1)),
+    "one number": ("Conv (x, w, b)", "Div (h, operand)", (1,)),
+    "a scalar": ("Conv (x, w)", "Sub (h, operand)", ()),
 }
 
 
@@ -84,7 +84,7 @@ def test_channel_constant_is_folded_like_batchnorm(case: str) -> None:
     linear, text, shape = ARITHMETIC[case]
     bias = {"b": floats(4, seed=5)} if ", b" in linear else {}
     text = f"net (float[N, 3, 6, 6] x) => (float[N, 4, 4, 4] y) {{ h = {linear} y = {text} }}"
-    model = from_text(HEAD + text, w=floats(4, 3, 3, 3), each=floats(*shape, seed=6), **bias)
+    model = from_text(HEAD + text, w=floats(4, 3, 3, 3), operand=floats(*shape, seed=6), **bias)
     folded, said = fold_batchnorm(model)
     assert (said, ops(folded)) == ("1 folded", ["Conv"])
     feeds = random_inputs(onnx_io.inputs(model), 2, seed=0)

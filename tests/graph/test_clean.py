@@ -1,4 +1,4 @@
-"""Preparation: passes in order, each checked, each saying what it did."""
+"""Cleaning: passes in order, each checked and reported."""
 
 import numpy as np
 import onnx_ir as ir
@@ -84,7 +84,7 @@ def test_pass_is_kept_if_outputs_change_within_float32_noise(
         mean=floats(4, seed=3),
         var=abs(floats(4, seed=4)) + 0.5,
     )
-    nudging = Pass("nudge", lambda given: (perturb_inputs(given) or given, "nudged"))
+    nudging = Pass("nudge", lambda model: (perturb_inputs(model) or model, "nudged"))
     monkeypatch.setattr(preparing, "list_passes", lambda opset: (nudging,))
     monkeypatch.setattr(preparing, "SLACK", slack)
     (step,) = clean(model).steps
@@ -131,11 +131,13 @@ def test_pass_that_changes_outputs_is_undone(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(preparing, "list_passes", lambda opset: tuple(wrong))
     model = models.tiny()
     done = clean(model)
-    told = {step.name: step.dropped for step in done.steps}
-    assert told["spoil"].startswith("it moved `scores` by ")
-    assert told["fail"] == "it failed: tripped"
-    assert told["break"].startswith("its result does not run: ONNX Runtime cannot load this model")
-    assert told["rename"] == "it renamed the outputs to other"
+    dropped = {step.name: step.dropped for step in done.steps}
+    assert dropped["spoil"].startswith("it moved `scores` by ")
+    assert dropped["fail"] == "it failed: tripped"
+    assert dropped["break"].startswith(
+        "its result does not run: ONNX Runtime cannot load this model"
+    )
+    assert dropped["rename"] == "it renamed the outputs to other"
     assert onnx_io.fingerprint(done.model) == onnx_io.fingerprint(model)
 
 
@@ -237,9 +239,9 @@ net (float[N, 4] x) => (float[N, 4] y) {
 
 def test_random_model_skips_passes_that_compute() -> None:
     done = clean(ir.from_onnx_text(DRAWING))
-    told = {step.name: step.dropped for step in done.steps}
-    assert told["opset"] == told["simplify"] == preparing.NOT_REPEATABLE
-    assert told["inline"] == told["shapes"] == told["names"] == ""
+    dropped = {step.name: step.dropped for step in done.steps}
+    assert dropped["opset"] == dropped["simplify"] == preparing.NOT_REPEATABLE
+    assert dropped["inline"] == dropped["shapes"] == dropped["names"] == ""
     assert ops(done.model)[-2:] == ["Dropout", "Add"]
     assert all(node.name for node in done.model.graph)
 
@@ -269,7 +271,7 @@ def test_unreachable_opset_names_the_operator() -> None:
         '{ s = Constant <value: tensor = float[4] {1, 1, 2, 2}> () y = Upsample <mode = "linear"> '
         "(x, s) }"
     )
-    (step,) = [each for each in clean(ir.from_onnx_text(text)).steps if each.name == "opset"]
+    (step,) = [step for step in clean(ir.from_onnx_text(text)).steps if step.name == "opset"]
     assert "converting `Upsample` to opset 20; the model stays at opset 9" in step.dropped
 
 

@@ -8,13 +8,13 @@ from tests.models import floats, from_text
 
 def test_parameters_and_macs_count_one_image() -> None:
     info = describe_model(infer_shapes(models.tiny())[0])
-    conv = next(each for each in info.operators if each.op == "Conv")
-    gemm = next(each for each in info.operators if each.op == "Gemm")
+    conv = next(operator for operator in info.operators if operator.op == "Conv")
+    gemm = next(operator for operator in info.operators if operator.op == "Gemm")
     assert (conv.nodes, conv.parameters, conv.macs) == (1, 4 * 27 + 4, 8 * 8 * 4 * 27)
     assert (gemm.parameters, gemm.macs) == (25, 20)
     assert info.parameters == 112 + 25
     assert info.weight_bytes == 4 * 137
-    assert [each.op for each in info.operators][:2] == ["Conv", "Gemm"]
+    assert [operator.op for operator in info.operators][:2] == ["Conv", "Gemm"]
 
 
 def test_macs_of_grouped_and_transposed_convolutions() -> None:
@@ -25,7 +25,7 @@ def test_macs_of_grouped_and_transposed_convolutions() -> None:
     )
     model = from_text(text, w=floats(4, 1, 3, 3), v=floats(4, 2, 3, 3))
     info = describe_model(infer_shapes(model)[0])
-    by_op = {each.op: each.macs for each in info.operators}
+    by_op = {operator.op: operator.macs for operator in info.operators}
     assert by_op == {"Conv": 4 * 4 * 4 * 9, "ConvTranspose": 4 * 4 * 4 * 2 * 9}
 
 
@@ -38,7 +38,7 @@ def test_shared_weight_counts_once_and_shapes_do_not_count() -> None:
     )
     info = describe_model(infer_shapes(from_text(text, w=floats(4, 4)))[0])
     assert info.parameters == 16
-    assert sum(each.parameters for each in info.operators) == 16
+    assert sum(operator.parameters for operator in info.operators) == 16
 
 
 def test_unknown_shape_gives_unknown_macs() -> None:
@@ -66,5 +66,5 @@ def test_function_named_like_an_operator_is_described_by_its_domain() -> None:
         '<domain: "my", opset_import: ["": 20]>\n'
         "MatMul (a) => (b) { b = Add (a, a) }"
     )
-    by_op = {each.op: each.macs for each in describe_model(from_text(text)).operators}
+    by_op = {operator.op: operator.macs for operator in describe_model(from_text(text)).operators}
     assert by_op == {"my::MatMul": 0, "Add": 0}

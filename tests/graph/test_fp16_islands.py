@@ -1,4 +1,4 @@
-"""What stays in float32 when the rest becomes half precision, and the reason that is given."""
+"""What stays in float32 when the rest becomes half precision, and the reason."""
 
 import numpy as np
 import onnx_ir as ir
@@ -7,13 +7,13 @@ from numpy.typing import ArrayLike
 
 from qconvert.backends.ort import open_cpu
 from tests.graph.fp16_models import (
-    answer,
+    first_output,
     graph,
     halved,
     node,
     read_types,
     require_close,
-    rounded,
+    rounded_output,
     types,
 )
 from tests.models import floats, from_text, ops
@@ -26,13 +26,13 @@ def test_tensor_that_overflows_keeps_producer_and_readers_in_float32() -> None:
         w=np.full(4, 60000, np.float32),
     )
     feeds = {"x": np.full((2, 4), 3, np.float32)}
-    np.testing.assert_array_equal(rounded(halved(model).model, feeds), np.inf)
+    np.testing.assert_array_equal(rounded_output(halved(model).model, feeds), np.inf)
     result = halved(model, {"x": 3.0, "big": 180000.0, "back": 3.0, "y": 6.0})
     assert result.islands == {
         "big": "`big` reaches 1.8e+05, float16 only 65504",
         "back": "`big` reaches 1.8e+05, float16 only 65504",
     }
-    np.testing.assert_array_equal(rounded(result.model, feeds), 6)
+    np.testing.assert_array_equal(rounded_output(result.model, feeds), 6)
     require_close(model, result.model, feeds)
 
 
@@ -62,7 +62,7 @@ def test_constant_that_overflows_keeps_its_readers_in_float32() -> None:
     result = halved(model)
     assert result.islands["a"] == "`w` reaches 1e+05, float16 only 65504"
     assert types(result.model)["w"] == "FLOAT"
-    np.testing.assert_allclose(answer(result.model), answer(model), rtol=1e-2)
+    np.testing.assert_allclose(first_output(result.model), first_output(model), rtol=1e-2)
 
 
 def test_infinite_constant_stays_infinite_in_half() -> None:
@@ -72,7 +72,7 @@ def test_infinite_constant_stays_infinite_in_half() -> None:
     )
     result = halved(model)
     assert result.islands == {}
-    np.testing.assert_array_equal(answer(result.model), [[1, 0], [1, 0]])
+    np.testing.assert_array_equal(first_output(result.model), [[1, 0], [1, 0]])
 
 
 @pytest.mark.parametrize("op", ["Max", "Min", "Clip"])
@@ -94,7 +94,9 @@ def test_epsilon_does_not_become_zero_in_float16() -> None:
     result = halved(model, {"x": 1.0, "n": 1.0})
     feeds = {"x": np.array([[0, 0, 0], [0.3, 0.4, 0]], np.float32)}
     assert result.islands == {}
-    np.testing.assert_allclose(rounded(result.model, feeds), answer(model, feeds), atol=1e-3)
+    np.testing.assert_allclose(
+        rounded_output(result.model, feeds), first_output(model, feeds), atol=1e-3
+    )
     require_close(model, result.model, feeds)
 
 
@@ -126,12 +128,12 @@ def summing(op: str) -> ir.Model:
         "g (float[N, 2, 32, 32] image) => (float[a, b, c, d] y) "
         f"{{ x = Relu (image) y = {SUMS[op][0]} }}"
     )
-    given: dict[str, ArrayLike] = {
+    constants: dict[str, ArrayLike] = {
         "a": [2, 3],
         "w": np.ones(2, np.float32),
         "v": np.ones((2, 32, 32), np.float32),
     }
-    return graph(text, **{name: array for name, array in given.items() if f"{name})" in text})
+    return graph(text, **{name: array for name, array in constants.items() if f"{name})" in text})
 
 
 @pytest.mark.parametrize("op", SUMS)
@@ -149,8 +151,8 @@ def test_sum_that_may_overflow_is_computed_in_float32(op: str) -> None:
 
 
 def test_only_heavy_sums_stay_in_float32_without_calibration() -> None:
-    kept = {op for op in SUMS if halved(summing(op)).islands}
-    assert kept == set(SUMS) - {"GlobalAveragePool", "AveragePool", "Exp"}
+    islands = {op for op in SUMS if halved(summing(op)).islands}
+    assert islands == set(SUMS) - {"GlobalAveragePool", "AveragePool", "Exp"}
 
 
 def test_sum_of_an_unmeasured_tensor_stays_in_float32() -> None:
@@ -192,7 +194,7 @@ def test_decomposed_norm_computes_squares_and_roots_in_float32() -> None:
         *("Cast", "Pow", "ReduceMean", "Add", "Sqrt", "Cast", "Div", "Cast"),
     ]
     feeds = {"x": np.full((2, 64), 300, np.float32)}  # and their squares are beyond float16
-    np.testing.assert_allclose(rounded(result.model, feeds), 1, rtol=1e-2)
+    np.testing.assert_allclose(rounded_output(result.model, feeds), 1, rtol=1e-2)
     require_close(model, result.model, feeds)
 
 
@@ -229,7 +231,7 @@ def test_operator_without_a_half_type_stays_in_float32() -> None:
     assert read_types(result.model, "NonMaxSuppression")[1] == "FLOAT"
     boxes = np.array([[[0, 0, k, k] for k in range(1, 7)]], np.float32)
     feeds = {"b": boxes, "s": np.arange(6, dtype=np.float32).reshape(1, 1, 6)}
-    np.testing.assert_array_equal(answer(result.model, feeds), answer(model, feeds))
+    np.testing.assert_array_equal(first_output(result.model, feeds), first_output(model, feeds))
 
 
 def test_operator_without_a_schema_stays_in_float32() -> None:

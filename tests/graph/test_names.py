@@ -46,8 +46,8 @@ def test_thousandth_name_of_a_stem_is_short() -> None:
             return super().__contains__(name)
 
     names = UniqueNames(Looked({"bias", "bias_2"}))
-    given = [names.reserve("bias") for _ in range(1000)]
-    assert given[:3] == ["bias_1", "bias_3", "bias_4"]
-    assert given[-1] == "bias_1001"
-    assert len(set(given)) == 1000
+    reserved = [names.reserve("bias") for _ in range(1000)]
+    assert reserved[:3] == ["bias_1", "bias_3", "bias_4"]
+    assert reserved[-1] == "bias_1001"
+    assert len(set(reserved)) == 1000
     assert looks <= 2 * 1000 + 1

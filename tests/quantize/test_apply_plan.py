@@ -1,5 +1,7 @@
 """What the rewritten graph computes is what its plan says, layer by layer, in ONNX Runtime."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -30,11 +32,9 @@ def images(count: int = 8) -> Tensors:
 def seen(model: ir.Model) -> Calibration:
     tapped = add_calibration_taps(model)
     names = tuple(CalibrationImage(str(number), "") for number in range(8))
-    start = Calibration(
-        Origin("", tuple(each.tensor for each in tapped.taps), names, {}, "", False)
-    )
-    answer = make_tapped_runner(open_cpu(tapped.model), tapped)
-    return collect([answer((range(8), images()))], tapped, start, lambda collector: None)
+    start = Calibration(Origin("", tuple(tap.tensor for tap in tapped.taps), names, {}, "", False))
+    run = make_tapped_runner(open_cpu(tapped.model), tapped)
+    return collect([run((range(8), images()))], tapped, start, lambda collector: None)
 
 
 def plan(model: ir.Model, backend: str, wishes: QuantizeOptions | None = None) -> Plan:
@@ -42,11 +42,11 @@ def plan(model: ir.Model, backend: str, wishes: QuantizeOptions | None = None) -
 
 
 def exposed(model: ir.Model) -> tuple[ir.Model, list[str]]:
-    """Return a copy that answers with every tensor of integers too."""
+    """Return a copy that outputs every tensor of integers too."""
     copy = model.clone()
-    made = [node.outputs[0] for node in copy.graph if node.op_type == "QuantizeLinear"]
-    copy.graph.outputs.extend(value for value in made if value not in copy.graph.outputs)
-    return copy, [str(value.name) for value in made]
+    integers = [node.outputs[0] for node in copy.graph if node.op_type == "QuantizeLinear"]
+    copy.graph.outputs.extend(value for value in integers if value not in copy.graph.outputs)
+    return copy, [str(value.name) for value in integers]
 
 
 @pytest.mark.parametrize("backend", ["cpu", "tensorrt"])
@@ -56,27 +56,27 @@ def test_quantized_layers_match_numpy_within_one_step(backend: str, rest: str) -
     rewritten = apply_plan(model, plan(model, backend, QuantizeOptions(rest=rest)))  # type: ignore[arg-type]
     watched, names = exposed(rewritten)
     got = open_cpu(watched)(images())
-    known: dict[str, Array] = {name: got[name] for name in names} | images()
+    values_of: dict[str, Array] = {name: got[name] for name in names} | images()
     checked = 0
     for node in rewritten.graph:
         value = node.outputs[0]
-        given = [None if each is None else _value(each, known) for each in node.inputs]
+        inputs = [None if value is None else _value(value, values_of) for value in node.inputs]
         if node.op_type == "QuantizeLinear":
-            expected = _quantized(given)
+            expected = _quantized(inputs)
             # The step may fall to either side of a tie, or of what float32 rounds on the way.
             assert np.abs(expected - got[str(value.name)].astype(np.int64)).max() <= 1
             assert (expected == got[str(value.name)]).mean() > 0.99
             checked += 1
         elif node.op_type == "DequantizeLinear":
-            known[str(value.name)] = _dequantized(node, given)
+            values_of[str(value.name)] = _dequantized(node, inputs)
         else:
-            known[str(value.name)] = computed(node, given)
+            values_of[str(value.name)] = computed(node, inputs)
     assert checked == len(names) > 5
-    assert np.allclose(known["scores"], got["scores"], rtol=1e-3, atol=1e-3)
+    assert np.allclose(values_of["scores"], got["scores"], rtol=1e-3, atol=1e-3)
 
 
-def _value(value: ir.Value, known: dict[str, Array]) -> Array:
-    return known[str(value.name)] if value.name in known else _constant(value)
+def _value(value: ir.Value, values_of: dict[str, Array]) -> Array:
+    return values_of[str(value.name)] if value.name in values_of else _constant(value)
 
 
 def _constant(value: ir.Value) -> Array:
@@ -85,8 +85,8 @@ def _constant(value: ir.Value) -> Array:
     return np.array(tensor.numpy())
 
 
-def _quantized(given: list[Array | None]) -> Array:
-    values, step, zero = given
+def _quantized(inputs: list[Array | None]) -> Array:
+    values, step, zero = inputs
     assert values is not None
     assert step is not None
     assert zero is not None
@@ -96,11 +96,11 @@ def _quantized(given: list[Array | None]) -> Array:
     return clipped
 
 
-def _dequantized(node: ir.Node, given: list[Array | None]) -> Array:
-    integers, steps = given[0], given[1]
+def _dequantized(node: ir.Node, inputs: list[Array | None]) -> Array:
+    integers, steps = inputs[0], inputs[1]
     assert integers is not None
     assert steps is not None
-    zero = given[2] if len(given) > 2 and given[2] is not None else np.zeros_like(steps)
+    zero = inputs[2] if len(inputs) > 2 and inputs[2] is not None else np.zeros_like(steps)
     axis = node.attributes.get_int("axis", 1)
     spread = [1] * integers.ndim
     if steps.ndim:
@@ -112,15 +112,15 @@ def _dequantized(node: ir.Node, given: list[Array | None]) -> Array:
 def test_quantized_model_is_valid_small_close_and_deterministic(backend: str) -> None:
     model = net()
     before = onnx_io.serialize(model)
-    made = plan(model, backend)
-    rewritten = apply_plan(model, made)
+    chosen = plan(model, backend)
+    rewritten = apply_plan(model, chosen)
     data = onnx_io.serialize(rewritten)
     onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
-    assert onnx_io.serialize(apply_plan(model, made)) == data
+    assert onnx_io.serialize(apply_plan(model, chosen)) == data
     assert onnx_io.serialize(model) == before
     assert onnx_io.weight_bytes(rewritten) < 0.5 * onnx_io.weight_bytes(model)
-    wanted, got = (open_cpu(each)(images())["scores"] for each in (model, rewritten))
-    assert np.square(wanted).sum() / np.square(wanted - got).sum() > 100
+    expected, outputs = (open_cpu(variant)(images())["scores"] for variant in (model, rewritten))
+    assert np.square(expected).sum() / np.square(expected - outputs).sum() > 100
 
 
 def test_ort_runs_every_convolution_as_an_integer_kernel() -> None:
@@ -165,8 +165,8 @@ def test_shared_weight_is_stored_once_with_room_for_both_biases() -> None:
         y = Conv (h, w, large)
     }"""
     model = _shared(text, floats(16, 16, 1, 1), floats(16) * np.float32(1e3))
-    made = _ranged(model)
-    rewritten = apply_plan(model, made)
+    chosen = _ranged(model)
+    rewritten = apply_plan(model, chosen)
     stored = [name for name in rewritten.graph.initializers if name.startswith("w_quantized")]
     biases = [
         value.const_value.numpy()
@@ -177,8 +177,8 @@ def test_shared_weight_is_stored_once_with_room_for_both_biases() -> None:
     assert len(biases) == 2
     assert all(np.abs(bias.astype(np.int64)).max() < 1.01 * 2**30 for bias in biases)
     x = floats(1, 16, 4, 4, seed=3)
-    wanted, got = (open_cpu(each)({"x": x})["y"] for each in (model, rewritten))
-    assert np.allclose(wanted, got, atol=made.tensors["y"].max_abs / 100)
+    expected, outputs = (open_cpu(variant)({"x": x})["y"] for variant in (model, rewritten))
+    assert np.allclose(expected, outputs, atol=chosen.tensors["y"].max_abs / 100)
 
 
 def test_layer_with_a_large_bias_gets_its_own_weight() -> None:
@@ -191,9 +191,9 @@ def test_layer_with_a_large_bias_gets_its_own_weight() -> None:
     model = _shared(text, floats(16, 16, 1, 1), floats(16) * np.float32(1e3))
     rewritten = apply_plan(model, _ranged(model))
     x = {"x": floats(1, 16, 4, 4, seed=3)}
-    wanted, got = (open_cpu(each)(x) for each in (model, rewritten))
-    for name, array in wanted.items():
-        assert np.square(array).sum() / np.square(array - got[name]).sum() > 300, name
+    expected, outputs = (open_cpu(variant)(x) for variant in (model, rewritten))
+    for name, array in expected.items():
+        assert np.square(array).sum() / np.square(array - outputs[name]).sum() > 300, name
     stored = {name for name in rewritten.graph.initializers if name.startswith("w_quantized")}
     assert stored >= {"w_quantized", "w_quantized_1"}
 
@@ -210,18 +210,17 @@ def _ranged(model: ir.Model) -> Plan:
     start = Calibration(
         Origin(
             "",
-            tuple(each.tensor for each in tapped.taps),
+            tuple(tap.tensor for tap in tapped.taps),
             (CalibrationImage("0", ""),),
             {},
             "",
             False,
         )
     )
-    answer = make_tapped_runner(open_cpu(tapped.model), tapped)(
-        ([0], {"x": floats(1, 16, 4, 4, seed=3)})
-    )
-    found = collect([answer], tapped, start, lambda collector: None)
-    return make_plan(model, scheme("cpu"), found.summaries, QuantizeOptions())
+    run = make_tapped_runner(open_cpu(tapped.model), tapped)
+    outputs = run(([0], {"x": floats(1, 16, 4, 4, seed=3)}))
+    calibration = collect([outputs], tapped, start, lambda collector: None)
+    return make_plan(model, scheme("cpu"), calibration.summaries, QuantizeOptions())
 
 
 def test_channel_of_zeros_keeps_its_bias() -> None:
@@ -230,21 +229,23 @@ def test_channel_of_zeros_keeps_its_bias() -> None:
     model = net(w1=weight)
     for backend in ("cpu", "tensorrt"):
         rewritten, names = exposed(apply_plan(model, plan(model, backend)))
-        wanted, got = (open_cpu(each)(images())["scores"] for each in (model, rewritten))
-        assert np.isfinite(got).all()
-        assert np.square(wanted).sum() / np.square(wanted - got).sum() > 100
+        expected, outputs = (
+            open_cpu(variant)(images())["scores"] for variant in (model, rewritten)
+        )
+        assert np.isfinite(outputs).all()
+        assert np.square(expected).sum() / np.square(expected - outputs).sum() > 100
         assert names
 
 
 def test_non_finite_weight_is_rejected_by_name() -> None:
     model = net()
-    made = plan(model, "cpu")
+    chosen = plan(model, "cpu")
     weight = floats(*MIXED_SHAPES["w2"])
     weight[0, 0, 0, 0] = np.nan
     broken = net(w2=weight)
-    made = Plan(**{**made.__dict__, "model": onnx_io.fingerprint(broken)})
+    chosen = replace(chosen, model=onnx_io.fingerprint(broken))
     with pytest.raises(QConvertError, match="the weight `w2` of `wide` has 1 values"):
-        apply_plan(broken, made)
+        apply_plan(broken, chosen)
 
 
 def test_plan_for_another_model_is_rejected() -> None:

@@ -39,10 +39,10 @@ def cut(model: ir.Model, method: str = "mse", grid: Grid = SHIFTED) -> set[str]:
     """Return the tensors whose range leaves out something of what was seen."""
     observed = find_observed_tensors(model)
     summaries = dict.fromkeys(observed.quantizable, seen())
-    found = choose_ranges(model.graph, observed, summaries, RangeOptions(method, grid))
-    assert set(found) == {*observed.quantizable, *observed.aliases}
+    ranges = choose_ranges(model.graph, observed, summaries, RangeOptions(method, grid))
+    assert set(ranges) == {*observed.quantizable, *observed.aliases}
     whole = Range(seen().low, seen().high)
-    return {name for name, kept in found.items() if kept != whole}
+    return {name for name, chosen in ranges.items() if chosen != whole}
 
 
 @pytest.mark.parametrize("method", CUTTING)
@@ -96,8 +96,8 @@ def test_moved_tensor_has_the_range_of_its_source() -> None:
     observed = find_observed_tensors(model)
     summaries = {name: summary_of(floats(9, 50, seed=len(name))) for name in observed.quantizable}
     summaries["a"] = seen()
-    found = choose_ranges(model.graph, observed, summaries, RangeOptions("mse", SHIFTED))
-    assert found["p"] == found["t"] == found["a"] != found["x"]
+    ranges = choose_ranges(model.graph, observed, summaries, RangeOptions("mse", SHIFTED))
+    assert ranges["p"] == ranges["t"] == ranges["a"] != ranges["x"]
 
 
 @pytest.mark.parametrize("last", ["Flatten (a)", "MaxPool <kernel_shape: ints = [2, 2]> (a)"])
@@ -124,8 +124,8 @@ def test_methods_choose_each_range_from_its_summary() -> None:
     model = net("a = Conv (x, w) b = Conv (a, w) y = Conv (b, w)")
     observed = find_observed_tensors(model)
     summaries = {name: summary_of(floats(9, 50, seed=ord(name))) for name in observed.quantizable}
-    found = choose_ranges(model.graph, observed, summaries, RangeOptions("minmax", SHIFTED))
-    assert found == {name: Range(each.low, each.high) for name, each in summaries.items()}
+    ranges = choose_ranges(model.graph, observed, summaries, RangeOptions("minmax", SHIFTED))
+    assert ranges == {name: Range(summary.low, summary.high) for name, summary in summaries.items()}
 
 
 # Of two tensors the first reaches further up, the second further down.
@@ -138,23 +138,23 @@ def shared(body: str, left: tuple[str, ...] = ()) -> dict[str, Range]:
     model = net(f"{sources} {body}", "float[] z")
     layers = {}
     for node in model.graph:
-        made = str(node.outputs[0].name)
-        node.name = f"node of {made}"
-        layers[node.name] = LayerPlan(node.op_type, left="as was wanted" if made in left else "")
+        output = str(node.outputs[0].name)
+        node.name = f"node of {output}"
+        layers[node.name] = LayerPlan(node.op_type, left="as requested" if output in left else "")
     before = dict(RANGES)
-    found = share_ranges(model.graph, layers, before, CONCAT)
+    ranges = share_ranges(model.graph, layers, before, CONCAT)
     assert before == RANGES
-    return found
+    return ranges
 
 
 def groups(*members: str) -> dict[str, Range]:
     """Return the ranges with those of each group widened until all have the same."""
-    wanted = dict(RANGES)
+    expected = dict(RANGES)
     for names in members:
         ends = [RANGES[name] for name in names]
-        widest = Range(min(each.low for each in ends), max(each.high for each in ends))
-        wanted |= dict.fromkeys(names, widest)
-    return wanted
+        widest = Range(min(end.low for end in ends), max(end.high for end in ends))
+        expected |= dict.fromkeys(names, widest)
+    return expected
 
 
 U = "u = Concat <axis: int = 1> (a, b)"
@@ -192,12 +192,12 @@ def test_tensor_without_a_range_is_not_shared() -> None:
     for node in model.graph:
         node.name = f"node of {node.outputs[0].name}"
     layers = {str(node.name): LayerPlan(node.op_type) for node in model.graph}
-    some = {"a": Range(-1.0, 1.0), "u": Range(0.0, 2.0)}
-    assert share_ranges(model.graph, layers, some, CONCAT) == dict.fromkeys("au", Range(-1.0, 2.0))
+    pair = {"a": Range(-1.0, 1.0), "u": Range(0.0, 2.0)}
+    assert share_ranges(model.graph, layers, pair, CONCAT) == dict.fromkeys("au", Range(-1.0, 2.0))
     narrow = {"a": Range(-1.0, 1.0), "u": Range(0.0, 3.0)}
     assert share_ranges(model.graph, layers, narrow, CONCAT) == {
         "a": Range(-1.0, 1.0),
         "u": Range(-1.0, 3.0),
     }
     assert share_ranges(model.graph, layers, {}, CONCAT) == {}
-    assert share_ranges(model.graph, layers, some, frozenset()) == some
+    assert share_ranges(model.graph, layers, pair, frozenset()) == pair

@@ -39,7 +39,7 @@ def test_range_below_fp16_scales_leaves_the_layer_in_float() -> None:
 
 
 def test_pool_with_too_different_scales_stays_in_float() -> None:
-    found = left("cpu", "fp32", p=Range(-1e-3, 1e-3))
-    assert found == {
+    reasons = left("cpu", "fp32", p=Range(-1e-3, 1e-3))
+    assert reasons == {
         "p": "the scales of its input and output differ too much for one integer kernel"
     }

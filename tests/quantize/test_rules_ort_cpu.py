@@ -23,8 +23,8 @@ def rewritten(
 def reasons(
     body: str, signature: str = f"{X} => (float[] y)", **shapes: tuple[int, ...]
 ) -> dict[str, str]:
-    found = layers(model(body, signature, **shapes), "cpu")
-    return {name: layer.left for name, layer in found.items() if layer.left}
+    left = layers(model(body, signature, **shapes), "cpu")
+    return {name: layer.left for name, layer in left.items() if layer.left}
 
 
 def test_convolution_has_quantized_inputs_output_and_bias() -> None:
@@ -97,8 +97,8 @@ def test_sigmoid_gate_is_quantized_within_a_chain() -> None:
 def test_add_of_float_tensors_stays_in_float() -> None:
     norm = "LayerNormalization <axis: int = -1> (s, g)"
     body = f"h = MatMul (x, w) s = Add (x, h) n = {norm} y = MatMul (n, v)"
-    found = reasons(body, "(float[N, 10, 32] x) => (float[] y)", w=(32, 32), g=(32,), v=(32, 16))
-    assert found == {
+    left = reasons(body, "(float[N, 10, 32] x) => (float[] y)", w=(32, 32), g=(32,), v=(32, 16))
+    assert left == {
         "s": "its inputs are not computed by quantized operators",
         "n": NO_KERNEL,
     }
@@ -161,8 +161,8 @@ def test_pools_within_a_chain_are_quantized() -> None:
 def test_attention_stays_in_float_and_projections_are_quantized() -> None:
     body = """q = MatMul (x, w) k = MatMul (x, v) kt = Transpose <perm: ints = [0, 2, 1]> (k)
     s = MatMul (q, kt) p = Softmax (s) o = MatMul (p, x) y = MatMul (o, u)"""
-    found = reasons(body, "(float[N, 10, 32] x) => (float[] y)", w=(32, 32), v=(32, 32), u=(32, 8))
-    assert found == {
+    left = reasons(body, "(float[N, 10, 32] x) => (float[] y)", w=(32, 32), v=(32, 32), u=(32, 8))
+    assert left == {
         "s": "attention scores and probabilities need more than 8 bits",
         "p": "8 bits are too few for probabilities",
         "o": "attention scores and probabilities need more than 8 bits",
@@ -172,8 +172,8 @@ def test_attention_stays_in_float_and_projections_are_quantized() -> None:
 def test_attention_search_visits_each_node_once() -> None:
     sums = " ".join(f"a{at} = Add (a{at - 1}, a{at - 1})" for at in range(1, 60))
     body = f"a0 = MatMul (x, x) {sums} y = MatMul (a59, w)"
-    found = reasons(body, "(float[N, 32, 32] x) => (float[] y)", w=(32, 32))
-    assert "a0" not in found
+    left = reasons(body, "(float[N, 32, 32] x) => (float[] y)", w=(32, 32))
+    assert "a0" not in left
 
 
 def test_product_of_two_activations_without_softmax_is_quantized() -> None:
@@ -201,8 +201,8 @@ def test_operators_without_an_integer_kernel_stay_in_float(
 
 def test_gemm_that_scales_or_transposes_stays_in_float() -> None:
     flat = "(float[N, 32] x) => (float[] y)"
-    found = reasons("y = Gemm <alpha: float = 0.5> (x, w)", flat, w=(32, 16))
-    assert found == {"y": "it scales or transposes its input"}
+    left = reasons("y = Gemm <alpha: float = 0.5> (x, w)", flat, w=(32, 16))
+    assert left == {"y": "it scales or transposes its input"}
 
 
 def test_excluded_activation_keeps_its_convolution_in_float() -> None:
@@ -244,5 +244,5 @@ def test_resize_that_fills_in_values_is_no_mover() -> None:
 def test_only_selects_a_node_with_its_fused_activation() -> None:
     body = f"{CONV} r = Relu (c) g = GlobalAveragePool (r) f = Flatten (g) y = Gemm (f, v)"
     before = model(body, f"{X} => (float[] y)", w=W, v=(16, 32))
-    found = layers(before, "cpu", Selection(only=("Conv",)))
-    assert {name for name, layer in found.items() if not layer.left} == {"c", "r"}
+    left = layers(before, "cpu", Selection(only=("Conv",)))
+    assert {name for name, layer in left.items() if not layer.left} == {"c", "r"}

@@ -18,8 +18,8 @@ def rewritten(body: str, signature: str = X, **shapes: tuple[int, ...]) -> list[
 
 
 def reasons(body: str, signature: str = X, **shapes: tuple[int, ...]) -> dict[str, str]:
-    found = layers(model(body, signature, **shapes), "tensorrt")
-    return {name: layer.left for name, layer in found.items() if layer.left}
+    left = layers(model(body, signature, **shapes), "tensorrt")
+    return {name: layer.left for name, layer in left.items() if layer.left}
 
 
 def test_inputs_are_quantized_and_outputs_and_biases_are_not() -> None:
@@ -68,8 +68,8 @@ def test_add_without_a_convolution_stays_in_float() -> None:
 
 def test_add_with_an_excluded_convolution_stays_in_float() -> None:
     before = model(f"{CONV} y = Add (c, x)", X, w=W)
-    found = layers(before, "tensorrt", Selection(exclude=("c",)))
-    assert found["y"].left == "the convolution it is fused with is left in float"
+    left = layers(before, "tensorrt", Selection(exclude=("c",)))
+    assert left["y"].left == "the convolution it is fused with is left in float"
 
 
 def test_concat_inputs_share_one_scale() -> None:
@@ -98,8 +98,8 @@ def test_pools_are_quantized_only_beside_quantized_operators() -> None:
     flat = "f = Flatten (p) y = Gemm (f, v)"
     pooled = f"{CONV} r = Relu (c) p = GlobalAveragePool (r) {flat}"
     assert "p = GlobalAveragePool(~r)" in rewritten(pooled, w=W, v=(16, 32))
-    found = reasons(f"e = Elu (x) p = GlobalAveragePool (e) {flat}", v=(16, 8))
-    assert found["p"] == "neither the operator before it nor one after it is quantized"
+    left = reasons(f"e = Elu (x) p = GlobalAveragePool (e) {flat}", v=(16, 8))
+    assert left["p"] == "neither the operator before it nor one after it is quantized"
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_small_products_stay_in_float(batch: str, weight: tuple[int, int], why: 
 
 
 @pytest.mark.parametrize(
-    ("channels", "weight", "group", "kept"),
+    ("channels", "weight", "group", "quantized"),
     [
         (3, (16, 3, 3, 3), 1, True),  # the first layer of most networks
         (3, (12, 3, 3, 3), 1, False),
@@ -134,18 +134,18 @@ def test_small_products_stay_in_float(batch: str, weight: tuple[int, int], why: 
     ],
 )
 def test_convolutions_of_few_channels_stay_in_float(
-    channels: int, weight: tuple[int, ...], group: int, kept: bool
+    channels: int, weight: tuple[int, ...], group: int, quantized: bool
 ) -> None:
     signature = f"(float[N, {channels}, 8, 8] x) => (float[] y)"
-    found = reasons(f"y = Conv <group: int = {group}> (x, w)", signature, w=weight)
-    assert (not found) == kept
-    assert kept or "too few for integer kernels" in found["y"]
+    left = reasons(f"y = Conv <group: int = {group}> (x, w)", signature, w=weight)
+    assert (not left) == quantized
+    assert quantized or "too few for integer kernels" in left["y"]
 
 
 def test_few_input_channels_are_quantized_in_the_first_layer_only() -> None:
     body = "e = Elu (x) y = Conv (e, w)"
-    found = reasons(body, "(float[N, 3, 8, 8] x) => (float[] y)", w=(8, 3, 3, 3))
-    assert found == {"y": "3 to 8 channels and a 3x3 kernel are too few for integer kernels"}
+    left = reasons(body, "(float[N, 3, 8, 8] x) => (float[] y)", w=(8, 3, 3, 3))
+    assert left == {"y": "3 to 8 channels and a 3x3 kernel are too few for integer kernels"}
 
 
 def test_attention_products_and_softmax_stay_in_float() -> None:
@@ -184,6 +184,6 @@ def test_concat_input_much_narrower_than_the_rest_keeps_its_scale() -> None:
     before = model(body, X, w=W, v=W, u=(16, 32, 1, 1))
     plan = planned(before, "tensorrt")
     ranges = {**plan.tensors, "c": Range(-1.0, 1.0), "t": Range(-9.0, 9.0)}
-    found = share_ranges(before.graph, plan.layers, ranges, frozenset({"Concat"}))
-    assert found["c"] == Range(-1.0, 1.0)
-    assert found["t"].high == 9.0
+    left = share_ranges(before.graph, plan.layers, ranges, frozenset({"Concat"}))
+    assert left["c"] == Range(-1.0, 1.0)
+    assert left["t"].high == 9.0

@@ -80,10 +80,10 @@ def test_empty_selection_excludes_nothing() -> None:
 
 
 def test_exclude_wins_over_only() -> None:
-    found = reasons(only=("Conv",), exclude=("stem/*",))
-    assert set(found) == EVERY - {"middle"}
-    assert found["stem/left"] == "excluded by `stem/*`"
-    assert found["sum"] == "`--only` does not name it"
+    excluded = reasons(only=("Conv",), exclude=("stem/*",))
+    assert set(excluded) == EVERY - {"middle"}
+    assert excluded["stem/left"] == "excluded by `stem/*`"
+    assert excluded["sum"] == "`--only` does not name it"
 
 
 def test_keep_first_and_last_cover_every_stem_and_head() -> None:
@@ -106,11 +106,11 @@ def test_layer_beside_a_longer_branch_is_neither_first_nor_last() -> None:
     )
     for node in model.graph:
         node.name = node.outputs[0].name
-    kept = {
+    ends = {
         end: set(find_excluded_nodes(model.graph, Selection(keep=(end,)), OPERATORS))
         for end in ("first", "last")
     }
-    assert kept == {"first": {"a"}, "last": {"y"}}
+    assert ends == {"first": {"a"}, "last": {"y"}}
 
 
 @pytest.mark.parametrize("option", ["exclude", "only"])

@@ -43,7 +43,7 @@ def arrays(draw: st.DrawFn) -> tuple[FloatArray, int]:
 def errors(array: FloatArray, scale: QuantParams, axis: int) -> list[float]:
     """Return the squared error of each channel."""
     lost = np.square(fake_quantize(array, scale).astype(np.float64) - array)
-    return [float(each.sum()) for each in np.moveaxis(lost, axis, 0)]
+    return [float(channel.sum()) for channel in np.moveaxis(lost, axis, 0)]
 
 
 @settings(deadline=None)
@@ -57,7 +57,7 @@ def test_minmax_scale_covers_the_largest_weight_of_each_channel(
     assert scale.granularity == PerChannel(axis)
     assert not scale.zero_point.any()
     assert scale.scale.tolist() == pytest.approx(
-        [max(each / (2 ** (bits - 1) - 1), 2.0**-40) for each in largest]
+        [max(maximum / (2 ** (bits - 1) - 1), 2.0**-40) for maximum in largest]
     )
 
 
@@ -67,12 +67,11 @@ def test_mse_scale_is_the_best_of_all_clipping_shares(
     given_array: tuple[FloatArray, int], bits: int
 ) -> None:
     array, axis = given_array
-    found = errors(array, weights.mse_qparams(array, Grid(bits), axis), axis)
-    for channel, error in zip(np.moveaxis(array, axis, 0), found, strict=True):
+    channel_errors = errors(array, weights.mse_qparams(array, Grid(bits), axis), axis)
+    for channel, error in zip(np.moveaxis(array, axis, 0), channel_errors, strict=True):
         largest = float(np.abs(channel).max())
         tried = [
-            choose_qparams_for_bounds(-each, each, Grid(bits), PerChannel(0))
-            for each in ends(largest)
+            choose_qparams_for_bounds(-end, end, Grid(bits), PerChannel(0)) for end in ends(largest)
         ]
         least = min(errors(channel[np.newaxis], scale, 0)[0] for scale in tried)
         assert error <= least * (1 + 1e-5)
@@ -100,18 +99,18 @@ def test_channel_scale_does_not_depend_on_other_channels(method: str, axis: int)
     changed = np.moveaxis(array.copy(), axis, 0)
     changed[2] *= 50
     before, after = (
-        weights.WEIGHT_METHODS[method](each, GRID, axis, "fp32").scale
-        for each in (array, np.moveaxis(changed, 0, axis))
+        weights.WEIGHT_METHODS[method](weight, GRID, axis, "fp32").scale
+        for weight in (array, np.moveaxis(changed, 0, axis))
     )
     assert (before != after).tolist() == [place == 2 for place in range(len(before))]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_negative_axis_counts_from_the_end(method: str) -> None:
-    found = [
+    scales = [
         weights.WEIGHT_METHODS[method](floats(4, 6), GRID, axis, "fp32").scale for axis in (1, -1)
     ]
-    assert found[0].tolist() == found[1].tolist()
+    assert scales[0].tolist() == scales[1].tolist()
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -135,11 +134,11 @@ def test_channel_of_zeros_stays_zero(method: str) -> None:
     assert np.abs(fake_quantize(array, scale) - array).max() < 0.02
 
 
-@pytest.mark.parametrize("steps_in", ["fp16", "bf16"])
+@pytest.mark.parametrize("scale_dtype", ["fp16", "bf16"])
 @pytest.mark.parametrize("method", METHODS)
-def test_weight_scales_are_exact_in_the_rest_precision(method: str, steps_in: str) -> None:
-    kind = {"fp16": np.dtype(np.float16), "bf16": ir.DataType.BFLOAT16.numpy()}[steps_in]
-    steps = weights.WEIGHT_METHODS[method](floats(40, 9), GRID, 0, steps_in).scale
+def test_weight_scales_are_exact_in_the_rest_precision(method: str, scale_dtype: str) -> None:
+    kind = {"fp16": np.dtype(np.float16), "bf16": ir.DataType.BFLOAT16.numpy()}[scale_dtype]
+    steps = weights.WEIGHT_METHODS[method](floats(40, 9), GRID, 0, scale_dtype).scale
     np.testing.assert_array_equal(steps, steps.astype(kind).astype(np.float32))
 
 
@@ -190,27 +189,29 @@ def test_scale_is_widened_only_for_a_bias_without_room(
 def test_bias_is_quantized_to_the_nearest_integers(seed: int, exponent: int) -> None:
     bias, steps = floats(6, seed=seed), np.abs(floats(6, seed=seed + 1)) + np.float32(1e-3)
     bias *= np.float32(10.0**exponent)
-    found = weights.quantize_bias(bias, steps)
-    assert found.dtype == np.int32
-    assert found.tolist() == [round(float(b) / float(s)) for b, s in zip(bias, steps, strict=True)]
+    integers = weights.quantize_bias(bias, steps)
+    assert integers.dtype == np.int32
+    assert integers.tolist() == [
+        round(float(b) / float(s)) for b, s in zip(bias, steps, strict=True)
+    ]
 
 
 def test_bias_beyond_int32_is_clipped() -> None:
     far = np.array([1e30, -1e30, 1.5, -2.5], dtype=np.float32)
-    wanted = [2**31 - 1, -(2**31), 2, -2]
-    assert weights.quantize_bias(far, np.ones(4, dtype=np.float32)).tolist() == wanted
+    expected = [2**31 - 1, -(2**31), 2, -2]
+    assert weights.quantize_bias(far, np.ones(4, dtype=np.float32)).tolist() == expected
 
 
 def conv(weight: FloatArray, bias: FloatArray) -> ir.Model:
-    made = from_text(
+    model = from_text(
         '<ir_version: 10, opset_import: ["": 20]>\n'
         f"net (float[N, {weight.shape[1]}, 4, 4] x) => (float[N, {len(bias)}, 4, 4] y) "
         "{ y = Conv (x, w, b) }",
         w=weight,
         b=bias,
     )
-    made.graph[0].name = "head"
-    return made
+    model.graph[0].name = "head"
+    return model
 
 
 def plan(model: ir.Model, largest: float) -> Plan:
@@ -230,9 +231,10 @@ def test_tiny_weights_with_large_biases_keep_the_float_outputs(size: float) -> N
     model, images = conv(weight, bias), floats(3, 5, 4, 4, seed=4)
     images /= np.abs(images).max()
     rewritten = apply_plan(model, plan(model, 1.0))
-    stored = {name: each.const_value for name, each in rewritten.graph.initializers.items()}
-    scales = [each.numpy() for each in map(stored.get, ("x_scale", "w_scale", "b_scale")) if each]
+    stored = {name: value.const_value for name, value in rewritten.graph.initializers.items()}
+    scale_names = ("x_scale", "w_scale", "b_scale")
+    scales = [tensor.numpy() for tensor in map(stored.get, scale_names) if tensor]
     np.testing.assert_array_equal(scales[2], scales[0] * scales[1])
     assert rewritten.graph.initializers["b_quantized"].dtype is ir.DataType.INT32
-    wanted, found = (open_cpu(each)({"x": images})["y"] for each in (model, rewritten))
-    np.testing.assert_allclose(found, wanted, atol=0.05, rtol=1e-6)
+    expected, outputs = (open_cpu(variant)({"x": images})["y"] for variant in (model, rewritten))
+    np.testing.assert_allclose(outputs, expected, atol=0.05, rtol=1e-6)
