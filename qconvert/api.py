@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack, get_args, get_origin
+from typing import Any, Literal, TypedDict, Unpack, get_args, get_origin
 
 from qconvert.calibrate.calibration import Calibration
 from qconvert.core import config_file
@@ -21,14 +21,14 @@ from qconvert.core.progress import Progress, ProgressCallback, ignore_progress
 from qconvert.package import pack
 from qconvert.package.pack import Format, PackageOptions, Packed
 from qconvert.report.model import Report
-from qconvert.run import bench as benching
-from qconvert.run import build as building
-from qconvert.run import calibrate as calibrating
-from qconvert.run import evaluate as evaluating
-from qconvert.run import export as exporting
+from qconvert.run import bench as bench_job
+from qconvert.run import build as build_job
+from qconvert.run import calibrate as calibrate_job
+from qconvert.run import evaluate as evaluate_job
+from qconvert.run import export as export_job
 from qconvert.run import finished_run, targets
-from qconvert.run import quantize as quantizing
-from qconvert.run import search as searching
+from qconvert.run import quantize as quantize_job
+from qconvert.run import search as search_job
 from qconvert.run.context import JobContext, open_context
 from qconvert.run.export import Exported
 from qconvert.run.finished_run import OpenEngine, Run, load_run
@@ -66,10 +66,11 @@ ModelSource = StrPath | Callable[[], object]
 
 
 class CommonArguments(TypedDict, total=False):
-    """More settings by their dotted keys, and a settings file that they override."""
+    """More settings by their dotted keys, a settings file that they override, and a callback."""
 
     settings: Mapping[str, object]
     config: StrPath
+    progress: ProgressCallback
 
 
 class ImageArguments(CommonArguments, total=False):
@@ -128,11 +129,7 @@ class PackageArguments(TypedDict, total=False):
 
 
 def build(
-    model: ModelSource | None = None,
-    *,
-    output: StrPath,
-    progress: ProgressCallback = ignore_progress,
-    **options: Unpack[BuildArguments],
+    model: ModelSource | None = None, *, output: StrPath, **options: Unpack[BuildArguments]
 ) -> Run:
     """Build engines of a model, time and evaluate them; `output` is the folder of the run.
 
@@ -140,77 +137,56 @@ def build(
     `trust`, `fresh`, `settings`, `config`. The same call again resumes the run. Gates are settings,
     such as `gate.max-drop`; those that fail are in the report, and `Run.require_gates` raises.
     """
-    config = _load_config(model, options, BuildArguments)
-    request = building.BuildRequest(
-        Path(output),
-        _format_call("build", model, {"output": output, **options}),
-    )
-    report = building.build(_context(config, progress, options), request)
-    return Run(request.out.absolute(), report)
+    context = _open_model_job(model, options, BuildArguments)
+    call = _format_call("build", model, {"output": output, **options})
+    report = build_job.build(context, build_job.BuildRequest(Path(output), call))
+    return Run(Path(output).absolute(), report)
 
 
-def resume(
-    run: StrPath,
-    *,
-    progress: ProgressCallback = ignore_progress,
-    **options: Unpack[EngineArguments],
-) -> Run:
+def resume(run: StrPath, **options: Unpack[EngineArguments]) -> Run:
     """Resume a run, also one made elsewhere, without its model and calibration images.
 
     Takes `eval`, `labels`, `backends`, `precisions`, `settings`, `config`; the settings of the run
     are the defaults.
     """
     folder = RunFolder(Path(run))
-    config = _load_config(None, options, EngineArguments, folder.settings())
-    request = building.BuildRequest(folder.root, _format_call("resume", run, options), resumed=True)
-    report = building.build(_context(config, progress), request)
+    context = _open_job(options, EngineArguments, folder.settings())
+    call = _format_call("resume", run, options)
+    report = build_job.build(context, build_job.BuildRequest(folder.root, call, resumed=True))
     return Run(folder.root.absolute(), report)
 
 
 def export(
-    model: ModelSource | None = None,
-    *,
-    output: StrPath,
-    progress: ProgressCallback = ignore_progress,
-    **options: Unpack[ImageArguments],
+    model: ModelSource | None = None, *, output: StrPath, **options: Unpack[ImageArguments]
 ) -> Exported:
     """Convert a model to one clean ONNX file `output`, and compare it with the model.
 
     Takes `inputs`, `weights`, `images`, `trust`, `settings`, `config`.
     """
-    config = _load_config(model, options, ImageArguments)
-    return exporting.export(_context(config, progress, options), Path(output))
+    context = _open_model_job(model, options, ImageArguments)
+    return export_job.export(context, Path(output))
 
 
 def calibrate(
-    model: ModelSource | None = None,
-    *,
-    output: StrPath,
-    progress: ProgressCallback = ignore_progress,
-    **options: Unpack[ImageArguments],
+    model: ModelSource | None = None, *, output: StrPath, **options: Unpack[ImageArguments]
 ) -> Calibration:
     """Measure the value ranges of every tensor over `images`, and save them as `output` (.npz).
 
     Takes `images`, `count`, `inputs`, `weights`, `trust`, `settings`, `config`.
     """
-    config = _load_config(model, options, ImageArguments)
-    request = calibrating.CalibrationRequest(Path(output))
-    return calibrating.calibrate(_context(config, progress, options), request)
+    context = _open_model_job(model, options, ImageArguments)
+    return calibrate_job.calibrate(context, calibrate_job.CalibrationRequest(Path(output)))
 
 
 def quantize(
-    model: ModelSource | None = None,
-    *,
-    output: StrPath,
-    progress: ProgressCallback = ignore_progress,
-    **options: Unpack[QuantizeArguments],
+    model: ModelSource | None = None, *, output: StrPath, **options: Unpack[QuantizeArguments]
 ) -> Quantized:
     """Rewrite a model for `backend` (cpu) in `precision` (int8), and save it as `output`.
 
     Ranges come from `images`, from a `calibration` file, or from a `plan`. Takes also `count`,
     `inputs`, `weights`, `trust`, `settings`, `config`.
     """
-    config = _load_config(model, options, QuantizeArguments)
+    context = _open_model_job(model, options, QuantizeArguments)
     request = QuantizeRequest(
         out=Path(output),
         backend=options.get("backend", "cpu"),
@@ -218,37 +194,39 @@ def quantize(
         calibration=_optional_path(options.get("calibration")),
         plan=_optional_path(options.get("plan")),
     )
-    return quantizing.quantize(_context(config, progress, options), request)
+    return quantize_job.quantize(context, request)
 
 
-def bench(
-    engines: StrPath | Sequence[StrPath],
-    *,
-    progress: ProgressCallback = ignore_progress,
-    **options: Unpack[CommonArguments],
-) -> Report:
+def search(
+    model: ModelSource | None = None, *, output: StrPath, **options: Unpack[SearchArguments]
+) -> SearchSummary:
+    """Find the fewest blocks of a model to keep in float for its outputs to stay within `budget`.
+
+    Takes `images`, `count`, `eval`, `labels`, `backends` (one), `inputs`, `weights`, `trust`,
+    `fresh`, `settings`, `config`. The result, its plan and all trials are in the folder `output`;
+    `mix.outcome` is `none` if nothing stays within the budget.
+    """
+    context = _open_model_job(model, options, SearchArguments)
+    return search_job.run_search(context, Path(output))
+
+
+def bench(engines: StrPath | Sequence[StrPath], **options: Unpack[CommonArguments]) -> Report:
     """Time engines in turns: all of a run, or `RUN/engines/NAME` and ONNX files.
 
     Takes `settings`, such as `bench.batch-sizes`, and `config`.
     """
-    target = targets.resolve(_paths(engines))
-    config = _target_config(target, options, CommonArguments)
-    return benching.bench(target, _context(config, progress))
+    target = _resolve(engines)
+    return bench_job.bench(target, _open_job(options, CommonArguments, _base(target)))
 
 
-def evaluate(
-    engines: StrPath | Sequence[StrPath],
-    *,
-    progress: ProgressCallback = ignore_progress,
-    **options: Unpack[EvaluateArguments],
-) -> Report:
+def evaluate(engines: StrPath | Sequence[StrPath], **options: Unpack[EvaluateArguments]) -> Report:
     """Compare the outputs of engines on the images of `eval` with FP32 and with `labels`.
 
     Takes also `settings` and `config`.
     """
-    target = targets.resolve(_paths(engines))
-    config = _target_config(target, options, EvaluateArguments)
-    return evaluating.evaluate(target, _context(config, progress))
+    target = _resolve(engines)
+    context = _open_job(options, EvaluateArguments, _base(target))
+    return evaluate_job.evaluate(target, context)
 
 
 def package(
@@ -266,23 +244,6 @@ def package(
     return pack.write_package(open_run(run), PackageOptions(format, Path(output), *chosen, classes))
 
 
-def search(
-    model: ModelSource | None = None,
-    *,
-    output: StrPath,
-    progress: ProgressCallback = ignore_progress,
-    **options: Unpack[SearchArguments],
-) -> SearchSummary:
-    """Find the fewest blocks of a model to keep in float for its outputs to stay within `budget`.
-
-    Takes `images`, `count`, `eval`, `labels`, `backends` (one), `inputs`, `weights`, `trust`,
-    `fresh`, `settings`, `config`. The result, its plan and all trials are in the folder `output`;
-    `mix.outcome` is `none` if nothing stays within the budget.
-    """
-    config = _load_config(model, options, SearchArguments)
-    return searching.run_search(_context(config, progress, options), Path(output))
-
-
 def open_run(folder: StrPath) -> Run:
     """Open the folder of a run that `build` or `qconvert build` made."""
     return load_run(Path(folder).absolute())
@@ -293,41 +254,24 @@ def open_engine(path: StrPath) -> OpenEngine:
     return finished_run.open_engine(Path(path))
 
 
-def _context(
-    config: Config, progress: ProgressCallback, options: Mapping[str, object] | None = None
+def _open_model_job(
+    model: ModelSource | None, options: Mapping[str, Any], arguments: type
 ) -> JobContext:
-    flags = {name: bool((options or {}).get(name)) for name in ("trust", "fresh")}
-    return open_context(config, progress, **flags)
+    """Return the context of a job that needs a model."""
+    overrides = {} if model is None else {"model": _model_name(model)}
+    context = _open_job(options, arguments, overrides=overrides)
+    if context.config.model is None:
+        raise UsageError("no model is named", hint="name one, or set `model = ...` in `config`")
+    return context
 
 
-def _load_config(
-    model: ModelSource | None,
-    options: Mapping[str, object],
+def _open_job(
+    options: Mapping[str, Any],
     arguments: type,
     base: Config | None = None,
-) -> Config:
-    """Return the settings of a job that needs a model."""
-    overrides = {} if model is None else {"model": _model_name(model)}
-    config = _merge_settings(options, arguments, base, overrides)
-    if config.model is None:
-        raise UsageError("no model is named", hint="name one, or set `model = ...` in `config`")
-    return config
-
-
-def _target_config(
-    target: targets.Target, options: Mapping[str, object], arguments: type
-) -> Config:
-    """Return the settings for finished engines: those of their run, overridden by arguments."""
-    return _merge_settings(options, arguments, target.run.settings() if target.run else None)
-
-
-def _merge_settings(
-    options: Mapping[str, object],
-    arguments: type,
-    base: Config | None,
     overrides: Mapping[str, object] | None = None,
-) -> Config:
-    """Return `base`, overridden by the file `config`, `settings`, and the other arguments."""
+) -> JobContext:
+    """Return the context of a job: `base`, overridden by `config`, `settings`, and arguments."""
     _require_known_arguments(options, arguments)
     settings, path = options.get("settings", {}), options.get("config")
     if not isinstance(settings, Mapping):
@@ -350,7 +294,9 @@ def _merge_settings(
         key: os.fspath(value) if isinstance(value, os.PathLike) else value
         for key, value in values.items()
     }
-    return config_file.load(_optional_path(path), values, "arguments", base)
+    config = config_file.load(_optional_path(path), values, "arguments", base)
+    flags = {name: bool(options.get(name)) for name in ("trust", "fresh")}
+    return open_context(config, options.get("progress", ignore_progress), **flags)
 
 
 def _require_known_arguments(options: Mapping[str, object], arguments: type) -> None:
@@ -391,7 +337,9 @@ def _model_name(model: ModelSource) -> str:
 def _format_call(function: str, first: object, options: Mapping[str, object]) -> str:
     """Return a call as it could be typed, for the report."""
     arguments = [] if first is None else [_format_value(first)]
-    arguments += [f"{name}={_format_value(value)}" for name, value in options.items()]
+    arguments += [
+        f"{name}={_format_value(value)}" for name, value in options.items() if name != "progress"
+    ]
     return f"qconvert.{function}({', '.join(arguments)})"
 
 
@@ -405,5 +353,11 @@ def _optional_path(path: StrPath | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _paths(paths: StrPath | Sequence[StrPath]) -> list[Path]:
-    return [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
+def _resolve(engines: StrPath | Sequence[StrPath]) -> targets.Target:
+    paths = [engines] if isinstance(engines, str | os.PathLike) else engines
+    return targets.resolve([Path(path) for path in paths])
+
+
+def _base(target: targets.Target) -> Config | None:
+    """Return the settings of the run that finished engines belong to."""
+    return target.run.settings() if target.run is not None else None

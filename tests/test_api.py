@@ -1,4 +1,4 @@
-"""The jobs as functions: what the commands do, from Python."""
+"""The Python API: the jobs of the commands as functions."""
 
 import re
 import subprocess
@@ -23,27 +23,33 @@ PAGE = Path(__file__).resolve().parent.parent / "docs/python.md"
 
 @pytest.fixture(autouse=True)
 def _world(world: Path) -> None:
-    """Every test has the shared run, its model and its images."""
+    """Work in a folder with a finished run, its model and its images."""
 
 
-def built(**more: Any) -> qconvert.Run:
-    options = {"images": "calib_data", "eval": Path("val"), "precisions": ["fp32", "int8"], **more}
-    return qconvert.build("model.onnx", output="own", settings=QUICK, **options)
+def build_run(**options: Any) -> qconvert.Run:
+    options = {
+        "images": "calib_data",
+        "eval": Path("val"),
+        "precisions": ["fp32", "int8"],
+        "settings": QUICK,
+        **options,
+    }
+    return qconvert.build("model.onnx", output="own", **options)
 
 
-def python(script: str) -> str:
-    done = subprocess.run(
+def run_python(script: str) -> str:
+    process = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
     )
-    return done.stdout.strip()
+    return process.stdout.strip()
 
 
-def test_importing_the_package_imports_nothing_heavy() -> None:
+def test_import_of_the_package_imports_nothing_heavy() -> None:
     heavy = ("numpy", "onnx", "onnx_ir", "onnxruntime", "torch", "pydantic", "click", "PIL")
-    assert python(f"import sys, qconvert; print(set({heavy}) & set(sys.modules))") == "set()"
+    assert run_python(f"import sys, qconvert; print(set({heavy}) & set(sys.modules))") == "set()"
 
 
-def test_every_name_of_the_package_is_there() -> None:
+def test_public_names_exist() -> None:
     for name in qconvert.__all__:
         assert getattr(qconvert, name) is not None
     assert set(api.__all__) < set(qconvert.__all__) <= set(dir(qconvert))
@@ -51,12 +57,12 @@ def test_every_name_of_the_package_is_there() -> None:
         qconvert.nothing  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_functions_stay_functions_where_a_package_has_their_name() -> None:
+def test_functions_are_not_replaced_by_subpackages_of_their_name() -> None:
     script = (
         "from qconvert.quantize import plan\nimport qconvert.calibrate.methods, qconvert\n"
         "print(qconvert.quantize.__name__, qconvert.calibrate.__module__, plan.__name__)"
     )
-    assert python(script) == "quantize qconvert.api qconvert.quantize.plan"
+    assert run_python(script) == "quantize qconvert.api qconvert.quantize.plan"
 
 
 @pytest.mark.parametrize("arguments", [api.BuildArguments, api.SearchArguments])
@@ -65,77 +71,77 @@ def test_keyword_arguments_set_settings_or_are_job_options(arguments: type) -> N
     assert set(arguments.__annotations__) - others <= set(option_table.keyword_settings())
 
 
-def test_the_page_about_python_runs_as_it_stands(tmp_path: Path) -> None:
+@pytest.mark.long
+def test_examples_of_the_python_page_run(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "page.py").write_text("\n".join(blocks))
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "page.py"], capture_output=True, text=True, check=False, timeout=200
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    for said in ("cpu-int8", "0000.png", "nodes in int8", "did you mean `method`?", "top-1"):
-        assert said in done.stdout, said
+    assert (process.returncode, process.stderr) == (0, "")
+    for text in ("cpu-int8", "0000.png", "nodes in int8", "did you mean `method`?", "top-1"):
+        assert text in process.stdout, text
 
 
-def test_a_build_is_silent_and_gives_the_report_that_the_command_shows(
+@pytest.mark.slow
+def test_build_prints_nothing_and_returns_the_report(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    heard: list[qconvert.Progress] = []
-    run = built(progress=heard.append)
+    steps: list[qconvert.Progress] = []
+    run = build_run(progress=steps.append)
     assert capfd.readouterr() == ("", "")
-    assert {"load", "calibrate", "quantize", "build", "bench", "evaluate"} <= {
-        each.step for each in heard
-    }
-    assert [each.name for each in run.report.variants] == ["cpu-fp32", "cpu-int8"]
+    expected = {"load", "calibrate", "quantize", "build", "bench", "evaluate"}
+    assert expected <= {progress.step for progress in steps}
+    assert [variant.name for variant in run.report.variants] == ["cpu-fp32", "cpu-int8"]
     assert run.report.command.startswith("qconvert.build('model.onnx', output='own', settings={")
     assert qconvert.open_run("own").report.variants == run.report.variants
     assert run.path("cpu-int8") == Path("own/engines/cpu-int8").absolute()
 
 
-def test_an_engine_runs_on_arrays_and_on_pictures_as_they_were_prepared() -> None:
+def test_engine_runs_on_arrays_and_on_prepared_images() -> None:
     run = qconvert.open_run("run")
     engine = run.engine("cpu-int8")
     specs = engine.inputs
     images = open_images(ImageChoice(Path("val")), specs, PRESETS["imagenet"])
-    whole = next(iter(images.batches(16))).feeds
+    inputs = next(iter(images.batches(16))).feeds
     (batch,) = engine.read("val", batch=16)
-    assert np.array_equal(batch.feeds["image"], whole["image"])
-    answers = engine(batch.feeds)["scores"]
-    assert answers.shape == (16, 24)
-    alone = qconvert.open_engine(run.path("cpu-int8"))({"image": whole["image"][:1]})
-    assert np.allclose(alone["scores"], answers[:1], atol=1e-5)
-    loose = qconvert.open_engine("model.onnx")
-    assert str(loose.outputs[0]) == "scores: float32[N, 24]"
+    assert np.array_equal(batch.feeds["image"], inputs["image"])
+    scores = engine(batch.feeds)["scores"]
+    assert scores.shape == (16, 24)
+    single = qconvert.open_engine(run.path("cpu-int8"))({"image": inputs["image"][:1]})
+    assert np.allclose(single["scores"], scores[:1], atol=1e-5)
+    assert str(qconvert.open_engine("model.onnx").outputs[0]) == "scores: float32[N, 24]"
     with pytest.raises(qconvert.UsageError, match="takes `image: float32"):
-        engine({"x": whole["image"]})
+        engine({"x": inputs["image"]})
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("array", "message"),
     [
         (np.zeros((2, 3, 16, 16)), "not `image: float64[2, 3, 16, 16]`"),
         (np.zeros((2, 16, 16, 3), np.float32), "not `image: float32[2, 16, 16, 3]`"),
         (np.zeros((3, 16, 16), np.float32), "not `image: float32[3, 16, 16]`"),
     ],
 )
-def test_arrays_that_do_not_fit_are_told_by_type_and_sizes(given: Any, told: str) -> None:
+def test_array_of_another_type_or_shape_is_rejected(array: Any, message: str) -> None:
     engine = qconvert.open_engine("model.onnx")
-    with pytest.raises(qconvert.UsageError, match=re.escape(told)) as caught:
-        engine({"image": given})
+    with pytest.raises(qconvert.UsageError, match=re.escape(message)) as caught:
+        engine({"image": array})
     assert "--input" not in caught.value.hint
     with pytest.raises(qconvert.UsageError, match="not `ndarray`"):
-        engine(given)
+        engine(array)
     with pytest.raises(qconvert.UsageError, match="a batch of 0 is invalid"):
         next(engine.read("val", batch=0))
 
 
-def test_numbers_in_the_byte_order_of_other_machines_are_the_same_numbers() -> None:
+def test_byte_order_of_arrays_does_not_matter() -> None:
     engine = qconvert.open_engine("model.onnx")
     image = np.random.default_rng(0).standard_normal((1, 3, 16, 16)).astype(np.float32)
-    wanted, found = (engine({"image": each})["scores"] for each in (image, image.astype(">f4")))
-    assert np.array_equal(wanted, found)
+    native, swapped = (engine({"image": x})["scores"] for x in (image, image.astype(">f4")))
+    assert np.array_equal(native, swapped)
 
 
-def test_a_run_stays_what_it_is_where_the_program_goes_elsewhere(
+def test_run_is_independent_of_the_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = qconvert.open_run("run")
@@ -145,7 +151,7 @@ def test_a_run_stays_what_it_is_where_the_program_goes_elsewhere(
 
 
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("call", "message"),
     [
         (lambda: qconvert.build("model.onnx", output="x", settings=[1]), "must be a mapping"),  # type: ignore[arg-type]
         (lambda: qconvert.build("model.onnx", output="x", config=3), "`config` must be a path"),  # type: ignore[arg-type]
@@ -168,13 +174,14 @@ def test_a_run_stays_what_it_is_where_the_program_goes_elsewhere(
         ),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_words(call: Callable[[], object], told: str) -> None:
-    with pytest.raises(qconvert.UsageError, match=told):
+def test_invalid_arguments_are_rejected(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(qconvert.UsageError, match=message):
         call()
     assert not Path("x").exists()
 
 
-def test_an_engine_must_be_named_where_none_came_out_best() -> None:
+@pytest.mark.slow
+def test_engine_must_be_named_if_the_verdict_has_none() -> None:
     run = qconvert.build("model.onnx", output="own", precisions="fp16", settings=QUICK)
     with pytest.raises(qconvert.UsageError, match="is the best, so name one") as caught:
         run.engine()
@@ -185,7 +192,8 @@ def test_an_engine_must_be_named_where_none_came_out_best() -> None:
         qconvert.open_engine(run)
 
 
-def test_gates_are_in_the_report_and_raise_where_asked() -> None:
+@pytest.mark.slow
+def test_failed_gate_is_in_the_report_and_raises_on_request() -> None:
     limits = {**QUICK, "gate.max-size": 0.001}
     run = qconvert.build("model.onnx", output="own", precisions="fp32", settings=limits)
     assert [gate.passed for gate in run.report.gates] == [False]
@@ -193,7 +201,7 @@ def test_gates_are_in_the_report_and_raise_where_asked() -> None:
         run.require_gates()
 
 
-def test_settings_are_checked_like_those_of_a_file(tmp_path: Path) -> None:
+def test_invalid_settings_are_all_reported(tmp_path: Path) -> None:
     with pytest.raises(qconvert.UsageError, match="arguments: 2 settings are wrong") as caught:
         qconvert.build("m.onnx", output="own", settings={"quantize.metod": 1, "bench.rounds": 1})
     assert "arguments: quantize.metod: unknown setting; did you mean `method`?" in (
@@ -209,56 +217,57 @@ def test_settings_are_checked_like_those_of_a_file(tmp_path: Path) -> None:
         qconvert.build(output="run")
 
 
-def test_a_model_may_be_the_function_that_makes_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.slow
+def test_model_may_be_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_factory(tmp_path, "apinets")
     monkeypatch.syspath_prepend(tmp_path)
     import apinets  # type: ignore[import-not-found]
 
-    done = qconvert.export(apinets.build, inputs="image:1x3x8x8", output="net.onnx")
-    assert done.parity is not None
-    for nameless in (lambda: None, apinets.build()):
+    exported = qconvert.export(apinets.build, inputs="image:1x3x8x8", output="net.onnx")
+    assert exported.parity is not None
+    for unnamed in (lambda: None, apinets.build()):
         with pytest.raises(qconvert.UsageError, match="cannot be found again by its name"):
-            qconvert.export(nameless, output="net.onnx")
+            qconvert.export(unnamed, output="net.onnx")
 
 
-def test_an_engine_is_packed_for_others() -> None:
-    done = qconvert.package("run", format="triton", output="models", engine="cpu-fp32", name="net")
-    assert (done.folder, done.engine) == (Path("models/net"), "cpu-fp32")
+def test_engine_is_packed() -> None:
+    packed = qconvert.package(
+        "run", format="triton", output="models", engine="cpu-fp32", name="net"
+    )
+    assert (packed.folder, packed.engine) == (Path("models/net"), "cpu-fp32")
     with pytest.raises(qconvert.UsageError, match="no argument `engines`; did you mean `engine`"):
         qconvert.package("run", format="triton", output="x", engines="a")  # type: ignore[call-arg]
 
 
-def test_a_moved_run_goes_on_without_its_images_and_its_model(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_moved_run_is_resumed_without_its_images_and_model(tmp_path: Path) -> None:
     (tmp_path / "run").rename(tmp_path / "moved")
     for name in ("calib_data", "model.onnx"):
-        (tmp_path / name).rename(tmp_path / f"gone-{name}")
+        (tmp_path / name).rename(tmp_path / f"moved-{name}")
     run = qconvert.resume("moved", precisions=["fp16"], settings=QUICK)
     names = ["cpu-fp32", "cpu-int8", "tensorrt-rtx-fp32", "cpu-fp16"]
-    assert [each.name for each in run.report.variants] == names
+    assert [variant.name for variant in run.report.variants] == names
     with pytest.raises(qconvert.UsageError, match="not the folder of a run"):
         qconvert.resume("val")
 
 
-def test_labels_of_a_run_are_of_its_own_images(tmp_path: Path) -> None:
-    own = {**QUICK, "evaluate.count": 8}
+@pytest.mark.slow
+def test_labels_of_a_run_apply_to_its_own_images_only(tmp_path: Path) -> None:
+    settings = {**QUICK, "evaluate.count": 8}
     (tmp_path / "val/labels.csv").rename(tmp_path / "val/mine.csv")
-    qconvert.build(
-        "model.onnx", output="own", precisions="fp32", eval="val", labels="val/mine.csv",
-        settings=own,
-    )  # fmt: skip
+    build_run(precisions="fp32", labels="val/mine.csv", settings=settings)
     scores = qconvert.evaluate("own", eval="calib_data").variants[0].accuracy
     assert scores is not None
     assert (scores.images, scores.top1) == (16, None)
-    again = qconvert.evaluate("own", eval=tmp_path / "val").variants[0].accuracy
-    assert again is not None
-    assert (again.images, again.top1 is None) == (8, False)
+    same_images = qconvert.evaluate("own", eval=tmp_path / "val").variants[0].accuracy
+    assert same_images is not None
+    assert (same_images.images, same_images.top1 is None) == (8, False)
     run = qconvert.resume("own", eval="calib_data", settings=QUICK)
     assert run.report.variants[0].accuracy == scores
 
 
-def test_a_file_lies_over_the_settings_of_a_run_that_goes_on(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_settings_file_overrides_the_settings_of_a_resumed_run(tmp_path: Path) -> None:
     (tmp_path / "tight.toml").write_text("[gate]\nmax-size = 0.001\nallow-unmeasured = true\n")
     run = qconvert.resume("run", config="tight.toml", precisions="fp16", settings=QUICK)
     assert {gate.name for gate in run.report.gates if not gate.passed} == {"max-size"}

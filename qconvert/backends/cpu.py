@@ -151,8 +151,11 @@ def load_spec(engine: Engine) -> LoadSpec:
     entries = {
         "session.intra_op.allow_spinning": str(int(engine.made_with.get("spinning") == "True"))
     }
-    if is_integer and _has_float_biases(engine):
-        entries["session.disable_quant_qdq"] = "1"
+    if is_integer:
+        from qconvert.backends.ort import has_float_biases
+
+        if has_float_biases(onnx_io.load(engine.folder / engine.graph)):
+            entries["session.disable_quant_qdq"] = "1"
     return LoadSpec(
         providers=((PROVIDER, {}),),
         packages=((engine.made_with.get("runtime") or "onnxruntime").replace(" ", ">="),),
@@ -167,12 +170,6 @@ def triton_spec(engine: Engine) -> TritonSpec:
     threads = {"intra_op_thread_count": str(engine.threads)} if engine.threads else {}
     notes = (TRITON_NOTE,) if engine.precision in INTEGER else ()
     return TritonSpec("onnxruntime_onnx", engine.graph, "CPU", parameters=threads, notes=notes)
-
-
-def _has_float_biases(engine: Engine) -> bool:
-    from qconvert.backends.ort import has_float_biases
-
-    return has_float_biases(onnx_io.load(engine.folder / engine.graph))
 
 
 def _optimize(graph: EngineGraph) -> str:

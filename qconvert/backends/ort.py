@@ -235,19 +235,20 @@ def create_session(path: Path, spec: LoadSpec, options: Any = None) -> Any:
     """Load a file according to `spec`, and refuse to fall back to other providers."""
     options = options or session_options(spec)
     provider, provider_options = spec.providers[0]
+    providers: list[Any] | None = spec.provider_list
+    if spec.plugin:
+        devices = _plugin_devices(spec.plugin, provider)[:1]
+        options.add_provider_for_devices(devices, dict(provider_options))
+        providers = None
     try:
-        if spec.plugin:
-            devices = _plugin_devices(spec.plugin, provider)
-            options.add_provider_for_devices(devices[:1], dict(provider_options))
-            return runtime.InferenceSession(str(path), options)
-        session = runtime.InferenceSession(str(path), options, providers=spec.provider_list)
+        session = runtime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # its exception classes have no public base
-        if isinstance(error, QConvertError):
-            raise
         raise QConvertError(
             f"{provider} cannot load `{path.name}`: {error_message(error)}",
             hint="`qconvert inspect` shows its operators; `qconvert doctor` what works here",
         ) from None
+    if spec.plugin:
+        return session
     session.disable_fallback()
     if provider not in session.get_providers():
         # Python's InferenceSession falls back to the CPU when a provider does not start.

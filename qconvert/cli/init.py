@@ -1,5 +1,6 @@
 """`qconvert init`."""
 
+import os
 from pathlib import Path
 
 import click
@@ -29,29 +30,18 @@ def command(model: str | None, output: Path, force: bool) -> None:
     from qconvert.core import config_file
     from qconvert.core.errors import UsageError
 
+    is_file = model is not None and sources.kind(model) in sources.FILE_KINDS
     if model is not None and output.resolve() == Path(model).resolve():
         raise UsageError(f"`{output}` is the model itself", hint="choose another name: `-o`")
     if output.exists() and not force:
-        raise UsageError(f"`{output}` exists", hint="write over it with `--force`, or use `-o`")
-    if (
-        model is not None
-        and sources.kind(model) in sources.FILE_KINDS
-        and not Path(model).is_file()
-    ):
-        raise UsageError(f"`{model}` does not exist", hint="name a model that is there, or none")
-    relative = _relative_model(output, model)
-    text = config_file.commented_toml(relative).encode()
+        raise UsageError(f"`{output}` exists", hint="overwrite it with `--force`, or use `-o`")
+    if model is not None and is_file:
+        if not Path(model).is_file():
+            raise UsageError(f"`{model}` does not exist", hint="name an existing model, or none")
+        # Paths in a settings file are relative to the file.
+        model = Path(os.path.relpath(model, output.parent)).as_posix()
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(text)
-    usual = output.resolve() == Path(config_file.FILE_NAME).resolve()
-    how = "commands in this folder read it" if usual else f"`--config {output}` reads it"
-    console.info(f"wrote {output}; {how}")
-
-
-def _relative_model(output: Path, model: str | None) -> str | None:
-    """Return the model's path relative to the settings file, as the file will be read."""
-    import os
-
-    if model is None or ":" in model:
-        return model
-    return Path(os.path.relpath(model, output.parent)).as_posix()
+    output.write_bytes(config_file.commented_toml(model).encode())
+    is_default = output.resolve() == Path(config_file.FILE_NAME).resolve()
+    usage = "commands in this folder read it" if is_default else f"`--config {output}` reads it"
+    console.info(f"wrote {output}; {usage}")

@@ -74,8 +74,8 @@ def _check_method(name: str) -> str:
     if name in RANGE_METHODS:
         return name
     if not name.startswith(PERCENTILE_PREFIX):
-        known = (*RANGE_METHODS, f"{PERCENTILE_PREFIX}99.99")
-        raise ValueError(f"there is no range method `{name}`{did_you_mean(name, known)}")
+        names = (*RANGE_METHODS, f"{PERCENTILE_PREFIX}99.99")
+        raise ValueError(f"there is no range method `{name}`{did_you_mean(name, names)}")
     try:
         percent = float(name.removeprefix(PERCENTILE_PREFIX))
     except ValueError:
@@ -349,7 +349,7 @@ class SearchConfig(StrictTable):
     by: Literal["top-1", "agreement", "certainty"] | None = setting(
         None,
         "Measure of the budget: `top-1` needs labels; `agreement` counts changed predictions; "
-        "`certainty` weighs them by the probability that FP32 gives them",
+        "`certainty` weighs them by the FP32 probability that they lose",
         "--by",
         unset="top-1 if one image weighs no more than the budget, else certainty",
     )

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from qconvert.graph.fp16.convert import emulate_half
 from qconvert.graph.observed_tensors import find_observed_tensors, is_numeric
 from qconvert.graph.patterns import constant_array, has_subgraph
-from qconvert.graph.taps import FLOAT, ReductionTaps
+from qconvert.graph.taps import FLOAT, PREFIX, ReductionTaps
 
 OUTPUT_PREFIX = "qconvert.output."
 REFERENCE_PREFIX = "qconvert.reference."
@@ -105,30 +105,22 @@ def clipping_range(value: ir.Value) -> ClippingRange | None:
 
 
 @dataclass(frozen=True)
-class ErrorOutputs:
-    """The outputs that describe the error of one tensor; fields after `precision` are their names.
+class AttributionModel:
+    """A network with its float twin; it takes each reference tensor under `REFERENCE_PREFIX`.
 
-    Each is a sum over all values: of squares of the reference (`signal`), of this network
-    (`power`), of the arriving error and of the error this layer makes alone (`made`), and of values
-    that saturate or are clipped; None where it does not apply. `precision` is the layer's.
+    Its outputs are sums over all values of a tensor, named by `error_output`: the squares of the
+    reference (`signal`), of this network (`power`), of the error that arrives (`arriving`) and of
+    the one this layer makes alone (`made`), and how many values are `saturated` or `clipped`. The
+    last three are absent where they do not apply. `precisions` are those of the layers by tensor.
     """
 
-    tensor: str
-    precision: str
-    signal: str
-    power: str
-    arriving: str
-    made: str | None = None
-    saturated: str | None = None
-    clipped: str | None = None
-
-
-@dataclass(frozen=True)
-class AttributionModel:
-    """A network with its float twin; it takes each reference tensor under `REFERENCE_PREFIX`."""
-
     model: ir.Model
-    tensors: tuple[ErrorOutputs, ...]
+    precisions: Mapping[str, str]
+
+
+def error_output(kind: str, tensor: str) -> str:
+    """Return the name of an output of an attribution model."""
+    return f"{PREFIX}{kind}.{tensor}"
 
 
 def build_attribution_model(model: ir.Model, tensors: Sequence[str]) -> AttributionModel:
@@ -141,32 +133,22 @@ def build_attribution_model(model: ir.Model, tensors: Sequence[str]) -> Attribut
     taps = ReductionTaps(model.graph)
     references = {name: taps.input(REFERENCE_PREFIX + name, values[name]) for name in consumed}
     twins = _add_twin(model.graph, {value: references[name] for name, value in consumed.items()})
-    outputs = []
+    precisions = {}
     for name, value in consumed.items():
-        reference = references[name]
+        reference, own = references[name], taps.as_float32(value)
         twin = twins.get(value, _Twin(value, frozenset()))
-        arriving = taps.node("Sub", taps.as_float32(value), reference)
-        made = saturated = clipped = None
+        precisions[name] = next((kind for kind in PRECISIONS if kind in twin.precisions), "fp32")
+        taps.sum_of_squares(reference, f"signal.{name}")
+        taps.sum_of_squares(own, f"power.{name}")
+        taps.sum_of_squares(taps.node("Sub", own, reference), f"arriving.{name}")
         if twin.value is not None:
-            own = taps.node("Sub", taps.as_float32(twin.value), reference)
-            made = taps.sum_of_squares(own, f"made.{name}")
+            error = taps.node("Sub", taps.as_float32(twin.value), reference)
+            taps.sum_of_squares(error, f"made.{name}")
         if grid := clipping_range(value):
-            saturated = taps.count_equal(grid.integers, grid.ends, f"saturated.{name}")
-            clipped = taps.count_beyond(reference, grid.middle, grid.radius, f"clipped.{name}")
-        outputs.append(
-            ErrorOutputs(
-                name,
-                next((kind for kind in PRECISIONS if kind in twin.precisions), "fp32"),
-                signal=taps.sum_of_squares(reference, f"signal.{name}"),
-                power=taps.sum_of_squares(taps.as_float32(value), f"power.{name}"),
-                arriving=taps.sum_of_squares(arriving, f"arriving.{name}"),
-                made=made,
-                saturated=saturated,
-                clipped=clipped,
-            )
-        )
+            taps.count_equal(grid.integers, grid.ends, f"saturated.{name}")
+            taps.count_beyond(reference, grid.middle, grid.radius, f"clipped.{name}")
     model.graph.outputs[:] = taps.outputs
-    return AttributionModel(model, tuple(outputs))
+    return AttributionModel(model, precisions)
 
 
 @dataclass(frozen=True)

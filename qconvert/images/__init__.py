@@ -15,7 +15,6 @@ from qconvert.images.batches import ImageManifest, Images
 from qconvert.images.image_files import DEFAULT_READ_OPTIONS, FileImages, ReadOptions
 from qconvert.images.labels import attach_labels
 from qconvert.images.listing import (
-    ImageEntry,
     choose_subset,
     list_images,
     require_files,
@@ -74,8 +73,7 @@ def reopen_images(
     options: ReadOptions = DEFAULT_READ_OPTIONS,
 ) -> Images:
     """Return exactly the images of a manifest; reading one that has changed is an error."""
-    root = manifest.root
-    entries = tuple(ImageEntry(entry.name, sha256=entry.sha256) for entry in manifest.entries)
+    root, entries = manifest.root, manifest.entries
     if root.suffix.lower() in ARRAY_SUFFIXES:
         arrays = open_arrays(root, specs)
         if max(int(entry.name) for entry in entries) >= len(arrays.entries):

@@ -63,7 +63,7 @@ class ArrayImages(Images):
         for name in sorted(feeds):
             digest.update(feeds[name][offset].tobytes())
         sha256 = digest.hexdigest()
-        if entry.sha256 not in (None, sha256):
+        if entry.sha256 not in ("", sha256):
             raise QConvertError(
                 f"the content of row {entry.name} of `{self.root}` has changed since it was used",
                 hint="restore the file, or start again from the arrays as they are now",
@@ -100,7 +100,7 @@ def open_arrays(path: Path, specs: Sequence[TensorSpec]) -> ArrayImages:
     if not count:
         raise QConvertError(f"the arrays of `{path}` are empty", hint=_FIRST_AXIS)
     classes = _read_labels(path, labels, count)
-    entries = tuple(ImageEntry(str(row), label) for row, label in enumerate(classes))
+    entries = tuple(ImageEntry(str(row), label=label) for row, label in enumerate(classes))
     return ArrayImages(path, entries, arrays, unbatched=unbatched)
 
 

@@ -12,19 +12,11 @@ from qconvert.images.listing import NO_CLASSES, Classes, ImageEntry
 
 
 @dataclass(frozen=True)
-class ManifestEntry:
-    """One image by name, relative to the manifest's root, and by content."""
-
-    name: str
-    sha256: str
-
-
-@dataclass(frozen=True)
 class ImageManifest:
     """Images by name and content in the order of their use, and what their names refer to."""
 
     root: Path
-    entries: tuple[ManifestEntry, ...]
+    entries: tuple[ImageEntry, ...]
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -116,5 +108,5 @@ class Images(ABC):
 
 def manifest_of(images: Images, items: Iterable[BatchItem]) -> ImageManifest:
     """Return the manifest of the items that were really used, to be stored with the result."""
-    entries = tuple(ManifestEntry(item.name, item.sha256) for item in items)
+    entries = tuple(ImageEntry(item.name, item.sha256) for item in items)
     return ImageManifest(images.root.absolute(), entries)

@@ -19,7 +19,6 @@ from qconvert.images.batches import (
     BatchItem,
     ImageManifest,
     Images,
-    ManifestEntry,
     SkippedFile,
 )
 from qconvert.images.decode import BrokenImage, PixelMode, load_pixels, open_header
@@ -70,12 +69,8 @@ class ReadOptions:
 DEFAULT_READ_OPTIONS = ReadOptions()
 
 
-@dataclass(frozen=True)
-class PreparedImage:
-    """An image as the network takes it."""
-
-    item: BatchItem
-    array: NDArray[Any]
+# An image as the network takes it, and where it came from.
+PreparedImage = tuple[BatchItem, NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +99,7 @@ class FileImages(Images):
         """Return names and hashes of all files; one that cannot be read has an empty hash."""
         threads = self.options.threads
         hashes = map_ordered(self._hash, self.names, threads, 2 * threads)
-        entries = map(ManifestEntry, self.names, hashes)
+        entries = map(ImageEntry, self.names, hashes)
         return ImageManifest(self.root.absolute(), tuple(entries))
 
     def _hash(self, name: str) -> str:
@@ -123,7 +118,7 @@ class FileImages(Images):
         try:
             data = read_image_bytes(file, max_pixels)
             sha256 = hashlib.sha256(data).hexdigest()
-            if entry.sha256 not in (None, sha256):
+            if entry.sha256 not in ("", sha256):
                 raise QConvertError(
                     f"the content of `{file}` has changed since it was used",
                     hint="restore the file, or start again from the images as they are now",
@@ -134,7 +129,7 @@ class FileImages(Images):
                 array = convert(load_pixels(image, mode), entry.name)
         except BrokenImage as error:
             return SkippedFile(entry.name, str(error))
-        return PreparedImage(BatchItem(position, entry.name, sha256, entry.label), array)
+        return BatchItem(position, entry.name, sha256, entry.label), array
 
     def _group(self, results: Iterator[PreparedImage | SkippedFile], size: int) -> Generator[Batch]:
         ready: list[PreparedImage] = []
@@ -160,8 +155,8 @@ class FileImages(Images):
             )
 
     def _batch(self, ready: list[PreparedImage], skipped: list[SkippedFile]) -> Batch:
-        feeds = {self.image_input.name: np.stack([image.array for image in ready])}
-        return Batch(feeds, tuple(image.item for image in ready), tuple(skipped))
+        feeds = {self.image_input.name: np.stack([array for _, array in ready])}
+        return Batch(feeds, tuple(item for item, _ in ready), tuple(skipped))
 
     def _require_few(self, skipped: list[SkippedFile]) -> None:
         files = len(self.entries)

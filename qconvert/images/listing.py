@@ -42,11 +42,11 @@ NO_CLASSES = Classes()
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """One image: its name relative to the root, its class, and the hash its content must have."""
+    """One image: its name relative to the root, the hash of its content if known, and its class."""
 
     name: str
+    sha256: str = ""
     label: int | None = None
-    sha256: str | None = None
 
 
 @dataclass(frozen=True)

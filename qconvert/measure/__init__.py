@@ -1,1 +1,1 @@
-"""What an engine is worth: measured, with the reason where it was not."""
+"""Measurements of engines: latency, accuracy, output and layer errors, and memory."""

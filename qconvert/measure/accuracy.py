@@ -133,9 +133,9 @@ def fp32_accuracy(scores: ImageScores) -> Accuracy:
 
     It agrees with itself and has no error, so nothing is compared.
     """
-    notes = (*_label_notes(scores), *_fp32_notes(scores))
+    notes, labelled = tuple(_notes(scores, of_fp32=True)), len(_labelled(scores))
     accuracy = Accuracy(
-        len(scores.rows), "engine", None, None, None, notes=notes, labelled=len(_labelled(scores))
+        len(scores.rows), "engine", None, None, None, notes=notes, labelled=labelled
     )
     return _with_classification(accuracy, classification_scores(scores, of_fp32=True))
 
@@ -272,54 +272,45 @@ def _finite_mean(values: NDArray[np.float64]) -> float | None:
     return math.fsum(finite) / len(finite) if len(finite) else None
 
 
-def _notes(scores: ImageScores) -> list[str]:
-    rows = scores.rows
-    notes = [*_label_notes(scores), *_fp32_notes(scores)]
-    broken = rows["fp32_finite"] & ~rows["engine_finite"]
-    wrong = broken & (rows["engine_class"] == UNKNOWN) & bool(scores.classes)
-    if count := int(wrong.sum()):
-        notes.append(
-            f"on {count} of {len(rows)} images the engine's outputs hold NaN or infinity: they "
-            "count as wrong, and are left out of SQNR, KL and cosine"
-        )
-    if count := int((broken & ~wrong).sum()):
-        outputs = "an output of the engine other than its scores holds"
-        if not scores.classes:
-            outputs = "the engine's outputs hold"
-        notes.append(
-            f"on {count} of {len(rows)} images {outputs} NaN or infinity: they are left out of "
-            "SQNR and cosine"
-        )
-    if _sqnr_db(rows) == math.inf:
-        notes.append(IDENTICAL_WHERE_FINITE if broken.any() else IDENTICAL)
-    return notes
-
-
-def _label_notes(scores: ImageScores) -> list[str]:
-    if not scores.classes:
-        return [NO_CLASSES]
-    total = len(scores.rows)
-    without = total - len(_labelled(scores))
-    if without == total:
-        return [NO_LABELS]
-    if without:
-        return [f"{without} of {total} images have no label: scores are over the others"]
-    return []
-
-
-def _fp32_notes(scores: ImageScores) -> list[str]:
-    rows = scores.rows
-    broken = ~rows["fp32_finite"]
-    incomparable = broken & ((rows["fp32_class"] == UNKNOWN) | (not scores.classes))
+def _notes(scores: ImageScores, *, of_fp32: bool = False) -> list[str]:
+    """Return notes on images without a label, and on those with outputs that are not finite."""
+    rows, total = scores.rows, len(scores.rows)
     notes = []
-    if count := int(incomparable.sum()):
-        notes.append(
-            f"on {count} of {len(rows)} images FP32's own outputs hold NaN or infinity: nothing "
-            "compares with them"
-        )
-    if count := int((broken & ~incomparable).sum()):
-        notes.append(
-            f"on {count} of {len(rows)} images an output of FP32 other than its scores holds NaN "
-            "or infinity: they are left out of SQNR and cosine"
-        )
+    unlabelled = total - len(_labelled(scores))
+    if not scores.classes:
+        notes.append(NO_CLASSES)
+    elif unlabelled == total:
+        notes.append(NO_LABELS)
+    elif unlabelled:
+        notes.append(f"{unlabelled} of {total} images have no label: scores are over the others")
+    fp32_broken = ~rows["fp32_finite"]
+    incomparable = fp32_broken & ((rows["fp32_class"] == UNKNOWN) | (not scores.classes))
+    problems = [
+        (incomparable, "FP32's own outputs hold NaN or infinity: nothing compares with them"),
+        (
+            fp32_broken & ~incomparable,
+            "an output of FP32 other than its scores holds NaN or infinity: they are left out of "
+            "SQNR and cosine",
+        ),
+    ]
+    broken = rows["fp32_finite"] & ~rows["engine_finite"]
+    if not of_fp32:
+        wrong = broken & (rows["engine_class"] == UNKNOWN) & bool(scores.classes)
+        other = "an output of the engine other than its scores holds"
+        if not scores.classes:
+            other = "the engine's outputs hold"
+        problems += [
+            (
+                wrong,
+                "the engine's outputs hold NaN or infinity: they count as wrong, and are left out "
+                "of SQNR, KL and cosine",
+            ),
+            (
+                broken & ~wrong,
+                f"{other} NaN or infinity: they are left out of SQNR and cosine",
+            ),
+        ]
+    notes += [f"on {mask.sum()} of {total} images {text}" for mask, text in problems if mask.any()]
+    if not of_fp32 and _sqnr_db(rows) == math.inf:
+        notes.append(IDENTICAL_WHERE_FINITE if broken.any() else IDENTICAL)
     return notes

@@ -8,7 +8,7 @@ the same on every machine, but for the last bits of floats.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from qconvert.graph.error_attribution import (
     REFERENCE_PREFIX,
     build_attribution_model,
     comparable_tensors,
+    error_output,
     expose_tensors,
     values_by_name,
 )
@@ -58,7 +59,7 @@ def measure_layer_errors(
     One batch at a time is in memory, and a few sums of those before it.
     """
     attribution = build_attribution_model(model, comparable_tensors(reference, model))
-    names = [outputs.tensor for outputs in attribution.tensors]
+    names = list(attribution.precisions)
     if not names:
         raise QConvertError(
             "the two models have no tensor in common, so there are no layers to compare",
@@ -66,45 +67,45 @@ def measure_layer_errors(
         )
     run_reference = open_cpu(expose_tensors(reference, names), keep_qdq=True)
     run_attribution = open_cpu(attribution.model, keep_qdq=True)
-    sums: dict[str, list[float]] = {}
+    sums: dict[str, list[float]] = {
+        str(value.name): [] for value in attribution.model.graph.outputs
+    }
     sizes = dict.fromkeys(names, 0)
     for feeds in batches:
         exact = run_reference(feeds)
         references = {REFERENCE_PREFIX + name: exact[OUTPUT_PREFIX + name] for name in names}
         for output, value in run_attribution({**feeds, **references}).items():
-            sums.setdefault(output, []).append(float(np.asarray(value)))
+            sums[output].append(float(np.asarray(value)))
         for name in names:
             sizes[name] += np.size(exact[OUTPUT_PREFIX + name])
-    # Of no batch at all every sum is zero.
-    totals = {
-        value.name or "": math.fsum(sums.get(value.name or "", ()))
-        for value in attribution.model.graph.outputs
-    }
+    totals = {output: math.fsum(parts) for output, parts in sums.items()}
     values = values_by_name(reference.graph)
-    layers = []
-    for outputs in attribution.tensors:
-        name, node = outputs.tensor, values[outputs.tensor].producer()
-        signal, power, arriving = (
-            totals[output] for output in (outputs.signal, outputs.power, outputs.arriving)
-        )
-        saturated, clipped = (
-            100 * totals[output] / sizes[name] if output is not None and sizes[name] else None
-            for output in (outputs.saturated, outputs.clipped)
-        )
-        layers.append(
-            LayerError(
-                tensor=name,
-                node=(node.name or "") if node is not None else "",
-                op=node.op_type if node is not None else "input",
-                precision=outputs.precision,
-                arriving_db=sqnr_from_powers(signal, arriving),
-                made_db=sqnr_from_powers(signal, totals[outputs.made]) if outputs.made else None,
-                cosine=_cosine(signal, power, arriving),
-                saturated=saturated,
-                clipped=clipped,
-            )
-        )
-    return tuple(layers)
+    return tuple(
+        _layer_error(name, precision, values[name].producer(), sizes[name], totals)
+        for name, precision in attribution.precisions.items()
+    )
+
+
+def _layer_error(
+    tensor: str, precision: str, node: ir.Node | None, size: int, totals: Mapping[str, float]
+) -> LayerError:
+    signal, power, arriving = (
+        totals[error_output(kind, tensor)] for kind in ("signal", "power", "arriving")
+    )
+    made, saturated, clipped = (
+        totals.get(error_output(kind, tensor)) for kind in ("made", "saturated", "clipped")
+    )
+    return LayerError(
+        tensor=tensor,
+        node=(node.name or "") if node is not None else "",
+        op=node.op_type if node is not None else "input",
+        precision=precision,
+        arriving_db=sqnr_from_powers(signal, arriving),
+        made_db=None if made is None else sqnr_from_powers(signal, made),
+        cosine=_cosine(signal, power, arriving),
+        saturated=None if saturated is None or not size else 100 * saturated / size,
+        clipped=None if clipped is None or not size else 100 * clipped / size,
+    )
 
 
 def worst_layers(layers: Sequence[LayerError], limit: int | None = None) -> list[LayerError]:

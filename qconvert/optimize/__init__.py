@@ -1,1 +1,1 @@
-"""Which parts of a network cost INT8 its answers, and the least that must be float to keep them."""
+"""Optimize a plan for accuracy: range methods, equalization, learned rounding, mixed precision."""

@@ -8,7 +8,6 @@ soon as it is learned, so that a run that was killed resumes there.
 """
 
 import functools
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,12 +27,7 @@ from qconvert.graph.names import UniqueNames, tensor_names
 from qconvert.graph.patterns import constant_array, find_matmul_bias, find_matmul_bias_add
 from qconvert.optimize import im2col
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH
-from qconvert.optimize.candidate import (
-    Candidate,
-    compare_with_reference,
-    is_better,
-    run_reference,
-)
+from qconvert.optimize.candidate import Candidate, compare_outputs, is_better, run_reference
 from qconvert.optimize.coordinate_descent import round_weights
 from qconvert.optimize.efforts import EFFORTS, limit_images
 from qconvert.optimize.layer_problem import LayerProblem, find_activation
@@ -44,7 +38,6 @@ from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.plan import Plan, WeightSlot
 from qconvert.quantize.rounded_weights import (
     BIAS_SLOT,
-    NO_ROUNDED_WEIGHTS,
     RoundedWeight,
     RoundedWeights,
     set_constant,
@@ -54,7 +47,7 @@ from qconvert.quantize.weights import (
     WeightedLayer,
     find_weighted_layers,
     weight_array,
-    weight_scales,
+    weight_qparams,
 )
 
 # One batch of so many is held out from every layer.
@@ -104,30 +97,28 @@ class LearnedPlan:
     """A plan, the weights that were learned with it, and notes for the report."""
 
     plan: Plan
-    weights: RoundedWeights
+    weights: RoundedWeights = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class LearnedWeights:
-    """Weights, whether the whole model is better with them, and the figures in one sentence."""
+    """The accepted weights, none if they were rejected, and the errors in one sentence."""
 
     weights: RoundedWeights
-    accepted: bool
     summary: str
 
 
 class _Codec:
-    """Learned weights as a `.npz` archive, with the outcome as JSON beside it."""
+    """Learned weights as a `.npz` archive, with the sentence beside it."""
 
     def save(self, value: LearnedWeights, folder: Path) -> None:
         rounded_weights.save(value.weights, folder / "learned.npz")
-        outcome = {"accepted": value.accepted, "summary": value.summary}
-        (folder / "outcome.json").write_text(json.dumps(outcome), encoding="utf-8")
+        (folder / "summary.txt").write_text(value.summary, encoding="utf-8")
 
     def load(self, folder: Path) -> LearnedWeights:
-        outcome = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
-        return LearnedWeights(rounded_weights.load(folder / "learned.npz"), **outcome)
+        summary = (folder / "summary.txt").read_text(encoding="utf-8")
+        return LearnedWeights(rounded_weights.load(folder / "learned.npz"), summary)
 
 
 def learn_rounding(plan: Plan, candidate: Candidate, effort: str, cache: Cache) -> LearnedPlan:
@@ -135,11 +126,11 @@ def learn_rounding(plan: Plan, candidate: Candidate, effort: str, cache: Cache) 
     level, model = EFFORTS[effort], candidate.loaded.model
     calibration, progress = candidate.calibration, candidate.progress
     if not level.training_images or not find_learnable(model, plan):
-        return LearnedPlan(plan, NO_ROUNDED_WEIGHTS)
+        return LearnedPlan(plan)
     if untyped := find_untyped_tensor(model):
-        return LearnedPlan(plan, NO_ROUNDED_WEIGHTS, (UNKNOWN_TYPE.format(untyped),))
+        return LearnedPlan(plan, notes=(UNKNOWN_TYPE.format(untyped),))
     if not calibration.images_available:
-        return LearnedPlan(plan, NO_ROUNDED_WEIGHTS, (NO_IMAGES,))
+        return LearnedPlan(plan, notes=(NO_IMAGES,))
     end = start_step(progress, "learn")
     images = limit_images(model, level.training_images)
     if not calibration.has_holdout:
@@ -148,8 +139,7 @@ def learn_rounding(plan: Plan, candidate: Candidate, effort: str, cache: Cache) 
     batches = calibration.training_batches(images) if images > 0 else []
     holdout = functools.partial(calibration.holdout_batches, images, level.holdout_images)
     if len(batches) < MIN_BATCHES or next(holdout(), None) is None:
-        note = TOO_FEW_IMAGES.format(calibration.validation_count)
-        return LearnedPlan(plan, NO_ROUNDED_WEIGHTS, (note,))
+        return LearnedPlan(plan, notes=(TOO_FEW_IMAGES.format(calibration.validation_count),))
     key = {
         "name": f"weights, effort {effort}",
         "plan": plan_files.format_plan(plan),
@@ -167,32 +157,28 @@ def learn_rounding(plan: Plan, candidate: Candidate, effort: str, cache: Cache) 
             weights = {layer.name: layer.weight for layer in layers if layer.weight is not None}
             learned = apply_plan(model, rounded_weights.with_digest(plan, weights), weights)
             reference = run_reference(model, holdout())
-            before = compare_with_reference(apply_plan(model, plan), holdout(), reference)
-            after = compare_with_reference(learned, holdout(), reference)
+            before = compare_outputs(apply_plan(model, plan), holdout(), reference)
+            after = compare_outputs(learned, holdout(), reference)
         errors = (
             f"noise-to-signal {100 * before.noise_to_signal:.3g}% -> "
             f"{100 * after.noise_to_signal:.3g}%, output error {before.per_image.mean():.3g} -> "
             f"{after.per_image.mean():.3g} on {after.per_image.size} other images"
         )
         if not is_better(before, after, significantly=False):
-            return LearnedWeights(
-                weights, False, f"learned weights rejected, they do not lower the error: {errors}"
-            )
+            summary = f"learned weights rejected, they do not lower the error: {errors}"
+            return LearnedWeights({}, summary)
         flipped = sum(layer.flipped > 0 for layer in layers)
         corrected = f", bias corrected in {more} more" if (more := len(weights) - flipped) else ""
         summary = (
             f"weights learned in {flipped} of {len(layers)} layers{corrected} "
             f"({sum(map(batch_size, batches))} images): {errors}"
         )
-        return LearnedWeights(weights, True, summary)
+        return LearnedWeights(weights, summary)
 
     result = cached_step(cache, "learn", key, compute, _Codec())
-    end(result.value.summary, result.hit)
-    notes = (result.value.summary,)
-    if not result.value.accepted:
-        return LearnedPlan(plan, NO_ROUNDED_WEIGHTS, notes)
-    weights = result.value.weights
-    return LearnedPlan(rounded_weights.with_digest(plan, weights), weights, notes)
+    weights, summary = result.value.weights, result.value.summary
+    end(summary, result.hit)
+    return LearnedPlan(rounded_weights.with_digest(plan, weights), weights, (summary,))
 
 
 def _learn_unfinished(
@@ -233,7 +219,7 @@ def learn_layers(model: ir.Model, plan: Plan, training: TrainingSet) -> Iterator
     layers = list(find_weighted_layers(find_planned_layers(equalized.graph, plan), plan))
     float_run = PartialExecution(equalized, training.open_model, training.batches)
     quantized_run = _QuantizedRun(model, plan, training)
-    for number, (layer, scale) in enumerate(zip(layers, weight_scales(layers, plan), strict=True)):
+    for number, (layer, scale) in enumerate(zip(layers, weight_qparams(layers, plan), strict=True)):
         name = layer.node.name or ""
         rounded = training.finished.get(name, RoundedLayer(name, None))
         if _can_learn(layer):

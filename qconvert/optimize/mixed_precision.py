@@ -38,6 +38,7 @@ from qconvert.optimize.trials import (
     record_trial,
 )
 from qconvert.quantize.apply_plan import apply_plan
+from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.placement import restore_float
 from qconvert.quantize.plan import Plan
 from qconvert.quantize.rounded_weights import RoundedWeights
@@ -81,10 +82,10 @@ class SearchModel:
         return open_cpu(apply_plan(self.model, plan, self.weights), keep_qdq=not plan.integer_bias)
 
     def open_segment(self, segment: ir.Model, plan: Plan) -> RunModel:
-        """Open a segment of the model, quantized by the plan of the whole."""
+        """Open a segment of the equalized model, quantized by the plan of the whole."""
         names = {node.name for node in segment.graph}
         layers = {name: layer for name, layer in plan.layers.items() if name in names}
-        own = replace(plan, model=onnx_io.fingerprint(segment), layers=layers)
+        own = replace(plan, model=onnx_io.fingerprint(segment), layers=layers, equalized={})
         return open_cpu(apply_plan(segment, own, self.weights), keep_qdq=not plan.integer_bias)
 
 
@@ -278,7 +279,8 @@ def run_single_blocks(
 
     The tensors held between trials take at most `max_bytes`; beyond, more of the model runs again.
     """
-    prefix = PartialExecution(model.model, partial(model.open_segment, plan=model.plan), batches)
+    equalized = equalize(model.model, model.plan.equalized)
+    prefix = PartialExecution(equalized, partial(model.open_segment, plan=model.plan), batches)
     splittable = can_split(model.model)
     outputs = [str(value.name) for value in model.model.graph.outputs]
     for block in blocks:
@@ -350,15 +352,13 @@ def _conclude(result: MixedResult) -> MixedResult:
     if chosen is None:
         why = f"no mix loses as little as {result.budget:g} points: ship {rest}, or allow more"
         return replace(result, outcome="none", why=why)
-    if chosen.ms is not None:
-        took = f"the smallest mix that keeps the budget takes {chosen.ms:.2f} ms"
-        if result.max_latency is not None and chosen.ms > result.max_latency:
-            why = f"{took}, more than the maximum of {result.max_latency:g}"
-            return replace(result, outcome="none", why=why)
-        if result.float_ms is not None and result.float_ms <= chosen.ms:
-            why = f"{took}, and {rest} alone {result.float_ms:.2f}"
-            return replace(result, outcome="float", why=why)
-    count = len(chosen.lifted)
-    blocks = f"{count} blocks" if count > 1 else "one block"
+    ms, took = chosen.ms, f"the smallest mix that keeps the budget takes {chosen.ms or 0:.2f} ms"
+    if ms is not None and result.max_latency is not None and ms > result.max_latency:
+        why = f"{took}, more than the maximum of {result.max_latency:g}"
+        return replace(result, outcome="none", why=why)
+    if ms is not None and result.float_ms is not None and result.float_ms <= ms:
+        why = f"{took}, and {rest} alone {result.float_ms:.2f}"
+        return replace(result, outcome="float", why=why)
+    blocks = f"{len(chosen.lifted)} blocks" if len(chosen.lifted) > 1 else "one block"
     why = f"{blocks} kept in {rest}, {100 * chosen.share:.1f} % of the compute"
     return replace(result, outcome="mixed", why=why)

@@ -1,4 +1,4 @@
-"""From a scheme's rules to a decision for every node that could be quantized."""
+"""From the rules of a scheme and a calibration to a plan: a decision for every node."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,134 +13,30 @@ from qconvert.core.errors import QConvertError
 from qconvert.core.scales import Grid, Range, exceeds_scale_dtype
 from qconvert.graph.observed_tensors import FLOAT_TYPES, ObservedTensors, find_observed_tensors
 from qconvert.graph.patterns import constant_array, is_quantized, is_standard
-from qconvert.quantize import ranges
 from qconvert.quantize.plan import LayerPlan, Plan, RestPrecision
-from qconvert.quantize.ranges import DEFAULT_METHOD, OUTPUT_ERROR_METHOD, RangeOptions
+from qconvert.quantize.ranges import (
+    DEFAULT_METHOD,
+    OUTPUT_ERROR_METHOD,
+    RangeOptions,
+    choose_ranges,
+    share_ranges,
+    skip_infinite_tensors,
+)
 from qconvert.quantize.scheme import QuantizedNodes, Scheme
 from qconvert.quantize.selection import Selection, find_excluded_nodes
 
-
-def place_quantizers(
-    model: ir.Model, scheme: Scheme, observed: ObservedTensors, selection: Selection
-) -> dict[str, LayerPlan]:
-    """Return for each node its quantizers, or why it has none, in the order of the graph.
-
-    Rules look at each other's results: all nodes start as quantized, and those whose needs are
-    not met are taken out until nothing changes.
-    """
-    operators = frozenset(scheme.rules_by_operator)
-    led = frozenset(op for op, rule in scheme.rules_by_operator.items() if rule.fuses_with_producer)
-    kept = find_excluded_nodes(model.graph, selection, operators, led)
-    layers: dict[ir.Node, LayerPlan] = {}
-    for node in model.graph:
-        rule = scheme.rules_by_operator.get(node.op_type)
-        if rule is not None and is_standard(node):
-            layer = rule.layer(node)
-            why = kept.get(node.name or "", "") or next(
-                filter(None, (check(node) for check in rule.checks)), ""
-            )
-            why = why or next(_unmeasured(node, layer, observed), "")
-            layers[node] = LayerPlan(node.op_type, left=why) if why else layer
-    drop_unmet_needs(layers, scheme)
-    return {
-        node.name or "": layer
-        for node, layer in layers.items()
-        if not layer.left or scheme.rules_by_operator[node.op_type].computes
-    }
-
-
-def drop_unmet_needs(layers: dict[ir.Node, LayerPlan], scheme: Scheme) -> None:
-    """Take out nodes whose needs are not met until all that are left have theirs."""
-    chosen = QuantizedNodes(layers)
-    changed = True
-    while changed:
-        changed = False
-        for node, layer in layers.items():
-            needs = () if layer.left else scheme.rules_by_operator[node.op_type].needs
-            why = next(filter(None, (need(node, chosen) for need in needs)), "")
-            if why:
-                layers[node] = LayerPlan(node.op_type, left=why)
-                changed = True
-
-
-def quantized_activations(node: ir.Node, layer: LayerPlan) -> Iterator[ir.Value]:
-    """Yield the tensors that a layer rounds, weights aside."""
-    if layer.left:
-        return
-    yield from (value for slot in layer.inputs if (value := node.inputs[slot]) is not None)
-    if layer.output:
-        for value in node.outputs:
-            if value.dtype in FLOAT_TYPES and (value.uses() or value.is_graph_output()):
-                yield value
-
-
-def _unmeasured(node: ir.Node, layer: LayerPlan, observed: ObservedTensors) -> Iterator[str]:
-    """Yield why a range that a layer needs was not measured."""
-    for value in quantized_activations(node, layer):
-        name = value.name or ""
-        if name not in observed.quantizable and name not in observed.aliases:
-            why = observed.skipped.get(name, "calibration does not look at it")
-            yield f"`{name}` has no range: {why}"
-
-
-# Half steps below have few digits left, and below 2**-24 none.
-MIN_FP16_STEP = 2.0**-20
+# fp16 scales below have few digits left, and below 2**-24 none.
+MIN_FP16_SCALE = 2.0**-20
+# ONNX Runtime refuses an integer pool if one of its scales is this many times the other.
 AVERAGE_POOLS = frozenset({"AveragePool", "GlobalAveragePool"})
-# ONNX Runtime refuses to run a pool whose scales are further apart.
 MAX_POOL_SCALE_RATIO = 200.0
 
 
 @dataclass(frozen=True)
-class RepresentableCheck:
-    """What layers are held against."""
-
-    scheme: Scheme
-    rest: RestPrecision
-    ranges: Mapping[str, Range]
-
-
-def keep_representable(
-    graph: ir.Graph, layers: Mapping[str, LayerPlan], fit: RepresentableCheck
-) -> dict[str, LayerPlan]:
-    """Return the layers, those that do not fit left in float with the reason."""
-    kept = dict(layers)
-    for node in graph:
-        layer = layers.get(node.name or "")
-        if layer is not None and (why := _why_not_representable(node, layer, fit)):
-            kept[node.name or ""] = LayerPlan(node.op_type, left=why)
-    return kept
-
-
-def _why_not_representable(node: ir.Node, layer: LayerPlan, fit: RepresentableCheck) -> str:
-    grid = fit.scheme.activations
-    values = list(quantized_activations(node, layer))
-    for value in values:
-        kept = fit.ranges[value.name or ""]
-        if exceeds_scale_dtype(kept, grid, fit.rest):
-            return f"the range of `{value.name}` is too wide for a step in {fit.rest}"
-        if _too_fine(kept.max_abs, grid, fit.rest):
-            return f"the values of `{value.name}` are too small for a step in {fit.rest}"
-    if layer.weight is not None and not layer.left:
-        array = constant_array(node.inputs[layer.weight.slot])
-        largest = float(np.abs(array).max(initial=0.0)) if array is not None else 0.0
-        if _too_fine(largest, fit.scheme.weights, fit.rest):
-            return f"its weights are too small for steps in {fit.rest}"
-    if node.op_type in AVERAGE_POOLS and layer.output:
-        spans = [fit.ranges[value.name or ""].max_abs for value in values]
-        if min(spans) and max(spans) > MAX_POOL_SCALE_RATIO * min(spans):
-            return "what it reads and what it makes are too far apart for one integer kernel"
-    return ""
-
-
-def _too_fine(largest: float, grid: Grid, rest: RestPrecision) -> bool:
-    return rest == "fp16" and 0 < largest / grid.symmetric_max < MIN_FP16_STEP
-
-
-@dataclass(frozen=True)
 class QuantizeOptions:
-    """What the user decides; all else follows from the scheme.
+    """What the user decides; everything else follows from the scheme.
 
-    `apart` has the method of the tensors whose range another one than `method` chooses.
+    `per_tensor_methods` has the tensors whose range is chosen by another method than `method`.
     """
 
     method: str = DEFAULT_METHOD
@@ -153,24 +49,16 @@ class QuantizeOptions:
 def make_plan(
     model: ir.Model, scheme: Scheme, summaries: Mapping[str, Summary], options: QuantizeOptions
 ) -> Plan:
-    """Return the plan of a scheme for a model; refuse a model of which nothing can be quantized."""
+    """Return the plan of a scheme for a model; refuse a model with nothing to quantize."""
     require_float_model(model)
-    observed = ranges.skip_infinite_tensors(find_observed_tensors(model), summaries)
+    observed = skip_infinite_tensors(find_observed_tensors(model), summaries)
     layers = place_quantizers(model, scheme, observed, options.selection)
     require_quantizable(layers)
-    way = RangeOptions(options.method, scheme.activations, options.per_tensor_methods)
-    found = ranges.choose_ranges(model.graph, observed, summaries, way)
-    found = ranges.share_ranges(model.graph, layers, found, scheme.shared_scale)
-    layers = keep_representable(
-        model.graph, layers, RepresentableCheck(scheme, options.rest, found)
-    )
+    range_options = RangeOptions(options.method, scheme.activations, options.per_tensor_methods)
+    ranges = choose_ranges(model.graph, observed, summaries, range_options)
+    ranges = share_ranges(model.graph, layers, ranges, scheme.shared_scale)
+    layers = keep_representable(model.graph, layers, ranges, scheme, options.rest)
     require_quantizable(layers)
-    names = {
-        value.name or ""
-        for node in model.graph
-        if (node.name or "") in layers
-        for value in quantized_activations(node, layers[node.name or ""])
-    }
     return Plan(
         model=onnx_io.fingerprint(model),
         scheme=scheme.name,
@@ -180,17 +68,34 @@ def make_plan(
         weights=scheme.weights,
         integer_bias=scheme.integer_bias,
         layers=layers,
-        tensors={name: kept for name, kept in found.items() if name in names},
+        tensors=_used_ranges(model.graph, layers, ranges),
         rest=options.rest,
     )
+
+
+def restore_float(
+    model: ir.Model, plan: Plan, scheme: Scheme, nodes: Collection[str], reason: str
+) -> Plan:
+    """Return the plan with these nodes in float; ranges and methods stay.
+
+    The rules of the scheme apply again: a node that needs a quantized neighbour goes with it.
+    """
+    layers = {
+        node: plan.layers[node.name or ""] for node in model.graph if node.name in plan.layers
+    }
+    for node, layer in layers.items():
+        if node.name in nodes and not layer.left:
+            layers[node] = LayerPlan(node.op_type, left=reason)
+    placed = _settle(layers, scheme)
+    tensors = _used_ranges(model.graph, placed, plan.tensors)
+    return replace(plan, layers=placed, tensors=tensors)
 
 
 def require_float_model(model: ir.Model) -> None:
     """Refuse a model that is quantized already."""
     if is_quantized(model):
         raise QConvertError(
-            "this model is quantized already",
-            hint="quantize the float model it was made from",
+            "this model is already quantized", hint="quantize the float model it was made from"
         )
 
 
@@ -198,37 +103,134 @@ def require_quantizable(layers: Mapping[str, LayerPlan]) -> None:
     """Refuse a model of which no node can be quantized, and say why not."""
     if any(not layer.left for layer in layers.values()):
         return
-    why = dict.fromkeys(f"{layer.op}: {layer.left}" for layer in layers.values())
+    reasons = dict.fromkeys(f"{layer.op}: {layer.left}" for layer in layers.values())
     raise QConvertError(
         "there is nothing to quantize in this model",
-        details=list(why)[:5] or ["it has no convolution and no product"],
-        hint="`qconvert inspect MODEL --nodes` shows what it is made of",
+        details=list(reasons)[:5] or ["it has no convolution and no matrix product"],
+        hint="`qconvert inspect MODEL --nodes` lists its operators",
     )
 
 
-def restore_float(
-    model: ir.Model, plan: Plan, scheme: Scheme, nodes: Collection[str], why: str
-) -> Plan:
-    """Return the plan without these nodes; ranges and methods stay, tensors no one rounds go.
+def place_quantizers(
+    model: ir.Model, scheme: Scheme, observed: ObservedTensors, selection: Selection
+) -> dict[str, LayerPlan]:
+    """Return for each node its quantizers, or why it has none, in graph order."""
+    operators = frozenset(scheme.rules_by_operator)
+    fused = frozenset(
+        op for op, rule in scheme.rules_by_operator.items() if rule.fuses_with_producer
+    )
+    excluded = find_excluded_nodes(model.graph, selection, operators, fused)
+    layers: dict[ir.Node, LayerPlan] = {}
+    for node in model.graph:
+        rule = scheme.rules_by_operator.get(node.op_type)
+        if rule is None or not is_standard(node):
+            continue
+        layer = rule.layer(node)
+        reason = (
+            excluded.get(node.name or "")
+            or next(filter(None, (check(node) for check in rule.checks)), "")
+            or next(_unmeasured(node, layer, observed), "")
+        )
+        layers[node] = LayerPlan(node.op_type, left=reason) if reason else layer
+    return _settle(layers, scheme)
 
-    The rules of the scheme are asked again: what needs an integer neighbour goes with it.
+
+def _settle(layers: dict[ir.Node, LayerPlan], scheme: Scheme) -> dict[str, LayerPlan]:
+    """Leave nodes in float until the needs of all others are met; return the layers by name.
+
+    Needs depend on other nodes, so this repeats until nothing changes. It ends with the largest
+    set of quantized nodes, because the loss of one never meets the need of another.
     """
-    held = {node: plan.layers[node.name or ""] for node in model.graph if node.name in plan.layers}
-    layers = {
-        node: LayerPlan(node.op_type, left=why) if node.name in nodes and not layer.left else layer
-        for node, layer in held.items()
-    }
-    drop_unmet_needs(layers, scheme)
-    kept = {
-        node: layer
+    quantized = QuantizedNodes(layers)
+    changed = True
+    while changed:
+        changed = False
+        for node, layer in layers.items():
+            needs = () if layer.left else scheme.rules_by_operator[node.op_type].needs
+            if reason := next(filter(None, (need(node, quantized) for need in needs)), ""):
+                layers[node] = LayerPlan(node.op_type, left=reason)
+                changed = True
+    return {
+        node.name or "": layer
         for node, layer in layers.items()
         if not layer.left or scheme.rules_by_operator[node.op_type].computes
     }
+
+
+def quantized_activations(node: ir.Node, layer: LayerPlan) -> Iterator[ir.Value]:
+    """Yield the activations that a layer quantizes."""
+    if layer.left:
+        return
+    yield from (value for slot in layer.inputs if (value := node.inputs[slot]) is not None)
+    if layer.output:
+        for value in node.outputs:
+            if value.dtype in FLOAT_TYPES and (value.uses() or value.is_graph_output()):
+                yield value
+
+
+def keep_representable(
+    graph: ir.Graph,
+    layers: Mapping[str, LayerPlan],
+    ranges: Mapping[str, Range],
+    scheme: Scheme,
+    rest: RestPrecision,
+) -> dict[str, LayerPlan]:
+    """Return the layers, with those in float whose scales the type of `rest` cannot represent."""
+    kept = dict(layers)
+    for node in graph:
+        layer = layers.get(node.name or "")
+        if layer is not None and (reason := _unrepresentable(node, layer, ranges, scheme, rest)):
+            kept[node.name or ""] = LayerPlan(node.op_type, left=reason)
+    return kept
+
+
+def _unrepresentable(
+    node: ir.Node,
+    layer: LayerPlan,
+    ranges: Mapping[str, Range],
+    scheme: Scheme,
+    rest: RestPrecision,
+) -> str:
+    names = [value.name or "" for value in quantized_activations(node, layer)]
+    for name in names:
+        if exceeds_scale_dtype(ranges[name], scheme.activations, rest):
+            return f"the range of `{name}` is too wide for a scale in {rest}"
+        if _scale_underflows(ranges[name].max_abs, scheme.activations, rest):
+            return f"the values of `{name}` are too small for a scale in {rest}"
+    if layer.weight is not None and not layer.left:
+        array = constant_array(node.inputs[layer.weight.slot])
+        largest = float(np.abs(array).max(initial=0.0)) if array is not None else 0.0
+        if _scale_underflows(largest, scheme.weights, rest):
+            return f"its weights are too small for scales in {rest}"
+    if node.op_type in AVERAGE_POOLS and layer.output:
+        largest_values = [ranges[name].max_abs for name in names]
+        smallest = min(largest_values)
+        if smallest and max(largest_values) > MAX_POOL_SCALE_RATIO * smallest:
+            return "the scales of its input and output differ too much for one integer kernel"
+    return ""
+
+
+def _scale_underflows(largest: float, grid: Grid, rest: RestPrecision) -> bool:
+    return rest == "fp16" and 0 < largest / grid.symmetric_max < MIN_FP16_SCALE
+
+
+def _unmeasured(node: ir.Node, layer: LayerPlan, observed: ObservedTensors) -> Iterator[str]:
+    """Yield why a range that a layer needs was not measured."""
+    for value in quantized_activations(node, layer):
+        name = value.name or ""
+        if name not in observed.quantizable and name not in observed.aliases:
+            reason = observed.skipped.get(name, "calibration does not observe it")
+            yield f"`{name}` has no range: {reason}"
+
+
+def _used_ranges(
+    graph: ir.Graph, layers: Mapping[str, LayerPlan], ranges: Mapping[str, Range]
+) -> dict[str, Range]:
+    """Return the ranges of the tensors that some layer quantizes."""
     names = {
-        value.name for node, layer in kept.items() for value in quantized_activations(node, layer)
+        value.name
+        for node in graph
+        if (node.name or "") in layers
+        for value in quantized_activations(node, layers[node.name or ""])
     }
-    return replace(
-        plan,
-        layers={node.name or "": layer for node, layer in kept.items()},
-        tensors={name: kept for name, kept in plan.tensors.items() if name in names},
-    )
+    return {name: value_range for name, value_range in ranges.items() if name in names}

@@ -1,6 +1,6 @@
 """The plan: for every node that could be quantized its quantizers, or the reason it has none.
 
-A plan is data: `plan.json` can be read, edited and replayed on the model it was made for.
+A plan is data: `plan.json` can be read, edited and applied again to the model it was made for.
 """
 
 from dataclasses import dataclass, field
@@ -15,14 +15,14 @@ RestPrecision = Literal["fp32", "fp16", "bf16"]
 
 
 class StrictKeys:
-    """Refuse keys that mean nothing."""
+    """Refuse unknown keys."""
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
 class WeightSlot(StrictKeys):
-    """Which input of a node is its weight, and the axis whose indices each get a scale."""
+    """Which input of a node is its weight, and the axis of its output channels."""
 
     slot: int
     axis: int
@@ -32,8 +32,8 @@ class WeightSlot(StrictKeys):
 class LayerPlan(StrictKeys):
     """What happens to one node.
 
-    `inputs` are the places of the activations it reads rounded. With `output` everyone reads its
-    results rounded. `left` is the reason why nothing happens; `note` says what is special.
+    `inputs` are the indices of the activations that it reads quantized; with `output`, every reader
+    gets its outputs quantized. `left` is the reason why the node stays in float, `note` a remark.
     """
 
     op: str
@@ -46,13 +46,13 @@ class LayerPlan(StrictKeys):
 
 @dataclass(frozen=True)
 class Plan(StrictKeys):
-    """Everything that `apply` does to a model; `model` is the fingerprint of that model.
+    """Everything that `apply_plan` does to the model with the fingerprint `model`.
 
-    `tensors` has the range of each tensor that is rounded. `integer_bias` says that biases become
-    integers too. `method` and `weight_method` say how ranges and the steps of weights are chosen.
-    Steps are exact in the type of `rest`, in which the other operators run. `equalized` has for
-    some tensors what each channel is divided by first. `learned` is the digest of the weights that
-    were learned with the plan, which lie in a file beside it.
+    `tensors` has the range of each quantized activation, `method` and `weight_method` say how
+    ranges and weight scales were chosen. Scales are exact in the type of `rest`, the precision of
+    all other operators. With `integer_bias`, biases become integers too. `equalized` has for some
+    tensors the factors by which their channels are divided first. `learned` is the digest of the
+    learned weights that belong to the plan; they lie in a file beside it.
     """
 
     model: str
@@ -71,7 +71,7 @@ class Plan(StrictKeys):
 
     def __post_init__(self) -> None:
         if not (self.weights.symmetric and self.weights.signed):
-            raise ValueError("weights are symmetric around zero")
+            raise ValueError("the grid of weights must be symmetric and signed")
 
     @property
     def quantized(self) -> int:

@@ -1,4 +1,4 @@
-"""The range of every tensor that could be rounded, chosen with care for what reads it."""
+"""The range of every activation that could be quantized, chosen with regard to its readers."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,19 +11,19 @@ from qconvert.core.scales import MAX_MAGNITUDE, Grid, Range
 from qconvert.graph.observed_tensors import ObservedTensors
 from qconvert.quantize.plan import LayerPlan
 
-# The method that is taken where none is shown to be better, that which takes for each tensor the
-# one that moves the answers least, and the choice among them all.
+# The default method; for each tensor the one with the least output error; the best of all methods.
 DEFAULT_METHOD, OUTPUT_ERROR_METHOD, AUTO_METHOD = "mse", "answers", "auto"
 FULL_RANGE_METHOD = "minmax"
+# A shared range may be this many times wider than a tensor's own: one bit of precision.
 MAX_WIDENING = 2.0
-INFINITE_REASON = "it holds infinity, as a mask does"
-# What they make of their largest inputs decides the answer, so nothing is clipped before them.
+INFINITE_REASON = "it holds infinity, as an attention mask does"
+# Their largest inputs decide the output, so those are never clipped.
 TAIL_SENSITIVE = frozenset({"Sigmoid", "HardSigmoid", "Tanh", "Softmax", "LogSoftmax", "ArgMax"})
 
 
 @dataclass(frozen=True)
 class RangeOptions:
-    """How ranges are chosen for a grid: by a method, but for the tensors `apart` by their own."""
+    """The method and grid for all ranges, and the tensors that have a method of their own."""
 
     method: str
     grid: Grid
@@ -31,44 +31,45 @@ class RangeOptions:
 
 
 def choose_ranges(
-    graph: ir.Graph, observed: ObservedTensors, summaries: Mapping[str, Summary], way: RangeOptions
+    graph: ir.Graph,
+    observed: ObservedTensors,
+    summaries: Mapping[str, Summary],
+    options: RangeOptions,
 ) -> dict[str, Range]:
-    """Return the range of each tensor; the exact one where nothing may be clipped."""
-    whole = {observed.aliases.get(name, name) for name in _never_clipped(graph)}
-    counted = {
-        name: seen for name, seen in summaries.items() if seen.size and has_finite_range(seen)
-    }
-    by = {
-        name: FULL_RANGE_METHOD if name in whole else way.per_tensor_methods.get(name, way.method)
-        for name in counted
-    }
+    """Return the range of each tensor; the full one where nothing may be clipped."""
+    unclipped = {observed.aliases.get(name, name) for name in _never_clipped(graph)}
+    by_method: dict[str, dict[str, Summary]] = {}
+    for name, summary in summaries.items():
+        if summary.size and has_finite_range(summary):
+            method = options.per_tensor_methods.get(name, options.method)
+            method = FULL_RANGE_METHOD if name in unclipped else method
+            by_method.setdefault(method, {})[name] = summary
     ranges: dict[str, Range] = {}
-    for method in dict.fromkeys(by.values()):
-        some = {name: seen for name, seen in counted.items() if by[name] == method}
-        ranges |= methods.compute_ranges(some, method, way.grid)
-    shared = {name: ranges[source] for name, source in observed.aliases.items() if source in ranges}
-    return ranges | shared
+    for method, group in by_method.items():
+        ranges |= methods.compute_ranges(group, method, options.grid)
+    aliases = observed.aliases.items()
+    return ranges | {name: ranges[source] for name, source in aliases if source in ranges}
 
 
-def has_finite_range(seen: Summary) -> bool:
-    """Whether a tensor was finite on every image, and its range is one to round in."""
-    return bool(seen.finite.all()) and max(-seen.low, seen.high) < MAX_MAGNITUDE
+def has_finite_range(summary: Summary) -> bool:
+    """Whether a tensor was finite on every image, and its range can be quantized."""
+    return bool(summary.finite.all()) and max(-summary.low, summary.high) < MAX_MAGNITUDE
 
 
 def skip_infinite_tensors(
     observed: ObservedTensors, summaries: Mapping[str, Summary]
 ) -> ObservedTensors:
-    """Pass over tensors that were infinite on an image; the graph masks something with them."""
-    infinite = {name for name, seen in summaries.items() if not has_finite_range(seen)}
+    """Skip tensors that were infinite on an image: the graph uses them as a mask."""
+    infinite = {name for name, summary in summaries.items() if not has_finite_range(summary)}
     if not infinite:
         return observed
-    shares = {name: of for name, of in observed.aliases.items() if of not in infinite}
-    gone = infinite | (observed.aliases.keys() - shares.keys())
+    aliases = {name: source for name, source in observed.aliases.items() if source not in infinite}
+    skipped = infinite | (observed.aliases.keys() - aliases.keys())
     return replace(
         observed,
         quantizable=tuple(name for name in observed.quantizable if name not in infinite),
-        aliases=shares,
-        skipped={**observed.skipped, **dict.fromkeys(sorted(gone), INFINITE_REASON)},
+        aliases=aliases,
+        skipped={**observed.skipped, **dict.fromkeys(sorted(skipped), INFINITE_REASON)},
     )
 
 
@@ -78,37 +79,31 @@ def share_ranges(
     ranges: Mapping[str, Range],
     operators: frozenset[str],
 ) -> dict[str, Range]:
-    """Return the ranges with one for all that goes in and out of each of these operators.
+    """Return the ranges, with one for all inputs and outputs of each of these operators.
 
-    So nothing needs to be rounded a second time on the way; a part of which that would cost more
-    than one bit stays as it is.
+    Then no tensor is requantized on the way. A tensor that would lose more than one bit keeps its
+    own range.
     """
     groups: list[set[str]] = []
     for node in graph:
         layer = layers.get(node.name or "")
         if node.op_type in operators and layer is not None and not layer.left:
-            around = {value.name or "" for value in (*node.inputs, *node.outputs) if value}
-            groups = _merge_groups(groups, around & ranges.keys())
+            names = {value.name or "" for value in (*node.inputs, *node.outputs) if value}
+            if group := names & ranges.keys():
+                touching = [other for other in groups if other & group]
+                groups = [other for other in groups if not other & group]
+                groups.append(group.union(*touching))
     shared = dict(ranges)
     for group in groups:
-        widest = Range(
-            min(ranges[name].low for name in group), max(ranges[name].high for name in group)
-        )
-        # A part much narrower than the whole keeps its range for those who read it alone.
+        lows, highs = zip(*((ranges[name].low, ranges[name].high) for name in group), strict=True)
+        widest = Range(min(lows), max(highs))
         wide = [name for name in group if MAX_WIDENING * ranges[name].max_abs >= widest.max_abs]
         shared.update(dict.fromkeys(sorted(wide), widest))
     return shared
 
 
-def _merge_groups(groups: list[set[str]], new: set[str]) -> list[set[str]]:
-    """Return the groups, those that share a tensor with `new` joined with it."""
-    apart = [group for group in groups if not group & new]
-    together = [group for group in groups if group & new]
-    return [*apart, new.union(*together)] if new else groups
-
-
 def _never_clipped(graph: ir.Graph) -> Iterator[str]:
-    """Yield the tensors that the graph returns, and those whose extremes decide an answer."""
+    """Yield the outputs of the graph, and the tensors whose extremes decide an output."""
     yield from (value.name or "" for value in graph.outputs)
     for node in graph:
         value = node.inputs[0] if node.inputs else None
@@ -117,8 +112,8 @@ def _never_clipped(graph: ir.Graph) -> Iterator[str]:
 
 
 def _only_gates(node: ir.Node, value: ir.Value) -> bool:
-    """Whether a Sigmoid only weighs the very tensor that it reads, as in SiLU."""
+    """Whether an activation only scales the tensor that it reads, as in SiLU: x * sigmoid(x)."""
     gate = node.outputs[0]
     readers = [reader for reader, _ in gate.uses()]
-    gating = all(reader.op_type == "Mul" and value in reader.inputs for reader in readers)
-    return bool(readers) and gating and not gate.is_graph_output()
+    gates = all(reader.op_type == "Mul" and value in reader.inputs for reader in readers)
+    return bool(readers) and gates and not gate.is_graph_output()

@@ -1,91 +1,89 @@
-"""Rules for a runtime with integer kernels: results are rounded too, so that chains stay integer.
+"""Rules for ONNX Runtime's integer kernels: outputs are quantized too, so that chains stay integer.
 
-A Relu or Clip vanishes into the rounding of the operator before it. What only moves values, and
-what works value by value, is quantized inside a chain and never to start one.
+A Relu or Clip is absorbed by the quantizer behind the operator before it. Operators that move or
+combine values are quantized inside a chain of integers, and never start one.
 """
 
 import onnx_ir as ir
 
 from qconvert.graph.observed_tensors import only_moves_values
-from qconvert.graph.patterns import FUSIBLE_ACTIVATIONS, find_fused_activation
+from qconvert.graph.patterns import FUSIBLE_ACTIVATIONS, find_fused_activation, producer_of
 from qconvert.quantize import checks
 from qconvert.quantize.checks import activation_slots, linear_layer
 from qconvert.quantize.plan import LayerPlan
 from qconvert.quantize.scheme import OperatorRule, QuantizedNodes, leave_in_float
 
-# Integer kernels exist for these; the others that only move values run in float.
+# These have integer kernels; others that only move values run in float.
 INTEGER_MOVERS = frozenset(
-    {
-        *("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"),
-        *("Slice", "Split", "Gather", "MaxPool", "Resize", "DepthToSpace"),
-    }
+    {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
+    | {"Slice", "Split", "Gather", "MaxPool", "Resize", "DepthToSpace"}
 )
-PRODUCTS = frozenset({"Gemm", "MatMul"})
 
 
 def convolution_layer(node: ir.Node) -> LayerPlan:
-    """Round what is fused with the convolution in place of its own result."""
-    fused = find_fused_activation(node) is not None
+    """Quantize inputs, weight and output; a fused Relu or Clip has the output quantizer."""
     layer = linear_layer(node)
+    fused = find_fused_activation(node) is not None
     return LayerPlan(layer.op, layer.inputs, layer.weight, output=not fused)
 
 
 def elementwise_layer(node: ir.Node) -> LayerPlan:
-    """Round the inputs, and the result unless a Relu or Clip takes that place."""
+    """Quantize inputs and output; a fused Relu or Clip has the output quantizer."""
     fused = find_fused_activation(node) is not None
     return LayerPlan(node.op_type, inputs=activation_slots(node), output=not fused)
 
 
 def mover_layer(node: ir.Node) -> LayerPlan:
-    """Round input and results alike: what only moves integers needs one scale."""
-    note = "has the scale of what it moves"
+    """Quantize input and outputs: moving integers needs one scale."""
+    note = "has the scale of the tensor it moves"
     return LayerPlan(node.op_type, inputs=(0,), output=True, note=note)
 
 
 def activation_layer(node: ir.Node) -> LayerPlan:
-    """Round the result alone."""
-    return LayerPlan(node.op_type, output=True, note="vanishes into the operator before it")
-
-
-def need_quantized_activation(node: ir.Node, chosen: QuantizedNodes) -> str:
-    """Ask that the Relu or Clip fused with a node can be rounded in its place."""
-    fused = find_fused_activation(node)
-    lost = fused is not None and not chosen.contains(fused)
-    return f"its {fused.op_type} is left in float" if lost and fused is not None else ""
-
-
-def need_quantized_producer(node: ir.Node, chosen: QuantizedNodes) -> str:
-    """Ask that a Relu or Clip follows an operator that is quantized and has no other reader."""
-    made = node.inputs[0]
-    producer = made.producer() if made is not None else None
-    if producer is None or find_fused_activation(producer) is not node:
-        return "other operators read what it reads"
-    if not chosen.contains(producer):
-        return "the operator before it is left in float"
-    # A product can answer in float by itself, a convolution cannot.
-    return need_quantized_consumer(node, chosen) if producer.op_type in PRODUCTS else ""
-
-
-def need_quantized_inputs(node: ir.Node, chosen: QuantizedNodes) -> str:
-    """Ask that quantized operators make all that a node reads."""
-    made = all(chosen.produces(node.inputs[slot]) for slot in activation_slots(node))
-    return "" if made else "what it reads is not made by a quantized operator"
-
-
-def need_quantized_consumer(node: ir.Node, chosen: QuantizedNodes) -> str:
-    """Ask that a quantized operator reads what a node makes."""
-    read = any(chosen.consumes(value) for value in node.outputs)
-    return "" if read else "no quantized operator reads what it makes"
+    """Quantize the output only."""
+    return LayerPlan(node.op_type, output=True, note="absorbed by the operator before it")
 
 
 def moves_activation(node: ir.Node) -> str:
-    """Refuse a Resize that makes new values, and a Gather from a constant."""
+    """Refuse a Resize that interpolates new values, and a Gather from a constant."""
     if not activation_slots(node):
         return "it reads no activation"
-    return "" if only_moves_values(node) else "it makes values that it does not read"
+    return "" if only_moves_values(node) else "its outputs are not values of its input"
 
 
-NO_KERNEL = "ONNX Runtime has no integer kernel for it on the CPU"
+def need_quantized_activation(node: ir.Node, quantized: QuantizedNodes) -> str:
+    """Require that a fused Relu or Clip can have the output quantizer."""
+    fused = find_fused_activation(node)
+    if fused is None or quantized.contains(fused):
+        return ""
+    return f"its {fused.op_type} is left in float"
+
+
+def need_quantized_producer(node: ir.Node, quantized: QuantizedNodes) -> str:
+    """Require that a Relu or Clip is fused with a quantized operator."""
+    producer = producer_of(node.inputs[0])
+    if producer is None or find_fused_activation(producer) is not node:
+        return "other operators read its input"
+    if not quantized.contains(producer):
+        return "the operator before it is left in float"
+    # A product has a kernel with float output, a convolution does not.
+    return (
+        need_quantized_consumer(node, quantized) if producer.op_type in ("Gemm", "MatMul") else ""
+    )
+
+
+def need_quantized_inputs(node: ir.Node, quantized: QuantizedNodes) -> str:
+    """Require that quantized operators compute all activations that a node reads."""
+    complete = all(quantized.produces(node.inputs[slot]) for slot in activation_slots(node))
+    return "" if complete else "its inputs are not computed by quantized operators"
+
+
+def need_quantized_consumer(node: ir.Node, quantized: QuantizedNodes) -> str:
+    """Require that a quantized operator reads an output."""
+    read = any(quantized.consumes(value) for value in node.outputs)
+    return "" if read else "no quantized operator reads its output"
+
+
 RULES = (
     OperatorRule(
         frozenset({"Conv"}),
@@ -94,7 +92,7 @@ RULES = (
         needs=(need_quantized_activation,),
     ),
     OperatorRule(
-        PRODUCTS,
+        frozenset({"Gemm", "MatMul"}),
         linear_layer,
         checks=(
             checks.float_activations,
@@ -110,13 +108,8 @@ RULES = (
         fuses_with_producer=True,
     ),
     OperatorRule(
-        frozenset({"Add", "Mul"}),
-        elementwise_layer,
-        checks=(checks.two_activations, checks.float_activations),
-        needs=(need_quantized_inputs, need_quantized_consumer, need_quantized_activation),
-    ),
-    OperatorRule(
-        frozenset({"Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu"}),
+        frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"})
+        | {"Sigmoid", "LeakyRelu"},
         elementwise_layer,
         checks=(checks.two_activations, checks.float_activations),
         needs=(need_quantized_inputs, need_quantized_consumer, need_quantized_activation),
@@ -130,10 +123,9 @@ RULES = (
     ),
     leave_in_float("Softmax", why="8 bits are too few for probabilities"),
     leave_in_float(
-        "LayerNormalization", "InstanceNormalization", "GroupNormalization", why=NO_KERNEL
-    ),
-    leave_in_float(
-        "ConvTranspose", "Einsum", "LSTM", "GRU", "RNN", "Gelu", "HardSwish", why=NO_KERNEL
+        *("LayerNormalization", "InstanceNormalization", "GroupNormalization", "ConvTranspose"),
+        *("Einsum", "LSTM", "GRU", "RNN", "Gelu", "HardSwish"),
+        why="ONNX Runtime has no integer kernel for it on the CPU",
     ),
     leave_in_float("If", "Loop", "Scan", why="it holds a graph of its own, which is left as it is"),
 )

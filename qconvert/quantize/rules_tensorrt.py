@@ -1,138 +1,74 @@
-"""Which input of an addition an engine fuses with a convolution, and which one it only adds."""
+"""Rules for TensorRT's builders, which fuse by themselves: inputs of heavy operators are quantized.
+
+Outputs never are, nor anything between a convolution, its normalization and its activation, so
+that every fusion stays possible. Of an Add only the branch that is not fused is quantized.
+"""
 
 import onnx_ir as ir
 
-from qconvert.graph import patterns
 from qconvert.graph.observed_tensors import CONVOLUTIONS, MOVING, RECTIFIERS
-from qconvert.graph.patterns import weight_shape
+from qconvert.graph.patterns import (
+    WEIGHTED,
+    constant_array,
+    is_transposed,
+    producer_of,
+    weight_shape,
+)
 from qconvert.quantize import checks
 from qconvert.quantize.checks import activation_slots, linear_layer
 from qconvert.quantize.plan import LayerPlan
 from qconvert.quantize.scheme import OperatorRule, QuantizedNodes, leave_in_float
 
-_FUSED_OPS = RECTIFIERS | {"BatchNormalization", "MaxPool", "Identity"}
-
-
-def find_residual_slot(node: ir.Node) -> int | None:
-    """Return the place of the input that is only added; None where nothing can be fused.
-
-    Where both sides come from a convolution, the one further from the point where they part is
-    fused: the other one is the shortcut.
-    """
-    if len(node.inputs) != 2:
-        return None
-    behind = [find_convolution_behind(value) for value in node.inputs]
-    if behind[0] is None and behind[1] is None:
-        return None
-    if behind[0] is None or behind[1] is None:
-        slot = 0 if behind[0] is None else 1
-    else:
-        lengths = _branch_lengths(node)
-        slot = 0 if lengths[0] < lengths[1] else 1
-    # What the other branch is made from cannot wait to be fused with the addition.
-    fused = behind[1 - slot]
-    before = _distances(node.inputs[slot])
-    return None if fused is not None and fused.outputs[0] in before else slot
-
-
-def find_convolution_behind(value: ir.Value | None) -> ir.Node | None:
-    """Return the convolution that makes a tensor, seen through what is fused with it."""
-    while value is not None and (node := value.producer()) is not None:
-        if node.op_type in CONVOLUTIONS:
-            return node
-        value = _fused_input(node)
-    return None
-
-
-def _fused_input(node: ir.Node) -> ir.Value | None:
-    """Return what a fused operator works on; None where it is not one."""
-    if node.op_type in _FUSED_OPS:
-        return node.inputs[0]
-    if node.op_type in ("Mul", "Add") and len(node.inputs) == 2:
-        changing = [each for each in node.inputs if patterns.constant_array(each) is None]
-        if len(changing) == 1:
-            return changing[0]
-        # What a Sigmoid makes of a tensor, times the tensor itself: SiLU.
-        for gate, gated in ((0, 1), (1, 0)):
-            made, other = node.inputs[gate], node.inputs[gated]
-            sigmoid = made.producer() if made is not None else None
-            if sigmoid is not None and "Sigmoid" in sigmoid.op_type and sigmoid.inputs[0] is other:
-                return other
-    return None
-
-
-def _branch_lengths(node: ir.Node) -> tuple[int, int]:
-    """Return how many nodes lie between each input and the nearest one that both come from."""
-    first, second = (_distances(value) for value in node.inputs)
-    common = first.keys() & second.keys()
-    if not common:
-        return 0, 0
-    nearest = min(common, key=lambda value: (first[value] + second[value], value.name or ""))
-    return first[nearest], second[nearest]
-
-
-def _distances(value: ir.Value | None) -> dict[ir.Value, int]:
-    """Return for each tensor before `value` how few nodes lie between the two."""
-    found: dict[ir.Value, int] = {}
-    level = [value] if value is not None else []
-    steps = 0
-    while level:
-        found.update((each, steps) for each in level)
-        made_by = {each.producer() for each in level} - {None}
-        before = (each for node in made_by if node is not None for each in node.inputs)
-        level = list({each for each in before if each is not None and each not in found})
-        steps += 1
-    return found
-
-
-CONVOLUTION_OPS = frozenset({"Conv", "ConvTranspose"})
-PRODUCTS = frozenset({"Gemm", "MatMul"})
-MIN_CHANNELS = 16  # channels, rows or columns below which integers only cost time
+FUSED_WITH_CONVOLUTION = RECTIFIERS | {"BatchNormalization", "MaxPool", "Identity"}
 TRANSPARENT = MOVING | RECTIFIERS
+MIN_CHANNELS = 16  # with fewer channels, rows or columns, integers only cost time
 
 
 def residual_layer(node: ir.Node) -> LayerPlan:
-    """Round the branch that the engine does not fuse into the addition."""
+    """Quantize the branch that the engine does not fuse with the Add."""
     slot = find_residual_slot(node)
     inputs = () if slot is None else (slot,)
-    return LayerPlan(node.op_type, inputs=inputs, note="the branch that is not fused is rounded")
+    return LayerPlan(node.op_type, inputs=inputs, note="the branch that is not fused is quantized")
+
+
+def passthrough_layer(note: str, node: ir.Node) -> LayerPlan:
+    """Add no quantizer: the builder moves that of the next operator in front of this one."""
+    return LayerPlan(node.op_type, note=note)
 
 
 def not_tiny(node: ir.Node) -> str:
     """Refuse convolutions with too few channels to fill an integer kernel."""
-    shape = weight_shape(node)
-    if len(shape) < 3:
+    shape, kernel = weight_shape(node), weight_shape(node)[2:]
+    if not kernel:
         return ""
     group = node.attributes.get_int("group", 1)
-    made, read = (shape[0], shape[1]) if node.op_type == "Conv" else (shape[1], shape[0])
-    made, read = (made, read) if node.op_type == "Conv" else (made * group, read // group)
-    if made >= MIN_CHANNELS and read >= MIN_CHANNELS:
-        return ""
-    few = f"{read} to {made} channels" + (f" in {group} groups" if group > 1 else "")
-    if group > 1:
-        keeps = made % 8 == 0 and min(shape[2:]) >= 3
+    if node.op_type == "Conv":
+        outputs, inputs = shape[0], shape[1]
     else:
-        square = len(set(shape[2:])) == 1
-        wide = made >= MIN_CHANNELS or read >= MIN_CHANNELS or _is_first(node)
-        keeps = square and wide and (made % 8 == 0 or read % 8 == 0)
-    return (
-        ""
-        if keeps
-        else f"{few} and a {_format_kernel(shape[2:])} kernel are too few for integer kernels"
-    )
+        outputs, inputs = shape[1] * group, shape[0] // group
+    if outputs >= MIN_CHANNELS and inputs >= MIN_CHANNELS:
+        return ""
+    if group > 1:
+        worthwhile = outputs % 8 == 0 and min(kernel) >= 3
+    else:
+        reads_image = node.inputs[0] is not None and node.inputs[0].is_graph_input()
+        wide = max(outputs, inputs) >= MIN_CHANNELS or reads_image
+        square = len(set(kernel)) == 1
+        worthwhile = square and wide and (outputs % 8 == 0 or inputs % 8 == 0)
+    if worthwhile:
+        return ""
+    channels = f"{inputs} to {outputs} channels" + (f" in {group} groups" if group > 1 else "")
+    return f"{channels} and a {'x'.join(map(str, kernel))} kernel are too few for integer kernels"
 
 
 def not_matrix_vector(node: ir.Node) -> str:
-    """Refuse products of a single row or column: time goes into reading, not into multiplying."""
-    shape = node.outputs[0].shape
-    weight = weight_shape(node)
+    """Refuse products of a single row or column: they are bound by memory, not by arithmetic."""
+    shape, weight = node.outputs[0].shape, weight_shape(node)
     if shape is None or len(shape) < 2 or len(weight) != 2:
         return ""
     if all(size == 1 for size in shape[:-1]):
         return "a product of one row (a fixed batch of 1) is no faster in integers"
-    inner, columns = weight
-    if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1:
-        columns, inner = weight
+    inner, columns = reversed(weight) if node.op_type == "Gemm" and is_transposed(node) else weight
     if columns == 1:
         return "a product with one column is no faster in integers"
     if min(inner, columns) < MIN_CHANNELS:
@@ -147,69 +83,119 @@ def not_two_activations(node: ir.Node) -> str:
 
 
 def has_residual_convolution(node: ir.Node) -> str:
-    """Refuse an addition that no convolution feeds, as the residuals of a transformer."""
-    lost = find_residual_slot(node) is None
-    return "no convolution can be fused with it" if lost else ""
+    """Refuse an Add that no convolution feeds, such as the residuals of a transformer."""
+    missing = find_residual_slot(node) is None
+    return "no convolution can be fused with it" if missing else ""
 
 
-def need_quantized_branch(node: ir.Node, chosen: QuantizedNodes) -> str:
-    """Ask that the convolution which the addition is fused with is quantized."""
+def need_quantized_branch(node: ir.Node, quantized: QuantizedNodes) -> str:
+    """Require that the convolution with which the Add is fused is quantized."""
     slot = find_residual_slot(node)
     fused = find_convolution_behind(node.inputs[1 - slot]) if slot is not None else None
-    return "" if chosen.contains(fused) else "the convolution it is fused with is left in float"
+    return "" if quantized.contains(fused) else "the convolution it is fused with is left in float"
 
 
-def need_quantized_neighbour(node: ir.Node, chosen: QuantizedNodes) -> str:
-    """Ask that a quantized operator makes what a pool reads, or reads what it makes."""
-    near = chosen.contains(_producer(node.inputs[0])) or _is_consumed(node.outputs[0], chosen)
-    return "" if near else "neither what is before it nor what follows is quantized"
+def need_quantized_neighbour(node: ir.Node, quantized: QuantizedNodes) -> str:
+    """Require that a quantized operator computes the input of a pool, or reads its output."""
+    producer = producer_of(node.inputs[0])
+    while producer is not None and producer.op_type in TRANSPARENT and producer.inputs[0]:
+        producer = producer_of(producer.inputs[0])
+    near = quantized.contains(producer) or _is_consumed(node.outputs[0], quantized)
+    return "" if near else "neither the operator before it nor one after it is quantized"
 
 
-def need_quantized_consumer(node: ir.Node, chosen: QuantizedNodes) -> str:
-    """Ask that rounding of what a node makes can move in front of it."""
-    return "" if _is_consumed(node.outputs[0], chosen) else "nothing that reads it is quantized"
+def need_quantized_consumer(node: ir.Node, quantized: QuantizedNodes) -> str:
+    """Require a quantizer behind the output that can move in front of the node."""
+    return "" if _is_consumed(node.outputs[0], quantized) else "nothing that reads it is quantized"
 
 
-def passthrough_layer(note: str, node: ir.Node) -> LayerPlan:
-    """Add nothing: the builder carries the rounding at the next operator through this one."""
-    return LayerPlan(node.op_type, note=note)
+def _is_consumed(value: ir.Value, quantized: QuantizedNodes) -> bool:
+    """Whether a quantized linear operator reads a tensor, directly or moved."""
+    for node, _ in value.uses():
+        if node.op_type in WEIGHTED and quantized.contains(node):
+            return True
+        if node.op_type in MOVING | {"Concat"} and any(
+            _is_consumed(output, quantized) for output in node.outputs
+        ):
+            return True
+    return False
 
 
-def _is_first(node: ir.Node) -> bool:
-    return node.inputs[0] is not None and node.inputs[0].is_graph_input()
+def find_residual_slot(node: ir.Node) -> int | None:
+    """Return the input of an Add that is only added; None if nothing can be fused with it.
 
-
-def _format_kernel(sizes: tuple[int, ...]) -> str:
-    return "x".join(map(str, sizes))
-
-
-def _producer(value: ir.Value | None) -> ir.Node | None:
-    """Return what makes a tensor, seen through what is fused or only moves values."""
-    node = value.producer() if value is not None else None
-    while node is not None and node.op_type in TRANSPARENT and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
-    return node
-
-
-def _is_consumed(value: ir.Value, chosen: QuantizedNodes) -> bool:
-    return any(
-        (node.op_type in CONVOLUTION_OPS | PRODUCTS and chosen.contains(node))
-        or (
-            node.op_type in MOVING | {"Concat"}
-            and any(_is_consumed(made, chosen) for made in node.outputs)
+    An engine computes `relu(conv(x) + shortcut)` in one kernel. If both inputs come from a
+    convolution, the one with fewer nodes since the branches parted is the shortcut.
+    """
+    if len(node.inputs) != 2:
+        return None
+    convolutions = [find_convolution_behind(value) for value in node.inputs]
+    if convolutions == [None, None]:
+        return None
+    first, second = (_distances(value) for value in node.inputs)
+    if convolutions[0] is None or convolutions[1] is None:
+        slot = 0 if convolutions[0] is None else 1
+    else:
+        common = first.keys() & second.keys()
+        nearest = min(
+            common,
+            key=lambda value: (first[value] + second[value], value.name or ""),
+            default=None,
         )
-        for node, _ in value.uses()
-    )
+        slot = 0 if nearest is not None and first[nearest] < second[nearest] else 1
+    fused = convolutions[1 - slot]
+    # The shortcut must not depend on the convolution, or it cannot be ready when that is computed.
+    depends = fused is not None and fused.outputs[0] in (first, second)[slot]
+    return None if fused is None or depends else slot
+
+
+def find_convolution_behind(value: ir.Value | None) -> ir.Node | None:
+    """Return the convolution that computes a tensor, together with operators fused with it."""
+    while (node := producer_of(value)) is not None:
+        if node.op_type in CONVOLUTIONS:
+            return node
+        value = _fused_input(node)
+    return None
+
+
+def _fused_input(node: ir.Node) -> ir.Value | None:
+    """Return the tensor that an operator fused with a convolution reads; None for others."""
+    if node.op_type in FUSED_WITH_CONVOLUTION:
+        return node.inputs[0]
+    if node.op_type in ("Mul", "Add") and len(node.inputs) == 2:
+        activations = [value for value in node.inputs if constant_array(value) is None]
+        if len(activations) == 1:
+            return activations[0]
+        # SiLU: x * sigmoid(x).
+        for gate, value in (node.inputs, reversed(node.inputs)):
+            sigmoid = producer_of(gate)
+            if sigmoid is not None and "Sigmoid" in sigmoid.op_type and sigmoid.inputs[0] is value:
+                return value
+    return None
+
+
+def _distances(value: ir.Value | None) -> dict[ir.Value, int]:
+    """Return for each tensor before `value` the smallest number of nodes between the two."""
+    distances: dict[ir.Value, int] = {}
+    level = {value} if value is not None else set()
+    steps = 0
+    while level:
+        distances.update(dict.fromkeys(level, steps))
+        steps += 1
+        nodes = {producer_of(tensor) for tensor in level}
+        inputs = {tensor for node in nodes if node is not None for tensor in node.inputs}
+        level = {tensor for tensor in inputs if tensor is not None and tensor not in distances}
+    return distances
 
 
 RULES = (
     OperatorRule(
-        CONVOLUTION_OPS,
+        CONVOLUTIONS,
         linear_layer,
         checks=(checks.constant_weight, checks.float_activations, not_tiny),
     ),
     OperatorRule(
-        PRODUCTS,
+        frozenset({"Gemm", "MatMul"}),
         linear_layer,
         checks=(
             checks.float_activations,

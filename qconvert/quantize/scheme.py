@@ -1,4 +1,4 @@
-"""What a backend wants of a quantized graph: two grids, and rules as data."""
+"""What a backend requires of a quantized graph: two integer grids, and rules as data."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from qconvert.quantize.plan import LayerPlan
 
 @dataclass(frozen=True)
 class QuantizedNodes:
-    """The nodes that are quantized so far as is known, while rules still look at each other."""
+    """The nodes that are quantized so far, while rules still depend on each other's results."""
 
     layers: Mapping[ir.Node, LayerPlan]
 
@@ -21,7 +21,7 @@ class QuantizedNodes:
         return layer is not None and not layer.left
 
     def produces(self, value: ir.Value | None) -> bool:
-        """Whether a quantized node makes this tensor."""
+        """Whether a quantized node computes this tensor."""
         return value is not None and self.contains(value.producer())
 
     def consumes(self, value: ir.Value) -> bool:
@@ -29,18 +29,18 @@ class QuantizedNodes:
         return any(self.contains(node) for node, _ in value.uses())
 
 
-# Both say why a node is left out, or nothing. A check looks at the node alone and is asked once; a
-# need depends on what happens to other nodes.
+# Both return the reason to leave a node in float, or nothing. A check looks at the node alone; a
+# need depends on which other nodes are quantized.
 Check = Callable[[ir.Node], str]
 Need = Callable[[ir.Node, QuantizedNodes], str]
 
 
 @dataclass(frozen=True)
 class OperatorRule:
-    """How some operators are quantized, unless a check or a need has a reason against it.
+    """How some operators are quantized, unless a check or a need speaks against it.
 
-    What does not compute anything is not worth a word where it stays in float. One that `follows`
-    the operator before it is not chosen by itself: `--only` need not name it.
+    The plan does not list an operator that only moves values (`computes` is false) if it stays in
+    float. One that `fuses_with_producer` follows the operator before it: `--only` need not name it.
     """
 
     operators: frozenset[str]
@@ -53,9 +53,9 @@ class OperatorRule:
 
 @dataclass(frozen=True)
 class Scheme:
-    """What a backend wants.
+    """The quantization that a backend requires.
 
-    All that goes in and out of an operator in `shared` gets one scale.
+    All inputs and outputs of an operator in `shared_scale` get one scale.
     """
 
     name: str

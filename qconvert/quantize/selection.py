@@ -1,4 +1,4 @@
-"""Which nodes the user wants quantized, by patterns over names and operators."""
+"""Which nodes the user selects for quantization, by patterns over names and operators."""
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
@@ -26,30 +26,31 @@ def find_excluded_nodes(
     operators: frozenset[str],
     fused: frozenset[str] = frozenset(),
 ) -> dict[str, str]:
-    """Return for each node that the user wants in float why so.
+    """Return the nodes that the user wants in float, each with the reason.
 
-    `operators` could be quantized; what is `led` by the node before it `only` need not name.
+    `operators` could be quantized; `fused` ones follow the operator before them, so `only` need not
+    name them.
     """
     nodes = [node for node in graph if node.op_type in operators]
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     if "first" in selection.keep:
-        found.update(dict.fromkeys(_end_nodes(nodes, 0), "it is first, kept by `--keep first`"))
+        first = _end_nodes(nodes, ir.Node.predecessors)
+        reasons |= dict.fromkeys(first, "it is first, kept by `--keep first`")
     if "last" in selection.keep:
-        found.update(dict.fromkeys(_end_nodes(nodes, 1), "it is last, kept by `--keep last`"))
-    wanted = set(_match_patterns(nodes, selection.only, "only"))
+        last = _end_nodes(nodes, ir.Node.successors)
+        reasons |= dict.fromkeys(last, "it is last, kept by `--keep last`")
+    selected = set(_match_patterns(nodes, selection.only, "only"))
     if selection.only:
-        why = "`--only` does not name it"
-        free = [node for node in nodes if node.op_type not in fused]
-        found.update({_name(node): why for node in free if _name(node) not in wanted})
+        free = [_name(node) for node in nodes if node.op_type not in fused]
+        reasons |= {name: "`--only` does not name it" for name in free if name not in selected}
     for pattern in selection.exclude:
-        found.update(
-            dict.fromkeys(_match_patterns(nodes, (pattern,), "exclude"), f"excluded by `{pattern}`")
-        )
-    return found
+        excluded = _match_patterns(nodes, (pattern,), "exclude")
+        reasons |= dict.fromkeys(excluded, f"excluded by `{pattern}`")
+    return reasons
 
 
 def _match_patterns(nodes: Sequence[ir.Node], patterns: Iterable[str], option: str) -> list[str]:
-    found = []
+    matches = []
     for pattern in patterns:
         names = [
             _name(node)
@@ -59,38 +60,34 @@ def _match_patterns(nodes: Sequence[ir.Node], patterns: Iterable[str], option: s
             or fnmatchcase(node.op_type, pattern)
         ]
         if not names:
-            _raise_no_match(nodes, pattern, option)
-        found += names
-    return found
+            candidates = [*dict.fromkeys(node.op_type for node in nodes), *map(_name, nodes)]
+            similar = difflib.get_close_matches(pattern.strip("*"), candidates)
+            names_hint = ", ".join(f"`{name}`" for name in similar)
+            raise UsageError(
+                f"`--{option} {pattern}` matches no node that could be quantized",
+                hint=(f"similar names: {names_hint}; " if similar else "")
+                + "`qconvert inspect MODEL --nodes` lists all nodes",
+            )
+        matches += names
+    return matches
 
 
-def _raise_no_match(nodes: Sequence[ir.Node], pattern: str, option: str) -> None:
-    known = [*dict.fromkeys(node.op_type for node in nodes), *(_name(node) for node in nodes)]
-    near = difflib.get_close_matches(pattern.strip("*"), known)
-    hint = "nearest names: " + ", ".join(f"`{name}`" for name in near) + "; " if near else ""
-    raise UsageError(
-        f"`--{option} {pattern}` matches no node that could be quantized",
-        hint=f"{hint}`qconvert inspect MODEL --nodes` lists them",
-    )
-
-
-def _end_nodes(nodes: Sequence[ir.Node], side: int) -> list[str]:
-    """Return the weighted nodes with no other before them (side 0), or none after them (1)."""
+def _end_nodes(nodes: Sequence[ir.Node], step: Callable[[ir.Node], Sequence[ir.Node]]) -> list[str]:
+    """Return the weighted nodes from which `step` leads to no other weighted node."""
     weighted = [node for node in nodes if node.op_type in WEIGHTED]
-    step = ir.Node.predecessors if side == 0 else ir.Node.successors
     return [_name(node) for node in weighted if not _reaches_weighted(node, step)]
 
 
 def _reaches_weighted(start: ir.Node, step: Callable[[ir.Node], Sequence[ir.Node]]) -> bool:
-    seen: set[ir.Node] = set()
-    level = list(step(start))
-    while level:
-        node = level.pop()
+    visited: set[ir.Node] = set()
+    pending = list(step(start))
+    while pending:
+        node = pending.pop()
         if node.op_type in WEIGHTED:
             return True
-        if node not in seen:
-            seen.add(node)
-            level += step(node)
+        if node not in visited:
+            visited.add(node)
+            pending += step(node)
     return False
 
 

@@ -1,5 +1,6 @@
 """The charts of a report: which figures each one shows, and in which colours."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -70,78 +71,83 @@ class BarChart:
     zero: float | None = None
 
 
-@dataclass(frozen=True)
-class _BarValue:
-    value: float
-    text: str
-    spread: float = 0.0
+# A value and its spread, by variant.
+BarValues = dict[str, tuple[float, float | None]]
 
 
 def bar_charts(report: Report) -> list[BarChart]:
     """Return size, latency and accuracy, as far as measured, with the variants in one order."""
-    sizes: dict[str, _BarValue] = {}
-    latencies: dict[str, _BarValue] = {}
-    changes: dict[str, _BarValue] = {}
-    agreements: dict[str, _BarValue] = {}
+    sizes: BarValues = {
+        variant.name: (variant.engine.bytes, None) for variant in report.variants if variant.engine
+    }
+    latencies: BarValues = {}
     batches = set()
     for variant in report.variants:
-        name, accuracy = variant.name, variant.accuracy
-        if variant.engine is not None:
-            size = variant.engine.bytes
-            sizes[name] = _BarValue(size, f"{fmt.megabytes(size)} MB")
         latency = metrics.headline_latency(variant)
         if latency is not None:
             batches.add(latency.batch)
             stats = summarize_latency(latency)
-            text = f"{fmt.ms_with_spread(stats.median_ms, stats.spread_ms)} ms"
-            latencies[name] = _BarValue(stats.median_ms, text, stats.spread_ms)
-        if accuracy is not None and accuracy.change_pp is not None:
-            text = f"{fmt.change_with_interval(accuracy.change_pp, accuracy.half_width_pp)} pp"
-            changes[name] = _BarValue(accuracy.change_pp, text, accuracy.half_width_pp or 0.0)
-        if accuracy is not None and accuracy.agreement is not None:
-            agreements[name] = _BarValue(accuracy.agreement, f"{fmt.percent(accuracy.agreement)} %")
+            latencies[variant.name] = stats.median_ms, stats.spread_ms
     at_batch = f" at batch {min(batches)}" if len(batches) == 1 else ""
-    charts = [
-        _bar_chart("Size", report, sizes),
-        _bar_chart(f"Median latency{at_batch}, with spread", report, latencies),
-        _bar_chart("Change of top-1, with 95 % interval", report, changes, signed=True)
-        if changes
-        else _bar_chart("Agreement with FP32", report, agreements),
-    ]
-    return [chart for chart in charts if chart is not None]
+    accuracies = {v.name: v.accuracy for v in report.variants if v.accuracy is not None}
+    changes: BarValues = {
+        name: (accuracy.change_pp, accuracy.half_width_pp)
+        for name, accuracy in accuracies.items()
+        if accuracy.change_pp is not None
+    }
+    agreements: BarValues = {
+        name: (accuracy.agreement, None)
+        for name, accuracy in accuracies.items()
+        if accuracy.agreement is not None and not changes
+    }
+    charts = (
+        _bar_chart("Size", report, sizes, lambda size, _: f"{fmt.megabytes(size)} MB"),
+        _bar_chart(
+            f"Median latency{at_batch}, with spread",
+            report,
+            latencies,
+            lambda ms, spread: f"{fmt.ms_with_spread(ms, spread or 0.0)} ms",
+        ),
+        _bar_chart(
+            "Change of top-1, with 95 % interval",
+            report,
+            changes,
+            lambda change, half_width: f"{fmt.change_with_interval(change, half_width)} pp",
+            signed=True,
+        ),
+        _bar_chart(
+            "Agreement with FP32", report, agreements, lambda value, _: f"{fmt.percent(value)} %"
+        ),
+    )
+    return [chart for chart in charts if chart.bars]
 
 
 def _bar_chart(
-    title: str, report: Report, values: dict[str, _BarValue], *, signed: bool = False
-) -> BarChart | None:
-    """Return a bar for every variant; one without a value keeps its place."""
-    if not values:
-        return None
-    high = max(abs(value.value) + value.spread for value in values.values()) or 1.0
+    title: str,
+    report: Report,
+    values: BarValues,
+    write: Callable[[float, float | None], str],
+    *,
+    signed: bool = False,
+) -> BarChart:
+    """Return a bar for every variant, of length 0 without a value; no bars without any value."""
+    high = max((abs(value) + (spread or 0.0) for value, spread in values.values()), default=0) or 1
     low = -high if signed else 0.0
 
-    def place(value: float) -> float:
-        return 100 * (min(max(value, low), high) - low) / (high - low)
-
     def span(start: float, end: float) -> tuple[float, float]:
-        return place(start), place(end) - place(start)
+        left, right = (
+            100 * (min(max(value, low), high) - low) / (high - low) for value in (start, end)
+        )
+        return left, right - left
 
     bars = []
-    for variant in report.variants:
-        value = values.get(variant.name, _BarValue(0.0, MISSING))
-        start, length = span(min(value.value, 0.0), max(value.value, 0.0))
-        whisker = span(value.value - value.spread, value.value + value.spread)
-        bars.append(
-            Bar(
-                variant.name,
-                value.text,
-                variant.precision,
-                start,
-                length,
-                whisker if value.spread else None,
-            )
-        )
-    return BarChart(title, tuple(bars), zero=place(0.0) if signed else None)
+    for variant in report.variants if values else ():
+        value, spread = values.get(variant.name, (0.0, None))
+        text = write(value, spread) if variant.name in values else MISSING
+        whisker = span(value - spread, value + spread) if spread else None
+        start, length = span(min(value, 0.0), max(value, 0.0))
+        bars.append(Bar(variant.name, text, variant.precision, start, length, whisker))
+    return BarChart(title, tuple(bars), zero=50.0 if signed else None)
 
 
 def trade_off_chart(front: ParetoFront) -> Chart | None:

@@ -33,7 +33,7 @@ HASH_DIGITS = 12
 LOSS_MEASURES = {
     "top-1": "points of top-1, over images with labels",
     "agreement": "points of agreement with FP32",
-    "certainty": "points of top-1 weighted by FP32: the probability it loses where a prediction changed",
+    "certainty": "points of top-1 weighted by FP32: the probability that changed predictions lose",
 }
 
 

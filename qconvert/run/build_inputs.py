@@ -15,7 +15,8 @@ from qconvert.calibrate.calibration import Calibration
 from qconvert.core import config_file, onnx_io
 from qconvert.core.atomic import write_text
 from qconvert.core.errors import QConvertError, UsageError
-from qconvert.images.batches import ImageManifest, ManifestEntry
+from qconvert.images.batches import ImageManifest
+from qconvert.images.listing import ImageEntry
 from qconvert.quantize import plan_files
 from qconvert.quantize.placement import require_quantizable
 from qconvert.quantize.plan_files import read_embedded_plan
@@ -157,5 +158,5 @@ def _require_ranges(variants: Sequence[EngineVariant], plans: Collection[str]) -
 def _write_image_list(calibration: Calibration, root: Path, path: Path) -> None:
     """Write the names and hashes of the calibration images, in the format of sha256sum."""
     images = [calibration.origin.images[int(index)] for index in calibration.image_indices]
-    entries = tuple(ManifestEntry(image.name, image.sha256) for image in images)
+    entries = tuple(ImageEntry(image.name, image.sha256) for image in images)
     write_text(path, ImageManifest(root.absolute(), entries).to_text())

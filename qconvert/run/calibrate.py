@@ -31,8 +31,9 @@ from qconvert.graph.observed_tensors import find_masked_tensors
 from qconvert.graph.taps import TappedModel, add_calibration_taps
 from qconvert.images import reopen_images
 from qconvert.images.arrays import ArrayImages
-from qconvert.images.batches import ImageManifest, Images, ManifestEntry
+from qconvert.images.batches import ImageManifest, Images
 from qconvert.images.image_files import SKIPPED_HINT, ReadOptions
+from qconvert.images.listing import ImageEntry
 from qconvert.images.preprocess import Preprocess
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH, CalibrationSet, split_holdout
 from qconvert.run.calibration_workers import ImageShare, measure_in_workers, measure_share
@@ -236,7 +237,7 @@ def has_calibration_images(loaded: LoadedModel, context: JobContext, path: Path)
 
 def _reopen_images(loaded: LoadedModel, context: JobContext, calibration: Calibration) -> Images:
     root = open_calibration_images(loaded.source, context, 1).root
-    entries = tuple(ManifestEntry(image.name, image.sha256) for image in calibration.origin.images)
+    entries = tuple(ImageEntry(image.name, image.sha256) for image in calibration.origin.images)
     preprocess = Preprocess.from_dict(calibration.origin.preprocessing)
     return reopen_images(ImageManifest(root, entries), loaded.source.inputs, preprocess)
 

@@ -43,6 +43,7 @@ def variants_of(done: Outcome) -> dict[str, dict[str, object]]:
     return {variant["name"]: variant for variant in json.loads(done.out)["variants"]}
 
 
+@pytest.mark.slow
 def test_build_measures_every_variant_that_runs_here(qconvert: Command) -> None:
     more = ("--backend", "cpu,tensorrt-rtx", "--labels", "labels.csv", "--json")
     variants = variants_of(built(qconvert, *IMAGES, *more))
@@ -65,6 +66,7 @@ def test_build_measures_every_variant_that_runs_here(qconvert: Command) -> None:
     assert variants["cpu-fp32"]["accuracy"]["agreement"] == 100  # type: ignore[index]
 
 
+@pytest.mark.long
 def test_run_folder_is_complete_and_has_no_links(qconvert: Command) -> None:
     built(qconvert, *IMAGES)
     here = {file.relative_to("run").as_posix() for file in _files(Path("run"))}
@@ -77,6 +79,7 @@ def test_run_folder_is_complete_and_has_no_links(qconvert: Command) -> None:
     assert not any(file.is_symlink() or file.stat().st_nlink > 1 for file in _files(Path("run")))
 
 
+@pytest.mark.slow
 def test_repeated_build_is_cached_and_reports_the_same(qconvert: Command) -> None:
     first = json.loads(built(qconvert, *IMAGES, "--json").out)
     again = built(qconvert, *IMAGES, "--json")
@@ -92,6 +95,7 @@ def test_repeated_build_is_cached_and_reports_the_same(qconvert: Command) -> Non
     assert all("cached" in line for line in done)
 
 
+@pytest.mark.long
 def test_moved_run_resumes_without_its_images(qconvert: Command) -> None:
     built(qconvert, *IMAGES, "--plan-only")
     assert not list(Path("run/engines").glob("*/engine.json"))
@@ -106,6 +110,7 @@ def test_moved_run_resumes_without_its_images(qconvert: Command) -> None:
     assert all(variant["engine"] and variant["latency"] for variant in variants_of(done).values())
 
 
+@pytest.mark.long
 def test_engines_added_to_a_run_join_its_report(qconvert: Command) -> None:
     built(qconvert, *IMAGES, "--precision", "fp32")
     both = variants_of(built(qconvert, *IMAGES, "--precision", "int8", "--json"))
@@ -125,6 +130,7 @@ def test_engines_added_to_a_run_join_its_report(qconvert: Command) -> None:
 FAST = ("--effort", "none", "--backend", "cpu")
 
 
+@pytest.mark.long
 def test_run_resumes_after_its_images_changed(qconvert: Command) -> None:
     built(qconvert, *IMAGES, *FAST, "--precision", "int8")
     shutil.rmtree("images")
@@ -134,6 +140,7 @@ def test_run_resumes_after_its_images_changed(qconvert: Command) -> None:
     assert json.loads(done.out)["calibration"]["count"] == 40
 
 
+@pytest.mark.long
 def test_config_file_overrides_the_settings_of_a_run(qconvert: Command) -> None:
     built(qconvert, *IMAGES, *FAST, "--precision", "fp16", "--max-size", "1000")
     Path("tight.toml").write_text("[gate]\nmax-size = 0.001\n")
@@ -151,6 +158,7 @@ def test_config_file_overrides_the_settings_of_a_run(qconvert: Command) -> None:
     assert "  `quantize.method` was not set, now `minmax`\n" in refused.err
 
 
+@pytest.mark.long
 def test_labels_and_count_of_a_run_apply_to_its_own_images_only(qconvert: Command) -> None:
     own = ("--labels", "labels.csv", "--eval-count", "20")
     built(qconvert, *IMAGES, *FAST, "--precision", "fp32", *own)
@@ -179,6 +187,7 @@ def _labelled(done: Outcome) -> object:
     return accuracy["n"]
 
 
+@pytest.mark.long
 def test_renamed_image_appears_under_its_new_name_in_evidence(qconvert: Command) -> None:
     Path("labels.csv").unlink()
     built(qconvert, *IMAGES, *FAST, "--precision", "int8")
@@ -188,6 +197,7 @@ def test_renamed_image_appears_under_its_new_name_in_evidence(qconvert: Command)
     assert shown == {"000.png"}
 
 
+@pytest.mark.long
 def test_int8_engines_of_other_calibration_images_are_refused(qconvert: Command) -> None:
     built(qconvert, *IMAGES, *FAST, "--precision", "int8")
     Path("images/0000.png").unlink()
@@ -196,6 +206,7 @@ def test_int8_engines_of_other_calibration_images_are_refused(qconvert: Command)
     built(qconvert, *IMAGES, *FAST, "--precision", "fp16,int8")
 
 
+@pytest.mark.long
 def test_note_about_shared_images_survives_resuming(qconvert: Command) -> None:
     both = ("--images", "images", "--eval", "images")
     built(qconvert, *both, *FAST, "--precision", "int8")
@@ -206,6 +217,7 @@ def test_note_about_shared_images_survives_resuming(qconvert: Command) -> None:
     assert "calibration and evaluation share 40 images" in done.out
 
 
+@pytest.mark.long
 def test_edited_plan_in_a_run_is_followed(qconvert: Command) -> None:
     built(qconvert, *IMAGES, "--plan-only", "--precision", "int8")
     place = Path("run/engines/cpu-int8/plan.json")
@@ -218,6 +230,7 @@ def test_edited_plan_in_a_run_is_followed(qconvert: Command) -> None:
     assert left == [{"node": "scores", "op": "Gemm", "reason": "my reason"}]
 
 
+@pytest.mark.long
 def test_edited_plan_is_never_overwritten(qconvert: Command) -> None:
     one = (*IMAGES, "--precision", "int8")
     built(qconvert, *one, "--plan-only")
@@ -244,6 +257,7 @@ def test_edited_plan_is_never_overwritten(qconvert: Command) -> None:
     assert place.read_bytes() == own
 
 
+@pytest.mark.slow
 def test_failed_gate_exits_with_1_and_is_named(qconvert: Command) -> None:
     more = ("--labels", "labels.csv", "--max-size", "0.001", "--allow-unmeasured")
     done = built(qconvert, *IMAGES, *more, code=1)
@@ -254,6 +268,7 @@ def test_failed_gate_exits_with_1_and_is_named(qconvert: Command) -> None:
     assert built(qconvert, *IMAGES, "--max-size", "1000").code == 0
 
 
+@pytest.mark.long
 def test_build_without_images_has_no_int8_and_no_accuracy(qconvert: Command) -> None:
     refused = built(qconvert, code=2)
     assert "--precision fp32,fp16" in refused.err
@@ -273,6 +288,7 @@ def test_unavailable_backend_exits_with_4_unless_plan_only(
     assert "no int8 for `cuda`" in planned.out
 
 
+@pytest.mark.long
 def test_run_folder_with_another_model_or_settings_is_refused(qconvert: Command) -> None:
     built(qconvert, *IMAGES, "--precision", "fp32")
     built(qconvert, *IMAGES, "--precision", "fp32,int8")
@@ -287,6 +303,7 @@ def test_run_folder_with_another_model_or_settings_is_refused(qconvert: Command)
     assert [*Path("full").iterdir()] == [Path("full/notes.txt")]
 
 
+@pytest.mark.long
 def test_refused_build_keeps_the_run_settings(qconvert: Command) -> None:
     built(qconvert, *IMAGES, "--precision", "fp32")
     before = Path("run/run.toml").read_bytes()
@@ -325,6 +342,7 @@ def test_dry_run_refuses_the_folder_that_a_build_refuses(qconvert: Command, tmp_
     assert {file: file.read_bytes() for file in _files(tmp_path)} == before
 
 
+@pytest.mark.long
 def test_bench_and_evaluate_update_runs_and_engines(qconvert: Command) -> None:
     built(qconvert, *IMAGES, "--precision", "fp32,int8")
     report = Path("run/report.json")
@@ -340,7 +358,7 @@ def test_bench_and_evaluate_update_runs_and_engines(qconvert: Command) -> None:
     assert "prepared differently (mean, std)" in other.out
     assert json.loads(report.read_text())["preprocess"] == before["preprocess"]
     again = qconvert("evaluate", "run", "--eval", "others", "--json")
-    assert "prepared otherwise" not in again.out
+    assert "prepared differently" not in again.out
     loose = qconvert("evaluate", "net.onnx", "run/engines/cpu-int8", "--eval", "others", "--json")
     assert loose.code == 0, loose.err
     assert [*variants_of(loose)] == ["net.onnx", "cpu-int8"]
@@ -356,6 +374,7 @@ def test_compare_refuses_models_with_different_inputs(qconvert: Command, tmp_pat
         assert "`tiny.onnx` takes `image: float32[batch, 3, 8, 8]`" in done.err
 
 
+@pytest.mark.long
 def test_report_renders_in_every_format(qconvert: Command) -> None:
     built(qconvert, *IMAGES, "--labels", "labels.csv")
     for form, begins in (("text", "Size"), ("md", "# "), ("json", "{"), ("card", "---")):
@@ -365,6 +384,7 @@ def test_report_renders_in_every_format(qconvert: Command) -> None:
     assert qconvert("report", "images").code == 2
 
 
+@pytest.mark.long
 def test_third_party_backend_module_builds_engines(
     qconvert: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,7 @@ def test_calibrate_writes_one_small_file(
     ]
 
 
+@pytest.mark.long
 def test_workers_and_shards_give_the_same_calibration_bytes(
     qconvert: Command, tiny: Path, images: Path
 ) -> None:
@@ -86,6 +87,7 @@ def test_full_calibration_reuses_a_finished_shard(
     assert Path("c.npz").read_bytes() == Path("fresh.npz").read_bytes()
 
 
+@pytest.mark.slow
 def test_calibration_killed_by_sigkill_resumes(
     qconvert: Command, tiny: Path, tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ def printed(done: Outcome) -> list[str]:
     return shlex.split(match[1].replace("\\\n", " "))
 
 
+@pytest.mark.long
 def test_demo_builds_a_run_and_prints_a_command_that_repeats_it(qconvert: Command) -> None:
     Path("qconvert.toml").write_text("these = 'are settings of something else'\n")
     first = shown(qconvert)

@@ -132,7 +132,7 @@ sys.exit(run_guarded(command, []))
 
 
 @pytest.mark.parametrize(
-    ("sent", "code", "said"),
+    ("sent", "code", "expected"),
     [(signal.SIGINT, 130, "interrupted; finished steps are kept"), (signal.SIGTERM, 143, "")],
 )
 def test_signal_ends_a_process_with_its_code(

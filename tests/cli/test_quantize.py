@@ -33,6 +33,7 @@ def quantized(qconvert: Command, *more: str) -> Outcome:
     return done
 
 
+@pytest.mark.slow
 def test_quantize_writes_a_small_model_and_shows_coverage(
     qconvert: Command,
 ) -> None:
@@ -40,7 +41,7 @@ def test_quantize_writes_a_small_model_and_shows_coverage(
     rows = {row.split()[0]: row.split()[1:] for row in done.out.splitlines()[2:]}
     assert rows["Conv"] == ["5", "5", "0"]
     assert rows["Relu"][:3] == ["2", "2", "0"]
-    assert "vanishes into the operator before it" in done.out
+    assert "absorbed by the operator before it" in done.out
     stored = [onnx_io.weight_bytes(onnx_io.load(Path(name))) for name in ("net.onnx", "out.onnx")]
     assert stored[1] < 0.5 * stored[0]
     image = {"image": floats(2, 3, 16, 16, seed=5)}
@@ -50,6 +51,7 @@ def test_quantize_writes_a_small_model_and_shows_coverage(
     assert np.square(expected).sum() / np.square(expected - got).sum() > 30
 
 
+@pytest.mark.slow
 def test_repeated_quantize_is_cached_and_writes_the_same_bytes(qconvert: Command) -> None:
     quantized(qconvert, "--images", "images")
     before = Path("out.onnx").read_bytes()
@@ -58,6 +60,7 @@ def test_repeated_quantize_is_cached_and_writes_the_same_bytes(qconvert: Command
     assert Path("out.onnx").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_calibration_file_gives_the_same_model_bytes_as_its_images(qconvert: Command) -> None:
     options = ("--images", "images", "--effort", "quick")
     quantized(qconvert, *options)
@@ -67,6 +70,7 @@ def test_calibration_file_gives_the_same_model_bytes_as_its_images(qconvert: Com
     assert Path("out.onnx").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_calibration_without_images_skips_learned_rounding_with_a_note(qconvert: Command) -> None:
     qconvert("calibrate", "net.onnx", "--images", "images", "-o", "c.npz")
     done = quantized(qconvert, "--calibration", "c.npz")
@@ -76,6 +80,7 @@ def test_calibration_without_images_skips_learned_rounding_with_a_note(qconvert:
     assert Path("out.onnx").read_bytes() == before
 
 
+@pytest.mark.long
 def test_plan_replay_needs_its_rounded_weights(
     qconvert: Command,
 ) -> None:
@@ -91,6 +96,7 @@ def test_plan_replay_needs_its_rounded_weights(
     assert "hint:" in lost.err
 
 
+@pytest.mark.slow
 def test_another_method_or_backend_reuses_the_calibration(qconvert: Command) -> None:
     options = ("--images", "images", "--effort", "quick")
     quantized(qconvert, *options)
@@ -99,6 +105,7 @@ def test_another_method_or_backend_reuses_the_calibration(qconvert: Command) -> 
         assert len(list(Path(".store/calibrate").glob("[0-9a-f]*"))) == 1
 
 
+@pytest.mark.long
 def test_auto_method_reports_the_error_of_every_method(qconvert: Command) -> None:
     done = quantized(qconvert, "--images", "images", "--method", "auto", "--json")
     result = json.loads(done.out)
@@ -109,6 +116,7 @@ def test_auto_method_reports_the_error_of_every_method(qconvert: Command) -> Non
     assert "other images" in done.err
 
 
+@pytest.mark.long
 def test_auto_method_uses_the_images_named_in_a_calibration_file(qconvert: Command) -> None:
     qconvert("calibrate", "net.onnx", "--images", "images", "-o", "c.npz")
     blind = qconvert("quantize", "net.onnx", "--calibration", "c.npz", "--method", "auto")
@@ -118,6 +126,7 @@ def test_auto_method_uses_the_images_named_in_a_calibration_file(qconvert: Comma
     assert "calibration images" in quantized(qconvert, *again).err
 
 
+@pytest.mark.long
 def test_int8_with_fp16_rest_is_a_strongly_typed_network(
     qconvert: Command,
 ) -> None:
@@ -130,6 +139,7 @@ def test_int8_with_fp16_rest_is_a_strongly_typed_network(
         assert build(model) > 0
 
 
+@pytest.mark.long
 def test_int8_with_fp16_rest_matches_the_outputs_of_int8(qconvert: Command) -> None:
     image = {"image": floats(8, 3, 16, 16, seed=5)}
     answers = []
@@ -176,6 +186,7 @@ def test_overflowing_nodes_stay_in_float32_and_are_named(qconvert: Command) -> N
     assert np.isfinite(open_cpu(onnx_io.load(Path("out.onnx")))(image)["scores"]).all()
 
 
+@pytest.mark.slow
 def test_edited_plan_is_replayed(qconvert: Command) -> None:
     preset = ("--preprocess", "imagenet")
     quantized(qconvert, "--images", "images", *preset, "--plan-out", "plan.json")
@@ -200,7 +211,7 @@ def test_edited_plan_is_replayed(qconvert: Command) -> None:
         (["--precision", "fp16", "--rest", "fp16"], "`--rest` is for INT8"),
         ([], "INT8 needs the value range"),
         (["--images", "images", "--method", "best"], "there is no range method `best`"),
-        (["--images", "images", "--exclude", "sidee"], "nearest names: `side`"),
+        (["--images", "images", "--exclude", "sidee"], "similar names: `side`"),
         (["--images", "images", "--keep", "middle"], "quantize.keep"),
         (["--images", "images", "-o", "out.engine"], "does not end in .onnx"),
         (["--calibration", "none.npz"], "`none.npz` does not exist"),

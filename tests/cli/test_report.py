@@ -58,6 +58,7 @@ def load_report() -> dict[str, object]:
     return report
 
 
+@pytest.mark.slow
 def test_build_analyzes_errors_once_per_graph(
     qconvert: Command, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +90,7 @@ def test_build_analyzes_errors_once_per_graph(
     assert all("cached" in line for line in again.err.splitlines() if "✓ compare" in line)
 
 
+@pytest.mark.slow
 def test_html_report_is_rendered_from_the_run_folder(qconvert: Command, tmp_path: Path) -> None:
     page = Path("run/report.html").read_bytes()
     shutil.move("run", "moved")
@@ -104,6 +106,7 @@ def test_html_report_is_rendered_from_the_run_folder(qconvert: Command, tmp_path
     assert refused.code == 2
 
 
+@pytest.mark.slow
 def test_report_reads_no_file_outside_its_folder(qconvert: Command) -> None:
     Path("secret.png").write_bytes(b"secret")
     report = load_report()
@@ -113,6 +116,7 @@ def test_report_reads_no_file_outside_its_folder(qconvert: Command) -> None:
     assert "c2VjcmV0" not in page
 
 
+@pytest.mark.long
 def test_evaluation_on_other_images_updates_the_evidence(qconvert: Command) -> None:
     settings = Path("run/run.toml")
     lines = settings.read_text().splitlines()
@@ -132,6 +136,7 @@ def test_evaluation_on_other_images_updates_the_evidence(qconvert: Command) -> N
     assert there == {Path(entry["picture"]).name for entry in after["thumbnails"]}
 
 
+@pytest.mark.long
 def test_run_resumed_without_images_keeps_its_evidence(qconvert: Command) -> None:
     before = load_report()
     done = qconvert("build", "--from", "run", "--backend", "cpu", "--seconds", "0.02")
@@ -145,6 +150,7 @@ def test_run_resumed_without_images_keeps_its_evidence(qconvert: Command) -> Non
     assert layers[0] == layers[1] != []
 
 
+@pytest.mark.slow
 def test_model_card_describes_the_named_engine(qconvert: Command) -> None:
     def card(*more: str) -> Outcome:
         return qconvert("report", "run", "--format", "card", *more)

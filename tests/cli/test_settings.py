@@ -1,4 +1,4 @@
-"""From what was typed to settings."""
+"""From the command line to settings."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ from qconvert.sources import Source
 from tests import models
 
 
-def typed(*args: str) -> Config:
+def load(*args: str) -> Config:
     @click.command()
     @options.image_options
     def command(**values: Any) -> dict[str, Any]:
@@ -27,21 +27,21 @@ def typed(*args: str) -> Config:
     return settings.load("m.onnx", command.main(list(args), standalone_mode=False))
 
 
-def prepared(*args: str, own: Preprocess | None = None) -> Preprocess | None:
+def preprocessing(*args: str, own: Preprocess | None = None) -> Preprocess | None:
     return known_preprocessing(
-        Source("m", models.tiny(), (), preprocess=own), typed(*args).preprocess
+        Source("m", models.tiny(), (), preprocess=own), load(*args).preprocess
     )
 
 
-def test_image_options_import_neither_numpy_nor_pillow() -> None:
-    loaded = (
+def test_options_import_nothing_heavy() -> None:
+    script = (
         "import sys, qconvert.cli.options; "
         "print([name for name in ('numpy', 'PIL', 'pydantic') if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", loaded], capture_output=True, text=True, check=True
+    process = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    assert done.stdout == "[]\n"
+    assert process.stdout == "[]\n"
 
 
 def test_preprocessing_options_offer_every_choice() -> None:
@@ -50,24 +50,24 @@ def test_preprocessing_options_offer_every_choice() -> None:
     assert literals(table["preprocess.interpolation"].type) == get_args(Interpolation)
 
 
-def test_options_override_settings() -> None:
-    config = typed("--images", "a", "--count", "8", "--max-broken", "0", "--crop", "none")
+def test_option_sets_its_setting() -> None:
+    config = load("--images", "a", "--count", "8", "--max-broken", "0", "--crop", "none")
     assert config.calibration.images == Path("a")
     assert (config.calibration.count, config.calibration.max_broken) == (8, 0)
     assert config.preprocess.crop == "none"
-    assert typed().calibration.count == 512
-    assert typed().calibration.images is None
+    assert load().calibration.count == 512
+    assert load().calibration.images is None
 
 
-def test_command_line_overrides_the_settings_file(tmp_path: Path) -> None:
+def test_option_overrides_the_settings_file(tmp_path: Path) -> None:
     Path("qconvert.toml").write_text('[preprocess]\npreset = "clip"\nresize = [320, 200]\n')
-    assert typed().preprocess.resize == (320, 200)
-    assert typed("--resize", "100").preprocess.resize == 100
-    assert prepared("--preprocess", "unit", "--resize", "256") == Preprocess(resize=256)
+    assert load().preprocess.resize == (320, 200)
+    assert load("--resize", "100").preprocess.resize == 100
+    assert preprocessing("--preprocess", "unit", "--resize", "256") == Preprocess(resize=256)
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"),
+    ("args", "expected"),
     [
         ((), None),
         (("--preprocess", "inception"), PRESETS["inception"]),
@@ -76,38 +76,43 @@ def test_command_line_overrides_the_settings_file(tmp_path: Path) -> None:
     ],
 )
 def test_preprocessing_options_override_the_preset(
-    given: tuple[str, ...], wanted: Preprocess | None
+    args: tuple[str, ...], expected: Preprocess | None
 ) -> None:
-    assert prepared(*given) == wanted
+    assert preprocessing(*args) == expected
 
 
-def test_embedded_preprocessing_overrides_the_default_only() -> None:
+def test_source_preprocessing_overrides_the_default_but_not_options() -> None:
     own = Preprocess(mean=(0.1,), std=(0.2,), interpolation="bicubic")
-    assert prepared(own=own) == own
-    assert prepared("--std", "0.3", own=own) == Preprocess(
+    assert preprocessing(own=own) == own
+    assert preprocessing("--std", "0.3", own=own) == Preprocess(
         mean=(0.1,), std=(0.3,), interpolation="bicubic"
     )
-    assert prepared("--preprocess", "unit", own=own) == PRESETS["unit"]
+    assert preprocessing("--preprocess", "unit", own=own) == PRESETS["unit"]
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [("--resize", "0"), ("--mean", "1,2"), ("--std", "0"), ("--resize", "100", "--crop", "200")],
+    "args",
+    [
+        ("--resize", "0"),
+        ("--mean", "1,2"),
+        ("--std", "0"),
+        ("--resize", "100", "--crop", "200"),
+    ],
 )
-def test_contradictory_options_are_usage_errors(wrong: tuple[str, ...]) -> None:
+def test_invalid_setting_is_a_usage_error(args: tuple[str, ...]) -> None:
     with pytest.raises(UsageError):
-        prepared(*wrong)
+        preprocessing(*args)
 
 
 @pytest.mark.parametrize(
-    "wrong", [("--resize", "axb"), ("--crop", "2x2"), ("--mean", "a"), ("--std", "nan")]
+    "args", [("--resize", "axb"), ("--crop", "2x2"), ("--mean", "a"), ("--std", "nan")]
 )
-def test_unreadable_option_value_is_refused(wrong: tuple[str, ...]) -> None:
+def test_unreadable_value_is_rejected_by_its_option(args: tuple[str, ...]) -> None:
     with pytest.raises(click.BadParameter):
-        typed(*wrong)
+        load(*args)
 
 
-def test_default_output_never_overwrites_the_source(tmp_path: Path) -> None:
+def test_output_path_is_never_the_source(tmp_path: Path) -> None:
     assert settings.output_path(None, "a/net.onnx", ".onnx") == Path("net.onnx")
     Path("net.onnx").touch()
     assert settings.output_path(None, "net.onnx", ".onnx") == Path("net-clean.onnx")

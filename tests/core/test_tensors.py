@@ -17,11 +17,11 @@ def test_spec_is_parsed_with_and_without_name_and_type() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["", "image", "image:", "image:1x0", "image:axb", "x:1x2:complex64"]
+    "text", ["", "image", "image:", "image:1x0", "image:axb", "x:1x2:complex64"]
 )
-def test_invalid_spec_is_rejected_with_an_example(wrong: str) -> None:
+def test_invalid_spec_is_rejected_with_an_example(text: str) -> None:
     with pytest.raises(UsageError, match="is not NAME:SHAPE") as caught:
-        parse_spec(wrong)
+        parse_spec(text)
     assert "image:1x3x224x224" in str(caught.value.hint)
 
 
@@ -34,9 +34,9 @@ def test_dynamic_sizes_are_resolved_except_the_batch() -> None:
 
 def test_shape_that_contradicts_the_model_is_rejected() -> None:
     specs = (TensorSpec("image", FLOAT, ("N", 3, 8, 8)),)
-    for wrong in ("image:1x4x8x8", "image:1x3x8"):
+    for text in ("image:1x4x8x8", "image:1x3x8"):
         with pytest.raises(UsageError, match="does not match"):
-            resolve_specs(specs, [parse_spec(wrong)])
+            resolve_specs(specs, [parse_spec(text)])
     with pytest.raises(UsageError, match="no input `photo`"):
         resolve_specs(specs, [parse_spec("photo:1x3x8x8")])
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from qconvert.demo import generator
@@ -30,6 +31,7 @@ def test_image_folder_bytes_follow_from_the_seed() -> None:
     assert one == two
 
 
+@pytest.mark.slow
 def test_shipped_images_match_the_generator() -> None:
     """Pixels, not bytes: another release of Pillow may pack the same picture otherwise."""
     files = sorted(SHIPPED.glob("*.jpg"))

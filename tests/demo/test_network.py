@@ -78,10 +78,12 @@ def top1(model: Path, evaluation: Path) -> float:
     return float(np.mean(correct))
 
 
+@pytest.mark.long
 def test_demo_network_is_accurate_on_evaluation_images(evaluation: Path) -> None:
     assert 0.95 <= top1(NETWORK, evaluation) <= 0.995
 
 
+@pytest.mark.long
 def test_demo_network_loses_less_than_a_point_in_int8(
     evaluation: Path, qconvert: Callable[..., Outcome]
 ) -> None:

@@ -3,6 +3,7 @@
 import zipfile
 from pathlib import Path
 
+import pytest
 from hatchling.builders.wheel import WheelBuilder
 
 from qconvert.demo.demo_files import NETWORK
@@ -10,6 +11,7 @@ from qconvert.demo.demo_files import NETWORK
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+@pytest.mark.slow
 def test_wheel_contains_the_demo_network_and_its_description(tmp_path: Path) -> None:
     (file,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
     with zipfile.ZipFile(file) as wheel:

@@ -1,4 +1,4 @@
-"""What tests of half precision ask of a graph and of its answers."""
+"""Graphs in half precision for tests: their types and their outputs."""
 
 from collections.abc import Mapping
 
@@ -32,7 +32,7 @@ def newer(text: str, **weights: ArrayLike) -> ir.Model:
 def halved(
     model: ir.Model, largest: dict[str, float] | None = None, kind: HalfPrecision = "fp16"
 ) -> HalfModel:
-    """Rewrite a model, and see that the result is valid and the model still what it was."""
+    """Rewrite a model, and check that the result is valid and the model unchanged."""
     before = onnx_io.serialize(model)
     result = convert_to_half(model, kind, largest or {})
     require_valid(result.model)
@@ -47,27 +47,28 @@ def require_valid(model: ir.Model) -> None:
 
 
 def types(model: ir.Model) -> dict[str, str]:
-    made = (value for node in model.graph for value in node.outputs)
-    values = (*model.graph.inputs, *model.graph.initializers.values(), *made)
+    computed = (value for node in model.graph for value in node.outputs)
+    values = (*model.graph.inputs, *model.graph.initializers.values(), *computed)
     return {str(value.name): str(value.dtype) for value in values if value.name}
 
 
 def node(model: ir.Model, op: str) -> ir.Node:
-    return next(each for each in model.graph if each.op_type == op)
+    return next(node for node in model.graph if node.op_type == op)
 
 
 def read_types(model: ir.Model, op: str) -> list[str | None]:
     return [None if value is None else str(value.dtype) for value in node(model, op).inputs]
 
 
-def answer(model: ir.Model, feeds: Tensors | None = None) -> NDArray[np.float32]:
-    """Return the first output, of the same random images where none are given."""
-    given = random_inputs(onnx_io.inputs(model), 2, seed=0) if feeds is None else feeds
-    return next(iter(open_cpu(model)(given).values()))
+def first_output(model: ir.Model, feeds: Tensors | None = None) -> NDArray[np.float32]:
+    """Return the first output, on the same random images if no inputs are passed."""
+    if feeds is None:
+        feeds = random_inputs(onnx_io.inputs(model), 2, seed=0)
+    return next(iter(open_cpu(model)(feeds).values()))
 
 
-def rounded(model: ir.Model, feeds: Tensors) -> NDArray[np.float32]:
-    """Return the first output where every tensor is rounded to its type.
+def rounded_output(model: ir.Model, feeds: Tensors) -> NDArray[np.float32]:
+    """Return the first output with every tensor rounded to its type.
 
     ONNX Runtime leaves out Casts that undo each other, and on a CPU most operators have them.
     """
@@ -79,11 +80,13 @@ def rounded(model: ir.Model, feeds: Tensors) -> NDArray[np.float32]:
 
 
 def require_close(model: ir.Model, other: ir.Model, feeds: Tensors | None = None) -> None:
-    np.testing.assert_allclose(answer(other, feeds), answer(model, feeds), rtol=5e-3, atol=5e-3)
+    np.testing.assert_allclose(
+        first_output(other, feeds), first_output(model, feeds), rtol=5e-3, atol=5e-3
+    )
 
 
 def _arrays(weights: Mapping[str, ArrayLike]) -> dict[str, NDArray[np.generic]]:
     return {
-        name: np.asarray(given, np.float32 if isinstance(given, float) else None)
-        for name, given in weights.items()
+        name: np.asarray(array, np.float32 if isinstance(array, float) else None)
+        for name, array in weights.items()
     }

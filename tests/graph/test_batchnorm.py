@@ -59,32 +59,32 @@ def graph(text: str, shapes: dict[str, tuple[int, ...]]) -> ir.Model:
 
 
 @pytest.mark.parametrize("case", GRAPHS)
-def test_folding_keeps_the_outputs(case: str) -> None:
+def test_batchnorm_is_folded_and_outputs_stay(case: str) -> None:
     model = graph(*GRAPHS[case])
     folded, said = fold_batchnorm(model)
     assert said == "1 folded"
     assert len(ops(folded)) == 1
     assert ops(model)[1] == "BatchNormalization", "the input is left alone"
     feeds = random_inputs(onnx_io.inputs(model), 2, seed=0)
-    wanted, got = open_cpu(model)(feeds)["y"], open_cpu(folded)(feeds)["y"]
-    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+    expected, outputs = open_cpu(model)(feeds)["y"], open_cpu(folded)(feeds)["y"]
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
     assert {"w", "gamma"}.isdisjoint(folded.graph.initializers), "nothing unused stays"
 
 
 ARITHMETIC = {
-    "a bias beside the convolution": ("Conv (x, w)", "Add (h, each)", (1, 4, 1, 1)),
-    "a scale before it": ("Conv (x, w, b)", "Mul (each, h)", (4, 1, 1)),
-    "one number": ("Conv (x, w, b)", "Div (h, each)", (1,)),
-    "a scalar": ("Conv (x, w)", "Sub (h, each)", ()),
+    "a bias beside the convolution": ("Conv (x, w)", "Add (h, operand)", (1, 4, 1, 1)),
+    "a scale before it": ("Conv (x, w, b)", "Mul (operand, h)", (4, 1, 1)),
+    "one number": ("Conv (x, w, b)", "Div (h, operand)", (1,)),
+    "a scalar": ("Conv (x, w)", "Sub (h, operand)", ()),
 }
 
 
 @pytest.mark.parametrize("case", ARITHMETIC)
-def test_a_constant_for_each_channel_is_a_normalization(case: str) -> None:
+def test_channel_constant_is_folded_like_batchnorm(case: str) -> None:
     linear, text, shape = ARITHMETIC[case]
     bias = {"b": floats(4, seed=5)} if ", b" in linear else {}
     text = f"net (float[N, 3, 6, 6] x) => (float[N, 4, 4, 4] y) {{ h = {linear} y = {text} }}"
-    model = from_text(HEAD + text, w=floats(4, 3, 3, 3), each=floats(*shape, seed=6), **bias)
+    model = from_text(HEAD + text, w=floats(4, 3, 3, 3), operand=floats(*shape, seed=6), **bias)
     folded, said = fold_batchnorm(model)
     assert (said, ops(folded)) == ("1 folded", ["Conv"])
     feeds = random_inputs(onnx_io.inputs(model), 2, seed=0)
@@ -94,7 +94,7 @@ def test_a_constant_for_each_channel_is_a_normalization(case: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (4, 1, 4), (2, 4, 1, 1), (1, 1, 1, 1, 1)])
-def test_a_constant_for_more_than_channels_stays(shape: tuple[int, ...]) -> None:
+def test_constant_beyond_one_per_channel_is_not_folded(shape: tuple[int, ...]) -> None:
     text = "net (float[N, 3, 6, 6] x) => (float[M, 4, 4, 4] y) { h = Conv (x, w) y = Add (h, e) }"
     model = from_text(HEAD + text, w=floats(4, 3, 3, 3), e=floats(*shape, seed=6))
     assert fold_batchnorm(model) == (model, "")
@@ -110,7 +110,7 @@ LEFT = {
 
 
 @pytest.mark.parametrize("case", LEFT)
-def test_where_something_else_looks_nothing_is_folded(case: str) -> None:
+def test_batchnorm_is_not_folded_if_the_tensor_has_other_readers(case: str) -> None:
     outputs = "float[N, 4, 4, 4] y"
     if case == "an output itself":
         outputs += ", float[N, 4, 4, 4] h"
@@ -121,7 +121,7 @@ def test_where_something_else_looks_nothing_is_folded(case: str) -> None:
     assert folded is model
 
 
-def test_a_weight_that_two_layers_share_is_not_changed_for_the_other() -> None:
+def test_shared_weight_is_folded_for_one_layer_only() -> None:
     text = (
         "net (float[N, 3, 6, 6] x) => (float[N, 4, 4, 4] y) "
         "{ h = Conv (x, w) n = " + NORM + " other = Conv (x, w) y = Add (n, other) }"
@@ -135,7 +135,7 @@ def test_a_weight_that_two_layers_share_is_not_changed_for_the_other() -> None:
     )
 
 
-def test_only_the_operator_of_onnx_is_a_normalization() -> None:
+def test_batchnorm_of_another_domain_is_not_folded() -> None:
     text = (
         '<ir_version: 10, opset_import: ["": 20, "my": 1]>\n'
         "net (float[N, 3, 4, 4] x) => (float[N, 4, 4, 4] y) "

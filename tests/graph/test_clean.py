@@ -1,4 +1,4 @@
-"""Preparation: passes in order, each checked, each saying what it did."""
+"""Cleaning: passes in order, each checked and reported."""
 
 import numpy as np
 import onnx_ir as ir
@@ -60,7 +60,7 @@ def clean(model: ir.Model, *skip: str) -> CleanedModel:
     return clean_model(model, 20, skip, outputs)
 
 
-def test_a_messy_graph_becomes_a_short_one_that_says_the_same() -> None:
+def test_messy_graph_is_cleaned_and_outputs_stay() -> None:
     model = normed()
     before = onnx_io.fingerprint(model)
     done = clean(model)
@@ -73,7 +73,7 @@ def test_a_messy_graph_becomes_a_short_one_that_says_the_same() -> None:
 
 
 @pytest.mark.parametrize("slack", [0.0, preparing.SLACK])
-def test_what_rounding_alone_moves_is_no_reason_to_take_a_pass_back(
+def test_pass_is_kept_if_outputs_change_within_float32_noise(
     monkeypatch: pytest.MonkeyPatch, slack: float
 ) -> None:
     model = from_text(
@@ -84,7 +84,7 @@ def test_what_rounding_alone_moves_is_no_reason_to_take_a_pass_back(
         mean=floats(4, seed=3),
         var=abs(floats(4, seed=4)) + 0.5,
     )
-    nudging = Pass("nudge", lambda given: (perturb_inputs(given) or given, "nudged"))
+    nudging = Pass("nudge", lambda model: (perturb_inputs(model) or model, "nudged"))
     monkeypatch.setattr(preparing, "list_passes", lambda opset: (nudging,))
     monkeypatch.setattr(preparing, "SLACK", slack)
     (step,) = clean(model).steps
@@ -93,13 +93,13 @@ def test_what_rounding_alone_moves_is_no_reason_to_take_a_pass_back(
     )
 
 
-def test_preparing_twice_changes_nothing_more() -> None:
+def test_cleaning_twice_changes_nothing_more() -> None:
     once = clean(normed()).model
     twice = clean(once).model
     assert onnx_io.serialize(once) == onnx_io.serialize(twice)
 
 
-def test_a_pass_that_moves_the_outputs_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pass_that_changes_outputs_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     def spoil(model: ir.Model) -> tuple[ir.Model, str]:
         spoiled = model.clone()
         bias = spoiled.graph.initializers["head_bias"]
@@ -131,15 +131,17 @@ def test_a_pass_that_moves_the_outputs_is_taken_back(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(preparing, "list_passes", lambda opset: tuple(wrong))
     model = models.tiny()
     done = clean(model)
-    told = {step.name: step.dropped for step in done.steps}
-    assert told["spoil"].startswith("it moved `scores` by ")
-    assert told["fail"] == "it failed: tripped"
-    assert told["break"].startswith("its result does not run: ONNX Runtime cannot load this model")
-    assert told["rename"] == "it renamed the outputs to other"
+    dropped = {step.name: step.dropped for step in done.steps}
+    assert dropped["spoil"].startswith("it moved `scores` by ")
+    assert dropped["fail"] == "it failed: tripped"
+    assert dropped["break"].startswith(
+        "its result does not run: ONNX Runtime cannot load this model"
+    )
+    assert dropped["rename"] == "it renamed the outputs to other"
     assert onnx_io.fingerprint(done.model) == onnx_io.fingerprint(model)
 
 
-def test_nan_outputs_do_not_pass_as_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pass_that_makes_outputs_nan_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     def poison(model: ir.Model) -> tuple[ir.Model, str]:
         poisoned = model.clone()
         bias = poisoned.graph.initializers["head_bias"]
@@ -164,7 +166,7 @@ qat (float[N, 4] x) => (float[N, 4] y) {
 """
 
 
-def test_a_quantized_model_keeps_its_quantizers() -> None:
+def test_quantized_model_keeps_its_quantizers() -> None:
     weight = (floats(4, 4) * 40).astype("int8")
     done = clean(from_text(QUANTIZED, w=weight))
     assert done.quantized
@@ -175,7 +177,7 @@ def test_a_quantized_model_keeps_its_quantizers() -> None:
     assert done.model.graph.initializers["w"].dtype == ir.DataType.INT8
 
 
-def test_a_pass_can_be_left_out_by_name_and_a_wrong_name_is_told() -> None:
+def test_passes_are_skipped_by_name_and_unknown_names_rejected() -> None:
     done = clean(normed(), "simplify", "batchnorm", "constants")
     assert "BatchNormalization" in ops(done.model)
     assert [step.name for step in done.steps if step.dropped == "skipped on request"] == [
@@ -187,7 +189,7 @@ def test_a_pass_can_be_left_out_by_name_and_a_wrong_name_is_told() -> None:
         clean(normed(), "simplfy")
 
 
-def test_passes_that_need_the_weights_inside_leave_a_large_model_alone(
+def test_large_model_skips_passes_that_hold_its_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(onnx_io, "SINGLE_FILE_BYTES", 100)
@@ -208,14 +210,14 @@ Twice (a) => (b) { b = Add (a, a) }
 """
 
 
-def test_functions_are_inlined() -> None:
+def test_model_functions_are_inlined() -> None:
     done = clean(ir.from_onnx_text(FUNCTION))
     assert ops(done.model) == ["Add"]
     assert not done.model.functions
     assert done.steps[0].changed == "1 functions"
 
 
-def test_duplicate_names_are_told_apart_before_the_first_run() -> None:
+def test_duplicate_node_names_are_renamed_before_the_first_run() -> None:
     model = models.tiny()
     for node in model.graph:
         node.name = "same"
@@ -235,11 +237,11 @@ net (float[N, 4] x) => (float[N, 4] y) {
 """
 
 
-def test_a_model_that_draws_is_named_and_left_as_it_is() -> None:
+def test_random_model_skips_passes_that_compute() -> None:
     done = clean(ir.from_onnx_text(DRAWING))
-    told = {step.name: step.dropped for step in done.steps}
-    assert told["opset"] == told["simplify"] == preparing.NOT_REPEATABLE
-    assert told["inline"] == told["shapes"] == told["names"] == ""
+    dropped = {step.name: step.dropped for step in done.steps}
+    assert dropped["opset"] == dropped["simplify"] == preparing.NOT_REPEATABLE
+    assert dropped["inline"] == dropped["shapes"] == dropped["names"] == ""
     assert ops(done.model)[-2:] == ["Dropout", "Add"]
     assert all(node.name for node in done.model.graph)
 
@@ -253,7 +255,7 @@ net (float[N, 2] first, float[N, 4] x) => (float[N, 4] y) {
 """
 
 
-def test_an_input_that_nothing_reads_is_kept_and_so_is_the_pass() -> None:
+def test_unused_input_is_restored_after_a_pass() -> None:
     done = clean(ir.from_onnx_text(UNREAD))
     assert [str(spec) for spec in onnx_io.inputs(done.model)] == [
         "first: float32[N, 2]",
@@ -262,18 +264,18 @@ def test_an_input_that_nothing_reads_is_kept_and_so_is_the_pass() -> None:
     assert ops(done.model) == ["Relu"]
 
 
-def test_an_opset_that_cannot_be_reached_is_told_with_its_operator() -> None:
+def test_unreachable_opset_names_the_operator() -> None:
     text = (
         '<ir_version: 8, opset_import: ["": 9]>\n'
         "net (float[N, 3, 4, 4] x) => (float[N, 3, 8, 8] y) "
         '{ s = Constant <value: tensor = float[4] {1, 1, 2, 2}> () y = Upsample <mode = "linear"> '
         "(x, s) }"
     )
-    (step,) = [each for each in clean(ir.from_onnx_text(text)).steps if each.name == "opset"]
+    (step,) = [step for step in clean(ir.from_onnx_text(text)).steps if step.name == "opset"]
     assert "converting `Upsample` to opset 20; the model stays at opset 9" in step.dropped
 
 
-def test_an_operator_without_a_converter_is_named() -> None:
+def test_operator_without_a_version_adapter_is_named() -> None:
     text = (
         '<ir_version: 8, opset_import: ["": 5]>\n'
         "net (float[2, 3] x) => (float[2, 3] y) { y = Cast <to: int = 1> (x) }"
@@ -282,7 +284,7 @@ def test_an_operator_without_a_converter_is_named() -> None:
         upgrade_opset(ir.from_onnx_text(text), 20)
 
 
-def test_what_is_returned_is_valid_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cleaned_model_is_valid_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
     def older(model: ir.Model) -> tuple[ir.Model, str]:
         aged = model.clone()
         aged.ir_version = 3
@@ -303,7 +305,7 @@ net (float[N, 4] x) => (float[N, 4] y) {
 """
 
 
-def test_a_folded_constant_takes_no_name_that_another_has() -> None:
+def test_folded_constant_gets_a_unique_name() -> None:
     model = from_text(CROWDED, k=floats(4), c_folded=floats(4, seed=1))
     done = clean(model, "simplify")
     assert "constants" not in [step.name for step in done.steps if step.dropped]

@@ -6,18 +6,18 @@ from tests import models
 from tests.models import floats, from_text
 
 
-def test_parameters_and_macs_are_counted_for_one_image() -> None:
+def test_parameters_and_macs_count_one_image() -> None:
     info = describe_model(infer_shapes(models.tiny())[0])
-    conv = next(each for each in info.operators if each.op == "Conv")
-    gemm = next(each for each in info.operators if each.op == "Gemm")
+    conv = next(operator for operator in info.operators if operator.op == "Conv")
+    gemm = next(operator for operator in info.operators if operator.op == "Gemm")
     assert (conv.nodes, conv.parameters, conv.macs) == (1, 4 * 27 + 4, 8 * 8 * 4 * 27)
     assert (gemm.parameters, gemm.macs) == (25, 20)
     assert info.parameters == 112 + 25
     assert info.weight_bytes == 4 * 137
-    assert [each.op for each in info.operators][:2] == ["Conv", "Gemm"]
+    assert [operator.op for operator in info.operators][:2] == ["Conv", "Gemm"]
 
 
-def test_grouped_and_transposed_convolutions_count_what_they_compute() -> None:
+def test_macs_of_grouped_and_transposed_convolutions() -> None:
     text = (
         '<ir_version: 10, opset_import: ["": 20]>\n'
         "net (float[N, 4, 6, 6] x) => (float[N, 2, 9, 9] y) "
@@ -25,11 +25,11 @@ def test_grouped_and_transposed_convolutions_count_what_they_compute() -> None:
     )
     model = from_text(text, w=floats(4, 1, 3, 3), v=floats(4, 2, 3, 3))
     info = describe_model(infer_shapes(model)[0])
-    by_op = {each.op: each.macs for each in info.operators}
+    by_op = {operator.op: operator.macs for operator in info.operators}
     assert by_op == {"Conv": 4 * 4 * 4 * 9, "ConvTranspose": 4 * 4 * 4 * 2 * 9}
 
 
-def test_a_shared_weight_counts_once_and_shapes_do_not_count() -> None:
+def test_shared_weight_counts_once_and_shapes_do_not_count() -> None:
     text = (
         '<ir_version: 10, opset_import: ["": 20]>\n'
         "net (float[N, 4] x) => (float[N, 4] y) "
@@ -38,10 +38,10 @@ def test_a_shared_weight_counts_once_and_shapes_do_not_count() -> None:
     )
     info = describe_model(infer_shapes(from_text(text, w=floats(4, 4)))[0])
     assert info.parameters == 16
-    assert sum(each.parameters for each in info.operators) == 16
+    assert sum(operator.parameters for operator in info.operators) == 16
 
 
-def test_unknown_shapes_give_unknown_macs() -> None:
+def test_unknown_shape_gives_unknown_macs() -> None:
     text = (
         '<ir_version: 10, opset_import: ["": 20]>\n'
         "net (float[N, 3, h, w] x) => (float[N, 4, h, w] y) "
@@ -51,7 +51,7 @@ def test_unknown_shapes_give_unknown_macs() -> None:
     assert info.operators[0].macs is None
 
 
-def test_a_fixed_batch_counts_one_image_too_and_a_weight_of_its_size_counts_whole() -> None:
+def test_fixed_batch_counts_as_one_image() -> None:
     text = (
         '<ir_version: 10, opset_import: ["": 20]>\n'
         "net (float[4, 4] x) => (float[4, 6] y) { y = MatMul (x, w) }"
@@ -59,12 +59,12 @@ def test_a_fixed_batch_counts_one_image_too_and_a_weight_of_its_size_counts_whol
     assert describe_model(from_text(text, w=floats(4, 6))).operators[0].macs == 4 * 6
 
 
-def test_a_function_named_like_an_operator_is_not_taken_for_it() -> None:
+def test_function_named_like_an_operator_is_described_by_its_domain() -> None:
     text = (
         '<ir_version: 10, opset_import: ["": 20, "my": 1]>\n'
         "net (float[N, 4] x) => (float[N, 4] y) { y = my.MatMul (x) }\n"
         '<domain: "my", opset_import: ["": 20]>\n'
         "MatMul (a) => (b) { b = Add (a, a) }"
     )
-    by_op = {each.op: each.macs for each in describe_model(from_text(text)).operators}
+    by_op = {operator.op: operator.macs for operator in describe_model(from_text(text)).operators}
     assert by_op == {"my::MatMul": 0, "Add": 0}

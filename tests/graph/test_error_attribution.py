@@ -1,5 +1,7 @@
 """Error attribution: exposed tensors, and sums of errors that arrive and that layers make."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -13,6 +15,7 @@ from qconvert.graph.error_attribution import (
     build_attribution_model,
     clipping_range,
     comparable_tensors,
+    error_output,
     expose_tensors,
     values_by_name,
 )
@@ -58,16 +61,17 @@ def test_exposed_tensors_equal_the_outputs_of_the_model() -> None:
 def test_sums_equal_those_of_the_exposed_tensors() -> None:
     reference, model = quantize("cpu")
     attribution = build_attribution_model(model, comparable_tensors(reference, model))
-    names = [outputs.tensor for outputs in attribution.tensors]
+    names = [*attribution.precisions]
     exact = open_cpu(expose_tensors(reference, names), keep_qdq=True)({"image": IMAGES})
     actual = open_cpu(expose_tensors(model, names), keep_qdq=True)({"image": IMAGES})
     references = {REFERENCE_PREFIX + name: exact[OUTPUT_PREFIX + name] for name in names}
     sums = open_cpu(attribution.model, keep_qdq=True)({"image": IMAGES, **references})
-    for outputs in attribution.tensors:
-        a, b = exact[OUTPUT_PREFIX + outputs.tensor], actual[OUTPUT_PREFIX + outputs.tensor]
-        assert sums[outputs.signal] == pytest.approx(np.square(a).sum(), rel=1e-5)
-        assert sums[outputs.power] == pytest.approx(np.square(b).sum(), rel=1e-5)
-        assert sums[outputs.arriving] == pytest.approx(np.square(a - b).sum(), rel=1e-4, abs=1e-9)
+    for name in names:
+        a, b = exact[OUTPUT_PREFIX + name], actual[OUTPUT_PREFIX + name]
+        error = pytest.approx(np.square(a - b).sum(), rel=1e-4, abs=1e-9)
+        assert sums[error_output("signal", name)] == pytest.approx(np.square(a).sum(), rel=1e-5)
+        assert sums[error_output("power", name)] == pytest.approx(np.square(b).sum(), rel=1e-5)
+        assert sums[error_output("arriving", name)] == error
 
 
 @pytest.mark.parametrize("scheme", ["cpu", "tensorrt"])
@@ -77,17 +81,13 @@ def test_own_error_of_a_layer_is_that_on_exact_inputs(scheme: str) -> None:
     plan = planned(reference, scheme)
     model = apply_plan(reference, plan)
     attribution = build_attribution_model(model, comparable_tensors(reference, model))
-    names = [outputs.tensor for outputs in attribution.tensors]
+    names = [*attribution.precisions]
     exact = open_cpu(expose_tensors(reference, names), keep_qdq=True)({"image": IMAGES})
     references = {REFERENCE_PREFIX + name: exact[OUTPUT_PREFIX + name] for name in names}
     sums = open_cpu(attribution.model, keep_qdq=True)({"image": IMAGES, **references})
-    own = {
-        outputs.tensor: float(sums[outputs.made]) for outputs in attribution.tensors if outputs.made
-    }
-    assert own["scores"] == pytest.approx(
-        _own_error(reference, model, "scores", references), rel=1e-3
-    )
-    assert own["c"] == pytest.approx(_own_error(reference, model, "c", references), rel=1e-3)
+    for name in ("scores", "c"):
+        error = _own_error(reference, model, name, references)
+        assert sums[error_output("made", name)] == pytest.approx(error, rel=1e-3)
 
 
 def _own_error(
@@ -151,6 +151,5 @@ def test_precision_of_a_layer_is_that_of_its_inputs() -> None:
     assert "image" not in half
 
 
-def _precisions(reference: ir.Model, model: ir.Model) -> dict[str, str]:
-    attribution = build_attribution_model(model, comparable_tensors(reference, model))
-    return {outputs.tensor: outputs.precision for outputs in attribution.tensors}
+def _precisions(reference: ir.Model, model: ir.Model) -> Mapping[str, str]:
+    return build_attribution_model(model, comparable_tensors(reference, model)).precisions

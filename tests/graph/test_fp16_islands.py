@@ -1,4 +1,4 @@
-"""What stays in float32 when the rest becomes half precision, and the reason that is given."""
+"""What stays in float32 when the rest becomes half precision, and the reason."""
 
 import numpy as np
 import onnx_ir as ir
@@ -7,36 +7,36 @@ from numpy.typing import ArrayLike
 
 from qconvert.backends.ort import open_cpu
 from tests.graph.fp16_models import (
-    answer,
+    first_output,
     graph,
     halved,
     node,
     read_types,
     require_close,
-    rounded,
+    rounded_output,
     types,
 )
 from tests.models import floats, from_text, ops
 
 
-def test_a_tensor_that_overflows_keeps_its_readers_and_its_maker_in_float32() -> None:
+def test_tensor_that_overflows_keeps_producer_and_readers_in_float32() -> None:
     model = graph(
         "g (float[N, 4] x) => (float[N, 4] y) "
         "{ r = Relu (x) big = Mul (r, w) back = Div (big, w) y = Add (back, r) }",
         w=np.full(4, 60000, np.float32),
     )
     feeds = {"x": np.full((2, 4), 3, np.float32)}
-    np.testing.assert_array_equal(rounded(halved(model).model, feeds), np.inf)
+    np.testing.assert_array_equal(rounded_output(halved(model).model, feeds), np.inf)
     result = halved(model, {"x": 3.0, "big": 180000.0, "back": 3.0, "y": 6.0})
     assert result.islands == {
         "big": "`big` reaches 1.8e+05, float16 only 65504",
         "back": "`big` reaches 1.8e+05, float16 only 65504",
     }
-    np.testing.assert_array_equal(rounded(result.model, feeds), 6)
+    np.testing.assert_array_equal(rounded_output(result.model, feeds), 6)
     require_close(model, result.model, feeds)
 
 
-def test_what_only_moves_values_between_float32_nodes_is_not_cast_on_the_way() -> None:
+def test_mover_between_float32_nodes_stays_in_float32() -> None:
     model = graph(
         "g (float[2, 3] x) => (float[3, 1] y) { a = Exp (x) "
         "t = Transpose <perm: ints = [1, 0]> (a) y = ReduceSum (t, axis) }",
@@ -48,13 +48,13 @@ def test_what_only_moves_values_between_float32_nodes_is_not_cast_on_the_way() -
     require_close(model, result.model)
 
 
-def test_half_of_the_range_is_left_for_images_that_were_not_seen() -> None:
+def test_float16_limit_leaves_headroom_for_other_images() -> None:
     model = graph("g (float[N] x) => (float[N] y) { h = Relu (x) y = Neg (h) }")
     assert halved(model, {"h": 32752.0}).islands == {}
     assert set(halved(model, {"h": 32753.0}).islands) == {"h", "y"}
 
 
-def test_a_stored_number_that_overflows_keeps_its_readers_in_float32() -> None:
+def test_constant_that_overflows_keeps_its_readers_in_float32() -> None:
     model = graph(
         "g (float[N, 4] x) => (float[N, 4] y) { h = Relu (x) a = Add (h, w) y = Sub (a, w) }",
         w=np.full(4, 1e5, np.float32),
@@ -62,21 +62,21 @@ def test_a_stored_number_that_overflows_keeps_its_readers_in_float32() -> None:
     result = halved(model)
     assert result.islands["a"] == "`w` reaches 1e+05, float16 only 65504"
     assert types(result.model)["w"] == "FLOAT"
-    np.testing.assert_allclose(answer(result.model), answer(model), rtol=1e-2)
+    np.testing.assert_allclose(first_output(result.model), first_output(model), rtol=1e-2)
 
 
-def test_what_is_not_finite_is_the_same_in_half() -> None:
+def test_infinite_constant_stays_infinite_in_half() -> None:
     model = graph(
         "g (float[N, 2] x) => (float[N, 2] y) { m = Add (x, w) y = Softmax (m) }",
         w=np.array([0, -np.inf], np.float32),
     )
     result = halved(model)
     assert result.islands == {}
-    np.testing.assert_array_equal(answer(result.model), [[1, 0], [1, 0]])
+    np.testing.assert_array_equal(first_output(result.model), [[1, 0], [1, 0]])
 
 
 @pytest.mark.parametrize("op", ["Max", "Min", "Clip"])
-def test_a_bound_beyond_the_range_is_no_reason_for_float32(op: str) -> None:
+def test_clamping_bound_beyond_float16_is_no_island(op: str) -> None:
     lowest = np.float32(np.finfo(np.float32).min if op != "Min" else np.finfo(np.float32).max)
     model = graph(f"g (float[N, 4] x) => (float[N, 4] y) {{ y = {op} (x, w) }}", w=lowest)
     result = halved(model)
@@ -84,7 +84,7 @@ def test_a_bound_beyond_the_range_is_no_reason_for_float32(op: str) -> None:
     require_close(model, result.model)
 
 
-def test_a_number_that_keeps_from_dividing_by_zero_still_does() -> None:
+def test_epsilon_does_not_become_zero_in_float16() -> None:
     model = graph(
         "g (float[2, 3] x) => (float[2, 3] y) "
         "{ n = ReduceL2 <keepdims: int = 1> (x, axis) m = Max (n, eps) y = Div (x, m) }",
@@ -94,7 +94,9 @@ def test_a_number_that_keeps_from_dividing_by_zero_still_does() -> None:
     result = halved(model, {"x": 1.0, "n": 1.0})
     feeds = {"x": np.array([[0, 0, 0], [0.3, 0.4, 0]], np.float32)}
     assert result.islands == {}
-    np.testing.assert_allclose(rounded(result.model, feeds), answer(model, feeds), atol=1e-3)
+    np.testing.assert_allclose(
+        rounded_output(result.model, feeds), first_output(model, feeds), atol=1e-3
+    )
     require_close(model, result.model, feeds)
 
 
@@ -126,16 +128,16 @@ def summing(op: str) -> ir.Model:
         "g (float[N, 2, 32, 32] image) => (float[a, b, c, d] y) "
         f"{{ x = Relu (image) y = {SUMS[op][0]} }}"
     )
-    given: dict[str, ArrayLike] = {
+    constants: dict[str, ArrayLike] = {
         "a": [2, 3],
         "w": np.ones(2, np.float32),
         "v": np.ones((2, 32, 32), np.float32),
     }
-    return graph(text, **{name: array for name, array in given.items() if f"{name})" in text})
+    return graph(text, **{name: array for name, array in constants.items() if f"{name})" in text})
 
 
 @pytest.mark.parametrize("op", SUMS)
-def test_a_sum_that_may_overflow_is_made_in_float32(op: str) -> None:
+def test_sum_that_may_overflow_is_computed_in_float32(op: str) -> None:
     _, top, reason = SUMS[op]
     model = summing(op)
     result = halved(model, {"image": 1.0, "x": float(top)})
@@ -148,18 +150,18 @@ def test_a_sum_that_may_overflow_is_made_in_float32(op: str) -> None:
         require_close(model, result.model, feeds)
 
 
-def test_without_any_measurement_only_what_adds_up_most_stays_in_float32() -> None:
-    kept = {op for op in SUMS if halved(summing(op)).islands}
-    assert kept == set(SUMS) - {"GlobalAveragePool", "AveragePool", "Exp"}
+def test_only_heavy_sums_stay_in_float32_without_calibration() -> None:
+    islands = {op for op in SUMS if halved(summing(op)).islands}
+    assert islands == set(SUMS) - {"GlobalAveragePool", "AveragePool", "Exp"}
 
 
-def test_with_measurements_a_sum_of_what_was_not_measured_is_made_in_float32() -> None:
+def test_sum_of_an_unmeasured_tensor_stays_in_float32() -> None:
     for op in SUMS:
         (reason,) = halved(summing(op), {"image": 1.0}).islands.values()
         assert "was not measured" in reason
 
 
-def test_a_sum_of_unknown_length_is_made_in_float32() -> None:
+def test_sum_of_unknown_length_stays_in_float32() -> None:
     model = graph(
         "g (float[N, H] x) => (float[N] y) { y = ReduceSum <keepdims: int = 0> (x, a) }",
         a=[1],
@@ -168,7 +170,7 @@ def test_a_sum_of_unknown_length_is_made_in_float32() -> None:
     assert result.islands == {"y": "how many values it adds up is unknown"}
 
 
-def test_a_normalization_that_adds_up_in_float32_by_itself_reads_half() -> None:
+def test_layer_norm_with_float32_stash_type_reads_half() -> None:
     model = graph(
         "g (float[N, 256] x) => (float[N, 256] y) { y = LayerNormalization (x, w) }",
         w=np.ones(256, np.float32),
@@ -178,7 +180,7 @@ def test_a_normalization_that_adds_up_in_float32_by_itself_reads_half() -> None:
     require_close(model, result.model, {"x": 300 * floats(2, 256)})
 
 
-def test_a_normalization_that_is_spelled_out_squares_and_takes_roots_in_float32() -> None:
+def test_decomposed_norm_computes_squares_and_roots_in_float32() -> None:
     model = graph(
         "g (float[N, 64] x) => (float[N, 64] y) { s = Pow (x, two) m = ReduceMean (s, axis) "
         "e = Add (m, eps) r = Sqrt (e) y = Div (x, r) }",
@@ -192,11 +194,11 @@ def test_a_normalization_that_is_spelled_out_squares_and_takes_roots_in_float32(
         *("Cast", "Pow", "ReduceMean", "Add", "Sqrt", "Cast", "Div", "Cast"),
     ]
     feeds = {"x": np.full((2, 64), 300, np.float32)}  # and their squares are beyond float16
-    np.testing.assert_allclose(rounded(result.model, feeds), 1, rtol=1e-2)
+    np.testing.assert_allclose(rounded_output(result.model, feeds), 1, rtol=1e-2)
     require_close(model, result.model, feeds)
 
 
-def test_a_softmax_over_rows_longer_than_float16_counts_stays_in_float32() -> None:
+def test_softmax_over_long_rows_stays_in_float32() -> None:
     text = "g (float[N, {}] x) => (float[N, {}] y) {{ h = Neg (x) y = Softmax (h) }}"
     assert halved(graph(text.format(2048, 2048))).islands == {}
     result = halved(graph(text.format(5000, 5000)))
@@ -204,7 +206,7 @@ def test_a_softmax_over_rows_longer_than_float16_counts_stays_in_float32() -> No
     require_close(graph(text.format(5000, 5000)), result.model)
 
 
-def test_sizes_and_positions_stay_exact() -> None:
+def test_sizes_and_positions_stay_in_float32() -> None:
     model = graph(
         "g (float[N, 3001] x) => (float[N, 1] y, int64[1] n) { s = Shape <start: int = 1> (x) "
         "f = Cast <to: int = 1> (s) t = Mul (f, one) n = Cast <to: int = 7> (t) "
@@ -218,7 +220,7 @@ def test_sizes_and_positions_stay_exact() -> None:
     assert open_cpu(result.model)({"x": floats(1, 3001)})["n"] == 3001
 
 
-def test_an_operator_without_half_stays_in_float32() -> None:
+def test_operator_without_a_half_type_stays_in_float32() -> None:
     model = graph(
         "g (float[1, 6, 4] b, float[1, 1, 6] s) => (int64[n, 3] chosen, float[1, 6, 4] c) "
         "{ c = Relu (b) chosen = NonMaxSuppression (c, s, most) }",
@@ -229,10 +231,10 @@ def test_an_operator_without_half_stays_in_float32() -> None:
     assert read_types(result.model, "NonMaxSuppression")[1] == "FLOAT"
     boxes = np.array([[[0, 0, k, k] for k in range(1, 7)]], np.float32)
     feeds = {"b": boxes, "s": np.arange(6, dtype=np.float32).reshape(1, 1, 6)}
-    np.testing.assert_array_equal(answer(result.model, feeds), answer(model, feeds))
+    np.testing.assert_array_equal(first_output(result.model, feeds), first_output(model, feeds))
 
 
-def test_an_operator_that_nobody_knows_is_left_alone() -> None:
+def test_operator_without_a_schema_stays_in_float32() -> None:
     model = from_text(
         '<ir_version: 10, opset_import: ["": 20, "my": 1]>\n'
         "g (float[N, 4] x) => (float[N, 4] y) "
@@ -244,7 +246,7 @@ def test_an_operator_that_nobody_knows_is_left_alone() -> None:
     assert read_types(result.model, "Neg")[0] == "FLOAT16"
 
 
-def test_a_tensor_of_unknown_type_keeps_its_readers_as_they_are() -> None:
+def test_tensor_of_unknown_type_keeps_its_readers_in_float32() -> None:
     model = from_text(
         '<ir_version: 10, opset_import: ["": 20, "my": 1]>\n'
         "g (float[N, 4] x) => (float[N, 4] y) { a = Relu (x) b = my.Op (a) y = Add (a, b) }"
@@ -255,7 +257,7 @@ def test_a_tensor_of_unknown_type_keeps_its_readers_as_they_are() -> None:
     assert [read_types(result.model, "Add")[0], types(result.model)["y"]] == ["FLOAT", "FLOAT"]
 
 
-def test_a_graph_inside_a_node_reads_what_it_always_read() -> None:
+def test_subgraph_keeps_reading_float32() -> None:
     model = graph(
         "g (float[N, 4] x, bool c) => (float[N, 4] y) { h = Mul (x, w) "
         "i = If (c) <then_branch = a () => (float[N, 4] p) { p = Mul (h, w) }, "
@@ -271,7 +273,7 @@ def test_a_graph_inside_a_node_reads_what_it_always_read() -> None:
         require_close(model, result.model, {"x": floats(2, 4), "c": np.array(truth)})
 
 
-def test_a_function_of_the_model_stays_in_float32() -> None:
+def test_model_function_stays_in_float32() -> None:
     model = from_text(
         '<ir_version: 10, opset_import: ["": 20, "my": 1]>\n'
         "g (float[N, 4] x) => (float[N, 4] y) "

@@ -6,7 +6,7 @@ from qconvert.graph.names import UniqueNames, name_nodes
 from tests import models
 
 
-def test_names_are_filled_in_and_told_apart() -> None:
+def test_nodes_get_missing_and_unique_names() -> None:
     model = models.tiny()
     for node, name in zip(model.graph, ["a", "a", None, "", "a"], strict=True):
         node.name = name
@@ -19,7 +19,7 @@ def test_names_are_filled_in_and_told_apart() -> None:
     assert [node.name for node in name_nodes(model)[0].graph] == names
 
 
-def test_a_free_name_is_not_taken_from_a_later_node() -> None:
+def test_new_name_does_not_collide_with_a_later_node() -> None:
     model = models.tiny()
     for node, name in zip(model.graph, ["a", "a", "a_0", "b", "c"], strict=True):
         node.name = name
@@ -27,7 +27,7 @@ def test_a_free_name_is_not_taken_from_a_later_node() -> None:
     assert len(set(names)) == 5
 
 
-def test_what_exporters_leave_for_debugging_is_dropped() -> None:
+def test_exporter_metadata_is_dropped() -> None:
     model = models.tiny()
     model.graph.node(0).metadata_props["pkg.torch.onnx.stack_trace"] = "/home/someone/net.py:3"
     model.graph.node(0).doc_string = "/home/someone"
@@ -36,7 +36,7 @@ def test_what_exporters_leave_for_debugging_is_dropped() -> None:
     assert not named.graph.node(0).metadata_props
 
 
-def test_the_thousandth_name_of_a_stem_is_short_and_found_at_once() -> None:
+def test_thousandth_name_of_a_stem_is_short() -> None:
     looks = 0
 
     class Looked(set[str]):
@@ -46,8 +46,8 @@ def test_the_thousandth_name_of_a_stem_is_short_and_found_at_once() -> None:
             return super().__contains__(name)
 
     names = UniqueNames(Looked({"bias", "bias_2"}))
-    given = [names.reserve("bias") for _ in range(1000)]
-    assert given[:3] == ["bias_1", "bias_3", "bias_4"]
-    assert given[-1] == "bias_1001"
-    assert len(set(given)) == 1000
+    reserved = [names.reserve("bias") for _ in range(1000)]
+    assert reserved[:3] == ["bias_1", "bias_3", "bias_4"]
+    assert reserved[-1] == "bias_1001"
+    assert len(set(reserved)) == 1000
     assert looks <= 2 * 1000 + 1

@@ -1,4 +1,4 @@
-"""A tapped model answers with the extremes, means and samples of its tensors, image by image."""
+"""A tapped model outputs the extremes, means and samples of its tensors, image by image."""
 
 from pathlib import Path
 
@@ -20,49 +20,47 @@ WIDE = HEAD + "net (float[N, 4, 64, 64] x) => (float[N, 4, 64, 64] y) { y = Relu
 ANY_SIZE = HEAD + "net (float[N, 4, h, w] x) => (float[N, 4, h, w] y) { y = Relu (x) }"
 
 
-def answers(
-    tapped: TappedModel, x: NDArray[np.float32], phase: int = 0, name: str = "x"
-) -> Tensors:
+def run(tapped: TappedModel, x: NDArray[np.float32], phase: int = 0, name: str = "x") -> Tensors:
     phases = np.full((len(x), 1), phase, dtype=np.int64)
     return open_cpu(tapped.model)({name: x} | ({PHASE: phases} if tapped.phase else {}))
 
 
 def of(tapped: TappedModel, outputs: Tensors, tensor: str) -> list[NDArray[np.float32]]:
     """Return low, high, mean and sample of a tensor."""
-    found = next(each for each in tapped.taps if each.tensor == tensor)
-    return [outputs[name] for name in (found.low, found.high, found.mean, str(found.sample))]
+    tap = next(tap for tap in tapped.taps if tap.tensor == tensor)
+    return [outputs[name] for name in (tap.low, tap.high, tap.mean, str(tap.sample))]
 
 
-def test_extremes_and_means_are_those_of_each_channel_of_each_image() -> None:
+def test_ranges_and_means_are_per_image_and_channel() -> None:
     tapped = add_calibration_taps(infer_shapes(tiny())[0])
     images = floats(3, 3, 8, 8)
-    low, high, mean, sample = of(tapped, answers(tapped, images, name="image"), "image")
+    low, high, mean, sample = of(tapped, run(tapped, images, name="image"), "image")
     assert np.array_equal(low, images.min(axis=(2, 3)))
     assert np.array_equal(high, images.max(axis=(2, 3)))
     assert mean == pytest.approx(images.mean(axis=(2, 3)), abs=1e-6)
     assert np.array_equal(sample, images.reshape(3, -1))
 
 
-def test_the_model_itself_is_left_alone() -> None:
+def test_tapping_leaves_the_model_unchanged() -> None:
     model = infer_shapes(tiny())[0]
     before = onnx_io.serialize(model)
     add_calibration_taps(model)
     assert onnx_io.serialize(model) == before
 
 
-def test_the_sample_of_an_image_depends_on_its_phase_alone() -> None:
+def test_sample_depends_on_the_image_index_alone() -> None:
     tapped = add_calibration_taps(from_text(WIDE))
     images = floats(5, 4, 64, 64)
-    together = of(tapped, answers(tapped, images, phase=9), "x")[3]
-    alone = of(tapped, answers(tapped, images[3:4], phase=9), "x")[3]
+    together = of(tapped, run(tapped, images, phase=9), "x")[3]
+    alone = of(tapped, run(tapped, images[3:4], phase=9), "x")[3]
     assert np.array_equal(together[3:4], alone)
-    assert not np.array_equal(alone, of(tapped, answers(tapped, images[3:4], phase=10), "x")[3])
+    assert not np.array_equal(alone, of(tapped, run(tapped, images[3:4], phase=10), "x")[3])
 
 
-def test_a_sample_walks_through_the_whole_image_with_an_odd_stride() -> None:
+def test_sample_has_an_odd_stride_through_the_whole_image() -> None:
     tapped = add_calibration_taps(from_text(WIDE))
     order = np.arange(4 * 64 * 64, dtype=np.float32).reshape(1, 4, 64, 64)
-    drawn = of(tapped, answers(tapped, order, phase=2**32 - 1), "x")[3][0]
+    drawn = of(tapped, run(tapped, order, phase=2**32 - 1), "x")[3][0]
     stride = 2 * (order.size // (2 * SAMPLES_PER_TENSOR)) + 1
     assert set(np.diff(drawn)) == {stride}
     assert SAMPLES_PER_TENSOR * 2 / 3 <= drawn.size < 2 * SAMPLES_PER_TENSOR
@@ -70,25 +68,25 @@ def test_a_sample_walks_through_the_whole_image_with_an_odd_stride() -> None:
     assert drawn[-1] >= order.size - 2 * stride
 
 
-def test_exact_taps_answer_with_every_value() -> None:
+def test_exact_taps_output_every_value() -> None:
     tapped = add_calibration_taps(from_text(WIDE), exact=True)
     images = floats(2, 4, 64, 64)
     assert tapped.phase is None
-    sample = of(tapped, answers(tapped, images), "y")[3]
+    sample = of(tapped, run(tapped, images), "y")[3]
     assert np.array_equal(sample, np.maximum(images, 0).reshape(2, -1))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (64, 80)])
-def test_images_may_have_any_size(size: tuple[int, int]) -> None:
+def test_sample_positions_of_dynamic_sizes(size: tuple[int, int]) -> None:
     tapped = add_calibration_taps(from_text(ANY_SIZE))
     images = floats(2, 4, *size)
-    low, high, _, sample = of(tapped, answers(tapped, images, phase=5), "x")
+    low, high, _, sample = of(tapped, run(tapped, images, phase=5), "x")
     assert np.array_equal(low, images.min(axis=(2, 3)))
     assert np.array_equal(high, images.max(axis=(2, 3)))
     assert np.isin(sample, images).all()
 
 
-def test_half_precision_is_observed_as_float32() -> None:
+def test_half_tensors_are_tapped_as_float32() -> None:
     text = HEAD + "net (float16[N, 4, 3, 3] x) => (float16[N, 4, 3, 3] y) { y = Relu (x) }"
     tapped = add_calibration_taps(from_text(text))
     images = floats(2, 4, 3, 3).astype(np.float16)
@@ -97,15 +95,15 @@ def test_half_precision_is_observed_as_float32() -> None:
     assert np.array_equal(low, images.min(axis=(2, 3)))
 
 
-def test_rows_of_tokens_are_reduced_to_their_last_axis() -> None:
+def test_tokens_are_reduced_to_their_last_axis() -> None:
     text = HEAD + "net (float[N, 5, 6] x) => (float[N, 5, 2] y) { y = MatMul (x, w) }"
     tapped = add_calibration_taps(from_text(text, w=floats(6, 2)))
     tokens = floats(3, 5, 6)
-    low, *_ = of(tapped, answers(tapped, tokens), "x")
+    low, *_ = of(tapped, run(tapped, tokens), "x")
     assert np.array_equal(low, tokens.min(axis=1))
 
 
-def test_one_image_at_a_time_is_told_apart_whatever_its_axes_mean() -> None:
+def test_single_image_run_reduces_every_axis_but_channels() -> None:
     text = HEAD + (
         "net (float[N, 4, 6, 6] x) => (float[] y) "
         "{ shape = Constant <value: tensor = int64[2] {-1, 6}> () h = Reshape (x, shape) "
@@ -113,36 +111,36 @@ def test_one_image_at_a_time_is_told_apart_whatever_its_axes_mean() -> None:
     )
     tapped = add_calibration_taps(infer_shapes(from_text(text))[0])
     image = floats(1, 4, 6, 6)
-    low, high, _, sample = of(tapped, answers(tapped, image), "r")
+    low, high, _, sample = of(tapped, run(tapped, image), "r")
     rows = 1 / (1 + np.exp(-image.reshape(-1, 6)))
     assert low == pytest.approx(rows.min(axis=0)[np.newaxis], rel=1e-5)
     assert high == pytest.approx(rows.max(axis=0)[np.newaxis], rel=1e-5)
     assert sample.shape == (1, rows.size)
 
 
-def test_a_mean_is_not_finite_where_a_value_is_not() -> None:
+def test_mean_is_not_finite_if_a_value_is_not() -> None:
     tapped = add_calibration_taps(from_text(WIDE))
     images = floats(3, 4, 64, 64)
     images[1, 2, 3, 4], images[2, 0, 0, 0] = np.nan, -np.inf
-    mean = of(tapped, answers(tapped, images), "x")[2]
+    mean = of(tapped, run(tapped, images), "x")[2]
     assert np.isfinite(mean).all(axis=1).tolist() == [True, False, False]
 
 
-def test_weights_outside_of_the_model_file_stay_there(tmp_path: Path) -> None:
+def test_external_weights_stay_external(tmp_path: Path) -> None:
     ir.save(infer_shapes(tiny())[0], tmp_path / "m.onnx", external_data="m.data")
     tapped = add_calibration_taps(ir.load(tmp_path / "m.onnx"))
-    kept = tapped.model.graph.initializers["conv_weight"].const_value
-    assert isinstance(kept, ir.ExternalTensor)
+    stored = tapped.model.graph.initializers["conv_weight"].const_value
+    assert isinstance(stored, ir.ExternalTensor)
 
 
-def test_an_old_opset_is_refused_with_a_way_out() -> None:
+def test_old_opset_is_rejected_with_a_hint() -> None:
     model = from_text(WIDE.replace('"": 20', '"": 17'))
     with pytest.raises(QConvertError, match="needs opset 18") as raised:
         add_calibration_taps(model)
     assert "raises the opset" in str(raised.value.hint)
 
 
-def test_a_model_with_nothing_to_quantize_is_refused() -> None:
+def test_model_with_nothing_to_quantize_is_rejected() -> None:
     text = HEAD + "net (int64[N, 4] x) => (int64[N, 4] y) { y = Abs (x) }"
     with pytest.raises(QConvertError, match="no tensor of this model"):
         add_calibration_taps(from_text(text))

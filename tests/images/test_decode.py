@@ -47,9 +47,7 @@ def test_gray_and_alpha_become_rgb_without_blending(
 
 
 @pytest.mark.parametrize("transparency", [None, 0, bytes([0, 128])])
-def test_palette_becomes_its_colours_whatever_its_transparency(
-    transparency: Any,
-) -> None:
+def test_palette_becomes_its_colours_whatever_its_transparency(transparency: Any) -> None:
     image = Image.new("P", (4, 4), 1)
     image.putpalette([0, 0, 0, 10, 20, 30])
     options = {} if transparency is None else {"transparency": transparency}

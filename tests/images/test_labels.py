@@ -67,9 +67,7 @@ def test_labels_csv_about_other_folders_is_ignored(tmp_path: Path) -> None:
     assert labels(images) == {"cat/1.png": 0, "dog/1.png": 1}
 
 
-def test_given_label_file_overrides_all_others(
-    tmp_path: Path,
-) -> None:
+def test_given_label_file_overrides_all_others(tmp_path: Path) -> None:
     images = write_images(tmp_path / "val", "cat/1.png", "dog/1.png")
     (images / "labels.csv").write_text("file,label\ncat/1.png,8\n")
     (tmp_path / "mine").mkdir()

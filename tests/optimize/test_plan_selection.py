@@ -1,6 +1,5 @@
 """Select a plan: range methods and equalization replace the default only if they are better."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -85,15 +84,15 @@ def test_default_effort_reports_the_output_error_of_every_method(
     plan = select(candidate, "default", "auto")
     assert {row.method for row in plan.tried} >= {"mse", "minmax", "percentile:99.99"}
     (text,) = texts(events, "choose")
-    assert "on 8 other images" in text
+    assert "on 8 held-out images" in text
 
 
-def test_description_of_images_counts_those_calibrated_on(candidate: Candidate) -> None:
-    describe: Callable[[int], str] = lambda count: candidate.describe_images(  # noqa: E731
-        OutputError(np.zeros(count), 0.0)
-    )
-    assert describe(8) == "on 8 other images"
-    assert describe(20) == "on 20 images, 8 of them not calibrated on"
+def test_description_of_images_counts_those_held_out(candidate: Candidate) -> None:
+    errors = (OutputError(np.zeros(count), 0.0) for count in (8, 20))
+    assert [candidate.describe_images(error) for error in errors] == [
+        "on 8 held-out images",
+        "on 20 images, 8 of them held out",
+    ]
 
 
 @pytest.mark.parametrize("effort", ["none", "quick"])

@@ -47,6 +47,15 @@ def test_outputs_do_not_depend_on_the_tensors_held(backend: str, max_bytes: int)
         assert_same_outputs(model, model.restore_float([block]), outputs)
 
 
+def test_blocks_of_an_equalized_model_are_tried_too() -> None:
+    model = model_of("tensorrt")
+    factors = {"b": tuple(float(factor) for factor in range(1, 17))}
+    model = replace(model, plan=replace(model.plan, equalized=factors))
+    blocks = find_blocks(model.model, model.plan)
+    for block, outputs in zip(blocks, run_single_blocks(model, blocks, BATCHES), strict=True):
+        assert_same_outputs(model, model.restore_float([block]), outputs)
+
+
 @dataclass(frozen=True)
 class RecordingModel(SearchModel):
     """A model that records the first node of each segment it opens, by plan."""

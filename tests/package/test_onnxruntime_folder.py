@@ -162,6 +162,7 @@ def package_of(model: Any, **names: Any) -> Path:
     ).folder
 
 
+@pytest.mark.slow
 def test_script_reads_arrays_for_inputs_that_are_no_images() -> None:
     model = from_text(PAIR, axis=np.array([1]))
     folder = package_of(model)
@@ -177,6 +178,7 @@ def test_script_reads_arrays_for_inputs_that_are_no_images() -> None:
     ]
 
 
+@pytest.mark.long
 def test_script_fills_a_fixed_batch_and_prints_the_chosen_classes(tmp_path: Path) -> None:
     names = "abcdef"
     (tmp_path / "names.txt").write_text("\n".join(names))

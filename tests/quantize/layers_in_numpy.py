@@ -22,24 +22,24 @@ def convolved(node: ir.Node, image: Array, weight: Array, bias: Array | None) ->
     parts = [
         np.einsum(
             "nchwij,ocij->nohw",
-            windows[:, each * reads : (each + 1) * reads],
-            weight[each * makes : (each + 1) * makes].astype(np.float64),
+            windows[:, index * reads : (index + 1) * reads],
+            weight[index * makes : (index + 1) * makes].astype(np.float64),
         )
-        for each in range(group)
+        for index in range(group)
     ]
-    made = np.concatenate(parts, axis=1)
-    return made if bias is None else made + bias.reshape(1, -1, 1, 1)
+    output = np.concatenate(parts, axis=1)
+    return output if bias is None else output + bias.reshape(1, -1, 1, 1)
 
 
 def product(node: ir.Node, rows: Array, weight: Array, bias: Array | None) -> Array:
     """Return a matrix product with a bias."""
-    turned = weight.T if node.attributes.get_int("transB", 0) else weight
-    made: Array = rows.astype(np.float64) @ turned
-    return made if bias is None else made + bias
+    transposed = weight.T if node.attributes.get_int("transB", 0) else weight
+    output: Array = rows.astype(np.float64) @ transposed
+    return output if bias is None else output + bias
 
 
 def halved(maps: Array) -> Array:
-    """Return the largest of each two by two values."""
+    """Return the largest of every two by two values."""
     blocks = maps.reshape(*maps.shape[:2], maps.shape[2] // 2, 2, -1, 2)
     largest: Array = blocks.max(axis=(3, 5))
     return largest
@@ -60,8 +60,8 @@ DEFINITIONS: dict[str, Callable[..., Array]] = {
 }
 
 
-def computed(node: ir.Node, given: list[Array | None]) -> Array:
+def computed(node: ir.Node, inputs: list[Array | None]) -> Array:
     """Return the result of a node in double precision."""
     if node.op_type in ("Conv", "Gemm"):
-        given = [*given, None][:3]
-    return DEFINITIONS[node.op_type](node, *given)
+        inputs = [*inputs, None][:3]
+    return DEFINITIONS[node.op_type](node, *inputs)

@@ -21,9 +21,9 @@ NONE = Selection()
 
 def scheme(name: str) -> Scheme:
     """Return the scheme of a backend."""
-    found = backends.requirements(name).scheme
-    assert found is not None
-    return found
+    required = backends.requirements(name).scheme
+    assert required is not None
+    return required
 
 
 def model(body: str, signature: str, **shapes: tuple[int, ...]) -> ir.Model:
@@ -41,22 +41,23 @@ def layers(before: ir.Model, name: str, selection: Selection = NONE) -> dict[str
 
 def planned(before: ir.Model, name: str, selection: Selection = NONE) -> Plan:
     """Return a plan in which every tensor has a made-up range, wider from tensor to tensor."""
-    wanted, placed = scheme(name), layers(before, name, selection)
-    seen = find_observed_tensors(before)
+    required, placed = scheme(name), layers(before, name, selection)
+    observed = find_observed_tensors(before)
     ranges = {
-        tensor: Range(-1.0 - number, 1.0 + number) for number, tensor in enumerate(seen.quantizable)
+        tensor: Range(-1.0 - number, 1.0 + number)
+        for number, tensor in enumerate(observed.quantizable)
     }
-    ranges |= {tensor: ranges[source] for tensor, source in seen.aliases.items()}
+    ranges |= {tensor: ranges[source] for tensor, source in observed.aliases.items()}
     return Plan(
         model=onnx_io.fingerprint(before),
         scheme=name,
         method="mse",
         weight_method="mse",
-        activations=wanted.activations,
-        weights=wanted.weights,
-        integer_bias=wanted.integer_bias,
+        activations=required.activations,
+        weights=required.weights,
+        integer_bias=required.integer_bias,
         layers=placed,
-        tensors=share_ranges(before.graph, placed, ranges, wanted.shared_scale),
+        tensors=share_ranges(before.graph, placed, ranges, required.shared_scale),
     )
 
 
@@ -70,15 +71,15 @@ def lines(graph: ir.Model) -> list[str]:
 
     A result that the graph returns from integers has a line of its own.
     """
-    plain = [
+    nodes = [
         f"{node.outputs[0].name} = {node.op_type}({', '.join(map(_read, node.inputs))})"
         for node in graph.graph
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear")
     ]
-    rounded = [
+    outputs = [
         f"return {_read(value)}" for value in graph.graph.outputs if _read(value).startswith("~")
     ]
-    return plain + rounded
+    return nodes + outputs
 
 
 def _read(value: ir.Value | None) -> str:

@@ -1,5 +1,7 @@
 """What the rewritten graph computes is what its plan says, layer by layer, in ONNX Runtime."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -30,11 +32,9 @@ def images(count: int = 8) -> Tensors:
 def seen(model: ir.Model) -> Calibration:
     tapped = add_calibration_taps(model)
     names = tuple(CalibrationImage(str(number), "") for number in range(8))
-    start = Calibration(
-        Origin("", tuple(each.tensor for each in tapped.taps), names, {}, "", False)
-    )
-    answer = make_tapped_runner(open_cpu(tapped.model), tapped)
-    return collect([answer((range(8), images()))], tapped, start, lambda collector: None)
+    start = Calibration(Origin("", tuple(tap.tensor for tap in tapped.taps), names, {}, "", False))
+    run = make_tapped_runner(open_cpu(tapped.model), tapped)
+    return collect([run((range(8), images()))], tapped, start, lambda collector: None)
 
 
 def plan(model: ir.Model, backend: str, wishes: QuantizeOptions | None = None) -> Plan:
@@ -42,41 +42,41 @@ def plan(model: ir.Model, backend: str, wishes: QuantizeOptions | None = None) -
 
 
 def exposed(model: ir.Model) -> tuple[ir.Model, list[str]]:
-    """Return a copy that answers with every tensor of integers too."""
+    """Return a copy that outputs every tensor of integers too."""
     copy = model.clone()
-    made = [node.outputs[0] for node in copy.graph if node.op_type == "QuantizeLinear"]
-    copy.graph.outputs.extend(value for value in made if value not in copy.graph.outputs)
-    return copy, [str(value.name) for value in made]
+    integers = [node.outputs[0] for node in copy.graph if node.op_type == "QuantizeLinear"]
+    copy.graph.outputs.extend(value for value in integers if value not in copy.graph.outputs)
+    return copy, [str(value.name) for value in integers]
 
 
 @pytest.mark.parametrize("backend", ["cpu", "tensorrt"])
 @pytest.mark.parametrize("rest", ["fp32", "fp16", "bf16"])
-def test_every_layer_is_what_the_plan_says_within_one_step(backend: str, rest: str) -> None:
+def test_quantized_layers_match_numpy_within_one_step(backend: str, rest: str) -> None:
     model = net()
     rewritten = apply_plan(model, plan(model, backend, QuantizeOptions(rest=rest)))  # type: ignore[arg-type]
     watched, names = exposed(rewritten)
     got = open_cpu(watched)(images())
-    known: dict[str, Array] = {name: got[name] for name in names} | images()
+    values_of: dict[str, Array] = {name: got[name] for name in names} | images()
     checked = 0
     for node in rewritten.graph:
         value = node.outputs[0]
-        given = [None if each is None else _value(each, known) for each in node.inputs]
+        inputs = [None if value is None else _value(value, values_of) for value in node.inputs]
         if node.op_type == "QuantizeLinear":
-            expected = _quantized(given)
+            expected = _quantized(inputs)
             # The step may fall to either side of a tie, or of what float32 rounds on the way.
             assert np.abs(expected - got[str(value.name)].astype(np.int64)).max() <= 1
             assert (expected == got[str(value.name)]).mean() > 0.99
             checked += 1
         elif node.op_type == "DequantizeLinear":
-            known[str(value.name)] = _dequantized(node, given)
+            values_of[str(value.name)] = _dequantized(node, inputs)
         else:
-            known[str(value.name)] = computed(node, given)
+            values_of[str(value.name)] = computed(node, inputs)
     assert checked == len(names) > 5
-    assert np.allclose(known["scores"], got["scores"], rtol=1e-3, atol=1e-3)
+    assert np.allclose(values_of["scores"], got["scores"], rtol=1e-3, atol=1e-3)
 
 
-def _value(value: ir.Value, known: dict[str, Array]) -> Array:
-    return known[str(value.name)] if value.name in known else _constant(value)
+def _value(value: ir.Value, values_of: dict[str, Array]) -> Array:
+    return values_of[str(value.name)] if value.name in values_of else _constant(value)
 
 
 def _constant(value: ir.Value) -> Array:
@@ -85,8 +85,8 @@ def _constant(value: ir.Value) -> Array:
     return np.array(tensor.numpy())
 
 
-def _quantized(given: list[Array | None]) -> Array:
-    values, step, zero = given
+def _quantized(inputs: list[Array | None]) -> Array:
+    values, step, zero = inputs
     assert values is not None
     assert step is not None
     assert zero is not None
@@ -96,11 +96,11 @@ def _quantized(given: list[Array | None]) -> Array:
     return clipped
 
 
-def _dequantized(node: ir.Node, given: list[Array | None]) -> Array:
-    integers, steps = given[0], given[1]
+def _dequantized(node: ir.Node, inputs: list[Array | None]) -> Array:
+    integers, steps = inputs[0], inputs[1]
     assert integers is not None
     assert steps is not None
-    zero = given[2] if len(given) > 2 and given[2] is not None else np.zeros_like(steps)
+    zero = inputs[2] if len(inputs) > 2 and inputs[2] is not None else np.zeros_like(steps)
     axis = node.attributes.get_int("axis", 1)
     spread = [1] * integers.ndim
     if steps.ndim:
@@ -109,21 +109,21 @@ def _dequantized(node: ir.Node, given: list[Array | None]) -> Array:
 
 
 @pytest.mark.parametrize("backend", ["cpu", "tensorrt"])
-def test_the_result_is_valid_small_near_and_the_same_every_time(backend: str) -> None:
+def test_quantized_model_is_valid_small_close_and_deterministic(backend: str) -> None:
     model = net()
     before = onnx_io.serialize(model)
-    made = plan(model, backend)
-    rewritten = apply_plan(model, made)
+    chosen = plan(model, backend)
+    rewritten = apply_plan(model, chosen)
     data = onnx_io.serialize(rewritten)
     onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
-    assert onnx_io.serialize(apply_plan(model, made)) == data
+    assert onnx_io.serialize(apply_plan(model, chosen)) == data
     assert onnx_io.serialize(model) == before
     assert onnx_io.weight_bytes(rewritten) < 0.5 * onnx_io.weight_bytes(model)
-    wanted, got = (open_cpu(each)(images())["scores"] for each in (model, rewritten))
-    assert np.square(wanted).sum() / np.square(wanted - got).sum() > 100
+    expected, outputs = (open_cpu(variant)(images())["scores"] for variant in (model, rewritten))
+    assert np.square(expected).sum() / np.square(expected - outputs).sum() > 100
 
 
-def test_on_the_cpu_every_convolution_runs_as_an_integer_kernel() -> None:
+def test_ort_runs_every_convolution_as_an_integer_kernel() -> None:
     import onnxruntime
 
     model = net()
@@ -139,7 +139,7 @@ def test_on_the_cpu_every_convolution_runs_as_an_integer_kernel() -> None:
     assert not {"Conv", "Gemm", "Relu", "Clip", "Add", "Mul"} & set(ops)
 
 
-def test_a_scale_follows_the_type_of_the_graph_and_is_exact_in_it() -> None:
+def test_scales_are_exact_in_the_half_type() -> None:
     model = net()
     rewritten = apply_plan(model, plan(model, "tensorrt", QuantizeOptions(rest="fp16")))
     halved = convert_to_half(
@@ -158,15 +158,15 @@ def test_a_scale_follows_the_type_of_the_graph_and_is_exact_in_it() -> None:
             assert node.inputs[1].dtype is node.outputs[0].dtype is ir.DataType.FLOAT16
 
 
-def test_a_weight_that_two_layers_read_is_stored_once_with_room_for_both_biases() -> None:
+def test_shared_weight_is_stored_once_with_room_for_both_biases() -> None:
     text = """<ir_version: 10, opset_import: ["": 20]>
     net (float[N, 16, 4, 4] x) => (float[N, 16, 4, 4] y) {
         h = Conv (x, w, b)
         y = Conv (h, w, large)
     }"""
     model = _shared(text, floats(16, 16, 1, 1), floats(16) * np.float32(1e3))
-    made = _ranged(model)
-    rewritten = apply_plan(model, made)
+    chosen = _ranged(model)
+    rewritten = apply_plan(model, chosen)
     stored = [name for name in rewritten.graph.initializers if name.startswith("w_quantized")]
     biases = [
         value.const_value.numpy()
@@ -177,11 +177,11 @@ def test_a_weight_that_two_layers_read_is_stored_once_with_room_for_both_biases(
     assert len(biases) == 2
     assert all(np.abs(bias.astype(np.int64)).max() < 1.01 * 2**30 for bias in biases)
     x = floats(1, 16, 4, 4, seed=3)
-    wanted, got = (open_cpu(each)({"x": x})["y"] for each in (model, rewritten))
-    assert np.allclose(wanted, got, atol=made.tensors["y"].max_abs / 100)
+    expected, outputs = (open_cpu(variant)({"x": x})["y"] for variant in (model, rewritten))
+    assert np.allclose(expected, outputs, atol=chosen.tensors["y"].max_abs / 100)
 
 
-def test_a_bias_too_large_for_the_steps_of_a_shared_weight_has_the_weight_for_itself() -> None:
+def test_layer_with_a_large_bias_gets_its_own_weight() -> None:
     text = """<ir_version: 10, opset_import: ["": 20]>
     net (float[N, 16, 4, 4] x) => (float[N, 16, 4, 4] y, float[N, 16, 4, 4] z) {
         y = Conv (x, w, b)
@@ -191,9 +191,9 @@ def test_a_bias_too_large_for_the_steps_of_a_shared_weight_has_the_weight_for_it
     model = _shared(text, floats(16, 16, 1, 1), floats(16) * np.float32(1e3))
     rewritten = apply_plan(model, _ranged(model))
     x = {"x": floats(1, 16, 4, 4, seed=3)}
-    wanted, got = (open_cpu(each)(x) for each in (model, rewritten))
-    for name, array in wanted.items():
-        assert np.square(array).sum() / np.square(array - got[name]).sum() > 300, name
+    expected, outputs = (open_cpu(variant)(x) for variant in (model, rewritten))
+    for name, array in expected.items():
+        assert np.square(array).sum() / np.square(array - outputs[name]).sum() > 300, name
     stored = {name for name in rewritten.graph.initializers if name.startswith("w_quantized")}
     assert stored >= {"w_quantized", "w_quantized_1"}
 
@@ -210,55 +210,56 @@ def _ranged(model: ir.Model) -> Plan:
     start = Calibration(
         Origin(
             "",
-            tuple(each.tensor for each in tapped.taps),
+            tuple(tap.tensor for tap in tapped.taps),
             (CalibrationImage("0", ""),),
             {},
             "",
             False,
         )
     )
-    answer = make_tapped_runner(open_cpu(tapped.model), tapped)(
-        ([0], {"x": floats(1, 16, 4, 4, seed=3)})
-    )
-    found = collect([answer], tapped, start, lambda collector: None)
-    return make_plan(model, scheme("cpu"), found.summaries, QuantizeOptions())
+    run = make_tapped_runner(open_cpu(tapped.model), tapped)
+    outputs = run(([0], {"x": floats(1, 16, 4, 4, seed=3)}))
+    calibration = collect([outputs], tapped, start, lambda collector: None)
+    return make_plan(model, scheme("cpu"), calibration.summaries, QuantizeOptions())
 
 
-def test_a_channel_of_zeros_keeps_its_bias() -> None:
+def test_channel_of_zeros_keeps_its_bias() -> None:
     weight = floats(16, 3, 3, 3)
     weight[3] = 0.0
     model = net(w1=weight)
     for backend in ("cpu", "tensorrt"):
         rewritten, names = exposed(apply_plan(model, plan(model, backend)))
-        wanted, got = (open_cpu(each)(images())["scores"] for each in (model, rewritten))
-        assert np.isfinite(got).all()
-        assert np.square(wanted).sum() / np.square(wanted - got).sum() > 100
+        expected, outputs = (
+            open_cpu(variant)(images())["scores"] for variant in (model, rewritten)
+        )
+        assert np.isfinite(outputs).all()
+        assert np.square(expected).sum() / np.square(expected - outputs).sum() > 100
         assert names
 
 
-def test_weights_that_are_not_finite_are_refused_by_name() -> None:
+def test_non_finite_weight_is_rejected_by_name() -> None:
     model = net()
-    made = plan(model, "cpu")
+    chosen = plan(model, "cpu")
     weight = floats(*MIXED_SHAPES["w2"])
     weight[0, 0, 0, 0] = np.nan
     broken = net(w2=weight)
-    made = Plan(**{**made.__dict__, "model": onnx_io.fingerprint(broken)})
-    with pytest.raises(QConvertError, match="the weight `w2` of `wide` holds 1 values"):
-        apply_plan(broken, made)
+    chosen = replace(chosen, model=onnx_io.fingerprint(broken))
+    with pytest.raises(QConvertError, match="the weight `w2` of `wide` has 1 values"):
+        apply_plan(broken, chosen)
 
 
-def test_a_plan_for_another_model_is_refused() -> None:
+def test_plan_for_another_model_is_rejected() -> None:
     with pytest.raises(UsageError, match="another model"):
         apply_plan(net(w1=floats(*MIXED_SHAPES["w1"], seed=99)), plan(net(), "cpu"))
 
 
-def test_a_quantized_model_is_refused() -> None:
+def test_quantized_model_is_rejected() -> None:
     model = net()
-    with pytest.raises(QConvertError, match="quantized already"):
+    with pytest.raises(QConvertError, match="already quantized"):
         plan(apply_plan(model, plan(model, "cpu")), "cpu")
 
 
-def test_a_model_without_weights_has_nothing_to_quantize() -> None:
+def test_model_without_weights_has_nothing_to_quantize() -> None:
     text = """<ir_version: 10, opset_import: ["": 20]>
     net (float[N, 16, 4, 4] x) => (float[N, 16, 4, 4] y) { h = Elu (x) y = Softmax (h) }"""
     model = infer_shapes(from_text(text))[0]

@@ -38,9 +38,9 @@ def net() -> ir.Model:
 
 
 def scheme() -> Scheme:
-    found = backends.requirements("cpu").scheme
-    assert found is not None
-    return found
+    required = backends.requirements("cpu").scheme
+    assert required is not None
+    return required
 
 
 @cache
@@ -50,30 +50,30 @@ def planned(method: str = "mse") -> Plan:
     images = tuple(
         CalibrationImage(f"{number}.png", f"{number:064x}") for number in range(len(IMAGES))
     )
-    origin = Origin("tiny", tuple(each.tensor for each in tapped.taps), images, {}, "cpu", False)
+    origin = Origin("tiny", tuple(tap.tensor for tap in tapped.taps), images, {}, "cpu", False)
     batches = [(range(at, at + 4), {"image": IMAGES[at : at + 4]}) for at in range(0, 12, 4)]
-    answers = map(make_tapped_runner(open_cpu(tapped.model), tapped), batches)
-    seen = collect(answers, tapped, Calibration(origin))
-    return make_plan(net(), scheme(), seen.summaries, QuantizeOptions(method=method))
+    scores_of = map(make_tapped_runner(open_cpu(tapped.model), tapped), batches)
+    calibration = collect(scores_of, tapped, Calibration(origin))
+    return make_plan(net(), scheme(), calibration.summaries, QuantizeOptions(method=method))
 
 
 def edited(edit: Edit) -> str:
-    told = json.loads(plan_files.format_plan(planned()))
-    edit(told)
-    return json.dumps(told)
+    doc = json.loads(plan_files.format_plan(planned()))
+    edit(doc)
+    return json.dumps(doc)
 
 
 def read(edit: Edit) -> Plan:
     return plan_files.parse_plan(edited(edit), "mine.json")
 
 
-def answers(model: ir.Model) -> np.ndarray:
+def scores_of(model: ir.Model) -> np.ndarray:
     scores: np.ndarray = open_cpu(model)({"image": IMAGES})["scores"]
     return scores
 
 
 @pytest.mark.parametrize("method", ["mse", "minmax", "percentile:99.9"])
-def test_a_plan_comes_back_from_its_text_as_it_was(method: str, tmp_path: Path) -> None:
+def test_plan_round_trips_through_its_text(method: str, tmp_path: Path) -> None:
     plan = planned(method)
     assert plan.quantized == len(NAMES)
     assert plan_files.parse_plan(plan_files.format_plan(plan), "p.json") == plan
@@ -82,36 +82,36 @@ def test_a_plan_comes_back_from_its_text_as_it_was(method: str, tmp_path: Path) 
         assert plan_files.read_plan(tmp_path / "plan.json") == plan
 
 
-def test_the_text_has_a_line_for_each_layer_and_tensor() -> None:
+def test_plan_text_has_a_line_per_layer_and_tensor() -> None:
     plan, lines = planned(), plan_files.format_plan(planned()).splitlines()
     inner = [line for line in lines if line.startswith("    ")]
     read_back = [json.loads("{" + line.strip().rstrip(",") + "}") for line in inner]
     assert [name for line in read_back for name in line] == [*plan.layers, *plan.tensors]
-    told = plan_files.plan_to_json(plan)
+    doc = plan_files.plan_to_json(plan)
     assert read_back == [
-        {name: value} for part in ("layers", "tensors") for name, value in told[part].items()
+        {name: value} for part in ("layers", "tensors") for name, value in doc[part].items()
     ]
 
 
-def test_only_what_is_rounded_has_a_range() -> None:
+def test_only_quantized_tensors_have_a_range() -> None:
     assert set(planned().tensors) == {"image", "relu", "pooled", "flat"}
     assert planned().tensors["flat"] == planned().tensors["pooled"]
 
 
-def test_the_plan_as_made_answers_almost_as_in_float() -> None:
-    wanted, found = answers(net()), answers(apply_plan(net(), planned()))
-    assert 0 < np.abs(found - wanted).max() < 0.03 * np.abs(wanted).max()
+def test_applied_plan_gives_outputs_close_to_float() -> None:
+    expected, outputs = scores_of(net()), scores_of(apply_plan(net(), planned()))
+    assert 0 < np.abs(outputs - expected).max() < 0.03 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(
     "edit",
     [
-        lambda told: told["layers"].pop("head"),
-        lambda told: told["layers"]["head"].update(left="it decides the answer"),
+        lambda doc: doc["layers"].pop("head"),
+        lambda doc: doc["layers"]["head"].update(left="it decides the output"),
     ],
     ids=["taken out", "left"],
 )
-def test_a_layer_that_was_taken_out_by_hand_stays_in_float(edit: Edit) -> None:
+def test_layer_removed_by_hand_stays_in_float(edit: Edit) -> None:
     plan = read(edit)
     assert plan.quantized == len(NAMES) - 1
     whole, without = apply_plan(net(), planned()), apply_plan(net(), plan)
@@ -121,51 +121,63 @@ def test_a_layer_that_was_taken_out_by_hand_stays_in_float(edit: Edit) -> None:
     assert "head_weight" not in whole.graph.initializers
     assert ops(whole).count("DequantizeLinear") == 8
     assert ops(without).count("DequantizeLinear") == 6
-    assert not np.array_equal(answers(whole), answers(without))
-    np.testing.assert_allclose(answers(without), answers(net()), atol=0.1)
+    assert not np.array_equal(scores_of(whole), scores_of(without))
+    np.testing.assert_allclose(scores_of(without), scores_of(net()), atol=0.1)
 
 
-def test_a_range_that_was_changed_by_hand_is_the_one_that_counts() -> None:
-    plan = read(lambda told: told["tensors"]["image"].update(low=-0.25, high=0.5))
+def test_range_edited_by_hand_is_used() -> None:
+    plan = read(lambda doc: doc["tensors"]["image"].update(low=-0.25, high=0.5))
     initializers = apply_plan(net(), plan).graph.initializers
     scale = choose_qparams(plan.tensors["image"], plan.activations)
-    for name, wanted in (("image_scale", scale.scale), ("image_zero_point", scale.zero_point)):
+    for name, expected in (("image_scale", scale.scale), ("image_zero_point", scale.zero_point)):
         stored = initializers[name].const_value
         assert stored is not None
-        np.testing.assert_array_equal(stored.numpy(), wanted)
+        np.testing.assert_array_equal(stored.numpy(), expected)
     ends = [plan.activations.quant_min, plan.activations.quant_max]
     reached = (np.array(ends) - scale.zero_point) * scale.scale
     assert reached.tolist() == pytest.approx([-0.25, 0.5], abs=float(scale.scale))
 
 
-def test_a_layer_whose_input_was_taken_out_by_hand_keeps_its_integer_weight() -> None:
-    def weight_alone(told: dict[str, Any]) -> None:
-        told["layers"]["conv/1"].pop("inputs")
-        told["tensors"].pop("image")
+def test_layer_without_quantized_input_keeps_its_integer_weight() -> None:
+    def weight_alone(doc: dict[str, Any]) -> None:
+        doc["layers"]["conv/1"].pop("inputs")
+        doc["tensors"].pop("image")
 
     rewritten = apply_plan(net(), read(weight_alone))
     assert "conv_weight_quantized" in rewritten.graph.initializers
-    np.testing.assert_allclose(answers(rewritten), answers(net()), atol=0.1)
+    np.testing.assert_allclose(scores_of(rewritten), scores_of(net()), atol=0.1)
 
 
 @pytest.mark.parametrize(
     ("edit", "where"),
     [
-        (lambda told: told.update(colour="red"), "colour: "),
-        (lambda told: told["layers"]["head"].update(bits=4), "layers.head.bits: "),
-        (lambda told: told["weights"].update(width=8), "weights.width: "),
-        (lambda told: told["layers"]["head"]["weight"].pop("axis"), "layers.head.weight.axis: "),
-        (lambda told: told.pop("scheme"), "scheme: "),
-        (lambda told: told["layers"]["head"].update(inputs="first"), "layers.head.inputs: "),
-        (lambda told: told["layers"]["head"].update(output="perhaps"), "layers.head.output: "),
-        (lambda told: told["tensors"]["image"].update(low="small"), "tensors.image.low: "),
-        (lambda told: told["tensors"]["image"].update(low=1e9), "a range runs upward"),
-        (lambda told: told["weights"].update(bits=1), "2 to 16 bits"),
-        (lambda told: told.update(rest="fp8"), "rest: "),
-        (lambda told: told.update(layers=[]), "layers: "),
+        (lambda doc: doc.update(colour="red"), "colour: "),
+        (lambda doc: doc["layers"]["head"].update(bits=4), "layers.head.bits: "),
+        (lambda doc: doc["weights"].update(width=8), "weights.width: "),
+        (
+            lambda doc: doc["layers"]["head"]["weight"].pop("axis"),
+            "layers.head.weight.axis: ",
+        ),
+        (lambda doc: doc.pop("scheme"), "scheme: "),
+        (
+            lambda doc: doc["layers"]["head"].update(inputs="first"),
+            "layers.head.inputs: ",
+        ),
+        (
+            lambda doc: doc["layers"]["head"].update(output="perhaps"),
+            "layers.head.output: ",
+        ),
+        (lambda doc: doc["tensors"]["image"].update(low="small"), "tensors.image.low: "),
+        (
+            lambda doc: doc["tensors"]["image"].update(low=1e9),
+            "the ends of a range must ascend",
+        ),
+        (lambda doc: doc["weights"].update(bits=1), "2 to 16 bits"),
+        (lambda doc: doc.update(rest="fp8"), "rest: "),
+        (lambda doc: doc.update(layers=[]), "layers: "),
     ],
 )
-def test_a_wrong_key_or_value_is_refused_with_its_place(edit: Edit, where: str) -> None:
+def test_invalid_key_or_value_is_rejected_with_its_location(edit: Edit, where: str) -> None:
     with pytest.raises(UsageError, match=r"`mine.json` is not a plan") as raised:
         read(edit)
     (wrong,) = raised.value.details
@@ -174,13 +186,13 @@ def test_a_wrong_key_or_value_is_refused_with_its_place(edit: Edit, where: str) 
 
 
 @pytest.mark.parametrize("text", ["", "{", "no plan", "[]", "null", "\x00"])
-def test_what_is_no_json_object_is_refused(text: str) -> None:
+def test_text_without_a_json_object_is_rejected(text: str) -> None:
     with pytest.raises(UsageError, match=r"`plan.json` is not a plan") as raised:
         plan_files.parse_plan(text, "plan.json")
     assert raised.value.details[0].startswith("file: ")
 
 
-def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
+def test_missing_or_binary_plan_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\xfa")
     for name in ("missing", "folder", "bytes"):
@@ -191,61 +203,73 @@ def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "edit",
-    [lambda told: told.update(format=2), lambda told: told.update(format=2, news={"a": 1})],
+    [
+        lambda doc: doc.update(format=2),
+        lambda doc: doc.update(format=2, news={"a": 1}),
+    ],
     ids=["same keys", "other keys"],
 )
-def test_a_plan_of_another_format_is_refused_with_both_formats(edit: Edit) -> None:
+def test_other_plan_format_is_rejected_with_both_formats(edit: Edit) -> None:
     with pytest.raises(UsageError, match="plan format 2, this version reads 1"):
         read(edit)
 
 
-def test_a_plan_for_another_model_is_refused() -> None:
+def test_plan_for_another_model_is_rejected() -> None:
     other, same = net(), net()
     other.graph.initializers["head_bias"].const_value = ir.tensor(floats(5), name="head_bias")
     same.metadata_props["note"] = "what is written beside a model does not change it"
     with pytest.raises(UsageError, match="made for another model"):
         apply_plan(other, planned())
     np.testing.assert_array_equal(
-        answers(apply_plan(same, planned())), answers(apply_plan(net(), planned()))
+        scores_of(apply_plan(same, planned())), scores_of(apply_plan(net(), planned()))
     )
 
 
-def move(told: dict[str, Any], name: str) -> None:
-    told["layers"][name] = told["layers"].pop("head")
+def move(doc: dict[str, Any], name: str) -> None:
+    doc["layers"][name] = doc["layers"].pop("head")
 
 
 # What a plan may get wrong about a model, how it is written, and what the refusal says.
 WRONG: dict[str, tuple[Edit, str]] = {
-    "unknown node": (lambda told: move(told, "tail"), "`tail`, which is not a Gemm of this model"),
-    "other operator": (lambda told: move(told, "relu"), "`relu`, which is not a Gemm of this"),
+    "unknown node": (
+        lambda doc: move(doc, "tail"),
+        "`tail`, which is not a Gemm of this model",
+    ),
+    "other operator": (
+        lambda doc: move(doc, "relu"),
+        "`relu`, which is not a Gemm of this",
+    ),
     "range of an input": (
-        lambda told: told["tensors"].pop("image"),
-        "rounds `image` at `conv/1` without a range",
+        lambda doc: doc["tensors"].pop("image"),
+        "quantizes `image` at `conv/1` without a range",
     ),
     "range of a result": (
-        lambda told: told["tensors"].pop("relu"),
-        "rounds `relu` at `relu` without a range",
+        lambda doc: doc["tensors"].pop("relu"),
+        "quantizes `relu` at `relu` without a range",
     ),
-    "slot": (lambda told: told["layers"]["head"].update(inputs=[3]), "input of `head` that it"),
+    "slot": (
+        lambda doc: doc["layers"]["head"].update(inputs=[3]),
+        "input of `head` that does not exist",
+    ),
     "slot below 0": (
-        lambda told: told["layers"]["head"].update(inputs=[-3]),
-        "input of `head` that it",
+        lambda doc: doc["layers"]["head"].update(inputs=[-3]),
+        "input of `head` that does not exist",
     ),
     "slot of a weight": (
-        lambda told: told["layers"]["relu"].update(weight={"slot": 1, "axis": 0}),
-        "input of `relu` that it",
+        lambda doc: doc["layers"]["relu"].update(weight={"slot": 1, "axis": 0}),
+        "input of `relu` that does not exist",
     ),
     "weight that is none": (
-        lambda told: told["layers"]["head"]["weight"].update(slot=0),
+        lambda doc: doc["layers"]["head"]["weight"].update(slot=0),
         "`head`",
     ),
-    "axis": (lambda told: told["layers"]["head"]["weight"].update(axis=2), "`head`"),
-    "weight method": (lambda told: told.update(weight_method="best"), "is not a plan"),
+    "axis": (lambda doc: doc["layers"]["head"]["weight"].update(axis=2), "`head`"),
+    "weight method": (lambda doc: doc.update(weight_method="best"), "is not a plan"),
 }
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_a_plan_that_asks_for_what_is_not_there_is_refused(what: str) -> None:
+def test_plan_that_does_not_fit_the_graph_is_rejected(what: str) -> None:
     edit, message = WRONG[what]
     with pytest.raises(UsageError, match=message):
         apply_plan(net(), read(edit))

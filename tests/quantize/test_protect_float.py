@@ -48,7 +48,7 @@ def chain(kind: str) -> ir.Model:
 
 
 @pytest.mark.parametrize("kind", BODIES)
-def test_an_operator_left_in_float_between_integers_keeps_its_weights(kind: str) -> None:
+def test_float_layer_between_integers_keeps_its_weights(kind: str) -> None:
     model = chain(kind)
     exclude = () if kind == "transposed" else ("mid",)
     rewritten = apply_plan(model, planned(model, "cpu", Selection(exclude)))
@@ -59,7 +59,7 @@ def test_an_operator_left_in_float_between_integers_keeps_its_weights(kind: str)
     assert sqnr_db(said, ran) > 45
 
 
-def test_without_the_guard_onnx_runtime_rounds_those_weights() -> None:
+def test_ort_quantizes_float_weights_without_the_guard() -> None:
     model = chain("relu")
     plan = planned(model, "cpu", Selection(("mid",)))
     bare = apply_plan(model, replace(plan, integer_bias=False))
@@ -67,7 +67,7 @@ def test_without_the_guard_onnx_runtime_rounds_those_weights() -> None:
     assert sqnr_db(open_cpu(bare, keep_qdq=True)(feeds), open_cpu(bare)(feeds)) < 20
 
 
-def test_a_graph_without_islands_has_no_guard() -> None:
+def test_fully_quantized_graph_has_no_guard() -> None:
     model = chain("relu")
     rewritten = apply_plan(model, planned(model, "cpu"))
     assert "LeakyRelu" not in [node.op_type for node in rewritten.graph]

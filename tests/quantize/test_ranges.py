@@ -39,43 +39,43 @@ def cut(model: ir.Model, method: str = "mse", grid: Grid = SHIFTED) -> set[str]:
     """Return the tensors whose range leaves out something of what was seen."""
     observed = find_observed_tensors(model)
     summaries = dict.fromkeys(observed.quantizable, seen())
-    found = choose_ranges(model.graph, observed, summaries, RangeOptions(method, grid))
-    assert set(found) == {*observed.quantizable, *observed.aliases}
+    ranges = choose_ranges(model.graph, observed, summaries, RangeOptions(method, grid))
+    assert set(ranges) == {*observed.quantizable, *observed.aliases}
     whole = Range(seen().low, seen().high)
-    return {name for name, kept in found.items() if kept != whole}
+    return {name for name, chosen in ranges.items() if chosen != whole}
 
 
 @pytest.mark.parametrize("method", CUTTING)
 @pytest.mark.parametrize("grid", [SHIFTED, Grid(8)])
-def test_the_answers_of_a_graph_are_never_cut_and_all_else_is(method: str, grid: Grid) -> None:
+def test_graph_outputs_are_never_clipped(method: str, grid: Grid) -> None:
     model = net("a = Conv (x, w) b = Conv (a, w) y = Conv (b, w)", "float[] y, float[] a")
     assert cut(model, method, grid) == {"x", "b"}
 
 
-def test_minmax_cuts_nothing() -> None:
+def test_minmax_clips_nothing() -> None:
     assert cut(net("a = Conv (x, w) y = Conv (a, w)"), "minmax") == set()
 
 
 @pytest.mark.parametrize(
     "reader", ["Sigmoid", "HardSigmoid", "Tanh", "Softmax <axis: int = 1>", "LogSoftmax"]
 )
-def test_what_an_operator_of_extremes_reads_is_not_cut(reader: str) -> None:
+def test_input_of_a_saturating_operator_is_not_clipped(reader: str) -> None:
     assert cut(net(f"a = Conv (x, w) b = {reader} (a) y = Conv (b, w)")) == {"x", "b"}
 
 
-def test_what_a_largest_place_is_looked_for_in_is_not_cut() -> None:
+def test_input_of_argmax_is_not_clipped() -> None:
     body = "a = Conv (x, w) b = Conv (a, w) y = ArgMax <axis: int = 1> (b)"
     assert cut(net(body, "int64[] y")) == {"x", "a"}
 
 
 @pytest.mark.parametrize("product", ["Mul (a, s)", "Mul (s, a)"])
 @pytest.mark.parametrize("gate", ["Sigmoid", "HardSigmoid"])
-def test_what_a_gate_reads_and_weighs_itself_is_cut_as_all_else(product: str, gate: str) -> None:
+def test_input_of_a_silu_gate_is_clipped(product: str, gate: str) -> None:
     body = f"a = Conv (x, w) s = {gate} (a) m = {product} y = Conv (m, w)"
     assert cut(net(body)) == {"x", "a", "s", "m"}
 
 
-def test_a_gate_for_another_tensor_reads_all_that_there_is() -> None:
+def test_input_of_a_gate_for_another_tensor_is_not_clipped() -> None:
     body = "a = Conv (x, w) b = Conv (a, w) s = Sigmoid (b) m = Mul (a, s) y = Conv (m, w)"
     assert cut(net(body)) == {"x", "a", "s", "m"}
 
@@ -83,12 +83,12 @@ def test_a_gate_for_another_tensor_reads_all_that_there_is() -> None:
 @pytest.mark.parametrize(
     ("more", "outputs"), [("", "float[] y, float[] s"), ("z = Conv (s, w)", "float[] y, float[] z")]
 )
-def test_a_gate_that_others_read_too_reads_all_that_there_is(more: str, outputs: str) -> None:
+def test_input_of_a_gate_with_other_readers_is_not_clipped(more: str, outputs: str) -> None:
     body = f"a = Conv (x, w) s = Sigmoid (a) m = Mul (a, s) {more} y = Conv (m, w)"
     assert "a" not in cut(net(body, outputs))
 
 
-def test_what_only_moves_values_has_the_range_of_what_it_moves() -> None:
+def test_moved_tensor_has_the_range_of_its_source() -> None:
     model = net(
         "a = Conv (x, w) p = MaxPool <kernel_shape: ints = [2, 2]> (a) "
         "t = Transpose <perm: ints = [0, 1, 3, 2]> (p) y = Conv (t, w)"
@@ -96,21 +96,21 @@ def test_what_only_moves_values_has_the_range_of_what_it_moves() -> None:
     observed = find_observed_tensors(model)
     summaries = {name: summary_of(floats(9, 50, seed=len(name))) for name in observed.quantizable}
     summaries["a"] = seen()
-    found = choose_ranges(model.graph, observed, summaries, RangeOptions("mse", SHIFTED))
-    assert found["p"] == found["t"] == found["a"] != found["x"]
+    ranges = choose_ranges(model.graph, observed, summaries, RangeOptions("mse", SHIFTED))
+    assert ranges["p"] == ranges["t"] == ranges["a"] != ranges["x"]
 
 
 @pytest.mark.parametrize("last", ["Flatten (a)", "MaxPool <kernel_shape: ints = [2, 2]> (a)"])
-def test_what_is_moved_into_an_answer_is_not_cut(last: str) -> None:
+def test_tensor_moved_to_an_output_is_not_clipped(last: str) -> None:
     assert cut(net(f"b = Conv (x, w) a = Conv (b, w) y = {last}")) == {"x", "b"}
 
 
-def test_what_is_moved_in_front_of_a_sigmoid_is_not_cut() -> None:
+def test_tensor_moved_to_a_sigmoid_is_not_clipped() -> None:
     body = "a = Conv (x, w) t = Flatten (a) s = Sigmoid (t) y = Relu (s)"
     assert cut(net(body)) == {"x", "s"}
 
 
-def test_tensors_of_which_only_the_extremes_are_known_have_no_range() -> None:
+def test_range_only_tensors_get_no_range() -> None:
     model = net("a = Conv (x, w) p = MaxPool <kernel_shape: ints = [2, 2]> (a) y = Conv (p, w)")
     observed = find_observed_tensors(model)
     summaries = dict.fromkeys(observed.quantizable, seen()) | {"a": replace(seen(), size=0)}
@@ -120,12 +120,12 @@ def test_tensors_of_which_only_the_extremes_are_known_have_no_range() -> None:
     }
 
 
-def test_each_method_decides_for_each_tensor_by_what_was_seen_of_it() -> None:
+def test_methods_choose_each_range_from_its_summary() -> None:
     model = net("a = Conv (x, w) b = Conv (a, w) y = Conv (b, w)")
     observed = find_observed_tensors(model)
     summaries = {name: summary_of(floats(9, 50, seed=ord(name))) for name in observed.quantizable}
-    found = choose_ranges(model.graph, observed, summaries, RangeOptions("minmax", SHIFTED))
-    assert found == {name: Range(each.low, each.high) for name, each in summaries.items()}
+    ranges = choose_ranges(model.graph, observed, summaries, RangeOptions("minmax", SHIFTED))
+    assert ranges == {name: Range(summary.low, summary.high) for name, summary in summaries.items()}
 
 
 # Of two tensors the first reaches further up, the second further down.
@@ -138,66 +138,66 @@ def shared(body: str, left: tuple[str, ...] = ()) -> dict[str, Range]:
     model = net(f"{sources} {body}", "float[] z")
     layers = {}
     for node in model.graph:
-        made = str(node.outputs[0].name)
-        node.name = f"node of {made}"
-        layers[node.name] = LayerPlan(node.op_type, left="as was wanted" if made in left else "")
+        output = str(node.outputs[0].name)
+        node.name = f"node of {output}"
+        layers[node.name] = LayerPlan(node.op_type, left="as requested" if output in left else "")
     before = dict(RANGES)
-    found = share_ranges(model.graph, layers, before, CONCAT)
+    ranges = share_ranges(model.graph, layers, before, CONCAT)
     assert before == RANGES
-    return found
+    return ranges
 
 
 def groups(*members: str) -> dict[str, Range]:
     """Return the ranges with those of each group widened until all have the same."""
-    wanted = dict(RANGES)
+    expected = dict(RANGES)
     for names in members:
         ends = [RANGES[name] for name in names]
-        widest = Range(min(each.low for each in ends), max(each.high for each in ends))
-        wanted |= dict.fromkeys(names, widest)
-    return wanted
+        widest = Range(min(end.low for end in ends), max(end.high for end in ends))
+        expected |= dict.fromkeys(names, widest)
+    return expected
 
 
 U = "u = Concat <axis: int = 1> (a, b)"
 
 
-def test_all_that_a_concat_joins_gets_the_widest_range() -> None:
+def test_concat_inputs_share_the_widest_range() -> None:
     assert shared(f"{U} z = Relu (u)") == groups("abu")
 
 
-def test_concats_of_concats_are_one_group() -> None:
+def test_nested_concats_share_one_range() -> None:
     assert shared(f"{U} z = Concat <axis: int = 1> (u, c)") == groups("abucz")
 
 
-def test_concats_that_read_the_same_tensor_are_one_group() -> None:
+def test_concats_with_a_common_input_share_one_range() -> None:
     assert shared(f"{U} z = Concat <axis: int = 1> (b, c)") == groups("abucz")
 
 
-def test_a_concat_joins_groups_that_were_apart_until_then() -> None:
+def test_concat_merges_two_groups_of_shared_ranges() -> None:
     body = f"{U} v = Concat <axis: int = 1> (c, d) z = Concat <axis: int = 1> (e, b, d)"
     assert shared(body) == groups("abucdvez")
 
 
-def test_groups_that_do_not_touch_stay_apart() -> None:
+def test_separate_concats_keep_separate_ranges() -> None:
     body = f"{U} v = Concat <axis: int = 1> (c, d) z = Relu (v)"
     assert shared(body) == groups("abu", "cdv")
 
 
-def test_a_concat_that_stays_in_float_joins_nothing() -> None:
+def test_float_concat_shares_no_range() -> None:
     assert shared(f"{U} z = Concat <axis: int = 1> (u, c)", left=("z",)) == groups("abu")
     assert shared(f"{U} z = Concat <axis: int = 1> (u, c)", left=("u",)) == groups("ucz")
 
 
-def test_what_has_no_range_takes_no_part() -> None:
+def test_tensor_without_a_range_is_not_shared() -> None:
     model = net(f"a = Relu (x) b = Relu (x) {U} z = Relu (u)", "float[] z")
     for node in model.graph:
         node.name = f"node of {node.outputs[0].name}"
     layers = {str(node.name): LayerPlan(node.op_type) for node in model.graph}
-    some = {"a": Range(-1.0, 1.0), "u": Range(0.0, 2.0)}
-    assert share_ranges(model.graph, layers, some, CONCAT) == dict.fromkeys("au", Range(-1.0, 2.0))
+    pair = {"a": Range(-1.0, 1.0), "u": Range(0.0, 2.0)}
+    assert share_ranges(model.graph, layers, pair, CONCAT) == dict.fromkeys("au", Range(-1.0, 2.0))
     narrow = {"a": Range(-1.0, 1.0), "u": Range(0.0, 3.0)}
     assert share_ranges(model.graph, layers, narrow, CONCAT) == {
         "a": Range(-1.0, 1.0),
         "u": Range(-1.0, 3.0),
     }
     assert share_ranges(model.graph, layers, {}, CONCAT) == {}
-    assert share_ranges(model.graph, layers, some, frozenset()) == some
+    assert share_ranges(model.graph, layers, pair, frozenset()) == pair

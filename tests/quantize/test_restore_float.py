@@ -11,43 +11,43 @@ from tests.quantize.quantized_models import planned, scheme
 
 
 @pytest.mark.parametrize("backend", ["cpu", "tensorrt"])
-def test_lifting_a_node_gives_the_layers_of_excluding_it(backend: str) -> None:
+def test_restoring_a_node_equals_excluding_it(backend: str) -> None:
     model = mixed()
     plan = planned(model, backend)
-    lifted = restore_float(model, plan, scheme(backend), {"wide"}, "lifted")
+    restored = restore_float(model, plan, scheme(backend), {"wide"}, "restored")
     excluded = planned(model, backend, Selection(exclude=("wide",)))
-    assert lifted.layers["wide"].left == "lifted"
-    others = {name: layer for name, layer in lifted.layers.items() if name != "wide"}
-    assert others == {name: each for name, each in excluded.layers.items() if name != "wide"}
+    assert restored.layers["wide"].left == "restored"
+    others = {name: layer for name, layer in restored.layers.items() if name != "wide"}
+    assert others == {name: layer for name, layer in excluded.layers.items() if name != "wide"}
 
 
-def test_the_clip_fused_with_a_lifted_convolution_goes_with_it() -> None:
+def test_clip_fused_with_a_restored_convolution_is_restored_too() -> None:
     model = mixed()
-    lifted = restore_float(model, planned(model, "cpu"), scheme("cpu"), {"stem"}, "lifted")
-    assert lifted.layers["a"].left == "the operator before it is left in float"
+    restored = restore_float(model, planned(model, "cpu"), scheme("cpu"), {"stem"}, "restored")
+    assert restored.layers["a"].left == "the operator before it is left in float"
 
 
 @pytest.mark.parametrize("backend", ["cpu", "tensorrt"])
-def test_with_any_node_lifted_the_plan_has_the_ranges_it_needs_and_no_other(backend: str) -> None:
+def test_restored_plan_has_exactly_the_ranges_it_needs(backend: str) -> None:
     model = mixed()
     plan = planned(model, backend)
     feeds = {"image": floats(2, 3, 16, 16)}
     for name in plan.layers:
-        lifted = restore_float(model, plan, scheme(backend), {name}, "lifted")
-        made = apply_plan(model, lifted)
+        restored = restore_float(model, plan, scheme(backend), {name}, "restored")
+        restored_model = apply_plan(model, restored)
         rounded = {
             str(node.inputs[0].name).removesuffix("_float")
-            for node in made.graph
+            for node in restored_model.graph
             if node.op_type == "QuantizeLinear" and node.inputs[0] is not None
         }
-        assert rounded == set(lifted.tensors)
-        assert open_cpu(made)(feeds)["scores"].shape == (2, 24)
+        assert rounded == set(restored.tensors)
+        assert open_cpu(restored_model)(feeds)["scores"].shape == (2, 24)
 
 
-def test_with_every_node_lifted_the_model_is_the_float_one() -> None:
+def test_plan_with_every_node_restored_gives_the_float_model() -> None:
     model = mixed()
     plan = planned(model, "cpu")
-    lifted = restore_float(model, plan, scheme("cpu"), set(plan.layers), "lifted")
-    assert lifted.quantized == 0
-    assert not lifted.tensors
-    assert "QuantizeLinear" not in [node.op_type for node in apply_plan(model, lifted).graph]
+    restored = restore_float(model, plan, scheme("cpu"), set(plan.layers), "restored")
+    assert restored.quantized == 0
+    assert not restored.tensors
+    assert "QuantizeLinear" not in [node.op_type for node in apply_plan(model, restored).graph]

@@ -65,7 +65,7 @@ def test_plan_is_rejected_without_its_own_weights_beside_it() -> None:
     with pytest.raises(UsageError, match="other learned weights"):
         plan_files.load_plan(PLAN)
     FILE.unlink()
-    with pytest.raises(UsageError, match="is not there") as caught:
+    with pytest.raises(UsageError, match="is missing") as caught:
         plan_files.load_plan(PLAN)
     assert "learned" in str(caught.value.hint)
 

@@ -64,29 +64,29 @@ def reasons(
         ("*", EVERY),
     ],
 )
-def test_a_pattern_stands_for_whole_names_or_operators(pattern: str, names: set[str]) -> None:
+def test_pattern_matches_whole_names_or_operators(pattern: str, names: set[str]) -> None:
     assert reasons(exclude=(pattern,)) == dict.fromkeys(names, f"excluded by `{pattern}`")
     assert reasons(only=(pattern,)) == dict.fromkeys(EVERY - names, "`--only` does not name it")
 
 
-def test_several_patterns_add_up() -> None:
+def test_several_patterns_are_combined() -> None:
     both = ("middle", "Sigmoid")
     assert set(reasons(exclude=both)) == {"middle", "gate_1", "gate_2"}
     assert set(reasons(only=both)) == EVERY - {"middle", "gate_1", "gate_2"}
 
 
-def test_nothing_said_leaves_nothing_out() -> None:
+def test_empty_selection_excludes_nothing() -> None:
     assert reasons() == {}
 
 
-def test_what_is_excluded_of_what_only_names_is_left_out() -> None:
-    found = reasons(only=("Conv",), exclude=("stem/*",))
-    assert set(found) == EVERY - {"middle"}
-    assert found["stem/left"] == "excluded by `stem/*`"
-    assert found["sum"] == "`--only` does not name it"
+def test_exclude_wins_over_only() -> None:
+    excluded = reasons(only=("Conv",), exclude=("stem/*",))
+    assert set(excluded) == EVERY - {"middle"}
+    assert excluded["stem/left"] == "excluded by `stem/*`"
+    assert excluded["sum"] == "`--only` does not name it"
 
 
-def test_the_first_and_the_last_are_those_of_every_stem_and_head() -> None:
+def test_keep_first_and_last_cover_every_stem_and_head() -> None:
     first = {"stem/left", "stem/right"}
     last = {"head/mask", "head[0]/box"}
     assert set(reasons(keep=("first",))) == first
@@ -97,7 +97,7 @@ def test_the_first_and_the_last_are_those_of_every_stem_and_head() -> None:
     assert both["head/mask"] == "it is last, kept by `--keep last`"
 
 
-def test_a_layer_beside_a_longer_branch_is_neither_first_nor_last() -> None:
+def test_layer_beside_a_longer_branch_is_neither_first_nor_last() -> None:
     body = "a = Conv (x, w) b = Conv (a, w) c = Add (a, b) y = Conv (c, w)"
     model = from_text(
         '<ir_version: 10, opset_import: ["": 20]>\n'
@@ -106,11 +106,11 @@ def test_a_layer_beside_a_longer_branch_is_neither_first_nor_last() -> None:
     )
     for node in model.graph:
         node.name = node.outputs[0].name
-    kept = {
+    ends = {
         end: set(find_excluded_nodes(model.graph, Selection(keep=(end,)), OPERATORS))
         for end in ("first", "last")
     }
-    assert kept == {"first": {"a"}, "last": {"y"}}
+    assert ends == {"first": {"a"}, "last": {"y"}}
 
 
 @pytest.mark.parametrize("option", ["exclude", "only"])
@@ -118,31 +118,31 @@ def test_a_layer_beside_a_longer_branch_is_neither_first_nor_last() -> None:
     ("pattern", "near"),
     [("midle", "`middle`"), ("conv", "`Conv`"), ("stem/lefd*", "`stem/left`")],
 )
-def test_a_pattern_that_matches_nothing_is_refused_with_near_names(
+def test_pattern_without_a_match_is_rejected_with_similar_names(
     option: str, pattern: str, near: str
 ) -> None:
     with pytest.raises(UsageError, match="matches no node") as raised:
         reasons(**{option: ("Sigmoid", pattern)})
     assert f"`--{option} {pattern}`" in str(raised.value)
-    assert "nearest names: " in raised.value.hint
+    assert "similar names: " in raised.value.hint
     assert near in raised.value.hint
     assert raised.value.exit_code == 2
 
 
 @pytest.mark.parametrize("pattern", ["flatten", "Flatten", "iddl", "MIDDLE", "zzzzzzzz"])
-def test_what_could_not_be_quantized_anyway_is_no_match(pattern: str) -> None:
+def test_pattern_matches_only_quantizable_nodes(pattern: str) -> None:
     with pytest.raises(UsageError, match="that could be quantized") as raised:
         reasons(exclude=(pattern,))
     assert "qconvert inspect" in raised.value.hint
 
 
-def test_a_name_with_brackets_stands_for_itself() -> None:
+def test_name_with_brackets_matches_itself() -> None:
     assert set(reasons(exclude=("head[0]/box",))) == {"head[0]/box"}
 
 
 @pytest.mark.parametrize("backend", ["cpu", "tensorrt"])
 @pytest.mark.parametrize("pattern", ["Conv", "middle"])
-def test_a_convolution_that_only_names_is_quantized(backend: str, pattern: str) -> None:
+def test_convolution_selected_by_only_is_quantized(backend: str, pattern: str) -> None:
     scheme = backends.requirements(backend).scheme
     assert scheme is not None
     model = wide()

@@ -43,36 +43,35 @@ def arrays(draw: st.DrawFn) -> tuple[FloatArray, int]:
 def errors(array: FloatArray, scale: QuantParams, axis: int) -> list[float]:
     """Return the squared error of each channel."""
     lost = np.square(fake_quantize(array, scale).astype(np.float64) - array)
-    return [float(each.sum()) for each in np.moveaxis(lost, axis, 0)]
+    return [float(channel.sum()) for channel in np.moveaxis(lost, axis, 0)]
 
 
 @settings(deadline=None)
 @given(arrays(), st.integers(4, 8))
-def test_minmax_reaches_to_the_largest_weight_of_each_channel(
+def test_minmax_scale_covers_the_largest_weight_of_each_channel(
     given_array: tuple[FloatArray, int], bits: int
 ) -> None:
     array, axis = given_array
-    scale = weights.minmax_scale(array, Grid(bits), axis)
+    scale = weights.minmax_qparams(array, Grid(bits), axis)
     largest = [np.abs(channel).max() for channel in np.moveaxis(array, axis, 0)]
     assert scale.granularity == PerChannel(axis)
     assert not scale.zero_point.any()
     assert scale.scale.tolist() == pytest.approx(
-        [max(each / (2 ** (bits - 1) - 1), 2.0**-40) for each in largest]
+        [max(maximum / (2 ** (bits - 1) - 1), 2.0**-40) for maximum in largest]
     )
 
 
 @settings(deadline=None)
 @given(arrays(), st.integers(4, 8))
-def test_mse_is_the_best_reach_of_each_channel_and_never_worse_than_minmax(
+def test_mse_scale_is_the_best_of_all_clipping_shares(
     given_array: tuple[FloatArray, int], bits: int
 ) -> None:
     array, axis = given_array
-    found = errors(array, weights.mse_scale(array, Grid(bits), axis), axis)
-    for channel, error in zip(np.moveaxis(array, axis, 0), found, strict=True):
+    channel_errors = errors(array, weights.mse_qparams(array, Grid(bits), axis), axis)
+    for channel, error in zip(np.moveaxis(array, axis, 0), channel_errors, strict=True):
         largest = float(np.abs(channel).max())
         tried = [
-            choose_qparams_for_bounds(-each, each, Grid(bits), PerChannel(0))
-            for each in ends(largest)
+            choose_qparams_for_bounds(-end, end, Grid(bits), PerChannel(0)) for end in ends(largest)
         ]
         least = min(errors(channel[np.newaxis], scale, 0)[0] for scale in tried)
         assert error <= least * (1 + 1e-5)
@@ -83,11 +82,11 @@ def ends(largest: float) -> list[NDArray[np.float64]]:
     return [np.array([largest * (1 - number / 64)]) for number in range(13)]
 
 
-def test_mse_cuts_off_a_lone_large_weight_where_that_is_better() -> None:
+def test_mse_scale_clips_an_outlier() -> None:
     array = np.stack([floats(4000), floats(4000, seed=1)])
     array[1, 7] = 9.0
     plain, best = (
-        method(array, Grid(4), 0) for method in (weights.minmax_scale, weights.mse_scale)
+        method(array, Grid(4), 0) for method in (weights.minmax_qparams, weights.mse_qparams)
     )
     assert best.scale[1] < plain.scale[1]
     assert errors(array, best, 0)[1] < 0.9 * errors(array, plain, 0)[1]
@@ -95,46 +94,38 @@ def test_mse_cuts_off_a_lone_large_weight_where_that_is_better() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("axis", [0, 1])
-def test_a_channel_does_not_depend_on_its_neighbours(method: str, axis: int) -> None:
+def test_channel_scale_does_not_depend_on_other_channels(method: str, axis: int) -> None:
     array = floats(5, 6, 3)
     changed = np.moveaxis(array.copy(), axis, 0)
     changed[2] *= 50
     before, after = (
-        weights.WEIGHT_METHODS[method](each, GRID, axis, "fp32").scale
-        for each in (array, np.moveaxis(changed, 0, axis))
+        weights.WEIGHT_METHODS[method](weight, GRID, axis, "fp32").scale
+        for weight in (array, np.moveaxis(changed, 0, axis))
     )
     assert (before != after).tolist() == [place == 2 for place in range(len(before))]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_axis_may_be_counted_from_the_end(method: str) -> None:
-    found = [
+def test_negative_axis_counts_from_the_end(method: str) -> None:
+    scales = [
         weights.WEIGHT_METHODS[method](floats(4, 6), GRID, axis, "fp32").scale for axis in (1, -1)
     ]
-    assert found[0].tolist() == found[1].tolist()
+    assert scales[0].tolist() == scales[1].tolist()
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_a_large_weight_is_looked_at_in_parts_that_do_not_grow_with_it(
+def test_mse_scales_do_not_depend_on_how_many_channels_are_searched_at_a_time(
     axis: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    array, sizes = floats(60, 40, 3), []
-
-    def watched(values: FloatArray, scale: QuantParams) -> FloatArray:
-        sizes.append(values.size)
-        return fake_quantize(values, scale)
-
-    whole = weights.mse_scale(array, GRID, axis)
-    monkeypatch.setattr(weights, "rounded", watched)
+    array = floats(60, 40, 3)
+    whole = weights.mse_qparams(array, GRID, axis)
     monkeypatch.setattr(weights, "MAX_VALUES_AT_A_TIME", 500)
-    in_parts = weights.mse_scale(array, GRID, axis)
-    assert np.array_equal(whole.scale, in_parts.scale)
-    assert max(sizes) < 600  # a part is of whole channels
-    assert sum(sizes) == len(weights.SCALE_FRACTIONS) * array.size
+    in_parts = weights.mse_qparams(array, GRID, axis)
+    np.testing.assert_array_equal(whole.scale, in_parts.scale)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_channel_of_zeros_stays_zero(method: str) -> None:
+def test_channel_of_zeros_stays_zero(method: str) -> None:
     array = floats(3, 4, 2)
     array[1] = 0
     scale = weights.WEIGHT_METHODS[method](array, GRID, 0, "fp32")
@@ -143,24 +134,24 @@ def test_a_channel_of_zeros_stays_zero(method: str) -> None:
     assert np.abs(fake_quantize(array, scale) - array).max() < 0.02
 
 
-@pytest.mark.parametrize("steps_in", ["fp16", "bf16"])
+@pytest.mark.parametrize("scale_dtype", ["fp16", "bf16"])
 @pytest.mark.parametrize("method", METHODS)
-def test_steps_are_exact_in_the_type_of_the_rest(method: str, steps_in: str) -> None:
-    kind = {"fp16": np.dtype(np.float16), "bf16": ir.DataType.BFLOAT16.numpy()}[steps_in]
-    steps = weights.WEIGHT_METHODS[method](floats(40, 9), GRID, 0, steps_in).scale
+def test_weight_scales_are_exact_in_the_rest_precision(method: str, scale_dtype: str) -> None:
+    kind = {"fp16": np.dtype(np.float16), "bf16": ir.DataType.BFLOAT16.numpy()}[scale_dtype]
+    steps = weights.WEIGHT_METHODS[method](floats(40, 9), GRID, 0, scale_dtype).scale
     np.testing.assert_array_equal(steps, steps.astype(kind).astype(np.float32))
 
 
 @pytest.mark.parametrize(("bits", "kind"), [(4, "int4"), (5, "int8"), (8, "int8")])
-def test_integers_are_those_of_the_scale_in_the_narrowest_type(bits: int, kind: str) -> None:
-    array, scale = floats(3, 5), weights.minmax_scale(floats(3, 5), Grid(bits), 0)
+def test_quantized_weight_has_the_narrowest_type(bits: int, kind: str) -> None:
+    array, scale = floats(3, 5), weights.minmax_qparams(floats(3, 5), Grid(bits), 0)
     stored = weights.quantize_weight(array, scale)
     assert stored.dtype.name == kind
     np.testing.assert_array_equal(stored.astype(np.int32), quantize(array, scale))
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-def test_a_weight_that_is_not_finite_is_refused_with_its_name_and_its_nodes(wrong: float) -> None:
+def test_non_finite_weight_is_rejected_with_its_name_and_node(wrong: float) -> None:
     array = floats(4, 3, 1, 1)
     array[1, 2], array[3, 0] = wrong, wrong
     model = conv(array, floats(4))
@@ -169,7 +160,7 @@ def test_a_weight_that_is_not_finite_is_refused_with_its_name_and_its_nodes(wron
 
 
 @pytest.mark.parametrize("wrong", [np.nan, -np.inf])
-def test_a_bias_that_is_not_finite_is_refused_with_its_name(wrong: float) -> None:
+def test_non_finite_bias_is_rejected_with_its_name(wrong: float) -> None:
     model = conv(floats(4, 3, 1, 1), np.array([1, wrong, 2, 3], dtype=np.float32))
     with pytest.raises(QConvertError, match="`b` of `head`"):
         apply_plan(model, plan(model, 1.0))
@@ -177,7 +168,7 @@ def test_a_bias_that_is_not_finite_is_refused_with_its_name(wrong: float) -> Non
 
 @settings(deadline=None)
 @given(st.integers(1, 8), st.integers(0, 999), st.integers(-30, 10), st.floats(2.0**-40, 1.0))
-def test_a_bias_has_room_and_a_channel_that_had_it_keeps_its_step(
+def test_scale_is_widened_only_for_a_bias_without_room(
     channels: int, seed: int, exponent: int, step: float
 ) -> None:
     bias = floats(channels, seed=seed) * np.float32(10.0**exponent)
@@ -195,30 +186,32 @@ def test_a_bias_has_room_and_a_channel_that_had_it_keeps_its_step(
 
 @settings(deadline=None)
 @given(st.integers(0, 999), st.integers(-4, 4))
-def test_a_bias_becomes_the_nearest_integers_of_its_steps(seed: int, exponent: int) -> None:
+def test_bias_is_quantized_to_the_nearest_integers(seed: int, exponent: int) -> None:
     bias, steps = floats(6, seed=seed), np.abs(floats(6, seed=seed + 1)) + np.float32(1e-3)
     bias *= np.float32(10.0**exponent)
-    found = weights.quantize_bias(bias, steps)
-    assert found.dtype == np.int32
-    assert found.tolist() == [round(float(b) / float(s)) for b, s in zip(bias, steps, strict=True)]
+    integers = weights.quantize_bias(bias, steps)
+    assert integers.dtype == np.int32
+    assert integers.tolist() == [
+        round(float(b) / float(s)) for b, s in zip(bias, steps, strict=True)
+    ]
 
 
-def test_a_bias_beyond_32_bits_stops_at_their_ends() -> None:
+def test_bias_beyond_int32_is_clipped() -> None:
     far = np.array([1e30, -1e30, 1.5, -2.5], dtype=np.float32)
-    wanted = [2**31 - 1, -(2**31), 2, -2]
-    assert weights.quantize_bias(far, np.ones(4, dtype=np.float32)).tolist() == wanted
+    expected = [2**31 - 1, -(2**31), 2, -2]
+    assert weights.quantize_bias(far, np.ones(4, dtype=np.float32)).tolist() == expected
 
 
 def conv(weight: FloatArray, bias: FloatArray) -> ir.Model:
-    made = from_text(
+    model = from_text(
         '<ir_version: 10, opset_import: ["": 20]>\n'
         f"net (float[N, {weight.shape[1]}, 4, 4] x) => (float[N, {len(bias)}, 4, 4] y) "
         "{ y = Conv (x, w, b) }",
         w=weight,
         b=bias,
     )
-    made.graph[0].name = "head"
-    return made
+    model.graph[0].name = "head"
+    return model
 
 
 def plan(model: ir.Model, largest: float) -> Plan:
@@ -231,16 +224,17 @@ def plan(model: ir.Model, largest: float) -> Plan:
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-12, 1e-6, 1e-3])
-def test_channels_of_tiny_weights_and_large_biases_answer_as_in_float(size: float) -> None:
+def test_tiny_weights_with_large_biases_keep_the_float_outputs(size: float) -> None:
     weight = floats(6, 5, 1, 1)
     weight[2:4] *= np.float32(size)
     bias = np.array([0.5, -3.0, 700.0, -9e4, 0.0, 1e-4], dtype=np.float32)
     model, images = conv(weight, bias), floats(3, 5, 4, 4, seed=4)
     images /= np.abs(images).max()
     rewritten = apply_plan(model, plan(model, 1.0))
-    stored = {name: each.const_value for name, each in rewritten.graph.initializers.items()}
-    scales = [each.numpy() for each in map(stored.get, ("x_scale", "w_scale", "b_scale")) if each]
+    stored = {name: value.const_value for name, value in rewritten.graph.initializers.items()}
+    scale_names = ("x_scale", "w_scale", "b_scale")
+    scales = [tensor.numpy() for tensor in map(stored.get, scale_names) if tensor]
     np.testing.assert_array_equal(scales[2], scales[0] * scales[1])
     assert rewritten.graph.initializers["b_quantized"].dtype is ir.DataType.INT32
-    wanted, found = (open_cpu(each)({"x": images})["y"] for each in (model, rewritten))
-    np.testing.assert_allclose(found, wanted, atol=0.05, rtol=1e-6)
+    expected, outputs = (open_cpu(variant)({"x": images})["y"] for variant in (model, rewritten))
+    np.testing.assert_allclose(outputs, expected, atol=0.05, rtol=1e-6)

@@ -26,6 +26,7 @@ from tests import strongly_typed, zoo
 from tests.conftest import Outcome, write
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -55,17 +56,17 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     arrays: dict[str, Any] = {image.name: zoo.images(side, COUNT, seed=5)}
     np.savez(folder / "images.npz", **arrays)
     path, calibration = write(model, folder / "net.onnx"), folder / "calibration.npz"
-    given = {"model": str(path), "calibration.images": folder / "images.npz"}
-    context = JobContext(config_file.load(None, given), Cache(folder / "store"))
+    settings = {"model": str(path), "calibration.images": folder / "images.npz"}
+    context = JobContext(config_file.load(None, settings), Cache(folder / "store"))
     calibrate(context, CalibrationRequest(calibration))
     return Case(model, path, calibration, {image.name: zoo.images(side, 4, seed=6)})
 
 
-def test_it_builds_in_fp32(case: Case) -> None:
+def test_zoo_network_builds_in_fp32(case: Case) -> None:
     assert strongly_typed.build(case.model) > onnx_io.weight_bytes(case.model)
 
 
-def test_it_builds_in_fp16_and_answers_alike(case: Case) -> None:
+def test_zoo_network_builds_in_fp16_with_close_outputs(case: Case) -> None:
     halved = convert_to_half(
         case.model, "fp16", max_magnitudes(case.model, calibration_file.load(case.calibration))
     )
@@ -76,12 +77,12 @@ def test_it_builds_in_fp16_and_answers_alike(case: Case) -> None:
     assert strongly_typed.build(halved.model)
 
 
-def test_it_builds_in_int8_and_fp16_as_planned(
+def test_zoo_network_builds_in_int8_and_fp16_as_planned(
     case: Case, qconvert: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     out, written = tmp_path / "int8.onnx", tmp_path / "plan.json"
-    given = ["--calibration", case.calibration, "--backend", "tensorrt", "--rest", "fp16"]
-    done = qconvert("quantize", case.path, *given, "-o", out, "--plan-out", written)
+    options = ["--calibration", case.calibration, "--backend", "tensorrt", "--rest", "fp16"]
+    done = qconvert("quantize", case.path, *options, "-o", out, "--plan-out", written)
     assert done.code == 0, done.err
     model, plan = onnx_io.load(out), plan_files.read_plan(written)
     planned = {name for name, layer in plan.layers.items() if layer.op in COMPUTING}
@@ -101,8 +102,8 @@ def producer(value: ir.Value | None) -> str:
 
 def error(case: Case, model: ir.Model) -> float:
     """Return the largest root mean square error of an output, relative to how it varies."""
-    wanted, found = (open_cpu(each)(case.feeds) for each in (case.model, model))
+    expected, outputs = (open_cpu(net)(case.feeds) for net in (case.model, model))
     return max(
-        float(np.sqrt(np.square(found[name] - value).mean()) / value.std())
-        for name, value in wanted.items()
+        float(np.sqrt(np.square(outputs[name] - value).mean()) / value.std())
+        for name, value in expected.items()
     )

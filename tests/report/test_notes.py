@@ -1,6 +1,7 @@
 """Each note appears where it should, and nowhere else."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -121,31 +122,34 @@ def test_other_preprocessing_note_names_the_settings() -> None:
     assert "differently (crop): " in notes_in(replace(report, evaluation=other))
 
 
-def test_few_images_note_for_one_image() -> None:
-    one = replace(QUIET, images=1, half_width_pp=None)
-    report = reports.with_int8(accuracy=one)
-    assert "accuracy rests on 1 image: evaluate on 100 or more" in notes_in(report)
-
-
-def test_wide_interval_note_estimates_the_images_needed() -> None:
-    report = reports.with_int8(accuracy=replace(QUIET, half_width_pp=1.12))
-    assert (
-        "intervals are as wide as ± 1.1 pp with 300 images: about 1600 would bring them to ± 0.5 pp"
-    ) in notes_in(report)
-    assert "intervals" not in notes_in(
-        reports.with_int8(accuracy=replace(QUIET, half_width_pp=1.0))
-    )
-
-
-def test_interval_notes_count_labelled_images() -> None:
-    few = replace(QUIET, images=1000, labelled=20, half_width_pp=20.5)
-    assert "accuracy rests on 20 labelled images: evaluate on 100 or more" in notes_in(
-        reports.with_int8(accuracy=few)
-    )
-    partly = replace(QUIET, images=1000, labelled=200, half_width_pp=1.5)
-    assert (
-        "± 1.5 pp with 200 labelled images: about 1800 would bring them to ± 0.5 pp"
-    ) in notes_in(reports.with_int8(accuracy=partly))
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        (
+            {"images": 1, "half_width_pp": None},
+            "accuracy rests on 1 image: evaluate on 100 or more before trusting it",
+        ),
+        (
+            {"images": 1000, "labelled": 20, "half_width_pp": 20.5},
+            "accuracy rests on 20 labelled images: evaluate on 100 or more before trusting it",
+        ),
+        (
+            {"half_width_pp": 1.12},
+            "intervals are as wide as ± 1.1 pp with 300 images: about 1600 would bring them to "
+            "± 0.5 pp",
+        ),
+        (
+            {"images": 1000, "labelled": 200, "half_width_pp": 1.5},
+            "intervals are as wide as ± 1.5 pp with 200 labelled images: about 1800 would bring "
+            "them to ± 0.5 pp",
+        ),
+        ({"half_width_pp": 1.0}, ""),
+    ],
+)
+def test_few_images_and_wide_intervals_have_a_note(changes: dict[str, Any], note: str) -> None:
+    fp32, _, int8 = reports.cpu()
+    accuracy = replace(QUIET, **changes)
+    assert notes_in(reports.report(fp32, replace(int8, accuracy=accuracy))) == note
 
 
 def test_fp16_computed_in_float32_has_a_note() -> None:

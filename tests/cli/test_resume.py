@@ -10,6 +10,8 @@ import pytest
 
 from tests.conftest import Outcome
 
+pytestmark = pytest.mark.long
+
 Command = Callable[..., Outcome]
 GIVEN = ("build", "model.onnx", "--images", "calib_data", "--eval", "val", "-o", "run")
 QUICK = ("--seconds", "0.02", "--batch-sizes", "1,4")

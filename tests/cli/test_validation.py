@@ -193,6 +193,7 @@ def spectrum() -> None:
     np.savez("given.npz", image=floats(8, 32, 8, 8, seed=5))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("spectrum")
 @pytest.mark.parametrize("command", ["build", "search"])
 def test_unsupported_operator_is_named_before_any_work(command: str, qconvert: Run) -> None:
@@ -206,6 +207,7 @@ def test_unsupported_operator_is_named_before_any_work(command: str, qconvert: R
     assert not Path("made").exists()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("spectrum")
 def test_plan_only_build_works_for_an_unsupported_operator(qconvert: Run) -> None:
     options = ("--images", "given.npz", "--effort", "none", "--plan-only", "-o", "made")
