@@ -30,21 +30,17 @@ _OUT_OF_MEMORY_TEXT = (
     b"error: not enough memory\n\nhint: use a larger machine, or end other work on it\n"
 )
 
-_FREE_SPACE = "free some space, or choose another place with `-o` or QCONVERT_CACHE_DIR"
-_CHECK_RIGHTS = "check the permissions, or choose another place with `-o` or QCONVERT_CACHE_DIR"
-_MOVE_FILE = "a file stands where a folder is needed"
+_OTHER_PLACE = "or choose another place with `-o` or QCONVERT_CACHE_DIR"
+_NOT_A_FOLDER = "a file stands where a folder is needed"
 # What a full disk, missing rights or a bad path can do to any write; other OSErrors are bugs.
 _FILE_ERROR_HINTS = {
-    errno.ENOSPC: _FREE_SPACE,
-    errno.EDQUOT: _FREE_SPACE,
-    errno.EFBIG: "a limit on the size of files is in the way (`ulimit -f`)",
-    errno.EROFS: "choose a writable place, with `-o` or QCONVERT_CACHE_DIR",
-    errno.EACCES: _CHECK_RIGHTS,
-    errno.EPERM: _CHECK_RIGHTS,
-    errno.ENOENT: "check the path; one of its folders does not exist",
-    errno.ENOTDIR: _MOVE_FILE,
-    errno.EEXIST: _MOVE_FILE,
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"free some space, {_OTHER_PLACE}"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), f"check the permissions, {_OTHER_PLACE}"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), _NOT_A_FOLDER),
     errno.EISDIR: "a folder stands where a file is needed",
+    errno.ENOENT: "check the path; one of its folders does not exist",
+    errno.EROFS: "choose a writable place, with `-o` or QCONVERT_CACHE_DIR",
+    errno.EFBIG: "a limit on the size of files is in the way (`ulimit -f`)",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ELOOP: "a link leads to itself; name the file or folder it should lead to",
     errno.EIO: "the disk reports an error; check it",

@@ -35,6 +35,7 @@ def test_onnx_export_writes_a_clean_model(qconvert: Command, tiny: Path) -> None
     assert session.run(None, {"image": floats(2, 3, 8, 8)})[0].shape == (2, 5)
 
 
+@pytest.mark.slow
 def test_factory_export_agrees_with_pytorch(shell: Command, tmp_path: Path) -> None:
     write_factory(tmp_path)
     outcome = shell("export", "nets:generator", "--input", "1x5", "--input", "1x3", "--json")
@@ -50,6 +51,7 @@ def test_factory_export_agrees_with_pytorch(shell: Command, tmp_path: Path) -> N
     assert "ran the code of `nets:generator`" in " ".join(outcome.err.split())
 
 
+@pytest.mark.long
 def test_export_with_failed_parity_is_refused(shell: Command, tmp_path: Path) -> None:
     write_factory(tmp_path)
     outcome = shell("export", "nets:noisy")
@@ -59,6 +61,7 @@ def test_export_with_failed_parity_is_refused(shell: Command, tmp_path: Path) ->
     assert not (tmp_path / "noisy.onnx").exists()
 
 
+@pytest.mark.long
 def test_model_prints_stay_off_stdout(shell: Command, tmp_path: Path) -> None:
     write_factory(tmp_path)
     outcome = shell("export", "nets:chatty", "--json")
@@ -182,6 +185,7 @@ def test_unusable_output_path_is_refused_before_any_work(
     assert tree(tmp_path) == before
 
 
+@pytest.mark.long
 def test_parity_uses_images_and_embeds_the_preprocessing(
     shell: Command, qconvert: Command, tmp_path: Path
 ) -> None:
