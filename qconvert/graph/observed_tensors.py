@@ -64,11 +64,11 @@ class ObservedTensors:
 
 
 def find_observed_tensors(model: ir.Model) -> ObservedTensors:
-    """Choose the tensors, and whether a run must hold a single image to keep images apart."""
+    """Choose the tensors, and whether a run must hold a single image, as axes mix images."""
     batch = _batch_dimension(model.graph)
     activations = list(_activations(model.graph))
-    known = set(activations)
-    sources = {value: _alias_source(value, known) for value in activations}
+    observable = set(activations)
+    sources = {value: _alias_source(value, observable) for value in activations}
     candidates = {
         sources[value]
         for node in model.graph
