@@ -26,13 +26,7 @@ from qconvert.measure.memory import PeakMemory, measure_peak
 from qconvert.report.model import Report
 from qconvert.run.built_engines import engine_hashes, engine_inputs
 from qconvert.run.context import JobContext
-from qconvert.run.report_builder import timestamp
-from qconvert.run.report_files import (
-    judge_and_store,
-    read_report,
-    with_measurement,
-    without_measurement,
-)
+from qconvert.run.report_files import judge_and_store, read_report, timestamp, with_measurement
 from qconvert.run.targets import Target
 
 MEMORY_CPU_ONLY = "measured for engines of the CPU only"
@@ -63,9 +57,7 @@ def bench(target: Target, context: JobContext) -> Report:
     latencies = measure_latencies(engines, context.config.bench, context.progress)
     report = read_report(target)
     rows = tuple(
-        with_measurement(row, "latency", latencies[row.name])
-        if row.name in latencies
-        else without_measurement(row, "latency", (), available[row.backend].reason)
+        with_measurement(row, "latency", latencies.get(row.name, ()), available[row.backend].reason)
         for row in report.variants
     )
     report = replace(report, machine=describe_machine(), created=timestamp(), variants=rows)

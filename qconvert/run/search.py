@@ -43,7 +43,6 @@ from qconvert.report.verdict import conclude
 from qconvert.run import (
     build_inputs,
     built_engines,
-    merge_reports,
     report_files,
     run_folder,
     variants,
@@ -327,7 +326,7 @@ def _drop_from_report(
     names: Collection[str], mixes: Mapping[str, MixedResult], context: RunContext
 ) -> None:
     """Remove engines from the report of a run that has nothing new to report."""
-    before = merge_reports.previous_report(context.folder)
+    before = report_files.previous_report(context.folder)
     if before is not None:
         rows = tuple(row for row in before.variants if row.name not in names)
         after = replace(before, variants=rows, mixes={**before.mixes, **mixes})
@@ -338,7 +337,7 @@ def _is_already_searched(variant: EngineVariant, inputs: BuildInputs, context: R
     """Whether the run has the mix already, from a search with the same goal."""
     if variant.name not in inputs.plans:
         return False
-    report, goal = merge_reports.previous_report(context.folder), context.config.search
+    report, goal = report_files.previous_report(context.folder), context.config.search
     mix = report.mixes.get(variant.backend) if report is not None else None
     if mix is None:  # nothing says what the goal was
         return True
