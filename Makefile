@@ -56,7 +56,7 @@ peers: $(READY)  ## Compare with other tools, as ratios in one run
 	$(BIN)/python -m pip install -q -c .ci/constraints.txt -r benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks.peers
 
-zoo: $(READY)  ## Bring a hundred networks through all of qconvert, into docs/reliability.md
+zoo: $(READY)  ## Run a hundred networks through export and build, and write docs/zoo.md
 	$(BIN)/python -m pip install -q -c .ci/constraints.txt -r benchmarks/requirements.txt
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.zoo
 

@@ -67,7 +67,7 @@ def test_functions_are_not_replaced_by_subpackages_of_their_name() -> None:
 
 @pytest.mark.parametrize("arguments", [api.BuildArguments, api.SearchArguments])
 def test_keyword_arguments_set_settings_or_are_job_options(arguments: type) -> None:
-    others = {"settings", "config", "trust", "fresh"}
+    others = {"settings", "config", "progress", "trust", "fresh"}
     assert set(arguments.__annotations__) - others <= set(option_table.keyword_settings())
 
 

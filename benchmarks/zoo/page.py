@@ -1,11 +1,11 @@
-"""The table of the zoo, written into docs/reliability.md between two marks."""
+"""Write the table of the zoo into docs/zoo.md, between two markers."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
 BEGIN, END = "<!-- zoo: written by `make zoo` -->\n", "<!-- end of zoo -->\n"
 FAMILIES = ("timm", "transformers", "packages", "graphs")
 ENGINES = ("cpu-fp16", "cpu-int8", "tensorrt-rtx-fp16", "tensorrt-rtx-int8")

@@ -10,7 +10,6 @@ import hashlib
 import io
 import os
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,11 +79,10 @@ def _check(feeds: Tensors, model: bytes | Path, seconds: float) -> None:
     if (key := digest.hexdigest()) in _passed:
         return
     args = [str(len(inputs)), *([path] if path is not None else [])]
-    with tempfile.TemporaryFile() as log:
-        with subprocess_worker.start_python(_CHILD, *args, stderr=log.fileno()) as child:
-            # Written in parts: joining them would copy a model of almost 2 GB.
-            code = _wait(child, (inputs, content), seconds)
-        lines = subprocess_worker.read_log(log)
+    with subprocess_worker.start_python(_CHILD, *args) as child:
+        # Written in parts: joining them would copy a model of almost 2 GB.
+        code = _wait(child, (inputs, content), seconds)
+        lines = child.error_lines()
     if code < 0:
         raise QConvertError(
             f"ONNX Runtime crashed on this model: {subprocess_worker.describe_exit(code)}",
@@ -94,18 +92,15 @@ def _check(feeds: Tensors, model: bytes | Path, seconds: float) -> None:
     _passed.add(key)
 
 
-def _wait(child: "subprocess.Popen[bytes]", stdin: Sequence[bytes], seconds: float) -> int:
+def _wait(child: subprocess_worker.Child, stdin: Sequence[bytes], seconds: float) -> int:
     """Feed a child and return its exit code."""
-    assert child.stdin is not None
+    with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
+        for part in stdin:
+            pipe.write(part)
     try:
-        with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
-            for part in stdin:
-                pipe.write(part)
-        return child.wait(seconds)
+        return child.process.wait(seconds)
     except subprocess.TimeoutExpired:
         raise QConvertError(
             f"the model did not finish within {seconds:.0f} s",
             hint="it has loops; one of them may never stop for these inputs",
         ) from None
-    finally:
-        child.kill()

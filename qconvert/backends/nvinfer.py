@@ -8,7 +8,6 @@ import json
 import os
 import pickle
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -73,23 +72,14 @@ def parse_in_subprocess(module: str, graph: Path) -> None:
 
 
 def _run_worker(module: str, graph: Path, build: Build, progress: BuildProgressCallback) -> None:
-    with (
-        tempfile.TemporaryFile() as log,
-        subprocess_worker.start_python(_WORKER, stderr=log.fileno()) as process,
-    ):
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            process.stdin.write(pickle.dumps((module, graph, build)))
-            process.stdin.close()
-            errors = list(_read_messages(process.stdout, progress))
-            code = process.wait()
-        finally:
-            process.kill()
+    with subprocess_worker.start_python(_WORKER) as child:
+        child.stdin.write(pickle.dumps((module, graph, build)))
+        child.stdin.close()
+        errors = list(_read_messages(child.stdout, progress))
         if errors:
             raise errors[0]
-        if code:
-            raise _crash(module, code, subprocess_worker.read_log(log))
+        if code := child.process.wait():
+            raise _crash(module, code, child.error_lines())
 
 
 def _read_messages(lines: IO[bytes], progress: BuildProgressCallback) -> Iterator[Exception]:

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -34,32 +36,50 @@ class ChildResult:
         return describe_exit(self.code, self.lines) if self.code else ""
 
 
-def start_python(code: str, *args: str, stderr: int = subprocess.PIPE) -> "subprocess.Popen[bytes]":
+@dataclass(frozen=True)
+class Child:
+    """A running child, killed when its block ends."""
+
+    process: "subprocess.Popen[bytes]"
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+    log: IO[bytes]
+
+    def error_lines(self) -> list[str]:
+        """Return the lines that the child has written to stderr."""
+        self.log.seek(0)
+        lines = self.log.read().decode(errors="replace").splitlines()
+        return [line.strip() for line in lines if line.strip()]
+
+
+@contextmanager
+def start_python(code: str, *args: str) -> Iterator[Child]:
     """Start this Python on some code; files of the working folder cannot shadow modules."""
     path = os.pathsep.join(filter(None, (str(PACKAGE_ROOT), os.environ.get("PYTHONPATH"))))
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", OOM_PREAMBLE + code, *args],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        env={**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"},
-    )
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(
+            [sys.executable, "-P", "-c", OOM_PREAMBLE + code, *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env={**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"},
+        ) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            yield Child(process, process.stdin, process.stdout, log)
+        finally:
+            process.kill()
 
 
 def run_python(code: str, *args: str, seconds: float) -> ChildResult:
     """Run some code to its end."""
-    with start_python(code, *args) as process:
-        try:
-            stdout, stderr = process.communicate(timeout=seconds)
-        finally:
-            process.kill()
-    return ChildResult(process.returncode, stdout.decode(errors="replace"), _lines(stderr))
-
-
-def read_log(log: IO[bytes]) -> list[str]:
-    """Return the lines of a log file that a child has written."""
-    log.seek(0)
-    return _lines(log.read())
+    with start_python(code, *args) as child:
+        stdout, _ = child.process.communicate(timeout=seconds)
+        lines = child.error_lines()
+    return ChildResult(child.process.returncode, stdout.decode(errors="replace"), lines)
 
 
 def describe_exit(code: int, last_lines: Sequence[str] = ()) -> str:
@@ -70,8 +90,3 @@ def describe_exit(code: int, last_lines: Sequence[str] = ()) -> str:
         names = {number.value: number.name for number in signal.Signals}
         return f"signal {-code} ({names.get(-code, 'unknown')})"
     return last_lines[-1] if last_lines else f"exit code {code}"
-
-
-def _lines(text: bytes) -> list[str]:
-    lines = text.decode(errors="replace").splitlines()
-    return [line.strip() for line in lines if line.strip()]

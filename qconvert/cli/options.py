@@ -1,5 +1,6 @@
 """The options that several commands share; those that stand for a setting follow from its table."""
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -65,28 +66,25 @@ class _SettingType(click.ParamType[Any]):
 
 
 def _parse(text: str, hint: Any, separator: str) -> object:
-    """Return what a text says as a value of a type; ValueError where it is none."""
-    args = get_args(hint)
-    if get_origin(hint) is Literal and text in args:
-        return text
-    if get_origin(hint) is tuple:
+    """Return a text as a value of a type; ValueError if it is none."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is tuple:
         parts = text.split(separator)
         if args[-1] is not ... and len(parts) != len(args):
             raise ValueError
         return tuple(_parse(part.strip(), args[0], separator) for part in parts)
-    if hint is int and (number := parse_int(text)) is not None:
+    if origin is not None and origin is not Literal:
+        for member in args:
+            with contextlib.suppress(ValueError):
+                return _parse(text, member, separator)
+    elif hint is int and (number := parse_int(text)) is not None:
         return number
-    if hint is float:
+    elif hint is float:
         dividend, _, divisor = text.partition("/")
         if math.isfinite(quotient := float(dividend) / float(divisor or 1)):
             return quotient
-    if hint is str:
+    elif hint is str or text in args:
         return text
-    for member in args if get_origin(hint) not in (Literal, tuple) else ():
-        try:
-            return _parse(text, member, separator)
-        except ValueError:
-            continue
     raise ValueError
 
 

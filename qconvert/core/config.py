@@ -349,7 +349,7 @@ class SearchConfig(StrictTable):
     by: Literal["top-1", "agreement", "certainty"] | None = setting(
         None,
         "Measure of the budget: `top-1` needs labels; `agreement` counts changed predictions; "
-        "`certainty` weighs them by the probability that FP32 gives them",
+        "`certainty` weighs them by the FP32 probability that they lose",
         "--by",
         unset="top-1 if one image weighs no more than the budget, else certainty",
     )

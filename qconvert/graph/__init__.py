@@ -1,1 +1,1 @@
-"""Graph rewrites: pure functions from model to model, each saying what it changed."""
+"""Graph rewrites: functions from a model to a changed copy and a note of what changed."""

@@ -8,7 +8,13 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from qconvert.graph.names import UniqueNames, tensor_names
-from qconvert.graph.patterns import constant_array, is_standard, is_transposed, only_reader
+from qconvert.graph.patterns import (
+    constant_array,
+    is_standard,
+    is_transposed,
+    make_initializer,
+    only_reader,
+)
 
 Float64Array = NDArray[np.float64]
 LINEAR = ("Conv", "ConvTranspose", "Gemm")
@@ -129,9 +135,7 @@ def _replace_constant(
     """Give the node a constant of its own; the old one may have other readers."""
     old = linear.inputs[index] if index < len(linear.inputs) else None
     stem = old.name if old is not None else f"{linear.outputs[0].name}.bias"
-    name = names.reserve(f"{stem}_folded")
-    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-    value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
+    value = make_initializer(names.reserve(f"{stem}_folded"), array)
     assert isinstance(linear.graph, ir.Graph), "only nodes of the main graph are folded"
     linear.graph.register_initializer(value)
     if index == len(linear.inputs):

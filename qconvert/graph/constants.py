@@ -7,7 +7,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common
 
 from qconvert.graph.names import UniqueNames, tensor_names
-from qconvert.graph.patterns import constant_array, has_subgraph, is_standard
+from qconvert.graph.patterns import constant_array, has_subgraph, is_standard, make_initializer
 from qconvert.graph.simplify import infer_shapes
 
 # A result above this size is stored only if it is not larger than the inputs it replaces.
@@ -43,9 +43,7 @@ def _fold(graph: ir.Graph, node: ir.Node, names: UniqueNames) -> bool:
         return False
     if result.nbytes > max(ALWAYS_STORED_BYTES, sum(array.nbytes for array in inputs)):
         return False
-    name = names.reserve(f"{output.name}_folded")
-    stored = ir.Value(name=name, const_value=ir.tensor(result, name=name))
-    stored.shape, stored.dtype = ir.Shape(result.shape), ir.DataType.from_numpy(result.dtype)
+    stored = make_initializer(names.reserve(f"{output.name}_folded"), result)
     graph.register_initializer(stored)
     ir.convenience.replace_all_uses_with(output, stored)
     graph.remove(node, safe=True)

@@ -17,14 +17,13 @@ from qconvert.graph.patterns import FUSIBLE_ACTIVATIONS, constant_array, only_re
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 PRODUCTS = frozenset({"Gemm", "MatMul", "Einsum"})
-POOLS = frozenset({"AveragePool", "GlobalAveragePool", "LpPool", "ReduceMean"})
-COMBINATIONS = frozenset({"Add", "Sub", "Mul", "Div", "Sum", "Concat", "Pad", "Resize"})
 RECTIFIERS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "HardSwish"})
-SATURATING = frozenset({"Sigmoid", "HardSigmoid", "Tanh", "Gelu", "Mish", "Swish", "Softmax"})
 NORMS = frozenset({"BatchNormalization", "InstanceNormalization", "GroupNormalization"})
-
-QUANTIZABLE = frozenset({"BatchNormalization"}).union(
-    CONVOLUTIONS, PRODUCTS, POOLS, COMBINATIONS, RECTIFIERS, SATURATING
+QUANTIZABLE = frozenset(
+    {"AveragePool", "GlobalAveragePool", "LpPool", "ReduceMean", "BatchNormalization"}
+    | {"Add", "Sub", "Mul", "Div", "Sum", "Concat", "Pad", "Resize"}
+    | {"Sigmoid", "HardSigmoid", "Tanh", "Gelu", "Mish", "Swish", "Softmax"}
+    | (CONVOLUTIONS | PRODUCTS | RECTIFIERS)
 )
 CHANNEL_FIRST = CONVOLUTIONS | NORMS | {"AveragePool", "GlobalAveragePool", "MaxPool"}
 CHANNEL_LAST = PRODUCTS | {"LayerNormalization", "RMSNormalization"}
@@ -64,11 +63,11 @@ class ObservedTensors:
 
 
 def find_observed_tensors(model: ir.Model) -> ObservedTensors:
-    """Choose the tensors, and whether a run must hold a single image to keep images apart."""
+    """Choose the tensors, and whether a run must hold a single image, as axes mix images."""
     batch = _batch_dimension(model.graph)
     activations = list(_activations(model.graph))
-    known = set(activations)
-    sources = {value: _alias_source(value, known) for value in activations}
+    observable = set(activations)
+    sources = {value: _alias_source(value, observable) for value in activations}
     candidates = {
         sources[value]
         for node in model.graph

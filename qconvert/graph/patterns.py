@@ -24,7 +24,7 @@ def is_quantized(model: ir.Model) -> bool:
 
 
 def is_standard(node: ir.Node, *operators: str) -> bool:
-    """Whether a node is one of ONNX's own operators, of the given ones if any are."""
+    """Whether a node is one of ONNX's own operators, and one of these `operators` if there are any."""
     return node.domain in ("", "ai.onnx") and (not operators or node.op_type in operators)
 
 
@@ -54,6 +54,13 @@ def only_reader(value: ir.Value) -> ir.Node | None:
         return None
     reader = uses[0].node
     return reader if reader.graph is value.graph else None
+
+
+def make_initializer(name: str, array: NDArray[np.generic]) -> ir.Value:
+    """Return a constant, not yet registered in a graph."""
+    tensor = ir.tensor(array, name=name)
+    kind = ir.TensorType(tensor.dtype)
+    return ir.Value(name=name, shape=ir.Shape(array.shape), type=kind, const_value=tensor)
 
 
 def computed_values(graph: ir.Graph) -> Iterator[ir.Value]:

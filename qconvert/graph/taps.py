@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from qconvert.core.errors import QConvertError
 from qconvert.core.tensors import TensorTap
 from qconvert.graph.observed_tensors import ObservedTensors, channel_axis, find_observed_tensors
-from qconvert.graph.patterns import computed_values
+from qconvert.graph.patterns import computed_values, make_initializer
 
 FLOAT, INTEGER, COUNT_TYPE = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32
 PREFIX = "qconvert."
@@ -58,11 +58,8 @@ class ReductionTaps:
         """Return a stored constant; each is stored once."""
         name = PREFIX + name
         if name not in self.constants:
-            tensor = ir.tensor(array, name=name)
-            kind = ir.TensorType(tensor.dtype)
-            value = ir.Value(name=name, shape=ir.Shape(array.shape), type=kind, const_value=tensor)
-            self.graph.register_initializer(value)
-            self.constants[name] = value
+            self.constants[name] = make_initializer(name, array)
+            self.graph.register_initializer(self.constants[name])
         return self.constants[name]
 
     def as_float32(self, value: ir.Value) -> ir.Value:

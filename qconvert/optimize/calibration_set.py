@@ -17,6 +17,8 @@ from qconvert.images.image_files import NoReadableImage
 CALIBRATION_BATCH = 4
 # Of every five batches one is held out, until there are enough.
 HOLDOUT_EVERY, MAX_HOLDOUT_IMAGES = 5, 64
+MISSING_IMAGES = "choosing a method needs some of the calibration images again"
+MISSING_IMAGES_HINT = "say where they are: `--images PATH`, or choose a method: `--method mse`"
 
 
 @dataclass(frozen=True)
@@ -119,10 +121,7 @@ class CalibrationSet:
 
     def _read(self, parts: Sequence[range], size: int) -> Iterator[Tensors]:
         if self.images is None:
-            raise UsageError(
-                "choosing a method needs some of the calibration images again",
-                hint="say where they are: `--images PATH`, or choose a method: `--method mse`",
-            )
+            raise UsageError(MISSING_IMAGES, hint=MISSING_IMAGES_HINT)
         for part in parts:
             with contextlib.suppress(NoReadableImage):
                 for batch in self.images.between(part.start, part.stop).batches(size):

@@ -13,13 +13,8 @@ import onnx_ir as ir
 from qconvert.backends.ort import open_cpu
 from qconvert.core.progress import ProgressCallback
 from qconvert.core.tensors import Tensors, batch_size, output_array
-from qconvert.measure.output_error import (
-    ErrorArray,
-    OutputError,
-    noise_to_signal,
-    per_image_errors,
-    prediction_changes,
-)
+from qconvert.measure import output_error
+from qconvert.measure.output_error import ErrorArray, OutputError
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import QuantizeOptions, make_plan
@@ -69,7 +64,7 @@ class Candidate:
     def output_error(self, options: QuantizeOptions, reference: Sequence[Tensors]) -> OutputError:
         """Return the output error of the model quantized with these options."""
         model = apply_plan(self.loaded.model, self.trial_plan(options))
-        return compare_with_reference(model, self._holdout_batches(), reference)
+        return compare_outputs(model, self._holdout_batches(), reference)
 
     def describe_images(self, error: OutputError) -> str:
         """Say on which images an error was measured."""
@@ -98,7 +93,7 @@ def run_reference(model: ir.Model, batches: Iterable[Tensors]) -> list[Tensors]:
     return reference
 
 
-def compare_with_reference(
+def compare_outputs(
     model: ir.Model, batches: Iterable[Tensors], reference: Sequence[Tensors]
 ) -> OutputError:
     """Return the output error of a model on the batches of the reference."""
@@ -107,9 +102,9 @@ def compare_with_reference(
         outputs.append(run(batch))
         counts.append(batch_size(batch))
     return OutputError(
-        per_image_errors(reference, outputs, counts),
-        noise_to_signal(reference, outputs),
-        prediction_changes(reference, outputs, counts),
+        output_error.per_image_errors(reference, outputs, counts),
+        output_error.noise_to_signal(reference, outputs),
+        output_error.prediction_changes(reference, outputs, counts),
     )
 
 

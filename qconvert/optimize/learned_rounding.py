@@ -27,12 +27,7 @@ from qconvert.graph.names import UniqueNames, tensor_names
 from qconvert.graph.patterns import constant_array, find_matmul_bias, find_matmul_bias_add
 from qconvert.optimize import im2col
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH
-from qconvert.optimize.candidate import (
-    Candidate,
-    compare_with_reference,
-    is_better,
-    run_reference,
-)
+from qconvert.optimize.candidate import Candidate, compare_outputs, is_better, run_reference
 from qconvert.optimize.coordinate_descent import round_weights
 from qconvert.optimize.efforts import EFFORTS, limit_images
 from qconvert.optimize.layer_problem import LayerProblem, find_activation
@@ -162,8 +157,8 @@ def learn_rounding(plan: Plan, candidate: Candidate, effort: str, cache: Cache) 
             weights = {layer.name: layer.weight for layer in layers if layer.weight is not None}
             learned = apply_plan(model, rounded_weights.with_digest(plan, weights), weights)
             reference = run_reference(model, holdout())
-            before = compare_with_reference(apply_plan(model, plan), holdout(), reference)
-            after = compare_with_reference(learned, holdout(), reference)
+            before = compare_outputs(apply_plan(model, plan), holdout(), reference)
+            after = compare_outputs(learned, holdout(), reference)
         errors = (
             f"noise-to-signal {100 * before.noise_to_signal:.3g}% -> "
             f"{100 * after.noise_to_signal:.3g}%, output error {before.per_image.mean():.3g} -> "

@@ -352,15 +352,13 @@ def _conclude(result: MixedResult) -> MixedResult:
     if chosen is None:
         why = f"no mix loses as little as {result.budget:g} points: ship {rest}, or allow more"
         return replace(result, outcome="none", why=why)
-    if chosen.ms is not None:
-        took = f"the smallest mix that keeps the budget takes {chosen.ms:.2f} ms"
-        if result.max_latency is not None and chosen.ms > result.max_latency:
-            why = f"{took}, more than the maximum of {result.max_latency:g}"
-            return replace(result, outcome="none", why=why)
-        if result.float_ms is not None and result.float_ms <= chosen.ms:
-            why = f"{took}, and {rest} alone {result.float_ms:.2f}"
-            return replace(result, outcome="float", why=why)
-    count = len(chosen.lifted)
-    blocks = f"{count} blocks" if count > 1 else "one block"
+    ms, took = chosen.ms, f"the smallest mix that keeps the budget takes {chosen.ms or 0:.2f} ms"
+    if ms is not None and result.max_latency is not None and ms > result.max_latency:
+        why = f"{took}, more than the maximum of {result.max_latency:g}"
+        return replace(result, outcome="none", why=why)
+    if ms is not None and result.float_ms is not None and result.float_ms <= ms:
+        why = f"{took}, and {rest} alone {result.float_ms:.2f}"
+        return replace(result, outcome="float", why=why)
+    blocks = f"{len(chosen.lifted)} blocks" if len(chosen.lifted) > 1 else "one block"
     why = f"{blocks} kept in {rest}, {100 * chosen.share:.1f} % of the compute"
     return replace(result, outcome="mixed", why=why)

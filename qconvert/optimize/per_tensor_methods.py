@@ -23,7 +23,7 @@ from qconvert.optimize.efforts import limit_images
 from qconvert.optimize.partial_execution import PartialExecution, find_untyped_tensor
 from qconvert.quantize.placement import QuantizeOptions
 from qconvert.quantize.plan import RestPrecision
-from qconvert.quantize.ranges import DEFAULT_METHOD, RangeOptions, choose_ranges
+from qconvert.quantize.ranges import DEFAULT_METHOD, choose_ranges
 
 # The methods for single tensors, the default first. Tighter percentiles overfit the few images.
 TENSOR_METHODS = (
@@ -53,7 +53,7 @@ def assign_methods(candidate: Candidate, max_macs: float) -> QuantizeOptions:
     quantized = candidate.trial_plan(options).tensors.keys() - observed.aliases.keys()
     ranges: dict[str, dict[str, Range]] = {}
     for method in TENSOR_METHODS:
-        chosen = choose_ranges(model.graph, observed, summaries, RangeOptions(method, grid))
+        chosen = choose_ranges(model.graph, observed, summaries, grid, method)
         ranges[method] = {name: chosen[name] for name in chosen if name in quantized}
     total = len(contested_tensors(model, ranges))
     batches = _affordable_batches(candidate, total, max_macs)

@@ -1,1 +1,1 @@
-"""Which tensors are rounded to integers, why the others are not, and the graph that says so."""
+"""Which tensors are quantized, why the others are not, and the graph with Q/DQ nodes."""

@@ -17,12 +17,11 @@ from qconvert.quantize.plan import LayerPlan, Plan, RestPrecision
 from qconvert.quantize.ranges import (
     DEFAULT_METHOD,
     OUTPUT_ERROR_METHOD,
-    RangeOptions,
     choose_ranges,
     share_ranges,
     skip_infinite_tensors,
 )
-from qconvert.quantize.scheme import QuantizedNodes, Scheme
+from qconvert.quantize.scheme import Scheme
 from qconvert.quantize.selection import Selection, find_excluded_nodes
 
 # fp16 scales below have few digits left, and below 2**-24 none.
@@ -54,8 +53,14 @@ def make_plan(
     observed = skip_infinite_tensors(find_observed_tensors(model), summaries)
     layers = place_quantizers(model, scheme, observed, options.selection)
     require_quantizable(layers)
-    range_options = RangeOptions(options.method, scheme.activations, options.per_tensor_methods)
-    ranges = choose_ranges(model.graph, observed, summaries, range_options)
+    ranges = choose_ranges(
+        model.graph,
+        observed,
+        summaries,
+        scheme.activations,
+        options.method,
+        options.per_tensor_methods,
+    )
     ranges = share_ranges(model.graph, layers, ranges, scheme.shared_scale)
     layers = keep_representable(model.graph, layers, ranges, scheme, options.rest)
     require_quantizable(layers)
@@ -141,7 +146,7 @@ def _settle(layers: dict[ir.Node, LayerPlan], scheme: Scheme) -> dict[str, Layer
     Needs depend on other nodes, so this repeats until nothing changes. It ends with the largest
     set of quantized nodes, because the loss of one never meets the need of another.
     """
-    quantized = QuantizedNodes(layers)
+    quantized = {node for node, layer in layers.items() if not layer.left}
     changed = True
     while changed:
         changed = False
@@ -149,6 +154,7 @@ def _settle(layers: dict[ir.Node, LayerPlan], scheme: Scheme) -> dict[str, Layer
             needs = () if layer.left else scheme.rules_by_operator[node.op_type].needs
             if reason := next(filter(None, (need(node, quantized) for need in needs)), ""):
                 layers[node] = LayerPlan(node.op_type, left=reason)
+                quantized.remove(node)
                 changed = True
     return {
         node.name or "": layer
@@ -176,12 +182,12 @@ def keep_representable(
     rest: RestPrecision,
 ) -> dict[str, LayerPlan]:
     """Return the layers, with those in float whose scales the type of `rest` cannot represent."""
-    kept = dict(layers)
+    representable = dict(layers)
     for node in graph:
         layer = layers.get(node.name or "")
         if layer is not None and (reason := _unrepresentable(node, layer, ranges, scheme, rest)):
-            kept[node.name or ""] = LayerPlan(node.op_type, left=reason)
-    return kept
+            representable[node.name or ""] = LayerPlan(node.op_type, left=reason)
+    return representable
 
 
 def _unrepresentable(

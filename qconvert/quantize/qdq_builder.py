@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from qconvert.core.scales import QuantParams
 from qconvert.graph.names import UniqueNames, tensor_names
+from qconvert.graph.patterns import make_initializer
 
 
 class QDQBuilder:
@@ -18,13 +19,7 @@ class QDQBuilder:
 
     def add_constant(self, array: NDArray[np.generic], name: str) -> ir.Value:
         """Store a constant in the graph."""
-        tensor = ir.tensor(array, name=self.names.reserve(name))
-        value = ir.Value(
-            name=tensor.name,
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
+        value = make_initializer(self.names.reserve(name), array)
         self.graph.register_initializer(value)
         return value
 

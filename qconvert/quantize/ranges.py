@@ -1,7 +1,7 @@
 """The range of every activation that could be quantized, chosen with regard to its readers."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -21,32 +21,25 @@ INFINITE_REASON = "it holds infinity, as an attention mask does"
 TAIL_SENSITIVE = frozenset({"Sigmoid", "HardSigmoid", "Tanh", "Softmax", "LogSoftmax", "ArgMax"})
 
 
-@dataclass(frozen=True)
-class RangeOptions:
-    """The method and grid for all ranges, and the tensors that have a method of their own."""
-
-    method: str
-    grid: Grid
-    per_tensor_methods: Mapping[str, str] = field(default_factory=dict)
-
-
 def choose_ranges(
     graph: ir.Graph,
     observed: ObservedTensors,
     summaries: Mapping[str, Summary],
-    options: RangeOptions,
+    grid: Grid,
+    method: str,
+    per_tensor_methods: Mapping[str, str] | None = None,
 ) -> dict[str, Range]:
-    """Return the range of each tensor; the full one where nothing may be clipped."""
+    """Return the range of each tensor by its own method or `method`; the full one if unclipped."""
     unclipped = {observed.aliases.get(name, name) for name in _never_clipped(graph)}
     by_method: dict[str, dict[str, Summary]] = {}
     for name, summary in summaries.items():
         if summary.size and has_finite_range(summary):
-            method = options.per_tensor_methods.get(name, options.method)
-            method = FULL_RANGE_METHOD if name in unclipped else method
-            by_method.setdefault(method, {})[name] = summary
+            chosen = (per_tensor_methods or {}).get(name, method)
+            chosen = FULL_RANGE_METHOD if name in unclipped else chosen
+            by_method.setdefault(chosen, {})[name] = summary
     ranges: dict[str, Range] = {}
-    for method, group in by_method.items():
-        ranges |= methods.compute_ranges(group, method, options.grid)
+    for chosen, group in by_method.items():
+        ranges |= methods.compute_ranges(group, chosen, grid)
     aliases = observed.aliases.items()
     return ranges | {name: ranges[source] for name, source in aliases if source in ranges}
 

@@ -54,7 +54,7 @@ def moves_activation(node: ir.Node) -> str:
 def need_quantized_activation(node: ir.Node, quantized: QuantizedNodes) -> str:
     """Require that a fused Relu or Clip can have the output quantizer."""
     fused = find_fused_activation(node)
-    if fused is None or quantized.contains(fused):
+    if fused is None or fused in quantized:
         return ""
     return f"its {fused.op_type} is left in float"
 
@@ -64,7 +64,7 @@ def need_quantized_producer(node: ir.Node, quantized: QuantizedNodes) -> str:
     producer = producer_of(node.inputs[0])
     if producer is None or find_fused_activation(producer) is not node:
         return "other operators read its input"
-    if not quantized.contains(producer):
+    if producer not in quantized:
         return "the operator before it is left in float"
     # A product has a kernel with float output, a convolution does not.
     return (
@@ -74,13 +74,13 @@ def need_quantized_producer(node: ir.Node, quantized: QuantizedNodes) -> str:
 
 def need_quantized_inputs(node: ir.Node, quantized: QuantizedNodes) -> str:
     """Require that quantized operators compute all activations that a node reads."""
-    complete = all(quantized.produces(node.inputs[slot]) for slot in activation_slots(node))
+    complete = all(producer_of(node.inputs[slot]) in quantized for slot in activation_slots(node))
     return "" if complete else "its inputs are not computed by quantized operators"
 
 
 def need_quantized_consumer(node: ir.Node, quantized: QuantizedNodes) -> str:
     """Require that a quantized operator reads an output."""
-    read = any(quantized.consumes(value) for value in node.outputs)
+    read = any(use.node in quantized for value in node.outputs for use in value.uses())
     return "" if read else "no quantized operator reads its output"
 
 

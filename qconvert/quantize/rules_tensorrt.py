@@ -92,7 +92,7 @@ def need_quantized_branch(node: ir.Node, quantized: QuantizedNodes) -> str:
     """Require that the convolution with which the Add is fused is quantized."""
     slot = find_residual_slot(node)
     fused = find_convolution_behind(node.inputs[1 - slot]) if slot is not None else None
-    return "" if quantized.contains(fused) else "the convolution it is fused with is left in float"
+    return "" if fused in quantized else "the convolution it is fused with is left in float"
 
 
 def need_quantized_neighbour(node: ir.Node, quantized: QuantizedNodes) -> str:
@@ -100,7 +100,7 @@ def need_quantized_neighbour(node: ir.Node, quantized: QuantizedNodes) -> str:
     producer = producer_of(node.inputs[0])
     while producer is not None and producer.op_type in TRANSPARENT and producer.inputs[0]:
         producer = producer_of(producer.inputs[0])
-    near = quantized.contains(producer) or _is_consumed(node.outputs[0], quantized)
+    near = producer in quantized or _is_consumed(node.outputs[0], quantized)
     return "" if near else "neither the operator before it nor one after it is quantized"
 
 
@@ -112,7 +112,7 @@ def need_quantized_consumer(node: ir.Node, quantized: QuantizedNodes) -> str:
 def _is_consumed(value: ir.Value, quantized: QuantizedNodes) -> bool:
     """Whether a quantized linear operator reads a tensor, directly or moved."""
     for node, _ in value.uses():
-        if node.op_type in WEIGHTED and quantized.contains(node):
+        if node.op_type in WEIGHTED and node in quantized:
             return True
         if node.op_type in MOVING | {"Concat"} and any(
             _is_consumed(output, quantized) for output in node.outputs

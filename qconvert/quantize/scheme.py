@@ -1,6 +1,6 @@
 """What a backend requires of a quantized graph: two integer grids, and rules as data."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -8,29 +8,10 @@ import onnx_ir as ir
 from qconvert.core.scales import Grid
 from qconvert.quantize.plan import LayerPlan
 
-
-@dataclass(frozen=True)
-class QuantizedNodes:
-    """The nodes that are quantized so far, while rules still depend on each other's results."""
-
-    layers: Mapping[ir.Node, LayerPlan]
-
-    def contains(self, node: ir.Node | None) -> bool:
-        """Whether a node is quantized."""
-        layer = self.layers.get(node) if node is not None else None
-        return layer is not None and not layer.left
-
-    def produces(self, value: ir.Value | None) -> bool:
-        """Whether a quantized node computes this tensor."""
-        return value is not None and self.contains(value.producer())
-
-    def consumes(self, value: ir.Value) -> bool:
-        """Whether a quantized node reads this tensor."""
-        return any(self.contains(node) for node, _ in value.uses())
-
+QuantizedNodes = Set[ir.Node]
 
 # Both return the reason to leave a node in float, or nothing. A check looks at the node alone; a
-# need depends on which other nodes are quantized.
+# need depends on the nodes that are quantized so far.
 Check = Callable[[ir.Node], str]
 Need = Callable[[ir.Node, QuantizedNodes], str]
 

@@ -1,5 +1,6 @@
 """The job `quantize`: from a model and its calibration to one ONNX file in another precision."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,11 @@ from qconvert.core.errors import UsageError
 from qconvert.core.progress import megabytes, start_step
 from qconvert.graph.patterns import is_quantized
 from qconvert.images.preprocess import Preprocess
-from qconvert.optimize.calibration_set import CalibrationSet
+from qconvert.optimize.calibration_set import (
+    MISSING_IMAGES,
+    MISSING_IMAGES_HINT,
+    CalibrationSet,
+)
 from qconvert.quantize import plan_files
 from qconvert.quantize.placement import require_quantizable
 from qconvert.quantize.plan import LayerPlan, Plan
@@ -169,15 +174,10 @@ def _require_supported(context: JobContext, request: QuantizeRequest) -> None:
         )
     settings = context.config.quantize
     if request.precision == "int8":
-        _require_supported_int8(settings, request, requirements)
-        if settings.method in (AUTO_METHOD, OUTPUT_ERROR_METHOD):
-            _require_images_to_choose_by(context, request)
-        elif settings.method is not None:
-            methods.find_method(settings.method)
+        _require_supported_int8(context, request, requirements)
         return
     options = {"--rest": settings.rest is not None, "--plan": request.plan is not None}
-    options |= _node_options(settings)
-    for option in (name for name, is_set in options.items() if is_set):
+    for option in _set_options(options | _node_options(settings)):
         raise UsageError(
             f"`{option}` is for INT8; {request.precision} converts the whole model",
             hint=f"leave `{option}` out, or ask for `--precision int8`",
@@ -185,8 +185,9 @@ def _require_supported(context: JobContext, request: QuantizeRequest) -> None:
 
 
 def _require_supported_int8(
-    settings: QuantizeConfig, request: QuantizeRequest, requirements: BackendRequirements
+    context: JobContext, request: QuantizeRequest, requirements: BackendRequirements
 ) -> None:
+    settings, images = context.config.quantize, context.config.calibration.images
     if settings.rest is not None and settings.rest not in requirements.rests:
         raise UsageError(
             f"beside INT8 `{request.backend}` computes in {' or '.join(requirements.rests)}, "
@@ -198,14 +199,11 @@ def _require_supported_int8(
             "`--half-io` is for half precision, and nothing here is half",
             hint="leave it out, or add `--rest fp16`",
         )
-
-
-def _require_images_to_choose_by(context: JobContext, request: QuantizeRequest) -> None:
-    if context.config.calibration.images is None and request.calibration is not None:
-        raise UsageError(
-            "choosing a method needs some of the calibration images again",
-            hint="say where they are: `--images PATH`, or choose a method: `--method mse`",
-        )
+    if settings.method in (AUTO_METHOD, OUTPUT_ERROR_METHOD):
+        if images is None and request.calibration is not None:
+            raise UsageError(MISSING_IMAGES, hint=MISSING_IMAGES_HINT)
+    elif settings.method is not None:
+        methods.find_method(settings.method)
 
 
 def _require_range_source(context: JobContext, request: QuantizeRequest) -> None:
@@ -241,11 +239,15 @@ def _require_matching_plan(
         "--method": settings.method is not None,
         "--weight-bits": settings.weight_bits != DEFAULT_WEIGHT_BITS,
     }
-    for option in (name for name, is_set in options.items() if is_set):
+    for option in _set_options(options):
         raise UsageError(
             f"`{option}` is decided by the plan of `--plan`",
             hint=f"edit the plan, or leave `{option}` out",
         )
+
+
+def _set_options(options: Mapping[str, bool]) -> list[str]:
+    return [name for name, is_set in options.items() if is_set]
 
 
 def _node_options(settings: QuantizeConfig) -> dict[str, bool]:

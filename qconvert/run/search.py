@@ -82,16 +82,13 @@ class SearchTask:
     available: Availability
 
 
-@dataclass(frozen=True)
-class SearchResult:
-    """The result of a search; `planned` is the mix with its weights, None if there is none."""
+def search_backend(
+    task: SearchTask, context: RunContext, trials: Path
+) -> tuple[MixedResult, PlanWithWeights | None]:
+    """Search for one backend, and return the result and the plan of the mix, if there is one.
 
-    mix: MixedResult
-    planned: PlanWithWeights | None
-
-
-def search_backend(task: SearchTask, context: RunContext, trials: Path) -> SearchResult:
-    """Search for one backend; an interrupted search resumes from its trials, a line each."""
+    An interrupted search resumes from its trials, a line each.
+    """
     end = start_step(context.progress, "search")
     int8 = EngineVariant(task.backend, "int8")
     graph = make_graph(int8, task.inputs, context)
@@ -114,7 +111,7 @@ def search_backend(task: SearchTask, context: RunContext, trials: Path) -> Searc
         shutil.copyfile(entry.path / TRIALS, trials)
     mix, plan = MIX.load(entry.path), entry.path / PLAN_FILE
     end(mix.why, entry.hit)
-    return SearchResult(mix, plan_files.load_plan(plan) if plan.is_file() else None)
+    return mix, plan_files.load_plan(plan) if plan.is_file() else None
 
 
 def _run_search(
@@ -308,17 +305,17 @@ def add_mixed_variants(
         available = chosen.available[variant.backend]
         task = SearchTask(variant.backend, inputs, evaluation_set, available)
         trials = context.folder.root / "analysis" / f"{variant.backend}-{TRIALS}"
-        result = search_backend(task, context, trials)
-        mixes[variant.backend] = result.mix
-        notes += (note for note in result.mix.notes if note not in notes)
-        if result.planned is None:
-            notes.append(f"no `{variant.name}`: {result.mix.why}")
+        mix, plan = search_backend(task, context, trials)
+        mixes[variant.backend] = mix
+        notes += (note for note in mix.notes if note not in notes)
+        if plan is None:
+            notes.append(f"no `{variant.name}`: {mix.why}")
             dropped.append(variant)
             # An engine from an earlier search had another goal.
             atomic.remove_folder(context.folder.engine(variant.name))
         else:
             kept.append(variant)
-            inputs = replace(inputs, plans={**inputs.plans, variant.name: result.planned})
+            inputs = replace(inputs, plans={**inputs.plans, variant.name: plan})
     if not kept:
         _drop_from_report({variant.name for variant in dropped}, mixes, context)
         raise QConvertError(notes[-1], hint="build others: `--precision fp32,int8`")
@@ -369,22 +366,22 @@ def run_search(job: JobContext, out: Path, workers: int | None = None) -> Search
         inputs = build_inputs.prepare_inputs([variant], context, building=available.builds)
         images = open_evaluation_set(inputs.loaded.source, context, workers)
         task = SearchTask(variant.backend, inputs, images, available)
-        result = search_backend(task, context, folder.root / TRIALS)
+        mix, plan = search_backend(task, context, folder.root / TRIALS)
         int8 = make_graph(replace(variant, precision="int8"), inputs, context)
         sizes = {"fp32": _model_bytes(folder.model), "int8": _model_bytes(int8.path)}
         for name in (MIXED_MODEL, *PLAN_FILES):  # of an earlier search with another goal
             (folder.root / name).unlink(missing_ok=True)
-        if result.planned is not None:
-            inputs = replace(inputs, plans={variant.name: result.planned})
+        if plan is not None:
+            inputs = replace(inputs, plans={variant.name: plan})
             graph = make_graph(variant, inputs, context)
             atomic.copy_into_place(graph.path, folder.root / MIXED_MODEL)
             for name in PLAN_FILES:
                 if (graph.folder / name).is_file():
                     atomic.copy_into_place(graph.folder / name, folder.root / name)
             sizes["mixed"] = _model_bytes(folder.root / MIXED_MODEL)
-        text = json.dumps(asdict(result.mix), indent=1) + "\n"
+        text = json.dumps(asdict(mix), indent=1) + "\n"
         atomic.write_text(folder.root / SEARCH_RESULT, text)
-        return SearchSummary(variant.backend, result.mix, sizes, chosen.notes)
+        return SearchSummary(variant.backend, mix, sizes, chosen.notes)
 
 
 def _choose_backend(settings: BuildConfig) -> tuple[EngineVariant, ChosenVariants]:

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from qconvert.backends import nvinfer, ort, subprocess_worker, tensorrt_rtx
+from qconvert.backends import nvinfer, ort, tensorrt_rtx
 from qconvert.backends.base import BuildSpec, Engine, LoadSpec, Precision, Profile
 from qconvert.backends.engine_folder import EngineGraph, copy_graph, wrap_engine
 from qconvert.backends.nvinfer import NativeBuildOptions
@@ -108,16 +108,16 @@ def test_ctrl_c_kills_the_worker(
     engine_graph: EngineGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[subprocess.Popen[bytes]] = []
-    start_python = subprocess_worker.start_python
+    popen = subprocess.Popen
 
-    def record(code: str, *args: str, stderr: int = -1) -> subprocess.Popen[bytes]:
-        started.append(start_python(code, *args, stderr=stderr))
+    def record(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*args, **options))
         return started[-1]
 
     def interrupt(text: str, fraction: float | None) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(subprocess_worker, "start_python", record)
+    monkeypatch.setattr(subprocess, "Popen", record)
     output = engine_graph.folder / "model.engine"
     with pytest.raises(KeyboardInterrupt):
         nvinfer.build_in_subprocess("tensorrt_rtx", engine_graph, OPTIONS, output, interrupt)

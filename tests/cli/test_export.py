@@ -68,7 +68,9 @@ def test_model_prints_stay_off_stdout(shell: Command, tmp_path: Path) -> None:
     assert json.loads(outcome.out)["model"] == "chatty.onnx"
 
 
-def test_repeated_export_is_cached_and_writes_the_same_bytes(qconvert: Command, tiny: Path) -> None:
+def test_repeated_export_uses_the_cache_and_writes_the_same_bytes(
+    qconvert: Command, tiny: Path
+) -> None:
     first = qconvert("export", tiny, "-o", "a.onnx")
     second = qconvert("export", tiny, "-o", "b.onnx")
     assert "cached, " not in first.err

@@ -12,7 +12,7 @@ from qconvert.core.scales import Grid, Range
 from qconvert.graph.observed_tensors import find_observed_tensors
 from qconvert.graph.simplify import infer_shapes
 from qconvert.quantize.plan import LayerPlan
-from qconvert.quantize.ranges import RangeOptions, choose_ranges, share_ranges
+from qconvert.quantize.ranges import choose_ranges, share_ranges
 from tests.calibrate.activations import summary_of
 from tests.models import floats, from_text
 
@@ -39,7 +39,7 @@ def cut(model: ir.Model, method: str = "mse", grid: Grid = SHIFTED) -> set[str]:
     """Return the tensors whose range leaves out something of what was seen."""
     observed = find_observed_tensors(model)
     summaries = dict.fromkeys(observed.quantizable, seen())
-    ranges = choose_ranges(model.graph, observed, summaries, RangeOptions(method, grid))
+    ranges = choose_ranges(model.graph, observed, summaries, grid, method)
     assert set(ranges) == {*observed.quantizable, *observed.aliases}
     whole = Range(seen().low, seen().high)
     return {name for name, chosen in ranges.items() if chosen != whole}
@@ -96,7 +96,7 @@ def test_moved_tensor_has_the_range_of_its_source() -> None:
     observed = find_observed_tensors(model)
     summaries = {name: summary_of(floats(9, 50, seed=len(name))) for name in observed.quantizable}
     summaries["a"] = seen()
-    ranges = choose_ranges(model.graph, observed, summaries, RangeOptions("mse", SHIFTED))
+    ranges = choose_ranges(model.graph, observed, summaries, SHIFTED, "mse")
     assert ranges["p"] == ranges["t"] == ranges["a"] != ranges["x"]
 
 
@@ -114,7 +114,7 @@ def test_range_only_tensors_get_no_range() -> None:
     model = net("a = Conv (x, w) p = MaxPool <kernel_shape: ints = [2, 2]> (a) y = Conv (p, w)")
     observed = find_observed_tensors(model)
     summaries = dict.fromkeys(observed.quantizable, seen()) | {"a": replace(seen(), size=0)}
-    assert set(choose_ranges(model.graph, observed, summaries, RangeOptions("mse", SHIFTED))) == {
+    assert set(choose_ranges(model.graph, observed, summaries, SHIFTED, "mse")) == {
         "x",
         "y",
     }
@@ -124,7 +124,7 @@ def test_methods_choose_each_range_from_its_summary() -> None:
     model = net("a = Conv (x, w) b = Conv (a, w) y = Conv (b, w)")
     observed = find_observed_tensors(model)
     summaries = {name: summary_of(floats(9, 50, seed=ord(name))) for name in observed.quantizable}
-    ranges = choose_ranges(model.graph, observed, summaries, RangeOptions("minmax", SHIFTED))
+    ranges = choose_ranges(model.graph, observed, summaries, SHIFTED, "minmax")
     assert ranges == {name: Range(summary.low, summary.high) for name, summary in summaries.items()}
 
 

@@ -1,4 +1,4 @@
-"""One small world for all long tests, and what a build in it gives when nothing happens."""
+"""One small environment for all long tests, and what a build in it gives when nothing happens."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from tests.torture.whole import facts
-from tests.torture.world import World, make
+from tests.torture.environment import Environment, make
+from tests.torture.run_content import stable_facts
 
 
 @dataclass(frozen=True)
-class Calm:
+class Baseline:
     """An undisturbed run: what it left, and what came out."""
 
     run: Path
@@ -20,15 +20,15 @@ class Calm:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Write the small net and its pictures."""
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """Write the small net and its images."""
     return make(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="session")
-def calm(world: World) -> Calm:
+def baseline(environment: Environment) -> Baseline:
     """Build once, with nothing in the way."""
-    run, cache = world.root / "calm", world.root / ".calm"
-    done = world.build(run, cache)
+    run, cache = environment.root / "calm", environment.root / ".calm"
+    done = environment.build(run, cache)
     assert done.code == 0, done.err
-    return Calm(run, cache, facts(run))
+    return Baseline(run, cache, stable_facts(run))

@@ -12,7 +12,7 @@ import onnxruntime
 from qconvert.cli import run
 
 
-def pretend(cores: int) -> None:
+def limit_cores(cores: int) -> None:
     """Let everyone who asks hear of so many cores, and sessions without a number take as many."""
     os.cpu_count = lambda: cores
     os.sched_getaffinity = lambda pid: set(range(cores))
@@ -27,6 +27,6 @@ def pretend(cores: int) -> None:
 
 
 if __name__ == "__main__":
-    pretend(int(sys.argv[1]))
+    limit_cores(int(sys.argv[1]))
     sys.argv = ["qconvert", *sys.argv[2:]]
     run()

@@ -22,7 +22,7 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("first", range(0, CASES, SLICE))
-def test_spoiled_input_is_refused_or_taken(first: int, seeds: Path) -> None:
+def test_damaged_input_is_rejected_or_processed(first: int, seeds: Path) -> None:
     numbers = [str(first), str(first + SLICE)]
     keep = ["--keep", KEPT] if KEPT else []
     done = subprocess.run(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.torture.jobs import JOBS, Job, hit, left_behind
+from tests.torture.commands import COMMANDS, Command, leftover_files, run_and_signal
+from tests.torture.environment import FEW, Environment, ended
+from tests.torture.run_content import stable_facts
 from tests.torture.test_kill import REPEATABLE
-from tests.torture.whole import facts
-from tests.torture.world import FEW, World, ended
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(900)]
 
@@ -23,41 +23,43 @@ JUMPS = {
 }
 
 
-def date(place: Path, seconds: float) -> None:
+def date(folder: Path, seconds: float) -> None:
     """Date everything below a folder so many seconds from now."""
-    for path in (place, *place.rglob("*")):
+    for path in (folder, *folder.rglob("*")):
         os.utime(path, (time.time() + seconds, time.time() + seconds))
 
 
 @pytest.mark.parametrize("jumps", JUMPS)
-def test_a_build_under_a_clock_that_jumps(jumps: str, world: World, tmp_path: Path) -> None:
-    calm, run, cache = tmp_path / "calm", tmp_path / "run", tmp_path / "cache"
-    assert world.build(calm, tmp_path / "calm-cache", FEW).code == 0
-    words = ["-P", str(CLOCK), ",".join(map(str, JUMPS[jumps])), *world.args(run, FEW)]
+def test_build_under_jumping_clock_gives_the_same_result(
+    jumps: str, environment: Environment, tmp_path: Path
+) -> None:
+    baseline, run, cache = tmp_path / "calm", tmp_path / "run", tmp_path / "cache"
+    assert environment.build(baseline, tmp_path / "calm-cache", FEW).code == 0
+    words = ["-P", str(CLOCK), ",".join(map(str, JUMPS[jumps])), *environment.args(run, FEW)]
     for stored in (False, True):
-        done = ended(world.start(words, cache))
+        done = ended(environment.start(words, cache))
         assert done.code == 0, done.err
-        assert facts(run) == facts(calm)
-        found = [done.steps[step] for step in done.steps if step.split()[0] in REPEATABLE]
-        assert set(found) == {stored} or not stored
-    assert left_behind(tmp_path) == []
+        assert stable_facts(run) == stable_facts(baseline)
+        results = [done.steps[step] for step in done.steps if step.split()[0] in REPEATABLE]
+        assert set(results) == {stored} or not stored
+    assert leftover_files(tmp_path) == []
 
 
 @pytest.mark.parametrize("seconds", [YEAR, -YEAR])
-@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
-def test_what_a_killed_command_left_is_found_and_swept_under_any_date(
-    job: Job, seconds: float, world: World, tmp_path: Path
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_leftovers_of_killed_command_are_removed_whatever_their_date(
+    command: Command, seconds: float, environment: Environment, tmp_path: Path
 ) -> None:
-    calm, place = tmp_path / "calm", tmp_path / "place"
-    for folder in (calm, place):
-        folder.mkdir()
+    baseline, folder = tmp_path / "calm", tmp_path / "place"
+    baseline.mkdir()
+    folder.mkdir()
     started = time.monotonic()
-    assert job.run(world, calm).code == 0
-    killed = hit(job, world, place, 0.8 * (time.monotonic() - started), 9)
-    date(place, seconds)
-    again = job.run(world, place)
+    assert command.run(environment, baseline).code == 0
+    kill = run_and_signal(command, environment, folder, 0.8 * (time.monotonic() - started), 9)
+    date(folder, seconds)
+    again = command.run(environment, folder)
     assert again.code == 0, again.err
-    assert job.facts(place) == job.facts(calm)
-    assert left_behind(place) == []
-    stored = [step for step in killed.steps if step.split()[0] in ("prepare", "learn", "search")]
+    assert command.stable_facts(folder) == command.stable_facts(baseline)
+    assert leftover_files(folder) == []
+    stored = [step for step in kill.steps if step.split()[0] in ("prepare", "learn", "search")]
     assert [step for step in stored if not again.steps.get(step, True)] == []

@@ -1,58 +1,62 @@
-"""No room for a build: one sentence that names the place, nothing half, and it goes on later."""
+"""No room for a build: one sentence that names the folder, nothing half, and it goes on later."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.torture.conftest import Calm
-from tests.torture.places import full_disk, require_told, small_files
-from tests.torture.whole import facts, halves, leftovers
-from tests.torture.world import FEW, World
+from tests.torture.conftest import Baseline
+from tests.torture.environment import FEW, Environment
+from tests.torture.file_systems import require_clear_error, with_file_size_limit, with_full_disk
+from tests.torture.run_content import incomplete_parts, leftovers, stable_facts
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(600)]
 
-# In bytes: settings, graphs, the calibration, small and large engines do not fit, in turn.
+# Bytes left: too few for settings, graphs, the calibration, small and large engines, in turn.
 LARGEST = (500, 5_000, 10_000, 14_500, 30_000, 100_000, 400_000)
 
 
 @pytest.mark.parametrize("largest", LARGEST)
-def test_files_that_may_not_grow_so_large(
-    largest: int, world: World, calm: Calm, tmp_path: Path
+def test_file_size_limit_ends_with_clear_error(
+    largest: int, environment: Environment, baseline: Baseline, tmp_path: Path
 ) -> None:
     run, cache = tmp_path / "run", tmp_path / "cache"
-    done = world.build(run, cache, around=small_files(largest))
-    assert halves(run) + leftovers(run) == []
+    done = environment.build(run, cache, around=with_file_size_limit(largest))
+    assert incomplete_parts(run) + leftovers(run) == []
     if largest in (10_000, 400_000):
-        assert world.build(run, cache).code == 0
-        assert facts(run) == calm.facts
-    require_told(done, run, cache)
+        assert environment.build(run, cache).code == 0
+        assert stable_facts(run) == baseline.facts
+    require_clear_error(done, run, cache)
 
 
 @pytest.mark.parametrize("room", [4, 12, 40, 100, 240, 1000, 1800])
 @pytest.mark.parametrize("full", ["run", "cache"])
-def test_a_full_disk(full: str, room: int, world: World, calm: Calm, tmp_path: Path) -> None:
+def test_full_disk_ends_with_clear_error(
+    full: str, room: int, environment: Environment, baseline: Baseline, tmp_path: Path
+) -> None:
     """Of the `room` in KiB a run needs 1900, a cache 2000."""
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     run, cache = tmp_path / "run", tmp_path / "cache"
-    around = full_disk(disk, room, kept)
+    around = with_full_disk(disk, room, kept)
     if full == "run":
-        done, run = world.build(disk / "run", cache, around=around), kept / "run"
+        done, run = environment.build(disk / "run", cache, around=around), kept / "run"
     else:
-        done, cache = world.build(run, disk / "cache", around=around), kept / "cache"
-    assert halves(run) + leftovers(run) == []
+        done, cache = environment.build(run, disk / "cache", around=around), kept / "cache"
+    assert incomplete_parts(run) + leftovers(run) == []
     if room in (12, 240):
-        assert world.build(run, cache).code == 0
-        assert facts(run) == calm.facts
-    require_told(done, disk)
+        assert environment.build(run, cache).code == 0
+        assert stable_facts(run) == baseline.facts
+    require_clear_error(done, disk)
 
 
 @pytest.mark.parametrize("room", [4, 16, 24, 36, 48])
-def test_a_disk_with_no_room_for_an_engine(room: int, world: World, tmp_path: Path) -> None:
+def test_full_disk_during_engine_build_ends_with_clear_error(
+    room: int, environment: Environment, tmp_path: Path
+) -> None:
     """ONNX Runtime writes its optimized copy itself, and has its own words where it cannot."""
-    chosen = (*FEW, "--precision", "int8")
+    options = (*FEW, "--precision", "int8")
     run, cache, disk = tmp_path / "run", tmp_path / "cache", tmp_path / "disk"
-    assert world.build(tmp_path / "plan", cache, (*chosen, "--plan-only")).code == 0
-    around = full_disk(disk, room, tmp_path / "kept", cache)
-    done = world.build(run, disk, chosen, around)
-    assert halves(run) + leftovers(run) == []
-    require_told(done, disk)
+    assert environment.build(tmp_path / "plan", cache, (*options, "--plan-only")).code == 0
+    around = with_full_disk(disk, room, tmp_path / "kept", cache)
+    done = environment.build(run, disk, options, around)
+    assert incomplete_parts(run) + leftovers(run) == []
+    require_clear_error(done, disk)

@@ -1,4 +1,4 @@
-"""`kill -9` before any change of the disk: nothing half, nothing done twice, the same report."""
+"""`kill -9` before any change of the disk leaves no incomplete file and repeats no step."""
 
 import random
 import shutil
@@ -9,96 +9,96 @@ from typing import Any
 
 import pytest
 
-from tests.torture.conftest import Calm
-from tests.torture.whole import facts, halves, leftovers
-from tests.torture.world import Done, Stumble, World, ended
+from tests.torture.conftest import Baseline
+from tests.torture.environment import Environment, Finished, Interruption, ended
+from tests.torture.run_content import incomplete_parts, leftovers, stable_facts
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(3600)]
 
 MOMENTS = 20
-CHANCE = random.Random(5)
+RNG = random.Random(5)
 REPEATABLE = ("prepare", "calibrate", "quantize", "build", "bench", "inspect", "evaluate")
 
 
 @dataclass(frozen=True)
-class Blow:
-    """A run that was killed, what it left to see, and the same command again."""
+class Attempt:
+    """A killed run, its visible files, and the repeated command."""
 
     when: str
-    killed: Done
-    halves: list[str]
-    again: Done
+    killed: Finished
+    incomplete: list[str]
+    again: Finished
     facts: dict[str, Any]
     after: list[str]
     leftovers: list[str]
 
 
-def after(when: str, world: World, killed: Done, place: Path) -> Blow:
+def after(when: str, environment: Environment, killed: Finished, folder: Path) -> Attempt:
     """Look at what a killed run left, run the command again, and look once more."""
-    run, cache = place / "run", place / "cache"
-    left = halves(run)
-    again = world.build(run, cache)
-    blow = Blow(
+    run, cache = folder / "run", folder / "cache"
+    left = incomplete_parts(run)
+    again = environment.build(run, cache)
+    attempt = Attempt(
         when,
         killed,
         left,
         again,
-        facts(run) if again.code == 0 else {},
-        halves(run),
+        stable_facts(run) if again.code == 0 else {},
+        incomplete_parts(run),
         leftovers(run),
     )
-    shutil.rmtree(place)
-    return blow
+    shutil.rmtree(folder)
+    return attempt
 
 
 @pytest.fixture(scope="module")
-def blows(world: World, tmp_path_factory: pytest.TempPathFactory) -> list[Blow]:
+def attempts(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> list[Attempt]:
     """Kill builds before changes spread over all that they make."""
-    found, place = [], tmp_path_factory.mktemp("killed") / "place"
-    changes = world.changes(place / "run", place / "cache")
-    shutil.rmtree(place)
+    results, folder = [], tmp_path_factory.mktemp("killed") / "place"
+    changes = environment.changes(folder / "run", folder / "cache")
+    shutil.rmtree(folder)
     for part in range(MOMENTS):
-        place.mkdir()
-        at = int((part + CHANCE.random()) / MOMENTS * changes) + 1
-        killed = ended(world.stumbling(place / "run", place / "cache", Stumble(at)))
-        found.append(after(f"change {at} of {changes}", world, killed, place))
-    return found
+        folder.mkdir()
+        at = int((part + RNG.random()) / MOMENTS * changes) + 1
+        kill = ended(environment.stumbling(folder / "run", folder / "cache", Interruption(at)))
+        results.append(after(f"change {at} of {changes}", environment, kill, folder))
+    return results
 
 
-def test_the_builds_were_killed_at_work(blows: list[Blow]) -> None:
-    codes = [blow.killed.code for blow in blows]
+def test_builds_were_killed_while_working(attempts: list[Attempt]) -> None:
+    codes = [attempt.killed.code for attempt in attempts]
     assert set(codes) <= {0, -signal.SIGKILL}
     assert codes.count(-signal.SIGKILL) >= MOMENTS - 2
-    assert len({len(blow.killed.steps) for blow in blows}) > MOMENTS / 2
+    assert len({len(attempt.killed.steps) for attempt in attempts}) > MOMENTS / 2
 
 
-def test_all_that_a_killed_build_shows_is_whole(blows: list[Blow]) -> None:
-    assert {blow.when: blow.halves for blow in blows if blow.halves} == {}
+def test_visible_files_of_killed_build_are_complete(attempts: list[Attempt]) -> None:
+    assert {attempt.when: attempt.incomplete for attempt in attempts if attempt.incomplete} == {}
 
 
-def test_the_same_command_goes_on_to_the_end(blows: list[Blow]) -> None:
-    assert {blow.when: blow.again.err for blow in blows if blow.again.code} == {}
-    assert {blow.when: blow.after for blow in blows if blow.after} == {}
+def test_repeated_command_finishes(attempts: list[Attempt]) -> None:
+    assert {attempt.when: attempt.again.err for attempt in attempts if attempt.again.code} == {}
+    assert {attempt.when: attempt.after for attempt in attempts if attempt.after} == {}
 
 
-def test_the_report_is_that_of_an_undisturbed_run(blows: list[Blow], calm: Calm) -> None:
-    for blow in blows:
-        assert blow.facts == calm.facts, blow.when
+def test_report_equals_that_of_undisturbed_run(attempts: list[Attempt], baseline: Baseline) -> None:
+    for attempt in attempts:
+        assert attempt.facts == baseline.facts, attempt.when
 
 
-def test_no_finished_step_is_repeated(blows: list[Blow]) -> None:
+def test_finished_steps_are_not_repeated(attempts: list[Attempt]) -> None:
     repeated = {
-        blow.when: [
+        attempt.when: [
             step
-            for step in blow.killed.steps
+            for step in attempt.killed.steps
             # Learning and its parts are told a moment before what they belong to is stored.
-            if step.split()[0] in REPEATABLE and not blow.again.steps.get(step, True)
+            if step.split()[0] in REPEATABLE and not attempt.again.steps.get(step, True)
         ]
-        for blow in blows
+        for attempt in attempts
     }
     assert {when: steps for when, steps in repeated.items() if steps} == {}
-    assert {step.split()[0] for step in blows[-1].again.steps} >= set(REPEATABLE)
+    assert {step.split()[0] for step in attempts[-1].again.steps} >= set(REPEATABLE)
 
 
-def test_no_draft_is_left_in_the_folder_of_a_finished_run(blows: list[Blow]) -> None:
-    assert {blow.when: blow.leftovers for blow in blows if blow.leftovers} == {}
+def test_finished_run_has_no_temporary_folders(attempts: list[Attempt]) -> None:
+    assert {attempt.when: attempt.leftovers for attempt in attempts if attempt.leftovers} == {}

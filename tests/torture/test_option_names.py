@@ -48,17 +48,17 @@ def library() -> bytes:
 
 def used() -> set[str]:
     """Return every option that any build or any loading of an engine can give."""
-    found: set[str] = set()
+    results: set[str] = set()
     for precision, row, on in itertools.product(PRECISIONS, NETWORK_TYPES, (False, True)):
         switches = ("hardware-compatible", "weight-stripped", "cuda-graph", "allow-fallback")
         for one in switches:
             options: dict[str, Any] = {"workspace": 1, "timing-cache": "t", one: on}
             given = BuildSpec(precision, Profile(1, 8, 32), options=options)
-            found |= set(provider_options(given, Path("engine"), row, [IMAGE]))
-            found |= set(load_options(read_options(given), Path("engine")))
+            results |= set(provider_options(given, Path("engine"), row, [IMAGE]))
+            results |= set(load_options(read_options(given), Path("engine")))
     for source in Path(qconvert.backends.__file__).parent.glob("*.py"):
-        found |= set(re.findall(r'"(trt_\w+)"', source.read_text(encoding="utf-8")))
-    return found
+        results |= set(re.findall(r'"(trt_\w+)"', source.read_text(encoding="utf-8")))
+    return results
 
 
 def missing(names: set[str], library: bytes) -> list[str]:
@@ -66,13 +66,13 @@ def missing(names: set[str], library: bytes) -> list[str]:
     return sorted(name for name in names if f"{name}\0".encode() not in library)
 
 
-def test_every_option_that_is_used_is_in_the_provider_library(library: bytes) -> None:
+def test_provider_options_in_use_exist_in_the_library(library: bytes) -> None:
     names = used()
     assert len(names) > 20
     assert missing(names, library) == []
     assert missing({"trt_no_such_option"}, library) == ["trt_no_such_option"]
 
 
-def test_the_list_beside_the_quick_tests_is_that_of_the_library(library: bytes) -> None:
+def test_stored_option_list_matches_the_library(library: bytes) -> None:
     lines = KNOWN.read_text(encoding="utf-8").splitlines()
     assert missing({line for line in lines if line and line[0] != "#"}, library) == []

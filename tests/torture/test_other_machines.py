@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from qconvert.demo import demo_files, generator
-from tests.torture.jobs import EVAL, SEARCH
-from tests.torture.whole import hashes
-from tests.torture.world import World, ended, make
+from tests.torture.commands import EVAL, SEARCH
+from tests.torture.environment import Environment, ended, make
+from tests.torture.run_content import hashes
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(1800)]
 
@@ -43,7 +43,7 @@ class Machine:
 
     cores: int
     umask: str
-    place: str
+    folder: str
     more: Sequence[str] = ()
     batches: str = "1"
     environment: dict[str, str] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Machine:
 ONE = Machine(
     cores=1,
     umask="077",
-    place="a",
+    folder="a",
     environment={
         "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "1",
         "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TZ": "Pacific/Auckland",
@@ -61,7 +61,7 @@ ONE = Machine(
 OTHER = Machine(
     cores=5,
     umask="022",
-    place="Büro & Söhne/a place with spaces",
+    folder="Büro & Söhne/a folder with spaces",
     more=("--workers", "3"),
     batches="1,8",
     environment={
@@ -71,28 +71,30 @@ OTHER = Machine(
 )  # fmt: skip
 
 
-def lay(root: Path) -> World:
-    """Write the small world, and the demo network with some of its pictures."""
+def create(root: Path) -> Environment:
+    """Write the small environment, and the demo network with some of its images."""
     root.mkdir(parents=True)
-    world = make(root)
+    environment = make(root)
     shutil.copyfile(demo_files.NETWORK, root / "demo.onnx")
     (root / "demo").mkdir()
     generator.write_images(root / "demo", 1, 40, lambda count: None)
-    return world
+    return environment
 
 
-def made_on(machine: Machine, words: Sequence[str], place: Path) -> dict[str, Any]:
+def run_on(machine: Machine, words: Sequence[str], folder: Path) -> dict[str, Any]:
     """Run a command as on a machine, and return all that must be the same on each."""
-    world = lay(place / machine.place)
+    environment = create(folder / machine.folder)
     around = ["sh", "-c", UMASK, "sh", machine.umask]
     more = machine.more if words[0] != "quantize" else ()
     batches = ("--batch-sizes", machine.batches) if words[0] == "build" else ()
     command = ["-P", str(CORES), str(machine.cores), *words, *more, *batches]
-    done = ended(world.start(command, place / "cache", around, **machine.environment))
+    done = ended(environment.start(command, folder / "cache", around, **machine.environment))
     assert done.code == 0, done.err
-    found = {name: each for like in FILES for name, each in hashes(world.root, like).items()}
-    report = world.root / "made" / "report.json"
-    return found | (told(report) if report.exists() else {})
+    results = {
+        name: each for like in FILES for name, each in hashes(environment.root, like).items()
+    }
+    report = environment.root / "made" / "report.json"
+    return results | (told(report) if report.exists() else {})
 
 
 def told(report: Path) -> dict[str, Any]:
@@ -109,9 +111,9 @@ def told(report: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "words", [BUILD, SPLIT, FOUND, LEARNED], ids=["build", "calibrate", "search", "learned"]
 )
-def test_two_machines_make_the_same_of_the_same(words: Sequence[str], tmp_path: Path) -> None:
-    first = made_on(ONE, words, tmp_path / "one")
-    second = made_on(OTHER, words, tmp_path / "other")
+def test_different_machines_give_the_same_result(words: Sequence[str], tmp_path: Path) -> None:
+    first = run_on(ONE, words, tmp_path / "one")
+    second = run_on(OTHER, words, tmp_path / "other")
     assert len(first) > 2
     assert {name for name in first if first[name] != second.get(name)} == set()
     assert set(first) == set(second)

@@ -17,8 +17,8 @@ import pytest
 
 from qconvert.cli import main
 from qconvert.cli.error_boundary import run_guarded
-from tests.torture import big
-from tests.torture.world import World
+from tests.torture import large_models
+from tests.torture.environment import Environment
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(3600)]
 
@@ -50,7 +50,7 @@ class Cost:
         return f"{self.seconds:.1f} s, CPU {self.cpu:.1f} s, {self.peak / MB:.0f} MB"
 
 
-def cost(what: str, folder: Path, *words: str | Path) -> Cost:
+def measure_cost(what: str, folder: Path, *words: str | Path) -> Cost:
     """Run a command in a folder with an empty cache, print what it took, and return that."""
     cache = folder / "cache"
     shutil.rmtree(cache, ignore_errors=True)
@@ -67,25 +67,27 @@ def cost(what: str, folder: Path, *words: str | Path) -> Cost:
     )
     took = time.monotonic() - started
     cpu, peak = map(float, done.stdout.split()[-2:])
-    found = Cost(took, cpu, int(peak) * 1024)
-    sys.stdout.write(f"{what}: {found}\n")
-    return found
+    results = Cost(took, cpu, int(peak) * 1024)
+    sys.stdout.write(f"{what}: {results}\n")
+    return results
 
 
-def test_a_build_over_fifty_thousand_images(world: World, tmp_path: Path) -> None:
+def test_build_over_fifty_thousand_images(environment: Environment, tmp_path: Path) -> None:
     peaks = {}
     for count in SIZES:
-        images = big.links(world.root / "images", count, tmp_path / f"{count}")
-        words = ("build", world.root / "net.onnx", "--images", images, "--eval", images)
+        images = large_models.link_images(environment.root / "images", count, tmp_path / f"{count}")
+        words = ("build", environment.root / "net.onnx", "--images", images, "--eval", images)
         quick = ("--effort", "quick", "--seconds", "0.05", "--batch-sizes", "1")
-        chosen = ("--count", str(count), "--backend", "cpu", "--precision", "fp32,fp16,int8")
-        done = cost(f"{count} images", tmp_path, *words, *chosen, *quick, "-o", f"run-{count}")
+        options = ("--count", str(count), "--backend", "cpu", "--precision", "fp32,fp16,int8")
+        done = measure_cost(
+            f"{count} images", tmp_path, *words, *options, *quick, "-o", f"run-{count}"
+        )
         peaks[count] = done.peak
         shutil.rmtree(images)
     assert peaks[SIZES[-1]] - peaks[SIZES[0]] < BYTES_AN_IMAGE * (SIZES[-1] - SIZES[0])
 
 
-def calls(model: Path, images: Path, out: Path) -> int:
+def count_calls(model: Path, images: Path, out: Path) -> int:
     """Return how many functions a quantization calls: its work, whatever the machine is doing."""
     profile = cProfile.Profile()
     words = (*QUANTIZE, str(model), "--images", str(images), "--count", "16", "-q", "-o", str(out))
@@ -94,20 +96,24 @@ def calls(model: Path, images: Path, out: Path) -> int:
     return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("shape", big.SHAPES)
-def test_twice_the_nodes_are_twice_the_work_and_twice_the_file(
-    shape: str, world: World, tmp_path: Path
+@pytest.mark.parametrize("shape", large_models.SHAPES)
+def test_twice_the_nodes_take_twice_the_work_and_bytes(
+    shape: str, environment: Environment, tmp_path: Path
 ) -> None:
     work, sizes = [], []
-    images = world.root / "images"
-    calls(big.deep(20, tmp_path / "first.onnx"), images, tmp_path / "first-int8.onnx")
+    images = environment.root / "images"
+    count_calls(
+        large_models.chain_model(20, tmp_path / "first.onnx"), images, tmp_path / "first-int8.onnx"
+    )
     for nodes in (250, 500, 1000):
-        model = big.SHAPES[shape](nodes, tmp_path / f"{nodes}.onnx")
+        model = large_models.SHAPES[shape](nodes, tmp_path / f"{nodes}.onnx")
         out = tmp_path / f"{nodes}-int8.onnx"
-        cost(f"{shape}, {nodes} nodes", tmp_path, *QUANTIZE, model, "--images", images, "-o", out)
-        work.append(calls(model, images, tmp_path / f"{nodes}-again.onnx"))
+        measure_cost(
+            f"{shape}, {nodes} nodes", tmp_path, *QUANTIZE, model, "--images", images, "-o", out
+        )
+        work.append(count_calls(model, images, tmp_path / f"{nodes}-again.onnx"))
         sizes.append(out.stat().st_size)
-    sys.stdout.write(f"{shape}: {work} calls, {sizes} bytes\n")
+    sys.stdout.write(f"{shape}: {work} count_calls, {sizes} bytes\n")
     # Each doubling: twice the work, and the pairs of weights that onnxslim compares.
     assert work[1] < 2.4 * work[0]
     assert work[2] < 2.4 * work[1]
@@ -115,31 +121,31 @@ def test_twice_the_nodes_are_twice_the_work_and_twice_the_file(
     assert sizes[2] < 2.1 * sizes[1]
 
 
-def test_pictures_of_sixty_four_million_pixels(world: World, tmp_path: Path) -> None:
-    words = ("calibrate", world.root / "net.onnx", "-o", "c.npz", "--images")
+def test_images_of_sixty_four_million_pixels(environment: Environment, tmp_path: Path) -> None:
+    words = ("calibrate", environment.root / "net.onnx", "-o", "c.npz", "--images")
     peaks = {}
     for side in (2000, 4000, 8000):
-        images = big.large(side, tmp_path / f"{side}")
-        peaks[side] = cost(f"16 of {side} x {side}", tmp_path, *words, images).peak
-    many = big.links(tmp_path / "4000", 64, tmp_path / "many")
-    more = cost("64 of 4000 x 4000", tmp_path, *words, many).peak
+        images = large_models.draw_large_images(side, tmp_path / f"{side}")
+        peaks[side] = measure_cost(f"16 of {side} x {side}", tmp_path, *words, images).peak
+    many = large_models.link_images(tmp_path / "4000", 64, tmp_path / "many")
+    more = measure_cost("64 of 4000 x 4000", tmp_path, *words, many).peak
     # Pillow's blocks go back to the heap, which keeps some of them.
     assert more < peaks[8000]
-    # Pillow takes four bytes a pixel, and no more pixels than one picture may have are held.
+    # Pillow takes four bytes a pixel, and no more pixels than one image may have are held.
     assert peaks[8000] < peaks[2000] + 4 * 200_000_000
 
 
-def test_a_model_above_two_gigabytes(world: World, tmp_path: Path) -> None:
+def test_model_above_two_gigabytes(environment: Environment, tmp_path: Path) -> None:
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if free < 14 << 30 or shutil.disk_usage(tmp_path).free < 12 << 30:
         pytest.skip("this takes 14 GB of memory and 12 GB of disk")
-    images, peaks = world.root / "images", {}
+    images, peaks = environment.root / "images", {}
     for layers in (2, 3, 5):
-        model = big.heavy(12_288, layers, tmp_path / "heavy.onnx")
+        model = large_models.heavy_model(12_288, layers, tmp_path / "heavy.onnx")
         size = model.with_suffix(".data").stat().st_size
         few = ("--images", images, "--count", "8")
         what = f"{size / 1e6:.0f} MB of weights"
-        peaks[size] = cost(what, tmp_path, *QUANTIZE, model, *few, "-o", "int8.onnx").peak
+        peaks[size] = measure_cost(what, tmp_path, *QUANTIZE, model, *few, "-o", "int8.onnx").peak
         assert (tmp_path / "int8.onnx").stat().st_size < 0.26 * size
         assert list((tmp_path / "tmp").glob("*qconvert*")) == []
     size = max(peaks)

@@ -24,7 +24,7 @@ from qconvert.graph.fp16.half_types import (
 from qconvert.graph.fp16.islands import find_islands
 from qconvert.graph.fp16.overflow import Magnitudes, describe_overflow
 from qconvert.graph.names import UniqueNames, tensor_names
-from qconvert.graph.patterns import computed_values, has_subgraph, is_standard
+from qconvert.graph.patterns import computed_values, has_subgraph, is_standard, make_initializer
 from qconvert.graph.simplify import infer_shapes
 
 HalfPrecision = Literal["fp16", "bf16"]
@@ -172,18 +172,10 @@ def _store_constants(graph: ir.Graph) -> None:
             tensor = ir.convenience.get_const_tensor(node.outputs[0])
         if tensor is None:
             continue
-        stored = _make_initializer(str(node.outputs[0].name), tensor)
+        stored = make_initializer(str(node.outputs[0].name), tensor.numpy())
         ir.convenience.replace_all_uses_with(node.outputs[0], stored, replace_graph_outputs=True)
         graph.remove(node, safe=True)
         graph.register_initializer(stored)
-
-
-def _make_initializer(name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    """Return a copy of a tensor; the tensor itself also belongs to the original graph."""
-    array = tensor.numpy()
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
-    value.const_value = ir.tensor(array, name=name)
-    return value
 
 
 def _set_half_type(value: ir.Value, half: ir.DataType) -> None:
@@ -272,7 +264,7 @@ class _Retyping:
             name = self.tensor_names.reserve(f"{stem}_{SUFFIX[other]}")
         if value.is_initializer() and not value.is_graph_input():
             assert value.const_value is not None, "an initializer holds a tensor"
-            copy = _make_initializer(name, value.const_value)
+            copy = make_initializer(name, value.const_value.numpy())
             if other is self.half:
                 _set_half_type(copy, other)
             self.graph.register_initializer(copy)

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.torture.world import Done
+from tests.torture.environment import Finished
 
 # Words before a command, as `around` of a build takes them. In each, $1 is a folder for a disk.
 FULL = """
-place=$1 room=$2 fill=$3 keep=$4; shift 4
+folder=$1 room=$2 fill=$3 keep=$4; shift 4
 mount -t tmpfs -o size=64m none "$place" || exit 99
 cp -a "$fill/." "$place"
 used=$(df -kP "$place" | awk 'NR == 2 { print $3 }')
 mount -o "remount,size=$((used + room))k" "$place" || exit 99
 "$@"; code=$?
-cp -a "$place/." "$keep" && exit $code
+cp -a "$folder/." "$keep" && exit $code
 """
 READ_ONLY = """
-place=$1; shift
+folder=$1; shift
 mount --bind "$place" "$place" && mount -o remount,bind,ro "$place" || exit 99
 exec "$@"
 """
@@ -30,49 +30,50 @@ LIMITED = (
 )
 
 
-def full_disk(place: Path, room: int, kept: Path, fill: Path | None = None) -> list[str]:
+def with_full_disk(folder: Path, room: int, kept: Path, fill: Path | None = None) -> list[str]:
     """Return what gives a command a disk with so many KiB of room; `kept` gets what is on it."""
-    for folder in (place, kept):
-        folder.mkdir()
-    return _namespace(FULL, place, room, fill or kept, kept)
+    folder.mkdir()
+    kept.mkdir()
+    return _namespace(FULL, folder, room, fill or kept, kept)
 
 
-def read_only(place: Path) -> list[str]:
+def with_read_only(folder: Path) -> list[str]:
     """Return what lets a command read a folder and not write it, as on a disk mounted so."""
-    return _namespace(READ_ONLY, place)
+    return _namespace(READ_ONLY, folder)
 
 
-def without_rights(place: Path) -> list[str]:
+def without_privileges(folder: Path) -> list[str]:
     """Take away the rights to write folders; return what makes them count for root too."""
-    for folder in (place, *(path for path in place.rglob("*") if path.is_dir())):
-        folder.chmod(0o555)
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            path.chmod(0o555)
     if os.geteuid() != 0:
         return []
     around = ["setpriv", "--bounding-set", "-dac_override", "--inh-caps", "-dac_override"]
-    return _working(around)
+    return _usable(around)
 
 
-def small_files(largest: int) -> list[str]:
+def with_file_size_limit(largest: int) -> list[str]:
     """Return what keeps the files of a command below so many bytes."""
     return [sys.executable, "-c", LIMITED, str(largest)]
 
 
-def require_told(done: Done, *places: Path) -> None:
+def require_clear_error(done: Finished, *places: Path) -> None:
     """Require one sentence that names one of the places, a hint, and no traceback."""
     end = done.err[-600:]
     assert "Traceback" not in done.err, end
     assert done.code in (2, 3), end
     assert done.err.count("error: ") == 1, end
     assert "\n\nhint: " in done.err
-    assert any(str(place) in done.said for place in places), done.said
+    assert any(str(folder) in done.said for folder in places), done.said
 
 
 def _namespace(script: str, *args: object) -> list[str]:
-    around = _working(["unshare", "--user", "--map-root-user", "--mount"])
+    around = _usable(["unshare", "--user", "--map-root-user", "--mount"])
     return [*around, "sh", "-c", script, "sh", *map(str, args)]
 
 
-def _working(around: list[str]) -> list[str]:
+def _usable(around: list[str]) -> list[str]:
     """Return a command that runs others; skip the test where it does not work."""
     try:
         done = subprocess.run([*around, "true"], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Networks of many nodes and of many bytes, folders of many pictures and of large ones."""
+"""Networks of many nodes and of many bytes, folders of many images and of large ones."""
 
 import itertools
 import os
@@ -50,7 +50,7 @@ class Net:
         return path
 
 
-def deep(nodes: int, path: Path) -> Path:
+def chain_model(nodes: int, path: Path) -> Path:
     """Write a chain of convolutions."""
     net, last, inputs = Net(), "image", 3
     while len(net.nodes) < nodes - 3:
@@ -58,7 +58,7 @@ def deep(nodes: int, path: Path) -> Path:
     return net.save(last, path)
 
 
-def wide(nodes: int, path: Path) -> Path:
+def parallel_model(nodes: int, path: Path) -> Path:
     """Write blocks of many convolutions side by side."""
     net, last, inputs = Net(), "image", 3
     while len(net.nodes) < nodes - 3:
@@ -67,7 +67,7 @@ def wide(nodes: int, path: Path) -> Path:
     return net.save(last, path)
 
 
-def residual(nodes: int, path: Path) -> Path:
+def residual_model(nodes: int, path: Path) -> Path:
     """Write a chain of convolutions, each added to what it reads."""
     net = Net()
     last = net.conv("image", 3, CHANNELS, 3)
@@ -76,10 +76,14 @@ def residual(nodes: int, path: Path) -> Path:
     return net.save(last, path)
 
 
-SHAPES: dict[str, Callable[[int, Path], Path]] = {"deep": deep, "wide": wide, "residual": residual}
+SHAPES: dict[str, Callable[[int, Path], Path]] = {
+    "deep": chain_model,
+    "wide": parallel_model,
+    "residual": residual_model,
+}
 
 
-def heavy(width: int, layers: int, path: Path) -> Path:
+def heavy_model(width: int, layers: int, path: Path) -> Path:
     """Write layers of `width` x `width` weights, kept in a file beside the model."""
     data, random = path.with_suffix(".data"), np.random.default_rng(0)
     sizes = [3 * SIDE * SIDE, *[width] * layers, 10]
@@ -109,8 +113,8 @@ def heavy(width: int, layers: int, path: Path) -> Path:
     return path
 
 
-def links(source: Path, count: int, folder: Path) -> Path:
-    """Make a folder of so many pictures, which are links to a few."""
+def link_images(source: Path, count: int, folder: Path) -> Path:
+    """Make a folder of so many images, which are links to a few."""
     folder.mkdir()
     files = sorted(source.iterdir())
     for number in range(count):
@@ -119,13 +123,13 @@ def links(source: Path, count: int, folder: Path) -> Path:
     return folder
 
 
-def large(side: int, folder: Path) -> Path:
-    """Write two pictures of `side` x `side`, a JPEG and a PNG, each under eight names."""
+def draw_large_images(side: int, folder: Path) -> Path:
+    """Write two images of `side` x `side`, a JPEG and a PNG, each under eight names."""
     folder.mkdir()
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise).resize((side, side))
-    picture.save(folder / "00.jpg", quality=90)
-    picture.save(folder / "01.png", compress_level=1)
+    image = Image.fromarray(noise).resize((side, side))
+    image.save(folder / "00.jpg", quality=90)
+    image.save(folder / "01.png", compress_level=1)
     for number in range(2, 16):
         file = folder / ("00.jpg", "01.png")[number % 2]
         os.link(file, folder / f"{number:02d}{file.suffix}")

@@ -1,4 +1,4 @@
-"""A small net, its pictures, and `qconvert build` on them in processes of their own."""
+"""A small net, its images, and `qconvert build` on them in processes of their own."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.conftest import write
 from tests.models import mixed
 from tests.pictures import draw_folder
-from tests.torture.stumble import CHANGES
+from tests.torture.interrupt import CHANGES
 
 STUMBLE = Path(__file__).with_name("stumble.py")
 ALL = ("--backend", "cpu,tensorrt-rtx", "--precision", "fp32,fp16,int8", "--seconds", "0.05")
@@ -24,7 +24,7 @@ STEP = re.compile(r"^  ✓ (\w+) +(\S+)")
 
 
 @dataclass(frozen=True)
-class Done:
+class Finished:
     """How a command ended and what it said."""
 
     code: int
@@ -35,20 +35,20 @@ class Done:
         """The steps that it told to be done, and whether they had been done before."""
         lines = [(STEP.match(line), line) for line in self.err.splitlines()]
         return {
-            f"{found[1]} {found[2].rstrip(':,')}": " cached, " in line
-            for found, line in lines
-            if found and found[1] != "load"
+            f"{results[1]} {results[2].rstrip(':,')}": " cached, " in line
+            for results, line in lines
+            if results and results[1] != "load"
         }
 
     @property
     def said(self) -> str:
         """The sentence after `error: `, its lines joined."""
-        found = re.search(r"^error: (.*?)(?:\n\n|\Z)", self.err, re.MULTILINE | re.DOTALL)
-        return " ".join(found[1].split()) if found else ""
+        results = re.search(r"^error: (.*?)(?:\n\n|\Z)", self.err, re.MULTILINE | re.DOTALL)
+        return " ".join(results[1].split()) if results else ""
 
 
 @dataclass(frozen=True)
-class Stumble:
+class Interruption:
     """Before which change to the disk a build gets a signal, counted from 1; 0 is never."""
 
     at: int
@@ -57,15 +57,15 @@ class Stumble:
 
 
 @dataclass(frozen=True)
-class World:
+class Environment:
     """A folder with `net.onnx`, `images`, `eval` and `labels.csv`, in which commands run."""
 
     root: Path
 
-    def args(self, out: Path, chosen: Sequence[str] = ALL) -> list[str]:
+    def args(self, out: Path, options: Sequence[str] = ALL) -> list[str]:
         """Return what `qconvert` is given."""
-        pictures = ("--images", "images", "--eval", "eval", "--labels", "labels.csv")
-        return ["build", "net.onnx", *pictures, *chosen, "-o", str(out)]
+        images = ("--images", "images", "--eval", "eval", "--labels", "labels.csv")
+        return ["build", "net.onnx", *images, *options, "-o", str(out)]
 
     def start(
         self, command: Sequence[str], cache: Path, around: Sequence[str] = (), **more: str
@@ -86,35 +86,35 @@ class World:
         self,
         out: Path,
         cache: Path,
-        chosen: Sequence[str] = ALL,
+        options: Sequence[str] = ALL,
         around: Sequence[str] = (),
         **more: str,
-    ) -> Done:
+    ) -> Finished:
         """Run a build to its end."""
-        command = ["-m", "qconvert", *self.args(out, chosen)]
+        command = ["-m", "qconvert", *self.args(out, options)]
         return ended(self.start(command, cache, around, **more))
 
     def stumbling(
         self,
         out: Path,
         cache: Path,
-        how: Stumble,
-        chosen: Sequence[str] = ALL,
+        how: Interruption,
+        options: Sequence[str] = ALL,
     ) -> subprocess.Popen[str]:
         """Start a build that kills or stops itself right before it changes the disk again."""
         words = ["-P", str(STUMBLE), str(how.at), str(int(how.number)), ",".join(how.events)]
-        return self.start([*words, *self.args(out, chosen)], cache)
+        return self.start([*words, *self.args(out, options)], cache)
 
     def changes(
-        self, out: Path, cache: Path, chosen: Sequence[str] = ALL, events: Sequence[str] = CHANGES
+        self, out: Path, cache: Path, options: Sequence[str] = ALL, events: Sequence[str] = CHANGES
     ) -> int:
         """Run a build to its end and return how often it changed the disk."""
-        done = ended(self.stumbling(out, cache, Stumble(0, events=events), chosen))
+        done = ended(self.stumbling(out, cache, Interruption(0, events=events), options))
         assert done.code == 0, done.err
         return int(done.err.split()[-2])
 
 
-def ended(child: subprocess.Popen[str]) -> Done:
+def ended(child: subprocess.Popen[str]) -> Finished:
     """Wait for the end of a process."""
     with child:
         try:
@@ -122,14 +122,14 @@ def ended(child: subprocess.Popen[str]) -> Done:
         except subprocess.TimeoutExpired:
             child.kill()
             raise
-    return Done(child.returncode, err)
+    return Finished(child.returncode, err)
 
 
-def make(root: Path) -> World:
-    """Write the net, 40 pictures, and 24 with labels."""
+def make(root: Path) -> Environment:
+    """Write the net, 40 images, and 24 with labels."""
     write(mixed(), root / "net.onnx")
     draw_folder(root / "images", 40)
     names = sorted(file.name for file in draw_folder(root / "eval", 24).iterdir())
     lines = [f"eval/{name},{number}" for number, name in enumerate(names)]
     (root / "labels.csv").write_text("\n".join(["file,label", *lines]) + "\n")
-    return World(root)
+    return Environment(root)

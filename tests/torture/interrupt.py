@@ -15,7 +15,7 @@ CHANGES = ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "open")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
-def is_change(event: str, args: tuple[object, ...]) -> bool:
+def changes_disk(event: str, args: tuple[object, ...]) -> bool:
     """Return whether an audit event says that the disk is about to change."""
     if event != "open":
         return True
@@ -23,13 +23,13 @@ def is_change(event: str, args: tuple[object, ...]) -> bool:
     return isinstance(flags, int) and bool(flags & WRITING) and not str(path).startswith("/dev/")
 
 
-def watch(at: int, number: int, events: tuple[str, ...]) -> Callable[[], int]:
+def interrupt_at(at: int, number: int, events: tuple[str, ...]) -> Callable[[], int]:
     """Send this process a signal right before its change number `at`; return what counts them."""
     seen = 0
 
     def hook(event: str, args: tuple[object, ...]) -> None:
         nonlocal seen
-        if event in events and is_change(event, args):
+        if event in events and changes_disk(event, args):
             seen += 1
             if seen == at:
                 os.kill(os.getpid(), number)
@@ -40,7 +40,7 @@ def watch(at: int, number: int, events: tuple[str, ...]) -> Callable[[], int]:
 
 if __name__ == "__main__":
     at, number, events, *rest = sys.argv[1:]
-    counted = watch(int(at), int(number), tuple(events.split(",")))
+    counted = interrupt_at(int(at), int(number), tuple(events.split(",")))
     sys.argv = ["qconvert", *rest]
     try:
         run()

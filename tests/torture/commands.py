@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.torture.whole import facts, halves, hashes, sha256
-from tests.torture.world import FEW, Done, World, ended
+from tests.torture.environment import FEW, Environment, Finished, ended
+from tests.torture.run_content import hashes, incomplete_parts, sha256, stable_facts
 
 SEARCH = (
     "--backend", "tensorrt", "--budget", "0", "--by", "certainty", "--effort", "none",
@@ -23,7 +23,7 @@ SETTLED = ("*.onnx", "plan.json", "search.json", "trials.jsonl", "calibration.np
 
 
 @dataclass(frozen=True)
-class Job:
+class Command:
     """A command, the name of what it makes, and what is to be the same each time of that."""
 
     name: str
@@ -31,59 +31,61 @@ class Job:
     makes: str
     tell: Callable[[Path], dict[str, Any]]
 
-    def args(self, place: Path) -> list[str]:
+    def args(self, folder: Path) -> list[str]:
         """Return what Python is given."""
         command, *options = self.words
         images = ("--images", "images")
-        out = str(place / self.makes)
+        out = str(folder / self.makes)
         return ["-m", "qconvert", command, "net.onnx", *images, *options, "-o", out]
 
-    def start(self, world: World, place: Path) -> subprocess.Popen[str]:
+    def start(self, environment: Environment, folder: Path) -> subprocess.Popen[str]:
         """Start the command, with a cache and a folder for temporary files of its own."""
-        temporary = place / "tmp"
+        temporary = folder / "tmp"
         temporary.mkdir(exist_ok=True)
-        return world.start(self.args(place), place / "cache", TMPDIR=str(temporary))
+        return environment.start(self.args(folder), folder / "cache", TMPDIR=str(temporary))
 
-    def run(self, world: World, place: Path) -> Done:
+    def run(self, environment: Environment, folder: Path) -> Finished:
         """Run the command to its end."""
-        return ended(self.start(world, place))
+        return ended(self.start(environment, folder))
 
-    def facts(self, place: Path) -> dict[str, Any]:
+    def stable_facts(self, folder: Path) -> dict[str, Any]:
         """Return what must come out the same each time."""
-        return self.tell(place / self.makes)
+        return self.tell(folder / self.makes)
 
 
 def _file(path: Path) -> dict[str, Any]:
     return {path.name: sha256(path)}
 
 
-def _settled(folder: Path) -> dict[str, Any]:
+def _stable_settings(folder: Path) -> dict[str, Any]:
     return {name: each for pattern in SETTLED for name, each in hashes(folder, pattern).items()}
 
 
-JOBS = (
-    Job("build", ("build", *EVAL, *FEW), "run", facts),
-    Job("calibrate", ("calibrate",), "c.npz", _file),
-    Job("calibrate in workers", ("calibrate", "--workers", "2"), "c.npz", _file),
-    Job("quantize", ("quantize",), "q.onnx", _file),
-    Job("search", ("search", *EVAL, *SEARCH), "found", _settled),
+COMMANDS = (
+    Command("build", ("build", *EVAL, *FEW), "run", stable_facts),
+    Command("calibrate", ("calibrate",), "c.npz", _file),
+    Command("calibrate in workers", ("calibrate", "--workers", "2"), "c.npz", _file),
+    Command("quantize", ("quantize",), "q.onnx", _file),
+    Command("search", ("search", *EVAL, *SEARCH), "results", _stable_settings),
 )
 
 
-def hit(job: Job, world: World, place: Path, seconds: float, number: int) -> Done:
+def run_and_signal(
+    command: Command, environment: Environment, folder: Path, seconds: float, number: int
+) -> Finished:
     """Send a signal so many seconds after the start; Ctrl-C reaches the workers too."""
-    child = job.start(world, place)
+    child = command.start(environment, folder)
     try:
         child.wait(seconds)
     except subprocess.TimeoutExpired:
         if number != signal.SIGKILL:
-            _wait_until_it_listens(child)
+            _wait_for_handlers(child)
         with contextlib.suppress(ProcessLookupError):  # it has just ended
             (os.killpg if number == signal.SIGINT else os.kill)(child.pid, number)
     return ended(child)
 
 
-def _wait_until_it_listens(child: subprocess.Popen[str]) -> None:
+def _wait_for_handlers(child: subprocess.Popen[str]) -> None:
     """Wait until a process has its own answer to SIGTERM; before, Python has not begun on it."""
     while child.poll() is None:
         status = Path(f"/proc/{child.pid}/status").read_text()
@@ -92,35 +94,35 @@ def _wait_until_it_listens(child: subprocess.Popen[str]) -> None:
         time.sleep(0.001)
 
 
-def visible_halves(job: Job, place: Path) -> list[str]:
+def incomplete_files(command: Command, folder: Path) -> list[str]:
     """Return what can be seen of the result and is not whole."""
-    return halves(place / job.makes) if job.makes == "run" else []
+    return incomplete_parts(folder / command.makes) if command.makes == "run" else []
 
 
-def left_behind(place: Path) -> list[str]:
+def leftover_files(folder: Path) -> list[str]:
     """Return what is hidden beside the result, in it or in the cache, and temporary files.
 
     ONNX Runtime keeps an empty `.ses` of its own among the latter.
     """
-    found = {*place.rglob(".*"), *place.glob("tmp/*")} - {place / "tmp" / ".ses"}
-    return sorted(str(path.relative_to(place)) for path in found)
+    results = {*folder.rglob(".*"), *folder.glob("tmp/*")} - {folder / "tmp" / ".ses"}
+    return sorted(str(path.relative_to(folder)) for path in results)
 
 
-def orphans(place: Path, patience: float = 10.0) -> list[str]:
-    """Return the processes that still work on a place when some seconds are over."""
-    mark = f"QCONVERT_CACHE_DIR={place / 'cache'}".encode()
+def leftover_processes(folder: Path, patience: float = 10.0) -> list[str]:
+    """Return the processes that still work on a folder when some seconds are over."""
+    mark = f"QCONVERT_CACHE_DIR={folder / 'cache'}".encode()
     until = time.monotonic() + patience
-    while (found := list(_marked(mark))) and time.monotonic() < until:
+    while (results := list(_processes_with(mark))) and time.monotonic() < until:
         time.sleep(0.1)
-    return found
+    return results
 
 
-def _marked(mark: bytes) -> list[str]:
-    found = []
+def _processes_with(mark: bytes) -> list[str]:
+    results = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if mark in (process / "environ").read_bytes().split(b"\0"):
-                found.append(f"{process.name}: {(process / 'cmdline').read_bytes()!r}")
+                results.append(f"{process.name}: {(process / 'cmdline').read_bytes()!r}")
         except OSError:  # it ended, or it is not ours
             continue
-    return found
+    return results

@@ -21,7 +21,7 @@ TOP = {
 TIMES = ("created", "seconds", "command")
 
 
-def facts(run: Path) -> dict[str, Any]:
+def stable_facts(run: Path) -> dict[str, Any]:
     """Return the sizes, accuracies and hashes of a run: all that does not depend on the clock.
 
     Two builds of one engine by TensorRT need not give the same bytes, so those have no hash here.
@@ -39,8 +39,8 @@ def facts(run: Path) -> dict[str, Any]:
     return {**told, **hashes(run, "*.onnx"), **hashes(run, "plan.json")}
 
 
-def timeless(run: Path) -> dict[str, Any]:
-    """Return the report of a run without the times of its steps and what was found in the store."""
+def stable_report(run: Path) -> dict[str, Any]:
+    """Return the report of a run without times and without marks of cached steps."""
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     for each in report["variants"]:
         each["engine"].pop("stored")
@@ -68,18 +68,18 @@ def hidden(path: Path, below: Path) -> bool:
 
 def leftovers(run: Path) -> list[str]:
     """Return what is hidden in a run folder."""
-    found = (path.relative_to(run) for path in run.rglob(".*"))
-    return sorted(str(path) for path in found)
+    results = (path.relative_to(run) for path in run.rglob(".*"))
+    return sorted(str(path) for path in results)
 
 
-def halves(run: Path) -> list[str]:
+def incomplete_parts(run: Path) -> list[str]:
     """Return what is visible in a run folder and not whole."""
     if not run.exists():
         return []
-    return list(_halves(run))
+    return list(_find_incomplete(run))
 
 
-def _halves(run: Path) -> Iterator[str]:
+def _find_incomplete(run: Path) -> Iterator[str]:
     visible = [path for path in run.iterdir() if not path.name.startswith(".")]
     yield from (f"{path.name}: stray" for path in visible if path.name not in TOP)
     readers = {
@@ -89,7 +89,7 @@ def _halves(run: Path) -> Iterator[str]:
         "report.json": json_file.load,
     }
     for name, read in readers.items():
-        if (run / name).exists() and (why := _why_not(read, run / name)):
+        if (run / name).exists() and (why := _read_problem(read, run / name)):
             yield f"{name}: {why}"
     for name in ("report.md", "card.md", "calibration/images.txt"):
         if (run / name).exists() and not (run / name).read_bytes().endswith(b"\n"):
@@ -97,7 +97,7 @@ def _halves(run: Path) -> Iterator[str]:
     for engine in sorted(run.glob("engines/[!.]*")):
         yield from (f"{engine.name}: {why}" for why in _engine(engine))
     if (run / "report.json").is_file():
-        yield from _reported(run)
+        yield from _report_problems(run)
 
 
 def _engine(folder: Path) -> Iterator[str]:
@@ -116,11 +116,11 @@ def _engine(folder: Path) -> Iterator[str]:
     for name in {*engine["files"], engine["graph"]}:
         if name not in there:
             yield f"{name} is missing"
-        elif name.endswith(".onnx") and (why := _why_not(onnx.load, folder / name)):
+        elif name.endswith(".onnx") and (why := _read_problem(onnx.load, folder / name)):
             yield f"{name}: {why}"
 
 
-def _reported(run: Path) -> Iterator[str]:
+def _report_problems(run: Path) -> Iterator[str]:
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     for each in report["variants"]:
         folder = run / "engines" / each["name"]
@@ -131,7 +131,7 @@ def _reported(run: Path) -> Iterator[str]:
             yield f"report.json: {each['name']} has another size"
 
 
-def _why_not(read: Any, path: Path) -> str:
+def _read_problem(read: Any, path: Path) -> str:
     try:
         read(path)
     except Exception as error:  # whatever it is, the file is not whole

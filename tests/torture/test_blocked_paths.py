@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.torture.conftest import Calm
-from tests.torture.places import read_only, require_told, without_rights
-from tests.torture.whole import hashes, leftovers
-from tests.torture.world import ALL, World
+from tests.torture.conftest import Baseline
+from tests.torture.environment import ALL, Environment
+from tests.torture.file_systems import require_clear_error, with_read_only, without_privileges
+from tests.torture.run_content import hashes, leftovers
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(600)]
 
@@ -24,12 +24,12 @@ Taking = Callable[[Path], list[str]]
 
 
 @pytest.fixture
-def old(calm: Calm, tmp_path: Path) -> Calm:
+def old(baseline: Baseline, tmp_path: Path) -> Baseline:
     """Copy a finished run and its cache."""
     run, cache = tmp_path / "old", tmp_path / "old-cache"
-    shutil.copytree(calm.run, run)
-    shutil.copytree(calm.cache, cache)
-    return Calm(run, cache, calm.facts)
+    shutil.copytree(baseline.run, run)
+    shutil.copytree(baseline.cache, cache)
+    return Baseline(run, cache, baseline.facts)
 
 
 def remove(path: Path) -> None:
@@ -41,76 +41,78 @@ def remove(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*FILES, *FOLDERS])
-def test_something_else_in_the_place_of_a_part_of_a_run(name: str, old: Calm, world: World) -> None:
-    place = old.run / name
-    remove(place)
+def test_wrong_file_type_inside_a_run_is_reported(
+    name: str, old: Baseline, environment: Environment
+) -> None:
+    folder = old.run / name
+    remove(folder)
     if name in FILES:
-        place.write_text("mine\n")
+        folder.write_text("mine\n")
     else:
-        place.mkdir()
-        (place / "notes.txt").write_text("mine\n")
+        folder.mkdir()
+        (folder / "notes.txt").write_text("mine\n")
     before = hashes(old.run, "*") | NEW
-    done = world.build(old.run, old.cache)
-    require_told(done, place)
+    done = environment.build(old.run, old.cache)
+    require_clear_error(done, folder)
     assert hashes(old.run, "*") | NEW == before
     assert leftovers(old.run) == []
 
 
 @pytest.mark.parametrize("below", ["", "below", "far/below"])
 @pytest.mark.parametrize("which", ["run", "cache"])
-def test_a_file_where_a_run_or_a_cache_should_be(
-    which: str, below: str, world: World, tmp_path: Path
+def test_file_in_place_of_run_or_cache_is_reported(
+    which: str, below: str, environment: Environment, tmp_path: Path
 ) -> None:
     file = tmp_path / "file"
     file.write_text("mine\n")
     places = {"run": tmp_path / "run", "cache": tmp_path / "cache", which: file / below}
-    done = world.build(places["run"], places["cache"])
-    require_told(done, file)
+    done = environment.build(places["run"], places["cache"])
+    require_clear_error(done, file)
     assert file.read_text() == "mine\n"
     assert {path.name for path in tmp_path.iterdir()} <= {"file", "run", "cache"}
 
 
-def test_a_file_where_a_step_of_the_cache_should_be(world: World, tmp_path: Path) -> None:
+def test_file_in_place_of_cached_step_is_reported(environment: Environment, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "engine").write_text("mine\n")
-    done = world.build(tmp_path / "run", tmp_path / "cache")
-    require_told(done, tmp_path / "cache" / "engine")
+    done = environment.build(tmp_path / "run", tmp_path / "cache")
+    require_clear_error(done, tmp_path / "cache" / "engine")
 
 
-@pytest.mark.parametrize("taken", [read_only, without_rights])
+@pytest.mark.parametrize("taken", [with_read_only, without_privileges])
 @pytest.mark.parametrize("below", ["", "new"])
-def test_a_run_that_may_be_read_only(taken: Taking, below: str, old: Calm, world: World) -> None:
+def test_read_only_run_is_reported_or_read(
+    taken: Taking, below: str, old: Baseline, environment: Environment
+) -> None:
     before = hashes(old.run, "*")
-    done = world.build(old.run / below, old.cache, ALL, taken(old.run))
-    require_told(done, old.run / below)
+    done = environment.build(old.run / below, old.cache, ALL, taken(old.run))
+    require_clear_error(done, old.run / below)
     assert hashes(old.run, "*") == before
     assert leftovers(old.run) == []
 
 
-@pytest.mark.parametrize("taken", [read_only, without_rights])
-def test_a_cache_that_may_be_read_only(
-    taken: Taking, old: Calm, world: World, tmp_path: Path
+@pytest.mark.parametrize("taken", [with_read_only, without_privileges])
+def test_read_only_cache_is_reported_or_read(
+    taken: Taking, old: Baseline, environment: Environment, tmp_path: Path
 ) -> None:
     """What lies in it is used; what does not cannot be put there."""
     around = taken(old.cache)
-    same = world.build(tmp_path / "same", old.cache, ALL, around)
+    same = environment.build(tmp_path / "same", old.cache, ALL, around)
     assert same.code == 0, same.err
     assert all(same.steps.values())
-    other = world.build(tmp_path / "other", old.cache, OTHERS, around)
-    require_told(other, old.cache)
+    other = environment.build(tmp_path / "other", old.cache, OTHERS, around)
+    require_clear_error(other, old.cache)
     assert leftovers(tmp_path / "other") == []
 
 
-def test_a_run_may_be_read_by_all_who_may_read_what_its_owner_writes(
-    calm: Calm, tmp_path: Path
-) -> None:
+def test_run_files_follow_the_umask(baseline: Baseline, tmp_path: Path) -> None:
     file, folder = tmp_path / "file", tmp_path / "folder"
     file.touch()
     folder.mkdir()
     usual = {False: file.stat().st_mode, True: folder.stat().st_mode}
     strange = {
-        path.relative_to(calm.run).as_posix(): oct(path.stat().st_mode)
-        for path in calm.run.rglob("*")
+        path.relative_to(baseline.run).as_posix(): oct(path.stat().st_mode)
+        for path in baseline.run.rglob("*")
         if path.stat().st_mode != usual[path.is_dir()]
     }
     assert strange == {}
