@@ -14,7 +14,7 @@ for name, seed, count in (
     generator.write_images(Path("pictures") / name, seed, count)
 
 
-def tell(progress):
+def show(progress):
     """Show every step that is done."""
     if progress.seconds is not None:
         print(f"{progress.step:10} {progress.text.splitlines()[0]}")
@@ -27,7 +27,7 @@ run = qconvert.build(
     precisions=["fp32", "int8"],
     output="run",
     settings={"bench.seconds": 0.5, "gate.max-drop": 2},
-    tell=tell,
+    progress=show,
 )
 
 print(f"\n{run.report.verdict}")

@@ -58,11 +58,6 @@ class Cache:
     root: Path
     fresh: bool = False
 
-    def find(self, step: str, key: CacheKey) -> Path | None:
-        """Return the folder of a result if it is there and intact."""
-        folder = self._folder(step, key)
-        return folder if _is_intact(folder) else None
-
     def get_or_make(self, step: str, key: CacheKey, make: Callable[[Path], None]) -> CacheResult:
         """Return the folder of a result; `make` fills a new one if it is missing or damaged."""
         folder = self._folder(step, key)

@@ -39,9 +39,6 @@ class Range:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
             raise ValueError(f"the ends of a range must ascend, got {self.low} .. {self.high}")
 
-    def __or__(self, other: "Range") -> "Range":
-        return Range(min(self.low, other.low), max(self.high, other.high))
-
     @property
     def max_abs(self) -> float:
         """The largest magnitude, which a symmetric grid must reach."""

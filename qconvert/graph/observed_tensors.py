@@ -17,14 +17,13 @@ from qconvert.graph.patterns import FUSIBLE_ACTIVATIONS, constant_array, only_re
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 PRODUCTS = frozenset({"Gemm", "MatMul", "Einsum"})
-POOLS = frozenset({"AveragePool", "GlobalAveragePool", "LpPool", "ReduceMean"})
-COMBINATIONS = frozenset({"Add", "Sub", "Mul", "Div", "Sum", "Concat", "Pad", "Resize"})
 RECTIFIERS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "HardSwish"})
-SATURATING = frozenset({"Sigmoid", "HardSigmoid", "Tanh", "Gelu", "Mish", "Swish", "Softmax"})
 NORMS = frozenset({"BatchNormalization", "InstanceNormalization", "GroupNormalization"})
-
-QUANTIZABLE = frozenset({"BatchNormalization"}).union(
-    CONVOLUTIONS, PRODUCTS, POOLS, COMBINATIONS, RECTIFIERS, SATURATING
+QUANTIZABLE = frozenset(
+    {"AveragePool", "GlobalAveragePool", "LpPool", "ReduceMean", "BatchNormalization"}
+    | {"Add", "Sub", "Mul", "Div", "Sum", "Concat", "Pad", "Resize"}
+    | {"Sigmoid", "HardSigmoid", "Tanh", "Gelu", "Mish", "Swish", "Softmax"}
+    | (CONVOLUTIONS | PRODUCTS | RECTIFIERS)
 )
 CHANNEL_FIRST = CONVOLUTIONS | NORMS | {"AveragePool", "GlobalAveragePool", "MaxPool"}
 CHANNEL_LAST = PRODUCTS | {"LayerNormalization", "RMSNormalization"}

@@ -8,7 +8,7 @@ end of a residual block only when nothing else is left.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 import onnx_ir as ir
 
@@ -113,11 +113,9 @@ def _block_name(leads: Sequence[ir.Node]) -> str:
     if len(names) == 1:
         return names[0]
     separator = "/" if "/" in names[0] else "."
-    parts = [name.split(separator) for name in names]
-    shared = 0
-    while all(len(part) > shared and part[shared] == parts[0][shared] for part in parts):
-        shared += 1
-    common = separator.join(parts[0][:shared])
+    levels = zip(*(name.split(separator) for name in names), strict=False)
+    shared = takewhile(lambda level: len(set(level)) == 1, levels)
+    common = separator.join(level[0] for level in shared)
     # A name without a number, such as `blocks`, is that of many.
     return common if any(map(str.isdigit, common)) else f"{names[0]} .. {names[-1]}"
 

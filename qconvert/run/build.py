@@ -22,9 +22,8 @@ from qconvert.run.job_images import (
     fitted_preprocessing_or_empty,
     open_evaluation_set,
 )
-from qconvert.run.merge_reports import merge_with_previous
-from qconvert.run.report_builder import RunInfo, RunResults, build_report
-from qconvert.run.report_files import write_report
+from qconvert.run.report_builder import RunResults, build_report
+from qconvert.run.report_files import merge_with_previous, write_report
 from qconvert.run.run_folder import ENGINE_FILE, RunFolder
 from qconvert.run.search import add_mixed_variants
 from qconvert.run.variant_graphs import BuildInputs, VariantGraph, make_graph
@@ -108,16 +107,15 @@ def _build(
         results = _build_and_measure(chosen, graphs, images, context, timer)
         results = _explain_errors(results, inputs, images, context, timer)
         limits = config.gate
-    source = inputs.loaded.source
-    info = RunInfo(
-        context=context,
-        command=request.command,
-        preprocess=fitted_preprocessing_or_empty(source, config.preprocess),
+    results = replace(
+        results,
         calibration=inputs.calibration.full if inputs.calibration is not None else None,
         evaluation=images,
         mixes=with_mixes.mixes,
     )
-    report = merge_with_previous(build_report(info, results, limits), folder, config.gate)
+    preprocess = fitted_preprocessing_or_empty(inputs.loaded.source, config.preprocess)
+    report = build_report(results, context, request.command, preprocess, limits)
+    report = merge_with_previous(report, folder, config.gate)
     write_report(report, folder)
     return report
 
@@ -174,8 +172,7 @@ def _build_and_measure(
         built=built,
         latencies=latencies,
         scores=scores,
-        coverage={name: footprint.coverage for name, footprint in footprints.items()},
-        memory={name: footprint.peak for name, footprint in footprints.items()},
+        footprints=footprints,
         seconds=timer.seconds,
         notes=chosen.notes,
         not_scored_reason=reason,

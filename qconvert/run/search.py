@@ -21,9 +21,9 @@ from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import Progress, ProgressCallback, ignore_progress, start_step
 from qconvert.core.tensors import Tensors, batch_size, fixed_batch, pad_batch, unpad_batch
 from qconvert.images.labels import check_classes
+from qconvert.measure.latency import summarize_latency
 from qconvert.measure.machine import describe_machine
 from qconvert.measure.mixed_result import MixedResult
-from qconvert.measure.stats import summarize_latency
 from qconvert.optimize.blocks import MAX_BLOCKS, find_blocks
 from qconvert.optimize.mixed_precision import (
     BlockSet,
@@ -43,7 +43,6 @@ from qconvert.report.verdict import conclude
 from qconvert.run import (
     build_inputs,
     built_engines,
-    merge_reports,
     report_files,
     run_folder,
     variants,
@@ -327,7 +326,7 @@ def _drop_from_report(
     names: Collection[str], mixes: Mapping[str, MixedResult], context: RunContext
 ) -> None:
     """Remove engines from the report of a run that has nothing new to report."""
-    before = merge_reports.previous_report(context.folder)
+    before = report_files.previous_report(context.folder)
     if before is not None:
         rows = tuple(row for row in before.variants if row.name not in names)
         after = replace(before, variants=rows, mixes={**before.mixes, **mixes})
@@ -338,7 +337,7 @@ def _is_already_searched(variant: EngineVariant, inputs: BuildInputs, context: R
     """Whether the run has the mix already, from a search with the same goal."""
     if variant.name not in inputs.plans:
         return False
-    report, goal = merge_reports.previous_report(context.folder), context.config.search
+    report, goal = report_files.previous_report(context.folder), context.config.search
     mix = report.mixes.get(variant.backend) if report is not None else None
     if mix is None:  # nothing says what the goal was
         return True
