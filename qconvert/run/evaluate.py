@@ -33,12 +33,14 @@ from qconvert.measure.accuracy import (
     BASELINE,
     BF16_UNSCORED,
     Accuracy,
+    ImageScores,
     MeasuredOn,
     fp32_accuracy,
+    join_scores,
+    score_batch,
     summarize_accuracy,
 )
 from qconvert.measure.machine import describe_machine
-from qconvert.measure.per_image_scores import ImageScores, join_scores, score_batch
 from qconvert.report.model import Report
 from qconvert.run.built_engines import engine_hashes
 from qconvert.run.context import JobContext
