@@ -12,7 +12,7 @@ import pytest
 
 import qconvert
 from qconvert import api
-from qconvert.core import option_table
+from qconvert.core import config
 from qconvert.images import ImageChoice, open_images
 from qconvert.images.preprocess import PRESETS
 from tests.models import write_factory
@@ -68,7 +68,7 @@ def test_functions_are_not_replaced_by_subpackages_of_their_name() -> None:
 @pytest.mark.parametrize("arguments", [api.BuildArguments, api.SearchArguments])
 def test_keyword_arguments_set_settings_or_are_job_options(arguments: type) -> None:
     others = {"settings", "config", "progress", "trust", "fresh"}
-    assert set(arguments.__annotations__) - others <= set(option_table.keyword_settings())
+    assert set(arguments.__annotations__) - others <= set(config.keyword_settings())
 
 
 @pytest.mark.long
