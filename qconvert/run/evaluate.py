@@ -14,7 +14,7 @@ from qconvert.backends.base import Engine
 from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.calibrate import calibration_file
 from qconvert.core import onnx_io
-from qconvert.core.cached_step import JsonCodec, cached_step
+from qconvert.core.cache import JsonCodec, cached_step
 from qconvert.core.config import ExportConfig
 from qconvert.core.errors import UsageError
 from qconvert.core.number_format import count
@@ -33,12 +33,14 @@ from qconvert.measure.accuracy import (
     BASELINE,
     BF16_UNSCORED,
     Accuracy,
+    ImageScores,
     MeasuredOn,
     fp32_accuracy,
+    join_scores,
+    score_batch,
     summarize_accuracy,
 )
 from qconvert.measure.machine import describe_machine
-from qconvert.measure.per_image_scores import ImageScores, join_scores, score_batch
 from qconvert.report.model import Report
 from qconvert.run.built_engines import engine_hashes
 from qconvert.run.context import JobContext

@@ -15,15 +15,15 @@ from qconvert import __version__, backends
 from qconvert.backends.base import Availability, Engine, EngineVariant
 from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.core import atomic, onnx_io
-from qconvert.core.cached_step import JsonCodec
+from qconvert.core.cache import JsonCodec
 from qconvert.core.config import BuildConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import Progress, ProgressCallback, ignore_progress, start_step
 from qconvert.core.tensors import Tensors, batch_size, fixed_batch, pad_batch, unpad_batch
 from qconvert.images.labels import check_classes
+from qconvert.measure.latency import summarize_latency
 from qconvert.measure.machine import describe_machine
 from qconvert.measure.mixed_result import MixedResult
-from qconvert.measure.stats import summarize_latency
 from qconvert.optimize.blocks import MAX_BLOCKS, find_blocks
 from qconvert.optimize.mixed_precision import (
     BlockSet,
