@@ -63,13 +63,8 @@ def cases(draw: st.DrawFn) -> Case:
     bounds = np.sort(random.standard_normal((2, *sizes)) * magnitude, axis=0).astype(np.float32)
     if sign := draw(st.sampled_from([-1, 0, 1])):
         bounds = np.sort(np.abs(bounds) * np.float32(sign), axis=0)
-    qparams = choose_qparams_for_bounds(
-        bounds[0],
-        bounds[1],
-        draw(st.sampled_from(GRIDS)),
-        None if per_tensor else axis,
-        scale_dtype,
-    )
+    grid = draw(st.sampled_from(GRIDS))
+    qparams = choose_qparams_for_bounds(bounds[0], bounds[1], grid, axis, scale_dtype)
     return Case(values, range_indices, bounds, qparams, scale_dtype)
 
 
