@@ -8,7 +8,7 @@ import pydantic
 
 from qconvert import backends
 from qconvert.backends.base import Coverage, Engine, Session
-from qconvert.core.cached_step import JsonCodec, cached_step
+from qconvert.core.cache import JsonCodec, cached_step
 from qconvert.core.config import BenchConfig
 from qconvert.core.errors import Unavailable
 from qconvert.core.number_format import count

@@ -14,7 +14,7 @@ from qconvert.backends.base import Engine
 from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.calibrate import calibration_file
 from qconvert.core import onnx_io
-from qconvert.core.cached_step import JsonCodec, cached_step
+from qconvert.core.cache import JsonCodec, cached_step
 from qconvert.core.config import ExportConfig
 from qconvert.core.errors import UsageError
 from qconvert.core.number_format import count

@@ -14,7 +14,7 @@ from qconvert import __version__
 from qconvert.backends.base import EngineVariant
 from qconvert.backends.ort import ORT_VERSION
 from qconvert.core import atomic, onnx_io
-from qconvert.core.cached_step import JsonCodec, cached_step
+from qconvert.core.cache import JsonCodec, cached_step
 from qconvert.core.errors import QConvertError
 from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, start_step

@@ -15,7 +15,7 @@ from qconvert import __version__, backends
 from qconvert.backends.base import Availability, Engine, EngineVariant
 from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.core import atomic, onnx_io
-from qconvert.core.cached_step import JsonCodec
+from qconvert.core.cache import JsonCodec
 from qconvert.core.config import BuildConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import Progress, ProgressCallback, ignore_progress, start_step
