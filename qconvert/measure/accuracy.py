@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AliasChoices, Field
 
 from qconvert.measure.output_error import sqnr_from_powers
 from qconvert.measure.per_image_scores import TOP_K, UNKNOWN, ImageScores, ScoreRows
@@ -21,6 +22,11 @@ NO_LABELS = "no labels: top-1, precision, recall and F1 are not measured"
 NO_CLASSES = "no output is a row of scores: outputs are compared by cosine and SQNR only"
 
 MeasuredOn = Literal["engine", "cpu-simulation"]
+
+
+def _json_key(key: str, name: str) -> Any:
+    """Give a field another key in a report; cached scores have its name."""
+    return Field(validation_alias=AliasChoices(key, name), serialization_alias=key)
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ class Accuracy:
     that the engine itself ran, `cpu-simulation` that its graph ran on the CPU.
     """
 
-    images: int
+    images: Annotated[int, _json_key("n", "images")]
     measured_on: MeasuredOn
     agreement: float | None
     sqnr_db: float | None
@@ -90,7 +96,7 @@ class Accuracy:
     precision: float | None = None
     recall: float | None = None
     f1: float | None = None
-    change_pp: float | None = None
+    change_pp: Annotated[float | None, _json_key("delta_pp", "change_pp")] = None
     half_width_pp: float | None = None
     notes: tuple[str, ...] = ()
     cosine: float | None = None
