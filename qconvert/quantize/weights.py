@@ -11,7 +11,6 @@ from qconvert.core.errors import QConvertError
 from qconvert.core.scales import (
     FloatArray,
     Grid,
-    PerChannel,
     QuantParams,
     choose_qparams,
     choose_qparams_for_bounds,
@@ -72,7 +71,7 @@ def _other_axes(array: FloatArray, axis: int) -> tuple[int, ...]:
 def _qparams_up_to(
     maximum: NDArray[np.float64], grid: Grid, axis: int, scale_dtype: str
 ) -> QuantParams:
-    return choose_qparams_for_bounds(-maximum, maximum, grid, PerChannel(axis), scale_dtype)
+    return choose_qparams_for_bounds(-maximum, maximum, grid, axis, scale_dtype)
 
 
 WEIGHT_METHODS: Mapping[str, Callable[[FloatArray, Grid, int, str], QuantParams]]
@@ -163,8 +162,7 @@ def weight_qparams(
             rounded = learned.get(layer.node.name or "")
             if rounded is not None:
                 zero_points = np.zeros_like(rounded.steps, np.int32)
-                granularity = PerChannel(layer.axis)
-                qparams = QuantParams(rounded.steps, zero_points, plan.weights, granularity)
+                qparams = QuantParams(rounded.steps, zero_points, plan.weights, layer.axis)
             else:
                 method = WEIGHT_METHODS[plan.weight_method]
                 qparams = method(array, plan.weights, layer.axis, plan.rest)
