@@ -18,8 +18,7 @@ import onnx_ir as ir
 
 from qconvert import __version__
 from qconvert.backends.ort import ORT_VERSION, open_cpu
-from qconvert.core.cache import Cache
-from qconvert.core.cached_step import cached_step
+from qconvert.core.cache import Cache, cached_step
 from qconvert.core.progress import Progress, ProgressCallback, start_step
 from qconvert.core.scales import FloatArray, QuantParams, fake_quantize
 from qconvert.core.tensors import Tensors, batch_size

@@ -11,10 +11,15 @@ import numpy as np
 
 from qconvert.core.atomic import write_text
 from qconvert.core.tensors import Tensors, unpad_batch
-from qconvert.measure.accuracy import paired_change
+from qconvert.measure.accuracy import (
+    UNKNOWN,
+    is_class_scores,
+    join_scores,
+    paired_change,
+    score_batch,
+)
 from qconvert.measure.mixed_result import LossMeasure, PredictionLoss
 from qconvert.measure.output_error import per_image_errors, to_probabilities
-from qconvert.measure.per_image_scores import UNKNOWN, is_class_scores, join_scores, score_batch
 
 TrialRecord = dict[str, Any]
 DIGITS = 5

@@ -22,8 +22,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from qconvert.core import number_format as fmt
 from qconvert.core.sanitize import sanitize_text
 from qconvert.measure.evidence import TensorRange, WeightRange
-from qconvert.measure.latency import Latency
-from qconvert.measure.stats import summarize_latency
+from qconvert.measure.latency import Latency, summarize_latency
 from qconvert.report import metrics
 from qconvert.report.metrics import ParetoFront, TradeOffPoint
 from qconvert.report.model import Report, VariantResult

@@ -10,10 +10,9 @@ from dataclasses import astuple, fields, replace
 from qconvert.core import number_format as fmt
 from qconvert.core.sanitize import sanitize_cell
 from qconvert.measure.accuracy import Accuracy
-from qconvert.measure.latency import Latency
+from qconvert.measure.latency import Latency, summarize_latency
 from qconvert.measure.layer_errors import LayerError, layer_label, relative_error
 from qconvert.measure.mixed_result import MixedResult, PredictionLoss, SearchStep
-from qconvert.measure.stats import summarize_latency
 from qconvert.report import gates, metrics
 from qconvert.report.metrics import missing_reason, missing_score_reason
 from qconvert.report.model import MemoryUse, Report, VariantResult

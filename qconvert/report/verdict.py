@@ -10,7 +10,7 @@ from dataclasses import replace
 from qconvert.core import number_format as fmt
 from qconvert.core.config import GateConfig
 from qconvert.measure.accuracy import IDENTICAL, IDENTICAL_WHERE_FINITE, NO_CLASSES, NO_LABELS
-from qconvert.measure.stats import summarize_latency
+from qconvert.measure.latency import summarize_latency
 from qconvert.report import gates, metrics
 from qconvert.report.model import Report, VariantResult
 

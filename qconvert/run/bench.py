@@ -8,14 +8,19 @@ import pydantic
 
 from qconvert import backends
 from qconvert.backends.base import Coverage, Engine, Session
-from qconvert.core.cached_step import JsonCodec, cached_step
+from qconvert.core.cache import JsonCodec, cached_step
 from qconvert.core.config import BenchConfig
 from qconvert.core.errors import Unavailable
 from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, ProgressCallback, share_reporter, start_step
 from qconvert.core.tensors import Tensors, TensorSpec, fixed_batch, random_inputs
-from qconvert.measure import stats
-from qconvert.measure.latency import EngineLatencies, Latency, TimingEffort, interleave
+from qconvert.measure.latency import (
+    EngineLatencies,
+    Latency,
+    TimingEffort,
+    interleave,
+    timing_notes,
+)
 from qconvert.measure.machine import describe_machine
 from qconvert.measure.memory import PeakMemory, measure_peak
 from qconvert.report.model import Report
@@ -104,7 +109,7 @@ def measure_latencies(
         }
         samples = _time_at_batch(batch, matching, specs, settings, progress)
         for (name, where), milliseconds in samples.items():
-            notes = stats.timing_notes(milliseconds, on_gpu=engines[name].backend != "cpu")
+            notes = timing_notes(milliseconds, on_gpu=engines[name].backend != "cpu")
             latencies[name] += (Latency(batch, where, milliseconds, tuple(notes)),)  # type: ignore[arg-type]
     return latencies
 

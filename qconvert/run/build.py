@@ -16,7 +16,7 @@ from qconvert.run.build_inputs import prepare_inputs, reload_inputs
 from qconvert.run.built_engines import build_engine
 from qconvert.run.context import JobContext, RunContext
 from qconvert.run.evaluate import score_engines
-from qconvert.run.explain_errors import add_changed_images, analyze_errors, collect_evidence
+from qconvert.run.explain_errors import add_changed_images, analyze_errors
 from qconvert.run.job_images import (
     EvaluationSet,
     fitted_preprocessing_or_empty,
@@ -188,8 +188,7 @@ def _explain_errors(
 ) -> RunResults:
     """Add what shows where the errors of the engines come from."""
     with timer.measure("compare"):
-        analysis = analyze_errors(results.graphs, inputs, context)
-        evidence = collect_evidence(results.graphs, inputs, analysis, context)
+        analysis, evidence = analyze_errors(results.graphs, inputs, context)
     if images is not None:
         evidence = add_changed_images(evidence, images, results.scores, context.folder)
     return replace(results, analysis=analysis, evidence=evidence)

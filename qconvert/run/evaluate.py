@@ -14,7 +14,7 @@ from qconvert.backends.base import Engine
 from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.calibrate import calibration_file
 from qconvert.core import onnx_io
-from qconvert.core.cached_step import JsonCodec, cached_step
+from qconvert.core.cache import JsonCodec, cached_step
 from qconvert.core.config import ExportConfig
 from qconvert.core.errors import UsageError
 from qconvert.core.number_format import count
@@ -28,17 +28,18 @@ from qconvert.core.tensors import (
     pad_batch,
     unpad_batch,
 )
-from qconvert.images.labels import check_classes
 from qconvert.measure.accuracy import (
     BASELINE,
     BF16_UNSCORED,
     Accuracy,
+    ImageScores,
     MeasuredOn,
     fp32_accuracy,
+    join_scores,
+    score_batch,
     summarize_accuracy,
 )
 from qconvert.measure.machine import describe_machine
-from qconvert.measure.per_image_scores import ImageScores, join_scores, score_batch
 from qconvert.report.model import Report
 from qconvert.run.built_engines import engine_hashes
 from qconvert.run.context import JobContext
@@ -130,7 +131,7 @@ def _measure_scores(
         expected = _run_batch(run_reference, batch.feeds, size)
         batches[BASELINE].append(score_batch(expected, expected, labels))
         if classes := batches[BASELINE][0].classes:
-            check_classes(images, classes)
+            images.check_classes(classes)
         for name, run in runs.items():
             outputs = _run_batch(run, batch.feeds, size)
             batches[name].append(score_batch(expected, outputs, labels))
