@@ -20,7 +20,6 @@ from qconvert.core.config import BuildConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import Progress, ProgressCallback, ignore_progress, start_step
 from qconvert.core.tensors import Tensors, batch_size, fixed_batch, pad_batch, unpad_batch
-from qconvert.images.labels import check_classes
 from qconvert.measure.latency import summarize_latency
 from qconvert.measure.machine import describe_machine
 from qconvert.measure.mixed_result import MixedResult
@@ -209,7 +208,7 @@ def make_evaluation_images(inputs: BuildInputs, evaluation_set: EvaluationSet) -
 
     images = _make_images(f"evaluation {evaluation_set.digest()[:12]}", inputs, batches)
     scores = np.asarray(images.reference.outputs[0][images.reference.score_output])
-    check_classes(evaluation_set.images, scores.shape[1])
+    evaluation_set.images.check_classes(scores.shape[1])
     return images
 
 
