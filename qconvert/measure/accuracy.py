@@ -8,10 +8,11 @@ a processor rounds by their place in memory.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AliasChoices, Field
 
 from qconvert.core.errors import QConvertError
 from qconvert.core.tensors import Tensors, output_array
@@ -50,6 +51,11 @@ _ROW_TYPE = np.dtype(
         ("engine_finite", np.bool_),
     ]
 )
+
+
+def _json_key(key: str, name: str) -> Any:
+    """Give a field another key in a report; cached scores have its name."""
+    return Field(validation_alias=AliasChoices(key, name), serialization_alias=key)
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ class Accuracy:
     `engine` means that the engine itself ran, `cpu-simulation` that its graph ran on the CPU.
     """
 
-    images: int
+    images: Annotated[int, _json_key("n", "images")]
     measured_on: MeasuredOn
     agreement: float | None
     sqnr_db: float | None
@@ -113,7 +119,7 @@ class Accuracy:
     precision: float | None = None
     recall: float | None = None
     f1: float | None = None
-    change_pp: float | None = None
+    change_pp: Annotated[float | None, _json_key("delta_pp", "change_pp")] = None
     half_width_pp: float | None = None
     notes: tuple[str, ...] = ()
     cosine: float | None = None

@@ -17,9 +17,9 @@ from qconvert.graph.error_attribution import values_by_name
 from qconvert.graph.observed_tensors import find_observed_tensors
 from qconvert.graph.patterns import FUSIBLE_ACTIVATIONS, WEIGHTED, constant_array, producer_of
 from qconvert.measure.layer_errors import LayerError, worst_layers
-from qconvert.quantize.checks import linear_layer
 from qconvert.quantize.cross_layer import scaled_tensors
 from qconvert.quantize.plan import Plan
+from qconvert.quantize.scheme import linear_layer
 
 SHOWN_METHODS = ("minmax", "percentile:99.99", "entropy", "mse")
 HISTOGRAM_BARS = 80
