@@ -93,8 +93,7 @@ def _build(
             inputs = prepare_inputs(chosen.variants, context, building=not request.plan_only)
     images = _open_evaluation_set(inputs, context, request)
     with timer.measure("search"):
-        with_mixes = add_mixed_variants(chosen, inputs, images, context)
-    chosen, inputs = with_mixes.chosen, with_mixes.inputs
+        chosen, inputs, mixes = add_mixed_variants(chosen, inputs, images, context)
     with timer.measure("quantize"):
         graphs = {variant: make_graph(variant, inputs, context) for variant in chosen.variants}
     if request.plan_only:
@@ -115,7 +114,7 @@ def _build(
         preprocess=fitted_preprocessing_or_empty(source, config.preprocess),
         calibration=inputs.calibration.full if inputs.calibration is not None else None,
         evaluation=images,
-        mixes=with_mixes.mixes,
+        mixes=mixes,
     )
     report = merge_with_previous(build_report(info, results, limits), folder, config.gate)
     write_report(report, folder)
