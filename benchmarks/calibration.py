@@ -26,12 +26,12 @@ from qconvert.calibrate import calibration_file
 from qconvert.calibrate.methods import compute_ranges
 from qconvert.core import config_file, onnx_io
 from qconvert.core.cache import Cache
-from qconvert.core.progress import Progress
 from qconvert.core.scales import Grid
 from qconvert.images import ImageChoice, open_images
 from qconvert.images.batches import Images
 from qconvert.images.preprocess import Preprocess
 from qconvert.run.calibrate import CalibrationRequest, calibrate
+from qconvert.run.context import JobContext
 
 IMAGES = Path(__file__).resolve().parents[2] / "shared/data/imagenet-500/calib"
 COUNT, MANY, ROUNDS = 200, 5000, 3
@@ -136,8 +136,8 @@ def ours(model: Path, count: int, folder: Path) -> None:
         "calibration.count": count,
         **{f"preprocess.{key}": value for key, value in LITE0_SETTINGS.items()},
     }
-    store = Cache(model.parent / "store")
-    calibrate(config_file.load(None, given), CalibrationRequest(folder / "c.npz"), store, quiet)
+    context = JobContext(config_file.load(None, given), Cache(model.parent / "store"))
+    calibrate(context, CalibrationRequest(folder / "c.npz"))
 
 
 def methods(model: Path, count: int, folder: Path) -> None:
@@ -168,10 +168,6 @@ def runtime(method: str) -> Callable[[Path, int, Path], None]:
         )
 
     return work
-
-
-def quiet(progress: Progress) -> None:
-    """Hear nothing of the progress."""
 
 
 LITE0_SETTINGS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qconvert.cli import COMMANDS, main
-from qconvert.core import config_file, option_table
+from qconvert.core import config, config_file
 from qconvert.report import json_file
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -44,7 +44,7 @@ def settings() -> str:
         "[qconvert.schema.json](qconvert.schema.json). `qconvert init` writes one.\n",
     ]
     table = None
-    for option in option_table.option_table().values():
+    for option in config.option_table().values():
         if option.table != table:
             table = option.table
             lines += [f"\n## {f'[{table}]' if table else 'top level'}\n"]

@@ -14,9 +14,8 @@ from typing import Any, Literal, TypedDict, Unpack, get_args, get_origin
 
 from qconvert.calibrate.calibration import Calibration
 from qconvert.core import config_file
-from qconvert.core.config import Backend, Config
+from qconvert.core.config import Backend, Config, keyword_settings, option_table
 from qconvert.core.errors import UsageError, did_you_mean
-from qconvert.core.option_table import keyword_settings, option_table
 from qconvert.core.progress import Progress, ProgressCallback, ignore_progress
 from qconvert.package import pack
 from qconvert.package.pack import Format, PackageOptions, Packed

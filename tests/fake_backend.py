@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qconvert.backends.base import (
+    GRAPH,
     Availability,
     BackendRequirements,
     BuildProgressCallback,
@@ -18,7 +19,6 @@ from qconvert.backends.base import (
     Session,
     TritonSpec,
 )
-from qconvert.backends.engine_folder import GRAPH
 from qconvert.backends.ort import open_cpu
 from qconvert.backends.system_probe import Installed
 from qconvert.core import onnx_io

@@ -12,7 +12,7 @@ import pytest
 
 import qconvert
 from qconvert import api
-from qconvert.core import option_table
+from qconvert.core import config
 from qconvert.images import ImageChoice, open_images
 from qconvert.images.preprocess import PRESETS
 from tests.models import write_factory
@@ -67,8 +67,8 @@ def test_functions_are_not_replaced_by_subpackages_of_their_name() -> None:
 
 @pytest.mark.parametrize("arguments", [api.BuildArguments, api.SearchArguments])
 def test_keyword_arguments_set_settings_or_are_job_options(arguments: type) -> None:
-    others = {"settings", "config", "trust", "fresh"}
-    assert set(arguments.__annotations__) - others <= set(option_table.keyword_settings())
+    others = {"settings", "config", "progress", "trust", "fresh"}
+    assert set(arguments.__annotations__) - others <= set(config.keyword_settings())
 
 
 @pytest.mark.long
@@ -93,7 +93,8 @@ def test_build_prints_nothing_and_returns_the_report(
     expected = {"load", "calibrate", "quantize", "build", "bench", "evaluate"}
     assert expected <= {progress.step for progress in steps}
     assert [variant.name for variant in run.report.variants] == ["cpu-fp32", "cpu-int8"]
-    assert run.report.command.startswith("qconvert.build('model.onnx', output='own', settings={")
+    assert run.report.command.startswith("qconvert.build('model.onnx', output='own', images=")
+    assert "progress" not in run.report.command
     assert qconvert.open_run("own").report.variants == run.report.variants
     assert run.path("cpu-int8") == Path("own/engines/cpu-int8").absolute()
 

@@ -1,14 +1,18 @@
-"""The interface of a backend: the graphs it takes, the engines it builds, how they are loaded."""
+"""The interface of a backend, and what backends share: settings, and copies of a graph."""
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
+import onnx_ir as ir
 import pydantic
 
 from qconvert.backends.system_probe import Installed
-from qconvert.core.errors import UsageError
+from qconvert.core import onnx_io
+from qconvert.core.errors import QConvertError, UsageError, first_line
 from qconvert.core.tensors import Tensors
 from qconvert.quantize.plan import RestPrecision
 from qconvert.quantize.scheme import Scheme
@@ -23,6 +27,8 @@ FLOAT: Mapping[Precision, RestPrecision] = {"fp32": "fp32", "fp16": "fp16", "bf1
 
 # A build reports what it is doing, and the fraction done where the builder knows it.
 BuildProgressCallback = Callable[[str, float | None], None]
+
+GRAPH = "model.onnx"  # the graph in the folder of an engine
 
 
 @dataclass(frozen=True)
@@ -149,11 +155,6 @@ class LoadSpec:
     optimize_graph: bool = True
     cuda_graph: bool = False
 
-    @property
-    def provider_list(self) -> list[Any]:
-        """The providers as `InferenceSession` takes them."""
-        return [(name, dict(options)) for name, options in self.providers]
-
 
 @dataclass(frozen=True)
 class TritonSpec:
@@ -244,11 +245,30 @@ def read_settings(kind: type[T], spec: BuildSpec, backend: str) -> T:
 def settings_as_text(settings: object, *leave_out: str) -> dict[str, str]:
     """Return settings as text, by the names users write, for cache keys and `made_with`."""
     return {
-        _user_name(setting.name): str(getattr(settings, setting.name))
+        setting.name.replace("_", "-"): str(getattr(settings, setting.name))
         for setting in fields(settings)  # type: ignore[arg-type]
         if setting.name not in leave_out
     }
 
 
-def _user_name(field_name: str) -> str:
-    return field_name.replace("_", "-")
+def copy_graph(path: Path, folder: Path) -> tuple[ir.Model, tuple[str, ...]]:
+    """Copy an ONNX file to `model.onnx`; return the model and the files: two above 2 GB."""
+    model = onnx_io.load(path)
+    with explain_write_errors(folder):
+        if any(isinstance(tensor, ir.ExternalTensor) for tensor in onnx_io.all_tensors(model)):
+            onnx_io.save(model, folder / GRAPH)  # the data file is named after the new ONNX file
+        else:
+            shutil.copyfile(path, folder / GRAPH)
+    return model, tuple(file.name for file in onnx_io.model_files(folder / GRAPH))
+
+
+@contextmanager
+def explain_write_errors(folder: Path) -> Iterator[None]:
+    """Turn an OSError into an error that names the folder and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise QConvertError(
+            f"`{folder}` cannot be written: {error.strerror or first_line(error)}",
+            hint="make room there, or choose another place with `-o`",
+        ) from None

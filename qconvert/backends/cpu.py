@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qconvert.backends.base import (
+    GRAPH,
     INTEGER,
     Availability,
     BackendRequirements,
@@ -16,10 +17,11 @@ from qconvert.backends.base import (
     LoadSpec,
     Session,
     TritonSpec,
+    copy_graph,
+    explain_write_errors,
     read_settings,
     settings_as_text,
 )
-from qconvert.backends.engine_folder import GRAPH, EngineGraph, copy_graph, explain_write_errors
 from qconvert.backends.system_probe import (
     RUNTIMES,
     Installed,
@@ -37,16 +39,7 @@ from qconvert.quantize.scheme import Scheme
 PROVIDER = "CPUExecutionProvider"
 OPTIMIZED = "optimized.onnx"
 MIN_SAVING = 0.01  # of the bytes: an optimized copy that saves less is not kept
-ARM = ("arm64", "aarch64")
 QUANT_PRECISION_ENTRY = "session.x64quantprecision"
-SATURATION_NOTE = (
-    "this CPU multiplies bytes in 16 bits, which overflow: run the file with the session setting "
-    f"`{QUANT_PRECISION_ENTRY}` = 1, or quantize with `--weight-bits 7`"
-)
-TRITON_NOTE = (
-    "with 8-bit weights the server's x86 CPU needs VNNI: others multiply bytes in 16 bits, which "
-    f"overflow, and Triton cannot set `{QUANT_PRECISION_ENTRY}`; `--weight-bits 7` is safe on any"
-)
 
 
 def probe(installed: Installed) -> Availability:
@@ -56,12 +49,8 @@ def probe(installed: Installed) -> Availability:
         return Availability(False, False, reason=reason, cure='pip install "qconvert[cpu]"')
     runtime = installed.runtimes[0]
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parts = (
-        f"{runtime} {installed.packages[runtime]}",
-        f"{threads} threads",
-        integer_instructions(),
-    )
-    version = ", ".join(filter(None, parts))
+    parts = (f"{runtime} {installed.packages[runtime]}", f"{threads} threads")
+    version = ", ".join(filter(None, (*parts, integer_instructions())))
     if error := provider_error(PROVIDER):
         cure = f"pip install --force-reinstall {runtime}"
         return Availability(False, False, version, error, cure)
@@ -74,7 +63,7 @@ def requirements() -> BackendRequirements:
     Its kernels for x86 are three times slower on signed activations than on unsigned ones; those
     for ARM want them signed.
     """
-    is_arm = platform.machine().lower() in ARM
+    is_arm = platform.machine().lower() in ("arm64", "aarch64")
     scheme = Scheme(
         "cpu",
         activations=Grid(8, symmetric=False, signed=is_arm),
@@ -83,7 +72,11 @@ def requirements() -> BackendRequirements:
         rules=rules_ort_cpu.RULES,
     )
     unsupported = {"bf16": "ONNX Runtime has no bf16 kernels for the CPU"}
-    notes = () if is_arm or integer_instructions() else (SATURATION_NOTE,)
+    note = (
+        "this CPU multiplies bytes in 16 bits, which overflow: run the file with the session "
+        f"setting `{QUANT_PRECISION_ENTRY}` = 1, or quantize with `--weight-bits 7`"
+    )
+    notes = () if is_arm or integer_instructions() else (note,)
     return BackendRequirements(scheme, ("fp32",), unsupported=unsupported, notes=notes)
 
 
@@ -113,14 +106,17 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
     """
     key = cache_key(spec)
     progress("copying the model", None)
-    copied = copy_graph(graph, folder)
-    files, copy, note = copied.files, "portable", ""
+    _, files = copy_graph(graph, folder)
+    copy, note = "portable", ""
     if spec.precision in ("fp16", "bf16"):
         copy = "portable, as the optimized one would be in float"
-    elif len(copied.files) == 1:
+    elif len(files) == 1:
         progress("optimizing a copy with ONNX Runtime", None)
-        if note := _optimize(copied):
+        if (saving := _optimize(folder)) >= MIN_SAVING:
             files, copy = (OPTIMIZED,), "optimized"
+            note = (
+                f"loads ONNX Runtime's optimized copy, {saving:.1%} smaller than the portable ONNX"
+            )
     return Engine(
         backend="cpu",
         precision=spec.precision,
@@ -131,6 +127,31 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
         threads=spec.threads,
         notes=(note,) if note else (),
     )
+
+
+def _optimize(folder: Path) -> float:
+    """Write an optimized copy and return the share of bytes that it saves; delete one not worth it.
+
+    The level is the highest that does not depend on this CPU: layouts of weights are chosen when
+    the copy is loaded, so the copy is right on other CPUs too.
+    """
+    from qconvert.backends import ort
+
+    path, target, spec = folder / GRAPH, folder / OPTIMIZED, LoadSpec(((PROVIDER, {}),), ())
+    options = ort.session_options(spec)
+    options.graph_optimization_level = ort.runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(target)
+    with explain_write_errors(folder):
+        try:
+            ort.create_session(path, spec, options)
+        except QConvertError:
+            # If the graph loads without the copy, writing the copy failed.
+            ort.create_session(path, spec)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+        saving = 1 - target.stat().st_size / path.stat().st_size
+        if saving < MIN_SAVING:
+            target.unlink()
+    return saving
 
 
 def open(engine: Engine) -> Session:
@@ -148,9 +169,8 @@ def load_spec(engine: Engine) -> LoadSpec:
     A file that was quantized for TensorRT, which no build leaves here, keeps its Q/DQ nodes.
     """
     is_integer = engine.precision in INTEGER
-    entries = {
-        "session.intra_op.allow_spinning": str(int(engine.made_with.get("spinning") == "True"))
-    }
+    spinning = str(int(engine.made_with.get("spinning") == "True"))
+    entries = {"session.intra_op.allow_spinning": spinning}
     if is_integer:
         from qconvert.backends.ort import has_float_biases
 
@@ -168,34 +188,10 @@ def load_spec(engine: Engine) -> LoadSpec:
 def triton_spec(engine: Engine) -> TritonSpec:
     """Return how Triton serves an engine: the portable ONNX, for a runtime of another release."""
     threads = {"intra_op_thread_count": str(engine.threads)} if engine.threads else {}
-    notes = (TRITON_NOTE,) if engine.precision in INTEGER else ()
+    note = (
+        "with 8-bit weights the server's x86 CPU needs VNNI: others multiply bytes in 16 bits, "
+        f"which overflow, and Triton cannot set `{QUANT_PRECISION_ENTRY}`; `--weight-bits 7` is "
+        "safe on any"
+    )
+    notes = (note,) if engine.precision in INTEGER else ()
     return TritonSpec("onnxruntime_onnx", engine.graph, "CPU", parameters=threads, notes=notes)
-
-
-def _optimize(graph: EngineGraph) -> str:
-    """Write an optimized copy and return a note on it; delete it and return nothing if too large.
-
-    The level is the highest that does not depend on this CPU: layouts of weights are chosen when
-    the copy is loaded, so the copy is right on other CPUs too.
-    """
-    from qconvert.backends import ort
-
-    target = graph.folder / OPTIMIZED
-    spec = LoadSpec(((PROVIDER, {}),), ())
-    options = ort.session_options(spec)
-    options.graph_optimization_level = ort.OPTIMIZE_EXTENDED
-    options.optimized_model_filepath = str(target)
-    with explain_write_errors(graph.folder):
-        try:
-            ort.create_session(graph.path, spec, options)
-        except QConvertError:
-            # If the graph loads without the copy, writing the copy failed.
-            ort.create_session(graph.path, spec)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
-        saving = 1 - target.stat().st_size / graph.bytes
-        if saving >= MIN_SAVING:
-            return (
-                f"loads ONNX Runtime's optimized copy, {saving:.1%} smaller than the portable ONNX"
-            )
-        target.unlink()
-    return ""

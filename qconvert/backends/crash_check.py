@@ -10,7 +10,6 @@ import hashlib
 import io
 import os
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from qconvert.core.errors import QConvertError
 from qconvert.core.tensors import Tensors
 
 # A graph without loops always finishes; its size does not tell how soon.
-LOOP_OPERATORS = ("Loop", "Scan")
 LOOP_SECONDS, SECONDS_PER_BYTE, MAX_SECONDS = 20.0, 1e-7, 1800.0
 
 # Hashes of what passed in this process.
@@ -52,36 +50,33 @@ def check_for_crash(model: ir.Model, feeds: Tensors, path: Path | None = None) -
 
     `path` is a file to load instead, whose inputs and loops are those of the model.
     """
-    if path is not None:
-        _check(feeds, path.absolute(), time_limit_seconds(model))
-    elif onnx_io.weight_bytes(model) < onnx_io.IN_MEMORY_BYTES:
-        _check(feeds, onnx_io.serialize(model), time_limit_seconds(model))
-    else:
+    if path is None and onnx_io.weight_bytes(model) >= onnx_io.IN_MEMORY_BYTES:
         with atomic.system_temporary_folder() as folder:
             onnx_io.save(model, folder / "model.onnx", external=True)
-            _check(feeds, folder / "model.onnx", time_limit_seconds(model))
-
-
-def time_limit_seconds(model: ir.Model) -> float:
-    """Return how long one load and run may take."""
-    if not any(node.op_type in LOOP_OPERATORS for node in onnx_io.all_nodes(model)):
-        return MAX_SECONDS
-    return LOOP_SECONDS + SECONDS_PER_BYTE * onnx_io.weight_bytes(model)
-
-
-def _check(feeds: Tensors, model: bytes | Path, seconds: float) -> None:
+            check_for_crash(model, feeds, folder / "model.onnx")
+        return
+    names = [] if path is None else [str(path.absolute())]
+    content = b"" if names else onnx_io.serialize(model)
     buffer = io.BytesIO()
     np.savez(buffer, **feeds)  # type: ignore[arg-type]
     inputs = buffer.getvalue()
-    path, content = (None, model) if isinstance(model, bytes) else (str(model), b"")
     digest = hashlib.sha256(inputs)
-    digest.update(content if path is None else os.fsencode(path))
-    if (key := digest.hexdigest()) in _passed:
+    digest.update(os.fsencode(names[0]) if names else content)
+    if digest.hexdigest() in _passed:
         return
-    args = [str(len(inputs)), *([path] if path is not None else [])]
-    with subprocess_worker.start_python(_CHILD, *args) as child:
+    seconds = time_limit_seconds(model)
+    with subprocess_worker.start_python(_CHILD, str(len(inputs)), *names) as child:
         # Written in parts: joining them would copy a model of almost 2 GB.
-        code = _wait(child, (inputs, content), seconds)
+        with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
+            pipe.write(inputs)
+            pipe.write(content)
+        try:
+            code = child.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise QConvertError(
+                f"the model did not finish within {seconds:.0f} s",
+                hint="it has loops; one of them may never stop for these inputs",
+            ) from None
         lines = child.error_lines()
     if code < 0:
         raise QConvertError(
@@ -89,18 +84,11 @@ def _check(feeds: Tensors, model: bytes | Path, seconds: float) -> None:
             details=lines[-3:],
             hint="export it again; if the model is valid, report it to ONNX Runtime",
         )
-    _passed.add(key)
+    _passed.add(digest.hexdigest())
 
 
-def _wait(child: subprocess_worker.Child, stdin: Sequence[bytes], seconds: float) -> int:
-    """Feed a child and return its exit code."""
-    with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
-        for part in stdin:
-            pipe.write(part)
-    try:
-        return child.process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        raise QConvertError(
-            f"the model did not finish within {seconds:.0f} s",
-            hint="it has loops; one of them may never stop for these inputs",
-        ) from None
+def time_limit_seconds(model: ir.Model) -> float:
+    """Return how long one load and run may take."""
+    if not any(node.op_type in ("Loop", "Scan") for node in onnx_io.all_nodes(model)):
+        return MAX_SECONDS
+    return LOOP_SECONDS + SECONDS_PER_BYTE * onnx_io.weight_bytes(model)

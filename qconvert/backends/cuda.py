@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qconvert.backends.base import (
+    GRAPH,
     Availability,
     BackendRequirements,
     BuildProgressCallback,
@@ -13,18 +14,18 @@ from qconvert.backends.base import (
     LoadSpec,
     Session,
     TritonSpec,
+    copy_graph,
     read_settings,
     settings_as_text,
 )
-from qconvert.backends.engine_folder import GRAPH, copy_graph
 from qconvert.backends.system_probe import Installed, detect, provider_error
+from qconvert.core import onnx_io
 from qconvert.core.config import CudaConfig
 from qconvert.core.errors import UsageError
 from qconvert.core.tensors import TensorSpec
 
 PROVIDER = "CUDAExecutionProvider"
 PACKAGE = "onnxruntime-gpu"
-DRIVER_CURE = "install the NVIDIA driver; in a container, start it with `--gpus all`"
 
 
 def probe(installed: Installed) -> Availability:
@@ -47,7 +48,8 @@ def missing_requirement(installed: Installed, extra: str) -> Availability | None
         return Availability(False, False, reason=f"{PACKAGE} is not installed", cure=cure)
     if installed.driver_error:
         version = f"{PACKAGE} {installed.packages[PACKAGE]}"
-        return Availability(False, False, version, installed.driver_error, DRIVER_CURE)
+        cure = "install the NVIDIA driver; in a container, start it with `--gpus all`"
+        return Availability(False, False, version, installed.driver_error, cure)
     return None
 
 
@@ -75,13 +77,13 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
     """Copy the model, which the provider loads as it is, and record the device; needs no GPU."""
     settings = read_settings(CudaConfig, spec, "cuda")
     progress("copying the model", None)
-    copied = copy_graph(graph, folder)
+    model, files = copy_graph(graph, folder)
     if settings.cuda_graph:
-        require_fixed_shapes(copied.inputs)
+        require_fixed_shapes(onnx_io.inputs(model))
     gpus = detect().gpus
     gpu = gpus[settings.device].name if settings.device < len(gpus) else "none here"
     made_with = {**cache_key(spec), "gpu": gpu}
-    return Engine("cuda", spec.precision, folder, GRAPH, copied.files, made_with)
+    return Engine("cuda", spec.precision, folder, GRAPH, files, made_with)
 
 
 def open(engine: Engine) -> Session:
@@ -99,7 +101,8 @@ def open(engine: Engine) -> Session:
         nodes = ort.nodes_by_provider(session)
         if set(nodes) == {PROVIDER}:
             return ort.kernel_coverage(path, spec)
-        return Coverage(ort.count_nodes(nodes), None, "nodes run on more than one provider")
+        counts = {provider: len(names) for provider, names in nodes.items()}
+        return Coverage(counts, None, "nodes run on more than one provider")
 
     device = int(engine.made_with["device"])
     return ort.OrtSession(session, coverage, "cuda", device, spec.cuda_graph)
@@ -112,11 +115,11 @@ def load_spec(engine: Engine) -> LoadSpec:
     if cuda_graph:
         options["enable_cuda_graph"] = "1"
     allow_fallback = engine.made_with["allow-fallback"] == "True"
-    fallbacks = ("CPUExecutionProvider",) if allow_fallback else ()
+    fallbacks = ["CPUExecutionProvider"] if allow_fallback else []
     return LoadSpec(
         providers=((PROVIDER, options), *((name, {}) for name in fallbacks)),
         packages=(f"{PACKAGE}[cuda,cudnn]",),
-        config_entries={} if allow_fallback else {"session.disable_cpu_ep_fallback": "1"},
+        config_entries={} if fallbacks else {"session.disable_cpu_ep_fallback": "1"},
         cuda_graph=cuda_graph,
     )
 

@@ -7,39 +7,49 @@ a build 0.5 s of one core: starting Python and the imports.
 import json
 import os
 import pickle
+import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any
+from typing import Any
+
+import onnx_ir as ir
 
 from qconvert.backends import subprocess_worker
-from qconvert.backends.base import BuildProgressCallback, Profile
-from qconvert.backends.engine_folder import EngineGraph, explain_write_errors
-from qconvert.backends.tensorrt_options import dynamic_inputs
+from qconvert.backends.base import GRAPH, BuildProgressCallback, Profile, explain_write_errors
 from qconvert.core import atomic, onnx_io
-from qconvert.core.errors import QConvertError, attach_path
+from qconvert.core.errors import QConvertError, UsageError, attach_path
 from qconvert.core.tensors import TensorSpec
 
+CONTEXT = "model_ctx.onnx"
+DOMAIN = "com.microsoft"
 PRODUCTS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
 INT8_HINT = "int8 needs zero points of 0 and float biases: quantize with this backend's own scheme"
 FLOAT_HINT = "replace that operator in the network, or leave this backend out: `--backend cpu`"
-# The parser mistakes an operator that it does not know for one of a plugin.
-UNKNOWN_OPERATOR = "Plugin not found"
 REPORT_SECONDS = 0.05  # between two reports of progress, at least
 
-_WORKER = "from qconvert.backends.nvinfer import worker_main; worker_main()"
+# TensorRT's releases spell types differently: `Row major linear FP32`, `Half`, `Int8 NHWC32`.
+SPELLINGS = {
+    "bf16": "bf16|bfloat",
+    "fp16": "fp16|half",
+    "fp8": "fp8",
+    "int8": "int8",
+    "fp32": "fp32|float",
+}
 
 
 @dataclass(frozen=True)
 class NativeBuildOptions:
     """The options of a native build; `workspace` is in MiB, 0 for no limit."""
 
+    inputs: tuple[TensorSpec, ...]
     profiles: tuple[Profile, ...]
     workspace: int = 0
     level: int | None = None
@@ -48,61 +58,83 @@ class NativeBuildOptions:
     timing_cache: Path | None = None
 
 
-# What a worker builds: inputs, options and the file to write; None if it only parses the graph.
-Build = tuple[tuple[TensorSpec, ...], NativeBuildOptions, Path] | None
-
-
-def build_in_subprocess(
+def build_and_wrap(
     module: str,
-    graph: EngineGraph,
-    options: NativeBuildOptions,
+    model: ir.Model,
     output: Path,
+    options: NativeBuildOptions,
+    provider: str,
     progress: BuildProgressCallback,
 ) -> None:
-    """Build an engine with `module` and write it to `output`.
+    """Build the engine of the graph in a folder, and the ONNX file through which it is loaded."""
+    folder = output.parent
+    with explain_write_errors(folder):
+        run_worker(module, folder / GRAPH, (options, output), progress)
+        onnx_io.save(wrap_engine(model, output.name, provider), folder / CONTEXT)
 
-    An exception of `progress`, such as Ctrl-C, ends the child and the build.
+
+def wrap_engine(model: ir.Model, engine: str, provider: str) -> ir.Model:
+    """Return a model of one EPContext node, whose provider loads an engine file beside the model.
+
+    Inputs and outputs are those of `model`. Providers refuse paths outside the model's folder.
     """
-    _run_worker(module, graph.path, (graph.inputs, options, output), progress)
+    if engine.startswith("/") or ".." in engine:
+        raise ValueError(f"an engine must lie beside its model, got {engine}")
+    inputs, outputs = (
+        [ir.Value(name=value.name, shape=value.shape, type=value.type) for value in values]
+        for values in (model.graph.inputs, model.graph.outputs)
+    )
+    attributes: dict[str, int | str] = {
+        # Whether an engine holds all nodes or one: RTX writes an engine for every node.
+        "main_context": int(provider == "TensorrtExecutionProvider"),
+        "embed_mode": 0,
+        "ep_cache_context": engine,
+        "source": provider,
+        "onnx_model_filename": GRAPH,
+        "partition_name": "engine",
+    }
+    node = ir.node("EPContext", inputs, attributes, domain=DOMAIN, outputs=outputs, name="engine")
+    opsets = {"": model.opset_imports.get("", 20), DOMAIN: 1}
+    graph = ir.Graph(inputs, outputs, nodes=[node], opset_imports=opsets, name="engine")
+    return ir.Model(graph, ir_version=model.ir_version, producer_name="qconvert")
 
 
-def parse_in_subprocess(module: str, graph: Path) -> None:
-    """Refuse an ONNX file that the parser of `module` cannot read, or that crashes it."""
-    _run_worker(module, graph, None, lambda text, fraction: None)
+def run_worker(
+    module: str,
+    graph: Path,
+    build: tuple[NativeBuildOptions, Path] | None = None,
+    progress: BuildProgressCallback = lambda text, fraction: None,
+) -> None:
+    """Let `module` parse a graph in a child process, and build its engine into a file.
 
-
-def _run_worker(module: str, graph: Path, build: Build, progress: BuildProgressCallback) -> None:
-    with subprocess_worker.start_python(_WORKER) as child:
+    It refuses an ONNX file that the parser cannot read, or that crashes it. An exception of
+    `progress`, such as Ctrl-C, ends the child and the build.
+    """
+    code = "from qconvert.backends.nvinfer import worker_main; worker_main()"
+    errors: list[Exception] = []
+    with subprocess_worker.start_python(code) as child:
         child.stdin.write(pickle.dumps((module, graph, build)))
         child.stdin.close()
-        errors = list(_read_messages(child.stdout, progress))
+        for line in child.stdout:
+            match json.loads(line):
+                case ["progress", text, fraction]:
+                    progress(text, fraction)
+                case ["error", message, details, hint]:
+                    errors.append(QConvertError(message, details=details, hint=hint))
+                case ["os error", number, message, path]:
+                    errors.append(OSError(number, message, path))
         if errors:
             raise errors[0]
-        if code := child.process.wait():
-            raise _crash(module, code, child.error_lines())
-
-
-def _read_messages(lines: IO[bytes], progress: BuildProgressCallback) -> Iterator[Exception]:
-    """Pass on the progress of a worker, and yield the errors that it reports."""
-    for line in lines:
-        match json.loads(line):
-            case ["progress", text, fraction]:
-                progress(text, fraction)
-            case ["error", message, details, hint]:
-                yield QConvertError(message, details=details, hint=hint)
-            case ["os error", number, message, path]:
-                yield OSError(number, message, path)
-
-
-def _crash(module: str, code: int, lines: Sequence[str]) -> Exception:
-    if code > 0:
-        return RuntimeError("\n".join(lines) or f"the build ended with code {code}")
-    return QConvertError(
-        f"{PRODUCTS.get(module, module)} crashed on this graph: "
-        f"{subprocess_worker.describe_exit(code)}",
-        details=lines[-3:],
-        hint="leave parts of the graph in float with `--exclude`, or try another backend",
-    )
+        status, lines = child.process.wait(), child.error_lines()
+    if status > 0:
+        raise RuntimeError("\n".join(lines) or f"the build ended with code {status}")
+    if status < 0:
+        raise QConvertError(
+            f"{PRODUCTS.get(module, module)} crashed on this graph: "
+            f"{subprocess_worker.describe_exit(status)}",
+            details=lines[-3:],
+            hint="leave parts of the graph in float with `--exclude`, or try another backend",
+        )
 
 
 def worker_main() -> None:
@@ -123,12 +155,10 @@ def worker_main() -> None:
             preload_cuda_libraries()
         trt = import_module(module)
         if build is None:
-            parse_graph(trt, graph)
+            _parse(trt, trt.Builder(_log(trt)), graph)
             return
-        inputs, options, output = build
-        engine = build_engine(
-            trt, graph, inputs, options, lambda text, done: send("progress", text, done)
-        )
+        options, output = build
+        engine = build_engine(trt, graph, options, lambda text, done: send("progress", text, done))
         with attach_path(output):
             output.write_bytes(engine)
     except QConvertError as error:
@@ -138,11 +168,7 @@ def worker_main() -> None:
 
 
 def build_engine(
-    trt: ModuleType,
-    graph: Path,
-    inputs: Sequence[TensorSpec],
-    options: NativeBuildOptions,
-    progress: BuildProgressCallback,
+    trt: ModuleType, graph: Path, options: NativeBuildOptions, progress: BuildProgressCallback
 ) -> bytes:
     """Build the engine of an ONNX file, strongly typed, and return its bytes.
 
@@ -151,8 +177,23 @@ def build_engine(
     log = _log(trt)
     log.errors.clear()
     builder = trt.Builder(log)
-    network = _parse(trt, builder, graph, log)
-    config = _builder_config(trt, builder, inputs, options)
+    network = _parse(trt, builder, graph)
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector: layer types
+    if options.workspace:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace * 2**20)
+    if options.level is not None:
+        config.builder_optimization_level = options.level
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.weight_stripped:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
+    path = options.timing_cache
+    if path:
+        timings = path.read_bytes() if path.is_file() else b""
+        config.set_timing_cache(config.create_timing_cache(timings), ignore_mismatch=False)
+    _add_profiles(builder, config, options)
     monitor = progress_monitor(trt, progress)  # a variable: it must outlive the build
     config.progress_monitor = monitor
     engine = builder.build_serialized_network(network, config)
@@ -162,16 +203,35 @@ def build_engine(
             details=log.errors[-5:],
             hint="`qconvert inspect` shows the operators; leave out what it names with `--exclude`",
         )
-    if options.timing_cache:
-        _save_timings(config, options.timing_cache)
+    if path:
+        with explain_write_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic.temporary_folder(path.parent) as folder:
+                (folder / path.name).write_bytes(bytes(config.get_timing_cache().serialize()))
+                (folder / path.name).replace(path)
     progress("built", 1.0)
     return bytes(engine)
 
 
-def parse_graph(trt: ModuleType, graph: Path) -> None:
-    """Refuse an ONNX file that the parser cannot read."""
-    log = _log(trt)
-    _parse(trt, trt.Builder(log), graph, log)
+def _add_profiles(builder: Any, config: Any, options: NativeBuildOptions) -> None:
+    dynamic = dynamic_inputs(options.inputs)
+    for sizes in options.profiles if dynamic else ():
+        profile = builder.create_optimization_profile()
+        for spec in dynamic:
+            batches = (sizes.min_batch, sizes.opt_batch, sizes.max_batch)
+            profile.set_shape(spec.name, *((batch, *spec.shape[1:]) for batch in batches))
+        config.add_optimization_profile(profile)
+
+
+def dynamic_inputs(inputs: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """Return the inputs whose batch is dynamic; refuse any other dynamic dimension."""
+    for spec in inputs:
+        if spec.has_dynamic_shape:
+            raise UsageError(
+                f"an engine needs the sizes of `{spec}`, only the batch may be open",
+                hint=f"set them with `--input {spec.name}:1x3x224x224` when exporting",
+            )
+    return [spec for spec in inputs if spec.shape and not isinstance(spec.shape[0], int)]
 
 
 def inspect_engine(trt: ModuleType, engine: bytes) -> str:
@@ -186,15 +246,45 @@ def inspect_engine(trt: ModuleType, engine: bytes) -> str:
     return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
-def _parse(trt: ModuleType, builder: Any, graph: Path, log: Any) -> Any:
+def layer_precisions(text: str) -> Mapping[str, int] | None:
+    """Count the layers of a TensorRT engine by the type of their first input, None if not given.
+
+    A layer that reads INT8 multiplies INT8, whatever type it returns. Reformatting counts as
+    `casts`. Written from the description of the format; no engine was inspected to test it.
+    """
+    try:
+        layers = json.loads(text).get("Layers", [])
+    except (ValueError, AttributeError):
+        return None
+    if not layers or not all(isinstance(layer, dict) for layer in layers):
+        return None
+    counts: Counter[str] = Counter()
+    for layer in layers:
+        tensors = [*layer.get("Inputs", []), *layer.get("Outputs", [])]
+        formats = [item.get("Format/Datatype", item.get("Datatype", "")) for item in tensors]
+        precisions = (
+            precision
+            for dtype in formats
+            for precision, pattern in SPELLINGS.items()
+            if re.search(pattern, str(dtype), re.IGNORECASE)
+        )
+        is_cast = layer.get("LayerType") == "Reformat"
+        counts["casts" if is_cast else next(precisions, "other")] += 1
+    return dict(sorted(counts.items()))
+
+
+def _parse(trt: ModuleType, builder: Any, graph: Path) -> Any:
     strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    flags = 0 if strongly_typed is None else 1 << int(strongly_typed)
-    network = builder.create_network(flags)
-    parser = trt.OnnxParser(network, log)
+    network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
+    parser = trt.OnnxParser(network, _log(trt))
     if parser.parse_from_file(str(graph)):
         return network
-    errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    reasons = [f"{error.node_name()} ({error.node_operator()}): {_text(error)}" for error in errors]
+    reasons = []
+    for error in map(parser.get_error, range(parser.num_errors)):
+        text = str(error.desc())
+        if "Plugin not found" in text:  # it mistakes an unknown operator for one of a plugin
+            text = "it has no such operator"
+        reasons.append(f"{error.node_name()} ({error.node_operator()}): {text}")
     nodes = onnx_io.all_nodes(onnx_io.load(graph))
     is_quantized = any("Quantize" in node.op_type for node in nodes)
     raise QConvertError(
@@ -202,46 +292,6 @@ def _parse(trt: ModuleType, builder: Any, graph: Path, log: Any) -> Any:
         details=reasons[1:5],
         hint=INT8_HINT if is_quantized else FLOAT_HINT,
     )
-
-
-def _text(error: Any) -> str:
-    text = str(error.desc())
-    return "it has no such operator" if UNKNOWN_OPERATOR in text else text
-
-
-def _builder_config(
-    trt: ModuleType, builder: Any, inputs: Sequence[TensorSpec], options: NativeBuildOptions
-) -> Any:
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector: layer types
-    if options.workspace:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace * 2**20)
-    if options.level is not None:
-        config.builder_optimization_level = options.level
-    if options.hardware_compatible:
-        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    if options.weight_stripped:
-        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
-        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
-    if path := options.timing_cache:
-        timings = path.read_bytes() if path.is_file() else b""
-        config.set_timing_cache(config.create_timing_cache(timings), ignore_mismatch=False)
-    dynamic = dynamic_inputs(inputs)
-    for sizes in options.profiles if dynamic else ():
-        profile = builder.create_optimization_profile()
-        for spec in dynamic:
-            batches = (sizes.min_batch, sizes.opt_batch, sizes.max_batch)
-            profile.set_shape(spec.name, *((batch, *spec.shape[1:]) for batch in batches))
-        config.add_optimization_profile(profile)
-    return config
-
-
-def _save_timings(config: Any, path: Path) -> None:
-    with explain_write_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.temporary_folder(path.parent) as folder:
-            (folder / path.name).write_bytes(bytes(config.get_timing_cache().serialize()))
-            (folder / path.name).replace(path)
 
 
 @cache

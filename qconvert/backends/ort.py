@@ -1,6 +1,8 @@
 """ONNX Runtime sessions: the CPU reference that all engines are compared with, and engines."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -11,7 +13,6 @@ import onnx
 import onnx_ir as ir
 
 from qconvert.backends.base import Coverage, LoadSpec
-from qconvert.backends.precision_coverage import kernel_precisions
 from qconvert.backends.system_probe import integer_instructions
 from qconvert.core import atomic, onnx_io
 from qconvert.core.errors import QConvertError, Unavailable, first_line
@@ -36,9 +37,33 @@ runtime.set_default_logger_severity(SILENT)
 runtime.disable_telemetry_events()
 
 CPU = "CPUExecutionProvider"
-OPTIMIZE_ALL = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
-OPTIMIZE_EXTENDED = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-OPTIMIZE_NONE = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+
+CASTING = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast"})
+# ONNX Runtime's own integer kernels have this in their names.
+INTEGER_NAMES = ("QLinear", "Integer", "QGemm", "QAttention", "DynamicQuantize")
+PRECISIONS = {
+    ir.DataType.FLOAT: "fp32",
+    ir.DataType.DOUBLE: "fp64",
+    ir.DataType.FLOAT16: "fp16",
+    ir.DataType.BFLOAT16: "bf16",
+    ir.DataType.INT8: "int8",
+    ir.DataType.UINT8: "int8",
+}
+# Operators whose output has a fixed type.
+FIXED_DTYPES = {
+    **dict.fromkeys(("Shape", "Size", "ArgMax", "ArgMin", "NonZero"), ir.DataType.INT64),
+    **dict.fromkeys(("MatMulInteger", "ConvInteger"), ir.DataType.INT32),
+    **dict.fromkeys(
+        ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QAttention"), ir.DataType.FLOAT
+    ),
+}
+# Operators whose output has the type of one input, and the type if that input is missing.
+DTYPES_BY_INPUT = {
+    "QGemm": (8, ir.DataType.FLOAT),
+    "QLinearConcat": (1, ir.DataType.UINT8),
+    "DequantizeLinear": (1, ir.DataType.FLOAT),
+    "QuantizeLinear": (2, ir.DataType.UINT8),
+}
 
 
 def open_cpu(model: ir.Model, threads: int = 0, *, keep_qdq: bool = False) -> RunModel:
@@ -56,12 +81,22 @@ def open_cpu(model: ir.Model, threads: int = 0, *, keep_qdq: bool = False) -> Ru
     options = session_options(spec)
     # Planned buffers are no faster here, and a third larger.
     options.enable_mem_pattern = False
-    if onnx_io.weight_bytes(model) < onnx_io.IN_MEMORY_BYTES:
-        return _open(onnx_io.serialize(model), options)
-    with atomic.system_temporary_folder() as folder:
-        path = folder / "model.onnx"
-        onnx_io.save(model, path, external=True)
-        return _open(str(path), options)
+    with ExitStack() as stack:
+        content: bytes | str
+        if onnx_io.weight_bytes(model) < onnx_io.IN_MEMORY_BYTES:
+            content = onnx_io.serialize(model)
+        else:
+            path = stack.enter_context(atomic.system_temporary_folder()) / "model.onnx"
+            onnx_io.save(model, path, external=True)
+            content = str(path)
+        try:
+            session = runtime.InferenceSession(content, options, providers=[CPU])
+        except Exception as error:  # its exception classes have no public base
+            raise QConvertError(
+                f"ONNX Runtime cannot load this model: {_message(error)}",
+                hint="`qconvert inspect` shows its operators and opset",
+            ) from None
+    return lambda feeds: _run(session, feeds)
 
 
 def has_float_biases(model: ir.Model) -> bool:
@@ -72,102 +107,68 @@ def has_float_biases(model: ir.Model) -> bool:
     `session.disable_quant_qdq` it leaves Q/DQ nodes alone and computes the graph as written.
     """
     quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear"]
-    return bool(quantizers) and all(_is_symmetric(node) for node in quantizers)
+    for node in quantizers:
+        value = node.inputs[2] if len(node.inputs) > 2 else None
+        zero_point = ir.convenience.get_const_tensor(value) if value is not None else None
+        if zero_point is None or zero_point.dtype is not ir.DataType.INT8:
+            return False
+        if zero_point.numpy().any():
+            return False
+    return bool(quantizers)
 
 
-def x64_quant_precision() -> str:
-    """Return the value of `session.x64quantprecision` for this CPU.
-
-    Without 1, CPUs that lack VNNI silently overflow in 16 bits. On others 1 changes no number and
-    turns weights into unsigned ones, for which they have no VNNI kernel: EfficientNet-Lite0 took
-    8.4 ms instead of 3.9 ms (one thread of an EPYC with VNNI, ONNX Runtime 1.31).
-    """
-    return "0" if integer_instructions() else "1"
-
-
-def run_error(error: Exception, feeds: Tensors) -> QConvertError:
-    """Return the error to raise when a session fails on these inputs."""
-    shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
-    return QConvertError(
-        f"ONNX Runtime cannot run this model on {shapes}: {error_message(error)}",
-        hint="if a size was guessed wrong, set it with `--input NAME:SHAPE`",
-    )
-
-
-def error_message(error: Exception) -> str:
-    """Drop the codes and file names that ONNX Runtime puts before its sentence."""
-    text = first_line(error, limit=1000)
-    for noise in ("[ONNXRuntimeError] : ", "Load model from "):
-        text = text.replace(noise, "")
-    return first_line(ValueError(text.split(" : ", 2)[-1]), limit=240)
-
-
-@dataclass(frozen=True)
 class BoundSession:
-    """A session with the device memory that it reads and writes."""
+    """A session with the device memory that it reads and writes.
 
-    session: Any
-    binding: Any
-    inputs: Mapping[str, Any]
+    It runs once when it is made; later runs write to the memory of that run. With
+    `allocate_outputs` the outputs have their memory before the first run, which a CUDA graph
+    records; this needs fixed shapes.
+    """
+
+    def __init__(
+        self, session: Any, feeds: Tensors, device: str, device_id: int, *, allocate_outputs: bool
+    ) -> None:
+        self.session, self.binding = session, session.io_binding()
+        self.inputs = {
+            name: runtime.OrtValue.ortvalue_from_numpy(array, device, device_id)
+            for name, array in feeds.items()
+        }
+        for name, value in self.inputs.items():
+            self.binding.bind_ortvalue_input(name, value)
+        outputs = session.get_outputs()
+        for output in outputs:
+            if not allocate_outputs:
+                self.binding.bind_output(output.name, device, device_id)
+                continue
+            if not all(isinstance(size, int) for size in output.shape):
+                text = f"the output `{output.name}` has {output.shape}"
+                raise QConvertError(
+                    f"a CUDA graph needs fixed shapes, {text}", hint="leave out `cuda-graph`"
+                )
+            # The type reads `tensor(float16)`.
+            dtype = ir.DataType[output.type.removeprefix("tensor(").removesuffix(")").upper()]
+            value = runtime.OrtValue.ortvalue_from_shape_and_type(
+                output.shape, dtype.numpy(), device, device_id
+            )
+            self.binding.bind_ortvalue_output(output.name, value)
+        try:
+            self.run()
+        except Exception as error:  # its exception classes have no public base
+            raise _run_error(error, feeds) from None
+        if not allocate_outputs:
+            values = self.binding.get_outputs()
+            self.binding.clear_binding_outputs()
+            for output, value in zip(outputs, values, strict=True):
+                self.binding.bind_ortvalue_output(output.name, value)
 
     def run(self) -> None:
         """Run once; ONNX Runtime waits for the device at the end."""
         self.session.run_with_iobinding(self.binding)
 
-    def update_inputs(self, feeds: Tensors) -> None:
-        """Copy new values into the memory of the inputs."""
-        for name, array in feeds.items():
-            self.inputs[name].update_inplace(array)
-
     def outputs(self) -> Tensors:
         """Copy the outputs of the last run to the host."""
         names = [output.name for output in self.session.get_outputs()]
         return dict(zip(names, self.binding.copy_outputs_to_cpu(), strict=True))
-
-
-def bind_session(
-    session: Any, feeds: Tensors, device: str, device_id: int, *, allocate_outputs: bool
-) -> BoundSession:
-    """Put inputs on the device, run once, and let later runs write to the memory of that run.
-
-    With `allocate_outputs` the outputs have their memory before the first run, which a CUDA graph
-    records; this needs fixed shapes.
-    """
-    inputs = {
-        name: runtime.OrtValue.ortvalue_from_numpy(array, device, device_id)
-        for name, array in feeds.items()
-    }
-    binding = session.io_binding()
-    for name, value in inputs.items():
-        binding.bind_ortvalue_input(name, value)
-    outputs = session.get_outputs()
-    for output in outputs:
-        if allocate_outputs:
-            binding.bind_ortvalue_output(output.name, _allocate(output, device, device_id))
-        else:
-            binding.bind_output(output.name, device, device_id)
-    bound = BoundSession(session, binding, inputs)
-    try:
-        bound.run()
-    except Exception as error:  # its exception classes have no public base
-        raise run_error(error, feeds) from None
-    if not allocate_outputs:
-        values = binding.get_outputs()
-        binding.clear_binding_outputs()
-        for output, value in zip(outputs, values, strict=True):
-            binding.bind_ortvalue_output(output.name, value)
-    return bound
-
-
-def _allocate(output: Any, device: str, device_id: int) -> Any:
-    if not all(isinstance(size, int) for size in output.shape):
-        raise QConvertError(
-            f"a CUDA graph needs fixed shapes, the output `{output.name}` has {output.shape}",
-            hint="leave out `cuda-graph`",
-        )
-    # The type reads `tensor(float16)`.
-    dtype = ir.DataType[output.type.removeprefix("tensor(").removesuffix(")").upper()].numpy()
-    return runtime.OrtValue.ortvalue_from_shape_and_type(output.shape, dtype, device, device_id)
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class OrtSession:
     """
 
     session: Any
-    read_coverage: Callable[[], Coverage]
+    coverage: Callable[[], Coverage]
     device: str = "cpu"
     device_id: int = 0
     cuda_graph: bool = False
@@ -186,35 +187,27 @@ class OrtSession:
 
     def run(self, feeds: Tensors) -> Tensors:
         """Run once, with all copies to and from the device."""
-        if self.cuda_graph:
-            bound = self._bind_graph(feeds)
-            bound.run()
-            return bound.outputs()
-        return _run(self.session, feeds)
+        if not self.cuda_graph:
+            return _run(self.session, feeds)
+        bound = self._bind(feeds)
+        bound.run()
+        return bound.outputs()
 
     def bind(self, feeds: Tensors) -> Callable[[], None] | None:
         """Put inputs on the device and return a call that runs on them; None on the CPU."""
-        if self.device == "cpu":
-            return None
-        if self.cuda_graph:
-            return self._bind_graph(feeds).run
-        return self._bind(feeds, allocate_outputs=False).run
+        return None if self.device == "cpu" else self._bind(feeds).run
 
-    def coverage(self) -> Coverage:
-        """Return which provider and which precision run the nodes."""
-        return self.read_coverage()
-
-    def _bind_graph(self, feeds: Tensors) -> BoundSession:
-        if self.bindings:
-            self.bindings[0].update_inputs(feeds)
-        else:
-            self.bindings.append(self._bind(feeds, allocate_outputs=True))
-        return self.bindings[0]
-
-    def _bind(self, feeds: Tensors, *, allocate_outputs: bool) -> BoundSession:
-        return bind_session(
-            self.session, feeds, self.device, self.device_id, allocate_outputs=allocate_outputs
+    def _bind(self, feeds: Tensors) -> BoundSession:
+        for bound in self.bindings:  # at most one
+            for name, array in feeds.items():
+                bound.inputs[name].update_inplace(array)
+            return bound
+        bound = BoundSession(
+            self.session, feeds, self.device, self.device_id, allocate_outputs=self.cuda_graph
         )
+        if self.cuda_graph:
+            self.bindings.append(bound)
+        return bound
 
 
 def session_options(spec: LoadSpec) -> Any:
@@ -222,12 +215,17 @@ def session_options(spec: LoadSpec) -> Any:
     options = runtime.SessionOptions()
     options.log_severity_level = SILENT
     options.intra_op_num_threads = spec.threads
-    options.graph_optimization_level = OPTIMIZE_ALL if spec.optimize_graph else OPTIMIZE_NONE
+    if not spec.optimize_graph:
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     for key, value in spec.config_entries.items():
         options.add_session_config_entry(key, value)
     if spec.integer_kernels:
-        options.add_session_config_entry("session.x64quantprecision", x64_quant_precision())
+        # Without 1, CPUs that lack VNNI silently overflow in 16 bits. On others 1 changes no number
+        # and makes weights unsigned, for which they have no VNNI kernel: EfficientNet-Lite0 took
+        # 8.4 ms instead of 3.9 ms (one thread of an EPYC with VNNI, ONNX Runtime 1.31).
+        precision = "0" if integer_instructions() else "1"
+        options.add_session_config_entry("session.x64quantprecision", precision)
     return options
 
 
@@ -235,7 +233,7 @@ def create_session(path: Path, spec: LoadSpec, options: Any = None) -> Any:
     """Load a file according to `spec`, and refuse to fall back to other providers."""
     options = options or session_options(spec)
     provider, provider_options = spec.providers[0]
-    providers: list[Any] | None = spec.provider_list
+    providers: list[Any] | None = [(name, dict(values)) for name, values in spec.providers]
     if spec.plugin:
         devices = _plugin_devices(spec.plugin, provider)[:1]
         options.add_provider_for_devices(devices, dict(provider_options))
@@ -244,7 +242,7 @@ def create_session(path: Path, spec: LoadSpec, options: Any = None) -> Any:
         session = runtime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # its exception classes have no public base
         raise QConvertError(
-            f"{provider} cannot load `{path.name}`: {error_message(error)}",
+            f"{provider} cannot load `{path.name}`: {_message(error)}",
             hint="`qconvert inspect` shows its operators; `qconvert doctor` what works here",
         ) from None
     if spec.plugin:
@@ -287,11 +285,6 @@ def nodes_by_provider(session: Any) -> dict[str, list[str]]:
     return nodes
 
 
-def count_nodes(nodes: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Return how many nodes each provider took."""
-    return {provider: len(names) for provider, names in nodes.items()}
-
-
 def kernel_coverage(path: Path, spec: LoadSpec) -> Coverage:
     """Count the kernels of a file that the first provider runs whole, by precision."""
     options = session_options(spec)
@@ -307,15 +300,42 @@ def kernel_coverage(path: Path, spec: LoadSpec) -> Coverage:
     return Coverage({spec.providers[0][0]: len(list(model.graph))}, kernel_precisions(model))
 
 
-def _open(model: bytes | str, options: Any) -> RunModel:
-    try:
-        session = runtime.InferenceSession(model, options, providers=[CPU])
-    except Exception as error:  # its exception classes have no public base
-        raise QConvertError(
-            f"ONNX Runtime cannot load this model: {error_message(error)}",
-            hint="`qconvert inspect` shows its operators and opset",
-        ) from None
-    return lambda feeds: _run(session, feeds)
+def kernel_precisions(optimized: ir.Model) -> Mapping[str, int]:
+    """Count the nodes of a graph that ONNX Runtime optimized by the precision they compute in.
+
+    Conversions between precisions count as `casts`, arithmetic on shapes and indices as `other`.
+    ONNX Runtime does not write the types of tensors that it introduced; they are inferred here.
+    """
+    values = (*optimized.graph.inputs, *optimized.graph.initializers.values())
+    dtypes = {str(value.name): value.dtype for value in values if value.dtype is not None}
+    counts: Counter[str] = Counter()
+    for node in optimized.graph:
+        dtype = _output_dtype(node, dtypes)
+        dtypes |= {value.name: dtype for value in node.outputs if value.name}
+        if node.op_type in CASTING:
+            counts["casts"] += 1
+        elif any(name in node.op_type for name in INTEGER_NAMES):
+            counts["int8"] += 1
+        else:
+            counts[PRECISIONS.get(dtype, "other")] += 1
+    return dict(sorted(counts.items()))
+
+
+def _output_dtype(node: ir.Node, dtypes: Mapping[str, ir.DataType]) -> ir.DataType:
+    """Infer the type of a node's output from its operator, else from its inputs."""
+    op = node.op_type
+    inputs = [None if value is None else dtypes.get(str(value.name)) for value in node.inputs]
+    if op == "Cast":
+        return ir.DataType(node.attributes.get_int("to", ir.DataType.FLOAT.value))
+    if op in FIXED_DTYPES:
+        return FIXED_DTYPES[op]
+    if op in DTYPES_BY_INPUT:
+        index, default = DTYPES_BY_INPUT[op]
+        return (inputs[index] if index < len(inputs) else None) or default
+    # The first numeric input: indices and shapes come later, or are of no type listed here.
+    numeric = (dtype for dtype in inputs if dtype in PRECISIONS)
+    declared = node.outputs[0].dtype if node.outputs else None
+    return next(numeric, None) or declared or ir.DataType.UNDEFINED
 
 
 def _run(session: Any, feeds: Tensors) -> Tensors:
@@ -323,14 +343,20 @@ def _run(session: Any, feeds: Tensors) -> Tensors:
     try:
         return dict(zip(names, session.run(names, feeds), strict=True))
     except Exception as error:  # its exception classes have no public base
-        raise run_error(error, feeds) from None
+        raise _run_error(error, feeds) from None
 
 
-def _is_symmetric(quantizer: ir.Node) -> bool:
-    value = quantizer.inputs[2] if len(quantizer.inputs) > 2 else None
-    zero_point = ir.convenience.get_const_tensor(value) if value is not None else None
-    return (
-        zero_point is not None
-        and zero_point.dtype is ir.DataType.INT8
-        and not zero_point.numpy().any()
+def _run_error(error: Exception, feeds: Tensors) -> QConvertError:
+    shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
+    return QConvertError(
+        f"ONNX Runtime cannot run this model on {shapes}: {_message(error)}",
+        hint="if a size was guessed wrong, set it with `--input NAME:SHAPE`",
     )
+
+
+def _message(error: Exception) -> str:
+    """Drop the codes and file names that ONNX Runtime puts before its sentence."""
+    text = first_line(error, limit=1000)
+    for noise in ("[ONNXRuntimeError] : ", "Load model from "):
+        text = text.replace(noise, "")
+    return first_line(ValueError(text.split(" : ", 2)[-1]), limit=240)

@@ -24,16 +24,11 @@ except OSError:
 
 @dataclass(frozen=True)
 class ChildResult:
-    """The exit code, output and error lines of a finished child."""
+    """The exit code and output of a finished child, and why it failed, nothing if it did not."""
 
     code: int
     stdout: str
-    lines: Sequence[str]
-
-    @property
-    def failure(self) -> str:
-        """Why the child failed, nothing if it did not."""
-        return describe_exit(self.code, self.lines) if self.code else ""
+    failure: str
 
 
 @dataclass(frozen=True)
@@ -78,8 +73,9 @@ def run_python(code: str, *args: str, seconds: float) -> ChildResult:
     """Run some code to its end."""
     with start_python(code, *args) as child:
         stdout, _ = child.process.communicate(timeout=seconds)
-        lines = child.error_lines()
-    return ChildResult(child.process.returncode, stdout.decode(errors="replace"), lines)
+        status = child.process.returncode
+        failure = describe_exit(status, child.error_lines()) if status else ""
+    return ChildResult(status, stdout.decode(errors="replace"), failure)
 
 
 def describe_exit(code: int, last_lines: Sequence[str] = ()) -> str:

@@ -30,21 +30,17 @@ INTEGER_FLAGS = {
     "amx_int8": "AMX",
     "asimddp": "dot product",
 }
-_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
 PROBE_TIMEOUT_SECONDS = 120
 
 _PROBE_SCRIPT = """
 import sys
-import numpy, onnx, onnxruntime
-from onnx import helper, TensorProto
+import numpy, onnx.parser, onnxruntime
 name = sys.argv[1]
-graph = helper.make_graph(
-    [helper.make_node("Relu", ["x"], ["y"])], "probe",
-    [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
-    [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])],
+model = onnx.parser.parse_model(
+    '<ir_version: 10, opset_import: ["": 20]> '
+    'probe (float[1, 4] x) => (float[1, 4] y) { y = Relu (x) }'
 )
-model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 if name not in onnxruntime.get_available_providers():
     sys.exit(f"this ONNX Runtime was built without {name}")
 if hasattr(onnxruntime, "preload_dlls"):
@@ -91,10 +87,6 @@ class Installed:
         """The ONNX Runtime packages; more than one is a conflict."""
         return tuple(name for name in RUNTIMES if name in self.packages)
 
-    def version(self, *names: str) -> str:
-        """Return the version of the first of these packages that is installed, else nothing."""
-        return next((self.packages[name] for name in names if name in self.packages), "")
-
     def library_version(self, product: str) -> str:
         """Return the version of an NVIDIA wheel, whose name may end in a CUDA version."""
         pattern = re.compile(rf"{product}(-cu\d+)?(-libs)?")
@@ -103,9 +95,32 @@ class Installed:
 
 
 def detect() -> Installed:
-    """Detect what this machine has."""
-    driver, driver_error, gpus = _driver()
-    return Installed(installed_packages(), driver, driver_error, gpus)
+    """Detect what this machine has: packages, the CUDA version of the driver, GPUs."""
+    packages = installed_packages()
+    library = "nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1"
+    try:
+        cuda = ctypes.CDLL(library)
+    except OSError:
+        return Installed(packages, "", f"no NVIDIA driver: {library} not found")
+    if code := cuda.cuInit(0):
+        return Installed(packages, "", f"the NVIDIA driver does not start: cuInit returns {code}")
+    version, count = ctypes.c_int(), ctypes.c_int()
+    cuda.cuDriverGetVersion(ctypes.byref(version))
+    cuda.cuDeviceGetCount(ctypes.byref(count))
+    gpus = []
+    for index in range(count.value):
+        device, name = ctypes.c_int(), ctypes.create_string_buffer(128)
+        cuda.cuDeviceGet(ctypes.byref(device), index)
+        cuda.cuDeviceGetName(name, len(name), device)
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+        cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
+        cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
+        gpus.append(Gpu(name.value.decode(errors="replace"), (major.value, minor.value)))
+    driver = f"CUDA {version.value // 1000}.{version.value % 1000 // 10}"
+    return Installed(
+        packages, driver, "" if gpus else "the NVIDIA driver finds no GPU", tuple(gpus)
+    )
 
 
 @cache
@@ -142,30 +157,3 @@ def provider_error(provider: str) -> str:
     except subprocess.TimeoutExpired:
         return f"{provider} did not finish within {PROBE_TIMEOUT_SECONDS} s"
     return f"{provider} crashed: {child.failure}" if child.code < 0 else child.failure
-
-
-def _driver() -> tuple[str, str, tuple[Gpu, ...]]:
-    """Return the CUDA version of the driver, why it does not work, and its GPUs."""
-    library = "nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1"
-    try:
-        cuda = ctypes.CDLL(library)
-    except OSError:
-        return "", f"no NVIDIA driver: {library} not found", ()
-    if code := cuda.cuInit(0):
-        return "", f"the NVIDIA driver does not start: cuInit returns {code}", ()
-    version, count = ctypes.c_int(), ctypes.c_int()
-    cuda.cuDriverGetVersion(ctypes.byref(version))
-    cuda.cuDeviceGetCount(ctypes.byref(count))
-    gpus = tuple(_gpu(cuda, index) for index in range(count.value))
-    driver = f"CUDA {version.value // 1000}.{version.value % 1000 // 10}"
-    return driver, "" if gpus else "the NVIDIA driver finds no GPU", gpus
-
-
-def _gpu(cuda: ctypes.CDLL, index: int) -> Gpu:
-    device, name = ctypes.c_int(), ctypes.create_string_buffer(128)
-    cuda.cuDeviceGet(ctypes.byref(device), index)
-    cuda.cuDeviceGetName(name, len(name), device)
-    major, minor = ctypes.c_int(), ctypes.c_int()
-    cuda.cuDeviceGetAttribute(ctypes.byref(major), _CAPABILITY_MAJOR, device)
-    cuda.cuDeviceGetAttribute(ctypes.byref(minor), _CAPABILITY_MINOR, device)
-    return Gpu(name.value.decode(errors="replace"), (major.value, minor.value))

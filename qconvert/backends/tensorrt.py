@@ -1,17 +1,21 @@
 """The TensorRT backend: engines built by ONNX Runtime's TensorRT provider or by TensorRT itself.
 
 The provider loads both. Written from its documentation and source: building and loading need a GPU.
-Whatever can be decided without one is in `tensorrt_options`, `engine_folder` and `nvinfer`.
+Which options it gets is decided without one, by pure functions.
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from qconvert.backends import nvinfer, tensorrt_options
+from qconvert.backends import nvinfer
 from qconvert.backends.base import (
+    GRAPH,
+    INTEGER,
     Availability,
     BackendRequirements,
     BuildProgressCallback,
@@ -19,75 +23,95 @@ from qconvert.backends.base import (
     Coverage,
     Engine,
     LoadSpec,
+    Profile,
     Session,
     TritonSpec,
+    copy_graph,
+    explain_write_errors,
+    read_settings,
     settings_as_text,
 )
 from qconvert.backends.cuda import PACKAGE, missing_requirement, require_fixed_shapes
-from qconvert.backends.engine_folder import (
-    GRAPH,
-    EngineGraph,
-    copy_graph,
-    explain_write_errors,
-    wrap_engine,
-)
-from qconvert.backends.precision_coverage import layer_precisions
+from qconvert.backends.nvinfer import CONTEXT, NativeBuildOptions
 from qconvert.backends.system_probe import Installed, detect, provider_error
-from qconvert.backends.tensorrt_options import (
-    CONTEXT,
-    DEFAULT_REST,
-    PROVIDER,
-    engine_files,
-    load_options,
-    provider_options,
-    read_options,
-    settings_of_build,
-)
-from qconvert.backends.versions import NetworkTypes, linked_libraries, major_minor, network_types
 from qconvert.core import onnx_io
 from qconvert.core.config import TensorrtConfig
 from qconvert.core.errors import QConvertError, Unavailable, UsageError
 from qconvert.core.scales import Grid
+from qconvert.core.tensors import TensorSpec
 from qconvert.quantize import rules_tensorrt
+from qconvert.quantize.plan import RestPrecision
 from qconvert.quantize.scheme import Scheme
 
+PROVIDER = "TensorrtExecutionProvider"
 ENGINE = "model.engine"
 STRIPPED_ENGINE = "model.stripped.engine"
-TIMING_CACHE_FILE = "native.timing"
 NODES_FILE = "nodes.json"  # the nodes that each provider took: a loaded engine is one node
 INSTALL = 'pip install "qconvert[tensorrt]"'
+
+# The precision beside INT8 where a build does not set one.
+DEFAULT_REST: RestPrecision = "fp16"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A range of published onnxruntime-gpu releases, and the libraries they link against.
+
+    `takes_flags` says for each release of TensorRT that the provider works with, where it takes the
+    types of a network from. True: it builds weakly typed networks; the precision comes from
+    `trt_fp16_enable` and the like, and the graph must be in float32. False: from the graph.
+    """
+
+    since: tuple[int, int]
+    cuda: int
+    tensorrt: int
+    takes_flags: Mapping[int, bool]
+
+
+# Newest first. Libraries were read from the NEEDED entries of the wheels' provider libraries. The
+# source of 1.27 and newer can be built against TensorRT 11, which has strongly typed networks only;
+# the published wheels are not. 1.27 to 1.31 as published ask TensorRT 10 for a network without any
+# flag, strong typing included: read from the machine code of 1.31, and reported as a regression of
+# 1.27. Before, a network was strongly typed unless a precision flag was given, as its
+# source says.
+RELEASES = (
+    Release((1, 27), cuda=13, tensorrt=10, takes_flags={10: True, 11: False}),
+    Release((1, 20), cuda=12, tensorrt=10, takes_flags={10: False}),
+)
 
 
 def probe(installed: Installed) -> Availability:
     """Find out whether the TensorRT provider runs here; first, whether its libraries match."""
-    if PACKAGE in installed.packages and (mismatch := _mismatch(installed)):
-        return mismatch
+    runtime, tensorrt = _versions(installed)
+    version = f"{PACKAGE} {runtime}" + (f", TensorRT {tensorrt}" if tensorrt else "")
+    if runtime:
+        release = find_release(runtime)
+        if release is None:
+            reason = f"{PACKAGE} {runtime} is too old"
+            return Availability(False, False, version, reason, INSTALL)
+        if major_minor(tensorrt)[0] != (needed := release.tensorrt):
+            problem = f"found {tensorrt}" if tensorrt else "none is installed"
+            reason = f"{PACKAGE} {runtime} needs TensorRT {needed}; {problem}"
+            cure = f'pip install "tensorrt-cu{release.cuda}>={needed},<{needed + 1}"'
+            return Availability(False, False, version, reason, cure)
     if missing := missing_requirement(installed, "tensorrt"):
         return missing
-    version = _version(installed)
     if error := provider_error(PROVIDER):
         return Availability(False, False, version, error, INSTALL)
     return Availability(True, True, version)
 
 
 def requirements() -> BackendRequirements:
-    """Return which graphs TensorRT takes: all zero points 0, biases in float."""
+    """Return which graphs TensorRT takes: all zero points 0, biases in float.
+
+    If nothing is installed, builds are strongly typed, as those of the native builder.
+    """
     return BackendRequirements(
         quantization_scheme("tensorrt"),
         ("fp32", "fp16", "bf16"),
         default_rest=DEFAULT_REST,
-        strongly_typed=is_strongly_typed(detect()),
+        strongly_typed=not takes_flags(*_versions(detect())),
     )
-
-
-def is_strongly_typed(installed: Installed) -> bool:
-    """Whether the provider builds networks in the types of the graph.
-
-    If not, a graph must be in float32, with Q/DQ nodes for INT8, and precisions become flags. If
-    nothing is installed, the answer is yes, as for the native builder.
-    """
-    types = _network_types(installed)
-    return types is None or not types.flags
 
 
 def quantization_scheme(name: str) -> Scheme:
@@ -105,6 +129,7 @@ def quantization_scheme(name: str) -> Scheme:
 def cache_key(spec: BuildSpec) -> Mapping[str, str]:
     """Return everything that decides a build beside the model: engines fit one GPU and release."""
     installed = detect()
+    runtime, tensorrt = _versions(installed)
     settings = read_options(spec)
     gpus = installed.gpus
     return {
@@ -112,8 +137,8 @@ def cache_key(spec: BuildSpec) -> Mapping[str, str]:
         "precision": spec.precision,
         "rest": spec.rest or DEFAULT_REST,
         "profile": str(spec.profile),
-        "runtime": f"{PACKAGE} {installed.packages.get(PACKAGE, '')}".strip(),
-        "tensorrt": installed.library_version("tensorrt"),
+        "runtime": f"{PACKAGE} {runtime}".strip(),
+        "tensorrt": tensorrt,
         "driver": installed.driver,
         "gpu": str(gpus[settings.device]) if settings.device < len(gpus) else "",
         **settings_as_text(settings, "timing_cache"),
@@ -123,20 +148,34 @@ def cache_key(spec: BuildSpec) -> Mapping[str, str]:
 def require_readable(graph: Path, spec: BuildSpec) -> None:
     """Refuse a graph that the native builder cannot read; the provider takes what it can."""
     if read_options(spec).builder == "native":
-        nvinfer.parse_in_subprocess("tensorrt", graph)
+        nvinfer.run_worker("tensorrt", graph)
 
 
 def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCallback) -> Engine:
     """Build an engine, and a small ONNX file that loads it without a rebuild."""
     settings = read_options(spec)
-    copied = copy_graph(graph, folder)
+    model, graph_files = copy_graph(graph, folder)
+    inputs = onnx_io.inputs(model)
     if settings.cuda_graph:
-        require_fixed_shapes(copied.inputs)
+        require_fixed_shapes(inputs)
     if settings.builder == "native":
-        nodes = _build_native(copied, spec, settings, progress)
+        _import_tensorrt()
+        cache = settings.timing_cache
+        options = NativeBuildOptions(
+            inputs,
+            (spec.profile,),
+            settings.workspace,
+            settings.level,
+            settings.hardware_compatible,
+            settings.weight_stripped,
+            Path(cache) / "native.timing" if cache else None,
+        )
+        output = folder / (STRIPPED_ENGINE if settings.weight_stripped else ENGINE)
+        nvinfer.build_and_wrap("tensorrt", model, output, options, PROVIDER, progress)
+        nodes = {PROVIDER: [f"{node.op_type} {node.name}" for node in model.graph]}
     else:
-        nodes = _build_with_provider(copied, spec, settings, progress)
-    files = engine_files(folder, settings, copied.files)
+        nodes = _build_with_provider(folder, spec, inputs, progress)
+    files = engine_files(folder, settings, graph_files)
     if not files:
         raise QConvertError(
             "the TensorRT provider left no engine that loads without a rebuild",
@@ -150,27 +189,58 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
     return Engine("tensorrt", spec.precision, folder, GRAPH, files, made_with, notes=notes)
 
 
+def _build_with_provider(
+    folder: Path, spec: BuildSpec, inputs: Sequence[TensorSpec], progress: BuildProgressCallback
+) -> dict[str, list[str]]:
+    """Let the provider build; return the nodes that each provider took.
+
+    The provider reports no progress, and Ctrl-C waits until it is done.
+    """
+    runtime, tensorrt = _versions(detect())
+    flags = takes_flags(runtime, tensorrt)
+    if flags is None:
+        raise Unavailable(
+            "this onnxruntime-gpu and this TensorRT are not known to work together",
+            hint="`qconvert doctor` shows which release of TensorRT it needs",
+        )
+    from qconvert.backends import ort
+
+    _import_tensorrt()
+    progress("TensorRT builds the engine and reports no progress", None)
+    options = provider_options(spec, folder, flags, inputs)
+    how = _load_spec(read_options(spec), options, tensorrt)
+    # The session is freed on return, and the provider writes what it still holds.
+    return ort.nodes_by_provider(ort.create_session(folder / GRAPH, how))
+
+
 def open(engine: Engine) -> Session:
     """Load an engine with the TensorRT provider, without a rebuild."""
     from qconvert.backends import ort
 
     trt = _import_tensorrt()
-    settings, spec = settings_of_build(engine.made_with), load_spec(engine)
-    session = ort.create_session(engine.folder / engine.files[0], spec)
-    return ort.OrtSession(
-        session,
-        lambda: _coverage(engine, settings, trt),
-        "cuda",
-        settings.device,
-        settings.cuda_graph,
-    )
+    settings = settings_of_build(engine.made_with)
+    session = ort.create_session(engine.folder / engine.files[0], load_spec(engine))
+
+    def coverage() -> Coverage:
+        if settings.builder == "native" and not settings.weight_stripped:
+            text = nvinfer.inspect_engine(trt, (engine.folder / ENGINE).read_bytes())
+            if (counts := nvinfer.layer_precisions(text)) is not None:
+                return Coverage({PROVIDER: sum(counts.values())}, counts)
+        nodes = json.loads((engine.folder / NODES_FILE).read_text(encoding="utf-8"))
+        counts = {provider: len(names) for provider, names in nodes.items()}
+        reason = (
+            "the provider's engines do not tell; some built with `tensorrt.builder` = native do"
+        )
+        return Coverage(counts, None, reason)
+
+    return ort.OrtSession(session, coverage, "cuda", settings.device, settings.cuda_graph)
 
 
 def load_spec(engine: Engine) -> LoadSpec:
     """Return how ONNX Runtime loads an engine."""
     settings = settings_of_build(engine.made_with)
     options = load_options(settings, engine.folder)
-    return tensorrt_options.load_spec(settings, options, engine.made_with["tensorrt"])
+    return _load_spec(settings, options, engine.made_with["tensorrt"])
 
 
 def triton_spec(engine: Engine) -> TritonSpec:
@@ -203,57 +273,6 @@ def fallback_notes(nodes: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     )
 
 
-def _build_with_provider(
-    graph: EngineGraph,
-    spec: BuildSpec,
-    settings: TensorrtConfig,
-    progress: BuildProgressCallback,
-) -> dict[str, list[str]]:
-    """Let the provider build; return the nodes that each provider took.
-
-    The provider reports no progress, and Ctrl-C waits until it is done.
-    """
-    installed = detect()
-    types = _network_types(installed)
-    if types is None:
-        raise Unavailable(
-            "this onnxruntime-gpu and this TensorRT are not known to work together",
-            hint="`qconvert doctor` shows which release of TensorRT it needs",
-        )
-    from qconvert.backends import ort
-
-    _import_tensorrt()
-    progress("TensorRT builds the engine and reports no progress", None)
-    options = provider_options(spec, graph.folder, types, graph.inputs)
-    load_spec = tensorrt_options.load_spec(settings, options, installed.library_version("tensorrt"))
-    # The session is freed on return, and the provider writes what it still holds.
-    return ort.nodes_by_provider(ort.create_session(graph.path, load_spec))
-
-
-def _build_native(
-    graph: EngineGraph,
-    spec: BuildSpec,
-    settings: TensorrtConfig,
-    progress: BuildProgressCallback,
-) -> dict[str, list[str]]:
-    """Build with TensorRT itself, strongly typed, and wrap the engine for the provider."""
-    _import_tensorrt()
-    cache = settings.timing_cache
-    options = nvinfer.NativeBuildOptions(
-        (spec.profile,),
-        settings.workspace,
-        settings.level,
-        settings.hardware_compatible,
-        settings.weight_stripped,
-        Path(cache) / TIMING_CACHE_FILE if cache else None,
-    )
-    name = STRIPPED_ENGINE if settings.weight_stripped else ENGINE
-    with explain_write_errors(graph.folder):
-        nvinfer.build_in_subprocess("tensorrt", graph, options, graph.folder / name, progress)
-        onnx_io.save(wrap_engine(graph.model, name, PROVIDER), graph.folder / CONTEXT)
-    return {PROVIDER: [f"{node.op_type} {node.name}" for node in graph.model.graph]}
-
-
 def _import_tensorrt() -> ModuleType:
     """Import TensorRT, which loads the library that the provider needs."""
     from qconvert.backends import ort
@@ -265,39 +284,151 @@ def _import_tensorrt() -> ModuleType:
         raise Unavailable("TensorRT is not installed", hint=INSTALL) from None
 
 
-def _coverage(engine: Engine, settings: TensorrtConfig, trt: ModuleType) -> Coverage:
-    if settings.builder == "native" and not settings.weight_stripped:
-        text = nvinfer.inspect_engine(trt, (engine.folder / ENGINE).read_bytes())
-        if (counts := layer_precisions(text)) is not None:
-            return Coverage({PROVIDER: sum(counts.values())}, counts)
-    nodes = json.loads((engine.folder / NODES_FILE).read_text(encoding="utf-8"))
-    counts = {provider: len(names) for provider, names in nodes.items()}
-    reason = "the provider's engines do not tell; some built with `tensorrt.builder` = native do"
-    return Coverage(counts, None, reason)
+# --- releases ---
 
 
-def _mismatch(installed: Installed) -> Availability | None:
-    """Return why ONNX Runtime and TensorRT do not fit together, None if they do."""
-    runtime, tensorrt = installed.packages[PACKAGE], installed.library_version("tensorrt")
-    linked = linked_libraries(runtime)
-    if linked is None:
-        reason, cure = f"{PACKAGE} {runtime} is too old", INSTALL
-    elif major_minor(tensorrt)[0] == linked.tensorrt:
-        return None
-    else:
-        needed = linked.tensorrt
-        problem = f"found {tensorrt}" if tensorrt else "none is installed"
-        reason = f"{PACKAGE} {runtime} needs TensorRT {needed}; {problem}"
-        cure = f'pip install "tensorrt-cu{linked.cuda}>={needed},<{needed + 1}"'
-    return Availability(False, False, _version(installed), reason, cure)
+def _versions(installed: Installed) -> tuple[str, str]:
+    """Return the versions of onnxruntime-gpu and TensorRT, nothing for one that is missing."""
+    return installed.packages.get(PACKAGE, ""), installed.library_version("tensorrt")
 
 
-def _version(installed: Installed) -> str:
-    tensorrt = installed.library_version("tensorrt")
-    runtime = f"{PACKAGE} {installed.packages[PACKAGE]}"
-    return f"{runtime}, TensorRT {tensorrt}" if tensorrt else runtime
+def major_minor(version: str) -> tuple[int, int]:
+    """Return the first two numbers of a version."""
+    parts = [int(part) for part in version.split(".")[:2] if part.isdigit()]
+    major, minor = [*parts, 0, 0][:2]
+    return major, minor
 
 
-def _network_types(installed: Installed) -> NetworkTypes | None:
-    runtime, tensorrt = installed.packages.get(PACKAGE, ""), installed.library_version("tensorrt")
-    return network_types(runtime, tensorrt) if runtime and tensorrt else None
+def find_release(runtime: str) -> Release | None:
+    """Return the row of an onnxruntime-gpu, None for one older than the table."""
+    return next((row for row in RELEASES if major_minor(runtime) >= row.since), None)
+
+
+def takes_flags(runtime: str, tensorrt: str) -> bool | None:
+    """Whether the provider takes precisions from flags; None for releases not known to match."""
+    release = find_release(runtime)
+    return release.takes_flags.get(major_minor(tensorrt)[0]) if release else None
+
+
+# --- options of the provider ---
+
+
+def read_options(spec: BuildSpec) -> TensorrtConfig:
+    """Read the settings of a build."""
+    settings = read_settings(TensorrtConfig, spec, "tensorrt")
+    if settings.builder == "native" and settings.allow_fallback:
+        raise UsageError(
+            "`tensorrt`: `allow-fallback` has no effect with the native builder",
+            hint="leave it out, or set `tensorrt.builder` = provider",
+        )
+    return settings
+
+
+def settings_of_build(made_with: Mapping[str, str]) -> TensorrtConfig:
+    """Return those settings of a build that decide how its engine is loaded."""
+    builder: Any = made_with["builder"]
+    return TensorrtConfig(
+        builder=builder,
+        device=int(made_with["device"]),
+        weight_stripped=made_with["weight-stripped"] == "True",
+        cuda_graph=made_with["cuda-graph"] == "True",
+        allow_fallback=made_with["allow-fallback"] == "True",
+    )
+
+
+def load_options(settings: TensorrtConfig, folder: Path) -> dict[str, str]:
+    """Return the options with which the provider loads an engine; profiles are in the engine."""
+    options = {"device_id": str(settings.device)}
+    if settings.cuda_graph:
+        options["trt_cuda_graph_enable"] = "1"
+    if settings.weight_stripped:
+        options["trt_weight_stripped_engine_enable"] = "1"
+        options["trt_onnx_model_folder_path"] = str(folder)
+    if settings.allow_fallback:
+        options["trt_engine_cache_enable"] = "1"
+        options["trt_engine_cache_path"] = str(folder)
+        options["trt_engine_cache_prefix"] = "model"
+    return options
+
+
+def provider_options(
+    spec: BuildSpec, folder: Path, flags: bool, inputs: Sequence[TensorSpec]
+) -> dict[str, str]:
+    """Return the options with which the provider builds an engine into a folder.
+
+    The provider writes a context model, which names the engine and loads it without a rebuild. It
+    can do so for whole graphs only; if other providers may take nodes, a cache of engines in the
+    same folder takes its place. Precisions become `flags` unless the graph carries its types.
+    """
+    settings = read_options(spec)
+    options = load_options(settings, folder) | profile_options(spec.profile, inputs)
+    options["trt_builder_optimization_level"] = str(settings.level)
+    if flags:
+        # INT8 without a second flag would leave all other layers in float32.
+        is_integer = spec.precision in INTEGER
+        precisions = (spec.rest or DEFAULT_REST, "int8") if is_integer else (spec.precision,)
+        options |= {f"trt_{name}_enable": "1" for name in precisions if name != "fp32"}
+    if "trt_fp16_enable" in options:
+        options["trt_layer_norm_fp32_fallback"] = "1"  # its sums of squares overflow in fp16
+    if settings.workspace:
+        options["trt_max_workspace_size"] = str(settings.workspace * 2**20)
+    if settings.hardware_compatible:
+        options["trt_engine_hw_compatible"] = "1"
+    if settings.timing_cache:
+        options["trt_timing_cache_enable"] = "1"
+        options["trt_timing_cache_path"] = settings.timing_cache
+    if not settings.allow_fallback:
+        # Without a cache path, engines lie beside the context model: it can name no other place.
+        options["trt_engine_cache_enable"] = "1"
+        options["trt_engine_cache_prefix"] = "model"
+        options["trt_dump_ep_context_model"] = "1"
+        options["trt_ep_context_file_path"] = str(folder / CONTEXT)
+        options["trt_ep_context_embed_mode"] = "0"
+    return options
+
+
+def profile_options(profile: Profile, inputs: Sequence[TensorSpec]) -> dict[str, str]:
+    """Return the minimum, optimal and maximum shape of every input with a dynamic batch.
+
+    Unless all such inputs have all three, the provider rebuilds the engine for every new shape.
+    """
+    batches = {"min": profile.min_batch, "opt": profile.opt_batch, "max": profile.max_batch}
+    shapes: dict[str, list[str]] = {}
+    for spec in nvinfer.dynamic_inputs(inputs):
+        for name, batch in batches.items():
+            sizes = "x".join(map(str, (batch, *spec.shape[1:])))
+            shapes.setdefault(f"trt_profile_{name}_shapes", []).append(f"{spec.name}:{sizes}")
+    return {option: ",".join(texts) for option, texts in shapes.items()}
+
+
+def _load_spec(settings: TensorrtConfig, options: Mapping[str, str], version: str) -> LoadSpec:
+    """Return how ONNX Runtime builds or loads an engine with these options of the provider.
+
+    ONNX Runtime's own rewrites would take Q/DQ pairs apart before TensorRT sees them.
+    """
+    others = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    fallbacks = others if settings.allow_fallback else ()
+    return LoadSpec(
+        providers=((PROVIDER, options), *((name, {}) for name in fallbacks)),
+        packages=("onnxruntime-gpu[cuda,cudnn]", f"tensorrt-cu13=={version}"),
+        config_entries={} if fallbacks else {"session.disable_cpu_ep_fallback": "1"},
+        modules=("tensorrt",),
+        optimize_graph=False,
+        cuda_graph=settings.cuda_graph,
+    )
+
+
+def engine_files(
+    folder: Path, settings: TensorrtConfig, graph_files: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the files loaded at run time, the one to open first; none if they are incomplete.
+
+    Weight-stripped engines take their weights from the graph, which is then loaded as well.
+    """
+    suffix = ".stripped.engine" if settings.weight_stripped else ".engine"
+    engines = sorted(path.name for path in folder.iterdir() if path.name.endswith(suffix))
+    if engines and settings.allow_fallback:
+        return (*graph_files, *engines)
+    if not engines or not (folder / CONTEXT).is_file():
+        return ()
+    return (CONTEXT, *engines, *(graph_files if settings.weight_stripped else ()))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qconvert.backends import nvinfer, subprocess_worker
 from qconvert.backends.base import (
+    GRAPH,
     Availability,
     BackendRequirements,
     BuildProgressCallback,
@@ -19,14 +20,13 @@ from qconvert.backends.base import (
     Profile,
     Session,
     TritonSpec,
+    copy_graph,
     read_settings,
     settings_as_text,
 )
-from qconvert.backends.engine_folder import GRAPH, copy_graph, explain_write_errors, wrap_engine
+from qconvert.backends.nvinfer import CONTEXT, NativeBuildOptions
 from qconvert.backends.system_probe import Installed, detect
 from qconvert.backends.tensorrt import quantization_scheme
-from qconvert.backends.tensorrt_options import CONTEXT
-from qconvert.backends.versions import is_rtx
 from qconvert.core import onnx_io
 from qconvert.core.config import TensorrtRtxConfig
 from qconvert.core.errors import Unavailable, UsageError
@@ -37,12 +37,6 @@ BUILDER = "tensorrt-rtx-cu13"
 PLUGIN = "onnxruntime-ep-nv-tensorrt-rtx-cu13"
 MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
 INSTALL = 'pip install "qconvert[tensorrt-rtx]"'
-INT8_NOTE = "TensorRT for RTX documents no INT8 convolution: measure before use"
-
-_PROBE_SCRIPT = """
-import tensorrt_rtx
-assert tensorrt_rtx.Builder(tensorrt_rtx.Logger(tensorrt_rtx.Logger.ERROR))
-"""
 
 
 def probe(installed: Installed) -> Availability:
@@ -51,7 +45,8 @@ def probe(installed: Installed) -> Availability:
     if not version:
         return Availability(False, False, reason=f"{BUILDER} is not installed", cure=INSTALL)
     version = f"tensorrt-rtx {version}"
-    if error := subprocess_worker.run_python(_PROBE_SCRIPT, seconds=120).failure:
+    code = "import tensorrt_rtx as trt; assert trt.Builder(trt.Logger(trt.Logger.ERROR))"
+    if error := subprocess_worker.run_python(code, seconds=120).failure:
         cure = f"pip install --force-reinstall {BUILDER}"
         return Availability(False, False, version, error, cure)
     reason, cure = _why_not_run(installed)
@@ -64,7 +59,7 @@ def requirements() -> BackendRequirements:
         quantization_scheme("tensorrt-rtx"),
         ("fp32", "fp16", "bf16"),
         default_rest="fp16",
-        notes=(INT8_NOTE,),
+        notes=("TensorRT for RTX documents no INT8 convolution: measure before use",),
     )
 
 
@@ -81,7 +76,7 @@ def cache_key(spec: BuildSpec) -> Mapping[str, str]:
 
 def require_readable(graph: Path, spec: BuildSpec) -> None:
     """Refuse a graph with an operator that TensorRT for RTX does not have."""
-    nvinfer.parse_in_subprocess("tensorrt_rtx", graph)
+    nvinfer.run_worker("tensorrt_rtx", graph)
 
 
 def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCallback) -> Engine:
@@ -92,11 +87,9 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
     settings, profiles = _read_options(spec)
     if find_spec("tensorrt_rtx") is None:
         raise Unavailable(f"{BUILDER} is not installed", hint=INSTALL)
-    copied = copy_graph(graph, folder)
-    options = nvinfer.NativeBuildOptions(profiles, settings.workspace)
-    with explain_write_errors(folder):
-        nvinfer.build_in_subprocess("tensorrt_rtx", copied, options, folder / ENGINE, progress)
-        onnx_io.save(wrap_engine(copied.model, ENGINE, PROVIDER), folder / CONTEXT)
+    model, _ = copy_graph(graph, folder)
+    options = NativeBuildOptions(onnx_io.inputs(model), profiles, settings.workspace)
+    nvinfer.build_and_wrap("tensorrt_rtx", model, folder / ENGINE, options, PROVIDER, progress)
     made_with = dict(cache_key(spec))
     return Engine("tensorrt-rtx", spec.precision, folder, GRAPH, (CONTEXT, ENGINE), made_with)
 
@@ -114,7 +107,8 @@ def open(engine: Engine) -> Session:
     session = ort.create_session(engine.folder / engine.files[0], load_spec(engine))
 
     def coverage() -> Coverage:
-        counts = ort.count_nodes(ort.nodes_by_provider(session))
+        nodes = ort.nodes_by_provider(session)
+        counts = {provider: len(names) for provider, names in nodes.items()}
         return Coverage(counts, None, "the plugin does not report the precision of layers")
 
     # Inputs cannot be bound: the onnxruntime beside the plugin cannot allocate GPU memory.
@@ -159,7 +153,10 @@ def _why_not_run(installed: Installed) -> tuple[str, str]:
     """Return why engines do not run here and the cure, both empty if they do."""
     if installed.driver_error:
         return f"{installed.driver_error}; engines run on RTX GPUs", ""
-    if not any(is_rtx(gpu.capability) for gpu in installed.gpus):
+    # From compute capability 12 on, all GPUs run RTX engines.
+    if not any(
+        gpu.capability in ((8, 6), (8, 9)) or gpu.capability >= (12, 0) for gpu in installed.gpus
+    ):
         names = ", ".join(
             f"{gpu.name} ({gpu.capability[0]}.{gpu.capability[1]})" for gpu in installed.gpus
         )

@@ -62,13 +62,13 @@ def command(
     from qconvert.run.run_folder import require_output_file
 
     output: Path | None = chosen["output"]
-    pair = compare.find_graphs(first, second)
+    reference, graph, run = compare.find_graphs(first, second)
     if output is not None:
         require_output_file(output, first, second)
-    config = settings.load_for_target(pair.run, chosen)
+    config = settings.load_for_target(run, chosen)
     with ProgressDisplay() as display:
         context = open_context(config, display.update)
-        all_layers = compare.compare_graphs(pair, count, context)
+        all_layers = compare.compare_graphs(reference, graph, count, context)
     layers = compare.select_layers(all_layers, patterns)
     if output is not None:
         write_text(output, layers_csv({second.name: all_layers}))

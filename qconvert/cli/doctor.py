@@ -32,7 +32,7 @@ def command(as_json: bool) -> None:
         console.write_json(
             {
                 "backends": {name: asdict(state) for name, state in backends.items()},
-                "torch": system.version("torch") or None,
+                "torch": system.packages.get("torch"),
                 "gpus": [asdict(gpu) for gpu in system.gpus],
                 "conflicts": list(system.runtimes) if len(system.runtimes) > 1 else [],
             }
@@ -64,7 +64,7 @@ def _show_backends(backends: Mapping[str, "Availability"]) -> None:
 def _system_lines(system: "Installed") -> list[str]:
     """Describe what concerns more than one backend: PyTorch, GPUs, conflicting packages."""
     missing = 'not installed; only export needs it: pip install "qconvert[torch]"'
-    lines = [f"torch          {system.version('torch') or missing}"]
+    lines = [f"torch          {system.packages.get('torch', missing)}"]
     for gpu in system.gpus:
         major, minor = gpu.capability
         lines.append(f"GPU            {gpu.name}, compute capability {major}.{minor}")

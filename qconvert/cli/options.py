@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import click
 
 from qconvert.cli import console
-from qconvert.core.option_table import Option, literals, option_table
+from qconvert.core.config import Option, literals, option_table
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]

@@ -56,7 +56,12 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
     """
     remove_abandoned(parent)
     with ExitStack() as stack:
-        folder = _new_temporary_folder(parent, stack)
+        while True:
+            folder = Path(tempfile.mkdtemp(dir=parent, prefix=TEMPORARY_PREFIX))
+            # Until it is locked, another process may take it for an abandoned one.
+            with contextlib.suppress(FileNotFoundError):
+                if stack.enter_context(lock_folder(folder)) is not False:
+                    break
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder
 
@@ -77,7 +82,12 @@ def resumable_folder(parent: Path, name: str) -> Iterator[Path]:
     """
     folder = parent / f"{RESUMABLE_PREFIX}{name}"
     with ExitStack() as stack:
-        if _lock_resumable(folder, stack):
+        while True:
+            folder.mkdir(exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # its owner has just removed it
+                is_ours = stack.enter_context(lock_folder(folder)) is not False
+                break
+        if is_ours:
             yield folder
             remove_folder(folder)
         else:
@@ -120,10 +130,10 @@ def lock_folder(folder: Path) -> Iterator[bool | None]:
         yield None
         return
     handle = os.open(folder, os.O_RDONLY)
+    locked: bool | None = True
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked: bool | None = True
         except BlockingIOError:
             locked = False
         except OSError:  # NFS locks only files
@@ -140,38 +150,17 @@ def remove_abandoned(parent: Path) -> None:
     for folder in (*parent.glob(f"{TEMPORARY_PREFIX}*"), *parent.glob(f"{RESUMABLE_PREFIX}*")):
         # It may disappear meanwhile, or belong to another user.
         with contextlib.suppress(OSError), lock_folder(folder) as locked:
-            is_dead = bool(locked) and folder.name.startswith(TEMPORARY_PREFIX)
-            if locked is not False and (is_dead or _is_abandoned(folder)):
+            if locked is False:
+                continue
+            # A date far in the future is as wrong as an old one.
+            times = [path.stat().st_mtime for path in (folder, *folder.rglob("*"))]
+            is_old = min(abs(time.time() - written) for written in times) > ABANDONED_SECONDS
+            if is_old or (locked and folder.name.startswith(TEMPORARY_PREFIX)):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_folder(folder: Path) -> None:
     """Delete a folder; it is renamed first, so that nobody sees it half deleted."""
-    if not folder.exists():
-        return
     # Another process may be faster.
-    with temporary_folder(folder.parent) as doomed, contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError), temporary_folder(folder.parent) as doomed:
         folder.rename(doomed / "old")
-
-
-def _new_temporary_folder(parent: Path, stack: ExitStack) -> Path:
-    while True:
-        folder = Path(tempfile.mkdtemp(dir=parent, prefix=TEMPORARY_PREFIX))
-        # Until it is locked, another process may take it for an abandoned one.
-        with contextlib.suppress(FileNotFoundError):
-            if stack.enter_context(lock_folder(folder)) is not False:
-                return folder
-
-
-def _lock_resumable(folder: Path, stack: ExitStack) -> bool:
-    """Create the folder if necessary, and lock it; return whether that succeeded."""
-    while True:
-        folder.mkdir(exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # its owner has just removed it
-            return stack.enter_context(lock_folder(folder)) is not False
-
-
-def _is_abandoned(folder: Path) -> bool:
-    """Whether nothing was written to a folder for a day; dates a day in the future count too."""
-    ages = (abs(time.time() - path.stat().st_mtime) for path in (folder, *folder.rglob("*")))
-    return min(ages) > ABANDONED_SECONDS

@@ -2,8 +2,9 @@
 
 A result is a folder named after the hash of its key. It is built in a temporary folder beside its
 final path and renamed when complete: of two processes that do the same work, one renames first and
-the other uses its result. Whatever a killed process leaves is hidden, and removed with the next
-work of that kind. Damaged results are computed again.
+the other uses its result. Damaged results are computed again.
+
+    result = cached_step(cache, "evaluate", key, compute, JsonCodec("scores.json", ADAPTER))
 """
 
 import errno
@@ -13,11 +14,13 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import platformdirs
+import pydantic
 
 from qconvert.core import atomic
 from qconvert.core.errors import attach_path
@@ -25,11 +28,9 @@ from qconvert.core.errors import attach_path
 KEY_FILE = "recipe.json"
 HASHES_FILE = "content.json"
 TAG_FILE = "CACHEDIR.TAG"
-TAG_CONTENT = (
-    "Signature: 8a477f597d28d172789f06886806bc55\n# Made by qconvert; may be deleted at any time.\n"
-)
 
-CacheKey = Mapping[str, str]  # everything that decides a result, by name
+T = TypeVar("T")
+CacheKey = Mapping[str, str]  # everything that decides a result: digests, settings, versions
 
 
 @dataclass(frozen=True)
@@ -68,50 +69,49 @@ class Cache:
             make(draft)
             (draft / HASHES_FILE).write_text(json.dumps(_file_hashes(draft), sort_keys=True))
             (draft / KEY_FILE).write_text(_key_json(key), encoding="utf-8")
-            _publish(draft, folder, fresh=self.fresh)
+            while True:
+                try:
+                    draft.rename(folder)
+                    break
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                # Another process may just have finished the same work.
+                if not self.fresh and _is_intact(folder):
+                    break
+                atomic.remove_folder(folder)
         return CacheResult(folder, hit=False)
 
     @contextmanager
     def resumable(self, step: str, key: CacheKey) -> Iterator[Path]:
-        """Yield the folder in which long work on this key keeps its state until it is finished.
-
-        A later attempt finds the state of an interrupted one, until nothing is written to it for a
-        day; of two processes at work the second has a folder of its own.
-        """
+        """Yield the folder in which long work on this key keeps its state until it is finished."""
         folder = self._folder(step, key)
         self._prepare(folder.parent)
         with atomic.resumable_folder(folder.parent, folder.name) as state:
             yield state
 
     def entries(self) -> Iterator[CacheEntry]:
-        """Yield every cached result, step by step."""
-        for folder in self._folders():
-            try:
-                age = max(0.0, time.time() - folder.stat().st_mtime)
-                yield CacheEntry(
-                    folder.parent.name, folder, _read_key(folder), folder_bytes(folder), age
-                )
-            except FileNotFoundError:  # another process has just removed it
+        """Yield every cached result, step by step; none if the root is not marked as a cache."""
+        is_cache = (self.root / TAG_FILE).is_file()
+        for folder in sorted(self.root.glob("*/*")) if is_cache else ():
+            if not re.fullmatch("[0-9a-f]{16}", folder.name):
                 continue
+            try:
+                key = json.loads((folder / KEY_FILE).read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                key = {}
+            with suppress(FileNotFoundError):  # another process has just removed it
+                size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+                age = max(0.0, time.time() - folder.stat().st_mtime)
+                recipe = key if isinstance(key, dict) else {}
+                yield CacheEntry(folder.parent.name, folder, recipe, size, age)
 
     def clear(self, step: str | None = None) -> list[CacheEntry]:
         """Delete the results of one step, or all, and return what was deleted."""
         entries = [entry for entry in self.entries() if step in (None, entry.step)]
         for entry in entries:
             atomic.remove_folder(entry.path)
-        for parent in {
-            path.parent for path in (*self._folders(), *(entry.path for entry in entries))
-        }:
-            atomic.remove_abandoned(parent)
         return entries
-
-    def _folders(self) -> list[Path]:
-        """Return the folders of results; none if the root is not marked as a cache."""
-        if not (self.root / TAG_FILE).is_file():
-            return []
-        return sorted(
-            folder for folder in self.root.glob("*/*") if re.fullmatch("[0-9a-f]{16}", folder.name)
-        )
 
     def _folder(self, step: str, key: CacheKey) -> Path:
         return self.root / step / hashlib.sha256(_key_json(key).encode()).hexdigest()[:16]
@@ -120,7 +120,9 @@ class Cache:
         """Create the folder of a step, and mark the root as a cache."""
         parent.mkdir(parents=True, exist_ok=True)
         if not (self.root / TAG_FILE).exists():
-            (self.root / TAG_FILE).write_text(TAG_CONTENT, encoding="utf-8")
+            signature = "Signature: 8a477f597d28d172789f06886806bc55"
+            text = f"{signature}\n# Made by qconvert; may be deleted at any time.\n"
+            (self.root / TAG_FILE).write_text(text, encoding="utf-8")
 
 
 def open_default(*, fresh: bool = False) -> Cache:
@@ -136,33 +138,65 @@ def open_default(*, fresh: bool = False) -> Cache:
     return Cache(root, fresh)
 
 
+class Codec(Protocol[T]):
+    """How a result is written to a folder of the cache, and read from it."""
+
+    def save(self, value: T, folder: Path) -> None:
+        """Write the result into an empty folder."""
+
+    def load(self, folder: Path) -> T:
+        """Read the result that `save` wrote."""
+
+
+@dataclass(frozen=True)
+class JsonCodec(Generic[T]):
+    """A result that is one JSON file.
+
+    Infinities and NaN are kept, as Python's JSON writes them, or become None if `finite`.
+    """
+
+    file: str
+    adapter: pydantic.TypeAdapter[T]
+    finite: bool = False
+
+    def save(self, value: T, folder: Path) -> None:
+        """Write the file."""
+        if self.finite:
+            text = self.adapter.dump_json(value, indent=1).decode()
+        else:
+            text = json.dumps(self.adapter.dump_python(value, mode="json"), indent=1)
+        (folder / self.file).write_text(text, encoding="utf-8")
+
+    def load(self, folder: Path) -> T:
+        """Read the file and check its types."""
+        text = (folder / self.file).read_text(encoding="utf-8")
+        return self.adapter.validate_python(json.loads(text))
+
+
+@dataclass(frozen=True)
+class StepResult(Generic[T]):
+    """The result of a step, whether it came from the cache, and the folder it was read from."""
+
+    value: T
+    hit: bool
+    folder: Path
+
+
+def cached_step(
+    cache: Cache, name: str, key: CacheKey, compute: Callable[[], T], codec: Codec[T]
+) -> StepResult[T]:
+    """Return the result of the step for this key; `compute` runs only if it is not cached.
+
+    The result is always read back from the cache: the first run sees what every later run sees.
+    """
+    entry = cache.get_or_make(name, key, lambda folder: codec.save(compute(), folder))
+    return StepResult(codec.load(entry.path), entry.hit, entry.path)
+
+
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def folder_bytes(folder: Path) -> int:
-    """Return the size of all files below a folder."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def _publish(draft: Path, folder: Path, *, fresh: bool) -> None:
-    """Rename a finished result to its final path, unless another process was faster."""
-    # Remove only after the rename fails: another process may just have finished the same work.
-    while True:
-        if fresh:
-            atomic.remove_folder(folder)
-        try:
-            draft.rename(folder)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        else:
-            return
-        if not fresh and _is_intact(folder):
-            return
-        atomic.remove_folder(folder)
 
 
 def _is_intact(folder: Path) -> bool:
@@ -183,11 +217,3 @@ def _file_hashes(folder: Path) -> dict[str, str]:
 
 def _key_json(key: CacheKey) -> str:
     return json.dumps(dict(key), sort_keys=True, indent=1) + "\n"
-
-
-def _read_key(folder: Path) -> dict[str, str]:
-    try:
-        key = json.loads((folder / KEY_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return key if isinstance(key, dict) else {}

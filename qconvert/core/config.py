@@ -1,23 +1,24 @@
 """Every setting, once: its type, default, limits, meaning and command line option.
 
 The settings file, `--help`, the keyword arguments in Python, the reference and the JSON Schema all
-follow from these tables (`option_table`, `config_file`). A key is spelled with `-` in TOML and with
-`_` in Python. Pydantic validates the tables, but this module does not import it: `--help` must be
-fast.
+follow from these tables. A key is spelled with `-` in TOML and with `_` in Python. Pydantic
+validates the tables, but this module does not import it: `--help` must be fast.
 """
 
 # ruff: noqa: RUF009 (`setting` returns a field)
 
+import json
 import math
+import types
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from qconvert.core.errors import did_you_mean
 
 RANGE_METHODS = ("auto", "answers", "mse", "minmax", "moving-average", "entropy")
-PERCENTILE_PREFIX = "percentile:"
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,10 @@ class Setting:
         return f"{self.text}; unset: {self.unset}" if self.unset else self.text
 
 
-def setting(default: Any, text: str, option: str = "", metavar: str = "", unset: str = "") -> Any:
-    """Return a field with this default and a `Setting` in its metadata."""
-    return field(default=default, metadata={"setting": Setting(text, option, metavar, unset)})
+def setting(default: Any, text: str, option: str = "", unset: str = "") -> Any:
+    """Return a field with this default and meaning; `option` is `--flag`, or `--flag METAVAR`."""
+    flag, _, metavar = option.partition(" ")
+    return field(default=default, metadata={"setting": Setting(text, flag, metavar, unset)})
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,12 @@ class Check:
 def _check_method(name: str) -> str:
     if name in RANGE_METHODS:
         return name
-    if not name.startswith(PERCENTILE_PREFIX):
-        names = (*RANGE_METHODS, f"{PERCENTILE_PREFIX}99.99")
+    prefix, colon, number = name.partition(":")
+    if f"{prefix}{colon}" != "percentile:":
+        names = (*RANGE_METHODS, "percentile:99.99")
         raise ValueError(f"there is no range method `{name}`{did_you_mean(name, names)}")
     try:
-        percent = float(name.removeprefix(PERCENTILE_PREFIX))
+        percent = float(number)
     except ValueError:
         percent = 0.0
     if not 50 < percent <= 100:
@@ -115,10 +118,6 @@ PositiveInt = Annotated[int, Limits(ge=1)]
 NonNegativeFloat = Annotated[float, Limits(ge=0)]
 PositiveFloat = Annotated[float, Limits(gt=0)]
 Percent = Annotated[float, Limits(ge=0, le=100)]
-ChannelMeans = Annotated[tuple[float, ...], Check(_check_channels)]
-ChannelDeviations = Annotated[tuple[float, ...], Check(_check_deviations)]
-ModelName = Annotated[str, Check(_check_model_name)]
-RangeMethod = Annotated[str, Check(_check_method)]
 
 Backend = Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "mixed"]
@@ -147,20 +146,18 @@ class ExportConfig(StrictTable):
     weights: str | None = setting(
         None,
         "Checkpoint (.pt, .pth, .safetensors) for a factory or a named network; `random` for none",
-        "--weights",
-        "FILE",
+        "--weights FILE",
     )
     inputs: tuple[str, ...] = setting(
         (),
         "Input shape that the source does not define, as image:1x3x224x224",
-        "--input",
-        "NAME:SHAPE[:TYPE]",
+        "--input NAME:SHAPE[:TYPE]",
     )
     batch: Literal["dynamic"] | PositiveInt | None = setting(
-        None, "Batch dimension", "--batch", "dynamic|N", unset="as in an ONNX or pt2 file"
+        None, "Batch dimension", "--batch dynamic|N", unset="as in an ONNX or pt2 file"
     )
     opset: Annotated[int, Limits(ge=18, le=26)] = setting(
-        20, "Lowest ONNX opset of the result", "--opset", "N"
+        20, "Lowest ONNX opset of the result", "--opset N"
     )
     parity_inputs: Annotated[int, Limits(ge=8)] = setting(
         8, "Number of inputs on which PyTorch and ONNX are compared"
@@ -175,7 +172,7 @@ class PrepareConfig(StrictTable):
     """The passes that clean the graph before anything is measured."""
 
     skip: tuple[str, ...] = setting(
-        (), "Cleaning passes to leave out (`qconvert export` lists them)", "--skip", "PASS"
+        (), "Cleaning passes to leave out (`qconvert export` lists them)", "--skip PASS"
     )
 
 
@@ -192,25 +189,20 @@ class PreprocessConfig(StrictTable):
     resize: SizeRule | PositiveInt | tuple[int, int] | None = setting(
         None,
         "Shorter side, exact size, `fit` or `none`",
-        "--resize",
-        "N|WxH|fit|none",
+        "--resize N|WxH|fit|none",
         "follows the model",
     )
     crop: SizeRule | PositiveInt | None = setting(
-        None,
-        "Side of the centre crop, `fit` or `none`",
-        "--crop",
-        "N|fit|none",
-        "follows the model",
+        None, "Side of the centre crop, `fit` or `none`", "--crop N|fit|none", "follows the model"
     )
     interpolation: Literal["bilinear", "bicubic", "box"] | None = setting(
         None, "Resize filter", "--interpolation"
     )
-    mean: ChannelMeans | None = setting(
-        None, "Mean of pixels scaled to 0..1, 1 or 3 numbers", "--mean", "A[,B,C]"
+    mean: Annotated[tuple[float, ...], Check(_check_channels)] | None = setting(
+        None, "Mean of pixels scaled to 0..1, 1 or 3 numbers", "--mean A[,B,C]"
     )
-    std: ChannelDeviations | None = setting(
-        None, "Standard deviation of pixels scaled to 0..1, 1 or 3 numbers", "--std", "A[,B,C]"
+    std: Annotated[tuple[float, ...], Check(_check_deviations)] | None = setting(
+        None, "Standard deviation of pixels scaled to 0..1, 1 or 3 numbers", "--std A[,B,C]"
     )
     colours: Literal["rgb", "bgr"] | None = setting(
         None, "Order of the colour channels in the input"
@@ -221,11 +213,11 @@ class PreprocessConfig(StrictTable):
 class CalibrationConfig(StrictTable):
     """The images on which ranges are measured."""
 
-    images: Path | None = setting(None, f"Calibration images: {IMAGE_FILES}", "--images", "PATH")
-    count: PositiveInt = setting(512, "Use at most N images", "--count", "N")
+    images: Path | None = setting(None, f"Calibration images: {IMAGE_FILES}", "--images PATH")
+    count: PositiveInt = setting(512, "Use at most N images", "--count N")
     seed: NonNegativeInt = setting(0, "Seed of the choice where there are more images")
     max_broken: NonNegativeInt | None = setting(
-        None, "Unreadable files that are skipped", "--max-broken", "N", "10 %, at least 10"
+        None, "Unreadable files that are skipped", "--max-broken N", "10 %, at least 10"
     )
     exact: Switch = setting(False, "Count every value instead of a sample of each image", "--exact")
 
@@ -234,12 +226,11 @@ class CalibrationConfig(StrictTable):
 class QuantizeConfig(StrictTable):
     """What is quantized to integers, and how; ranges come from the calibration."""
 
-    method: RangeMethod | None = setting(
+    method: Annotated[str, Check(_check_method)] | None = setting(
         None,
         "Range method: mse, minmax, moving-average, entropy, percentile:P, answers (the smallest "
         "output error), or auto (tries them)",
-        "--method",
-        "NAME",
+        "--method NAME",
         "auto; mse with effort none or quick",
     )
     effort: Literal["none", "quick", "default", "thorough"] = setting(
@@ -247,16 +238,16 @@ class QuantizeConfig(StrictTable):
     )
     weight_scales: Literal["mse", "minmax"] = setting("mse", "How the scales of weights are chosen")
     weight_bits: Annotated[int, Limits(ge=5, le=8)] = setting(
-        8, "Bits of weights; 7 cannot overflow on x86 without VNNI", "--weight-bits", "N"
+        8, "Bits of weights; 7 cannot overflow on x86 without VNNI", "--weight-bits N"
     )
     exclude: tuple[str, ...] = setting(
-        (), "Nodes to keep in float, by name or operator", "--exclude", "GLOB"
+        (), "Nodes to keep in float, by name or operator", "--exclude GLOB"
     )
     only: tuple[str, ...] = setting(
-        (), "Quantize only these nodes, by name or operator", "--only", "GLOB"
+        (), "Quantize only these nodes, by name or operator", "--only GLOB"
     )
     keep: tuple[Literal["first", "last"], ...] = setting(
-        (), "Keep the first or last layers with weights in float", "--keep", "first,last"
+        (), "Keep the first or last layers with weights in float", "--keep first,last"
     )
     rest: FloatPrecision | None = setting(
         None, "Precision of what is not INT8", "--rest", unset="fp32; engines of TensorRT: fp16"
@@ -268,16 +259,13 @@ class BuildConfig(StrictTable):
     """Which engines are built: every backend in every precision that makes sense there."""
 
     backends: tuple[Backend, ...] = setting(
-        (), "Where engines run", "--backend", "NAME", "the best backend that runs here"
+        (), "Where engines run", "--backend NAME", "the best backend that runs here"
     )
     precisions: Annotated[tuple[Precision, ...], Check(_check_not_empty)] = setting(
-        ("fp32", "fp16", "int8"), "Precisions of the engines", "--precision", "NAME"
+        ("fp32", "fp16", "int8"), "Precisions of the engines", "--precision NAME"
     )
     profile: tuple[PositiveInt, PositiveInt, PositiveInt] = setting(
-        (1, 8, 32),
-        "Smallest, best and largest batch of an engine",
-        "--profile",
-        "MIN,BEST,MAX",
+        (1, 8, 32), "Smallest, best and largest batch of an engine", "--profile MIN,BEST,MAX"
     )
 
     def __post_init__(self) -> None:
@@ -344,7 +332,7 @@ class SearchConfig(StrictTable):
     """What mixed precision may cost: the search restores as few blocks to float as that takes."""
 
     budget: NonNegativeFloat = setting(
-        0.5, "Points that a mixed-precision engine may lose against FP32", "--budget", "PP"
+        0.5, "Points that a mixed-precision engine may lose against FP32", "--budget PP"
     )
     by: Literal["top-1", "agreement", "certainty"] | None = setting(
         None,
@@ -354,7 +342,7 @@ class SearchConfig(StrictTable):
         unset="top-1 if one image weighs no more than the budget, else certainty",
     )
     max_latency: PositiveFloat | None = setting(
-        None, "Median milliseconds at the first batch size, at most", "--max-latency", "MS"
+        None, "Median milliseconds at the first batch size, at most", "--max-latency MS"
     )
 
 
@@ -363,10 +351,10 @@ class BenchConfig(StrictTable):
     """How engines are timed: in turns, until the medians are stable."""
 
     batch_sizes: tuple[PositiveInt, ...] = setting(
-        (1, 8), "Images per run while timing", "--batch-sizes", "N,N"
+        (1, 8), "Images per run while timing", "--batch-sizes N,N"
     )
     seconds: Annotated[float, Limits(gt=0, allow_inf_nan=False)] = setting(
-        3.0, "Minimum seconds of timing per engine and batch size", "--seconds", "S"
+        3.0, "Minimum seconds of timing per engine and batch size", "--seconds S"
     )
     rounds: Annotated[int, Limits(ge=3)] = setting(10, "Minimum number of turns")
 
@@ -375,12 +363,12 @@ class BenchConfig(StrictTable):
 class EvaluateConfig(StrictTable):
     """The images on which outputs are compared; none should be a calibration image."""
 
-    images: Path | None = setting(None, f"Evaluation images: {IMAGE_FILES}", "--eval", "PATH")
+    images: Path | None = setting(None, f"Evaluation images: {IMAGE_FILES}", "--eval PATH")
     labels: Path | None = setting(
-        None, "CSV file,label", "--labels", "FILE", unset="class folders, if there are any"
+        None, "CSV file,label", "--labels FILE", unset="class folders, if there are any"
     )
     count: PositiveInt | None = setting(
-        None, "Use at most N evaluation images", "--eval-count", "N", unset="all"
+        None, "Use at most N evaluation images", "--eval-count N", unset="all"
     )
 
 
@@ -389,19 +377,19 @@ class GateConfig(StrictTable):
     """Limits that every engine but fp32 must meet; the exit code is 1 if one does not."""
 
     max_drop: NonNegativeFloat | None = setting(
-        None, "Percentage points of top-1 lost, at most", "--max-drop", "PP"
+        None, "Percentage points of top-1 lost, at most", "--max-drop PP"
     )
     min_agreement: Percent | None = setting(
-        None, "Percent of images predicted as by FP32, at least", "--min-agreement", "PCT"
+        None, "Percent of images predicted as by FP32, at least", "--min-agreement PCT"
     )
     max_latency: PositiveFloat | None = setting(
-        None, "Median milliseconds, at most", "--max-latency", "MS"
+        None, "Median milliseconds, at most", "--max-latency MS"
     )
     min_speedup: PositiveFloat | None = setting(
-        None, "Speedup over fp32 on the same backend, at least", "--min-speedup", "X"
+        None, "Speedup over fp32 on the same backend, at least", "--min-speedup X"
     )
     max_size: PositiveFloat | None = setting(
-        None, "Megabytes of an engine, at most", "--max-size", "MB"
+        None, "Megabytes of an engine, at most", "--max-size MB"
     )
     allow_unmeasured: Switch = setting(
         False, "Pass gates that cannot be measured here", "--allow-unmeasured"
@@ -412,7 +400,7 @@ class GateConfig(StrictTable):
 class Config(StrictTable):
     """Everything that decides a result."""
 
-    model: ModelName | None = setting(
+    model: Annotated[str, Check(_check_model_name)] | None = setting(
         None, "`m.onnx`, `net.pt2`, `pkg.mod:factory`, `timm:NAME`, `torchvision:NAME`"
     )
     export: ExportConfig = field(default_factory=ExportConfig)
@@ -429,3 +417,85 @@ class Config(StrictTable):
     bench: BenchConfig = field(default_factory=BenchConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     gate: GateConfig = field(default_factory=GateConfig)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting in the flat table: its bare type, its default, and its meaning."""
+
+    table: str
+    key: str
+    type: Any
+    default: Any
+    setting: Setting
+
+    @property
+    def keyword(self) -> str:
+        """The argument of the same meaning in Python: the option's name, plural for lists."""
+        name = self.key if self.is_list else self.setting.option.lstrip("-")
+        return name.replace("-", "_")
+
+    @property
+    def is_list(self) -> bool:
+        """Whether any number of words may be given."""
+        args = get_args(self.type)
+        return (
+            get_origin(self.type) is tuple
+            and args[-1] is ...
+            and (args[0] is str or get_origin(args[0]) is Literal)
+        )
+
+    @property
+    def type_name(self) -> str:
+        """The type in words: `int`, `"dynamic" or int`, or `list of str`."""
+        return _type_name(self.type)
+
+
+@cache
+def option_table() -> dict[str, Option]:
+    """Return every setting by its dotted key, in the order of the settings file."""
+    options: dict[str, Option] = {}
+    tables: list[tuple[str, type]] = [("", Config)]
+    for table, table_type in tables:
+        hints = get_type_hints(table_type)
+        for entry in fields(table_type):
+            key, hint = entry.name.replace("_", "-"), hints[entry.name]
+            if "setting" in entry.metadata:
+                option = Option(table, key, hint, entry.default, entry.metadata["setting"])
+                options[f"{table}.{key}".lstrip(".")] = option
+            else:
+                tables.append((key, hint))
+    return options
+
+
+def keyword_settings() -> dict[str, str]:
+    """Return the dotted key that each keyword argument of the Python functions sets."""
+    options = option_table().items()
+    return {option.keyword: path for path, option in options if option.setting.option}
+
+
+def keys_at(path: tuple[str, ...]) -> list[str]:
+    """Return the keys of the table at `path`; none where that is no table."""
+    options = option_table().values()
+    if not path:
+        return list(dict.fromkeys(option.table or option.key for option in options))
+    return [option.key for option in options if (option.table,) == path]
+
+
+def literals(hint: Any) -> tuple[str, ...]:
+    """Return the words that a type allows, also as one member of a union or item of a list."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return tuple(word for arg in get_args(hint) for word in literals(arg))
+
+
+def _type_name(hint: Any) -> str:
+    args = [arg for arg in get_args(hint) if arg is not type(None)]
+    match get_origin(hint):
+        case origin if origin is Literal:
+            return " or ".join(json.dumps(word) for word in args)
+        case origin if origin is tuple:
+            return f"list of {_type_name(args[0])}"
+        case origin if origin in (Union, types.UnionType):
+            return " or ".join(map(_type_name, args))
+    return str(hint.__name__)

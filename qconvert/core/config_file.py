@@ -5,18 +5,16 @@ Invalid settings are all reported at once, with line numbers.
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import pydantic
 import tomli_w
 
-from qconvert.core.config import Config
+from qconvert.core.config import Config, keys_at, option_table
 from qconvert.core.errors import UsageError, did_you_mean, first_line
-from qconvert.core.option_table import keys_at, option_table
 
 FILE_NAME = "qconvert.toml"
 INIT_HINT = "`qconvert init` writes a file with every setting and its meaning"
@@ -42,22 +40,21 @@ def load(
     `source` says in errors where the overrides come from. If the file or the overrides name other
     evaluation images than `base`, its labels and count do not apply to them.
     """
-    text = _read(path) if path else ""
-    try:
-        tree = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not valid TOML: {first_line(error)}", hint=INIT_HINT) from None
-    if path:
-        tree = _resolve_paths(tree, Config, path.parent)
-    overrides = dict(overrides or {})
-    for key, value in overrides.items():
-        _assign(tree, key.split("."), value)
+    text, tree = _read(path) if path else ("", {})
+    for dotted, value in (overrides or {}).items():
+        *names, last = dotted.split(".")
+        table = tree
+        for name in names:
+            table = table.setdefault(name, {})
+            if not isinstance(table, dict):
+                raise UsageError(f"`{dotted}`: `{name}` is a value, not a table", hint=INIT_HINT)
+        table[last] = value
     if base is not None:
-        tree = _merge(_base_for(tree, as_dict(base)), tree)
+        tree = _merge(as_dict(base), tree)
     try:
         return _adapter().validate_python(tree)
     except pydantic.ValidationError as error:
-        problems = _explain(error, text, source, overrides)
+        problems = _explain(error, text, source, overrides or {})
         count = len(problems)
         summary = "1 setting is wrong" if count == 1 else f"{count} settings are wrong"
         in_file = any(not problem.startswith(f"{source}: ") for problem in problems)
@@ -98,7 +95,7 @@ def dumps(config: Config) -> str:
 
 def absolute_paths(config: Config) -> Config:
     """Return the settings with absolute paths, so that they are valid in any working folder."""
-    return _adapter().validate_python(_resolve_paths(as_dict(config), Config, Path.cwd()))
+    return _adapter().validate_python(_resolve_paths(as_dict(config), Path.cwd()))
 
 
 def toml_value(value: object) -> str:
@@ -139,9 +136,10 @@ def _adapter() -> pydantic.TypeAdapter[Config]:
     return pydantic.TypeAdapter(Config)
 
 
-def _read(path: Path) -> str:
+def _read(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the text of a settings file, and its content with paths relative to the file."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UsageError(
             f"`{path}` does not exist", hint="write one with `qconvert init`"
@@ -151,74 +149,48 @@ def _read(path: Path) -> str:
             f"`{path}` cannot be read: {first_line(error)}",
             hint="settings are a TOML file in UTF-8",
         ) from None
+    try:
+        return text, _resolve_paths(tomllib.loads(text), path.parent)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not valid TOML: {first_line(error)}", hint=INIT_HINT) from None
 
 
-def _resolve_paths(tree: dict[str, Any], table: type, folder: Path) -> dict[str, Any]:
-    """Make relative paths relative to `folder`, whatever folder the command runs in."""
-    hints = get_type_hints(table)
-    resolved = dict(tree)
-    for key, value in tree.items():
-        hint = hints.get(key.replace("-", "_"))
-        if isinstance(value, dict) and isinstance(hint, type) and is_dataclass(hint):
-            resolved[key] = _resolve_paths(value, hint, folder)
-        elif isinstance(value, str) and _is_path(key, value, hint):
-            resolved[key] = str(folder / value)
-    return resolved
-
-
-def _is_path(key: str, value: str, hint: object) -> bool:
-    return (
-        Path in get_args(hint)
-        or (key == "model" and value.endswith((".onnx", ".pt2", ".pt", ".pth")))
-        or (key == "weights" and value != "random")
-    )
-
-
-def _base_for(tree: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """Return `base` without what it says of its evaluation images, if `tree` names others."""
-    table = tree.get("evaluate")
-    images = table.get("images") if isinstance(table, dict) else None
-    old_images = base["evaluate"].get("images")
-    if old_images is None or not isinstance(images, str | Path):
-        return base
-    same = Path(old_images).absolute() == Path(images).absolute()
-    return base if same else {**base, "evaluate": {}}
+def _resolve_paths(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Make the relative paths in `tree` relative to `folder`."""
+    for option in option_table().values():
+        table = tree.get(option.table) if option.table else tree
+        if not isinstance(table, dict) or not isinstance(value := table.get(option.key), str):
+            continue
+        if (
+            Path in get_args(option.type)
+            or (option.key == "model" and value.endswith((".onnx", ".pt2", ".pt", ".pth")))
+            or (option.key == "weights" and value != "random")
+        ):
+            table[option.key] = str(folder / value)
+    return tree
 
 
 def _merge(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
-    """Override settings by others, key by key in every table."""
+    """Override settings key by key; labels and count belong to the evaluation images of `base`."""
     merged = {**base, **tree}
-    for key, value in tree.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            merged[key] = _merge(base[key], value)
+    for name, table in tree.items():
+        if isinstance(table, dict) and isinstance(base.get(name), dict):
+            merged[name] = {**base[name], **table}
+    images = tree["evaluate"].get("images") if isinstance(tree.get("evaluate"), dict) else None
+    old_images = base["evaluate"].get("images")
+    if old_images is not None and isinstance(images, str | Path):
+        is_same = Path(old_images).absolute() == Path(images).absolute()
+        merged["evaluate"] = merged["evaluate"] if is_same else tree["evaluate"]
     return merged
-
-
-def _assign(tree: dict[str, Any], path: list[str], value: object) -> None:
-    for name in path[:-1]:
-        table = tree.setdefault(name, {})
-        if not isinstance(table, dict):
-            raise UsageError(
-                f"`{'.'.join(path)}`: `{name}` is a value, not a table", hint=INIT_HINT
-            )
-        tree = table
-    tree[path[-1]] = value
 
 
 # --- errors, each with its line ---
 
 _KEY = r"""(?:[\w-]+|"[^"]*"|'[^']*')"""
 _DOTTED = rf"{_KEY}(?:\s*\.\s*{_KEY})*"
-_HEADER = re.compile(rf"^\s*(\[\[?)\s*({_DOTTED})\s*\]")
-_ENTRY = re.compile(rf"^\s*({_DOTTED})\s*=(.*)$")
-
-# Where pydantic uses the names of Python.
-_MESSAGES = {
-    "tuple_type": "Input should be a list",
-    "dataclass_type": "Input should be a table",
-}
-
-_KeyPath = tuple[str, ...]
+_HEADER = re.compile(rf"^\s*\[\[?\s*({_DOTTED})\s*\]")
+_ENTRY = re.compile(rf"^\s*({_DOTTED})\s*=")
+_LONG_STRING = re.compile(r"(\"{3}|'{3}).*?\1", re.DOTALL)
 
 
 def _explain(
@@ -228,14 +200,30 @@ def _explain(
     key_lines = _key_lines(text)
     messages: dict[tuple[int, str, str], list[str]] = {}
     for problem in error.errors(include_url=False):
-        path = _key_path(problem["loc"])
+        # The rest of a location names members of unions.
+        path: tuple[str, ...] = ()
+        for part in problem["loc"]:
+            if path and not keys_at(path):
+                break
+            path = (*path, str(part))
         name = ".".join(path)
-        depths = range(len(path), 0, -1)
-        line = next((key_lines[path[:depth]] for depth in depths if path[:depth] in key_lines), 0)
+        prefixes = (path[:depth] for depth in range(len(path), 0, -1))
+        line = next((key_lines[prefix] for prefix in prefixes if prefix in key_lines), 0)
         place = f"line {line}" if line else "settings"
         if any(f"{name}.".startswith(f"{key}.") or key.startswith(f"{name}.") for key in overrides):
             line, place = len(text) + 1, source
-        messages.setdefault((line, place, name), []).append(_message(problem, path))
+        message = problem["msg"].removeprefix("Value error, ")
+        match problem["type"]:
+            case "unexpected_keyword_argument" | "extra_forbidden":
+                message = "unknown setting" + did_you_mean(path[-1], keys_at(path[:-1]))
+            case "literal_error":
+                message += did_you_mean(str(problem["input"]), re.findall("'([^']*)'", message))
+            # Where pydantic uses the names of Python.
+            case "tuple_type":
+                message = "Input should be a list"
+            case "dataclass_type":
+                message = "Input should be a table"
+        messages.setdefault((line, place, name), []).append(message)
     # A value that matches no member of a union has a message for each member.
     return [
         f"{place}: {name}: {', or: '.join(messages[line, place, name])}"
@@ -243,53 +231,17 @@ def _explain(
     ]
 
 
-def _message(problem: Mapping[str, Any], path: _KeyPath) -> str:
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    match problem["type"]:
-        case "unexpected_keyword_argument" | "extra_forbidden":
-            return "unknown setting" + did_you_mean(path[-1], keys_at(path[:-1]))
-        case "literal_error":
-            words = re.findall("'([^']*)'", message)
-            return message + did_you_mean(str(problem["input"]), words)
-        case kind:
-            return _MESSAGES.get(kind, message)
-
-
-def _key_path(location: Sequence[str | int]) -> _KeyPath:
-    """Return the part of pydantic's location that names keys; the rest names members of unions."""
-    path: _KeyPath = ()
-    for part in location:
-        if path and not keys_at(path):
-            break
-        path = (*path, str(part))
-    return path
-
-
-def _key_lines(text: str) -> dict[_KeyPath, int]:
+def _key_lines(text: str) -> dict[tuple[str, ...], int]:
     """Return the first line of every table and key; `tomllib` does not keep them."""
-    lines: dict[_KeyPath, int] = {}
-    table: _KeyPath = ()
-    for number, line in _lines_outside_strings(text):
-        if header := _HEADER.match(line):
-            table = _split_key(header[2])
-            lines.setdefault(table, number)
-        elif entry := _ENTRY.match(line):
-            lines.setdefault(table + _split_key(entry[1]), number)
-    return lines
-
-
-def _lines_outside_strings(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the lines that do not start inside a multi-line string."""
-    open_mark = ""
+    lines: dict[tuple[str, ...], int] = {}
+    table: tuple[str, ...] = ()
+    text = _LONG_STRING.sub(lambda string: "\n" * string[0].count("\n"), text)
     for number, line in enumerate(text.splitlines(), 1):
-        if not open_mark:
-            yield number, line
-        for mark in re.findall(r'"""|\'\'\'', line):
-            if not open_mark:
-                open_mark = mark
-            elif mark == open_mark:
-                open_mark = ""
-
-
-def _split_key(dotted: str) -> _KeyPath:
-    return tuple(part.strip("\"'") for part in re.findall(_KEY, dotted))
+        match = _HEADER.match(line) or _ENTRY.match(line)
+        if match is None:
+            continue
+        key = tuple(part.strip("\"'") for part in re.findall(_KEY, match[1]))
+        if match.re is _HEADER:
+            table = key
+        lines.setdefault(key if match.re is _HEADER else table + key, number)
+    return lines

@@ -38,12 +38,12 @@ def noise(random: Random, down: int, across: int) -> Plane:
     return np.asarray(Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC))
 
 
-def distance_from(centre: Point, stretch: float = 1.0, angle: float = 0.0) -> Plane:
-    """Return the distance of each pixel from a point; `stretch` makes the circles ellipses."""
+def distance_from(centre: Point, elongation: float = 1.0, angle: float = 0.0) -> Plane:
+    """Return the distance of each pixel from a point; `elongation` makes the circles ellipses."""
     across, down = COLUMNS - np.float32(centre[0]), ROWS - np.float32(centre[1])
     cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
     along, beside = across * cos + down * sin, down * cos - across * sin
-    distance: Plane = np.sqrt(along**2 / stretch + beside**2 * stretch)
+    distance: Plane = np.sqrt(along**2 / elongation + beside**2 * elongation)
     return distance
 
 
@@ -55,8 +55,8 @@ def smoothstep(values: Plane, low: float, high: float) -> Plane:
 
 def blot_depth(random: Random, centre: Point, radius: float, rough: float) -> Plane:
     """Return how deep inside an irregular blot each pixel lies: 1 in its middle, 0 at its rim."""
-    stretch = random.uniform(0.7, 1.5)
-    distance = distance_from(centre, stretch, random.uniform(0, math.pi)) / radius
+    elongation = random.uniform(0.7, 1.5)
+    distance = distance_from(centre, elongation, random.uniform(0, math.pi)) / radius
     return 1 - distance + rough * (noise(random, 5, 5) * 0.6 + noise(random, 14, 14) * 0.4)
 
 
@@ -177,7 +177,7 @@ def _illumination(random: Random, height: Plane) -> Plane:
     slope = across * cos + down * sin
     reach = random.uniform(0.4, 1.2) * IMAGE_SIZE
     lamp = IMAGE_SIZE / 2 + reach * cos, IMAGE_SIZE / 2 + reach * sin
-    nearness: Plane = np.exp(-((distance_from(lamp) / (1.3 * IMAGE_SIZE)) ** 2))
+    proximity: Plane = np.exp(-((distance_from(lamp) / (1.3 * IMAGE_SIZE)) ** 2))
     ambient = random.uniform(0.6, 0.95)
     lit: Plane = np.clip(1 - slope * random.uniform(0.7, 1.3), 0.2, 2.2)
-    return lit * (ambient + (1.1 - ambient) * nearness)
+    return lit * (ambient + (1.1 - ambient) * proximity)

@@ -9,19 +9,17 @@ import onnx_ir as ir
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError, did_you_mean, first_line
 from qconvert.core.tensors import Tensors
-from qconvert.graph.batchnorm import fold_batchnorm
-from qconvert.graph.constants import fold_constants
 from qconvert.graph.equivalence import (
     describe_difference,
     describe_signature_difference,
     max_relative_error,
     perturb_inputs,
 )
+from qconvert.graph.fold import fold_batchnorm, fold_constants
 from qconvert.graph.names import name_nodes, rename_duplicate_nodes
 from qconvert.graph.patterns import is_quantized
 from qconvert.graph.simplify import infer_shapes, inline_functions, run_onnxslim, upgrade_opset
 
-Rewrite = Callable[[ir.Model], tuple[ir.Model, str]]
 RunModel = Callable[[ir.Model], Tensors]
 
 # Outputs may change by this share of their largest value, or by SLACK times what float32 noise
@@ -41,7 +39,7 @@ class Pass:
     """
 
     name: str
-    rewrite: Rewrite
+    rewrite: Callable[[ir.Model], tuple[ir.Model, str]]
     safe_for_quantized: bool = False
     safe_for_large: bool = False
     computes: bool = True
@@ -64,23 +62,6 @@ class CleanedModel:
     model: ir.Model
     steps: tuple[PassResult, ...]
     quantized: bool
-
-
-@dataclass(frozen=True)
-class _Reference:
-    """The outputs of the original model, and whether it returns the same on every run."""
-
-    run: RunModel
-    expected: Tensors
-    repeats: bool
-    tolerance: float
-
-    def difference(self, model: ir.Model) -> str:
-        """Say how a rewritten model differs; only by names, types and shapes if outputs vary."""
-        outputs = self.run(model)
-        if not self.repeats:
-            return describe_signature_difference(self.expected, outputs)
-        return describe_difference(self.expected, outputs, self.tolerance)
 
 
 def list_passes(opset: int) -> tuple[Pass, ...]:
@@ -113,7 +94,7 @@ def clean_model(model: ir.Model, opset: int, skip: Sequence[str], run: RunModel)
     require_known_passes(skip)
     # ONNX Runtime refuses two nodes of one name, so the `names` pass would come too late for them.
     model, renamed = rename_duplicate_nodes(model)
-    reference = _run_reference(model, run)
+    reference = _Reference(model, run)
     quantized = is_quantized(model)
     large = onnx_io.weight_bytes(model) >= onnx_io.SINGLE_FILE_BYTES
     steps: list[PassResult] = []
@@ -135,16 +116,26 @@ def clean_model(model: ir.Model, opset: int, skip: Sequence[str], run: RunModel)
     return CleanedModel(model, tuple(steps), quantized)
 
 
-def _run_reference(model: ir.Model, run: RunModel) -> _Reference:
-    """Run the model twice, to notice random outputs, and once with perturbed inputs.
+class _Reference:
+    """The outputs of the original model, and how much another may differ from it.
 
-    The perturbation shows how much the outputs depend on the last bits of float32.
+    It runs twice, to notice random outputs, and once with perturbed inputs, which shows how much
+    the outputs depend on the last bits of float32.
     """
-    expected = run(model)
-    repeats = not describe_difference(expected, run(model), TOLERANCE)
-    perturbed = perturb_inputs(model)
-    noise = max_relative_error(expected, run(perturbed)) if perturbed is not None else 0.0
-    return _Reference(run, expected, repeats, min(max(TOLERANCE, SLACK * noise), MAX_TOLERANCE))
+
+    def __init__(self, model: ir.Model, run: RunModel) -> None:
+        self.run, self.expected = run, run(model)
+        self.repeats = not describe_difference(self.expected, run(model), TOLERANCE)
+        perturbed = perturb_inputs(model)
+        noise = max_relative_error(self.expected, run(perturbed)) if perturbed is not None else 0.0
+        self.tolerance = min(max(TOLERANCE, SLACK * noise), MAX_TOLERANCE)
+
+    def difference(self, model: ir.Model) -> str:
+        """Say how a rewritten model differs; only by names, types and shapes if outputs vary."""
+        outputs = self.run(model)
+        if not self.repeats:
+            return describe_signature_difference(self.expected, outputs)
+        return describe_difference(self.expected, outputs, self.tolerance)
 
 
 def _apply_pass(step: Pass, model: ir.Model, reference: _Reference) -> tuple[ir.Model, str, str]:
@@ -155,33 +146,27 @@ def _apply_pass(step: Pass, model: ir.Model, reference: _Reference) -> tuple[ir.
             return model, changed, ""
         if step.computes and not reference.repeats:
             return model, "", NOT_REPEATABLE
-        _restore_inputs(rewritten, model)
+        # Put back the inputs that the pass dropped as unused: callers still feed them.
+        present = {value.name: value for value in rewritten.graph.inputs}
+        if not {value.name for value in model.graph.inputs} <= present.keys():
+            rewritten.graph.inputs[:] = [
+                present.get(value.name)
+                or ir.Value(name=value.name, shape=value.shape, type=value.type)
+                for value in model.graph.inputs
+            ]
         difference = reference.difference(rewritten)
     except QConvertError as error:
         return model, "", f"its result does not run: {error}"
     except Exception as error:  # library passes raise exceptions of any type
         return model, "", f"it failed: {first_line(error)}"
-    if difference:
-        return model, "", difference + _opset_note(model, rewritten)
-    return rewritten, changed, ""
-
-
-def _opset_note(model: ir.Model, rewritten: ir.Model) -> str:
-    """Say which opset a model keeps, and which operators the conversion replaced."""
+    if not difference:
+        return rewritten, changed, ""
     opset, other = model.opset_imports.get("", 0), rewritten.opset_imports.get("", 0)
-    if opset == other:
-        return ""
-    replaced = {node.op_type for node in model.graph} - {node.op_type for node in rewritten.graph}
-    operators = ", ".join(f"`{op}`" for op in sorted(replaced)[:3])
-    return f" by converting {operators or 'it'} to opset {other}; the model stays at opset {opset}"
-
-
-def _restore_inputs(rewritten: ir.Model, model: ir.Model) -> None:
-    """Put back the inputs that a pass dropped as unused: callers still feed them."""
-    present = {value.name: value for value in rewritten.graph.inputs}
-    if {value.name for value in model.graph.inputs} <= present.keys():
-        return
-    rewritten.graph.inputs[:] = [
-        present.get(value.name) or ir.Value(name=value.name, shape=value.shape, type=value.type)
-        for value in model.graph.inputs
-    ]
+    if opset != other:
+        replaced = {node.op_type for node in model.graph}
+        replaced -= {node.op_type for node in rewritten.graph}
+        operators = ", ".join(f"`{op}`" for op in sorted(replaced)[:3]) or "it"
+        difference += (
+            f" by converting {operators} to opset {other}; the model stays at opset {opset}"
+        )
+    return model, "", difference

@@ -51,9 +51,33 @@ class ModelInfo:
 
 def describe_model(model: ir.Model) -> ModelInfo:
     """Return what the model consists of, its subgraphs and functions included."""
-    counted: set[int] = set()
     batch = fixed_batch(onnx_io.inputs(model))
-    nodes = tuple(_describe_node(node, counted, batch) for node in onnx_io.all_nodes(model))
+    nodes: list[NodeInfo] = []
+    counted: set[ir.Value] = set()  # a shared weight counts at its first reader
+    for node in onnx_io.all_nodes(model):
+        inputs = [value for value in node.inputs if value is not None]
+        weights = {
+            value: value.const_value.size
+            for value in inputs
+            if value.const_value is not None and is_weight(value.const_value)
+        }
+        info = NodeInfo(
+            name=node.name or "",
+            op=node.op_type if is_standard(node) else f"{node.domain}::{node.op_type}",
+            inputs=tuple(value.name or "" for value in inputs),
+            outputs=tuple(str(onnx_io.tensor_spec(value)) for value in node.outputs),
+            parameters=sum(size for value, size in weights.items() if value not in counted),
+            macs=_count_macs(node, batch),
+        )
+        counted.update(weights)
+        nodes.append(info)
+    operators = []
+    for op, count in Counter(info.op for info in nodes).items():
+        same = [info for info in nodes if info.op == op]
+        macs = [info.macs for info in same if info.macs is not None]
+        total = sum(macs) if len(macs) == count else None
+        operators.append(OperatorInfo(op, count, sum(info.parameters for info in same), total))
+    operators.sort(key=lambda info: (-(info.macs or 0), -info.nodes, info.op))
     return ModelInfo(
         opset=model.opset_imports.get("", 0),
         producer=" ".join(filter(None, [model.producer_name, model.producer_version])),
@@ -63,46 +87,14 @@ def describe_model(model: ir.Model) -> ModelInfo:
         weight_bytes=onnx_io.weight_bytes(model),
         quantized=is_quantized(model),
         functions=len(model.functions),
-        operators=_describe_operators(nodes),
-        nodes=nodes,
+        operators=tuple(operators),
+        nodes=tuple(nodes),
     )
 
 
 def is_weight(tensor: ir.TensorProtocol) -> bool:
     """Whether a tensor is learned: not a shape, an index or a single limit or scale."""
     return len(tensor.shape) > 0 and tensor.dtype not in (ir.DataType.INT64, ir.DataType.BOOL)
-
-
-def _describe_operators(nodes: tuple[NodeInfo, ...]) -> tuple[OperatorInfo, ...]:
-    operators = []
-    for op, count in Counter(node.op for node in nodes).most_common():
-        same = [node for node in nodes if node.op == op]
-        macs = [node.macs for node in same if node.macs is not None]
-        total = sum(macs) if len(macs) == count else None
-        operators.append(OperatorInfo(op, count, sum(node.parameters for node in same), total))
-    return tuple(sorted(operators, key=lambda info: (-(info.macs or 0), -info.nodes, info.op)))
-
-
-def _describe_node(node: ir.Node, counted: set[int], batch: int | None) -> NodeInfo:
-    return NodeInfo(
-        name=node.name or "",
-        op=node.op_type if is_standard(node) else f"{node.domain}::{node.op_type}",
-        inputs=tuple(value.name or "" for value in node.inputs if value is not None),
-        outputs=tuple(str(onnx_io.tensor_spec(value)) for value in node.outputs),
-        parameters=_count_parameters(node, counted),
-        macs=_count_macs(node, batch),
-    )
-
-
-def _count_parameters(node: ir.Node, counted: set[int]) -> int:
-    """Count the weights that a node reads; a shared tensor counts at its first reader."""
-    total = 0
-    for value in node.inputs:
-        tensor = value.const_value if value is not None else None
-        if tensor is not None and id(value) not in counted and is_weight(tensor):
-            counted.add(id(value))
-            total += tensor.size
-    return total
 
 
 def _count_macs(node: ir.Node, batch: int | None) -> int | None:

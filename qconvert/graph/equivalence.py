@@ -1,6 +1,5 @@
 """Check that two networks compute the same, by their outputs on the same inputs."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,13 +8,10 @@ from numpy.typing import NDArray
 
 from qconvert.core.tensors import Tensors
 from qconvert.graph.names import UniqueNames, tensor_names
+from qconvert.graph.patterns import make_initializer
 
-OutputArray = NDArray[Any]
-NUMERIC_KINDS = "biufcV"
 # Values are compared as doubles, this many at a time: an output may be a third of the memory.
 BLOCK_SIZE = 1 << 20
-# About four units in the last place of float32.
-PERTURBATION = np.float32(1 + 2**-21)
 
 
 def describe_signature_difference(expected: Tensors, actual: Tensors) -> str:
@@ -35,24 +31,7 @@ def describe_difference(expected: Tensors, actual: Tensors, tolerance: float) ->
     Numbers may move by `tolerance` of the largest finite one in their tensor. NaN, infinities and
     strings must stay as they are; a sequence is compared tensor by tensor.
     """
-    if difference := describe_signature_difference(expected, actual):
-        return difference
-    for name, before, after in _array_pairs(expected, actual):
-        if before.dtype.kind not in NUMERIC_KINDS:
-            if not np.array_equal(before, after):
-                return f"it changed `{name}`"
-            continue
-        for block, other in _blocks(before, after):
-            finite = np.isfinite(block)
-            if not np.array_equal(block[~finite], other[~finite], equal_nan=True):
-                return f"it moved the infinite values or NaN of `{name}`"
-            if not np.isfinite(other[finite]).all():
-                return f"it made values of `{name}` infinite or NaN"
-        error, largest = _max_error(before, after)
-        if error > tolerance * largest and not np.isinf(tolerance):
-            share = error / largest if largest else error
-            return f"it moved `{name}` by {share:.1e} of its largest value"
-    return ""
+    return _compare(expected, actual, tolerance)[0]
 
 
 def max_relative_error(expected: Tensors, actual: Tensors) -> float:
@@ -60,32 +39,63 @@ def max_relative_error(expected: Tensors, actual: Tensors) -> float:
 
     It is infinite where the runs differ in more than finite numbers.
     """
-    if describe_difference(expected, actual, np.inf):
-        return np.inf
-    errors = [
-        _max_error(before, after)
-        for _, before, after in _array_pairs(expected, actual)
-        if before.dtype.kind in NUMERIC_KINDS
-    ]
-    return max(
-        (error / largest if largest else np.inf for error, largest in errors if error), default=0.0
-    )
+    difference, error = _compare(expected, actual, np.inf)
+    return np.inf if difference else error
+
+
+def _compare(expected: Tensors, actual: Tensors, tolerance: float) -> tuple[str, float]:
+    """Return the first difference beyond the tolerance, and the largest relative error before it."""
+    worst = 0.0
+    if difference := describe_signature_difference(expected, actual):
+        return difference, worst
+    for name, output in expected.items():
+        for before, after in zip(_arrays(output), _arrays(actual[name]), strict=True):
+            if before.dtype.kind not in "biufcV":
+                if not np.array_equal(before, after):
+                    return f"it changed `{name}`", worst
+                continue
+            problem, error, largest = _compare_numbers(before, after)
+            if problem:
+                return f"it {problem.format(name)}", worst
+            relative = error / largest if largest else error
+            if error > tolerance * largest:
+                return f"it moved `{name}` by {relative:.1e} of its largest value", worst
+            worst = max(worst, relative if largest or not error else np.inf)
+    return "", worst
+
+
+def _compare_numbers(before: NDArray[Any], after: NDArray[Any]) -> tuple[str, float, float]:
+    """Return what became of values that are not finite, the largest error, and the largest value."""
+    error = largest = 0.0
+    # Wide enough to subtract: integers do not wrap around.
+    wide = np.complex128 if before.dtype.kind == "c" else np.float64
+    for start in range(0, before.size, BLOCK_SIZE):
+        block, other = (
+            array.reshape(-1)[start : start + BLOCK_SIZE].astype(wide) for array in (before, after)
+        )
+        finite = np.isfinite(block)
+        if not np.array_equal(block[~finite], other[~finite], equal_nan=True):
+            return "moved the infinite values or NaN of `{}`", error, largest
+        if not np.isfinite(other[finite]).all():
+            return "made values of `{}` infinite or NaN", error, largest
+        error = max(error, float(np.abs(block[finite] - other[finite]).max(initial=0.0)))
+        largest = max(largest, float(np.abs(block[finite]).max(initial=0.0)))
+    return "", error, largest
 
 
 def perturb_inputs(model: ir.Model) -> ir.Model | None:
-    """Return a copy that scales its inputs by `PERTURBATION`, or None where none is float32.
+    """Return a copy that scales its inputs by 1 + 2^-21, or None where none is float32.
 
-    Its outputs differ as those of the same network do when it is computed in another order: the
-    noise of float32, for which no pass is to blame.
+    That is about four units in the last place. The outputs differ as those of the same network do
+    when it is computed in another order: the noise of float32, for which no pass is to blame.
     """
     perturbed = model.clone()
     graph, names = perturbed.graph, UniqueNames(tensor_names(model.graph))
     inputs = [value for value in graph.inputs if value.dtype is ir.DataType.FLOAT and value.uses()]
     if not inputs or not len(graph):
         return None
-    name = names.reserve("qconvert.perturbation")
-    factor = ir.Value(name=name, const_value=ir.tensor(PERTURBATION, name=name))
-    factor.shape, factor.dtype = ir.Shape([]), ir.DataType.FLOAT
+    number = np.array(1 + 2**-21, np.float32)
+    factor = make_initializer(names.reserve("qconvert.perturbation"), number)
     graph.register_initializer(factor)
     for value in inputs:
         scaling = ir.node("Mul", [value, factor])
@@ -107,38 +117,10 @@ def _signature(output: object) -> str:
     return f"{array.dtype}{array.shape}"
 
 
-def _array_pairs(
-    expected: Tensors, actual: Tensors
-) -> Iterator[tuple[str, OutputArray, OutputArray]]:
-    for name, output in expected.items():
-        for before, after in zip(_arrays(output), _arrays(actual[name]), strict=True):
-            yield name, before, after
-
-
-def _arrays(output: object) -> list[OutputArray]:
+def _arrays(output: object) -> list[NDArray[Any]]:
     """Return the tensors of an output: itself, or those of its sequence or map."""
     if isinstance(output, dict):
         output = [*output.keys(), *output.values()]
     if isinstance(output, list):
         return [array for item in output for array in _arrays(item)]
     return [np.asarray(output)]
-
-
-def _max_error(expected: OutputArray, actual: OutputArray) -> tuple[float, float]:
-    """Return the largest error of a finite value, and the largest finite value."""
-    error = largest = 0.0
-    for before, after in _blocks(expected, actual):
-        finite = np.isfinite(before)
-        error = max(error, float(np.abs(before[finite] - after[finite]).max(initial=0.0)))
-        largest = max(largest, float(np.abs(before[finite]).max(initial=0.0)))
-    return error, largest
-
-
-def _blocks(
-    expected: OutputArray, actual: OutputArray
-) -> Iterator[tuple[OutputArray, OutputArray]]:
-    """Yield both in blocks of a type wide enough to subtract."""
-    wide = np.complex128 if expected.dtype.kind == "c" else np.float64
-    for start in range(0, expected.size, BLOCK_SIZE):
-        block = slice(start, start + BLOCK_SIZE)
-        yield expected.reshape(-1)[block].astype(wide), actual.reshape(-1)[block].astype(wide)

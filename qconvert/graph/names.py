@@ -9,17 +9,28 @@ from onnx_ir.passes import common
 
 def name_nodes(model: ir.Model) -> tuple[ir.Model, str]:
     """Give every node a unique name; drop the metadata that exporters left for debugging."""
-    model = model.clone()
+    model, renamed = rename_duplicate_nodes(model, unnamed_too=True)
     common.ClearMetadataAndDocStringPass()(model)
-    renamed = _rename(model.graph, unnamed_too=True)
     return model, f"{renamed} nodes" if renamed else ""
 
 
-def rename_duplicate_nodes(model: ir.Model) -> tuple[ir.Model, int]:
+def rename_duplicate_nodes(model: ir.Model, *, unnamed_too: bool = False) -> tuple[ir.Model, int]:
     """Return a copy in which no two nodes share a name, and how many were renamed."""
-    copy = model.clone()
-    renamed = _rename(copy.graph, unnamed_too=False)
-    return (copy, renamed) if renamed else (model, 0)
+    model = model.clone()
+    taken: set[str] = set()
+    counters: Counter[str] = Counter()
+    renamed = 0
+    for node in model.graph.all_nodes():
+        if node.name in taken or (unnamed_too and not node.name):
+            stem = node.name or node.op_type
+            while (name := f"{stem}_{counters[stem]}") in taken:
+                counters[stem] += 1
+            counters[stem] += 1
+            node.name = name
+            renamed += 1
+        if node.name:
+            taken.add(node.name)
+    return model, renamed
 
 
 def tensor_names(graph: ir.Graph) -> set[str]:
@@ -47,21 +58,3 @@ class UniqueNames:
             name = f"{stem}_{self.counters[stem]}"
         self.taken.add(name)
         return name
-
-
-def _rename(graph: ir.Graph, *, unnamed_too: bool) -> int:
-    """Rename nodes that share a name, or that have none; return how many."""
-    taken: set[str] = set()
-    counters: Counter[str] = Counter()
-    renamed = 0
-    for node in graph.all_nodes():
-        if node.name in taken or (unnamed_too and not node.name):
-            stem = node.name or node.op_type
-            while (name := f"{stem}_{counters[stem]}") in taken:
-                counters[stem] += 1
-            counters[stem] += 1
-            node.name = name
-            renamed += 1
-        if node.name:
-            taken.add(node.name)
-    return renamed

@@ -1,9 +1,9 @@
 """Which tensors calibration observes: every one that a backend could quantize, each once.
 
 The choice does not depend on the backend, so a change of backend needs no new calibration. A tensor
-that only moves values (`Reshape`, `MaxPool`, ...) is an alias of the tensor it moves. A tensor whose
-only reader is a fused `Relu` or `Clip` is not observed: engines never quantize there, an output
-there would break the fusion, and what overflows there in FP16 is clipped right after.
+that only moves values (`Reshape`, `MaxPool`, ...) is an alias of the tensor it moves. A tensor
+whose only reader is a fused `Relu` or `Clip` is not observed: engines never quantize there, an
+output there would break the fusion, and what overflows there in FP16 is clipped right after.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,16 +17,18 @@ from qconvert.graph.patterns import FUSIBLE_ACTIVATIONS, constant_array, only_re
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 PRODUCTS = frozenset({"Gemm", "MatMul", "Einsum"})
-POOLS = frozenset({"AveragePool", "GlobalAveragePool", "LpPool", "ReduceMean"})
-COMBINATIONS = frozenset({"Add", "Sub", "Mul", "Div", "Sum", "Concat", "Pad", "Resize"})
 RECTIFIERS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "HardSwish"})
-SATURATING = frozenset({"Sigmoid", "HardSigmoid", "Tanh", "Gelu", "Mish", "Swish", "Softmax"})
-NORMS = frozenset({"BatchNormalization", "InstanceNormalization", "GroupNormalization"})
-
-QUANTIZABLE = frozenset({"BatchNormalization"}).union(
-    CONVOLUTIONS, PRODUCTS, POOLS, COMBINATIONS, RECTIFIERS, SATURATING
+QUANTIZABLE = frozenset(
+    {"AveragePool", "GlobalAveragePool", "LpPool", "ReduceMean", "BatchNormalization"}
+    | {"Add", "Sub", "Mul", "Div", "Sum", "Concat", "Pad", "Resize"}
+    | {"Sigmoid", "HardSigmoid", "Tanh", "Gelu", "Mish", "Swish", "Softmax"}
+    | (CONVOLUTIONS | PRODUCTS | RECTIFIERS)
 )
-CHANNEL_FIRST = CONVOLUTIONS | NORMS | {"AveragePool", "GlobalAveragePool", "MaxPool"}
+CHANNEL_FIRST = frozenset(
+    {"BatchNormalization", "InstanceNormalization", "GroupNormalization"}
+    | {"AveragePool", "GlobalAveragePool", "MaxPool"}
+    | CONVOLUTIONS
+)
 CHANNEL_LAST = PRODUCTS | {"LayerNormalization", "RMSNormalization"}
 # Their outputs hold values of their first input and no others.
 MOVING = frozenset(
@@ -65,10 +67,15 @@ class ObservedTensors:
 
 def find_observed_tensors(model: ir.Model) -> ObservedTensors:
     """Choose the tensors, and whether a run must hold a single image, as axes mix images."""
-    batch = _batch_dimension(model.graph)
-    activations = list(_activations(model.graph))
-    observable = set(activations)
-    sources = {value: _alias_source(value, observable) for value in activations}
+    images = [value for value in model.graph.inputs if not value.is_initializer()]
+    shapes = [value.shape for value in images if value.shape is not None and len(value.shape)]
+    batch = _dimension(shapes[0][0]) if shapes else None
+    sources: dict[ir.Value, ir.Value] = {}
+    for value in _activations(model.graph):
+        # An activation that only moves values has those of the one before it.
+        node = value.producer()
+        source = node.inputs[0] if node is not None and only_moves_values(node) else None
+        sources[value] = sources.get(source, value) if source is not None else value
     candidates = {
         sources[value]
         for node in model.graph
@@ -130,17 +137,13 @@ def find_masked_tensors(graph: ir.Graph) -> frozenset[str]:
     Some graphs use the smallest float32 in its place. These tensors may be infinite on any image,
     and nothing is wrong with it.
     """
-    masked = _downstream(graph, lambda node: any(map(_holds_infinity, node.inputs)))
-    return frozenset(value.name or "" for value in masked)
 
+    def reads_infinity(node: ir.Node) -> bool:
+        arrays = [constant_array(value) for value in node.inputs]
+        floats = [array for array in arrays if array is not None and array.dtype.kind == "f"]
+        return any((np.abs(array) > MAX_MAGNITUDE).any() for array in floats)
 
-def _holds_infinity(value: ir.Value | None) -> bool:
-    array = constant_array(value)
-    return (
-        array is not None
-        and array.dtype.kind == "f"
-        and bool((np.abs(array) > MAX_MAGNITUDE).any())
-    )
+    return frozenset(value.name or "" for value in _downstream(graph, reads_infinity))
 
 
 def _downstream(graph: ir.Graph, starts: Callable[[ir.Node], bool]) -> set[ir.Value]:
@@ -157,8 +160,12 @@ def _activations(graph: ir.Graph) -> Iterator[ir.Value]:
     changing = {value for value in graph.inputs if not value.is_initializer()}
     yield from (value for value in graph.inputs if value in changing and _is_float(value))
     for node in graph:
-        reads = any(value in changing for value in (*node.inputs, *_captured_values(node)))
-        if not reads or node.op_type in SHAPE_OPS:
+        read = set(node.inputs)
+        for attribute in node.attributes.values():
+            # The bodies of an `If`, `Loop` or `Scan` read from the graph around them.
+            if attribute.type is ir.AttributeType.GRAPH:
+                read.update(*(inner.inputs for inner in attribute.as_graph().all_nodes()))
+        if changing.isdisjoint(read) or node.op_type in SHAPE_OPS:
             continue
         changing.update(node.outputs)
         for value in node.outputs:
@@ -166,54 +173,23 @@ def _activations(graph: ir.Graph) -> Iterator[ir.Value]:
                 yield value
 
 
-def _captured_values(node: ir.Node) -> Iterator[ir.Value]:
-    """Yield what the bodies of an `If`, `Loop` or `Scan` read from the graph around them."""
-    for attribute in node.attributes.values():
-        if attribute.type is ir.AttributeType.GRAPH:
-            for inner in attribute.as_graph().all_nodes():
-                yield from (value for value in inner.inputs if value is not None)
-
-
 def _is_float(value: ir.Value) -> bool:
     return is_numeric(value) and (value.dtype is None or value.dtype in FLOAT_TYPES)
-
-
-def _alias_source(value: ir.Value, activations: set[ir.Value]) -> ir.Value:
-    """Follow a tensor back to the one whose values it holds."""
-    while (node := value.producer()) is not None and only_moves_values(node):
-        source = node.inputs[0]
-        if source is None or source not in activations:
-            break
-        value = source
-    return value
 
 
 def _reason_to_skip(value: ir.Value, batch: int | str | None, dynamic: set[ir.Value]) -> str:
     """Say why a tensor cannot or need not be observed; empty if it is."""
     if value.dtype is None or value.shape is None:
         return "its type or rank is unknown"
-    if _is_fused(value):
+    producer, reader = value.producer(), only_reader(value)
+    operators = [node.op_type for node in (producer, reader) if node is not None]
+    if len(operators) == 2 and operators[0] in FUSING and operators[1] in FUSIBLE_ACTIVATIONS:
         return "its only reader is fused with the operator that computes it"
     if value in dynamic:
         return "its size depends on the values in the image"
     if not len(value.shape):
         return "it is a single number"
     return "" if batch in (1, _dimension(value.shape[0])) else NO_BATCH_AXIS
-
-
-def _is_fused(value: ir.Value) -> bool:
-    producer, reader = value.producer(), only_reader(value)
-    if producer is None or reader is None:
-        return False
-    return producer.op_type in FUSING and reader.op_type in FUSIBLE_ACTIVATIONS
-
-
-def _batch_dimension(graph: ir.Graph) -> int | str | None:
-    """Return the first dimension of the first input; None if it has no name."""
-    for value in graph.inputs:
-        if not value.is_initializer() and value.shape is not None and len(value.shape):
-            return _dimension(value.shape[0])
-    return None
 
 
 def _dimension(size: int | ir.SymbolicDim) -> int | str | None:

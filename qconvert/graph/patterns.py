@@ -1,4 +1,4 @@
-"""Questions that rewrites ask of nodes and values: constants, readers, weights, fused activations."""
+"""Questions that rewrites ask of nodes and values: constants, readers, weights, fusions."""
 
 from collections.abc import Iterator
 
@@ -12,19 +12,17 @@ WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 FUSIBLE_ACTIVATIONS = frozenset({"Relu", "Clip"})
 QDQ_OPS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 INTEGER_OPS = frozenset({"ConvInteger", "MatMulInteger"})
-QUANTIZED_OPS = QDQ_OPS | INTEGER_OPS | {"DynamicQuantizeLinear"}
 
 
 def is_quantized(model: ir.Model) -> bool:
     """Whether the model already holds quantized operators, as a QAT export does."""
-    return any(
-        node.op_type in QUANTIZED_OPS or node.op_type.startswith("QLinear")
-        for node in onnx_io.all_nodes(model)
-    )
+    operators = {node.op_type for node in onnx_io.all_nodes(model)}
+    quantized = QDQ_OPS | INTEGER_OPS | {"DynamicQuantizeLinear"}
+    return any(op in quantized or op.startswith("QLinear") for op in operators)
 
 
 def is_standard(node: ir.Node, *operators: str) -> bool:
-    """Whether a node is one of ONNX's own operators, and one of these `operators` if there are any."""
+    """Whether a node is one of ONNX's own operators, and of these `operators` if there are any."""
     return node.domain in ("", "ai.onnx") and (not operators or node.op_type in operators)
 
 

@@ -16,13 +16,11 @@ from qconvert.core.tensors import TensorTap
 from qconvert.graph.observed_tensors import ObservedTensors, channel_axis, find_observed_tensors
 from qconvert.graph.patterns import computed_values, make_initializer
 
-FLOAT, INTEGER, COUNT_TYPE = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32
+FLOAT = ir.DataType.FLOAT
 PREFIX = "qconvert."
 PHASE = "qconvert.phase"
 # At least two thirds of this many values are sampled per tensor and image, and less than twice.
 SAMPLES_PER_TENSOR = 2048
-MIN_OPSET = 18
-REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceMean")
 
 
 @dataclass
@@ -76,7 +74,7 @@ class ReductionTaps:
 
     def count_equal(self, integers: ir.Value, limits: Sequence[int], name: str) -> str:
         """Output how many integers equal one of the limits, of which there are one or two."""
-        wide = self.node("Cast", integers, to=COUNT_TYPE)
+        wide = self.node("Cast", integers, to=ir.DataType.INT32)
         hits = [
             self.node("Equal", wide, self.constant(np.array(limit, np.int32), f"integer.{limit}"))
             for limit in limits
@@ -85,17 +83,17 @@ class ReductionTaps:
 
     def count_beyond(self, value: ir.Value, middle: float, radius: float, name: str) -> str:
         """Output how many values are further than `radius` from `middle`."""
-        distance = self.node("Abs", self.node("Sub", value, self._real(middle)))
-        return self._count(self.node("Greater", distance, self._real(radius)), name)
+        center, limit = (
+            self.constant(np.array(number, np.float32), f"real.{number!r}")
+            for number in (middle, radius)
+        )
+        distance = self.node("Abs", self.node("Sub", value, center))
+        return self._count(self.node("Greater", distance, limit), name)
 
     def _count(self, condition: ir.Value, name: str) -> str:
-        ones = self.node("Cast", condition, to=COUNT_TYPE)
-        return self.output(
-            self.node("ReduceSum", ones, keepdims=0), PREFIX + name, dtype=COUNT_TYPE
-        )
-
-    def _real(self, number: float) -> ir.Value:
-        return self.constant(np.array(number, np.float32), f"real.{number!r}")
+        ones = self.node("Cast", condition, to=ir.DataType.INT32)
+        total = self.node("ReduceSum", ones, keepdims=0)
+        return self.output(total, PREFIX + name, ir.DataType.INT32)
 
 
 @dataclass(frozen=True)
@@ -119,9 +117,9 @@ def add_calibration_taps(model: ir.Model, *, exact: bool = False) -> TappedModel
     every value is in the sample.
     """
     opset = model.graph.opset_imports.get("", 0)
-    if opset < MIN_OPSET:
+    if opset < 18:  # the axes of reductions are inputs since then
         raise QConvertError(
-            f"calibration needs opset {MIN_OPSET} or newer, the model has {opset}",
+            f"calibration needs opset 18 or newer, the model has {opset}",
             hint="`qconvert export` raises the opset",
         )
     model = model.clone()
@@ -154,7 +152,7 @@ class _CalibrationTaps(ReductionTaps):
         """Add the input that takes the index of each image."""
         first = next(value.shape for value in self.graph.inputs if value.shape is not None)
         shape = ir.Shape([1 if self.one_image_per_run else first[0], 1])
-        self.phase = ir.Value(name=PHASE, shape=shape, type=ir.TensorType(INTEGER))
+        self.phase = ir.Value(name=PHASE, shape=shape, type=ir.TensorType(ir.DataType.INT64))
         self.graph.inputs.append(self.phase)
 
     def tap(self, value: ir.Value, *, sampled: bool) -> TensorTap:
@@ -168,40 +166,40 @@ class _CalibrationTaps(ReductionTaps):
         low, high, mean = self._reductions(value, flat, axis)
         sample = None
         if sampled:
+            sample = f"qconvert.sample.{tensor}"
             if self.phase is None:
                 drawn = self.node("Identity", flat)
             else:
                 drawn = self.node("GatherElements", flat, self._positions(value, size), axis=1)
-            sample = self.output(drawn, f"qconvert.sample.{tensor}")
+            self.output(drawn, sample)
         return TensorTap(
             tensor,
             axis,
             low=self.output(low, f"qconvert.low.{tensor}"),
             high=self.output(high, f"qconvert.high.{tensor}"),
             mean=self.output(mean, f"qconvert.mean.{tensor}"),
-            size=self.output(size, f"qconvert.size.{tensor}", INTEGER),
+            size=self.output(size, f"qconvert.size.{tensor}", ir.DataType.INT64),
             sample=sample,
         )
 
     def _integers(self, value: int | list[int]) -> ir.Value:
         return self.constant(np.array(value, dtype=np.int64), f"constant.{value}")
 
-    def _reductions(
-        self, value: ir.Value, flat: ir.Value, axis: int | None
-    ) -> tuple[ir.Value, ...]:
+    def _reductions(self, value: ir.Value, flat: ir.Value, axis: int | None) -> list[ir.Value]:
         """Return the minimum, maximum and mean of each channel of each image."""
+        operators = ("ReduceMin", "ReduceMax", "ReduceMean")
         if axis is None or value.shape is None:
             ones = self._integers([1])
-            return tuple(self.node(op, flat, ones, keepdims=1) for op in REDUCTIONS)
+            return [self.node(op, flat, ones, keepdims=1) for op in operators]
         image_axes = {0} if value.shape[0] == 1 or not self.one_image_per_run else set()
         axes = sorted(set(range(len(value.shape))) - image_axes - {axis})
         if not axes:
-            return tuple(self.node("Identity", flat) for _ in REDUCTIONS)
+            return [self.node("Identity", flat) for _ in operators]
         over = self._integers(axes)
-        reduced = tuple(self.node(op, value, over, keepdims=0) for op in REDUCTIONS)
+        reduced = [self.node(op, value, over, keepdims=0) for op in operators]
         if not self.one_image_per_run:
             return reduced
-        return tuple(self.node("Flatten", output, axis=0) for output in reduced)
+        return [self.node("Flatten", output, axis=0) for output in reduced]
 
     def _positions(self, value: ir.Value, size: ir.Value) -> ir.Value:
         """Return the positions to sample: phase % stride + [0, stride, 2 * stride, ...].
@@ -214,22 +212,19 @@ class _CalibrationTaps(ReductionTaps):
         sizes = list(value.shape)[0 if self.one_image_per_run else 1 :]
         fixed = [length for length in sizes if isinstance(length, int)]
         if len(fixed) < len(sizes):
-            return self._dynamic_positions(size, self.phase)
+            # The same inside the graph, for a size known only at run time.
+            one, two = self._integers([1]), self._integers([2])
+            halved = self.node("Div", size, self._integers([2 * SAMPLES_PER_TENSOR]))
+            stride = self.node("Add", self.node("Mul", halved, two), one)
+            stop = self.node("Add", self.node("Sub", size, stride), one)
+            limits = [self.node("Squeeze", value) for value in (stop, stride)]
+            offsets = self.node("Range", self._integers(0), *limits)
+            return self.node("Add", self.node("Mod", self.phase, stride), offsets)
         count = math.prod(fixed)
         if count not in self.positions:
-            stride = count // (2 * SAMPLES_PER_TENSOR) * 2 + 1
-            steps = np.arange(0, count - stride + 1, stride, dtype=np.int64)
+            step = count // (2 * SAMPLES_PER_TENSOR) * 2 + 1
+            steps = np.arange(0, count - step + 1, step, dtype=np.int64)
             offsets = self.constant(steps, f"constant.steps.{count}")
-            start = self.node("Mod", self.phase, self._integers(stride))
+            start = self.node("Mod", self.phase, self._integers(step))
             self.positions[count] = self.node("Add", start, offsets)
         return self.positions[count]
-
-    def _dynamic_positions(self, size: ir.Value, phase: ir.Value) -> ir.Value:
-        """Compute the same positions inside the graph, for a size known only at run time."""
-        one, two = self._integers([1]), self._integers([2])
-        halved = self.node("Div", size, self._integers([2 * SAMPLES_PER_TENSOR]))
-        stride = self.node("Add", self.node("Mul", halved, two), one)
-        stop = self.node("Add", self.node("Sub", size, stride), one)
-        limits = [self.node("Squeeze", value) for value in (stop, stride)]
-        offsets = self.node("Range", self._integers(0), *limits)
-        return self.node("Add", self.node("Mod", phase, stride), offsets)

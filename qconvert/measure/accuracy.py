@@ -1,15 +1,26 @@
-"""Summarize how accurate an engine is, and how close to FP32, over the same images."""
+"""How accurate an engine is, and how close to FP32, over the same images.
+
+The outputs of a batch become a few numbers per image, whatever the outputs are. Neither the split
+into batches nor the order of the parts changes them, but for the last bits of KL, whose exponentials
+a processor rounds by their place in memory.
+"""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvert.measure.output_error import sqnr_from_powers
-from qconvert.measure.per_image_scores import TOP_K, UNKNOWN, ImageScores, ScoreRows
+from qconvert.core.errors import QConvertError
+from qconvert.core.tensors import Tensors, output_array
+from qconvert.measure.output_error import (
+    ErrorArray,
+    kl_divergence,
+    sqnr_from_powers,
+    to_probabilities,
+)
 
 # The name of FP32 among the engines of a run.
 BASELINE = ""
@@ -22,16 +33,36 @@ NO_CLASSES = "no output is a row of scores: outputs are compared by cosine and S
 
 MeasuredOn = Literal["engine", "cpu-simulation"]
 
+UNKNOWN = -1
+TOP_K = 5
+
+# The classes are those that FP32 and the engine predict, the ranks the positions of the label among
+# their scores, 0 for the best. `signal` and `error` are sums of squares. `lead` is how much likelier
+# FP32 takes its own prediction to be than the engine's, and `new_lead` how much likelier the engine
+# takes its own to be than FP32's, both from 0 to 1.
+_INTEGER_FIELDS = ("label", "fp32_class", "engine_class", "fp32_rank", "engine_rank")
+_CLASS_NUMBERS = ("kl", "lead", "new_lead")
+_ROW_TYPE = np.dtype(
+    [
+        *((name, np.int32) for name in _INTEGER_FIELDS),
+        *((name, np.float64) for name in ("signal", "error", "cosine", *_CLASS_NUMBERS)),
+        ("fp32_finite", np.bool_),
+        ("engine_finite", np.bool_),
+    ]
+)
+
 
 @dataclass(frozen=True)
-class ClassificationScores:
-    """In percent; precision, recall and F1 are means over the classes that have labels."""
+class ImageScores:
+    """One row per image; `classes` is 0 where no output is a row of class scores.
 
-    top1: float
-    top5: float | None
-    precision: float
-    recall: float
-    f1: float
+    A value that an image does not have is `UNKNOWN` or NaN: no label, or outputs that are not
+    finite.
+    """
+
+    rows: NDArray[np.void]
+    classes: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,11 +104,11 @@ class Accuracy:
     """Scores over images, in percent; those that need labels are None without them.
 
     `labelled` counts the images with a label, which top-1 to F1 and `change_pp` are over; it is
-    None in reports that did not count them.
-    `change_pp` is the change of top-1 against FP32 over the same images, with half the width of its
-    95 % interval. `sqnr_db`, `kl` and `cosine` compare the outputs with those of FP32; an infinite
-    SQNR is that of equal outputs, and a note says so where it cannot be written. `engine` means
-    that the engine itself ran, `cpu-simulation` that its graph ran on the CPU.
+    None in reports that did not count them. Precision, recall and F1 are means over the classes
+    that have labels. `change_pp` is the change of top-1 against FP32 over the same images, with half
+    the width of its 95 % interval. `sqnr_db`, `kl` and `cosine` compare the outputs with those of
+    FP32; an infinite SQNR is that of equal outputs, and a note says so where it cannot be written.
+    `engine` means that the engine itself ran, `cpu-simulation` that its graph ran on the CPU.
     """
 
     images: int
@@ -99,6 +130,55 @@ class Accuracy:
     labelled: int | None = None
 
 
+def score_batch(reference: Tensors, outputs: Tensors, labels: Sequence[int | None]) -> ImageScores:
+    """Compare an engine's outputs of a batch with those of FP32; one label per image, or None."""
+    count = len(labels)
+    if not count:
+        raise ValueError("a batch has at least one image")
+    pairs, notes = _pair_outputs(reference, outputs, count)
+    rows = np.zeros(count, _ROW_TYPE)
+    _clear_class_fields(rows)
+    real = [pair for name, pair in pairs.items() if np.asarray(reference[name]).dtype.kind in "fV"]
+    # A class number is not a quantity: real outputs are compared where there are any.
+    _compare(rows, real or list(pairs.values()))
+    scores = [name for name, array in reference.items() if name in pairs and is_class_scores(array)]
+    if not scores:
+        return ImageScores(rows, 0, tuple(notes))
+    if len(scores) > 1:
+        notes.append(f"of {len(scores)} outputs with scores the first, `{scores[0]}`, counts")
+    before, after = pairs[scores[0]]
+    classes = before.shape[1]
+    for label in labels:
+        if label is not None and not 0 <= label < classes:
+            raise QConvertError(
+                f"label {label} is not a class of the model, which has {classes}, counted from 0",
+                hint="labels are indices in the model's own order of classes; give them with "
+                "`--labels FILE`, or put a `classes.txt` beside the class folders",
+            )
+    rows["label"] = [UNKNOWN if label is None else label for label in labels]
+    _classify(rows, before, after)
+    return ImageScores(rows, classes, tuple(notes))
+
+
+def join_scores(parts: Sequence[ImageScores]) -> ImageScores:
+    """Return all parts of a run over images as one."""
+    if not parts:
+        raise ValueError("no images were scored")
+    notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
+    rows, classes = np.concatenate([part.rows for part in parts]), parts[0].classes
+    if any(part.classes != classes for part in parts):
+        # As many scores as an image has objects: not a row of class scores after all.
+        _clear_class_fields(rows)
+        classes = 0
+    return ImageScores(rows, classes, notes)
+
+
+def is_class_scores(array: NDArray[Any]) -> bool:
+    """Whether an output is real and of shape [images, classes], trailing ones allowed."""
+    rows = array.ndim >= 2 and array.shape[1] > 1 and all(size == 1 for size in array.shape[2:])
+    return rows and array.dtype.kind not in "iub"
+
+
 def summarize_accuracy(
     scores: ImageScores, measured_on: MeasuredOn = "engine", names: Sequence[str] = ()
 ) -> Accuracy:
@@ -109,23 +189,32 @@ def summarize_accuracy(
     are not finite, its prediction is wrong and its error is left out; where only its other outputs
     are not, prediction and KL count as usual. Notes count all of them.
     """
-    rows = scores.rows
-    change = top1_change(scores)
-    accuracy = Accuracy(
+    rows, labelled = scores.rows, _labelled(scores)
+    predicted = rows[rows["fp32_class"] != UNKNOWN]
+    compared = rows[np.isfinite(rows["error"])]
+    # Exact sums, so that the order of the images does not matter.
+    powers = math.fsum(compared["signal"]), math.fsum(compared["error"])
+    sqnr_db = sqnr_from_powers(*powers) if len(compared) else None
+    change = None
+    if len(labelled):
+        right, still_right = labelled["fp32_rank"] == 0, labelled["engine_rank"] == 0
+        lost, won = int((right & ~still_right).sum()), int((still_right & ~right).sum())
+        change = paired_change(lost, won, len(labelled))
+    return Accuracy(
         images=len(rows),
         measured_on=measured_on,
-        agreement=_agreement(scores),
-        sqnr_db=_sqnr_db(rows),
+        agreement=_percent(predicted["fp32_class"] == predicted["engine_class"]),
+        sqnr_db=sqnr_db,
         kl=_finite_mean(rows["kl"]),
         change_pp=change.pp if change is not None else None,
         half_width_pp=change.half_width_pp if change is not None else None,
-        notes=(*scores.notes, *_notes(scores)),
+        notes=(*scores.notes, *_notes(scores, sqnr_db=sqnr_db)),
         cosine=_finite_mean(rows["cosine"]),
-        shifts=recall_shifts(scores),
-        changed=changed_predictions(scores, names) if names else (),
-        labelled=len(_labelled(scores)),
+        shifts=_recall_shifts(labelled, scores.classes),
+        changed=_changed_predictions(rows, names) if names else (),
+        labelled=len(labelled),
+        **_classification_scores(scores, "engine"),
     )
-    return _with_classification(accuracy, classification_scores(scores))
 
 
 def fp32_accuracy(scores: ImageScores) -> Accuracy:
@@ -133,39 +222,18 @@ def fp32_accuracy(scores: ImageScores) -> Accuracy:
 
     It agrees with itself and has no error, so nothing is compared.
     """
-    notes, labelled = tuple(_notes(scores, of_fp32=True)), len(_labelled(scores))
-    accuracy = Accuracy(
-        len(scores.rows), "engine", None, None, None, notes=notes, labelled=labelled
+    return Accuracy(
+        images=len(scores.rows),
+        measured_on="engine",
+        agreement=None,
+        sqnr_db=None,
+        kl=None,
+        notes=_notes(scores, of_fp32=True),
+        shifts=(),
+        changed=(),
+        labelled=len(_labelled(scores)),
+        **_classification_scores(scores, "fp32"),
     )
-    return _with_classification(accuracy, classification_scores(scores, of_fp32=True))
-
-
-def classification_scores(
-    scores: ImageScores, *, of_fp32: bool = False
-) -> ClassificationScores | None:
-    """Return the scores over images with a label, None where there are none.
-
-    A class that is never predicted has precision 0, and F1 0 where precision and recall both are.
-    A prediction that is not finite is wrong. Top-5 needs more than 5 classes.
-    """
-    rows = _labelled(scores)
-    if not len(rows):
-        return None
-    engine = "fp32" if of_fp32 else "engine"
-    precision, recall, f1 = _macro_average(rows["label"], rows[f"{engine}_class"], scores.classes)
-    ranks = rows[f"{engine}_rank"]
-    in_top5 = (ranks != UNKNOWN) & (ranks < TOP_K)
-    top5 = _percent(in_top5) if scores.classes > TOP_K else None
-    return ClassificationScores(_percent(ranks == 0), top5, precision, recall, f1)
-
-
-def top1_change(scores: ImageScores) -> PairedChange | None:
-    """Return how top-1 changed over the images with a label, None where there are none."""
-    rows = _labelled(scores)
-    if not len(rows):
-        return None
-    before, after = rows["fp32_rank"] == 0, rows["engine_rank"] == 0
-    return paired_change(int((before & ~after).sum()), int((after & ~before).sum()), len(rows))
 
 
 def paired_change(lost: int, won: int, images: int) -> PairedChange:
@@ -181,18 +249,125 @@ def paired_change(lost: int, won: int, images: int) -> PairedChange:
     return PairedChange(100 * (won - lost) / images, 196 * math.sqrt(variance))
 
 
-def recall_shifts(scores: ImageScores, limit: int = 10) -> tuple[RecallShift, ...]:
-    """Return the classes whose recall changed most; of equal changes the larger class first."""
+def _clear_class_fields(rows: NDArray[np.void]) -> None:
+    for name in _INTEGER_FIELDS:
+        rows[name] = UNKNOWN
+    for name in _CLASS_NUMBERS:
+        rows[name] = np.nan
+
+
+def _pair_outputs(
+    reference: Tensors, outputs: Tensors, count: int
+) -> tuple[dict[str, tuple[ErrorArray, ErrorArray]], list[str]]:
+    """Return each output of both as one row per image, and notes on outputs not compared."""
+    pairs: dict[str, tuple[ErrorArray, ErrorArray]] = {}
+    notes = []
+    for name in reference:
+        before = output_array(reference, name)
+        after = output_array(outputs, name) if name in outputs else None
+        if after is None:
+            problem = "is missing"
+        elif before.dtype.kind in "OSTU":
+            problem = "is not numeric"
+        elif before.ndim == 0 or before.shape[0] != count:
+            problem = "does not have a row for each image"
+        elif before.shape != after.shape:
+            problem = "has another shape than that of FP32"
+        else:
+            rows = [array.astype(np.float64).reshape(count, -1) for array in (before, after)]
+            pairs[name] = rows[0], rows[1]
+            continue
+        notes.append(f"output `{name}` {problem}: not compared")
+    return pairs, notes
+
+
+def _compare(rows: NDArray[np.void], pairs: Sequence[tuple[ErrorArray, ErrorArray]]) -> None:
+    """Fill in the fields that compare all outputs of an image, taken as one long vector."""
+    rows["fp32_finite"] = rows["engine_finite"] = True
+    for before, after in pairs:
+        rows["fp32_finite"] &= np.isfinite(before).all(axis=1)
+        rows["engine_finite"] &= np.isfinite(after).all(axis=1)
+    finite = rows["fp32_finite"] & rows["engine_finite"] & bool(pairs)
+    product, power = np.zeros(len(rows)), np.zeros(len(rows))
+    for before, after in pairs:
+        expected, actual = before[finite], after[finite]
+        rows["signal"][finite] += np.square(expected).sum(axis=1)
+        rows["error"][finite] += np.square(expected - actual).sum(axis=1)
+        product[finite] += (expected * actual).sum(axis=1)
+        power[finite] += np.square(actual).sum(axis=1)
+    lengths = np.sqrt(rows["signal"]) * np.sqrt(power)
+    # A zero vector has no direction: it equals another one, and is orthogonal to all else.
+    both_zero = (rows["signal"] == 0) & (power == 0)
+    cosine = np.divide(product, lengths, out=both_zero.astype(np.float64), where=lengths > 0)
+    rows["cosine"] = np.clip(cosine, -1.0, 1.0)
+    for name in ("signal", "error", "cosine"):
+        rows[name][~finite] = np.nan
+
+
+def _classify(rows: NDArray[np.void], before: ErrorArray, after: ErrorArray) -> None:
+    """Fill in the fields of rows of class scores."""
+    for scores, prefix in ((before, "fp32"), (after, "engine")):
+        finite = np.isfinite(scores).all(axis=1)
+        rows[f"{prefix}_class"][finite] = scores[finite].argmax(axis=1)
+        ranked = finite & (rows["label"] != UNKNOWN)
+        labels = rows["label"][ranked, np.newaxis].astype(np.int64)
+        own = np.take_along_axis(scores[ranked], labels, axis=1)
+        # Integer scores tie often: of equal ones the first class counts, as for `argmax`.
+        tied_before = (scores[ranked] == own) & (np.arange(scores.shape[1]) < labels)
+        rows[f"{prefix}_rank"][ranked] = ((scores[ranked] > own) | tied_before).sum(axis=1)
+    both = (rows["fp32_class"] != UNKNOWN) & (rows["engine_class"] != UNKNOWN)
+    rows["kl"][both] = kl_divergence(before[both], after[both])
+    classes = np.stack([rows["fp32_class"], rows["engine_class"]], axis=1)[both]
+    for name, scores, sign in (("lead", before, 1), ("new_lead", after, -1)):
+        probabilities = np.take_along_axis(to_probabilities(scores[both]), classes, axis=1)
+        rows[name][both] = sign * (probabilities[:, 0] - probabilities[:, 1])
+
+
+def _labelled(scores: ImageScores) -> NDArray[np.void]:
+    return np.asarray(scores.rows[scores.rows["label"] != UNKNOWN])
+
+
+def _classification_scores(
+    scores: ImageScores, engine: Literal["fp32", "engine"]
+) -> dict[str, float | None]:
+    """Return the scores over images with a label, none where there are none.
+
+    A class that is never predicted has precision 0, and F1 0 where precision and recall both are.
+    A prediction that is not finite is wrong. Top-5 needs more than 5 classes.
+    """
     rows = _labelled(scores)
     if not len(rows):
-        return ()
-    images, before, after = (
-        np.bincount(labels, minlength=scores.classes).tolist()
-        for labels in (
-            rows["label"],
-            rows["label"][rows["fp32_rank"] == 0],
-            rows["label"][rows["engine_rank"] == 0],
+        return {}
+    labels, predictions, ranks = (
+        rows[name] for name in ("label", f"{engine}_class", f"{engine}_rank")
+    )
+    labelled, predicted, correct = (
+        np.bincount(classes, minlength=scores.classes)
+        for classes in (
+            labels,
+            predictions[predictions != UNKNOWN],
+            labels[labels == predictions],
         )
+    )
+    present = labelled > 0
+    labelled, predicted, correct = labelled[present], predicted[present], correct[present]
+    in_top5 = (ranks != UNKNOWN) & (ranks < TOP_K)
+    return {
+        "top1": _percent(ranks == 0),
+        "top5": _percent(in_top5) if scores.classes > TOP_K else None,
+        "precision": _percent(correct / np.maximum(predicted, 1)),
+        "recall": _percent(correct / labelled),
+        # 2PR / (P + R) in whole numbers, whose denominator is never zero for a class with an image.
+        "f1": _percent(2 * correct / (labelled + predicted)),
+    }
+
+
+def _recall_shifts(labelled: NDArray[np.void], classes: int) -> tuple[RecallShift, ...]:
+    """Return the classes whose recall changed most; of equal changes the larger class first."""
+    labels = labelled["label"]
+    images, before, after = (
+        np.bincount(labels[mask], minlength=classes).tolist()
+        for mask in (labels != UNKNOWN, labelled["fp32_rank"] == 0, labelled["engine_rank"] == 0)
     )
     shifts = [
         RecallShift(label, 100 * before[label] / count, 100 * after[label] / count, count)
@@ -200,14 +375,13 @@ def recall_shifts(scores: ImageScores, limit: int = 10) -> tuple[RecallShift, ..
         if before[label] != after[label]
     ]
     shifts.sort(key=lambda shift: (-abs(shift.after - shift.before), -shift.images, shift.label))
-    return tuple(shifts[:limit])
+    return tuple(shifts[:10])
 
 
-def changed_predictions(
-    scores: ImageScores, names: Sequence[str], limit: int = 12
+def _changed_predictions(
+    rows: NDArray[np.void], names: Sequence[str]
 ) -> tuple[ChangedPrediction, ...]:
     """Return images whose prediction changed, those that FP32 was most certain of first."""
-    rows = scores.rows
     both_known = (rows["fp32_class"] != UNKNOWN) & (rows["engine_class"] != UNKNOWN)
     changed = np.flatnonzero(both_known & (rows["fp32_class"] != rows["engine_class"])).tolist()
     changed.sort(key=lambda index: (-float(rows["lead"][index]), index))
@@ -220,51 +394,12 @@ def changed_predictions(
             100 * float(rows["lead"][index]),
             100 * float(rows["new_lead"][index]),
         )
-        for index in changed[:limit]
+        for index in changed[:12]
     )
 
 
-def _labelled(scores: ImageScores) -> ScoreRows:
-    rows: ScoreRows = scores.rows[scores.rows["label"] != UNKNOWN]
-    return rows
-
-
-def _with_classification(accuracy: Accuracy, scores: ClassificationScores | None) -> Accuracy:
-    return accuracy if scores is None else replace(accuracy, **vars(scores))
-
-
-def _macro_average(
-    labels: NDArray[np.int32], predictions: NDArray[np.int32], classes: int
-) -> tuple[float, float, float]:
-    """Return precision, recall and F1, averaged over the classes that have labels."""
-    labelled = np.bincount(labels, minlength=classes)
-    predicted = np.bincount(predictions[predictions != UNKNOWN], minlength=classes)
-    correct = np.bincount(labels[labels == predictions], minlength=classes)
-    present = labelled > 0
-    labelled, predicted, correct = labelled[present], predicted[present], correct[present]
-    precision = correct / np.maximum(predicted, 1)
-    # 2PR / (P + R) in whole numbers, whose denominator is never zero for a class with an image.
-    f1 = 2 * correct / (labelled + predicted)
-    return _percent(precision), _percent(correct / labelled), _percent(f1)
-
-
-def _percent(shares: NDArray[np.bool_] | NDArray[np.float64]) -> float:
-    return 100 * float(np.mean(shares))
-
-
-def _agreement(scores: ImageScores) -> float | None:
-    rows = scores.rows[scores.rows["fp32_class"] != UNKNOWN]
-    if not scores.classes or not len(rows):
-        return None
-    return _percent(rows["fp32_class"] == rows["engine_class"])
-
-
-def _sqnr_db(rows: ScoreRows) -> float | None:
-    compared = rows[np.isfinite(rows["error"])]
-    if not len(compared):
-        return None
-    # Exact sums, so that the order of the images does not matter.
-    return sqnr_from_powers(math.fsum(compared["signal"]), math.fsum(compared["error"]))
+def _percent(shares: NDArray[Any]) -> float | None:
+    return 100 * float(np.mean(shares)) if len(shares) else None
 
 
 def _finite_mean(values: NDArray[np.float64]) -> float | None:
@@ -272,45 +407,39 @@ def _finite_mean(values: NDArray[np.float64]) -> float | None:
     return math.fsum(finite) / len(finite) if len(finite) else None
 
 
-def _notes(scores: ImageScores, *, of_fp32: bool = False) -> list[str]:
+def _notes(
+    scores: ImageScores, *, of_fp32: bool = False, sqnr_db: float | None = None
+) -> tuple[str, ...]:
     """Return notes on images without a label, and on those with outputs that are not finite."""
     rows, total = scores.rows, len(scores.rows)
-    notes = []
     unlabelled = total - len(_labelled(scores))
+    notes = []
     if not scores.classes:
         notes.append(NO_CLASSES)
     elif unlabelled == total:
         notes.append(NO_LABELS)
     elif unlabelled:
         notes.append(f"{unlabelled} of {total} images have no label: scores are over the others")
-    fp32_broken = ~rows["fp32_finite"]
-    incomparable = fp32_broken & ((rows["fp32_class"] == UNKNOWN) | (not scores.classes))
-    problems = [
-        (incomparable, "FP32's own outputs hold NaN or infinity: nothing compares with them"),
+    fp32_broken, no_class = ~rows["fp32_finite"], rows["fp32_class"] == UNKNOWN
+    broken = rows["fp32_finite"] & ~rows["engine_finite"] & (not of_fp32)
+    wrong = broken & (rows["engine_class"] == UNKNOWN) & bool(scores.classes)
+    engine = "an output of the engine other than its scores holds"
+    engine = engine if scores.classes else "the engine's outputs hold"
+    left_out = "NaN or infinity: they are left out of SQNR and cosine"
+    problems = (
         (
-            fp32_broken & ~incomparable,
-            "an output of FP32 other than its scores holds NaN or infinity: they are left out of "
-            "SQNR and cosine",
+            fp32_broken & no_class,
+            "FP32's own outputs hold NaN or infinity: nothing compares with them",
         ),
-    ]
-    broken = rows["fp32_finite"] & ~rows["engine_finite"]
-    if not of_fp32:
-        wrong = broken & (rows["engine_class"] == UNKNOWN) & bool(scores.classes)
-        other = "an output of the engine other than its scores holds"
-        if not scores.classes:
-            other = "the engine's outputs hold"
-        problems += [
-            (
-                wrong,
-                "the engine's outputs hold NaN or infinity: they count as wrong, and are left out "
-                "of SQNR, KL and cosine",
-            ),
-            (
-                broken & ~wrong,
-                f"{other} NaN or infinity: they are left out of SQNR and cosine",
-            ),
-        ]
+        (fp32_broken & ~no_class, f"an output of FP32 other than its scores holds {left_out}"),
+        (
+            wrong,
+            "the engine's outputs hold NaN or infinity: they count as wrong, and are left out of "
+            "SQNR, KL and cosine",
+        ),
+        (broken & ~wrong, f"{engine} {left_out}"),
+    )
     notes += [f"on {mask.sum()} of {total} images {text}" for mask, text in problems if mask.any()]
-    if not of_fp32 and _sqnr_db(rows) == math.inf:
+    if sqnr_db == math.inf:
         notes.append(IDENTICAL_WHERE_FINITE if broken.any() else IDENTICAL)
-    return notes
+    return tuple(notes)

@@ -3,24 +3,23 @@
 Images are files, named relative to the run's folder; a report without its folder lacks them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from qconvert.calibrate import methods
 from qconvert.calibrate.histogram import clipped_share, equal_width_counts
 from qconvert.calibrate.summary import Summary
-from qconvert.core.scales import Range, choose_qparams
+from qconvert.core.scales import choose_qparams
 from qconvert.graph.error_attribution import values_by_name
 from qconvert.graph.observed_tensors import find_observed_tensors
-from qconvert.graph.patterns import WEIGHTED, constant_array
+from qconvert.graph.patterns import FUSIBLE_ACTIVATIONS, WEIGHTED, constant_array, producer_of
 from qconvert.measure.layer_errors import LayerError, worst_layers
-from qconvert.quantize.checks import linear_layer
 from qconvert.quantize.cross_layer import scaled_tensors
 from qconvert.quantize.plan import Plan
+from qconvert.quantize.scheme import linear_layer
 
 SHOWN_METHODS = ("minmax", "percentile:99.99", "entropy", "mse")
 HISTOGRAM_BARS = 80
@@ -144,43 +143,44 @@ def tensor_ranges(
     clipped = {
         name: clipped_share(summary, plan.tensors[name]) for name, summary in summary_of.items()
     }
+    reasons: dict[str, str] = {}
+    for reason, names in (
+        ("most clipped", sorted(filter(clipped.get, clipped), key=lambda name: -clipped[name])),
+        ("among the largest errors made", [layer.tensor for layer in worst_layers(layers)]),
+        (
+            "widest",
+            sorted(summary_of, key=lambda name: summary_of[name].low - summary_of[name].high),
+        ),
+    ):
+        new = [name for name in names if name in summary_of and name not in reasons]
+        reasons.update(dict.fromkeys(new[:TENSORS_PER_REASON], reason))
     values = values_by_name(model.graph)
-    reasons = _choose_tensors(
-        {
-            "most clipped": sorted(filter(clipped.get, clipped), key=lambda name: -clipped[name]),
-            "among the largest errors made": [
-                layer.tensor for layer in worst_layers(layers) if layer.tensor in summary_of
-            ],
-            "widest": sorted(
-                summary_of, key=lambda name: summary_of[name].low - summary_of[name].high
-            ),
-        }
-    )
     ranges = []
-    for name, summary in summary_of.items():
-        if name in reasons:
-            node = values[name].producer()
-            counts = equal_width_counts(summary, HISTOGRAM_BARS)
-            total = float(counts.sum()) or 1.0
-            chosen = plan.tensors[name]
-            ranges.append(
-                TensorRange(
-                    tensor=name,
-                    op=node.op_type if node is not None else "input",
-                    variant=variant,
-                    why=reasons[name],
-                    low=summary.low,
-                    high=summary.high,
-                    shares=tuple(_shorten(count / total) for count in counts),
-                    kept=tuple(
-                        _interval(method, methods.find_method(method)(summary, plan.activations))
-                        for method in SHOWN_METHODS
-                    ),
-                    chosen=_interval(plan.method, chosen),
-                    step=float(choose_qparams(chosen, plan.activations, plan.rest).scale),
-                    clipped=100 * clipped[name],
-                )
+    for name in filter(reasons.get, summary_of):
+        summary, chosen, node = summary_of[name], plan.tensors[name], values[name].producer()
+        counts = equal_width_counts(summary, HISTOGRAM_BARS)
+        intervals = {
+            method: methods.find_method(method)(summary, plan.activations)
+            for method in SHOWN_METHODS
+        }
+        ranges.append(
+            TensorRange(
+                tensor=name,
+                op=node.op_type if node is not None else "input",
+                variant=variant,
+                why=reasons[name],
+                low=summary.low,
+                high=summary.high,
+                shares=tuple(_shorten(count / (float(counts.sum()) or 1.0)) for count in counts),
+                kept=tuple(
+                    MethodInterval(method, limits.low, limits.high)
+                    for method, limits in intervals.items()
+                ),
+                chosen=MethodInterval(plan.method, chosen.low, chosen.high),
+                step=float(choose_qparams(chosen, plan.activations, plan.rest).scale),
+                clipped=100 * clipped[name],
             )
+        )
     return tuple(ranges)
 
 
@@ -191,42 +191,21 @@ def weight_ranges(model: ir.Model, layers: Sequence[LayerError]) -> tuple[Weight
     for layer in worst_layers(layers):
         node = values[layer.tensor].producer() if layer.tensor in values else None
         # The tensor of a fused Relu or Clip belongs to the convolution before it.
-        while node is not None and node.op_type in ("Relu", "Clip") and node.inputs[0] is not None:
-            node = node.inputs[0].producer()
-        if node is None or node.op_type not in WEIGHTED:
+        while node is not None and node.op_type in FUSIBLE_ACTIVATIONS:
+            node = producer_of(node.inputs[0])
+        weight = linear_layer(node).weight if node and node.op_type in WEIGHTED else None
+        array = constant_array(node.inputs[weight.slot]) if node and weight else None
+        if node is None or weight is None or array is None or array.shape[weight.axis] < 2:
             continue
-        maxima = _channel_maxima(node)
-        if maxima.size > 1:
-            shown = np.linspace(0, maxima.size - 1, MAX_CHANNELS).round().astype(int)
-            largest = tuple(_shorten(value) for value in maxima[np.unique(shown)])
-            name = node.name or ""
-            ranges[name] = WeightRange(name, node.op_type, maxima.size, largest)
+        channels = np.moveaxis(array.astype(np.float64), weight.axis, 0)
+        maxima = np.sort(np.abs(channels.reshape(len(channels), -1)).max(axis=1))[::-1]
+        shown = np.linspace(0, maxima.size - 1, MAX_CHANNELS).round().astype(int)
+        largest = tuple(_shorten(value) for value in maxima[np.unique(shown)])
+        name = node.name or ""
+        ranges[name] = WeightRange(name, node.op_type, maxima.size, largest)
         if len(ranges) == MAX_LAYERS:
             break
     return tuple(ranges.values())
-
-
-def _choose_tensors(candidates: Mapping[str, Iterable[str]]) -> dict[str, str]:
-    """Return the first tensors of each reason that no earlier reason has, with that reason."""
-    reasons: dict[str, str] = {}
-    for reason, names in candidates.items():
-        new = [name for name in names if name not in reasons][:TENSORS_PER_REASON]
-        reasons.update(dict.fromkeys(new, reason))
-    return reasons
-
-
-def _interval(method: str, limits: Range) -> MethodInterval:
-    return MethodInterval(method, limits.low, limits.high)
-
-
-def _channel_maxima(node: ir.Node) -> NDArray[np.float64]:
-    """Return the largest weight of each output channel, the largest first."""
-    weight = linear_layer(node).weight
-    array = constant_array(node.inputs[weight.slot]) if weight is not None else None
-    if weight is None or array is None:
-        return np.zeros(0)
-    channels = np.moveaxis(array.astype(np.float64), weight.axis, 0)
-    return np.sort(np.abs(channels.reshape(len(channels), -1)).max(axis=1))[::-1]
 
 
 def _shorten(value: float) -> float:

@@ -1,7 +1,6 @@
 """Draw channels of one tensor side by side: in FP32, as variants see them, and how they differ."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +44,63 @@ _VALUE_STOPS = ((13, 8, 56), (72, 33, 115), (33, 113, 142), (53, 183, 121), (253
 _LESS, _SAME, _MORE = (60, 125, 235), (128, 128, 128), (225, 65, 50)
 
 
-@dataclass(frozen=True)
-class VariantMaps:
-    """The maps of one image: of the float model, and of each variant by its name."""
+def draw_feature_maps(
+    reference: ir.Model,
+    models: Mapping[str, ir.Model],
+    feeds: Tensors,
+    layers: Sequence[LayerError],
+    folder: Path,
+) -> list[FeatureMap]:
+    """Draw the maps of one image into PNG files, and return what they show, in network order.
 
-    exact: Mapping[str, ChannelMaps]
-    variants: Mapping[str, Mapping[str, ChannelMaps]]
-    nodes: Mapping[str, str]
+    Drawn are the last tensor of each map size, and those of the layers with the largest errors.
+    """
+    exact, variants = collect_maps(reference, models, feeds)
+    stages = list({maps.shape[1:]: name for name, maps in exact.items()}.values())[:MAX_STAGES]
+    others = [layer for layer in layers if layer.tensor in exact and layer.tensor not in stages]
+    worst = [layer.tensor for layer in worst_layers(others, WORST_LAYERS)]
+    reasons = dict.fromkeys(worst, "among the largest errors made")
+    reasons |= dict.fromkeys(stages, "the end of a stage")
+    values = values_by_name(reference.graph)
+    feature_maps = []
+    for number, tensor in enumerate(filter(reasons.get, exact)):
+        maps, file = exact[tensor], folder / f"{number:02}.png"
+        shown = {name: variant[tensor] for name, variant in variants.items()}
+        pixels, channels, (low, high) = draw_montage(maps, list(shown.values()))
+        drawing = Image.fromarray(pixels, "P")
+        colours, opacity = make_palette()
+        drawing.putpalette(colours)
+        drawing.save(file, optimize=True, transparency=opacity)
+        power, node = _sum_of_squares(maps), values[tensor].producer()
+        rows = [FeatureMapRow("fp32")]
+        for name, variant in shown.items():
+            sqnr_db = sqnr_from_powers(power, _sum_of_squares(maps - variant))
+            rows.append(FeatureMapRow(name, sqnr_db=sqnr_db))
+        rows += [FeatureMapRow(name, difference=True) for name in shown]
+        feature_maps.append(
+            FeatureMap(
+                tensor=tensor,
+                node=(node.name or "") if node is not None else "",
+                image="",
+                picture=file.name,
+                channels=channels,
+                rows=tuple(rows),
+                low=low,
+                high=high,
+                zoom=ZOOM,
+                why=reasons[tensor],
+            )
+        )
+    return feature_maps
 
 
 def collect_maps(
     reference: ir.Model, models: Mapping[str, ir.Model], feeds: Tensors
-) -> VariantMaps:
-    """Return the maps of every tensor that all models have and that compares with the reference."""
+) -> tuple[dict[str, ChannelMaps], dict[str, dict[str, ChannelMaps]]]:
+    """Return the maps of every tensor that all models have and that compares with the reference.
+
+    First those of the reference by tensor, then those of each model by its name.
+    """
     size = fixed_batch(onnx_io.inputs(reference))
     feeds = pad_batch(feeds, size) if size else feeds
     shared = [comparable_tensors(reference, model) for model in models.values()]
@@ -73,113 +116,7 @@ def collect_maps(
     }
     exact = _channel_maps(reference, axes, feeds)
     axes = {name: axes[name] for name in exact}
-    variants = {name: _channel_maps(model, axes, feeds) for name, model in models.items()}
-    producers = {name: value.producer() for name, value in values.items()}
-    nodes = {
-        name: (node.name or "") if node is not None else "" for name, node in producers.items()
-    }
-    return VariantMaps(exact, variants, nodes)
-
-
-def choose_tensors(
-    exact: Mapping[str, ChannelMaps], layers: Sequence[LayerError]
-) -> dict[str, str]:
-    """Return the tensors to draw, in the order of the network, each with the reason.
-
-    They are the last tensor of each map size, and those of the layers with the largest errors.
-    """
-    stages = list({maps.shape[1:]: name for name, maps in exact.items()}.values())[:MAX_STAGES]
-    others = [layer for layer in layers if layer.tensor in exact and layer.tensor not in stages]
-    reasons = {
-        layer.tensor: "among the largest errors made"
-        for layer in worst_layers(others, WORST_LAYERS)
-    }
-    reasons |= dict.fromkeys(stages, "the end of a stage")
-    return {name: reasons[name] for name in exact if name in reasons}
-
-
-def draw_feature_map(maps: VariantMaps, tensor: str, why: str, file: Path) -> FeatureMap:
-    """Draw the maps of a tensor into an image file, and return what it shows."""
-    exact = maps.exact[tensor]
-    variants = {name: variant[tensor] for name, variant in maps.variants.items()}
-    montage = draw_montage(exact, list(variants.values()))
-    image = Image.fromarray(montage.pixels, "P")
-    image.putpalette(montage_palette())
-    image.save(file, optimize=True, transparency=palette_opacity())
-    power = float(np.square(exact, dtype=np.float64).sum())
-    rows = [FeatureMapRow("fp32")]
-    for name, variant in variants.items():
-        error = float(np.square(exact - variant, dtype=np.float64).sum())
-        rows.append(FeatureMapRow(name, sqnr_db=sqnr_from_powers(power, error)))
-    rows += [FeatureMapRow(name, difference=True) for name in variants]
-    return FeatureMap(
-        tensor=tensor,
-        node=maps.nodes[tensor],
-        image="",
-        picture=file.name,
-        channels=montage.channels,
-        rows=tuple(rows),
-        low=montage.low,
-        high=montage.high,
-        zoom=ZOOM,
-        why=why,
-    )
-
-
-@dataclass(frozen=True)
-class Montage:
-    """Tiles as an indexed image: a row for FP32, then the variants, then their differences."""
-
-    pixels: PalettePixels
-    channels: tuple[int, ...]
-    low: float
-    high: float
-
-
-def draw_montage(exact: ChannelMaps, variants: Sequence[ChannelMaps]) -> Montage:
-    """Draw maps of [channel, height, width]; all values share one scale, differences another."""
-    channels = select_channels(exact, variants)
-    low, high = np.nanpercentile(exact[list(channels)], VALUE_PERCENTILES).tolist()
-    span = (high - low) or 1.0
-    rows = [
-        [_tile((maps[channel] - low) / span, FIRST_VALUE) for channel in channels]
-        for maps in (exact, *variants)
-    ]
-    for maps in variants:
-        differences = [(maps[index] - exact[index]) / span * ZOOM for index in channels]
-        rows.append([_tile((shares + 1) / 2, FIRST_DIFFERENCE) for shares in differences])
-    padded = [[np.pad(tile, (0, GAP), constant_values=TRANSPARENT) for tile in row] for row in rows]
-    return Montage(np.block(padded)[:-GAP, :-GAP], channels, low, high)
-
-
-def select_channels(exact: ChannelMaps, variants: Sequence[ChannelMaps]) -> tuple[int, ...]:
-    """Return the channels with the most energy, and of the others the one with most error."""
-    energy = np.square(exact, dtype=np.float64).sum(axis=(1, 2))
-    strongest = np.argsort(-energy, kind="stable")[:STRONGEST_CHANNELS].tolist()
-    errors = np.sum(
-        [np.square(maps - exact, dtype=np.float64).sum(axis=(1, 2)) for maps in variants], axis=0
-    )
-    errors = np.nan_to_num(errors, nan=np.inf)
-    others = [channel for channel in range(len(exact)) if channel not in strongest] or strongest
-    return (*strongest, max(others, key=lambda channel: (float(errors[channel]), -channel)))
-
-
-def montage_palette() -> list[int]:
-    """Return the colours of a montage, as Pillow takes them."""
-    positions, stops = np.linspace(0, 1, 128), np.linspace(0, 1, len(_VALUE_STOPS))
-    parts = [np.interp(positions, stops, part) for part in zip(*_VALUE_STOPS, strict=True)]
-    values = np.rint(np.stack(parts, axis=1)).astype(int).tolist()
-    differences = [_LESS] * ZERO_DIFFERENCE + [_SAME] + [_MORE] * ZERO_DIFFERENCE
-    return [part for colour in [*values, *differences, _SAME] for part in colour]
-
-
-def palette_opacity() -> bytes:
-    """Return how opaque each colour is: small differences let the page shine through."""
-    differences = [
-        MIN_OPACITY + round((255 - MIN_OPACITY) * abs(index - ZERO_DIFFERENCE) / ZERO_DIFFERENCE)
-        for index in range(127)
-    ]
-    return bytes([255] * 128 + differences + [0])
+    return exact, {name: _channel_maps(model, axes, feeds) for name, model in models.items()}
 
 
 def _channel_maps(
@@ -203,15 +140,66 @@ def _channel_maps(
     return stacks
 
 
-def _tile(shares: NDArray[Any], first: int) -> PalettePixels:
-    """Return a map of shares from 0 to 1 as a tile of palette entries."""
+def draw_montage(
+    exact: ChannelMaps, variants: Sequence[ChannelMaps]
+) -> tuple[PalettePixels, tuple[int, ...], tuple[float, float]]:
+    """Draw maps of [channel, height, width] as tiles of palette entries.
+
+    A row for FP32, then the variants, then their differences; all values share one scale,
+    differences another. Returns the channels drawn and the ends of the scale, too.
+    """
+    channels = _select_channels(exact, variants)
+    low, high = np.nanpercentile(exact[list(channels)], VALUE_PERCENTILES).tolist()
+    span = (high - low) or 1.0
+    rows = [
+        [_tile((maps[channel] - low) / span, FIRST_VALUE, 127) for channel in channels]
+        for maps in (exact, *variants)
+    ]
+    for maps in variants:
+        differences = [(maps[index] - exact[index]) / span * ZOOM for index in channels]
+        rows.append([_tile((shares + 1) / 2, FIRST_DIFFERENCE, 126) for shares in differences])
+    padded = [[np.pad(tile, (0, GAP), constant_values=TRANSPARENT) for tile in row] for row in rows]
+    return np.block(padded)[:-GAP, :-GAP], channels, (low, high)
+
+
+def _select_channels(exact: ChannelMaps, variants: Sequence[ChannelMaps]) -> tuple[int, ...]:
+    """Return the channels with the most energy, and of the others the one with most error."""
+    energy = _sum_of_squares(exact, (1, 2))
+    strongest = np.argsort(-energy, kind="stable")[:STRONGEST_CHANNELS].tolist()
+    errors = np.sum([_sum_of_squares(maps - exact, (1, 2)) for maps in variants], axis=0)
+    errors = np.nan_to_num(errors, nan=np.inf)
+    others = [channel for channel in range(len(exact)) if channel not in strongest] or strongest
+    return (*strongest, max(others, key=lambda channel: (float(errors[channel]), -channel)))
+
+
+def _tile(shares: NDArray[Any], first: int, last: int) -> PalettePixels:
+    """Return a map of shares from 0 to 1 as a tile of palette entries, `last` of them up."""
     height, width = shares.shape
     wide = TILE if width >= height else max(1, round(TILE * width / height))
     tall = TILE if height >= width else max(1, round(TILE * height / width))
     method = Image.Resampling.BOX if max(shares.shape) > TILE else Image.Resampling.NEAREST
     scaled = Image.fromarray(np.nan_to_num(shares).astype(np.float32)).resize((wide, tall), method)
-    last = 127 if first == FIRST_VALUE else 126
-    entries = first + np.rint(np.clip(np.asarray(scaled), 0, 1) * last)
     tile = np.full((TILE, TILE), TRANSPARENT, np.uint8)
-    tile[:tall, :wide] = entries.astype(np.uint8)
+    tile[:tall, :wide] = first + np.rint(np.clip(np.asarray(scaled), 0, 1) * last)
     return tile
+
+
+def _sum_of_squares(array: ChannelMaps, axis: tuple[int, ...] | None = None) -> Any:
+    return np.square(array, dtype=np.float64).sum(axis=axis)
+
+
+def make_palette() -> tuple[list[int], bytes]:
+    """Return the colours of a montage, as Pillow takes them, and how opaque each is.
+
+    Small differences let the page shine through.
+    """
+    positions, stops = np.linspace(0, 1, 128), np.linspace(0, 1, len(_VALUE_STOPS))
+    parts = [np.interp(positions, stops, part) for part in zip(*_VALUE_STOPS, strict=True)]
+    values = np.rint(np.stack(parts, axis=1)).astype(int).tolist()
+    differences = [_LESS] * ZERO_DIFFERENCE + [_SAME] + [_MORE] * ZERO_DIFFERENCE
+    opacity = [
+        MIN_OPACITY + round((255 - MIN_OPACITY) * abs(index - ZERO_DIFFERENCE) / ZERO_DIFFERENCE)
+        for index in range(127)
+    ]
+    colours = [part for colour in (*values, *differences, _SAME) for part in colour]
+    return colours, bytes([255] * 128 + opacity + [0])

@@ -1,18 +1,23 @@
-"""Time engines in rounds, so that drift of the machine hits all of them alike."""
+"""Time engines in rounds, so that drift of the machine hits all of them alike; summarize samples.
 
-import contextlib
+Percentiles interpolate linearly between the two nearest samples (position `(n - 1) * p / 100` in
+sorted order, NumPy's default); `trtexec` takes one of the samples. The spread is the median
+absolute deviation times 1.4826: the standard deviation of normal samples, robust to outliers.
+"""
+
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-TimedCall = Callable[[], object]
-MonotonicClock = Callable[[], float]
+import numpy as np
+from numpy.typing import NDArray
 
-# What timing reports while it works: a text, and the share done, None where unknown.
+# Called while timing: a text, and the share done, None where it is unknown.
 TimingProgress = Callable[[str, float | None], None]
+Samples = NDArray[np.float64]
 
 # A call this short is lost in the cost of the clock and of Python: several make a sample.
 SHORT_SECONDS = 0.0002
@@ -34,6 +39,22 @@ MAX_SAMPLES = 10_000
 WARM_UP_SLICE_SECONDS = 0.1
 WARM_UP_GAIN = 0.03
 STEADY_SLICES = 2
+
+NORMAL_SCALE = 1.4826
+
+# A sample this many deviations from the median is an outlier: some 6.7 standard deviations.
+# Latencies have a tail: 3.5, the usual limit for normal samples, would count it. The deviation is at
+# least this share of the median.
+OUTLIER_DEVIATIONS = 10.0
+MIN_SPREAD = 0.001
+
+# Shares of outliers, and of the median, above which samples are doubtful.
+MAX_OUTLIER_SHARE = 0.05
+MAX_SPREAD = 0.1
+
+# Drift: the first or last tenth of the samples, at least `MIN_EDGE`, is slower by this ratio.
+MIN_EDGE = 3
+DRIFT_RATIO = 1.1
 
 
 @dataclass(frozen=True)
@@ -67,23 +88,26 @@ class TimingEffort:
 
 
 def interleave(
-    calls: Mapping[str, TimedCall],
+    calls: Mapping[str, Callable[[], object]],
     effort: TimingEffort,
-    clock: MonotonicClock = time.perf_counter,
+    clock: Callable[[], float] = time.perf_counter,
     progress: TimingProgress = lambda text, share: None,
 ) -> dict[str, tuple[float, ...]]:
     """Time all calls in turns and return every sample by name, in milliseconds of one call.
 
     All take part in the same rounds, and fast calls give more samples per round, so that all are
-    timed for as long and over the same minutes. `stats.speedup` pairs the samples by rounds.
+    timed for as long and over the same minutes. `speedup` pairs the samples by rounds.
     """
     if not calls:
         return {}
-    with _garbage_collection_off():
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    collects_garbage = gc.isenabled()
+    gc.collect()
+    gc.disable()  # no collection inside a sample
+    try:
         seconds = _warm_up(calls, effort, clock, progress)
         rounds = count_rounds(max(seconds.values()), effort)
         schedules = {name: schedule_round(seconds[name], rounds, effort) for name in calls}
-        samples: dict[str, list[float]] = {name: [] for name in calls}
         deadline = clock() + effort.seconds * len(calls)
         done = 0
         # Calls that are faster than in the warm-up need more rounds: at most twice as many.
@@ -92,6 +116,9 @@ def interleave(
             for name in round_order(list(calls), done):
                 samples[name] += _time_round(calls[name], schedules[name], clock)
             done += 1
+    finally:
+        if collects_garbage:
+            gc.enable()
     return {name: tuple(times) for name, times in samples.items()}
 
 
@@ -139,51 +166,40 @@ def round_order(names: list[str], done: int) -> list[str]:
     return order[::-1] if done // len(names) % 2 else order
 
 
-@dataclass
-class _WarmUp:
-    """The warm-up of one engine so far; `best` is the seconds of a call."""
-
-    spent: float = 0.0
-    best: float = math.inf
-    steady: int = 0
-
-    def run_slice(self, call: TimedCall, seconds: float, clock: MonotonicClock) -> None:
-        """Call for that many seconds, at least once."""
-        started, calls, spent = clock(), 0, 0.0
-        while calls == 0 or spent < seconds:
-            call()
-            calls, spent = calls + 1, clock() - started
-        faster = spent / calls < self.best * (1 - WARM_UP_GAIN)
-        self.steady = 0 if faster else self.steady + 1
-        self.best = min(self.best, spent / calls)
-        self.spent += spent
-
-
 def _warm_up(
-    calls: Mapping[str, TimedCall],
+    calls: Mapping[str, Callable[[], object]],
     effort: TimingEffort,
-    clock: MonotonicClock,
+    clock: Callable[[], float],
     progress: TimingProgress,
 ) -> dict[str, float]:
-    """Run every engine until it gets no faster; return the seconds of a call."""
+    """Run every engine until it gets no faster; return the least seconds of a call."""
     progress("warm-up", None)
     for call in calls.values():
-        # The first call allocates and compiles.
-        call()
-    states = {name: _WarmUp() for name in calls}
+        call()  # the first call allocates and compiles
+    best, spent = dict.fromkeys(calls, math.inf), dict.fromkeys(calls, 0.0)
+    steady = dict.fromkeys(calls, 0)
     cold, slice_seconds = list(calls), min(WARM_UP_SLICE_SECONDS, effort.seconds)
     while cold:
         for name in cold:
-            states[name].run_slice(calls[name], slice_seconds, clock)
+            started, count, elapsed = clock(), 0, 0.0
+            while not count or elapsed < slice_seconds:
+                calls[name]()
+                count, elapsed = count + 1, clock() - started
+            faster = elapsed / count < best[name] * (1 - WARM_UP_GAIN)
+            steady[name] = 0 if faster else steady[name] + 1
+            best[name] = min(best[name], elapsed / count)
+            spent[name] += elapsed
         cold = [
             name
             for name in cold
-            if states[name].spent < effort.warm_up_seconds and states[name].steady < STEADY_SLICES
+            if spent[name] < effort.warm_up_seconds and steady[name] < STEADY_SLICES
         ]
-    return {name: state.best for name, state in states.items()}
+    return best
 
 
-def _time_round(call: TimedCall, schedule: RoundSchedule, clock: MonotonicClock) -> list[float]:
+def _time_round(
+    call: Callable[[], object], schedule: RoundSchedule, clock: Callable[[], float]
+) -> list[float]:
     if schedule.untimed_first:
         call()
     samples = []
@@ -196,14 +212,114 @@ def _time_round(call: TimedCall, schedule: RoundSchedule, clock: MonotonicClock)
     return samples
 
 
-@contextlib.contextmanager
-def _garbage_collection_off() -> Iterator[None]:
-    """Keep Python from collecting garbage inside a sample."""
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+@dataclass(frozen=True)
+class LatencyStats:
+    """Statistics of one engine at one batch size; `outliers` counts samples far off the median."""
+
+    samples: int
+    median_ms: float
+    spread_ms: float
+    mean_ms: float
+    min_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    images_per_second: float
+    outliers: int
+
+
+def summarize_latency(latency: Latency) -> LatencyStats:
+    """Return the statistics of a latency; throughput is the batch divided by the median."""
+    if not latency.samples_ms:
+        raise ValueError("there are no samples")
+    samples = np.asarray(latency.samples_ms, np.float64)
+    median = float(np.median(samples))
+    p90, p95, p99 = np.percentile(samples, (90, 95, 99)).tolist()
+    return LatencyStats(
+        samples=len(samples),
+        median_ms=median,
+        spread_ms=NORMAL_SCALE * _deviation(samples),
+        # Summation can round the mean of equal samples to just outside them.
+        mean_ms=float(np.clip(samples.mean(), samples.min(), samples.max())),
+        min_ms=float(samples.min()),
+        p90_ms=p90,
+        p95_ms=p95,
+        p99_ms=p99,
+        images_per_second=latency.batch * 1000 / median if median else math.inf,
+        outliers=_count_outliers(samples),
+    )
+
+
+def speedup(before: Sequence[float], after: Sequence[float]) -> float:
+    """Return how many times faster `after` is: the median of the ratios within each round.
+
+    Samples of one round share what happened in that minute. Both took part in the same number of
+    rounds, so the greatest common divisor of their sample counts is a multiple of it, and groups of
+    that number never span two rounds.
+    """
+    groups = math.gcd(len(before), len(after))
+    slower, faster = (
+        np.median(np.reshape(samples, (groups, -1)), axis=1) for samples in (before, after)
+    )
+    return float(np.median(slower / faster))
+
+
+def timing_notes(samples_ms: Sequence[float], *, on_gpu: bool = False) -> tuple[str, ...]:
+    """Return what makes samples doubtful, and what to do about it."""
+    samples = np.asarray(samples_ms, np.float64)
+    count, edge = len(samples), max(MIN_EDGE, len(samples) // 10)
+    notes = []
+    for position, part, others, cause in (
+        (
+            "first",
+            samples[:edge],
+            samples[edge:],
+            "the rest: the warm-up was too short, or other work just ended; `qconvert bench` "
+            "measures again",
+        ),
+        (
+            "last",
+            samples[-edge:],
+            samples[:-edge],
+            "those before: the machine got slower, by heat or by other work; let it rest, "
+            "`qconvert bench` measures again",
+        ),
+    ):
+        if len(others) >= 2 * MIN_EDGE and (ratio := _slowdown(part, others)) > 1:
+            notes.append(
+                f"the {position} {edge} of {count} samples took {ratio:.1f}x as long as {cause}"
+            )
+    if notes:  # drifting samples have a wide spread too; one cause is reported once
+        return tuple(notes)
+    outliers = _count_outliers(samples)
+    if outliers > max(1, MAX_OUTLIER_SHARE * count):
+        notes.append(
+            f"{outliers} of {count} samples are outliers: the machine was busy; stop other "
+            "programs, `qconvert bench` measures again"
+        )
+    median = float(np.median(samples))
+    share = NORMAL_SCALE * _deviation(samples) / median if median else 0.0
+    if share > MAX_SPREAD:
+        clocks = "`cpupower frequency-set -g performance`" + ", `nvidia-smi -lgc`" * on_gpu
+        notes.append(
+            f"unstable: the spread is {share:.0%} of the median; stop other programs and fix the "
+            f"clocks ({clocks})"
+        )
+    return tuple(notes)
+
+
+def _slowdown(samples: Samples, others: Samples) -> float:
+    """Return how many times slower samples are than others, 1 where that is within the spread."""
+    median, usual = float(np.median(samples)), float(np.median(others))
+    within_spread = median - usual <= 2 * NORMAL_SCALE * _deviation(others)
+    return 1.0 if within_spread or median <= DRIFT_RATIO * usual or not usual else median / usual
+
+
+def _count_outliers(samples: Samples) -> int:
+    median = float(np.median(samples))
+    deviation = max(_deviation(samples), MIN_SPREAD * median)
+    return int((np.abs(samples - median) > OUTLIER_DEVIATIONS * deviation).sum())
+
+
+def _deviation(samples: Samples) -> float:
+    return float(np.median(np.abs(samples - np.median(samples))))

@@ -8,7 +8,7 @@ the same on every machine, but for the last bits of floats.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,10 +22,10 @@ from qconvert.graph.error_attribution import (
     REFERENCE_PREFIX,
     build_attribution_model,
     comparable_tensors,
-    error_output,
     expose_tensors,
     values_by_name,
 )
+from qconvert.graph.taps import PREFIX
 from qconvert.measure.output_error import sqnr_from_powers
 
 
@@ -58,54 +58,48 @@ def measure_layer_errors(
 
     One batch at a time is in memory, and a few sums of those before it.
     """
-    attribution = build_attribution_model(model, comparable_tensors(reference, model))
-    names = list(attribution.precisions)
-    if not names:
+    attribution, precisions = build_attribution_model(model, comparable_tensors(reference, model))
+    if not precisions:
         raise QConvertError(
             "the two models have no tensor in common, so there are no layers to compare",
             hint="compare a model with one that qconvert made of it",
         )
-    run_reference = open_cpu(expose_tensors(reference, names), keep_qdq=True)
-    run_attribution = open_cpu(attribution.model, keep_qdq=True)
-    sums: dict[str, list[float]] = {
-        str(value.name): [] for value in attribution.model.graph.outputs
-    }
-    sizes = dict.fromkeys(names, 0)
+    run_reference = open_cpu(expose_tensors(reference, list(precisions)), keep_qdq=True)
+    run_attribution = open_cpu(attribution, keep_qdq=True)
+    sums: dict[str, list[float]] = {str(value.name): [] for value in attribution.graph.outputs}
+    sizes = dict.fromkeys(precisions, 0)
     for feeds in batches:
         exact = run_reference(feeds)
-        references = {REFERENCE_PREFIX + name: exact[OUTPUT_PREFIX + name] for name in names}
+        references = {REFERENCE_PREFIX + name: exact[OUTPUT_PREFIX + name] for name in precisions}
         for output, value in run_attribution({**feeds, **references}).items():
             sums[output].append(float(np.asarray(value)))
-        for name in names:
+        for name in precisions:
             sizes[name] += np.size(exact[OUTPUT_PREFIX + name])
     totals = {output: math.fsum(parts) for output, parts in sums.items()}
     values = values_by_name(reference.graph)
-    return tuple(
-        _layer_error(name, precision, values[name].producer(), sizes[name], totals)
-        for name, precision in attribution.precisions.items()
-    )
-
-
-def _layer_error(
-    tensor: str, precision: str, node: ir.Node | None, size: int, totals: Mapping[str, float]
-) -> LayerError:
-    signal, power, arriving = (
-        totals[error_output(kind, tensor)] for kind in ("signal", "power", "arriving")
-    )
-    made, saturated, clipped = (
-        totals.get(error_output(kind, tensor)) for kind in ("made", "saturated", "clipped")
-    )
-    return LayerError(
-        tensor=tensor,
-        node=(node.name or "") if node is not None else "",
-        op=node.op_type if node is not None else "input",
-        precision=precision,
-        arriving_db=sqnr_from_powers(signal, arriving),
-        made_db=None if made is None else sqnr_from_powers(signal, made),
-        cosine=_cosine(signal, power, arriving),
-        saturated=None if saturated is None or not size else 100 * saturated / size,
-        clipped=None if clipped is None or not size else 100 * clipped / size,
-    )
+    layers = []
+    for name, precision in precisions.items():
+        signal, power, arriving = (
+            totals[f"{PREFIX}{kind}.{name}"] for kind in ("signal", "power", "arriving")
+        )
+        made, saturated, clipped = (
+            totals.get(f"{PREFIX}{kind}.{name}") for kind in ("made", "saturated", "clipped")
+        )
+        node, size = values[name].producer(), sizes[name]
+        layers.append(
+            LayerError(
+                tensor=name,
+                node=(node.name or "") if node is not None else "",
+                op=node.op_type if node is not None else "input",
+                precision=precision,
+                arriving_db=sqnr_from_powers(signal, arriving),
+                made_db=None if made is None else sqnr_from_powers(signal, made),
+                cosine=_cosine(signal, power, arriving),
+                saturated=None if saturated is None or not size else 100 * saturated / size,
+                clipped=None if clipped is None or not size else 100 * clipped / size,
+            )
+        )
+    return tuple(layers)
 
 
 def worst_layers(layers: Sequence[LayerError], limit: int | None = None) -> list[LayerError]:

@@ -37,12 +37,29 @@ def per_image_errors(
     `images` counts the images of each batch, by default the rows of the first output. The number of
     errors returned depends only on the reference.
     """
-    counts = list(images) or [
-        max(rows, 1) for rows in _batch_sizes(reference, next(iter(reference[0])))
-    ]
-    errors = [_output_errors(name, reference, outputs, counts) for name in reference[0]]
-    mean: ErrorArray = np.mean(errors, axis=0)
-    return mean
+    counts = list(images)
+    errors = []
+    for name in reference[0]:
+        before, after = (
+            [np.atleast_1d(batch[name]) for batch in batches] for batches in (reference, outputs)
+        )
+        sizes = [len(array) for array in before]
+        counts = counts or [max(size, 1) for size in sizes]
+        same_shapes = [array.shape for array in before] == [array.shape for array in after]
+        if same_shapes and sizes == counts and len({array.shape[1:] for array in before}) == 1:
+            errors.append(_row_errors(np.concatenate(before), np.concatenate(after)))
+            continue
+        # Rows that are not those of images, such as boxes, count alike for all images of a batch.
+        rows = [_row_errors(*pair) for pair in zip(before, after, strict=True)]
+        errors.append(
+            np.concatenate(
+                [
+                    part if len(part) == count else np.full(count, part.mean())
+                    for part, count in zip(rows, counts, strict=True)
+                ]
+            )
+        )
+    return np.asarray(np.mean(errors, axis=0), np.float64)
 
 
 def prediction_changes(
@@ -53,22 +70,26 @@ def prediction_changes(
     Outputs that are not one row of scores per image change nothing; scores of another shape count
     as changed. `images` is as for `per_image_errors`.
     """
-    names = [name for name in reference[0] if all(_are_scores(batch[name]) for batch in reference)]
-    counts = list(images) or (_batch_sizes(reference, names[0]) if names else [])
-    changes = [
-        np.concatenate(
-            [
-                np.argmax(before[name], axis=1) != np.argmax(after[name], axis=1)
-                if np.shape(before[name]) == np.shape(after[name])
-                else np.ones(len(before[name]), np.bool_)
+    counts = list(images)
+    changes = []
+    for name in reference[0]:
+        if not all(_are_scores(batch[name]) for batch in reference):
+            continue
+        sizes = [len(batch[name]) for batch in reference]
+        counts = counts or sizes
+        if any(counts) and sizes == counts:
+            pairs = [
+                (np.asarray(before[name]), np.asarray(after[name]))
                 for before, after in zip(reference, outputs, strict=True)
             ]
-        )
-        for name in names
-        if any(counts) and _batch_sizes(reference, name) == counts
-    ]
-    mean: ErrorArray = np.mean(changes, axis=0, dtype=np.float64) if changes else np.zeros(1)
-    return mean
+            batches = [
+                before.argmax(axis=1) != after.argmax(axis=1)
+                if before.shape == after.shape
+                else np.ones(len(before), np.bool_)
+                for before, after in pairs
+            ]
+            changes.append(np.concatenate(batches))
+    return np.asarray(np.mean(changes, axis=0), np.float64) if changes else np.zeros(1)
 
 
 def sqnr_db(reference: Tensors, outputs: Tensors) -> float:
@@ -124,51 +145,19 @@ def kl_divergence(reference: NDArray[Any], outputs: NDArray[Any]) -> ErrorArray:
     A row of the reference that adds up to 1 is probabilities, and so is the row compared with it,
     whatever quantization made of its sum; all other rows are scores, as a softmax takes them.
     """
-    probable = _are_probabilities(reference)
-    log_p = _log_probabilities(reference, probable)
-    log_q = _log_probabilities(outputs, probable)
-    divergence: ErrorArray = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
-    return divergence
+    log_p = _log_probabilities(reference, reference)
+    log_q = _log_probabilities(outputs, reference)
+    return np.asarray((np.exp(log_p) * (log_p - log_q)).sum(axis=1))
 
 
 def to_probabilities(scores: NDArray[Any]) -> ErrorArray:
     """Return each row as probabilities, which rows that add up to 1 are already."""
-    probabilities: ErrorArray = np.exp(_log_probabilities(scores, _are_probabilities(scores)))
-    return probabilities
-
-
-def _batch_sizes(batches: Sequence[Tensors], name: str) -> list[int]:
-    return [len(np.atleast_1d(batch[name])) for batch in batches]
+    return np.asarray(np.exp(_log_probabilities(scores, scores)))
 
 
 def _are_scores(array: Any) -> bool:
     shape = np.shape(array)
     return len(shape) == 2 and shape[1] > 1
-
-
-def _output_errors(
-    name: str, reference: Sequence[Tensors], outputs: Sequence[Tensors], counts: list[int]
-) -> ErrorArray:
-    """Return the error of one output for each image.
-
-    An output without a row for each image, such as boxes, counts alike for all images of a batch.
-    """
-    pairs = [
-        (np.atleast_1d(before[name]), np.atleast_1d(after[name]))
-        for before, after in zip(reference, outputs, strict=True)
-    ]
-    shapes = {before.shape[1:] for before, _ in pairs}
-    same_shapes = all(before.shape == after.shape for before, after in pairs)
-    if same_shapes and len(shapes) == 1 and _batch_sizes(reference, name) == counts:
-        return _row_errors(*(np.concatenate(arrays) for arrays in zip(*pairs, strict=True)))
-    errors = [_row_errors(before, after) for before, after in pairs]
-    per_image: ErrorArray = np.concatenate(
-        [
-            rows if len(rows) == count else np.full(count, rows.mean())
-            for rows, count in zip(errors, counts, strict=True)
-        ]
-    )
-    return per_image
 
 
 def _row_errors(reference: NDArray[Any], output: NDArray[Any]) -> ErrorArray:
@@ -178,8 +167,7 @@ def _row_errors(reference: NDArray[Any], output: NDArray[Any]) -> ErrorArray:
     if not reference.size:
         return np.zeros(max(rows, 1))
     if reference.dtype.kind != "f":
-        changed: ErrorArray = (reference != output).reshape(rows, -1).mean(axis=1)
-        return changed
+        return np.asarray((reference != output).reshape(rows, -1).mean(axis=1))
     expected = reference.astype(np.float64).reshape(rows, -1)
     actual = output.astype(np.float64).reshape(rows, -1)
     comparable, finite = np.isfinite(expected).min(axis=1), np.isfinite(actual).min(axis=1)
@@ -194,17 +182,10 @@ def _row_errors(reference: NDArray[Any], output: NDArray[Any]) -> ErrorArray:
     return np.where(comparable, np.where(finite, errors, np.inf), 0.0)
 
 
-def _are_probabilities(scores: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return for each row whether its numbers add up to 1, as those of a Softmax do."""
-    sums = scores.astype(np.float64).sum(axis=1)
-    probable: NDArray[np.bool_] = (scores >= 0).all(axis=1) & (np.abs(sums - 1.0) < 1e-3)
-    return probable
-
-
-def _log_probabilities(scores: NDArray[Any], probable: NDArray[np.bool_]) -> ErrorArray:
-    """Return the log-softmax of each row, for probabilities that of their logarithms."""
-    scores = scores.astype(np.float64)
+def _log_probabilities(scores: NDArray[Any], reference: NDArray[Any]) -> ErrorArray:
+    """Return the log-softmax of each row; the logarithm where the reference is a Softmax output."""
+    scores, sums = scores.astype(np.float64), reference.astype(np.float64).sum(axis=1)
+    probable = (reference >= 0).all(axis=1) & (np.abs(sums - 1.0) < 1e-3)
     scores = np.where(probable[:, np.newaxis], np.log(np.maximum(scores, 1e-12)), scores)
     shifted = scores - scores.max(axis=1, keepdims=True)
-    logs: ErrorArray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return logs
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))

@@ -24,7 +24,13 @@ from qconvert.core.atomic import write_text
 from qconvert.core.progress import Progress, ProgressCallback
 from qconvert.core.tensors import RunModel, Tensors, unpad_batch
 from qconvert.graph.patterns import has_subgraph
-from qconvert.measure.accuracy import paired_change
+from qconvert.measure.accuracy import (
+    UNKNOWN,
+    is_class_scores,
+    join_scores,
+    paired_change,
+    score_batch,
+)
 from qconvert.measure.mixed_result import (
     BlockGain,
     LossMeasure,
@@ -33,7 +39,6 @@ from qconvert.measure.mixed_result import (
     SearchStep,
 )
 from qconvert.measure.output_error import per_image_errors, to_probabilities
-from qconvert.measure.per_image_scores import UNKNOWN, is_class_scores, join_scores, score_batch
 from qconvert.optimize.blocks import Block
 from qconvert.optimize.partial_execution import PartialExecution
 from qconvert.quantize.apply_plan import apply_plan

@@ -8,8 +8,7 @@ import numpy as np
 
 from qconvert.core import number_format as fmt
 from qconvert.measure.evidence import TensorRange, WeightRange
-from qconvert.measure.latency import Latency
-from qconvert.measure.stats import summarize_latency
+from qconvert.measure.latency import Latency, summarize_latency
 from qconvert.report import metrics, plots
 from qconvert.report.layer_tables import distinct_layers
 from qconvert.report.metrics import ParetoFront

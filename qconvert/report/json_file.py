@@ -17,7 +17,7 @@ import pydantic
 
 from qconvert.core.errors import QConvertError, UsageError, first_line
 from qconvert.core.sanitize import sanitize_json
-from qconvert.measure.stats import LatencyStats, summarize_latency
+from qconvert.measure.latency import LatencyStats, summarize_latency
 from qconvert.report import metrics
 from qconvert.report.model import SCHEMA, Report
 

@@ -4,9 +4,8 @@ import math
 from dataclasses import dataclass
 
 from qconvert.measure.accuracy import IDENTICAL, IDENTICAL_WHERE_FINITE, Accuracy
-from qconvert.measure.latency import Latency
-from qconvert.measure.stats import speedup as median_speedup
-from qconvert.measure.stats import summarize_latency
+from qconvert.measure.latency import Latency, summarize_latency
+from qconvert.measure.latency import speedup as median_speedup
 from qconvert.report.model import Report, VariantResult
 
 NOT_MEASURED = "not measured in this run"

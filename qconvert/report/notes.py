@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 from qconvert.core import number_format
 from qconvert.measure.accuracy import IDENTICAL, IDENTICAL_WHERE_FINITE, NO_CLASSES, NO_LABELS
-from qconvert.measure.stats import summarize_latency
+from qconvert.measure.latency import summarize_latency
 from qconvert.report import metrics
 from qconvert.report.gates import FLOAT_PRECISIONS, LOW_TOP1, is_acceptable
 from qconvert.report.model import Report, VariantResult

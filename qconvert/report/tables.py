@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 
 from qconvert.core import number_format as fmt
 from qconvert.measure.accuracy import Accuracy
-from qconvert.measure.latency import Latency
+from qconvert.measure.latency import Latency, summarize_latency
 from qconvert.measure.mixed_result import MixedResult, PredictionLoss, SearchStep
-from qconvert.measure.stats import summarize_latency
 from qconvert.report import gates, metrics
 from qconvert.report.metrics import missing_reason, missing_score_reason
 from qconvert.report.model import MemoryUse, Report

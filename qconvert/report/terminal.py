@@ -4,7 +4,7 @@ import re
 import textwrap
 from dataclasses import replace
 
-from qconvert.measure.stats import summarize_latency
+from qconvert.measure.latency import summarize_latency
 from qconvert.report import gates, tables
 from qconvert.report.model import Report
 from qconvert.report.table import TextColumn, TextTable, text_bar

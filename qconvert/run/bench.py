@@ -8,26 +8,25 @@ import pydantic
 
 from qconvert import backends
 from qconvert.backends.base import Coverage, Engine, Session
-from qconvert.core.cached_step import JsonCodec, cached_step
+from qconvert.core.cache import JsonCodec, cached_step
 from qconvert.core.config import BenchConfig
 from qconvert.core.errors import Unavailable
 from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, ProgressCallback, share_reporter, start_step
 from qconvert.core.tensors import Tensors, TensorSpec, fixed_batch, random_inputs
-from qconvert.measure import stats
-from qconvert.measure.latency import EngineLatencies, Latency, TimingEffort, interleave
+from qconvert.measure.latency import (
+    EngineLatencies,
+    Latency,
+    TimingEffort,
+    interleave,
+    timing_notes,
+)
 from qconvert.measure.machine import describe_machine
 from qconvert.measure.memory import PeakMemory, measure_peak
 from qconvert.report.model import Report
 from qconvert.run.built_engines import engine_hashes, engine_inputs
 from qconvert.run.context import JobContext
-from qconvert.run.report_builder import timestamp
-from qconvert.run.report_files import (
-    judge_and_store,
-    read_report,
-    with_measurement,
-    without_measurement,
-)
+from qconvert.run.report_files import judge_and_store, read_report, timestamp, with_measurement
 from qconvert.run.targets import Target
 
 MEMORY_CPU_ONLY = "measured for engines of the CPU only"
@@ -58,9 +57,7 @@ def bench(target: Target, context: JobContext) -> Report:
     latencies = measure_latencies(engines, context.config.bench, context.progress)
     report = read_report(target)
     rows = tuple(
-        with_measurement(row, "latency", latencies[row.name])
-        if row.name in latencies
-        else without_measurement(row, "latency", (), available[row.backend].reason)
+        with_measurement(row, "latency", latencies.get(row.name, ()), available[row.backend].reason)
         for row in report.variants
     )
     report = replace(report, machine=describe_machine(), created=timestamp(), variants=rows)
@@ -112,7 +109,7 @@ def measure_latencies(
         }
         samples = _time_at_batch(batch, matching, specs, settings, progress)
         for (name, where), milliseconds in samples.items():
-            notes = stats.timing_notes(milliseconds, on_gpu=engines[name].backend != "cpu")
+            notes = timing_notes(milliseconds, on_gpu=engines[name].backend != "cpu")
             latencies[name] += (Latency(batch, where, milliseconds, tuple(notes)),)  # type: ignore[arg-type]
     return latencies
 

@@ -16,15 +16,14 @@ from qconvert.run.build_inputs import prepare_inputs, reload_inputs
 from qconvert.run.built_engines import build_engine
 from qconvert.run.context import JobContext, RunContext
 from qconvert.run.evaluate import score_engines
-from qconvert.run.explain_errors import add_changed_images, analyze_errors, collect_evidence
+from qconvert.run.explain_errors import add_changed_images, analyze_errors
 from qconvert.run.job_images import (
     EvaluationSet,
     fitted_preprocessing_or_empty,
     open_evaluation_set,
 )
-from qconvert.run.merge_reports import merge_with_previous
-from qconvert.run.report_builder import RunInfo, RunResults, build_report
-from qconvert.run.report_files import write_report
+from qconvert.run.report_builder import RunResults, build_report
+from qconvert.run.report_files import merge_with_previous, write_report
 from qconvert.run.run_folder import ENGINE_FILE, RunFolder
 from qconvert.run.search import add_mixed_variants
 from qconvert.run.variant_graphs import BuildInputs, VariantGraph, make_graph
@@ -107,16 +106,15 @@ def _build(
         results = _build_and_measure(chosen, graphs, images, context, timer)
         results = _explain_errors(results, inputs, images, context, timer)
         limits = config.gate
-    source = inputs.loaded.source
-    info = RunInfo(
-        context=context,
-        command=request.command,
-        preprocess=fitted_preprocessing_or_empty(source, config.preprocess),
+    results = replace(
+        results,
         calibration=inputs.calibration.full if inputs.calibration is not None else None,
         evaluation=images,
         mixes=mixes,
     )
-    report = merge_with_previous(build_report(info, results, limits), folder, config.gate)
+    preprocess = fitted_preprocessing_or_empty(inputs.loaded.source, config.preprocess)
+    report = build_report(results, context, request.command, preprocess, limits)
+    report = merge_with_previous(report, folder, config.gate)
     write_report(report, folder)
     return report
 
@@ -173,8 +171,7 @@ def _build_and_measure(
         built=built,
         latencies=latencies,
         scores=scores,
-        coverage={name: footprint.coverage for name, footprint in footprints.items()},
-        memory={name: footprint.peak for name, footprint in footprints.items()},
+        footprints=footprints,
         seconds=timer.seconds,
         notes=chosen.notes,
         not_scored_reason=reason,
@@ -190,8 +187,7 @@ def _explain_errors(
 ) -> RunResults:
     """Add what shows where the errors of the engines come from."""
     with timer.measure("compare"):
-        analysis = analyze_errors(results.graphs, inputs, context)
-        evidence = collect_evidence(results.graphs, inputs, analysis, context)
+        analysis, evidence = analyze_errors(results.graphs, inputs, context)
     if images is not None:
         evidence = add_changed_images(evidence, images, results.scores, context.folder)
     return replace(results, analysis=analysis, evidence=evidence)

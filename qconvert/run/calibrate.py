@@ -23,7 +23,7 @@ from qconvert.calibrate.calibration import (
     require_finite,
 )
 from qconvert.core import onnx_io
-from qconvert.core.cached_step import cached_step
+from qconvert.core.cache import cached_step
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import Progress, ProgressCallback, start_step
 from qconvert.core.tensors import fixed_batch

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -18,28 +18,18 @@ from qconvert.run.job_images import open_sample
 from qconvert.run.run_folder import SETTINGS
 
 
-@dataclass(frozen=True)
-class ComparedGraphs:
-    """Two graphs; `run` is the folder of the run that one of them belongs to."""
-
-    reference: Path
-    graph: Path
-    run: Path | None
-
-
-def find_graphs(first: Path, second: Path) -> ComparedGraphs:
-    """Find the graphs of two engines or models."""
+def find_graphs(first: Path, second: Path) -> tuple[Path, Path, Path | None]:
+    """Return the graphs of two engines or models, and the folder of the run of one of them."""
     reference, graph = _graph_file(first), _graph_file(second)
     folders = [*reference.absolute().parents[:3], *graph.absolute().parents[:3]]
     run = next((folder for folder in folders if (folder / SETTINGS).is_file()), None)
-    return ComparedGraphs(reference, graph, run)
+    return reference, graph, run
 
 
 def compare_graphs(
-    graphs: ComparedGraphs, image_limit: int, context: JobContext
+    reference: Path, graph: Path, image_limit: int, context: JobContext
 ) -> tuple[LayerError, ...]:
-    """Return the layer errors of the second graph, on some images of the settings."""
-    reference, graph = graphs.reference, graphs.graph
+    """Return the layer errors of a graph, on some images of the settings."""
     targets.require_same_inputs({str(path): path for path in (reference, graph)})
     source = sources.load(str(reference), ExportConfig(), trust=False)
     sample = open_sample(source, context, image_limit)
@@ -51,16 +41,20 @@ def compare_graphs(
 
 def select_layers(layers: Sequence[LayerError], patterns: Sequence[str]) -> tuple[LayerError, ...]:
     """Return the layers whose tensor, node or operator matches one of the patterns, or all."""
+    selected: set[LayerError] = set()
     for pattern in patterns:
-        if not any(_matches(layer, pattern) for layer in layers):
+        matching = {
+            layer
+            for layer in layers
+            for name in (layer.tensor, layer.node, layer.op)
+            if name == pattern or fnmatchcase(name, pattern)
+        }
+        if not matching:
             raise UsageError(
                 f"`--layers {pattern}` matches no layer", hint="leave it out to list all layers"
             )
-    return tuple(
-        layer
-        for layer in layers
-        if not patterns or any(_matches(layer, pattern) for pattern in patterns)
-    )
+        selected |= matching
+    return tuple(layer for layer in layers if not patterns or layer in selected)
 
 
 def layers_to_json(layers: Sequence[LayerError]) -> list[dict[str, Any]]:
@@ -72,11 +66,6 @@ def layers_to_json(layers: Sequence[LayerError]) -> list[dict[str, Any]]:
         }
         for layer in layers
     ]
-
-
-def _matches(layer: LayerError, pattern: str) -> bool:
-    names = (layer.tensor, layer.node, layer.op)
-    return any(name == pattern or fnmatchcase(name, pattern) for name in names)
 
 
 def _graph_file(path: Path) -> Path:

@@ -14,7 +14,7 @@ from qconvert.backends.base import Engine
 from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.calibrate import calibration_file
 from qconvert.core import onnx_io
-from qconvert.core.cached_step import JsonCodec, cached_step
+from qconvert.core.cache import JsonCodec, cached_step
 from qconvert.core.config import ExportConfig
 from qconvert.core.errors import UsageError
 from qconvert.core.number_format import count
@@ -28,29 +28,25 @@ from qconvert.core.tensors import (
     pad_batch,
     unpad_batch,
 )
-from qconvert.images.labels import check_classes
 from qconvert.measure.accuracy import (
     BASELINE,
     BF16_UNSCORED,
     Accuracy,
+    ImageScores,
     MeasuredOn,
     fp32_accuracy,
+    join_scores,
+    score_batch,
     summarize_accuracy,
 )
 from qconvert.measure.machine import describe_machine
-from qconvert.measure.per_image_scores import ImageScores, join_scores, score_batch
 from qconvert.report.model import Report
 from qconvert.run.built_engines import engine_hashes
 from qconvert.run.context import JobContext
 from qconvert.run.explain_errors import add_changed_images
 from qconvert.run.job_images import EVALUATION_BATCH, EvaluationSet, open_evaluation_set
 from qconvert.run.report_builder import evaluation_info, shared_image_count
-from qconvert.run.report_files import (
-    judge_and_store,
-    read_report,
-    with_measurement,
-    without_measurement,
-)
+from qconvert.run.report_files import judge_and_store, read_report, with_measurement
 from qconvert.run.targets import Target, require_same_inputs
 
 # The SQNR of equal outputs is infinite; the report has None for it, and a note.
@@ -135,7 +131,7 @@ def _measure_scores(
         expected = _run_batch(run_reference, batch.feeds, size)
         batches[BASELINE].append(score_batch(expected, expected, labels))
         if classes := batches[BASELINE][0].classes:
-            check_classes(images, classes)
+            images.check_classes(classes)
         for name, run in runs.items():
             outputs = _run_batch(run, batch.feeds, size)
             batches[name].append(score_batch(expected, outputs, labels))
@@ -178,9 +174,7 @@ def _with_scores(
     context: JobContext,
 ) -> Report:
     rows = tuple(
-        with_measurement(row, "accuracy", scores[row.name])
-        if row.name in scores
-        else without_measurement(row, "accuracy", None, BF16_UNSCORED)
+        with_measurement(row, "accuracy", scores.get(row.name), BF16_UNSCORED)
         for row in report.variants
     )
     # A package reads images as they were calibrated, however those of this evaluation are.

@@ -13,8 +13,7 @@ from qconvert.backends.base import Engine
 from qconvert.backends.crash_check import check_for_crash
 from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.core import cache, onnx_io
-from qconvert.core.cache import file_sha256
-from qconvert.core.cached_step import cached_step
+from qconvert.core.cache import cached_step, file_sha256
 from qconvert.core.config import ExportConfig
 from qconvert.core.errors import QConvertError
 from qconvert.core.progress import ProgressCallback, megabytes, start_step

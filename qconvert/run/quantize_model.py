@@ -31,6 +31,7 @@ from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.placement import (
     QuantizeOptions,
+    Selection,
     place_quantizers,
     require_float_model,
 )
@@ -38,7 +39,6 @@ from qconvert.quantize.plan import LayerPlan, Plan
 from qconvert.quantize.plan_files import PLAN_METADATA_KEY, plan_to_json
 from qconvert.quantize.rounded_weights import RoundedWeights
 from qconvert.quantize.scheme import Scheme
-from qconvert.quantize.selection import Selection
 from qconvert.run.calibrate import measure_calibration_set
 from qconvert.run.context import JobContext
 from qconvert.sources import MODEL_FILE, LoadedModel

@@ -1,56 +1,157 @@
-"""The report of a target: read from its run, updated with new measurements, written in each form."""
+"""The report of a target: read from its run, merged with the previous one, written in each form."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from qconvert import __version__
+from qconvert.backends.base import Engine
 from qconvert.core import onnx_io
 from qconvert.core.atomic import write_text
 from qconvert.core.config import GateConfig
-from qconvert.core.errors import UsageError
+from qconvert.core.errors import QConvertError, UsageError
+from qconvert.measure.evidence import Evidence
 from qconvert.measure.machine import describe_machine
 from qconvert.report import json_file
 from qconvert.report.html import render_html
 from qconvert.report.layer_tables import layers_csv
 from qconvert.report.markdown import render_markdown
-from qconvert.report.model import Report, VariantResult
+from qconvert.report.metrics import NOT_TIMED_TOGETHER
+from qconvert.report.model import EngineInfo, Report, VariantResult
 from qconvert.report.model_card import render_card
 from qconvert.report.verdict import conclude
-from qconvert.run.report_builder import engine_info, timestamp
+from qconvert.run.built_engines import engine_sha256
 from qconvert.run.run_folder import CARD, ENGINES, HTML, LAYERS, MARKDOWN, REPORT, RunFolder
 from qconvert.run.targets import Target
 
 
 def read_report(target: Target) -> Report:
-    """Return the report of a run, or an empty one of engines that belong to no run."""
-    if target.run is not None:
-        file = target.run.root / REPORT
-        if not file.is_file():
-            raise UsageError(
-                f"`{target.run.root}` has no report yet: its build was interrupted",
-                hint=f"`qconvert build --from {target.run.root}` resumes it",
-            )
-        return _with_all_engines(json_file.load(file), target)
-    return Report(
-        tool=f"qconvert {__version__}",
-        created=timestamp(),
-        model=str(target.model),
-        command="",
-        config={},
-        machine=describe_machine(),
-        baseline=None,
-        baseline_bytes=sum(file.stat().st_size for file in onnx_io.model_files(target.model)),
-        variants=tuple(
-            VariantResult(
-                name,
-                engine.backend,
-                engine.precision,
-                engine_info(engine, str(engine.folder), cached=True),
-            )
-            for name, engine in target.engines.items()
-        ),
+    """Return the report of a run with a row for each of its engines and for no other.
+
+    Engines that belong to no run have an empty report.
+    """
+    if target.run is None:
+        return Report(
+            tool=f"qconvert {__version__}",
+            created=timestamp(),
+            model=str(target.model),
+            command="",
+            config={},
+            machine=describe_machine(),
+            baseline=None,
+            baseline_bytes=model_bytes(target.model),
+            variants=tuple(
+                _unmeasured_row(name, engine, str(engine.folder))
+                for name, engine in target.engines.items()
+            ),
+        )
+    file = target.run.root / REPORT
+    if not file.is_file():
+        raise UsageError(
+            f"`{target.run.root}` has no report yet: its build was interrupted",
+            hint=f"`qconvert build --from {target.run.root}` resumes it",
+        )
+    report = json_file.load(file)
+    # An interrupted build may have put another engine there.
+    previous = {(row.name, _engine_hash(row)): row for row in report.variants}
+    rows = (
+        _unmeasured_row(name, engine, f"{ENGINES}/{engine.folder.name}")
+        for name, engine in target.engines.items()
     )
+    return replace(
+        report, variants=tuple(previous.get((row.name, _engine_hash(row)), row) for row in rows)
+    )
+
+
+def engine_info(engine: Engine, path: str, seconds: float = 0.0, *, cached: bool) -> EngineInfo:
+    """Return what a report says of an engine; `path` is relative to the run."""
+    return EngineInfo(
+        path=path,
+        files=engine.files,
+        bytes=engine.bytes,
+        sha256=engine_sha256(engine),
+        build_seconds=seconds,
+        stored=cached,
+        made_with=dict(engine.made_with),
+    )
+
+
+def timestamp() -> str:
+    """Return the time of a report."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def model_bytes(path: Path) -> int:
+    """Return the size of an ONNX model, external data included."""
+    return sum(file.stat().st_size for file in onnx_io.model_files(path))
+
+
+def previous_report(run: RunFolder) -> Report | None:
+    """Return the report that a run has, if it can be read."""
+    file = run.root / REPORT
+    try:
+        return json_file.load(file) if file.is_file() else None
+    except QConvertError:  # of another version, or damaged: it is written anew
+        return None
+
+
+def merge_with_previous(new: Report, run: RunFolder, limits: GateConfig) -> Report:
+    """Return the new report with the engines of the run that were not rebuilt.
+
+    Their accuracy stays if it is of the same images; latencies compare only where engines were
+    timed together. A previous report of another model has nothing to add.
+    """
+    previous = previous_report(run)
+    if previous is None or previous.baseline_bytes != new.baseline_bytes:
+        return new
+    # Without evaluation images in this run, the accuracy of unchanged engines still holds.
+    reuse_accuracy = new.evaluation is None and previous.evaluation is not None
+    if reuse_accuracy:
+        new = replace(
+            new,
+            baseline=previous.baseline,
+            evaluation=previous.evaluation,
+            shared_images=previous.shared_images,
+        )
+    existing = {
+        row.name: row
+        for row in previous.variants
+        if row.engine is not None and run.engine(row.name).is_dir()
+    }
+    # A variant that is only planned does not replace its engine.
+    rebuilt = [row for row in new.variants if row.engine or row.name not in existing]
+    new = replace(new, variants=tuple(rebuilt), baseline=new.baseline or previous.baseline)
+    unchanged, rows = set(existing), []
+    for row in rebuilt:
+        before, completed = existing.pop(row.name, None), row
+        if before is None or _engine_hash(row) != _engine_hash(before):
+            unchanged.discard(row.name)
+        else:
+            notes = tuple(dict.fromkeys((*before.notes, *row.notes)))
+            completed = replace(row, notes=notes)
+            if reuse_accuracy and before.accuracy is not None:
+                completed = with_measurement(completed, "accuracy", before.accuracy)
+            if before.layers and not row.layers:
+                completed = with_measurement(completed, "layers", before.layers)
+        rows.append(completed)
+    others = [_without_incomparable(row, previous, new) for row in existing.values()]
+    merged = replace(
+        new,
+        variants=(*others, *rows),
+        mixes={**previous.mixes, **new.mixes},
+        evidence=_merge_evidence(new, previous, unchanged) if unchanged else new.evidence,
+    )
+    only_planned = any(variant.engine is None for variant in merged.variants)
+    return conclude(merged, GateConfig() if only_planned else limits)
+
+
+def with_measurement(row: VariantResult, field: str, value: Any, reason: str = "") -> VariantResult:
+    """Return the row with a measurement, or with the reason why it is empty."""
+    reasons = {**row.unmeasured, field: reason}
+    if value:
+        del reasons[field]
+    return replace(row, unmeasured=reasons, **{field: value})
 
 
 def judge_and_store(report: Report, limits: GateConfig, target: Target) -> Report:
@@ -76,33 +177,50 @@ def write_report(report: Report, run: RunFolder) -> None:
 
 def report_images(report: Report, folder: Path) -> dict[str, bytes]:
     """Return the image files that a report names, if they are inside its folder."""
-    evidence = report.evidence
-    names = {row.picture for row in evidence.feature_maps}
-    names |= {row.picture for row in evidence.thumbnails}
-    inside = (name for name in names if (folder / name).resolve().is_relative_to(folder.resolve()))
-    return {name: (folder / name).read_bytes() for name in inside if (folder / name).is_file()}
+    names = [row.picture for row in report.evidence.feature_maps]
+    names += [row.picture for row in report.evidence.thumbnails]
+    files = {name: (folder / name).resolve() for name in names}
+    return {
+        name: file.read_bytes()
+        for name, file in files.items()
+        if file.is_relative_to(folder.resolve()) and file.is_file()
+    }
 
 
-def with_measurement(row: VariantResult, field: str, value: Any) -> VariantResult:
-    """Return the row with a measurement, and without the reason why it was missing."""
-    reasons = {name: reason for name, reason in row.unmeasured.items() if name != field}
-    return replace(row, unmeasured=reasons, **{field: value})
+def _unmeasured_row(name: str, engine: Engine, path: str) -> VariantResult:
+    info = engine_info(engine, path, cached=True)
+    return VariantResult(name, engine.backend, engine.precision, info)
 
 
-def without_measurement(row: VariantResult, field: str, empty: Any, reason: str) -> VariantResult:
-    """Return the row without a measurement, and with the reason why."""
-    return replace(row, unmeasured={**row.unmeasured, field: reason}, **{field: empty})
+def _engine_hash(row: VariantResult) -> str:
+    return row.engine.sha256 if row.engine is not None else ""
 
 
-def _with_all_engines(report: Report, target: Target) -> Report:
-    """Return the report with a row for every engine of the run, and for no other."""
-    previous = {row.name: row for row in report.variants if row.engine is not None}
-    rows = []
-    for name, engine in target.engines.items():
-        info = engine_info(engine, f"{ENGINES}/{engine.folder.name}", cached=True)
-        row = previous.get(name)
-        # An interrupted build may have put another engine there.
-        if row is None or row.engine is None or row.engine.sha256 != info.sha256:
-            row = VariantResult(name, engine.backend, engine.precision, info)
-        rows.append(row)
-    return replace(report, variants=tuple(rows))
+def _same_images(previous: Report, new: Report) -> bool:
+    """Return whether accuracies compare: by the images' hash, whatever their folder is called."""
+    if new.evaluation is None:
+        return True
+    return previous.evaluation is not None and previous.evaluation.sha256 == new.evaluation.sha256
+
+
+def _without_incomparable(row: VariantResult, previous: Report, new: Report) -> VariantResult:
+    """Remove the measurements that compare with nothing in the new report."""
+    timed_anew = any(other.latency for other in new.variants) or new.machine != previous.machine
+    if row.latency and timed_anew:
+        row = with_measurement(row, "latency", (), NOT_TIMED_TOGETHER)
+    if row.accuracy is not None and not _same_images(previous, new):
+        row = with_measurement(row, "accuracy", None, "its accuracy was measured on other images")
+    return row
+
+
+def _merge_evidence(new: Report, previous: Report, unchanged: set[str]) -> Evidence:
+    """Complete the new evidence by the previous one of engines that did not change."""
+    evidence, before = new.evidence, previous.evidence
+    return Evidence(
+        ranges=evidence.ranges or tuple(row for row in before.ranges if row.variant in unchanged),
+        weights=evidence.weights or before.weights,
+        feature_maps=evidence.feature_maps or before.feature_maps,
+        thumbnails=evidence.thumbnails
+        or (before.thumbnails if _same_images(previous, new) else ()),
+        classes={**(before.classes or {}), **(evidence.classes or {})},
+    )

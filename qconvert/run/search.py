@@ -15,15 +15,14 @@ from qconvert import __version__, backends
 from qconvert.backends.base import Availability, Engine, EngineVariant
 from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.core import atomic, onnx_io
-from qconvert.core.cached_step import JsonCodec
+from qconvert.core.cache import JsonCodec
 from qconvert.core.config import BuildConfig, SearchConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import Progress, ignore_progress, start_step
 from qconvert.core.tensors import Tensors, batch_size, fixed_batch, pad_batch, unpad_batch
-from qconvert.images.labels import check_classes
+from qconvert.measure.latency import summarize_latency
 from qconvert.measure.machine import describe_machine
 from qconvert.measure.mixed_result import MixedResult
-from qconvert.measure.stats import summarize_latency
 from qconvert.optimize.blocks import MAX_BLOCKS, find_blocks
 from qconvert.optimize.mixed_precision import (
     MAX_CACHED_BYTES,
@@ -42,7 +41,6 @@ from qconvert.report.verdict import conclude
 from qconvert.run import (
     build_inputs,
     built_engines,
-    merge_reports,
     report_files,
     run_folder,
     variants,
@@ -196,9 +194,8 @@ def make_evaluation_images(inputs: BuildInputs, evaluation_set: EvaluationSet) -
                 yield feeds, [item.label for item in batch.items]
 
     images = _make_images(f"evaluation {evaluation_set.digest()[:12]}", inputs, read)
-    check_classes(
-        evaluation_set.images, np.asarray(images.outputs[0][images.score_output]).shape[1]
-    )
+    scores = np.asarray(images.outputs[0][images.score_output])
+    evaluation_set.images.check_classes(scores.shape[1])
     return images
 
 
@@ -281,7 +278,7 @@ def add_mixed_variants(
     if all(variant.precision != "mixed" for variant in chosen.variants):
         return chosen, inputs, {}
     kept, notes, mixes = list[EngineVariant](), list(chosen.notes), dict[str, MixedResult]()
-    previous = merge_reports.previous_report(context.folder)
+    previous = report_files.previous_report(context.folder)
     for variant in chosen.variants:
         backend = variant.backend
         before = previous.mixes.get(backend) if previous is not None else None

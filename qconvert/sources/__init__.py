@@ -65,14 +65,13 @@ class LoadedModel:
     steps: "tuple[PassResult, ...]"
 
 
-Loader = Callable[[str, ExportConfig, bool], Source]
-
-
 def load(source: str, export: ExportConfig, *, trust: bool = False) -> Source:
     """Load a model in ONNX form; `trust` allows files that can run code while they are read."""
     module, _, function = LOADERS[kind(source)].partition(":")
     try:
-        loader: Loader = getattr(import_module(module), function)
+        loader: Callable[[str, ExportConfig, bool], Source] = getattr(
+            import_module(module), function
+        )
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "onnxscript"):
             raise

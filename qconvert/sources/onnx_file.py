@@ -40,8 +40,23 @@ def load(source: str, export: ExportConfig, trust: bool) -> Source:
     if specs != original_specs:
         original, model = model, set_input_shapes(model, specs)
         if fixed_batch(specs) != fixed_batch(original_specs):
-            _require_free_batch(source, (original, original_specs), (model, specs))
-    return Source(path.stem, model, specs, preprocess=_read_preprocess(model))
+            reason = _find_batch_dependence(original, original_specs, model, specs)
+            if reason:
+                raise QConvertError(
+                    f"`{source}` cannot take another batch: its graph depends on the batch size",
+                    hint="leave out `--batch`, or export the model again with the batch it needs",
+                    details=[reason],
+                )
+    preprocess = None
+    if (text := model.metadata_props.get(PREPROCESS_KEY)) is not None:
+        try:
+            preprocess = Preprocess.from_dict(json.loads(text))
+        except (ValueError, TypeError):
+            hint = "export the model again"
+            raise UsageError(
+                f"the model's metadata `{PREPROCESS_KEY}` is damaged", hint=hint
+            ) from None
+    return Source(path.stem, model, specs, preprocess=preprocess)
 
 
 def set_batch(specs: Specs, batch: str | int | None) -> Specs:
@@ -73,69 +88,44 @@ def set_input_shapes(model: ir.Model, specs: Specs) -> ir.Model:
     return infer_shapes(model)[0]
 
 
-def _read_preprocess(model: ir.Model) -> Preprocess | None:
-    """Return the preprocessing that an earlier export wrote into the file."""
-    text = model.metadata_props.get(PREPROCESS_KEY)
-    if text is None:
-        return None
-    try:
-        return Preprocess.from_dict(json.loads(text))
-    except (ValueError, TypeError):
-        raise UsageError(
-            f"the model's metadata `{PREPROCESS_KEY}` is damaged", hint="export the model again"
-        ) from None
-
-
-def _require_free_batch(
-    source: str, original: tuple[ir.Model, Specs], changed: tuple[ir.Model, Specs]
-) -> None:
-    """Refuse a graph whose outputs for an image depend on the size of the batch.
+def _find_batch_dependence(
+    original: ir.Model, original_specs: Specs, changed: ir.Model, specs: Specs
+) -> str:
+    """Say how the outputs for an image depend on the size of the batch; empty if they do not.
 
     A batch of the changed graph is run again through the original, in chunks of its own batch, the
     last one filled up with the first images.
     """
-    before, after = fixed_batch(original[1]) or 1, fixed_batch(changed[1])
+    before, after = fixed_batch(original_specs) or 1, fixed_batch(specs)
     count = after or (2 if before != 2 else 3)
     if count == before:
-        return  # a dynamic batch that becomes 1, and 1 stands for the dynamic batch here
-    feeds = random_inputs(changed[1], count, seed=0)
+        return ""  # a dynamic batch that becomes 1, and 1 stands for the dynamic batch here
+    feeds = random_inputs(specs, count, seed=0)
     chunks = (np.arange(-(-count // before) * before) % count).reshape(-1, before)
     batched = {
         new.name
-        for old, new in zip(original[1], changed[1], strict=True)
+        for old, new in zip(original_specs, specs, strict=True)
         if old.shape[:1] != new.shape[:1]
     }
     parts = [
         {name: array[chunk] if name in batched else array for name, array in feeds.items()}
         for chunk in chunks
     ]
-    check_for_crash(original[0], parts[0])
-    check_for_crash(changed[0], feeds)
-    run_original = open_cpu(original[0])
+    check_for_crash(original, parts[0])
+    check_for_crash(changed, feeds)
+    run_original = open_cpu(original)
     try:
-        outputs = open_cpu(changed[0])(feeds)
+        outputs = open_cpu(changed)(feeds)
     except QConvertError as error:
-        raise _fixed_batch_error(source, str(error)) from None
+        return str(error)
     for chunk, part in zip(chunks, parts, strict=True):
         expected = run_original(part)
         for name in outputs:
-            if (_rows(expected[name]), _rows(outputs[name])) != (before, count):
-                raise _fixed_batch_error(
-                    source, f"the first axis of `{name}` does not follow the batch"
-                )
+            # ONNX Runtime may return a sequence of tensors, which has no shape.
+            sizes = [getattr(tensors[name], "shape", ())[:1] for tensors in (expected, outputs)]
+            if sizes != [(before,), (count,)]:
+                return f"the first axis of `{name}` does not follow the batch"
         rows = {name: array[chunk] for name, array in outputs.items()}
         if difference := describe_difference(expected, rows, ROW_TOLERANCE):
-            raise _fixed_batch_error(source, f"in another batch {difference}")
-
-
-def _rows(output: object) -> int | None:
-    """Return the size of the first axis of an output, None if it has none."""
-    return output.shape[0] if isinstance(output, np.ndarray) and output.ndim else None
-
-
-def _fixed_batch_error(source: str, reason: str) -> QConvertError:
-    return QConvertError(
-        f"`{source}` cannot take another batch: its graph depends on the batch size",
-        hint="leave out `--batch`, or export the model again with the batch it needs",
-        details=[reason],
-    )
+            return f"in another batch {difference}"
+    return ""

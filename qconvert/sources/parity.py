@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,15 +39,6 @@ class Parity:
         return self.max_rel <= tolerance and self.same_top1 == self.rows
 
 
-@dataclass(frozen=True)
-class _OutputParity:
-    """One output over all inputs; `agrees` has a value for every row, None without classes."""
-
-    max_abs: float
-    max_rel: float
-    agrees: NDArray[np.bool_] | None
-
-
 def measure(reference: RunModel, candidate: RunModel, feeds: Iterable[Tensors]) -> Parity:
     """Run both on every input and compare all outputs."""
     count = 0
@@ -59,17 +51,23 @@ def measure(reference: RunModel, candidate: RunModel, feeds: Iterable[Tensors]) 
             "there is no input to compare PyTorch and ONNX on",
             hint="give at least as many images as the model takes at once",
         )
-    outputs = {
-        name: _compare([(expected[name], _output(actual, name)) for expected, actual in runs])
-        for name in runs[0][0]
-    }
-    worst = max(outputs, key=lambda name: outputs[name].max_rel)
-    agreements = [output.agrees for output in outputs.values() if output.agrees is not None]
+    results = {}
+    for name in runs[0][0]:
+        for _, outputs in runs:
+            if name not in outputs:
+                raise QConvertError(
+                    f"the exported ONNX has no output `{name}`; it has {sorted(outputs)}",
+                    hint="the network must return the same outputs for every input",
+                )
+        results[name] = _compare([(expected[name], outputs[name]) for expected, outputs in runs])
+    worst = max(results, key=lambda name: results[name][1])
+    # An output without rows, as of a detector that found nothing, has no classes either.
+    agreements = [rows for _, _, rows in results.values() if rows is not None and rows.size]
     agrees = min(agreements, key=lambda rows: float(rows.mean()), default=None)
     return Parity(
         inputs=count,
-        max_abs=max(output.max_abs for output in outputs.values()),
-        max_rel=outputs[worst].max_rel,
+        max_abs=max(error for error, _, _ in results.values()),
+        max_rel=results[worst][1],
         same_top1=count if agrees is None else int(agrees.sum()),
         rows=count if agrees is None else agrees.size,
         has_top1=agrees is not None,
@@ -92,57 +90,34 @@ def require(parity: Parity, tolerance: float) -> None:
     )
 
 
-def _output(outputs: Tensors, name: str) -> NDArray[np.generic]:
-    if name not in outputs:
-        raise QConvertError(
-            f"the exported ONNX has no output `{name}`; it has {sorted(outputs)}",
-            hint="the network must return the same outputs for every input",
-        )
-    return outputs[name]
+def _compare(
+    pairs: list[tuple[NDArray[Any], NDArray[Any]]],
+) -> tuple[float, float, NDArray[np.bool_] | None]:
+    """Return the largest error of an output, absolute and relative to the largest finite value.
 
-
-def _compare(pairs: list[tuple[NDArray[np.generic], NDArray[np.generic]]]) -> _OutputParity:
+    Infinities and NaN must be equal. For scores, also whether each row has the same class.
+    """
     if any(expected.shape != actual.shape for expected, actual in pairs):
-        return _OutputParity(float("inf"), float("inf"), None)
-    largest = max(_largest(expected) for expected, _ in pairs)
-    error = max(_largest_difference(expected, actual) for expected, actual in pairs)
-    relative = error / largest if largest else (float("inf") if error else 0.0)
-    agrees = None
-    # An output without rows, as of a detector that found nothing, has no classes either.
-    if all(
-        expected.ndim == 2 and expected.shape[1] > 1 and expected.dtype.kind == "f"
-        for expected, _ in pairs
-    ):
-        rows = [_top1_agrees(expected, actual, TIE * largest) for expected, actual in pairs]
-        agrees = np.concatenate(rows)
-    return _OutputParity(error, relative, agrees if agrees is not None and agrees.size else None)
-
-
-def _largest(values: NDArray[np.generic]) -> float:
-    """Return the largest finite magnitude: relative to infinity, no error would count."""
-    wide = values.astype(np.float64)
-    return float(np.abs(wide[np.isfinite(wide)]).max(initial=0.0))
-
-
-def _largest_difference(expected: NDArray[np.generic], actual: NDArray[np.generic]) -> float:
-    """Return the largest difference; infinities and NaN must be equal."""
-    a, b = expected.astype(np.float64), actual.astype(np.float64)
-    finite = np.isfinite(a)
-    if not np.array_equal(finite, np.isfinite(b)):
-        return float("inf")
-    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
-        return float("inf")
-    return float(np.abs(a[finite] - b[finite]).max(initial=0.0))
-
-
-def _top1_agrees(
-    expected: NDArray[np.generic], actual: NDArray[np.generic], tie: float
-) -> NDArray[np.bool_]:
-    """Compare the classes row by row; NaN is never chosen."""
-    a, b = (
-        np.nan_to_num(scores.astype(np.float64), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
-        for scores in (expected, actual)
-    )
-    chosen = a[np.arange(len(a)), b.argmax(axis=1)]
-    agrees: NDArray[np.bool_] = chosen >= a.max(axis=1) - tie
-    return agrees
+        return np.inf, np.inf, None
+    error = largest = 0.0
+    for pair in pairs:
+        a, b = (values.astype(np.float64) for values in pair)
+        finite = np.isfinite(a)
+        largest = max(largest, float(np.abs(a[finite]).max(initial=0.0)))
+        is_same_kind = np.array_equal(finite, np.isfinite(b))
+        if is_same_kind and np.array_equal(a[~finite], b[~finite], equal_nan=True):
+            error = max(error, float(np.abs(a[finite] - b[finite]).max(initial=0.0)))
+        else:
+            error = np.inf
+    relative = error / largest if largest else (np.inf if error else 0.0)
+    if not all(a.ndim == 2 and a.shape[1] > 1 and a.dtype.kind == "f" for a, _ in pairs):
+        return error, relative, None
+    agrees = []
+    for pair in pairs:
+        a, b = (  # NaN is never chosen
+            np.nan_to_num(scores.astype(np.float64), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+            for scores in pair
+        )
+        chosen = a[np.arange(len(a)), b.argmax(axis=1)]
+        agrees.append(chosen >= a.max(axis=1) - TIE * largest)
+    return error, relative, np.concatenate(agrees)

@@ -1,16 +1,24 @@
-"""Export a torch module or program to ONNX, with meaningful names and a dynamic batch."""
+"""Export a torch module or program to ONNX, with meaningful names and a dynamic batch.
+
+The network's own forward runs beside it, on arrays, as the reference.
+"""
 
 import ast
 import contextlib
 import inspect
 import io
 import logging
+import re
+import sys
+import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
@@ -19,25 +27,44 @@ from torch.utils import _pytree as pytree
 from qconvert.core import onnx_io
 from qconvert.core.config import ExportConfig
 from qconvert.core.errors import QConvertError, UsageError, first_line
-from qconvert.core.tensors import TensorSpec
+from qconvert.core.tensors import Tensors, TensorSpec
 from qconvert.sources import Source
-from qconvert.sources.torch_forward import (
-    Forward,
-    descriptive_names,
-    output_names,
-    rename_notes,
-    run_network,
-    unique_output_names,
-)
 
 FIXED_BATCH = "this network cannot be exported with a dynamic batch"
 FIXED_BATCH_HINT = "its code fixes the batch somewhere; `--batch 1` exports one size"
 
-# The batch of example inputs: an export with a first dimension of 1 would fix it.
-DYNAMIC_EXAMPLE = 2
+# Names without a meaning; a single input or output of such a name is called `input` or `output`.
+MEANINGLESS = {"x", "input", "inputs", "inp", "img", "args", "args_0", "input_", "X"}
 
-# Where torch's exporter records the modules of a node.
-SCOPES = "pkg.torch.onnx.name_scopes"
+# Words of PyTorch's errors about the shapes of inputs.
+SHAPES = re.compile(
+    r"shape|size|dimension|channel|mat1|input|positional argument|broadcast|batch|index", re.I
+)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A callable network, with the names of its inputs, in order, and of its outputs."""
+
+    call: Callable[..., Any]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def __call__(self, feeds: Tensors) -> Tensors:
+        """Run the network on arrays; bfloat16, which NumPy lacks, becomes float32."""
+        arguments = [torch.from_numpy(np.array(feeds[name], order="C")) for name in self.inputs]
+        tensors = _tensors(_run("the network", self.call, arguments))
+        if len(tensors) != len(self.outputs):
+            raise QConvertError(
+                f"the network returns {len(tensors)} tensors, and returned {len(self.outputs)} "
+                "when it was exported",
+                hint="the number of outputs must not depend on the input",
+            )
+        outputs = [tensor.detach().cpu().resolve_conj().resolve_neg() for _, tensor in tensors]
+        return {
+            name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+            for name, tensor in zip(self.outputs, outputs, strict=True)
+        }
 
 
 def from_module(
@@ -45,39 +72,126 @@ def from_module(
 ) -> Source:
     """Export a module in evaluation mode; the batch is dynamic unless `export` has a number."""
     module = module.eval()
-    parameters, has_varargs = _parameters(module)
+    signature = inspect.signature(module.forward).parameters.values()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = [parameter.name for parameter in signature if parameter.kind in positional]
     if all(spec.name in parameters for spec in specs):  # put them into the order of `forward`
         specs = sorted(specs, key=lambda spec: parameters.index(spec.name))
-    inputs = _input_names(parameters, specs)
+    inputs = tuple(spec.name for spec in specs)
+    if not all(inputs):
+        numbered = [f"input_{number}" for number in range(len(parameters), len(specs))]
+        inputs = _descriptive_names([*parameters[: len(specs)], *numbered], "input")
     # An input has the batch if its first size is that of the first input that has one.
     batch_size = next((spec.shape[0] for spec in specs if spec.shape), None)
     batched = [bool(spec.shape) and spec.shape[0] == batch_size for spec in specs]
     is_dynamic = export.batch in (None, "dynamic") and any(batched)
-    batch = DYNAMIC_EXAMPLE if is_dynamic else export.batch
+    # Examples of a dynamic batch have 2 images: a first dimension of 1 would fix it.
+    batch = 2 if is_dynamic else export.batch
     examples = _examples(specs, batched, batch if isinstance(batch, int) else 1)
-    outputs = output_names(run_network(f"`{name}`", module, examples))
+    outputs = _output_names(_run(f"`{name}`", module, examples))
     shapes: Any = None
     if is_dynamic:
         dimension = torch.export.Dim("batch")
         shapes = tuple({0: dimension} if has_batch else None for has_batch in batched)
-        if has_varargs:  # `forward(*xs)` takes the shapes of `xs` as one nested tuple
+        if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in signature):
+            # `forward(*xs)` takes the shapes of `xs` as one nested tuple.
             shapes = (*shapes[: len(parameters)], shapes[len(parameters) :])
     forward = Forward(module, inputs, unique_output_names(outputs, inputs))
-    source = _export(name, module, forward, export, args=examples, dynamic_shapes=shapes)
+    source = _export(name, module, forward, outputs, export, args=examples, dynamic_shapes=shapes)
     dynamic = [spec for spec, has_batch in zip(source.inputs, batched, strict=True) if has_batch]
     if is_dynamic and not all(isinstance(spec.shape[0], str) for spec in dynamic):
         details = [str(spec) for spec in source.inputs]
         raise QConvertError(FIXED_BATCH, details=details, hint=FIXED_BATCH_HINT)
-    return replace(source, notes=rename_notes(outputs, forward.outputs))
+    return source
 
 
 def from_program(name: str, program: torch.export.ExportedProgram, export: ExportConfig) -> Source:
-    """Convert an exported program, with the dimensions it was exported with."""
-    call = _ProgramCall.of(program)
-    inputs, outputs = descriptive_names(call.names, "input"), _program_outputs(program)
+    """Convert an exported program, with the dimensions it was exported with.
+
+    A program takes its tensors in the structure it was exported with: keywords, dicts, constants.
+    Inputs that are no tensors keep the values of the export.
+    """
+    signature, module = program.graph_signature, program.module()
+    in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
+    arguments = [spec.arg for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT]
+    for argument in arguments:
+        if not isinstance(argument, (TensorArgument, ConstantArgument)):
+            raise QConvertError(
+                f"this program takes `{argument.name}`, which is a number, not a tensor",
+                hint="export it again with that number fixed, or with a tensor in its place",
+            )
+
+    def call(*tensors: torch.Tensor) -> Any:
+        remaining = iter(tensors)
+        leaves = [
+            argument.value if isinstance(argument, ConstantArgument) else next(remaining)
+            for argument in arguments
+        ]
+        positional, keywords = pytree.tree_unflatten(leaves, in_spec)
+        return module(*positional, **keywords)
+
+    names = [argument.name for argument in arguments if isinstance(argument, TensorArgument)]
+    inputs = _descriptive_names(names, "input")
+    # The outputs are named by the structure that the program returns, without running it.
+    leaves = [
+        torch.empty(0) if isinstance(spec.arg, TensorArgument) else None
+        for spec in signature.output_specs
+        if spec.kind == OutputKind.USER_OUTPUT
+    ]
+    assert out_spec is not None
+    outputs = _output_names(pytree.tree_unflatten(leaves, out_spec))
     forward = Forward(call, inputs, unique_output_names(outputs, inputs))
-    source = _export(name, program, forward, export)
-    return replace(source, notes=rename_notes(outputs, forward.outputs))
+    return _export(name, program, forward, outputs, export)
+
+
+def _export(
+    name: str,
+    network: torch.nn.Module | torch.export.ExportedProgram,
+    forward: Forward,
+    outputs: Sequence[str],
+    export: ExportConfig,
+    **options: Any,
+) -> Source:
+    """Export a network; a note says which of the `outputs` got another name."""
+    try:
+        with silenced():
+            program = torch.onnx.export(
+                network,
+                dynamo=True,
+                verbose=False,
+                input_names=list(forward.inputs),
+                output_names=list(forward.outputs),
+                opset_version=export.opset,
+                **options,
+            )
+    except (Exception, SystemExit) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        text = str(cause)
+        if "batch" in text and ("onstraint" in text or "specialized" in text or "Dim" in text):
+            raise QConvertError(
+                FIXED_BATCH, details=[first_line(cause)], hint=FIXED_BATCH_HINT
+            ) from None
+        raise QConvertError(
+            f"torch could not export this network: {first_line(cause)}",
+            hint="`torch.export.export(module, inputs)` shows where; branches on data must go",
+        ) from None
+    assert program is not None
+    model = _name_nodes_by_module(program.model)
+    specs = onnx_io.inputs(model)
+    for spec in specs:
+        if spec.dtype.kind not in "fiub":
+            raise UsageError(
+                f"input `{spec.name}` is {spec.dtype}, which ONNX Runtime does not take",
+                hint="give it float32 inputs: `module.float()`, with examples of `torch.float32`",
+            )
+    notes = tuple(
+        f"output `{old}` is called `{new}`: names of tensors are unique in ONNX"
+        for old, new in zip(outputs, forward.outputs, strict=True)
+        if old != new
+    )
+    return Source(name, model, specs, forward, notes=notes)
 
 
 @contextlib.contextmanager
@@ -100,7 +214,101 @@ def silenced() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def name_nodes_by_module(model: ir.Model) -> ir.Model:
+def _examples(
+    specs: Sequence[TensorSpec], batched: Sequence[bool], batch: int
+) -> tuple[torch.Tensor, ...]:
+    """Return random tensors, those with a batch of size `batch`."""
+    generator = torch.Generator().manual_seed(0)
+    examples = []
+    for spec, has_batch in zip(specs, batched, strict=True):
+        sizes = [int(size) for size in spec.shape]
+        if has_batch:
+            sizes[0] = batch
+        if spec.dtype.kind == "f":
+            example = torch.randn(sizes, generator=generator)
+        else:
+            example = torch.randint(0, 2, sizes, generator=generator)
+        examples.append(example.to(getattr(torch, str(spec.dtype))))
+    return tuple(examples)
+
+
+def _run(name: str, network: Callable[..., Any], arguments: Sequence[torch.Tensor]) -> Any:
+    """Run the user's network; what it prints goes to stderr."""
+    try:
+        with torch.no_grad(), contextlib.redirect_stdout(sys.stderr):
+            return network(*arguments)
+    except (Exception, SystemExit) as error:
+        shapes = ", ".join("x".join(map(str, tensor.shape)) or "scalar" for tensor in arguments)
+        if isinstance(error, Exception) and SHAPES.search(str(error)):
+            raise UsageError(
+                f"{name} does not run on inputs of shape {shapes}: {first_line(error)}",
+                details=user_line(error),
+                hint="set the shapes with `--input NAME:1x3x224x224`, once for every input",
+            ) from None
+        raise QConvertError(
+            f"{name} raised {type(error).__name__} in its forward: {first_line(error)}",
+            details=user_line(error),
+            hint=f"run it in Python on inputs of shape {shapes} to reproduce this",
+        ) from None
+
+
+def user_line(error: BaseException) -> list[str]:
+    """Return the line of the user's code that an error came from, as a list of at most one."""
+    package = Path(__file__).parent.parent
+    lines = [
+        f"{Path(frame.filename).name}:{frame.lineno}: {frame.line}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.line
+        and package not in Path(frame.filename).parents
+        and "site-packages" not in frame.filename
+    ]
+    return lines[-1:]
+
+
+# --- names ---
+
+
+def _tensors(outputs: Any) -> list[tuple[tuple[Any, ...], torch.Tensor]]:
+    """Return the tensors of any structure, each with the path to it."""
+    leaves, _ = pytree.tree_flatten_with_path(outputs)
+    return [(path, leaf) for path, leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+def _output_names(outputs: Any) -> tuple[str, ...]:
+    """Return ONNX names for the outputs, from the keys and fields of the returned structure."""
+    names = []
+    for number, (path, _) in enumerate(_tensors(outputs)):
+        keys = (getattr(key, "key", getattr(key, "name", getattr(key, "idx", ""))) for key in path)
+        parts = [str(key) for key in keys]
+        name = "" if all(part.isdigit() for part in parts) else "_".join(parts)
+        names.append(name or f"output_{number}")
+    if not names:
+        raise QConvertError("the network returns no tensor", hint="return a tensor, tuple or dict")
+    return _descriptive_names(names, "output")
+
+
+def _descriptive_names(names: Sequence[str], default: str) -> tuple[str, ...]:
+    """Return the names; a single one without a meaning becomes the default."""
+    if len(names) == 1 and (names[0] in MEANINGLESS or names[0].startswith("output_")):
+        return (default,)
+    return tuple(names)
+
+
+def unique_output_names(outputs: Sequence[str], inputs: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the outputs, with a suffix where ONNX has that name already."""
+    taken = set(inputs)
+    names = []
+    for output in outputs:
+        name, number = output, 0
+        while name in taken or (name != output and name in outputs):
+            number += 1
+            name = f"{output}_out" if number == 1 else f"{output}_out_{number}"
+        taken.add(name)
+        names.append(name)
+    return tuple(names)
+
+
+def _name_nodes_by_module(model: ir.Model) -> ir.Model:
     """Return a copy whose nodes are called `/blocks/0/conv/Conv`, and their outputs after them.
 
     Nodes that the exporter's optimizer introduced have no scope; they join the module of the node
@@ -123,149 +331,12 @@ def _scope(node: ir.Node) -> str:
     """Return the module of a node: its weight's, else the recorded one, else its input's."""
     weight = node.inputs[1] if len(node.inputs) > 1 else None
     if weight is not None and weight.is_initializer() and (weight.name or "").endswith(".weight"):
-        return _module_path(str(weight.name).removesuffix(".weight"))
-    if recorded := node.metadata_props.get(SCOPES):
+        path = str(weight.name).removesuffix(".weight")
+    elif recorded := node.metadata_props.get("pkg.torch.onnx.name_scopes"):
         scopes = [str(scope) for scope in ast.literal_eval(recorded)]
-        return _module_path(scopes[-2]) if len(scopes) > 1 else ""
-    for value in node.inputs:
-        producer = value.producer() if value is not None else None
-        if producer is not None and (producer.name or "").startswith("/"):
-            return str(producer.name).rpartition("/")[0]
-    return ""
-
-
-def _module_path(dotted: str) -> str:
-    return "".join(f"/{part}" for part in dotted.split(".") if part)
-
-
-@dataclass(frozen=True)
-class _ProgramCall:
-    """Calls an exported program with its tensors in order.
-
-    The program takes them in the structure it was exported with: keywords, dicts, constants.
-    """
-
-    module: torch.nn.Module
-    structure: pytree.TreeSpec
-    arguments: tuple[Any, ...]
-
-    @classmethod
-    def of(cls, program: torch.export.ExportedProgram) -> "_ProgramCall":
-        signature = program.graph_signature
-        arguments = tuple(
-            spec.arg for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT
-        )
-        for argument in arguments:
-            if not isinstance(argument, (TensorArgument, ConstantArgument)):
-                raise QConvertError(
-                    f"this program takes `{argument.name}`, which is a number, not a tensor",
-                    hint="export it again with that number fixed, or with a tensor in its place",
-                )
-        return cls(program.module(), program.call_spec.in_spec, arguments)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The inputs that are tensors; the others keep their values of the export."""
-        return tuple(
-            argument.name for argument in self.arguments if isinstance(argument, TensorArgument)
-        )
-
-    def __call__(self, *tensors: torch.Tensor) -> Any:
-        remaining = iter(tensors)
-        leaves = [
-            next(remaining) if isinstance(argument, TensorArgument) else argument.value
-            for argument in self.arguments
-        ]
-        arguments, keywords = pytree.tree_unflatten(leaves, self.structure)
-        return self.module(*arguments, **keywords)
-
-
-def _program_outputs(program: torch.export.ExportedProgram) -> tuple[str, ...]:
-    """Name the outputs by the structure that the program returns, without running it."""
-    leaves = [
-        torch.empty(0) if isinstance(spec.arg, TensorArgument) else None
-        for spec in program.graph_signature.output_specs
-        if spec.kind == OutputKind.USER_OUTPUT
-    ]
-    structure = program.call_spec.out_spec
-    assert structure is not None
-    return output_names(pytree.tree_unflatten(leaves, structure))
-
-
-def _parameters(module: torch.nn.Module) -> tuple[list[str], bool]:
-    """Return the positional parameters of `forward`, and whether it takes any number more."""
-    parameters = inspect.signature(module.forward).parameters.values()
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = [parameter.name for parameter in parameters if parameter.kind in positional]
-    kinds = [parameter.kind for parameter in parameters]
-    return names, inspect.Parameter.VAR_POSITIONAL in kinds
-
-
-def _input_names(parameters: Sequence[str], specs: Sequence[TensorSpec]) -> tuple[str, ...]:
-    """Return the ONNX names of the inputs: the user's, else those of the parameters."""
-    if all(spec.name for spec in specs):
-        return tuple(spec.name for spec in specs)
-    numbered = [f"input_{number}" for number in range(len(parameters), len(specs))]
-    return descriptive_names([*parameters[: len(specs)], *numbered], "input")
-
-
-def _examples(
-    specs: Sequence[TensorSpec], batched: Sequence[bool], batch: int
-) -> tuple[torch.Tensor, ...]:
-    """Return random tensors, those with a batch of size `batch`."""
-    generator = torch.Generator().manual_seed(0)
-    examples = []
-    for spec, has_batch in zip(specs, batched, strict=True):
-        sizes = [int(size) for size in spec.shape]
-        if has_batch:
-            sizes[0] = batch
-        if spec.dtype.kind == "f":
-            example = torch.randn(sizes, generator=generator)
-        else:
-            example = torch.randint(0, 2, sizes, generator=generator)
-        examples.append(example.to(getattr(torch, str(spec.dtype))))
-    return tuple(examples)
-
-
-def _export(
-    name: str,
-    network: torch.nn.Module | torch.export.ExportedProgram,
-    forward: Forward,
-    export: ExportConfig,
-    **options: Any,
-) -> Source:
-    try:
-        with silenced():
-            program = torch.onnx.export(
-                network,
-                dynamo=True,
-                verbose=False,
-                input_names=list(forward.inputs),
-                output_names=list(forward.outputs),
-                opset_version=export.opset,
-                **options,
-            )
-    except (Exception, SystemExit) as error:
-        raise _export_error(error) from None
-    assert program is not None
-    model = name_nodes_by_module(program.model)
-    specs = onnx_io.inputs(model)
-    for spec in specs:
-        if spec.dtype.kind not in "fiub":
-            raise UsageError(
-                f"input `{spec.name}` is {spec.dtype}, which ONNX Runtime does not take",
-                hint="give it float32 inputs: `module.float()`, with examples of `torch.float32`",
-            )
-    return Source(name, model, specs, forward)
-
-
-def _export_error(error: BaseException) -> QConvertError:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = str(error)
-    if "batch" in text and ("onstraint" in text or "specialized" in text or "Dim" in text):
-        return QConvertError(FIXED_BATCH, details=[first_line(error)], hint=FIXED_BATCH_HINT)
-    return QConvertError(
-        f"torch could not export this network: {first_line(error)}",
-        hint="`torch.export.export(module, inputs)` shows where; branches on data must go",
-    )
+        path = scopes[-2] if len(scopes) > 1 else ""
+    else:
+        producers = (value.producer() for value in node.inputs if value is not None)
+        names = (producer.name or "" for producer in producers if producer is not None)
+        return next((name for name in names if name.startswith("/")), "").rpartition("/")[0]
+    return "".join(f"/{part}" for part in path.split(".") if part)

@@ -1,8 +1,10 @@
 """Load networks that code creates: the user's own factory, or the zoos of timm and torchvision."""
 
-from collections.abc import Callable
+import contextlib
+import importlib
+import io
+import sys
 from dataclasses import replace
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -13,9 +15,9 @@ from qconvert.core.config import ExportConfig
 from qconvert.core.errors import QConvertError, Unavailable, UsageError, did_you_mean, first_line
 from qconvert.core.tensors import TensorSpec, parse_spec
 from qconvert.images.preprocess import Interpolation, Preprocess
-from qconvert.sources import Source, factory
-from qconvert.sources.torch_export import from_module
-from qconvert.sources.torch_weights import RANDOM, load_weights
+from qconvert.sources import Source
+from qconvert.sources.torch_export import from_module, user_line
+from qconvert.sources.torch_file import add_working_folder_to_path, load_weights
 
 # The types that PyTorch, NumPy and ONNX Runtime share.
 DTYPES = ("float32", "float16", "float64", "uint8", "int8", "int16", "int32", "int64", "bool")
@@ -23,14 +25,14 @@ DTYPES = ("float32", "float16", "float64", "uint8", "int8", "int16", "int32", "i
 
 def load_factory(source: str, export: ExportConfig, trust: bool) -> Source:
     """Call `package.module:factory` and export the module it returns."""
-    result = factory.call(source)
+    result = call_factory(source)
     module, examples = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     if not isinstance(module, torch.nn.Module):
         raise QConvertError(
             f"`{source}()` returned a {type(result).__name__}, not a torch.nn.Module",
             hint="return the module, or (module, example_inputs)",
         )
-    _load_weights(module, export, trust)
+    load_weights(module, export.weights, trust=trust)
     specs = [parse_spec(text) for text in export.inputs] or _example_specs(source, examples)
     if not specs:
         raise UsageError(
@@ -41,15 +43,61 @@ def load_factory(source: str, export: ExportConfig, trust: bool) -> Source:
     return replace(exported, notes=(f"ran the code of `{source}`", *exported.notes))
 
 
+def call_factory(source: str) -> object:
+    """Import `package.module`, the working folder first, and return the result of `factory()`."""
+    module_name, _, name = source.partition(":")
+    add_working_folder_to_path()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module_name}.".startswith(f"{error.name}."):
+            raise UsageError(
+                f"there is no module `{module_name}` here",
+                hint="modules are looked up in the current folder and among installed packages",
+            ) from None
+        raise QConvertError(
+            f"importing `{module_name}` failed: {first_line(error)}",
+            details=user_line(error),
+            hint=f"install `{error.name}`, or run in the folder that contains it",
+        ) from None
+    except (Exception, SystemExit) as error:
+        raise _user_error(f"importing `{module_name}`", error) from None
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        names = [item for item in vars(module) if not item.startswith("_")]
+        missing = f"`{module_name}` has no `{name}`{did_you_mean(name, names)}"
+        raise UsageError(
+            missing if factory is None else f"`{source}` is not a function",
+            hint="write `package.module:function`, where function() returns the model",
+        )
+    try:
+        # stdout is for results; what a factory prints goes to stderr.
+        with contextlib.redirect_stdout(sys.stderr):
+            return factory()
+    except (Exception, SystemExit) as error:
+        raise _user_error(f"`{source}()`", error) from None
+
+
+def _user_error(action: str, error: BaseException) -> QConvertError:
+    hint = "the code named above raised this, as it would in Python"
+    if isinstance(error, TypeError) and "argument" in str(error):
+        hint = "the function must run without arguments"
+    return QConvertError(
+        f"{action} raised {type(error).__name__}: {first_line(error)}",
+        details=user_line(error),
+        hint=hint,
+    )
+
+
 def load_timm(source: str, export: ExportConfig, trust: bool) -> Source:
     """Create a network of timm, with timm's weights unless `weights` names others."""
-    timm = _import_library("timm", extra="timm")
+    timm = _import_library("timm", 'pip install "qconvert[timm]"')
     name = source.partition(":")[2]
     if not timm.is_model(name):
         raise _unknown_model(name, "timm", timm.list_models(), "timm.list_models()")
-    pretrained = export.weights is None
-    module = _create(source, lambda: timm.create_model(name, pretrained=pretrained))
-    _load_weights(module, export, trust)
+    module = _create(source, timm.create_model, name, pretrained=export.weights is None)
+    load_weights(module, export.weights, trust=trust)
     data = timm.data.resolve_model_data_config(module)
     preprocess = Preprocess(
         crop_share=float(data["crop_pct"]),
@@ -63,15 +111,14 @@ def load_timm(source: str, export: ExportConfig, trust: bool) -> Source:
 
 def load_torchvision(source: str, export: ExportConfig, trust: bool) -> Source:
     """Create a network of torchvision, with its default weights unless `weights` names others."""
-    models = _import_library("torchvision", extra="torch", more=" torchvision").models
+    models = _import_library("torchvision", 'pip install "qconvert[torch]" torchvision').models
     name = source.partition(":")[2]
-    if name not in models.list_models():
-        names = models.list_models()
+    if name not in (names := models.list_models()):
         raise _unknown_model(name, "torchvision", names, "torchvision.models.list_models()")
     default = models.get_model_weights(name).DEFAULT
     weights = default if export.weights is None else None
-    module = _create(source, lambda: models.get_model(name, weights=weights))
-    _load_weights(module, export, trust)
+    module = _create(source, models.get_model, name, weights=weights)
+    load_weights(module, export.weights, trust=trust)
     transforms = default.transforms()
     preprocess, crop = None, 224
     if hasattr(transforms, "crop_size"):  # a classifier; other networks resize inside
@@ -92,11 +139,6 @@ def _interpolation(name: str) -> Interpolation:
     return "bicubic" if name == "bicubic" else "bilinear"
 
 
-def _load_weights(module: torch.nn.Module, export: ExportConfig, trust: bool) -> None:
-    if export.weights not in (None, RANDOM):
-        load_weights(module, str(export.weights), trust=trust)
-
-
 def _input_specs(export: ExportConfig, size: tuple[int, ...]) -> list[TensorSpec]:
     texts = export.inputs or ("input:1x" + "x".join(map(str, size)),)
     return [parse_spec(text) for text in texts]
@@ -109,40 +151,39 @@ def _example_specs(source: str, examples: Any) -> list[TensorSpec]:
     if isinstance(examples, torch.Tensor):
         examples = (examples,)
     if isinstance(examples, (tuple, list)):
-        return [_example_spec(source, "", value) for value in examples]
-    if isinstance(examples, dict):
-        return [_example_spec(source, str(name), value) for name, value in examples.items()]
-    raise UsageError(
-        f"the example inputs of `{source}` are of type {type(examples).__name__}, not tensors",
-        hint="return (module, tensor), (module, (tensor, tensor)) or (module, {name: tensor})",
-    )
-
-
-def _example_spec(source: str, name: str, value: Any) -> TensorSpec:
-    text = f"example input `{name}`" if name else "an example input"
-    if not isinstance(value, torch.Tensor):
+        named = [("", value) for value in examples]
+    elif isinstance(examples, dict):
+        named = [(str(name), value) for name, value in examples.items()]
+    else:
         raise UsageError(
-            f"{text} of `{source}` is of type {type(value).__name__}, not a tensor",
-            hint="wrap the network in a module that takes tensors only, one argument each",
+            f"the example inputs of `{source}` are of type {type(examples).__name__}, not tensors",
+            hint="return (module, tensor), (module, (tensor, tensor)) or (module, {name: tensor})",
         )
-    dtype = str(value.dtype).removeprefix("torch.")
-    if dtype not in DTYPES:
-        raise UsageError(
-            f"{text} of `{source}` is {dtype}, which ONNX Runtime does not take",
-            hint="give float32 examples; `module.float()` converts the network to match",
-        )
-    return TensorSpec(name, np.dtype(dtype), tuple(value.shape))
+    specs = []
+    for name, value in named:
+        text = f"example input `{name}`" if name else "an example input"
+        if not isinstance(value, torch.Tensor):
+            raise UsageError(
+                f"{text} of `{source}` is of type {type(value).__name__}, not a tensor",
+                hint="wrap the network in a module that takes tensors only, one argument each",
+            )
+        dtype = str(value.dtype).removeprefix("torch.")
+        if dtype not in DTYPES:
+            raise UsageError(
+                f"{text} of `{source}` is {dtype}, which ONNX Runtime does not take",
+                hint="give float32 examples; `module.float()` converts the network to match",
+            )
+        specs.append(TensorSpec(name, np.dtype(dtype), tuple(value.shape)))
+    return specs
 
 
-def _import_library(name: str, *, extra: str, more: str = "") -> ModuleType:
+def _import_library(name: str, install: str) -> ModuleType:
     try:
-        return import_module(name)
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
-        raise Unavailable(
-            f"{name} is not installed", hint=f'pip install "qconvert[{extra}]"{more}'
-        ) from None
+        raise Unavailable(f"{name} is not installed", hint=install) from None
     except Exception as error:  # a torchvision built for another torch fails inside its import
         raise Unavailable(
             f"{name} does not load beside torch {torch.__version__}: {first_line(error)}",
@@ -150,9 +191,9 @@ def _import_library(name: str, *, extra: str, more: str = "") -> ModuleType:
         ) from None
 
 
-def _create(source: str, create: Callable[[], Any]) -> torch.nn.Module:
+def _create(source: str, create: Any, name: str, **options: Any) -> torch.nn.Module:
     try:
-        module = create()
+        module = create(name, **options)
     except Exception as error:  # hubs have exceptions of their own
         raise QConvertError(
             f"cannot download the weights of `{source}`: "

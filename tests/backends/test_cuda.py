@@ -18,11 +18,11 @@ def engine_of(spec: BuildSpec) -> Engine:
 def test_only_the_gpu_runs_nodes_unless_fallback_is_allowed() -> None:
     spec = cuda.load_spec(engine_of(BuildSpec("fp32", Profile())))
     assert spec.config_entries == {"session.disable_cpu_ep_fallback": "1"}
-    assert spec.provider_list == [("CUDAExecutionProvider", {"device_id": "0"})]
+    assert spec.providers == (("CUDAExecutionProvider", {"device_id": "0"}),)
     options = {"allow-fallback": True}
     spec = cuda.load_spec(engine_of(BuildSpec("fp32", Profile(), options=options)))
     assert not spec.config_entries
-    assert spec.provider_list[1:] == [("CPUExecutionProvider", {})]
+    assert spec.providers[1:] == (("CPUExecutionProvider", {}),)
 
 
 def test_cuda_graph_needs_fixed_shapes(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -12,16 +13,14 @@ import pytest
 
 from qconvert.backends import nvinfer, ort, tensorrt_rtx
 from qconvert.backends.base import BuildSpec, Engine, LoadSpec, Precision, Profile
-from qconvert.backends.engine_folder import EngineGraph, copy_graph, wrap_engine
-from qconvert.backends.nvinfer import NativeBuildOptions
-from qconvert.backends.precision_coverage import layer_precisions
+from qconvert.backends.nvinfer import NativeBuildOptions, layer_precisions, wrap_engine
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
 from tests.backends.graphs import ignore_progress, write_graph
 from tests.models import from_text, mixed
 
 RTX = tensorrt_rtx.PROVIDER
-OPTIONS = NativeBuildOptions((Profile(1, 2, 4),))
+OPTIONS = NativeBuildOptions(onnx_io.inputs(mixed()), (Profile(1, 2, 4),))
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +30,8 @@ def trt() -> ModuleType:
 
 
 @pytest.fixture
-def engine_graph(trt: ModuleType, tmp_path: Path) -> EngineGraph:
-    (tmp_path / "engine").mkdir()
-    return copy_graph(write_graph(tmp_path, "tensorrt-rtx", "fp32"), tmp_path / "engine")
+def graph(trt: ModuleType, tmp_path: Path) -> Path:
+    return write_graph(tmp_path, "tensorrt-rtx", "fp32")
 
 
 def build(root: Path, precision: Precision, **options: str | int) -> Engine:
@@ -86,27 +84,23 @@ def test_fixed_batch_and_several_inputs_build(trt: ModuleType, tmp_path: Path) -
     for name, network in (("fixed", model), ("two", from_text(text))):
         path = tmp_path / f"{name}.onnx"
         onnx_io.save(network, path)
-        inputs = onnx_io.inputs(network)
-        assert nvinfer.build_engine(trt, path, inputs, OPTIONS, ignore_progress)
+        options = replace(OPTIONS, inputs=onnx_io.inputs(network))
+        assert nvinfer.build_engine(trt, path, options, ignore_progress)
 
 
 @pytest.mark.slow
-def test_worker_reports_progress_and_writes_the_engine(engine_graph: EngineGraph) -> None:
+def test_worker_reports_progress_and_writes_the_engine(graph: Path) -> None:
     reports: list[tuple[str, float | None]] = []
-    output = engine_graph.folder / "model.engine"
-    nvinfer.build_in_subprocess(
-        "tensorrt_rtx", engine_graph, OPTIONS, output, lambda *report: reports.append(report)
-    )
+    build = (OPTIONS, graph.with_name("model.engine"))
+    nvinfer.run_worker("tensorrt_rtx", graph, build, lambda *report: reports.append(report))
     fractions = [fraction for _, fraction in reports if fraction is not None]
     assert fractions == sorted(fractions)
     assert reports[-1] == ("built", 1.0)
-    assert output.stat().st_size > 1000
+    assert build[1].stat().st_size > 1000
 
 
 @pytest.mark.slow
-def test_ctrl_c_kills_the_worker(
-    engine_graph: EngineGraph, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_kills_the_worker(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[subprocess.Popen[bytes]] = []
     popen = subprocess.Popen
 
@@ -118,34 +112,34 @@ def test_ctrl_c_kills_the_worker(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(subprocess, "Popen", record)
-    output = engine_graph.folder / "model.engine"
+    output = graph.with_name("model.engine")
     with pytest.raises(KeyboardInterrupt):
-        nvinfer.build_in_subprocess("tensorrt_rtx", engine_graph, OPTIONS, output, interrupt)
+        nvinfer.run_worker("tensorrt_rtx", graph, (OPTIONS, output), interrupt)
     assert [process.returncode for process in started] == [-signal.SIGKILL]
     assert not output.exists()
 
 
 def test_crash_of_the_builder_is_reported(
-    engine_graph: EngineGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tensorrt_rtx.py").write_text("import os\nos.abort()\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(QConvertError, match=r"TensorRT for RTX crashed on .* \(SIGABRT\)"):
-        nvinfer.parse_in_subprocess("tensorrt_rtx", engine_graph.path)
+        nvinfer.run_worker("tensorrt_rtx", graph)
 
 
 @pytest.mark.long
-def test_engine_that_cannot_be_written_is_an_os_error(engine_graph: EngineGraph) -> None:
-    output = engine_graph.folder / "no/model.engine"
+def test_engine_that_cannot_be_written_is_an_os_error(graph: Path) -> None:
+    output = graph.with_name("no") / "model.engine"
     with pytest.raises(FileNotFoundError, match=r"no/model\.engine"):
-        nvinfer.build_in_subprocess("tensorrt_rtx", engine_graph, OPTIONS, output, ignore_progress)
+        nvinfer.run_worker("tensorrt_rtx", graph, (OPTIONS, output))
 
 
 @pytest.mark.slow
 def test_refusal_of_the_parser_names_the_node_and_a_remedy(trt: ModuleType, tmp_path: Path) -> None:
     asymmetric = write_graph(tmp_path, "cpu", "int8")
     with pytest.raises(QConvertError, match="TensorRT for RTX cannot read this model") as caught:
-        nvinfer.parse_in_subprocess("tensorrt_rtx", asymmetric)
+        nvinfer.run_worker("tensorrt_rtx", asymmetric)
     assert "(QuantizeLinear): " in str(caught.value)
     assert "zero points of 0" in caught.value.hint
 

@@ -2,14 +2,13 @@
 
 import pytest
 
-from qconvert.backends import BACKENDS, probe, versions
+from qconvert.backends import BACKENDS, probe
 from qconvert.backends.base import Availability
 from qconvert.backends.cuda import PACKAGE
 from qconvert.backends.system_probe import Gpu, Installed, detect, provider_error
 from qconvert.backends.tensorrt_rtx import BUILDER
 
 H200 = Gpu("NVIDIA H200", (9, 0))
-RTX4090 = Gpu("NVIDIA RTX 4090", (8, 9))
 NO_DRIVER = "no NVIDIA driver: libcuda.so.1 not found"
 
 GPU_HOST = {PACKAGE: "1.31.1"}
@@ -100,6 +99,10 @@ def test_tensorrt_rtx_builds_without_a_gpu_and_says_what_running_needs() -> None
     status = probe("tensorrt-rtx", Installed(packages, "CUDA 13.0", "", (H200,)))
     assert (status.builds, status.runs) == (True, False)
     assert "NVIDIA H200 (9.0)" in status.reason
+    for capability in ((8, 6), (8, 9), (12, 0), (12, 1)):
+        gpu = Gpu("NVIDIA RTX", capability)
+        status = probe("tensorrt-rtx", Installed({**packages, PACKAGE: ""}, "", "", (gpu,)))
+        assert "plugin" in status.reason
 
 
 def test_missing_provider_is_reported_and_never_falls_back() -> None:
@@ -114,28 +117,6 @@ def test_backend_that_does_not_work_must_give_a_reason() -> None:
 def test_two_runtimes_are_a_conflict() -> None:
     installed = machine({"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.1"})
     assert installed.runtimes == ("onnxruntime", "onnxruntime-gpu")
-
-
-@pytest.mark.parametrize(
-    ("runtime", "tensorrt", "cuda"),
-    [("1.31.1", 10, 13), ("1.27.0", 10, 13), ("1.26.0", 10, 12), ("1.20.1", 10, 12)],
-)
-def test_linked_libraries_of_a_release(runtime: str, tensorrt: int, cuda: int) -> None:
-    linked = versions.linked_libraries(runtime)
-    assert linked is not None
-    assert (linked.tensorrt, linked.cuda, linked.cudnn) == (tensorrt, cuda, 9)
-
-
-def test_releases_older_than_the_table_are_unknown() -> None:
-    assert versions.linked_libraries("1.19.2") is None
-    assert versions.major_minor("10.16.1.11") == (10, 16)
-    assert versions.major_minor("odd") == (0, 0)
-
-
-def test_rtx_gpus_by_compute_capability() -> None:
-    rtx, others = [(8, 6), RTX4090.capability, (12, 0), (12, 1)], [(9, 0), (8, 0)]
-    assert all(versions.is_rtx(capability) for capability in rtx)
-    assert not any(versions.is_rtx(capability) for capability in others)
 
 
 def test_every_backend_has_a_cure_on_an_empty_machine() -> None:

@@ -10,18 +10,16 @@ import pytest
 
 import qconvert.backends
 from qconvert.backends import tensorrt
-from qconvert.backends.base import BuildSpec, Precision, Profile
-from qconvert.backends.system_probe import Installed
-from qconvert.backends.tensorrt_options import (
-    CONTEXT,
+from qconvert.backends.base import BuildSpec, Engine, LoadSpec, Precision, Profile
+from qconvert.backends.nvinfer import CONTEXT
+from qconvert.backends.tensorrt import (
     engine_files,
     load_options,
-    load_spec,
     profile_options,
     provider_options,
     read_options,
+    takes_flags,
 )
-from qconvert.backends.versions import NETWORK_TYPES, NetworkTypes, network_types
 from qconvert.core.config import TensorrtConfig
 from qconvert.core.errors import UsageError
 from qconvert.core.tensors import TensorSpec
@@ -32,8 +30,6 @@ FOLDER = Path("engine")
 IMAGE = TensorSpec("image", np.dtype(np.float32), ("N", 3, 224, 224))
 MASK = TensorSpec("mask", np.dtype(np.float32), ("N", 10))
 FIXED = TensorSpec("scale", np.dtype(np.float32), (1, 4))
-WEAKLY_TYPED = NetworkTypes(since=(1, 27), tensorrt=10, flags=True)
-STRONGLY_TYPED = NetworkTypes(since=(1, 20), tensorrt=10, flags=False)
 
 
 def spec(
@@ -43,8 +39,15 @@ def spec(
     return BuildSpec(precision, Profile(1, 8, 32), options=named, rest=rest)
 
 
-def options_of(build: BuildSpec, types: NetworkTypes = WEAKLY_TYPED) -> dict[str, str]:
-    return provider_options(build, FOLDER, types, [IMAGE])
+def options_of(build: BuildSpec, *, flags: bool = True) -> dict[str, str]:
+    return provider_options(build, FOLDER, flags, [IMAGE])
+
+
+def load_spec(**options: bool) -> LoadSpec:
+    """Return how an engine of these options is loaded."""
+    named = {name.replace("_", "-"): value for name, value in options.items()}
+    key = tensorrt.cache_key(BuildSpec("fp32", Profile(), options=named))
+    return tensorrt.load_spec(Engine("tensorrt", "fp32", FOLDER, "model.onnx", (CONTEXT,), key))
 
 
 def precision_flags(options: dict[str, str]) -> set[str]:
@@ -52,26 +55,23 @@ def precision_flags(options: dict[str, str]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("runtime", "version", "by_flags"),
+    ("runtime", "version", "flags"),
     [
         ("1.31.1", "10.16.1.11", True),
         ("1.27.0", "10.13.3.9", True),
         ("1.31.1", "11.4.0.106", False),
         ("1.26.0", "10.13.3.9", False),
         ("1.20.1", "10.4.0", False),
+        ("1.26.0", "11.0.0", None),
+        ("1.19.2", "10.0.0", None),
+        ("1.31.1", "", None),
+        ("odd", "10.0.0", None),
     ],
 )
-def test_network_types_of_a_pair_of_releases(runtime: str, version: str, by_flags: bool) -> None:
-    types = network_types(runtime, version)
-    assert types is not None
-    assert types.flags is by_flags
-
-
-def test_pairs_that_are_not_known_to_work_have_no_network_types() -> None:
-    assert network_types("1.26.0", "11.0.0") is None
-    assert network_types("1.19.2", "10.0.0") is None
-    assert network_types("1.31.1", "") is None
-    assert sorted(NETWORK_TYPES, key=lambda row: row.since, reverse=True) == list(NETWORK_TYPES)
+def test_typing_of_a_build_follows_from_the_releases(
+    runtime: str, version: str, flags: bool | None
+) -> None:
+    assert takes_flags(runtime, version) is flags
 
 
 @pytest.mark.parametrize(
@@ -91,15 +91,7 @@ def test_only_weakly_typed_builds_get_precision_flags(
     options = options_of(spec(precision, rest))
     assert precision_flags(options) == expected
     assert ("trt_layer_norm_fp32_fallback" in options) == ("trt_fp16_enable" in expected)
-    assert precision_flags(options_of(spec(precision, rest), STRONGLY_TYPED)) == set()
-
-
-def test_typing_of_a_build_follows_from_the_installed_releases() -> None:
-    weak = Installed({"onnxruntime-gpu": "1.31.1", "tensorrt-cu13-libs": "10.16.1.11"})
-    strong = Installed({"onnxruntime-gpu": "1.26.0", "tensorrt-cu12-libs": "10.13.3.9"})
-    assert not tensorrt.is_strongly_typed(weak)
-    assert tensorrt.is_strongly_typed(strong)
-    assert tensorrt.is_strongly_typed(Installed())
+    assert precision_flags(options_of(spec(precision, rest), flags=False)) == set()
 
 
 def test_profiles_name_every_dynamic_input_and_no_other() -> None:
@@ -142,9 +134,8 @@ def test_fallback_replaces_the_context_model_by_a_cache_of_engines() -> None:
     options = options_of(spec(allow_fallback=True))
     assert options["trt_engine_cache_path"] == str(FOLDER)
     assert "trt_dump_ep_context_model" not in options
-    alone = load_spec(TensorrtConfig(), {}, "10.13")
-    assert alone.provider_list == [("TensorrtExecutionProvider", {})]
-    assert len(load_spec(TensorrtConfig(allow_fallback=True), {}, "10.13").providers) == 3
+    assert load_spec().providers == (("TensorrtExecutionProvider", {"device_id": "0"}),)
+    assert len(load_spec(allow_fallback=True).providers) == 3
     notes = tensorrt.fallback_notes(
         {"TensorrtExecutionProvider": ["Conv a"], "CPUExecutionProvider": ["Shape b", "If c"]}
     )
@@ -187,14 +178,14 @@ def test_every_option_is_known_to_the_provider() -> None:
     known = {line for line in lines if line and not line.startswith("#")}
     used: set[str] = set()
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
-    for precision, types, on in itertools.product(precisions, NETWORK_TYPES, (False, True)):
+    for precision, flags, on in itertools.product(precisions, (False, True), (False, True)):
         switches: dict[str, Any] = dict.fromkeys(
             ("hardware_compatible", "weight_stripped", "cuda_graph"), on
         )
         build = spec(precision, workspace=1, timing_cache="t", **switches)
-        used |= set(options_of(build, types))
+        used |= set(options_of(build, flags=flags))
         used |= set(load_options(read_options(build), FOLDER))
-        used |= set(options_of(spec(precision, allow_fallback=on), types))
+        used |= set(options_of(spec(precision, allow_fallback=on), flags=flags))
     for path in Path(qconvert.backends.__file__).parent.glob("*.py"):
         used |= set(re.findall(r'"(trt_\w+)"', path.read_text(encoding="utf-8")))
     assert used - known == set()

@@ -130,7 +130,7 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
     "no shape": (factory("nets:build"), 2, "does not describe its inputs"),
     "wrong shape": (factory("nets:build", "--input", "1x9x8x8"), 2, "does not run on inputs"),
     "nonsense shape": (factory("nets:build", "--input", "x:1xax8"), 2, "is not NAME:SHAPE"),
-    "nonsense batch": (factory("nets:ready", "--batch", "many"), 2, "export.batch"),
+    "nonsense batch": (factory("nets:ready", "--batch", "many"), 2, "`many` is not"),
     "weights missing": (factory("nets:ready", "--weights", "w.pt"), 2, "does not exist"),
     "weights that do not fit": (weights_that_do_not_fit, 3, "missing: `0.weight`"),
     "weights with code": (weights_with_code, 3, "would run code it contains"),

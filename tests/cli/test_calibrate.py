@@ -74,7 +74,7 @@ def test_repeated_calibrate_runs_no_image(qconvert: Command, tiny: Path, images:
     before = Path("c.npz").stat().st_mtime_ns
     assert " cached, " in step(calibrated(qconvert, "c.npz"))
     assert Path("c.npz").stat().st_mtime_ns == before
-    assert "cached" not in step(calibrated(qconvert, "c.npz", "--fresh"))
+    assert "cached, " not in step(calibrated(qconvert, "c.npz", "--fresh"))
 
 
 def test_full_calibration_reuses_a_finished_shard(
@@ -125,7 +125,7 @@ def test_calibration_killed_by_sigkill_resumes(
 def test_other_preprocessing_recalibrates(qconvert: Command, tiny: Path, images: Path) -> None:
     calibrated(qconvert, "c.npz")
     changed = calibrated(qconvert, "c.npz", "--mean", "0.5")
-    assert "cached" not in step(changed)
+    assert "cached, " not in step(changed)
     assert calibration_file.load(Path("c.npz")).origin.preprocessing["mean"] == [0.5]
 
 

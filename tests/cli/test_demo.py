@@ -65,7 +65,7 @@ def require_stored(done: Outcome) -> Outcome:
     assert done.code == 0, done.err
     steps = [line for line in done.err.splitlines() if "✓" in line and "✓ load" not in line]
     assert len(steps) > 5
-    assert all("cached" in line for line in steps), done.err
+    assert all("cached, " in line for line in steps), done.err
     return done
 
 

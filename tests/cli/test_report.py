@@ -87,7 +87,7 @@ def test_build_analyzes_errors_once_per_graph(
     monkeypatch.setenv("QCONVERT_CACHE_DIR", str(world / ".store"))
     again = qconvert(*BUILD)
     assert again.code == 0, again.err
-    assert all("cached" in line for line in again.err.splitlines() if "✓ compare" in line)
+    assert all("cached, " in line for line in again.err.splitlines() if "✓ compare" in line)
 
 
 @pytest.mark.slow

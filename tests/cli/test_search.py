@@ -56,7 +56,7 @@ def test_search_writes_the_mix_its_plan_and_its_trials(qconvert: Command) -> Non
     trials = Path("out/trials.jsonl").read_text()
     again = qconvert("search", *GIVEN, "-o", "out", "--json")
     assert "✓ search" in again.err
-    assert "cached" in next(line for line in again.err.splitlines() if "✓ search" in line)
+    assert "cached, " in next(line for line in again.err.splitlines() if "✓ search" in line)
     answer = json.loads(again.out)
     assert answer.pop("backend") == "tensorrt-rtx"
     assert set(answer.pop("bytes")) == {"fp32", "int8", "mixed"}
@@ -151,7 +151,7 @@ def test_other_thread_count_starts_a_new_search(qconvert: Command) -> None:
     for number in (1, 2):
         done = qconvert("search", *options, "-o", f"out{number}", "--set", f"cpu.threads={number}")
         assert done.code == 0, done.err
-        assert "cached" not in next(line for line in done.err.splitlines() if "✓ search" in line)
+        assert "cached, " not in next(line for line in done.err.splitlines() if "✓ search" in line)
 
 
 @pytest.mark.long

@@ -9,9 +9,8 @@ import click
 import pytest
 
 from qconvert.cli import options, settings
-from qconvert.core.config import Config
+from qconvert.core.config import Config, literals, option_table
 from qconvert.core.errors import UsageError
-from qconvert.core.option_table import literals, option_table
 from qconvert.images.preprocess import PRESETS, Interpolation, Preprocess
 from qconvert.run.job_images import known_preprocessing
 from qconvert.sources import Source

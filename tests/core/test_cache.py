@@ -1,16 +1,18 @@
 """The cache: results are complete or absent, with two writers and after kill -9 too."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+import pydantic
 import pytest
 
-from qconvert.core import atomic, cache
 from qconvert.core.atomic import TEMPORARY_PREFIX
-from qconvert.core.cache import Cache, open_default
+from qconvert.core.cache import Cache, JsonCodec, StepResult, cached_step, open_default
 
 KEY = {"model": "abc", "opset": "20"}
 
@@ -59,27 +61,6 @@ def test_second_writer_uses_the_result_of_the_first(tmp_path: Path) -> None:
     folder = results.get_or_make("step", KEY, make_slowly).path
     assert (folder / "result.txt").read_text() == "fast"
     assert [entry.path for entry in results.entries()] == [folder]
-
-
-def test_result_that_another_process_finishes_at_the_last_moment_is_not_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checks: list[Path] = []
-    removed: list[Path] = []
-    other = fill(Cache(tmp_path / "other"), "other")
-    is_intact = cache._is_intact
-
-    def check(folder: Path) -> bool:
-        intact = is_intact(folder)
-        checks.append(folder)
-        if len(checks) == 2:  # the work is done, and its path was still free
-            other.rename(folder)
-        return intact
-
-    monkeypatch.setattr(cache, "_is_intact", check)
-    monkeypatch.setattr(atomic, "remove_folder", removed.append)
-    assert (fill(Cache(tmp_path / "here"), "ours") / "result.txt").is_file()
-    assert removed == []
 
 
 WRITER = """
@@ -189,3 +170,46 @@ def test_opening_the_cache_removes_abandoned_folders(
     (folder.parent / f"{TEMPORARY_PREFIX}killed").mkdir()
     open_default()
     assert list(folder.parent.iterdir()) == [folder]
+
+
+# --- steps with a value ---
+
+
+@dataclass(frozen=True)
+class Score:
+    name: str
+    values: tuple[float, ...]
+
+
+CODEC = JsonCodec("scores.json", pydantic.TypeAdapter(dict[str, Score]))
+SCORES = {"int8": Score("top1", (0.1, math.inf, -math.inf))}
+
+
+def run(
+    cache: Cache, key: str = "a", scores: dict[str, Score] | None = SCORES
+) -> StepResult[dict[str, Score]]:
+    def compute() -> dict[str, Score]:
+        if scores is None:
+            raise AssertionError("computed again")
+        return scores
+
+    return cached_step(cache, "evaluate", {"name": key}, compute, CODEC)
+
+
+def test_second_call_with_the_same_key_is_a_hit_with_an_equal_value(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    first, second = run(cache), run(cache, scores=None)
+    assert (first.hit, second.hit) == (False, True)
+    assert first.value == second.value == SCORES
+    assert first.folder == second.folder
+
+
+def test_other_key_is_computed(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    run(cache)
+    assert run(cache, "b", {}).value == {}
+
+
+def test_nan_survives_the_cache(tmp_path: Path) -> None:
+    value = run(Cache(tmp_path), scores={"x": Score("y", (math.nan,))}).value["x"].values[0]
+    assert math.isnan(value)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from qconvert.core import config, config_file
+from qconvert.core.config import option_table
 from qconvert.core.errors import UsageError
-from qconvert.core.option_table import option_table
 
 WRONG = """\
 model = 3                      # line 1

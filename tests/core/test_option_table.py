@@ -3,8 +3,7 @@
 import pytest
 
 from qconvert.core import config_file
-from qconvert.core.config import Config
-from qconvert.core.option_table import keys_at, keyword_settings, option_table
+from qconvert.core.config import Config, keys_at, keyword_settings, option_table
 
 
 def test_every_default_is_valid() -> None:

@@ -8,7 +8,7 @@ from qconvert.backends.ort import open_cpu
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.tensors import Tensors, random_inputs
-from qconvert.graph import clean as preparing
+from qconvert.graph import clean as cleaning
 from qconvert.graph.clean import CleanedModel, Pass, clean_model
 from qconvert.graph.equivalence import perturb_inputs
 from qconvert.graph.simplify import upgrade_opset
@@ -72,7 +72,7 @@ def test_messy_graph_is_cleaned_and_outputs_stay() -> None:
     assert all(node.name for node in done.model.graph)
 
 
-@pytest.mark.parametrize("slack", [0.0, preparing.SLACK])
+@pytest.mark.parametrize("slack", [0.0, cleaning.SLACK])
 def test_pass_is_kept_if_outputs_change_within_float32_noise(
     monkeypatch: pytest.MonkeyPatch, slack: float
 ) -> None:
@@ -85,8 +85,8 @@ def test_pass_is_kept_if_outputs_change_within_float32_noise(
         var=abs(floats(4, seed=4)) + 0.5,
     )
     nudging = Pass("nudge", lambda model: (perturb_inputs(model) or model, "nudged"))
-    monkeypatch.setattr(preparing, "list_passes", lambda opset: (nudging,))
-    monkeypatch.setattr(preparing, "SLACK", slack)
+    monkeypatch.setattr(cleaning, "list_passes", lambda opset: (nudging,))
+    monkeypatch.setattr(cleaning, "SLACK", slack)
     (step,) = clean(model).steps
     assert (step.changed, "moved `y`" in step.dropped) == (
         ("nudged", False) if slack else ("", True)
@@ -128,7 +128,7 @@ def test_pass_that_changes_outputs_is_undone(monkeypatch: pytest.MonkeyPatch) ->
             ("rename", rename),
         ]
     ]
-    monkeypatch.setattr(preparing, "list_passes", lambda opset: tuple(wrong))
+    monkeypatch.setattr(cleaning, "list_passes", lambda opset: tuple(wrong))
     model = models.tiny()
     done = clean(model)
     dropped = {step.name: step.dropped for step in done.steps}
@@ -148,7 +148,7 @@ def test_pass_that_makes_outputs_nan_is_undone(monkeypatch: pytest.MonkeyPatch) 
         bias.const_value = ir.tensor(floats(5) * float("nan"), name="head_bias")
         return poisoned, ""
 
-    monkeypatch.setattr(preparing, "list_passes", lambda opset: (Pass("poison", poison),))
+    monkeypatch.setattr(cleaning, "list_passes", lambda opset: (Pass("poison", poison),))
     assert clean(models.tiny()).steps[0].dropped
 
 
@@ -172,7 +172,7 @@ def test_quantized_model_keeps_its_quantizers() -> None:
     assert done.quantized
     assert ops(done.model).count("DequantizeLinear") == 2
     assert ops(done.model).count("QuantizeLinear") == 1
-    left_out = {step.name for step in done.steps if step.dropped == preparing.UNSAFE_FOR_QUANTIZED}
+    left_out = {step.name for step in done.steps if step.dropped == cleaning.UNSAFE_FOR_QUANTIZED}
     assert left_out == {"constants", "simplify", "batchnorm"}
     assert done.model.graph.initializers["w"].dtype == ir.DataType.INT8
 
@@ -194,7 +194,7 @@ def test_large_model_skips_passes_that_hold_its_weights(
 ) -> None:
     monkeypatch.setattr(onnx_io, "SINGLE_FILE_BYTES", 100)
     done = clean(normed())
-    assert {step.name for step in done.steps if step.dropped == preparing.TOO_LARGE} == {
+    assert {step.name for step in done.steps if step.dropped == cleaning.TOO_LARGE} == {
         "simplify",
     }
     (opset,) = [step.dropped for step in done.steps if step.name == "opset"]
@@ -240,7 +240,7 @@ net (float[N, 4] x) => (float[N, 4] y) {
 def test_random_model_skips_passes_that_compute() -> None:
     done = clean(ir.from_onnx_text(DRAWING))
     dropped = {step.name: step.dropped for step in done.steps}
-    assert dropped["opset"] == dropped["simplify"] == preparing.NOT_REPEATABLE
+    assert dropped["opset"] == dropped["simplify"] == cleaning.NOT_REPEATABLE
     assert dropped["inline"] == dropped["shapes"] == dropped["names"] == ""
     assert ops(done.model)[-2:] == ["Dropout", "Add"]
     assert all(node.name for node in done.model.graph)
@@ -290,7 +290,7 @@ def test_cleaned_model_is_valid_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
         aged.ir_version = 3
         return aged, "older"
 
-    monkeypatch.setattr(preparing, "list_passes", lambda opset: (Pass("older", older),))
+    monkeypatch.setattr(cleaning, "list_passes", lambda opset: (Pass("older", older),))
     with pytest.raises(QConvertError, match="the cleaned model is not valid ONNX"):
         clean(models.tiny())
 

@@ -15,13 +15,13 @@ from qconvert.graph.error_attribution import (
     build_attribution_model,
     clipping_range,
     comparable_tensors,
-    error_output,
     expose_tensors,
     values_by_name,
 )
 from qconvert.graph.fp16.convert import convert_to_half, emulate_half
+from qconvert.graph.taps import PREFIX
 from qconvert.quantize.apply_plan import apply_plan
-from tests.models import floats, mixed
+from tests.models import floats, from_text, mixed
 from tests.quantize.quantized_models import planned
 
 IMAGES = floats(4, 3, 16, 16)
@@ -60,18 +60,18 @@ def test_exposed_tensors_equal_the_outputs_of_the_model() -> None:
 
 def test_sums_equal_those_of_the_exposed_tensors() -> None:
     reference, model = quantize("cpu")
-    attribution = build_attribution_model(model, comparable_tensors(reference, model))
-    names = [*attribution.precisions]
+    attribution, precisions = build_attribution_model(model, comparable_tensors(reference, model))
+    names = [*precisions]
     exact = open_cpu(expose_tensors(reference, names), keep_qdq=True)({"image": IMAGES})
     actual = open_cpu(expose_tensors(model, names), keep_qdq=True)({"image": IMAGES})
     references = {REFERENCE_PREFIX + name: exact[OUTPUT_PREFIX + name] for name in names}
-    sums = open_cpu(attribution.model, keep_qdq=True)({"image": IMAGES, **references})
+    sums = open_cpu(attribution, keep_qdq=True)({"image": IMAGES, **references})
     for name in names:
         a, b = exact[OUTPUT_PREFIX + name], actual[OUTPUT_PREFIX + name]
         error = pytest.approx(np.square(a - b).sum(), rel=1e-4, abs=1e-9)
-        assert sums[error_output("signal", name)] == pytest.approx(np.square(a).sum(), rel=1e-5)
-        assert sums[error_output("power", name)] == pytest.approx(np.square(b).sum(), rel=1e-5)
-        assert sums[error_output("arriving", name)] == error
+        assert sums[f"{PREFIX}signal.{name}"] == pytest.approx(np.square(a).sum(), rel=1e-5)
+        assert sums[f"{PREFIX}power.{name}"] == pytest.approx(np.square(b).sum(), rel=1e-5)
+        assert sums[f"{PREFIX}arriving.{name}"] == error
 
 
 @pytest.mark.parametrize("scheme", ["cpu", "tensorrt"])
@@ -80,14 +80,14 @@ def test_own_error_of_a_layer_is_that_on_exact_inputs(scheme: str) -> None:
     reference = mixed()
     plan = planned(reference, scheme)
     model = apply_plan(reference, plan)
-    attribution = build_attribution_model(model, comparable_tensors(reference, model))
-    names = [*attribution.precisions]
+    attribution, precisions = build_attribution_model(model, comparable_tensors(reference, model))
+    names = [*precisions]
     exact = open_cpu(expose_tensors(reference, names), keep_qdq=True)({"image": IMAGES})
     references = {REFERENCE_PREFIX + name: exact[OUTPUT_PREFIX + name] for name in names}
-    sums = open_cpu(attribution.model, keep_qdq=True)({"image": IMAGES, **references})
+    sums = open_cpu(attribution, keep_qdq=True)({"image": IMAGES, **references})
     for name in ("scores", "c"):
         error = _own_error(reference, model, name, references)
-        assert sums[error_output("made", name)] == pytest.approx(error, rel=1e-3)
+        assert sums[f"{PREFIX}made.{name}"] == pytest.approx(error, rel=1e-3)
 
 
 def _own_error(
@@ -151,5 +151,16 @@ def test_precision_of_a_layer_is_that_of_its_inputs() -> None:
     assert "image" not in half
 
 
+def test_quantized_constant_output_is_an_integer_layer() -> None:
+    header = (
+        '<ir_version: 10, opset_import: ["": 20]>\nnet (float[2] x) => (float[2] y, float[2] k)'
+    )
+    reference = from_text(f"{header} {{ y = Relu (x) k = Neg (c) }}", c=floats(2))
+    quantized = "{ y = Relu (x) d = DequantizeLinear (c, s) k = Neg (d) }"
+    integers, step = np.array([3, 5], np.int8), np.array(0.5, np.float32)
+    model = from_text(f"{header} {quantized}", c=integers, s=step)
+    assert _precisions(reference, model) == {"y": "fp32", "k": "int8"}
+
+
 def _precisions(reference: ir.Model, model: ir.Model) -> Mapping[str, str]:
-    return build_attribution_model(model, comparable_tensors(reference, model)).precisions
+    return build_attribution_model(model, comparable_tensors(reference, model))[1]

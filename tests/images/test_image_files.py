@@ -12,7 +12,6 @@ from PIL import Image
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.tensors import TensorSpec
 from qconvert.images import reopen_images
-from qconvert.images.batches import manifest_of
 from qconvert.images.image_files import ReadOptions
 from qconvert.images.preprocess import PRESETS, Preprocess
 from tests.images.image_folders import (
@@ -168,8 +167,9 @@ def test_at_most_count_images_are_used_with_balanced_classes(tmp_path: Path) -> 
 
 def test_manifest_equals_that_of_the_items_read(tmp_path: Path) -> None:
     images = open_for_test(write_numbered(tmp_path, 6))
-    used = manifest_of(images, (item for batch in images.batches(4) for item in batch.items))
-    assert images.manifest() == used
+    items = [item for batch in images.batches(4) for item in batch.items]
+    used = [(item.name, item.sha256) for item in items]
+    assert [(entry.name, entry.sha256) for entry in images.manifest().entries] == used
 
 
 def test_manifest_digest_depends_on_names_and_contents_but_not_on_the_folder(

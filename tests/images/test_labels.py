@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 
 from qconvert.core.errors import UsageError
-from qconvert.images.labels import attach_labels, check_classes
-from qconvert.images.listing import list_images
+from qconvert.images.listing import attach_labels, list_images
 from tests.images.image_folders import open_for_test, write_images, write_numbered
 
 
@@ -145,15 +144,15 @@ def test_csv_list_brings_its_labels(tmp_path: Path) -> None:
 def test_label_beyond_the_classes_of_the_model_is_refused(tmp_path: Path) -> None:
     write_numbered(tmp_path, 1)
     (tmp_path / "labels.csv").write_text("file,label\n000.png,10\n")
-    check_classes(open_for_test(tmp_path), 11)
+    open_for_test(tmp_path).check_classes(11)
     with pytest.raises(UsageError, match="label 10 is not a class of the model, which has 10"):
-        check_classes(open_for_test(tmp_path), 10)
+        open_for_test(tmp_path).check_classes(10)
 
 
 def test_class_folders_of_a_model_with_more_classes_are_refused(tmp_path: Path) -> None:
     images = open_for_test(write_images(tmp_path, "cat/1.png", "dog/1.png"))
-    check_classes(images, 2)
+    images.check_classes(2)
     with pytest.raises(UsageError, match="2 class folders do not say which of the model's 1000"):
-        check_classes(images, 1000)
+        images.check_classes(1000)
     (tmp_path / "classes.txt").write_text("ant\ncat\ndog\n")
-    check_classes(open_for_test(tmp_path), 1000)
+    open_for_test(tmp_path).check_classes(1000)

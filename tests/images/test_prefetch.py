@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qconvert.images.prefetch import PixelBudget, map_ordered
+from qconvert.images.image_files import PixelBudget, map_ordered
 
 
 def threads() -> list[str]:

@@ -13,15 +13,13 @@ from qconvert.measure.accuracy import (
     IDENTICAL_WHERE_FINITE,
     NO_CLASSES,
     NO_LABELS,
+    ImageScores,
     RecallShift,
-    classification_scores,
     fp32_accuracy,
     paired_change,
-    recall_shifts,
+    score_batch,
     summarize_accuracy,
-    top1_change,
 )
-from qconvert.measure.per_image_scores import ImageScores, score_batch
 
 Floats = NDArray[np.float32]
 
@@ -192,11 +190,11 @@ def test_fp32_accuracy_does_not_depend_on_the_engine() -> None:
 
 
 def test_top1_change_is_paired_over_the_same_images() -> None:
-    change = top1_change(score(predict(0, 1, 2, 3, 0), predict(0, 1, 3, 3, 1), 0, 1, 2, 3, 1))
-    assert change is not None
-    assert change.pp == 0.0
+    scores = score(predict(0, 1, 2, 3, 0), predict(0, 1, 3, 3, 1), 0, 1, 2, 3, 1)
+    accuracy = summarize_accuracy(scores)
+    assert accuracy.change_pp == 0.0
     # One lost and one won, and one of each added, of 5 + 2.
-    assert change.half_width_pp == pytest.approx(196 * math.sqrt(4 / 7 / 7))
+    assert accuracy.half_width_pp == pytest.approx(196 * math.sqrt(4 / 7 / 7))
 
 
 @pytest.mark.parametrize("images", [10, 100, 1000])
@@ -232,13 +230,9 @@ def test_classes_whose_recall_changed_most_come_first() -> None:
     labels = (0, 0, 0, 0, 1, 1, 2, 2, 3, 3)
     before = predict(0, 0, 0, 0, 1, 1, 2, 3, 3, 3)
     after = predict(0, 0, 0, 1, 0, 0, 2, 2, 3, 3)
-    scores = score(before, after, *labels)
-    expected = (
+    assert summarize_accuracy(score(before, after, *labels)).shifts == (
         RecallShift(1, 100.0, 0.0, 2),
         RecallShift(2, 50.0, 100.0, 2),
         RecallShift(0, 100.0, 75.0, 4),
     )
-    assert recall_shifts(scores) == expected == summarize_accuracy(scores).shifts
-    assert recall_shifts(scores, 1) == expected[:1]
-    assert recall_shifts(score(before, after)) == ()
-    assert classification_scores(score(before, after)) is None
+    assert summarize_accuracy(score(before, after)).shifts == ()

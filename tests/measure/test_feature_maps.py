@@ -1,4 +1,4 @@
-"""Feature maps: which channels are montage, where errors show, and which tensors compare."""
+"""Feature maps: which channels are drawn, where errors show, and which tensors compare."""
 
 import numpy as np
 import pytest
@@ -13,9 +13,7 @@ from qconvert.measure.feature_maps import (
     ZERO_DIFFERENCE,
     collect_maps,
     draw_montage,
-    montage_palette,
-    palette_opacity,
-    select_channels,
+    make_palette,
 )
 from tests.models import floats, from_text
 
@@ -39,18 +37,18 @@ def test_strongest_channels_come_first_and_the_worst_of_the_others_last() -> Non
     wrong = exact.copy()
     wrong[6] += 1
     wrong[1] += 5
-    assert select_channels(exact, [wrong]) == (1, 5, 3, 2, 6)
-    assert select_channels(exact[:2], [wrong[:2]]) == (1, 0, 1)
+    assert draw_montage(exact, [wrong])[1] == (1, 5, 3, 2, 6)
+    assert draw_montage(exact[:2], [wrong[:2]])[1] == (1, 0, 1)
 
 
 def test_montage_rows_are_fp32_variants_and_differences() -> None:
     exact = maps()
     wrong = exact.copy()
     wrong[1, :4] += 2
-    montage = draw_montage(exact, [wrong, exact])
+    pixels, _, _ = draw_montage(exact, [wrong, exact])
     tall, wide = (5 * (TILE + GAP) - GAP for _ in range(2))
-    assert montage.pixels.shape == (tall, wide)
-    rows = [montage.pixels[row * (TILE + GAP) :][:TILE] for row in range(5)]
+    assert pixels.shape == (tall, wide)
+    rows = [pixels[row * (TILE + GAP) :][:TILE] for row in range(5)]
     values, differences = rows[:3], rows[3:]
     assert all(row[:, :TILE].max() < FIRST_DIFFERENCE for row in values)
     assert np.array_equal(values[0], values[2])
@@ -58,46 +56,42 @@ def test_montage_rows_are_fp32_variants_and_differences() -> None:
     assert (first[: TILE // 2] > FIRST_DIFFERENCE + ZERO_DIFFERENCE).all()
     assert (first[TILE // 2 :] == FIRST_DIFFERENCE + ZERO_DIFFERENCE).all()
     assert (differences[1][:, :TILE] == FIRST_DIFFERENCE + ZERO_DIFFERENCE).all()
-    assert (montage.pixels[TILE : TILE + GAP] == TRANSPARENT).all()
+    assert (pixels[TILE : TILE + GAP] == TRANSPARENT).all()
 
 
 def test_montage_values_share_one_scale() -> None:
-    montage = draw_montage(maps(), [maps()])
-    tiles = [montage.pixels[:TILE, column * (TILE + GAP) :][:, :TILE] for column in range(5)]
+    pixels, _, _ = draw_montage(maps(), [maps()])
+    tiles = [pixels[:TILE, column * (TILE + GAP) :][:, :TILE] for column in range(5)]
     assert tiles[0].max() > tiles[-1].max()
     assert min(tile.min() for tile in tiles) == FIRST_VALUE
 
 
 def test_oblong_maps_keep_their_shape() -> None:
     wide = np.random.default_rng(0).random((3, 4, 16)).astype(np.float32)
-    tile = draw_montage(wide, [wide]).pixels[:TILE, :TILE]
+    tile = draw_montage(wide, [wide])[0][:TILE, :TILE]
     assert (tile[TILE // 4 :] == TRANSPARENT).all()
     assert (tile[: TILE // 4] != TRANSPARENT).all()
 
 
 def test_palette_has_a_colour_for_every_entry() -> None:
-    assert len(montage_palette()) == 3 * 256
-    assert len(palette_opacity()) == 256
-    assert (
-        palette_opacity()[FIRST_DIFFERENCE + ZERO_DIFFERENCE]
-        < palette_opacity()[FIRST_DIFFERENCE]
-        == 255
-    )
-    assert palette_opacity()[TRANSPARENT] == 0
+    colours, opacity = make_palette()
+    assert (len(colours), len(opacity)) == (3 * 256, 256)
+    assert opacity[FIRST_DIFFERENCE + ZERO_DIFFERENCE] < opacity[FIRST_DIFFERENCE] == 255
+    assert opacity[TRANSPARENT] == 0
 
 
-def test_values_that_are_not_finite_can_be_montage() -> None:
+def test_values_that_are_not_finite_can_be_drawn() -> None:
     broken = maps()
     broken[1, 0, 0] = np.nan
-    assert draw_montage(maps(), [broken]).pixels.dtype == np.uint8
+    assert draw_montage(maps(), [broken])[0].dtype == np.uint8
 
 
 def test_channel_axes_are_those_of_the_float_model() -> None:
     reference, _ = infer_shapes(from_text(f"{HEAD} {RELU_SOFTMAX}"))
     other, _ = infer_shapes(from_text(f"{HEAD} {WITH_MATMUL}", w=floats(6, 6)))
-    collected = collect_maps(reference, {"int8": other}, {"x": floats(1, 4, 8, 6)})
-    shapes = {name: stack.shape for name, stack in collected.exact.items()}
-    assert {name: stack.shape for name, stack in collected.variants["int8"].items()} == shapes
+    exact, variants = collect_maps(reference, {"int8": other}, {"x": floats(1, 4, 8, 6)})
+    shapes = {name: stack.shape for name, stack in exact.items()}
+    assert {name: stack.shape for name, stack in variants["int8"].items()} == shapes
     assert shapes["t"] == (4, 8, 6)
 
 
@@ -107,4 +101,4 @@ def test_network_without_maps_has_no_feature_maps(rank: int) -> None:
     text = f"net (float[{shape}] x) => (float[{shape}] y) {{ t = Relu (x) y = Neg (t) }}"
     model, _ = infer_shapes(from_text(HEAD.partition("net")[0] + text))
     feeds = {"x": floats(*(1, 5, 7)[:rank])}
-    assert not collect_maps(model, {"fp16": model}, feeds).exact
+    assert not collect_maps(model, {"fp16": model}, feeds)[0]

@@ -18,8 +18,8 @@ from qconvert.measure.latency import (
     interleave,
     round_order,
     schedule_round,
+    speedup,
 )
-from qconvert.measure.stats import speedup
 
 BRIEF = TimingEffort(seconds=0.5, rounds=10, warm_up_seconds=1.0)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qconvert.measure.memory import PeakMemory, measure_peak
+from qconvert.measure.memory import measure_peak
 from tests import models
 from tests.conftest import write
 
@@ -66,8 +66,3 @@ def test_slow_model_is_not_measured_with_a_reason(tiny: Path) -> None:
 def test_modules_beside_the_model_are_not_imported(tiny: Path) -> None:
     tiny.with_name("numpy.py").write_text("raise SystemExit('not this one')")
     assert measure_peak(tiny, feeds(1, 3, 8, 8), 1).bytes is not None
-
-
-def test_unmeasured_peak_without_a_reason_is_refused() -> None:
-    with pytest.raises(ValueError, match="must have a reason"):
-        PeakMemory(None)

@@ -12,8 +12,13 @@ from numpy.typing import NDArray
 
 from qconvert.core.errors import QConvertError
 from qconvert.core.tensors import Tensors
-from qconvert.measure.accuracy import summarize_accuracy
-from qconvert.measure.per_image_scores import UNKNOWN, ImageScores, join_scores, score_batch
+from qconvert.measure.accuracy import (
+    UNKNOWN,
+    ImageScores,
+    join_scores,
+    score_batch,
+    summarize_accuracy,
+)
 
 Floats = NDArray[np.float32]
 

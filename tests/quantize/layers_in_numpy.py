@@ -38,7 +38,7 @@ def product(node: ir.Node, rows: Array, weight: Array, bias: Array | None) -> Ar
     return output if bias is None else output + bias
 
 
-def halved(maps: Array) -> Array:
+def max_pooled(maps: Array) -> Array:
     """Return the largest of every two by two values."""
     blocks = maps.reshape(*maps.shape[:2], maps.shape[2] // 2, 2, -1, 2)
     largest: Array = blocks.max(axis=(3, 5))
@@ -55,7 +55,7 @@ DEFINITIONS: dict[str, Callable[..., Array]] = {
     "Clip": lambda node, a, low, high: np.clip(a, low, high),
     "Sigmoid": lambda node, a: 1.0 / (1.0 + np.exp(-a.astype(np.float64))),
     "GlobalAveragePool": lambda node, a: a.mean(axis=(2, 3), keepdims=True, dtype=np.float64),
-    "MaxPool": lambda node, a: halved(a),
+    "MaxPool": lambda node, a: max_pooled(a),
     "Flatten": lambda node, a: a.reshape(len(a), -1),
 }
 

@@ -25,6 +25,9 @@ from qconvert.run.run_folder import RunFolder
 from qconvert.run.targets import resolve
 from tests.conftest import Outcome
 
+# They read the shared run, which takes seconds to build.
+pytestmark = pytest.mark.slow
+
 ENGINE = Path("run/engines/cpu-int8")
 HOSTILE = '"]); raise SystemExit("ran") #'
 

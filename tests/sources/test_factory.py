@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from qconvert.core.errors import QConvertError, UsageError
-from qconvert.sources import factory, kind
+from qconvert.sources import kind
+from qconvert.sources.torch_models import call_factory
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,7 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_function_is_called_and_prints_nothing_on_stdout(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert factory.call("factories:build") == 42
+    assert call_factory("factories:build") == 42
     assert capsys.readouterr().out == ""
 
 
@@ -39,7 +40,7 @@ def test_unknown_names_are_usage_errors() -> None:
         "factories.deeper:build": "no module `factories.deeper` here",
     }.items():
         with pytest.raises(UsageError, match=message):
-            factory.call(name)
+            call_factory(name)
 
 
 def test_error_in_user_code_names_the_line() -> None:
@@ -49,17 +50,17 @@ def test_error_in_user_code_names_the_line() -> None:
         ("needy:f", "No module named 'a_module_that_is_not_there'", "needy.py:1"),
     ):
         with pytest.raises(QConvertError, match=message) as caught:
-            factory.call(name)
+            call_factory(name)
         assert caught.value.exit_code == 3
         assert line in caught.value.details[0]
     with pytest.raises(QConvertError, match="importing `broken` raised SyntaxError"):
-        factory.call("broken:f")
+        call_factory("broken:f")
 
 
 def test_hint_mentions_arguments_only_if_the_error_does() -> None:
     for name, expected in (("factories:sized", True), ("factories:raising", False)):
         with pytest.raises(QConvertError) as caught:
-            factory.call(name)
+            call_factory(name)
         assert ("without arguments" in str(caught.value.hint)) == expected
 
 

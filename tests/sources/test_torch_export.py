@@ -16,8 +16,7 @@ from qconvert.core.errors import QConvertError, Terminated, UsageError
 from qconvert.core.onnx_io import fingerprint
 from qconvert.core.tensors import TensorSpec, parse_spec, random_inputs
 from qconvert.sources import Source
-from qconvert.sources.torch_export import from_module
-from qconvert.sources.torch_forward import unique_output_names
+from qconvert.sources.torch_export import from_module, unique_output_names
 from qconvert.sources.torch_models import load_factory
 from tests.models import write_factory
 

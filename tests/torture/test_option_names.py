@@ -15,8 +15,7 @@ import pytest
 
 import qconvert.backends
 from qconvert.backends.base import BuildSpec, Precision, Profile
-from qconvert.backends.tensorrt_options import load_options, provider_options, read_options
-from qconvert.backends.versions import NETWORK_TYPES
+from qconvert.backends.tensorrt import load_options, provider_options, read_options
 from qconvert.core.tensors import TensorSpec
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(900)]
@@ -49,12 +48,12 @@ def library() -> bytes:
 def used() -> set[str]:
     """Return every option that any build or any loading of an engine can give."""
     results: set[str] = set()
-    for precision, row, on in itertools.product(PRECISIONS, NETWORK_TYPES, (False, True)):
+    for precision, flags, on in itertools.product(PRECISIONS, (False, True), (False, True)):
         switches = ("hardware-compatible", "weight-stripped", "cuda-graph", "allow-fallback")
         for one in switches:
             options: dict[str, Any] = {"workspace": 1, "timing-cache": "t", one: on}
             given = BuildSpec(precision, Profile(1, 8, 32), options=options)
-            results |= set(provider_options(given, Path("engine"), row, [IMAGE]))
+            results |= set(provider_options(given, Path("engine"), flags, [IMAGE]))
             results |= set(load_options(read_options(given), Path("engine")))
     for source in Path(qconvert.backends.__file__).parent.glob("*.py"):
         results |= set(re.findall(r'"(trt_\w+)"', source.read_text(encoding="utf-8")))

@@ -1,1 +1,1 @@
-"""."""
+"""Graphs in half precision, float16 or bfloat16."""

@@ -11,29 +11,22 @@ import onnx_ir as ir
 
 from qconvert.core.errors import QConvertError
 from qconvert.graph.fp16.half_types import (
+    FLOAT,
     MAX_FINITE,
-    NO_SLOTS,
     TYPE_AGNOSTIC,
-    TYPE_NAMES,
+    HalfSlots,
     HalfTyping,
     cast_to_half,
-    fill_value,
     is_float32,
     onnx_opset,
 )
-from qconvert.graph.fp16.islands import find_islands
-from qconvert.graph.fp16.overflow import Magnitudes, describe_overflow
+from qconvert.graph.fp16.islands import Magnitudes, describe_overflow, find_islands
 from qconvert.graph.names import UniqueNames, tensor_names
 from qconvert.graph.patterns import computed_values, has_subgraph, is_standard, make_initializer
 from qconvert.graph.simplify import infer_shapes
 
 HalfPrecision = Literal["fp16", "bf16"]
 
-HALF_DTYPES: dict[HalfPrecision, ir.DataType] = {
-    "fp16": ir.DataType.FLOAT16,
-    "bf16": ir.DataType.BFLOAT16,
-}
-FLOAT = ir.DataType.FLOAT
 SUFFIX = {FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 # Before this opset `Conv` has no bfloat16; since then every operator that computes has it.
 BFLOAT16_MIN_OPSET = 22
@@ -54,16 +47,24 @@ def convert_to_half(
 ) -> HalfModel:
     """Return a copy in half precision, except for what would overflow or has no half type.
 
-    `magnitudes` has the largest magnitude that calibration measured for each tensor. With
-    `keep_io` the inputs and outputs keep their type. A model that already computes in half
-    precision somewhere is returned unchanged: its author decided where.
+    With `keep_io` the inputs and outputs keep their type. A model that already computes in half
+    precision somewhere is returned unchanged: its author decided where. So is one without float32
+    tensors, or without ONNX's own operators.
     """
-    if not _is_convertible(model):
+    computing = [node for node in model.graph if not is_standard(node, "Cast")]
+    has_half = any(_is_half(value) for node in computing for value in node.outputs)
+    may_be_float = any(is_float32(value) or value.type is None for value in _values(model.graph))
+    if has_half or not may_be_float or not onnx_opset(model.opset_imports):
         return HalfModel(model, {})
-    half = HALF_DTYPES[kind]
+    half = ir.DataType.FLOAT16 if kind == "fp16" else ir.DataType.BFLOAT16
     _require_opset(model, half)
-    if not keep_io:
-        _require_io_in_range(model.graph, half, magnitudes)
+    for value in () if keep_io else (*model.graph.inputs, *model.graph.outputs):
+        magnitude = magnitudes.get(value.name or "", 0.0)
+        if is_float32(value) and magnitude > MAX_FINITE[half]:
+            raise QConvertError(
+                describe_overflow(f"`{value.name}`", magnitude, half),
+                hint="keep the inputs and outputs of the model in float32",
+            )
     untyped = any(value.type is None or value.shape is None for value in _values(model.graph))
     copy = infer_shapes(model)[0] if untyped else model.clone()
     _store_constants(copy.graph)
@@ -82,36 +83,32 @@ def emulate_half(model: ir.Model) -> ir.Model:
     their names.
     """
     model = model.clone()
-    names = UniqueNames(tensor_names(model.graph))
-    for node in list(model.graph):
-        is_cast = is_standard(node, "Cast", "CastLike")
-        if is_standard(node) and not is_cast and not has_subgraph(node):
-            _compute_in_float32(model.graph, node, names)
+    graph, names = model.graph, UniqueNames(tensor_names(model.graph))
+    for node in list(graph):
+        if not is_standard(node) or is_standard(node, "Cast", "CastLike") or has_subgraph(node):
+            continue
+        halves = [(slot, value) for slot, value in enumerate(node.inputs) if _is_half(value)]
+        for slot, value in halves:
+            assert value is not None
+            cast = _make_cast(value, FLOAT, names.reserve(f"{value.name}_wide"))
+            graph.insert_before(node, cast)
+            node.replace_input_with(slot, cast.outputs[0])
+        # A node without half inputs sets its output type by an attribute, and keeps it.
+        for output in node.outputs if halves else ():
+            if _is_half(output) and output.dtype is not None:
+                name = str(output.name)
+                cast = _make_cast(output, output.dtype, name)
+                ir.convenience.replace_all_uses_with(
+                    output, cast.outputs[0], replace_graph_outputs=True
+                )
+                cast.replace_input_with(0, output)
+                output.name, output.type = names.reserve(f"{name}_exact"), ir.TensorType(FLOAT)
+                graph.insert_after(node, cast)
     return model
 
 
-def _compute_in_float32(graph: ir.Graph, node: ir.Node, names: UniqueNames) -> None:
-    halves = [(slot, value) for slot, value in enumerate(node.inputs) if _is_half(value)]
-    for slot, value in halves:
-        assert value is not None
-        cast = _make_cast(value, FLOAT, names.reserve(f"{value.name}_wide"))
-        graph.insert_before(node, cast)
-        node.replace_input_with(slot, cast.outputs[0])
-    # A node without half inputs sets its output type by an attribute, and keeps it.
-    for output in node.outputs if halves else ():
-        if _is_half(output) and output.dtype is not None:
-            name = str(output.name)
-            cast = _make_cast(output, output.dtype, name)
-            ir.convenience.replace_all_uses_with(
-                output, cast.outputs[0], replace_graph_outputs=True
-            )
-            cast.replace_input_with(0, output)
-            output.name, output.type = names.reserve(f"{name}_exact"), ir.TensorType(FLOAT)
-            graph.insert_after(node, cast)
-
-
 def _is_half(value: ir.Value | None) -> bool:
-    return value is not None and value.dtype in TYPE_NAMES
+    return value is not None and value.dtype in MAX_FINITE
 
 
 def _make_cast(value: ir.Value, dtype: ir.DataType, name: str, label: str | None = None) -> ir.Node:
@@ -125,14 +122,6 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
     yield from graph.inputs
     yield from graph.initializers.values()
     yield from (value for value in computed_values(graph) if value.name)
-
-
-def _is_convertible(model: ir.Model) -> bool:
-    """Whether a model has ONNX's own operators, float32 tensors and no half precision yet."""
-    computing = [node for node in model.graph if not is_standard(node, "Cast")]
-    has_half = any(_is_half(value) for node in computing for value in node.outputs)
-    may_be_float = any(is_float32(value) or value.type is None for value in _values(model.graph))
-    return not has_half and may_be_float and bool(onnx_opset(model.opset_imports))
 
 
 def _require_opset(model: ir.Model, half: ir.DataType) -> None:
@@ -150,45 +139,29 @@ def _require_opset(model: ir.Model, half: ir.DataType) -> None:
         )
 
 
-def _require_io_in_range(graph: ir.Graph, half: ir.DataType, magnitudes: Magnitudes) -> None:
-    for value in (*graph.inputs, *graph.outputs):
-        magnitude = magnitudes.get(value.name or "", 0.0)
-        if is_float32(value) and magnitude > MAX_FINITE[half]:
-            raise QConvertError(
-                describe_overflow(f"`{value.name}`", magnitude, half),
-                hint="keep the inputs and outputs of the model in float32",
-            )
-
-
 def _store_constants(graph: ir.Graph) -> None:
     """Turn `Constant` nodes into initializers, as weights are stored."""
-    for node in list(graph):
-        if not is_standard(node, "Constant"):
-            continue
+    for node in [node for node in graph if is_standard(node, "Constant")]:
         tensor = None
         if (value := node.attributes.get("value")) is not None:
             tensor = value.as_tensor()
         elif "value_float" in node.attributes or "value_floats" in node.attributes:
             tensor = ir.convenience.get_const_tensor(node.outputs[0])
-        if tensor is None:
-            continue
-        stored = make_initializer(str(node.outputs[0].name), tensor.numpy())
-        ir.convenience.replace_all_uses_with(node.outputs[0], stored, replace_graph_outputs=True)
-        graph.remove(node, safe=True)
-        graph.register_initializer(stored)
+        if tensor is not None:
+            stored = make_initializer(str(node.outputs[0].name), tensor.numpy())
+            ir.convenience.replace_all_uses_with(
+                node.outputs[0], stored, replace_graph_outputs=True
+            )
+            graph.remove(node, safe=True)
+            graph.register_initializer(stored)
 
 
 def _set_half_type(value: ir.Value, half: ir.DataType) -> None:
     # A copy of a graph shares the type objects of the original, so this needs a new one.
     value.type = ir.TensorType(half)
     if value.const_value is not None:
-        value.const_value = ir.tensor(
-            cast_to_half(value.const_value.numpy(), half), name=value.name
-        )
-
-
-def _is_read(value: ir.Value) -> bool:
-    return bool(value.uses()) or value.is_graph_output()
+        array = cast_to_half(value.const_value.numpy(), half)
+        value.const_value = ir.tensor(array, name=value.name)
 
 
 class _Retyping:
@@ -202,50 +175,43 @@ class _Retyping:
         self.input_types: dict[tuple[ir.Node, int], ir.DataType | None] = {}
         self.half_outputs: set[ir.Value] = set()
         for node in self.graph:
-            slots = NO_SLOTS if node in islands else typing.slots(node)
+            slots = HalfSlots() if node in islands else typing.slots(node)
             default = None if is_standard(node, *TYPE_AGNOSTIC) else FLOAT
             for index in range(len(node.inputs)):
                 self.input_types[node, index] = self.half if index in slots.inputs else default
             self.half_outputs.update(node.outputs[index] for index in slots.outputs)
             if slots.outputs:
-                _set_type_attributes(node, typing)
+                typing.set_type_attributes(node)
 
     def apply(self) -> None:
         """Give every float32 tensor its type, and a copy in the other one if that is read too."""
         stored = [value for value in self.graph.initializers.values() if not value.is_graph_input()]
         values = (*self.graph.inputs, *stored, *computed_values(self.graph))
         for value in [value for value in values if is_float32(value)]:
-            own = self._own_type(value)
-            if own is self.half:
+            types = {self._read_type(*use) for use in value.uses()}
+            types |= {self.io_type} if value.is_graph_output() else set()
+            # The type in which the value is fed, stored or computed.
+            if value.is_graph_input():
+                is_half = self.io_type is self.half
+            elif value.is_initializer():
+                is_half = types - {None} == {self.half}
+            else:
+                is_half = value in self.half_outputs
+            if is_half:
                 _set_half_type(value, self.half)
-            other = self.half if own is FLOAT else FLOAT
-            if other in self._types_read(value):
-                self._add_copy(value, other)
-        casts = [node for node in self.graph if is_standard(node, "Cast")]
-        self.graph.remove([cast for cast in casts if not _is_read(cast.outputs[0])], safe=True)
+            other = FLOAT if is_half else self.half
+            if other in types:
+                uses = [use for use in value.uses() if self._read_type(*use) is other]
+                copy = self._cast_source(value, other) or self._copy(value, other)
+                for node, index in uses:
+                    node.replace_input_with(index, copy)
+        for cast in [node for node in self.graph if is_standard(node, "Cast")]:
+            if not cast.outputs[0].uses() and not cast.outputs[0].is_graph_output():
+                self.graph.remove(cast, safe=True)
 
     def _read_type(self, node: ir.Node, index: int) -> ir.DataType | None:
         # The graphs inside nodes are not rewritten: they read float32.
         return self.input_types.get((node, index), FLOAT)
-
-    def _types_read(self, value: ir.Value) -> set[ir.DataType | None]:
-        types = {self._read_type(node, index) for node, index in value.uses()}
-        return types | ({self.io_type} if value.is_graph_output() else set())
-
-    def _own_type(self, value: ir.Value) -> ir.DataType:
-        """Return the type in which a value is fed, stored or computed."""
-        if value.is_graph_input():
-            return self.io_type
-        if not value.is_initializer():
-            return self.half if value in self.half_outputs else FLOAT
-        return self.half if self._types_read(value) - {None} == {self.half} else FLOAT
-
-    def _add_copy(self, value: ir.Value, other: ir.DataType) -> None:
-        """Let the readers of the other type read a copy; graph outputs keep their names."""
-        uses = [use for use in value.uses() if self._read_type(*use) is other]
-        copy = self._cast_source(value, other) or self._copy(value, other)
-        for node, index in uses:
-            node.replace_input_with(index, copy)
 
     def _cast_source(self, value: ir.Value, other: ir.DataType) -> ir.Value | None:
         """Return the input of a Cast of the model itself, if it has the other type already."""
@@ -256,10 +222,12 @@ class _Retyping:
         return source if source is not None and source.dtype is other else None
 
     def _copy(self, value: ir.Value, other: ir.DataType) -> ir.Value:
+        """Return a new value of the other type; a graph output takes over the name."""
         name = stem = str(value.name)
         is_output = value.is_graph_output() and self.io_type is other
         if is_output:
-            value.name = self.tensor_names.reserve(f"{stem}_{SUFFIX[self._own_type(value)]}")
+            own = self.half if other is FLOAT else FLOAT
+            value.name = self.tensor_names.reserve(f"{stem}_{SUFFIX[own]}")
         else:
             name = self.tensor_names.reserve(f"{stem}_{SUFFIX[other]}")
         if value.is_initializer() and not value.is_graph_input():
@@ -280,12 +248,3 @@ class _Retyping:
             outputs = self.graph.outputs
             outputs[:] = [copy if output is value else output for output in outputs]
         return copy
-
-
-def _set_type_attributes(node: ir.Node, typing: HalfTyping) -> None:
-    """Set the attributes of a node whose outputs become half."""
-    for name in typing.type_attributes(node):
-        node.attributes.add(ir.AttrInt64(name, typing.half))
-    if is_standard(node, "ConstantOfShape"):
-        value = cast_to_half(fill_value(node).numpy(), typing.half)
-        node.attributes.add(ir.AttrTensor("value", ir.tensor(value)))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -11,16 +12,14 @@ from numpy.typing import NDArray
 
 from qconvert.graph.patterns import has_subgraph, is_standard
 
+FLOAT = ir.DataType.FLOAT
 MAX_FINITE = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: 3.3895313892515355e38}
 SMALLEST_FLOAT16 = 2.0**-24  # what bfloat16 rounds to zero, float32 nearly does too
-TYPE_NAMES = {ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
 # They accept a tensor of any type without computing with it, so they need no Cast.
 TYPE_AGNOSTIC = frozenset({"Cast", "Shape", "Size"})
 # Type variables that do not follow the others: the attribute `stash_type` sets that of statistics,
 # and the bits of a number are those of one type.
 FIXED_TYPES = {"LayerNormalization": frozenset({"U"}), "BitCast": frozenset({"T1", "T2"})}
-# The attributes that set the type of an output.
-TYPE_ATTRIBUTES = ("to", "dtype", "output_datatype", "output_dtype")
 # In the ONNX standard, but refused by TensorRT for RTX 1.7 or (without inputs) by ONNX Runtime.
 UNSUPPORTED_BY_ENGINES = {
     ir.DataType.FLOAT16: frozenset(
@@ -33,21 +32,11 @@ UNSUPPORTED_BY_ENGINES = {
 }
 
 
-@dataclass(frozen=True)
-class HalfSlots:
+class HalfSlots(NamedTuple):
     """The indices of the float32 inputs and outputs of a node that may have a half type."""
 
-    inputs: frozenset[int]
-    outputs: frozenset[int]
-
-    def values(self, node: ir.Node) -> list[ir.Value]:
-        """Return the tensors there."""
-        values = [node.inputs[index] for index in sorted(self.inputs)]
-        values += [node.outputs[index] for index in sorted(self.outputs)]
-        return [value for value in values if value is not None]
-
-
-NO_SLOTS = HalfSlots(frozenset(), frozenset())
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +49,7 @@ class HalfTyping:
     @property
     def name(self) -> str:
         """The ONNX name of the type."""
-        return TYPE_NAMES[self.half]
+        return type_name(self.half)
 
     @property
     def opset(self) -> int:
@@ -71,7 +60,7 @@ class HalfTyping:
         """Return the inputs and outputs that may be half; none of a node without a schema."""
         schema = self._schema(node)
         if schema is None:
-            return NO_SLOTS
+            return HalfSlots()
         spelled = f"tensor({self.name})"
         allowed = {
             constraint.type_param_str
@@ -79,10 +68,12 @@ class HalfTyping:
             if spelled in constraint.allowed_type_strs
         } - FIXED_TYPES.get(node.op_type, frozenset())
         inputs = () if is_standard(node, *TYPE_AGNOSTIC) else node.inputs
-        outputs = () if self._widens_to_float32(node) else node.outputs
+        # The output of a Cast from half to float32 stays: its input is the half tensor.
+        source = node.inputs[0] if is_standard(node, "Cast") else None
+        outputs = () if source is not None and source.dtype is self.half else node.outputs
         return HalfSlots(
-            frozenset(i for i, kind in _float32_slots(inputs, schema.inputs) if kind in allowed),
-            frozenset(i for i, kind in _float32_slots(outputs, schema.outputs) if kind in allowed),
+            tuple(i for i, kind in _float32_slots(inputs, schema.inputs) if kind in allowed),
+            tuple(i for i, kind in _float32_slots(outputs, schema.outputs) if kind in allowed),
         )
 
     def reason_to_refuse(self, node: ir.Node) -> str:
@@ -97,25 +88,20 @@ class HalfTyping:
                 return f"`{value.name}` is not a tensor, or its type is unknown"
         if node.op_type in UNSUPPORTED_BY_ENGINES[self.half]:
             return f"engines have no {self.name} `{node.op_type}`"
-        slots = self.slots(node)
-        possible = slots.inputs or slots.outputs or node.op_type in TYPE_AGNOSTIC
+        possible = any(self.slots(node)) or node.op_type in TYPE_AGNOSTIC
         return "" if possible else f"`{node.op_type}` has no {self.name} in opset {self.opset}"
 
-    def type_attributes(self, node: ir.Node) -> list[str]:
-        """Return the attributes, set or default, by which a node outputs float32."""
+    def set_type_attributes(self, node: ir.Node) -> None:
+        """Set to half what makes the node output float32: an attribute, its default, a value."""
         schema = self._schema(node)
         attributes = schema.attributes if schema is not None else {}
-        return [
-            name
-            for name in TYPE_ATTRIBUTES
-            if name in attributes
-            and node.attributes.get_int(name, attributes[name].default_value.i) == ir.DataType.FLOAT
-        ]
-
-    def _widens_to_float32(self, node: ir.Node) -> bool:
-        """Whether a node is a Cast of this half type to float32: its input is the half tensor."""
-        source = node.inputs[0] if is_standard(node, "Cast") else None
-        return source is not None and source.dtype is self.half
+        for name in ("to", "dtype", "output_datatype", "output_dtype"):
+            default = attributes[name].default_value.i if name in attributes else None
+            if default is not None and node.attributes.get_int(name, default) == FLOAT:
+                node.attributes.add(ir.AttrInt64(name, self.half))
+        if is_standard(node, "ConstantOfShape"):
+            value = cast_to_half(fill_value(node).numpy(), self.half)
+            node.attributes.add(ir.AttrTensor("value", ir.tensor(value)))
 
     def _schema(self, node: ir.Node) -> onnx.defs.OpSchema | None:
         if not is_standard(node):
@@ -126,6 +112,21 @@ class HalfTyping:
             return None
 
 
+def _float32_slots(
+    values: Sequence[ir.Value | None], formals: Sequence[onnx.defs.OpSchema.FormalParameter]
+) -> Iterator[tuple[int, str]]:
+    """Yield the index of each float32 tensor and the type variable of its slot."""
+    for index, value in enumerate(values):
+        if is_float32(value):
+            # The last slot of a variadic operator takes all remaining values.
+            yield index, formals[min(index, len(formals) - 1)].type_str
+
+
+def type_name(half: ir.DataType) -> str:
+    """Return the ONNX name of a type."""
+    return half.name.lower()
+
+
 def onnx_opset(imports: Mapping[str, int]) -> int:
     """Return the opset of ONNX's own operators, 0 where there are none."""
     return imports.get("", imports.get("ai.onnx", 0))
@@ -133,26 +134,13 @@ def onnx_opset(imports: Mapping[str, int]) -> int:
 
 def is_float32(value: ir.Value | None) -> bool:
     """Whether a value is a tensor of float32."""
-    return (
-        value is not None
-        and isinstance(value.type, ir.TensorType)
-        and value.dtype is ir.DataType.FLOAT
-    )
-
-
-def handles_float32(node: ir.Node) -> bool:
-    """Whether a node computes with float32 tensors, or with some of unknown type."""
-    inputs = () if is_standard(node, *TYPE_AGNOSTIC) else node.inputs
-    values = [value for value in (*inputs, *node.outputs) if value is not None and value.name]
-    return has_subgraph(node) or any(
-        value.type is None or value.dtype is ir.DataType.FLOAT for value in values
-    )
+    return value is not None and isinstance(value.type, ir.TensorType) and value.dtype is FLOAT
 
 
 def fill_value(node: ir.Node) -> ir.TensorProtocol:
     """Return the tensor that a `ConstantOfShape` repeats."""
     value = node.attributes.get("value")
-    return ir.tensor([0.0], dtype=ir.DataType.FLOAT) if value is None else value.as_tensor()
+    return ir.tensor([0.0], dtype=FLOAT) if value is None else value.as_tensor()
 
 
 def largest_magnitude(array: NDArray[np.generic]) -> float:
@@ -163,7 +151,7 @@ def largest_magnitude(array: NDArray[np.generic]) -> float:
     if math.isfinite(largest):
         return largest
     finite = array[np.isfinite(array.astype(np.float32))]
-    return float(np.abs(finite).max()) if finite.size else 0.0
+    return float(np.abs(finite).max(initial=0.0))
 
 
 def cast_to_half(array: NDArray[np.generic], half: ir.DataType) -> NDArray[np.generic]:
@@ -176,13 +164,3 @@ def cast_to_half(array: NDArray[np.generic], half: ir.DataType) -> NDArray[np.ge
         # A single number is an epsilon that prevents division by zero, so it must not become 0.
         cast[...] = SMALLEST_FLOAT16 if array.max() > 0 else -SMALLEST_FLOAT16
     return cast
-
-
-def _float32_slots(
-    values: Sequence[ir.Value | None], formals: Sequence[onnx.defs.OpSchema.FormalParameter]
-) -> Iterator[tuple[int, str]]:
-    """Yield the index of each float32 tensor and the type variable of its slot."""
-    for index, value in enumerate(values):
-        if is_float32(value):
-            # The last slot of a variadic operator takes all remaining values.
-            yield index, formals[min(index, len(formals) - 1)].type_str

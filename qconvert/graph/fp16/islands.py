@@ -1,27 +1,44 @@
-"""Float32 islands: which nodes stay in float32 when the rest becomes half precision, and why."""
+"""Float32 islands: which nodes stay in float32 when the rest becomes half precision, and why.
 
-from collections.abc import Iterator
+float16 ends at 65504 and has 11 bits of precision; bfloat16 has the range of float32.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
-from qconvert.graph.fp16.half_types import HalfTyping, handles_float32, is_float32
-from qconvert.graph.fp16.overflow import (
-    ACCUMULATING,
-    Magnitudes,
-    check_accumulation,
-    check_activations,
-    check_constants,
-    check_quantization_scale,
+from qconvert.graph.fp16.half_types import (
+    FLOAT,
+    MAX_FINITE,
+    TYPE_AGNOSTIC,
+    HalfSlots,
+    HalfTyping,
+    fill_value,
+    is_float32,
+    largest_magnitude,
+    type_name,
 )
 from qconvert.graph.observed_tensors import MOVING
-from qconvert.graph.patterns import constant_array, is_standard, producer_of
+from qconvert.graph.patterns import constant_array, has_subgraph, is_standard, producer_of
 
+# The largest magnitude that calibration measured for each tensor.
+Magnitudes = Mapping[str, float]
 IslandReasons = dict[ir.Node, str]
 
-SIZE_OPS = frozenset({"Shape", "Size", "Range"})
-SCALING = MOVING | {"ReduceSum", "ReduceMean", "Add", "Mul", "Div", "Max", "Clip"}
+# Half of what float16 holds: other images may have larger values than those used for calibration.
+FLOAT16_LIMIT = MAX_FINITE[ir.DataType.FLOAT16] / 2.0
+# Below this magnitude, half of the values of a tensor have fewer than six binary digits.
+FEW_DIGITS = 2.0**-12
+# float16 does not hold every whole number above this, so a sum of ones stops growing there.
+MAX_EXACT_INTEGER = 2048
+# Since these opsets the attribute `stash_type` sets the type in which they accumulate.
+STASH_TYPE_SINCE = {"LayerNormalization": 17, "RMSNormalization": 23, "GroupNormalization": 21}
 ROOTS = frozenset({"Sqrt", "Pow"})
+SCALING = MOVING | {"ReduceSum", "ReduceMean", "Add", "Mul", "Div", "Max", "Clip"}
 
 
 def find_islands(typing: HalfTyping, magnitudes: Magnitudes) -> IslandReasons:
@@ -30,29 +47,189 @@ def find_islands(typing: HalfTyping, magnitudes: Magnitudes) -> IslandReasons:
     positions = set(_position_nodes(graph))
     islands: IslandReasons = {}
     for node in graph:
-        if handles_float32(node) and (reason := _reason(node, typing, magnitudes)):
+        inputs = () if is_standard(node, *TYPE_AGNOSTIC) else node.inputs
+        handles_float32 = has_subgraph(node) or any(
+            value.type is None or value.dtype is FLOAT
+            for value in (*inputs, *node.outputs)
+            if value is not None and value.name
+        )
+        if handles_float32 and (reason := _reason(node, typing, magnitudes)):
             islands[node] = reason
         elif node in positions:
             islands[node] = (
                 f"it computes sizes or positions, and {typing.name} lacks most whole numbers"
             )
     if typing.half is ir.DataType.FLOAT16:
-        _add_summed_squares(graph, islands)
-        _add_roots_of_squares(graph, islands)
+        _add_squares(graph, islands)
     _add_moved_values(graph, islands)
     return {node: islands[node] for node in graph if node in islands}
+
+
+def describe_overflow(name: str, magnitude: float, half: ir.DataType) -> str:
+    """Say that a magnitude is beyond what the half type holds."""
+    return f"{name} reaches {magnitude:.4g}, {type_name(half)} only {MAX_FINITE[half]:.5g}"
 
 
 def _reason(node: ir.Node, typing: HalfTyping, magnitudes: Magnitudes) -> str:
     if refusal := typing.reason_to_refuse(node):
         return refusal
     slots = typing.slots(node)
-    reason = check_constants(node, slots, typing.half) or check_quantization_scale(
-        node, typing.half
-    )
+    reason = _check_constants(node, slots, typing.half) or _check_scale(node, typing.half)
     if reason or typing.half is ir.DataType.BFLOAT16:
         return reason
-    return check_activations(node, slots, magnitudes) or check_accumulation(node, magnitudes)
+    return _check_activations(node, slots, magnitudes) or _check_sum(node, typing, magnitudes)
+
+
+def _check_constants(node: ir.Node, slots: HalfSlots, half: ir.DataType) -> str:
+    # These compare with their constants: one out of range is as good clamped to the largest number.
+    if is_standard(node, "Clip", "Max", "Min"):
+        return ""
+    values = {f"`{value.name}`": value for index in slots.inputs if (value := node.inputs[index])}
+    constants = {name: constant_array(value) for name, value in values.items()}
+    if is_standard(node, "ConstantOfShape"):
+        constants = {"its value": fill_value(node).numpy()}
+    for name, array in constants.items():
+        magnitude = 0.0 if array is None else largest_magnitude(array)
+        if magnitude > MAX_FINITE[half]:
+            return describe_overflow(name, magnitude, half)
+    return ""
+
+
+def _check_scale(node: ir.Node, half: ir.DataType) -> str:
+    if not is_standard(node, "QuantizeLinear", "DequantizeLinear"):
+        return ""
+    scale, quantized = constant_array(node.inputs[1]), node.inputs[0]
+    if quantized is not None and quantized.dtype is ir.DataType.INT32:
+        # A quantized bias: its scale is the product of two scales.
+        return f"it reads int32, which {type_name(half)} cannot hold"
+    if scale is None or np.all((scale.astype(half.numpy()) != 0) | (scale == 0)):
+        return ""
+    smallest = float(scale[scale != 0].min())
+    return f"its scale of {smallest:.4g} would be 0 in {type_name(half)}"
+
+
+def _check_activations(node: ir.Node, slots: HalfSlots, magnitudes: Magnitudes) -> str:
+    values = [node.inputs[index] for index in slots.inputs]
+    values += [node.outputs[index] for index in slots.outputs]
+    names = [value.name or "" for value in values if value is not None]
+    for name in names:
+        if (magnitude := magnitudes.get(name, 0.0)) > FLOAT16_LIMIT:
+            return describe_overflow(f"`{name}`", magnitude, ir.DataType.FLOAT16)
+    for name in names:
+        if 0 < (magnitude := magnitudes.get(name, 0.0)) < FEW_DIGITS:
+            return f"`{name}` never exceeds {magnitude:.1e}, where float16 has few digits"
+    return ""
+
+
+class _Sum(NamedTuple):
+    """How many terms an operator adds up, the bound of a term, and what the terms are.
+
+    A `heavy` one stays in float32 if nothing was measured at all.
+    """
+
+    length: Callable[[ir.Node], int | None]
+    term: Callable[[float], float] = float
+    terms: str = "values"
+    heavy: bool = True
+
+
+def _check_sum(node: ir.Node, typing: HalfTyping, magnitudes: Magnitudes) -> str:
+    """Say why float16 may be too small for a sum: count * term(magnitude) > FLOAT16_LIMIT."""
+    if is_standard(node, "Softmax", "LogSoftmax"):
+        row = _size(node, [node.attributes.get_int("axis", -1)]) or 0
+        too_long = row > MAX_EXACT_INTEGER
+        return f"its rows of {row} are longer than float16 can count" if too_long else ""
+    if is_standard(node, "Exp"):
+        magnitude = _magnitude(node.inputs[0], magnitudes)
+        if magnitude is None:
+            return "it is exponential, and its range was not measured" if magnitudes else ""
+        overflows = _exponential(magnitude) > FLOAT16_LIMIT
+        return f"e to the power of {magnitude:.4g} exceeds float16" if overflows else ""
+    summed = SUMS.get(node.op_type) if is_standard(node) else None
+    in_float32 = typing.opset >= STASH_TYPE_SINCE.get(node.op_type, math.inf)
+    if summed is None or (in_float32 and node.attributes.get_int("stash_type", FLOAT) == FLOAT):
+        return ""
+    magnitude, count = _magnitude(node.inputs[0], magnitudes), summed.length(node)
+    reason = ""
+    if magnitude is None:
+        if magnitudes or summed.heavy:
+            reason = "it adds up values whose range was not measured"
+    elif count is None:
+        reason = "how many values it adds up is unknown"
+    elif count * summed.term(magnitude) > FLOAT16_LIMIT:
+        reason = f"it adds up {count} {summed.terms} of up to {magnitude:.4g}"
+    return reason
+
+
+def _magnitude(value: ir.Value | None, magnitudes: Magnitudes) -> float | None:
+    """Return the largest magnitude of a constant, or the one measured; None if unknown."""
+    array = constant_array(value)
+    name = value.name if value is not None else None
+    return magnitudes.get(name or "") if array is None else largest_magnitude(array)
+
+
+def _size(node: ir.Node, axes: Sequence[int] | int) -> int | None:
+    """Return how many values of the first input lie along some axes, or from one axis on.
+
+    None if one of their sizes is dynamic.
+    """
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    if shape is None or not len(shape):
+        return None
+    axes = range(len(shape))[axes:] if isinstance(axes, int) else axes
+    if any(not -len(shape) <= axis < len(shape) for axis in axes):
+        return None
+    sizes = [size for axis in axes if isinstance(size := shape[axis], int)]
+    return math.prod(sizes) if len(sizes) == len(axes) else None
+
+
+def _group_size(node: ir.Node) -> int | None:
+    values = _size(node, 1)
+    return None if values is None else values // node.attributes.get_int("num_groups", 1)
+
+
+def _reduced_size(node: ir.Node) -> int | None:
+    """Count along the axes of a Reduce operator: an input, or an attribute in older opsets."""
+    axes = list(node.attributes.get_ints("axes", ()))
+    if len(node.inputs) > 1 and node.inputs[1] is not None:
+        array = constant_array(node.inputs[1])
+        if array is None:
+            return None
+        axes = [int(axis) for axis in array.ravel()]
+    noop: int = node.attributes.get_int("noop_with_empty_axes", 0)
+    return 1 if noop and not axes else _size(node, axes or 0)
+
+
+def _kernel_size(node: ir.Node) -> int | None:
+    return math.prod(node.attributes["kernel_shape"].as_ints())
+
+
+def _exponential(magnitude: float) -> float:
+    return math.exp(min(magnitude, 700.0))
+
+
+_squares = partial(_Sum, term=lambda magnitude: magnitude * magnitude, terms="squares of values")
+# Products (`Conv`, `MatMul`, ...) are not listed: every engine accumulates those in float32.
+SUMS: dict[str, _Sum] = {
+    **dict.fromkeys(("ReduceSum", "ReduceMean", "ReduceL1", "ReduceLogSum"), _Sum(_reduced_size)),
+    **dict.fromkeys(("ReduceSumSquare", "ReduceL2"), _squares(_reduced_size)),
+    "ReduceLogSumExp": _Sum(_reduced_size, _exponential, "powers of e with exponents"),
+    **dict.fromkeys(
+        ("LayerNormalization", "RMSNormalization"),
+        _squares(lambda node: _size(node, node.attributes.get_int("axis", -1))),
+    ),
+    "GroupNormalization": _squares(_group_size),
+    "InstanceNormalization": _squares(lambda node: _size(node, 2)),
+    "MeanVarianceNormalization": _squares(
+        lambda node: _size(node, node.attributes.get_ints("axes", (0, 2, 3)))
+    ),
+    "LpNormalization": _squares(lambda node: _size(node, [node.attributes.get_int("axis", -1)])),
+    "LRN": _squares(lambda node: node.attributes["size"].as_int()),
+    "GlobalAveragePool": _Sum(lambda node: _size(node, 2), heavy=False),
+    "AveragePool": _Sum(_kernel_size, heavy=False),
+    "GlobalLpPool": _squares(lambda node: _size(node, 2), heavy=False),
+    "LpPool": _squares(_kernel_size, heavy=False),
+}
 
 
 def _position_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
@@ -65,24 +242,21 @@ def _position_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
         outputs_float = any(is_float32(value) for value in node.outputs)
         if outputs_float and not is_standard(node, "Cast", "Range"):
             inputs = [value for value in inputs if is_float32(value)]
-        if is_standard(node, *SIZE_OPS) or (inputs and sizes.issuperset(inputs)):
+        if is_standard(node, "Shape", "Size", "Range") or (inputs and sizes.issuperset(inputs)):
             sizes.update(node.outputs)
             if outputs_float:
                 yield node
 
 
-def _add_summed_squares(graph: ir.Graph, islands: IslandReasons) -> None:
-    """Add the nodes that square what only float32 islands add up."""
+def _add_squares(graph: ir.Graph, islands: IslandReasons) -> None:
+    """Add the nodes before float32 sums of squares, and after squares up to a root.
+
+    The root makes the values small again.
+    """
     for node in graph:
         readers = _readers(node) if node not in islands and _is_square(node) else []
-        if readers and all(
-            reader in islands and reader.op_type in ACCUMULATING for reader in readers
-        ):
+        if readers and all(reader in islands and reader.op_type in SUMS for reader in readers):
             islands[node] = "its squares are added up in float32"
-
-
-def _add_roots_of_squares(graph: ir.Graph, islands: IslandReasons) -> None:
-    """Add the nodes after squares, up to the root that makes the values small again."""
     squares: set[ir.Value | None] = set()
     for node in graph:
         others = [value for value in node.inputs if value not in squares]

@@ -1,0 +1,85 @@
+"""The rules of ARCHITECTURE.md and the glossary that a program can check."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.docs.commands import ROOT
+
+PACKAGE = ROOT / "qconvert"
+FILES = sorted(PACKAGE.rglob("*.py"))
+# Words that say nothing about what a variable holds, and metaphors that the glossary replaced.
+BANNED = {
+    "each", "found", "wanted", "told", "known", "made", "given", "heard", "lesson", "pupil",
+    "teacher", "judge", "exam", "workshop", "shop", "study", "stretch", "shaken", "nearness",
+    "lifted", "evened", "taught", "stranger",
+}  # fmt: skip
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(path: Path, modules: set[str]) -> Iterator[str]:
+    """Yield the modules of the package that a file imports, wherever in it the import stands."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module in modules:
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                yield submodule if submodule in modules else str(node.module)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
+
+
+def test_imports_of_the_package_have_no_cycle() -> None:
+    names = {module_name(path) for path in FILES}
+    # `qconvert/__init__.py` loads `api` on demand, and everything may read its version.
+    graph = {
+        module_name(path): set(imported_modules(path, names)) - {"qconvert"}
+        for path in FILES
+        if module_name(path) != "qconvert"
+    }
+    while leaves := [name for name, imports in graph.items() if not imports & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert sorted(graph) == []
+
+
+def test_few_files_see_the_whole_configuration() -> None:
+    users = [
+        path.relative_to(PACKAGE).as_posix()
+        for path in FILES
+        if re.search(r"\bConfig\b", path.read_text())
+    ]
+    assert len(users) <= 10, users
+
+
+def bound_names(tree: ast.Module) -> Iterator[str]:
+    """Yield the names that a file binds, but for fields, which may be keys of its JSON."""
+    fields = [
+        statement.target
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        for statement in node.body
+        if isinstance(statement, ast.AnnAssign)
+    ]
+    for node in ast.walk(tree):
+        if node in fields:
+            continue
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+
+
+def test_names_say_what_they_hold() -> None:
+    banned = {
+        path.relative_to(PACKAGE).as_posix(): words
+        for path in FILES
+        if (words := BANNED & set(bound_names(ast.parse(path.read_text()))))
+    }
+    assert banned == {}
