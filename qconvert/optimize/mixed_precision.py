@@ -428,8 +428,8 @@ def measure_loss(record: TrialRecord, by: LossMeasure) -> PredictionLoss:
     agreement = 100 * (images - changed) / images
     if by in ("top-1", "agreement"):
         lost, won = (len(record["lost"]), len(record["won"])) if by == "top-1" else (changed, 0)
-        change = paired_change(lost, won, images)
-        return PredictionLoss(0.0 - change.pp, change.half_width_pp, by, images, agreement)
+        change, half_width = paired_change(lost, won, images)
+        return PredictionLoss(0.0 - change, half_width, by, images, agreement)
     given_up = [float(probability) for probability in record["given_up"]]
     mean = math.fsum(given_up) / images
     squares = math.fsum(probability * probability for probability in given_up) + 1
