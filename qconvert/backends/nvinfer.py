@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -33,7 +33,6 @@ DOMAIN = "com.microsoft"
 PRODUCTS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
 INT8_HINT = "int8 needs zero points of 0 and float biases: quantize with this backend's own scheme"
 FLOAT_HINT = "replace that operator in the network, or leave this backend out: `--backend cpu`"
-REPORT_SECONDS = 0.05  # between two reports of progress, at least
 
 # TensorRT's releases spell types differently: `Row major linear FP32`, `Half`, `Int8 NHWC32`.
 SPELLINGS = {
@@ -130,8 +129,7 @@ def run_worker(
         raise RuntimeError("\n".join(lines) or f"the build ended with code {status}")
     if status < 0:
         raise QConvertError(
-            f"{PRODUCTS.get(module, module)} crashed on this graph: "
-            f"{subprocess_worker.describe_exit(status)}",
+            f"{PRODUCTS[module]} crashed on this graph: {subprocess_worker.describe_exit(status)}",
             details=lines[-3:],
             hint="leave parts of the graph in float with `--exclude`, or try another backend",
         )
@@ -199,7 +197,7 @@ def build_engine(
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise QConvertError(
-            f"{_product(trt)} cannot build an engine: {_last(log.errors)}",
+            f"{PRODUCTS[trt.__name__]} cannot build an engine: {_last(log.errors)}",
             details=log.errors[-5:],
             hint="`qconvert inspect` shows the operators; leave out what it names with `--exclude`",
         )
@@ -218,8 +216,7 @@ def _add_profiles(builder: Any, config: Any, options: NativeBuildOptions) -> Non
     for sizes in options.profiles if dynamic else ():
         profile = builder.create_optimization_profile()
         for spec in dynamic:
-            batches = (sizes.min_batch, sizes.opt_batch, sizes.max_batch)
-            profile.set_shape(spec.name, *((batch, *spec.shape[1:]) for batch in batches))
+            profile.set_shape(spec.name, *((batch, *spec.shape[1:]) for batch in astuple(sizes)))
         config.add_optimization_profile(profile)
 
 
@@ -239,7 +236,7 @@ def inspect_engine(trt: ModuleType, engine: bytes) -> str:
     loaded = trt.Runtime(_log(trt)).deserialize_cuda_engine(engine)
     if loaded is None:
         raise QConvertError(
-            f"{_product(trt)} cannot open this engine: {_last(_log(trt).errors)}",
+            f"{PRODUCTS[trt.__name__]} cannot open this engine: {_last(_log(trt).errors)}",
             hint="build it again on this machine: engines fit one GPU and one release",
         )
     inspector = loaded.create_engine_inspector()
@@ -288,7 +285,7 @@ def _parse(trt: ModuleType, builder: Any, graph: Path) -> Any:
     nodes = onnx_io.all_nodes(onnx_io.load(graph))
     is_quantized = any("Quantize" in node.op_type for node in nodes)
     raise QConvertError(
-        f"{_product(trt)} cannot read this model: {reasons[0] if reasons else 'no reason given'}",
+        f"{PRODUCTS[trt.__name__]} cannot read this model: {(reasons or ['no reason given'])[0]}",
         details=reasons[1:5],
         hint=INT8_HINT if is_quantized else FLOAT_HINT,
     )
@@ -314,17 +311,13 @@ def _last(errors: Sequence[str]) -> str:
     return errors[-1].splitlines()[0] if errors else "no reason given"
 
 
-def _product(trt: ModuleType) -> str:
-    return PRODUCTS.get(trt.__name__, trt.__name__)
-
-
 def progress_monitor(
-    trt: ModuleType, progress: BuildProgressCallback, interval: float = REPORT_SECONDS
+    trt: ModuleType, progress: BuildProgressCallback, interval: float = 0.05
 ) -> Any:
     """Return a monitor that turns TensorRT's nested phases into one fraction.
 
     A phase fills one step of its parent. `phases` maps its name to the fraction it has reached and
-    what each of its steps adds.
+    what each of its steps adds. Reports are `interval` seconds apart, at least.
     """
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]

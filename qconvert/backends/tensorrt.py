@@ -6,11 +6,10 @@ Which options it gets is decided without one, by pure functions.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from qconvert.backends import nvinfer
 from qconvert.backends.base import (
@@ -45,7 +44,6 @@ from qconvert.quantize.scheme import Scheme
 
 PROVIDER = "TensorrtExecutionProvider"
 ENGINE = "model.engine"
-STRIPPED_ENGINE = "model.stripped.engine"
 NODES_FILE = "nodes.json"  # the nodes that each provider took: a loaded engine is one node
 INSTALL = 'pip install "qconvert[tensorrt]"'
 
@@ -96,9 +94,8 @@ def probe(installed: Installed) -> Availability:
             return Availability(False, False, version, reason, cure)
     if missing := missing_requirement(installed, "tensorrt"):
         return missing
-    if error := provider_error(PROVIDER):
-        return Availability(False, False, version, error, INSTALL)
-    return Availability(True, True, version)
+    error = provider_error(PROVIDER)
+    return Availability(not error, not error, version, error, INSTALL if error else "")
 
 
 def requirements() -> BackendRequirements:
@@ -152,7 +149,10 @@ def require_readable(graph: Path, spec: BuildSpec) -> None:
 
 
 def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCallback) -> Engine:
-    """Build an engine, and a small ONNX file that loads it without a rebuild."""
+    """Build an engine, and a small ONNX file that loads it without a rebuild.
+
+    The provider reports no progress, and Ctrl-C waits until it is done.
+    """
     settings = read_options(spec)
     model, graph_files = copy_graph(graph, folder)
     inputs = onnx_io.inputs(model)
@@ -160,7 +160,6 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
         require_fixed_shapes(inputs)
     if settings.builder == "native":
         _import_tensorrt()
-        cache = settings.timing_cache
         options = NativeBuildOptions(
             inputs,
             (spec.profile,),
@@ -168,13 +167,25 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
             settings.level,
             settings.hardware_compatible,
             settings.weight_stripped,
-            Path(cache) / "native.timing" if cache else None,
+            Path(settings.timing_cache) / "native.timing" if settings.timing_cache else None,
         )
-        output = folder / (STRIPPED_ENGINE if settings.weight_stripped else ENGINE)
+        output = folder / ("model.stripped.engine" if settings.weight_stripped else ENGINE)
         nvinfer.build_and_wrap("tensorrt", model, output, options, PROVIDER, progress)
         nodes = {PROVIDER: [f"{node.op_type} {node.name}" for node in model.graph]}
     else:
-        nodes = _build_with_provider(folder, spec, inputs, progress)
+        runtime, tensorrt = _versions(detect())
+        if (flags := takes_flags(runtime, tensorrt)) is None:
+            raise Unavailable(
+                "this onnxruntime-gpu and this TensorRT are not known to work together",
+                hint="`qconvert doctor` shows which release of TensorRT it needs",
+            )
+        from qconvert.backends import ort
+
+        _import_tensorrt()
+        progress("TensorRT builds the engine and reports no progress", None)
+        how = _load_spec(settings, provider_options(spec, folder, flags, inputs), tensorrt)
+        # The session is freed at once, and the provider writes what it still holds.
+        nodes = ort.nodes_by_provider(ort.create_session(folder / GRAPH, how))
     files = engine_files(folder, settings, graph_files)
     if not files:
         raise QConvertError(
@@ -189,36 +200,12 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
     return Engine("tensorrt", spec.precision, folder, GRAPH, files, made_with, notes=notes)
 
 
-def _build_with_provider(
-    folder: Path, spec: BuildSpec, inputs: Sequence[TensorSpec], progress: BuildProgressCallback
-) -> dict[str, list[str]]:
-    """Let the provider build; return the nodes that each provider took.
-
-    The provider reports no progress, and Ctrl-C waits until it is done.
-    """
-    runtime, tensorrt = _versions(detect())
-    flags = takes_flags(runtime, tensorrt)
-    if flags is None:
-        raise Unavailable(
-            "this onnxruntime-gpu and this TensorRT are not known to work together",
-            hint="`qconvert doctor` shows which release of TensorRT it needs",
-        )
-    from qconvert.backends import ort
-
-    _import_tensorrt()
-    progress("TensorRT builds the engine and reports no progress", None)
-    options = provider_options(spec, folder, flags, inputs)
-    how = _load_spec(read_options(spec), options, tensorrt)
-    # The session is freed on return, and the provider writes what it still holds.
-    return ort.nodes_by_provider(ort.create_session(folder / GRAPH, how))
-
-
 def open(engine: Engine) -> Session:
     """Load an engine with the TensorRT provider, without a rebuild."""
     from qconvert.backends import ort
 
     trt = _import_tensorrt()
-    settings = settings_of_build(engine.made_with)
+    settings = read_settings(TensorrtConfig, engine, "tensorrt")
     session = ort.create_session(engine.folder / engine.files[0], load_spec(engine))
 
     def coverage() -> Coverage:
@@ -238,14 +225,14 @@ def open(engine: Engine) -> Session:
 
 def load_spec(engine: Engine) -> LoadSpec:
     """Return how ONNX Runtime loads an engine."""
-    settings = settings_of_build(engine.made_with)
+    settings = read_settings(TensorrtConfig, engine, "tensorrt")
     options = load_options(settings, engine.folder)
     return _load_spec(settings, options, engine.made_with["tensorrt"])
 
 
 def triton_spec(engine: Engine) -> TritonSpec:
     """Return how Triton serves an engine: as a plan that TensorRT loads, whoever built it."""
-    settings = settings_of_build(engine.made_with)
+    settings = read_settings(TensorrtConfig, engine, "tensorrt")
     plans = [name for name in engine.files if name.endswith(".engine")]
     if settings.allow_fallback or settings.weight_stripped or len(plans) != 1:
         why = "runs in parts elsewhere" if settings.allow_fallback else "has no weights inside"
@@ -324,18 +311,6 @@ def read_options(spec: BuildSpec) -> TensorrtConfig:
     return settings
 
 
-def settings_of_build(made_with: Mapping[str, str]) -> TensorrtConfig:
-    """Return those settings of a build that decide how its engine is loaded."""
-    builder: Any = made_with["builder"]
-    return TensorrtConfig(
-        builder=builder,
-        device=int(made_with["device"]),
-        weight_stripped=made_with["weight-stripped"] == "True",
-        cuda_graph=made_with["cuda-graph"] == "True",
-        allow_fallback=made_with["allow-fallback"] == "True",
-    )
-
-
 def load_options(settings: TensorrtConfig, folder: Path) -> dict[str, str]:
     """Return the options with which the provider loads an engine; profiles are in the engine."""
     options = {"device_id": str(settings.device)}
@@ -392,10 +367,9 @@ def profile_options(profile: Profile, inputs: Sequence[TensorSpec]) -> dict[str,
 
     Unless all such inputs have all three, the provider rebuilds the engine for every new shape.
     """
-    batches = {"min": profile.min_batch, "opt": profile.opt_batch, "max": profile.max_batch}
     shapes: dict[str, list[str]] = {}
     for spec in nvinfer.dynamic_inputs(inputs):
-        for name, batch in batches.items():
+        for name, batch in zip(("min", "opt", "max"), astuple(profile), strict=True):
             sizes = "x".join(map(str, (batch, *spec.shape[1:])))
             shapes.setdefault(f"trt_profile_{name}_shapes", []).append(f"{spec.name}:{sizes}")
     return {option: ",".join(texts) for option, texts in shapes.items()}

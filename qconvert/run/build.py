@@ -92,8 +92,7 @@ def _build(
             inputs = prepare_inputs(chosen.variants, context, building=not request.plan_only)
     images = _open_evaluation_set(inputs, context, request)
     with timer.measure("search"):
-        with_mixes = add_mixed_variants(chosen, inputs, images, context)
-    chosen, inputs = with_mixes.chosen, with_mixes.inputs
+        chosen, inputs, mixes = add_mixed_variants(chosen, inputs, images, context)
     with timer.measure("quantize"):
         graphs = {variant: make_graph(variant, inputs, context) for variant in chosen.variants}
     if request.plan_only:
@@ -111,7 +110,7 @@ def _build(
         results,
         calibration=inputs.calibration.full if inputs.calibration is not None else None,
         evaluation=images,
-        mixes=with_mixes.mixes,
+        mixes=mixes,
     )
     preprocess = fitted_preprocessing_or_empty(inputs.loaded.source, config.preprocess)
     report = build_report(results, context, request.command, preprocess, limits)
