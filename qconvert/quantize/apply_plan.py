@@ -12,15 +12,16 @@ from numpy.typing import NDArray
 from qconvert.core import onnx_io
 from qconvert.core.errors import UsageError
 from qconvert.core.scales import FloatArray, QuantParams, choose_qparams, exceeds_scale_dtype
-from qconvert.graph.names import UniqueNames, tensor_names
 from qconvert.graph.patterns import (
     WEIGHTED,
+    UniqueNames,
     computed_values,
     constant_array,
     is_standard,
     make_initializer,
     only_reader,
     producer_of,
+    tensor_names,
 )
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.placement import quantized_activations
