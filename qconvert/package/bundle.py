@@ -18,7 +18,7 @@ from qconvert.images.listing import read_classes_file
 from qconvert.images.preprocess import ImageInput, Preprocess, find_image_input, fit_to_input
 from qconvert.report.markdown import escape_text
 from qconvert.report.model_card import describe_preprocessing, model_stem
-from qconvert.run import built_engines, job_images
+from qconvert.run import built_engines, context
 from qconvert.run.finished_run import Run
 from qconvert.run.run_folder import RunFolder
 
@@ -96,7 +96,7 @@ def _require_name(name: str) -> str:
 
 
 def _image_preparation(source: sources.Source) -> ImagePreparation | None:
-    preprocess = job_images.preprocessing_or_default(source, PreprocessConfig())
+    preprocess = context.preprocessing_or_default(source, PreprocessConfig())
     try:
         return ImagePreparation(*fit_to_input(preprocess, find_image_input(source.inputs)))
     except QConvertError:

@@ -14,14 +14,15 @@ from qconvert.run import run_folder
 from qconvert.run.bench import measure_footprints, time_engines
 from qconvert.run.build_inputs import prepare_inputs, reload_inputs
 from qconvert.run.built_engines import build_engine
-from qconvert.run.context import JobContext, RunContext
-from qconvert.run.evaluate import score_engines
-from qconvert.run.explain_errors import add_changed_images, analyze_errors
-from qconvert.run.job_images import (
+from qconvert.run.context import (
     EvaluationSet,
+    JobContext,
+    RunContext,
     fitted_preprocessing_or_empty,
     open_evaluation_set,
 )
+from qconvert.run.evaluate import score_engines
+from qconvert.run.explain_errors import add_changed_images, analyze_errors
 from qconvert.run.report_builder import RunResults, build_report
 from qconvert.run.report_files import merge_with_previous, write_report
 from qconvert.run.run_folder import ENGINE_FILE, RunFolder

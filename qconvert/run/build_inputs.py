@@ -26,8 +26,7 @@ from qconvert.run.calibrate import (
     load_calibration_set,
     measure_calibration_set,
 )
-from qconvert.run.context import RunContext
-from qconvert.run.job_images import known_preprocessing, with_preprocessing
+from qconvert.run.context import RunContext, known_preprocessing, with_preprocessing
 from qconvert.run.load_model import crash_check_once, load_and_clean, load_clean
 from qconvert.run.quantize_model import place_layers
 from qconvert.run.run_folder import (

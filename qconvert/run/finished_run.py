@@ -18,7 +18,7 @@ from qconvert.images import ImageChoice
 from qconvert.images.batches import Batch
 from qconvert.report import gates, json_file
 from qconvert.report.model import Report
-from qconvert.run.job_images import open_image_set
+from qconvert.run.context import open_image_set
 from qconvert.run.run_folder import ENGINES, REPORT, RunFolder
 from qconvert.run.targets import resolve
 from qconvert.sources import Source

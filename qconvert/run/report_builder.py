@@ -26,9 +26,8 @@ from qconvert.report.model import (
 from qconvert.report.verdict import conclude
 from qconvert.run.bench import Footprint
 from qconvert.run.built_engines import BuiltEngine
-from qconvert.run.context import RunContext
+from qconvert.run.context import EvaluationSet, RunContext
 from qconvert.run.explain_errors import ErrorAnalysis
-from qconvert.run.job_images import EvaluationSet
 from qconvert.run.report_files import engine_info, model_bytes, timestamp
 from qconvert.run.run_folder import ENGINES
 from qconvert.run.variant_graphs import VariantGraph

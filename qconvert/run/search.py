@@ -48,8 +48,13 @@ from qconvert.run import (
     variants,
 )
 from qconvert.run.bench import time_engines
-from qconvert.run.context import JobContext, RunContext
-from qconvert.run.job_images import EVALUATION_BATCH, EvaluationSet, open_evaluation_set
+from qconvert.run.context import (
+    EVALUATION_BATCH,
+    EvaluationSet,
+    JobContext,
+    RunContext,
+    open_evaluation_set,
+)
 from qconvert.run.quantize import QuantizeRequest, preview_layers
 from qconvert.run.quantize_model import scheme_for
 from qconvert.run.run_folder import PLAN_FILE, SEARCH_RESULT

@@ -6,7 +6,7 @@ import pytest
 
 from qconvert.images import ImageChoice, open_images
 from qconvert.images.preprocess import PRESETS
-from qconvert.run.job_images import EvaluationSet
+from qconvert.run.context import EvaluationSet
 from qconvert.run.search import make_evaluation_images, make_search_images
 from qconvert.run.variant_graphs import BuildInputs
 from tests.pictures import draw_folder
