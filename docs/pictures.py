@@ -23,7 +23,6 @@ from qconvert.calibrate.summary import Summary
 from qconvert.core import onnx_io
 from qconvert.core.scales import (
     Grid,
-    PerTensor,
     Range,
     choose_qparams,
     choose_qparams_for_bounds,
@@ -95,9 +94,7 @@ def granularity(model: ir.Model) -> Figure:
     """Draw how near each channel's weights are with a scale each, and with one for all."""
     node = max((each for each in model.graph if _is_depthwise(each)), key=_unevenness)
     array = _weight(node)
-    one = choose_qparams_for_bounds(
-        np.float32(array.min()), np.float32(array.max()), SIGNED, PerTensor()
-    )
+    one = choose_qparams_for_bounds(np.float32(array.min()), np.float32(array.max()), SIGNED, None)
     each = weights.minmax_scale(array, SIGNED, 0)
     order = np.argsort(-np.abs(array).reshape(len(array), -1).max(axis=1))
     figure = Figure(figsize=(7, 3))

@@ -89,29 +89,14 @@ class Grid:
         return f"{'' if self.signed else 'u'}int{width}"
 
 
-@dataclass(frozen=True)
-class PerTensor:
-    """One scale for the whole tensor."""
-
-
-@dataclass(frozen=True)
-class PerChannel:
-    """One scale for each index of an axis."""
-
-    axis: int
-
-
-Granularity = PerTensor | PerChannel
-
-
 @dataclass(frozen=True, eq=False)
 class QuantParams:
-    """Scale and zero point of a tensor, or of each of its channels."""
+    """Scale and zero point of a whole tensor, or of each index of `axis`."""
 
     scale: FloatArray
     zero_point: IntArray
     grid: Grid
-    granularity: Granularity = PerTensor()
+    axis: int | None = None
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.scale).all() and (self.scale > 0).all()):
@@ -121,14 +106,14 @@ class QuantParams:
 def choose_qparams(value_range: Range, grid: Grid, scale_dtype: str = "fp32") -> QuantParams:
     """Return the parameters with which a whole tensor represents a range."""
     low, high = np.float32(value_range.low), np.float32(value_range.high)
-    return choose_qparams_for_bounds(low, high, grid, PerTensor(), scale_dtype)
+    return choose_qparams_for_bounds(low, high, grid, None, scale_dtype)
 
 
 def choose_qparams_for_bounds(
     lows: NDArray[np.floating] | np.float32,
     highs: NDArray[np.floating] | np.float32,
     grid: Grid,
-    granularity: Granularity,
+    axis: int | None,
     scale_dtype: str = "fp32",
 ) -> QuantParams:
     """Return the parameters that represent `lows` to `highs`, with scales exact in `scale_dtype`.
@@ -140,10 +125,10 @@ def choose_qparams_for_bounds(
     high = np.maximum(np.asarray(highs, dtype=np.float64), 0.0)
     if grid.symmetric:
         scale = round_scale_up(np.maximum(-low, high) / grid.symmetric_max, scale_dtype)
-        return QuantParams(scale, np.zeros(scale.shape, dtype=np.int32), grid, granularity)
+        return QuantParams(scale, np.zeros(scale.shape, dtype=np.int32), grid, axis)
     scale = round_scale_up((high - low) / (grid.levels - 1), scale_dtype)
     zero_point = np.clip(np.rint(-low / scale) + grid.quant_min, grid.quant_min, grid.quant_max)
-    return QuantParams(scale, zero_point.astype(np.int32), grid, granularity)
+    return QuantParams(scale, zero_point.astype(np.int32), grid, axis)
 
 
 def exceeds_scale_dtype(value_range: Range, grid: Grid, scale_dtype: str) -> bool:
@@ -166,10 +151,8 @@ def round_scale_up(scale: NDArray[np.float64], scale_dtype: str) -> FloatArray:
     minimum = np.maximum(scale, MIN_SCALE[scale_dtype])
     nearest = minimum.astype(dtype)
     above = np.nextafter(nearest, dtype.type(np.inf))
-    rounded: FloatArray = np.where(nearest.astype(np.float64) < minimum, above, nearest).astype(
-        np.float32
-    )
-    return rounded
+    rounded = np.where(nearest.astype(np.float64) < minimum, above, nearest)
+    return np.asarray(rounded, np.float32)
 
 
 def quantize(values: NDArray[np.floating], qparams: QuantParams) -> IntArray:
@@ -198,8 +181,8 @@ def fake_quantize(values: NDArray[np.floating], qparams: QuantParams) -> FloatAr
 
 def _broadcast(qparams: QuantParams, rank: int) -> tuple[FloatArray, IntArray]:
     """Return scale and zero point in a shape that broadcasts over a tensor."""
-    if isinstance(qparams.granularity, PerTensor):
+    if qparams.axis is None:
         return qparams.scale, qparams.zero_point
     shape = [1] * rank
-    shape[qparams.granularity.axis] = -1
+    shape[qparams.axis] = -1
     return qparams.scale.reshape(shape), qparams.zero_point.reshape(shape)

@@ -79,22 +79,23 @@ def resolve_specs(
     specs: Sequence[TensorSpec], user_specs: Sequence[TensorSpec]
 ) -> tuple[TensorSpec, ...]:
     """Set the dynamic dimensions of a model's inputs, except the batch, to those of the user."""
-    by_name: dict[str, TensorSpec] = {}
-    for spec in user_specs:
-        name = specs[0].name if len(specs) == 1 and not spec.name else spec.name
-        if name in by_name:
+    resolved = {spec.name: spec for spec in specs}
+    named: set[str] = set()
+    for user_spec in user_specs:
+        name = specs[0].name if len(specs) == 1 and not user_spec.name else user_spec.name
+        if name in named:
             raise UsageError(
-                f"`--input` names `{name or spec}` twice", hint="keep one `--input` for each input"
+                f"`--input` names `{name or user_spec}` twice",
+                hint="keep one `--input` for each input",
             )
-        by_name[name] = spec
-    if unknown := [name for name in by_name if name not in {spec.name for spec in specs}]:
-        raise UsageError(
-            f"the model has no input `{unknown[0]}`",
-            hint="its inputs: " + ", ".join(f"`{spec.name}`" for spec in specs),
-        )
-    return tuple(
-        _resolve_spec(spec, by_name[spec.name]) if spec.name in by_name else spec for spec in specs
-    )
+        named.add(name)
+        if name not in resolved:
+            raise UsageError(
+                f"the model has no input `{name}`",
+                hint="its inputs: " + ", ".join(f"`{spec.name}`" for spec in specs),
+            )
+        resolved[name] = _resolve_spec(resolved[name], user_spec)
+    return tuple(resolved.values())
 
 
 def fixed_batch(specs: Sequence[TensorSpec]) -> int | None:
@@ -145,12 +146,16 @@ def random_inputs(specs: Sequence[TensorSpec], batch: int, seed: int) -> Tensors
     generator = np.random.default_rng(seed)
     inputs: Tensors = {}
     for spec in specs:
+        shape = tuple(size if isinstance(size, int) else batch for size in spec.shape)
         if spec.has_dynamic_shape:
+            example = [
+                str(size if isinstance(size, int) else 224 if axis else 1)
+                for axis, size in enumerate(spec.shape)
+            ]
             raise UsageError(
                 f"the size of input `{spec}` is not known",
-                hint=f"set it with `--input {spec.name}:{_example_shape(spec)}`",
+                hint=f"set it with `--input {spec.name}:{'x'.join(example)}`",
             )
-        shape = tuple(size if isinstance(size, int) else batch for size in spec.shape)
         if math.prod(shape) > MAX_ELEMENTS:
             raise QConvertError(
                 f"one run of the model takes {math.prod(shape):,} numbers for `{spec.name}`",
@@ -169,29 +174,19 @@ def _resolve_spec(spec: TensorSpec, user_spec: TensorSpec) -> TensorSpec:
             f"`--input {spec.name}` says {user_spec.dtype}, the model takes {spec.dtype}",
             hint="leave out the type; it does not change the model",
         )
-    if not _matches_shape(user_spec.shape[1:], spec.shape[1:]):
+    fits = [
+        not isinstance(size, int) or size == user_size
+        for size, user_size in zip(spec.shape, user_spec.shape, strict=False)
+    ]
+    if len(spec.shape) != len(user_spec.shape) or not all(fits[1:]):
         raise UsageError(
             f"`--input {user_spec}` does not match the model's input `{spec}`",
             hint="give a size for each `?` or name, and leave the numbers as they are",
         )
-    if not _matches_shape(user_spec.shape[:1], spec.shape[:1]):
+    if not all(fits):
         raise UsageError(
             f"`--input {spec.name}` says a batch of {user_spec.shape[0]}, "
             f"the model has {spec.shape[0]}",
             hint=f"`--batch {user_spec.shape[0]}` sets it",
         )
     return replace(spec, shape=(*spec.shape[:1], *user_spec.shape[1:]))
-
-
-def _matches_shape(sizes: tuple[int | str, ...], shape: tuple[int | str, ...]) -> bool:
-    """Whether the sizes are those of the shape wherever it is not dynamic."""
-    return len(sizes) == len(shape) and all(
-        size == fixed for size, fixed in zip(sizes, shape, strict=True) if isinstance(fixed, int)
-    )
-
-
-def _example_shape(spec: TensorSpec) -> str:
-    return "x".join(
-        str(size) if isinstance(size, int) else ("1" if axis == 0 else "224")
-        for axis, size in enumerate(spec.shape)
-    )

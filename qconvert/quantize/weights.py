@@ -11,7 +11,6 @@ from qconvert.core.errors import QConvertError
 from qconvert.core.scales import (
     FloatArray,
     Grid,
-    PerChannel,
     QuantParams,
     choose_qparams,
     choose_qparams_for_bounds,
@@ -82,7 +81,7 @@ def _largest_per_channel(array: FloatArray, axis: int) -> NDArray[np.float64]:
 def _qparams_up_to(
     maximum: NDArray[np.float64], grid: Grid, axis: int, scale_dtype: str
 ) -> QuantParams:
-    return choose_qparams_for_bounds(-maximum, maximum, grid, PerChannel(axis), scale_dtype)
+    return choose_qparams_for_bounds(-maximum, maximum, grid, axis, scale_dtype)
 
 
 WEIGHT_METHODS: Mapping[str, WeightMethod] = {"minmax": minmax_qparams, "mse": mse_qparams}
@@ -181,8 +180,7 @@ def weight_qparams(
             rounded = learned.get(layer.node.name or "")
             if rounded is not None:
                 zero_points = np.zeros_like(rounded.steps, np.int32)
-                granularity = PerChannel(layer.axis)
-                qparams = QuantParams(rounded.steps, zero_points, plan.weights, granularity)
+                qparams = QuantParams(rounded.steps, zero_points, plan.weights, layer.axis)
             else:
                 qparams = method(array, plan.weights, layer.axis, plan.rest)
             own[layer.key] = shared[layer.key] = qparams

@@ -15,10 +15,7 @@ from numpy.typing import NDArray
 from qconvert.backends.ort import open_cpu
 from qconvert.core.scales import (
     MIN_SCALE,
-    Granularity,
     Grid,
-    PerChannel,
-    PerTensor,
     QuantParams,
     Range,
     choose_qparams,
@@ -56,11 +53,9 @@ class Case:
 def cases(draw: st.DrawFn) -> Case:
     """Draw values of any magnitude, and ranges that leave some of them outside."""
     shape = tuple(draw(st.lists(st.integers(1, 7), min_size=1, max_size=3)))
-    axis = draw(st.integers(-len(shape), len(shape) - 1))
-    per_tensor = draw(st.booleans())
-    granularity = PerTensor() if per_tensor else PerChannel(axis)
-    range_indices = np.zeros(shape, np.intp) if per_tensor else np.indices(shape)[axis]
-    sizes = () if per_tensor else (shape[axis],)
+    axis = draw(st.none() | st.integers(-len(shape), len(shape) - 1))
+    range_indices = np.zeros(shape, np.intp) if axis is None else np.indices(shape)[axis]
+    sizes = () if axis is None else (shape[axis],)
     random = np.random.default_rng(draw(st.integers(0, 99)))
     scale_dtype = draw(st.sampled_from(sorted(DTYPES)))
     magnitude = 10.0 ** draw(st.integers(-30, 3 if scale_dtype == "fp16" else 30))
@@ -68,9 +63,8 @@ def cases(draw: st.DrawFn) -> Case:
     bounds = np.sort(random.standard_normal((2, *sizes)) * magnitude, axis=0).astype(np.float32)
     if sign := draw(st.sampled_from([-1, 0, 1])):
         bounds = np.sort(np.abs(bounds) * np.float32(sign), axis=0)
-    qparams = choose_qparams_for_bounds(
-        bounds[0], bounds[1], draw(st.sampled_from(GRIDS)), granularity, scale_dtype
-    )
+    grid = draw(st.sampled_from(GRIDS))
+    qparams = choose_qparams_for_bounds(bounds[0], bounds[1], grid, axis, scale_dtype)
     return Case(values, range_indices, bounds, qparams, scale_dtype)
 
 
@@ -188,20 +182,20 @@ net (float[5, 7] x) => (int32[5, 7] i, float[5, 7] y) {{
     y = DequantizeLinear {attributes} (q, scale, zero)
 }}
 """
-LAYOUTS: list[tuple[Granularity, str, tuple[int, ...]]] = [
-    (PerTensor(), "", ()),
-    (PerChannel(0), "<axis: int = 0>", (5,)),
-    (PerChannel(-1), "<axis: int = -1>", (7,)),
+LAYOUTS: list[tuple[int | None, str, tuple[int, ...]]] = [
+    (None, "", ()),
+    (0, "<axis: int = 0>", (5,)),
+    (-1, "<axis: int = -1>", (7,)),
 ]
 
 
 @pytest.mark.parametrize("grid", [grid for grid in GRIDS if grid.bits in (4, 8, 16)], ids=str)
-@pytest.mark.parametrize(("granularity", "attributes", "sizes"), LAYOUTS)
+@pytest.mark.parametrize(("axis", "attributes", "sizes"), LAYOUTS)
 def test_quantize_equals_onnx_runtime(
-    grid: Grid, granularity: Granularity, attributes: str, sizes: tuple[int, ...]
+    grid: Grid, axis: int | None, attributes: str, sizes: tuple[int, ...]
 ) -> None:
     lows, highs = -np.abs(floats(*sizes)), np.abs(floats(*sizes, seed=1))
-    qparams = choose_qparams_for_bounds(lows, highs, grid, granularity)
+    qparams = choose_qparams_for_bounds(lows, highs, grid, axis)
     ties = dequantize(np.arange(35).reshape(5, 7) - 17, qparams) / 2
     zero = qparams.zero_point.astype(ir.DataType[grid.onnx_dtype.upper()].numpy())
     run = open_cpu(from_text(NET.format(attributes=attributes), scale=qparams.scale, zero=zero))

@@ -13,7 +13,6 @@ from qconvert.core.errors import QConvertError
 from qconvert.core.scales import (
     FloatArray,
     Grid,
-    PerChannel,
     QuantParams,
     Range,
     choose_qparams_for_bounds,
@@ -54,7 +53,7 @@ def test_minmax_scale_covers_the_largest_weight_of_each_channel(
     array, axis = given_array
     scale = weights.minmax_qparams(array, Grid(bits), axis)
     largest = [np.abs(channel).max() for channel in np.moveaxis(array, axis, 0)]
-    assert scale.granularity == PerChannel(axis)
+    assert scale.axis == axis
     assert not scale.zero_point.any()
     assert scale.scale.tolist() == pytest.approx(
         [max(maximum / (2 ** (bits - 1) - 1), 2.0**-40) for maximum in largest]
@@ -70,9 +69,7 @@ def test_mse_scale_is_the_best_of_all_clipping_shares(
     channel_errors = errors(array, weights.mse_qparams(array, Grid(bits), axis), axis)
     for channel, error in zip(np.moveaxis(array, axis, 0), channel_errors, strict=True):
         largest = float(np.abs(channel).max())
-        tried = [
-            choose_qparams_for_bounds(-end, end, Grid(bits), PerChannel(0)) for end in ends(largest)
-        ]
+        tried = [choose_qparams_for_bounds(-end, end, Grid(bits), 0) for end in ends(largest)]
         least = min(errors(channel[np.newaxis], scale, 0)[0] for scale in tried)
         assert error <= least * (1 + 1e-5)
         assert error <= errors(channel[np.newaxis], tried[0], 0)[0] * (1 + 1e-5)
@@ -172,16 +169,14 @@ def test_scale_is_widened_only_for_a_bias_without_room(
     channels: int, seed: int, exponent: int, step: float
 ) -> None:
     bias = floats(channels, seed=seed) * np.float32(10.0**exponent)
-    before = choose_qparams_for_bounds(
-        -np.ones(channels), np.ones(channels) * 0.5, GRID, PerChannel(0)
-    )
+    before = choose_qparams_for_bounds(-np.ones(channels), np.ones(channels) * 0.5, GRID, 0)
     after = weights.widen_for_bias(before, bias, step)
     integers = np.abs(bias.astype(np.float64)) / (step * after.scale.astype(np.float64))
     assert integers.max() <= 2.0**30 * (1 + 2.0**-23)
     had = np.abs(bias.astype(np.float64)) / (step * before.scale.astype(np.float64)) <= 2.0**30
     np.testing.assert_array_equal(after.scale == before.scale, had)
     assert (after.scale >= before.scale).all()
-    assert (after.granularity, after.grid) == (before.granularity, before.grid)
+    assert (after.axis, after.grid) == (before.axis, before.grid)
 
 
 @settings(deadline=None)
