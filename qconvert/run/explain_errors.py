@@ -37,7 +37,7 @@ from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.plan_files import read_equalization_factors
 from qconvert.run.context import EvaluationSet, JobContext, RunContext, open_sample
 from qconvert.run.run_folder import RunFolder
-from qconvert.run.variant_graphs import BuildInputs, VariantGraph
+from qconvert.run.variants import BuildInputs, VariantGraph
 
 STEP = "compare"
 # So many images give layer errors to a tenth of a decibel.
