@@ -228,10 +228,15 @@ class Backend(Protocol):
         """Return how Triton serves an engine; refuse one that it cannot serve."""
 
 
-def read_settings(kind: type[T], spec: BuildSpec, backend: str) -> T:
-    """Read the options of a build as the configuration table of its backend, strictly."""
+def read_settings(kind: type[T], source: BuildSpec | Engine, backend: str) -> T:
+    """Read the settings of a backend: the options of a build, strictly, or text in `made_with`."""
+    adapter: pydantic.TypeAdapter[T] = pydantic.TypeAdapter(kind)
     try:
-        settings: T = pydantic.TypeAdapter(kind).validate_python(dict(spec.options))
+        if isinstance(source, BuildSpec):
+            return adapter.validate_python(dict(source.options))
+        names = {setting.name.replace("_", "-") for setting in fields(kind)}  # type: ignore[arg-type]
+        texts = {name: text for name, text in source.made_with.items() if name in names}
+        return adapter.validate_strings(texts)
     except pydantic.ValidationError as error:
         problem = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in problem["loc"])
@@ -239,7 +244,6 @@ def read_settings(kind: type[T], spec: BuildSpec, backend: str) -> T:
             f"`{backend}.{name}`: {problem['msg']}, got {problem['input']!r}",
             hint="leave the setting out to use its default",
         ) from None
-    return settings
 
 
 def settings_as_text(settings: object, *leave_out: str) -> dict[str, str]:

@@ -51,10 +51,9 @@ def probe(installed: Installed) -> Availability:
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parts = (f"{runtime} {installed.packages[runtime]}", f"{threads} threads")
     version = ", ".join(filter(None, (*parts, integer_instructions())))
-    if error := provider_error(PROVIDER):
-        cure = f"pip install --force-reinstall {runtime}"
-        return Availability(False, False, version, error, cure)
-    return Availability(True, True, version)
+    error = provider_error(PROVIDER)
+    cure = f"pip install --force-reinstall {runtime}" if error else ""
+    return Availability(not error, not error, version, error, cure)
 
 
 def requirements() -> BackendRequirements:
@@ -113,20 +112,11 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
     elif len(files) == 1:
         progress("optimizing a copy with ONNX Runtime", None)
         if (saving := _optimize(folder)) >= MIN_SAVING:
-            files, copy = (OPTIMIZED,), "optimized"
-            note = (
-                f"loads ONNX Runtime's optimized copy, {saving:.1%} smaller than the portable ONNX"
-            )
-    return Engine(
-        backend="cpu",
-        precision=spec.precision,
-        folder=folder,
-        graph=GRAPH,
-        files=files,
-        made_with={**key, "copy": copy, "integer instructions": integer_instructions()},
-        threads=spec.threads,
-        notes=(note,) if note else (),
-    )
+            files, copy, size = (OPTIMIZED,), "optimized", f"{saving:.1%} smaller"
+            note = f"loads ONNX Runtime's optimized copy, {size} than the portable ONNX"
+    made_with = {**key, "copy": copy, "integer instructions": integer_instructions()}
+    notes = (note,) if note else ()
+    return Engine("cpu", spec.precision, folder, GRAPH, files, made_with, spec.threads, notes)
 
 
 def _optimize(folder: Path) -> float:
@@ -168,14 +158,13 @@ def load_spec(engine: Engine) -> LoadSpec:
 
     A file that was quantized for TensorRT, which no build leaves here, keeps its Q/DQ nodes.
     """
-    is_integer = engine.precision in INTEGER
-    spinning = str(int(engine.made_with.get("spinning") == "True"))
-    entries = {"session.intra_op.allow_spinning": spinning}
-    if is_integer:
-        from qconvert.backends.ort import has_float_biases
+    from qconvert.backends import ort
 
-        if has_float_biases(onnx_io.load(engine.folder / engine.graph)):
-            entries["session.disable_quant_qdq"] = "1"
+    is_integer = engine.precision in INTEGER
+    settings = read_settings(CpuConfig, engine, "cpu")
+    entries = {"session.intra_op.allow_spinning": str(int(settings.spinning))}
+    if is_integer and ort.has_float_biases(onnx_io.load(engine.folder / engine.graph)):
+        entries["session.disable_quant_qdq"] = "1"
     return LoadSpec(
         providers=((PROVIDER, {}),),
         packages=((engine.made_with.get("runtime") or "onnxruntime").replace(" ", ">="),),

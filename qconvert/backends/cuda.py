@@ -33,10 +33,9 @@ def probe(installed: Installed) -> Availability:
     if missing := missing_requirement(installed, "cuda"):
         return missing
     version = f"{PACKAGE} {installed.packages[PACKAGE]}, {installed.driver}"
-    if error := provider_error(PROVIDER):
-        cure = 'pip install "onnxruntime-gpu[cuda,cudnn]"'
-        return Availability(False, False, version, error, cure)
-    return Availability(True, True, version)
+    error = provider_error(PROVIDER)
+    cure = 'pip install "onnxruntime-gpu[cuda,cudnn]"' if error else ""
+    return Availability(not error, not error, version, error, cure)
 
 
 def missing_requirement(installed: Installed, extra: str) -> Availability | None:
@@ -104,23 +103,22 @@ def open(engine: Engine) -> Session:
         counts = {provider: len(names) for provider, names in nodes.items()}
         return Coverage(counts, None, "nodes run on more than one provider")
 
-    device = int(engine.made_with["device"])
-    return ort.OrtSession(session, coverage, "cuda", device, spec.cuda_graph)
+    settings = read_settings(CudaConfig, engine, "cuda")
+    return ort.OrtSession(session, coverage, "cuda", settings.device, settings.cuda_graph)
 
 
 def load_spec(engine: Engine) -> LoadSpec:
     """Return how ONNX Runtime loads an engine."""
-    options = {"device_id": engine.made_with["device"]}
-    cuda_graph = engine.made_with["cuda-graph"] == "True"
-    if cuda_graph:
+    settings = read_settings(CudaConfig, engine, "cuda")
+    options = {"device_id": str(settings.device)}
+    if settings.cuda_graph:
         options["enable_cuda_graph"] = "1"
-    allow_fallback = engine.made_with["allow-fallback"] == "True"
-    fallbacks = ["CPUExecutionProvider"] if allow_fallback else []
+    fallbacks = ["CPUExecutionProvider"] if settings.allow_fallback else []
     return LoadSpec(
         providers=((PROVIDER, options), *((name, {}) for name in fallbacks)),
         packages=(f"{PACKAGE}[cuda,cudnn]",),
         config_entries={} if fallbacks else {"session.disable_cpu_ep_fallback": "1"},
-        cuda_graph=cuda_graph,
+        cuda_graph=settings.cuda_graph,
     )
 
 

@@ -130,8 +130,7 @@ def run_worker(
         raise RuntimeError("\n".join(lines) or f"the build ended with code {status}")
     if status < 0:
         raise QConvertError(
-            f"{PRODUCTS.get(module, module)} crashed on this graph: "
-            f"{subprocess_worker.describe_exit(status)}",
+            f"{PRODUCTS[module]} crashed on this graph: {subprocess_worker.describe_exit(status)}",
             details=lines[-3:],
             hint="leave parts of the graph in float with `--exclude`, or try another backend",
         )
@@ -199,7 +198,7 @@ def build_engine(
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise QConvertError(
-            f"{_product(trt)} cannot build an engine: {_last(log.errors)}",
+            f"{PRODUCTS[trt.__name__]} cannot build an engine: {_last(log.errors)}",
             details=log.errors[-5:],
             hint="`qconvert inspect` shows the operators; leave out what it names with `--exclude`",
         )
@@ -239,7 +238,7 @@ def inspect_engine(trt: ModuleType, engine: bytes) -> str:
     loaded = trt.Runtime(_log(trt)).deserialize_cuda_engine(engine)
     if loaded is None:
         raise QConvertError(
-            f"{_product(trt)} cannot open this engine: {_last(_log(trt).errors)}",
+            f"{PRODUCTS[trt.__name__]} cannot open this engine: {_last(_log(trt).errors)}",
             hint="build it again on this machine: engines fit one GPU and one release",
         )
     inspector = loaded.create_engine_inspector()
@@ -288,7 +287,7 @@ def _parse(trt: ModuleType, builder: Any, graph: Path) -> Any:
     nodes = onnx_io.all_nodes(onnx_io.load(graph))
     is_quantized = any("Quantize" in node.op_type for node in nodes)
     raise QConvertError(
-        f"{_product(trt)} cannot read this model: {reasons[0] if reasons else 'no reason given'}",
+        f"{PRODUCTS[trt.__name__]} cannot read this model: {(reasons or ['no reason given'])[0]}",
         details=reasons[1:5],
         hint=INT8_HINT if is_quantized else FLOAT_HINT,
     )
@@ -312,10 +311,6 @@ def _log(trt: ModuleType) -> Any:
 
 def _last(errors: Sequence[str]) -> str:
     return errors[-1].splitlines()[0] if errors else "no reason given"
-
-
-def _product(trt: ModuleType) -> str:
-    return PRODUCTS.get(trt.__name__, trt.__name__)
 
 
 def progress_monitor(

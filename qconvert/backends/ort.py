@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -117,60 +117,6 @@ def has_float_biases(model: ir.Model) -> bool:
     return bool(quantizers)
 
 
-class BoundSession:
-    """A session with the device memory that it reads and writes.
-
-    It runs once when it is made; later runs write to the memory of that run. With
-    `allocate_outputs` the outputs have their memory before the first run, which a CUDA graph
-    records; this needs fixed shapes.
-    """
-
-    def __init__(
-        self, session: Any, feeds: Tensors, device: str, device_id: int, *, allocate_outputs: bool
-    ) -> None:
-        self.session, self.binding = session, session.io_binding()
-        self.inputs = {
-            name: runtime.OrtValue.ortvalue_from_numpy(array, device, device_id)
-            for name, array in feeds.items()
-        }
-        for name, value in self.inputs.items():
-            self.binding.bind_ortvalue_input(name, value)
-        outputs = session.get_outputs()
-        for output in outputs:
-            if not allocate_outputs:
-                self.binding.bind_output(output.name, device, device_id)
-                continue
-            if not all(isinstance(size, int) for size in output.shape):
-                text = f"the output `{output.name}` has {output.shape}"
-                raise QConvertError(
-                    f"a CUDA graph needs fixed shapes, {text}", hint="leave out `cuda-graph`"
-                )
-            # The type reads `tensor(float16)`.
-            dtype = ir.DataType[output.type.removeprefix("tensor(").removesuffix(")").upper()]
-            value = runtime.OrtValue.ortvalue_from_shape_and_type(
-                output.shape, dtype.numpy(), device, device_id
-            )
-            self.binding.bind_ortvalue_output(output.name, value)
-        try:
-            self.run()
-        except Exception as error:  # its exception classes have no public base
-            raise _run_error(error, feeds) from None
-        if not allocate_outputs:
-            values = self.binding.get_outputs()
-            self.binding.clear_binding_outputs()
-            for output, value in zip(outputs, values, strict=True):
-                self.binding.bind_ortvalue_output(output.name, value)
-
-    def run(self) -> None:
-        """Run once; ONNX Runtime waits for the device at the end."""
-        self.session.run_with_iobinding(self.binding)
-
-    def outputs(self) -> Tensors:
-        """Copy the outputs of the last run to the host."""
-        names = [output.name for output in self.session.get_outputs()]
-        return dict(zip(names, self.binding.copy_outputs_to_cpu(), strict=True))
-
-
 @dataclass(frozen=True)
 class OrtSession:
     """A session of an engine on `device`.
@@ -183,31 +129,70 @@ class OrtSession:
     device: str = "cpu"
     device_id: int = 0
     cuda_graph: bool = False
-    bindings: list[BoundSession] = field(default_factory=list, repr=False, compare=False)
+    bindings: list[tuple[Any, dict[str, Any]]] = field(default_factory=list, compare=False)
 
     def run(self, feeds: Tensors) -> Tensors:
         """Run once, with all copies to and from the device."""
         if not self.cuda_graph:
             return _run(self.session, feeds)
-        bound = self._bind(feeds)
-        bound.run()
-        return bound.outputs()
+        binding = self.bind_memory(feeds)
+        self.session.run_with_iobinding(binding)
+        names = [output.name for output in self.session.get_outputs()]
+        return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
 
     def bind(self, feeds: Tensors) -> Callable[[], None] | None:
-        """Put inputs on the device and return a call that runs on them; None on the CPU."""
-        return None if self.device == "cpu" else self._bind(feeds).run
+        """Put inputs on the device and return a call that runs on them; None on the CPU.
 
-    def _bind(self, feeds: Tensors) -> BoundSession:
-        for bound in self.bindings:  # at most one
+        ONNX Runtime waits for the device at the end of a run.
+        """
+        if self.device == "cpu":
+            return None
+        return partial(self.session.run_with_iobinding, self.bind_memory(feeds))
+
+    def bind_memory(self, feeds: Tensors) -> Any:
+        """Put inputs on the device and run once; runs of the binding write to the same memory.
+
+        A CUDA graph records the first run: its outputs need their memory before, and fixed shapes.
+        """
+        for binding, inputs in self.bindings:  # at most one
             for name, array in feeds.items():
-                bound.inputs[name].update_inplace(array)
-            return bound
-        bound = BoundSession(
-            self.session, feeds, self.device, self.device_id, allocate_outputs=self.cuda_graph
-        )
+                inputs[name].update_inplace(array)
+            return binding
+        place = (self.device, self.device_id)
+        binding, outputs = self.session.io_binding(), self.session.get_outputs()
+        inputs = {
+            name: runtime.OrtValue.ortvalue_from_numpy(array, *place)
+            for name, array in feeds.items()
+        }
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for output in outputs:
+            if not self.cuda_graph:
+                binding.bind_output(output.name, *place)
+                continue
+            if not all(isinstance(size, int) for size in output.shape):
+                text = f"the output `{output.name}` has {output.shape}"
+                raise QConvertError(
+                    f"a CUDA graph needs fixed shapes, {text}", hint="leave out `cuda-graph`"
+                )
+            # The type reads `tensor(float16)`.
+            dtype = ir.DataType[output.type.removeprefix("tensor(").removesuffix(")").upper()]
+            value = runtime.OrtValue.ortvalue_from_shape_and_type(
+                output.shape, dtype.numpy(), *place
+            )
+            binding.bind_ortvalue_output(output.name, value)
+        try:
+            self.session.run_with_iobinding(binding)
+        except Exception as error:  # its exception classes have no public base
+            raise _run_error(error, feeds) from None
         if self.cuda_graph:
-            self.bindings.append(bound)
-        return bound
+            self.bindings.append((binding, inputs))
+            return binding
+        values = binding.get_outputs()
+        binding.clear_binding_outputs()
+        for output, value in zip(outputs, values, strict=True):
+            binding.bind_ortvalue_output(output.name, value)
+        return binding
 
 
 def session_options(spec: LoadSpec) -> Any:

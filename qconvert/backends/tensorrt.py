@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from qconvert.backends import nvinfer
 from qconvert.backends.base import (
@@ -96,9 +95,8 @@ def probe(installed: Installed) -> Availability:
             return Availability(False, False, version, reason, cure)
     if missing := missing_requirement(installed, "tensorrt"):
         return missing
-    if error := provider_error(PROVIDER):
-        return Availability(False, False, version, error, INSTALL)
-    return Availability(True, True, version)
+    error = provider_error(PROVIDER)
+    return Availability(not error, not error, version, error, INSTALL if error else "")
 
 
 def requirements() -> BackendRequirements:
@@ -218,7 +216,7 @@ def open(engine: Engine) -> Session:
     from qconvert.backends import ort
 
     trt = _import_tensorrt()
-    settings = settings_of_build(engine.made_with)
+    settings = read_settings(TensorrtConfig, engine, "tensorrt")
     session = ort.create_session(engine.folder / engine.files[0], load_spec(engine))
 
     def coverage() -> Coverage:
@@ -238,14 +236,14 @@ def open(engine: Engine) -> Session:
 
 def load_spec(engine: Engine) -> LoadSpec:
     """Return how ONNX Runtime loads an engine."""
-    settings = settings_of_build(engine.made_with)
+    settings = read_settings(TensorrtConfig, engine, "tensorrt")
     options = load_options(settings, engine.folder)
     return _load_spec(settings, options, engine.made_with["tensorrt"])
 
 
 def triton_spec(engine: Engine) -> TritonSpec:
     """Return how Triton serves an engine: as a plan that TensorRT loads, whoever built it."""
-    settings = settings_of_build(engine.made_with)
+    settings = read_settings(TensorrtConfig, engine, "tensorrt")
     plans = [name for name in engine.files if name.endswith(".engine")]
     if settings.allow_fallback or settings.weight_stripped or len(plans) != 1:
         why = "runs in parts elsewhere" if settings.allow_fallback else "has no weights inside"
@@ -322,18 +320,6 @@ def read_options(spec: BuildSpec) -> TensorrtConfig:
             hint="leave it out, or set `tensorrt.builder` = provider",
         )
     return settings
-
-
-def settings_of_build(made_with: Mapping[str, str]) -> TensorrtConfig:
-    """Return those settings of a build that decide how its engine is loaded."""
-    builder: Any = made_with["builder"]
-    return TensorrtConfig(
-        builder=builder,
-        device=int(made_with["device"]),
-        weight_stripped=made_with["weight-stripped"] == "True",
-        cuda_graph=made_with["cuda-graph"] == "True",
-        allow_fallback=made_with["allow-fallback"] == "True",
-    )
 
 
 def load_options(settings: TensorrtConfig, folder: Path) -> dict[str, str]:

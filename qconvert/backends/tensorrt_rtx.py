@@ -35,7 +35,6 @@ PROVIDER = "NvTensorRTRTXExecutionProvider"
 ENGINE = "model.engine"
 BUILDER = "tensorrt-rtx-cu13"
 PLUGIN = "onnxruntime-ep-nv-tensorrt-rtx-cu13"
-MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
 INSTALL = 'pip install "qconvert[tensorrt-rtx]"'
 
 
@@ -122,7 +121,7 @@ def load_spec(engine: Engine) -> LoadSpec:
         providers=((PROVIDER, {"nv_multi_profile_enable": "1"} if has_more else {}),),
         packages=("onnxruntime", PLUGIN),
         config_entries={"session.disable_cpu_ep_fallback": "1"},
-        plugin=MODULE,
+        plugin="onnxruntime_ep_nv_tensorrt_rtx",
     )
 
 
@@ -154,13 +153,10 @@ def _why_not_run(installed: Installed) -> tuple[str, str]:
     if installed.driver_error:
         return f"{installed.driver_error}; engines run on RTX GPUs", ""
     # From compute capability 12 on, all GPUs run RTX engines.
-    if not any(
-        gpu.capability in ((8, 6), (8, 9)) or gpu.capability >= (12, 0) for gpu in installed.gpus
-    ):
-        names = ", ".join(
-            f"{gpu.name} ({gpu.capability[0]}.{gpu.capability[1]})" for gpu in installed.gpus
-        )
-        return f"no RTX GPU of compute capability 8.6, 8.9 or 12: {names}", ""
+    capabilities = [gpu.capability for gpu in installed.gpus]
+    if not any(item in ((8, 6), (8, 9)) or item >= (12, 0) for item in capabilities):
+        names = (f"{gpu.name} ({'.'.join(map(str, gpu.capability))})" for gpu in installed.gpus)
+        return f"no RTX GPU of compute capability 8.6, 8.9 or 12: {', '.join(names)}", ""
     if PLUGIN not in installed.packages:
         return "the provider plugin is not installed", INSTALL
     if "onnxruntime-gpu" in installed.packages:

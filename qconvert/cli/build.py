@@ -62,12 +62,9 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     from qconvert.run.build import BuildRequest
 
     run: Path | None = chosen["resumed"]
-    if run is None:
-        config = settings.load(model, chosen)
-    elif output is None:
-        config = settings.load_for_run(run, model, chosen)
-    else:
+    if run is not None and output is not None:
         raise click.UsageError("`--from RUN` resumes RUN in its own folder; leave out `-o`")
+    config = settings.load(model, chosen, run)
     request = BuildRequest(
         out=run or settings.default_run_folder(output, str(config.model)),
         command=sanitize_text(shlex.join(["qconvert", *sys.argv[1:]])),

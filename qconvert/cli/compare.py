@@ -56,7 +56,7 @@ def command(
     the layer and all before it; the one it makes is its own, given exact inputs.
     """
     from qconvert.core.atomic import write_text
-    from qconvert.report.layer_tables import layers_csv
+    from qconvert.report.tables import layers_csv
     from qconvert.run import compare
     from qconvert.run.context import open_context
     from qconvert.run.run_folder import require_output_file

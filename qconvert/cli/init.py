@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from qconvert.cli import console, options
+from qconvert.core.errors import UsageError
 
 EXAMPLES = """\b
 Examples:
@@ -15,27 +16,19 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("model", required=False)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("qconvert.toml"),
-    help="Where to write (default: ./qconvert.toml).",
-)
+@options.output_option("Where to write (default: ./qconvert.toml).", default="qconvert.toml")
 @click.option("--force", is_flag=True, help="Write over an existing file.")
 @options.verbosity_options
 def command(model: str | None, output: Path, force: bool) -> None:
     """Write a settings file for MODEL: every setting, its default, and what it means."""
     from qconvert import sources
     from qconvert.core import config_file
-    from qconvert.core.errors import UsageError
 
-    is_file = model is not None and sources.kind(model) in sources.FILE_KINDS
     if model is not None and output.resolve() == Path(model).resolve():
         raise UsageError(f"`{output}` is the model itself", hint="choose another name: `-o`")
     if output.exists() and not force:
         raise UsageError(f"`{output}` exists", hint="overwrite it with `--force`, or use `-o`")
-    if model is not None and is_file:
+    if model is not None and sources.kind(model) in sources.FILE_KINDS:
         if not Path(model).is_file():
             raise UsageError(f"`{model}` does not exist", hint="name an existing model, or none")
         # Paths in a settings file are relative to the file.

@@ -4,19 +4,16 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import click
 
 from qconvert.cli import console
 from qconvert.core.config import Option, literals, option_table
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
-
-MAX_DIGITS = 18
 
 
 class SettingOption(click.Option):
@@ -25,16 +22,18 @@ class SettingOption(click.Option):
     def __init__(self, flags: Sequence[str] = (), *, paths: Sequence[str], **replaced: Any) -> None:
         option = option_table()[paths[0]]
         words = literals(option.type)
-        attributes: dict[str, Any] = {
-            "help": _help(option),
-            "metavar": option.setting.metavar or None,
-        }
+        attributes: dict[str, Any] = {"help": _help(option)}
+        attributes["metavar"] = option.setting.metavar or None
         if option.type is bool:
             attributes["is_flag"] = True
         elif Path in get_args(option.type):
             attributes["type"] = click.Path(path_type=Path)
         elif option.is_list:
-            attributes |= {"multiple": True, "callback": _split_words if words else None}
+            attributes["multiple"] = True
+            if words:
+                attributes["callback"] = lambda ctx, parameter, texts: tuple(
+                    word for text in texts for word in map(str.strip, text.split(",")) if word
+                )
         elif words and not option.setting.metavar:
             attributes["type"] = click.Choice(words)
         elif option.type is not str:
@@ -55,14 +54,12 @@ class _SettingType(click.ParamType[Any]):
     ) -> object:
         if not isinstance(value, str):
             return value
+        metavar = self.option.setting.metavar
         try:
-            separator = "x" if "x" in self.option.setting.metavar else ","
-            return _parse(value, self.option.type, separator)
+            return _parse(value, self.option.type, "x" if "x" in metavar else ",")
         except (ValueError, ZeroDivisionError):
-            expected = {"int": "a whole number", "float": "a number"}.get(
-                self.option.type_name, self.option.setting.metavar
-            )
-            self.fail(f"`{value}` is not {expected}", param, ctx)
+            kinds = {"int": "a whole number", "float": "a number"}
+            self.fail(f"`{value}` is not {kinds.get(self.name, metavar)}", param, ctx)
 
 
 def _parse(text: str, hint: Any, separator: str) -> object:
@@ -90,14 +87,7 @@ def _parse(text: str, hint: Any, separator: str) -> object:
 
 def parse_int(text: str) -> int | None:
     """Return a whole number; None if it is none, or too long for Python to read."""
-    return int(text) if text.isdecimal() and len(text) <= MAX_DIGITS else None
-
-
-def _split_words(
-    ctx: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
-) -> tuple[str, ...]:
-    """Read words that are repeated, separated by commas, or both."""
-    return tuple(word for text in texts for word in map(str.strip, text.split(",")) if word)
+    return int(text) if text.isdecimal() and len(text) <= 18 else None
 
 
 def _help(option: Option) -> str:
@@ -127,13 +117,7 @@ def setting_option(path: str, flag: str, description: str) -> Decorator:
 
 def _add(*options: Decorator) -> Decorator:
     """Return a decorator that adds options in the order given."""
-
-    def add(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
+    return lambda command: reduce(lambda inner, add: add(inner), reversed(options), command)
 
 
 preprocess_options = setting_options(
@@ -207,20 +191,19 @@ def output_option(text: str, **more: Any) -> Decorator:
     return click.option("-o", "--output", type=path, help=text, **more)
 
 
-def verbosity_options(command: Command) -> Command:
-    """Add `-q` and `-v`."""
-
-    def louder(ctx: click.Context, parameter: click.Parameter, count: int) -> None:
-        console.VERBOSITY.level += count
-        if count > 1:
-            logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", force=True)
-
-    def quieter(ctx: click.Context, parameter: click.Parameter, count: int) -> None:
+def _set_verbosity(ctx: click.Context, parameter: click.Parameter, count: int) -> None:
+    if parameter.name == "quiet":
         console.VERBOSITY.level -= count
+        return
+    console.VERBOSITY.level += count
+    if count > 1:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", force=True)
 
-    counted = partial(click.option, count=True, expose_value=False, is_eager=True)
-    quiet = counted("-q", "--quiet", callback=quieter, help="Errors only; -qq: exit code only.")
-    verbose = counted(
-        "-v", "--verbose", callback=louder, help="More details; -vv: logs of libraries."
-    )
-    return verbose(quiet(command))
+
+_counted = partial(
+    click.option, count=True, expose_value=False, is_eager=True, callback=_set_verbosity
+)
+verbosity_options = _add(
+    _counted("-v", "--verbose", help="More details; -vv: logs of libraries."),
+    _counted("-q", "--quiet", help="Errors only; -qq: exit code only."),
+)

@@ -2,7 +2,8 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +46,9 @@ def show_report(report: "Report", names: Sequence[str] = REPORT_TABLES) -> None:
     """Print tables of a report, then its failed gates, notes and verdict."""
     from qconvert.report import tables, terminal
 
-    makers = {
+    makers: dict[str, Callable[[Report], TextTable]] = {
         "size": tables.size_table,
-        "latency": terminal.latency_table_with_bars,
+        "latency": partial(tables.latency_table, bars=True),
         "timing": tables.timing_table,
         "accuracy": tables.accuracy_table,
         "overview": tables.overview_table,
@@ -69,7 +70,7 @@ def show_layer_errors(layers: "Sequence[LayerError]") -> None:
     """Print the errors of layers, and the layers that make the largest."""
     from qconvert.core import number_format
     from qconvert.measure import layer_errors
-    from qconvert.report import layer_tables, terminal
+    from qconvert.report import tables, terminal
 
     worst = [
         f"`{layer_errors.layer_label(layer)}` ({number_format.with_db(layer.made_db or 0.0)})"
@@ -81,7 +82,7 @@ def show_layer_errors(layers: "Sequence[LayerError]") -> None:
         summary = "there is no error at all"
     else:
         summary = "which layers make an error is not known"
-    _print_tables(layer_tables.layer_table(layers))
+    _print_tables(tables.layer_table(layers))
     console.write("\n".join(terminal.wrap_text(summary)))
 
 

@@ -45,26 +45,21 @@ def setting(default: Any, text: str, option: str = "", unset: str = "") -> Any:
     return field(default=default, metadata={"setting": Setting(text, flag, metavar, unset)})
 
 
-@dataclass(frozen=True)
 class Limits:
     """Annotates a number or switch, which is never converted from another type, with its limits."""
 
-    ge: float | None = None
-    gt: float | None = None
-    le: float | None = None
-    lt: float | None = None
-    allow_inf_nan: bool | None = None
+    def __init__(self, **limits: float) -> None:
+        self.limits = limits
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        limits = {name: limit for name, limit in vars(self).items() if limit is not None}
-        return {**handler(source), "strict": True, **limits}
+        return {**handler(source), "strict": True, **self.limits}
 
 
-@dataclass(frozen=True)
 class Check:
     """Annotates a value with a function that returns it, or raises ValueError."""
 
-    function: Callable[[Any], Any]
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema

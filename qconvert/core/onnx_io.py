@@ -4,7 +4,6 @@ Files are untrusted: what the graph library would misread is rejected before it 
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,13 +25,7 @@ SINGLE_FILE_BYTES = 2**31 - 2**27
 IN_MEMORY_BYTES = 2**28
 EXTERNAL_THRESHOLD_BYTES = 1024
 
-# From this IR version on, an initializer need not be listed as an input.
-FREE_INITIALIZERS_IR_VERSION = 4
-DEFAULT_IR_VERSION = 10
-BATCH_DIMENSION = "batch"
-
-KNOWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"}
-# The text fields of a tensor; its other fields are numbers, possibly many.
+CONTRIB_DOMAINS = ("ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc")
 TENSOR_TEXT_FIELDS = ("name", "doc_string", "external_data")
 
 
@@ -48,14 +41,24 @@ def load(path: Path) -> ir.Model:
     except (DecodeError, UnicodeDecodeError) as error:
         raise _not_onnx(path, first_line(error)) from None
     _require_readable(proto, path)
-    model = _deserialize(proto, path)
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:  # onnx_ir raises many types for graphs that contradict themselves
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the outer errors only say where
+            cause = cause.__cause__
+        raise _not_onnx(path, f"its graph cannot be read: {first_line(cause)}") from None
     external_data.set_base_dir(model.graph, path.parent)
     for tensor in all_tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
             _require_external_tensor(tensor, path)
     _require_known_operators(model, path)
     _require_valid_file(path)
-    _remove_initializers_from_inputs(model)
+    free = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    model.graph.inputs.clear()
+    model.graph.inputs.extend(free)
+    if model.ir_version < 4:  # there, files had to list initializers as inputs too
+        model.ir_version = 10
     _replace_negative_dimensions(model)
     return model
 
@@ -75,7 +78,6 @@ def save(model: ir.Model, path: Path, *, external: bool = False) -> None:
             name = f"{draft.stem}-{fingerprint(model)[:8]}.data"
             ir.save(model, draft, external_data=name, size_threshold_bytes=EXTERNAL_THRESHOLD_BYTES)
             (folder / name).replace(path.parent / name)
-        draft.chmod(0o666 & ~_umask())
         outdated = model_files(path)[1:]
         draft.replace(path)
         for old in set(outdated) - set(model_files(path)):
@@ -113,8 +115,12 @@ def fingerprint(model: ir.Model) -> str:
     for graph in model.graphs():
         for name, value in graph.initializers.items():
             digest.update(name.encode())
-            if value.const_value is not None:
-                digest.update(_tensor_bytes(value.const_value))
+            tensor = value.const_value
+            if tensor is not None and tensor.dtype is ir.DataType.STRING:
+                # With quotes, so that no string runs into the next.
+                digest.update(repr([bytes(text) for text in tensor.numpy().ravel()]).encode())
+            elif tensor is not None:
+                digest.update(tensor.tobytes())
     return digest.hexdigest()
 
 
@@ -177,26 +183,6 @@ def tensor_spec(value: ir.Value) -> TensorSpec:
     return TensorSpec(value.name or "", dtype, shape)
 
 
-def _deserialize(proto: onnx.ModelProto, path: Path) -> ir.Model:
-    try:
-        return ir.from_proto(proto)
-    except Exception as error:  # onnx_ir raises many types for graphs that contradict themselves
-        cause: BaseException = error
-        while cause.__cause__ is not None:  # the outer errors only say where
-            cause = cause.__cause__
-        raise _not_onnx(path, f"its graph cannot be read: {first_line(cause)}") from None
-
-
-def _remove_initializers_from_inputs(model: ir.Model) -> None:
-    """Make initializers constants; before IR version 4, files had to list them as inputs too."""
-    initializers = model.graph.initializers
-    free = [value for value in model.graph.inputs if value.name not in initializers]
-    model.graph.inputs.clear()
-    model.graph.inputs.extend(free)
-    if model.ir_version < FREE_INITIALIZERS_IR_VERSION:
-        model.ir_version = DEFAULT_IR_VERSION
-
-
 def _replace_negative_dimensions(model: ir.Model) -> None:
     """Make negative dimensions dynamic: older exporters write them for unknown sizes."""
     for graph in model.graphs():
@@ -207,21 +193,8 @@ def _replace_negative_dimensions(model: ir.Model) -> None:
             if any(negative):
                 shape = [None if bad else size for bad, size in zip(negative, sizes, strict=True)]
                 if negative[0] and value in model.graph.inputs:
-                    shape[0] = ir.SymbolicDim(BATCH_DIMENSION)
+                    shape[0] = ir.SymbolicDim("batch")
                 value.shape = ir.Shape(shape)
-
-
-def _tensor_bytes(tensor: ir.TensorProtocol) -> bytes:
-    """Return the bytes of a tensor; strings with quotes, so that none runs into the next."""
-    if tensor.dtype is not ir.DataType.STRING:
-        return tensor.tobytes()
-    return repr([bytes(text) for text in tensor.numpy().ravel()]).encode()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 # --- checks of untrusted files ---
@@ -280,19 +253,17 @@ def _require_readable(proto: onnx.ModelProto, path: Path) -> None:
                 hint="export it with dense weights",
             )
         for tensor in graph.initializer:
-            _require_external_entries(tensor, path)
-    tensors = [tensor for graph in graphs for tensor in graph.initializer]
+            _require_tensor(tensor, path)
     nodes = (node for scope in (*graphs, *proto.functions) for node in scope.node)
-    attributes = (attribute for node in nodes for attribute in node.attribute)
-    tensors += [entry.t for entry in attributes if entry.type == onnx.AttributeProto.TENSOR]
-    for tensor in tensors:
-        if tensor.data_type == onnx.TensorProto.UNDEFINED:
-            raise _not_onnx(path, f"its tensor `{tensor.name}` has no type")
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        if attribute.type == onnx.AttributeProto.TENSOR:
+            _require_tensor(attribute.t, path)
 
 
 def _require_utf8(message: Message, path: Path) -> None:
     """Refuse text that is not UTF-8: protobuf reads it as bytes, and nothing can write it again."""
     for field, value in message.ListFields():
+        # The other fields of a tensor are numbers, possibly many.
         if isinstance(message, onnx.TensorProto) and field.name not in TENSOR_TEXT_FIELDS:
             continue
         values = value if field.is_repeated else (value,)
@@ -313,19 +284,20 @@ def _all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                     yield from _all_graphs(inner)
 
 
-def _require_external_entries(tensor: onnx.TensorProto, path: Path) -> None:
-    """Refuse offsets and lengths that are no numbers, and file names that no system allows."""
+def _require_tensor(tensor: onnx.TensorProto, path: Path) -> None:
+    """Refuse a missing type, offsets that are no numbers, and names that no system allows."""
     for entry in tensor.external_data:
         if "\0" in entry.value:
-            raise _not_onnx(
-                path, f"the {entry.key} of the data of `{tensor.name}` holds a zero byte"
-            )
+            reason = f"the {entry.key} of the data of `{tensor.name}` holds a zero byte"
+            raise _not_onnx(path, reason)
         if entry.key in ("offset", "length") and not entry.value.isdecimal():
             raise QConvertError(
                 f"`{path}` gives `{tensor.name}` the {entry.key} `{entry.value}` in its data file, "
                 "which is not a number of bytes",
                 hint="export the model again",
             )
+    if tensor.data_type == onnx.TensorProto.UNDEFINED:
+        raise _not_onnx(path, f"its tensor `{tensor.name}` has no type")
 
 
 def _require_external_tensor(tensor: ir.ExternalTensor, path: Path) -> None:
@@ -358,24 +330,18 @@ def _require_external_tensor(tensor: ir.ExternalTensor, path: Path) -> None:
 def _require_known_operators(model: ir.Model, path: Path) -> None:
     """Refuse operators that neither ONNX nor the model itself defines."""
     defined = {(function.domain, function.name) for function in model.functions.values()}
-    unknown = {
-        f"{node.domain or 'ai.onnx'}::{node.op_type}"
-        for node in all_nodes(model)
-        if (node.domain, node.op_type) not in defined and not _is_known_operator(node)
-    }
+    unknown = set()
+    for node in all_nodes(model):
+        is_onnx = node.domain in ("", "ai.onnx")
+        is_known = onnx.defs.has(node.op_type) if is_onnx else node.domain in CONTRIB_DOMAINS
+        if not is_known and (node.domain, node.op_type) not in defined:
+            unknown.add(f"`{node.domain or 'ai.onnx'}::{node.op_type}`")
     if unknown:
-        names = ", ".join(f"`{name}`" for name in sorted(unknown)[:5])
         raise QConvertError(
-            f"`{path}` uses operators that are not in ONNX: {names}",
+            f"`{path}` uses operators that are not in ONNX: {', '.join(sorted(unknown)[:5])}",
             hint="export without custom operators, or cut the graph before them "
             "and run the rest outside",
         )
-
-
-def _is_known_operator(node: ir.Node) -> bool:
-    if node.domain in ("", "ai.onnx"):
-        return bool(onnx.defs.has(node.op_type))
-    return node.domain in KNOWN_DOMAINS
 
 
 def _require_valid_file(path: Path) -> None:

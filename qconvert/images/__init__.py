@@ -13,12 +13,7 @@ from qconvert.core.tensors import TensorSpec
 from qconvert.images.arrays import ARRAY_SUFFIXES, open_arrays
 from qconvert.images.batches import ImageManifest, Images
 from qconvert.images.image_files import DEFAULT_READ_OPTIONS, FileImages, ReadOptions
-from qconvert.images.labels import attach_labels
-from qconvert.images.listing import (
-    choose_subset,
-    list_images,
-    require_files,
-)
+from qconvert.images.listing import attach_labels, choose_subset, list_images, require_files
 from qconvert.images.preprocess import Preprocess, find_image_input, fit_to_input
 
 
@@ -30,10 +25,6 @@ class ImageChoice:
     count: int | None = None
     labels: Path | None = None
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.count is not None and self.count < 1:
-            raise ValueError(f"a choice needs at least one image, got {self.count}")
 
 
 def open_images(

@@ -13,16 +13,13 @@ from numpy.typing import NDArray
 from qconvert.core import npz
 from qconvert.core.errors import QConvertError, UsageError, first_line
 from qconvert.core.tensors import Tensors, TensorSpec, fixed_batch
-from qconvert.images.batches import Batch, BatchItem, ImageManifest, Images, manifest_of
+from qconvert.images.batches import Batch, BatchItem, Images
 from qconvert.images.listing import ImageEntry
 
 ARRAY_SUFFIXES = (".npz", ".npy")
 
 # An array of this name that is not an input of the model holds the class of each item.
 LABELS_ARRAY = "labels"
-
-# The local header of a zip member: its size, and where the lengths of name and extra field are.
-_LOCAL_HEADER, _NAME_LENGTH, _EXTRA_LENGTH = 30, 26, 28
 
 _FIRST_AXIS = "the first axis of each counts the items"
 
@@ -54,9 +51,8 @@ class ArrayImages(Images):
                 feeds[name] = np.asarray(feeds[name][0])
             yield Batch(feeds, items)
 
-    def manifest(self) -> ImageManifest:
-        """Return all rows with their hashes."""
-        return manifest_of(self, (item for batch in self.batches(1) for item in batch.items))
+    def _hashes(self) -> Iterable[str]:
+        return (item.sha256 for batch in self.batches(1) for item in batch.items)
 
     def _item(self, entry: ImageEntry, feeds: Tensors, index: int, offset: int) -> BatchItem:
         digest = hashlib.sha256()
@@ -73,7 +69,7 @@ class ArrayImages(Images):
 
 def open_arrays(path: Path, specs: Sequence[TensorSpec]) -> ArrayImages:
     """Return all rows of a file whose arrays fit the model's inputs."""
-    arrays = read_arrays(path, specs[0].name if len(specs) == 1 else None)
+    arrays = _read_arrays(path, specs[0].name if len(specs) == 1 else None)
     inputs = {spec.name for spec in specs}
     labels = arrays.pop(LABELS_ARRAY, None) if LABELS_ARRAY not in inputs else None
     if set(arrays) != inputs:
@@ -81,30 +77,40 @@ def open_arrays(path: Path, specs: Sequence[TensorSpec]) -> ArrayImages:
             f"`{path}` has the arrays {_quoted(arrays)}; the model's inputs are {_quoted(inputs)}",
             hint="write one array per input: `numpy.savez(file, name=array, ...)`",
         )
-    unbatched = frozenset(spec.name for spec in specs if _is_unbatched(spec, arrays[spec.name]))
+    # An item is a whole input, its first axis included.
+    unbatched = {spec.name for spec in specs if arrays[spec.name].ndim == len(spec.shape) + 1}
     for spec in specs:
-        _require_fit(path, spec, arrays[spec.name])
+        _require_fit(
+            path, spec, arrays[spec.name], spec.shape[0 if spec.name in unbatched else 1 :]
+        )
     if unbatched and (specs[0].name in unbatched or fixed_batch(specs) not in (1, None)):
         raise UsageError(
             f"an item of `{min(unbatched)}` in `{path}` is a whole input, so items are fed one at "
             f"a time, but the first input is `{specs[0]}`",
             hint="give the first input one row per item, in a model with a free batch or one of 1",
         )
-    lengths = {name: len(array) for name, array in arrays.items()}
-    count = min(lengths.values())
-    if max(lengths.values()) != count:
-        described = ", ".join(f"`{name}` {length}" for name, length in lengths.items())
+    count = len(arrays[specs[0].name])
+    if any(len(array) != count for array in arrays.values()):
+        lengths = ", ".join(f"`{name}` {len(array)}" for name, array in arrays.items())
         raise UsageError(
-            f"the arrays of `{path}` have different lengths: {described}", hint=_FIRST_AXIS
+            f"the arrays of `{path}` have different lengths: {lengths}", hint=_FIRST_AXIS
         )
     if not count:
         raise QConvertError(f"the arrays of `{path}` are empty", hint=_FIRST_AXIS)
-    classes = _read_labels(path, labels, count)
+    classes: list[int | None] = [None] * count
+    if labels is not None:
+        if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0:
+            raise UsageError(
+                f"`{LABELS_ARRAY}` in `{path}` is {labels.dtype} {list(labels.shape)}; "
+                f"it must be {count} whole numbers from 0",
+                hint="leave it out if there are no labels",
+            )
+        classes = labels.tolist()
     entries = tuple(ImageEntry(str(row), label=label) for row, label in enumerate(classes))
-    return ArrayImages(path, entries, arrays, unbatched=unbatched)
+    return ArrayImages(path, entries, arrays, unbatched=frozenset(unbatched))
 
 
-def read_arrays(path: Path, only_input: str | None) -> dict[str, NDArray[Any]]:
+def _read_arrays(path: Path, only_input: str | None) -> dict[str, NDArray[Any]]:
     """Return the arrays by name, memory-mapped where they are not compressed.
 
     An .npy has no names and stands for the model's only input.
@@ -120,7 +126,16 @@ def read_arrays(path: Path, only_input: str | None) -> dict[str, NDArray[Any]]:
     try:
         if is_npy and only_input is not None:
             return {only_input: _memory_map(path, 0)}
-        return _read_npz(path)
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            packed = [member for member in members if member.compress_type != zipfile.ZIP_STORED]
+            npz.require_within_limit(packed)
+            return {
+                member.filename.removesuffix(".npy"): npz.read_array(archive, member)
+                if member in packed
+                else _memory_map(path, _data_offset(path, member))
+                for member in members
+            }
     except npz.CORRUPT_ERRORS as error:
         raise UsageError(
             f"`{path}` cannot be read as arrays: {first_line(error)}",
@@ -128,27 +143,13 @@ def read_arrays(path: Path, only_input: str | None) -> dict[str, NDArray[Any]]:
         ) from None
 
 
-def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        packed = [member for member in members if member.compress_type != zipfile.ZIP_STORED]
-        npz.require_within_limit(packed)
-        return {
-            member.filename.removesuffix(".npy"): npz.read_array(archive, member)
-            if member in packed
-            else _memory_map(path, _data_offset(path, member))
-            for member in members
-        }
-
-
 def _data_offset(path: Path, member: zipfile.ZipInfo) -> int:
     """Return where the data of an uncompressed member starts in the archive."""
     with path.open("rb") as file:
-        file.seek(member.header_offset)
-        header = file.read(_LOCAL_HEADER)
-    lengths = (header[index : index + 2] for index in (_NAME_LENGTH, _EXTRA_LENGTH))
-    name_and_extra = sum(int.from_bytes(length, "little") for length in lengths)
-    return member.header_offset + _LOCAL_HEADER + name_and_extra
+        # Its local header has 30 bytes, and from 26 on the lengths of the name and extra field.
+        file.seek(member.header_offset + 26)
+        lengths = [int.from_bytes(file.read(2), "little") for _ in range(2)]
+    return member.header_offset + 30 + sum(lengths)
 
 
 def _memory_map(path: Path, offset: int) -> NDArray[Any]:
@@ -171,21 +172,17 @@ def _memory_map(path: Path, offset: int) -> NDArray[Any]:
     )
 
 
-def _is_unbatched(spec: TensorSpec, array: NDArray[Any]) -> bool:
-    """Whether an item of the array is a whole input, its first axis included."""
-    return array.ndim == len(spec.shape) + 1
-
-
-def _require_fit(path: Path, spec: TensorSpec, array: NDArray[Any]) -> None:
+def _require_fit(
+    path: Path, spec: TensorSpec, array: NDArray[Any], item_shape: Sequence[int | str]
+) -> None:
     if array.dtype != spec.dtype:
         raise UsageError(
             f"`{spec.name}` in `{path}` is {array.dtype}; the model takes {spec.dtype}",
             hint=f'convert it where you write it: `array.astype("{spec.dtype}")`',
         )
-    shape = spec.shape if _is_unbatched(spec, array) else spec.shape[1:]
-    fits = array.ndim == len(shape) + 1 and all(
+    fits = array.ndim == len(item_shape) + 1 and all(
         not isinstance(size, int) or size == actual
-        for size, actual in zip(shape, array.shape[1:], strict=True)
+        for size, actual in zip(item_shape, array.shape[1:], strict=True)
     )
     if not fits:
         raise UsageError(
@@ -194,18 +191,6 @@ def _require_fit(path: Path, spec: TensorSpec, array: NDArray[Any]) -> None:
             hint="the first axis counts the items, the others are one input of the model, "
             "without its batch or, if it has none, all of it",
         )
-
-
-def _read_labels(path: Path, labels: NDArray[Any] | None, count: int) -> Sequence[int | None]:
-    if labels is None:
-        return (None,) * count
-    if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0:
-        raise UsageError(
-            f"`{LABELS_ARRAY}` in `{path}` is {labels.dtype} {list(labels.shape)}; "
-            f"it must be {count} whole numbers from 0",
-            hint="leave it out if there are no labels",
-        )
-    return [int(label) for label in labels]
 
 
 def _quoted(names: Iterable[str]) -> str:

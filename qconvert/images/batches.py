@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
+from qconvert.core.errors import UsageError
 from qconvert.core.tensors import Tensors
-from qconvert.images.listing import NO_CLASSES, Classes, ImageEntry
+from qconvert.images.listing import CLASSES_FILE, NO_CLASSES, Classes, ImageEntry
 
 
 @dataclass(frozen=True)
@@ -97,16 +98,31 @@ class Images(ABC):
         position = self.first_position + start
         return replace(self, entries=self.entries[start:stop], first_position=position)
 
+    def check_classes(self, count: int) -> None:
+        """Refuse labels that cannot be those of a network with `count` classes."""
+        highest = max((label for label in self.labels if label is not None), default=0)
+        if highest >= count:
+            raise UsageError(
+                f"label {highest} is not a class of the model, which has {count}, counted from 0",
+                hint="labels are indices in the model's own order of classes",
+            )
+        folders = len(self.classes.names)
+        if self.classes.from_folders and folders != count:
+            # In sorted order a missing class would shift all classes after it.
+            raise UsageError(
+                f"{folders} class folders do not say which of the model's {count} classes they are",
+                hint=f"put a `{CLASSES_FILE}` next to them: the model's classes in order, one per "
+                "line",
+            )
+
+    def manifest(self) -> ImageManifest:
+        """Return all images with their hashes, without decoding: the key of cached work."""
+        entries = tuple(map(ImageEntry, self.names, self._hashes()))
+        return ImageManifest(self.root.absolute(), entries)
+
     @abstractmethod
     def batches(self, size: int) -> Generator[Batch]:
         """Yield all images in order; closing the generator early stops all work at once."""
 
     @abstractmethod
-    def manifest(self) -> ImageManifest:
-        """Return all images with their hashes, without decoding: the key of cached work."""
-
-
-def manifest_of(images: Images, items: Iterable[BatchItem]) -> ImageManifest:
-    """Return the manifest of the items that were really used, to be stored with the result."""
-    entries = tuple(ImageEntry(item.name, item.sha256) for item in items)
-    return ImageManifest(images.root.absolute(), entries)
+    def _hashes(self) -> Iterable[str]: ...

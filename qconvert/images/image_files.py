@@ -4,32 +4,28 @@ import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Generator, Iterator
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.core.errors import QConvertError
-from qconvert.images.batches import (
-    Batch,
-    BatchItem,
-    ImageManifest,
-    Images,
-    SkippedFile,
-)
+from qconvert.images.batches import Batch, BatchItem, Images, SkippedFile
 from qconvert.images.decode import BrokenImage, PixelMode, load_pixels, open_header
 from qconvert.images.listing import ImageEntry, abbreviate
-from qconvert.images.prefetch import PixelBudget, map_ordered
 from qconvert.images.preprocess import ImageConverter, ImageInput, Preprocess, make_converter
 
-SKIPPED_HINT = "take them out, or allow more with `--max-broken N`"
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
-# More than an uncompressed image of 16-bit RGBA takes, and its header.
-_BYTES_PER_PIXEL, _HEADER_BYTES = 8, 1 << 20
+SKIPPED_HINT = "take them out, or allow more with `--max-broken N`"
 
 
 class NoReadableImage(QConvertError):
@@ -69,8 +65,65 @@ class ReadOptions:
 DEFAULT_READ_OPTIONS = ReadOptions()
 
 
-# An image as the network takes it, and where it came from.
-PreparedImage = tuple[BatchItem, NDArray[Any]]
+def read_image_bytes(file: Path, max_pixels: int) -> bytes:
+    """Return a file's bytes; a file too large for an image within the limit is not read."""
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BrokenImage("not a file")
+        # More than an uncompressed image of 16-bit RGBA takes, and its header.
+        if status.st_size > 8 * max_pixels + (1 << 20):
+            raise BrokenImage(
+                f"{status.st_size:,} bytes are over the limit of {max_pixels:,} pixels"
+            )
+        return file.read_bytes()
+    except OSError as error:
+        raise BrokenImage(error.strerror or type(error).__name__) from None
+
+
+def map_ordered(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, limit: int
+) -> Generator[Result]:
+    """Yield `function(item)` in order, with at most `limit` results started and not yet taken.
+
+    However it ends (exhausted, by an error in `function`, or closed early), no thread is left:
+    running calls finish, waiting ones are dropped.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="qconvert-images")
+    started: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            if len(started) >= limit:
+                yield started.popleft().result()
+            started.append(pool.submit(function, item))
+        while started:
+            yield started.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class PixelBudget:
+    """Limits the pixels decoded at a time; a single image of any size is always let through."""
+
+    def __init__(self, pixels: int) -> None:
+        self._pixels = pixels
+        self._reserved = 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def reserve(self, pixels: int) -> Iterator[None]:
+        """Wait until that many pixels fit, and hold them."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: not self._reserved or self._reserved + pixels <= self._pixels
+            )
+            self._reserved += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._reserved -= pixels
+                self._changed.notify_all()
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,28 +143,47 @@ class FileImages(Images):
         convert = make_converter(self.preprocess, self.image_input)
         read = partial(self._read, convert, PixelBudget(self.options.max_pixels))
         numbered = enumerate(self.entries, self.first_position)
-        threads = self.options.threads
-        results = map_ordered(read, numbered, threads, limit=size + 2 * threads)
-        with contextlib.closing(results):
-            yield from self._group(results, size)
+        threads, allowed = self.options.threads, self.options.allowed_broken(len(self.entries))
+        ready: list[tuple[BatchItem, NDArray[Any]]] = []
+        skipped: list[SkippedFile] = []
+        reported = 0
+        with contextlib.closing(
+            map_ordered(read, numbered, threads, size + 2 * threads)
+        ) as results:
+            for result in results:
+                if isinstance(result, SkippedFile):
+                    skipped.append(result)
+                    if len(skipped) > allowed:
+                        raise QConvertError(
+                            f"too many of the {len(self.entries)} images of `{self.source}` could "
+                            f"not be read: {len(skipped)} so far, {allowed} allowed",
+                            details=abbreviate([str(file) for file in skipped]),
+                            hint=SKIPPED_HINT,
+                        )
+                    continue
+                # A full batch waits for one more image, so that the last lists all skipped files.
+                if len(ready) == size:
+                    yield self._batch(ready, skipped[reported:])
+                    ready, reported = [], len(skipped)
+                ready.append(result)
+        if ready:
+            yield self._batch(ready, skipped[reported:])
+        elif skipped:
+            raise NoReadableImage(
+                f"no image of `{self.source}` could be read",
+                details=abbreviate([str(file) for file in skipped]),
+                hint=SKIPPED_HINT,
+            )
 
-    def manifest(self) -> ImageManifest:
-        """Return names and hashes of all files; one that cannot be read has an empty hash."""
-        threads = self.options.threads
-        hashes = map_ordered(self._hash, self.names, threads, 2 * threads)
-        entries = map(ImageEntry, self.names, hashes)
-        return ImageManifest(self.root.absolute(), tuple(entries))
-
-    def _hash(self, name: str) -> str:
-        try:
-            data = read_image_bytes(self.root / name, self.options.max_pixels)
-        except BrokenImage:
-            return ""
-        return hashlib.sha256(data).hexdigest()
+    def _batch(
+        self, ready: list[tuple[BatchItem, NDArray[Any]]], skipped: list[SkippedFile]
+    ) -> Batch:
+        items, arrays = zip(*ready, strict=True)
+        return Batch({self.image_input.name: np.stack(arrays)}, items, tuple(skipped))
 
     def _read(
         self, convert: ImageConverter, budget: PixelBudget, numbered: tuple[int, ImageEntry]
-    ) -> PreparedImage | SkippedFile:
+    ) -> tuple[BatchItem, NDArray[Any]] | SkippedFile:
         """Read a file once, for hash and pixels; an error other than a broken file is raised."""
         position, entry = numbered
         file, max_pixels = self.root / entry.name, self.options.max_pixels
@@ -131,55 +203,14 @@ class FileImages(Images):
             return SkippedFile(entry.name, str(error))
         return BatchItem(position, entry.name, sha256, entry.label), array
 
-    def _group(self, results: Iterator[PreparedImage | SkippedFile], size: int) -> Generator[Batch]:
-        ready: list[PreparedImage] = []
-        skipped: list[SkippedFile] = []
-        reported = 0
-        for result in results:
-            if isinstance(result, SkippedFile):
-                skipped.append(result)
-                self._require_few(skipped)
-                continue
-            # A full batch waits for one image more, so that the last batch lists all skipped files.
-            if len(ready) == size:
-                yield self._batch(ready, skipped[reported:])
-                ready, reported = [], len(skipped)
-            ready.append(result)
-        if ready:
-            yield self._batch(ready, skipped[reported:])
-        elif skipped:
-            raise NoReadableImage(
-                f"no image of `{self.source}` could be read",
-                details=abbreviate([str(file) for file in skipped]),
-                hint=SKIPPED_HINT,
-            )
+    def _hashes(self) -> Iterable[str]:
+        """Return the hashes of all files; that of one that cannot be read is empty."""
 
-    def _batch(self, ready: list[PreparedImage], skipped: list[SkippedFile]) -> Batch:
-        feeds = {self.image_input.name: np.stack([array for _, array in ready])}
-        return Batch(feeds, tuple(item for item, _ in ready), tuple(skipped))
+        def hash_file(name: str) -> str:
+            try:
+                data = read_image_bytes(self.root / name, self.options.max_pixels)
+            except BrokenImage:
+                return ""
+            return hashlib.sha256(data).hexdigest()
 
-    def _require_few(self, skipped: list[SkippedFile]) -> None:
-        files = len(self.entries)
-        allowed = self.options.allowed_broken(files)
-        if len(skipped) > allowed:
-            raise QConvertError(
-                f"too many of the {files} images of `{self.source}` could not be read: "
-                f"{len(skipped)} so far, {allowed} allowed",
-                details=abbreviate([str(file) for file in skipped]),
-                hint=SKIPPED_HINT,
-            )
-
-
-def read_image_bytes(file: Path, max_pixels: int) -> bytes:
-    """Return a file's bytes; a file too large for an image within the limit is not read."""
-    try:
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise BrokenImage("not a file")
-        if status.st_size > max_pixels * _BYTES_PER_PIXEL + _HEADER_BYTES:
-            raise BrokenImage(
-                f"{status.st_size:,} bytes are over the limit of {max_pixels:,} pixels"
-            )
-        return file.read_bytes()
-    except OSError as error:
-        raise BrokenImage(error.strerror or type(error).__name__) from None
+        return map_ordered(hash_file, self.names, self.options.threads, 2 * self.options.threads)

@@ -1,24 +1,30 @@
-"""List the images a path names, the classes of its folders, and the subset to use."""
+"""List the images a path names, find the class of each, and choose a subset.
+
+The class of an image is that of a CSV file, or of the folder it lies in.
+"""
 
 import csv
 import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
-from qconvert.core.errors import QConvertError, UsageError, first_line
+from qconvert.core.errors import QConvertError, UsageError, did_you_mean, first_line
 
-CLASSES_FILE = "classes.txt"
+CLASSES_FILE, LABELS_FILE = "classes.txt", "labels.csv"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _CSV_FORMAT = "the first line is `file,label`, and every other line names a file and its class"
 _IMAGE_SOURCES = (
     "images are a folder, a list file with one path per line, a CSV with a `file` column, "
     "an .npz or .npy"
 )
+
+# Python does not read numbers of thousands of digits, and no class number needs more than these.
+MAX_DIGITS = 18
 
 CsvRow = dict[str, str]
 
@@ -51,16 +57,21 @@ class ImageEntry:
 
 @dataclass(frozen=True)
 class ImageListing:
-    """Image files in a fixed order, and their classes; `path` is what the user named."""
+    """Image files in a fixed order, and their classes.
+
+    `path` is what the user named, `root` the folder that the names are relative to.
+    """
 
     path: Path
+    root: Path
     items: tuple[ImageEntry, ...]
     classes: Classes = NO_CLASSES
 
-    @property
-    def root(self) -> Path:
-        """The folder that the names are relative to."""
-        return self.path if self.path.is_dir() else self.path.parent
+    def with_labels(self, labels: Sequence[int | None], classes: Classes) -> "ImageListing":
+        """Return the images with a label for each."""
+        pairs = zip(self.items, labels, strict=True)
+        items = tuple(replace(item, label=label) for item, label in pairs)
+        return replace(self, items=items, classes=classes)
 
 
 def list_images(path: Path) -> ImageListing:
@@ -72,7 +83,14 @@ def list_images(path: Path) -> ImageListing:
                 f"`{path}` contains no images",
                 hint=f"supported at any depth: {', '.join(IMAGE_SUFFIXES)}",
             )
-        _require_utf8_names(path, names)
+        # No report and no list of images could hold these.
+        invalid = [name for name in names if name.encode(errors="replace").decode() != name]
+        if invalid:
+            raise QConvertError(
+                f"`{path}` has {len(invalid)} images whose names are not UTF-8",
+                details=abbreviate([f"`{name}`" for name in invalid]),
+                hint="rename them, or give a list of the others",
+            )
     elif not path.exists():
         raise UsageError(f"`{path}` does not exist", hint=_IMAGE_SOURCES)
     elif path.suffix.lower() in IMAGE_SUFFIXES:
@@ -82,7 +100,8 @@ def list_images(path: Path) -> ImageListing:
         if not names:
             raise QConvertError(f"`{path}` names no images", hint="write one path per line")
         require_files(path, (path.parent / name for name in names))
-    return ImageListing(path, tuple(ImageEntry(name) for name in names))
+    root = path if path.is_dir() else path.parent
+    return ImageListing(path, root, tuple(ImageEntry(name) for name in names))
 
 
 def require_files(source: Path, files: Iterable[Path]) -> None:
@@ -103,30 +122,34 @@ def abbreviate(lines: Sequence[str], limit: int = 5) -> list[str]:
     return [*lines[:limit], *more]
 
 
-def read_table(path: Path, required: Sequence[str]) -> list[CsvRow]:
+def _read_table(path: Path, required: Sequence[str]) -> list[CsvRow]:
     """Return the rows of a CSV file; the required columns and a `file` in each row must exist."""
+    rows = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = [name.strip() for name in next(reader, [])]
-            for name in required:
-                if name not in header:
+            if missing := [name for name in required if name not in header]:
+                raise UsageError(
+                    f"`{path}` has no column `{missing[0]}`; its columns: "
+                    f"{', '.join(header) or 'none'}",
+                    hint="the first line must be `file,label`",
+                )
+            for cells in filter(None, reader):
+                place = f"`{path}`, line {reader.line_num}"
+                if len(cells) != len(header):
                     raise UsageError(
-                        f"`{path}` has no column `{name}`; its columns: "
-                        f"{', '.join(header) or 'none'}",
-                        hint="the first line must be `file,label`",
+                        f"{place}: {len(cells)} cells under {len(header)} columns", hint=_CSV_FORMAT
                     )
-            return [_csv_row(path, header, cells, reader.line_num) for cells in reader if cells]
+                row = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
+                if not row["file"] or "\0" in row["file"]:
+                    raise UsageError(f"{place}: no file is named", hint=_CSV_FORMAT)
+                rows.append(row | {"line": str(reader.line_num)})
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(
             f"`{path}` cannot be read as CSV: {first_line(error)}", hint=_CSV_FORMAT
         ) from None
-
-
-def read_classes(folder: Path) -> Classes:
-    """Return the classes named in the folder's `classes.txt`, or none without that file."""
-    file = folder / CLASSES_FILE
-    return read_classes_file(file) if file.exists() else NO_CLASSES
+    return rows
 
 
 def read_classes_file(file: Path) -> Classes:
@@ -154,46 +177,19 @@ def choose_subset(labels: Sequence[int | None], count: int | None, seed: int) ->
     if None in labels:
         edges = [part * total // count for part in range(count + 1)]
         return tuple(start + _hash(seed, start) % (stop - start) for start, stop in pairwise(edges))
-    return tuple(sorted(_round_robin(labels, seed)[:count]))
-
-
-def _round_robin(labels: Sequence[int | None], seed: int) -> list[int]:
-    """Return all indices so that each class gives its first, then each its second, and so on."""
+    # Each class gives its first image, then each its second, and so on.
     taken: Counter[int | None] = Counter()
-    keys: dict[int, tuple[int, int, int]] = {}
-    for index in sorted(range(len(labels)), key=lambda index: _hash(seed, index)):
+    turns = []
+    for index in sorted(range(total), key=lambda index: _hash(seed, index)):
         label = labels[index]
-        keys[index] = (taken[label], _hash(seed, label), index)
+        turns.append((taken[label], _hash(seed, label), index))
         taken[label] += 1
-    return sorted(keys, key=keys.__getitem__)
+    return tuple(sorted(index for *_, index in sorted(turns)[:count]))
 
 
 def _hash(seed: int, value: int | None) -> int:
     """Return a pseudorandom number that does not depend on the version of Python."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{value}".encode()).digest()[:8])
-
-
-def _csv_row(path: Path, header: Sequence[str], cells: Sequence[str], line: int) -> CsvRow:
-    if len(cells) != len(header):
-        raise UsageError(
-            f"`{path}`, line {line}: {len(cells)} cells under {len(header)} columns",
-            hint=_CSV_FORMAT,
-        )
-    row = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
-    if not row["file"] or "\0" in row["file"]:
-        raise UsageError(f"`{path}`, line {line}: no file is named", hint=_CSV_FORMAT)
-    return row | {"line": str(line)}
-
-
-def _require_utf8_names(folder: Path, names: Sequence[str]) -> None:
-    """Refuse names that no report and no list of images could hold."""
-    invalid = [name for name in names if name.encode(errors="replace").decode() != name]
-    if invalid:
-        raise QConvertError(
-            f"`{folder}` has {len(invalid)} images whose names are not UTF-8",
-            details=abbreviate([f"`{name}`" for name in invalid]),
-            hint="rename them, or give a list of the others",
-        )
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -209,23 +205,20 @@ def _walk(root: Path) -> Iterator[str]:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if _is_folder(entry):
+                try:
+                    is_folder = entry.is_dir()
+                except OSError:  # a link to itself; reading it as an image gives the error
+                    is_folder = False
+                if is_folder:
                     inner = f"{prefix}{entry.name}/"
                     waiting.append((folder / entry.name, inner, ancestors | {identity}))
                 elif entry.name.lower().endswith(IMAGE_SUFFIXES):
                     yield prefix + entry.name
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself; reading it as an image gives the error
-        return False
-
-
 def _read_list(path: Path) -> list[str]:
     if path.suffix.lower() == ".csv":
-        return [row["file"] for row in read_table(path, ("file",))]
+        return [row["file"] for row in _read_table(path, ("file",))]
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
@@ -236,3 +229,113 @@ def _read_list(path: Path) -> list[str]:
             hint="write one path per line, in UTF-8",
         ) from None
     return [line.strip() for line in lines if line.strip()]
+
+
+def attach_labels(listing: ImageListing, labels: Path | None = None) -> ImageListing:
+    """Return the images with the labels of the first place that has any.
+
+    The places, in order: the file given; the CSV list that named the images; `labels.csv` in the
+    folder or next to it; the folders the images lie in.
+    """
+    if labels is not None:
+        labelled = _labels_from_csv(listing, labels)
+        if labelled is None:
+            raise UsageError(
+                f"no row of `{labels}` names an image of `{listing.path}`",
+                hint=f"its paths are relative to `{labels.parent}`",
+            )
+        return labelled
+    if listing.path.suffix.lower() == ".csv":
+        return _labels_from_csv(listing, listing.path) or listing
+    if not listing.path.is_dir():
+        return listing
+    folder = listing.path
+    resolved = folder.resolve() if folder.name in ("", "..") else folder
+    folders = (folder, resolved.parent)
+    for file in (folder / LABELS_FILE for folder in folders):
+        if file.is_file() and (labelled := _labels_from_csv(listing, file)):
+            return labelled
+    return _labels_from_folders(listing, folders)
+
+
+def _labels_from_csv(listing: ImageListing, file: Path) -> ImageListing | None:
+    """Return the images labelled by the rows that name them, None where no row does."""
+    rows = _read_table(file, ("file",) if file == listing.path else ("file", "label"))
+    rows = [row for row in rows if row.get("label")]
+    row_of: dict[Path, CsvRow] = {}
+    paths = _resolve_files(file.parent, (row["file"] for row in rows))
+    for row, path in zip(rows, paths, strict=True):
+        if row_of.setdefault(path, row)["label"] != row["label"]:
+            raise UsageError(
+                f"`{file}`, line {row['line']}: `{row['file']}` has two labels",
+                hint="remove one of its lines",
+            )
+    paths = _resolve_files(listing.root, (item.name for item in listing.items))
+    if row_of.keys().isdisjoint(paths):
+        return None
+    if listing.path.is_dir():
+        # Rows about files elsewhere are ignored; a missing file in this folder is a mistake.
+        folder = listing.path.resolve()
+        others = sorted(row_of.keys() - set(paths))
+        require_files(file, (path for path in others if path.is_relative_to(folder)))
+    classes = _classes_of_folder(file.parent)
+    labels = [
+        _class_number(file, row_of[path], classes) if path in row_of else None for path in paths
+    ]
+    return listing.with_labels(labels, classes)
+
+
+def _resolve_files(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Return the files' paths in one spelling; a file that is a link stays the link."""
+    resolved: dict[Path, Path] = {}
+    paths = []
+    for name in names:
+        file = folder / name
+        if file.parent not in resolved:
+            resolved[file.parent] = file.parent.resolve()
+        paths.append(resolved[file.parent] / file.name)
+    return paths
+
+
+def _class_number(file: Path, row: CsvRow, classes: Classes) -> int:
+    label = row["label"]
+    if label in classes.numbers:
+        return classes.numbers[label]
+    if label.isdecimal() and len(label) <= MAX_DIGITS:
+        return int(label)
+    if label in classes.names:
+        problem = f"is listed twice in `{CLASSES_FILE}`"
+        hint = "write the number of the class instead"
+    else:
+        alike = [name for name in classes.numbers if name.casefold() == label.casefold()]
+        suggestion = did_you_mean(alike[0] if alike else label, alike or list(classes.numbers))
+        problem = f"is neither a number nor in a `{CLASSES_FILE}`{suggestion}"
+        classes_file = file.parent / CLASSES_FILE
+        hint = f"write the model's classes into `{classes_file}`, in order, one per line"
+    raise UsageError(f"`{file}`, line {row['line']}: `{label}` {problem}", hint=hint)
+
+
+def _labels_from_folders(listing: ImageListing, class_lists: Iterable[Path]) -> ImageListing:
+    """Label by the uppermost folder, if every image lies in one and there are several."""
+    folders = [item.name.partition("/")[0] for item in listing.items]
+    if any("/" not in item.name for item in listing.items) or len(set(folders)) < 2:
+        return listing
+    written = (_classes_of_folder(folder) for folder in class_lists)
+    classes = next((classes for classes in written if classes.names), None)
+    if classes is None:
+        # Empty folders count: without them the later classes would shift.
+        entries = (entry for entry in listing.path.iterdir() if entry.name[0] != ".")
+        names = sorted(entry.name for entry in entries if entry.is_dir())
+        classes = Classes(tuple(names), from_folders=True)
+    if unknown := sorted(set(folders) - set(classes.numbers)):
+        raise UsageError(
+            f"folders of `{listing.path}` are not in the `{CLASSES_FILE}` beside them",
+            details=abbreviate([f"`{name}`" for name in unknown]),
+            hint=f"`{CLASSES_FILE}` holds the folders' names in the order of the model's classes",
+        )
+    return listing.with_labels([classes.numbers[folder] for folder in folders], classes)
+
+
+def _classes_of_folder(folder: Path) -> Classes:
+    file = folder / CLASSES_FILE
+    return read_classes_file(file) if file.exists() else NO_CLASSES

@@ -14,7 +14,6 @@ from qconvert.core.config import StrictTable
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.tensors import TensorSpec
 
-_DTYPES = ("float32", "float16", "uint8")
 _USE_ARRAYS = "give arrays instead: an .npz file with one array per input, first axis = images"
 _FOLLOW_MODEL = "leave `--resize` and `--crop` out, and they follow the model"
 
@@ -39,7 +38,7 @@ def find_image_input(specs: Sequence[TensorSpec]) -> ImageInput:
             f"images feed one input; the model has {len(specs)}: {names}", hint=_USE_ARRAYS
         )
     spec = specs[0]
-    if spec.dtype.name not in _DTYPES:
+    if spec.dtype.name not in ("float32", "float16", "uint8"):
         raise UsageError(
             f"images feed float32, float16 or uint8; the model's input is `{spec}`",
             hint=_USE_ARRAYS,
@@ -136,9 +135,9 @@ PRESETS: dict[str, Preprocess] = {
 
 def fit_to_input(preprocess: Preprocess, image_input: ImageInput) -> tuple[Preprocess, ImageInput]:
     """Return both with every size and value resolved."""
-    resolved = _resolve_sizes(preprocess, image_input)
-    crop = resolved.crop
-    size = (crop, crop) if isinstance(crop, int) else resolved.resize
+    preprocess = _fit_sizes(preprocess, image_input)
+    side = preprocess.crop
+    size = (side, side) if isinstance(side, int) else preprocess.resize
     if isinstance(size, tuple):
         width, height = size
         if width != (image_input.width or width) or height != (image_input.height or height):
@@ -150,10 +149,25 @@ def fit_to_input(preprocess: Preprocess, image_input: ImageInput) -> tuple[Prepr
         image_input = replace(image_input, width=width, height=height)
     elif image_input.width is None or image_input.height is None:
         raise _unknown_size(image_input)
-    return _resolve_values(resolved, image_input), image_input
+    if image_input.channels == 1:
+        preprocess = replace(preprocess, colours="gray")
+    elif preprocess.colours == "gray":
+        raise UsageError(
+            f"the model takes {image_input.channels} colours, the preprocessing makes gray",
+            hint="leave `preprocess.colours` out, and it follows the model",
+        )
+    if image_input.dtype.kind == "u":
+        preprocess = replace(preprocess, divisor=1.0, mean=(0.0,), std=(1.0,))
+    elif max(len(preprocess.mean), len(preprocess.std)) > image_input.channels:
+        raise UsageError(
+            f"mean and std are given for 3 channels; input `{image_input.name}` has "
+            f"{image_input.channels}",
+            hint="give one number each, as in `--mean 0.5 --std 0.5`",
+        )
+    return preprocess, image_input
 
 
-def _resolve_sizes(preprocess: Preprocess, image_input: ImageInput) -> Preprocess:
+def _fit_sizes(preprocess: Preprocess, image_input: ImageInput) -> Preprocess:
     resize, crop = preprocess.resize, preprocess.crop
     width, height = image_input.width, image_input.height
     if crop == "fit":
@@ -171,25 +185,6 @@ def _resolve_sizes(preprocess: Preprocess, image_input: ImageInput) -> Preproces
         raise UsageError(str(error), hint="give a larger `--resize`, or leave it out") from None
 
 
-def _resolve_values(preprocess: Preprocess, image_input: ImageInput) -> Preprocess:
-    if image_input.channels == 1:
-        preprocess = replace(preprocess, colours="gray")
-    elif preprocess.colours == "gray":
-        raise UsageError(
-            f"the model takes {image_input.channels} colours, the preprocessing makes gray",
-            hint="leave `preprocess.colours` out, and it follows the model",
-        )
-    if image_input.dtype.kind == "u":
-        return replace(preprocess, divisor=1.0, mean=(0.0,), std=(1.0,))
-    if max(len(preprocess.mean), len(preprocess.std)) > image_input.channels:
-        raise UsageError(
-            f"mean and std are given for 3 channels; input `{image_input.name}` has "
-            f"{image_input.channels}",
-            hint="give one number each, as in `--mean 0.5 --std 0.5`",
-        )
-    return preprocess
-
-
 def _unknown_size(image_input: ImageInput) -> UsageError:
     return UsageError(
         f"the height and width of input `{image_input.name}` are unknown",
@@ -199,22 +194,21 @@ def _unknown_size(image_input: ImageInput) -> UsageError:
 
 ImageConverter = Callable[[Image.Image, str], NDArray[Any]]
 
-RESAMPLING = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "box": Image.Resampling.BOX,
-}
-
 
 def make_converter(preprocess: Preprocess, image_input: ImageInput) -> ImageConverter:
     """Return the function from an image (and its name, for messages) to one item of a batch.
 
     Both arguments are as `fit_to_input` returns them.
     """
-    tables = _value_tables(preprocess, image_input)
+    # What each of the 256 pixel values becomes, channel by channel. The steps and their float32
+    # roundings are torchvision's, so the values are too, bit for bit.
+    levels = np.arange(256, dtype=np.float32) / np.float32(preprocess.divisor)
+    mean = np.broadcast_to(np.array(preprocess.mean, np.float32), image_input.channels)
+    std = np.broadcast_to(np.array(preprocess.std, np.float32), image_input.channels)
+    tables = ((levels - mean[:, None]) / std[:, None]).astype(image_input.dtype)
     width, height = image_input.width or 0, image_input.height or 0
     uncropped = preprocess.crop == "none"
-    method = RESAMPLING[preprocess.interpolation]
+    method = Image.Resampling[preprocess.interpolation.upper()]
     order = range(image_input.channels)[:: -1 if preprocess.colours == "bgr" else 1]
 
     def convert(image: Image.Image, name: str) -> NDArray[Any]:
@@ -237,16 +231,14 @@ def make_converter(preprocess: Preprocess, image_input: ImageInput) -> ImageConv
     return convert
 
 
-def _value_tables(preprocess: Preprocess, image_input: ImageInput) -> NDArray[Any]:
-    """Return what each of the 256 pixel values becomes, channel by channel.
-
-    The steps and their float32 roundings are torchvision's, so the values are too, bit for bit.
-    """
-    levels = np.arange(256, dtype=np.float32) / np.float32(preprocess.divisor)
-    mean = np.broadcast_to(np.array(preprocess.mean, np.float32), image_input.channels)
-    std = np.broadcast_to(np.array(preprocess.std, np.float32), image_input.channels)
-    tables: NDArray[Any] = ((levels - mean[:, None]) / std[:, None]).astype(image_input.dtype)
-    return tables
+def _resized_size(size: tuple[int, int], resize: Resize) -> tuple[int, int]:
+    if isinstance(resize, tuple):
+        return resize
+    if isinstance(resize, str):
+        return size
+    width, height = size
+    long = int(resize * max(size) / min(size))
+    return (resize, long) if width <= height else (long, resize)
 
 
 def _resize_and_crop(
@@ -265,14 +257,3 @@ def _resize_and_crop(
     right = min((left + size[0]) * across, image.width)
     bottom = min((top + size[1]) * down, image.height)
     return image.resize(size, method, box=(left * across, top * down, right, bottom))
-
-
-def _resized_size(size: tuple[int, int], resize: Resize) -> tuple[int, int]:
-    width, height = size
-    if isinstance(resize, str):
-        return size
-    if isinstance(resize, tuple):
-        return resize
-    if width <= height:
-        return resize, int(resize * height / width)
-    return int(resize * width / height), resize

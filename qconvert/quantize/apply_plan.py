@@ -3,36 +3,44 @@
 The graph alone says what is quantized, so any runtime that follows ONNX computes the same numbers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from qconvert.core import onnx_io
 from qconvert.core.errors import UsageError
-from qconvert.core.scales import choose_qparams, exceeds_scale_dtype
+from qconvert.core.scales import QuantParams, choose_qparams, exceeds_scale_dtype
+from qconvert.graph.names import UniqueNames, tensor_names
 from qconvert.graph.patterns import (
     WEIGHTED,
     computed_values,
     constant_array,
     is_standard,
+    make_initializer,
     only_reader,
     producer_of,
 )
-from qconvert.quantize.checks import linear_layer
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.placement import quantized_activations
 from qconvert.quantize.plan import LayerPlan, Plan
-from qconvert.quantize.qdq_builder import QDQBuilder
 from qconvert.quantize.rounded_weights import (
+    BIAS_SLOT,
     NO_ROUNDED_WEIGHTS,
     RoundedWeights,
     require_match,
     set_weight,
 )
-from qconvert.quantize.weights import find_weighted_layers, quantize_weights
-
-REQUANTIZED_BY_ORT = ("Conv", "ConvTranspose", "Gemm")
-FUSED_BY_ORT = ("Relu", "Clip")
+from qconvert.quantize.scheme import linear_layer
+from qconvert.quantize.weights import (
+    WeightedLayer,
+    find_weighted_layers,
+    quantize_bias,
+    quantize_weight,
+    weight_array,
+    weight_qparams,
+)
 
 
 def apply_plan(
@@ -64,9 +72,9 @@ def apply_plan(
         value for value in (*graph.inputs, *computed_values(graph)) if value in quantized
     ]:
         _quantize_activation(builder, value, layers, plan)
-    quantize_weights(builder, weighted, plan, learned)
+    _quantize_weights(builder, weighted, plan, learned)
     if plan.integer_bias:
-        protect_float_layers(builder)
+        _protect_float_layers(builder)
     return model
 
 
@@ -83,12 +91,22 @@ def find_planned_layers(graph: ir.Graph, plan: Plan) -> dict[ir.Node, LayerPlan]
     planned = {name: layer for name, layer in plan.layers.items() if not layer.left}
     layers = {node: planned[node.name] for node in graph if node.name in planned}
     for node, layer in layers.items():
-        _require_slots(node, layer)
-        _require_ranges(node, layer, plan)
+        _require_inputs(node, layer)
+        for value in quantized_activations(node, layer):
+            if value.name not in plan.tensors:
+                raise UsageError(
+                    f"the plan quantizes `{value.name}` at `{node.name}` without a range for it",
+                    hint=f'add it under "tensors", as "{value.name}": {{"low": -1.0, "high": 1.0}}',
+                )
+            if exceeds_scale_dtype(plan.tensors[str(value.name)], plan.activations, plan.rest):
+                raise UsageError(
+                    f"the range of `{value.name}` is too wide for a scale in {plan.rest}",
+                    hint="use `--rest fp32`, or leave the layers that quantize it in float",
+                )
     return layers
 
 
-def _require_slots(node: ir.Node, layer: LayerPlan) -> None:
+def _require_inputs(node: ir.Node, layer: LayerPlan) -> None:
     if len(set(layer.inputs)) < len(layer.inputs):
         raise UsageError(
             f"the plan quantizes an input of `{node.name}` twice", hint="name each input once"
@@ -99,31 +117,84 @@ def _require_slots(node: ir.Node, layer: LayerPlan) -> None:
             f"the plan quantizes an input of `{node.name}` that does not exist",
             hint=f"it has {len(node.inputs)} inputs; the first is number 0",
         )
-    if layer.weight is not None:
-        has_weight = constant_array(node.inputs[layer.weight.slot]) is not None
-        if (
-            not has_weight
-            or node.op_type not in WEIGHTED
-            or layer.weight != linear_layer(node).weight
-        ):
-            raise UsageError(
-                f"the plan has a wrong weight or axis for `{node.name}`",
-                hint="leave weights as they are in the plan that was written",
-            )
+    if layer.weight is not None and not (
+        constant_array(node.inputs[layer.weight.slot]) is not None
+        and node.op_type in WEIGHTED
+        and layer.weight == linear_layer(node).weight
+    ):
+        raise UsageError(
+            f"the plan has a wrong weight or axis for `{node.name}`",
+            hint="leave weights as they are in the plan that was written",
+        )
 
 
-def _require_ranges(node: ir.Node, layer: LayerPlan, plan: Plan) -> None:
-    for value in quantized_activations(node, layer):
-        if value.name not in plan.tensors:
-            raise UsageError(
-                f"the plan quantizes `{value.name}` at `{node.name}` without a range for it",
-                hint=f'add it under "tensors", as "{value.name}": {{"low": -1.0, "high": 1.0}}',
-            )
-        if exceeds_scale_dtype(plan.tensors[str(value.name)], plan.activations, plan.rest):
-            raise UsageError(
-                f"the range of `{value.name}` is too wide for a scale in {plan.rest}",
-                hint="use `--rest fp32`, or leave the layers that quantize it in float",
-            )
+class QDQBuilder:
+    """A graph that is being quantized, and the names in it."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        nodes = {node.name for node in graph.all_nodes() if node.name}
+        self.graph = graph
+        self.names = UniqueNames(tensor_names(graph) | nodes)
+
+    def add_constant(self, array: NDArray[np.generic], name: str) -> ir.Value:
+        """Store a constant in the graph."""
+        value = make_initializer(self.names.reserve(name), array)
+        self.graph.register_initializer(value)
+        return value
+
+    def make_node(
+        self, op: str, inputs: list[ir.Value], name: str, axis: int | None = None
+    ) -> ir.Node:
+        """Make a node outside the graph; its output has the name of the node."""
+        name = self.names.reserve(name)
+        node = ir.node(op, inputs, {} if axis is None else {"axis": axis}, name=name)
+        node.outputs[0].name = name
+        return node
+
+    def quantize_dequantize(self, value: ir.Value, qparams: QuantParams) -> ir.Value:
+        """Add a Q/DQ pair right behind a tensor and return its output."""
+        name, dtype = str(value.name), ir.DataType[qparams.grid.onnx_dtype.upper()]
+        scale = self.add_constant(qparams.scale, f"{name}_scale")
+        zero_point = self.add_constant(
+            qparams.zero_point.astype(dtype.numpy()), f"{name}_zero_point"
+        )
+        quantize = self.make_node("QuantizeLinear", [value, scale, zero_point], f"{name}_quantized")
+        integers = quantize.outputs[0]
+        integers.type, integers.shape = ir.TensorType(dtype), value.shape
+        dequantize = self.make_node(
+            "DequantizeLinear", [integers, scale, zero_point], f"{name}_rounded"
+        )
+        result = dequantize.outputs[0]
+        result.type, result.shape = value.type, value.shape
+        producer = value.producer()
+        if producer is None:
+            self.graph.insert_before(self.graph[0], [quantize, dequantize])
+        else:
+            self.graph.insert_after(producer, [quantize, dequantize])
+        return result
+
+    def dequantize(
+        self, integers: ir.Value, scale: NDArray[np.float32], axis: int, reader: ir.Node
+    ) -> ir.Value:
+        """Add a DequantizeLinear of stored integers right before `reader`; return its output."""
+        name = str(integers.name).removesuffix("_quantized")
+        inputs = [integers, self.add_constant(scale, f"{name}_scale")]
+        if integers.dtype is not None and integers.dtype is not ir.DataType.INT32:
+            # ONNX Runtime fuses the node into an integer product only with explicit zero points.
+            zero_points = np.zeros(scale.shape, dtype=integers.dtype.numpy())
+            inputs.append(self.add_constant(zero_points, f"{name}_zero_point"))
+        node = self.make_node("DequantizeLinear", inputs, f"{name}_rounded", axis)
+        result = node.outputs[0]
+        result.type, result.shape = ir.TensorType(ir.DataType.FLOAT), integers.shape
+        self.graph.insert_before(reader, node)
+        return result
+
+    def replace_output(self, value: ir.Value, result: ir.Value) -> None:
+        """Let the graph return `result` instead of `value`, under the name that callers know."""
+        name, outputs = value.name, self.graph.outputs
+        value.name = self.names.reserve(f"{name}_float")
+        result.name = name
+        outputs[:] = [result if output is value else output for output in outputs]
 
 
 def _quantize_activation(
@@ -145,7 +216,33 @@ def _quantize_activation(
         builder.replace_output(value, result)
 
 
-def protect_float_layers(builder: QDQBuilder) -> None:
+def _quantize_weights(
+    builder: QDQBuilder, layers: Sequence[WeightedLayer], plan: Plan, learned: RoundedWeights
+) -> None:
+    """Let each layer read its weight, and with integer biases its bias, from integers."""
+    dequantized: dict[int, ir.Value] = {}
+    unused = [layer.weight for layer in layers]
+    for layer, qparams in zip(layers, weight_qparams(layers, plan, learned), strict=True):
+        node = layer.node
+        if id(qparams) not in dequantized:
+            array = quantize_weight(weight_array(layer.weight, node), qparams)
+            integers = builder.add_constant(array, f"{layer.weight.name}_quantized")
+            dequantized[id(qparams)] = builder.dequantize(integers, qparams.scale, layer.axis, node)
+        node.replace_input_with(layer.slot, dequantized[id(qparams)])
+        bias = node.inputs[BIAS_SLOT] if len(node.inputs) > BIAS_SLOT else None
+        if bias is not None and layer.bias is not None and layer.integer_bias:
+            # No other layer shares the integers of a bias.
+            scale = np.float32(layer.input_scale) * qparams.scale
+            array = quantize_bias(layer.bias, scale)
+            integers = builder.add_constant(array, f"{bias.name}_quantized")
+            node.replace_input_with(BIAS_SLOT, builder.dequantize(integers, scale, 0, node))
+            unused.append(bias)
+    for value in unused:
+        if not value.uses() and not value.is_graph_output():
+            builder.graph.initializers.pop(value.name or "", None)
+
+
+def _protect_float_layers(builder: QDQBuilder) -> None:
     """Keep ONNX Runtime from quantizing weights that the plan leaves in float.
 
     Its `WeightBiasQuantization` (1.31) takes a Conv, ConvTranspose or Gemm between Q/DQ nodes
@@ -156,27 +253,21 @@ def protect_float_layers(builder: QDQBuilder) -> None:
     filters. A LeakyRelu with slope 1 behind the Conv breaks the pattern; it changes no number and
     is fused into the convolution.
     """
-    for node in [node for node in builder.graph if is_standard(node, *REQUANTIZED_BY_ORT)]:
-        source = producer_of(node.inputs[0])
-        if constant_array(node.inputs[1]) is None or source is None:
+    for node in list(builder.graph):
+        source = producer_of(node.inputs[0]) if node.inputs else None
+        if source is None or not is_standard(source, "DequantizeLinear"):
             continue
-        if is_standard(source, "DequantizeLinear") and _is_quantized_next(node.outputs[0]):
-            _insert_guard(builder, node)
-
-
-def _is_quantized_next(value: ir.Value) -> bool:
-    reader = only_reader(value)
-    while reader is not None and is_standard(reader, *FUSED_BY_ORT):
-        reader = only_reader(reader.outputs[0])
-    return reader is not None and is_standard(reader, "QuantizeLinear")
-
-
-def _insert_guard(builder: QDQBuilder, node: ir.Node) -> None:
-    value = node.outputs[0]
-    readers = list(value.uses())
-    guard = builder.make_node("LeakyRelu", [value], f"{value.name}_kept_float")
-    guard.attributes.add(ir.AttrFloat32("alpha", 1.0))
-    guard.outputs[0].type, guard.outputs[0].shape = value.type, value.shape
-    builder.graph.insert_after(node, guard)
-    for reader, slot in readers:
-        reader.replace_input_with(slot, guard.outputs[0])
+        float_weight = is_standard(node, "Conv", "ConvTranspose", "Gemm")
+        if not float_weight or constant_array(node.inputs[1]) is None:
+            continue
+        value = node.outputs[0]
+        reader = only_reader(value)
+        while reader is not None and is_standard(reader, "Relu", "Clip"):
+            reader = only_reader(reader.outputs[0])
+        if reader is not None and is_standard(reader, "QuantizeLinear"):
+            guard = builder.make_node("LeakyRelu", [value], f"{value.name}_kept_float")
+            guard.attributes.add(ir.AttrFloat32("alpha", 1.0))
+            guard.outputs[0].type, guard.outputs[0].shape = value.type, value.shape
+            builder.graph.insert_after(node, guard)
+            for use in [use for use in value.uses() if use.node is not guard]:
+                use.node.replace_input_with(use.idx, guard.outputs[0])

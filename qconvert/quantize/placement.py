@@ -1,7 +1,9 @@
 """From the rules of a scheme and a calibration to a plan: a decision for every node."""
 
-from collections.abc import Collection, Iterator, Mapping
+import difflib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import numpy as np
@@ -9,10 +11,10 @@ import onnx_ir as ir
 
 from qconvert.calibrate.summary import Summary
 from qconvert.core import onnx_io
-from qconvert.core.errors import QConvertError
+from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.scales import Grid, Range, exceeds_scale_dtype
 from qconvert.graph.observed_tensors import FLOAT_TYPES, ObservedTensors, find_observed_tensors
-from qconvert.graph.patterns import constant_array, is_quantized, is_standard
+from qconvert.graph.patterns import WEIGHTED, constant_array, is_quantized, is_standard
 from qconvert.quantize.plan import LayerPlan, Plan, RestPrecision
 from qconvert.quantize.ranges import (
     DEFAULT_METHOD,
@@ -22,13 +24,18 @@ from qconvert.quantize.ranges import (
     skip_infinite_tensors,
 )
 from qconvert.quantize.scheme import Scheme
-from qconvert.quantize.selection import Selection, find_excluded_nodes
 
 # fp16 scales below have few digits left, and below 2**-24 none.
 MIN_FP16_SCALE = 2.0**-20
-# ONNX Runtime refuses an integer pool if one of its scales is this many times the other.
-AVERAGE_POOLS = frozenset({"AveragePool", "GlobalAveragePool"})
-MAX_POOL_SCALE_RATIO = 200.0
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Patterns match the whole name of a node, or its operator; `keep` holds `first` and `last`."""
+
+    exclude: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,24 +127,92 @@ def place_quantizers(
     model: ir.Model, scheme: Scheme, observed: ObservedTensors, selection: Selection
 ) -> dict[str, LayerPlan]:
     """Return for each node its quantizers, or why it has none, in graph order."""
-    operators = frozenset(scheme.rules_by_operator)
-    fused = frozenset(
-        op for op, rule in scheme.rules_by_operator.items() if rule.fuses_with_producer
-    )
-    excluded = find_excluded_nodes(model.graph, selection, operators, fused)
+    rules = scheme.rules_by_operator
+    fused = frozenset(op for op, rule in rules.items() if rule.fuses_with_producer)
+    excluded = find_excluded_nodes(model.graph, selection, frozenset(rules), fused)
     layers: dict[ir.Node, LayerPlan] = {}
     for node in model.graph:
-        rule = scheme.rules_by_operator.get(node.op_type)
-        if rule is None or not is_standard(node):
-            continue
-        layer = rule.layer(node)
-        reason = (
-            excluded.get(node.name or "")
-            or next(filter(None, (check(node) for check in rule.checks)), "")
-            or next(_unmeasured(node, layer, observed), "")
-        )
-        layers[node] = LayerPlan(node.op_type, left=reason) if reason else layer
+        rule = rules.get(node.op_type)
+        if rule is not None and is_standard(node):
+            layer = rule.layer(node)
+            reason = (
+                excluded.get(node.name or "")
+                or next(filter(None, (check(node) for check in rule.checks)), "")
+                or next(_unmeasured(node, layer, observed), "")
+            )
+            layers[node] = LayerPlan(node.op_type, left=reason) if reason else layer
     return _settle(layers, scheme)
+
+
+def find_excluded_nodes(
+    graph: ir.Graph,
+    selection: Selection,
+    operators: frozenset[str],
+    fused: frozenset[str] = frozenset(),
+) -> dict[str, str]:
+    """Return the nodes that the user wants in float, each with the reason.
+
+    `operators` could be quantized; `fused` ones follow the operator before them, so `only` need not
+    name them.
+    """
+    nodes = [node for node in graph if node.op_type in operators]
+    reasons: dict[str, str] = {}
+    names = {_name(node) for node in nodes}
+    if "first" in selection.keep:
+        ends = names & _end_nodes(graph.all_nodes(), ir.Node.predecessors)
+        reasons |= dict.fromkeys(ends, "it is first, kept by `--keep first`")
+    if "last" in selection.keep:
+        ends = names & _end_nodes(reversed(list(graph.all_nodes())), ir.Node.successors)
+        reasons |= dict.fromkeys(ends, "it is last, kept by `--keep last`")
+    if selection.only:
+        selected = {
+            name for pattern in selection.only for name in _match_pattern(nodes, pattern, "only")
+        }
+        free = {_name(node) for node in nodes if node.op_type not in fused}
+        reasons |= dict.fromkeys(free - selected, "`--only` does not name it")
+    for pattern in selection.exclude:
+        excluded = _match_pattern(nodes, pattern, "exclude")
+        reasons |= dict.fromkeys(excluded, f"excluded by `{pattern}`")
+    return reasons
+
+
+def _match_pattern(nodes: Sequence[ir.Node], pattern: str, option: str) -> list[str]:
+    matches = [
+        _name(node)
+        for node in nodes
+        if _name(node) == pattern
+        or fnmatchcase(_name(node), pattern)
+        or fnmatchcase(node.op_type, pattern)
+    ]
+    if not matches:
+        candidates = [*dict.fromkeys(node.op_type for node in nodes), *map(_name, nodes)]
+        similar = difflib.get_close_matches(pattern.strip("*"), candidates)
+        names_hint = ", ".join(f"`{name}`" for name in similar)
+        raise UsageError(
+            f"`--{option} {pattern}` matches no node that could be quantized",
+            hint=(f"similar names: {names_hint}; " if similar else "")
+            + "`qconvert inspect MODEL --nodes` lists all nodes",
+        )
+    return matches
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or ""
+
+
+def _end_nodes(nodes: Iterable[ir.Node], step: Callable[[ir.Node], Sequence[ir.Node]]) -> set[str]:
+    """Return the weighted nodes from which `step` leads to no weighted node.
+
+    Where `step` leads must come earlier in `nodes`.
+    """
+    ends: set[str] = set()
+    reaching: set[ir.Node] = set()
+    for node in nodes:
+        if any(other.op_type in WEIGHTED or other in reaching for other in step(node)):
+            reaching.add(node)
+        elif node.op_type in WEIGHTED:
+            ends.add(_name(node))
+    return ends
 
 
 def _settle(layers: dict[ir.Node, LayerPlan], scheme: Scheme) -> dict[str, LayerPlan]:
@@ -208,10 +283,10 @@ def _unrepresentable(
         largest = float(np.abs(array).max(initial=0.0)) if array is not None else 0.0
         if _scale_underflows(largest, scheme.weights, rest):
             return f"its weights are too small for scales in {rest}"
-    if node.op_type in AVERAGE_POOLS and layer.output:
-        largest_values = [ranges[name].max_abs for name in names]
-        smallest = min(largest_values)
-        if smallest and max(largest_values) > MAX_POOL_SCALE_RATIO * smallest:
+    if node.op_type in ("AveragePool", "GlobalAveragePool") and layer.output:
+        # ONNX Runtime refuses an integer pool if one of its scales is 200 times the other.
+        maxima = [ranges[name].max_abs for name in names]
+        if 0 < 200.0 * min(maxima) < max(maxima):
             return "the scales of its input and output differ too much for one integer kernel"
     return ""
 

@@ -8,10 +8,21 @@ import onnx_ir as ir
 
 from qconvert.graph.observed_tensors import only_moves_values
 from qconvert.graph.patterns import FUSIBLE_ACTIVATIONS, find_fused_activation, producer_of
-from qconvert.quantize import checks
-from qconvert.quantize.checks import activation_slots, linear_layer
 from qconvert.quantize.plan import LayerPlan
-from qconvert.quantize.scheme import OperatorRule, QuantizedNodes, leave_in_float
+from qconvert.quantize.scheme import (
+    SUBGRAPHS,
+    OperatorRule,
+    QuantizedNodes,
+    activation_slots,
+    constant_weight,
+    float_activations,
+    leave_in_float,
+    linear_layer,
+    matrix_weight,
+    not_attention,
+    two_activations,
+    unscaled_product,
+)
 
 # These have integer kernels; others that only move values run in float.
 INTEGER_MOVERS = frozenset(
@@ -88,17 +99,17 @@ RULES = (
     OperatorRule(
         frozenset({"Conv"}),
         convolution_layer,
-        checks=(checks.constant_weight, checks.float_activations),
+        checks=(constant_weight, float_activations),
         needs=(need_quantized_activation,),
     ),
     OperatorRule(
         frozenset({"Gemm", "MatMul"}),
         linear_layer,
         checks=(
-            checks.float_activations,
-            checks.unscaled_product,
-            checks.not_attention,
-            checks.matrix_weight,
+            float_activations,
+            unscaled_product,
+            not_attention,
+            matrix_weight,
         ),
     ),
     OperatorRule(
@@ -111,13 +122,13 @@ RULES = (
         frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"})
         | {"Sigmoid", "LeakyRelu"},
         elementwise_layer,
-        checks=(checks.two_activations, checks.float_activations),
+        checks=(two_activations, float_activations),
         needs=(need_quantized_inputs, need_quantized_consumer, need_quantized_activation),
     ),
     OperatorRule(
         INTEGER_MOVERS,
         mover_layer,
-        checks=(moves_activation, checks.float_activations),
+        checks=(moves_activation, float_activations),
         needs=(need_quantized_inputs, need_quantized_consumer),
         computes=False,
     ),
@@ -127,5 +138,5 @@ RULES = (
         *("Einsum", "LSTM", "GRU", "RNN", "Gelu", "HardSwish"),
         why="ONNX Runtime has no integer kernel for it on the CPU",
     ),
-    leave_in_float("If", "Loop", "Scan", why="it holds a graph of its own, which is left as it is"),
+    SUBGRAPHS,
 )

@@ -14,10 +14,20 @@ from qconvert.graph.patterns import (
     producer_of,
     weight_shape,
 )
-from qconvert.quantize import checks
-from qconvert.quantize.checks import activation_slots, linear_layer
 from qconvert.quantize.plan import LayerPlan
-from qconvert.quantize.scheme import OperatorRule, QuantizedNodes, leave_in_float
+from qconvert.quantize.scheme import (
+    SUBGRAPHS,
+    OperatorRule,
+    QuantizedNodes,
+    activation_slots,
+    constant_weight,
+    float_activations,
+    leave_in_float,
+    linear_layer,
+    matrix_weight,
+    two_activations,
+    unscaled_product,
+)
 
 FUSED_WITH_CONVOLUTION = RECTIFIERS | {"BatchNormalization", "MaxPool", "Identity"}
 TRANSPARENT = MOVING | RECTIFIERS
@@ -192,29 +202,29 @@ RULES = (
     OperatorRule(
         CONVOLUTIONS,
         linear_layer,
-        checks=(checks.constant_weight, checks.float_activations, not_tiny),
+        checks=(constant_weight, float_activations, not_tiny),
     ),
     OperatorRule(
         frozenset({"Gemm", "MatMul"}),
         linear_layer,
         checks=(
-            checks.float_activations,
-            checks.unscaled_product,
+            float_activations,
+            unscaled_product,
             not_two_activations,
-            checks.matrix_weight,
+            matrix_weight,
             not_matrix_vector,
         ),
     ),
     OperatorRule(
         frozenset({"Add"}),
         residual_layer,
-        checks=(checks.two_activations, checks.float_activations, has_residual_convolution),
+        checks=(two_activations, float_activations, has_residual_convolution),
         needs=(need_quantized_branch,),
     ),
     OperatorRule(
         frozenset({"AveragePool", "GlobalAveragePool"}),
         lambda node: LayerPlan(node.op_type, inputs=(0,)),
-        checks=(checks.float_activations,),
+        checks=(float_activations,),
         needs=(need_quantized_neighbour,),
     ),
     OperatorRule(
@@ -225,9 +235,9 @@ RULES = (
     OperatorRule(
         frozenset({"Concat"}),
         lambda node: passthrough_layer("its inputs share one scale", node),
-        checks=(checks.float_activations,),
+        checks=(float_activations,),
         needs=(need_quantized_consumer,),
     ),
     leave_in_float("Softmax", "LayerNormalization", "Gelu", why="it loses too much in 8 bits"),
-    leave_in_float("If", "Loop", "Scan", why="it holds a graph of its own, which is left as it is"),
+    SUBGRAPHS,
 )

@@ -1,4 +1,4 @@
-"""Weights and biases as integers, with a scale for each output channel."""
+"""The integers of weights and biases, with a scale for each output channel."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,21 +19,14 @@ from qconvert.core.scales import (
 )
 from qconvert.graph.patterns import constant_array
 from qconvert.quantize.plan import LayerPlan, Plan
-from qconvert.quantize.qdq_builder import QDQBuilder
-from qconvert.quantize.rounded_weights import NO_ROUNDED_WEIGHTS, RoundedWeights
+from qconvert.quantize.rounded_weights import BIAS_SLOT, NO_ROUNDED_WEIGHTS, RoundedWeights
 
-# The shares of the largest weight that are tried as the largest value. With less, large weights
-# lose too much.
-CLIPPING_SHARES = 1.0 - np.arange(13) / 64
-# How many weights are quantized at a time in that search.
+# How many weights are quantized at a time in the search for the least error.
 MAX_VALUES_AT_A_TIME = 1 << 22
 # The rest of the 32 bits is room for the products that are added to a bias.
 MAX_INTEGER_BIAS = 2.0**30
 # A bias may enlarge the scale of a shared weight by this factor.
 MAX_SCALE_GROWTH = 1.5
-BIAS_SLOT = 2
-
-WeightMethod = Callable[[FloatArray, Grid, int, str], QuantParams]
 
 
 def minmax_qparams(
@@ -46,36 +39,33 @@ def minmax_qparams(
 def mse_qparams(array: FloatArray, grid: Grid, axis: int, scale_dtype: str = "fp32") -> QuantParams:
     """Return for each channel the scale with the least mean squared error of its weights.
 
-    The search is over share in CLIPPING_SHARES, with scale = share * max |w| / largest integer:
-    weights beyond the share are clipped, so that all others are finer. It takes some channels at a
-    time, so that memory does not grow with the weight.
+    The search is over scale = (1 - n / 64) * max |w| / largest integer, for n = 0 .. 12: weights
+    beyond that are clipped, so that all others are finer. With a smaller share, large weights lose
+    too much. It takes some channels at a time, so that memory does not grow with the weight.
     """
     axis %= array.ndim
     pieces = max(1, min(array.shape[axis], -(-array.size // MAX_VALUES_AT_A_TIME)))
-    parts = np.array_split(array, pieces, axis)
-    best = np.concatenate([_best_maximum(part, grid, axis, scale_dtype) for part in parts])
-    return _qparams_up_to(best, grid, axis, scale_dtype)
-
-
-def _best_maximum(
-    array: FloatArray, grid: Grid, axis: int, scale_dtype: str
-) -> NDArray[np.float64]:
-    largest = _largest_per_channel(array, axis)
-    other_axes = tuple(other for other in range(array.ndim) if other != axis)
-    best, least = largest, np.full(largest.shape, np.inf)
-    for share in CLIPPING_SHARES:
-        qparams = _qparams_up_to(largest * share, grid, axis, scale_dtype)
-        difference = fake_quantize(array, qparams) - array
-        error = np.square(difference).sum(axis=other_axes, dtype=np.float64)
-        better = error < least
-        best, least = np.where(better, largest * share, best), np.where(better, error, least)
-    return best
+    maxima = []
+    for part in np.array_split(array, pieces, axis):
+        largest = _largest_per_channel(part, axis)
+        best, least = largest, np.full(largest.shape, np.inf)
+        for share in 1.0 - np.arange(13) / 64:
+            qparams = _qparams_up_to(largest * share, grid, axis, scale_dtype)
+            squares = np.square(fake_quantize(part, qparams) - part)
+            error = squares.sum(axis=_other_axes(part, axis), dtype=np.float64)
+            better = error < least
+            best, least = np.where(better, largest * share, best), np.where(better, error, least)
+        maxima.append(best)
+    return _qparams_up_to(np.concatenate(maxima), grid, axis, scale_dtype)
 
 
 def _largest_per_channel(array: FloatArray, axis: int) -> NDArray[np.float64]:
-    other_axes = tuple(other for other in range(array.ndim) if other != axis % array.ndim)
-    largest: NDArray[np.float64] = np.abs(array).max(axis=other_axes, initial=0.0)
+    largest: FloatArray = np.abs(array).max(axis=_other_axes(array, axis), initial=0.0)
     return largest.astype(np.float64)
+
+
+def _other_axes(array: FloatArray, axis: int) -> tuple[int, ...]:
+    return tuple(other for other in range(array.ndim) if other != axis % array.ndim)
 
 
 def _qparams_up_to(
@@ -84,7 +74,8 @@ def _qparams_up_to(
     return choose_qparams_for_bounds(-maximum, maximum, grid, axis, scale_dtype)
 
 
-WEIGHT_METHODS: Mapping[str, WeightMethod] = {"minmax": minmax_qparams, "mse": mse_qparams}
+WEIGHT_METHODS: Mapping[str, Callable[[FloatArray, Grid, int, str], QuantParams]]
+WEIGHT_METHODS = {"minmax": minmax_qparams, "mse": mse_qparams}
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +104,11 @@ class WeightedLayer:
             return qparams
         return widen_for_bias(qparams, self.bias, self.input_scale)
 
+    def fits_bias(self, qparams: QuantParams) -> bool:
+        """Whether the bias fits with scales that are hardly larger than these."""
+        widened = self.with_room_for_bias(qparams)
+        return bool((widened.scale <= MAX_SCALE_GROWTH * qparams.scale).all())
+
 
 def widen_for_bias(qparams: QuantParams, bias: FloatArray, input_scale: float) -> QuantParams:
     """Return scales with room for a bias: scale >= |bias| / (input_scale * MAX_INTEGER_BIAS).
@@ -134,33 +130,20 @@ def find_weighted_layers(
         weight = node.inputs[layer.weight.slot] if layer.weight is not None else None
         if layer.weight is None or weight is None:
             continue
-        slot, axis = layer.weight.slot, layer.weight.axis
         input_scale, integer_bias = 1.0, plan.integer_bias and bool(layer.inputs)
         if integer_bias:
             value_range = plan.tensors[str(node.inputs[0].name)]  # type: ignore[union-attr]
             qparams = choose_qparams(value_range, plan.activations, plan.rest)
             input_scale = float(qparams.scale)
-        bias = _constant_bias(node, weight, axis)
+        slot, axis = layer.weight.slot, layer.weight.axis
+        # A bias has one number for each channel of the weight.
+        value = node.inputs[BIAS_SLOT] if len(node.inputs) > BIAS_SLOT else None
+        bias, array = None, constant_array(value)
+        channels = weight.shape[axis] if weight.shape is not None else None
+        if array is not None and array.size == channels == array.shape[-1]:
+            bias = array.astype(np.float32).reshape(-1)
+            _require_finite(bias, "bias", value, node)
         yield WeightedLayer(node, slot, axis, weight, input_scale, bias, integer_bias)
-
-
-def quantize_weights(
-    builder: QDQBuilder, layers: Sequence[WeightedLayer], plan: Plan, learned: RoundedWeights
-) -> None:
-    """Let each layer read its weight, and with integer biases its bias, from integers."""
-    dequantized: dict[int, ir.Value] = {}
-    for layer, qparams in zip(layers, weight_qparams(layers, plan, learned), strict=True):
-        if id(qparams) not in dequantized:
-            array = quantize_weight(weight_array(layer.weight, layer.node), qparams)
-            integers = builder.add_constant(array, f"{layer.weight.name}_quantized")
-            dequantized[id(qparams)] = builder.dequantize(
-                integers, qparams.scale, layer.axis, layer.node
-            )
-        layer.node.replace_input_with(layer.slot, dequantized[id(qparams)])
-        if layer.bias is not None and layer.integer_bias:
-            _quantize_bias(builder, layer, layer.bias, qparams)
-    for layer in layers:
-        _drop_unused(builder.graph, layer.weight)
 
 
 def weight_qparams(
@@ -171,7 +154,6 @@ def weight_qparams(
     A layer whose bias needs scales much larger than the weight's own has the integers for itself:
     its bias must not make the weight coarse for all others.
     """
-    method = WEIGHT_METHODS[plan.weight_method]
     own: dict[tuple[ir.Value, int], QuantParams] = {}
     shared: dict[tuple[ir.Value, int], QuantParams] = {}
     for layer in layers:
@@ -182,13 +164,14 @@ def weight_qparams(
                 zero_points = np.zeros_like(rounded.steps, np.int32)
                 qparams = QuantParams(rounded.steps, zero_points, plan.weights, layer.axis)
             else:
+                method = WEIGHT_METHODS[plan.weight_method]
                 qparams = method(array, plan.weights, layer.axis, plan.rest)
             own[layer.key] = shared[layer.key] = qparams
-        if _bias_fits(layer, own[layer.key]):
+        if layer.fits_bias(own[layer.key]):
             shared[layer.key] = layer.with_room_for_bias(shared[layer.key])
     return [
         shared[layer.key]
-        if _bias_fits(layer, own[layer.key])
+        if layer.fits_bias(own[layer.key])
         else layer.with_room_for_bias(own[layer.key])
         for layer in layers
     ]
@@ -214,37 +197,6 @@ def quantize_bias(bias: FloatArray, scale: FloatArray) -> NDArray[np.int32]:
     return np.clip(integers, limits.min, limits.max).astype(np.int32)
 
 
-def _bias_fits(layer: WeightedLayer, qparams: QuantParams) -> bool:
-    """Whether the bias of a layer fits with scales that are hardly larger than these."""
-    roomy = layer.with_room_for_bias(qparams)
-    return bool((roomy.scale <= MAX_SCALE_GROWTH * qparams.scale).all())
-
-
-def _quantize_bias(
-    builder: QDQBuilder, layer: WeightedLayer, bias: FloatArray, qparams: QuantParams
-) -> None:
-    """Store the bias as integers with scale = input_scale * weight scale; no layer shares it."""
-    node, old = layer.node, layer.node.inputs[BIAS_SLOT]
-    scale = np.float32(layer.input_scale) * qparams.scale
-    name = f"{old.name if old is not None else node.name}_quantized"
-    integers = builder.add_constant(quantize_bias(bias, scale), name)
-    node.replace_input_with(BIAS_SLOT, builder.dequantize(integers, scale, 0, node))
-    if old is not None:
-        _drop_unused(builder.graph, old)
-
-
-def _constant_bias(node: ir.Node, weight: ir.Value, axis: int) -> FloatArray | None:
-    """Return the constant bias of a node, one number for each channel of its weight."""
-    value = node.inputs[BIAS_SLOT] if len(node.inputs) > BIAS_SLOT else None
-    array = constant_array(value)
-    channels = weight.shape[axis] if weight.shape is not None else None
-    if array is None or array.size != channels or array.shape[-1] != channels:
-        return None
-    bias = array.astype(np.float32).reshape(-1)
-    _require_finite(bias, "bias", value, node)
-    return bias
-
-
 def _require_finite(array: FloatArray, role: str, value: ir.Value | None, node: ir.Node) -> None:
     invalid = int(array.size - np.isfinite(array).sum())
     if invalid:
@@ -253,10 +205,3 @@ def _require_finite(array: FloatArray, role: str, value: ir.Value | None, node: 
             f"the {role} `{name}` of `{node.name}` has {invalid} values that are not finite",
             hint="the model is damaged or its training diverged; check its checkpoint",
         )
-
-
-def _drop_unused(graph: ir.Graph, value: ir.Value) -> None:
-    """Remove a constant that nothing reads any more."""
-    name = value.name or ""
-    if name in graph.initializers and not value.uses() and not value.is_graph_output():
-        del graph.initializers[name]

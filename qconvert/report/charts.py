@@ -1,27 +1,44 @@
-"""The charts of a report: which figures each one shows, and in which colours."""
+"""The charts of a report: SVG to stand inside a page, drawn by Matplotlib, and bars.
 
-from collections.abc import Callable
+Text has the page's colour and font, so that a chart reads in light and dark alike. Equal figures
+give equal bytes.
+"""
+
+import io
+import logging
+import re
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from qconvert.core import number_format as fmt
+from qconvert.core.sanitize import sanitize_text
 from qconvert.measure.evidence import TensorRange, WeightRange
 from qconvert.measure.latency import Latency, summarize_latency
-from qconvert.report import metrics, plots
-from qconvert.report.layer_tables import distinct_layers
-from qconvert.report.metrics import ParetoFront
+from qconvert.report import metrics
+from qconvert.report.metrics import ParetoFront, TradeOffPoint
 from qconvert.report.model import Report, VariantResult
-from qconvert.report.plots import Axis, ScatterPoint, Series
-from qconvert.report.table import MISSING
+from qconvert.report.table import MISSING, SUPERSCRIPT
+from qconvert.report.tables import distinct_layers
 
-GREY = "#808890"
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
+# Placeholders that `_inline_svg` replaces by the colours of the page.
+INK_COLOUR, LINE_COLOUR = "#010203", "#040506"
+GREY, RED, ORANGE = "#808890", "#d6452b", "#e07b24"
 PRECISION_COLOURS = {
     "fp32": GREY,
     "fp16": "#3d87d6",
     "bf16": "#8d6bd6",
-    "int8": "#e07b24",
+    "int8": ORANGE,
     "mixed": "#2f9e6e",
 }
 METHOD_COLOURS = {
@@ -30,12 +47,31 @@ METHOD_COLOURS = {
     "entropy": "#8d6bd6",
     "mse": "#2f9e6e",
 }
-CHOSEN_COLOUR = "#d6452b"
+CHOSEN_COLOUR = RED
 # A backend has a line style and a marker.
-LINE_STYLES = ("solid", "dashed", "dotted", "dashdot")
-MARKERS = (".", "x", "+", "v")
-CURVE_POINTS = 120
-MIN_AREA, MAX_AREA = 40.0, 420.0
+LINE_STYLES = {"solid": ".", "dashed": "x", "dotted": "+", "dashdot": "v"}
+RC_PARAMS: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "qconvert",
+    "text.parse_math": False,
+    "font.size": 10.5,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": LINE_COLOUR,
+    "grid.color": LINE_COLOUR,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK_COLOUR),
+    **{f"{axis}tick.{kind}.size": 0.0 for axis in "xy" for kind in ("major", "minor")},
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
+}
+POINTS_PER_INCH = 72
+SMALL_SIZE = (300, 150)
+MAX_NAME_LENGTH = 48
 # A process that builds, times and scores a run draws the same ranges and weights each time.
 CACHE_SIZE = 64
 
@@ -50,15 +86,27 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Series:
+    """A line of a chart."""
+
+    name: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    colour: str
+    line_style: str = "solid"
+    marker: str | None = None
+
+
+@dataclass(frozen=True)
 class Bar:
     """A bar in percent of the track, with a whisker (start and length) where there is a spread."""
 
     name: str
     text: str
     precision: str
-    start: float = 0.0
-    length: float = 0.0
-    whisker: tuple[float, float] | None = None
+    start: float
+    length: float
+    whisker: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -70,67 +118,47 @@ class BarChart:
     zero: float | None = None
 
 
-# A value and its spread, by variant.
-BarValues = dict[str, tuple[float, float | None]]
+# A value, its spread and its text, by variant.
+BarValues = dict[str, tuple[float, float | None, str]]
 
 
 def bar_charts(report: Report) -> list[BarChart]:
     """Return size, latency and accuracy, as far as measured, with the variants in one order."""
-    sizes: BarValues = {
-        variant.name: (variant.engine.bytes, None) for variant in report.variants if variant.engine
-    }
+    sizes: BarValues = {}
     latencies: BarValues = {}
+    changes: BarValues = {}
+    agreements: BarValues = {}
     batches = set()
     for variant in report.variants:
-        latency = metrics.headline_latency(variant)
+        name, latency, accuracy = variant.name, metrics.headline_latency(variant), variant.accuracy
+        if variant.engine is not None:
+            size = variant.engine.bytes
+            sizes[name] = size, None, f"{fmt.megabytes(size)} MB"
         if latency is not None:
             batches.add(latency.batch)
             stats = summarize_latency(latency)
-            latencies[variant.name] = stats.median_ms, stats.spread_ms
+            text = fmt.ms_with_spread(stats.median_ms, stats.spread_ms)
+            latencies[name] = stats.median_ms, stats.spread_ms, f"{text} ms"
+        if accuracy is not None and accuracy.change_pp is not None:
+            text = fmt.change_with_interval(accuracy.change_pp, accuracy.half_width_pp)
+            changes[name] = accuracy.change_pp, accuracy.half_width_pp, f"{text} pp"
+        if accuracy is not None and accuracy.agreement is not None:
+            text = f"{fmt.percent(accuracy.agreement)} %"
+            agreements[name] = accuracy.agreement, None, text
     at_batch = f" at batch {min(batches)}" if len(batches) == 1 else ""
-    accuracies = {v.name: v.accuracy for v in report.variants if v.accuracy is not None}
-    changes: BarValues = {
-        name: (accuracy.change_pp, accuracy.half_width_pp)
-        for name, accuracy in accuracies.items()
-        if accuracy.change_pp is not None
-    }
-    agreements: BarValues = {
-        name: (accuracy.agreement, None)
-        for name, accuracy in accuracies.items()
-        if accuracy.agreement is not None and not changes
-    }
     charts = (
-        _bar_chart("Size", report, sizes, lambda size, _: f"{fmt.megabytes(size)} MB"),
-        _bar_chart(
-            f"Median latency{at_batch}, with spread",
-            report,
-            latencies,
-            lambda ms, spread: f"{fmt.ms_with_spread(ms, spread or 0.0)} ms",
-        ),
-        _bar_chart(
-            "Change of top-1, with 95 % interval",
-            report,
-            changes,
-            lambda change, half_width: f"{fmt.change_with_interval(change, half_width)} pp",
-            signed=True,
-        ),
-        _bar_chart(
-            "Agreement with FP32", report, agreements, lambda value, _: f"{fmt.percent(value)} %"
-        ),
+        _bar_chart("Size", report, sizes),
+        _bar_chart(f"Median latency{at_batch}, with spread", report, latencies),
+        _bar_chart("Change of top-1, with 95 % interval", report, changes, signed=True),
+        _bar_chart("Agreement with FP32", report, {} if changes else agreements),
     )
     return [chart for chart in charts if chart.bars]
 
 
-def _bar_chart(
-    title: str,
-    report: Report,
-    values: BarValues,
-    write: Callable[[float, float | None], str],
-    *,
-    signed: bool = False,
-) -> BarChart:
+def _bar_chart(title: str, report: Report, values: BarValues, *, signed: bool = False) -> BarChart:
     """Return a bar for every variant, of length 0 without a value; no bars without any value."""
-    high = max((abs(value) + (spread or 0.0) for value, spread in values.values()), default=0) or 1
+    high = max((abs(value) + (spread or 0.0) for value, spread, _ in values.values()), default=0)
+    high = high or 1
     low = -high if signed else 0.0
 
     def span(start: float, end: float) -> tuple[float, float]:
@@ -141,38 +169,89 @@ def _bar_chart(
 
     bars = []
     for variant in report.variants if values else ():
-        value, spread = values.get(variant.name, (0.0, None))
-        text = write(value, spread) if variant.name in values else MISSING
+        value, spread, text = values.get(variant.name, (0.0, None, MISSING))
         whisker = span(value - spread, value + spread) if spread else None
-        start, length = span(min(value, 0.0), max(value, 0.0))
-        bars.append(Bar(variant.name, text, variant.precision, start, length, whisker))
+        track = span(min(value, 0.0), max(value, 0.0))
+        bars.append(Bar(variant.name, text, variant.precision, *track, whisker))
     return BarChart(title, tuple(bars), zero=50.0 if signed else None)
 
 
 def trade_off_chart(front: ParetoFront) -> Chart | None:
     """Return speed against accuracy; None where fewer than two variants have both."""
-    if len(front.points) < 2:
+    points = front.points
+    if len(points) < 2:
         return None
-    sizes = [point.variant.engine.bytes if point.variant.engine else 0 for point in front.points]
-    dots = [
-        ScatterPoint(
-            point.variant.name,
-            point.ms,
-            point.score,
-            max(MIN_AREA, MAX_AREA * size / (max(sizes) or 1)),
-            _colour(point.variant),
-            point.uncertainty,
-            faint=bool(point.dominated_by),
+    sizes = [point.variant.engine.bytes if point.variant.engine else 0 for point in points]
+    areas = [max(40.0, 420.0 * size / (max(sizes) or 1)) for size in sizes]
+
+    def draw(figure: Figure, axes: Axes) -> None:
+        best = [point for point in points if not point.dominated_by]
+        xs, ys = [point.ms for point in best], [point.score for point in best]
+        axes.plot(xs, ys, color=GREY, linestyle="dashed", linewidth=1.2)
+        for point, area in zip(points, areas, strict=True):
+            x_error, y_error = point.uncertainty
+            colour = PRECISION_COLOURS.get(point.variant.precision, GREY)
+            if x_error or y_error:
+                axes.errorbar(
+                    [point.ms],
+                    [point.score],
+                    # A time stays above zero.
+                    xerr=[[min(x_error, 0.9 * point.ms)], [x_error]],
+                    yerr=y_error,
+                    ecolor=colour,
+                    elinewidth=1.0,
+                    alpha=0.6,
+                    fmt="none",
+                )
+            alpha = 0.45 if point.dominated_by else 0.85
+            axes.scatter([point.ms], [point.score], s=area, color=colour, alpha=alpha, linewidths=0)
+        if front.min_score is not None:
+            axes.axhline(front.min_score, color=RED, linewidth=1.2)
+        axes.margins(x=0.25, y=0.25)
+        _draw_names(figure, axes, points, areas)
+
+    svg = _render_svg(draw, "ms per image", front.score_label, log=True, size=(460, 300))
+    return Chart("Speed against accuracy; areas are sizes, lines are uncertainties", svg)
+
+
+def _draw_names(
+    figure: Figure, axes: Axes, points: Sequence[TradeOffPoint], areas: Sequence[float]
+) -> None:
+    """Write the name beside each point, where no other name stands yet."""
+    # The layout decides where a point lies on the page.
+    figure.draw_without_rendering()
+    pixels = axes.transData.transform([(point.ms, point.score) for point in points])
+    places = (pixels * POINTS_PER_INCH / figure.dpi).tolist()
+    radii = [area**0.5 / 2 for area in areas]
+    # Boxes of left, middle, width and height.
+    taken = [(x - r, y, 2 * r, 2 * r) for (x, y), r in zip(places, radii, strict=True)]
+
+    def is_free(left: float, middle: float, width: float) -> bool:
+        return not any(
+            left < other + other_width
+            and other < left + width
+            and abs(middle - other_middle) < (13 + height) / 2
+            for other, other_middle, other_width, height in taken
         )
-        for point, size in zip(front.points, sizes, strict=True)
-    ]
-    best = [point for point in front.points if not point.dominated_by]
-    line = Series("front", [point.ms for point in best], [point.score for point in best], GREY)
-    axes = Axis("ms per image", log=True), Axis(front.score_label)
-    return Chart(
-        "Speed against accuracy; areas are sizes, lines are uncertainties",
-        plots.scatter_chart(dots, line, axes, front.min_score),
-    )
+
+    for point, radius, (x, y) in zip(points, radii, places, strict=True):
+        name = _shorten_name(point.variant.name)
+        gap, width = radius + 3, 6.3 * len(name)
+        offsets = [(gap, 0.0), (-gap - width, 0.0)]
+        offsets += [
+            (-width / 2, side * (gap + 6 + 12 * row)) for row in range(4) for side in (1, -1)
+        ]
+        free = ((dx, dy) for dx, dy in offsets if is_free(x + dx, y + dy, width))
+        dx, dy = next(free, offsets[-1])
+        taken.append((x + dx, y + dy, width, 13))
+        axes.annotate(
+            name,
+            (point.ms, point.score),
+            xytext=(dx, dy),
+            textcoords="offset points",
+            va="center",
+            alpha=0.6 if point.dominated_by else 1.0,
+        )
 
 
 def search_charts(report: Report) -> list[Chart]:
@@ -187,49 +266,41 @@ def search_charts(report: Report) -> list[Chart]:
         if result.chosen is not None:
             share, error = [100 * result.chosen.share], [result.chosen.distance]
             series.append(Series("the chosen set", share, error, CHOSEN_COLOUR, "solid", "D"))
-        axes = Axis("in float, % of the compute"), Axis("output error against FP32")
         title = f"Search for mixed precision on {backend}: what float costs and brings"
-        charts.append(Chart(title, plots.line_chart(series, *axes)))
+        svg = _line_chart(series, "in float, % of the compute", "output error against FP32")
+        charts.append(Chart(title, svg))
     return charts
 
 
 def latency_charts(report: Report) -> list[Chart]:
     """Return for each batch size the cumulative distribution of the latencies."""
-    share = np.linspace(0, 100, CURVE_POINTS)
-    batches = sorted({latency.batch for v in report.variants for latency in _host_latencies(v)})
-    charts = []
-    for batch in batches:
-        series = [
-            Series(
-                variant.name,
-                np.percentile(latency.samples_ms, share).tolist(),
-                share.tolist(),
-                _colour(variant),
-                _line_style(report, variant),
-            )
-            for variant in report.variants
-            for latency in _host_latencies(variant)
-            if latency.batch == batch
-        ]
-        axes = Axis("ms", log=True), Axis("runs that took no longer, %")
-        charts.append(Chart(f"Latency at batch {batch}", plots.line_chart(series, *axes)))
-    return charts
+    share = np.linspace(0, 100, 120)
+    by_batch: dict[int, list[Series]] = {}
+    for variant in report.variants:
+        colour, style = _look(report, variant)
+        for latency in _host_latencies(variant):
+            ms = np.percentile(latency.samples_ms, share).tolist()
+            series = Series(variant.name, ms, share.tolist(), colour, style)
+            by_batch.setdefault(latency.batch, []).append(series)
+    labels = ("ms", "runs that took no longer, %")
+    return [
+        Chart(f"Latency at batch {batch}", _line_chart(series, *labels, log=True))
+        for batch, series in sorted(by_batch.items())
+    ]
 
 
 def throughput_chart(report: Report) -> Chart | None:
     """Return images per second by batch size; None where only one batch size was timed."""
     series = []
     for variant in report.variants:
-        latencies = sorted(_host_latencies(variant), key=lambda latency: latency.batch)
+        latencies = _host_latencies(variant)
         if latencies:
             batches = [float(latency.batch) for latency in latencies]
             rates = [summarize_latency(latency).images_per_second for latency in latencies]
-            style = _line_style(report, variant)
-            series.append(Series(variant.name, batches, rates, _colour(variant), style, "o"))
+            series.append(Series(variant.name, batches, rates, *_look(report, variant), "o"))
     if not any(len(line.xs) > 1 for line in series):
         return None
-    axes = Axis("batch", log=True), Axis("images per second")
-    return Chart("Throughput", plots.line_chart(series, *axes))
+    return Chart("Throughput", _line_chart(series, "batch", "images per second", log=True))
 
 
 def layer_error_chart(report: Report) -> Chart | None:
@@ -237,54 +308,162 @@ def layer_error_chart(report: Report) -> Chart | None:
     series = []
     by_name = {variant.name: variant for variant in report.variants}
     for names, layers in distinct_layers(report.variants):
-        variant = by_name[names.partition(", ")[0]]
-        colour, style = _colour(variant), _line_style(report, variant)
-        places = [float(place) for place in range(1, len(layers) + 1)]
-        arriving = [_finite_or_nan(layer.arriving_db) for layer in layers]
-        own = [_finite_or_nan(layer.made_db) for layer in layers]
-        marker = MARKERS[LINE_STYLES.index(style)]
+        colour, style = _look(report, by_name[names.partition(", ")[0]])
+        places = range(1, len(layers) + 1)
+        errors = np.array([(layer.arriving_db, layer.made_db) for layer in layers], np.float64)
+        # No error at all and an infinite one have no place in a chart.
+        errors[np.isinf(errors)] = np.nan
+        arriving, own = errors.T.tolist()
         series.append(Series(f"{names}: arriving", places, arriving, colour, style))
+        marker = LINE_STYLES[style]
         series.append(Series(f"{names}: made here", places, own, colour, "none", marker))
     if not series:
         return None
-    axes = Axis("layer, in the order of the network", whole=True), Axis("SQNR, dB")
-    chart = plots.line_chart(series, *axes, size=(920, 340))
-    return Chart("SQNR from layer to layer; lower is worse", chart, wide=True)
+    x = "layer, in the order of the network"
+    svg = _line_chart(series, x, "SQNR, dB", whole=True, size=(920, 340))
+    return Chart("SQNR from layer to layer; lower is worse", svg, wide=True)
 
 
 @lru_cache(maxsize=CACHE_SIZE)
 def range_histogram(tensor: TensorRange) -> str:
-    """Return the values of a tensor, and the range that each method chooses."""
-    edges = np.linspace(tensor.low, tensor.high, len(tensor.shares) + 1).tolist()
-    marks = [
-        (interval.low, interval.high, METHOD_COLOURS.get(interval.method, GREY), False)
-        for interval in tensor.kept
-    ]
-    marks.append((tensor.chosen.low, tensor.chosen.high, CHOSEN_COLOUR, True))
-    return plots.histogram(edges, tensor.shares, marks)
+    """Return the values of a tensor on a log scale, and the range that each method chooses."""
+
+    def draw(_: Figure, axes: Axes) -> None:
+        lowest = min((share for share in tensor.shares if share > 0), default=1e-6)
+        heights = [max(share, lowest / 3) for share in tensor.shares]
+        edges = np.linspace(tensor.low, tensor.high, len(heights) + 1).tolist()
+        axes.stairs(heights, edges, fill=True, color="#8aa4bd")
+        axes.set_yscale("log")
+        axes.set_ylim(lowest / 3, 1.5)
+        for interval in tensor.kept:
+            for end in (interval.low, interval.high):
+                colour = METHOD_COLOURS.get(interval.method, GREY)
+                axes.axvline(end, color=colour, linewidth=1.1)
+        for end in (tensor.chosen.low, tensor.chosen.high):
+            axes.axvline(end, color=CHOSEN_COLOUR, linewidth=2.2)
+        axes.yaxis.set_major_locator(LogLocator(numticks=5))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _format_percent(100 * value)))
+
+    return _render_svg(draw)
 
 
 @lru_cache(maxsize=CACHE_SIZE)
 def weight_chart(weights: WeightRange) -> str:
     """Return the largest weight of each channel."""
-    return plots.area_chart(weights.largest, weights.channels)
+
+    def draw(_: Figure, axes: Axes) -> None:
+        # The values are evenly spread over the channels.
+        step = (weights.channels - 1) / max(1, len(weights.largest) - 1)
+        places = [1 + index * step for index in range(len(weights.largest))]
+        axes.fill_between(
+            places, weights.largest, color=ORANGE, alpha=0.75, linewidth=0, step="mid"
+        )
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(1, max(2, weights.channels))
+
+    return _render_svg(draw, whole=True)
 
 
 def _host_latencies(variant: VariantResult) -> list[Latency]:
-    return [
-        latency for latency in variant.latency if latency.samples_ms and latency.where == "host"
-    ]
+    """Return the timings of whole calls by their batch size."""
+    timed = (t for t in variant.latency if t.samples_ms and t.where == "host")
+    return sorted(timed, key=lambda latency: latency.batch)
 
 
-def _colour(variant: VariantResult) -> str:
-    return PRECISION_COLOURS.get(variant.precision, GREY)
-
-
-def _line_style(report: Report, variant: VariantResult) -> str:
+def _look(report: Report, variant: VariantResult) -> tuple[str, str]:
+    """Return the colour of a precision and the line style of a backend."""
     backends = list(dict.fromkeys(other.backend for other in report.variants))
-    return LINE_STYLES[backends.index(variant.backend) % len(LINE_STYLES)]
+    style = list(LINE_STYLES)[backends.index(variant.backend) % len(LINE_STYLES)]
+    return PRECISION_COLOURS.get(variant.precision, GREY), style
 
 
-def _finite_or_nan(value: float | None) -> float:
-    """Return a number to draw: no error at all and an infinite one have no place in a chart."""
-    return value if value is not None and np.isfinite(value) else float("nan")
+def _line_chart(series: Sequence[Series], x: str, y: str, **options: Any) -> str:
+    """Draw lines with a legend; with many lines it stands below the chart."""
+
+    def draw(figure: Figure, axes: Axes) -> None:
+        for line in series:
+            axes.plot(
+                line.xs,
+                line.ys,
+                color=line.colour,
+                linestyle=line.line_style,
+                marker=line.marker,
+                markersize=4,
+                linewidth=1.6,
+                label=_shorten_name(line.name),
+            )
+        if len(series) > 3:
+            figure.legend(loc="outside lower center", ncols=3, handlelength=2.2, fontsize=9.5)
+        elif len(series) > 1:
+            axes.legend(loc="best", handlelength=2.2, fontsize=9.5)
+
+    return _render_svg(draw, x, y, **{"size": (460, 280), **options})
+
+
+def _render_svg(
+    draw: Callable[[Figure, Axes], None],
+    x: str = "",
+    y: str = "",
+    *,
+    log: bool = False,
+    whole: bool = False,
+    size: tuple[int, int] = SMALL_SIZE,
+) -> str:
+    """Return what `draw` draws on axes with these labels.
+
+    With `log` x is logarithmic; with `whole` its ticks are whole numbers.
+    """
+    with mpl.rc_context(RC_PARAMS):
+        inches = (size[0] / POINTS_PER_INCH, size[1] / POINTS_PER_INCH)
+        # A constrained layout takes as long as the drawing; small charts have a fixed one.
+        if size == SMALL_SIZE:
+            figure = Figure(inches)
+            axes = figure.add_axes((0.19, 0.14, 0.78, 0.82))
+        else:
+            figure = Figure(inches, layout="constrained")
+            axes = figure.subplots()
+        axes.set_xscale("log" if log else "linear")
+        draw(figure, axes)
+        axes.set(xlabel=x, ylabel=y)
+        if log:
+            # Ticks at 1, 2, 5, 10 and so on, not at powers of ten.
+            axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=12))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole))
+        text = io.StringIO()
+        with warnings.catch_warnings():
+            # The font of the page has the glyphs that Matplotlib's lacks.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            figure.savefig(text, format="svg", metadata={"Date": None})
+    return _inline_svg(text.getvalue())
+
+
+def _inline_svg(svg: str) -> str:
+    """Return an SVG file as it stands inside a page: without head, in the page's colours."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<(metadata|style).*?</\1>", "", svg, flags=re.DOTALL)
+    head, _, body = svg.partition(">")
+    svg = re.sub(r' (?:width|height)="[^"]*"', "", head) + ">" + body
+    svg = svg.replace(INK_COLOUR, "currentColor").replace(LINE_COLOUR, "var(--line)")
+    # The page's own font, and no ids but those that are referred to.
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
+    used = {*re.findall(r"url\(#([^)]+)\)", svg), *re.findall(r'xlink:href="#([^"]+)"', svg)}
+    svg = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
+    return re.sub(r"\s*\n\s*", "\n", svg).strip()
+
+
+def _shorten_name(name: str) -> str:
+    """Return a name that fits a chart."""
+    text = " ".join(sanitize_text(name).split())
+    return text if len(text) <= MAX_NAME_LENGTH else f"{text[: MAX_NAME_LENGTH - 17]}…{text[-16:]}"
+
+
+def _format_percent(value: float) -> str:
+    """Format a percentage, a tiny one as a power of ten."""
+    if value >= 0.001:
+        return f"{value:g} %"
+    power = round(float(np.log10(value)))
+    return f"10{str(power).replace('-', '⁻').translate(SUPERSCRIPT)} %"

@@ -15,7 +15,6 @@ from qconvert.core import number_format as fmt
 from qconvert.core.sanitize import sanitize_text
 from qconvert.measure.layer_errors import LayerError, worst_layers
 from qconvert.report import gates, tables
-from qconvert.report.layer_tables import distinct_layers, layer_table
 from qconvert.report.metrics import pareto_front
 from qconvert.report.model import Report
 from qconvert.report.table import TextTable, bar_fraction
@@ -130,8 +129,8 @@ def _worst_layer_tables(report: Report) -> list[TextTable]:
         return all(layer.precision != "int8" for layer in named[1])
 
     return [
-        layer_table(
+        tables.layer_table(
             worst_layers(layers, WORST_LAYERS), f"{names}: the layers that make the largest errors"
         )
-        for names, layers in sorted(distinct_layers(report.variants), key=without_int8)
+        for names, layers in sorted(tables.distinct_layers(report.variants), key=without_int8)
     ]

@@ -5,11 +5,9 @@ ratios. JSON has no infinity and no NaN: such a number is null, and `not_finite`
 which. Keys stand in the order of the fields; unknown keys are ignored.
 """
 
-import dataclasses
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +20,6 @@ from qconvert.report import metrics
 from qconvert.report.model import SCHEMA, Report
 
 ADAPTER = pydantic.TypeAdapter(Report)
-
-# Fields whose key in the file differs from their name, by class.
-REPORT_KEYS = {"run_notes": "heard"}
-ACCURACY_KEYS = {"images": "n", "change_pp": "delta_pp"}
-SCHEMA_KEY = "schema"
-NOT_FINITE_KEY = "not_finite"
-
-SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 NUMBER_SCHEMA = {"type": ["number", "null"]}
 # What the file has beside the fields, by class.
 DERIVED_SCHEMAS: dict[str, dict[str, Any]] = {
@@ -41,7 +31,7 @@ DERIVED_SCHEMAS: dict[str, dict[str, Any]] = {
         },
         **{
             field.name: {"type": "integer"} if field.type is int else dict(NUMBER_SCHEMA)
-            for field in dataclasses.fields(LatencyStats)
+            for field in fields(LatencyStats)
         },
         "speedup": {**NUMBER_SCHEMA, "description": "times as fast as fp32 of the backend"},
     },
@@ -62,7 +52,7 @@ def dumps(report: Report) -> str:
 
 def to_json(report: Report) -> dict[str, Any]:
     """Return the report as the plain values of JSON."""
-    data: dict[str, Any] = ADAPTER.dump_python(report, mode="json")
+    data: dict[str, Any] = ADAPTER.dump_python(report, mode="json", by_alias=True)
     for variant, variant_data in zip(report.variants, data["variants"], strict=True):
         if variant.engine is not None:
             variant_data["engine"]["ratio"] = metrics.size_ratio(report, variant)
@@ -71,12 +61,26 @@ def to_json(report: Report) -> dict[str, Any]:
             if latency.samples_ms:
                 latency_data.update(asdict(summarize_latency(latency)))
                 latency_data["speedup"] = metrics.speedup(report, variant, latency)
-    data = _rename_keys(data, reverse=False)
-    data = {SCHEMA_KEY: data[SCHEMA_KEY], **data}
-    not_finite = dict(_not_finite(data, ""))
-    for pointer in not_finite:
-        _set_at_pointer(data, pointer, None)
-    return {**data, NOT_FINITE_KEY: not_finite} if not_finite else data
+    not_finite: dict[str, str] = {}
+    data = _without_not_finite(data, "", not_finite)
+    return {**data, "not_finite": not_finite} if not_finite else data
+
+
+def _without_not_finite(value: Any, pointer: str, not_finite: dict[str, str]) -> Any:
+    """Return a value with null for infinity and NaN, and add their pointers (RFC 6901)."""
+    if isinstance(value, float) and not math.isfinite(value):
+        not_finite[pointer] = str(value)
+        return None
+    if isinstance(value, list):
+        items = enumerate(value)
+        return [_without_not_finite(item, f"{pointer}/{at}", not_finite) for at, item in items]
+    if not isinstance(value, dict):
+        return value
+    names = {key: str(key).replace("~", "~0").replace("/", "~1") for key in value}
+    return {
+        key: _without_not_finite(item, f"{pointer}/{names[key]}", not_finite)
+        for key, item in value.items()
+    }
 
 
 def load(path: Path) -> Report:
@@ -94,28 +98,39 @@ def loads(text: str, name: str) -> Report:
     """Read a report; errors call it `name`."""
     try:
         data = json.loads(text)
-        schema = data.get(SCHEMA_KEY)
+        schema = data.get("schema")
         if isinstance(schema, int) and not 1 <= schema <= SCHEMA:
             raise QConvertError(
                 f"`{name}` has report schema {schema}, this version reads 1 to {SCHEMA}",
                 hint="read it with the version of qconvert named under `tool` in the file",
             )
-        return ADAPTER.validate_python(field_values(data))
+        for pointer, number in data.pop("not_finite", {}).items():
+            _set_at_pointer(data, pointer, float(number))
+        # A field that an older schema lacks has its default, which reads as not measured.
+        return ADAPTER.validate_python({**data, "schema": SCHEMA})
     except pydantic.ValidationError as error:
         problems = [
-            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+            for problem in error.errors()[:5]
         ]
-        raise _not_a_report(name, problems[:5]) from None
     except (ValueError, TypeError, AttributeError, LookupError) as error:
-        raise _not_a_report(name, [first_line(error)]) from None
+        problems = [first_line(error)]
+    raise UsageError(
+        f"`{name}` is not a report",
+        details=problems,
+        hint="name a run folder of `qconvert build`, or the `report.json` in it",
+    )
 
 
-def field_values(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the contents of a report file under the names of the fields."""
-    for pointer, number in data.pop(NOT_FINITE_KEY, {}).items():
-        _set_at_pointer(data, pointer, float(number))
-    # A field that an older schema lacks has its default, which reads as not measured.
-    return {**_rename_keys(data, reverse=True), SCHEMA_KEY: SCHEMA}
+def _set_at_pointer(data: Any, pointer: str, number: float) -> None:
+    """Replace the number at a pointer; raise LookupError where there is none."""
+    *parents, last = (part.replace("~1", "/").replace("~0", "~") for part in pointer[1:].split("/"))
+    for part in parents:
+        data = data[int(part)] if isinstance(data, list) else data[part]
+    key = int(last) if isinstance(data, list) else last
+    if isinstance(data, dict) and key not in data:
+        raise LookupError(f"`not_finite` names `{pointer}`, which is not there")
+    data[key] = number
 
 
 def json_schema() -> dict[str, Any]:
@@ -126,67 +141,19 @@ def json_schema() -> dict[str, Any]:
         part["properties"] = {
             name: _without_titles(value) for name, value in part["properties"].items()
         }
-        part["description"] = part["description"].replace("None", "null")
-    _rename_properties(schema, REPORT_KEYS)
-    _rename_properties(definitions["Accuracy"], ACCURACY_KEYS)
-    for part in (schema, *definitions.values()):
         part["required"] = list(part["properties"])
+        for name, key in {"None": "null", "run_notes": "heard", "change_pp": "delta_pp"}.items():
+            part["description"] = part["description"].replace(name, key)
     for name, derived in DERIVED_SCHEMAS.items():
         definitions[name]["properties"] |= derived
-    properties = schema["properties"]
+    fields_schema = schema["properties"]
     schema["properties"] = {
-        SCHEMA_KEY: properties.pop(SCHEMA_KEY), **properties, NOT_FINITE_KEY: NOT_FINITE_SCHEMA
-    }  # fmt: skip
-    return {"$schema": SCHEMA_DIALECT, **schema, "title": "Report of qconvert"}
-
-
-def _not_a_report(name: str, problems: list[str]) -> UsageError:
-    return UsageError(
-        f"`{name}` is not a report",
-        details=problems,
-        hint="name a run folder of `qconvert build`, or the `report.json` in it",
-    )
-
-
-def _rename_keys(data: dict[str, Any], *, reverse: bool) -> dict[str, Any]:
-    """Return the report with the keys of the file, or in reverse with the names of the fields."""
-
-    def renamed(values: dict[str, Any], keys: dict[str, str]) -> dict[str, Any]:
-        names = {key: field for field, key in keys.items()} if reverse else keys
-        return {names.get(name, name): value for name, value in values.items()}
-
-    data = renamed(data, REPORT_KEYS)
-    for part, name in [
-        (data, "baseline"),
-        *((variant, "accuracy") for variant in data["variants"]),
-    ]:
-        if part.get(name) is not None:
-            part[name] = renamed(part[name], ACCURACY_KEYS)
-    return data
-
-
-def _not_finite(value: object, pointer: str) -> Iterator[tuple[str, str]]:
-    """Yield the JSON pointer (RFC 6901) of every number that JSON cannot write."""
-    if isinstance(value, float) and not math.isfinite(value):
-        yield pointer, str(value)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            name = str(key).replace("~", "~0").replace("/", "~1")
-            yield from _not_finite(item, f"{pointer}/{name}")
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _not_finite(item, f"{pointer}/{index}")
-
-
-def _set_at_pointer(data: Any, pointer: str, number: float | None) -> None:
-    """Replace the number at a pointer; raise LookupError where there is none."""
-    *parents, last = (part.replace("~1", "/").replace("~0", "~") for part in pointer[1:].split("/"))
-    for part in parents:
-        data = data[int(part)] if isinstance(data, list) else data[part]
-    key = int(last) if isinstance(data, list) else last
-    if isinstance(data, dict) and key not in data:
-        raise LookupError(f"`{NOT_FINITE_KEY}` names `{pointer}`, which is not there")
-    data[key] = number
+        "schema": fields_schema.pop("schema"),
+        **fields_schema,
+        "not_finite": NOT_FINITE_SCHEMA,
+    }
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": dialect, **schema, "title": "Report of qconvert"}
 
 
 def _without_titles(schema: Any) -> Any:
@@ -202,9 +169,3 @@ def _without_titles(schema: Any) -> Any:
         for name, value in schema.items()
         if name not in ("title", "default")
     }
-
-
-def _rename_properties(part: dict[str, Any], keys: dict[str, str]) -> None:
-    part["properties"] = {keys.get(name, name): value for name, value in part["properties"].items()}
-    for name, key in keys.items():
-        part["description"] = part["description"].replace(f"`{name}`", f"`{key}`")

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from qconvert.measure.accuracy import IDENTICAL, IDENTICAL_WHERE_FINITE, Accuracy
+from qconvert.measure.accuracy import IDENTICAL, IDENTICAL_WHERE_FINITE
 from qconvert.measure.latency import Latency, summarize_latency
 from qconvert.measure.latency import speedup as median_speedup
 from qconvert.report.model import Report, VariantResult
@@ -17,7 +17,6 @@ EXACT_OUTPUTS = "no error: the outputs are those of FP32 to the last bit"
 ZERO_OUTPUTS = "no SQNR: the outputs of FP32 are all zero"
 NEVER_FINITE = "no output error: on no image are all outputs finite"
 NO_CLASS_SCORES = "no top-1 and no agreement: the outputs are not class scores"
-OUTPUT_ERROR_FIELDS = ("sqnr_db", "kl", "cosine")
 
 # The trade-off shows the first of these scores that all timed variants have.
 SCORE_LABELS = {
@@ -25,8 +24,6 @@ SCORE_LABELS = {
     "agreement": "agreement with FP32, %",
     "sqnr_db": "SQNR of the outputs, dB",
 }
-# Equal outputs have an infinite SQNR, which a chart draws as a very good one.
-MAX_DRAWN_SCORE = 120.0
 
 
 def headline_latency(variant: VariantResult) -> Latency | None:
@@ -64,10 +61,8 @@ def fp32_variant(report: Report, variant: VariantResult) -> VariantResult | None
 def speedup(report: Report, variant: VariantResult, latency: Latency) -> float | None:
     """Return how many times faster than fp32 a latency is, timed in the same way."""
     base = fp32_variant(report, variant)
-    base_latency = None if base is None else latency_at(base, latency.batch, latency.where)
-    if base_latency is None:
-        return None
-    return median_speedup(base_latency.samples_ms, latency.samples_ms)
+    before = None if base is None else latency_at(base, latency.batch, latency.where)
+    return None if before is None else median_speedup(before.samples_ms, latency.samples_ms)
 
 
 def headline_speedup(report: Report, variant: VariantResult) -> float | None:
@@ -83,10 +78,9 @@ def size_ratio(report: Report, variant: VariantResult) -> float | None:
     return variant.engine.bytes / size if variant.engine and size else None
 
 
-def passes_gates(report: Report, variant: VariantResult) -> bool | None:
-    """Return whether a variant passes all its gates; None where it has none."""
-    results = [gate.passed for gate in report.gates if gate.variant == variant.name]
-    return all(results) if results else None
+def baseline_top1(report: Report) -> float | None:
+    """Return the top-1 of the FP32 model, if it was measured."""
+    return report.baseline.top1 if report.baseline is not None else None
 
 
 def missing_reason(variant: VariantResult, *names: str) -> str:
@@ -101,23 +95,19 @@ def missing_score_reason(variant: VariantResult, name: str) -> str:
     recorded = variant.unmeasured.get(name) or variant.unmeasured.get("top1")
     if accuracy is None or recorded:
         return recorded or missing_reason(variant, "accuracy")
-    if name in OUTPUT_ERROR_FIELDS and (reason := _missing_output_error_reason(accuracy, name)):
-        return reason
-    if accuracy.top1 is not None:
-        return NOT_MEASURED
-    return NO_CLASS_SCORES if accuracy.agreement is None else LABELS_REQUIRED
-
-
-def _missing_output_error_reason(accuracy: Accuracy, name: str) -> str:
-    """Return why compared outputs have no output error; empty where that is not known."""
-    if name == "sqnr_db" and IDENTICAL_WHERE_FINITE in accuracy.notes:
-        return IDENTICAL_WHERE_FINITE
-    if name == "sqnr_db" and (IDENTICAL in accuracy.notes or accuracy.sqnr_db == math.inf):
-        return EXACT_OUTPUTS
-    # Finite outputs have a cosine even if they are zero.
-    if name == "sqnr_db" and accuracy.cosine is not None:
-        return ZERO_OUTPUTS
-    return NEVER_FINITE if accuracy.agreement is not None or accuracy.kl is not None else ""
+    if name == "sqnr_db":
+        if IDENTICAL_WHERE_FINITE in accuracy.notes:
+            return IDENTICAL_WHERE_FINITE
+        if IDENTICAL in accuracy.notes or accuracy.sqnr_db == math.inf:
+            return EXACT_OUTPUTS
+        # Finite outputs have a cosine even if they are zero.
+        if accuracy.cosine is not None:
+            return ZERO_OUTPUTS
+    compared = accuracy.agreement is not None or accuracy.kl is not None
+    if name in ("sqnr_db", "kl", "cosine") and compared:
+        return NEVER_FINITE
+    unlabelled = NO_CLASS_SCORES if accuracy.agreement is None else LABELS_REQUIRED
+    return unlabelled if accuracy.top1 is None else NOT_MEASURED
 
 
 @dataclass(frozen=True)
@@ -148,38 +138,34 @@ class ParetoFront:
 
 def pareto_front(report: Report) -> ParetoFront:
     """Place the variants by speed and accuracy; without a score they all have there is no point."""
-    timed = [variant for variant in report.variants if headline_latency(variant) is not None]
-    timed.sort(key=lambda variant: (ms_per_image(variant), variant.name))
+    timed = [
+        (variant, latency)
+        for variant in sorted(report.variants, key=lambda v: (ms_per_image(v), v.name))
+        if (latency := headline_latency(variant)) is not None
+    ]
     for name in SCORE_LABELS:
-        values = [getattr(variant.accuracy, name, None) for variant in timed]
+        values = [getattr(variant.accuracy, name, None) for variant, _ in timed]
         if timed and None not in values:
             break
     else:
         return ParetoFront(())
-    scores = [min(value, MAX_DRAWN_SCORE) for value in values if value is not None]
-    speeds = [ms_per_image(variant) for variant in timed]
-    places = list(zip(timed, speeds, scores, strict=True))
+    # Equal outputs have an infinite SQNR, which is drawn as a very good one.
+    scores = [min(value, 120.0) for value in values if value is not None]
+    places = [(ms_per_image(v), score) for (v, _), score in zip(timed, scores, strict=True)]
     points = []
-    for variant, ms, score in places:
+    for (variant, latency), (ms, score) in zip(timed, places, strict=True):
         better = (
             other.name
-            for other, other_ms, other_score in places
-            if (other_ms, other_score) != (ms, score) and other_ms <= ms and other_score >= score
+            for (other, _), place in zip(timed, places, strict=True)
+            if place != (ms, score) and place[0] <= ms and place[1] >= score
         )
-        latency, accuracy = headline_latency(variant), variant.accuracy
-        spread = summarize_latency(latency).spread_ms / latency.batch if latency else 0.0
-        half_width = accuracy.half_width_pp if accuracy and name == "top1" else None
+        spread = summarize_latency(latency).spread_ms / latency.batch
+        half_width = variant.accuracy.half_width_pp if variant.accuracy and name == "top1" else None
         uncertainty = (spread, half_width or 0.0)
         points.append(TradeOffPoint(variant, ms, score, uncertainty, next(better, "")))
-    return ParetoFront(tuple(points), SCORE_LABELS[name], _min_score(report, name))
-
-
-def _min_score(report: Report, name: str) -> float | None:
-    """Return the lowest score that the gates accept, where one is about this score."""
     limits = {gate.name: gate.limit for gate in report.gates}
-    if name == "agreement":
-        return limits.get("min-agreement")
-    top1 = report.baseline.top1 if report.baseline is not None else None
-    if name != "top1" or top1 is None or "max-drop" not in limits:
-        return None
-    return top1 - limits["max-drop"]
+    min_score = limits.get("min-agreement") if name == "agreement" else None
+    top1 = baseline_top1(report)
+    if name == "top1" and top1 is not None and "max-drop" in limits:
+        min_score = top1 - limits["max-drop"]
+    return ParetoFront(tuple(points), SCORE_LABELS[name], min_score)

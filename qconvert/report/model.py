@@ -4,7 +4,9 @@ What was not measured is None, with the reason in `unmeasured` under the name of
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from qconvert.measure.accuracy import Accuracy
 from qconvert.measure.evidence import Evidence
@@ -128,6 +130,7 @@ class Report:
     steps, which come first in `notes`.
     """
 
+    schema: int = field(default=SCHEMA, kw_only=True)
     tool: str
     created: str
     model: str
@@ -142,11 +145,10 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     verdict: str = ""
     best: str = ""
-    run_notes: tuple[str, ...] = ()
+    run_notes: Annotated[tuple[str, ...], Field(alias="heard")] = ()
     preprocess: dict[str, object] = field(default_factory=dict)
     calibration: ImageSetInfo | None = None
     evaluation: ImageSetInfo | None = None
     shared_images: int = 0
     mixes: dict[str, MixedResult] = field(default_factory=dict)
     evidence: Evidence = field(default_factory=Evidence)
-    schema: int = SCHEMA

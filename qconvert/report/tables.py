@@ -1,16 +1,21 @@
-"""The tables of a report: size, latency, accuracy, gates, placement, engines, and searches."""
+"""The tables of a report: size, latency, accuracy, gates, placement, engines, layers, searches."""
 
+import csv
+import io
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, fields, replace
 
 from qconvert.core import number_format as fmt
+from qconvert.core.sanitize import sanitize_cell
 from qconvert.measure.accuracy import Accuracy
 from qconvert.measure.latency import Latency, summarize_latency
+from qconvert.measure.layer_errors import LayerError, layer_label, relative_error
 from qconvert.measure.mixed_result import MixedResult, PredictionLoss, SearchStep
 from qconvert.report import gates, metrics
 from qconvert.report.metrics import missing_reason, missing_score_reason
-from qconvert.report.model import MemoryUse, Report
+from qconvert.report.model import MemoryUse, Report, VariantResult
 from qconvert.report.table import (
     MISSING,
     Footnotes,
@@ -18,13 +23,12 @@ from qconvert.report.table import (
     TextTable,
     number_columns,
     optional_cell,
+    text_bar,
     text_columns,
 )
 
 BASELINE_ROW = "FP32 ONNX"
 BEST_MARK = "◆"
-COMPARED_WITH_FILE = "against the FP32 ONNX file: no fp32 engine of this backend was built"
-SIMULATED_ACCURACY = "the same graph on ONNX Runtime's CPU: the engine does not run here"
 MEMORY_COLUMNS = {"peak_rss_bytes": "memory MB", "device_bytes": "device MB"}
 MAX_REASONS = 12
 MAX_BLOCKS = 10
@@ -34,45 +38,52 @@ LOSS_MEASURES = {
     "agreement": "points of agreement with FP32",
     "certainty": "points of top-1 weighted by FP32: the probability that changed predictions lose",
 }
+# Fields of Accuracy with their titles and formats.
+SCORES: dict[str, tuple[str, Callable[[float], str]]] = {
+    "top1": ("top-1", fmt.percent),
+    "precision": ("precision", fmt.percent),
+    "recall": ("recall", fmt.percent),
+    "f1": ("F1", fmt.percent),
+    "change_pp": ("change pp", fmt.signed),
+    "agreement": ("agrees", fmt.percent),
+    "sqnr_db": ("SQNR dB", fmt.decibels),
+    "kl": ("KL", fmt.divergence),
+    "cosine": ("cosine", "{:.5f}".format),
+}
+LABELLED_SCORES = ("top1", "precision", "recall", "f1", "change_pp", "agreement")
+UNLABELLED_SCORES = ("agreement", "sqnr_db", "kl", "cosine")
 
 
 def overview_table(report: Report) -> TextTable:
     """Return a row for each variant: size, latency at its smallest batch, accuracy, gates."""
     scored = [variant.accuracy for variant in report.variants if variant.accuracy is not None]
+    scores = {name: SCORES[name][0] for name in UNLABELLED_SCORES[:2]}
     if not scored or any(accuracy.top1 is not None for accuracy in scored):
-        scores = [ScoreColumn("top-1", "top1"), ScoreColumn("Δ pp", "change_pp", fmt.signed)]
-    else:
-        scores = list(UNLABELLED_SCORES[:2])
+        scores = {"top1": "top-1", "change_pp": "Δ pp"}
     rows = []
     for variant in report.variants:
-        passed = metrics.passes_gates(report, variant)
+        passed = [gate.passed for gate in report.gates if gate.variant == variant.name]
         status = "baseline" if variant.precision == "fp32" else ""
-        if passed is not None:
-            status = gates.PASS if passed else gates.FAIL
+        if passed:
+            status = gates.PASS if all(passed) else gates.FAIL
         if variant.name == report.best:
             status = f"{status} {BEST_MARK}".strip()
         size = variant.engine.bytes if variant.engine is not None else None
-        rows.append(
-            (
-                variant.name,
-                optional_cell(size, fmt.megabytes, MISSING),
-                optional_cell(metrics.headline_latency(variant), _median_cell, MISSING),
-                optional_cell(metrics.headline_speedup(report, variant), fmt.ratio, MISSING),
-                *(
-                    optional_cell(
-                        getattr(variant.accuracy, score.field, None), score.write, MISSING
-                    )
-                    for score in scores
-                ),
-                status,
-            )
+        accuracy = variant.accuracy
+        cells = (
+            optional_cell(size, fmt.megabytes, MISSING),
+            optional_cell(metrics.headline_latency(variant), _median_cell, MISSING),
+            optional_cell(metrics.headline_speedup(report, variant), fmt.ratio, MISSING),
+            *(optional_cell(getattr(accuracy, n, None), SCORES[n][1], MISSING) for n in scores),
         )
+        rows.append((variant.name, *cells, status))
+    first, second = scores.values()
     columns = (
         *text_columns("variant"),
         *number_columns("MB", "p50 ms"),
         *number_columns("speed", rank=1),
-        *number_columns(scores[0].title),
-        *number_columns(scores[1].title, rank=2),
+        *number_columns(first),
+        *number_columns(second, rank=2),
         *text_columns("gate" if report.gates else ""),
     )
     return TextTable(columns, rows, "Variants")
@@ -80,16 +91,14 @@ def overview_table(report: Report) -> TextTable:
 
 def gate_table(report: Report) -> TextTable:
     """Return a row for each gate and variant."""
-    notes = Footnotes()
-    rows = []
+    notes, rows = Footnotes(), []
     for gate in report.gates:
         value, limit = gates.format_gate(gate)
         mark = notes.mark(gate.why) if gate.why else ""
         result = gates.PASS if gate.passed else gates.FAIL
         rows.append((gate.name, gate.variant, value + mark, limit, result))
-    columns = (
-        *text_columns("gate", "variant"), *number_columns("value", "limit"), *text_columns("result")
-    )  # fmt: skip
+    numbers = number_columns("value", "limit")
+    columns = (*text_columns("gate", "variant"), *numbers, *text_columns("result"))
     return TextTable(columns, rows, "Gates", notes.texts())
 
 
@@ -109,33 +118,33 @@ def size_table(report: Report) -> TextTable:
         size = variant.engine.bytes if variant.engine is not None and ratio is not None else None
         mark = ""
         if size is not None and (base is None or base.engine is None):
-            mark = notes.mark(COMPARED_WITH_FILE)
-        rows.append(
-            (
-                variant.name,
-                notes.cell(size, fmt.megabytes, reason),
-                notes.cell(ratio, fmt.ratio, reason) + mark,
-                *(
-                    notes.cell(
-                        getattr(memory, field),
-                        fmt.megabytes,
-                        missing_reason(variant, field, "memory"),
-                    )
-                    for field in measured
-                ),
+            mark = notes.mark(
+                "against the FP32 ONNX file: no fp32 engine of this backend was built"
             )
-        )
+        cells = [notes.cell(size, fmt.megabytes, reason)]
+        cells.append(notes.cell(ratio, fmt.ratio, reason) + mark)
+        for field in measured:
+            reason = missing_reason(variant, field, "memory")
+            cells.append(notes.cell(getattr(memory, field), fmt.megabytes, reason))
+        rows.append((variant.name, *cells))
     titles = ("MB", "ratio", *(MEMORY_COLUMNS[field] for field in measured))
     columns = (*text_columns("variant"), *number_columns(*titles))
     return TextTable(columns, rows, "Size", notes.texts())
 
 
-def latency_table(report: Report) -> TextTable:
-    """Return a row for each engine and batch size, with calls on the device in their own column."""
+def latency_table(report: Report, *, bars: bool = False) -> TextTable:
+    """Return a row for each engine and batch size, with calls on the device in their own column.
+
+    Bars are relative to the slowest engine at the same batch size.
+    """
     notes = Footnotes()
-    with_device = any(
-        latency.where == "device" for variant in report.variants for latency in variant.latency
-    )
+    latencies = [latency for variant in report.variants for latency in variant.latency]
+    with_device = any(latency.where == "device" for latency in latencies)
+    slowest: dict[int, float] = {}
+    for latency in latencies:
+        if latency.where == "host" and latency.samples_ms:
+            ms = summarize_latency(latency).median_ms
+            slowest[latency.batch] = max(ms, slowest.get(latency.batch, 0.0))
     rows: list[tuple[str, ...]] = []
     for variant in report.variants:
         reason, base = missing_reason(variant, "latency"), metrics.fp32_variant(report, variant)
@@ -146,34 +155,30 @@ def latency_table(report: Report) -> TextTable:
         for batch in batches:
             host = metrics.latency_at(variant, batch, "host")
             device = metrics.latency_at(variant, batch, "device")
-            latency = host or device
-            assert latency is not None
-            speedup = metrics.speedup(report, variant, latency)
-            on_device = [optional_cell(device, _device_cell)] if with_device else []
-            rows.append(
-                (
-                    variant.name,
-                    str(batch),
-                    notes.cell(host, _median_cell, reason),
-                    *on_device,
-                    fmt.throughput(summarize_latency(latency).images_per_second),
-                    notes.cell(speedup, fmt.ratio, not_compared),
-                )
-            )
+            headline = host or device
+            assert headline is not None
+            stats = summarize_latency(headline)
+            cells = [str(batch), notes.cell(host, _median_cell, reason)]
+            if with_device:
+                cells.append(fmt.ms(summarize_latency(device).median_ms) if device else "")
+            speedup = metrics.speedup(report, variant, headline)
+            cells.append(fmt.throughput(stats.images_per_second))
+            cells.append(notes.cell(speedup, fmt.ratio, not_compared))
+            if bars:
+                share = stats.median_ms / slowest[batch] if host and stats.median_ms else 0.0
+                cells.append(text_bar(share))
+            rows.append((variant.name, *cells))
         if not batches:
-            rows.append((variant.name, "", notes.missing(reason), *[""] * (2 + with_device)))
+            rows.append((variant.name, "", notes.missing(reason), *[""] * (2 + with_device + bars)))
     titles = ("batch", "median ms", *(["device ms"] if with_device else []), "images/s", "speed-up")
-    columns = (*text_columns("variant"), *number_columns(*titles))
+    bar_column = [TextColumn("time", rank=9)] if bars else []
+    columns = (*text_columns("variant"), *number_columns(*titles), *bar_column)
     return TextTable(columns, rows, "Latency", notes.texts())
 
 
 def _median_cell(latency: Latency) -> str:
     stats = summarize_latency(latency)
     return fmt.ms_with_spread(stats.median_ms, stats.spread_ms)
-
-
-def _device_cell(latency: Latency) -> str:
-    return fmt.ms(summarize_latency(latency).median_ms)
 
 
 def timing_table(report: Report) -> TextTable:
@@ -197,62 +202,31 @@ def timing_table(report: Report) -> TextTable:
     return TextTable(columns, rows, "Timings")
 
 
-@dataclass(frozen=True)
-class ScoreColumn:
-    """A column of the accuracy table: its title, its field of Accuracy, and its format."""
-
-    title: str
-    field: str
-    write: Callable[[float], str] = fmt.percent
-
-    def cell(self, accuracy: Accuracy) -> str | None:
-        """Return the cell; None where the score is missing."""
-        value = getattr(accuracy, self.field)
-        if self.field == "change_pp" and value is not None:
-            return fmt.change_with_interval(value, accuracy.half_width_pp)
-        return None if value is None else self.write(value)
-
-
-AGREEMENT = ScoreColumn("agrees", "agreement")
-LABELLED_SCORES = (
-    ScoreColumn("top-1", "top1"),
-    ScoreColumn("precision", "precision"),
-    ScoreColumn("recall", "recall"),
-    ScoreColumn("F1", "f1"),
-    ScoreColumn("change pp", "change_pp"),
-    AGREEMENT,
-)
-UNLABELLED_SCORES = (
-    AGREEMENT,
-    ScoreColumn("SQNR dB", "sqnr_db", fmt.decibels),
-    ScoreColumn("KL", "kl", fmt.divergence),
-    ScoreColumn("cosine", "cosine", "{:.5f}".format),
-)
-
-
 def accuracy_table(report: Report) -> TextTable:
     """Return the scores in percent; without labels agreement and the error of the outputs."""
-    notes = Footnotes()
+    notes, rows = Footnotes(), []
     scored = [variant for variant in report.variants if variant.accuracy is not None]
     accuracies = [variant.accuracy for variant in scored if variant.accuracy is not None]
     if report.baseline is not None:
         accuracies.append(report.baseline)
     labelled = any(accuracy.top1 is not None for accuracy in accuracies)
-    columns = LABELLED_SCORES if labelled else _unlabelled_scores(accuracies)
-    rows = []
-    if report.baseline is not None:
-        cells = [column.cell(report.baseline) for column in columns]
-        if any(cells):
-            rows.append((BASELINE_ROW, *(cell or "" for cell in cells)))
+    scores: Sequence[str] = LABELLED_SCORES
+    if not labelled:
+        measured = [n for n in UNLABELLED_SCORES if any(_score_cell(a, n) for a in accuracies)]
+        scores = measured or ("top1", "agreement")
+    baseline_cells = [_score_cell(report.baseline, name) or "" for name in scores]
+    if any(baseline_cells):
+        rows.append([BASELINE_ROW, *baseline_cells])
     for variant in report.variants:
-        accuracy, name = variant.accuracy, variant.name
+        accuracy, row = variant.accuracy, [variant.name]
         if accuracy is not None and accuracy.measured_on == "cpu-simulation":
-            name += notes.mark(SIMULATED_ACCURACY)
-        row = [name]
-        for column in columns:
-            cell = None if accuracy is None else column.cell(accuracy)
-            row.append(notes.cell(cell, str, missing_score_reason(variant, column.field)))
-        rows.append(tuple(row))
+            row[0] += notes.mark(
+                "the same graph on ONNX Runtime's CPU: the engine does not run here"
+            )
+        for name in scores:
+            reason = missing_score_reason(variant, name)
+            row.append(notes.cell(_score_cell(accuracy, name), str, reason))
+        rows.append(row)
     title = "Accuracy"
     most = max(accuracies, key=lambda accuracy: accuracy.images, default=None)
     if most is not None and most.images:
@@ -262,17 +236,15 @@ def accuracy_table(report: Report) -> TextTable:
             title += " (agrees: of all)"
     if scored and not labelled:
         title += notes.mark(missing_score_reason(scored[0], "top1"))
-    header = (*text_columns("variant"), *number_columns(*(column.title for column in columns)))
-    return TextTable(header, rows, title, notes.texts())
+    columns = (*text_columns("variant"), *number_columns(*(SCORES[name][0] for name in scores)))
+    return TextTable(columns, rows, title, notes.texts())
 
 
-def _unlabelled_scores(accuracies: list[Accuracy]) -> tuple[ScoreColumn, ...]:
-    measured = (
-        column
-        for column in UNLABELLED_SCORES
-        if any(column.cell(accuracy) is not None for accuracy in accuracies)
-    )
-    return tuple(measured) or (LABELLED_SCORES[0], AGREEMENT)
+def _score_cell(accuracy: Accuracy | None, name: str) -> str | None:
+    value: float | None = getattr(accuracy, name, None)
+    if name == "change_pp" and accuracy is not None and value is not None:
+        return fmt.change_with_interval(value, accuracy.half_width_pp)
+    return None if value is None else SCORES[name][1](value)
 
 
 def class_table(report: Report) -> TextTable:
@@ -302,28 +274,24 @@ def class_name(report: Report, number: int) -> str:
 
 def placement_table(report: Report) -> TextTable:
     """Return the nodes of every engine by provider and by the precision they run in."""
-    notes = Footnotes()
-    rows = []
+    notes, rows = Footnotes(), []
+
+    def count_cell(nodes: dict[str, int]) -> str:
+        ordered = sorted(nodes.items(), key=lambda item: (-item[1], item[0]))
+        return ", ".join(f"{n} {name.removesuffix('ExecutionProvider')}" for name, n in ordered)
+
     for variant in report.variants:
         # No engine runs on no provider: an empty count is an unmeasured one.
         counts = {"by_provider": variant.by_provider or None, "by_precision": variant.by_precision}
         cells = [
-            notes.cell(nodes, _count_cell, missing_reason(variant, field, "latency"))
+            notes.cell(nodes, count_cell, missing_reason(variant, field, "latency"))
             for field, nodes in counts.items()
         ]
         of_all = f"{variant.quantized} of {variant.candidates}" if variant.candidates else ""
         rows.append((variant.name, *cells, of_all))
-    columns = (
-        *text_columns("variant"),
-        *text_columns("nodes by provider", "by precision", wrap=True),
-        *number_columns("quantized"),
-    )
+    counted = text_columns("nodes by provider", "by precision", wrap=True)
+    columns = (*text_columns("variant"), *counted, *number_columns("quantized"))
     return TextTable(columns, rows, "Where it runs", notes.texts())
-
-
-def _count_cell(nodes: dict[str, int]) -> str:
-    ordered = sorted(nodes.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{n} {name.removesuffix('ExecutionProvider')}" for name, n in ordered)
 
 
 def operator_table(report: Report) -> TextTable:
@@ -347,12 +315,8 @@ def unquantized_table(report: Report) -> TextTable:
         if len(reasons) > MAX_REASONS:
             more = f"and {len(reasons) - MAX_REASONS} more reasons"
             rows.append((variant.name, MISSING, "", more))
-    columns = (
-        *text_columns("variant", "operator"),
-        *number_columns("nodes"),
-        *text_columns("why", wrap=True),
-    )
-    return TextTable(columns, rows, "Not quantized")
+    names, why = text_columns("variant", "operator"), text_columns("why", wrap=True)
+    return TextTable((*names, *number_columns("nodes"), *why), rows, "Not quantized")
 
 
 def engine_table(report: Report) -> TextTable:
@@ -368,12 +332,11 @@ def engine_table(report: Report) -> TextTable:
         for variant in report.variants
         if (engine := variant.engine) is not None
     ]
-    columns = (
-        *text_columns("engine", "path", "sha256"),
-        *number_columns("built in"),
-        *text_columns("built with", wrap=True),
+    names, versions = (
+        text_columns("engine", "path", "sha256"),
+        text_columns("built with", wrap=True),
     )
-    return TextTable(columns, rows, "Engines")
+    return TextTable((*names, *number_columns("built in"), *versions), rows, "Engines")
 
 
 def provenance(report: Report) -> dict[str, str]:
@@ -386,6 +349,67 @@ def provenance(report: Report) -> dict[str, str]:
     if report.seconds:
         facts["seconds"] = ", ".join(f"{step} {took:.1f}" for step, took in report.seconds.items())
     return facts
+
+
+def layer_table(layers: Sequence[LayerError], title: str = "Layers") -> TextTable:
+    """Return a row for each layer: the error that arrives, its own, and how much is clipping.
+
+    The bars compare the finite errors; an infinite one has a full bar.
+    """
+    errors = [relative_error(layer) for layer in layers]
+    largest = max(filter(math.isfinite, errors), default=0.0) or 1.0
+    rows = [
+        (
+            layer_label(layer),
+            layer.op,
+            layer.precision,
+            optional_cell(layer.arriving_db, fmt.decibels),
+            optional_cell(layer.made_db, fmt.decibels),
+            text_bar(error / largest),
+            optional_cell(layer.cosine, "{:.5f}".format),
+            fmt.small_percent(layer.clipped),
+            fmt.small_percent(layer.saturated),
+        )
+        for layer, error in zip(layers, errors, strict=True)
+    ]
+    columns = (
+        TextColumn("layer"),
+        TextColumn("operator", rank=4),
+        TextColumn("in", rank=2),
+        *number_columns("arrives dB", "made dB"),
+        TextColumn("error made", rank=1),
+        *number_columns("cosine", rank=3),
+        *number_columns("clipped %", rank=5),
+        *number_columns("saturated %", rank=6),
+    )
+    return TextTable(columns, rows, title)
+
+
+def distinct_layers(variants: Sequence[VariantResult]) -> list[tuple[str, Sequence[LayerError]]]:
+    """Return the layers of all variants; those of equal graphs once, under all their names."""
+    names: dict[Sequence[LayerError], list[str]] = {}
+    for variant in variants:
+        if variant.layers:
+            names.setdefault(variant.layers, []).append(variant.name)
+    return [(", ".join(same), layers) for layers, same in names.items()]
+
+
+def layers_csv(layers: Mapping[str, Sequence[LayerError]]) -> str:
+    """Return a line for each layer of each variant; what is unknown is empty.
+
+    `inf` is the SQNR of equal tensors, `-inf` that of tensors which are not finite. A name that a
+    spreadsheet would compute is quoted.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("variant", *(field.name for field in fields(LayerError))))
+    for variant, errors in layers.items():
+        for error in errors:
+            cells = (variant, *astuple(error))
+            writer.writerow(
+                sanitize_cell(cell) if isinstance(cell, str) else cell for cell in cells
+            )
+    return text.getvalue()
 
 
 def search_tables(report: Report) -> list[TextTable]:
@@ -459,16 +483,11 @@ def search_result_table(result: MixedResult, sizes: Mapping[str, int]) -> TextTa
     for name, latency in latencies.items():
         # Of the float models only fp32 is a file of its own here.
         size = sizes.get(name) if name in (*steps, "fp32") else None
+        cells = [optional_cell(size, fmt.megabytes, MISSING)]
+        cells.append(notes.cell(latency, fmt.ms, result.untimed))
         loss = steps[name].confirmed or steps[name].search if name in steps else None
-        rows.append(
-            (
-                name,
-                optional_cell(size, fmt.megabytes, MISSING),
-                notes.cell(latency, fmt.ms, result.untimed),
-                optional_cell(loss, _loss_cell),
-                "" if loss is None else fmt.percent(loss.agreement),
-            )
-        )
+        cells += ["", ""] if loss is None else [_loss_cell(loss), fmt.percent(loss.agreement)]
+        rows.append((name, *cells))
     titles = ("MB", "p50 ms", "loses pp", "agrees %")
     columns = (*text_columns("precision"), *number_columns(*titles))
     return TextTable(columns, rows, "Result", notes.texts())

@@ -1,120 +1,69 @@
-"""The verdict: one sentence that names what to ship, or why nothing can be named."""
+"""What follows from a report: one sentence that names what to ship, or why nothing can be named.
 
+Before it come the notes: what a reader should know before trusting the numbers, and what to do.
+"""
+
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
-from qconvert.core import number_format
+from qconvert.core import number_format as fmt
 from qconvert.core.config import GateConfig
+from qconvert.measure.accuracy import IDENTICAL, IDENTICAL_WHERE_FINITE, NO_CLASSES, NO_LABELS
+from qconvert.measure.latency import summarize_latency
 from qconvert.report import gates, metrics
 from qconvert.report.model import Report, VariantResult
-from qconvert.report.notes import collect_notes
 
-INT8_NOT_FASTER = "INT8 is not faster here"
+# Footnotes of the accuracy table.
+SHOWN_IN_TABLE = (IDENTICAL, IDENTICAL_WHERE_FINITE, NO_LABELS, NO_CLASSES)
+FEW_IMAGES = 100
 
 
 def conclude(report: Report, limits: GateConfig) -> Report:
     """Return the report with what follows from its measurements; repeating it changes nothing."""
     report = replace(report, gates=gates.evaluate_gates(report, limits))
-    best = gates.best_variant(report)
-    return replace(
-        report, notes=collect_notes(report), best=best.name if best else "", verdict=verdict(report)
-    )
+    best, verdict = _decide(report)
+    return replace(report, notes=collect_notes(report), best=best, verdict=verdict)
 
 
-def verdict(report: Report) -> str:
-    """Return the sentence."""
-    if not any(metrics.headline_latency(variant) for variant in report.variants):
-        return _nothing_timed(report)
-    variant = gates.fastest_acceptable(report)
-    if variant is None:
-        return _nothing_to_ship(report)
-    facts = ", ".join(_facts(report, variant))
-    if gates.is_accurate(report, variant) is None:
-        if variant.accuracy is not None and variant.accuracy.sqnr_db is not None:
-            return f"Ship `{variant.name}` if its output error is acceptable to you: {facts}"
-        return (
-            f"`{variant.name}` is the fastest ({facts}), but its accuracy is unknown: "
+def _decide(report: Report) -> tuple[str, str]:
+    """Return the name of the variant to ship, empty where none is known, and the verdict.
+
+    It is the fastest that passes the gates and is known to be accurate.
+    """
+    timed = [v for v in report.variants if metrics.headline_latency(v) is not None]
+    if not timed:
+        return "", _nothing_timed(report)
+    acceptable = [variant for variant in timed if gates.is_acceptable(report, variant)]
+    if not acceptable:
+        quantized = [variant for variant in timed if variant.precision != "fp32"]
+        objection = _objection(report, min(quantized or timed, key=metrics.ms_per_image))
+        return "", f"Nothing to ship: {objection}, and no other engine does better"
+    best = min(acceptable, key=metrics.ms_per_image)
+    facts = ", ".join(_facts(report, best))
+    if gates.is_accurate(report, best) is None:
+        if best.accuracy is not None and best.accuracy.sqnr_db is not None:
+            return "", f"Ship `{best.name}` if its output error is acceptable to you: {facts}"
+        return "", (
+            f"`{best.name}` is the fastest ({facts}), but its accuracy is unknown: "
             "run `qconvert evaluate` with `--eval`"
         )
-    if untimed := gates.not_timed_with(report, variant):
-        names = ", ".join(f"`{name}`" for name in untimed)
-        return (
-            f"Not timed together with `{variant.name}`: {names}; "
+    if untimed := _not_timed_with(report, best):
+        return "", (
+            f"Not timed together with `{best.name}`: {', '.join(untimed)}; "
             "`qconvert bench RUN` times all of them together"
         )
-    objection = _int8_objection(report, variant)
+    objection = _int8_objection(report, best)
     lead = f"{objection}, so ship" if objection else "Ship"
-    if metrics.passes_gates(report, variant) is not None:
+    if any(gate.variant == best.name for gate in report.gates):
         all_passed = all(gate.passed for gate in report.gates)
         facts += "; all gates passed" if all_passed else "; its gates passed"
-    timed = {v.backend for v in report.variants if metrics.headline_latency(v) is not None}
-    untimed_backends = dict.fromkeys(
-        f"`{v.backend}`" for v in report.variants if v.backend not in timed
-    )
-    if untimed_backends:
-        facts += f"; nothing was timed on {', '.join(untimed_backends)}"
-    return f"{lead} `{variant.name}`: {facts}"
-
-
-def _facts(report: Report, variant: VariantResult) -> Iterator[str]:
-    ratio = metrics.headline_speedup(report, variant)
-    if ratio is None or variant.precision == "fp32":
-        latency, median = metrics.headline_latency(variant), metrics.median_ms(variant)
-        assert latency is not None
-        assert median is not None
-        yield f"{number_format.ms(median)} ms at batch {latency.batch}"
-    else:
-        yield f"{number_format.ratio(ratio)} as fast as fp32"
-    size = metrics.size_ratio(report, variant)
-    if size is not None and variant.precision != "fp32":
-        yield f"{100 * size:.0f} % of the size"
-    if variant.precision != "fp32":
-        yield from _accuracy_facts(report, variant)
-
-
-def _accuracy_facts(report: Report, variant: VariantResult) -> Iterator[str]:
-    accuracy = variant.accuracy
-    if accuracy is None:
-        return
-    change = gates.meaningful_top1_change(report, variant)
-    if change is not None:
-        yield f"top-1 {number_format.change_with_interval(change, accuracy.half_width_pp, 1)} pp"
-    elif accuracy.agreement is not None:
-        yield f"agrees with FP32 on {number_format.percent(accuracy.agreement)} % of the images"
-    elif accuracy.sqnr_db is not None:
-        yield f"output SQNR {number_format.decibels(accuracy.sqnr_db)} dB"
-
-
-def _int8_objection(report: Report, chosen: VariantResult) -> str:
-    """Say why the verdict is not the INT8 engine of the same backend."""
-    for variant in report.variants:
-        rival = variant.precision == "int8" and variant.backend == chosen.backend
-        if not rival or variant is chosen or metrics.headline_latency(variant) is None:
-            continue
-        # A faster float engine that fails its gates is no reason for a third one.
-        faster = metrics.ms_per_image(chosen) <= metrics.ms_per_image(variant)
-        if faster and chosen.precision in gates.FLOAT_PRECISIONS:
-            return INT8_NOT_FASTER
-        return _objection(report, variant)
-    return ""
-
-
-def _objection(report: Report, variant: VariantResult) -> str:
-    for gate in gates.failed_gates(report, variant):
-        if gate.value is None:
-            return f"`{variant.name}` fails {gate.name}, which was not measured"
-        return f"`{variant.name}` fails {gate.name} ({gates.describe_result(gate)})"
-    if gates.is_accurate(report, variant) is False:
-        facts = ", ".join(_accuracy_facts(report, variant))
-        return f"`{variant.name}` differs too much from FP32 ({facts})"
-    return ""
-
-
-def _nothing_to_ship(report: Report) -> str:
-    timed = [v for v in report.variants if metrics.headline_latency(v) is not None]
-    quantized = [variant for variant in timed if variant.precision != "fp32"]
-    fastest = min(quantized or timed, key=metrics.ms_per_image)
-    return f"Nothing to ship: {_objection(report, fastest)}, and no other engine does better"
+    backends = dict.fromkeys(variant.backend for variant in report.variants)
+    for variant in timed:
+        backends.pop(variant.backend, None)
+    if backends:
+        facts += f"; nothing was timed on {', '.join(f'`{backend}`' for backend in backends)}"
+    return best.name, f"{lead} `{best.name}`: {facts}"
 
 
 def _nothing_timed(report: Report) -> str:
@@ -126,10 +75,228 @@ def _nothing_timed(report: Report) -> str:
     if reason != metrics.NOT_MEASURED:
         return f"Nothing was timed ({reason}): run `qconvert bench` where the engines work"
     compared = [
-        f"`{variant.name}` {', '.join(facts)}"
+        f"`{variant.name}` {fact}"
         for variant in report.variants
-        if variant.precision != "fp32" and (facts := [*_accuracy_facts(report, variant)])
+        if variant.precision != "fp32" and (fact := _accuracy_fact(report, variant))
     ]
+    return "Nothing was timed" + (f"; accuracy: {'; '.join(compared)}" if compared else "")
+
+
+def _facts(report: Report, variant: VariantResult) -> Iterator[str]:
+    latency, ratio = metrics.headline_latency(variant), metrics.headline_speedup(report, variant)
+    if latency is not None and (ratio is None or variant.precision == "fp32"):
+        yield f"{fmt.ms(summarize_latency(latency).median_ms)} ms at batch {latency.batch}"
+    if variant.precision == "fp32":
+        return
+    if ratio is not None:
+        yield f"{fmt.ratio(ratio)} as fast as fp32"
+    size = metrics.size_ratio(report, variant)
+    if size is not None:
+        yield f"{100 * size:.0f} % of the size"
+    if fact := _accuracy_fact(report, variant):
+        yield fact
+
+
+def _accuracy_fact(report: Report, variant: VariantResult) -> str:
+    accuracy = variant.accuracy
+    change = gates.meaningful_top1_change(report, variant)
+    if accuracy is None:
+        return ""
+    if change is not None:
+        return f"top-1 {fmt.change_with_interval(change, accuracy.half_width_pp, 1)} pp"
+    if accuracy.agreement is not None:
+        return f"agrees with FP32 on {fmt.percent(accuracy.agreement)} % of the images"
+    return "" if accuracy.sqnr_db is None else f"output SQNR {fmt.decibels(accuracy.sqnr_db)} dB"
+
+
+def _not_timed_with(report: Report, variant: VariantResult) -> list[str]:
+    """Name the engines that a variant only beats because they were not timed with it.
+
+    To ship fp32 takes all engines of its backend; to ship another, those that were timed before.
+    """
+    return [
+        f"`{other.name}`"
+        for other in report.variants
+        if other.backend == variant.backend
+        and metrics.headline_latency(other) is None
+        and (
+            variant.precision == "fp32"
+            or other.unmeasured.get("latency") == metrics.NOT_TIMED_TOGETHER
+        )
+        and gates.is_accurate(report, other) is not False
+    ]
+
+
+def _int8_objection(report: Report, chosen: VariantResult) -> str:
+    """Say why the verdict is not the INT8 engine of the same backend."""
+    for variant in report.variants:
+        rival = variant.precision == "int8" and variant.backend == chosen.backend
+        if not rival or variant is chosen or metrics.headline_latency(variant) is None:
+            continue
+        # A faster float engine that fails its gates is no reason for a third one.
+        faster = metrics.ms_per_image(chosen) <= metrics.ms_per_image(variant)
+        if faster and chosen.precision in gates.FLOAT_PRECISIONS:
+            return "INT8 is not faster here"
+        return _objection(report, variant)
+    return ""
+
+
+def _objection(report: Report, variant: VariantResult) -> str:
+    for gate in gates.failed_gates(report, variant):
+        if gate.value is None:
+            return f"`{variant.name}` fails {gate.name}, which was not measured"
+        return f"`{variant.name}` fails {gate.name} ({gates.describe_result(gate)})"
+    if gates.is_accurate(report, variant) is False:
+        fact = _accuracy_fact(report, variant)
+        return f"`{variant.name}` differs too much from FP32 ({fact})"
+    return ""
+
+
+def collect_notes(report: Report) -> tuple[str, ...]:
+    """Return all notes without repetition; those of steps and measurements come first."""
+    notes = [
+        *report.run_notes,
+        *_measurement_notes(report),
+        *_slow_int8_notes(report),
+        *_image_notes(report),
+        *_kernel_notes(report),
+    ]
+    return tuple(dict.fromkeys(notes))
+
+
+def _measurement_notes(report: Report) -> Iterator[str]:
+    """Yield the notes of measurements, each once for all the variants that share it.
+
+    What concerns the images themselves is a note of the baseline.
+    """
+    baseline = report.baseline.notes if report.baseline is not None else ()
+    yield from (note for note in sorted(set(baseline)) if note not in SHOWN_IN_TABLE)
+    # One sentence about all doubtful timings; the JSON has a note for each.
+    doubts = [
+        (f"`{variant.name}` at batch {latency.batch}", note)
+        for variant in report.variants
+        for latency in variant.latency
+        for note in latency.notes
+    ]
+    if doubts:
+        sentence, reason = doubts[0]
+        same = {timing for timing, note in doubts if note == reason} - {sentence}
+        others = {timing for timing, _ in doubts} - same - {sentence}
+        if same:
+            sentence += f" (and {fmt.count(len(same), 'more timing')})"
+        sentence += f": {reason}"
+        if others:
+            verb = "is" if len(others) == 1 else "are"
+            sentence += f"; {fmt.count(len(others), 'more timing')} {verb} doubtful too"
+        yield sentence
+    names_by_note: dict[str, list[str]] = {}
+    for variant in report.variants:
+        accuracy_notes = variant.accuracy.notes if variant.accuracy is not None else ()
+        for note in (*variant.notes, *accuracy_notes):
+            names_by_note.setdefault(note, []).append(f"`{variant.name}`")
+    for note, names in names_by_note.items():
+        if note not in (*baseline, *SHOWN_IN_TABLE):
+            yield f"{'; '.join(dict.fromkeys(names))}: {note}"
+
+
+def _slow_int8_notes(report: Report) -> Iterator[str]:
+    """Say where INT8 is not faster than a float precision, and what may be the cause."""
+    for variant in report.variants:
+        latency = metrics.headline_latency(variant)
+        if variant.precision != "int8" or latency is None:
+            continue
+        ms = summarize_latency(latency).median_ms
+        faster: list[tuple[float, VariantResult]] = []
+        for other in report.variants:
+            timed = metrics.latency_at(other, latency.batch, latency.where)
+            comparable = (
+                other.backend == variant.backend and other.precision in gates.FLOAT_PRECISIONS
+            )
+            if comparable and timed is not None and summarize_latency(timed).median_ms <= ms:
+                faster.append((summarize_latency(timed).median_ms, other))
+        if not faster:
+            continue
+        acceptable = [pair for pair in faster if gates.is_acceptable(report, pair[1])]
+        float_ms, fastest = min(acceptable or faster, key=lambda pair: pair[0])
+        advice = f"ship `{fastest.name}`, or look" if acceptable else "look"
+        yield (
+            f"INT8 is not faster than {fastest.precision.upper()} on `{variant.backend}` "
+            f"({fmt.ms(ms)} against {fmt.ms(float_ms)} ms), "
+            f"{_int8_reason(variant)}: {advice} with `qconvert inspect --quantized`"
+        )
+
+
+def _int8_reason(variant: VariantResult) -> str:
+    left, candidates = variant.unquantized, variant.candidates
+    if not left:
+        all_of = f"all {candidates} operators that could be are" if candidates else "its graph is"
+        return f"though {all_of} quantized"
+    op, count = Counter(node.op for node in left).most_common(1)[0]
+    reason = Counter(node.reason for node in left if node.op == op).most_common(1)[0][0]
+    example = next(node.node for node in left if (node.op, node.reason) == (op, reason))
     return (
-        f"Nothing was timed; accuracy: {'; '.join(compared)}" if compared else "Nothing was timed"
+        f"because {len(left)} of {max(candidates, len(left))} operators are not quantized, "
+        f"most of them {op} ({count}: {reason}, as in `{example}`)"
     )
+
+
+def _image_notes(report: Report) -> Iterator[str]:
+    """Doubt labels and preprocessing, and images that are too few or not independent."""
+    top1 = metrics.baseline_top1(report)
+    if top1 is not None and top1 < gates.LOW_TOP1:
+        yield (
+            f"the FP32 model is right on only {fmt.percent(top1)} % of the images: check that "
+            "`--preprocess` and the class numbers of the labels are those of its training"
+        )
+    prepared = report.evaluation.prepared if report.evaluation is not None else {}
+    if prepared:
+        names = [key for key, value in prepared.items() if value != report.preprocess.get(key)]
+        yield (
+            f"evaluation and calibration images were prepared differently ({', '.join(names)}): "
+            "`qconvert evaluate` without preprocessing options measures what ships"
+        )
+    if report.shared_images:
+        shared = fmt.count(report.shared_images, "image")
+        yield (
+            f"calibration and evaluation share {shared}, so the accuracy may look better than it "
+            "is: evaluate on other images"
+        )
+    scored = [variant.accuracy for variant in report.variants if variant.accuracy is not None]
+    # Where only some images have labels, top-1 rests on those.
+    images = min((accuracy.labelled or accuracy.images for accuracy in scored), default=0)
+    partly = any(a.labelled and a.labelled < a.images for a in scored)
+    counted = fmt.count(images, "labelled image" if partly else "image")
+    widest = max((accuracy.half_width_pp or 0.0 for accuracy in scored), default=0.0)
+    if 0 < images < FEW_IMAGES:
+        yield f"accuracy rests on {counted}: evaluate on {FEW_IMAGES} or more before trusting it"
+    elif widest > 1.0:  # wider than most differences of interest
+        needed = images * (widest / 0.5) ** 2
+        digits = int(10 ** max(len(str(int(needed))) - 2, 0))
+        yield (
+            f"intervals are as wide as ± {widest:.1f} pp with {counted}: about "
+            f"{int(-(-needed // digits) * digits)} would bring them to ± 0.5 pp"
+        )
+
+
+def _kernel_notes(report: Report) -> Iterator[str]:
+    """Name the engines whose accuracy or speed is that of other kernels than their own."""
+    names = [
+        f"`{variant.name}`"
+        for variant in report.variants
+        if variant.accuracy is not None and variant.accuracy.measured_on == "cpu-simulation"
+    ]
+    if names:
+        yield (
+            f"accuracy of {', '.join(names)} is that of the same graph on ONNX Runtime's CPU: "
+            "run `qconvert evaluate` on the run folder where the engine works"
+        )
+    for variant in report.variants:
+        # ONNX Runtime has no FP16 kernels for x86 CPUs.
+        in_float = set(variant.by_provider) == {"CPUExecutionProvider"}
+        if variant.by_precision is not None:
+            in_float = not variant.by_precision.get("fp16")
+        if variant.precision == "fp16" and in_float:
+            yield (
+                f"`{variant.name}` is stored in half the bytes and computed in float32 here: "
+                "ship it for its size, and another precision for speed"
+            )

@@ -22,9 +22,15 @@ from qconvert.run.evaluate import score_engines
 from qconvert.run.explain_errors import add_changed_images, analyze_errors
 from qconvert.run.report_builder import RunResults, build_report
 from qconvert.run.report_files import merge_with_previous, write_report
-from qconvert.run.run_folder import ENGINE_FILE
+from qconvert.run.run_folder import ENGINE_FILE, RunFolder
 from qconvert.run.search import add_mixed_variants
-from qconvert.run.variants import BuildInputs, build_engine, choose_variants, make_graph
+from qconvert.run.variants import (
+    BuildInputs,
+    ChosenVariants,
+    build_engine,
+    choose_variants,
+    make_graph,
+)
 
 NO_EVALUATION_IMAGES = "no images to compare outputs on: give `--eval PATH`"
 PLANNED_ONLY = "only planned: no engine was built"
@@ -47,19 +53,23 @@ class BuildRequest:
 
 def build(context: JobContext, request: BuildRequest) -> Report:
     """Build all engines, measure them, write everything into the run, and return the report."""
+    config, seconds = context.config, dict[str, float]()
     if request.resumed:
-        open_folder = run_folder.resume_run(request.out, context.config)
+        run_folder.require_same_settings(RunFolder(request.out), config)
+        open_folder = run_folder.resume_run(request.out, config)
     else:
-        run_folder.require_inputs_exist(context.config)
-        open_folder = run_folder.begin_run(request.out, context.config)
-    with open_folder as folder:
-        return _build(context.in_run(folder), request)
-
-
-def _build(context: RunContext, request: BuildRequest) -> Report:
-    config, folder, seconds = context.config, context.folder, dict[str, float]()
+        run_folder.require_inputs_exist(config)
+        open_folder = run_folder.begin_run(request.out, config)
     with _timed(seconds, "probe"):
         chosen = choose_variants(config.build, plan_only=request.plan_only)
+    with open_folder as folder:
+        return _build(chosen, request, context.in_run(folder), seconds)
+
+
+def _build(
+    chosen: ChosenVariants, request: BuildRequest, context: RunContext, seconds: dict[str, float]
+) -> Report:
+    config, folder = context.config, context.folder
     with _timed(seconds, "calibrate"):
         if request.resumed:
             inputs = reload_inputs(chosen.variants, context)
@@ -71,15 +81,14 @@ def _build(context: RunContext, request: BuildRequest) -> Report:
     is_missing = request.resumed and images is not None and not images.exists()
     evaluation = None if is_missing else open_evaluation_set(source, context, request.workers)
     with _timed(seconds, "search"):
-        with_mixes = add_mixed_variants(chosen, inputs, evaluation, context)
-    chosen, inputs = with_mixes.chosen, with_mixes.inputs
+        chosen, inputs, mixes = add_mixed_variants(chosen, inputs, evaluation, context)
     with _timed(seconds, "quantize"):
         graphs = {variant: make_graph(variant, inputs, context) for variant in chosen.variants}
     results = RunResults(
         graphs,
         chosen.available,
         inputs.calibration.full if inputs.calibration is not None else None,
-        mixes=with_mixes.mixes,
+        mixes=mixes,
         notes=chosen.notes,
     )
     if request.plan_only:

@@ -23,8 +23,7 @@ from qconvert.core.errors import QConvertError
 from qconvert.core.tensors import RunModel, Tensors, batch_size, fixed_batch, pad_batch
 from qconvert.graph.taps import TappedModel, add_calibration_taps
 from qconvert.images.batches import Images
-from qconvert.images.image_files import NoReadableImage
-from qconvert.images.prefetch import map_ordered
+from qconvert.images.image_files import NoReadableImage, map_ordered
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH, split_batches
 from qconvert.run import worker_bootstrap
 

@@ -28,7 +28,6 @@ from qconvert.core.tensors import (
     pad_batch,
     unpad_batch,
 )
-from qconvert.images.labels import check_classes
 from qconvert.measure.accuracy import (
     BASELINE,
     BF16_UNSCORED,
@@ -130,7 +129,7 @@ def _measure_scores(
         expected = _run_batch(run_reference, batch.feeds, size)
         batches[BASELINE].append(score_batch(expected, expected, labels))
         if classes := batches[BASELINE][0].classes:
-            check_classes(images, classes)
+            images.check_classes(classes)
         for name, run in runs.items():
             outputs = _run_batch(run, batch.feeds, size)
             batches[name].append(score_batch(expected, outputs, labels))

@@ -15,11 +15,11 @@ from qconvert.measure.evidence import Evidence
 from qconvert.measure.machine import describe_machine
 from qconvert.report import json_file
 from qconvert.report.html import render_html
-from qconvert.report.layer_tables import layers_csv
 from qconvert.report.markdown import render_markdown
 from qconvert.report.metrics import NOT_TIMED_TOGETHER
 from qconvert.report.model import EngineInfo, Report, VariantResult
 from qconvert.report.model_card import render_card
+from qconvert.report.tables import layers_csv
 from qconvert.report.verdict import conclude
 from qconvert.run.run_folder import CARD, ENGINES, HTML, LAYERS, MARKDOWN, REPORT, RunFolder
 from qconvert.run.targets import Target, engine_sha256

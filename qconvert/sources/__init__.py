@@ -1,10 +1,9 @@
 """Load a model from anything users name one by: a file, a factory function, a model zoo."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import onnx_ir as ir
 
@@ -28,15 +27,8 @@ LOADERS = {
     "torchvision": "qconvert.sources.torch_models:load_torchvision",
 }
 
-FILE_KINDS = ("ONNX file", "pt2 file", "checkpoint")
-KINDS_BY_SUFFIX = {
-    "onnx": "ONNX file",
-    "pt2": "pt2 file",
-    "pt": "checkpoint",
-    "pth": "checkpoint",
-}
-
-MODEL_FORMS = "`m.onnx`, `net.pt2`, `package.module:factory`, `timm:NAME` or `torchvision:NAME`"
+SUFFIXES = {"onnx": "ONNX file", "pt2": "pt2 file", "pt": "checkpoint", "pth": "checkpoint"}
+FILE_KINDS = set(SUFFIXES.values())
 
 
 @dataclass(frozen=True)
@@ -69,9 +61,7 @@ def load(source: str, export: ExportConfig, *, trust: bool = False) -> Source:
     """Load a model in ONNX form; `trust` allows files that can run code while they are read."""
     module, _, function = LOADERS[kind(source)].partition(":")
     try:
-        loader: Callable[[str, ExportConfig, bool], Source] = getattr(
-            import_module(module), function
-        )
+        loader = getattr(import_module(module), function)
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "onnxscript"):
             raise
@@ -79,7 +69,7 @@ def load(source: str, export: ExportConfig, *, trust: bool = False) -> Source:
             f"`{source}` needs {error.name}, which is not installed",
             hint='pip install "qconvert[torch]"',
         ) from None
-    return loader(source, export, trust)
+    return cast(Source, loader(source, export, trust))
 
 
 def kind(source: str) -> str:
@@ -87,10 +77,12 @@ def kind(source: str) -> str:
     prefix, colon, name = source.partition(":")
     if prefix in ("timm", "torchvision") and name:
         return prefix
-    if file_kind := KINDS_BY_SUFFIX.get(source.rpartition(".")[2].lower()):
+    if file_kind := SUFFIXES.get(source.rpartition(".")[2].lower()):
         return file_kind
     if colon and name.isidentifier() and all(part.isidentifier() for part in prefix.split(".")):
         return "factory"
     raise UsageError(
-        f"`{source}` is not a model this tool can read", hint=f"a model is {MODEL_FORMS}"
+        f"`{source}` is not a model this tool can read",
+        hint="a model is `m.onnx`, `net.pt2`, `package.module:factory`, `timm:NAME` or "
+        "`torchvision:NAME`",
     )

@@ -8,7 +8,7 @@ from PIL import Image
 
 from qconvert.demo import generator
 from qconvert.demo.generator import CLASSES, draw_image
-from qconvert.images import labels, listing
+from qconvert.images import listing
 
 SHIPPED = Path(__file__).resolve().parent.parent.parent / "calib_data"
 
@@ -16,7 +16,7 @@ SHIPPED = Path(__file__).resolve().parent.parent.parent / "calib_data"
 def test_image_folder_labels_are_read_as_classes() -> None:
     counts: list[int] = []
     generator.write_images(Path("drawn"), seed=7, count=23, progress=counts.append)
-    images = labels.attach_labels(listing.list_images(Path("drawn")))
+    images = listing.attach_labels(listing.list_images(Path("drawn")))
     assert [item.label for item in images.items] == [number % len(CLASSES) for number in range(23)]
     assert images.classes.names == CLASSES
     assert counts == list(range(1, 24))
@@ -45,5 +45,5 @@ def test_shipped_images_match_the_generator() -> None:
 
 def test_shipped_images_are_small_and_of_every_class() -> None:
     assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 3_000_000
-    images = labels.attach_labels(listing.list_images(SHIPPED))
+    images = listing.attach_labels(listing.list_images(SHIPPED))
     assert {item.label for item in images.items} == set(range(len(CLASSES)))

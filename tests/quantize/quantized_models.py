@@ -8,11 +8,10 @@ from qconvert.core.scales import Range
 from qconvert.graph.observed_tensors import find_observed_tensors
 from qconvert.graph.simplify import infer_shapes
 from qconvert.quantize.apply_plan import apply_plan
-from qconvert.quantize.placement import place_quantizers
+from qconvert.quantize.placement import Selection, place_quantizers
 from qconvert.quantize.plan import LayerPlan, Plan
 from qconvert.quantize.ranges import share_ranges
 from qconvert.quantize.scheme import Scheme
-from qconvert.quantize.selection import Selection
 from tests.models import floats, from_text
 
 HEAD = '<ir_version: 10, opset_import: ["": 20]>\n'

@@ -5,9 +5,8 @@ import pytest
 from qconvert.backends.ort import open_cpu
 from qconvert.core.scales import Range
 from qconvert.quantize.apply_plan import apply_plan
-from qconvert.quantize.placement import keep_representable, restore_float
+from qconvert.quantize.placement import Selection, keep_representable, restore_float
 from qconvert.quantize.plan import RestPrecision
-from qconvert.quantize.selection import Selection
 from tests.models import floats, mixed
 from tests.quantize.quantized_models import layers, model, planned, scheme
 

@@ -10,7 +10,7 @@ from qconvert.backends.ort import open_cpu
 from qconvert.graph.simplify import infer_shapes
 from qconvert.measure.output_error import sqnr_db
 from qconvert.quantize.apply_plan import apply_plan
-from qconvert.quantize.selection import Selection
+from qconvert.quantize.placement import Selection
 from tests.models import floats, from_text
 from tests.quantize.quantized_models import planned
 

@@ -3,7 +3,7 @@
 import pytest
 
 from qconvert.graph.observed_tensors import find_observed_tensors
-from qconvert.quantize.selection import Selection
+from qconvert.quantize.placement import Selection
 from tests.quantize.quantized_models import after, layers, model
 
 NO_KERNEL = "ONNX Runtime has no integer kernel for it on the CPU"

@@ -3,8 +3,8 @@
 import pytest
 
 from qconvert.core.scales import Range
+from qconvert.quantize.placement import Selection
 from qconvert.quantize.ranges import share_ranges
-from qconvert.quantize.selection import Selection
 from tests.quantize.quantized_models import after, layers, model, planned
 
 X = "(float[N, 16, 8, 8] x) => (float[] y)"

@@ -7,8 +7,7 @@ from qconvert import backends
 from qconvert.core.errors import UsageError
 from qconvert.graph.observed_tensors import find_observed_tensors
 from qconvert.graph.simplify import infer_shapes
-from qconvert.quantize.placement import place_quantizers
-from qconvert.quantize.selection import Selection, find_excluded_nodes
+from qconvert.quantize.placement import Selection, find_excluded_nodes, place_quantizers
 from tests.models import floats, from_text
 
 # Two stems meet in `sum`; after `middle` the graph parts into two heads.

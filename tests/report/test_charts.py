@@ -9,10 +9,9 @@ import matplotlib as mpl
 import pytest
 
 from qconvert.core.config import GateConfig
-from qconvert.report import charts, plots
+from qconvert.report import charts
 from qconvert.report.charts import bar_charts
-from qconvert.report.metrics import pareto_front
-from qconvert.report.plots import Axis, ScatterPoint, Series, scatter_chart
+from qconvert.report.metrics import ParetoFront, TradeOffPoint, pareto_front
 from qconvert.report.verdict import conclude
 from tests.report import evidence, reports
 
@@ -20,10 +19,14 @@ GOLDEN = Path(__file__).parent / "golden"
 DRAWN_WITH = "3.11"
 
 
-def scatter() -> str:
-    chart = charts.trade_off_chart(pareto_front(reports.measured()))
+def scatter(front: ParetoFront | None = None) -> str:
+    chart = charts.trade_off_chart(front or pareto_front(reports.measured()))
     assert chart is not None
     return chart.svg
+
+
+def point(name: str, ms: float, spread: float = 0.0, half_width: float = 0.0) -> TradeOffPoint:
+    return TradeOffPoint(reports.variant(name, 5.0, ms), ms, 90.0, (spread, half_width), "")
 
 
 @pytest.mark.skipif(
@@ -42,8 +45,8 @@ def test_charts_are_deterministic() -> None:
 
 def test_chart_has_the_colours_and_font_of_the_page() -> None:
     svg = scatter()
-    assert plots.INK_COLOUR not in svg
-    assert plots.LINE_COLOUR not in svg
+    assert charts.INK_COLOUR not in svg
+    assert charts.LINE_COLOUR not in svg
     assert "fill: currentColor" in svg
     assert "stroke: var(--line)" in svg
     assert "font-family" not in svg
@@ -53,24 +56,18 @@ def test_chart_has_the_colours_and_font_of_the_page() -> None:
 
 
 def test_names_in_a_chart_are_escaped() -> None:
-    name = """<script>"$x$" & 'y'"""
-    dots = [
-        ScatterPoint(name, 1.0, 2.0, 50.0, "#808890"),
-        ScatterPoint("b", 2.0, 1.0, 50.0, "#808890"),
-    ]
-    front = Series("front", [1.0], [2.0], "#808890")
-    svg = scatter_chart(dots, front, (Axis("<ms>", log=True), Axis("%")))
+    name = """<script>"$x$" & 'y'-int8"""
+    svg = scatter(ParetoFront((point(name, 1.0), point("b-int8", 2.0)), "<score>"))
     assert "<script" not in svg
     root = ElementTree.fromstring(svg)
     texts = ["".join(node.itertext()) for node in root.iter() if node.tag.endswith("text")]
     assert name in texts
-    assert "<ms>" in texts
+    assert "<score>" in texts
 
 
 def test_error_bar_wider_than_the_value_is_drawn() -> None:
-    front, axes = Series("front", [1.0], [90.0], "#808890"), (Axis("ms", log=True), Axis("%"))
-    sure = scatter_chart([ScatterPoint("a", 1.0, 90.0, 50.0, "#e07b24")], front, axes)
-    unsure = scatter_chart([ScatterPoint("a", 1.0, 90.0, 50.0, "#e07b24", (2.0, 0.5))], front, axes)
+    sure = scatter(ParetoFront((point("a-int8", 1.0), point("b-fp32", 1.0))))
+    unsure = scatter(ParetoFront((point("a-int8", 1.0, 2.0, 0.5), point("b-fp32", 1.0))))
     assert "stroke: #e07b24" in unsure
     assert "stroke: #e07b24" not in sure
     ticks = [float(tick) for tick in re.findall(r">(\d[\d.]*)</text>", unsure)]
@@ -106,9 +103,9 @@ def test_layers_without_error_are_not_drawn() -> None:
 
 
 def test_percentage_ticks_are_short() -> None:
-    assert plots._format_percent(100.0) == "100 %"
-    assert plots._format_percent(0.01) == "0.01 %"
-    assert plots._format_percent(1e-6) == "10⁻⁶ %"
+    assert charts._format_percent(100.0) == "100 %"
+    assert charts._format_percent(0.01) == "0.01 %"
+    assert charts._format_percent(1e-6) == "10⁻⁶ %"
 
 
 def test_variant_worse_in_both_is_dominated() -> None:

@@ -10,9 +10,8 @@ import pytest
 from qconvert.cli import console, views
 from qconvert.measure import layer_errors
 from qconvert.measure.layer_errors import LayerError
-from qconvert.report import json_file, layer_tables
+from qconvert.report import json_file, tables
 from qconvert.report.html import render_html
-from qconvert.report.layer_tables import layers_csv
 from tests.report import reports
 from tests.report.evidence import layer
 
@@ -25,7 +24,7 @@ UNKNOWN = replace(layer("unknown", 0.0, 30.0), made_db=None)
 def test_overflowing_layer_is_the_worst_and_not_finite() -> None:
     layers = (EXACT, SMALL, BROKEN, LARGE)
     assert layer_errors.worst_layers(layers, 2) == [BROKEN, LARGE]
-    rows = {row[0]: row for row in layer_tables.layer_table(layers).rows}
+    rows = {row[0]: row for row in tables.layer_table(layers).rows}
     assert rows["broken"][3:6] == ("not finite", "not finite", "████████")
     # The others are drawn as they are without it.
     assert rows["large"][5] == "████████"
@@ -37,7 +36,7 @@ def test_overflowing_layers_survive_every_format() -> None:
     assert json_file.loads(json_file.dumps(report), "x") == report
     assert "not finite" in render_html(report, {})
     assert "not finite dB" not in render_html(report, {})
-    rows = list(csv.DictReader(io.StringIO(layers_csv({"cpu-int8": (EXACT, BROKEN)}))))
+    rows = list(csv.DictReader(io.StringIO(tables.layers_csv({"cpu-int8": (EXACT, BROKEN)}))))
     assert [float(row["made_db"]) for row in rows] == [math.inf, -math.inf]
 
 

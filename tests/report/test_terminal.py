@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qconvert.core.config import GateConfig
-from qconvert.report import json_file, terminal
+from qconvert.report import json_file, tables, terminal
 from qconvert.report.verdict import conclude
 from tests.cli.test_console import on_terminal
 from tests.report import reports
@@ -46,7 +46,7 @@ def test_closing_text_is_empty_without_a_verdict() -> None:
 
 
 def test_latency_bars_are_relative_to_the_batch_size() -> None:
-    table = terminal.latency_table_with_bars(reports.simulated())
+    table = tables.latency_table(reports.simulated(), bars=True)
     assert table.columns[-1].title == "time"
     bars = {row[:2]: row[-1] for row in table.rows}
     assert bars["cpu-fp16", "1"] == bars["cpu-fp16", "8"] == "████████"

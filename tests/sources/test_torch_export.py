@@ -180,7 +180,7 @@ def test_open_sizes_of_a_program_are_filled_in() -> None:
     assert source.inputs[0].shape[1:] == (4, 7, 5)
     assert agrees(source)
     assert save_and_load(program, inputs=("image:1x4x7x5",), batch=5).inputs[0].shape[0] == 5
-    with pytest.raises(UsageError, match="does not fit"):
+    with pytest.raises(UsageError, match="does not match"):
         save_and_load(program, inputs=("image:1x3x7x5",))
 
 
