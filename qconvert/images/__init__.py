@@ -26,10 +26,6 @@ class ImageChoice:
     labels: Path | None = None
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        if self.count is not None and self.count < 1:
-            raise ValueError(f"a choice needs at least one image, got {self.count}")
-
 
 def open_images(
     choice: ImageChoice,

@@ -65,7 +65,18 @@ def load_pixels(image: Image.Image, mode: PixelMode) -> Image.Image:
         # An invalid orientation leaves the image as it is.
         with contextlib.suppress(Exception):
             ImageOps.exif_transpose(image, in_place=True)
-        return _convert_mode(image, mode)
+        if image.mode.startswith("I;16"):
+            # Pillow would clip at 255; 65535 / 257 = 255 exactly.
+            wide = np.asarray(image).astype(np.uint32)
+            wide += 128
+            wide //= 257
+            image = Image.fromarray(wide.astype(np.uint8))
+        if image.mode in ("I", "F"):
+            raise BrokenImage("32-bit pixels have no known range; save the image with 8 or 16 bits")
+        if image.mode == mode:
+            return image
+        image.info.pop("transparency", None)  # it would be dropped all the same, with a warning
+        return image.convert(mode)
 
 
 @contextlib.contextmanager
@@ -78,18 +89,3 @@ def _as_broken_image(unidentified: str) -> Iterator[None]:
         raise BrokenImage(unidentified) from None
     except Exception as error:  # a damaged file makes Pillow raise almost anything
         raise BrokenImage(first_line(error)) from None
-
-
-def _convert_mode(image: Image.Image, mode: PixelMode) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        # Pillow would clip at 255; 65535 / 257 = 255 exactly.
-        wide = np.asarray(image).astype(np.uint32)
-        wide += 128
-        wide //= 257
-        image = Image.fromarray(wide.astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise BrokenImage("32-bit pixels have no known range; save the image with 8 or 16 bits")
-    if image.mode == mode:
-        return image
-    image.info.pop("transparency", None)  # it would be dropped all the same, with a warning
-    return image.convert(mode)

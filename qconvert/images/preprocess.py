@@ -194,12 +194,6 @@ def _unknown_size(image_input: ImageInput) -> UsageError:
 
 ImageConverter = Callable[[Image.Image, str], NDArray[Any]]
 
-RESAMPLING = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "box": Image.Resampling.BOX,
-}
-
 
 def make_converter(preprocess: Preprocess, image_input: ImageInput) -> ImageConverter:
     """Return the function from an image (and its name, for messages) to one item of a batch.
@@ -214,7 +208,7 @@ def make_converter(preprocess: Preprocess, image_input: ImageInput) -> ImageConv
     tables = ((levels - mean[:, None]) / std[:, None]).astype(image_input.dtype)
     width, height = image_input.width or 0, image_input.height or 0
     uncropped = preprocess.crop == "none"
-    method = RESAMPLING[preprocess.interpolation]
+    method = Image.Resampling[preprocess.interpolation.upper()]
     order = range(image_input.channels)[:: -1 if preprocess.colours == "bgr" else 1]
 
     def convert(image: Image.Image, name: str) -> NDArray[Any]:

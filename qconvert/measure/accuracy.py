@@ -98,14 +98,6 @@ class ChangedPrediction:
 
 
 @dataclass(frozen=True)
-class PairedChange:
-    """A change of top-1 in percentage points, and half the width of its 95 % interval."""
-
-    pp: float
-    half_width_pp: float
-
-
-@dataclass(frozen=True)
 class Accuracy:
     """Scores over images, in percent; those that need labels are None without them.
 
@@ -201,19 +193,17 @@ def summarize_accuracy(
     # Exact sums, so that the order of the images does not matter.
     powers = math.fsum(compared["signal"]), math.fsum(compared["error"])
     sqnr_db = sqnr_from_powers(*powers) if len(compared) else None
-    change = None
-    if len(labelled):
-        right, still_right = labelled["fp32_rank"] == 0, labelled["engine_rank"] == 0
-        lost, won = int((right & ~still_right).sum()), int((still_right & ~right).sum())
-        change = paired_change(lost, won, len(labelled))
+    right, still_right = labelled["fp32_rank"] == 0, labelled["engine_rank"] == 0
+    lost, won = int((right & ~still_right).sum()), int((still_right & ~right).sum())
+    change = paired_change(lost, won, len(labelled)) if len(labelled) else (None, None)
     return Accuracy(
         images=len(rows),
         measured_on=measured_on,
         agreement=_percent(predicted["fp32_class"] == predicted["engine_class"]),
         sqnr_db=sqnr_db,
         kl=_finite_mean(rows["kl"]),
-        change_pp=change.pp if change is not None else None,
-        half_width_pp=change.half_width_pp if change is not None else None,
+        change_pp=change[0],
+        half_width_pp=change[1],
         notes=(*scores.notes, *_notes(scores, sqnr_db=sqnr_db)),
         cosine=_finite_mean(rows["cosine"]),
         shifts=_recall_shifts(labelled, scores.classes),
@@ -242,17 +232,17 @@ def fp32_accuracy(scores: ImageScores) -> Accuracy:
     )
 
 
-def paired_change(lost: int, won: int, images: int) -> PairedChange:
-    """Return the change when `lost` images were right only before and `won` only after.
+def paired_change(lost: int, won: int, images: int) -> tuple[float, float]:
+    """Return a change of top-1 in percentage points, and half the width of its 95 % interval.
 
-    The interval is the adjusted Wald interval for paired proportions (Bonett and Price 2012): one
+    `lost` images were right only before, `won` only after. The interval is the adjusted Wald interval for paired proportions (Bonett and Price 2012): one
     lost and one won image are added to the counts. So it has a width where no prediction changed,
     covers 95 % from some dozens of images on, and approaches the usual one for many.
     """
     count = images + 2
     losing, winning = (lost + 1) / count, (won + 1) / count
     variance = (losing + winning - (winning - losing) ** 2) / count
-    return PairedChange(100 * (won - lost) / images, 196 * math.sqrt(variance))
+    return 100 * (won - lost) / images, 196 * math.sqrt(variance)
 
 
 def _clear_class_fields(rows: NDArray[np.void]) -> None:

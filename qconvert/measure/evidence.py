@@ -23,9 +23,6 @@ from qconvert.quantize.scheme import linear_layer
 
 SHOWN_METHODS = ("minmax", "percentile:99.99", "entropy", "mse")
 HISTOGRAM_BARS = 80
-TENSORS_PER_REASON = 4
-MAX_CHANNELS = 160
-MAX_LAYERS = 6
 
 
 @dataclass(frozen=True)
@@ -153,7 +150,7 @@ def tensor_ranges(
         ),
     ):
         new = [name for name in names if name in summary_of and name not in reasons]
-        reasons.update(dict.fromkeys(new[:TENSORS_PER_REASON], reason))
+        reasons.update(dict.fromkeys(new[:4], reason))
     values = values_by_name(model.graph)
     ranges = []
     for name in filter(reasons.get, summary_of):
@@ -199,11 +196,11 @@ def weight_ranges(model: ir.Model, layers: Sequence[LayerError]) -> tuple[Weight
             continue
         channels = np.moveaxis(array.astype(np.float64), weight.axis, 0)
         maxima = np.sort(np.abs(channels.reshape(len(channels), -1)).max(axis=1))[::-1]
-        shown = np.linspace(0, maxima.size - 1, MAX_CHANNELS).round().astype(int)
+        shown = np.linspace(0, maxima.size - 1, 160).round().astype(int)
         largest = tuple(_shorten(value) for value in maxima[np.unique(shown)])
         name = node.name or ""
         ranges[name] = WeightRange(name, node.op_type, maxima.size, largest)
-        if len(ranges) == MAX_LAYERS:
+        if len(ranges) == 6:
             break
     return tuple(ranges.values())
 

@@ -28,14 +28,9 @@ from qconvert.quantize.plan_files import read_equalization_factors
 ChannelMaps = NDArray[np.float32]
 PalettePixels = NDArray[np.uint8]
 
-MIN_MAP_SIDE = 4
-MAX_STAGES = 5
 WORST_LAYERS = 3
-STRONGEST_CHANNELS = 4
 TILE, GAP = 64, 4
 ZOOM = 8.0
-# A few extreme values would leave all others in one colour.
-VALUE_PERCENTILES = (0.5, 99.5)
 
 # The palette: 128 values, 127 differences around `ZERO_DIFFERENCE`, and the gaps between tiles.
 FIRST_VALUE, FIRST_DIFFERENCE, TRANSPARENT = 0, 128, 255
@@ -56,7 +51,7 @@ def draw_feature_maps(
     Drawn are the last tensor of each map size, and those of the layers with the largest errors.
     """
     exact, variants = collect_maps(reference, models, feeds)
-    stages = list({maps.shape[1:]: name for name, maps in exact.items()}.values())[:MAX_STAGES]
+    stages = list({maps.shape[1:]: name for name, maps in exact.items()}.values())[:5]
     others = [layer for layer in layers if layer.tensor in exact and layer.tensor not in stages]
     worst = [layer.tensor for layer in worst_layers(others, WORST_LAYERS)]
     reasons = dict.fromkeys(worst, "among the largest errors made")
@@ -135,7 +130,7 @@ def _channel_maps(
         array = np.asarray(outputs[OUTPUT_PREFIX + name], np.float32)
         if array.ndim == 4:
             maps = np.moveaxis(array[0], axis - 1, 0)
-            if min(maps.shape[1:]) >= MIN_MAP_SIDE:
+            if min(maps.shape[1:]) >= 4:
                 stacks[name] = maps
     return stacks
 
@@ -149,7 +144,8 @@ def draw_montage(
     differences another. Returns the channels drawn and the ends of the scale, too.
     """
     channels = _select_channels(exact, variants)
-    low, high = np.nanpercentile(exact[list(channels)], VALUE_PERCENTILES).tolist()
+    # A few extreme values would leave all others in one colour.
+    low, high = np.nanpercentile(exact[list(channels)], (0.5, 99.5)).tolist()
     span = (high - low) or 1.0
     rows = [
         [_tile((maps[channel] - low) / span, FIRST_VALUE, 127) for channel in channels]
@@ -165,7 +161,7 @@ def draw_montage(
 def _select_channels(exact: ChannelMaps, variants: Sequence[ChannelMaps]) -> tuple[int, ...]:
     """Return the channels with the most energy, and of the others the one with most error."""
     energy = _sum_of_squares(exact, (1, 2))
-    strongest = np.argsort(-energy, kind="stable")[:STRONGEST_CHANNELS].tolist()
+    strongest = np.argsort(-energy, kind="stable")[:4].tolist()
     errors = np.sum([_sum_of_squares(maps - exact, (1, 2)) for maps in variants], axis=0)
     errors = np.nan_to_num(errors, nan=np.inf)
     others = [channel for channel in range(len(exact)) if channel not in strongest] or strongest

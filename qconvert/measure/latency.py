@@ -1,8 +1,7 @@
 """Time engines in rounds, so that drift of the machine hits all of them alike; summarize samples.
 
 Percentiles interpolate linearly between the two nearest samples (position `(n - 1) * p / 100` in
-sorted order, NumPy's default); `trtexec` takes one of the samples. The spread is the median
-absolute deviation times 1.4826: the standard deviation of normal samples, robust to outliers.
+sorted order, NumPy's default); `trtexec` takes one of the samples.
 """
 
 import gc
@@ -22,39 +21,17 @@ Samples = NDArray[np.float64]
 # A call this short is lost in the cost of the clock and of Python: several make a sample.
 SHORT_SECONDS = 0.0002
 
-# Up to this length an untimed call opens each round: it brings the engine's weights back into the
-# caches that another engine has filled. In longer calls that does not show.
-UNTIMED_CALL_SECONDS = 0.02
-
-# Slower engines are timed for only `SLOW_TOTAL_SECONDS`, and in at least `MIN_ROUNDS` rounds.
+# Slower engines are timed for only ten seconds, and in at least `MIN_ROUNDS` rounds.
 SLOW_SECONDS = 1.0
-SLOW_TOTAL_SECONDS = 10.0
 MIN_ROUNDS = 3
 
 # More rounds would not show drift better, and so many samples settle any percentile.
 MAX_ROUNDS = 100
 MAX_SAMPLES = 10_000
 
-# Warm-up runs in slices; `STEADY_SLICES` in a row that are not faster by this share end it.
-WARM_UP_SLICE_SECONDS = 0.1
-WARM_UP_GAIN = 0.03
-STEADY_SLICES = 2
-
+# The spread is the median absolute deviation times this: the standard deviation of normal samples,
+# robust to outliers.
 NORMAL_SCALE = 1.4826
-
-# A sample this many deviations from the median is an outlier: some 6.7 standard deviations.
-# Latencies have a tail: 3.5, the usual limit for normal samples, would count it. The deviation is at
-# least this share of the median.
-OUTLIER_DEVIATIONS = 10.0
-MIN_SPREAD = 0.001
-
-# Shares of outliers, and of the median, above which samples are doubtful.
-MAX_OUTLIER_SHARE = 0.05
-MAX_SPREAD = 0.1
-
-# Drift: the first or last tenth of the samples, at least `MIN_EDGE`, is slower by this ratio.
-MIN_EDGE = 3
-DRIFT_RATIO = 1.1
 
 
 @dataclass(frozen=True)
@@ -134,7 +111,7 @@ class RoundSchedule:
 def count_rounds(slowest: float, effort: TimingEffort) -> int:
     """Return the number of rounds when the slowest engine needs that many seconds per call."""
     if slowest > SLOW_SECONDS:
-        return min(effort.rounds, max(MIN_ROUNDS, int(SLOW_TOTAL_SECONDS / slowest)))
+        return min(effort.rounds, max(MIN_ROUNDS, int(10.0 / slowest)))
     rounds = math.ceil(effort.seconds / slowest) if slowest > 0 else MAX_ROUNDS
     return max(effort.rounds, min(MAX_ROUNDS, rounds))
 
@@ -154,9 +131,9 @@ def schedule_round(seconds: float, rounds: int, effort: TimingEffort) -> RoundSc
     samples = int(effort.seconds / (max(seconds, SHORT_SECONDS) * rounds) + 1e-6)
     least = math.ceil(effort.rounds / rounds)
     most = max(least, MAX_SAMPLES // rounds)
-    return RoundSchedule(
-        min(most, max(least, samples)), calls, untimed_first=seconds <= UNTIMED_CALL_SECONDS
-    )
+    # An untimed call brings the engine's weights back into the caches that another engine has
+    # filled. In calls longer than 20 ms that does not show.
+    return RoundSchedule(min(most, max(least, samples)), calls, untimed_first=seconds <= 0.02)
 
 
 def round_order(names: list[str], done: int) -> list[str]:
@@ -172,28 +149,26 @@ def _warm_up(
     clock: Callable[[], float],
     progress: TimingProgress,
 ) -> dict[str, float]:
-    """Run every engine until it gets no faster; return the least seconds of a call."""
+    """Run every engine, in slices, until it gets no faster; return the least seconds of a call."""
     progress("warm-up", None)
     for call in calls.values():
         call()  # the first call allocates and compiles
     best, spent = dict.fromkeys(calls, math.inf), dict.fromkeys(calls, 0.0)
     steady = dict.fromkeys(calls, 0)
-    cold, slice_seconds = list(calls), min(WARM_UP_SLICE_SECONDS, effort.seconds)
+    cold, slice_seconds = list(calls), min(0.1, effort.seconds)
     while cold:
         for name in cold:
             started, count, elapsed = clock(), 0, 0.0
             while not count or elapsed < slice_seconds:
                 calls[name]()
                 count, elapsed = count + 1, clock() - started
-            faster = elapsed / count < best[name] * (1 - WARM_UP_GAIN)
+            faster = elapsed / count < 0.97 * best[name]
             steady[name] = 0 if faster else steady[name] + 1
             best[name] = min(best[name], elapsed / count)
             spent[name] += elapsed
-        cold = [
-            name
-            for name in cold
-            if spent[name] < effort.warm_up_seconds and steady[name] < STEADY_SLICES
-        ]
+        # Two slices in a row that are not faster end it.
+        limit = effort.warm_up_seconds
+        cold = [name for name in cold if spent[name] < limit and steady[name] < 2]
     return best
 
 
@@ -267,7 +242,8 @@ def speedup(before: Sequence[float], after: Sequence[float]) -> float:
 def timing_notes(samples_ms: Sequence[float], *, on_gpu: bool = False) -> tuple[str, ...]:
     """Return what makes samples doubtful, and what to do about it."""
     samples = np.asarray(samples_ms, np.float64)
-    count, edge = len(samples), max(MIN_EDGE, len(samples) // 10)
+    # Drift: the first or last tenth of the samples are slower than the others.
+    count, edge = len(samples), max(3, len(samples) // 10)
     notes = []
     for position, part, others, cause in (
         (
@@ -285,21 +261,21 @@ def timing_notes(samples_ms: Sequence[float], *, on_gpu: bool = False) -> tuple[
             "`qconvert bench` measures again",
         ),
     ):
-        if len(others) >= 2 * MIN_EDGE and (ratio := _slowdown(part, others)) > 1:
+        if len(others) >= 6 and (ratio := _slowdown(part, others)) > 1:
             notes.append(
                 f"the {position} {edge} of {count} samples took {ratio:.1f}x as long as {cause}"
             )
     if notes:  # drifting samples have a wide spread too; one cause is reported once
         return tuple(notes)
     outliers = _count_outliers(samples)
-    if outliers > max(1, MAX_OUTLIER_SHARE * count):
+    if outliers > max(1, 0.05 * count):
         notes.append(
             f"{outliers} of {count} samples are outliers: the machine was busy; stop other "
             "programs, `qconvert bench` measures again"
         )
     median = float(np.median(samples))
     share = NORMAL_SCALE * _deviation(samples) / median if median else 0.0
-    if share > MAX_SPREAD:
+    if share > 0.1:
         clocks = "`cpupower frequency-set -g performance`" + ", `nvidia-smi -lgc`" * on_gpu
         notes.append(
             f"unstable: the spread is {share:.0%} of the median; stop other programs and fix the "
@@ -312,13 +288,17 @@ def _slowdown(samples: Samples, others: Samples) -> float:
     """Return how many times slower samples are than others, 1 where that is within the spread."""
     median, usual = float(np.median(samples)), float(np.median(others))
     within_spread = median - usual <= 2 * NORMAL_SCALE * _deviation(others)
-    return 1.0 if within_spread or median <= DRIFT_RATIO * usual or not usual else median / usual
+    return 1.0 if within_spread or median <= 1.1 * usual or not usual else median / usual
 
 
 def _count_outliers(samples: Samples) -> int:
+    """Return how many samples are ten deviations off the median: 6.7 standard deviations.
+
+    Latencies have a tail: 3.5, the usual limit for normal samples, would count it.
+    """
     median = float(np.median(samples))
-    deviation = max(_deviation(samples), MIN_SPREAD * median)
-    return int((np.abs(samples - median) > OUTLIER_DEVIATIONS * deviation).sum())
+    deviation = max(_deviation(samples), 0.001 * median)
+    return int((np.abs(samples - median) > 10 * deviation).sum())
 
 
 def _deviation(samples: Samples) -> float:

@@ -35,25 +35,16 @@ from qconvert.measure.feature_maps import WORST_LAYERS, draw_feature_maps
 from qconvert.measure.layer_errors import LayerError, measure_layer_errors, worst_layers
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.plan_files import read_equalization_factors
-from qconvert.run.context import JobContext, RunContext
-from qconvert.run.job_images import EvaluationSet, open_sample
+from qconvert.run.context import EvaluationSet, JobContext, RunContext, open_sample
 from qconvert.run.run_folder import RunFolder
-from qconvert.run.variant_graphs import BuildInputs, VariantGraph
+from qconvert.run.variants import BuildInputs, VariantGraph
 
 STEP = "compare"
-# So many images give layer errors to a tenth of a decibel.
-SAMPLE_IMAGES = 32
-MAX_SHOWN_GRAPHS = 3
-
 FEATURES_FOLDER, CHANGED_FOLDER = "analysis/features", "analysis/changed"
-THUMBNAIL_SIDE, JPEG_QUALITY = 112, 80
 
 # The SQNR of equal tensors is infinite, which Python's JSON can write.
 _LAYERS = JsonCodec("layers.json", pydantic.TypeAdapter(tuple[LayerError, ...]))
 _FEATURE_MAPS = JsonCodec("features.json", pydantic.TypeAdapter(tuple[FeatureMap, ...]))
-
-NO_SAMPLE = "no images to run: give `--eval PATH`, or `--images PATH`"
-FLOAT_GRAPH = "its graph is that of the float model: the engine's builder chooses what to quantize"
 
 
 @dataclass(frozen=True)
@@ -70,12 +61,13 @@ def analyze_errors(
     """Compare the graphs with the float model; a failing graph does not stop the others."""
     layers: dict[str, tuple[LayerError, ...]] = {}
     reasons: dict[str, str] = {}
-    sample = open_sample(inputs.loaded.source, context, SAMPLE_IMAGES)
+    # So many images give layer errors to a tenth of a decibel.
+    sample = open_sample(inputs.loaded.source, context, 32)
     for variant, graph in graphs.items():
         if variant.precision == "fp32":
             continue
         if sample is None:
-            reasons[variant.name] = NO_SAMPLE
+            reasons[variant.name] = "no images to run: give `--eval PATH`, or `--images PATH`"
             continue
         try:
             errors = cached_layer_errors(
@@ -85,7 +77,10 @@ def analyze_errors(
             reasons[variant.name] = str(error)
             continue
         if all(layer.precision == "fp32" for layer in errors):
-            reasons[variant.name] = FLOAT_GRAPH
+            reasons[variant.name] = (
+                "its graph is that of the float model: the engine's builder chooses what to "
+                "quantize"
+            )
         else:
             layers[variant.name] = errors
     evidence = Evidence()
@@ -160,7 +155,7 @@ def _collect_evidence(
         different.setdefault(onnx_io.fingerprint(onnx_io.load(graph.path)), (key, graph.path))
     # Floats before integers, as the error grows from row to row.
     ordered = sorted(different.items(), key=lambda item: item[1][0].precision == "int8")
-    shown = {key.name: (hashed, path) for hashed, (key, path) in ordered[:MAX_SHOWN_GRAPHS]}
+    shown = {key.name: (hashed, path) for hashed, (key, path) in ordered[:3]}
     return Evidence(ranges, weights, _cached_feature_maps(shown, errors, sample, context))
 
 
@@ -244,5 +239,5 @@ def add_changed_images(
 def _write_thumbnail(source: Path, file: Path) -> None:
     limit = DEFAULT_READ_OPTIONS.max_pixels
     image = decode_image(read_image_bytes(source, limit), "RGB", limit)
-    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)
-    image.save(file, "JPEG", quality=JPEG_QUALITY)
+    image.thumbnail((112, 112), Image.Resampling.BOX)
+    image.save(file, "JPEG", quality=80)

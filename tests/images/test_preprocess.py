@@ -16,7 +16,6 @@ from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.tensors import TensorSpec
 from qconvert.images.preprocess import (
     PRESETS,
-    RESAMPLING,
     Interpolation,
     Preprocess,
     find_image_input,
@@ -181,7 +180,7 @@ def reference(
     width, height = image.size
     long = int(resize * max(width, height) / min(width, height))
     scaled = (resize, long) if width <= height else (long, resize)
-    image = image.resize(scaled, RESAMPLING[preprocess.interpolation])
+    image = image.resize(scaled, Image.Resampling[preprocess.interpolation.upper()])
     left, top = round((scaled[0] - crop) / 2), round((scaled[1] - crop) / 2)
     pixels = np.asarray(image.crop((left, top, left + crop, top + crop)))
     mean, std = np.float32(preprocess.mean), np.float32(preprocess.std)  # type: ignore[arg-type]

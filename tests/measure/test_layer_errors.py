@@ -9,7 +9,6 @@ import pytest
 from qconvert.core.errors import QConvertError
 from qconvert.graph.fp16.convert import convert_to_half
 from qconvert.measure.layer_errors import LayerError, measure_layer_errors
-from qconvert.measure.output_error import sqnr_from_powers
 from qconvert.quantize.apply_plan import apply_plan
 from tests.models import floats, mixed, tiny
 from tests.quantize.quantized_models import planned
@@ -83,17 +82,6 @@ def test_models_without_a_common_tensor_are_refused() -> None:
         measure_layer_errors(mixed(), other, split(12))
 
 
-def test_sqnr_of_a_signal_that_is_not_finite_is_unknown() -> None:
-    assert sqnr_from_powers(math.nan, 1.0) is None
-    assert sqnr_from_powers(math.inf, math.inf) is None
-    assert sqnr_from_powers(0.0, 1.0) is None
-
-
-@pytest.mark.parametrize("error", [math.nan, math.inf])
-def test_error_that_is_not_finite_has_minus_infinite_sqnr(error: float) -> None:
-    assert sqnr_from_powers(1.0, error) == -math.inf
-
-
 def test_overflowing_layer_makes_an_infinite_error() -> None:
     loud = mixed(w5=floats(32, 32, 1, 1) * np.float32(1e4))
     halved = convert_to_half(loud, "fp16", {}).model
@@ -101,4 +89,3 @@ def test_overflowing_layer_makes_an_infinite_error() -> None:
     assert layers["c"].made_db == layers["c"].arriving_db == -math.inf
     assert layers["all"].made_db is not None
     assert layers["all"].made_db > 0
-    assert sqnr_from_powers(100.0, 1.0) == pytest.approx(20.0)

@@ -15,6 +15,7 @@ from qconvert.measure.output_error import (
     per_image_errors,
     prediction_changes,
     sqnr_db,
+    sqnr_from_powers,
 )
 from tests.models import floats
 
@@ -280,3 +281,21 @@ def test_scalar_and_empty_outputs_are_compared(
     output = {"y": np.ones(shape, np.float32)}
     assert not per_image_errors([output] * 3, [output] * 3).any()
     assert not prediction_changes([output] * 3, [output] * 3).mean()
+
+
+@pytest.mark.parametrize(
+    ("signal", "error", "sqnr"),
+    [
+        (100.0, 1.0, pytest.approx(20.0)),
+        (1.0, 0.0, math.inf),
+        (1.0, math.nan, -math.inf),
+        (1.0, math.inf, -math.inf),
+        (math.nan, 1.0, None),
+        (math.inf, math.inf, None),
+        (0.0, 1.0, None),
+    ],
+)
+def test_sqnr_is_ten_times_the_logarithm_of_the_ratio_of_powers(
+    signal: float, error: float, sqnr: object
+) -> None:
+    assert sqnr_from_powers(signal, error) == sqnr
