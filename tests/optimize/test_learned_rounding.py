@@ -11,7 +11,7 @@ import pytest
 from qconvert.core.cache import Cache
 from qconvert.core.progress import Progress
 from qconvert.core.tensors import Tensors
-from qconvert.graph.simplify import infer_shapes
+from qconvert.graph.passes import infer_shapes
 from qconvert.optimize import learned_rounding, partial_execution
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.optimize.candidate import EFFORTS, Candidate

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from qconvert.core.scales import Grid, Range
 from qconvert.core.tensors import Tensors
-from qconvert.graph.simplify import infer_shapes
+from qconvert.graph.passes import infer_shapes
 from qconvert.optimize.plan_selection import choose_methods, contested_tensors, relative_error
 from tests.models import from_text
 from tests.quantize.quantized_models import HEAD
