@@ -6,8 +6,7 @@ end of a residual block only when nothing else is left.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise, takewhile
 
 import onnx_ir as ir
@@ -17,7 +16,6 @@ from qconvert.graph.patterns import constant_array, is_standard
 from qconvert.quantize.plan import Plan
 
 MAX_BLOCKS = 64
-JOIN_OPERATORS = ("Add", "Concat")
 WEIGHT_SUFFIXES = (".weight", ".kernel", "/weight", "/kernel")
 
 
@@ -30,86 +28,64 @@ class Block:
     share: float
 
 
-@dataclass(frozen=True)
-class BlockDraft:
+@dataclass
+class _Draft:
     """A block that may still be merged with the next one, at best if it ends no branch."""
 
-    leads: tuple[ir.Node, ...]
-    nodes: tuple[ir.Node, ...]
-    macs: int
-    ends_branch: bool
+    names: list[str]
+    nodes: list[str] = field(default_factory=list)
+    macs: int = 0
+    ends_branch: bool = False
 
 
 def find_blocks(model: ir.Model, plan: Plan, max_blocks: int = MAX_BLOCKS) -> tuple[Block, ...]:
     """Return all quantized nodes of a plan, in at most `max_blocks` blocks."""
     macs = {node.name: node.macs or 0 for node in describe_model(model).nodes}
-    drafts = _draft_blocks(model.graph, plan, macs)
+    owners: dict[ir.Node, int] = {}
+    drafts: list[_Draft] = []
+    for node in model.graph:
+        name = node.name or ""
+        owners[node] = max((owners.get(before, 0) for before in node.predecessors()), default=0)
+        layer = plan.layers.get(name)
+        if layer is None or layer.left:
+            continue
+        if layer.weight is not None or not drafts:
+            owners[node] = len(drafts)
+            drafts.append(_Draft([_weight_name(node)]))
+        draft = drafts[owners[node]]
+        draft.nodes.append(name)
+        draft.macs += macs.get(name, 0)
+        if is_standard(node, "Add", "Concat"):
+            inputs = [value for value in node.inputs if value is not None]
+            draft.ends_branch |= sum(constant_array(value) is None for value in inputs) > 1
     while len(drafts) > max_blocks:
-        pairs = [
-            (first.ends_branch, first.macs + second.macs, position)
-            for position, (first, second) in enumerate(pairwise(drafts))
+        costs = [
+            (first.ends_branch, first.macs + second.macs) for first, second in pairwise(drafts)
         ]
-        position = min(pairs)[-1]
-        first, second = drafts[position : position + 2]
-        drafts[position : position + 2] = [
-            BlockDraft(
-                (*first.leads, *second.leads),
-                (*first.nodes, *second.nodes),
-                first.macs + second.macs,
-                second.ends_branch,
-            )
-        ]
-    total = sum(macs.values()) or 1
-    names, seen = [_block_name(draft.leads) for draft in drafts], Counter[str]()
-    blocks = []
-    for name, draft in zip(names, drafts, strict=True):
+        position = costs.index(min(costs))
+        first, second = drafts[position], drafts.pop(position + 1)
+        first.names += second.names
+        first.nodes += second.nodes
+        first.macs += second.macs
+        first.ends_branch = second.ends_branch
+    total, seen, blocks = sum(macs.values()) or 1, Counter[str](), list[Block]()
+    for draft in drafts:
+        name = _common_name(draft.names)
         seen[name] += 1
         unique = name if seen[name] == 1 else f"{name} #{seen[name]}"
-        nodes = tuple(node.name or "" for node in draft.nodes)
-        blocks.append(Block(unique, nodes, draft.macs / total))
+        blocks.append(Block(unique, tuple(draft.nodes), draft.macs / total))
     return tuple(blocks)
 
 
-def _draft_blocks(graph: ir.Graph, plan: Plan, macs: dict[str, int]) -> list[BlockDraft]:
-    """Return a draft for each quantized node with weights, with the nodes that follow it."""
-    owners: dict[ir.Node, int] = {}
-    leads: list[ir.Node] = []
-    blocks: list[list[ir.Node]] = []
-    for node in graph:
-        layer = plan.layers.get(node.name or "")
-        quantized = layer is not None and not layer.left
-        if quantized and layer is not None and layer.weight is not None:
-            owners[node] = len(leads)
-            leads.append(node)
-            blocks.append([node])
-            continue
-        owners[node] = max((owners.get(before, 0) for before in node.predecessors()), default=0)
-        if quantized:
-            if not leads:
-                leads.append(node)
-                blocks.append([])
-            blocks[owners[node]].append(node)
-    return [
-        BlockDraft(
-            (lead,),
-            tuple(nodes),
-            sum(macs.get(node.name or "", 0) for node in nodes),
-            any(_joins_branches(node) for node in nodes),
-        )
-        for lead, nodes in zip(leads, blocks, strict=True)
-    ]
+def _weight_name(node: ir.Node) -> str:
+    """Return what the author calls a layer: the name of its weight, else of its node."""
+    names = (value.name or "" for value in node.inputs if value is not None)
+    weights = (name for name in names if name.endswith(WEIGHT_SUFFIXES))
+    weight = next(weights, "")
+    return weight[: -len(".weight")].lstrip("_") if weight else node.name or node.op_type
 
 
-def _joins_branches(node: ir.Node) -> bool:
-    computed = [
-        value for value in node.inputs if value is not None and constant_array(value) is None
-    ]
-    return is_standard(node, *JOIN_OPERATORS) and len(computed) > 1
-
-
-def _block_name(leads: Sequence[ir.Node]) -> str:
-    """Return what the author calls a block, as far as the names of weights and nodes say it."""
-    names = [_lead_name(node) for node in leads]
+def _common_name(names: list[str]) -> str:
     if len(names) == 1:
         return names[0]
     separator = "/" if "/" in names[0] else "."
@@ -118,11 +94,3 @@ def _block_name(leads: Sequence[ir.Node]) -> str:
     common = separator.join(level[0] for level in shared)
     # A name without a number, such as `blocks`, is that of many.
     return common if any(map(str.isdigit, common)) else f"{names[0]} .. {names[-1]}"
-
-
-def _lead_name(node: ir.Node) -> str:
-    for value in node.inputs:
-        name = (value.name or "") if value is not None else ""
-        if name.endswith(WEIGHT_SUFFIXES):
-            return name[: -len(WEIGHT_SUFFIXES[0])].lstrip("_")
-    return node.name or node.op_type

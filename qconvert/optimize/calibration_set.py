@@ -50,7 +50,7 @@ class CalibrationSet:
     @property
     def validation_count(self) -> int:
         """The number of validation images, without those that only fill up a batch."""
-        count = sum(len(part) for part in self._validation_parts)
+        count = sum(map(len, self._validation_parts))
         return count // self.fixed_batch * self.fixed_batch or count if self.fixed_batch else count
 
     def validation_batches(self) -> Iterator[Tensors]:
@@ -60,11 +60,6 @@ class CalibrationSet:
     def training_batches(self, count: int) -> list[Tensors]:
         """Return about `count` training images, spread evenly over all of them."""
         return list(self._read_batches(self._training_parts(count)))
-
-    def remaining_batches(self, count: int) -> Iterator[Tensors]:
-        """Yield the training images that `training_batches(count)` leaves."""
-        used = self._training_parts(count)
-        yield from self._read_batches([part for part in self._batch_parts if part not in used])
 
     def holdout_batches(self, training_count: int, max_images: int) -> Iterator[Tensors]:
         """Yield images that `training_batches(training_count)` does not contain.
@@ -76,7 +71,9 @@ class CalibrationSet:
         for feeds in self.validation_batches() if self.has_holdout else ():
             count += batch_size(feeds)
             yield feeds
-        for feeds in self.remaining_batches(training_count):
+        used = self._training_parts(training_count)
+        remaining = [part for part in split_batches(self._split[1]) if part not in used]
+        for feeds in self._read_batches(remaining):
             if count and count + batch_size(feeds) > max_images:
                 return
             count += batch_size(feeds)
@@ -91,12 +88,8 @@ class CalibrationSet:
         holdout, others = self._split
         return holdout or others
 
-    @property
-    def _batch_parts(self) -> list[range]:
-        return split_batches(self._split[1])
-
     def _training_parts(self, count: int) -> list[range]:
-        parts = self._batch_parts
+        parts = split_batches(self._split[1])
         number = max(1, min(len(parts), -(-count // CALIBRATION_BATCH)))
         return [parts[index * len(parts) // number] for index in range(number)]
 
@@ -114,8 +107,9 @@ class CalibrationSet:
         is_first = True
         while group := list(itertools.islice(images, size)):
             if is_first or len(group) == size:
-                names = group[0]
-                feeds = {name: np.concatenate([image[name] for image in group]) for name in names}
+                feeds = {
+                    name: np.concatenate([image[name] for image in group]) for name in group[0]
+                }
                 yield pad_batch(feeds, size)
             is_first = False
 
@@ -146,7 +140,7 @@ def split_holdout(count: int) -> tuple[list[range], list[range]]:
 def split_batches(parts: Sequence[range]) -> list[range]:
     """Split parts of the images into whole batches; the last of a part may be shorter."""
     return [
-        range(start, min(start + CALIBRATION_BATCH, part.stop))
+        part[start : start + CALIBRATION_BATCH]
         for part in parts
-        for start in range(part.start, part.stop, CALIBRATION_BATCH)
+        for start in range(0, len(part), CALIBRATION_BATCH)
     ]

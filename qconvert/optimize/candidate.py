@@ -1,7 +1,8 @@
 """Candidates for quantization, and the one test that decides whether a change to them is kept.
 
 Range methods, equalization and learned weights are all accepted or dropped by the outputs of the
-whole model: it runs on images that were held out, and is compared with the FP32 model.
+whole model: it runs on images that were held out, and is compared with the FP32 model. How much is
+tried, and so how long it takes, is the level of `--effort`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import QuantizeOptions, make_plan
 from qconvert.quantize.plan import Plan
+from qconvert.quantize.ranges import AUTO_METHOD, DEFAULT_METHOD
 from qconvert.quantize.scheme import Scheme
 from qconvert.sources import LoadedModel
 
@@ -26,11 +28,32 @@ from qconvert.sources import LoadedModel
 MAX_TRAINING_IMAGES = 32
 # FP32 outputs to hold in memory; images beyond are left out of the comparison.
 MAX_OUTPUT_BYTES = 256_000_000
-# Fewer images cannot tell a difference from chance.
-MIN_IMAGES = 4
-# By how many standard errors errors must fall, or may grow, and changed predictions may grow. More
-# wrong predictions outweigh a smaller error, and few images show them late.
-STANDARD_ERRORS, CHANGED_STANDARD_ERRORS = 2.0, 1.5
+
+
+@dataclass(frozen=True)
+class OptimizationEffort:
+    """What is tried, and on how much.
+
+    Weights are learned on `training_images`, from at most `rows` of a layer's inputs, and accepted
+    by the images held out and at most `holdout_images` in all. `method` is the default for ranges;
+    `equalize` turns on cross-layer equalization; `max_macs` bounds the multiplications spent on
+    choosing a range method for every tensor.
+    """
+
+    training_images: int = 0
+    rows: int = 0
+    holdout_images: int = 0
+    method: str = DEFAULT_METHOD
+    equalize: bool = False
+    max_macs: float = 0.0
+
+
+EFFORTS: dict[str, OptimizationEffort] = {
+    "none": OptimizationEffort(),
+    "quick": OptimizationEffort(training_images=16, rows=512),
+    "default": OptimizationEffort(64, 2048, 128, AUTO_METHOD, equalize=True, max_macs=5e12),
+    "thorough": OptimizationEffort(192, 8192, 256, AUTO_METHOD, equalize=True, max_macs=4e13),
+}
 
 
 @dataclass(frozen=True)
@@ -68,12 +91,12 @@ class Candidate:
 
     def describe_images(self, error: OutputError) -> str:
         """Say on which images an error was measured."""
-        count = error.per_image.size
+        count, held_out = error.per_image.size, self.calibration.validation_count
         if not self.calibration.excludes_holdout:
             return f"on {count} calibration images"
-        if count <= self.calibration.validation_count:
+        if count <= held_out:
             return f"on {count} held-out images"
-        return f"on {count} images, {self.calibration.validation_count} of them held out"
+        return f"on {count} images, {held_out} of them held out"
 
     def _holdout_batches(self) -> Iterator[Tensors]:
         if self.calibration.has_holdout:
@@ -117,24 +140,25 @@ def is_better(before: OutputError, after: OutputError, *, significantly: bool = 
     lower the error, the ratio must fall, and neither the errors nor the changed predictions of the
     images may grow by more than chance.
     """
-    if not significantly:
-        return after.noise_to_signal < before.noise_to_signal and not (
-            _grows(before.per_image, after.per_image, STANDARD_ERRORS)
-            or _grows(before.changed, after.changed, CHANGED_STANDARD_ERRORS)
-        )
     errors, new_errors = before.per_image, after.per_image
+    if not significantly:
+        # More wrong predictions outweigh a smaller error, and few images show them late.
+        return after.noise_to_signal < before.noise_to_signal and not (
+            _exceeds_chance(new_errors - errors, 2.0)
+            or _exceeds_chance(after.changed - before.changed, 1.5)
+        )
     if not np.isfinite(errors).all():
         return bool(np.isfinite(new_errors).all())
-    if errors.size < MIN_IMAGES or not np.isfinite(new_errors).all():
+    # Fewer than four images cannot tell a difference from chance.
+    if errors.size < 4 or not np.isfinite(new_errors).all():
         return False
     if new_errors.mean() >= errors.mean() or after.noise_to_signal > before.noise_to_signal:
         return False
     # Errors are squares: without the root a few images would decide alone.
-    gains = np.sqrt(errors) - np.sqrt(new_errors)
-    return bool(gains.mean() > STANDARD_ERRORS * gains.std(ddof=1) / np.sqrt(gains.size))
+    return _exceeds_chance(np.sqrt(errors) - np.sqrt(new_errors), 2.0, ddof=1)
 
 
-def _grows(before: ErrorArray, after: ErrorArray, standard_errors: float) -> bool:
-    """Whether the numbers of the images grow by more than so many standard errors."""
-    growth = after - before
-    return bool(growth.mean() > standard_errors * growth.std() / np.sqrt(growth.size))
+def _exceeds_chance(differences: ErrorArray, standard_errors: float, ddof: int = 0) -> bool:
+    """Whether the mean of paired differences is above so many of its standard errors."""
+    deviation = differences.std(ddof=ddof)
+    return bool(differences.mean() > standard_errors * deviation / np.sqrt(differences.size))

@@ -1,29 +1,39 @@
 """Round the weights of a layer by coordinate descent on its output error (OBQ/GPTQ family).
 
+    minimize |f(s Q x + b) - f(y)|^2 over integers Q and bias b, where y are the float outputs
+
+as in AdaRound (Nagel et al. 2020). For each output the squared error over the rows is a quadratic
+form of its weights, so the Gram matrix H is all that the search needs (Hassibi & Stork 1993;
+Frantar et al. 2022, "GPTQ"):
+
     |W X - Q s X|^2 = (w - q s) H (w - q s)',  H = X X'
 
-For each output the squared error over the rows is a quadratic form of its weights, so the Gram
-matrix H is all that the search needs (Hassibi & Stork 1993; Frantar et al. 2022, "GPTQ"). GPTQ
-rounds each weight once and corrects the rest by the inverse of H; here every weight takes the
+GPTQ rounds each weight once and corrects the rest by the inverse of H; here every weight takes the
 better of its two neighbouring integers in turn, until none moves, which needs no inverse and stays
 within AdaRound's rounding up or down. The bias follows in closed form (bias correction).
 
-Behind a Relu or Clip, rows on which neither the float output nor the target lies between the limits
-do not count: rounding changes nothing there. Then each output has a Gram matrix of its own, unless
-that is too much work.
+The activation f decides which errors show. Behind a Relu or Clip, rows on which neither the float
+output nor the target lies between the limits do not count: rounding changes nothing there. Then
+each output has a Gram matrix of its own, unless that is too much work. Weighting rows by the slope
+of a smooth activation was tried and brought nothing, so these only take part in the error by which
+a solution is accepted.
 """
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from qconvert.core.scales import FloatArray
-from qconvert.optimize.layer_problem import LayerProblem
+from qconvert.graph.patterns import find_fused_activation, is_standard, only_reader
+from qconvert.quantize.cross_layer import clip_limits
 
 # Fewer rows say too little about an output.
 MIN_ROWS = 32
@@ -33,7 +43,6 @@ MAX_GRAM_ELEMENTS = 30_000_000
 MAX_GRAM_MACS = 1_200_000_000_000
 # Added to the diagonal of H, relative to its mean, which draws weights to where they are.
 DAMPING = 0.003
-MIN_DAMPING = 1e-12
 # How much of the error of a layer's inputs its weights compensate: all of it would fit the training
 # images and no others.
 COMPENSATION = 0.25
@@ -41,8 +50,76 @@ SWEEPS = 2
 # So many inputs change before the gradient of all others is updated.
 BLOCK_SIZE = 64
 
-# The groups and the outputs in them, pair by pair.
-OutputIndices = tuple[NDArray[np.intp], NDArray[np.intp]]
+# Of rows x and targets y around their means: x x' (one for all outputs, or one for each), y x', and
+# the means.
+Moments = tuple[FloatArray, FloatArray, FloatArray, FloatArray]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A function of a layer's outputs; a Relu or Clip cuts what lies beyond its limits."""
+
+    apply: Callable[[FloatArray], FloatArray]
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def clips(self) -> bool:
+        """Whether there are limits."""
+        return math.isfinite(self.low) or math.isfinite(self.high)
+
+    def passes(self, values: FloatArray) -> NDArray[np.bool_]:
+        """Return which values lie between the limits."""
+        inside: NDArray[np.bool_] = (values > self.low) & (values < self.high)
+        return inside
+
+
+IDENTITY = Activation(lambda values: values)
+SMOOTH: dict[str, Callable[[ir.Node, FloatArray], FloatArray]] = {
+    "Sigmoid": lambda node, x: 0.5 * (1 + np.tanh(0.5 * x)),
+    "HardSigmoid": lambda node, x: np.clip(
+        node.attributes.get_float("alpha", 0.2) * x + node.attributes.get_float("beta", 0.5), 0, 1
+    ),
+    "HardSwish": lambda node, x: x * np.clip(x / 6 + 0.5, 0, 1),
+    # The tanh approximation is close enough to compare errors.
+    "Gelu": lambda node, x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class LayerProblem:
+    """A layer as a product of matrices, with one for each group.
+
+    `rows` are [group, row, input], `weights` [group, output, input], `targets`, which lie before
+    the activation, [group, output, row], `steps` and `biases` [group, output]. `biases` are None
+    if nothing can be added to the outputs.
+    """
+
+    rows: FloatArray
+    targets: FloatArray
+    weights: FloatArray
+    steps: FloatArray
+    biases: FloatArray | None
+    activation: Activation
+    max_integer: int
+
+    @property
+    def nearest(self) -> FloatArray:
+        """The nearest integers, as floats."""
+        nearest: FloatArray = np.rint(self.weights / self.steps[..., np.newaxis])
+        return np.clip(nearest, -self.max_integer, self.max_integer)
+
+    def relative_error(self, integers: FloatArray, biases: FloatArray | None) -> float:
+        """Return the squared error behind the activation, as a share of the targets' power."""
+        error = power = 0.0
+        for group, rows in enumerate(self.rows):
+            outputs = (integers[group] * self.steps[group][:, np.newaxis]) @ rows.T
+            outputs += 0.0 if biases is None else biases[group][:, np.newaxis]
+            targets = self.activation.apply(self.targets[group])
+            errors = self.activation.apply(outputs) - targets
+            error += float(np.square(errors).sum(dtype=np.float64))
+            power += float(np.square(targets).sum(dtype=np.float64))
+        return error / (power or 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,22 +130,32 @@ class Solution:
     biases: FloatArray | None
 
 
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Moments of rows x and targets y around their means: x x', y x', and the means.
+def clip_activation(low: float, high: float) -> Activation:
+    """Return the function of a Relu or Clip."""
+    return Activation(lambda values: np.clip(values, low, high), low, high)
 
-    `gram` is one matrix that all outputs share, or one for each of them.
+
+def find_activation(node: ir.Node) -> Activation:
+    """Return the activation between a node and whatever else reads it; else the identity.
+
+    SiLU and HardSwish in two nodes are a gate that also reads the output, and a Mul behind it.
     """
-
-    gram: FloatArray
-    cross: FloatArray
-    mean_rows: FloatArray
-    mean_targets: FloatArray
-
-    def optimal_bias(self, weights: FloatArray) -> FloatArray:
-        """Return the bias that gives the outputs the mean of the targets."""
-        bias: FloatArray = self.mean_targets - (weights * self.mean_rows).sum(axis=1)
-        return bias
+    fused = find_fused_activation(node)
+    if fused is not None:
+        return clip_activation(*clip_limits(fused))
+    value = node.outputs[0]
+    reader = only_reader(value)
+    if reader is not None:
+        smooth = is_standard(reader, *SMOOTH)
+        return Activation(partial(SMOOTH[reader.op_type], reader)) if smooth else IDENTITY
+    readers = [use.node for use in value.uses()]
+    gates = [reader for reader in readers if is_standard(reader, "Sigmoid", "HardSigmoid")]
+    if len(readers) == 2 and len(gates) == 1 and not value.is_graph_output():
+        product = only_reader(gates[0].outputs[0])
+        if product in readers and product.op_type == "Mul":
+            gate = partial(SMOOTH[gates[0].op_type], gates[0])
+            return Activation(lambda values: values * gate(values))
+    return IDENTITY
 
 
 def round_weights(problem: LayerProblem) -> tuple[Solution, Solution]:
@@ -77,68 +164,47 @@ def round_weights(problem: LayerProblem) -> tuple[Solution, Solution]:
         Solution(problem.nearest, None if problem.biases is None else problem.biases.copy())
         for _ in range(2)
     )
+    groups, outputs, size = problem.weights.shape
+    macs = groups * outputs * size**2 * problem.rows.shape[1]
+    shared = outputs > 1 and (not problem.activation.clips or macs > MAX_GRAM_MACS)
+    threads, count = os.cpu_count() or 1, groups * outputs
+    at_once = min(max(1, MAX_GRAM_ELEMENTS // (threads * size**2)), -(-count // threads))
+    at_once = outputs if shared else at_once
+    indices = np.indices((groups, outputs)).reshape(2, -1)
 
-    def solve(outputs: OutputIndices) -> None:
-        solved = compute_moments(problem, outputs)
-        if solved is None:
-            return
-        outputs, moments = solved
-        steps, weights = problem.steps[outputs], problem.weights[outputs]
-        best.integers[outputs] = _descend(moments, weights, steps, problem.max_integer)
+    def solve(start: int) -> None:
+        part: tuple[NDArray[np.intp], ...] = tuple(indices[:, start : start + at_once])
+        if shared:
+            group = part[0][0]
+            moments = _center(problem, problem.rows[group], problem.targets[group])
+        else:
+            by_output = [
+                _output_moments(problem, group, output) for group, output in zip(*part, strict=True)
+            ]
+            solvable = [entry is not None for entry in by_output]
+            if not any(solvable):
+                return
+            part = tuple(index[solvable] for index in part)
+            arrays = list(zip(*(entry for entry in by_output if entry is not None), strict=True))
+            moments = (
+                np.stack(arrays[0]),
+                np.concatenate(arrays[1]),
+                np.stack(arrays[2]),
+                np.concatenate(arrays[3]),
+            )
+        steps = problem.steps[part]
+        best.integers[part] = _descend(moments, problem.weights[part], steps, problem.max_integer)
+        _, _, mean_rows, mean_targets = moments
         for solution in (nearest, best):
             if solution.biases is not None:
-                rounded = solution.integers[outputs] * steps[:, np.newaxis]
-                solution.biases[outputs] = moments.optimal_bias(rounded)
+                # The bias that gives the outputs the mean of the targets.
+                weights = solution.integers[part] * steps[:, np.newaxis]
+                solution.biases[part] = mean_targets - (weights * mean_rows).sum(axis=1)
 
     # Every thread solves outputs of its own; products this small are slower on several threads.
-    threads = os.cpu_count() or 1
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
-        list(pool.map(solve, split_outputs(problem, threads)))
+        list(pool.map(solve, range(0, count, at_once)))
     return nearest, best
-
-
-def split_outputs(problem: LayerProblem, threads: int) -> Iterator[OutputIndices]:
-    """Yield the outputs that are solved together."""
-    groups, outputs, size = problem.weights.shape
-    if shares_gram(problem):
-        yield from ((np.full(outputs, group), np.arange(outputs)) for group in range(groups))
-        return
-    indices = np.indices((groups, outputs)).reshape(2, -1)
-    count = indices.shape[1]
-    at_once = min(max(1, MAX_GRAM_ELEMENTS // (threads * size**2)), -(-count // threads))
-    for start in range(0, count, at_once):
-        yield indices[0, start : start + at_once], indices[1, start : start + at_once]
-
-
-def shares_gram(problem: LayerProblem) -> bool:
-    """Whether all outputs of a group share one Gram matrix."""
-    groups, outputs, size = problem.weights.shape
-    if outputs == 1:
-        return False
-    macs = groups * outputs * size**2 * problem.rows.shape[1]
-    return not problem.activation.clips or macs > MAX_GRAM_MACS
-
-
-def compute_moments(
-    problem: LayerProblem, outputs: OutputIndices
-) -> tuple[OutputIndices, Moments] | None:
-    """Return the moments of outputs, without those that have too few rows."""
-    if shares_gram(problem):
-        group = outputs[0][0]
-        return outputs, _moments(problem, problem.rows[group], problem.targets[group])
-    by_output = [
-        _output_moments(problem, group, output) for group, output in zip(*outputs, strict=True)
-    ]
-    moments = [entry for entry in by_output if entry is not None]
-    if not moments:
-        return None
-    solvable = np.array([entry is not None for entry in by_output])
-    return (outputs[0][solvable], outputs[1][solvable]), Moments(
-        np.stack([entry.gram for entry in moments]),
-        np.concatenate([entry.cross for entry in moments]),
-        np.stack([entry.mean_rows for entry in moments]),
-        np.concatenate([entry.mean_targets for entry in moments]),
-    )
 
 
 def _output_moments(problem: LayerProblem, group: int, output: int) -> Moments | None:
@@ -150,33 +216,55 @@ def _output_moments(problem: LayerProblem, group: int, output: int) -> Moments |
         outputs += 0.0 if problem.biases is None else problem.biases[group, output]
         counts = activation.passes(targets) | activation.passes(outputs)
         rows, targets = rows[counts], activation.apply(targets[counts])
-    return _moments(problem, rows, targets[np.newaxis]) if len(rows) >= MIN_ROWS else None
+    return _center(problem, rows, targets[np.newaxis]) if len(rows) >= MIN_ROWS else None
 
 
-def _moments(problem: LayerProblem, rows: FloatArray, targets: FloatArray) -> Moments:
+def _center(problem: LayerProblem, rows: FloatArray, targets: FloatArray) -> Moments:
     mean_rows, mean_targets = rows.mean(axis=0), targets.mean(axis=1)
     if problem.biases is not None:
         rows, targets = rows - mean_rows, targets - mean_targets[:, np.newaxis]
-    return Moments(rows.T @ rows, targets @ rows, mean_rows, mean_targets)
+    return rows.T @ rows, targets @ rows, mean_rows, mean_targets
 
 
 def _descend(
     moments: Moments, weights: FloatArray, steps: FloatArray, max_integer: int
 ) -> FloatArray:
     """Return integers next to the weights that are a minimum in every single weight."""
-    gram = moments.gram.copy()
+    gram = moments[0].copy()
     diagonal = np.einsum("...ii->...i", gram)
-    diagonal += DAMPING * diagonal.mean(axis=-1, keepdims=True) + MIN_DAMPING
+    diagonal += DAMPING * diagonal.mean(axis=-1, keepdims=True) + 1e-12
     exact = weights / steps[:, np.newaxis]
-    integers: FloatArray = np.clip(np.rint(exact), -max_integer, max_integer)
-    low, high = (np.clip(side(exact), -max_integer, max_integer) for side in (np.floor, np.ceil))
+    integers: FloatArray
+    integers, low, high = (
+        np.clip(side(exact), -max_integer, max_integer) for side in (np.rint, np.floor, np.ceil)
+    )
     # Half the gradient at these integers; at the float weights only the compensation is left.
     rounding_error = integers * steps[:, np.newaxis] - weights
-    input_error = moments.cross - _multiply(weights, moments.gram)
+    input_error = moments[1] - _multiply(weights, moments[0])
     gradient = _multiply(rounding_error, gram) - COMPENSATION * input_error
-    descent = _Descent(gram, gradient, integers, (low, high), steps)
     for _ in range(SWEEPS):
-        if not descent.sweep():
+        moved = False
+        for start in range(0, weights.shape[1], BLOCK_SIZE):
+            block = slice(start, start + BLOCK_SIZE)
+            # Inputs come first here: one input of all outputs lies together in memory.
+            slopes, numbers, least, most = (
+                array[:, block].T.copy(order="C") for array in (gradient, integers, low, high)
+            )
+            own = gram[..., block, block]
+            own = np.moveaxis(own, 0, -1) if own.ndim > 2 else own[..., np.newaxis]
+            own = np.ascontiguousarray(own)
+            changes = np.zeros_like(slopes)
+            for index in range(len(slopes)):
+                optimum = np.rint(numbers[index] - slopes[index] / (own[index, index] * steps))
+                np.minimum(np.maximum(optimum, least[index], out=optimum), most[index], out=optimum)
+                np.multiply(optimum - numbers[index], steps, out=changes[index])
+                if changes[index].any():
+                    numbers[index] = optimum
+                    slopes[index + 1 :] += own[index, index + 1 :] * changes[index]
+            integers[:, block] = numbers.T
+            gradient += _multiply(changes.T, gram[..., block, :])
+            moved = moved or bool(changes.any())
+        if not moved:
             break
     return integers
 
@@ -188,46 +276,3 @@ def _multiply(vectors: FloatArray, matrices: FloatArray) -> FloatArray:
         vectors @ matrices if shared else (vectors[:, np.newaxis] @ matrices)[:, 0]
     )
     return product
-
-
-@dataclass(frozen=True, eq=False)
-class _Descent:
-    """The state of a descent: `gradient` is half that of the error at the current integers."""
-
-    gram: FloatArray
-    gradient: FloatArray
-    integers: FloatArray
-    limits: tuple[FloatArray, FloatArray]
-    steps: FloatArray
-
-    def sweep(self) -> int:
-        """Give every weight its best integer once, and return how many changed."""
-        changed = 0
-        size = self.integers.shape[1]
-        for start in range(0, size, BLOCK_SIZE):
-            block = slice(start, min(size, start + BLOCK_SIZE))
-            changes = self._change(block)
-            changed += int(np.count_nonzero(changes))
-            self.gradient[:] += _multiply(changes, self.gram[..., block, :])
-        return changed
-
-    def _change(self, block: slice) -> FloatArray:
-        """Change the weights of a block one after another, and return by how much."""
-        # Inputs come first here: one input of all outputs lies together in memory.
-        gradient, integers, low, high = (
-            array[:, block].T.copy(order="C")
-            for array in (self.gradient, self.integers, *self.limits)
-        )
-        gram = self.gram[..., block, block]
-        gram = np.moveaxis(gram, 0, -1) if gram.ndim > 2 else gram[..., np.newaxis]
-        gram = np.ascontiguousarray(gram)
-        changes = np.zeros_like(gradient)
-        for index in range(len(gradient)):
-            best = np.rint(integers[index] - gradient[index] / (gram[index, index] * self.steps))
-            np.minimum(np.maximum(best, low[index], out=best), high[index], out=best)
-            np.multiply(best - integers[index], self.steps, out=changes[index])
-            if changes[index].any():
-                integers[index] = best
-                gradient[index + 1 :] += gram[index, index + 1 :] * changes[index]
-        self.integers[:, block] = integers.T
-        return changes.T

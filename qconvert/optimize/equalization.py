@@ -20,13 +20,7 @@ from qconvert.core.progress import start_step
 from qconvert.core.scales import FloatArray
 from qconvert.graph.observed_tensors import ObservedTensors, find_observed_tensors
 from qconvert.optimize.candidate import Candidate, is_better
-from qconvert.quantize.cross_layer import (
-    EqualizationSite,
-    channel_count,
-    equalize,
-    find_sites,
-    reader_matrix,
-)
+from qconvert.quantize.cross_layer import EqualizationSite, find_sites
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 # A tensor gets factors only if its expected error falls to this share.
@@ -37,17 +31,8 @@ MAX_CHANNEL_RATIO = 64.0
 HEADROOM = 2.0
 # The mean square of a channel, as a share of the square of its largest value.
 MEAN_SQUARE = 0.1
-DIGITS = 4
 
 ChosenFactors = Mapping[str, tuple[float, ...]]
-
-
-@dataclass(frozen=True)
-class EqualizationProposal:
-    """Factors for some tensors of a model, and the model with them, which must be calibrated."""
-
-    factors: ChosenFactors
-    model: ir.Model
 
 
 @dataclass(frozen=True)
@@ -59,16 +44,14 @@ class Equalized:
     notes: tuple[str, ...] = ()
 
 
-def propose_equalization(candidate: Candidate) -> EqualizationProposal | None:
-    """Return factors that are expected to help, None where no tensor has any."""
-    model = candidate.loaded.model
-    summaries = candidate.calibration.training.summaries
-    factors = choose_factors(model.graph, find_observed_tensors(model), summaries)
-    return EqualizationProposal(factors, equalize(model, factors)) if factors else None
+def propose_factors(candidate: Candidate) -> ChosenFactors:
+    """Return factors that are expected to help, by tensor."""
+    model, summaries = candidate.loaded.model, candidate.calibration.training.summaries
+    return choose_factors(model.graph, find_observed_tensors(model), summaries)
 
 
 def choose_equalization(
-    original: Candidate, equalized: Candidate, proposal: EqualizationProposal
+    original: Candidate, equalized: Candidate, factors: ChosenFactors
 ) -> Equalized:
     """Return the equalized candidate if its output error is lower, else the original one."""
     end = start_step(original.progress, "equalize")
@@ -77,12 +60,12 @@ def choose_equalization(
     after = equalized.output_error(equalized.options, reference)
     accepted = is_better(before, after)
     text = (
-        f"cross-layer equalization of {len(proposal.factors)} tensors "
+        f"cross-layer equalization of {len(factors)} tensors "
         f"{'accepted' if accepted else 'rejected'}: output error {before.per_image.mean():.4g} "
         f"-> {after.per_image.mean():.4g} {original.describe_images(after)}"
     )
     end(text, False)
-    return Equalized(equalized, proposal.factors, (text,)) if accepted else Equalized(original)
+    return Equalized(equalized, factors, (text,)) if accepted else Equalized(original)
 
 
 def choose_factors(
@@ -95,23 +78,16 @@ def choose_factors(
         summary = summaries.get(observed.aliases.get(name, name))
         if summary is None or not summary.finite.all():
             continue
-        if summary.channels.largest.shape != (channel_count(site),):
+        largest = np.abs(summary.channels.largest).astype(np.float32)
+        if largest.shape != (site.channels,) or not largest.any():
             continue
-        factors = _best_factors(site, np.abs(summary.channels.largest).astype(np.float32))
-        if factors is not None:
-            chosen[name] = tuple(float(f"{factor:.{DIGITS}g}") for factor in factors)
+        candidates = [_compute_factors(site, largest, strength) for strength in STRENGTHS]
+        errors = [_expected_error(site, largest, factors) for factors in candidates]
+        best = int(np.argmin(errors))
+        unequalized = _expected_error(site, largest, np.ones_like(largest))
+        if errors[best] < MAX_ERROR_RATIO * unequalized:
+            chosen[name] = tuple(float(f"{factor:.4g}") for factor in candidates[best])
     return chosen
-
-
-def _best_factors(site: EqualizationSite, largest: FloatArray) -> FloatArray | None:
-    """Return the factors with the least expected error, None if they gain too little."""
-    if not largest.any():
-        return None
-    unequalized = _expected_error(site, largest, np.ones_like(largest))
-    candidates = [_compute_factors(site, largest, strength) for strength in STRENGTHS]
-    errors = [_expected_error(site, largest, factors) for factors in candidates]
-    best = int(np.argmin(errors))
-    return candidates[best] if errors[best] < MAX_ERROR_RATIO * unequalized else None
 
 
 def _compute_factors(site: EqualizationSite, largest: FloatArray, strength: float) -> FloatArray:
@@ -123,7 +99,9 @@ def _compute_factors(site: EqualizationSite, largest: FloatArray, strength: floa
     sizes = np.maximum(np.where(largest > 0, largest, top), top / MAX_CHANNEL_RATIO) / top
     factors: FloatArray = sizes**strength
     if not all(reader.depthwise for reader in site.readers):
-        weights = _largest_weights(site, len(largest))
+        # The largest weight that reads each channel, over all filters and readers.
+        rows = [np.abs(reader.matrix()).max(axis=0) for reader in site.readers]
+        weights = np.max([row.reshape(len(largest), -1).max(axis=1) for row in rows], axis=0)
         weights = np.where(weights > 0, weights, weights.max() or 1.0)
         if weights.max():
             weights = np.maximum(weights / weights.max(), 1 / MAX_CHANNEL_RATIO)
@@ -141,17 +119,10 @@ def _expected_error(site: EqualizationSite, largest: FloatArray, factors: FloatA
     sizes = largest / factors
     error = 0.0
     for reader in site.readers:
-        weights = reader_matrix(reader)
+        weights = reader.matrix()
         weights = weights * np.repeat(factors, weights.shape[1] // len(factors))
         error += float(np.square(sizes.max()) * np.square(weights).sum())
         if not reader.depthwise:
             scales = np.abs(weights).max(axis=1)
             error += float(MEAN_SQUARE * np.square(scales).sum() * np.square(sizes).sum())
     return error
-
-
-def _largest_weights(site: EqualizationSite, channels: int) -> FloatArray:
-    """Return the largest weight that reads each channel, over all its filters and readers."""
-    rows = [np.abs(reader_matrix(reader)).max(axis=0) for reader in site.readers]
-    largest: FloatArray = np.max([row.reshape(channels, -1).max(axis=1) for row in rows], axis=0)
-    return largest

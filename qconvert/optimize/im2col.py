@@ -6,14 +6,13 @@ map, one line for each image of a batch.
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qconvert.core.scales import FloatArray
-from qconvert.graph.patterns import weight_shape
+from qconvert.graph.patterns import is_transposed, weight_shape
 
 Positions = NDArray[np.intp]
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
@@ -27,7 +26,7 @@ def weight_matrix(node: ir.Node, weight: NDArray[np.generic]) -> NDArray[np.gene
     if node.op_type == "ConvTranspose":
         grouped = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
         return grouped.transpose(0, 2, 1, 3).reshape(groups, weight.shape[1], -1)
-    return (weight if _is_transposed(node) else weight.T)[np.newaxis]
+    return (weight if is_transposed(node) else weight.T)[np.newaxis]
 
 
 def restore_weight(
@@ -40,7 +39,7 @@ def restore_weight(
         groups, outputs = matrix.shape[:2]
         grouped = matrix.reshape(groups, outputs, shape[0] // groups, -1)
         return grouped.transpose(0, 2, 1, 3).reshape(shape)
-    return np.ascontiguousarray(matrix[0] if _is_transposed(node) else matrix[0].T)
+    return np.ascontiguousarray(matrix[0] if is_transposed(node) else matrix[0].T)
 
 
 def per_output(node: ir.Node, values: FloatArray, outputs: int) -> FloatArray:
@@ -95,18 +94,21 @@ def _patch_sources(
     `i * stride = o + pad - k * dilation` has a whole solution.
     """
     kernel = weight_shape(node)[2:]
-    ones = [1] * len(kernel)
-    strides = node.attributes.get_ints("strides", ones)
-    dilations = node.attributes.get_ints("dilations", ones)
+    strides = node.attributes.get_ints("strides", [1] * len(kernel))
+    dilations = node.attributes.get_ints("dilations", [1] * len(kernel))
+    pads = node.attributes.get_ints("pads", [0] * 2 * len(kernel))
     transposed = node.op_type == "ConvTranspose"
-    small, large = (input_map, output_map) if transposed else (output_map, input_map)
-    totals = [
-        max(0, (low - 1) * stride + (size - 1) * dilation + 1 - high)
-        for low, high, stride, size, dilation in zip(
-            small, large, strides, kernel, dilations, strict=True
-        )
-    ]
-    pads = _low_pads(node, totals)
+    mode = node.attributes.get_string("auto_pad", "NOTSET")
+    if mode == "VALID":
+        pads = [0] * len(kernel)
+    elif mode in ("SAME_UPPER", "SAME_LOWER"):
+        small, large = (input_map, output_map) if transposed else (output_map, input_map)
+        sizes = zip(small, large, strides, kernel, dilations, strict=True)
+        totals = [
+            max(0, (low - 1) * stride + (size - 1) * dilation + 1 - high)
+            for low, high, stride, size, dilation in sizes
+        ]
+        pads = [total // 2 if mode == "SAME_UPPER" else total - total // 2 for total in totals]
     output_indices = np.unravel_index(positions, output_map)
     kernel_indices = np.indices(kernel).reshape(len(kernel), -1)
     sources = np.zeros((len(positions), kernel_indices.shape[1]), dtype=np.intp)
@@ -124,19 +126,5 @@ def _patch_sources(
     return sources, inside.astype(np.float32)
 
 
-def _low_pads(node: ir.Node, totals: Sequence[int]) -> Sequence[int]:
-    """Return the padding at the low end of each axis; `totals` is what SAME padding adds up to."""
-    mode = node.attributes.get_string("auto_pad", "NOTSET")
-    if mode == "VALID":
-        return [0] * len(totals)
-    if mode in ("SAME_UPPER", "SAME_LOWER"):
-        return [total // 2 if mode == "SAME_UPPER" else total - total // 2 for total in totals]
-    return node.attributes.get_ints("pads", [0] * 2 * len(totals))[: len(totals)]
-
-
 def _groups(node: ir.Node) -> int:
     return node.attributes.get_int("group", 1) if node.op_type in CONVOLUTIONS else 1
-
-
-def _is_transposed(node: ir.Node) -> bool:
-    return node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1

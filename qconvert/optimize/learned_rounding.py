@@ -7,10 +7,10 @@ it; the model keeps the weights only if `candidate.is_better` accepts them. Ever
 soon as it is learned, so that a run that was killed resumes there.
 """
 
-import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,19 +18,28 @@ import onnx_ir as ir
 
 from qconvert import __version__
 from qconvert.backends.ort import ORT_VERSION, open_cpu
-from qconvert.core.cache import Cache, cached_step
+from qconvert.core.cache import Cache
 from qconvert.core.progress import Progress, ProgressCallback, start_step
 from qconvert.core.scales import FloatArray, QuantParams, fake_quantize
 from qconvert.core.tensors import Tensors, batch_size
-from qconvert.graph.names import UniqueNames, tensor_names
-from qconvert.graph.patterns import constant_array, find_matmul_bias, find_matmul_bias_add
+from qconvert.graph.patterns import (
+    UniqueNames,
+    constant_array,
+    find_matmul_bias,
+    find_matmul_bias_add,
+    tensor_names,
+)
 from qconvert.optimize import im2col
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH
-from qconvert.optimize.candidate import Candidate, compare_outputs, is_better, run_reference
-from qconvert.optimize.coordinate_descent import round_weights
-from qconvert.optimize.efforts import EFFORTS, limit_images
-from qconvert.optimize.layer_problem import LayerProblem, find_activation
-from qconvert.optimize.partial_execution import OpenModel, PartialExecution, find_untyped_tensor
+from qconvert.optimize.candidate import (
+    EFFORTS,
+    Candidate,
+    compare_outputs,
+    is_better,
+    run_reference,
+)
+from qconvert.optimize.coordinate_descent import LayerProblem, find_activation, round_weights
+from qconvert.optimize.partial_execution import PartialExecution, find_untyped_tensor, limit_images
 from qconvert.quantize import plan_files, rounded_weights
 from qconvert.quantize.apply_plan import apply_plan, find_planned_layers
 from qconvert.quantize.cross_layer import equalize
@@ -51,18 +60,15 @@ from qconvert.quantize.weights import (
 
 # One batch of so many is held out from every layer.
 HOLDOUT_EVERY = 4
-WITH_BIAS = im2col.CONVOLUTIONS | {"Gemm"}
 # Bytes that the rows of one layer may take.
 MAX_ROW_BYTES = 256_000_000
-MIN_BATCHES = 2
-NO_IMAGES = "weights are rounded to nearest: learning them needs the calibration images, `--images`"
+NEAREST = "weights are rounded to nearest: "
+NO_IMAGES = f"{NEAREST}learning them needs the calibration images, `--images`"
 TOO_FEW_IMAGES = (
-    "weights are rounded to nearest: learning them needs more calibration images than {}, some to "
-    "train on and others to validate"
+    f"{NEAREST}learning them needs more calibration images than {{}}, some to train on and others "
+    "to validate"
 )
-UNKNOWN_TYPE = (
-    "weights are rounded to nearest: the type of `{}` is unknown, so that no layer runs alone"
-)
+UNKNOWN_TYPE = f"{NEAREST}the type of `{{}}` is unknown, so that no layer runs alone"
 
 
 @dataclass(frozen=True)
@@ -78,20 +84,6 @@ class RoundedLayer:
 
 
 @dataclass(frozen=True)
-class TrainingSet:
-    """Batches as the model takes them, and how many rows a layer learns from at most.
-
-    `finished` has layers that were learned before.
-    """
-
-    batches: Sequence[Tensors]
-    open_model: OpenModel
-    rows: int
-    seed: int = 0
-    finished: Mapping[str, RoundedLayer] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class LearnedPlan:
     """A plan, the weights that were learned with it, and notes for the report."""
 
@@ -100,44 +92,24 @@ class LearnedPlan:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class LearnedWeights:
-    """The accepted weights, none if they were rejected, and the errors in one sentence."""
-
-    weights: RoundedWeights
-    summary: str
-
-
-class _Codec:
-    """Learned weights as a `.npz` archive, with the sentence beside it."""
-
-    def save(self, value: LearnedWeights, folder: Path) -> None:
-        rounded_weights.save(value.weights, folder / "learned.npz")
-        (folder / "summary.txt").write_text(value.summary, encoding="utf-8")
-
-    def load(self, folder: Path) -> LearnedWeights:
-        summary = (folder / "summary.txt").read_text(encoding="utf-8")
-        return LearnedWeights(rounded_weights.load(folder / "learned.npz"), summary)
-
-
 def learn_rounding(plan: Plan, candidate: Candidate, effort: str, cache: Cache) -> LearnedPlan:
     """Return the plan with learned weights if they lower the output error, else as it is."""
     level, model = EFFORTS[effort], candidate.loaded.model
-    calibration, progress = candidate.calibration, candidate.progress
+    calibration = candidate.calibration
     if not level.training_images or not find_learnable(model, plan):
         return LearnedPlan(plan)
     if untyped := find_untyped_tensor(model):
         return LearnedPlan(plan, notes=(UNKNOWN_TYPE.format(untyped),))
     if not calibration.images_available:
         return LearnedPlan(plan, notes=(NO_IMAGES,))
-    end = start_step(progress, "learn")
+    end = start_step(candidate.progress, "learn")
     images = limit_images(model, level.training_images)
     if not calibration.has_holdout:
         # Of few images some must be left for validation.
         images = min(images, calibration.validation_count - CALIBRATION_BATCH)
     batches = calibration.training_batches(images) if images > 0 else []
-    holdout = functools.partial(calibration.holdout_batches, images, level.holdout_images)
-    if len(batches) < MIN_BATCHES or next(holdout(), None) is None:
+    holdout = partial(calibration.holdout_batches, images, level.holdout_images)
+    if len(batches) < 2 or next(holdout(), None) is None:
         return LearnedPlan(plan, notes=(TOO_FEW_IMAGES.format(calibration.validation_count),))
     key = {
         "name": f"weights, effort {effort}",
@@ -149,46 +121,55 @@ def learn_rounding(plan: Plan, candidate: Candidate, effort: str, cache: Cache) 
         "onnxruntime": ORT_VERSION,
     }
 
-    def compute() -> LearnedWeights:
-        training = TrainingSet(batches, functools.partial(open_cpu, keep_qdq=True), level.rows)
+    def make(entry: Path) -> None:
         with cache.resumable("learn", key) as folder:
-            layers = _learn_unfinished(model, plan, training, folder, progress)
+            layers = _learn_unfinished(model, plan, batches, level.rows, folder, candidate.progress)
             weights = {layer.name: layer.weight for layer in layers if layer.weight is not None}
             learned = apply_plan(model, rounded_weights.with_digest(plan, weights), weights)
             reference = run_reference(model, holdout())
             before = compare_outputs(apply_plan(model, plan), holdout(), reference)
             after = compare_outputs(learned, holdout(), reference)
-        errors = (
-            f"noise-to-signal {100 * before.noise_to_signal:.3g}% -> "
+        if is_better(before, after, significantly=False):
+            flipped = sum(layer.flipped > 0 for layer in layers)
+            others = len(weights) - flipped
+            corrected = f", bias corrected in {others} more" if others else ""
+            count = sum(map(batch_size, batches))
+            summary = f"weights learned in {flipped} of {len(layers)} layers{corrected} "
+            summary += f"({count} images)"
+        else:
+            weights, summary = {}, "learned weights rejected, they do not lower the error"
+        summary += (
+            f": noise-to-signal {100 * before.noise_to_signal:.3g}% -> "
             f"{100 * after.noise_to_signal:.3g}%, output error {before.per_image.mean():.3g} -> "
             f"{after.per_image.mean():.3g} on {after.per_image.size} other images"
         )
-        if not is_better(before, after, significantly=False):
-            summary = f"learned weights rejected, they do not lower the error: {errors}"
-            return LearnedWeights({}, summary)
-        flipped = sum(layer.flipped > 0 for layer in layers)
-        corrected = f", bias corrected in {more} more" if (more := len(weights) - flipped) else ""
-        summary = (
-            f"weights learned in {flipped} of {len(layers)} layers{corrected} "
-            f"({sum(map(batch_size, batches))} images): {errors}"
-        )
-        return LearnedWeights(weights, summary)
+        rounded_weights.save(weights, entry / "learned.npz")
+        (entry / "summary.txt").write_text(summary, encoding="utf-8")
 
-    result = cached_step(cache, "learn", key, compute, _Codec())
-    weights, summary = result.value.weights, result.value.summary
-    end(summary, result.hit)
+    entry = cache.get_or_make("learn", key, make)
+    weights = rounded_weights.load(entry.path / "learned.npz")
+    summary = (entry.path / "summary.txt").read_text(encoding="utf-8")
+    end(summary, entry.hit)
     return LearnedPlan(rounded_weights.with_digest(plan, weights), weights, (summary,))
 
 
 def _learn_unfinished(
-    model: ir.Model, plan: Plan, training: TrainingSet, folder: Path, progress: ProgressCallback
+    model: ir.Model,
+    plan: Plan,
+    batches: Sequence[Tensors],
+    max_rows: int,
+    folder: Path,
+    progress: ProgressCallback,
 ) -> list[RoundedLayer]:
     """Learn the layers that are not in the folder, and save each there as soon as it is learned."""
     names = find_learnable(model, plan)
-    saved = (_read_layer(folder, number, name) for number, name in enumerate(names))
-    finished = {layer.name: layer for layer in saved if layer is not None}
+    finished: dict[str, RoundedLayer] = {}
+    for number, name in enumerate(names):
+        for file in folder.glob(f"{number}-*.npz"):
+            flipped = int(file.stem.split("-")[1])
+            finished[name] = RoundedLayer(name, rounded_weights.load(file).get(name), flipped)
     layers: list[RoundedLayer] = []
-    for layer in learn_layers(model, plan, replace(training, finished=finished)):
+    for layer in learn_layers(model, plan, batches, max_rows, finished):
         if layer.name not in finished:
             draft = folder / f".{len(layers)}.npz"
             rounded_weights.save({layer.name: layer.weight} if layer.weight else {}, draft)
@@ -198,71 +179,54 @@ def _learn_unfinished(
     return layers
 
 
-def _read_layer(folder: Path, number: int, name: str) -> RoundedLayer | None:
-    """Return a layer that an earlier run learned."""
-    for file in folder.glob(f"{number}-*.npz"):
-        flipped = int(file.stem.split("-")[1])
-        return RoundedLayer(name, rounded_weights.load(file).get(name), flipped)
-    return None
-
-
 def find_learnable(model: ir.Model, plan: Plan) -> list[str]:
     """Return the names of the nodes whose weights can be learned, in the order of the graph."""
     layers = find_weighted_layers(find_planned_layers(model.graph, plan), plan)
     return [layer.node.name or "" for layer in layers if _can_learn(layer)]
 
 
-def learn_layers(model: ir.Model, plan: Plan, training: TrainingSet) -> Iterator[RoundedLayer]:
-    """Yield one layer of the plan after another with what it learned."""
+def learn_layers(
+    model: ir.Model,
+    plan: Plan,
+    batches: Sequence[Tensors],
+    max_rows: int,
+    finished: Mapping[str, RoundedLayer],
+) -> Iterator[RoundedLayer]:
+    """Yield one layer of the plan after another with what it learned, from at most `max_rows` rows.
+
+    `finished` layers were learned before.
+    """
+    open_model = partial(open_cpu, keep_qdq=True)
     equalized = equalize(model, plan.equalized)
     layers = list(find_weighted_layers(find_planned_layers(equalized.graph, plan), plan))
-    float_run = PartialExecution(equalized, training.open_model, training.batches)
-    quantized_run = _QuantizedRun(model, plan, training)
+    float_run = PartialExecution(equalized, open_model, batches)
+    # The activations are quantized; the layers get their weights on the way.
+    unweighted = {name: replace(layer, weight=None) for name, layer in plan.layers.items()}
+    activations = replace(plan, layers=unweighted, integer_bias=False, learned="")
+    quantized = apply_plan(model, activations)
+    nodes = {node.name: node for node in quantized.graph}
+    names = UniqueNames(tensor_names(quantized.graph))
+    quantized_run = PartialExecution(quantized, open_model, batches)
     for number, (layer, scale) in enumerate(zip(layers, weight_qparams(layers, plan), strict=True)):
         name = layer.node.name or ""
-        rounded = training.finished.get(name, RoundedLayer(name, None))
+        node, rounded = nodes[name], finished.get(name, RoundedLayer(name, None))
         if _can_learn(layer):
             # Finished layers are run to as well: a runtime computes a longer segment differently.
-            output = str(layer.node.outputs[0].name)
+            output, source = str(layer.node.outputs[0].name), node.inputs[0]
             float_run.run_to(name, output, inclusive=True)
-            inputs = quantized_run.run_to(name)
-            if name not in training.finished:
+            assert source is not None
+            quantized_run.run_to(name, str(source.name))
+            if name not in finished:
+                inputs = [batch[str(source.name)] for batch in quantized_run.live]
                 targets = [batch[output] for batch in float_run.live]
-                generator = np.random.default_rng([training.seed, number])
-                positions = _sample_positions(layer, targets, training.rows, generator)
-                rounded = _learn_layer(layer, scale, inputs, targets, positions)
+                generator = np.random.default_rng([0, number])
+                rounded = _learn_layer(layer, scale, inputs, targets, max_rows, generator)
             yield rounded
-        quantized_run.set_weight(layer, scale, rounded.weight)
-
-
-class _QuantizedRun:
-    """The model with quantized activations, whose layers get their weights on the way."""
-
-    def __init__(self, model: ir.Model, plan: Plan, training: TrainingSet) -> None:
-        layers = {name: replace(layer, weight=None) for name, layer in plan.layers.items()}
-        activations = replace(plan, layers=layers, integer_bias=False, learned="")
-        quantized = apply_plan(model, activations)
-        self._nodes = {node.name: node for node in quantized.graph}
-        self._names = UniqueNames(tensor_names(quantized.graph))
-        self._execution = PartialExecution(quantized, training.open_model, training.batches)
-
-    def run_to(self, name: str) -> list[FloatArray]:
-        """Return the inputs of a layer, batch by batch."""
-        layer_input = str(self._nodes[name].inputs[0].name)  # type: ignore[union-attr]
-        self._execution.run_to(name, layer_input)
-        return [batch[layer_input] for batch in self._execution.live]
-
-    def set_weight(
-        self, layer: WeightedLayer, scale: QuantParams, learned: RoundedWeight | None
-    ) -> None:
-        """Give a layer its learned weight, or that of the nearest integers."""
-        node = self._nodes[layer.node.name]
-        if learned is not None:
-            set_weight(node, WeightSlot(layer.slot, layer.axis), learned, self._names)
-            return
-        value = node.inputs[layer.slot]
-        assert value is not None
-        set_constant(value, fake_quantize(weight_array(layer.weight, layer.node), scale))
+        weight = node.inputs[layer.slot]
+        if rounded.weight is not None:
+            set_weight(node, WeightSlot(layer.slot, layer.axis), rounded.weight, names)
+        elif weight is not None:
+            set_constant(weight, fake_quantize(weight_array(layer.weight, layer.node), scale))
 
 
 def _can_learn(layer: WeightedLayer) -> bool:
@@ -271,35 +235,25 @@ def _can_learn(layer: WeightedLayer) -> bool:
     return len(list(layer.weight.uses())) == 1 and (no_bias or layer.bias is not None)
 
 
-def _sample_positions(
-    layer: WeightedLayer,
-    targets: Sequence[FloatArray],
-    max_rows: int,
-    generator: np.random.Generator,
-) -> list[im2col.Positions]:
-    """Return random positions in the output of each image of each batch, the same number each."""
-    images = sum(len(batch) for batch in targets)
-    matrix = im2col.weight_matrix(layer.node, weight_array(layer.weight, layer.node))
-    max_rows = min(max_rows, MAX_ROW_BYTES // (4 * math.prod(matrix.shape[::2])))
-    available = im2col.count_rows(layer.node, targets[0])
-    count = min(available, max(1, max_rows // images))
-    return [
-        np.stack([generator.permutation(available)[:count] for _ in range(len(batch))])
-        for batch in targets
-    ]
-
-
 def _learn_layer(
     layer: WeightedLayer,
     scale: QuantParams,
     inputs: Sequence[FloatArray],
     targets: Sequence[FloatArray],
-    positions: Sequence[im2col.Positions],
+    max_rows: int,
+    generator: np.random.Generator,
 ) -> RoundedLayer:
     """Solve the layer on most of the batches; keep the solution if it is better on the others."""
-    node = layer.node
+    node, name = layer.node, layer.node.name or ""
+    weight = weight_array(layer.weight, node)
+    matrix = im2col.weight_matrix(node, weight)
+    # Rows are random positions in the output of each image, the same number each.
+    max_rows = min(max_rows, MAX_ROW_BYTES // (4 * math.prod(matrix.shape[::2])))
+    available = im2col.count_rows(node, targets[0])
+    count = min(available, max(1, max_rows // sum(map(len, targets))))
     rows, outputs = [], []
-    for batch, target, line in zip(inputs, targets, positions, strict=True):
+    for batch, target in zip(inputs, targets, strict=True):
+        line = np.stack([generator.permutation(available)[:count] for _ in target])
         rows.append(im2col.gather_inputs(node, batch, target, line))
         outputs.append(im2col.gather_outputs(node, target, line))
     holdout = range(HOLDOUT_EVERY - 1, len(rows), HOLDOUT_EVERY) or [len(rows) - 1]
@@ -319,11 +273,9 @@ def _learn_layer(
         new_error = validation.relative_error(solution.integers, solution.biases)
         if new_error < error:
             error, best = new_error, solution
-    name = node.name or ""
     if best is None:
         return RoundedLayer(name, None)
-    shape = weight_array(layer.weight, node).shape
-    integers = im2col.restore_weight(node, best.integers, shape).astype(np.int8)
+    integers = im2col.restore_weight(node, best.integers, weight.shape).astype(np.int8)
     bias = None if best.biases is None else best.biases.reshape(-1).astype(np.float32)
     flipped = int((best.integers != nearest).sum())
     return RoundedLayer(name, RoundedWeight(integers, scale.scale, bias), flipped)
@@ -337,7 +289,7 @@ def _make_problem(
     weight = weight_array(layer.weight, node)
     matrix = im2col.weight_matrix(node, weight).astype(np.float32)
     outputs, bias = matrix.shape[1], layer.bias
-    if bias is None and node.op_type in WITH_BIAS:
+    if bias is None and (node.op_type in im2col.CONVOLUTIONS or node.op_type == "Gemm"):
         bias = np.zeros(outputs * len(matrix), np.float32)
     added = constant_array(find_matmul_bias(node))
     if added is not None:

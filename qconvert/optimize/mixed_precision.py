@@ -4,22 +4,33 @@ INT8 runs as it is, then with each block alone in float, which ranks the blocks 
 for what they cost (a sensitivity analysis as in HAWQ, Dong et al. 2019, but measured on outputs).
 Then sets grow in this order, in steps that become larger; between the last that missed the budget
 and the first that kept it the smallest is found by bisection, and blocks it can do without are
-taken out again.
+taken out again. Every trial is a line in a file, from which an interrupted search resumes.
 """
 
+import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Generic, TypeVar
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from qconvert.backends.ort import open_cpu
 from qconvert.core import onnx_io
+from qconvert.core.atomic import write_text
 from qconvert.core.progress import Progress, ProgressCallback
-from qconvert.core.tensors import RunModel, Tensors
+from qconvert.core.tensors import RunModel, Tensors, unpad_batch
+from qconvert.graph.patterns import has_subgraph
+from qconvert.measure.accuracy import (
+    UNKNOWN,
+    is_class_scores,
+    join_scores,
+    paired_change,
+    score_batch,
+)
 from qconvert.measure.mixed_result import (
     BlockGain,
     LossMeasure,
@@ -27,16 +38,9 @@ from qconvert.measure.mixed_result import (
     PredictionLoss,
     SearchStep,
 )
+from qconvert.measure.output_error import per_image_errors, to_probabilities
 from qconvert.optimize.blocks import Block
-from qconvert.optimize.partial_execution import PartialExecution, can_split
-from qconvert.optimize.trials import (
-    ReferenceOutputs,
-    TrialRecord,
-    Trials,
-    choose_metric,
-    measure_loss,
-    record_trial,
-)
+from qconvert.optimize.partial_execution import PartialExecution
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.placement import restore_float
@@ -51,10 +55,10 @@ MAX_TIMED_SETS = 6
 # Bytes of batches and of tensors between trials to hold in memory.
 MAX_CACHED_BYTES = 512 * 2**20
 
-T = TypeVar("T")
 BlockSet = tuple[Block, ...]
 # Milliseconds of INT8 with each of these sets in float, and under None those of the float engine.
 SetTimer = Callable[[Sequence[BlockSet]], Mapping[tuple[str, ...] | None, float]]
+TrialRecord = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -90,35 +94,63 @@ class SearchModel:
 
 
 @dataclass(frozen=True)
-class Rereadable(Generic[T]):
-    """Batches too large to hold, read again every time."""
-
-    read: Callable[[], Iterator[T]]
-
-    def __iter__(self) -> Iterator[T]:
-        return self.read()
-
-
-def cache_batches(
-    read: Callable[[], Iterator[tuple[Tensors, T]]], max_bytes: int = MAX_CACHED_BYTES
-) -> Iterable[tuple[Tensors, T]]:
-    """Return the batches in memory, or what reads them every time if they are too large."""
-    batches, held_bytes = [], 0
-    for batch in read():
-        held_bytes += sum(array.nbytes for array in batch[0].values())
-        if held_bytes > max_bytes:
-            return Rereadable(read)
-        batches.append(batch)
-    return batches
-
-
-@dataclass(frozen=True)
 class SearchImages:
-    """Batches with their FP32 outputs; `name` tells them from others in the list of trials."""
+    """Batches, their FP32 outputs, and the label of each image that has one.
+
+    `name` tells them from others in the list of trials.
+    """
 
     name: str
     batches: Iterable[Tensors]
-    reference: ReferenceOutputs
+    outputs: Sequence[Tensors]
+    labels: Sequence[int | None]
+
+    @property
+    def score_output(self) -> str:
+        """The name of the first output that has class scores, empty if none has."""
+        arrays = self.outputs[0].items()
+        return next((name for name, array in arrays if is_class_scores(np.asarray(array))), "")
+
+    def trial_key(self, blocks: BlockSet) -> str:
+        """Return the name of the trial of a set on these images."""
+        return f"{self.name}: " + (", ".join(sorted(block.name for block in blocks)) or "nothing")
+
+
+@dataclass(frozen=True)
+class Trials:
+    """The trials of one model, a line each in a file whose first line identifies the model."""
+
+    path: Path
+    records: dict[str, TrialRecord] = field(default_factory=dict)
+
+    def put(self, key: str, record: TrialRecord) -> None:
+        """Append a trial to the file at once."""
+        # A resumed search must see the same numbers, to the last digit.
+        self.records[key] = json.loads(json.dumps(record))
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"trial": key, **record}) + "\n")
+
+
+def open_trials(path: Path, subject: str) -> Trials:
+    """Return the trials of a subject that a file has; those of another subject are dropped.
+
+    A line cut short by a kill or a full disk, and what follows it, is dropped too.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    lines: list[TrialRecord] = []
+    for text_line in text.splitlines():
+        try:
+            line = json.loads(text_line)
+        except ValueError:
+            break
+        if not isinstance(line, dict) or ("trial" in line) == (not lines):
+            break
+        lines.append(line)
+    if not lines or lines[0].get("subject") != subject:
+        lines = [{"subject": subject}]
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    return Trials(path, {str(line.pop("trial")): line for line in lines[1:]})
 
 
 @dataclass(frozen=True)
@@ -143,12 +175,11 @@ class SearchSpace:
 
     def run_trial(self, images: SearchImages, blocks: BlockSet) -> TrialRecord:
         """Return the trial of a set on these images, from the file if it ran before."""
-
-        def run() -> TrialRecord:
-            run_model = self.model.open(self.model.restore_float(blocks))
-            return record_trial(images.reference, [run_model(batch) for batch in images.batches])
-
-        return self.trials.get_or_run(_trial_key(images, blocks), run)
+        key = images.trial_key(blocks)
+        if key not in self.trials.records:
+            run = self.model.open(self.model.restore_float(blocks))
+            self.trials.put(key, record_trial(images, [run(batch) for batch in images.batches]))
+        return self.trials.records[key]
 
     def evaluate(self, blocks: BlockSet, by: LossMeasure) -> SearchStep:
         """Try a set on the search images."""
@@ -170,7 +201,7 @@ class SearchSpace:
 def search_mixed_precision(space: SearchSpace, progress: ProgressCallback) -> MixedResult:
     """Search a space for the smallest set that keeps the budget; earlier trials are reused."""
     budget, rest = space.budget, space.rest
-    by = space.by or choose_metric(space.evaluation_images.reference, budget)
+    by = space.by or choose_metric(space.evaluation_images, budget)
     progress(Progress("search", "everything in INT8"))
     int8 = replace(space.evaluate((), by), confirmed=space.confirm((), by))
     times = space.timer([()]) if space.timer is not None else {}
@@ -247,25 +278,21 @@ def set_sizes(count: int) -> list[int]:
 
 def _measure_gains(space: SearchSpace, progress: ProgressCallback) -> tuple[BlockGain, ...]:
     """Return how much closer to FP32 the outputs come with each block alone in float."""
-    images, total = space.search_images, len(space.blocks)
+    images, trials, total = space.search_images, space.trials, len(space.blocks)
     int8_errors = np.asarray(space.run_trial(images, ())["far"])
-    missing = [
-        block for block in space.blocks if _trial_key(images, (block,)) not in space.trials.records
-    ]
+    missing = [row for row in space.blocks if images.trial_key((row,)) not in trials.records]
     outputs = run_single_blocks(space.model, missing, images.batches)
-    for done, (block, batches) in enumerate(
-        zip(missing, outputs, strict=True), total - len(missing) + 1
-    ):
-        space.trials.put(_trial_key(images, (block,)), record_trial(images.reference, batches))
+    numbered = enumerate(zip(missing, outputs, strict=True), total - len(missing) + 1)
+    for done, (block, batches) in numbered:
+        trials.put(images.trial_key((block,)), record_trial(images, batches))
         progress(Progress("search", block.name, done=done, total=total))
     gains = []
     for block in space.blocks:
         falls = int8_errors - np.asarray(space.run_trial(images, (block,))["far"])
         deviation = float(falls.std(ddof=1)) if falls.size > 1 else 0.0
         half_width = 1.96 * deviation / math.sqrt(falls.size)
-        gains.append(
-            BlockGain(block.name, len(block.nodes), block.share, float(falls.mean()), half_width)
-        )
+        gain = float(falls.mean())
+        gains.append(BlockGain(block.name, len(block.nodes), block.share, gain, half_width))
     return tuple(gains)
 
 
@@ -281,7 +308,7 @@ def run_single_blocks(
     """
     equalized = equalize(model.model, model.plan.equalized)
     prefix = PartialExecution(equalized, partial(model.open_segment, plan=model.plan), batches)
-    splittable = can_split(model.model)
+    splittable = not model.model.functions and not any(map(has_subgraph, model.model.graph))
     outputs = [str(value.name) for value in model.model.graph.outputs]
     for block in blocks:
         plan = model.restore_float([block])
@@ -299,17 +326,10 @@ def run_single_blocks(
 
 def find_first_change(model: SearchModel, plan: Plan) -> int:
     """Return the position of the first node for which a plan differs from that of the model."""
-    before = model.plan.layers
-    changes = (
-        position
-        for position, node in enumerate(model.model.graph)
-        if before.get(node.name or "") != plan.layers.get(node.name or "")
-    )
-    return next(changes, len(model.model.graph) - 1)
-
-
-def _trial_key(images: SearchImages, blocks: BlockSet) -> str:
-    return f"{images.name}: " + (", ".join(sorted(block.name for block in blocks)) or "nothing")
+    before, graph = model.plan.layers, model.model.graph
+    names = enumerate(node.name or "" for node in graph)
+    changes = (number for number, name in names if before.get(name) != plan.layers.get(name))
+    return next(changes, len(graph) - 1)
 
 
 def _time_sets(space: SearchSpace, result: MixedResult, progress: ProgressCallback) -> MixedResult:
@@ -362,3 +382,63 @@ def _conclude(result: MixedResult) -> MixedResult:
     blocks = f"{len(chosen.lifted)} blocks" if len(chosen.lifted) > 1 else "one block"
     why = f"{blocks} kept in {rest}, {100 * chosen.share:.1f} % of the compute"
     return replace(result, outcome="mixed", why=why)
+
+
+def record_trial(images: SearchImages, outputs: Sequence[Tensors]) -> TrialRecord:
+    """Return what a trial gives for each image, as plain values of five digits.
+
+    `far` has the output errors; `changed` the numbers of the images whose prediction changed, and
+    `given_up` the probability that FP32 had given to each of these predictions, less that of the
+    new one; `lost` and `won` the images that only FP32, or only the trial, predicts right.
+    """
+    scores, probabilities, unpadded = [], [], []
+    start, name = 0, images.score_output
+    for before, batch in zip(images.outputs, outputs, strict=True):
+        count = len(np.asarray(before[name]))
+        after = unpad_batch(batch, count, len(np.asarray(batch[name])))
+        unpadded.append(after)
+        scores.append(score_batch(before, after, images.labels[start : start + count]))
+        probabilities.append(to_probabilities(np.asarray(before[name]).reshape(count, -1)))
+        start += count
+    rows, shares = join_scores(scores).rows, np.concatenate(probabilities)
+    expected, predicted = rows["fp32_class"], rows["engine_class"]
+    changed = np.flatnonzero((expected != UNKNOWN) & (expected != predicted))
+    # Scores that are not finite predict nothing, and give up all that FP32 had.
+    left = np.where(predicted != UNKNOWN, shares[np.arange(len(rows)), predicted], 0.0)
+    given_up = shares[changed, expected[changed]] - left[changed]
+    errors = per_image_errors(images.outputs, unpadded)
+    right, still_right = rows["fp32_rank"] == 0, rows["engine_rank"] == 0
+    return {
+        "images": len(rows),
+        "far": [float(f"{float(error):.5g}") for error in errors],
+        "changed": changed.tolist(),
+        "given_up": [float(f"{float(probability):.5g}") for probability in given_up],
+        "lost": np.flatnonzero(right & ~still_right).tolist(),
+        "won": np.flatnonzero(still_right & ~right).tolist(),
+    }
+
+
+def measure_loss(record: TrialRecord, by: LossMeasure) -> PredictionLoss:
+    """Return what a trial loses, with a 95 % interval.
+
+    Every interval counts one image more than was lost and won, so that it has a width even if no
+    prediction changed.
+    """
+    images, changed = int(record["images"]), len(record["changed"])
+    agreement = 100 * (images - changed) / images
+    if by in ("top-1", "agreement"):
+        lost, won = (len(record["lost"]), len(record["won"])) if by == "top-1" else (changed, 0)
+        change, half_width = paired_change(lost, won, images)
+        return PredictionLoss(0.0 - change, half_width, by, images, agreement)
+    given_up = [float(probability) for probability in record["given_up"]]
+    mean = math.fsum(given_up) / images
+    squares = math.fsum(probability * probability for probability in given_up) + 1
+    half_width = 196 * math.sqrt(max(squares / (images + 1) - mean * mean, 0.0) / (images + 1))
+    return PredictionLoss(100 * mean, half_width, by, images, agreement)
+
+
+def choose_metric(images: SearchImages, budget: float) -> LossMeasure:
+    """Return how to count a budget: by labels only if one image weighs no more than the budget."""
+    labels = images.labels
+    fine_enough = len(labels) * budget >= 100
+    return "top-1" if fine_enough and labels and None not in labels else "certainty"

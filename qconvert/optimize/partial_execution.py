@@ -11,6 +11,9 @@ import onnx_ir as ir
 
 from qconvert.core.tensors import RunModel, Tensors
 
+# Layer by layer, the activations of all images at the widest place of two models are in memory.
+MAX_ACTIVATION_BYTES = 1_500_000_000
+
 OpenModel = Callable[[ir.Model], RunModel]
 
 
@@ -24,7 +27,7 @@ class PartialExecution:
         self._model, self._open_model = model, open_model
         self._nodes = list(model.graph)
         self._positions = {node.name: position for position, node in enumerate(self._nodes)}
-        self._last_reads = _last_reads(self._nodes, model.graph.outputs)
+        self._last_reads = _last_reads(model.graph)
         self._names = {str(value.name) for value in model.graph.inputs}
         self.position = 0
         self.live: Iterable[Tensors] = batches
@@ -73,30 +76,27 @@ class PartialExecution:
         return lambda live: run({name: live[name] for name in inputs})
 
 
-def can_split(model: ir.Model) -> bool:
-    """Whether a plan can be applied to segments: without functions and graphs inside nodes."""
-    return not model.functions and all(
-        attribute.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-        for node in model.graph
-        for attribute in node.attributes.values()
-    )
-
-
 def find_untyped_tensor(model: ir.Model) -> str:
     """Return a tensor of unknown type, at which a graph cannot be split; empty if there is none."""
     values = (value for node in model.graph for value in node.outputs if value.uses())
     return next((str(value.name) for value in values if value.dtype is None), "")
 
 
+def limit_images(model: ir.Model, images: int) -> int:
+    """Return how many of the images fit into memory while layers run alone, at least one."""
+    return min(images, max(1, MAX_ACTIVATION_BYTES // max(1, 2 * peak_activation_bytes(model))))
+
+
 def peak_activation_bytes(model: ir.Model) -> int:
     """Return the bytes that one image takes at the widest place of a graph, as far as is known."""
-    nodes = list(model.graph)
-    last_reads = _last_reads(nodes, model.graph.outputs)
+    last_reads = _last_reads(model.graph)
     live_bytes = peak = 0
     freed_bytes: dict[int, int] = {}
-    for position, node in enumerate(nodes):
+    for position, node in enumerate(model.graph):
         for value in node.outputs:
-            size = _bytes_per_image(value)
+            # Unknown dimensions count as one; the first is the batch.
+            sizes = [size for size in value.shape or () if isinstance(size, int)]
+            size = 4 * math.prod(sizes[1:] if len(sizes) == len(value.shape or ()) else sizes)
             live_bytes += size
             end = last_reads.get(str(value.name), position)
             freed_bytes[end] = freed_bytes.get(end, 0) + size
@@ -114,17 +114,11 @@ def _values_read(node: ir.Node) -> Iterator[ir.Value]:
                 yield from (value for value in inner.inputs if value is not None)
 
 
-def _last_reads(nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> dict[str, int]:
+def _last_reads(graph: ir.Graph) -> dict[str, int]:
     """Return the position of the last node that reads each tensor."""
     last = {
         str(value.name): position
-        for position, node in enumerate(nodes)
+        for position, node in enumerate(graph)
         for value in _values_read(node)
     }
-    return last | {str(value.name): len(nodes) for value in outputs}
-
-
-def _bytes_per_image(value: ir.Value) -> int:
-    """Return the bytes of a tensor for one image; unknown dimensions count as one."""
-    sizes = [size for size in value.shape or () if isinstance(size, int)]
-    return 4 * math.prod(sizes[1:] if len(sizes) == len(value.shape or ()) else sizes)
+    return last | {str(value.name): len(graph) for value in graph.outputs}

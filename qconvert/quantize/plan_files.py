@@ -70,7 +70,13 @@ def read_plan(path: Path) -> Plan:
 def parse_plan(text: str, origin: str) -> Plan:
     """Read the text of a plan; an error names its `origin` and the lines or keys that are wrong."""
     try:
-        _require_format(json.loads(text), origin)
+        document = json.loads(text)
+        version = document.get("format", FORMAT) if isinstance(document, dict) else FORMAT
+        if version != FORMAT:
+            raise UsageError(
+                f"`{origin}` has plan format {version}, this version reads {FORMAT}",
+                hint="make the plan again with this version",
+            )
         return PLAN_ADAPTER.validate_json(text, strict=True)
     except json.JSONDecodeError as error:
         details = [f"file: not JSON: {first_line(error)}"]
@@ -87,15 +93,6 @@ def parse_plan(text: str, origin: str) -> Plan:
         ) from None
 
 
-def _require_format(document: object, origin: str) -> None:
-    version = document.get("format", FORMAT) if isinstance(document, dict) else FORMAT
-    if version != FORMAT:
-        raise UsageError(
-            f"`{origin}` has plan format {version}, this version reads {FORMAT}",
-            hint="make the plan again with this version",
-        )
-
-
 def plan_to_json(plan: Plan) -> dict[str, Any]:
     """Return the plan as plain values; default values of layers are left out."""
     values: dict[str, Any] = PLAN_ADAPTER.dump_python(plan, mode="json", exclude_defaults=True)
@@ -105,23 +102,17 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
 
 def format_plan(plan: Plan) -> str:
     """Return the plan as text with a line for each layer and tensor, which is easy to edit."""
-    lines = [
-        f"  {json.dumps(key)}: {_format_value(value)}" for key, value in plan_to_json(plan).items()
-    ]
+    lines = []
+    for key, value in plan_to_json(plan).items():
+        text = json.dumps(value, ensure_ascii=False)
+        if isinstance(value, dict) and any(isinstance(row, dict | list) for row in value.values()):
+            rows = (
+                f"    {json.dumps(name, ensure_ascii=False)}: {json.dumps(row, ensure_ascii=False)}"
+                for name, row in value.items()
+            )
+            text = "{\n" + ",\n".join(rows) + "\n  }"
+        lines.append(f"  {json.dumps(key)}: {text}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def _format_value(value: object) -> str:
-    nested = isinstance(value, dict) and any(
-        isinstance(inner, dict | list) for inner in value.values()
-    )
-    if not isinstance(value, dict) or not nested:
-        return json.dumps(value, ensure_ascii=False)
-    lines = [
-        f"    {json.dumps(key, ensure_ascii=False)}: {json.dumps(inner, ensure_ascii=False)}"
-        for key, inner in value.items()
-    ]
-    return "{\n" + ",\n".join(lines) + "\n  }"
 
 
 def read_embedded_plan(model: ir.Model) -> Plan | None:

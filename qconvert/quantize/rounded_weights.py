@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,8 +15,7 @@ from numpy.typing import NDArray
 from qconvert.core import npz
 from qconvert.core.errors import QConvertError, UsageError, attach_path, first_line
 from qconvert.core.scales import FloatArray
-from qconvert.graph.names import UniqueNames
-from qconvert.graph.patterns import find_matmul_bias
+from qconvert.graph.patterns import UniqueNames, find_matmul_bias, make_initializer
 from qconvert.quantize.plan import Plan, WeightSlot
 
 BIAS_SLOT = 2
@@ -68,32 +68,27 @@ def save(weights: RoundedWeights, path: Path) -> None:
 
 def load(path: Path) -> dict[str, RoundedWeight]:
     """Read the weights that `save` wrote."""
-    arrays: dict[str, dict[str, NDArray[np.generic]]] = {}
+    arrays: dict[str, dict[str, NDArray[Any]]] = {}
+    types = {"integers": np.int8, "steps": np.float32, "bias": np.float32}
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             npz.require_within_limit(members)
             for member in members:
                 name, key = member.filename.removesuffix(".npy").rsplit("/", 1)
-                arrays.setdefault(name, {})[key] = npz.read_array(archive, member)
-        return {name: _parse_arrays(weight) for name, weight in arrays.items()}
+                array = npz.read_array(archive, member)
+                if array.dtype != types.get(key, array.dtype):
+                    raise ValueError("an array has another type than it was written with")
+                arrays.setdefault(name, {})[key] = array
+        return {
+            name: RoundedWeight(row["integers"], row["steps"], row.get("bias"))
+            for name, row in arrays.items()
+        }
     except npz.CORRUPT_ERRORS as error:
         reason = first_line(error)
         raise QConvertError(
             f"`{path}` has no learned weights: {reason}", hint=WEIGHTS_HINT
         ) from None
-
-
-def _parse_arrays(arrays: Mapping[str, NDArray[np.generic]]) -> RoundedWeight:
-    integers, steps, bias = arrays["integers"], arrays["steps"], arrays.get("bias")
-    floats = [steps] if bias is None else [steps, bias]
-    if integers.dtype != np.int8 or any(array.dtype != np.float32 for array in floats):
-        raise ValueError("an array has another type than it was written with")
-    return RoundedWeight(
-        integers.astype(np.int8),
-        steps.astype(np.float32),
-        None if bias is None else bias.astype(np.float32),
-    )
 
 
 def with_digest(plan: Plan, weights: RoundedWeights) -> Plan:
@@ -120,27 +115,21 @@ def set_weight(
         return
     shape = [-1 if axis == slot.axis else 1 for axis in range(learned.integers.ndim)]
     set_constant(value, learned.integers * learned.steps.reshape(shape))
-    if learned.bias is not None:
-        set_constant(_find_or_add_bias(node, names), learned.bias)
+    if learned.bias is None:
+        return
+    # The bias of the node, or what is added behind it; a new one if there is neither.
+    bias = node.inputs[BIAS_SLOT] if len(node.inputs) > BIAS_SLOT else find_matmul_bias(node)
+    if bias is not None:
+        set_constant(bias, learned.bias)
+        return
+    bias = make_initializer(names.reserve(f"{node.name}.bias"), learned.bias)
+    assert isinstance(node.graph, ir.Graph)
+    node.graph.register_initializer(bias)
+    node.resize_inputs(BIAS_SLOT + 1)
+    node.replace_input_with(BIAS_SLOT, bias)
 
 
 def set_constant(value: ir.Value, array: FloatArray) -> None:
     """Replace the array of a constant."""
     value.const_value = ir.tensor(array, name=value.name)
     value.shape = ir.Shape(array.shape)
-
-
-def _find_or_add_bias(node: ir.Node, names: UniqueNames) -> ir.Value:
-    """Return the bias of a node, or what is added behind it; a new one if there is neither."""
-    bias = node.inputs[BIAS_SLOT] if len(node.inputs) > BIAS_SLOT else find_matmul_bias(node)
-    if bias is not None:
-        return bias
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    name = names.reserve(f"{node.name}.bias")
-    zero = ir.tensor(np.zeros(1, np.float32), name=name)
-    bias = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), const_value=zero)
-    graph.register_initializer(bias)
-    node.resize_inputs(BIAS_SLOT + 1)
-    node.replace_input_with(BIAS_SLOT, bias)
-    return bias

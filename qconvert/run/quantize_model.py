@@ -20,15 +20,15 @@ from qconvert.core.scales import Grid
 from qconvert.core.tensors import Tensors, batch_size, output_array, random_inputs
 from qconvert.graph.fp16.convert import HalfModel, convert_to_half
 from qconvert.graph.observed_tensors import find_observed_tensors
-from qconvert.graph.simplify import upgrade_opset
+from qconvert.graph.passes import upgrade_opset
 from qconvert.measure.output_error import sqnr_db
 from qconvert.optimize.calibration_set import CalibrationSet
-from qconvert.optimize.candidate import Candidate
-from qconvert.optimize.efforts import EFFORTS
-from qconvert.optimize.equalization import Equalized, choose_equalization, propose_equalization
+from qconvert.optimize.candidate import EFFORTS, Candidate
+from qconvert.optimize.equalization import Equalized, choose_equalization, propose_factors
 from qconvert.optimize.learned_rounding import learn_rounding
 from qconvert.optimize.plan_selection import TriedMethod, initial_options, select_plan
 from qconvert.quantize.apply_plan import apply_plan
+from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.placement import (
     QuantizeOptions,
     Selection,
@@ -213,16 +213,15 @@ def _plan(
 
 def _equalize(candidate: Candidate, spec: QuantizeSpec, context: JobContext) -> Equalized:
     """Equalize the model, calibrate it again, and return it if its output error is lower."""
-    proposal = None
-    if EFFORTS[spec.effort].equalize and candidate.calibration.can_recalibrate:
-        proposal = propose_equalization(candidate)
-    if proposal is None:
+    equalizes = EFFORTS[spec.effort].equalize and candidate.calibration.can_recalibrate
+    factors = propose_factors(candidate) if equalizes else {}
+    if not factors:
         return Equalized(candidate)
-    model = proposal.model
+    model = equalize(candidate.loaded.model, factors)
     key = {
         "name": candidate.loaded.source.name,
         "model": onnx_io.fingerprint(candidate.loaded.model),
-        "factors": json.dumps(proposal.factors),
+        "factors": json.dumps(factors),
         "qconvert": __version__,
     }
     entry = context.cache.get_or_make(
@@ -232,7 +231,7 @@ def _equalize(candidate: Candidate, spec: QuantizeSpec, context: JobContext) -> 
     loaded = replace(candidate.loaded, model=onnx_io.load(path), path=path)
     calibration = measure_calibration_set(loaded, context, spec.workers)
     equalized = replace(candidate, loaded=loaded, calibration=calibration)
-    return choose_equalization(candidate, equalized, proposal)
+    return choose_equalization(candidate, equalized, factors)
 
 
 def _dequantized_magnitudes(model: ir.Model, magnitudes: Mapping[str, float]) -> dict[str, float]:

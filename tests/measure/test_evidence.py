@@ -19,7 +19,7 @@ from qconvert.measure.evidence import (
 )
 from qconvert.measure.layer_errors import LayerError, measure_layer_errors
 from qconvert.quantize.apply_plan import apply_plan
-from qconvert.quantize.cross_layer import channel_count, find_sites, scaled_tensors
+from qconvert.quantize.cross_layer import find_sites, scaled_tensors
 from qconvert.quantize.placement import QuantizeOptions, make_plan
 from qconvert.quantize.plan import Plan
 from tests.models import floats, mixed
@@ -75,7 +75,7 @@ def test_equalized_tensors_are_not_shown(
 ) -> None:
     summaries, plan, layers = calibrated
     graph = mixed().graph
-    factors = {str(site.tensor.name): (1.0,) * channel_count(site) for site in find_sites(graph)}
+    factors = {str(site.tensor.name): (1.0,) * site.channels for site in find_sites(graph)}
     scaled = scaled_tensors(graph, factors)
     before = {shown.tensor for shown in tensor_ranges("cpu-int8", plan, mixed(), summaries, layers)}
     after = tensor_ranges("cpu-int8", replace(plan, equalized=factors), mixed(), summaries, layers)

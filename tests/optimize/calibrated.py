@@ -10,7 +10,8 @@ from qconvert.core.cache import Cache
 from qconvert.core.progress import ProgressCallback, ignore_progress
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.optimize.candidate import Candidate
-from qconvert.optimize.equalization import EqualizationProposal
+from qconvert.optimize.equalization import ChosenFactors
+from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.placement import QuantizeOptions
 from qconvert.run.calibrate import measure_calibration_set
 from qconvert.run.context import JobContext
@@ -41,7 +42,7 @@ def calibrate(loaded: LoadedModel) -> CalibrationSet:
     return measure_calibration_set(loaded, JobContext(config_file.load(None, SETTINGS), CACHE))
 
 
-def equalized_candidate(original: Candidate, proposal: EqualizationProposal) -> Candidate:
+def equalized_candidate(original: Candidate, factors: ChosenFactors) -> Candidate:
     """Return a candidate for the equalized model, which is calibrated on the same images."""
-    loaded = replace(original.loaded, model=proposal.model)
+    loaded = replace(original.loaded, model=equalize(original.loaded.model, factors))
     return replace(original, loaded=loaded, calibration=calibrate(loaded))

@@ -9,8 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qconvert.optimize import coordinate_descent
-from qconvert.optimize.coordinate_descent import round_weights
-from qconvert.optimize.layer_problem import IDENTITY, LayerProblem, clip_activation
+from qconvert.optimize.coordinate_descent import (
+    IDENTITY,
+    LayerProblem,
+    clip_activation,
+    round_weights,
+)
 from tests.models import floats
 
 

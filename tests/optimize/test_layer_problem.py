@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qconvert.backends.ort import open_cpu
-from qconvert.optimize.layer_problem import IDENTITY, find_activation
+from qconvert.optimize.coordinate_descent import IDENTITY, find_activation
 from qconvert.quantize.cross_layer import find_sites
 from tests.quantize.quantized_models import model
 

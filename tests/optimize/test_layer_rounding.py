@@ -1,7 +1,6 @@
 """Weights are learned layer by layer: outputs come closer to float, and integers are stored."""
 
-import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -13,11 +12,9 @@ from qconvert.core.tensors import Tensors
 from qconvert.graph.patterns import constant_array
 from qconvert.measure.output_error import sqnr_db
 from qconvert.optimize import learned_rounding
-from qconvert.optimize.coordinate_descent import Solution, round_weights
-from qconvert.optimize.layer_problem import LayerProblem
+from qconvert.optimize.coordinate_descent import LayerProblem, Solution, round_weights
 from qconvert.optimize.learned_rounding import (
     RoundedLayer,
-    TrainingSet,
     find_learnable,
     learn_layers,
 )
@@ -39,11 +36,12 @@ def images(count: int, seed: int) -> Tensors:
     return {"image": coarse + 0.3 * floats(count, 3, 16, 16, seed=seed + 1)}
 
 
-def training_set(finished: dict[str, RoundedLayer] | None = None) -> TrainingSet:
+def learn_each(
+    net: ir.Model, plan: Plan, finished: Mapping[str, RoundedLayer] | None = None
+) -> list[RoundedLayer]:
     pixels = images(32, seed=10)["image"]
     batches = [{"image": pixels[start : start + 4]} for start in range(0, 32, 4)]
-    open_model = functools.partial(open_cpu, keep_qdq=True)
-    return TrainingSet(batches, open_model, rows=1024, finished=finished or {})
+    return list(learn_layers(net, plan, batches, 1024, finished or {}))
 
 
 def weights_of(layers: Iterable[RoundedLayer]) -> dict[str, RoundedWeight]:
@@ -51,7 +49,7 @@ def weights_of(layers: Iterable[RoundedLayer]) -> dict[str, RoundedWeight]:
 
 
 def learn(net: ir.Model, plan: Plan) -> dict[str, RoundedWeight]:
-    return weights_of(learn_layers(net, plan, training_set()))
+    return weights_of(learn_each(net, plan))
 
 
 def apply_learned(net: ir.Model, plan: Plan, weights: dict[str, RoundedWeight]) -> ir.Model:
@@ -98,9 +96,9 @@ def test_graph_stores_the_learned_integers(backend: str, rest: str) -> None:
 def test_resumed_training_learns_the_same_weights() -> None:
     net = mixed()
     plan = calibrated_plan(net, "cpu", QuantizeOptions())
-    whole = list(learn_layers(net, plan, training_set()))
+    whole = learn_each(net, plan)
     finished = {layer.name: layer for layer in whole[:3]}
-    resumed = list(learn_layers(net, plan, training_set(finished)))
+    resumed = learn_each(net, plan, finished)
     assert [layer.name for layer in resumed] == find_learnable(net, plan)
     digests = {rounded_weights.digest(weights_of(layers)) for layers in (whole, resumed)}
     assert digests == {rounded_weights.digest(learn(net, plan))}
@@ -177,7 +175,7 @@ def test_solution_that_fails_on_the_holdout_is_dropped(monkeypatch: pytest.Monke
         return Solution(problem.nearest, biases), Solution(-problem.nearest, problem.biases)
 
     monkeypatch.setattr(learned_rounding, "round_weights", wrong)
-    layers = list(learn_layers(net, plan, training_set()))
+    layers = learn_each(net, plan)
     assert [layer.name for layer in layers] == find_learnable(net, plan)
     assert not weights_of(layers)
 
@@ -193,6 +191,6 @@ def test_memory_of_the_rows_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(learned_rounding, "round_weights", recorded)
     plan = calibrated_plan(net, "cpu", QuantizeOptions())
-    assert len(list(learn_layers(net, plan, training_set()))) == len(sizes)
+    assert len(learn_each(net, plan)) == len(sizes)
     # One row of each image at least, whatever its size.
     assert max(sizes) <= max(20_000, 32 * 4 * 144)

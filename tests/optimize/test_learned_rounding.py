@@ -11,13 +11,11 @@ import pytest
 from qconvert.core.cache import Cache
 from qconvert.core.progress import Progress
 from qconvert.core.tensors import Tensors
-from qconvert.graph.simplify import infer_shapes
-from qconvert.optimize import efforts, learned_rounding
+from qconvert.graph.passes import infer_shapes
+from qconvert.optimize import learned_rounding, partial_execution
 from qconvert.optimize.calibration_set import CalibrationSet
-from qconvert.optimize.candidate import Candidate
-from qconvert.optimize.coordinate_descent import Solution, round_weights
-from qconvert.optimize.efforts import EFFORTS
-from qconvert.optimize.layer_problem import LayerProblem
+from qconvert.optimize.candidate import EFFORTS, Candidate
+from qconvert.optimize.coordinate_descent import LayerProblem, Solution, round_weights
 from qconvert.optimize.learned_rounding import LearnedPlan, learn_rounding
 from qconvert.quantize import rounded_weights
 from qconvert.quantize.plan import Plan
@@ -191,6 +189,6 @@ def test_memory_bounds_the_training_images(
         return []
 
     monkeypatch.setattr(CalibrationSet, "training_batches", training_batches)
-    monkeypatch.setattr(efforts, "MAX_ACTIVATION_BYTES", 1_000_000)
+    monkeypatch.setattr(partial_execution, "MAX_ACTIVATION_BYTES", 1_000_000)
     learner.learn("thorough")
     assert 1 <= counts[0] < EFFORTS["thorough"].training_images

@@ -17,9 +17,9 @@ from qconvert.optimize.mixed_precision import (
     SearchModel,
     SearchSpace,
     SetTimer,
+    open_trials,
     search_mixed_precision,
 )
-from qconvert.optimize.trials import ReferenceOutputs, open_trials
 from tests.models import floats, mixed
 from tests.quantize.quantized_models import planned, scheme
 
@@ -30,7 +30,7 @@ BUDGET = 0.05
 def images_of(name: str, seeds: range) -> SearchImages:
     batches = [{"image": floats(8, 3, 16, 16, seed=seed)} for seed in seeds]
     outputs = [open_cpu(mixed())(batch) for batch in batches]
-    return SearchImages(name, batches, ReferenceOutputs(outputs, [None] * 8 * len(seeds)))
+    return SearchImages(name, batches, outputs, [None] * 8 * len(seeds))
 
 
 def space_of(
@@ -83,7 +83,7 @@ def test_mix_keeps_the_budget_and_its_plan_gives_the_reported_agreement() -> Non
     run, images = space.model.open(space.model.restore_float(chosen)), space.evaluation_images
     agreement = [
         (run(batch)["scores"].argmax(1) == outputs["scores"].argmax(1)).mean()
-        for batch, outputs in zip(images.batches, images.reference.outputs, strict=True)
+        for batch, outputs in zip(images.batches, images.outputs, strict=True)
     ]
     assert 100 * float(np.mean(agreement)) == pytest.approx(result.chosen.confirmed.agreement)
 

@@ -7,12 +7,8 @@ from numpy.typing import NDArray
 
 from qconvert.core.scales import Grid, Range
 from qconvert.core.tensors import Tensors
-from qconvert.graph.simplify import infer_shapes
-from qconvert.optimize.per_tensor_methods import (
-    _relative_squared_error,
-    choose_methods,
-    contested_tensors,
-)
+from qconvert.graph.passes import infer_shapes
+from qconvert.optimize.plan_selection import choose_methods, contested_tensors, relative_error
 from tests.models import from_text
 from tests.quantize.quantized_models import HEAD
 
@@ -64,9 +60,9 @@ def test_tensors_with_the_same_range_from_all_methods_are_not_contested() -> Non
 @pytest.mark.parametrize("dtype", [np.float32, np.int64])
 def test_integer_outputs_have_no_error(dtype: type[np.generic]) -> None:
     reference: dict[str, NDArray[np.generic]] = {"y": np.ones((2, 3), np.int64)}
-    assert _relative_squared_error(reference, {"y": np.zeros((2, 3), dtype)}) == 0.0
+    assert relative_error(reference, {"y": np.zeros((2, 3), dtype)}) == 0.0
 
 
 def test_outputs_of_another_shape_have_an_infinite_error() -> None:
     reference = {"y": np.ones((2, 3), np.float32)}
-    assert _relative_squared_error(reference, {"y": np.ones((4, 3), np.float32)}) == np.inf
+    assert relative_error(reference, {"y": np.ones((4, 3), np.float32)}) == np.inf

@@ -9,14 +9,15 @@ import pytest
 from qconvert.backends.ort import open_cpu
 from qconvert.core import onnx_io
 from qconvert.core.progress import Progress
+from qconvert.core.tensors import Tensors
 from qconvert.measure.output_error import ErrorArray, OutputError, sqnr_db
-from qconvert.optimize import efforts, equalization, per_tensor_methods
+from qconvert.optimize import equalization, partial_execution, plan_selection
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH
-from qconvert.optimize.candidate import MAX_TRAINING_IMAGES, Candidate, is_better
-from qconvert.optimize.efforts import EFFORTS
-from qconvert.optimize.equalization import Equalized, choose_equalization, propose_equalization
+from qconvert.optimize.candidate import EFFORTS, MAX_TRAINING_IMAGES, Candidate, is_better
+from qconvert.optimize.equalization import Equalized, choose_equalization, propose_factors
 from qconvert.optimize.plan_selection import (
     SelectedPlan,
+    assign_methods,
     best_method,
     initial_options,
     select_plan,
@@ -36,9 +37,9 @@ def select(candidate: Candidate, effort: str, method: str) -> SelectedPlan:
     options = initial_options(QuantizeOptions(method=method))
     original = replace(candidate, options=options)
     equalized = Equalized(original)
-    if EFFORTS[effort].equalize and (proposal := propose_equalization(original)):
-        challenger = equalized_candidate(original, proposal)
-        equalized = choose_equalization(original, challenger, proposal)
+    if EFFORTS[effort].equalize and (factors := propose_factors(original)):
+        challenger = equalized_candidate(original, factors)
+        equalized = choose_equalization(original, challenger, factors)
     return select_plan(original, equalized, method, effort)
 
 
@@ -136,12 +137,21 @@ def test_factors_that_do_not_help_are_rejected_and_reported(
 def test_budget_of_work_and_memory_bound_the_images_for_per_tensor_methods(
     candidate: Candidate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    affordable = per_tensor_methods._affordable_batches
-    batches = [affordable(candidate, 10, max_macs) for max_macs in (1e12, 2e7, 1.0)]
-    assert batches[0] == MAX_TRAINING_IMAGES // CALIBRATION_BATCH
-    assert batches[0] > batches[1] > batches[2] == 0
-    monkeypatch.setattr(efforts, "MAX_ACTIVATION_BYTES", 1_000_000)
-    assert affordable(candidate, 10, 1e12) < batches[0]
+    counts: list[int] = []
+
+    def choose(model: object, ranges: object, batches: list[Tensors], *_: object) -> list[object]:
+        counts.append(len(batches))
+        return []
+
+    monkeypatch.setattr(plan_selection, "choose_methods", choose)
+    for max_macs in (1e12, 1e7, 1.0):
+        assign_methods(candidate, max_macs)
+    assert counts[0] == MAX_TRAINING_IMAGES // CALIBRATION_BATCH
+    assert len(counts) == 2
+    assert counts[0] > counts[1] > 0
+    monkeypatch.setattr(partial_execution, "MAX_ACTIVATION_BYTES", 1_000_000)
+    assign_methods(candidate, 1e12)
+    assert counts[2] < counts[0]
 
 
 def error(per_image: ErrorArray, noise_to_signal: float = 0.1) -> OutputError:

@@ -1,6 +1,5 @@
 """Trials of single blocks give the outputs of the whole network with that block in float."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,7 +11,6 @@ from qconvert.graph.patterns import constant_array
 from qconvert.optimize.blocks import find_blocks
 from qconvert.optimize.mixed_precision import (
     SearchModel,
-    cache_batches,
     find_first_change,
     run_single_blocks,
 )
@@ -96,19 +94,3 @@ def test_learned_weights_stay_in_int8_nodes_and_leave_float_ones() -> None:
             assert (float_weight is not None) == (weight == name)
     (outputs,) = run_single_blocks(learned, [blocks["narrow"]], BATCHES)
     assert_same_outputs(learned, plans["narrow"], outputs)
-
-
-def test_batches_are_read_once_unless_they_are_too_large_to_hold() -> None:
-    reads = 0
-
-    def read() -> Iterator[tuple[Tensors, None]]:
-        nonlocal reads
-        reads += 1
-        yield from ((batch, None) for batch in BATCHES)
-
-    cached = cache_batches(read)
-    assert [len(list(cached)) for _ in range(3)] == [3, 3, 3]
-    assert reads == 1
-    reread = cache_batches(read, max_bytes=1)
-    assert len(list(reread)) == 3
-    assert reads == 3

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from qconvert.measure.mixed_result import LossMeasure
-from qconvert.optimize.trials import (
-    ReferenceOutputs,
-    TrialRecord,
+from qconvert.optimize.mixed_precision import (
+    SearchImages,
     choose_metric,
     measure_loss,
     open_trials,
@@ -21,16 +20,19 @@ PROBABILITIES = [[[0.6, 0.3, 0.1], [0.5, 0.4, 0.1]], [[0.1, 0.2, 0.7], [0.8, 0.1
 REFERENCE = [{"scores": np.log(np.array(batch, np.float32))} for batch in PROBABILITIES]
 
 
-def fail() -> TrialRecord:
-    raise AssertionError("run again")
+def with_labels(*labels: int | None) -> SearchImages:
+    return SearchImages("all", [], REFERENCE, labels)
 
 
-def test_trial_is_written_at_once_and_not_run_again() -> None:
+NO_LABELS = with_labels(*[None] * 4)
+
+
+def test_trial_is_written_at_once_and_read_again() -> None:
     record = {"far": [0.1, float("inf")]}
-    assert open_trials(FILE, "model").get_or_run("a", lambda: record) == record
+    open_trials(FILE, "model").put("a", record)
     lines = [json.loads(line) for line in FILE.read_text().splitlines()]
     assert lines == [{"subject": "model"}, {"trial": "a", **record}]
-    assert open_trials(FILE, "model").get_or_run("a", fail) == record
+    assert open_trials(FILE, "model").records == {"a": record}
 
 
 def test_trials_of_another_subject_are_dropped() -> None:
@@ -55,7 +57,7 @@ def predicting(*classes: int) -> list[dict[str, np.ndarray]]:
 
 
 def test_changed_prediction_loses_the_probability_that_fp32_gives_up() -> None:
-    record = record_trial(ReferenceOutputs(REFERENCE, [None] * 4), predicting(0, 1, 2, 0))
+    record = record_trial(NO_LABELS, predicting(0, 1, 2, 0))
     assert record["changed"] == [1]
     assert record["given_up"] == [pytest.approx(0.1)]
     loss = measure_loss(record, "certainty")
@@ -65,13 +67,13 @@ def test_changed_prediction_loses_the_probability_that_fp32_gives_up() -> None:
 
 
 def test_loss_by_labels_counts_predictions_that_became_right() -> None:
-    record = record_trial(ReferenceOutputs(REFERENCE, [0, 1, 2, 1]), predicting(0, 1, 0, 0))
+    record = record_trial(with_labels(0, 1, 2, 1), predicting(0, 1, 0, 0))
     assert (record["lost"], record["won"]) == ([2], [1])
     assert measure_loss(record, "top-1").pp == 0
 
 
 def test_interval_has_a_width_if_no_prediction_changed() -> None:
-    record = record_trial(ReferenceOutputs(REFERENCE, [None] * 4), REFERENCE)
+    record = record_trial(NO_LABELS, REFERENCE)
     metrics: tuple[LossMeasure, ...] = ("top-1", "agreement", "certainty")
     for metric in metrics:
         assert measure_loss(record, metric).pp == 0
@@ -82,13 +84,13 @@ def test_interval_has_a_width_if_no_prediction_changed() -> None:
 def test_scores_that_are_not_finite_give_up_all() -> None:
     outputs = predicting(0, 0, 2, 0)
     outputs[1]["scores"][0] = np.nan
-    record = record_trial(ReferenceOutputs(REFERENCE, [None] * 4), outputs)
+    record = record_trial(NO_LABELS, outputs)
     assert record["given_up"] == [pytest.approx(0.7)]
     assert record["far"][2] == np.inf
 
 
 def test_labels_count_if_one_image_weighs_no_more_than_the_budget() -> None:
-    assert choose_metric(ReferenceOutputs(REFERENCE, [1] * 200), 0.5) == "top-1"
-    assert choose_metric(ReferenceOutputs(REFERENCE, [1] * 199), 0.5) == "certainty"
-    assert choose_metric(ReferenceOutputs(REFERENCE, [None] * 200), 0.5) == "certainty"
-    assert choose_metric(ReferenceOutputs(REFERENCE, [1] * 200), 0) == "certainty"
+    assert choose_metric(with_labels(*[1] * 200), 0.5) == "top-1"
+    assert choose_metric(with_labels(*[1] * 199), 0.5) == "certainty"
+    assert choose_metric(with_labels(*[None] * 200), 0.5) == "certainty"
+    assert choose_metric(with_labels(*[1] * 200), 0) == "certainty"

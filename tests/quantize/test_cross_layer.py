@@ -10,7 +10,6 @@ from qconvert.core.onnx_io import fingerprint, inputs
 from qconvert.core.tensors import random_inputs
 from qconvert.quantize.cross_layer import (
     EqualizationSite,
-    channel_count,
     equalize,
     find_sites,
     scaled_tensors,
@@ -32,7 +31,7 @@ def random_factors(model: ir.Model) -> dict[str, tuple[float, ...]]:
     """Return factors between an eighth and eight for every site."""
     factors = {}
     for seed, (name, site) in enumerate(sites_by_name(model.graph).items()):
-        exponents = np.random.default_rng(seed).uniform(-3, 3, channel_count(site))
+        exponents = np.random.default_rng(seed).uniform(-3, 3, site.channels)
         factors[name] = tuple(map(float, 2.0**exponents))
     return factors
 

@@ -1,14 +1,18 @@
 """The images of a search keep their own labels, and none counts twice."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from qconvert.core.tensors import Tensors
 from qconvert.images import ImageChoice, open_images
 from qconvert.images.preprocess import PRESETS
-from qconvert.run.job_images import EvaluationSet
+from qconvert.optimize.calibration_set import CalibrationSet
+from qconvert.run import search
+from qconvert.run.context import EvaluationSet
 from qconvert.run.search import make_evaluation_images, make_search_images
-from qconvert.run.variant_graphs import BuildInputs
+from qconvert.run.variants import BuildInputs
 from tests.pictures import draw_folder
 from tests.run.calibrated import calibrated_inputs
 
@@ -26,7 +30,7 @@ def test_unreadable_image_is_skipped_with_its_label() -> None:
     inputs, _ = calibrated_inputs()
     images = evaluation_set(inputs, 12)
     (Path("val") / images.images.names[0]).write_bytes(b"no image")
-    reference = make_evaluation_images(inputs, images).reference
+    reference = make_evaluation_images(inputs, images)
     assert list(reference.labels) == [number % 5 for number in range(1, 12)]
     assert sum(len(outputs[reference.score_output]) for outputs in reference.outputs) == 11
 
@@ -35,9 +39,8 @@ def test_unreadable_image_is_skipped_with_its_label() -> None:
 def test_images_repeated_to_fill_a_fixed_batch_do_not_count(count: int, counted: int) -> None:
     inputs, _ = calibrated_inputs(batch="8")
     images = make_evaluation_images(inputs, evaluation_set(inputs, count))
-    reference = images.reference
-    assert list(reference.labels) == [number % 5 for number in range(counted)]
-    assert [len(outputs[reference.score_output]) for outputs in reference.outputs] == [counted]
+    assert list(images.labels) == [number % 5 for number in range(counted)]
+    assert [len(outputs[images.score_output]) for outputs in images.outputs] == [counted]
     assert [len(batch["image"]) for batch in images.batches] == [8]
 
 
@@ -47,4 +50,24 @@ def test_few_images_held_out_do_not_count_twice() -> None:
     batches = inputs.calibration.validation_batches()
     assert [len(batch["image"]) for batch in batches] == [8]
     assert inputs.calibration.validation_count == 4
-    assert list(make_search_images(inputs).reference.labels) == [None] * 4
+    assert list(make_search_images(inputs).labels) == [None] * 4
+
+
+def test_batches_are_read_once_unless_they_are_too_large_to_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inputs, _ = calibrated_inputs()
+    reads: list[CalibrationSet] = []
+    read = CalibrationSet.validation_batches
+
+    def counted(calibration: CalibrationSet) -> Iterator[Tensors]:
+        reads.append(calibration)
+        return read(calibration)
+
+    monkeypatch.setattr(CalibrationSet, "validation_batches", counted)
+    held = make_search_images(inputs).batches
+    assert len(list(held)) == len(list(held)) == len(reads) == 1
+    monkeypatch.setattr(search, "MAX_CACHED_BYTES", 1)
+    reread = make_search_images(inputs).batches
+    assert len(list(reread)) == len(list(reread)) == 1
+    assert len(reads) == 4
