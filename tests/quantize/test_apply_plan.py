@@ -8,17 +8,15 @@ import onnx_ir as ir
 import pytest
 
 from qconvert.backends.ort import open_cpu
-from qconvert.calibrate.calibration import Calibration, CalibrationImage, Origin
-from qconvert.calibrate.collect import collect, make_tapped_runner
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.tensors import Tensors
 from qconvert.graph.fp16.convert import convert_to_half
 from qconvert.graph.simplify import infer_shapes
-from qconvert.graph.taps import add_calibration_taps
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import QuantizeOptions, make_plan
 from qconvert.quantize.plan import Plan
+from tests.calibrate.activations import summarize
 from tests.models import MIXED_SHAPES, floats, from_text
 from tests.models import mixed as net
 from tests.quantize.layers_in_numpy import Array, computed
@@ -29,16 +27,10 @@ def images(count: int = 8) -> Tensors:
     return {"image": floats(count, 3, 16, 16, seed=7)}
 
 
-def seen(model: ir.Model) -> Calibration:
-    tapped = add_calibration_taps(model)
-    names = tuple(CalibrationImage(str(number), "") for number in range(8))
-    start = Calibration(Origin("", tuple(tap.tensor for tap in tapped.taps), names, {}, "", False))
-    run = make_tapped_runner(open_cpu(tapped.model), tapped)
-    return collect([run((range(8), images()))], tapped, start, lambda collector: None)
-
-
 def plan(model: ir.Model, backend: str, wishes: QuantizeOptions | None = None) -> Plan:
-    return make_plan(model, scheme(backend), seen(model).summaries, wishes or QuantizeOptions())
+    return make_plan(
+        model, scheme(backend), summarize(model, images()), wishes or QuantizeOptions()
+    )
 
 
 def exposed(model: ir.Model) -> tuple[ir.Model, list[str]]:
@@ -206,21 +198,8 @@ def _shared(text: str, weight: Array, large: Array) -> ir.Model:
 
 
 def _ranged(model: ir.Model) -> Plan:
-    tapped = add_calibration_taps(model)
-    start = Calibration(
-        Origin(
-            "",
-            tuple(tap.tensor for tap in tapped.taps),
-            (CalibrationImage("0", ""),),
-            {},
-            "",
-            False,
-        )
-    )
-    run = make_tapped_runner(open_cpu(tapped.model), tapped)
-    outputs = run(([0], {"x": floats(1, 16, 4, 4, seed=3)}))
-    calibration = collect([outputs], tapped, start, lambda collector: None)
-    return make_plan(model, scheme("cpu"), calibration.summaries, QuantizeOptions())
+    summaries = summarize(model, {"x": floats(1, 16, 4, 4, seed=3)})
+    return make_plan(model, scheme("cpu"), summaries, QuantizeOptions())
 
 
 def test_channel_of_zeros_keeps_its_bias() -> None:
