@@ -262,9 +262,9 @@ class OpenEngine:
                 for expected, size in zip(spec.shape, array.shape, strict=True)
             )
             if not fits or (array.dtype != spec.dtype and spec.dtype.kind in "fiub"):
-                received = TensorSpec(spec.name, array.dtype, array.shape)
                 raise UsageError(
-                    f"the engine takes `{spec}`, not `{received}`",
+                    f"the engine takes `{spec}`, not "
+                    f"`{TensorSpec(spec.name, array.dtype, array.shape)}`",
                     hint=f"pass an array of {spec.dtype} with these sizes; `engine.read(path)` "
                     "prepares one from image files",
                 )
