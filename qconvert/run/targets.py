@@ -254,7 +254,7 @@ class OpenEngine:
             )
         arrays: dict[str, NDArray[Any]] = {}
         for spec in self.inputs:
-            # In this machine's byte order, and of the right type and shape: no runtime checks that.
+            # The runtime checks neither byte order nor type nor shape.
             array = np.asarray(feeds[spec.name])
             array = array.astype(array.dtype.newbyteorder("="), copy=False)
             fits = array.ndim == len(spec.shape) and all(
