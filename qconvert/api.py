@@ -25,15 +25,15 @@ from qconvert.run import build as build_job
 from qconvert.run import calibrate as calibrate_job
 from qconvert.run import evaluate as evaluate_job
 from qconvert.run import export as export_job
-from qconvert.run import finished_run, targets
 from qconvert.run import quantize as quantize_job
 from qconvert.run import search as search_job
+from qconvert.run import targets
 from qconvert.run.context import JobContext, open_context
 from qconvert.run.export import Exported
-from qconvert.run.finished_run import OpenEngine, Run, load_run
 from qconvert.run.quantize import Quantized, QuantizeRequest
 from qconvert.run.run_folder import RunFolder
 from qconvert.run.search import SearchSummary
+from qconvert.run.targets import OpenEngine, Run, load_run
 
 __all__ = [
     "Calibration",
@@ -250,7 +250,7 @@ def open_run(folder: StrPath) -> Run:
 
 def open_engine(path: StrPath) -> OpenEngine:
     """Load an engine, `RUN/engines/NAME`, or an ONNX file, which runs on the CPU."""
-    return finished_run.open_engine(Path(path))
+    return targets.open_engine(Path(path))
 
 
 def _open_model_job(

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -33,7 +33,6 @@ DOMAIN = "com.microsoft"
 PRODUCTS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
 INT8_HINT = "int8 needs zero points of 0 and float biases: quantize with this backend's own scheme"
 FLOAT_HINT = "replace that operator in the network, or leave this backend out: `--backend cpu`"
-REPORT_SECONDS = 0.05  # between two reports of progress, at least
 
 # TensorRT's releases spell types differently: `Row major linear FP32`, `Half`, `Int8 NHWC32`.
 SPELLINGS = {
@@ -217,8 +216,7 @@ def _add_profiles(builder: Any, config: Any, options: NativeBuildOptions) -> Non
     for sizes in options.profiles if dynamic else ():
         profile = builder.create_optimization_profile()
         for spec in dynamic:
-            batches = (sizes.min_batch, sizes.opt_batch, sizes.max_batch)
-            profile.set_shape(spec.name, *((batch, *spec.shape[1:]) for batch in batches))
+            profile.set_shape(spec.name, *((batch, *spec.shape[1:]) for batch in astuple(sizes)))
         config.add_optimization_profile(profile)
 
 
@@ -314,12 +312,12 @@ def _last(errors: Sequence[str]) -> str:
 
 
 def progress_monitor(
-    trt: ModuleType, progress: BuildProgressCallback, interval: float = REPORT_SECONDS
+    trt: ModuleType, progress: BuildProgressCallback, interval: float = 0.05
 ) -> Any:
     """Return a monitor that turns TensorRT's nested phases into one fraction.
 
     A phase fills one step of its parent. `phases` maps its name to the fraction it has reached and
-    what each of its steps adds.
+    what each of its steps adds. Reports are `interval` seconds apart, at least.
     """
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]

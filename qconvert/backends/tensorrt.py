@@ -6,7 +6,7 @@ Which options it gets is decided without one, by pure functions.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -44,7 +44,6 @@ from qconvert.quantize.scheme import Scheme
 
 PROVIDER = "TensorrtExecutionProvider"
 ENGINE = "model.engine"
-STRIPPED_ENGINE = "model.stripped.engine"
 NODES_FILE = "nodes.json"  # the nodes that each provider took: a loaded engine is one node
 INSTALL = 'pip install "qconvert[tensorrt]"'
 
@@ -150,7 +149,10 @@ def require_readable(graph: Path, spec: BuildSpec) -> None:
 
 
 def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCallback) -> Engine:
-    """Build an engine, and a small ONNX file that loads it without a rebuild."""
+    """Build an engine, and a small ONNX file that loads it without a rebuild.
+
+    The provider reports no progress, and Ctrl-C waits until it is done.
+    """
     settings = read_options(spec)
     model, graph_files = copy_graph(graph, folder)
     inputs = onnx_io.inputs(model)
@@ -158,7 +160,6 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
         require_fixed_shapes(inputs)
     if settings.builder == "native":
         _import_tensorrt()
-        cache = settings.timing_cache
         options = NativeBuildOptions(
             inputs,
             (spec.profile,),
@@ -166,13 +167,25 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
             settings.level,
             settings.hardware_compatible,
             settings.weight_stripped,
-            Path(cache) / "native.timing" if cache else None,
+            Path(settings.timing_cache) / "native.timing" if settings.timing_cache else None,
         )
-        output = folder / (STRIPPED_ENGINE if settings.weight_stripped else ENGINE)
+        output = folder / ("model.stripped.engine" if settings.weight_stripped else ENGINE)
         nvinfer.build_and_wrap("tensorrt", model, output, options, PROVIDER, progress)
         nodes = {PROVIDER: [f"{node.op_type} {node.name}" for node in model.graph]}
     else:
-        nodes = _build_with_provider(folder, spec, inputs, progress)
+        runtime, tensorrt = _versions(detect())
+        if (flags := takes_flags(runtime, tensorrt)) is None:
+            raise Unavailable(
+                "this onnxruntime-gpu and this TensorRT are not known to work together",
+                hint="`qconvert doctor` shows which release of TensorRT it needs",
+            )
+        from qconvert.backends import ort
+
+        _import_tensorrt()
+        progress("TensorRT builds the engine and reports no progress", None)
+        how = _load_spec(settings, provider_options(spec, folder, flags, inputs), tensorrt)
+        # The session is freed at once, and the provider writes what it still holds.
+        nodes = ort.nodes_by_provider(ort.create_session(folder / GRAPH, how))
     files = engine_files(folder, settings, graph_files)
     if not files:
         raise QConvertError(
@@ -185,30 +198,6 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
     made_with = dict(cache_key(spec))
     notes = fallback_notes(nodes)
     return Engine("tensorrt", spec.precision, folder, GRAPH, files, made_with, notes=notes)
-
-
-def _build_with_provider(
-    folder: Path, spec: BuildSpec, inputs: Sequence[TensorSpec], progress: BuildProgressCallback
-) -> dict[str, list[str]]:
-    """Let the provider build; return the nodes that each provider took.
-
-    The provider reports no progress, and Ctrl-C waits until it is done.
-    """
-    runtime, tensorrt = _versions(detect())
-    flags = takes_flags(runtime, tensorrt)
-    if flags is None:
-        raise Unavailable(
-            "this onnxruntime-gpu and this TensorRT are not known to work together",
-            hint="`qconvert doctor` shows which release of TensorRT it needs",
-        )
-    from qconvert.backends import ort
-
-    _import_tensorrt()
-    progress("TensorRT builds the engine and reports no progress", None)
-    options = provider_options(spec, folder, flags, inputs)
-    how = _load_spec(read_options(spec), options, tensorrt)
-    # The session is freed on return, and the provider writes what it still holds.
-    return ort.nodes_by_provider(ort.create_session(folder / GRAPH, how))
 
 
 def open(engine: Engine) -> Session:
@@ -378,10 +367,9 @@ def profile_options(profile: Profile, inputs: Sequence[TensorSpec]) -> dict[str,
 
     Unless all such inputs have all three, the provider rebuilds the engine for every new shape.
     """
-    batches = {"min": profile.min_batch, "opt": profile.opt_batch, "max": profile.max_batch}
     shapes: dict[str, list[str]] = {}
     for spec in nvinfer.dynamic_inputs(inputs):
-        for name, batch in batches.items():
+        for name, batch in zip(("min", "opt", "max"), astuple(profile), strict=True):
             sizes = "x".join(map(str, (batch, *spec.shape[1:])))
             shapes.setdefault(f"trt_profile_{name}_shapes", []).append(f"{spec.name}:{sizes}")
     return {option: ",".join(texts) for option, texts in shapes.items()}

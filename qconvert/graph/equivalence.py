@@ -7,8 +7,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qconvert.core.tensors import Tensors
-from qconvert.graph.names import UniqueNames, tensor_names
-from qconvert.graph.patterns import make_initializer
+from qconvert.graph.patterns import UniqueNames, make_initializer, tensor_names
 
 # Values are compared as doubles, this many at a time: an output may be a third of the memory.
 BLOCK_SIZE = 1 << 20

@@ -21,8 +21,13 @@ from qconvert.core.cache import Cache
 from qconvert.core.progress import Progress, ProgressCallback, start_step
 from qconvert.core.scales import FloatArray, QuantParams, fake_quantize
 from qconvert.core.tensors import Tensors, batch_size
-from qconvert.graph.names import UniqueNames, tensor_names
-from qconvert.graph.patterns import constant_array, find_matmul_bias, find_matmul_bias_add
+from qconvert.graph.patterns import (
+    UniqueNames,
+    constant_array,
+    find_matmul_bias,
+    find_matmul_bias_add,
+    tensor_names,
+)
 from qconvert.optimize import im2col
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH
 from qconvert.optimize.candidate import (

@@ -24,10 +24,9 @@ from qconvert.measure.latency import (
 from qconvert.measure.machine import describe_machine
 from qconvert.measure.memory import PeakMemory, measure_peak
 from qconvert.report.model import Report
-from qconvert.run.built_engines import engine_hashes, engine_inputs
 from qconvert.run.context import JobContext
 from qconvert.run.report_files import judge_and_store, read_report, timestamp, with_measurement
-from qconvert.run.targets import Target
+from qconvert.run.targets import Target, engine_hashes, engine_inputs
 
 MEMORY_CPU_ONLY = "measured for engines of the CPU only"
 

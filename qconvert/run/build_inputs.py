@@ -20,14 +20,12 @@ from qconvert.images.listing import ImageEntry
 from qconvert.quantize import plan_files
 from qconvert.quantize.placement import require_quantizable
 from qconvert.quantize.plan_files import read_embedded_plan
-from qconvert.run import built_engines
 from qconvert.run.calibrate import (
     has_calibration_images,
     load_calibration_set,
     measure_calibration_set,
 )
-from qconvert.run.context import RunContext
-from qconvert.run.job_images import known_preprocessing, with_preprocessing
+from qconvert.run.context import RunContext, known_preprocessing, with_preprocessing
 from qconvert.run.load_model import crash_check_once, load_and_clean, load_clean
 from qconvert.run.quantize_model import place_layers
 from qconvert.run.run_folder import (
@@ -38,10 +36,7 @@ from qconvert.run.run_folder import (
     PLAN_FILE,
     RunFolder,
 )
-from qconvert.run.variant_graphs import BuildInputs
-from qconvert.sources import LoadedModel
-
-IMAGE_LIST = "images.txt"
+from qconvert.run.variants import BuildInputs, require_readable_graph
 
 
 def prepare_inputs(
@@ -55,29 +50,36 @@ def prepare_inputs(
     loaded = load_and_clean(context)
     preprocess = known_preprocessing(loaded.source, config.preprocess)
     loaded = replace(loaded, model=with_preprocessing(loaded.model, preprocess))
-    _require_same_model(loaded, folder)
+    if folder.model.is_file() and folder.has_results():
+        before = onnx_io.fingerprint(onnx_io.load(folder.model))
+        if before != onnx_io.fingerprint(loaded.model):
+            raise UsageError(f"`{folder.root}` holds a run of another model", hint=OTHER_FOLDER)
     for variant in variants:
         _require_unedited_plan(folder.engine(variant.name) / PLAN_FILE, folder)
         if variant.precision in INTEGER:
             requirements = backends.requirements(variant.backend)
             require_quantizable(place_layers(loaded.model, config.quantize, requirements))
     for variant in variants if building else ():
-        built_engines.require_readable_graph(variant, loaded.path, context)
+        require_readable_graph(variant, loaded.path, context)
     onnx_io.save(loaded.model, folder.model)
-    images = config.calibration.images
-    if images is None:
+    if config.calibration.images is None:
         _require_ranges(variants, plans=())
         return BuildInputs(loaded, None)
     calibration = measure_calibration_set(loaded, context)
-    _require_same_images(calibration.full, variants, folder)
-    calibration_file.save(calibration.full, folder.calibration)
-    _write_image_list(calibration.full, images, folder.root / CALIBRATION / IMAGE_LIST)
+    full = calibration.full
+    _require_same_images(full, variants, folder)
+    calibration_file.save(full, folder.calibration)
+    # The names and hashes of the images, in the format of sha256sum.
+    images = [full.origin.images[int(index)] for index in full.image_indices]
+    entries = tuple(ImageEntry(image.name, image.sha256) for image in images)
+    manifest = ImageManifest(config.calibration.images.absolute(), entries)
+    write_text(folder.root / CALIBRATION / "images.txt", manifest.to_text())
     return BuildInputs(loaded, calibration)
 
 
 def reload_inputs(variants: Sequence[EngineVariant], context: RunContext) -> BuildInputs:
     """Read the inputs of an earlier run; this needs neither its images nor its source."""
-    folder = context.folder
+    config, folder = context.config, context.folder
     crash_check_once(folder.model, folder.model)
     loaded = load_clean(folder.model, context.progress)
     plans = {
@@ -88,17 +90,15 @@ def reload_inputs(variants: Sequence[EngineVariant], context: RunContext) -> Bui
         _require_ranges(variants, plans)
         return BuildInputs(loaded, None, plans)
     if not has_calibration_images(loaded, context, folder.calibration):
-        _require_no_other_images(context)
-        without_images = replace(context.config.calibration, images=None)
-        context = replace(context, config=replace(context.config, calibration=without_images))
+        images = config_file.absolute_paths(config).calibration.images
+        if images != folder.settings().calibration.images:
+            raise UsageError(
+                f"`{images}` does not have the images that `{folder.root}` was calibrated on",
+                hint="name the place where they are now, or leave `--images` out",
+            )
+        without_images = replace(config.calibration, images=None)
+        context = replace(context, config=replace(config, calibration=without_images))
     return BuildInputs(loaded, load_calibration_set(loaded, context, folder.calibration), plans)
-
-
-def _require_same_model(loaded: LoadedModel, folder: RunFolder) -> None:
-    if folder.model.is_file() and folder.has_results():
-        before = onnx_io.fingerprint(onnx_io.load(folder.model))
-        if before != onnx_io.fingerprint(loaded.model):
-            raise UsageError(f"`{folder.root}` holds a run of another model", hint=OTHER_FOLDER)
 
 
 def _require_unedited_plan(plan: Path, folder: RunFolder) -> None:
@@ -135,16 +135,6 @@ def _require_same_images(
         )
 
 
-def _require_no_other_images(context: RunContext) -> None:
-    """Raise if the settings name another place for the images, and they are not there."""
-    images = config_file.absolute_paths(context.config).calibration.images
-    if images != context.folder.settings().calibration.images:
-        raise UsageError(
-            f"`{images}` does not have the images that `{context.folder.root}` was calibrated on",
-            hint="name the place where they are now, or leave `--images` out",
-        )
-
-
 def _require_ranges(variants: Sequence[EngineVariant], plans: Collection[str]) -> None:
     """Reject INT8 without a plan or calibration images."""
     if any(variant.precision in INTEGER and variant.name not in plans for variant in variants):
@@ -153,10 +143,3 @@ def _require_ranges(variants: Sequence[EngineVariant], plans: Collection[str]) -
             hint="give images to a new run: `--images PATH`, or leave INT8 out: "
             "`--precision fp32,fp16`",
         )
-
-
-def _write_image_list(calibration: Calibration, root: Path, path: Path) -> None:
-    """Write the names and hashes of the calibration images, in the format of sha256sum."""
-    images = [calibration.origin.images[int(index)] for index in calibration.image_indices]
-    entries = tuple(ImageEntry(image.name, image.sha256) for image in images)
-    write_text(path, ImageManifest(root.absolute(), entries).to_text())

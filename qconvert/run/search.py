@@ -40,19 +40,23 @@ from qconvert.quantize.plan_files import PlanWithWeights, weights_path
 from qconvert.report.verdict import conclude
 from qconvert.run import (
     build_inputs,
-    built_engines,
     report_files,
     run_folder,
+    targets,
     variants,
 )
 from qconvert.run.bench import time_engines
-from qconvert.run.context import JobContext, RunContext
-from qconvert.run.job_images import EVALUATION_BATCH, EvaluationSet, open_evaluation_set
+from qconvert.run.context import (
+    EVALUATION_BATCH,
+    EvaluationSet,
+    JobContext,
+    RunContext,
+    open_evaluation_set,
+)
 from qconvert.run.quantize import QuantizeRequest, preview_layers
 from qconvert.run.quantize_model import scheme_for
 from qconvert.run.run_folder import PLAN_FILE, SEARCH_RESULT
-from qconvert.run.variant_graphs import BuildInputs, engine_settings, make_graph
-from qconvert.run.variants import ChosenVariants
+from qconvert.run.variants import BuildInputs, ChosenVariants, engine_settings, make_graph
 
 MIXED_MODEL, TRIALS = "mixed.onnx", "trials.jsonl"
 PLAN_FILES = (PLAN_FILE, weights_path(Path(PLAN_FILE)).name)
@@ -241,8 +245,8 @@ def make_timer(
 
     def build(variant: EngineVariant, inputs: BuildInputs) -> Engine:
         graph = make_graph(variant, inputs, replace(context, progress=ignore_progress))
-        entry = built_engines.cached_engine(variant, graph, context)
-        return built_engines.read_engine(entry.path).engine
+        entry = variants.cached_engine(variant, graph, context)
+        return targets.read_engine(entry.path).engine
 
     def time_sets(sets: Sequence[BlockSet]) -> dict[tuple[str, ...] | None, float]:
         engines = {"float": build(EngineVariant(backend, rest), inputs)}

@@ -14,8 +14,8 @@ from qconvert.core import onnx_io
 from qconvert.core.cache import Cache
 from qconvert.core.progress import Progress
 from qconvert.core.tensors import Tensors
+from qconvert.graph.passes import infer_shapes
 from qconvert.graph.patterns import constant_array
-from qconvert.graph.simplify import infer_shapes
 from qconvert.measure.output_error import sqnr_db
 from qconvert.optimize import learned_rounding, partial_execution
 from qconvert.optimize.calibration_set import CalibrationSet

@@ -12,7 +12,7 @@ from qconvert.core import onnx_io
 from qconvert.core.progress import Progress
 from qconvert.core.scales import Grid, Range
 from qconvert.core.tensors import Tensors
-from qconvert.graph.simplify import infer_shapes
+from qconvert.graph.passes import infer_shapes
 from qconvert.measure.output_error import ErrorArray, OutputError, sqnr_db
 from qconvert.optimize import equalization, partial_execution, plan_selection
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH
