@@ -15,10 +15,17 @@ from qconvert.graph.equivalence import (
     max_relative_error,
     perturb_inputs,
 )
-from qconvert.graph.fold import fold_batchnorm, fold_constants
-from qconvert.graph.names import name_nodes, rename_duplicate_nodes
+from qconvert.graph.passes import (
+    fold_batchnorm,
+    fold_constants,
+    infer_shapes,
+    inline_functions,
+    name_nodes,
+    rename_duplicate_nodes,
+    run_onnxslim,
+    upgrade_opset,
+)
 from qconvert.graph.patterns import is_quantized
-from qconvert.graph.simplify import infer_shapes, inline_functions, run_onnxslim, upgrade_opset
 
 RunModel = Callable[[ir.Model], Tensors]
 

@@ -21,7 +21,7 @@ from qconvert.calibrate.calibration_file import load, make_periodic_saver, pack
 from qconvert.calibrate.collect import Collector, collect, make_tapped_runner
 from qconvert.core.errors import QConvertError
 from qconvert.core.tensors import Tensors
-from qconvert.graph.simplify import infer_shapes
+from qconvert.graph.passes import infer_shapes
 from qconvert.graph.taps import add_calibration_taps
 from tests.calibrate.activations import FakeTaps, calibrate, origin, summary_of
 from tests.models import floats, tiny

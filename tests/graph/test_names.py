@@ -2,7 +2,8 @@
 
 import onnx_ir as ir
 
-from qconvert.graph.names import UniqueNames, name_nodes
+from qconvert.graph.passes import name_nodes
+from qconvert.graph.patterns import UniqueNames
 from tests import models
 
 

@@ -14,7 +14,7 @@ from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.tensors import Tensors
 from qconvert.graph.fp16.convert import convert_to_half
-from qconvert.graph.simplify import infer_shapes
+from qconvert.graph.passes import infer_shapes
 from qconvert.graph.taps import add_calibration_taps
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import QuantizeOptions, make_plan

@@ -16,7 +16,7 @@ from qconvert.calibrate.calibration import Calibration, CalibrationImage, Origin
 from qconvert.calibrate.collect import collect, make_tapped_runner
 from qconvert.core.errors import UsageError
 from qconvert.core.scales import choose_qparams
-from qconvert.graph.simplify import infer_shapes
+from qconvert.graph.passes import infer_shapes
 from qconvert.graph.taps import add_calibration_taps
 from qconvert.quantize import plan_files
 from qconvert.quantize.apply_plan import apply_plan

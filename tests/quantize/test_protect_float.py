@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from qconvert.backends.ort import open_cpu
-from qconvert.graph.simplify import infer_shapes
+from qconvert.graph.passes import infer_shapes
 from qconvert.measure.output_error import sqnr_db
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import Selection

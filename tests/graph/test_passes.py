@@ -7,7 +7,7 @@ import pytest
 from qconvert.backends.ort import open_cpu
 from qconvert.core import onnx_io
 from qconvert.core.tensors import random_inputs
-from qconvert.graph.fold import fold_batchnorm
+from qconvert.graph.passes import fold_batchnorm
 from tests.models import floats, from_text, ops
 
 HEAD = '<ir_version: 10, opset_import: ["": 20]>\n'
