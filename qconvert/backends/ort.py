@@ -49,16 +49,13 @@ PRECISIONS = {
     ir.DataType.INT8: "int8",
     ir.DataType.UINT8: "int8",
 }
-# Operators whose output has a fixed type.
-FIXED_DTYPES = {
-    **dict.fromkeys(("Shape", "Size", "ArgMax", "ArgMin", "NonZero"), ir.DataType.INT64),
-    **dict.fromkeys(("MatMulInteger", "ConvInteger"), ir.DataType.INT32),
-    **dict.fromkeys(
-        ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QAttention"), ir.DataType.FLOAT
-    ),
-}
-# Operators whose output has the type of one input, and the type if that input is missing.
-DTYPES_BY_INPUT = {
+# Operators whose output has the type of one input, or the type given if there is no such input.
+OUTPUT_DTYPES = {
+    **dict.fromkeys(("Shape", "Size", "ArgMax", "ArgMin", "NonZero"), (None, ir.DataType.INT64)),
+    **dict.fromkeys(("MatMulInteger", "ConvInteger"), (None, ir.DataType.INT32)),
+    "MatMulIntegerToFloat": (None, ir.DataType.FLOAT),
+    "DynamicQuantizeMatMul": (None, ir.DataType.FLOAT),
+    "QAttention": (None, ir.DataType.FLOAT),
     "QGemm": (8, ir.DataType.FLOAT),
     "QLinearConcat": (1, ir.DataType.UINT8),
     "DequantizeLinear": (1, ir.DataType.FLOAT),
@@ -308,15 +305,12 @@ def kernel_precisions(optimized: ir.Model) -> Mapping[str, int]:
 
 def _output_dtype(node: ir.Node, dtypes: Mapping[str, ir.DataType]) -> ir.DataType:
     """Infer the type of a node's output from its operator, else from its inputs."""
-    op = node.op_type
-    inputs = [None if value is None else dtypes.get(str(value.name)) for value in node.inputs]
-    if op == "Cast":
+    if node.op_type == "Cast":
         return ir.DataType(node.attributes.get_int("to", ir.DataType.FLOAT.value))
-    if op in FIXED_DTYPES:
-        return FIXED_DTYPES[op]
-    if op in DTYPES_BY_INPUT:
-        index, default = DTYPES_BY_INPUT[op]
-        return (inputs[index] if index < len(inputs) else None) or default
+    inputs = [None if value is None else dtypes.get(str(value.name)) for value in node.inputs]
+    if node.op_type in OUTPUT_DTYPES:
+        index, default = OUTPUT_DTYPES[node.op_type]
+        return default if index is None or index >= len(inputs) else inputs[index] or default
     # The first numeric input: indices and shapes come later, or are of no type listed here.
     numeric = (dtype for dtype in inputs if dtype in PRECISIONS)
     declared = node.outputs[0].dtype if node.outputs else None

@@ -116,7 +116,7 @@ def commented_toml(model: str | None) -> str:
         value = model if option.key == "model" else option.default
         text = "" if value is None else f" {toml_value(value)}"
         mark = "" if option.key == "model" and model else "# "
-        lines.append(f"{mark}{option.key} ={text}".ljust(28) + f"  # {option.setting.description}")
+        lines.append(f"{mark}{option.key} ={text}".ljust(28) + f"  # {option.description}")
     return "\n".join(lines) + "\n"
 
 
@@ -127,7 +127,7 @@ def settings_schema() -> dict[str, Any]:
         table = schema
         if option.table:
             table = schema["$defs"][schema["properties"][option.table]["$ref"].rpartition("/")[2]]
-        table["properties"][option.key]["description"] = option.setting.description
+        table["properties"][option.key]["description"] = option.description
     return schema
 
 
