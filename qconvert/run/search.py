@@ -39,7 +39,6 @@ from qconvert.quantize.plan import RestPrecision
 from qconvert.quantize.plan_files import PlanWithWeights, weights_path
 from qconvert.report.verdict import conclude
 from qconvert.run import (
-    build_inputs,
     report_files,
     run_folder,
     targets,
@@ -128,11 +127,13 @@ def search_backend(
 
     def make(folder: Path) -> None:
         context.progress(Progress("search", "FP32 outputs"))
-        search_images = make_search_images(inputs)
-        evaluation_images, notes = search_images, [SAME_IMAGES]
+        search_images = evaluation_images = make_search_images(inputs)
+        notes, count = list[str](), len(search_images.labels)
         if evaluation_set is not None:
-            evaluation_images, notes = make_evaluation_images(inputs, evaluation_set), []
-        if (count := len(search_images.labels)) < MIN_SEARCH_IMAGES:
+            evaluation_images = make_evaluation_images(inputs, evaluation_set)
+        else:
+            notes.append(SAME_IMAGES)
+        if count < MIN_SEARCH_IMAGES:
             notes.append(FEW_SEARCH_IMAGES.format(count))
         if context.cache.fresh:
             trials.unlink(missing_ok=True)
@@ -144,10 +145,8 @@ def search_backend(
             search_images,
             evaluation_images,
             open_trials(trials, subject),
-            config.search.budget,
-            config.search.by,
+            config.search,
             rest,
-            config.search.max_latency,
             make_timer(model, backend, rest, inputs, context) if available.runs else None,
             "" if available.runs else available.reason,
         )
@@ -337,7 +336,7 @@ def run_search(job: JobContext, out: Path, workers: int | None = None) -> Search
     backend, available = variant.backend, chosen.available[variant.backend]
     with run_folder.begin_run(out, job.config, searching=True) as folder:
         context = job.in_run(folder)
-        inputs = build_inputs.prepare_inputs([variant], context, building=available.builds)
+        inputs = variants.prepare_inputs([variant], context, building=available.builds)
         images = open_evaluation_set(inputs.loaded.source, context, workers)
         trials = folder.root / TRIALS
         mix, plan = search_backend(available, backend, inputs, images, context, trials)
