@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qconvert.graph.simplify import infer_shapes
+from qconvert.graph.passes import infer_shapes
 
 TINY = """
 <ir_version: 10, opset_import: ["": 20]>

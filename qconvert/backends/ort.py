@@ -49,16 +49,13 @@ PRECISIONS = {
     ir.DataType.INT8: "int8",
     ir.DataType.UINT8: "int8",
 }
-# Operators whose output has a fixed type.
-FIXED_DTYPES = {
-    **dict.fromkeys(("Shape", "Size", "ArgMax", "ArgMin", "NonZero"), ir.DataType.INT64),
-    **dict.fromkeys(("MatMulInteger", "ConvInteger"), ir.DataType.INT32),
-    **dict.fromkeys(
-        ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QAttention"), ir.DataType.FLOAT
-    ),
-}
-# Operators whose output has the type of one input, and the type if that input is missing.
-DTYPES_BY_INPUT = {
+# Operators whose output has the type of one input, or the type given if there is no such input.
+OUTPUT_DTYPES = {
+    **dict.fromkeys(("Shape", "Size", "ArgMax", "ArgMin", "NonZero"), (None, ir.DataType.INT64)),
+    **dict.fromkeys(("MatMulInteger", "ConvInteger"), (None, ir.DataType.INT32)),
+    "MatMulIntegerToFloat": (None, ir.DataType.FLOAT),
+    "DynamicQuantizeMatMul": (None, ir.DataType.FLOAT),
+    "QAttention": (None, ir.DataType.FLOAT),
     "QGemm": (8, ir.DataType.FLOAT),
     "QLinearConcat": (1, ir.DataType.UINT8),
     "DequantizeLinear": (1, ir.DataType.FLOAT),
@@ -271,7 +268,11 @@ def nodes_by_provider(session: Any) -> dict[str, list[str]]:
 
 
 def kernel_coverage(path: Path, spec: LoadSpec) -> Coverage:
-    """Count the kernels of a file that the first provider runs whole, by precision."""
+    """Count the kernels of a file that the first provider runs whole, by the precision of each.
+
+    Conversions between precisions count as `casts`, arithmetic on shapes and indices as `other`.
+    ONNX Runtime does not write the types of tensors that it introduced; they are inferred here.
+    """
     options = session_options(spec)
     with atomic.system_temporary_folder() as folder:
         options.optimized_model_filepath = str(folder / "optimized.onnx")
@@ -281,20 +282,11 @@ def kernel_coverage(path: Path, spec: LoadSpec) -> Coverage:
         options.add_session_config_entry(external + "min_size_in_bytes", "1024")
         create_session(path, spec, options)
         optimized = onnx.load(options.optimized_model_filepath, load_external_data=False)
-    model = ir.from_proto(optimized)
-    return Coverage({spec.providers[0][0]: len(list(model.graph))}, kernel_precisions(model))
-
-
-def kernel_precisions(optimized: ir.Model) -> Mapping[str, int]:
-    """Count the nodes of a graph that ONNX Runtime optimized by the precision they compute in.
-
-    Conversions between precisions count as `casts`, arithmetic on shapes and indices as `other`.
-    ONNX Runtime does not write the types of tensors that it introduced; they are inferred here.
-    """
-    values = (*optimized.graph.inputs, *optimized.graph.initializers.values())
+    graph = ir.from_proto(optimized).graph
+    values = (*graph.inputs, *graph.initializers.values())
     dtypes = {str(value.name): value.dtype for value in values if value.dtype is not None}
     counts: Counter[str] = Counter()
-    for node in optimized.graph:
+    for node in graph:
         dtype = _output_dtype(node, dtypes)
         dtypes |= {value.name: dtype for value in node.outputs if value.name}
         if node.op_type in CASTING:
@@ -303,20 +295,17 @@ def kernel_precisions(optimized: ir.Model) -> Mapping[str, int]:
             counts["int8"] += 1
         else:
             counts[PRECISIONS.get(dtype, "other")] += 1
-    return dict(sorted(counts.items()))
+    return Coverage({spec.providers[0][0]: counts.total()}, dict(sorted(counts.items())))
 
 
 def _output_dtype(node: ir.Node, dtypes: Mapping[str, ir.DataType]) -> ir.DataType:
     """Infer the type of a node's output from its operator, else from its inputs."""
-    op = node.op_type
-    inputs = [None if value is None else dtypes.get(str(value.name)) for value in node.inputs]
-    if op == "Cast":
+    if node.op_type == "Cast":
         return ir.DataType(node.attributes.get_int("to", ir.DataType.FLOAT.value))
-    if op in FIXED_DTYPES:
-        return FIXED_DTYPES[op]
-    if op in DTYPES_BY_INPUT:
-        index, default = DTYPES_BY_INPUT[op]
-        return (inputs[index] if index < len(inputs) else None) or default
+    inputs = [None if value is None else dtypes.get(str(value.name)) for value in node.inputs]
+    if node.op_type in OUTPUT_DTYPES:
+        index, default = OUTPUT_DTYPES[node.op_type]
+        return default if index is None or index >= len(inputs) else inputs[index] or default
     # The first numeric input: indices and shapes come later, or are of no type listed here.
     numeric = (dtype for dtype in inputs if dtype in PRECISIONS)
     declared = node.outputs[0].dtype if node.outputs else None

@@ -46,7 +46,7 @@ def command(model: str, **chosen: Any) -> None:
     from qconvert import sources
     from qconvert.core import config_file
     from qconvert.graph.describe import describe_model
-    from qconvert.graph.simplify import infer_shapes
+    from qconvert.graph.passes import infer_shapes
 
     export = config_file.load(None, settings.from_options(None, chosen)).export
     source = sources.load(model, export, trust=chosen["trust"])

@@ -37,7 +37,7 @@ def command(run: Path, form: Any, output: Path, as_json: bool, **chosen: Any) ->
     inputs, outputs and batching configured.
     """
     from qconvert.package.pack import PackageOptions, write_package
-    from qconvert.run.finished_run import load_run
+    from qconvert.run.targets import load_run
 
     package = write_package(load_run(run), PackageOptions(form, output, **chosen))
     for note in package.notes:

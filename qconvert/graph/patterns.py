@@ -1,6 +1,8 @@
-"""Questions that rewrites ask of nodes and values: constants, readers, weights, fusions."""
+"""What rewrites ask of nodes and values: constants, readers, weights, fusions, unused names."""
 
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -105,3 +107,30 @@ def _bias_input(add: ir.Node, weight: tuple[int, ...]) -> ir.Value | None:
         if value is not None and array is not None and array.shape == weight[-1:]:
             return value if len(list(value.uses())) == 1 else None
     return None
+
+
+def tensor_names(graph: ir.Graph) -> set[str]:
+    """Return the names of all tensors of a graph and of the graphs inside its nodes."""
+    values: set[ir.Value | None] = set()
+    for scope in (graph, *graph.subgraphs()):
+        values.update(scope.inputs, scope.initializers.values())
+    for node in graph.all_nodes():
+        values.update(node.inputs, node.outputs)
+    return {value.name for value in values if value is not None and value.name}
+
+
+@dataclass(frozen=True)
+class UniqueNames:
+    """The names in use, and the last number that was appended to each stem."""
+
+    taken: set[str]
+    counters: Counter[str] = field(default_factory=Counter)
+
+    def reserve(self, stem: str) -> str:
+        """Return an unused name and mark it as used: the stem, or the stem and a number."""
+        name = stem
+        while name in self.taken:
+            self.counters[stem] += 1
+            name = f"{stem}_{self.counters[stem]}"
+        self.taken.add(name)
+        return name

@@ -18,9 +18,9 @@ from qconvert.images.listing import read_classes_file
 from qconvert.images.preprocess import ImageInput, Preprocess, find_image_input, fit_to_input
 from qconvert.report.markdown import escape_text
 from qconvert.report.model_card import describe_preprocessing, model_stem
-from qconvert.run import built_engines, job_images
-from qconvert.run.finished_run import Run
+from qconvert.run import context, targets
 from qconvert.run.run_folder import RunFolder
+from qconvert.run.targets import Run
 
 NAME_PATTERN = re.compile(r"[\w.-]+")
 PREPROCESS_FILE = "preprocess.toml"
@@ -70,7 +70,7 @@ class Bundle:
 
 def make_bundle(run: Run, engine: str = "", name: str = "", classes: Path | None = None) -> Bundle:
     """Collect what to package of a run: the named engine, or else that of the verdict."""
-    built = built_engines.read_engine(run.path(engine)).engine
+    built = targets.read_engine(run.path(engine)).engine
     source = sources.load(str(built.folder / built.graph), ExportConfig())
     folder = RunFolder(run.folder)
     outputs = onnx_io.outputs(source.model)
@@ -96,7 +96,7 @@ def _require_name(name: str) -> str:
 
 
 def _image_preparation(source: sources.Source) -> ImagePreparation | None:
-    preprocess = job_images.preprocessing_or_default(source, PreprocessConfig())
+    preprocess = context.preprocessing_or_default(source, PreprocessConfig())
     try:
         return ImagePreparation(*fit_to_input(preprocess, find_image_input(source.inputs)))
     except QConvertError:

@@ -9,7 +9,7 @@ from qconvert.core import atomic
 from qconvert.core.errors import UsageError, attach_path
 from qconvert.package import onnxruntime_folder, triton
 from qconvert.package.bundle import Bundle, make_bundle
-from qconvert.run.finished_run import Run
+from qconvert.run.targets import Run
 
 Format = Literal["onnxruntime", "triton"]
 WRITERS: dict[Format, Callable[[Bundle, Path], tuple[str, ...]]] = {

@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 
 from qconvert.core import onnx_io
 from qconvert.core.errors import UsageError
-from qconvert.core.scales import QuantParams, choose_qparams, exceeds_scale_dtype
-from qconvert.graph.names import UniqueNames, tensor_names
+from qconvert.core.scales import FloatArray, QuantParams, choose_qparams, exceeds_scale_dtype
 from qconvert.graph.patterns import (
     WEIGHTED,
+    UniqueNames,
     computed_values,
     constant_array,
     is_standard,
     make_initializer,
     only_reader,
     producer_of,
+    tensor_names,
 )
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.placement import quantized_activations
@@ -65,13 +66,10 @@ def apply_plan(
             set_weight(node, layers[node].weight, rounded, builder.names)
     # Read before activations are rewired: bias scales depend on the original inputs.
     weighted = list(find_weighted_layers(layers, plan))
-    quantized = {
-        value for node, layer in layers.items() for value in quantized_activations(node, layer)
-    }
-    for value in [
-        value for value in (*graph.inputs, *computed_values(graph)) if value in quantized
-    ]:
-        _quantize_activation(builder, value, layers, plan)
+    quantized = {value for node in layers for value in quantized_activations(node, layers[node])}
+    for value in (*graph.inputs, *computed_values(graph)):  # those before any is quantized
+        if value in quantized:
+            _quantize_activation(builder, value, layers, plan)
     _quantize_weights(builder, weighted, plan, learned)
     if plan.integer_bias:
         _protect_float_layers(builder)
@@ -143,58 +141,47 @@ class QDQBuilder:
         return value
 
     def make_node(
-        self, op: str, inputs: list[ir.Value], name: str, axis: int | None = None
+        self, op: str, inputs: Sequence[ir.Value], name: str, kind: ir.TypeProtocol | None
     ) -> ir.Node:
-        """Make a node outside the graph; its output has the name of the node."""
+        """Make a node outside the graph; its output has its name and the shape of its input."""
         name = self.names.reserve(name)
-        node = ir.node(op, inputs, {} if axis is None else {"axis": axis}, name=name)
-        node.outputs[0].name = name
+        node = ir.node(op, inputs, name=name)
+        output = node.outputs[0]
+        output.name, output.type, output.shape = name, kind, inputs[0].shape
         return node
 
-    def quantize_dequantize(self, value: ir.Value, qparams: QuantParams) -> ir.Value:
+    def quantize(self, value: ir.Value, qparams: QuantParams) -> ir.Value:
         """Add a Q/DQ pair right behind a tensor and return its output."""
         name, dtype = str(value.name), ir.DataType[qparams.grid.onnx_dtype.upper()]
+        zeros = qparams.zero_point.astype(dtype.numpy())
         scale = self.add_constant(qparams.scale, f"{name}_scale")
-        zero_point = self.add_constant(
-            qparams.zero_point.astype(dtype.numpy()), f"{name}_zero_point"
-        )
-        quantize = self.make_node("QuantizeLinear", [value, scale, zero_point], f"{name}_quantized")
-        integers = quantize.outputs[0]
-        integers.type, integers.shape = ir.TensorType(dtype), value.shape
-        dequantize = self.make_node(
-            "DequantizeLinear", [integers, scale, zero_point], f"{name}_rounded"
-        )
-        result = dequantize.outputs[0]
-        result.type, result.shape = value.type, value.shape
-        producer = value.producer()
-        if producer is None:
+        zero_point = self.add_constant(zeros, f"{name}_zero_point")
+        inputs, kind = [value, scale, zero_point], ir.TensorType(dtype)
+        quantize = self.make_node("QuantizeLinear", inputs, f"{name}_quantized", kind)
+        inputs[0] = quantize.outputs[0]
+        dequantize = self.make_node("DequantizeLinear", inputs, f"{name}_rounded", value.type)
+        if (producer := value.producer()) is None:
             self.graph.insert_before(self.graph[0], [quantize, dequantize])
         else:
             self.graph.insert_after(producer, [quantize, dequantize])
-        return result
+        return dequantize.outputs[0]
 
     def dequantize(
-        self, integers: ir.Value, scale: NDArray[np.float32], axis: int, reader: ir.Node
+        self, array: NDArray[np.generic], name: str, scale: FloatArray, axis: int, reader: ir.Node
     ) -> ir.Value:
-        """Add a DequantizeLinear of stored integers right before `reader`; return its output."""
+        """Store integers, add their DequantizeLinear right before `reader`; return its output."""
+        integers = self.add_constant(array, f"{name}_quantized")
         name = str(integers.name).removesuffix("_quantized")
         inputs = [integers, self.add_constant(scale, f"{name}_scale")]
-        if integers.dtype is not None and integers.dtype is not ir.DataType.INT32:
+        if array.dtype != np.int32:
             # ONNX Runtime fuses the node into an integer product only with explicit zero points.
-            zero_points = np.zeros(scale.shape, dtype=integers.dtype.numpy())
+            zero_points = np.zeros(scale.shape, dtype=array.dtype)
             inputs.append(self.add_constant(zero_points, f"{name}_zero_point"))
-        node = self.make_node("DequantizeLinear", inputs, f"{name}_rounded", axis)
-        result = node.outputs[0]
-        result.type, result.shape = ir.TensorType(ir.DataType.FLOAT), integers.shape
+        kind = ir.TensorType(ir.DataType.FLOAT)
+        node = self.make_node("DequantizeLinear", inputs, f"{name}_rounded", kind)
+        node.attributes.add(ir.AttrInt64("axis", axis))
         self.graph.insert_before(reader, node)
-        return result
-
-    def replace_output(self, value: ir.Value, result: ir.Value) -> None:
-        """Let the graph return `result` instead of `value`, under the name that callers know."""
-        name, outputs = value.name, self.graph.outputs
-        value.name = self.names.reserve(f"{name}_float")
-        result.name = name
-        outputs[:] = [result if output is value else output for output in outputs]
+        return node.outputs[0]
 
 
 def _quantize_activation(
@@ -203,17 +190,20 @@ def _quantize_activation(
     """Quantize a tensor for all its readers, or only for those whose layer says so."""
     producer = value.producer()
     for_all = producer is not None and producer in layers and layers[producer].output
-    readers = [
-        (node, slot)
-        for node, slot in value.uses()
-        if for_all or (node in layers and slot in layers[node].inputs)
+    uses = [
+        use
+        for use in value.uses()
+        if for_all or (use.node in layers and use.idx in layers[use.node].inputs)
     ]
     qparams = choose_qparams(plan.tensors[str(value.name)], plan.activations, plan.rest)
-    result = builder.quantize_dequantize(value, qparams)
-    for node, slot in readers:
+    result = builder.quantize(value, qparams)
+    for node, slot in uses:
         node.replace_input_with(slot, result)
     if for_all and value.is_graph_output():
-        builder.replace_output(value, result)
+        # The graph returns the result under the name that callers know.
+        result.name, outputs = value.name, builder.graph.outputs
+        value.name = builder.names.reserve(f"{value.name}_float")
+        outputs[:] = [result if output is value else output for output in outputs]
 
 
 def _quantize_weights(
@@ -223,19 +213,17 @@ def _quantize_weights(
     dequantized: dict[int, ir.Value] = {}
     unused = [layer.weight for layer in layers]
     for layer, qparams in zip(layers, weight_qparams(layers, plan, learned), strict=True):
-        node = layer.node
+        node, scale, name = layer.node, qparams.scale, str(layer.weight.name)
         if id(qparams) not in dequantized:
-            array = quantize_weight(weight_array(layer.weight, node), qparams)
-            integers = builder.add_constant(array, f"{layer.weight.name}_quantized")
-            dequantized[id(qparams)] = builder.dequantize(integers, qparams.scale, layer.axis, node)
+            integers = quantize_weight(weight_array(layer.weight, node), qparams)
+            dequantized[id(qparams)] = builder.dequantize(integers, name, scale, layer.axis, node)
         node.replace_input_with(layer.slot, dequantized[id(qparams)])
-        bias = node.inputs[BIAS_SLOT] if len(node.inputs) > BIAS_SLOT else None
-        if bias is not None and layer.bias is not None and layer.integer_bias:
+        bias = node.inputs[BIAS_SLOT] if layer.integer_bias and layer.bias is not None else None
+        if bias is not None and layer.bias is not None:
             # No other layer shares the integers of a bias.
-            scale = np.float32(layer.input_scale) * qparams.scale
-            array = quantize_bias(layer.bias, scale)
-            integers = builder.add_constant(array, f"{bias.name}_quantized")
-            node.replace_input_with(BIAS_SLOT, builder.dequantize(integers, scale, 0, node))
+            scale = np.float32(layer.input_scale) * scale
+            integers, name = quantize_bias(layer.bias, scale), str(bias.name)
+            node.replace_input_with(BIAS_SLOT, builder.dequantize(integers, name, scale, 0, node))
             unused.append(bias)
     for value in unused:
         if not value.uses() and not value.is_graph_output():
@@ -253,21 +241,20 @@ def _protect_float_layers(builder: QDQBuilder) -> None:
     filters. A LeakyRelu with slope 1 behind the Conv breaks the pattern; it changes no number and
     is fused into the convolution.
     """
-    for node in list(builder.graph):
-        source = producer_of(node.inputs[0]) if node.inputs else None
+    linear = ("Conv", "ConvTranspose", "Gemm")
+    for node in [node for node in builder.graph if is_standard(node, *linear)]:
+        source, value = producer_of(node.inputs[0]), node.outputs[0]
         if source is None or not is_standard(source, "DequantizeLinear"):
             continue
-        float_weight = is_standard(node, "Conv", "ConvTranspose", "Gemm")
-        if not float_weight or constant_array(node.inputs[1]) is None:
-            continue
-        value = node.outputs[0]
-        reader = only_reader(value)
+        # Nothing to protect if the weight is quantized.
+        reader = only_reader(value) if constant_array(node.inputs[1]) is not None else None
         while reader is not None and is_standard(reader, "Relu", "Clip"):
             reader = only_reader(reader.outputs[0])
         if reader is not None and is_standard(reader, "QuantizeLinear"):
-            guard = builder.make_node("LeakyRelu", [value], f"{value.name}_kept_float")
+            uses = list(value.uses())
+            name = f"{value.name}_kept_float"
+            guard = builder.make_node("LeakyRelu", [value], name, value.type)
             guard.attributes.add(ir.AttrFloat32("alpha", 1.0))
-            guard.outputs[0].type, guard.outputs[0].shape = value.type, value.shape
             builder.graph.insert_after(node, guard)
-            for use in [use for use in value.uses() if use.node is not guard]:
-                use.node.replace_input_with(use.idx, guard.outputs[0])
+            for user, slot in uses:
+                user.replace_input_with(slot, guard.outputs[0])

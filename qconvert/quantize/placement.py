@@ -25,9 +25,6 @@ from qconvert.quantize.ranges import (
 )
 from qconvert.quantize.scheme import Scheme
 
-# fp16 scales below have few digits left, and below 2**-24 none.
-MIN_FP16_SCALE = 2.0**-20
-
 
 @dataclass(frozen=True)
 class Selection:
@@ -257,42 +254,37 @@ def keep_representable(
     rest: RestPrecision,
 ) -> dict[str, LayerPlan]:
     """Return the layers, with those in float whose scales the type of `rest` cannot represent."""
-    representable = dict(layers)
-    for node in graph:
-        layer = layers.get(node.name or "")
-        if layer is not None and (reason := _unrepresentable(node, layer, ranges, scheme, rest)):
-            representable[node.name or ""] = LayerPlan(node.op_type, left=reason)
-    return representable
 
+    def underflows(largest: float, grid: Grid) -> bool:
+        # fp16 scales below have few digits left, and below 2**-24 none.
+        return rest == "fp16" and 0 < largest / grid.symmetric_max < 2.0**-20
 
-def _unrepresentable(
-    node: ir.Node,
-    layer: LayerPlan,
-    ranges: Mapping[str, Range],
-    scheme: Scheme,
-    rest: RestPrecision,
-) -> str:
-    names = [value.name or "" for value in quantized_activations(node, layer)]
-    for name in names:
-        if exceeds_scale_dtype(ranges[name], scheme.activations, rest):
-            return f"the range of `{name}` is too wide for a scale in {rest}"
-        if _scale_underflows(ranges[name].max_abs, scheme.activations, rest):
-            return f"the values of `{name}` are too small for a scale in {rest}"
-    if layer.weight is not None and not layer.left:
-        array = constant_array(node.inputs[layer.weight.slot])
-        largest = float(np.abs(array).max(initial=0.0)) if array is not None else 0.0
-        if _scale_underflows(largest, scheme.weights, rest):
-            return f"its weights are too small for scales in {rest}"
-    if node.op_type in ("AveragePool", "GlobalAveragePool") and layer.output:
-        # ONNX Runtime refuses an integer pool if one of its scales is 200 times the other.
-        maxima = [ranges[name].max_abs for name in names]
-        if 0 < 200.0 * min(maxima) < max(maxima):
-            return "the scales of its input and output differ too much for one integer kernel"
-    return ""
+    def reason(node: ir.Node, layer: LayerPlan) -> str:
+        names = [value.name or "" for value in quantized_activations(node, layer)]
+        for name in names:
+            if exceeds_scale_dtype(ranges[name], scheme.activations, rest):
+                return f"the range of `{name}` is too wide for a scale in {rest}"
+            if underflows(ranges[name].max_abs, scheme.activations):
+                return f"the values of `{name}` are too small for a scale in {rest}"
+        if layer.weight is not None and not layer.left:
+            array = constant_array(node.inputs[layer.weight.slot])
+            if array is not None and underflows(
+                float(np.abs(array).max(initial=0.0)), scheme.weights
+            ):
+                return f"its weights are too small for scales in {rest}"
+        if node.op_type in ("AveragePool", "GlobalAveragePool") and layer.output:
+            # ONNX Runtime refuses an integer pool if one of its scales is 200 times the other.
+            maxima = [ranges[name].max_abs for name in names]
+            if 0 < 200.0 * min(maxima) < max(maxima):
+                return "the scales of its input and output differ too much for one integer kernel"
+        return ""
 
-
-def _scale_underflows(largest: float, grid: Grid, rest: RestPrecision) -> bool:
-    return rest == "fp16" and 0 < largest / grid.symmetric_max < MIN_FP16_SCALE
+    nodes = {node.name or "": node for node in graph}
+    reasons = {name: reason(nodes[name], layer) for name, layer in layers.items()}
+    return {
+        name: LayerPlan(layer.op, left=reasons[name]) if reasons[name] else layer
+        for name, layer in layers.items()
+    }
 
 
 def _unmeasured(node: ir.Node, layer: LayerPlan, observed: ObservedTensors) -> Iterator[str]:

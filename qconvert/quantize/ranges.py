@@ -1,6 +1,6 @@
 """The range of every activation that could be quantized, chosen with regard to its readers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -13,7 +13,6 @@ from qconvert.quantize.plan import LayerPlan
 
 # The default method; for each tensor the one with the least output error; the best of all methods.
 DEFAULT_METHOD, OUTPUT_ERROR_METHOD, AUTO_METHOD = "mse", "answers", "auto"
-FULL_RANGE_METHOD = "minmax"
 # A shared range may be this many times wider than a tensor's own: one bit of precision.
 MAX_WIDENING = 2.0
 INFINITE_REASON = "it holds infinity, as an attention mask does"
@@ -29,14 +28,21 @@ def choose_ranges(
     method: str,
     per_tensor_methods: Mapping[str, str] | None = None,
 ) -> dict[str, Range]:
-    """Return the range of each tensor by its own method or `method`; the full one if unclipped."""
-    unclipped = {observed.aliases.get(name, name) for name in _never_clipped(graph)}
+    """Return the range of each tensor by its own method or `method`; the full one if unclipped.
+
+    The outputs of the graph are never clipped, nor the tensors whose extremes decide an output.
+    """
+    unclipped = {value.name or "" for value in graph.outputs}
+    for node in graph:
+        value = node.inputs[0] if node.inputs and node.op_type in TAIL_SENSITIVE else None
+        if value is not None and not _only_gates(node, value):
+            unclipped.add(value.name or "")
+    methods_by_name = dict(per_tensor_methods or {})
+    methods_by_name |= {observed.aliases.get(name, name): "minmax" for name in unclipped}
     by_method: dict[str, dict[str, Summary]] = {}
     for name, summary in summaries.items():
         if summary.size and has_finite_range(summary):
-            chosen = (per_tensor_methods or {}).get(name, method)
-            chosen = FULL_RANGE_METHOD if name in unclipped else chosen
-            by_method.setdefault(chosen, {})[name] = summary
+            by_method.setdefault(methods_by_name.get(name, method), {})[name] = summary
     ranges: dict[str, Range] = {}
     for chosen, group in by_method.items():
         ranges |= methods.compute_ranges(group, chosen, grid)
@@ -93,15 +99,6 @@ def share_ranges(
         wide = [name for name in group if MAX_WIDENING * ranges[name].max_abs >= widest.max_abs]
         shared.update(dict.fromkeys(sorted(wide), widest))
     return shared
-
-
-def _never_clipped(graph: ir.Graph) -> Iterator[str]:
-    """Yield the outputs of the graph, and the tensors whose extremes decide an output."""
-    yield from (value.name or "" for value in graph.outputs)
-    for node in graph:
-        value = node.inputs[0] if node.inputs else None
-        if node.op_type in TAIL_SENSITIVE and value is not None and not _only_gates(node, value):
-            yield value.name or ""
 
 
 def _only_gates(node: ir.Node, value: ir.Value) -> bool:

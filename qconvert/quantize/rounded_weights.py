@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from qconvert.core import npz
 from qconvert.core.errors import QConvertError, UsageError, attach_path, first_line
 from qconvert.core.scales import FloatArray
-from qconvert.graph.names import UniqueNames
-from qconvert.graph.patterns import find_matmul_bias, make_initializer
+from qconvert.graph.patterns import UniqueNames, find_matmul_bias, make_initializer
 from qconvert.quantize.plan import Plan, WeightSlot
 
 BIAS_SLOT = 2

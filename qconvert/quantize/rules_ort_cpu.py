@@ -4,6 +4,8 @@ A Relu or Clip is absorbed by the quantizer behind the operator before it. Opera
 combine values are quantized inside a chain of integers, and never start one.
 """
 
+from dataclasses import replace
+
 import onnx_ir as ir
 
 from qconvert.graph.observed_tensors import only_moves_values
@@ -24,35 +26,23 @@ from qconvert.quantize.scheme import (
     unscaled_product,
 )
 
-# These have integer kernels; others that only move values run in float.
-INTEGER_MOVERS = frozenset(
-    {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
-    | {"Slice", "Split", "Gather", "MaxPool", "Resize", "DepthToSpace"}
-)
 
-
-def convolution_layer(node: ir.Node) -> LayerPlan:
+def chain_layer(node: ir.Node) -> LayerPlan:
     """Quantize inputs, weight and output; a fused Relu or Clip has the output quantizer."""
-    layer = linear_layer(node)
-    fused = find_fused_activation(node) is not None
-    return LayerPlan(layer.op, layer.inputs, layer.weight, output=not fused)
+    layer = LayerPlan(node.op_type, inputs=activation_slots(node))
+    layer = linear_layer(node) if node.op_type == "Conv" else layer
+    return replace(layer, output=find_fused_activation(node) is None)
 
 
-def elementwise_layer(node: ir.Node) -> LayerPlan:
-    """Quantize inputs and output; a fused Relu or Clip has the output quantizer."""
-    fused = find_fused_activation(node) is not None
-    return LayerPlan(node.op_type, inputs=activation_slots(node), output=not fused)
+def activation_layer(node: ir.Node) -> LayerPlan:
+    """Quantize the output only."""
+    return LayerPlan(node.op_type, output=True, note="absorbed by the operator before it")
 
 
 def mover_layer(node: ir.Node) -> LayerPlan:
     """Quantize input and outputs: moving integers needs one scale."""
     note = "has the scale of the tensor it moves"
     return LayerPlan(node.op_type, inputs=(0,), output=True, note=note)
-
-
-def activation_layer(node: ir.Node) -> LayerPlan:
-    """Quantize the output only."""
-    return LayerPlan(node.op_type, output=True, note="absorbed by the operator before it")
 
 
 def moves_activation(node: ir.Node) -> str:
@@ -98,19 +88,14 @@ def need_quantized_consumer(node: ir.Node, quantized: QuantizedNodes) -> str:
 RULES = (
     OperatorRule(
         frozenset({"Conv"}),
-        convolution_layer,
+        chain_layer,
         checks=(constant_weight, float_activations),
         needs=(need_quantized_activation,),
     ),
     OperatorRule(
         frozenset({"Gemm", "MatMul"}),
         linear_layer,
-        checks=(
-            float_activations,
-            unscaled_product,
-            not_attention,
-            matrix_weight,
-        ),
+        checks=(float_activations, unscaled_product, not_attention, matrix_weight),
     ),
     OperatorRule(
         FUSIBLE_ACTIVATIONS,
@@ -121,12 +106,14 @@ RULES = (
     OperatorRule(
         frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"})
         | {"Sigmoid", "LeakyRelu"},
-        elementwise_layer,
+        chain_layer,
         checks=(two_activations, float_activations),
         needs=(need_quantized_inputs, need_quantized_consumer, need_quantized_activation),
     ),
     OperatorRule(
-        INTEGER_MOVERS,
+        # These have integer kernels; others that only move values run in float.
+        frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
+        | {"Slice", "Split", "Gather", "MaxPool", "Resize", "DepthToSpace"},
         mover_layer,
         checks=(moves_activation, float_activations),
         needs=(need_quantized_inputs, need_quantized_consumer),

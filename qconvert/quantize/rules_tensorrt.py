@@ -29,8 +29,6 @@ from qconvert.quantize.scheme import (
     unscaled_product,
 )
 
-FUSED_WITH_CONVOLUTION = RECTIFIERS | {"BatchNormalization", "MaxPool", "Identity"}
-TRANSPARENT = MOVING | RECTIFIERS
 MIN_CHANNELS = 16  # with fewer channels, rows or columns, integers only cost time
 
 
@@ -39,11 +37,6 @@ def residual_layer(node: ir.Node) -> LayerPlan:
     slot = find_residual_slot(node)
     inputs = () if slot is None else (slot,)
     return LayerPlan(node.op_type, inputs=inputs, note="the branch that is not fused is quantized")
-
-
-def passthrough_layer(note: str, node: ir.Node) -> LayerPlan:
-    """Add no quantizer: the builder moves that of the next operator in front of this one."""
-    return LayerPlan(node.op_type, note=note)
 
 
 def not_tiny(node: ir.Node) -> str:
@@ -108,7 +101,7 @@ def need_quantized_branch(node: ir.Node, quantized: QuantizedNodes) -> str:
 def need_quantized_neighbour(node: ir.Node, quantized: QuantizedNodes) -> str:
     """Require that a quantized operator computes the input of a pool, or reads its output."""
     producer = producer_of(node.inputs[0])
-    while producer is not None and producer.op_type in TRANSPARENT and producer.inputs[0]:
+    while producer is not None and producer.op_type in MOVING | RECTIFIERS and producer.inputs[0]:
         producer = producer_of(producer.inputs[0])
     near = producer in quantized or _is_consumed(node.outputs[0], quantized)
     return "" if near else "neither the operator before it nor one after it is quantized"
@@ -121,14 +114,14 @@ def need_quantized_consumer(node: ir.Node, quantized: QuantizedNodes) -> str:
 
 def _is_consumed(value: ir.Value, quantized: QuantizedNodes) -> bool:
     """Whether a quantized linear operator reads a tensor, directly or moved."""
-    for node, _ in value.uses():
-        if node.op_type in WEIGHTED and node in quantized:
-            return True
-        if node.op_type in MOVING | {"Concat"} and any(
-            _is_consumed(output, quantized) for output in node.outputs
-        ):
-            return True
-    return False
+    return any(
+        (node.op_type in WEIGHTED and node in quantized)
+        or (
+            node.op_type in MOVING | {"Concat"}
+            and any(_is_consumed(output, quantized) for output in node.outputs)
+        )
+        for node, _ in value.uses()
+    )
 
 
 def find_residual_slot(node: ir.Node) -> int | None:
@@ -140,19 +133,11 @@ def find_residual_slot(node: ir.Node) -> int | None:
     if len(node.inputs) != 2:
         return None
     convolutions = [find_convolution_behind(value) for value in node.inputs]
-    if convolutions == [None, None]:
-        return None
     first, second = (_distances(value) for value in node.inputs)
-    if convolutions[0] is None or convolutions[1] is None:
-        slot = 0 if convolutions[0] is None else 1
-    else:
-        common = first.keys() & second.keys()
-        nearest = min(
-            common,
-            key=lambda value: (first[value] + second[value], value.name or ""),
-            default=None,
-        )
-        slot = 0 if nearest is not None and first[nearest] < second[nearest] else 1
+    slot = 0 if convolutions[0] is None else 1
+    if None not in convolutions and (common := first.keys() & second.keys()):
+        parting = min(common, key=lambda value: (first[value] + second[value], value.name or ""))
+        slot = 0 if first[parting] < second[parting] else 1
     fused = convolutions[1 - slot]
     # The shortcut must not depend on the convolution, or it cannot be ready when that is computed.
     depends = fused is not None and fused.outputs[0] in (first, second)[slot]
@@ -170,7 +155,7 @@ def find_convolution_behind(value: ir.Value | None) -> ir.Node | None:
 
 def _fused_input(node: ir.Node) -> ir.Value | None:
     """Return the tensor that an operator fused with a convolution reads; None for others."""
-    if node.op_type in FUSED_WITH_CONVOLUTION:
+    if node.op_type in RECTIFIERS | {"BatchNormalization", "MaxPool", "Identity"}:
         return node.inputs[0]
     if node.op_type in ("Mul", "Add") and len(node.inputs) == 2:
         activations = [value for value in node.inputs if constant_array(value) is None]
@@ -186,33 +171,25 @@ def _fused_input(node: ir.Node) -> ir.Value | None:
 
 def _distances(value: ir.Value | None) -> dict[ir.Value, int]:
     """Return for each tensor before `value` the smallest number of nodes between the two."""
-    distances: dict[ir.Value, int] = {}
-    level = {value} if value is not None else set()
-    steps = 0
-    while level:
-        distances.update(dict.fromkeys(level, steps))
-        steps += 1
-        nodes = {producer_of(tensor) for tensor in level}
-        inputs = {tensor for node in nodes if node is not None for tensor in node.inputs}
-        level = {tensor for tensor in inputs if tensor is not None and tensor not in distances}
+    distances = {value: 0} if value is not None else {}
+    queue = list(distances)
+    for tensor in queue:
+        node = tensor.producer()
+        for source in node.inputs if node is not None else ():
+            if source is not None and source not in distances:
+                distances[source] = distances[tensor] + 1
+                queue.append(source)
     return distances
 
 
 RULES = (
-    OperatorRule(
-        CONVOLUTIONS,
-        linear_layer,
-        checks=(constant_weight, float_activations, not_tiny),
-    ),
+    OperatorRule(CONVOLUTIONS, linear_layer, checks=(constant_weight, float_activations, not_tiny)),
     OperatorRule(
         frozenset({"Gemm", "MatMul"}),
         linear_layer,
         checks=(
-            float_activations,
-            unscaled_product,
-            not_two_activations,
-            matrix_weight,
-            not_matrix_vector,
+            *(float_activations, unscaled_product, not_two_activations),
+            *(matrix_weight, not_matrix_vector),
         ),
     ),
     OperatorRule(
@@ -227,14 +204,15 @@ RULES = (
         checks=(float_activations,),
         needs=(need_quantized_neighbour,),
     ),
+    # No quantizer: the builder moves that of the next operator in front of these two.
     OperatorRule(
         frozenset({"MaxPool"}),
-        lambda node: passthrough_layer("passes the scale of its input through", node),
+        lambda node: LayerPlan(node.op_type, note="passes the scale of its input through"),
         needs=(need_quantized_consumer,),
     ),
     OperatorRule(
         frozenset({"Concat"}),
-        lambda node: passthrough_layer("its inputs share one scale", node),
+        lambda node: LayerPlan(node.op_type, note="its inputs share one scale"),
         checks=(float_activations,),
         needs=(need_quantized_consumer,),
     ),

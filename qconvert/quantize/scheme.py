@@ -4,7 +4,8 @@ A check looks at one node and returns the reason to leave it in float, or nothin
 """
 
 from collections.abc import Callable, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import onnx_ir as ir
 
@@ -56,11 +57,11 @@ class Scheme:
     integer_bias: bool
     rules: tuple[OperatorRule, ...]
     shared_scale: frozenset[str] = frozenset()
-    rules_by_operator: dict[str, OperatorRule] = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        table = {op: rule for rule in self.rules for op in rule.operators}
-        object.__setattr__(self, "rules_by_operator", table)
+    @cached_property
+    def rules_by_operator(self) -> dict[str, OperatorRule]:
+        """The rule of each operator."""
+        return {op: rule for rule in self.rules for op in rule.operators}
 
 
 def leave_in_float(*operators: str, why: str) -> OperatorRule:

@@ -1,7 +1,7 @@
 """The report as Markdown, for pull requests and `$GITHUB_STEP_SUMMARY`."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from qconvert.core.sanitize import sanitize_text
 from qconvert.report import tables
@@ -13,6 +13,7 @@ def render_markdown(report: Report) -> str:
     """Return the whole report: verdict, gates, tables, notes, and how to repeat the run."""
     optional = [tables.placement_table(report), tables.unquantized_table(report)]
     engines = tables.engine_table(report)
+    facts = [_row(map(escape_cell, fact)) for fact in tables.provenance(report).items()]
     parts = [
         f"# {escape_text(report.model)}",
         f"**{escape_text(report.verdict)}.**" if report.verdict else "",
@@ -25,7 +26,7 @@ def render_markdown(report: Report) -> str:
         *(section(table) for table in optional if table.rows),
         "## How it was made",
         code_block(report.command, "sh"),
-        fact_table(tables.provenance(report)),
+        "\n".join(["| | |", "| --- | --- |", *facts]),
         table_markdown(engines) if engines.rows else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -47,12 +48,6 @@ def table_markdown(table: TextTable) -> str:
     return "\n".join(lines) + (f"\n\n{footnotes}" if footnotes else "")
 
 
-def fact_table(facts: Mapping[str, str]) -> str:
-    """Return names and values as a table without a header."""
-    rows = [_row((escape_cell(name), escape_cell(value))) for name, value in facts.items()]
-    return "\n".join(["| | |", "| --- | --- |", *rows])
-
-
 def bullets(sentences: Iterable[str]) -> str:
     """Return a list of sentences, each with a capital and a full stop."""
     return "\n".join(
@@ -63,8 +58,7 @@ def bullets(sentences: Iterable[str]) -> str:
 
 def code_block(code: str, language: str = "") -> str:
     """Return a block of code behind a fence that nothing inside can close."""
-    longest = max((len(run) for run in re.findall("`+", code)), default=0)
-    fence = "`" * max(3, longest + 1)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
     return f"{fence}{language}\n{sanitize_text(code.strip())}\n{fence}"
 
 
@@ -83,13 +77,9 @@ def escape_text(text: str) -> str:
     single = re.sub("`{2,}", lambda run: "'" * len(run[0]), sanitize_text(" ".join(text.split())))
     parts = single.split("`")
     if len(parts) % 2 == 0:
-        return _escape("`".join(parts)).replace("`", "\\`")
-    parts[::2] = map(_escape, parts[::2])
+        return re.sub(r"([\\*_<\[\]`])", r"\\\1", single)
+    parts[::2] = (re.sub(r"([\\*_<\[\]])", r"\\\1", text) for text in parts[::2])
     return "`".join(parts)
-
-
-def _escape(text: str) -> str:
-    return re.sub(r"([\\*_<\[\]])", r"\\\1", text)
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -1,7 +1,6 @@
 """A model card for the variant that ships: what it is, how accurate, and how to run it."""
 
 import json
-from collections.abc import Iterator
 from pathlib import PurePath
 
 from qconvert.core import number_format as fmt
@@ -43,12 +42,30 @@ def render_card(report: Report, name: str = "", base_model: str = "") -> str:
 
     `base_model` is the model's name on a hub; the front matter leaves its place open without one.
     """
-    variant = _select_variant(report, name)
-    stem = model_stem(report.model)
+    named = [variant for variant in report.variants if variant.name == (name or report.best)]
+    if not named:
+        names = [f"`{variant.name}`" for variant in report.variants]
+        if name:
+            raise UsageError(
+                f"the report has no variant `{name}`", hint=f"it has {', '.join(names)}"
+            )
+        options = ", ".join(f"`--engine {variant.name}`" for variant in report.variants)
+        raise UsageError(
+            "the report names no best variant for the card",
+            hint=f"name the one you ship: {options}",
+        )
+    variant, stem = named[0], model_stem(report.model)
+    limits = ["its accuracy was not measured"]
+    if variant.accuracy is not None:
+        images = fmt.image_count(variant.accuracy.images, variant.accuracy.labelled)
+        limits = [f"accuracy was measured on {images}; other images may give another one"]
+    if variant.engine is not None and variant.engine.made_with:
+        versions = ", ".join(f"{key} {value}" for key, value in variant.engine.made_with.items())
+        limits.append(f"the engine was built with {versions}")
     parts = [
         _front_matter(report, variant, stem, base_model),
         escape_text(f"# {stem}, {variant.precision.upper()} for `{variant.backend}`"),
-        " ".join(_description(report, variant)),
+        _description(report, variant),
         section(tables.size_table(report)),
         section(tables.latency_table(report)),
         section(tables.accuracy_table(report)),
@@ -57,7 +74,7 @@ def render_card(report: Report, name: str = "", base_model: str = "") -> str:
         "## Preprocessing",
         _preprocessing(report),
         "## Limits",
-        bullets(_limits(report, variant)),
+        bullets([*limits, *report.notes]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -88,22 +105,6 @@ def describe_preprocessing(settings: Preprocess) -> str:
     return ", ".join(parts)
 
 
-def _select_variant(report: Report, name: str) -> VariantResult:
-    for variant in report.variants:
-        if variant.name == (name or report.best):
-            return variant
-    names = [variant.name for variant in report.variants]
-    if name:
-        raise UsageError(
-            f"the report has no variant `{name}`",
-            hint=f"it has {', '.join(f'`{other}`' for other in names)}",
-        )
-    raise UsageError(
-        "the report names no best variant for the card",
-        hint=f"name the one you ship: {', '.join(f'`--engine {other}`' for other in names)}",
-    )
-
-
 def _front_matter(report: Report, variant: VariantResult, stem: str, base_model: str) -> str:
     """Return the YAML in front, whose strings are JSON strings: they need no other escape."""
     lines = ["---", "# base_model: OWNER/NAME of the model that this one was made from"]
@@ -115,11 +116,9 @@ def _front_matter(report: Report, variant: VariantResult, stem: str, base_model:
     lines += ["library_name: onnx", "tags:", *tags]
     accuracy = variant.accuracy
     if accuracy is not None and accuracy.top1 is not None:
-        dataset = report.evaluation.path if report.evaluation is not None else "own images"
-        index = MODEL_INDEX.format(
-            name=json.dumps(f"{stem}-{variant.name}"), dataset=json.dumps(dataset)
-        )
-        lines.append(index)
+        name = json.dumps(f"{stem}-{variant.name}")
+        dataset = json.dumps(report.evaluation.path if report.evaluation else "own images")
+        lines.append(MODEL_INDEX.format(name=name, dataset=dataset))
         for metric in ("accuracy", "precision", "recall", "f1"):
             value = getattr(accuracy, "top1" if metric == "accuracy" else metric)
             if value is not None:
@@ -127,22 +126,23 @@ def _front_matter(report: Report, variant: VariantResult, stem: str, base_model:
     return "\n".join([*lines, "---"])
 
 
-def _description(report: Report, variant: VariantResult) -> Iterator[str]:
-    yield escape_text(f"Made from `{report.model}` by {report.tool} on {report.created}.")
+def _description(report: Report, variant: VariantResult) -> str:
+    sentences = [f"Made from `{report.model}` by {report.tool} on {report.created}."]
     if variant.candidates:
-        yield (
+        sentences.append(
             f"{variant.quantized} of {variant.candidates} operators that could be are quantized "
             "to INT8."
         )
     if report.calibration is not None and variant.precision in ("int8", "mixed"):
         images = fmt.count(report.calibration.count, "image")
-        yield escape_text(f"Ranges were measured on {images} of `{report.calibration.path}`.")
+        sentences.append(f"Ranges were measured on {images} of `{report.calibration.path}`.")
     if report.evaluation is not None and variant.accuracy is not None:
         images = fmt.image_count(variant.accuracy.images, variant.accuracy.labelled)
-        yield escape_text(f"Accuracy was measured on {images} of `{report.evaluation.path}`.")
+        sentences.append(f"Accuracy was measured on {images} of `{report.evaluation.path}`.")
     if report.machine:
         machine = ", ".join(f"{name} {value}" for name, value in report.machine.items())
-        yield f"Machine: {escape_text(machine)}."
+        sentences.append(f"Machine: {machine}.")
+    return " ".join(map(escape_text, sentences))
 
 
 def _example_code(variant: VariantResult) -> str:
@@ -171,15 +171,3 @@ def _preprocessing(report: Report) -> str:
     lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
     words = describe_preprocessing(Preprocess.from_dict(preprocess))
     return f"{words}.\n\n" + code_block("\n".join(["[preprocess]", *lines]), "toml")
-
-
-def _limits(report: Report, variant: VariantResult) -> Iterator[str]:
-    if variant.accuracy is None:
-        yield "its accuracy was not measured"
-    else:
-        images = fmt.image_count(variant.accuracy.images, variant.accuracy.labelled)
-        yield f"accuracy was measured on {images}; other images may give another one"
-    if variant.engine is not None and variant.engine.made_with:
-        versions = ", ".join(f"{key} {value}" for key, value in variant.engine.made_with.items())
-        yield f"the engine was built with {versions}"
-    yield from report.notes

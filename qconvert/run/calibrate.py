@@ -36,8 +36,7 @@ from qconvert.images.listing import ImageEntry
 from qconvert.images.preprocess import Preprocess
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH, CalibrationSet, split_holdout
 from qconvert.run.calibration_workers import ImageShare, measure_in_workers, measure_share
-from qconvert.run.context import JobContext
-from qconvert.run.job_images import fitted_preprocessing, open_calibration_images
+from qconvert.run.context import JobContext, fitted_preprocessing, open_calibration_images
 from qconvert.run.load_model import load_and_clean
 from qconvert.run.run_folder import require_output_file
 from qconvert.sources import LoadedModel

@@ -12,9 +12,8 @@ from qconvert.core.config import ExportConfig
 from qconvert.core.errors import UsageError
 from qconvert.measure.layer_errors import LayerError
 from qconvert.run import targets
-from qconvert.run.context import JobContext
+from qconvert.run.context import JobContext, open_sample
 from qconvert.run.explain_errors import cached_layer_errors
-from qconvert.run.job_images import open_sample
 from qconvert.run.run_folder import SETTINGS
 
 

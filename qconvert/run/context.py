@@ -1,12 +1,31 @@
-"""What every step of a job needs: the settings, the cache, and who hears of the progress."""
+"""What every step of a job needs: the settings, the cache, the progress, and the images.
 
+Images are prepared as the settings say, else as the source of the model does.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
 
 from qconvert.core import cache
 from qconvert.core.cache import Cache
-from qconvert.core.config import Config
+from qconvert.core.config import Config, PreprocessConfig
+from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import ProgressCallback, ignore_progress
+from qconvert.images import ImageChoice, open_images
+from qconvert.images.batches import Images
+from qconvert.images.image_files import DEFAULT_READ_OPTIONS, ReadOptions
+from qconvert.images.preprocess import PRESETS, Preprocess, find_image_input, fit_to_input
 from qconvert.run.run_folder import RunFolder
+from qconvert.sources import Source
+from qconvert.sources.onnx_file import PREPROCESS_KEY
+
+EVALUATION_BATCH = 8
+DEFAULT_PRESET = "imagenet"
 
 
 @dataclass(frozen=True)
@@ -39,3 +58,113 @@ def open_context(
 ) -> JobContext:
     """Return the surroundings of a job with the user's cache; `fresh` computes everything anew."""
     return JobContext(config, cache.open_default(fresh=fresh), progress, trust=trust)
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Images, and the preprocessing that made inputs of them: the same for every engine."""
+
+    images: Images
+    preprocessing: Mapping[str, object]
+
+    def digest(self) -> str:
+        """Return one hash of the images, their labels and the preprocessing."""
+        manifest, labels = self.images.manifest(), list(self.images.labels)
+        parts = [manifest.digest(), labels, dict(self.preprocessing)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def open_image_set(
+    source: Source,
+    choice: ImageChoice,
+    settings: PreprocessConfig,
+    reading: ReadOptions = DEFAULT_READ_OPTIONS,
+) -> EvaluationSet:
+    """Open images as inputs of a model."""
+    preprocess = preprocessing_or_default(source, settings)
+    images = open_images(choice, source.inputs, preprocess, reading)
+    return EvaluationSet(images, fitted_preprocessing_or_empty(source, settings))
+
+
+def open_evaluation_set(
+    source: Source, context: JobContext, workers: int | None = None
+) -> EvaluationSet | None:
+    """Open the evaluation images of the settings, if there are any."""
+    settings, calibration = context.config.evaluate, context.config.calibration
+    if settings.images is None:
+        return None
+    choice = ImageChoice(settings.images, settings.count, settings.labels, calibration.seed)
+    reading = ReadOptions(workers, calibration.max_broken)
+    return open_image_set(source, choice, context.config.preprocess, reading)
+
+
+def open_sample(source: Source, context: JobContext, count: int) -> EvaluationSet | None:
+    """Open a few of the evaluation images, else of the calibration images, if there are any."""
+    config = context.config
+    for path in (config.evaluate.images, config.calibration.images):
+        if path is not None and path.exists():
+            choice = ImageChoice(path, count, seed=config.calibration.seed)
+            reading = ReadOptions(max_broken=config.calibration.max_broken)
+            return open_image_set(source, choice, config.preprocess, reading)
+    return None
+
+
+def open_calibration_images(
+    source: Source, context: JobContext, count: int, threads: int | None = None
+) -> Images:
+    """Open at most `count` of the calibration images of the settings."""
+    settings = context.config.calibration
+    if settings.images is None:
+        raise UsageError("there are no images", hint="name a folder: `--images PATH`")
+    choice = ImageChoice(settings.images, count, seed=settings.seed)
+    reading = ReadOptions(threads, settings.max_broken)
+    return open_image_set(source, choice, context.config.preprocess, reading).images
+
+
+def known_preprocessing(source: Source, settings: PreprocessConfig) -> Preprocess | None:
+    """Return the preset of the settings, else the source's own, changed by the other settings.
+
+    None if neither the settings nor the source name any preprocessing.
+    """
+    names = ("resize", "crop", "interpolation", "mean", "std", "colours")
+    values: dict[str, Any] = {name: getattr(settings, name) for name in names}
+    changes = {name: value for name, value in values.items() if value is not None}
+    base = PRESETS[settings.preset] if settings.preset else source.preprocess
+    if base is None and not changes:
+        return None
+    preprocess = Preprocess.from_dict({**(base or PRESETS[DEFAULT_PRESET]).to_dict(), **changes})
+    if preprocess.divisor > 1 and (max(preprocess.mean) > 1 or max(preprocess.std) > 2):
+        number = max(*preprocess.mean, *preprocess.std)
+        raise UsageError(
+            f"`mean` and `std` are for pixels from 0 to 1, and {number:g} is out of range",
+            hint=f"write {number:g}/255, or use `--preprocess raw` for pixels from 0 to 255",
+        )
+    return preprocess
+
+
+def preprocessing_or_default(source: Source, settings: PreprocessConfig) -> Preprocess:
+    """Return the known preprocessing, else that of ImageNet."""
+    return known_preprocessing(source, settings) or PRESETS[DEFAULT_PRESET]
+
+
+def fitted_preprocessing(source: Source, settings: PreprocessConfig) -> Preprocess:
+    """Return the preprocessing for this source, with every size and value settled."""
+    image_input = find_image_input(source.inputs)
+    return fit_to_input(preprocessing_or_default(source, settings), image_input)[0]
+
+
+def fitted_preprocessing_or_empty(source: Source, settings: PreprocessConfig) -> dict[str, Any]:
+    """Return the fitted preprocessing as plain values; empty if the inputs are not images."""
+    try:
+        return fitted_preprocessing(source, settings).to_dict()
+    except QConvertError:
+        return {}
+
+
+def with_preprocessing(model: ir.Model, preprocess: Preprocess | None) -> ir.Model:
+    """Return the model with the preprocessing in its metadata, if it is known."""
+    if preprocess is None:
+        return model
+    model = model.clone()
+    model.metadata_props[PREPROCESS_KEY] = json.dumps(preprocess.to_dict(), sort_keys=True)
+    return model

@@ -41,13 +41,11 @@ from qconvert.measure.accuracy import (
 )
 from qconvert.measure.machine import describe_machine
 from qconvert.report.model import Report
-from qconvert.run.built_engines import engine_hashes
-from qconvert.run.context import JobContext
+from qconvert.run.context import EVALUATION_BATCH, EvaluationSet, JobContext, open_evaluation_set
 from qconvert.run.explain_errors import add_changed_images
-from qconvert.run.job_images import EVALUATION_BATCH, EvaluationSet, open_evaluation_set
 from qconvert.run.report_builder import evaluation_info, shared_image_count
 from qconvert.run.report_files import judge_and_store, read_report, with_measurement
-from qconvert.run.targets import Target, require_same_inputs
+from qconvert.run.targets import Target, engine_hashes, require_same_inputs
 
 # The SQNR of equal outputs is infinite; the report has None for it, and a note.
 SCORES_CODEC = JsonCodec("scores.json", pydantic.TypeAdapter(dict[str, Accuracy]), finite=True)
@@ -65,9 +63,8 @@ def evaluate(target: Target, context: JobContext, workers: int | None = None) ->
     evaluation_set = open_evaluation_set(source, context, workers)
     if evaluation_set is None:
         raise UsageError("there are no images", hint="name a folder: `--eval PATH`")
-    scores = score_engines(
-        target.engines, target.runs_here, target.reference, evaluation_set, context
-    )
+    runs_here = {name: row.runs for name, row in target.available.items()}
+    scores = score_engines(target.engines, runs_here, target.reference, evaluation_set, context)
     report = _with_scores(read_report(target), scores, evaluation_set, target, context)
     return judge_and_store(report, context.config.gate, target)
 

@@ -35,10 +35,9 @@ from qconvert.measure.feature_maps import WORST_LAYERS, draw_feature_maps
 from qconvert.measure.layer_errors import LayerError, measure_layer_errors, worst_layers
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.plan_files import read_equalization_factors
-from qconvert.run.context import JobContext, RunContext
-from qconvert.run.job_images import EvaluationSet, open_sample
+from qconvert.run.context import EvaluationSet, JobContext, RunContext, open_sample
 from qconvert.run.run_folder import RunFolder
-from qconvert.run.variant_graphs import BuildInputs, VariantGraph
+from qconvert.run.variants import BuildInputs, VariantGraph
 
 STEP = "compare"
 FEATURES_FOLDER, CHANGED_FOLDER = "analysis/features", "analysis/changed"

@@ -11,8 +11,8 @@ from qconvert.core.errors import UsageError
 from qconvert.core.progress import megabytes, start_step
 from qconvert.core.tensors import Tensors, fixed_batch, random_inputs
 from qconvert.graph.patterns import is_quantized
-from qconvert.run.context import JobContext
-from qconvert.run.job_images import (
+from qconvert.run.context import (
+    JobContext,
     known_preprocessing,
     open_calibration_images,
     with_preprocessing,

@@ -1,19 +1,15 @@
 """The first stage of every job: read the model, and clean its graph or take it from the cache."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-import onnx_ir as ir
-
 from qconvert import __version__, sources
-from qconvert.backends.base import Engine
 from qconvert.backends.crash_check import check_for_crash
 from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.core import cache, onnx_io
-from qconvert.core.cache import cached_step, file_sha256
+from qconvert.core.cache import file_sha256
 from qconvert.core.config import ExportConfig
 from qconvert.core.errors import QConvertError
 from qconvert.core.progress import ProgressCallback, megabytes, start_step
@@ -25,35 +21,59 @@ from qconvert.sources import MODEL_FILE, LoadedModel, Source
 STEPS_FILE = "steps.json"
 LIBRARIES = ("onnx", "onnx-ir", "onnxslim", "numpy")
 
-CleanGraph = tuple[ir.Model, tuple[clean.PassResult, ...]]
-
-
-class CleanGraphCodec:
-    """A clean graph, and what each pass did to it."""
-
-    def save(self, value: CleanGraph, folder: Path) -> None:
-        """Write model.onnx and steps.json."""
-        model, steps = value
-        onnx_io.save(model, folder / MODEL_FILE)
-        (folder / STEPS_FILE).write_text(json.dumps([asdict(step) for step in steps]))
-
-    def load(self, folder: Path) -> CleanGraph:
-        """Read them."""
-        steps = json.loads((folder / STEPS_FILE).read_text())
-        model = onnx_io.load(folder / MODEL_FILE)
-        return model, tuple(clean.PassResult(**step) for step in steps)
-
 
 def load_and_clean(context: JobContext) -> LoadedModel:
-    """Read the model of the settings and clean its graph."""
+    """Read the model of the settings and clean its graph; the clean graph is cached."""
     config = context.config
-    clean.require_known_passes(config.prepare.skip)
+    opset, skip = config.export.opset, config.prepare.skip
+    clean.require_known_passes(skip)
     end = start_step(context.progress, "load", f"reading {config.model}")
     source = sources.load(str(config.model), config.export, trust=context.trust)
     size = megabytes(onnx_io.weight_bytes(source.model))
     text = f"{config.model}: {len(source.model.graph)} nodes, {size} of weights"
     end("\n".join([text, *source.notes]), False)
-    return _clean(source, context)
+    end = start_step(context.progress, "prepare", "cleaning the graph")
+
+    def make(folder: Path) -> None:
+        feeds = random_inputs(source.inputs, 2, seed=0)
+        if source.run is None:
+            check_for_crash(source.model, feeds)
+        try:
+            result = clean.clean_model(
+                source.model, opset, skip, lambda model: open_cpu(model)(feeds)
+            )
+        except QConvertError as error:
+            if fixed_batch(source.inputs) is None and not _runs(source, 2) and _runs(source, 1):
+                raise QConvertError(
+                    f"`{source.name}` declares a dynamic batch, but runs on a batch of 1 only",
+                    details=[str(error)],
+                    hint="fix it with `--batch 1`",
+                ) from None
+            raise
+        onnx_io.save(result.model, folder / MODEL_FILE)
+        (folder / STEPS_FILE).write_text(json.dumps([asdict(step) for step in result.steps]))
+
+    key = {
+        "model": onnx_io.fingerprint(source.model),
+        "name": source.name,
+        "opset": str(opset),
+        "skip": ",".join(skip),
+        "inputs": ", ".join(str(spec) for spec in source.inputs),
+        "qconvert": __version__,
+        "onnxruntime": ORT_VERSION,
+        **{name: version(name) for name in LIBRARIES},
+    }
+    entry = context.cache.get_or_make("prepare", key, make)
+    model = onnx_io.load(entry.path / MODEL_FILE)
+    records = json.loads((entry.path / STEPS_FILE).read_text())
+    steps = tuple(clean.PassResult(**record) for record in records)
+    # Two sources that differ only in their metadata share the cached graph.
+    model.metadata_props.clear()
+    model.metadata_props.update(source.model.metadata_props)
+    changed = [f"{step.name}: {step.changed}" for step in steps if step.changed]
+    dropped = [f"{step.name} left out" for step in steps if step.dropped]
+    end(", ".join(changed + dropped) or "nothing to clean", entry.hit)
+    return LoadedModel(source, model, entry.path / MODEL_FILE, steps)
 
 
 def load_clean(path: Path, progress: ProgressCallback) -> LoadedModel:
@@ -62,14 +82,6 @@ def load_clean(path: Path, progress: ProgressCallback) -> LoadedModel:
     source = sources.load(str(path), ExportConfig(), trust=False)
     end(str(path), False)
     return LoadedModel(source, source.model, path, ())
-
-
-def crash_check_engines(engines: Iterable[Engine]) -> None:
-    """Crash-check the graphs of engines, and the files that the CPU loads."""
-    for engine in engines:
-        names = {engine.graph, *(engine.files[:1] if engine.backend == "cpu" else ())}
-        for name in sorted(names):
-            crash_check_once(engine.folder / name, engine.folder / engine.graph)
 
 
 def crash_check_once(path: Path, graph: Path) -> None:
@@ -84,55 +96,6 @@ def crash_check_once(path: Path, graph: Path) -> None:
         "onnxruntime": ORT_VERSION,
     }
     cache.open_default().get_or_make("rehearse", key, lambda _: check_for_crash(model, feeds, path))
-
-
-def _clean(source: Source, context: JobContext) -> LoadedModel:
-    """Clean the graph, or take the clean graph of the same bytes, passes and library versions."""
-    end = start_step(context.progress, "prepare", "cleaning the graph")
-    opset, skip = context.config.export.opset, context.config.prepare.skip
-    feeds = random_inputs(source.inputs, 2, seed=0)
-
-    def compute() -> CleanGraph:
-        if source.run is None:
-            check_for_crash(source.model, feeds)
-        try:
-            result = clean.clean_model(
-                source.model, opset, skip, lambda model: open_cpu(model)(feeds)
-            )
-        except QConvertError as error:
-            raise _explain_failure(error, source) from None
-        return result.model, result.steps
-
-    key = {
-        "model": onnx_io.fingerprint(source.model),
-        "name": source.name,
-        "opset": str(opset),
-        "skip": ",".join(skip),
-        "inputs": ", ".join(str(spec) for spec in source.inputs),
-        "qconvert": __version__,
-        "onnxruntime": ORT_VERSION,
-        **{name: version(name) for name in LIBRARIES},
-    }
-    result = cached_step(context.cache, "prepare", key, compute, CleanGraphCodec())
-    model, steps = result.value
-    # Two sources that differ only in their metadata share the cached graph.
-    model.metadata_props.clear()
-    model.metadata_props.update(source.model.metadata_props)
-    changed = [f"{step.name}: {step.changed}" for step in steps if step.changed]
-    dropped = [f"{step.name} left out" for step in steps if step.dropped]
-    end(", ".join(changed + dropped) or "nothing to clean", result.hit)
-    return LoadedModel(source, model, result.folder / MODEL_FILE, steps)
-
-
-def _explain_failure(error: QConvertError, source: Source) -> QConvertError:
-    """Return the error to raise if cleaning failed: the model may run on a batch of 1 only."""
-    if fixed_batch(source.inputs) is not None or _runs(source, 2) or not _runs(source, 1):
-        return error
-    return QConvertError(
-        f"`{source.name}` declares a dynamic batch, but runs on a batch of 1 only",
-        details=[str(error)],
-        hint="fix it with `--batch 1`",
-    )
 
 
 def _runs(source: Source, batch: int) -> bool:

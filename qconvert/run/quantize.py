@@ -26,8 +26,7 @@ from qconvert.quantize.plan import LayerPlan, Plan
 from qconvert.quantize.plan_files import read_embedded_plan, read_layers
 from qconvert.quantize.ranges import AUTO_METHOD, OUTPUT_ERROR_METHOD
 from qconvert.run.calibrate import load_calibration_set, measure_calibration_set
-from qconvert.run.context import JobContext
-from qconvert.run.job_images import known_preprocessing, with_preprocessing
+from qconvert.run.context import JobContext, known_preprocessing, with_preprocessing
 from qconvert.run.load_model import load_and_clean
 from qconvert.run.quantize_model import (
     QuantizedModel,

@@ -20,7 +20,7 @@ from qconvert.core.scales import Grid
 from qconvert.core.tensors import Tensors, batch_size, output_array, random_inputs
 from qconvert.graph.fp16.convert import HalfModel, convert_to_half
 from qconvert.graph.observed_tensors import find_observed_tensors
-from qconvert.graph.simplify import upgrade_opset
+from qconvert.graph.passes import upgrade_opset
 from qconvert.measure.output_error import sqnr_db
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.optimize.candidate import EFFORTS, Candidate

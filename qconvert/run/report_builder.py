@@ -25,13 +25,12 @@ from qconvert.report.model import (
 )
 from qconvert.report.verdict import conclude
 from qconvert.run.bench import Footprint
-from qconvert.run.built_engines import BuiltEngine
-from qconvert.run.context import RunContext
+from qconvert.run.context import EvaluationSet, RunContext
 from qconvert.run.explain_errors import ErrorAnalysis
-from qconvert.run.job_images import EvaluationSet
 from qconvert.run.report_files import engine_info, model_bytes, timestamp
 from qconvert.run.run_folder import ENGINES
-from qconvert.run.variant_graphs import VariantGraph
+from qconvert.run.targets import BuiltEngine
+from qconvert.run.variants import VariantGraph
 
 ONLY_PLANNED = "not run: only planned"
 
@@ -54,7 +53,7 @@ class RunResults:
     footprints: Mapping[str, Footprint] = field(default_factory=dict)
     analysis: ErrorAnalysis = field(default_factory=ErrorAnalysis)
     evidence: Evidence = field(default_factory=Evidence)
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     not_scored_reason: str = ""
 

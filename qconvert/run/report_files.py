@@ -21,9 +21,8 @@ from qconvert.report.model import EngineInfo, Report, VariantResult
 from qconvert.report.model_card import render_card
 from qconvert.report.tables import layers_csv
 from qconvert.report.verdict import conclude
-from qconvert.run.built_engines import engine_sha256
 from qconvert.run.run_folder import CARD, ENGINES, HTML, LAYERS, MARKDOWN, REPORT, RunFolder
-from qconvert.run.targets import Target
+from qconvert.run.targets import Target, engine_sha256
 
 
 def read_report(target: Target) -> Report:

@@ -10,7 +10,7 @@ RUN/report.json .md .html  card.md
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from qconvert.core.config import (
     EvaluateConfig,
     GateConfig,
     SearchConfig,
+    option_table,
 )
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.images.listing import CLASSES_FILE, Classes
@@ -33,12 +34,8 @@ REPORT, MARKDOWN, HTML, CARD = "report.json", "report.md", "report.html", "card.
 ANALYSIS, SEARCH_RESULT = "analysis", "search.json"
 LAYERS = f"{ANALYSIS}/layers.csv"
 # The files of an engine's folder.
-GRAPH_FILE, PLAN_FILE, GRAPH_RECORD, ENGINE_FILE = (
-    "model.onnx",
-    "plan.json",
-    "made.json",
-    "engine.json",
-)
+GRAPH_FILE, PLAN_FILE = "model.onnx", "plan.json"
+GRAPH_RECORD, ENGINE_FILE = "made.json", "engine.json"
 OTHER_FOLDER = "choose another folder: `-o RUN`, or delete this one"
 
 
@@ -94,10 +91,20 @@ class RunFolder:
 
 @contextmanager
 def begin_run(root: Path, config: Config, *, searching: bool = False) -> Iterator[RunFolder]:
-    """Work in a new run, or continue one; a new one that fails before any result is removed."""
-    new_folders = atomic.missing_folders(root)
+    """Work in a new run, or continue one; a new one that fails before any result is removed.
+
+    When `searching`, a run that was built keeps its settings apart from those of the search.
+    """
+    run, new_folders = RunFolder(root), atomic.missing_folders(root)
+    before, config = require_usable_folder(root, config), config_file.absolute_paths(config)
+    if searching and before is not None and run.engines():
+        config = replace(before, search=config.search)
     with _restore_settings_on_error(root / SETTINGS):
-        run = _claim_folder(root, config, searching=searching)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            write_text(root / SETTINGS, config_file.dumps(config))
+        except OSError as error:
+            raise _not_writable(root, error) from None
         try:
             with _lock_run(root):
                 yield run
@@ -124,15 +131,29 @@ def update_settings(run: RunFolder, config: Config) -> None:
     write_text(run.root / SETTINGS, config_file.dumps(replace(now, build=build)))
 
 
-def require_usable_folder(root: Path, config: Config) -> None:
-    """Raise unless a run with these settings can begin or continue here; nothing is written."""
-    _require_not_a_file(root)
-    run = RunFolder(root)
-    if (root / SETTINGS).is_file():
-        if run.has_results():
-            require_same_settings(run, config)
-    elif _has_files(root):
+def require_usable_folder(root: Path, config: Config) -> Config | None:
+    """Raise unless a run with these settings can begin or continue here; nothing is written.
+
+    Return the settings of the run that is here.
+    """
+    if root.exists() and not root.is_dir():
+        raise UsageError(
+            f"`{root}` is a file, and a run is a folder", hint="choose another place: `-o RUN`"
+        )
+    names = [path.name for path in root.iterdir()] if root.is_dir() else []
+    if all(name.startswith(atomic.TEMPORARY_PREFIX) for name in names):
+        return None
+    run, config = RunFolder(root), config_file.absolute_paths(config)
+    if SETTINGS not in names:
         raise UsageError(f"`{root}` holds other files", hint=OTHER_FOLDER)
+    before = run.settings()
+    if _identity(before) != _identity(config) and run.has_results():
+        raise UsageError(
+            f"`{root}` holds another run",
+            details=_list_differences(before, config),
+            hint=OTHER_FOLDER,
+        )
+    return before
 
 
 def require_same_settings(run: RunFolder, config: Config) -> None:
@@ -192,32 +213,6 @@ def require_inputs_exist(config: Config) -> None:
             raise UsageError(f"`{path}` does not exist", hint=f"check the path given to `{option}`")
 
 
-def _claim_folder(root: Path, config: Config, *, searching: bool) -> RunFolder:
-    """Return a folder that is new, empty, or of a run with the same model and settings.
-
-    When `searching`, a run that was built keeps its settings apart from those of the search.
-    """
-    _require_not_a_file(root)
-    run, config = RunFolder(root), config_file.absolute_paths(config)
-    if _has_files(root):
-        before = run.settings() if (root / SETTINGS).is_file() else None
-        fits = before is not None and _identity(before) == _identity(config)
-        if not fits and (before is None or run.has_results()):
-            raise UsageError(
-                f"`{root}` holds {'another run' if before is not None else 'other files'}",
-                details=_list_differences(before, config) if before is not None else (),
-                hint=OTHER_FOLDER,
-            )
-        if searching and before is not None and run.engines():
-            config = replace(before, search=config.search)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        write_text(root / SETTINGS, config_file.dumps(config))
-    except OSError as error:
-        raise _not_writable(root, error) from None
-    return run
-
-
 @contextmanager
 def _restore_settings_on_error(file: Path) -> Iterator[None]:
     """Put the settings of a run back when the job fails."""
@@ -244,19 +239,6 @@ def _lock_run(root: Path) -> Iterator[None]:
         yield
 
 
-def _require_not_a_file(root: Path) -> None:
-    if root.exists() and not root.is_dir():
-        raise UsageError(
-            f"`{root}` is a file, and a run is a folder", hint="choose another place: `-o RUN`"
-        )
-
-
-def _has_files(root: Path) -> bool:
-    return root.is_dir() and any(
-        not path.name.startswith(atomic.TEMPORARY_PREFIX) for path in root.iterdir()
-    )
-
-
 def _not_writable(path: Path, error: OSError) -> QConvertError:
     return QConvertError(
         f"`{path}` cannot be written: {error.strerror}", hint="choose another place with `-o`"
@@ -264,10 +246,7 @@ def _not_writable(path: Path, error: OSError) -> QConvertError:
 
 
 def _identity(config: Config) -> Config:
-    """Return the settings that decide the results of a run.
-
-    Engines, measurements and gates can be added to it.
-    """
+    """Return the settings that decide the results of a run; all others may change."""
     return replace(
         config,
         build=BuildConfig(),
@@ -279,21 +258,13 @@ def _identity(config: Config) -> Config:
 
 
 def _list_differences(before: Config, now: Config) -> list[str]:
-    old, new = (dict(_flatten(config_file.as_dict(_identity(config)))) for config in (before, now))
-    return [
-        f"`{key}` was {_show_value(old.get(key))}, now {_show_value(new.get(key))}"
-        for key in {**old, **new}
-        if old.get(key) != new.get(key)
-    ]
-
-
-def _flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _show_value(value: object) -> str:
-    return "not set" if value is None else f"`{value}`"
+    """Return a line for every setting that decides results and differs."""
+    trees = [config_file.as_dict(_identity(config)) for config in (before, now)]
+    lines = []
+    for name, option in option_table().items():
+        tables = (tree.get(option.table, {}) if option.table else tree for tree in trees)
+        old, new = (
+            f"`{table[option.key]}`" if option.key in table else "not set" for table in tables
+        )
+        lines += [f"`{name}` was {old}, now {new}"] if old != new else []
+    return lines

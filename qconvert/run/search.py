@@ -39,20 +39,23 @@ from qconvert.quantize.plan import RestPrecision
 from qconvert.quantize.plan_files import PlanWithWeights, weights_path
 from qconvert.report.verdict import conclude
 from qconvert.run import (
-    build_inputs,
-    built_engines,
     report_files,
     run_folder,
+    targets,
     variants,
 )
 from qconvert.run.bench import time_engines
-from qconvert.run.context import JobContext, RunContext
-from qconvert.run.job_images import EVALUATION_BATCH, EvaluationSet, open_evaluation_set
+from qconvert.run.context import (
+    EVALUATION_BATCH,
+    EvaluationSet,
+    JobContext,
+    RunContext,
+    open_evaluation_set,
+)
 from qconvert.run.quantize import QuantizeRequest, preview_layers
 from qconvert.run.quantize_model import scheme_for
 from qconvert.run.run_folder import PLAN_FILE, SEARCH_RESULT
-from qconvert.run.variant_graphs import BuildInputs, engine_settings, make_graph
-from qconvert.run.variants import ChosenVariants
+from qconvert.run.variants import BuildInputs, ChosenVariants, engine_settings, make_graph
 
 MIXED_MODEL, TRIALS = "mixed.onnx", "trials.jsonl"
 PLAN_FILES = (PLAN_FILE, weights_path(Path(PLAN_FILE)).name)
@@ -124,11 +127,13 @@ def search_backend(
 
     def make(folder: Path) -> None:
         context.progress(Progress("search", "FP32 outputs"))
-        search_images = make_search_images(inputs)
-        evaluation_images, notes = search_images, [SAME_IMAGES]
+        search_images = evaluation_images = make_search_images(inputs)
+        notes, count = list[str](), len(search_images.labels)
         if evaluation_set is not None:
-            evaluation_images, notes = make_evaluation_images(inputs, evaluation_set), []
-        if (count := len(search_images.labels)) < MIN_SEARCH_IMAGES:
+            evaluation_images = make_evaluation_images(inputs, evaluation_set)
+        else:
+            notes.append(SAME_IMAGES)
+        if count < MIN_SEARCH_IMAGES:
             notes.append(FEW_SEARCH_IMAGES.format(count))
         if context.cache.fresh:
             trials.unlink(missing_ok=True)
@@ -140,10 +145,8 @@ def search_backend(
             search_images,
             evaluation_images,
             open_trials(trials, subject),
-            config.search.budget,
-            config.search.by,
+            config.search,
             rest,
-            config.search.max_latency,
             make_timer(model, backend, rest, inputs, context) if available.runs else None,
             "" if available.runs else available.reason,
         )
@@ -241,8 +244,8 @@ def make_timer(
 
     def build(variant: EngineVariant, inputs: BuildInputs) -> Engine:
         graph = make_graph(variant, inputs, replace(context, progress=ignore_progress))
-        entry = built_engines.cached_engine(variant, graph, context)
-        return built_engines.read_engine(entry.path).engine
+        entry = variants.cached_engine(variant, graph, context)
+        return targets.read_engine(entry.path).engine
 
     def time_sets(sets: Sequence[BlockSet]) -> dict[tuple[str, ...] | None, float]:
         engines = {"float": build(EngineVariant(backend, rest), inputs)}
@@ -333,7 +336,7 @@ def run_search(job: JobContext, out: Path, workers: int | None = None) -> Search
     backend, available = variant.backend, chosen.available[variant.backend]
     with run_folder.begin_run(out, job.config, searching=True) as folder:
         context = job.in_run(folder)
-        inputs = build_inputs.prepare_inputs([variant], context, building=available.builds)
+        inputs = variants.prepare_inputs([variant], context, building=available.builds)
         images = open_evaluation_set(inputs.loaded.source, context, workers)
         trials = folder.root / TRIALS
         mix, plan = search_backend(available, backend, inputs, images, context, trials)

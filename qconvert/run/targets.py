@@ -1,27 +1,108 @@
-"""The targets of `bench`, `evaluate` and `report`: a run, engines of runs, or ONNX files."""
+"""Finished runs and engines: read by the paths that a user names, and opened to run them.
 
-from collections.abc import Mapping, Sequence
+The folder of a run is untrusted: an engine is rejected unless it is what a build writes.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+import pydantic
+from numpy.typing import NDArray
 
-from qconvert import backends
+from qconvert import backends, sources
 from qconvert.backends import system_probe
-from qconvert.backends.base import INTEGER, Availability, Engine, Precision
+from qconvert.backends.base import INTEGER, Availability, Engine, Precision, Session
 from qconvert.core import onnx_io
-from qconvert.core.errors import UsageError
-from qconvert.core.tensors import TensorSpec
+from qconvert.core.cache import file_sha256
+from qconvert.core.config import ExportConfig, PreprocessConfig
+from qconvert.core.errors import QConvertError, UsageError, first_line
+from qconvert.core.tensors import Tensors, TensorSpec, fixed_batch
 from qconvert.graph.patterns import is_quantized
-from qconvert.run import built_engines
-from qconvert.run.load_model import crash_check_engines, crash_check_once
+from qconvert.images import ImageChoice
+from qconvert.images.batches import Batch
+from qconvert.report import gates, json_file
+from qconvert.report.model import Report
+from qconvert.run.context import open_image_set
+from qconvert.run.load_model import crash_check_once
 from qconvert.run.run_folder import (
     ENGINE_FILE,
     ENGINES,
+    REPORT,
     SETTINGS,
     RunFolder,
     require_no_outside_links,
 )
+from qconvert.sources import Source
+
+_ENGINE_ADAPTER = pydantic.TypeAdapter(Engine)
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine, the seconds that its build took, and whether it came from the cache."""
+
+    engine: Engine
+    seconds: float
+    stored: bool = False
+
+
+def read_engine(folder: Path) -> BuiltEngine:
+    """Return the engine in a folder; all its files must be in there."""
+    try:
+        record = json.loads((folder / ENGINE_FILE).read_text(encoding="utf-8"))
+        engine = _ENGINE_ADAPTER.validate_python({**record, "folder": folder})
+        seconds = float(record["build_seconds"])
+        if engine.backend not in backends.BACKENDS:
+            raise ValueError(f"there is no backend `{engine.backend}`")
+        if not engine.files:
+            raise ValueError("it names no files")
+        for name in (engine.graph, *engine.files):
+            if not name or Path(name).name != name or not (folder / name).is_file():
+                raise ValueError(f"`{name}` is no file in it")
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = first_line(error)
+    else:
+        return BuiltEngine(engine, seconds)
+    raise QConvertError(
+        f"`{folder}` holds no engine: {reason}",
+        hint="name a folder `RUN/engines/NAME` that `qconvert build` made, or an ONNX file",
+    )
+
+
+def engine_sha256(engine: Engine) -> str:
+    """Return one hash over the files that an engine loads."""
+    digest = hashlib.sha256()
+    for name in engine.files:
+        with (engine.folder / name).open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
+
+
+def engine_hashes(engines: Mapping[str, Engine]) -> dict[str, str]:
+    """Return what decides how each engine runs: its files, and how it was made."""
+    return {
+        name: " ".join(
+            [
+                *(file_sha256(engine.folder / file)[:16] for file in engine.files),
+                json.dumps({**engine.made_with, "run threads": engine.threads}, sort_keys=True),
+            ]
+        )
+        for name, engine in engines.items()
+    }
+
+
+def engine_inputs(engine: Engine) -> tuple[TensorSpec, ...]:
+    """Return the inputs of an engine."""
+    return onnx_io.inputs(onnx_io.load(engine.folder / engine.graph))
 
 
 @dataclass(frozen=True)
@@ -33,31 +114,11 @@ class Target:
 
     @property
     def available(self) -> dict[str, Availability]:
-        """The availability of each backend of the engines on this machine."""
-        system = system_probe.detect()
-        names = dict.fromkeys(engine.backend for engine in self.engines.values())
-        return {name: backends.probe(name, system) for name in names}
-
-    @property
-    def runs_here(self) -> dict[str, bool]:
         """Whether each engine can run on this machine."""
-        available = self.available
-        return {name: available[engine.backend].runs for name, engine in self.engines.items()}
-
-    @property
-    def reference(self) -> Path:
-        """The float model to compare with: that of the run, else the first file."""
-        if self.run is None:
-            name, first = next(iter(self.engines.items()))
-            if first.precision in INTEGER:
-                float_names = [
-                    name for name, engine in self.engines.items() if engine.precision not in INTEGER
-                ]
-                raise UsageError(
-                    f"`{name}` is quantized, and outputs are compared with those of a float model",
-                    hint=f"name that first: `{(float_names or ['MODEL.onnx'])[0]} {name}`",
-                )
-        return self.model
+        system = system_probe.detect()
+        names = {engine.backend for engine in self.engines.values()}
+        backend = {name: backends.probe(name, system) for name in names}
+        return {name: backend[engine.backend] for name, engine in self.engines.items()}
 
     @property
     def model(self) -> Path:
@@ -67,27 +128,92 @@ class Target:
         first = next(iter(self.engines.values()))
         return first.folder / first.graph
 
+    @property
+    def reference(self) -> Path:
+        """The float model to compare with: that of the run, else the first file."""
+        is_float = {name: row.precision not in INTEGER for name, row in self.engines.items()}
+        first = next(iter(is_float))
+        if self.run is None and not is_float[first]:
+            model = next((name for name in is_float if is_float[name]), "MODEL.onnx")
+            raise UsageError(
+                f"`{first}` is quantized, and outputs are compared with those of a float model",
+                hint=f"name that first: `{model} {first}`",
+            )
+        return self.model
+
 
 def resolve(paths: Sequence[Path]) -> Target:
-    """Find the engines that paths name."""
+    """Find the engines that paths name: `RUN`, or any of `RUN/engines/NAME` and ONNX files."""
     if not paths:
         raise UsageError("no target is named", hint="name a run, engines, or ONNX files")
-    if len(paths) == 1 and (paths[0] / SETTINGS).is_file():
-        return _resolve_run(RunFolder(paths[0]))
+    run = RunFolder(paths[0]) if len(paths) == 1 and (paths[0] / SETTINGS).is_file() else None
     engines: dict[str, Engine] = {}
-    for path in paths:
-        engine = _engine_at(path)
-        engines[path.name if path.name not in engines else str(path)] = engine
-    crash_check_engines(engines.values())
-    return Target(engines, None)
+    if run is None:
+        for path in paths:
+            engines[path.name if path.name not in engines else str(path)] = _engine_at(path)
+    else:
+        require_no_outside_links(run.root)
+        engines = {name: read_engine(run.engine(name)).engine for name in run.engines()}
+        if not engines:
+            raise UsageError(
+                f"`{run.root}` has no engines yet",
+                hint=f"`qconvert build --from {run.root}` builds them",
+            )
+    for engine in engines.values():
+        # The CPU loads the first of its files, which may be another one than the graph.
+        loaded = engine.files[:1] if engine.backend == "cpu" else ()
+        for name in sorted({engine.graph, *loaded}):
+            crash_check_once(engine.folder / name, engine.folder / engine.graph)
+    if run is not None and run.model.is_file():
+        crash_check_once(run.model, run.model)
+    return Target(engines, run)
+
+
+def _engine_at(path: Path) -> Engine:
+    if (path / ENGINE_FILE).is_file():
+        return read_engine(path).engine
+    if (path / SETTINGS).is_file():
+        raise UsageError(
+            f"`{path}` is a run, and a run must be the only target",
+            hint=f"to add others name its engines: `{path / ENGINES / 'NAME'}`",
+        )
+    if path.suffix != ".onnx" or not path.is_file():
+        raise UsageError(
+            f"`{path}` is no run, no engine and no ONNX file",
+            hint="name `RUN`, `RUN/engines/NAME` or `MODEL.onnx`",
+        )
+    model = onnx_io.load(path)
+    tensors = list(onnx_io.all_tensors(model))
+    types = {str(tensor.dtype) for tensor in tensors}
+    # The lowest precision of the graph.
+    precision: Precision = "fp16" if "FLOAT16" in types else "fp32"
+    if is_quantized(model):
+        precision = "int8"
+    elif precision == "fp32" and "BFLOAT16" in types:
+        precision = "bf16"
+    external = {str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    files = (path.name, *sorted(external))
+    return Engine("cpu", precision, path.parent, path.name, files, made_with={})
 
 
 def require_same_inputs(graphs: Mapping[str, Path]) -> None:
-    """Raise for graphs that do not take the same images: their outputs cannot be compared."""
+    """Raise for graphs that do not take the same images: their outputs cannot be compared.
+
+    Batches may differ, and a dynamic size fits any.
+    """
     inputs = {name: onnx_io.inputs(onnx_io.load(path)) for name, path in graphs.items()}
     first_name, first = next(iter(inputs.items()))
     for name, specs in inputs.items():
-        if len(specs) != len(first) or not all(map(_take_same_images, specs, first)):
+        same = len(specs) == len(first) and all(
+            a.name == b.name
+            and len(a.shape) == len(b.shape)
+            and all(
+                m == n or not isinstance(m, int) or not isinstance(n, int)
+                for m, n in zip(a.shape[1:], b.shape[1:], strict=True)
+            )
+            for a, b in zip(specs, first, strict=True)
+        )
+        if not same:
             left, right = (", ".join(f"`{spec}`" for spec in side) for side in (specs, first))
             raise UsageError(
                 f"`{name}` takes {left}, and `{first_name}` takes {right}",
@@ -95,56 +221,113 @@ def require_same_inputs(graphs: Mapping[str, Path]) -> None:
             )
 
 
-def _take_same_images(a: TensorSpec, b: TensorSpec) -> bool:
-    """Whether the same image fits both; batches may differ, and a dynamic size fits any."""
-    sizes = zip(a.shape[1:], b.shape[1:], strict=False)
-    same = all(m == n for m, n in sizes if isinstance(m, int) and isinstance(n, int))
-    return a.name == b.name and len(a.shape) == len(b.shape) and same
+@dataclass(frozen=True)
+class OpenEngine:
+    """A loaded engine. Call it with an array for each input; it returns one for each output.
+
+    `inputs` and `outputs` are names, types and shapes; `source` is the graph it was built from.
+    """
+
+    engine: Engine
+    session: Session
+    source: Source
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs that a call needs."""
+        return self.source.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs that a call returns."""
+        return onnx_io.outputs(self.source.model)
+
+    def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
+        """Run once."""
+        if not isinstance(feeds, Mapping) or set(feeds) != {spec.name for spec in self.inputs}:
+            names = list(feeds) if isinstance(feeds, Mapping) else [type(feeds).__name__]
+            received = ", ".join(f"`{name}`" for name in names) or "nothing"
+            expected = ", ".join(f"`{spec}`" for spec in self.inputs)
+            raise UsageError(
+                f"the engine takes {expected}, not {received}",
+                hint="one array an input, by its name",
+            )
+        arrays: dict[str, NDArray[Any]] = {}
+        for spec in self.inputs:
+            # The runtime checks neither byte order nor type nor shape.
+            array = np.asarray(feeds[spec.name])
+            array = array.astype(array.dtype.newbyteorder("="), copy=False)
+            fits = array.ndim == len(spec.shape) and all(
+                expected == size or not isinstance(expected, int)
+                for expected, size in zip(spec.shape, array.shape, strict=True)
+            )
+            if not fits or (array.dtype != spec.dtype and spec.dtype.kind in "fiub"):
+                raise UsageError(
+                    f"the engine takes `{spec}`, not "
+                    f"`{TensorSpec(spec.name, array.dtype, array.shape)}`",
+                    hint=f"pass an array of {spec.dtype} with these sizes; `engine.read(path)` "
+                    "prepares one from image files",
+                )
+            arrays[spec.name] = array
+        return self.session.run(arrays)
+
+    def read(self, images: str | Path, batch: int = 1) -> Iterator[Batch]:
+        """Yield images in batches, prepared as they were for calibration and evaluation.
+
+        `images` is an image, a folder, or anything else that `--images` takes. An engine with a
+        fixed batch gets that.
+        """
+        if batch < 1:
+            raise UsageError(f"a batch of {batch} is invalid", hint="1 or more images")
+        image_set = open_image_set(self.source, ImageChoice(Path(images)), PreprocessConfig())
+        yield from image_set.images.batches(fixed_batch(self.inputs) or batch)
 
 
-def _resolve_run(run: RunFolder) -> Target:
-    require_no_outside_links(run.root)
-    engines = {name: built_engines.read_engine(run.engine(name)).engine for name in run.engines()}
-    if not engines:
-        raise UsageError(
-            f"`{run.root}` has no engines yet",
-            hint=f"`qconvert build --from {run.root}` builds them",
-        )
-    crash_check_engines(engines.values())
-    if run.model.is_file():
-        crash_check_once(run.model, run.model)
-    return Target(engines, run)
+def open_engine(path: Path) -> OpenEngine:
+    """Load `RUN/engines/NAME`, or an ONNX file, which runs on the CPU."""
+    target = resolve([path])
+    if target.run is not None:
+        names = ", ".join(f"`{path / ENGINES / name}`" for name in target.engines)
+        raise UsageError(f"`{path}` is a run, not an engine", hint=f"its engines: {names}")
+    (engine,) = target.engines.values()
+    source = sources.load(str(engine.folder / engine.graph), ExportConfig())
+    return OpenEngine(engine, backends.load(engine.backend).open(engine), source)
 
 
-def _engine_at(path: Path) -> Engine:
-    if (path / ENGINE_FILE).is_file():
-        return built_engines.read_engine(path).engine
-    if path.suffix == ".onnx" and path.is_file():
-        tensors = list(onnx_io.all_tensors(onnx_io.load(path)))
-        external = [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
-        return Engine(
-            backend="cpu",
-            precision=_precision(path),
-            folder=path.parent,
-            graph=path.name,
-            files=(path.name, *sorted({str(tensor.location) for tensor in external})),
-            made_with={},
-        )
-    if (path / SETTINGS).is_file():
-        raise UsageError(
-            f"`{path}` is a run, and a run must be the only target",
-            hint=f"to add others name its engines: `{path / ENGINES / 'NAME'}`",
-        )
-    raise UsageError(
-        f"`{path}` is no run, no engine and no ONNX file",
-        hint="name `RUN`, `RUN/engines/NAME` or `MODEL.onnx`",
-    )
+@dataclass(frozen=True)
+class Run:
+    """The folder of a run and its report; it can be used as the path of the folder.
+
+    From Python the folder is absolute, so that it survives a change of the working directory.
+    """
+
+    folder: Path
+    report: Report
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def path(self, name: str = "") -> Path:
+        """Return the folder of an engine: the one named, else the best one."""
+        folder, chosen = RunFolder(self.folder), name or self.report.best
+        names = folder.engines()
+        if chosen in names:
+            return folder.engine(chosen)
+        hint = f"it has {', '.join(f'`{name}`' for name in names) or 'none'}"
+        if chosen:
+            raise UsageError(f"`{self.folder}` has no engine `{chosen}`", hint=hint)
+        raise UsageError(f"no engine of `{self.folder}` is the best, so name one", hint=hint)
+
+    def engine(self, name: str = "") -> OpenEngine:
+        """Load an engine: the one named, else the best one."""
+        return open_engine(self.path(name))
+
+    def require_gates(self) -> None:
+        """Raise `GateFailed` if a gate failed."""
+        gates.require_passed(self.report)
 
 
-def _precision(path: Path) -> Precision:
-    """Return the lowest precision of a graph."""
-    model = onnx_io.load(path)
-    if is_quantized(model):
-        return "int8"
-    types = {str(tensor.dtype) for tensor in onnx_io.all_tensors(model)}
-    return "fp16" if "FLOAT16" in types else "bf16" if "BFLOAT16" in types else "fp32"
+def load_run(folder: Path) -> Run:
+    """Return the run in a folder."""
+    RunFolder(folder).settings()
+    return Run(folder, json_file.load(folder / REPORT))

@@ -1,15 +1,74 @@
-"""The engines of a run: every backend of the settings in every precision that makes sense there."""
+"""The engines of a run: chosen, their inputs prepared, their graphs made, and built.
 
-from dataclasses import dataclass
+Everything invalid is rejected before any image is run.
+"""
 
-from qconvert import backends
+import filecmp
+import json
+import shlex
+import shutil
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from qconvert import __version__, backends
 from qconvert.backends import system_probe
-from qconvert.backends.base import Availability, EngineVariant
+from qconvert.backends.base import (
+    FLOAT,
+    INTEGER,
+    Availability,
+    BuildSpec,
+    EngineVariant,
+    Profile,
+)
+from qconvert.backends.ort import ORT_VERSION
+from qconvert.calibrate import calibration_file
+from qconvert.calibrate.calibration import Calibration
+from qconvert.core import config_file, onnx_io
+from qconvert.core.atomic import copy_into_place, write_text
+from qconvert.core.cache import CacheResult, file_sha256
 from qconvert.core.config import BuildConfig
-from qconvert.core.errors import Unavailable, UsageError
+from qconvert.core.errors import QConvertError, Unavailable, UsageError
+from qconvert.core.progress import megabytes, share_reporter, start_step
+from qconvert.images.batches import ImageManifest
+from qconvert.images.listing import ImageEntry
+from qconvert.optimize.calibration_set import CalibrationSet
+from qconvert.quantize import plan_files
+from qconvert.quantize.placement import require_quantizable
+from qconvert.quantize.plan import Plan
+from qconvert.quantize.plan_files import PlanWithWeights, read_embedded_plan, weights_path
+from qconvert.run.calibrate import (
+    has_calibration_images,
+    load_calibration_set,
+    measure_calibration_set,
+)
+from qconvert.run.context import JobContext, RunContext, known_preprocessing, with_preprocessing
+from qconvert.run.load_model import crash_check_once, load_and_clean, load_clean
+from qconvert.run.quantize_model import (
+    QuantizeSpec,
+    convert_precision,
+    place_layers,
+    quantize_options,
+    scheme_for,
+)
+from qconvert.run.run_folder import (
+    CALIBRATION,
+    ENGINE_FILE,
+    ENGINES,
+    GRAPH_FILE,
+    GRAPH_RECORD,
+    OTHER_FOLDER,
+    PLAN_FILE,
+    RunFolder,
+)
+from qconvert.run.targets import BuiltEngine, read_engine
+from qconvert.sources import LoadedModel
 
 # The default backend is the first of these that runs here.
 BACKENDS_BY_PREFERENCE = ("tensorrt", "tensorrt-rtx", "cuda", "cpu")
+LIBRARIES = ("onnx", "onnx-ir", "numpy")
 
 
 @dataclass(frozen=True)
@@ -21,8 +80,35 @@ class ChosenVariants:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class BuildInputs:
+    """What all graphs of a run are made from; `plans` are those that the run already has."""
+
+    loaded: LoadedModel
+    calibration: CalibrationSet | None
+    plans: Mapping[str, PlanWithWeights] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class VariantGraph:
+    """The folder of a graph, and how the graph was made."""
+
+    folder: Path
+    plan: Plan | None
+    islands: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        """The ONNX file."""
+        return self.folder / GRAPH_FILE
+
+
 def choose_variants(settings: BuildConfig, *, plan_only: bool) -> ChosenVariants:
-    """Return the engines to make; raise for a backend that cannot build here."""
+    """Return every backend of the settings in every precision that makes sense there.
+
+    Raise for a backend that cannot build here.
+    """
     system = system_probe.detect()
     names: list[str] = list(dict.fromkeys(settings.backends))
     if not names:
@@ -36,8 +122,7 @@ def choose_variants(settings: BuildConfig, *, plan_only: bool) -> ChosenVariants
                 f"the backend `{name}` does not work here: {availability.reason}",
                 hint=f"{cure}or go as far as this machine can: `--plan-only`",
             )
-    variants: list[EngineVariant] = []
-    notes = []
+    variants, notes = list[EngineVariant](), list[str]()
     for name in names:
         unsupported = backends.requirements(name).unsupported
         for precision in dict.fromkeys(settings.precisions):
@@ -48,3 +133,240 @@ def choose_variants(settings: BuildConfig, *, plan_only: bool) -> ChosenVariants
     if not variants:
         raise UsageError(notes[0], details=notes[1:], hint="choose others: `--precision fp16`")
     return ChosenVariants(tuple(variants), available, tuple(notes))
+
+
+def prepare_inputs(
+    variants: Sequence[EngineVariant], context: RunContext, *, building: bool
+) -> BuildInputs:
+    """Read and clean the model, calibrate it, and write both into the run.
+
+    If `building`, the graph must be readable by the backends.
+    """
+    config, folder = context.config, context.folder
+    loaded = load_and_clean(context)
+    preprocess = known_preprocessing(loaded.source, config.preprocess)
+    loaded = replace(loaded, model=with_preprocessing(loaded.model, preprocess))
+    if folder.model.is_file() and folder.has_results():
+        before = onnx_io.fingerprint(onnx_io.load(folder.model))
+        if before != onnx_io.fingerprint(loaded.model):
+            raise UsageError(f"`{folder.root}` holds a run of another model", hint=OTHER_FOLDER)
+    for variant in variants:
+        _require_unedited_plan(folder.engine(variant.name) / PLAN_FILE, folder)
+        if variant.precision in INTEGER:
+            requirements = backends.requirements(variant.backend)
+            require_quantizable(place_layers(loaded.model, config.quantize, requirements))
+    for variant in variants if building else ():
+        require_readable_graph(variant, loaded.path, context)
+    onnx_io.save(loaded.model, folder.model)
+    if config.calibration.images is None:
+        _require_ranges(variants, plans=())
+        return BuildInputs(loaded, None)
+    calibration = measure_calibration_set(loaded, context)
+    full = calibration.full
+    _require_same_images(full, variants, folder)
+    calibration_file.save(full, folder.calibration)
+    # The names and hashes of the images, in the format of sha256sum.
+    images = [full.origin.images[int(index)] for index in full.image_indices]
+    entries = tuple(ImageEntry(image.name, image.sha256) for image in images)
+    manifest = ImageManifest(config.calibration.images.absolute(), entries)
+    write_text(folder.root / CALIBRATION / "images.txt", manifest.to_text())
+    return BuildInputs(loaded, calibration)
+
+
+def reload_inputs(variants: Sequence[EngineVariant], context: RunContext) -> BuildInputs:
+    """Read the inputs of an earlier run; this needs neither its images nor its source."""
+    config, folder = context.config, context.folder
+    crash_check_once(folder.model, folder.model)
+    loaded = load_clean(folder.model, context.progress)
+    plans = {
+        file.parent.name: plan_files.load_plan(file)
+        for file in folder.root.glob(f"{ENGINES}/*/{PLAN_FILE}")
+    }
+    if not folder.calibration.is_file():
+        _require_ranges(variants, plans)
+        return BuildInputs(loaded, None, plans)
+    if not has_calibration_images(loaded, context, folder.calibration):
+        images = config_file.absolute_paths(config).calibration.images
+        if images != folder.settings().calibration.images:
+            raise UsageError(
+                f"`{images}` does not have the images that `{folder.root}` was calibrated on",
+                hint="name the place where they are now, or leave `--images` out",
+            )
+        without_images = replace(config.calibration, images=None)
+        context = replace(context, config=replace(config, calibration=without_images))
+    return BuildInputs(loaded, load_calibration_set(loaded, context, folder.calibration), plans)
+
+
+def make_graph(variant: EngineVariant, inputs: BuildInputs, context: JobContext) -> VariantGraph:
+    """Return the graph of a variant; cached."""
+    end = start_step(context.progress, "quantize")
+    spec = _quantize_spec(variant, inputs, context)
+    model, calibration = inputs.loaded.model, inputs.calibration
+
+    def make(folder: Path) -> None:
+        result = convert_precision(inputs.loaded, calibration, spec, context)
+        onnx_io.save(result.model, folder / GRAPH_FILE)
+        if result.plan is not None:
+            saved = PlanWithWeights(result.plan, result.rounded_weights)
+            plan_files.save_plan(saved, folder / PLAN_FILE)
+        record = {
+            "islands": result.islands,
+            "notes": result.notes,
+            "tried": [asdict(score) for score in result.method_scores],
+        }
+        (folder / GRAPH_RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+    # A resumed run knows less than a new one: it has one calibration, and cannot recalibrate.
+    abilities = calibration and (
+        calibration.excludes_holdout,
+        calibration.images_available,
+        calibration.has_holdout,
+        calibration.can_recalibrate,
+    )
+    settings = config_file.as_dict(context.config)["quantize"] if spec.scheme is not None else {}
+    key = {
+        "model": onnx_io.fingerprint(model),
+        "name": f"{inputs.loaded.source.name} {spec.name}",
+        "metadata": json.dumps(dict(model.metadata_props), sort_keys=True),
+        "calibration": calibration.full.origin.fingerprint if calibration is not None else "",
+        "known": repr(abilities),
+        "settings": json.dumps(settings, sort_keys=True),
+        "plan": plan_files.format_plan(spec.plan) if spec.plan is not None else "",
+        "scheme": repr(spec.scheme and (spec.scheme.name, spec.scheme.activations)),
+        "rest": spec.options.rest,
+        "qconvert": __version__,
+        "onnxruntime": ORT_VERSION,
+        **{name: version(name) for name in LIBRARIES},
+    }
+    entry = context.cache.get_or_make("rewrite", key, make)
+    if entry.hit:
+        end(spec.name, True)
+    plan_file = entry.path / PLAN_FILE
+    plan = plan_files.read_plan(plan_file) if plan_file.is_file() else None
+    record = json.loads((entry.path / GRAPH_RECORD).read_text(encoding="utf-8"))
+    return VariantGraph(entry.path, plan, record["islands"], tuple(record["notes"]))
+
+
+def engine_settings(context: JobContext, backend: str) -> dict[str, str | int | bool]:
+    """Return the settings of a backend, by the names that it knows."""
+    table = asdict(getattr(context.config, backend.replace("-", "_")))
+    return {name.replace("_", "-"): value for name, value in table.items()}
+
+
+def build_engine(variant: EngineVariant, graph: VariantGraph, context: RunContext) -> BuiltEngine:
+    """Return the engine of a variant, in the folder of the run."""
+    end = start_step(context.progress, "build", variant.name)
+    entry = cached_engine(variant, graph, context)
+    folder = context.folder.engine(variant.name)
+    names = [path.name for path in entry.path.iterdir() if path.is_file()]
+    if filecmp.cmpfiles(entry.path, folder, names, shallow=False)[0] != names:
+        copy_into_place(entry.path, folder)
+    built = replace(read_engine(folder), stored=entry.hit)
+    end(f"{variant.name}, {megabytes(built.engine.bytes)}", entry.hit)
+    return built
+
+
+def cached_engine(variant: EngineVariant, graph: VariantGraph, context: JobContext) -> CacheResult:
+    """Return an engine in the cache; the same graph, options and machine are built only once."""
+    backend, spec = backends.load(variant.backend), _build_spec(variant, context)
+    key = {"model": file_sha256(graph.path), "name": variant.name, **backend.cache_key(spec)}
+    report = share_reporter(context.progress, "build", f"{variant.name}: ")
+
+    def make(folder: Path) -> None:
+        started = time.perf_counter()
+        engine = backend.build(graph.path, spec, folder, report)
+        for name in (PLAN_FILE, weights_path(Path(PLAN_FILE)).name, GRAPH_RECORD):
+            if (graph.folder / name).is_file():
+                shutil.copyfile(graph.folder / name, folder / name)
+        seconds = time.perf_counter() - started
+        record = {**asdict(engine), "folder": ".", "build_seconds": seconds}
+        text = json.dumps(record, indent=1, sort_keys=True)
+        (folder / ENGINE_FILE).write_text(text, encoding="utf-8")
+
+    return context.cache.get_or_make("engine", key, make)
+
+
+def require_readable_graph(variant: EngineVariant, graph: Path, context: JobContext) -> None:
+    """Raise for a float graph that the backend cannot read, whatever the precision; cached."""
+    backend = backends.load(variant.backend)
+    spec = _build_spec(replace(variant, precision="fp32"), context)
+    key = {"graph": onnx_io.fingerprint(onnx_io.load(graph)), **backend.cache_key(spec)}
+    context.cache.get_or_make("read", key, lambda _: backend.require_readable(graph, spec))
+
+
+def _quantize_spec(
+    variant: EngineVariant, inputs: BuildInputs, context: JobContext
+) -> QuantizeSpec:
+    requirements = backends.requirements(variant.backend)
+    settings = context.config.quantize
+    native_builder = engine_settings(context, variant.backend).get("builder") == "native"
+    strongly_typed = requirements.strongly_typed or native_builder
+    float_precision = FLOAT.get(variant.precision)
+    rest = float_precision or settings.rest or requirements.default_rest
+    options = replace(quantize_options(settings), rest=rest if strongly_typed else "fp32")
+    if float_precision is not None:
+        return QuantizeSpec(variant.name, options)
+    saved = inputs.plans.get(variant.name)
+    if saved is not None:
+        plan = replace(saved.plan, rest=options.rest)
+        return QuantizeSpec(variant.name, options, plan=plan, rounded_weights=saved.weights)
+    scheme = scheme_for(settings, requirements)
+    return QuantizeSpec(variant.name, options, scheme, effort=settings.effort)
+
+
+def _build_spec(variant: EngineVariant, context: JobContext) -> BuildSpec:
+    """Return how an engine is built; builders keep their timings for the next build."""
+    settings = engine_settings(context, variant.backend)
+    if settings.get("timing-cache") == "":
+        settings["timing-cache"] = str(context.cache.root / "timings")
+    return BuildSpec(
+        variant.precision,
+        Profile(*context.config.build.profile),
+        int(settings.pop("threads", 0)),
+        settings,
+        context.config.quantize.rest or backends.requirements(variant.backend).default_rest,
+    )
+
+
+def _require_unedited_plan(plan: Path, folder: RunFolder) -> None:
+    """Raise for a plan that the user has edited: building it anew would overwrite it."""
+    graph = plan.with_name(GRAPH_FILE)
+    if not plan.is_file() or not graph.is_file():
+        return
+    try:
+        embedded = read_embedded_plan(onnx_io.load(graph))
+        is_edited = embedded is not None and embedded != plan_files.read_plan(plan)
+    except QConvertError:  # an unreadable plan or graph is replaced
+        return
+    if is_edited:
+        raise UsageError(
+            f"`{plan}` differs from the plan that its graph was made by, and would be overwritten",
+            hint=f"`qconvert build --from {shlex.quote(str(folder.root))}` follows it; "
+            "delete it to make a new one",
+        )
+
+
+def _require_same_images(
+    calibration: Calibration, variants: Sequence[EngineVariant], folder: RunFolder
+) -> None:
+    """Raise if INT8 engines that stay in the run were calibrated on other images."""
+    others = set(folder.engines()) - {variant.name for variant in variants}
+    names = [name for name in sorted(others) if (folder.engine(name) / PLAN_FILE).is_file()]
+    if not names or not folder.calibration.is_file():
+        return
+    if calibration_file.load(folder.calibration).origin.images != calibration.origin.images:
+        raise UsageError(
+            f"`{folder.root}` has engines that were calibrated on other images: "
+            f"{', '.join(f'`{name}`' for name in names)}",
+            hint="build those again too, with `--precision`, or choose another folder: `-o RUN`",
+        )
+
+
+def _require_ranges(variants: Sequence[EngineVariant], plans: Collection[str]) -> None:
+    """Reject INT8 without a plan or calibration images."""
+    if any(variant.precision in INTEGER and variant.name not in plans for variant in variants):
+        raise UsageError(
+            "INT8 needs the value range of every tensor",
+            hint="give images to a new run: `--images PATH`, or leave INT8 out: "
+            "`--precision fp32,fp16`",
+        )

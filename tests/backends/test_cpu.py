@@ -1,4 +1,4 @@
-"""The CPU backend: which file it loads, with which options, and which kernels run."""
+"""ONNX Runtime on the CPU: the reference, and the backend: its file, options and kernels."""
 
 import json
 from collections import Counter
@@ -14,8 +14,9 @@ from qconvert.backends.base import BuildSpec, Coverage, Engine, LoadSpec, Precis
 from qconvert.backends.ort import CASTING
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
+from qconvert.core.tensors import random_inputs
 from tests.backends.graphs import ignore_progress, images, make_graph, write_graph
-from tests.models import mixed
+from tests.models import mixed, tiny
 
 # The names of types in ONNX Runtime's profile, and the precision a kernel computes in.
 PROFILED = {"float": "fp32", "float16": "fp16"}
@@ -189,3 +190,33 @@ def test_nodes_are_listed_by_provider(tmp_path: Path) -> None:
     count = len(ir.load(engine.folder / engine.graph).graph)
     assert {provider: len(names) for provider, names in nodes.items()} == {cpu.PROVIDER: count}
     assert "Conv stem" in nodes[cpu.PROVIDER]
+
+
+def test_outputs_come_by_name() -> None:
+    outputs = ort.open_cpu(tiny())(random_inputs(onnx_io.inputs(tiny()), 3, seed=0))
+    assert list(outputs) == ["scores"]
+    assert outputs["scores"].shape == (3, 5)
+
+
+def test_model_with_external_data_runs_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    feeds = random_inputs(onnx_io.inputs(tiny()), 3, seed=0)
+    expected = ort.open_cpu(tiny())(feeds)
+    monkeypatch.setattr(onnx_io, "IN_MEMORY_BYTES", 100)
+    np.testing.assert_array_equal(ort.open_cpu(tiny())(feeds)["scores"], expected["scores"])
+
+
+def test_errors_of_the_runtime_are_one_sentence() -> None:
+    model = tiny()
+    model.graph.node(1).op_type = "Nonsense"
+    with pytest.raises(QConvertError, match="cannot load this model") as caught:
+        ort.open_cpu(model)
+    assert "ONNXRuntimeError" not in str(caught.value)
+    with pytest.raises(QConvertError, match=r"cannot run this model on image \(1, 3, 8\)"):
+        ort.open_cpu(tiny())({"image": np.zeros((1, 3, 8), np.float32)})
+
+
+def test_opening_leaves_the_model_unchanged() -> None:
+    model = tiny()
+    before = ir.to_onnx_text(model)
+    ort.open_cpu(model)
+    assert ir.to_onnx_text(model) == before

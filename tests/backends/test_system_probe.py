@@ -18,6 +18,16 @@ def machine(packages: dict[str, str], *gpus: Gpu, driver_error: str = "") -> Ins
     return Installed(packages, "CUDA 13.0" if gpus else "", driver_error, gpus)
 
 
+def tensorrt_host(runtime: str, **tensorrt: str) -> Installed:
+    packages = {name.replace("_", "-"): version for name, version in tensorrt.items()}
+    return machine({PACKAGE: runtime, **packages}, H200)
+
+
+NO_GPU = machine({**GPU_HOST, "tensorrt-cu13": "10.16.1.11"}, driver_error=NO_DRIVER)
+TRT11 = {"tensorrt_cu13": "11.4.0.106", "tensorrt_cu13_libs": "11.4.0.106"}
+CU13, CU12 = ('pip install "tensorrt-cu13>=10,<11"', 'pip install "tensorrt-cu12>=10,<11"')
+
+
 @pytest.mark.parametrize(
     ("backend", "installed", "reason", "cure"),
     [
@@ -30,39 +40,12 @@ def machine(packages: dict[str, str], *gpus: Gpu, driver_error: str = "") -> Ins
             'pip uninstall -y onnxruntime && pip install "qconvert[cuda]"',
         ),
         ("cuda", machine(GPU_HOST, driver_error=NO_DRIVER), NO_DRIVER, "--gpus all"),
-        (
-            "tensorrt",
-            machine(
-                {**GPU_HOST, "tensorrt-cu13": "11.4.0.106", "tensorrt-cu13-libs": "11.4.0.106"},
-                H200,
-            ),
-            "onnxruntime-gpu 1.31.1 needs TensorRT 10; found 11.4.0.106",
-            'pip install "tensorrt-cu13>=10,<11"',
-        ),
-        (
-            "tensorrt",
-            machine(GPU_HOST, H200),
-            "needs TensorRT 10; none is installed",
-            'pip install "tensorrt-cu13>=10,<11"',
-        ),
-        (
-            "tensorrt",
-            machine({"onnxruntime-gpu": "1.24.0", "tensorrt": "11.4.0"}, H200),
-            "onnxruntime-gpu 1.24.0 needs TensorRT 10; found 11.4.0",
-            'pip install "tensorrt-cu12>=10,<11"',
-        ),
-        (
-            "tensorrt",
-            machine({"onnxruntime-gpu": "1.17.0"}, H200),
-            "is too old",
-            "qconvert[tensorrt]",
-        ),
-        (
-            "tensorrt",
-            machine({**GPU_HOST, "tensorrt-cu13": "10.16.1.11"}, driver_error=NO_DRIVER),
-            NO_DRIVER,
-            "--gpus all",
-        ),
+        ("tensorrt", tensorrt_host("1.31.1", **TRT11), "needs TensorRT 10; found 11.4", CU13),
+        ("tensorrt", tensorrt_host("1.27.0"), "needs TensorRT 10; none is installed", CU13),
+        ("tensorrt", tensorrt_host("1.24.0", tensorrt="11.4"), "needs TensorRT 10; found", CU12),
+        ("tensorrt", tensorrt_host("1.20.1"), "needs TensorRT 10; none is installed", CU12),
+        ("tensorrt", tensorrt_host("1.19.2"), "is too old", "qconvert[tensorrt]"),
+        ("tensorrt", NO_GPU, NO_DRIVER, "--gpus all"),
         ("tensorrt-rtx", machine({}), f"{BUILDER} is not installed", "qconvert[tensorrt-rtx]"),
     ],
 )

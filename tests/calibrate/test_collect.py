@@ -19,7 +19,7 @@ from qconvert.calibrate.calibration import (
 from qconvert.calibrate.calibration_file import pack
 from qconvert.core.errors import QConvertError
 from qconvert.core.tensors import Tensors
-from qconvert.graph.simplify import infer_shapes
+from qconvert.graph.passes import infer_shapes
 from qconvert.graph.taps import add_calibration_taps
 from tests.calibrate.activations import FakeTaps, calibrate, collect, origin, summary_of
 from tests.models import floats, tiny

@@ -12,7 +12,7 @@ from qconvert.cli import options, settings
 from qconvert.core.config import Config, literals, option_table
 from qconvert.core.errors import UsageError
 from qconvert.images.preprocess import PRESETS, Interpolation, Preprocess
-from qconvert.run.job_images import known_preprocessing
+from qconvert.run.context import known_preprocessing
 from qconvert.sources import Source
 from tests import models
 

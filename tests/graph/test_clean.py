@@ -11,7 +11,7 @@ from qconvert.core.tensors import Tensors, random_inputs
 from qconvert.graph import clean as cleaning
 from qconvert.graph.clean import CleanedModel, Pass, clean_model
 from qconvert.graph.equivalence import perturb_inputs
-from qconvert.graph.simplify import upgrade_opset
+from qconvert.graph.passes import upgrade_opset
 from tests import models
 from tests.models import floats, from_text, ops
 

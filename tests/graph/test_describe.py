@@ -1,7 +1,7 @@
 """A model in numbers."""
 
 from qconvert.graph.describe import describe_model
-from qconvert.graph.simplify import infer_shapes
+from qconvert.graph.passes import infer_shapes
 from tests import models
 from tests.models import floats, from_text
 

@@ -11,7 +11,7 @@ from qconvert.backends.ort import open_cpu
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError
 from qconvert.core.tensors import Tensors
-from qconvert.graph.simplify import infer_shapes
+from qconvert.graph.passes import infer_shapes
 from qconvert.graph.taps import PHASE, SAMPLES_PER_TENSOR, TappedModel, add_calibration_taps
 from tests.models import floats, from_text, tiny
 

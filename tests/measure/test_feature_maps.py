@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qconvert.graph.simplify import infer_shapes
+from qconvert.graph.passes import infer_shapes
 from qconvert.measure.feature_maps import (
     FIRST_DIFFERENCE,
     FIRST_VALUE,

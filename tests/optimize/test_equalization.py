@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 
 from qconvert.graph.observed_tensors import find_observed_tensors
-from qconvert.graph.simplify import infer_shapes
+from qconvert.graph.passes import infer_shapes
 from qconvert.optimize.equalization import HEADROOM, choose_factors
 from tests.calibrate.activations import summary_of_channels
 from tests.models import floats, from_text

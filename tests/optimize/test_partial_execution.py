@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qconvert.backends.ort import open_cpu
-from qconvert.graph.simplify import infer_shapes
+from qconvert.graph.passes import infer_shapes
 from qconvert.optimize.partial_execution import PartialExecution, peak_activation_bytes
 from tests.models import floats, mixed, tiny
 

@@ -27,7 +27,7 @@ from qconvert.package import onnxruntime_folder
 from qconvert.package.bundle import Bundle, ImagePreparation, make_bundle, write_preprocess_file
 from qconvert.package.onnxruntime_folder import python_string, run_script, session_code
 from qconvert.package.pack import PackageOptions, write_package
-from qconvert.run.finished_run import load_run
+from qconvert.run.targets import load_run
 from tests.conftest import Outcome
 from tests.images.image_folders import all_rows, open_for_test, write_images
 from tests.models import floats, from_text

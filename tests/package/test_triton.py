@@ -18,7 +18,7 @@ from qconvert.core.tensors import TensorSpec
 from qconvert.package import triton
 from qconvert.package.bundle import Bundle
 from qconvert.package.pack import WRITERS, Format, PackageOptions, write_package
-from qconvert.run.finished_run import load_run
+from qconvert.run.targets import load_run
 from tests.conftest import Outcome
 from tests.package.triton_schema import parse
 from tests.runs import CLASSES

@@ -6,7 +6,7 @@ from qconvert import backends
 from qconvert.core import onnx_io
 from qconvert.core.scales import Range
 from qconvert.graph.observed_tensors import find_observed_tensors
-from qconvert.graph.simplify import infer_shapes
+from qconvert.graph.passes import infer_shapes
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import Selection, place_quantizers
 from qconvert.quantize.plan import LayerPlan, Plan

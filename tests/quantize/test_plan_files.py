@@ -14,7 +14,7 @@ from qconvert import backends
 from qconvert.backends.ort import open_cpu
 from qconvert.core.errors import UsageError
 from qconvert.core.scales import choose_qparams
-from qconvert.graph.simplify import infer_shapes
+from qconvert.graph.passes import infer_shapes
 from qconvert.quantize import plan_files
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import QuantizeOptions, make_plan

@@ -10,7 +10,7 @@ import pytest
 from qconvert.calibrate.summary import Summary
 from qconvert.core.scales import Grid, Range
 from qconvert.graph.observed_tensors import find_observed_tensors
-from qconvert.graph.simplify import infer_shapes
+from qconvert.graph.passes import infer_shapes
 from qconvert.quantize.plan import LayerPlan
 from qconvert.quantize.ranges import choose_ranges, share_ranges
 from tests.calibrate.activations import summary_of

@@ -13,7 +13,7 @@ import pytest
 
 from qconvert.core.config import GateConfig
 from qconvert.report import json_file
-from qconvert.report.html import _prose, render_html
+from qconvert.report.html import prose, render_html
 from qconvert.report.model import SCHEMA, Report
 from qconvert.report.verdict import conclude
 from tests.report import evidence
@@ -134,8 +134,8 @@ def test_untrusted_names_are_text_in_the_page() -> None:
 
 
 def test_backticks_become_code_and_are_escaped() -> None:
-    assert _prose("see `a<b>` & <i>") == "see <code>a&lt;b&gt;</code> &amp; &lt;i&gt;"
-    assert _prose("one ` alone <b>") == "one ` alone &lt;b&gt;"
+    assert prose("see `a<b>` & <i>") == "see <code>a&lt;b&gt;</code> &amp; &lt;i&gt;"
+    assert prose("one ` alone <b>") == "one ` alone &lt;b&gt;"
 
 
 def test_missing_image_files_are_left_out_of_the_page() -> None:

@@ -10,9 +10,9 @@ from qconvert.images import ImageChoice, open_images
 from qconvert.images.preprocess import PRESETS
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.run import search
-from qconvert.run.job_images import EvaluationSet
+from qconvert.run.context import EvaluationSet
 from qconvert.run.search import make_evaluation_images, make_search_images
-from qconvert.run.variant_graphs import BuildInputs
+from qconvert.run.variants import BuildInputs
 from tests.pictures import draw_folder
 from tests.run.calibrated import calibrated_inputs
 

@@ -18,11 +18,10 @@ from qconvert.package.bundle import make_bundle
 from qconvert.package.onnxruntime_folder import run_script
 from qconvert.package.pack import PackageOptions, write_package
 from qconvert.report import json_file
-from qconvert.run import built_engines
-from qconvert.run.finished_run import load_run
+from qconvert.run import targets
 from qconvert.run.report_files import report_images
 from qconvert.run.run_folder import RunFolder
-from qconvert.run.targets import resolve
+from qconvert.run.targets import load_run, resolve
 from tests.conftest import Outcome
 
 # They read the shared run, which takes seconds to build.
@@ -60,7 +59,7 @@ def test_engine_with_files_outside_its_folder_is_rejected(
 ) -> None:
     change_engine_json(**changed)
     with pytest.raises(QConvertError, match="holds no engine") as caught:
-        built_engines.read_engine(ENGINE)
+        targets.read_engine(ENGINE)
     assert message in str(caught.value)
     for place in (Path("run"), ENGINE):
         with pytest.raises(QConvertError, match="holds no engine"):

@@ -7,7 +7,7 @@ import pytest
 
 from qconvert.backends.base import EngineVariant
 from qconvert.run.calibrate import calibrate, load_calibration_set
-from qconvert.run.variant_graphs import make_graph
+from qconvert.run.variants import make_graph
 from tests.run.calibrated import calibrated_inputs
 
 

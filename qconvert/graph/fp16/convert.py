@@ -21,9 +21,15 @@ from qconvert.graph.fp16.half_types import (
     onnx_opset,
 )
 from qconvert.graph.fp16.islands import Magnitudes, describe_overflow, find_islands
-from qconvert.graph.names import UniqueNames, tensor_names
-from qconvert.graph.patterns import computed_values, has_subgraph, is_standard, make_initializer
-from qconvert.graph.simplify import infer_shapes
+from qconvert.graph.passes import infer_shapes
+from qconvert.graph.patterns import (
+    UniqueNames,
+    computed_values,
+    has_subgraph,
+    is_standard,
+    make_initializer,
+    tensor_names,
+)
 
 HalfPrecision = Literal["fp16", "bf16"]
 

@@ -1,13 +1,24 @@
-"""Fold what is constant: nodes that read constants only, and affine maps behind linear nodes."""
+"""The passes of cleaning: each returns a rewritten copy, or the model itself, and what it changed."""
+
+import logging
+import re
+import warnings
+from collections import Counter
 
 import numpy as np
+import onnx
 import onnx_ir as ir
+import onnxslim
 from numpy.typing import NDArray
+from onnx import version_converter
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common
 
-from qconvert.graph.names import UniqueNames, tensor_names
+from qconvert.core import onnx_io
+from qconvert.core.errors import first_line
 from qconvert.graph.patterns import (
+    UniqueNames,
+    computed_values,
     constant_array,
     has_subgraph,
     is_standard,
@@ -15,9 +26,13 @@ from qconvert.graph.patterns import (
     make_initializer,
     only_reader,
     producer_of,
+    tensor_names,
 )
-from qconvert.graph.simplify import infer_shapes
 
+SEQUENCE_OPS = frozenset(
+    {"SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SplitToSequence"}
+    | {"Optional"}
+)
 # Random numbers are drawn anew on every run, and quantized constants keep their scales.
 NEVER_FOLDED = (
     *("Random", "Bernoulli", "Multinomial", "Dropout"),
@@ -26,6 +41,51 @@ NEVER_FOLDED = (
 
 AnyArray = NDArray[np.generic]
 Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def inline_functions(model: ir.Model) -> tuple[ir.Model, str]:
+    """Replace each call of a model-local function by the function's body."""
+    count = len(model.functions)
+    if not count:
+        return model, ""
+    inlined = model.clone()
+    common.InlinePass()(inlined)
+    common.RemoveUnusedOpsetsPass()(inlined)
+    return inlined, f"{count} functions"
+
+
+def run_onnxslim(model: ir.Model) -> tuple[ir.Model, str]:
+    """Fuse and deduplicate nodes, and drop those that nothing reads."""
+    logger = logging.getLogger("onnxslim")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.CRITICAL)
+        try:
+            slimmed = ir.from_proto(onnxslim.slim(_proto(model)))
+        finally:
+            logger.setLevel(level)
+    before, after = len(model.graph), len(slimmed.graph)
+    return slimmed, f"{before} to {after} nodes" if before != after else ""
+
+
+def upgrade_opset(model: ir.Model, opset: int) -> tuple[ir.Model, str]:
+    """Raise the opset to at least `opset`."""
+    before = model.opset_imports.get("", 0)
+    if before >= opset:
+        return model, ""
+    if onnx_io.weight_bytes(model) >= onnx_io.SINGLE_FILE_BYTES:
+        raise ValueError(f"a model above 2 GB stays at opset {before}")
+    try:
+        raised = ir.from_proto(version_converter.convert_version(_proto(model), opset))
+    except Exception as error:  # the converter raises its failed C++ assertions
+        match = re.search(r"No Adapter From Version \$?(\d+) for (\w+)", str(error))
+        if match:
+            reason = f"the ONNX converter cannot upgrade `{match[2]}` beyond opset {match[1]}"
+        else:  # the message starts with a place in the C++ source
+            reason = first_line(ValueError(str(error).rpartition("` failed: ")[2]))
+        raise ValueError(f"{reason}; the model stays at opset {before}") from None
+    return raised, f"opset {before} to {opset}"
 
 
 def fold_constants(model: ir.Model) -> tuple[ir.Model, str]:
@@ -177,3 +237,52 @@ def _replace_constant(linear: ir.Node, index: int, array: AnyArray, names: Uniqu
     if index == len(linear.inputs):
         linear.resize_inputs(index + 1)
     linear.replace_input_with(index, value)
+
+
+def infer_shapes(model: ir.Model) -> tuple[ir.Model, str]:
+    """Record the shape and type of every tensor for which they can be inferred."""
+    inferred = model.clone()
+    before = _count_shaped(inferred)
+    common.ShapeInferencePass(check_type=False, strict_mode=False)(inferred)
+    # Inference wrongly gives tensor types to sequences and optionals.
+    for node in inferred.graph:
+        for value in node.outputs if is_standard(node, *SEQUENCE_OPS) else ():
+            if isinstance(value.type, ir.TensorType):
+                value.type = value.shape = None
+    gained = _count_shaped(inferred) - before
+    return inferred, f"{gained} more tensors" if gained else ""
+
+
+def _proto(model: ir.Model) -> onnx.ModelProto:
+    return onnx.load_from_string(onnx_io.serialize(model))
+
+
+def _count_shaped(model: ir.Model) -> int:
+    values = computed_values(model.graph)
+    return sum(value.shape is not None and value.dtype is not None for value in values)
+
+
+def name_nodes(model: ir.Model) -> tuple[ir.Model, str]:
+    """Give every node a unique name; drop the metadata that exporters left for debugging."""
+    model, renamed = rename_duplicate_nodes(model, unnamed_too=True)
+    common.ClearMetadataAndDocStringPass()(model)
+    return model, f"{renamed} nodes" if renamed else ""
+
+
+def rename_duplicate_nodes(model: ir.Model, *, unnamed_too: bool = False) -> tuple[ir.Model, int]:
+    """Return a copy in which no two nodes share a name, and how many were renamed."""
+    model = model.clone()
+    taken: set[str] = set()
+    counters: Counter[str] = Counter()
+    renamed = 0
+    for node in model.graph.all_nodes():
+        if node.name in taken or (unnamed_too and not node.name):
+            stem = node.name or node.op_type
+            while (name := f"{stem}_{counters[stem]}") in taken:
+                counters[stem] += 1
+            counters[stem] += 1
+            node.name = name
+            renamed += 1
+        if node.name:
+            taken.add(node.name)
+    return model, renamed
