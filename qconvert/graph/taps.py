@@ -66,6 +66,7 @@ class ReductionTaps:
             return value
         if value not in self.casts:
             self.casts[value] = self.node("Cast", value, to=FLOAT)
+            self.casts[value].shape = value.shape
         return self.casts[value]
 
     def sum_of_squares(self, value: ir.Value, name: str) -> str:
@@ -157,10 +158,7 @@ class _CalibrationTaps(ReductionTaps):
 
     def tap(self, value: ir.Value, *, sampled: bool) -> TensorTap:
         """Add the outputs of one tensor."""
-        tensor, axis = str(value.name), channel_axis(value)
-        if value.dtype is not FLOAT:
-            shape, value = value.shape, self.node("Cast", value, to=FLOAT)
-            value.shape = shape
+        tensor, axis, value = str(value.name), channel_axis(value), self.as_float32(value)
         flat = self.node("Flatten", value, axis=0 if self.one_image_per_run else 1)
         size = self.node("Shape", flat, start=1, end=2)
         low, high, mean = self._reductions(value, flat, axis)
@@ -191,8 +189,8 @@ class _CalibrationTaps(ReductionTaps):
         if axis is None or value.shape is None:
             ones = self._integers([1])
             return [self.node(op, flat, ones, keepdims=1) for op in operators]
-        image_axes = {0} if value.shape[0] == 1 or not self.one_image_per_run else set()
-        axes = sorted(set(range(len(value.shape))) - image_axes - {axis})
+        kept = {axis, 0} if value.shape[0] == 1 or not self.one_image_per_run else {axis}
+        axes = sorted(set(range(len(value.shape))) - kept)
         if not axes:
             return [self.node("Identity", flat) for _ in operators]
         over = self._integers(axes)

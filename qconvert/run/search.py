@@ -38,7 +38,7 @@ from qconvert.quantize import plan_files
 from qconvert.quantize.plan import RestPrecision
 from qconvert.quantize.plan_files import PlanWithWeights, weights_path
 from qconvert.report.verdict import conclude
-from qconvert.run import build_inputs, report_files, run_folder, targets, variants
+from qconvert.run import report_files, run_folder, targets, variants
 from qconvert.run.bench import time_engines
 from qconvert.run.context import (
     EVALUATION_BATCH,
@@ -323,7 +323,7 @@ def run_search(job: JobContext, out: Path, workers: int | None = None) -> Search
     backend, available = variant.backend, chosen.available[variant.backend]
     with run_folder.begin_run(out, job.config, searching=True) as folder:
         context = job.in_run(folder)
-        inputs = build_inputs.prepare_inputs([variant], context, building=available.builds)
+        inputs = variants.prepare_inputs([variant], context, building=available.builds)
         images = open_evaluation_set(inputs.loaded.source, context, workers)
         trials = folder.root / TRIALS
         mix, plan = search_backend(available, backend, inputs, images, context, trials)
