@@ -174,7 +174,7 @@ def calibrate(
     Takes `images`, `count`, `inputs`, `weights`, `trust`, `settings`, `config`.
     """
     context = _open_model_job(model, options, ImageArguments)
-    return calibrate_job.calibrate(context, calibrate_job.CalibrationRequest(Path(output)))
+    return calibrate_job.calibrate(context, Path(output))
 
 
 def quantize(
@@ -214,8 +214,7 @@ def bench(engines: StrPath | Sequence[StrPath], **options: Unpack[CommonArgument
 
     Takes `settings`, such as `bench.batch-sizes`, and `config`.
     """
-    target = _resolve(engines)
-    return bench_job.bench(target, _open_job(options, CommonArguments, _base(target)))
+    return bench_job.bench(*_open_target_job(engines, options, CommonArguments))
 
 
 def evaluate(engines: StrPath | Sequence[StrPath], **options: Unpack[EvaluateArguments]) -> Report:
@@ -223,9 +222,7 @@ def evaluate(engines: StrPath | Sequence[StrPath], **options: Unpack[EvaluateArg
 
     Takes also `settings` and `config`.
     """
-    target = _resolve(engines)
-    context = _open_job(options, EvaluateArguments, _base(target))
-    return evaluate_job.evaluate(target, context)
+    return evaluate_job.evaluate(*_open_target_job(engines, options, EvaluateArguments))
 
 
 def package(
@@ -236,8 +233,8 @@ def package(
     Takes `engine` (default: that of the verdict), `name`, and `classes`, a file with one name per
     line.
     """
-    _require_known_arguments(options, PackageArguments)
-    _require_choice("format", format, Format)
+    hints = {"format": Format, **PackageArguments.__annotations__}
+    _require_known_arguments({"format": format, **options}, hints)
     classes = _optional_path(options.get("classes"))
     chosen = options.get("engine", ""), options.get("name", "")
     return pack.write_package(open_run(run), PackageOptions(format, Path(output), *chosen, classes))
@@ -256,12 +253,33 @@ def open_engine(path: StrPath) -> OpenEngine:
 def _open_model_job(
     model: ModelSource | None, options: Mapping[str, Any], arguments: type
 ) -> JobContext:
-    """Return the context of a job that needs a model."""
-    overrides = {} if model is None else {"model": _model_name(model)}
+    """Return the context of a job that needs a model, which may be a function that makes it."""
+    overrides = {}
+    if isinstance(model, str | os.PathLike):
+        overrides["model"] = os.fspath(model)
+    elif model is not None:
+        module, name = getattr(model, "__module__", ""), getattr(model, "__qualname__", "")
+        if not name or getattr(sys.modules.get(module), name, None) is not model:
+            subject = f"`{name}`" if name else f"a {type(model).__name__}"
+            raise UsageError(
+                f"{subject} cannot be found again by its name",
+                hint="give a function of a module that makes the network and needs no arguments",
+            )
+        overrides["model"] = f"{module}:{name}"
     context = _open_job(options, arguments, overrides=overrides)
     if context.config.model is None:
         raise UsageError("no model is named", hint="name one, or set `model = ...` in `config`")
     return context
+
+
+def _open_target_job(
+    engines: StrPath | Sequence[StrPath], options: Mapping[str, Any], arguments: type
+) -> tuple[targets.Target, JobContext]:
+    """Return finished engines and the context of a job on them: the settings of their run."""
+    paths = [engines] if isinstance(engines, str | os.PathLike) else engines
+    target = targets.resolve([Path(path) for path in paths])
+    base = target.run.settings() if target.run is not None else None
+    return target, _open_job(options, arguments, base)
 
 
 def _open_job(
@@ -271,7 +289,7 @@ def _open_job(
     overrides: Mapping[str, object] | None = None,
 ) -> JobContext:
     """Return the context of a job: `base`, overridden by `config`, `settings`, and arguments."""
-    _require_known_arguments(options, arguments)
+    _require_known_arguments(options, arguments.__annotations__)
     settings, path = options.get("settings", {}), options.get("config")
     if not isinstance(settings, Mapping):
         raise UsageError(
@@ -298,65 +316,35 @@ def _open_job(
     return open_context(config, options.get("progress", ignore_progress), **flags)
 
 
-def _require_known_arguments(options: Mapping[str, object], arguments: type) -> None:
-    names = list(arguments.__annotations__)
+def _require_known_arguments(options: Mapping[str, object], hints: Mapping[str, object]) -> None:
+    """Refuse arguments that a function does not have, and words that an argument does not take."""
     for name, value in options.items():
-        if name not in names:
-            others = "; all else is in `settings`" if "settings" in names else ""
+        if name not in hints:
+            others = "; all else is in `settings`" if "settings" in hints else ""
             raise UsageError(
-                f"there is no argument `{name}`{did_you_mean(name, names)}",
-                hint=f"it takes {', '.join(names)}{others}",
+                f"there is no argument `{name}`{did_you_mean(name, list(hints))}",
+                hint=f"it takes {', '.join(hints)}{others}",
             )
-        _require_choice(name, value, arguments.__annotations__[name])
-
-
-def _require_choice(name: str, value: object, hint: object) -> None:
-    words = get_args(hint) if get_origin(hint) is Literal else ()
-    if words and value not in words:
-        raise UsageError(
-            f"there is no {name} `{value}`{did_you_mean(str(value), words)}",
-            hint=f"one of {', '.join(f'`{word}`' for word in words)}",
-        )
-
-
-def _model_name(model: ModelSource) -> str:
-    """Return a model as it is written on the command line."""
-    if isinstance(model, str | os.PathLike):
-        return os.fspath(model)
-    module, name = getattr(model, "__module__", ""), getattr(model, "__qualname__", "")
-    if not name or getattr(sys.modules.get(module), name, None) is not model:
-        subject = f"`{name}`" if name else f"a {type(model).__name__}"
-        raise UsageError(
-            f"{subject} cannot be found again by its name",
-            hint="give a function of a module that makes the network and needs no arguments",
-        )
-    return f"{module}:{name}"
+        words = get_args(hints[name]) if get_origin(hints[name]) is Literal else ()
+        if words and value not in words:
+            raise UsageError(
+                f"there is no {name} `{value}`{did_you_mean(str(value), words)}",
+                hint=f"one of {', '.join(f'`{word}`' for word in words)}",
+            )
 
 
 def _format_call(function: str, first: object, options: Mapping[str, object]) -> str:
     """Return a call as it could be typed, for the report."""
-    arguments = [] if first is None else [_format_value(first)]
-    arguments += [
-        f"{name}={_format_value(value)}" for name, value in options.items() if name != "progress"
-    ]
+
+    def text(value: object) -> str:
+        if isinstance(value, os.PathLike):
+            return repr(os.fspath(value))
+        return str(getattr(value, "__qualname__", repr(value)))
+
+    arguments = [] if first is None else [text(first)]
+    arguments += [f"{name}={text(value)}" for name, value in options.items() if name != "progress"]
     return f"qconvert.{function}({', '.join(arguments)})"
-
-
-def _format_value(value: object) -> str:
-    if isinstance(value, os.PathLike):
-        return repr(os.fspath(value))
-    return str(getattr(value, "__qualname__", repr(value)))
 
 
 def _optional_path(path: StrPath | None) -> Path | None:
     return None if path is None else Path(path)
-
-
-def _resolve(engines: StrPath | Sequence[StrPath]) -> targets.Target:
-    paths = [engines] if isinstance(engines, str | os.PathLike) else engines
-    return targets.resolve([Path(path) for path in paths])
-
-
-def _base(target: targets.Target) -> Config | None:
-    """Return the settings of the run that finished engines belong to."""
-    return target.run.settings() if target.run is not None else None

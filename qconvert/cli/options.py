@@ -23,7 +23,7 @@ class SettingOption(click.Option):
         option = option_table()[paths[0]]
         words = literals(option.type)
         attributes: dict[str, Any] = {"help": _help(option)}
-        attributes["metavar"] = option.setting.metavar or None
+        attributes["metavar"] = option.metavar or None
         if option.type is bool:
             attributes["is_flag"] = True
         elif Path in get_args(option.type):
@@ -34,11 +34,11 @@ class SettingOption(click.Option):
                 attributes["callback"] = lambda ctx, parameter, texts: tuple(
                     word for text in texts for word in map(str.strip, text.split(",")) if word
                 )
-        elif words and not option.setting.metavar:
+        elif words and not option.metavar:
             attributes["type"] = click.Choice(words)
         elif option.type is not str:
             attributes["type"] = _SettingType(option)
-        super().__init__(flags or [option.setting.option], **attributes | replaced)
+        super().__init__(flags or [option.flag], **attributes | replaced)
         self.name = ",".join(paths)
 
 
@@ -54,7 +54,7 @@ class _SettingType(click.ParamType[Any]):
     ) -> object:
         if not isinstance(value, str):
             return value
-        metavar = self.option.setting.metavar
+        metavar = self.option.metavar
         try:
             return _parse(value, self.option.type, "x" if "x" in metavar else ",")
         except (ValueError, ZeroDivisionError):
@@ -91,12 +91,12 @@ def parse_int(text: str) -> int | None:
 
 
 def _help(option: Option) -> str:
-    text, default = option.setting.text, option.default
+    text, default = option.text, option.default
     if option.is_list:
         words = literals(option.type)
         text += f": {', '.join(words)}; repeat or comma" if words else "; repeatable"
-    if option.setting.unset:
-        return f"{text} (default: {option.setting.unset})."
+    if option.unset:
+        return f"{text} (default: {option.unset})."
     if isinstance(default, tuple):
         default = ",".join(map(str, default))
     if isinstance(default, float):

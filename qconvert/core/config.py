@@ -9,40 +9,25 @@ validates the tables, but this module does not import it: `--help` must be fast.
 
 import json
 import math
-import types
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from qconvert.core.errors import did_you_mean
 
 RANGE_METHODS = ("auto", "answers", "mse", "minmax", "moving-average", "entropy")
 
 
-@dataclass(frozen=True)
-class Setting:
-    """The meaning of a setting, and the command line option that sets it.
-
-    `unset` says what happens without a value. Settings without an option are reached by `--set`.
-    """
-
-    text: str
-    option: str = ""
-    metavar: str = ""
-    unset: str = ""
-
-    @property
-    def description(self) -> str:
-        """The meaning, and what happens without a value."""
-        return f"{self.text}; unset: {self.unset}" if self.unset else self.text
-
-
 def setting(default: Any, text: str, option: str = "", unset: str = "") -> Any:
-    """Return a field with this default and meaning; `option` is `--flag`, or `--flag METAVAR`."""
+    """Return a field with a default and a meaning; `unset` says what happens without a value.
+
+    `option` is `--flag` or `--flag METAVAR`; settings without one are reached by `--set`.
+    """
     flag, _, metavar = option.partition(" ")
-    return field(default=default, metadata={"setting": Setting(text, flag, metavar, unset)})
+    metadata = {"text": text, "flag": flag, "metavar": metavar, "unset": unset}
+    return field(default=default, metadata=metadata)
 
 
 class Limits:
@@ -112,12 +97,9 @@ NonNegativeInt = Annotated[int, Limits(ge=0)]
 PositiveInt = Annotated[int, Limits(ge=1)]
 NonNegativeFloat = Annotated[float, Limits(ge=0)]
 PositiveFloat = Annotated[float, Limits(gt=0)]
-Percent = Annotated[float, Limits(ge=0, le=100)]
 
 Backend = Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "mixed"]
-FloatPrecision = Literal["fp32", "fp16", "bf16"]
-Preset = Literal["imagenet", "inception", "clip", "unit", "raw"]
 SizeRule = Literal["fit", "none"]
 
 IMAGE_FILES = "a folder, a list file, a CSV, or arrays (.npz, .npy)"
@@ -175,7 +157,7 @@ class PrepareConfig(StrictTable):
 class PreprocessConfig(StrictTable):
     """How images become inputs; unset values follow the source and its input shape."""
 
-    preset: Preset | None = setting(
+    preset: Literal["imagenet", "inception", "clip", "unit", "raw"] | None = setting(
         None,
         "Mean, std and filter of a model family",
         "--preprocess",
@@ -244,7 +226,7 @@ class QuantizeConfig(StrictTable):
     keep: tuple[Literal["first", "last"], ...] = setting(
         (), "Keep the first or last layers with weights in float", "--keep first,last"
     )
-    rest: FloatPrecision | None = setting(
+    rest: Literal["fp32", "fp16", "bf16"] | None = setting(
         None, "Precision of what is not INT8", "--rest", unset="fp32; engines of TensorRT: fp16"
     )
 
@@ -374,7 +356,7 @@ class GateConfig(StrictTable):
     max_drop: NonNegativeFloat | None = setting(
         None, "Percentage points of top-1 lost, at most", "--max-drop PP"
     )
-    min_agreement: Percent | None = setting(
+    min_agreement: Annotated[float, Limits(ge=0, le=100)] | None = setting(
         None, "Percent of images predicted as by FP32, at least", "--min-agreement PCT"
     )
     max_latency: PositiveFloat | None = setting(
@@ -416,18 +398,26 @@ class Config(StrictTable):
 
 @dataclass(frozen=True)
 class Option:
-    """One setting in the flat table: its bare type, its default, and its meaning."""
+    """One setting in the flat table: its bare type, its default, and what `setting` says of it."""
 
     table: str
     key: str
     type: Any
     default: Any
-    setting: Setting
+    text: str
+    flag: str
+    metavar: str
+    unset: str
+
+    @property
+    def description(self) -> str:
+        """The meaning, and what happens without a value."""
+        return f"{self.text}; unset: {self.unset}" if self.unset else self.text
 
     @property
     def keyword(self) -> str:
         """The argument of the same meaning in Python: the option's name, plural for lists."""
-        name = self.key if self.is_list else self.setting.option.lstrip("-")
+        name = self.key if self.is_list else self.flag.lstrip("-")
         return name.replace("-", "_")
 
     @property
@@ -455,8 +445,8 @@ def option_table() -> dict[str, Option]:
         hints = get_type_hints(table_type)
         for entry in fields(table_type):
             key, hint = entry.name.replace("_", "-"), hints[entry.name]
-            if "setting" in entry.metadata:
-                option = Option(table, key, hint, entry.default, entry.metadata["setting"])
+            if entry.metadata:
+                option = Option(table, key, hint, entry.default, **entry.metadata)
                 options[f"{table}.{key}".lstrip(".")] = option
             else:
                 tables.append((key, hint))
@@ -466,7 +456,7 @@ def option_table() -> dict[str, Option]:
 def keyword_settings() -> dict[str, str]:
     """Return the dotted key that each keyword argument of the Python functions sets."""
     options = option_table().items()
-    return {option.keyword: path for path, option in options if option.setting.option}
+    return {option.keyword: path for path, option in options if option.flag}
 
 
 def keys_at(path: tuple[str, ...]) -> list[str]:
@@ -486,11 +476,8 @@ def literals(hint: Any) -> tuple[str, ...]:
 
 def _type_name(hint: Any) -> str:
     args = [arg for arg in get_args(hint) if arg is not type(None)]
-    match get_origin(hint):
-        case origin if origin is Literal:
-            return " or ".join(json.dumps(word) for word in args)
-        case origin if origin is tuple:
-            return f"list of {_type_name(args[0])}"
-        case origin if origin in (Union, types.UnionType):
-            return " or ".join(map(_type_name, args))
-    return str(hint.__name__)
+    if get_origin(hint) is Literal:
+        return " or ".join(json.dumps(word) for word in args)
+    if get_origin(hint) is tuple:
+        return f"list of {_type_name(args[0])}"
+    return " or ".join(map(_type_name, args)) if args else str(hint.__name__)

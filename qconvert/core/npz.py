@@ -8,9 +8,8 @@ import math
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from tokenize import TokenError
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -24,14 +23,12 @@ CORRUPT_ERRORS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class ArrayHeader:
-    """The header of an .npy file, and its own length."""
+class ArrayHeader(NamedTuple):
+    """The header of an .npy file."""
 
     shape: tuple[int, ...]
     fortran_order: bool
     dtype: np.dtype[Any]
-    header_bytes: int
 
     @property
     def nbytes(self) -> int:
@@ -41,15 +38,14 @@ class ArrayHeader:
 
 def read_header(file: IO[bytes]) -> ArrayHeader:
     """Read the header of an .npy; ValueError if it is invalid or the array holds objects."""
-    start = file.tell()
     version = npy.read_magic(file)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, by_column, dtype = read(file)
-    if dtype.hasobject:
+    header = ArrayHeader(*read(file))
+    if header.dtype.hasobject:
         raise ValueError("it holds Python objects")
-    if any(size < 0 for size in shape):
+    if any(size < 0 for size in header.shape):
         raise ValueError("it has a negative size")
-    return ArrayHeader(shape, by_column, dtype, file.tell() - start)
+    return header
 
 
 def require_within_limit(members: Sequence[zipfile.ZipInfo]) -> None:
@@ -63,7 +59,7 @@ def read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any
     """Unpack one array, which must be exactly as large as it claims."""
     with archive.open(member) as file:
         header = read_header(file)
-        if header.nbytes != member.file_size - header.header_bytes:
+        if header.nbytes != member.file_size - file.tell():
             raise ValueError(f"the size of `{member.filename}` contradicts its header")
         content = file.read()
     if not header.nbytes:

@@ -2,11 +2,6 @@
 
 import math
 
-MAX_DIGITS = 9
-MIN_PERCENT = 0.01
-MIN_SMALL_PERCENT = 0.001
-ROUNDOFF = 1e-9  # what a mean of hundreds of floats may fall short by
-
 
 def ms(value: float) -> str:
     """Format milliseconds."""
@@ -26,7 +21,7 @@ def megabytes(size: float) -> str:
 
 def ratio(value: float) -> str:
     """Format a ratio."""
-    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}×"
+    return f"{throughput(value)}×"
 
 
 def percent(value: float) -> str:
@@ -34,10 +29,10 @@ def percent(value: float) -> str:
 
     Only exactly all is written as 100, and only exactly none as 0.
     """
-    if 0 < value < MIN_PERCENT:
-        return f"<{MIN_PERCENT}"
-    if value < 100 - ROUNDOFF:
-        value = min(value, 100 - MIN_PERCENT)
+    if 0 < value < 0.01:
+        return "<0.01"
+    if value < 100 - 1e-9:  # what a mean of hundreds of floats may fall short by
+        value = min(value, 99.99)
     return f"{value:.2f}"[:5]
 
 
@@ -45,7 +40,7 @@ def small_percent(value: float | None) -> str:
     """Format a percentage that may be tiny; nothing for None."""
     if value is None:
         return ""
-    return f"< {MIN_SMALL_PERCENT}" if 0 < value < MIN_SMALL_PERCENT else f"{value:.3f}"
+    return "< 0.001" if 0 < value < 0.001 else f"{value:.3f}"
 
 
 def throughput(value: float) -> str:
@@ -56,9 +51,8 @@ def throughput(value: float) -> str:
 def signed(value: float, decimals: int = 2) -> str:
     """Format a change with its sign, without one where it is written as zero."""
     text = f"{abs(value):.{decimals}f}"
-    if float(text) == 0:
-        return text
-    return f"{'−' if value < 0 else '+'}{text}"
+    sign = "−" if value < 0 else "+"
+    return f"{sign}{text}" if float(text) else text
 
 
 def change_with_interval(value: float, half_width: float | None, decimals: int = 2) -> str:
@@ -91,8 +85,8 @@ def value_and_limit(value: float, limit: float) -> tuple[str, str]:
 
     The limit keeps the decimals that the user wrote.
     """
-    written = f"{limit:.{MAX_DIGITS - 1}f}".rstrip("0").partition(".")[2]
-    for decimals in range(max(2, len(written)), MAX_DIGITS):
+    written = f"{limit:.8f}".rstrip("0").partition(".")[2]
+    for decimals in range(max(2, len(written)), 9):
         texts = f"{value:.{decimals}f}", f"{limit:.{decimals}f}"
         if texts[0] != texts[1] or math.isclose(value, limit, abs_tol=1e-9):
             break

@@ -17,8 +17,6 @@ class Progress:
     total: int = 0
 
 
-PERCENT = 100
-
 ProgressCallback = Callable[[Progress], None]
 
 
@@ -46,7 +44,7 @@ def share_reporter(
     """Return a callback for a text and the finished share of the work, None if it is unknown."""
 
     def report(text: str, share: float | None) -> None:
-        done, total = (round(share * PERCENT), PERCENT) if share is not None else (0, 0)
+        done, total = (round(share * 100), 100) if share is not None else (0, 0)
         progress(Progress(step, f"{label}{text}", done=done, total=total))
 
     return report

@@ -43,7 +43,7 @@ def max_relative_error(expected: Tensors, actual: Tensors) -> float:
 
 
 def _compare(expected: Tensors, actual: Tensors, tolerance: float) -> tuple[str, float]:
-    """Return the first difference beyond the tolerance, and the largest relative error before it."""
+    """Return the first difference beyond the tolerance, and the largest relative error so far."""
     worst = 0.0
     if difference := describe_signature_difference(expected, actual):
         return difference, worst
@@ -64,7 +64,7 @@ def _compare(expected: Tensors, actual: Tensors, tolerance: float) -> tuple[str,
 
 
 def _compare_numbers(before: NDArray[Any], after: NDArray[Any]) -> tuple[str, float, float]:
-    """Return what became of values that are not finite, the largest error, and the largest value."""
+    """Return what became of NaN and infinities, the largest error, and the largest value."""
     error = largest = 0.0
     # Wide enough to subtract: integers do not wrap around.
     wide = np.complex128 if before.dtype.kind == "c" else np.float64

@@ -121,9 +121,9 @@ def build_attribution_model(
 
     The copy takes each reference tensor under `REFERENCE_PREFIX`. Its outputs are sums over all
     values of a tensor `x`, named `qconvert.signal.x` and so on: the squares of the reference
-    (`signal`), of this network (`power`), of the error that arrives (`arriving`) and of the one this
-    layer makes alone (`made`), and how many values are `saturated` or `clipped`. The last three are
-    absent where they do not apply.
+    (`signal`), of this network (`power`), of the error that arrives (`arriving`) and of the one
+    this layer makes alone (`made`), and how many values are `saturated` or `clipped`. The last
+    three are absent where they do not apply.
     """
     model = emulate_half(model)
     values = values_by_name(model.graph)
@@ -159,8 +159,8 @@ def _add_twin(
 ) -> tuple[dict[ir.Value, ir.Value | None], dict[ir.Value, frozenset[str]]]:
     """Copy every node that depends on the inputs so that it reads the tensors of the reference.
 
-    Returns each tensor that depends on them as it is when everything before its layer is exact, None
-    behind a subgraph, which may read anything; and what the layer of each tensor computes in.
+    Returns each tensor that depends on them as it is when everything before its layer is exact,
+    None behind a subgraph, which may read anything; and what the layer of each tensor computes in.
     """
     nodes = list(taps.graph)
     exact = {

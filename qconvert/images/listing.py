@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -44,6 +44,8 @@ class Classes:
 
 
 NO_CLASSES = Classes()
+# The label of each image, and what the labels stand for.
+Labels = tuple[Sequence[int | None], Classes]
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,6 @@ class ImageListing:
     root: Path
     items: tuple[ImageEntry, ...]
     classes: Classes = NO_CLASSES
-
-    def with_labels(self, labels: Sequence[int | None], classes: Classes) -> "ImageListing":
-        """Return the images with a label for each."""
-        pairs = zip(self.items, labels, strict=True)
-        items = tuple(replace(item, label=label) for item, label in pairs)
-        return replace(self, items=items, classes=classes)
 
 
 def list_images(path: Path) -> ImageListing:
@@ -231,35 +227,37 @@ def _read_list(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def attach_labels(listing: ImageListing, labels: Path | None = None) -> ImageListing:
+def attach_labels(listing: ImageListing, file: Path | None = None) -> ImageListing:
     """Return the images with the labels of the first place that has any.
 
     The places, in order: the file given; the CSV list that named the images; `labels.csv` in the
     folder or next to it; the folders the images lie in.
     """
-    if labels is not None:
-        labelled = _labels_from_csv(listing, labels)
+    path, labelled = listing.path, None
+    if file is not None:
+        labelled = _labels_from_csv(listing, file)
         if labelled is None:
             raise UsageError(
-                f"no row of `{labels}` names an image of `{listing.path}`",
-                hint=f"its paths are relative to `{labels.parent}`",
+                f"no row of `{file}` names an image of `{path}`",
+                hint=f"its paths are relative to `{file.parent}`",
             )
-        return labelled
-    if listing.path.suffix.lower() == ".csv":
-        return _labels_from_csv(listing, listing.path) or listing
-    if not listing.path.is_dir():
+    elif path.suffix.lower() == ".csv":
+        labelled = _labels_from_csv(listing, path)
+    elif path.is_dir():
+        folders = (path, (path.resolve() if path.name in ("", "..") else path).parent)
+        files = (folder / LABELS_FILE for folder in folders)
+        places = (_labels_from_csv(listing, place) for place in files if place.is_file())
+        labelled = next(filter(None, places), None) or _labels_from_folders(listing, folders)
+    if labelled is None:
         return listing
-    folder = listing.path
-    resolved = folder.resolve() if folder.name in ("", "..") else folder
-    folders = (folder, resolved.parent)
-    for file in (folder / LABELS_FILE for folder in folders):
-        if file.is_file() and (labelled := _labels_from_csv(listing, file)):
-            return labelled
-    return _labels_from_folders(listing, folders)
+    labels, classes = labelled
+    pairs = zip(listing.items, labels, strict=True)
+    items = tuple(replace(item, label=label) for item, label in pairs)
+    return replace(listing, items=items, classes=classes)
 
 
-def _labels_from_csv(listing: ImageListing, file: Path) -> ImageListing | None:
-    """Return the images labelled by the rows that name them, None where no row does."""
+def _labels_from_csv(listing: ImageListing, file: Path) -> Labels | None:
+    """Return the labels of the rows that name the images, None where no row does."""
     rows = _read_table(file, ("file",) if file == listing.path else ("file", "label"))
     rows = [row for row in rows if row.get("label")]
     row_of: dict[Path, CsvRow] = {}
@@ -282,19 +280,14 @@ def _labels_from_csv(listing: ImageListing, file: Path) -> ImageListing | None:
     labels = [
         _class_number(file, row_of[path], classes) if path in row_of else None for path in paths
     ]
-    return listing.with_labels(labels, classes)
+    return labels, classes
 
 
 def _resolve_files(folder: Path, names: Iterable[str]) -> list[Path]:
     """Return the files' paths in one spelling; a file that is a link stays the link."""
-    resolved: dict[Path, Path] = {}
-    paths = []
-    for name in names:
-        file = folder / name
-        if file.parent not in resolved:
-            resolved[file.parent] = file.parent.resolve()
-        paths.append(resolved[file.parent] / file.name)
-    return paths
+    resolve = cache(Path.resolve)
+    files = (folder / name for name in names)
+    return [resolve(file.parent) / file.name for file in files]
 
 
 def _class_number(file: Path, row: CsvRow, classes: Classes) -> int:
@@ -315,11 +308,11 @@ def _class_number(file: Path, row: CsvRow, classes: Classes) -> int:
     raise UsageError(f"`{file}`, line {row['line']}: `{label}` {problem}", hint=hint)
 
 
-def _labels_from_folders(listing: ImageListing, class_lists: Iterable[Path]) -> ImageListing:
+def _labels_from_folders(listing: ImageListing, class_lists: Iterable[Path]) -> Labels | None:
     """Label by the uppermost folder, if every image lies in one and there are several."""
     folders = [item.name.partition("/")[0] for item in listing.items]
     if any("/" not in item.name for item in listing.items) or len(set(folders)) < 2:
-        return listing
+        return None
     written = (_classes_of_folder(folder) for folder in class_lists)
     classes = next((classes for classes in written if classes.names), None)
     if classes is None:
@@ -333,7 +326,7 @@ def _labels_from_folders(listing: ImageListing, class_lists: Iterable[Path]) -> 
             details=abbreviate([f"`{name}`" for name in unknown]),
             hint=f"`{CLASSES_FILE}` holds the folders' names in the order of the model's classes",
         )
-    return listing.with_labels([classes.numbers[folder] for folder in folders], classes)
+    return [classes.numbers[folder] for folder in folders], classes
 
 
 def _classes_of_folder(folder: Path) -> Classes:

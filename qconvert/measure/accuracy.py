@@ -1,8 +1,8 @@
 """How accurate an engine is, and how close to FP32, over the same images.
 
 The outputs of a batch become a few numbers per image, whatever the outputs are. Neither the split
-into batches nor the order of the parts changes them, but for the last bits of KL, whose exponentials
-a processor rounds by their place in memory.
+into batches nor the order of the parts changes them, but for the last bits of KL, whose
+exponentials a processor rounds by their place in memory.
 """
 
 import math
@@ -103,10 +103,11 @@ class Accuracy:
 
     `labelled` counts the images with a label, which top-1 to F1 and `change_pp` are over; it is
     None in reports that did not count them. Precision, recall and F1 are means over the classes
-    that have labels. `change_pp` is the change of top-1 against FP32 over the same images, with half
-    the width of its 95 % interval. `sqnr_db`, `kl` and `cosine` compare the outputs with those of
-    FP32; an infinite SQNR is that of equal outputs, and a note says so where it cannot be written.
-    `engine` means that the engine itself ran, `cpu-simulation` that its graph ran on the CPU.
+    that have labels. `change_pp` is the change of top-1 against FP32 over the same images, with
+    half the width of its 95 % interval. `sqnr_db`, `kl` and `cosine` compare the outputs with those
+    of FP32; an infinite SQNR is that of equal outputs, and a note says so where it cannot be
+    written. `engine` means that the engine itself ran, `cpu-simulation` that its graph ran on the
+    CPU.
     """
 
     images: Annotated[int, _json_key("n", "images")]
@@ -235,9 +236,10 @@ def fp32_accuracy(scores: ImageScores) -> Accuracy:
 def paired_change(lost: int, won: int, images: int) -> tuple[float, float]:
     """Return a change of top-1 in percentage points, and half the width of its 95 % interval.
 
-    `lost` images were right only before, `won` only after. The interval is the adjusted Wald interval for paired proportions (Bonett and Price 2012): one
-    lost and one won image are added to the counts. So it has a width where no prediction changed,
-    covers 95 % from some dozens of images on, and approaches the usual one for many.
+    `lost` images were right only before, `won` only after. It is the adjusted Wald interval for
+    paired proportions (Bonett and Price 2012): one lost and one won image are added to the counts.
+    So it has a width where no prediction changed, covers 95 % from some dozens of images on, and
+    approaches the usual one for many.
     """
     count = images + 2
     losing, winning = (lost + 1) / count, (won + 1) / count

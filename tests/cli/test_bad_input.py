@@ -15,7 +15,7 @@ import torch
 from qconvert.core import onnx_io
 from tests import models
 from tests.conftest import Outcome
-from tests.core.test_onnx_io import with_external
+from tests.core.test_onnx_io import with_external_entries
 from tests.models import write_factory
 from tests.sources.test_torch_file import Payload
 
@@ -61,13 +61,12 @@ def runtime_operator_that_does_not_exist(folder: Path) -> list[str]:
 
 
 def external_data_missing(folder: Path) -> list[str]:
-    with_external(folder, "weights.bin")
-    (folder / "weights.bin").unlink()
+    with_external_entries(folder, location="gone.bin")
     return ["net.onnx"]
 
 
 def external_data_outside(folder: Path) -> list[str]:
-    with_external(folder, "../../etc/passwd")
+    with_external_entries(folder, location="../../etc/passwd")
     return ["net.onnx"]
 
 

@@ -71,7 +71,7 @@ def test_header_that_lies_is_rejected_before_memory_is_allocated(
     assert message in str(caught.value)
 
 
-def test_few_bytes_that_unpack_to_many_are_not_unwrite_archive(
+def test_few_bytes_that_unpack_to_many_are_not_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_archive(tmp_path / "bomb.npz", x=npy_bytes(np.zeros(1_000_000)))
