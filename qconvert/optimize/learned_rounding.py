@@ -7,7 +7,6 @@ it; the model keeps the weights only if `candidate.is_better` accepts them. Ever
 soon as it is learned, so that a run that was killed resumes there.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -44,13 +43,7 @@ from qconvert.quantize import plan_files, rounded_weights
 from qconvert.quantize.apply_plan import apply_plan, find_planned_layers
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.plan import Plan, WeightSlot
-from qconvert.quantize.rounded_weights import (
-    BIAS_SLOT,
-    RoundedWeight,
-    RoundedWeights,
-    set_constant,
-    set_weight,
-)
+from qconvert.quantize.rounded_weights import BIAS_SLOT, RoundedWeight, RoundedWeights
 from qconvert.quantize.weights import (
     WeightedLayer,
     find_weighted_layers,
@@ -100,7 +93,7 @@ def learn_rounding(plan: Plan, candidate: Candidate, effort: str, cache: Cache) 
         return LearnedPlan(plan)
     if untyped := find_untyped_tensor(model):
         return LearnedPlan(plan, notes=(UNKNOWN_TYPE.format(untyped),))
-    if not calibration.images_available:
+    if calibration.images is None:
         return LearnedPlan(plan, notes=(NO_IMAGES,))
     end = start_step(candidate.progress, "learn")
     images = limit_images(model, level.training_images)
@@ -125,7 +118,9 @@ def learn_rounding(plan: Plan, candidate: Candidate, effort: str, cache: Cache) 
         with cache.resumable("learn", key) as folder:
             layers = _learn_unfinished(model, plan, batches, level.rows, folder, candidate.progress)
             weights = {layer.name: layer.weight for layer in layers if layer.weight is not None}
-            learned = apply_plan(model, rounded_weights.with_digest(plan, weights), weights)
+            learned = apply_plan(
+                model, replace(plan, learned=rounded_weights.digest(weights)), weights
+            )
             reference = run_reference(model, holdout())
             before = compare_outputs(apply_plan(model, plan), holdout(), reference)
             after = compare_outputs(learned, holdout(), reference)
@@ -150,7 +145,7 @@ def learn_rounding(plan: Plan, candidate: Candidate, effort: str, cache: Cache) 
     weights = rounded_weights.load(entry.path / "learned.npz")
     summary = (entry.path / "summary.txt").read_text(encoding="utf-8")
     end(summary, entry.hit)
-    return LearnedPlan(rounded_weights.with_digest(plan, weights), weights, (summary,))
+    return LearnedPlan(replace(plan, learned=rounded_weights.digest(weights)), weights, (summary,))
 
 
 def _learn_unfinished(
@@ -224,9 +219,13 @@ def learn_layers(
             yield rounded
         weight = node.inputs[layer.slot]
         if rounded.weight is not None:
-            set_weight(node, WeightSlot(layer.slot, layer.axis), rounded.weight, names)
+            rounded_weights.set_weight(
+                node, WeightSlot(layer.slot, layer.axis), rounded.weight, names
+            )
         elif weight is not None:
-            set_constant(weight, fake_quantize(weight_array(layer.weight, layer.node), scale))
+            rounded_weights.set_constant(
+                weight, fake_quantize(weight_array(layer.weight, layer.node), scale)
+            )
 
 
 def _can_learn(layer: WeightedLayer) -> bool:
@@ -246,24 +245,35 @@ def _learn_layer(
     """Solve the layer on most of the batches; keep the solution if it is better on the others."""
     node, name = layer.node, layer.node.name or ""
     weight = weight_array(layer.weight, node)
-    matrix = im2col.weight_matrix(node, weight)
+    matrix = im2col.weight_matrix(node, weight).astype(np.float32)
+    groups, units, size = matrix.shape
+    # What an Add behind a MatMul adds is its bias.
+    constant = constant_array(find_matmul_bias(node))
+    added = None if constant is None else constant.astype(np.float32)
+    bias = layer.bias if added is None else added
+    if bias is None and node.op_type in ("Conv", "ConvTranspose", "Gemm"):
+        bias = np.zeros(groups * units, np.float32)
     # Rows are random positions in the output of each image, the same number each.
-    max_rows = min(max_rows, MAX_ROW_BYTES // (4 * math.prod(matrix.shape[::2])))
+    max_rows = min(max_rows, MAX_ROW_BYTES // (4 * groups * size))
     available = im2col.count_rows(node, targets[0])
     count = min(available, max(1, max_rows // sum(map(len, targets))))
     rows, outputs = [], []
     for batch, target in zip(inputs, targets, strict=True):
         line = np.stack([generator.permutation(available)[:count] for _ in target])
         rows.append(im2col.gather_inputs(node, batch, target, line))
-        outputs.append(im2col.gather_outputs(node, target, line))
+        output = im2col.gather_outputs(node, target, line)
+        outputs.append(output if added is None else output + added[:, np.newaxis])
     holdout = range(HOLDOUT_EVERY - 1, len(rows), HOLDOUT_EVERY) or [len(rows) - 1]
     training = [batch for batch in range(len(rows)) if batch not in holdout]
     problem, validation = (
-        _make_problem(
-            layer,
-            scale,
-            np.concatenate([rows[batch] for batch in batches], axis=1),
-            np.concatenate([outputs[batch] for batch in batches], axis=2),
+        LayerProblem(
+            rows=np.concatenate([rows[batch] for batch in batches], axis=1),
+            targets=np.concatenate([outputs[batch] for batch in batches], axis=2),
+            weights=matrix,
+            steps=im2col.per_output(node, scale.scale, units),
+            biases=None if bias is None else im2col.per_output(node, bias, units),
+            activation=find_activation(find_matmul_bias_add(node) or node),
+            max_integer=scale.grid.symmetric_max,
         )
         for batches in (training, holdout)
     )
@@ -276,31 +286,6 @@ def _learn_layer(
     if best is None:
         return RoundedLayer(name, None)
     integers = im2col.restore_weight(node, best.integers, weight.shape).astype(np.int8)
-    bias = None if best.biases is None else best.biases.reshape(-1).astype(np.float32)
+    learned_bias = None if best.biases is None else best.biases.reshape(-1).astype(np.float32)
     flipped = int((best.integers != nearest).sum())
-    return RoundedLayer(name, RoundedWeight(integers, scale.scale, bias), flipped)
-
-
-def _make_problem(
-    layer: WeightedLayer, scale: QuantParams, rows: FloatArray, targets: FloatArray
-) -> LayerProblem:
-    """Return the problem of a layer; what an Add behind a MatMul adds is its bias."""
-    node = layer.node
-    weight = weight_array(layer.weight, node)
-    matrix = im2col.weight_matrix(node, weight).astype(np.float32)
-    outputs, bias = matrix.shape[1], layer.bias
-    if bias is None and (node.op_type in im2col.CONVOLUTIONS or node.op_type == "Gemm"):
-        bias = np.zeros(outputs * len(matrix), np.float32)
-    added = constant_array(find_matmul_bias(node))
-    if added is not None:
-        bias = added.astype(np.float32)
-        targets = targets + bias[:, np.newaxis]
-    return LayerProblem(
-        rows=rows,
-        targets=targets,
-        weights=matrix,
-        steps=im2col.per_output(node, scale.scale, outputs),
-        biases=None if bias is None else im2col.per_output(node, bias, outputs),
-        activation=find_activation(find_matmul_bias_add(node) or node),
-        max_integer=scale.grid.symmetric_max,
-    )
+    return RoundedLayer(name, RoundedWeight(integers, scale.scale, learned_bias), flipped)

@@ -21,6 +21,7 @@ import onnx_ir as ir
 from qconvert.backends.ort import open_cpu
 from qconvert.core import onnx_io
 from qconvert.core.atomic import write_text
+from qconvert.core.config import SearchConfig
 from qconvert.core.progress import Progress, ProgressCallback
 from qconvert.core.tensors import RunModel, Tensors, unpad_batch
 from qconvert.graph.patterns import has_subgraph
@@ -157,8 +158,8 @@ def open_trials(path: Path, subject: str) -> Trials:
 class SearchSpace:
     """A model with its blocks, what its sets are tried on, and the goal.
 
-    `by` is None where the images decide how to count the budget; `rest` is the precision in float.
-    `timer` is None where the backend does not run, and `untimed` says why.
+    `rest` is the precision in float. `timer` is None where the backend does not run, and `untimed`
+    says why.
     """
 
     model: SearchModel
@@ -166,10 +167,8 @@ class SearchSpace:
     search_images: SearchImages
     evaluation_images: SearchImages
     trials: Trials
-    budget: float
-    by: LossMeasure | None
+    goal: SearchConfig
     rest: str
-    max_latency: float | None = None
     timer: SetTimer | None = None
     untimed: str = ""
 
@@ -200,14 +199,23 @@ class SearchSpace:
 
 def search_mixed_precision(space: SearchSpace, progress: ProgressCallback) -> MixedResult:
     """Search a space for the smallest set that keeps the budget; earlier trials are reused."""
-    budget, rest = space.budget, space.rest
-    by = space.by or choose_metric(space.evaluation_images, budget)
+    budget, rest = space.goal.budget, space.rest
+    by = space.goal.by or choose_metric(space.evaluation_images, budget)
     progress(Progress("search", "everything in INT8"))
     int8 = replace(space.evaluate((), by), confirmed=space.confirm((), by))
     times = space.timer([()]) if space.timer is not None else {}
     int8 = replace(int8, ms=times.get(()))
-    result = MixedResult("int8", "", budget, by, rest, int8, max_latency=space.max_latency)
-    result = replace(result, float_ms=times.get(None), untimed=space.untimed)
+    result = MixedResult(
+        "int8",
+        "",
+        budget,
+        by,
+        rest,
+        int8,
+        max_latency=space.goal.max_latency,
+        float_ms=times.get(None),
+        untimed=space.untimed,
+    )
     if early := _early_result(result):
         return early
     result = replace(result, gains=_measure_gains(space, progress))

@@ -79,18 +79,14 @@ def parse_plan(text: str, origin: str) -> Plan:
             )
         return PLAN_ADAPTER.validate_json(text, strict=True)
     except json.JSONDecodeError as error:
-        details = [f"file: not JSON: {first_line(error)}"]
-        raise UsageError(f"`{origin}` is not a plan", details=details, hint=WRITE_HINT) from None
+        details, hint = [f"file: not JSON: {first_line(error)}"], WRITE_HINT
     except pydantic.ValidationError as error:
-        details = [
-            f"{'.'.join(map(str, entry['loc'])) or 'file'}: {entry['msg']}"
-            for entry in error.errors()
-        ]
-        raise UsageError(
-            f"`{origin}` is not a plan",
-            details=details[:5],
-            hint="a plan has the keys that `qconvert quantize --plan-out PLAN.json` writes",
-        ) from None
+        problems = (
+            (".".join(map(str, row["loc"])) or "file", row["msg"]) for row in error.errors()
+        )
+        details = [f"{key}: {message}" for key, message in problems][:5]
+        hint = "a plan has the keys that `qconvert quantize --plan-out PLAN.json` writes"
+    raise UsageError(f"`{origin}` is not a plan", details=details, hint=hint)
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:

@@ -45,8 +45,8 @@ FOOTPRINT_CODEC = JsonCodec("footprint.json", pydantic.TypeAdapter(Footprint))
 
 def bench(target: Target, context: JobContext) -> Report:
     """Time the engines that run here, whatever was measured before."""
-    available, runs_here = target.available, target.runs_here
-    engines = {name: engine for name, engine in target.engines.items() if runs_here[name]}
+    available = target.available
+    engines = {name: engine for name, engine in target.engines.items() if available[name].runs}
     if not engines:
         first = next(iter(available.values()))
         raise Unavailable(
@@ -56,7 +56,7 @@ def bench(target: Target, context: JobContext) -> Report:
     latencies = measure_latencies(engines, context.config.bench, context.progress)
     report = read_report(target)
     rows = tuple(
-        with_measurement(row, "latency", latencies.get(row.name, ()), available[row.backend].reason)
+        with_measurement(row, "latency", latencies.get(row.name, ()), available[row.name].reason)
         for row in report.variants
     )
     report = replace(report, machine=describe_machine(), created=timestamp(), variants=rows)

@@ -11,7 +11,6 @@ from qconvert.core.config import GateConfig
 from qconvert.report.model import Report
 from qconvert.run import run_folder
 from qconvert.run.bench import measure_footprints, time_engines
-from qconvert.run.build_inputs import prepare_inputs, reload_inputs
 from qconvert.run.context import (
     JobContext,
     RunContext,
@@ -22,7 +21,7 @@ from qconvert.run.evaluate import score_engines
 from qconvert.run.explain_errors import add_changed_images, analyze_errors
 from qconvert.run.report_builder import RunResults, build_report
 from qconvert.run.report_files import merge_with_previous, write_report
-from qconvert.run.run_folder import ENGINE_FILE, RunFolder
+from qconvert.run.run_folder import ENGINE_FILE
 from qconvert.run.search import add_mixed_variants
 from qconvert.run.variants import (
     BuildInputs,
@@ -30,6 +29,8 @@ from qconvert.run.variants import (
     build_engine,
     choose_variants,
     make_graph,
+    prepare_inputs,
+    reload_inputs,
 )
 
 NO_EVALUATION_IMAGES = "no images to compare outputs on: give `--eval PATH`"
@@ -55,7 +56,6 @@ def build(context: JobContext, request: BuildRequest) -> Report:
     """Build all engines, measure them, write everything into the run, and return the report."""
     config, seconds = context.config, dict[str, float]()
     if request.resumed:
-        run_folder.require_same_settings(RunFolder(request.out), config)
         open_folder = run_folder.resume_run(request.out, config)
     else:
         run_folder.require_inputs_exist(config)

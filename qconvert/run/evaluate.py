@@ -63,9 +63,8 @@ def evaluate(target: Target, context: JobContext, workers: int | None = None) ->
     evaluation_set = open_evaluation_set(source, context, workers)
     if evaluation_set is None:
         raise UsageError("there are no images", hint="name a folder: `--eval PATH`")
-    scores = score_engines(
-        target.engines, target.runs_here, target.reference, evaluation_set, context
-    )
+    runs_here = {name: row.runs for name, row in target.available.items()}
+    scores = score_engines(target.engines, runs_here, target.reference, evaluation_set, context)
     report = _with_scores(read_report(target), scores, evaluation_set, target, context)
     return judge_and_store(report, context.config.gate, target)
 

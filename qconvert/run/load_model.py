@@ -1,13 +1,11 @@
 """The first stage of every job: read the model, and clean its graph or take it from the cache."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 from qconvert import __version__, sources
-from qconvert.backends.base import Engine
 from qconvert.backends.crash_check import check_for_crash
 from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.core import cache, onnx_io
@@ -84,14 +82,6 @@ def load_clean(path: Path, progress: ProgressCallback) -> LoadedModel:
     source = sources.load(str(path), ExportConfig(), trust=False)
     end(str(path), False)
     return LoadedModel(source, source.model, path, ())
-
-
-def crash_check_engines(engines: Iterable[Engine]) -> None:
-    """Crash-check the graphs of engines, and the files that the CPU loads."""
-    for engine in engines:
-        names = {engine.graph, *(engine.files[:1] if engine.backend == "cpu" else ())}
-        for name in sorted(names):
-            crash_check_once(engine.folder / name, engine.folder / engine.graph)
 
 
 def crash_check_once(path: Path, graph: Path) -> None:

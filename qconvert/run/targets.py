@@ -29,7 +29,7 @@ from qconvert.images.batches import Batch
 from qconvert.report import gates, json_file
 from qconvert.report.model import Report
 from qconvert.run.context import open_image_set
-from qconvert.run.load_model import crash_check_engines, crash_check_once
+from qconvert.run.load_model import crash_check_once
 from qconvert.run.run_folder import (
     ENGINE_FILE,
     ENGINES,
@@ -114,16 +114,11 @@ class Target:
 
     @property
     def available(self) -> dict[str, Availability]:
-        """The availability of each backend of the engines on this machine."""
-        system = system_probe.detect()
-        names = dict.fromkeys(engine.backend for engine in self.engines.values())
-        return {name: backends.probe(name, system) for name in names}
-
-    @property
-    def runs_here(self) -> dict[str, bool]:
         """Whether each engine can run on this machine."""
-        available = self.available
-        return {name: available[engine.backend].runs for name, engine in self.engines.items()}
+        system = system_probe.detect()
+        names = {engine.backend for engine in self.engines.values()}
+        backend = {name: backends.probe(name, system) for name in names}
+        return {name: backend[engine.backend] for name, engine in self.engines.items()}
 
     @property
     def model(self) -> Path:
@@ -155,8 +150,7 @@ def resolve(paths: Sequence[Path]) -> Target:
     engines: dict[str, Engine] = {}
     if run is None:
         for path in paths:
-            engine = _engine_at(path)
-            engines[path.name if path.name not in engines else str(path)] = engine
+            engines[path.name if path.name not in engines else str(path)] = _engine_at(path)
     else:
         require_no_outside_links(run.root)
         engines = {name: read_engine(run.engine(name)).engine for name in run.engines()}
@@ -165,7 +159,11 @@ def resolve(paths: Sequence[Path]) -> Target:
                 f"`{run.root}` has no engines yet",
                 hint=f"`qconvert build --from {run.root}` builds them",
             )
-    crash_check_engines(engines.values())
+    for engine in engines.values():
+        # The CPU loads the first of its files, which may be another one than the graph.
+        loaded = engine.files[:1] if engine.backend == "cpu" else ()
+        for name in sorted({engine.graph, *loaded}):
+            crash_check_once(engine.folder / name, engine.folder / engine.graph)
     if run is not None and run.model.is_file():
         crash_check_once(run.model, run.model)
     return Target(engines, run)
@@ -254,7 +252,24 @@ class OpenEngine:
                 f"the engine takes {expected}, not {received}",
                 hint="one array an input, by its name",
             )
-        return self.session.run({spec.name: _native_array(spec, feeds) for spec in self.inputs})
+        arrays: dict[str, NDArray[Any]] = {}
+        for spec in self.inputs:
+            # The runtime checks neither byte order nor type nor shape.
+            array = np.asarray(feeds[spec.name])
+            array = array.astype(array.dtype.newbyteorder("="), copy=False)
+            fits = array.ndim == len(spec.shape) and all(
+                expected == size or not isinstance(expected, int)
+                for expected, size in zip(spec.shape, array.shape, strict=True)
+            )
+            if not fits or (array.dtype != spec.dtype and spec.dtype.kind in "fiub"):
+                raise UsageError(
+                    f"the engine takes `{spec}`, not "
+                    f"`{TensorSpec(spec.name, array.dtype, array.shape)}`",
+                    hint=f"pass an array of {spec.dtype} with these sizes; `engine.read(path)` "
+                    "prepares one from image files",
+                )
+            arrays[spec.name] = array
+        return self.session.run(arrays)
 
     def read(self, images: str | Path, batch: int = 1) -> Iterator[Batch]:
         """Yield images in batches, prepared as they were for calibration and evaluation.
@@ -266,27 +281,6 @@ class OpenEngine:
             raise UsageError(f"a batch of {batch} is invalid", hint="1 or more images")
         image_set = open_image_set(self.source, ImageChoice(Path(images)), PreprocessConfig())
         yield from image_set.images.batches(fixed_batch(self.inputs) or batch)
-
-
-def _native_array(spec: TensorSpec, feeds: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-    """Return an array in this machine's byte order; raise unless its type and shape fit.
-
-    The runtime does not check.
-    """
-    array = np.asarray(feeds[spec.name])
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    fits = array.ndim == len(spec.shape) and all(
-        expected == size or not isinstance(expected, int)
-        for expected, size in zip(spec.shape, array.shape, strict=True)
-    )
-    if fits and (array.dtype == spec.dtype or spec.dtype.kind not in "fiub"):
-        return array
-    received = TensorSpec(spec.name, array.dtype, array.shape)
-    raise UsageError(
-        f"the engine takes `{spec}`, not `{received}`",
-        hint=f"pass an array of {spec.dtype} with these sizes; `engine.read(path)` prepares one "
-        "from image files",
-    )
 
 
 def open_engine(path: Path) -> OpenEngine:

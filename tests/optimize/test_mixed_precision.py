@@ -1,29 +1,53 @@
-"""A search on a small network: its outcome, and that it resumes where it was killed."""
+"""A search for mixed precision: trials, single blocks, growing sets, the outcome, and resuming."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from qconvert.backends.ort import open_cpu
+from qconvert.core.config import SearchConfig
 from qconvert.core.progress import ignore_progress
-from qconvert.measure.mixed_result import LossMeasure, MixedResult, PredictionLoss, SearchStep
-from qconvert.optimize.blocks import find_blocks
+from qconvert.core.tensors import RunModel, Tensors
+from qconvert.graph.patterns import constant_array
+from qconvert.measure.mixed_result import (
+    BlockGain,
+    LossMeasure,
+    MixedResult,
+    PredictionLoss,
+    SearchStep,
+)
+from qconvert.optimize.blocks import Block, find_blocks
 from qconvert.optimize.mixed_precision import (
     BlockSet,
     SearchImages,
     SearchModel,
     SearchSpace,
     SetTimer,
+    choose_metric,
+    find_first_change,
+    find_smallest_set,
+    measure_loss,
     open_trials,
+    rank_blocks,
+    record_trial,
+    run_single_blocks,
     search_mixed_precision,
+    set_sizes,
 )
+from qconvert.quantize import rounded_weights
+from qconvert.quantize.apply_plan import apply_plan
+from qconvert.quantize.plan import Plan
+from qconvert.quantize.rounded_weights import RoundedWeight
 from tests.models import floats, mixed
 from tests.quantize.quantized_models import planned, scheme
 
-FILE = Path("trials.jsonl")
+FILE = Path("out/trials.jsonl")
 BUDGET = 0.05
 
 
@@ -47,10 +71,8 @@ def space_of(
         images_of("search", range(2)),
         images_of("evaluation", range(2, 5)),
         open_trials(FILE, "mixed"),
-        budget,
-        by,
+        SearchConfig(budget, by, max_latency),
         "fp32",
-        max_latency,
         timer,
         "" if timer else "nothing runs here",
     )
@@ -169,3 +191,209 @@ def test_maximum_latency_decides_the_outcome() -> None:
     assert result.chosen.ms == pytest.approx(1 + 0.1 * len(result.chosen.lifted))
     assert search(max_latency=1.05, timer=timer).outcome == "none"
     assert "INT8 alone takes 1.00 ms" in search(max_latency=0.5, timer=timer).why
+
+
+PROBABILITIES = [[[0.6, 0.3, 0.1], [0.5, 0.4, 0.1]], [[0.1, 0.2, 0.7], [0.8, 0.1, 0.1]]]
+REFERENCE = [{"scores": np.log(np.array(batch, np.float32))} for batch in PROBABILITIES]
+
+
+def with_labels(*labels: int | None) -> SearchImages:
+    return SearchImages("all", [], REFERENCE, labels)
+
+
+NO_LABELS = with_labels(*[None] * 4)
+
+
+def test_trial_is_written_at_once_and_read_again() -> None:
+    record = {"far": [0.1, float("inf")]}
+    open_trials(FILE, "model").put("a", record)
+    lines = [json.loads(line) for line in FILE.read_text().splitlines()]
+    assert lines == [{"subject": "model"}, {"trial": "a", **record}]
+    assert open_trials(FILE, "model").records == {"a": record}
+
+
+def test_trials_of_another_subject_are_dropped() -> None:
+    open_trials(FILE, "other").put("a", {"far": [1]})
+    assert open_trials(FILE, "model").records == {}
+    assert FILE.read_text() == '{"subject": "model"}\n'
+
+
+@pytest.mark.parametrize("torn", ['{"trial": "b", "fa', '{"trial": "b"}x', "\x00\x00\x00"])
+def test_unfinished_line_is_dropped(torn: str) -> None:
+    open_trials(FILE, "model").put("a", {"far": [1]})
+    with FILE.open("a") as file:
+        file.write(torn)
+    assert open_trials(FILE, "model").records == {"a": {"far": [1]}}
+    open_trials(FILE, "model").put("b", {"far": [2]})
+    assert set(open_trials(FILE, "model").records) == {"a", "b"}
+
+
+def predicting(*classes: int) -> list[dict[str, np.ndarray]]:
+    scores = np.eye(3, dtype=np.float32)[list(classes)]
+    return [{"scores": scores[:2]}, {"scores": scores[2:]}]
+
+
+def test_changed_prediction_loses_the_probability_that_fp32_gives_up() -> None:
+    record = record_trial(NO_LABELS, predicting(0, 1, 2, 0))
+    assert record["changed"] == [1]
+    assert record["given_up"] == [pytest.approx(0.1)]
+    loss = measure_loss(record, "certainty")
+    assert loss.pp == pytest.approx(2.5)
+    assert loss.agreement == 75.0
+    assert measure_loss(record, "agreement").pp == pytest.approx(25)
+
+
+def test_loss_by_labels_counts_predictions_that_became_right() -> None:
+    record = record_trial(with_labels(0, 1, 2, 1), predicting(0, 1, 0, 0))
+    assert (record["lost"], record["won"]) == ([2], [1])
+    assert measure_loss(record, "top-1").pp == 0
+
+
+def test_interval_has_a_width_if_no_prediction_changed() -> None:
+    record = record_trial(NO_LABELS, REFERENCE)
+    metrics: tuple[LossMeasure, ...] = ("top-1", "agreement", "certainty")
+    for metric in metrics:
+        assert measure_loss(record, metric).pp == 0
+        assert measure_loss(record, metric).half_width_pp > 10
+    assert record["far"] == [0, 0, 0, 0]
+
+
+def test_scores_that_are_not_finite_give_up_all() -> None:
+    outputs = predicting(0, 0, 2, 0)
+    outputs[1]["scores"][0] = np.nan
+    record = record_trial(NO_LABELS, outputs)
+    assert record["given_up"] == [pytest.approx(0.7)]
+    assert record["far"][2] == np.inf
+
+
+def test_labels_count_if_one_image_weighs_no_more_than_the_budget() -> None:
+    assert choose_metric(with_labels(*[1] * 200), 0.5) == "top-1"
+    assert choose_metric(with_labels(*[1] * 199), 0.5) == "certainty"
+    assert choose_metric(with_labels(*[None] * 200), 0.5) == "certainty"
+    assert choose_metric(with_labels(*[1] * 200), 0) == "certainty"
+
+
+BLOCKS = tuple(Block(f"b{number}", (f"n{number}",), 0.01 * (number + 1)) for number in range(8))
+
+
+def needing(*needed: str) -> Callable[[Sequence[Block]], bool]:
+    return lambda blocks: set(needed) <= {block.name for block in blocks}
+
+
+def smallest(keeps_budget: Callable[[Sequence[Block]], bool]) -> set[str]:
+    return {block.name for block in find_smallest_set(BLOCKS, keeps_budget)}
+
+
+def test_blocks_are_ranked_by_gain_for_cost() -> None:
+    gains = [
+        BlockGain(block.name, 1, block.share, gain, 0.0)
+        for block, gain in zip(BLOCKS[:4], (0.1, 0.5, 0.2, -0.1), strict=True)
+    ]
+    assert [block.name for block in rank_blocks(BLOCKS[:4], gains)] == ["b1", "b0", "b2", "b3"]
+
+
+@pytest.mark.parametrize("needed", [("b0",), ("b2", "b7"), ("b1", "b3", "b6"), ("b6",)])
+def test_set_has_the_needed_blocks_and_no_others(needed: tuple[str, ...]) -> None:
+    assert smallest(needing(*needed)) == set(needed)
+
+
+def test_set_is_empty_if_none_keeps_the_budget() -> None:
+    assert smallest(lambda blocks: False) == set()
+
+
+def test_set_has_all_blocks_if_all_are_needed() -> None:
+    names = {block.name for block in BLOCKS}
+    assert smallest(needing(*names)) == names
+
+
+def test_few_sets_are_tried() -> None:
+    tried: set[frozenset[str]] = set()
+
+    def keeps_budget(blocks: Sequence[Block]) -> bool:
+        tried.add(frozenset(block.name for block in blocks))
+        return needing("b6")(blocks)
+
+    smallest(keeps_budget)
+    assert len(tried) < 2 * len(BLOCKS)
+
+
+def test_set_sizes_grow_by_halves_and_end_with_all() -> None:
+    assert set_sizes(64) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
+    assert [set_sizes(count) for count in (2, 1, 0)] == [[1, 2], [1], []]
+
+
+BATCHES = [{"image": floats(4, 3, 16, 16, seed=seed)} for seed in range(3)]
+
+
+def model_of(backend: str) -> SearchModel:
+    return SearchModel(mixed(), planned(mixed(), backend), scheme(backend))
+
+
+def assert_same_outputs(model: SearchModel, plan: Plan, outputs: list[Tensors]) -> None:
+    run = model.open(plan)
+    for batch, output in zip(BATCHES, outputs, strict=True):
+        np.testing.assert_allclose(output["scores"], run(batch)["scores"], atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("max_bytes", [10**9, 20_000, 0])
+def test_outputs_do_not_depend_on_the_tensors_held(backend: str, max_bytes: int) -> None:
+    model = model_of(backend)
+    blocks = find_blocks(model.model, model.plan)
+    assert len(blocks) == 6
+    trials = run_single_blocks(model, blocks, BATCHES, max_bytes)
+    for block, outputs in zip(blocks, trials, strict=True):
+        assert_same_outputs(model, model.restore_float([block]), outputs)
+
+
+def test_blocks_of_an_equalized_model_are_tried_too() -> None:
+    model = model_of("tensorrt")
+    factors = {"b": tuple(float(factor) for factor in range(1, 17))}
+    model = replace(model, plan=replace(model.plan, equalized=factors))
+    blocks = find_blocks(model.model, model.plan)
+    for block, outputs in zip(blocks, run_single_blocks(model, blocks, BATCHES), strict=True):
+        assert_same_outputs(model, model.restore_float([block]), outputs)
+
+
+@dataclass(frozen=True)
+class RecordingModel(SearchModel):
+    """A model that records the first node of each segment it opens, by plan."""
+
+    segments: list[tuple[bool, str]] = field(default_factory=list)
+
+    def open_segment(self, segment: ir.Model, plan: Plan) -> RunModel:
+        self.segments.append((plan == self.plan, segment.graph[0].name or ""))
+        return super().open_segment(segment, plan)
+
+
+def test_nodes_before_a_block_run_once() -> None:
+    model = RecordingModel(mixed(), planned(mixed(), "cpu"), scheme("cpu"))
+    blocks = find_blocks(model.model, model.plan)
+    list(run_single_blocks(model, blocks, BATCHES))
+    firsts = [find_first_change(model, model.restore_float([block])) for block in blocks]
+    starts = [name for is_prefix, name in model.segments if not is_prefix]
+    nodes = [node.name for node in model.model.graph]
+    assert starts == [nodes[first] for first in firsts if first]
+    assert firsts == sorted(firsts)
+    prefixes = [name for is_prefix, name in model.segments if is_prefix]
+    assert len(prefixes) == len(set(prefixes))
+
+
+def test_learned_weights_stay_in_int8_nodes_and_leave_float_ones() -> None:
+    plain = model_of("cpu")
+    weights = {
+        name: RoundedWeight(np.ones((16, 16, 1, 1), np.int8), np.full(16, 0.01, np.float32), None)
+        for name in ("narrow", "side")
+    }
+    learned = replace(
+        plain, plan=replace(plain.plan, learned=rounded_weights.digest(weights)), weights=weights
+    )
+    blocks = {block.name: block for block in find_blocks(plain.model, plain.plan)}
+    plans = {name: learned.restore_float([block]) for name, block in blocks.items()}
+    for name, plan in plans.items():
+        nodes = {node.name: node for node in apply_plan(learned.model, plan, weights).graph}
+        for weight in weights:
+            float_weight = constant_array(nodes[weight].inputs[1])
+            assert (float_weight is not None) == (weight == name)
+    (outputs,) = run_single_blocks(learned, [blocks["narrow"]], BATCHES)
+    assert_same_outputs(learned, plans["narrow"], outputs)

@@ -1,25 +1,32 @@
-"""Select a plan: range methods and equalization replace the default only if they are better."""
+"""Select a plan: methods and equalization replace the default only if the outputs are better."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from numpy.typing import NDArray
 
 from qconvert.backends.ort import open_cpu
 from qconvert.core import onnx_io
 from qconvert.core.progress import Progress
+from qconvert.core.scales import Grid, Range
 from qconvert.core.tensors import Tensors
+from qconvert.graph.passes import infer_shapes
 from qconvert.measure.output_error import ErrorArray, OutputError, sqnr_db
 from qconvert.optimize import equalization, partial_execution, plan_selection
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH
 from qconvert.optimize.candidate import EFFORTS, MAX_TRAINING_IMAGES, Candidate, is_better
-from qconvert.optimize.equalization import Equalized, choose_equalization, propose_factors
+from qconvert.optimize.equalization import choose_equalization, propose_factors
 from qconvert.optimize.plan_selection import (
-    SelectedPlan,
+    TriedMethod,
     assign_methods,
     best_method,
+    choose_methods,
+    contested_tensors,
     initial_options,
+    relative_error,
     select_plan,
 )
 from qconvert.quantize import plan_files
@@ -27,20 +34,25 @@ from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import QuantizeOptions
 from qconvert.quantize.plan import Plan
 from qconvert.quantize.ranges import DEFAULT_METHOD
-from tests.models import MIXED_SHAPES, floats, mixed
+from tests.models import MIXED_SHAPES, floats, from_text, mixed
 from tests.optimize.calibrated import candidate_of, equalized_candidate
+from tests.quantize.quantized_models import HEAD
 
 ERRORS = np.random.default_rng(0).exponential(1.0, 40)
 
 
-def select(candidate: Candidate, effort: str, method: str) -> SelectedPlan:
+class Selected(NamedTuple):
+    plan: Plan
+    tried: tuple[TriedMethod, ...]
+    notes: tuple[str, ...]
+
+
+def select(candidate: Candidate, effort: str, method: str) -> Selected:
     options = initial_options(QuantizeOptions(method=method))
-    original = replace(candidate, options=options)
-    equalized = Equalized(original)
+    original = candidate = replace(candidate, options=options)
     if EFFORTS[effort].equalize and (factors := propose_factors(original)):
-        challenger = equalized_candidate(original, factors)
-        equalized = choose_equalization(original, challenger, factors)
-    return select_plan(original, equalized, method, effort)
+        candidate = choose_equalization(original, equalized_candidate(original, factors))
+    return Selected(*select_plan(original, candidate, method, effort), candidate.notes)
 
 
 def sqnr_of(candidate: Candidate, plan: Plan) -> float:
@@ -214,3 +226,59 @@ def test_another_method_replaces_a_default_with_infinite_outputs() -> None:
     infinite = error(np.full(40, np.inf))
     method, _ = best_method({DEFAULT_METHOD: infinite, "minmax": error(ERRORS)})
     assert method == "minmax"
+
+
+WIDE, NARROW = Range(-100.0, 100.0), Range(-1.0, 1.0)
+
+
+def net(largest_counts: bool) -> ir.Model:
+    """Return a net whose output is the largest value of a tensor, or all others."""
+    after = "y = ReduceMax (a)" if largest_counts else "s = Clip (a, low, high) y = Relu (s)"
+    limits = {"low": np.array(-1, np.float32), "high": np.array(1, np.float32)}
+    text = f"{HEAD}net (float[N, 64] x) => (float[] y) {{ a = Identity (x) {after} }}"
+    model = infer_shapes(from_text(text, **({} if largest_counts else limits)))[0]
+    for node in model.graph:
+        node.name = node.outputs[0].name
+    return model
+
+
+def batches() -> list[Tensors]:
+    """Return images whose values lie within 1, but for one in each that is near 100."""
+    random = np.random.default_rng(0)
+    values = random.uniform(-1, 1, (3, 4, 64)).astype(np.float32)
+    values[:, :, 0] = random.uniform(90, 100, (3, 4))
+    return [{"x": batch} for batch in values]
+
+
+def method_of(model: ir.Model, ranges: dict[str, Range]) -> str:
+    by_method = {method: {"a": value_range} for method, value_range in ranges.items()}
+    return dict(choose_methods(model, by_method, batches(), Grid(8), "fp32"))["a"]
+
+
+def test_range_is_not_cut_if_the_output_is_the_largest_value() -> None:
+    assert method_of(net(largest_counts=True), {"cut": NARROW, "whole": WIDE}) == "whole"
+
+
+def test_range_is_cut_if_the_output_ignores_the_largest_value() -> None:
+    assert method_of(net(largest_counts=False), {"whole": WIDE, "cut": NARROW}) == "cut"
+
+
+def test_default_stays_unless_another_method_is_clearly_better() -> None:
+    similar = {"default": Range(-1.12, 1.12), "other": Range(-1.0, 1.0)}
+    assert method_of(net(largest_counts=False), similar) == "default"
+
+
+def test_tensors_with_the_same_range_from_all_methods_are_not_contested() -> None:
+    same = {"default": {"a": WIDE}, "other": {"a": Range(-99.0, 100.0)}}
+    assert contested_tensors(net(largest_counts=True), same) == []
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_integer_outputs_have_no_error(dtype: type[np.generic]) -> None:
+    reference: dict[str, NDArray[np.generic]] = {"y": np.ones((2, 3), np.int64)}
+    assert relative_error(reference, {"y": np.zeros((2, 3), dtype)}) == 0.0
+
+
+def test_outputs_of_another_shape_have_an_infinite_error() -> None:
+    reference = {"y": np.ones((2, 3), np.float32)}
+    assert relative_error(reference, {"y": np.ones((4, 3), np.float32)}) == np.inf
