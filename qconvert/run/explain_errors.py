@@ -19,8 +19,12 @@ from qconvert.core.errors import QConvertError
 from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, start_step
 from qconvert.core.tensors import Tensors, fixed_batch, pad_batch
-from qconvert.images.decode import BrokenImage, decode_image
-from qconvert.images.image_files import DEFAULT_READ_OPTIONS, read_image_bytes
+from qconvert.images.image_files import (
+    DEFAULT_READ_OPTIONS,
+    BrokenImage,
+    decode_image,
+    read_image_bytes,
+)
 from qconvert.images.listing import IMAGE_SUFFIXES
 from qconvert.measure.accuracy import Accuracy
 from qconvert.measure.evidence import (
