@@ -9,12 +9,11 @@ validates the tables, but this module does not import it: `--help` must be fast.
 
 import json
 import math
-import types
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from qconvert.core.errors import did_you_mean
 
@@ -477,11 +476,8 @@ def literals(hint: Any) -> tuple[str, ...]:
 
 def _type_name(hint: Any) -> str:
     args = [arg for arg in get_args(hint) if arg is not type(None)]
-    match get_origin(hint):
-        case origin if origin is Literal:
-            return " or ".join(json.dumps(word) for word in args)
-        case origin if origin is tuple:
-            return f"list of {_type_name(args[0])}"
-        case origin if origin in (Union, types.UnionType):
-            return " or ".join(map(_type_name, args))
-    return str(hint.__name__)
+    if get_origin(hint) is Literal:
+        return " or ".join(json.dumps(word) for word in args)
+    if get_origin(hint) is tuple:
+        return f"list of {_type_name(args[0])}"
+    return " or ".join(map(_type_name, args)) if args else str(hint.__name__)

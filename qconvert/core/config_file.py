@@ -6,7 +6,6 @@ Invalid settings are all reported at once, with line numbers.
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,6 +19,7 @@ FILE_NAME = "qconvert.toml"
 INIT_HINT = "`qconvert init` writes a file with every setting and its meaning"
 
 Overrides = Mapping[str, object]  # dotted key to value
+_ADAPTER = pydantic.TypeAdapter(Config)
 
 
 def find(path: Path | None) -> Path | None:
@@ -52,7 +52,7 @@ def load(
     if base is not None:
         tree = _merge(as_dict(base), tree)
     try:
-        return _adapter().validate_python(tree)
+        return _ADAPTER.validate_python(tree)
     except pydantic.ValidationError as error:
         problems = _explain(error, text, source, overrides or {})
         count = len(problems)
@@ -82,10 +82,7 @@ def parse_assignments(pairs: Sequence[str]) -> dict[str, object]:
 
 def as_dict(config: Config) -> dict[str, Any]:
     """Return the settings as plain values, defaults filled in, spelled as in the file."""
-    tree: dict[str, Any] = _adapter().dump_python(
-        config, mode="json", by_alias=True, exclude_none=True
-    )
-    return tree
+    return dict(_ADAPTER.dump_python(config, mode="json", by_alias=True, exclude_none=True))
 
 
 def dumps(config: Config) -> str:
@@ -95,7 +92,7 @@ def dumps(config: Config) -> str:
 
 def absolute_paths(config: Config) -> Config:
     """Return the settings with absolute paths, so that they are valid in any working folder."""
-    return _adapter().validate_python(_resolve_paths(as_dict(config), Path.cwd()))
+    return _ADAPTER.validate_python(_resolve_paths(as_dict(config), Path.cwd()))
 
 
 def toml_value(value: object) -> str:
@@ -122,18 +119,13 @@ def commented_toml(model: str | None) -> str:
 
 def settings_schema() -> dict[str, Any]:
     """Return the JSON Schema of a settings file, for editors."""
-    schema = _adapter().json_schema(by_alias=True)
+    schema = _ADAPTER.json_schema(by_alias=True)
     for option in option_table().values():
         table = schema
         if option.table:
             table = schema["$defs"][schema["properties"][option.table]["$ref"].rpartition("/")[2]]
         table["properties"][option.key]["description"] = option.description
     return schema
-
-
-@cache
-def _adapter() -> pydantic.TypeAdapter[Config]:
-    return pydantic.TypeAdapter(Config)
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:

@@ -235,7 +235,6 @@ def _require_readable(proto: onnx.ModelProto, path: Path) -> None:
     """Refuse what the graph library reads wrongly or not at all."""
     if not proto.HasField("graph") or not proto.graph.output:
         raise _not_onnx(path, "it holds no graph with an output")
-    _require_utf8(proto, path)
     newest = onnx.defs.onnx_opset_version()
     for opset in proto.opset_import:
         if opset.domain in ("", "ai.onnx") and opset.version > newest:
@@ -244,24 +243,14 @@ def _require_readable(proto: onnx.ModelProto, path: Path) -> None:
                 f"to {newest}",
                 hint=f"`pip install -U onnx`, or export it with opset {newest} or older",
             )
-    graphs = list(_all_graphs(proto.graph))
-    for graph in graphs:
-        if graph.sparse_initializer:
-            raise QConvertError(
-                f"`{path}` stores `{graph.sparse_initializer[0].values.name}` as a sparse tensor, "
-                "which is not supported",
-                hint="export it with dense weights",
-            )
-        for tensor in graph.initializer:
-            _require_tensor(tensor, path)
-    nodes = (node for scope in (*graphs, *proto.functions) for node in scope.node)
-    for attribute in (attribute for node in nodes for attribute in node.attribute):
-        if attribute.type == onnx.AttributeProto.TENSOR:
-            _require_tensor(attribute.t, path)
+    _require_readable_parts(proto, path)
 
 
-def _require_utf8(message: Message, path: Path) -> None:
-    """Refuse text that is not UTF-8: protobuf reads it as bytes, and nothing can write it again."""
+def _require_readable_parts(message: Message, path: Path) -> None:
+    """Refuse, at any depth, text that is not UTF-8, sparse tensors, and tensors that lack a part.
+
+    Protobuf reads text that is not UTF-8 as bytes, and nothing can write it again.
+    """
     for field, value in message.ListFields():
         # The other fields of a tensor are numbers, possibly many.
         if isinstance(message, onnx.TensorProto) and field.name not in TENSOR_TEXT_FIELDS:
@@ -269,19 +258,17 @@ def _require_utf8(message: Message, path: Path) -> None:
         values = value if field.is_repeated else (value,)
         if field.type == FieldDescriptor.TYPE_MESSAGE:
             for inner in values:
-                _require_utf8(inner, path)
+                _require_readable_parts(inner, path)
         elif field.type == FieldDescriptor.TYPE_STRING and bytes in map(type, values):
             raise _not_onnx(path, f"`{field.name}` of its {message.DESCRIPTOR.name} is not UTF-8")
-
-
-def _all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """Yield a graph and those inside its nodes."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.node:
-                    yield from _all_graphs(inner)
+    if isinstance(message, onnx.TensorProto):
+        _require_tensor(message, path)
+    if isinstance(message, onnx.GraphProto) and message.sparse_initializer:
+        raise QConvertError(
+            f"`{path}` stores `{message.sparse_initializer[0].values.name}` as a sparse tensor, "
+            "which is not supported",
+            hint="export it with dense weights",
+        )
 
 
 def _require_tensor(tensor: onnx.TensorProto, path: Path) -> None:

@@ -9,21 +9,12 @@ import onnx_ir as ir
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError, did_you_mean, first_line
 from qconvert.core.tensors import Tensors
+from qconvert.graph import passes
 from qconvert.graph.equivalence import (
     describe_difference,
     describe_signature_difference,
     max_relative_error,
     perturb_inputs,
-)
-from qconvert.graph.passes import (
-    fold_batchnorm,
-    fold_constants,
-    infer_shapes,
-    inline_functions,
-    name_nodes,
-    rename_duplicate_nodes,
-    run_onnxslim,
-    upgrade_opset,
 )
 from qconvert.graph.patterns import is_quantized
 
@@ -75,13 +66,13 @@ def list_passes(opset: int) -> tuple[Pass, ...]:
     """Return the passes in their order."""
     both = {"safe_for_quantized": True, "safe_for_large": True}
     return (
-        Pass("inline", inline_functions, **both, computes=False),
-        Pass("opset", lambda model: upgrade_opset(model, opset), **both),
-        Pass("constants", fold_constants, safe_for_large=True),
-        Pass("simplify", run_onnxslim),
-        Pass("batchnorm", fold_batchnorm, safe_for_large=True),
-        Pass("shapes", infer_shapes, **both, computes=False),
-        Pass("names", name_nodes, **both, computes=False),
+        Pass("inline", passes.inline_functions, **both, computes=False),
+        Pass("opset", lambda model: passes.upgrade_opset(model, opset), **both),
+        Pass("constants", passes.fold_constants, safe_for_large=True),
+        Pass("simplify", passes.run_onnxslim),
+        Pass("batchnorm", passes.fold_batchnorm, safe_for_large=True),
+        Pass("shapes", passes.infer_shapes, **both, computes=False),
+        Pass("names", passes.name_nodes, **both, computes=False),
     )
 
 
@@ -100,7 +91,7 @@ def clean_model(model: ir.Model, opset: int, skip: Sequence[str], run: RunModel)
     """Return the model after every pass that preserves its outputs; `run` computes those."""
     require_known_passes(skip)
     # ONNX Runtime refuses two nodes of one name, so the `names` pass would come too late for them.
-    model, renamed = rename_duplicate_nodes(model)
+    model, renamed = passes.rename_duplicate_nodes(model)
     reference = _Reference(model, run)
     quantized = is_quantized(model)
     large = onnx_io.weight_bytes(model) >= onnx_io.SINGLE_FILE_BYTES

@@ -66,6 +66,7 @@ class ReductionTaps:
             return value
         if value not in self.casts:
             self.casts[value] = self.node("Cast", value, to=FLOAT)
+            self.casts[value].shape = value.shape
         return self.casts[value]
 
     def sum_of_squares(self, value: ir.Value, name: str) -> str:
@@ -133,7 +134,11 @@ def add_calibration_taps(model: ir.Model, *, exact: bool = False) -> TappedModel
     builder = _CalibrationTaps(model.graph, one_image_per_run=observed.one_image_per_run)
     values = {value.name: value for value in (*model.graph.inputs, *computed_values(model.graph))}
     if not exact:
-        builder.add_phase_input()
+        # The input for the index of each image.
+        first = next(value.shape for value in model.graph.inputs if value.shape is not None)
+        shape = ir.Shape([1 if observed.one_image_per_run else first[0], 1])
+        builder.phase = ir.Value(name=PHASE, shape=shape, type=ir.TensorType(ir.DataType.INT64))
+        model.graph.inputs.append(builder.phase)
     taps = [builder.tap(values[name], sampled=True) for name in observed.quantizable]
     taps += [builder.tap(values[name], sampled=False) for name in observed.range_only]
     model.graph.outputs[:] = builder.outputs
@@ -148,19 +153,9 @@ class _CalibrationTaps(ReductionTaps):
     phase: ir.Value | None = None
     positions: dict[int, ir.Value] = field(default_factory=dict)
 
-    def add_phase_input(self) -> None:
-        """Add the input that takes the index of each image."""
-        first = next(value.shape for value in self.graph.inputs if value.shape is not None)
-        shape = ir.Shape([1 if self.one_image_per_run else first[0], 1])
-        self.phase = ir.Value(name=PHASE, shape=shape, type=ir.TensorType(ir.DataType.INT64))
-        self.graph.inputs.append(self.phase)
-
     def tap(self, value: ir.Value, *, sampled: bool) -> TensorTap:
         """Add the outputs of one tensor."""
-        tensor, axis = str(value.name), channel_axis(value)
-        if value.dtype is not FLOAT:
-            shape, value = value.shape, self.node("Cast", value, to=FLOAT)
-            value.shape = shape
+        tensor, axis, value = str(value.name), channel_axis(value), self.as_float32(value)
         flat = self.node("Flatten", value, axis=0 if self.one_image_per_run else 1)
         size = self.node("Shape", flat, start=1, end=2)
         low, high, mean = self._reductions(value, flat, axis)
@@ -191,8 +186,8 @@ class _CalibrationTaps(ReductionTaps):
         if axis is None or value.shape is None:
             ones = self._integers([1])
             return [self.node(op, flat, ones, keepdims=1) for op in operators]
-        image_axes = {0} if value.shape[0] == 1 or not self.one_image_per_run else set()
-        axes = sorted(set(range(len(value.shape))) - image_axes - {axis})
+        kept = {axis, 0} if value.shape[0] == 1 or not self.one_image_per_run else {axis}
+        axes = sorted(set(range(len(value.shape))) - kept)
         if not axes:
             return [self.node("Identity", flat) for _ in operators]
         over = self._integers(axes)

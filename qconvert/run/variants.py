@@ -227,7 +227,7 @@ def make_graph(variant: EngineVariant, inputs: BuildInputs, context: JobContext)
     # A resumed run knows less than a new one: it has one calibration, and cannot recalibrate.
     abilities = calibration and (
         calibration.excludes_holdout,
-        calibration.images_available,
+        calibration.images is not None,
         calibration.has_holdout,
         calibration.can_recalibrate,
     )

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from qconvert.backends.ort import open_cpu
 from tests.graph.fp16_models import (
@@ -14,7 +14,6 @@ from tests.graph.fp16_models import (
     read_types,
     require_close,
     rounded_output,
-    types,
 )
 from tests.models import floats, from_text, ops
 
@@ -36,43 +35,89 @@ def test_tensor_that_overflows_keeps_producer_and_readers_in_float32() -> None:
     require_close(model, result.model, feeds)
 
 
-def test_mover_between_float32_nodes_stays_in_float32() -> None:
-    model = graph(
-        "g (float[2, 3] x) => (float[3, 1] y) { a = Exp (x) "
+MOVED = "it only moves values between float32 nodes"
+HALF: dict[str, list[str]] = {}
+# A graph, what calibration measured, the islands, and the types that an operator reads.
+CASES: dict[str, tuple[str, dict[str, float], dict[str, str], dict[str, list[str]]]] = {
+    "a value at half of the limit": (
+        "float[N] x) => (float[N] y) { h = Relu (x) y = Neg (h) }", {"h": 32752.0}, {}, HALF
+    ),
+    "a value beyond half of the limit": (
+        "float[N] x) => (float[N] y) { h = Relu (x) y = Neg (h) }", {"h": 32753.0},
+        dict.fromkeys("hy", "`h` reaches 3.275e+04, float16 only 65504"), {"Neg": ["FLOAT"]},
+    ),
+    "a constant that overflows": (
+        "float[N, 4] x) => (float[N, 4] y) { h = Relu (x) a = Add (h, large) y = Sub (a, large) }",
+        {}, dict.fromkeys("ay", "`large` reaches 1e+05, float16 only 65504"),
+        {"Add": ["FLOAT", "FLOAT"]},
+    ),
+    "an infinite constant": (
+        "float[N, 2] x) => (float[N, 2] y) { m = Add (x, mask) y = Softmax (m) }", {}, {},
+        {"Add": ["FLOAT16", "FLOAT16"]},
+    ),
+    "a mover between float32 nodes": (
+        "float[2, 3] x) => (float[3, 1] y) { a = Exp (x) "
         "t = Transpose <perm: ints = [1, 0]> (a) y = ReduceSum (t, axis) }",
-        axis=[1],
-    )
-    result = halved(model, {"x": 30.0})
-    assert ops(result.model) == ops(model)
-    assert "only moves" in result.islands["t"]
-    require_close(model, result.model)
+        {"x": 30.0},
+        {"a": "e to the power of 30 exceeds float16", "t": MOVED,
+         "y": "it adds up values whose range was not measured"}, {"Transpose": ["FLOAT"]},
+    ),
+    "a sum of unknown length": (
+        "float[N, H] x) => (float[N] y) { y = ReduceSum <keepdims: int = 0> (x, axis) }",
+        {"x": 1.0}, {"y": "how many values it adds up is unknown"}, HALF,
+    ),
+    "a layer norm with float32 statistics": (
+        "float[N, 256] x) => (float[N, 256] y) { y = LayerNormalization (x, ones) }",
+        {"x": 1000.0}, {}, {"LayerNormalization": ["FLOAT16", "FLOAT16"]},
+    ),
+    "a sequence": (
+        "float[N, 4] x) => (float[N, 4] y) { a = Relu (x) b = Neg (a) "
+        "s = SequenceConstruct (a, b) t = SequenceAt (s, one) y = Abs (t) }",
+        {},
+        {"s": "`s` is not a tensor, or its type is unknown",
+         "t": "`s` is not a tensor, or its type is unknown"},
+        {"SequenceConstruct": ["FLOAT", "FLOAT"]},
+    ),
+    "an operator without a schema": (
+        "float[N, 4] x) => (float[N, 4] y) "
+        "<float[N, 4] b> { a = Relu (x) b = my.Op (a) y = Neg (b) }",
+        {}, {"b": "the input and output types of `my.Op` are unknown"},
+        {"Op": ["FLOAT"], "Neg": ["FLOAT16"]},
+    ),
+    "a tensor of unknown type": (
+        "float[N, 4] x) => (float[N, 4] y) { a = Relu (x) b = my.Op (a) y = Add (a, b) }", {},
+        {"b": "the input and output types of `my.Op` are unknown",
+         "y": "`b` is not a tensor, or its type is unknown"}, {"Relu": ["FLOAT16"]},
+    ),
+    "a function of the model": (
+        "float[N, 4] x) => (float[N, 4] y) "
+        "<float[N, 4] b> { a = Relu (x) b = my.twice (a) y = Neg (b) }\n"
+        '<domain: "my", opset_import: ["": 20]>\ntwice (p) => (q) { q = Add (p, p) }',
+        {}, {"b": "it holds a graph of its own"}, {"twice": ["FLOAT"]},
+    ),
+}  # fmt: skip
+CONSTANTS: dict[str, NDArray[np.generic]] = {
+    "large": np.full(4, 1e5, np.float32),
+    "mask": np.array([0, -np.inf], np.float32),
+    "ones": np.ones(256, np.float32),
+    "axis": np.array([1]),
+    "one": np.array(1),
+}
 
 
-def test_float16_limit_leaves_headroom_for_other_images() -> None:
-    model = graph("g (float[N] x) => (float[N] y) { h = Relu (x) y = Neg (h) }")
-    assert halved(model, {"h": 32752.0}).islands == {}
-    assert set(halved(model, {"h": 32753.0}).islands) == {"h", "y"}
-
-
-def test_constant_that_overflows_keeps_its_readers_in_float32() -> None:
-    model = graph(
-        "g (float[N, 4] x) => (float[N, 4] y) { h = Relu (x) a = Add (h, w) y = Sub (a, w) }",
-        w=np.full(4, 1e5, np.float32),
-    )
-    result = halved(model)
-    assert result.islands["a"] == "`w` reaches 1e+05, float16 only 65504"
-    assert types(result.model)["w"] == "FLOAT"
-    np.testing.assert_allclose(first_output(result.model), first_output(model), rtol=1e-2)
-
-
-def test_infinite_constant_stays_infinite_in_half() -> None:
-    model = graph(
-        "g (float[N, 2] x) => (float[N, 2] y) { m = Add (x, w) y = Softmax (m) }",
-        w=np.array([0, -np.inf], np.float32),
-    )
-    result = halved(model)
-    assert result.islands == {}
-    np.testing.assert_array_equal(first_output(result.model), [[1, 0], [1, 0]])
+@pytest.mark.parametrize("case", CASES)
+def test_islands_have_reasons_and_outputs_stay_close(case: str) -> None:
+    text, magnitudes, islands, read = CASES[case]
+    opsets = '"": 20, "my": 1' if "my." in text else '"": 20'
+    constants = {name: array for name, array in CONSTANTS.items() if f"{name})" in text}
+    head = f"<ir_version: 10, opset_import: [{opsets}]>\ng ("
+    model = from_text(head + text, **constants)
+    result = halved(model, magnitudes)
+    assert result.islands == islands
+    for op, kinds in read.items():
+        assert read_types(result.model, op) == kinds
+    if "my.Op" not in text and "H]" not in text:
+        require_close(model, result.model)
 
 
 @pytest.mark.parametrize("op", ["Max", "Min", "Clip"])
@@ -161,25 +206,6 @@ def test_sum_of_an_unmeasured_tensor_stays_in_float32() -> None:
         assert "was not measured" in reason
 
 
-def test_sum_of_unknown_length_stays_in_float32() -> None:
-    model = graph(
-        "g (float[N, H] x) => (float[N] y) { y = ReduceSum <keepdims: int = 0> (x, a) }",
-        a=[1],
-    )
-    result = halved(model, {"x": 1.0})
-    assert result.islands == {"y": "how many values it adds up is unknown"}
-
-
-def test_layer_norm_with_float32_stash_type_reads_half() -> None:
-    model = graph(
-        "g (float[N, 256] x) => (float[N, 256] y) { y = LayerNormalization (x, w) }",
-        w=np.ones(256, np.float32),
-    )
-    result = halved(model, {"x": 1000.0})
-    assert result.islands == {}
-    require_close(model, result.model, {"x": 300 * floats(2, 256)})
-
-
 def test_decomposed_norm_computes_squares_and_roots_in_float32() -> None:
     model = graph(
         "g (float[N, 64] x) => (float[N, 64] y) { s = Pow (x, two) m = ReduceMean (s, axis) "
@@ -234,29 +260,6 @@ def test_operator_without_a_half_type_stays_in_float32() -> None:
     np.testing.assert_array_equal(first_output(result.model, feeds), first_output(model, feeds))
 
 
-def test_operator_without_a_schema_stays_in_float32() -> None:
-    model = from_text(
-        '<ir_version: 10, opset_import: ["": 20, "my": 1]>\n'
-        "g (float[N, 4] x) => (float[N, 4] y) "
-        "<float[N, 4] b> { a = Relu (x) b = my.Op (a) y = Neg (b) }"
-    )
-    result = halved(model)
-    assert result.islands == {"b": "the input and output types of `my.Op` are unknown"}
-    assert read_types(result.model, "Op")[0] == "FLOAT"
-    assert read_types(result.model, "Neg")[0] == "FLOAT16"
-
-
-def test_tensor_of_unknown_type_keeps_its_readers_in_float32() -> None:
-    model = from_text(
-        '<ir_version: 10, opset_import: ["": 20, "my": 1]>\n'
-        "g (float[N, 4] x) => (float[N, 4] y) { a = Relu (x) b = my.Op (a) y = Add (a, b) }"
-    )
-    result = halved(model)
-    assert result.islands["y"] == "`b` is not a tensor, or its type is unknown"
-    assert read_types(result.model, "Relu")[0] == "FLOAT16"
-    assert [read_types(result.model, "Add")[0], types(result.model)["y"]] == ["FLOAT", "FLOAT"]
-
-
 def test_subgraph_keeps_reading_float32() -> None:
     model = graph(
         "g (float[N, 4] x, bool c) => (float[N, 4] y) { h = Mul (x, w) "
@@ -271,27 +274,3 @@ def test_subgraph_keeps_reading_float32() -> None:
     assert read_types(result.model, "Add")[0] == "FLOAT16"
     for truth in (True, False):
         require_close(model, result.model, {"x": floats(2, 4), "c": np.array(truth)})
-
-
-def test_model_function_stays_in_float32() -> None:
-    model = from_text(
-        '<ir_version: 10, opset_import: ["": 20, "my": 1]>\n'
-        "g (float[N, 4] x) => (float[N, 4] y) "
-        "<float[N, 4] b> { a = Relu (x) b = my.twice (a) y = Neg (b) }\n"
-        '<domain: "my", opset_import: ["": 20]>\ntwice (p) => (q) { q = Add (p, p) }'
-    )
-    result = halved(model)
-    assert result.islands == {"b": "it holds a graph of its own"}
-    require_close(model, result.model)
-
-
-def test_sequences_stay_in_float32() -> None:
-    model = graph(
-        "g (float[N, 4] x) => (float[N, 4] y) { a = Relu (x) b = Neg (a) "
-        "s = SequenceConstruct (a, b) t = SequenceAt (s, one) y = Abs (t) }",
-        one=1,
-    )
-    result = halved(model)
-    assert set(result.islands) == {"s", "t"}
-    assert read_types(result.model, "SequenceConstruct")[1] == "FLOAT"
-    require_close(model, result.model)

@@ -14,24 +14,107 @@ CONV = f"c = Conv {PAD} (x, w)"
 W = (16, 16, 3, 3)
 
 
-def rewritten(
-    body: str, signature: str = f"{X} => (float[] y)", **shapes: tuple[int, ...]
-) -> list[str]:
-    return after(model(body, signature, **shapes), "cpu")
+Shapes = dict[str, tuple[int, ...]]
+SQUARE = (32, 32)
+REWRITTEN: dict[str, tuple[str, str, Shapes, list[str]]] = {
+    "a convolution with its output and bias": (
+        "y = Conv (x, w, b)", X, {"w": (8, 16, 1, 1), "b": (8,)},
+        ["y_float = Conv(~x, ~w, ~b)", "return ~y_float"],
+    ),
+    "a product without a quantized reader": (
+        "h = Gemm (x, w, b) r = Relu (h) y = Gemm <transB: int = 1> (r, v, a)",
+        "(float[N, 32] x)", {"w": (32, 16), "b": (16,), "v": (8, 16), "a": (8,)},
+        ["h = Gemm(~x, ~w, ~b)", "r = Relu(h)", "y = Gemm(~r, ~v, ~a)"],
+    ),
+    "a product of stacked rows, without its bias": (
+        "h = MatMul (x, w) y = Add (h, b)", "(float[N, 10, 32] x)", {"w": (32, 16), "b": (16,)},
+        ["h = MatMul(~x, ~w)", "y = Add(h, b)"],
+    ),
+    "a product of two activations without softmax": (
+        "h = MatMul (x, w) y = MatMul (h, x)", "(float[N, 32, 32] x)", {"w": SQUARE},
+        ["h = MatMul(~x, ~w)", "y = MatMul(~h, ~x)"],
+    ),
+    "an add within a chain": (
+        f"{CONV} d = Conv {PAD} (c, v) s = Add (c, d) r = Relu (s) y = Conv (r, u)",
+        X, {"w": W, "v": W, "u": W},
+        ["c = Conv(~x, ~w)", "d = Conv(~c, ~v)", "s = Add(~c, ~d)", "r = Relu(s)",
+         "y_float = Conv(~r, ~u)", "return ~y_float"],
+    ),
+    "a sigmoid gate within a chain": (
+        f"{CONV} g = Sigmoid (c) m = Mul (c, g) y = Conv (m, v)", X, {"w": W, "v": W},
+        ["c = Conv(~x, ~w)", "g = Sigmoid(~c)", "m = Mul(~c, ~g)", "y_float = Conv(~m, ~v)",
+         "return ~y_float"],
+    ),
+    "a concat, whose inputs keep their own scales": (
+        f"{CONV} d = Conv {PAD} (x, v) t = Concat <axis: int = 1> (c, d) y = Conv (t, u)",
+        X, {"w": W, "v": W, "u": (16, 32, 1, 1)},
+        ["c = Conv(~x, ~w)", "d = Conv(~x, ~v)", "t = Concat(~c, ~d)", "y_float = Conv(~t, ~u)",
+         "return ~y_float"],
+    ),
+    "a pool within a chain": (
+        f"{CONV} p = GlobalAveragePool (c) f = Flatten (p) y = Gemm (f, v)",
+        X, {"w": W, "v": (16, 8)},
+        ["c = Conv(~x, ~w)", "p = GlobalAveragePool(~c)", "f = Flatten(~p)", "y = Gemm(~f, ~v)"],
+    ),
+    "a weight that two layers share": (
+        f"{CONV} y = Conv (c, w)", X, {"w": W},
+        ["c = Conv(~x, ~w)", "y_float = Conv(~c, ~w)", "return ~y_float"],
+    ),
+}  # fmt: skip
+ATTENTION = "attention scores and probabilities need more than 8 bits"
+LEFT: dict[str, tuple[str, str, Shapes, dict[str, str]]] = {
+    "a relu beside other readers": (
+        f"{CONV} r = Relu (c) y = Add (c, r)", X, {"w": W},
+        {"r": "other operators read its input",
+         "y": "its inputs are not computed by quantized operators"},
+    ),
+    "an add of float tensors": (
+        "h = MatMul (x, w) s = Add (x, h) n = LayerNormalization <axis: int = -1> (s, g) "
+        "y = MatMul (n, v)",
+        "(float[N, 10, 32] x)", {"w": SQUARE, "g": (32,), "v": (32, 16)},
+        {"s": "its inputs are not computed by quantized operators", "n": NO_KERNEL},
+    ),
+    "an add with float readers": (
+        f"{CONV} d = Conv (x, v) s = Add (c, c) y = Elu (s)", X, {"w": W, "v": W},
+        {"s": "no quantized operator reads its output"},
+    ),
+    "attention between projections": (
+        """q = MatMul (x, w) k = MatMul (x, v) kt = Transpose <perm: ints = [0, 2, 1]> (k)
+        s = MatMul (q, kt) p = Softmax (s) o = MatMul (p, x) y = MatMul (o, u)""",
+        "(float[N, 10, 32] x)", {"w": SQUARE, "v": SQUARE, "u": (32, 8)},
+        {"s": ATTENTION, "p": "8 bits are too few for probabilities", "o": ATTENTION},
+    ),
+    "sums of which there are 2**59 paths": (
+        "a0 = MatMul (x, x) " + " ".join(f"a{n} = Add (a{n - 1}, a{n - 1})" for n in range(1, 60))
+        + " y = MatMul (a59, w)",
+        "(float[N, 32, 32] x)", {"w": SQUARE}, {},
+    ),
+    "a weight that is computed": (
+        "v = Abs (w) y = Conv (x, v)", X, {"w": W}, {"y": "its weight is not constant"}
+    ),
+    "a transposed convolution": ("y = ConvTranspose (x, w)", X, {"w": W}, {"y": NO_KERNEL}),
+    "a stack of matrices": (
+        "t = Transpose <perm: ints = [0, 2, 3, 1]> (x) y = MatMul (t, w)", X, {"w": (8, 16, 4)},
+        {"y": "its weight is not one matrix"},
+    ),
+    "a product that scales": (
+        "y = Gemm <alpha: float = 0.5> (x, w)", "(float[N, 32] x)", {"w": (32, 16)},
+        {"y": "it scales or transposes its input"},
+    ),
+}  # fmt: skip
 
 
-def reasons(
-    body: str, signature: str = f"{X} => (float[] y)", **shapes: tuple[int, ...]
-) -> dict[str, str]:
-    left = layers(model(body, signature, **shapes), "cpu")
-    return {name: layer.left for name, layer in left.items() if layer.left}
+@pytest.mark.parametrize("case", REWRITTEN)
+def test_quantizers_are_where_integer_kernels_need_them(case: str) -> None:
+    body, inputs, shapes, lines = REWRITTEN[case]
+    assert after(model(body, f"{inputs} => (float[] y)", **shapes), "cpu") == lines
 
 
-def test_convolution_has_quantized_inputs_output_and_bias() -> None:
-    assert rewritten("y = Conv (x, w, b)", w=(8, 16, 1, 1), b=(8,)) == [
-        "y_float = Conv(~x, ~w, ~b)",
-        "return ~y_float",
-    ]
+@pytest.mark.parametrize("case", LEFT)
+def test_nodes_without_an_integer_kernel_stay_in_float(case: str) -> None:
+    body, inputs, shapes, reasons = LEFT[case]
+    placed = layers(model(body, f"{inputs} => (float[] y)", **shapes), "cpu")
+    assert {name: layer.left for name, layer in placed.items() if layer.left} == reasons
 
 
 def test_fused_activation_has_the_output_quantizer() -> None:
@@ -45,68 +128,6 @@ def test_fused_activation_has_the_output_quantizer() -> None:
             "y_float = Conv(~r, ~v)",
             "return ~y_float",
         ]
-
-
-def test_relu_is_not_fused_if_its_input_has_other_readers() -> None:
-    body = f"{CONV} r = Relu (c) y = Add (c, r)"
-    assert reasons(body, w=W)["r"] == "other operators read its input"
-
-
-def test_product_outputs_float_without_a_quantized_reader() -> None:
-    flat = "(float[N, 32] x) => (float[N, 8] y)"
-    body = "h = Gemm (x, w, b) r = Relu (h) y = Gemm <transB: int = 1> (r, v, a)"
-    shapes = {"w": (32, 16), "b": (16,), "v": (8, 16), "a": (8,)}
-    assert rewritten(body, flat, **shapes) == [
-        "h = Gemm(~x, ~w, ~b)",
-        "r = Relu(h)",
-        "y = Gemm(~r, ~v, ~a)",
-    ]
-
-
-def test_product_of_stacked_rows_is_quantized_without_its_bias() -> None:
-    body = "h = MatMul (x, w) y = Add (h, b)"
-    assert rewritten(body, "(float[N, 10, 32] x) => (float[] y)", w=(32, 16), b=(16,)) == [
-        "h = MatMul(~x, ~w)",
-        "y = Add(h, b)",
-    ]
-
-
-def test_add_within_a_chain_has_quantized_inputs_and_output() -> None:
-    body = f"{CONV} d = Conv {PAD} (c, v) s = Add (c, d) r = Relu (s) y = Conv (r, u)"
-    assert rewritten(body, w=W, v=W, u=W) == [
-        "c = Conv(~x, ~w)",
-        "d = Conv(~c, ~v)",
-        "s = Add(~c, ~d)",
-        "r = Relu(s)",
-        "y_float = Conv(~r, ~u)",
-        "return ~y_float",
-    ]
-
-
-def test_sigmoid_gate_is_quantized_within_a_chain() -> None:
-    body = f"{CONV} g = Sigmoid (c) m = Mul (c, g) y = Conv (m, v)"
-    assert rewritten(body, w=W, v=W) == [
-        "c = Conv(~x, ~w)",
-        "g = Sigmoid(~c)",
-        "m = Mul(~c, ~g)",
-        "y_float = Conv(~m, ~v)",
-        "return ~y_float",
-    ]
-
-
-def test_add_of_float_tensors_stays_in_float() -> None:
-    norm = "LayerNormalization <axis: int = -1> (s, g)"
-    body = f"h = MatMul (x, w) s = Add (x, h) n = {norm} y = MatMul (n, v)"
-    left = reasons(body, "(float[N, 10, 32] x) => (float[] y)", w=(32, 32), g=(32,), v=(32, 16))
-    assert left == {
-        "s": "its inputs are not computed by quantized operators",
-        "n": NO_KERNEL,
-    }
-
-
-def test_add_with_float_readers_stays_in_float() -> None:
-    body = f"{CONV} d = Conv (x, v) s = Add (c, c) y = Elu (s)"
-    assert reasons(body, w=W, v=W) == {"s": "no quantized operator reads its output"}
 
 
 @pytest.mark.parametrize(
@@ -142,69 +163,6 @@ def test_cubic_resize_breaks_the_chain() -> None:
         assert ("r" in layers(before, "cpu")) == (mode == "linear")
 
 
-def test_concat_inputs_keep_their_own_scales() -> None:
-    body = f"{CONV} d = Conv {PAD} (x, v) t = Concat <axis: int = 1> (c, d) y = Conv (t, u)"
-    lines = rewritten(body, w=W, v=W, u=(16, 32, 1, 1))
-    assert "t = Concat(~c, ~d)" in lines
-
-
-def test_pools_within_a_chain_are_quantized() -> None:
-    body = f"{CONV} p = GlobalAveragePool (c) f = Flatten (p) y = Gemm (f, v)"
-    assert rewritten(body, w=W, v=(16, 8)) == [
-        "c = Conv(~x, ~w)",
-        "p = GlobalAveragePool(~c)",
-        "f = Flatten(~p)",
-        "y = Gemm(~f, ~v)",
-    ]
-
-
-def test_attention_stays_in_float_and_projections_are_quantized() -> None:
-    body = """q = MatMul (x, w) k = MatMul (x, v) kt = Transpose <perm: ints = [0, 2, 1]> (k)
-    s = MatMul (q, kt) p = Softmax (s) o = MatMul (p, x) y = MatMul (o, u)"""
-    left = reasons(body, "(float[N, 10, 32] x) => (float[] y)", w=(32, 32), v=(32, 32), u=(32, 8))
-    assert left == {
-        "s": "attention scores and probabilities need more than 8 bits",
-        "p": "8 bits are too few for probabilities",
-        "o": "attention scores and probabilities need more than 8 bits",
-    }
-
-
-def test_attention_search_visits_each_node_once() -> None:
-    sums = " ".join(f"a{at} = Add (a{at - 1}, a{at - 1})" for at in range(1, 60))
-    body = f"a0 = MatMul (x, x) {sums} y = MatMul (a59, w)"
-    left = reasons(body, "(float[N, 32, 32] x) => (float[] y)", w=(32, 32))
-    assert "a0" not in left
-
-
-def test_product_of_two_activations_without_softmax_is_quantized() -> None:
-    body = "h = MatMul (x, w) y = MatMul (h, x)"
-    assert rewritten(body, "(float[N, 32, 32] x) => (float[] y)", w=(32, 32)) == [
-        "h = MatMul(~x, ~w)",
-        "y = MatMul(~h, ~x)",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("body", "shapes", "why"),
-    [
-        ("v = Abs (w) y = Conv (x, v)", {"w": W}, "its weight is not constant"),
-        ("y = ConvTranspose (x, w)", {"w": W}, NO_KERNEL),
-        ("t = Transpose <perm: ints = [0, 2, 3, 1]> (x) y = MatMul (t, w)", {"w": (8, 16, 4)},
-         "its weight is not one matrix"),
-    ],
-)  # fmt: skip
-def test_operators_without_an_integer_kernel_stay_in_float(
-    body: str, shapes: dict[str, tuple[int, ...]], why: str
-) -> None:
-    assert why in reasons(body, f"{X} => (float[] y)", **shapes).values()
-
-
-def test_gemm_that_scales_or_transposes_stays_in_float() -> None:
-    flat = "(float[N, 32] x) => (float[] y)"
-    left = reasons("y = Gemm <alpha: float = 0.5> (x, w)", flat, w=(32, 16))
-    assert left == {"y": "it scales or transposes its input"}
-
-
 def test_excluded_activation_keeps_its_convolution_in_float() -> None:
     before = model(f"{CONV} r = Relu (c) y = Conv (r, v)", f"{X} => (float[] y)", w=W, v=W)
     assert after(before, "cpu", Selection(exclude=("r",))) == [
@@ -213,11 +171,6 @@ def test_excluded_activation_keeps_its_convolution_in_float() -> None:
         "y_float = Conv(~r, ~v)",
         "return ~y_float",
     ]
-
-
-def test_shared_weight_is_stored_once() -> None:
-    before = model(f"{CONV} y = Conv (c, w)", f"{X} => (float[] y)", w=W)
-    assert after(before, "cpu")[:2] == ["c = Conv(~x, ~w)", "y_float = Conv(~c, ~w)"]
 
 
 def test_subgraphs_stay_unchanged() -> None:

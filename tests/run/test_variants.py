@@ -11,7 +11,7 @@ import qconvert
 from qconvert.backends.base import EngineVariant
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError
-from qconvert.run.calibrate import CalibrationRequest, calibrate, load_calibration_set
+from qconvert.run.calibrate import calibrate, load_calibration_set
 from qconvert.run.variants import make_graph
 from tests.models import floats, from_text
 from tests.run.calibrated import calibrated_inputs
@@ -88,7 +88,7 @@ def test_graph_fixed_to_batch_one_is_refused_before_any_work() -> None:
 @pytest.mark.slow
 def test_graph_of_a_resumed_run_is_not_reused_for_a_new_run() -> None:
     new, context = calibrated_inputs()
-    calibrate(context, CalibrationRequest(Path("c.npz")))
+    calibrate(context, Path("c.npz"))
     resumed = replace(new, calibration=load_calibration_set(new.loaded, context, Path("c.npz")))
     of_resumed, of_new, of_new_again = (
         make_graph(EngineVariant("cpu", "int8"), inputs, context).folder
