@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qconvert.backends.base import EngineVariant
-from qconvert.run.calibrate import CalibrationRequest, calibrate, load_calibration_set
+from qconvert.run.calibrate import calibrate, load_calibration_set
 from qconvert.run.variants import make_graph
 from tests.run.calibrated import calibrated_inputs
 
@@ -14,7 +14,7 @@ from tests.run.calibrated import calibrated_inputs
 @pytest.mark.slow
 def test_graph_of_a_resumed_run_is_not_reused_for_a_new_run() -> None:
     new, context = calibrated_inputs()
-    calibrate(context, CalibrationRequest(Path("c.npz")))
+    calibrate(context, Path("c.npz"))
     resumed = replace(new, calibration=load_calibration_set(new.loaded, context, Path("c.npz")))
     of_resumed, of_new, of_new_again = (
         make_graph(EngineVariant("cpu", "int8"), inputs, context).folder
