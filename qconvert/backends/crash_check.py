@@ -5,7 +5,6 @@ finish, and Python notices none of these. A child therefore tries every model on
 of one core: starting Python, importing ONNX Runtime, one load and one run.
 """
 
-import contextlib
 import hashlib
 import io
 import os
@@ -55,36 +54,32 @@ def check_for_crash(model: ir.Model, feeds: Tensors, path: Path | None = None) -
             onnx_io.save(model, folder / "model.onnx", external=True)
             check_for_crash(model, feeds, folder / "model.onnx")
         return
-    names = [] if path is None else [str(path.absolute())]
-    content = b"" if names else onnx_io.serialize(model)
     buffer = io.BytesIO()
     np.savez(buffer, **feeds)  # type: ignore[arg-type]
     inputs = buffer.getvalue()
-    digest = hashlib.sha256(inputs)
-    digest.update(os.fsencode(names[0]) if names else content)
-    if digest.hexdigest() in _passed:
+    stdin = inputs + (onnx_io.serialize(model) if path is None else b"")
+    names = [] if path is None else [str(path.absolute())]
+    digest = hashlib.sha256(stdin)
+    digest.update(os.fsencode("".join(names)))
+    if (key := digest.hexdigest()) in _passed:
         return
     seconds = time_limit_seconds(model)
-    with subprocess_worker.start_python(_CHILD, str(len(inputs)), *names) as child:
-        # Written in parts: joining them would copy a model of almost 2 GB.
-        with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
-            pipe.write(inputs)
-            pipe.write(content)
-        try:
-            code = child.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise QConvertError(
-                f"the model did not finish within {seconds:.0f} s",
-                hint="it has loops; one of them may never stop for these inputs",
-            ) from None
-        lines = child.error_lines()
-    if code < 0:
+    try:
+        child = subprocess_worker.run_python(
+            _CHILD, str(len(inputs)), *names, seconds=seconds, stdin=stdin
+        )
+    except subprocess.TimeoutExpired:
         raise QConvertError(
-            f"ONNX Runtime crashed on this model: {subprocess_worker.describe_exit(code)}",
-            details=lines[-3:],
+            f"the model did not finish within {seconds:.0f} s",
+            hint="it has loops; one of them may never stop for these inputs",
+        ) from None
+    if child.code < 0:
+        raise QConvertError(
+            f"ONNX Runtime crashed on this model: {child.failure}",
+            details=child.error_lines[-3:],
             hint="export it again; if the model is valid, report it to ONNX Runtime",
         )
-    _passed.add(digest.hexdigest())
+    _passed.add(key)
 
 
 def time_limit_seconds(model: ir.Model) -> float:

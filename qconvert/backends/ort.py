@@ -268,7 +268,11 @@ def nodes_by_provider(session: Any) -> dict[str, list[str]]:
 
 
 def kernel_coverage(path: Path, spec: LoadSpec) -> Coverage:
-    """Count the kernels of a file that the first provider runs whole, by precision."""
+    """Count the kernels of a file that the first provider runs whole, by the precision of each.
+
+    Conversions between precisions count as `casts`, arithmetic on shapes and indices as `other`.
+    ONNX Runtime does not write the types of tensors that it introduced; they are inferred here.
+    """
     options = session_options(spec)
     with atomic.system_temporary_folder() as folder:
         options.optimized_model_filepath = str(folder / "optimized.onnx")
@@ -278,20 +282,11 @@ def kernel_coverage(path: Path, spec: LoadSpec) -> Coverage:
         options.add_session_config_entry(external + "min_size_in_bytes", "1024")
         create_session(path, spec, options)
         optimized = onnx.load(options.optimized_model_filepath, load_external_data=False)
-    model = ir.from_proto(optimized)
-    return Coverage({spec.providers[0][0]: len(list(model.graph))}, kernel_precisions(model))
-
-
-def kernel_precisions(optimized: ir.Model) -> Mapping[str, int]:
-    """Count the nodes of a graph that ONNX Runtime optimized by the precision they compute in.
-
-    Conversions between precisions count as `casts`, arithmetic on shapes and indices as `other`.
-    ONNX Runtime does not write the types of tensors that it introduced; they are inferred here.
-    """
-    values = (*optimized.graph.inputs, *optimized.graph.initializers.values())
+    graph = ir.from_proto(optimized).graph
+    values = (*graph.inputs, *graph.initializers.values())
     dtypes = {str(value.name): value.dtype for value in values if value.dtype is not None}
     counts: Counter[str] = Counter()
-    for node in optimized.graph:
+    for node in graph:
         dtype = _output_dtype(node, dtypes)
         dtypes |= {value.name: dtype for value in node.outputs if value.name}
         if node.op_type in CASTING:
@@ -300,7 +295,7 @@ def kernel_precisions(optimized: ir.Model) -> Mapping[str, int]:
             counts["int8"] += 1
         else:
             counts[PRECISIONS.get(dtype, "other")] += 1
-    return dict(sorted(counts.items()))
+    return Coverage({spec.providers[0][0]: counts.total()}, dict(sorted(counts.items())))
 
 
 def _output_dtype(node: ir.Node, dtypes: Mapping[str, ir.DataType]) -> ir.DataType:

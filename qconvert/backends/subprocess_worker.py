@@ -24,10 +24,11 @@ except OSError:
 
 @dataclass(frozen=True)
 class ChildResult:
-    """The exit code and output of a finished child, and why it failed, nothing if it did not."""
+    """The exit code and output of a finished child; `failure` is empty if it did not fail."""
 
     code: int
     stdout: str
+    error_lines: Sequence[str]
     failure: str
 
 
@@ -69,13 +70,13 @@ def start_python(code: str, *args: str) -> Iterator[Child]:
             process.kill()
 
 
-def run_python(code: str, *args: str, seconds: float) -> ChildResult:
+def run_python(code: str, *args: str, seconds: float, stdin: bytes = b"") -> ChildResult:
     """Run some code to its end."""
     with start_python(code, *args) as child:
-        stdout, _ = child.process.communicate(timeout=seconds)
-        status = child.process.returncode
-        failure = describe_exit(status, child.error_lines()) if status else ""
-    return ChildResult(status, stdout.decode(errors="replace"), failure)
+        stdout, _ = child.process.communicate(stdin, timeout=seconds)
+        status, lines = child.process.returncode, child.error_lines()
+    failure = describe_exit(status, lines) if status else ""
+    return ChildResult(status, stdout.decode(errors="replace"), lines, failure)
 
 
 def describe_exit(code: int, last_lines: Sequence[str] = ()) -> str:

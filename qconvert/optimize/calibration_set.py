@@ -38,11 +38,6 @@ class CalibrationSet:
     can_recalibrate: bool = False
 
     @property
-    def images_available(self) -> bool:
-        """Whether the images can be read."""
-        return self.images is not None
-
-    @property
     def has_holdout(self) -> bool:
         """Whether any images are held out; a few images are too few for that."""
         return bool(self._split[0])

@@ -5,8 +5,8 @@ whole model: it runs on images that were held out, and is compared with the FP32
 tried, and so how long it takes, is the level of `--effort`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -60,7 +60,8 @@ EFFORTS: dict[str, OptimizationEffort] = {
 class Candidate:
     """A model, its calibration, and how to quantize it.
 
-    It is evaluated on the images held out, and on others up to `max_holdout_images` in all.
+    It is evaluated on the images held out, and on others up to `max_holdout_images` in all. Its
+    model is equalized by the `factors`.
     """
 
     loaded: LoadedModel
@@ -69,6 +70,8 @@ class Candidate:
     options: QuantizeOptions
     max_holdout_images: int
     progress: ProgressCallback
+    factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def final_plan(self) -> Plan:
         """Return the plan from the ranges of all images."""

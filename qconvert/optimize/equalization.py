@@ -10,7 +10,7 @@ Through Weight Equalization and Bias Correction"); `a` is that of SmoothQuant (X
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -32,27 +32,14 @@ HEADROOM = 2.0
 # The mean square of a channel, as a share of the square of its largest value.
 MEAN_SQUARE = 0.1
 
-ChosenFactors = Mapping[str, tuple[float, ...]]
 
-
-@dataclass(frozen=True)
-class Equalized:
-    """A candidate whose model is equalized by these factors, or the original one without any."""
-
-    candidate: Candidate
-    factors: ChosenFactors = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-def propose_factors(candidate: Candidate) -> ChosenFactors:
+def propose_factors(candidate: Candidate) -> dict[str, tuple[float, ...]]:
     """Return factors that are expected to help, by tensor."""
     model, summaries = candidate.loaded.model, candidate.calibration.training.summaries
     return choose_factors(model.graph, find_observed_tensors(model), summaries)
 
 
-def choose_equalization(
-    original: Candidate, equalized: Candidate, factors: ChosenFactors
-) -> Equalized:
+def choose_equalization(original: Candidate, equalized: Candidate) -> Candidate:
     """Return the equalized candidate if its output error is lower, else the original one."""
     end = start_step(original.progress, "equalize")
     reference = original.reference_outputs()
@@ -60,12 +47,12 @@ def choose_equalization(
     after = equalized.output_error(equalized.options, reference)
     accepted = is_better(before, after)
     text = (
-        f"cross-layer equalization of {len(factors)} tensors "
+        f"cross-layer equalization of {len(equalized.factors)} tensors "
         f"{'accepted' if accepted else 'rejected'}: output error {before.per_image.mean():.4g} "
         f"-> {after.per_image.mean():.4g} {original.describe_images(after)}"
     )
     end(text, False)
-    return Equalized(equalized, factors, (text,)) if accepted else Equalized(original)
+    return replace(equalized, notes=(text,)) if accepted else original
 
 
 def choose_factors(

@@ -43,13 +43,7 @@ from qconvert.quantize import plan_files, rounded_weights
 from qconvert.quantize.apply_plan import apply_plan, find_planned_layers
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.plan import Plan, WeightSlot
-from qconvert.quantize.rounded_weights import (
-    BIAS_SLOT,
-    RoundedWeight,
-    RoundedWeights,
-    set_constant,
-    set_weight,
-)
+from qconvert.quantize.rounded_weights import BIAS_SLOT, RoundedWeight, RoundedWeights
 from qconvert.quantize.weights import (
     WeightedLayer,
     find_weighted_layers,
@@ -99,7 +93,7 @@ def learn_rounding(plan: Plan, candidate: Candidate, effort: str, cache: Cache) 
         return LearnedPlan(plan)
     if untyped := find_untyped_tensor(model):
         return LearnedPlan(plan, notes=(UNKNOWN_TYPE.format(untyped),))
-    if not calibration.images_available:
+    if calibration.images is None:
         return LearnedPlan(plan, notes=(NO_IMAGES,))
     end = start_step(candidate.progress, "learn")
     images = limit_images(model, level.training_images)
@@ -124,7 +118,9 @@ def learn_rounding(plan: Plan, candidate: Candidate, effort: str, cache: Cache) 
         with cache.resumable("learn", key) as folder:
             layers = _learn_unfinished(model, plan, batches, level.rows, folder, candidate.progress)
             weights = {layer.name: layer.weight for layer in layers if layer.weight is not None}
-            learned = apply_plan(model, rounded_weights.with_digest(plan, weights), weights)
+            learned = apply_plan(
+                model, replace(plan, learned=rounded_weights.digest(weights)), weights
+            )
             reference = run_reference(model, holdout())
             before = compare_outputs(apply_plan(model, plan), holdout(), reference)
             after = compare_outputs(learned, holdout(), reference)
@@ -149,7 +145,7 @@ def learn_rounding(plan: Plan, candidate: Candidate, effort: str, cache: Cache) 
     weights = rounded_weights.load(entry.path / "learned.npz")
     summary = (entry.path / "summary.txt").read_text(encoding="utf-8")
     end(summary, entry.hit)
-    return LearnedPlan(rounded_weights.with_digest(plan, weights), weights, (summary,))
+    return LearnedPlan(replace(plan, learned=rounded_weights.digest(weights)), weights, (summary,))
 
 
 def _learn_unfinished(
@@ -223,9 +219,13 @@ def learn_layers(
             yield rounded
         weight = node.inputs[layer.slot]
         if rounded.weight is not None:
-            set_weight(node, WeightSlot(layer.slot, layer.axis), rounded.weight, names)
+            rounded_weights.set_weight(
+                node, WeightSlot(layer.slot, layer.axis), rounded.weight, names
+            )
         elif weight is not None:
-            set_constant(weight, fake_quantize(weight_array(layer.weight, layer.node), scale))
+            rounded_weights.set_constant(
+                weight, fake_quantize(weight_array(layer.weight, layer.node), scale)
+            )
 
 
 def _can_learn(layer: WeightedLayer) -> bool:

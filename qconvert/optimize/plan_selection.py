@@ -23,9 +23,8 @@ from qconvert.core.tensors import Tensors
 from qconvert.graph.describe import describe_model
 from qconvert.graph.observed_tensors import find_observed_tensors
 from qconvert.measure.output_error import OutputError
-from qconvert.optimize.calibration_set import CALIBRATION_BATCH, CalibrationSet
+from qconvert.optimize.calibration_set import CALIBRATION_BATCH
 from qconvert.optimize.candidate import EFFORTS, MAX_TRAINING_IMAGES, Candidate, is_better
-from qconvert.optimize.equalization import Equalized
 from qconvert.optimize.partial_execution import PartialExecution, find_untyped_tensor, limit_images
 from qconvert.quantize.placement import QuantizeOptions
 from qconvert.quantize.plan import Plan, RestPrecision
@@ -61,16 +60,6 @@ class TriedMethod:
     distance: float
 
 
-@dataclass(frozen=True)
-class SelectedPlan:
-    """A plan, the calibration of the model that it quantizes, and the methods that were tried."""
-
-    plan: Plan
-    calibration: CalibrationSet
-    tried: tuple[TriedMethod, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
 def initial_options(options: QuantizeOptions) -> QuantizeOptions:
     """Return the options to start from: where the method is still to be selected, the default."""
     if options.method in (AUTO_METHOD, OUTPUT_ERROR_METHOD):
@@ -79,25 +68,24 @@ def initial_options(options: QuantizeOptions) -> QuantizeOptions:
 
 
 def select_plan(
-    original: Candidate, equalized: Equalized, method: str, effort: str
-) -> SelectedPlan:
+    original: Candidate, candidate: Candidate, method: str, effort: str
+) -> tuple[Plan, tuple[TriedMethod, ...]]:
     """Return the plan by this method, which may ask for the best one, or one for each tensor.
 
-    The plan is for the original model: the factors that equalize it are a part of the plan.
+    The plan is for the original model: the factors that equalize it are a part of the plan. Return
+    also the methods that were tried.
     """
-    candidate, tried = equalized.candidate, tuple[TriedMethod, ...]()
-    if candidate.calibration.images_available:
+    options, tried = candidate.options, tuple[TriedMethod, ...]()
+    if candidate.calibration.images is not None:
         if method == AUTO_METHOD:
             options, tried = _select_method(candidate, EFFORTS[effort].max_macs)
-            candidate = replace(candidate, options=options)
         elif method == OUTPUT_ERROR_METHOD:
             options = assign_methods(candidate, EFFORTS["thorough"].max_macs)
-            candidate = replace(candidate, options=options)
-    plan = candidate.final_plan()
-    if equalized.factors:
+    plan = replace(candidate, options=options).final_plan()
+    if candidate.factors:
         fingerprint = onnx_io.fingerprint(original.loaded.model)
-        plan = replace(plan, model=fingerprint, equalized=dict(equalized.factors))
-    return SelectedPlan(plan, candidate.calibration, tried, equalized.notes)
+        plan = replace(plan, model=fingerprint, equalized=dict(candidate.factors))
+    return plan, tried
 
 
 def _select_method(

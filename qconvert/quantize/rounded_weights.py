@@ -3,7 +3,7 @@
 import hashlib
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +16,7 @@ from qconvert.core import npz
 from qconvert.core.errors import QConvertError, UsageError, attach_path, first_line
 from qconvert.core.scales import FloatArray
 from qconvert.graph.patterns import UniqueNames, find_matmul_bias, make_initializer
-from qconvert.quantize.plan import Plan, WeightSlot
+from qconvert.quantize.plan import WeightSlot
 
 BIAS_SLOT = 2
 WEIGHTS_HINT = "it lies beside its plan, as `quantize --plan-out` and `build` write it"
@@ -89,11 +89,6 @@ def load(path: Path) -> dict[str, RoundedWeight]:
         raise QConvertError(
             f"`{path}` has no learned weights: {reason}", hint=WEIGHTS_HINT
         ) from None
-
-
-def with_digest(plan: Plan, weights: RoundedWeights) -> Plan:
-    """Return a plan that names the weights that were learned with it."""
-    return replace(plan, learned=digest(weights))
 
 
 def require_match(weights: RoundedWeights, expected: str) -> None:

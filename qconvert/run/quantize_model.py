@@ -24,7 +24,7 @@ from qconvert.graph.passes import upgrade_opset
 from qconvert.measure.output_error import sqnr_db
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.optimize.candidate import EFFORTS, Candidate
-from qconvert.optimize.equalization import Equalized, choose_equalization, propose_factors
+from qconvert.optimize.equalization import choose_equalization, propose_factors
 from qconvert.optimize.learned_rounding import learn_rounding
 from qconvert.optimize.plan_selection import TriedMethod, initial_options, select_plan
 from qconvert.quantize.apply_plan import apply_plan
@@ -146,7 +146,7 @@ def convert_precision(
         _require_working(model, loaded)
     if plan is not None and not plan.integer_bias:
         notes.append(INTEGER_QDQ_HINT)
-    if rest != "bf16" and calibration is not None and calibration.images_available:
+    if rest != "bf16" and calibration is not None and calibration.images is not None:
         notes += _warn_unrelated_outputs(loaded, model, calibration)
     result = replace(result, model=model, islands=islands, notes=tuple(notes))
     end(f"{spec.name}: {_describe(result, rest)}", False)
@@ -196,27 +196,27 @@ def _plan(
 ) -> tuple[QuantizedModel, CalibrationSet]:
     """Select a plan and learn its rounding; return both, and the calibration that the plan fits."""
     options, holdout = initial_options(spec.options), EFFORTS[spec.effort].holdout_images
-    candidate = Candidate(loaded, calibration, scheme, options, holdout, context.progress)
-    equalized = _equalize(candidate, spec, context)
-    selected = select_plan(candidate, equalized, spec.options.method, spec.effort)
-    candidate = replace(candidate, calibration=selected.calibration)
-    learned = learn_rounding(selected.plan, candidate, spec.effort, context.cache)
+    original = Candidate(loaded, calibration, scheme, options, holdout, context.progress)
+    candidate = _equalize(original, spec, context)
+    plan, tried = select_plan(original, candidate, spec.options.method, spec.effort)
+    original = replace(original, calibration=candidate.calibration)
+    learned = learn_rounding(plan, original, spec.effort, context.cache)
     result = QuantizedModel(
         loaded.model,
         learned.plan,
         learned.weights,
-        method_scores=selected.tried,
-        notes=(*selected.notes, *learned.notes),
+        method_scores=tried,
+        notes=(*candidate.notes, *learned.notes),
     )
-    return result, selected.calibration
+    return result, candidate.calibration
 
 
-def _equalize(candidate: Candidate, spec: QuantizeSpec, context: JobContext) -> Equalized:
+def _equalize(candidate: Candidate, spec: QuantizeSpec, context: JobContext) -> Candidate:
     """Equalize the model, calibrate it again, and return it if its output error is lower."""
     equalizes = EFFORTS[spec.effort].equalize and candidate.calibration.can_recalibrate
     factors = propose_factors(candidate) if equalizes else {}
     if not factors:
-        return Equalized(candidate)
+        return candidate
     model = equalize(candidate.loaded.model, factors)
     key = {
         "name": candidate.loaded.source.name,
@@ -230,8 +230,8 @@ def _equalize(candidate: Candidate, spec: QuantizeSpec, context: JobContext) -> 
     path = entry.path / MODEL_FILE
     loaded = replace(candidate.loaded, model=onnx_io.load(path), path=path)
     calibration = measure_calibration_set(loaded, context, spec.workers)
-    equalized = replace(candidate, loaded=loaded, calibration=calibration)
-    return choose_equalization(candidate, equalized, factors)
+    equalized = replace(candidate, loaded=loaded, calibration=calibration, factors=factors)
+    return choose_equalization(candidate, equalized)
 
 
 def _dequantized_magnitudes(model: ir.Model, magnitudes: Mapping[str, float]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from qconvert.backends.base import Availability, Engine, EngineVariant
 from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.core import atomic, onnx_io
 from qconvert.core.cache import JsonCodec
-from qconvert.core.config import BuildConfig, SearchConfig
+from qconvert.core.config import BuildConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import Progress, ignore_progress, start_step
 from qconvert.core.tensors import Tensors, batch_size, fixed_batch, pad_batch, unpad_batch
@@ -38,12 +38,7 @@ from qconvert.quantize import plan_files
 from qconvert.quantize.plan import RestPrecision
 from qconvert.quantize.plan_files import PlanWithWeights, weights_path
 from qconvert.report.verdict import conclude
-from qconvert.run import (
-    report_files,
-    run_folder,
-    targets,
-    variants,
-)
+from qconvert.run import report_files, run_folder, variants
 from qconvert.run.bench import time_engines
 from qconvert.run.context import (
     EVALUATION_BATCH,
@@ -59,13 +54,6 @@ from qconvert.run.variants import BuildInputs, ChosenVariants, engine_settings, 
 
 MIXED_MODEL, TRIALS = "mixed.onnx", "trials.jsonl"
 PLAN_FILES = (PLAN_FILE, weights_path(Path(PLAN_FILE)).name)
-MAX_TIMING_SECONDS = 1.0
-MIN_SEARCH_IMAGES = 32
-SAME_IMAGES = "no `--eval`: the mix is confirmed on the same images that it was found on"
-FEW_SEARCH_IMAGES = (
-    "blocks were tried on {} images only: give more with `--images`, a fifth of them is held out "
-    "for this"
-)
 MIX = JsonCodec("mix.json", pydantic.TypeAdapter(MixedResult))
 
 # A batch as the model takes it, with a label or None for each image that is no repetition.
@@ -132,9 +120,14 @@ def search_backend(
         if evaluation_set is not None:
             evaluation_images = make_evaluation_images(inputs, evaluation_set)
         else:
-            notes.append(SAME_IMAGES)
-        if count < MIN_SEARCH_IMAGES:
-            notes.append(FEW_SEARCH_IMAGES.format(count))
+            notes.append(
+                "no `--eval`: the mix is confirmed on the same images that it was found on"
+            )
+        if count < 32:
+            notes.append(
+                f"blocks were tried on {count} images only: give more with `--images`, a fifth of "
+                "them is held out for this"
+            )
         if context.cache.fresh:
             trials.unlink(missing_ok=True)
         blocks = find_blocks(model.model, model.plan)
@@ -169,7 +162,7 @@ def search_backend(
 def make_search_images(inputs: BuildInputs) -> SearchImages:
     """Return the calibration images that are held out; they have no labels."""
     calibration = inputs.calibration
-    if calibration is None or not calibration.images_available:
+    if calibration is None or calibration.images is None:
         raise UsageError("a search needs calibration images", hint="name a folder: `--images PATH`")
 
     def read() -> Iterator[LabelledBatch]:
@@ -232,7 +225,7 @@ def make_timer(
 ) -> SetTimer:
     """Return what builds engines of sets and times them in turns, at the first batch size."""
     bench, progress = context.config.bench, context.progress
-    seconds = min(MAX_TIMING_SECONDS, bench.seconds)
+    seconds = min(1.0, bench.seconds)
     bench = replace(bench, batch_sizes=bench.batch_sizes[:1], seconds=seconds)
 
     def report_running(event: Progress) -> None:
@@ -244,8 +237,7 @@ def make_timer(
 
     def build(variant: EngineVariant, inputs: BuildInputs) -> Engine:
         graph = make_graph(variant, inputs, replace(context, progress=ignore_progress))
-        entry = variants.cached_engine(variant, graph, context)
-        return targets.read_engine(entry.path).engine
+        return variants.cached_engine(variant, graph, context).engine
 
     def time_sets(sets: Sequence[BlockSet]) -> dict[tuple[str, ...] | None, float]:
         engines = {"float": build(EngineVariant(backend, rest), inputs)}
@@ -281,13 +273,15 @@ def add_mixed_variants(
     if all(variant.precision != "mixed" for variant in chosen.variants):
         return chosen, inputs, {}
     kept, notes, mixes = list[EngineVariant](), list(chosen.notes), dict[str, MixedResult]()
-    previous = report_files.previous_report(context.folder)
+    previous, goal = report_files.previous_report(context.folder), context.config.search
     for variant in chosen.variants:
         backend = variant.backend
-        before = previous.mixes.get(backend) if previous is not None else None
-        if variant.precision != "mixed" or (
-            variant.name in inputs.plans and _has_same_goal(before, context.config.search)
-        ):
+        mix = previous.mixes.get(backend) if previous is not None else None
+        same_goal = mix is None or (
+            (mix.budget, mix.max_latency) == (goal.budget, goal.max_latency)
+            and goal.by in (None, mix.by)
+        )
+        if variant.precision != "mixed" or (variant.name in inputs.plans and same_goal):
             kept.append(variant)
             continue
         available = chosen.available[backend]
@@ -310,14 +304,6 @@ def add_mixed_variants(
             report_files.write_report(conclude(report, context.config.gate), context.folder)
         raise QConvertError(notes[-1], hint="build others: `--precision fp32,int8`")
     return replace(chosen, variants=tuple(kept), notes=tuple(notes)), inputs, mixes
-
-
-def _has_same_goal(mix: MixedResult | None, goal: SearchConfig) -> bool:
-    """Whether a mix of the run was found for this goal; nothing may say what its goal was."""
-    return mix is None or (
-        (mix.budget, mix.max_latency) == (goal.budget, goal.max_latency)
-        and goal.by in (None, mix.by)
-    )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 from qconvert.core import onnx_io
 from qconvert.core.config import ExportConfig
 from qconvert.core.errors import QConvertError, UsageError, first_line
-from qconvert.core.tensors import Tensors, TensorSpec
+from qconvert.core.tensors import Tensors, TensorSpec, random_inputs
 from qconvert.sources import Source
 
 FIXED_BATCH = "this network cannot be exported with a dynamic batch"
@@ -87,7 +87,14 @@ def from_module(
     is_dynamic = export.batch in (None, "dynamic") and any(batched)
     # Examples of a dynamic batch have 2 images: a first dimension of 1 would fix it.
     batch = 2 if is_dynamic else export.batch
-    examples = _examples(specs, batched, batch if isinstance(batch, int) else 1)
+    example_specs = [
+        replace(
+            spec, name=str(index), shape=("batch", *spec.shape[1:]) if has_batch else spec.shape
+        )
+        for index, (spec, has_batch) in enumerate(zip(specs, batched, strict=True))
+    ]
+    arrays = random_inputs(example_specs, batch if isinstance(batch, int) else 1, seed=0)
+    examples = tuple(torch.from_numpy(array) for array in arrays.values())
     outputs = _output_names(_run(f"`{name}`", module, examples))
     shapes: Any = None
     if is_dynamic:
@@ -197,39 +204,17 @@ def _export(
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
     """Hide what torch and its exporter print, log and warn; exceptions pass."""
-    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
+    disabled = logging.root.manager.disable
+    logging.disable()
+    try:
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(action="ignore"),
+        ):
             yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-def _examples(
-    specs: Sequence[TensorSpec], batched: Sequence[bool], batch: int
-) -> tuple[torch.Tensor, ...]:
-    """Return random tensors, those with a batch of size `batch`."""
-    generator = torch.Generator().manual_seed(0)
-    examples = []
-    for spec, has_batch in zip(specs, batched, strict=True):
-        sizes = [int(size) for size in spec.shape]
-        if has_batch:
-            sizes[0] = batch
-        if spec.dtype.kind == "f":
-            example = torch.randn(sizes, generator=generator)
-        else:
-            example = torch.randint(0, 2, sizes, generator=generator)
-        examples.append(example.to(getattr(torch, str(spec.dtype))))
-    return tuple(examples)
+    finally:
+        logging.disable(disabled)
 
 
 def _run(name: str, network: Callable[..., Any], arguments: Sequence[torch.Tensor]) -> Any:

@@ -10,7 +10,6 @@ from qconvert.core.cache import Cache
 from qconvert.core.progress import ProgressCallback, ignore_progress
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.optimize.candidate import Candidate
-from qconvert.optimize.equalization import ChosenFactors
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.placement import QuantizeOptions
 from qconvert.run.calibrate import measure_calibration_set
@@ -42,7 +41,7 @@ def calibrate(loaded: LoadedModel) -> CalibrationSet:
     return measure_calibration_set(loaded, JobContext(config_file.load(None, SETTINGS), CACHE))
 
 
-def equalized_candidate(original: Candidate, factors: ChosenFactors) -> Candidate:
+def equalized_candidate(original: Candidate, factors: dict[str, tuple[float, ...]]) -> Candidate:
     """Return a candidate for the equalized model, which is calibrated on the same images."""
     loaded = replace(original.loaded, model=equalize(original.loaded.model, factors))
-    return replace(original, loaded=loaded, calibration=calibrate(loaded))
+    return replace(original, loaded=loaded, calibration=calibrate(loaded), factors=factors)

@@ -64,7 +64,7 @@ def learn(net: ir.Model, plan: Plan) -> dict[str, RoundedWeight]:
 
 
 def apply_learned(net: ir.Model, plan: Plan, weights: dict[str, RoundedWeight]) -> ir.Model:
-    return apply_plan(net, rounded_weights.with_digest(plan, weights), weights)
+    return apply_plan(net, replace(plan, learned=rounded_weights.digest(weights)), weights)
 
 
 def net_of(body: str, signature: str, **shapes: tuple[int, ...]) -> ir.Model:

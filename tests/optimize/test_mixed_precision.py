@@ -385,7 +385,9 @@ def test_learned_weights_stay_in_int8_nodes_and_leave_float_ones() -> None:
         name: RoundedWeight(np.ones((16, 16, 1, 1), np.int8), np.full(16, 0.01, np.float32), None)
         for name in ("narrow", "side")
     }
-    learned = replace(plain, plan=rounded_weights.with_digest(plain.plan, weights), weights=weights)
+    learned = replace(
+        plain, plan=replace(plain.plan, learned=rounded_weights.digest(weights)), weights=weights
+    )
     blocks = {block.name: block for block in find_blocks(plain.model, plain.plan)}
     plans = {name: learned.restore_float([block]) for name, block in blocks.items()}
     for name, plan in plans.items():

@@ -1,6 +1,7 @@
 """Select a plan: methods and equalization replace the default only if the outputs are better."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -17,9 +18,9 @@ from qconvert.measure.output_error import ErrorArray, OutputError, sqnr_db
 from qconvert.optimize import equalization, partial_execution, plan_selection
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH
 from qconvert.optimize.candidate import EFFORTS, MAX_TRAINING_IMAGES, Candidate, is_better
-from qconvert.optimize.equalization import Equalized, choose_equalization, propose_factors
+from qconvert.optimize.equalization import choose_equalization, propose_factors
 from qconvert.optimize.plan_selection import (
-    SelectedPlan,
+    TriedMethod,
     assign_methods,
     best_method,
     choose_methods,
@@ -40,14 +41,18 @@ from tests.quantize.quantized_models import HEAD
 ERRORS = np.random.default_rng(0).exponential(1.0, 40)
 
 
-def select(candidate: Candidate, effort: str, method: str) -> SelectedPlan:
+class Selected(NamedTuple):
+    plan: Plan
+    tried: tuple[TriedMethod, ...]
+    notes: tuple[str, ...]
+
+
+def select(candidate: Candidate, effort: str, method: str) -> Selected:
     options = initial_options(QuantizeOptions(method=method))
-    original = replace(candidate, options=options)
-    equalized = Equalized(original)
+    original = candidate = replace(candidate, options=options)
     if EFFORTS[effort].equalize and (factors := propose_factors(original)):
-        challenger = equalized_candidate(original, factors)
-        equalized = choose_equalization(original, challenger, factors)
-    return select_plan(original, equalized, method, effort)
+        candidate = choose_equalization(original, equalized_candidate(original, factors))
+    return Selected(*select_plan(original, candidate, method, effort), candidate.notes)
 
 
 def sqnr_of(candidate: Candidate, plan: Plan) -> float:

@@ -1,5 +1,6 @@
 """Learned weights keep their integers in their file, and belong to the plan beside it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ def random_weights(seed: int = 0) -> dict[str, RoundedWeight]:
 
 def plan_with_weights() -> PlanWithWeights:
     weights = random_weights()
-    return PlanWithWeights(rounded_weights.with_digest(planned(mixed(), "cpu"), weights), weights)
+    return PlanWithWeights(
+        replace(planned(mixed(), "cpu"), learned=rounded_weights.digest(weights)), weights
+    )
 
 
 def test_file_keeps_the_weights_and_has_the_same_bytes_every_time() -> None:
