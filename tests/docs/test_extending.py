@@ -1,4 +1,4 @@
-"""The recipes of ARCHITECTURE.md: each diff applies to a copy of the package, and what it adds works."""
+"""The recipes of ARCHITECTURE.md apply to a copy of the package, and what they add works."""
 
 import json
 import os
