@@ -104,15 +104,6 @@ def merge_with_previous(new: Report, run: RunFolder, limits: GateConfig) -> Repo
     previous = previous_report(run)
     if previous is None or previous.baseline_bytes != new.baseline_bytes:
         return new
-    # Without evaluation images in this run, the accuracy of unchanged engines still holds.
-    reuse_accuracy = new.evaluation is None and previous.evaluation is not None
-    if reuse_accuracy:
-        new = replace(
-            new,
-            baseline=previous.baseline,
-            evaluation=previous.evaluation,
-            shared_images=previous.shared_images,
-        )
     existing = {
         row.name: row
         for row in previous.variants
@@ -120,7 +111,15 @@ def merge_with_previous(new: Report, run: RunFolder, limits: GateConfig) -> Repo
     }
     # A variant that is only planned does not replace its engine.
     rebuilt = [row for row in new.variants if row.engine or row.name not in existing]
-    new = replace(new, variants=tuple(rebuilt), baseline=new.baseline or previous.baseline)
+    # Without evaluation images in this run, the accuracy of unchanged engines still holds.
+    reuse_accuracy = new.evaluation is None and previous.evaluation is not None
+    new = replace(
+        new,
+        variants=tuple(rebuilt),
+        baseline=new.baseline or previous.baseline,
+        evaluation=new.evaluation or previous.evaluation,
+        shared_images=(previous if reuse_accuracy else new).shared_images,
+    )
     unchanged, rows = set(existing), []
     for row in rebuilt:
         before, completed = existing.pop(row.name, None), row

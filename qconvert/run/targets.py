@@ -169,6 +169,15 @@ def resolve(paths: Sequence[Path]) -> Target:
     return Target(engines, run)
 
 
+def resolve_engine(path: Path) -> Engine:
+    """Find the one engine that a path names."""
+    target = resolve([path])
+    if target.run is not None:
+        names = ", ".join(f"`{path / ENGINES / name}`" for name in target.engines)
+        raise UsageError(f"`{path}` is a run, not an engine", hint=f"its engines: {names}")
+    return next(iter(target.engines.values()))
+
+
 def _engine_at(path: Path) -> Engine:
     if (path / ENGINE_FILE).is_file():
         return read_engine(path).engine
@@ -285,11 +294,7 @@ class OpenEngine:
 
 def open_engine(path: Path) -> OpenEngine:
     """Load `RUN/engines/NAME`, or an ONNX file, which runs on the CPU."""
-    target = resolve([path])
-    if target.run is not None:
-        names = ", ".join(f"`{path / ENGINES / name}`" for name in target.engines)
-        raise UsageError(f"`{path}` is a run, not an engine", hint=f"its engines: {names}")
-    (engine,) = target.engines.values()
+    engine = resolve_engine(path)
     source = sources.load(str(engine.folder / engine.graph), ExportConfig())
     return OpenEngine(engine, backends.load(engine.backend).open(engine), source)
 
