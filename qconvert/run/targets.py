@@ -3,7 +3,6 @@
 The folder of a run is untrusted: an engine is rejected unless it is what a build writes.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,15 +75,6 @@ def read_engine(folder: Path) -> BuiltEngine:
         f"`{folder}` holds no engine: {reason}",
         hint="name a folder `RUN/engines/NAME` that `qconvert build` made, or an ONNX file",
     )
-
-
-def engine_sha256(engine: Engine) -> str:
-    """Return one hash over the files that an engine loads."""
-    digest = hashlib.sha256()
-    for name in engine.files:
-        with (engine.folder / name).open("rb") as file:
-            hashlib.file_digest(file, lambda: digest)
-    return digest.hexdigest()
 
 
 def engine_hashes(engines: Mapping[str, Engine]) -> dict[str, str]:
