@@ -119,9 +119,7 @@ def shard_range(count: int, shard: tuple[int, int] | None) -> range:
     return range(first, min(last, count))
 
 
-def measure_calibration_set(
-    loaded: LoadedModel, context: JobContext, workers: int = 1
-) -> CalibrationSet:
+def measure_calibration_set(loaded: LoadedModel, context: JobContext) -> CalibrationSet:
     """Calibrate a model on the images of the settings, some of them held out; cached."""
     end = start_step(context.progress, "calibrate", "listing images")
     inputs = prepare_calibration(loaded, context)
@@ -136,7 +134,7 @@ def measure_calibration_set(
     def make(folder: Path) -> None:
         with context.cache.resumable("calibrate", key) as state:
             without_holdout, only_holdout = (
-                _measure_and_save(inputs, state / name, parts, workers, context.progress)[0]
+                _measure_and_save(inputs, state / name, parts, 1, context.progress)[0]
                 for name, parts in ((TRAINING_FILE, training), ("held-out.npz", holdout))
             )
             full = merge_calibrations(without_holdout, only_holdout)
