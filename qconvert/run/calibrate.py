@@ -246,8 +246,8 @@ def _load_finished(origin: Origin, out: Path) -> Calibration:
     finished = Calibration(origin)
     for file in (out, *_part_files(out)):
         try:
-            part = calibration_file.load(file) if file.is_file() else finished
-        except QConvertError:  # of another version, or not a calibration: measure again
+            part = calibration_file.load(file)
+        except QConvertError:  # missing, of another version, or no calibration: measure again
             continue
         is_new = not np.isin(part.image_indices, finished.image_indices).any()
         if part.origin == origin and is_new:

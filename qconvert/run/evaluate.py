@@ -118,7 +118,6 @@ def score_engines(
         "pillow": version("pillow"),
         "machine": json.dumps(describe_machine(), sort_keys=True),
     }
-
     compute = partial(
         _measure_scores, engines, runs_here, reference, evaluation_set, context.progress
     )
@@ -166,7 +165,6 @@ def _measure_scores(
 
 def _run_batch(run: RunModel, feeds: Tensors, size: int | None) -> Tensors:
     """Run a batch; if the model fixes a larger one, it is padded, and the padding dropped."""
-    count = batch_size(feeds)
     if size == 1:
         # Every output belongs to the one image, even without an axis of images.
         outputs = run(feeds)
@@ -175,6 +173,6 @@ def _run_batch(run: RunModel, feeds: Tensors, size: int | None) -> Tensors:
             name: array if array.shape[:1] == (1,) else array[np.newaxis]
             for name, array in arrays.items()
         }
-    if not size or count == size:
+    if size is None:
         return run(feeds)
-    return unpad_batch(run(pad_batch(feeds, size)), count, size)
+    return unpad_batch(run(pad_batch(feeds, size)), batch_size(feeds), size)
