@@ -38,7 +38,7 @@ from qconvert.quantize import plan_files
 from qconvert.quantize.plan import RestPrecision
 from qconvert.quantize.plan_files import PlanWithWeights, weights_path
 from qconvert.report.verdict import conclude
-from qconvert.run import report_files, run_folder, targets, variants
+from qconvert.run import report_files, run_folder, variants
 from qconvert.run.bench import time_engines
 from qconvert.run.context import (
     EVALUATION_BATCH,
@@ -236,8 +236,7 @@ def make_timer(
 
     def build(variant: EngineVariant, inputs: BuildInputs) -> Engine:
         graph = make_graph(variant, inputs, replace(context, progress=ignore_progress))
-        entry = variants.cached_engine(variant, graph, context)
-        return targets.read_engine(entry.path).engine
+        return variants.cached_engine(variant, graph, context).engine
 
     def time_sets(sets: Sequence[BlockSet]) -> dict[tuple[str, ...] | None, float]:
         engines = {"float": build(EngineVariant(backend, rest), inputs)}
