@@ -30,7 +30,7 @@ from qconvert.core.scales import Grid
 from qconvert.images import ImageChoice, open_images
 from qconvert.images.batches import Images
 from qconvert.images.preprocess import Preprocess
-from qconvert.run.calibrate import CalibrationRequest, calibrate
+from qconvert.run.calibrate import calibrate
 from qconvert.run.context import JobContext
 
 IMAGES = Path(__file__).resolve().parents[2] / "shared/data/imagenet-500/calib"
@@ -137,7 +137,7 @@ def ours(model: Path, count: int, folder: Path) -> None:
         **{f"preprocess.{key}": value for key, value in LITE0_SETTINGS.items()},
     }
     context = JobContext(config_file.load(None, given), Cache(model.parent / "store"))
-    calibrate(context, CalibrationRequest(folder / "c.npz"))
+    calibrate(context, folder / "c.npz")
 
 
 def methods(model: Path, count: int, folder: Path) -> None:

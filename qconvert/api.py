@@ -174,7 +174,7 @@ def calibrate(
     Takes `images`, `count`, `inputs`, `weights`, `trust`, `settings`, `config`.
     """
     context = _open_model_job(model, options, ImageArguments)
-    return calibrate_job.calibrate(context, calibrate_job.CalibrationRequest(Path(output)))
+    return calibrate_job.calibrate(context, Path(output))
 
 
 def quantize(

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
+from qconvert.backends import system_probe
 from qconvert.backends.base import (
     GRAPH,
     INTEGER,
@@ -22,13 +23,7 @@ from qconvert.backends.base import (
     read_settings,
     settings_as_text,
 )
-from qconvert.backends.system_probe import (
-    RUNTIMES,
-    Installed,
-    installed_packages,
-    integer_instructions,
-    provider_error,
-)
+from qconvert.backends.system_probe import RUNTIMES, Installed
 from qconvert.core import onnx_io
 from qconvert.core.config import CpuConfig
 from qconvert.core.errors import QConvertError
@@ -50,8 +45,8 @@ def probe(installed: Installed) -> Availability:
     runtime = installed.runtimes[0]
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parts = (f"{runtime} {installed.packages[runtime]}", f"{threads} threads")
-    version = ", ".join(filter(None, (*parts, integer_instructions())))
-    error = provider_error(PROVIDER)
+    version = ", ".join(filter(None, (*parts, system_probe.integer_instructions())))
+    error = system_probe.provider_error(PROVIDER)
     cure = f"pip install --force-reinstall {runtime}" if error else ""
     return Availability(not error, not error, version, error, cure)
 
@@ -75,13 +70,13 @@ def requirements() -> BackendRequirements:
         "this CPU multiplies bytes in 16 bits, which overflow: run the file with the session "
         f"setting `{QUANT_PRECISION_ENTRY}` = 1, or quantize with `--weight-bits 7`"
     )
-    notes = () if is_arm or integer_instructions() else (note,)
+    notes = () if is_arm or system_probe.integer_instructions() else (note,)
     return BackendRequirements(scheme, ("fp32",), unsupported=unsupported, notes=notes)
 
 
 def cache_key(spec: BuildSpec) -> Mapping[str, str]:
     """Return everything that decides a build beside the model."""
-    packages = installed_packages()
+    packages = system_probe.installed_packages()
     return {
         "backend": "cpu",
         "precision": spec.precision,
@@ -114,7 +109,7 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
         if (saving := _optimize(folder)) >= MIN_SAVING:
             files, copy, size = (OPTIMIZED,), "optimized", f"{saving:.1%} smaller"
             note = f"loads ONNX Runtime's optimized copy, {size} than the portable ONNX"
-    made_with = {**key, "copy": copy, "integer instructions": integer_instructions()}
+    made_with = {**key, "copy": copy, "integer instructions": system_probe.integer_instructions()}
     notes = (note,) if note else ()
     return Engine("cpu", spec.precision, folder, GRAPH, files, made_with, spec.threads, notes)
 

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from qconvert.calibrate.summary import Summary, merge_summaries
 from qconvert.core.errors import QConvertError
 
-MAX_LISTED_TENSORS = 5
-
 
 @dataclass(frozen=True)
 class CalibrationImage:
@@ -64,7 +62,13 @@ class Calibration:
 
 def merge_calibrations(a: Calibration, b: Calibration) -> Calibration:
     """Add two parts; the result is the same in any order, down to the last bit."""
-    _require_same_origin(a.origin, b.origin)
+    names = [item.name for item in fields(Origin)]
+    different = [name for name in names if getattr(a.origin, name) != getattr(b.origin, name)]
+    if different:
+        raise QConvertError(
+            f"the two calibrations do not belong together: they differ in {', '.join(different)}",
+            hint="parts add up when model, image list and settings are the same in all of them",
+        )
     shared = np.intersect1d(a.image_indices, b.image_indices)
     if shared.size:
         name = a.origin.images[int(shared[0])].name
@@ -83,10 +87,10 @@ def merge_calibrations(a: Calibration, b: Calibration) -> Calibration:
     return Calibration(a.origin, indices[order], summaries)
 
 
-def nonfinite_tensors(calibration: Calibration, masked: frozenset[str] = frozenset()) -> list[str]:
-    """Return a sentence for each tensor that held NaN or infinity, with the first such image.
+def require_finite(calibration: Calibration, masked: frozenset[str] = frozenset()) -> None:
+    """Reject a calibration in which a tensor held NaN or infinity, and name tensors and images.
 
-    Those that are `masked` may hold infinity, and no NaN.
+    Tensors that are `masked` may hold infinity, and no NaN.
     """
     sentences = []
     for tensor, summary in calibration.summaries.items():
@@ -100,27 +104,11 @@ def nonfinite_tensors(calibration: Calibration, masked: frozenset[str] = frozens
                 f"`{tensor}`: {indices.size} of {calibration.image_indices.size} images "
                 f"(first: `{first}`); in the sample {counts.nans} NaN, {counts.infinities} infinite"
             )
-    return sentences
-
-
-def require_finite(calibration: Calibration, masked: frozenset[str] = frozenset()) -> None:
-    """Reject a calibration in which a tensor held NaN or infinity, and name the tensor."""
-    sentences = nonfinite_tensors(calibration, masked)
     if sentences:
         first = sentences[0].partition(":")[0]
         others = f" and {len(sentences) - 1} more tensors" if len(sentences) > 1 else ""
         raise QConvertError(
             f"{first}{others} holds values that are not finite; no range can be measured",
-            details=sentences[:MAX_LISTED_TENSORS],
+            details=sentences[:5],
             hint="check the preprocessing and the weights; the first tensor listed is the source",
-        )
-
-
-def _require_same_origin(a: Origin, b: Origin) -> None:
-    names = [item.name for item in fields(Origin)]
-    different = [name for name in names if getattr(a, name) != getattr(b, name)]
-    if different:
-        raise QConvertError(
-            f"the two calibrations do not belong together: they differ in {', '.join(different)}",
-            hint="parts add up when model, image list and settings are the same in all of them",
         )

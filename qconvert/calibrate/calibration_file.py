@@ -6,7 +6,6 @@ executed, and no size it claims is allocated unchecked.
 
 import io
 import json
-import time
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -16,49 +15,39 @@ from typing import Any
 import numpy as np
 import pydantic
 from numpy.lib import format as npy
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from qconvert.calibrate.calibration import Calibration, Origin
-from qconvert.calibrate.collect import Collector
 from qconvert.calibrate.summary import FINE_BITS, ChannelSummary, ExactSum, FloatCounts, Summary
 from qconvert.core import atomic, npz
 from qconvert.core.errors import QConvertError, UsageError, attach_path, first_line
 
 FORMAT = "qconvert-calibration"
 VERSION = 1
-ZIP_TIME = (1980, 1, 1, 0, 0, 0)
-SAVE_SECONDS = 10.0
 # Far above what can be counted, and far below where sums overflow.
 MAX_COUNT = 1 << 48
 
 Array = NDArray[Any]
-SummaryField = Callable[[Summary], Array]
 
-# Arrays of all tensors end to end; `key_counts` and `channel_counts` hold the lengths.
-KEY_FIELDS: Mapping[str, SummaryField] = {
-    "keys": lambda summary: summary.counts.keys,
-    "numbers": lambda summary: summary.counts.occurrences,
-}
-CHANNEL_FIELDS: Mapping[str, SummaryField] = {
-    "channel_lows": lambda summary: summary.channels.lows,
-    "channel_highs": lambda summary: summary.channels.highs,
-    "coarse": lambda summary: summary.channels.sums.coarse,
-    "fine": lambda summary: summary.channels.sums.fine,
+# The arrays of all tensors end to end; `key_counts` and `channel_counts` hold the lengths. `lows`
+# and `highs` have a row for each tensor, a column for each image.
+FIELDS: Mapping[str, tuple[DTypeLike, Callable[[Summary], ArrayLike]]] = {
+    "lows": (np.float32, lambda summary: summary.lows),
+    "highs": (np.float32, lambda summary: summary.highs),
+    "sizes": (np.int64, lambda summary: summary.size),
+    "key_counts": (np.int64, lambda summary: summary.counts.keys.size),
+    "keys": (np.uint16, lambda summary: summary.counts.keys),
+    "numbers": (np.int64, lambda summary: summary.counts.occurrences),
+    "channel_counts": (np.int64, lambda summary: summary.channels.lows.size),
+    "channel_lows": (np.float32, lambda summary: summary.channels.lows),
+    "channel_highs": (np.float32, lambda summary: summary.channels.highs),
+    "coarse": (np.int64, lambda summary: summary.channels.sums.coarse),
+    "fine": (np.int64, lambda summary: summary.channels.sums.fine),
 }
 DTYPES: Mapping[str, DTypeLike] = {
     "about": np.uint8,  # JSON: format, version, origin
     "done": np.int64,
-    "lows": np.float32,  # a row for each tensor, a column for each image
-    "highs": np.float32,
-    "sizes": np.int64,
-    "key_counts": np.int64,
-    "keys": np.uint16,
-    "numbers": np.int64,
-    "channel_counts": np.int64,
-    "channel_lows": np.float32,
-    "channel_highs": np.float32,
-    "coarse": np.int64,
-    "fine": np.int64,
+    **{name: dtype for name, (dtype, _) in FIELDS.items()},
 }
 
 
@@ -71,6 +60,31 @@ def save(calibration: Calibration, path: Path) -> None:
         draft.replace(path)
 
 
+def pack(calibration: Calibration) -> bytes:
+    """Return the bytes of the archive."""
+    origin, indices = calibration.origin, calibration.image_indices
+    summaries = [calibration.summaries[tensor] for tensor in origin.tensors] if indices.size else []
+    about = json.dumps(
+        {"format": FORMAT, "version": VERSION, "origin": asdict(origin)}, sort_keys=True
+    )
+    arrays: dict[str, Array] = {"about": np.frombuffer(about.encode(), np.uint8), "done": indices}
+    for name, (dtype, get) in FIELDS.items():
+        parts = [np.atleast_1d(get(summary)) for summary in summaries]
+        arrays[name] = np.concatenate([np.zeros(0, dtype), *parts])
+    for name in ("lows", "highs"):
+        arrays[name] = arrays[name].reshape(len(summaries), indices.size)
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, array in sorted(arrays.items()):
+            data = io.BytesIO()
+            npy.write_array(data, array.astype(DTYPES[name]), version=(1, 0), allow_pickle=False)
+            # Without a fixed time and system the same content would have other bytes.
+            member = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+            member.create_system = 3
+            archive.writestr(member, data.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=3)
+    return content.getvalue()
+
+
 def load(path: Path) -> Calibration:
     """Read a file that `save` wrote; reject any other with the reason."""
     if not path.is_file():
@@ -79,7 +93,7 @@ def load(path: Path) -> Calibration:
         )
     try:
         with zipfile.ZipFile(path) as archive:
-            return unpack(archive)
+            return _unpack(archive)
     except npz.CORRUPT_ERRORS as error:
         raise QConvertError(
             f"`{path}` is not a calibration file, or is damaged: {first_line(error)}",
@@ -87,102 +101,48 @@ def load(path: Path) -> Calibration:
         ) from None
 
 
-def make_periodic_saver(
-    path: Path, seconds: float = SAVE_SECONDS, clock: Callable[[], float] = time.monotonic
-) -> Callable[[Collector], None]:
-    """Return a callback for `collect` that saves its state every few seconds.
-
-    A killed process loses only what came after the last save; the file is always whole.
-    """
-    last = clock()
-
-    def save_if_due(collector: Collector) -> None:
-        nonlocal last
-        if clock() - last >= seconds:
-            save(collector.calibration(), path)
-            last = clock()
-
-    return save_if_due
-
-
-def pack(calibration: Calibration) -> bytes:
-    """Return the bytes of the archive."""
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as archive:
-        for name, array in sorted(_to_arrays(calibration).items()):
-            data = io.BytesIO()
-            npy.write_array(data, array.astype(DTYPES[name]), version=(1, 0), allow_pickle=False)
-            # Without a fixed time and system the same content would have other bytes.
-            member = zipfile.ZipInfo(f"{name}.npy", ZIP_TIME)
-            member.create_system = 3
-            archive.writestr(member, data.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=3)
-    return content.getvalue()
-
-
-def unpack(archive: zipfile.ZipFile) -> Calibration:
+def _unpack(archive: zipfile.ZipFile) -> Calibration:
     """Return what `pack` wrote; ValueError says what is wrong with anything else."""
     members = {member.filename: member for member in archive.infolist()}
     npz.require_within_limit(list(members.values()))
+
+    def read(name: str) -> Array:
+        array = npz.read_array(archive, members[f"{name}.npy"])
+        if array.dtype != DTYPES[name]:
+            raise ValueError(f"`{name}` has another type")
+        return array
+
     if "about.npy" not in members:
         raise ValueError("its format is not stated")
-    origin = _parse_origin(_read_array(archive, members["about.npy"], "about"))
+    origin = _parse_origin(read("about").tobytes())
     if set(members) != {f"{name}.npy" for name in DTYPES}:
         raise ValueError("it does not hold the expected arrays")
-    arrays = {name: _read_array(archive, members[f"{name}.npy"], name) for name in DTYPES}
+    arrays = {name: read(name) for name in DTYPES}
     _validate(origin, arrays)
-    summaries = _to_summaries(origin, arrays) if arrays["done"].size else {}
-    return Calibration(origin, arrays["done"].astype(np.int64), summaries)
-
-
-def _to_arrays(calibration: Calibration) -> dict[str, Array]:
-    origin, count = calibration.origin, calibration.image_indices.size
-    summaries = [calibration.summaries[tensor] for tensor in origin.tensors] if count else []
-    about = {"format": FORMAT, "version": VERSION, "origin": asdict(origin)}
-    shape = len(summaries), count
-    return {
-        "about": np.frombuffer(json.dumps(about, sort_keys=True).encode(), dtype=np.uint8),
-        "done": calibration.image_indices,
-        "lows": np.array([summary.lows for summary in summaries]).reshape(shape),
-        "highs": np.array([summary.highs for summary in summaries]).reshape(shape),
-        "sizes": np.array([summary.size for summary in summaries]),
-        "key_counts": np.array([summary.counts.keys.size for summary in summaries]),
-        "channel_counts": np.array([summary.channels.lows.size for summary in summaries]),
-        **{
-            name: np.concatenate([np.zeros(0, DTYPES[name]), *map(get, summaries)])
-            for name, get in {**KEY_FIELDS, **CHANNEL_FIELDS}.items()
-        },
-    }
-
-
-def _to_summaries(origin: Origin, arrays: Mapping[str, Array]) -> dict[str, Summary]:
-    parts: dict[str, list[Array]] = {}
-    for fields, lengths in ((KEY_FIELDS, "key_counts"), (CHANNEL_FIELDS, "channel_counts")):
+    indices = arrays["done"].astype(np.int64)
+    if not indices.size:
+        return Calibration(origin)
+    rows: dict[str, Any] = dict(arrays)
+    for names, lengths in (
+        (("keys", "numbers"), "key_counts"),
+        (("channel_lows", "channel_highs", "coarse", "fine"), "channel_counts"),
+    ):
         ends = np.cumsum(arrays[lengths])[:-1]
-        parts |= {name: np.split(arrays[name], ends) for name in fields}
+        rows |= {name: np.split(arrays[name], ends) for name in names}
     summaries = {}
-    for row, tensor in enumerate(origin.tensors):
-        part = {name: pieces[row] for name, pieces in parts.items()}
+    for number, tensor in enumerate(origin.tensors):
+        part = {name: rows[name][number] for name in FIELDS}
+        counts = FloatCounts(part["keys"], part["numbers"])
         sums = ExactSum(part["coarse"], part["fine"])
-        summaries[tensor] = Summary(
-            arrays["lows"][row],
-            arrays["highs"][row],
-            FloatCounts(part["keys"], part["numbers"]),
-            int(arrays["sizes"][row]),
-            ChannelSummary(part["channel_lows"], part["channel_highs"], sums),
-        )
-    return summaries
+        channels = ChannelSummary(part["channel_lows"], part["channel_highs"], sums)
+        size = int(part["sizes"])
+        summaries[tensor] = Summary(part["lows"], part["highs"], counts, size, channels)
+    return Calibration(origin, indices, summaries)
 
 
-def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> Array:
-    array = npz.read_array(archive, member)
-    if array.dtype != DTYPES[name]:
-        raise ValueError(f"`{name}` has another type")
-    return array
-
-
-def _parse_origin(about: Array) -> Origin:
+def _parse_origin(about: bytes) -> Origin:
     try:
-        header = json.loads(about.tobytes())
+        header = json.loads(about)
         is_ours, version = header["format"] == FORMAT, header["version"]
     except (ValueError, KeyError, TypeError, RecursionError):
         is_ours, version = False, None

@@ -1,62 +1,30 @@
-"""Run a tapped model over images once, and keep a summary of each tensor.
+"""Collect the outputs of a tapped model, batch by batch, into a summary of each tensor.
 
 The result depends on the activations alone: not on the size of the batches, their order, or where
 the work was interrupted and resumed.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.calibrate.calibration import Calibration, merge_calibrations
-from qconvert.calibrate.summary_builder import BatchStatistics, SummaryBuilder
+from qconvert.calibrate.summary import (
+    ChannelSummary,
+    Summary,
+    count_keys,
+    float_keys,
+    merge_summaries,
+    sum_exactly,
+)
 from qconvert.core.errors import QConvertError
-from qconvert.core.tensors import RunModel, Tensors, TensorTap
+from qconvert.core.tensors import Tensors, TensorTap
 
-IndexedBatch = tuple[Sequence[int], Tensors]  # indices of images in the list, and the images
-TappedOutputs = tuple[Sequence[int], Tensors]  # the same indices, and the tapped model's outputs
-
-
-class TapLayout(Protocol):
-    """The taps of a model, and the input that takes `sample_phases`, if there is one."""
-
-    @property
-    def taps(self) -> Sequence[TensorTap]:
-        """One for each tensor."""
-        ...
-
-    @property
-    def phase(self) -> str | None:
-        """The name of the input."""
-        ...
-
-
-def collect(
-    batches: Iterable[TappedOutputs],
-    layout: TapLayout,
-    start: Calibration,
-    after_batch: "Callable[[Collector], None] | None" = None,
-) -> Calibration:
-    """Add the outputs of the tapped model to `start`; `after_batch` is called after each batch."""
-    collector = Collector(layout, start)
-    for indices, outputs in batches:
-        collector.add(indices, outputs)
-        if after_batch:
-            after_batch(collector)
-    return collector.calibration()
-
-
-def make_tapped_runner(run: RunModel, layout: TapLayout) -> Callable[[IndexedBatch], TappedOutputs]:
-    """Return the function from a batch to its outputs; it may run in several threads."""
-
-    def run_tapped(batch: IndexedBatch) -> TappedOutputs:
-        indices, feeds = batch
-        phases = {layout.phase: sample_phases(indices)} if layout.phase else {}
-        return indices, run({**feeds, **phases})
-
-    return run_tapped
+# Batches wait until there are enough of them to be worth a table of 65,536 keys.
+MAX_PENDING_VALUES = 1 << 17
+MAX_PENDING_BATCHES = 64
 
 
 def sample_phases(indices: Sequence[int]) -> NDArray[np.int64]:
@@ -65,11 +33,11 @@ def sample_phases(indices: Sequence[int]) -> NDArray[np.int64]:
 
 
 class Collector:
-    """Grows batch by batch; memory grows by two numbers per image and tensor."""
+    """Grows batch by batch from `start`; memory grows by two numbers per image and tensor."""
 
-    def __init__(self, layout: TapLayout, start: Calibration) -> None:
+    def __init__(self, taps: Sequence[TensorTap], start: Calibration) -> None:
         self._start = start
-        self._builders = {tap.tensor: (tap, SummaryBuilder()) for tap in layout.taps}
+        self._builders = [_SummaryBuilder(tap) for tap in taps]
         self._added: list[int] = []
         self._done = set(start.image_indices.tolist())
 
@@ -80,15 +48,20 @@ class Collector:
 
     def add(self, indices: Sequence[int], outputs: Tensors) -> None:
         """Add the outputs for the images with these indices in the list."""
-        images = range(len(self._start.origin.images))
-        for tap, _ in self._builders.values():
-            _require_image_rows(tap, outputs, len(indices))
+        for tap in (builder.tap for builder in self._builders):
+            names = [name for name in (tap.low, tap.high, tap.mean, tap.sample) if name]
+            if any(len(outputs[name]) != len(indices) for name in names):
+                raise QConvertError(
+                    f"`{tap.tensor}` mixes the images of a batch: {len(indices)} went in, "
+                    f"{len(outputs[tap.low])} came out",
+                    hint="run one image at a time",
+                )
         for index in indices:
-            if index in self._done or index not in images:
+            if index in self._done or index not in range(len(self._start.origin.images)):
                 raise ValueError(f"image {index} was counted already, or is not in the list")
             self._done.add(index)
-        for tap, builder in self._builders.values():
-            builder.add(_batch_statistics(tap, outputs))
+        for builder in self._builders:
+            builder.add(outputs)
         self._added.extend(indices)
 
     def calibration(self) -> Calibration:
@@ -97,23 +70,80 @@ class Collector:
             return self._start
         indices = np.array(self._added, dtype=np.int64)
         order = np.argsort(indices)
-        summaries = {name: builder.summary(order) for name, (_, builder) in self._builders.items()}
+        summaries = {builder.tap.tensor: builder.summary(order) for builder in self._builders}
         added = Calibration(self._start.origin, indices[order], summaries)
         return merge_calibrations(self._start, added)
 
 
-def _require_image_rows(tap: TensorTap, outputs: Tensors, count: int) -> None:
-    names = [name for name in (tap.low, tap.high, tap.mean, tap.sample) if name]
-    if any(len(outputs[name]) != count for name in names):
-        raise QConvertError(
-            f"`{tap.tensor}` mixes the images of a batch: {count} went in, "
-            f"{len(outputs[tap.low])} came out",
-            hint="run one image at a time",
+class _SummaryBuilder:
+    """Builds the summary of one tensor, its images in the order they came."""
+
+    def __init__(self, tap: TensorTap) -> None:
+        self.tap = tap
+        self._summary: Summary | None = None
+        self._lows: list[NDArray[np.float32]] = []
+        self._highs: list[NDArray[np.float32]] = []
+        self._means: list[NDArray[np.float32]] = []
+        self._keys: list[NDArray[np.uint16]] = []
+        self._size = 0
+
+    def add(self, outputs: Tensors) -> None:
+        tap = self.tap
+        # Adding zero turns -0.0 into 0.0; of the two, a minimum returns whichever came first.
+        self._lows.append(outputs[tap.low] + np.float32(0))
+        self._highs.append(outputs[tap.high] + np.float32(0))
+        self._means.append(outputs[tap.mean])
+        if tap.sample:
+            self._keys.append(_sampled_keys(outputs[tap.sample], self._lows[-1], self._highs[-1]))
+            self._size += int(outputs[tap.size].item()) * len(self._lows[-1])
+        full = sum(keys.size for keys in self._keys) >= MAX_PENDING_VALUES
+        if full or len(self._lows) >= MAX_PENDING_BATCHES:
+            self._merge_pending()
+
+    def summary(self, order: NDArray[np.intp]) -> Summary:
+        """Return the summary of at least one batch, the images in the given order."""
+        self._merge_pending()
+        assert self._summary is not None, "there was no batch"
+        lows, highs = self._summary.lows[order], self._summary.highs[order]
+        return replace(self._summary, lows=lows, highs=highs)
+
+    def _merge_pending(self) -> None:
+        if not self._lows:
+            return
+        lows, highs, means = map(np.concatenate, (self._lows, self._highs, self._means))
+        # A minimum may pass over NaN, a mean never does.
+        finite = np.isfinite(np.concatenate([lows, highs, means], axis=1)).all(axis=1)
+        summary = Summary(
+            np.where(finite, lows.min(axis=1), np.float32(np.nan)),
+            np.where(finite, highs.max(axis=1), np.float32(np.nan)),
+            count_keys(self._keys),
+            self._size,
+            ChannelSummary(
+                lows[finite].min(axis=0, initial=np.float32(np.inf)),
+                highs[finite].max(axis=0, initial=-np.float32(np.inf)),
+                sum_exactly(means[finite]),
+            ),
         )
+        if self._summary is not None:
+            order = np.arange(self._summary.lows.size + summary.lows.size)
+            summary = merge_summaries(self._summary, summary, order)
+        self._summary, self._size = summary, 0
+        for pending in (self._lows, self._highs, self._means, self._keys):
+            pending.clear()
 
 
-def _batch_statistics(tap: TensorTap, outputs: Tensors) -> BatchStatistics:
-    # Adding zero turns -0.0 into 0.0; of the two, a minimum returns whichever came first.
-    lows, highs = outputs[tap.low] + np.float32(0), outputs[tap.high] + np.float32(0)
-    sample = outputs[tap.sample] if tap.sample else None
-    return BatchStatistics(lows, highs, outputs[tap.mean], sample, int(outputs[tap.size].item()))
+def _sampled_keys(
+    sample: NDArray[np.float32], lows: NDArray[np.float32], highs: NDArray[np.float32]
+) -> NDArray[np.uint16]:
+    """Return the keys of sampled values without the two extremes of each image.
+
+    The extremes are known exactly. Left in, one that happens to be drawn would stand for as many
+    values as any other, and the rare large values decide where a range ends.
+    """
+    keep = np.ones(sample.shape, dtype=np.bool_)
+    rows = np.arange(len(keep))
+    for extremes in (lows.min(axis=1), highs.max(axis=1)) if keep.size else ():
+        hit = sample == np.where(np.isfinite(extremes), extremes, np.nan)[:, np.newaxis]
+        first = hit.argmax(axis=1)
+        keep[rows, first] &= ~hit[rows, first]
+    return float_keys(sample)[keep]

@@ -164,12 +164,12 @@ def _key_weights(summary: Summary) -> Floats:
 def _bins(keys: NDArray[np.int64], weights: Floats, low: float, high: float) -> Histogram:
     if not keys.size:
         return Histogram(np.zeros(1), np.zeros(1), np.zeros(1))
-    inner, outer = (_key_values((keys & (SIGN_KEY - 1)) + step) for step in (0, 1))
-    outer[keys & (SIGN_KEY - 1) == 0] = 0.0
+    magnitudes = (keys & (SIGN_KEY - 1)).astype(np.uint32)
+    inner, outer = (
+        ((magnitudes + step) << 16).view(np.float32).astype(np.float64)
+        for step in np.array([0, 1], dtype=np.uint32)
+    )
+    outer[magnitudes == 0] = 0.0
     negative = keys >= SIGN_KEY
     lefts, rights = np.where(negative, -outer, inner), np.where(negative, -inner, outer)
     return Histogram(np.clip(lefts, low, high), np.clip(rights, low, high), weights[keys])
-
-
-def _key_values(keys: NDArray[np.int64]) -> Floats:
-    return (keys.astype(np.uint32) << 16).view(np.float32).astype(np.float64)

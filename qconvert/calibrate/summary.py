@@ -38,11 +38,6 @@ class FloatCounts:
         return int(self.occurrences.sum())
 
     @property
-    def zeros(self) -> int:
-        """The number of zeros, and of values below 1e-40, which no grid distinguishes from zero."""
-        return self._count_of(0, SIGN_KEY)
-
-    @property
     def infinities(self) -> int:
         """The number of infinite values."""
         return self._count_of(INFINITY_KEY, SIGN_KEY | INFINITY_KEY)

@@ -92,14 +92,19 @@ def command(targets: tuple[str, ...], output: Path | None, **chosen: Any) -> Non
 
 
 def _measure(model: str | None, output: Path, chosen: dict[str, Any]) -> "Calibration":
-    from qconvert.run.calibrate import CalibrationRequest, calibrate
+    from qconvert.run.calibrate import calibrate
     from qconvert.run.context import open_context
 
     config = settings.load(model, chosen)
-    request = CalibrationRequest(output, chosen["workers"], chosen["shard"], chosen["fresh"])
     with ProgressDisplay() as display:
         context = open_context(config, display.update, trust=chosen["trust"])
-        return calibrate(context, request)
+        return calibrate(
+            context,
+            output,
+            workers=chosen["workers"],
+            shard=chosen["shard"],
+            fresh=chosen["fresh"],
+        )
 
 
 def _merge(parts: Sequence[Path], output: Path | None) -> None:

@@ -134,7 +134,11 @@ def add_calibration_taps(model: ir.Model, *, exact: bool = False) -> TappedModel
     builder = _CalibrationTaps(model.graph, one_image_per_run=observed.one_image_per_run)
     values = {value.name: value for value in (*model.graph.inputs, *computed_values(model.graph))}
     if not exact:
-        builder.add_phase_input()
+        # The input for the index of each image.
+        first = next(value.shape for value in model.graph.inputs if value.shape is not None)
+        shape = ir.Shape([1 if observed.one_image_per_run else first[0], 1])
+        builder.phase = ir.Value(name=PHASE, shape=shape, type=ir.TensorType(ir.DataType.INT64))
+        model.graph.inputs.append(builder.phase)
     taps = [builder.tap(values[name], sampled=True) for name in observed.quantizable]
     taps += [builder.tap(values[name], sampled=False) for name in observed.range_only]
     model.graph.outputs[:] = builder.outputs
@@ -148,13 +152,6 @@ class _CalibrationTaps(ReductionTaps):
     one_image_per_run: bool = False
     phase: ir.Value | None = None
     positions: dict[int, ir.Value] = field(default_factory=dict)
-
-    def add_phase_input(self) -> None:
-        """Add the input that takes the index of each image."""
-        first = next(value.shape for value in self.graph.inputs if value.shape is not None)
-        shape = ir.Shape([1 if self.one_image_per_run else first[0], 1])
-        self.phase = ir.Value(name=PHASE, shape=shape, type=ir.TensorType(ir.DataType.INT64))
-        self.graph.inputs.append(self.phase)
 
     def tap(self, value: ir.Value, *, sampled: bool) -> TensorTap:
         """Add the outputs of one tensor."""

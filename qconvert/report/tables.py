@@ -15,7 +15,7 @@ from qconvert.measure.layer_errors import LayerError, layer_label, relative_erro
 from qconvert.measure.mixed_result import MixedResult, PredictionLoss, SearchStep
 from qconvert.report import gates, metrics
 from qconvert.report.metrics import missing_reason, missing_score_reason
-from qconvert.report.model import MemoryUse, Report, VariantResult
+from qconvert.report.model import Report, VariantResult
 from qconvert.report.table import (
     MISSING,
     Footnotes,
@@ -29,7 +29,6 @@ from qconvert.report.table import (
 
 BASELINE_ROW = "FP32 ONNX"
 BEST_MARK = "◆"
-MEMORY_COLUMNS = {"peak_rss_bytes": "memory MB", "device_bytes": "device MB"}
 MAX_REASONS = 12
 MAX_BLOCKS = 10
 HASH_DIGITS = 12
@@ -105,29 +104,23 @@ def gate_table(report: Report) -> TextTable:
 def size_table(report: Report) -> TextTable:
     """Return megabytes on disk, their ratio to fp32, and memory at run time where measured."""
     notes = Footnotes()
-    memories = [variant.memory or MemoryUse() for variant in report.variants]
-    measured = [
-        field
-        for field in MEMORY_COLUMNS
-        if any(getattr(memory, field) is not None for memory in memories)
-    ]
-    rows = [(BASELINE_ROW, fmt.megabytes(report.baseline_bytes), "", *[""] * len(measured))]
-    for variant, memory in zip(report.variants, memories, strict=True):
+    peaks = [v.memory.peak_rss_bytes if v.memory is not None else None for v in report.variants]
+    with_memory = any(peak is not None for peak in peaks)
+    rows = [(BASELINE_ROW, fmt.megabytes(report.baseline_bytes), "", *[""] * with_memory)]
+    for variant, peak in zip(report.variants, peaks, strict=True):
         base, reason = metrics.fp32_variant(report, variant), missing_reason(variant)
         ratio = metrics.size_ratio(report, variant)
         size = variant.engine.bytes if variant.engine is not None and ratio is not None else None
-        mark = ""
+        cells = [notes.cell(size, fmt.megabytes, reason), notes.cell(ratio, fmt.ratio, reason)]
         if size is not None and (base is None or base.engine is None):
-            mark = notes.mark(
+            cells[1] += notes.mark(
                 "against the FP32 ONNX file: no fp32 engine of this backend was built"
             )
-        cells = [notes.cell(size, fmt.megabytes, reason)]
-        cells.append(notes.cell(ratio, fmt.ratio, reason) + mark)
-        for field in measured:
-            reason = missing_reason(variant, field, "memory")
-            cells.append(notes.cell(getattr(memory, field), fmt.megabytes, reason))
+        if with_memory:
+            reason = missing_reason(variant, "peak_rss_bytes", "memory")
+            cells.append(notes.cell(peak, fmt.megabytes, reason))
         rows.append((variant.name, *cells))
-    titles = ("MB", "ratio", *(MEMORY_COLUMNS[field] for field in measured))
+    titles = ("MB", "ratio", *(["memory MB"] if with_memory else []))
     columns = (*text_columns("variant"), *number_columns(*titles))
     return TextTable(columns, rows, "Size", notes.texts())
 

@@ -53,16 +53,21 @@ def _decide(report: Report) -> tuple[str, str]:
             f"Not timed together with `{best.name}`: {', '.join(untimed)}; "
             "`qconvert bench RUN` times all of them together"
         )
-    objection = _int8_objection(report, best)
+    objection = ""
+    rivals = [v for v in timed if v.precision == "int8" and v.backend == best.backend]
+    if rivals and rivals[0] is not best:
+        # A faster float engine that fails its gates is no reason for a third one.
+        faster = metrics.ms_per_image(best) <= metrics.ms_per_image(rivals[0])
+        slow = faster and best.precision in gates.FLOAT_PRECISIONS
+        objection = "INT8 is not faster here" if slow else _objection(report, rivals[0])
     lead = f"{objection}, so ship" if objection else "Ship"
     if any(gate.variant == best.name for gate in report.gates):
         all_passed = all(gate.passed for gate in report.gates)
         facts += "; all gates passed" if all_passed else "; its gates passed"
-    backends = dict.fromkeys(variant.backend for variant in report.variants)
-    for variant in timed:
-        backends.pop(variant.backend, None)
-    if backends:
-        facts += f"; nothing was timed on {', '.join(f'`{backend}`' for backend in backends)}"
+    backends = {variant.backend for variant in timed}
+    untimed = [f"`{v.backend}`" for v in report.variants if v.backend not in backends]
+    if untimed:
+        facts += f"; nothing was timed on {', '.join(dict.fromkeys(untimed))}"
     return best.name, f"{lead} `{best.name}`: {facts}"
 
 
@@ -125,20 +130,6 @@ def _not_timed_with(report: Report, variant: VariantResult) -> list[str]:
         )
         and gates.is_accurate(report, other) is not False
     ]
-
-
-def _int8_objection(report: Report, chosen: VariantResult) -> str:
-    """Say why the verdict is not the INT8 engine of the same backend."""
-    for variant in report.variants:
-        rival = variant.precision == "int8" and variant.backend == chosen.backend
-        if not rival or variant is chosen or metrics.headline_latency(variant) is None:
-            continue
-        # A faster float engine that fails its gates is no reason for a third one.
-        faster = metrics.ms_per_image(chosen) <= metrics.ms_per_image(variant)
-        if faster and chosen.precision in gates.FLOAT_PRECISIONS:
-            return "INT8 is not faster here"
-        return _objection(report, variant)
-    return ""
 
 
 def _objection(report: Report, variant: VariantResult) -> str:

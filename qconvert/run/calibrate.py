@@ -23,7 +23,6 @@ from qconvert.calibrate.calibration import (
     require_finite,
 )
 from qconvert.core import onnx_io
-from qconvert.core.cache import cached_step
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import Progress, ProgressCallback, start_step
 from qconvert.core.tensors import fixed_batch
@@ -43,20 +42,7 @@ from qconvert.run.run_folder import require_output_file
 from qconvert.sources import LoadedModel
 
 MIN_IMAGES = 8
-CALIBRATION_FILE, TRAINING_FILE, HOLDOUT_FILE = "calibration.npz", "choosing.npz", "held-out.npz"
-
-
-@dataclass(frozen=True)
-class CalibrationRequest:
-    """Where to save a calibration, and how to make it; nothing here changes a number.
-
-    `shard` is (i, n), i from 1 to n. If `fresh`, an earlier result is not continued.
-    """
-
-    out: Path
-    workers: int = 1
-    shard: tuple[int, int] | None = None
-    fresh: bool = False
+CALIBRATION_FILE, TRAINING_FILE = "calibration.npz", "choosing.npz"
 
 
 @dataclass(frozen=True)
@@ -69,16 +55,28 @@ class CalibrationInputs:
     origin: Origin
 
 
-def calibrate(context: JobContext, request: CalibrationRequest) -> Calibration:
-    """Calibrate the model of the settings on its images, and save the result."""
-    require_output_file(request.out, Path(str(context.config.model)))
+def calibrate(
+    context: JobContext,
+    out: Path,
+    *,
+    workers: int = 1,
+    shard: tuple[int, int] | None = None,
+    fresh: bool = False,
+) -> Calibration:
+    """Calibrate the model of the settings on its images, and save the result.
+
+    `shard` is (i, n), i from 1 to n. If `fresh`, an earlier result is not continued.
+    """
+    require_output_file(out, Path(str(context.config.model)))
     loaded = load_and_clean(context)
     end = start_step(context.progress, "calibrate", "listing images")
-    inputs = prepare_calibration(loaded, context, _threads(request.workers))
-    part = shard_range(len(inputs.images.names), request.shard)
-    calibration, was_known = measure_and_save(inputs, request, [part], context.progress)
+    inputs = prepare_calibration(loaded, context, _threads(workers))
+    part = shard_range(len(inputs.images.names), shard)
+    calibration, was_known = _measure_and_save(
+        inputs, out, [part], workers, context.progress, fresh=fresh
+    )
     count = int(np.isin(calibration.image_indices, part).sum())
-    end(f"{count} images, {len(inputs.origin.tensors)} tensors; {request.out}", was_known)
+    end(f"{count} images, {len(inputs.origin.tensors)} tensors; {out}", was_known)
     return calibration
 
 
@@ -112,36 +110,6 @@ def prepare_calibration(
     return CalibrationInputs(loaded.path, tapped, images, origin)
 
 
-def measure_and_save(
-    inputs: CalibrationInputs,
-    request: CalibrationRequest,
-    parts: Sequence[range],
-    progress: ProgressCallback,
-) -> tuple[Calibration, bool]:
-    """Run what is missing of these images, and save the result at `request.out`.
-
-    Return the calibration, and whether nothing had to be run.
-    """
-    finished = (
-        Calibration(inputs.origin) if request.fresh else _load_finished(inputs.origin, request.out)
-    )
-    part_file = _collect_parts(finished, request.out)
-    share = ImageShare(
-        inputs.images,
-        [run for part in parts for run in finished.missing_images(part)],
-        finished,
-        part_file,
-        _threads(request.workers),
-    )
-    calibration = _measure(inputs, share, request.workers, progress)
-    require_finite(calibration, find_masked_tensors(inputs.tapped.model.graph))
-    if calibration is not finished:
-        calibration_file.save(calibration, request.out)
-    for file in _part_files(request.out):
-        file.unlink(missing_ok=True)
-    return calibration, calibration is finished
-
-
 def shard_range(count: int, shard: tuple[int, int] | None) -> range:
     """Return the images of a shard; it starts where a batch does, so batches stay the same."""
     if shard is None:
@@ -151,25 +119,7 @@ def shard_range(count: int, shard: tuple[int, int] | None) -> range:
     return range(first, min(last, count))
 
 
-class CalibrationPairCodec:
-    """The calibration of all images, and that of the training images."""
-
-    def save(self, value: tuple[Calibration, Calibration], folder: Path) -> None:
-        """Write two calibration files."""
-        for calibration, name in zip(value, (CALIBRATION_FILE, TRAINING_FILE), strict=True):
-            calibration_file.save(calibration, folder / name)
-
-    def load(self, folder: Path) -> tuple[Calibration, Calibration]:
-        """Read them."""
-        full, training = (
-            calibration_file.load(folder / name) for name in (CALIBRATION_FILE, TRAINING_FILE)
-        )
-        return full, training
-
-
-def measure_calibration_set(
-    loaded: LoadedModel, context: JobContext, workers: int = 1
-) -> CalibrationSet:
+def measure_calibration_set(loaded: LoadedModel, context: JobContext) -> CalibrationSet:
     """Calibrate a model on the images of the settings, some of them held out; cached."""
     end = start_step(context.progress, "calibrate", "listing images")
     inputs = prepare_calibration(loaded, context)
@@ -181,24 +131,31 @@ def measure_calibration_set(
         "qconvert": __version__,
     }
 
-    def compute() -> tuple[Calibration, Calibration]:
-        with context.cache.resumable("calibrate", key) as folder:
+    def make(folder: Path) -> None:
+        with context.cache.resumable("calibrate", key) as state:
             without_holdout, only_holdout = (
-                measure_and_save(
-                    inputs, CalibrationRequest(folder / name, workers), parts, context.progress
-                )[0]
-                for name, parts in ((TRAINING_FILE, training), (HOLDOUT_FILE, holdout))
+                _measure_and_save(inputs, state / name, parts, 1, context.progress)[0]
+                for name, parts in ((TRAINING_FILE, training), ("held-out.npz", holdout))
             )
             full = merge_calibrations(without_holdout, only_holdout)
-            _require_enough_readable(full, context.config.calibration.max_broken)
-        return full, without_holdout
+            # Each of the two has counted only its own broken images.
+            images, max_broken = inputs.origin.images, context.config.calibration.max_broken
+            broken = [images[index].name for run in full.missing_images() for index in run]
+            if len(broken) > ReadOptions(max_broken=max_broken).allowed_broken(len(images)):
+                raise QConvertError(
+                    f"{len(broken)} of {len(images)} images could not be read",
+                    details=[f"`{name}`" for name in broken[:5]],
+                    hint=SKIPPED_HINT,
+                )
+            calibration_file.save(full, folder / CALIBRATION_FILE)
+            calibration_file.save(without_holdout, folder / TRAINING_FILE)
 
-    result = cached_step(context.cache, "calibrate", key, compute, CalibrationPairCodec())
-    full, without_holdout = result.value
-    end(f"{full.image_indices.size} images, {len(full.summaries)} tensors", result.hit)
+    entry = context.cache.get_or_make("calibrate", key, make)
+    full = calibration_file.load(entry.path / CALIBRATION_FILE)
+    end(f"{full.image_indices.size} images, {len(full.summaries)} tensors", entry.hit)
     return CalibrationSet(
         full,
-        without_holdout,
+        calibration_file.load(entry.path / TRAINING_FILE),
         inputs.images,
         fixed_batch(loaded.source.inputs),
         excludes_holdout=bool(holdout),
@@ -241,67 +198,66 @@ def _reopen_images(loaded: LoadedModel, context: JobContext, calibration: Calibr
     return reopen_images(ImageManifest(root, entries), loaded.source.inputs, preprocess)
 
 
-def _require_enough_readable(calibration: Calibration, max_broken: int | None) -> None:
-    """Raise if too many images are broken; each part has counted only its own."""
-    images = calibration.origin.images
-    broken = [images[index].name for run in calibration.missing_images() for index in run]
-    if len(broken) > ReadOptions(max_broken=max_broken).allowed_broken(len(images)):
-        raise QConvertError(
-            f"{len(broken)} of {len(images)} images could not be read",
-            details=[f"`{name}`" for name in broken[:5]],
-            hint=SKIPPED_HINT,
-        )
+def _measure_and_save(
+    inputs: CalibrationInputs,
+    out: Path,
+    parts: Sequence[range],
+    workers: int,
+    progress: ProgressCallback,
+    *,
+    fresh: bool = False,
+) -> tuple[Calibration, bool]:
+    """Run what is missing of these images, and save the result at `out`.
 
-
-def _threads(workers: int) -> int:
-    return max(1, (os.cpu_count() or 1) // workers)
-
-
-def _measure(
-    inputs: CalibrationInputs, share: ImageShare, workers: int, progress: ProgressCallback
-) -> Calibration:
-    total = share.start.image_indices.size + sum(len(part) for part in share.parts)
-
-    def report(done: int) -> None:
-        progress(Progress("calibrate", "images", done=done, total=total))
-
-    if not share.parts:
-        return share.start
-    if workers == 1:
-        return measure_share(inputs.tapped, share, report)
-    calibration = share.start
-    for part in measure_in_workers(inputs.model, share, workers, report):
-        calibration = merge_calibrations(calibration, part)
-    return calibration
-
-
-def _load_finished(origin: Origin, out: Path) -> Calibration:
-    """Return what the result and the parts of an earlier run of this calibration hold."""
-    finished = Calibration(origin)
-    for file in (out, *_part_files(out)):
-        try:
-            part = calibration_file.load(file) if file.is_file() else None
-        except QConvertError:  # of another version, or not a calibration: measure again
-            continue
-        if (
-            part
-            and part.origin == origin
-            and not np.isin(part.image_indices, finished.image_indices).any()
-        ):
-            finished = merge_calibrations(finished, part)
-    return finished
-
-
-def _collect_parts(finished: Calibration, out: Path) -> Path:
-    """Put all finished images into one part file before others are written, and return its path."""
+    Return the calibration, and whether nothing had to be run.
+    """
+    finished = Calibration(inputs.origin) if fresh else _load_finished(inputs.origin, out)
+    # All finished images go into one part file before others are written.
     part_file = out.with_name(f".{out.name}.part")
     if finished.image_indices.size:
         calibration_file.save(finished, part_file)
     for file in _part_files(out):
         if file != part_file or not finished.image_indices.size:
             file.unlink(missing_ok=True)
-    return part_file
+
+    missing = [run for part in parts for run in finished.missing_images(part)]
+    total = finished.image_indices.size + sum(map(len, missing))
+
+    def report(done: int) -> None:
+        progress(Progress("calibrate", "images", done=done, total=total))
+
+    share = ImageShare(inputs.images, missing, finished, part_file, _threads(workers))
+    calibration = finished
+    if missing and workers == 1:
+        calibration = measure_share(inputs.tapped, share, report)
+    elif missing:
+        for measured in measure_in_workers(inputs.model, share, workers, report):
+            calibration = merge_calibrations(calibration, measured)
+    require_finite(calibration, find_masked_tensors(inputs.tapped.model.graph))
+    if calibration is not finished:
+        calibration_file.save(calibration, out)
+    for file in _part_files(out):
+        file.unlink(missing_ok=True)
+    return calibration, calibration is finished
+
+
+def _load_finished(origin: Origin, out: Path) -> Calibration:
+    """Return what the result and the part files of an earlier run of this calibration hold."""
+    finished = Calibration(origin)
+    for file in (out, *_part_files(out)):
+        try:
+            part = calibration_file.load(file)
+        except QConvertError:  # missing, of another version, or no calibration: measure again
+            continue
+        is_new = not np.isin(part.image_indices, finished.image_indices).any()
+        if part.origin == origin and is_new:
+            finished = merge_calibrations(finished, part)
+    return finished
 
 
 def _part_files(out: Path) -> list[Path]:
     return sorted(out.parent.glob(f".{out.name}.part*"))
+
+
+def _threads(workers: int) -> int:
+    return max(1, (os.cpu_count() or 1) // workers)

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import multiprocessing
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -17,19 +18,19 @@ from pathlib import Path
 from qconvert.backends.ort import open_cpu
 from qconvert.calibrate import calibration_file
 from qconvert.calibrate.calibration import Calibration
-from qconvert.calibrate.collect import Collector, IndexedBatch, collect, make_tapped_runner
+from qconvert.calibrate.collect import Collector, sample_phases
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError
-from qconvert.core.tensors import RunModel, Tensors, batch_size, fixed_batch, pad_batch
+from qconvert.core.tensors import Tensors, fixed_batch, pad_batch
 from qconvert.graph.taps import TappedModel, add_calibration_taps
-from qconvert.images.batches import Images
+from qconvert.images.batches import Batch, Images
 from qconvert.images.image_files import NoReadableImage, map_ordered
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH, split_batches
 from qconvert.run import worker_bootstrap
 
 # One core a batch: nothing waits for the slowest part of an operator. More would take memory.
 MAX_PARALLEL_BATCHES = 4
-POLL_SECONDS = 0.5
+SAVE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -49,39 +50,50 @@ class ImageShare:
 def measure_share(
     tapped: TappedModel, share: ImageShare, report: Callable[[int], None]
 ) -> Calibration:
-    """Return `share.start` and what its images add; `report` gets the number of finished images."""
+    """Return `share.start` and what its images add; `report` gets the number of finished images.
+
+    A killed process loses only what came after the last save.
+    """
     fixed = fixed_batch(onnx_io.inputs(tapped.model))
     size = 1 if tapped.observed.one_image_per_run else fixed or CALIBRATION_BATCH
     parallel = min(share.threads, MAX_PARALLEL_BATCHES)
     run = open_cpu(tapped.model, share.threads // parallel)
-    if fixed:
-        run = fill_batches(run, size, tapped)
-    save = calibration_file.make_periodic_saver(share.checkpoint)
-
-    def after_batch(collector: Collector) -> None:
-        report(collector.image_count)
-        save(collector)
-
+    without_images = {tap.size for tap in tapped.taps}
     errors: list[NoReadableImage] = []
-    batches = _numbered_batches(share, size, errors)
-    outputs = map_ordered(make_tapped_runner(run, tapped), batches, parallel, limit=parallel + 1)
-    with contextlib.closing(outputs):
-        calibration = collect(outputs, tapped, share.start, after_batch)
-    if errors and not calibration.image_indices.size:
-        raise errors[-1]
-    return calibration
 
+    def read_batches() -> Iterator[Batch]:
+        # A part may have no readable image: an earlier run has skipped the same ones.
+        for part in share.parts:
+            try:
+                yield from share.images.between(part.start, part.stop).batches(size)
+            except NoReadableImage as error:
+                errors.append(error)
 
-def fill_batches(run: RunModel, size: int, tapped: TappedModel) -> RunModel:
-    """Return `run` for a model of fixed batch: a short batch is padded, its outputs are cut."""
-    whole = {tap.size for tap in tapped.taps}
-
-    def run_filled(feeds: Tensors) -> Tensors:
-        count = batch_size(feeds)
+    def run_batch(batch: Batch) -> tuple[list[int], Tensors]:
+        indices, feeds = [item.position for item in batch.items], dict(batch.feeds)
+        if tapped.phase:
+            feeds[tapped.phase] = sample_phases(indices)
+        if not fixed:
+            return indices, run(feeds)
+        # A short batch is padded, and the outputs of the padding are cut.
         outputs = run(pad_batch(feeds, size))
-        return {name: array if name in whole else array[:count] for name, array in outputs.items()}
+        return indices, {
+            name: array if name in without_images else array[: len(indices)]
+            for name, array in outputs.items()
+        }
 
-    return run_filled
+    collector, saved = Collector(tapped.taps, share.start), time.monotonic()
+    results = map_ordered(run_batch, read_batches(), parallel, limit=parallel + 1)
+    with contextlib.closing(results):
+        for indices, outputs in results:
+            collector.add(indices, outputs)
+            report(collector.image_count)
+            if time.monotonic() - saved >= SAVE_SECONDS:
+                calibration_file.save(collector.calibration(), share.checkpoint)
+                saved = time.monotonic()
+    if errors and not collector.image_count:
+        raise errors[-1]
+    return collector.calibration()
 
 
 def measure_in_workers(
@@ -108,9 +120,12 @@ def measure_in_workers(
         try:
             with _block_interrupts():
                 futures += [pool.submit(_measure_in_child, model, part) for part in shares]
-            _wait_for_workers(
-                futures, lambda: report(share.start.image_indices.size + counter.value)
-            )
+            waiting = set(futures)
+            while waiting:
+                finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_EXCEPTION)
+                report(share.start.image_indices.size + counter.value)
+                for future in finished:
+                    future.result()
         except BrokenProcessPool:
             raise QConvertError(
                 "a worker process was killed, probably because memory ran out",
@@ -127,32 +142,16 @@ def split_parts(parts: Sequence[range], workers: int) -> list[list[range]]:
     batches = split_batches(parts)
     workers = min(workers, len(batches)) or 1
     bounds = [len(batches) * number // workers for number in range(workers + 1)]
-    return [_join_adjacent(batches[start:stop]) for start, stop in itertools.pairwise(bounds)]
-
-
-def _numbered_batches(
-    share: ImageShare, size: int, errors: list[NoReadableImage]
-) -> Iterator[IndexedBatch]:
-    """Yield the batches of all parts; a part without a readable image only adds to `errors`.
-
-    An earlier run may have skipped the same images.
-    """
-    for part in share.parts:
-        try:
-            for batch in share.images.between(part.start, part.stop).batches(size):
-                yield [item.position for item in batch.items], batch.feeds
-        except NoReadableImage as error:
-            errors.append(error)
-
-
-def _join_adjacent(parts: Sequence[range]) -> list[range]:
-    joined: list[range] = []
-    for part in parts:
-        if joined and joined[-1].stop == part.start:
-            joined[-1] = range(joined[-1].start, part.stop)
-        else:
-            joined.append(part)
-    return joined
+    shares: list[list[range]] = []
+    for start, stop in itertools.pairwise(bounds):
+        joined: list[range] = []
+        for batch in batches[start:stop]:
+            if joined and joined[-1].stop == batch.start:
+                joined[-1] = range(joined[-1].start, batch.stop)
+            else:
+                joined.append(batch)
+        shares.append(joined)
+    return shares
 
 
 @contextmanager
@@ -166,15 +165,6 @@ def _block_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _wait_for_workers(futures: Sequence["Future[Calibration]"], report: Callable[[], None]) -> None:
-    waiting = set(futures)
-    while waiting:
-        finished, waiting = wait(waiting, timeout=POLL_SECONDS, return_when=FIRST_EXCEPTION)
-        report()
-        for future in finished:
-            future.result()
 
 
 def _measure_in_child(model: Path, share: ImageShare) -> Calibration:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qconvert import __version__
-from qconvert.backends.base import Availability, EngineVariant
+from qconvert.backends.base import Availability, Coverage, EngineVariant
 from qconvert.calibrate.calibration import Calibration
 from qconvert.core import config_file
 from qconvert.core.config import GateConfig
@@ -14,6 +14,7 @@ from qconvert.measure.accuracy import BASELINE, BF16_UNSCORED, Accuracy
 from qconvert.measure.evidence import Evidence
 from qconvert.measure.latency import EngineLatencies
 from qconvert.measure.machine import describe_machine
+from qconvert.measure.memory import PeakMemory
 from qconvert.measure.mixed_result import MixedResult
 from qconvert.report.model import (
     ImageSetInfo,
@@ -128,19 +129,35 @@ def shared_image_count(
 
 
 def _variant_result(variant: EngineVariant, results: RunResults) -> VariantResult:
-    name, graph = variant.name, results.graphs[variant]
-    built, footprint = results.built.get(name), results.footprints.get(name)
-    engine, notes = None, graph.notes
-    if built is not None:
+    """Return the row of an engine, with the reason for every empty field."""
+    name, graph, availability = variant.name, results.graphs[variant], results.availability
+    backend, built = availability[variant.backend], results.built.get(name)
+    not_run = ONLY_PLANNED if built is None else backend.reason
+    engine, notes, reasons = None, graph.notes, {}
+    if built is None:
+        reasons["engine"] = ONLY_PLANNED if backend.builds else backend.reason
+    else:
         path = f"{ENGINES}/{built.engine.folder.name}"
         engine = engine_info(built.engine, path, built.seconds, cached=built.stored)
         notes = (*notes, *built.engine.notes)
-    memory, by_provider, by_precision = None, {}, None
-    if footprint is not None:
-        coverage, peak = footprint.coverage, footprint.peak.bytes
-        by_provider = dict(coverage.by_provider)
-        by_precision = None if coverage.by_precision is None else dict(coverage.by_precision)
-        memory = None if peak is None else MemoryUse(peak)
+    if name not in results.latencies:
+        reasons["latency"] = reasons["by_provider"] = not_run
+    if name not in results.scores:
+        unscored = variant.precision == "bf16" and not backend.runs
+        reasons["accuracy"] = results.not_scored_reason or (BF16_UNSCORED if unscored else not_run)
+    # Nothing is known of an engine that did not run.
+    coverage, peak = (
+        Coverage({}, None, not_run),
+        PeakMemory(None, reason="measured for CPU engines only"),
+    )
+    if footprint := results.footprints.get(name):
+        coverage, peak = footprint.coverage, footprint.peak
+    if coverage.by_precision is None:
+        reasons["by_precision"] = coverage.unknown
+    if peak.bytes is None:
+        reasons["memory"] = peak.reason
+    if name in results.analysis.not_analyzed:
+        reasons["layers"] = results.analysis.not_analyzed[name]
     layers = graph.plan.layers if graph.plan is not None else {}
     nodes = Counter(layer.op for layer in layers.values())
     quantized = Counter(layer.op for layer in layers.values() if not layer.left)
@@ -151,9 +168,9 @@ def _variant_result(variant: EngineVariant, results: RunResults) -> VariantResul
         engine=engine,
         latency=results.latencies.get(name, ()),
         accuracy=results.scores.get(name),
-        memory=memory,
-        by_provider=by_provider,
-        by_precision=by_precision,
+        memory=MemoryUse(peak.bytes) if peak.bytes is not None else None,
+        by_provider=dict(coverage.by_provider),
+        by_precision=dict(coverage.by_precision) if coverage.by_precision is not None else None,
         quantized=quantized.total(),
         candidates=len(layers),
         unquantized=tuple(
@@ -161,35 +178,10 @@ def _variant_result(variant: EngineVariant, results: RunResults) -> VariantResul
             for node, layer in layers.items()
             if layer.left
         ),
-        unmeasured=_unmeasured_reasons(variant, results),
+        unmeasured=reasons,
         notes=notes,
         layers=results.analysis.layers.get(name, ()),
         operators=tuple(
             OperatorCoverage(op, count, quantized[op]) for op, count in nodes.most_common()
         ),
     )
-
-
-def _unmeasured_reasons(variant: EngineVariant, results: RunResults) -> dict[str, str]:
-    """Return the reason for every empty field."""
-    name, availability = variant.name, results.availability[variant.backend]
-    not_run = availability.reason if name in results.built else ONLY_PLANNED
-    reasons: dict[str, str] = {}
-    if name not in results.built:
-        reasons["engine"] = ONLY_PLANNED if availability.builds else availability.reason
-    if name not in results.latencies:
-        reasons["latency"] = reasons["by_provider"] = not_run
-    if name not in results.scores:
-        unscored = variant.precision == "bf16" and not availability.runs
-        reasons["accuracy"] = results.not_scored_reason or (BF16_UNSCORED if unscored else not_run)
-    footprint = results.footprints.get(name)
-    if footprint is None:
-        reasons["by_precision"], reasons["memory"] = not_run, "measured for CPU engines only"
-    else:
-        if footprint.coverage.by_precision is None:
-            reasons["by_precision"] = footprint.coverage.unknown
-        if footprint.peak.bytes is None:
-            reasons["memory"] = footprint.peak.reason
-    if name in results.analysis.not_analyzed:
-        reasons["layers"] = results.analysis.not_analyzed[name]
-    return reasons

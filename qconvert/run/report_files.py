@@ -1,5 +1,6 @@
 """The report of a target: read from its run, merged with the previous one, written in each form."""
 
+import hashlib
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ from qconvert.report.model_card import render_card
 from qconvert.report.tables import layers_csv
 from qconvert.report.verdict import conclude
 from qconvert.run.run_folder import CARD, ENGINES, HTML, LAYERS, MARKDOWN, REPORT, RunFolder
-from qconvert.run.targets import Target, engine_sha256
+from qconvert.run.targets import Target
 
 
 def read_report(target: Target) -> Report:
@@ -65,11 +66,15 @@ def read_report(target: Target) -> Report:
 
 def engine_info(engine: Engine, path: str, seconds: float = 0.0, *, cached: bool) -> EngineInfo:
     """Return what a report says of an engine; `path` is relative to the run."""
+    digest = hashlib.sha256()
+    for name in engine.files:
+        with (engine.folder / name).open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
     return EngineInfo(
         path=path,
         files=engine.files,
         bytes=engine.bytes,
-        sha256=engine_sha256(engine),
+        sha256=digest.hexdigest(),
         build_seconds=seconds,
         stored=cached,
         made_with=dict(engine.made_with),
@@ -104,15 +109,6 @@ def merge_with_previous(new: Report, run: RunFolder, limits: GateConfig) -> Repo
     previous = previous_report(run)
     if previous is None or previous.baseline_bytes != new.baseline_bytes:
         return new
-    # Without evaluation images in this run, the accuracy of unchanged engines still holds.
-    reuse_accuracy = new.evaluation is None and previous.evaluation is not None
-    if reuse_accuracy:
-        new = replace(
-            new,
-            baseline=previous.baseline,
-            evaluation=previous.evaluation,
-            shared_images=previous.shared_images,
-        )
     existing = {
         row.name: row
         for row in previous.variants
@@ -120,7 +116,15 @@ def merge_with_previous(new: Report, run: RunFolder, limits: GateConfig) -> Repo
     }
     # A variant that is only planned does not replace its engine.
     rebuilt = [row for row in new.variants if row.engine or row.name not in existing]
-    new = replace(new, variants=tuple(rebuilt), baseline=new.baseline or previous.baseline)
+    # Without evaluation images in this run, the accuracy of unchanged engines still holds.
+    reuse_accuracy = new.evaluation is None and previous.evaluation is not None
+    new = replace(
+        new,
+        variants=tuple(rebuilt),
+        baseline=new.baseline or previous.baseline,
+        evaluation=new.evaluation or previous.evaluation,
+        shared_images=(previous if reuse_accuracy else new).shared_images,
+    )
     unchanged, rows = set(existing), []
     for row in rebuilt:
         before, completed = existing.pop(row.name, None), row

@@ -1,5 +1,6 @@
 """A small network as the graph that each backend takes."""
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -7,15 +8,13 @@ import onnx_ir as ir
 
 from qconvert import backends
 from qconvert.backends.base import FLOAT, Precision
-from qconvert.backends.ort import open_cpu
-from qconvert.calibrate.calibration import Calibration, CalibrationImage, Origin
-from qconvert.calibrate.collect import collect, make_tapped_runner
+from qconvert.calibrate.summary import Summary
 from qconvert.core import onnx_io
 from qconvert.core.tensors import Tensors
 from qconvert.graph.fp16.convert import convert_to_half
-from qconvert.graph.taps import add_calibration_taps
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import QuantizeOptions, make_plan
+from tests.calibrate.activations import summarize
 from tests.models import floats, mixed
 from tests.quantize.quantized_models import scheme
 
@@ -25,14 +24,8 @@ def images(count: int = 4) -> Tensors:
 
 
 @cache
-def calibration() -> Calibration:
-    tapped = add_calibration_taps(mixed())
-    names = tuple(CalibrationImage(str(number), "") for number in range(8))
-    origin = Origin("", tuple(tap.tensor for tap in tapped.taps), names, {}, "", False)
-    run = make_tapped_runner(open_cpu(tapped.model), tapped)
-    return collect(
-        [run((range(8), images(8)))], tapped, Calibration(origin), lambda collector: None
-    )
+def _summaries() -> Mapping[str, Summary]:
+    return summarize(mixed(), images(8))
 
 
 @cache
@@ -40,7 +33,7 @@ def make_graph(backend: str, precision: Precision) -> ir.Model:
     """Return the network as a backend takes it; INT8 in the backend's own scheme."""
     model = mixed()
     if precision not in FLOAT:
-        plan = make_plan(model, scheme(backend), calibration().summaries, QuantizeOptions())
+        plan = make_plan(model, scheme(backend), _summaries(), QuantizeOptions())
         return apply_plan(model, plan)
     dtype = FLOAT[precision]
     if dtype == "fp32" or not backends.requirements(backend).strongly_typed:

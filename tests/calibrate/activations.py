@@ -1,17 +1,21 @@
 """Made-up activations, and a `run` that answers for them as a tapped model does."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
+from qconvert.backends.ort import open_cpu
 from qconvert.calibrate.calibration import Calibration, CalibrationImage, Origin
-from qconvert.calibrate.collect import IndexedBatch, collect, make_tapped_runner
+from qconvert.calibrate.collect import Collector, sample_phases
 from qconvert.calibrate.summary import Summary
-from qconvert.core.tensors import Tensors, TensorTap
+from qconvert.core.tensors import RunModel, Tensors, TensorTap, batch_size
+from qconvert.graph.taps import TappedModel, add_calibration_taps
 
 Floats = NDArray[np.float32]
+IndexedBatch = tuple[Sequence[int], Tensors]
 SAMPLES = 2048
 
 
@@ -69,9 +73,30 @@ def calibrate(taps: FakeTaps, *parts: Sequence[int]) -> Calibration:
     """Collect the named images batch by batch, or all in one."""
     everything = range(len(origin(taps).images))
     batches = taps.batches(*(parts or (everything,)))
-    return collect(
-        map(make_tapped_runner(taps.run, taps), batches), taps, Calibration(origin(taps))
-    )
+    return collect(taps.run, taps, Calibration(origin(taps)), batches)
+
+
+def collect(
+    run: RunModel,
+    layout: FakeTaps | TappedModel,
+    start: Calibration,
+    batches: Iterable[IndexedBatch],
+) -> Calibration:
+    """Add what `run` returns for the batches to `start`."""
+    collector = Collector(layout.taps, start)
+    for indices, feeds in batches:
+        phases = {layout.phase: sample_phases(indices)} if layout.phase else {}
+        collector.add(indices, run({**feeds, **phases}))
+    return collector.calibration()
+
+
+def summarize(model: ir.Model, images: Tensors) -> Mapping[str, Summary]:
+    """Summarize the tensors of a model over a batch of images."""
+    tapped, count = add_calibration_taps(model), batch_size(images)
+    listed = tuple(CalibrationImage(str(number), "") for number in range(count))
+    tensors = tuple(tap.tensor for tap in tapped.taps)
+    start = Calibration(Origin("", tensors, listed, {}, "", exact=False))
+    return collect(open_cpu(tapped.model), tapped, start, [(range(count), images)]).summaries
 
 
 def summary_of(values: Floats, *, exact: bool = True) -> Summary:

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,13 +16,12 @@ from qconvert.calibrate.calibration import (
     merge_calibrations,
     require_finite,
 )
-from qconvert.calibrate.calibration_file import load, make_periodic_saver, pack
-from qconvert.calibrate.collect import Collector, collect, make_tapped_runner
+from qconvert.calibrate.calibration_file import pack
 from qconvert.core.errors import QConvertError
 from qconvert.core.tensors import Tensors
 from qconvert.graph.passes import infer_shapes
 from qconvert.graph.taps import add_calibration_taps
-from tests.calibrate.activations import FakeTaps, calibrate, origin, summary_of
+from tests.calibrate.activations import FakeTaps, calibrate, collect, origin, summary_of
 from tests.models import floats, tiny
 
 ODD = [0.0, -0.0, 1e-40, 6.0, -3.5, 1e30, 2.0**-130, np.inf, -np.inf, np.nan]
@@ -54,7 +52,7 @@ def test_summary_is_independent_of_batches_order_and_interruptions(
     parts = [order[a:b] for a, b in pairwise(cuts)]
     state = Calibration(origin(taps))
     for part in parts:
-        state = collect(map(make_tapped_runner(taps.run, taps), taps.batches(part)), taps, state)
+        state = collect(taps.run, taps, state, taps.batches(part))
     whole = pack(calibrate(taps))
     assert pack(state) == whole
     assert pack(calibrate(taps, *parts)) == whole
@@ -89,11 +87,6 @@ def test_sample_is_a_small_part_of_a_large_image() -> None:
     assert 4 * 1300 < seen.counts.total < 4 * 4096
 
 
-def test_zeros_of_both_signs_are_counted() -> None:
-    values = np.array([[-1, 0, -0.0, 0, 2]], dtype=np.float32)
-    assert summary_of(values).counts.zeros == 3
-
-
 def test_channel_means_and_extremes_are_exact() -> None:
     values = floats(50, 3, 40)
     channels = calibrate(FakeTaps({"t": values}), range(20), range(20, 50)).summaries["t"]
@@ -117,7 +110,7 @@ def test_image_added_twice_is_rejected() -> None:
     taps = FakeTaps({"t": floats(4, 1, 9)})
     done = calibrate(taps, [0, 1])
     with pytest.raises(ValueError, match="image 1 was counted already"):
-        collect(map(make_tapped_runner(taps.run, taps), taps.batches([1, 2])), taps, done)
+        collect(taps.run, taps, done, taps.batches([1, 2]))
 
 
 def test_merge_of_overlapping_parts_is_refused() -> None:
@@ -141,44 +134,13 @@ def test_tensor_that_mixes_images_of_a_batch_is_refused() -> None:
         return {name: array[:1] for name, array in taps.run(feeds).items()}
 
     with pytest.raises(QConvertError, match="mixes the images of a batch: 2 went in, 1"):
-        collect(
-            map(make_tapped_runner(mixing, taps), taps.batches([0, 1])),
-            taps,
-            Calibration(origin(taps)),
-        )
+        collect(mixing, taps, Calibration(origin(taps)), taps.batches([0, 1]))
 
 
 def test_missing_images_are_listed_as_runs() -> None:
     state = calibrate(FakeTaps({"t": floats(9, 1, 9)}), [0, 1, 5])
     assert state.missing_images() == [range(2, 5), range(6, 9)]
     assert state.missing_images(range(4, 7)) == [range(4, 5), range(6, 7)]
-
-
-def test_killed_calibration_resumes_from_its_last_save(tmp_path: Path) -> None:
-    taps = FakeTaps({"t": floats(6, 2, 50)})
-    file = tmp_path / "part.npz"
-    seconds = iter([0.0, 11.0, 12.0, 13.0])  # the first batch is saved, the second not
-    keep = make_periodic_saver(file, seconds=10, clock=lambda: next(seconds))
-
-    def killed(collector: Collector) -> None:
-        keep(collector)
-        if collector.image_count == 4:
-            raise KeyboardInterrupt
-
-    batches = taps.batches([0, 1], [2, 3], [4, 5])
-    with pytest.raises(KeyboardInterrupt):
-        collect(
-            map(make_tapped_runner(taps.run, taps), batches),
-            taps,
-            Calibration(origin(taps)),
-            killed,
-        )
-    saved = load(file)
-    assert saved.missing_images() == [range(2, 6)]
-    resumed = collect(
-        map(make_tapped_runner(taps.run, taps), taps.batches(range(2, 6))), taps, saved
-    )
-    assert pack(resumed) == pack(calibrate(taps))
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -192,7 +154,7 @@ def test_taps_of_a_real_network_give_its_exact_statistics(exact: bool) -> None:
     )
     run = open_cpu(tapped.model)
     batches = [(range(at, min(at + 3, 7)), {"image": images[at : at + 3]}) for at in (0, 3, 6)]
-    calibration = collect(map(make_tapped_runner(run, tapped), batches), tapped, start)
+    calibration = collect(run, tapped, start, batches)
     scores = open_cpu(model)({"image": images})["scores"]
     assert calibration.summaries["image"].low == images.min()
     assert calibration.summaries["scores"].highs == pytest.approx(scores.max(axis=1), rel=1e-5)

@@ -94,8 +94,9 @@ def test_calibration_killed_by_sigkill_resumes(
     draw_folder(tmp_path / "images", 40)
     script = (
         "import sys, time\n"
-        "from qconvert.calibrate import calibration_file, collect\n"
-        "calibration_file.make_periodic_saver.__defaults__ = (0.0, time.monotonic)\n"
+        "from qconvert.calibrate import collect\n"
+        "from qconvert.run import calibration_workers\n"
+        "calibration_workers.SAVE_SECONDS = 0.0\n"
         "add = collect.Collector.add\n"
         "def slow(self, *args):\n"
         "    add(self, *args)\n"

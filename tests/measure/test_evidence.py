@@ -6,11 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qconvert.backends.ort import open_cpu
-from qconvert.calibrate.calibration import Calibration, CalibrationImage, Origin
-from qconvert.calibrate.collect import collect, make_tapped_runner
 from qconvert.calibrate.summary import Summary
-from qconvert.graph.taps import add_calibration_taps
 from qconvert.measure.evidence import (
     HISTOGRAM_BARS,
     SHOWN_METHODS,
@@ -22,6 +18,7 @@ from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.cross_layer import find_sites, scaled_tensors
 from qconvert.quantize.placement import QuantizeOptions, make_plan
 from qconvert.quantize.plan import Plan
+from tests.calibrate.activations import summarize
 from tests.models import floats, mixed
 from tests.quantize.quantized_models import scheme
 
@@ -31,18 +28,7 @@ IMAGES = floats(16, 3, 16, 16)
 @pytest.fixture(scope="module")
 def calibrated() -> tuple[Mapping[str, Summary], Plan, tuple[LayerError, ...]]:
     model = mixed()
-    tapped = add_calibration_taps(model)
-    origin = Origin(
-        "",
-        tuple(tap.tensor for tap in tapped.taps),
-        (CalibrationImage("", ""),) * 16,
-        {},
-        "",
-        exact=False,
-    )
-    run = make_tapped_runner(open_cpu(tapped.model), tapped)
-    batches = [run((list(range(16)), {"image": IMAGES}))]
-    summaries = collect(batches, tapped, Calibration(origin), lambda collector: None).summaries
+    summaries = summarize(model, {"image": IMAGES})
     plan = make_plan(model, scheme("cpu"), summaries, QuantizeOptions())
     layers = measure_layer_errors(model, apply_plan(model, plan), [{"image": IMAGES}])
     return summaries, plan, layers

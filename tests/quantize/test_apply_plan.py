@@ -11,18 +11,16 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from qconvert.backends.ort import open_cpu
-from qconvert.calibrate.calibration import Calibration, CalibrationImage, Origin
-from qconvert.calibrate.collect import collect, make_tapped_runner
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.tensors import Tensors
 from qconvert.graph.fp16.convert import convert_to_half
 from qconvert.graph.passes import infer_shapes
-from qconvert.graph.taps import add_calibration_taps
 from qconvert.measure.output_error import sqnr_db
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import QuantizeOptions, Selection, make_plan
 from qconvert.quantize.plan import Plan, RestPrecision
+from tests.calibrate.activations import summarize
 from tests.models import MIXED_SHAPES, floats, from_text
 from tests.models import mixed as net
 from tests.quantize.quantized_models import planned, scheme
@@ -37,13 +35,7 @@ def plan(
     feeds: Tensors = IMAGES,
 ) -> Plan:
     """Return the plan of a backend for a model that was calibrated on these images."""
-    tapped = add_calibration_taps(model)
-    count = len(next(iter(feeds.values())))
-    images = tuple(CalibrationImage(str(number), "") for number in range(count))
-    start = Calibration(Origin("", tuple(tap.tensor for tap in tapped.taps), images, {}, "", False))
-    run = make_tapped_runner(open_cpu(tapped.model), tapped)
-    calibration = collect([run((range(count), feeds))], tapped, start, lambda collector: None)
-    return make_plan(model, scheme(backend), calibration.summaries, options or QuantizeOptions())
+    return make_plan(model, scheme(backend), summarize(model, feeds), options or QuantizeOptions())
 
 
 def exposed(model: ir.Model) -> tuple[ir.Model, list[str]]:

@@ -12,17 +12,15 @@ import pytest
 
 from qconvert import backends
 from qconvert.backends.ort import open_cpu
-from qconvert.calibrate.calibration import Calibration, CalibrationImage, Origin
-from qconvert.calibrate.collect import collect, make_tapped_runner
 from qconvert.core.errors import UsageError
 from qconvert.core.scales import choose_qparams
 from qconvert.graph.passes import infer_shapes
-from qconvert.graph.taps import add_calibration_taps
 from qconvert.quantize import plan_files
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import QuantizeOptions, make_plan
 from qconvert.quantize.plan import Plan
 from qconvert.quantize.scheme import Scheme
+from tests.calibrate.activations import summarize
 from tests.models import floats, ops, tiny
 
 Edit = Callable[[dict[str, Any]], object]
@@ -46,15 +44,8 @@ def scheme() -> Scheme:
 @cache
 def planned(method: str = "mse") -> Plan:
     """Return the plan of a real calibration."""
-    tapped = add_calibration_taps(net())
-    images = tuple(
-        CalibrationImage(f"{number}.png", f"{number:064x}") for number in range(len(IMAGES))
-    )
-    origin = Origin("tiny", tuple(tap.tensor for tap in tapped.taps), images, {}, "cpu", False)
-    batches = [(range(at, at + 4), {"image": IMAGES[at : at + 4]}) for at in range(0, 12, 4)]
-    scores_of = map(make_tapped_runner(open_cpu(tapped.model), tapped), batches)
-    calibration = collect(scores_of, tapped, Calibration(origin))
-    return make_plan(net(), scheme(), calibration.summaries, QuantizeOptions(method=method))
+    summaries = summarize(net(), {"image": IMAGES})
+    return make_plan(net(), scheme(), summaries, QuantizeOptions(method=method))
 
 
 def edited(edit: Edit) -> str:

@@ -19,9 +19,9 @@ from qconvert.core.cache import Cache
 from qconvert.core.tensors import Tensors
 from qconvert.graph.fp16.convert import convert_to_half
 from qconvert.quantize import plan_files
-from qconvert.run.calibrate import CalibrationRequest, calibrate
+from qconvert.run.calibrate import calibrate
 from qconvert.run.context import JobContext
-from qconvert.run.quantize_model import max_magnitudes
+from qconvert.run.quantize import max_magnitudes
 from tests import strongly_typed, zoo
 from tests.conftest import Outcome, write
 
@@ -58,7 +58,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     path, calibration = write(model, folder / "net.onnx"), folder / "calibration.npz"
     settings = {"model": str(path), "calibration.images": folder / "images.npz"}
     context = JobContext(config_file.load(None, settings), Cache(folder / "store"))
-    calibrate(context, CalibrationRequest(calibration))
+    calibrate(context, calibration)
     return Case(model, path, calibration, {image.name: zoo.images(side, 4, seed=6)})
 
 

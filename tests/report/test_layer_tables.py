@@ -1,4 +1,4 @@
-"""Layers by their errors; one that overflows is the worst."""
+"""The tables of layers and of searches for mixed precision, in every format."""
 
 import csv
 import io
@@ -8,10 +8,15 @@ from dataclasses import replace
 import pytest
 
 from qconvert.cli import console, views
+from qconvert.core.config import GateConfig
 from qconvert.measure import layer_errors
 from qconvert.measure.layer_errors import LayerError
+from qconvert.measure.mixed_result import BlockGain, MixedResult, PredictionLoss, SearchStep
 from qconvert.report import json_file, tables
 from qconvert.report.html import render_html
+from qconvert.report.markdown import render_markdown
+from qconvert.report.model import Report
+from qconvert.report.verdict import conclude
 from tests.report import reports
 from tests.report.evidence import layer
 
@@ -57,3 +62,57 @@ def test_layer_summary_distinguishes_no_error_from_unknown(
     console._stdout_console.cache_clear()
     views.show_layer_errors(layers)
     assert capsys.readouterr().out.splitlines()[-1] == words
+
+
+def loss(pp: float) -> PredictionLoss:
+    return PredictionLoss(pp, 0.65, "certainty", 300, 99.0)
+
+
+INT8 = SearchStep((), 0.0, 0.004, loss(0.2), loss(0.3), ms=2.0)
+CHOSEN = SearchStep(("stem",), 0.03, 0.002, loss(0.0), loss(0.01), ms=2.5)
+MIX = MixedResult(
+    outcome="mixed",
+    why="one block lifted to fp32, 3.0 % of the compute",
+    budget=0.1,
+    by="certainty",
+    rest="fp32",
+    int8=INT8,
+    gains=(BlockGain("head", 1, 0.1, -0.0004, 0.0001), BlockGain("stem", 2, 0.03, 0.002, 0.001)),
+    steps=(CHOSEN, SearchStep(("stem", "head"), 0.13, 0.001, loss(0.0))),
+    chosen=CHOSEN,
+    float_ms=5.0,
+)
+
+
+def with_mix() -> Report:
+    return conclude(replace(reports.measured(), mixes={"cpu": MIX}), GateConfig())
+
+
+def test_block_table_has_the_error_each_block_removes() -> None:
+    assert tables.block_table(MIX).rows == [
+        ("stem", "3.00", "+50.0 ± 25.0", "kept in fp32"),
+        ("head", "10.00", "-10.0 ± 2.5", ""),
+    ]
+
+
+def test_trial_table_marks_the_chosen_set() -> None:
+    rows = tables.trial_table(MIX).rows
+    assert rows[0] == ("0", "0.00", "0.00400", "0.20", "0.30 ± 0.65", "2.00", "")
+    assert rows[1] == ("1", "3.00", "0.00200", "0.00", "0.01 ± 0.65", "2.50", "◆")
+    assert rows[2][4:] == ("—", "", "")
+
+
+def test_search_result_table_has_the_reason_for_missing_latencies() -> None:
+    blind = replace(MIX, int8=replace(INT8, ms=None), chosen=None, float_ms=None, untimed="no GPU")
+    table = tables.search_result_table(blind, {"int8": 5_000_000, "fp32": 18_000_000})
+    assert [row[2] for row in table.rows] == ["—¹", "—¹"]
+    assert table.footnotes == ("¹ no GPU",)
+
+
+def test_search_is_in_markdown_and_html() -> None:
+    report = with_mix()
+    for text in (render_markdown(report), render_html(report, {})):
+        assert "Sets tried on 300 images" in text
+        assert "stem" in text
+    assert "Search for mixed precision on cpu" in render_html(report, {})
+    assert "Mixed precision" not in render_html(conclude(reports.measured(), GateConfig()), {})

@@ -28,31 +28,36 @@ def test_sound_run_has_no_notes() -> None:
     assert notes_in(sound_report()) == ""
 
 
-def test_slow_int8_note_names_unquantized_operators() -> None:
-    left = tuple(UnquantizedNode(f"/block/{n}/Conv", "Conv", "few channels") for n in range(3))
-    left += (UnquantizedNode("/head", "Gemm", "one row"),)
-    slow = reports.with_int8(
-        latency=(reports.timing(26.0),), unquantized=left, candidates=60, accuracy=QUIET
-    )
+def slow_int8(*nodes: tuple[str, str, str]) -> Report:
+    left = tuple(UnquantizedNode(*node) for node in nodes)
+    timing = (reports.timing(26.0),)
+    return reports.with_int8(latency=timing, unquantized=left, candidates=60, accuracy=QUIET)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        (
+            [
+                ("/b/0", "Conv", "few channels"),
+                ("/b/1", "Conv", "few channels"),
+                ("/h", "Gemm", ""),
+            ],
+            "because 3 of 60 operators are not quantized, most of them Conv (2: few channels, as "
+            "in `/b/0`)",
+        ),
+        (
+            [("/0", "Conv", "one row"), ("/1", "Conv", "few"), ("/2", "Conv", "few")],
+            "because 3 of 60 operators are not quantized, most of them Conv (3: few, as in `/1`)",
+        ),
+        ([], "though all 60 operators that could be are quantized"),
+    ],
+)
+def test_slow_int8_note_has_a_reason(nodes: list[tuple[str, str, str]], reason: str) -> None:
     assert (
-        "INT8 is not faster than FP32 on `cpu` (26.00 against 24.00 ms), because 4 of 60 operators "
-        "are not quantized, most of them Conv (3: few channels, as in `/block/0/Conv`): "
+        f"INT8 is not faster than FP32 on `cpu` (26.00 against 24.00 ms), {reason}: "
         "ship `cpu-fp32`, or look with `qconvert inspect --quantized`"
-    ) in notes_in(slow)
-
-
-def test_slow_int8_note_gives_a_node_with_its_reason() -> None:
-    reasons = ("one row", "few channels", "few channels")
-    left = tuple(UnquantizedNode(f"/{at}/Conv", "Conv", why) for at, why in enumerate(reasons))
-    slow = reports.with_int8(latency=(reports.timing(26.0),), unquantized=left, candidates=60)
-    assert "Conv (3: few channels, as in `/1/Conv`)" in notes_in(slow)
-
-
-def test_slow_int8_note_without_unquantized_operators() -> None:
-    slow = reports.with_int8(
-        latency=(reports.timing(26.0),), unquantized=(), candidates=60, accuracy=QUIET
-    )
-    assert "though all 60 operators that could be are quantized" in notes_in(slow)
+    ) in notes_in(slow_int8(*nodes))
 
 
 def test_slow_int8_note_recommends_only_acceptable_engines() -> None:

@@ -1,6 +1,5 @@
 """A calibration is the same wherever it comes from, and some of its images are held out."""
 
-import time
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qconvert.backends.ort import open_cpu
-from qconvert.calibrate import calibration_file
 from qconvert.calibrate.calibration import Calibration, merge_calibrations
 from qconvert.calibrate.calibration_file import pack
 from qconvert.core.errors import QConvertError, UsageError
@@ -19,8 +17,8 @@ from qconvert.core.progress import Progress
 from qconvert.core.tensors import Tensors
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH, CalibrationSet, split_holdout
 from qconvert.run import calibrate as calibration_job
+from qconvert.run import calibration_workers
 from qconvert.run.calibrate import (
-    CalibrationRequest,
     calibrate,
     load_calibration_set,
     measure_calibration_set,
@@ -61,7 +59,7 @@ class Job:
         return measure_calibration_set(self.loaded, replace(self.context, progress=self.record))
 
     def calibrate(self) -> Calibration:
-        return calibrate(self.context, CalibrationRequest(Path("c.npz")))
+        return calibrate(self.context, Path("c.npz"))
 
     def load(self, images: str | None = None) -> CalibrationSet:
         return load_calibration_set(self.loaded, make_context(images), Path("c.npz"))
@@ -167,7 +165,7 @@ def test_a_few_images_both_calibrate_and_validate() -> None:
 def test_interrupted_calibration_resumes_to_the_same_bytes(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibration_file.make_periodic_saver, "__defaults__", (0.0, time.monotonic))
+    monkeypatch.setattr(calibration_workers, "SAVE_SECONDS", 0.0)
     job = make_job()
     job.stop_at = number
     with pytest.raises(KeyboardInterrupt):

@@ -10,17 +10,19 @@ from typing import Literal
 import onnx_ir as ir
 
 from qconvert.core.errors import QConvertError
-from qconvert.graph.fp16.half_types import (
+from qconvert.graph.fp16.islands import (
     FLOAT,
     MAX_FINITE,
     TYPE_AGNOSTIC,
     HalfSlots,
     HalfTyping,
+    Magnitudes,
     cast_to_half,
+    describe_overflow,
+    find_islands,
     is_float32,
     onnx_opset,
 )
-from qconvert.graph.fp16.islands import Magnitudes, describe_overflow, find_islands
 from qconvert.graph.passes import infer_shapes
 from qconvert.graph.patterns import (
     UniqueNames,
