@@ -119,9 +119,7 @@ def shard_range(count: int, shard: tuple[int, int] | None) -> range:
     return range(first, min(last, count))
 
 
-def measure_calibration_set(
-    loaded: LoadedModel, context: JobContext, workers: int = 1
-) -> CalibrationSet:
+def measure_calibration_set(loaded: LoadedModel, context: JobContext) -> CalibrationSet:
     """Calibrate a model on the images of the settings, some of them held out; cached."""
     end = start_step(context.progress, "calibrate", "listing images")
     inputs = prepare_calibration(loaded, context)
@@ -136,7 +134,7 @@ def measure_calibration_set(
     def make(folder: Path) -> None:
         with context.cache.resumable("calibrate", key) as state:
             without_holdout, only_holdout = (
-                _measure_and_save(inputs, state / name, parts, workers, context.progress)[0]
+                _measure_and_save(inputs, state / name, parts, 1, context.progress)[0]
                 for name, parts in ((TRAINING_FILE, training), ("held-out.npz", holdout))
             )
             full = merge_calibrations(without_holdout, only_holdout)
@@ -248,8 +246,8 @@ def _load_finished(origin: Origin, out: Path) -> Calibration:
     finished = Calibration(origin)
     for file in (out, *_part_files(out)):
         try:
-            part = calibration_file.load(file) if file.is_file() else finished
-        except QConvertError:  # of another version, or not a calibration: measure again
+            part = calibration_file.load(file)
+        except QConvertError:  # missing, of another version, or no calibration: measure again
             continue
         is_new = not np.isin(part.image_indices, finished.image_indices).any()
         if part.origin == origin and is_new:

@@ -45,7 +45,7 @@ from qconvert.run.calibrate import (
 )
 from qconvert.run.context import JobContext, RunContext, known_preprocessing, with_preprocessing
 from qconvert.run.load_model import crash_check_once, load_and_clean, load_clean
-from qconvert.run.quantize_model import (
+from qconvert.run.quantize import (
     QuantizeSpec,
     convert_precision,
     place_layers,
