@@ -21,7 +21,7 @@ from qconvert.graph.fp16.convert import convert_to_half
 from qconvert.quantize import plan_files
 from qconvert.run.calibrate import calibrate
 from qconvert.run.context import JobContext
-from qconvert.run.quantize_model import max_magnitudes
+from qconvert.run.quantize import max_magnitudes
 from tests import strongly_typed, zoo
 from tests.conftest import Outcome, write
 
