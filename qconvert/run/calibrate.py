@@ -163,39 +163,35 @@ def measure_calibration_set(loaded: LoadedModel, context: JobContext) -> Calibra
     )
 
 
-def load_calibration_set(loaded: LoadedModel, context: JobContext, path: Path) -> CalibrationSet:
-    """Read a calibration file of the model, with its images if the settings say where they are."""
+def load_calibration_set(
+    loaded: LoadedModel, context: JobContext, path: Path, *, images_required: bool = True
+) -> CalibrationSet:
+    """Read a calibration file of the model, with its images if the settings say where they are.
+
+    Unless `images_required`, it has no images if they are not there or have changed.
+    """
     calibration = calibration_file.load(path)
-    if calibration.origin.model != onnx_io.fingerprint(loaded.model):
+    origin, images = calibration.origin, None
+    if origin.model != onnx_io.fingerprint(loaded.model):
         raise UsageError(
             f"`{path}` was measured on another model than `{context.config.model}`",
             hint="calibrate this one: `qconvert calibrate MODEL --images PATH`",
         )
-    images = None
     if context.config.calibration.images is not None:
-        images = _reopen_images(loaded, context, calibration)
+        try:
+            root = open_calibration_images(loaded.source, context, 1).root
+            entries = tuple(ImageEntry(image.name, image.sha256) for image in origin.images)
+            preprocess = Preprocess.from_dict(origin.preprocessing)
+            manifest = ImageManifest(root, entries)
+            images = reopen_images(manifest, loaded.source.inputs, preprocess)
+            if not images_required and images.manifest().digest() != manifest.digest():
+                images = None
+        except QConvertError:
+            if images_required:
+                raise
+            images = None
     batch = fixed_batch(loaded.source.inputs)
     return CalibrationSet(calibration, calibration, images, batch, excludes_holdout=False)
-
-
-def has_calibration_images(loaded: LoadedModel, context: JobContext, path: Path) -> bool:
-    """Whether the images of a calibration file are where the settings say, unchanged."""
-    calibration = calibration_file.load(path)
-    if context.config.calibration.images is None:
-        return False
-    try:
-        manifest = _reopen_images(loaded, context, calibration).manifest()
-    except QConvertError:
-        return False
-    hashes = [image.sha256 for image in calibration.origin.images]
-    return [entry.sha256 for entry in manifest.entries] == hashes
-
-
-def _reopen_images(loaded: LoadedModel, context: JobContext, calibration: Calibration) -> Images:
-    root = open_calibration_images(loaded.source, context, 1).root
-    entries = tuple(ImageEntry(image.name, image.sha256) for image in calibration.origin.images)
-    preprocess = Preprocess.from_dict(calibration.origin.preprocessing)
-    return reopen_images(ImageManifest(root, entries), loaded.source.inputs, preprocess)
 
 
 def _measure_and_save(
