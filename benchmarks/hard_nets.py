@@ -113,10 +113,10 @@ def prepared(work: Path, name: str) -> Reference:
         net = ["benchmarks.small_nets:" + name, "--weights", weights, "--input", shape]
         child("-m", "qconvert", "export", *net, "-o", model)
     if not (calibration := work / "calibration.npz").exists():
-        images, _ = small_nets.pictures(generator.CALIBRATION_SEED, CALIBRATIONS)
+        images, _ = small_nets.draw_images(generator.CALIBRATION_SEED, CALIBRATIONS)
         np.savez(calibration, **{INPUT: images})
     if not kept.exists():
-        images, labels = small_nets.pictures(generator.EVALUATION_SEED, EVALUATIONS)
+        images, labels = small_nets.draw_images(generator.EVALUATION_SEED, EVALUATIONS)
         np.savez(kept, images=images, labels=labels, logits=answers(model, images))
     with np.load(kept) as found:
         return Reference(model, found["images"], found["labels"], found["logits"])

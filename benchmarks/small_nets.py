@@ -79,15 +79,16 @@ SMALL: Mapping[str, Schooling] = {
 }
 
 
-def pictures(seed: int, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return drawn pictures as the networks take them, and their classes."""
+def draw_images(seed: int, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return drawn images as the networks read them, and their classes."""
     numbers = (number for number in itertools.count() if _kind(number) in KINDS)
     drawn = [draw_image(seed, number) for number in itertools.islice(numbers, count)]
     small = [
-        Image.fromarray(each.decoded()).resize((SIDE, SIDE), Image.Resampling.BOX) for each in drawn
+        Image.fromarray(image.decode()).resize((SIDE, SIDE), Image.Resampling.BOX)
+        for image in drawn
     ]
-    pixels = np.stack([np.asarray(each) for each in small]).transpose(0, 3, 1, 2)
-    labels = np.array([KINDS.index(CLASSES[each.label]) for each in drawn], np.int64)
+    pixels = np.stack([np.asarray(image) for image in small]).transpose(0, 3, 1, 2)
+    labels = np.array([KINDS.index(CLASSES[image.label]) for image in drawn], np.int64)
     return (pixels / np.float32(127.5) - 1).astype(np.float32), labels
 
 
@@ -102,7 +103,7 @@ def train_to(weights: Path, name: str) -> None:
     torch.set_num_threads(1)  # steps this small take longer on two, and far longer on busy cores
     try:
         network = trained(
-            SMALL[name], *pictures(generator.TRAINING_SEED, PICTURES), generator.TRAINING_SEED
+            SMALL[name], *draw_images(generator.TRAINING_SEED, PICTURES), generator.TRAINING_SEED
         )
     finally:
         torch.set_num_threads(threads)

@@ -46,7 +46,7 @@ class InvertedResidual(nn.Module):
 
 
 class Inspector(nn.Module):
-    """From a picture of a surface to a score for each kind of defect."""
+    """From a image of a surface to a score for each kind of defect."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
     pip install -e ".[cpu,torch]"
     python examples/demo_network/train.py
 
-Took 17 minutes of a processor core. The pictures start small, where a step costs a quarter, and
+Took 17 minutes of a processor core. The images start small, where a step costs a quarter, and
 are as large as the network's input at the end.
 """
 
@@ -33,7 +33,7 @@ from qconvert.demo.generator import CLASSES, draw_image
 HERE = Path(__file__).resolve().parent
 PLACE = HERE.parent.parent / "qconvert" / "demo"
 IMAGES, HELD_OUT = 6400, 400
-PHASES = ((64, 8), (96, 4), (128, 6))  # side of the pictures, epochs
+PHASES = ((64, 8), (96, 4), (128, 6))  # side of the images, epochs
 BATCH, RATE, DECAY, SMOOTHING, WARM_UP = 32, 3e-3, 0.02, 0.05, 0.05
 
 
@@ -57,8 +57,8 @@ def main() -> None:
     torch.manual_seed(generator.TRAINING_SEED)
     torch.use_deterministic_algorithms(True)
     started = time.perf_counter()
-    pixels, labels = pictures(IMAGES)
-    print(f"{IMAGES} pictures drawn, {time.perf_counter() - started:.0f} s", flush=True)
+    pixels, labels = images(IMAGES)
+    print(f"{IMAGES} images drawn, {time.perf_counter() - started:.0f} s", flush=True)
     network = train(pixels, labels)
     took = Took(time.perf_counter() - started, time.process_time(), given.threads)
     with tempfile.TemporaryDirectory() as place:
@@ -77,18 +77,18 @@ def keep_memory() -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def pictures(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the training pictures as bytes, seen through JPEG as the network will see them."""
+def images(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the training images as bytes, seen through JPEG as the network will see them."""
     pixels = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     labels = np.empty(count, np.int64)
     for number in range(count):
-        picture = draw_image(generator.TRAINING_SEED, number)
-        pixels[number], labels[number] = picture.decoded(), picture.label
+        image = draw_image(generator.TRAINING_SEED, number)
+        pixels[number], labels[number] = image.decode(), image.label
     return pixels, labels
 
 
 def train(pixels: np.ndarray, labels: np.ndarray) -> torch.nn.Module:
-    """Return the trained network; the last pictures are only looked at, to print how it goes."""
+    """Return the trained network; the last images are only looked at, to print how it goes."""
     network = inspector().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
     random = np.random.default_rng(generator.TRAINING_SEED)
@@ -123,14 +123,14 @@ def pace(done: float) -> float:
 
 
 def turned(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Return each picture in one of the eight ways a square can lie."""
+    """Return each image in one of the eight ways a square can lie."""
     turns, flips = random.integers(4, size=len(images)), random.integers(2, size=len(images))
     ways = zip(images, turns, flips, strict=True)
     return np.stack([np.rot90(image, turn)[:: 1 - 2 * flip] for image, turn, flip in ways])
 
 
 def ready(images: np.ndarray, side: int) -> torch.Tensor:
-    """Return pictures as the network takes them, from -1 to 1."""
+    """Return images as the network takes them, from -1 to 1."""
     planes = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
     values = planes.float() / 127.5 - 1
     if side != IMAGE_SIZE:
@@ -147,7 +147,7 @@ def accuracy(network: torch.nn.Module, pixels: np.ndarray, labels: np.ndarray, s
 
 
 def export(network: torch.nn.Module, model: Path, place: Path) -> dict[str, float]:
-    """Write the ONNX file as a user would, and return its scores on the evaluation pictures."""
+    """Write the ONNX file as a user would, and return its scores on the evaluation images."""
     weights, images = place / "weights.pt", place / "evaluation"
     torch.save(network.state_dict(), weights)
     generator.write_images(images, generator.EVALUATION_SEED, generator.EVALUATION_COUNT)
@@ -182,14 +182,14 @@ def record(model: Path, score: dict[str, float], took: Took) -> str:
         "x / 127.5 - 1",
         f"- classes: {', '.join(CLASSES)}",
         f"- command: `python examples/demo_network/train.py --threads {took.threads}`",
-        f"- pictures: {IMAGES - HELD_OUT} of seed {generator.TRAINING_SEED}, "
+        f"- images: {IMAGES - HELD_OUT} of seed {generator.TRAINING_SEED}, "
         "drawn by `qconvert/demo`; "
         f"{HELD_OUT} more of it were watched and nothing was chosen by them",
-        f"- training: {phases}; AdamW, rate {RATE}, cosine, batch {BATCH}, pictures turned and "
+        f"- training: {phases}; AdamW, rate {RATE}, cosine, batch {BATCH}, images turned and "
         f"flipped, label smoothing {SMOOTHING}; the last step is kept",
         f"- took: {took.clock / 60:.0f} minutes, {took.processor / 60:.0f} of a processor core",
         f"- with: Python {platform.python_version()}, {used}",
-        f"- scored on {score['n']} pictures of seed {generator.EVALUATION_SEED}, "
+        f"- scored on {score['n']} images of seed {generator.EVALUATION_SEED}, "
         "by `qconvert evaluate`: "
         f"top-1 {score['top1']:.2f} %, precision {score['precision']:.2f} %, "
         f"recall {score['recall']:.2f} %, F1 {score['f1']:.2f} %",

@@ -4,7 +4,7 @@ from torch import nn
 
 
 def build():
-    """Return a small network of 32 × 32 pictures and four classes, its weights yet to be loaded."""
+    """Return a small network of 32 × 32 images and four classes, its weights yet to be loaded."""
     layers = []
     for inside, out in ((3, 24), (24, 48), (48, 96)):
         layers += [nn.Conv2d(inside, out, 3, 2, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]

@@ -1,4 +1,4 @@
-"""Trains the network for some seconds and leaves what an own project has: weights and pictures."""
+"""Train the network for a few seconds; write its weights and its images."""
 
 from pathlib import Path
 
@@ -11,16 +11,16 @@ PICTURES, EPOCHS, BATCH = 800, 8, 32
 
 
 def train():
-    """Return the trained network; it takes pictures as `(x / 255 - 0.5) / 0.5`."""
+    """Return the trained network; it takes images as `(x / 255 - 0.5) / 0.5`."""
     torch.manual_seed(0)
     torch.set_num_threads(1)  # so small a network gains nothing from more
     pixels, labels = (torch.from_numpy(each) for each in draw_all(0, PICTURES))
-    pictures = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    images = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
     net = build()
     optimizer = torch.optim.Adam(net.parameters(), 0.003)
     for epoch in range(EPOCHS):
         for chosen in torch.randperm(PICTURES).split(BATCH):
-            loss = functional.cross_entropy(net(pictures[chosen]), labels[chosen])
+            loss = functional.cross_entropy(net(images[chosen]), labels[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

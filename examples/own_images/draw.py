@@ -1,4 +1,4 @@
-"""Lays out what an own project has: a network, and pictures sorted into one folder a class."""
+"""Create a project: a network, and images sorted into one folder for each class."""
 
 import shutil
 from pathlib import Path
@@ -9,12 +9,12 @@ from qconvert.demo.generator import CLASSES, draw_image
 
 
 def sort(folder, seed, count):
-    """Draw the first pictures of a seed, each into the folder of its class."""
+    """Draw the first images of a seed, each into the folder of its class."""
     for number in range(count):
-        picture = draw_image(seed, number)
-        place = folder / CLASSES[picture.label] / picture.name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(picture.jpeg())
+        image = draw_image(seed, number)
+        path = folder / CLASSES[image.label] / image.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image.encode_jpeg())
 
 
 sort(Path("pictures/calibration"), generator.CALIBRATION_SEED, 128)

@@ -15,7 +15,7 @@ for name, seed, count in (
 
 
 def show(progress):
-    """Show every step that is done."""
+    """Print each finished step."""
     if progress.seconds is not None:
         print(f"{progress.step:10} {progress.text.splitlines()[0]}")
 

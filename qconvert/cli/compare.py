@@ -28,10 +28,11 @@ _PATH = click.Path(path_type=Path)
     metavar="GLOB",
     help="Only these, by tensor, node or operator; repeatable.",
 )
-@options.setting_option(
-    "evaluate.images",
+@click.option(
     "--images",
-    "Images to run on (default: those of the run that A or B is part of).",
+    cls=options.SettingOption,
+    paths=["evaluate.images"],
+    help="Images to run on (default: those of the run that A or B is part of).",
 )
 @click.option(
     "--count",

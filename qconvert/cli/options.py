@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from qconvert.cli import console
-from qconvert.core.config import Option, literals, option_table
+from qconvert.core.config import Option, keys_at, literals, option_table
 
 Decorator = Callable[[Any], Any]
 
@@ -105,14 +105,10 @@ def _help(option: Option) -> str:
 
 
 def setting_options(table: str, *keys: str) -> Decorator:
-    """Return a decorator that adds the options of settings of one table."""
-    paths = [f"{table}.{key}" for key in keys]
+    """Return a decorator that adds the options of settings of one table, by default of all."""
+    all_keys = [key for key in keys_at((table,)) if option_table()[f"{table}.{key}"].flag]
+    paths = [f"{table}.{key}" for key in keys or all_keys]
     return _add(*(click.option(cls=SettingOption, paths=[path]) for path in paths))
-
-
-def setting_option(path: str, flag: str, description: str) -> Decorator:
-    """Return a decorator that adds the option of a setting by another name and help."""
-    return click.option(flag, cls=SettingOption, paths=[path], help=description)
 
 
 def _add(*options: Decorator) -> Decorator:
@@ -120,9 +116,7 @@ def _add(*options: Decorator) -> Decorator:
     return lambda command: reduce(lambda inner, add: add(inner), reversed(options), command)
 
 
-preprocess_options = setting_options(
-    "preprocess", "preset", "resize", "crop", "interpolation", "mean", "std"
-)
+preprocess_options = setting_options("preprocess")
 
 image_options = _add(
     setting_options("calibration", "images", "count"),
@@ -135,25 +129,16 @@ quantize_options = setting_options(
 )
 
 engine_options = _add(
-    setting_options("build", "backends", "precisions", "profile"),
+    setting_options("build"),
     setting_options("search", "budget"),
     click.option(cls=SettingOption, paths=["cuda.allow-fallback", "tensorrt.allow-fallback"]),
 )
 
-bench_options = setting_options("bench", "batch-sizes", "seconds")
-
-gate_options = setting_options(
-    "gate",
-    "max-drop",
-    "min-agreement",
-    "max-latency",
-    "min-speedup",
-    "max-size",
-    "allow-unmeasured",
-)
+bench_options = setting_options("bench")
+gate_options = setting_options("gate")
 
 eval_options = _add(
-    setting_options("evaluate", "images", "labels", "count"),
+    setting_options("evaluate"),
     click.option(
         "--workers",
         type=click.IntRange(min=1),

@@ -104,10 +104,7 @@ def fold_constants(model: ir.Model) -> tuple[ir.Model, str]:
             ir.convenience.replace_all_uses_with(output, stored)
             folded.graph.remove(node, safe=True)
             count += 1
-    if not count:
-        return model, ""
-    common.RemoveUnusedNodesPass()(folded)
-    return folded, f"{count} folded"
+    return _without_unused(folded, count) if count else (model, "")
 
 
 def _evaluate(node: ir.Node) -> AnyArray | None:
@@ -151,9 +148,11 @@ def fold_batchnorm(model: ir.Model) -> tuple[ir.Model, str]:
     affine = ("BatchNormalization", "Mul", "Div", "Add", "Sub")
     nodes = [node for node in folded.graph if is_standard(node, *affine)]
     count = sum(_fold_affine(folded.graph, node, names) for node in nodes)
-    if not count:
-        return model, ""
-    common.RemoveUnusedNodesPass()(folded)  # the statistics, and the weights that were replaced
+    return _without_unused(folded, count) if count else (model, "")
+
+
+def _without_unused(folded: ir.Model, count: int) -> tuple[ir.Model, str]:
+    common.RemoveUnusedNodesPass()(folded)  # and the constants that were replaced
     return folded, f"{count} folded"
 
 

@@ -96,8 +96,7 @@ class Preprocess(StrictTable):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as TOML and JSON hold them."""
-        plain: dict[str, Any] = _ADAPTER.dump_python(self, mode="json", by_alias=True)
-        return plain
+        return dict(_ADAPTER.dump_python(self, mode="json", by_alias=True))
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, object]) -> "Preprocess":

@@ -78,15 +78,11 @@ def prediction_changes(
         sizes = [len(batch[name]) for batch in reference]
         counts = counts or sizes
         if any(counts) and sizes == counts:
-            pairs = [
-                (np.asarray(before[name]), np.asarray(after[name]))
-                for before, after in zip(reference, outputs, strict=True)
-            ]
             batches = [
-                before.argmax(axis=1) != after.argmax(axis=1)
-                if before.shape == after.shape
-                else np.ones(len(before), np.bool_)
-                for before, after in pairs
+                np.argmax(before[name], axis=1) != np.argmax(after[name], axis=1)
+                if np.shape(before[name]) == np.shape(after[name])
+                else np.ones(len(before[name]), np.bool_)
+                for before, after in zip(reference, outputs, strict=True)
             ]
             changes.append(np.concatenate(batches))
     return np.asarray(np.mean(changes, axis=0), np.float64) if changes else np.zeros(1)

@@ -33,7 +33,8 @@ def minmax_qparams(
     array: FloatArray, grid: Grid, axis: int, scale_dtype: str = "fp32"
 ) -> QuantParams:
     """Return scales with which the largest weight of each channel is the largest integer."""
-    return _qparams_up_to(_largest_per_channel(array, axis), grid, axis, scale_dtype)
+    largest = _largest_per_channel(array, axis)
+    return choose_qparams_for_bounds(-largest, largest, grid, axis, scale_dtype)
 
 
 def mse_qparams(array: FloatArray, grid: Grid, axis: int, scale_dtype: str = "fp32") -> QuantParams:
@@ -50,13 +51,15 @@ def mse_qparams(array: FloatArray, grid: Grid, axis: int, scale_dtype: str = "fp
         largest = _largest_per_channel(part, axis)
         best, least = largest, np.full(largest.shape, np.inf)
         for share in 1.0 - np.arange(13) / 64:
-            qparams = _qparams_up_to(largest * share, grid, axis, scale_dtype)
+            end = largest * share
+            qparams = choose_qparams_for_bounds(-end, end, grid, axis, scale_dtype)
             squares = np.square(fake_quantize(part, qparams) - part)
             error = squares.sum(axis=_other_axes(part, axis), dtype=np.float64)
             better = error < least
-            best, least = np.where(better, largest * share, best), np.where(better, error, least)
+            best, least = np.where(better, end, best), np.where(better, error, least)
         maxima.append(best)
-    return _qparams_up_to(np.concatenate(maxima), grid, axis, scale_dtype)
+    largest = np.concatenate(maxima)
+    return choose_qparams_for_bounds(-largest, largest, grid, axis, scale_dtype)
 
 
 def _largest_per_channel(array: FloatArray, axis: int) -> NDArray[np.float64]:
@@ -66,12 +69,6 @@ def _largest_per_channel(array: FloatArray, axis: int) -> NDArray[np.float64]:
 
 def _other_axes(array: FloatArray, axis: int) -> tuple[int, ...]:
     return tuple(other for other in range(array.ndim) if other != axis % array.ndim)
-
-
-def _qparams_up_to(
-    maximum: NDArray[np.float64], grid: Grid, axis: int, scale_dtype: str
-) -> QuantParams:
-    return choose_qparams_for_bounds(-maximum, maximum, grid, axis, scale_dtype)
 
 
 WEIGHT_METHODS: Mapping[str, Callable[[FloatArray, Grid, int, str], QuantParams]]

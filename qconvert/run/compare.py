@@ -19,7 +19,8 @@ from qconvert.run.run_folder import SETTINGS
 
 def find_graphs(first: Path, second: Path) -> tuple[Path, Path, Path | None]:
     """Return the graphs of two engines or models, and the folder of the run of one of them."""
-    reference, graph = _graph_file(first), _graph_file(second)
+    engines = map(targets.resolve_engine, (first, second))
+    reference, graph = (engine.folder / engine.graph for engine in engines)
     folders = [*reference.absolute().parents[:3], *graph.absolute().parents[:3]]
     run = next((folder for folder in folders if (folder / SETTINGS).is_file()), None)
     return reference, graph, run
@@ -65,12 +66,3 @@ def layers_to_json(layers: Sequence[LayerError]) -> list[dict[str, Any]]:
         }
         for layer in layers
     ]
-
-
-def _graph_file(path: Path) -> Path:
-    target = targets.resolve([path])
-    if target.run is not None:
-        names = ", ".join(f"`{path}/engines/{name}`" for name in target.engines)
-        raise UsageError(f"`{path}` is a whole run", hint=f"name one of {names}")
-    engine = next(iter(target.engines.values()))
-    return engine.folder / engine.graph

@@ -19,8 +19,12 @@ from qconvert.core.errors import QConvertError
 from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, start_step
 from qconvert.core.tensors import Tensors, fixed_batch, pad_batch
-from qconvert.images.decode import BrokenImage, decode_image
-from qconvert.images.image_files import DEFAULT_READ_OPTIONS, read_image_bytes
+from qconvert.images.image_files import (
+    DEFAULT_READ_OPTIONS,
+    BrokenImage,
+    decode_image,
+    read_image_bytes,
+)
 from qconvert.images.listing import IMAGE_SUFFIXES
 from qconvert.measure.accuracy import Accuracy
 from qconvert.measure.evidence import (
@@ -214,30 +218,25 @@ def add_changed_images(
     The copies replace those in the run's folder; rows of arrays have none.
     """
     images = evaluation_set.images
-    changed = [image for accuracy in scores.values() for image in accuracy.changed]
-    thumbnails = []
+    changed = [row for accuracy in scores.values() for row in accuracy.changed]
+    thumbnails, limit = [], DEFAULT_READ_OPTIONS.max_pixels
     with atomic.system_temporary_folder() as temporary:
-        for number, name in enumerate(dict.fromkeys(image.image for image in changed)):
-            if name.lower().endswith(IMAGE_SUFFIXES):
-                file = temporary / f"{number:02}.jpg"
-                try:
-                    _write_thumbnail(images.root / name, file)
-                except BrokenImage:  # it was read before; the report is complete without it
-                    continue
-                thumbnails.append(Thumbnail(name, f"{CHANGED_FOLDER}/{file.name}"))
+        for number, name in enumerate(dict.fromkeys(row.image for row in changed)):
+            if not name.lower().endswith(IMAGE_SUFFIXES):
+                continue
+            try:
+                image = decode_image(read_image_bytes(images.root / name, limit), "RGB", limit)
+            except BrokenImage:  # it was read before; the report is complete without it
+                continue
+            image.thumbnail((112, 112), Image.Resampling.BOX)
+            image.save(temporary / f"{number:02}.jpg", quality=80)
+            thumbnails.append(Thumbnail(name, f"{CHANGED_FOLDER}/{number:02}.jpg"))
         if thumbnails:
             atomic.copy_into_place(temporary, folder.root / CHANGED_FOLDER)
         elif scores.keys() >= set(folder.engines()):
             shutil.rmtree(folder.root / CHANGED_FOLDER, ignore_errors=True)
-    numbers = {number for image in changed for number in (image.before, image.after, image.label)}
+    numbers = {number for row in changed for number in (row.before, row.after, row.label)}
     numbers |= {shift.label for accuracy in scores.values() for shift in accuracy.shifts}
     names = enumerate(images.classes.names)
     classes = {str(number): name for number, name in names if name and number in numbers}
     return replace(evidence, thumbnails=tuple(thumbnails), classes=classes)
-
-
-def _write_thumbnail(source: Path, file: Path) -> None:
-    limit = DEFAULT_READ_OPTIONS.max_pixels
-    image = decode_image(read_image_bytes(source, limit), "RGB", limit)
-    image.thumbnail((112, 112), Image.Resampling.BOX)
-    image.save(file, "JPEG", quality=80)

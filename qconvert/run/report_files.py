@@ -1,5 +1,6 @@
 """The report of a target: read from its run, merged with the previous one, written in each form."""
 
+import hashlib
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ from qconvert.report.model_card import render_card
 from qconvert.report.tables import layers_csv
 from qconvert.report.verdict import conclude
 from qconvert.run.run_folder import CARD, ENGINES, HTML, LAYERS, MARKDOWN, REPORT, RunFolder
-from qconvert.run.targets import Target, engine_sha256
+from qconvert.run.targets import Target
 
 
 def read_report(target: Target) -> Report:
@@ -65,11 +66,15 @@ def read_report(target: Target) -> Report:
 
 def engine_info(engine: Engine, path: str, seconds: float = 0.0, *, cached: bool) -> EngineInfo:
     """Return what a report says of an engine; `path` is relative to the run."""
+    digest = hashlib.sha256()
+    for name in engine.files:
+        with (engine.folder / name).open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
     return EngineInfo(
         path=path,
         files=engine.files,
         bytes=engine.bytes,
-        sha256=engine_sha256(engine),
+        sha256=digest.hexdigest(),
         build_seconds=seconds,
         stored=cached,
         made_with=dict(engine.made_with),

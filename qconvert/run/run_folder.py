@@ -17,15 +17,7 @@ from pathlib import Path
 
 from qconvert.core import atomic, config_file
 from qconvert.core.atomic import write_text
-from qconvert.core.config import (
-    BenchConfig,
-    BuildConfig,
-    Config,
-    EvaluateConfig,
-    GateConfig,
-    SearchConfig,
-    option_table,
-)
+from qconvert.core.config import Config, option_table
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.images.listing import CLASSES_FILE, Classes
 
@@ -247,14 +239,9 @@ def _not_writable(path: Path, error: OSError) -> QConvertError:
 
 def _identity(config: Config) -> Config:
     """Return the settings that decide the results of a run; all others may change."""
-    return replace(
-        config,
-        build=BuildConfig(),
-        search=SearchConfig(),
-        bench=BenchConfig(),
-        evaluate=EvaluateConfig(),
-        gate=GateConfig(),
-    )
+    default = Config()
+    config = replace(config, build=default.build, search=default.search, gate=default.gate)
+    return replace(config, bench=default.bench, evaluate=default.evaluate)
 
 
 def _list_differences(before: Config, now: Config) -> list[str]:

@@ -38,7 +38,7 @@ from qconvert.quantize import plan_files
 from qconvert.quantize.plan import RestPrecision
 from qconvert.quantize.plan_files import PlanWithWeights, weights_path
 from qconvert.report.verdict import conclude
-from qconvert.run import report_files, run_folder, targets, variants
+from qconvert.run import report_files, run_folder, variants
 from qconvert.run.bench import time_engines
 from qconvert.run.context import (
     EVALUATION_BATCH,
@@ -47,8 +47,7 @@ from qconvert.run.context import (
     RunContext,
     open_evaluation_set,
 )
-from qconvert.run.quantize import QuantizeRequest, preview_layers
-from qconvert.run.quantize_model import scheme_for
+from qconvert.run.quantize import QuantizeRequest, preview_layers, scheme_for
 from qconvert.run.run_folder import PLAN_FILE, SEARCH_RESULT
 from qconvert.run.variants import BuildInputs, ChosenVariants, engine_settings, make_graph
 
@@ -237,8 +236,7 @@ def make_timer(
 
     def build(variant: EngineVariant, inputs: BuildInputs) -> Engine:
         graph = make_graph(variant, inputs, replace(context, progress=ignore_progress))
-        entry = variants.cached_engine(variant, graph, context)
-        return targets.read_engine(entry.path).engine
+        return variants.cached_engine(variant, graph, context).engine
 
     def time_sets(sets: Sequence[BlockSet]) -> dict[tuple[str, ...] | None, float]:
         engines = {"float": build(EngineVariant(backend, rest), inputs)}

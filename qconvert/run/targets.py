@@ -3,7 +3,6 @@
 The folder of a run is untrusted: an engine is rejected unless it is what a build writes.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,15 +75,6 @@ def read_engine(folder: Path) -> BuiltEngine:
         f"`{folder}` holds no engine: {reason}",
         hint="name a folder `RUN/engines/NAME` that `qconvert build` made, or an ONNX file",
     )
-
-
-def engine_sha256(engine: Engine) -> str:
-    """Return one hash over the files that an engine loads."""
-    digest = hashlib.sha256()
-    for name in engine.files:
-        with (engine.folder / name).open("rb") as file:
-            hashlib.file_digest(file, lambda: digest)
-    return digest.hexdigest()
 
 
 def engine_hashes(engines: Mapping[str, Engine]) -> dict[str, str]:
@@ -167,6 +157,15 @@ def resolve(paths: Sequence[Path]) -> Target:
     if run is not None and run.model.is_file():
         crash_check_once(run.model, run.model)
     return Target(engines, run)
+
+
+def resolve_engine(path: Path) -> Engine:
+    """Find the one engine that a path names."""
+    target = resolve([path])
+    if target.run is not None:
+        names = ", ".join(f"`{path / ENGINES / name}`" for name in target.engines)
+        raise UsageError(f"`{path}` is a run, not an engine", hint=f"its engines: {names}")
+    return next(iter(target.engines.values()))
 
 
 def _engine_at(path: Path) -> Engine:
@@ -285,11 +284,7 @@ class OpenEngine:
 
 def open_engine(path: Path) -> OpenEngine:
     """Load `RUN/engines/NAME`, or an ONNX file, which runs on the CPU."""
-    target = resolve([path])
-    if target.run is not None:
-        names = ", ".join(f"`{path / ENGINES / name}`" for name in target.engines)
-        raise UsageError(f"`{path}` is a run, not an engine", hint=f"its engines: {names}")
-    (engine,) = target.engines.values()
+    engine = resolve_engine(path)
     source = sources.load(str(engine.folder / engine.graph), ExportConfig())
     return OpenEngine(engine, backends.load(engine.backend).open(engine), source)
 

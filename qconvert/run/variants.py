@@ -25,10 +25,9 @@ from qconvert.backends.base import (
 )
 from qconvert.backends.ort import ORT_VERSION
 from qconvert.calibrate import calibration_file
-from qconvert.calibrate.calibration import Calibration
 from qconvert.core import config_file, onnx_io
 from qconvert.core.atomic import copy_into_place, write_text
-from qconvert.core.cache import CacheResult, file_sha256
+from qconvert.core.cache import file_sha256
 from qconvert.core.config import BuildConfig
 from qconvert.core.errors import QConvertError, Unavailable, UsageError
 from qconvert.core.progress import megabytes, share_reporter, start_step
@@ -40,13 +39,12 @@ from qconvert.quantize.placement import require_quantizable
 from qconvert.quantize.plan import Plan
 from qconvert.quantize.plan_files import PlanWithWeights, read_embedded_plan, weights_path
 from qconvert.run.calibrate import (
-    has_calibration_images,
     load_calibration_set,
     measure_calibration_set,
 )
 from qconvert.run.context import JobContext, RunContext, known_preprocessing, with_preprocessing
 from qconvert.run.load_model import crash_check_once, load_and_clean, load_clean
-from qconvert.run.quantize_model import (
+from qconvert.run.quantize import (
     QuantizeSpec,
     convert_precision,
     place_layers,
@@ -147,8 +145,8 @@ def prepare_inputs(
     preprocess = known_preprocessing(loaded.source, config.preprocess)
     loaded = replace(loaded, model=with_preprocessing(loaded.model, preprocess))
     if folder.model.is_file() and folder.has_results():
-        before = onnx_io.fingerprint(onnx_io.load(folder.model))
-        if before != onnx_io.fingerprint(loaded.model):
+        earlier = onnx_io.fingerprint(onnx_io.load(folder.model))
+        if earlier != onnx_io.fingerprint(loaded.model):
             raise UsageError(f"`{folder.root}` holds a run of another model", hint=OTHER_FOLDER)
     for variant in variants:
         _require_unedited_plan(folder.engine(variant.name) / PLAN_FILE, folder)
@@ -163,7 +161,16 @@ def prepare_inputs(
         return BuildInputs(loaded, None)
     calibration = measure_calibration_set(loaded, context)
     full = calibration.full
-    _require_same_images(full, variants, folder)
+    others = set(folder.engines()) - {variant.name for variant in variants}
+    names = [name for name in sorted(others) if (folder.engine(name) / PLAN_FILE).is_file()]
+    if names and folder.calibration.is_file():
+        before = calibration_file.load(folder.calibration)
+        if before.origin.images != full.origin.images:
+            raise UsageError(
+                f"`{folder.root}` has engines that were calibrated on other images: "
+                f"{', '.join(f'`{name}`' for name in names)}",
+                hint="build those again too, with `--precision`, or choose another folder: `-o RUN`",
+            )
     calibration_file.save(full, folder.calibration)
     # The names and hashes of the images, in the format of sha256sum.
     images = [full.origin.images[int(index)] for index in full.image_indices]
@@ -185,16 +192,15 @@ def reload_inputs(variants: Sequence[EngineVariant], context: RunContext) -> Bui
     if not folder.calibration.is_file():
         _require_ranges(variants, plans)
         return BuildInputs(loaded, None, plans)
-    if not has_calibration_images(loaded, context, folder.calibration):
+    calibration = load_calibration_set(loaded, context, folder.calibration, images_required=False)
+    if calibration.images is None:
         images = config_file.absolute_paths(config).calibration.images
         if images != folder.settings().calibration.images:
             raise UsageError(
                 f"`{images}` does not have the images that `{folder.root}` was calibrated on",
                 hint="name the place where they are now, or leave `--images` out",
             )
-        without_images = replace(config.calibration, images=None)
-        context = replace(context, config=replace(config, calibration=without_images))
-    return BuildInputs(loaded, load_calibration_set(loaded, context, folder.calibration), plans)
+    return BuildInputs(loaded, calibration, plans)
 
 
 def make_graph(variant: EngineVariant, inputs: BuildInputs, context: JobContext) -> VariantGraph:
@@ -256,17 +262,16 @@ def engine_settings(context: JobContext, backend: str) -> dict[str, str | int | 
 def build_engine(variant: EngineVariant, graph: VariantGraph, context: RunContext) -> BuiltEngine:
     """Return the engine of a variant, in the folder of the run."""
     end = start_step(context.progress, "build", variant.name)
-    entry = cached_engine(variant, graph, context)
-    folder = context.folder.engine(variant.name)
-    names = [path.name for path in entry.path.iterdir() if path.is_file()]
-    if filecmp.cmpfiles(entry.path, folder, names, shallow=False)[0] != names:
-        copy_into_place(entry.path, folder)
-    built = replace(read_engine(folder), stored=entry.hit)
-    end(f"{variant.name}, {megabytes(built.engine.bytes)}", entry.hit)
-    return built
+    built = cached_engine(variant, graph, context)
+    cached, folder = built.engine.folder, context.folder.engine(variant.name)
+    names = [path.name for path in cached.iterdir() if path.is_file()]
+    if filecmp.cmpfiles(cached, folder, names, shallow=False)[0] != names:
+        copy_into_place(cached, folder)
+    end(f"{variant.name}, {megabytes(built.engine.bytes)}", built.stored)
+    return replace(built, engine=replace(built.engine, folder=folder))
 
 
-def cached_engine(variant: EngineVariant, graph: VariantGraph, context: JobContext) -> CacheResult:
+def cached_engine(variant: EngineVariant, graph: VariantGraph, context: JobContext) -> BuiltEngine:
     """Return an engine in the cache; the same graph, options and machine are built only once."""
     backend, spec = backends.load(variant.backend), _build_spec(variant, context)
     key = {"model": file_sha256(graph.path), "name": variant.name, **backend.cache_key(spec)}
@@ -283,7 +288,8 @@ def cached_engine(variant: EngineVariant, graph: VariantGraph, context: JobConte
         text = json.dumps(record, indent=1, sort_keys=True)
         (folder / ENGINE_FILE).write_text(text, encoding="utf-8")
 
-    return context.cache.get_or_make("engine", key, make)
+    entry = context.cache.get_or_make("engine", key, make)
+    return replace(read_engine(entry.path), stored=entry.hit)
 
 
 def require_readable_graph(variant: EngineVariant, graph: Path, context: JobContext) -> None:
@@ -343,22 +349,6 @@ def _require_unedited_plan(plan: Path, folder: RunFolder) -> None:
             f"`{plan}` differs from the plan that its graph was made by, and would be overwritten",
             hint=f"`qconvert build --from {shlex.quote(str(folder.root))}` follows it; "
             "delete it to make a new one",
-        )
-
-
-def _require_same_images(
-    calibration: Calibration, variants: Sequence[EngineVariant], folder: RunFolder
-) -> None:
-    """Raise if INT8 engines that stay in the run were calibrated on other images."""
-    others = set(folder.engines()) - {variant.name for variant in variants}
-    names = [name for name in sorted(others) if (folder.engine(name) / PLAN_FILE).is_file()]
-    if not names or not folder.calibration.is_file():
-        return
-    if calibration_file.load(folder.calibration).origin.images != calibration.origin.images:
-        raise UsageError(
-            f"`{folder.root}` has engines that were calibrated on other images: "
-            f"{', '.join(f'`{name}`' for name in names)}",
-            hint="build those again too, with `--precision`, or choose another folder: `-o RUN`",
         )
 
 

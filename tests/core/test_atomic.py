@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 from qconvert.core import atomic
 
-with atomic.{call} as folder:
+with atomic.{function}(Path(sys.argv[1]), *sys.argv[2:]) as folder:
     (folder / "half.txt").write_text("half")
     print(folder, flush=True)
     sys.stdin.readline()
@@ -35,10 +35,10 @@ LATER, EARLIER = ABANDONED_SECONDS + 60, -ABANDONED_SECONDS - 60
 
 
 @contextmanager
-def worker(call: str) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
-    """Let another process work in the folder that `call` opens."""
+def worker(function: str, *args: object) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
+    """Let another process work in the folder that a function opens."""
     process = subprocess.Popen(
-        [sys.executable, "-c", WORKER.format(call=call)],
+        [sys.executable, "-c", WORKER.format(function=function), *map(str, args)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -47,14 +47,6 @@ def worker(call: str) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
     with process:
         yield Path(process.stdout.readline().strip()), process
         process.kill()
-
-
-def temporary(parent: Path) -> str:
-    return f"temporary_folder(Path({str(parent)!r}))"
-
-
-def resumable(parent: Path) -> str:
-    return f"resumable_folder(Path({str(parent)!r}), 'work')"
 
 
 def set_time(folder: Path, seconds: float) -> None:
@@ -74,7 +66,7 @@ def test_temporary_folder_is_removed_on_success_and_on_error(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("seconds", [0, LATER, EARLIER])
 def test_locked_temporary_folder_is_kept_whatever_its_date(tmp_path: Path, seconds: float) -> None:
-    with worker(temporary(tmp_path)) as (folder, process):
+    with worker("temporary_folder", tmp_path) as (folder, process):
         set_time(folder, seconds)
         remove_abandoned(tmp_path)
         assert (folder / "half.txt").exists()
@@ -87,7 +79,7 @@ def test_locked_temporary_folder_is_kept_whatever_its_date(tmp_path: Path, secon
 def test_temporary_folder_of_a_killed_process_is_removed_whatever_its_date(
     tmp_path: Path, seconds: float
 ) -> None:
-    with worker(temporary(tmp_path)) as (folder, process):
+    with worker("temporary_folder", tmp_path) as (folder, process):
         process.send_signal(signal.SIGKILL)
         process.wait()
         set_time(folder, seconds)
@@ -96,7 +88,7 @@ def test_temporary_folder_of_a_killed_process_is_removed_whatever_its_date(
 
 
 def test_resumable_folder_of_a_killed_process_is_continued_then_removed(tmp_path: Path) -> None:
-    with worker(resumable(tmp_path)) as (folder, process):
+    with worker("resumable_folder", tmp_path, "work") as (folder, process):
         process.send_signal(signal.SIGKILL)
         process.wait()
     remove_abandoned(tmp_path)
@@ -107,7 +99,7 @@ def test_resumable_folder_of_a_killed_process_is_continued_then_removed(tmp_path
 
 
 def test_locked_resumable_folder_is_replaced_by_a_temporary_one(tmp_path: Path) -> None:
-    with worker(resumable(tmp_path)) as (folder, process):
+    with worker("resumable_folder", tmp_path, "work") as (folder, process):
         set_time(folder, EARLIER)
         with resumable_folder(tmp_path, "work") as own:
             assert own.name.startswith(TEMPORARY_PREFIX)
@@ -144,8 +136,3 @@ def test_without_locks_only_old_temporary_folders_are_removed(
     with lock_folder(tmp_path) as locked, temporary_folder(tmp_path) as own:
         assert locked is None
         assert {*tmp_path.iterdir()} == {fresh, own}
-
-
-def test_missing_folder_cannot_be_locked(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), lock_folder(tmp_path / "gone"):
-        pass

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qconvert.images.decode import BrokenImage, PixelMode, decode_image
+from qconvert.images.image_files import BrokenImage, PixelMode, decode_image
 from tests.images.image_folders import RED, noise_image
 
 NO_LIMIT = 10**9

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from dataclasses import asdict, replace
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -361,29 +362,23 @@ def test_first_of_several_score_outputs_counts_with_a_note() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outputs", "note"),
+    ("reference", "outputs", "problem"),
     [
-        ({"a": np.ones((2, 3))}, "output `b` is missing"),
-        ({"a": np.ones((2, 3)), "b": np.ones((2, 4))}, "output `b` has another shape"),
+        (np.ones((2, 5, 2)), None, "is missing"),
+        (np.ones((2, 5, 2)), np.ones((2, 4)), "has another shape than that of FP32"),
+        (np.ones((7, 4)), np.ones((7, 4)), "does not have a row for each image"),
+        (np.array(["a", "b"]), np.array(["a", "b"]), "is not numeric"),
     ],
 )
-def test_missing_output_and_output_of_another_shape_are_skipped_with_a_note(
-    outputs: Tensors, note: str
+def test_output_that_cannot_be_compared_is_skipped_with_a_note(
+    reference: NDArray[Any], outputs: NDArray[Any] | None, problem: str
 ) -> None:
-    scores = score_batch({"a": np.ones((2, 3)), "b": np.ones((2, 5, 2))}, outputs, [None, None])
-    assert scores.notes[0].startswith(note)
+    same, other = {"a": np.ones((2, 3))}, {} if outputs is None else {"b": outputs}
+    scores = score_batch({**same, "b": reference}, {**same, **other}, [None, None])
+    assert scores.notes == (f"output `b` {problem}: not compared",)
     assert scores.rows["signal"].tolist() == [3.0, 3.0]
-
-
-def test_output_without_a_row_per_image_is_skipped_with_a_note() -> None:
-    scores = score_batch({"boxes": np.ones((7, 4))}, {"boxes": np.ones((7, 4))}, [None, None])
-    assert scores.notes == ("output `boxes` does not have a row for each image: not compared",)
-    accuracy = summarize_accuracy(scores)
-    assert (accuracy.sqnr_db, accuracy.cosine, accuracy.kl) == (None, None, None)
-    words = {"words": np.array(["a", "b"])}
-    assert score_batch(words, words, [None, None]).notes == (
-        "output `words` is not numeric: not compared",
-    )
+    alone = summarize_accuracy(score_batch({"b": reference}, other, [None, None]))
+    assert (alone.sqnr_db, alone.cosine, alone.kl, alone.agreement) == (None,) * 4
 
 
 def test_half_precision_outputs_are_compared() -> None:

@@ -167,13 +167,7 @@ def test_time_that_does_not_divide_evenly_is_not_doubled() -> None:
 def test_rounds_are_added_when_calls_get_faster_after_warm_up() -> None:
     clock = FakeClock()
     # Slow while it warms up, five times as fast once it counts.
-    calls = 0
-
-    def cooling() -> None:
-        nonlocal calls
-        calls += 1
-        clock.now += 0.5 if calls <= 4 else 0.1
-
+    cooling = clock.call("a", lambda nth: 0.5 if nth <= 4 else 0.1)
     samples = interleave({"a": cooling}, TimingEffort(seconds=5.0), clock.read)
     assert len(samples["a"]) == 20
 
@@ -211,12 +205,8 @@ def test_cold_caches_after_another_engine_are_not_timed() -> None:
 
 def test_progress_of_warm_up_and_rounds_is_reported() -> None:
     clock, reports = FakeClock(), list[tuple[str, float | None]]()
-    interleave(
-        {"a": clock.steady("a", 0.2)},
-        BRIEF,
-        clock.read,
-        lambda text, share: reports.append((text, share)),
-    )
+    calls = {"a": clock.steady("a", 0.2)}
+    interleave(calls, BRIEF, clock.read, lambda *report: reports.append(report))
     assert reports[0] == ("warm-up", None)
     assert [share for _, share in reports[1:]] == pytest.approx([n / 10 for n in range(10)])
     assert reports[-1][0] == "round 10"

@@ -13,25 +13,14 @@ from qconvert.measure.machine import describe_machine
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux writes")
 
 
-def write_files(root: Path, **files: str) -> Path:
+CPU = "sys/devices/system/cpu"
+
+
+def write_files(root: Path, files: dict[str, str]) -> Path:
     for name, text in files.items():
-        path = root / FILES[name]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
     return root
-
-
-FILES = {
-    "cpuinfo": "proc/cpuinfo",
-    "meminfo": "proc/meminfo",
-    "release": "etc/os-release",
-    "quota": "sys/fs/cgroup/cpu.max",
-    "limit": "sys/fs/cgroup/memory.max",
-    "governor": "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor",
-    "fastest": "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq",
-    "no_turbo": "sys/devices/system/cpu/intel_pstate/no_turbo",
-    "boost": "sys/devices/system/cpu/cpufreq/boost",
-}
 
 
 def test_description_of_this_machine_has_no_empty_fact() -> None:
@@ -45,9 +34,11 @@ def test_description_of_this_machine_has_no_empty_fact() -> None:
 def test_processor_memory_and_os_are_read_from_the_kernel(tmp_path: Path) -> None:
     root = write_files(
         tmp_path,
-        cpuinfo="processor\t: 0\nmodel name\t: Fast CPU 9000\nprocessor\t: 1\n",
-        meminfo="MemFree: 5 kB\nMemTotal:       33554432 kB\n",
-        release='NAME=x\nPRETTY_NAME="Some Linux 12"\n',
+        {
+            "proc/cpuinfo": "processor\t: 0\nmodel name\t: Fast CPU 9000\nprocessor\t: 1\n",
+            "proc/meminfo": "MemFree: 5 kB\nMemTotal:       33554432 kB\n",
+            "etc/os-release": 'NAME=x\nPRETTY_NAME="Some Linux 12"\n',
+        },
     )
     machine = describe_machine(Installed(), root)
     assert machine["cpu"] == "Fast CPU 9000"
@@ -56,16 +47,14 @@ def test_processor_memory_and_os_are_read_from_the_kernel(tmp_path: Path) -> Non
 
 
 def test_limits_of_a_container_are_described(tmp_path: Path) -> None:
-    root = write_files(
-        tmp_path,
-        meminfo="MemTotal: 33554432 kB\n",
-        quota="150000 100000\n",
-        limit=f"{4 * 2**30}\n",
-    )
+    quota, limit = "sys/fs/cgroup/cpu.max", "sys/fs/cgroup/memory.max"
+    files = {quota: "150000 100000\n", limit: f"{4 * 2**30}\n"}
+    root = write_files(tmp_path, {"proc/meminfo": "MemTotal: 33554432 kB\n", **files})
     machine = describe_machine(Installed(), root)
     assert machine["memory"] == "32.0 GB, limited to 4.0 GB"
     assert machine["cores"].endswith("limited to the time of 1.5")
-    free = describe_machine(Installed(), write_files(tmp_path, quota="max 100000\n", limit="max\n"))
+    root = write_files(tmp_path, {quota: "max 100000\n", limit: "max\n"})
+    free = describe_machine(Installed(), root)
     assert free["memory"] == "32.0 GB"
     assert "limited" not in free["cores"]
 
@@ -83,12 +72,14 @@ def test_cores_outside_the_affinity_are_not_counted(tmp_path: Path) -> None:
 
 def test_governor_and_turbo_are_described(tmp_path: Path) -> None:
     assert "cpu clock" not in describe_machine(Installed(), tmp_path)
-    root = write_files(tmp_path, governor="powersave\n", fastest="3700000\n", no_turbo="0\n")
-    assert (
-        describe_machine(Installed(), root)["cpu clock"]
-        == "governor powersave, at most 3.70 GHz, turbo on"
-    )
-    off = write_files(tmp_path / "amd", boost="0\n")
+    files = {
+        f"{CPU}/cpu0/cpufreq/scaling_governor": "powersave\n",
+        f"{CPU}/cpu0/cpufreq/cpuinfo_max_freq": "3700000\n",
+        f"{CPU}/intel_pstate/no_turbo": "0\n",
+    }
+    clock = describe_machine(Installed(), write_files(tmp_path, files))["cpu clock"]
+    assert clock == "governor powersave, at most 3.70 GHz, turbo on"
+    off = write_files(tmp_path / "amd", {f"{CPU}/cpufreq/boost": "0\n"})
     assert describe_machine(Installed(), off)["cpu clock"] == "turbo off"
 
 

@@ -7,14 +7,11 @@ from qconvert.quantize.placement import Selection
 from qconvert.quantize.ranges import share_ranges
 from tests.quantize.quantized_models import after, layers, model, planned
 
-X = "(float[N, 16, 8, 8] x) => (float[] y)"
+IMAGE = "(float[N, 16, 8, 8] x)"
+X = f"{IMAGE} => (float[] y)"
 PAD = "<pads: ints = [1, 1, 1, 1]>"
 CONV = f"c = Conv {PAD} (x, w)"
 W = (16, 16, 3, 3)
-
-
-def rewritten(body: str, signature: str = X, **shapes: tuple[int, ...]) -> list[str]:
-    return after(model(body, signature, **shapes), "tensorrt")
 
 
 def reasons(body: str, signature: str = X, **shapes: tuple[int, ...]) -> dict[str, str]:
@@ -22,48 +19,96 @@ def reasons(body: str, signature: str = X, **shapes: tuple[int, ...]) -> dict[st
     return {name: layer.left for name, layer in left.items() if layer.left}
 
 
-def test_inputs_are_quantized_and_outputs_and_biases_are_not() -> None:
-    body = f"c = Conv {PAD} (x, w, b) r = Relu (c) y = Conv (r, v)"
-    assert rewritten(body, w=W, b=(16,), v=W) == [
-        "c = Conv(~x, ~w, b)",
-        "r = Relu(c)",
-        "y = Conv(~r, ~v)",
-    ]
+Shapes = dict[str, tuple[int, ...]]
+BRANCHES = f"""{CONV} r = Relu (c) d = Conv {PAD} (r, v)
+short = Conv <kernel_shape: ints = [1, 1]> (x, u)"""
+BRANCH_LINES = ["c = Conv(~x, ~w)", "r = Relu(c)", "d = Conv(~r, ~v)", "short = Conv(~x, ~u)"]
+BRANCH_SHAPES: Shapes = {"w": W, "v": W, "u": (16, 16, 1, 1)}
+REWRITTEN: dict[str, tuple[str, Shapes, list[str]]] = {
+    "inputs, but no outputs and biases": (
+        f"c = Conv {PAD} (x, w, b) r = Relu (c) y = Conv (r, v)", {"w": W, "b": (16,), "v": W},
+        ["c = Conv(~x, ~w, b)", "r = Relu(c)", "y = Conv(~r, ~v)"],
+    ),
+    "nothing between convolution, norm and activation": (
+        f"{CONV} n = BatchNormalization (c, g, g, g, g) s = Sigmoid (n) m = Mul (n, s) "
+        "y = Conv (m, v)",
+        {"w": W, "g": (16,), "v": W},
+        ["c = Conv(~x, ~w)", "n = BatchNormalization(c, g, g, g, g)", "s = Sigmoid(n)",
+         "m = Mul(n, s)", "y = Conv(~m, ~v)"],
+    ),
+    "a transposed convolution": (
+        "y = ConvTranspose (x, w)", {"w": W}, ["y = ConvTranspose(~x, ~w)"]
+    ),
+    "the shortcut of an add": (
+        f"{CONV} r = Relu (c) d = Conv {PAD} (r, v) s = Add (d, x) y = Relu (s)",
+        {"w": W, "v": W},
+        ["c = Conv(~x, ~w)", "r = Relu(c)", "d = Conv(~r, ~v)", "s = Add(d, ~x)", "y = Relu(s)"],
+    ),
+    "the shorter of two branches": (
+        f"{BRANCHES} y = Add (d, short)", BRANCH_SHAPES, [*BRANCH_LINES, "y = Add(d, ~short)"]
+    ),
+    "the shorter of two branches, which is first": (
+        f"{BRANCHES} y = Add (short, d)", BRANCH_SHAPES, [*BRANCH_LINES, "y = Add(~short, d)"]
+    ),
+    "a shortcut directly from a convolution": (
+        f"{CONV} d = Conv {PAD} (c, v) e = Relu (d) f = Conv {PAD} (e, u) y = Add (c, f)",
+        {"w": W, "v": W, "u": W},
+        ["c = Conv(~x, ~w)", "d = Conv(~c, ~v)", "e = Relu(d)", "f = Conv(~e, ~u)",
+         "y = Add(~c, f)"],
+    ),
+    "a pool behind a convolution": (
+        f"{CONV} r = Relu (c) p = GlobalAveragePool (r) f = Flatten (p) y = Gemm (f, v)",
+        {"w": W, "v": (16, 32)},
+        ["c = Conv(~x, ~w)", "r = Relu(c)", "p = GlobalAveragePool(~r)", "f = Flatten(p)",
+         "y = Gemm(~f, ~v)"],
+    ),
+    "a max pool, which passes the scale through": (
+        f"{CONV} p = MaxPool <kernel_shape: ints = [2, 2]> (c) y = Conv (p, v)",
+        {"w": W, "v": W}, ["c = Conv(~x, ~w)", "p = MaxPool(c)", "y = Conv(~p, ~v)"],
+    ),
+}  # fmt: skip
+NOT_FUSED = {"y": "no convolution can be fused with it"}
+FUSED_FLOAT = "a product of two activations runs fused in float"
+LEFT: dict[str, tuple[str, str, Shapes, dict[str, str]]] = {
+    "an add without a convolution": (
+        "h = MatMul (x, w) y = Add (x, h)", "(float[N, 10, 32] x)", {"w": (32, 32)}, NOT_FUSED
+    ),
+    "an add of what one convolution feeds": (
+        f"{CONV} e = Elu (c) y = Add (c, e)", IMAGE, {"w": W}, NOT_FUSED
+    ),
+    "an add of a convolution to itself": (f"{CONV} y = Add (c, c)", IMAGE, {"w": W}, NOT_FUSED),
+    "a concat without quantized readers": (
+        f"{CONV} d = Conv {PAD} (c, v) t = Concat <axis: int = 1> (c, d) y = Elu (t)",
+        IMAGE, {"w": W, "v": W}, {"t": "nothing that reads it is quantized"},
+    ),
+    "a pool beside float operators": (
+        "e = Elu (x) p = GlobalAveragePool (e) f = Flatten (p) y = Gemm (f, v)",
+        IMAGE, {"v": (16, 8)},
+        {"p": "neither the operator before it nor one after it is quantized",
+         "y": "a 16x8 weight is too small for integer kernels"},
+    ),
+    "few channels behind the first layer": (
+        "e = Elu (x) y = Conv (e, w)", "(float[N, 3, 8, 8] x)", {"w": (8, 3, 3, 3)},
+        {"y": "3 to 8 channels and a 3x3 kernel are too few for integer kernels"},
+    ),
+    "attention": (
+        "q = MatMul (x, w) s = MatMul (q, x) p = Softmax (s) y = MatMul (p, x)",
+        "(float[N, 32, 32] x)", {"w": (32, 32)},
+        {"s": FUSED_FLOAT, "p": "it loses too much in 8 bits", "y": FUSED_FLOAT},
+    ),
+}  # fmt: skip
 
 
-def test_nothing_is_quantized_between_convolution_norm_and_activation() -> None:
-    norm = "n = BatchNormalization (c, g, g, g, g) s = Sigmoid (n) m = Mul (n, s)"
-    assert rewritten(f"{CONV} {norm} y = Conv (m, v)", w=W, g=(16,), v=W) == [
-        "c = Conv(~x, ~w)",
-        "n = BatchNormalization(c, g, g, g, g)",
-        "s = Sigmoid(n)",
-        "m = Mul(n, s)",
-        "y = Conv(~m, ~v)",
-    ]
+@pytest.mark.parametrize("case", REWRITTEN)
+def test_inputs_of_heavy_operators_are_quantized(case: str) -> None:
+    body, shapes, lines = REWRITTEN[case]
+    assert after(model(body, X, **shapes), "tensorrt") == lines
 
 
-def test_transposed_convolution_is_quantized() -> None:
-    assert rewritten("y = ConvTranspose (x, w)", w=W) == ["y = ConvTranspose(~x, ~w)"]
-
-
-def test_shortcut_of_an_add_is_quantized() -> None:
-    body = f"{CONV} r = Relu (c) d = Conv {PAD} (r, v) s = Add (d, x) y = Relu (s)"
-    assert "s = Add(d, ~x)" in rewritten(body, w=W, v=W)
-
-
-def test_shorter_of_two_convolution_branches_is_the_shortcut() -> None:
-    body = f"""{CONV} r = Relu (c) d = Conv {PAD} (r, v)
-    short = Conv <kernel_shape: ints = [1, 1]> (x, u) s = Add (d, short) y = Relu (s)"""
-    shapes = {"w": W, "v": W, "u": (16, 16, 1, 1)}
-    assert "s = Add(d, ~short)" in rewritten(body, X, **shapes)
-    turned = body.replace("Add (d, short)", "Add (short, d)")
-    assert "s = Add(~short, d)" in rewritten(turned, X, **shapes)
-
-
-def test_add_without_a_convolution_stays_in_float() -> None:
-    flat = "(float[N, 10, 32] x) => (float[] y)"
-    body = "h = MatMul (x, w) y = Add (x, h)"
-    assert reasons(body, flat, w=(32, 32)) == {"y": "no convolution can be fused with it"}
+@pytest.mark.parametrize("case", LEFT)
+def test_nodes_that_gain_nothing_stay_in_float(case: str) -> None:
+    body, inputs, shapes, why = LEFT[case]
+    assert reasons(body, f"{inputs} => (float[] y)", **shapes) == why
 
 
 def test_add_with_an_excluded_convolution_stays_in_float() -> None:
@@ -80,26 +125,6 @@ def test_concat_inputs_share_one_scale() -> None:
     assert plan.tensors["c"] == plan.tensors["d"] == plan.tensors["t"]
     assert plan.tensors["e"] != plan.tensors["t"]
     assert plan.tensors["t"] == Range(-plan.tensors["t"].high, plan.tensors["t"].high)
-
-
-def test_concat_without_quantized_readers_shares_no_scale() -> None:
-    body = f"{CONV} d = Conv {PAD} (c, v) t = Concat <axis: int = 1> (c, d) y = Elu (t)"
-    assert reasons(body, w=W, v=W) == {"t": "nothing that reads it is quantized"}
-
-
-def test_max_pool_passes_the_scale_through() -> None:
-    body = f"{CONV} p = MaxPool <kernel_shape: ints = [2, 2]> (c) y = Conv (p, v)"
-    before = model(body, X, w=W, v=W)
-    assert after(before, "tensorrt") == ["c = Conv(~x, ~w)", "p = MaxPool(c)", "y = Conv(~p, ~v)"]
-    assert layers(before, "tensorrt")["p"].note == "passes the scale of its input through"
-
-
-def test_pools_are_quantized_only_beside_quantized_operators() -> None:
-    flat = "f = Flatten (p) y = Gemm (f, v)"
-    pooled = f"{CONV} r = Relu (c) p = GlobalAveragePool (r) {flat}"
-    assert "p = GlobalAveragePool(~r)" in rewritten(pooled, w=W, v=(16, 32))
-    left = reasons(f"e = Elu (x) p = GlobalAveragePool (e) {flat}", v=(16, 8))
-    assert left["p"] == "neither the operator before it nor one after it is quantized"
 
 
 @pytest.mark.parametrize(
@@ -142,21 +167,6 @@ def test_convolutions_of_few_channels_stay_in_float(
     assert quantized or "too few for integer kernels" in left["y"]
 
 
-def test_few_input_channels_are_quantized_in_the_first_layer_only() -> None:
-    body = "e = Elu (x) y = Conv (e, w)"
-    left = reasons(body, "(float[N, 3, 8, 8] x) => (float[] y)", w=(8, 3, 3, 3))
-    assert left == {"y": "3 to 8 channels and a 3x3 kernel are too few for integer kernels"}
-
-
-def test_attention_products_and_softmax_stay_in_float() -> None:
-    body = "q = MatMul (x, w) s = MatMul (q, x) p = Softmax (s) y = MatMul (p, x)"
-    assert reasons(body, "(float[N, 32, 32] x) => (float[] y)", w=(32, 32)) == {
-        "s": "a product of two activations runs fused in float",
-        "p": "it loses too much in 8 bits",
-        "y": "a product of two activations runs fused in float",
-    }
-
-
 def test_first_and_last_layers_can_be_kept_in_float() -> None:
     body = f"{CONV} d = Conv {PAD} (c, v) y = Conv (d, u)"
     before = model(body, X, w=W, v=W, u=W)
@@ -165,17 +175,6 @@ def test_first_and_last_layers_can_be_kept_in_float() -> None:
         "d = Conv(~c, ~v)",
         "y = Conv(d, u)",
     ]
-
-
-def test_convolution_that_feeds_both_branches_is_not_fused() -> None:
-    body = f"{CONV} e = Elu (c) y = Add (c, e)"
-    assert reasons(body, w=W) == {"y": "no convolution can be fused with it"}
-    assert reasons(f"{CONV} y = Add (c, c)", w=W) == {"y": "no convolution can be fused with it"}
-
-
-def test_shortcut_directly_from_a_convolution_is_quantized() -> None:
-    body = f"{CONV} d = Conv {PAD} (c, v) e = Relu (d) f = Conv {PAD} (e, u) y = Add (c, f)"
-    assert rewritten(body, w=W, v=W, u=W)[-1] == "y = Add(~c, f)"
 
 
 def test_concat_input_much_narrower_than_the_rest_keeps_its_scale() -> None:

