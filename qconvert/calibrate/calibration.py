@@ -8,7 +8,7 @@ import numpy as np
 import pydantic
 from numpy.typing import NDArray
 
-from qconvert.calibrate.summary import Summary, merge_summaries
+from qconvert.calibrate.summary import INFINITY_KEY, NAN_KEY, SIGN_KEY, Summary, merge_summaries
 from qconvert.core.errors import QConvertError
 
 
@@ -94,15 +94,16 @@ def require_finite(calibration: Calibration, masked: frozenset[str] = frozenset(
     """
     sentences = []
     for tensor, summary in calibration.summaries.items():
-        counts = summary.counts
-        if tensor in masked and not counts.nans:
+        nans = summary.counts.count_of(NAN_KEY)
+        infinities = summary.counts.count_of(INFINITY_KEY, SIGN_KEY | INFINITY_KEY)
+        if tensor in masked and not nans:
             continue
         indices = calibration.image_indices[~summary.finite]
-        if indices.size or counts.nans or counts.infinities:
+        if indices.size or nans or infinities:
             first = calibration.origin.images[int(indices[0])].name if indices.size else "?"
             sentences.append(
                 f"`{tensor}`: {indices.size} of {calibration.image_indices.size} images "
-                f"(first: `{first}`); in the sample {counts.nans} NaN, {counts.infinities} infinite"
+                f"(first: `{first}`); in the sample {nans} NaN, {infinities} infinite"
             )
     if sentences:
         first = sentences[0].partition(":")[0]

@@ -37,17 +37,8 @@ class FloatCounts:
         """The number of values."""
         return int(self.occurrences.sum())
 
-    @property
-    def infinities(self) -> int:
-        """The number of infinite values."""
-        return self._count_of(INFINITY_KEY, SIGN_KEY | INFINITY_KEY)
-
-    @property
-    def nans(self) -> int:
-        """The number of NaNs."""
-        return self._count_of(NAN_KEY)
-
-    def _count_of(self, *keys: int) -> int:
+    def count_of(self, *keys: int) -> int:
+        """Return how many values have one of these keys."""
         return int(self.occurrences[np.isin(self.keys, keys)].sum())
 
 

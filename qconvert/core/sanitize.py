@@ -4,8 +4,7 @@ A node, a class or a file may have any name: with escape sequences that a termin
 that reverse the direction of a line, or formulas that a spreadsheet computes.
 """
 
-# A spreadsheet takes these for the start of a formula, even after spaces.
-FORMULA_STARTS = ("=", "+", "-", "@")
+import json
 
 
 def sanitize_text(text: str) -> str:
@@ -15,15 +14,11 @@ def sanitize_text(text: str) -> str:
 
 def sanitize_json(text: str) -> str:
     """Escape the same characters in JSON, without a change of its meaning."""
-    return "".join(c if c.isprintable() or c == "\n" else _escape_json(c) for c in text)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def sanitize_cell(text: str) -> str:
     """Escape text for a CSV or Excel file: a quote marks possible formulas as text."""
     text = sanitize_text(text)
-    return f"'{text}" if text.lstrip().startswith(FORMULA_STARTS) else text
-
-
-def _escape_json(character: str) -> str:
-    units = character.encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
+    # A spreadsheet takes these for the start of a formula, even after spaces.
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text

@@ -186,8 +186,8 @@ class _CalibrationTaps(ReductionTaps):
         if axis is None or value.shape is None:
             ones = self._integers([1])
             return [self.node(op, flat, ones, keepdims=1) for op in operators]
-        kept = {axis, 0} if value.shape[0] == 1 or not self.one_image_per_run else {axis}
-        axes = sorted(set(range(len(value.shape))) - kept)
+        remaining = {axis, 0} if value.shape[0] == 1 or not self.one_image_per_run else {axis}
+        axes = sorted(set(range(len(value.shape))) - remaining)
         if not axes:
             return [self.node("Identity", flat) for _ in operators]
         over = self._integers(axes)

@@ -56,12 +56,6 @@ HOLDOUT_EVERY = 4
 # Bytes that the rows of one layer may take.
 MAX_ROW_BYTES = 256_000_000
 NEAREST = "weights are rounded to nearest: "
-NO_IMAGES = f"{NEAREST}learning them needs the calibration images, `--images`"
-TOO_FEW_IMAGES = (
-    f"{NEAREST}learning them needs more calibration images than {{}}, some to train on and others "
-    "to validate"
-)
-UNKNOWN_TYPE = f"{NEAREST}the type of `{{}}` is unknown, so that no layer runs alone"
 
 
 @dataclass(frozen=True)
@@ -92,9 +86,11 @@ def learn_rounding(plan: Plan, candidate: Candidate, effort: str, cache: Cache) 
     if not level.training_images or not find_learnable(model, plan):
         return LearnedPlan(plan)
     if untyped := find_untyped_tensor(model):
-        return LearnedPlan(plan, notes=(UNKNOWN_TYPE.format(untyped),))
+        note = f"{NEAREST}the type of `{untyped}` is unknown, so that no layer runs alone"
+        return LearnedPlan(plan, notes=(note,))
     if calibration.images is None:
-        return LearnedPlan(plan, notes=(NO_IMAGES,))
+        note = f"{NEAREST}learning them needs the calibration images, `--images`"
+        return LearnedPlan(plan, notes=(note,))
     end = start_step(candidate.progress, "learn")
     images = limit_images(model, level.training_images)
     if not calibration.has_holdout:
@@ -103,7 +99,9 @@ def learn_rounding(plan: Plan, candidate: Candidate, effort: str, cache: Cache) 
     batches = calibration.training_batches(images) if images > 0 else []
     holdout = partial(calibration.holdout_batches, images, level.holdout_images)
     if len(batches) < 2 or next(holdout(), None) is None:
-        return LearnedPlan(plan, notes=(TOO_FEW_IMAGES.format(calibration.validation_count),))
+        note = f"{NEAREST}learning them needs more calibration images than "
+        note += f"{calibration.validation_count}, some to train on and others to validate"
+        return LearnedPlan(plan, notes=(note,))
     key = {
         "name": f"weights, effort {effort}",
         "plan": plan_files.format_plan(plan),

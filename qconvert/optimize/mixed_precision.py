@@ -51,8 +51,6 @@ from qconvert.quantize.scheme import Scheme
 
 # What leaving INT8 costs beside the multiplications, as a share of all of them.
 CONVERSION_COST = 0.005
-MAX_REMOVALS = 8
-MAX_TIMED_SETS = 6
 # Bytes of batches and of tensors between trials to hold in memory.
 MAX_CACHED_BYTES = 512 * 2**20
 
@@ -267,7 +265,7 @@ def find_smallest_set(
         middle = (low + high) // 2
         low, high = (low, middle) if keeps_budget(ranked[:middle]) else (middle, high)
     smallest = ranked[:high]
-    for block in sorted(smallest, key=lambda block: -block.share)[:MAX_REMOVALS]:
+    for block in sorted(smallest, key=lambda block: -block.share)[:8]:
         fewer = [other for other in smallest if other is not block]
         if fewer and keeps_budget(fewer):
             smallest = fewer
@@ -341,12 +339,12 @@ def find_first_change(model: SearchModel, plan: Plan) -> int:
 
 
 def _time_sets(space: SearchSpace, result: MixedResult, progress: ProgressCallback) -> MixedResult:
-    """Time the chosen set and some on the way to it, in turns with INT8 and the float engine."""
+    """Time the chosen set and five on the way to it, in turns with INT8 and the float engine."""
     if space.timer is None or not result.steps:
         return result
     progress(Progress("search", "timing"))
     by_name = {block.name: block for block in space.blocks}
-    spread = np.linspace(0, len(result.steps) - 1, MAX_TIMED_SETS - 1).astype(int)
+    spread = np.linspace(0, len(result.steps) - 1, 5).astype(int)
     timed = dict.fromkeys([*(result.steps[position] for position in spread), result.chosen])
     sets = [tuple(by_name[name] for name in step.lifted) for step in timed if step is not None]
     times = space.timer([(), *sets])

@@ -3,17 +3,19 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Literal
 
 import pydantic
 
 from qconvert import backends
-from qconvert.backends.base import Coverage, Engine, Session
+from qconvert.backends.base import Coverage, Engine
 from qconvert.core.cache import JsonCodec, cached_step
 from qconvert.core.config import BenchConfig
 from qconvert.core.errors import Unavailable
 from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, ProgressCallback, share_reporter, start_step
-from qconvert.core.tensors import Tensors, TensorSpec, fixed_batch, random_inputs
+from qconvert.core.tensors import fixed_batch, random_inputs
 from qconvert.measure.latency import (
     EngineLatencies,
     Latency,
@@ -27,8 +29,6 @@ from qconvert.report.model import Report
 from qconvert.run.context import JobContext
 from qconvert.run.report_files import judge_and_store, read_report, timestamp, with_measurement
 from qconvert.run.targets import Target, engine_hashes, engine_inputs
-
-MEMORY_CPU_ONLY = "measured for engines of the CPU only"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def bench(target: Target, context: JobContext) -> Report:
             f"none of these engines runs here: {first.reason}",
             hint=first.cure or "`qconvert doctor` shows what works here",
         )
-    latencies = measure_latencies(engines, context.config.bench, context.progress)
+    latencies = _measure_latencies(engines, context.config.bench, context.progress)
     report = read_report(target)
     rows = tuple(
         with_measurement(row, "latency", latencies.get(row.name, ()), available[row.name].reason)
@@ -78,22 +78,40 @@ def time_engines(
         "settings": json.dumps(asdict(settings), sort_keys=True),
         "machine": json.dumps(describe_machine(), sort_keys=True),
     }
-    result = cached_step(
-        context.cache,
-        "bench",
-        key,
-        lambda: measure_latencies(engines, settings, context.progress),
-        LATENCIES_CODEC,
-    )
+    compute = partial(_measure_latencies, engines, settings, context.progress)
+    result = cached_step(context.cache, "bench", key, compute, LATENCIES_CODEC)
     batches = ", ".join(map(str, settings.batch_sizes))
     end(f"{count(len(engines), 'engine')} at batch {batches}", result.hit)
     return result.value
 
 
-def measure_latencies(
+def measure_footprints(engines: Mapping[str, Engine], context: JobContext) -> dict[str, Footprint]:
+    """Return where the nodes of each engine run, and its peak memory; cached."""
+    end = start_step(context.progress, "inspect")
+    footprints, all_hit = {}, True
+    for name, digest in engine_hashes(engines).items():
+        context.progress(Progress("inspect", name))
+        key = {
+            "name": name,
+            "model": digest[:16],
+            "engine": digest,
+            "machine": json.dumps(describe_machine(), sort_keys=True),
+        }
+        compute = partial(_measure_footprint, engines[name])
+        result = cached_step(context.cache, "inspect", key, compute, FOOTPRINT_CODEC)
+        footprints[name], all_hit = result.value, all_hit and result.hit
+    if engines:
+        end(f"{count(len(engines), 'engine')}: nodes by precision, peak memory", all_hit)
+    return footprints
+
+
+def _measure_latencies(
     engines: Mapping[str, Engine], settings: BenchConfig, progress: ProgressCallback
 ) -> EngineLatencies:
-    """Time engines now, at every batch size that they take."""
+    """Time engines at every batch size that they take, with inputs on the host and on the device.
+
+    A backend decides whether inputs can lie on its device.
+    """
     sessions = {
         name: backends.load(engine.backend).open(engine) for name, engine in engines.items()
     }
@@ -101,78 +119,30 @@ def measure_latencies(
     fixed = {name: fixed_batch(inputs) for name, inputs in specs.items()}
     latencies: EngineLatencies = dict.fromkeys(engines, ())
     for batch in sorted({*settings.batch_sizes, *filter(None, fixed.values())}):
-        matching = {
-            name: session
-            for name, session in sessions.items()
-            if fixed[name] == batch or (not fixed[name] and batch in settings.batch_sizes)
-        }
-        samples = _time_at_batch(batch, matching, specs, settings, progress)
-        for (name, where), milliseconds in samples.items():
-            notes = timing_notes(milliseconds, on_gpu=engines[name].backend != "cpu")
-            latencies[name] += (Latency(batch, where, milliseconds, tuple(notes)),)  # type: ignore[arg-type]
-    return latencies
-
-
-def measure_footprints(engines: Mapping[str, Engine], context: JobContext) -> dict[str, Footprint]:
-    """Return where the nodes of each engine run, and its peak memory; cached."""
-    end = start_step(context.progress, "inspect")
-    footprints, all_hit = {}, True
-    for name, engine in engines.items():
-        context.progress(Progress("inspect", name))
-        digest = engine_hashes({name: engine})[name]
-        key = {
-            "name": name,
-            "model": digest[:16],
-            "engine": digest,
-            "machine": json.dumps(describe_machine(), sort_keys=True),
-        }
-        result = cached_step(
-            context.cache,
-            "inspect",
-            key,
-            lambda engine=engine: _measure_footprint(engine),  # type: ignore[misc]
-            FOOTPRINT_CODEC,
+        calls: dict[tuple[str, Literal["host", "device"]], Callable[[], object]] = {}
+        for name, session in sessions.items():
+            if batch in ([fixed[name]] if fixed[name] else settings.batch_sizes):
+                feeds = random_inputs(specs[name], batch, seed=0)
+                calls[name, "host"] = partial(session.run, feeds)
+                if (device_call := session.bind(feeds)) is not None:
+                    calls[name, "device"] = device_call
+        samples = interleave(
+            {f"{name} {where}": call for (name, where), call in calls.items()},
+            TimingEffort(settings.seconds, settings.rounds),
+            progress=share_reporter(progress, "bench", f"batch {batch}, "),
         )
-        footprints[name], all_hit = result.value, all_hit and result.hit
-    if engines:
-        end(f"{count(len(engines), 'engine')}: nodes by precision, peak memory", all_hit)
-    return footprints
-
-
-def _time_at_batch(
-    batch: int,
-    sessions: Mapping[str, Session],
-    specs: Mapping[str, tuple[TensorSpec, ...]],
-    settings: BenchConfig,
-    progress: ProgressCallback,
-) -> dict[tuple[str, str], tuple[float, ...]]:
-    """Return the samples of all engines, timed with inputs on the host and, if possible, on device.
-
-    They are in milliseconds, by the name of the engine and where its inputs are.
-    """
-    calls: dict[tuple[str, str], Callable[[], object]] = {}
-    for name, session in sessions.items():
-        feeds = random_inputs(specs[name], batch, seed=0)
-        calls[name, "host"] = _host_call(session, feeds)
-        device_call = session.bind(feeds)
-        if device_call is not None:
-            calls[name, "device"] = device_call
-    samples = interleave(
-        {f"{name} {where}": call for (name, where), call in calls.items()},
-        TimingEffort(settings.seconds, settings.rounds),
-        progress=share_reporter(progress, "bench", f"batch {batch}, "),
-    )
-    return {(name, where): samples[f"{name} {where}"] for name, where in calls}
-
-
-def _host_call(session: Session, feeds: Tensors) -> Callable[[], object]:
-    return lambda: session.run(feeds)
+        for name, where in calls:
+            milliseconds = samples[f"{name} {where}"]
+            notes = timing_notes(milliseconds, on_gpu=engines[name].backend != "cpu")
+            latencies[name] += (Latency(batch, where, milliseconds, tuple(notes)),)
+    return latencies
 
 
 def _measure_footprint(engine: Engine) -> Footprint:
     coverage = backends.load(engine.backend).open(engine).coverage()
     if engine.backend != "cpu":
-        return Footprint(coverage, PeakMemory(None, reason=MEMORY_CPU_ONLY))
+        reason = "measured for engines of the CPU only"
+        return Footprint(coverage, PeakMemory(None, reason=reason))
     specs = engine_inputs(engine)
     feeds = random_inputs(specs, fixed_batch(specs) or 1, seed=0)
     return Footprint(coverage, measure_peak(engine.folder / engine.files[0], feeds, engine.threads))

@@ -119,9 +119,7 @@ def shard_range(count: int, shard: tuple[int, int] | None) -> range:
     return range(first, min(last, count))
 
 
-def measure_calibration_set(
-    loaded: LoadedModel, context: JobContext, workers: int = 1
-) -> CalibrationSet:
+def measure_calibration_set(loaded: LoadedModel, context: JobContext) -> CalibrationSet:
     """Calibrate a model on the images of the settings, some of them held out; cached."""
     end = start_step(context.progress, "calibrate", "listing images")
     inputs = prepare_calibration(loaded, context)
@@ -136,7 +134,7 @@ def measure_calibration_set(
     def make(folder: Path) -> None:
         with context.cache.resumable("calibrate", key) as state:
             without_holdout, only_holdout = (
-                _measure_and_save(inputs, state / name, parts, workers, context.progress)[0]
+                _measure_and_save(inputs, state / name, parts, 1, context.progress)[0]
                 for name, parts in ((TRAINING_FILE, training), ("held-out.npz", holdout))
             )
             full = merge_calibrations(without_holdout, only_holdout)
@@ -165,39 +163,35 @@ def measure_calibration_set(
     )
 
 
-def load_calibration_set(loaded: LoadedModel, context: JobContext, path: Path) -> CalibrationSet:
-    """Read a calibration file of the model, with its images if the settings say where they are."""
+def load_calibration_set(
+    loaded: LoadedModel, context: JobContext, path: Path, *, images_required: bool = True
+) -> CalibrationSet:
+    """Read a calibration file of the model, with its images if the settings say where they are.
+
+    Unless `images_required`, it has no images if they are not there or have changed.
+    """
     calibration = calibration_file.load(path)
-    if calibration.origin.model != onnx_io.fingerprint(loaded.model):
+    origin, images = calibration.origin, None
+    if origin.model != onnx_io.fingerprint(loaded.model):
         raise UsageError(
             f"`{path}` was measured on another model than `{context.config.model}`",
             hint="calibrate this one: `qconvert calibrate MODEL --images PATH`",
         )
-    images = None
     if context.config.calibration.images is not None:
-        images = _reopen_images(loaded, context, calibration)
+        try:
+            root = open_calibration_images(loaded.source, context, 1).root
+            entries = tuple(ImageEntry(image.name, image.sha256) for image in origin.images)
+            preprocess = Preprocess.from_dict(origin.preprocessing)
+            manifest = ImageManifest(root, entries)
+            images = reopen_images(manifest, loaded.source.inputs, preprocess)
+            if not images_required and images.manifest().digest() != manifest.digest():
+                images = None
+        except QConvertError:
+            if images_required:
+                raise
+            images = None
     batch = fixed_batch(loaded.source.inputs)
     return CalibrationSet(calibration, calibration, images, batch, excludes_holdout=False)
-
-
-def has_calibration_images(loaded: LoadedModel, context: JobContext, path: Path) -> bool:
-    """Whether the images of a calibration file are where the settings say, unchanged."""
-    calibration = calibration_file.load(path)
-    if context.config.calibration.images is None:
-        return False
-    try:
-        manifest = _reopen_images(loaded, context, calibration).manifest()
-    except QConvertError:
-        return False
-    hashes = [image.sha256 for image in calibration.origin.images]
-    return [entry.sha256 for entry in manifest.entries] == hashes
-
-
-def _reopen_images(loaded: LoadedModel, context: JobContext, calibration: Calibration) -> Images:
-    root = open_calibration_images(loaded.source, context, 1).root
-    entries = tuple(ImageEntry(image.name, image.sha256) for image in calibration.origin.images)
-    preprocess = Preprocess.from_dict(calibration.origin.preprocessing)
-    return reopen_images(ImageManifest(root, entries), loaded.source.inputs, preprocess)
 
 
 def _measure_and_save(
@@ -248,8 +242,8 @@ def _load_finished(origin: Origin, out: Path) -> Calibration:
     finished = Calibration(origin)
     for file in (out, *_part_files(out)):
         try:
-            part = calibration_file.load(file) if file.is_file() else finished
-        except QConvertError:  # of another version, or not a calibration: measure again
+            part = calibration_file.load(file)
+        except QConvertError:  # missing, of another version, or no calibration: measure again
             continue
         is_new = not np.isin(part.image_indices, finished.image_indices).any()
         if part.origin == origin and is_new:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -65,7 +66,28 @@ def evaluate(target: Target, context: JobContext, workers: int | None = None) ->
         raise UsageError("there are no images", hint="name a folder: `--eval PATH`")
     runs_here = {name: row.runs for name, row in target.available.items()}
     scores = score_engines(target.engines, runs_here, target.reference, evaluation_set, context)
-    report = _with_scores(read_report(target), scores, evaluation_set, target, context)
+    report = read_report(target)
+    # A package reads images as they were calibrated, however those of this evaluation are.
+    preprocess = report.preprocess or dict(evaluation_set.preprocessing)
+    calibration, evidence = None, report.evidence
+    if target.run is not None:
+        target.run.write_classes(evaluation_set.images.classes)
+        evidence = add_changed_images(evidence, evaluation_set, scores, target.run)
+        if target.run.calibration.is_file():
+            calibration = calibration_file.load(target.run.calibration)
+    path = context.config.evaluate.images
+    report = replace(
+        report,
+        baseline=scores[BASELINE],
+        variants=tuple(
+            with_measurement(row, "accuracy", scores.get(row.name), BF16_UNSCORED)
+            for row in report.variants
+        ),
+        preprocess=preprocess,
+        evaluation=evaluation_info(evaluation_set, scores, path, preprocess),
+        shared_images=shared_image_count(calibration, evaluation_set),
+        evidence=evidence,
+    )
     return judge_and_store(report, context.config.gate, target)
 
 
@@ -96,10 +118,9 @@ def score_engines(
         "pillow": version("pillow"),
         "machine": json.dumps(describe_machine(), sort_keys=True),
     }
-
-    def compute() -> dict[str, Accuracy]:
-        return _measure_scores(engines, runs_here, reference, evaluation_set, context.progress)
-
+    compute = partial(
+        _measure_scores, engines, runs_here, reference, evaluation_set, context.progress
+    )
     result = cached_step(context.cache, "evaluate", key, compute, SCORES_CODEC)
     scores = result.value
     images_text = count(scores[BASELINE].images, "image")
@@ -116,11 +137,12 @@ def _measure_scores(
 ) -> dict[str, Accuracy]:
     model, images = onnx_io.load(reference), evaluation_set.images
     run_reference, size = open_cpu(model), fixed_batch(onnx_io.inputs(model))
-    runs = {
-        name: _open_run(engine, here=runs_here[name])
-        for name, engine in engines.items()
-        if runs_here[name] or engine.precision != "bf16"
-    }
+    runs: dict[str, RunModel] = {}
+    for name, engine in engines.items():
+        if runs_here[name]:
+            runs[name] = backends.load(engine.backend).open(engine).run
+        elif engine.precision != "bf16":
+            runs[name] = open_cpu(onnx_io.load(engine.folder / engine.graph))
     batches: dict[str, list[ImageScores]] = {name: [] for name in (BASELINE, *runs)}
     names: list[str] = []
     for batch in images.batches(size or EVALUATION_BATCH):
@@ -141,15 +163,8 @@ def _measure_scores(
     return scores
 
 
-def _open_run(engine: Engine, *, here: bool) -> RunModel:
-    if here:
-        return backends.load(engine.backend).open(engine).run
-    return open_cpu(onnx_io.load(engine.folder / engine.graph))
-
-
 def _run_batch(run: RunModel, feeds: Tensors, size: int | None) -> Tensors:
     """Run a batch; if the model fixes a larger one, it is padded, and the padding dropped."""
-    count = batch_size(feeds)
     if size == 1:
         # Every output belongs to the one image, even without an axis of images.
         outputs = run(feeds)
@@ -158,37 +173,6 @@ def _run_batch(run: RunModel, feeds: Tensors, size: int | None) -> Tensors:
             name: array if array.shape[:1] == (1,) else array[np.newaxis]
             for name, array in arrays.items()
         }
-    if not size or count == size:
+    if size is None:
         return run(feeds)
-    return unpad_batch(run(pad_batch(feeds, size)), count, size)
-
-
-def _with_scores(
-    report: Report,
-    scores: Mapping[str, Accuracy],
-    evaluation_set: EvaluationSet,
-    target: Target,
-    context: JobContext,
-) -> Report:
-    rows = tuple(
-        with_measurement(row, "accuracy", scores.get(row.name), BF16_UNSCORED)
-        for row in report.variants
-    )
-    # A package reads images as they were calibrated, however those of this evaluation are.
-    preprocess = report.preprocess or dict(evaluation_set.preprocessing)
-    calibration, evidence = None, report.evidence
-    if target.run is not None:
-        target.run.write_classes(evaluation_set.images.classes)
-        evidence = add_changed_images(evidence, evaluation_set, scores, target.run)
-        if target.run.calibration.is_file():
-            calibration = calibration_file.load(target.run.calibration)
-    path = context.config.evaluate.images
-    return replace(
-        report,
-        baseline=scores[BASELINE],
-        variants=rows,
-        preprocess=preprocess,
-        evaluation=evaluation_info(evaluation_set, scores, path, preprocess),
-        shared_images=shared_image_count(calibration, evaluation_set),
-        evidence=evidence,
-    )
+    return unpad_batch(run(pad_batch(feeds, size)), batch_size(feeds), size)

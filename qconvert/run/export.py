@@ -35,13 +35,22 @@ class Exported:
 
 
 def export(context: JobContext, out: Path) -> Exported:
-    """Write the model of the settings as one clean ONNX file, checked against its source."""
+    """Write the model of the settings as one clean ONNX file, checked against its source.
+
+    It has its preprocessing in its metadata, if that is known.
+    """
     if out.suffix != ".onnx":
         raise UsageError(f"`{out}` does not end in .onnx", hint="name the file `-o MODEL.onnx`")
     require_output_file(out)
     loaded = load_and_clean(context)
     result = _check_parity(loaded, context)
-    _write(loaded, out, context)
+    end = start_step(context.progress, "write")
+    preprocess = known_preprocessing(loaded.source, context.config.preprocess)
+    model = with_preprocessing(loaded.model, preprocess)
+    onnx_io.save(model, out)
+    size = megabytes(sum(file.stat().st_size for file in onnx_io.model_files(out)))
+    opset = model.opset_imports.get("", 0)
+    end(f"{out}, {size}, opset {opset}, sha256 {file_sha256(out)[:12]}", False)
     return Exported(out, loaded, result, is_quantized(loaded.model))
 
 
@@ -80,14 +89,3 @@ def _parity_inputs(loaded: LoadedModel, context: JobContext) -> Iterator[Tensors
     for batch in open_calibration_images(loaded.source, context, count).batches(size):
         if not fixed or len(batch.items) == size:
             yield batch.feeds
-
-
-def _write(loaded: LoadedModel, out: Path, context: JobContext) -> None:
-    """Write the model, with its preprocessing if that is known."""
-    end = start_step(context.progress, "write")
-    preprocess = known_preprocessing(loaded.source, context.config.preprocess)
-    model = with_preprocessing(loaded.model, preprocess)
-    onnx_io.save(model, out)
-    size = megabytes(sum(file.stat().st_size for file in onnx_io.model_files(out)))
-    opset = model.opset_imports.get("", 0)
-    end(f"{out}, {size}, opset {opset}, sha256 {file_sha256(out)[:12]}", False)

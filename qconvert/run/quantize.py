@@ -1,45 +1,75 @@
-"""The job `quantize`: from a model and its calibration to one ONNX file in another precision."""
+"""The job `quantize`: from a model and its calibration to one ONNX file in another precision.
 
+`convert_precision` does it for every job: plan -> apply -> half precision -> verify.
+"""
+
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from qconvert import backends, sources
+import numpy as np
+import onnx_ir as ir
+
+from qconvert import __version__, backends, sources
 from qconvert.backends.base import BackendRequirements
+from qconvert.backends.ort import open_cpu
 from qconvert.calibrate import methods
+from qconvert.calibrate.calibration import Calibration
 from qconvert.core import onnx_io
 from qconvert.core.cache import file_sha256
 from qconvert.core.config import QuantizeConfig
-from qconvert.core.errors import UsageError
+from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import megabytes, start_step
+from qconvert.core.scales import Grid
+from qconvert.core.tensors import Tensors, batch_size, output_array, random_inputs
+from qconvert.graph.fp16.convert import HalfModel, convert_to_half
+from qconvert.graph.observed_tensors import find_observed_tensors
+from qconvert.graph.passes import upgrade_opset
 from qconvert.graph.patterns import is_quantized
 from qconvert.images.preprocess import Preprocess
+from qconvert.measure.output_error import sqnr_db
 from qconvert.optimize.calibration_set import (
     MISSING_IMAGES,
     MISSING_IMAGES_HINT,
     CalibrationSet,
 )
+from qconvert.optimize.candidate import EFFORTS, Candidate
+from qconvert.optimize.equalization import choose_equalization, propose_factors
+from qconvert.optimize.learned_rounding import learn_rounding
+from qconvert.optimize.plan_selection import TriedMethod, initial_options, select_plan
 from qconvert.quantize import plan_files
-from qconvert.quantize.placement import require_quantizable
+from qconvert.quantize.apply_plan import apply_plan
+from qconvert.quantize.cross_layer import equalize
+from qconvert.quantize.placement import (
+    QuantizeOptions,
+    Selection,
+    place_quantizers,
+    require_float_model,
+    require_quantizable,
+)
 from qconvert.quantize.plan import LayerPlan, Plan
-from qconvert.quantize.plan_files import read_embedded_plan, read_layers
 from qconvert.quantize.ranges import AUTO_METHOD, OUTPUT_ERROR_METHOD
+from qconvert.quantize.rounded_weights import RoundedWeights
+from qconvert.quantize.scheme import Scheme
 from qconvert.run.calibrate import load_calibration_set, measure_calibration_set
 from qconvert.run.context import JobContext, known_preprocessing, with_preprocessing
 from qconvert.run.load_model import load_and_clean
-from qconvert.run.quantize_model import (
-    QuantizedModel,
-    QuantizeSpec,
-    convert_precision,
-    place_layers,
-    quantize_options,
-    scheme_for,
-)
 from qconvert.run.run_folder import require_output_file
-from qconvert.sources import LoadedModel
+from qconvert.sources import MODEL_FILE, LoadedModel
 
-DEFAULT_WEIGHT_BITS = 8
+# The first opset in which every operator of a network takes bfloat16.
+BF16_OPSET = 22
+# Below, the error has more than half the power of the outputs.
+MIN_SQNR_DB = 3.0
+
+BF16_NOT_RUN = "not run here: ONNX Runtime has no bf16 kernels for the CPU"
+INTEGER_QDQ_HINT = (
+    "to check it on ONNX Runtime's CPU provider set `session.disable_quant_qdq` = 1: otherwise it "
+    "makes integers of the float biases, and the outputs are wrong"
+)
+OVERFLOW_UNKNOWN = "without calibration images overflow cannot be predicted: add `--images`"
 
 
 @dataclass(frozen=True)
@@ -52,7 +82,38 @@ class QuantizeRequest:
     calibration: Path | None = None
     plan: Path | None = None
     keep_io: bool = True
-    workers: int = 1
+
+
+@dataclass(frozen=True)
+class QuantizeSpec:
+    """What to convert a model to: to INT8 by a `plan` or by a `scheme`, the rest by the options.
+
+    `rounded_weights` belong to the plan; for a new plan they are learned with an `effort`.
+    """
+
+    name: str
+    options: QuantizeOptions
+    scheme: Scheme | None = None
+    plan: Plan | None = None
+    rounded_weights: RoundedWeights = field(default_factory=dict)
+    effort: str = "none"
+    keep_io: bool = True
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """A converted model.
+
+    `rounded_weights` belong to the plan. `islands` are the nodes that half precision left in
+    float32, each with its reason; `method_scores` has every range method that was tried.
+    """
+
+    model: ir.Model
+    plan: Plan | None = None
+    rounded_weights: RoundedWeights = field(default_factory=dict)
+    islands: dict[str, str] = field(default_factory=dict)
+    method_scores: tuple[TriedMethod, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,16 +127,37 @@ class Quantized:
 
 def quantize(context: JobContext, request: QuantizeRequest) -> Quantized:
     """Convert the model of the settings for a backend, and write it."""
+    config, out = context.config, request.out
     _require_supported(context, request)
-    _require_range_source(context, request)
-    require_output_file(request.out)
+    range_sources = (config.calibration.images, request.calibration, request.plan)
+    if request.precision == "int8" and all(path is None for path in range_sources):
+        raise UsageError(
+            "INT8 needs the value range of every tensor",
+            hint="measure them on images: `--images PATH`, or give `--calibration FILE`",
+        )
+    require_output_file(out)
     loaded = load_and_clean(context)
-    spec = _quantize_spec(context.config.quantize, request, loaded)
-    calibration = _load_calibration(loaded, context, request)
-    preprocess = _preprocessing(loaded, context, calibration)
+    spec = _quantize_spec(config.quantize, request, loaded)
+    calibration = None
+    if request.calibration is not None:
+        calibration = load_calibration_set(loaded, context, request.calibration)
+    elif config.calibration.images is not None and request.plan is None:
+        calibration = measure_calibration_set(loaded, context)
+    calibrated = calibration.full.origin.preprocessing if calibration is not None else {}
+    preprocess = (
+        Preprocess.from_dict(calibrated)
+        if calibrated
+        else known_preprocessing(loaded.source, config.preprocess)
+    )
     loaded = replace(loaded, model=with_preprocessing(loaded.model, preprocess))
     result = convert_precision(loaded, calibration, spec, context)
-    _write(result, loaded, request.out, context)
+
+    end = start_step(context.progress, "write")
+    onnx_io.save(result.model, out)
+    size = sum(file.stat().st_size for file in onnx_io.model_files(out))
+    before = onnx_io.weight_bytes(loaded.model)
+    share = f", {size / before:.0%} of {megabytes(before)}" if before else ""
+    end(f"{out}, {megabytes(size)}{share}, sha256 {file_sha256(out)[:12]}", False)
     notes = backends.requirements(request.backend).notes if result.plan is not None else ()
     return Quantized(loaded, result, (*notes, *result.notes))
 
@@ -96,12 +178,92 @@ def inspect_layers(context: JobContext, backend: str) -> dict[str, LayerPlan]:
     """Return what is quantized of a model, by its plan or its graph, or else what would be."""
     config = context.config
     model = sources.load(str(config.model), config.export, trust=context.trust).model
-    plan = read_embedded_plan(model)
+    plan = plan_files.read_embedded_plan(model)
     if plan is not None:
         return plan.layers
     if is_quantized(model):
-        return read_layers(model)
+        return plan_files.read_layers(model)
     return preview_layers(context, QuantizeRequest(Path("model.onnx"), backend, "int8"))
+
+
+def quantize_options(settings: QuantizeConfig) -> QuantizeOptions:
+    """Return what the settings decide about a plan."""
+    selection = Selection(settings.exclude, settings.only, settings.keep)
+    method = settings.method or EFFORTS[settings.effort].method
+    return QuantizeOptions(method, {}, settings.weight_scales, settings.rest or "fp32", selection)
+
+
+def scheme_for(settings: QuantizeConfig, requirements: BackendRequirements) -> Scheme:
+    """Return the scheme of a backend, with the weight bits of the settings."""
+    assert requirements.scheme is not None
+    return replace(requirements.scheme, weights=Grid(settings.weight_bits))
+
+
+def place_layers(
+    model: ir.Model, settings: QuantizeConfig, requirements: BackendRequirements
+) -> dict[str, LayerPlan]:
+    """Return how the scheme of a backend would quantize each node; this needs no image."""
+    require_float_model(model)
+    scheme, selection = scheme_for(settings, requirements), quantize_options(settings).selection
+    return place_quantizers(model, scheme, find_observed_tensors(model), selection)
+
+
+def convert_precision(
+    loaded: LoadedModel,
+    calibration: CalibrationSet | None,
+    spec: QuantizeSpec,
+    context: JobContext,
+) -> QuantizedModel:
+    """Return the model in the precisions of the spec, and verify that it works."""
+    result = QuantizedModel(loaded.model, spec.plan, spec.rounded_weights)
+    if spec.plan is None and spec.scheme is not None and calibration is not None:
+        result, calibration = _make_plan(loaded, calibration, spec, spec.scheme, context)
+    end = start_step(context.progress, "quantize")
+    plan, notes = result.plan, list(result.notes)
+    rest = plan.rest if plan is not None else spec.options.rest
+    model, islands = loaded.model, dict[str, str]()
+    if plan is not None:
+        model = apply_plan(model, plan, result.rounded_weights)
+    if rest != "fp32":
+        magnitudes = max_magnitudes(loaded.model, calibration.full) if calibration else {}
+        half = _convert_rest(model, rest, magnitudes, keep_io=spec.keep_io)
+        model, islands = half.model, half.islands
+        notes += [OVERFLOW_UNKNOWN] if rest == "fp16" and calibration is None else []
+    model = model.clone()
+    if plan is not None:
+        text = json.dumps(plan_files.plan_to_json(plan), ensure_ascii=False)
+        model.metadata_props[plan_files.PLAN_METADATA_KEY] = text
+    if islands:
+        model.metadata_props["qconvert.islands"] = json.dumps(islands, ensure_ascii=False)
+    if rest == "bf16":
+        notes.append(BF16_NOT_RUN)
+    else:
+        _require_working(model, loaded)
+    if plan is not None and not plan.integer_bias:
+        notes.append(INTEGER_QDQ_HINT)
+    if rest != "bf16" and calibration is not None and calibration.images is not None:
+        feeds = next(iter(calibration.validation_batches()))
+        db = sqnr_db(open_cpu(loaded.model)(feeds), open_cpu(model)(feeds))
+        if db < MIN_SQNR_DB:
+            notes.append(
+                f"the outputs have little to do with those of the float model: SQNR {db:.0f} dB on "
+                f"{batch_size(feeds)} images; try `--method auto`, or `--exclude` layers"
+            )
+    result = replace(result, model=model, islands=islands, notes=tuple(notes))
+    end(f"{spec.name}: {_describe(result, rest)}", False)
+    return result
+
+
+def max_magnitudes(model: ir.Model, calibration: Calibration) -> dict[str, float]:
+    """Return the largest magnitude of every calibrated tensor."""
+    magnitudes = {
+        name: max(abs(summary.low), abs(summary.high))
+        for name, summary in calibration.summaries.items()
+    }
+    aliases = find_observed_tensors(model).aliases.items()
+    return magnitudes | {
+        name: magnitudes[source] for name, source in aliases if source in magnitudes
+    }
 
 
 def _quantize_spec(
@@ -110,7 +272,7 @@ def _quantize_spec(
     """Return the spec, and raise for what no image would change before any image is run."""
     requirements = backends.requirements(request.backend)
     name, options = f"{request.backend}-{request.precision}", quantize_options(settings)
-    spec = QuantizeSpec(name, options, keep_io=request.keep_io, workers=request.workers)
+    spec = QuantizeSpec(name, options, keep_io=request.keep_io)
     if request.precision != "int8":
         return replace(spec, options=replace(options, rest=request.precision))
     if request.plan is not None:
@@ -121,39 +283,10 @@ def _quantize_spec(
     return replace(spec, scheme=scheme_for(settings, requirements), effort=settings.effort)
 
 
-def _load_calibration(
-    loaded: LoadedModel, context: JobContext, request: QuantizeRequest
-) -> CalibrationSet | None:
-    """Return the calibration; None without images, or if a plan has all ranges."""
-    if request.calibration is not None:
-        return load_calibration_set(loaded, context, request.calibration)
-    if context.config.calibration.images is not None and request.plan is None:
-        return measure_calibration_set(loaded, context, request.workers)
-    return None
-
-
-def _preprocessing(
-    loaded: LoadedModel, context: JobContext, calibration: CalibrationSet | None
-) -> Preprocess | None:
-    """Return the preprocessing of the calibration, else that of the settings or the source."""
-    if calibration is not None and calibration.full.origin.preprocessing:
-        return Preprocess.from_dict(calibration.full.origin.preprocessing)
-    return known_preprocessing(loaded.source, context.config.preprocess)
-
-
-def _write(result: QuantizedModel, loaded: LoadedModel, out: Path, context: JobContext) -> None:
-    """Write the model, and report its size beside that of the float weights."""
-    end = start_step(context.progress, "write")
-    onnx_io.save(result.model, out)
-    size = sum(file.stat().st_size for file in onnx_io.model_files(out))
-    before = onnx_io.weight_bytes(loaded.model)
-    share = f", {size / before:.0%} of {megabytes(before)}" if before else ""
-    end(f"{out}, {megabytes(size)}{share}, sha256 {file_sha256(out)[:12]}", False)
-
-
 def _require_supported(context: JobContext, request: QuantizeRequest) -> None:
     """Raise for a request that makes no sense for its backend, before any work."""
     requirements = backends.requirements(request.backend)
+    settings, images = context.config.quantize, context.config.calibration.images
     if request.out.suffix != ".onnx":
         raise UsageError(
             f"`{request.out}` does not end in .onnx", hint="name the file `-o MODEL.onnx`"
@@ -171,22 +304,14 @@ def _require_supported(context: JobContext, request: QuantizeRequest) -> None:
             "a plan names nodes, so the pass `names` cannot be skipped",
             hint="leave `names` out of `prepare.skip`",
         )
-    settings = context.config.quantize
-    if request.precision == "int8":
-        _require_supported_int8(context, request, requirements)
+    if request.precision != "int8":
+        options = {"--rest": settings.rest is not None, "--plan": request.plan is not None}
+        if option := _first_set(options | _node_options(settings)):
+            raise UsageError(
+                f"`{option}` is for INT8; {request.precision} converts the whole model",
+                hint=f"leave `{option}` out, or ask for `--precision int8`",
+            )
         return
-    options = {"--rest": settings.rest is not None, "--plan": request.plan is not None}
-    for option in _set_options(options | _node_options(settings)):
-        raise UsageError(
-            f"`{option}` is for INT8; {request.precision} converts the whole model",
-            hint=f"leave `{option}` out, or ask for `--precision int8`",
-        )
-
-
-def _require_supported_int8(
-    context: JobContext, request: QuantizeRequest, requirements: BackendRequirements
-) -> None:
-    settings, images = context.config.quantize, context.config.calibration.images
     if settings.rest is not None and settings.rest not in requirements.rests:
         raise UsageError(
             f"beside INT8 `{request.backend}` computes in {' or '.join(requirements.rests)}, "
@@ -198,20 +323,11 @@ def _require_supported_int8(
             "`--half-io` is for half precision, and nothing here is half",
             hint="leave it out, or add `--rest fp16`",
         )
-    if settings.method in (AUTO_METHOD, OUTPUT_ERROR_METHOD):
-        if images is None and request.calibration is not None:
-            raise UsageError(MISSING_IMAGES, hint=MISSING_IMAGES_HINT)
-    elif settings.method is not None:
+    needs_images = settings.method in (AUTO_METHOD, OUTPUT_ERROR_METHOD)
+    if needs_images and images is None and request.calibration is not None:
+        raise UsageError(MISSING_IMAGES, hint=MISSING_IMAGES_HINT)
+    if settings.method is not None and not needs_images:
         methods.find_method(settings.method)
-
-
-def _require_range_source(context: JobContext, request: QuantizeRequest) -> None:
-    sources_of_ranges = (context.config.calibration.images, request.calibration, request.plan)
-    if request.precision == "int8" and all(path is None for path in sources_of_ranges):
-        raise UsageError(
-            "INT8 needs the value range of every tensor",
-            hint="measure them on images: `--images PATH`, or give `--calibration FILE`",
-        )
 
 
 def _require_matching_plan(
@@ -236,23 +352,128 @@ def _require_matching_plan(
         "--rest": settings.rest not in (None, plan.rest),
         **_node_options(settings),
         "--method": settings.method is not None,
-        "--weight-bits": settings.weight_bits != DEFAULT_WEIGHT_BITS,
+        "--weight-bits": settings.weight_bits != QuantizeConfig().weight_bits,
     }
-    for option in _set_options(options):
+    if option := _first_set(options):
         raise UsageError(
             f"`{option}` is decided by the plan of `--plan`",
             hint=f"edit the plan, or leave `{option}` out",
         )
 
 
-def _set_options(options: Mapping[str, bool]) -> list[str]:
-    return [name for name, is_set in options.items() if is_set]
+def _first_set(options: Mapping[str, bool]) -> str | None:
+    return next((name for name, is_set in options.items() if is_set), None)
 
 
 def _node_options(settings: QuantizeConfig) -> dict[str, bool]:
     """Return which of the options that choose nodes are set."""
-    return {
-        "--exclude": bool(settings.exclude),
-        "--only": bool(settings.only),
-        "--keep": bool(settings.keep),
-    }
+    return {f"--{name}": bool(getattr(settings, name)) for name in ("exclude", "only", "keep")}
+
+
+def _make_plan(
+    loaded: LoadedModel,
+    calibration: CalibrationSet,
+    spec: QuantizeSpec,
+    scheme: Scheme,
+    context: JobContext,
+) -> tuple[QuantizedModel, CalibrationSet]:
+    """Select a plan and learn its rounding; return both, and the calibration that the plan fits."""
+    effort, options = EFFORTS[spec.effort], initial_options(spec.options)
+    original = Candidate(
+        loaded, calibration, scheme, options, effort.holdout_images, context.progress
+    )
+    candidate = original
+    factors = propose_factors(original) if effort.equalize and calibration.can_recalibrate else {}
+    if factors:
+        # The equalized model is calibrated again, and taken if its output error is lower.
+        model = equalize(loaded.model, factors)
+        key = {
+            "name": loaded.source.name,
+            "model": onnx_io.fingerprint(loaded.model),
+            "factors": json.dumps(factors),
+            "qconvert": __version__,
+        }
+        entry = context.cache.get_or_make(
+            "equalize", key, lambda folder: onnx_io.save(model, folder / MODEL_FILE)
+        )
+        path = entry.path / MODEL_FILE
+        equalized = replace(loaded, model=onnx_io.load(path), path=path)
+        candidate = choose_equalization(
+            original,
+            replace(
+                original,
+                loaded=equalized,
+                calibration=measure_calibration_set(equalized, context),
+                factors=factors,
+            ),
+        )
+    plan, tried = select_plan(original, candidate, spec.options.method, spec.effort)
+    original = replace(original, calibration=candidate.calibration)
+    learned = learn_rounding(plan, original, spec.effort, context.cache)
+    result = QuantizedModel(
+        loaded.model,
+        learned.plan,
+        learned.weights,
+        method_scores=tried,
+        notes=(*candidate.notes, *learned.notes),
+    )
+    return result, candidate.calibration
+
+
+def _convert_rest(
+    model: ir.Model,
+    kind: Literal["fp16", "bf16"],
+    magnitudes: Mapping[str, float],
+    *,
+    keep_io: bool,
+) -> HalfModel:
+    """Return the model in half precision; bfloat16 needs a recent opset."""
+    if kind == "bf16":
+        try:
+            model, _ = upgrade_opset(model, BF16_OPSET)
+        except ValueError as error:
+            raise QConvertError(
+                f"bf16 needs opset {BF16_OPSET}, and {error}",
+                hint="fp16 needs no newer opset: `--precision fp16`",
+            ) from None
+    # A dequantized tensor has the magnitude that it had before quantization.
+    dequantized: dict[str, float] = {}
+    for node in model.graph:
+        integers = node.inputs[0] if node.op_type == "DequantizeLinear" else None
+        quantizer = integers.producer() if integers is not None else None
+        source = quantizer.inputs[0] if quantizer is not None else None
+        name = (source.name or "") if source is not None else ""
+        if name in magnitudes:
+            dequantized[node.outputs[0].name or ""] = magnitudes[name]
+    return convert_to_half(model, kind, {**magnitudes, **dequantized}, keep_io=keep_io)
+
+
+def _require_working(model: ir.Model, loaded: LoadedModel) -> None:
+    """Raise unless the model is valid ONNX, runs, and its outputs are as finite as before."""
+    onnx_io.require_valid(model)
+    before = open_cpu(loaded.model)(random_inputs(loaded.source.inputs, 1, seed=0))
+    after = open_cpu(model)(random_inputs(onnx_io.inputs(model), 1, seed=0))
+    broken = [name for name in before if _is_finite(before, name) and not _is_finite(after, name)]
+    if broken:
+        raise QConvertError(
+            f"the output `{broken[0]}` of the rewritten model is infinite or NaN",
+            hint="it overflows: give `--images` to find out where, or `--rest fp32`",
+        )
+
+
+def _is_finite(outputs: Tensors, name: str) -> bool:
+    array = output_array(outputs, name)
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+
+
+def _describe(result: QuantizedModel, rest: str) -> str:
+    parts = [] if result.plan is not None or rest != "fp32" else ["the float model"]
+    if result.plan is not None:
+        total, quantized = len(result.plan.layers), result.plan.quantized
+        parts.append(f"{quantized} of {total} nodes in int8")
+        parts += [f"{total - quantized} left in float"] if total > quantized else []
+    if rest != "fp32":
+        nodes = "the rest" if result.plan is not None else f"{len(result.model.graph)} nodes"
+        parts.append(f"{nodes} in {rest}")
+        parts += [f"{len(result.islands)} of them stay in fp32"] if result.islands else []
+    return ", ".join(parts)

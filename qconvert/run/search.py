@@ -47,8 +47,7 @@ from qconvert.run.context import (
     RunContext,
     open_evaluation_set,
 )
-from qconvert.run.quantize import QuantizeRequest, preview_layers
-from qconvert.run.quantize_model import scheme_for
+from qconvert.run.quantize import QuantizeRequest, preview_layers, scheme_for
 from qconvert.run.run_folder import PLAN_FILE, SEARCH_RESULT
 from qconvert.run.variants import BuildInputs, ChosenVariants, engine_settings, make_graph
 

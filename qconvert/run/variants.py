@@ -39,13 +39,12 @@ from qconvert.quantize.placement import require_quantizable
 from qconvert.quantize.plan import Plan
 from qconvert.quantize.plan_files import PlanWithWeights, read_embedded_plan, weights_path
 from qconvert.run.calibrate import (
-    has_calibration_images,
     load_calibration_set,
     measure_calibration_set,
 )
 from qconvert.run.context import JobContext, RunContext, known_preprocessing, with_preprocessing
 from qconvert.run.load_model import crash_check_once, load_and_clean, load_clean
-from qconvert.run.quantize_model import (
+from qconvert.run.quantize import (
     QuantizeSpec,
     convert_precision,
     place_layers,
@@ -193,16 +192,15 @@ def reload_inputs(variants: Sequence[EngineVariant], context: RunContext) -> Bui
     if not folder.calibration.is_file():
         _require_ranges(variants, plans)
         return BuildInputs(loaded, None, plans)
-    if not has_calibration_images(loaded, context, folder.calibration):
+    calibration = load_calibration_set(loaded, context, folder.calibration, images_required=False)
+    if calibration.images is None:
         images = config_file.absolute_paths(config).calibration.images
         if images != folder.settings().calibration.images:
             raise UsageError(
                 f"`{images}` does not have the images that `{folder.root}` was calibrated on",
                 hint="name the place where they are now, or leave `--images` out",
             )
-        without_images = replace(config.calibration, images=None)
-        context = replace(context, config=replace(config, calibration=without_images))
-    return BuildInputs(loaded, load_calibration_set(loaded, context, folder.calibration), plans)
+    return BuildInputs(loaded, calibration, plans)
 
 
 def make_graph(variant: EngineVariant, inputs: BuildInputs, context: JobContext) -> VariantGraph:

@@ -99,18 +99,18 @@ def test_nonfinite_tensor_is_named_with_its_image() -> None:
     values = {"fine": floats(3, 1, 20), "broken": floats(3, 1, 20, seed=1)}
     values["broken"][1, 0, 4], values["broken"][2, 0, 3:5] = np.nan, -np.inf
     calibration = calibrate(FakeTaps(values, exact=True))
-    counts = calibration.summaries["broken"].counts
-    assert (counts.nans, counts.infinities) == (1, 2)
     with pytest.raises(QConvertError, match="`broken` holds values that are not finite") as raised:
         require_finite(calibration)
-    assert "2 of 3 images (first: `1.jpg`)" in raised.value.details[0]
+    assert raised.value.details == (
+        "`broken`: 2 of 3 images (first: `1.jpg`); in the sample 1 NaN, 2 infinite",
+    )
 
 
 def test_image_added_twice_is_rejected() -> None:
     taps = FakeTaps({"t": floats(4, 1, 9)})
-    done = calibrate(taps, [0, 1])
+    outcome = calibrate(taps, [0, 1])
     with pytest.raises(ValueError, match="image 1 was counted already"):
-        collect(taps.run, taps, done, taps.batches([1, 2]))
+        collect(taps.run, taps, outcome, taps.batches([1, 2]))
 
 
 def test_merge_of_overlapping_parts_is_refused() -> None:

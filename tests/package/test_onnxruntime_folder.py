@@ -36,11 +36,11 @@ from tests.runs import CLASSES
 
 def run_in_isolation(script: Path, *files: Path | str) -> list[tuple[str, float]]:
     """Run a script outside of this project and return the classes and scores that it prints."""
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-I", script, *files], capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = re.findall(r"^.*?: (.*) (\S+)$", done.stdout, re.MULTILINE)
+    assert (process.returncode, process.stderr) == (0, "")
+    lines = re.findall(r"^.*?: (.*) (\S+)$", process.stdout, re.MULTILINE)
     return [(name, float(score)) for name, score in lines]
 
 
@@ -164,11 +164,11 @@ def test_script_reads_arrays_for_inputs_that_are_no_images() -> None:
     folder = package_of(model)
     assert not (folder / "preprocess.toml").exists()
     np.savez("arrays.npz", a=np.ones((2, 4), np.float32), b=np.full((2, 4), 2, np.float32))
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-I", folder / "run.py", "arrays.npz"], capture_output=True, text=True,
         check=True,
     )  # fmt: skip
-    assert done.stdout.splitlines() == [
+    assert process.stdout.splitlines() == [
         "arrays.npz: sum (2, 4), 3 to 3",
         "arrays.npz: top (2,), 3 to 3",
     ]
@@ -249,9 +249,9 @@ def test_command_packages_the_engine_of_the_verdict_and_replaces_nothing(
 ) -> None:
     best = load_run(Path("run")).report.best
     assert best in ("cpu-fp32", "cpu-int8")
-    done = qconvert("package", "run", "--format", "onnxruntime", "-o", "pack", "--json")
-    assert done.code == 0, done.err
-    assert f'"engine": "{best}"' in done.out
+    outcome = qconvert("package", "run", "--format", "onnxruntime", "-o", "pack", "--json")
+    assert outcome.code == 0, outcome.err
+    assert f'"engine": "{best}"' in outcome.out
     again = qconvert("package", "run", "--format", "onnxruntime", "-o", "pack")
     assert again.code == 2
     assert "`pack` exists" in again.err

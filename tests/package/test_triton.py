@@ -34,9 +34,11 @@ def test_command_offers_every_package_format() -> None:
 def test_cpu_engine_is_configured_for_onnx_runtime_with_its_classes(
     world: Path, qconvert: Callable[..., Outcome]
 ) -> None:
-    done = qconvert("package", "run", "--format", "triton", "--engine", "cpu-int8", "-o", "models")
-    assert done.code == 0, done.err
-    assert "VNNI" in done.err
+    outcome = qconvert(
+        "package", "run", "--format", "triton", "--engine", "cpu-int8", "-o", "models"
+    )
+    assert outcome.code == 0, outcome.err
+    assert "VNNI" in outcome.err
     folder = Path("models/model")
     config = parse((folder / "config.pbtxt").read_text())
     assert (config.name, config.platform) == ("model", "onnxruntime_onnx")

@@ -56,36 +56,41 @@ def test_minmax_clips_nothing() -> None:
     assert cut(net("a = Conv (x, w) y = Conv (a, w)"), "minmax") == set()
 
 
-@pytest.mark.parametrize(
-    "reader", ["Sigmoid", "HardSigmoid", "Tanh", "Softmax <axis: int = 1>", "LogSoftmax"]
-)
-def test_input_of_a_saturating_operator_is_not_clipped(reader: str) -> None:
-    assert cut(net(f"a = Conv (x, w) b = {reader} (a) y = Conv (b, w)")) == {"x", "b"}
-
-
-def test_input_of_argmax_is_not_clipped() -> None:
-    body = "a = Conv (x, w) b = Conv (a, w) y = ArgMax <axis: int = 1> (b)"
-    assert cut(net(body, "int64[] y")) == {"x", "a"}
-
-
-@pytest.mark.parametrize("product", ["Mul (a, s)", "Mul (s, a)"])
-@pytest.mark.parametrize("gate", ["Sigmoid", "HardSigmoid"])
-def test_input_of_a_silu_gate_is_clipped(product: str, gate: str) -> None:
-    body = f"a = Conv (x, w) s = {gate} (a) m = {product} y = Conv (m, w)"
-    assert cut(net(body)) == {"x", "a", "s", "m"}
-
-
-def test_input_of_a_gate_for_another_tensor_is_not_clipped() -> None:
-    body = "a = Conv (x, w) b = Conv (a, w) s = Sigmoid (b) m = Mul (a, s) y = Conv (m, w)"
-    assert cut(net(body)) == {"x", "a", "s", "m"}
+SATURATING = ("Sigmoid", "HardSigmoid", "Tanh", "Softmax <axis: int = 1>", "LogSoftmax")
+GATES = [
+    f"a = Conv (x, w) s = {gate} (a) m = {product} y = Conv (m, w)"
+    for gate in ("Sigmoid", "HardSigmoid")
+    for product in ("Mul (a, s)", "Mul (s, a)")
+]
+ALL_BUT_OUTPUT = {"x", "a", "s", "m"}
 
 
 @pytest.mark.parametrize(
-    ("more", "outputs"), [("", "float[] y, float[] s"), ("z = Conv (s, w)", "float[] y, float[] z")]
+    ("body", "outputs", "clipped"),
+    [
+        *[(f"a = Conv (x, w) b = {op} (a) y = Conv (b, w)", "", {"x", "b"}) for op in SATURATING],
+        ("a = Conv (x, w) b = Conv (a, w) y = ArgMax <axis: int = 1> (b)", "int64[] y", {"x", "a"}),
+        # A gate only scales what it reads, unless something else reads the gate, or it another.
+        *[(body, "", ALL_BUT_OUTPUT) for body in GATES],
+        (
+            "a = Conv (x, w) b = Conv (a, w) s = Sigmoid (b) m = Mul (a, s) y = Conv (m, w)",
+            *("", ALL_BUT_OUTPUT),
+        ),
+        (GATES[0], "float[] y, float[] s", {"x", "m"}),
+        (f"{GATES[0]} z = Conv (s, w)", "float[] y, float[] z", {"x", "s", "m"}),
+        # What moves values passes them on.
+        ("b = Conv (x, w) a = Conv (b, w) y = Flatten (a)", "", {"x", "b"}),
+        (
+            "b = Conv (x, w) a = Conv (b, w) y = MaxPool <kernel_shape: ints = [2, 2]> (a)",
+            *("", {"x", "b"}),
+        ),
+        ("a = Conv (x, w) t = Flatten (a) s = Sigmoid (t) y = Relu (s)", "", {"x", "s"}),
+    ],
 )
-def test_input_of_a_gate_with_other_readers_is_not_clipped(more: str, outputs: str) -> None:
-    body = f"a = Conv (x, w) s = Sigmoid (a) m = Mul (a, s) {more} y = Conv (m, w)"
-    assert "a" not in cut(net(body, outputs))
+def test_tensor_is_not_clipped_where_its_extremes_decide_an_output(
+    body: str, outputs: str, clipped: set[str]
+) -> None:
+    assert cut(net(body, outputs or "float[] y")) == clipped
 
 
 def test_moved_tensor_has_the_range_of_its_source() -> None:
@@ -98,16 +103,6 @@ def test_moved_tensor_has_the_range_of_its_source() -> None:
     summaries["a"] = seen()
     ranges = choose_ranges(model.graph, observed, summaries, SHIFTED, "mse")
     assert ranges["p"] == ranges["t"] == ranges["a"] != ranges["x"]
-
-
-@pytest.mark.parametrize("last", ["Flatten (a)", "MaxPool <kernel_shape: ints = [2, 2]> (a)"])
-def test_tensor_moved_to_an_output_is_not_clipped(last: str) -> None:
-    assert cut(net(f"b = Conv (x, w) a = Conv (b, w) y = {last}")) == {"x", "b"}
-
-
-def test_tensor_moved_to_a_sigmoid_is_not_clipped() -> None:
-    body = "a = Conv (x, w) t = Flatten (a) s = Sigmoid (t) y = Relu (s)"
-    assert cut(net(body)) == {"x", "s"}
 
 
 def test_range_only_tensors_get_no_range() -> None:
@@ -160,31 +155,25 @@ def groups(*members: str) -> dict[str, Range]:
 U = "u = Concat <axis: int = 1> (a, b)"
 
 
-def test_concat_inputs_share_the_widest_range() -> None:
-    assert shared(f"{U} z = Relu (u)") == groups("abu")
-
-
-def test_nested_concats_share_one_range() -> None:
-    assert shared(f"{U} z = Concat <axis: int = 1> (u, c)") == groups("abucz")
-
-
-def test_concats_with_a_common_input_share_one_range() -> None:
-    assert shared(f"{U} z = Concat <axis: int = 1> (b, c)") == groups("abucz")
-
-
-def test_concat_merges_two_groups_of_shared_ranges() -> None:
-    body = f"{U} v = Concat <axis: int = 1> (c, d) z = Concat <axis: int = 1> (e, b, d)"
-    assert shared(body) == groups("abucdvez")
-
-
-def test_separate_concats_keep_separate_ranges() -> None:
-    body = f"{U} v = Concat <axis: int = 1> (c, d) z = Relu (v)"
-    assert shared(body) == groups("abu", "cdv")
-
-
-def test_float_concat_shares_no_range() -> None:
-    assert shared(f"{U} z = Concat <axis: int = 1> (u, c)", left=("z",)) == groups("abu")
-    assert shared(f"{U} z = Concat <axis: int = 1> (u, c)", left=("u",)) == groups("ucz")
+@pytest.mark.parametrize(
+    ("body", "left", "members"),
+    [
+        ("z = Relu (u)", "", ["abu"]),
+        ("z = Concat <axis: int = 1> (u, c)", "", ["abucz"]),
+        ("z = Concat <axis: int = 1> (b, c)", "", ["abucz"]),
+        (
+            "v = Concat <axis: int = 1> (c, d) z = Concat <axis: int = 1> (e, b, d)",
+            *("", ["abucdvez"]),
+        ),
+        ("v = Concat <axis: int = 1> (c, d) z = Relu (v)", "", ["abu", "cdv"]),
+        ("z = Concat <axis: int = 1> (u, c)", "z", ["abu"]),
+        ("z = Concat <axis: int = 1> (u, c)", "u", ["ucz"]),
+    ],
+)
+def test_quantized_concats_that_touch_share_the_widest_range(
+    body: str, left: str, members: list[str]
+) -> None:
+    assert shared(f"{U} {body}", left=tuple(left)) == groups(*members)
 
 
 def test_tensor_without_a_range_is_not_shared() -> None:

@@ -21,7 +21,7 @@ from qconvert.graph.fp16.convert import convert_to_half
 from qconvert.quantize import plan_files
 from qconvert.run.calibrate import calibrate
 from qconvert.run.context import JobContext
-from qconvert.run.quantize_model import max_magnitudes
+from qconvert.run.quantize import max_magnitudes
 from tests import strongly_typed, zoo
 from tests.conftest import Outcome, write
 
@@ -82,8 +82,8 @@ def test_zoo_network_builds_in_int8_and_fp16_as_planned(
 ) -> None:
     out, written = tmp_path / "int8.onnx", tmp_path / "plan.json"
     options = ["--calibration", case.calibration, "--backend", "tensorrt", "--rest", "fp16"]
-    done = qconvert("quantize", case.path, *options, "-o", out, "--plan-out", written)
-    assert done.code == 0, done.err
+    outcome = qconvert("quantize", case.path, *options, "-o", out, "--plan-out", written)
+    assert outcome.code == 0, outcome.err
     model, plan = onnx_io.load(out), plan_files.read_plan(written)
     planned = {name for name, layer in plan.layers.items() if layer.op in COMPUTING}
     planned -= {name for name, layer in plan.layers.items() if layer.left}

@@ -23,7 +23,9 @@ from qconvert.run.calibrate import (
     load_calibration_set,
     measure_calibration_set,
     prepare_calibration,
+    shard_range,
 )
+from qconvert.run.calibration_workers import split_parts
 from qconvert.run.context import JobContext
 from qconvert.run.load_model import load_and_clean
 from qconvert.sources import LoadedModel
@@ -32,6 +34,7 @@ from tests.pictures import draw_folder
 from tests.run.calibrated import make_context, write_tiny_model
 
 IMAGES = 40
+COUNTS = st.integers(0, 5000)
 HOLDOUT = [*range(16, 20), *range(36, 40)]
 TRAINING = [index for index in range(IMAGES) if index not in HOLDOUT]
 
@@ -87,7 +90,7 @@ def assert_same_images(actual: list[Tensors], expected: list[Tensors]) -> None:
 
 
 @settings(deadline=None)
-@given(st.integers(0, 5000))
+@given(COUNTS)
 def test_holdout_is_whole_batches_spread_over_the_list(count: int) -> None:
     holdout, others = split_holdout(count)
     parts = sorted([*holdout, *others], key=lambda part: part.start)
@@ -106,6 +109,32 @@ def test_holdout_is_whole_batches_spread_over_the_list(count: int) -> None:
 def test_at_most_a_batch_of_a_few_images_is_held_out(count: int) -> None:
     size = sum(map(len, split_holdout(count)[0]))
     assert size == 0 if count <= 16 else size in (0, CALIBRATION_BATCH)
+
+
+@given(COUNTS, st.integers(1, 20))
+def test_shards_cover_every_image_once_and_start_with_a_batch(count: int, shards: int) -> None:
+    parts = [shard_range(count, (number, shards)) for number in range(1, shards + 1)]
+    assert [index for part in parts for index in part] == list(range(count))
+    assert all(part.start % CALIBRATION_BATCH == 0 for part in parts if part)
+
+
+@given(COUNTS, COUNTS, st.integers(1, 9))
+def test_workers_get_whole_batches_of_every_image_once(a: int, b: int, workers: int) -> None:
+    start, stop = min(a, b), max(a, b)
+    shares = split_parts([range(start, stop)] if a != b else [], workers)
+    assert len(shares) <= workers
+    assert [index for share in shares for part in share for index in part] == [*range(start, stop)]
+    assert all((part.start - start) % CALIBRATION_BATCH == 0 for share in shares for part in share)
+
+
+def test_shares_of_workers_differ_by_at_most_a_batch() -> None:
+    shares = split_parts([range(0, 1000), range(1400, 1500)], 7)
+    sizes = [sum(map(len, share)) for share in shares]
+    assert max(sizes) - min(sizes) <= CALIBRATION_BATCH
+
+
+def test_there_are_no_more_workers_than_batches() -> None:
+    assert split_parts([range(3)], 10**30) == [[range(3)]]
 
 
 @pytest.mark.parametrize(("count", "exact"), [(IMAGES, False), (IMAGES, True), (12, False)])

@@ -118,9 +118,9 @@ def test_run_with_folders_linked_to_elsewhere_is_rejected(
     place.symlink_to(Path("elsewhere/moved").absolute())
     before = sorted(os.fspath(path) for path in Path("elsewhere").rglob("*"))
     for command in ("bench run", "build --from run", "evaluate run --eval val"):
-        done = qconvert(*command.split())
-        assert done.code == 2
-        assert "is a link that leads out of the run" in done.err
+        outcome = qconvert(*command.split())
+        assert outcome.code == 2
+        assert "is a link that leads out of the run" in outcome.err
     assert sorted(os.fspath(path) for path in Path("elsewhere").rglob("*")) == before
 
 
