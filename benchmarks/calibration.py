@@ -95,10 +95,10 @@ def peak(found: list[dict[str, float]]) -> float:
 def child(part: str, model: Path, count: int) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.calibration", "--part", part]
     command += ["--model", str(model), "--count", str(count)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    cost: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise SystemExit(process.stderr)
+    cost: dict[str, float] = json.loads(process.stdout.splitlines()[-1])
     return cost
 
 

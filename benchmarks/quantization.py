@@ -186,15 +186,15 @@ def afresh(*arguments: object) -> float:
 
 def child(*arguments: object, store: str | None = None) -> None:
     added = {} if store is None else {"QCONVERT_CACHE_DIR": store}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, **added},
     )
-    if done.returncode:
-        raise SystemExit(done.stderr)
+    if process.returncode:
+        raise SystemExit(process.stderr)
 
 
 if __name__ == "__main__":

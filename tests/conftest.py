@@ -57,7 +57,7 @@ def shell(tmp_path: Path) -> Callable[..., Outcome]:
     """Run the installed command in a process of its own, as a user does."""
 
     def run(*args: str | Path, cwd: Path = tmp_path, **environment: str) -> Outcome:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "qconvert", *map(str, args)],
             cwd=cwd,
             env={**os.environ, **environment},
@@ -66,7 +66,7 @@ def shell(tmp_path: Path) -> Callable[..., Outcome]:
             timeout=120,
             check=False,
         )
-        return Outcome(done.returncode, done.stdout, done.stderr)
+        return Outcome(process.returncode, process.stdout, process.stderr)
 
     return run
 

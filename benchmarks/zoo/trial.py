@@ -90,7 +90,7 @@ def _inputs(entry: Entry) -> list[str]:
 def command(words: Sequence[str | Path], work: Path) -> Told:
     """Run qconvert, and return its exit code, what it said at the end, and how long it took."""
     started = time.monotonic()
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "qconvert", *map(str, words)],
         env={**os.environ, "QCONVERT_CACHE_DIR": str(work / "cache"), "QCONVERT_NO_PROGRESS": "1"},
         stdin=subprocess.DEVNULL,
@@ -99,9 +99,9 @@ def command(words: Sequence[str | Path], work: Path) -> Told:
         check=False,
     )
     seconds = time.monotonic() - started
-    (work / f"{len(list(work.glob('*.log')))}-{words[0]}.log").write_text(done.stderr)
-    said = "" if done.returncode == 0 else _complaint(done.stderr.replace(f"{work}/", ""))
-    return {"code": done.returncode, "seconds": round(seconds, 1), "said": said}
+    (work / f"{len(list(work.glob('*.log')))}-{words[0]}.log").write_text(process.stderr)
+    said = "" if process.returncode == 0 else _complaint(process.stderr.replace(f"{work}/", ""))
+    return {"code": process.returncode, "seconds": round(seconds, 1), "said": said}
 
 
 def _complaint(text: str) -> str:

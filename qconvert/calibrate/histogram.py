@@ -165,10 +165,8 @@ def _bins(keys: NDArray[np.int64], weights: Floats, low: float, high: float) -> 
     if not keys.size:
         return Histogram(np.zeros(1), np.zeros(1), np.zeros(1))
     magnitudes = (keys & (SIGN_KEY - 1)).astype(np.uint32)
-    inner, outer = (
-        ((magnitudes + step) << 16).view(np.float32).astype(np.float64)
-        for step in np.array([0, 1], dtype=np.uint32)
-    )
+    edges = np.stack([magnitudes, magnitudes + 1]) << 16
+    inner, outer = edges.view(np.float32).astype(np.float64)
     outer[magnitudes == 0] = 0.0
     negative = keys >= SIGN_KEY
     lefts, rights = np.where(negative, -outer, inner), np.where(negative, -inner, outer)

@@ -34,13 +34,13 @@ def _files(folder: Path) -> list[Path]:
 
 
 def built(qconvert: Command, *more: str, code: int = 0) -> Outcome:
-    done = qconvert("build", "net.onnx", "-o", "run", *QUICK, *more)
-    assert done.code == code, done.err
-    return done
+    outcome = qconvert("build", "net.onnx", "-o", "run", *QUICK, *more)
+    assert outcome.code == code, outcome.err
+    return outcome
 
 
-def variants_of(done: Outcome) -> dict[str, dict[str, object]]:
-    return {variant["name"]: variant for variant in json.loads(done.out)["variants"]}
+def variants_of(outcome: Outcome) -> dict[str, dict[str, object]]:
+    return {variant["name"]: variant for variant in json.loads(outcome.out)["variants"]}
 
 
 @pytest.mark.slow
@@ -90,9 +90,9 @@ def test_repeated_build_is_cached_and_reports_the_same(qconvert: Command) -> Non
         for variant in report["variants"]:
             variant["engine"].pop("stored")
     assert first == second
-    done = [line for line in again.err.splitlines() if "✓" in line and "✓ load" not in line]
-    assert done
-    assert all("cached, " in line for line in done)
+    steps = [line for line in again.err.splitlines() if "✓" in line and "✓ load" not in line]
+    assert steps
+    assert all("cached, " in line for line in steps)
 
 
 @pytest.mark.long
@@ -104,10 +104,12 @@ def test_moved_run_resumes_without_its_images(qconvert: Command) -> None:
         shutil.rmtree(gone)
     Path("net.onnx").unlink()
     draw_folder(Path("others"), 24)
-    done = qconvert("build", "--from", "moved", "--eval", "others", *QUICK, "--json")
-    assert done.code == 0, done.err
-    assert "✓ calibrate" not in done.err
-    assert all(variant["engine"] and variant["latency"] for variant in variants_of(done).values())
+    outcome = qconvert("build", "--from", "moved", "--eval", "others", *QUICK, "--json")
+    assert outcome.code == 0, outcome.err
+    assert "✓ calibrate" not in outcome.err
+    assert all(
+        variant["engine"] and variant["latency"] for variant in variants_of(outcome).values()
+    )
 
 
 @pytest.mark.long
@@ -135,9 +137,9 @@ def test_run_resumes_after_its_images_changed(qconvert: Command) -> None:
     built(qconvert, *IMAGES, *FAST, "--precision", "int8")
     shutil.rmtree("images")
     draw_folder(Path("images"), 20, size=16)
-    done = qconvert("build", "--from", "run", "--precision", "fp16", *QUICK, "--json")
-    assert done.code == 0, done.err
-    assert json.loads(done.out)["calibration"]["count"] == 40
+    outcome = qconvert("build", "--from", "run", "--precision", "fp16", *QUICK, "--json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["calibration"]["count"] == 40
 
 
 @pytest.mark.long
@@ -146,12 +148,12 @@ def test_config_file_overrides_the_settings_of_a_run(qconvert: Command) -> None:
     Path("tight.toml").write_text("[gate]\nmax-size = 0.001\n")
     tight = ("--config", "tight.toml")
     for command in (("build", "--from", "run", *QUICK), ("bench", "run", *QUICK)):
-        done = qconvert(*command, *tight, "--allow-unmeasured")
-        assert done.code == 1, done.err
-        assert "max-size: `cpu-fp16`" in done.out
+        outcome = qconvert(*command, *tight, "--allow-unmeasured")
+        assert outcome.code == 1, outcome.err
+        assert "max-size: `cpu-fp16`" in outcome.out
         assert qconvert(*command, *tight, "--max-size", "1000").code == 0
-    done = qconvert("evaluate", "run", *tight, "--json")
-    assert [variant["accuracy"]["n"] for variant in variants_of(done).values()] == [24]  # type: ignore[index]
+    outcome = qconvert("evaluate", "run", *tight, "--json")
+    assert [variant["accuracy"]["n"] for variant in variants_of(outcome).values()] == [24]  # type: ignore[index]
     Path("other.toml").write_text('[quantize]\nmethod = "minmax"\n')
     refused = qconvert("build", "--from", "run", "--config", "other.toml")
     assert refused.code == 2
@@ -179,10 +181,10 @@ def test_labels_and_count_of_a_run_apply_to_its_own_images_only(qconvert: Comman
     assert _labelled(qconvert("evaluate", "run", "--json")) == 24
 
 
-def _labelled(done: Outcome) -> object:
+def _labelled(outcome: Outcome) -> object:
     """Return how many images were looked at; they have labels."""
-    assert done.code == 0, done.err
-    accuracy: dict[str, object] = variants_of(done)["cpu-fp32"]["accuracy"]  # type: ignore[assignment]
+    assert outcome.code == 0, outcome.err
+    accuracy: dict[str, object] = variants_of(outcome)["cpu-fp32"]["accuracy"]  # type: ignore[assignment]
     assert accuracy["top1"] is not None
     return accuracy["n"]
 
@@ -192,8 +194,8 @@ def test_renamed_image_appears_under_its_new_name_in_evidence(qconvert: Command)
     Path("labels.csv").unlink()
     built(qconvert, *IMAGES, *FAST, "--precision", "int8")
     Path("eval/0000.png").rename("eval/000.png")
-    done = built(qconvert, *IMAGES, *FAST, "--precision", "int8", "--json")
-    shown = {row["image"] for row in json.loads(done.out)["evidence"]["feature_maps"]}
+    outcome = built(qconvert, *IMAGES, *FAST, "--precision", "int8", "--json")
+    shown = {row["image"] for row in json.loads(outcome.out)["evidence"]["feature_maps"]}
     assert shown == {"000.png"}
 
 
@@ -211,10 +213,10 @@ def test_note_about_shared_images_survives_resuming(qconvert: Command) -> None:
     both = ("--images", "images", "--eval", "images")
     built(qconvert, *both, *FAST, "--precision", "int8")
     shutil.rmtree("images")
-    done = qconvert("build", "--from", "run", "--precision", "fp16", *QUICK, "--json")
-    assert done.code == 0, done.err
-    assert variants_of(done)["cpu-int8"]["accuracy"]
-    assert "calibration and evaluation share 40 images" in done.out
+    outcome = qconvert("build", "--from", "run", "--precision", "fp16", *QUICK, "--json")
+    assert outcome.code == 0, outcome.err
+    assert variants_of(outcome)["cpu-int8"]["accuracy"]
+    assert "calibration and evaluation share 40 images" in outcome.out
 
 
 @pytest.mark.long
@@ -224,9 +226,9 @@ def test_edited_plan_in_a_run_is_followed(qconvert: Command) -> None:
     plan = json.loads(place.read_text())
     plan["layers"]["scores"] = {"op": "Gemm", "left": "my reason"}
     place.write_text(json.dumps(plan))
-    done = qconvert("build", "--from", "run", *QUICK, "--json")
-    assert done.code == 0, done.err
-    left = variants_of(done)["cpu-int8"]["unquantized"]
+    outcome = qconvert("build", "--from", "run", *QUICK, "--json")
+    assert outcome.code == 0, outcome.err
+    left = variants_of(outcome)["cpu-int8"]["unquantized"]
     assert left == [{"node": "scores", "op": "Gemm", "reason": "my reason"}]
 
 
@@ -246,9 +248,9 @@ def test_edited_plan_is_never_overwritten(qconvert: Command) -> None:
         assert "`qconvert build --from run` follows it" in " ".join(refused.err.split())
         assert json.loads(place.read_text()) == plan
     built(qconvert, *IMAGES, "--precision", "fp32")
-    done = qconvert("build", "--from", "run", "--precision", "int8", *QUICK, "--json")
-    assert done.code == 0, done.err
-    assert variants_of(done)["cpu-int8"]["unquantized"][0]["reason"] == "my reason"  # type: ignore[index]
+    outcome = qconvert("build", "--from", "run", "--precision", "int8", *QUICK, "--json")
+    assert outcome.code == 0, outcome.err
+    assert variants_of(outcome)["cpu-int8"]["unquantized"][0]["reason"] == "my reason"  # type: ignore[index]
     place.unlink()
     built(qconvert, *one)
     assert place.read_bytes() == own
@@ -260,10 +262,10 @@ def test_edited_plan_is_never_overwritten(qconvert: Command) -> None:
 @pytest.mark.slow
 def test_failed_gate_exits_with_1_and_is_named(qconvert: Command) -> None:
     more = ("--labels", "labels.csv", "--max-size", "0.001", "--allow-unmeasured")
-    done = built(qconvert, *IMAGES, *more, code=1)
-    assert "max-size: `cpu-int8`" in done.out
-    assert "gate" in done.err
-    assert "max-size" not in done.err  # once is enough
+    outcome = built(qconvert, *IMAGES, *more, code=1)
+    assert "max-size: `cpu-int8`" in outcome.out
+    assert "gate" in outcome.err
+    assert "max-size" not in outcome.err  # once is enough
     assert "max-size: `cpu-int8`" in built(qconvert, *IMAGES, *more, "--json", code=1).err
     assert built(qconvert, *IMAGES, "--max-size", "1000").code == 0
 
@@ -272,9 +274,9 @@ def test_failed_gate_exits_with_1_and_is_named(qconvert: Command) -> None:
 def test_build_without_images_has_no_int8_and_no_accuracy(qconvert: Command) -> None:
     refused = built(qconvert, code=2)
     assert "--precision fp32,fp16" in refused.err
-    done = built(qconvert, "--precision", "fp32", "--json")
-    assert variants_of(done)["cpu-fp32"]["accuracy"] is None
-    assert "--eval" in variants_of(done)["cpu-fp32"]["unmeasured"]["accuracy"]  # type: ignore[index]
+    outcome = built(qconvert, "--precision", "fp32", "--json")
+    assert variants_of(outcome)["cpu-fp32"]["accuracy"] is None
+    assert "--eval" in variants_of(outcome)["cpu-fp32"]["unmeasured"]["accuracy"]  # type: ignore[index]
 
 
 def test_unavailable_backend_exits_with_4_unless_plan_only(
@@ -315,9 +317,9 @@ def test_refused_build_keeps_the_run_settings(qconvert: Command) -> None:
 
 def test_build_dry_run_changes_nothing(qconvert: Command, tmp_path: Path) -> None:
     before = {file: file.read_bytes() for file in _files(tmp_path)}
-    done = qconvert("build", "net.onnx", *IMAGES, "--dry-run", "--backend", "cpu,tensorrt-rtx")
-    assert done.code == 0
-    assert "engine    cpu-int8: runs here" in done.out
+    outcome = qconvert("build", "net.onnx", *IMAGES, "--dry-run", "--backend", "cpu,tensorrt-rtx")
+    assert outcome.code == 0
+    assert "engine    cpu-int8: runs here" in outcome.out
     assert {file: file.read_bytes() for file in _files(tmp_path)} == before
 
 
@@ -334,9 +336,9 @@ def test_dry_run_refuses_the_folder_that_a_build_refuses(qconvert: Command, tmp_
         ((*other, "-o", "new", "--eval", "none"), "`none` does not exist"),
     ):
         for dry in (("--dry-run",), ()):
-            done = qconvert("build", *args, *dry)
-            assert (done.code, done.out) == (2, ""), done.err
-            assert said in done.err
+            outcome = qconvert("build", *args, *dry)
+            assert (outcome.code, outcome.out) == (2, ""), outcome.err
+            assert said in outcome.err
     assert qconvert("build", "--from", "run", "--max-drop", "1", "--dry-run").code == 0
     assert qconvert("build", *other, *FAST, "-o", "run", "--dry-run").code == 0
     assert {file: file.read_bytes() for file in _files(tmp_path)} == before
@@ -369,9 +371,9 @@ def test_bench_and_evaluate_update_runs_and_engines(qconvert: Command) -> None:
 def test_compare_refuses_models_with_different_inputs(qconvert: Command, tmp_path: Path) -> None:
     write(tiny(), tmp_path / "tiny.onnx")
     for command in (("evaluate", "--eval", "eval"), ("compare", "--images", "eval")):
-        done = qconvert(command[0], "net.onnx", "tiny.onnx", *command[1:], "--json")
-        assert (done.code, done.out) == (2, "")
-        assert "`tiny.onnx` takes `image: float32[batch, 3, 8, 8]`" in done.err
+        outcome = qconvert(command[0], "net.onnx", "tiny.onnx", *command[1:], "--json")
+        assert (outcome.code, outcome.out) == (2, "")
+        assert "`tiny.onnx` takes `image: float32[batch, 3, 8, 8]`" in outcome.err
 
 
 @pytest.mark.long
@@ -390,5 +392,5 @@ def test_third_party_backend_module_builds_engines(
 ) -> None:
     for name in ("cpu", "fake"):
         monkeypatch.setitem(backends.BACKENDS, name, "tests.fake_backend")
-    done = built(qconvert, *IMAGES, "--precision", "fp32,fp16", "--json")
-    assert all(variant["by_provider"] for variant in variants_of(done).values())
+    outcome = built(qconvert, *IMAGES, "--precision", "fp32,fp16", "--json")
+    assert all(variant["by_provider"] for variant in variants_of(outcome).values())

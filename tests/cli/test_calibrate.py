@@ -196,77 +196,55 @@ def test_unreadable_image_is_skipped_and_reported_each_time(
     assert 7 not in calibration_file.load(Path("c.npz")).image_indices.tolist()
 
 
-def nan_model() -> ir.Model:
-    model = models.tiny()
-    nan = ir.tensor(floats(4) * np.float32("nan"), name="conv_bias")
-    model.graph.initializers["conv_bias"].const_value = nan
-    return model
+BAD = [
+    ("tiny.onnx", 2, "there are no images"),
+    ("tiny.onnx --images nowhere", 2, "does not exist"),
+    ("tiny.onnx --images empty", 3, "empty"),
+    ("tiny.onnx --images broken", 3, "no image of"),
+    ("tiny.onnx --images one", 3, "has 1 image; calibration needs at least 8"),
+    ("five.onnx --images images", 2, "1 or 3 channels"),
+    ("tiny.onnx --images images --resize none --crop 20", 2, "the model takes 8×8"),
+    ("nan.onnx --images images", 3, "not finite"),
+    ("tiny.onnx --images images --shard 3/2", 2, "I/N"),
+    ("a.onnx b.onnx --images images", 2, "one model"),
+    ("--merge a.npz", 2, "two or more parts"),
+]
 
 
-def empty(folder: Path) -> list[str]:
-    (folder / "none").mkdir()
-    return ["tiny.onnx", "--images", "none"]
-
-
-def unreadable(folder: Path) -> list[str]:
-    (folder / "bad").mkdir()
+def write_bad_input(folder: Path) -> None:
+    """Write folders without usable images, and models that cannot be calibrated on any."""
+    (folder / "empty").mkdir()
+    (folder / "broken").mkdir()
     for number in range(9):
-        (folder / "bad" / f"{number}.png").write_bytes(b"no picture")
-    return ["tiny.onnx", "--images", "bad"]
-
-
-def one(folder: Path) -> list[str]:
+        (folder / "broken" / f"{number}.png").write_bytes(b"no picture")
     draw_folder(folder / "one", 1)
-    return ["tiny.onnx", "--images", "one"]
-
-
-def channels(folder: Path) -> list[str]:
     text = (
         '<ir_version: 10, opset_import: ["": 20]>\n'
         "net (float[N, 5, 8, 8] x) => (float[N, 2, 6, 6] y) { y = Conv (x, w) }"
     )
     write(from_text(text, w=floats(2, 5, 3, 3)), folder / "five.onnx")
-    return ["five.onnx", "--images", "images"]
+    model = models.tiny()
+    nan = ir.tensor(floats(4) * np.float32("nan"), name="conv_bias")
+    model.graph.initializers["conv_bias"].const_value = nan
+    write(model, folder / "nan.onnx")
 
 
-def small(folder: Path) -> list[str]:
-    return ["tiny.onnx", "--images", "images", "--resize", "none", "--crop", "20"]
-
-
-def broken_weights(folder: Path) -> list[str]:
-    write(nan_model(), folder / "nan.onnx")
-    return ["nan.onnx", "--images", "images"]
-
-
-BAD: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
-    "no images": (lambda folder: ["tiny.onnx"], 2, "there are no images"),
-    "folder missing": (lambda folder: ["tiny.onnx", "--images", "nowhere"], 2, "does not exist"),
-    "empty folder": (empty, 3, "none"),
-    "no readable image": (unreadable, 3, "no image of"),
-    "one image": (one, 3, "has 1 image; calibration needs at least 8"),
-    "five channels": (channels, 2, "1 or 3 channels"),
-    "too small": (small, 2, "the model takes 8×8"),
-    "nan weights": (broken_weights, 3, "not finite"),
-    "bad shard": (lambda folder: ["tiny.onnx", "--images", "images", "--shard", "3/2"], 2, "I/N"),
-    "two models": (lambda folder: ["a.onnx", "b.onnx", "--images", "images"], 2, "one model"),
-    "merge one": (lambda folder: ["--merge", "a.npz"], 2, "two or more parts"),
-    "show nothing": (lambda folder: ["--show", "none.npz"], 2, "does not exist"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize(("args", "code", "message"), BAD)
 def test_invalid_input_ends_in_an_error_message(
-    qconvert: Command, tiny: Path, images: Path, tmp_path: Path, case: str
+    qconvert: Command, tiny: Path, images: Path, tmp_path: Path, args: str, code: int, message: str
 ) -> None:
-    prepare, code, said = BAD[case]
-    args = prepare(tmp_path)
-    more = [] if "-o" in args or "--show" in args else ["-o", "out.npz"]
-    outcome = qconvert("calibrate", *args, *more)
-    assert outcome.code == code, outcome.err
-    assert outcome.out == ""
+    write_bad_input(tmp_path)
+    outcome = qconvert("calibrate", *args.split(), "-o", "out.npz")
+    assert (outcome.code, outcome.out) == (code, ""), outcome.err
     assert "error: " in outcome.err
-    assert said in outcome.err
+    assert message in outcome.err
     assert not Path("out.npz").exists()
+
+
+def test_show_of_a_missing_file_is_refused(qconvert: Command) -> None:
+    outcome = qconvert("calibrate", "--show", "none.npz")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "does not exist" in outcome.err
 
 
 def test_merge_of_unrelated_calibration_files_is_refused(
@@ -274,14 +252,13 @@ def test_merge_of_unrelated_calibration_files_is_refused(
 ) -> None:
     calibrated(qconvert, "a.npz", "--shard", "1/2")
     calibrated(qconvert, "b.npz", "--shard", "1/2", "--mean", "0.5")
-    overlap = qconvert("calibrate", "--merge", "a.npz", "a.npz", "-o", "c.npz")
-    assert overlap.code == 3
-    assert "share 20 images" in overlap.err
-    other = qconvert("calibrate", "--merge", "a.npz", "b.npz", "-o", "c.npz")
-    assert other.code == 3
-    assert "they differ in preprocessing" in other.err
     Path("d.npz").write_bytes(Path("a.npz").read_bytes()[:200])
-    damaged = qconvert("calibrate", "--merge", "a.npz", "d.npz", "-o", "c.npz")
-    assert damaged.code == 3
-    assert "is not a calibration file, or is damaged" in damaged.err
+    for part, message in (
+        ("a.npz", "share 20 images"),
+        ("b.npz", "they differ in preprocessing"),
+        ("d.npz", "is not a calibration file, or is damaged"),
+    ):
+        outcome = qconvert("calibrate", "--merge", "a.npz", part, "-o", "c.npz")
+        assert outcome.code == 3
+        assert message in outcome.err
     assert not Path("c.npz").exists()

@@ -24,20 +24,20 @@ Command = Callable[..., Outcome]
 def _world(tmp_path: Path, qconvert: Command) -> None:
     write(mixed(), tmp_path / "net.onnx")
     draw_folder(tmp_path / "images", 40)
-    done = qconvert("quantize", "net.onnx", "--images", "images", "-o", "int8.onnx")
-    assert done.code == 0, done.err
+    outcome = qconvert("quantize", "net.onnx", "--images", "images", "-o", "int8.onnx")
+    assert outcome.code == 0, outcome.err
 
 
 def test_compare_lists_layers_in_order_and_names_the_worst(qconvert: Command) -> None:
-    done = qconvert("compare", "net.onnx", "int8.onnx", "--images", "images")
-    assert done.code == 0, done.err
-    rows = [line.split()[0] for line in done.out.splitlines() if " int8 " in line]
+    outcome = qconvert("compare", "net.onnx", "int8.onnx", "--images", "images")
+    assert outcome.code == 0, outcome.err
+    rows = [line.split()[0] for line in outcome.out.splitlines() if " int8 " in line]
     assert rows[:2] == ["image", "a"]
     assert rows[-1] == "scores"
-    assert "the largest errors are made by `" in done.out
-    assert "on 32 images" in done.err
+    assert "the largest errors are made by `" in outcome.out
+    assert "on 32 images" in outcome.err
     again = qconvert("compare", "net.onnx", "int8.onnx", "--images", "images")
-    assert again.out == done.out
+    assert again.out == outcome.out
     assert "cached, " in again.err
 
 
@@ -70,9 +70,9 @@ def test_compare_csv_has_every_layer(qconvert: Command) -> None:
 def test_compare_uses_images_and_settings_of_the_run(qconvert: Command) -> None:
     build = ("build", "net.onnx", "--images", "images", "--seconds", "0.02", "-o", "run")
     assert qconvert(*build, "--backend", "cpu").code == 0
-    done = qconvert("compare", "run/model.onnx", "run/engines/cpu-int8")
-    assert done.code == 0, done.err
-    assert "cached, " in done.err  # the build has looked at them already
+    outcome = qconvert("compare", "run/model.onnx", "run/engines/cpu-int8")
+    assert outcome.code == 0, outcome.err
+    assert "cached, " in outcome.err  # the build has looked at them already
     same = qconvert("compare", "run/engines/cpu-fp32", "run/model.onnx")
     assert "there is no error at all" in same.out
     whole = qconvert("compare", "run", "run/engines/cpu-int8")
@@ -99,9 +99,9 @@ def test_incomparable_models_are_refused(
     for node in renamed.graph:
         node.outputs[0].name = f"{node.outputs[0].name}_"
     write(renamed, Path("renamed.onnx"))
-    done = qconvert("compare", *args)
-    assert done.code in (2, 3)
-    assert words in done.err
+    outcome = qconvert("compare", *args)
+    assert outcome.code in (2, 3)
+    assert words in outcome.err
 
 
 def test_report_on_a_terminal_is_not_cut(qconvert: Command, tmp_path: Path) -> None:

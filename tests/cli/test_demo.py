@@ -26,15 +26,15 @@ def _fewer_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shown(qconvert: Command, *more: str, code: int = 0) -> Outcome:
-    done = qconvert("demo", "--seconds", "0.02", *more)
-    assert done.code == code, done.err
-    return done
+    outcome = qconvert("demo", "--seconds", "0.02", *more)
+    assert outcome.code == code, outcome.err
+    return outcome
 
 
-def printed(done: Outcome) -> list[str]:
+def printed(outcome: Outcome) -> list[str]:
     """Return the words of the `qconvert build` that the demo printed."""
-    match = re.search(r"^  (qconvert build .*?[^\\])$", done.err, re.MULTILINE | re.DOTALL)
-    assert match is not None, done.err
+    match = re.search(r"^  (qconvert build .*?[^\\])$", outcome.err, re.MULTILINE | re.DOTALL)
+    assert match is not None, outcome.err
     return shlex.split(match[1].replace("\\\n", " "))
 
 
@@ -60,13 +60,13 @@ def test_demo_builds_a_run_and_prints_a_command_that_repeats_it(qconvert: Comman
     assert require_stored(copied).out == first.out
 
 
-def require_stored(done: Outcome) -> Outcome:
+def require_stored(outcome: Outcome) -> Outcome:
     """Require that every step but the reading of the model was done before."""
-    assert done.code == 0, done.err
-    steps = [line for line in done.err.splitlines() if "✓" in line and "✓ load" not in line]
+    assert outcome.code == 0, outcome.err
+    steps = [line for line in outcome.err.splitlines() if "✓" in line and "✓ load" not in line]
     assert len(steps) > 5
-    assert all("cached, " in line for line in steps), done.err
-    return done
+    assert all("cached, " in line for line in steps), outcome.err
+    return outcome
 
 
 def test_demo_refuses_a_folder_with_other_files(qconvert: Command) -> None:

@@ -179,14 +179,14 @@ def test_closed_stdout_pipe_is_no_error(tiny: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as closed:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "qconvert", "inspect", str(tiny)],
             stdout=closed,
             stderr=subprocess.PIPE,
             text=True,
             check=False,
         )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_closed_or_full_streams_keep_the_exit_code(more: str, code: int) -> None
     if "/dev/full" in more and not Path("/dev/full").exists():
         pytest.skip("only Linux has /dev/full")
     line = f"{shlex.quote(sys.executable)} -m qconvert {more}"
-    done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "Exception ignored" not in done.stderr
+    process = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
+    assert process.returncode == code, process.stderr
+    assert "Traceback" not in process.stderr
+    assert "Exception ignored" not in process.stderr

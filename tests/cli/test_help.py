@@ -30,10 +30,10 @@ def test_help_imports_no_heavy_package(command: str | None) -> None:
         f"main.main(args={args!r}, standalone_mode=False)\n"
         f"print(sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    assert done.stderr.strip() == "[]"
+    assert process.stderr.strip() == "[]"
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))

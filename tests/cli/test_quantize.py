@@ -27,21 +27,21 @@ def _world(tmp_path: Path) -> None:
 
 
 def quantized(qconvert: Command, *more: str) -> Outcome:
-    done = qconvert("quantize", "net.onnx", "-o", "out.onnx", *more)
-    assert done.code == 0, done.err
+    outcome = qconvert("quantize", "net.onnx", "-o", "out.onnx", *more)
+    assert outcome.code == 0, outcome.err
     onnx.checker.check_model(onnx.load("out.onnx"), full_check=True)
-    return done
+    return outcome
 
 
 @pytest.mark.slow
 def test_quantize_writes_a_small_model_and_shows_coverage(
     qconvert: Command,
 ) -> None:
-    done = quantized(qconvert, "--images", "images")
-    rows = {row.split()[0]: row.split()[1:] for row in done.out.splitlines()[2:]}
+    outcome = quantized(qconvert, "--images", "images")
+    rows = {row.split()[0]: row.split()[1:] for row in outcome.out.splitlines()[2:]}
     assert rows["Conv"] == ["5", "5", "0"]
     assert rows["Relu"][:3] == ["2", "2", "0"]
-    assert "absorbed by the operator before it" in done.out
+    assert "absorbed by the operator before it" in outcome.out
     stored = [onnx_io.weight_bytes(onnx_io.load(Path(name))) for name in ("net.onnx", "out.onnx")]
     assert stored[1] < 0.5 * stored[0]
     image = {"image": floats(2, 3, 16, 16, seed=5)}
@@ -73,8 +73,8 @@ def test_calibration_file_gives_the_same_model_bytes_as_its_images(qconvert: Com
 @pytest.mark.slow
 def test_calibration_without_images_skips_learned_rounding_with_a_note(qconvert: Command) -> None:
     qconvert("calibrate", "net.onnx", "--images", "images", "-o", "c.npz")
-    done = quantized(qconvert, "--calibration", "c.npz")
-    assert "learning them needs the calibration images" in " ".join(done.err.split())
+    outcome = quantized(qconvert, "--calibration", "c.npz")
+    assert "learning them needs the calibration images" in " ".join(outcome.err.split())
     before = Path("out.onnx").read_bytes()
     quantized(qconvert, "--images", "images", "--effort", "none")
     assert Path("out.onnx").read_bytes() == before
@@ -84,8 +84,8 @@ def test_calibration_without_images_skips_learned_rounding_with_a_note(qconvert:
 def test_plan_replay_needs_its_rounded_weights(
     qconvert: Command,
 ) -> None:
-    done = quantized(qconvert, "--images", "images", "--plan-out", "plan.json")
-    assert "weights learned in" in done.err
+    outcome = quantized(qconvert, "--images", "images", "--plan-out", "plan.json")
+    assert "weights learned in" in outcome.err
     before = onnx_io.fingerprint(onnx_io.load(Path("out.onnx")))
     quantized(qconvert, "--plan", "plan.json")
     assert onnx_io.fingerprint(onnx_io.load(Path("out.onnx"))) == before
@@ -107,13 +107,13 @@ def test_another_method_or_backend_reuses_the_calibration(qconvert: Command) -> 
 
 @pytest.mark.long
 def test_auto_method_reports_the_error_of_every_method(qconvert: Command) -> None:
-    done = quantized(qconvert, "--images", "images", "--method", "auto", "--json")
-    result = json.loads(done.out)
+    outcome = quantized(qconvert, "--images", "images", "--method", "auto", "--json")
+    result = json.loads(outcome.out)
     errors = [method["distance"] for method in result["tried"]]
     assert len(errors) >= 5
     assert errors == sorted(errors)
     assert result["plan"]["method"] in {method["method"] for method in result["tried"]}
-    assert "other images" in done.err
+    assert "other images" in outcome.err
 
 
 @pytest.mark.long
@@ -144,8 +144,8 @@ def test_int8_with_fp16_rest_matches_the_outputs_of_int8(qconvert: Command) -> N
     image = {"image": floats(8, 3, 16, 16, seed=5)}
     answers = []
     for rest in ("fp32", "fp16"):
-        done = quantized(qconvert, "--images", "images", "--backend", "tensorrt", "--rest", rest)
-        assert "session.disable_quant_qdq" in " ".join(done.err.split())
+        outcome = quantized(qconvert, "--images", "images", "--backend", "tensorrt", "--rest", rest)
+        assert "session.disable_quant_qdq" in " ".join(outcome.err.split())
         answers.append(open_cpu(onnx_io.load(Path("out.onnx")))(image)["scores"])
     assert np.square(answers[0]).sum() / np.square(answers[0] - answers[1]).sum() > 300
 
@@ -167,10 +167,10 @@ def test_half_precision_without_images_notes_missing_ranges(
     qconvert: Command, precision: str
 ) -> None:
     more = ("--precision", precision, "--backend", "tensorrt")
-    done = quantized(qconvert, *more)
+    outcome = quantized(qconvert, *more)
     assert Path("out.onnx").stat().st_size < 0.6 * Path("net.onnx").stat().st_size
     note = "overflow cannot be predicted" if precision == "fp16" else "not run here"
-    assert note in done.err
+    assert note in outcome.err
     assert onnx_io.inputs(onnx_io.load(Path("out.onnx")))[0].dtype == np.float32
     quantized(qconvert, *more, "--half-io")
     assert onnx_io.inputs(onnx_io.load(Path("out.onnx")))[0].dtype.itemsize == 2
@@ -180,8 +180,8 @@ def test_overflowing_nodes_stay_in_float32_and_are_named(qconvert: Command) -> N
     write(
         mixed(w1=floats(*MIXED_SHAPES["w1"]) * 3e4, six=np.array(1e9, np.float32)), Path("net.onnx")
     )
-    done = quantized(qconvert, "--images", "images", "--precision", "fp16")
-    assert "stays in float32" in done.err
+    outcome = quantized(qconvert, "--images", "images", "--precision", "fp16")
+    assert "stays in float32" in outcome.err
     image = {"image": floats(2, 3, 16, 16, seed=5)}
     assert np.isfinite(open_cpu(onnx_io.load(Path("out.onnx")))(image)["scores"]).all()
 
@@ -197,8 +197,8 @@ def test_edited_plan_is_replayed(qconvert: Command) -> None:
     plan = json.loads(Path("plan.json").read_text())
     plan["layers"]["scores"] = {"op": "Gemm", "left": "my reason"}
     Path("plan.json").write_text(json.dumps(plan))
-    done = quantized(qconvert, "--plan", "plan.json")
-    assert "scores: my reason" in done.out
+    outcome = quantized(qconvert, "--plan", "plan.json")
+    assert "scores: my reason" in outcome.out
     assert "my reason" in qconvert("inspect", "out.onnx", "--quantized").out
 
 
@@ -221,41 +221,40 @@ def test_edited_plan_is_replayed(qconvert: Command) -> None:
 def test_contradictory_quantize_options_are_refused(
     qconvert: Command, more: list[str], said: str
 ) -> None:
-    done = qconvert("quantize", "net.onnx", *more)
-    assert done.code == 2
-    assert said in done.err
-    assert "✓ calibrate" not in done.err
+    outcome = qconvert("quantize", "net.onnx", *more)
+    assert outcome.code == 2
+    assert said in outcome.err
+    assert "✓ calibrate" not in outcome.err
 
 
 def test_plan_or_calibration_of_another_model_is_refused(qconvert: Command, tmp_path: Path) -> None:
     quantized(qconvert, "--images", "images", "--plan-out", "plan.json")
-    other = qconvert("quantize", "net.onnx", "--plan", "plan.json", "--backend", "tensorrt")
-    assert other.code == 2
-    assert "is a plan for `cpu`, not for `tensorrt`" in other.err
-    both = qconvert("quantize", "net.onnx", "--plan", "plan.json", "--exclude", "Add")
-    assert both.code == 2
-    assert "`--exclude` is decided by the plan of `--plan`" in both.err
     write(tiny(), tmp_path / "tiny.onnx")
-    wrong = qconvert("quantize", "tiny.onnx", "--plan", "plan.json")
-    assert wrong.code == 2
-    assert "another model" in wrong.err
     qconvert("calibrate", "tiny.onnx", "--images", "images", "-o", "c.npz")
-    wrong = qconvert("quantize", "net.onnx", "--calibration", "c.npz")
-    assert wrong.code == 2
-    assert "was measured on another model" in wrong.err
+    for args, message in (
+        ("net.onnx --plan plan.json --backend tensorrt", "is a plan for `cpu`, not for `tensorrt`"),
+        ("net.onnx --plan plan.json --exclude Add", "`--exclude` is decided by the plan of"),
+        ("tiny.onnx --plan plan.json", "another model"),
+        ("net.onnx --calibration c.npz", "was measured on another model"),
+    ):
+        outcome = qconvert("quantize", *args.split())
+        assert outcome.code == 2
+        assert message in outcome.err
 
 
 def test_unquantizable_model_is_refused_with_reasons(qconvert: Command, tiny: Path) -> None:
-    done = qconvert("quantize", "tiny.onnx", "--images", "images", "--backend", "tensorrt")
-    assert done.code == 3
-    assert "there is nothing to quantize in this model" in done.err
-    assert "Gemm: a 4x5 weight is too small for integer kernels" in done.err
+    outcome = qconvert("quantize", "tiny.onnx", "--images", "images", "--backend", "tensorrt")
+    assert outcome.code == 3
+    assert "there is nothing to quantize in this model" in outcome.err
+    assert "Gemm: a 4x5 weight is too small for integer kernels" in outcome.err
 
 
 def test_quantize_dry_run_reads_no_image_and_writes_nothing(qconvert: Command) -> None:
-    done = qconvert("quantize", "net.onnx", "--images", "images", "--dry-run", "--exclude", "Gemm")
-    assert done.code == 0
-    assert "excluded by `Gemm`" in done.out
+    outcome = qconvert(
+        "quantize", "net.onnx", "--images", "images", "--dry-run", "--exclude", "Gemm"
+    )
+    assert outcome.code == 0
+    assert "excluded by `Gemm`" in outcome.out
     assert not list(Path().glob("net-*"))
 
 

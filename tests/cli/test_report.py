@@ -32,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = sorted(file for file in (folder / "eval").rglob("*") if file.is_file())
     lines = [f"{file.relative_to(folder)},{at % 24}" for at, file in enumerate(files)]
     (folder / "labels.csv").write_text("file,label\n" + "\n".join(lines))
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "qconvert", *BUILD],
         cwd=folder,
         env={**os.environ, "QCONVERT_CACHE_DIR": str(folder / ".store")},
@@ -40,8 +40,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert "report: run/report.html" in done.stderr
+    assert process.returncode == 0, process.stderr
+    assert "report: run/report.html" in process.stderr
     return folder
 
 
@@ -139,8 +139,8 @@ def test_evaluation_on_other_images_updates_the_evidence(qconvert: Command) -> N
 @pytest.mark.long
 def test_run_resumed_without_images_keeps_its_evidence(qconvert: Command) -> None:
     before = load_report()
-    done = qconvert("build", "--from", "run", "--backend", "cpu", "--seconds", "0.02")
-    assert done.code == 0, done.err
+    outcome = qconvert("build", "--from", "run", "--backend", "cpu", "--seconds", "0.02")
+    assert outcome.code == 0, outcome.err
     after = load_report()
     assert after["evidence"] == before["evidence"]
     layers = [

@@ -38,8 +38,8 @@ def report() -> dict[str, Any]:
 def test_latencies_survive_an_evaluation(qconvert: Command) -> None:
     before = rows()
     options = ("--from", "run", "--backend", "tensorrt-rtx", "--precision", "fp16", *QUICK)
-    done = qconvert("build", *options)
-    assert done.code == 0, done.err
+    outcome = qconvert("build", *options)
+    assert outcome.code == 0, outcome.err
     after = rows()
     assert "tensorrt-rtx-fp16" in after
     assert after["cpu-int8"]["latency"] == before["cpu-int8"]["latency"] != []
@@ -47,8 +47,8 @@ def test_latencies_survive_an_evaluation(qconvert: Command) -> None:
 
 def test_plan_only_build_replaces_no_engine(qconvert: Command) -> None:
     before, earlier = rows(), report()
-    done = qconvert(*GIVEN, *CPU, "--precision", "fp32,int8", *QUICK, "--plan-only")
-    assert done.code == 0, done.err
+    outcome = qconvert(*GIVEN, *CPU, "--precision", "fp32,int8", *QUICK, "--plan-only")
+    assert outcome.code == 0, outcome.err
     assert rows()["cpu-int8"]["engine"] == before["cpu-int8"]["engine"]
     assert rows()["cpu-int8"]["latency"] == before["cpu-int8"]["latency"]
     assert report()["best"] == earlier["best"] != ""
@@ -65,8 +65,8 @@ def test_search_leaves_the_settings_of_a_run_unchanged(qconvert: Command) -> Non
     assert qconvert("build", "--from", "run", *CPU, *QUICK, "--max-size", "9").code == 0
     before = Path("run/run.toml").read_text()
     search = ("search", "model.onnx", "--images", "calib_data", "--backend", "tensorrt-rtx")
-    done = qconvert(*search, "--budget", "50", "-o", "run")
-    assert done.code == 0, done.err
+    outcome = qconvert(*search, "--budget", "50", "-o", "run")
+    assert outcome.code == 0, outcome.err
     after = Path("run/run.toml").read_text()
     assert after == before.replace("budget = 0.5", "budget = 50.0")
 
@@ -74,8 +74,8 @@ def test_search_leaves_the_settings_of_a_run_unchanged(qconvert: Command) -> Non
 def test_failed_build_keeps_the_run_settings(qconvert: Command) -> None:
     before = Path("run/run.toml").read_text()
     options = ("--backend", "tensorrt-rtx", "--precision", "mixed", "--budget", "50", *QUICK)
-    done = qconvert(*GIVEN, *options)
-    assert done.code == 3, done.err
+    outcome = qconvert(*GIVEN, *options)
+    assert outcome.code == 3, outcome.err
     assert Path("run/run.toml").read_text() == before
 
 
@@ -105,14 +105,14 @@ def test_moved_calibration_images_are_accepted_only_unchanged(qconvert: Command)
     assert refused.code == 2
     assert "does not have the images that `run` was calibrated on" in refused.err
     assert 'calib_data"' in Path("run/run.toml").read_text()
-    done = qconvert(*options, "--images", "moved")
-    assert done.code == 0, done.err
+    outcome = qconvert(*options, "--images", "moved")
+    assert outcome.code == 0, outcome.err
     assert 'moved"' in Path("run/run.toml").read_text()
     assert "cpu-fp16" in rows()
 
 
 def test_bench_refuses_an_unfinished_run(qconvert: Command) -> None:
     Path("run/report.json").unlink()
-    done = qconvert("bench", "run", *QUICK)
-    assert done.code == 2
-    assert "`qconvert build --from run` resumes it" in done.err
+    outcome = qconvert("bench", "run", *QUICK)
+    assert outcome.code == 2
+    assert "`qconvert build --from run` resumes it" in outcome.err

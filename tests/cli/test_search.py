@@ -39,11 +39,11 @@ def _demo(pictures: Path) -> None:
 
 @pytest.mark.long
 def test_search_writes_the_mix_its_plan_and_its_trials(qconvert: Command) -> None:
-    done = qconvert("search", *GIVEN, "-o", "out")
-    assert done.code == 0, done.err
+    outcome = qconvert("search", *GIVEN, "-o", "out")
+    assert outcome.code == 0, outcome.err
     for title in ("Blocks by the error that each removes", "Sets tried on", "Result\n"):
-        assert title in done.out
-    assert max(map(len, [*done.out.splitlines(), *done.err.splitlines()])) <= 80
+        assert title in outcome.out
+    assert max(map(len, [*outcome.out.splitlines(), *outcome.err.splitlines()])) <= 80
     result = json.loads(Path("out/search.json").read_text())
     lifted = set(result["chosen"]["lifted"])
     assert result["outcome"] == "mixed"
@@ -68,9 +68,9 @@ def test_search_writes_the_mix_its_plan_and_its_trials(qconvert: Command) -> Non
 def _require_mixed_in_a_build(qconvert: Command, lifted: set[str]) -> None:
     """A build runs the same search, so it is cached."""
     options = (*GIVEN, "--precision", "int8,mixed", "--plan-only", "-o", "run", "--json")
-    done = qconvert("build", *options)
-    assert done.code == 0, done.err
-    report = json.loads(done.out)
+    outcome = qconvert("build", *options)
+    assert outcome.code == 0, outcome.err
+    report = json.loads(outcome.out)
     assert set(report["mixes"]["tensorrt-rtx"]["chosen"]["lifted"]) == lifted
     plain, mixed = report["variants"]
     assert (plain["precision"], mixed["precision"]) == ("int8", "mixed")
@@ -81,9 +81,9 @@ def _require_mixed_in_a_build(qconvert: Command, lifted: set[str]) -> None:
 
 @pytest.mark.slow
 def test_search_ends_at_once_if_int8_stays_within_the_budget(qconvert: Command) -> None:
-    done = qconvert("search", *GIVEN, "--budget", "50", "-o", "out")
-    assert done.code == 0, done.err
-    assert "INT8 keeps the budget" in done.out
+    outcome = qconvert("search", *GIVEN, "--budget", "50", "-o", "out")
+    assert outcome.code == 0, outcome.err
+    assert "INT8 keeps the budget" in outcome.out
     assert not Path("out/mixed.onnx").exists()
     options = (*GIVEN, "--budget", "50", "--precision", "mixed", "-o", "run", "--plan-only")
     refused = qconvert("build", *options)
@@ -94,16 +94,21 @@ def test_search_ends_at_once_if_int8_stays_within_the_budget(qconvert: Command) 
 @pytest.mark.long
 def test_search_without_a_solution_exits_with_1(qconvert: Command) -> None:
     options = ("network.onnx", "--images", "calib", "--backend", "cpu", "--effort", "none")
-    done = qconvert("search", *options, "--seconds", "0.02", "--max-latency", "0.0001", "-o", "out")
-    assert done.code == 1
-    assert "or use the float model" in done.err or "fp32 takes" in done.out
-    assert "no `--eval`: the mix is confirmed on" in " ".join(done.err.split())
+    outcome = qconvert(
+        "search", *options, "--seconds", "0.02", "--max-latency", "0.0001", "-o", "out"
+    )
+    assert outcome.code == 1
+    assert "or use the float model" in outcome.err or "fp32 takes" in outcome.out
+    assert "no `--eval`: the mix is confirmed on" in " ".join(outcome.err.split())
 
 
 def test_search_dry_run_lists_trials_and_writes_nothing(qconvert: Command) -> None:
-    done = qconvert("search", *GIVEN, "-o", "out", "--dry-run")
-    assert done.code == 0, done.err
-    assert "blocks    37, of 37 operators with weights in INT8" in done.out or "blocks" in done.out
+    outcome = qconvert("search", *GIVEN, "-o", "out", "--dry-run")
+    assert outcome.code == 0, outcome.err
+    assert (
+        "blocks    37, of 37 operators with weights in INT8" in outcome.out
+        or "blocks" in outcome.out
+    )
     assert not Path("out").exists()
     for place in ("calib", "network.onnx"):
         refused = qconvert("search", *GIVEN, "-o", place, "--dry-run")
@@ -131,9 +136,9 @@ def _labelled(shift: int) -> None:
 def test_other_labels_start_new_trials(qconvert: Command) -> None:
     def searched(out: str) -> dict[str, Any]:
         options = (*GIVEN, "--labels", "labels.csv", "--by", "top-1", "--budget", "50")
-        done = qconvert("search", *options, "-o", out, "--json")
-        assert done.code == 0, done.err
-        confirmed: dict[str, Any] = json.loads(done.out)["int8"]["confirmed"]
+        outcome = qconvert("search", *options, "-o", out, "--json")
+        assert outcome.code == 0, outcome.err
+        confirmed: dict[str, Any] = json.loads(outcome.out)["int8"]["confirmed"]
         return confirmed
 
     _labelled(0)
@@ -149,16 +154,20 @@ def test_other_labels_start_new_trials(qconvert: Command) -> None:
 def test_other_thread_count_starts_a_new_search(qconvert: Command) -> None:
     options = (*GIVEN[:-1], "cpu", "--budget", "50", "--seconds", "0.02", "--json")
     for number in (1, 2):
-        done = qconvert("search", *options, "-o", f"out{number}", "--set", f"cpu.threads={number}")
-        assert done.code == 0, done.err
-        assert "cached, " not in next(line for line in done.err.splitlines() if "✓ search" in line)
+        outcome = qconvert(
+            "search", *options, "-o", f"out{number}", "--set", f"cpu.threads={number}"
+        )
+        assert outcome.code == 0, outcome.err
+        assert "cached, " not in next(
+            line for line in outcome.err.splitlines() if "✓ search" in line
+        )
 
 
 @pytest.mark.long
 def test_another_budget_starts_a_new_search(qconvert: Command) -> None:
     built = ("--precision", "mixed", "--plan-only", "--json")
-    done = qconvert("build", *GIVEN, *built, "-o", "run")
-    assert done.code == 0, done.err
+    outcome = qconvert("build", *GIVEN, *built, "-o", "run")
+    assert outcome.code == 0, outcome.err
     again = ("build", "--from", "run", *built, "--backend", "tensorrt-rtx")
     resumed = qconvert(*again)
     assert "✓ search" not in resumed.err

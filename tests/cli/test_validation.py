@@ -36,12 +36,12 @@ def test_invalid_setting_is_refused_with_its_line(
 ) -> None:
     table, _, name = key.strip().partition(".")
     Path("qconvert.toml").write_text(f"model = 'tiny.onnx'\n[{table}]\n{name} = {bad[0]}\n")
-    done = qconvert(command, "--dry-run")
-    assert done.code == 2
-    assert f"line 3: {key.strip()}: " in done.err
-    assert bad[1] in " ".join(done.err.split())
-    assert "Tuple" not in done.err
-    assert "Value error" not in done.err
+    outcome = qconvert(command, "--dry-run")
+    assert outcome.code == 2
+    assert f"line 3: {key.strip()}: " in outcome.err
+    assert bad[1] in " ".join(outcome.err.split())
+    assert "Tuple" not in outcome.err
+    assert "Value error" not in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -61,17 +61,17 @@ def test_invalid_setting_is_refused_with_its_line(
 def test_invalid_option_value_is_refused(
     args: tuple[str, str], said: str, tiny: Path, qconvert: Run
 ) -> None:
-    done = qconvert("build", "tiny.onnx", *args, "--dry-run")
-    assert done.code == 2
-    assert said in " ".join(done.err.split())
-    assert "Tuple" not in done.err
+    outcome = qconvert("build", "tiny.onnx", *args, "--dry-run")
+    assert outcome.code == 2
+    assert said in " ".join(outcome.err.split())
+    assert "Tuple" not in outcome.err
 
 
 def test_wrong_option_value_is_not_blamed_on_the_settings_file(tiny: Path, qconvert: Run) -> None:
     Path("qconvert.toml").write_text("model = 'tiny.onnx'\n")
-    done = qconvert("build", "--max-drop", "-1", "--dry-run")
-    assert done.code == 2
-    assert "error: command line: 1 setting is wrong\n  command line: gate.max-drop: " in done.err
+    outcome = qconvert("build", "--max-drop", "-1", "--dry-run")
+    assert outcome.code == 2
+    assert "error: command line: 1 setting is wrong\n  command line: gate.max-drop: " in outcome.err
 
 
 def test_settings_file_with_impossible_values_is_refused(tiny: Path, qconvert: Run) -> None:
@@ -80,9 +80,9 @@ def test_settings_file_with_impossible_values_is_refused(tiny: Path, qconvert: R
         ('model = "a\\u0000.onnx"', "line 1: model: a file name cannot contain a zero byte"),
     ):
         Path("qconvert.toml").write_text(text)
-        done = qconvert("build", "--dry-run")
-        assert done.code == 2
-        assert said in " ".join(done.err.split())
+        outcome = qconvert("build", "--dry-run")
+        assert outcome.code == 2
+        assert said in " ".join(outcome.err.split())
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,9 @@ def test_output_on_a_device_or_an_input_file_is_refused(
 ) -> None:
     os.mkfifo("pipe")
     before = tiny.read_bytes()
-    done = qconvert(*args)
-    assert done.code == 2
-    assert f"error: `{args[-1]}` is" in done.err
+    outcome = qconvert(*args)
+    assert outcome.code == 2
+    assert f"error: `{args[-1]}` is" in outcome.err
     assert tiny.read_bytes() == before
     assert Path("pipe").is_fifo()
 
@@ -122,9 +122,9 @@ def test_output_folder_that_is_a_file_is_refused(
     more: tuple[str, ...], tiny: Path, qconvert: Run
 ) -> None:
     Path("afile").write_text("mine")
-    done = qconvert("build", "tiny.onnx", "-o", "afile", *more)
-    assert done.code == 2
-    assert "`afile` is a file, and a run is a folder" in done.err
+    outcome = qconvert("build", "tiny.onnx", "-o", "afile", *more)
+    assert outcome.code == 2
+    assert "`afile` is a file, and a run is a folder" in outcome.err
     assert Path("afile").read_text() == "mine"
 
 
@@ -138,10 +138,10 @@ def test_build_without_a_finished_step_leaves_no_folder(tiny: Path, qconvert: Ru
 
 
 def test_refused_package_leaves_nothing(world: Path, qconvert: Run) -> None:
-    done = qconvert(
+    outcome = qconvert(
         "package", "run", "--format", "triton", "--engine", "tensorrt-rtx-fp32", "-o", "deep/models"
     )
-    assert done.code == 2
+    assert outcome.code == 2
     assert not Path("deep").exists()
 
 
@@ -151,9 +151,9 @@ def test_class_name_in_other_case_is_suggested(tiny: Path, qconvert: Run) -> Non
     draw_folder(Path("val"), 2)
     Path("val/classes.txt").write_text("\n".join(["Cat", "dog", "bird", "fish", "fly"]))
     Path("val/labels.csv").write_text("file,label\n0000.png,CAT\n0001.png,dog\n")
-    done = qconvert("evaluate", "tiny.onnx", "tiny.onnx", "--eval", "val")
-    assert done.code == 2
-    assert "did you mean `Cat`?" in done.err
+    outcome = qconvert("evaluate", "tiny.onnx", "tiny.onnx", "--eval", "val")
+    assert outcome.code == 2
+    assert "did you mean `Cat`?" in outcome.err
 
 
 def test_evaluate_refuses_a_quantized_reference(qconvert: Run) -> None:
@@ -198,9 +198,9 @@ def spectrum() -> None:
 @pytest.mark.parametrize("command", ["build", "search"])
 def test_unsupported_operator_is_named_before_any_work(command: str, qconvert: Run) -> None:
     options = ("--images", "given.npz", "--eval", "given.npz", "-o", "made")
-    done = qconvert(command, "spectrum.onnx", "--backend", "tensorrt-rtx", *options)
-    assert done.code == 3
-    said = " ".join(done.err.split())
+    outcome = qconvert(command, "spectrum.onnx", "--backend", "tensorrt-rtx", *options)
+    assert outcome.code == 3
+    said = " ".join(outcome.err.split())
     assert "(DFT): it has no such operator" in said
     assert "leave this backend out" in said
     assert "calibrate" not in said
@@ -211,6 +211,6 @@ def test_unsupported_operator_is_named_before_any_work(command: str, qconvert: R
 @pytest.mark.usefixtures("spectrum")
 def test_plan_only_build_works_for_an_unsupported_operator(qconvert: Run) -> None:
     options = ("--images", "given.npz", "--effort", "none", "--plan-only", "-o", "made")
-    done = qconvert("build", "spectrum.onnx", "--backend", "tensorrt-rtx", *options)
-    assert done.code == 0, done.err
+    outcome = qconvert("build", "spectrum.onnx", "--backend", "tensorrt-rtx", *options)
+    assert outcome.code == 0, outcome.err
     assert Path("made/engines/tensorrt-rtx-int8/model.onnx").is_file()

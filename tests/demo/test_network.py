@@ -89,7 +89,7 @@ def test_demo_network_loses_less_than_a_point_in_int8(
 ) -> None:
     images = evaluation.parent / "calibration"
     write_images(images, generator.CALIBRATION_SEED, generator.CALIBRATION_COUNT)
-    done = qconvert("quantize", NETWORK, "--images", images, "-o", "int8.onnx")
-    assert done.code == 0, done.err
+    outcome = qconvert("quantize", NETWORK, "--images", images, "-o", "int8.onnx")
+    assert outcome.code == 0, outcome.err
     before, after = (top1(model, evaluation) for model in (NETWORK, Path("int8.onnx")))
     assert after > before - 0.01

@@ -63,13 +63,13 @@ def clean(model: ir.Model, *skip: str) -> CleanedModel:
 def test_messy_graph_is_cleaned_and_outputs_stay() -> None:
     model = normed()
     before = onnx_io.fingerprint(model)
-    done = clean(model)
-    assert ops(done.model) == ["Conv"]
-    assert done.model.opset_imports[""] == 20
-    assert all(not step.dropped for step in done.steps)
-    assert {step.name for step in done.steps if step.changed} >= {"opset", "constants"}
+    outcome = clean(model)
+    assert ops(outcome.model) == ["Conv"]
+    assert outcome.model.opset_imports[""] == 20
+    assert all(not step.dropped for step in outcome.steps)
+    assert {step.name for step in outcome.steps if step.changed} >= {"opset", "constants"}
     assert onnx_io.fingerprint(model) == before, "the input is left alone"
-    assert all(node.name for node in done.model.graph)
+    assert all(node.name for node in outcome.model.graph)
 
 
 @pytest.mark.parametrize("slack", [0.0, cleaning.SLACK])
@@ -129,8 +129,8 @@ def test_pass_that_changes_outputs_is_undone(monkeypatch: pytest.MonkeyPatch) ->
     ]
     monkeypatch.setattr(cleaning, "list_passes", lambda opset: tuple(wrong))
     model = models.tiny()
-    done = clean(model)
-    dropped = {step.name: step.dropped for step in done.steps}
+    outcome = clean(model)
+    dropped = {step.name: step.dropped for step in outcome.steps}
     assert dropped["spoil"].startswith("it moved `scores` by ")
     assert dropped["poison"] == "it made values of `scores` infinite or NaN"
     assert dropped["fail"] == "it failed: tripped"
@@ -138,7 +138,7 @@ def test_pass_that_changes_outputs_is_undone(monkeypatch: pytest.MonkeyPatch) ->
         "its result does not run: ONNX Runtime cannot load this model"
     )
     assert dropped["rename"] == "it renamed the outputs to other"
-    assert onnx_io.fingerprint(done.model) == onnx_io.fingerprint(model)
+    assert onnx_io.fingerprint(outcome.model) == onnx_io.fingerprint(model)
 
 
 QUANTIZED = """
@@ -157,19 +157,21 @@ qat (float[N, 4] x) => (float[N, 4] y) {
 
 def test_quantized_model_keeps_its_quantizers() -> None:
     weight = (floats(4, 4) * 40).astype("int8")
-    done = clean(from_text(QUANTIZED, w=weight))
-    assert done.quantized
-    assert ops(done.model).count("DequantizeLinear") == 2
-    assert ops(done.model).count("QuantizeLinear") == 1
-    left_out = {step.name for step in done.steps if step.dropped == cleaning.UNSAFE_FOR_QUANTIZED}
+    outcome = clean(from_text(QUANTIZED, w=weight))
+    assert outcome.quantized
+    assert ops(outcome.model).count("DequantizeLinear") == 2
+    assert ops(outcome.model).count("QuantizeLinear") == 1
+    left_out = {
+        step.name for step in outcome.steps if step.dropped == cleaning.UNSAFE_FOR_QUANTIZED
+    }
     assert left_out == {"constants", "simplify", "batchnorm"}
-    assert done.model.graph.initializers["w"].dtype == ir.DataType.INT8
+    assert outcome.model.graph.initializers["w"].dtype == ir.DataType.INT8
 
 
 def test_passes_are_skipped_by_name_and_unknown_names_rejected() -> None:
-    done = clean(normed(), "simplify", "batchnorm", "constants")
-    assert "BatchNormalization" in ops(done.model)
-    assert [step.name for step in done.steps if step.dropped == "skipped on request"] == [
+    outcome = clean(normed(), "simplify", "batchnorm", "constants")
+    assert "BatchNormalization" in ops(outcome.model)
+    assert [step.name for step in outcome.steps if step.dropped == "skipped on request"] == [
         "constants",
         "simplify",
         "batchnorm",
@@ -182,13 +184,13 @@ def test_large_model_skips_passes_that_hold_its_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(onnx_io, "SINGLE_FILE_BYTES", 100)
-    done = clean(normed())
-    assert {step.name for step in done.steps if step.dropped == cleaning.TOO_LARGE} == {
+    outcome = clean(normed())
+    assert {step.name for step in outcome.steps if step.dropped == cleaning.TOO_LARGE} == {
         "simplify",
     }
-    (opset,) = [step.dropped for step in done.steps if step.name == "opset"]
+    (opset,) = [step.dropped for step in outcome.steps if step.name == "opset"]
     assert opset == "it failed: a model above 2 GB stays at opset 13"
-    assert "BatchNormalization" not in ops(done.model)
+    assert "BatchNormalization" not in ops(outcome.model)
 
 
 FUNCTION = """
@@ -200,19 +202,19 @@ Twice (a) => (b) { b = Add (a, a) }
 
 
 def test_model_functions_are_inlined() -> None:
-    done = clean(ir.from_onnx_text(FUNCTION))
-    assert ops(done.model) == ["Add"]
-    assert not done.model.functions
-    assert done.steps[0].changed == "1 functions"
+    outcome = clean(ir.from_onnx_text(FUNCTION))
+    assert ops(outcome.model) == ["Add"]
+    assert not outcome.model.functions
+    assert outcome.steps[0].changed == "1 functions"
 
 
 def test_duplicate_node_names_are_renamed_before_the_first_run() -> None:
     model = models.tiny()
     for node in model.graph:
         node.name = "same"
-    done = clean(model)
-    assert len({node.name for node in done.model.graph}) == len(done.model.graph)
-    assert {step.name: step.changed for step in done.steps}["names"] == "4 duplicates renamed"
+    outcome = clean(model)
+    assert len({node.name for node in outcome.model.graph}) == len(outcome.model.graph)
+    assert {step.name: step.changed for step in outcome.steps}["names"] == "4 duplicates renamed"
 
 
 DRAWING = """
@@ -227,12 +229,12 @@ net (float[N, 4] x) => (float[N, 4] y) {
 
 
 def test_random_model_skips_passes_that_compute() -> None:
-    done = clean(ir.from_onnx_text(DRAWING))
-    dropped = {step.name: step.dropped for step in done.steps}
+    outcome = clean(ir.from_onnx_text(DRAWING))
+    dropped = {step.name: step.dropped for step in outcome.steps}
     assert dropped["opset"] == dropped["simplify"] == cleaning.NOT_REPEATABLE
     assert dropped["inline"] == dropped["shapes"] == dropped["names"] == ""
-    assert ops(done.model)[-2:] == ["Dropout", "Add"]
-    assert all(node.name for node in done.model.graph)
+    assert ops(outcome.model)[-2:] == ["Dropout", "Add"]
+    assert all(node.name for node in outcome.model.graph)
 
 
 UNREAD = """
@@ -245,12 +247,12 @@ net (float[N, 2] first, float[N, 4] x) => (float[N, 4] y) {
 
 
 def test_unused_input_is_restored_after_a_pass() -> None:
-    done = clean(ir.from_onnx_text(UNREAD))
-    assert [str(spec) for spec in onnx_io.inputs(done.model)] == [
+    outcome = clean(ir.from_onnx_text(UNREAD))
+    assert [str(spec) for spec in onnx_io.inputs(outcome.model)] == [
         "first: float32[N, 2]",
         "x: float32[N, 4]",
     ]
-    assert ops(done.model) == ["Relu"]
+    assert ops(outcome.model) == ["Relu"]
 
 
 def test_unreachable_opset_names_the_operator() -> None:
@@ -296,6 +298,6 @@ net (float[N, 4] x) => (float[N, 4] y) {
 
 def test_folded_constant_gets_a_unique_name() -> None:
     model = from_text(CROWDED, k=floats(4), c_folded=floats(4, seed=1))
-    done = clean(model, "simplify")
-    assert "constants" not in [step.name for step in done.steps if step.dropped]
-    assert set(done.model.graph.initializers) == {"c_folded", "c_folded_1"}
+    outcome = clean(model, "simplify")
+    assert "constants" not in [step.name for step in outcome.steps if step.dropped]
+    assert set(outcome.model.graph.initializers) == {"c_folded", "c_folded_1"}

@@ -207,7 +207,7 @@ def test_reopening_changed_or_missing_images_is_an_error(tmp_path: Path) -> None
 def test_manifest_text_passes_sha256sum(tmp_path: Path) -> None:
     write_images(tmp_path, "a.png", "b/c d.png", "e\nf.png", "g\\h.png")
     text = open_for_test(tmp_path).manifest().to_text()
-    done = subprocess.run(
+    process = subprocess.run(
         ["sha256sum", "--check", "--strict", "--quiet"],
         cwd=tmp_path,
         input=text,
@@ -215,7 +215,7 @@ def test_manifest_text_passes_sha256sum(tmp_path: Path) -> None:
         capture_output=True,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (0, "")
+    assert (process.returncode, process.stdout) == (0, "")
     assert text.count("\n") == 4
 
 

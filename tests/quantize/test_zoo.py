@@ -82,8 +82,8 @@ def test_zoo_network_builds_in_int8_and_fp16_as_planned(
 ) -> None:
     out, written = tmp_path / "int8.onnx", tmp_path / "plan.json"
     options = ["--calibration", case.calibration, "--backend", "tensorrt", "--rest", "fp16"]
-    done = qconvert("quantize", case.path, *options, "-o", out, "--plan-out", written)
-    assert done.code == 0, done.err
+    outcome = qconvert("quantize", case.path, *options, "-o", out, "--plan-out", written)
+    assert outcome.code == 0, outcome.err
     model, plan = onnx_io.load(out), plan_files.read_plan(written)
     planned = {name for name, layer in plan.layers.items() if layer.op in COMPUTING}
     planned -= {name for name, layer in plan.layers.items() if layer.left}

@@ -1,8 +1,8 @@
-"""Runs qconvert under a clock that jumps.
+"""Run qconvert under a clock that jumps.
 
     python -P clock.py STEP,STEP,... ARGS...
 
-Each reading of the clock is off by the next of these seconds, from the first again after the last.
+Each reading of the clock is off by the next STEP in seconds; after the last, the first comes again.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""The commands that take long, and what each leaves behind when nothing happens to it."""
+"""The long-running commands, how to interrupt them, and what they leave behind."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.torture.environment import FEW, Environment, Finished, ended
+from tests.torture.environment import FEW, Environment, Finished, wait_for
 from tests.torture.run_content import hashes, incomplete_parts, sha256, stable_facts
 
 SEARCH = (
@@ -18,39 +18,39 @@ SEARCH = (
     "--weight-bits", "5",
 )  # fmt: skip
 EVAL = ("--eval", "eval", "--labels", "labels.csv")
-# What a search settles whatever the clock says: on no machine does it time this backend here.
+# The files of a search that do not depend on timing: this backend is never timed here.
 SETTLED = ("*.onnx", "plan.json", "search.json", "trials.jsonl", "calibration.npz", "run.toml")
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command, the name of what it makes, and what is to be the same each time of that."""
+    """A command, the name of its output, and a summary of the output that must be reproducible."""
 
     name: str
     words: tuple[str, ...]
-    makes: str
-    tell: Callable[[Path], dict[str, Any]]
+    output: str
+    summarize: Callable[[Path], dict[str, Any]]
 
     def args(self, folder: Path) -> list[str]:
-        """Return what Python is given."""
+        """Return the arguments for the Python interpreter."""
         command, *options = self.words
         images = ("--images", "images")
-        out = str(folder / self.makes)
+        out = str(folder / self.output)
         return ["-m", "qconvert", command, "net.onnx", *images, *options, "-o", out]
 
     def start(self, environment: Environment, folder: Path) -> subprocess.Popen[str]:
-        """Start the command, with a cache and a folder for temporary files of its own."""
+        """Start the command with its own cache and its own folder for temporary files."""
         temporary = folder / "tmp"
         temporary.mkdir(exist_ok=True)
         return environment.start(self.args(folder), folder / "cache", TMPDIR=str(temporary))
 
     def run(self, environment: Environment, folder: Path) -> Finished:
         """Run the command to its end."""
-        return ended(self.start(environment, folder))
+        return wait_for(self.start(environment, folder))
 
     def stable_facts(self, folder: Path) -> dict[str, Any]:
-        """Return what must come out the same each time."""
-        return self.tell(folder / self.makes)
+        """Return the facts about the output that must be the same after every run."""
+        return self.summarize(folder / self.output)
 
 
 def _file(path: Path) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def _file(path: Path) -> dict[str, Any]:
 
 
 def _stable_settings(folder: Path) -> dict[str, Any]:
-    return {name: each for pattern in SETTLED for name, each in hashes(folder, pattern).items()}
+    return {name: digest for pattern in SETTLED for name, digest in hashes(folder, pattern).items()}
 
 
 COMMANDS = (
@@ -73,7 +73,7 @@ COMMANDS = (
 def run_and_signal(
     command: Command, environment: Environment, folder: Path, seconds: float, number: int
 ) -> Finished:
-    """Send a signal so many seconds after the start; Ctrl-C reaches the workers too."""
+    """Send a signal some seconds after the start; Ctrl-C reaches the workers too."""
     child = command.start(environment, folder)
     try:
         child.wait(seconds)
@@ -82,11 +82,11 @@ def run_and_signal(
             _wait_for_handlers(child)
         with contextlib.suppress(ProcessLookupError):  # it has just ended
             (os.killpg if number == signal.SIGINT else os.kill)(child.pid, number)
-    return ended(child)
+    return wait_for(child)
 
 
 def _wait_for_handlers(child: subprocess.Popen[str]) -> None:
-    """Wait until a process has its own answer to SIGTERM; before, Python has not begun on it."""
+    """Wait until a process has installed its SIGTERM handler, so that qconvert has started."""
     while child.poll() is None:
         status = Path(f"/proc/{child.pid}/status").read_text()
         if int(status.split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1:
@@ -95,34 +95,34 @@ def _wait_for_handlers(child: subprocess.Popen[str]) -> None:
 
 
 def incomplete_files(command: Command, folder: Path) -> list[str]:
-    """Return what can be seen of the result and is not whole."""
-    return incomplete_parts(folder / command.makes) if command.makes == "run" else []
+    """Return the visible parts of the output that are incomplete."""
+    return incomplete_parts(folder / command.output) if command.output == "run" else []
 
 
 def leftover_files(folder: Path) -> list[str]:
-    """Return what is hidden beside the result, in it or in the cache, and temporary files.
+    """Return hidden files beside the output, in it and in the cache, and temporary files.
 
-    ONNX Runtime keeps an empty `.ses` of its own among the latter.
+    ONNX Runtime leaves an empty `.ses` among the temporary files, which does not count.
     """
-    results = {*folder.rglob(".*"), *folder.glob("tmp/*")} - {folder / "tmp" / ".ses"}
-    return sorted(str(path.relative_to(folder)) for path in results)
+    paths = {*folder.rglob(".*"), *folder.glob("tmp/*")} - {folder / "tmp" / ".ses"}
+    return sorted(str(path.relative_to(folder)) for path in paths)
 
 
-def leftover_processes(folder: Path, patience: float = 10.0) -> list[str]:
-    """Return the processes that still work on a folder when some seconds are over."""
+def leftover_processes(folder: Path, seconds: float = 10.0) -> list[str]:
+    """Return the processes that still work on a folder after some seconds."""
     mark = f"QCONVERT_CACHE_DIR={folder / 'cache'}".encode()
-    until = time.monotonic() + patience
-    while (results := list(_processes_with(mark))) and time.monotonic() < until:
+    deadline = time.monotonic() + seconds
+    while (processes := list(_processes_with(mark))) and time.monotonic() < deadline:
         time.sleep(0.1)
-    return results
+    return processes
 
 
 def _processes_with(mark: bytes) -> list[str]:
-    results = []
+    descriptions = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if mark in (process / "environ").read_bytes().split(b"\0"):
-                results.append(f"{process.name}: {(process / 'cmdline').read_bytes()!r}")
-        except OSError:  # it ended, or it is not ours
+                descriptions.append(f"{process.name}: {(process / 'cmdline').read_bytes()!r}")
+        except OSError:  # the process has ended, or belongs to another user
             continue
-    return results
+    return descriptions

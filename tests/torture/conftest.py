@@ -1,4 +1,4 @@
-"""One small environment for all long tests, and what a build in it gives when nothing happens."""
+"""One small environment for all torture tests, and the result of an undisturbed build in it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.torture.run_content import stable_facts
 
 @dataclass(frozen=True)
 class Baseline:
-    """An undisturbed run: what it left, and what came out."""
+    """An undisturbed run: its folder, its cache and its reproducible facts."""
 
     run: Path
     cache: Path
@@ -21,14 +21,14 @@ class Baseline:
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """Write the small net and its images."""
+    """Write the small network and its images."""
     return make(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="session")
 def baseline(environment: Environment) -> Baseline:
-    """Build once, with nothing in the way."""
+    """Build once without any disturbance."""
     run, cache = environment.root / "calm", environment.root / ".calm"
-    done = environment.build(run, cache)
-    assert done.code == 0, done.err
+    outcome = environment.build(run, cache)
+    assert outcome.code == 0, outcome.err
     return Baseline(run, cache, stable_facts(run))

@@ -1,4 +1,4 @@
-"""Runs qconvert as if the machine had so many cores: Python and ONNX Runtime are told so.
+"""Run qconvert as if the machine had NUMBER cores, for Python and for ONNX Runtime.
 
 python -P cores.py NUMBER ARGS...
 """
@@ -13,7 +13,7 @@ from qconvert.cli import run
 
 
 def limit_cores(cores: int) -> None:
-    """Let everyone who asks hear of so many cores, and sessions without a number take as many."""
+    """Report `cores` as the number of CPUs, and use it in sessions without a thread count."""
     os.cpu_count = lambda: cores
     os.sched_getaffinity = lambda pid: set(range(cores))
     opened = onnxruntime.InferenceSession.__init__

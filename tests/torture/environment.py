@@ -1,4 +1,4 @@
-"""A small net, its images, and `qconvert build` on them in processes of their own."""
+"""A small network, its images, and `qconvert build` on them in separate processes."""
 
 import os
 import re
@@ -14,42 +14,42 @@ from tests.models import mixed
 from tests.pictures import draw_folder
 from tests.torture.interrupt import CHANGES
 
-STUMBLE = Path(__file__).with_name("stumble.py")
+INTERRUPT = Path(__file__).with_name("interrupt.py")
 ALL = ("--backend", "cpu,tensorrt-rtx", "--precision", "fp32,fp16,int8", "--seconds", "0.05")
 FEW = (
     "--backend", "cpu", "--precision", "fp32,int8", "--seconds", "0.02", "--batch-sizes", "1",
 )  # fmt: skip
-PATIENCE = 240
+TIMEOUT = 240
 STEP = re.compile(r"^  ✓ (\w+) +(\S+)")
 
 
 @dataclass(frozen=True)
 class Finished:
-    """How a command ended and what it said."""
+    """The exit code of a command and its output on stderr."""
 
     code: int
     err: str
 
     @property
     def steps(self) -> dict[str, bool]:
-        """The steps that it told to be done, and whether they had been done before."""
+        """The finished steps that the command printed, and whether each came from the cache."""
         lines = [(STEP.match(line), line) for line in self.err.splitlines()]
         return {
-            f"{results[1]} {results[2].rstrip(':,')}": " cached, " in line
-            for results, line in lines
-            if results and results[1] != "load"
+            f"{match[1]} {match[2].rstrip(':,')}": " cached, " in line
+            for match, line in lines
+            if match and match[1] != "load"
         }
 
     @property
-    def said(self) -> str:
-        """The sentence after `error: `, its lines joined."""
-        results = re.search(r"^error: (.*?)(?:\n\n|\Z)", self.err, re.MULTILINE | re.DOTALL)
-        return " ".join(results[1].split()) if results else ""
+    def error_message(self) -> str:
+        """The message after `error: `, with its lines joined."""
+        match = re.search(r"^error: (.*?)(?:\n\n|\Z)", self.err, re.MULTILINE | re.DOTALL)
+        return " ".join(match[1].split()) if match else ""
 
 
 @dataclass(frozen=True)
 class Interruption:
-    """Before which change to the disk a build gets a signal, counted from 1; 0 is never."""
+    """The change to the disk, counted from 1, before which a build gets a signal; 0 is never."""
 
     at: int
     number: int = signal.SIGKILL
@@ -63,14 +63,14 @@ class Environment:
     root: Path
 
     def args(self, out: Path, options: Sequence[str] = ALL) -> list[str]:
-        """Return what `qconvert` is given."""
+        """Return the arguments of `qconvert build`."""
         images = ("--images", "images", "--eval", "eval", "--labels", "labels.csv")
         return ["build", "net.onnx", *images, *options, "-o", str(out)]
 
     def start(
         self, command: Sequence[str], cache: Path, around: Sequence[str] = (), **more: str
     ) -> subprocess.Popen[str]:
-        """Start Python on a command; `around` goes before it."""
+        """Start Python on a command; the words in `around` go before it."""
         quiet = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"}
         return subprocess.Popen(
             [*around, sys.executable, *command],
@@ -92,33 +92,41 @@ class Environment:
     ) -> Finished:
         """Run a build to its end."""
         command = ["-m", "qconvert", *self.args(out, options)]
-        return ended(self.start(command, cache, around, **more))
+        return wait_for(self.start(command, cache, around, **more))
 
-    def stumbling(
+    def start_interrupted(
         self,
         out: Path,
         cache: Path,
-        how: Interruption,
+        interruption: Interruption,
         options: Sequence[str] = ALL,
     ) -> subprocess.Popen[str]:
         """Start a build that kills or stops itself right before it changes the disk again."""
-        words = ["-P", str(STUMBLE), str(how.at), str(int(how.number)), ",".join(how.events)]
+        words = [
+            "-P",
+            str(INTERRUPT),
+            str(interruption.at),
+            str(int(interruption.number)),
+            ",".join(interruption.events),
+        ]
         return self.start([*words, *self.args(out, options)], cache)
 
     def changes(
         self, out: Path, cache: Path, options: Sequence[str] = ALL, events: Sequence[str] = CHANGES
     ) -> int:
         """Run a build to its end and return how often it changed the disk."""
-        done = ended(self.stumbling(out, cache, Interruption(0, events=events), options))
-        assert done.code == 0, done.err
-        return int(done.err.split()[-2])
+        outcome = wait_for(
+            self.start_interrupted(out, cache, Interruption(0, events=events), options)
+        )
+        assert outcome.code == 0, outcome.err
+        return int(outcome.err.split()[-2])
 
 
-def ended(child: subprocess.Popen[str]) -> Finished:
+def wait_for(child: subprocess.Popen[str]) -> Finished:
     """Wait for the end of a process."""
     with child:
         try:
-            _, err = child.communicate(timeout=PATIENCE)
+            _, err = child.communicate(timeout=TIMEOUT)
         except subprocess.TimeoutExpired:
             child.kill()
             raise
@@ -126,7 +134,7 @@ def ended(child: subprocess.Popen[str]) -> Finished:
 
 
 def make(root: Path) -> Environment:
-    """Write the net, 40 images, and 24 with labels."""
+    """Write the network, 40 images to calibrate on, and 24 labelled ones to evaluate on."""
     write(mixed(), root / "net.onnx")
     draw_folder(root / "images", 40)
     names = sorted(file.name for file in draw_folder(root / "eval", 24).iterdir())

@@ -1,4 +1,4 @@
-"""Places that cannot take what a build writes, and what it has to say about them."""
+"""Full, read-only and limited file systems, and the errors that a build must report on them."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 from tests.torture.environment import Finished
 
-# Words before a command, as `around` of a build takes them. In each, $1 is a folder for a disk.
+# Scripts that run a command on a special disk, for `around` of a build; $1 is its mount point.
 FULL = """
 folder=$1 room=$2 fill=$3 keep=$4; shift 4
 mount -t tmpfs -o size=64m none "$place" || exit 99
@@ -31,19 +31,19 @@ LIMITED = (
 
 
 def with_full_disk(folder: Path, room: int, kept: Path, fill: Path | None = None) -> list[str]:
-    """Return what gives a command a disk with so many KiB of room; `kept` gets what is on it."""
+    """Return the words that run a command on a disk with `room` KiB left, copied to `kept`."""
     folder.mkdir()
     kept.mkdir()
     return _namespace(FULL, folder, room, fill or kept, kept)
 
 
 def with_read_only(folder: Path) -> list[str]:
-    """Return what lets a command read a folder and not write it, as on a disk mounted so."""
+    """Return the words that run a command with a folder mounted read-only."""
     return _namespace(READ_ONLY, folder)
 
 
 def without_privileges(folder: Path) -> list[str]:
-    """Take away the rights to write folders; return what makes them count for root too."""
+    """Remove the write permission of folders; return the words that enforce it for root too."""
     for path in (folder, *folder.rglob("*")):
         if path.is_dir():
             path.chmod(0o555)
@@ -54,18 +54,18 @@ def without_privileges(folder: Path) -> list[str]:
 
 
 def with_file_size_limit(largest: int) -> list[str]:
-    """Return what keeps the files of a command below so many bytes."""
+    """Return the words that limit the files of a command to `largest` bytes."""
     return [sys.executable, "-c", LIMITED, str(largest)]
 
 
-def require_clear_error(done: Finished, *places: Path) -> None:
-    """Require one sentence that names one of the places, a hint, and no traceback."""
-    end = done.err[-600:]
-    assert "Traceback" not in done.err, end
-    assert done.code in (2, 3), end
-    assert done.err.count("error: ") == 1, end
-    assert "\n\nhint: " in done.err
-    assert any(str(folder) in done.said for folder in places), done.said
+def require_clear_error(outcome: Finished, *places: Path) -> None:
+    """Require one error that names one of the places, a hint, and no traceback."""
+    end = outcome.err[-600:]
+    assert "Traceback" not in outcome.err, end
+    assert outcome.code in (2, 3), end
+    assert outcome.err.count("error: ") == 1, end
+    assert "\n\nhint: " in outcome.err
+    assert any(str(folder) in outcome.error_message for folder in places), outcome.error_message
 
 
 def _namespace(script: str, *args: object) -> list[str]:
@@ -76,9 +76,9 @@ def _namespace(script: str, *args: object) -> list[str]:
 def _usable(around: list[str]) -> list[str]:
     """Return a command that runs others; skip the test where it does not work."""
     try:
-        done = subprocess.run([*around, "true"], capture_output=True, text=True, check=False)
+        process = subprocess.run([*around, "true"], capture_output=True, text=True, check=False)
     except FileNotFoundError:
         pytest.skip(f"there is no `{around[0]}` here")
-    if done.returncode:
-        pytest.skip(f"`{around[0]}` does not work here: {done.stderr.strip()}")
+    if process.returncode:
+        pytest.skip(f"`{around[0]}` does not work here: {process.stderr.strip()}")
     return around

@@ -1,8 +1,8 @@
-"""Runs qconvert up to a change that it makes to the disk, and there kills or stops itself.
+"""Run qconvert up to a change that it makes to the disk, and kill or stop it there.
 
-    python -P stumble.py NUMBER SIGNAL EVENT,EVENT ARGS...
+    python -P interrupt.py NUMBER SIGNAL EVENT,EVENT ARGS...
 
-With NUMBER 0 it runs to the end; its last line on stderr says how many changes there were.
+With NUMBER 0 it runs to the end; its last line on stderr counts the changes.
 """
 
 import os
@@ -16,7 +16,7 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
 def changes_disk(event: str, args: tuple[object, ...]) -> bool:
-    """Return whether an audit event says that the disk is about to change."""
+    """Return whether an audit event announces a change to the disk."""
     if event != "open":
         return True
     path, _, flags = args
@@ -24,25 +24,25 @@ def changes_disk(event: str, args: tuple[object, ...]) -> bool:
 
 
 def interrupt_at(at: int, number: int, events: tuple[str, ...]) -> Callable[[], int]:
-    """Send this process a signal right before its change number `at`; return what counts them."""
-    seen = 0
+    """Send this process a signal right before change number `at`; return a counter of changes."""
+    count = 0
 
     def hook(event: str, args: tuple[object, ...]) -> None:
-        nonlocal seen
+        nonlocal count
         if event in events and changes_disk(event, args):
-            seen += 1
-            if seen == at:
+            count += 1
+            if count == at:
                 os.kill(os.getpid(), number)
 
     sys.addaudithook(hook)
-    return lambda: seen
+    return lambda: count
 
 
 if __name__ == "__main__":
     at, number, events, *rest = sys.argv[1:]
-    counted = interrupt_at(int(at), int(number), tuple(events.split(",")))
+    count_changes = interrupt_at(int(at), int(number), tuple(events.split(",")))
     sys.argv = ["qconvert", *rest]
     try:
         run()
     finally:
-        sys.stderr.write(f"{counted()} changes\n")
+        sys.stderr.write(f"{count_changes()} changes\n")

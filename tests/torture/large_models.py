@@ -1,4 +1,4 @@
-"""Networks of many nodes and of many bytes, folders of many images and of large ones."""
+"""Networks with many nodes or many bytes of weights, folders of many or large images."""
 
 import itertools
 import os
@@ -16,30 +16,30 @@ WIDTH = 50
 
 
 class Net:
-    """A network that grows node by node; weights keep the size of what goes through."""
+    """A network that grows node by node; its weights preserve the scale of activations."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.stored: list[onnx.TensorProto] = []
         self._random = np.random.default_rng(0)
 
-    def conv(self, read: str, inputs: int, outputs: int, kernel: int, gain: float = 1.0) -> str:
-        """Add a convolution and return what it makes."""
+    def conv(self, source: str, inputs: int, outputs: int, kernel: int, gain: float = 1.0) -> str:
+        """Add a convolution and return the name of its output."""
         shape = (outputs, inputs, kernel, kernel)
         spread = gain * (2 / (inputs * kernel**2)) ** 0.5
         weight = (spread * self._random.standard_normal(shape)).astype(np.float32)
         name = f"w{len(self.nodes)}"
         self.stored.append(numpy_helper.from_array(weight, name))
-        return self.node("Conv", read, name, pads=[kernel // 2] * 4)
+        return self.node("Conv", source, name, pads=[kernel // 2] * 4)
 
-    def node(self, op: str, *read: str, **attributes: Any) -> str:
-        """Add a node and return what it makes."""
-        made = f"{op.lower()}{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, read, [made], name=made, **attributes))
-        return made
+    def node(self, op: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node and return the name of its output."""
+        output = f"{op.lower()}{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
+        return output
 
     def save(self, last: str, path: Path) -> Path:
-        """Write it, with scores behind the last tensor."""
+        """Add scores behind the last tensor and write the model."""
         pooled = self.node("GlobalAveragePool", self.conv(last, CHANNELS, 10, 1))
         self.nodes.append(helper.make_node("Flatten", [pooled], ["scores"], name="scores"))
         image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, SIDE, SIDE])
@@ -68,7 +68,7 @@ def parallel_model(nodes: int, path: Path) -> Path:
 
 
 def residual_model(nodes: int, path: Path) -> Path:
-    """Write a chain of convolutions, each added to what it reads."""
+    """Write a chain of convolutions, each with a residual connection."""
     net = Net()
     last = net.conv("image", 3, CHANNELS, 3)
     while len(net.nodes) < nodes - 3:
@@ -84,7 +84,7 @@ SHAPES: dict[str, Callable[[int, Path], Path]] = {
 
 
 def heavy_model(width: int, layers: int, path: Path) -> Path:
-    """Write layers of `width` x `width` weights, kept in a file beside the model."""
+    """Write layers of `width` x `width` weights, stored in a file beside the model."""
     data, random = path.with_suffix(".data"), np.random.default_rng(0)
     sizes = [3 * SIDE * SIDE, *[width] * layers, 10]
     nodes = [helper.make_node("Flatten", ["image"], ["read0"])]
@@ -101,10 +101,10 @@ def heavy_model(width: int, layers: int, path: Path) -> Path:
             tensor.external_data.add(key="length", value=str(weight.nbytes))
             file.write(weight.tobytes())
             stored.append(tensor)
-            made = "scores" if number == layers else f"made{number}"
-            nodes.append(helper.make_node("Gemm", [f"read{number}", tensor.name], [made]))
+            output = "scores" if number == layers else f"made{number}"
+            nodes.append(helper.make_node("Gemm", [f"read{number}", tensor.name], [output]))
             if number < layers:
-                nodes.append(helper.make_node("Relu", [made], [f"read{number + 1}"]))
+                nodes.append(helper.make_node("Relu", [output], [f"read{number + 1}"]))
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, SIDE, SIDE])
     scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", 10])
     graph = helper.make_graph(nodes, "heavy", [image], [scores], stored)
@@ -114,7 +114,7 @@ def heavy_model(width: int, layers: int, path: Path) -> Path:
 
 
 def link_images(source: Path, count: int, folder: Path) -> Path:
-    """Make a folder of so many images, which are links to a few."""
+    """Make a folder of `count` images, which are hard links to a few."""
     folder.mkdir()
     files = sorted(source.iterdir())
     for number in range(count):

@@ -1,4 +1,4 @@
-"""What a run folder says, and whether all that is visible in it is whole."""
+"""The reproducible facts of a run folder, and its incomplete or leftover files."""
 
 import hashlib
 import json
@@ -17,38 +17,40 @@ TOP = {
     "run.toml", "model.onnx", "classes.txt", "calibration", "engines", "analysis", "report.json",
     "report.md", "report.html", "card.md",
 }  # fmt: skip
-# Of a report: what comes out anew each time.
+# Fields of a report that differ each time.
 TIMES = ("created", "seconds", "command")
 
 
 def stable_facts(run: Path) -> dict[str, Any]:
-    """Return the sizes, accuracies and hashes of a run: all that does not depend on the clock.
+    """Return the sizes, accuracies and hashes of a run: everything that timing does not affect.
 
-    Two builds of one engine by TensorRT need not give the same bytes, so those have no hash here.
+    TensorRT may build different bytes from the same graph, so its engines have no hash here.
     """
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    told = {key: report[key] for key in ("baseline", "baseline_bytes", "calibration", "evaluation")}
-    for each in report["variants"]:
-        engine = each["engine"]
-        kept = ("accuracy", "quantized", "candidates", "unquantized", "by_precision")
-        told[each["name"]] = {
-            **{key: each[key] for key in kept},
+    facts = {
+        key: report[key] for key in ("baseline", "baseline_bytes", "calibration", "evaluation")
+    }
+    for variant in report["variants"]:
+        engine = variant["engine"]
+        fields = ("accuracy", "quantized", "candidates", "unquantized", "by_precision")
+        facts[variant["name"]] = {
+            **{key: variant[key] for key in fields},
             **{key: engine[key] for key in ("bytes", "ratio", "files")},
-            "sha256": engine["sha256"] if each["backend"] == "cpu" else None,
+            "sha256": engine["sha256"] if variant["backend"] == "cpu" else None,
         }
-    return {**told, **hashes(run, "*.onnx"), **hashes(run, "plan.json")}
+    return {**facts, **hashes(run, "*.onnx"), **hashes(run, "plan.json")}
 
 
 def stable_report(run: Path) -> dict[str, Any]:
     """Return the report of a run without times and without marks of cached steps."""
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    for each in report["variants"]:
-        each["engine"].pop("stored")
+    for variant in report["variants"]:
+        variant["engine"].pop("stored")
     return {key: value for key, value in report.items() if key not in TIMES}
 
 
 def hashes(folder: Path, pattern: str) -> dict[str, str]:
-    """Return the hash of every visible file of that name."""
+    """Return the hash of every visible file that matches a pattern."""
     return {
         path.relative_to(folder).as_posix(): sha256(path)
         for path in sorted(folder.rglob(pattern))
@@ -62,18 +64,18 @@ def sha256(path: Path) -> str:
 
 
 def hidden(path: Path, below: Path) -> bool:
-    """Return whether a path is one that a listing does not show."""
+    """Return whether a path is hidden, or in a hidden folder."""
     return any(part.startswith(".") for part in path.relative_to(below).parts)
 
 
 def leftovers(run: Path) -> list[str]:
-    """Return what is hidden in a run folder."""
-    results = (path.relative_to(run) for path in run.rglob(".*"))
-    return sorted(str(path) for path in results)
+    """Return the hidden files of a run folder."""
+    paths = (path.relative_to(run) for path in run.rglob(".*"))
+    return sorted(str(path) for path in paths)
 
 
 def incomplete_parts(run: Path) -> list[str]:
-    """Return what is visible in a run folder and not whole."""
+    """Return the visible files of a run folder that are incomplete."""
     if not run.exists():
         return []
     return list(_find_incomplete(run))
@@ -101,20 +103,20 @@ def _find_incomplete(run: Path) -> Iterator[str]:
 
 
 def _engine(folder: Path) -> Iterator[str]:
-    """Say what is wrong with an engine by the hashes that it was stored with."""
+    """Yield the differences between an engine and its recorded hashes."""
     try:
         content = json.loads((folder / HASHES_FILE).read_text(encoding="utf-8"))
         engine = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         yield str(error)
         return
-    there = {path.name: sha256(path) for path in folder.iterdir()}
+    digests = {path.name: sha256(path) for path in folder.iterdir()}
     if {
-        name: each for name, each in there.items() if name not in (HASHES_FILE, KEY_FILE)
+        name: digest for name, digest in digests.items() if name not in (HASHES_FILE, KEY_FILE)
     } != content:
-        yield "other files than it was stored with"
+        yield "its files differ from the recorded hashes"
     for name in {*engine["files"], engine["graph"]}:
-        if name not in there:
+        if name not in digests:
             yield f"{name} is missing"
         elif name.endswith(".onnx") and (why := _read_problem(onnx.load, folder / name)):
             yield f"{name}: {why}"
@@ -122,18 +124,18 @@ def _engine(folder: Path) -> Iterator[str]:
 
 def _report_problems(run: Path) -> Iterator[str]:
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    for each in report["variants"]:
-        folder = run / "engines" / each["name"]
-        files = [folder / name for name in each["engine"]["files"]]
+    for variant in report["variants"]:
+        folder = run / "engines" / variant["name"]
+        files = [folder / name for name in variant["engine"]["files"]]
         if not all(file.is_file() for file in files):
-            yield f"report.json: {each['name']} is not there"
-        elif sum(file.stat().st_size for file in files) != each["engine"]["bytes"]:
-            yield f"report.json: {each['name']} has another size"
+            yield f"report.json: {variant['name']} is not there"
+        elif sum(file.stat().st_size for file in files) != variant["engine"]["bytes"]:
+            yield f"report.json: {variant['name']} has another size"
 
 
 def _read_problem(read: Any, path: Path) -> str:
     try:
         read(path)
-    except Exception as error:  # whatever it is, the file is not whole
+    except Exception as error:  # any exception means that the file is incomplete
         return f"{type(error).__name__}: {error}"
     return ""

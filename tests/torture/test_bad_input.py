@@ -1,4 +1,4 @@
-"""Five thousand spoiled inputs: an exit code and a sentence for each, and nothing else."""
+"""Five thousand damaged inputs: each is processed, or rejected with an error message."""
 
 import os
 import subprocess
@@ -11,13 +11,13 @@ pytestmark = [pytest.mark.torture, pytest.mark.timeout(3600)]
 
 ROOT = Path(__file__).parents[2]
 CASES, SLICE = 5000, 250
-# Where the folders of cases that fail are left.
+# The folder that keeps the files of failed cases.
 KEPT = os.environ.get("QCONVERT_FUZZ_KEEP", "")
 
 
 @pytest.fixture(scope="session")
 def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return where the good files lie, which the first slice makes."""
+    """Return the folder of valid files, which the first slice creates."""
     return tmp_path_factory.mktemp("fuzz") / "seeds"
 
 
@@ -25,12 +25,12 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_damaged_input_is_rejected_or_processed(first: int, seeds: Path) -> None:
     numbers = [str(first), str(first + SLICE)]
     keep = ["--keep", KEPT] if KEPT else []
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "tests.fuzz", *numbers, "--seeds", str(seeds), *keep],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    sys.stdout.write(done.stdout)  # the figures of a slice, shown with `-s`
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    sys.stdout.write(process.stdout)  # the figures of a slice, shown with `-s`
+    assert process.returncode == 0, process.stdout[-6000:] + process.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""Places that cannot be written: one sentence names what is in the way, and nothing changes."""
+"""Paths that cannot be written: the error names the obstacle, and nothing changes."""
 
 import shutil
 from collections.abc import Callable
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.torture, pytest.mark.timeout(600)]
 # In a finished run: files where a folder must be, and folders where a file must be.
 FILES = ("engines", "calibration", "engines/cpu-int8")
 FOLDERS = ("model.onnx", "calibration/calibration.npz", "report.json", "report.md")
-# What each run writes anew; the Markdown comes after it.
+# The file that each run rewrites; the Markdown comes after it.
 NEW = {"report.json": ""}
 OTHERS = (*ALL, "--method", "minmax")
 
@@ -52,8 +52,8 @@ def test_wrong_file_type_inside_a_run_is_reported(
         folder.mkdir()
         (folder / "notes.txt").write_text("mine\n")
     before = hashes(old.run, "*") | NEW
-    done = environment.build(old.run, old.cache)
-    require_clear_error(done, folder)
+    outcome = environment.build(old.run, old.cache)
+    require_clear_error(outcome, folder)
     assert hashes(old.run, "*") | NEW == before
     assert leftovers(old.run) == []
 
@@ -66,8 +66,8 @@ def test_file_in_place_of_run_or_cache_is_reported(
     file = tmp_path / "file"
     file.write_text("mine\n")
     places = {"run": tmp_path / "run", "cache": tmp_path / "cache", which: file / below}
-    done = environment.build(places["run"], places["cache"])
-    require_clear_error(done, file)
+    outcome = environment.build(places["run"], places["cache"])
+    require_clear_error(outcome, file)
     assert file.read_text() == "mine\n"
     assert {path.name for path in tmp_path.iterdir()} <= {"file", "run", "cache"}
 
@@ -75,8 +75,8 @@ def test_file_in_place_of_run_or_cache_is_reported(
 def test_file_in_place_of_cached_step_is_reported(environment: Environment, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "engine").write_text("mine\n")
-    done = environment.build(tmp_path / "run", tmp_path / "cache")
-    require_clear_error(done, tmp_path / "cache" / "engine")
+    outcome = environment.build(tmp_path / "run", tmp_path / "cache")
+    require_clear_error(outcome, tmp_path / "cache" / "engine")
 
 
 @pytest.mark.parametrize("taken", [with_read_only, without_privileges])
@@ -85,8 +85,8 @@ def test_read_only_run_is_reported_or_read(
     taken: Taking, below: str, old: Baseline, environment: Environment
 ) -> None:
     before = hashes(old.run, "*")
-    done = environment.build(old.run / below, old.cache, ALL, taken(old.run))
-    require_clear_error(done, old.run / below)
+    outcome = environment.build(old.run / below, old.cache, ALL, taken(old.run))
+    require_clear_error(outcome, old.run / below)
     assert hashes(old.run, "*") == before
     assert leftovers(old.run) == []
 
@@ -95,7 +95,7 @@ def test_read_only_run_is_reported_or_read(
 def test_read_only_cache_is_reported_or_read(
     taken: Taking, old: Baseline, environment: Environment, tmp_path: Path
 ) -> None:
-    """What lies in it is used; what does not cannot be put there."""
+    """Cached results are used; new ones cannot be stored."""
     around = taken(old.cache)
     same = environment.build(tmp_path / "same", old.cache, ALL, around)
     assert same.code == 0, same.err

@@ -1,4 +1,4 @@
-"""A clock that is wrong or jumps changes no result, loses nothing finished, and leaves nothing."""
+"""A wrong or jumping clock changes no result, loses no finished step and leaves no files behind."""
 
 import os
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.torture.commands import COMMANDS, Command, leftover_files, run_and_signal
-from tests.torture.environment import FEW, Environment, ended
+from tests.torture.environment import FEW, Environment, wait_for
 from tests.torture.run_content import stable_facts
 from tests.torture.test_kill import REPEATABLE
 
@@ -24,7 +24,7 @@ JUMPS = {
 
 
 def date(folder: Path, seconds: float) -> None:
-    """Date everything below a folder so many seconds from now."""
+    """Set the date of everything in a folder to some seconds from now."""
     for path in (folder, *folder.rglob("*")):
         os.utime(path, (time.time() + seconds, time.time() + seconds))
 
@@ -37,11 +37,11 @@ def test_build_under_jumping_clock_gives_the_same_result(
     assert environment.build(baseline, tmp_path / "calm-cache", FEW).code == 0
     words = ["-P", str(CLOCK), ",".join(map(str, JUMPS[jumps])), *environment.args(run, FEW)]
     for stored in (False, True):
-        done = ended(environment.start(words, cache))
-        assert done.code == 0, done.err
+        outcome = wait_for(environment.start(words, cache))
+        assert outcome.code == 0, outcome.err
         assert stable_facts(run) == stable_facts(baseline)
-        results = [done.steps[step] for step in done.steps if step.split()[0] in REPEATABLE]
-        assert set(results) == {stored} or not stored
+        cached = [outcome.steps[step] for step in outcome.steps if step.split()[0] in REPEATABLE]
+        assert set(cached) == {stored} or not stored
     assert leftover_files(tmp_path) == []
 
 
@@ -55,11 +55,11 @@ def test_leftovers_of_killed_command_are_removed_whatever_their_date(
     folder.mkdir()
     started = time.monotonic()
     assert command.run(environment, baseline).code == 0
-    kill = run_and_signal(command, environment, folder, 0.8 * (time.monotonic() - started), 9)
+    killed = run_and_signal(command, environment, folder, 0.8 * (time.monotonic() - started), 9)
     date(folder, seconds)
     again = command.run(environment, folder)
     assert again.code == 0, again.err
     assert command.stable_facts(folder) == command.stable_facts(baseline)
     assert leftover_files(folder) == []
-    stored = [step for step in kill.steps if step.split()[0] in ("prepare", "learn", "search")]
+    stored = [step for step in killed.steps if step.split()[0] in ("prepare", "learn", "search")]
     assert [step for step in stored if not again.steps.get(step, True)] == []

@@ -1,4 +1,4 @@
-"""Several builds at once, on one cache and on one run folder: none harms another."""
+"""Concurrent builds on one cache and in one run folder do not harm each other."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.torture.environment import ALL, FEW, Environment, Finished, Interruption, ended
+from tests.torture.environment import ALL, FEW, Environment, Finished, Interruption, wait_for
 from tests.torture.run_content import incomplete_parts, leftovers, stable_facts, stable_report
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(900)]
@@ -18,7 +18,7 @@ ROUNDS = 2
 RENAMES = ("os.rename",)
 REFUSED = (2, 3)
 
-# Quick steps with the same keys in the same order; `sys.argv` has the cache and a seed.
+# Quick steps with the same keys in the same order; `sys.argv` holds the cache and a seed.
 WORKER = """
 import random, sys, time
 from pathlib import Path
@@ -47,25 +47,27 @@ def run_concurrently(
         environment.start(["-m", "qconvert", *environment.args(run, options)], cache)
         for run in runs
     ]
-    return [ended(child) for child in children]
+    return [wait_for(child) for child in children]
 
 
 def run_overtaken(
     environment: Environment, runs: tuple[Path, Path], cache: Path, at: int
 ) -> tuple[Finished, Finished]:
-    """Stop a build right before a rename, let another run to its end, and let the first go on."""
-    child = environment.stumbling(runs[0], cache, Interruption(at, signal.SIGSTOP, RENAMES), FEW)
+    """Stop a build right before a rename, run another to its end, and resume the first."""
+    child = environment.start_interrupted(
+        runs[0], cache, Interruption(at, signal.SIGSTOP, RENAMES), FEW
+    )
     os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
     try:
         other = environment.build(runs[1], cache, FEW)
     finally:
         child.send_signal(signal.SIGCONT)
-    return ended(child), other
+    return wait_for(child), other
 
 
-def is_clear_refusal(done: Finished) -> bool:
-    """Return whether a command said in a sentence why it did not do its work."""
-    return done.code in REFUSED and bool(done.said) and "\nhint: " in done.err
+def is_clear_refusal(outcome: Finished) -> bool:
+    """Return whether a command refused its work with an error message and a hint."""
+    return outcome.code in REFUSED and bool(outcome.error_message) and "\nhint: " in outcome.err
 
 
 def test_two_builds_on_one_empty_cache_give_the_same_report(
@@ -73,8 +75,10 @@ def test_two_builds_on_one_empty_cache_give_the_same_report(
 ) -> None:
     for number in range(ROUNDS):
         runs = [tmp_path / f"{number}-{name}" for name in ("one", "two")]
-        done = run_concurrently(environment, runs, tmp_path / f"{number}-cache")
-        assert [each.code for each in done] == [0, 0], [each.err for each in done]
+        outcomes = run_concurrently(environment, runs, tmp_path / f"{number}-cache")
+        assert [outcome.code for outcome in outcomes] == [0, 0], [
+            outcome.err for outcome in outcomes
+        ]
         assert [incomplete_parts(run) + leftovers(run) for run in runs] == [[], []]
         assert stable_report(runs[0]) == stable_report(runs[1])
         assert stable_facts(runs[0]) == stable_facts(runs[1])
@@ -84,8 +88,8 @@ def test_eight_builds_on_one_empty_cache_give_the_same_report(
     environment: Environment, tmp_path: Path
 ) -> None:
     runs, cache = [tmp_path / f"run-{number}" for number in range(8)], tmp_path / "cache"
-    done = run_concurrently(environment, runs, cache, FEW)
-    assert [each.code for each in done] == [0] * 8, [each.err for each in done]
+    outcomes = run_concurrently(environment, runs, cache, FEW)
+    assert [outcome.code for outcome in outcomes] == [0] * 8, [outcome.err for outcome in outcomes]
     assert [incomplete_parts(run) + leftovers(run) for run in runs] == [[]] * 8
     assert [stable_facts(run) for run in runs] == [stable_facts(runs[0])] * 8
     assert list(cache.rglob(".*")) == []
@@ -96,9 +100,9 @@ def test_concurrent_builds_in_one_folder_succeed_or_report_the_lock(
 ) -> None:
     for number in range(ROUNDS):
         run = tmp_path / f"{number}-run"
-        done = run_concurrently(environment, [run, run], tmp_path / f"{number}-cache")
-        assert 0 in [each.code for each in done], [each.err for each in done]
-        assert all(each.code == 0 or is_clear_refusal(each) for each in done)
+        outcomes = run_concurrently(environment, [run, run], tmp_path / f"{number}-cache")
+        assert 0 in [outcome.code for outcome in outcomes], [outcome.err for outcome in outcomes]
+        assert all(outcome.code == 0 or is_clear_refusal(outcome) for outcome in outcomes)
         assert incomplete_parts(run) + leftovers(run) == []
 
 
@@ -111,7 +115,7 @@ def test_build_overtaken_before_a_rename_in_one_folder(
     for at in range(1, environment.changes(tmp_path / "counted", cache, FEW, RENAMES) + 1):
         run = tmp_path / f"run-{at}"
         first, second = run_overtaken(environment, (run, run), cache, at)
-        both = [each.code == 0 or is_clear_refusal(each) for each in (first, second)]
+        both = [outcome.code == 0 or is_clear_refusal(outcome) for outcome in (first, second)]
         if 0 not in (first.code, second.code) or not all(both):
             wrong[at] = [first.err[-600:], second.err[-600:]]
         elif incomplete_parts(run) + leftovers(run) or stable_facts(run) != expected:
@@ -142,5 +146,5 @@ def test_four_processes_race_through_one_cache(
         environment.start(["-c", script, str(tmp_path / "store"), str(seed)], tmp_path / "unused")
         for seed in range(4)
     ]
-    done = [ended(child) for child in children]
-    assert [each.err.splitlines()[-1:] for each in done if each.code] == []
+    outcomes = [wait_for(child) for child in children]
+    assert [outcome.err.splitlines()[-1:] for outcome in outcomes if outcome.code] == []

@@ -1,4 +1,4 @@
-"""No room for a build: one sentence that names the folder, nothing half, and it goes on later."""
+"""A full disk: the error names the folder, no file is incomplete, and the build resumes later."""
 
 from pathlib import Path
 
@@ -20,12 +20,12 @@ def test_file_size_limit_ends_with_clear_error(
     largest: int, environment: Environment, baseline: Baseline, tmp_path: Path
 ) -> None:
     run, cache = tmp_path / "run", tmp_path / "cache"
-    done = environment.build(run, cache, around=with_file_size_limit(largest))
+    outcome = environment.build(run, cache, around=with_file_size_limit(largest))
     assert incomplete_parts(run) + leftovers(run) == []
     if largest in (10_000, 400_000):
         assert environment.build(run, cache).code == 0
         assert stable_facts(run) == baseline.facts
-    require_clear_error(done, run, cache)
+    require_clear_error(outcome, run, cache)
 
 
 @pytest.mark.parametrize("room", [4, 12, 40, 100, 240, 1000, 1800])
@@ -33,30 +33,30 @@ def test_file_size_limit_ends_with_clear_error(
 def test_full_disk_ends_with_clear_error(
     full: str, room: int, environment: Environment, baseline: Baseline, tmp_path: Path
 ) -> None:
-    """Of the `room` in KiB a run needs 1900, a cache 2000."""
+    """`room` is in KiB; a run needs 1900, a cache 2000."""
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     run, cache = tmp_path / "run", tmp_path / "cache"
     around = with_full_disk(disk, room, kept)
     if full == "run":
-        done, run = environment.build(disk / "run", cache, around=around), kept / "run"
+        outcome, run = environment.build(disk / "run", cache, around=around), kept / "run"
     else:
-        done, cache = environment.build(run, disk / "cache", around=around), kept / "cache"
+        outcome, cache = environment.build(run, disk / "cache", around=around), kept / "cache"
     assert incomplete_parts(run) + leftovers(run) == []
     if room in (12, 240):
         assert environment.build(run, cache).code == 0
         assert stable_facts(run) == baseline.facts
-    require_clear_error(done, disk)
+    require_clear_error(outcome, disk)
 
 
 @pytest.mark.parametrize("room", [4, 16, 24, 36, 48])
 def test_full_disk_during_engine_build_ends_with_clear_error(
     room: int, environment: Environment, tmp_path: Path
 ) -> None:
-    """ONNX Runtime writes its optimized copy itself, and has its own words where it cannot."""
+    """ONNX Runtime writes its optimized copy itself, and reports failures in its own words."""
     options = (*FEW, "--precision", "int8")
     run, cache, disk = tmp_path / "run", tmp_path / "cache", tmp_path / "disk"
     assert environment.build(tmp_path / "plan", cache, (*options, "--plan-only")).code == 0
     around = with_full_disk(disk, room, tmp_path / "kept", cache)
-    done = environment.build(run, disk, options, around)
+    outcome = environment.build(run, disk, options, around)
     assert incomplete_parts(run) + leftovers(run) == []
-    require_clear_error(done, disk)
+    require_clear_error(outcome, disk)

@@ -1,4 +1,4 @@
-"""`kill -9` before any change of the disk leaves no incomplete file and repeats no step."""
+"""`kill -9` before any change to the disk leaves no incomplete file, and no step is repeated."""
 
 import random
 import shutil
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.torture.conftest import Baseline
-from tests.torture.environment import Environment, Finished, Interruption, ended
+from tests.torture.environment import Environment, Finished, Interruption, wait_for
 from tests.torture.run_content import incomplete_parts, leftovers, stable_facts
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(3600)]
@@ -34,7 +34,7 @@ class Attempt:
 
 
 def after(when: str, environment: Environment, killed: Finished, folder: Path) -> Attempt:
-    """Look at what a killed run left, run the command again, and look once more."""
+    """Record what a killed run left, repeat the command, and record what is there then."""
     run, cache = folder / "run", folder / "cache"
     left = incomplete_parts(run)
     again = environment.build(run, cache)
@@ -53,16 +53,18 @@ def after(when: str, environment: Environment, killed: Finished, folder: Path) -
 
 @pytest.fixture(scope="module")
 def attempts(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> list[Attempt]:
-    """Kill builds before changes spread over all that they make."""
-    results, folder = [], tmp_path_factory.mktemp("killed") / "place"
+    """Kill builds before changes that are spread over the whole build."""
+    records, folder = [], tmp_path_factory.mktemp("killed") / "place"
     changes = environment.changes(folder / "run", folder / "cache")
     shutil.rmtree(folder)
     for part in range(MOMENTS):
         folder.mkdir()
         at = int((part + RNG.random()) / MOMENTS * changes) + 1
-        kill = ended(environment.stumbling(folder / "run", folder / "cache", Interruption(at)))
-        results.append(after(f"change {at} of {changes}", environment, kill, folder))
-    return results
+        killed = wait_for(
+            environment.start_interrupted(folder / "run", folder / "cache", Interruption(at))
+        )
+        records.append(after(f"change {at} of {changes}", environment, killed, folder))
+    return records
 
 
 def test_builds_were_killed_while_working(attempts: list[Attempt]) -> None:
@@ -91,7 +93,7 @@ def test_finished_steps_are_not_repeated(attempts: list[Attempt]) -> None:
         attempt.when: [
             step
             for step in attempt.killed.steps
-            # Learning and its parts are told a moment before what they belong to is stored.
+            # Learning is printed a moment before the step it belongs to is cached.
             if step.split()[0] in REPEATABLE and not attempt.again.steps.get(step, True)
         ]
         for attempt in attempts

@@ -1,4 +1,4 @@
-"""Every option that TensorRT is told is one that ONNX Runtime's provider library knows."""
+"""Every TensorRT option in use exists in ONNX Runtime's provider library."""
 
 import itertools
 import re
@@ -28,40 +28,40 @@ IMAGE = TensorSpec("image", np.dtype(np.float32), ("N", 3, 224, 224))
 
 @pytest.fixture(scope="module")
 def library() -> bytes:
-    """Return the provider library of the release that is installed, of its variant for GPUs."""
+    """Return the provider library from the GPU package of the installed release."""
     release = f"onnxruntime-gpu=={onnxruntime.__version__}"
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", folder, release],
             capture_output=True,
             text=True,
             timeout=600,
             check=False,
         )
-        if done.returncode:
-            pytest.skip(f"{release} cannot be had: {done.stderr.strip().splitlines()[-1]}")
+        if process.returncode:
+            pytest.skip(f"{release} cannot be had: {process.stderr.strip().splitlines()[-1]}")
         (wheel,) = Path(folder).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             return archive.read(LIBRARY)
 
 
 def used() -> set[str]:
-    """Return every option that any build or any loading of an engine can give."""
-    results: set[str] = set()
-    for precision, flags, on in itertools.product(PRECISIONS, (False, True), (False, True)):
+    """Return every option that building or loading an engine can use."""
+    names: set[str] = set()
+    for precision, flags, flag in itertools.product(PRECISIONS, (False, True), (False, True)):
         switches = ("hardware-compatible", "weight-stripped", "cuda-graph", "allow-fallback")
-        for one in switches:
-            options: dict[str, Any] = {"workspace": 1, "timing-cache": "t", one: on}
-            given = BuildSpec(precision, Profile(1, 8, 32), options=options)
-            results |= set(provider_options(given, Path("engine"), flags, [IMAGE]))
-            results |= set(load_options(read_options(given), Path("engine")))
+        for switch in switches:
+            options: dict[str, Any] = {"workspace": 1, "timing-cache": "t", switch: flag}
+            spec = BuildSpec(precision, Profile(1, 8, 32), options=options)
+            names |= set(provider_options(spec, Path("engine"), flags, [IMAGE]))
+            names |= set(load_options(read_options(spec), Path("engine")))
     for source in Path(qconvert.backends.__file__).parent.glob("*.py"):
-        results |= set(re.findall(r'"(trt_\w+)"', source.read_text(encoding="utf-8")))
-    return results
+        names |= set(re.findall(r'"(trt_\w+)"', source.read_text(encoding="utf-8")))
+    return names
 
 
 def missing(names: set[str], library: bytes) -> list[str]:
-    """Return the names that the library does not hold, be it as the end of longer ones."""
+    """Return the names that the library does not contain, not even as the end of another name."""
     return sorted(name for name in names if f"{name}\0".encode() not in library)
 
 

@@ -1,4 +1,4 @@
-"""Other cores, threads, workers, locale, time zone, umask, path and hashes: the same bytes."""
+"""Cores, threads, workers, locale, time zone, umask, path and hash seed do not change results."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import pytest
 
 from qconvert.demo import demo_files, generator
 from tests.torture.commands import EVAL, SEARCH
-from tests.torture.environment import Environment, ended, make
+from tests.torture.environment import Environment, make, wait_for
 from tests.torture.run_content import hashes
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(1800)]
@@ -22,15 +22,15 @@ BUILD = (
     "--precision", "fp32,fp16,int8", "--seconds", "0.02", "-o", "made",
 )  # fmt: skip
 SPLIT = ("calibrate", "net.onnx", "--images", "images", "-o", "made.npz")
-FOUND = ("search", "net.onnx", "--images", "images", *EVAL, *SEARCH, "-o", "made")
+MIX = ("search", "net.onnx", "--images", "images", *EVAL, *SEARCH, "-o", "made")
 LEARNED = ("quantize", "demo.onnx", "--images", "demo", "-o", "made.onnx")
 FILES = (
     "*.onnx", "plan.json", "made.json", "*.npz", "images.txt", "layers.csv", "*.png",
     "trials.jsonl", "search.json",
 )  # fmt: skip
-# Of a report: what neither the clock nor the name of a folder has a part in.
-TOLD = ("baseline", "baseline_bytes", "preprocess", "shared_images", "evidence", "mixes")
-OF_VARIANTS = (
+# Fields of a report that depend neither on the clock nor on the name of a folder.
+STABLE_FIELDS = ("baseline", "baseline_bytes", "preprocess", "shared_images", "evidence", "mixes")
+VARIANT_FIELDS = (
     "name", "accuracy", "quantized", "candidates", "unquantized", "by_precision", "layers",
     "operators",
 )  # fmt: skip
@@ -39,7 +39,7 @@ UMASK = 'umask "$1"; shift; exec "$@"'
 
 @dataclass(frozen=True)
 class Machine:
-    """What another machine has other than this."""
+    """The differences of another machine from this one."""
 
     cores: int
     umask: str
@@ -82,34 +82,40 @@ def create(root: Path) -> Environment:
 
 
 def run_on(machine: Machine, words: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Run a command as on a machine, and return all that must be the same on each."""
+    """Run a command as on a machine, and return everything that must be the same on all."""
     environment = create(folder / machine.folder)
     around = ["sh", "-c", UMASK, "sh", machine.umask]
     more = machine.more if words[0] != "quantize" else ()
     batches = ("--batch-sizes", machine.batches) if words[0] == "build" else ()
     command = ["-P", str(CORES), str(machine.cores), *words, *more, *batches]
-    done = ended(environment.start(command, folder / "cache", around, **machine.environment))
-    assert done.code == 0, done.err
-    results = {
-        name: each for like in FILES for name, each in hashes(environment.root, like).items()
+    outcome = wait_for(environment.start(command, folder / "cache", around, **machine.environment))
+    assert outcome.code == 0, outcome.err
+    digests = {
+        name: digest
+        for pattern in FILES
+        for name, digest in hashes(environment.root, pattern).items()
     }
     report = environment.root / "made" / "report.json"
-    return results | (told(report) if report.exists() else {})
+    return digests | (stable_content(report) if report.exists() else {})
 
 
-def told(report: Path) -> dict[str, Any]:
-    """Return what a report says but for times and folders."""
-    said = json.loads(report.read_text(encoding="utf-8"))
-    of_all = {key: said[key] for key in TOLD}
+def stable_content(report: Path) -> dict[str, Any]:
+    """Return the content of a report without times and folders."""
+    content = json.loads(report.read_text(encoding="utf-8"))
+    of_all = {key: content[key] for key in STABLE_FIELDS}
     of_images = {
-        key: (said[key]["count"], said[key]["sha256"]) for key in ("calibration", "evaluation")
+        key: (content[key]["count"], content[key]["sha256"])
+        for key in ("calibration", "evaluation")
     }
-    rows = {each["name"]: {key: each[key] for key in OF_VARIANTS} for each in said["variants"]}
+    rows = {
+        variant["name"]: {key: variant[key] for key in VARIANT_FIELDS}
+        for variant in content["variants"]
+    }
     return {**of_all, **of_images, **rows}
 
 
 @pytest.mark.parametrize(
-    "words", [BUILD, SPLIT, FOUND, LEARNED], ids=["build", "calibrate", "search", "learned"]
+    "words", [BUILD, SPLIT, MIX, LEARNED], ids=["build", "calibrate", "search", "learned"]
 )
 def test_different_machines_give_the_same_result(words: Sequence[str], tmp_path: Path) -> None:
     first = run_on(ONE, words, tmp_path / "one")

@@ -1,4 +1,4 @@
-"""Two builds of the same thing give the same bytes."""
+"""Two builds from the same inputs give the same bytes."""
 
 from pathlib import Path
 
@@ -21,8 +21,8 @@ def test_two_fresh_builds_give_the_same_graphs_plans_and_ranges(
 ) -> None:
     runs = [tmp_path / "one", tmp_path / "two"]
     for run, seed in zip(runs, ("1", "4711"), strict=True):
-        done = environment.build(run, run.with_suffix(".cache"), PYTHONHASHSEED=seed)
-        assert done.code == 0, done.err
+        outcome = environment.build(run, run.with_suffix(".cache"), PYTHONHASHSEED=seed)
+        assert outcome.code == 0, outcome.err
     first, second = (hashes(run, "*.onnx") for run in runs)
     assert first == second
     assert set(first) > GRAPHS

@@ -1,6 +1,6 @@
 """Long commands, interrupted at any moment, resume to the same result and leave nothing behind.
 
-QCONVERT_TORTURE_MOMENTS says at how many moments each command is interrupted.
+QCONVERT_TORTURE_MOMENTS sets how often each command is interrupted.
 """
 
 import os
@@ -26,7 +26,7 @@ from tests.torture.environment import Environment, Finished
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(3600)]
 
 MOMENTS = int(os.environ.get("QCONVERT_TORTURE_MOMENTS", "40"))
-# Of ten moments, eight are `kill -9`, one is Ctrl-C, one is what `docker stop` and systemd send.
+# Of ten signals, eight are `kill -9`, one is Ctrl-C, one is that of `docker stop` and systemd.
 SIGNALS = (*[signal.SIGKILL] * 8, signal.SIGINT, signal.SIGTERM)
 STORED = ("prepare", "learn", "search", "build", "bench", "inspect", "evaluate")
 CODES = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -34,11 +34,11 @@ CODES = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}
 
 @dataclass(frozen=True)
 class Attempt:
-    """One command that got a signal, and how the same command ended then."""
+    """A command that got a signal, and the outcome of the repeated command."""
 
     when: str
     number: int
-    done: Finished
+    outcome: Finished
     again: Finished
     same: bool
     wrong: list[str] = field(default_factory=list)
@@ -49,15 +49,15 @@ def attempt(
 ) -> Attempt:
     seconds, number = when
     folder.mkdir()
-    done = run_and_signal(command, environment, folder, seconds, number)
-    wrong = [f"half: {each}" for each in incomplete_files(command, folder)]
-    wrong += [f"orphan: {each}" for each in leftover_processes(folder)]
+    outcome = run_and_signal(command, environment, folder, seconds, number)
+    wrong = [f"half: {problem}" for problem in incomplete_files(command, folder)]
+    wrong += [f"orphan: {problem}" for problem in leftover_processes(folder)]
     again = command.run(environment, folder)
     same = again.code == 0 and command.stable_facts(folder) == expected
-    wrong += [f"left: {each}" for each in leftover_files(folder)]
+    wrong += [f"left: {problem}" for problem in leftover_files(folder)]
     shutil.rmtree(folder)
     return Attempt(
-        f"{signal.Signals(number).name} after {seconds:.2f} s", number, done, again, same, wrong
+        f"{signal.Signals(number).name} after {seconds:.2f} s", number, outcome, again, same, wrong
     )
 
 
@@ -67,7 +67,7 @@ def attempts(
     environment: Environment,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> list[Attempt]:
-    """Hit one command at moments spread over the time that it takes."""
+    """Interrupt one command at moments spread over its whole duration."""
     command: Command = request.param
     baseline = tmp_path_factory.mktemp("calm")
     started = os.times().elapsed
@@ -84,34 +84,34 @@ def attempts(
 
 
 def test_signal_ends_command_with_its_exit_code_and_no_traceback(attempts: list[Attempt]) -> None:
-    odd = {
-        each.when: (each.done.code, each.done.err)
-        for each in attempts
-        # Python itself no longer listens once it has done all and is about to leave.
-        if each.done.code not in (0, CODES[signal.Signals(each.number)], -each.number)
-        # A worker whose parent was killed while it started has words of Python's own for that.
-        or (each.number != signal.SIGKILL and "Traceback" in each.done.err)
+    unexpected = {
+        attempt.when: (attempt.outcome.code, attempt.outcome.err)
+        for attempt in attempts
+        # Python no longer handles signals once it is about to exit.
+        if attempt.outcome.code not in (0, CODES[signal.Signals(attempt.number)], -attempt.number)
+        # A worker whose parent is killed during its start prints a traceback of Python's own.
+        or (attempt.number != signal.SIGKILL and "Traceback" in attempt.outcome.err)
     }
-    assert odd == {}
-    assert sum(each.done.code != 0 for each in attempts) > 0.6 * len(attempts)
+    assert unexpected == {}
+    assert sum(attempt.outcome.code != 0 for attempt in attempts) > 0.6 * len(attempts)
 
 
 def test_repeated_command_gives_the_same_result(attempts: list[Attempt]) -> None:
-    wrong = {each.when: each.again.err for each in attempts if not each.same}
+    wrong = {attempt.when: attempt.again.err for attempt in attempts if not attempt.same}
     assert wrong == {}
 
 
 def test_no_incomplete_file_process_or_lock_is_left(attempts: list[Attempt]) -> None:
-    assert {each.when: each.wrong for each in attempts if each.wrong} == {}
+    assert {attempt.when: attempt.wrong for attempt in attempts if attempt.wrong} == {}
 
 
 def test_finished_steps_are_not_repeated(attempts: list[Attempt]) -> None:
     repeated = {
-        each.when: [
+        attempt.when: [
             step
-            for step in each.done.steps
-            if step.split()[0] in STORED and not each.again.steps.get(step, True)
+            for step in attempt.outcome.steps
+            if step.split()[0] in STORED and not attempt.again.steps.get(step, True)
         ]
-        for each in attempts
+        for attempt in attempts
     }
     assert {when: steps for when, steps in repeated.items() if steps} == {}

@@ -1,6 +1,6 @@
-"""Many images, many nodes, many bytes, many pixels: memory stays, and work grows in proportion.
+"""Many images, nodes, bytes or pixels: memory stays bounded, and work grows in proportion.
 
-What was measured is printed: `pytest -m torture -rP tests/torture/test_size.py`.
+The measurements are printed: `pytest -m torture -rP tests/torture/test_size.py`.
 """
 
 import cProfile
@@ -24,11 +24,11 @@ pytestmark = [pytest.mark.torture, pytest.mark.timeout(3600)]
 
 MB = 1 << 20
 QUANTIZE = ("quantize", "--effort", "none", "--method", "mse")
-# Of an image there is its name, its hash, its label, and how each engine answered it.
+# An image takes its name, its hash, its label and the output of each engine.
 BYTES_AN_IMAGE = 4000
 SIZES = (12_500, 25_000, 50_000)
 
-# The peak of a process is never below what the one that started it held: this one is small.
+# The peak memory of a process starts at that of its parent, so this parent is small.
 LAUNCH = """
 import os, sys
 child = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-m", "qconvert", *sys.argv[1:]])
@@ -40,7 +40,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 @dataclass(frozen=True)
 class Cost:
-    """What a command took."""
+    """The time and peak memory of a command."""
 
     seconds: float
     cpu: float
@@ -51,13 +51,13 @@ class Cost:
 
 
 def measure_cost(what: str, folder: Path, *words: str | Path) -> Cost:
-    """Run a command in a folder with an empty cache, print what it took, and return that."""
+    """Run a command in a folder with an empty cache; print and return its cost."""
     cache = folder / "cache"
     shutil.rmtree(cache, ignore_errors=True)
     temporary = folder / "tmp"
     temporary.mkdir(exist_ok=True)
     started = time.monotonic()
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", LAUNCH, *map(str, words), "-q"],
         cwd=folder,
         stdout=subprocess.PIPE,
@@ -66,10 +66,10 @@ def measure_cost(what: str, folder: Path, *words: str | Path) -> Cost:
         check=True,
     )
     took = time.monotonic() - started
-    cpu, peak = map(float, done.stdout.split()[-2:])
-    results = Cost(took, cpu, int(peak) * 1024)
-    sys.stdout.write(f"{what}: {results}\n")
-    return results
+    cpu, peak = map(float, process.stdout.split()[-2:])
+    cost = Cost(took, cpu, int(peak) * 1024)
+    sys.stdout.write(f"{what}: {cost}\n")
+    return cost
 
 
 def test_build_over_fifty_thousand_images(environment: Environment, tmp_path: Path) -> None:
@@ -79,16 +79,16 @@ def test_build_over_fifty_thousand_images(environment: Environment, tmp_path: Pa
         words = ("build", environment.root / "net.onnx", "--images", images, "--eval", images)
         quick = ("--effort", "quick", "--seconds", "0.05", "--batch-sizes", "1")
         options = ("--count", str(count), "--backend", "cpu", "--precision", "fp32,fp16,int8")
-        done = measure_cost(
+        cost = measure_cost(
             f"{count} images", tmp_path, *words, *options, *quick, "-o", f"run-{count}"
         )
-        peaks[count] = done.peak
+        peaks[count] = cost.peak
         shutil.rmtree(images)
     assert peaks[SIZES[-1]] - peaks[SIZES[0]] < BYTES_AN_IMAGE * (SIZES[-1] - SIZES[0])
 
 
 def count_calls(model: Path, images: Path, out: Path) -> int:
-    """Return how many functions a quantization calls: its work, whatever the machine is doing."""
+    """Return how many functions a quantization calls: a measure of work without a clock."""
     profile = cProfile.Profile()
     words = (*QUANTIZE, str(model), "--images", str(images), "--count", "16", "-q", "-o", str(out))
     code = profile.runcall(run_guarded, main, list(words))
@@ -113,8 +113,8 @@ def test_twice_the_nodes_take_twice_the_work_and_bytes(
         )
         work.append(count_calls(model, images, tmp_path / f"{nodes}-again.onnx"))
         sizes.append(out.stat().st_size)
-    sys.stdout.write(f"{shape}: {work} count_calls, {sizes} bytes\n")
-    # Each doubling: twice the work, and the pairs of weights that onnxslim compares.
+    sys.stdout.write(f"{shape}: {work} calls, {sizes} bytes\n")
+    # Twice the nodes take twice the work, and onnxslim compares pairs of weights.
     assert work[1] < 2.4 * work[0]
     assert work[2] < 2.4 * work[1]
     assert sizes[1] < 2.1 * sizes[0]
@@ -129,9 +129,9 @@ def test_images_of_sixty_four_million_pixels(environment: Environment, tmp_path:
         peaks[side] = measure_cost(f"16 of {side} x {side}", tmp_path, *words, images).peak
     many = large_models.link_images(tmp_path / "4000", 64, tmp_path / "many")
     more = measure_cost("64 of 4000 x 4000", tmp_path, *words, many).peak
-    # Pillow's blocks go back to the heap, which keeps some of them.
+    # Pillow returns its blocks to the heap, which retains some of them.
     assert more < peaks[8000]
-    # Pillow takes four bytes a pixel, and no more pixels than one image may have are held.
+    # Pillow takes four bytes a pixel, and at most one image of the largest size is in memory.
     assert peaks[8000] < peaks[2000] + 4 * 200_000_000
 
 
@@ -150,5 +150,5 @@ def test_model_above_two_gigabytes(environment: Environment, tmp_path: Path) -> 
         assert list((tmp_path / "tmp").glob("*qconvert*")) == []
     size = max(peaks)
     assert peaks[size] < 4 * size
-    # The smallest is one matrix almost alone, which is there several times while it is rounded.
+    # The smallest model is almost one matrix, which is copied several times when quantized.
     assert all(peak < 7 * size for size, peak in peaks.items()), peaks

@@ -12,35 +12,35 @@ from pathlib import Path
 import pytest
 
 from tests.torture.commands import COMMANDS, Command, leftover_files, leftover_processes
-from tests.torture.environment import Environment, Finished, ended
+from tests.torture.environment import Environment, Finished, wait_for
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(600)]
 
 SPLIT = next(command for command in COMMANDS if command.name == "calibrate in workers")
 MB = 1 << 20
-THEIR_LAST = ("OpenBLAS error", "cannot allocate memory for thread-local data")
+LIBRARY_ERRORS = ("OpenBLAS error", "cannot allocate memory for thread-local data")
 Disturbance = Callable[[int], None]
 
 
 def workers(parent: int) -> list[int]:
     """Return the worker processes of a command."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    results = []
+    pids = []
     for child in children:
         with contextlib.suppress(OSError):
             if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                results.append(int(child))
-    return results
+                pids.append(int(child))
+    return pids
 
 
 def disturb(child: subprocess.Popen[str], disturbance: Disturbance) -> Finished:
-    """Wait for both workers of a command, and do something to the second."""
-    while len(results := workers(child.pid)) < 2:
-        assert child.poll() is None, ended(child).err
+    """Wait for both workers of a command, and disturb the second."""
+    while len(pids := workers(child.pid)) < 2:
+        assert child.poll() is None, wait_for(child).err
         time.sleep(0.002)
     with contextlib.suppress(ProcessLookupError):
-        disturbance(results[1])
-    return ended(child)
+        disturbance(pids[1])
+    return wait_for(child)
 
 
 def kill(pid: int) -> None:
@@ -49,17 +49,17 @@ def kill(pid: int) -> None:
 
 
 def limit_memory(megabytes: int) -> Disturbance:
-    """Return what leaves a process so much memory."""
+    """Return a disturbance that limits the memory of a process."""
     room = (megabytes * MB, megabytes * MB)
     return lambda pid: resource.prlimit(pid, resource.RLIMIT_AS, room) and None
 
 
-def require_clear_error(done: Finished) -> None:
-    assert done.code == 3, done.err
-    assert "Traceback" not in done.err
-    # What a library writes about itself is not ours: "OpenBLAS error: ...".
-    assert [line[:7] for line in done.err.splitlines()].count("error: ") == 1
-    assert "\n\nhint: " in done.err
+def require_clear_error(outcome: Finished) -> None:
+    assert outcome.code == 3, outcome.err
+    assert "Traceback" not in outcome.err
+    # Errors that a library prints do not count, such as "OpenBLAS error: ...".
+    assert [line[:7] for line in outcome.err.splitlines()].count("error: ") == 1
+    assert "\n\nhint: " in outcome.err
 
 
 DISTURBANCES = {"killed": kill, **{f"left {room} MB": limit_memory(room) for room in (50, 180)}}
@@ -73,11 +73,11 @@ def test_dead_worker_is_reported_and_command_resumes(
     baseline.mkdir()
     folder.mkdir()
     assert SPLIT.run(environment, baseline).code == 0
-    done = disturb(SPLIT.start(environment, folder), DISTURBANCES[disturbance])
-    require_clear_error(done)
-    assert done.said == "a worker process was kill, probably because memory ran out"
+    outcome = disturb(SPLIT.start(environment, folder), DISTURBANCES[disturbance])
+    require_clear_error(outcome)
+    assert outcome.error_message == "a worker process was killed, probably because memory ran out"
     assert leftover_processes(folder) == []
-    assert not (folder / SPLIT.makes).exists()
+    assert not (folder / SPLIT.output).exists()
     assert SPLIT.run(environment, folder).code == 0
     assert SPLIT.stable_facts(folder) == SPLIT.stable_facts(baseline)
     assert leftover_files(folder) == []
@@ -92,9 +92,9 @@ def test_command_with_little_memory_finishes_or_reports_it(
     tight = environment.start(
         command.args(tmp_path), tmp_path / "cache", around, OMP_NUM_THREADS="1"
     )
-    done = ended(tight)
-    # OpenBLAS and the C library end the process themselves.
-    if done.code and not any(words in done.err for words in THEIR_LAST):
-        require_clear_error(done)
+    outcome = wait_for(tight)
+    # OpenBLAS and the C library end the process without an error of ours.
+    if outcome.code and not any(words in outcome.err for words in LIBRARY_ERRORS):
+        require_clear_error(outcome)
     assert command.run(environment, tmp_path).code == 0
     assert leftover_files(tmp_path) == []
