@@ -53,18 +53,19 @@ def command(
     from qconvert.run.build import BuildRequest
 
     with ProgressDisplay() as display:
-        demo = prepare_demo(output, cache.open_default(), display.update)
+        prepare_demo(output, cache.open_default(), display.update)
+    network = str(output / "network.onnx")
     pairs = [
-        ("--images", str(demo.calibration_images)),
-        ("--eval", str(demo.evaluation_images)),
+        ("--images", str(output / "calibration")),
+        ("--eval", str(output / "evaluation")),
         ("--backend", ",".join(backends or ("cpu",))),
         ("--seconds", f"{seconds:g}"),
-        ("-o", str(demo.run_folder)),
+        ("-o", str(output / "run")),
     ]
-    words = [f"qconvert build {shlex.quote(str(demo.network))}", *map(shlex.join, pairs)]
+    words = [f"qconvert build {shlex.quote(network)}", *map(shlex.join, pairs)]
     text = " \\\n      ".join(words)
     console.info(f"\nFor a model of yours, use the same command with other names:\n\n  {text}\n")
-    context = build.command.make_context("build", [str(demo.network), *chain(*pairs)])
+    context = build.command.make_context("build", [network, *chain(*pairs)])
     config = config_file.load(None, settings.from_options(context.params["model"], context.params))
-    request = BuildRequest(demo.run_folder, shlex.join(["qconvert", *sys.argv[1:]]))
+    request = BuildRequest(output / "run", shlex.join(["qconvert", *sys.argv[1:]]))
     build.build_and_report(config, request, {"as_json": as_json})
