@@ -18,7 +18,7 @@ from qconvert.core.config import Backend, Config, keyword_settings, option_table
 from qconvert.core.errors import UsageError, did_you_mean
 from qconvert.core.progress import Progress, ProgressCallback, ignore_progress
 from qconvert.package import pack
-from qconvert.package.pack import Format, PackageOptions, Packed
+from qconvert.package.pack import Format, Packed
 from qconvert.report.model import Report
 from qconvert.run import bench as bench_job
 from qconvert.run import build as build_job
@@ -237,7 +237,7 @@ def package(
     _require_known_arguments({"format": format, **options}, hints)
     classes = _optional_path(options.get("classes"))
     chosen = options.get("engine", ""), options.get("name", "")
-    return pack.write_package(open_run(run), PackageOptions(format, Path(output), *chosen, classes))
+    return pack.write_package(open_run(run), format, Path(output), *chosen, classes)
 
 
 def open_run(folder: StrPath) -> Run:

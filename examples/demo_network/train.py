@@ -27,8 +27,7 @@ from torch.nn import functional
 
 from qconvert.core.cache import file_sha256
 from qconvert.demo import generator
-from qconvert.demo.drawing import IMAGE_SIZE
-from qconvert.demo.generator import CLASSES, draw_image
+from qconvert.demo.generator import CLASSES, IMAGE_SIZE, draw_image
 
 HERE = Path(__file__).resolve().parent
 PLACE = HERE.parent.parent / "qconvert" / "demo"

@@ -6,22 +6,17 @@ from typing import Any
 import click
 
 from qconvert.cli import options, settings, views
-from qconvert.cli.options import bench_options, gate_options
 from qconvert.cli.progress import ProgressDisplay
 
-EXAMPLES = """\b
-Examples:
-  qconvert bench runs/model
-  qconvert bench fp32.onnx int8.onnx --batch-sizes 1,8,32"""
 
-
-@click.command(epilog=EXAMPLES)
+@options.command(
+    "qconvert bench runs/model",
+    "qconvert bench fp32.onnx int8.onnx --batch-sizes 1,8,32",
+)
 @click.argument("targets", nargs=-1, metavar="RUN | ENGINE...", type=click.Path(path_type=Path))
-@bench_options
-@gate_options
-@options.settings_options
-@options.json_option
-@options.verbosity_options
+@options.bench_options
+@options.gate_options
+@options.common_options
 def command(targets: tuple[Path, ...], **chosen: Any) -> None:
     """Time engines in turns, so that drift of the machine affects all of them alike.
 

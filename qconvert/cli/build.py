@@ -8,14 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qconvert.cli import console, options, settings, views
-from qconvert.cli.options import (
-    bench_options,
-    engine_options,
-    eval_options,
-    gate_options,
-    image_options,
-    quantize_options,
-)
 from qconvert.cli.progress import ProgressDisplay
 from qconvert.core.sanitize import sanitize_text
 
@@ -23,13 +15,11 @@ if TYPE_CHECKING:
     from qconvert.core.config import Config
     from qconvert.run.build import BuildRequest
 
-EXAMPLES = """\b
-Examples:
-  qconvert build model.onnx --images calib_data/ --eval val/ -o runs/model
-  qconvert build --from runs/model --backend tensorrt --max-drop 1"""
 
-
-@click.command(epilog=EXAMPLES)
+@options.command(
+    "qconvert build model.onnx --images calib_data/ --eval val/ -o runs/model",
+    "qconvert build --from runs/model --backend tensorrt --max-drop 1",
+)
 @click.argument("model", required=False)
 @options.output_option("The run's folder (default: runs/NAME).")
 @click.option(
@@ -39,19 +29,17 @@ Examples:
     metavar="RUN",
     help="Resume a run from another machine; needs no images.",
 )
-@engine_options
-@image_options
-@quantize_options
-@eval_options
-@bench_options
-@gate_options
+@options.engine_options
+@options.image_options
+@options.quantize_options
+@options.eval_options
+@options.bench_options
+@options.gate_options
 @options.source_options
 @click.option("--plan-only", is_flag=True, help="Write the graphs, build no engine.")
 @click.option("--fresh", is_flag=True, help="Ignore cached results.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, change nothing.")
-@options.settings_options
-@options.json_option
-@options.verbosity_options
+@options.common_options
 def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     """Build engines of MODEL for every backend and precision, time and evaluate them.
 
@@ -59,7 +47,9 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     sizes, latencies and accuracies. The same command resumes an interrupted run and repeats no
     finished step. Exit code 1 means that a gate failed.
     """
+    from qconvert.run import run_folder
     from qconvert.run.build import BuildRequest
+    from qconvert.run.variants import choose_variants
 
     run: Path | None = chosen["resumed"]
     if run is not None and output is not None:
@@ -72,35 +62,9 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
         plan_only=chosen["plan_only"],
         workers=chosen["workers"],
     )
-    if chosen["dry_run"]:
-        _print_dry_run(config, request)
-    else:
-        flags = {name: chosen[name] for name in ("trust", "fresh", "as_json")}
-        build_and_report(config, request, **flags)
-
-
-def build_and_report(
-    config: "Config",
-    request: "BuildRequest",
-    *,
-    as_json: bool,
-    trust: bool = False,
-    fresh: bool = False,
-) -> None:
-    """Build, print the report, and fail with exit code 1 if a gate failed."""
-    from qconvert.run.build import build
-    from qconvert.run.context import open_context
-
-    with ProgressDisplay() as display:
-        report = build(open_context(config, display.update, trust=trust, fresh=fresh), request)
-    page = request.out / "report.html"
-    views.finish(report, views.REPORT_TABLES, as_json=as_json, page=page)
-
-
-def _print_dry_run(config: "Config", request: "BuildRequest") -> None:
-    from qconvert.run import run_folder
-    from qconvert.run.variants import choose_variants
-
+    if not chosen["dry_run"]:
+        build_and_report(config, request, chosen)
+        return
     if request.resumed:
         run_folder.require_same_settings(run_folder.RunFolder(request.out), config)
     else:
@@ -111,9 +75,22 @@ def _print_dry_run(config: "Config", request: "BuildRequest") -> None:
     console.write(f"calibrate {config.calibration.images or 'no images'}")
     for variant in choice.variants:
         backend = choice.available[variant.backend]
-        state = "runs here" if backend.runs else backend.reason
-        console.write(f"engine    {variant.name}: {state}")
+        console.write(
+            f"engine    {variant.name}: {'runs here' if backend.runs else backend.reason}"
+        )
     console.write(f"evaluate  {config.evaluate.images or 'no images'}")
     console.write(f"write     {request.out}")
     for note in choice.notes:
         console.note(note)
+
+
+def build_and_report(config: "Config", request: "BuildRequest", flags: dict[str, Any]) -> None:
+    """Build, print the report, and fail with exit code 1 if a gate failed."""
+    from qconvert.run.build import build
+    from qconvert.run.context import open_context
+
+    trust, fresh = flags.get("trust", False), flags.get("fresh", False)
+    with ProgressDisplay() as display:
+        report = build(open_context(config, display.update, trust=trust, fresh=fresh), request)
+    page = request.out / "report.html"
+    views.finish(report, views.REPORT_TABLES, as_json=flags["as_json"], page=page)

@@ -1,19 +1,21 @@
 """`qconvert cache`."""
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from qconvert.cli import console, options
-from qconvert.report.table import TextColumn, TextTable, number_columns
+from qconvert.report.table import TextTable, number_columns, text_columns
 
-EXAMPLES = """\b
-Examples:
-  qconvert cache
-  qconvert cache --clear prepare"""
+if TYPE_CHECKING:
+    from qconvert.core.cache import CacheEntry
 
 
-@click.command(epilog=EXAMPLES)
+@options.command(
+    "qconvert cache",
+    "qconvert cache --clear prepare",
+)
 @click.option("--clear", is_flag=True, help="Delete cached results: all, or those of STEP.")
 @click.argument("step", required=False)
 @options.json_option
@@ -47,22 +49,16 @@ def command(clear: bool, step: str | None, as_json: bool) -> None:
         console.info(f"cleared {total}, from {store.root}")
         return
     if entries:
-        columns = [TextColumn("step"), *number_columns("MB", "age"), TextColumn("made from")]
-        rows = [
-            [row.step, f"{row.size_bytes / 1e6:.1f}", _age(row.age_seconds), _source(row.recipe)]
-            for row in entries
-        ]
-        console.write_table(TextTable(columns, rows))
+        columns = [*text_columns("step"), *number_columns("MB", "age"), *text_columns("made from")]
+        console.write_table(TextTable(columns, [_row(entry) for entry in entries]))
     console.info(f"{total}, in {store.root}")
 
 
-def _source(recipe: dict[str, str]) -> str:
-    name, model = recipe.get("name", "?"), recipe.get("model", "")[:8]
-    return f"{name} ({model})" if model else name
-
-
-def _age(seconds: float) -> str:
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
+def _row(entry: "CacheEntry") -> list[str]:
+    age = f"{entry.age_seconds:.0f} s"
+    for size, unit in ((60, "min"), (3600, "h"), (86400, "d")):
+        if entry.age_seconds >= size:
+            age = f"{entry.age_seconds / size:.0f} {unit}"
+    name, model = entry.recipe.get("name", "?"), entry.recipe.get("model", "")[:8]
+    source = f"{name} ({model})" if model else name
+    return [entry.step, f"{entry.size_bytes / 1e6:.1f}", age, source]

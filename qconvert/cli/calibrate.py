@@ -1,24 +1,19 @@
 """`qconvert calibrate`."""
 
-from collections.abc import Sequence
+import math
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qconvert.cli import console, options, settings, views
-from qconvert.cli.options import image_options
+from qconvert.cli import console, options, settings
 from qconvert.cli.progress import ProgressDisplay
+from qconvert.report.table import TextColumn, TextTable, number_columns, text_columns
 
 if TYPE_CHECKING:
     from qconvert.calibrate.calibration import Calibration
 
-EXAMPLES = """\b
-Examples:
-  qconvert calibrate model.onnx --images calib_data/ -o calibration.npz
-  qconvert calibrate --show calibration.npz --method percentile:99.99"""
-
-MIN_USUAL_IMAGES = 32
 MAX_DRIFT = 0.05
 
 
@@ -34,11 +29,14 @@ def _parse_shard(
     return number, count
 
 
-@click.command(epilog=EXAMPLES)
+@options.command(
+    "qconvert calibrate model.onnx --images calib_data/ -o calibration.npz",
+    "qconvert calibrate --show calibration.npz --method percentile:99.99",
+)
 @click.argument("targets", nargs=-1, metavar="MODEL | FILE...")
 @options.output_option("The calibration file (default: calibration.npz).")
 @options.source_options
-@image_options
+@options.image_options
 @options.setting_options("calibration", "exact")
 @click.option(
     "--workers",
@@ -61,9 +59,7 @@ def _parse_shard(
 )
 @click.option("--symmetric", is_flag=True, help="Show ranges for a symmetric grid (TensorRT).")
 @click.option("--fresh", is_flag=True, help="Start over, whatever is done already.")
-@options.settings_options
-@options.json_option
-@options.verbosity_options
+@options.common_options
 def command(targets: tuple[str, ...], output: Path | None, **chosen: Any) -> None:
     """Measure the values of every tensor of MODEL on images, once for all range methods.
 
@@ -74,6 +70,8 @@ def command(targets: tuple[str, ...], output: Path | None, **chosen: Any) -> Non
     """
     from qconvert.calibrate import calibration_file
     from qconvert.core.errors import UsageError
+    from qconvert.run.calibrate import calibrate
+    from qconvert.run.context import open_context
 
     if chosen["merge"]:
         _merge([Path(name) for name in targets], output)
@@ -83,33 +81,21 @@ def command(targets: tuple[str, ...], output: Path | None, **chosen: Any) -> Non
         return
     if len(targets) > 1:
         raise UsageError("one model at a time", hint="to add parts: `--merge A.npz B.npz -o C.npz`")
-    model = targets[0] if targets else None
-    calibration = _measure(model, output or Path("calibration.npz"), chosen)
-    _note_unreadable(calibration, chosen["shard"])
-    _note_weaknesses(calibration)
-    if chosen["show"] or chosen["as_json"]:
-        _show(calibration, chosen)
-
-
-def _measure(model: str | None, output: Path, chosen: dict[str, Any]) -> "Calibration":
-    from qconvert.run.calibrate import calibrate
-    from qconvert.run.context import open_context
-
-    config = settings.load(model, chosen)
+    config = settings.load(targets[0] if targets else None, chosen)
     with ProgressDisplay() as display:
-        context = open_context(config, display.update, trust=chosen["trust"])
-        return calibrate(
-            context,
-            output,
+        calibration = calibrate(
+            open_context(config, display.update, trust=chosen["trust"]),
+            output or Path("calibration.npz"),
             workers=chosen["workers"],
             shard=chosen["shard"],
             fresh=chosen["fresh"],
         )
+    _note_weaknesses(calibration, chosen["shard"])
+    if chosen["show"] or chosen["as_json"]:
+        _show(calibration, chosen)
 
 
-def _merge(parts: Sequence[Path], output: Path | None) -> None:
-    from functools import reduce
-
+def _merge(parts: list[Path], output: Path | None) -> None:
     from qconvert.calibrate import calibration_file
     from qconvert.calibrate.calibration import merge_calibrations
     from qconvert.core.errors import UsageError
@@ -127,7 +113,9 @@ def _merge(parts: Sequence[Path], output: Path | None) -> None:
     console.info(f"wrote {output}: {count} images from {len(parts)} parts{gap}")
 
 
-def _note_unreadable(calibration: "Calibration", shard: tuple[int, int] | None) -> None:
+def _note_weaknesses(calibration: "Calibration", shard: tuple[int, int] | None) -> None:
+    """Note images that could not be read, too few of them, and ranges that they do not settle."""
+    from qconvert.calibrate.histogram import range_drift
     from qconvert.run.calibrate import shard_range
 
     images = calibration.origin.images
@@ -136,14 +124,9 @@ def _note_unreadable(calibration: "Calibration", shard: tuple[int, int] | None) 
     if names:
         listed = ", ".join(names[:3] + ["…"] * (len(names) > 3))
         console.note(f"{len(names)} of {len(images)} images could not be read: {listed}")
-
-
-def _note_weaknesses(calibration: "Calibration") -> None:
-    from qconvert.calibrate.histogram import range_drift
-
     count, summaries = calibration.image_indices.size, calibration.summaries.values()
     drifting = sum(bool(tensor.size) and range_drift(tensor) > MAX_DRIFT for tensor in summaries)
-    if count < MIN_USUAL_IMAGES:
+    if count < 32:
         console.note(f"{count} images are few; 100 to 500 are usual")
     elif drifting:
         console.note(
@@ -153,11 +136,50 @@ def _note_weaknesses(calibration: "Calibration") -> None:
 
 
 def _show(calibration: "Calibration", chosen: dict[str, Any]) -> None:
+    """Print extremes, the range and clipping of each method, and the values of each tensor."""
+    from qconvert.calibrate.histogram import clipped_share, equal_width_counts, range_drift
+    from qconvert.calibrate.methods import compute_ranges
     from qconvert.core.scales import Grid
 
-    methods = chosen["methods"] or ("mse",)
-    rows = views.range_rows(calibration, methods, Grid(symmetric=chosen["symmetric"]))
-    if chosen["as_json"]:
-        console.write_json(views.ranges_json(calibration, rows))
-    else:
-        views.show_ranges(rows, methods)
+    methods, grid = chosen["methods"] or ("mse",), Grid(symmetric=chosen["symmetric"])
+    ranges = {name: compute_ranges(calibration.summaries, name, grid) for name in methods}
+    columns = [*text_columns("tensor"), *number_columns("min", "max", rank=2)]
+    for name in methods:
+        columns += [*number_columns(name), *number_columns("clipped", rank=1)]
+    columns.append(TextColumn("values, log scale", rank=3))
+    tensors: list[dict[str, object]] = []
+    rows = []
+    for tensor, summary in calibration.summaries.items():
+        if not summary.size:
+            continue
+        row, kept = [tensor, f"{summary.low:.4g}", f"{summary.high:.4g}"], []
+        for name in methods:
+            low, high = ranges[name][tensor].low, ranges[name][tensor].high
+            share = clipped_share(summary, ranges[name][tensor])
+            kept.append({"method": name, "low": low, "high": high, "clipped": share})
+            row += [f"{low:.4g} … {high:.4g}", f"{100 * share:.3f} %"]
+        counts = equal_width_counts(summary, 16).tolist()
+        rows.append([*row, _sparkline(counts)])
+        extremes = {"low": summary.low, "high": summary.high}
+        measured = {"drift": range_drift(summary), "histogram": counts}
+        tensors.append({"tensor": tensor, **extremes, "kept": kept, **measured})
+    if not chosen["as_json"]:
+        console.write_table(TextTable(columns, rows))
+        return
+    origin = calibration.origin
+    console.write_json(
+        {
+            "fingerprint": origin.fingerprint,
+            "images": int(calibration.image_indices.size),
+            "preprocessing": origin.preprocessing,
+            "runtime": origin.runtime,
+            "exact": origin.exact,
+            "tensors": tensors,
+        }
+    )
+
+
+def _sparkline(counts: list[float]) -> str:
+    """Draw counts as blocks on a log scale, the largest count as a full block."""
+    top = math.log1p(max(counts, default=0.0)) or 1.0
+    return "".join(" ▁▂▃▄▅▆▇█"[round(8 * math.log1p(max(0.0, n)) / top)] for n in counts)

@@ -6,21 +6,15 @@ from typing import Any
 import click
 
 from qconvert.cli import console, options, settings, views
-from qconvert.cli.options import preprocess_options
 from qconvert.cli.progress import ProgressDisplay
 
-EXAMPLES = """\b
-Examples:
-  qconvert compare model.onnx int8.onnx --images val/ -o layers.csv
-  qconvert compare runs/m/model.onnx runs/m/engines/cpu-int8 --layers 'Conv'"""
 
-DEFAULT_COUNT = 32
-_PATH = click.Path(path_type=Path)
-
-
-@click.command(epilog=EXAMPLES)
-@click.argument("first", metavar="A", type=_PATH)
-@click.argument("second", metavar="B", type=_PATH)
+@options.command(
+    "qconvert compare model.onnx int8.onnx --images val/ -o layers.csv",
+    "qconvert compare runs/m/model.onnx runs/m/engines/cpu-int8 --layers 'Conv'",
+)
+@click.argument("first", metavar="A", type=click.Path(path_type=Path))
+@click.argument("second", metavar="B", type=click.Path(path_type=Path))
 @click.option(
     "--layers",
     "patterns",
@@ -37,16 +31,14 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--count",
     type=click.IntRange(min=1),
-    default=DEFAULT_COUNT,
+    default=32,
     show_default=True,
     metavar="N",
     help="At most this many images.",
 )
 @options.output_option("Write the errors of all layers as CSV.", dir_okay=False)
-@preprocess_options
-@options.settings_options
-@options.json_option
-@options.verbosity_options
+@options.preprocess_options
+@options.common_options
 def command(
     first: Path, second: Path, patterns: tuple[str, ...], count: int, **chosen: Any
 ) -> None:

@@ -8,20 +8,16 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
 from qconvert.core.errors import QConvertError
 from qconvert.core.sanitize import sanitize_json, sanitize_text
-from qconvert.report.table import TextColumn, TextTable
+from qconvert.report.table import TextTable
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-PIPE_WIDTH = 100_000
-COLUMN_GAP = 3
 
 
 @dataclass
@@ -57,8 +53,10 @@ def write_stderr(text: str) -> None:
 def show_error(error: QConvertError) -> None:
     """Show what happened, its causes, and after a blank line what to do."""
     lines = [f"{style_stderr('error:', '31')} {sanitize_text(str(error))}"]
+    fold = textwrap.TextWrapper(80, initial_indent="  ", subsequent_indent="    ")
+    fold.break_long_words = fold.break_on_hyphens = False  # names and paths stay whole
     for detail in error.details:
-        lines += _wrap_detail(sanitize_text(detail))
+        lines += fold.wrap(sanitize_text(detail))
     cause = error.__cause__
     while cause is not None:
         lines += [f"  caused by: {sanitize_text(str(cause)).strip() or type(cause).__name__}"]
@@ -67,18 +65,6 @@ def show_error(error: QConvertError) -> None:
         lines += ["", f"{style_stderr('hint:', '36')} {sanitize_text(error.hint)}"]
     if VERBOSITY.level > -2:
         sys.stderr.write("\n".join(lines) + "\n")
-
-
-def _wrap_detail(text: str) -> list[str]:
-    """Fold a detail at 80 columns, never inside a word: names and paths stay whole."""
-    return textwrap.wrap(
-        text,
-        80,
-        initial_indent="  ",
-        subsequent_indent="    ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
 
 
 def write(text: str) -> None:
@@ -106,16 +92,21 @@ def _write_stdout(text: str) -> None:
 def write_table(table: TextTable) -> None:
     """Write a table on stdout: all columns when piped, those that fit on a terminal."""
     from rich import box
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
     console = _stdout_console()
     columns = table.columns
     rows = [[sanitize_text(cell) for cell in row] for row in table.rows]
-    widths = [_min_width(column, [row[i] for row in rows]) for i, column in enumerate(columns)]
+    # Below these widths a cell would be cut, or a word where the column may wrap.
+    widths = []
+    for i, column in enumerate(columns):
+        texts = [column.title, *(row[i] for row in rows)]
+        pieces = [word for text in texts for word in text.split()] if column.wrap else texts
+        widths.append(max(map(cell_len, pieces), default=0))
     shown = list(range(len(columns)))
-    room = console.width + COLUMN_GAP
-    while len(shown) > 1 and sum(widths[i] + COLUMN_GAP for i in shown) > room:
+    while len(shown) > 1 and sum(widths[i] + 3 for i in shown) > console.width + 3:
         shown.remove(max(shown, key=lambda i: (columns[i].rank, i)))
     drawn = Table(box=box.Box("    \n    \n ── \n" + 5 * "    \n"), pad_edge=False, show_edge=False)
     for i in shown:
@@ -127,21 +118,12 @@ def write_table(table: TextTable) -> None:
     _write_stdout("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
-def _min_width(column: TextColumn, cells: Sequence[str]) -> int:
-    """Return the width below which a cell would be cut, or a word where the column may wrap."""
-    from rich.cells import cell_len
-
-    texts = [column.title, *cells]
-    pieces = [word for text in texts for word in text.split()] if column.wrap else texts
-    return max(map(cell_len, pieces), default=0)
-
-
 @cache
 def _stdout_console() -> "Console":
     from rich.console import Console
 
     # Rich assumes 80 columns for a pipe; the reader of a pipe wants all of them.
-    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    width = None if sys.stdout.isatty() else 100_000
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
 

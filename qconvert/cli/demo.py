@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -9,13 +10,11 @@ import click
 from qconvert.cli import build, console, options, settings
 from qconvert.cli.progress import ProgressDisplay
 
-EXAMPLES = """\b
-Examples:
-  qconvert demo
-  qconvert demo --json -o demo"""
 
-
-@click.command(epilog=EXAMPLES)
+@options.command(
+    "qconvert demo",
+    "qconvert demo --json -o demo",
+)
 @click.option(
     "-o",
     "--output",
@@ -54,18 +53,19 @@ def command(
     from qconvert.run.build import BuildRequest
 
     with ProgressDisplay() as display:
-        demo = prepare_demo(output, cache.open_default(), display.update)
-    arguments = [
-        *("--images", str(demo.calibration_images)),
-        *("--eval", str(demo.evaluation_images)),
-        *("--backend", ",".join(backends or ("cpu",))),
-        *("--seconds", f"{seconds:g}"),
-        *("-o", str(demo.run_folder)),
+        prepare_demo(output, cache.open_default(), display.update)
+    network = str(output / "network.onnx")
+    pairs = [
+        ("--images", str(output / "calibration")),
+        ("--eval", str(output / "evaluation")),
+        ("--backend", ",".join(backends or ("cpu",))),
+        ("--seconds", f"{seconds:g}"),
+        ("-o", str(output / "run")),
     ]
-    pairs = [shlex.join(arguments[at : at + 2]) for at in range(0, len(arguments), 2)]
-    text = " \\\n      ".join([f"qconvert build {shlex.quote(str(demo.network))}", *pairs])
+    words = [f"qconvert build {shlex.quote(network)}", *map(shlex.join, pairs)]
+    text = " \\\n      ".join(words)
     console.info(f"\nFor a model of yours, use the same command with other names:\n\n  {text}\n")
-    context = build.command.make_context("build", [str(demo.network), *arguments])
+    context = build.command.make_context("build", [network, *chain(*pairs)])
     config = config_file.load(None, settings.from_options(context.params["model"], context.params))
-    request = BuildRequest(demo.run_folder, shlex.join(["qconvert", *sys.argv[1:]]))
-    build.build_and_report(config, request, as_json=as_json)
+    request = BuildRequest(output / "run", shlex.join(["qconvert", *sys.argv[1:]]))
+    build.build_and_report(config, request, {"as_json": as_json})

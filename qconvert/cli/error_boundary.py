@@ -16,27 +16,16 @@ import click
 from qconvert.cli import console
 from qconvert.core.errors import QConvertError, Terminated, UsageError
 
-BUG_EXIT_CODE = 70
 # The usual codes for a process that was asked to end; shells and supervisors expect them.
 SIGNAL_EXIT_CODES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
-# The last is what Python says when an import runs out of memory.
-_OUT_OF_MEMORY_MESSAGES = (
-    "failed to map segment from shared object",
-    "can't start new thread",
-    "error return without exception set",
-)
-_OUT_OF_MEMORY_TEXT = (
-    b"error: not enough memory\n\nhint: use a larger machine, or end other work on it\n"
-)
-
 _OTHER_PLACE = "or choose another place with `-o` or QCONVERT_CACHE_DIR"
-_NOT_A_FOLDER = "a file stands where a folder is needed"
 # What a full disk, missing rights or a bad path can do to any write; other OSErrors are bugs.
 _FILE_ERROR_HINTS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"free some space, {_OTHER_PLACE}"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), f"check the permissions, {_OTHER_PLACE}"),
-    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), _NOT_A_FOLDER),
+    errno.ENOTDIR: "a file stands where a folder is needed",
+    errno.EEXIST: "a file stands where a folder is needed",
     errno.EISDIR: "a folder stands where a file is needed",
     errno.ENOENT: "check the path; one of its folders does not exist",
     errno.EROFS: "choose a writable place, with `-o` or QCONVERT_CACHE_DIR",
@@ -94,9 +83,10 @@ def _report_error(error: Exception) -> int:
             return user_error.exit_code
         console.write_stderr("".join(traceback.format_exception(error)))
         console.write_stderr("this is a bug in qconvert; please report it with the text above\n")
-        return BUG_EXIT_CODE
+        return 70
     except MemoryError:
-        os.write(2, _OUT_OF_MEMORY_TEXT)
+        hint = b"use a larger machine, or end other work on it"
+        os.write(2, b"error: not enough memory\n\nhint: " + hint + b"\n")
         return QConvertError.exit_code
 
 
@@ -105,46 +95,37 @@ def _as_user_error(error: Exception) -> QConvertError | None:
     if isinstance(error, QConvertError):
         return error
     if isinstance(error, click.ClickException):
-        return _as_usage_error(error)
-    if _is_out_of_memory(error):
+        message = error.format_message().rstrip(".")
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        hint = f"see `{context.command_path if context else 'qconvert'} --help`"
+        return UsageError(message[:1].lower() + message[1:], hint=hint)
+    out_of_memory = (
+        "failed to map segment from shared object",
+        "can't start new thread",
+        "error return without exception set",  # an import that runs out of memory
+    )
+    if (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or any(message in str(error) for message in out_of_memory)
+    ):
         hint = "use fewer --workers or a smaller --batch, or a larger machine"
         return QConvertError("not enough memory", hint=hint)
-    return _as_file_error(error)
-
-
-def _as_file_error(error: Exception) -> QConvertError | None:
-    """Return what is wrong with the disk, with permissions or with the name of a file."""
     if isinstance(error, OSError) and error.errno in _FILE_ERROR_HINTS:
         path = error.filename2 or error.filename  # of two, the one that was written
         message = f"`{path}`: {error.strerror}" if path else str(error.strerror)
-        return QConvertError(message, hint=_FILE_ERROR_HINTS[error.errno])
-    # `Path.resolve` reports ELOOP like this before Python 3.13.
-    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
-        return QConvertError(str(error), hint=_FILE_ERROR_HINTS[errno.ELOOP])
-    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        hint = _FILE_ERROR_HINTS[error.errno]
+    elif isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
+        # `Path.resolve` reports ELOOP like this before Python 3.13.
+        message, hint = str(error), _FILE_ERROR_HINTS[errno.ELOOP]
+    elif isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
         before, after = error.object[: error.start], error.object[error.start :]
         line = before.rpartition("\n")[2] + after.partition("\n")[0]
-        return QConvertError(
-            f"a name that is not UTF-8 cannot be written: {line.strip()}",
-            hint="rename the file or folder",
-        )
-    return None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether this is one of the ways in which libraries report that memory ran out."""
-    if isinstance(error, MemoryError):
-        return True
-    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-        return True
-    return any(message in str(error) for message in _OUT_OF_MEMORY_MESSAGES)
-
-
-def _as_usage_error(error: click.ClickException) -> UsageError:
-    message = error.format_message().rstrip(".")
-    context = error.ctx if isinstance(error, click.UsageError) else None
-    hint = f"see `{context.command_path if context else 'qconvert'} --help`"
-    return UsageError(message[:1].lower() + message[1:], hint=hint)
+        message = f"a name that is not UTF-8 cannot be written: {line.strip()}"
+        hint = "rename the file or folder"
+    else:
+        return None
+    return QConvertError(message, hint=hint)
 
 
 def open_standard_streams() -> None:

@@ -6,23 +6,18 @@ from typing import Any
 import click
 
 from qconvert.cli import options, settings, views
-from qconvert.cli.options import eval_options, gate_options, preprocess_options
 from qconvert.cli.progress import ProgressDisplay
 
-EXAMPLES = """\b
-Examples:
-  qconvert evaluate runs/model --eval val/ --labels labels.csv
-  qconvert evaluate fp32.onnx int8.onnx --eval val/"""
 
-
-@click.command(epilog=EXAMPLES)
+@options.command(
+    "qconvert evaluate runs/model --eval val/ --labels labels.csv",
+    "qconvert evaluate fp32.onnx int8.onnx --eval val/",
+)
 @click.argument("targets", nargs=-1, metavar="RUN | ENGINE...", type=click.Path(path_type=Path))
-@eval_options
-@preprocess_options
-@gate_options
-@options.settings_options
-@options.json_option
-@options.verbosity_options
+@options.eval_options
+@options.preprocess_options
+@options.gate_options
+@options.common_options
 def command(targets: tuple[Path, ...], **chosen: Any) -> None:
     """Compare the outputs of engines on the same images with FP32 and, if known, with labels.
 

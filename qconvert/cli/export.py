@@ -7,30 +7,24 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qconvert.cli import console, options, settings, views
-from qconvert.cli.options import image_options
 from qconvert.cli.progress import ProgressDisplay
 
 if TYPE_CHECKING:
     from qconvert.core.config import Config
-    from qconvert.run.export import Exported
-
-EXAMPLES = """\b
-Examples:
-  qconvert export resnet50.onnx -o clean.onnx
-  qconvert export mypkg.nets:build --input image:1x3x224x224 --weights net.pt"""
 
 
-@click.command(epilog=EXAMPLES)
+@options.command(
+    "qconvert export resnet50.onnx -o clean.onnx",
+    "qconvert export mypkg.nets:build --input image:1x3x224x224 --weights net.pt",
+)
 @click.argument("source", required=False)
 @options.output_option("The ONNX file (default: NAME.onnx).")
 @options.source_options
 @options.setting_options("export", "opset", "parity-tolerance")
 @options.setting_options("prepare", "skip")
-@image_options
+@options.image_options
 @click.option("--dry-run", is_flag=True, help="Print what would be done, change nothing.")
-@options.settings_options
-@options.json_option
-@options.verbosity_options
+@options.common_options
 def command(source: str | None, output: Path | None, **chosen: Any) -> None:
     """Convert SOURCE into one clean ONNX file and check that its outputs are the same.
 
@@ -39,14 +33,15 @@ def command(source: str | None, output: Path | None, **chosen: Any) -> None:
     and ONNX are compared on some of them instead of on random inputs, and the preprocessing is
     written into the file.
     """
+    from qconvert.core import config_file, onnx_io
+    from qconvert.run.context import open_context
+    from qconvert.run.export import export
+
     config = settings.load(source, chosen)
     path = settings.output_path(output, str(config.model), ".onnx")
     if chosen["dry_run"]:
         _print_dry_run(config, path)
         return
-    from qconvert.run.context import open_context
-    from qconvert.run.export import export
-
     with ProgressDisplay() as display:
         result = export(open_context(config, display.update, trust=chosen["trust"]), path)
     for step in result.loaded.steps:
@@ -55,8 +50,22 @@ def command(source: str | None, output: Path | None, **chosen: Any) -> None:
         console.info(f"    {step.name}: {step.changed or 'nothing'}, {step.seconds:.2f} s", level=1)
     if result.quantized:
         console.note("this model holds Q/DQ nodes; they are kept as they are")
-    if chosen["as_json"]:
-        console.write_json(_as_json(result, config))
+    if not chosen["as_json"]:
+        return
+    model = result.loaded.model
+    console.write_json(
+        {
+            **views.model_file_json(result.path),
+            "opset": model.opset_imports.get("", 0),
+            "inputs": [str(spec) for spec in onnx_io.inputs(model)],
+            "outputs": [str(spec) for spec in onnx_io.outputs(model)],
+            "quantized": result.quantized,
+            "parity": asdict(result.parity) if result.parity else None,
+            "steps": [asdict(step) for step in result.loaded.steps],
+            "config": config_file.as_dict(config),
+            "notes": list(result.loaded.source.notes),
+        }
+    )
 
 
 def _print_dry_run(config: "Config", path: Path) -> None:
@@ -75,20 +84,3 @@ def _print_dry_run(config: "Config", path: Path) -> None:
     if kind != "ONNX file":
         console.write(f"parity   on {config.export.parity_inputs} inputs against PyTorch")
     console.write(f"write    {path}")
-
-
-def _as_json(result: "Exported", config: "Config") -> dict[str, object]:
-    from qconvert.core import config_file, onnx_io
-
-    model = result.loaded.model
-    return {
-        **views.model_file_json(result.path),
-        "opset": model.opset_imports.get("", 0),
-        "inputs": [str(spec) for spec in onnx_io.inputs(model)],
-        "outputs": [str(spec) for spec in onnx_io.outputs(model)],
-        "quantized": result.quantized,
-        "parity": asdict(result.parity) if result.parity else None,
-        "steps": [asdict(step) for step in result.loaded.steps],
-        "config": config_file.as_dict(config),
-        "notes": list(result.loaded.source.notes),
-    }

@@ -8,13 +8,11 @@ import click
 from qconvert.cli import console, options
 from qconvert.core.errors import UsageError
 
-EXAMPLES = """\b
-Examples:
-  qconvert init resnet50.onnx
-  qconvert init mypkg.nets:build -o settings.toml"""
 
-
-@click.command(epilog=EXAMPLES)
+@options.command(
+    "qconvert init resnet50.onnx",
+    "qconvert init mypkg.nets:build -o settings.toml",
+)
 @click.argument("model", required=False)
 @options.output_option("Where to write (default: ./qconvert.toml).", default="qconvert.toml")
 @click.option("--force", is_flag=True, help="Write over an existing file.")

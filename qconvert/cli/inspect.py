@@ -1,27 +1,18 @@
 """`qconvert inspect`."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from qconvert.cli import console, options, settings, views
-from qconvert.report.table import TextColumn, TextTable, number_columns
-
-if TYPE_CHECKING:
-    from qconvert.graph.describe import ModelInfo, NodeInfo, OperatorInfo
+from qconvert.report.table import TextColumn, TextTable, number_columns, text_columns
 
 # Listed here too, so that `--help` does not import the backends; a test compares.
 BACKENDS = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
 
-EXAMPLES = """\b
-Examples:
-  qconvert inspect resnet50.onnx
-  qconvert inspect resnet50.onnx --nodes --json"""
 
-
-@click.command(epilog=EXAMPLES)
+@options.command("qconvert inspect resnet50.onnx", "qconvert inspect resnet50.onnx --nodes --json")
 @click.argument("model")
 @options.source_options
 @click.option("--nodes", is_flag=True, help="List every node, in order, not every operator.")
@@ -40,27 +31,7 @@ def command(model: str, **chosen: Any) -> None:
     With --quantized, show instead which nodes of a quantized file are computed in integers, or
     which of a float model would be on a backend, and why the others are not.
     """
-    if chosen["quantized"]:
-        _show_quantized(model, chosen)
-        return
-    from qconvert import sources
-    from qconvert.core import config_file
-    from qconvert.graph.describe import describe_model
-    from qconvert.graph.passes import infer_shapes
-
-    export = config_file.load(None, settings.from_options(None, chosen)).export
-    source = sources.load(model, export, trust=chosen["trust"])
-    summary = describe_model(infer_shapes(source.model)[0])
-    if chosen["as_json"]:
-        console.write_json(_as_json(model, summary, nodes=chosen["nodes"]))
-        return
-    _show_head(model, summary)
-    if chosen["nodes"]:
-        _show_nodes(summary.nodes)
-    else:
-        _show_operators(summary.operators)
-    if summary.quantized:
-        console.write("\nquantized already: it holds Q/DQ nodes, which qconvert keeps as they are")
+    (_show_quantized if chosen["quantized"] else _show_model)(model, chosen)
 
 
 def _show_quantized(model: str, chosen: dict[str, Any]) -> None:
@@ -74,12 +45,36 @@ def _show_quantized(model: str, chosen: dict[str, Any]) -> None:
         rows = {name: asdict(layer) for name, layer in layers.items()}
         console.write_json({"model": model, "layers": rows})
     elif chosen["nodes"]:
-        views.show_node_coverage(layers)
+        columns = [*text_columns("node", "operator", "int8"), *text_columns("why", wrap=True)]
+        cells = [
+            [name, layer.op, "" if layer.left else "yes", layer.left or layer.note]
+            for name, layer in layers.items()
+        ]
+        console.write_table(TextTable(columns, cells))
     else:
         views.show_coverage(layers)
 
 
-def _show_head(model: str, summary: "ModelInfo") -> None:
+def _show_model(model: str, chosen: dict[str, Any]) -> None:
+    from qconvert import sources
+    from qconvert.core import config_file
+    from qconvert.graph.describe import describe_model
+    from qconvert.graph.passes import infer_shapes
+
+    export = config_file.load(None, settings.from_options(None, chosen)).export
+    source = sources.load(model, export, trust=chosen["trust"])
+    summary = describe_model(infer_shapes(source.model)[0])
+    if chosen["as_json"]:
+        result = {"model": model, **asdict(summary)}
+        for side in ("inputs", "outputs"):
+            result[side] = [
+                {"name": spec.name, "dtype": str(spec.dtype), "shape": list(spec.shape)}
+                for spec in getattr(summary, side)
+            ]
+        if not chosen["nodes"]:
+            del result["nodes"]
+        console.write_json(result)
+        return
     producer = f", by {summary.producer}" if summary.producer else ""
     console.write(
         f"{model}   opset {summary.opset}, {_count(summary.parameters)} parameters, "
@@ -90,44 +85,43 @@ def _show_head(model: str, summary: "ModelInfo") -> None:
     for spec in summary.outputs:
         console.write(f"  output  {spec}")
     console.write("")
-
-
-def _show_operators(operators: "Sequence[OperatorInfo]") -> None:
-    total = sum(operator.macs or 0 for operator in operators)
-    numbers = number_columns("nodes", "parameters", "MACs")
-    columns = [TextColumn("operator"), *numbers, TextColumn("share", "right", rank=1)]
-    rows = [
-        [
-            operator.op,
-            str(operator.nodes),
-            _count(operator.parameters),
-            _count(operator.macs),
-            f"{100 * operator.macs / total:.1f} %" if operator.macs else "",
+    if chosen["nodes"]:
+        columns = [
+            *text_columns("node", "operator"),
+            TextColumn("output", rank=2),
+            *number_columns("parameters", rank=3),
+            *number_columns("MACs", rank=1),
         ]
-        for operator in operators
-    ]
-    console.write_table(TextTable(columns, rows))
-
-
-def _show_nodes(nodes: "Sequence[NodeInfo]") -> None:
-    columns = [
-        TextColumn("node"),
-        TextColumn("operator"),
-        TextColumn("output", rank=2),
-        TextColumn("parameters", "right", rank=3),
-        TextColumn("MACs", "right", rank=1),
-    ]
-    rows = [
-        [
-            node.name or "-",
-            node.op,
-            node.outputs[0].partition(": ")[2] if node.outputs else "",
-            _count(node.parameters),
-            _count(node.macs),
+        rows = [
+            [
+                node.name or "-",
+                node.op,
+                node.outputs[0].partition(": ")[2] if node.outputs else "",
+                _count(node.parameters),
+                _count(node.macs),
+            ]
+            for node in summary.nodes
         ]
-        for node in nodes
-    ]
+    else:
+        total = sum(operator.macs or 0 for operator in summary.operators)
+        columns = [
+            *text_columns("operator"),
+            *number_columns("nodes", "parameters", "MACs"),
+            *number_columns("share", rank=1),
+        ]
+        rows = [
+            [
+                operator.op,
+                str(operator.nodes),
+                _count(operator.parameters),
+                _count(operator.macs),
+                f"{100 * operator.macs / total:.1f} %" if operator.macs else "",
+            ]
+            for operator in summary.operators
+        ]
     console.write_table(TextTable(columns, rows))
+    if summary.quantized:
+        console.write("\nquantized already: it holds Q/DQ nodes, which qconvert keeps as they are")
 
 
 def _count(number: int | None) -> str:
@@ -139,15 +133,3 @@ def _count(number: int | None) -> str:
             digits = ".3g" if number < 1000 * size else ".0f"
             return f"{number / size:{digits}}{unit}"
     return str(number)
-
-
-def _as_json(model: str, summary: "ModelInfo", *, nodes: bool) -> dict[str, object]:
-    result = {"model": model, **asdict(summary)}
-    for side in ("inputs", "outputs"):
-        result[side] = [
-            {"name": spec.name, "dtype": str(spec.dtype), "shape": list(spec.shape)}
-            for spec in getattr(summary, side)
-        ]
-    if not nodes:
-        del result["nodes"]
-    return result

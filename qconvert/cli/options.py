@@ -16,6 +16,11 @@ from qconvert.core.config import Option, keys_at, literals, option_table
 Decorator = Callable[[Any], Any]
 
 
+def command(*examples: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Return a decorator that makes a command, with examples under its help."""
+    return click.command(epilog="\n  ".join(["\b\nExamples:", *examples]))
+
+
 class SettingOption(click.Option):
     """An option that sets one or more settings; its parameter is named after their dotted keys."""
 
@@ -152,21 +157,6 @@ source_options = _add(
     click.option("--trust", is_flag=True, help="Let the source run the code that it contains."),
 )
 
-settings_options = _add(
-    click.option(
-        "--config",
-        type=click.Path(path_type=Path, dir_okay=False),
-        help="Settings file (default: ./qconvert.toml if it exists).",
-    ),
-    click.option(
-        "--set",
-        "assigned",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Override a setting; repeatable.",
-    ),
-)
-
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
@@ -191,4 +181,21 @@ _counted = partial(
 verbosity_options = _add(
     _counted("-v", "--verbose", help="More details; -vv: logs of libraries."),
     _counted("-q", "--quiet", help="Errors only; -qq: exit code only."),
+)
+
+common_options = _add(
+    click.option(
+        "--config",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Settings file (default: ./qconvert.toml if it exists).",
+    ),
+    click.option(
+        "--set",
+        "assigned",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a setting; repeatable.",
+    ),
+    json_option,
+    verbosity_options,
 )

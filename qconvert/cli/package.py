@@ -8,17 +8,15 @@ import click
 
 from qconvert.cli import console, options
 
-EXAMPLES = """\b
-Examples:
-  qconvert package runs/model --format onnxruntime -o model-int8/
-  qconvert package runs/model --format triton --engine cpu-int8 -o models/"""
-
 # Listed here too, so that `--help` does not import the writers; a test compares.
 FORMATS = ("onnxruntime", "triton")
 _PATH = click.Path(path_type=Path)
 
 
-@click.command(epilog=EXAMPLES)
+@options.command(
+    "qconvert package runs/model --format onnxruntime -o model-int8/",
+    "qconvert package runs/model --format triton --engine cpu-int8 -o models/",
+)
 @click.argument("run", type=_PATH)
 @click.option(
     "--format", "form", type=click.Choice(FORMATS), required=True, help="What will run the engine."
@@ -36,10 +34,10 @@ def command(run: Path, form: Any, output: Path, as_json: bool, **chosen: Any) ->
     on images without qconvert. For `triton`: a folder in the model repository OUTPUT, with
     inputs, outputs and batching configured.
     """
-    from qconvert.package.pack import PackageOptions, write_package
+    from qconvert.package.pack import write_package
     from qconvert.run.targets import load_run
 
-    package = write_package(load_run(run), PackageOptions(form, output, **chosen))
+    package = write_package(load_run(run), form, output, **chosen)
     for note in package.notes:
         console.note(note)
     if as_json:

@@ -4,7 +4,6 @@ import os
 import sys
 import textwrap
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from qconvert.cli.console import VERBOSITY, info, stderr_console, style_stderr
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
 
     from qconvert.core.progress import Progress
 
-TEXT_WIDTH, DURATION_WIDTH = 50, 14
 LOG_INTERVAL_SECONDS = 10.0
 
 
@@ -30,12 +28,7 @@ class ProgressDisplay:
     def __enter__(self) -> "ProgressDisplay":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop_status()
 
     def update(self, progress: "Progress") -> None:
@@ -44,15 +37,12 @@ class ProgressDisplay:
             self._show_running(progress)
             return
         self._stop_status()
-        if VERBOSITY.level >= 0:
-            self._print_finished(progress, progress.seconds)
-
-    def _print_finished(self, progress: "Progress", seconds: float) -> None:
-        duration = f"cached, {seconds:.1f} s" if progress.stored else f"{seconds:.1f} s"
+        if VERBOSITY.level < 0:
+            return
+        duration = f"{'cached, ' if progress.stored else ''}{progress.seconds:.1f} s"
         paragraphs = sanitize_text(progress.text).splitlines()
-        first, *rest = [line for text in paragraphs for line in textwrap.wrap(text, TEXT_WIDTH)]
-        mark = style_stderr("✓", "32")
-        head = f"  {mark} {progress.step:<9} {first:<{TEXT_WIDTH}} {duration:>{DURATION_WIDTH}}"
+        first, *rest = [line for text in paragraphs for line in textwrap.wrap(text, 50)]
+        head = f"  {style_stderr('✓', '32')} {progress.step:<9} {first:<50} {duration:>14}"
         sys.stderr.write("\n".join([head, *(f"    {'':<9} {line}" for line in rest)]) + "\n")
         sys.stderr.flush()
 
@@ -64,7 +54,11 @@ class ProgressDisplay:
         self._last_done = progress.done
         text = f"{progress.step:<9} {sanitize_text(progress.text)}{self._speed(progress, now)}"
         if sys.stderr.isatty() and not os.environ.get("QCONVERT_NO_PROGRESS"):
-            self._show_status(f"{text} …")
+            if self._status is not None:
+                self._status.update(f"{text} …")
+            elif VERBOSITY.level >= 0:
+                self._status = stderr_console().status(f"{text} …")
+                self._status.start()
         elif progress.total and now - self._last_logged >= LOG_INTERVAL_SECONDS:
             self._last_logged = now
             info(f"    {text}")
@@ -80,15 +74,6 @@ class ProgressDisplay:
         left = round((progress.total - progress.done) * seconds / done)
         speed = f", {done / seconds:.0f}/s" if done >= seconds else ""
         return f"{text}{speed}, {left // 60}:{left % 60:02} left"
-
-    def _show_status(self, text: str) -> None:
-        if VERBOSITY.level < 0:
-            return
-        if self._status is None:
-            self._status = stderr_console().status(text)
-            self._status.start()
-        else:
-            self._status.update(text)
 
     def _stop_status(self) -> None:
         if self._status is not None:

@@ -7,26 +7,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qconvert.cli import console, options, settings, views
-from qconvert.cli.options import image_options, quantize_options
 from qconvert.cli.progress import ProgressDisplay
 
 if TYPE_CHECKING:
-    from qconvert.run.context import JobContext
     from qconvert.run.quantize import Quantized, QuantizeRequest
-
-EXAMPLES = """\b
-Examples:
-  qconvert quantize model.onnx --images calib_data/ -o int8.onnx
-  qconvert quantize model.onnx --images photos/ --backend tensorrt --rest fp16"""
 
 # Listed here too, so that `--help` does not import the backends; a test compares.
 BACKENDS = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
-PRECISIONS = ("int8", "fp16", "bf16")
-MAX_ISLAND_NOTES = 3
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-@click.command(epilog=EXAMPLES)
+@options.command(
+    "qconvert quantize model.onnx --images calib_data/ -o int8.onnx",
+    "qconvert quantize model.onnx --images photos/ --backend tensorrt --rest fp16",
+)
 @click.argument("model", required=False)
 @options.output_option("The ONNX file (default: NAME-BACKEND-PRECISION.onnx).")
 @click.option(
@@ -38,7 +32,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option(
     "--precision",
-    type=click.Choice(PRECISIONS),
+    type=click.Choice(("int8", "fp16", "bf16")),
     default="int8",
     show_default=True,
     help="The precision to convert to.",
@@ -47,15 +41,13 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "--keep-io/--half-io", default=True, help="Inputs and outputs in float32 (default), or half."
 )
 @click.option("--calibration", type=_FILE, help="A file that `qconvert calibrate` wrote.")
-@quantize_options
+@options.quantize_options
 @click.option("--plan", type=_FILE, help="Replay a plan instead of making one.")
 @click.option("--plan-out", type=_FILE, help="Write the plan, to read and edit.")
 @options.source_options
-@image_options
+@options.image_options
 @click.option("--dry-run", is_flag=True, help="Print what would be quantized, change nothing.")
-@options.settings_options
-@options.json_option
-@options.verbosity_options
+@options.common_options
 def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     """Convert MODEL to a file that carries the precision of every node itself.
 
@@ -66,7 +58,7 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     from qconvert.core.errors import UsageError
     from qconvert.quantize.plan_files import PlanWithWeights, save_plan
     from qconvert.run.context import open_context
-    from qconvert.run.quantize import QuantizeRequest, quantize
+    from qconvert.run.quantize import QuantizeRequest, preview_layers, quantize
     from qconvert.run.run_folder import require_output_file
 
     config = settings.load(model, chosen)
@@ -80,8 +72,16 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
         keep_io=chosen["keep_io"],
     )
     if chosen["dry_run"]:
-        context = open_context(config, trust=chosen["trust"])
-        _print_dry_run(context, request, as_json=chosen["as_json"])
+        if request.plan is not None:
+            raise UsageError(
+                "`--dry-run` shows the plan that would be made; `--plan` brings one",
+                hint="leave out one of them",
+            )
+        layers = preview_layers(open_context(config, trust=chosen["trust"]), request)
+        if chosen["as_json"]:
+            console.write_json({"layers": {name: asdict(layer) for name, layer in layers.items()}})
+        else:
+            views.show_coverage(layers)
         return
     plan_out: Path | None = chosen["plan_out"]
     if plan_out is not None:
@@ -89,44 +89,26 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
             raise UsageError("there is no plan to write", hint="a plan is for `--precision int8`")
         require_output_file(plan_out, Path(str(config.model)), request.out)
     with ProgressDisplay() as display:
-        context = open_context(config, display.update, trust=chosen["trust"])
-        result = quantize(context, request)
+        result = quantize(open_context(config, display.update, trust=chosen["trust"]), request)
     if plan_out is not None:
-        assert result.quantized.plan is not None
+        plan, weights = result.quantized.plan, result.quantized.rounded_weights
+        assert plan is not None
         plan_out.parent.mkdir(parents=True, exist_ok=True)
-        save_plan(
-            PlanWithWeights(result.quantized.plan, result.quantized.rounded_weights), plan_out
-        )
+        save_plan(PlanWithWeights(plan, weights), plan_out)
         console.info(f"    plan: {plan_out}")
     for note in result.notes:
         console.note(note)
     _show(result, request, as_json=chosen["as_json"])
 
 
-def _print_dry_run(context: "JobContext", request: "QuantizeRequest", *, as_json: bool) -> None:
-    from qconvert.core.errors import UsageError
-    from qconvert.run.quantize import preview_layers
-
-    if request.plan is not None:
-        raise UsageError(
-            "`--dry-run` shows the plan that would be made; `--plan` brings one",
-            hint="leave out one of them",
-        )
-    layers = preview_layers(context, request)
-    if as_json:
-        console.write_json({"layers": {name: asdict(layer) for name, layer in layers.items()}})
-    else:
-        views.show_coverage(layers)
-
-
 def _show(result: "Quantized", request: "QuantizeRequest", *, as_json: bool) -> None:
     from qconvert.quantize.plan_files import plan_to_json
 
     model = result.quantized
-    for name, reason in list(model.islands.items())[:MAX_ISLAND_NOTES]:
+    for name, reason in list(model.islands.items())[:3]:
         console.note(f"`{name}` stays in float32: {reason}")
-    if len(model.islands) > MAX_ISLAND_NOTES:
-        console.note(f"and {len(model.islands) - MAX_ISLAND_NOTES} more nodes: see `--json`")
+    if len(model.islands) > 3:
+        console.note(f"and {len(model.islands) - 3} more nodes: see `--json`")
     if as_json:
         console.write_json(
             {

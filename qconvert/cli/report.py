@@ -1,25 +1,22 @@
 """`qconvert report`."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from qconvert.cli import console, options, views
 
-EXAMPLES = """\b
-Examples:
-  qconvert report runs/model
-  qconvert report runs/model --format html -o report.html"""
 
-FORMATS = ("text", "html", "md", "json", "card")
-
-
-@click.command(epilog=EXAMPLES)
+@options.command(
+    "qconvert report runs/model",
+    "qconvert report runs/model --format html -o report.html",
+)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--format",
     "form",
-    type=click.Choice(FORMATS),
+    type=click.Choice(("text", "html", "md", "json", "card")),
     default="text",
     show_default=True,
     help="How to show it.",
@@ -38,7 +35,8 @@ def command(run: Path, form: str, engine: str, output: Path | None) -> None:
     RUN is its folder, or the JSON file; an HTML page includes the images that lie beside it.
     """
     from qconvert.core.atomic import write_text
-    from qconvert.report import json_file
+    from qconvert.report import html, json_file, markdown, model_card
+    from qconvert.run.report_files import report_images
     from qconvert.run.run_folder import require_output_file
 
     if form == "text" and output is not None:
@@ -53,21 +51,13 @@ def command(run: Path, form: str, engine: str, output: Path | None) -> None:
     if form == "json" and output is None:
         console.write_json(json_file.to_json(report))
         return
-    if form == "html":
-        from qconvert.report.html import render_html
-        from qconvert.run.report_files import report_images
-
-        text = render_html(report, report_images(report, file.parent))
-    elif form == "md":
-        from qconvert.report.markdown import render_markdown
-
-        text = render_markdown(report)
-    elif form == "json":
-        text = json_file.dumps(report)
-    else:
-        from qconvert.report.model_card import render_card
-
-        text = render_card(report, engine)
+    writers: dict[str, Callable[[], str]] = {
+        "html": lambda: html.render_html(report, report_images(report, file.parent)),
+        "md": lambda: markdown.render_markdown(report),
+        "json": lambda: json_file.dumps(report),
+        "card": lambda: model_card.render_card(report, engine),
+    }
+    text = writers[form]()
     if output is None:
         console.write(text)
     else:

@@ -7,36 +7,25 @@ from typing import Any
 import click
 
 from qconvert.cli import console, options, settings, views
-from qconvert.cli.options import (
-    bench_options,
-    eval_options,
-    image_options,
-    quantize_options,
-    setting_options,
-)
 from qconvert.cli.progress import ProgressDisplay
 
-EXAMPLES = """\b
-Examples:
-  qconvert search model.onnx --images calib_data/ --eval val/ --budget 0.5
-  qconvert search m.onnx --images photos/ --backend tensorrt --max-latency 2"""
 
-
-@click.command(epilog=EXAMPLES)
+@options.command(
+    "qconvert search model.onnx --images calib_data/ --eval val/ --budget 0.5",
+    "qconvert search m.onnx --images photos/ --backend tensorrt --max-latency 2",
+)
 @click.argument("model", required=False)
 @options.output_option("The folder of results (default: runs/NAME-mixed).")
-@setting_options("search", "budget", "by", "max-latency")
-@setting_options("build", "backends")
-@image_options
-@quantize_options
-@eval_options
-@bench_options
+@options.setting_options("search", "budget", "by", "max-latency")
+@options.setting_options("build", "backends")
+@options.image_options
+@options.quantize_options
+@options.eval_options
+@options.bench_options
 @options.source_options
 @click.option("--fresh", is_flag=True, help="Ignore cached results.")
 @click.option("--dry-run", is_flag=True, help="Print what would be tried, change nothing.")
-@options.settings_options
-@options.json_option
-@options.verbosity_options
+@options.common_options
 def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     """Find the smallest part of MODEL to keep in float so that accuracy stays within a budget.
 

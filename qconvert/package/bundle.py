@@ -1,8 +1,8 @@
 """What every package holds: an engine, its preprocessing, and the names of its classes."""
 
+import contextlib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -22,7 +22,6 @@ from qconvert.run import context, targets
 from qconvert.run.run_folder import RunFolder
 from qconvert.run.targets import Run
 
-NAME_PATTERN = re.compile(r"[\w.-]+")
 PREPROCESS_FILE = "preprocess.toml"
 PREPROCESS_HEADER = """\
 # How an image becomes the model's input, in this order: turned upright as its EXIF says, converted
@@ -64,43 +63,39 @@ class Bundle:
 
     @property
     def scores(self) -> TensorSpec | None:
-        """The first output with a score for each class, if there is one."""
-        return _find_scores(self.outputs)
+        """The first output of shape [images, classes, 1...] that is not of integers."""
+        for spec in self.outputs:
+            has_classes = len(spec.shape) >= 2 and spec.shape[1] != 1
+            if has_classes and all(n == 1 for n in spec.shape[2:]) and spec.dtype.kind not in "iub":
+                return spec
+        return None
 
 
 def make_bundle(run: Run, engine: str = "", name: str = "", classes: Path | None = None) -> Bundle:
     """Collect what to package of a run: the named engine, or else that of the verdict."""
     built = targets.read_engine(run.path(engine)).engine
     source = sources.load(str(built.folder / built.graph), ExportConfig())
-    folder = RunFolder(run.folder)
-    outputs = onnx_io.outputs(source.model)
-    return Bundle(
-        name=_require_name(name or re.sub(r"[^\w.-]+", "-", model_stem(run.report.model))),
-        engine=built,
-        inputs=source.inputs,
-        outputs=outputs,
-        profile=folder.settings().build.profile,
-        opset=source.model.opset_imports.get("", 0),
-        preparation=_image_preparation(source),
-        classes=_class_names(_find_scores(outputs), folder, classes),
-    )
-
-
-def _require_name(name: str) -> str:
-    if not NAME_PATTERN.fullmatch(name) or not name.strip("."):
+    name = name or re.sub(r"[^\w.-]+", "-", model_stem(run.report.model))
+    if not re.fullmatch(r"[\w.-]+", name) or not name.strip("."):
         raise UsageError(
             f"`{name}` cannot be the name of a folder and of a model",
             hint="letters, digits, `-`, `_` and `.`: `--name NAME`",
         )
-    return name
-
-
-def _image_preparation(source: sources.Source) -> ImagePreparation | None:
     preprocess = context.preprocessing_or_default(source, PreprocessConfig())
-    try:
-        return ImagePreparation(*fit_to_input(preprocess, find_image_input(source.inputs)))
-    except QConvertError:
-        return None
+    preparation = None
+    with contextlib.suppress(QConvertError):  # the inputs are no images
+        preparation = ImagePreparation(*fit_to_input(preprocess, find_image_input(source.inputs)))
+    folder = RunFolder(run.folder)
+    bundle = Bundle(
+        name=name,
+        engine=built,
+        inputs=source.inputs,
+        outputs=onnx_io.outputs(source.model),
+        profile=folder.settings().build.profile,
+        opset=source.model.opset_imports.get("", 0),
+        preparation=preparation,
+    )
+    return replace(bundle, classes=_class_names(bundle.scores, folder, classes))
 
 
 def _class_names(
@@ -119,15 +114,6 @@ def _class_names(
             hint="one name a line, in the model's order",
         )
     return ()
-
-
-def _find_scores(outputs: Sequence[TensorSpec]) -> TensorSpec | None:
-    """Return the first output of shape [images, classes, 1...] that is not of integers."""
-    for spec in outputs:
-        has_classes = len(spec.shape) >= 2 and spec.shape[1] != 1
-        if has_classes and all(n == 1 for n in spec.shape[2:]) and spec.dtype.kind not in "iub":
-            return spec
-    return None
 
 
 def write_preprocess_file(preparation: ImagePreparation, folder: Path) -> None:

@@ -17,14 +17,9 @@ from qconvert.backends.system_probe import INTEGER_FLAGS
 from qconvert.core.errors import UsageError
 from qconvert.core.tensors import fixed_batch
 from qconvert.images.listing import CLASSES_FILE
-from qconvert.images.preprocess import Preprocess
 from qconvert.package import bundle as bundles
 from qconvert.package.bundle import Bundle
 from qconvert.report.markdown import escape_text
-
-SCRIPT, README = "run.py", "README.md"
-# A name, extras, releases.
-REQUIREMENT_PATTERN = re.compile(r"[\w.-]+(\[[\w,-]+\])?([<>=!~]{1,2}[\w.,<>=!~+*-]+)?")
 
 INTEGER_LINES = f"""\
 # CPUs without these instructions multiply bytes in 16 bits, which overflow in this default mode.
@@ -39,17 +34,6 @@ onnxruntime.register_execution_provider_library(plugin.get_ep_name(), plugin.get
 devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == "$provider"]
 options.add_provider_for_devices(devices[:1], $provider_options)
 session = onnxruntime.InferenceSession(str(HERE / $file), options)
-""")
-
-PROVIDER_SESSION = Template("""\
-session = onnxruntime.InferenceSession(
-    str(HERE / $file), options, providers=[$providers]
-)
-""")
-
-PROVIDER_CHECK = Template("""\
-if session.get_providers()[0] != "$provider":
-    sys.exit("$provider did not start")
 """)
 
 CLASSES_LINE = 'CLASSES = (HERE / "classes.txt").read_text(encoding="utf-8").splitlines()\n\n'
@@ -80,14 +64,21 @@ def write(bundle: Bundle, folder: Path) -> tuple[str, ...]:
     bundles.write_class_names(bundle, folder / CLASSES_FILE)
     if bundle.preparation is not None:
         bundles.write_preprocess_file(bundle.preparation, folder)
-    (folder / SCRIPT).write_text(run_script(bundle, spec), encoding="utf-8")
-    (folder / README).write_text(_readme(bundle, spec), encoding="utf-8")
+    (folder / "run.py").write_text(run_script(bundle, spec), encoding="utf-8")
+    (folder / "README.md").write_text(_readme(bundle, spec), encoding="utf-8")
     return ()
 
 
 def _readme(bundle: Bundle, spec: LoadSpec) -> str:
+    for package in spec.packages:
+        # A name, extras and releases, and nothing that a shell would run.
+        if not re.fullmatch(r"[\w.-]+(\[[\w,-]+\])?([<>=!~]{1,2}[\w.,<>=!~+*-]+)?", package):
+            raise UsageError(
+                f"the engine was built with `{package}`, which is no package and its release",
+                hint="build the engine again: its `engine.json` was changed",
+            )
     preparation = bundle.preparation
-    packages = [*map(_requirement, spec.packages), "numpy"]
+    packages = [*(f'"{package}"' for package in spec.packages), "numpy"]
     runtime = bundle.engine.made_with.get("runtime", "")
     text = bundles.fill_template(
         "onnxruntime.md.tmpl",
@@ -97,19 +88,7 @@ def _readme(bundle: Bundle, spec: LoadSpec) -> str:
         example="IMAGE.jpg" if preparation is not None else "ARRAYS.npz",
         origin=escape_text(f"; it was built with {runtime}") if runtime else "",
     )
-    if preparation is None:
-        return text
-    return f"{text}\n{bundles.describe_preparation(preparation)}"
-
-
-def _requirement(name: str) -> str:
-    """Return a package for the command line of an installer, and nothing that a shell would run."""
-    if not REQUIREMENT_PATTERN.fullmatch(name):
-        raise UsageError(
-            f"the engine was built with `{name}`, which is no package and its release",
-            hint="build the engine again: its `engine.json` was changed",
-        )
-    return f'"{name}"'
+    return text if preparation is None else f"{text}\n{bundles.describe_preparation(preparation)}"
 
 
 def run_script(bundle: Bundle, spec: LoadSpec) -> str:
@@ -130,24 +109,21 @@ def run_script(bundle: Bundle, spec: LoadSpec) -> str:
         output = python_string(bundle.scores.name)
         loop = PRINT_SCORES.substitute(output=output, feeds=feeds, class_name=class_name)
     preprocess, image_input = preparation.preprocess, preparation.target
+    if isinstance(preprocess.resize, int):
+        scaled = '[int(PREPROCESS["resize"] * side / min(image.size)) for side in image.size]'
+    else:
+        scaled = 'PREPROCESS["resize"]' if isinstance(preprocess.resize, tuple) else "image.size"
     return bundles.fill_template(
         "run_images.py.tmpl",
         name=bundle.name,
         mode="L" if image_input.channels == 1 else "RGB",
-        scaled=_scaled_size(preprocess),
+        scaled=scaled,
         unfit="!=" if preprocess.crop == "none" else "<",
         order="[..., ::-1]" if preprocess.colours == "bgr" else "",
         layout=".transpose(2, 0, 1)" if image_input.layout == "nchw" else "",
         session=session,
         loop=(CLASSES_LINE if bundle.classes else "") + loop,
     )
-
-
-def _scaled_size(preprocess: Preprocess) -> str:
-    """Return the expression for the size of the resized image."""
-    if isinstance(preprocess.resize, int):
-        return '[int(PREPROCESS["resize"] * side / min(image.size)) for side in image.size]'
-    return 'PREPROCESS["resize"]' if isinstance(preprocess.resize, tuple) else "image.size"
 
 
 def python_string(text: str) -> str:
@@ -159,18 +135,15 @@ def python_string(text: str) -> str:
 
 def session_code(engine: Engine, spec: LoadSpec) -> str:
     """Return code that opens a `session` on the files in `HERE`."""
-    return "".join([*_import_lines(spec), *_option_lines(spec), *_session_lines(engine, spec)])
+    return "".join([*_setup_lines(spec), *_session_lines(engine, spec)])
 
 
-def _import_lines(spec: LoadSpec) -> Iterator[str]:
+def _setup_lines(spec: LoadSpec) -> Iterator[str]:
     yield from (f"import {module}  # for its libraries\n" for module in spec.modules)
     if spec.plugin:
         yield f"import {spec.plugin} as plugin\n\n"
     elif spec.providers[0][0] != PROVIDER:
         yield 'if hasattr(onnxruntime, "preload_dlls"):\n    onnxruntime.preload_dlls()\n'
-
-
-def _option_lines(spec: LoadSpec) -> Iterator[str]:
     yield "options = onnxruntime.SessionOptions()\noptions.log_severity_level = 3\n"
     if spec.threads:
         yield f"options.intra_op_num_threads = {spec.threads}\n"
@@ -184,27 +157,32 @@ def _option_lines(spec: LoadSpec) -> Iterator[str]:
 
 
 def _session_lines(engine: Engine, spec: LoadSpec) -> Iterator[str]:
-    folder, file = str(engine.folder), python_string(engine.files[0])
+    def literal(options: Mapping[str, str]) -> str:
+        """Return options as Python; the engine's folder becomes the folder of the script."""
+        pairs = (
+            f'"{key}": {"str(HERE)" if value == str(engine.folder) else repr(value)}'
+            for key, value in options.items()
+        )
+        return "{" + ", ".join(pairs) + "}"
+
+    file = python_string(engine.files[0])
     first, first_options = spec.providers[0]
     if spec.plugin:
-        provider_options = _options_literal(first_options, folder)
         yield PLUGIN_SESSION.substitute(
-            provider=first, provider_options=provider_options, file=file
+            provider=first, provider_options=literal(first_options), file=file
         )
         return
     providers = ", ".join(
-        f'("{name}", {_options_literal(options, folder)})' if options else f'"{name}"'
+        f'("{name}", {literal(options)})' if options else f'"{name}"'
         for name, options in spec.providers
     )
-    yield PROVIDER_SESSION.substitute(file=file, providers=providers)
+    yield f"""\
+session = onnxruntime.InferenceSession(
+    str(HERE / {file}), options, providers=[{providers}]
+)
+"""
     if first != PROVIDER:
-        yield PROVIDER_CHECK.substitute(provider=first)
-
-
-def _options_literal(options: Mapping[str, str], folder: str) -> str:
-    """Return options as Python; the engine's folder becomes the folder of the script."""
-    pairs = (
-        f'"{key}": {"str(HERE)" if value == folder else repr(value)}'
-        for key, value in options.items()
-    )
-    return "{" + ", ".join(pairs) + "}"
+        yield f"""\
+if session.get_providers()[0] != "{first}":
+    sys.exit("{first} did not start")
+"""

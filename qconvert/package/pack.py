@@ -19,22 +19,6 @@ WRITERS: dict[Format, Callable[[Bundle, Path], tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True)
-class PackageOptions:
-    """What to package, and where.
-
-    `output` is the folder of the package, or for Triton the model repository in which the model
-    gets a folder. By default, `engine` is that of the verdict, `name` that of the model, and
-    `classes`, a file with a name a line, those of the run.
-    """
-
-    form: Format
-    output: Path
-    engine: str = ""
-    name: str = ""
-    classes: Path | None = None
-
-
-@dataclass(frozen=True)
 class Packed:
     """A package: its folder, the name of its engine, its files, and what its user must know."""
 
@@ -44,10 +28,22 @@ class Packed:
     notes: tuple[str, ...]
 
 
-def write_package(run: Run, options: PackageOptions) -> Packed:
-    """Write a package; it appears whole, and never replaces anything."""
-    bundle = make_bundle(run, options.engine, options.name, options.classes)
-    folder = options.output / bundle.name if options.form == "triton" else options.output
+def write_package(
+    run: Run,
+    form: Format,
+    output: Path,
+    engine: str = "",
+    name: str = "",
+    classes: Path | None = None,
+) -> Packed:
+    """Write a package; it appears whole, and never replaces anything.
+
+    `output` is its folder, or for Triton the model repository in which the model gets a folder. By
+    default, `engine` is that of the verdict, `name` that of the model, and `classes`, a file with a
+    name a line, those of the run.
+    """
+    bundle = make_bundle(run, engine, name, classes)
+    folder = output / bundle.name if form == "triton" else output
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UsageError(f"`{folder}` exists", hint="delete it, or choose another `-o`")
     with (
@@ -57,7 +53,7 @@ def write_package(run: Run, options: PackageOptions) -> Packed:
     ):
         draft = temporary / "package"
         draft.mkdir()
-        notes = WRITERS[options.form](bundle, draft)
+        notes = WRITERS[form](bundle, draft)
         draft.replace(folder)
     files = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
     return Packed(folder, bundle.variant, tuple(file.as_posix() for file in files), notes)

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from qconvert.demo import generator
-from qconvert.demo.drawing import IMAGE_SIZE, Surface, blank_surface
-from qconvert.demo.generator import CLASSES, DEFECTS, draw_image
+from qconvert.demo.generator import CLASSES, DEFECTS, IMAGE_SIZE, Surface, blank_surface, draw_image
 
 
 def test_image_of_a_seed_is_independent_of_drawing_order() -> None:

@@ -14,8 +14,7 @@ from qconvert.core.cache import file_sha256
 from qconvert.core.config import Config
 from qconvert.demo import generator
 from qconvert.demo.demo_files import EVALUATION_IMAGES, NETWORK
-from qconvert.demo.drawing import IMAGE_SIZE
-from qconvert.demo.generator import CLASSES, write_images
+from qconvert.demo.generator import CLASSES, IMAGE_SIZE, write_images
 from qconvert.images import ImageChoice, open_images
 from qconvert.images.preprocess import PRESETS
 from qconvert.run import context

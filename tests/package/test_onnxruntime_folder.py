@@ -26,7 +26,7 @@ from qconvert.images.preprocess import Preprocess, find_image_input, fit_to_inpu
 from qconvert.package import onnxruntime_folder
 from qconvert.package.bundle import Bundle, ImagePreparation, make_bundle, write_preprocess_file
 from qconvert.package.onnxruntime_folder import python_string, run_script, session_code
-from qconvert.package.pack import PackageOptions, write_package
+from qconvert.package.pack import write_package
 from qconvert.run.targets import load_run
 from tests.conftest import Outcome
 from tests.images.image_folders import all_rows, open_for_test, write_images
@@ -46,9 +46,7 @@ def run_in_isolation(script: Path, *files: Path | str) -> list[tuple[str, float]
 
 def test_script_of_a_moved_run_prints_the_scores_of_the_engine(world: Path) -> None:
     shutil.move("run", "moved")
-    package = write_package(
-        load_run(Path("moved")), PackageOptions("onnxruntime", Path("pack"), "cpu-int8")
-    )
+    package = write_package(load_run(Path("moved")), "onnxruntime", Path("pack"), "cpu-int8")
     assert set(package.files) == {
         "README.md", "classes.txt", "optimized.onnx", "preprocess.toml", "run.py",
     }  # fmt: skip
@@ -71,7 +69,7 @@ def test_script_loads_the_engine_with_its_session_settings(
     folder = Path("run/engines/cpu-int8")
     text = (folder / "engine.json").read_text().replace('"threads": 0', '"threads": 1')
     (folder / "engine.json").write_text(text.replace('"spinning": "False"', '"spinning": "True"'))
-    write_package(load_run(Path("run")), PackageOptions("onnxruntime", Path("pack"), "cpu-int8"))
+    write_package(load_run(Path("run")), "onnxruntime", Path("pack"), "cpu-int8")
     monkeypatch.setattr(sys, "argv", ["run.py"])
     loaded: Any = runpy.run_path("pack/run.py")["session"].get_session_options()
     ours: Any = qconvert.open_engine(folder).session
@@ -157,9 +155,7 @@ def package_of(model: Any, **names: Any) -> Path:
     onnx_io.save(model, Path("net.onnx"))
     settings = {"bench.seconds": 0.02, "bench.batch-sizes": [1]}
     run = qconvert.build("net.onnx", output="own", precisions="fp32", settings=settings)
-    return write_package(
-        run, PackageOptions("onnxruntime", Path("pack"), "cpu-fp32", **names)
-    ).folder
+    return write_package(run, "onnxruntime", Path("pack"), "cpu-fp32", **names).folder
 
 
 @pytest.mark.slow
@@ -196,14 +192,15 @@ def test_script_fills_a_fixed_batch_and_prints_the_chosen_classes(tmp_path: Path
     with pytest.raises(UsageError, match="names 2 classes, the model has 6"):
         write_package(
             load_run(Path("own")),
-            PackageOptions(
-                "onnxruntime", Path("other"), "cpu-fp32", classes=tmp_path / "names.txt"
-            ),
+            "onnxruntime",
+            Path("other"),
+            "cpu-fp32",
+            classes=tmp_path / "names.txt",
         )
 
 
 def test_preprocess_file_has_every_size_resolved(world: Path) -> None:
-    write_package(load_run(Path("run")), PackageOptions("onnxruntime", Path("pack"), "cpu-fp32"))
+    write_package(load_run(Path("run")), "onnxruntime", Path("pack"), "cpu-fp32")
     values = tomllib.loads(Path("pack/preprocess.toml").read_text())
     assert (values["resize"], values["crop"], values["width"], values["layout"]) == (
         18,

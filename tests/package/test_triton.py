@@ -17,7 +17,7 @@ from qconvert.core.errors import UsageError
 from qconvert.core.tensors import TensorSpec
 from qconvert.package import triton
 from qconvert.package.bundle import Bundle
-from qconvert.package.pack import WRITERS, Format, PackageOptions, write_package
+from qconvert.package.pack import WRITERS, Format, write_package
 from qconvert.run.targets import load_run
 from tests.conftest import Outcome
 from tests.package.triton_schema import parse
@@ -57,16 +57,16 @@ def test_cpu_engine_is_configured_for_onnx_runtime_with_its_classes(
 def test_second_model_joins_a_repository_and_none_is_replaced(world: Path) -> None:
     run = load_run(Path("run"))
     for name in ("first", "second"):
-        write_package(run, PackageOptions("triton", Path("models"), "cpu-fp32", name=name))
+        write_package(run, "triton", Path("models"), "cpu-fp32", name=name)
     assert sorted(path.name for path in Path("models").iterdir()) == ["first", "second"]
     with pytest.raises(UsageError, match="`models/first` exists"):
-        write_package(run, PackageOptions("triton", Path("models"), "cpu-fp32", name="first"))
+        write_package(run, "triton", Path("models"), "cpu-fp32", name="first")
 
 
 def test_rtx_engine_is_refused_with_a_hint(world: Path) -> None:
     run = load_run(Path("run"))
     with pytest.raises(UsageError, match="no backend for engines of TensorRT for RTX") as caught:
-        write_package(run, PackageOptions("triton", Path("models"), "tensorrt-rtx-fp32"))
+        write_package(run, "triton", Path("models"), "tensorrt-rtx-fp32")
     assert "--engine NAME" in caught.value.hint
     assert not Path("models").exists()
 
@@ -149,14 +149,14 @@ def test_config_holds_threads_and_escapes_names() -> None:
     engine = make_engine(cuda, ("model.onnx",), Profile())
     odd = replace(IMAGE, name='say "x"\\')
     spec = replace(cuda.triton_spec(engine), parameters={"intra_op_thread_count": "3"})
-    lines = triton.config_lines(make_bundle(engine, odd, SCORES), spec, triton.Batching(1, 1))
+    lines = triton.config_lines(make_bundle(engine, odd, SCORES), spec, 1, 1)
     config = parse("\n".join(lines))
     assert config.input[0].name == odd.name
     assert config.parameters[0].value.string_value == "3"
     assert not config.HasField("dynamic_batching")
     text = TensorSpec("words", np.dtype("O"), ("N", 1))
     with pytest.raises(UsageError, match="no type for"):
-        list(triton.config_lines(make_bundle(engine, IMAGE, text), spec, triton.Batching(1, 1)))
+        list(triton.config_lines(make_bundle(engine, IMAGE, text), spec, 1, 1))
 
 
 def test_rtx_backend_has_no_triton_spec() -> None:

@@ -36,13 +36,6 @@ def test_trade_off_chart_matches_the_golden_file() -> None:
     assert scatter() == (GOLDEN / "trade_off.svg").read_text(encoding="utf-8")
 
 
-def test_charts_are_deterministic() -> None:
-    assert scatter() == scatter()
-    assert charts.layer_error_chart(evidence.explained()) == charts.layer_error_chart(
-        evidence.explained()
-    )
-
-
 def test_chart_has_the_colours_and_font_of_the_page() -> None:
     svg = scatter()
     assert charts.INK_COLOUR not in svg

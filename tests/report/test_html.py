@@ -1,6 +1,5 @@
 """The page is self-contained, deterministic, and escapes every untrusted name."""
 
-import json
 import re
 import subprocess
 import sys
@@ -20,7 +19,6 @@ from tests.report import evidence
 from tests.report.test_tables import SHAPES
 
 GOLDEN = Path(__file__).parent / "golden"
-HOSTILE = """<script>alert("1")</script>'&{{ 7*7 }}<img src=x onerror=alert(1)>"""
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
@@ -94,13 +92,6 @@ def test_page_is_well_formed_for_every_report_shape(shape: Callable[[], Report])
     assert "Where errors come from" not in document.text
 
 
-def test_page_sections_are_in_reading_order() -> None:
-    sections = re.findall(r'<section id="([a-z-]+)">', explained_page())
-    assert sections == [
-        "gates", "tables", "bars", "notes", "trade-off", "where", "why", "predictions", "made",
-    ]  # fmt: skip
-
-
 def test_page_requests_no_other_resource() -> None:
     document = Page(explained_page())
     for tag, attributes in document.elements:
@@ -115,22 +106,6 @@ def test_page_requests_no_other_resource() -> None:
     assert policy == [
         "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
     ]
-
-
-def test_untrusted_names_are_text_in_the_page() -> None:
-    kind = Page(explained_page())
-    report = evidence.explained(name=HOSTILE, image=HOSTILE)
-    text = json_file.dumps(report).replace('"cat"', json.dumps(HOSTILE))
-    text = text.replace('"lite0.onnx"', json.dumps(HOSTILE))
-    report = json_file.loads(text, "x")
-    attacked = Page(page(report))
-    count = {tag: 0 for tag, _ in attacked.elements}
-    for tag, attributes in attacked.elements:
-        count[tag] += 1
-        assert not any(name.startswith("on") for name in attributes)
-    assert count["script"] == 1
-    assert count["img"] == sum(tag == "img" for tag, _ in kind.elements)
-    assert HOSTILE in attacked.text
 
 
 def test_backticks_become_code_and_are_escaped() -> None:
@@ -164,9 +139,3 @@ def test_importing_html_does_not_import_matplotlib() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert result.stdout == "False\n"
-
-
-def test_text_bar_becomes_a_html_meter() -> None:
-    widths = re.findall(r'class="meter" style="width:(\d+)%"', explained_page())
-    assert widths[:3] == ["100", "89", "80"]
-    assert "█" not in explained_page()

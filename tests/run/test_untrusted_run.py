@@ -17,7 +17,7 @@ from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.tensors import TensorSpec
 from qconvert.package.bundle import make_bundle
 from qconvert.package.onnxruntime_folder import run_script
-from qconvert.package.pack import PackageOptions, write_package
+from qconvert.package.pack import write_package
 from qconvert.report import json_file
 from qconvert.run import targets
 from qconvert.run.report_files import report_images
@@ -38,7 +38,7 @@ def change_engine_json(**changed: Any) -> None:
 
 
 def pack(form: Any, name: str = "") -> None:
-    write_package(load_run(Path("run")), PackageOptions(form, Path("out"), "cpu-int8", name))
+    write_package(load_run(Path("run")), form, Path("out"), "cpu-int8", name)
 
 
 @pytest.mark.parametrize(
