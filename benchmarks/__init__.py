@@ -1,1 +1,1 @@
-"""Measurements against other tools; nothing in the package or its tests needs them."""
+"""Comparisons with other tools; neither the package nor its tests need them."""

@@ -1,4 +1,4 @@
-"""One ONNX file against FP32: size, accuracy on labelled images, and speed on the CPU provider."""
+"""Compare an ONNX file with FP32: size, accuracy on labelled images, speed on the CPU provider."""
 
 import statistics
 import time
@@ -22,7 +22,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Reference:
-    """FP32: its file, the evaluation images, their labels, and its answers."""
+    """The FP32 model, the evaluation images, their labels, and the FP32 logits."""
 
     model: Path
     images: Array
@@ -32,7 +32,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Score:
-    """One file against FP32; shares in percent, SQNR in dB."""
+    """Metrics of one file against FP32; shares in percent, SQNR in dB."""
 
     megabytes: float
     top1: float
@@ -41,35 +41,35 @@ class Score:
     kl: float
 
 
-def score(path: Path, reference: Reference) -> Score:
-    """Run one file over the evaluation images and hold it against FP32 and the labels."""
-    return judged(path, answers(path, reference.images), reference)
+def score_model(path: Path, reference: Reference) -> Score:
+    """Run one file on the evaluation images and compare it with FP32 and the labels."""
+    return score_logits(path, run_model(path, reference.images), reference)
 
 
-def judged(path: Path, found: Array, reference: Reference) -> Score:
-    """Hold the answers of a file against FP32 and the labels."""
-    wanted = reference.logits
-    classes = found.argmax(1)
+def score_logits(path: Path, logits: Array, reference: Reference) -> Score:
+    """Compare the logits of a file with those of FP32 and with the labels."""
+    expected = reference.logits
+    classes = logits.argmax(1)
     return Score(
         megabytes=sum(file.stat().st_size for file in onnx_io.model_files(path)) / 1e6,
         top1=100 * float((classes == reference.labels).mean()),
-        agrees=100 * float((classes == wanted.argmax(1)).mean()),
-        sqnr=decibel(wanted, found),
-        kl=float(divergences(wanted, found).mean()),
+        agrees=100 * float((classes == expected.argmax(1)).mean()),
+        sqnr=sqnr_db(expected, logits),
+        kl=float(divergences(expected, logits).mean()),
     )
 
 
-def decibel(wanted: Array, found: Array) -> float:
+def sqnr_db(expected: Array, logits: Array) -> float:
     """Return the signal to quantization noise ratio over all logits."""
-    noise = float(np.square(wanted - found).sum())
-    return float(10 * np.log10(np.square(wanted).sum() / noise)) if noise else float("inf")
+    noise = float(np.square(expected - logits).sum())
+    return float(10 * np.log10(np.square(expected).sum() / noise)) if noise else float("inf")
 
 
-def divergences(wanted: Array, found: Array) -> Array:
-    """Return for each image the KL divergence of the classes' probabilities from those of FP32."""
-    p, q = log_softmax(wanted), log_softmax(found)
-    apart: Array = (np.exp(p) * (p - q)).sum(1)
-    return apart
+def divergences(expected: Array, logits: Array) -> Array:
+    """Return for each image the KL divergence of the class probabilities from those of FP32."""
+    fp32, int8 = log_softmax(expected), log_softmax(logits)
+    divergence: Array = (np.exp(fp32) * (fp32 - int8)).sum(1)
+    return divergence
 
 
 def log_softmax(logits: Array) -> Array:
@@ -78,48 +78,50 @@ def log_softmax(logits: Array) -> Array:
     return logarithms
 
 
-def answers(path: Path, images: Array) -> Array:
+def run_model(path: Path, images: Array) -> Array:
     """Return the logits of all images.
 
-    What is quantized as TensorRT wants it is computed as the graph says: ONNX Runtime's own integer
-    kernels overflow on it.
+    A graph in TensorRT's scheme runs node by node: ONNX Runtime's integer kernels overflow on it.
     """
-    session = opened(path, literal=has_float_biases(onnx_io.load(path)))
+    session = open_session(path, unfused=has_float_biases(onnx_io.load(path)))
     name = session.get_inputs()[0].name
     chunks = (images[at : at + CHUNK] for at in range(0, len(images), CHUNK))
-    found = [session.run(None, {name: chunk})[0] for chunk in chunks]
-    return np.concatenate(found).astype(np.float64)
+    logits = [session.run(None, {name: chunk})[0] for chunk in chunks]
+    return np.concatenate(logits).astype(np.float64)
 
 
-def gains(models: Mapping[str, Path], base: str, images: Array, rounds: int) -> dict[str, Array]:
-    """Return how many times as fast as `base` each file is, for each batch size."""
-    took = [seconds(models, images[:batch], rounds) for batch in BATCHES]
-    return {name: np.array([each[base] / each[name] for each in took]) for name in models}
+def speedups(models: Mapping[str, Path], base: str, images: Array, rounds: int) -> dict[str, Array]:
+    """Return the speedup of each file over `base`, for each batch size."""
+    batch_medians = [median_seconds(models, images[:batch], rounds) for batch in BATCHES]
+    return {
+        name: np.array([medians[base] / medians[name] for medians in batch_medians])
+        for name in models
+    }
 
 
-def seconds(models: Mapping[str, Path], images: Array, rounds: int) -> dict[str, float]:
-    """Return each file's median seconds a call; the files take turns."""
-    calls = {name: call(path, images) for name, path in models.items()}
-    found: dict[str, list[float]] = {name: [] for name in calls}
+def median_seconds(models: Mapping[str, Path], images: Array, rounds: int) -> dict[str, float]:
+    """Return the median seconds per call of each file; the files take turns."""
+    calls = {name: make_call(path, images) for name, path in models.items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, run in calls.items():
-            run()  # brings back into the caches what the others pushed out
+            run()  # warm up: the other files have evicted this one from the CPU caches
             stop = time.perf_counter() + TURN_SECONDS
             while (started := time.perf_counter()) < stop:
                 run()
-                found[name].append(time.perf_counter() - started)
-    return {name: statistics.median(each) for name, each in found.items()}
+                times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(durations) for name, durations in times.items()}
 
 
-def call(path: Path, images: Array) -> Callable[[], object]:
-    session = opened(path)
+def make_call(path: Path, images: Array) -> Callable[[], object]:
+    session = open_session(path)
     feeds = {session.get_inputs()[0].name: images}
     return lambda: session.run(None, feeds)
 
 
-def opened(path: Path, *, literal: bool = False) -> onnxruntime.InferenceSession:
-    """Open a file as a user would; where `literal`, Q/DQ nodes are run one by one as they are."""
+def open_session(path: Path, *, unfused: bool = False) -> onnxruntime.InferenceSession:
+    """Open a file as a user would; `unfused` runs Q/DQ nodes one by one."""
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.disable_quant_qdq", str(int(literal)))
+    options.add_session_config_entry("session.disable_quant_qdq", str(int(unfused)))
     options.intra_op_num_threads = THREADS
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

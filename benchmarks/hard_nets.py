@@ -1,9 +1,9 @@
-"""INT8 of three small trained networks that are hard to quantize, against ONNX Runtime's quantizer.
+"""INT8 of three small networks that are hard to quantize, compared with ONNX Runtime's quantizer.
 
-Every tool calibrates on the same 200 drawn pictures; the files are held against FP32 on 500 others.
+Every tool calibrates on the same 200 drawn images; the files are compared with FP32 on 500 others.
 
     python -m benchmarks.hard_nets                          # train them, all tools, the verdicts
-    python -m benchmarks.hard_nets --work DIR               # keep what was trained and made
+    python -m benchmarks.hard_nets --work DIR               # keep weights and files in DIR
     python -m benchmarks.hard_nets --work DIR --net mobilenet
 """
 
@@ -19,12 +19,12 @@ import numpy as np
 from onnxruntime import quantization
 
 from benchmarks import small_nets
-from benchmarks.against_fp32 import Array, Reference, Score, answers, divergences, judged
-from benchmarks.quantization import ORT, PEERS, afresh, child
+from benchmarks.against_fp32 import Array, Reference, Score, divergences, run_model, score_logits
+from benchmarks.quantization import ORT, PEERS, run_python, run_uncached
 from qconvert.core.tensors import Tensors
 from qconvert.demo import generator
 
-CALIBRATIONS, EVALUATIONS = 200, 500
+CALIBRATION_COUNT, EVALUATION_COUNT = 200, 500
 EFFORTS = ("none", "default")
 STANDARD_ERRORS = 2.0
 INPUT = "image"
@@ -32,47 +32,49 @@ INPUT = "image"
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A file's score, and for each image its squared error, its KL divergence and 1 if it changed.
+    """The score of a file, and per image its squared error, its KL divergence and 1 if it changed.
 
-    Of these the worst images weigh most in the first, and all alike in the last.
+    The worst images dominate the squared errors; all images count the same in `changed`.
     """
 
     score: Score
     errors: Array
-    apart: Array
+    divergences: Array
     changed: Array
 
 
-def main(given: Sequence[str] = ()) -> None:
+def main(words: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", type=Path, help="where trained networks and files are kept")
     parser.add_argument("--net", choices=small_nets.SMALL, nargs="+", default=[*small_nets.SMALL])
-    chosen = parser.parse_args(given)
+    arguments = parser.parse_args(words)
     logging.getLogger().setLevel(logging.ERROR)  # ORT's advice is about graphs not cleaned yet
     with tempfile.TemporaryDirectory() as folder:
-        work = chosen.work or Path(folder)
-        found = {name: results(prepared(work / name, name)) for name in chosen.net}
-    print(f"\nSmall networks, {EVALUATIONS} drawn pictures, CPU provider")
+        work = arguments.work or Path(folder)
+        results = {name: score_all(prepare_reference(work / name, name)) for name in arguments.net}
+    print(f"\nSmall networks, {EVALUATION_COUNT} drawn images, CPU provider")
     print(f"{'network':14}{'file':26}{'MB':>6}{'top-1':>7}{'agrees':>8}{'SQNR':>7}{'KL':>9}")
-    for net, files in found.items():
-        for name, each in files.items():
-            score = each.score
+    for net, files in results.items():
+        for name, result in files.items():
+            score = result.score
             row = f"{net:14}{name:26}{score.megabytes:6.2f}{score.top1:7.1f}{score.agrees:8.1f}"
             print(f"{row}{score.sqnr:7.2f}{score.kl:9.5f}")
-    for net, files in found.items():
+    for net, files in results.items():
         for backend in PEERS:
-            judge(net, backend, files)
+            print_verdict(net, backend, files)
 
 
-def judge(net: str, backend: str, files: Mapping[str, Result]) -> None:
-    """Say whether what was learned is never worse than the nearest integers, nor than the peer."""
+def print_verdict(net: str, backend: str, files: Mapping[str, Result]) -> None:
+    """Print whether learned rounding is no worse than the nearest integers and the peer."""
     plain, learned = (files[f"qconvert {backend} {effort}"] for effort in EFFORTS)
     peer, theirs = PEERS[backend], files[PEERS[backend]].score
     ours = learned.score
     claims = {
-        "error no larger than with nearest integers": not worse(learned.errors, plain.errors),
-        "KL no larger than with nearest integers": not worse(learned.apart, plain.apart),
-        "agrees as much as with nearest integers": not worse(learned.changed, plain.changed),
+        "error no larger than with nearest integers": not is_worse(learned.errors, plain.errors),
+        "KL no larger than with nearest integers": not is_worse(
+            learned.divergences, plain.divergences
+        ),
+        "agrees as much as with nearest integers": not is_worse(learned.changed, plain.changed),
         f"SQNR above {peer}": ours.sqnr > theirs.sqnr,
         f"KL below {peer}": ours.kl < theirs.kl,
         f"agrees as much as {peer}": ours.agrees >= theirs.agrees,
@@ -81,66 +83,68 @@ def judge(net: str, backend: str, files: Mapping[str, Result]) -> None:
     print(f"{net}, {backend}: {'MISSED ' + ', '.join(missed) if missed else 'every aim reached'}")
 
 
-def worse(ours: Array, theirs: Array) -> bool:
-    """Whether ours is larger on average over the images than chance would have it."""
+def is_worse(ours: Array, theirs: Array) -> bool:
+    """Return whether our mean over the images is larger by more than `STANDARD_ERRORS`."""
     grown = ours - theirs
     return bool(grown.mean() > STANDARD_ERRORS * grown.std() / np.sqrt(grown.size))
 
 
-def results(reference: Reference) -> dict[str, Result]:
-    """Return what became of FP32 and of the files of all tools."""
-    found = {}
-    for name, path in {"FP32": reference.model, **quantized(reference.model)}.items():
-        logits = answers(path, reference.images)
-        found[name] = Result(
-            judged(path, logits, reference),
+def score_all(reference: Reference) -> dict[str, Result]:
+    """Return the results of FP32 and of the files of all tools."""
+    results = {}
+    for name, path in {"FP32": reference.model, **quantize_all(reference.model)}.items():
+        logits = run_model(path, reference.images)
+        results[name] = Result(
+            score_logits(path, logits, reference),
             np.square(logits - reference.logits).sum(1),
             divergences(reference.logits, logits),
             (logits.argmax(1) != reference.logits.argmax(1)).astype(float),
         )
-    return found
+    return results
 
 
-def prepared(work: Path, name: str) -> Reference:
-    """Train and export a network and run it once; what is there already is kept."""
+def prepare_reference(work: Path, name: str) -> Reference:
+    """Train and export a network and run it once; existing files are reused."""
     work.mkdir(parents=True, exist_ok=True)
-    model, weights, kept = (work / file for file in ("fp32.onnx", "weights.pt", "reference.npz"))
+    model, weights, reference = (
+        work / file for file in ("fp32.onnx", "weights.pt", "reference.npz")
+    )
     if not weights.exists():
         print(f"training {name}", flush=True)
         small_nets.train_to(weights, name)
     if not model.exists():
         shape = f"{INPUT}:1x3x{small_nets.SIDE}x{small_nets.SIDE}"
         net = ["benchmarks.small_nets:" + name, "--weights", weights, "--input", shape]
-        child("-m", "qconvert", "export", *net, "-o", model)
+        run_python("-m", "qconvert", "export", *net, "-o", model)
     if not (calibration := work / "calibration.npz").exists():
-        images, _ = small_nets.draw_images(generator.CALIBRATION_SEED, CALIBRATIONS)
+        images, _ = small_nets.draw_images(generator.CALIBRATION_SEED, CALIBRATION_COUNT)
         np.savez(calibration, **{INPUT: images})
-    if not kept.exists():
-        images, labels = small_nets.draw_images(generator.EVALUATION_SEED, EVALUATIONS)
-        np.savez(kept, images=images, labels=labels, logits=answers(model, images))
-    with np.load(kept) as found:
-        return Reference(model, found["images"], found["labels"], found["logits"])
+    if not reference.exists():
+        images, labels = small_nets.draw_images(generator.EVALUATION_SEED, EVALUATION_COUNT)
+        np.savez(reference, images=images, labels=labels, logits=run_model(model, images))
+    with np.load(reference) as stored:
+        return Reference(model, stored["images"], stored["labels"], stored["logits"])
 
 
-def quantized(model: Path) -> dict[str, Path]:
-    """Return the files of all tools, quantized now and put beside the model."""
-    found: dict[str, Path] = {}
+def quantize_all(model: Path) -> dict[str, Path]:
+    """Quantize the model with all tools, and return the files by name."""
+    paths: dict[str, Path] = {}
     images = model.with_name("calibration.npz")
     for name, options in ORT.items():
-        found[name] = model.with_name(f"{name.replace(' ', '-')}.onnx")
+        paths[name] = model.with_name(f"{name.replace(' ', '-')}.onnx")
         reader = Reader(images)
-        quantization.quantize_static(model, found[name], reader, per_channel=True, **options)
+        quantization.quantize_static(model, paths[name], reader, per_channel=True, **options)
     for backend in PEERS:
         for effort in EFFORTS:
             path = model.with_name(f"qconvert-{backend}-{effort}.onnx")
-            given = ["--backend", backend, "--effort", effort, "--images", images, "-o", path]
-            afresh("-m", "qconvert", "quantize", model, *given)
-            found[f"qconvert {backend} {effort}"] = path
-    return found
+            command = ["-m", "qconvert", "quantize", model, "--images", images]
+            run_uncached(*command, "--backend", backend, "--effort", effort, "-o", path)
+            paths[f"qconvert {backend} {effort}"] = path
+    return paths
 
 
 class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-    """Hands ONNX Runtime our pictures, one at a time as it wants them."""
+    """Feeds our images to ONNX Runtime, one at a time."""
 
     def __init__(self, path: Path) -> None:
         with np.load(path) as file:

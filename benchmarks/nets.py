@@ -1,4 +1,4 @@
-"""Networks to measure on: EfficientNet-Lite0 with real weights, timm's with random ones."""
+"""Networks to benchmark: EfficientNet-Lite0 with trained weights, timm's with random ones."""
 
 import contextlib
 import functools
@@ -38,7 +38,7 @@ def timm_net(name: str, **options: object) -> torch.nn.Module:
 
 
 def export(module: torch.nn.Module, path: Path, *, optimize: bool) -> onnx.ModelProto:
-    """Export as torch does it by itself; `optimize=False` leaves the cleaning to others."""
+    """Export with torch's defaults; `optimize=False` leaves the cleaning to the tools compared."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         torch.onnx.export(

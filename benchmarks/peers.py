@@ -1,6 +1,6 @@
-"""Compare qconvert with other tools on the same machine in one run; every figure is a ratio.
+"""Compare qconvert with other tools on the same machine in one run.
 
-`make peers` runs all of it. A part that needs something missing here says so.
+`make peers` runs all parts. A part that lacks its data set says so and is skipped.
 """
 
 from benchmarks import calibration, hard_nets, prepare, quantization

@@ -1,4 +1,4 @@
-"""Cleaning a graph: nodes left, time and error, against onnxsim and onnxslim."""
+"""Compare graph cleaning with onnxsim and onnxslim: nodes left, time and error."""
 
 import contextlib
 import io
@@ -29,7 +29,7 @@ Tool = Callable[[onnx.ModelProto], onnx.ModelProto]
 def ours(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = ir.from_proto(model)
     feeds = random_inputs(onnx_io.inputs(graph), 2, seed=0)
-    return ir.to_proto(clean_model(graph, 20, (), lambda each: open_cpu(each)(feeds)).model)
+    return ir.to_proto(clean_model(graph, 20, (), lambda cleaned: open_cpu(cleaned)(feeds)).model)
 
 
 TOOLS: dict[str, Tool] = {
@@ -78,17 +78,17 @@ def compare(name: str, model: onnx.ModelProto) -> None:
 def error(before: onnx.ModelProto, after: onnx.ModelProto) -> float:
     """Return the largest difference on random images, relative to the largest output."""
     image = np.random.default_rng(1).standard_normal(nets.IMAGE).astype(np.float32)
-    wanted, got = (answer(model, image) for model in (before, after))
-    return float(np.abs(wanted - got).max() / np.abs(wanted).max())
+    expected, actual = (run_model(model, image) for model in (before, after))
+    return float(np.abs(expected - actual).max() / np.abs(expected).max())
 
 
-def answer(model: onnx.ModelProto, image: np.ndarray) -> np.ndarray:
+def run_model(model: onnx.ModelProto, image: np.ndarray) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = os.cpu_count() or 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-    found: np.ndarray = session.run(None, {session.get_inputs()[0].name: image})[0]
-    return found
+    output: np.ndarray = session.run(None, {session.get_inputs()[0].name: image})[0]
+    return output
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Networks of every structure through the whole of qconvert; `make zoo` runs them all."""
+"""Run qconvert on networks of many structures; `make zoo` runs them all."""

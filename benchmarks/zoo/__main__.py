@@ -1,11 +1,11 @@
-"""Run the zoo, each network in a process of its own, and write its table.
+"""Run the zoo, each network in its own process, and write its table.
 
-    python -m benchmarks.zoo                       # what is not in the results yet
-    python -m benchmarks.zoo NAME NAME             # these, again
-    python -m benchmarks.zoo --write               # only the table, from the results there are
+    python -m benchmarks.zoo                       # all networks without a result
+    python -m benchmarks.zoo NAME NAME             # these networks, again
+    python -m benchmarks.zoo --write               # only the table, from existing results
     python -m benchmarks.zoo --list
 
-Results are one line of JSON a network, in WORK/results.jsonl, written as soon as it is through.
+Each network appends one line of JSON to WORK/results.jsonl as soon as it finishes.
 """
 
 import argparse
@@ -35,86 +35,85 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=SECONDS, help="limit of one network")
     parser.add_argument("--effort", default="none", help="none, quick, default or thorough")
     parser.add_argument("--family", help="only these: timm, transformers, graphs, packages")
-    parser.add_argument("--keep", action="store_true", help="keep what was made")
+    parser.add_argument("--keep", action="store_true", help="keep the folders of networks")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--write", action="store_true", help="only write the table")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    entries = catalogue(given.work)
-    if given.one:
-        effort = ("--effort", given.effort, *entries[given.one].options)
-        print(
-            json.dumps(
-                trial(
-                    given.one, replace(entries[given.one], options=effort), given.work / given.one
-                )
-            )
-        )
+    arguments = parser.parse_args()
+    entries = catalogue(arguments.work)
+    if arguments.one:
+        effort = ("--effort", arguments.effort, *entries[arguments.one].options)
+        entry = replace(entries[arguments.one], options=effort)
+        print(json.dumps(trial(arguments.one, entry, arguments.work / arguments.one)))
         return 0
-    if given.list:
-        print("\n".join(f"{each.family:14}{name}" for name, each in entries.items()))
+    if arguments.list:
+        print("\n".join(f"{entry.family:14}{name}" for name, entry in entries.items()))
         return 0
-    results = given.work / "results.jsonl"
-    known = read(results)
-    wanted = given.names or [name for name in entries if name not in known]
-    wanted = [n for n in wanted if given.family in (None, entries[n].family) and not given.write]
-    for number, name in enumerate(wanted):
-        print(f"{number + 1}/{len(wanted)} {name}", flush=True)
-        found = tried(name, given)
+    results = arguments.work / "results.jsonl"
+    finished = read(results)
+    names = arguments.names or [name for name in entries if name not in finished]
+    names = [
+        n for n in names if arguments.family in (None, entries[n].family) and not arguments.write
+    ]
+    for number, name in enumerate(names):
+        print(f"{number + 1}/{len(names)} {name}", flush=True)
+        result = run_in_process(name, arguments)
         with results.open("a") as file:
-            file.write(json.dumps(found) + "\n")
-        print(f"    {shown(found)}", flush=True)
-    if not given.names and not given.family:
+            file.write(json.dumps(result) + "\n")
+        print(f"    {format_result(result)}", flush=True)
+    if not arguments.names and not arguments.family:
         page.write(read(results), list(entries))
         print(f"{page.PAGE} written from {results}")
     return 0
 
 
-def tried(name: str, given: argparse.Namespace) -> dict[str, Any]:
-    """Run one network in a process of its own; what takes too long is ended, with its children."""
-    folder = given.work / name
+def run_in_process(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run one network in its own process; after the time limit, kill it with its children."""
+    folder = arguments.work / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     started = time.monotonic()
-    asked = ["--work", str(given.work), "--one", name, "--effort", given.effort]
+    words = ["--work", str(arguments.work), "--one", name, "--effort", arguments.effort]
     child = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.zoo", *asked],
+        [sys.executable, "-m", "benchmarks.zoo", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     try:
-        out, err = child.communicate(timeout=given.seconds)
-        found: dict[str, Any] = json.loads(out.splitlines()[-1])
+        out, err = child.communicate(timeout=arguments.seconds)
+        result: dict[str, Any] = json.loads(out.splitlines()[-1])
     except subprocess.TimeoutExpired:
         os.killpg(child.pid, signal.SIGKILL)
         child.communicate()
-        found = {"name": name, "died": f"took more than {given.seconds} s"}
+        result = {"name": name, "failure": f"took more than {arguments.seconds} s"}
     except (IndexError, ValueError):
-        found = {"name": name, "died": f"code {child.returncode}: {err[-300:]}"}
-    found.setdefault("seconds", round(time.monotonic() - started, 1))
-    if not given.keep:
+        result = {"name": name, "failure": f"code {child.returncode}: {err[-300:]}"}
+    result.setdefault("seconds", round(time.monotonic() - started, 1))
+    if not arguments.keep:
         shutil.rmtree(folder, ignore_errors=True)
-    return found
+    return result
 
 
 def read(results: Path) -> dict[str, dict[str, Any]]:
     """Return the last result of every network."""
     lines = results.read_text().splitlines() if results.is_file() else []
-    return {found["name"]: found for found in map(json.loads, lines)}
+    return {result["name"]: result for result in map(json.loads, lines)}
 
 
-def shown(found: dict[str, Any]) -> str:
-    """Return a result in a line."""
-    if "died" in found:
-        return f"died: {found['died']}"
-    wrong = {step: each for step, each in found["steps"].items() if each["code"]}
-    parts = [f"{found['seconds']:.0f} s"]
-    for name, each in found["variants"].items():
-        sqnr = each["sqnr_db"]
+def format_result(result: dict[str, Any]) -> str:
+    """Return a result as one line."""
+    if "failure" in result:
+        return f"died: {result['failure']}"
+    failed = {step: outcome for step, outcome in result["steps"].items() if outcome["code"]}
+    parts = [f"{result['seconds']:.0f} s"]
+    for name, outcome in result["variants"].items():
+        sqnr = outcome["sqnr_db"]
         parts.append(f"{name} {'=' if sqnr is None else f'{sqnr:.1f}'}")
-    parts += [f"\n    {step}: {each['code']} {each['said']}" for step, each in wrong.items()]
+    parts += [
+        f"\n    {step}: {outcome['code']} {outcome['error']}" for step, outcome in failed.items()
+    ]
     return ", ".join(parts)
 
 

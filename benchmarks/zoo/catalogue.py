@@ -7,6 +7,6 @@ from benchmarks.zoo.entry import Entry
 
 
 def catalogue(work: Path) -> dict[str, Entry]:
-    """Return every network; `work` is where files of packages are kept."""
-    found = {**timm_nets.entries(), **transformers_nets.entries()}
-    return {**found, **packages.entries(work), **graphs.entries()}
+    """Return every network; the files of packages are kept in `work`."""
+    nets = {**timm_nets.entries(), **transformers_nets.entries()}
+    return {**nets, **packages.entries(work), **graphs.entries()}

@@ -1,4 +1,4 @@
-"""What a network of the zoo is: where it comes from, and what it is fed."""
+"""A network of the zoo: its source and its inputs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from benchmarks.zoo.letters import lines
 
 Arrays = dict[str, NDArray[Any]]
-# Patches of a picture, the least side that shows more than one of them.
+# The side of the patches of random images, and the smallest side that gets more than one.
 PATCH, FEWEST = 8, 16
 
 
@@ -19,8 +19,8 @@ PATCH, FEWEST = 8, 16
 class Input:
     """An input of one item, its first dimension the batch; integers are from `least` to `high`.
 
-    One that is `whole`, as a state or a number is, has no batch, and an item brings all of it;
-    `text` is printed lines, and a `mask` has ones as far as a text goes.
+    A `whole` input, such as a state or a number, has no batch dimension. `text` draws printed
+    lines. A `mask` has ones up to the length of a text.
     """
 
     name: str
@@ -35,11 +35,11 @@ class Input:
     mask: bool = False
 
     def option(self) -> str:
-        """Return what `--input` takes; a single number has no shape to tell."""
+        """Return the value of `--input`; the shape of a single number is empty."""
         return f"{self.name}:{'x'.join(map(str, self.shape))}:{self.dtype}"
 
     def rows(self, count: int, seed: int) -> NDArray[Any]:
-        """Return random rows: patches of colour, a swinging line, noise or integers."""
+        """Return random rows: patches of colour with noise, text, a mask or integers."""
         generator = np.random.default_rng([seed, len(self.name), *self.shape])
         shape = (count, *(self.shape if self.whole else self.shape[1:]))
         if self.mask:
@@ -54,7 +54,7 @@ class Input:
 
 
 def _coarse(generator: np.random.Generator, shape: Sequence[int]) -> NDArray[Any]:
-    """Return noise that is the same over patches of the last one or two axes, if they are large."""
+    """Return noise that is constant over patches of the last one or two axes, if they are large."""
     sizes = list(shape)
     axes = [axis for axis in (len(shape) - 2, len(shape) - 1) if axis > 0]
     axes = [axis for axis in axes if sizes[axis] >= FEWEST]
@@ -68,7 +68,7 @@ def _coarse(generator: np.random.Generator, shape: Sequence[int]) -> NDArray[Any
 
 @dataclass(frozen=True)
 class Entry:
-    """A network: `source` is a factory as qconvert takes it, or writes the ONNX file itself."""
+    """A network: `source` names a factory for qconvert, or is a function that writes ONNX."""
 
     family: str
     source: str | Callable[[Path], Path]
@@ -77,7 +77,7 @@ class Entry:
 
     def feeds(self, count: int, seed: int) -> Arrays:
         """Return rows of every input."""
-        return {each.name: each.rows(count, seed) for each in self.inputs}
+        return {spec.name: spec.rows(count, seed) for spec in self.inputs}
 
 
 Entries = Mapping[str, Entry]

@@ -1,4 +1,4 @@
-"""ONNX graphs as other exporters and old opsets have them, written here node by node."""
+"""ONNX graphs in the style of other exporters and old opsets, written node by node."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,22 +18,24 @@ FRAMES = Input("frames", (1, 12, 32))
 
 
 def weights(*shape: int, seed: int) -> Array:
-    """Return random weights that keep the spread of what they multiply."""
+    """Return random weights that preserve the scale of activations."""
     spread = np.sqrt(2 / max(1, np.prod(shape[1:])))
     return (spread * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
 
 
-def saved(text: str, place: Path, **stored: NDArray[np.generic]) -> Path:
-    """Write the graph that the text says, with what is stored in it."""
+def save_model(text: str, path: Path, **stored: NDArray[np.generic]) -> Path:
+    """Write the model in ONNX text with these initializers."""
     model = parser.parse_model(text)
-    model.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in stored.items())
+    model.graph.initializer.extend(
+        numpy_helper.from_array(array, name) for name, array in stored.items()
+    )
     onnx.checker.check_model(model)
-    onnx.save(model, place)
-    return place
+    onnx.save(model, path)
+    return path
 
 
-# The same small network in the words of each opset: what Clip, Pad, Resize and the reductions read
-# as inputs were attributes once.
+# The same small network in each opset: Clip, Pad, Resize and the reductions had attributes that
+# later became inputs.
 TEXT = """<ir_version: {ir}, opset_import: ["": {opset}]>
 opset{opset} (float[batch, 3, 32, 32] image) => (float[batch, 10] scores) {{
     {pad}
@@ -51,8 +53,8 @@ opset{opset} (float[batch, 3, 32, 32] image) => (float[batch, 10] scores) {{
 }}"""
 
 
-def old(opset: int) -> Callable[[Path], Path]:
-    """Return what writes the network in an opset."""
+def write_opset(opset: int) -> Callable[[Path], Path]:
+    """Return a function that writes the network in an opset."""
     words = {
         "pad": "padded = Pad <pads = [0, 0, 1, 1, 0, 0, 1, 1]> (image)",
         "clip": "clipped = Clip <min = 0.0, max = 6.0> (normal)",
@@ -94,10 +96,10 @@ def old(opset: int) -> Callable[[Path], Path]:
     used = {
         name: array for name, array in stored.items() if f"{name})" in text or f"{name}," in text
     }
-    return lambda place: saved(text, place, **used)
+    return lambda place: save_model(text, place, **used)
 
 
-# TensorFlow's converter: pictures with the colours last, a Transpose around every convolution.
+# TensorFlow's converter: images with channels last, a Transpose around every convolution.
 TENSORFLOW = """<ir_version: 8, opset_import: ["": 15]>
 tensorflow (float[batch, 32, 32, 3] image) => (float[batch, 10] scores) {
     first = Transpose <perm = [0, 3, 1, 2]> (image)
@@ -215,7 +217,7 @@ def tensorflow(place: Path) -> Path:
         "w3": weights(16, CLASSES, seed=5),
         "b3": weights(CLASSES, seed=6),
     }
-    return saved(TENSORFLOW, place, **stored, zero=SCALARS["zero"], top=SCALARS["top"])
+    return save_model(TENSORFLOW, place, **stored, zero=SCALARS["zero"], top=SCALARS["top"])
 
 
 def paddle(place: Path) -> Path:
@@ -233,23 +235,23 @@ def paddle(place: Path) -> Path:
         "rest": np.array([32], np.int64),
         "w5": weights(32, CLASSES, seed=6),
     }
-    return saved(PADDLE, place, **stored, zero=SCALARS["zero"], top=SCALARS["top"])
+    return save_model(PADDLE, place, **stored, zero=SCALARS["zero"], top=SCALARS["top"])
 
 
 def choice(place: Path) -> Path:
     convs = {"w1": weights(16, 3, 3, 3, seed=1), "w2": weights(32, 16, 3, 3, seed=2)}
     head = {"w3": weights(CLASSES, 32, seed=3), "b3": weights(CLASSES, seed=4)}
-    return saved(CHOICE, place, **convs, **head, zero=SCALARS["zero"], two=SCALARS["two"])
+    return save_model(CHOICE, place, **convs, **head, zero=SCALARS["zero"], two=SCALARS["two"])
 
 
 def loop(place: Path) -> Path:
     names = {"w1": weights(32, 32, seed=1), "w2": weights(32, 32, seed=2)}
     counts = {"three": np.array(3, np.int64), "yes": np.array(True)}
-    return saved(LOOP, place, **names, **counts, w3=weights(32, CLASSES, seed=3))
+    return save_model(LOOP, place, **names, **counts, w3=weights(32, CLASSES, seed=3))
 
 
 def recurrent(place: Path) -> Path:
-    return saved(
+    return save_model(
         RECURRENT,
         place,
         w0=weights(32, 32, seed=1),
@@ -261,11 +263,11 @@ def recurrent(place: Path) -> Path:
 
 
 def pair(place: Path) -> Path:
-    return saved(TWO_INPUTS, place, w1=weights(16, 3, 3, 3, seed=1), w2=weights(32, 1, seed=2))
+    return save_model(TWO_INPUTS, place, w1=weights(16, 3, 3, 3, seed=1), w2=weights(32, 1, seed=2))
 
 
-def rounded(place: Path) -> Path:
-    """Write a network that another tool has quantized: ONNX Runtime, with random ranges."""
+def quantized_by_onnxruntime(place: Path) -> Path:
+    """Write a network quantized by ONNX Runtime on random images."""
     from onnxruntime import quantization
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
@@ -276,7 +278,7 @@ def rounded(place: Path) -> Path:
         def get_next(self) -> dict[str, Array] | None:
             return next(self.feeds, None)
 
-    plain = old(17)(place.with_name("float.onnx"))
+    plain = write_opset(17)(place.with_name("float.onnx"))
     quantization.quantize_static(plain, place, Reader(), per_channel=True)
     return place
 
@@ -287,13 +289,13 @@ LEFT, RIGHT = Input("left", (1, 3, SIDE, SIDE)), Input("right", (1, 3, SIDE, SID
 
 def entries() -> dict[str, Entry]:
     """Return all of them by name."""
-    found = {f"opset-{each}": Entry("graphs", old(each), (IMAGE,)) for each in OPSETS}
-    return found | {
+    opsets = {f"opset-{opset}": Entry("graphs", write_opset(opset), (IMAGE,)) for opset in OPSETS}
+    return opsets | {
         "tensorflow-nhwc": Entry("graphs", tensorflow, (PHOTO,)),
         "paddle-dynamic": Entry("graphs", paddle, (IMAGE,)),
         "if": Entry("graphs", choice, (IMAGE,)),
         "loop": Entry("graphs", loop, (FRAMES,)),
         "lstm": Entry("graphs", recurrent, (FRAMES,)),
         "two-inputs": Entry("graphs", pair, (LEFT, RIGHT)),
-        "qdq-of-another-tool": Entry("graphs", rounded, (IMAGE,)),
+        "qdq-of-another-tool": Entry("graphs", quantized_by_onnxruntime, (IMAGE,)),
     }

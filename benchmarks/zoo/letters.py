@@ -1,4 +1,4 @@
-"""Pictures of printed lines, for networks that read: noise tells them nothing."""
+"""Images of printed text, for networks that read: noise would not exercise them."""
 
 import string
 from typing import Any
@@ -12,7 +12,7 @@ LEAST, MOST = 18, 30
 
 
 def lines(generator: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return pictures [count, channels, height, width] of random words, from -1 to 1."""
+    """Return images [count, channels, height, width] of random words, from -1 to 1."""
     count, channels, height, width = shape
     pages = [_page(generator, height, width) for _ in range(count)]
     grey = np.stack([np.asarray(page, np.float32) for page in pages])[:, np.newaxis]

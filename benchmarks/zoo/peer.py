@@ -1,4 +1,4 @@
-"""What ONNX Runtime's own quantizer makes of a network, where ours strays far from FP32."""
+"""The error of ONNX Runtime's quantizer on a network, for networks where ours is inaccurate."""
 
 import logging
 from collections.abc import Iterator
@@ -7,26 +7,26 @@ from pathlib import Path
 from onnxruntime import quantization
 
 from benchmarks.zoo.entry import Arrays
-from benchmarks.zoo.reference import answers, apart_db, session
+from benchmarks.zoo.reference import open_session, output_sqnr_db, run_model
 
 
 def peer_db(model: Path, calibration: Arrays, evaluation: Arrays) -> float | None:
-    """Return how far, in dB, the answers of its INT8 file are from those of the float model."""
+    """Return the SQNR in dB of the outputs of ONNX Runtime's INT8 file."""
     logging.getLogger().setLevel(logging.ERROR)  # its advice on preprocessing
-    place = model.with_name("peer.onnx")
-    quantization.quantize_static(model, place, Reader(calibration, model), per_channel=True)
-    return apart_db(answers(model, evaluation), answers(place, evaluation))
+    path = model.with_name("peer.onnx")
+    quantization.quantize_static(model, path, Reader(calibration, model), per_channel=True)
+    return output_sqnr_db(run_model(model, evaluation), run_model(path, evaluation))
 
 
 class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-    """Hands over our rows, one at a time."""
+    """Feeds our rows to ONNX Runtime, one at a time."""
 
     def __init__(self, rows: Arrays, model: Path) -> None:
-        ranks = {each.name: len(each.shape) for each in session(model).get_inputs()}
+        ranks = {spec.name: len(spec.shape) for spec in open_session(model).get_inputs()}
         self.feeds: Iterator[Arrays] = (
             {
-                name: each[at] if each.ndim > ranks[name] else each[at : at + 1]
-                for name, each in rows.items()
+                name: array[at] if array.ndim > ranks[name] else array[at : at + 1]
+                for name, array in rows.items()
             }
             for at in range(len(next(iter(rows.values()))))
         )

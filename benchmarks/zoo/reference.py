@@ -1,4 +1,4 @@
-"""What others say of a file: ONNX Runtime of the original, and TensorRT for RTX of the original."""
+"""The original file in ONNX Runtime and in TensorRT for RTX, as references for qconvert."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,63 +13,65 @@ from benchmarks.zoo.entry import Arrays, Entry
 LEVELS = 255
 
 
-def session(model: Path) -> onnxruntime.InferenceSession:
+def open_session(model: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def opens(model: Path, feeds: Arrays) -> str:
-    """Return why ONNX Runtime does not run the file, or nothing."""
+def run_error(model: Path, feeds: Arrays) -> str:
+    """Return the error of ONNX Runtime on the file, or an empty string."""
     try:
-        answers(model, feeds)
-    except Exception as error:  # whatever the runtime raises is what is asked for
+        run_model(model, feeds)
+    except Exception as error:  # any error of the runtime is the result
         return str(error)[:300]
     return ""
 
 
-def answers(model: Path, feeds: Arrays) -> list[NDArray[Any]]:
+def run_model(model: Path, feeds: Arrays) -> list[NDArray[Any]]:
     """Run a file on all rows at once, or one by one where its batch is fixed."""
-    run = session(model)
-    first = run.get_inputs()[0].shape[:1]
+    session = open_session(model)
+    first = session.get_inputs()[0].shape[:1]
     count = len(next(iter(feeds.values())))
     size = first[0] if first and isinstance(first[0], int) else count
     parts = []
     for start in range(0, count, size):
         part = {
-            each.name: feeds[each.name][start : start + size].reshape(
-                feeds[each.name].shape if not each.shape else (size, *feeds[each.name].shape[1:])
+            spec.name: feeds[spec.name][start : start + size].reshape(
+                feeds[spec.name].shape if not spec.shape else (size, *feeds[spec.name].shape[1:])
             )
-            for each in run.get_inputs()
+            for spec in session.get_inputs()
         }
-        parts.append(run.run(None, part))
+        parts.append(session.run(None, part))
     return [
         np.concatenate([np.atleast_1d(part[at]) for part in parts]) for at in range(len(parts[0]))
     ]
 
 
-def rounded_input_db(model: Path, feeds: Arrays) -> float | None:
-    """Return how far the answers stray, in dB, when only the inputs are rounded to 8 bits.
+def quantized_input_db(model: Path, feeds: Arrays) -> float | None:
+    """Return the SQNR in dB of the float model on inputs quantized to 8 bits.
 
-    A network that answers far off then is chaotic; no quantizer can do much about it.
+    A network with a low SQNR here is chaotic, and no quantizer can be accurate on it.
     """
-    rounded = {name: _rounded(each) for name, each in feeds.items()}
-    if all(np.array_equal(rounded[name], feeds[name]) for name in feeds):
+    quantized = {name: _quantized(array) for name, array in feeds.items()}
+    if all(np.array_equal(quantized[name], feeds[name]) for name in feeds):
         return None
-    return apart_db(answers(model, feeds), answers(model, rounded))
+    return output_sqnr_db(run_model(model, feeds), run_model(model, quantized))
 
 
-def apart_db(wanted: Sequence[NDArray[Any]], got: Sequence[NDArray[Any]]) -> float | None:
-    """Return how far answers are apart, over all that are real numbers."""
+def output_sqnr_db(
+    expected: Sequence[NDArray[Any]], actual: Sequence[NDArray[Any]]
+) -> float | None:
+    """Return the SQNR in dB over all outputs of floating-point numbers."""
     signal = error = 0.0
-    for before, after in zip(wanted, got, strict=True):
+    for before, after in zip(expected, actual, strict=True):
         if before.dtype.kind == "f" and before.shape == after.shape:
             signal += float(np.square(before.astype(float)).sum())
             error += float(np.square(before.astype(float) - after).sum())
     return 10 * float(np.log10(signal / error)) if signal and error else None
 
 
-def _rounded(array: NDArray[Any]) -> NDArray[Any]:
+def _quantized(array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype.kind != "f":
         return array
     low, high = min(0.0, float(array.min())), max(0.0, float(array.max()))
@@ -77,8 +79,8 @@ def _rounded(array: NDArray[Any]) -> NDArray[Any]:
     return (np.round(array / step) * step).astype(array.dtype)
 
 
-def rtx_builds(model: Path, entry: Entry) -> str:
-    """Return why TensorRT for RTX builds no engine of the file as it is, or nothing."""
+def rtx_build_error(model: Path, entry: Entry) -> str:
+    """Return the error of TensorRT for RTX on the original file, or an empty string."""
     import tensorrt_rtx as trt
 
     log = trt.Logger(trt.Logger.ERROR)
@@ -89,13 +91,14 @@ def rtx_builds(model: Path, entry: Entry) -> str:
         return str(parser.get_error(0).desc())[:300]
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
-    shapes = {each.name: each.shape for each in entry.inputs}
+    shapes = {spec.name: spec.shape for spec in entry.inputs}
     for at in range(network.num_inputs):
         tensor = network.get_input(at)
         if -1 in tuple(tensor.shape):
             shape = shapes[tensor.name]
             fixed = [
-                size if size > 0 else given for size, given in zip(tensor.shape, shape, strict=True)
+                size if size > 0 else fallback
+                for size, fallback in zip(tensor.shape, shape, strict=True)
             ]
             profile.set_shape(tensor.name, fixed, fixed, fixed)
     config.add_optimization_profile(profile)

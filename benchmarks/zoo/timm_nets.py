@@ -1,4 +1,4 @@
-"""timm's networks with random weights on small pictures, some of them shallower than usual.
+"""timm's networks with random weights on small images, some of them shallower than usual.
 
 `benchmarks.zoo.timm_nets:NAME` is the function that makes one.
 """
@@ -14,7 +14,7 @@ from benchmarks.zoo.entry import Entry, Input
 from tests.zoo import SWIN, import_torchvision, settled_on
 
 SIDE = 64
-# For each network the side of its pictures, and what its factory is told.
+# For each network the side of its images, and the options of its factory.
 NETS: dict[str, tuple[int, dict[str, Any]]] = {
     "resnet18": (SIDE, {}),
     "seresnet50": (SIDE, {"base_width": 16}),
@@ -81,7 +81,7 @@ def _build(name: str) -> torch.nn.Module:
     with contextlib.redirect_stdout(io.StringIO()):
         module = timm.create_model(name, pretrained=False, **NETS[name][1])
     for weight in module.parameters():
-        if weight.ndim > 1 and not weight.any():  # heads that begin with an answer for all
+        if weight.ndim > 1 and not weight.any():  # heads that start at zero
             torch.nn.init.normal_(weight, std=0.02)
     return settled_on(
         module, [[torch.from_numpy(_image(name).rows(16, seed))] for seed in range(2)]

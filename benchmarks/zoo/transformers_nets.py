@@ -1,4 +1,4 @@
-"""Networks of the transformers library, small and with random weights: text, pictures, sound.
+"""Networks of the transformers library, small and with random weights: text, images, sound.
 
 `benchmarks.zoo.transformers_nets:NAME` is the function that makes one.
 """
@@ -22,7 +22,7 @@ FILM = Input("pixel_values", (1, 4, 3, 32, 32))
 WAVE = Input("input_values", (1, 4000), scale=0.3)
 MEL = Input("input_features", (1, 80, 96))
 
-# Of a text encoder, as most of them call it.
+# The configuration of a text encoder, in the names that most models use.
 TEXT: dict[str, Any] = {
     "vocab_size": WORDS,
     "hidden_size": 96,
@@ -30,18 +30,18 @@ TEXT: dict[str, Any] = {
     "num_attention_heads": 4,
     "intermediate_size": 192,
 }
-# Of one that sees patches.
+# The configuration of a vision transformer.
 VISION: dict[str, Any] = {key: value for key, value in TEXT.items() if key != "vocab_size"}
 VISION |= {"image_size": SIDE, "patch_size": 16}
 
 
 @dataclass(frozen=True)
 class Net:
-    """A class of the library, what its configuration says, and what the network is fed."""
+    """A class of the library, its configuration, and the inputs of the network."""
 
     model: str
     inputs: tuple[Input, ...]
-    told: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 def reader(model: str, **other: Any) -> Net:
@@ -50,7 +50,7 @@ def reader(model: str, **other: Any) -> Net:
 
 
 def viewer(model: str, **other: Any) -> Net:
-    """Return a network that sees pictures in patches."""
+    """Return a network that sees images as patches."""
     return Net(model, (PIXELS,), VISION | other)
 
 
@@ -182,16 +182,16 @@ def __getattr__(name: str) -> Callable[[], nn.Module]:
     return lambda: _build(NETS[name])
 
 
-class Answers(nn.Module):
-    """A network of the library that takes its inputs in order, and answers with tensors only."""
+class TensorOutputs(nn.Module):
+    """A network of the library with positional inputs and outputs that are all tensors."""
 
     def __init__(self, network: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
         self.network, self.names = network, names
 
     def forward(self, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        found = self.network(**dict(zip(self.names, inputs, strict=True)))
-        return {name: each for name, each in found.items() if isinstance(each, torch.Tensor)}
+        outputs = self.network(**dict(zip(self.names, inputs, strict=True)))
+        return {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
 
 
 def _build(net: Net) -> nn.Module:
@@ -199,12 +199,12 @@ def _build(net: Net) -> nn.Module:
     import transformers
 
     torch.manual_seed(0)
-    kind = getattr(transformers, net.model, None)
-    if kind is None:
+    model_class = getattr(transformers, net.model, None)
+    if model_class is None:
         from transformers.models.whisper import modeling_whisper
 
-        kind = getattr(modeling_whisper, net.model)
-    network = kind(kind.config_class(**net.told))
-    module = Answers(network.float(), tuple(each.name for each in net.inputs))
-    rows = [torch.from_numpy(np.ascontiguousarray(each.rows(4, 0))) for each in net.inputs]
+        model_class = getattr(modeling_whisper, net.model)
+    network = model_class(model_class.config_class(**net.config))
+    module = TensorOutputs(network.float(), tuple(spec.name for spec in net.inputs))
+    rows = [torch.from_numpy(np.ascontiguousarray(spec.rows(4, 0))) for spec in net.inputs]
     return settled_on(module, [rows])

@@ -1,4 +1,4 @@
-"""The demo's network: a small MobileNetV2, at first without anything learned."""
+"""The demo's network: a small MobileNetV2, untrained."""
 
 import torch
 from torch import nn
@@ -16,47 +16,49 @@ STAGES = (
 STEM, HEAD = 32, 512
 
 
-def convolved(read: int, made: int, kernel: int = 1, stride: int = 1, groups: int = 1):
+def convolved(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1):
     """Return a convolution with its batch normalization."""
     return [
-        nn.Conv2d(read, made, kernel, stride, kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(made),
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
     ]
 
 
 class InvertedResidual(nn.Module):
-    """Widen, filter each channel by itself, narrow; added to what came in where that fits."""
+    """Expand, filter depthwise, project; with a residual connection where the shapes match."""
 
-    def __init__(self, read: int, made: int, expansion: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, expansion: int, stride: int) -> None:
         super().__init__()
-        wide = read * expansion
-        widen = [*convolved(read, wide), nn.ReLU6()] if expansion > 1 else []
+        wide = inputs * expansion
+        widen = [*convolved(inputs, wide), nn.ReLU6()] if expansion > 1 else []
         self.layers = nn.Sequential(
             *widen,
             *convolved(wide, wide, 3, stride, groups=wide),
             nn.ReLU6(),
-            *convolved(wide, made),
+            *convolved(wide, outputs),
         )
-        self.adds = stride == 1 and read == made
+        self.adds = stride == 1 and inputs == outputs
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return the features."""
-        made = self.layers(image)
-        return image + made if self.adds else made
+        outputs = self.layers(image)
+        return image + outputs if self.adds else outputs
 
 
 class Inspector(nn.Module):
-    """From a image of a surface to a score for each kind of defect."""
+    """Map an image of a surface to a score for each kind of defect."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
         layers = [*convolved(3, STEM, 3, stride=2), nn.ReLU6()]
-        read = STEM
-        for expansion, made, blocks, stride in STAGES:
+        inputs = STEM
+        for expansion, outputs, blocks, stride in STAGES:
             for block in range(blocks):
-                layers.append(InvertedResidual(read, made, expansion, stride if block == 0 else 1))
-                read = made
-        layers += [*convolved(read, HEAD), nn.ReLU6()]
+                layers.append(
+                    InvertedResidual(inputs, outputs, expansion, stride if block == 0 else 1)
+                )
+                inputs = outputs
+        layers += [*convolved(inputs, HEAD), nn.ReLU6()]
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(HEAD, classes)
 
@@ -66,5 +68,5 @@ class Inspector(nn.Module):
 
 
 def inspector() -> Inspector:
-    """Return the demo's network, as `qconvert export net:inspector` wants it."""
+    """Return the demo's network, for `qconvert export net:inspector`."""
     return Inspector(len(CLASSES))

@@ -1,10 +1,10 @@
-"""A network of one's own: `build` returns it, and `--weights` fills it from a file."""
+"""A custom network: `build` returns it, and `--weights` loads its weights from a file."""
 
 from torch import nn
 
 
 def build():
-    """Return a small network of 32 × 32 images and four classes, its weights yet to be loaded."""
+    """Return a small untrained network for 32 × 32 images and four classes."""
     layers = []
     for inside, out in ((3, 24), (24, 48), (48, 96)):
         layers += [nn.Conv2d(inside, out, 3, 2, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]

@@ -1,4 +1,4 @@
-"""Pictures to tell apart: stripes, checks, dots and rings, in any two colours, and noisy."""
+"""Noisy images of four classes: stripes, checks, dots and rings, in two random colours."""
 
 import math
 
@@ -10,7 +10,7 @@ SIZE = 32
 
 
 def draw(random, label):
-    """Return a image of a class as an array of bytes."""
+    """Return an image of a class as an array of bytes."""
     step = 2 * math.pi / random.uniform(6, 10)
     y, x = np.mgrid[:SIZE, :SIZE] * step
     up, left = random.uniform(0, 2 * math.pi, 2)
@@ -36,7 +36,7 @@ def draw_all(seed, count):
 
 
 def save(folder, seed, count):
-    """Write images into a folder, and what they show into `labels.csv`."""
+    """Write images into a folder, and their classes into `labels.csv`."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = ["file,label"]
     for number, (image, label) in enumerate(zip(*draw_all(seed, count), strict=True)):

@@ -1,4 +1,4 @@
-"""The whole job from Python: build engines, read the report, run one, pack it."""
+"""The whole workflow in Python: build engines, read the report, run an engine, check the gates."""
 
 from pathlib import Path
 
