@@ -185,7 +185,7 @@ def test_run_must_be_the_only_target() -> None:
 @pytest.mark.slow
 def test_engine_must_be_named_if_the_verdict_has_none() -> None:
     run = qconvert.build("model.onnx", output="own", precisions="fp16", settings=QUICK)
-    with pytest.raises(qconvert.UsageError, match="is the best, so name one") as caught:
+    with pytest.raises(qconvert.UsageError, match="is named by the verdict, so name one") as caught:
         run.engine()
     assert "`cpu-fp16`" in caught.value.hint
     with pytest.raises(qconvert.UsageError, match="no engine `cpu-int8`"):

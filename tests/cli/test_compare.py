@@ -84,7 +84,7 @@ def test_compare_uses_images_and_settings_of_the_run(qconvert: Command) -> None:
     ("args", "words"),
     [
         (("net.onnx", "int8.onnx"), "there are no images"),
-        (("net.onnx", "absent.onnx", "--images", "images"), "`absent.onnx` is no run"),
+        (("net.onnx", "absent.onnx", "--images", "images"), "`absent.onnx` is not a run"),
         (("net.onnx", "tiny.onnx", "--images", "images"), "and `net.onnx` takes `image: "),
         (("net.onnx", "renamed.onnx", "--images", "images"), "no tensor in common"),
     ],
