@@ -122,8 +122,8 @@ def search_backend(
             notes.append("no `--eval`: the mix is confirmed on the images of the search itself")
         if count < 32:
             notes.append(
-                f"blocks were tried on {count} images only: give more with `--images`, a fifth of "
-                "them is held out for this"
+                f"blocks were tried on only {count} images: add more to `--images`; the search "
+                "uses a held-out fifth of them"
             )
         if context.cache.fresh:
             trials.unlink(missing_ok=True)
