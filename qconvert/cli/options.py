@@ -79,8 +79,8 @@ def _parse(text: str, hint: Any, separator: str) -> object:
         for member in args:
             with contextlib.suppress(ValueError):
                 return _parse(text, member, separator)
-    elif hint is int and (number := parse_int(text)) is not None:
-        return number
+    elif hint is int and (number := parse_int(text.removeprefix("-"))) is not None:
+        return -number if text.startswith("-") else number
     elif hint is float:
         dividend, _, divisor = text.partition("/")
         if math.isfinite(quotient := float(dividend) / float(divisor or 1)):

@@ -54,6 +54,7 @@ def test_invalid_setting_is_refused_with_its_line(
         (("--resize", LONG), "is not N|WxH|fit|none"),
         (("--crop", LONG), "is not N|fit|none"),
         (("--batch-sizes", f"1,{LONG}"), "is not N,N"),
+        (("--max-broken", "-1"), "should be greater than or equal to 0"),
         (("--seconds", "inf"), "is not a number"),
         (("--set", f"calibration.count={LONG}"), "calibration.count"),
     ],
