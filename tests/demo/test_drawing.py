@@ -1,4 +1,4 @@
-"""The drawn pictures: the same for a seed, of every class, and each with what its class says."""
+"""The drawn images are reproducible for a seed, cover all classes and show their class."""
 
 import numpy as np
 import pytest
@@ -20,10 +20,10 @@ def test_seeds_share_no_image() -> None:
 
 
 def test_classes_are_balanced_and_in_file_names() -> None:
-    pictures = [draw_image(7, number) for number in range(2 * len(CLASSES))]
-    assert sorted(picture.label for picture in pictures) == sorted(2 * list(range(len(CLASSES))))
-    for number, picture in enumerate(pictures):
-        assert picture.name == f"{number:04}-{CLASSES[picture.label]}.jpg"
+    images = [draw_image(7, number) for number in range(2 * len(CLASSES))]
+    assert sorted(image.label for image in images) == sorted(2 * list(range(len(CLASSES))))
+    for number, image in enumerate(images):
+        assert image.name == f"{number:04}-{CLASSES[image.label]}.jpg"
 
 
 def test_images_are_rgb_with_a_realistic_brightness_range() -> None:

@@ -1,4 +1,4 @@
-"""Folders of drawn pictures, and the one that comes with the repository."""
+"""Folders of drawn images, and the one that is part of the repository."""
 
 from pathlib import Path
 

@@ -41,11 +41,11 @@ def test_page_is_reachable_from_the_readme(page: Path) -> None:
 
 def test_each_image_is_shown_on_a_page() -> None:
     shown = {target for page in PAGES for target in targets(page)}
-    pictures = {
+    images = {
         file.resolve() for kind in ("svg", "png") for file in (ROOT / "docs").rglob(f"*.{kind}")
     }
-    assert pictures
-    assert pictures <= shown
+    assert images
+    assert images <= shown
 
 
 @cache

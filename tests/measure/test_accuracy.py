@@ -262,7 +262,7 @@ def score_pairs(draw: st.DrawFn) -> tuple[Floats, Floats, list[int | None]]:
     return (
         before,
         after,
-        [label if known else None for label, known in zip(labels, labelled, strict=True)],
+        [label if has_label else None for label, has_label in zip(labels, labelled, strict=True)],
     )
 
 

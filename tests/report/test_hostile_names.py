@@ -37,7 +37,7 @@ def clean() -> Report:
 
 @cache
 def clean_page() -> str:
-    return render_html(clean(), evidence.pictures())
+    return render_html(clean(), evidence.images())
 
 
 def hostile(payload: str) -> Report:
@@ -75,7 +75,7 @@ def _spoiled(value: Any, payload: str, at: tuple[Any, ...], skip: set[tuple[Any,
 def test_hostile_names_are_inert_in_html(payload: str) -> None:
     clean_text, hostile_text = (
         clean_page(),
-        render_html(hostile(payload), evidence.pictures()),
+        render_html(hostile(payload), evidence.images()),
     )
     before, after = Page(clean_text).elements, Page(hostile_text).elements
     assert {tag for tag, _ in after} <= {tag for tag, _ in before}
