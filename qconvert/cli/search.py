@@ -34,6 +34,7 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     The same command resumes an interrupted search. Exit code 1 means that no mix does.
     """
     from qconvert.core.errors import GateFailed
+    from qconvert.report import tables, terminal
     from qconvert.run.context import open_context
     from qconvert.run.run_folder import require_usable_folder
     from qconvert.run.search import preview_search, run_search
@@ -58,7 +59,9 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
             {"backend": summary.backend, "bytes": dict(summary.sizes), **asdict(mix)}
         )
     else:
-        views.show_search(mix, summary.sizes)
+        trials = [tables.block_table(mix), tables.trial_table(mix)] if mix.gains else []
+        views.print_tables(*trials, tables.search_result_table(mix, summary.sizes))
+        console.write("\n".join(terminal.wrap_text(mix.why)))
     console.info(f"all results: {folder}")
     if mix.outcome == "none":
         raise GateFailed(mix.why, hint="allow a larger `--budget`, or use the float model")

@@ -1,4 +1,4 @@
-"""What commands print of their results: reports, coverage, calibration ranges, written models."""
+"""What commands print of their results: reports, errors of layers, coverage, written models."""
 
 import math
 from collections import defaultdict
@@ -12,12 +12,10 @@ from qconvert.report.table import TextTable, number_columns, text_columns
 
 if TYPE_CHECKING:
     from qconvert.measure.layer_errors import LayerError
-    from qconvert.measure.mixed_result import MixedResult
     from qconvert.quantize.plan import LayerPlan
     from qconvert.report.model import Report
 
 REPORT_TABLES = ("size", "latency", "accuracy", "overview")
-MAX_REASONS = 3
 
 
 def finish(
@@ -48,17 +46,8 @@ def show_report(report: "Report", names: Sequence[str] = REPORT_TABLES) -> None:
         "accuracy": tables.accuracy_table,
         "overview": tables.overview_table,
     }
-    _print_tables(*(makers[name](report) for name in names))
+    print_tables(*(makers[name](report) for name in names))
     console.write(terminal.closing_text(report))
-
-
-def show_search(mix: "MixedResult", sizes: Mapping[str, int]) -> None:
-    """Print the blocks and trials of a search, its result and the reason for it."""
-    from qconvert.report import tables, terminal
-
-    trials = [tables.block_table(mix), tables.trial_table(mix)] if mix.gains else []
-    _print_tables(*trials, tables.search_result_table(mix, sizes))
-    console.write("\n".join(terminal.wrap_text(mix.why)))
 
 
 def show_layer_errors(layers: "Sequence[LayerError]") -> None:
@@ -77,11 +66,12 @@ def show_layer_errors(layers: "Sequence[LayerError]") -> None:
         summary = "there is no error at all"
     else:
         summary = "which layers make an error is not known"
-    _print_tables(tables.layer_table(layers))
+    print_tables(tables.layer_table(layers))
     console.write("\n".join(terminal.wrap_text(summary)))
 
 
-def _print_tables(*tables: TextTable) -> None:
+def print_tables(*tables: TextTable) -> None:
+    """Print tables, each with its title and footnotes."""
     from qconvert.report import terminal
 
     for table in tables:
@@ -108,8 +98,8 @@ def show_coverage(layers: "Mapping[str, LayerPlan]") -> None:
             f"{names[0] if len(names) == 1 else len(names)}: {reason}"
             for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1]))
         ]
-        if len(texts) > MAX_REASONS:
-            texts[MAX_REASONS:] = [f"and {len(texts) - MAX_REASONS} more reasons"]
+        if len(texts) > 3:
+            texts[3:] = [f"and {len(texts) - 3} more reasons"]
         in_float = sum(map(len, reasons.values()))
         why = texts or dict.fromkeys(layer.note for _, layer in nodes if layer.note)
         counts = (len(nodes), len(nodes) - in_float, in_float)

@@ -82,7 +82,7 @@ def measure_layer_errors(
         signal, power, arriving = (
             totals[f"{PREFIX}{kind}.{name}"] for kind in ("signal", "power", "arriving")
         )
-        made, saturated, clipped = (
+        own_error, saturated, clipped = (
             totals.get(f"{PREFIX}{kind}.{name}") for kind in ("made", "saturated", "clipped")
         )
         node, size = values[name].producer(), sizes[name]
@@ -93,7 +93,7 @@ def measure_layer_errors(
                 op=node.op_type if node is not None else "input",
                 precision=precision,
                 arriving_db=sqnr_from_powers(signal, arriving),
-                made_db=None if made is None else sqnr_from_powers(signal, made),
+                made_db=None if own_error is None else sqnr_from_powers(signal, own_error),
                 cosine=_cosine(signal, power, arriving),
                 saturated=None if saturated is None or not size else 100 * saturated / size,
                 clipped=None if clipped is None or not size else 100 * clipped / size,

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
@@ -132,17 +133,27 @@ def write_preprocess_file(preparation: ImagePreparation, folder: Path) -> None:
     (folder / PREPROCESS_FILE).write_text(PREPROCESS_HEADER + lines, encoding="utf-8")
 
 
-def describe_preparation(preparation: ImagePreparation) -> str:
-    """Return the preprocessing as a sentence in Markdown."""
-    steps = describe_preprocessing(preparation.preprocess)
-    name, layout = preparation.target.name, preparation.target.layout.upper()
-    return escape_text(f"Images become `{name}`: {steps}, {layout} (`{PREPROCESS_FILE}`).") + "\n"
-
-
-def write_class_names(bundle: Bundle, file: Path) -> None:
-    """Write the names of the classes, one a line, if they are known."""
+def write_documents(
+    bundle: Bundle,
+    folder: Path,
+    template: str,
+    class_file: str,
+    notes: Sequence[str] = (),
+    **values: str,
+) -> None:
+    """Write the README, and if they are known, the names of the classes and the preprocessing."""
+    parts = [fill_template(template, name=bundle.name, engine=bundle.variant, **values)]
     if bundle.classes:
-        file.write_text("".join(f"{name}\n" for name in bundle.classes), encoding="utf-8")
+        lines = "".join(f"{name}\n" for name in bundle.classes)
+        (folder / class_file).write_text(lines, encoding="utf-8")
+    if bundle.preparation is not None:
+        write_preprocess_file(bundle.preparation, folder)
+        steps = describe_preprocessing(bundle.preparation.preprocess)
+        name, layout = bundle.preparation.target.name, bundle.preparation.target.layout.upper()
+        sentence = f"Images become `{name}`: {steps}, {layout} (`{PREPROCESS_FILE}`)."
+        parts.append(escape_text(sentence) + "\n")
+    parts += [escape_text(f"{note[:1].upper()}{note[1:]}.") + "\n" for note in notes]
+    (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
 
 
 def fill_template(file: str, **values: Any) -> str:

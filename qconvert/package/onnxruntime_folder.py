@@ -61,15 +61,7 @@ def write(bundle: Bundle, folder: Path) -> tuple[str, ...]:
         )
     for name in engine.files:
         shutil.copyfile(engine.folder / name, folder / name)
-    bundles.write_class_names(bundle, folder / CLASSES_FILE)
-    if bundle.preparation is not None:
-        bundles.write_preprocess_file(bundle.preparation, folder)
     (folder / "run.py").write_text(run_script(bundle, spec), encoding="utf-8")
-    (folder / "README.md").write_text(_readme(bundle, spec), encoding="utf-8")
-    return ()
-
-
-def _readme(bundle: Bundle, spec: LoadSpec) -> str:
     for package in spec.packages:
         # A name, extras and releases, and nothing that a shell would run.
         if not re.fullmatch(r"[\w.-]+(\[[\w,-]+\])?([<>=!~]{1,2}[\w.,<>=!~+*-]+)?", package):
@@ -77,18 +69,18 @@ def _readme(bundle: Bundle, spec: LoadSpec) -> str:
                 f"the engine was built with `{package}`, which is no package and its release",
                 hint="build the engine again: its `engine.json` was changed",
             )
-    preparation = bundle.preparation
-    packages = [*(f'"{package}"' for package in spec.packages), "numpy"]
-    runtime = bundle.engine.made_with.get("runtime", "")
-    text = bundles.fill_template(
+    has_images, runtime = bundle.preparation is not None, engine.made_with.get("runtime", "")
+    packages = [*(f'"{package}"' for package in spec.packages), "numpy", *["pillow"] * has_images]
+    bundles.write_documents(
+        bundle,
+        folder,
         "onnxruntime.md.tmpl",
-        name=bundle.name,
-        engine=bundle.variant,
-        packages=" ".join([*packages, "pillow"] if preparation is not None else packages),
-        example="IMAGE.jpg" if preparation is not None else "ARRAYS.npz",
+        CLASSES_FILE,
+        packages=" ".join(packages),
+        example="IMAGE.jpg" if has_images else "ARRAYS.npz",
         origin=escape_text(f"; it was built with {runtime}") if runtime else "",
     )
-    return text if preparation is None else f"{text}\n{bundles.describe_preparation(preparation)}"
+    return ()
 
 
 def run_script(bundle: Bundle, spec: LoadSpec) -> str:

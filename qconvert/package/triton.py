@@ -37,10 +37,21 @@ def write(bundle: Bundle, folder: Path) -> tuple[str, ...]:
         shutil.copyfile(model, version / "model.plan")
     config = "\n".join(config_lines(bundle, spec, max_batch, best_batch)) + "\n"
     (folder / "config.pbtxt").write_text(config, encoding="utf-8")
-    bundles.write_class_names(bundle, folder / LABELS)
-    if bundle.preparation is not None:
-        bundles.write_preprocess_file(bundle.preparation, folder)
-    (folder / "README.md").write_text(_readme(bundle, spec, max_batch), encoding="utf-8")
+    if spec.platform == "tensorrt_plan":
+        release = escape_text(f"TensorRT {bundle.engine.made_with['tensorrt']}")
+    else:
+        release = f"an ONNX Runtime that reads opset {bundle.opset}"
+    bundles.write_documents(
+        bundle,
+        folder,
+        "triton.md.tmpl",
+        LABELS,
+        spec.notes,
+        gpus="--gpus all " if spec.device == "GPU" else "",
+        release=release,
+        inputs=escape_text(", ".join(f"`{tensor}`" for tensor in bundle.inputs)),
+        batching=f"at most {max_batch} at once" if max_batch else "a batch at a time",
+    )
     return spec.notes
 
 
@@ -98,25 +109,3 @@ def config_lines(
 
 def _quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
-
-
-def _readme(bundle: Bundle, spec: TritonSpec, max_batch: int) -> str:
-    if spec.platform == "tensorrt_plan":
-        release = escape_text(f"TensorRT {bundle.engine.made_with['tensorrt']}")
-    else:
-        release = f"an ONNX Runtime that reads opset {bundle.opset}"
-    parts = [
-        bundles.fill_template(
-            "triton.md.tmpl",
-            name=bundle.name,
-            engine=bundle.variant,
-            gpus="--gpus all " if spec.device == "GPU" else "",
-            release=release,
-            inputs=escape_text(", ".join(f"`{tensor}`" for tensor in bundle.inputs)),
-            batching=f"at most {max_batch} at once" if max_batch else "a batch at a time",
-        )
-    ]
-    if bundle.preparation is not None:
-        parts.append(bundles.describe_preparation(bundle.preparation))
-    parts += [escape_text(f"{note[:1].upper()}{note[1:]}.") + "\n" for note in spec.notes]
-    return "\n".join(parts)

@@ -83,3 +83,11 @@ def test_names_say_what_they_hold() -> None:
         if (words := BANNED & set(bound_names(ast.parse(path.read_text()))))
     }
     assert banned == {}
+
+
+def test_files_on_the_architecture_page_exist() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    names = set(re.findall(r"`([a-z_/0-9]+/[a-z_0-9]+\.py)`", page))
+    assert [
+        name for name in names if not any((base / name).is_file() for base in (ROOT, PACKAGE))
+    ] == []
