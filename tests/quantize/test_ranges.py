@@ -87,7 +87,7 @@ ALL_BUT_OUTPUT = {"x", "a", "s", "m"}
         ("a = Conv (x, w) t = Flatten (a) s = Sigmoid (t) y = Relu (s)", "", {"x", "s"}),
     ],
 )
-def test_tensor_is_not_clipped_where_its_extremes_decide_an_output(
+def test_tensor_with_extremes_that_decide_output_is_not_clipped(
     body: str, outputs: str, clipped: set[str]
 ) -> None:
     assert cut(net(body, outputs or "float[] y")) == clipped

@@ -115,7 +115,7 @@ def test_control_characters_are_escaped_in_json() -> None:
 @pytest.mark.parametrize(
     "name", ["=1+1", "+1", "-cmd|' /C calc'!A0", "@SUM(A1)", " =1", "\t=1", "\r=1"]
 )
-def test_layer_names_are_no_formulas_in_csv(name: str) -> None:
+def test_layer_names_are_not_formulas_in_csv(name: str) -> None:
     layers = next(layer for layer in clean().variants if layer.layers).layers
     spoiled = [pydantic.TypeAdapter(type(layer)).validate_python(
         {**pydantic.TypeAdapter(type(layer)).dump_python(layer), "tensor": name, "node": name}
