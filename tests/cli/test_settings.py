@@ -1,4 +1,4 @@
-"""From the command line to settings."""
+"""Settings from options and files."""
 
 import subprocess
 import sys

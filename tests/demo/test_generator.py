@@ -33,7 +33,7 @@ def test_image_folder_bytes_follow_from_the_seed() -> None:
 
 @pytest.mark.slow
 def test_shipped_images_match_the_generator() -> None:
-    """Pixels, not bytes: another release of Pillow may pack the same picture otherwise."""
+    """Compares pixels, because another release of Pillow may encode the same image differently."""
     files = sorted(SHIPPED.glob("*.jpg"))
     assert len(files) == generator.CALIBRATION_COUNT
     for number, file in enumerate(files):
