@@ -175,18 +175,18 @@ def test_invalid_settings_are_rejected(options: dict[str, Any], message: str) ->
 
 def test_provider_options_in_use_are_in_stored_list() -> None:
     lines = (HERE / "trt_options.txt").read_text(encoding="utf-8").splitlines()
-    known = {line for line in lines if line and not line.startswith("#")}
+    stored = {line for line in lines if line and not line.startswith("#")}
     used: set[str] = set()
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
-    for precision, flags, on in itertools.product(precisions, (False, True), (False, True)):
+    for precision, flags, enabled in itertools.product(precisions, (False, True), (False, True)):
         switches: dict[str, Any] = dict.fromkeys(
-            ("hardware_compatible", "weight_stripped", "cuda_graph"), on
+            ("hardware_compatible", "weight_stripped", "cuda_graph"), enabled
         )
         build = spec(precision, workspace=1, timing_cache="t", **switches)
         used |= set(options_of(build, flags=flags))
         used |= set(load_options(read_options(build), FOLDER))
-        used |= set(options_of(spec(precision, allow_fallback=on), flags=flags))
+        used |= set(options_of(spec(precision, allow_fallback=enabled), flags=flags))
     for path in Path(qconvert.backends.__file__).parent.glob("*.py"):
         used |= set(re.findall(r'"(trt_\w+)"', path.read_text(encoding="utf-8")))
-    assert used - known == set()
+    assert used - stored == set()
     assert len(used) > 20

@@ -115,8 +115,8 @@ def test_calibration_killed_by_sigkill_resumes(
         child.send_signal(signal.SIGKILL)
         child.wait()
     assert not Path("c.npz").exists()
-    kept = calibration_file.load(Path(".c.npz.part")).image_indices.size
-    assert 8 <= kept < 40
+    stored = calibration_file.load(Path(".c.npz.part")).image_indices.size
+    assert 8 <= stored < 40
     calibrated(qconvert, "c.npz")
     calibrated(qconvert, "whole.npz")
     assert Path("c.npz").read_bytes() == Path("whole.npz").read_bytes()
@@ -144,7 +144,7 @@ def test_calibrate_show_prints_ranges_of_every_method(
     args = [word for name in methods for word in ("--method", name)]
     result = json.loads(qconvert("calibrate", "--show", "c.npz", "--json", *args).out)
     for tensor in result["tensors"]:
-        assert [kept["method"] for kept in tensor["kept"]] == methods
+        assert [row["method"] for row in tensor["kept"]] == methods
         exact = tensor["kept"][1]
         assert (exact["low"], exact["high"], exact["clipped"]) == (
             tensor["low"],

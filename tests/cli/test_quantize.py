@@ -90,10 +90,10 @@ def test_plan_replay_needs_its_rounded_weights(
     quantized(qconvert, "--plan", "plan.json")
     assert onnx_io.fingerprint(onnx_io.load(Path("out.onnx"))) == before
     Path("plan.learned.npz").unlink()
-    lost = qconvert("quantize", "net.onnx", "--plan", "plan.json", "-o", "again.onnx")
-    assert lost.code == 2
-    assert "plan.learned.npz" in lost.err
-    assert "hint:" in lost.err
+    refused = qconvert("quantize", "net.onnx", "--plan", "plan.json", "-o", "again.onnx")
+    assert refused.code == 2
+    assert "plan.learned.npz" in refused.err
+    assert "hint:" in refused.err
 
 
 @pytest.mark.slow

@@ -57,10 +57,10 @@ def test_search_writes_the_mix_its_plan_and_its_trials(qconvert: Command) -> Non
     again = qconvert("search", *GIVEN, "-o", "out", "--json")
     assert "✓ search" in again.err
     assert "cached, " in next(line for line in again.err.splitlines() if "✓ search" in line)
-    answer = json.loads(again.out)
-    assert answer.pop("backend") == "tensorrt-rtx"
-    assert set(answer.pop("bytes")) == {"fp32", "int8", "mixed"}
-    assert answer == result
+    printed = json.loads(again.out)
+    assert printed.pop("backend") == "tensorrt-rtx"
+    assert set(printed.pop("bytes")) == {"fp32", "int8", "mixed"}
+    assert printed == result
     assert Path("out/trials.jsonl").read_text() == trials
     _require_mixed_in_a_build(qconvert, lifted)
 

@@ -147,11 +147,11 @@ def test_dims_leave_out_a_dynamic_batch_and_keep_a_fixed_one(tiny: Path) -> None
 
 def test_config_holds_threads_and_escapes_names() -> None:
     engine = make_engine(cuda, ("model.onnx",), Profile())
-    odd = replace(IMAGE, name='say "x"\\')
+    quoted = replace(IMAGE, name='say "x"\\')
     spec = replace(cuda.triton_spec(engine), parameters={"intra_op_thread_count": "3"})
-    lines = triton.config_lines(make_bundle(engine, odd, SCORES), spec, 1, 1)
+    lines = triton.config_lines(make_bundle(engine, quoted, SCORES), spec, 1, 1)
     config = parse("\n".join(lines))
-    assert config.input[0].name == odd.name
+    assert config.input[0].name == quoted.name
     assert config.parameters[0].value.string_value == "3"
     assert not config.HasField("dynamic_batching")
     text = TensorSpec("words", np.dtype("O"), ("N", 1))

@@ -143,8 +143,8 @@ def test_engine_without_onnx_file_has_no_example_code() -> None:
 
 
 def test_model_names_are_quoted_in_front_matter() -> None:
-    odd = replace(concluded(), model='runs/a "b": c.onnx')
-    front = render_card(odd).split("---")[1]
+    quoted = replace(concluded(), model='runs/a "b": c.onnx')
+    front = render_card(quoted).split("---")[1]
     assert json.dumps('a "b": c-cpu-int8') in front
 
 

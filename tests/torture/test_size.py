@@ -65,9 +65,9 @@ def measure_cost(what: str, folder: Path, *words: str | Path) -> Cost:
         env={**os.environ, "QCONVERT_CACHE_DIR": str(cache), "TMPDIR": str(temporary)},
         check=True,
     )
-    took = time.monotonic() - started
+    duration = time.monotonic() - started
     cpu, peak = map(float, process.stdout.split()[-2:])
-    cost = Cost(took, cpu, int(peak) * 1024)
+    cost = Cost(duration, cpu, int(peak) * 1024)
     sys.stdout.write(f"{what}: {cost}\n")
     return cost
 
