@@ -9,8 +9,8 @@ import pytest
 
 from qconvert import backends
 from tests.conftest import Outcome, write
+from tests.image_files import draw_images
 from tests.models import mixed, tiny
-from tests.pictures import draw_folder
 
 Command = Callable[..., Outcome]
 
@@ -21,8 +21,8 @@ IMAGES = ("--images", "images", "--eval", "eval")
 @pytest.fixture(autouse=True)
 def _world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(mixed(), tmp_path / "net.onnx")
-    draw_folder(tmp_path / "images", 40)
-    draw_folder(tmp_path / "eval", 24)
+    draw_images(tmp_path / "images", 40)
+    draw_images(tmp_path / "eval", 24)
     lines = [f"{file.name},{number % 24}" for number, file in enumerate(_files(tmp_path / "eval"))]
     (tmp_path / "labels.csv").write_text(
         "file,label\n" + "\n".join(f"eval/{line}" for line in lines)
@@ -103,7 +103,7 @@ def test_moved_run_resumes_without_its_images(qconvert: Command) -> None:
     for gone in ("images", "eval", ".store"):
         shutil.rmtree(gone)
     Path("net.onnx").unlink()
-    draw_folder(Path("others"), 24)
+    draw_images(Path("others"), 24)
     outcome = qconvert("build", "--from", "moved", "--eval", "others", *QUICK, "--json")
     assert outcome.code == 0, outcome.err
     assert "✓ calibrate" not in outcome.err
@@ -136,7 +136,7 @@ FAST = ("--effort", "none", "--backend", "cpu")
 def test_run_resumes_after_its_images_changed(qconvert: Command) -> None:
     built(qconvert, *IMAGES, *FAST, "--precision", "int8")
     shutil.rmtree("images")
-    draw_folder(Path("images"), 20, size=16)
+    draw_images(Path("images"), 20, size=16)
     outcome = qconvert("build", "--from", "run", "--precision", "fp16", *QUICK, "--json")
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out)["calibration"]["count"] == 40
@@ -164,7 +164,7 @@ def test_config_file_overrides_the_settings_of_a_run(qconvert: Command) -> None:
 def test_labels_and_count_of_a_run_apply_to_its_own_images_only(qconvert: Command) -> None:
     own = ("--labels", "labels.csv", "--eval-count", "20")
     built(qconvert, *IMAGES, *FAST, "--precision", "fp32", *own)
-    draw_folder(Path("others"), 24)
+    draw_images(Path("others"), 24)
     rows = [f"{file.name},{at}" for at, file in enumerate(_files(Path("others")))]
     Path("others/labels.csv").write_text("file,label\n" + "\n".join(rows))
     Path("file.toml").write_text('[evaluate]\nimages = "others"\n')
@@ -353,7 +353,7 @@ def test_bench_and_evaluate_update_runs_and_engines(qconvert: Command) -> None:
     after = json.loads(report.read_text())
     assert [latency["batch"] for latency in after["variants"][0]["latency"]] == [2]
     assert after["variants"][0]["accuracy"] == before["variants"][0]["accuracy"]
-    draw_folder(Path("others"), 16)
+    draw_images(Path("others"), 16)
     assert qconvert("evaluate", "run", "--eval", "others").code == 0
     assert json.loads(report.read_text())["variants"][0]["accuracy"]["n"] == 16
     other = qconvert("evaluate", "run", "--eval", "others", "--preprocess", "inception", "--json")

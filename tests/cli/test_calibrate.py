@@ -14,15 +14,15 @@ import pytest
 from qconvert.calibrate import calibration_file
 from tests import models
 from tests.conftest import Outcome, write
+from tests.image_files import draw_images
 from tests.models import floats, from_text
-from tests.pictures import draw_folder
 
 Command = Callable[..., Outcome]
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    return draw_folder(tmp_path / "images", 40)
+    return draw_images(tmp_path / "images", 40)
 
 
 def calibrated(qconvert: Command, out: str, *more: str) -> Outcome:
@@ -91,7 +91,7 @@ def test_full_calibration_reuses_a_finished_shard(
 def test_calibration_killed_by_sigkill_resumes(
     qconvert: Command, tiny: Path, tmp_path: Path
 ) -> None:
-    draw_folder(tmp_path / "images", 40)
+    draw_images(tmp_path / "images", 40)
     script = (
         "import sys, time\n"
         "from qconvert.calibrate import collect\n"
@@ -219,7 +219,7 @@ def write_bad_input(folder: Path) -> None:
     (folder / "broken").mkdir()
     for number in range(9):
         (folder / "broken" / f"{number}.png").write_bytes(b"no picture")
-    draw_folder(folder / "one", 1)
+    draw_images(folder / "one", 1)
     text = (
         '<ir_version: 10, opset_import: ["": 20]>\n'
         "net (float[N, 5, 8, 8] x) => (float[N, 2, 6, 6] y) { y = Conv (x, w) }"

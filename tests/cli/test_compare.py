@@ -14,8 +14,8 @@ from qconvert.measure.layer_errors import LayerError
 from qconvert.run.compare import layers_to_json
 from tests.cli.test_console import on_terminal
 from tests.conftest import Outcome, write
+from tests.image_files import draw_images
 from tests.models import mixed, tiny
-from tests.pictures import draw_folder
 
 Command = Callable[..., Outcome]
 
@@ -23,7 +23,7 @@ Command = Callable[..., Outcome]
 @pytest.fixture(autouse=True)
 def _world(tmp_path: Path, qconvert: Command) -> None:
     write(mixed(), tmp_path / "net.onnx")
-    draw_folder(tmp_path / "images", 40)
+    draw_images(tmp_path / "images", 40)
     outcome = qconvert("quantize", "net.onnx", "--images", "images", "-o", "int8.onnx")
     assert outcome.code == 0, outcome.err
 

@@ -13,8 +13,8 @@ from qconvert.calibrate import calibration_file
 from qconvert.core import onnx_io
 from tests.conftest import Outcome, write
 from tests.graph.test_clean import QUANTIZED
+from tests.image_files import draw_images
 from tests.models import floats, from_text, write_factory
-from tests.pictures import draw_folder
 
 Command = Callable[..., Outcome]
 
@@ -192,7 +192,7 @@ def test_parity_uses_images_and_embeds_the_preprocessing(
     shell: Command, qconvert: Command, tmp_path: Path
 ) -> None:
     write_factory(tmp_path)
-    draw_folder(tmp_path / "images", 9)
+    draw_images(tmp_path / "images", 9)
     outcome = shell("export", "nets:ready", "--images", "images", "--mean", "0.5", "--std", "0.25")
     assert outcome.code == 0, outcome.err
     assert "ONNX against PyTorch on 8 images: top-1 8/8" in outcome.err

@@ -13,8 +13,8 @@ from qconvert.backends.ort import open_cpu
 from qconvert.cli import quantize
 from qconvert.core import onnx_io
 from tests.conftest import Outcome, write
+from tests.image_files import draw_images
 from tests.models import MIXED_SHAPES, floats, mixed, tiny
-from tests.pictures import draw_folder
 from tests.strongly_typed import build
 
 Command = Callable[..., Outcome]
@@ -23,7 +23,7 @@ Command = Callable[..., Outcome]
 @pytest.fixture(autouse=True)
 def _world(tmp_path: Path) -> None:
     write(mixed(), tmp_path / "net.onnx")
-    draw_folder(tmp_path / "images", 40)
+    draw_images(tmp_path / "images", 40)
 
 
 def quantized(qconvert: Command, *more: str) -> Outcome:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Outcome, write
+from tests.image_files import draw_images
 from tests.models import mixed
-from tests.pictures import draw_folder
 
 Command = Callable[..., Outcome]
 BUILD = (
@@ -27,8 +27,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a finished build, which tests must not change."""
     folder = tmp_path_factory.mktemp("world")
     write(mixed(), folder / "net.onnx")
-    draw_folder(folder / "images", 40)
-    draw_folder(folder / "eval", 40)
+    draw_images(folder / "images", 40)
+    draw_images(folder / "eval", 40)
     files = sorted(file for file in (folder / "eval").rglob("*") if file.is_file())
     lines = [f"{file.relative_to(folder)},{at % 24}" for at, file in enumerate(files)]
     (folder / "labels.csv").write_text("file,label\n" + "\n".join(lines))
@@ -121,7 +121,7 @@ def test_evaluation_on_other_images_updates_the_evidence(qconvert: Command) -> N
     settings = Path("run/run.toml")
     lines = settings.read_text().splitlines()
     settings.write_text("\n".join(line for line in lines if not line.startswith("labels")))
-    draw_folder(Path("others"), 30)
+    draw_images(Path("others"), 30)
     before = load_report()["evidence"]
     assert qconvert("evaluate", "run", "--eval", "others").code == 0
     after = load_report()["evidence"]

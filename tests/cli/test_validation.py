@@ -146,9 +146,9 @@ def test_refused_package_leaves_nothing(world: Path, qconvert: Run) -> None:
 
 
 def test_class_name_in_other_case_is_suggested(tiny: Path, qconvert: Run) -> None:
-    from tests.pictures import draw_folder
+    from tests.image_files import draw_images
 
-    draw_folder(Path("val"), 2)
+    draw_images(Path("val"), 2)
     Path("val/classes.txt").write_text("\n".join(["Cat", "dog", "bird", "fish", "fly"]))
     Path("val/labels.csv").write_text("file,label\n0000.png,CAT\n0001.png,dog\n")
     outcome = qconvert("evaluate", "tiny.onnx", "tiny.onnx", "--eval", "val")
@@ -157,9 +157,9 @@ def test_class_name_in_other_case_is_suggested(tiny: Path, qconvert: Run) -> Non
 
 
 def test_evaluate_refuses_a_quantized_reference(qconvert: Run) -> None:
-    from tests.pictures import draw_folder
+    from tests.image_files import draw_images
 
-    draw_folder(Path("val"), 2)
+    draw_images(Path("val"), 2)
     write(mixed(), Path("fp32.onnx"))
     write(apply_plan(mixed(), planned(mixed(), "cpu")), Path("int8.onnx"))
     wrong = qconvert("evaluate", "int8.onnx", "fp32.onnx", "--eval", "val")

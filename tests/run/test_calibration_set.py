@@ -29,8 +29,8 @@ from qconvert.run.calibration_workers import split_parts
 from qconvert.run.context import JobContext
 from qconvert.run.load_model import load_and_clean
 from qconvert.sources import LoadedModel
+from tests.image_files import draw_images
 from tests.models import floats
-from tests.pictures import draw_folder
 from tests.run.calibrated import make_context, write_tiny_model
 
 IMAGES = 40
@@ -78,7 +78,7 @@ def make_job(
     count: int = IMAGES, batch: str = "batch", images: str = "images", exact: bool = False
 ) -> Job:
     if images == "images":
-        draw_folder(Path(images), count, 8)
+        draw_images(Path(images), count, 8)
     write_tiny_model(batch)
     context = make_context(images, exact=exact)
     return Job(context, load_and_clean(context))
