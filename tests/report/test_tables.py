@@ -43,7 +43,7 @@ def show(capsys: pytest.CaptureFixture[str]) -> Show:
     """Return what a pipe gets of a table: its lines and its footnotes."""
 
     def text(table: TextTable) -> str:
-        console._stdout_console.cache_clear()
+        console.rich_console.cache_clear()
         console.write_table(table)
         body = capsys.readouterr().out
         return f"{table.title}\n{body}{wrapped_footnotes(table)}".strip()
