@@ -1,4 +1,4 @@
-"""A run that tests share: built once, and copied for each test that looks at it."""
+"""A run that tests share: built once, and copied for each test that uses it."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ CLASSES = tuple(f"kind {number}" for number in range(24))
 
 
 def draw_world(folder: Path) -> None:
-    """Write a model, images to calibrate on, and labelled ones to evaluate on."""
+    """Write a model, calibration images and labelled evaluation images."""
     onnx_io.save(mixed(), folder / "model.onnx")
     draw_folder(folder / "calib_data", 16)
     files = sorted(draw_folder(folder / "val", 16, size=20).iterdir())

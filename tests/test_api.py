@@ -228,7 +228,7 @@ def test_model_may_be_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             qconvert.export(unnamed, output="net.onnx")
 
 
-def test_engine_is_packed() -> None:
+def test_engine_is_packaged() -> None:
     packed = qconvert.package(
         "run", format="triton", output="models", engine="cpu-fp32", name="net"
     )

@@ -61,7 +61,7 @@ def build(name: str, precision: Precision, root: Path) -> Engine:
     return backend.build(graph, BuildSpec(precision, Profile(1, 2, 4)), folder, ignore_progress)
 
 
-def test_every_registered_backend_is_tested_here() -> None:
+def test_registered_backends_are_in_contract_tests() -> None:
     assert set(ALL) - {"fake"} == set(BACKENDS)
     assert all(backends.load(name) is ALL[name] for name in BACKENDS)
 

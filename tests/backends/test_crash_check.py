@@ -54,7 +54,7 @@ def test_endless_loop_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
         check_for_crash(model, inputs(model))
 
 
-def test_only_graphs_with_loops_have_a_short_time_limit() -> None:
+def test_short_time_limit_applies_to_graphs_with_loops_alone() -> None:
     assert crash_check.time_limit_seconds(endless_model()) < 25
     assert crash_check.time_limit_seconds(tiny()) > 1000
 
@@ -87,5 +87,5 @@ def test_model_that_passed_is_not_checked_again(
         check_for_crash(model, inputs(model, batch=3))
 
 
-def test_error_of_the_runtime_is_no_crash() -> None:
+def test_runtime_error_is_not_reported_as_crash() -> None:
     check_for_crash(tiny(), {"image": np.zeros((1, 9, 8, 8), np.float32)})

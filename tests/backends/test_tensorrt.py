@@ -85,7 +85,7 @@ def test_typing_of_a_build_follows_from_the_releases(
         ("int8", "fp32", {"trt_int8_enable"}),
     ],
 )
-def test_only_weakly_typed_builds_get_precision_flags(
+def test_precision_flags_are_set_for_weakly_typed_builds_alone(
     precision: Precision, rest: RestPrecision | None, expected: set[str]
 ) -> None:
     options = options_of(spec(precision, rest))
@@ -173,7 +173,7 @@ def test_invalid_settings_are_rejected(options: dict[str, Any], message: str) ->
         read_options(spec(**options))
 
 
-def test_every_option_is_known_to_the_provider() -> None:
+def test_provider_options_in_use_are_in_stored_list() -> None:
     lines = (HERE / "trt_options.txt").read_text(encoding="utf-8").splitlines()
     known = {line for line in lines if line and not line.startswith("#")}
     used: set[str] = set()

@@ -39,17 +39,17 @@ class FakeTaps:
         return None if self.exact else "phase"
 
     def run(self, feeds: Tensors) -> Tensors:
-        """Answer for the images whose places are fed."""
-        answers: Tensors = {}
+        """Return the outputs of the images whose positions are fed."""
+        outputs: Tensors = {}
         with np.errstate(invalid="ignore"):
             for tap in self.taps:
-                seen = self.values[tap.tensor][feeds["place"]]
-                flat = seen.reshape(len(seen), -1)
-                answers[tap.low], answers[tap.high] = seen.min(axis=2), seen.max(axis=2)
-                answers[tap.mean] = seen.mean(axis=2)
-                answers[tap.size] = np.array([flat.shape[1]])
-                answers[str(tap.sample)] = flat if self.exact else draw(flat, feeds["phase"])
-        return answers
+                values = self.values[tap.tensor][feeds["place"]]
+                flat = values.reshape(len(values), -1)
+                outputs[tap.low], outputs[tap.high] = values.min(axis=2), values.max(axis=2)
+                outputs[tap.mean] = values.mean(axis=2)
+                outputs[tap.size] = np.array([flat.shape[1]])
+                outputs[str(tap.sample)] = flat if self.exact else draw(flat, feeds["phase"])
+        return outputs
 
     def batches(self, *parts: Sequence[int]) -> list[IndexedBatch]:
         return [(part, {"place": np.array(part)}) for part in parts]

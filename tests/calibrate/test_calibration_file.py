@@ -103,8 +103,8 @@ def test_foreign_npz_archive_is_refused(tmp_path: Path) -> None:
 
 def test_newer_file_version_is_refused(tmp_path: Path) -> None:
     def newer(about: Array) -> Array:
-        said = json.loads(about.tobytes()) | {"version": 7}
-        return np.frombuffer(json.dumps(said).encode(), dtype=np.uint8)
+        content = json.loads(about.tobytes()) | {"version": 7}
+        return np.frombuffer(json.dumps(content).encode(), dtype=np.uint8)
 
     with pytest.raises(QConvertError, match="has format 7, this qconvert reads 1"):
         load(rewritten(tmp_path / "c.npz", "about", newer))

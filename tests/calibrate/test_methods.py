@@ -180,8 +180,8 @@ def test_moving_average_weighs_a_new_image_by_one_percent() -> None:
 
 
 def test_ranges_cover_only_sampled_tensors() -> None:
-    seen = calibrate(FakeTaps({"a": floats(9, 1, 20), "b": floats(9, 2, 20)})).summaries
-    assert set(compute_ranges(seen, "mse", SYMMETRIC)) == {"a", "b"}
+    summaries = calibrate(FakeTaps({"a": floats(9, 1, 20), "b": floats(9, 2, 20)})).summaries
+    assert set(compute_ranges(summaries, "mse", SYMMETRIC)) == {"a", "b"}
 
 
 def test_unknown_range_method_is_refused_with_the_list() -> None:

@@ -314,7 +314,7 @@ def test_dry_run_refuses_the_folder_that_a_build_refuses(qconvert: Command, tmp_
     Path("full/notes.txt").write_text("mine")
     before = {file: file.read_bytes() for file in _files(tmp_path)}
     other = ("net.onnx", *IMAGES, "--backend", "cpu")
-    for args, said in (
+    for args, message in (
         (("--from", "run", "--exclude", "Conv"), "`quantize.exclude` was `[]`, now `['Conv']`"),
         ((*other, "-o", "run"), "`quantize.effort` was `none`, now `default`"),
         ((*other, "-o", "full"), "`full` holds other files"),
@@ -323,7 +323,7 @@ def test_dry_run_refuses_the_folder_that_a_build_refuses(qconvert: Command, tmp_
         for dry in (("--dry-run",), ()):
             outcome = qconvert("build", *args, *dry)
             assert (outcome.code, outcome.out) == (2, ""), outcome.err
-            assert said in outcome.err
+            assert message in outcome.err
     assert qconvert("build", "--from", "run", "--max-drop", "1", "--dry-run").code == 0
     assert qconvert("build", *other, *FAST, "-o", "run", "--dry-run").code == 0
     assert {file: file.read_bytes() for file in _files(tmp_path)} == before

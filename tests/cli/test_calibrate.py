@@ -179,9 +179,11 @@ def test_fixed_batch_gives_the_extremes_of_a_dynamic_one(
     calibrated(qconvert, "fixed.npz", "--batch", str(batch))
     dynamic, fixed = (calibration_file.load(Path(name)) for name in ("dynamic.npz", "fixed.npz"))
     assert fixed.image_indices.tolist() == dynamic.image_indices.tolist()
-    for tensor, seen in dynamic.summaries.items():
-        np.testing.assert_allclose(fixed.summaries[tensor].lows, seen.lows, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(fixed.summaries[tensor].highs, seen.highs, rtol=1e-5, atol=1e-6)
+    for tensor, summary in dynamic.summaries.items():
+        np.testing.assert_allclose(fixed.summaries[tensor].lows, summary.lows, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            fixed.summaries[tensor].highs, summary.highs, rtol=1e-5, atol=1e-6
+        )
 
 
 def test_unreadable_image_is_skipped_and_reported_each_time(

@@ -16,7 +16,7 @@ Command = Callable[..., Outcome]
 
 
 @pytest.fixture(autouse=True)
-def _fewer_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def _fewer_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         demo_files, "CALIBRATION_IMAGES", replace(demo_files.CALIBRATION_IMAGES, count=40)
     )

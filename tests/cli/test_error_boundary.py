@@ -152,7 +152,7 @@ def test_signal_ends_a_process_with_its_code(
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_library_error_caused_by_a_signal_is_no_bug(
+def test_library_error_caused_by_signal_is_not_a_bug(
     sent: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
     @click.command()
@@ -175,7 +175,7 @@ def test_ignored_signal_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_closed_stdout_pipe_is_no_error(tiny: Path) -> None:
+def test_closed_stdout_pipe_is_not_an_error(tiny: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as closed:

@@ -142,12 +142,12 @@ def test_int8_with_fp16_rest_is_a_strongly_typed_network(
 @pytest.mark.long
 def test_int8_with_fp16_rest_matches_the_outputs_of_int8(qconvert: Command) -> None:
     image = {"image": floats(8, 3, 16, 16, seed=5)}
-    answers = []
+    scores = []
     for rest in ("fp32", "fp16"):
         outcome = quantized(qconvert, "--images", "images", "--backend", "tensorrt", "--rest", rest)
         assert "session.disable_quant_qdq" in " ".join(outcome.err.split())
-        answers.append(open_cpu(onnx_io.load(Path("out.onnx")))(image)["scores"])
-    assert np.square(answers[0]).sum() / np.square(answers[0] - answers[1]).sum() > 300
+        scores.append(open_cpu(onnx_io.load(Path("out.onnx")))(image)["scores"])
+    assert np.square(scores[0]).sum() / np.square(scores[0] - scores[1]).sum() > 300
 
 
 def test_large_output_error_after_quantization_is_noted(qconvert: Command, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_edited_plan_is_replayed(qconvert: Command) -> None:
     quantized(qconvert, "--images", "images", *preset, "--plan-out", "plan.json")
     whole = onnx_io.load(Path("out.onnx"))
     quantized(qconvert, "--plan", "plan.json")
-    # Only what is done to pictures is not preset here: a plan is about the graph.
+    # Image preprocessing is not preset here, because a plan is about the graph.
     assert onnx_io.fingerprint(onnx_io.load(Path("out.onnx"))) == onnx_io.fingerprint(whole)
     plan = json.loads(Path("plan.json").read_text())
     plan["layers"]["scores"] = {"op": "Gemm", "left": "my reason"}
@@ -203,7 +203,7 @@ def test_edited_plan_is_replayed(qconvert: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["--backend", "cuda", "--images", "images"], "no int8 for `cuda`"),
         (["--precision", "bf16"], "no bf16 for `cpu`"),
@@ -219,11 +219,11 @@ def test_edited_plan_is_replayed(qconvert: Command) -> None:
     ],
 )
 def test_contradictory_quantize_options_are_refused(
-    qconvert: Command, more: list[str], said: str
+    qconvert: Command, more: list[str], message: str
 ) -> None:
     outcome = qconvert("quantize", "net.onnx", *more)
     assert outcome.code == 2
-    assert said in outcome.err
+    assert message in outcome.err
     assert "✓ calibrate" not in outcome.err
 
 

@@ -81,8 +81,8 @@ def test_build_analyzes_errors_once_per_graph(
     ]
     small = {entry["image"]: entry["picture"] for entry in evidence["thumbnails"]}
     assert {*changed} == {*small}
-    pictures = [*small.values(), *(entry["picture"] for entry in evidence["feature_maps"])]
-    assert all((Path("run") / entry).is_file() for entry in pictures)
+    images = [*small.values(), *(entry["picture"] for entry in evidence["feature_maps"])]
+    assert all((Path("run") / entry).is_file() for entry in images)
     monkeypatch.chdir(world)
     monkeypatch.setenv("QCONVERT_CACHE_DIR", str(world / ".store"))
     again = qconvert(*BUILD)
@@ -99,7 +99,7 @@ def test_html_report_is_rendered_from_the_run_folder(qconvert: Command, tmp_path
     shown = qconvert("report", "moved", "--format", "html")
     assert shown.out.encode() == page
     assert b"Feature maps" in page
-    # The JSON alone still gives a page, without pictures.
+    # The JSON alone still gives a page, without images.
     shutil.copy("moved/report.json", "alone.json")
     assert "Feature maps" not in qconvert("report", "alone.json", "--format", "html").out
     refused = qconvert("report", "moved", "-o", "text.txt")

@@ -23,18 +23,18 @@ GIVEN = ("network.onnx", "--images", "calib", "--eval", "val", *COARSE, "--backe
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("images")
     generator.write_images(place / "calib", seed=11, count=40)
     generator.write_images(place / "val", seed=12, count=40)
     return place
 
 
 @pytest.fixture(autouse=True)
-def _demo(pictures: Path) -> None:
+def _demo(images: Path) -> None:
     shutil.copy(Path(demo.__file__).parent / "network.onnx", "network.onnx")
     for name in ("calib", "val"):
-        Path(name).symlink_to(pictures / name)
+        Path(name).symlink_to(images / name)
 
 
 @pytest.mark.long

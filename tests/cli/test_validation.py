@@ -45,7 +45,7 @@ def test_invalid_setting_is_refused_with_its_line(
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (("--precision", "int9"), "did you mean `int8`?"),
         (("--method", "entropie"), "did you mean `entropy`?"),
@@ -59,11 +59,11 @@ def test_invalid_setting_is_refused_with_its_line(
     ],
 )
 def test_invalid_option_value_is_refused(
-    args: tuple[str, str], said: str, tiny: Path, qconvert: Run
+    args: tuple[str, str], message: str, tiny: Path, qconvert: Run
 ) -> None:
     outcome = qconvert("build", "tiny.onnx", *args, "--dry-run")
     assert outcome.code == 2
-    assert said in " ".join(outcome.err.split())
+    assert message in " ".join(outcome.err.split())
     assert "Tuple" not in outcome.err
 
 
@@ -75,14 +75,14 @@ def test_wrong_option_value_is_not_blamed_on_the_settings_file(tiny: Path, qconv
 
 
 def test_settings_file_with_impossible_values_is_refused(tiny: Path, qconvert: Run) -> None:
-    for text, said in (
+    for text, message in (
         (f"model = 'tiny.onnx'\n[calibration]\ncount = {LONG}", "not valid TOML"),
         ('model = "a\\u0000.onnx"', "line 1: model: a file name cannot contain a zero byte"),
     ):
         Path("qconvert.toml").write_text(text)
         outcome = qconvert("build", "--dry-run")
         assert outcome.code == 2
-        assert said in " ".join(outcome.err.split())
+        assert message in " ".join(outcome.err.split())
 
 
 @pytest.mark.parametrize(
@@ -192,10 +192,10 @@ def test_unsupported_operator_is_named_before_any_work(command: str, qconvert: R
     options = ("--images", "given.npz", "--eval", "given.npz", "-o", "made")
     outcome = qconvert(command, "spectrum.onnx", "--backend", "tensorrt-rtx", *options)
     assert outcome.code == 3
-    said = " ".join(outcome.err.split())
-    assert "(DFT): it has no such operator" in said
-    assert "leave this backend out" in said
-    assert "calibrate" not in said
+    message = " ".join(outcome.err.split())
+    assert "(DFT): it has no such operator" in message
+    assert "leave this backend out" in message
+    assert "calibrate" not in message
     assert not Path("made").exists()
 
 

@@ -1,4 +1,4 @@
-"""The drawn images: the same for a seed, of every class, alone, in folders and as shipped."""
+"""The drawn images are reproducible and show their class, alone, in folders and as shipped."""
 
 from pathlib import Path
 
@@ -7,14 +7,7 @@ import pytest
 from PIL import Image
 
 from qconvert.demo import generator
-from qconvert.demo.generator import (
-    CLASSES,
-    DEFECTS,
-    IMAGE_SIZE,
-    Surface,
-    blank_surface,
-    draw_image,
-)
+from qconvert.demo.generator import CLASSES, DEFECTS, IMAGE_SIZE, Surface, blank_surface, draw_image
 from qconvert.images import listing
 
 SHIPPED = Path(__file__).resolve().parent.parent.parent / "calib_data"
@@ -40,7 +33,7 @@ def test_image_folder_bytes_follow_from_the_seed() -> None:
 
 @pytest.mark.slow
 def test_shipped_images_match_the_generator() -> None:
-    """Pixels, not bytes: another release of Pillow may pack the same picture otherwise."""
+    """Compares pixels, because another release of Pillow may encode the same image differently."""
     files = sorted(SHIPPED.glob("*.jpg"))
     assert len(files) == generator.CALIBRATION_COUNT
     for number, file in enumerate(files):
@@ -69,10 +62,10 @@ def test_seeds_share_no_image() -> None:
 
 
 def test_classes_are_balanced_and_in_file_names() -> None:
-    pictures = [draw_image(7, number) for number in range(2 * len(CLASSES))]
-    assert sorted(picture.label for picture in pictures) == sorted(2 * list(range(len(CLASSES))))
-    for number, picture in enumerate(pictures):
-        assert picture.name == f"{number:04}-{CLASSES[picture.label]}.jpg"
+    images = [draw_image(7, number) for number in range(2 * len(CLASSES))]
+    assert sorted(image.label for image in images) == sorted(2 * list(range(len(CLASSES))))
+    for number, image in enumerate(images):
+        assert image.name == f"{number:04}-{CLASSES[image.label]}.jpg"
 
 
 def test_images_are_rgb_with_a_realistic_brightness_range() -> None:

@@ -59,7 +59,7 @@ def require_real(args: Sequence[str]) -> None:
 def _context(command: click.Command, name: str, args: Sequence[str]) -> click.Context | None:
     try:
         return command.make_context(name, list(args))
-    except click.exceptions.Exit:  # --help and --version have done all there is
+    except click.exceptions.Exit:  # --help and --version exit after printing
         return None
 
 

@@ -47,7 +47,7 @@ def test_imports_of_the_package_have_no_cycle() -> None:
     assert sorted(graph) == []
 
 
-def test_few_files_see_the_whole_configuration() -> None:
+def test_configuration_object_is_used_by_few_files() -> None:
     users = [
         path.relative_to(PACKAGE).as_posix()
         for path in FILES
@@ -76,7 +76,7 @@ def bound_names(tree: ast.Module) -> Iterator[str]:
             yield node.name
 
 
-def test_names_say_what_they_hold() -> None:
+def test_package_has_no_filler_variable_names() -> None:
     banned = {
         path.relative_to(PACKAGE).as_posix(): words
         for path in FILES

@@ -45,5 +45,5 @@ def test_output_of_any_type_is_equivalent_to_itself(output: object) -> None:
     ],
 )
 @pytest.mark.filterwarnings("error")
-def test_difference_is_described(expected: object, actual: object, message: str) -> None:
+def test_output_difference_is_described(expected: object, actual: object, message: str) -> None:
     assert message in difference(expected, actual)

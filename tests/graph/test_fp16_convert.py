@@ -90,7 +90,7 @@ SLOTS: dict[str, Case] = {
 
 
 @pytest.mark.parametrize("op", SLOTS)
-def test_slot_types_follow_the_schema(op: str) -> None:
+def test_half_conversion_follows_operator_input_types(op: str) -> None:
     body, weights, slots, output_types = SLOTS[op]
     model = graph(f"g (float[1, 4, 4, 4] x) => (float[a, b, c, d] y) {{ {body} }}", **weights)
     result = halved(model)

@@ -121,7 +121,7 @@ def test_islands_have_reasons_and_outputs_stay_close(case: str) -> None:
 
 
 @pytest.mark.parametrize("op", ["Max", "Min", "Clip"])
-def test_clamping_bound_beyond_float16_is_no_island(op: str) -> None:
+def test_clamping_bound_beyond_float16_is_not_an_island(op: str) -> None:
     lowest = np.float32(np.finfo(np.float32).min if op != "Min" else np.finfo(np.float32).max)
     model = graph(f"g (float[N, 4] x) => (float[N, 4] y) {{ y = {op} (x, w) }}", w=lowest)
     result = halved(model)
@@ -195,7 +195,7 @@ def test_sum_that_may_overflow_is_computed_in_float32(op: str) -> None:
         require_close(model, result.model, feeds)
 
 
-def test_only_heavy_sums_stay_in_float32_without_calibration() -> None:
+def test_heavy_sums_stay_in_float32_without_calibration() -> None:
     islands = {op for op in SUMS if halved(summing(op)).islands}
     assert islands == set(SUMS) - {"GlobalAveragePool", "AveragePool", "Exp"}
 

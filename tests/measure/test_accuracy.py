@@ -262,7 +262,7 @@ def score_pairs(draw: st.DrawFn) -> tuple[Floats, Floats, list[int | None]]:
     return (
         before,
         after,
-        [label if known else None for label, known in zip(labels, labelled, strict=True)],
+        [label if has_label else None for label, has_label in zip(labels, labelled, strict=True)],
     )
 
 
@@ -301,7 +301,7 @@ def test_accuracy_does_not_depend_on_the_order_of_the_parts(
 
 
 @given(score_pairs())
-def test_each_row_follows_its_definition(pair: tuple[Floats, Floats, list[int | None]]) -> None:
+def test_score_rows_follow_their_definition(pair: tuple[Floats, Floats, list[int | None]]) -> None:
     before, after, labels = pair
     for row, a, b, label in zip(
         score(before, after, *labels).rows, before, after, labels, strict=True
@@ -352,7 +352,7 @@ def test_scores_with_trailing_ones_are_class_scores() -> None:
     assert scores.rows["engine_rank"].tolist() == [0, 0, 0]
 
 
-def test_first_of_several_score_outputs_counts_with_a_note() -> None:
+def test_first_of_several_score_outputs_is_evaluated_with_note() -> None:
     outputs: Tensors = {
         "map": np.ones((2, 3, 4, 4)), "main": np.eye(2), "other": np.eye(2)[::-1],
     }  # fmt: skip

@@ -76,7 +76,7 @@ def test_warm_up_goes_on_while_calls_get_faster() -> None:
     assert samples["a"] == (150.0,) * 10
 
 
-def test_one_slice_that_is_not_faster_does_not_end_the_warm_up() -> None:
+def test_single_slice_without_speedup_does_not_end_warm_up() -> None:
     clock = FakeClock()
     steps = clock.call("a", lambda nth: 0.6 if nth < 4 else 0.15)
     samples = interleave({"a": steps}, TimingEffort(6.0, 3, 60.0), clock.read)
@@ -101,7 +101,7 @@ def test_engines_take_turns_in_changing_order() -> None:
 
 
 @given(st.integers(2, 6))
-def test_over_all_rounds_each_engine_is_first_and_follows_the_others_as_often(count: int) -> None:
+def test_engine_order_is_balanced_over_rounds(count: int) -> None:
     names = [str(number) for number in range(count)]
     rounds = [round_order(names, done) for done in range(2 * count)]
     assert set(Counter(order[0] for order in rounds).values()) == {2}
@@ -114,7 +114,7 @@ def test_over_all_rounds_each_engine_is_first_and_follows_the_others_as_often(co
         assert len([times for times in before.values() if times]) >= min(2, count - 1)
 
 
-def test_all_engines_are_timed_for_as_long_over_the_same_minutes() -> None:
+def test_engines_share_timing_period_and_total_time() -> None:
     clock = FakeClock()
     calls = {"fast": clock.steady("fast", 0.0005), "slow": clock.steady("slow", 0.03)}
     samples = interleave(calls, TimingEffort(seconds=3.0), clock.read)

@@ -191,7 +191,7 @@ def test_reference_that_is_not_finite_gives_no_nan(shape: tuple[int, ...]) -> No
     assert not np.isnan(errors(reference, floats(*shape, seed=1))).any()
 
 
-def test_all_outputs_weigh_the_same() -> None:
+def test_outputs_have_equal_weight_in_image_error() -> None:
     reference = {"scores": floats(4, 5), "map": floats(4, 2, 3), "place": np.array([1, 2, 3, 4])}
     outputs = {
         "place": np.array([1, 2, 3, 5]),
@@ -240,7 +240,7 @@ def test_boxes_are_not_counted_as_images() -> None:
     assert prediction_changes(before, after).tolist() == [1, 1, 1]
 
 
-def test_number_of_errors_depends_only_on_the_reference() -> None:
+def test_output_error_count_depends_on_reference_alone() -> None:
     reference = boxes(5, 0, 3)
     for outputs in (boxes(5, 0, 3, seed=1), boxes(2, 7, 0), boxes(5, 0, 4)):
         assert per_image_errors(reference, outputs).size == 9

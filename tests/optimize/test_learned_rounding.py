@@ -177,7 +177,7 @@ def test_shared_weight_and_computed_bias_are_not_learnable() -> None:
     assert find_learnable(net, planned(net, "cpu")) == ["a", "scores"]
 
 
-def test_solution_that_fails_on_the_holdout_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounding_that_fails_on_holdout_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     net = mixed()
     plan = calibrated_plan(net, "cpu", QuantizeOptions())
 
@@ -254,7 +254,7 @@ def test_few_images_leave_some_for_validation() -> None:
     assert "on 4 other images" in note
 
 
-def test_too_few_images_learn_nothing() -> None:
+def test_learned_rounding_is_skipped_for_too_few_images() -> None:
     learned = Learner(mixed(), 8).learn()
     assert not learned.weights
     assert "needs more calibration images than 8" in learned.notes[0]
@@ -267,11 +267,11 @@ def test_second_run_reads_the_weights_from_the_cache(learner: Learner) -> None:
     assert rounded_weights.digest(first.weights) == rounded_weights.digest(second.weights)
 
 
-def test_no_effort_learns_nothing(learner: Learner) -> None:
+def test_effort_none_skips_learned_rounding(learner: Learner) -> None:
     assert learner.learn("none") == LearnedPlan(learner.plan, {})
 
 
-def test_missing_images_learn_nothing_and_the_note_names_the_option(learner: Learner) -> None:
+def test_learned_rounding_without_images_is_skipped_with_note(learner: Learner) -> None:
     calibration = learner.candidate.calibration
     learner.replace_calibration(replace(calibration, images=None))
     learned = learner.learn()

@@ -171,7 +171,7 @@ def test_budget_that_no_mix_keeps_is_reported() -> None:
         assert "no mix loses as little as 0 points" in result.why
 
 
-def test_float_as_fast_as_int8_needs_no_search() -> None:
+def test_search_is_skipped_if_float_is_as_fast_as_int8() -> None:
     result = search(timer=timer_of(int8=2, float_ms=2, per_block=1))
     assert (result.outcome, result.gains) == ("float", ())
     assert result.why == "fp32 takes 2.00 ms and INT8 2.00: there is nothing to gain"
@@ -212,7 +212,7 @@ def test_trial_is_written_at_once_and_read_again() -> None:
     assert open_trials(FILE, "model").records == {"a": record}
 
 
-def test_trials_of_another_subject_are_dropped() -> None:
+def test_trials_of_another_candidate_are_dropped() -> None:
     open_trials(FILE, "other").put("a", {"far": [1]})
     assert open_trials(FILE, "model").records == {}
     assert FILE.read_text() == '{"subject": "model"}\n'
@@ -258,7 +258,7 @@ def test_interval_has_a_width_if_no_prediction_changed() -> None:
     assert record["far"] == [0, 0, 0, 0]
 
 
-def test_scores_that_are_not_finite_give_up_all() -> None:
+def test_nonfinite_scores_lose_full_probability() -> None:
     outputs = predicting(0, 0, 2, 0)
     outputs[1]["scores"][0] = np.nan
     record = record_trial(NO_LABELS, outputs)
@@ -306,7 +306,7 @@ def test_set_has_all_blocks_if_all_are_needed() -> None:
     assert smallest(needing(*names)) == names
 
 
-def test_few_sets_are_tried() -> None:
+def test_search_tries_fewer_than_two_sets_per_block() -> None:
     tried: set[frozenset[str]] = set()
 
     def keeps_budget(blocks: Sequence[Block]) -> bool:

@@ -109,7 +109,7 @@ def test_description_of_images_counts_those_held_out(candidate: Candidate) -> No
 
 
 @pytest.mark.parametrize("effort", ["none", "quick"])
-def test_low_effort_tries_nothing(
+def test_low_effort_selects_default_method_without_trials(
     candidate: Candidate, effort: str, events: list[Progress]
 ) -> None:
     selected = select(candidate, effort, "mse")
@@ -214,7 +214,7 @@ def test_method_is_the_best_of_those_better_than_the_default(
     assert errors == sorted(errors)
 
 
-def test_method_that_is_better_by_chance_is_not_taken() -> None:
+def test_method_better_by_chance_is_not_selected() -> None:
     noise = np.random.default_rng(1).normal(0, 0.3, 40)
     better = ERRORS * np.exp(noise - noise.mean() - 0.05)
     assert better.mean() < ERRORS.mean()

@@ -232,9 +232,9 @@ def test_float_layer_between_integers_keeps_its_weights(kind: str) -> None:
     rewritten = apply_plan(model, planned(model, "cpu", Selection(exclude)))
     assert [node.op_type for node in rewritten.graph].count("LeakyRelu") == 1
     feeds = {"image": floats(4, 8, 16, 16, seed=9)}
-    said = open_cpu(rewritten, keep_qdq=True)(feeds)
-    ran = open_cpu(rewritten)(feeds)
-    assert sqnr_db(said, ran) > 45
+    expected = open_cpu(rewritten, keep_qdq=True)(feeds)
+    actual = open_cpu(rewritten)(feeds)
+    assert sqnr_db(expected, actual) > 45
 
 
 def test_ort_quantizes_float_weights_without_the_guard() -> None:

@@ -84,7 +84,7 @@ def test_plan_text_has_a_line_per_layer_and_tensor() -> None:
     ]
 
 
-def test_only_quantized_tensors_have_a_range() -> None:
+def test_plan_has_ranges_for_quantized_tensors_alone() -> None:
     assert set(planned().tensors) == {"image", "relu", "pooled", "flat"}
     assert planned().tensors["flat"] == planned().tensors["pooled"]
 

@@ -22,8 +22,8 @@ CONCAT = frozenset({"Concat"})
 
 
 @cache
-def seen() -> Summary:
-    """Return what was seen of a tensor whose few large values every method but `minmax` cuts."""
+def observed_summary() -> Summary:
+    """Return the summary of a tensor whose few large values all methods but `minmax` clip."""
     values = np.random.default_rng(0).standard_t(4, (40, 2000)).astype(np.float32)
     return summary_of(values)
 
@@ -36,12 +36,12 @@ def net(body: str, outputs: str = "float[] y") -> ir.Model:
 
 
 def cut(model: ir.Model, method: str = "mse", grid: Grid = SHIFTED) -> set[str]:
-    """Return the tensors whose range leaves out something of what was seen."""
+    """Return the tensors whose range is narrower than their observed values."""
     observed = find_observed_tensors(model)
-    summaries = dict.fromkeys(observed.quantizable, seen())
+    summaries = dict.fromkeys(observed.quantizable, observed_summary())
     ranges = choose_ranges(model.graph, observed, summaries, grid, method)
     assert set(ranges) == {*observed.quantizable, *observed.aliases}
-    whole = Range(seen().low, seen().high)
+    whole = Range(observed_summary().low, observed_summary().high)
     return {name for name, chosen in ranges.items() if chosen != whole}
 
 
@@ -87,7 +87,7 @@ ALL_BUT_OUTPUT = {"x", "a", "s", "m"}
         ("a = Conv (x, w) t = Flatten (a) s = Sigmoid (t) y = Relu (s)", "", {"x", "s"}),
     ],
 )
-def test_tensor_is_not_clipped_where_its_extremes_decide_an_output(
+def test_tensor_with_extremes_that_decide_output_is_not_clipped(
     body: str, outputs: str, clipped: set[str]
 ) -> None:
     assert cut(net(body, outputs or "float[] y")) == clipped
@@ -100,7 +100,7 @@ def test_moved_tensor_has_the_range_of_its_source() -> None:
     )
     observed = find_observed_tensors(model)
     summaries = {name: summary_of(floats(9, 50, seed=len(name))) for name in observed.quantizable}
-    summaries["a"] = seen()
+    summaries["a"] = observed_summary()
     ranges = choose_ranges(model.graph, observed, summaries, SHIFTED, "mse")
     assert ranges["p"] == ranges["t"] == ranges["a"] != ranges["x"]
 
@@ -108,7 +108,9 @@ def test_moved_tensor_has_the_range_of_its_source() -> None:
 def test_range_only_tensors_get_no_range() -> None:
     model = net("a = Conv (x, w) p = MaxPool <kernel_shape: ints = [2, 2]> (a) y = Conv (p, w)")
     observed = find_observed_tensors(model)
-    summaries = dict.fromkeys(observed.quantizable, seen()) | {"a": replace(seen(), size=0)}
+    summaries = dict.fromkeys(observed.quantizable, observed_summary()) | {
+        "a": replace(observed_summary(), size=0)
+    }
     assert set(choose_ranges(model.graph, observed, summaries, SHIFTED, "mse")) == {
         "x",
         "y",

@@ -76,7 +76,7 @@ def test_chart_has_no_unreferenced_ids() -> None:
             assert f"#{name}" in svg
 
 
-def test_latency_and_throughput_charts() -> None:
+def test_latency_and_throughput_charts_are_drawn_if_measured() -> None:
     report = reports.measured()
     first = charts.latency_charts(report)[0]
     assert first.title == "Latency at batch 1"

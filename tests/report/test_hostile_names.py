@@ -37,7 +37,7 @@ def clean() -> Report:
 
 @cache
 def clean_page() -> str:
-    return render_html(clean(), evidence.pictures())
+    return render_html(clean(), evidence.images())
 
 
 def hostile(payload: str) -> Report:
@@ -75,7 +75,7 @@ def _spoiled(value: Any, payload: str, at: tuple[Any, ...], skip: set[tuple[Any,
 def test_hostile_names_are_inert_in_html(payload: str) -> None:
     clean_text, hostile_text = (
         clean_page(),
-        render_html(hostile(payload), evidence.pictures()),
+        render_html(hostile(payload), evidence.images()),
     )
     before, after = Page(clean_text).elements, Page(hostile_text).elements
     assert {tag for tag, _ in after} <= {tag for tag, _ in before}
@@ -115,7 +115,7 @@ def test_control_characters_are_escaped_in_json() -> None:
 @pytest.mark.parametrize(
     "name", ["=1+1", "+1", "-cmd|' /C calc'!A0", "@SUM(A1)", " =1", "\t=1", "\r=1"]
 )
-def test_layer_names_are_no_formulas_in_csv(name: str) -> None:
+def test_layer_names_are_not_formulas_in_csv(name: str) -> None:
     layers = next(layer for layer in clean().variants if layer.layers).layers
     spoiled = [pydantic.TypeAdapter(type(layer)).validate_python(
         {**pydantic.TypeAdapter(type(layer)).dump_python(layer), "tensor": name, "node": name}

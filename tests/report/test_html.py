@@ -50,7 +50,7 @@ class Page(HTMLParser):
 
 
 def page(report: Report) -> str:
-    return render_html(conclude(report, GateConfig(max_drop=0.2)), evidence.pictures())
+    return render_html(conclude(report, GateConfig(max_drop=0.2)), evidence.images())
 
 
 @cache

@@ -115,7 +115,7 @@ def test_card_has_preprocessing_in_words_and_as_settings(tmp_path: Path) -> None
         (None, "The model takes arrays without preprocessing."),
     ],
 )
-def test_preprocessing_variants_in_words(preprocess: Preprocess | None, words: str) -> None:
+def test_preprocessing_is_described_in_words(preprocess: Preprocess | None, words: str) -> None:
     assert words in render_card(concluded(preprocess))
 
 

@@ -242,7 +242,7 @@ def test_gate_table_has_value_interval_and_limit(show: Show) -> None:
 
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_table_fits_80_columns(
+def test_report_tables_fit_80_columns(
     shape: str, table: Callable[[Report], TextTable], show: Show
 ) -> None:
     limits = GateConfig(
@@ -254,7 +254,7 @@ def test_every_table_fits_80_columns(
     assert "None" not in text
 
 
-def test_placement_and_unquantized_tables(show: Show) -> None:
+def test_placement_and_unquantized_tables_count_nodes(show: Show) -> None:
     text = show(tables.placement_table(reports.measured()))
     assert "cpu-int8   60 CPU              —¹              58 of 60" in text
     assert "cpu-fp32   60 CPU              60 fp32" in text

@@ -106,7 +106,7 @@ def test_holdout_is_whole_batches_spread_over_the_list(count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 8, 16, 17, 19, 20])
-def test_at_most_a_batch_of_a_few_images_is_held_out(count: int) -> None:
+def test_holdout_of_few_images_is_at_most_one_batch(count: int) -> None:
     size = sum(map(len, split_holdout(count)[0]))
     assert size == 0 if count <= 16 else size in (0, CALIBRATION_BATCH)
 
@@ -133,7 +133,7 @@ def test_shares_of_workers_differ_by_at_most_a_batch() -> None:
     assert max(sizes) - min(sizes) <= CALIBRATION_BATCH
 
 
-def test_there_are_no_more_workers_than_batches() -> None:
+def test_worker_count_is_at_most_batch_count() -> None:
     assert split_parts([range(3)], 10**30) == [[range(3)]]
 
 
@@ -176,7 +176,7 @@ def test_validation_images_are_not_in_the_training_calibration() -> None:
         assert_same_images(list(result.validation_batches()), job.read(HOLDOUT))
 
 
-def test_a_few_images_both_calibrate_and_validate() -> None:
+def test_few_images_are_used_for_calibration_and_validation() -> None:
     job = make_job(12)
     result = job.measure()
     assert (result.excludes_holdout, result.has_holdout, result.validation_count) == (

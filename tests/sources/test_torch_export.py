@@ -236,7 +236,7 @@ def test_termination_inside_forward_passes_through() -> None:
         export_module(forward, "image:1x4")
 
 
-def test_only_errors_about_shapes_hint_at_shapes() -> None:
+def test_input_option_hint_appears_for_shape_errors_alone() -> None:
     def broken(self: Any, image: torch.Tensor) -> torch.Tensor:
         raise ValueError("no such mode")
 
