@@ -1,4 +1,4 @@
-"""The Python API: the jobs of the commands as functions."""
+"""The Python API: the commands as functions."""
 
 import re
 import subprocess

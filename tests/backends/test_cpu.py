@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the reference, and the backend: its file, options and kernels."""
+"""ONNX Runtime on the CPU as reference and as backend: its file, options and kernels."""
 
 import json
 from collections import Counter
@@ -161,7 +161,7 @@ def test_bound_runs_reuse_their_memory(tmp_path: Path) -> None:
 
 
 def test_cuda_graph_session_reuses_its_buffers(tmp_path: Path) -> None:
-    """A CUDA graph replays addresses: new values must go where the first ones were."""
+    """A CUDA graph replays addresses, so new values must be written to the same buffers."""
     model = mixed()
     model.graph.inputs[0].shape = ir.Shape((2, 3, 16, 16))
     model.graph.outputs[0].shape = ir.Shape((2, 24))

@@ -1,4 +1,4 @@
-"""Unknown graphs run in a child first: those that crash or hang ONNX Runtime are refused."""
+"""Untrusted graphs run in a child process first; graphs that crash or hang it are refused."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def inputs(model: ir.Model, batch: int = 2) -> Tensors:
 
 
 def install_crashing_runtime(folder: Path, signal: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let children import an ONNX Runtime that dies of a signal."""
+    """Make child processes import an ONNX Runtime that dies of a signal."""
     code = f"import os, signal\nos.kill(os.getpid(), signal.{signal})\n"
     (folder / "onnxruntime.py").write_text(code)
     monkeypatch.setattr(subprocess_worker, "PACKAGE_ROOT", folder)

@@ -1,4 +1,4 @@
-"""Every backend reports whether it works, why not, and the command that cures it."""
+"""Every backend reports whether it works, or the reason and a command that fixes it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The options of the TensorRT provider: every one, and why it is there."""
+"""The options of the TensorRT provider, each with its reason."""
 
 import itertools
 import re
@@ -44,7 +44,7 @@ def options_of(build: BuildSpec, *, flags: bool = True) -> dict[str, str]:
 
 
 def load_spec(**options: bool) -> LoadSpec:
-    """Return how an engine of these options is loaded."""
+    """Return the load options of an engine with these options."""
     named = {name.replace("_", "-"): value for name, value in options.items()}
     key = tensorrt.cache_key(BuildSpec("fp32", Profile(), options=named))
     return tensorrt.load_spec(Engine("tensorrt", "fp32", FOLDER, "model.onnx", (CONTEXT,), key))

@@ -1,4 +1,4 @@
-"""A calibration file comes back whole, or is refused with the reason."""
+"""A calibration file is read back completely, or refused with the reason."""
 
 import io
 import json
@@ -84,7 +84,7 @@ def test_damaged_calibration_file_is_refused_or_harmless(
         loaded = load(path)
     except QConvertError:
         return
-    assert pack(loaded) == content  # only what nobody reads, such as a date, was damaged
+    assert pack(loaded) == content  # the damage is in an unused field, such as a date
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"hello", pack(WHOLE)[:-30]])

@@ -1,4 +1,4 @@
-"""One pass over the images gives the same summary, however the images come."""
+"""One pass over the images gives the same summary for any batches and order."""
 
 from dataclasses import replace
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""What is clipped, how values are spread, and whether more images would still move the ranges."""
+"""The share of clipped values, the histogram of values, and the drift of ranges."""
 
 import numpy as np
 import pytest

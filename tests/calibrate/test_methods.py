@@ -1,4 +1,4 @@
-"""Ranges agree with those from all values in float64, read from the definition of each method."""
+"""Ranges agree with those computed from all values in float64 by definition of each method."""
 
 from functools import cache
 
@@ -29,7 +29,7 @@ def case(shape: str) -> tuple[Values, Summary, Summary]:
 
 
 def squared_error(values: Values, kept: Range, grid: Grid) -> float:
-    """Quantize every value and add up what is lost."""
+    """Quantize every value and sum the squared errors."""
     if grid.symmetric:
         step, zero, lowest, highest = kept.max_abs / 127, 0.0, -128, 127
     else:
@@ -94,7 +94,7 @@ def test_symmetric_mse_range_matches_brute_force(shape: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_asymmetric_mse_range_matches_brute_force(shape: str) -> None:
     values, exact, sampled = case(shape)
-    some = values[:: len(values) // 200_000]  # trying pairs on all of them takes minutes
+    some = values[:: len(values) // 200_000]  # all pairs of all values take minutes
     some = np.concatenate([some, values[-50:], values[:50]])
     lows, highs = min(values[0], 0.0), values[-1]
     factors = np.geomspace(1, 1 / 16, 16)
@@ -115,7 +115,7 @@ def good_thresholds(values: Values, groups: int) -> Values:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_entropy_range_has_the_least_divergence(shape: str) -> None:
-    # Of fewer values the divergence is mostly the noise of counting them in 2,048 bins.
+    # With fewer values, counting noise in 2,048 bins dominates the divergence.
     values = SHAPES[shape](np.random.default_rng(0), (256, 32_768))
     groups = {SYMMETRIC: 128} | ({SHIFTED: 256} if values.min() >= 0 else {})
     for grid, count in groups.items():

@@ -1,4 +1,4 @@
-"""`qconvert build` from a model to a report, and the commands that look at runs afterwards."""
+"""`qconvert build` from a model to a report, and the commands that read runs afterwards."""
 
 import json
 import shutil
@@ -182,7 +182,7 @@ def test_labels_and_count_of_a_run_apply_to_its_own_images_only(qconvert: Comman
 
 
 def _labelled(outcome: Outcome) -> object:
-    """Return how many images were looked at; they have labels."""
+    """Return the number of labelled images that were evaluated."""
     assert outcome.code == 0, outcome.err
     accuracy: dict[str, object] = variants_of(outcome)["cpu-fp32"]["accuracy"]  # type: ignore[assignment]
     assert accuracy["top1"] is not None
@@ -265,7 +265,7 @@ def test_failed_gate_exits_with_1_and_is_named(qconvert: Command) -> None:
     outcome = built(qconvert, *IMAGES, *more, code=1)
     assert "max-size: `cpu-int8`" in outcome.out
     assert "gate" in outcome.err
-    assert "max-size" not in outcome.err  # once is enough
+    assert "max-size" not in outcome.err  # it is on stdout already
     assert "max-size: `cpu-int8`" in built(qconvert, *IMAGES, *more, "--json", code=1).err
     assert built(qconvert, *IMAGES, "--max-size", "1000").code == 0
 

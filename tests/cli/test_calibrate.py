@@ -1,4 +1,4 @@
-"""`qconvert calibrate`, as a user types it."""
+"""`qconvert calibrate` on the command line."""
 
 import json
 import signal

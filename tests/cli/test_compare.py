@@ -1,4 +1,4 @@
-"""`qconvert compare`: where two models differ, layer by layer."""
+"""`qconvert compare`: the differences of two models, layer by layer."""
 
 import csv
 import json
@@ -72,7 +72,7 @@ def test_compare_uses_images_and_settings_of_the_run(qconvert: Command) -> None:
     assert qconvert(*build, "--backend", "cpu").code == 0
     outcome = qconvert("compare", "run/model.onnx", "run/engines/cpu-int8")
     assert outcome.code == 0, outcome.err
-    assert "cached, " in outcome.err  # the build has looked at them already
+    assert "cached, " in outcome.err  # the build has compared them already
     same = qconvert("compare", "run/engines/cpu-fp32", "run/model.onnx")
     assert "there is no error at all" in same.out
     whole = qconvert("compare", "run", "run/engines/cpu-int8")

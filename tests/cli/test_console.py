@@ -1,4 +1,4 @@
-"""Tables: whole numbers always; fewer columns where the terminal is narrow."""
+"""Tables never cut numbers, and drop columns on a narrow terminal."""
 
 import fcntl
 import os
@@ -39,7 +39,7 @@ console.write_table(TABLE)
 
 
 def on_terminal(columns: int, script: str, **environment: str) -> str:
-    """Run a script on a real pseudo-terminal of this width and return what it shows."""
+    """Run a script on a real pseudo-terminal of this width and return its output."""
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen(

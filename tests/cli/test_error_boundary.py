@@ -1,4 +1,4 @@
-"""Exit codes mean one thing each, and errors are words."""
+"""Every exit code has one meaning, and errors are readable messages."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""`qconvert export`, as a user types it."""
+"""`qconvert export` on the command line."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Help: complete, narrow, and free of heavy imports."""
+"""The help is complete, fits 80 columns, and imports nothing heavy."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The commands that look: inspect, doctor, cache; and init, which writes what they are about."""
+"""The commands inspect, doctor, cache and init."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Steps of a run: a changing line on a terminal, plain lines in a log."""
+"""The progress of a run: a changing line on a terminal, plain lines in a log."""
 
 import pytest
 

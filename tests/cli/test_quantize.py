@@ -1,4 +1,4 @@
-"""`qconvert quantize`, and what `inspect --quantized` tells of its results."""
+"""`qconvert quantize`, and `inspect --quantized` on its results."""
 
 import json
 from collections.abc import Callable

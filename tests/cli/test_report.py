@@ -1,4 +1,4 @@
-"""The page that a build leaves in its run, and `qconvert report --format html`."""
+"""The page that a build writes into its run, and `qconvert report --format html`."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ BUILD = (
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder in which a build was made; tests leave it as it is."""
+    """Return a folder with a finished build, which tests must not change."""
     folder = tmp_path_factory.mktemp("world")
     write(mixed(), folder / "net.onnx")
     draw_folder(folder / "images", 40)
@@ -47,7 +47,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _run(world: Path, tmp_path: Path) -> None:
-    """Give each test a copy of a run that knows no images."""
+    """Give each test a copy of a run without images."""
     shutil.copytree(world / "run", tmp_path / "run")
     settings = tmp_path / "run/run.toml"
     settings.write_text(settings.read_text().replace(str(world), str(tmp_path / "gone")))

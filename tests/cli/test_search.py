@@ -16,8 +16,8 @@ from qconvert.quantize.apply_plan import apply_plan
 from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]
-# Ranges that leave out a hundredth of the values lose answers that a mix wins back. TensorRT's
-# scheme is tried on the CPU, and is not timed where no GPU is.
+# Ranges that clip 1 % of the values lose predictions that a mix recovers. TensorRT's
+# scheme is evaluated on the CPU, and not timed without a GPU.
 COARSE = ("--method", "percentile:99", "--budget", "3", "--effort", "none")
 GIVEN = ("network.onnx", "--images", "calib", "--eval", "val", *COARSE, "--backend", "tensorrt-rtx")
 
@@ -121,7 +121,7 @@ def test_search_refuses_two_backends_and_missing_images(qconvert: Command) -> No
 
 
 def _labelled(shift: int) -> None:
-    """Write labels: the right ones where nothing is shifted."""
+    """Write labels, which are correct if the shift is 0."""
     names = Path("val/classes.txt").read_text().split()
     files = sorted(Path("val").glob("*.jpg"))
     numbers = [(names.index(file.stem.partition("-")[2]) + shift) % len(names) for file in files]

@@ -1,4 +1,4 @@
-"""From the command line to settings."""
+"""Settings from options and files."""
 
 from pathlib import Path
 from typing import Any, get_args

@@ -1,4 +1,4 @@
-"""What cannot work is refused at once, and leaves nothing behind."""
+"""Impossible requests are refused at once, and leave nothing behind."""
 
 import os
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from tests.models import floats, from_text, mixed
 from tests.quantize.quantized_models import planned
 
 Run = Callable[..., Outcome]
-# More digits than Python reads.
+# More digits than Python parses.
 LONG = "9" * 5000
 BAD = {
     "quantize.method": ("'minmaks'", "there is no range method `minmaks`; did you mean `minmax`?"),

@@ -1,4 +1,4 @@
-"""The cache: results are complete or absent, with two writers and after kill -9 too."""
+"""Cached results are complete or absent, also with two writers and after kill -9."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Untrusted archives of arrays: lies and bombs are rejected before memory is allocated."""
+"""Untrusted archives of arrays: false headers and bombs are rejected before allocation."""
 
 import io
 import zipfile

@@ -1,4 +1,4 @@
-"""Figures are written short, and never so short that they say something else."""
+"""Numbers are written short, but keep the digits that matter."""
 
 import math
 

@@ -56,7 +56,7 @@ def create(folder: Path) -> None:
 
 
 def build_run(folder: Path) -> None:
-    """Build `runs/model`, which many pages look at."""
+    """Build `runs/model`, which many pages use."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("QCONVERT_CACHE_DIR", str(folder / ".cache"))

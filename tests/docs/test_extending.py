@@ -1,4 +1,4 @@
-"""The recipes of ARCHITECTURE.md apply to a copy of the package, and what they add works."""
+"""The recipes of ARCHITECTURE.md apply to a copy of the package, and their additions work."""
 
 import json
 import os

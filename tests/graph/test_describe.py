@@ -1,4 +1,4 @@
-"""A model in numbers."""
+"""The description of a model: operators, parameters and multiplications."""
 
 from qconvert.graph.describe import describe_model
 from qconvert.graph.passes import infer_shapes

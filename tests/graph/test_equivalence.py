@@ -1,4 +1,4 @@
-"""Outputs of two networks: equivalent, or how they differ."""
+"""The outputs of two networks are equivalent, or their difference is described."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What stays in float32 when the rest becomes half precision, and the reason."""
+"""The nodes that stay in float32 when the rest becomes half precision, and the reasons."""
 
 import numpy as np
 import onnx_ir as ir
@@ -37,7 +37,7 @@ def test_tensor_that_overflows_keeps_producer_and_readers_in_float32() -> None:
 
 MOVED = "it only moves values between float32 nodes"
 HALF: dict[str, list[str]] = {}
-# A graph, what calibration measured, the islands, and the types that an operator reads.
+# A graph, its measured ranges, the islands, and the input types of an operator.
 CASES: dict[str, tuple[str, dict[str, float], dict[str, str], dict[str, list[str]]]] = {
     "a value at half of the limit": (
         "float[N] x) => (float[N] y) { h = Relu (x) y = Neg (h) }", {"h": 32752.0}, {}, HALF

@@ -1,4 +1,4 @@
-"""Every tensor that could be quantized is observed once; every other one has a reason."""
+"""Every tensor that could be quantized is observed once; all others have a reason."""
 
 import onnx_ir as ir
 import pytest

@@ -1,4 +1,4 @@
-"""Passes: BatchNormalization folds into what is before it, and names become unique."""
+"""BatchNormalization is folded into the layer before it, and names become unique."""
 
 import numpy as np
 import onnx_ir as ir

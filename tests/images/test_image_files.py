@@ -263,7 +263,7 @@ def test_no_more_items_are_taken_than_the_limit_allows(limit: int) -> None:
             yield number
 
     for taken, _ in enumerate(map_ordered(lambda number: number, items(), 4, limit), start=1):
-        # One more item was taken, which waits for a place.
+        # One more item was taken, which waits for a free slot.
         assert started - taken <= limit
 
 

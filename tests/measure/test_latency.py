@@ -80,7 +80,7 @@ def test_single_slice_without_speedup_does_not_end_warm_up() -> None:
     clock = FakeClock()
     steps = clock.call("a", lambda nth: 0.6 if nth < 4 else 0.15)
     samples = interleave({"a": steps}, TimingEffort(6.0, 3, 60.0), clock.read)
-    # As many rounds as the fast calls need: for the slow ones 10 to 20 would do.
+    # The fast calls need this many rounds; for the slow ones 10 to 20 would be enough.
     assert len(samples["a"]) >= 40
 
 
@@ -109,7 +109,7 @@ def test_engine_order_is_balanced_over_rounds(count: int) -> None:
     follows = Counter(itertools.pairwise(line))
     for name in names:
         before = {other: follows[other, name] for other in names if other != name}
-        # At most half of the time behind the same one; of two there is only the other one.
+        # At most half of the time after the same engine, except with two engines.
         assert count == 2 or max(before.values()) <= count
         assert len([times for times in before.values() if times]) >= min(2, count - 1)
 
@@ -132,7 +132,7 @@ def test_engine_gets_its_seconds_and_its_rounds(call: float, seconds: float, rou
     schedule = schedule_round(call, count, effort)
     samples = count * schedule.samples
     assert samples >= rounds
-    # Rounds may be doubled, and never need to be more than that.
+    # Rounds are doubled at most.
     enough = 2 * samples * schedule.calls * call >= 0.99 * seconds
     assert enough or samples > 0.9 * MAX_SAMPLES
 
@@ -166,7 +166,7 @@ def test_time_that_does_not_divide_evenly_is_not_doubled() -> None:
 
 def test_rounds_are_added_when_calls_get_faster_after_warm_up() -> None:
     clock = FakeClock()
-    # Slow while it warms up, five times as fast once it counts.
+    # Slow during the warm-up, five times as fast in the measured rounds.
     cooling = clock.call("a", lambda nth: 0.5 if nth <= 4 else 0.1)
     samples = interleave({"a": cooling}, TimingEffort(seconds=5.0), clock.read)
     assert len(samples["a"]) == 20
@@ -177,7 +177,7 @@ def test_speedup_is_not_affected_by_common_drift() -> None:
 
     def drifting(factor: float) -> Callable[[], object]:
         def call() -> None:
-            # The machine gets slower by half over ten seconds.
+            # The machine slows down by half over ten seconds.
             clock.now += factor * 0.01 * (1 + clock.now / 20)
 
         return call

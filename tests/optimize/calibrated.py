@@ -30,7 +30,7 @@ def candidate_of(
     images: int = 40,
     progress: ProgressCallback = ignore_progress,
 ) -> Candidate:
-    """Write a model and images into this folder, and calibrate the one on the others."""
+    """Write a model and images into this folder, and calibrate the model on them."""
     write(model, Path("net.onnx"))
     draw_folder(Path("images"), images, 16)
     loaded = load_and_clean(JobContext(config_file.load(None, SETTINGS), CACHE))

@@ -55,7 +55,7 @@ def test_integers_are_neighbours_of_the_weights_and_no_worse_than_the_nearest(
     problem = problem_of(inputs, outputs, groups=groups, clipped=clipped, seed=seed)
     nearest, best = round_weights(problem)
     error = problem.relative_error(problem.nearest, problem.biases)
-    if not clipped:  # which rows count behind a limit is decided at the float weights
+    if not clipped:  # the float weights determine which rows count under a limit
         for solution in (nearest, best):
             new_error = problem.relative_error(solution.integers, solution.biases)
             assert new_error <= error * (1 + 1e-5)

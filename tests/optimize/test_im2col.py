@@ -1,4 +1,4 @@
-"""A layer as a product of rows and columns has the outputs of ONNX Runtime at those positions."""
+"""A layer as a matrix product gives the outputs of ONNX Runtime at those positions."""
 
 import numpy as np
 import onnx_ir as ir

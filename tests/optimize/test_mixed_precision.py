@@ -63,7 +63,7 @@ def space_of(
     max_latency: float | None = None,
     timer: SetTimer | None = None,
 ) -> SearchSpace:
-    """Return a search over a plan whose ranges are far too wide, so that INT8 errs."""
+    """Return a search over a plan with far too wide ranges, which makes INT8 inaccurate."""
     model = SearchModel(mixed(), planned(mixed(), "cpu"), scheme("cpu"))
     return SearchSpace(
         model,
@@ -127,7 +127,7 @@ def test_finished_search_opens_no_quantized_model_again(monkeypatch: pytest.Monk
 
 
 class ScriptedSpace(SearchSpace):
-    """A space in which sets lose a point for each of some blocks that is not among them."""
+    """A search space in which a set loses a point for each required block that it lacks."""
 
     def missing(self, blocks: BlockSet, *needed: int) -> PredictionLoss:
         count = len({self.blocks[number].name for number in needed} - {b.name for b in blocks})
@@ -135,7 +135,7 @@ class ScriptedSpace(SearchSpace):
 
     def evaluate(self, blocks: BlockSet, by: LossMeasure) -> SearchStep:
         names = tuple(block.name for block in blocks)
-        # One block alone is further from FP32 than INT8.
+        # One block alone has a larger error than INT8.
         distance = 2.0 if len(blocks) == 1 else 1.0
         share = sum(block.share for block in blocks)
         return SearchStep(names, share, distance, self.missing(blocks, 0))

@@ -1,4 +1,4 @@
-"""The folder for ONNX Runtime: its script says, without qconvert, what qconvert's session says."""
+"""The ONNX Runtime folder: its script gives qconvert's outputs without qconvert."""
 
 import ast
 import re

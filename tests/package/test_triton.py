@@ -1,4 +1,4 @@
-"""The model repository for Triton, read as strictly as Triton does."""
+"""The model repository for Triton, parsed as strictly as Triton does."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -77,7 +77,7 @@ def make_bundle(engine: Engine, *specs: TensorSpec) -> Bundle:
 
 
 def make_engine(backend: Any, files: tuple[str, ...], profile: Profile, **options: Any) -> Engine:
-    """Return an engine as the backend would leave it, its files empty."""
+    """Return an engine in the form that the backend writes, with empty files."""
     key = backend.cache_key(BuildSpec("fp32", profile, options=options))
     folder = Path("engine")
     folder.mkdir()

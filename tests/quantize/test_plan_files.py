@@ -1,4 +1,4 @@
-"""A plan survives as text, can be edited by hand, and a wrong one is refused with what is wrong."""
+"""A plan round-trips as text, can be edited by hand, and errors in it are reported."""
 
 import json
 from collections.abc import Callable
@@ -220,7 +220,7 @@ def move(doc: dict[str, Any], name: str) -> None:
     doc["layers"][name] = doc["layers"].pop("head")
 
 
-# What a plan may get wrong about a model, how it is written, and what the refusal says.
+# Errors of a plan about a model, their text in the plan, and the message of the refusal.
 WRONG: dict[str, tuple[Edit, str]] = {
     "unknown node": (
         lambda doc: move(doc, "tail"),

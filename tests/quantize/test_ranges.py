@@ -1,4 +1,4 @@
-"""Ranges are cut only where that costs nothing, and joined where one scale is needed."""
+"""Ranges are clipped only where that is harmless, and merged where one scale is required."""
 
 from dataclasses import replace
 from functools import cache
@@ -70,7 +70,7 @@ ALL_BUT_OUTPUT = {"x", "a", "s", "m"}
     [
         *[(f"a = Conv (x, w) b = {op} (a) y = Conv (b, w)", "", {"x", "b"}) for op in SATURATING],
         ("a = Conv (x, w) b = Conv (a, w) y = ArgMax <axis: int = 1> (b)", "int64[] y", {"x", "a"}),
-        # A gate only scales what it reads, unless something else reads the gate, or it another.
+        # A gate only scales its input, unless the gate has another reader or reads another gate.
         *[(body, "", ALL_BUT_OUTPUT) for body in GATES],
         (
             "a = Conv (x, w) b = Conv (a, w) s = Sigmoid (b) m = Mul (a, s) y = Conv (m, w)",
@@ -78,7 +78,7 @@ ALL_BUT_OUTPUT = {"x", "a", "s", "m"}
         ),
         (GATES[0], "float[] y, float[] s", {"x", "m"}),
         (f"{GATES[0]} z = Conv (s, w)", "float[] y, float[] z", {"x", "s", "m"}),
-        # What moves values passes them on.
+        # Nodes that move values pass them on unchanged.
         ("b = Conv (x, w) a = Conv (b, w) y = Flatten (a)", "", {"x", "b"}),
         (
             "b = Conv (x, w) a = Conv (b, w) y = MaxPool <kernel_shape: ints = [2, 2]> (a)",
@@ -125,7 +125,7 @@ def test_methods_choose_each_range_from_its_summary() -> None:
     assert ranges == {name: Range(summary.low, summary.high) for name, summary in summaries.items()}
 
 
-# Of two tensors the first reaches further up, the second further down.
+# The first tensor has the larger maximum, the second the smaller minimum.
 RANGES = {name: Range(-1.0 - place, 9.0 - place) for place, name in enumerate("abcdefuvz")}
 
 

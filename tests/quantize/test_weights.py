@@ -1,4 +1,4 @@
-"""Weights lose as little as promised, and no bias overflows 32 bits."""
+"""The scales of weights have the promised error, and no bias overflows 32 bits."""
 
 import numpy as np
 import onnx_ir as ir

@@ -1,4 +1,4 @@
-"""Gates judge the point estimate; an unmeasured value fails unless that is allowed."""
+"""Gates check the point estimate; an unmeasured value fails unless allowed."""
 
 from dataclasses import replace
 from typing import Any

@@ -41,7 +41,7 @@ def clean_page() -> str:
 
 
 def hostile(payload: str) -> Report:
-    """Return the report with a payload behind every text that may be any text."""
+    """Return the report with a payload appended to every free text."""
     data = json_file.to_json(clean())
     skip: set[tuple[Any, ...]] = set()
     while True:
@@ -100,7 +100,7 @@ def _body(text: str) -> str:
 
 
 def _kinds(text: str) -> set[str]:
-    """Return what Markdown makes of a text, as GitHub reads it."""
+    """Return a Markdown text as GitHub renders it."""
     tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text)
     return {part.type for token in tokens for part in (token, *(token.children or ()))}
 
@@ -129,5 +129,5 @@ def test_layer_names_are_not_formulas_in_csv(name: str) -> None:
 
 
 def _acting(text: str) -> list[str]:
-    """Return the characters of a text that a terminal or a browser would obey."""
+    """Return the characters of a text that a terminal or a browser would interpret."""
     return sorted({c for c in text if not c.isprintable() and c not in "\n\u00a0"})

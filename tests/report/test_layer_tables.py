@@ -31,7 +31,7 @@ def test_overflowing_layer_is_the_worst_and_not_finite() -> None:
     assert layer_errors.worst_layers(layers, 2) == [BROKEN, LARGE]
     rows = {row[0]: row for row in tables.layer_table(layers).rows}
     assert rows["broken"][3:6] == ("not finite", "not finite", "████████")
-    # The others are drawn as they are without it.
+    # The other layers are drawn as without it.
     assert rows["large"][5] == "████████"
     assert rows["small"][5] == "████"
 

@@ -126,7 +126,7 @@ def test_example_code_runs(tmp_path: Path) -> None:
     lines = code(render_card(concluded()), "python")
     assert len(lines.splitlines()) == 5
     names: dict[str, Any] = {}
-    # In the folder of the run, as every test has one of its own.
+    # Runs in the folder of the run, since every test has its own folder.
     exec(lines, names)
     assert names["outputs"].shape == (1, 5)
 

@@ -40,7 +40,7 @@ Show = Callable[[TextTable], str]
 
 @pytest.fixture
 def show(capsys: pytest.CaptureFixture[str]) -> Show:
-    """Return what a pipe gets of a table: its lines and its footnotes."""
+    """Return the lines and footnotes of a table as written to a pipe."""
 
     def text(table: TextTable) -> str:
         console.rich_console.cache_clear()
@@ -153,7 +153,7 @@ def test_missing_output_errors_have_a_reason() -> None:
     assert why(replace(bare, notes=(IDENTICAL,))) == EXACT_OUTPUTS
     assert why(replace(bare, sqnr_db=math.inf)) == EXACT_OUTPUTS
     assert why(replace(bare, cosine=1.0, notes=(IDENTICAL_WHERE_FINITE,))) == IDENTICAL_WHERE_FINITE
-    # Another output than the scores is NaN on all images, or FP32's is zero and the engine's not.
+    # An output other than the scores is NaN on all images, or zero in FP32 alone.
     assert why(bare) == NEVER_FINITE
     assert why(replace(bare, cosine=0.0)) == ZERO_OUTPUTS
     assert why(replace(bare, kl=None), "kl") == NEVER_FINITE

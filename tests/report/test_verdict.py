@@ -1,4 +1,4 @@
-"""The verdict names what to ship, and says when nothing should ship."""
+"""The verdict names the variant to deploy, or says that none should be."""
 
 from dataclasses import replace
 from typing import Any
@@ -156,7 +156,7 @@ def test_verdict_ends_with_gates_and_untimed_backends(
 @pytest.mark.parametrize(("ms", "words"), [(23.3, "1.03× as fast"), (24.7, "0.97× as fast")])
 def test_speedup_near_one_is_written_with_its_digits(ms: float, words: str) -> None:
     slow = reports.variant("cpu-int8", 5.05, ms, accuracy=reports.scored(88.0, -0.33, 1.12))
-    # A slower engine ships where fp32 is inaccurate.
+    # A slower engine is recommended if fp32 is inaccurate.
     base = reports.variant("cpu-fp32", 18.7, 24.0, accuracy=INACCURATE)
     assert f"`cpu-int8`: {words}" in conclude(reports.report(base, slow), NONE).verdict
 

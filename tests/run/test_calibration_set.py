@@ -1,4 +1,4 @@
-"""A calibration is the same wherever it comes from, and some of its images are held out."""
+"""A calibration is the same from every source, and some of its images are held out."""
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -172,7 +172,7 @@ def test_validation_images_are_not_in_the_training_calibration() -> None:
     assert (result.excludes_holdout, result.validation_count) == (True, len(HOLDOUT))
     assert result.training.image_indices.tolist() == TRAINING
     assert result.training.origin == result.full.origin
-    for _ in range(2):  # they can be read any number of times
+    for _ in range(2):  # they can be read repeatedly
         assert_same_images(list(result.validation_batches()), job.read(HOLDOUT))
 
 

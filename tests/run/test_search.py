@@ -1,4 +1,4 @@
-"""The images of a search keep their own labels, and none counts twice."""
+"""The images of a search keep their own labels, and no image counts twice."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.run.calibrated import calibrated_inputs
 
 
 def evaluation_set(inputs: BuildInputs, count: int) -> EvaluationSet:
-    """Return images whose labels are their own numbers, as far as there are classes."""
+    """Return images whose labels are their own numbers, up to the number of classes."""
     files = sorted(draw_folder(Path("val"), count, 8).iterdir())
     rows = [f"{file.name},{number % 5}" for number, file in enumerate(files)]
     Path("val/labels.csv").write_text("file,label\n" + "\n".join(rows))

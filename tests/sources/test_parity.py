@@ -1,4 +1,4 @@
-"""Parity: whether the exported ONNX computes what the original does."""
+"""Parity: the exported ONNX gives the same outputs as the original."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Files that torch wrote: nothing in them runs without trust."""
+"""Files written by torch run no code without trust."""
 
 import io
 import pickle
