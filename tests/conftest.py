@@ -41,8 +41,7 @@ def qconvert(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Run a command in this process, with the error handling that a user gets."""
 
     def run(*args: str | Path) -> Outcome:
-        console._stdout_console.cache_clear()
-        console.stderr_console.cache_clear()
+        console.rich_console.cache_clear()
         console.VERBOSITY.level = 0
         capsys.readouterr()
         code = run_guarded(main, [str(arg) for arg in args])

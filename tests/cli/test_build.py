@@ -291,21 +291,6 @@ def test_unavailable_backend_exits_with_4_unless_plan_only(
 
 
 @pytest.mark.long
-def test_run_folder_with_another_model_or_settings_is_refused(qconvert: Command) -> None:
-    built(qconvert, *IMAGES, "--precision", "fp32")
-    built(qconvert, *IMAGES, "--precision", "fp32,int8")
-    refused = built(qconvert, *IMAGES, "--method", "minmax", code=2)
-    assert "`run` holds another run" in refused.err
-    assert "  `quantize.method` was not set, now `minmax`\n" in refused.err
-    Path("full").mkdir()
-    Path("full/notes.txt").write_text("mine")
-    refused = qconvert("build", "net.onnx", "-o", "full", *IMAGES)
-    assert refused.code == 2
-    assert "`full` holds other files" in refused.err
-    assert [*Path("full").iterdir()] == [Path("full/notes.txt")]
-
-
-@pytest.mark.long
 def test_refused_build_keeps_the_run_settings(qconvert: Command) -> None:
     built(qconvert, *IMAGES, "--precision", "fp32")
     before = Path("run/run.toml").read_bytes()

@@ -69,10 +69,10 @@ def test_bug_exits_with_70_and_a_traceback(capsys: pytest.CaptureFixture[str]) -
 def test_out_of_memory_while_reporting_prints_a_short_error(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def none(text: str) -> None:
+    def none(text: str, level: int) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(console, "write_stderr", none)
+    monkeypatch.setattr(console, "info", none)
     assert run_guarded(raising(ZeroDivisionError("oops")), []) == 3
     assert capfd.readouterr().err.startswith("error: not enough memory\n\nhint: ")
 

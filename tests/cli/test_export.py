@@ -196,16 +196,8 @@ def test_parity_uses_images_and_embeds_the_preprocessing(
     outcome = shell("export", "nets:ready", "--images", "images", "--mean", "0.5", "--std", "0.25")
     assert outcome.code == 0, outcome.err
     assert "ONNX against PyTorch on 8 images: top-1 8/8" in outcome.err
-    few = shell(
-        "export",
-        "nets:ready",
-        "--images",
-        "images",
-        "--count",
-        "9",
-        "--set",
-        "export.parity-inputs=20",
-    )
+    more = ("--images", "images", "--count", "9", "--set", "export.parity-inputs=20")
+    few = shell("export", "nets:ready", *more)
     assert few.code == 2
     assert "only 9 inputs were compared; 20 are required" in few.err
     stored = onnx.load("ready.onnx").metadata_props

@@ -105,10 +105,7 @@ def test_search_without_a_solution_exits_with_1(qconvert: Command) -> None:
 def test_search_dry_run_lists_trials_and_writes_nothing(qconvert: Command) -> None:
     outcome = qconvert("search", *GIVEN, "-o", "out", "--dry-run")
     assert outcome.code == 0, outcome.err
-    assert (
-        "blocks    37, of 37 operators with weights in INT8" in outcome.out
-        or "blocks" in outcome.out
-    )
+    assert "blocks" in outcome.out
     assert not Path("out").exists()
     for place in ("calib", "network.onnx"):
         refused = qconvert("search", *GIVEN, "-o", place, "--dry-run")

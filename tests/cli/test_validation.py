@@ -137,14 +137,6 @@ def test_build_without_a_finished_step_leaves_no_folder(tiny: Path, qconvert: Ru
     assert Path("runs/bad").is_dir(), "a folder that was there stays"
 
 
-def test_refused_package_leaves_nothing(world: Path, qconvert: Run) -> None:
-    outcome = qconvert(
-        "package", "run", "--format", "triton", "--engine", "tensorrt-rtx-fp32", "-o", "deep/models"
-    )
-    assert outcome.code == 2
-    assert not Path("deep").exists()
-
-
 def test_class_name_in_other_case_is_suggested(tiny: Path, qconvert: Run) -> None:
     from tests.image_files import draw_images
 

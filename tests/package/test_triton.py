@@ -66,9 +66,9 @@ def test_second_model_joins_a_repository_and_none_is_replaced(world: Path) -> No
 def test_rtx_engine_is_refused_with_a_hint(world: Path) -> None:
     run = load_run(Path("run"))
     with pytest.raises(UsageError, match="no backend for engines of TensorRT for RTX") as caught:
-        write_package(run, "triton", Path("models"), "tensorrt-rtx-fp32")
+        write_package(run, "triton", Path("deep/models"), "tensorrt-rtx-fp32")
     assert "--engine NAME" in caught.value.hint
-    assert not Path("models").exists()
+    assert not Path("deep").exists()
 
 
 def make_bundle(engine: Engine, *specs: TensorSpec) -> Bundle:

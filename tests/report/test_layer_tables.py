@@ -59,7 +59,7 @@ def test_overflowing_layers_survive_every_format() -> None:
 def test_layer_summary_distinguishes_no_error_from_unknown(
     layers: tuple[LayerError, ...], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    console._stdout_console.cache_clear()
+    console.rich_console.cache_clear()
     views.show_layer_errors(layers)
     assert capsys.readouterr().out.splitlines()[-1] == words
 

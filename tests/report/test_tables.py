@@ -43,7 +43,7 @@ def show(capsys: pytest.CaptureFixture[str]) -> Show:
     """Return the lines and footnotes of a table as written to a pipe."""
 
     def text(table: TextTable) -> str:
-        console._stdout_console.cache_clear()
+        console.rich_console.cache_clear()
         console.write_table(table)
         body = capsys.readouterr().out
         return f"{table.title}\n{body}{wrapped_footnotes(table)}".strip()
