@@ -10,7 +10,7 @@ import pytest
 
 from qconvert import backends
 from qconvert.backends.ort import open_cpu
-from qconvert.cli import quantize
+from qconvert.cli import options
 from qconvert.core import onnx_io
 from tests.conftest import Outcome, write
 from tests.image_files import draw_images
@@ -273,6 +273,4 @@ def test_inspect_quantized_covers_float_and_third_party_models(qconvert: Command
 
 
 def test_backend_option_offers_every_backend() -> None:
-    from qconvert.cli import inspect
-
-    assert tuple(backends.BACKENDS) == quantize.BACKENDS == inspect.BACKENDS
+    assert tuple(backends.BACKENDS) == options.BACKENDS
