@@ -155,7 +155,7 @@ def _widest(summaries: Mapping[str, Summary], model: ir.Model, op: str) -> str:
 def _sqnr(summary: Summary, grid: Grid) -> float:
     low, high = np.array([summary.low]), np.array([summary.high])
     histogram = build_histogram(summary)
-    power = histogram.moments(np.array([histogram.reach]))[2]
+    power = histogram.moments(np.array([histogram.bound]))[2]
     return float(10 * np.log10(power / squared_errors(histogram, low, high, grid))[0])
 
 
