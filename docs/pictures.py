@@ -54,9 +54,9 @@ STYLE = {
 
 def round_off() -> Figure:
     """Draw values quantized to eight levels, and their error."""
-    scale = choose_qparams(Range(-1.0, 2.5), Grid(3, symmetric=False, signed=False))
+    qparams = choose_qparams(Range(-1.0, 2.5), Grid(3, symmetric=False, signed=False))
     values = np.linspace(-2.0, 3.5, 1101, dtype=np.float32)
-    quantized = fake_quantize(values, scale)
+    quantized = fake_quantize(values, qparams)
     figure = Figure(figsize=(7, 4))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     above.plot(values, values, color=GRAY, linewidth=1, label="x")
@@ -66,7 +66,7 @@ def round_off() -> Figure:
     above.legend(loc="upper left")
     below.plot(values, quantized - values, color=RED, linewidth=1.4)
     below.set(xlabel="x", ylabel="error")
-    step = float(scale.steps)
+    step = float(qparams.scale)
     below.axhspan(-step / 2, step / 2, color=RED, alpha=0.12, linewidth=0)
     return figure
 
@@ -82,8 +82,8 @@ def symmetric(summaries: Mapping[str, Summary], model: ir.Model) -> Figure:
     kinds = (("symmetric", Grid(4), SIGNED, ORANGE), ("with a zero point",
              Grid(4, symmetric=False, signed=False), UNSIGNED, BLUE))  # fmt: skip
     for row, (title, few, grid, colour) in zip(rows, kinds, strict=True):
-        scale = choose_qparams(Range(summaries[name].low, summaries[name].high), few)
-        levels = (np.arange(few.lowest, few.highest + 1) - scale.zeros) * scale.steps
+        qparams = choose_qparams(Range(summaries[name].low, summaries[name].high), few)
+        levels = (np.arange(few.quant_min, few.quant_max + 1) - qparams.zero_point) * qparams.scale
         row.eventplot([levels], colors=colour, linelengths=0.8)
         row.set(yticks=[], xlim=(-7, 6.4))
         text = f"{title}: 4 bits drawn; with 8 bits {_sqnr(summaries[name], grid):.1f} dB"
@@ -99,13 +99,13 @@ def granularity(model: ir.Model) -> Figure:
     per_tensor = choose_qparams_for_bounds(
         np.float32(array.min()), np.float32(array.max()), SIGNED, None
     )
-    per_channel = weights.minmax_scale(array, SIGNED, 0)
+    per_channel = weights.minmax_qparams(array, SIGNED, 0)
     order = np.argsort(-np.abs(array).reshape(len(array), -1).max(axis=1))
     figure = Figure(figsize=(7, 3))
     axes = figure.subplots()
-    for scale, colour, text in ((per_channel, BLUE, "a scale for each channel"),
+    for qparams, colour, text in ((per_channel, BLUE, "a scale for each channel"),
                                 (per_tensor, ORANGE, "one scale for the tensor")):  # fmt: skip
-        noise = np.square(fake_quantize(array, scale) - array).reshape(len(array), -1).sum(axis=1)
+        noise = np.square(fake_quantize(array, qparams) - array).reshape(len(array), -1).sum(axis=1)
         power = np.square(array).reshape(len(array), -1).sum(axis=1)
         sqnr = 10 * np.log10(power / noise)[order][::CHANNEL_STRIDE]
         channels = np.arange(sqnr.size) * CHANNEL_STRIDE
@@ -155,7 +155,7 @@ def _widest(summaries: Mapping[str, Summary], model: ir.Model, op: str) -> str:
 def _sqnr(summary: Summary, grid: Grid) -> float:
     low, high = np.array([summary.low]), np.array([summary.high])
     histogram = build_histogram(summary)
-    power = histogram.moments(np.array([histogram.reach]))[2]
+    power = histogram.moments(np.array([histogram.bound]))[2]
     return float(10 * np.log10(power / squared_errors(histogram, low, high, grid))[0])
 
 
