@@ -11,8 +11,9 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from qconvert.cli import console
-from qconvert.core.config import Option, keys_at, literals, option_table
+from qconvert.core.config import Backend, Option, keys_at, literals, option_table
 
+BACKENDS: tuple[str, ...] = get_args(Backend)  # `--help` does not import the backends
 Decorator = Callable[[Any], Any]
 
 
