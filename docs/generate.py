@@ -1,4 +1,4 @@
-"""Write the reference pages from the code, or with `--check` say which of them are stale."""
+"""Write the reference pages from the code, or list the stale ones with `--check`."""
 
 import io
 import json
@@ -17,7 +17,7 @@ NOTE = "<!-- Written by docs/generate.py; change the code, then run `make docs`.
 
 
 def commands() -> str:
-    """Return every command's help as it stands on an 80-column terminal."""
+    """Return the help of every command, formatted for an 80-column terminal."""
     parts = [NOTE, "# Commands\n", block([])]
     for name in COMMANDS:
         parts += [f"## {name}\n", block([name])]
@@ -69,27 +69,27 @@ def report() -> str:
     for name, part in parts.items():
         about = "\n".join(part.get("description", "").splitlines())
         lines += [f"\n## {name}\n", about, "\n| field | type |", "|---|---|"]
-        for key, told in part["properties"].items():
-            lines.append(f"| `{key}` | {kind(told)} |")
+        for key, field in part["properties"].items():
+            lines.append(f"| `{key}` | {kind(field)} |")
     return "\n".join(lines) + "\n"
 
 
-def kind(told: dict[str, Any]) -> str:
+def kind(schema: dict[str, Any]) -> str:
     """Return a type of the schema in words."""
-    if "$ref" in told:
-        name = told["$ref"].rpartition("/")[2]
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
         return f"[{name}](#{name.lower()})"
-    if "anyOf" in told:
-        return " or ".join(kind(each) for each in told["anyOf"])
-    if "enum" in told:
-        return " or ".join(f"`{json.dumps(each)}`" for each in told["enum"])
-    words = told.get("type", "anything")
+    if "anyOf" in schema:
+        return " or ".join(kind(member) for member in schema["anyOf"])
+    if "enum" in schema:
+        return " or ".join(f"`{json.dumps(value)}`" for value in schema["enum"])
+    words = schema.get("type", "anything")
     if words == "array":
-        return f"list of {kind(told['items'])}"
-    if words == "object" and isinstance(told.get("additionalProperties"), dict):
-        return f"object of {kind(told['additionalProperties'])}"
+        return f"list of {kind(schema['items'])}"
+    if words == "object" and isinstance(schema.get("additionalProperties"), dict):
+        return f"object of {kind(schema['additionalProperties'])}"
     words = words if isinstance(words, str) else " or ".join(words)
-    return words + (f": {told['description']}" if "description" in told else "")
+    return words + (f": {schema['description']}" if "description" in schema else "")
 
 
 def default(value: object) -> str:
@@ -111,7 +111,7 @@ def pages() -> dict[str, str]:
 
 
 def run(check: bool) -> int:
-    """Write the pages, or name those that differ from the code."""
+    """Write the pages, or print the names of those that differ from the code."""
     os.environ["COLUMNS"] = "80"
     stale = []
     for name, text in pages().items():

@@ -1,6 +1,6 @@
-"""Draw the pictures of the concept pages with qconvert's own arithmetic, on the demo's network.
+"""Draw the figures of the concept pages with qconvert's own arithmetic, on the demo's network.
 
-`python docs/pictures.py` writes all of them. Counts of values differ a little between processors.
+`python docs/pictures.py` writes all of them. Counts of values differ slightly between processors.
 """
 
 import sys
@@ -32,11 +32,11 @@ from qconvert.demo.demo_files import NETWORK
 from qconvert.graph.patterns import constant_array
 from qconvert.quantize import weights
 
-PLACE = Path(__file__).parent / "pictures"
-PICTURES = Path(__file__).parent.parent / "calib_data"
+FIGURES = Path(__file__).parent / "pictures"
+IMAGES = Path(__file__).parent.parent / "calib_data"
 BLUE, ORANGE, GREEN, RED, GRAY = "#3987c9", "#e07a1f", "#3a9d5d", "#c23b5a", "#9aa4ae"
 SIGNED, UNSIGNED = Grid(8), Grid(8, symmetric=False, signed=False)
-THINNED = 4  # of so many channels one is drawn
+CHANNEL_STRIDE = 4  # every fourth channel is drawn
 ONE_SIDED, TAILED = "Clip", "Conv"
 STYLE = {
     "svg.fonttype": "none",
@@ -53,111 +53,115 @@ STYLE = {
 
 
 def round_off() -> Figure:
-    """Draw what eight levels make of each value, and what they lose."""
-    scale = choose_qparams(Range(-1.0, 2.5), Grid(3, symmetric=False, signed=False))
+    """Draw values quantized to eight levels, and their error."""
+    qparams = choose_qparams(Range(-1.0, 2.5), Grid(3, symmetric=False, signed=False))
     values = np.linspace(-2.0, 3.5, 1101, dtype=np.float32)
-    kept = fake_quantize(values, scale)
+    quantized = fake_quantize(values, qparams)
     figure = Figure(figsize=(7, 4))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     above.plot(values, values, color=GRAY, linewidth=1, label="x")
-    above.plot(values, kept, color=BLUE, linewidth=1.6, label="rounded to 3 bits, range −1 … 2.5")
+    above.plot(
+        values, quantized, color=BLUE, linewidth=1.6, label="rounded to 3 bits, range −1 … 2.5"
+    )
     above.legend(loc="upper left")
-    below.plot(values, kept - values, color=RED, linewidth=1.4)
+    below.plot(values, quantized - values, color=RED, linewidth=1.4)
     below.set(xlabel="x", ylabel="error")
-    step = float(scale.steps)
+    step = float(qparams.scale)
     below.axhspan(-step / 2, step / 2, color=RED, alpha=0.12, linewidth=0)
     return figure
 
 
-def symmetric(seen: Mapping[str, Summary], model: ir.Model) -> Figure:
-    """Draw both kinds of grid, of 4 bits to be seen, under the values behind a ReLU6."""
-    name = _widest(seen, model, ONE_SIDED)
+def symmetric(summaries: Mapping[str, Summary], model: ir.Model) -> Figure:
+    """Draw the values after a ReLU6 over both kinds of grid, with 4 bits to keep levels visible."""
+    name = _widest(summaries, model, ONE_SIDED)
     figure = Figure(figsize=(7, 3.4))
     top, *rows = figure.subplots(3, 1, sharex=True, height_ratios=(4, 1, 1))
-    edges = np.linspace(seen[name].low, seen[name].high, 81)
-    top.stairs(_shares(seen[name]), edges, fill=True, color=GRAY)
+    edges = np.linspace(summaries[name].low, summaries[name].high, 81)
+    top.stairs(_shares(summaries[name]), edges, fill=True, color=GRAY)
     top.set(yscale="log", ylabel="share of values", title=f"{name}: behind a ReLU6")
     kinds = (("symmetric", Grid(4), SIGNED, ORANGE), ("with a zero point",
              Grid(4, symmetric=False, signed=False), UNSIGNED, BLUE))  # fmt: skip
     for row, (title, few, grid, colour) in zip(rows, kinds, strict=True):
-        scale = choose_qparams(Range(seen[name].low, seen[name].high), few)
-        levels = (np.arange(few.lowest, few.highest + 1) - scale.zeros) * scale.steps
+        qparams = choose_qparams(Range(summaries[name].low, summaries[name].high), few)
+        levels = (np.arange(few.quant_min, few.quant_max + 1) - qparams.zero_point) * qparams.scale
         row.eventplot([levels], colors=colour, linelengths=0.8)
         row.set(yticks=[], xlim=(-7, 6.4))
-        text = f"{title}: 4 bits drawn; with 8 bits {_sqnr(seen[name], grid):.1f} dB"
+        text = f"{title}: 4 bits drawn; with 8 bits {_sqnr(summaries[name], grid):.1f} dB"
         row.set_title(text, fontsize=9, loc="left", color=colour, pad=2)
         row.grid(visible=False)
     return figure
 
 
 def granularity(model: ir.Model) -> Figure:
-    """Draw how near each channel's weights are with a scale each, and with one for all."""
-    node = max((each for each in model.graph if _is_depthwise(each)), key=_unevenness)
+    """Draw the SQNR of the weights of each channel, with a scale per channel and per tensor."""
+    node = max(filter(_is_depthwise, model.graph), key=_channel_imbalance)
     array = _weight(node)
-    one = choose_qparams_for_bounds(np.float32(array.min()), np.float32(array.max()), SIGNED, None)
-    each = weights.minmax_scale(array, SIGNED, 0)
+    per_tensor = choose_qparams_for_bounds(
+        np.float32(array.min()), np.float32(array.max()), SIGNED, None
+    )
+    per_channel = weights.minmax_qparams(array, SIGNED, 0)
     order = np.argsort(-np.abs(array).reshape(len(array), -1).max(axis=1))
     figure = Figure(figsize=(7, 3))
     axes = figure.subplots()
-    for scale, colour, text in ((each, BLUE, "a scale for each channel"),
-                                (one, ORANGE, "one scale for the tensor")):  # fmt: skip
-        lost = np.square(fake_quantize(array, scale) - array).reshape(len(array), -1).sum(axis=1)
+    for qparams, colour, text in ((per_channel, BLUE, "a scale for each channel"),
+                                (per_tensor, ORANGE, "one scale for the tensor")):  # fmt: skip
+        noise = np.square(fake_quantize(array, qparams) - array).reshape(len(array), -1).sum(axis=1)
         power = np.square(array).reshape(len(array), -1).sum(axis=1)
-        near = 10 * np.log10(power / lost)[order][::THINNED]
-        places = np.arange(near.size) * THINNED
-        axes.plot(places, near, ".", markersize=5, color=colour, label=text)
+        sqnr = 10 * np.log10(power / noise)[order][::CHANNEL_STRIDE]
+        channels = np.arange(sqnr.size) * CHANNEL_STRIDE
+        axes.plot(channels, sqnr, ".", markersize=5, color=colour, label=text)
     axes.set(xlabel="channel, the one with the largest weight first", ylabel="SQNR, dB")
     axes.set_title(f"{node.name}: weights of a depthwise convolution, 8 bits", fontsize=10)
     axes.legend(loc="best")
     return figure
 
 
-def ranges(seen: Mapping[str, Summary], model: ir.Model) -> Figure:
-    """Draw the values of a tensor with long tails, and the ranges that methods keep of it."""
-    name = _widest(seen, model, TAILED)
+def ranges(summaries: Mapping[str, Summary], model: ir.Model) -> Figure:
+    """Draw the values of a tensor with long tails, and the range of each method."""
+    name = _widest(summaries, model, TAILED)
     figure = Figure(figsize=(7, 3.4))
     axes = figure.subplots()
-    axes.stairs(_shares(seen[name]), np.linspace(seen[name].low, seen[name].high, 81),
-                fill=True, color="#d5dbe1")  # fmt: skip
+    edges = np.linspace(summaries[name].low, summaries[name].high, 81)
+    axes.stairs(_shares(summaries[name]), edges, fill=True, color="#d5dbe1")
     colours = (GRAY, GREEN, RED, BLUE)
     for method, colour in zip(("minmax", "percentile:99.99", "entropy", "mse"), colours,
                               strict=True):  # fmt: skip
-        kept = methods.find_method(method)(seen[name], UNSIGNED)
-        text = f"{method}\n{kept.low:.2f} … {kept.high:.2f}".replace("-", "−")
-        axes.axvline(kept.low, color=colour, linewidth=1.4, label=text)
-        axes.axvline(kept.high, color=colour, linewidth=1.4)
+        clipping = methods.find_method(method)(summaries[name], UNSIGNED)
+        text = f"{method}\n{clipping.low:.2f} … {clipping.high:.2f}".replace("-", "−")
+        axes.axvline(clipping.low, color=colour, linewidth=1.4, label=text)
+        axes.axvline(clipping.high, color=colour, linewidth=1.4)
     axes.set(yscale="log", xlabel="value", ylabel="share of values", title=name)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
-def _widest(seen: Mapping[str, Summary], model: ir.Model, op: str) -> str:
-    """Return the tensor with the longest tail: furthest from what 99 % of its values reach."""
+def _widest(summaries: Mapping[str, Summary], model: ir.Model, op: str) -> str:
+    """Return the tensor with the longest tail: the largest ratio of its range to the 99 % range."""
     names = [
         value.name or ""
         for node in model.graph
         if node.op_type == op
         for value in node.outputs
-        if (value.name or "") in seen and (op != TAILED or not _is_depthwise(node))
+        if (value.name or "") in summaries and (op != TAILED or not _is_depthwise(node))
     ]
 
     def tail(name: str) -> float:
-        inner = methods.percentile(seen[name], UNSIGNED, 99.0)
-        return (seen[name].high - seen[name].low) / ((inner.high - inner.low) or 1.0)
+        inner = methods.percentile(summaries[name], UNSIGNED, 99.0)
+        return (summaries[name].high - summaries[name].low) / ((inner.high - inner.low) or 1.0)
 
     return max(names, key=tail)
 
 
-def _sqnr(seen: Summary, grid: Grid) -> float:
-    low, high = np.array([seen.low]), np.array([seen.high])
-    values = build_histogram(seen)
-    power = values.moments(np.array([values.reach]))[2]
-    return float(10 * np.log10(power / squared_errors(values, low, high, grid))[0])
+def _sqnr(summary: Summary, grid: Grid) -> float:
+    low, high = np.array([summary.low]), np.array([summary.high])
+    histogram = build_histogram(summary)
+    power = histogram.moments(np.array([histogram.bound]))[2]
+    return float(10 * np.log10(power / squared_errors(histogram, low, high, grid))[0])
 
 
-def _shares(seen: Summary) -> NDArray[np.float64]:
-    found = equal_width_counts(seen, 80)
-    shares: NDArray[np.float64] = found / found.sum()
+def _shares(summary: Summary) -> NDArray[np.float64]:
+    counts = equal_width_counts(summary, 80)
+    shares: NDArray[np.float64] = counts / counts.sum()
     return shares
 
 
@@ -172,36 +176,36 @@ def _weight(node: ir.Node) -> NDArray[np.float32]:
     return array.astype(np.float32)
 
 
-def _unevenness(node: ir.Node) -> float:
+def _channel_imbalance(node: ir.Node) -> float:
     array = _weight(node)
     largest = np.abs(array).reshape(len(array), -1).max(axis=1)
     return float(largest.max() / np.median(largest))
 
 
 def draw() -> Mapping[str, Callable[[], Figure]]:
-    """Return what draws each picture, by its name."""
+    """Return the functions that draw the figures, by name."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "calibration.npz"
-        qconvert.calibrate(NETWORK, images=PICTURES, output=file)
-        seen = load(file).summaries
+        qconvert.calibrate(NETWORK, images=IMAGES, output=file)
+        summaries = load(file).summaries
     model = onnx_io.load(NETWORK)
     return {
         "round-off": round_off,
-        "symmetric": lambda: symmetric(seen, model),
+        "symmetric": lambda: symmetric(summaries, model),
         "granularity": lambda: granularity(model),
-        "ranges": lambda: ranges(seen, model),
+        "ranges": lambda: ranges(summaries, model),
     }
 
 
 def write() -> int:
-    """Write every picture beside the pages."""
-    PLACE.mkdir(exist_ok=True)
+    """Write every figure beside the pages."""
+    FIGURES.mkdir(exist_ok=True)
     for name, make in draw().items():
         with mpl.rc_context(STYLE):
             figure = make()
             figure.tight_layout()
-            figure.savefig(PLACE / f"{name}.svg", metadata={"Date": None})
-    print(f"docs/pictures: {', '.join(sorted(each.name for each in PLACE.iterdir()))}")
+            figure.savefig(FIGURES / f"{name}.svg", metadata={"Date": None})
+    print(f"docs/pictures: {', '.join(sorted(path.name for path in FIGURES.iterdir()))}")
     return 0
 
 

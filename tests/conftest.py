@@ -1,4 +1,4 @@
-"""Every test runs in a folder of its own, with a store of its own and quiet surroundings."""
+"""Every test runs in its own folder, with its own cache and a clean environment."""
 
 import os
 import shutil
@@ -18,10 +18,10 @@ from tests import models, runs
 
 
 @pytest.fixture(autouse=True)
-def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _isolated_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QCONVERT_CACHE_DIR", str(tmp_path / ".store"))
-    # `make test` tells a make below it that it is one, which then says more.
+    # `make test` passes these to a nested make, which then prints more.
     for name in ("NO_COLOR", "MAKELEVEL", "MAKEFLAGS", "MFLAGS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(console.VERBOSITY, "level", 0)
@@ -29,7 +29,7 @@ def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left behind."""
+    """The exit code and output of a command."""
 
     code: int
     out: str
@@ -38,11 +38,10 @@ class Outcome:
 
 @pytest.fixture
 def qconvert(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Run a command in this process, through the boundary that a user meets."""
+    """Run a command in this process, with the error handling that a user gets."""
 
     def run(*args: str | Path) -> Outcome:
-        console._stdout_console.cache_clear()
-        console.stderr_console.cache_clear()
+        console.rich_console.cache_clear()
         console.VERBOSITY.level = 0
         capsys.readouterr()
         code = run_guarded(main, [str(arg) for arg in args])
@@ -54,7 +53,7 @@ def qconvert(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Callable[..., Outcome]:
-    """Run the installed command in a process of its own, as a user does."""
+    """Run the installed command in a separate process, as a user does."""
 
     def run(*args: str | Path, cwd: Path = tmp_path, **environment: str) -> Outcome:
         process = subprocess.run(
@@ -87,12 +86,12 @@ def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def world(shared_run: Path, tmp_path: Path) -> Path:
-    """Copy the shared run, its model, images and store into the folder of a test."""
+    """Copy the shared run, its model, images and cache into the folder of a test."""
     shutil.copytree(shared_run, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
 def write(model: ir.Model, path: Path) -> Path:
-    """Save a model and return where."""
+    """Save a model and return its path."""
     onnx_io.save(model, path)
     return path

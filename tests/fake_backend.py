@@ -1,4 +1,4 @@
-"""A backend for tests of what stands above backends: the engine is the graph, run on the CPU."""
+"""A backend for tests of the layers above backends: its engine is the graph, run on the CPU."""
 
 import shutil
 from collections.abc import Callable, Mapping

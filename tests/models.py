@@ -1,4 +1,4 @@
-"""Small graphs that tests share, as ONNX text with weights filled in."""
+"""Small models that tests share, written as ONNX text plus weights."""
 
 from pathlib import Path
 
@@ -21,19 +21,22 @@ tiny (float[batch, 3, 8, 8] image) => (float[batch, 5] scores) {
 
 
 def from_text(text: str, **weights: NDArray[np.generic]) -> ir.Model:
-    """Parse ONNX text and give it the named initializers."""
+    """Parse ONNX text and add the named initializers."""
     model = ir.from_onnx_text(text)
     graph = model.graph
     for name, array in weights.items():
-        found = next(
+        initializer = next(
             value
             for node in graph.all_nodes()
             for value in node.inputs
             if value is not None and value.name == name
         )
-        found.const_value = ir.tensor(array, name=name)
-        found.shape, found.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
-        graph.register_initializer(found)
+        initializer.const_value = ir.tensor(array, name=name)
+        initializer.shape, initializer.dtype = (
+            ir.Shape(array.shape),
+            ir.DataType.from_numpy(array.dtype),
+        )
+        graph.register_initializer(initializer)
     return model
 
 
@@ -87,7 +90,7 @@ MIXED_SHAPES = {
 
 
 def mixed(**changed: NDArray[np.generic]) -> ir.Model:
-    """Return a net with every kind of operator that is quantized."""
+    """Return a network with every kind of operator that is quantized."""
     weights = {
         name: floats(*shape, seed=seed) / np.float32(np.sqrt(np.prod(shape[1:])))
         for seed, (name, shape) in enumerate(MIXED_SHAPES.items())

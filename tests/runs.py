@@ -1,4 +1,4 @@
-"""A run that tests share: built once, and copied for each test that looks at it."""
+"""A run that tests share: built once, and copied for each test that uses it."""
 
 from pathlib import Path
 
@@ -6,18 +6,18 @@ import pytest
 
 import qconvert
 from qconvert.core import onnx_io
+from tests.image_files import draw_images
 from tests.models import mixed
-from tests.pictures import draw_folder
 
 QUICK = {"bench.seconds": 0.02, "bench.batch-sizes": [1, 4]}
 CLASSES = tuple(f"kind {number}" for number in range(24))
 
 
 def draw_world(folder: Path) -> None:
-    """Write a model, images to calibrate on, and labelled ones to evaluate on."""
+    """Write a model, calibration images and labelled evaluation images."""
     onnx_io.save(mixed(), folder / "model.onnx")
-    draw_folder(folder / "calib_data", 16)
-    files = sorted(draw_folder(folder / "val", 16, size=20).iterdir())
+    draw_images(folder / "calib_data", 16)
+    files = sorted(draw_images(folder / "val", 16, size=20).iterdir())
     rows = [f"{file.name},{number % 24}" for number, file in enumerate(files)]
     (folder / "val/labels.csv").write_text("file,label\n" + "\n".join(rows))
     (folder / "val/classes.txt").write_text("\n".join(CLASSES))

@@ -1,4 +1,4 @@
-"""Engines built by TensorRT for RTX, whose builder needs no GPU and is strict about types."""
+"""Build engines with TensorRT for RTX, whose builder needs no GPU and is strict about types."""
 
 import onnx_ir as ir
 import tensorrt_rtx as trt
@@ -9,17 +9,17 @@ BATCHES = (1, 2, 4)
 
 
 def build(model: ir.Model) -> int:
-    """Build an engine as the graph's types say, and return its bytes; a failure says all it said.
+    """Build an engine with the types of the graph and return its size; raise all parser errors.
 
-    The engine is not opened: that alone takes a GPU.
+    The engine is not opened, because that needs a GPU.
     """
     log = Log()
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(onnx_io.serialize(model)):
-        said = [parser.get_error(at) for at in range(parser.num_errors)]
-        raise AssertionError("\n".join(f"{each.node_name()}: {each.desc()}" for each in said))
+        errors = [parser.get_error(at) for at in range(parser.num_errors)]
+        raise AssertionError("\n".join(f"{error.node_name()}: {error.desc()}" for error in errors))
     config = builder.create_builder_config()
     config.add_optimization_profile(_profile(builder, network))
     engine = builder.build_serialized_network(network, config)
@@ -28,7 +28,7 @@ def build(model: ir.Model) -> int:
 
 
 class Log(trt.ILogger):  # type: ignore[misc]
-    """Keeps errors and drops the rest."""
+    """Collects errors and drops other messages."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,9 +40,9 @@ class Log(trt.ILogger):  # type: ignore[misc]
 
 
 def _profile(builder: trt.Builder, network: trt.INetworkDefinition) -> trt.IOptimizationProfile:
-    """Let the first dimension of every input be any of the batches."""
+    """Return a profile with the minimum, optimum and maximum batch for every input."""
     profile = builder.create_optimization_profile()
     for at in range(network.num_inputs):
-        given = network.get_input(at)
-        profile.set_shape(given.name, *((batch, *given.shape[1:]) for batch in BATCHES))
+        tensor = network.get_input(at)
+        profile.set_shape(tensor.name, *((batch, *tensor.shape[1:]) for batch in BATCHES))
     return profile

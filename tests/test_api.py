@@ -1,4 +1,4 @@
-"""The Python API: the jobs of the commands as functions."""
+"""The Python API: the commands as functions."""
 
 import re
 import subprocess
@@ -228,7 +228,7 @@ def test_model_may_be_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             qconvert.export(unnamed, output="net.onnx")
 
 
-def test_engine_is_packed() -> None:
+def test_engine_is_packaged() -> None:
     packed = qconvert.package(
         "run", format="triton", output="models", engine="cpu-fp32", name="net"
     )

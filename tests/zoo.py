@@ -1,8 +1,8 @@
-"""Networks of many structures with random weights, exported and cleaned, to try whole passes on.
+"""Networks of many structures with random weights, exported and cleaned, to test whole passes.
 
-The structures are the real ones, on small images so that all of them are quick. What an untrained
-network leaves at zero or one is drawn at random, and the statistics are measured, so that
-activations are spread as in a trained one.
+The architectures are real, on small images for speed. Parameters that start at zero or one are
+drawn at random, and the statistics are measured, so that activations are distributed as in a
+trained network.
 """
 
 import functools
@@ -29,7 +29,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 @functools.cache
 def net(name: str) -> ir.Model:
-    """Return one network, cleaned, its batch dynamic; all tests share it, so none changes it."""
+    """Return a cleaned network with a dynamic batch; tests share it and must not change it."""
     build, side = NETS[name]
     torch.manual_seed(0)
     module = settled(build(), side)
@@ -52,7 +52,7 @@ def settled_on(module: nn.Module, batches: Sequence[Sequence[torch.Tensor]]) -> 
                 parameter.normal_(0, 0.1)
             elif parameter.ndim == 1:
                 parameter.uniform_(0.5, 1.5)
-        norms = [each for each in module.modules() if isinstance(each, NORMS)]
+        norms = [layer for layer in module.modules() if isinstance(layer, NORMS)]
         for norm in norms:
             norm.train()
             norm.momentum = None  # the mean over all batches
@@ -62,7 +62,7 @@ def settled_on(module: nn.Module, batches: Sequence[Sequence[torch.Tensor]]) -> 
 
 
 def images(side: int, count: int, seed: int) -> NDArray[np.float32]:
-    """Return random patches of colour with some noise, which differ more than noise alone does."""
+    """Return random patches of colour with noise, which vary more than noise alone."""
     generator = np.random.default_rng(seed)
     patches = generator.standard_normal((count, 3, side // PATCH, side // PATCH))
     noise = 0.3 * generator.standard_normal((count, 3, side, side))
@@ -70,7 +70,7 @@ def images(side: int, count: int, seed: int) -> NDArray[np.float32]:
 
 
 class UNet(nn.Module):
-    """Two levels down by MaxPool, up by ConvTranspose and by Resize, each with its skip."""
+    """Two MaxPool levels down, ConvTranspose and Resize up, with a skip connection per level."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class UNet(nn.Module):
 
 
 class Detector(nn.Module):
-    """Two levels with a path down and one up again; boxes and scores of all places."""
+    """Two levels with a path down and a path up; boxes and scores of all positions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,8 +106,8 @@ class Detector(nn.Module):
         up = functional.interpolate(coarse, scale_factor=2.0, mode="nearest")
         fine = self.merge(torch.cat([up, fine], 1))
         levels = [fine, self.join(torch.cat([self.down(fine), coarse], 1))]
-        boxes = [head(each).flatten(2) for head, each in zip(self.boxes, levels, strict=True)]
-        scores = [head(each).flatten(2) for head, each in zip(self.scores, levels, strict=True)]
+        boxes = [head(level).flatten(2) for head, level in zip(self.boxes, levels, strict=True)]
+        scores = [head(level).flatten(2) for head, level in zip(self.scores, levels, strict=True)]
         return {
             "boxes": torch.cat(boxes, 2).transpose(1, 2).exp(),
             "scores": torch.cat(scores, 2).transpose(1, 2).sigmoid(),
@@ -123,7 +123,7 @@ def unit(
 
 
 def timm(name: str, blocks: int = 0, **options: Any) -> Callable[[], nn.Module]:
-    """Return what builds one of timm's networks, of each stage with at most so many blocks."""
+    """Return a function that builds one of timm's networks, with at most `blocks` per stage."""
 
     def build() -> nn.Module:
         import_torchvision()
@@ -131,7 +131,7 @@ def timm(name: str, blocks: int = 0, **options: Any) -> Callable[[], nn.Module]:
 
         module: nn.Module = timm.create_model(name, pretrained=False, **options)
         if blocks:
-            # The first one changes the size, the second has a way around it; more repeat that.
+            # The first block changes the size, the second has a residual; more are repetitions.
             stages = [stage[:blocks] for stage in module.blocks]  # type: ignore[union-attr]
             module.blocks = nn.Sequential(*stages)
         return module
@@ -148,10 +148,10 @@ def shufflenet() -> nn.Module:
 
 
 def import_torchvision() -> None:
-    """Import torchvision, which timm needs, where its compiled operators do not load.
+    """Import torchvision, which timm needs, without its compiled operators.
 
-    Its wheel wants another build of torch; the two schemas that its import looks up are declared
-    for that moment, and never called.
+    Its wheel is built for another build of torch. Its import looks up the schemas of two operators,
+    which are declared here and never called.
     """
     if "torchvision" in sys.modules:
         return
@@ -165,7 +165,7 @@ def import_torchvision() -> None:
 SWIN: dict[str, Any] = {"img_size": 48, "window_size": 3, "embed_dim": 48}
 SWIN |= {"depths": (2, 2), "num_heads": (3, 6)}
 
-# What builds each network, and the side of its images; some are shallower or narrower than usual.
+# The builder of each network and the side of its images; some are shallower or narrower than usual.
 NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "efficientnet-lite0": (timm("efficientnet_lite0", 2), 64),
     "mobilenet-v2": (timm("mobilenetv2_100", 2), 64),

@@ -8,8 +8,8 @@ import json
 import os
 import sys
 import textwrap
-from dataclasses import dataclass
 from functools import cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from qconvert.core.errors import QConvertError
@@ -20,14 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-@dataclass
-class Verbosity:
-    """How much is printed: -2 nothing, -1 results and errors, 0 steps too, 1 and more details."""
-
-    level: int = 0
-
-
-VERBOSITY = Verbosity()
+# How much is printed: -2 nothing, -1 results and errors, 0 steps too, 1 and more details.
+VERBOSITY = SimpleNamespace(level=0)
 
 
 def info(text: str, level: int = 0) -> None:
@@ -41,13 +35,6 @@ def note(text: str) -> None:
     """Write a note about a result on stderr, wrapped to 80 columns."""
     first, *rest = textwrap.wrap(sanitize_text(text), 70)
     info("\n".join([f"    note: {first}", *(f"          {line}" for line in rest)]))
-
-
-def write_stderr(text: str) -> None:
-    """Write on stderr even under `-q`; only `-qq` silences it."""
-    if VERBOSITY.level > -2:
-        sys.stderr.write(sanitize_text(text))
-        sys.stderr.flush()
 
 
 def show_error(error: QConvertError) -> None:
@@ -96,7 +83,7 @@ def write_table(table: TextTable) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = _stdout_console()
+    console = rich_console()
     columns = table.columns
     rows = [[sanitize_text(cell) for cell in row] for row in table.rows]
     # Below these widths a cell would be cut, or a word where the column may wrap.
@@ -119,20 +106,13 @@ def write_table(table: TextTable) -> None:
 
 
 @cache
-def _stdout_console() -> "Console":
+def rich_console(*, stderr: bool = False) -> "Console":
+    """Return the console of stdout or stderr, made once."""
     from rich.console import Console
 
     # Rich assumes 80 columns for a pipe; a pipe needs all of them.
-    width = None if sys.stdout.isatty() else 100_000
-    return Console(width=width, highlight=False, markup=False, emoji=False)
-
-
-@cache
-def stderr_console() -> "Console":
-    """Return the console of stderr, made once."""
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+    width = None if stderr or sys.stdout.isatty() else 100_000
+    return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
 
 
 def style_stderr(text: str, code: str) -> str:

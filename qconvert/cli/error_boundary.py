@@ -81,8 +81,9 @@ def _report_error(error: Exception) -> int:
         if user_error is not None:
             console.show_error(user_error)
             return user_error.exit_code
-        console.write_stderr("".join(traceback.format_exception(error)))
-        console.write_stderr("this is a bug in qconvert; please report it with the text above\n")
+        trace = "".join(traceback.format_exception(error))
+        bug = "this is a bug in qconvert; please report it with the text above"
+        console.info(f"{trace}{bug}", level=-1)
         return 70
     except MemoryError:
         hint = b"use a larger machine, or stop other programs"

@@ -8,9 +8,6 @@ import click
 from qconvert.cli import console, options, settings, views
 from qconvert.report.table import TextColumn, TextTable, number_columns, text_columns
 
-# Listed here too, so that `--help` does not import the backends; a test compares.
-BACKENDS = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
-
 
 @options.command("qconvert inspect resnet50.onnx", "qconvert inspect resnet50.onnx --nodes --json")
 @click.argument("model")
@@ -21,7 +18,7 @@ BACKENDS = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
 )
 @click.option(
     "--backend",
-    type=click.Choice(BACKENDS),
+    type=click.Choice(options.BACKENDS),
     default="cpu",
     help="Backend whose scheme is applied to a float model (default: cpu).",
 )

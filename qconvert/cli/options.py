@@ -11,8 +11,9 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from qconvert.cli import console
-from qconvert.core.config import Option, keys_at, literals, option_table
+from qconvert.core.config import Backend, Option, keys_at, literals, option_table
 
+BACKENDS: tuple[str, ...] = get_args(Backend)  # `--help` does not import the backends
 Decorator = Callable[[Any], Any]
 
 
@@ -79,8 +80,8 @@ def _parse(text: str, hint: Any, separator: str) -> object:
         for member in args:
             with contextlib.suppress(ValueError):
                 return _parse(text, member, separator)
-    elif hint is int and (number := parse_int(text)) is not None:
-        return number
+    elif hint is int and (number := parse_int(text.removeprefix("-"))) is not None:
+        return -number if text.startswith("-") else number
     elif hint is float:
         dividend, _, divisor = text.partition("/")
         if math.isfinite(quotient := float(dividend) / float(divisor or 1)):

@@ -6,7 +6,7 @@ import textwrap
 import time
 from typing import TYPE_CHECKING
 
-from qconvert.cli.console import VERBOSITY, info, stderr_console, style_stderr
+from qconvert.cli.console import VERBOSITY, info, rich_console, style_stderr
 from qconvert.core.sanitize import sanitize_text
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class ProgressDisplay:
             if self._status is not None:
                 self._status.update(f"{text} …")
             elif VERBOSITY.level >= 0:
-                self._status = stderr_console().status(f"{text} …")
+                self._status = rich_console(stderr=True).status(f"{text} …")
                 self._status.start()
         elif progress.total and now - self._last_logged >= LOG_INTERVAL_SECONDS:
             self._last_logged = now

@@ -12,8 +12,6 @@ from qconvert.cli.progress import ProgressDisplay
 if TYPE_CHECKING:
     from qconvert.run.quantize import Quantized, QuantizeRequest
 
-# Listed here too, so that `--help` does not import the backends; a test compares.
-BACKENDS = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -25,7 +23,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @options.output_option("The ONNX file (default: NAME-BACKEND-PRECISION.onnx).")
 @click.option(
     "--backend",
-    type=click.Choice(BACKENDS),
+    type=click.Choice(options.BACKENDS),
     default="cpu",
     show_default=True,
     help="Backend to quantize for; it need not work here.",

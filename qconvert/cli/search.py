@@ -17,7 +17,12 @@ from qconvert.cli.progress import ProgressDisplay
 @click.argument("model", required=False)
 @options.output_option("Folder of results (default: runs/NAME-mixed).")
 @options.setting_options("search", "budget", "by", "max-latency")
-@options.setting_options("build", "backends")
+@click.option(
+    cls=options.SettingOption,
+    paths=["build.backends"],
+    help="Where engines run, one of: cpu, tensorrt, tensorrt-rtx (default: the best backend that"
+    " runs here).",
+)
 @options.image_options
 @options.quantize_options
 @options.eval_options

@@ -17,10 +17,6 @@ from PIL import Image, ImageDraw, ImageFilter
 # One seed per purpose, so that no image serves two.
 TRAINING_SEED, CALIBRATION_SEED, EVALUATION_SEED = 20_260, 20_261, 20_262
 CALIBRATION_COUNT, EVALUATION_COUNT = 128, 1000
-EDGE_SHARE = 0.25  # of the images without a burr show an edge as well
-JPEG_QUALITY = 88
-LABELS_FILE, CLASSES_FILE = "labels.csv", "classes.txt"
-THREADS = 2  # most of the work holds Python's lock; more of them would wait for each other
 
 IMAGE_SIZE = 128
 OVERSAMPLING = 2  # lines and polygons are drawn larger and shrunk, which smooths their edges
@@ -202,7 +198,7 @@ class DemoImage:
     def encode_jpeg(self) -> bytes:
         """Return the bytes of the file."""
         file = io.BytesIO()
-        self.image.save(file, "JPEG", quality=JPEG_QUALITY)
+        self.image.save(file, "JPEG", quality=88)
         return file.getvalue()
 
     def decode(self) -> NDArray[np.uint8]:
@@ -215,7 +211,7 @@ def draw_image(seed: int, number: int) -> DemoImage:
     random = np.random.default_rng((seed, number))
     label = number % len(CLASSES)
     surface = blank_surface(random)
-    has_edge = random.random() < EDGE_SHARE
+    has_edge = random.random() < 0.25
     surface = DEFECTS[CLASSES[label]](random, surface)
     if has_edge and CLASSES[label] != "burr":
         surface = add_edge(random, surface, None)
@@ -234,13 +230,14 @@ def write_images(
         (folder / image.name).write_bytes(image.encode_jpeg())
         return image
 
-    with ThreadPoolExecutor(THREADS) as pool:
+    # Most of the work holds Python's lock; more threads would wait for each other.
+    with ThreadPoolExecutor(2) as pool:
         for done, image in enumerate(pool.map(write, range(count)), 1):
             rows.append(f"{image.name},{CLASSES[image.label]}\n")
             if progress is not None:
                 progress(done)
-    (folder / CLASSES_FILE).write_text("".join(f"{name}\n" for name in CLASSES), encoding="utf-8")
-    (folder / LABELS_FILE).write_text("file,label\n" + "".join(rows), encoding="utf-8")
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES), encoding="utf-8")
+    (folder / "labels.csv").write_text("file,label\n" + "".join(rows), encoding="utf-8")
 
 
 def plain(random: Random, surface: Surface) -> Surface:

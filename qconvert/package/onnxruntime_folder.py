@@ -29,15 +29,6 @@ exact = "0" if flags & {{{", ".join(f'"{flag}"' for flag in INTEGER_FLAGS)}}} el
 options.add_session_config_entry("{QUANT_PRECISION_ENTRY}", exact)
 """
 
-PLUGIN_SESSION = Template("""\
-onnxruntime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
-devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == "$provider"]
-options.add_provider_for_devices(devices[:1], $provider_options)
-session = onnxruntime.InferenceSession(str(HERE / $file), options)
-""")
-
-CLASSES_LINE = 'CLASSES = (HERE / "classes.txt").read_text(encoding="utf-8").splitlines()\n\n'
-
 PRINT_SCORES = Template("""\
 for file in sys.argv[1:]:
     scores = session.run([$output], $feeds)[0][0].ravel()
@@ -100,6 +91,9 @@ def run_script(bundle: Bundle, spec: LoadSpec) -> str:
         class_name = "{CLASSES[number]}" if bundle.classes else "class {number}"
         output = python_string(bundle.scores.name)
         loop = PRINT_SCORES.substitute(output=output, feeds=feeds, class_name=class_name)
+    if bundle.classes:
+        names = '(HERE / "classes.txt").read_text(encoding="utf-8").splitlines()'
+        loop = f"CLASSES = {names}\n\n{loop}"
     preprocess, image_input = preparation.preprocess, preparation.target
     if isinstance(preprocess.resize, int):
         scaled = '[int(PREPROCESS["resize"] * side / min(image.size)) for side in image.size]'
@@ -114,7 +108,7 @@ def run_script(bundle: Bundle, spec: LoadSpec) -> str:
         order="[..., ::-1]" if preprocess.colours == "bgr" else "",
         layout=".transpose(2, 0, 1)" if image_input.layout == "nchw" else "",
         session=session,
-        loop=(CLASSES_LINE if bundle.classes else "") + loop,
+        loop=loop,
     )
 
 
@@ -160,9 +154,13 @@ def _session_lines(engine: Engine, spec: LoadSpec) -> Iterator[str]:
     file = python_string(engine.files[0])
     first, first_options = spec.providers[0]
     if spec.plugin:
-        yield PLUGIN_SESSION.substitute(
-            provider=first, provider_options=literal(first_options), file=file
-        )
+        library = "plugin.get_ep_name(), plugin.get_library_path()"
+        yield f"""\
+onnxruntime.register_execution_provider_library({library})
+devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == "{first}"]
+options.add_provider_for_devices(devices[:1], {literal(first_options)})
+session = onnxruntime.InferenceSession(str(HERE / {file}), options)
+"""
         return
     providers = ", ".join(
         f'("{name}", {literal(options)})' if options else f'"{name}"'

@@ -1,4 +1,4 @@
-"""What every backend must do: the same tests for all of them, where they work."""
+"""The contract that every backend must satisfy, tested on all backends that work here."""
 
 import json
 import subprocess
@@ -61,7 +61,7 @@ def build(name: str, precision: Precision, root: Path) -> Engine:
     return backend.build(graph, BuildSpec(precision, Profile(1, 2, 4)), folder, ignore_progress)
 
 
-def test_every_registered_backend_is_tested_here() -> None:
+def test_registered_backends_are_in_contract_tests() -> None:
     assert set(ALL) - {"fake"} == set(BACKENDS)
     assert all(backends.load(name) is ALL[name] for name in BACKENDS)
 
@@ -153,7 +153,7 @@ def test_interrupted_build_leaves_nothing_outside_its_folder(name: str, tmp_path
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "fake"])
 def test_folder_that_cannot_be_written_is_reported(name: str, tmp_path: Path) -> None:
     backend, graph = require_backend(name), write_graph(tmp_path, "cpu", "fp32")
-    not_a_folder = tmp_path / "file"  # nobody can write into it, not even the superuser
+    not_a_folder = tmp_path / "file"  # not even the superuser can write into it
     not_a_folder.write_text("")
     with pytest.raises(QConvertError, match="cannot be written"):
         backend.build(graph, SPEC, not_a_folder, ignore_progress)
@@ -171,7 +171,7 @@ def test_rtx_engine_that_does_not_run_here_says_why(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_backends_report_a_missing_runtime(tmp_path: Path) -> None:
-    """In a process of its own: here the runtimes are imported already."""
+    """Runs in a separate process, because this one has imported the runtimes already."""
     code = """
 import sys
 sys.modules.update(onnxruntime=None, tensorrt=None, tensorrt_rtx=None)

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the reference, and the backend: its file, options and kernels."""
+"""ONNX Runtime on the CPU as reference and as backend: its file, options and kernels."""
 
 import json
 from collections import Counter
@@ -160,8 +160,8 @@ def test_bound_runs_reuse_their_memory(tmp_path: Path) -> None:
     np.testing.assert_array_equal(scores, session.run(images())["scores"])
 
 
-def test_cuda_graph_session_keeps_one_memory(tmp_path: Path) -> None:
-    """A CUDA graph replays addresses: new values must go where the first ones were."""
+def test_cuda_graph_session_reuses_its_buffers(tmp_path: Path) -> None:
+    """A CUDA graph replays addresses, so new values must be written to the same buffers."""
     model = mixed()
     model.graph.inputs[0].shape = ir.Shape((2, 3, 16, 16))
     model.graph.outputs[0].shape = ir.Shape((2, 24))
@@ -192,7 +192,7 @@ def test_nodes_are_listed_by_provider(tmp_path: Path) -> None:
     assert "Conv stem" in nodes[cpu.PROVIDER]
 
 
-def test_outputs_come_by_name() -> None:
+def test_outputs_are_returned_by_name() -> None:
     outputs = ort.open_cpu(tiny())(random_inputs(onnx_io.inputs(tiny()), 3, seed=0))
     assert list(outputs) == ["scores"]
     assert outputs["scores"].shape == (3, 5)

@@ -1,4 +1,4 @@
-"""Unknown graphs run in a child first: those that crash or hang ONNX Runtime are refused."""
+"""Untrusted graphs run in a child process first; graphs that crash or hang it are refused."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def inputs(model: ir.Model, batch: int = 2) -> Tensors:
 
 
 def install_crashing_runtime(folder: Path, signal: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let children import an ONNX Runtime that dies of a signal."""
+    """Make child processes import an ONNX Runtime that dies of a signal."""
     code = f"import os, signal\nos.kill(os.getpid(), signal.{signal})\n"
     (folder / "onnxruntime.py").write_text(code)
     monkeypatch.setattr(subprocess_worker, "PACKAGE_ROOT", folder)
@@ -54,7 +54,7 @@ def test_endless_loop_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
         check_for_crash(model, inputs(model))
 
 
-def test_only_graphs_with_loops_have_a_short_time_limit() -> None:
+def test_short_time_limit_applies_to_graphs_with_loops_alone() -> None:
     assert crash_check.time_limit_seconds(endless_model()) < 25
     assert crash_check.time_limit_seconds(tiny()) > 1000
 
@@ -87,5 +87,5 @@ def test_model_that_passed_is_not_checked_again(
         check_for_crash(model, inputs(model, batch=3))
 
 
-def test_error_of_the_runtime_is_no_crash() -> None:
+def test_runtime_error_is_not_reported_as_crash() -> None:
     check_for_crash(tiny(), {"image": np.zeros((1, 9, 8, 8), np.float32)})

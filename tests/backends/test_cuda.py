@@ -15,7 +15,7 @@ def engine_of(spec: BuildSpec) -> Engine:
     return Engine("cuda", spec.precision, Path(), "model.onnx", ("model.onnx",), key)
 
 
-def test_only_the_gpu_runs_nodes_unless_fallback_is_allowed() -> None:
+def test_cpu_fallback_is_disabled_unless_allowed() -> None:
     spec = cuda.load_spec(engine_of(BuildSpec("fp32", Profile())))
     assert spec.config_entries == {"session.disable_cpu_ep_fallback": "1"}
     assert spec.providers == (("CUDAExecutionProvider", {"device_id": "0"}),)

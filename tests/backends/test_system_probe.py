@@ -1,4 +1,4 @@
-"""Every backend reports whether it works, why not, and the command that cures it."""
+"""Every backend reports whether it works, or the reason and a command that fixes it."""
 
 import pytest
 
@@ -49,7 +49,7 @@ CU13, CU12 = ('pip install "tensorrt-cu13>=10,<11"', 'pip install "tensorrt-cu12
         ("tensorrt-rtx", machine({}), f"{BUILDER} is not installed", "qconvert[tensorrt-rtx]"),
     ],
 )
-def test_missing_requirement_is_named_with_its_cure(
+def test_missing_requirement_is_named_with_remedy(
     backend: str, installed: Installed, reason: str, cure: str
 ) -> None:
     status = probe(backend, installed)
@@ -102,6 +102,6 @@ def test_two_runtimes_are_a_conflict() -> None:
     assert installed.runtimes == ("onnxruntime", "onnxruntime-gpu")
 
 
-def test_every_backend_has_a_cure_on_an_empty_machine() -> None:
+def test_backends_have_remedies_on_empty_machine() -> None:
     for name in BACKENDS:
         assert probe(name, machine({}, driver_error=NO_DRIVER)).cure

@@ -1,4 +1,4 @@
-"""The options of the TensorRT provider: every one, and why it is there."""
+"""The options of the TensorRT provider, each with its reason."""
 
 import itertools
 import re
@@ -44,7 +44,7 @@ def options_of(build: BuildSpec, *, flags: bool = True) -> dict[str, str]:
 
 
 def load_spec(**options: bool) -> LoadSpec:
-    """Return how an engine of these options is loaded."""
+    """Return the load options of an engine with these options."""
     named = {name.replace("_", "-"): value for name, value in options.items()}
     key = tensorrt.cache_key(BuildSpec("fp32", Profile(), options=named))
     return tensorrt.load_spec(Engine("tensorrt", "fp32", FOLDER, "model.onnx", (CONTEXT,), key))
@@ -85,7 +85,7 @@ def test_typing_of_a_build_follows_from_the_releases(
         ("int8", "fp32", {"trt_int8_enable"}),
     ],
 )
-def test_only_weakly_typed_builds_get_precision_flags(
+def test_precision_flags_are_set_for_weakly_typed_builds_alone(
     precision: Precision, rest: RestPrecision | None, expected: set[str]
 ) -> None:
     options = options_of(spec(precision, rest))
@@ -173,20 +173,20 @@ def test_invalid_settings_are_rejected(options: dict[str, Any], message: str) ->
         read_options(spec(**options))
 
 
-def test_every_option_is_known_to_the_provider() -> None:
+def test_provider_options_in_use_are_in_stored_list() -> None:
     lines = (HERE / "trt_options.txt").read_text(encoding="utf-8").splitlines()
-    known = {line for line in lines if line and not line.startswith("#")}
+    stored = {line for line in lines if line and not line.startswith("#")}
     used: set[str] = set()
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
-    for precision, flags, on in itertools.product(precisions, (False, True), (False, True)):
+    for precision, flags, enabled in itertools.product(precisions, (False, True), (False, True)):
         switches: dict[str, Any] = dict.fromkeys(
-            ("hardware_compatible", "weight_stripped", "cuda_graph"), on
+            ("hardware_compatible", "weight_stripped", "cuda_graph"), enabled
         )
         build = spec(precision, workspace=1, timing_cache="t", **switches)
         used |= set(options_of(build, flags=flags))
         used |= set(load_options(read_options(build), FOLDER))
-        used |= set(options_of(spec(precision, allow_fallback=on), flags=flags))
+        used |= set(options_of(spec(precision, allow_fallback=enabled), flags=flags))
     for path in Path(qconvert.backends.__file__).parent.glob("*.py"):
         used |= set(re.findall(r'"(trt_\w+)"', path.read_text(encoding="utf-8")))
-    assert used - known == set()
+    assert used - stored == set()
     assert len(used) > 20

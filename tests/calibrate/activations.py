@@ -1,4 +1,4 @@
-"""Made-up activations, and a `run` that answers for them as a tapped model does."""
+"""Synthetic activations, and a `run` that returns them as a tapped model does."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ SAMPLES = 2048
 
 @dataclass(frozen=True)
 class FakeTaps:
-    """Taps of tensors whose values are given: an array for each, images x channels x places."""
+    """Taps of tensors with fixed values: an array [images, channels, positions] per tensor."""
 
     values: dict[str, Floats]
     exact: bool = False
@@ -39,24 +39,24 @@ class FakeTaps:
         return None if self.exact else "phase"
 
     def run(self, feeds: Tensors) -> Tensors:
-        """Answer for the images whose places are fed."""
-        answers: Tensors = {}
+        """Return the outputs of the images whose positions are fed."""
+        outputs: Tensors = {}
         with np.errstate(invalid="ignore"):
             for tap in self.taps:
-                seen = self.values[tap.tensor][feeds["place"]]
-                flat = seen.reshape(len(seen), -1)
-                answers[tap.low], answers[tap.high] = seen.min(axis=2), seen.max(axis=2)
-                answers[tap.mean] = seen.mean(axis=2)
-                answers[tap.size] = np.array([flat.shape[1]])
-                answers[str(tap.sample)] = flat if self.exact else draw(flat, feeds["phase"])
-        return answers
+                values = self.values[tap.tensor][feeds["place"]]
+                flat = values.reshape(len(values), -1)
+                outputs[tap.low], outputs[tap.high] = values.min(axis=2), values.max(axis=2)
+                outputs[tap.mean] = values.mean(axis=2)
+                outputs[tap.size] = np.array([flat.shape[1]])
+                outputs[str(tap.sample)] = flat if self.exact else draw(flat, feeds["phase"])
+        return outputs
 
     def batches(self, *parts: Sequence[int]) -> list[IndexedBatch]:
         return [(part, {"place": np.array(part)}) for part in parts]
 
 
 def draw(flat: Floats, phases: NDArray[np.int64]) -> Floats:
-    """Draw what the tapped graph draws."""
+    """Return the sample that the tapped graph takes."""
     stride = 2 * (flat.shape[1] // (2 * SAMPLES)) + 1
     places = phases % stride + np.arange(0, flat.shape[1] - stride + 1, stride)
     return np.take_along_axis(flat, places, axis=1)
@@ -70,7 +70,7 @@ def origin(taps: FakeTaps, model: str = "m") -> Origin:
 
 
 def calibrate(taps: FakeTaps, *parts: Sequence[int]) -> Calibration:
-    """Collect the named images batch by batch, or all in one."""
+    """Collect the named images batch by batch, or in one batch."""
     everything = range(len(origin(taps).images))
     batches = taps.batches(*(parts or (everything,)))
     return collect(taps.run, taps, Calibration(origin(taps)), batches)
@@ -82,7 +82,7 @@ def collect(
     start: Calibration,
     batches: Iterable[IndexedBatch],
 ) -> Calibration:
-    """Add what `run` returns for the batches to `start`."""
+    """Add the outputs of `run` for the batches to `start`."""
     collector = Collector(layout.taps, start)
     for indices, feeds in batches:
         phases = {layout.phase: sample_phases(indices)} if layout.phase else {}

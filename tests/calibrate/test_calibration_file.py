@@ -1,4 +1,4 @@
-"""A calibration file comes back whole, or is refused with the reason."""
+"""A calibration file is read back completely, or refused with the reason."""
 
 import io
 import json
@@ -84,7 +84,7 @@ def test_damaged_calibration_file_is_refused_or_harmless(
         loaded = load(path)
     except QConvertError:
         return
-    assert pack(loaded) == content  # only what nobody reads, such as a date, was damaged
+    assert pack(loaded) == content  # the damage is in an unused field, such as a date
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"hello", pack(WHOLE)[:-30]])
@@ -103,8 +103,8 @@ def test_foreign_npz_archive_is_refused(tmp_path: Path) -> None:
 
 def test_newer_file_version_is_refused(tmp_path: Path) -> None:
     def newer(about: Array) -> Array:
-        said = json.loads(about.tobytes()) | {"version": 7}
-        return np.frombuffer(json.dumps(said).encode(), dtype=np.uint8)
+        content = json.loads(about.tobytes()) | {"version": 7}
+        return np.frombuffer(json.dumps(content).encode(), dtype=np.uint8)
 
     with pytest.raises(QConvertError, match="has format 7, this qconvert reads 1"):
         load(rewritten(tmp_path / "c.npz", "about", newer))

@@ -1,4 +1,4 @@
-"""One pass over the images gives the same summary, however the images come."""
+"""One pass over the images gives the same summary for any batches and order."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -73,18 +73,18 @@ def test_calibration_parts_merge_in_any_order(taps: FakeTaps, data: st.DataObjec
 
 def test_summary_has_exact_extremes_and_counts_of_all_values() -> None:
     values = floats(4, 5000)
-    seen = summary_of(values)
-    assert np.array_equal(seen.lows, values.min(axis=1))
-    assert np.array_equal(seen.highs, values.max(axis=1))
-    assert (seen.low, seen.high) == (values.min(), values.max())
-    assert seen.size == values.size
-    assert seen.counts.total == values.size - 2 * len(values)
+    summary = summary_of(values)
+    assert np.array_equal(summary.lows, values.min(axis=1))
+    assert np.array_equal(summary.highs, values.max(axis=1))
+    assert (summary.low, summary.high) == (values.min(), values.max())
+    assert summary.size == values.size
+    assert summary.counts.total == values.size - 2 * len(values)
 
 
 def test_sample_is_a_small_part_of_a_large_image() -> None:
-    seen = summary_of(floats(4, 50_000), exact=False)
-    assert seen.size == 200_000
-    assert 4 * 1300 < seen.counts.total < 4 * 4096
+    summary = summary_of(floats(4, 50_000), exact=False)
+    assert summary.size == 200_000
+    assert 4 * 1300 < summary.counts.total < 4 * 4096
 
 
 def test_channel_means_and_extremes_are_exact() -> None:

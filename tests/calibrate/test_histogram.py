@@ -1,4 +1,4 @@
-"""What is clipped, how values are spread, and whether more images would still move the ranges."""
+"""The share of clipped values, the histogram of values, and the drift of ranges."""
 
 import numpy as np
 import pytest
@@ -11,16 +11,16 @@ from tests.models import floats
 
 def test_values_outside_a_range_are_clipped() -> None:
     values = floats(20, 5000)
-    seen = summary_of(values)
+    summary = summary_of(values)
     share = ((values < -1) | (values > 2)).mean()
-    assert clipped_share(seen, Range(-1, 2)) == pytest.approx(share, rel=0.01)
-    assert clipped_share(seen, Range(seen.low, seen.high)) == 0
+    assert clipped_share(summary, Range(-1, 2)) == pytest.approx(share, rel=0.01)
+    assert clipped_share(summary, Range(summary.low, summary.high)) == 0
 
 
 def test_values_on_a_range_limit_are_not_clipped() -> None:
-    seen = summary_of(np.array([[0, 0, 0, 6, 6, 3]], dtype=np.float32))
-    assert clipped_share(seen, Range(0, 6)) == 0
-    assert clipped_share(seen, Range(0, 5)) == pytest.approx(2 / 6)
+    summary = summary_of(np.array([[0, 0, 0, 6, 6, 3]], dtype=np.float32))
+    assert clipped_share(summary, Range(0, 6)) == 0
+    assert clipped_share(summary, Range(0, 5)) == pytest.approx(2 / 6)
 
 
 def test_histogram_bars_add_up_to_all_values() -> None:

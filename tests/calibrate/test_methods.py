@@ -1,4 +1,4 @@
-"""Ranges agree with those from all values in float64, read from the definition of each method."""
+"""Ranges agree with those computed from all values in float64 by definition of each method."""
 
 from functools import cache
 
@@ -28,13 +28,13 @@ def case(shape: str) -> tuple[Values, Summary, Summary]:
     return np.sort(values.astype(np.float64).ravel()), summaries[0], summaries[1]
 
 
-def squared_error(values: Values, kept: Range, grid: Grid) -> float:
-    """Quantize every value and add up what is lost."""
+def squared_error(values: Values, value_range: Range, grid: Grid) -> float:
+    """Quantize every value and sum the squared errors."""
     if grid.symmetric:
-        step, zero, lowest, highest = kept.max_abs / 127, 0.0, -128, 127
+        step, zero, lowest, highest = value_range.max_abs / 127, 0.0, -128, 127
     else:
-        step = (max(kept.high, 0) - min(kept.low, 0)) / 255
-        zero, lowest, highest = np.rint(-min(kept.low, 0) / step), 0, 255
+        step = (max(value_range.high, 0) - min(value_range.low, 0)) / 255
+        zero, lowest, highest = np.rint(-min(value_range.low, 0) / step), 0, 255
     integers = np.clip(np.rint(values / step) + zero, lowest, highest)
     return float(np.square((integers - zero) * step - values).sum())
 
@@ -51,13 +51,13 @@ def divergences(values: Values, groups: int) -> tuple[Values, Values]:
 
 
 def divergence(bins: Values, cut: int, groups: int) -> float:
-    kept = bins[:cut].copy()
+    clipped = bins[:cut].copy()
     edges = cut * np.arange(groups) // groups
-    filled = np.add.reduceat(kept > 0, edges, dtype=np.float64)
-    spread = np.add.reduceat(kept, edges) / np.maximum(filled, 1)
-    merged = np.repeat(spread, np.diff(np.append(edges, cut))) * (kept > 0)
-    kept[-1] += bins[cut:].sum()
-    p, q = kept / kept.sum(), merged / merged.sum()
+    filled = np.add.reduceat(clipped > 0, edges, dtype=np.float64)
+    spread = np.add.reduceat(clipped, edges) / np.maximum(filled, 1)
+    merged = np.repeat(spread, np.diff(np.append(edges, cut))) * (clipped > 0)
+    clipped[-1] += bins[cut:].sum()
+    p, q = clipped / clipped.sum(), merged / merged.sum()
     if (q[p > 0] == 0).any():
         return np.inf
     return float((p[p > 0] * np.log(p[p > 0] / q[p > 0])).sum())
@@ -94,12 +94,12 @@ def test_symmetric_mse_range_matches_brute_force(shape: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_asymmetric_mse_range_matches_brute_force(shape: str) -> None:
     values, exact, sampled = case(shape)
-    some = values[:: len(values) // 200_000]  # trying pairs on all of them takes minutes
-    some = np.concatenate([some, values[-50:], values[:50]])
+    sample = values[:: len(values) // 200_000]  # all pairs of all values take minutes
+    sample = np.concatenate([sample, values[-50:], values[:50]])
     lows, highs = min(values[0], 0.0), values[-1]
     factors = np.geomspace(1, 1 / 16, 16)
     pairs = [Range(lows * a, highs * b) for b in factors for a in (factors if lows else [1])]
-    best = min(pairs, key=lambda pair: squared_error(some, pair, SHIFTED))
+    best = min(pairs, key=lambda pair: squared_error(sample, pair, SHIFTED))
     tried = squared_error(values, best, SHIFTED)
     for summary, share in ((exact, 0.01), (sampled, 0.04)):
         error = squared_error(values, find_method("mse")(summary, SHIFTED), SHIFTED)
@@ -115,7 +115,7 @@ def good_thresholds(values: Values, groups: int) -> Values:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_entropy_range_has_the_least_divergence(shape: str) -> None:
-    # Of fewer values the divergence is mostly the noise of counting them in 2,048 bins.
+    # With fewer values, counting noise in 2,048 bins dominates the divergence.
     values = SHAPES[shape](np.random.default_rng(0), (256, 32_768))
     groups = {SYMMETRIC: 128} | ({SHIFTED: 256} if values.min() >= 0 else {})
     for grid, count in groups.items():
@@ -180,8 +180,8 @@ def test_moving_average_weighs_a_new_image_by_one_percent() -> None:
 
 
 def test_ranges_cover_only_sampled_tensors() -> None:
-    seen = calibrate(FakeTaps({"a": floats(9, 1, 20), "b": floats(9, 2, 20)})).summaries
-    assert set(compute_ranges(seen, "mse", SYMMETRIC)) == {"a", "b"}
+    summaries = calibrate(FakeTaps({"a": floats(9, 1, 20), "b": floats(9, 2, 20)})).summaries
+    assert set(compute_ranges(summaries, "mse", SYMMETRIC)) == {"a", "b"}
 
 
 def test_unknown_range_method_is_refused_with_the_list() -> None:

@@ -1,4 +1,4 @@
-"""A sum is the same to the last bit whatever the order of its terms."""
+"""A sum is exact to the last bit for any order of its terms."""
 
 import math
 

@@ -146,7 +146,7 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
 def test_invalid_input_ends_in_an_error_message(
     case: str, qconvert: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare, code, said = CASES[case]
+    prepare, code, message = CASES[case]
     work = tmp_path / "work"
     work.mkdir()
     args = prepare(work)
@@ -156,7 +156,7 @@ def test_invalid_input_ends_in_an_error_message(
     assert outcome.code == code, outcome.err
     assert outcome.out == ""
     assert "\nerror: " in f"\n{outcome.err}"
-    assert said in outcome.err
+    assert message in outcome.err
     assert "\n\nhint: " in outcome.err or code == 2
     assert "Traceback" not in outcome.err
     after = sorted(path for path in work.rglob("*") if "__pycache__" not in path.parts)

@@ -1,4 +1,4 @@
-"""`qconvert calibrate`, as a user types it."""
+"""`qconvert calibrate` on the command line."""
 
 import json
 import signal
@@ -14,15 +14,15 @@ import pytest
 from qconvert.calibrate import calibration_file
 from tests import models
 from tests.conftest import Outcome, write
+from tests.image_files import draw_images
 from tests.models import floats, from_text
-from tests.pictures import draw_folder
 
 Command = Callable[..., Outcome]
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    return draw_folder(tmp_path / "images", 40)
+    return draw_images(tmp_path / "images", 40)
 
 
 def calibrated(qconvert: Command, out: str, *more: str) -> Outcome:
@@ -91,7 +91,7 @@ def test_full_calibration_reuses_a_finished_shard(
 def test_calibration_killed_by_sigkill_resumes(
     qconvert: Command, tiny: Path, tmp_path: Path
 ) -> None:
-    draw_folder(tmp_path / "images", 40)
+    draw_images(tmp_path / "images", 40)
     script = (
         "import sys, time\n"
         "from qconvert.calibrate import collect\n"
@@ -115,8 +115,8 @@ def test_calibration_killed_by_sigkill_resumes(
         child.send_signal(signal.SIGKILL)
         child.wait()
     assert not Path("c.npz").exists()
-    kept = calibration_file.load(Path(".c.npz.part")).image_indices.size
-    assert 8 <= kept < 40
+    stored = calibration_file.load(Path(".c.npz.part")).image_indices.size
+    assert 8 <= stored < 40
     calibrated(qconvert, "c.npz")
     calibrated(qconvert, "whole.npz")
     assert Path("c.npz").read_bytes() == Path("whole.npz").read_bytes()
@@ -144,7 +144,7 @@ def test_calibrate_show_prints_ranges_of_every_method(
     args = [word for name in methods for word in ("--method", name)]
     result = json.loads(qconvert("calibrate", "--show", "c.npz", "--json", *args).out)
     for tensor in result["tensors"]:
-        assert [kept["method"] for kept in tensor["kept"]] == methods
+        assert [row["method"] for row in tensor["kept"]] == methods
         exact = tensor["kept"][1]
         assert (exact["low"], exact["high"], exact["clipped"]) == (
             tensor["low"],
@@ -179,9 +179,11 @@ def test_fixed_batch_gives_the_extremes_of_a_dynamic_one(
     calibrated(qconvert, "fixed.npz", "--batch", str(batch))
     dynamic, fixed = (calibration_file.load(Path(name)) for name in ("dynamic.npz", "fixed.npz"))
     assert fixed.image_indices.tolist() == dynamic.image_indices.tolist()
-    for tensor, seen in dynamic.summaries.items():
-        np.testing.assert_allclose(fixed.summaries[tensor].lows, seen.lows, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(fixed.summaries[tensor].highs, seen.highs, rtol=1e-5, atol=1e-6)
+    for tensor, summary in dynamic.summaries.items():
+        np.testing.assert_allclose(fixed.summaries[tensor].lows, summary.lows, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            fixed.summaries[tensor].highs, summary.highs, rtol=1e-5, atol=1e-6
+        )
 
 
 def test_unreadable_image_is_skipped_and_reported_each_time(
@@ -217,7 +219,7 @@ def write_bad_input(folder: Path) -> None:
     (folder / "broken").mkdir()
     for number in range(9):
         (folder / "broken" / f"{number}.png").write_bytes(b"no picture")
-    draw_folder(folder / "one", 1)
+    draw_images(folder / "one", 1)
     text = (
         '<ir_version: 10, opset_import: ["": 20]>\n'
         "net (float[N, 5, 8, 8] x) => (float[N, 2, 6, 6] y) { y = Conv (x, w) }"

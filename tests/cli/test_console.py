@@ -1,4 +1,4 @@
-"""Tables: whole numbers always; fewer columns where the terminal is narrow."""
+"""Tables never cut numbers, and drop columns on a narrow terminal."""
 
 import fcntl
 import os
@@ -39,7 +39,7 @@ console.write_table(TABLE)
 
 
 def on_terminal(columns: int, script: str, **environment: str) -> str:
-    """Run a script on a real pseudo-terminal of this width and return what it shows."""
+    """Run a script on a real pseudo-terminal of this width and return its output."""
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen(
@@ -88,7 +88,7 @@ def test_table_on_a_narrow_terminal_drops_columns_and_cuts_no_number(
 
 
 def test_piped_table_has_every_column_and_no_colour(capsys: pytest.CaptureFixture[str]) -> None:
-    console._stdout_console.cache_clear()
+    console.rich_console.cache_clear()
     console.write_table(TABLE)
     shown = capsys.readouterr().out
     assert "because of this and of that, at some length" in shown

@@ -1,4 +1,4 @@
-"""`qconvert demo`: the whole job with nothing but what is installed, and the command to copy."""
+"""`qconvert demo`: the whole workflow with the installed files alone, and a command to copy."""
 
 import json
 import re
@@ -16,7 +16,7 @@ Command = Callable[..., Outcome]
 
 
 @pytest.fixture(autouse=True)
-def _fewer_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def _fewer_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         demo_files, "CALIBRATION_IMAGES", replace(demo_files.CALIBRATION_IMAGES, count=40)
     )
@@ -61,7 +61,7 @@ def test_demo_builds_a_run_and_prints_a_command_that_repeats_it(qconvert: Comman
 
 
 def require_stored(outcome: Outcome) -> Outcome:
-    """Require that every step but the reading of the model was done before."""
+    """Require that every step except reading the model is cached."""
     assert outcome.code == 0, outcome.err
     steps = [line for line in outcome.err.splitlines() if "✓" in line and "✓ load" not in line]
     assert len(steps) > 5

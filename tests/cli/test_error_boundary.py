@@ -1,4 +1,4 @@
-"""Exit codes mean one thing each, and errors are words."""
+"""Every exit code has one meaning, and errors are readable messages."""
 
 import os
 import shlex
@@ -69,10 +69,10 @@ def test_bug_exits_with_70_and_a_traceback(capsys: pytest.CaptureFixture[str]) -
 def test_out_of_memory_while_reporting_prints_a_short_error(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def none(text: str) -> None:
+    def none(text: str, level: int) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(console, "write_stderr", none)
+    monkeypatch.setattr(console, "info", none)
     assert run_guarded(raising(ZeroDivisionError("oops")), []) == 3
     assert capfd.readouterr().err.startswith("error: not enough memory\n\nhint: ")
 
@@ -152,7 +152,7 @@ def test_signal_ends_a_process_with_its_code(
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_library_error_caused_by_a_signal_is_no_bug(
+def test_library_error_caused_by_signal_is_not_a_bug(
     sent: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
     @click.command()
@@ -175,7 +175,7 @@ def test_ignored_signal_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_closed_stdout_pipe_is_no_error(tiny: Path) -> None:
+def test_closed_stdout_pipe_is_not_an_error(tiny: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as closed:

@@ -1,4 +1,4 @@
-"""`qconvert export`, as a user types it."""
+"""`qconvert export` on the command line."""
 
 import json
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from qconvert.calibrate import calibration_file
 from qconvert.core import onnx_io
 from tests.conftest import Outcome, write
 from tests.graph.test_clean import QUANTIZED
+from tests.image_files import draw_images
 from tests.models import floats, from_text, write_factory
-from tests.pictures import draw_folder
 
 Command = Callable[..., Outcome]
 
@@ -192,20 +192,12 @@ def test_parity_uses_images_and_embeds_the_preprocessing(
     shell: Command, qconvert: Command, tmp_path: Path
 ) -> None:
     write_factory(tmp_path)
-    draw_folder(tmp_path / "images", 9)
+    draw_images(tmp_path / "images", 9)
     outcome = shell("export", "nets:ready", "--images", "images", "--mean", "0.5", "--std", "0.25")
     assert outcome.code == 0, outcome.err
     assert "ONNX against PyTorch on 8 images: top-1 8/8" in outcome.err
-    few = shell(
-        "export",
-        "nets:ready",
-        "--images",
-        "images",
-        "--count",
-        "9",
-        "--set",
-        "export.parity-inputs=20",
-    )
+    more = ("--images", "images", "--count", "9", "--set", "export.parity-inputs=20")
+    few = shell("export", "nets:ready", *more)
     assert few.code == 2
     assert "only 9 inputs were compared; 20 are required" in few.err
     stored = onnx.load("ready.onnx").metadata_props

@@ -1,4 +1,4 @@
-"""Help: complete, narrow, and free of heavy imports."""
+"""The help is complete, fits 80 columns, and imports nothing heavy."""
 
 import subprocess
 import sys
@@ -9,17 +9,7 @@ import pytest
 from qconvert.cli import COMMANDS, EXIT_CODES
 from tests.conftest import Outcome
 
-HEAVY = (
-    "numpy",
-    "onnx",
-    "onnx_ir",
-    "onnxruntime",
-    "torch",
-    "matplotlib",
-    "PIL",
-    "pydantic",
-    "rich",
-)
+HEAVY = "numpy onnx onnx_ir onnxruntime torch matplotlib PIL pydantic rich"
 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])
@@ -28,7 +18,7 @@ def test_help_imports_no_heavy_package(command: str | None) -> None:
     script = (
         "import sys\nfrom qconvert.cli import main\n"
         f"main.main(args={args!r}, standalone_mode=False)\n"
-        f"print(sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)"
+        f"print(sorted(set({HEAVY.split()!r}) & set(sys.modules)), file=sys.stderr)"
     )
     process = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
@@ -54,14 +44,6 @@ def test_help_lists_every_command_and_the_exit_codes(qconvert: Callable[..., Out
         assert name in outcome.out
         assert summary in outcome.out
     assert EXIT_CODES.removeprefix("\b\n").splitlines()[1].strip() in outcome.out
-
-
-def test_command_summaries_match_their_docstrings() -> None:
-    from importlib import import_module
-
-    for name in COMMANDS:
-        command = import_module(f"qconvert.cli.{name}").command
-        assert command.help
 
 
 def test_version_option_prints_the_package_version(qconvert: Callable[..., Outcome]) -> None:

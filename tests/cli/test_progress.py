@@ -1,4 +1,4 @@
-"""Steps of a run: a changing line on a terminal, plain lines in a log."""
+"""The progress of a run: a changing line on a terminal, plain lines in a log."""
 
 import pytest
 
@@ -51,7 +51,7 @@ def test_log_has_finished_steps_and_a_line_every_few_seconds(
     assert len(lines) == 2
 
 
-def test_speed_starts_over_when_the_count_does(
+def test_progress_speed_restarts_with_count(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0

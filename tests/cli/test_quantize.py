@@ -1,4 +1,4 @@
-"""`qconvert quantize`, and what `inspect --quantized` tells of its results."""
+"""`qconvert quantize`, and `inspect --quantized` on its results."""
 
 import json
 from collections.abc import Callable
@@ -10,11 +10,11 @@ import pytest
 
 from qconvert import backends
 from qconvert.backends.ort import open_cpu
-from qconvert.cli import quantize
+from qconvert.cli import options
 from qconvert.core import onnx_io
 from tests.conftest import Outcome, write
+from tests.image_files import draw_images
 from tests.models import MIXED_SHAPES, floats, mixed, tiny
-from tests.pictures import draw_folder
 from tests.strongly_typed import build
 
 Command = Callable[..., Outcome]
@@ -23,7 +23,7 @@ Command = Callable[..., Outcome]
 @pytest.fixture(autouse=True)
 def _world(tmp_path: Path) -> None:
     write(mixed(), tmp_path / "net.onnx")
-    draw_folder(tmp_path / "images", 40)
+    draw_images(tmp_path / "images", 40)
 
 
 def quantized(qconvert: Command, *more: str) -> Outcome:
@@ -90,10 +90,10 @@ def test_plan_replay_needs_its_rounded_weights(
     quantized(qconvert, "--plan", "plan.json")
     assert onnx_io.fingerprint(onnx_io.load(Path("out.onnx"))) == before
     Path("plan.learned.npz").unlink()
-    lost = qconvert("quantize", "net.onnx", "--plan", "plan.json", "-o", "again.onnx")
-    assert lost.code == 2
-    assert "plan.learned.npz" in lost.err
-    assert "hint:" in lost.err
+    refused = qconvert("quantize", "net.onnx", "--plan", "plan.json", "-o", "again.onnx")
+    assert refused.code == 2
+    assert "plan.learned.npz" in refused.err
+    assert "hint:" in refused.err
 
 
 @pytest.mark.slow
@@ -142,12 +142,12 @@ def test_int8_with_fp16_rest_is_a_strongly_typed_network(
 @pytest.mark.long
 def test_int8_with_fp16_rest_matches_the_outputs_of_int8(qconvert: Command) -> None:
     image = {"image": floats(8, 3, 16, 16, seed=5)}
-    answers = []
+    scores = []
     for rest in ("fp32", "fp16"):
         outcome = quantized(qconvert, "--images", "images", "--backend", "tensorrt", "--rest", rest)
         assert "session.disable_quant_qdq" in " ".join(outcome.err.split())
-        answers.append(open_cpu(onnx_io.load(Path("out.onnx")))(image)["scores"])
-    assert np.square(answers[0]).sum() / np.square(answers[0] - answers[1]).sum() > 300
+        scores.append(open_cpu(onnx_io.load(Path("out.onnx")))(image)["scores"])
+    assert np.square(scores[0]).sum() / np.square(scores[0] - scores[1]).sum() > 300
 
 
 def test_large_output_error_after_quantization_is_noted(qconvert: Command, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_edited_plan_is_replayed(qconvert: Command) -> None:
     quantized(qconvert, "--images", "images", *preset, "--plan-out", "plan.json")
     whole = onnx_io.load(Path("out.onnx"))
     quantized(qconvert, "--plan", "plan.json")
-    # Only what is done to pictures is not preset here: a plan is about the graph.
+    # Image preprocessing is not preset here, because a plan is about the graph.
     assert onnx_io.fingerprint(onnx_io.load(Path("out.onnx"))) == onnx_io.fingerprint(whole)
     plan = json.loads(Path("plan.json").read_text())
     plan["layers"]["scores"] = {"op": "Gemm", "left": "my reason"}
@@ -203,7 +203,7 @@ def test_edited_plan_is_replayed(qconvert: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["--backend", "cuda", "--images", "images"], "no int8 for `cuda`"),
         (["--precision", "bf16"], "no bf16 for `cpu`"),
@@ -219,11 +219,11 @@ def test_edited_plan_is_replayed(qconvert: Command) -> None:
     ],
 )
 def test_contradictory_quantize_options_are_refused(
-    qconvert: Command, more: list[str], said: str
+    qconvert: Command, more: list[str], message: str
 ) -> None:
     outcome = qconvert("quantize", "net.onnx", *more)
     assert outcome.code == 2
-    assert said in outcome.err
+    assert message in outcome.err
     assert "✓ calibrate" not in outcome.err
 
 
@@ -273,6 +273,4 @@ def test_inspect_quantized_covers_float_and_third_party_models(qconvert: Command
 
 
 def test_backend_option_offers_every_backend() -> None:
-    from qconvert.cli import inspect
-
-    assert tuple(backends.BACKENDS) == quantize.BACKENDS == inspect.BACKENDS
+    assert tuple(backends.BACKENDS) == options.BACKENDS

@@ -1,4 +1,4 @@
-"""The page that a build leaves in its run, and `qconvert report --format html`."""
+"""The page that a build writes into its run, and `qconvert report --format html`."""
 
 import csv
 import json
@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Outcome, write
+from tests.image_files import draw_images
 from tests.models import mixed
-from tests.pictures import draw_folder
 
 Command = Callable[..., Outcome]
 BUILD = (
@@ -24,11 +24,11 @@ BUILD = (
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder in which a build was made; tests leave it as it is."""
+    """Return a folder with a finished build, which tests must not change."""
     folder = tmp_path_factory.mktemp("world")
     write(mixed(), folder / "net.onnx")
-    draw_folder(folder / "images", 40)
-    draw_folder(folder / "eval", 40)
+    draw_images(folder / "images", 40)
+    draw_images(folder / "eval", 40)
     files = sorted(file for file in (folder / "eval").rglob("*") if file.is_file())
     lines = [f"{file.relative_to(folder)},{at % 24}" for at, file in enumerate(files)]
     (folder / "labels.csv").write_text("file,label\n" + "\n".join(lines))
@@ -47,7 +47,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _run(world: Path, tmp_path: Path) -> None:
-    """Give each test a copy of a run that knows no images."""
+    """Give each test a copy of a run without images."""
     shutil.copytree(world / "run", tmp_path / "run")
     settings = tmp_path / "run/run.toml"
     settings.write_text(settings.read_text().replace(str(world), str(tmp_path / "gone")))
@@ -81,8 +81,8 @@ def test_build_analyzes_errors_once_per_graph(
     ]
     small = {entry["image"]: entry["picture"] for entry in evidence["thumbnails"]}
     assert {*changed} == {*small}
-    pictures = [*small.values(), *(entry["picture"] for entry in evidence["feature_maps"])]
-    assert all((Path("run") / entry).is_file() for entry in pictures)
+    images = [*small.values(), *(entry["picture"] for entry in evidence["feature_maps"])]
+    assert all((Path("run") / entry).is_file() for entry in images)
     monkeypatch.chdir(world)
     monkeypatch.setenv("QCONVERT_CACHE_DIR", str(world / ".store"))
     again = qconvert(*BUILD)
@@ -99,7 +99,7 @@ def test_html_report_is_rendered_from_the_run_folder(qconvert: Command, tmp_path
     shown = qconvert("report", "moved", "--format", "html")
     assert shown.out.encode() == page
     assert b"Feature maps" in page
-    # The JSON alone still gives a page, without pictures.
+    # The JSON alone still gives a page, without images.
     shutil.copy("moved/report.json", "alone.json")
     assert "Feature maps" not in qconvert("report", "alone.json", "--format", "html").out
     refused = qconvert("report", "moved", "-o", "text.txt")
@@ -121,7 +121,7 @@ def test_evaluation_on_other_images_updates_the_evidence(qconvert: Command) -> N
     settings = Path("run/run.toml")
     lines = settings.read_text().splitlines()
     settings.write_text("\n".join(line for line in lines if not line.startswith("labels")))
-    draw_folder(Path("others"), 30)
+    draw_images(Path("others"), 30)
     before = load_report()["evidence"]
     assert qconvert("evaluate", "run", "--eval", "others").code == 0
     after = load_report()["evidence"]

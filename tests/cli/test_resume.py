@@ -1,4 +1,4 @@
-"""A run in several steps: nothing that holds is lost, and nothing stays that does not."""
+"""A run in several steps keeps results that are still valid, and discards all others."""
 
 import json
 import tomllib
@@ -20,7 +20,7 @@ CPU = ("--backend", "cpu")
 
 @pytest.fixture(autouse=True)
 def _world(world: Path) -> None:
-    """Start with a run that was built, timed and scored, and think that it was done here."""
+    """Start with a run that was built, timed and evaluated, as if on this machine."""
     text = Path("run/run.toml").read_text()
     there = Path(tomllib.loads(text)["model"]).parent
     Path("run/run.toml").write_text(text.replace(str(there), str(world)))

@@ -16,25 +16,25 @@ from qconvert.quantize.apply_plan import apply_plan
 from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]
-# Ranges that leave out a hundredth of the values lose answers that a mix wins back. TensorRT's
-# scheme is tried on the CPU, and is not timed where no GPU is.
+# Ranges that clip 1 % of the values lose predictions that a mix recovers. TensorRT's
+# scheme is evaluated on the CPU, and not timed without a GPU.
 COARSE = ("--method", "percentile:99", "--budget", "3", "--effort", "none")
 GIVEN = ("network.onnx", "--images", "calib", "--eval", "val", *COARSE, "--backend", "tensorrt-rtx")
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("images")
     generator.write_images(place / "calib", seed=11, count=40)
     generator.write_images(place / "val", seed=12, count=40)
     return place
 
 
 @pytest.fixture(autouse=True)
-def _demo(pictures: Path) -> None:
+def _demo(images: Path) -> None:
     shutil.copy(Path(demo.__file__).parent / "network.onnx", "network.onnx")
     for name in ("calib", "val"):
-        Path(name).symlink_to(pictures / name)
+        Path(name).symlink_to(images / name)
 
 
 @pytest.mark.long
@@ -57,10 +57,10 @@ def test_search_writes_the_mix_its_plan_and_its_trials(qconvert: Command) -> Non
     again = qconvert("search", *GIVEN, "-o", "out", "--json")
     assert "✓ search" in again.err
     assert "cached, " in next(line for line in again.err.splitlines() if "✓ search" in line)
-    answer = json.loads(again.out)
-    assert answer.pop("backend") == "tensorrt-rtx"
-    assert set(answer.pop("bytes")) == {"fp32", "int8", "mixed"}
-    assert answer == result
+    printed = json.loads(again.out)
+    assert printed.pop("backend") == "tensorrt-rtx"
+    assert set(printed.pop("bytes")) == {"fp32", "int8", "mixed"}
+    assert printed == result
     assert Path("out/trials.jsonl").read_text() == trials
     _require_mixed_in_a_build(qconvert, lifted)
 
@@ -105,10 +105,7 @@ def test_search_without_a_solution_exits_with_1(qconvert: Command) -> None:
 def test_search_dry_run_lists_trials_and_writes_nothing(qconvert: Command) -> None:
     outcome = qconvert("search", *GIVEN, "-o", "out", "--dry-run")
     assert outcome.code == 0, outcome.err
-    assert (
-        "blocks    37, of 37 operators with weights in INT8" in outcome.out
-        or "blocks" in outcome.out
-    )
+    assert "blocks" in outcome.out
     assert not Path("out").exists()
     for place in ("calib", "network.onnx"):
         refused = qconvert("search", *GIVEN, "-o", place, "--dry-run")
@@ -124,7 +121,7 @@ def test_search_refuses_two_backends_and_missing_images(qconvert: Command) -> No
 
 
 def _labelled(shift: int) -> None:
-    """Write labels: the right ones where nothing is shifted."""
+    """Write labels, which are correct if the shift is 0."""
     names = Path("val/classes.txt").read_text().split()
     files = sorted(Path("val").glob("*.jpg"))
     numbers = [(names.index(file.stem.partition("-")[2]) + shift) % len(names) for file in files]

@@ -1,7 +1,5 @@
-"""From the command line to settings."""
+"""Settings from options and files."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,17 +28,6 @@ def preprocessing(*args: str, own: Preprocess | None = None) -> Preprocess | Non
     return known_preprocessing(
         Source("m", models.tiny(), (), preprocess=own), load(*args).preprocess
     )
-
-
-def test_options_import_nothing_heavy() -> None:
-    script = (
-        "import sys, qconvert.cli.options; "
-        "print([name for name in ('numpy', 'PIL', 'pydantic') if name in sys.modules])"
-    )
-    process = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert process.stdout == "[]\n"
 
 
 def test_preprocessing_options_offer_every_choice() -> None:

@@ -1,4 +1,4 @@
-"""What cannot work is refused at once, and leaves nothing behind."""
+"""Impossible requests are refused at once, and leave nothing behind."""
 
 import os
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from tests.models import floats, from_text, mixed
 from tests.quantize.quantized_models import planned
 
 Run = Callable[..., Outcome]
-# More digits than Python reads.
+# More digits than Python parses.
 LONG = "9" * 5000
 BAD = {
     "quantize.method": ("'minmaks'", "there is no range method `minmaks`; did you mean `minmax`?"),
@@ -45,7 +45,7 @@ def test_invalid_setting_is_refused_with_its_line(
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (("--precision", "int9"), "did you mean `int8`?"),
         (("--method", "entropie"), "did you mean `entropy`?"),
@@ -54,16 +54,17 @@ def test_invalid_setting_is_refused_with_its_line(
         (("--resize", LONG), "is not N|WxH|fit|none"),
         (("--crop", LONG), "is not N|fit|none"),
         (("--batch-sizes", f"1,{LONG}"), "is not N,N"),
+        (("--max-broken", "-1"), "should be greater than or equal to 0"),
         (("--seconds", "inf"), "is not a number"),
         (("--set", f"calibration.count={LONG}"), "calibration.count"),
     ],
 )
 def test_invalid_option_value_is_refused(
-    args: tuple[str, str], said: str, tiny: Path, qconvert: Run
+    args: tuple[str, str], message: str, tiny: Path, qconvert: Run
 ) -> None:
     outcome = qconvert("build", "tiny.onnx", *args, "--dry-run")
     assert outcome.code == 2
-    assert said in " ".join(outcome.err.split())
+    assert message in " ".join(outcome.err.split())
     assert "Tuple" not in outcome.err
 
 
@@ -75,14 +76,14 @@ def test_wrong_option_value_is_not_blamed_on_the_settings_file(tiny: Path, qconv
 
 
 def test_settings_file_with_impossible_values_is_refused(tiny: Path, qconvert: Run) -> None:
-    for text, said in (
+    for text, message in (
         (f"model = 'tiny.onnx'\n[calibration]\ncount = {LONG}", "not valid TOML"),
         ('model = "a\\u0000.onnx"', "line 1: model: a file name cannot contain a zero byte"),
     ):
         Path("qconvert.toml").write_text(text)
         outcome = qconvert("build", "--dry-run")
         assert outcome.code == 2
-        assert said in " ".join(outcome.err.split())
+        assert message in " ".join(outcome.err.split())
 
 
 @pytest.mark.parametrize(
@@ -137,18 +138,10 @@ def test_build_without_a_finished_step_leaves_no_folder(tiny: Path, qconvert: Ru
     assert Path("runs/bad").is_dir(), "a folder that was there stays"
 
 
-def test_refused_package_leaves_nothing(world: Path, qconvert: Run) -> None:
-    outcome = qconvert(
-        "package", "run", "--format", "triton", "--engine", "tensorrt-rtx-fp32", "-o", "deep/models"
-    )
-    assert outcome.code == 2
-    assert not Path("deep").exists()
-
-
 def test_class_name_in_other_case_is_suggested(tiny: Path, qconvert: Run) -> None:
-    from tests.pictures import draw_folder
+    from tests.image_files import draw_images
 
-    draw_folder(Path("val"), 2)
+    draw_images(Path("val"), 2)
     Path("val/classes.txt").write_text("\n".join(["Cat", "dog", "bird", "fish", "fly"]))
     Path("val/labels.csv").write_text("file,label\n0000.png,CAT\n0001.png,dog\n")
     outcome = qconvert("evaluate", "tiny.onnx", "tiny.onnx", "--eval", "val")
@@ -157,9 +150,9 @@ def test_class_name_in_other_case_is_suggested(tiny: Path, qconvert: Run) -> Non
 
 
 def test_evaluate_refuses_a_quantized_reference(qconvert: Run) -> None:
-    from tests.pictures import draw_folder
+    from tests.image_files import draw_images
 
-    draw_folder(Path("val"), 2)
+    draw_images(Path("val"), 2)
     write(mixed(), Path("fp32.onnx"))
     write(apply_plan(mixed(), planned(mixed(), "cpu")), Path("int8.onnx"))
     wrong = qconvert("evaluate", "int8.onnx", "fp32.onnx", "--eval", "val")
@@ -200,10 +193,10 @@ def test_unsupported_operator_is_named_before_any_work(command: str, qconvert: R
     options = ("--images", "given.npz", "--eval", "given.npz", "-o", "made")
     outcome = qconvert(command, "spectrum.onnx", "--backend", "tensorrt-rtx", *options)
     assert outcome.code == 3
-    said = " ".join(outcome.err.split())
-    assert "(DFT): it has no such operator" in said
-    assert "leave this backend out" in said
-    assert "calibrate" not in said
+    message = " ".join(outcome.err.split())
+    assert "(DFT): it has no such operator" in message
+    assert "leave this backend out" in message
+    assert "calibrate" not in message
     assert not Path("made").exists()
 
 

@@ -1,4 +1,4 @@
-"""Temporary folders: their process holds a lock, and what a killed process leaves is removed."""
+"""Temporary folders are locked by their process, and removed after it was killed."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ LATER, EARLIER = ABANDONED_SECONDS + 60, -ABANDONED_SECONDS - 60
 
 @contextmanager
 def worker(function: str, *args: object) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
-    """Let another process work in the folder that a function opens."""
+    """Run another process in the folder that a function opens."""
     process = subprocess.Popen(
         [sys.executable, "-c", WORKER.format(function=function), *map(str, args)],
         stdin=subprocess.PIPE,
@@ -50,7 +50,7 @@ def worker(function: str, *args: object) -> Iterator[tuple[Path, subprocess.Pope
 
 
 def set_time(folder: Path, seconds: float) -> None:
-    """Date a folder and its files so many seconds from now."""
+    """Set the date of a folder and its files to some seconds from now."""
     for path in (folder, *folder.rglob("*")):
         os.utime(path, (time.time() + seconds, time.time() + seconds))
 

@@ -1,4 +1,4 @@
-"""The cache: results are complete or absent, with two writers and after kill -9 too."""
+"""Cached results are complete or absent, also with two writers and after kill -9."""
 
 import json
 import math
@@ -25,7 +25,7 @@ def fill(results: Cache, text: str, step: str = "step") -> Path:
     return results.get_or_make(step, KEY, lambda folder: write_result(folder, text)).path
 
 
-def test_result_is_made_once_and_found_by_its_key(tmp_path: Path) -> None:
+def test_result_is_computed_once_per_key(tmp_path: Path) -> None:
     results, calls = Cache(tmp_path), []
 
     def make(folder: Path) -> None:
@@ -107,7 +107,7 @@ def test_four_processes_agree_on_one_result(tmp_path: Path) -> None:
     assert len(paths) == len(list((tmp_path / "step").iterdir())) == 1
 
 
-def test_damaged_result_is_made_again(tmp_path: Path) -> None:
+def test_damaged_result_is_recomputed(tmp_path: Path) -> None:
     results = Cache(tmp_path)
     folder = fill(results, "good")
     for damage in (

@@ -1,4 +1,4 @@
-"""Settings files: strict, with all errors at once and their lines, and written back whole."""
+"""Settings files are strict, report all errors with their lines, and are written completely."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Untrusted archives of arrays: lies and bombs are rejected before memory is allocated."""
+"""Untrusted archives of arrays: false headers and bombs are rejected before allocation."""
 
 import io
 import zipfile
@@ -63,7 +63,7 @@ def test_array_is_read_as_written(value: Any, tmp_path: Path) -> None:
         (b"PK", ""),
     ],
 )
-def test_header_that_lies_is_rejected_before_memory_is_allocated(
+def test_false_array_header_is_rejected_before_allocation(
     content: bytes, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(npz.CORRUPT_ERRORS) as caught:
@@ -71,7 +71,7 @@ def test_header_that_lies_is_rejected_before_memory_is_allocated(
     assert message in str(caught.value)
 
 
-def test_few_bytes_that_unpack_to_many_are_not_unpacked(
+def test_archive_over_unpacked_size_limit_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_archive(tmp_path / "bomb.npz", x=npy_bytes(np.zeros(1_000_000)))

@@ -1,4 +1,4 @@
-"""Figures are written short, and never so short that they say something else."""
+"""Numbers are written short, but keep the digits that matter."""
 
 import math
 
@@ -28,7 +28,7 @@ def test_changes_have_a_sign_except_zero() -> None:
     assert number_format.change_with_interval(0.5, None) == "+0.50"
 
 
-def test_only_all_is_100_percent_and_only_none_is_0() -> None:
+def test_percentages_reach_0_and_100_only_when_exact() -> None:
     values = (100.0, 100 - 1e-12, 99.9999, 99.998, 99.988, 88.333, 3.1, 0.01, 0.0099, 0.001, 0.0)
     texts = "100.0 100.0 99.99 99.99 99.99 88.33 3.10 0.01 <0.01 <0.01 0.00"
     assert " ".join(map(number_format.percent, values)) == texts
@@ -51,7 +51,7 @@ def test_value_and_limit_are_distinguishable(
     assert number_format.value_and_limit(value, limit) == written
 
 
-def test_sizes_decibels_ratios_and_counts() -> None:
+def test_sizes_decibels_ratios_and_counts_are_formatted() -> None:
     assert number_format.megabytes(1_500) == "0.002"
     assert number_format.megabytes(18_600_000) == "18.6"
     assert number_format.decibels(math.inf) == "∞"

@@ -188,7 +188,7 @@ def test_invalid_external_entries_are_rejected(
     ],
     ids=["text", "empty", "lfs", "noise", "cut", "no graph"],
 )
-def test_file_that_is_no_model_is_rejected(tmp_path: Path, content: bytes, message: str) -> None:
+def test_file_other_than_model_is_rejected(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "net.onnx").write_bytes(content)
     with pytest.raises(QConvertError, match=message) as caught:
         onnx_io.load(tmp_path / "net.onnx")

@@ -90,7 +90,7 @@ def test_fake_quantized_value_is_within_half_a_scale_or_clipped(case: Case) -> N
     values = fake_quantize(case.values, case.qparams)
     for index, value in np.ndenumerate(case.values.astype(np.float64)):
         low, high, scale, zero_point = parts[case.range_indices[index]]
-        # Float32 division has an error of its own for values of many scales.
+        # The float32 division itself has an error for values of many scales.
         half = scale * (0.5 + grid.levels * 2.0**-22)
         if low <= value <= high:
             assert abs(float(values[index]) - value) <= half

@@ -1,4 +1,4 @@
-"""Input specs, as typed on the command line and as models define them."""
+"""Input specs from the command line and from models."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The network that ships: small, whole, good enough, and still so in INT8."""
+"""The demo network is small, complete and accurate, also in INT8."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What is installed from the wheel is all that the demo needs."""
+"""The wheel contains everything that the demo needs."""
 
 import zipfile
 from pathlib import Path

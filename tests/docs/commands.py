@@ -17,12 +17,12 @@ from qconvert.quantize.ranges import AUTO_METHOD, OUTPUT_ERROR_METHOD
 ROOT = Path(__file__).resolve().parents[2]
 
 CONTAINER = ("docker", "podman")
-# Options of `docker run` and `docker compose` that stand alone; every other one has a value.
+# Options of `docker run` and `docker compose` without a value; all others have one.
 FLAGS = ("--rm", "-it", "-i", "-t", "-d", "--read-only", "--init")
 
 
 def shell_lines(text: str) -> list[str]:
-    """Return the commands of a page's shell blocks; one may go on behind `\\` or an open quote."""
+    """Return the commands of a page's shell blocks; `\\` or an open quote continues one."""
     blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", text, re.DOTALL)
     joined = "\n".join(blocks).replace("\\\n", " ")
     commands: list[str] = []
@@ -42,7 +42,7 @@ def qconvert_lines(lines: Sequence[str]) -> list[list[str]]:
 
 
 def require_real(args: Sequence[str]) -> None:
-    """Fail unless the command, its options and all their values are such that it would start."""
+    """Fail unless the command, its options and all their values are valid."""
     if not args or args[0].startswith("-"):
         _context(main, "qconvert", args)
         return
@@ -59,7 +59,7 @@ def require_real(args: Sequence[str]) -> None:
 def _context(command: click.Command, name: str, args: Sequence[str]) -> click.Context | None:
     try:
         return command.make_context(name, list(args))
-    except click.exceptions.Exit:  # --help and --version have done all there is
+    except click.exceptions.Exit:  # --help and --version exit after printing
         return None
 
 
@@ -94,7 +94,7 @@ def _qconvert_arguments(words: Sequence[str]) -> list[list[str]]:
 
 
 def _container_arguments(words: Sequence[str]) -> list[str]:
-    """Return what stands behind the image or the service."""
+    """Return the words after the image or the service."""
     rest = list(words)
     while rest[0].startswith("-"):
         del rest[: 1 if rest[0] in FLAGS or "=" in rest[0] else 2]

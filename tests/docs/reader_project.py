@@ -56,7 +56,7 @@ def create(folder: Path) -> None:
 
 
 def build_run(folder: Path) -> None:
-    """Build `runs/model`, which many pages look at."""
+    """Build `runs/model`, which many pages use."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("QCONVERT_CACHE_DIR", str(folder / ".cache"))
@@ -79,7 +79,7 @@ def write_commands(folder: Path) -> None:
 
 
 def run_shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a line in a shell in which the commands of the project are found."""
+    """Run a line in a shell with the commands of the project on its path."""
     path = f"{folder / '.bin'}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         ["bash", "-euo", "pipefail", "-c", line],

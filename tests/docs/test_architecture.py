@@ -1,4 +1,4 @@
-"""The rules of ARCHITECTURE.md and the glossary that a program can check."""
+"""The rules of ARCHITECTURE.md and the glossary, as far as a program can check them."""
 
 import ast
 import re
@@ -23,7 +23,7 @@ def module_name(path: Path) -> str:
 
 
 def imported_modules(path: Path, modules: set[str]) -> Iterator[str]:
-    """Yield the modules of the package that a file imports, wherever in it the import stands."""
+    """Yield the modules of the package that a file imports, at any level of nesting."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module in modules:
             for alias in node.names:
@@ -47,7 +47,7 @@ def test_imports_of_the_package_have_no_cycle() -> None:
     assert sorted(graph) == []
 
 
-def test_few_files_see_the_whole_configuration() -> None:
+def test_configuration_object_is_used_by_few_files() -> None:
     users = [
         path.relative_to(PACKAGE).as_posix()
         for path in FILES
@@ -57,7 +57,7 @@ def test_few_files_see_the_whole_configuration() -> None:
 
 
 def bound_names(tree: ast.Module) -> Iterator[str]:
-    """Yield the names that a file binds, but for fields, which may be keys of its JSON."""
+    """Yield the names that a file binds, except fields, which may be keys of its JSON."""
     fields = [
         statement.target
         for node in ast.walk(tree)
@@ -76,7 +76,7 @@ def bound_names(tree: ast.Module) -> Iterator[str]:
             yield node.name
 
 
-def test_names_say_what_they_hold() -> None:
+def test_package_has_no_filler_variable_names() -> None:
     banned = {
         path.relative_to(PACKAGE).as_posix(): words
         for path in FILES

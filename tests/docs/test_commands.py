@@ -1,4 +1,4 @@
-"""What holds the commands of the pages against the real ones finds them, and finds them wrong."""
+"""The checker of commands on pages finds them, and finds errors in them."""
 
 import click
 import pytest

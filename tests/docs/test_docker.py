@@ -79,7 +79,7 @@ def requirements(*extras: str) -> list[Requirement]:
     return [Requirement(line) for line in itertools.chain(*lines)]
 
 
-def test_each_stage_builds_on_an_earlier_stage_or_an_argument() -> None:
+def test_build_stages_start_from_earlier_stage_or_argument() -> None:
     earlier: list[str] = []
     for name, (first, *_) in list(stages().items())[1:]:
         base = first[1].split(" AS ")[0]
@@ -112,7 +112,7 @@ def test_build_arguments_are_declared_in_their_stage() -> None:
 
 
 @pytest.mark.parametrize("target", ["cpu", "gpu"])
-def test_image_runs_qconvert_as_unprivileged_user(target: str) -> None:
+def test_container_image_runs_qconvert_as_unprivileged_user(target: str) -> None:
     lines = ancestry(target)
     last = dict(lines)
     assert json.loads(last["ENTRYPOINT"]) == ["qconvert"]
@@ -124,7 +124,7 @@ def test_image_runs_qconvert_as_unprivileged_user(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["cpu", "gpu"])
-def test_final_image_neither_downloads_nor_compiles(target: str) -> None:
+def test_final_container_image_neither_downloads_nor_compiles(target: str) -> None:
     runs = " ".join(rest for name, rest in ancestry(target) if name == "RUN")
     assert not re.search(r"\b(pip|apt-get|gcc|curl)\b", runs)
 
@@ -197,7 +197,7 @@ def test_compose_service_builds_its_target_and_keeps_the_cache(service: str) -> 
     assert "cache" in compose()["volumes"]
 
 
-def test_only_the_gpu_service_reserves_a_gpu() -> None:
+def test_gpu_is_reserved_by_gpu_service_alone() -> None:
     assert "deploy" not in compose()["services"]["cpu"]
     (device,) = compose()["services"]["gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]

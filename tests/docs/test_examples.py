@@ -16,7 +16,7 @@ from qconvert.cli import main
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 FOLDERS = sorted(file.parent.name for file in EXAMPLES.glob("*/Makefile"))
-# What an example needs that is not there: packages that are no dependency, and photographs.
+# Requirements of examples that may be missing: packages that are no dependency, and photographs.
 NOT_RUN = {"efficientnet_lite0": ("IMAGES=photos/", "EVAL=val/", "LABELS=labels.csv")}
 
 
@@ -51,7 +51,7 @@ def test_example_runs_with_one_command(name: str, tmp_path: Path) -> None:
 
 
 def _shorten(script: Path) -> None:
-    """Make a script as short as `ARGS` make the other examples."""
+    """Shorten a script, as `ARGS` do in the other examples."""
     if script.is_file():
         text = script.read_text(encoding="utf-8")
         assert '"bench.seconds": 0.5' in text

@@ -1,4 +1,4 @@
-"""The recipes of ARCHITECTURE.md apply to a copy of the package, and what they add works."""
+"""The recipes of ARCHITECTURE.md apply to a copy of the package, and their additions work."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 import pytest
 
-from tests import models, pictures
+from tests import image_files, models
 from tests.conftest import write
 from tests.docs.commands import ROOT
 
@@ -38,7 +38,7 @@ class Extended:
         diff = DIFFS / f"{recipe}.diff"
         subprocess.run(["git", "apply", "--unsafe-paths", diff], cwd=self.copy, check=True)
         write(models.mixed(), folder / "model.onnx")
-        images = pictures.draw_folder(folder / "images", 24)
+        images = image_files.draw_images(folder / "images", 24)
         names = sorted(path.name for path in images.glob("*.png"))
         rows = [f"{name},{number}" for number, name in enumerate(names)]
         (images / "labels.csv").write_text("\n".join(["file,label", *rows]))

@@ -13,8 +13,8 @@ import yaml
 
 from tests.conftest import write
 from tests.docs.commands import ROOT, qconvert_lines, require_real
+from tests.image_files import draw_images
 from tests.models import mixed
-from tests.pictures import draw_folder
 
 EXAMPLES = ROOT / "examples" / "ci"
 
@@ -92,7 +92,7 @@ def test_makefile_path_with_spaces_is_rejected(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_failed_gate_fails_make_and_stays_in_the_summary(tmp_path: Path) -> None:
     write(mixed(), tmp_path / "net.onnx")
-    draw_folder(tmp_path / "images", 40)
+    draw_images(tmp_path / "images", 40)
     here = f"QCONVERT={shlex.quote(sys.executable)} -m qconvert"
     arguments = ["MODEL=net.onnx", "IMAGES=images", "EVAL=images", "RUN=run"]
     quick = "OPTIONS=--backend cpu --precision fp32,int8 --seconds 0.02"

@@ -39,13 +39,13 @@ def test_page_is_reachable_from_the_readme(page: Path) -> None:
     assert page.resolve() in reached()
 
 
-def test_each_image_is_shown_on_a_page() -> None:
+def test_documentation_images_are_shown_on_pages() -> None:
     shown = {target for page in PAGES for target in targets(page)}
-    pictures = {
+    images = {
         file.resolve() for kind in ("svg", "png") for file in (ROOT / "docs").rglob(f"*.{kind}")
     }
-    assert pictures
-    assert pictures <= shown
+    assert images
+    assert images <= shown
 
 
 @cache

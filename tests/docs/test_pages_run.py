@@ -33,7 +33,7 @@ NOT_RUN = {
     r"--backend tensorrt-rtx(?!.*--plan-only)": "takes half a minute; tests/backends builds such",
     r"^qconvert build (?!.*--(plan-only|dry-run)).*--backend (cuda|tensorrt)(?!-)": "needs a GPU",
 }
-# A page may show gates that ten images a class cannot pass; exit code 1 says that they were judged.
+# A page may show gates that ten images per class cannot pass; exit code 1 means they were checked.
 GATES = ("--max-drop", "--min-agreement", "--max-latency", "--min-speedup", "--max-size")
 
 Command = Callable[..., Outcome]
@@ -49,7 +49,7 @@ def project_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_lines() -> set[str]:
-    """Return the lines that ran already; creating the project ran the first."""
+    """Return the lines that have run; creating the project runs the first."""
     return {reader_project.BUILD}
 
 
@@ -90,7 +90,7 @@ def test_commands_of_a_page_run(
 
 
 def run_line(line: str, folder: Path, qconvert: Command) -> Outcome:
-    """Run a bare command in this process, which is quick, and everything else in a shell."""
+    """Run a single command in this process, for speed, and everything else in a shell."""
     if re.fullmatch(r"qconvert [^|&;<>$`]*", line):
         return qconvert(*shlex.split(line, comments=True)[1:])
     process = reader_project.run_shell(line, folder)

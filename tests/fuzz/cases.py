@@ -243,7 +243,7 @@ CASES: dict[str, Callable[[random.Random, Path], Arguments]] = {
     "settings": settings,
     "cache": cache,
 }
-# How often each kind is drawn.
+# The kinds, repeated by how often they are drawn.
 KINDS = (
     ["model"] * 9 + ["image"] * 2 + ["array"] + ["calibration"] * 2 + ["plan"] + ["run"] * 3
     + ["settings"] + ["labels"] + ["cache"]

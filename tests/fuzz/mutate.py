@@ -257,7 +257,7 @@ MUTATORS: dict[str, Mutator] = {
 
 
 def mutate_file(rng: random.Random, file: Path) -> None:
-    """Change a file by what it is in 7 of 10 cases, else as bytes."""
+    """Change a file by its format in 7 of 10 cases, otherwise as bytes."""
     data = file.read_bytes()
     if not data:
         file.write_bytes(rng.randbytes(20))

@@ -1,4 +1,4 @@
-"""Mutators of ONNX models: files that parse, and say something impossible.
+"""Mutators of ONNX models: the results parse, and describe invalid models.
 
 Nodes, edges, operators, attributes, types, stored tensors and names change, and so do versions,
 metadata and functions; some models grow deep, long, wide, endless or larger than any memory.
@@ -50,7 +50,7 @@ LOCATIONS = (
 
 
 def mutate_onnx(rng: random.Random, data: bytes) -> bytes:
-    """Change one to three things of a model."""
+    """Apply one to three changes to a model."""
     model = onnx.load_from_string(data)
     for _ in range(rng.choice((1, 1, 2, 3))):
         rng.choice(CHANGES)(rng, model)
@@ -187,7 +187,7 @@ def change_types(rng: random.Random, model: onnx.ModelProto) -> None:
     if not infos:
         return
     info = rng.choice(infos)
-    held = rng.choice((graph.input, graph.output, graph.value_info))
+    values = rng.choice((graph.input, graph.output, graph.value_info))
     match rng.choice(("shape", "shape", "type", "name", "drop", "add", "sequence")):
         case "shape":
             _change_shape(rng, info.type.tensor_type.shape)
@@ -195,11 +195,11 @@ def change_types(rng: random.Random, model: onnx.ModelProto) -> None:
             info.type.tensor_type.elem_type = rng.randrange(-1, 26)
         case "name":
             info.name = rng.choice((any_name(rng), *tensor_names(graph)))
-        case "drop" if held:
-            del held[rng.randrange(len(held))]
+        case "drop" if values:
+            del values[rng.randrange(len(values))]
         case "add":
-            held.append(copy.deepcopy(info))
-            held[-1].name = rng.choice((info.name, any_name(rng), *tensor_names(graph)))
+            values.append(copy.deepcopy(info))
+            values[-1].name = rng.choice((info.name, any_name(rng), *tensor_names(graph)))
         case "sequence":
             info.type.sequence_type.elem_type.tensor_type.elem_type = 1
         case _:
@@ -249,10 +249,10 @@ def rename_everywhere(rng: random.Random, model: onnx.ModelProto) -> None:
         for node in inner.node:
             for ends in (node.input, node.output):
                 ends[:] = [new if name == old else name for name in ends]
-        held: tuple[Sequence[TensorProto | onnx.ValueInfoProto], ...] = (
+        groups: tuple[Sequence[TensorProto | onnx.ValueInfoProto], ...] = (
             inner.initializer, inner.input, inner.output, inner.value_info,
         )  # fmt: skip
-        for item in (item for group in held for item in group if item.name == old):
+        for item in (item for group in groups for item in group if item.name == old):
             item.name = new
 
 
@@ -371,7 +371,7 @@ def _add_function(rng: random.Random, model: onnx.ModelProto) -> None:
 
 
 def _add_nested_branches(rng: random.Random, model: onnx.ModelProto) -> None:
-    """Put an If inside an If inside an If in front of everything."""
+    """Insert a deeply nested If in front of the graph."""
     inner = helper.make_graph(
         [helper.make_node("Constant", [], ["deep"], value=_tensor(np.float32(1)))],
         "branch", [], [helper.make_tensor_value_info("deep", 1, [])],
@@ -405,7 +405,7 @@ def _add_chain(rng: random.Random, model: onnx.ModelProto) -> None:
 
 
 def _add_huge_tensor(rng: random.Random, model: onnx.ModelProto) -> None:
-    """Compute something far too large from very little."""
+    """Compute a tensor far too large from a small input."""
     size = rng.choice((2**20, 2**28, 2**31, 2**36, 2**40, 2**62, -1))
     op = rng.choice(
         ("ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "OneHot", "EyeLike")
@@ -429,7 +429,7 @@ def _add_huge_tensor(rng: random.Random, model: onnx.ModelProto) -> None:
 
 
 def _add_loop(rng: random.Random, model: onnx.ModelProto) -> None:
-    """Add a loop that never ends, or ends after very long."""
+    """Add a loop that never ends, or runs for very long."""
     body = helper.make_graph(
         [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Identity", ["s"], ["t"])],
         "body",

@@ -1,4 +1,4 @@
-"""The first of the fuzz cases keep every rule; `make torture` runs thousands."""
+"""The first fuzz cases keep every rule; `make torture` runs thousands."""
 
 import subprocess
 import sys

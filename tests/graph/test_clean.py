@@ -1,4 +1,4 @@
-"""Cleaning: passes in order, each checked and reported."""
+"""Cleaning applies its passes in order, and checks and reports each."""
 
 import numpy as np
 import onnx_ir as ir
@@ -29,7 +29,7 @@ net (float[N, 3, 6, 6] x) => (float[N, 4, 6, 6] y) {
 """
 
 
-# The sine of thousands makes much of their last bits.
+# The sine of large numbers amplifies the error in their last bits.
 SENSITIVE = """
 <ir_version: 10, opset_import: ["": 20]>
 net (float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y) {

@@ -1,4 +1,4 @@
-"""A model in numbers."""
+"""The description of a model: operators, parameters and multiplications."""
 
 from qconvert.graph.describe import describe_model
 from qconvert.graph.passes import infer_shapes
@@ -17,7 +17,7 @@ def test_parameters_and_macs_count_one_image() -> None:
     assert [operator.op for operator in info.operators][:2] == ["Conv", "Gemm"]
 
 
-def test_macs_of_grouped_and_transposed_convolutions() -> None:
+def test_macs_of_grouped_and_transposed_convolutions_are_counted() -> None:
     text = (
         '<ir_version: 10, opset_import: ["": 20]>\n'
         "net (float[N, 4, 6, 6] x) => (float[N, 2, 9, 9] y) "

@@ -1,4 +1,4 @@
-"""Outputs of two networks: equivalent, or how they differ."""
+"""The outputs of two networks are equivalent, or their difference is described."""
 
 import numpy as np
 import pytest
@@ -45,5 +45,5 @@ def test_output_of_any_type_is_equivalent_to_itself(output: object) -> None:
     ],
 )
 @pytest.mark.filterwarnings("error")
-def test_difference_is_described(expected: object, actual: object, message: str) -> None:
+def test_output_difference_is_described(expected: object, actual: object, message: str) -> None:
     assert message in difference(expected, actual)

@@ -1,4 +1,4 @@
-"""Error attribution: exposed tensors, and sums of errors that arrive and that layers make."""
+"""Error attribution: exposed tensors, and the sums of incoming and own errors of layers."""
 
 from collections.abc import Mapping
 
@@ -41,9 +41,9 @@ def test_comparable_tensors_are_those_of_both_networks_as_consumed(scheme: str) 
     reference, model = quantize(scheme)
     tensors = comparable_tensors(reference, model)
     assert {"image", "a", "narrow", "sum", "last", "c", "scores"} & {*tensors} >= {"a", "scores"}
-    # A tensor before a fused Relu or Clip does not compare, nor does one that only moves values.
+    # A tensor before a fused Relu or Clip is not compared, nor one whose node only moves values.
     assert not {"stem", "wide", "small", "flat"} & {*tensors}
-    # TensorRT reads the sum in float; both quantize all that follows the first Clip.
+    # TensorRT reads the sum in float; both quantize everything after the first Clip.
     producers = [as_consumed(values_by_name(model.graph)[name]).producer() for name in ("a", "sum")]
     operators = [node.op_type for node in producers if node is not None]
     assert operators == ["DequantizeLinear", "DequantizeLinear" if scheme == "cpu" else "Add"]
@@ -76,7 +76,7 @@ def test_sums_equal_those_of_the_exposed_tensors() -> None:
 
 @pytest.mark.parametrize("scheme", ["cpu", "tensorrt"])
 def test_own_error_of_a_layer_is_that_on_exact_inputs(scheme: str) -> None:
-    """Compare with a model in which nothing else is quantized."""
+    """Compare with a model in which no other tensor is quantized."""
     reference = mixed()
     plan = planned(reference, scheme)
     model = apply_plan(reference, plan)

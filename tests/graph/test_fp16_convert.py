@@ -1,4 +1,4 @@
-"""A graph in half precision: the types of its tensors, and its outputs."""
+"""A graph converted to half precision: the types of its tensors, and its outputs."""
 
 import numpy as np
 import onnx_ir as ir
@@ -27,7 +27,7 @@ from tests.graph.fp16_models import (
 from tests.models import floats, ops, tiny
 from tests.strongly_typed import build
 
-# What the types are
+# Types of tensors
 
 
 def test_network_computes_in_half_between_two_casts() -> None:
@@ -90,7 +90,7 @@ SLOTS: dict[str, Case] = {
 
 
 @pytest.mark.parametrize("op", SLOTS)
-def test_slot_types_follow_the_schema(op: str) -> None:
+def test_half_conversion_follows_operator_input_types(op: str) -> None:
     body, weights, slots, output_types = SLOTS[op]
     model = graph(f"g (float[1, 4, 4, 4] x) => (float[a, b, c, d] y) {{ {body} }}", **weights)
     result = halved(model)
@@ -149,7 +149,7 @@ def test_cast_from_half_in_the_model_is_removed() -> None:
     require_close(model, result.model)
 
 
-# Where both types are read
+# Tensors read in both types
 
 
 def test_readers_share_one_cast_and_weights_are_stored_in_both_types() -> None:
@@ -159,7 +159,7 @@ def test_readers_share_one_cast_and_weights_are_stored_in_both_types() -> None:
         w=floats(4),
     )
     result = halved(model, {"a": WIDE, "b": WIDE, "s": WIDE})
-    # s and y are in float32 for what they read; the products read one copy of h and one of w.
+    # s and y have float32 inputs; the products share one copy of h and one of w.
     assert set(result.islands) == {"a", "b", "s", "y"}
     readers = [
         value for node in result.model.graph for value in node.inputs if node.op_type == "Mul"

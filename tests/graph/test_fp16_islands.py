@@ -1,4 +1,4 @@
-"""What stays in float32 when the rest becomes half precision, and the reason."""
+"""The nodes that stay in float32 when the rest becomes half precision, and the reasons."""
 
 import numpy as np
 import onnx_ir as ir
@@ -37,7 +37,7 @@ def test_tensor_that_overflows_keeps_producer_and_readers_in_float32() -> None:
 
 MOVED = "it only moves values between float32 nodes"
 HALF: dict[str, list[str]] = {}
-# A graph, what calibration measured, the islands, and the types that an operator reads.
+# A graph, its measured ranges, the islands, and the input types of an operator.
 CASES: dict[str, tuple[str, dict[str, float], dict[str, str], dict[str, list[str]]]] = {
     "a value at half of the limit": (
         "float[N] x) => (float[N] y) { h = Relu (x) y = Neg (h) }", {"h": 32752.0}, {}, HALF
@@ -121,7 +121,7 @@ def test_islands_have_reasons_and_outputs_stay_close(case: str) -> None:
 
 
 @pytest.mark.parametrize("op", ["Max", "Min", "Clip"])
-def test_clamping_bound_beyond_float16_is_no_island(op: str) -> None:
+def test_clamping_bound_beyond_float16_is_not_an_island(op: str) -> None:
     lowest = np.float32(np.finfo(np.float32).min if op != "Min" else np.finfo(np.float32).max)
     model = graph(f"g (float[N, 4] x) => (float[N, 4] y) {{ y = {op} (x, w) }}", w=lowest)
     result = halved(model)
@@ -195,7 +195,7 @@ def test_sum_that_may_overflow_is_computed_in_float32(op: str) -> None:
         require_close(model, result.model, feeds)
 
 
-def test_only_heavy_sums_stay_in_float32_without_calibration() -> None:
+def test_heavy_sums_stay_in_float32_without_calibration() -> None:
     islands = {op for op in SUMS if halved(summing(op)).islands}
     assert islands == set(SUMS) - {"GlobalAveragePool", "AveragePool", "Exp"}
 

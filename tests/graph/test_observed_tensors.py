@@ -1,4 +1,4 @@
-"""Every tensor that could be quantized is observed once; every other one has a reason."""
+"""Every tensor that could be quantized is observed once; all others have a reason."""
 
 import onnx_ir as ir
 import pytest
@@ -54,7 +54,7 @@ def test_moved_tensors_are_aliases_of_their_source() -> None:
     assert tensors.aliases == {"p": "h", "t": "h"}
 
 
-def test_cubic_resize_is_no_alias() -> None:
+def test_cubic_resize_output_is_not_an_alias() -> None:
     scales = "s = Constant <value: tensor = float[4] {1.0, 1.0, 2.0, 2.0}> () "
     for mode, shared in (("linear", True), ("cubic", False)):
         tensors = observed(f'{scales} h = {CONV} y = Resize <mode: string = "{mode}"> (h, , s)')

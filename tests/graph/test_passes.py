@@ -1,4 +1,4 @@
-"""Passes: BatchNormalization folds into what is before it, and names become unique."""
+"""BatchNormalization is folded into the layer before it, and names become unique."""
 
 import numpy as np
 import onnx_ir as ir
@@ -62,8 +62,8 @@ def graph(text: str, shapes: dict[str, tuple[int, ...]]) -> ir.Model:
 @pytest.mark.parametrize("case", GRAPHS)
 def test_batchnorm_is_folded_and_outputs_stay(case: str) -> None:
     model = graph(*GRAPHS[case])
-    folded, said = fold_batchnorm(model)
-    assert said == "1 folded"
+    folded, summary = fold_batchnorm(model)
+    assert summary == "1 folded"
     assert len(ops(folded)) == 1
     assert ops(model)[1] == "BatchNormalization", "the input is left alone"
     feeds = random_inputs(onnx_io.inputs(model), 2, seed=0)
@@ -86,8 +86,8 @@ def test_channel_constant_is_folded_like_batchnorm(case: str) -> None:
     bias = {"b": floats(4, seed=5)} if ", b" in linear else {}
     text = f"net (float[N, 3, 6, 6] x) => (float[N, 4, 4, 4] y) {{ h = {linear} y = {text} }}"
     model = from_text(HEAD + text, w=floats(4, 3, 3, 3), operand=floats(*shape, seed=6), **bias)
-    folded, said = fold_batchnorm(model)
-    assert (said, ops(folded)) == ("1 folded", ["Conv"])
+    folded, summary = fold_batchnorm(model)
+    assert (summary, ops(folded)) == ("1 folded", ["Conv"])
     feeds = random_inputs(onnx_io.inputs(model), 2, seed=0)
     np.testing.assert_allclose(
         open_cpu(folded)(feeds)["y"], open_cpu(model)(feeds)["y"], rtol=1e-4, atol=1e-5
@@ -117,8 +117,8 @@ def test_batchnorm_is_not_folded_if_the_tensor_has_other_readers(case: str) -> N
         outputs += ", float[N, 4, 4, 4] h"
     text = f"net (float[N, 3, 6, 6] x) => ({outputs}) {LEFT[case]}"
     model = graph(text, {"w": (4, 3, 3, 3)})
-    folded, said = fold_batchnorm(model)
-    assert said == ""
+    folded, summary = fold_batchnorm(model)
+    assert summary == ""
     assert folded is model
 
 
@@ -128,8 +128,8 @@ def test_shared_weight_is_folded_for_one_layer_only() -> None:
         "{ h = Conv (x, w) n = " + NORM + " other = Conv (x, w) y = Add (n, other) }"
     )
     model = graph(text, {"w": (4, 3, 3, 3)})
-    folded, said = fold_batchnorm(model)
-    assert said == "1 folded"
+    folded, summary = fold_batchnorm(model)
+    assert summary == "1 folded"
     feeds = random_inputs(onnx_io.inputs(model), 1, seed=0)
     np.testing.assert_allclose(
         open_cpu(folded)(feeds)["y"], open_cpu(model)(feeds)["y"], rtol=1e-4, atol=1e-5
@@ -152,12 +152,12 @@ def test_nodes_get_missing_and_unique_names() -> None:
     model = tiny()
     for node, name in zip(model.graph, ["a", "a", None, "", "a"], strict=True):
         node.name = name
-    named, said = name_nodes(model)
+    named, summary = name_nodes(model)
     names = [node.name for node in named.graph]
     assert names[:2] + names[4:] == ["a", "a_0", "a_1"]
     assert len(set(names)) == 5
     assert all(names)
-    assert said
+    assert summary
     assert [node.name for node in name_nodes(model)[0].graph] == names
 
 

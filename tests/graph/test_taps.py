@@ -77,7 +77,7 @@ def test_exact_taps_output_every_value() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (64, 80)])
-def test_sample_positions_of_dynamic_sizes(size: tuple[int, int]) -> None:
+def test_samples_of_dynamic_sizes_are_tensor_values(size: tuple[int, int]) -> None:
     tapped = add_calibration_taps(from_text(ANY_SIZE))
     images = floats(2, 4, *size)
     low, high, _, sample = of(tapped, run(tapped, images, phase=5), "x")

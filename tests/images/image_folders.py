@@ -1,4 +1,4 @@
-"""Folders of noise images, and how tests open them."""
+"""Folders of noise images, and helpers that open them."""
 
 from pathlib import Path
 from typing import Any
@@ -48,5 +48,5 @@ def open_for_test(
 
 
 def all_rows(images: Images, size: int = 4) -> NDArray[Any]:
-    """Return everything the images feed, in one array."""
+    """Return the feeds of all images as one array."""
     return np.concatenate([next(iter(batch.feeds.values())) for batch in images.batches(size)])

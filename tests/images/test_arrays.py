@@ -39,7 +39,7 @@ def write_npz(tmp_path: Path, **named: Any) -> Path:
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_every_input_gets_its_rows(tmp_path: Path, save: Any) -> None:
+def test_model_inputs_get_their_own_rows(tmp_path: Path, save: Any) -> None:
     save(tmp_path / "arrays.npz", **two_inputs())
     batches = list(open_rows(tmp_path / "arrays.npz").batches(4))
     assert [len(batch.items) for batch in batches] == [4, 4, 2]

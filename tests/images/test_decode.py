@@ -24,7 +24,7 @@ def decode(
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF", "GIF", "WEBP", "JPEG"])
-def test_every_format_is_decoded(file_format: str) -> None:
+def test_image_formats_are_decoded(file_format: str) -> None:
     options: dict[str, Any] = {"lossless": True} if file_format == "WEBP" else {}
     image = decode(Image.new("RGB", (8, 6), RED), file_format, **options)
     assert (image.mode, image.size) == ("RGB", (8, 6))

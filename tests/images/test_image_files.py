@@ -45,7 +45,7 @@ def test_pixels_do_not_depend_on_threads_or_batch_size(
     assert np.array_equal(all_rows(images, size), in_one_batch)
 
 
-def test_all_batches_but_the_last_are_full_and_name_their_items(tmp_path: Path) -> None:
+def test_batches_except_last_are_full_and_name_their_items(tmp_path: Path) -> None:
     write_numbered(tmp_path, 10)
     (tmp_path / "labels.csv").write_text("file,label\n004.png,9\n")
     batches = list(open_for_test(tmp_path).batches(4))
@@ -263,7 +263,7 @@ def test_no_more_items_are_taken_than_the_limit_allows(limit: int) -> None:
             yield number
 
     for taken, _ in enumerate(map_ordered(lambda number: number, items(), 4, limit), start=1):
-        # One more item was taken, which waits for a place.
+        # One more item was taken, which waits for a free slot.
         assert started - taken <= limit
 
 

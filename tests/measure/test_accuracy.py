@@ -62,7 +62,7 @@ def test_top5_needs_more_than_five_classes() -> None:
 
 def test_precision_recall_and_f1_are_means_over_the_classes_with_labels() -> None:
     # Class 0: 2 of 3 right, 1 wrong; class 1: 1 of 2 right, 1 wrong; class 3: never predicted.
-    # Class 2 has no label: its two predictions are errors of the others; it is no class of its own.
+    # Class 2 has no labels: its two predictions are errors of other classes; it has no score.
     after = predict(0, 0, 1, 1, 2, 0, 2)
     labels = (0, 0, 0, 1, 1, 3, 3)
     accuracy = summarize_accuracy(score(after, after, *labels))
@@ -202,7 +202,7 @@ def test_top1_change_is_paired_over_the_same_images() -> None:
     scores = score(predict(0, 1, 2, 3, 0), predict(0, 1, 3, 3, 1), 0, 1, 2, 3, 1)
     accuracy = summarize_accuracy(scores)
     assert accuracy.change_pp == 0.0
-    # One lost and one won, and one of each added, of 5 + 2.
+    # One lost and one won, plus one of each added, out of 5 + 2.
     assert accuracy.half_width_pp == pytest.approx(196 * math.sqrt(4 / 7 / 7))
 
 
@@ -250,7 +250,7 @@ def test_classes_whose_recall_changed_most_come_first() -> None:
 
 @st.composite
 def score_pairs(draw: st.DrawFn) -> tuple[Floats, Floats, list[int | None]]:
-    """Draw scores with many ties, some of them broken, and labels that some images lack."""
+    """Draw scores with many ties and some non-finite values, and labels that some images lack."""
     count, classes = draw(st.integers(1, 12)), draw(st.integers(2, 8))
     random = np.random.default_rng(draw(st.integers(0, 10_000)))
     before = random.integers(-3, 4, (count, classes)).astype(np.float32)
@@ -262,7 +262,7 @@ def score_pairs(draw: st.DrawFn) -> tuple[Floats, Floats, list[int | None]]:
     return (
         before,
         after,
-        [label if known else None for label, known in zip(labels, labelled, strict=True)],
+        [label if has_label else None for label, has_label in zip(labels, labelled, strict=True)],
     )
 
 
@@ -278,7 +278,7 @@ def test_scores_do_not_depend_on_the_split_into_batches(
     ]
     whole, joined = score(before, after, *labels), join_scores(parts)
     for name in whole.rows.dtype.names or ():
-        # The exponentials of KL may differ in their last bit, by their place in memory.
+        # The exponentials of KL may differ in the last bit, depending on memory alignment.
         tolerance = 1e-12 if name == "kl" else 0
         np.testing.assert_allclose(whole.rows[name], joined.rows[name], rtol=0, atol=tolerance)
     in_parts, at_once = summarize_accuracy(joined), summarize_accuracy(whole)
@@ -301,7 +301,7 @@ def test_accuracy_does_not_depend_on_the_order_of_the_parts(
 
 
 @given(score_pairs())
-def test_each_row_follows_its_definition(pair: tuple[Floats, Floats, list[int | None]]) -> None:
+def test_score_rows_follow_their_definition(pair: tuple[Floats, Floats, list[int | None]]) -> None:
     before, after, labels = pair
     for row, a, b, label in zip(
         score(before, after, *labels).rows, before, after, labels, strict=True
@@ -352,7 +352,7 @@ def test_scores_with_trailing_ones_are_class_scores() -> None:
     assert scores.rows["engine_rank"].tolist() == [0, 0, 0]
 
 
-def test_first_of_several_score_outputs_counts_with_a_note() -> None:
+def test_first_of_several_score_outputs_is_evaluated_with_note() -> None:
     outputs: Tensors = {
         "map": np.ones((2, 3, 4, 4)), "main": np.eye(2), "other": np.eye(2)[::-1],
     }  # fmt: skip

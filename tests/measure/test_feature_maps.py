@@ -1,4 +1,4 @@
-"""Feature maps: which channels are drawn, where errors show, and which tensors compare."""
+"""Feature maps: the channels drawn, the location of errors, and the tensors compared."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from tests.models import floats, from_text
 HEAD = (
     '<ir_version: 10, opset_import: ["": 20]>\nnet (float[N, 4, 8, 6] x) => (float[N, 4, 8, 6] y)'
 )
-# A MatMul has its channels last, which its neighbour here takes for its own.
+# A MatMul has its channels last, and its neighbour here inherits that axis.
 RELU_SOFTMAX = "{ t = Relu (x) s = Softmax (t) y = Neg (s) }"
 WITH_MATMUL = "{ t = Relu (x) s = Softmax (t) m = MatMul (t, w) y = Add (s, m) }"
 

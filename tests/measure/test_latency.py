@@ -76,11 +76,11 @@ def test_warm_up_goes_on_while_calls_get_faster() -> None:
     assert samples["a"] == (150.0,) * 10
 
 
-def test_one_slice_that_is_not_faster_does_not_end_the_warm_up() -> None:
+def test_single_slice_without_speedup_does_not_end_warm_up() -> None:
     clock = FakeClock()
     steps = clock.call("a", lambda nth: 0.6 if nth < 4 else 0.15)
     samples = interleave({"a": steps}, TimingEffort(6.0, 3, 60.0), clock.read)
-    # As many rounds as the fast calls need: for the slow ones 10 to 20 would do.
+    # The fast calls need this many rounds; for the slow ones 10 to 20 would be enough.
     assert len(samples["a"]) >= 40
 
 
@@ -101,7 +101,7 @@ def test_engines_take_turns_in_changing_order() -> None:
 
 
 @given(st.integers(2, 6))
-def test_over_all_rounds_each_engine_is_first_and_follows_the_others_as_often(count: int) -> None:
+def test_engine_order_is_balanced_over_rounds(count: int) -> None:
     names = [str(number) for number in range(count)]
     rounds = [round_order(names, done) for done in range(2 * count)]
     assert set(Counter(order[0] for order in rounds).values()) == {2}
@@ -109,12 +109,12 @@ def test_over_all_rounds_each_engine_is_first_and_follows_the_others_as_often(co
     follows = Counter(itertools.pairwise(line))
     for name in names:
         before = {other: follows[other, name] for other in names if other != name}
-        # At most half of the time behind the same one; of two there is only the other one.
+        # At most half of the time after the same engine, except with two engines.
         assert count == 2 or max(before.values()) <= count
         assert len([times for times in before.values() if times]) >= min(2, count - 1)
 
 
-def test_all_engines_are_timed_for_as_long_over_the_same_minutes() -> None:
+def test_engines_share_timing_period_and_total_time() -> None:
     clock = FakeClock()
     calls = {"fast": clock.steady("fast", 0.0005), "slow": clock.steady("slow", 0.03)}
     samples = interleave(calls, TimingEffort(seconds=3.0), clock.read)
@@ -132,7 +132,7 @@ def test_engine_gets_its_seconds_and_its_rounds(call: float, seconds: float, rou
     schedule = schedule_round(call, count, effort)
     samples = count * schedule.samples
     assert samples >= rounds
-    # Rounds may be doubled, and never need to be more than that.
+    # Rounds are doubled at most.
     enough = 2 * samples * schedule.calls * call >= 0.99 * seconds
     assert enough or samples > 0.9 * MAX_SAMPLES
 
@@ -166,7 +166,7 @@ def test_time_that_does_not_divide_evenly_is_not_doubled() -> None:
 
 def test_rounds_are_added_when_calls_get_faster_after_warm_up() -> None:
     clock = FakeClock()
-    # Slow while it warms up, five times as fast once it counts.
+    # Slow during the warm-up, five times as fast in the measured rounds.
     cooling = clock.call("a", lambda nth: 0.5 if nth <= 4 else 0.1)
     samples = interleave({"a": cooling}, TimingEffort(seconds=5.0), clock.read)
     assert len(samples["a"]) == 20
@@ -177,7 +177,7 @@ def test_speedup_is_not_affected_by_common_drift() -> None:
 
     def drifting(factor: float) -> Callable[[], object]:
         def call() -> None:
-            # The machine gets slower by half over ten seconds.
+            # The machine slows down by half over ten seconds.
             clock.now += factor * 0.01 * (1 + clock.now / 20)
 
         return call

@@ -1,4 +1,4 @@
-"""The errors of layers, over batches that need not fit into memory together."""
+"""The errors of layers, over more batches than fit into memory."""
 
 import math
 
@@ -39,7 +39,7 @@ def test_layers_are_in_the_order_of_the_network() -> None:
         assert layer.arriving_db is not None
         assert layer.made_db is not None
         assert 0 < layer.arriving_db < 80
-    # The first tensor has nothing before it, the last carries the errors of all.
+    # The first tensor has no incoming error, the last has the errors of all layers.
     assert layers["image"].arriving_db == layers["image"].made_db
     assert (layers["scores"].arriving_db or 0) < (layers["scores"].made_db or 0)
 

@@ -1,4 +1,4 @@
-"""The description of a machine, from files such as its kernel writes."""
+"""The description of a machine, from files like those of its kernel."""
 
 import os
 import sys

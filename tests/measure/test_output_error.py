@@ -24,7 +24,7 @@ Floats = NDArray[np.floating]
 
 @st.composite
 def score_pairs(draw: st.DrawFn) -> tuple[Floats, Floats]:
-    """Draw two tables of scores of one shape, more or less alike."""
+    """Draw two arrays of scores of the same shape, with a random difference."""
     shape = (draw(st.integers(1, 5)), draw(st.integers(2, 9)))
     random = np.random.default_rng(draw(st.integers(0, 999)))
     reference = random.standard_normal(shape) * draw(st.sampled_from([0.1, 3, 40]))
@@ -74,7 +74,7 @@ def test_divergence_is_zero_only_for_equal_scores(pair: tuple[Floats, Floats]) -
     for divergence, defined in zip(
         kl_divergence(reference, outputs), defined_divergence(reference, outputs), strict=True
     ):
-        # Two rows that are sure of one class are equal but for the last bits.
+        # Two rows with one certain class differ in the last bits only.
         assert divergence > (0 if defined > 1e-9 else -1e-12)
 
 
@@ -191,7 +191,7 @@ def test_reference_that_is_not_finite_gives_no_nan(shape: tuple[int, ...]) -> No
     assert not np.isnan(errors(reference, floats(*shape, seed=1))).any()
 
 
-def test_all_outputs_weigh_the_same() -> None:
+def test_outputs_have_equal_weight_in_image_error() -> None:
     reference = {"scores": floats(4, 5), "map": floats(4, 2, 3), "place": np.array([1, 2, 3, 4])}
     outputs = {
         "place": np.array([1, 2, 3, 5]),
@@ -218,7 +218,7 @@ def boxes(*rows: int, seed: int = 0) -> list[dict[str, Floats]]:
 
 @pytest.mark.parametrize("rows", [(5,), (1,), (0,)])
 def test_different_number_of_boxes_is_an_infinite_error(rows: tuple[int, ...]) -> None:
-    # One box would fit any number of others, as arrays are subtracted.
+    # A single box would broadcast against any number of boxes.
     reference, outputs = boxes(*rows), boxes(3)
     for before, after in ((reference, outputs), (outputs, reference)):
         assert noise_to_signal(before, after) == math.inf
@@ -240,7 +240,7 @@ def test_boxes_are_not_counted_as_images() -> None:
     assert prediction_changes(before, after).tolist() == [1, 1, 1]
 
 
-def test_number_of_errors_depends_only_on_the_reference() -> None:
+def test_output_error_count_depends_on_reference_alone() -> None:
     reference = boxes(5, 0, 3)
     for outputs in (boxes(5, 0, 3, seed=1), boxes(2, 7, 0), boxes(5, 0, 4)):
         assert per_image_errors(reference, outputs).size == 9

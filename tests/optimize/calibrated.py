@@ -17,7 +17,7 @@ from qconvert.run.context import JobContext
 from qconvert.run.load_model import load_and_clean
 from qconvert.sources import LoadedModel
 from tests.conftest import write
-from tests.pictures import draw_folder
+from tests.image_files import draw_images
 from tests.quantize.quantized_models import scheme
 
 CACHE = Cache(Path(".cache"))
@@ -30,9 +30,9 @@ def candidate_of(
     images: int = 40,
     progress: ProgressCallback = ignore_progress,
 ) -> Candidate:
-    """Write a model and images into this folder, and calibrate the one on the others."""
+    """Write a model and images into this folder, and calibrate the model on them."""
     write(model, Path("net.onnx"))
-    draw_folder(Path("images"), images, 16)
+    draw_images(Path("images"), images, 16)
     loaded = load_and_clean(JobContext(config_file.load(None, SETTINGS), CACHE))
     return Candidate(loaded, calibrate(loaded), scheme(backend), QuantizeOptions(), 40, progress)
 

@@ -55,7 +55,7 @@ def test_integers_are_neighbours_of_the_weights_and_no_worse_than_the_nearest(
     problem = problem_of(inputs, outputs, groups=groups, clipped=clipped, seed=seed)
     nearest, best = round_weights(problem)
     error = problem.relative_error(problem.nearest, problem.biases)
-    if not clipped:  # which rows count behind a limit is decided at the float weights
+    if not clipped:  # the float weights determine which rows count under a limit
         for solution in (nearest, best):
             new_error = problem.relative_error(solution.integers, solution.biases)
             assert new_error <= error * (1 + 1e-5)
@@ -104,7 +104,7 @@ def test_product_without_a_bias_gets_none() -> None:
     assert problem.relative_error(best.integers, None) <= error
 
 
-def test_rows_that_the_activation_clips_do_not_count() -> None:
+def test_rows_clipped_by_activation_do_not_affect_rounding() -> None:
     problem = problem_of(clipped=True)
     targets = np.zeros_like(problem.targets)
     targets[:, :, :100] = -1000.0  # far below the limit, in float and in integers
@@ -156,7 +156,7 @@ def test_activation_computes_what_the_graph_computes(name: str) -> None:
     np.testing.assert_allclose(activated, outputs["y"], atol=1e-3)
 
 
-def test_only_a_relu_or_clip_has_limits() -> None:
+def test_activation_limits_exist_for_relu_and_clip_alone() -> None:
     limits = {}
     for name, text in ACTIVATIONS.items():
         net = model(f"c = Conv (x, w) {text}", SIGNATURE, w=(3, 3, 1, 1))
@@ -175,7 +175,7 @@ def test_only_a_relu_or_clip_has_limits() -> None:
         "s = Sigmoid (c) r = Relu (c) y = Mul (r, s)",
     ],
 )
-def test_other_readers_are_no_activation(text: str) -> None:
+def test_readers_other_than_activations_are_ignored(text: str) -> None:
     net = model(f"c = Conv (x, w) {text}", SIGNATURE, w=(3, 3, 1, 1))
     assert find_activation(next(iter(net.graph))) is IDENTITY
 

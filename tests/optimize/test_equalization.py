@@ -1,4 +1,4 @@
-"""Factors for channels bring channels of different sizes closer, as far as a Clip leaves room."""
+"""Equalization brings channels of different sizes closer, within the limits of a Clip."""
 
 import numpy as np
 import onnx_ir as ir
@@ -47,5 +47,5 @@ def test_channels_below_a_ceiling_grow_no_further_than_the_headroom() -> None:
     factors = np.array(factors_of(net("Clip (c, zero, six)"), largest)["a"])
     equalized = largest / factors
     assert (equalized <= np.maximum(largest, 6 / HEADROOM) * 1.001).all()
-    assert factors[0] == factors[4] == 1.0  # they are too close to the ceiling as they are
+    assert factors[0] == factors[4] == 1.0  # they are too close to the ceiling already
     assert equalized[2] > largest[2]

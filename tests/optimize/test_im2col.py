@@ -1,4 +1,4 @@
-"""A layer as a product of rows and columns has the outputs of ONNX Runtime at those positions."""
+"""A layer as a matrix product gives the outputs of ONNX Runtime at those positions."""
 
 import numpy as np
 import onnx_ir as ir
@@ -48,7 +48,7 @@ def assert_same_outputs(net: ir.Model, image: NDArray[np.float32]) -> None:
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_convolution_is_a_product(name: str) -> None:
+def test_convolution_equals_matrix_product(name: str) -> None:
     attributes, shape = CONVOLUTIONS[name]
     net = model(
         f"y = Conv <{attributes}> (x, w)" if attributes else "y = Conv (x, w)",
@@ -59,7 +59,7 @@ def test_convolution_is_a_product(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TRANSPOSED)
-def test_transposed_convolution_is_a_product(name: str) -> None:
+def test_transposed_convolution_equals_matrix_product(name: str) -> None:
     attributes, shape = TRANSPOSED[name]
     net = model(
         f"y = ConvTranspose <{attributes}> (x, w)" if attributes else "y = ConvTranspose (x, w)",
@@ -69,7 +69,7 @@ def test_transposed_convolution_is_a_product(name: str) -> None:
     assert_same_outputs(net, floats(2, 4, 5, 6, seed=5))
 
 
-def test_convolution_over_one_or_three_axes_is_a_product() -> None:
+def test_convolution_over_one_or_three_axes_equals_matrix_product() -> None:
     one_axis = model(
         "y = Conv <pads = [1, 1]> (x, w)", "(float[n, 2, 9] x) => (float[n, a, b] y)", w=(3, 2, 3)
     )

@@ -42,7 +42,7 @@ IMAGE = "(float[N, 3, 16, 16] image)"
 
 
 def images(count: int, seed: int) -> Tensors:
-    """Return images whose neighbouring pixels are alike, as in photographs."""
+    """Return images with similar neighbouring pixels, as in photographs."""
     coarse = floats(count, 3, 4, 4, seed=seed).repeat(4, axis=2).repeat(4, axis=3)
     return {"image": coarse + 0.3 * floats(count, 3, 16, 16, seed=seed + 1)}
 
@@ -68,7 +68,7 @@ def apply_learned(net: ir.Model, plan: Plan, weights: dict[str, RoundedWeight]) 
 
 
 def net_of(body: str, signature: str, **shapes: tuple[int, ...]) -> ir.Model:
-    """Return a net whose nodes have the names of their outputs."""
+    """Return a network whose nodes have the names of their outputs."""
     net = model(body, signature, **shapes)
     for node in net.graph:
         node.name = str(node.outputs[0].name)
@@ -177,7 +177,7 @@ def test_shared_weight_and_computed_bias_are_not_learnable() -> None:
     assert find_learnable(net, planned(net, "cpu")) == ["a", "scores"]
 
 
-def test_solution_that_fails_on_the_holdout_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounding_that_fails_on_holdout_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     net = mixed()
     plan = calibrated_plan(net, "cpu", QuantizeOptions())
 
@@ -203,7 +203,7 @@ def test_memory_of_the_rows_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learned_rounding, "round_weights", recorded)
     plan = calibrated_plan(net, "cpu", QuantizeOptions())
     assert len(learn_each(net, plan)) == len(sizes)
-    # One row of each image at least, whatever its size.
+    # At least one row of each image, for any size.
     assert max(sizes) <= max(20_000, 32 * 4 * 144)
 
 
@@ -254,7 +254,7 @@ def test_few_images_leave_some_for_validation() -> None:
     assert "on 4 other images" in note
 
 
-def test_too_few_images_learn_nothing() -> None:
+def test_learned_rounding_is_skipped_for_too_few_images() -> None:
     learned = Learner(mixed(), 8).learn()
     assert not learned.weights
     assert "needs more calibration images than 8" in learned.notes[0]
@@ -267,11 +267,11 @@ def test_second_run_reads_the_weights_from_the_cache(learner: Learner) -> None:
     assert rounded_weights.digest(first.weights) == rounded_weights.digest(second.weights)
 
 
-def test_no_effort_learns_nothing(learner: Learner) -> None:
+def test_effort_none_skips_learned_rounding(learner: Learner) -> None:
     assert learner.learn("none") == LearnedPlan(learner.plan, {})
 
 
-def test_missing_images_learn_nothing_and_the_note_names_the_option(learner: Learner) -> None:
+def test_learned_rounding_without_images_is_skipped_with_note(learner: Learner) -> None:
     calibration = learner.candidate.calibration
     learner.replace_calibration(replace(calibration, images=None))
     learned = learner.learn()
@@ -305,7 +305,7 @@ def test_weights_that_harm_the_outputs_are_rejected(
     learner: Learner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def harmful(problem: LayerProblem) -> tuple[Solution, Solution]:
-        """Return biases that every layer takes for better."""
+        """Return biases that every layer accepts as an improvement."""
         biases = None if problem.biases is None else problem.biases + 3.0
         return Solution(problem.nearest, biases), Solution(problem.nearest, biases)
 
@@ -345,7 +345,7 @@ SQUEEZING_SHAPES = {
 def test_correction_learned_on_unrepresentative_images_is_rejected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What compensates clipped light in glaring images is wrong for all others."""
+    """A correction for clipped highlights in overexposed images is wrong for all others."""
     weights = {
         name: floats(*shape, seed=seed) / np.float32(np.sqrt(np.prod(shape[1:])))
         for seed, (name, shape) in enumerate(SQUEEZING_SHAPES.items())

@@ -63,7 +63,7 @@ def space_of(
     max_latency: float | None = None,
     timer: SetTimer | None = None,
 ) -> SearchSpace:
-    """Return a search over a plan whose ranges are far too wide, so that INT8 errs."""
+    """Return a search over a plan with far too wide ranges, which makes INT8 inaccurate."""
     model = SearchModel(mixed(), planned(mixed(), "cpu"), scheme("cpu"))
     return SearchSpace(
         model,
@@ -127,7 +127,7 @@ def test_finished_search_opens_no_quantized_model_again(monkeypatch: pytest.Monk
 
 
 class ScriptedSpace(SearchSpace):
-    """A space in which sets lose a point for each of some blocks that is not among them."""
+    """A search space in which a set loses a point for each required block that it lacks."""
 
     def missing(self, blocks: BlockSet, *needed: int) -> PredictionLoss:
         count = len({self.blocks[number].name for number in needed} - {b.name for b in blocks})
@@ -135,7 +135,7 @@ class ScriptedSpace(SearchSpace):
 
     def evaluate(self, blocks: BlockSet, by: LossMeasure) -> SearchStep:
         names = tuple(block.name for block in blocks)
-        # One block alone is further from FP32 than INT8.
+        # One block alone has a larger error than INT8.
         distance = 2.0 if len(blocks) == 1 else 1.0
         share = sum(block.share for block in blocks)
         return SearchStep(names, share, distance, self.missing(blocks, 0))
@@ -171,7 +171,7 @@ def test_budget_that_no_mix_keeps_is_reported() -> None:
         assert "no mix loses as little as 0 points" in result.why
 
 
-def test_float_as_fast_as_int8_needs_no_search() -> None:
+def test_search_is_skipped_if_float_is_as_fast_as_int8() -> None:
     result = search(timer=timer_of(int8=2, float_ms=2, per_block=1))
     assert (result.outcome, result.gains) == ("float", ())
     assert result.why == "fp32 takes 2.00 ms and INT8 2.00: there is nothing to gain"
@@ -212,7 +212,7 @@ def test_trial_is_written_at_once_and_read_again() -> None:
     assert open_trials(FILE, "model").records == {"a": record}
 
 
-def test_trials_of_another_subject_are_dropped() -> None:
+def test_trials_of_another_candidate_are_dropped() -> None:
     open_trials(FILE, "other").put("a", {"far": [1]})
     assert open_trials(FILE, "model").records == {}
     assert FILE.read_text() == '{"subject": "model"}\n'
@@ -258,7 +258,7 @@ def test_interval_has_a_width_if_no_prediction_changed() -> None:
     assert record["far"] == [0, 0, 0, 0]
 
 
-def test_scores_that_are_not_finite_give_up_all() -> None:
+def test_nonfinite_scores_lose_full_probability() -> None:
     outputs = predicting(0, 0, 2, 0)
     outputs[1]["scores"][0] = np.nan
     record = record_trial(NO_LABELS, outputs)
@@ -306,7 +306,7 @@ def test_set_has_all_blocks_if_all_are_needed() -> None:
     assert smallest(needing(*names)) == names
 
 
-def test_few_sets_are_tried() -> None:
+def test_search_tries_fewer_than_two_sets_per_block() -> None:
     tried: set[frozenset[str]] = set()
 
     def keeps_budget(blocks: Sequence[Block]) -> bool:

@@ -13,7 +13,7 @@ from tests.models import floats, mixed, tiny
 open_model = functools.partial(open_cpu, keep_qdq=True)
 
 
-def test_tensors_are_those_of_a_whole_run() -> None:
+def test_partial_execution_gives_tensors_of_full_run() -> None:
     net = mixed()
     image = floats(4, 3, 16, 16, seed=2)
     names = [str(node.outputs[0].name) for node in net.graph]

@@ -56,7 +56,7 @@ def select(candidate: Candidate, effort: str, method: str) -> Selected:
 
 
 def sqnr_of(candidate: Candidate, plan: Plan) -> float:
-    """Return the SQNR of the outputs with a plan, on the images held out."""
+    """Return the SQNR of the outputs of a plan on the held-out images."""
     model = candidate.loaded.model
     batch = next(iter(candidate.calibration.validation_batches()))
     quantized = open_cpu(apply_plan(model, plan), keep_qdq=True)
@@ -64,7 +64,7 @@ def sqnr_of(candidate: Candidate, plan: Plan) -> float:
 
 
 def uneven_channels() -> ir.Model:
-    """Return a net in which one channel of a tensor is far larger than all others."""
+    """Return a network in which one channel of a tensor is far larger than all others."""
     sizes = np.float32(2.0) ** np.r_[8, np.zeros(15)].astype(np.float32)
     weights = {
         name: floats(*MIXED_SHAPES[name], seed=seed) / np.float32(4)
@@ -109,7 +109,7 @@ def test_description_of_images_counts_those_held_out(candidate: Candidate) -> No
 
 
 @pytest.mark.parametrize("effort", ["none", "quick"])
-def test_low_effort_tries_nothing(
+def test_low_effort_selects_default_method_without_trials(
     candidate: Candidate, effort: str, events: list[Progress]
 ) -> None:
     selected = select(candidate, effort, "mse")
@@ -140,7 +140,7 @@ def test_factors_that_do_not_help_are_rejected_and_reported(
     candidate: Candidate, events: list[Progress], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(equalization, "MAX_ERROR_RATIO", 1e9)
-    monkeypatch.setattr(equalization, "STRENGTHS", (-1.0,))  # the wrong way
+    monkeypatch.setattr(equalization, "STRENGTHS", (-1.0,))  # the wrong direction
     assert select(candidate, "default", "mse").plan.equalized == {}
     (text,) = texts(events, "equalize")
     assert "rejected" in text
@@ -214,7 +214,7 @@ def test_method_is_the_best_of_those_better_than_the_default(
     assert errors == sorted(errors)
 
 
-def test_method_that_is_better_by_chance_is_not_taken() -> None:
+def test_method_better_by_chance_is_not_selected() -> None:
     noise = np.random.default_rng(1).normal(0, 0.3, 40)
     better = ERRORS * np.exp(noise - noise.mean() - 0.05)
     assert better.mean() < ERRORS.mean()
@@ -232,7 +232,7 @@ WIDE, NARROW = Range(-100.0, 100.0), Range(-1.0, 1.0)
 
 
 def net(largest_counts: bool) -> ir.Model:
-    """Return a net whose output is the largest value of a tensor, or all others."""
+    """Return a network whose output is the largest value of a tensor, or all others."""
     after = "y = ReduceMax (a)" if largest_counts else "s = Clip (a, low, high) y = Relu (s)"
     limits = {"low": np.array(-1, np.float32), "high": np.array(1, np.float32)}
     text = f"{HEAD}net (float[N, 64] x) => (float[] y) {{ a = Identity (x) {after} }}"
@@ -243,7 +243,7 @@ def net(largest_counts: bool) -> ir.Model:
 
 
 def batches() -> list[Tensors]:
-    """Return images whose values lie within 1, but for one in each that is near 100."""
+    """Return images with values within 1, except one value near 100 in each."""
     random = np.random.default_rng(0)
     values = random.uniform(-1, 1, (3, 4, 64)).astype(np.float32)
     values[:, :, 0] = random.uniform(90, 100, (3, 4))

@@ -1,4 +1,4 @@
-"""The folder for ONNX Runtime: its script says, without qconvert, what qconvert's session says."""
+"""The ONNX Runtime folder: its script gives qconvert's outputs without qconvert."""
 
 import ast
 import re
@@ -258,8 +258,8 @@ def test_command_packages_the_engine_of_the_verdict_and_replaces_nothing(
     other = qconvert("package", "val", "--format", "onnxruntime", "-o", "other")
     assert other.code == 2
     assert "not the folder of a run" in other.err
-    odd = qconvert("package", "run", "--format", "triton", "-o", "other", "--name", "a/b")
-    assert odd.code == 2
+    refused = qconvert("package", "run", "--format", "triton", "-o", "other", "--name", "a/b")
+    assert refused.code == 2
     assert not Path("other").exists()
 
 

@@ -1,4 +1,4 @@
-"""The model repository for Triton, read as strictly as Triton does."""
+"""The model repository for Triton, parsed as strictly as Triton does."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -66,9 +66,9 @@ def test_second_model_joins_a_repository_and_none_is_replaced(world: Path) -> No
 def test_rtx_engine_is_refused_with_a_hint(world: Path) -> None:
     run = load_run(Path("run"))
     with pytest.raises(UsageError, match="no backend for engines of TensorRT for RTX") as caught:
-        write_package(run, "triton", Path("models"), "tensorrt-rtx-fp32")
+        write_package(run, "triton", Path("deep/models"), "tensorrt-rtx-fp32")
     assert "--engine NAME" in caught.value.hint
-    assert not Path("models").exists()
+    assert not Path("deep").exists()
 
 
 def make_bundle(engine: Engine, *specs: TensorSpec) -> Bundle:
@@ -77,7 +77,7 @@ def make_bundle(engine: Engine, *specs: TensorSpec) -> Bundle:
 
 
 def make_engine(backend: Any, files: tuple[str, ...], profile: Profile, **options: Any) -> Engine:
-    """Return an engine as the backend would leave it, its files empty."""
+    """Return an engine in the form that the backend writes, with empty files."""
     key = backend.cache_key(BuildSpec("fp32", profile, options=options))
     folder = Path("engine")
     folder.mkdir()
@@ -147,11 +147,11 @@ def test_dims_leave_out_a_dynamic_batch_and_keep_a_fixed_one(tiny: Path) -> None
 
 def test_config_holds_threads_and_escapes_names() -> None:
     engine = make_engine(cuda, ("model.onnx",), Profile())
-    odd = replace(IMAGE, name='say "x"\\')
+    quoted = replace(IMAGE, name='say "x"\\')
     spec = replace(cuda.triton_spec(engine), parameters={"intra_op_thread_count": "3"})
-    lines = triton.config_lines(make_bundle(engine, odd, SCORES), spec, 1, 1)
+    lines = triton.config_lines(make_bundle(engine, quoted, SCORES), spec, 1, 1)
     config = parse("\n".join(lines))
-    assert config.input[0].name == odd.name
+    assert config.input[0].name == quoted.name
     assert config.parameters[0].value.string_value == "3"
     assert not config.HasField("dynamic_batching")
     text = TensorSpec("words", np.dtype("O"), ("N", 1))

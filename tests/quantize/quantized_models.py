@@ -1,4 +1,4 @@
-"""Graphs before and after a scheme's rewrite, as lines that people read."""
+"""Graphs before and after quantization, as readable lines."""
 
 import onnx_ir as ir
 
@@ -39,7 +39,7 @@ def layers(before: ir.Model, name: str, selection: Selection = NONE) -> dict[str
 
 
 def planned(before: ir.Model, name: str, selection: Selection = NONE) -> Plan:
-    """Return a plan in which every tensor has a made-up range, wider from tensor to tensor."""
+    """Return a plan with synthetic ranges that widen from tensor to tensor."""
     required, placed = scheme(name), layers(before, name, selection)
     observed = find_observed_tensors(before)
     ranges = {

@@ -1,4 +1,4 @@
-"""What the rewritten graph computes is what its plan says, layer by layer, in ONNX Runtime."""
+"""The rewritten graph computes its plan in ONNX Runtime, layer by layer."""
 
 from dataclasses import replace
 from typing import Any
@@ -65,7 +65,7 @@ def test_quantized_layers_match_onnx_reference_within_one_step(
         assert isinstance(result, np.ndarray)
         name = proto.output[0]
         if node.op_type == "QuantizeLinear":
-            # The step may fall to either side of a tie, or of what float32 rounds on the way.
+            # Ties and float32 rounding may move a value by one step.
             difference = np.abs(result.astype(np.int64) - outputs[name])
             assert difference.max() <= 1
             assert (difference == 0).mean() > 0.99
@@ -210,7 +210,7 @@ BODIES = {
 
 
 def chain(kind: str) -> ir.Model:
-    """Return three convolutions; one filter of the middle one is large, and what it reads small."""
+    """Return three convolutions; one filter of the middle one is large, and its input small."""
     inner, last = BODIES[kind]
     w1, w2 = floats(8, 8, 1, 1), floats(8, 1, 3, 3, seed=2)
     w1[0], w2[0] = w1[0] / 100, w2[0] * 100
@@ -232,9 +232,9 @@ def test_float_layer_between_integers_keeps_its_weights(kind: str) -> None:
     rewritten = apply_plan(model, planned(model, "cpu", Selection(exclude)))
     assert [node.op_type for node in rewritten.graph].count("LeakyRelu") == 1
     feeds = {"image": floats(4, 8, 16, 16, seed=9)}
-    said = open_cpu(rewritten, keep_qdq=True)(feeds)
-    ran = open_cpu(rewritten)(feeds)
-    assert sqnr_db(said, ran) > 45
+    expected = open_cpu(rewritten, keep_qdq=True)(feeds)
+    actual = open_cpu(rewritten)(feeds)
+    assert sqnr_db(expected, actual) > 45
 
 
 def test_ort_quantizes_float_weights_without_the_guard() -> None:

@@ -1,4 +1,4 @@
-"""Factors for channels leave the float outputs as they are, where the graph allows factors."""
+"""Cross-layer equalization keeps the float outputs, on graphs that allow it."""
 
 import numpy as np
 import onnx_ir as ir

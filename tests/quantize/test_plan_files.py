@@ -1,4 +1,4 @@
-"""A plan survives as text, can be edited by hand, and a wrong one is refused with what is wrong."""
+"""A plan round-trips as text, can be edited by hand, and errors in it are reported."""
 
 import json
 from collections.abc import Callable
@@ -84,7 +84,7 @@ def test_plan_text_has_a_line_per_layer_and_tensor() -> None:
     ]
 
 
-def test_only_quantized_tensors_have_a_range() -> None:
+def test_plan_has_ranges_for_quantized_tensors_alone() -> None:
     assert set(planned().tensors) == {"image", "relu", "pooled", "flat"}
     assert planned().tensors["flat"] == planned().tensors["pooled"]
 
@@ -220,7 +220,7 @@ def move(doc: dict[str, Any], name: str) -> None:
     doc["layers"][name] = doc["layers"].pop("head")
 
 
-# What a plan may get wrong about a model, how it is written, and what the refusal says.
+# Errors of a plan about a model, their text in the plan, and the message of the refusal.
 WRONG: dict[str, tuple[Edit, str]] = {
     "unknown node": (
         lambda doc: move(doc, "tail"),

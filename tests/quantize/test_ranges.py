@@ -1,4 +1,4 @@
-"""Ranges are cut only where that costs nothing, and joined where one scale is needed."""
+"""Ranges are clipped only where that is harmless, and merged where one scale is required."""
 
 from dataclasses import replace
 from functools import cache
@@ -22,8 +22,8 @@ CONCAT = frozenset({"Concat"})
 
 
 @cache
-def seen() -> Summary:
-    """Return what was seen of a tensor whose few large values every method but `minmax` cuts."""
+def observed_summary() -> Summary:
+    """Return the summary of a tensor whose few large values all methods but `minmax` clip."""
     values = np.random.default_rng(0).standard_t(4, (40, 2000)).astype(np.float32)
     return summary_of(values)
 
@@ -36,12 +36,12 @@ def net(body: str, outputs: str = "float[] y") -> ir.Model:
 
 
 def cut(model: ir.Model, method: str = "mse", grid: Grid = SHIFTED) -> set[str]:
-    """Return the tensors whose range leaves out something of what was seen."""
+    """Return the tensors whose range is narrower than their observed values."""
     observed = find_observed_tensors(model)
-    summaries = dict.fromkeys(observed.quantizable, seen())
+    summaries = dict.fromkeys(observed.quantizable, observed_summary())
     ranges = choose_ranges(model.graph, observed, summaries, grid, method)
     assert set(ranges) == {*observed.quantizable, *observed.aliases}
-    whole = Range(seen().low, seen().high)
+    whole = Range(observed_summary().low, observed_summary().high)
     return {name for name, chosen in ranges.items() if chosen != whole}
 
 
@@ -70,7 +70,7 @@ ALL_BUT_OUTPUT = {"x", "a", "s", "m"}
     [
         *[(f"a = Conv (x, w) b = {op} (a) y = Conv (b, w)", "", {"x", "b"}) for op in SATURATING],
         ("a = Conv (x, w) b = Conv (a, w) y = ArgMax <axis: int = 1> (b)", "int64[] y", {"x", "a"}),
-        # A gate only scales what it reads, unless something else reads the gate, or it another.
+        # A gate only scales its input, unless the gate has another reader or reads another gate.
         *[(body, "", ALL_BUT_OUTPUT) for body in GATES],
         (
             "a = Conv (x, w) b = Conv (a, w) s = Sigmoid (b) m = Mul (a, s) y = Conv (m, w)",
@@ -78,7 +78,7 @@ ALL_BUT_OUTPUT = {"x", "a", "s", "m"}
         ),
         (GATES[0], "float[] y, float[] s", {"x", "m"}),
         (f"{GATES[0]} z = Conv (s, w)", "float[] y, float[] z", {"x", "s", "m"}),
-        # What moves values passes them on.
+        # Nodes that move values pass them on unchanged.
         ("b = Conv (x, w) a = Conv (b, w) y = Flatten (a)", "", {"x", "b"}),
         (
             "b = Conv (x, w) a = Conv (b, w) y = MaxPool <kernel_shape: ints = [2, 2]> (a)",
@@ -87,7 +87,7 @@ ALL_BUT_OUTPUT = {"x", "a", "s", "m"}
         ("a = Conv (x, w) t = Flatten (a) s = Sigmoid (t) y = Relu (s)", "", {"x", "s"}),
     ],
 )
-def test_tensor_is_not_clipped_where_its_extremes_decide_an_output(
+def test_tensor_with_extremes_that_decide_output_is_not_clipped(
     body: str, outputs: str, clipped: set[str]
 ) -> None:
     assert cut(net(body, outputs or "float[] y")) == clipped
@@ -100,7 +100,7 @@ def test_moved_tensor_has_the_range_of_its_source() -> None:
     )
     observed = find_observed_tensors(model)
     summaries = {name: summary_of(floats(9, 50, seed=len(name))) for name in observed.quantizable}
-    summaries["a"] = seen()
+    summaries["a"] = observed_summary()
     ranges = choose_ranges(model.graph, observed, summaries, SHIFTED, "mse")
     assert ranges["p"] == ranges["t"] == ranges["a"] != ranges["x"]
 
@@ -108,7 +108,9 @@ def test_moved_tensor_has_the_range_of_its_source() -> None:
 def test_range_only_tensors_get_no_range() -> None:
     model = net("a = Conv (x, w) p = MaxPool <kernel_shape: ints = [2, 2]> (a) y = Conv (p, w)")
     observed = find_observed_tensors(model)
-    summaries = dict.fromkeys(observed.quantizable, seen()) | {"a": replace(seen(), size=0)}
+    summaries = dict.fromkeys(observed.quantizable, observed_summary()) | {
+        "a": replace(observed_summary(), size=0)
+    }
     assert set(choose_ranges(model.graph, observed, summaries, SHIFTED, "mse")) == {
         "x",
         "y",
@@ -123,7 +125,7 @@ def test_methods_choose_each_range_from_its_summary() -> None:
     assert ranges == {name: Range(summary.low, summary.high) for name, summary in summaries.items()}
 
 
-# Of two tensors the first reaches further up, the second further down.
+# The first tensor has the larger maximum, the second the smaller minimum.
 RANGES = {name: Range(-1.0 - place, 9.0 - place) for place, name in enumerate("abcdefuvz")}
 
 

@@ -184,7 +184,7 @@ def test_subgraphs_stay_unchanged() -> None:
     assert [node.op_type for node in branch] == ["Conv"]
 
 
-def test_resize_that_fills_in_values_is_no_mover() -> None:
+def test_extrapolating_resize_does_not_share_scale() -> None:
     sizes = "s = Constant <value: tensor = int64[4] {1, 16, 16, 16}> ()"
     roi = "i = Constant <value: tensor = float[8] {0,0,-0.5,-0.5,1,1,1.5,1.5}> ()"
     how = 'mode = "linear", coordinate_transformation_mode = "tf_crop_and_resize"'
@@ -194,7 +194,7 @@ def test_resize_that_fills_in_values_is_no_mover() -> None:
     assert "r" not in find_observed_tensors(before).aliases
 
 
-def test_only_selects_a_node_with_its_fused_activation() -> None:
+def test_only_option_selects_node_with_its_fused_activation() -> None:
     body = f"{CONV} r = Relu (c) g = GlobalAveragePool (r) f = Flatten (g) y = Gemm (f, v)"
     before = model(body, f"{X} => (float[] y)", w=W, v=(16, 32))
     left = layers(before, "cpu", Selection(only=("Conv",)))

@@ -1,4 +1,4 @@
-"""Users say by name or operator which nodes stay in float, and a typing error is no silence."""
+"""Users select float nodes by name or operator, and patterns without a match are errors."""
 
 import onnx_ir as ir
 import pytest
@@ -10,7 +10,7 @@ from qconvert.graph.passes import infer_shapes
 from qconvert.quantize.placement import Selection, find_excluded_nodes, place_quantizers
 from tests.models import floats, from_text
 
-# Two stems meet in `sum`; after `middle` the graph parts into two heads.
+# Two stems join in `sum`; after `middle` the graph splits into two heads.
 NET = """
 <ir_version: 10, opset_import: ["": 20]>
 net (float[N, 3, 8, 8] left, float[N, 3, 8, 8] right) => (float[N, 4, 8, 8] mask, float[N, 5] box) {

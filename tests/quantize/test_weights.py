@@ -1,4 +1,4 @@
-"""Weights lose as little as promised, and no bias overflows 32 bits."""
+"""The scales of weights have the promised error, and no bias overflows 32 bits."""
 
 import numpy as np
 import onnx_ir as ir
@@ -41,8 +41,8 @@ def arrays(draw: st.DrawFn) -> tuple[FloatArray, int]:
 
 def errors(array: FloatArray, scale: QuantParams, axis: int) -> list[float]:
     """Return the squared error of each channel."""
-    lost = np.square(fake_quantize(array, scale).astype(np.float64) - array)
-    return [float(channel.sum()) for channel in np.moveaxis(lost, axis, 0)]
+    noise = np.square(fake_quantize(array, scale).astype(np.float64) - array)
+    return [float(channel.sum()) for channel in np.moveaxis(noise, axis, 0)]
 
 
 @settings(deadline=None)

@@ -38,7 +38,7 @@ COMPUTING = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 @dataclass(frozen=True)
 class Case:
-    """A network, its file, and what calibration saw of it."""
+    """A network, its file, and its calibration."""
 
     model: ir.Model
     path: Path

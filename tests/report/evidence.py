@@ -1,4 +1,4 @@
-"""A report with everything that explains errors, made by hand, with pictures of one pixel."""
+"""A hand-written report with all evidence about errors, and images of one pixel."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def explained(name: str = "/block/Conv", image: str = "a/b.jpg") -> Report:
     integers = tuple(layer(f"{name}{at}", 30.0 + at, 25.0 - at) for at in range(3))
     exact = replace(integers[0], tensor="last", node="last", made_db=float("inf"))
     assert int8.accuracy is not None
-    answers = replace(
+    accuracy = replace(
         int8.accuracy,
         changed=(ChangedPrediction(image, 3, 3, 4, 12.5, 1.25),),
         shifts=(RecallShift(3, 100.0, 50.0, 2),),
@@ -47,7 +47,7 @@ def explained(name: str = "/block/Conv", image: str = "a/b.jpg") -> Report:
         replace(
             int8,
             layers=(*integers, exact),
-            accuracy=answers,
+            accuracy=accuracy,
             operators=(OperatorCoverage("Conv", 58, 58), OperatorCoverage("Gemm", 2, 0)),
         ),
         evidence=Evidence(
@@ -91,6 +91,6 @@ def explained(name: str = "/block/Conv", image: str = "a/b.jpg") -> Report:
     )
 
 
-def pictures() -> dict[str, bytes]:
+def images() -> dict[str, bytes]:
     """Return the files that the report names."""
     return {"analysis/features/00.png": PNG, "analysis/changed/00.jpg": PNG}

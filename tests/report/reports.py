@@ -1,4 +1,4 @@
-"""Reports made by hand, in the shapes that runs have."""
+"""Hand-written reports in the shapes that runs have."""
 
 from dataclasses import replace
 from typing import Any, Literal
@@ -93,7 +93,7 @@ def measured() -> Report:
 
 
 def simulated() -> Report:
-    """Return a run whose second backend builds and does not run here."""
+    """Return a run whose second backend can build engines here, but not run them."""
     why = {"latency": NO_GPU}
     rtx = (
         variant("tensorrt-rtx-fp32", 19.1, None, accuracy=on_cpu(0.0), unmeasured=why),

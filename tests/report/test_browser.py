@@ -1,4 +1,4 @@
-"""The page in a real browser: on a desk and on a telephone, in light and in dark."""
+"""The page in a real browser, with desktop and phone sizes, in light and dark."""
 
 import html as escaping
 import json
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome o
 DESK, PHONE = 1280, 390
 LONG = "/features/" + "a_very_long_name_of_a_block/" * 4 + "Conv"
 
-# Looks at the page from inside and tells the frame around it.
+# Measures the page from inside and reports to the frame around it.
 LOOK = """
 <script>
 window.addEventListener("load", () => {
@@ -98,7 +98,7 @@ def test_page_layout_has_no_cut_or_overlapping_text(width: int, dark: bool, tmp_
     assert shown["cut"] == []
     assert shown["over"] == []
     assert all(shown["pictures"])
-    # The text of drawings shrinks with them, and can still be read.
+    # The text of charts shrinks with them, and stays readable.
     assert shown["least"] >= 8
     light = sum(map(int, re.findall(r"\d+", shown["ground"])[:3]))
     assert (light < 3 * 60) == dark

@@ -1,4 +1,4 @@
-"""Charts are deterministic and look like the page; the Pareto front and bars that they show."""
+"""Charts are deterministic and match the style of the page; their Pareto front and bars."""
 
 import re
 from dataclasses import replace
@@ -64,7 +64,7 @@ def test_error_bar_wider_than_the_value_is_drawn() -> None:
     assert "stroke: #e07b24" in unsure
     assert "stroke: #e07b24" not in sure
     ticks = [float(tick) for tick in re.findall(r">(\d[\d.]*)</text>", unsure)]
-    # The time goes from a tenth of itself to three times itself, the score half a point each way.
+    # The time axis spans a tenth to three times the time, the score axis half a point each way.
     assert (0.05 <= min(ticks) <= 0.1, 90.3 < max(ticks) < 91) == (True, True)
 
 
@@ -76,7 +76,7 @@ def test_chart_has_no_unreferenced_ids() -> None:
             assert f"#{name}" in svg
 
 
-def test_latency_and_throughput_charts() -> None:
+def test_latency_and_throughput_charts_are_drawn_if_measured() -> None:
     report = reports.measured()
     first = charts.latency_charts(report)[0]
     assert first.title == "Latency at batch 1"

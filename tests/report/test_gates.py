@@ -1,4 +1,4 @@
-"""Gates judge the point estimate; an unmeasured value fails unless that is allowed."""
+"""Gates check the point estimate; an unmeasured value fails unless allowed."""
 
 from dataclasses import replace
 from typing import Any
@@ -15,7 +15,7 @@ def test_no_limits_give_no_gates() -> None:
     assert gates.evaluate_gates(reports.measured(), Limits()) == ()
 
 
-def test_fp32_is_not_judged_beside_other_engines() -> None:
+def test_fp32_is_not_gated_beside_other_engines() -> None:
     results = gates.evaluate_gates(reports.simulated(), Limits(max_drop=1.0, max_size=100.0))
     assert {gate.variant for gate in results} == {
         "cpu-fp16",
@@ -25,7 +25,7 @@ def test_fp32_is_not_judged_beside_other_engines() -> None:
     }
 
 
-def test_fp32_is_judged_if_it_is_the_only_engine() -> None:
+def test_fp32_is_gated_if_it_is_the_only_engine() -> None:
     fp32, *_ = reports.cpu()
     (gate,) = gates.evaluate_gates(reports.report(fp32), Limits(max_latency=20.0))
     assert (gate.variant, gate.value, gate.passed) == ("cpu-fp32", 24.0, False)

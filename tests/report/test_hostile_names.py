@@ -37,11 +37,11 @@ def clean() -> Report:
 
 @cache
 def clean_page() -> str:
-    return render_html(clean(), evidence.pictures())
+    return render_html(clean(), evidence.images())
 
 
 def hostile(payload: str) -> Report:
-    """Return the report with a payload behind every text that may be any text."""
+    """Return the report with a payload appended to every free text."""
     data = json_file.to_json(clean())
     skip: set[tuple[Any, ...]] = set()
     while True:
@@ -75,7 +75,7 @@ def _spoiled(value: Any, payload: str, at: tuple[Any, ...], skip: set[tuple[Any,
 def test_hostile_names_are_inert_in_html(payload: str) -> None:
     clean_text, hostile_text = (
         clean_page(),
-        render_html(hostile(payload), evidence.pictures()),
+        render_html(hostile(payload), evidence.images()),
     )
     before, after = Page(clean_text).elements, Page(hostile_text).elements
     assert {tag for tag, _ in after} <= {tag for tag, _ in before}
@@ -100,7 +100,7 @@ def _body(text: str) -> str:
 
 
 def _kinds(text: str) -> set[str]:
-    """Return what Markdown makes of a text, as GitHub reads it."""
+    """Return a Markdown text as GitHub renders it."""
     tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text)
     return {part.type for token in tokens for part in (token, *(token.children or ()))}
 
@@ -115,7 +115,7 @@ def test_control_characters_are_escaped_in_json() -> None:
 @pytest.mark.parametrize(
     "name", ["=1+1", "+1", "-cmd|' /C calc'!A0", "@SUM(A1)", " =1", "\t=1", "\r=1"]
 )
-def test_layer_names_are_no_formulas_in_csv(name: str) -> None:
+def test_layer_names_are_not_formulas_in_csv(name: str) -> None:
     layers = next(layer for layer in clean().variants if layer.layers).layers
     spoiled = [pydantic.TypeAdapter(type(layer)).validate_python(
         {**pydantic.TypeAdapter(type(layer)).dump_python(layer), "tensor": name, "node": name}
@@ -129,5 +129,5 @@ def test_layer_names_are_no_formulas_in_csv(name: str) -> None:
 
 
 def _acting(text: str) -> list[str]:
-    """Return the characters of a text that a terminal or a browser would obey."""
+    """Return the characters of a text that a terminal or a browser would interpret."""
     return sorted({c for c in text if not c.isprintable() and c not in "\n\u00a0"})

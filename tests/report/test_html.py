@@ -23,7 +23,7 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """The elements of a page, which must close what they open."""
+    """The elements of a page, each of which must be closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Page(HTMLParser):
 
 
 def page(report: Report) -> str:
-    return render_html(conclude(report, GateConfig(max_drop=0.2)), evidence.pictures())
+    return render_html(conclude(report, GateConfig(max_drop=0.2)), evidence.images())
 
 
 @cache

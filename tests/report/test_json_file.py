@@ -87,7 +87,7 @@ def test_newer_schema_is_rejected() -> None:
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", "null", '{"schema": 1}', '{"schema": 1, "variants": 3}', "nonsense"]
 )
-def test_text_that_is_no_report_is_rejected(text: str) -> None:
+def test_text_other_than_report_is_rejected(text: str) -> None:
     with pytest.raises(UsageError, match="is not a report"):
         json_file.loads(text, "x.json")
 
@@ -130,7 +130,7 @@ def valid(data: object) -> bool:
 
 
 @pytest.mark.parametrize("shape", SHAPES.values())
-def test_every_report_shape_fits_the_schema(shape: Callable[[], Report]) -> None:
+def test_report_shapes_fit_schema(shape: Callable[[], Report]) -> None:
     assert valid(json.loads(json_file.dumps(conclude(shape(), GateConfig(max_drop=1.0)))))
 
 

@@ -31,7 +31,7 @@ def test_overflowing_layer_is_the_worst_and_not_finite() -> None:
     assert layer_errors.worst_layers(layers, 2) == [BROKEN, LARGE]
     rows = {row[0]: row for row in tables.layer_table(layers).rows}
     assert rows["broken"][3:6] == ("not finite", "not finite", "████████")
-    # The others are drawn as they are without it.
+    # The other layers are drawn as without it.
     assert rows["large"][5] == "████████"
     assert rows["small"][5] == "████"
 
@@ -59,7 +59,7 @@ def test_overflowing_layers_survive_every_format() -> None:
 def test_layer_summary_distinguishes_no_error_from_unknown(
     layers: tuple[LayerError, ...], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    console._stdout_console.cache_clear()
+    console.rich_console.cache_clear()
     views.show_layer_errors(layers)
     assert capsys.readouterr().out.splitlines()[-1] == words
 

@@ -118,7 +118,7 @@ def test_card_has_preprocessing_in_words_and_as_settings(tmp_path: Path) -> None
         (None, "The model takes arrays without preprocessing."),
     ],
 )
-def test_preprocessing_variants_in_words(preprocess: Preprocess | None, words: str) -> None:
+def test_preprocessing_is_described_in_words(preprocess: Preprocess | None, words: str) -> None:
     assert words in render_card(concluded(preprocess))
 
 
@@ -129,7 +129,7 @@ def test_example_code_runs(tmp_path: Path) -> None:
     lines = code(render_card(concluded()), "python")
     assert len(lines.splitlines()) == 5
     names: dict[str, Any] = {}
-    # In the folder of the run, as every test has one of its own.
+    # Runs in the folder of the run, since every test has its own folder.
     exec(lines, names)
     assert names["outputs"].shape == (1, 5)
 
@@ -146,8 +146,8 @@ def test_engine_without_onnx_file_has_no_example_code() -> None:
 
 
 def test_model_names_are_quoted_in_front_matter() -> None:
-    odd = replace(concluded(), model='runs/a "b": c.onnx')
-    front = render_card(odd).split("---")[1]
+    quoted = replace(concluded(), model='runs/a "b": c.onnx')
+    front = render_card(quoted).split("---")[1]
     assert json.dumps('a "b": c-cpu-int8') in front
 
 

@@ -1,4 +1,4 @@
-"""Each note appears where it should, and nowhere else."""
+"""Each note appears where it applies, and nowhere else."""
 
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,7 @@ def notes_in(report: Report) -> str:
 
 
 def sound_report() -> Report:
-    """Return a run that nothing is to be said about."""
+    """Return a run without any cause for a note."""
     fp32, _, int8 = reports.cpu()
     return reports.report(fp32, replace(int8, accuracy=QUIET))
 

@@ -40,10 +40,10 @@ Show = Callable[[TextTable], str]
 
 @pytest.fixture
 def show(capsys: pytest.CaptureFixture[str]) -> Show:
-    """Return what a pipe gets of a table: its lines and its footnotes."""
+    """Return the lines and footnotes of a table as written to a pipe."""
 
     def text(table: TextTable) -> str:
-        console._stdout_console.cache_clear()
+        console.rich_console.cache_clear()
         console.write_table(table)
         body = capsys.readouterr().out
         return f"{table.title}\n{body}{wrapped_footnotes(table)}".strip()
@@ -153,7 +153,7 @@ def test_missing_output_errors_have_a_reason() -> None:
     assert why(replace(bare, notes=(IDENTICAL,))) == EXACT_OUTPUTS
     assert why(replace(bare, sqnr_db=math.inf)) == EXACT_OUTPUTS
     assert why(replace(bare, cosine=1.0, notes=(IDENTICAL_WHERE_FINITE,))) == IDENTICAL_WHERE_FINITE
-    # Another output than the scores is NaN on all images, or FP32's is zero and the engine's not.
+    # An output other than the scores is NaN on all images, or zero in FP32 alone.
     assert why(bare) == NEVER_FINITE
     assert why(replace(bare, cosine=0.0)) == ZERO_OUTPUTS
     assert why(replace(bare, kl=None), "kl") == NEVER_FINITE
@@ -242,7 +242,7 @@ def test_gate_table_has_value_interval_and_limit(show: Show) -> None:
 
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_table_fits_80_columns(
+def test_report_tables_fit_80_columns(
     shape: str, table: Callable[[Report], TextTable], show: Show
 ) -> None:
     limits = GateConfig(
@@ -254,7 +254,7 @@ def test_every_table_fits_80_columns(
     assert "None" not in text
 
 
-def test_placement_and_unquantized_tables(show: Show) -> None:
+def test_placement_and_unquantized_tables_count_nodes(show: Show) -> None:
     text = show(tables.placement_table(reports.measured()))
     assert "cpu-int8   60 CPU              —¹              58 of 60" in text
     assert "cpu-fp32   60 CPU              60 fp32" in text

@@ -1,4 +1,4 @@
-"""What a terminal shows beside tables: bars, wrapped notes, and the verdict last."""
+"""The terminal output beside tables: bars, wrapped notes, and the verdict at the end."""
 
 import re
 from pathlib import Path

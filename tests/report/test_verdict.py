@@ -1,4 +1,4 @@
-"""The verdict names what to ship, and says when nothing should ship."""
+"""The verdict names the variant to deploy, or says that none should be."""
 
 from dataclasses import replace
 from typing import Any
@@ -128,7 +128,7 @@ def case(name: str, report: Report, best: str, verdict: str, **limits: Any) -> A
         case("empty run", reports.report(), "", "Nothing was built"),
     ],
 )
-def test_verdict_and_best_variant(
+def test_verdict_names_best_variant(
     report: Report, limits: GateConfig, best: str, verdict: str
 ) -> None:
     concluded = conclude(report, limits)
@@ -156,7 +156,7 @@ def test_verdict_ends_with_gates_and_untimed_backends(
 @pytest.mark.parametrize(("ms", "words"), [(23.3, "1.03× as fast"), (24.7, "0.97× as fast")])
 def test_speedup_near_one_is_written_with_its_digits(ms: float, words: str) -> None:
     slow = reports.variant("cpu-int8", 5.05, ms, accuracy=reports.scored(88.0, -0.33, 1.12))
-    # A slower engine ships where fp32 is inaccurate.
+    # A slower engine is recommended if fp32 is inaccurate.
     base = reports.variant("cpu-fp32", 18.7, 24.0, accuracy=INACCURATE)
     assert f"`cpu-int8`: {words}" in conclude(reports.report(base, slow), NONE).verdict
 
@@ -170,7 +170,9 @@ def test_speedup_near_one_is_written_with_its_digits(ms: float, words: str) -> N
         (5.0, 90.0, "cpu-int8"),
     ],
 )
-def test_default_accuracy_limits_without_gates(change: float, agreement: float, best: str) -> None:
+def test_default_accuracy_limits_apply_without_gates(
+    change: float, agreement: float, best: str
+) -> None:
     accuracy = reports.scored(87.0, change, agreement=agreement)
     assert conclude(reports.with_int8(accuracy=accuracy), NONE).best == best
 
@@ -198,7 +200,7 @@ def test_low_baseline_top1_makes_agreement_decide(top1: float, agreement: float,
     ],
     ids=["accuracy gate", "size gate", "fp32 fails an absolute gate", "unmeasured is allowed"],
 )
-def test_best_variant_within_gates(report: Report, limits: GateConfig, best: str) -> None:
+def test_best_variant_meets_gates(report: Report, limits: GateConfig, best: str) -> None:
     assert conclude(report, limits).best == best
 
 
@@ -222,7 +224,7 @@ def test_latencies_compare_per_image() -> None:
     assert conclude(reports.report(fp32, at_batch_8), NONE).best == "cpu-int8"
 
 
-def test_unacceptable_float_engine_is_no_reason_against_int8() -> None:
+def test_unacceptable_float_engine_does_not_count_against_int8() -> None:
     latencies = {"cpu-fp16": 5.0, "cpu-int8": 10.0}
     rows = [reports.variant(name, 9.0, ms, accuracy=INACCURATE) for name, ms in latencies.items()]
     report = conclude(reports.report(reports.cpu()[0], *rows), NONE)

@@ -10,8 +10,8 @@ from qconvert.run.load_model import load_and_clean
 from qconvert.run.variants import BuildInputs
 from tests import models
 from tests.conftest import write
+from tests.image_files import draw_images
 from tests.models import from_text
-from tests.pictures import draw_folder
 
 
 def write_tiny_model(batch: str = "batch") -> Path:
@@ -34,7 +34,7 @@ def make_context(images: str | None = "images", *, exact: bool = False) -> JobCo
 def calibrated_inputs(batch: str = "batch", images: int = 24) -> tuple[BuildInputs, JobContext]:
     """Return the inputs of a build: the tiny model, calibrated on drawn images."""
     write_tiny_model(batch)
-    draw_folder(Path("images"), images, 8)
+    draw_images(Path("images"), images, 8)
     context = make_context()
     loaded = load_and_clean(context)
     return BuildInputs(loaded, measure_calibration_set(loaded, context)), context

@@ -1,4 +1,4 @@
-"""A calibration is the same wherever it comes from, and some of its images are held out."""
+"""A calibration is the same from every source, and some of its images are held out."""
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -29,8 +29,8 @@ from qconvert.run.calibration_workers import split_parts
 from qconvert.run.context import JobContext
 from qconvert.run.load_model import load_and_clean
 from qconvert.sources import LoadedModel
+from tests.image_files import draw_images
 from tests.models import floats
-from tests.pictures import draw_folder
 from tests.run.calibrated import make_context, write_tiny_model
 
 IMAGES = 40
@@ -78,7 +78,7 @@ def make_job(
     count: int = IMAGES, batch: str = "batch", images: str = "images", exact: bool = False
 ) -> Job:
     if images == "images":
-        draw_folder(Path(images), count, 8)
+        draw_images(Path(images), count, 8)
     write_tiny_model(batch)
     context = make_context(images, exact=exact)
     return Job(context, load_and_clean(context))
@@ -106,7 +106,7 @@ def test_holdout_is_whole_batches_spread_over_the_list(count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 8, 16, 17, 19, 20])
-def test_at_most_a_batch_of_a_few_images_is_held_out(count: int) -> None:
+def test_holdout_of_few_images_is_at_most_one_batch(count: int) -> None:
     size = sum(map(len, split_holdout(count)[0]))
     assert size == 0 if count <= 16 else size in (0, CALIBRATION_BATCH)
 
@@ -133,7 +133,7 @@ def test_shares_of_workers_differ_by_at_most_a_batch() -> None:
     assert max(sizes) - min(sizes) <= CALIBRATION_BATCH
 
 
-def test_there_are_no_more_workers_than_batches() -> None:
+def test_worker_count_is_at_most_batch_count() -> None:
     assert split_parts([range(3)], 10**30) == [[range(3)]]
 
 
@@ -172,11 +172,11 @@ def test_validation_images_are_not_in_the_training_calibration() -> None:
     assert (result.excludes_holdout, result.validation_count) == (True, len(HOLDOUT))
     assert result.training.image_indices.tolist() == TRAINING
     assert result.training.origin == result.full.origin
-    for _ in range(2):  # they can be read any number of times
+    for _ in range(2):  # they can be read repeatedly
         assert_same_images(list(result.validation_batches()), job.read(HOLDOUT))
 
 
-def test_a_few_images_both_calibrate_and_validate() -> None:
+def test_few_images_are_used_for_calibration_and_validation() -> None:
     job = make_job(12)
     result = job.measure()
     assert (result.excludes_holdout, result.has_holdout, result.validation_count) == (

@@ -1,4 +1,4 @@
-"""The folder of a run is new, or continued with the settings that decide its results."""
+"""A run folder is new, or continued with the settings that determine its results."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def make_config(**settings: object) -> Config:
 
 
 def finish_run(**settings: object) -> RunFolder:
-    """Begin a run with these settings, and leave an engine in it."""
+    """Create a run with these settings and an engine."""
     with begin_run(ROOT, make_config(**settings)) as run:
         run.engine("cpu-int8").mkdir(parents=True)
         (run.engine("cpu-int8") / ENGINE_FILE).touch()

@@ -1,4 +1,4 @@
-"""The images of a search keep their own labels, and none counts twice."""
+"""The images of a search keep their own labels, and no image counts twice."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +13,13 @@ from qconvert.run import search
 from qconvert.run.context import EvaluationSet
 from qconvert.run.search import make_evaluation_images, make_search_images
 from qconvert.run.variants import BuildInputs
-from tests.pictures import draw_folder
+from tests.image_files import draw_images
 from tests.run.calibrated import calibrated_inputs
 
 
 def evaluation_set(inputs: BuildInputs, count: int) -> EvaluationSet:
-    """Return images whose labels are their own numbers, as far as there are classes."""
-    files = sorted(draw_folder(Path("val"), count, 8).iterdir())
+    """Return images whose labels are their own numbers, up to the number of classes."""
+    files = sorted(draw_images(Path("val"), count, 8).iterdir())
     rows = [f"{file.name},{number % 5}" for number, file in enumerate(files)]
     Path("val/labels.csv").write_text("file,label\n" + "\n".join(rows))
     images = open_images(ImageChoice(Path("val")), inputs.loaded.source.inputs, PRESETS["imagenet"])

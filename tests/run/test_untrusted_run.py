@@ -1,4 +1,4 @@
-"""An untrusted run folder is read, and leads to nothing outside of it."""
+"""Reading an untrusted run folder never leaves the folder."""
 
 import ast
 import json
@@ -25,7 +25,7 @@ from qconvert.run.run_folder import RunFolder
 from qconvert.run.targets import load_run, resolve
 from tests.conftest import Outcome
 
-# They read the shared run, which takes seconds to build.
+# These tests read the shared run, which takes seconds to build.
 pytestmark = pytest.mark.slow
 
 ENGINE = Path("run/engines/cpu-int8")

@@ -1,4 +1,4 @@
-"""Graphs of variants: with state, integer inputs and masks, and cached by all that decides them."""
+"""Graphs of variants: with state, integer inputs and masks, cached by everything they depend on."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`package.module:factory`: looked up in the working folder, called, its errors reported."""
+"""`package.module:factory` is imported from the working folder and called; errors are reported."""
 
 from pathlib import Path
 

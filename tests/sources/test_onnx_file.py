@@ -34,7 +34,7 @@ def test_model_is_unchanged_by_default(tiny: Path) -> None:
 
 
 @pytest.mark.slow
-def test_batch_is_fixed_and_opened(tiny: Path, tmp_path: Path) -> None:
+def test_batch_size_can_be_fixed_and_made_dynamic(tiny: Path, tmp_path: Path) -> None:
     fixed = load(tiny, batch=4)
     assert fixed.inputs[0].shape == (4, 3, 8, 8)
     path = write(fixed.model, tmp_path / "fixed.onnx")

@@ -1,4 +1,4 @@
-"""Parity: whether the exported ONNX computes what the original does."""
+"""Parity: the exported ONNX gives the same outputs as the original."""
 
 from collections.abc import Callable
 
@@ -33,7 +33,7 @@ def measure(expected: Tensors, actual: Tensors) -> parity.Parity:
         (IMAGE, "relative error 0.0e+00"),
     ],
 )
-def test_equal_outputs_hold(array: np.ndarray, text: str) -> None:
+def test_equal_outputs_pass_parity(array: np.ndarray, text: str) -> None:
     result = measure({"y": array}, {"y": array})
     assert str(result) == text
     parity.require(result, 1e-3)
@@ -63,7 +63,7 @@ def test_error_is_relative_to_the_largest_finite_output(
     assert not result.holds(min(0.9 * error, 1.0))
 
 
-def test_worst_output_decides() -> None:
+def test_parity_is_decided_by_worst_output() -> None:
     result = measure({"a": LOGITS, "b": LOGITS}, {"a": LOGITS, "b": LOGITS * np.float32(1.1)})
     assert result.worst == "b"
     with pytest.raises(QConvertError, match="in `b`"):
@@ -77,12 +77,12 @@ def test_different_top1_is_rejected_at_any_tolerance() -> None:
         parity.require(result, 10.0)
 
 
-def test_tie_is_no_different_class() -> None:
+def test_tied_scores_count_as_same_class() -> None:
     tied = np.array([[2.0, 2.0 - 1e-6, 0.0]], np.float32)
     assert measure({"y": tied}, {"y": tied[:, [1, 0, 2]]}).same_top1 == 4
 
 
-def test_rows_are_counted_apart_from_inputs() -> None:
+def test_parity_rows_and_inputs_are_counted_separately() -> None:
     """The output with the lowest share of equal classes counts; scalars have none."""
     expected: Tensors = {"loss": np.array(1.0), "boxes": np.tile(LOGITS, (3, 1)), "y": LOGITS}
     result = measure(expected, expected)

@@ -1,4 +1,4 @@
-"""Networks and programs of every usual signature export correctly, or are refused in a sentence."""
+"""Networks and programs of usual signatures are exported correctly, or refused with a reason."""
 
 import sys
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from qconvert.sources.torch_export import from_module, unique_output_names
 from qconvert.sources.torch_models import load_factory
 from tests.models import write_factory
 
-# torch's exporter uses deprecated parts of Python and of itself.
+# torch's exporter uses deprecated features of Python and of torch.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -236,7 +236,7 @@ def test_termination_inside_forward_passes_through() -> None:
         export_module(forward, "image:1x4")
 
 
-def test_only_errors_about_shapes_hint_at_shapes() -> None:
+def test_input_option_hint_appears_for_shape_errors_alone() -> None:
     def broken(self: Any, image: torch.Tensor) -> torch.Tensor:
         raise ValueError("no such mode")
 

@@ -1,4 +1,4 @@
-"""Files that torch wrote: nothing in them runs without trust."""
+"""Files written by torch run no code without trust."""
 
 import io
 import pickle
@@ -33,7 +33,7 @@ def test_exported_program_needs_trust() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_file_that_is_no_program_is_rejected() -> None:
+def test_file_other_than_program_is_rejected() -> None:
     Path("text.pt2").write_text("no zip")
     torch.save({"a": torch.zeros(1)}, "weights.pt2")
     for name in ("text.pt2", "weights.pt2"):
@@ -71,7 +71,7 @@ def test_pickle_with_code_is_refused_and_does_not_run() -> None:
     assert Path(MARKER).exists()
 
 
-def test_pickle_of_weights_alone_is_no_network() -> None:
+def test_pickle_of_weights_alone_is_rejected_as_network() -> None:
     torch.save({"a": torch.zeros(1)}, "weights.pt")
     with pytest.raises(UsageError, match="holds weights, not a network"):
         sources.load("weights.pt", ExportConfig(inputs=("1x3x8x8",)))
@@ -123,7 +123,7 @@ def test_broken_checkpoints_are_rejected() -> None:
         load_weights(layer, "none.pt", trust=False)
 
 
-def test_missing_batch_counter_is_no_difference() -> None:
+def test_missing_batch_counter_is_not_a_difference() -> None:
     module = torch.nn.BatchNorm2d(3)
     state = module.state_dict()
     del state["num_batches_tracked"]
@@ -131,7 +131,7 @@ def test_missing_batch_counter_is_no_difference() -> None:
     load_weights(module, "bn.pt", trust=False)
 
 
-def test_integers_are_no_weights_of_a_float_layer() -> None:
+def test_integer_tensors_are_rejected_as_float_weights() -> None:
     layer = torch.nn.Linear(2, 2)
     state = layer.state_dict()
     torch.save({name: value.half() for name, value in state.items()}, "half.pt")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.conftest import write
+from tests.image_files import draw_images
 from tests.models import mixed
-from tests.pictures import draw_folder
 from tests.torture.interrupt import CHANGES
 
 INTERRUPT = Path(__file__).with_name("interrupt.py")
@@ -136,8 +136,8 @@ def wait_for(child: subprocess.Popen[str]) -> Finished:
 def make(root: Path) -> Environment:
     """Write the network, 40 images to calibrate on, and 24 labelled ones to evaluate on."""
     write(mixed(), root / "net.onnx")
-    draw_folder(root / "images", 40)
-    names = sorted(file.name for file in draw_folder(root / "eval", 24).iterdir())
+    draw_images(root / "images", 40)
+    names = sorted(file.name for file in draw_images(root / "eval", 24).iterdir())
     lines = [f"eval/{name},{number}" for number, name in enumerate(names)]
     (root / "labels.csv").write_text("\n".join(["file,label", *lines]) + "\n")
     return Environment(root)

@@ -106,7 +106,7 @@ def test_concurrent_builds_in_one_folder_succeed_or_report_the_lock(
         assert incomplete_parts(run) + leftovers(run) == []
 
 
-def test_build_overtaken_before_a_rename_in_one_folder(
+def test_build_overtaken_before_rename_in_one_folder_succeeds_or_is_refused(
     environment: Environment, tmp_path: Path
 ) -> None:
     cache, baseline = tmp_path / "cache", tmp_path / "calm"
@@ -123,7 +123,7 @@ def test_build_overtaken_before_a_rename_in_one_folder(
     assert wrong == {}
 
 
-def test_build_overtaken_before_a_rename_in_one_cache(
+def test_build_overtaken_before_rename_in_one_cache_gives_same_result(
     environment: Environment, tmp_path: Path
 ) -> None:
     renames = environment.changes(tmp_path / "calm", tmp_path / "calm-cache", FEW, RENAMES)

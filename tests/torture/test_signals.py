@@ -72,10 +72,10 @@ def attempts(
     baseline = tmp_path_factory.mktemp("calm")
     started = os.times().elapsed
     assert command.run(environment, baseline).code == 0
-    took, expected = os.times().elapsed - started, command.stable_facts(baseline)
+    duration, expected = os.times().elapsed - started, command.stable_facts(baseline)
     rng = random.Random(command.name)
     folder = tmp_path_factory.mktemp("hit") / "place"
-    moments = [(part + rng.random()) / MOMENTS * took for part in range(MOMENTS)]
+    moments = [(part + rng.random()) / MOMENTS * duration for part in range(MOMENTS)]
     signals = rng.sample([SIGNALS[at % len(SIGNALS)] for at in range(MOMENTS)], MOMENTS)
     return [
         attempt(command, environment, folder, when, expected)

@@ -65,14 +65,16 @@ def measure_cost(what: str, folder: Path, *words: str | Path) -> Cost:
         env={**os.environ, "QCONVERT_CACHE_DIR": str(cache), "TMPDIR": str(temporary)},
         check=True,
     )
-    took = time.monotonic() - started
+    duration = time.monotonic() - started
     cpu, peak = map(float, process.stdout.split()[-2:])
-    cost = Cost(took, cpu, int(peak) * 1024)
+    cost = Cost(duration, cpu, int(peak) * 1024)
     sys.stdout.write(f"{what}: {cost}\n")
     return cost
 
 
-def test_build_over_fifty_thousand_images(environment: Environment, tmp_path: Path) -> None:
+def test_build_over_50000_images_uses_bounded_memory(
+    environment: Environment, tmp_path: Path
+) -> None:
     peaks = {}
     for count in SIZES:
         images = large_models.link_images(environment.root / "images", count, tmp_path / f"{count}")
@@ -121,7 +123,9 @@ def test_twice_the_nodes_take_twice_the_work_and_bytes(
     assert sizes[2] < 2.1 * sizes[1]
 
 
-def test_images_of_sixty_four_million_pixels(environment: Environment, tmp_path: Path) -> None:
+def test_images_of_64_megapixels_use_bounded_memory(
+    environment: Environment, tmp_path: Path
+) -> None:
     words = ("calibrate", environment.root / "net.onnx", "-o", "c.npz", "--images")
     peaks = {}
     for side in (2000, 4000, 8000):
@@ -135,7 +139,9 @@ def test_images_of_sixty_four_million_pixels(environment: Environment, tmp_path:
     assert peaks[8000] < peaks[2000] + 4 * 200_000_000
 
 
-def test_model_above_two_gigabytes(environment: Environment, tmp_path: Path) -> None:
+def test_model_above_2_gb_is_quantized_in_bounded_memory(
+    environment: Environment, tmp_path: Path
+) -> None:
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if free < 14 << 30 or shutil.disk_usage(tmp_path).free < 12 << 30:
         pytest.skip("this takes 14 GB of memory and 12 GB of disk")

@@ -1,4 +1,4 @@
-"""Small picture folders that tests draw."""
+"""Folders of small image files that tests write."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 
 
-def draw_folder(folder: Path, count: int, size: int = 12) -> Path:
-    """Write `count` noisy pictures, each with a brightness of its own."""
+def draw_images(folder: Path, count: int, size: int = 12) -> Path:
+    """Write `count` noisy images, each with its own brightness."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         generator = np.random.default_rng(number)
