@@ -6,7 +6,7 @@ from typing import cast
 from qconvert.backends.base import Availability, Backend, BackendRequirements
 from qconvert.backends.system_probe import Installed
 
-# A module is imported on use: one that does not import leaves the other backends usable.
+# Modules are imported on use, so that one that fails to import leaves the others usable.
 BACKENDS = {
     "cpu": "qconvert.backends.cpu",
     "cuda": "qconvert.backends.cuda",
@@ -16,7 +16,7 @@ BACKENDS = {
 
 
 def load(name: str) -> Backend:
-    """Return a backend. Type checkers prove in the tests that every module is one."""
+    """Return a backend module; the tests type-check every module against the protocol."""
     return cast(Backend, import_module(BACKENDS[name]))
 
 
@@ -26,5 +26,5 @@ def probe(name: str, installed: Installed) -> Availability:
 
 
 def requirements(name: str) -> BackendRequirements:
-    """Return which graphs a backend takes; it need not work on this machine."""
+    """Return the graphs that a backend accepts; it need not work on this machine."""
     return load(name).requirements()

@@ -46,7 +46,7 @@ class EngineVariant:
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether a backend builds and runs here; if not, the reason and the command that cures it."""
+    """Whether a backend builds and runs here; if not, the reason and the command that fixes it."""
 
     builds: bool
     runs: bool
@@ -61,11 +61,11 @@ class Availability:
 
 @dataclass(frozen=True)
 class BackendRequirements:
-    """The graphs a backend takes.
+    """The graphs that a backend accepts.
 
     `scheme` describes its INT8 graphs, None if it has none; `rests` lists the precisions allowed
-    beside INT8 and `default_rest` the one that builds take. A `strongly_typed` builder computes in
-    the types of the graph; any other wants float32 graphs and gets the precision as flags.
+    beside INT8 and `default_rest` the one that builds use. A `strongly_typed` builder computes in
+    the types of the graph; any other expects float32 graphs and gets the precision as flags.
     `unsupported` maps precisions to the reason they are left out. `notes` say what running such a
     graph needs on this machine.
     """
@@ -80,7 +80,7 @@ class BackendRequirements:
 
 @dataclass(frozen=True)
 class Profile:
-    """The range of batch sizes an engine takes, and the one it is optimized for."""
+    """The range of batch sizes that an engine supports, and the one it is optimized for."""
 
     min_batch: int = 1
     opt_batch: int = 1
@@ -138,7 +138,7 @@ class Engine:
 class LoadSpec:
     """How ONNX Runtime loads an engine, in this tool and in any other program.
 
-    `providers` take nodes in this order, each with its options; the first one comes from the module
+    `providers` claim nodes in this order, each with its options; the first one comes from the module
     `plugin` if there is one. `config_entries` configure the session. Install `packages` and import
     `modules` first. `integer_kernels`: the CPU multiplies 8-bit integers, which must not overflow.
     `optimize_graph`: ONNX Runtime may rewrite the graph. `cuda_graph`: runs replay the first one,
@@ -161,7 +161,7 @@ class TritonSpec:
     """How Triton serves an engine.
 
     Triton loads `file` of the engine's folder as `model.onnx` or `model.plan`. `profile` holds the
-    minimum, optimal and maximum batch, None if any batch will do. `parameters` configure Triton's
+    minimum, optimal and maximum batch, None if any batch works. `parameters` configure Triton's
     ONNX Runtime. `notes` state requirements of the server that no setting can express.
     """
 
@@ -205,7 +205,7 @@ class Backend(Protocol):
         """Find out whether the backend works here."""
 
     def requirements(self) -> BackendRequirements:
-        """Return which graphs the backend takes."""
+        """Return the graphs that the backend accepts."""
 
     def cache_key(self, spec: BuildSpec) -> Mapping[str, str]:
         """Return everything that decides a build beside the model: versions, devices, options."""
@@ -274,5 +274,5 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise QConvertError(
             f"`{folder}` cannot be written: {error.strerror or first_line(error)}",
-            hint="make room there, or choose another place with `-o`",
+            hint="free some space there, or choose another location with `-o`",
         ) from None

@@ -33,7 +33,7 @@ from qconvert.quantize.scheme import Scheme
 
 PROVIDER = "CPUExecutionProvider"
 OPTIMIZED = "optimized.onnx"
-MIN_SAVING = 0.01  # of the bytes: an optimized copy that saves less is not kept
+MIN_SAVING = 0.01  # share of bytes: an optimized copy that saves less is not kept
 QUANT_PRECISION_ENTRY = "session.x64quantprecision"
 
 
@@ -52,10 +52,10 @@ def probe(installed: Installed) -> Availability:
 
 
 def requirements() -> BackendRequirements:
-    """Return which graphs the CPU provider takes.
+    """Return the graphs that the CPU provider accepts.
 
-    Its kernels for x86 are three times slower on signed activations than on unsigned ones; those
-    for ARM want them signed.
+    Its x86 kernels are three times slower on signed activations than on unsigned ones; its ARM
+    kernels need signed ones.
     """
     is_arm = platform.machine().lower() in ("arm64", "aarch64")
     scheme = Scheme(
@@ -115,7 +115,7 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
 
 
 def _optimize(folder: Path) -> float:
-    """Write an optimized copy and return the share of bytes that it saves; delete one not worth it.
+    """Write an optimized copy and return the share of bytes that it saves; delete it if it saves too little.
 
     The level is the highest that does not depend on this CPU: layouts of weights are chosen when
     the copy is loaded, so the copy is right on other CPUs too.
@@ -151,7 +151,7 @@ def open(engine: Engine) -> Session:
 def load_spec(engine: Engine) -> LoadSpec:
     """Return how ONNX Runtime loads an engine.
 
-    A file that was quantized for TensorRT, which no build leaves here, keeps its Q/DQ nodes.
+    A file quantized for TensorRT, which no build writes here, keeps its Q/DQ nodes.
     """
     from qconvert.backends import ort
 

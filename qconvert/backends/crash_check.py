@@ -1,7 +1,7 @@
-"""Load and run an unknown graph once in a child process before it is run here.
+"""Load and run an unknown graph once in a child process before running it in this one.
 
-ONNX Runtime is native code: a broken or malicious graph can crash it, use up all memory, or never
-finish, and Python notices none of these. A child therefore tries every model once. That costs 0.2 s
+ONNX Runtime is native code: a broken or malicious graph can crash it, exhaust memory, or never
+finish, and Python cannot catch any of these. A child therefore tries every model once. That costs 0.2 s
 of one core: starting Python, importing ONNX Runtime, one load and one run.
 """
 

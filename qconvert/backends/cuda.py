@@ -39,7 +39,7 @@ def probe(installed: Installed) -> Availability:
 
 
 def missing_requirement(installed: Installed, extra: str) -> Availability | None:
-    """Return what this machine lacks for any provider of onnxruntime-gpu, None if nothing."""
+    """Return what this machine lacks for the providers of onnxruntime-gpu, or None."""
     if PACKAGE not in installed.packages:
         others = [name for name in installed.runtimes if name != PACKAGE]
         uninstall = f"pip uninstall -y {' '.join(others)} && " if others else ""
@@ -53,7 +53,7 @@ def missing_requirement(installed: Installed, extra: str) -> Availability | None
 
 
 def requirements() -> BackendRequirements:
-    """Return which graphs the CUDA provider takes: float ones."""
+    """Return the graphs that the CUDA provider accepts: float graphs."""
     reason = "ONNX Runtime computes INT8 on CUDA in float, and quantizes on top of it"
     return BackendRequirements(None, unsupported={"int8": reason})
 
@@ -132,6 +132,6 @@ def require_fixed_shapes(inputs: Sequence[TensorSpec]) -> None:
     for spec in inputs:
         if not all(isinstance(size, int) for size in spec.shape):
             raise UsageError(
-                f"a CUDA graph needs fixed shapes, the model takes `{spec}`",
+                f"a CUDA graph needs fixed shapes, but the model takes `{spec}`",
                 hint="export with `--batch 1`, or leave out `cuda-graph`",
             )

@@ -78,7 +78,7 @@ def wrap_engine(model: ir.Model, engine: str, provider: str) -> ir.Model:
     Inputs and outputs are those of `model`. Providers refuse paths outside the model's folder.
     """
     if engine.startswith("/") or ".." in engine:
-        raise ValueError(f"an engine must lie beside its model, got {engine}")
+        raise ValueError(f"an engine must be in the folder of its model, got {engine}")
     inputs, outputs = (
         [ir.Value(name=value.name, shape=value.shape, type=value.type) for value in values]
         for values in (model.graph.inputs, model.graph.outputs)
@@ -126,7 +126,7 @@ def run_worker(
             raise errors[0]
         status, lines = child.process.wait(), child.error_lines()
     if status > 0:
-        raise RuntimeError("\n".join(lines) or f"the build ended with code {status}")
+        raise RuntimeError("\n".join(lines) or f"the build failed with exit code {status}")
     if status < 0:
         raise QConvertError(
             f"{PRODUCTS[module]} crashed on this graph: {subprocess_worker.describe_exit(status)}",
@@ -136,9 +136,9 @@ def run_worker(
 
 
 def worker_main() -> None:
-    """Do the work that stdin asks for, and report on stdout, one JSON list a line."""
+    """Do the work requested on stdin, and report on stdout, one JSON list per line."""
     module, graph, build = pickle.load(sys.stdin.buffer)  # noqa: S301, the parent wrote it
-    # Whatever libraries print goes to stderr, not between the messages.
+    # Output of libraries goes to stderr, so that it does not mix with the messages.
     stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -199,7 +199,7 @@ def build_engine(
         raise QConvertError(
             f"{PRODUCTS[trt.__name__]} cannot build an engine: {_last(log.errors)}",
             details=log.errors[-5:],
-            hint="`qconvert inspect` shows the operators; leave out what it names with `--exclude`",
+            hint="`qconvert inspect` lists the operators; keep the failing ones in float with `--exclude`",
         )
     if path:
         with explain_write_errors(path.parent):
@@ -225,7 +225,7 @@ def dynamic_inputs(inputs: Sequence[TensorSpec]) -> list[TensorSpec]:
     for spec in inputs:
         if spec.has_dynamic_shape:
             raise UsageError(
-                f"an engine needs the sizes of `{spec}`, only the batch may be open",
+                f"an engine needs the sizes of `{spec}`; only the batch may be dynamic",
                 hint=f"set them with `--input {spec.name}:1x3x224x224` when exporting",
             )
     return [spec for spec in inputs if spec.shape and not isinstance(spec.shape[0], int)]
@@ -279,7 +279,7 @@ def _parse(trt: ModuleType, builder: Any, graph: Path) -> Any:
     reasons = []
     for error in map(parser.get_error, range(parser.num_errors)):
         text = str(error.desc())
-        if "Plugin not found" in text:  # it mistakes an unknown operator for one of a plugin
+        if "Plugin not found" in text:  # it mistakes an unknown operator for a plugin
             text = "it has no such operator"
         reasons.append(f"{error.node_name()} ({error.node_operator()}): {text}")
     nodes = onnx_io.all_nodes(onnx_io.load(graph))

@@ -33,7 +33,7 @@ ORT_VERSION = str(onnxruntime.__version__)
 # Failures arrive as exceptions; the log would repeat them on stderr.
 SILENT = 4
 runtime.set_default_logger_severity(SILENT)
-# Nothing leaves this machine.
+# no data leaves this machine
 runtime.disable_telemetry_events()
 
 CPU = "CPUExecutionProvider"
@@ -99,8 +99,8 @@ def open_cpu(model: ir.Model, threads: int = 0, *, keep_qdq: bool = False) -> Ru
 def has_float_biases(model: ir.Model) -> bool:
     """Whether a model is quantized for TensorRT: symmetric activations, biases left in float.
 
-    ONNX Runtime 1.31 turns such biases into integers, which overflow where a bias is large relative
-    to its scales, and are meaningless where scales are in half precision. With
+    ONNX Runtime 1.31 quantizes such biases, which overflows where a bias is large relative to its
+    scales, and is wrong where scales are in half precision. With
     `session.disable_quant_qdq` it leaves Q/DQ nodes alone and computes the graph as written.
     """
     quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear"]
@@ -203,8 +203,8 @@ def session_options(spec: LoadSpec) -> Any:
     for key, value in spec.config_entries.items():
         options.add_session_config_entry(key, value)
     if spec.integer_kernels:
-        # Without 1, CPUs that lack VNNI silently overflow in 16 bits. On others 1 changes no number
-        # and makes weights unsigned, for which they have no VNNI kernel: EfficientNet-Lite0 took
+        # Without 1, CPUs that lack VNNI silently overflow in 16 bits. On others, 1 changes no number
+        # but makes weights unsigned, for which they have no VNNI kernel: EfficientNet-Lite0 took
         # 8.4 ms instead of 3.9 ms (one thread of an EPYC with VNNI, ONNX Runtime 1.31).
         precision = "0" if integer_instructions() else "1"
         options.add_session_config_entry("session.x64quantprecision", precision)
@@ -253,13 +253,13 @@ def _plugin_devices(module: str, provider: str) -> Sequence[Any]:
 
 
 def preload_cuda_libraries() -> None:
-    """Load the CUDA and cuDNN libraries that lie in Python packages."""
+    """Load the CUDA and cuDNN libraries from Python packages."""
     if hasattr(runtime, "preload_dlls"):
         runtime.preload_dlls()
 
 
 def nodes_by_provider(session: Any) -> dict[str, list[str]]:
-    """Return the nodes that each provider took, as operator and name."""
+    """Return the nodes that each provider runs, as operator and name."""
     nodes: dict[str, list[str]] = {}
     for part in session.get_provider_graph_assignment_info():
         names = [f"{node.op_type} {node.name}".strip() for node in part.get_nodes()]
@@ -324,7 +324,7 @@ def _run_error(error: Exception, feeds: Tensors) -> QConvertError:
     shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
     return QConvertError(
         f"ONNX Runtime cannot run this model on {shapes}: {_message(error)}",
-        hint="if a size was guessed wrong, set it with `--input NAME:SHAPE`",
+        hint="if a size was guessed incorrectly, set it with `--input NAME:SHAPE`",
     )
 
 

@@ -1,4 +1,4 @@
-"""Run native code in a child process: a crash, or running out of memory, ends only the child."""
+"""Run native code in a child process, so that a crash or lack of memory ends only the child."""
 
 import os
 import signal
@@ -82,7 +82,7 @@ def run_python(code: str, *args: str, seconds: float, stdin: bytes = b"") -> Chi
 def describe_exit(code: int, last_lines: Sequence[str] = ()) -> str:
     """Explain why a process failed: its signal, else its last line, else its exit code."""
     if code == -signal.SIGKILL:
-        return "killed by signal 9, most likely for lack of memory"
+        return "killed by signal 9, most likely because memory ran out"
     if code < 0:
         names = {number.value: number.name for number in signal.Signals}
         return f"signal {-code} ({names.get(-code, 'unknown')})"

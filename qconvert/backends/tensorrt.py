@@ -44,7 +44,7 @@ from qconvert.quantize.scheme import Scheme
 
 PROVIDER = "TensorrtExecutionProvider"
 ENGINE = "model.engine"
-NODES_FILE = "nodes.json"  # the nodes that each provider took: a loaded engine is one node
+NODES_FILE = "nodes.json"  # the nodes that each provider runs: a loaded engine is one node
 INSTALL = 'pip install "qconvert[tensorrt]"'
 
 # The precision beside INT8 where a build does not set one.
@@ -79,7 +79,7 @@ RELEASES = (
 
 
 def probe(installed: Installed) -> Availability:
-    """Find out whether the TensorRT provider runs here; first, whether its libraries match."""
+    """Find out whether the TensorRT provider runs here; check its libraries first."""
     runtime, tensorrt = _versions(installed)
     version = f"{PACKAGE} {runtime}" + (f", TensorRT {tensorrt}" if tensorrt else "")
     if runtime:
@@ -99,7 +99,7 @@ def probe(installed: Installed) -> Availability:
 
 
 def requirements() -> BackendRequirements:
-    """Return which graphs TensorRT takes: all zero points 0, biases in float.
+    """Return the graphs that TensorRT accepts: all zero points 0, biases in float.
 
     If nothing is installed, builds are strongly typed, as those of the native builder.
     """
@@ -143,7 +143,7 @@ def cache_key(spec: BuildSpec) -> Mapping[str, str]:
 
 
 def require_readable(graph: Path, spec: BuildSpec) -> None:
-    """Refuse a graph that the native builder cannot read; the provider takes what it can."""
+    """Refuse a graph that the native builder cannot read; the provider claims what it supports."""
     if read_options(spec).builder == "native":
         nvinfer.run_worker("tensorrt", graph)
 
@@ -215,9 +215,7 @@ def open(engine: Engine) -> Session:
                 return Coverage({PROVIDER: sum(counts.values())}, counts)
         nodes = json.loads((engine.folder / NODES_FILE).read_text(encoding="utf-8"))
         counts = {provider: len(names) for provider, names in nodes.items()}
-        reason = (
-            "the provider's engines do not tell; some built with `tensorrt.builder` = native do"
-        )
+        reason = "the provider's engines do not report it; some built with `tensorrt.builder` = native do"
         return Coverage(counts, None, reason)
 
     return ort.OrtSession(session, coverage, "cuda", settings.device, settings.cuda_graph)
@@ -235,7 +233,11 @@ def triton_spec(engine: Engine) -> TritonSpec:
     settings = read_settings(TensorrtConfig, engine, "tensorrt")
     plans = [name for name in engine.files if name.endswith(".engine")]
     if settings.allow_fallback or settings.weight_stripped or len(plans) != 1:
-        why = "runs in parts elsewhere" if settings.allow_fallback else "has no weights inside"
+        why = (
+            "runs partly on other providers"
+            if settings.allow_fallback
+            else "does not contain its weights"
+        )
         raise UsageError(
             f"Triton needs one complete engine; `{engine.folder.name}` {why}",
             hint="build it again without `allow-fallback` and `weight-stripped`",
@@ -252,7 +254,7 @@ def triton_spec(engine: Engine) -> TritonSpec:
 
 
 def fallback_notes(nodes: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """Return a note for every provider but TensorRT that took nodes."""
+    """Return a note for every other provider that runs nodes."""
     return tuple(
         f"{len(names)} nodes run on {provider}: {', '.join(names)}"
         for provider, names in sorted(nodes.items())
@@ -344,7 +346,7 @@ def provider_options(
         precisions = (spec.rest or DEFAULT_REST, "int8") if is_integer else (spec.precision,)
         options |= {f"trt_{name}_enable": "1" for name in precisions if name != "fp32"}
     if "trt_fp16_enable" in options:
-        options["trt_layer_norm_fp32_fallback"] = "1"  # its sums of squares overflow in fp16
+        options["trt_layer_norm_fp32_fallback"] = "1"  # sums of squares overflow in fp16
     if settings.workspace:
         options["trt_max_workspace_size"] = str(settings.workspace * 2**20)
     if settings.hardware_compatible:
@@ -353,7 +355,7 @@ def provider_options(
         options["trt_timing_cache_enable"] = "1"
         options["trt_timing_cache_path"] = settings.timing_cache
     if not settings.allow_fallback:
-        # Without a cache path, engines lie beside the context model: it can name no other place.
+        # Without a cache path, engines lie beside the context model: it cannot name another folder.
         options["trt_engine_cache_enable"] = "1"
         options["trt_engine_cache_prefix"] = "model"
         options["trt_dump_ep_context_model"] = "1"
@@ -378,7 +380,7 @@ def profile_options(profile: Profile, inputs: Sequence[TensorSpec]) -> dict[str,
 def _load_spec(settings: TensorrtConfig, options: Mapping[str, str], version: str) -> LoadSpec:
     """Return how ONNX Runtime builds or loads an engine with these options of the provider.
 
-    ONNX Runtime's own rewrites would take Q/DQ pairs apart before TensorRT sees them.
+    ONNX Runtime's own rewrites would split Q/DQ pairs before TensorRT sees them.
     """
     others = ("CUDAExecutionProvider", "CPUExecutionProvider")
     fallbacks = others if settings.allow_fallback else ()

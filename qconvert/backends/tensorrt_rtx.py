@@ -53,7 +53,7 @@ def probe(installed: Installed) -> Availability:
 
 
 def requirements() -> BackendRequirements:
-    """Return which graphs TensorRT for RTX takes: the same as TensorRT."""
+    """Return the graphs that TensorRT for RTX accepts: the same as TensorRT."""
     return BackendRequirements(
         quantization_scheme("tensorrt-rtx"),
         ("fp32", "fp16", "bf16"),
@@ -74,7 +74,7 @@ def cache_key(spec: BuildSpec) -> Mapping[str, str]:
 
 
 def require_readable(graph: Path, spec: BuildSpec) -> None:
-    """Refuse a graph with an operator that TensorRT for RTX does not have."""
+    """Refuse a graph with an operator that TensorRT for RTX lacks."""
     nvinfer.run_worker("tensorrt_rtx", graph)
 
 
@@ -149,7 +149,7 @@ def _read_options(spec: BuildSpec) -> tuple[TensorrtRtxConfig, tuple[Profile, ..
 
 
 def _why_not_run(installed: Installed) -> tuple[str, str]:
-    """Return why engines do not run here and the cure, both empty if they do."""
+    """Return why engines do not run here and the fix, both empty if they do."""
     if installed.driver_error:
         return f"{installed.driver_error}; engines run on RTX GPUs", ""
     # From compute capability 12 on, all GPUs run RTX engines.

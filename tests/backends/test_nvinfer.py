@@ -160,7 +160,7 @@ def test_wrapped_engine_is_a_model_that_onnx_runtime_knows(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("path", ["/elsewhere/model.engine", "../model.engine"])
 def test_engine_outside_the_folder_of_its_model_is_rejected(path: str) -> None:
-    with pytest.raises(ValueError, match="beside its model"):
+    with pytest.raises(ValueError, match="in the folder of its model"):
         wrap_engine(mixed(), path, RTX)
 
 

@@ -105,7 +105,7 @@ def test_profiles_name_every_dynamic_input_and_no_other() -> None:
 
 def test_unknown_size_is_asked_for() -> None:
     image = TensorSpec("image", np.dtype(np.float32), ("N", 3, "H", "W"))
-    with pytest.raises(UsageError, match="only the batch may be open") as caught:
+    with pytest.raises(UsageError, match="only the batch may be dynamic") as caught:
         profile_options(Profile(), [image])
     assert "--input image" in caught.value.hint
 
