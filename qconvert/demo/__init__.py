@@ -1,1 +1,1 @@
-"""What `qconvert demo` runs on: a small trained network, and the pictures it was trained for."""
+"""The inputs of `qconvert demo`: a small trained network and its images."""

@@ -1,4 +1,4 @@
-"""A folder with all that the demo needs: the network, calibration and evaluation images."""
+"""The demo's folder: the network, calibration images and evaluation images."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ class DemoImages:
     count: int
 
     def recipe(self) -> dict[str, str]:
-        """Return what decides their bytes, the code that draws them included."""
+        """Return everything that decides their bytes, including the code that draws them."""
         code = hashlib.sha256()
         for file in sorted(Path(__file__).parent.glob("*.py")):
             code.update(file.read_bytes())
@@ -38,7 +38,7 @@ class DemoImages:
         }
 
     def draw(self, folder: Path, progress: ProgressCallback) -> None:
-        """Draw them into a folder."""
+        """Draw the images into a folder."""
         step = partial(Progress, "draw", f"images for {self.name}", total=self.count)
         generator.write_images(
             folder, self.seed, self.count, lambda done: progress(step(done=done))
@@ -69,7 +69,7 @@ def prepare_demo(root: Path, cache: Cache, progress: ProgressCallback) -> None:
         except OSError as error:
             raise QConvertError(
                 f"`{root}` cannot be written: {error.strerror}",
-                hint="choose another place with `-o`",
+                hint="choose another location with `-o`",
             ) from None
     network = root / NETWORK.name
     if not network.exists():

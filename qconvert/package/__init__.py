@@ -1,1 +1,1 @@
-"""Packages of a finished run, for programs that know nothing of qconvert."""
+"""Packages of a finished run, for programs without qconvert."""

@@ -1,4 +1,4 @@
-"""What every package holds: an engine, its preprocessing, and the names of its classes."""
+"""The content of every package: an engine, its preprocessing, and its class names."""
 
 import contextlib
 import re
@@ -34,7 +34,7 @@ PREPROCESS_HEADER = """\
 
 @dataclass(frozen=True)
 class ImagePreparation:
-    """How an image becomes the input, every size and value resolved."""
+    """How an image becomes the input, with every size and value resolved."""
 
     preprocess: Preprocess
     target: ImageInput
@@ -45,7 +45,7 @@ class Bundle:
     """An engine to package as `name`.
 
     `profile` holds the minimum, best and maximum batch size of the run. `preparation` is None if
-    the inputs are no images. `classes` name the columns of `scores`, if they are known.
+    the inputs are not images. `classes` name the columns of `scores`, if they are known.
     """
 
     name: str
@@ -79,12 +79,12 @@ def make_bundle(run: Run, engine: str = "", name: str = "", classes: Path | None
     name = name or re.sub(r"[^\w.-]+", "-", model_stem(run.report.model))
     if not re.fullmatch(r"[\w.-]+", name) or not name.strip("."):
         raise UsageError(
-            f"`{name}` cannot be the name of a folder and of a model",
-            hint="letters, digits, `-`, `_` and `.`: `--name NAME`",
+            f"`{name}` is not a valid name for a folder and a model",
+            hint="use letters, digits, `-`, `_` and `.`: `--name NAME`",
         )
     preprocess = context.preprocessing_or_default(source, PreprocessConfig())
     preparation = None
-    with contextlib.suppress(QConvertError):  # the inputs are no images
+    with contextlib.suppress(QConvertError):  # the inputs are not images
         preparation = ImagePreparation(*fit_to_input(preprocess, find_image_input(source.inputs)))
     folder = RunFolder(run.folder)
     bundle = Bundle(
@@ -111,8 +111,8 @@ def _class_names(
         return names
     if override is not None:
         raise UsageError(
-            f"`{override}` names {len(names)} classes, the model has {count}",
-            hint="one name a line, in the model's order",
+            f"`{override}` names {len(names)} classes, but the model has {count}",
+            hint="write one name per line, in the model's order",
         )
     return ()
 

@@ -47,7 +47,7 @@ def write(bundle: Bundle, folder: Path) -> tuple[str, ...]:
     spec = backends.load(engine.backend).load_spec(engine)
     if spec.cuda_graph:
         raise UsageError(
-            "an engine that replays a CUDA graph runs on memory that is bound to it",
+            "an engine with a CUDA graph needs bound memory and runs only in qconvert",
             hint="build it again without `cuda-graph`",
         )
     for name in engine.files:
@@ -57,7 +57,7 @@ def write(bundle: Bundle, folder: Path) -> tuple[str, ...]:
         # A name, extras and releases, and nothing that a shell would run.
         if not re.fullmatch(r"[\w.-]+(\[[\w,-]+\])?([<>=!~]{1,2}[\w.,<>=!~+*-]+)?", package):
             raise UsageError(
-                f"the engine was built with `{package}`, which is no package and its release",
+                f"the engine was built with `{package}`, not a package name with a version",
                 hint="build the engine again: its `engine.json` was changed",
             )
     has_images, runtime = bundle.preparation is not None, engine.made_with.get("runtime", "")
@@ -113,7 +113,7 @@ def run_script(bundle: Bundle, spec: LoadSpec) -> str:
 
 
 def python_string(text: str) -> str:
-    """Return a Python literal for an untrusted name; the name cannot end it."""
+    """Return a Python literal for an untrusted name, which cannot terminate it."""
     # Not as JSON, which spells an emoji as two surrogates; Python would read two characters.
     escaped = text.encode("unicode_escape").decode().replace('"', '\\"')
     return f'"{escaped}"'

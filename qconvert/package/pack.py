@@ -20,7 +20,7 @@ WRITERS: dict[Format, Callable[[Bundle, Path], tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Packed:
-    """A package: its folder, the name of its engine, its files, and what its user must know."""
+    """A package: its folder, the name of its engine, its files, and notes for its user."""
 
     folder: Path
     engine: str
@@ -36,7 +36,7 @@ def write_package(
     name: str = "",
     classes: Path | None = None,
 ) -> Packed:
-    """Write a package; it appears whole, and never replaces anything.
+    """Write a package atomically; it never replaces anything.
 
     `output` is its folder, or for Triton the model repository in which the model gets a folder. By
     default, `engine` is that of the verdict, `name` that of the model, and `classes`, a file with a
@@ -45,7 +45,7 @@ def write_package(
     bundle = make_bundle(run, engine, name, classes)
     folder = output / bundle.name if form == "triton" else output
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UsageError(f"`{folder}` exists", hint="delete it, or choose another `-o`")
+        raise UsageError(f"`{folder}` exists", hint="delete it, or choose another folder: `-o`")
     with (
         attach_path(folder),
         atomic.created_folder(folder.parent),

@@ -1,7 +1,7 @@
 """A Triton model repository: a model's folder with its configuration and one version.
 
 Written from the protocol buffers of Triton's configuration and the source of its ONNX Runtime
-backend; no server has loaded one of these yet.
+backend; not tested with a server yet.
 """
 
 import json
@@ -18,7 +18,7 @@ from qconvert.package.bundle import Bundle
 from qconvert.report.markdown import escape_text
 
 LABELS = "labels.txt"
-# Those of NumPy that Triton has; it calls float32 TYPE_FP32.
+# NumPy types that Triton supports; it calls float32 TYPE_FP32.
 TYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 
 
@@ -50,15 +50,15 @@ def write(bundle: Bundle, folder: Path) -> tuple[str, ...]:
         gpus="--gpus all " if spec.device == "GPU" else "",
         release=release,
         inputs=escape_text(", ".join(f"`{tensor}`" for tensor in bundle.inputs)),
-        batching=f"at most {max_batch} at once" if max_batch else "a batch at a time",
+        batching=f"at most {max_batch} at once" if max_batch else "one batch at a time",
     )
     return spec.notes
 
 
 def _batching(bundle: Bundle, spec: TritonSpec) -> tuple[int, int]:
-    """Return how many images the server joins at most and at best; 0 if the batch is not dynamic.
+    """Return the largest and best batch that the server forms; 0 if the batch is not dynamic.
 
-    It joins requests only if all inputs and outputs have a dynamic batch.
+    It batches requests only if all inputs and outputs have a dynamic batch.
     """
     tensors = (*bundle.inputs, *bundle.outputs)
     if not all(tensor.shape and isinstance(tensor.shape[0], str) for tensor in tensors):
@@ -66,7 +66,7 @@ def _batching(bundle: Bundle, spec: TritonSpec) -> tuple[int, int]:
     smallest, best, largest = spec.profile or (1, *bundle.profile[1:])
     if smallest > 1:
         raise UsageError(
-            f"the engine takes no fewer than {smallest} images, and a server runs what comes",
+            f"the engine needs at least {smallest} images, but a server runs single requests",
             hint=f"build it again with `--profile 1,{best},{largest}`",
         )
     return largest, best

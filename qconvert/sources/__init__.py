@@ -1,4 +1,4 @@
-"""Load a model from anything users name one by: a file, a factory function, a model zoo."""
+"""Load a model from a file, a factory function, or a model zoo."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -73,7 +73,7 @@ def load(source: str, export: ExportConfig, *, trust: bool = False) -> Source:
 
 
 def kind(source: str) -> str:
-    """Return the kind of a source from the way it is written."""
+    """Return the kind of a source from its spelling."""
     prefix, colon, name = source.partition(":")
     if prefix in ("timm", "torchvision") and name:
         return prefix
@@ -82,7 +82,7 @@ def kind(source: str) -> str:
     if colon and name.isidentifier() and all(part.isidentifier() for part in prefix.split(".")):
         return "factory"
     raise UsageError(
-        f"`{source}` is not a model this tool can read",
+        f"`{source}` is not a model that qconvert can read",
         hint="a model is `m.onnx`, `net.pt2`, `package.module:factory`, `timm:NAME` or "
         "`torchvision:NAME`",
     )

@@ -43,8 +43,8 @@ def load(source: str, export: ExportConfig, trust: bool) -> Source:
             reason = _find_batch_dependence(original, original_specs, model, specs)
             if reason:
                 raise QConvertError(
-                    f"`{source}` cannot take another batch: its graph depends on the batch size",
-                    hint="leave out `--batch`, or export the model again with the batch it needs",
+                    f"`{source}` cannot run with another batch size: its graph depends on it",
+                    hint="leave out `--batch`, or export the model again with that batch size",
                     details=[reason],
                 )
     preprocess = None
@@ -91,7 +91,7 @@ def set_input_shapes(model: ir.Model, specs: Specs) -> ir.Model:
 def _find_batch_dependence(
     original: ir.Model, original_specs: Specs, changed: ir.Model, specs: Specs
 ) -> str:
-    """Say how the outputs for an image depend on the size of the batch; empty if they do not.
+    """Describe how the outputs for an image depend on the batch size; empty if they do not.
 
     A batch of the changed graph is run again through the original, in chunks of its own batch, the
     last one filled up with the first images.
@@ -99,7 +99,7 @@ def _find_batch_dependence(
     before, after = fixed_batch(original_specs) or 1, fixed_batch(specs)
     count = after or (2 if before != 2 else 3)
     if count == before:
-        return ""  # a dynamic batch that becomes 1, and 1 stands for the dynamic batch here
+        return ""  # a dynamic batch that becomes 1, which stands for the dynamic batch here
     feeds = random_inputs(specs, count, seed=0)
     chunks = (np.arange(-(-count // before) * before) % count).reshape(-1, before)
     batched = {

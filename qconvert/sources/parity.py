@@ -1,4 +1,4 @@
-"""Compare the exported ONNX with the original network on the same inputs."""
+"""Compare the exported ONNX model with the original network on the same inputs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Parity:
         return f"{top1}relative error {self.max_rel:.1e}"
 
     def holds(self, tolerance: float) -> bool:
-        """Whether the two are the same network."""
+        """Whether the two compute the same."""
         return self.max_rel <= tolerance and self.same_top1 == self.rows
 
 
@@ -48,8 +48,8 @@ def measure(reference: RunModel, candidate: RunModel, feeds: Iterable[Tensors]) 
         runs.append((reference(batch), candidate(batch)))
     if not runs:
         raise QConvertError(
-            "there is no input to compare PyTorch and ONNX on",
-            hint="give at least as many images as the model takes at once",
+            "there are no inputs on which to compare PyTorch and ONNX",
+            hint="give at least one full batch of images",
         )
     results = {}
     for name in runs[0][0]:
@@ -76,7 +76,7 @@ def measure(reference: RunModel, candidate: RunModel, feeds: Iterable[Tensors]) 
 
 
 def require(parity: Parity, tolerance: float) -> None:
-    """Refuse an export that computes something else than the original."""
+    """Refuse an export that computes something other than the original."""
     if parity.holds(tolerance):
         return
     items = "inputs" if parity.rows == parity.inputs else "rows"

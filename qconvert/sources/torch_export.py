@@ -31,12 +31,12 @@ from qconvert.core.tensors import Tensors, TensorSpec, random_inputs
 from qconvert.sources import Source
 
 FIXED_BATCH = "this network cannot be exported with a dynamic batch"
-FIXED_BATCH_HINT = "its code fixes the batch somewhere; `--batch 1` exports one size"
+FIXED_BATCH_HINT = "its code fixes the batch size; `--batch 1` exports that size"
 
 # Names without a meaning; a single input or output of such a name is called `input` or `output`.
 MEANINGLESS = {"x", "input", "inputs", "inp", "img", "args", "args_0", "input_", "X"}
 
-# Words of PyTorch's errors about the shapes of inputs.
+# Words in PyTorch's errors about input shapes.
 SHAPES = re.compile(
     r"shape|size|dimension|channel|mat1|input|positional argument|broadcast|batch|index", re.I
 )
@@ -116,7 +116,7 @@ def from_program(name: str, program: torch.export.ExportedProgram, export: Expor
     """Convert an exported program, with the dimensions it was exported with.
 
     A program takes its tensors in the structure it was exported with: keywords, dicts, constants.
-    Inputs that are no tensors keep the values of the export.
+    Inputs that are not tensors keep the values of the export.
     """
     signature, module = program.graph_signature, program.module()
     in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
@@ -182,7 +182,7 @@ def _export(
             ) from None
         raise QConvertError(
             f"torch could not export this network: {first_line(cause)}",
-            hint="`torch.export.export(module, inputs)` shows where; branches on data must go",
+            hint="`torch.export.export(module, inputs)` shows where; remove branches that depend on data",
         ) from None
     assert program is not None
     model = _name_nodes_by_module(program.model)
@@ -190,7 +190,7 @@ def _export(
     for spec in specs:
         if spec.dtype.kind not in "fiub":
             raise UsageError(
-                f"input `{spec.name}` is {spec.dtype}, which ONNX Runtime does not take",
+                f"input `{spec.name}` is {spec.dtype}, which ONNX Runtime does not support",
                 hint="give it float32 inputs: `module.float()`, with examples of `torch.float32`",
             )
     notes = tuple(
@@ -203,7 +203,7 @@ def _export(
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Hide what torch and its exporter print, log and warn; exceptions pass."""
+    """Suppress the output, logs and warnings of torch and its exporter; exceptions pass."""
     disabled = logging.root.manager.disable
     logging.disable()
     try:

@@ -40,7 +40,7 @@ def load_program(source: str, export: ExportConfig, trust: bool) -> Source:
     if not trust:
         raise QConvertError(
             f"`{path}` is an exported program, and reading it can run code it contains",
-            hint="if you made it yourself, or trust who did, add `--trust`",
+            hint="if you trust its origin, add `--trust`",
         )
     try:
         with silenced():
@@ -48,7 +48,7 @@ def load_program(source: str, export: ExportConfig, trust: bool) -> Source:
     except (Exception, SystemExit) as error:
         raise QConvertError(
             f"`{path}` is not a torch.export program this torch can read: {first_line(error)}",
-            hint=f"save it with `torch.export.save`; here is torch {torch.__version__}",
+            hint=f"save it with `torch.export.save`; the installed torch is {torch.__version__}",
         ) from None
     exported = from_program(path.stem, program, export)
     specs = resolve_specs(exported.inputs, [parse_spec(text) for text in export.inputs])
@@ -75,7 +75,7 @@ def load_pickle(source: str, export: ExportConfig, trust: bool) -> Source:
     if not isinstance(content, torch.nn.Module):
         raise UsageError(
             f"`{source}` holds weights, not a network",
-            hint=f"name the code too: `package.module:factory --weights {source}`",
+            hint=f"name the network's code too: `package.module:factory --weights {source}`",
         )
     if not export.inputs:
         raise UsageError(
@@ -118,14 +118,14 @@ def load_weights(module: torch.nn.Module, weights: str | None, *, trust: bool) -
         raise QConvertError(
             f"`{path}` does not fit this network",
             details=details,
-            hint="is it the checkpoint of this very architecture, with the same number of classes, "
-            "saved before it was quantized?",
+            hint="check that it is of this architecture, with the same number of classes, "
+            "and not quantized",
         )
     module.load_state_dict(state, strict=False)
 
 
 def read_checkpoint(path: Path, *, trust: bool) -> Any:
-    """Unpickle tensors only; with `trust`, any object."""
+    """Unpickle tensors only, or any object with `trust`."""
     try:
         return torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
@@ -139,7 +139,7 @@ def read_checkpoint(path: Path, *, trust: bool) -> Any:
         raise QConvertError(
             f"`{path}` holds more than tensors, and reading it would run code it contains",
             details=[text.removeprefix("WeightsUnpickler error: ")],
-            hint="if you made it yourself, add `--trust`; better, save `module.state_dict()`",
+            hint="save `module.state_dict()` instead or, if you trust its origin, add `--trust`",
         ) from None
     except (Exception, SystemExit) as error:  # broken bytes can raise anything
         raise _unreadable_file(path, error) from None
@@ -180,7 +180,7 @@ def existing_file(source: str) -> Path:
     if unpacked > 20 * size + 2**20:
         raise QConvertError(
             f"`{path}` unpacks to {unpacked / 1e6:,.0f} MB from {size / 1e6:,.1f} MB",
-            hint="save it again with `torch.save`, which compresses nothing",
+            hint="save it again with `torch.save`, which does not compress",
         )
     return path
 
@@ -188,12 +188,12 @@ def existing_file(source: str) -> Path:
 def _unreadable_file(path: Path, error: BaseException) -> QConvertError:
     return QConvertError(
         f"`{path}` is not a file torch can read: {first_line(error)}",
-        hint="is it complete? an interrupted download fails in the same way",
+        hint="check that it is complete; an interrupted download causes the same error",
     )
 
 
 def _find_weights(content: Any, path: Path) -> dict[str, torch.Tensor]:
-    """Find the weights in whatever a training script saved."""
+    """Find the weights in the content that a training script saved."""
     if isinstance(content, torch.nn.Module):
         content = content.state_dict()
     entries = content if isinstance(content, dict) else {}

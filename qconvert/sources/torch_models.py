@@ -72,7 +72,7 @@ def call_factory(source: str) -> object:
             hint="write `package.module:function`, where function() returns the model",
         )
     try:
-        # stdout is for results; what a factory prints goes to stderr.
+        # stdout is for results; the output of a factory goes to stderr.
         with contextlib.redirect_stdout(sys.stderr):
             return factory()
     except (Exception, SystemExit) as error:
@@ -80,7 +80,7 @@ def call_factory(source: str) -> object:
 
 
 def _user_error(action: str, error: BaseException) -> QConvertError:
-    hint = "the code named above raised this, as it would in Python"
+    hint = "fix the code named above; it fails in Python in the same way"
     if isinstance(error, TypeError) and "argument" in str(error):
         hint = "the function must run without arguments"
     return QConvertError(
@@ -170,7 +170,7 @@ def _example_specs(source: str, examples: Any) -> list[TensorSpec]:
         dtype = str(value.dtype).removeprefix("torch.")
         if dtype not in DTYPES:
             raise UsageError(
-                f"{text} of `{source}` is {dtype}, which ONNX Runtime does not take",
+                f"{text} of `{source}` is {dtype}, which ONNX Runtime does not support",
                 hint="give float32 examples; `module.float()` converts the network to match",
             )
         specs.append(TensorSpec(name, np.dtype(dtype), tuple(value.shape)))
@@ -199,7 +199,7 @@ def _create(source: str, create: Any, name: str, **options: Any) -> torch.nn.Mod
             f"cannot download the weights of `{source}`: "
             f"{type(error).__name__}: {first_line(error)}",
             hint="download them on a machine with network access and pass `--weights FILE`; "
-            "`--weights random` continues without them",
+            "`--weights random` continues without pretrained weights",
         ) from None
     assert isinstance(module, torch.nn.Module)
     return module
@@ -208,5 +208,5 @@ def _create(source: str, create: Any, name: str, **options: Any) -> torch.nn.Mod
 def _unknown_model(name: str, library: str, names: list[str], listing: str) -> UsageError:
     return UsageError(
         f"{library} has no model `{name}`{did_you_mean(name, names)}",
-        hint=f"`{listing}` has all names",
+        hint=f"`{listing}` lists all names",
     )

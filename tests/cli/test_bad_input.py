@@ -109,7 +109,7 @@ def program_that_is_none(folder: Path) -> list[str]:
 
 CASES: dict[str, tuple[Callable[[Path], list[str]], int, str]] = {
     "missing file": (lambda folder: ["none.onnx"], 2, "does not exist"),
-    "not a source": (lambda folder: ["resnet50"], 2, "not a model this tool can read"),
+    "not a source": (lambda folder: ["resnet50"], 2, "not a model that qconvert can read"),
     "folder": (folder_for_a_file, 2, "is a folder"),
     "empty file": (empty_file, 3, "is empty"),
     "truncated": (truncated_protobuf, 3, "is not a"),

@@ -189,7 +189,7 @@ def test_script_fills_a_fixed_batch_and_prints_the_chosen_classes(tmp_path: Path
     scores = engine({"image": np.repeat(batch.feeds["image"], 4, 0)})["scores"][0]
     assert [name for name, _ in printed] == [names[at] for at in scores.argsort()[::-1][:5]]
     (tmp_path / "names.txt").write_text("one\ntwo")
-    with pytest.raises(UsageError, match="names 2 classes, the model has 6"):
+    with pytest.raises(UsageError, match="names 2 classes, but the model has 6"):
         write_package(
             load_run(Path("own")),
             "onnxruntime",
@@ -240,7 +240,7 @@ def test_gpu_script_starts_the_provider_or_stops() -> None:
 def test_engine_that_replays_a_cuda_graph_is_refused() -> None:
     engine = make_engine(tensorrt, **{"cuda-graph": True})
     bundle = Bundle("m", engine, (), (), (1, 1, 1), 20)
-    with pytest.raises(UsageError, match="replays a CUDA graph"):
+    with pytest.raises(UsageError, match="an engine with a CUDA graph"):
         onnxruntime_folder.write(bundle, Path())
 
 

@@ -79,5 +79,5 @@ def test_kind_of_a_source_follows_from_its_form() -> None:
     }
     assert kind("torchvision:resnet18") == "torchvision"
     for wrong in ("resnet50", "a.txt", "pkg.mod:", "pkg mod:f", "timm:", ""):
-        with pytest.raises(UsageError, match="not a model this tool can read"):
+        with pytest.raises(UsageError, match="not a model that qconvert can read"):
             kind(wrong)

@@ -99,6 +99,6 @@ def test_parity_rows_and_inputs_are_counted_separately() -> None:
 def test_missing_outputs_and_inputs_are_rejected() -> None:
     with pytest.raises(QConvertError, match="no output `y`"):
         measure({"y": LOGITS}, {"z": LOGITS})
-    with pytest.raises(QConvertError, match="no input to compare") as caught:
+    with pytest.raises(QConvertError, match="no inputs on which to compare") as caught:
         parity.measure(returns({"y": LOGITS}), returns({"y": LOGITS}), iter(()))
     assert caught.value.hint
