@@ -120,7 +120,7 @@ def _read_arrays(path: Path, only_input: str | None) -> dict[str, NDArray[Any]]:
     is_npy = path.suffix.lower() == ".npy"
     if is_npy and only_input is None:
         raise UsageError(
-            f"`{path}` holds one array; the model has several inputs",
+            f"`{path}` contains one array, but the model has several inputs",
             hint="give an .npz with one array per input",
         )
     try:
@@ -153,7 +153,7 @@ def _data_offset(path: Path, member: zipfile.ZipInfo) -> int:
 
 
 def _memory_map(path: Path, offset: int) -> NDArray[Any]:
-    """Return the .npy array at an offset of a file, read only where it is looked at."""
+    """Return the .npy array at an offset of a file, read on access only."""
     with path.open("rb") as file:
         file.seek(offset)
         header = npz.read_header(file)

@@ -60,7 +60,7 @@ class SkippedFile:
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs in order; `skipped` are the files passed over since the batch before.
+    """Inputs in order; `skipped` are the unreadable files since the previous batch.
 
     Only the last batch may be smaller than the size asked for.
     """
@@ -99,7 +99,7 @@ class Images(ABC):
         return replace(self, entries=self.entries[start:stop], first_position=position)
 
     def check_classes(self, count: int) -> None:
-        """Refuse labels that cannot be those of a network with `count` classes."""
+        """Refuse labels that do not fit a network with `count` classes."""
         highest = max((label for label in self.labels if label is not None), default=0)
         if highest >= count:
             raise UsageError(

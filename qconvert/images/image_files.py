@@ -37,7 +37,7 @@ from qconvert.images.preprocess import ImageConverter, ImageInput, Preprocess, m
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-SKIPPED_HINT = "take them out, or allow more with `--max-broken N`"
+SKIPPED_HINT = "remove them, or allow more with `--max-broken N`"
 
 # No others: Pillow also opens EPS, which runs Ghostscript. The common ones come first.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")
@@ -56,7 +56,7 @@ class BrokenImage(Exception):
 
 
 class NoReadableImage(QConvertError):
-    """Not one of the chosen files could be read."""
+    """None of the chosen files could be read."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _as_broken_image(unidentified: str) -> Iterator[None]:
         raise
     except UnidentifiedImageError:
         raise BrokenImage(unidentified) from None
-    except Exception as error:  # a damaged file makes Pillow raise almost anything
+    except Exception as error:  # Pillow raises many types for damaged files
         raise BrokenImage(first_line(error)) from None
 
 

@@ -1,6 +1,6 @@
 """List the images a path names, find the class of each, and choose a subset.
 
-The class of an image is that of a CSV file, or of the folder it lies in.
+The class of an image comes from a CSV file or from its folder.
 """
 
 import csv
@@ -79,7 +79,7 @@ def list_images(path: Path) -> ImageListing:
                 f"`{path}` contains no images",
                 hint=f"supported at any depth: {', '.join(IMAGE_SUFFIXES)}",
             )
-        # No report and no list of images could hold these.
+        # Reports and image lists cannot hold these names.
         invalid = [name for name in names if name.encode(errors="replace").decode() != name]
         if invalid:
             raise QConvertError(
@@ -231,7 +231,7 @@ def attach_labels(listing: ImageListing, file: Path | None = None) -> ImageListi
     """Return the images with the labels of the first place that has any.
 
     The places, in order: the file given; the CSV list that named the images; `labels.csv` in the
-    folder or next to it; the folders the images lie in.
+    folder or next to it; the folders of the images.
     """
     path, labelled = listing.path, None
     if file is not None:

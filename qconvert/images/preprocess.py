@@ -1,4 +1,4 @@
-"""Turn decoded images into network inputs: one frozen value, stored in every artefact."""
+"""Turn decoded images into network inputs; one frozen value describes how, in every artefact."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -87,7 +87,7 @@ class Preprocess(StrictTable):
         if isinstance(self.crop, int) and smallest < self.crop:
             raise ValueError(f"a crop of {self.crop} does not fit into resize {self.resize}")
         if not 0 < self.crop_share <= 1:
-            raise ValueError(f"a crop share lies between 0 and 1, got {self.crop_share}")
+            raise ValueError(f"a crop share must be between 0 and 1, got {self.crop_share}")
         for name, numbers in (("mean", self.mean), ("std", self.std)):
             if len(numbers) not in (1, 3) or not all(math.isfinite(number) for number in numbers):
                 raise ValueError(f"{name} is 1 or 3 finite numbers, got {list(numbers)}")

@@ -64,7 +64,7 @@ def test_npy_feeds_the_only_input(tmp_path: Path) -> None:
     specs = [TensorSpec("x", np.dtype("float32"), ("N", 3, 2))]
     batch = next(open_rows(tmp_path / "arrays.npy", specs).batches(5))
     assert np.array_equal(batch.feeds["x"], array)
-    with pytest.raises(UsageError, match="holds one array; the model has several inputs"):
+    with pytest.raises(UsageError, match="contains one array, but the model has several inputs"):
         open_rows(tmp_path / "arrays.npy")
 
 
