@@ -52,7 +52,7 @@ DTYPES: Mapping[str, DTypeLike] = {
 
 
 def save(calibration: Calibration, path: Path) -> None:
-    """Write the file; it appears whole or not at all."""
+    """Write the file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with attach_path(path), atomic.temporary_folder(path.parent) as folder:
         draft = folder / path.name

@@ -1,4 +1,4 @@
-"""What calibration keeps of one tensor: small, mergeable, and independent of the image order."""
+"""The statistics of one tensor: small, mergeable, and independent of the image order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

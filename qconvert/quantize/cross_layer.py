@@ -90,7 +90,7 @@ def equalize(model: ir.Model, factors: ChannelFactors) -> ir.Model:
         site, array = sites.get(name), np.asarray(values, np.float32)
         if site is None or array.shape != (site.channels,) or not (array > 0).all():
             raise UsageError(
-                f"the plan has factors for `{name}`, which cannot have these",
+                f"the plan has factors for `{name}` that do not fit this model",
                 hint="use the factors of the plan as it was written",
             )
         for producer in site.producers:

@@ -52,7 +52,7 @@ class Plan(StrictKeys):
     ranges and weight scales were chosen. Scales are exact in the type of `rest`, the precision of
     all other operators. With `integer_bias`, biases become integers too. `equalized` has for some
     tensors the factors by which their channels are divided first. `learned` is the digest of the
-    learned weights that belong to the plan; they lie in a file beside it.
+    learned weights that belong to the plan; they are in a file beside it.
     """
 
     model: str

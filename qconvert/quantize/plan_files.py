@@ -126,7 +126,7 @@ def read_equalization_factors(model: ir.Model) -> ChannelFactors:
 
 
 def read_layers(model: ir.Model) -> dict[str, LayerPlan]:
-    """Return a layer for each weighted node of a quantized model, as far as its Q/DQ nodes tell."""
+    """Return a layer for each weighted node of a quantized model, as its Q/DQ nodes show."""
     layers: dict[str, LayerPlan] = {}
     for node in model.graph:
         name, op = node.name or f"{node.op_type} {len(layers)}", node.op_type

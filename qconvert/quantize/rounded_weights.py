@@ -19,7 +19,7 @@ from qconvert.graph.patterns import UniqueNames, find_matmul_bias, make_initiali
 from qconvert.quantize.plan import WeightSlot
 
 BIAS_SLOT = 2
-WEIGHTS_HINT = "it lies beside its plan, as `quantize --plan-out` and `build` write it"
+WEIGHTS_HINT = "it must be beside its plan, as `quantize --plan-out` and `build` write it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +92,7 @@ def load(path: Path) -> dict[str, RoundedWeight]:
 
 
 def require_match(weights: RoundedWeights, expected: str) -> None:
-    """Refuse weights other than those that were learned with a plan."""
+    """Refuse weights that were not learned with the plan."""
     if digest(weights) != expected:
         reason = "other learned weights than these" if weights else "learned weights"
         raise UsageError(f"the plan was written with {reason}", hint=WEIGHTS_HINT)

@@ -148,7 +148,7 @@ def weight_qparams(
 ) -> list[QuantParams]:
     """Return the quantization parameters of each weight, one object for layers that share it.
 
-    A layer whose bias needs scales much larger than the weight's own has the integers for itself:
+    A layer whose bias needs scales much larger than the weight's own has its own integers:
     its bias must not make the weight coarse for all others.
     """
     own: dict[tuple[ir.Value, int], QuantParams] = {}
