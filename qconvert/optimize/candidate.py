@@ -1,4 +1,4 @@
-"""Candidates for quantization, and the one test that decides whether a change to them is kept.
+"""Candidates for quantization, and the one test that decides whether a change is accepted.
 
 Range methods, equalization and learned weights are all accepted or dropped by the outputs of the
 whole model: it runs on images that were held out, and is compared with the FP32 model. How much is
@@ -32,7 +32,7 @@ MAX_OUTPUT_BYTES = 256_000_000
 
 @dataclass(frozen=True)
 class OptimizationEffort:
-    """What is tried, and on how much.
+    """What is tried, and on how many images.
 
     Weights are learned on `training_images`, from at most `rows` of a layer's inputs, and accepted
     by the images held out and at most `holdout_images` in all. `method` is the default for ranges;
@@ -93,7 +93,7 @@ class Candidate:
         return compare_outputs(model, self._holdout_batches(), reference)
 
     def describe_images(self, error: OutputError) -> str:
-        """Say on which images an error was measured."""
+        """Describe the images on which an error was measured."""
         count, held_out = error.per_image.size, self.calibration.validation_count
         if not self.calibration.excludes_holdout:
             return f"on {count} calibration images"
@@ -137,8 +137,8 @@ def compare_outputs(
 def is_better(before: OutputError, after: OutputError, *, significantly: bool = True) -> bool:
     """Whether a change lowers the output error: the test that accepts or drops it.
 
-    Both errors are of the same images, so they are compared in pairs. By default the burden of
-    proof is on the change: the mean gain of sqrt(error) must exceed two standard errors, and the
+    Both errors are of the same images, so they are compared in pairs. By default
+    the change must be significant: the mean gain of sqrt(error) must exceed two standard errors, and the
     noise-to-signal ratio must not rise. Without `significantly`, for weights that were trained to
     lower the error, the ratio must fall, and neither the errors nor the changed predictions of the
     images may grow by more than chance.

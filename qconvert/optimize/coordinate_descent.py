@@ -15,8 +15,8 @@ within AdaRound's rounding up or down. The bias follows in closed form (bias cor
 The activation f decides which errors show. Behind a Relu or Clip, rows on which neither the float
 output nor the target lies between the limits do not count: rounding changes nothing there. Then
 each output has a Gram matrix of its own, unless that is too much work. Weighting rows by the slope
-of a smooth activation was tried and brought nothing, so these only take part in the error by which
-a solution is accepted.
+of a smooth activation was tried and gained nothing, so they count only in the error by which a
+solution is accepted.
 """
 
 import math
@@ -57,7 +57,7 @@ Moments = tuple[FloatArray, FloatArray, FloatArray, FloatArray]
 
 @dataclass(frozen=True)
 class Activation:
-    """A function of a layer's outputs; a Relu or Clip cuts what lies beyond its limits."""
+    """A function of a layer's outputs; a Relu or Clip cuts values beyond its limits."""
 
     apply: Callable[[FloatArray], FloatArray]
     low: float = -math.inf

@@ -1,7 +1,7 @@
 """Learn the rounding of a plan's weights on calibration images, and accept it by the whole model.
 
-Layers are learned one after another, each on the inputs that the quantized layers before it really
-give, towards its float outputs. So a layer also compensates some of the errors that reach it, its
+Layers are learned one after another, each on the actual outputs of
+the quantized layers before it, towards its float outputs. So a layer also compensates some of the errors that reach it, its
 bias first of all. A layer keeps what it learned only if its error falls on batches held out from
 it; the model keeps the weights only if `candidate.is_better` accepts them. Every layer is saved as
 soon as it is learned, so that a run that was killed resumes there.
@@ -130,7 +130,7 @@ def learn_rounding(plan: Plan, candidate: Candidate, effort: str, cache: Cache) 
             summary = f"weights learned in {flipped} of {len(layers)} layers{corrected} "
             summary += f"({count} images)"
         else:
-            weights, summary = {}, "learned weights rejected, they do not lower the error"
+            weights, summary = {}, "learned weights rejected: they do not lower the error"
         summary += (
             f": noise-to-signal {100 * before.noise_to_signal:.3g}% -> "
             f"{100 * after.noise_to_signal:.3g}%, output error {before.per_image.mean():.3g} -> "

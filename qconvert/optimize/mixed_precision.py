@@ -3,8 +3,8 @@
 INT8 runs as it is, then with each block alone in float, which ranks the blocks by what they gain
 for what they cost (a sensitivity analysis as in HAWQ, Dong et al. 2019, but measured on outputs).
 Then sets grow in this order, in steps that become larger; between the last that missed the budget
-and the first that kept it the smallest is found by bisection, and blocks it can do without are
-taken out again. Every trial is a line in a file, from which an interrupted search resumes.
+and the first that kept it the smallest is found by bisection, and unnecessary blocks are
+removed again. Every trial is a line in a file, from which an interrupted search resumes.
 """
 
 import json
@@ -131,7 +131,7 @@ class Trials:
 
 
 def open_trials(path: Path, subject: str) -> Trials:
-    """Return the trials of a subject that a file has; those of another subject are dropped.
+    """Return the trials of a model in a file; those of another model are dropped.
 
     A line cut short by a kill or a full disk, and what follows it, is dropped too.
     """
@@ -234,7 +234,7 @@ def search_mixed_precision(space: SearchSpace, progress: ProgressCallback) -> Mi
 
     ranked = rank_blocks(space.blocks, result.gains)
     smallest = find_smallest_set(ranked, keeps_budget)
-    # All blocks together keep any budget, and are no mix.
+    # All blocks in float keep any budget, but are not a mix.
     mixed = 0 < len(smallest) < len(ranked)
     result = replace(
         result,
@@ -362,7 +362,7 @@ def _early_result(result: MixedResult) -> MixedResult | None:
     ms, float_ms, confirmed = result.int8.ms, result.float_ms, result.int8.confirmed
     assert confirmed is not None
     if ms is not None and float_ms is not None and float_ms <= ms:
-        why = f"{result.rest} takes {float_ms:.2f} ms and INT8 {ms:.2f}: there is nothing to gain"
+        why = f"{result.rest} takes {float_ms:.2f} ms and INT8 {ms:.2f}: mixing gains nothing"
         return replace(result, outcome="float", why=why)
     if ms is not None and result.max_latency is not None and ms > result.max_latency:
         why = f"INT8 alone takes {ms:.2f} ms, and blocks in {result.rest} are slower"
@@ -376,7 +376,7 @@ def _conclude(result: MixedResult) -> MixedResult:
     """Return the outcome of a finished search."""
     chosen, rest = result.chosen, result.rest
     if chosen is None:
-        why = f"no mix loses as little as {result.budget:g} points: ship {rest}, or allow more"
+        why = f"no mix stays within {result.budget:g} points: ship {rest}, or allow more"
         return replace(result, outcome="none", why=why)
     ms, took = chosen.ms, f"the smallest mix that keeps the budget takes {chosen.ms or 0:.2f} ms"
     if ms is not None and result.max_latency is not None and ms > result.max_latency:

@@ -5,8 +5,8 @@ better by more than chance (`candidate.is_better`).
 
 One of the candidates chooses a method for every tensor: each tensor is quantized alone, in the
 range of one method after another, and the float model runs on from there to its outputs. The error
-of the tensor itself would not tell: a few large values may be all that the layers behind it use, or
-nothing to them.
+of the tensor itself is not enough: a few large values may decide the outputs of the next layers, or
+not matter to them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -125,7 +125,7 @@ def best_method(errors: Mapping[str, OutputError]) -> tuple[str, tuple[TriedMeth
 
 
 def assign_methods(candidate: Candidate, max_macs: float) -> QuantizeOptions:
-    """Return the options with another method for each tensor that it suits better.
+    """Return the options with a better range method for each tensor that has one.
 
     At most `max_macs` multiplications are done; where they do not pay for a batch of images, the
     options stay as they are.

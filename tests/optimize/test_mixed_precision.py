@@ -168,13 +168,13 @@ def test_budget_that_no_mix_keeps_is_reported() -> None:
         assert result.chosen.confirmed.agreement == 100
     else:
         assert result.outcome == "none"
-        assert "no mix loses as little as 0 points" in result.why
+        assert "no mix stays within 0 points" in result.why
 
 
 def test_search_is_skipped_if_float_is_as_fast_as_int8() -> None:
     result = search(timer=timer_of(int8=2, float_ms=2, per_block=1))
     assert (result.outcome, result.gains) == ("float", ())
-    assert result.why == "fp32 takes 2.00 ms and INT8 2.00: there is nothing to gain"
+    assert result.why == "fp32 takes 2.00 ms and INT8 2.00: mixing gains nothing"
 
 
 def test_float_as_fast_as_the_mix_is_the_outcome() -> None:
