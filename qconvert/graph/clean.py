@@ -129,7 +129,7 @@ class _Reference:
         self.tolerance = min(max(TOLERANCE, SLACK * noise), MAX_TOLERANCE)
 
     def difference(self, model: ir.Model) -> str:
-        """Say how a rewritten model differs; only by names, types and shapes if outputs vary."""
+        """Describe how a rewritten model differs; only by names, types and shapes if outputs vary."""
         outputs = self.run(model)
         if not self.repeats:
             return describe_signature_difference(self.expected, outputs)

@@ -14,7 +14,7 @@ BLOCK_SIZE = 1 << 20
 
 
 def describe_signature_difference(expected: Tensors, actual: Tensors) -> str:
-    """Say how the outputs differ in name, type or shape; empty where they do not."""
+    """Describe how the outputs differ in name, type or shape; empty where they do not."""
     if list(expected) != list(actual):
         return f"it renamed the outputs to {', '.join(actual)}"
     for name, output in expected.items():
@@ -25,7 +25,7 @@ def describe_signature_difference(expected: Tensors, actual: Tensors) -> str:
 
 
 def describe_difference(expected: Tensors, actual: Tensors, tolerance: float) -> str:
-    """Say how two runs differ; empty where they are of the same network.
+    """Describe how two runs differ; empty where they are of the same network.
 
     Numbers may move by `tolerance` of the largest finite one in their tensor. NaN, infinities and
     strings must stay as they are; a sequence is compared tensor by tensor.
@@ -64,7 +64,7 @@ def _compare(expected: Tensors, actual: Tensors, tolerance: float) -> tuple[str,
 
 
 def _compare_numbers(before: NDArray[Any], after: NDArray[Any]) -> tuple[str, float, float]:
-    """Return what became of NaN and infinities, the largest error, and the largest value."""
+    """Return the change of NaN and infinities, the largest error, and the largest value."""
     error = largest = 0.0
     # Wide enough to subtract: integers do not wrap around.
     wide = np.complex128 if before.dtype.kind == "c" else np.float64

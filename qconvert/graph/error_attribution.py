@@ -1,7 +1,8 @@
 """Attribute the error of a rewritten network to its layers, in one graph with a float twin.
 
-The network is fed with the tensors of the reference besides its own inputs. Beside it stands every
-layer once more, reading the reference's tensors in place of what the layers before made. The error
+The network is fed with the tensors of the reference besides its own inputs. The
+graph also holds a copy of every layer, which reads the reference's tensors instead of the outputs of
+the layers before. The error
 of the network at a tensor is the one that arrives there; the error of the copy is the one that this
 layer makes alone. All outputs are sums over a batch.
 """

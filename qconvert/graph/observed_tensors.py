@@ -125,7 +125,7 @@ def only_moves_values(node: ir.Node) -> bool:
     if node.op_type != "Resize":
         return node.op_type in MOVING
     # A cubic filter overshoots; the others stay between the values they read.
-    # Cropping beyond the edge fills in a value of its own.
+    # Cropping beyond the edge fills in another value.
     mode = node.attributes.get_string("mode", "")
     coordinates = node.attributes.get_string("coordinate_transformation_mode", "")
     return mode != "cubic" and coordinates != "tf_crop_and_resize"
@@ -135,7 +135,7 @@ def find_masked_tensors(graph: ir.Graph) -> frozenset[str]:
     """Return the names of all tensors that depend on a stored infinity, such as a Softmax mask.
 
     Some graphs use the smallest float32 in its place. These tensors may be infinite on any image,
-    and nothing is wrong with it.
+    which is valid.
     """
 
     def reads_infinity(node: ir.Node) -> bool:
@@ -178,7 +178,7 @@ def _is_float(value: ir.Value) -> bool:
 
 
 def _reason_to_skip(value: ir.Value, batch: int | str | None, dynamic: set[ir.Value]) -> str:
-    """Say why a tensor cannot or need not be observed; empty if it is."""
+    """Return why a tensor cannot or need not be observed; empty if it is."""
     if value.dtype is None or value.shape is None:
         return "its type or rank is unknown"
     producer, reader = value.producer(), only_reader(value)

@@ -227,7 +227,7 @@ def _arithmetic(op: str, operand: ir.Value | None, rank: int, channels: int) -> 
 
 
 def _replace_constant(linear: ir.Node, index: int, array: AnyArray, names: UniqueNames) -> None:
-    """Give the node a constant of its own; the old one may have other readers."""
+    """Give the node a separate constant; the old one may have other readers."""
     old = linear.inputs[index] if index < len(linear.inputs) else None
     stem = old.name if old is not None else f"{linear.outputs[0].name}.bias"
     value = make_initializer(names.reserve(f"{stem}_folded"), array)

@@ -1,4 +1,4 @@
-"""What rewrites ask of nodes and values: constants, readers, weights, fusions, unused names."""
+"""Queries about nodes and values: constants, readers, weights, fusions, unused names."""
 
 from collections import Counter
 from collections.abc import Iterator

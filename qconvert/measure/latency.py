@@ -1,4 +1,4 @@
-"""Time engines in rounds, so that drift of the machine hits all of them alike; summarize samples.
+"""Time engines in interleaved rounds, so that machine drift affects all equally; summarize samples.
 
 Percentiles interpolate linearly between the two nearest samples (position `(n - 1) * p / 100` in
 sorted order, NumPy's default); `trtexec` takes one of the samples.
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 TimingProgress = Callable[[str, float | None], None]
 Samples = NDArray[np.float64]
 
-# A call this short is lost in the cost of the clock and of Python: several make a sample.
+# Calls this short are dominated by the cost of the clock and of Python: several make a sample.
 SHORT_SECONDS = 0.0002
 
 # Slower engines are timed for only ten seconds, and in at least `MIN_ROUNDS` rounds.
@@ -38,7 +38,7 @@ NORMAL_SCALE = 1.4826
 class Latency:
     """Every sample of one engine at one batch size, in milliseconds per run.
 
-    `where` is `host` for the whole call with its copies, `device` for inputs that lie on the
+    `where` is `host` for the whole call with its copies, `device` for inputs that are on the
     device already. `notes` say what makes the samples doubtful.
     """
 
@@ -127,7 +127,7 @@ def schedule_round(seconds: float, rounds: int, effort: TimingEffort) -> RoundSc
     if seconds < SHORT_SECONDS:
         # A clock too coarse to see the call at all measures zero.
         calls = math.ceil(SHORT_SECONDS / max(seconds, SHORT_SECONDS / 1000))
-    # A hair below a whole number counts as that number.
+    # A value just below a whole number counts as that number.
     samples = int(effort.seconds / (max(seconds, SHORT_SECONDS) * rounds) + 1e-6)
     least = math.ceil(effort.rounds / rounds)
     most = max(least, MAX_SAMPLES // rounds)

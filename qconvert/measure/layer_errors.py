@@ -1,4 +1,4 @@
-"""Measure where a rewritten network goes wrong: the error each layer makes, and what arrives there.
+"""Measure the errors of a rewritten network: what each layer makes, and what arrives there.
 
 Both are the SQNR over all values of all images, in decibels. The two are easily confused: a late
 layer that makes no error of its own still carries those of all layers before it.

@@ -55,7 +55,7 @@ class PeakMemory:
 def measure_peak(
     model: Path, feeds: Tensors, threads: int = 0, timeout_seconds: float = 300.0
 ) -> PeakMemory:
-    """Run a model once in a process of its own, on ones of the shapes given; return its peak.
+    """Run a model once in a separate process, on ones of the given shapes; return its peak.
 
     `threads` of 0 means one for each core.
     """

@@ -1,4 +1,4 @@
-"""Measure how far the outputs of a rewritten network are from those of its float original."""
+"""Measure the output error of a rewritten network against its float original."""
 
 import math
 from collections.abc import Sequence

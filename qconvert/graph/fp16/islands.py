@@ -96,7 +96,7 @@ class HalfTyping:
         )
 
     def reason_to_refuse(self, node: ir.Node) -> str:
-        """Say why no part of a float32 node can be half; empty if some part can."""
+        """Return why no part of a float32 node can be half; empty if some part can."""
         if node.op_identifier() in self.model.functions or has_subgraph(node):
             return "it holds a graph of its own"
         if self._schema(node) is None:
@@ -210,7 +210,7 @@ def find_islands(typing: HalfTyping, magnitudes: Magnitudes) -> IslandReasons:
 
 
 def describe_overflow(name: str, magnitude: float, half: ir.DataType) -> str:
-    """Say that a magnitude is beyond what the half type holds."""
+    """Describe a magnitude beyond the range of the half type."""
     return f"{name} reaches {magnitude:.4g}, {type_name(half)} only {MAX_FINITE[half]:.5g}"
 
 
@@ -278,7 +278,7 @@ class _Sum(NamedTuple):
 
 
 def _check_sum(node: ir.Node, typing: HalfTyping, magnitudes: Magnitudes) -> str:
-    """Say why float16 may be too small for a sum: count * term(magnitude) > FLOAT16_LIMIT."""
+    """Return why float16 may be too small for a sum: count * term(magnitude) > FLOAT16_LIMIT."""
     if is_standard(node, "Softmax", "LogSoftmax"):
         row = _size(node, [node.attributes.get_int("axis", -1)]) or 0
         too_long = row > MAX_EXACT_INTEGER
