@@ -55,7 +55,7 @@ __all__ = [
 
 
 class _Package(ModuleType):
-    """Keeps `quantize`, `package` and others functions, though subpackages have these names too."""
+    """Keeps `quantize`, `package` and others callable despite subpackages of the same names."""
 
     def __setattr__(self, name: str, value: object) -> None:
         # Python sets a package's submodules as its attributes when they are imported.

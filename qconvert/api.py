@@ -132,7 +132,7 @@ def build(
 ) -> Run:
     """Build engines of a model, time and evaluate them; `output` is the folder of the run.
 
-    Takes `images`, `count`, `eval`, `labels`, `backends`, `precisions`, `inputs`, `weights`,
+    Options: `images`, `count`, `eval`, `labels`, `backends`, `precisions`, `inputs`, `weights`,
     `trust`, `fresh`, `settings`, `config`. The same call again resumes the run. Gates are settings,
     such as `gate.max-drop`; those that fail are in the report, and `Run.require_gates` raises.
     """
@@ -145,8 +145,8 @@ def build(
 def resume(run: StrPath, **options: Unpack[EngineArguments]) -> Run:
     """Resume a run, also one made elsewhere, without its model and calibration images.
 
-    Takes `eval`, `labels`, `backends`, `precisions`, `settings`, `config`; the settings of the run
-    are the defaults.
+    Options: `eval`, `labels`, `backends`, `precisions`, `settings`, `config`. The settings of the
+    run are the defaults.
     """
     folder = RunFolder(Path(run))
     context = _open_job(options, EngineArguments, folder.settings())
@@ -160,7 +160,7 @@ def export(
 ) -> Exported:
     """Convert a model to one clean ONNX file `output`, and compare it with the model.
 
-    Takes `inputs`, `weights`, `images`, `trust`, `settings`, `config`.
+    Options: `inputs`, `weights`, `images`, `trust`, `settings`, `config`.
     """
     context = _open_model_job(model, options, ImageArguments)
     return export_job.export(context, Path(output))
@@ -171,7 +171,7 @@ def calibrate(
 ) -> Calibration:
     """Measure the value ranges of every tensor over `images`, and save them as `output` (.npz).
 
-    Takes `images`, `count`, `inputs`, `weights`, `trust`, `settings`, `config`.
+    Options: `images`, `count`, `inputs`, `weights`, `trust`, `settings`, `config`.
     """
     context = _open_model_job(model, options, ImageArguments)
     return calibrate_job.calibrate(context, Path(output))
@@ -182,7 +182,7 @@ def quantize(
 ) -> Quantized:
     """Rewrite a model for `backend` (cpu) in `precision` (int8), and save it as `output`.
 
-    Ranges come from `images`, from a `calibration` file, or from a `plan`. Takes also `count`,
+    Ranges come from `images`, from a `calibration` file, or from a `plan`. Other options: `count`,
     `inputs`, `weights`, `trust`, `settings`, `config`.
     """
     context = _open_model_job(model, options, QuantizeArguments)
@@ -199,9 +199,9 @@ def quantize(
 def search(
     model: ModelSource | None = None, *, output: StrPath, **options: Unpack[SearchArguments]
 ) -> SearchSummary:
-    """Find the fewest blocks of a model to keep in float for its outputs to stay within `budget`.
+    """Find the fewest blocks to keep in float so that accuracy stays within `budget`.
 
-    Takes `images`, `count`, `eval`, `labels`, `backends` (one), `inputs`, `weights`, `trust`,
+    Options: `images`, `count`, `eval`, `labels`, `backends` (one), `inputs`, `weights`, `trust`,
     `fresh`, `settings`, `config`. The result, its plan and all trials are in the folder `output`;
     `mix.outcome` is `none` if nothing stays within the budget.
     """
@@ -210,9 +210,9 @@ def search(
 
 
 def bench(engines: StrPath | Sequence[StrPath], **options: Unpack[CommonArguments]) -> Report:
-    """Time engines in turns: all of a run, or `RUN/engines/NAME` and ONNX files.
+    """Time engines in interleaved rounds: all of a run, or `RUN/engines/NAME` and ONNX files.
 
-    Takes `settings`, such as `bench.batch-sizes`, and `config`.
+    Options: `settings`, such as `bench.batch-sizes`, and `config`.
     """
     return bench_job.bench(*_open_target_job(engines, options, CommonArguments))
 
@@ -220,7 +220,7 @@ def bench(engines: StrPath | Sequence[StrPath], **options: Unpack[CommonArgument
 def evaluate(engines: StrPath | Sequence[StrPath], **options: Unpack[EvaluateArguments]) -> Report:
     """Compare the outputs of engines on the images of `eval` with FP32 and with `labels`.
 
-    Takes also `settings` and `config`.
+    Other options: `settings` and `config`.
     """
     return evaluate_job.evaluate(*_open_target_job(engines, options, EvaluateArguments))
 
@@ -230,8 +230,8 @@ def package(
 ) -> Packed:
     """Pack an engine of a run for `onnxruntime` or `triton`, into the folder `output`.
 
-    Takes `engine` (default: that of the verdict), `name`, and `classes`, a file with one name per
-    line.
+    Options: `engine` (default: that of the verdict), `name`, and `classes`, a file with one name
+    per line.
     """
     hints = {"format": Format, **PackageArguments.__annotations__}
     _require_known_arguments({"format": format, **options}, hints)
@@ -262,8 +262,8 @@ def _open_model_job(
         if not name or getattr(sys.modules.get(module), name, None) is not model:
             subject = f"`{name}`" if name else f"a {type(model).__name__}"
             raise UsageError(
-                f"{subject} cannot be found again by its name",
-                hint="give a function of a module that makes the network and needs no arguments",
+                f"{subject} cannot be imported by its name",
+                hint="pass a module-level function that returns the network and needs no arguments",
             )
         overrides["model"] = f"{module}:{name}"
     context = _open_job(options, arguments, overrides=overrides)
@@ -294,7 +294,7 @@ def _open_job(
     if not isinstance(settings, Mapping):
         raise UsageError(
             f"`settings` must be a mapping, not {type(settings).__name__}",
-            hint='as {"quantize.method": "mse"}',
+            hint='for example {"quantize.method": "mse"}',
         )
     if not isinstance(path, str | os.PathLike | None):
         raise UsageError(
@@ -317,13 +317,13 @@ def _open_job(
 
 
 def _require_known_arguments(options: Mapping[str, object], hints: Mapping[str, object]) -> None:
-    """Refuse arguments that a function does not have, and words that an argument does not take."""
+    """Refuse unknown arguments, and words that an argument does not accept."""
     for name, value in options.items():
         if name not in hints:
-            others = "; all else is in `settings`" if "settings" in hints else ""
+            others = "; everything else is in `settings`" if "settings" in hints else ""
             raise UsageError(
                 f"there is no argument `{name}`{did_you_mean(name, list(hints))}",
-                hint=f"it takes {', '.join(hints)}{others}",
+                hint=f"it accepts {', '.join(hints)}{others}",
             )
         words = get_args(hints[name]) if get_origin(hints[name]) is Literal else ()
         if words and value not in words:
@@ -334,7 +334,7 @@ def _require_known_arguments(options: Mapping[str, object], hints: Mapping[str, 
 
 
 def _format_call(function: str, first: object, options: Mapping[str, object]) -> str:
-    """Return a call as it could be typed, for the report."""
+    """Return a call as source text, for the report."""
 
     def text(value: object) -> str:
         if isinstance(value, os.PathLike):

@@ -155,7 +155,7 @@ def test_run_is_independent_of_the_working_folder(
     [
         ("build", {"settings": [1]}, "must be a mapping"),
         ("build", {"config": 3}, "`config` must be a path"),
-        ("build", {"model": 3}, "cannot be found again"),
+        ("build", {"model": 3}, "cannot be imported"),
         ("build", {"image": "calib_data"}, "no argument `image`; did you mean `images`"),
         ("build", {"model": None}, "no model is named"),
         ("quantize", {"backend": "gpu"}, "no backend `gpu`; did you mean `cpu`"),
@@ -185,7 +185,7 @@ def test_run_must_be_the_only_target() -> None:
 @pytest.mark.slow
 def test_engine_must_be_named_if_the_verdict_has_none() -> None:
     run = qconvert.build("model.onnx", output="own", precisions="fp16", settings=QUICK)
-    with pytest.raises(qconvert.UsageError, match="is the best, so name one") as caught:
+    with pytest.raises(qconvert.UsageError, match="is named by the verdict, so name one") as caught:
         run.engine()
     assert "`cpu-fp16`" in caught.value.hint
     with pytest.raises(qconvert.UsageError, match="no engine `cpu-int8`"):
@@ -224,7 +224,7 @@ def test_model_may_be_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     exported = qconvert.export(apinets.build, inputs="image:1x3x8x8", output="net.onnx")
     assert exported.parity is not None
     for unnamed in (lambda: None, apinets.build()):
-        with pytest.raises(qconvert.UsageError, match="cannot be found again by its name"):
+        with pytest.raises(qconvert.UsageError, match="cannot be imported by its name"):
             qconvert.export(unnamed, output="net.onnx")
 
 

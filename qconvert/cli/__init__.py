@@ -13,9 +13,9 @@ COMMANDS = {
     "build": "Build engines of a model, time and evaluate them, in one report.",
     "bench": "Time engines side by side.",
     "evaluate": "Compare the outputs of engines with FP32, and with labels.",
-    "report": "Show a finished run again, as text, HTML, Markdown or JSON.",
+    "report": "Show the report of a run as text, HTML, Markdown or JSON.",
     "package": "Package an engine for ONNX Runtime or Triton.",
-    "export": "Convert a model into one clean ONNX file, checked against it.",
+    "export": "Convert a model to one clean ONNX file and check its outputs.",
     "inspect": "Show a model's inputs, operators and sizes.",
     "calibrate": "Measure ranges of a model's tensors on images.",
     "quantize": "Convert a model to INT8, FP16 or BF16 for a backend.",
@@ -52,7 +52,7 @@ class Commands(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the table without importing the commands."""
+        """List the commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 

@@ -18,10 +18,10 @@ from qconvert.cli.progress import ProgressDisplay
 @options.gate_options
 @options.common_options
 def command(targets: tuple[Path, ...], **chosen: Any) -> None:
-    """Time engines in turns, so that drift of the machine affects all of them alike.
+    """Time engines in interleaved rounds, so that machine drift affects all of them equally.
 
-    An engine is RUN/engines/NAME or an ONNX file, which runs on the CPU. For a whole RUN the
-    latencies go into its report, those too that the machine of the build could not measure.
+    An engine is RUN/engines/NAME or an ONNX file, which runs on the CPU. For a whole RUN, the
+    latencies are added to its report, including those that the build machine could not measure.
     """
     from qconvert.run.bench import bench
     from qconvert.run.context import open_context

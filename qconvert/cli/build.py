@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     "qconvert build --from runs/model --backend tensorrt --max-drop 1",
 )
 @click.argument("model", required=False)
-@options.output_option("The run's folder (default: runs/NAME).")
+@options.output_option("Run folder (default: runs/NAME).")
 @click.option(
     "--from",
     "resumed",
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
 @options.bench_options
 @options.gate_options
 @options.source_options
-@click.option("--plan-only", is_flag=True, help="Write the graphs, build no engine.")
+@click.option("--plan-only", is_flag=True, help="Write the graphs without building engines.")
 @click.option("--fresh", is_flag=True, help="Ignore cached results.")
-@click.option("--dry-run", is_flag=True, help="Print what would be done, change nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done without changing anything.")
 @options.common_options
 def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     """Build engines of MODEL for every backend and precision, time and evaluate them.
 
-    One folder holds it all: the engines, the graphs they were built from, and one report with
-    sizes, latencies and accuracies. The same command resumes an interrupted run and repeats no
-    finished step. Exit code 1 means that a gate failed.
+    All results are in one folder: the engines, the graphs they were built from, and one report
+    with sizes, latencies and accuracies. Run the same command again to resume an interrupted run;
+    finished steps are not repeated. Exit code 1 means that a gate failed.
     """
     from qconvert.run import run_folder
     from qconvert.run.build import BuildRequest

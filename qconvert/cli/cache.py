@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def command(clear: bool, step: str | None, as_json: bool) -> None:
     """List cached results, all or those of STEP, with origin, size and age; or delete them.
 
-    No finished run needs the cache; QCONVERT_CACHE_DIR sets its place.
+    Finished runs do not need the cache; QCONVERT_CACHE_DIR sets its location.
     """
     from qconvert.core import cache
     from qconvert.core.errors import UsageError, did_you_mean
@@ -33,7 +33,7 @@ def command(clear: bool, step: str | None, as_json: bool) -> None:
     steps = sorted({entry.step for entry in entries})
     if step and entries and step not in steps:
         raise UsageError(
-            f"no result of a step `{step}` is cached{did_you_mean(step, steps)}",
+            f"no results of step `{step}` are cached{did_you_mean(step, steps)}",
             hint="cached steps: " + ", ".join(steps),
         )
     if clear:
@@ -46,7 +46,7 @@ def command(clear: bool, step: str | None, as_json: bool) -> None:
         return
     total = f"{len(entries)} results, {sum(entry.size_bytes for entry in entries) / 1e6:.1f} MB"
     if clear:
-        console.info(f"cleared {total}, from {store.root}")
+        console.info(f"cleared {total} from {store.root}")
         return
     if entries:
         columns = [*text_columns("step"), *number_columns("MB", "age"), *text_columns("made from")]

@@ -25,7 +25,7 @@ def _parse_shard(
         return None
     number, count = map(options.parse_int, text.partition("/")[::2])
     if number is None or count is None or not 1 <= number <= count:
-        raise click.BadParameter(f"`{text}` is not I/N, as in 2/8 for the second of eight parts")
+        raise click.BadParameter(f"`{text}` is not I/N, such as 2/8 for the second of eight parts")
     return number, count
 
 
@@ -43,10 +43,13 @@ def _parse_shard(
     type=click.IntRange(min=1),
     default=1,
     metavar="N",
-    help="Processes to split the images over (default: 1, which uses every core).",
+    help="Worker processes that share the images (default: 1, which uses every core).",
 )
 @click.option(
-    "--shard", callback=_parse_shard, metavar="I/N", help="Only part I of N; merge them later."
+    "--shard",
+    callback=_parse_shard,
+    metavar="I/N",
+    help="Measure only part I of N; merge the parts later.",
 )
 @click.option("--merge", is_flag=True, help="Merge the parts FILE... into one.")
 @click.option("--show", is_flag=True, help="Print the ranges of FILE, or of the new calibration.")
@@ -58,15 +61,15 @@ def _parse_shard(
     help="Method to show: mse, minmax, moving-average, entropy, percentile:P; repeatable.",
 )
 @click.option("--symmetric", is_flag=True, help="Show ranges for a symmetric grid (TensorRT).")
-@click.option("--fresh", is_flag=True, help="Start over, whatever is done already.")
+@click.option("--fresh", is_flag=True, help="Start over instead of resuming.")
 @options.common_options
 def command(targets: tuple[str, ...], output: Path | None, **chosen: Any) -> None:
     """Measure the values of every tensor of MODEL on images, once for all range methods.
 
-    One pass keeps exact extremes and counts of values of each tensor in one small file. Every
-    range method works from that file; trying another runs no image again. An interrupted run is
-    resumed. Parts measured elsewhere with --shard are merged with --merge into the same bytes as
-    one run.
+    One pass records exact extremes and value counts of each tensor in one small file. Every range
+    method works from that file, so trying another method runs no image again. An interrupted run
+    is resumed. --merge combines parts measured elsewhere with --shard into the same bytes as one
+    run.
     """
     from qconvert.calibrate import calibration_file
     from qconvert.core.errors import UsageError
@@ -108,13 +111,13 @@ def _merge(parts: list[Path], output: Path | None) -> None:
     merged = reduce(merge_calibrations, (calibration_file.load(part) for part in parts))
     calibration_file.save(merged, output)
     missing = sum(map(len, merged.missing_images()))
-    gap = f", {missing} of the list are in none of the parts" if missing else ""
+    gap = f", {missing} of the listed images are missing" if missing else ""
     count = merged.image_indices.size
     console.info(f"wrote {output}: {count} images from {len(parts)} parts{gap}")
 
 
 def _note_weaknesses(calibration: "Calibration", shard: tuple[int, int] | None) -> None:
-    """Note images that could not be read, too few of them, and ranges that they do not settle."""
+    """Note unreadable images, too few images, and ranges that have not settled."""
     from qconvert.calibrate.histogram import range_drift
     from qconvert.run.calibrate import shard_range
 
@@ -127,11 +130,11 @@ def _note_weaknesses(calibration: "Calibration", shard: tuple[int, int] | None) 
     count, summaries = calibration.image_indices.size, calibration.summaries.values()
     drifting = sum(bool(tensor.size) and range_drift(tensor) > MAX_DRIFT for tensor in summaries)
     if count < 32:
-        console.note(f"{count} images are few; 100 to 500 are usual")
+        console.note(f"only {count} images were used; 100 to 500 are usual")
     elif drifting:
         console.note(
             f"{drifting} of {len(summaries)} ranges still moved by more than {MAX_DRIFT:.0%} "
-            "in the last quarter; use more images"
+            "over the last quarter of the images; use more images"
         )
 
 

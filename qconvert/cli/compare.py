@@ -20,13 +20,13 @@ from qconvert.cli.progress import ProgressDisplay
     "patterns",
     multiple=True,
     metavar="GLOB",
-    help="Only these, by tensor, node or operator; repeatable.",
+    help="Only these layers, by tensor, node or operator; repeatable.",
 )
 @click.option(
     "--images",
     cls=options.SettingOption,
     paths=["evaluate.images"],
-    help="Images to run on (default: those of the run that A or B is part of).",
+    help="Images to run on (default: those of the run that A or B belongs to).",
 )
 @click.option(
     "--count",
@@ -34,7 +34,7 @@ from qconvert.cli.progress import ProgressDisplay
     default=32,
     show_default=True,
     metavar="N",
-    help="At most this many images.",
+    help="Use at most this many images.",
 )
 @options.output_option("Write the errors of all layers as CSV.", dir_okay=False)
 @options.preprocess_options
@@ -42,11 +42,11 @@ from qconvert.cli.progress import ProgressDisplay
 def command(
     first: Path, second: Path, patterns: tuple[str, ...], count: int, **chosen: Any
 ) -> None:
-    """Compare B with A layer by layer: the error that arrives at each layer and the one it makes.
+    """Compare B with A layer by layer: the error that arrives at each layer and the error it adds.
 
     A and B are ONNX files or RUN/engines/NAME, one of them made from the other. Errors are SQNR in
-    decibels: 20 dB is an error of a tenth, 40 dB of a hundredth. The error that arrives comes from
-    the layer and all before it; the one it makes is its own, given exact inputs.
+    decibels: 20 dB is an error of 10 %, 40 dB of 1 %. The arriving error comes from the layer and
+    all layers before it; the error that a layer makes is measured with exact inputs.
     """
     from qconvert.core.atomic import write_text
     from qconvert.report.tables import layers_csv

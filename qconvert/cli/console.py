@@ -1,4 +1,4 @@
-"""What a person sees: results on stdout, everything else on stderr, colour only as decoration.
+"""Terminal output: results on stdout, everything else on stderr, colour only as decoration.
 
 Piped output is plain and as wide as it needs to be. On a narrow terminal a table drops its least
 important columns; it never cuts a number.
@@ -32,13 +32,13 @@ def info(text: str, level: int = 0) -> None:
 
 
 def note(text: str) -> None:
-    """Write a remark about a result on stderr, wrapped to 80 columns."""
+    """Write a note about a result on stderr, wrapped to 80 columns."""
     first, *rest = textwrap.wrap(sanitize_text(text), 70)
     info("\n".join([f"    note: {first}", *(f"          {line}" for line in rest)]))
 
 
 def show_error(error: QConvertError) -> None:
-    """Show what happened, its causes, and after a blank line what to do."""
+    """Show what happened, its causes and, after a blank line, what to do."""
     lines = [f"{style_stderr('error:', '31')} {sanitize_text(str(error))}"]
     fold = textwrap.TextWrapper(80, initial_indent="  ", subsequent_indent="    ")
     fold.break_long_words = fold.break_on_hyphens = False  # names and paths stay whole
@@ -73,7 +73,7 @@ def _write_stdout(text: str) -> None:
     if VERBOSITY.level <= -2:
         return
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
-    sys.stdout.flush()  # notice here, not at exit, that the reader of a pipe is gone
+    sys.stdout.flush()  # detect a closed pipe here, not at exit
 
 
 def write_table(table: TextTable) -> None:
@@ -110,7 +110,7 @@ def rich_console(*, stderr: bool = False) -> "Console":
     """Return the console of stdout or stderr, made once."""
     from rich.console import Console
 
-    # Rich assumes 80 columns for a pipe; the reader of a pipe wants all of them.
+    # Rich assumes 80 columns for a pipe; a pipe needs all of them.
     width = None if stderr or sys.stdout.isatty() else 100_000
     return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
 

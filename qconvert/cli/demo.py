@@ -44,9 +44,9 @@ def command(
 ) -> None:
     """See a whole build on a network and images that come with qconvert.
 
-    The network recognizes scratches, dents, cracks, rust and other defects of surfaces. Its images
-    are drawn: 128 for calibration, 1000 for evaluation. The rest is a `qconvert build` as for a
-    model of yours; the command is printed. Nothing is downloaded, and no GPU is needed.
+    The network recognizes scratches, dents, cracks, rust and other surface defects. Its images
+    are drawn: 128 for calibration, 1000 for evaluation. The rest is an ordinary
+    `qconvert build`, and its command is printed. Nothing is downloaded, and no GPU is needed.
     """
     from qconvert.core import cache, config_file
     from qconvert.demo.demo_files import prepare_demo
@@ -64,7 +64,7 @@ def command(
     ]
     words = [f"qconvert build {shlex.quote(network)}", *map(shlex.join, pairs)]
     text = " \\\n      ".join(words)
-    console.info(f"\nFor a model of yours, use the same command with other names:\n\n  {text}\n")
+    console.info(f"\nFor your own model, use the same command with other names:\n\n  {text}\n")
     context = build.command.make_context("build", [network, *chain(*pairs)])
     config = config_file.load(None, settings.from_options(context.params["model"], context.params))
     request = BuildRequest(output / "run", shlex.join(["qconvert", *sys.argv[1:]]))

@@ -1,4 +1,4 @@
-"""The process boundary: standard streams and signals, and every error as a message and a code."""
+"""The process boundary: standard streams, signals, and errors as messages and exit codes."""
 
 import contextlib
 import errno
@@ -16,22 +16,22 @@ import click
 from qconvert.cli import console
 from qconvert.core.errors import QConvertError, Terminated, UsageError
 
-# The usual codes for a process that was asked to end; shells and supervisors expect them.
+# The usual codes for a terminated process; shells and supervisors expect them.
 SIGNAL_EXIT_CODES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
-_OTHER_PLACE = "or choose another place with `-o` or QCONVERT_CACHE_DIR"
-# What a full disk, missing rights or a bad path can do to any write; other OSErrors are bugs.
+_OTHER_PLACE = "or choose another location with `-o` or QCONVERT_CACHE_DIR"
+# Errors of a full disk, missing rights or a bad path; other OSErrors are bugs.
 _FILE_ERROR_HINTS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"free some space, {_OTHER_PLACE}"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), f"check the permissions, {_OTHER_PLACE}"),
-    errno.ENOTDIR: "a file stands where a folder is needed",
-    errno.EEXIST: "a file stands where a folder is needed",
-    errno.EISDIR: "a folder stands where a file is needed",
+    errno.ENOTDIR: "there is a file where a folder is needed",
+    errno.EEXIST: "there is a file where a folder is needed",
+    errno.EISDIR: "there is a folder where a file is needed",
     errno.ENOENT: "check the path; one of its folders does not exist",
-    errno.EROFS: "choose a writable place, with `-o` or QCONVERT_CACHE_DIR",
-    errno.EFBIG: "a limit on the size of files is in the way (`ulimit -f`)",
+    errno.EROFS: "choose a writable location with `-o` or QCONVERT_CACHE_DIR",
+    errno.EFBIG: "the file size limit is too low; raise it with `ulimit -f`",
     errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ELOOP: "a link leads to itself; name the file or folder it should lead to",
+    errno.ELOOP: "a link points to itself; name the file or folder it should point to",
     errno.EIO: "the disk reports an error; check it",
 }
 
@@ -46,10 +46,10 @@ def run_guarded(command: click.Command, args: Sequence[str]) -> int:
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     for number in SIGNAL_EXIT_CODES:
-        # `nohup` and `&` start a process with a signal ignored; it stays so.
+        # `nohup` and `&` start a process with signals ignored; keep them ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, stop)
-    # Without a handler, log lines of libraries would appear on stderr between ours.
+    # Without a handler, log lines of libraries would mix with ours on stderr.
     logging.getLogger().addHandler(logging.NullHandler())
     try:
         result = command.main(args=list(args), prog_name="qconvert", standalone_mode=False)
@@ -59,12 +59,12 @@ def run_guarded(command: click.Command, args: Sequence[str]) -> int:
     except Terminated:
         return _exit_for_signal(signal.SIGTERM)
     except SystemExit as exit_:
-        # Click exits like this when the reader of our pipe is gone, and marks stdout.
+        # Click exits like this when our pipe is closed, and marks stdout.
         if type(sys.stdout).__name__.endswith("PacifyFlushWrapper"):
             return 0
         return _report_error(RuntimeError(f"something called sys.exit({exit_.code!r})"))
     except Exception as error:
-        # A library that a signal interrupted may have raised an error of its own.
+        # A library interrupted by a signal may raise its own error.
         return _exit_for_signal(received[-1]) if received else _report_error(error)
 
 
@@ -86,13 +86,13 @@ def _report_error(error: Exception) -> int:
         console.info(f"{trace}{bug}", level=-1)
         return 70
     except MemoryError:
-        hint = b"use a larger machine, or end other work on it"
+        hint = b"use a larger machine, or stop other programs"
         os.write(2, b"error: not enough memory\n\nhint: " + hint + b"\n")
         return QConvertError.exit_code
 
 
 def _as_user_error(error: Exception) -> QConvertError | None:
-    """Return an error that the user can do something about, or None for a bug."""
+    """Return an error that the user can fix, or None for a bug."""
     if isinstance(error, QConvertError):
         return error
     if isinstance(error, click.ClickException):
@@ -113,7 +113,7 @@ def _as_user_error(error: Exception) -> QConvertError | None:
         hint = "use fewer --workers or a smaller --batch, or a larger machine"
         return QConvertError("not enough memory", hint=hint)
     if isinstance(error, OSError) and error.errno in _FILE_ERROR_HINTS:
-        path = error.filename2 or error.filename  # of two, the one that was written
+        path = error.filename2 or error.filename  # of two, the target
         message = f"`{path}`: {error.strerror}" if path else str(error.strerror)
         hint = _FILE_ERROR_HINTS[error.errno]
     elif isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
@@ -130,7 +130,7 @@ def _as_user_error(error: Exception) -> QConvertError | None:
 
 
 def open_standard_streams() -> None:
-    """Open closed standard streams on /dev/null; else the next opened file would take their place.
+    """Open closed standard streams on /dev/null; otherwise the next opened file would replace them.
 
     The number that `os.open` returns is the lowest free one, so it is the one that is missing.
     """
@@ -143,7 +143,7 @@ def open_standard_streams() -> None:
     # Open for as long as the process runs.
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
-    # Under `LC_ALL=C` there is no ± or ✓: better `\xb1` than no table.
+    # Under `LC_ALL=C` there is no ± or ✓: print `\xb1` rather than fail.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

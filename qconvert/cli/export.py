@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 @options.setting_options("export", "opset", "parity-tolerance")
 @options.setting_options("prepare", "skip")
 @options.image_options
-@click.option("--dry-run", is_flag=True, help="Print what would be done, change nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done without changing anything.")
 @options.common_options
 def command(source: str | None, output: Path | None, **chosen: Any) -> None:
-    """Convert SOURCE into one clean ONNX file and check that its outputs are the same.
+    """Convert SOURCE to one clean ONNX file and check that its outputs are the same.
 
     SOURCE is m.onnx, net.pt2, package.module:factory, timm:NAME or torchvision:NAME. Named models
-    come with their own pretrained weights unless --weights says otherwise. With --images, PyTorch
-    and ONNX are compared on some of them instead of on random inputs, and the preprocessing is
-    written into the file.
+    use their pretrained weights unless --weights is given. With --images, PyTorch and ONNX are
+    compared on some of them instead of on random inputs, and the preprocessing is written into the
+    file.
     """
     from qconvert.core import config_file, onnx_io
     from qconvert.run.context import open_context
@@ -49,7 +49,7 @@ def command(source: str | None, output: Path | None, **chosen: Any) -> None:
             console.note(f"{step.name} skipped: {step.dropped}")
         console.info(f"    {step.name}: {step.changed or 'nothing'}, {step.seconds:.2f} s", level=1)
     if result.quantized:
-        console.note("this model holds Q/DQ nodes; they are kept as they are")
+        console.note("this model contains Q/DQ nodes; they are kept unchanged")
     if not chosen["as_json"]:
         return
     model = result.loaded.model

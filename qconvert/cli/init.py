@@ -14,11 +14,11 @@ from qconvert.core.errors import UsageError
     "qconvert init mypkg.nets:build -o settings.toml",
 )
 @click.argument("model", required=False)
-@options.output_option("Where to write (default: ./qconvert.toml).", default="qconvert.toml")
-@click.option("--force", is_flag=True, help="Write over an existing file.")
+@options.output_option("File to write (default: ./qconvert.toml).", default="qconvert.toml")
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
 @options.verbosity_options
 def command(model: str | None, output: Path, force: bool) -> None:
-    """Write a settings file for MODEL: every setting, its default, and what it means."""
+    """Write a settings file for MODEL with every setting, its default and its meaning."""
     from qconvert import sources
     from qconvert.core import config_file
 
@@ -28,7 +28,9 @@ def command(model: str | None, output: Path, force: bool) -> None:
         raise UsageError(f"`{output}` exists", hint="overwrite it with `--force`, or use `-o`")
     if model is not None and sources.kind(model) in sources.FILE_KINDS:
         if not Path(model).is_file():
-            raise UsageError(f"`{model}` does not exist", hint="name an existing model, or none")
+            raise UsageError(
+                f"`{model}` does not exist", hint="name an existing model, or leave it out"
+            )
         # Paths in a settings file are relative to the file.
         model = Path(os.path.relpath(model, output.parent)).as_posix()
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -12,13 +12,15 @@ from qconvert.report.table import TextColumn, TextTable, number_columns, text_co
 @options.command("qconvert inspect resnet50.onnx", "qconvert inspect resnet50.onnx --nodes --json")
 @click.argument("model")
 @options.source_options
-@click.option("--nodes", is_flag=True, help="List every node, in order, not every operator.")
-@click.option("--quantized", is_flag=True, help="Show what is or would be quantized, and why not.")
+@click.option("--nodes", is_flag=True, help="List all nodes in order instead of operators.")
+@click.option(
+    "--quantized", is_flag=True, help="Show which nodes are or would be quantized, and why not."
+)
 @click.option(
     "--backend",
     type=click.Choice(options.BACKENDS),
     default="cpu",
-    help="Whose scheme to apply to a float model (default: cpu).",
+    help="Backend whose scheme is applied to a float model (default: cpu).",
 )
 @options.json_option
 @options.verbosity_options
@@ -118,7 +120,7 @@ def _show_model(model: str, chosen: dict[str, Any]) -> None:
         ]
     console.write_table(TextTable(columns, rows))
     if summary.quantized:
-        console.write("\nquantized already: it holds Q/DQ nodes, which qconvert keeps as they are")
+        console.write("\nalready quantized: it contains Q/DQ nodes, which qconvert keeps unchanged")
 
 
 def _count(number: int | None) -> str:

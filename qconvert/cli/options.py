@@ -1,4 +1,4 @@
-"""The options that several commands share; those that stand for a setting follow from its table."""
+"""The options that several commands share; those of settings are generated from the tables."""
 
 import contextlib
 import logging
@@ -69,7 +69,7 @@ class _SettingType(click.ParamType[Any]):
 
 
 def _parse(text: str, hint: Any, separator: str) -> object:
-    """Return a text as a value of a type; ValueError if it is none."""
+    """Convert text to a value of a type; raise ValueError if it is invalid."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is tuple:
         parts = text.split(separator)
@@ -92,7 +92,7 @@ def _parse(text: str, hint: Any, separator: str) -> object:
 
 
 def parse_int(text: str) -> int | None:
-    """Return a whole number; None if it is none, or too long for Python to read."""
+    """Return a whole number; None if it is invalid, or too long for Python to read."""
     return int(text) if text.isdecimal() and len(text) <= 18 else None
 
 
@@ -155,7 +155,9 @@ eval_options = _add(
 
 source_options = _add(
     setting_options("export", "inputs", "weights", "batch"),
-    click.option("--trust", is_flag=True, help="Let the source run the code that it contains."),
+    click.option(
+        "--trust", is_flag=True, help="Allow the source to run the code that it contains."
+    ),
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

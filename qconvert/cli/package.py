@@ -19,16 +19,22 @@ _PATH = click.Path(path_type=Path)
 )
 @click.argument("run", type=_PATH)
 @click.option(
-    "--format", "form", type=click.Choice(FORMATS), required=True, help="What will run the engine."
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    required=True,
+    help="Runtime that will load the engine.",
 )
 @click.option("-o", "--output", type=_PATH, required=True, help="The folder to write.")
-@click.option("--engine", default="", metavar="NAME", help="Which one (default: the verdict's).")
-@click.option("--name", default="", help="What to call the model (default: as in the run).")
-@click.option("--classes", type=_PATH, help="Names of the classes, one a line.")
+@click.option(
+    "--engine", default="", metavar="NAME", help="Engine to package (default: the verdict's)."
+)
+@click.option("--name", default="", help="Name of the model (default: as in the run).")
+@click.option("--classes", type=_PATH, help="Class names, one per line.")
 @options.json_option
 @options.verbosity_options
 def command(run: Path, form: Any, output: Path, as_json: bool, **chosen: Any) -> None:
-    """Package an engine of RUN so that other programs run it.
+    """Package an engine of RUN for other programs.
 
     For `onnxruntime`: a folder with the engine, its preprocessing and a short script that runs it
     on images without qconvert. For `triton`: a folder in the model repository OUTPUT, with

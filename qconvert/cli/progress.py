@@ -64,7 +64,7 @@ class ProgressDisplay:
             info(f"    {text}")
 
     def _speed(self, progress: "Progress", now: float) -> str:
-        """Return how much is done, how fast it goes, and the time left."""
+        """Return how much is done, the speed, and the time left."""
         if not progress.total:
             return ""
         text = f" {progress.done}/{progress.total}"

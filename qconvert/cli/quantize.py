@@ -26,7 +26,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     type=click.Choice(options.BACKENDS),
     default="cpu",
     show_default=True,
-    help="Whose scheme to follow; it need not work here.",
+    help="Backend to quantize for; it need not work here.",
 )
 @click.option(
     "--precision",
@@ -38,20 +38,22 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--keep-io/--half-io", default=True, help="Inputs and outputs in float32 (default), or half."
 )
-@click.option("--calibration", type=_FILE, help="A file that `qconvert calibrate` wrote.")
+@click.option("--calibration", type=_FILE, help="Calibration file written by `qconvert calibrate`.")
 @options.quantize_options
-@click.option("--plan", type=_FILE, help="Replay a plan instead of making one.")
-@click.option("--plan-out", type=_FILE, help="Write the plan, to read and edit.")
+@click.option("--plan", type=_FILE, help="Apply an existing plan instead of making one.")
+@click.option("--plan-out", type=_FILE, help="Write the plan to a file, to read and edit.")
 @options.source_options
 @options.image_options
-@click.option("--dry-run", is_flag=True, help="Print what would be quantized, change nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print what would be quantized without changing anything."
+)
 @options.common_options
 def command(model: str | None, output: Path | None, **chosen: Any) -> None:
-    """Convert MODEL to a file that carries the precision of every node itself.
+    """Convert MODEL to an ONNX file that specifies the precision of every node.
 
-    INT8 is written as QuantizeLinear and DequantizeLinear nodes where the backend makes use of
-    them, with weights as integers; FP16 and BF16 as types. Ranges come from --images or from a
-    calibration file. The table shows what was quantized, and why the rest was not.
+    INT8 is written as QuantizeLinear and DequantizeLinear nodes where the backend uses them, with
+    weights as integers; FP16 and BF16 are written as tensor types. Ranges come from --images or
+    from a calibration file. The table shows what was quantized, and why the rest was not.
     """
     from qconvert.core.errors import UsageError
     from qconvert.quantize.plan_files import PlanWithWeights, save_plan
@@ -72,7 +74,7 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     if chosen["dry_run"]:
         if request.plan is not None:
             raise UsageError(
-                "`--dry-run` shows the plan that would be made; `--plan` brings one",
+                "`--dry-run` shows a new plan, and `--plan` applies an existing one",
                 hint="leave out one of them",
             )
         layers = preview_layers(open_context(config, trust=chosen["trust"]), request)

@@ -19,20 +19,20 @@ from qconvert.cli import console, options, views
     type=click.Choice(("text", "html", "md", "json", "card")),
     default="text",
     show_default=True,
-    help="How to show it.",
+    help="Output format.",
 )
 @click.option(
     "--engine",
     default="",
     metavar="NAME",
-    help="Which one a card is about (default: the verdict's).",
+    help="Engine of the model card (default: the verdict's).",
 )
-@options.output_option("Write it to a file (not for text).", dir_okay=False)
+@options.output_option("Write to a file (not for text).", dir_okay=False)
 @options.verbosity_options
 def command(run: Path, form: str, engine: str, output: Path | None) -> None:
-    """Show a finished RUN again from its report.json; nothing is measured.
+    """Show the report of a finished RUN from its report.json; nothing is measured.
 
-    RUN is its folder, or the JSON file; an HTML page includes the images that lie beside it.
+    RUN is the run folder or the JSON file; an HTML page includes the images in the same folder.
     """
     from qconvert.core.atomic import write_text
     from qconvert.report import html, json_file, markdown, model_card

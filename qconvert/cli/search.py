@@ -15,7 +15,7 @@ from qconvert.cli.progress import ProgressDisplay
     "qconvert search m.onnx --images photos/ --backend tensorrt --max-latency 2",
 )
 @click.argument("model", required=False)
-@options.output_option("The folder of results (default: runs/NAME-mixed).")
+@options.output_option("Folder of results (default: runs/NAME-mixed).")
 @options.setting_options("search", "budget", "by", "max-latency")
 @click.option(
     cls=options.SettingOption,
@@ -29,14 +29,17 @@ from qconvert.cli.progress import ProgressDisplay
 @options.bench_options
 @options.source_options
 @click.option("--fresh", is_flag=True, help="Ignore cached results.")
-@click.option("--dry-run", is_flag=True, help="Print what would be tried, change nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print what would be tried without changing anything."
+)
 @options.common_options
 def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     """Find the smallest part of MODEL to keep in float so that accuracy stays within a budget.
 
-    Each block is kept in float alone, then sets of those that gain most for their cost, on held-out
-    calibration images; the mix that stays within the budget is confirmed on all images of --eval.
-    The same command resumes an interrupted search. Exit code 1 means that no mix does.
+    On held-out calibration images, the search first keeps each block in float alone, then sets of
+    the blocks that gain most for their cost. The mix that stays within the budget is confirmed on
+    all images of --eval. Run the same command again to resume an interrupted search. Exit code 1
+    means that no mix stays within the budget.
     """
     from qconvert.core.errors import GateFailed
     from qconvert.report import tables, terminal

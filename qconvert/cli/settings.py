@@ -1,4 +1,4 @@
-"""From a command line to settings: the settings file, `--set`, and the options for settings."""
+"""Settings of a command: from the settings file, `--set`, and options."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,7 +56,7 @@ def from_options(model: str | None, options: Mapping[str, Any]) -> dict[str, obj
 def output_path(chosen: Path | None, model: str, suffix: str) -> Path:
     """Return the file to write: as chosen, else named after the model, in the working folder.
 
-    It is never the model itself.
+    It must not be the model itself.
     """
     if chosen is not None:
         if chosen.resolve() == Path(model).resolve():

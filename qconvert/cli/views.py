@@ -1,4 +1,4 @@
-"""What commands print of their results: reports, errors of layers, coverage, written models."""
+"""Views of results: reports, layer errors, coverage, written models."""
 
 import math
 from collections import defaultdict
@@ -63,9 +63,9 @@ def show_layer_errors(layers: "Sequence[LayerError]") -> None:
     if worst:
         summary = f"the largest errors are made by {', '.join(worst)}"
     elif all(layer.made_db == math.inf for layer in layers):
-        summary = "there is no error at all"
+        summary = "there is no error"
     else:
-        summary = "which layers make an error is not known"
+        summary = "it is unknown which layers make an error"
     print_tables(tables.layer_table(layers))
     console.write("\n".join(terminal.wrap_text(summary)))
 
@@ -83,7 +83,7 @@ def print_tables(*tables: TextTable) -> None:
 
 
 def show_coverage(layers: "Mapping[str, LayerPlan]") -> None:
-    """Print a row per operator, the most frequent first: how many nodes are quantized, why not."""
+    """Print a row per operator, the most frequent first, and why nodes are not quantized."""
     by_operator: dict[str, list[tuple[str, LayerPlan]]] = defaultdict(list)
     for name, layer in layers.items():
         by_operator[layer.op].append((name, layer))

@@ -1,1 +1,1 @@
-"""What every other room stands on: settings, errors, tensors, quantization arithmetic, files."""
+"""The basis of all other folders: settings, errors, tensors, quantization arithmetic, files."""

@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all, and the temporary folders they need.
+"""Atomic writes of files and folders, and the temporary folders that they need.
 
 A process holds a lock on its temporary folder. The lock ends with the process, however that ends,
 so abandoned folders are recognized at once. Where the platform or the file system has no such
@@ -58,7 +58,7 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
     with ExitStack() as stack:
         while True:
             folder = Path(tempfile.mkdtemp(dir=parent, prefix=TEMPORARY_PREFIX))
-            # Until it is locked, another process may take it for an abandoned one.
+            # Until it is locked, another process may consider it abandoned.
             with contextlib.suppress(FileNotFoundError):
                 if stack.enter_context(lock_folder(folder)) is not False:
                     break
@@ -68,7 +68,7 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
 
 @contextmanager
 def system_temporary_folder() -> Iterator[Path]:
-    """Yield a temporary folder in the system's folder for them."""
+    """Yield a folder in the system's temporary folder."""
     with temporary_folder(Path(tempfile.gettempdir())) as folder:
         yield folder
 
@@ -96,7 +96,7 @@ def resumable_folder(parent: Path, name: str) -> Iterator[Path]:
 
 @contextmanager
 def created_folder(folder: Path) -> Iterator[None]:
-    """Create a folder and its parents; if the block fails, those that stayed empty are removed."""
+    """Create a folder and its parents; if the block fails, remove those that are still empty."""
     new = missing_folders(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -152,7 +152,7 @@ def remove_abandoned(parent: Path) -> None:
         with contextlib.suppress(OSError), lock_folder(folder) as locked:
             if locked is False:
                 continue
-            # A date far in the future is as wrong as an old one.
+            # A date far in the future counts as old too.
             times = [path.stat().st_mtime for path in (folder, *folder.rglob("*"))]
             is_old = min(abs(time.time() - written) for written in times) > ABANDONED_SECONDS
             if is_old or (locked and folder.name.startswith(TEMPORARY_PREFIX)):
@@ -160,7 +160,7 @@ def remove_abandoned(parent: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder; it is renamed first, so that nobody sees it half deleted."""
+    """Delete a folder; it is renamed first, so that no process sees it half deleted."""
     # Another process may be faster.
     with contextlib.suppress(FileNotFoundError), temporary_folder(folder.parent) as doomed:
         folder.rename(doomed / "old")

@@ -1,8 +1,8 @@
-"""Results of finished work, found again by what decided them; they are complete or do not exist.
+"""Cached results of finished steps, found by a hash of everything that decides them.
 
-A result is a folder named after the hash of its key. It is built in a temporary folder beside its
-final path and renamed when complete: of two processes that do the same work, one renames first and
-the other uses its result. Damaged results are computed again.
+A result is a folder named after the hash of its key; it is complete or does not exist. It is built
+in a temporary folder beside its final path and then renamed: of two processes that do the same
+work, one renames first and the other uses its result. Damaged results are computed again.
 
     result = cached_step(cache, "evaluate", key, compute, JsonCodec("scores.json", ADAPTER))
 """
@@ -128,7 +128,7 @@ class Cache:
 def open_default(*, fresh: bool = False) -> Cache:
     """Return the cache of this user: `QCONVERT_CACHE_DIR`, or the platform's cache folder.
 
-    Whatever killed processes left in it is removed.
+    Remnants of killed processes are removed.
     """
     chosen = os.environ.get("QCONVERT_CACHE_DIR")
     root = Path(chosen) if chosen else platformdirs.user_cache_path("qconvert")

@@ -2,7 +2,7 @@
 
 The settings file, `--help`, the keyword arguments in Python, the reference and the JSON Schema all
 follow from these tables. A key is spelled with `-` in TOML and with `_` in Python. Pydantic
-validates the tables, but this module does not import it: `--help` must be fast.
+validates the tables, but this module does not import it, to keep `--help` fast.
 """
 
 # ruff: noqa: RUF009 (`setting` returns a field)
@@ -21,7 +21,7 @@ RANGE_METHODS = ("auto", "answers", "mse", "minmax", "moving-average", "entropy"
 
 
 def setting(default: Any, text: str, option: str = "", unset: str = "") -> Any:
-    """Return a field with a default and a meaning; `unset` says what happens without a value.
+    """Return a field with a default and a description; `unset` says what applies without a value.
 
     `option` is `--flag` or `--flag METAVAR`; settings without one are reached by `--set`.
     """
@@ -31,7 +31,7 @@ def setting(default: Any, text: str, option: str = "", unset: str = "") -> Any:
 
 
 class Limits:
-    """Annotates a number or switch, which is never converted from another type, with its limits."""
+    """Annotates a number or switch with its limits; other types are never converted to it."""
 
     def __init__(self, **limits: float) -> None:
         self.limits = limits
@@ -70,7 +70,7 @@ def _check_method(name: str) -> str:
 
 def _check_channels(numbers: tuple[float, ...]) -> tuple[float, ...]:
     if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"1 or 3 numbers are required, for grey or colours, not {len(numbers)}")
+        raise ValueError(f"1 or 3 numbers are required (grey or colour), not {len(numbers)}")
     return numbers
 
 
@@ -82,7 +82,7 @@ def _check_deviations(numbers: tuple[float, ...]) -> tuple[float, ...]:
 
 def _check_not_empty(values: tuple[str, ...]) -> tuple[str, ...]:
     if not values:
-        raise ValueError("Input should name at least one")
+        raise ValueError("Input should have at least one item")
     return values
 
 
@@ -104,7 +104,7 @@ SizeRule = Literal["fit", "none"]
 
 IMAGE_FILES = "a folder, a list file, a CSV, or arrays (.npz, .npy)"
 CUDA_GRAPH = "Record a CUDA graph; shapes must be fixed"
-WORKSPACE = "MiB for trying kernels; 0: all that is available"
+WORKSPACE = "MiB for trying kernels; 0: all available memory"
 
 
 class StrictTable:
@@ -118,7 +118,7 @@ class StrictTable:
 
 @dataclass(frozen=True)
 class ExportConfig(StrictTable):
-    """Convert a source to one ONNX file and compare the two."""
+    """How a source is converted to one ONNX file and compared with it."""
 
     weights: str | None = setting(
         None,
@@ -192,9 +192,9 @@ class CalibrationConfig(StrictTable):
 
     images: Path | None = setting(None, f"Calibration images: {IMAGE_FILES}", "--images PATH")
     count: PositiveInt = setting(512, "Use at most N images", "--count N")
-    seed: NonNegativeInt = setting(0, "Seed of the choice where there are more images")
+    seed: NonNegativeInt = setting(0, "Seed for choosing images if there are more than `count`")
     max_broken: NonNegativeInt | None = setting(
-        None, "Unreadable files that are skipped", "--max-broken N", "10 %, at least 10"
+        None, "Unreadable files to skip before giving up", "--max-broken N", "10 %, at least 10"
     )
     exact: Switch = setting(False, "Count every value instead of a sample of each image", "--exact")
 
@@ -233,7 +233,7 @@ class QuantizeConfig(StrictTable):
 
 @dataclass(frozen=True)
 class BuildConfig(StrictTable):
-    """Which engines are built: every backend in every precision that makes sense there."""
+    """Which engines are built: every backend in every precision that it supports."""
 
     backends: tuple[Backend, ...] = setting(
         (), "Where engines run", "--backend NAME", "the best backend that runs here"
@@ -267,13 +267,13 @@ class CudaConfig(StrictTable):
     device: NonNegativeInt = setting(0, "Number of the GPU")
     cuda_graph: Switch = setting(False, CUDA_GRAPH)
     allow_fallback: Switch = setting(
-        False, "Let the CPU run what a provider of the GPU cannot, and list it", "--allow-fallback"
+        False, "Let the CPU run nodes that a GPU provider cannot, and list them", "--allow-fallback"
     )
 
 
 @dataclass(frozen=True)
 class TensorrtConfig(StrictTable):
-    """How TensorRT builds; the defaults are its own."""
+    """How TensorRT builds; the defaults are those of TensorRT."""
 
     builder: Literal["provider", "native"] = setting(
         "provider", "ONNX Runtime's provider, or TensorRT itself with strict types"
@@ -290,7 +290,7 @@ class TensorrtConfig(StrictTable):
     weight_stripped: Switch = setting(False, "Leave the weights out of the engine")
     cuda_graph: Switch = setting(False, CUDA_GRAPH)
     allow_fallback: Switch = setting(
-        False, "Let other providers run what TensorRT cannot", "--allow-fallback"
+        False, "Let other providers run nodes that TensorRT cannot", "--allow-fallback"
     )
 
 
@@ -306,7 +306,7 @@ class TensorrtRtxConfig(StrictTable):
 
 @dataclass(frozen=True)
 class SearchConfig(StrictTable):
-    """What mixed precision may cost: the search restores as few blocks to float as that takes."""
+    """What mixed precision may cost; the search keeps few blocks in float."""
 
     budget: NonNegativeFloat = setting(
         0.5, "Points that a mixed-precision engine may lose against FP32", "--budget PP"
@@ -325,7 +325,7 @@ class SearchConfig(StrictTable):
 
 @dataclass(frozen=True)
 class BenchConfig(StrictTable):
-    """How engines are timed: in turns, until the medians are stable."""
+    """How engines are timed: in interleaved rounds until medians are stable."""
 
     batch_sizes: tuple[PositiveInt, ...] = setting(
         (1, 8), "Images per run while timing", "--batch-sizes N,N"
@@ -333,7 +333,7 @@ class BenchConfig(StrictTable):
     seconds: Annotated[float, Limits(gt=0, allow_inf_nan=False)] = setting(
         3.0, "Minimum seconds of timing per engine and batch size", "--seconds S"
     )
-    rounds: Annotated[int, Limits(ge=3)] = setting(10, "Minimum number of turns")
+    rounds: Annotated[int, Limits(ge=3)] = setting(10, "Minimum number of rounds")
 
 
 @dataclass(frozen=True)

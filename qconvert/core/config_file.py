@@ -1,4 +1,4 @@
-"""Settings read strictly from TOML, merged with what was typed, and written back whole.
+"""Settings: read strictly from TOML, merged with the command line, and written back in full.
 
 Invalid settings are all reported at once, with line numbers.
 """
@@ -104,7 +104,7 @@ def toml_value(value: object) -> str:
 
 def commented_toml(model: str | None) -> str:
     """Return a settings file with every setting as a comment, its default and its meaning."""
-    lines = ["# Settings of qconvert. After `#` stands the default or an example."]
+    lines = ["# Settings of qconvert. Each line shows the default or an example."]
     table = ""
     for option in option_table().values():
         if option.table != table:

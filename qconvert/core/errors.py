@@ -1,4 +1,4 @@
-"""The errors that a user can cause or cure, and their exit codes.
+"""The errors that a user can cause or fix, and their exit codes.
 
     QConvertError      3   the work failed: unreadable model, unsupported operator, failed build
     ├── GateFailed     1   the work is done, but a limit the user set is not met
@@ -17,7 +17,7 @@ from pathlib import Path
 class QConvertError(Exception):
     """What went wrong, in one sentence; `details` say where, `hint` says what to do next.
 
-    Every error carries a hint: the raise site knows the remedy.
+    Every error carries a hint, because the raise site knows the remedy.
     """
 
     exit_code = 3
@@ -50,7 +50,7 @@ class Unavailable(QConvertError):
 
 
 class Terminated(BaseException):
-    """The process was asked to end (SIGTERM); only the error boundary catches it."""
+    """The process was terminated (SIGTERM); only the error boundary catches it."""
 
 
 @contextmanager

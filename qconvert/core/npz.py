@@ -16,7 +16,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 MAX_BYTES = 1 << 30
-# `zipfile` and numpy raise all of these for corrupt archives, whatever their documentation says.
+# `zipfile` and numpy raise all of these for corrupt archives, documented or not.
 CORRUPT_ERRORS = (
     zipfile.BadZipFile, zlib.error, ArithmeticError, EOFError, LookupError, NotImplementedError,
     OSError, RuntimeError, SyntaxError, TokenError, TypeError, ValueError,

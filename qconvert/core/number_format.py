@@ -1,4 +1,4 @@
-"""Numbers as text: with the digits they deserve, and never rounded into another meaning."""
+"""Numbers as text: with significant digits only, and never rounded into another meaning."""
 
 import math
 
@@ -31,7 +31,7 @@ def percent(value: float) -> str:
     """
     if 0 < value < 0.01:
         return "<0.01"
-    if value < 100 - 1e-9:  # what a mean of hundreds of floats may fall short by
+    if value < 100 - 1e-9:  # the rounding error of a mean of hundreds of floats
         value = min(value, 99.99)
     return f"{value:.2f}"[:5]
 
@@ -76,7 +76,7 @@ def with_db(value: float) -> str:
 
 
 def divergence(value: float) -> str:
-    """Format a KL divergence, which floats may take a hair below zero for equal outputs."""
+    """Format a KL divergence, which rounding may make slightly negative for equal outputs."""
     return f"{max(0.0, value):.4f}"
 
 

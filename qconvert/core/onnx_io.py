@@ -33,7 +33,7 @@ def load(path: Path) -> ir.Model:
     """Read an ONNX file; its external data stays on disk until it is used.
 
     Initializers that are also inputs are defaults that a caller may override; here they become
-    constants and are no inputs of the returned model.
+    constants, and the returned model does not list them as inputs.
     """
     _require_file(path)
     try:
@@ -216,7 +216,7 @@ def _require_file(path: Path) -> None:
 
 
 def _not_onnx(path: Path, reason: str) -> QConvertError:
-    """Return the error for a file that cannot be read; it says what the file is instead."""
+    """Return the error for a file that cannot be read, with what the file is instead."""
     with path.open("rb") as file:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):
@@ -234,7 +234,7 @@ def _not_onnx(path: Path, reason: str) -> QConvertError:
 def _require_readable(proto: onnx.ModelProto, path: Path) -> None:
     """Refuse what the graph library reads wrongly or not at all."""
     if not proto.HasField("graph") or not proto.graph.output:
-        raise _not_onnx(path, "it holds no graph with an output")
+        raise _not_onnx(path, "it contains no graph with an output")
     newest = onnx.defs.onnx_opset_version()
     for opset in proto.opset_import:
         if opset.domain in ("", "ai.onnx") and opset.version > newest:
@@ -272,7 +272,7 @@ def _require_readable_parts(message: Message, path: Path) -> None:
 
 
 def _require_tensor(tensor: onnx.TensorProto, path: Path) -> None:
-    """Refuse a missing type, offsets that are no numbers, and names that no system allows."""
+    """Refuse a missing type, offsets that are not numbers, and names that no system allows."""
     for entry in tensor.external_data:
         if "\0" in entry.value:
             reason = f"the {entry.key} of the data of `{tensor.name}` holds a zero byte"
@@ -299,7 +299,7 @@ def _require_external_tensor(tensor: ir.ExternalTensor, path: Path) -> None:
     if not file.is_file():
         raise QConvertError(
             f"`{path}` needs `{tensor.location}`, which is not beside it",
-            hint="a model with external data is two or more files; copy all of them",
+            hint="a model with external data consists of several files; copy all of them",
         )
     if tensor.length is not None and tensor.length != tensor.nbytes:
         raise QConvertError(

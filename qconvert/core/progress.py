@@ -27,7 +27,7 @@ def ignore_progress(progress: Progress) -> None:
 def start_step(
     progress: ProgressCallback, step: str, text: str = ""
 ) -> Callable[[str, bool], None]:
-    """Report that a step runs, and return what reports its end: its result, and a cache hit."""
+    """Report that a step runs, and return a callback for its end: its result, and a cache hit."""
     started = time.perf_counter()
     if text:
         progress(Progress(step, text))

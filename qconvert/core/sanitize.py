@@ -1,4 +1,4 @@
-"""Text from untrusted files, made harmless where it is shown.
+"""Text from untrusted files, escaped where it is shown.
 
 A node, a class or a file may have any name: with escape sequences that a terminal obeys, characters
 that reverse the direction of a line, or formulas that a spreadsheet computes.
@@ -20,5 +20,5 @@ def sanitize_json(text: str) -> str:
 def sanitize_cell(text: str) -> str:
     """Escape text for a CSV or Excel file: a quote marks possible formulas as text."""
     text = sanitize_text(text)
-    # A spreadsheet takes these for the start of a formula, even after spaces.
+    # A spreadsheet reads these as the start of a formula, even after spaces.
     return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
 
-# Larger values count as infinite: sums of them overflow, and no scale reaches that far.
+# Larger values count as infinite: sums of them overflow, and no scale covers them.
 MAX_MAGNITUDE = 1e30
 # A smaller scale stands for values that no layer distinguishes from zero; fp16 has no smaller one.
 MIN_SCALE = {"fp32": 2.0**-100, "fp16": 2.0**-24, "bf16": 2.0**-100}

@@ -158,7 +158,7 @@ def random_inputs(specs: Sequence[TensorSpec], batch: int, seed: int) -> Tensors
             )
         if math.prod(shape) > MAX_ELEMENTS:
             raise QConvertError(
-                f"one run of the model takes {math.prod(shape):,} numbers for `{spec.name}`",
+                f"one run of the model needs {math.prod(shape):,} numbers for `{spec.name}`",
                 hint=f"the limit is {MAX_ELEMENTS:,}; export the model for smaller inputs",
             )
         if spec.dtype.kind in "iub":
@@ -171,7 +171,7 @@ def random_inputs(specs: Sequence[TensorSpec], batch: int, seed: int) -> Tensors
 def _resolve_spec(spec: TensorSpec, user_spec: TensorSpec) -> TensorSpec:
     if user_spec.has_dtype and user_spec.dtype != spec.dtype:
         raise UsageError(
-            f"`--input {spec.name}` says {user_spec.dtype}, the model takes {spec.dtype}",
+            f"`--input {spec.name}` gives {user_spec.dtype}, but the model takes {spec.dtype}",
             hint="leave out the type; it does not change the model",
         )
     fits = [
@@ -185,8 +185,8 @@ def _resolve_spec(spec: TensorSpec, user_spec: TensorSpec) -> TensorSpec:
         )
     if not all(fits):
         raise UsageError(
-            f"`--input {spec.name}` says a batch of {user_spec.shape[0]}, "
-            f"the model has {spec.shape[0]}",
+            f"`--input {spec.name}` gives a batch of {user_spec.shape[0]}, "
+            f"but the model has {spec.shape[0]}",
             hint=f"`--batch {user_spec.shape[0]}` sets it",
         )
     return replace(spec, shape=(*spec.shape[:1], *user_spec.shape[1:]))

@@ -1,1 +1,1 @@
-"""One tree of results, and the renderers that only read it."""
+"""One tree of results, and renderers that only read it."""

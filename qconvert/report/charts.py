@@ -1,6 +1,6 @@
-"""The charts of a report: SVG to stand inside a page, drawn by Matplotlib, and bars.
+"""The charts of a report: inline SVG, drawn by Matplotlib, and bars.
 
-Text has the page's colour and font, so that a chart reads in light and dark alike. Equal figures
+Text has the page's colour and font, so that charts are readable in light and dark mode. Equal data
 give equal bytes.
 """
 
@@ -123,7 +123,7 @@ BarValues = dict[str, tuple[float, float | None, str]]
 
 
 def bar_charts(report: Report) -> list[BarChart]:
-    """Return size, latency and accuracy, as far as measured, with the variants in one order."""
+    """Return size, latency and accuracy, where measured, with variants in the same order."""
     sizes: BarValues = {}
     latencies: BarValues = {}
     changes: BarValues = {}
@@ -217,8 +217,8 @@ def trade_off_chart(front: ParetoFront) -> Chart | None:
 def _draw_names(
     figure: Figure, axes: Axes, points: Sequence[TradeOffPoint], areas: Sequence[float]
 ) -> None:
-    """Write the name beside each point, where no other name stands yet."""
-    # The layout decides where a point lies on the page.
+    """Write the name beside each point without overlapping other names."""
+    # the layout decides the position of a point on the page
     figure.draw_without_rendering()
     pixels = axes.transData.transform([(point.ms, point.score) for point in points])
     places = (pixels * POINTS_PER_INCH / figure.dpi).tolist()
@@ -266,7 +266,7 @@ def search_charts(report: Report) -> list[Chart]:
         if result.chosen is not None:
             share, error = [100 * result.chosen.share], [result.chosen.distance]
             series.append(Series("the chosen set", share, error, CHOSEN_COLOUR, "solid", "D"))
-        title = f"Search for mixed precision on {backend}: what float costs and brings"
+        title = f"Search for mixed precision on {backend}: cost and gain of blocks in float"
         svg = _line_chart(series, "in float, % of the compute", "output error against FP32")
         charts.append(Chart(title, svg))
     return charts
@@ -304,14 +304,14 @@ def throughput_chart(report: Report) -> Chart | None:
 
 
 def layer_error_chart(report: Report) -> Chart | None:
-    """Return how errors grow from layer to layer: what arrives, and what each makes alone."""
+    """Return the errors from layer to layer: those arriving, and those that each layer makes."""
     series = []
     by_name = {variant.name: variant for variant in report.variants}
     for names, layers in distinct_layers(report.variants):
         colour, style = _look(report, by_name[names.partition(", ")[0]])
         places = range(1, len(layers) + 1)
         errors = np.array([(layer.arriving_db, layer.made_db) for layer in layers], np.float64)
-        # No error at all and an infinite one have no place in a chart.
+        # zero and infinite errors cannot be drawn
         errors[np.isinf(errors)] = np.nan
         arriving, own = errors.T.tolist()
         series.append(Series(f"{names}: arriving", places, arriving, colour, style))
@@ -379,7 +379,7 @@ def _look(report: Report, variant: VariantResult) -> tuple[str, str]:
 
 
 def _line_chart(series: Sequence[Series], x: str, y: str, **options: Any) -> str:
-    """Draw lines with a legend; with many lines it stands below the chart."""
+    """Draw lines with a legend, which is below the chart if there are many lines."""
 
     def draw(figure: Figure, axes: Axes) -> None:
         for line in series:
@@ -442,7 +442,7 @@ def _render_svg(
 
 
 def _inline_svg(svg: str) -> str:
-    """Return an SVG file as it stands inside a page: without head, in the page's colours."""
+    """Return an SVG as inline markup: without head, in the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<(metadata|style).*?</\1>", "", svg, flags=re.DOTALL)
     head, _, body = svg.partition(">")

@@ -1,11 +1,11 @@
-"""The limits that the user sets, and which variants are acceptable within them.
+"""The limits that the user sets, and the variants that meet them.
 
-Gates judge the point estimate; its interval is reported and decides nothing. An unmeasured value
-fails its gate, unless the user allows that.
+Gates check the point estimate; its interval is reported but not used. An unmeasured value fails its
+gate, unless the user allows it.
 
 A variant is accurate by the gates on accuracy where there are any, else with at least
 `MIN_AGREEMENT` percent of FP32's predictions or at most `MAX_TOP1_LOSS` points of top-1 lost. Where
-FP32 itself has less than `LOW_TOP1` percent there is nothing to lose, and only agreement counts.
+FP32 itself has less than `LOW_TOP1` percent, only agreement counts.
 """
 
 from dataclasses import replace
@@ -36,7 +36,7 @@ SCORE_GATES = {"max-drop": "change_pp", "min-agreement": "agreement"}
 def evaluate_gates(report: Report, limits: GateConfig) -> tuple[GateResult, ...]:
     """Return a result for every limit that is set and every engine but fp32.
 
-    Fp32 is what the others compare with; it is judged only where nothing else was built.
+    FP32 is the reference of the others; it is checked only where nothing else was built.
     """
     variants = [variant for variant in report.variants if variant.precision != "fp32"]
     results = []
@@ -53,9 +53,9 @@ def evaluate_gates(report: Report, limits: GateConfig) -> tuple[GateResult, ...]
 def evaluate_gate(
     report: Report, variant: VariantResult, name: GateName, limit: float
 ) -> GateResult:
-    """Judge one variant by one limit."""
+    """Check one variant against one limit."""
     value, note = _measure(report, variant, name)
-    # Scores are shares of counts: one on its limit must not fail by the last bit of a float.
+    # Scores are shares of counts: a score on its limit must not fail by the last bit.
     passed = value is not None and GATE_RULES[name][0] * (value - limit) >= -1e-9
     half_width = None
     if name == "max-drop" and value is not None and variant.accuracy is not None:
@@ -64,7 +64,7 @@ def evaluate_gate(
 
 
 def _measure(report: Report, variant: VariantResult, name: GateName) -> tuple[float | None, str]:
-    """Return the value that a gate judges and its conditions, or None and the reason."""
+    """Return the value that a gate checks and its conditions, or None and the reason."""
     if name in SCORE_GATES:
         accuracy, field = variant.accuracy, SCORE_GATES[name]
         score: float | None = getattr(accuracy, field, None)

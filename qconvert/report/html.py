@@ -1,4 +1,4 @@
-"""The report as one page that needs nothing else: no network, no other file.
+"""The report as one self-contained page that needs no network and no other file.
 
 The templates escape every name of a file, a node or a class.
 """
@@ -51,7 +51,7 @@ def render_html(report: Report, image_files: Mapping[str, bytes]) -> str:
 
 
 def prose(sentence: str) -> Markup:
-    """Escape a sentence; what stands between backticks is code."""
+    """Escape a sentence; text between backticks becomes code."""
     parts = [escape(sanitize_text(part)) for part in sentence.split("`")]
     if len(parts) % 2 == 0:
         return Markup("`").join(parts)
@@ -60,7 +60,7 @@ def prose(sentence: str) -> Markup:
 
 
 def _cell(text: str) -> Markup:
-    """Escape a cell; a failure stands out, and a bar of blocks becomes a bar."""
+    """Escape a cell; failures are highlighted, and bars of block characters become HTML bars."""
     if text.startswith(gates.FAIL):
         return Markup('<b class="bad">{}</b>').format(text)
     fraction = bar_fraction(text)

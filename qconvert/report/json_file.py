@@ -1,8 +1,8 @@
 """The report as JSON and back, and the JSON Schema of that file.
 
-The file holds every sample and number, beside them what follows from them: statistics, speed-ups,
-ratios. JSON has no infinity and no NaN: such a number is null, and `not_finite` says where and
-which. Keys stand in the order of the fields; unknown keys are ignored.
+The file holds every sample and number, and derived values: statistics, speed-ups, ratios. JSON has
+no infinity and no NaN: such a number is null, and `not_finite` lists its place and value. Keys are
+in the order of the fields; unknown keys are ignored.
 """
 
 import json
@@ -101,7 +101,7 @@ def loads(text: str, name: str) -> Report:
         schema = data.get("schema")
         if isinstance(schema, int) and not 1 <= schema <= SCHEMA:
             raise QConvertError(
-                f"`{name}` has report schema {schema}, this version reads 1 to {SCHEMA}",
+                f"`{name}` has report schema {schema}; this version reads 1 to {SCHEMA}",
                 hint="read it with the version of qconvert named under `tool` in the file",
             )
         for pointer, number in data.pop("not_finite", {}).items():

@@ -1,4 +1,4 @@
-"""What follows from the measurements: ratios, the Pareto front, and why a value is missing."""
+"""Values derived from measurements: ratios, the Pareto front, reasons for missing values."""
 
 import math
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""Everything a run measured, as one frozen tree: the JSON file is this, and renderers only read it.
+"""Everything that a run measured, as one frozen tree; the JSON file has the same structure.
 
-What was not measured is None, with the reason in `unmeasured` under the name of the field.
+A value that was not measured is None, with the reason in `unmeasured` under the name of the field.
 """
 
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ class EngineInfo:
 
 @dataclass(frozen=True)
 class UnquantizedNode:
-    """A node that has integer kernels and stayed in float."""
+    """A node that has integer kernels but stayed in float."""
 
     node: str
     op: str
@@ -65,7 +65,7 @@ class MemoryUse:
 class VariantResult:
     """One engine: a backend in a precision.
 
-    `by_provider` and `by_precision` count nodes as they really run. `quantized` of `candidates`
+    `by_provider` and `by_precision` count nodes as executed. `quantized` of `candidates`
     nodes are INT8 in the graph; `unquantized` names the others. `layers` follow the network.
     """
 

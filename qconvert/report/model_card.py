@@ -1,4 +1,4 @@
-"""A model card for the variant that ships: what it is, how accurate, and how to run it."""
+"""A model card for the variant that ships: description, accuracy, and how to run it."""
 
 import json
 from pathlib import PurePath
@@ -52,13 +52,13 @@ def render_card(report: Report, name: str = "", base_model: str = "") -> str:
         options = ", ".join(f"`--engine {variant.name}`" for variant in report.variants)
         raise UsageError(
             "the report names no best variant for the card",
-            hint=f"name the one you ship: {options}",
+            hint=f"name the engine that you ship: {options}",
         )
     variant, stem = named[0], model_stem(report.model)
     limits = ["its accuracy was not measured"]
     if variant.accuracy is not None:
         images = fmt.image_count(variant.accuracy.images, variant.accuracy.labelled)
-        limits = [f"accuracy was measured on {images}; other images may give another one"]
+        limits = [f"accuracy was measured on {images}; it may differ on other images"]
     if variant.engine is not None and variant.engine.made_with:
         versions = ", ".join(f"{key} {value}" for key, value in variant.engine.made_with.items())
         limits.append(f"the engine was built with {versions}")
@@ -106,8 +106,8 @@ def describe_preprocessing(settings: Preprocess) -> str:
 
 
 def _front_matter(report: Report, variant: VariantResult, stem: str, base_model: str) -> str:
-    """Return the YAML in front, whose strings are JSON strings: they need no other escape."""
-    lines = ["---", "# base_model: OWNER/NAME of the model that this one was made from"]
+    """Return the YAML front matter; its strings are JSON strings, which need no other escaping."""
+    lines = ["---", "# base_model: OWNER/NAME of the original model"]
     if base_model:
         lines[1] = f"base_model: {json.dumps(base_model)}"
     if variant.precision != "fp32":

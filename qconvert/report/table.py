@@ -1,4 +1,4 @@
-"""A table as a value, which the terminal, Markdown and HTML each draw in their own way."""
+"""A table as a value, which the terminal, Markdown and HTML renderers draw."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -126,7 +126,7 @@ def size_table(report: Report) -> TextTable:
 
 
 def latency_table(report: Report, *, bars: bool = False) -> TextTable:
-    """Return a row for each engine and batch size, with calls on the device in their own column.
+    """Return a row for each engine and batch size, with calls on the device in a separate column.
 
     Bars are relative to the slowest engine at the same batch size.
     """
@@ -196,7 +196,7 @@ def timing_table(report: Report) -> TextTable:
 
 
 def accuracy_table(report: Report) -> TextTable:
-    """Return the scores in percent; without labels agreement and the error of the outputs."""
+    """Return the scores in percent; without labels, agreement and output errors."""
     notes, rows = Footnotes(), []
     scored = [variant for variant in report.variants if variant.accuracy is not None]
     accuracies = [variant.accuracy for variant in scored if variant.accuracy is not None]
@@ -274,7 +274,7 @@ def placement_table(report: Report) -> TextTable:
         return ", ".join(f"{n} {name.removesuffix('ExecutionProvider')}" for name, n in ordered)
 
     for variant in report.variants:
-        # No engine runs on no provider: an empty count is an unmeasured one.
+        # every engine runs on some provider: an empty count was not measured
         counts = {"by_provider": variant.by_provider or None, "by_precision": variant.by_precision}
         cells = [
             notes.cell(nodes, count_cell, missing_reason(variant, field, "latency"))
@@ -333,7 +333,7 @@ def engine_table(report: Report) -> TextTable:
 
 
 def provenance(report: Report) -> dict[str, str]:
-    """Return the facts that let someone repeat the run, as names and values."""
+    """Return everything needed to repeat the run, as names and values."""
     facts = {"tool": report.tool, "created": report.created, **report.machine}
     for name, images in (("calibration", report.calibration), ("evaluation", report.evaluation)):
         if images is not None:
@@ -345,7 +345,7 @@ def provenance(report: Report) -> dict[str, str]:
 
 
 def layer_table(layers: Sequence[LayerError], title: str = "Layers") -> TextTable:
-    """Return a row for each layer: the error that arrives, its own, and how much is clipping.
+    """Return a row for each layer: the arriving error, the error made, and the clipped share.
 
     The bars compare the finite errors; an infinite one has a full bar.
     """

@@ -1,4 +1,4 @@
-"""What a terminal shows beside plain tables: footnotes, failed gates, notes, the verdict."""
+"""Terminal text beside the tables: footnotes, failed gates, notes, the verdict."""
 
 import re
 import textwrap

@@ -1,6 +1,6 @@
-"""What follows from a report: one sentence that names what to ship, or why nothing can be named.
+"""The verdict of a report: one sentence that names the engine to ship, or why there is none.
 
-Before it come the notes: what a reader should know before trusting the numbers, and what to do.
+The notes before it state what limits trust in the numbers, and what to do.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ FEW_IMAGES = 100
 
 
 def conclude(report: Report, limits: GateConfig) -> Report:
-    """Return the report with what follows from its measurements; repeating it changes nothing."""
+    """Return the report with gates, notes and verdict; repeating this changes nothing."""
     report = replace(report, gates=gates.evaluate_gates(report, limits))
     best, verdict = _decide(report)
     return replace(report, notes=collect_notes(report), best=best, verdict=verdict)
@@ -115,9 +115,9 @@ def _accuracy_fact(report: Report, variant: VariantResult) -> str:
 
 
 def _not_timed_with(report: Report, variant: VariantResult) -> list[str]:
-    """Name the engines that a variant only beats because they were not timed with it.
+    """Name the engines that a variant beats only because they were not timed with it.
 
-    To ship fp32 takes all engines of its backend; to ship another, those that were timed before.
+    For fp32 these are all engines of its backend; for others, those that were timed before.
     """
     return [
         f"`{other.name}`"
@@ -191,7 +191,7 @@ def _measurement_notes(report: Report) -> Iterator[str]:
 
 
 def _slow_int8_notes(report: Report) -> Iterator[str]:
-    """Say where INT8 is not faster than a float precision, and what may be the cause."""
+    """Note where INT8 is not faster than a float precision, and the likely cause."""
     for variant in report.variants:
         latency = metrics.headline_latency(variant)
         if variant.precision != "int8" or latency is None:
@@ -232,19 +232,19 @@ def _int8_reason(variant: VariantResult) -> str:
 
 
 def _image_notes(report: Report) -> Iterator[str]:
-    """Doubt labels and preprocessing, and images that are too few or not independent."""
+    """Yield doubts about labels, preprocessing, and images that are too few or not independent."""
     top1 = metrics.baseline_top1(report)
     if top1 is not None and top1 < gates.LOW_TOP1:
         yield (
             f"the FP32 model is right on only {fmt.percent(top1)} % of the images: check that "
-            "`--preprocess` and the class numbers of the labels are those of its training"
+            "`--preprocess` and the class numbers of the labels match its training"
         )
     prepared = report.evaluation.prepared if report.evaluation is not None else {}
     if prepared:
         names = [key for key, value in prepared.items() if value != report.preprocess.get(key)]
         yield (
             f"evaluation and calibration images were prepared differently ({', '.join(names)}): "
-            "`qconvert evaluate` without preprocessing options measures what ships"
+            "run `qconvert evaluate` without preprocessing options to measure what ships"
         )
     if report.shared_images:
         shared = fmt.count(report.shared_images, "image")
@@ -260,7 +260,7 @@ def _image_notes(report: Report) -> Iterator[str]:
     widest = max((accuracy.half_width_pp or 0.0 for accuracy in scored), default=0.0)
     if 0 < images < FEW_IMAGES:
         yield f"accuracy rests on {counted}: evaluate on {FEW_IMAGES} or more before trusting it"
-    elif widest > 1.0:  # wider than most differences of interest
+    elif widest > 1.0:  # wider than most relevant differences
         needed = images * (widest / 0.5) ** 2
         digits = int(10 ** max(len(str(int(needed))) - 2, 0))
         yield (
@@ -270,7 +270,7 @@ def _image_notes(report: Report) -> Iterator[str]:
 
 
 def _kernel_notes(report: Report) -> Iterator[str]:
-    """Name the engines whose accuracy or speed is that of other kernels than their own."""
+    """Name the engines whose accuracy or speed was measured with other kernels."""
     names = [
         f"`{variant.name}`"
         for variant in report.variants

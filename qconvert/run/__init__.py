@@ -1,1 +1,1 @@
-"""The jobs, each a few steps in a row; finished steps come from the store."""
+"""The jobs, each a sequence of steps; finished steps come from the cache."""

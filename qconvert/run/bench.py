@@ -1,4 +1,4 @@
-"""The job `bench`: time engines in turns, on one machine, and inspect where their nodes run."""
+"""The job `bench`: time engines in interleaved rounds, and find where their nodes run."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -44,7 +44,7 @@ FOOTPRINT_CODEC = JsonCodec("footprint.json", pydantic.TypeAdapter(Footprint))
 
 
 def bench(target: Target, context: JobContext) -> Report:
-    """Time the engines that run here, whatever was measured before."""
+    """Time the engines that run here, even if they were timed before."""
     available = target.available
     engines = {name: engine for name, engine in target.engines.items() if available[name].runs}
     if not engines:
@@ -66,7 +66,7 @@ def bench(target: Target, context: JobContext) -> Report:
 def time_engines(
     engines: Mapping[str, Engine], settings: BenchConfig, context: JobContext
 ) -> EngineLatencies:
-    """Return the latencies of engines at every batch size that they take; cached."""
+    """Return the latencies of engines at every batch size that they support; cached."""
     if not engines:
         return {}
     end = start_step(context.progress, "bench")
@@ -108,9 +108,9 @@ def measure_footprints(engines: Mapping[str, Engine], context: JobContext) -> di
 def _measure_latencies(
     engines: Mapping[str, Engine], settings: BenchConfig, progress: ProgressCallback
 ) -> EngineLatencies:
-    """Time engines at every batch size that they take, with inputs on the host and on the device.
+    """Time engines at every supported batch size, with inputs on the host and on the device.
 
-    A backend decides whether inputs can lie on its device.
+    A backend decides whether inputs can be on its device.
     """
     sessions = {
         name: backends.load(engine.backend).open(engine) for name, engine in engines.items()

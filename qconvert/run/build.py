@@ -39,9 +39,9 @@ PLANNED_ONLY = "only planned: no engine was built"
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """Where a run goes, and how far; if `resumed`, it starts from what the folder holds.
+    """The folder of a run, and its extent; if `resumed`, it starts from the folder's content.
 
-    With `plan_only` graphs are made and no engines. `command` is what the user typed. As many
+    With `plan_only`, graphs are written but no engines are built. `command` is what the user typed. As many
     `workers` read the evaluation images; nothing here changes a number.
     """
 
@@ -53,7 +53,7 @@ class BuildRequest:
 
 
 def build(context: JobContext, request: BuildRequest) -> Report:
-    """Build all engines, measure them, write everything into the run, and return the report."""
+    """Build and measure all engines, write everything to the run folder, and return the report."""
     config, seconds = context.config, dict[str, float]()
     if request.resumed:
         open_folder = run_folder.resume_run(request.out, config)
@@ -77,7 +77,7 @@ def _build(
         else:
             inputs = prepare_inputs(chosen.variants, context, building=not request.plan_only)
     source, images = inputs.loaded.source, config.evaluate.images
-    # A run resumed on another machine does without the evaluation images.
+    # A run resumed on another machine does not need the evaluation images.
     is_missing = request.resumed and images is not None and not images.exists()
     evaluation = None if is_missing else open_evaluation_set(source, context, request.workers)
     with _timed(seconds, "search"):
@@ -149,7 +149,7 @@ def _build_and_measure(results: RunResults, inputs: BuildInputs, context: RunCon
 
 @contextmanager
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Note the time that a stage takes."""
+    """Record the time that a stage takes."""
     started = time.perf_counter()
     yield
     seconds[stage] = time.perf_counter() - started

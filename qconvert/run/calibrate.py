@@ -83,7 +83,7 @@ def calibrate(
 def prepare_calibration(
     loaded: LoadedModel, context: JobContext, threads: int | None = None
 ) -> CalibrationInputs:
-    """Add the taps and list the images: all that decides the numbers."""
+    """Add the taps and list the images: everything that decides the numbers."""
     settings = context.config.calibration
     images = open_calibration_images(loaded.source, context, settings.count, threads)
     manifest = images.manifest()
@@ -111,7 +111,7 @@ def prepare_calibration(
 
 
 def shard_range(count: int, shard: tuple[int, int] | None) -> range:
-    """Return the images of a shard; it starts where a batch does, so batches stay the same."""
+    """Return the images of a shard; it starts at a batch boundary, so batches stay the same."""
     if shard is None:
         return range(count)
     batches = -(-count // CALIBRATION_BATCH)
@@ -138,7 +138,7 @@ def measure_calibration_set(loaded: LoadedModel, context: JobContext) -> Calibra
                 for name, parts in ((TRAINING_FILE, training), ("held-out.npz", holdout))
             )
             full = merge_calibrations(without_holdout, only_holdout)
-            # Each of the two has counted only its own broken images.
+            # each of the two counts only its own broken images
             images, max_broken = inputs.origin.images, context.config.calibration.max_broken
             broken = [images[index].name for run in full.missing_images() for index in run]
             if len(broken) > ReadOptions(max_broken=max_broken).allowed_broken(len(images)):
@@ -168,7 +168,7 @@ def load_calibration_set(
 ) -> CalibrationSet:
     """Read a calibration file of the model, with its images if the settings say where they are.
 
-    Unless `images_required`, it has no images if they are not there or have changed.
+    Unless `images_required`, it has no images if they are missing or have changed.
     """
     calibration = calibration_file.load(path)
     origin, images = calibration.origin, None
@@ -203,9 +203,9 @@ def _measure_and_save(
     *,
     fresh: bool = False,
 ) -> tuple[Calibration, bool]:
-    """Run what is missing of these images, and save the result at `out`.
+    """Run the missing images, and save the result at `out`.
 
-    Return the calibration, and whether nothing had to be run.
+    Return the calibration, and whether it was already complete.
     """
     finished = Calibration(inputs.origin) if fresh else _load_finished(inputs.origin, out)
     # All finished images go into one part file before others are written.

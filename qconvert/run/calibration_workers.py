@@ -28,7 +28,7 @@ from qconvert.images.image_files import NoReadableImage, map_ordered
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH, split_batches
 from qconvert.run import worker_bootstrap
 
-# One core a batch: nothing waits for the slowest part of an operator. More would take memory.
+# One thread per worker avoids waiting within operators; more workers would need more memory.
 MAX_PARALLEL_BATCHES = 4
 SAVE_SECONDS = 10.0
 
@@ -138,7 +138,7 @@ def measure_in_workers(
 
 
 def split_parts(parts: Sequence[range], workers: int) -> list[list[range]]:
-    """Deal out whole batches, so that no batch depends on the number of workers."""
+    """Distribute whole batches, so that no batch depends on the number of workers."""
     batches = split_batches(parts)
     workers = min(workers, len(batches)) or 1
     bounds = [len(batches) * number // workers for number in range(workers + 1)]

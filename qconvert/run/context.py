@@ -1,6 +1,6 @@
-"""What every step of a job needs: the settings, the cache, the progress, and the images.
+"""The context of a job: settings, cache, progress callback, and images.
 
-Images are prepared as the settings say, else as the source of the model does.
+Images are prepared as the settings say, otherwise as the model's source does.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ DEFAULT_PRESET = "imagenet"
 
 @dataclass(frozen=True)
 class JobContext:
-    """The surroundings of a job; `trust` allows a checkpoint to run the code it contains."""
+    """The context of a job; `trust` allows a checkpoint to run the code it contains."""
 
     config: Config
     cache: Cache
@@ -38,13 +38,13 @@ class JobContext:
     trust: bool = field(default=False, kw_only=True)
 
     def in_run(self, folder: RunFolder) -> "RunContext":
-        """Return the same surroundings for work in the folder of a run."""
+        """Return the same context for work in the folder of a run."""
         return RunContext(self.config, self.cache, self.progress, trust=self.trust, folder=folder)
 
 
 @dataclass(frozen=True)
 class RunContext(JobContext):
-    """The surroundings of a job that works in the folder of a run."""
+    """The context of a job that works in the folder of a run."""
 
     folder: RunFolder = field(kw_only=True)
 
@@ -56,7 +56,7 @@ def open_context(
     trust: bool = False,
     fresh: bool = False,
 ) -> JobContext:
-    """Return the surroundings of a job with the user's cache; `fresh` computes everything anew."""
+    """Return the context of a job with the user's cache; `fresh` recomputes everything."""
     return JobContext(config, cache.open_default(fresh=fresh), progress, trust=trust)
 
 
@@ -122,7 +122,7 @@ def open_calibration_images(
 
 
 def known_preprocessing(source: Source, settings: PreprocessConfig) -> Preprocess | None:
-    """Return the preset of the settings, else the source's own, changed by the other settings.
+    """Return the preset of the settings, otherwise that of the source, changed by other settings.
 
     None if neither the settings nor the source name any preprocessing.
     """
@@ -148,7 +148,7 @@ def preprocessing_or_default(source: Source, settings: PreprocessConfig) -> Prep
 
 
 def fitted_preprocessing(source: Source, settings: PreprocessConfig) -> Preprocess:
-    """Return the preprocessing for this source, with every size and value settled."""
+    """Return the preprocessing for this source, with every size and value resolved."""
     image_input = find_image_input(source.inputs)
     return fit_to_input(preprocessing_or_default(source, settings), image_input)[0]
 

@@ -67,7 +67,7 @@ def evaluate(target: Target, context: JobContext, workers: int | None = None) ->
     runs_here = {name: row.runs for name, row in target.available.items()}
     scores = score_engines(target.engines, runs_here, target.reference, evaluation_set, context)
     report = read_report(target)
-    # A package reads images as they were calibrated, however those of this evaluation are.
+    # A package prepares images as for calibration, whatever this evaluation does.
     preprocess = report.preprocess or dict(evaluation_set.preprocessing)
     calibration, evidence = None, report.evidence
     if target.run is not None:
@@ -166,7 +166,7 @@ def _measure_scores(
 def _run_batch(run: RunModel, feeds: Tensors, size: int | None) -> Tensors:
     """Run a batch; if the model fixes a larger one, it is padded, and the padding dropped."""
     if size == 1:
-        # Every output belongs to the one image, even without an axis of images.
+        # Every output belongs to the single image, even without a batch axis.
         outputs = run(feeds)
         arrays = {name: output_array(outputs, name) for name in outputs}
         return {

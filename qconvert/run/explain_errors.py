@@ -65,7 +65,7 @@ def analyze_errors(
     """Compare the graphs with the float model; a failing graph does not stop the others."""
     layers: dict[str, tuple[LayerError, ...]] = {}
     reasons: dict[str, str] = {}
-    # So many images give layer errors to a tenth of a decibel.
+    # This many images give layer errors to a tenth of a decibel.
     sample = open_sample(inputs.loaded.source, context, 32)
     for variant, graph in graphs.items():
         if variant.precision == "fp32":
@@ -118,7 +118,7 @@ def cached_layer_errors(
 
     def sample_batches() -> Iterator[Tensors]:
         done = 0
-        # All tensors of a batch are in memory; larger ones take more of it, and are not faster.
+        # All tensors of a batch are in memory; larger batches need more memory and are no faster.
         for batch in sample.images.batches(size or 1):
             # Images that do not fill a batch are left out; fewer than one batch are repeated.
             if size and len(batch.items) < size and done:
@@ -145,7 +145,7 @@ def _collect_evidence(
     context: RunContext,
 ) -> Evidence:
     """Return the ranges, weights and feature maps of the layers with the largest errors."""
-    # INT8 has the largest errors; the first of its engines stands for all.
+    # INT8 has the largest errors; its first engine represents all.
     variant = next((key for key in analyzed if key.precision == "int8"), next(iter(analyzed)))
     errors, plan, model = layers[variant.name], analyzed[variant].plan, inputs.loaded.model
     ranges: tuple[TensorRange, ...] = ()

@@ -26,7 +26,7 @@ PARITY_BATCH = 3
 
 @dataclass(frozen=True)
 class Exported:
-    """A clean ONNX file, the model in it, and how near its outputs are to the source's."""
+    """A clean ONNX file, its model, and the comparison of its outputs with those of the source."""
 
     path: Path
     loaded: LoadedModel
@@ -37,7 +37,7 @@ class Exported:
 def export(context: JobContext, out: Path) -> Exported:
     """Write the model of the settings as one clean ONNX file, checked against its source.
 
-    It has its preprocessing in its metadata, if that is known.
+    Its metadata holds the preprocessing, if that is known.
     """
     if out.suffix != ".onnx":
         raise UsageError(f"`{out}` does not end in .onnx", hint="name the file `-o MODEL.onnx`")
@@ -55,7 +55,7 @@ def export(context: JobContext, out: Path) -> Exported:
 
 
 def _check_parity(loaded: LoadedModel, context: JobContext) -> parity.Parity | None:
-    """Run the source and the ONNX file on the same images, or on random inputs without any."""
+    """Run the source and the ONNX file on the same images, or on random inputs without images."""
     if loaded.source.run is None:
         return None
     settings = context.config.export
@@ -67,7 +67,7 @@ def _check_parity(loaded: LoadedModel, context: JobContext) -> parity.Parity | N
     if result.inputs < settings.parity_inputs:
         raise UsageError(
             f"only {result.inputs} inputs were compared; {settings.parity_inputs} are required",
-            hint="give more images, or none: then random inputs are compared",
+            hint="give more images, or none to compare on random inputs",
         )
     parity.require(result, settings.parity_tolerance)
     kind = "images" if context.config.calibration.images else "inputs"

@@ -59,22 +59,22 @@ from qconvert.run.load_model import load_and_clean
 from qconvert.run.run_folder import require_output_file
 from qconvert.sources import MODEL_FILE, LoadedModel
 
-# The first opset in which every operator of a network takes bfloat16.
+# The first opset in which every operator of a network supports bfloat16.
 BF16_OPSET = 22
-# Below, the error has more than half the power of the outputs.
+# Below this, the error has more than half the power of the outputs.
 MIN_SQNR_DB = 3.0
 
 BF16_NOT_RUN = "not run here: ONNX Runtime has no bf16 kernels for the CPU"
 INTEGER_QDQ_HINT = (
     "to check it on ONNX Runtime's CPU provider set `session.disable_quant_qdq` = 1: otherwise it "
-    "makes integers of the float biases, and the outputs are wrong"
+    "quantizes the float biases, and the outputs are wrong"
 )
 OVERFLOW_UNKNOWN = "without calibration images overflow cannot be predicted: add `--images`"
 
 
 @dataclass(frozen=True)
 class QuantizeRequest:
-    """What to make, and from what; with a `plan` neither images nor a calibration are needed."""
+    """What to convert to, and the inputs; with a `plan` no images or calibration are needed."""
 
     out: Path
     backend: str
@@ -118,7 +118,7 @@ class QuantizedModel:
 
 @dataclass(frozen=True)
 class Quantized:
-    """A converted model, the one it was made from, and what to know before running it."""
+    """A converted model, its original, and notes to read before running it."""
 
     loaded: LoadedModel
     quantized: QuantizedModel
@@ -168,8 +168,8 @@ def preview_layers(context: JobContext, request: QuantizeRequest) -> dict[str, L
     _require_supported(context, request)
     if requirements.scheme is None or request.precision != "int8":
         raise UsageError(
-            f"{request.precision} converts every node; there is nothing to choose",
-            hint="`--precision int8` has a plan to look at",
+            f"{request.precision} converts every node, so there is no plan",
+            hint="show a plan with `--precision int8`",
         )
     return place_layers(load_and_clean(context).model, context.config.quantize, requirements)
 
@@ -246,7 +246,7 @@ def convert_precision(
         db = sqnr_db(open_cpu(loaded.model)(feeds), open_cpu(model)(feeds))
         if db < MIN_SQNR_DB:
             notes.append(
-                f"the outputs have little to do with those of the float model: SQNR {db:.0f} dB on "
+                f"the outputs differ strongly from those of the float model: SQNR {db:.0f} dB on "
                 f"{batch_size(feeds)} images; try `--method auto`, or `--exclude` layers"
             )
     result = replace(result, model=model, islands=islands, notes=tuple(notes))
@@ -269,7 +269,7 @@ def max_magnitudes(model: ir.Model, calibration: Calibration) -> dict[str, float
 def _quantize_spec(
     settings: QuantizeConfig, request: QuantizeRequest, loaded: LoadedModel
 ) -> QuantizeSpec:
-    """Return the spec, and raise for what no image would change before any image is run."""
+    """Return the spec; raise for anything invalid before any image is run."""
     requirements = backends.requirements(request.backend)
     name, options = f"{request.backend}-{request.precision}", quantize_options(settings)
     spec = QuantizeSpec(name, options, keep_io=request.keep_io)
@@ -284,7 +284,7 @@ def _quantize_spec(
 
 
 def _require_supported(context: JobContext, request: QuantizeRequest) -> None:
-    """Raise for a request that makes no sense for its backend, before any work."""
+    """Raise for a request that the backend does not support, before any work."""
     requirements = backends.requirements(request.backend)
     settings, images = context.config.quantize, context.config.calibration.images
     if request.out.suffix != ".onnx":
@@ -297,7 +297,7 @@ def _require_supported(context: JobContext, request: QuantizeRequest) -> None:
         ]
         raise UsageError(
             f"no {request.precision} for `{request.backend}`: {why}",
-            hint=f"it takes {' and '.join(supported)}",
+            hint=f"it supports {' and '.join(supported)}",
         )
     if "names" in context.config.prepare.skip:
         raise UsageError(
@@ -320,7 +320,7 @@ def _require_supported(context: JobContext, request: QuantizeRequest) -> None:
         )
     if not request.keep_io and settings.rest in (None, "fp32") and request.plan is None:
         raise UsageError(
-            "`--half-io` is for half precision, and nothing here is half",
+            "`--half-io` has no effect: no part of the model is in half precision",
             hint="leave it out, or add `--rest fp16`",
         )
     needs_images = settings.method in (AUTO_METHOD, OUTPUT_ERROR_METHOD)
@@ -385,7 +385,7 @@ def _make_plan(
     candidate = original
     factors = propose_factors(original) if effort.equalize and calibration.can_recalibrate else {}
     if factors:
-        # The equalized model is calibrated again, and taken if its output error is lower.
+        # The equalized model is calibrated again, and accepted if its output error is lower.
         model = equalize(loaded.model, factors)
         key = {
             "name": loaded.source.name,
@@ -436,7 +436,7 @@ def _convert_rest(
                 f"bf16 needs opset {BF16_OPSET}, and {error}",
                 hint="fp16 needs no newer opset: `--precision fp16`",
             ) from None
-    # A dequantized tensor has the magnitude that it had before quantization.
+    # A dequantized tensor has the magnitude of the original.
     dequantized: dict[str, float] = {}
     for node in model.graph:
         integers = node.inputs[0] if node.op_type == "DequantizeLinear" else None
@@ -457,7 +457,7 @@ def _require_working(model: ir.Model, loaded: LoadedModel) -> None:
     if broken:
         raise QConvertError(
             f"the output `{broken[0]}` of the rewritten model is infinite or NaN",
-            hint="it overflows: give `--images` to find out where, or `--rest fp32`",
+            hint="it overflows: add `--images` to find where, or use `--rest fp32`",
         )
 
 

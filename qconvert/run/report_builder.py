@@ -145,7 +145,7 @@ def _variant_result(variant: EngineVariant, results: RunResults) -> VariantResul
     if name not in results.scores:
         unscored = variant.precision == "bf16" and not backend.runs
         reasons["accuracy"] = results.not_scored_reason or (BF16_UNSCORED if unscored else not_run)
-    # Nothing is known of an engine that did not run.
+    # An engine that did not run has no measurements.
     coverage, peak = (
         Coverage({}, None, not_run),
         PeakMemory(None, reason="measured for CPU engines only"),

@@ -103,7 +103,7 @@ def previous_report(run: RunFolder) -> Report | None:
 def merge_with_previous(new: Report, run: RunFolder, limits: GateConfig) -> Report:
     """Return the new report with the engines of the run that were not rebuilt.
 
-    Their accuracy stays if it is of the same images; latencies compare only where engines were
+    Their accuracy is kept if it was measured on the same images; latencies compare only where engines were
     timed together. A previous report of another model has nothing to add.
     """
     previous = previous_report(run)
@@ -158,14 +158,14 @@ def with_measurement(row: VariantResult, field: str, value: Any, reason: str = "
 
 
 def judge_and_store(report: Report, limits: GateConfig, target: Target) -> Report:
-    """Return the report judged by these limits; the run stores it judged by its own."""
+    """Return the report with these limits; the run folder keeps its own."""
     if target.run is not None:
         write_report(conclude(report, target.run.settings().gate), target.run)
     return conclude(report, limits)
 
 
 def write_report(report: Report, run: RunFolder) -> None:
-    """Write a report into the folder of a run in every form; each file appears whole."""
+    """Write a report into the folder of a run in every form; each file is written atomically."""
     write_text(run.root / REPORT, json_file.dumps(report))
     write_text(run.root / MARKDOWN, render_markdown(report))
     write_text(run.root / HTML, render_html(report, report_images(report, run.root)))
@@ -207,7 +207,7 @@ def _same_images(previous: Report, new: Report) -> bool:
 
 
 def _without_incomparable(row: VariantResult, previous: Report, new: Report) -> VariantResult:
-    """Remove the measurements that compare with nothing in the new report."""
+    """Remove measurements that cannot be compared within the new report."""
     timed_anew = any(other.latency for other in new.variants) or new.machine != previous.machine
     if row.latency and timed_anew:
         row = with_measurement(row, "latency", (), NOT_TIMED_TOGETHER)

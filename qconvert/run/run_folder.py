@@ -1,4 +1,4 @@
-"""The folder of a run: self-contained, continued by the same command, never a mix of two runs.
+"""The run folder: self-contained, resumed by the same command, never a mix of two runs.
 
 RUN/run.toml               every setting, defaults included
 RUN/model.onnx             the clean float model
@@ -85,7 +85,7 @@ class RunFolder:
 def begin_run(root: Path, config: Config, *, searching: bool = False) -> Iterator[RunFolder]:
     """Work in a new run, or continue one; a new one that fails before any result is removed.
 
-    When `searching`, a run that was built keeps its settings apart from those of the search.
+    When `searching`, a built run keeps its settings except those of the search.
     """
     run, new_folders = RunFolder(root), atomic.missing_folders(root)
     before, config = require_usable_folder(root, config), config_file.absolute_paths(config)
@@ -124,13 +124,13 @@ def update_settings(run: RunFolder, config: Config) -> None:
 
 
 def require_usable_folder(root: Path, config: Config) -> Config | None:
-    """Raise unless a run with these settings can begin or continue here; nothing is written.
+    """Raise unless a run with these settings can start or resume here; nothing is written.
 
-    Return the settings of the run that is here.
+    Return the settings of the existing run.
     """
     if root.exists() and not root.is_dir():
         raise UsageError(
-            f"`{root}` is a file, and a run is a folder", hint="choose another place: `-o RUN`"
+            f"`{root}` is a file, and a run is a folder", hint="choose another location: `-o RUN`"
         )
     names = [path.name for path in root.iterdir()] if root.is_dir() else []
     if all(name.startswith(atomic.TEMPORARY_PREFIX) for name in names):
@@ -161,24 +161,24 @@ def require_same_settings(run: RunFolder, config: Config) -> None:
         raise UsageError(
             f"`{run.root}` was made with another model or other settings",
             details=_list_differences(before, now),
-            hint="a run resumes only with its original model and settings; "
-            "give a new model or settings to a new run",
+            hint="a run can be resumed only with its original model and settings; "
+            "use a new run folder for a new model or settings",
         )
 
 
 def require_no_outside_links(root: Path) -> None:
-    """Raise if a folder of the run is a link out of it: writing there would change other files."""
+    """Raise if a folder of the run links elsewhere: writing there would change other files."""
     for name in (ENGINES, CALIBRATION, ANALYSIS):
         for path in (root / name, *(root / name).glob("*/")):
             if not path.resolve().is_relative_to(root.resolve()):
                 raise UsageError(
-                    f"`{path}` is a link that leads out of the run",
-                    hint="put the folder itself there",
+                    f"`{path}` is a link to a place outside the run",
+                    hint="replace the link with the folder itself",
                 )
 
 
 def require_output_file(out: Path, *others: Path) -> None:
-    """Raise unless `out` can be written and is none of the other files of the command."""
+    """Raise unless `out` can be written and differs from the other files of the command."""
     if out.is_dir():
         raise UsageError(f"`{out}` is a folder", hint=f"name the file: `-o {out / 'NAME'}`")
     if out.exists() and not out.is_file():
@@ -224,7 +224,7 @@ def _lock_run(root: Path) -> Iterator[None]:
         if locked is False:
             raise UsageError(
                 f"another qconvert works in `{root}`",
-                hint="wait until it has ended, or choose another folder: `-o RUN`",
+                hint="wait until it ends, or choose another folder: `-o RUN`",
             )
         for folder in {path.parent for path in root.rglob(f"{atomic.TEMPORARY_PREFIX}*")}:
             atomic.remove_abandoned(folder)
@@ -233,7 +233,7 @@ def _lock_run(root: Path) -> Iterator[None]:
 
 def _not_writable(path: Path, error: OSError) -> QConvertError:
     return QConvertError(
-        f"`{path}` cannot be written: {error.strerror}", hint="choose another place with `-o`"
+        f"`{path}` cannot be written: {error.strerror}", hint="choose another location with `-o`"
     )
 
 

@@ -55,7 +55,7 @@ MIXED_MODEL, TRIALS = "mixed.onnx", "trials.jsonl"
 PLAN_FILES = (PLAN_FILE, weights_path(Path(PLAN_FILE)).name)
 MIX = JsonCodec("mix.json", pydantic.TypeAdapter(MixedResult))
 
-# A batch as the model takes it, with a label or None for each image that is no repetition.
+# A batch of the model's size, with a label or None for each image that is not padding.
 LabelledBatch = tuple[Tensors, Sequence[int | None]]
 
 
@@ -99,7 +99,7 @@ def search_backend(
         version("numpy"),
     ]
     subject = hashlib.sha256(json.dumps(decided).encode()).hexdigest()
-    # How engines are built decides how long they take, which is a part of the result.
+    # Build options decide the latencies, which are part of the result.
     engines = [engine_settings(context, backend), config.build.profile]
     key = {
         "name": f"{backend} {config.search.budget:g}",
@@ -119,13 +119,11 @@ def search_backend(
         if evaluation_set is not None:
             evaluation_images = make_evaluation_images(inputs, evaluation_set)
         else:
-            notes.append(
-                "no `--eval`: the mix is confirmed on the same images that it was found on"
-            )
+            notes.append("no `--eval`: the mix is confirmed on the images of the search itself")
         if count < 32:
             notes.append(
-                f"blocks were tried on {count} images only: give more with `--images`, a fifth of "
-                "them is held out for this"
+                f"blocks were tried on only {count} images: add more to `--images`; the search "
+                "uses a held-out fifth of them"
             )
         if context.cache.fresh:
             trials.unlink(missing_ok=True)
@@ -175,7 +173,7 @@ def make_search_images(inputs: BuildInputs) -> SearchImages:
 
 
 def make_evaluation_images(inputs: BuildInputs, evaluation_set: EvaluationSet) -> SearchImages:
-    """Return the evaluation images in batches that the model takes.
+    """Return the evaluation images in batches of the model's size.
 
     If the model fixes the batch, an incomplete batch is left out, or repeated if it is the only
     one. Unreadable images are skipped with their labels.
@@ -205,7 +203,7 @@ def _make_images(
         held_bytes += sum(array.nbytes for array in batch.values())
         held = [*held, batch] if held_bytes <= MAX_CACHED_BYTES else []
     if not outputs:
-        raise QConvertError("no images to search on", hint="give more: `--images PATH`")
+        raise QConvertError("no images to search on", hint="add more: `--images PATH`")
     images = SearchImages(name, held or RereadBatches(read), outputs, labels)
     if not images.score_output:
         raise QConvertError(
@@ -265,7 +263,7 @@ def add_mixed_variants(
     evaluation_set: EvaluationSet | None,
     context: RunContext,
 ) -> tuple[ChosenVariants, BuildInputs, dict[str, MixedResult]]:
-    """Search for every mix asked for; without a result it is left out, and a note says why.
+    """Search for every requested mix; one without a result is left out, and a note says why.
 
     Return the engines to make, inputs that have the plans of the mixes, and the mixes.
     """
@@ -290,13 +288,13 @@ def add_mixed_variants(
         notes += (note for note in mix.notes if note not in notes)
         if plan is None:
             notes.append(f"no `{variant.name}`: {mix.why}")
-            # An engine from an earlier search had another goal.
+            # an engine from an earlier search had another goal
             atomic.remove_folder(context.folder.engine(variant.name))
         else:
             kept.append(variant)
             inputs = replace(inputs, plans={**inputs.plans, variant.name: plan})
     if not kept:
-        if previous is not None:  # which has nothing new to report, but some engines less
+        if previous is not None:  # the report changes only by the removed engines
             names = {variant.name for variant in chosen.variants}
             rows = tuple(row for row in previous.variants if row.name not in names)
             report = replace(previous, variants=rows, mixes={**previous.mixes, **mixes})
@@ -348,7 +346,7 @@ def _choose_backend(settings: BuildConfig) -> tuple[EngineVariant, ChosenVariant
     chosen = variants.choose_variants(only_mixed, plan_only=True)
     if len(chosen.variants) > 1:
         names = ", ".join(f"`{variant.backend}`" for variant in chosen.variants)
-        raise UsageError(f"a search is for one backend, not for {names}", hint="name one of them")
+        raise UsageError(f"search needs one backend, not {names}", hint="name one of them")
     return chosen.variants[0], chosen
 
 
@@ -357,7 +355,7 @@ def _model_bytes(path: Path) -> int:
 
 
 def preview_search(context: JobContext) -> list[str]:
-    """Return what a search would try; no image is read and nothing is written."""
+    """Describe what a search would try; no image is read and nothing is written."""
     config = context.config
     variant, chosen = _choose_backend(config.build)
     request = QuantizeRequest(Path("model.onnx"), variant.backend, "int8")

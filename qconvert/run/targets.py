@@ -60,10 +60,10 @@ def read_engine(folder: Path) -> BuiltEngine:
         if engine.backend not in backends.BACKENDS:
             raise ValueError(f"there is no backend `{engine.backend}`")
         if not engine.files:
-            raise ValueError("it names no files")
+            raise ValueError("it lists no files")
         for name in (engine.graph, *engine.files):
             if not name or Path(name).name != name or not (folder / name).is_file():
-                raise ValueError(f"`{name}` is no file in it")
+                raise ValueError(f"`{name}` is not a file in it")
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
@@ -78,7 +78,7 @@ def read_engine(folder: Path) -> BuiltEngine:
 
 
 def engine_hashes(engines: Mapping[str, Engine]) -> dict[str, str]:
-    """Return what decides how each engine runs: its files, and how it was made."""
+    """Return everything that decides how each engine runs: its files and build options."""
     return {
         name: " ".join(
             [
@@ -112,7 +112,7 @@ class Target:
 
     @property
     def model(self) -> Path:
-        """The float model of a run, else the first file, whatever it is."""
+        """The float model of a run, else the first file, of any kind."""
         if self.run is not None:
             return self.run.model
         first = next(iter(self.engines.values()))
@@ -126,8 +126,8 @@ class Target:
         if self.run is None and not is_float[first]:
             model = next((name for name in is_float if is_float[name]), "MODEL.onnx")
             raise UsageError(
-                f"`{first}` is quantized, and outputs are compared with those of a float model",
-                hint=f"name that first: `{model} {first}`",
+                f"`{first}` is quantized, but the reference must be a float model",
+                hint=f"name the float model first: `{model} {first}`",
             )
         return self.model
 
@@ -150,7 +150,7 @@ def resolve(paths: Sequence[Path]) -> Target:
                 hint=f"`qconvert build --from {run.root}` builds them",
             )
     for engine in engines.values():
-        # The CPU loads the first of its files, which may be another one than the graph.
+        # The CPU loads the first of its files, which may differ from the graph.
         loaded = engine.files[:1] if engine.backend == "cpu" else ()
         for name in sorted({engine.graph, *loaded}):
             crash_check_once(engine.folder / name, engine.folder / engine.graph)
@@ -174,11 +174,11 @@ def _engine_at(path: Path) -> Engine:
     if (path / SETTINGS).is_file():
         raise UsageError(
             f"`{path}` is a run, and a run must be the only target",
-            hint=f"to add others name its engines: `{path / ENGINES / 'NAME'}`",
+            hint=f"to add others, name its engines: `{path / ENGINES / 'NAME'}`",
         )
     if path.suffix != ".onnx" or not path.is_file():
         raise UsageError(
-            f"`{path}` is no run, no engine and no ONNX file",
+            f"`{path}` is not a run, an engine or an ONNX file",
             hint="name `RUN`, `RUN/engines/NAME` or `MODEL.onnx`",
         )
     model = onnx_io.load(path)
@@ -196,7 +196,7 @@ def _engine_at(path: Path) -> Engine:
 
 
 def require_same_inputs(graphs: Mapping[str, Path]) -> None:
-    """Raise for graphs that do not take the same images: their outputs cannot be compared.
+    """Raise for graphs with different inputs, whose outputs cannot be compared.
 
     Batches may differ, and a dynamic size fits any.
     """
@@ -216,7 +216,7 @@ def require_same_inputs(graphs: Mapping[str, Path]) -> None:
             left, right = (", ".join(f"`{spec}`" for spec in side) for side in (specs, first))
             raise UsageError(
                 f"`{name}` takes {left}, and `{first_name}` takes {right}",
-                hint="compare models of the same inputs, made from one another",
+                hint="compare models with the same inputs, one made from the other",
             )
 
 
@@ -249,7 +249,7 @@ class OpenEngine:
             expected = ", ".join(f"`{spec}`" for spec in self.inputs)
             raise UsageError(
                 f"the engine takes {expected}, not {received}",
-                hint="one array an input, by its name",
+                hint="pass one array per input, by name",
             )
         arrays: dict[str, NDArray[Any]] = {}
         for spec in self.inputs:
@@ -293,7 +293,7 @@ def open_engine(path: Path) -> OpenEngine:
 class Run:
     """The folder of a run and its report; it can be used as the path of the folder.
 
-    From Python the folder is absolute, so that it survives a change of the working directory.
+    From Python the folder is absolute, so that it stays valid if the working directory changes.
     """
 
     folder: Path
@@ -311,7 +311,9 @@ class Run:
         hint = f"it has {', '.join(f'`{name}`' for name in names) or 'none'}"
         if chosen:
             raise UsageError(f"`{self.folder}` has no engine `{chosen}`", hint=hint)
-        raise UsageError(f"no engine of `{self.folder}` is the best, so name one", hint=hint)
+        raise UsageError(
+            f"no engine of `{self.folder}` is named by the verdict, so name one", hint=hint
+        )
 
     def engine(self, name: str = "") -> OpenEngine:
         """Load an engine: the one named, else the best one."""

@@ -1,6 +1,6 @@
 """The engines of a run: chosen, their inputs prepared, their graphs made, and built.
 
-Everything invalid is rejected before any image is run.
+Invalid requests are rejected before any image is run.
 """
 
 import filecmp
@@ -80,7 +80,7 @@ class ChosenVariants:
 
 @dataclass(frozen=True)
 class BuildInputs:
-    """What all graphs of a run are made from; `plans` are those that the run already has."""
+    """The inputs of all graphs of a run; `plans` are those that the run already has."""
 
     loaded: LoadedModel
     calibration: CalibrationSet | None
@@ -103,7 +103,7 @@ class VariantGraph:
 
 
 def choose_variants(settings: BuildConfig, *, plan_only: bool) -> ChosenVariants:
-    """Return every backend of the settings in every precision that makes sense there.
+    """Return every backend of the settings in every precision that it supports.
 
     Raise for a backend that cannot build here.
     """
@@ -118,7 +118,7 @@ def choose_variants(settings: BuildConfig, *, plan_only: bool) -> ChosenVariants
             cure = f"{availability.cure}; " if availability.cure else ""
             raise Unavailable(
                 f"the backend `{name}` does not work here: {availability.reason}",
-                hint=f"{cure}or go as far as this machine can: `--plan-only`",
+                hint=f"{cure}or write only the graphs: `--plan-only`",
             )
     variants, notes = list[EngineVariant](), list[str]()
     for name in names:
@@ -169,7 +169,7 @@ def prepare_inputs(
             raise UsageError(
                 f"`{folder.root}` has engines that were calibrated on other images: "
                 f"{', '.join(f'`{name}`' for name in names)}",
-                hint="build those again too, with `--precision`, or choose another folder: `-o RUN`",
+                hint="rebuild those too, with `--precision`, or choose another folder: `-o RUN`",
             )
     calibration_file.save(full, folder.calibration)
     # The names and hashes of the images, in the format of sha256sum.
@@ -197,8 +197,8 @@ def reload_inputs(variants: Sequence[EngineVariant], context: RunContext) -> Bui
         images = config_file.absolute_paths(config).calibration.images
         if images != folder.settings().calibration.images:
             raise UsageError(
-                f"`{images}` does not have the images that `{folder.root}` was calibrated on",
-                hint="name the place where they are now, or leave `--images` out",
+                f"`{images}` does not contain the images that `{folder.root}` was calibrated on",
+                hint="give their new location, or leave out `--images`",
             )
     return BuildInputs(loaded, calibration, plans)
 
@@ -222,7 +222,7 @@ def make_graph(variant: EngineVariant, inputs: BuildInputs, context: JobContext)
         }
         (folder / GRAPH_RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
-    # A resumed run knows less than a new one: it has one calibration, and cannot recalibrate.
+    # A resumed run has only one calibration and cannot recalibrate.
     abilities = calibration and (
         calibration.excludes_holdout,
         calibration.images is not None,
@@ -335,7 +335,7 @@ def _build_spec(variant: EngineVariant, context: JobContext) -> BuildSpec:
 
 
 def _require_unedited_plan(plan: Path, folder: RunFolder) -> None:
-    """Raise for a plan that the user has edited: building it anew would overwrite it."""
+    """Raise for a plan that the user has edited: rebuilding would overwrite it."""
     graph = plan.with_name(GRAPH_FILE)
     if not plan.is_file() or not graph.is_file():
         return
@@ -346,8 +346,8 @@ def _require_unedited_plan(plan: Path, folder: RunFolder) -> None:
         return
     if is_edited:
         raise UsageError(
-            f"`{plan}` differs from the plan that its graph was made by, and would be overwritten",
-            hint=f"`qconvert build --from {shlex.quote(str(folder.root))}` follows it; "
+            f"`{plan}` differs from the plan of its graph, and would be overwritten",
+            hint=f"`qconvert build --from {shlex.quote(str(folder.root))}` uses it; "
             "delete it to make a new one",
         )
 
@@ -357,6 +357,6 @@ def _require_ranges(variants: Sequence[EngineVariant], plans: Collection[str]) -
     if any(variant.precision in INTEGER and variant.name not in plans for variant in variants):
         raise UsageError(
             "INT8 needs the value range of every tensor",
-            hint="give images to a new run: `--images PATH`, or leave INT8 out: "
+            hint="start a new run with images: `--images PATH`, or leave out INT8: "
             "`--precision fp32,fp16`",
         )

@@ -1,4 +1,4 @@
-"""The start of a worker process; a light module, so that its imports cannot fail for memory."""
+"""The start of a worker process; a light module whose imports need little memory."""
 
 import importlib
 import multiprocessing
@@ -12,11 +12,11 @@ shared: Any = None
 
 
 def start_worker(module: str, value: Any) -> None:
-    """Import the module that works, keep `value` as `shared`, and end when the parent ends.
+    """Import the worker's module, keep `value` as `shared`, and end when the parent ends.
 
     A worker without the memory for its imports exits silently; the parent reports it.
     """
-    global shared  # noqa: PLW0603 - a process has no other place for what it gets at its start
+    global shared  # noqa: PLW0603 - process-wide state set at start-up
     shared = value
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:

@@ -244,8 +244,8 @@ def test_edited_plan_is_never_overwritten(qconvert: Command) -> None:
     place.write_text(json.dumps(plan))
     for more in ((), ("--plan-only",)):
         refused = built(qconvert, *one, *more, code=2)
-        assert f"`{place}` differs from the plan that its graph was made by" in refused.err
-        assert "`qconvert build --from run` follows it" in " ".join(refused.err.split())
+        assert f"`{place}` differs from the plan of its graph" in refused.err
+        assert "`qconvert build --from run` uses it" in " ".join(refused.err.split())
         assert json.loads(place.read_text()) == plan
     built(qconvert, *IMAGES, "--precision", "fp32")
     outcome = qconvert("build", "--from", "run", "--precision", "int8", *QUICK, "--json")

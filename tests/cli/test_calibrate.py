@@ -168,7 +168,7 @@ def test_npz_arrays_calibrate_a_model_with_two_inputs(qconvert: Command, tmp_pat
     assert calibration.summaries["h"].low == pytest.approx(
         float((floats(9, 4) + floats(9, 4, seed=1)).min()), rel=1e-6
     )
-    assert "note: 9 images are few" in outcome.err
+    assert "note: only 9 images were used" in outcome.err
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -145,11 +145,11 @@ def test_quantized_model_is_exported_unchanged_with_a_note(
     weight = (floats(4, 4) * 40).astype(np.int8)
     write(from_text(QUANTIZED, w=weight), tmp_path / "qat.onnx")
     outcome = qconvert("export", "qat.onnx", "-o", "out.onnx", "--json")
-    assert "note: this model holds Q/DQ nodes; they are kept as they are" in outcome.err
+    assert "note: this model contains Q/DQ nodes; they are kept unchanged" in outcome.err
     assert "note: constants skipped: the model is already" in outcome.err
     assert json.loads(outcome.out)["quantized"] is True
     shown = qconvert("inspect", "out.onnx")
-    assert "quantized already" in shown.out
+    assert "already quantized" in shown.out
     assert "QuantizeLinear" in shown.out
 
 

@@ -165,5 +165,5 @@ def test_model_card_describes_the_named_engine(qconvert: Command) -> None:
     Path("run/report.json").write_text(json.dumps({**load_report(), "best": ""}))
     none = card()
     assert none.code == 2
-    hinted = none.err.partition("name the one you ship: ")[2].split("`")[1]
+    hinted = none.err.partition("name the engine that you ship: ")[2].split("`")[1]
     assert card(*hinted.split()).code == 0

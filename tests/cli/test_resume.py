@@ -103,7 +103,7 @@ def test_moved_calibration_images_are_accepted_only_unchanged(qconvert: Command)
     Path("calib_data").rename("moved")
     refused = qconvert(*options, "--images", "val")
     assert refused.code == 2
-    assert "does not have the images that `run` was calibrated on" in refused.err
+    assert "does not contain the images that `run` was calibrated on" in refused.err
     assert 'calib_data"' in Path("run/run.toml").read_text()
     outcome = qconvert(*options, "--images", "moved")
     assert outcome.code == 0, outcome.err

@@ -115,7 +115,7 @@ def test_search_dry_run_lists_trials_and_writes_nothing(qconvert: Command) -> No
 
 def test_search_refuses_two_backends_and_missing_images(qconvert: Command) -> None:
     two = qconvert("search", "network.onnx", "--backend", "cpu,tensorrt", "--images", "calib")
-    assert (two.code, "a search is for one backend" in two.err) == (2, True)
+    assert (two.code, "search needs one backend" in two.err) == (2, True)
     blind = qconvert("search", "network.onnx", "--backend", "cpu", "-o", "out")
     assert blind.code == 2
 

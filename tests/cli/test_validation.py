@@ -25,7 +25,7 @@ BAD = {
     "preprocess.std ": ("[1, 1, 1, 1]", "1 or 3 numbers are required"),
     "bench.seconds": ("inf", "should be a finite number"),
     "build.precisions": ("['int9']", "did you mean `int8`?"),
-    "build.precisions ": ("[]", "Input should name at least one"),
+    "build.precisions ": ("[]", "Input should have at least one item"),
 }
 
 
@@ -158,9 +158,9 @@ def test_evaluate_refuses_a_quantized_reference(qconvert: Run) -> None:
     wrong = qconvert("evaluate", "int8.onnx", "fp32.onnx", "--eval", "val")
     assert (wrong.code, wrong.out) == (2, "")
     assert "`int8.onnx` is quantized" in wrong.err
-    assert "name that first: `fp32.onnx int8.onnx`" in wrong.err
+    assert "name the float model first: `fp32.onnx int8.onnx`" in wrong.err
     alone = qconvert("evaluate", "int8.onnx", "--eval", "val")
-    assert "name that first: `MODEL.onnx int8.onnx`" in alone.err
+    assert "name the float model first: `MODEL.onnx int8.onnx`" in alone.err
     assert qconvert("evaluate", "fp32.onnx", "int8.onnx", "--eval", "val").code == 0
     timed = ("--seconds", "0.01", "--batch-sizes", "1")
     assert qconvert("bench", "int8.onnx", "fp32.onnx", *timed).code == 0

@@ -39,8 +39,8 @@ def test_dynamic_sizes_are_resolved_except_the_batch() -> None:
         (["image:1x3x8"], "does not match"),
         (["photo:1x3x8x8"], "no input `photo`"),
         (["image:1x3x8x8", "1x3x8x8"], "names `image` twice"),
-        (["image:1x3x8x8:int64"], "says int64, the model takes float32"),
-        (["image:4x3x8x8"], "says a batch of 4, the model has 1"),
+        (["image:1x3x8x8:int64"], "gives int64, but the model takes float32"),
+        (["image:4x3x8x8"], "gives a batch of 4, but the model has 1"),
     ],
 )
 def test_spec_that_contradicts_the_model_is_rejected(texts: list[str], message: str) -> None:

@@ -48,8 +48,8 @@ def test_overflowing_layers_survive_every_format() -> None:
 @pytest.mark.parametrize(
     ("layers", "words"),
     [
-        ((EXACT, EXACT), "there is no error at all"),
-        ((EXACT, UNKNOWN), "which layers make an error is not known"),
+        ((EXACT, EXACT), "there is no error"),
+        ((EXACT, UNKNOWN), "it is unknown which layers make an error"),
         (
             (EXACT, BROKEN, LARGE),
             "the largest errors are made by `broken` (not finite), `large` (34.0 dB)",

@@ -84,7 +84,7 @@ def test_card_describes_calibration_and_evaluation() -> None:
     assert "58 of 60 operators that could be are quantized to INT8." in card
     assert "Ranges were measured on 200 images of `calib`." in card
     assert "Accuracy was measured on 300 images of `val`." in card
-    assert "- Accuracy was measured on 300 images; other images may give another one." in card
+    assert "- Accuracy was measured on 300 images; it may differ on other images." in card
     assert "| cpu-int8 | 88.00 | 87.60 | 88.20 | 87.90 | −0.33 ± 1.12 | 98.50 |" in card
 
 
@@ -92,7 +92,10 @@ def test_card_counts_labelled_images() -> None:
     accuracy = reports.scored(88.0, -0.3, images=1000, labelled=200)
     card = render_card(conclude(reports.with_int8(accuracy=accuracy), GateConfig()))
     assert "Accuracy was measured on 200 labelled of 1000 images of `val`." in card
-    assert "- Accuracy was measured on 200 labelled of 1000 images; other images" in card
+    assert (
+        "- Accuracy was measured on 200 labelled of 1000 images; it may differ on other images"
+        in card
+    )
 
 
 def test_card_has_preprocessing_in_words_and_as_settings(tmp_path: Path) -> None:
