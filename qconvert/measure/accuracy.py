@@ -27,8 +27,11 @@ from qconvert.measure.output_error import (
 BASELINE = ""
 
 BF16_UNSCORED = "ONNX Runtime has no bf16 kernels for the CPU, so its outputs are unknown here"
-IDENTICAL = "the outputs equal those of FP32 bit for bit: there is no error, and no SQNR"
-IDENTICAL_WHERE_FINITE = "no SQNR: where the outputs are finite, they equal those of FP32"
+# Reports hold these notes, and why a score is missing is read from them: do not reword them.
+IDENTICAL = "the outputs are those of FP32, bit for bit: there is no error, and no SQNR"
+IDENTICAL_WHERE_FINITE = (
+    "no SQNR: where the outputs are finite, they are those of FP32, bit for bit"
+)
 NO_LABELS = "no labels: top-1, precision, recall and F1 are not measured"
 NO_CLASSES = "no output is a row of scores: outputs are compared by cosine and SQNR only"
 
