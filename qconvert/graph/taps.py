@@ -66,7 +66,8 @@ class ReductionTaps:
             return value
         if value not in self.casts:
             self.casts[value] = self.node("Cast", value, to=FLOAT)
-            self.casts[value].shape = value.shape
+            cast = self.casts[value]
+            cast.type, cast.shape = ir.TensorType(FLOAT), value.shape
         return self.casts[value]
 
     def sum_of_squares(self, value: ir.Value, name: str) -> str:

@@ -60,7 +60,7 @@ def test_short_time_limit_applies_to_graphs_with_loops_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("signal", "message"), [("SIGSEGV", "signal 11 (SIGSEGV)"), ("SIGKILL", "lack of memory")]
+    ("signal", "message"), [("SIGSEGV", "signal 11 (SIGSEGV)"), ("SIGKILL", "memory ran out")]
 )
 @pytest.mark.parametrize("in_memory", [onnx_io.IN_MEMORY_BYTES, 100])
 def test_crash_of_the_runtime_is_reported(
