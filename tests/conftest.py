@@ -95,3 +95,11 @@ def write(model: ir.Model, path: Path) -> Path:
     """Save a model and return its path."""
     onnx_io.save(model, path)
     return path
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests of the shared run as slow: building it takes seconds in each worker."""
+    for item in items:
+        if "shared_run" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)

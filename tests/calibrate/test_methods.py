@@ -81,6 +81,7 @@ def test_asymmetric_percentile_clips_both_tails_equally(shape: str) -> None:
     assert limits.high == pytest.approx(np.quantile(values, 0.9995), rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_symmetric_mse_range_matches_brute_force(shape: str) -> None:
     values, exact, sampled = case(shape)
@@ -113,6 +114,7 @@ def good_thresholds(values: Values, groups: int) -> Values:
     return good
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_entropy_range_has_the_least_divergence(shape: str) -> None:
     # With fewer values, counting noise in 2,048 bins dominates the divergence.

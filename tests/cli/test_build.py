@@ -308,6 +308,7 @@ def test_build_dry_run_changes_nothing(qconvert: Command, tmp_path: Path) -> Non
     assert {file: file.read_bytes() for file in _files(tmp_path)} == before
 
 
+@pytest.mark.slow
 def test_dry_run_refuses_the_folder_that_a_build_refuses(qconvert: Command, tmp_path: Path) -> None:
     built(qconvert, *IMAGES, *FAST, "--plan-only", "--precision", "fp32")
     Path("full").mkdir()

@@ -17,6 +17,8 @@ from tests.conftest import Outcome, write
 from tests.image_files import draw_images
 from tests.models import mixed, tiny
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., Outcome]
 
 

@@ -175,6 +175,7 @@ def test_ignored_signal_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 def test_closed_stdout_pipe_is_not_an_error(tiny: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -189,6 +190,7 @@ def test_closed_stdout_pipe_is_not_an_error(tiny: Path) -> None:
     assert (process.returncode, process.stderr) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "code"),
     [

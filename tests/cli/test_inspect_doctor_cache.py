@@ -119,6 +119,7 @@ def test_init_in_another_folder_writes_a_relative_model_path(
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
+@pytest.mark.slow
 def test_ascii_terminal_gets_escaped_output(shell: Callable[..., Outcome], tmp_path: Path) -> None:
     model = models.tiny()
     model.graph.node(0).name = "Größe ±"

@@ -150,6 +150,7 @@ def test_int8_with_fp16_rest_matches_the_outputs_of_int8(qconvert: Command) -> N
     assert np.square(scores[0]).sum() / np.square(scores[0] - scores[1]).sum() > 300
 
 
+@pytest.mark.slow
 def test_large_output_error_after_quantization_is_noted(qconvert: Command, tmp_path: Path) -> None:
     plan = Path("plan.json")
     quantized(qconvert, "--images", "images", "--plan-out", plan.name)
@@ -227,6 +228,7 @@ def test_contradictory_quantize_options_are_refused(
     assert "✓ calibrate" not in outcome.err
 
 
+@pytest.mark.slow
 def test_plan_or_calibration_of_another_model_is_refused(qconvert: Command, tmp_path: Path) -> None:
     quantized(qconvert, "--images", "images", "--plan-out", "plan.json")
     write(tiny(), tmp_path / "tiny.onnx")
@@ -258,6 +260,7 @@ def test_quantize_dry_run_reads_no_image_and_writes_nothing(qconvert: Command) -
     assert not list(Path().glob("net-*"))
 
 
+@pytest.mark.slow
 def test_inspect_quantized_covers_float_and_third_party_models(qconvert: Command) -> None:
     would = qconvert("inspect", "net.onnx", "--quantized", "--backend", "tensorrt")
     assert "its inputs share one scale" in would.out

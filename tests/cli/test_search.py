@@ -113,6 +113,7 @@ def test_search_dry_run_lists_trials_and_writes_nothing(qconvert: Command) -> No
         assert f"`{place}` " in refused.err
 
 
+@pytest.mark.slow
 def test_search_refuses_two_backends_and_missing_images(qconvert: Command) -> None:
     two = qconvert("search", "network.onnx", "--backend", "cpu,tensorrt", "--images", "calib")
     assert (two.code, "search needs one backend" in two.err) == (2, True)

@@ -129,6 +129,7 @@ def test_output_folder_that_is_a_file_is_refused(
     assert Path("afile").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_build_without_a_finished_step_leaves_no_folder(tiny: Path, qconvert: Run) -> None:
     Path("bad.onnx").write_bytes(tiny.read_bytes()[:300])
     assert qconvert("build", "bad.onnx").code == 3
@@ -149,6 +150,7 @@ def test_class_name_in_other_case_is_suggested(tiny: Path, qconvert: Run) -> Non
     assert "did you mean `Cat`?" in outcome.err
 
 
+@pytest.mark.slow
 def test_evaluate_refuses_a_quantized_reference(qconvert: Run) -> None:
     from tests.image_files import draw_images
 

@@ -110,6 +110,7 @@ def test_mix_keeps_the_budget_and_its_plan_gives_the_reported_agreement() -> Non
     assert 100 * float(np.mean(agreement)) == pytest.approx(result.chosen.confirmed.agreement)
 
 
+@pytest.mark.slow
 def test_killed_search_resumes_and_ends_the_same() -> None:
     whole = search()
     lines = FILE.read_text().splitlines(keepends=True)

@@ -71,6 +71,7 @@ def _spoiled(value: Any, payload: str, at: tuple[Any, ...], skip: set[tuple[Any,
     return value + payload if isinstance(value, str) and not fixed else value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
 def test_hostile_names_are_inert_in_html(payload: str) -> None:
     clean_text, hostile_text = (

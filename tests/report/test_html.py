@@ -85,6 +85,7 @@ def test_page_has_the_same_bytes_in_another_process() -> None:
     assert result.stdout.decode() == explained_page()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES.values())
 def test_page_is_well_formed_for_every_report_shape(shape: Callable[[], Report]) -> None:
     document = Page(page(shape()))
