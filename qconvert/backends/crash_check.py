@@ -50,7 +50,7 @@ def check_for_crash(model: ir.Model, feeds: Tensors, path: Path | None = None) -
     `path` is a file to load instead, whose inputs and loops are those of the model.
     """
     if path is None and onnx_io.weight_bytes(model) >= onnx_io.IN_MEMORY_BYTES:
-        with atomic.system_temporary_folder() as folder:
+        with atomic.temporary_folder() as folder:
             onnx_io.save(model, folder / "model.onnx", external=True)
             check_for_crash(model, feeds, folder / "model.onnx")
         return

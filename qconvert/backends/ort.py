@@ -83,7 +83,7 @@ def open_cpu(model: ir.Model, threads: int = 0, *, keep_qdq: bool = False) -> Ru
         if onnx_io.weight_bytes(model) < onnx_io.IN_MEMORY_BYTES:
             content = onnx_io.serialize(model)
         else:
-            path = stack.enter_context(atomic.system_temporary_folder()) / "model.onnx"
+            path = stack.enter_context(atomic.temporary_folder()) / "model.onnx"
             onnx_io.save(model, path, external=True)
             content = str(path)
         try:
@@ -274,7 +274,7 @@ def kernel_coverage(path: Path, spec: LoadSpec) -> Coverage:
     ONNX Runtime does not write the types of tensors that it introduced; they are inferred here.
     """
     options = session_options(spec)
-    with atomic.system_temporary_folder() as folder:
+    with atomic.temporary_folder() as folder:
         options.optimized_model_filepath = str(folder / "optimized.onnx")
         # Weights go to another file: they are not read, and above 2 GB ONNX cannot hold them.
         external = "session.optimized_model_external_initializers_"

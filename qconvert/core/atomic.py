@@ -1,8 +1,7 @@
 """Atomic writes of files and folders, and the temporary folders that they need.
 
-A process holds a lock on its temporary folder. The lock ends with the process, however that ends,
-so abandoned folders are recognized at once. Where the platform or the file system has no such
-locks, a folder is abandoned after a day without writes.
+A process holds a lock on its temporary folder. The lock ends with the process, so abandoned folders
+are recognized at once. Without such locks, a folder is abandoned after a day without writes.
 """
 
 import contextlib
@@ -49,11 +48,12 @@ def copy_into_place(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def temporary_folder(parent: Path) -> Iterator[Path]:
-    """Yield a new folder in `parent` that is removed at the end; abandoned ones are removed first.
+def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
+    """Yield a new folder in `parent`, or in the system's temporary folder, removed at the end.
 
     What is built in it is renamed to its final path, and so appears complete or not at all.
     """
+    parent = parent or Path(tempfile.gettempdir())
     remove_abandoned(parent)
     with ExitStack() as stack:
         while True:
@@ -63,13 +63,6 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
                 if stack.enter_context(lock_folder(folder)) is not False:
                     break
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        yield folder
-
-
-@contextmanager
-def system_temporary_folder() -> Iterator[Path]:
-    """Yield a folder in the system's temporary folder."""
-    with temporary_folder(Path(tempfile.gettempdir())) as folder:
         yield folder
 
 

@@ -3,8 +3,6 @@
 A result is a folder named after the hash of its key; it is complete or does not exist. It is built
 in a temporary folder beside its final path and then renamed: of two processes that do the same
 work, one renames first and the other uses its result. Damaged results are computed again.
-
-    result = cached_step(cache, "evaluate", key, compute, JsonCodec("scores.json", ADAPTER))
 """
 
 import errno
@@ -17,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import platformdirs
 import pydantic
@@ -61,10 +59,9 @@ class Cache:
 
     def get_or_make(self, step: str, key: CacheKey, make: Callable[[Path], None]) -> CacheResult:
         """Return the folder of a result; `make` fills a new one if it is missing or damaged."""
-        folder = self._folder(step, key)
+        folder = self._prepare_folder(step, key)
         if not self.fresh and _is_intact(folder):
             return CacheResult(folder, hit=True)
-        self._prepare(folder.parent)
         with attach_path(self.root), atomic.temporary_folder(folder.parent) as draft:
             make(draft)
             (draft / HASHES_FILE).write_text(json.dumps(_file_hashes(draft), sort_keys=True))
@@ -85,8 +82,7 @@ class Cache:
     @contextmanager
     def resumable(self, step: str, key: CacheKey) -> Iterator[Path]:
         """Yield the folder in which long work on this key keeps its state until it is finished."""
-        folder = self._folder(step, key)
-        self._prepare(folder.parent)
+        folder = self._prepare_folder(step, key)
         with atomic.resumable_folder(folder.parent, folder.name) as state:
             yield state
 
@@ -113,23 +109,18 @@ class Cache:
             atomic.remove_folder(entry.path)
         return entries
 
-    def _folder(self, step: str, key: CacheKey) -> Path:
-        return self.root / step / hashlib.sha256(_key_json(key).encode()).hexdigest()[:16]
-
-    def _prepare(self, parent: Path) -> None:
-        """Create the folder of a step, and mark the root as a cache."""
-        parent.mkdir(parents=True, exist_ok=True)
+    def _prepare_folder(self, step: str, key: CacheKey) -> Path:
+        """Return the path of a result; its parent is created, and the root marked as a cache."""
+        (self.root / step).mkdir(parents=True, exist_ok=True)
         if not (self.root / TAG_FILE).exists():
             signature = "Signature: 8a477f597d28d172789f06886806bc55"
             text = f"{signature}\n# Made by qconvert; may be deleted at any time.\n"
             (self.root / TAG_FILE).write_text(text, encoding="utf-8")
+        return self.root / step / hashlib.sha256(_key_json(key).encode()).hexdigest()[:16]
 
 
 def open_default(*, fresh: bool = False) -> Cache:
-    """Return the cache of this user: `QCONVERT_CACHE_DIR`, or the platform's cache folder.
-
-    Remnants of killed processes are removed.
-    """
+    """Return the user's cache (`QCONVERT_CACHE_DIR`) without the remnants of killed processes."""
     chosen = os.environ.get("QCONVERT_CACHE_DIR")
     root = Path(chosen) if chosen else platformdirs.user_cache_path("qconvert")
     if (root / TAG_FILE).is_file():
@@ -138,22 +129,9 @@ def open_default(*, fresh: bool = False) -> Cache:
     return Cache(root, fresh)
 
 
-class Codec(Protocol[T]):
-    """How a result is written to a folder of the cache, and read from it."""
-
-    def save(self, value: T, folder: Path) -> None:
-        """Write the result into an empty folder."""
-
-    def load(self, folder: Path) -> T:
-        """Read the result that `save` wrote."""
-
-
 @dataclass(frozen=True)
 class JsonCodec(Generic[T]):
-    """A result that is one JSON file.
-
-    Infinities and NaN are kept, as Python's JSON writes them, or become None if `finite`.
-    """
+    """A result that is one JSON file; if `finite`, infinities and NaN become None in it."""
 
     file: str
     adapter: pydantic.TypeAdapter[T]
@@ -173,24 +151,15 @@ class JsonCodec(Generic[T]):
         return self.adapter.validate_python(json.loads(text))
 
 
-@dataclass(frozen=True)
-class StepResult(Generic[T]):
-    """The result of a step, whether it came from the cache, and the folder it was read from."""
-
-    value: T
-    hit: bool
-    folder: Path
-
-
 def cached_step(
-    cache: Cache, name: str, key: CacheKey, compute: Callable[[], T], codec: Codec[T]
-) -> StepResult[T]:
-    """Return the result of the step for this key; `compute` runs only if it is not cached.
+    cache: Cache, name: str, key: CacheKey, compute: Callable[[], T], codec: JsonCodec[T]
+) -> tuple[T, bool]:
+    """Return the result of the step for this key, computed if it is not cached, and if it was.
 
     The result is always read back from the cache: the first run sees what every later run sees.
     """
     entry = cache.get_or_make(name, key, lambda folder: codec.save(compute(), folder))
-    return StepResult(codec.load(entry.path), entry.hit, entry.path)
+    return codec.load(entry.path), entry.hit
 
 
 def file_sha256(path: Path) -> str:

@@ -1,12 +1,4 @@
-"""The errors that a user can cause or fix, and their exit codes.
-
-    QConvertError      3   the work failed: unreadable model, unsupported operator, failed build
-    ├── GateFailed     1   the work is done, but a limit the user set is not met
-    ├── UsageError     2   the command or the configuration is wrong
-    └── Unavailable    4   a backend or an optional package is not available on this machine
-
-Anything else that is raised is a bug and keeps its traceback (exit 70).
-"""
+"""The errors that a user can cause or fix; any other is a bug and keeps its traceback (exit 70)."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -15,10 +7,7 @@ from pathlib import Path
 
 
 class QConvertError(Exception):
-    """What went wrong, in one sentence; `details` say where, `hint` says what to do next.
-
-    Every error carries a hint, because the raise site knows the remedy.
-    """
+    """What went wrong, in one sentence; `details` say where, `hint` says what to do next."""
 
     exit_code = 3
 

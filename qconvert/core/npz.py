@@ -1,8 +1,4 @@
-"""Untrusted archives of arrays.
-
-Nothing is unpickled, and a claimed size is compared with the real one before memory is allocated. A
-limit on the unpacked size stops archives that expand to more than memory can hold.
-"""
+"""Untrusted archives of arrays: nothing is unpickled, and no claimed size is believed."""
 
 import math
 import zipfile

@@ -5,12 +5,15 @@ import math
 
 def ms(value: float) -> str:
     """Format milliseconds."""
-    return f"{value:.{_decimals(value)}f}"
+    decimals = 3 if value < 0.0995 else 2 if value < 99.95 else 1 if value < 999.5 else 0
+    return f"{value:.{decimals}f}"
 
 
 def ms_with_spread(value: float, spread: float) -> str:
     """Format milliseconds and their spread with the same decimals."""
-    return f"{ms(value)} ± {spread:.{_decimals(value)}f}"
+    text = ms(value)
+    decimals = len(text.partition(".")[2])
+    return f"{text} ± {spread:.{decimals}f}"
 
 
 def megabytes(size: float) -> str:
@@ -25,10 +28,7 @@ def ratio(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """Format a percentage in at most five characters, without its sign.
-
-    Only exactly all is written as 100, and only exactly none as 0.
-    """
+    """Format a percentage without its sign; only exactly all is 100, and only exactly none 0."""
     if 0 < value < 0.01:
         return "<0.01"
     if value < 100 - 1e-9:  # the rounding error of a mean of hundreds of floats
@@ -102,7 +102,3 @@ def image_count(number: int, labelled: int | None) -> str:
     """Format how many images there are, and how many have labels where not all do."""
     prefix = f"{labelled} labelled of " if labelled and labelled < number else ""
     return prefix + count(number, "image")
-
-
-def _decimals(value: float) -> int:
-    return 3 if value < 0.0995 else 2 if value < 99.95 else 1 if value < 999.5 else 0

@@ -1,8 +1,4 @@
-"""Text from untrusted files, escaped where it is shown.
-
-A node, a class or a file may have any name: with escape sequences that a terminal obeys, characters
-that reverse the direction of a line, or formulas that a spreadsheet computes.
-"""
+"""Text from untrusted files, escaped where it is shown: a node or a file may have any name."""
 
 import json
 

@@ -13,7 +13,15 @@ from qconvert.core.tensors import TensorSpec
 from qconvert.images.arrays import ARRAY_SUFFIXES, open_arrays
 from qconvert.images.batches import ImageManifest, Images
 from qconvert.images.image_files import DEFAULT_READ_OPTIONS, FileImages, ReadOptions
-from qconvert.images.listing import attach_labels, choose_subset, list_images, require_files
+from qconvert.images.listing import (
+    NO_CLASSES,
+    ImageEntry,
+    choose_subset,
+    find_labels,
+    folder_of,
+    list_images,
+    require_files,
+)
 from qconvert.images.preprocess import Preprocess, find_image_input, fit_to_input
 
 
@@ -44,16 +52,12 @@ def open_images(
     else:
         # The model's input comes first: without one there is nothing to look for.
         preprocess, image_input = fit_to_input(preprocess, find_image_input(specs))
-        listing = attach_labels(list_images(choice.path), choice.labels)
-        images = FileImages(
-            listing.root,
-            listing.items,
-            listing.path,
-            preprocess,
-            image_input,
-            options,
-            classes=listing.classes,
-        )
+        names = list_images(choice.path)
+        labels, classes = find_labels(choice.path, names, choice.labels)
+        pairs = zip(names, labels, strict=True)
+        entries = tuple(ImageEntry(name, label=label) for name, label in pairs)
+        root = folder_of(choice.path)
+        images = FileImages(root, entries, classes, choice.path, preprocess, image_input, options)
     return images.select(choose_subset(images.labels, choice.count, choice.seed))
 
 
@@ -74,7 +78,8 @@ def reopen_images(
             )
         labels = arrays.labels
         entries = tuple(replace(entry, label=labels[int(entry.name)]) for entry in entries)
-        return replace(arrays, entries=entries)
+        return replace(arrays, entries=entries).select(range(len(entries)))
     preprocess, image_input = fit_to_input(preprocess, find_image_input(specs))
     require_files(root, (root / entry.name for entry in entries))
-    return FileImages(root, entries, root, preprocess, image_input, options)
+    images = FileImages(root, entries, NO_CLASSES, root, preprocess, image_input, options)
+    return images.select(range(len(entries)))

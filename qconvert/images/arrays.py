@@ -1,11 +1,12 @@
 """Arrays in an .npz or .npy file as inputs of a network, for inputs that are not images."""
 
 import hashlib
+import os
 import zipfile
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 from qconvert.core import npz
 from qconvert.core.errors import QConvertError, UsageError, first_line
 from qconvert.core.tensors import Tensors, TensorSpec, fixed_batch
-from qconvert.images.batches import Batch, BatchItem, Images
-from qconvert.images.listing import ImageEntry
+from qconvert.images.batches import Batch, Images
+from qconvert.images.listing import NO_CLASSES, ImageEntry
 
 ARRAY_SUFFIXES = (".npz", ".npy")
 
@@ -33,7 +34,7 @@ class ArrayImages(Images):
     """
 
     arrays: Mapping[str, NDArray[Any]]
-    unbatched: frozenset[str] = field(default=frozenset(), kw_only=True)
+    unbatched: frozenset[str] = frozenset()
 
     def batches(self, size: int) -> Generator[Batch]:
         """Yield all rows in order; only what a batch needs is read from an uncompressed file."""
@@ -44,7 +45,7 @@ class ArrayImages(Images):
             # A copy, and of a single number an array still.
             feeds = {name: np.array(array[rows]) for name, array in self.arrays.items()}
             items = tuple(
-                self._item(entry, feeds, start + offset, offset)
+                replace(entry, sha256=self._hash_row(entry, feeds, offset))
                 for offset, entry in enumerate(entries)
             )
             for name in self.unbatched:
@@ -54,7 +55,7 @@ class ArrayImages(Images):
     def _hashes(self) -> Iterable[str]:
         return (item.sha256 for batch in self.batches(1) for item in batch.items)
 
-    def _item(self, entry: ImageEntry, feeds: Tensors, index: int, offset: int) -> BatchItem:
+    def _hash_row(self, entry: ImageEntry, feeds: Tensors, offset: int) -> str:
         digest = hashlib.sha256()
         for name in sorted(feeds):
             digest.update(feeds[name][offset].tobytes())
@@ -64,7 +65,7 @@ class ArrayImages(Images):
                 f"the content of row {entry.name} of `{self.root}` has changed since it was used",
                 hint="restore the file, or start again from the arrays as they are now",
             )
-        return BatchItem(self.first_position + index, entry.name, sha256, entry.label)
+        return sha256
 
 
 def open_arrays(path: Path, specs: Sequence[TensorSpec]) -> ArrayImages:
@@ -80,9 +81,8 @@ def open_arrays(path: Path, specs: Sequence[TensorSpec]) -> ArrayImages:
     # An item is a whole input, its first axis included.
     unbatched = {spec.name for spec in specs if arrays[spec.name].ndim == len(spec.shape) + 1}
     for spec in specs:
-        _require_fit(
-            path, spec, arrays[spec.name], spec.shape[0 if spec.name in unbatched else 1 :]
-        )
+        item_shape = spec.shape[0 if spec.name in unbatched else 1 :]
+        _require_fit(path, spec, arrays[spec.name], item_shape)
     if unbatched and (specs[0].name in unbatched or fixed_batch(specs) not in (1, None)):
         raise UsageError(
             f"an item of `{min(unbatched)}` in `{path}` is a whole input, so items are fed one at "
@@ -107,14 +107,11 @@ def open_arrays(path: Path, specs: Sequence[TensorSpec]) -> ArrayImages:
             )
         classes = labels.tolist()
     entries = tuple(ImageEntry(str(row), label=label) for row, label in enumerate(classes))
-    return ArrayImages(path, entries, arrays, unbatched=frozenset(unbatched))
+    return ArrayImages(path, entries, NO_CLASSES, arrays, frozenset(unbatched))
 
 
 def _read_arrays(path: Path, only_input: str | None) -> dict[str, NDArray[Any]]:
-    """Return the arrays by name, memory-mapped where they are not compressed.
-
-    An .npy has no names and stands for the model's only input.
-    """
+    """Return the arrays by name, memory-mapped if uncompressed; an .npy is the only input."""
     if not path.is_file():
         raise UsageError(f"`{path}` does not exist", hint="check the path")
     is_npy = path.suffix.lower() == ".npy"
@@ -125,7 +122,7 @@ def _read_arrays(path: Path, only_input: str | None) -> dict[str, NDArray[Any]]:
         )
     try:
         if is_npy and only_input is not None:
-            return {only_input: _memory_map(path, 0)}
+            return {only_input: _map_array(path)}
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             packed = [member for member in members if member.compress_type != zipfile.ZIP_STORED]
@@ -133,7 +130,7 @@ def _read_arrays(path: Path, only_input: str | None) -> dict[str, NDArray[Any]]:
             return {
                 member.filename.removesuffix(".npy"): npz.read_array(archive, member)
                 if member in packed
-                else _memory_map(path, _data_offset(path, member))
+                else _map_array(path, member)
                 for member in members
             }
     except npz.CORRUPT_ERRORS as error:
@@ -143,33 +140,21 @@ def _read_arrays(path: Path, only_input: str | None) -> dict[str, NDArray[Any]]:
         ) from None
 
 
-def _data_offset(path: Path, member: zipfile.ZipInfo) -> int:
-    """Return where the data of an uncompressed member starts in the archive."""
+def _map_array(path: Path, member: zipfile.ZipInfo | None = None) -> NDArray[Any]:
+    """Return the array of an .npy file, or of an uncompressed member of an .npz, read on access."""
     with path.open("rb") as file:
-        # Its local header has 30 bytes, and from 26 on the lengths of the name and extra field.
-        file.seek(member.header_offset + 26)
-        lengths = [int.from_bytes(file.read(2), "little") for _ in range(2)]
-    return member.header_offset + 30 + sum(lengths)
-
-
-def _memory_map(path: Path, offset: int) -> NDArray[Any]:
-    """Return the .npy array at an offset of a file, read on access only."""
-    with path.open("rb") as file:
-        file.seek(offset)
+        if member is not None:
+            # Its local header has 30 bytes, and from 26 on the lengths of the name and extra field.
+            file.seek(member.header_offset + 26)
+            file.seek(sum(int.from_bytes(file.read(2), "little") for _ in range(2)), os.SEEK_CUR)
         header = npz.read_header(file)
         start = file.tell()
     if start + header.nbytes > path.stat().st_size:
         raise ValueError("it is shorter than its header says")
     if not header.nbytes:  # an empty array cannot be mapped
         return np.zeros(header.shape, header.dtype)
-    return np.memmap(
-        path,
-        header.dtype,
-        mode="r",
-        offset=start,
-        shape=header.shape,
-        order="F" if header.fortran_order else "C",
-    )
+    order: Literal["F", "C"] = "F" if header.fortran_order else "C"
+    return np.memmap(path, header.dtype, "r", start, header.shape, order)
 
 
 def _require_fit(

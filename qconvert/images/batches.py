@@ -3,13 +3,13 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 from qconvert.core.errors import UsageError
 from qconvert.core.tensors import Tensors
-from qconvert.images.listing import CLASSES_FILE, NO_CLASSES, Classes, ImageEntry
+from qconvert.images.listing import CLASSES_FILE, Classes, ImageEntry
 
 
 @dataclass(frozen=True)
@@ -38,36 +38,11 @@ class ImageManifest:
 
 
 @dataclass(frozen=True)
-class BatchItem:
-    """One row of a batch: its position among the images, its name, content hash and label."""
-
-    position: int
-    name: str
-    sha256: str
-    label: int | None = None
-
-
-@dataclass(frozen=True)
-class SkippedFile:
-    """A file that could not be read, and why."""
-
-    name: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"`{self.name}` ({self.reason})"
-
-
-@dataclass(frozen=True)
 class Batch:
-    """Inputs in order; `skipped` are the unreadable files since the previous batch.
-
-    Only the last batch may be smaller than the size asked for.
-    """
+    """Inputs, and the image of each row; only the last batch may be smaller than asked for."""
 
     feeds: Tensors
-    items: tuple[BatchItem, ...]
-    skipped: tuple[SkippedFile, ...] = ()
+    items: tuple[ImageEntry, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +51,7 @@ class Images(ABC):
 
     root: Path
     entries: tuple[ImageEntry, ...]
-    classes: Classes = field(default=NO_CLASSES, kw_only=True)
-    first_position: int = field(default=0, kw_only=True)
+    classes: Classes
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -91,12 +65,13 @@ class Images(ABC):
 
     def select(self, indices: Sequence[int]) -> Self:
         """Return the images at these indices, numbered anew."""
-        return replace(self, entries=tuple(self.entries[index] for index in indices))
+        chosen = enumerate(self.entries[index] for index in indices)
+        entries = tuple(replace(entry, position=position) for position, entry in chosen)
+        return replace(self, entries=entries)
 
     def between(self, start: int, stop: int) -> Self:
         """Return a part, for a shard or a held-out set; its items keep their positions."""
-        position = self.first_position + start
-        return replace(self, entries=self.entries[start:stop], first_position=position)
+        return replace(self, entries=self.entries[start:stop])
 
     def check_classes(self, count: int) -> None:
         """Refuse labels that do not fit a network with `count` classes."""

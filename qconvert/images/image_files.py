@@ -20,7 +20,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from qconvert.core.errors import QConvertError, first_line
-from qconvert.images.batches import Batch, BatchItem, Images, SkippedFile
+from qconvert.images.batches import Batch, Images
 from qconvert.images.listing import ImageEntry, abbreviate
 from qconvert.images.preprocess import ImageConverter, ImageInput, Preprocess, make_converter
 
@@ -70,14 +70,9 @@ class ReadOptions:
     max_broken: int | None = None
     max_pixels: int = 100_000_000
 
-    def __post_init__(self) -> None:
-        workers = 1 if self.workers is None else self.workers
-        if workers < 1 or (self.max_broken or 0) < 0 or self.max_pixels < 1:
-            raise ValueError(f"invalid limits: {self}")
-
     @property
     def threads(self) -> int:
-        """The number of threads, at least one; without a setting, the cores this process has."""
+        """The number of threads; without a setting, the cores that this process has."""
         if self.workers is not None:
             return self.workers
         if hasattr(os, "sched_getaffinity"):
@@ -209,10 +204,7 @@ class PixelBudget:
 
 @dataclass(frozen=True, eq=False)
 class FileImages(Images):
-    """Chosen image files; `preprocess` and `image_input` are as `fit_to_input` returns them.
-
-    `source` is the path that the user named.
-    """
+    """Image files of `source`, a path; both values of the preprocessing are those that fit."""
 
     source: Path
     preprocess: Preprocess
@@ -223,50 +215,43 @@ class FileImages(Images):
         """Yield all readable images in order; the bytes depend on neither size nor threads."""
         convert = make_converter(self.preprocess, self.image_input)
         read = partial(self._read, convert, PixelBudget(self.options.max_pixels))
-        numbered = enumerate(self.entries, self.first_position)
         threads, allowed = self.options.threads, self.options.allowed_broken(len(self.entries))
-        ready: list[tuple[BatchItem, NDArray[Any]]] = []
-        skipped: list[SkippedFile] = []
-        reported = 0
-        with contextlib.closing(
-            map_ordered(read, numbered, threads, size + 2 * threads)
-        ) as results:
+        ready: list[tuple[ImageEntry, NDArray[Any]]] = []
+        skipped: list[str] = []
+        results = map_ordered(read, self.entries, threads, size + 2 * threads)
+        with contextlib.closing(results):
             for result in results:
-                if isinstance(result, SkippedFile):
+                if isinstance(result, str):
                     skipped.append(result)
                     if len(skipped) > allowed:
                         raise QConvertError(
                             f"too many of the {len(self.entries)} images of `{self.source}` could "
                             f"not be read: {len(skipped)} so far, {allowed} allowed",
-                            details=abbreviate([str(file) for file in skipped]),
+                            details=abbreviate(skipped),
                             hint=SKIPPED_HINT,
                         )
                     continue
-                # A full batch waits for one more image, so that the last lists all skipped files.
                 if len(ready) == size:
-                    yield self._batch(ready, skipped[reported:])
-                    ready, reported = [], len(skipped)
+                    yield self._batch(ready)
+                    ready = []
                 ready.append(result)
         if ready:
-            yield self._batch(ready, skipped[reported:])
+            yield self._batch(ready)
         elif skipped:
             raise NoReadableImage(
                 f"no image of `{self.source}` could be read",
-                details=abbreviate([str(file) for file in skipped]),
+                details=abbreviate(skipped),
                 hint=SKIPPED_HINT,
             )
 
-    def _batch(
-        self, ready: list[tuple[BatchItem, NDArray[Any]]], skipped: list[SkippedFile]
-    ) -> Batch:
+    def _batch(self, ready: list[tuple[ImageEntry, NDArray[Any]]]) -> Batch:
         items, arrays = zip(*ready, strict=True)
-        return Batch({self.image_input.name: np.stack(arrays)}, items, tuple(skipped))
+        return Batch({self.image_input.name: np.stack(arrays)}, items)
 
     def _read(
-        self, convert: ImageConverter, budget: PixelBudget, numbered: tuple[int, ImageEntry]
-    ) -> tuple[BatchItem, NDArray[Any]] | SkippedFile:
-        """Read a file once, for hash and pixels; an error other than a broken file is raised."""
-        position, entry = numbered
+        self, convert: ImageConverter, budget: PixelBudget, entry: ImageEntry
+    ) -> tuple[ImageEntry, NDArray[Any]] | str:
+        """Return a file with its hash and its pixels; of a broken file, its name and the reason."""
         file, max_pixels = self.root / entry.name, self.options.max_pixels
         try:
             data = read_image_bytes(file, max_pixels)
@@ -281,8 +266,8 @@ class FileImages(Images):
                 mode: PixelMode = "L" if self.image_input.channels == 1 else "RGB"
                 array = convert(load_pixels(image, mode), entry.name)
         except BrokenImage as error:
-            return SkippedFile(entry.name, str(error))
-        return BatchItem(position, entry.name, sha256, entry.label), array
+            return f"`{entry.name}` ({error})"
+        return replace(entry, sha256=sha256), array
 
     def _hashes(self) -> Iterable[str]:
         """Return the hashes of all files; that of one that cannot be read is empty."""

@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -50,28 +50,24 @@ Labels = tuple[Sequence[int | None], Classes]
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """One image: its name relative to the root, the hash of its content if known, and its class."""
+    """One image: its name relative to the root, its class, and its place among the chosen images.
+
+    `sha256` is the hash of its content, empty while it is unknown.
+    """
 
     name: str
     sha256: str = ""
     label: int | None = None
+    position: int = 0
 
 
-@dataclass(frozen=True)
-class ImageListing:
-    """Image files in a fixed order, and their classes.
-
-    `path` is what the user named, `root` the folder that the names are relative to.
-    """
-
-    path: Path
-    root: Path
-    items: tuple[ImageEntry, ...]
-    classes: Classes = NO_CLASSES
+def folder_of(path: Path) -> Path:
+    """Return the folder to which the names of the images of `path` are relative."""
+    return path if path.is_dir() else path.parent
 
 
-def list_images(path: Path) -> ImageListing:
-    """Return the images of a folder, list, CSV or single file, without labels or opening them."""
+def list_images(path: Path) -> list[str]:
+    """Return the names of the images of a folder, list, CSV or single file, in a fixed order."""
     if path.is_dir():
         names = sorted(_walk(path))
         if not names:
@@ -96,8 +92,7 @@ def list_images(path: Path) -> ImageListing:
         if not names:
             raise QConvertError(f"`{path}` names no images", hint="write one path per line")
         require_files(path, (path.parent / name for name in names))
-    root = path if path.is_dir() else path.parent
-    return ImageListing(path, root, tuple(ImageEntry(name) for name in names))
+    return names
 
 
 def require_files(source: Path, files: Iterable[Path]) -> None:
@@ -227,63 +222,56 @@ def _read_list(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def attach_labels(listing: ImageListing, file: Path | None = None) -> ImageListing:
-    """Return the images with the labels of the first place that has any.
+def find_labels(path: Path, names: Sequence[str], file: Path | None = None) -> Labels:
+    """Return the labels of the images of `path` from the first place that has any.
 
     The places, in order: the file given; the CSV list that named the images; `labels.csv` in the
     folder or next to it; the folders of the images.
     """
-    path, labelled = listing.path, None
+    labelled = None
     if file is not None:
-        labelled = _labels_from_csv(listing, file)
+        labelled = _labels_from_csv(path, names, file)
         if labelled is None:
             raise UsageError(
                 f"no row of `{file}` names an image of `{path}`",
                 hint=f"its paths are relative to `{file.parent}`",
             )
     elif path.suffix.lower() == ".csv":
-        labelled = _labels_from_csv(listing, path)
+        labelled = _labels_from_csv(path, names, path)
     elif path.is_dir():
         folders = (path, (path.resolve() if path.name in ("", "..") else path).parent)
         files = (folder / LABELS_FILE for folder in folders)
-        places = (_labels_from_csv(listing, place) for place in files if place.is_file())
-        labelled = next(filter(None, places), None) or _labels_from_folders(listing, folders)
-    if labelled is None:
-        return listing
-    labels, classes = labelled
-    pairs = zip(listing.items, labels, strict=True)
-    items = tuple(replace(item, label=label) for item, label in pairs)
-    return replace(listing, items=items, classes=classes)
+        tables = (_labels_from_csv(path, names, file) for file in files if file.is_file())
+        labelled = next(filter(None, tables), None) or _labels_from_folders(path, names, folders)
+    return labelled or ([None] * len(names), NO_CLASSES)
 
 
-def _labels_from_csv(listing: ImageListing, file: Path) -> Labels | None:
+def _labels_from_csv(path: Path, names: Sequence[str], file: Path) -> Labels | None:
     """Return the labels of the rows that name the images, None where no row does."""
-    rows = _read_table(file, ("file",) if file == listing.path else ("file", "label"))
+    rows = _read_table(file, ("file",) if file == path else ("file", "label"))
     rows = [row for row in rows if row.get("label")]
     row_of: dict[Path, CsvRow] = {}
-    paths = _resolve_files(file.parent, (row["file"] for row in rows))
-    for row, path in zip(rows, paths, strict=True):
-        if row_of.setdefault(path, row)["label"] != row["label"]:
+    for row, image in zip(rows, _resolve(file.parent, [row["file"] for row in rows]), strict=True):
+        if row_of.setdefault(image, row)["label"] != row["label"]:
             raise UsageError(
                 f"`{file}`, line {row['line']}: `{row['file']}` has two labels",
                 hint="remove one of its lines",
             )
-    paths = _resolve_files(listing.root, (item.name for item in listing.items))
-    if row_of.keys().isdisjoint(paths):
+    images = _resolve(folder_of(path), names)
+    if row_of.keys().isdisjoint(images):
         return None
-    if listing.path.is_dir():
+    if path.is_dir():
         # Rows about files elsewhere are ignored; a missing file in this folder is a mistake.
-        folder = listing.path.resolve()
-        others = sorted(row_of.keys() - set(paths))
-        require_files(file, (path for path in others if path.is_relative_to(folder)))
+        others = sorted(row_of.keys() - set(images))
+        require_files(file, (image for image in others if image.is_relative_to(path.resolve())))
     classes = _classes_of_folder(file.parent)
     labels = [
-        _class_number(file, row_of[path], classes) if path in row_of else None for path in paths
+        _class_number(file, row_of[image], classes) if image in row_of else None for image in images
     ]
     return labels, classes
 
 
-def _resolve_files(folder: Path, names: Iterable[str]) -> list[Path]:
+def _resolve(folder: Path, names: Iterable[str]) -> list[Path]:
     """Return the files' paths in one spelling; a file that is a link stays the link."""
     resolve = cache(Path.resolve)
     files = (folder / name for name in names)
@@ -308,21 +296,23 @@ def _class_number(file: Path, row: CsvRow, classes: Classes) -> int:
     raise UsageError(f"`{file}`, line {row['line']}: `{label}` {problem}", hint=hint)
 
 
-def _labels_from_folders(listing: ImageListing, class_lists: Iterable[Path]) -> Labels | None:
+def _labels_from_folders(
+    path: Path, names: Sequence[str], class_lists: Iterable[Path]
+) -> Labels | None:
     """Label by the uppermost folder, if every image lies in one and there are several."""
-    folders = [item.name.partition("/")[0] for item in listing.items]
-    if any("/" not in item.name for item in listing.items) or len(set(folders)) < 2:
+    folders = [name.partition("/")[0] for name in names]
+    if not all("/" in name for name in names) or len(set(folders)) < 2:
         return None
     written = (_classes_of_folder(folder) for folder in class_lists)
     classes = next((classes for classes in written if classes.names), None)
     if classes is None:
         # Empty folders count: without them the later classes would shift.
-        entries = (entry for entry in listing.path.iterdir() if entry.name[0] != ".")
-        names = sorted(entry.name for entry in entries if entry.is_dir())
-        classes = Classes(tuple(names), from_folders=True)
+        entries = (entry for entry in path.iterdir() if entry.name[0] != ".")
+        class_names = sorted(entry.name for entry in entries if entry.is_dir())
+        classes = Classes(tuple(class_names), from_folders=True)
     if unknown := sorted(set(folders) - set(classes.numbers)):
         raise UsageError(
-            f"folders of `{listing.path}` are not in the `{CLASSES_FILE}` beside them",
+            f"folders of `{path}` are not in the `{CLASSES_FILE}` beside them",
             details=abbreviate([f"`{name}`" for name in unknown]),
             hint=f"`{CLASSES_FILE}` holds the folders' names in the order of the model's classes",
         )

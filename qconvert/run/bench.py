@@ -79,10 +79,10 @@ def time_engines(
         "machine": json.dumps(describe_machine(), sort_keys=True),
     }
     compute = partial(_measure_latencies, engines, settings, context.progress)
-    result = cached_step(context.cache, "bench", key, compute, LATENCIES_CODEC)
+    latencies, hit = cached_step(context.cache, "bench", key, compute, LATENCIES_CODEC)
     batches = ", ".join(map(str, settings.batch_sizes))
-    end(f"{count(len(engines), 'engine')} at batch {batches}", result.hit)
-    return result.value
+    end(f"{count(len(engines), 'engine')} at batch {batches}", hit)
+    return latencies
 
 
 def measure_footprints(engines: Mapping[str, Engine], context: JobContext) -> dict[str, Footprint]:
@@ -98,8 +98,8 @@ def measure_footprints(engines: Mapping[str, Engine], context: JobContext) -> di
             "machine": json.dumps(describe_machine(), sort_keys=True),
         }
         compute = partial(_measure_footprint, engines[name])
-        result = cached_step(context.cache, "inspect", key, compute, FOOTPRINT_CODEC)
-        footprints[name], all_hit = result.value, all_hit and result.hit
+        footprints[name], hit = cached_step(context.cache, "inspect", key, compute, FOOTPRINT_CODEC)
+        all_hit = all_hit and hit
     if engines:
         end(f"{count(len(engines), 'engine')}: nodes by precision, peak memory", all_hit)
     return footprints

@@ -121,10 +121,9 @@ def score_engines(
     compute = partial(
         _measure_scores, engines, runs_here, reference, evaluation_set, context.progress
     )
-    result = cached_step(context.cache, "evaluate", key, compute, SCORES_CODEC)
-    scores = result.value
+    scores, hit = cached_step(context.cache, "evaluate", key, compute, SCORES_CODEC)
     images_text = count(scores[BASELINE].images, "image")
-    end(f"{images_text}, {count(len(scores) - 1, 'engine')}", result.hit)
+    end(f"{images_text}, {count(len(scores) - 1, 'engine')}", hit)
     return scores
 
 

@@ -131,10 +131,10 @@ def cached_layer_errors(
         equalized = equalize(reference, read_equalization_factors(model))
         return measure_layer_errors(equalized, model, sample_batches())
 
-    result = cached_step(context.cache, STEP, key, compute, _LAYERS)
+    layers, hit = cached_step(context.cache, STEP, key, compute, _LAYERS)
     images = len(manifest) // (size or 1) * (size or 1) or len(manifest)
-    end(f"{name}: {count(len(result.value), 'layer')} on {count(images, 'image')}", result.hit)
-    return result.value
+    end(f"{name}: {count(len(layers), 'layer')} on {count(images, 'image')}", hit)
+    return layers
 
 
 def _collect_evidence(
@@ -220,7 +220,7 @@ def add_changed_images(
     images = evaluation_set.images
     changed = [row for accuracy in scores.values() for row in accuracy.changed]
     thumbnails, limit = [], DEFAULT_READ_OPTIONS.max_pixels
-    with atomic.system_temporary_folder() as temporary:
+    with atomic.temporary_folder() as temporary:
         for number, name in enumerate(dict.fromkeys(row.image for row in changed)):
             if not name.lower().endswith(IMAGE_SUFFIXES):
                 continue

@@ -16,9 +16,9 @@ SHIPPED = Path(__file__).resolve().parent.parent.parent / "calib_data"
 def test_image_folder_labels_are_read_as_classes() -> None:
     counts: list[int] = []
     generator.write_images(Path("drawn"), seed=7, count=23, progress=counts.append)
-    images = listing.attach_labels(listing.list_images(Path("drawn")))
-    assert [item.label for item in images.items] == [number % len(CLASSES) for number in range(23)]
-    assert images.classes.names == CLASSES
+    labels, classes = listing.find_labels(Path("drawn"), listing.list_images(Path("drawn")))
+    assert labels == [number % len(CLASSES) for number in range(23)]
+    assert classes.names == CLASSES
     assert counts == list(range(1, 24))
 
 
@@ -45,8 +45,8 @@ def test_shipped_images_match_the_generator() -> None:
 
 def test_shipped_images_are_small_and_of_every_class() -> None:
     assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 3_000_000
-    images = listing.attach_labels(listing.list_images(SHIPPED))
-    assert {item.label for item in images.items} == set(range(len(CLASSES)))
+    labels, _ = listing.find_labels(SHIPPED, listing.list_images(SHIPPED))
+    assert set(labels) == set(range(len(CLASSES)))
 
 
 def test_image_of_a_seed_is_independent_of_drawing_order() -> None:

@@ -14,7 +14,7 @@ from qconvert.core.tensors import TensorSpec
 from qconvert.images import ImageChoice, open_images, reopen_images
 from qconvert.images.arrays import ArrayImages
 from qconvert.images.batches import Images
-from qconvert.images.listing import ImageEntry
+from qconvert.images.listing import NO_CLASSES, ImageEntry
 from qconvert.images.preprocess import PRESETS
 
 UNIT = PRESETS["unit"]
@@ -51,8 +51,8 @@ def test_model_inputs_get_their_own_rows(tmp_path: Path, save: Any) -> None:
 @settings(deadline=None)
 @given(size=st.integers(1, 12), start=st.integers(0, 9))
 def test_hashes_and_positions_do_not_depend_on_batches_or_parts(size: int, start: int) -> None:
-    entries = tuple(ImageEntry(str(row)) for row in range(10))
-    whole = ArrayImages(Path("x.npz"), entries, two_inputs())
+    entries = tuple(ImageEntry(str(row), position=row) for row in range(10))
+    whole = ArrayImages(Path("x.npz"), entries, NO_CLASSES, two_inputs())
     items = [item for batch in whole.batches(3) for item in batch.items]
     part = [item for batch in whole.between(start, 10).batches(size) for item in batch.items]
     assert part == items[start:]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qconvert.core.errors import QConvertError, UsageError
-from qconvert.images.listing import attach_labels, choose_subset, list_images
+from qconvert.images.listing import choose_subset, find_labels, list_images
 from tests.images.image_folders import noise_image, open_for_test, write_images, write_numbered
 
 LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=60)
@@ -16,19 +16,15 @@ COUNTS = st.integers(1, 70)
 SEEDS = st.integers(0, 5)
 
 
-def names(path: Path) -> list[str]:
-    return [item.name for item in list_images(path).items]
-
-
 def test_folder_is_listed_at_any_depth_in_sorted_order(tmp_path: Path) -> None:
     write_images(tmp_path, "b/2.png", "a.JPEG", "b/10.webp", "c/d/e.tif", "b.bmp")
-    assert names(tmp_path) == ["a.JPEG", "b.bmp", "b/10.webp", "b/2.png", "c/d/e.tif"]
+    assert list_images(tmp_path) == ["a.JPEG", "b.bmp", "b/10.webp", "b/2.png", "c/d/e.tif"]
 
 
 def test_hidden_and_other_files_are_left_out(tmp_path: Path) -> None:
     write_images(tmp_path, "a.png", ".b.png", ".hidden/c.png")
     (tmp_path / "notes.txt").write_text("no image")
-    assert names(tmp_path) == ["a.png"]
+    assert list_images(tmp_path) == ["a.png"]
 
 
 def test_links_are_followed_except_to_a_folder_around_them(tmp_path: Path) -> None:
@@ -37,26 +33,31 @@ def test_links_are_followed_except_to_a_folder_around_them(tmp_path: Path) -> No
     (tmp_path / "images/link.png").symlink_to("a.png")
     (tmp_path / "images/more").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "images/round").symlink_to(tmp_path / "images")
-    assert names(tmp_path / "images") == ["a.png", "link.png", "more/b.png"]
+    assert list_images(tmp_path / "images") == ["a.png", "link.png", "more/b.png"]
 
 
 def test_list_file_keeps_its_order_and_its_paths_are_relative_to_it(tmp_path: Path) -> None:
     write_images(tmp_path / "data", "a.png", "b.png")
     list_file = tmp_path / "list.txt"
     list_file.write_text(f"\ufeffdata/b.png\n\n  data/a.png  \ndata/b.png\n{tmp_path}/data/a.png\n")
-    assert names(list_file) == ["data/b.png", "data/a.png", "data/b.png", f"{tmp_path}/data/a.png"]
-    assert all((tmp_path / name).is_file() for name in names(list_file))
+    assert list_images(list_file) == [
+        "data/b.png",
+        "data/a.png",
+        "data/b.png",
+        f"{tmp_path}/data/a.png",
+    ]
+    assert all((tmp_path / name).is_file() for name in list_images(list_file))
 
 
 def test_csv_with_a_file_column_is_a_list(tmp_path: Path) -> None:
     write_images(tmp_path, "a b.png")
     (tmp_path / "list.csv").write_text('file\n"a b.png"\n')
-    assert names(tmp_path / "list.csv") == ["a b.png"]
+    assert list_images(tmp_path / "list.csv") == ["a b.png"]
 
 
 def test_single_image_is_a_list_of_one(tmp_path: Path) -> None:
     noise_image(4, 4).save(tmp_path / "one.png")
-    assert names(tmp_path / "one.png") == ["one.png"]
+    assert list_images(tmp_path / "one.png") == ["one.png"]
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_link_to_itself_is_listed_as_an_image(tmp_path: Path) -> None:
     (tmp_path / "a.png").symlink_to("a.png")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "b.png").touch()
-    assert [item.name for item in list_images(tmp_path).items] == ["a.png", "b.png"]
+    assert list_images(tmp_path) == ["a.png", "b.png"]
 
 
 def test_non_utf8_image_name_is_refused(tmp_path: Path) -> None:
@@ -113,7 +114,7 @@ def test_deeply_nested_folders_are_listed_within_the_recursion_limit(tmp_path: P
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(len(inspect.stack()) + 100)
     try:
-        listed = names(tmp_path)
+        listed = list_images(tmp_path)
     finally:
         sys.setrecursionlimit(before)
     assert listed == ["a/" * 200 + "a.png"]
@@ -164,14 +165,15 @@ def test_subset_without_count_is_everything() -> None:
 
 
 def labels(path: Path, file: Path | None = None) -> dict[str, int | None]:
-    return {item.name: item.label for item in attach_labels(list_images(path), file).items}
+    names = list_images(path)
+    return dict(zip(names, find_labels(path, names, file)[0], strict=True))
 
 
 def test_class_folders_are_numbered_in_sorted_order(tmp_path: Path) -> None:
     write_images(tmp_path, "dog/1.png", "cat/1.png", "cat/deep/2.png")
     (tmp_path / "cow").mkdir()  # no image here, but a class of the model
     assert labels(tmp_path) == {"cat/1.png": 0, "cat/deep/2.png": 0, "dog/1.png": 2}
-    assert attach_labels(list_images(tmp_path)).classes.names == ("cat", "cow", "dog")
+    assert find_labels(tmp_path, list_images(tmp_path))[1].names == ("cat", "cow", "dog")
 
 
 @pytest.mark.parametrize("place", [".", ".."])
