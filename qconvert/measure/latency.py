@@ -14,9 +14,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+Calls = Mapping[str, Callable[[], object]]
+Clock = Callable[[], float]
 # Called while timing: a text, and the share done, None where it is unknown.
 TimingProgress = Callable[[str, float | None], None]
-Samples = NDArray[np.float64]
 
 # Calls this short are dominated by the cost of the clock and of Python: several make a sample.
 SHORT_SECONDS = 0.0002
@@ -65,9 +66,9 @@ class TimingEffort:
 
 
 def interleave(
-    calls: Mapping[str, Callable[[], object]],
+    calls: Calls,
     effort: TimingEffort,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Clock = time.perf_counter,
     progress: TimingProgress = lambda text, share: None,
 ) -> dict[str, tuple[float, ...]]:
     """Time all calls in turns and return every sample by name, in milliseconds of one call.
@@ -82,16 +83,25 @@ def interleave(
     gc.collect()
     gc.disable()  # no collection inside a sample
     try:
-        seconds = _warm_up(calls, effort, clock, progress)
-        rounds = count_rounds(max(seconds.values()), effort)
-        schedules = {name: schedule_round(seconds[name], rounds, effort) for name in calls}
+        least_seconds = _warm_up(calls, effort, clock, progress)
+        rounds = count_rounds(max(least_seconds.values()), effort)
+        schedules = {name: schedule_round(least_seconds[name], rounds, effort) for name in calls}
         deadline = clock() + effort.seconds * len(calls)
         done = 0
         # Calls that are faster than in the warm-up need more rounds: at most twice as many.
         while done < rounds or (done < 2 * rounds and clock() < deadline):
             progress(f"round {done + 1}", min(1.0, done / rounds))
             for name in round_order(list(calls), done):
-                samples[name] += _time_round(calls[name], schedules[name], clock)
+                call, schedule = calls[name], schedules[name]
+                if schedule.untimed_first:
+                    call()
+                for _ in range(schedule.samples):
+                    started = clock()
+                    for _ in range(schedule.calls):
+                        call()
+                    seconds_per_call = (clock() - started) / schedule.calls
+                    # Whole nanoseconds: no clock is finer, and reports hold thousands of samples.
+                    samples[name].append(round(seconds_per_call * 1000, 6))
             done += 1
     finally:
         if collects_garbage:
@@ -144,10 +154,7 @@ def round_order(names: list[str], done: int) -> list[str]:
 
 
 def _warm_up(
-    calls: Mapping[str, Callable[[], object]],
-    effort: TimingEffort,
-    clock: Callable[[], float],
-    progress: TimingProgress,
+    calls: Calls, effort: TimingEffort, clock: Clock, progress: TimingProgress
 ) -> dict[str, float]:
     """Run every engine, in slices, until it gets no faster; return the least seconds of a call."""
     progress("warm-up", None)
@@ -172,21 +179,6 @@ def _warm_up(
     return best
 
 
-def _time_round(
-    call: Callable[[], object], schedule: RoundSchedule, clock: Callable[[], float]
-) -> list[float]:
-    if schedule.untimed_first:
-        call()
-    samples = []
-    for _ in range(schedule.samples):
-        started = clock()
-        for _ in range(schedule.calls):
-            call()
-        # Whole nanoseconds: no clock is finer, and reports hold thousands of samples.
-        samples.append(round((clock() - started) / schedule.calls * 1000, 6))
-    return samples
-
-
 @dataclass(frozen=True)
 class LatencyStats:
     """Statistics of one engine at one batch size; `outliers` counts samples far off the median."""
@@ -208,12 +200,15 @@ def summarize_latency(latency: Latency) -> LatencyStats:
     if not latency.samples_ms:
         raise ValueError("there are no samples")
     samples = np.asarray(latency.samples_ms, np.float64)
-    median = float(np.median(samples))
+    median, deviation = float(np.median(samples)), _median_deviation(samples)
+    # Ten deviations are 6.7 standard deviations: latencies have a tail, and 3.5, the usual limit
+    # for normal samples, would count it.
+    is_outlier = np.abs(samples - median) > 10 * max(deviation, 0.001 * median)
     p90, p95, p99 = np.percentile(samples, (90, 95, 99)).tolist()
     return LatencyStats(
         samples=len(samples),
         median_ms=median,
-        spread_ms=NORMAL_SCALE * _deviation(samples),
+        spread_ms=NORMAL_SCALE * deviation,
         # Summation can round the mean of equal samples to just outside them.
         mean_ms=float(np.clip(samples.mean(), samples.min(), samples.max())),
         min_ms=float(samples.min()),
@@ -221,7 +216,7 @@ def summarize_latency(latency: Latency) -> LatencyStats:
         p95_ms=p95,
         p99_ms=p99,
         images_per_second=latency.batch * 1000 / median if median else math.inf,
-        outliers=_count_outliers(samples),
+        outliers=int(is_outlier.sum()),
     )
 
 
@@ -239,9 +234,9 @@ def speedup(before: Sequence[float], after: Sequence[float]) -> float:
     return float(np.median(slower / faster))
 
 
-def timing_notes(samples_ms: Sequence[float], *, on_gpu: bool = False) -> tuple[str, ...]:
+def timing_notes(latency: Latency, *, on_gpu: bool = False) -> tuple[str, ...]:
     """Return what makes samples doubtful, and what to do about it."""
-    samples = np.asarray(samples_ms, np.float64)
+    samples = np.asarray(latency.samples_ms, np.float64)
     # Drift: the first or last tenth of the samples are slower than the others.
     count, edge = len(samples), max(3, len(samples) // 10)
     notes = []
@@ -261,20 +256,22 @@ def timing_notes(samples_ms: Sequence[float], *, on_gpu: bool = False) -> tuple[
             "`qconvert bench` measures again",
         ),
     ):
-        if len(others) >= 6 and (ratio := _slowdown(part, others)) > 1:
-            notes.append(
-                f"the {position} {edge} of {count} samples took {ratio:.1f}x as long as {cause}"
-            )
+        if len(others) < 6:
+            continue
+        median, usual = float(np.median(part)), float(np.median(others))
+        beyond_spread = median - usual > 2 * NORMAL_SCALE * _median_deviation(others)
+        if beyond_spread and median > 1.1 * usual > 0:
+            slower = f"{median / usual:.1f}x as long as"
+            notes.append(f"the {position} {edge} of {count} samples took {slower} {cause}")
     if notes:  # drifting samples have a wide spread too; one cause is reported once
         return tuple(notes)
-    outliers = _count_outliers(samples)
-    if outliers > max(1, 0.05 * count):
+    stats = summarize_latency(latency)
+    if stats.outliers > max(1, 0.05 * count):
         notes.append(
-            f"{outliers} of {count} samples are outliers: the machine was busy; stop other "
+            f"{stats.outliers} of {count} samples are outliers: the machine was busy; stop other "
             "programs, `qconvert bench` measures again"
         )
-    median = float(np.median(samples))
-    share = NORMAL_SCALE * _deviation(samples) / median if median else 0.0
+    share = stats.spread_ms / stats.median_ms if stats.median_ms else 0.0
     if share > 0.1:
         clocks = "`cpupower frequency-set -g performance`" + ", `nvidia-smi -lgc`" * on_gpu
         notes.append(
@@ -284,22 +281,5 @@ def timing_notes(samples_ms: Sequence[float], *, on_gpu: bool = False) -> tuple[
     return tuple(notes)
 
 
-def _slowdown(samples: Samples, others: Samples) -> float:
-    """Return how many times slower samples are than others, 1 where that is within the spread."""
-    median, usual = float(np.median(samples)), float(np.median(others))
-    within_spread = median - usual <= 2 * NORMAL_SCALE * _deviation(others)
-    return 1.0 if within_spread or median <= 1.1 * usual or not usual else median / usual
-
-
-def _count_outliers(samples: Samples) -> int:
-    """Return how many samples are ten deviations off the median: 6.7 standard deviations.
-
-    Latencies have a tail: 3.5, the usual limit for normal samples, would count it.
-    """
-    median = float(np.median(samples))
-    deviation = max(_deviation(samples), 0.001 * median)
-    return int((np.abs(samples - median) > 10 * deviation).sum())
-
-
-def _deviation(samples: Samples) -> float:
+def _median_deviation(samples: NDArray[np.float64]) -> float:
     return float(np.median(np.abs(samples - np.median(samples))))

@@ -132,9 +132,9 @@ def _measure_latencies(
             progress=share_reporter(progress, "bench", f"batch {batch}, "),
         )
         for name, where in calls:
-            milliseconds = samples[f"{name} {where}"]
-            notes = timing_notes(milliseconds, on_gpu=engines[name].backend != "cpu")
-            latencies[name] += (Latency(batch, where, milliseconds, tuple(notes)),)
+            latency = Latency(batch, where, samples[f"{name} {where}"])
+            notes = timing_notes(latency, on_gpu=engines[name].backend != "cpu")
+            latencies[name] += (replace(latency, notes=notes),)
     return latencies
 
 

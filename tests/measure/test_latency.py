@@ -5,7 +5,7 @@ import itertools
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -249,6 +249,10 @@ def test_timing_with_too_few_rounds_is_refused() -> None:
         TimingEffort(rounds=2)
 
 
+def notes_on(samples: Sequence[float], *, on_gpu: bool = False) -> tuple[str, ...]:
+    return timing_notes(Latency(1, "host", tuple(samples)), on_gpu=on_gpu)
+
+
 times = st.lists(st.floats(0.01, 1e4), min_size=1, max_size=60)
 
 
@@ -303,37 +307,37 @@ def test_equal_samples_have_no_outliers_and_no_notes() -> None:
     samples = (5.0,) * 20
     stats = summarize_latency(Latency(1, "host", samples))
     assert (stats.spread_ms, stats.outliers) == (0.0, 0)
-    assert timing_notes(samples) == ()
+    assert notes_on(samples) == ()
 
 
 def test_quiet_samples_have_no_notes() -> None:
-    assert timing_notes(quiet()) == ()
-    assert timing_notes(quiet(10)) == ()
+    assert notes_on(quiet()) == ()
+    assert notes_on(quiet(10)) == ()
 
 
 def test_slow_first_samples_are_noted() -> None:
-    (note,) = timing_notes([20.0] * 12 + quiet(108))
+    (note,) = notes_on([20.0] * 12 + quiet(108))
     assert note.startswith("the first 12 of 120 samples took 2.0x as long")
     assert "warm-up" in note
 
 
 def test_slow_last_samples_are_noted() -> None:
-    notes = timing_notes(quiet(90) + [15.0] * 10)
+    notes = notes_on(quiet(90) + [15.0] * 10)
     assert any("the last 10 of 100 samples took 1.5x" in note for note in notes)
 
 
 def test_many_outliers_are_noted_and_one_is_not() -> None:
     samples = quiet()
-    assert timing_notes([*samples[:50], 40.0, *samples[50:]]) == ()
+    assert notes_on([*samples[:50], 40.0, *samples[50:]]) == ()
     samples[5:95:9] = [40.0] * 10
-    (note,) = timing_notes(samples)
+    (note,) = notes_on(samples)
     assert "10 of 100 samples are outliers" in note
 
 
 def test_wide_spread_is_noted_with_a_remedy() -> None:
     samples = np.random.default_rng(0).normal(10, 2, 200).tolist()
     for on_gpu in (False, True):
-        (note,) = timing_notes(samples, on_gpu=on_gpu)
+        (note,) = notes_on(samples, on_gpu=on_gpu)
         assert note.startswith("unstable: the spread is 19% of the median")
         assert ("nvidia-smi -lgc" in note) == on_gpu
 
