@@ -73,24 +73,15 @@ class Candidate:
     factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def final_plan(self) -> Plan:
-        """Return the plan from the ranges of all images."""
-        summaries = self.calibration.full.summaries
-        return make_plan(self.loaded.model, self.scheme, summaries, self.options)
-
     def trial_plan(self, options: QuantizeOptions) -> Plan:
         """Return a plan from the ranges of all images but those held out."""
         summaries = self.calibration.training.summaries
         return make_plan(self.loaded.model, self.scheme, summaries, options)
 
-    def reference_outputs(self) -> list[Tensors]:
-        """Return the FP32 outputs on the holdout images."""
-        return run_reference(self.loaded.model, self._holdout_batches())
-
     def output_error(self, options: QuantizeOptions, reference: Sequence[Tensors]) -> OutputError:
         """Return the output error of the model quantized with these options."""
         model = apply_plan(self.loaded.model, self.trial_plan(options))
-        return compare_outputs(model, self._holdout_batches(), reference)
+        return compare_outputs(model, self.holdout_batches(), reference)
 
     def describe_images(self, error: OutputError) -> str:
         """Describe the images on which an error was measured."""
@@ -101,7 +92,8 @@ class Candidate:
             return f"on {count} held-out images"
         return f"on {count} images, {held_out} of them held out"
 
-    def _holdout_batches(self) -> Iterator[Tensors]:
+    def holdout_batches(self) -> Iterator[Tensors]:
+        """Yield the images that decide; without a holdout, all images."""
         if self.calibration.has_holdout:
             return self.calibration.holdout_batches(MAX_TRAINING_IMAGES, self.max_holdout_images)
         return self.calibration.validation_batches()
@@ -137,11 +129,11 @@ def compare_outputs(
 def is_better(before: OutputError, after: OutputError, *, significantly: bool = True) -> bool:
     """Whether a change lowers the output error: the test that accepts or drops it.
 
-    Both errors are of the same images, so they are compared in pairs. By default
-    the change must be significant: the mean gain of sqrt(error) must exceed two standard errors, and the
-    noise-to-signal ratio must not rise. Without `significantly`, for weights that were trained to
-    lower the error, the ratio must fall, and neither the errors nor the changed predictions of the
-    images may grow by more than chance.
+    Both errors are of the same images, so they are compared in pairs. By default the change must be
+    significant: the mean gain of sqrt(error) must exceed two standard errors, and the noise-to-signal
+    ratio must not rise. Without `significantly`, for weights that were trained to lower the error,
+    the ratio must fall, and neither the errors nor the changed predictions of the images may grow
+    by more than chance.
     """
     errors, new_errors = before.per_image, after.per_image
     if not significantly:

@@ -18,8 +18,8 @@ import onnx_ir as ir
 from qconvert.calibrate.summary import Summary
 from qconvert.core.progress import start_step
 from qconvert.core.scales import FloatArray
-from qconvert.graph.observed_tensors import ObservedTensors, find_observed_tensors
-from qconvert.optimize.candidate import Candidate, is_better
+from qconvert.graph.observed_tensors import find_observed_tensors
+from qconvert.optimize.candidate import Candidate, is_better, run_reference
 from qconvert.quantize.cross_layer import EqualizationSite, find_sites
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
@@ -33,16 +33,10 @@ HEADROOM = 2.0
 MEAN_SQUARE = 0.1
 
 
-def propose_factors(candidate: Candidate) -> dict[str, tuple[float, ...]]:
-    """Return factors that are expected to help, by tensor."""
-    model, summaries = candidate.loaded.model, candidate.calibration.training.summaries
-    return choose_factors(model.graph, find_observed_tensors(model), summaries)
-
-
 def choose_equalization(original: Candidate, equalized: Candidate) -> Candidate:
     """Return the equalized candidate if its output error is lower, else the original one."""
     end = start_step(original.progress, "equalize")
-    reference = original.reference_outputs()
+    reference = run_reference(original.loaded.model, original.holdout_batches())
     before = original.output_error(original.options, reference)
     after = equalized.output_error(equalized.options, reference)
     accepted = is_better(before, after)
@@ -56,13 +50,14 @@ def choose_equalization(original: Candidate, equalized: Candidate) -> Candidate:
 
 
 def choose_factors(
-    graph: ir.Graph, observed: ObservedTensors, summaries: Mapping[str, Summary]
+    model: ir.Model, summaries: Mapping[str, Summary]
 ) -> dict[str, tuple[float, ...]]:
     """Return factors for the tensors whose expected error they lower enough."""
     chosen: dict[str, tuple[float, ...]] = {}
-    for site in find_sites(graph):
+    aliases = find_observed_tensors(model).aliases
+    for site in find_sites(model.graph):
         name = str(site.tensor.name)
-        summary = summaries.get(observed.aliases.get(name, name))
+        summary = summaries.get(aliases.get(name, name))
         if summary is None or not summary.finite.all():
             continue
         largest = np.abs(summary.channels.largest).astype(np.float32)

@@ -1,10 +1,10 @@
 """Learn the rounding of a plan's weights on calibration images, and accept it by the whole model.
 
-Layers are learned one after another, each on the actual outputs of
-the quantized layers before it, towards its float outputs. So a layer also compensates some of the errors that reach it, its
-bias first of all. A layer keeps what it learned only if its error falls on batches held out from
-it; the model keeps the weights only if `candidate.is_better` accepts them. Every layer is saved as
-soon as it is learned, so that a run that was killed resumes there.
+Layers are learned one after another, each on the actual outputs of the quantized layers before it,
+towards its float outputs. So a layer also compensates some of the errors that reach it, its bias
+first of all. A layer keeps what it learned only if its error falls on batches held out from it; the
+model keeps the weights only if `candidate.is_better` accepts them. Every layer is saved as soon as
+it is learned, so that a run that was killed resumes there.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.core.cache import Cache
 from qconvert.core.progress import Progress, ProgressCallback, start_step
 from qconvert.core.scales import FloatArray, QuantParams, fake_quantize
-from qconvert.core.tensors import Tensors, batch_size
+from qconvert.core.tensors import Tensors
 from qconvert.graph.patterns import (
     UniqueNames,
     constant_array,
@@ -28,6 +28,7 @@ from qconvert.graph.patterns import (
     find_matmul_bias_add,
     tensor_names,
 )
+from qconvert.measure.output_error import OutputError, sqnr_from_powers
 from qconvert.optimize import im2col
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH
 from qconvert.optimize.candidate import (
@@ -37,7 +38,12 @@ from qconvert.optimize.candidate import (
     is_better,
     run_reference,
 )
-from qconvert.optimize.coordinate_descent import LayerProblem, find_activation, round_weights
+from qconvert.optimize.coordinate_descent import (
+    LayerProblem,
+    Solution,
+    find_activation,
+    round_weights,
+)
 from qconvert.optimize.partial_execution import PartialExecution, find_untyped_tensor, limit_images
 from qconvert.quantize import plan_files, rounded_weights
 from qconvert.quantize.apply_plan import apply_plan, find_planned_layers
@@ -55,19 +61,6 @@ from qconvert.quantize.weights import (
 HOLDOUT_EVERY = 4
 # Bytes that the rows of one layer may take.
 MAX_ROW_BYTES = 256_000_000
-NEAREST = "weights are rounded to nearest: "
-
-
-@dataclass(frozen=True)
-class RoundedLayer:
-    """A layer with its learned weight, None where nothing lowered the error on the holdout.
-
-    `flipped` weights are not the nearest integers; where none are, only the bias was corrected.
-    """
-
-    name: str
-    weight: RoundedWeight | None
-    flipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,16 +74,17 @@ class LearnedPlan:
 
 def learn_rounding(plan: Plan, candidate: Candidate, effort: str, cache: Cache) -> LearnedPlan:
     """Return the plan with learned weights if they lower the output error, else as it is."""
-    level, model = EFFORTS[effort], candidate.loaded.model
-    calibration = candidate.calibration
+    level, model, calibration = EFFORTS[effort], candidate.loaded.model, candidate.calibration
+
+    def skip(reason: str) -> LearnedPlan:
+        return LearnedPlan(plan, notes=(f"weights are rounded to nearest: {reason}",))
+
     if not level.training_images or not find_learnable(model, plan):
         return LearnedPlan(plan)
     if untyped := find_untyped_tensor(model):
-        note = f"{NEAREST}the type of `{untyped}` is unknown, so that no layer runs alone"
-        return LearnedPlan(plan, notes=(note,))
+        return skip(f"the type of `{untyped}` is unknown, so that no layer runs alone")
     if calibration.images is None:
-        note = f"{NEAREST}learning them needs the calibration images, `--images`"
-        return LearnedPlan(plan, notes=(note,))
+        return skip("learning them needs the calibration images, `--images`")
     end = start_step(candidate.progress, "learn")
     images = limit_images(model, level.training_images)
     if not calibration.has_holdout:
@@ -99,9 +93,10 @@ def learn_rounding(plan: Plan, candidate: Candidate, effort: str, cache: Cache) 
     batches = calibration.training_batches(images) if images > 0 else []
     holdout = partial(calibration.holdout_batches, images, level.holdout_images)
     if len(batches) < 2 or next(holdout(), None) is None:
-        note = f"{NEAREST}learning them needs more calibration images than "
-        note += f"{calibration.validation_count}, some to train on and others to validate"
-        return LearnedPlan(plan, notes=(note,))
+        return skip(
+            f"learning them needs more calibration images than {calibration.validation_count}, "
+            "some to train on and others to validate"
+        )
     key = {
         "name": f"weights, effort {effort}",
         "plan": plan_files.format_plan(plan),
@@ -114,60 +109,60 @@ def learn_rounding(plan: Plan, candidate: Candidate, effort: str, cache: Cache) 
 
     def make(entry: Path) -> None:
         with cache.resumable("learn", key) as folder:
-            layers = _learn_unfinished(model, plan, batches, level.rows, folder, candidate.progress)
-            weights = {layer.name: layer.weight for layer in layers if layer.weight is not None}
-            learned = apply_plan(
-                model, replace(plan, learned=rounded_weights.digest(weights)), weights
-            )
+            layers = _learn_resumably(model, plan, batches, level.rows, folder, candidate.progress)
+            weights = {name: weight for name, weight in layers.items() if weight is not None}
+            learned = replace(plan, learned=rounded_weights.digest(weights))
             reference = run_reference(model, holdout())
             before = compare_outputs(apply_plan(model, plan), holdout(), reference)
-            after = compare_outputs(learned, holdout(), reference)
-        if is_better(before, after, significantly=False):
-            flipped = sum(layer.flipped > 0 for layer in layers)
-            others = len(weights) - flipped
-            corrected = f", bias corrected in {others} more" if others else ""
-            count = sum(map(batch_size, batches))
-            summary = f"weights learned in {flipped} of {len(layers)} layers{corrected} "
-            summary += f"({count} images)"
-        else:
-            weights, summary = {}, "learned weights rejected: they do not lower the error"
-        summary += (
-            f": noise-to-signal {100 * before.noise_to_signal:.3g}% -> "
-            f"{100 * after.noise_to_signal:.3g}%, output error {before.per_image.mean():.3g} -> "
-            f"{after.per_image.mean():.3g} on {after.per_image.size} other images"
+            after = compare_outputs(apply_plan(model, learned, weights), holdout(), reference)
+        accepted = is_better(before, after, significantly=False)
+        note = (
+            f"learned rounding: {len(layers)} layers, {describe_decision(accepted, before, after)}"
         )
-        rounded_weights.save(weights, entry / "learned.npz")
-        (entry / "summary.txt").write_text(summary, encoding="utf-8")
+        rounded_weights.save(weights if accepted else {}, entry / "learned.npz")
+        (entry / "summary.txt").write_text(note, encoding="utf-8")
 
     entry = cache.get_or_make("learn", key, make)
     weights = rounded_weights.load(entry.path / "learned.npz")
-    summary = (entry.path / "summary.txt").read_text(encoding="utf-8")
-    end(summary, entry.hit)
-    return LearnedPlan(replace(plan, learned=rounded_weights.digest(weights)), weights, (summary,))
+    note = (entry.path / "summary.txt").read_text(encoding="utf-8")
+    end(note, entry.hit)
+    return LearnedPlan(replace(plan, learned=rounded_weights.digest(weights)), weights, (note,))
 
 
-def _learn_unfinished(
+def describe_decision(accepted: bool, before: OutputError, after: OutputError) -> str:
+    """Return whether learned weights are used, with the figures that decided."""
+    decibels = [sqnr_from_powers(1.0, error.noise_to_signal) for error in (before, after)]
+    figures = f"validation SQNR {decibels[0]:.1f} -> {decibels[1]:.1f} dB"
+    if not accepted and after.noise_to_signal < before.noise_to_signal:
+        figures += (
+            f", but output error {before.per_image.mean():.3g} -> {after.per_image.mean():.3g} and "
+            f"{before.changed.mean():.1%} -> {after.changed.mean():.1%} changed predictions"
+        )
+    used = "used" if accepted else "not used"
+    return f"{used} ({figures} on {after.per_image.size} images)"
+
+
+def _learn_resumably(
     model: ir.Model,
     plan: Plan,
     batches: Sequence[Tensors],
     max_rows: int,
     folder: Path,
     progress: ProgressCallback,
-) -> list[RoundedLayer]:
+) -> dict[str, RoundedWeight | None]:
     """Learn the layers that are not in the folder, and save each there as soon as it is learned."""
     names = find_learnable(model, plan)
-    finished: dict[str, RoundedLayer] = {}
-    for number, name in enumerate(names):
-        for file in folder.glob(f"{number}-*.npz"):
-            flipped = int(file.stem.split("-")[1])
-            finished[name] = RoundedLayer(name, rounded_weights.load(file).get(name), flipped)
-    layers: list[RoundedLayer] = []
-    for layer in learn_layers(model, plan, batches, max_rows, finished):
-        if layer.name not in finished:
-            draft = folder / f".{len(layers)}.npz"
-            rounded_weights.save({layer.name: layer.weight} if layer.weight else {}, draft)
-            draft.rename(folder / f"{len(layers)}-{layer.flipped}.npz")
-        layers.append(layer)
+    files = {name: folder / f"{number}.npz" for number, name in enumerate(names)}
+    finished = {
+        name: rounded_weights.load(file).get(name) for name, file in files.items() if file.is_file()
+    }
+    layers: dict[str, RoundedWeight | None] = {}
+    for name, weight in learn_layers(model, plan, batches, max_rows, finished):
+        if name not in finished:
+            draft = files[name].with_suffix(".draft")
+            rounded_weights.save({name: weight} if weight is not None else {}, draft)
+            draft.rename(files[name])
+        layers[name] = weight
         progress(Progress("learn", "layers", done=len(layers), total=len(names)))
     return layers
 
@@ -183,9 +178,9 @@ def learn_layers(
     plan: Plan,
     batches: Sequence[Tensors],
     max_rows: int,
-    finished: Mapping[str, RoundedLayer],
-) -> Iterator[RoundedLayer]:
-    """Yield one layer of the plan after another with what it learned, from at most `max_rows` rows.
+    finished: Mapping[str, RoundedWeight | None],
+) -> Iterator[tuple[str, RoundedWeight | None]]:
+    """Yield each layer with the weight learned from `max_rows` rows, None if none is better.
 
     `finished` layers were learned before.
     """
@@ -202,7 +197,7 @@ def learn_layers(
     quantized_run = PartialExecution(quantized, open_model, batches)
     for number, (layer, scale) in enumerate(zip(layers, weight_qparams(layers, plan), strict=True)):
         name = layer.node.name or ""
-        node, rounded = nodes[name], finished.get(name, RoundedLayer(name, None))
+        node, learned = nodes[name], finished.get(name)
         if _can_learn(layer):
             # Finished layers are run to as well: a runtime computes a longer segment differently.
             output, source = str(layer.node.outputs[0].name), node.inputs[0]
@@ -213,17 +208,15 @@ def learn_layers(
                 inputs = [batch[str(source.name)] for batch in quantized_run.live]
                 targets = [batch[output] for batch in float_run.live]
                 generator = np.random.default_rng([0, number])
-                rounded = _learn_layer(layer, scale, inputs, targets, max_rows, generator)
-            yield rounded
+                learned = _learn_layer(layer, scale, inputs, targets, max_rows, generator)
+            yield name, learned
         weight = node.inputs[layer.slot]
-        if rounded.weight is not None:
-            rounded_weights.set_weight(
-                node, WeightSlot(layer.slot, layer.axis), rounded.weight, names
-            )
+        if learned is not None:
+            slot = WeightSlot(layer.slot, layer.axis)
+            rounded_weights.set_weight(node, slot, learned, names)
         elif weight is not None:
-            rounded_weights.set_constant(
-                weight, fake_quantize(weight_array(layer.weight, layer.node), scale)
-            )
+            nearest = fake_quantize(weight_array(layer.weight, layer.node), scale)
+            rounded_weights.set_constant(weight, nearest)
 
 
 def _can_learn(layer: WeightedLayer) -> bool:
@@ -239,9 +232,9 @@ def _learn_layer(
     targets: Sequence[FloatArray],
     max_rows: int,
     generator: np.random.Generator,
-) -> RoundedLayer:
+) -> RoundedWeight | None:
     """Solve the layer on most of the batches; keep the solution if it is better on the others."""
-    node, name = layer.node, layer.node.name or ""
+    node = layer.node
     weight = weight_array(layer.weight, node)
     matrix = im2col.weight_matrix(node, weight).astype(np.float32)
     groups, units, size = matrix.shape
@@ -275,15 +268,11 @@ def _learn_layer(
         )
         for batches in (training, holdout)
     )
-    nearest, best = problem.nearest, None
-    error = validation.relative_error(nearest, problem.biases)
-    for solution in round_weights(problem):
-        new_error = validation.relative_error(solution.integers, solution.biases)
-        if new_error < error:
-            error, best = new_error, solution
-    if best is None:
-        return RoundedLayer(name, None)
+    unchanged = Solution(problem.nearest, problem.biases)
+    solutions = (unchanged, *round_weights(problem))
+    best = min(solutions, key=lambda row: validation.relative_error(row.integers, row.biases))
+    if best is unchanged:
+        return None
     integers = im2col.restore_weight(node, best.integers, weight.shape).astype(np.int8)
     learned_bias = None if best.biases is None else best.biases.reshape(-1).astype(np.float32)
-    flipped = int((best.integers != nearest).sum())
-    return RoundedLayer(name, RoundedWeight(integers, scale.scale, learned_bias), flipped)
+    return RoundedWeight(integers, scale.scale, learned_bias)

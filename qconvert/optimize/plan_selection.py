@@ -22,11 +22,18 @@ from qconvert.core.scales import Grid, Range, choose_qparams, fake_quantize
 from qconvert.core.tensors import Tensors
 from qconvert.graph.describe import describe_model
 from qconvert.graph.observed_tensors import find_observed_tensors
-from qconvert.measure.output_error import OutputError
+from qconvert.graph.patterns import computed_values
+from qconvert.measure.output_error import OutputError, noise_to_signal
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH
-from qconvert.optimize.candidate import EFFORTS, MAX_TRAINING_IMAGES, Candidate, is_better
+from qconvert.optimize.candidate import (
+    EFFORTS,
+    MAX_TRAINING_IMAGES,
+    Candidate,
+    is_better,
+    run_reference,
+)
 from qconvert.optimize.partial_execution import PartialExecution, find_untyped_tensor, limit_images
-from qconvert.quantize.placement import QuantizeOptions
+from qconvert.quantize.placement import QuantizeOptions, make_plan
 from qconvert.quantize.plan import Plan, RestPrecision
 from qconvert.quantize.ranges import (
     AUTO_METHOD,
@@ -36,20 +43,14 @@ from qconvert.quantize.ranges import (
 )
 
 PERCENTILES = ("percentile:99.999", "percentile:99.99")
-CANDIDATE_METHODS = (
-    DEFAULT_METHOD,
-    "minmax",
-    *PERCENTILES,
-    "entropy",
-    "moving-average",
-    OUTPUT_ERROR_METHOD,
-)
+CANDIDATE_METHODS = (DEFAULT_METHOD, "minmax", *PERCENTILES, "entropy", "moving-average")
 # The methods for single tensors, the default first. Tighter percentiles overfit the few images.
 TENSOR_METHODS = (DEFAULT_METHOD, "minmax", *PERCENTILES, "percentile:99.9")
 # Another method must bring the error of a tensor down to this share of that of the default.
 MAX_ERROR_RATIO = 0.8
 
-RangesByMethod = Mapping[str, Mapping[str, Range]]
+# For each tensor the ranges that it may get, by method, the default first.
+ContestedRanges = Mapping[ir.Value, Mapping[str, Range]]
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def select_plan(
             options, tried = _select_method(candidate, EFFORTS[effort].max_macs)
         elif method == OUTPUT_ERROR_METHOD:
             options = assign_methods(candidate, EFFORTS["thorough"].max_macs)
-    plan = replace(candidate, options=options).final_plan()
+    model, summaries = candidate.loaded.model, candidate.calibration.full.summaries
+    plan = make_plan(model, candidate.scheme, summaries, options)
     if candidate.factors:
         fingerprint = onnx_io.fingerprint(original.loaded.model)
         plan = replace(plan, model=fingerprint, equalized=dict(candidate.factors))
@@ -93,21 +95,20 @@ def _select_method(
 ) -> tuple[QuantizeOptions, tuple[TriedMethod, ...]]:
     """Quantize with every method; return the options with the best one, and all that were tried."""
     end = start_step(candidate.progress, "choose")
-    total = len(CANDIDATE_METHODS) + 1
+    methods = (*CANDIDATE_METHODS, OUTPUT_ERROR_METHOD)
+    total = len(methods) + 1
     candidate.progress(Progress("choose", "the float model", done=0, total=total))
-    reference = candidate.reference_outputs()
+    reference = run_reference(candidate.loaded.model, candidate.holdout_batches())
     errors: dict[str, OutputError] = {}
     options: dict[str, QuantizeOptions] = {}
-    for number, method in enumerate(CANDIDATE_METHODS, 1):
+    for number, method in enumerate(methods, 1):
         candidate.progress(Progress("choose", method, done=number, total=total))
+        options[method] = replace(candidate.options, method=method)
         if method == OUTPUT_ERROR_METHOD:
-            trial = assign_methods(candidate, max_macs)
-            if not trial.per_tensor_methods:
-                continue
-        else:
-            trial = replace(candidate.options, method=method)
-        options[method] = trial
-        errors[method] = candidate.output_error(trial, reference)
+            options[method] = assign_methods(candidate, max_macs)
+            if not options[method].per_tensor_methods:
+                break
+        errors[method] = candidate.output_error(options[method], reference)
     best, tried = best_method(errors)
     scores = ", ".join(f"{row.method} {row.distance:.4g}" for row in tried)
     images = candidate.describe_images(errors[DEFAULT_METHOD])
@@ -138,19 +139,19 @@ def assign_methods(candidate: Candidate, max_macs: float) -> QuantizeOptions:
     for method in TENSOR_METHODS:
         chosen = choose_ranges(model.graph, observed, summaries, grid, method)
         ranges[method] = {name: chosen[name] for name in chosen if name in quantized}
-    total = len(contested_tensors(model, ranges))
+    contested = contested_ranges(model, ranges)
     # For each tensor and method, on average half of the model runs.
     macs = sum(node.macs or 0 for node in describe_model(model).nodes)
-    macs_per_image = max(1, macs * total * len(TENSOR_METHODS) / 2)
+    macs_per_image = max(1, macs * len(contested) * len(TENSOR_METHODS) / 2)
     images = min(limit_images(model, MAX_TRAINING_IMAGES), max_macs / macs_per_image)
     batches = int(images // CALIBRATION_BATCH)
-    if not total or not batches or find_untyped_tensor(model):
+    if not contested or not batches or find_untyped_tensor(model):
         return options
     end = start_step(candidate.progress, "ranges")
     # These images never take part in the test of acceptance.
     training = candidate.calibration.training_batches(MAX_TRAINING_IMAGES)[:batches]
     methods: dict[str, str] = {}
-    choices = choose_methods(model, ranges, training, grid, options.rest)
+    total, choices = len(contested), choose_methods(model, contested, training, grid, options.rest)
     for done, (name, method) in enumerate(choices, 1):
         if method != options.method:
             methods[name] = method
@@ -161,71 +162,58 @@ def assign_methods(candidate: Candidate, max_macs: float) -> QuantizeOptions:
 
 def choose_methods(
     model: ir.Model,
-    ranges: RangesByMethod,
+    contested: ContestedRanges,
     batches: Sequence[Tensors],
     grid: Grid,
     rest: RestPrecision,
 ) -> Iterator[tuple[str, str]]:
-    """Yield each tensor with its method; `ranges` has those of every method, the default first.
-
-    Tensors that get about the same range from all methods are left out.
-    """
-    default = next(iter(ranges))
+    """Yield each contested tensor, in the order of the graph, with the method of its range."""
     execution = PartialExecution(model, open_cpu, batches)
     run = open_cpu(model)
     references = [run(batch) for batch in batches]
-    for value in contested_tensors(model, ranges):
+    for value, ranges in contested.items():
         name, producer = str(value.name), value.producer()
         if producer is not None:
             execution.run_to(str(producer.name), name, inclusive=True)
         run_rest = execution.open_rest()
-        candidates = _distinct_ranges(ranges, name)
-        errors = dict.fromkeys(candidates, 0.0)
+        errors = dict.fromkeys(ranges, 0.0)
         for live, reference in zip(execution.live, references, strict=True):
-            for method, candidate in candidates.items():
-                qparams = choose_qparams(candidate, grid, rest)
+            for method, value_range in ranges.items():
+                qparams = choose_qparams(value_range, grid, rest)
                 quantized = {**live, name: fake_quantize(np.asarray(live[name]), qparams)}
-                outputs = {**live, **run_rest(quantized)}
-                errors[method] += relative_error(reference, outputs)
-        best = min(errors, key=lambda method: errors[method])
+                errors[method] += relative_error(reference, {**live, **run_rest(quantized)})
+        default, best = next(iter(errors)), min(errors, key=lambda method: errors[method])
         yield name, best if errors[best] < MAX_ERROR_RATIO * errors[default] else default
 
 
-def contested_tensors(model: ir.Model, ranges: RangesByMethod) -> list[ir.Value]:
-    """Return the tensors about whose range the methods differ, in the order of the graph."""
-    values = (*model.graph.inputs, *(value for node in model.graph for value in node.outputs))
-    return [
-        value
-        for value in values
-        if value.uses()
-        and all(value.name in by_tensor for by_tensor in ranges.values())
-        and len(_distinct_ranges(ranges, str(value.name))) > 1
-    ]
+def contested_ranges(
+    model: ir.Model, ranges: Mapping[str, Mapping[str, Range]]
+) -> dict[ir.Value, dict[str, Range]]:
+    """Return the tensors about which the methods differ, in the order of the graph.
 
-
-def _distinct_ranges(ranges: RangesByMethod, tensor: str) -> dict[str, Range]:
-    """Return the ranges of a tensor that differ from those of all methods before by 5 %."""
-    distinct: dict[str, Range] = {}
-    for method, by_tensor in ranges.items():
-        new = by_tensor[tensor]
-        for old in distinct.values():
-            tolerance = 0.05 * max(new.high - new.low, old.high - old.low)
-            if abs(new.low - old.low) <= tolerance and abs(new.high - old.high) <= tolerance:
-                break
-        else:
-            distinct[method] = new
-    return distinct
+    `ranges` has those of all tensors by method. Of each tensor, the first range is returned, and
+    those that differ by 5 % from all before.
+    """
+    contested: dict[ir.Value, dict[str, Range]] = {}
+    for value in (*model.graph.inputs, *computed_values(model.graph)):
+        name = str(value.name)
+        if not value.uses() or any(name not in by_tensor for by_tensor in ranges.values()):
+            continue
+        distinct: dict[str, Range] = {}
+        for method, by_tensor in ranges.items():
+            new = by_tensor[name]
+            if all(
+                max(abs(new.low - old.low), abs(new.high - old.high))
+                > 0.05 * max(new.high - new.low, old.high - old.low)
+                for old in distinct.values()
+            ):
+                distinct[method] = new
+        if len(distinct) > 1:
+            contested[value] = distinct
+    return contested
 
 
 def relative_error(reference: Tensors, outputs: Tensors) -> float:
     """Return the squared error of the real outputs, each as a share of its power."""
-    total = 0.0
-    for name, output in reference.items():
-        a, b = np.asarray(output), np.asarray(outputs[name])
-        if a.dtype.kind != "f":
-            continue
-        if a.shape != b.shape:
-            return np.inf
-        error = np.square(a.astype(np.float64) - b).sum()
-        total += float(error / (np.square(a.astype(np.float64)).sum() or 1.0))
-    return total if np.isfinite(total) else np.inf
+    pairs = (({name: reference[name]}, {name: outputs[name]}) for name in reference)
+    return sum(noise_to_signal([before], [after]) for before, after in pairs)

@@ -36,7 +36,7 @@ from qconvert.optimize.calibration_set import (
     CalibrationSet,
 )
 from qconvert.optimize.candidate import EFFORTS, Candidate
-from qconvert.optimize.equalization import choose_equalization, propose_factors
+from qconvert.optimize.equalization import choose_equalization, choose_factors
 from qconvert.optimize.learned_rounding import learn_rounding
 from qconvert.optimize.plan_selection import TriedMethod, initial_options, select_plan
 from qconvert.quantize import plan_files
@@ -382,8 +382,9 @@ def _make_plan(
     original = Candidate(
         loaded, calibration, scheme, options, effort.holdout_images, context.progress
     )
-    candidate = original
-    factors = propose_factors(original) if effort.equalize and calibration.can_recalibrate else {}
+    candidate, factors = original, dict[str, tuple[float, ...]]()
+    if effort.equalize and calibration.can_recalibrate:
+        factors = choose_factors(loaded.model, calibration.training.summaries)
     if factors:
         # The equalized model is calibrated again, and accepted if its output error is lower.
         model = equalize(loaded.model, factors)

@@ -5,7 +5,6 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from qconvert.graph.observed_tensors import find_observed_tensors
 from qconvert.graph.passes import infer_shapes
 from qconvert.optimize.equalization import HEADROOM, choose_factors
 from tests.calibrate.activations import summary_of_channels
@@ -28,7 +27,7 @@ def factors_of(model: ir.Model, largest: NDArray[np.float32]) -> dict[str, tuple
     """Return the factors for a tensor whose channels reach these values in calibration."""
     values = np.linspace(0, 1, 64, dtype=np.float32) * largest[:, np.newaxis]
     summaries = {"a": summary_of_channels(np.stack([values, values]))}
-    return choose_factors(model.graph, find_observed_tensors(model), summaries)
+    return choose_factors(model, summaries)
 
 
 @pytest.mark.parametrize("size", [1.0, 0.0], ids=["equal", "always zero"])

@@ -1,7 +1,7 @@
 """Weights are learned layer by layer, accepted by the error of the whole model, and cached."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,14 +16,14 @@ from qconvert.core.progress import Progress
 from qconvert.core.tensors import Tensors
 from qconvert.graph.passes import infer_shapes
 from qconvert.graph.patterns import constant_array
-from qconvert.measure.output_error import sqnr_db
+from qconvert.measure.output_error import OutputError, sqnr_db
 from qconvert.optimize import learned_rounding, partial_execution
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.optimize.candidate import EFFORTS, Candidate
 from qconvert.optimize.coordinate_descent import LayerProblem, Solution, round_weights
 from qconvert.optimize.learned_rounding import (
     LearnedPlan,
-    RoundedLayer,
+    describe_decision,
     find_learnable,
     learn_layers,
     learn_rounding,
@@ -39,6 +39,7 @@ from tests.quantize.quantized_models import model, planned
 from tests.quantize.test_apply_plan import plan as calibrated_plan
 
 IMAGE = "(float[N, 3, 16, 16] image)"
+Learned = Mapping[str, RoundedWeight | None]
 
 
 def images(count: int, seed: int) -> Tensors:
@@ -48,15 +49,15 @@ def images(count: int, seed: int) -> Tensors:
 
 
 def learn_each(
-    net: ir.Model, plan: Plan, finished: Mapping[str, RoundedLayer] | None = None
-) -> list[RoundedLayer]:
+    net: ir.Model, plan: Plan, finished: Learned | None = None
+) -> dict[str, RoundedWeight | None]:
     pixels = images(32, seed=10)["image"]
     batches = [{"image": pixels[start : start + 4]} for start in range(0, 32, 4)]
-    return list(learn_layers(net, plan, batches, 1024, finished or {}))
+    return dict(learn_layers(net, plan, batches, 1024, finished or {}))
 
 
-def weights_of(layers: Iterable[RoundedLayer]) -> dict[str, RoundedWeight]:
-    return {layer.name: layer.weight for layer in layers if layer.weight is not None}
+def weights_of(layers: Learned) -> dict[str, RoundedWeight]:
+    return {name: weight for name, weight in layers.items() if weight is not None}
 
 
 def learn(net: ir.Model, plan: Plan) -> dict[str, RoundedWeight]:
@@ -108,9 +109,9 @@ def test_resumed_training_learns_the_same_weights() -> None:
     net = mixed()
     plan = calibrated_plan(net, "cpu", QuantizeOptions())
     whole = learn_each(net, plan)
-    finished = {layer.name: layer for layer in whole[:3]}
+    finished = dict(list(whole.items())[:3])
     resumed = learn_each(net, plan, finished)
-    assert [layer.name for layer in resumed] == find_learnable(net, plan)
+    assert list(resumed) == find_learnable(net, plan)
     digests = {rounded_weights.digest(weights_of(layers)) for layers in (whole, resumed)}
     assert digests == {rounded_weights.digest(learn(net, plan))}
 
@@ -187,7 +188,7 @@ def test_rounding_that_fails_on_holdout_is_dropped(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(learned_rounding, "round_weights", wrong)
     layers = learn_each(net, plan)
-    assert [layer.name for layer in layers] == find_learnable(net, plan)
+    assert list(layers) == find_learnable(net, plan)
     assert not weights_of(layers)
 
 
@@ -212,7 +213,7 @@ class Learner:
 
     def __init__(self, model: ir.Model, images: int = 40) -> None:
         self.candidate: Candidate = candidate_of(model, "cpu", images, self.report)
-        self.plan: Plan = self.candidate.final_plan()
+        self.plan: Plan = self.candidate.trial_plan(self.candidate.options)
         self.events: list[Progress] = []
         self.stop_at = 0
 
@@ -231,7 +232,7 @@ class Learner:
     def assert_rejected(self, learned: LearnedPlan) -> None:
         assert not learned.weights
         assert learned.plan == self.plan
-        assert "rejected" in learned.notes[0]
+        assert ", not used (" in learned.notes[0]
 
 
 @pytest.fixture
@@ -244,14 +245,31 @@ def test_plan_has_the_digest_of_its_weights_and_a_note_with_the_errors(learner: 
     assert learned.weights
     assert learned.plan.learned == rounded_weights.digest(learned.weights)
     (note,) = learned.notes
-    assert "weights learned in" in note
-    assert "other images" in note
+    used = re.fullmatch(r"learned rounding: 6 layers, used \((.*) on 8 images\)", note)
+    assert used is not None
+    before, after = re.findall(r"\d+\.\d", used[1])
+    assert used[1] == f"validation SQNR {before} -> {after} dB"
+    assert float(after) > float(before)
     assert learner.events[-1].text == note
+
+
+def test_note_has_the_figures_that_decided() -> None:
+    def error(noise: float, changed: int) -> OutputError:
+        return OutputError(np.full(20, noise), noise, np.arange(20) < changed)
+
+    better = describe_decision(True, error(0.1, 0), error(0.01, 2))
+    assert better == "used (validation SQNR 10.0 -> 20.0 dB on 20 images)"
+    worse = describe_decision(False, error(0.1, 0), error(0.2, 2))
+    assert worse == "not used (validation SQNR 10.0 -> 7.0 dB on 20 images)"
+    assert describe_decision(False, error(0.1, 0), error(0.01, 2)) == (
+        "not used (validation SQNR 10.0 -> 20.0 dB, but output error 0.1 -> 0.01 and "
+        "0.0% -> 10.0% changed predictions on 20 images)"
+    )
 
 
 def test_few_images_leave_some_for_validation() -> None:
     (note,) = Learner(mixed(), 12).learn().notes
-    assert "on 4 other images" in note
+    assert "on 4 images" in note
 
 
 def test_learned_rounding_is_skipped_for_too_few_images() -> None:
@@ -358,9 +376,9 @@ def test_correction_learned_on_unrepresentative_images_is_rejected(
     monkeypatch.setattr(CalibrationSet, "training_batches", lambda self, count: glaring)
     learned = learner.learn("default")
     learner.assert_rejected(learned)
-    noise = re.search("noise-to-signal (.*?)% -> (.*?)%", learned.notes[0])
-    assert noise is not None
-    assert float(noise[2]) > 2 * float(noise[1])
+    sqnr = re.search("SQNR (.*?) -> (.*?) dB", learned.notes[0])
+    assert sqnr is not None
+    assert float(sqnr[2]) < float(sqnr[1]) - 3
 
 
 def test_memory_bounds_the_training_images(

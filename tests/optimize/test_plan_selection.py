@@ -18,13 +18,13 @@ from qconvert.measure.output_error import ErrorArray, OutputError, sqnr_db
 from qconvert.optimize import equalization, partial_execution, plan_selection
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH
 from qconvert.optimize.candidate import EFFORTS, MAX_TRAINING_IMAGES, Candidate, is_better
-from qconvert.optimize.equalization import choose_equalization, propose_factors
+from qconvert.optimize.equalization import choose_equalization, choose_factors
 from qconvert.optimize.plan_selection import (
     TriedMethod,
     assign_methods,
     best_method,
     choose_methods,
-    contested_tensors,
+    contested_ranges,
     initial_options,
     relative_error,
     select_plan,
@@ -50,8 +50,10 @@ class Selected(NamedTuple):
 def select(candidate: Candidate, effort: str, method: str) -> Selected:
     options = initial_options(QuantizeOptions(method=method))
     original = candidate = replace(candidate, options=options)
-    if EFFORTS[effort].equalize and (factors := propose_factors(original)):
-        candidate = choose_equalization(original, equalized_candidate(original, factors))
+    if EFFORTS[effort].equalize:
+        summaries = original.calibration.training.summaries
+        if factors := choose_factors(original.loaded.model, summaries):
+            candidate = choose_equalization(original, equalized_candidate(original, factors))
     return Selected(*select_plan(original, candidate, method, effort), candidate.notes)
 
 
@@ -252,7 +254,8 @@ def batches() -> list[Tensors]:
 
 def method_of(model: ir.Model, ranges: dict[str, Range]) -> str:
     by_method = {method: {"a": value_range} for method, value_range in ranges.items()}
-    return dict(choose_methods(model, by_method, batches(), Grid(8), "fp32"))["a"]
+    contested = contested_ranges(model, by_method)
+    return dict(choose_methods(model, contested, batches(), Grid(8), "fp32"))["a"]
 
 
 def test_range_is_not_cut_if_the_output_is_the_largest_value() -> None:
@@ -270,7 +273,7 @@ def test_default_stays_unless_another_method_is_clearly_better() -> None:
 
 def test_tensors_with_the_same_range_from_all_methods_are_not_contested() -> None:
     same = {"default": {"a": WIDE}, "other": {"a": Range(-99.0, 100.0)}}
-    assert contested_tensors(net(largest_counts=True), same) == []
+    assert contested_ranges(net(largest_counts=True), same) == {}
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int64])
