@@ -255,7 +255,9 @@ def test_plan_has_the_digest_of_its_weights_and_a_note_with_the_errors(learner: 
 
 def test_note_has_the_figures_that_decided() -> None:
     def error(noise: float, changed: int) -> OutputError:
-        return OutputError(np.full(20, noise), noise, (np.arange(20) < changed) * 1.0)
+        return OutputError(
+            np.full(20, noise), noise, np.r_[np.ones(changed), np.zeros(20 - changed)]
+        )
 
     better = describe_decision(True, error(0.1, 0), error(0.01, 2))
     assert better == "used (validation SQNR 10.0 -> 20.0 dB on 20 images)"
