@@ -27,6 +27,7 @@ from qconvert.backends.system_probe import RUNTIMES, Installed
 from qconvert.core import onnx_io
 from qconvert.core.config import CpuConfig
 from qconvert.core.errors import QConvertError
+from qconvert.core.pip_command import pip_install
 from qconvert.core.scales import Grid
 from qconvert.quantize import rules_ort_cpu
 from qconvert.quantize.scheme import Scheme
@@ -41,7 +42,7 @@ def probe(installed: Installed) -> Availability:
     """Find out whether the CPU provider runs here."""
     if not installed.runtimes:
         reason = "onnxruntime is not installed"
-        return Availability(False, False, reason=reason, cure='pip install "qconvert[cpu]"')
+        return Availability(False, False, reason=reason, cure=pip_install("cpu"))
     runtime = installed.runtimes[0]
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parts = (f"{runtime} {installed.packages[runtime]}", f"{threads} threads")

@@ -22,6 +22,7 @@ from qconvert.backends.system_probe import Installed, detect, provider_error
 from qconvert.core import onnx_io
 from qconvert.core.config import CudaConfig
 from qconvert.core.errors import UsageError
+from qconvert.core.pip_command import pip_install
 from qconvert.core.tensors import TensorSpec
 
 PROVIDER = "CUDAExecutionProvider"
@@ -43,7 +44,7 @@ def missing_requirement(installed: Installed, extra: str) -> Availability | None
     if PACKAGE not in installed.packages:
         others = [name for name in installed.runtimes if name != PACKAGE]
         uninstall = f"pip uninstall -y {' '.join(others)} && " if others else ""
-        cure = f'{uninstall}pip install "qconvert[{extra}]"'
+        cure = uninstall + pip_install(extra)
         return Availability(False, False, reason=f"{PACKAGE} is not installed", cure=cure)
     if installed.driver_error:
         version = f"{PACKAGE} {installed.packages[PACKAGE]}"

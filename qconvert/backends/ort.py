@@ -16,6 +16,7 @@ from qconvert.backends.base import Coverage, LoadSpec
 from qconvert.backends.system_probe import integer_instructions
 from qconvert.core import atomic, onnx_io
 from qconvert.core.errors import QConvertError, Unavailable, first_line
+from qconvert.core.pip_command import pip_install
 from qconvert.core.tensors import RunModel, Tensors
 
 try:
@@ -23,7 +24,7 @@ try:
 except ModuleNotFoundError:
     raise Unavailable(
         "ONNX Runtime is not installed",
-        hint='pip install "qconvert[cpu]", or [cuda], [tensorrt] or [tensorrt-rtx] on a GPU host',
+        hint=f"{pip_install('cpu')}, or [cuda], [tensorrt] or [tensorrt-rtx] on a GPU host",
     ) from None
 
 # Modules beside this one import it from here, for the error above.

@@ -36,6 +36,7 @@ from qconvert.backends.system_probe import Installed, detect, provider_error
 from qconvert.core import onnx_io
 from qconvert.core.config import TensorrtConfig
 from qconvert.core.errors import QConvertError, Unavailable, UsageError
+from qconvert.core.pip_command import pip_install
 from qconvert.core.scales import Grid
 from qconvert.core.tensors import TensorSpec
 from qconvert.quantize import rules_tensorrt
@@ -45,7 +46,7 @@ from qconvert.quantize.scheme import Scheme
 PROVIDER = "TensorrtExecutionProvider"
 ENGINE = "model.engine"
 NODES_FILE = "nodes.json"  # the nodes that each provider runs: a loaded engine is one node
-INSTALL = 'pip install "qconvert[tensorrt]"'
+INSTALL = pip_install("tensorrt")
 
 # The precision beside INT8 where a build does not set one.
 DEFAULT_REST: RestPrecision = "fp16"

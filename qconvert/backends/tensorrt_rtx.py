@@ -30,12 +30,13 @@ from qconvert.backends.tensorrt import quantization_scheme
 from qconvert.core import onnx_io
 from qconvert.core.config import TensorrtRtxConfig
 from qconvert.core.errors import Unavailable, UsageError
+from qconvert.core.pip_command import pip_install
 
 PROVIDER = "NvTensorRTRTXExecutionProvider"
 ENGINE = "model.engine"
 BUILDER = "tensorrt-rtx-cu13"
 PLUGIN = "onnxruntime-ep-nv-tensorrt-rtx-cu13"
-INSTALL = 'pip install "qconvert[tensorrt-rtx]"'
+INSTALL = pip_install("tensorrt-rtx")
 
 
 def probe(installed: Installed) -> Availability:

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 from qconvert.cli import console, options
+from qconvert.core.pip_command import pip_install
 from qconvert.report.table import TextTable, text_columns
 
 
@@ -36,7 +37,7 @@ def command(as_json: bool) -> None:
         for name, state in backends.items()
     ]
     console.write_table(TextTable(columns, rows))
-    missing = 'not installed; only export needs it: pip install "qconvert[torch]"'
+    missing = f"not installed; only export needs it: {pip_install('torch')}"
     lines = ["", f"torch          {system.packages.get('torch', missing)}"]
     for gpu in system.gpus:
         major, minor = gpu.capability
@@ -46,7 +47,7 @@ def command(as_json: bool) -> None:
         lines += [
             f"conflict       {names} are both installed; they write the same files",
             f"               pip uninstall -y {' '.join(conflicts)}",
-            '               pip install "qconvert[cpu]"   # or [cuda], or [tensorrt]',
+            f"               {pip_install('cpu')}   # or [cuda], or [tensorrt]",
         ]
     fixes = [f"  {name:<13}{state.cure}" for name, state in backends.items() if state.cure]
     if fixes:

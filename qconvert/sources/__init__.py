@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from qconvert.core.config import ExportConfig
 from qconvert.core.errors import Unavailable, UsageError
+from qconvert.core.pip_command import pip_install
 from qconvert.core.tensors import RunModel, TensorSpec
 from qconvert.images.preprocess import Preprocess
 
@@ -67,7 +68,7 @@ def load(source: str, export: ExportConfig, *, trust: bool = False) -> Source:
             raise
         raise Unavailable(
             f"`{source}` needs {error.name}, which is not installed",
-            hint='pip install "qconvert[torch]"',
+            hint=pip_install("torch"),
         ) from None
     return cast(Source, loader(source, export, trust))
 

@@ -15,6 +15,7 @@ import torch
 
 from qconvert.core.config import ExportConfig
 from qconvert.core.errors import QConvertError, Unavailable, UsageError, first_line
+from qconvert.core.pip_command import pip_install
 from qconvert.core.tensors import fixed_batch, parse_spec, resolve_specs
 from qconvert.sources import Source
 from qconvert.sources.onnx_file import set_batch, set_input_shapes
@@ -151,7 +152,7 @@ def _read_safetensors(path: Path) -> Any:
     except ModuleNotFoundError:
         raise Unavailable(
             f"`{path}` needs safetensors, which is not installed",
-            hint='pip install "qconvert[torch]"',
+            hint=pip_install("torch"),
         ) from None
     try:
         return load_file(path)

@@ -13,6 +13,7 @@ import torch
 
 from qconvert.core.config import ExportConfig
 from qconvert.core.errors import QConvertError, Unavailable, UsageError, did_you_mean, first_line
+from qconvert.core.pip_command import pip_install
 from qconvert.core.tensors import TensorSpec, parse_spec
 from qconvert.images.preprocess import Interpolation, Preprocess
 from qconvert.sources import Source
@@ -92,7 +93,7 @@ def _user_error(action: str, error: BaseException) -> QConvertError:
 
 def load_timm(source: str, export: ExportConfig, trust: bool) -> Source:
     """Create a network of timm, with timm's weights unless `weights` names others."""
-    timm = _import_library("timm", 'pip install "qconvert[timm]"')
+    timm = _import_library("timm", pip_install("timm"))
     name = source.partition(":")[2]
     if not timm.is_model(name):
         raise _unknown_model(name, "timm", timm.list_models(), "timm.list_models()")
@@ -111,7 +112,7 @@ def load_timm(source: str, export: ExportConfig, trust: bool) -> Source:
 
 def load_torchvision(source: str, export: ExportConfig, trust: bool) -> Source:
     """Create a network of torchvision, with its default weights unless `weights` names others."""
-    models = _import_library("torchvision", 'pip install "qconvert[torch]" torchvision').models
+    models = _import_library("torchvision", pip_install("torch", "torchvision")).models
     name = source.partition(":")[2]
     if name not in (names := models.list_models()):
         raise _unknown_model(name, "torchvision", names, "torchvision.models.list_models()")

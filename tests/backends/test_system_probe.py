@@ -7,6 +7,7 @@ from qconvert.backends.base import Availability
 from qconvert.backends.cuda import PACKAGE
 from qconvert.backends.system_probe import Gpu, Installed, detect, provider_error
 from qconvert.backends.tensorrt_rtx import BUILDER
+from qconvert.core.pip_command import pip_install
 
 H200 = Gpu("NVIDIA H200", (9, 0))
 NO_DRIVER = "no NVIDIA driver: libcuda.so.1 not found"
@@ -31,22 +32,22 @@ CU13, CU12 = ('pip install "tensorrt-cu13>=10,<11"', 'pip install "tensorrt-cu12
 @pytest.mark.parametrize(
     ("backend", "installed", "reason", "cure"),
     [
-        ("cpu", machine({}), "onnxruntime is not installed", 'pip install "qconvert[cpu]"'),
-        ("cuda", machine({}), "onnxruntime-gpu is not installed", 'pip install "qconvert[cuda]"'),
+        ("cpu", machine({}), "onnxruntime is not installed", pip_install("cpu")),
+        ("cuda", machine({}), "onnxruntime-gpu is not installed", pip_install("cuda")),
         (
             "cuda",
             machine({"onnxruntime": "1.31.1"}),
             "onnxruntime-gpu is not installed",
-            'pip uninstall -y onnxruntime && pip install "qconvert[cuda]"',
+            f"pip uninstall -y onnxruntime && {pip_install('cuda')}",
         ),
         ("cuda", machine(GPU_HOST, driver_error=NO_DRIVER), NO_DRIVER, "--gpus all"),
         ("tensorrt", tensorrt_host("1.31.1", **TRT11), "needs TensorRT 10; found 11.4", CU13),
         ("tensorrt", tensorrt_host("1.27.0"), "needs TensorRT 10; none is installed", CU13),
         ("tensorrt", tensorrt_host("1.24.0", tensorrt="11.4"), "needs TensorRT 10; found", CU12),
         ("tensorrt", tensorrt_host("1.20.1"), "needs TensorRT 10; none is installed", CU12),
-        ("tensorrt", tensorrt_host("1.19.2"), "is too old", "qconvert[tensorrt]"),
+        ("tensorrt", tensorrt_host("1.19.2"), "is too old", pip_install("tensorrt")),
         ("tensorrt", NO_GPU, NO_DRIVER, "--gpus all"),
-        ("tensorrt-rtx", machine({}), f"{BUILDER} is not installed", "qconvert[tensorrt-rtx]"),
+        ("tensorrt-rtx", machine({}), f"{BUILDER} is not installed", pip_install("tensorrt-rtx")),
     ],
 )
 def test_missing_requirement_is_named_with_remedy(
