@@ -26,32 +26,11 @@ else:  # type checkers would accept any name
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Calibration",
-    "Exported",
-    "GateFailed",
-    "OpenEngine",
-    "Packed",
-    "Progress",
-    "QConvertError",
-    "Quantized",
-    "Report",
-    "Run",
-    "SearchSummary",
-    "Unavailable",
-    "UsageError",
-    "bench",
-    "build",
-    "calibrate",
-    "evaluate",
-    "export",
-    "open_engine",
-    "open_run",
-    "package",
-    "quantize",
-    "resume",
-    "search",
-]
+__all__ = ["GateFailed", "QConvertError", "Unavailable", "UsageError"]
+__all__ += ["Calibration", "Exported", "OpenEngine", "Packed", "Progress", "Quantized", "Report"]
+__all__ += ["Run", "SearchSummary"]
+__all__ += ["bench", "build", "calibrate", "evaluate", "export", "package", "quantize", "resume"]
+__all__ += ["open_engine", "open_run", "search"]
 
 
 class _Package(ModuleType):

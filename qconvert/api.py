@@ -35,28 +35,10 @@ from qconvert.run.run_folder import RunFolder
 from qconvert.run.search import SearchSummary
 from qconvert.run.targets import OpenEngine, Run, load_run
 
-__all__ = [
-    "Calibration",
-    "Exported",
-    "OpenEngine",
-    "Packed",
-    "Progress",
-    "Quantized",
-    "Report",
-    "Run",
-    "SearchSummary",
-    "bench",
-    "build",
-    "calibrate",
-    "evaluate",
-    "export",
-    "open_engine",
-    "open_run",
-    "package",
-    "quantize",
-    "resume",
-    "search",
-]
+__all__ = ["Calibration", "Exported", "OpenEngine", "Packed", "Progress", "Quantized", "Report"]
+__all__ += ["Run", "SearchSummary"]
+__all__ += ["bench", "build", "calibrate", "evaluate", "export", "package", "quantize", "resume"]
+__all__ += ["open_engine", "open_run", "search"]
 
 StrPath = str | os.PathLike[str]
 

@@ -201,14 +201,16 @@ def test_failed_gate_is_in_the_report_and_raises_on_request() -> None:
     assert [gate.passed for gate in run.report.gates] == [False]
     with pytest.raises(qconvert.GateFailed):
         run.require_gates()
+    with pytest.raises(qconvert.UsageError, match="is named by the verdict") as caught:
+        run.path()
+    assert caught.value.details[0].startswith("max-size: `cpu-fp32` has ")
+    assert caught.value.hint == "`--engine NAME`; it has `cpu-fp32`"
 
 
 def test_invalid_settings_are_all_reported(tmp_path: Path) -> None:
     with pytest.raises(qconvert.UsageError, match="arguments: 2 settings are wrong") as caught:
         qconvert.build("m.onnx", output="own", settings={"quantize.metod": 1, "bench.rounds": 1})
-    assert "arguments: quantize.metod: unknown setting; did you mean `method`?" in (
-        caught.value.details
-    )
+    assert "quantize.metod: unknown setting; did you mean `method`?" in caught.value.details
     assert f"hint: {caught.value.hint}" in caught.value.__notes__
     (tmp_path / "my.toml").write_text('model = "model.onnx"\n[build]\nprecisions = ["bf16"]\n')
     with pytest.raises(qconvert.UsageError, match="no bf16 for `cpu`"):

@@ -14,7 +14,7 @@ def sort(folder, seed, count):
         image = draw_image(seed, number)
         path = folder / CLASSES[image.label] / image.name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(image.encode_jpeg())
+        path.write_bytes(image.jpeg)
 
 
 sort(Path("pictures/calibration"), generator.CALIBRATION_SEED, 128)

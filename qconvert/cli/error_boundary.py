@@ -96,7 +96,7 @@ def _as_user_error(error: Exception) -> QConvertError | None:
     if isinstance(error, QConvertError):
         return error
     if isinstance(error, click.ClickException):
-        message = error.format_message().rstrip(".")
+        message = error.format_message().rstrip(".").replace("\n\t", " ")
         context = error.ctx if isinstance(error, click.UsageError) else None
         hint = f"see `{context.command_path if context else 'qconvert'} --help`"
         return UsageError(message[:1].lower() + message[1:], hint=hint)

@@ -57,10 +57,10 @@ def load(
         problems = _explain(error, text, source, overrides or {})
         count = len(problems)
         summary = "1 setting is wrong" if count == 1 else f"{count} settings are wrong"
-        in_file = any(not problem.startswith(f"{source}: ") for problem in problems)
-        raise UsageError(
-            f"{path if path and in_file else source}: {summary}", details=problems, hint=INIT_HINT
-        ) from None
+        place: Path | str = path or source
+        if all(problem.startswith(f"{source}: ") for problem in problems):
+            place, problems = source, [problem.removeprefix(f"{source}: ") for problem in problems]
+        raise UsageError(f"{place}: {summary}", details=problems, hint=INIT_HINT) from None
 
 
 def parse_assignments(pairs: Sequence[str]) -> dict[str, object]:
@@ -144,7 +144,9 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         return text, _resolve_paths(tomllib.loads(text), path.parent)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not valid TOML: {first_line(error)}", hint=INIT_HINT) from None
+        end = f"at line {len(text.splitlines())}, the end of the document"
+        message = first_line(error).replace("at end of document", end)
+        raise UsageError(f"{path}: not valid TOML: {message}", hint=INIT_HINT) from None
 
 
 def _resolve_paths(tree: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -40,9 +40,7 @@ class DemoImages:
     def draw(self, folder: Path, progress: ProgressCallback) -> None:
         """Draw the images into a folder."""
         step = partial(Progress, "draw", f"images for {self.name}", total=self.count)
-        generator.write_images(
-            folder, self.seed, self.count, lambda done: progress(step(done=done))
-        )
+        generator.write_images(folder, self.seed, self.count, lambda n: progress(step(done=n)))
 
 
 CALIBRATION_IMAGES = DemoImages(

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -89,11 +90,6 @@ def colour(red: float, green: float, blue: float) -> Plane:
     return np.array([red, green, blue], np.float32).reshape(3, 1, 1)
 
 
-def gray(brightness: float) -> Plane:
-    """Return a gray that broadcasts over all pixels."""
-    return colour(brightness, brightness, brightness)
-
-
 @dataclass(frozen=True)
 class Surface:
     """Height in pixels, and the reflected share of red, green and blue light."""
@@ -105,8 +101,8 @@ class Surface:
         """Return the surface with height added; negative heights cut into it."""
         return Surface(self.height + height, self.colour)
 
-    def with_tint(self, opacity: Plane, tint: Plane) -> "Surface":
-        """Return the surface with another colour blended over it."""
+    def with_tint(self, tint: Plane | float, opacity: Plane) -> "Surface":
+        """Return the surface with another colour, or a gray, blended over it."""
         return Surface(self.height, self.colour + (tint - self.colour) * opacity)
 
 
@@ -156,8 +152,8 @@ def add_edge(random: Random, surface: Surface, ragged: Plane | None) -> Surface:
     background = random.uniform(0.04, 0.24) + noise(random, 4, 4) * 0.02
     turns = int(random.integers(4))
     outside, bevel, background = (np.rot90(plane, turns) for plane in (outside, bevel, background))
-    shiny = surface.with_tint(bevel, gray(1))
-    return Surface(shiny.height * (1 - outside), shiny.colour).with_tint(outside, background)
+    shiny = surface.with_tint(1.0, bevel)
+    return Surface(shiny.height * (1 - outside), shiny.colour).with_tint(background, outside)
 
 
 def photograph(random: Random, surface: Surface) -> Image.Image:
@@ -189,21 +185,15 @@ def _to_image(planes: Plane) -> Image.Image:
 
 @dataclass(frozen=True)
 class DemoImage:
-    """An image, the number of its class, and a file name that tells both to a person."""
+    """The bytes of an image file, the number of its class, and a file name that tells both."""
 
-    image: Image.Image
+    jpeg: bytes
     label: int
     name: str
 
-    def encode_jpeg(self) -> bytes:
-        """Return the bytes of the file."""
-        file = io.BytesIO()
-        self.image.save(file, "JPEG", quality=88)
-        return file.getvalue()
-
     def decode(self) -> NDArray[np.uint8]:
         """Return the pixels as a reader of the file sees them."""
-        return np.asarray(Image.open(io.BytesIO(self.encode_jpeg())))
+        return np.asarray(Image.open(io.BytesIO(self.jpeg)))
 
 
 def draw_image(seed: int, number: int) -> DemoImage:
@@ -215,7 +205,9 @@ def draw_image(seed: int, number: int) -> DemoImage:
     surface = DEFECTS[CLASSES[label]](random, surface)
     if has_edge and CLASSES[label] != "burr":
         surface = add_edge(random, surface, None)
-    return DemoImage(photograph(random, surface), label, f"{number:04}-{CLASSES[label]}.jpg")
+    file = io.BytesIO()
+    photograph(random, surface).save(file, "JPEG", quality=88)
+    return DemoImage(file.getvalue(), label, f"{number:04}-{CLASSES[label]}.jpg")
 
 
 def write_images(
@@ -224,15 +216,10 @@ def write_images(
     """Draw the first images of a seed into a folder, with their labels."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-
-    def write(number: int) -> DemoImage:
-        image = draw_image(seed, number)
-        (folder / image.name).write_bytes(image.encode_jpeg())
-        return image
-
     # Most of the work holds Python's lock; more threads would wait for each other.
     with ThreadPoolExecutor(2) as pool:
-        for done, image in enumerate(pool.map(write, range(count)), 1):
+        for done, image in enumerate(pool.map(partial(draw_image, seed), range(count)), 1):
+            (folder / image.name).write_bytes(image.jpeg)
             rows.append(f"{image.name},{CLASSES[image.label]}\n")
             if progress is not None:
                 progress(done)
@@ -256,8 +243,8 @@ def scratch(random: Random, surface: Surface) -> Surface:
             path.append(_offset(point, angle + math.pi / 2, bend * (1 - 4 * t * t)))
         groove = draw_lines([(path, random.uniform(0.8, 1.8))])
         surface = surface.with_relief(groove * -random.uniform(0.3, 0.7))
-        tone = gray(random.choice((0.05, 0.95)))
-        surface = surface.with_tint(groove * random.uniform(0.2, 0.5), tone)
+        tone = float(random.choice((0.05, 0.95)))
+        surface = surface.with_tint(tone, groove * random.uniform(0.2, 0.5))
     return surface
 
 
@@ -280,13 +267,12 @@ def crack(random: Random, surface: Surface) -> Surface:
         turn = angle + random.choice((-1, 1)) * random.uniform(0.5, 1.1)
         paths.append((jagged(fork, turn, random.integers(3, 7)), width * 0.6))
     gap = draw_lines(paths)
-    return surface.with_relief(gap * -0.4).with_tint(gap * random.uniform(0.3, 0.8), gray(0.03))
+    return surface.with_relief(gap * -0.4).with_tint(0.03, gap * random.uniform(0.3, 0.8))
 
 
 def dent(random: Random, surface: Surface) -> Surface:
     """Press a soft hollow that only its shading shows."""
-    radius = random.uniform(11, 26)
-    centre = _random_point(random, 0.25)
+    radius, centre = random.uniform(11, 26), _random_point(random, 0.25)
     distance = distance_from(centre, random.uniform(0.7, 1.4), random.uniform(0, math.pi))
     hollow = 1 - smoothstep(distance, radius * random.uniform(-0.3, 0.35), radius)
     return surface.with_relief(hollow * -radius * random.uniform(0.06, 0.16))
@@ -299,7 +285,7 @@ def pit(random: Random, surface: Surface) -> Surface:
         distance = distance_from(_random_point(random, 0.08))
         hole = 1 - smoothstep(distance, radius * 0.5, radius * 1.2)
         surface = surface.with_relief(hole * -radius * 0.3)
-        surface = surface.with_tint(hole * random.uniform(0.35, 0.8), gray(0.03))
+        surface = surface.with_tint(0.03, hole * random.uniform(0.35, 0.8))
     return surface
 
 
@@ -309,7 +295,7 @@ def stain(random: Random, surface: Surface) -> Surface:
     film = smoothstep(depth, 0, random.uniform(0.08, 0.25))
     rim = np.exp(-(((depth - 0.1) / 0.07) ** 2)) * random.uniform(0, 0.12)
     tint = surface.colour * colour(*random.uniform(0.35, 0.8) * random.uniform(0.85, 1.15, 3))
-    return surface.with_tint(np.clip(film * random.uniform(0.22, 0.6) + rim, 0, 1), tint)
+    return surface.with_tint(tint, np.clip(film * random.uniform(0.22, 0.6) + rim, 0, 1))
 
 
 def rust(random: Random, surface: Surface) -> Surface:
@@ -321,22 +307,21 @@ def rust(random: Random, surface: Surface) -> Surface:
         crust = smoothstep(depth, 0.05, 0.5)
         surface = surface.with_relief(crust * noise(random, 60, 60) * 0.5)
         speckle = colour(*brown) * (1 + noise(random, 50, 50) * 0.25)
-        surface = surface.with_tint(crust * random.uniform(0.3, 0.85), speckle)
+        surface = surface.with_tint(speckle, crust * random.uniform(0.3, 0.85))
     return surface
 
 
 def spatter(random: Random, surface: Surface) -> Surface:
     """Add shining drops of weld metal."""
     for _ in range(random.integers(3, 11)):
-        radius = random.uniform(2.0, 4.6)
-        centre = _random_point(random, 0.08)
+        radius, centre = random.uniform(2.0, 4.6), _random_point(random, 0.08)
         distance = distance_from(centre, random.uniform(0.8, 1.25), random.uniform(0, 3))
         drop = np.sqrt(np.clip(1 - (distance / radius) ** 2, 0, 1))
         shadow = 1 - smoothstep(distance, radius, radius * 1.7)
-        surface = surface.with_tint(shadow * random.uniform(0.08, 0.25), gray(0.03))
+        surface = surface.with_tint(0.03, shadow * random.uniform(0.08, 0.25))
         surface = surface.with_relief(drop * radius * random.uniform(0.35, 0.8))
-        steel = gray(random.uniform(0.5, 0.8))
-        surface = surface.with_tint(np.clip(drop * 2, 0, 1) * 0.6, steel)
+        steel = random.uniform(0.5, 0.8)
+        surface = surface.with_tint(steel, np.clip(drop * 2, 0, 1) * 0.6)
     return surface
 
 
@@ -362,7 +347,7 @@ def peel(random: Random, surface: Surface) -> Surface:
     primer = random.uniform(0.25, 0.85) + random.uniform(-0.04, 0.04, 3)
     coat = colour(*primer) * (1 + noise(random, 30, 30) * 0.06)
     surface = surface.with_relief(flake * -random.uniform(0.3, 0.9))
-    return surface.with_tint(flake * random.uniform(0.4, 0.9), coat)
+    return surface.with_tint(coat, flake * random.uniform(0.4, 0.9))
 
 
 DEFECTS: dict[str, Callable[[Random, Surface], Surface]] = {

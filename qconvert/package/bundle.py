@@ -33,19 +33,12 @@ PREPROCESS_HEADER = """\
 
 
 @dataclass(frozen=True)
-class ImagePreparation:
-    """How an image becomes the input, with every size and value resolved."""
-
-    preprocess: Preprocess
-    target: ImageInput
-
-
-@dataclass(frozen=True)
 class Bundle:
     """An engine to package as `name`.
 
-    `profile` holds the minimum, best and maximum batch size of the run. `preparation` is None if
-    the inputs are not images. `classes` name the columns of `scores`, if they are known.
+    `profile` holds the minimum, best and maximum batch size of the run. `preparation` says how an
+    image becomes the input, with every size and value resolved; it is None if the inputs are not
+    images. `classes` name the columns of `scores`, if they are known.
     """
 
     name: str
@@ -54,7 +47,7 @@ class Bundle:
     outputs: tuple[TensorSpec, ...]
     profile: tuple[int, int, int]
     opset: int
-    preparation: ImagePreparation | None = None
+    preparation: tuple[Preprocess, ImageInput] | None = None
     classes: tuple[str, ...] = ()
 
     @property
@@ -85,7 +78,7 @@ def make_bundle(run: Run, engine: str = "", name: str = "", classes: Path | None
     preprocess = context.preprocessing_or_default(source, PreprocessConfig())
     preparation = None
     with contextlib.suppress(QConvertError):  # the inputs are not images
-        preparation = ImagePreparation(*fit_to_input(preprocess, find_image_input(source.inputs)))
+        preparation = fit_to_input(preprocess, find_image_input(source.inputs))
     folder = RunFolder(run.folder)
     bundle = Bundle(
         name=name,
@@ -96,37 +89,29 @@ def make_bundle(run: Run, engine: str = "", name: str = "", classes: Path | None
         opset=source.model.opset_imports.get("", 0),
         preparation=preparation,
     )
-    return replace(bundle, classes=_class_names(bundle.scores, folder, classes))
-
-
-def _class_names(
-    scores: TensorSpec | None, run: RunFolder, override: Path | None
-) -> tuple[str, ...]:
-    """Return the names in `override`, or else those of the run, if there is one per score."""
-    file = override or run.classes
-    classes = read_classes_file(file).names if override is not None or file.is_file() else ()
-    names = tuple(sanitize_text(name) for name in classes)
-    count = scores.shape[1] if scores is not None else 0
+    if classes is None and not folder.classes.is_file():
+        return bundle
+    names = tuple(map(sanitize_text, read_classes_file(classes or folder.classes).names))
+    count = bundle.scores.shape[1] if bundle.scores is not None else 0
     if len(names) == count or isinstance(count, str):
-        return names
-    if override is not None:
+        return replace(bundle, classes=names)
+    if classes is not None:
         raise UsageError(
-            f"`{override}` names {len(names)} classes, but the model has {count}",
+            f"`{classes}` names {len(names)} classes, but the model has {count}",
             hint="write one name per line, in the model's order",
         )
-    return ()
+    return bundle
 
 
-def write_preprocess_file(preparation: ImagePreparation, folder: Path) -> None:
+def write_preprocess_file(preprocess: Preprocess, image_input: ImageInput, folder: Path) -> None:
     """Write the preprocessing as TOML."""
-    image_input = preparation.target
     values = {
         "input": image_input.name,
         "type": image_input.dtype.name,
         "layout": image_input.layout,
         "width": image_input.width,
         "height": image_input.height,
-        **preparation.preprocess.to_dict(),
+        **preprocess.to_dict(),
     }
     values.pop("crop-share", None)
     lines = "".join(f"{key} = {config_file.toml_value(value)}\n" for key, value in values.items())
@@ -147,10 +132,10 @@ def write_documents(
         lines = "".join(f"{name}\n" for name in bundle.classes)
         (folder / class_file).write_text(lines, encoding="utf-8")
     if bundle.preparation is not None:
-        write_preprocess_file(bundle.preparation, folder)
-        steps = describe_preprocessing(bundle.preparation.preprocess)
-        name, layout = bundle.preparation.target.name, bundle.preparation.target.layout.upper()
-        sentence = f"Images become `{name}`: {steps}, {layout} (`{PREPROCESS_FILE}`)."
+        preprocess, image_input = bundle.preparation
+        write_preprocess_file(preprocess, image_input, folder)
+        steps = f"{describe_preprocessing(preprocess)}, {image_input.layout.upper()}"
+        sentence = f"Images become `{image_input.name}`: {steps} (`{PREPROCESS_FILE}`)."
         parts.append(escape_text(sentence) + "\n")
     parts += [escape_text(f"{note[:1].upper()}{note[1:]}.") + "\n" for note in notes]
     (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")

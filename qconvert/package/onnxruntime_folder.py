@@ -6,7 +6,7 @@ the engine with the session settings of its backend.
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 
@@ -26,17 +26,16 @@ INTEGER_LINES = f"""\
 cpu = Path("/proc/cpuinfo")
 flags = set(cpu.read_text().split()) if cpu.exists() else set()
 exact = "0" if flags & {{{", ".join(f'"{flag}"' for flag in INTEGER_FLAGS)}}} else "1"
-options.add_session_config_entry("{QUANT_PRECISION_ENTRY}", exact)
-"""
+options.add_session_config_entry("{QUANT_PRECISION_ENTRY}", exact)"""
 
 PRINT_SCORES = Template("""\
-for file in sys.argv[1:]:
+for file in files:
     scores = session.run([$output], $feeds)[0][0].ravel()
     for number in scores.argsort()[::-1][:5]:
         print(f"{file}: $class_name {scores[number]:.6g}")""")
 
 PRINT_OUTPUTS = Template("""\
-for file in sys.argv[1:]:
+for file in files:
     for output, array in zip(session.get_outputs(), session.run(None, $feeds)):
         print(f"{file}: {output.name} {array.shape}, {array.min():.6g} to {array.max():.6g}")""")
 
@@ -76,13 +75,12 @@ def write(bundle: Bundle, folder: Path) -> tuple[str, ...]:
 
 def run_script(bundle: Bundle, spec: LoadSpec) -> str:
     """Return the program."""
-    session = session_code(bundle.engine, spec)
-    preparation, batch = bundle.preparation, fixed_batch(bundle.inputs) or 1
-    if preparation is None:
-        loop = PRINT_OUTPUTS.substitute(feeds="dict(np.load(file))")
-        return bundles.fill_template(
-            "run_arrays.py.tmpl", name=bundle.name, session=session, loop=loop
-        )
+    code = {"name": bundle.name, "session": session_code(bundle.engine, spec)}
+    if bundle.preparation is None:
+        loop = PRINT_OUTPUTS.substitute(feeds="read_arrays(file)")
+        return bundles.fill_template("run_arrays.py.tmpl", **code, loop=loop)
+    preprocess, image_input = bundle.preparation
+    batch = fixed_batch(bundle.inputs) or 1
     array = "read_image(file)" if batch == 1 else f"np.repeat(read_image(file), {batch}, 0)"
     feeds = f'{{PREPROCESS["input"]: {array}}}'
     if bundle.scores is None:
@@ -94,20 +92,18 @@ def run_script(bundle: Bundle, spec: LoadSpec) -> str:
     if bundle.classes:
         names = '(HERE / "classes.txt").read_text(encoding="utf-8").splitlines()'
         loop = f"CLASSES = {names}\n\n{loop}"
-    preprocess, image_input = preparation.preprocess, preparation.target
     if isinstance(preprocess.resize, int):
         scaled = '[int(PREPROCESS["resize"] * side / min(image.size)) for side in image.size]'
     else:
         scaled = 'PREPROCESS["resize"]' if isinstance(preprocess.resize, tuple) else "image.size"
     return bundles.fill_template(
         "run_images.py.tmpl",
-        name=bundle.name,
+        **code,
         mode="L" if image_input.channels == 1 else "RGB",
         scaled=scaled,
         unfit="!=" if preprocess.crop == "none" else "<",
         order="[..., ::-1]" if preprocess.colours == "bgr" else "",
         layout=".transpose(2, 0, 1)" if image_input.layout == "nchw" else "",
-        session=session,
         loop=loop,
     )
 
@@ -121,28 +117,7 @@ def python_string(text: str) -> str:
 
 def session_code(engine: Engine, spec: LoadSpec) -> str:
     """Return code that opens a `session` on the files in `HERE`."""
-    return "".join([*_setup_lines(spec), *_session_lines(engine, spec)])
 
-
-def _setup_lines(spec: LoadSpec) -> Iterator[str]:
-    yield from (f"import {module}  # for its libraries\n" for module in spec.modules)
-    if spec.plugin:
-        yield f"import {spec.plugin} as plugin\n\n"
-    elif spec.providers[0][0] != PROVIDER:
-        yield 'if hasattr(onnxruntime, "preload_dlls"):\n    onnxruntime.preload_dlls()\n'
-    yield "options = onnxruntime.SessionOptions()\noptions.log_severity_level = 3\n"
-    if spec.threads:
-        yield f"options.intra_op_num_threads = {spec.threads}\n"
-    if not spec.optimize_graph:
-        level = "onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL"
-        yield f"options.graph_optimization_level = {level}\n"
-    for key, value in spec.config_entries.items():
-        yield f"options.add_session_config_entry({python_string(key)}, {python_string(value)})\n"
-    if spec.integer_kernels:
-        yield INTEGER_LINES
-
-
-def _session_lines(engine: Engine, spec: LoadSpec) -> Iterator[str]:
     def literal(options: Mapping[str, str]) -> str:
         """Return options as Python; the engine's folder becomes the folder of the script."""
         pairs = (
@@ -151,28 +126,43 @@ def _session_lines(engine: Engine, spec: LoadSpec) -> Iterator[str]:
         )
         return "{" + ", ".join(pairs) + "}"
 
-    file = python_string(engine.files[0])
-    first, first_options = spec.providers[0]
+    file, (provider, provider_options) = python_string(engine.files[0]), spec.providers[0]
+    lines = [f"import {module}  # for its libraries" for module in spec.modules]
     if spec.plugin:
-        library = "plugin.get_ep_name(), plugin.get_library_path()"
-        yield f"""\
-onnxruntime.register_execution_provider_library({library})
-devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == "{first}"]
-options.add_provider_for_devices(devices[:1], {literal(first_options)})
+        lines += [f"import {spec.plugin} as plugin", ""]
+    elif provider != PROVIDER:
+        lines += ['if hasattr(onnxruntime, "preload_dlls"):', "    onnxruntime.preload_dlls()"]
+    lines += ["options = onnxruntime.SessionOptions()", "options.log_severity_level = 3"]
+    if spec.threads:
+        lines.append(f"options.intra_op_num_threads = {spec.threads}")
+    if not spec.optimize_graph:
+        level = "onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL"
+        lines.append(f"options.graph_optimization_level = {level}")
+    for key, value in spec.config_entries.items():
+        entry = f"{python_string(key)}, {python_string(value)}"
+        lines.append(f"options.add_session_config_entry({entry})")
+    if spec.integer_kernels:
+        lines.append(INTEGER_LINES)
+    if spec.plugin:
+        lines.append(f"""\
+onnxruntime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
+devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == "{provider}"]
+options.add_provider_for_devices(devices[:1], {literal(provider_options)})
 session = onnxruntime.InferenceSession(str(HERE / {file}), options)
-"""
-        return
+""")
+        return "\n".join(lines)
     providers = ", ".join(
         f'("{name}", {literal(options)})' if options else f'"{name}"'
         for name, options in spec.providers
     )
-    yield f"""\
+    lines.append(f"""\
 session = onnxruntime.InferenceSession(
     str(HERE / {file}), options, providers=[{providers}]
 )
-"""
-    if first != PROVIDER:
-        yield f"""\
-if session.get_providers()[0] != "{first}":
-    sys.exit("{first} did not start")
-"""
+""")
+    if provider != PROVIDER:
+        lines.append(f"""\
+if session.get_providers()[0] != "{provider}":
+    sys.exit("{provider} did not start")
+""")
+    return "\n".join(lines)

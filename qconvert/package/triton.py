@@ -25,7 +25,16 @@ TYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32
 def write(bundle: Bundle, folder: Path) -> tuple[str, ...]:
     """Write the folder of a model, and return what the server must provide."""
     spec = backends.load(bundle.engine.backend).triton_spec(bundle.engine)
-    max_batch, best_batch = _batching(bundle, spec)
+    # The server batches requests only if all inputs and outputs have a dynamic batch.
+    max_batch = best_batch = 0
+    tensors = (*bundle.inputs, *bundle.outputs)
+    if all(tensor.shape and isinstance(tensor.shape[0], str) for tensor in tensors):
+        smallest, best_batch, max_batch = spec.profile or (1, *bundle.profile[1:])
+        if smallest > 1:
+            raise UsageError(
+                f"the engine needs at least {smallest} images, but a server runs single requests",
+                hint=f"build it again with `--profile 1,{best_batch},{max_batch}`",
+            )
     version = folder / "1"
     version.mkdir(parents=True)
     model = bundle.engine.folder / spec.file
@@ -53,23 +62,6 @@ def write(bundle: Bundle, folder: Path) -> tuple[str, ...]:
         batching=f"at most {max_batch} at once" if max_batch else "one batch at a time",
     )
     return spec.notes
-
-
-def _batching(bundle: Bundle, spec: TritonSpec) -> tuple[int, int]:
-    """Return the largest and best batch that the server forms; 0 if the batch is not dynamic.
-
-    It batches requests only if all inputs and outputs have a dynamic batch.
-    """
-    tensors = (*bundle.inputs, *bundle.outputs)
-    if not all(tensor.shape and isinstance(tensor.shape[0], str) for tensor in tensors):
-        return 0, 0
-    smallest, best, largest = spec.profile or (1, *bundle.profile[1:])
-    if smallest > 1:
-        raise UsageError(
-            f"the engine needs at least {smallest} images, but a server runs single requests",
-            hint=f"build it again with `--profile 1,{best},{largest}`",
-        )
-    return largest, best
 
 
 def config_lines(

@@ -312,7 +312,9 @@ class Run:
         if chosen:
             raise UsageError(f"`{self.folder}` has no engine `{chosen}`", hint=hint)
         raise UsageError(
-            f"no engine of `{self.folder}` is named by the verdict, so name one", hint=hint
+            f"no engine of `{self.folder}` is named by the verdict, so name one",
+            details=[gates.describe_gate(gate) for gate in self.report.gates if not gate.passed],
+            hint=f"`--engine NAME`; {hint}",
         )
 
     def engine(self, name: str = "") -> OpenEngine:

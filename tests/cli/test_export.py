@@ -129,7 +129,7 @@ def test_settings_file_in_the_working_folder_is_used_and_named(
     outcome = qconvert("export", "--set", "export.opsett=22", "--set", "prepare.skip=3")
     assert outcome.code == 2
     assert "error: command line: 2 settings are wrong" in outcome.err
-    assert "command line: export.opsett: unknown setting; did you mean `opset`?" in outcome.err
+    assert "  export.opsett: unknown setting; did you mean `opset`?" in outcome.err
 
 
 def test_invalid_settings_file_breaks_neither_help_nor_doctor(qconvert: Command) -> None:

@@ -72,7 +72,7 @@ def test_wrong_option_value_is_not_blamed_on_the_settings_file(tiny: Path, qconv
     Path("qconvert.toml").write_text("model = 'tiny.onnx'\n")
     outcome = qconvert("build", "--max-drop", "-1", "--dry-run")
     assert outcome.code == 2
-    assert "error: command line: 1 setting is wrong\n  command line: gate.max-drop: " in outcome.err
+    assert "error: command line: 1 setting is wrong\n  gate.max-drop: " in outcome.err
 
 
 def test_settings_file_with_impossible_values_is_refused(tiny: Path, qconvert: Run) -> None:

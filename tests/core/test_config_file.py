@@ -80,12 +80,12 @@ def test_error_on_the_command_line_says_so() -> None:
     with pytest.raises(UsageError) as caught:
         config_file.load(None, {"export.opset": 3, "export.nonsense": 1})
     assert caught.value.details == (
-        "command line: export.nonsense: unknown setting",
-        "command line: export.opset: Input should be greater than or equal to 18",
+        "export.nonsense: unknown setting",
+        "export.opset: Input should be greater than or equal to 18",
     )
     with pytest.raises(UsageError) as caught:
         config_file.load(None, {"a.b.c": 3})
-    assert caught.value.details == ("command line: a: unknown setting",)
+    assert caught.value.details == ("a: unknown setting",)
 
 
 def test_error_names_the_file_only_if_it_is_wrong_too(tmp_path: Path) -> None:
@@ -94,14 +94,16 @@ def test_error_names_the_file_only_if_it_is_wrong_too(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^command line: 1 setting is wrong"):
         config_file.load(file, {"gate.max-drop": -1})
     file.write_text("[export]\nopset = 3\n")
-    with pytest.raises(UsageError, match=r"q\.toml: 2 settings are wrong"):
+    with pytest.raises(UsageError, match=r"q\.toml: 2 settings are wrong") as caught:
         config_file.load(file, {"gate.max-drop": -1})
+    assert [text.partition(": ")[0] for text in caught.value.details] == ["line 2", "command line"]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"model = \n", "not valid TOML: .*line 1, column 9"),
+        (b"[export]\nopset = [\n", "not valid TOML: Invalid value .*line 2, the end"),
         (b"a = " + b"[" * 3000, "not valid TOML"),
         (b"\xff\xfe\x00", "cannot be read"),
         (None, "does not exist"),

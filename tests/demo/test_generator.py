@@ -50,14 +50,14 @@ def test_shipped_images_are_small_and_of_every_class() -> None:
 
 
 def test_image_of_a_seed_is_independent_of_drawing_order() -> None:
-    expected = [draw_image(7, number).encode_jpeg() for number in range(12)]
-    assert [draw_image(7, number).encode_jpeg() for number in reversed(range(12))] == expected[::-1]
+    expected = [draw_image(7, number).jpeg for number in range(12)]
+    assert [draw_image(7, number).jpeg for number in reversed(range(12))] == expected[::-1]
     assert len(set(expected)) == len(expected)
 
 
 def test_seeds_share_no_image() -> None:
     three = generator.TRAINING_SEED, generator.CALIBRATION_SEED, generator.EVALUATION_SEED
-    drawn = {draw_image(seed, number).encode_jpeg() for seed in three for number in range(20)}
+    drawn = {draw_image(seed, number).jpeg for seed in three for number in range(20)}
     assert len(drawn) == 60
 
 

@@ -22,9 +22,9 @@ from qconvert.backends.base import BuildSpec, Engine, Profile
 from qconvert.core import onnx_io
 from qconvert.core.errors import UsageError
 from qconvert.core.tensors import TensorSpec
-from qconvert.images.preprocess import Preprocess, find_image_input, fit_to_input
+from qconvert.images.preprocess import ImageInput, Preprocess, find_image_input, fit_to_input
 from qconvert.package import onnxruntime_folder
-from qconvert.package.bundle import Bundle, ImagePreparation, make_bundle, write_preprocess_file
+from qconvert.package.bundle import Bundle, make_bundle, write_preprocess_file
 from qconvert.package.onnxruntime_folder import python_string, run_script, session_code
 from qconvert.package.pack import write_package
 from qconvert.run.targets import load_run
@@ -70,7 +70,7 @@ def test_script_loads_the_engine_with_its_session_settings(
     text = (folder / "engine.json").read_text().replace('"threads": 0', '"threads": 1')
     (folder / "engine.json").write_text(text.replace('"spinning": "False"', '"spinning": "True"'))
     write_package(load_run(Path("run")), "onnxruntime", Path("pack"), "cpu-int8")
-    monkeypatch.setattr(sys, "argv", ["run.py"])
+    monkeypatch.setattr(sys, "argv", ["run.py", "val/0000.png"])
     loaded: Any = runpy.run_path("pack/run.py")["session"].get_session_options()
     ours: Any = qconvert.open_engine(folder).session
     expected = ours.session.get_session_options()
@@ -103,20 +103,20 @@ def test_script_prepares_images_bit_for_bit_like_qconvert(case: str, spec: Tenso
     if spec.shape[1] == 1:
         preprocess = replace(preprocess, mean=(0.0,), std=(1.0,), colours="rgb")
     sizes = {"wide": (61, 40), "high": (33, 52), "own": (24, 24), "odd": (25, 31)}
-    read_image = load_reader(ImagePreparation(*fit_to_input(preprocess, find_image_input([spec]))))
+    read_image = load_reader(*fit_to_input(preprocess, find_image_input([spec])))
     for name, size in sizes.items():
         (image,) = write_images(Path(name), "a.png", size=size).iterdir()
         expected = all_rows(open_for_test(Path(name), preprocess=preprocess, spec=spec))
         assert np.array_equal(read_image(image), expected), name
 
 
-def load_reader(preparation: ImagePreparation) -> Callable[[Path], Any]:
+def load_reader(preprocess: Preprocess, image_input: ImageInput) -> Callable[[Path], Any]:
     """Return the function of a script that reads images."""
     engine = Engine("cpu", "fp32", Path(), "m.onnx", ("m.onnx",), {})
-    bundle = Bundle("m", engine, (), (), (1, 1, 1), 20, preparation)
-    write_preprocess_file(preparation, Path())
+    bundle = Bundle("m", engine, (), (), (1, 1, 1), 20, (preprocess, image_input))
+    write_preprocess_file(preprocess, image_input, Path())
     script = run_script(bundle, cpu.load_spec(engine))
-    Path("reader.py").write_text(script.partition("options = ")[0])
+    Path("reader.py").write_text(script.partition("parser = ")[0])
     read_image: Callable[[Path], Any] = runpy.run_path("reader.py")["read_image"]
     return read_image
 
@@ -124,13 +124,33 @@ def load_reader(preparation: ImagePreparation) -> Callable[[Path], Any]:
 def test_script_names_images_that_do_not_fit(world: Path) -> None:
     preparation = make_bundle(load_run(Path("run")), "cpu-fp32").preparation
     assert preparation is not None
-    only_cut = replace(preparation, preprocess=replace(preparation.preprocess, resize="none"))
+    preprocess, image_input = preparation
     write_images(Path("small"), "a.png", size=(8, 8))
     with pytest.raises(SystemExit, match=r"a\.png: 8x8 does not fit"):
-        load_reader(only_cut)(Path("small/a.png"))
+        load_reader(replace(preprocess, resize="none"), image_input)(Path("small/a.png"))
     Image.fromarray(np.zeros((20, 20), np.uint16)).save("deep.png")
     with pytest.raises(SystemExit, match="more than 8 bits"):
-        load_reader(preparation)(Path("deep.png"))
+        load_reader(preprocess, image_input)(Path("deep.png"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "usage: run.py [-h] IMAGE [IMAGE ...]"),
+        (["none.png"], 1, "none.png: No such file or directory"),
+        (["run/run.toml"], 1, "cannot identify image file"),
+    ],
+)
+def test_script_explains_wrong_arguments_without_a_traceback(
+    arguments: list[str], code: int, message: str, world: Path
+) -> None:
+    write_package(load_run(Path("run")), "onnxruntime", Path("pack"), "cpu-int8")
+    command = [sys.executable, "-I", "pack/run.py", *arguments]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == code
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 PAIR = """
@@ -272,5 +292,5 @@ def test_untrusted_names_cannot_leave_the_script(name: str) -> None:
     assert python_string(name).isascii()
     assert python_string(name).isprintable()
     spec = TensorSpec(name, np.dtype("float32"), ("N", 3, 8, 8))
-    load_reader(ImagePreparation(*fit_to_input(Preprocess(), find_image_input([spec]))))
+    load_reader(*fit_to_input(Preprocess(), find_image_input([spec])))
     assert tomllib.loads(Path("preprocess.toml").read_text("utf-8"))["input"] == name
