@@ -49,7 +49,7 @@ def settings() -> str:
             table = option.table
             lines += [f"\n## {f'[{table}]' if table else 'top level'}\n"]
             lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
-        kind, meaning = option.type_name.replace("|", "\\|"), option.description
+        kind, meaning = config.type_name(option.type).replace("|", "\\|"), option.description
         lines.append(f"| `{option.key}` | {kind} | {default(option.default)} | {meaning} |")
     return "\n".join(lines) + "\n"
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from qconvert.cli import console
-from qconvert.core.config import Backend, Option, keys_at, literals, option_table
+from qconvert.core.config import Backend, Option, keys_at, literals, option_table, type_name
 
 BACKENDS: tuple[str, ...] = get_args(Backend)  # `--help` does not import the backends
 Decorator = Callable[[Any], Any]
@@ -53,7 +53,7 @@ class _SettingType(click.ParamType[Any]):
 
     def __init__(self, option: Option) -> None:
         self.option = option
-        self.name = option.type_name
+        self.name = type_name(option.type)
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None

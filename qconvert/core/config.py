@@ -1,8 +1,7 @@
 """Every setting, once: its type, default, limits, meaning and command line option.
 
-The settings file, `--help`, the keyword arguments in Python, the reference and the JSON Schema all
-follow from these tables. A key is spelled with `-` in TOML and with `_` in Python. Pydantic
-validates the tables, but this module does not import it, to keep `--help` fast.
+A key is spelled with `-` in TOML and with `_` in Python. Pydantic validates the tables, but this
+module does not import it, to keep `--help` fast.
 """
 
 # ruff: noqa: RUF009 (`setting` returns a field)
@@ -10,6 +9,7 @@ validates the tables, but this module does not import it, to keep `--help` fast.
 import json
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -21,10 +21,7 @@ RANGE_METHODS = ("auto", "answers", "mse", "minmax", "moving-average", "entropy"
 
 
 def setting(default: Any, text: str, option: str = "", unset: str = "") -> Any:
-    """Return a field with a default and a description; `unset` says what applies without a value.
-
-    `option` is `--flag` or `--flag METAVAR`; settings without one are reached by `--set`.
-    """
+    """Return a field; `option` is its flag and metavar, `unset` what applies without a value."""
     flag, _, metavar = option.partition(" ")
     metadata = {"text": text, "flag": flag, "metavar": metavar, "unset": unset}
     return field(default=default, metadata=metadata)
@@ -55,17 +52,13 @@ class Check:
 def _check_method(name: str) -> str:
     if name in RANGE_METHODS:
         return name
-    prefix, colon, number = name.partition(":")
-    if f"{prefix}{colon}" != "percentile:":
+    if not name.startswith("percentile:"):
         names = (*RANGE_METHODS, "percentile:99.99")
         raise ValueError(f"there is no range method `{name}`{did_you_mean(name, names)}")
-    try:
-        percent = float(number)
-    except ValueError:
-        percent = 0.0
-    if not 50 < percent <= 100:
-        raise ValueError(f"`{name}` needs a number above 50 and up to 100")
-    return name
+    with suppress(ValueError):
+        if 50 < float(name.removeprefix("percentile:")) <= 100:
+            return name
+    raise ValueError(f"`{name}` needs a number above 50 and up to 100")
 
 
 def _check_channels(numbers: tuple[float, ...]) -> tuple[float, ...]:
@@ -417,8 +410,7 @@ class Option:
     @property
     def keyword(self) -> str:
         """The argument of the same meaning in Python: the option's name, plural for lists."""
-        name = self.key if self.is_list else self.flag.lstrip("-")
-        return name.replace("-", "_")
+        return (self.key if self.is_list else self.flag.lstrip("-")).replace("-", "_")
 
     @property
     def is_list(self) -> bool:
@@ -429,11 +421,6 @@ class Option:
             and args[-1] is ...
             and (args[0] is str or get_origin(args[0]) is Literal)
         )
-
-    @property
-    def type_name(self) -> str:
-        """The type in words: `int`, `"dynamic" or int`, or `list of str`."""
-        return _type_name(self.type)
 
 
 @cache
@@ -474,10 +461,11 @@ def literals(hint: Any) -> tuple[str, ...]:
     return tuple(word for arg in get_args(hint) for word in literals(arg))
 
 
-def _type_name(hint: Any) -> str:
+def type_name(hint: Any) -> str:
+    """Return a type in words: `int`, `"dynamic" or int`, or `list of str`."""
     args = [arg for arg in get_args(hint) if arg is not type(None)]
     if get_origin(hint) is Literal:
         return " or ".join(json.dumps(word) for word in args)
     if get_origin(hint) is tuple:
-        return f"list of {_type_name(args[0])}"
-    return " or ".join(map(_type_name, args)) if args else str(hint.__name__)
+        return f"list of {type_name(args[0])}"
+    return " or ".join(map(type_name, args)) if args else str(hint.__name__)

@@ -1,7 +1,4 @@
-"""Settings: read strictly from TOML, merged with the command line, and written back in full.
-
-Invalid settings are all reported at once, with line numbers.
-"""
+"""Settings: read strictly from TOML, merged with the command line, and written back in full."""
 
 import re
 import tomllib
@@ -37,8 +34,7 @@ def load(
 ) -> Config:
     """Return the settings of `base`, overridden by those of a file, overridden by `overrides`.
 
-    `source` says in errors where the overrides come from. If the file or the overrides name other
-    evaluation images than `base`, its labels and count do not apply to them.
+    `source` says in errors where the overrides come from.
     """
     text, tree = _read(path) if path else ("", {})
     for dotted, value in (overrides or {}).items():
@@ -55,8 +51,7 @@ def load(
         return _ADAPTER.validate_python(tree)
     except pydantic.ValidationError as error:
         problems = _explain(error, text, source, overrides or {})
-        count = len(problems)
-        summary = "1 setting is wrong" if count == 1 else f"{count} settings are wrong"
+        summary = f"{len(problems)} settings are wrong" if problems[1:] else "1 setting is wrong"
         place: Path | str = path or source
         if all(problem.startswith(f"{source}: ") for problem in problems):
             place, problems = source, [problem.removeprefix(f"{source}: ") for problem in problems]
@@ -170,11 +165,11 @@ def _merge(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
     for name, table in tree.items():
         if isinstance(table, dict) and isinstance(base.get(name), dict):
             merged[name] = {**base[name], **table}
-    images = tree["evaluate"].get("images") if isinstance(tree.get("evaluate"), dict) else None
-    old_images = base["evaluate"].get("images")
-    if old_images is not None and isinstance(images, str | Path):
-        is_same = Path(old_images).absolute() == Path(images).absolute()
-        merged["evaluate"] = merged["evaluate"] if is_same else tree["evaluate"]
+    before, now = base["evaluate"].get("images"), merged["evaluate"]
+    images = now.get("images") if isinstance(now, dict) else None
+    if before is not None and isinstance(images, str | Path):
+        is_same = Path(before).absolute() == Path(images).absolute()
+        merged["evaluate"] = now if is_same else tree["evaluate"]
     return merged
 
 
@@ -231,11 +226,9 @@ def _key_lines(text: str) -> dict[tuple[str, ...], int]:
     table: tuple[str, ...] = ()
     text = _LONG_STRING.sub(lambda string: "\n" * string[0].count("\n"), text)
     for number, line in enumerate(text.splitlines(), 1):
-        match = _HEADER.match(line) or _ENTRY.match(line)
-        if match is None:
-            continue
-        key = tuple(part.strip("\"'") for part in re.findall(_KEY, match[1]))
-        if match.re is _HEADER:
-            table = key
-        lines.setdefault(key if match.re is _HEADER else table + key, number)
+        if match := _HEADER.match(line) or _ENTRY.match(line):
+            key = tuple(part.strip("\"'") for part in re.findall(_KEY, match[1]))
+            if match.re is _HEADER:
+                table = key
+            lines.setdefault(key if match.re is _HEADER else table + key, number)
     return lines

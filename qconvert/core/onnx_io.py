@@ -1,7 +1,4 @@
-"""Read and write ONNX files: completely, or not at all.
-
-Files are untrusted: what the graph library would misread is rejected before it is used.
-"""
+"""Read and write ONNX files, completely or not at all; files that are read are untrusted."""
 
 import hashlib
 import re
@@ -30,11 +27,7 @@ TENSOR_TEXT_FIELDS = ("name", "doc_string", "external_data")
 
 
 def load(path: Path) -> ir.Model:
-    """Read an ONNX file; its external data stays on disk until it is used.
-
-    Initializers that are also inputs are defaults that a caller may override; here they become
-    constants, and the returned model does not list them as inputs.
-    """
+    """Read an ONNX file; inputs with a default become constants, and weights are read on use."""
     _require_file(path)
     try:
         proto = onnx.load(path, format="protobuf", load_external_data=False)
@@ -55,8 +48,7 @@ def load(path: Path) -> ir.Model:
     _require_known_operators(model, path)
     _require_valid_file(path)
     free = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
-    model.graph.inputs.clear()
-    model.graph.inputs.extend(free)
+    model.graph.inputs[:] = free
     if model.ir_version < 4:  # there, files had to list initializers as inputs too
         model.ir_version = 10
     _replace_negative_dimensions(model)
@@ -64,10 +56,7 @@ def load(path: Path) -> ir.Model:
 
 
 def save(model: ir.Model, path: Path, *, external: bool = False) -> None:
-    """Write a model; if it is large or `external`, with its weights in a data file beside it.
-
-    The data file carries its hash in its name: no model file ever points to another's data.
-    """
+    """Write a model; if it is large or `external`, with a data file named after its content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with attach_path(path), atomic.temporary_folder(path.parent) as folder:
         draft = folder / path.name
@@ -163,10 +152,8 @@ def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
 
 def inputs(model: ir.Model) -> tuple[TensorSpec, ...]:
     """Return the specs of the inputs that a caller must provide."""
-    initializers = model.graph.initializers
-    return tuple(
-        tensor_spec(value) for value in model.graph.inputs if value.name not in initializers
-    )
+    constants = model.graph.initializers
+    return tuple(tensor_spec(value) for value in model.graph.inputs if value.name not in constants)
 
 
 def outputs(model: ir.Model) -> tuple[TensorSpec, ...]:
@@ -188,13 +175,12 @@ def _replace_negative_dimensions(model: ir.Model) -> None:
     for graph in model.graphs():
         node_outputs = (value for node in graph for value in node.outputs)
         for value in {*graph.inputs, *graph.outputs, *node_outputs}:
-            sizes = [] if value.shape is None else list(value.shape)
-            negative = [isinstance(size, int) and size < 0 for size in sizes]
-            if any(negative):
-                shape = [None if bad else size for bad, size in zip(negative, sizes, strict=True)]
-                if negative[0] and value in model.graph.inputs:
-                    shape[0] = ir.SymbolicDim("batch")
-                value.shape = ir.Shape(shape)
+            shape = list(value.shape or ())
+            for axis, size in enumerate(shape):
+                if isinstance(size, int) and size < 0:
+                    is_batch = axis == 0 and value in model.graph.inputs
+                    shape[axis] = ir.SymbolicDim("batch" if is_batch else None)
+                    value.shape = ir.Shape(shape)
 
 
 # --- checks of untrusted files ---
@@ -247,10 +233,7 @@ def _require_readable(proto: onnx.ModelProto, path: Path) -> None:
 
 
 def _require_readable_parts(message: Message, path: Path) -> None:
-    """Refuse, at any depth, text that is not UTF-8, sparse tensors, and tensors that lack a part.
-
-    Protobuf reads text that is not UTF-8 as bytes, and nothing can write it again.
-    """
+    """Refuse, at any depth, text that is not UTF-8, sparse tensors and incomplete tensors."""
     for field, value in message.ListFields():
         # The other fields of a tensor are numbers, possibly many.
         if isinstance(message, onnx.TensorProto) and field.name not in TENSOR_TEXT_FIELDS:
@@ -259,32 +242,28 @@ def _require_readable_parts(message: Message, path: Path) -> None:
         if field.type == FieldDescriptor.TYPE_MESSAGE:
             for inner in values:
                 _require_readable_parts(inner, path)
+        # Protobuf reads text that is not UTF-8 as bytes, and nothing can write it again.
         elif field.type == FieldDescriptor.TYPE_STRING and bytes in map(type, values):
             raise _not_onnx(path, f"`{field.name}` of its {message.DESCRIPTOR.name} is not UTF-8")
     if isinstance(message, onnx.TensorProto):
-        _require_tensor(message, path)
+        for entry in message.external_data:
+            if "\0" in entry.value:
+                reason = f"the {entry.key} of the data of `{message.name}` holds a zero byte"
+                raise _not_onnx(path, reason)
+            if entry.key in ("offset", "length") and not entry.value.isdecimal():
+                raise QConvertError(
+                    f"`{path}` gives `{message.name}` the {entry.key} `{entry.value}` in its data "
+                    "file, which is not a number of bytes",
+                    hint="export the model again",
+                )
+        if message.data_type == onnx.TensorProto.UNDEFINED:
+            raise _not_onnx(path, f"its tensor `{message.name}` has no type")
     if isinstance(message, onnx.GraphProto) and message.sparse_initializer:
         raise QConvertError(
             f"`{path}` stores `{message.sparse_initializer[0].values.name}` as a sparse tensor, "
             "which is not supported",
             hint="export it with dense weights",
         )
-
-
-def _require_tensor(tensor: onnx.TensorProto, path: Path) -> None:
-    """Refuse a missing type, offsets that are not numbers, and names that no system allows."""
-    for entry in tensor.external_data:
-        if "\0" in entry.value:
-            reason = f"the {entry.key} of the data of `{tensor.name}` holds a zero byte"
-            raise _not_onnx(path, reason)
-        if entry.key in ("offset", "length") and not entry.value.isdecimal():
-            raise QConvertError(
-                f"`{path}` gives `{tensor.name}` the {entry.key} `{entry.value}` in its data file, "
-                "which is not a number of bytes",
-                hint="export the model again",
-            )
-    if tensor.data_type == onnx.TensorProto.UNDEFINED:
-        raise _not_onnx(path, f"its tensor `{tensor.name}` has no type")
 
 
 def _require_external_tensor(tensor: ir.ExternalTensor, path: Path) -> None:

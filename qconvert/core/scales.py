@@ -3,8 +3,7 @@
     integer = clip(round(value / scale) + zero_point, quant_min, quant_max)
     value   = (integer - zero_point) * scale
 
-Rounding is to the nearest integer, halves to even, as in `QuantizeLinear` and TensorRT. Zero is
-always represented exactly, and a scale is never zero.
+Rounding is to the nearest integer, halves to even. Zero is represented exactly; no scale is zero.
 """
 
 import math
@@ -47,10 +46,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Grid:
-    """The integers of a quantized tensor: symmetric around zero, or shifted by a zero point.
-
-    A range is widened to zero, so that zero is one of the values.
-    """
+    """The integers of a quantized tensor: symmetric around zero, or shifted by a zero point."""
 
     bits: int = 8
     symmetric: bool = True
@@ -134,19 +130,14 @@ def choose_qparams_for_bounds(
 def exceeds_scale_dtype(value_range: Range, grid: Grid, scale_dtype: str) -> bool:
     """Whether a range needs a scale beyond the largest number of its type."""
     largest = float(ml_dtypes.finfo(SCALE_DTYPES[scale_dtype]).max)  # type: ignore[no-untyped-call]
-    if grid.symmetric:
-        span = 2 * value_range.max_abs
-    else:
-        span = max(value_range.high, 0.0) - min(value_range.low, 0.0)
+    low, high = min(value_range.low, 0.0), max(value_range.high, 0.0)
+    span = 2 * max(-low, high) if grid.symmetric else high - low
     return span / (grid.levels - 1) > largest / 2
 
 
 def round_scale_up(scale: NDArray[np.float64], scale_dtype: str) -> FloatArray:
-    """Return scales that the type represents exactly: the next ones above, never zero.
-
-    A smaller scale would clip the ends; one that is rounded after the integers are chosen would
-    shift every value.
-    """
+    """Return scales that the type represents exactly: the next ones above, never zero."""
+    # A smaller scale would clip the ends; one rounded later would shift every value.
     dtype = SCALE_DTYPES[scale_dtype]
     minimum = np.maximum(scale, MIN_SCALE[scale_dtype])
     nearest = minimum.astype(dtype)

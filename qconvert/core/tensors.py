@@ -16,15 +16,14 @@ RunModel = Callable[[Tensors], Tensors]
 
 MAX_ELEMENTS = 2**31
 _SPEC = re.compile(r"(?:(?P<name>.+):)?(?P<shape>\d{1,18}(?:x\d{1,18})*)(?::(?P<dtype>[a-z]+\d*))?")
-_DTYPES = ("float32", "float16", "float64", "uint8", "int8", "int16", "int32", "int64", "bool")
+DTYPES = ("float32", "float16", "float64", "uint8", "int8", "int16", "int32", "int64", "bool")
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, element type and shape of an input or output; a dimension is a number or a name.
+    """An input or output; a dimension is a number or a name, which is empty where it is unknown.
 
-    An empty name stands for an unknown dimension. `has_dtype` is False if a user named a shape
-    without a type; `dtype` is then the most likely one.
+    `has_dtype` is False if a user named no type; `dtype` is then the most likely one.
     """
 
     name: str
@@ -65,7 +64,7 @@ def parse_spec(text: str) -> TensorSpec:
     match = _SPEC.fullmatch(text.strip())
     dtype = (match["dtype"] or "float32") if match else ""
     sizes = [int(size) for size in match["shape"].split("x")] if match else []
-    if match is None or dtype not in _DTYPES or 0 in sizes:
+    if match is None or dtype not in DTYPES or 0 in sizes:
         raise UsageError(
             f"`--input {text}` is not NAME:SHAPE[:TYPE]",
             hint="for example `--input image:1x3x224x224` or `--input tokens:1x77:int64`",
@@ -94,7 +93,26 @@ def resolve_specs(
                 f"the model has no input `{name}`",
                 hint="its inputs: " + ", ".join(f"`{spec.name}`" for spec in specs),
             )
-        resolved[name] = _resolve_spec(resolved[name], user_spec)
+        spec = resolved[name]
+        if user_spec.has_dtype and user_spec.dtype != spec.dtype:
+            raise UsageError(
+                f"`--input {spec.name}` gives {user_spec.dtype}, but the model takes {spec.dtype}",
+                hint="leave out the type; it does not change the model",
+            )
+        pairs = zip(spec.shape, user_spec.shape, strict=False)
+        fits = [size == user_size or isinstance(size, str) for size, user_size in pairs]
+        if len(spec.shape) != len(user_spec.shape) or not all(fits[1:]):
+            raise UsageError(
+                f"`--input {user_spec}` does not match the model's input `{spec}`",
+                hint="give a size for each `?` or name, and leave the numbers as they are",
+            )
+        if not all(fits):
+            raise UsageError(
+                f"`--input {spec.name}` gives a batch of {user_spec.shape[0]}, "
+                f"but the model has {spec.shape[0]}",
+                hint=f"`--batch {user_spec.shape[0]}` sets it",
+            )
+        resolved[name] = replace(spec, shape=(*spec.shape[:1], *user_spec.shape[1:]))
     return tuple(resolved.values())
 
 
@@ -138,10 +156,9 @@ def unpad_batch(outputs: Tensors, count: int, size: int) -> Tensors:
 
 
 def random_inputs(specs: Sequence[TensorSpec], batch: int, seed: int) -> Tensors:
-    """Return random arrays that match the specs; equal seeds give equal arrays.
+    """Return random arrays that match the specs; a dynamic first dimension becomes `batch`.
 
-    A dynamic first dimension becomes `batch`. Integers are 0 or 1: valid as a token, a mask or an
-    index.
+    Equal seeds give equal arrays. Integers are 0 or 1: valid as a token, a mask or an index.
     """
     generator = np.random.default_rng(seed)
     inputs: Tensors = {}
@@ -166,27 +183,3 @@ def random_inputs(specs: Sequence[TensorSpec], batch: int, seed: int) -> Tensors
         else:
             inputs[spec.name] = generator.standard_normal(shape).astype(spec.dtype)
     return inputs
-
-
-def _resolve_spec(spec: TensorSpec, user_spec: TensorSpec) -> TensorSpec:
-    if user_spec.has_dtype and user_spec.dtype != spec.dtype:
-        raise UsageError(
-            f"`--input {spec.name}` gives {user_spec.dtype}, but the model takes {spec.dtype}",
-            hint="leave out the type; it does not change the model",
-        )
-    fits = [
-        not isinstance(size, int) or size == user_size
-        for size, user_size in zip(spec.shape, user_spec.shape, strict=False)
-    ]
-    if len(spec.shape) != len(user_spec.shape) or not all(fits[1:]):
-        raise UsageError(
-            f"`--input {user_spec}` does not match the model's input `{spec}`",
-            hint="give a size for each `?` or name, and leave the numbers as they are",
-        )
-    if not all(fits):
-        raise UsageError(
-            f"`--input {spec.name}` gives a batch of {user_spec.shape[0]}, "
-            f"but the model has {spec.shape[0]}",
-            hint=f"`--batch {user_spec.shape[0]}` sets it",
-        )
-    return replace(spec, shape=(*spec.shape[:1], *user_spec.shape[1:]))

@@ -21,8 +21,8 @@ MODEL_FILE = "model.onnx"
 # Imported on use: only those that need torch import it.
 LOADERS = {
     "ONNX file": "qconvert.sources.onnx_file:load",
-    "pt2 file": "qconvert.sources.torch_file:load_program",
-    "checkpoint": "qconvert.sources.torch_file:load_pickle",
+    "pt2 file": "qconvert.sources.torch_models:load_program",
+    "checkpoint": "qconvert.sources.torch_models:load_pickle",
     "factory": "qconvert.sources.torch_models:load_factory",
     "timm": "qconvert.sources.torch_models:load_timm",
     "torchvision": "qconvert.sources.torch_models:load_torchvision",

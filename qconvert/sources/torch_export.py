@@ -1,7 +1,4 @@
-"""Export a torch module or program to ONNX, with meaningful names and a dynamic batch.
-
-The network's own forward runs beside it, on arrays, as the reference.
-"""
+"""Export a torch module or program to ONNX, with its own forward as the reference."""
 
 import ast
 import contextlib
@@ -27,7 +24,7 @@ from torch.utils import _pytree as pytree
 from qconvert.core import onnx_io
 from qconvert.core.config import ExportConfig
 from qconvert.core.errors import QConvertError, UsageError, first_line
-from qconvert.core.tensors import Tensors, TensorSpec, random_inputs
+from qconvert.core.tensors import Tensors, TensorSpec, parse_spec, random_inputs
 from qconvert.sources import Source
 
 FIXED_BATCH = "this network cannot be exported with a dynamic batch"
@@ -53,14 +50,15 @@ class Forward:
     def __call__(self, feeds: Tensors) -> Tensors:
         """Run the network on arrays; bfloat16, which NumPy lacks, becomes float32."""
         arguments = [torch.from_numpy(np.array(feeds[name], order="C")) for name in self.inputs]
-        tensors = _tensors(_run("the network", self.call, arguments))
+        leaves = pytree.tree_leaves(_run("the network", self.call, arguments))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         if len(tensors) != len(self.outputs):
             raise QConvertError(
                 f"the network returns {len(tensors)} tensors, and returned {len(self.outputs)} "
                 "when it was exported",
                 hint="the number of outputs must not depend on the input",
             )
-        outputs = [tensor.detach().cpu().resolve_conj().resolve_neg() for _, tensor in tensors]
+        outputs = [tensor.detach().cpu().resolve_conj().resolve_neg() for tensor in tensors]
         return {
             name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
             for name, tensor in zip(self.outputs, outputs, strict=True)
@@ -70,8 +68,12 @@ class Forward:
 def from_module(
     name: str, module: torch.nn.Module, specs: Sequence[TensorSpec], export: ExportConfig
 ) -> Source:
-    """Export a module in evaluation mode; the batch is dynamic unless `export` has a number."""
+    """Export a module in evaluation mode; the batch is dynamic unless `export` has a number.
+
+    `specs` are its inputs, unless `export` names others.
+    """
     module = module.eval()
+    specs = [parse_spec(text) for text in export.inputs] or specs
     signature = inspect.signature(module.forward).parameters.values()
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = [parameter.name for parameter in signature if parameter.kind in positional]
@@ -87,12 +89,10 @@ def from_module(
     is_dynamic = export.batch in (None, "dynamic") and any(batched)
     # Examples of a dynamic batch have 2 images: a first dimension of 1 would fix it.
     batch = 2 if is_dynamic else export.batch
-    example_specs = [
-        replace(
-            spec, name=str(index), shape=("batch", *spec.shape[1:]) if has_batch else spec.shape
-        )
-        for index, (spec, has_batch) in enumerate(zip(specs, batched, strict=True))
-    ]
+    example_specs = []
+    for index, (spec, has_batch) in enumerate(zip(specs, batched, strict=True)):
+        shape = ("batch", *spec.shape[1:]) if has_batch else spec.shape
+        example_specs.append(replace(spec, name=str(index), shape=shape))
     arrays = random_inputs(example_specs, batch if isinstance(batch, int) else 1, seed=0)
     examples = tuple(torch.from_numpy(array) for array in arrays.values())
     outputs = _output_names(_run(f"`{name}`", module, examples))
@@ -113,11 +113,7 @@ def from_module(
 
 
 def from_program(name: str, program: torch.export.ExportedProgram, export: ExportConfig) -> Source:
-    """Convert an exported program, with the dimensions it was exported with.
-
-    A program takes its tensors in the structure it was exported with: keywords, dicts, constants.
-    Inputs that are not tensors keep the values of the export.
-    """
+    """Convert an exported program, with the dimensions and constants it was exported with."""
     signature, module = program.graph_signature, program.module()
     in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
     arguments = [spec.arg for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT]
@@ -129,6 +125,7 @@ def from_program(name: str, program: torch.export.ExportedProgram, export: Expor
             )
 
     def call(*tensors: torch.Tensor) -> Any:
+        # Keywords, dicts and constants are in the structure in which the program was exported.
         remaining = iter(tensors)
         leaves = [
             argument.value if isinstance(argument, ConstantArgument) else next(remaining)
@@ -240,33 +237,26 @@ def _run(name: str, network: Callable[..., Any], arguments: Sequence[torch.Tenso
 def user_line(error: BaseException) -> list[str]:
     """Return the line of the user's code that an error came from, as a list of at most one."""
     package = Path(__file__).parent.parent
-    lines = [
-        f"{Path(frame.filename).name}:{frame.lineno}: {frame.line}"
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.line
-        and package not in Path(frame.filename).parents
-        and "site-packages" not in frame.filename
-    ]
-    return lines[-1:]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if frame.line and package not in file.parents and "site-packages" not in frame.filename:
+            return [f"{file.name}:{frame.lineno}: {frame.line}"]
+    return []
 
 
 # --- names ---
 
 
-def _tensors(outputs: Any) -> list[tuple[tuple[Any, ...], torch.Tensor]]:
-    """Return the tensors of any structure, each with the path to it."""
-    leaves, _ = pytree.tree_flatten_with_path(outputs)
-    return [(path, leaf) for path, leaf in leaves if isinstance(leaf, torch.Tensor)]
-
-
 def _output_names(outputs: Any) -> tuple[str, ...]:
-    """Return ONNX names for the outputs, from the keys and fields of the returned structure."""
-    names = []
-    for number, (path, _) in enumerate(_tensors(outputs)):
+    """Return names for the tensors of any structure, from its keys and fields."""
+    names: list[str] = []
+    for path, leaf in pytree.tree_flatten_with_path(outputs)[0]:
+        if not isinstance(leaf, torch.Tensor):
+            continue
         keys = (getattr(key, "key", getattr(key, "name", getattr(key, "idx", ""))) for key in path)
         parts = [str(key) for key in keys]
         name = "" if all(part.isdigit() for part in parts) else "_".join(parts)
-        names.append(name or f"output_{number}")
+        names.append(name or f"output_{len(names)}")
     if not names:
         raise QConvertError("the network returns no tensor", hint="return a tensor, tuple or dict")
     return _descriptive_names(names, "output")
@@ -294,11 +284,7 @@ def unique_output_names(outputs: Sequence[str], inputs: Sequence[str]) -> tuple[
 
 
 def _name_nodes_by_module(model: ir.Model) -> ir.Model:
-    """Return a copy whose nodes are called `/blocks/0/conv/Conv`, and their outputs after them.
-
-    Nodes that the exporter's optimizer introduced have no scope; they join the module of the node
-    before them. Numbers distinguish the nodes of one module, in the order of the graph.
-    """
+    """Return a copy whose nodes are called `/blocks/0/conv/Conv`, and their outputs after them."""
     model = model.clone()
     counts: Counter[str] = Counter()
     for node in model.graph:

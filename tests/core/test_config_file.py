@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from qconvert.core import config_file
-from qconvert.core.config import Config, keys_at, keyword_settings, option_table
+from qconvert.core.config import Config, keys_at, keyword_settings, option_table, type_name
 from qconvert.core.errors import UsageError
 
 WRONG = """\
@@ -197,7 +197,7 @@ def test_absolute_paths_leave_names_and_absolute_paths_unchanged(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("path", "type_name", "keyword"),
+    ("path", "words", "keyword"),
     [
         ("export.inputs", "list of str", "inputs"),
         ("export.batch", '"dynamic" or int', "batch"),
@@ -206,8 +206,8 @@ def test_absolute_paths_leave_names_and_absolute_paths_unchanged(tmp_path: Path)
         ("quantize.keep", 'list of "first" or "last"', "keep"),
     ],
 )
-def test_option_has_a_type_in_words_and_a_keyword(path: str, type_name: str, keyword: str) -> None:
-    assert option_table()[path].type_name == type_name
+def test_option_has_a_type_in_words_and_a_keyword(path: str, words: str, keyword: str) -> None:
+    assert type_name(option_table()[path].type) == words
     assert option_table()[path].keyword == keyword
     assert keyword_settings()[keyword] == path
 

@@ -12,7 +12,7 @@ import torch
 from qconvert import sources
 from qconvert.core.config import ExportConfig
 from qconvert.core.errors import QConvertError, UsageError
-from qconvert.sources.torch_file import existing_file, load_weights, read_checkpoint
+from qconvert.sources.torch_models import existing_file, load_weights, read_checkpoint
 
 MARKER = "code_ran"
 
