@@ -95,8 +95,8 @@ def test_calibration_killed_by_sigkill_resumes(
     script = (
         "import sys, time\n"
         "from qconvert.calibrate import collect\n"
-        "from qconvert.run import calibration_workers\n"
-        "calibration_workers.SAVE_SECONDS = 0.0\n"
+        "from qconvert.run import calibrate\n"
+        "calibrate.SAVE_SECONDS = 0.0\n"
         "add = collect.Collector.add\n"
         "def slow(self, *args):\n"
         "    add(self, *args)\n"

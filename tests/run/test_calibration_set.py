@@ -17,15 +17,14 @@ from qconvert.core.progress import Progress
 from qconvert.core.tensors import Tensors
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH, CalibrationSet, split_holdout
 from qconvert.run import calibrate as calibration_job
-from qconvert.run import calibration_workers
 from qconvert.run.calibrate import (
     calibrate,
     load_calibration_set,
     measure_calibration_set,
     prepare_calibration,
     shard_range,
+    split_parts,
 )
-from qconvert.run.calibration_workers import split_parts
 from qconvert.run.context import JobContext
 from qconvert.run.load_model import load_and_clean
 from qconvert.sources import LoadedModel
@@ -194,7 +193,7 @@ def test_few_images_are_used_for_calibration_and_validation() -> None:
 def test_interrupted_calibration_resumes_to_the_same_bytes(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibration_workers, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(calibration_job, "SAVE_SECONDS", 0.0)
     job = make_job()
     job.stop_at = number
     with pytest.raises(KeyboardInterrupt):
