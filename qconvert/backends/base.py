@@ -127,6 +127,7 @@ class Engine:
     made_with: Mapping[str, str]
     threads: int = 0
     notes: tuple[str, ...] = ()
+    build_seconds: float = 0.0
 
     @property
     def bytes(self) -> int:

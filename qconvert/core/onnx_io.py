@@ -83,6 +83,11 @@ def model_files(path: Path) -> tuple[Path, ...]:
     return (path, *sorted(file for file in data_files if file.name.encode() in content))
 
 
+def saved_bytes(path: Path) -> int:
+    """Return the size of a saved model, external data included."""
+    return sum(file.stat().st_size for file in model_files(path))
+
+
 def serialize(model: ir.Model) -> bytes:
     """Return a model below 2 GB as bytes, weights included; equal models give equal bytes."""
     if any(isinstance(tensor, ir.ExternalTensor) for tensor in all_tensors(model)):

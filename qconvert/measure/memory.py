@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qconvert.backends import subprocess_worker
+from qconvert.backends.base import Coverage
 from qconvert.core.tensors import Tensors
 
 # On Linux the high-water mark is read from `/proc`: what `getrusage` reports there is never below
@@ -50,6 +51,14 @@ class PeakMemory:
     bytes: int | None
     before_bytes: int | None = None
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Where the nodes of an engine run, and the memory of a process that loads and runs it."""
+
+    coverage: Coverage
+    peak: PeakMemory
 
 
 def measure_peak(

@@ -67,7 +67,7 @@ class Bundle:
 
 def make_bundle(run: Run, engine: str = "", name: str = "", classes: Path | None = None) -> Bundle:
     """Collect what to package of a run: the named engine, or else that of the verdict."""
-    built = targets.read_engine(run.path(engine)).engine
+    built = targets.read_engine(run.path(engine))
     source = sources.load(str(built.folder / built.graph), ExportConfig())
     name = name or re.sub(r"[^\w.-]+", "-", model_stem(run.report.model))
     if not re.fullmatch(r"[\w.-]+", name) or not name.strip("."):

@@ -1,15 +1,14 @@
 """The job `bench`: time engines in interleaved rounds, and find where their nodes run."""
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Literal
 
 import pydantic
 
 from qconvert import backends
-from qconvert.backends.base import Coverage, Engine
+from qconvert.backends.base import Engine
 from qconvert.core.cache import JsonCodec, cached_step
 from qconvert.core.config import BenchConfig
 from qconvert.core.errors import Unavailable
@@ -24,20 +23,11 @@ from qconvert.measure.latency import (
     timing_notes,
 )
 from qconvert.measure.machine import describe_machine
-from qconvert.measure.memory import PeakMemory, measure_peak
+from qconvert.measure.memory import Footprint, PeakMemory, measure_peak
 from qconvert.report.model import Report
-from qconvert.run.context import JobContext
+from qconvert.run.context import JobContext, cache_key
 from qconvert.run.report_files import judge_and_store, read_report, timestamp, with_measurement
 from qconvert.run.targets import Target, engine_hashes, engine_inputs
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """Where the nodes of an engine run, and the memory of a process that loads and runs it."""
-
-    coverage: Coverage
-    peak: PeakMemory
-
 
 LATENCIES_CODEC = JsonCodec("latencies.json", pydantic.TypeAdapter(EngineLatencies))
 FOOTPRINT_CODEC = JsonCodec("footprint.json", pydantic.TypeAdapter(Footprint))
@@ -70,14 +60,9 @@ def time_engines(
     if not engines:
         return {}
     end = start_step(context.progress, "bench")
-    hashes = engine_hashes(engines)
-    key = {
-        "name": ", ".join(engines),
-        "model": next(iter(hashes.values())),
-        "engines": json.dumps(hashes, sort_keys=True),
-        "settings": json.dumps(asdict(settings), sort_keys=True),
-        "machine": json.dumps(describe_machine(), sort_keys=True),
-    }
+    hashes, machine = engine_hashes(engines), describe_machine()
+    names, model = ", ".join(engines), next(iter(hashes.values()))
+    key = cache_key(names, model, engines=hashes, settings=asdict(settings), machine=machine)
     compute = partial(_measure_latencies, engines, settings, context.progress)
     latencies, hit = cached_step(context.cache, "bench", key, compute, LATENCIES_CODEC)
     batches = ", ".join(map(str, settings.batch_sizes))
@@ -91,12 +76,7 @@ def measure_footprints(engines: Mapping[str, Engine], context: JobContext) -> di
     footprints, all_hit = {}, True
     for name, digest in engine_hashes(engines).items():
         context.progress(Progress("inspect", name))
-        key = {
-            "name": name,
-            "model": digest[:16],
-            "engine": digest,
-            "machine": json.dumps(describe_machine(), sort_keys=True),
-        }
+        key = cache_key(name, digest[:16], engine=digest, machine=describe_machine())
         compute = partial(_measure_footprint, engines[name])
         footprints[name], hit = cached_step(context.cache, "inspect", key, compute, FOOTPRINT_CODEC)
         all_hit = all_hit and hit

@@ -9,6 +9,7 @@ from pathlib import Path
 from qconvert.core.atomic import copy_into_place
 from qconvert.core.config import GateConfig
 from qconvert.report.model import Report
+from qconvert.report.verdict import conclude
 from qconvert.run import run_folder
 from qconvert.run.bench import measure_footprints, time_engines
 from qconvert.run.context import (
@@ -19,8 +20,12 @@ from qconvert.run.context import (
 )
 from qconvert.run.evaluate import score_engines
 from qconvert.run.explain_errors import add_changed_images, analyze_errors
-from qconvert.run.report_builder import RunResults, build_report
-from qconvert.run.report_files import merge_with_previous, write_report
+from qconvert.run.report_files import (
+    RunResults,
+    build_report,
+    merge_with_previous,
+    write_report,
+)
 from qconvert.run.run_folder import ENGINE_FILE
 from qconvert.run.search import add_mixed_variants
 from qconvert.run.variants import (
@@ -32,9 +37,6 @@ from qconvert.run.variants import (
     prepare_inputs,
     reload_inputs,
 )
-
-NO_EVALUATION_IMAGES = "no images to compare outputs on: give `--eval PATH`"
-PLANNED_ONLY = "only planned: no engine was built"
 
 
 @dataclass(frozen=True)
@@ -84,39 +86,38 @@ def _build(
         chosen, inputs, mixes = add_mixed_variants(chosen, inputs, evaluation, context)
     with _timed(seconds, "quantize"):
         graphs = {variant: make_graph(variant, inputs, context) for variant in chosen.variants}
-    results = RunResults(
-        graphs,
-        chosen.available,
-        inputs.calibration.full if inputs.calibration is not None else None,
-        mixes=mixes,
-        notes=chosen.notes,
-    )
+    calibration = inputs.calibration.full if inputs.calibration is not None else None
+    results = RunResults(chosen, graphs, calibration, mixes=mixes)
     if request.plan_only:
         for variant, graph in graphs.items():
             if not (folder.engine(variant.name) / ENGINE_FILE).is_file():
                 copy_into_place(graph.folder, folder.engine(variant.name))
-        # Nothing was measured, so no limit can fail.
-        results, limits = replace(results, not_scored_reason=PLANNED_ONLY), GateConfig()
+        results = replace(results, not_scored_reason="only planned: no engine was built")
     else:
         results = replace(results, evaluation=evaluation, seconds=seconds)
-        results, limits = _build_and_measure(results, inputs, context), config.gate
+        results = _build_and_measure(results, inputs, context, seconds)
     preprocess = fitted_preprocessing_or_empty(source, config.preprocess)
-    report = build_report(results, context, request.command, preprocess, limits)
-    report = merge_with_previous(report, folder, config.gate)
+    report = build_report(results, context, request.command, preprocess)
+    report = merge_with_previous(report, folder)
+    # Where nothing was measured, no limit can fail.
+    only_planned = any(variant.engine is None for variant in report.variants)
+    report = conclude(report, GateConfig() if only_planned else config.gate)
     write_report(report, folder)
     return report
 
 
-def _build_and_measure(results: RunResults, inputs: BuildInputs, context: RunContext) -> RunResults:
+def _build_and_measure(
+    results: RunResults, inputs: BuildInputs, context: RunContext, seconds: dict[str, float]
+) -> RunResults:
     """Build the engines, measure those that run here, and find where their errors come from."""
     config, folder, graphs = context.config, context.folder, results.graphs
-    seconds, evaluation = results.seconds, results.evaluation
+    available, evaluation = results.chosen.available, results.evaluation
     with _timed(seconds, "build"):
         built = {
             variant.name: build_engine(variant, graph, context) for variant, graph in graphs.items()
         }
-    engines = {name: row.engine for name, row in built.items()}
-    runs_here = {variant.name: results.availability[variant.backend].runs for variant in graphs}
+    engines = {name: engine for name, (engine, _) in built.items()}
+    runs_here = {variant.name: available[variant.backend].runs for variant in graphs}
     running = {name: engine for name, engine in engines.items() if runs_here[name]}
     with _timed(seconds, "bench"):
         latencies = time_engines(running, config.bench, context)
@@ -128,11 +129,11 @@ def _build_and_measure(results: RunResults, inputs: BuildInputs, context: RunCon
             scores = score_engines(engines, runs_here, folder.model, evaluation, context)
         folder.write_classes(evaluation.images.classes)
     elif config.evaluate.images is None:
-        reason = NO_EVALUATION_IMAGES
+        reason = "no images to compare outputs on: give `--eval PATH`"
     else:
         reason = f"`{config.evaluate.images}` does not exist here: give `--eval PATH`"
     with _timed(seconds, "compare"):
-        analysis, evidence = analyze_errors(graphs, inputs, context)
+        layers, evidence = analyze_errors(graphs, inputs, context)
     if evaluation is not None:
         evidence = add_changed_images(evidence, evaluation, scores, folder)
     return replace(
@@ -141,7 +142,7 @@ def _build_and_measure(results: RunResults, inputs: BuildInputs, context: RunCon
         latencies=latencies,
         scores=scores,
         footprints=footprints,
-        analysis=analysis,
+        layers=layers,
         evidence=evidence,
         not_scored_reason=reason,
     )

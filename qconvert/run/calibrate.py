@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 
-from qconvert import __version__
 from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.calibrate import calibration_file
 from qconvert.calibrate.calibration import (
@@ -34,6 +33,7 @@ from qconvert.calibrate.calibration import (
 from qconvert.calibrate.collect import Collector, sample_phases
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
+from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, ProgressCallback, start_step
 from qconvert.core.tensors import Tensors, fixed_batch, pad_batch
 from qconvert.graph.observed_tensors import find_masked_tensors
@@ -51,7 +51,12 @@ from qconvert.optimize.calibration_set import (
     split_holdout,
 )
 from qconvert.run import worker_bootstrap
-from qconvert.run.context import JobContext, fitted_preprocessing, open_calibration_images
+from qconvert.run.context import (
+    JobContext,
+    cache_key,
+    fitted_preprocessing,
+    open_calibration_images,
+)
 from qconvert.run.load_model import load_and_clean
 from qconvert.run.run_folder import require_output_file
 from qconvert.sources import LoadedModel
@@ -93,8 +98,8 @@ def calibrate(
     calibration, was_known = _measure_and_save(
         inputs, out, [part], workers, context.progress, fresh=fresh
     )
-    count = int(np.isin(calibration.image_indices, part).sum())
-    end(f"{count} images, {len(inputs.origin.tensors)} tensors; {out}", was_known)
+    done = int(np.isin(calibration.image_indices, part).sum())
+    end(f"{done} images, {len(inputs.origin.tensors)} tensors; {out}", was_known)
     return calibration
 
 
@@ -106,17 +111,14 @@ def prepare_calibration(
     images = open_calibration_images(loaded.source, context, settings.count, threads)
     manifest = images.manifest()
     if len(manifest) < MIN_IMAGES:
-        count = "1 image" if len(manifest) == 1 else f"{len(manifest)} images"
         raise QConvertError(
-            f"`{settings.images}` has {count}; calibration needs at least {MIN_IMAGES}",
+            f"`{settings.images}` has {count(len(manifest), 'image')}; calibration needs at least {MIN_IMAGES}",
             hint="point `--images` at representative images; 100 to 500 are usual",
         )
+    preprocessing = {}
+    if not isinstance(images, ArrayImages):
+        preprocessing = fitted_preprocessing(loaded.source, context.config.preprocess).to_dict()
     tapped = add_calibration_taps(loaded.model, exact=settings.exact)
-    preprocessing = (
-        {}
-        if isinstance(images, ArrayImages)
-        else fitted_preprocessing(loaded.source, context.config.preprocess).to_dict()
-    )
     origin = Origin(
         model=onnx_io.fingerprint(loaded.model),
         tensors=tuple(tap.tensor for tap in tapped.taps),
@@ -142,12 +144,7 @@ def measure_calibration_set(loaded: LoadedModel, context: JobContext) -> Calibra
     end = start_step(context.progress, "calibrate", "listing images")
     inputs = prepare_calibration(loaded, context)
     holdout, training = split_holdout(len(inputs.images.names))
-    key = {
-        "origin": inputs.origin.fingerprint,
-        "model": inputs.origin.model,
-        "name": loaded.source.name,
-        "qconvert": __version__,
-    }
+    key = cache_key(loaded.source.name, inputs.origin.model, origin=inputs.origin.fingerprint)
 
     def make(folder: Path) -> None:
         with context.cache.resumable("calibrate", key) as state:
@@ -188,8 +185,8 @@ def load_calibration_set(
 
     Unless `images_required`, it has no images if they are missing or have changed.
     """
-    calibration = calibration_file.load(path)
-    origin, images = calibration.origin, None
+    calibration, images = calibration_file.load(path), None
+    origin = calibration.origin
     if origin.model != onnx_io.fingerprint(loaded.model):
         raise UsageError(
             f"`{path}` was measured on another model than `{context.config.model}`",
@@ -199,15 +196,14 @@ def load_calibration_set(
         try:
             root = open_calibration_images(loaded.source, context, 1).root
             entries = tuple(ImageEntry(image.name, image.sha256) for image in origin.images)
-            preprocess = Preprocess.from_dict(origin.preprocessing)
             manifest = ImageManifest(root, entries)
-            images = reopen_images(manifest, loaded.source.inputs, preprocess)
-            if not images_required and images.manifest().digest() != manifest.digest():
-                images = None
+            preprocess = Preprocess.from_dict(origin.preprocessing)
+            found = reopen_images(manifest, loaded.source.inputs, preprocess)
+            if images_required or found.manifest().digest() == manifest.digest():
+                images = found
         except QConvertError:
             if images_required:
                 raise
-            images = None
     batch = fixed_batch(loaded.source.inputs)
     return CalibrationSet(calibration, calibration, images, batch, excludes_holdout=False)
 

@@ -6,11 +6,14 @@ Images are prepared as the settings say, otherwise as the model's source does.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import onnx_ir as ir
 
+from qconvert import __version__
+from qconvert.backends.ort import ORT_VERSION
 from qconvert.core import cache
 from qconvert.core.cache import Cache
 from qconvert.core.config import Config, PreprocessConfig
@@ -25,6 +28,8 @@ from qconvert.sources import Source
 from qconvert.sources.onnx_file import PREPROCESS_KEY
 
 EVALUATION_BATCH = 8
+# With qconvert and ONNX Runtime these decide the numbers of every step.
+LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxslim", "pillow")
 DEFAULT_PRESET = "imagenet"
 
 
@@ -58,6 +63,17 @@ def open_context(
 ) -> JobContext:
     """Return the context of a job with the user's cache; `fresh` recomputes everything."""
     return JobContext(config, cache.open_default(fresh=fresh), progress, trust=trust)
+
+
+def cache_key(name: str, model: str, **decisive: object) -> dict[str, str]:
+    """Return what decides the result of a step; `name` and `model` identify it in listings."""
+    texts = {
+        key: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        for key, value in decisive.items()
+    }
+    versions = {library: version(library) for library in LIBRARIES}
+    versions |= {"qconvert": __version__, "onnxruntime": ORT_VERSION}
+    return {"name": name, "model": model, **texts, **versions}
 
 
 @dataclass(frozen=True)
@@ -126,9 +142,8 @@ def known_preprocessing(source: Source, settings: PreprocessConfig) -> Preproces
 
     None if neither the settings nor the source name any preprocessing.
     """
-    names = ("resize", "crop", "interpolation", "mean", "std", "colours")
-    values: dict[str, Any] = {name: getattr(settings, name) for name in names}
-    changes = {name: value for name, value in values.items() if value is not None}
+    changes = {name: value for name, value in asdict(settings).items() if value is not None}
+    changes.pop("preset", None)
     base = PRESETS[settings.preset] if settings.preset else source.preprocess
     if base is None and not changes:
         return None

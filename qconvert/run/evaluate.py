@@ -1,18 +1,16 @@
 """The job `evaluate`: the outputs of every engine on the same images, read once for all of them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pydantic
 
-from qconvert import __version__, backends, sources
+from qconvert import backends, sources
 from qconvert.backends.base import Engine
-from qconvert.backends.ort import ORT_VERSION, open_cpu
+from qconvert.backends.ort import open_cpu
 from qconvert.calibrate import calibration_file
 from qconvert.core import onnx_io
 from qconvert.core.cache import JsonCodec, cached_step
@@ -42,10 +40,20 @@ from qconvert.measure.accuracy import (
 )
 from qconvert.measure.machine import describe_machine
 from qconvert.report.model import Report
-from qconvert.run.context import EVALUATION_BATCH, EvaluationSet, JobContext, open_evaluation_set
+from qconvert.run.context import (
+    EVALUATION_BATCH,
+    EvaluationSet,
+    JobContext,
+    cache_key,
+    open_evaluation_set,
+)
 from qconvert.run.explain_errors import add_changed_images
-from qconvert.run.report_builder import evaluation_info, shared_image_count
-from qconvert.run.report_files import judge_and_store, read_report, with_measurement
+from qconvert.run.report_files import (
+    judge_and_store,
+    read_report,
+    with_evaluation,
+    with_measurement,
+)
 from qconvert.run.targets import Target, engine_hashes, require_same_inputs
 
 # The SQNR of equal outputs is infinite; the report has None for it, and a note.
@@ -68,7 +76,7 @@ def evaluate(target: Target, context: JobContext, workers: int | None = None) ->
     scores = score_engines(target.engines, runs_here, target.reference, evaluation_set, context)
     report = read_report(target)
     # A package prepares images as for calibration, whatever this evaluation does.
-    preprocess = report.preprocess or dict(evaluation_set.preprocessing)
+    report = replace(report, preprocess=report.preprocess or dict(evaluation_set.preprocessing))
     calibration, evidence = None, report.evidence
     if target.run is not None:
         target.run.write_classes(evaluation_set.images.classes)
@@ -76,18 +84,12 @@ def evaluate(target: Target, context: JobContext, workers: int | None = None) ->
         if target.run.calibration.is_file():
             calibration = calibration_file.load(target.run.calibration)
     path = context.config.evaluate.images
-    report = replace(
-        report,
-        baseline=scores[BASELINE],
-        variants=tuple(
-            with_measurement(row, "accuracy", scores.get(row.name), BF16_UNSCORED)
-            for row in report.variants
-        ),
-        preprocess=preprocess,
-        evaluation=evaluation_info(evaluation_set, scores, path, preprocess),
-        shared_images=shared_image_count(calibration, evaluation_set),
-        evidence=evidence,
+    report = with_evaluation(report, evaluation_set, scores, calibration, path)
+    rows = tuple(
+        with_measurement(row, "accuracy", scores.get(row.name), BF16_UNSCORED)
+        for row in report.variants
     )
+    report = replace(report, variants=rows, evidence=evidence)
     return judge_and_store(report, context.config.gate, target)
 
 
@@ -103,21 +105,14 @@ def score_engines(
     An engine that cannot run here is scored by its graph on the CPU.
     """
     end = start_step(context.progress, "evaluate")
-    images = evaluation_set.images
-    key = {
-        "name": ", ".join(engines),
-        "model": onnx_io.fingerprint(onnx_io.load(reference)),
-        "engines": json.dumps(engine_hashes(engines), sort_keys=True),
-        "runs": json.dumps(dict(runs_here), sort_keys=True),
-        "images": images.manifest().digest(),
-        "labels": json.dumps(list(images.labels)),
-        "preprocessing": json.dumps(dict(evaluation_set.preprocessing), sort_keys=True),
-        "qconvert": __version__,
-        "onnxruntime": ORT_VERSION,
-        "numpy": version("numpy"),
-        "pillow": version("pillow"),
-        "machine": json.dumps(describe_machine(), sort_keys=True),
-    }
+    key = cache_key(
+        ", ".join(engines),
+        onnx_io.fingerprint(onnx_io.load(reference)),
+        engines=engine_hashes(engines),
+        runs=dict(runs_here),
+        images=evaluation_set.digest(),
+        machine=describe_machine(),
+    )
     compute = partial(
         _measure_scores, engines, runs_here, reference, evaluation_set, context.progress
     )

@@ -1,18 +1,14 @@
 """Explain where the errors of engines come from: layer errors, and the evidence a report shows."""
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
 
 import pydantic
 from PIL import Image
 
-from qconvert import __version__
 from qconvert.backends.base import EngineVariant
-from qconvert.backends.ort import ORT_VERSION
 from qconvert.core import atomic, onnx_io
 from qconvert.core.cache import JsonCodec, cached_step
 from qconvert.core.errors import QConvertError
@@ -39,7 +35,7 @@ from qconvert.measure.feature_maps import WORST_LAYERS, draw_feature_maps
 from qconvert.measure.layer_errors import LayerError, measure_layer_errors, worst_layers
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.plan_files import read_equalization_factors
-from qconvert.run.context import EvaluationSet, JobContext, RunContext, open_sample
+from qconvert.run.context import EvaluationSet, JobContext, RunContext, cache_key, open_sample
 from qconvert.run.run_folder import RunFolder
 from qconvert.run.variants import BuildInputs, VariantGraph
 
@@ -51,47 +47,40 @@ _LAYERS = JsonCodec("layers.json", pydantic.TypeAdapter(tuple[LayerError, ...]))
 _FEATURE_MAPS = JsonCodec("features.json", pydantic.TypeAdapter(tuple[FeatureMap, ...]))
 
 
-@dataclass(frozen=True)
-class ErrorAnalysis:
-    """The layer errors of every engine whose graph is not the float model's, or why it has none."""
-
-    layers: Mapping[str, tuple[LayerError, ...]] = field(default_factory=dict)
-    not_analyzed: Mapping[str, str] = field(default_factory=dict)
-
-
 def analyze_errors(
     graphs: Mapping[EngineVariant, VariantGraph], inputs: BuildInputs, context: RunContext
-) -> tuple[ErrorAnalysis, Evidence]:
-    """Compare the graphs with the float model; a failing graph does not stop the others."""
-    layers: dict[str, tuple[LayerError, ...]] = {}
-    reasons: dict[str, str] = {}
+) -> tuple[dict[str, tuple[LayerError, ...] | str], Evidence]:
+    """Return the layer errors of every engine, or why it has none, and the evidence for them.
+
+    Graphs are compared with the float model; a failing one does not stop the others.
+    """
+    results: dict[str, tuple[LayerError, ...] | str] = {}
+    layers: dict[EngineVariant, tuple[LayerError, ...]] = {}
     # This many images give layer errors to a tenth of a decibel.
     sample = open_sample(inputs.loaded.source, context, 32)
     for variant, graph in graphs.items():
         if variant.precision == "fp32":
             continue
         if sample is None:
-            reasons[variant.name] = "no images to run: give `--eval PATH`, or `--images PATH`"
+            results[variant.name] = "no images to run: give `--eval PATH`, or `--images PATH`"
             continue
         try:
             errors = cached_layer_errors(
                 context.folder.model, graph.path, sample, context, name=variant.precision
             )
         except QConvertError as error:
-            reasons[variant.name] = str(error)
+            results[variant.name] = str(error)
             continue
         if all(layer.precision == "fp32" for layer in errors):
-            reasons[variant.name] = (
+            results[variant.name] = (
                 "its graph is that of the float model: the engine's builder chooses what to "
                 "quantize"
             )
         else:
-            layers[variant.name] = errors
-    evidence = Evidence()
-    if sample is not None and layers:
-        analyzed = {variant: graph for variant, graph in graphs.items() if variant.name in layers}
-        evidence = _collect_evidence(analyzed, layers, inputs, sample, context)
-    return ErrorAnalysis(layers, reasons), evidence
+            results[variant.name] = layers[variant] = errors
+    if sample is None or not layers:
+        return results, Evidence()
+    return results, _collect_evidence(graphs, layers, inputs, sample, context)
 
 
 def cached_layer_errors(
@@ -103,18 +92,13 @@ def cached_layer_errors(
     size = fixed_batch(onnx_io.inputs(reference))
     manifest = sample.images.manifest()
     graph_hash = onnx_io.fingerprint(model)
-    key = {
-        # Engines with the same graph have the same layers, whatever their names.
-        "name": f"graph {graph_hash[:12]}",
-        "model": onnx_io.fingerprint(reference),
-        "graph": graph_hash,
-        "images": manifest.digest(),
-        "preprocessing": json.dumps(dict(sample.preprocessing), sort_keys=True),
-        "qconvert": __version__,
-        "onnxruntime": ORT_VERSION,
-        "numpy": version("numpy"),
-        "pillow": version("pillow"),
-    }
+    # Engines with the same graph have the same layers, whatever their names.
+    key = cache_key(
+        f"graph {graph_hash[:12]}",
+        onnx_io.fingerprint(reference),
+        graph=graph_hash,
+        images=sample.digest(),
+    )
 
     def sample_batches() -> Iterator[Tensors]:
         done = 0
@@ -138,16 +122,16 @@ def cached_layer_errors(
 
 
 def _collect_evidence(
-    analyzed: Mapping[EngineVariant, VariantGraph],
-    layers: Mapping[str, tuple[LayerError, ...]],
+    graphs: Mapping[EngineVariant, VariantGraph],
+    layers: Mapping[EngineVariant, tuple[LayerError, ...]],
     inputs: BuildInputs,
     sample: EvaluationSet,
     context: RunContext,
 ) -> Evidence:
     """Return the ranges, weights and feature maps of the layers with the largest errors."""
     # INT8 has the largest errors; its first engine represents all.
-    variant = next((key for key in analyzed if key.precision == "int8"), next(iter(analyzed)))
-    errors, plan, model = layers[variant.name], analyzed[variant].plan, inputs.loaded.model
+    variant = next((key for key in layers if key.precision == "int8"), next(iter(layers)))
+    errors, plan, model = layers[variant], graphs[variant].plan, inputs.loaded.model
     ranges: tuple[TensorRange, ...] = ()
     if plan is not None and inputs.calibration is not None:
         summaries = inputs.calibration.full.summaries
@@ -155,8 +139,9 @@ def _collect_evidence(
     weights = weight_ranges(equalize(model, plan.equalized if plan is not None else {}), errors)
     # Graphs that differ, each under its first variant.
     different: dict[str, tuple[EngineVariant, Path]] = {}
-    for key, graph in analyzed.items():
-        different.setdefault(onnx_io.fingerprint(onnx_io.load(graph.path)), (key, graph.path))
+    for key in layers:
+        path = graphs[key].path
+        different.setdefault(onnx_io.fingerprint(onnx_io.load(path)), (key, path))
     # Floats before integers, as the error grows from row to row.
     ordered = sorted(different.items(), key=lambda item: item[1][0].precision == "int8")
     shown = {key.name: (hashed, path) for hashed, (key, path) in ordered[:3]}
@@ -177,16 +162,14 @@ def _cached_feature_maps(
     batch = next(iter(sample.images.batches(1)))
     image = batch.items[0]
     reference = onnx_io.load(context.folder.model)
-    key = {
-        "name": ", ".join(graphs),
-        "model": onnx_io.fingerprint(reference),
-        "graphs": json.dumps({name: hashed for name, (hashed, _) in graphs.items()}),
-        "image": f"{image.sha256} {image.name}",
-        "preprocessing": json.dumps(dict(sample.preprocessing), sort_keys=True),
-        "worst": json.dumps([layer.tensor for layer in worst_layers(layers, WORST_LAYERS)]),
-        "qconvert": __version__,
-        "onnxruntime": ORT_VERSION,
-    }
+    key = cache_key(
+        ", ".join(graphs),
+        onnx_io.fingerprint(reference),
+        graphs=[hashed for hashed, _ in graphs.values()],
+        image=f"{image.sha256} {image.name}",
+        preprocessing=dict(sample.preprocessing),
+        worst=[layer.tensor for layer in worst_layers(layers, WORST_LAYERS)],
+    )
 
     def make(folder: Path) -> None:
         montages = folder / "pictures"

@@ -48,8 +48,8 @@ def export(context: JobContext, out: Path) -> Exported:
     preprocess = known_preprocessing(loaded.source, context.config.preprocess)
     model = with_preprocessing(loaded.model, preprocess)
     onnx_io.save(model, out)
-    size = megabytes(sum(file.stat().st_size for file in onnx_io.model_files(out)))
     opset = model.opset_imports.get("", 0)
+    size = megabytes(onnx_io.saved_bytes(out))
     end(f"{out}, {size}, opset {opset}, sha256 {file_sha256(out)[:12]}", False)
     return Exported(out, loaded, result, is_quantized(loaded.model))
 

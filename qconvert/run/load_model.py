@@ -2,10 +2,9 @@
 
 import json
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
-from qconvert import __version__, sources
+from qconvert import sources
 from qconvert.backends.crash_check import check_for_crash
 from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.core import cache, onnx_io
@@ -15,11 +14,10 @@ from qconvert.core.errors import QConvertError
 from qconvert.core.progress import ProgressCallback, megabytes, start_step
 from qconvert.core.tensors import fixed_batch, random_inputs
 from qconvert.graph import clean
-from qconvert.run.context import JobContext
+from qconvert.run.context import JobContext, cache_key
 from qconvert.sources import MODEL_FILE, LoadedModel, Source
 
 STEPS_FILE = "steps.json"
-LIBRARIES = ("onnx", "onnx-ir", "onnxslim", "numpy")
 
 
 def load_and_clean(context: JobContext) -> LoadedModel:
@@ -53,16 +51,9 @@ def load_and_clean(context: JobContext) -> LoadedModel:
         onnx_io.save(result.model, folder / MODEL_FILE)
         (folder / STEPS_FILE).write_text(json.dumps([asdict(step) for step in result.steps]))
 
-    key = {
-        "model": onnx_io.fingerprint(source.model),
-        "name": source.name,
-        "opset": str(opset),
-        "skip": ",".join(skip),
-        "inputs": ", ".join(str(spec) for spec in source.inputs),
-        "qconvert": __version__,
-        "onnxruntime": ORT_VERSION,
-        **{name: version(name) for name in LIBRARIES},
-    }
+    inputs = [str(spec) for spec in source.inputs]
+    fingerprint = onnx_io.fingerprint(source.model)
+    key = cache_key(source.name, fingerprint, opset=opset, skip=skip, inputs=inputs)
     entry = context.cache.get_or_make("prepare", key, make)
     model = onnx_io.load(entry.path / MODEL_FILE)
     records = json.loads((entry.path / STEPS_FILE).read_text())

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from qconvert import __version__, backends, sources
+from qconvert import backends, sources
 from qconvert.backends.base import BackendRequirements
 from qconvert.backends.ort import open_cpu
 from qconvert.calibrate import methods
@@ -54,7 +54,7 @@ from qconvert.quantize.ranges import AUTO_METHOD, OUTPUT_ERROR_METHOD
 from qconvert.quantize.rounded_weights import RoundedWeights
 from qconvert.quantize.scheme import Scheme
 from qconvert.run.calibrate import load_calibration_set, measure_calibration_set
-from qconvert.run.context import JobContext, known_preprocessing, with_preprocessing
+from qconvert.run.context import JobContext, cache_key, known_preprocessing, with_preprocessing
 from qconvert.run.load_model import load_and_clean
 from qconvert.run.run_folder import require_output_file
 from qconvert.sources import MODEL_FILE, LoadedModel
@@ -154,8 +154,7 @@ def quantize(context: JobContext, request: QuantizeRequest) -> Quantized:
 
     end = start_step(context.progress, "write")
     onnx_io.save(result.model, out)
-    size = sum(file.stat().st_size for file in onnx_io.model_files(out))
-    before = onnx_io.weight_bytes(loaded.model)
+    size, before = onnx_io.saved_bytes(out), onnx_io.weight_bytes(loaded.model)
     share = f", {size / before:.0%} of {megabytes(before)}" if before else ""
     end(f"{out}, {megabytes(size)}{share}, sha256 {file_sha256(out)[:12]}", False)
     notes = backends.requirements(request.backend).notes if result.plan is not None else ()
@@ -388,12 +387,8 @@ def _make_plan(
     if factors:
         # The equalized model is calibrated again, and accepted if its output error is lower.
         model = equalize(loaded.model, factors)
-        key = {
-            "name": loaded.source.name,
-            "model": onnx_io.fingerprint(loaded.model),
-            "factors": json.dumps(factors),
-            "qconvert": __version__,
-        }
+        fingerprint = onnx_io.fingerprint(loaded.model)
+        key = cache_key(loaded.source.name, fingerprint, factors=factors)
         entry = context.cache.get_or_make(
             "equalize", key, lambda folder: onnx_io.save(model, folder / MODEL_FILE)
         )

@@ -1,29 +1,134 @@
-"""The report of a target: read from its run, merged with the previous one, written in each form."""
+"""The report of a run: built from its results, merged with the previous one, written in each form."""
 
 import hashlib
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from qconvert import __version__
-from qconvert.backends.base import Engine
-from qconvert.core import onnx_io
+from qconvert.backends.base import Coverage, Engine, EngineVariant
+from qconvert.calibrate.calibration import Calibration
+from qconvert.core import config_file, onnx_io
 from qconvert.core.atomic import write_text
 from qconvert.core.config import GateConfig
 from qconvert.core.errors import QConvertError, UsageError
+from qconvert.measure.accuracy import BASELINE, BF16_UNSCORED, Accuracy
 from qconvert.measure.evidence import Evidence
+from qconvert.measure.latency import EngineLatencies
+from qconvert.measure.layer_errors import LayerError
 from qconvert.measure.machine import describe_machine
+from qconvert.measure.memory import Footprint, PeakMemory
+from qconvert.measure.mixed_result import MixedResult
 from qconvert.report import json_file
 from qconvert.report.html import render_html
 from qconvert.report.markdown import render_markdown
 from qconvert.report.metrics import NOT_TIMED_TOGETHER
-from qconvert.report.model import EngineInfo, Report, VariantResult
+from qconvert.report.model import (
+    EngineInfo,
+    ImageSetInfo,
+    MemoryUse,
+    OperatorCoverage,
+    Report,
+    UnquantizedNode,
+    VariantResult,
+)
 from qconvert.report.model_card import render_card
 from qconvert.report.tables import layers_csv
 from qconvert.report.verdict import conclude
+from qconvert.run.context import EvaluationSet, RunContext
 from qconvert.run.run_folder import CARD, ENGINES, HTML, LAYERS, MARKDOWN, REPORT, RunFolder
 from qconvert.run.targets import Target
+from qconvert.run.variants import ChosenVariants, VariantGraph
+
+ONLY_PLANNED = "not run: only planned"
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """The results of the steps, by variant, by its name, or by backend (`mixes`).
+
+    `built` has each engine, and whether it came from the cache; `layers` the layer errors of an
+    engine, or why it has none. `not_scored_reason` says why no accuracy was measured, if none was.
+    """
+
+    chosen: ChosenVariants
+    graphs: Mapping[EngineVariant, VariantGraph]
+    calibration: Calibration | None = None
+    evaluation: EvaluationSet | None = None
+    mixes: Mapping[str, MixedResult] = field(default_factory=dict)
+    built: Mapping[str, tuple[Engine, bool]] = field(default_factory=dict)
+    latencies: EngineLatencies = field(default_factory=dict)
+    scores: Mapping[str, Accuracy] = field(default_factory=dict)
+    footprints: Mapping[str, Footprint] = field(default_factory=dict)
+    layers: Mapping[str, tuple[LayerError, ...] | str] = field(default_factory=dict)
+    evidence: Evidence = field(default_factory=Evidence)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    not_scored_reason: str = ""
+
+
+def build_report(
+    results: RunResults, context: RunContext, command: str, preprocess: Mapping[str, object]
+) -> Report:
+    """Return the report of a run, without gates and verdict."""
+    config, folder, calibration = context.config, context.folder, None
+    if results.calibration is not None:
+        calibration = ImageSetInfo(
+            path=str(config.calibration.images or folder.calibration),
+            count=int(results.calibration.image_indices.size),
+            sha256=results.calibration.origin.fingerprint,
+        )
+    report = Report(
+        tool=f"qconvert {__version__}",
+        created=timestamp(),
+        model=str(config.model),
+        command=command,
+        config=config_file.as_dict(config),
+        machine=describe_machine(),
+        baseline=None,
+        baseline_bytes=onnx_io.saved_bytes(folder.model),
+        variants=tuple(_variant_result(variant, results) for variant in results.graphs),
+        seconds=dict(results.seconds),
+        run_notes=results.chosen.notes,
+        preprocess=dict(preprocess),
+        calibration=calibration,
+        mixes=dict(results.mixes),
+        evidence=results.evidence,
+    )
+    if results.evaluation is None:
+        return report
+    images, scores = results.evaluation, results.scores
+    return with_evaluation(report, images, scores, results.calibration, config.evaluate.images)
+
+
+def with_evaluation(
+    report: Report,
+    evaluation_set: EvaluationSet,
+    scores: Mapping[str, Accuracy],
+    calibration: Calibration | None,
+    path: Path | None,
+) -> Report:
+    """Return the report with what accuracy was measured on, and how much of it was calibrated on."""
+    images, own = evaluation_set.images, dict(evaluation_set.preprocessing)
+    hashes = set[str]()
+    if calibration is not None:
+        origin = calibration.origin
+        hashes = {origin.images[int(index)].sha256 for index in calibration.image_indices}
+    info = ImageSetInfo(
+        path=str(path or images.root),
+        count=scores[BASELINE].images if BASELINE in scores else len(images.names),
+        # It covers labels and preprocessing too.
+        sha256=evaluation_set.digest(),
+        prepared={} if own == report.preprocess else own,
+    )
+    return replace(
+        report,
+        baseline=scores.get(BASELINE),
+        evaluation=info,
+        shared_images=sum(entry.sha256 in hashes for entry in images.manifest().entries),
+    )
 
 
 def read_report(target: Target) -> Report:
@@ -40,7 +145,7 @@ def read_report(target: Target) -> Report:
             config={},
             machine=describe_machine(),
             baseline=None,
-            baseline_bytes=model_bytes(target.model),
+            baseline_bytes=onnx_io.saved_bytes(target.model),
             variants=tuple(
                 _unmeasured_row(name, engine, str(engine.folder))
                 for name, engine in target.engines.items()
@@ -64,7 +169,7 @@ def read_report(target: Target) -> Report:
     )
 
 
-def engine_info(engine: Engine, path: str, seconds: float = 0.0, *, cached: bool) -> EngineInfo:
+def _engine_info(engine: Engine, path: str, *, cached: bool = True) -> EngineInfo:
     """Return what a report says of an engine; `path` is relative to the run."""
     digest = hashlib.sha256()
     for name in engine.files:
@@ -75,7 +180,7 @@ def engine_info(engine: Engine, path: str, seconds: float = 0.0, *, cached: bool
         files=engine.files,
         bytes=engine.bytes,
         sha256=digest.hexdigest(),
-        build_seconds=seconds,
+        build_seconds=engine.build_seconds,
         stored=cached,
         made_with=dict(engine.made_with),
     )
@@ -84,11 +189,6 @@ def engine_info(engine: Engine, path: str, seconds: float = 0.0, *, cached: bool
 def timestamp() -> str:
     """Return the time of a report."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def model_bytes(path: Path) -> int:
-    """Return the size of an ONNX model, external data included."""
-    return sum(file.stat().st_size for file in onnx_io.model_files(path))
 
 
 def previous_report(run: RunFolder) -> Report | None:
@@ -100,7 +200,7 @@ def previous_report(run: RunFolder) -> Report | None:
         return None
 
 
-def merge_with_previous(new: Report, run: RunFolder, limits: GateConfig) -> Report:
+def merge_with_previous(new: Report, run: RunFolder) -> Report:
     """Return the new report with the engines of the run that were not rebuilt.
 
     Their accuracy is kept if it was measured on the same images; latencies compare only where engines were
@@ -115,38 +215,43 @@ def merge_with_previous(new: Report, run: RunFolder, limits: GateConfig) -> Repo
         if row.engine is not None and run.engine(row.name).is_dir()
     }
     # A variant that is only planned does not replace its engine.
-    rebuilt = [row for row in new.variants if row.engine or row.name not in existing]
+    rebuilt = {row.name: row for row in new.variants if row.engine or row.name not in existing}
     # Without evaluation images in this run, the accuracy of unchanged engines still holds.
     reuse_accuracy = new.evaluation is None and previous.evaluation is not None
     new = replace(
         new,
-        variants=tuple(rebuilt),
+        variants=tuple(rebuilt.values()),
         baseline=new.baseline or previous.baseline,
         evaluation=new.evaluation or previous.evaluation,
         shared_images=(previous if reuse_accuracy else new).shared_images,
     )
-    unchanged, rows = set(existing), []
-    for row in rebuilt:
-        before, completed = existing.pop(row.name, None), row
-        if before is None or _engine_hash(row) != _engine_hash(before):
-            unchanged.discard(row.name)
-        else:
-            notes = tuple(dict.fromkeys((*before.notes, *row.notes)))
-            completed = replace(row, notes=notes)
+    others, unchanged = [], set[str]()
+    for name, before in existing.items():
+        if name not in rebuilt:
+            others.append(_without_incomparable(before, previous, new))
+            unchanged.add(name)
+        elif _engine_hash(rebuilt[name]) == _engine_hash(before):
+            notes = tuple(dict.fromkeys((*before.notes, *rebuilt[name].notes)))
+            row = replace(rebuilt[name], notes=notes)
             if reuse_accuracy and before.accuracy is not None:
-                completed = with_measurement(completed, "accuracy", before.accuracy)
+                row = with_measurement(row, "accuracy", before.accuracy)
             if before.layers and not row.layers:
-                completed = with_measurement(completed, "layers", before.layers)
-        rows.append(completed)
-    others = [_without_incomparable(row, previous, new) for row in existing.values()]
-    merged = replace(
-        new,
-        variants=(*others, *rows),
-        mixes={**previous.mixes, **new.mixes},
-        evidence=_merge_evidence(new, previous, unchanged) if unchanged else new.evidence,
-    )
-    only_planned = any(variant.engine is None for variant in merged.variants)
-    return conclude(merged, GateConfig() if only_planned else limits)
+                row = with_measurement(row, "layers", before.layers)
+            rebuilt[name] = row
+            unchanged.add(name)
+    evidence, earlier = new.evidence, previous.evidence
+    if unchanged:
+        earlier_thumbnails = earlier.thumbnails if _same_images(previous, new) else ()
+        evidence = Evidence(
+            ranges=evidence.ranges
+            or tuple(row for row in earlier.ranges if row.variant in unchanged),
+            weights=evidence.weights or earlier.weights,
+            feature_maps=evidence.feature_maps or earlier.feature_maps,
+            thumbnails=evidence.thumbnails or earlier_thumbnails,
+            classes={**(earlier.classes or {}), **(evidence.classes or {})},
+        )
+    rows, mixes = (*others, *rebuilt.values()), {**previous.mixes, **new.mixes}
+    return replace(new, variants=rows, mixes=mixes, evidence=evidence)
 
 
 def with_measurement(row: VariantResult, field: str, value: Any, reason: str = "") -> VariantResult:
@@ -191,7 +296,7 @@ def report_images(report: Report, folder: Path) -> dict[str, bytes]:
 
 
 def _unmeasured_row(name: str, engine: Engine, path: str) -> VariantResult:
-    info = engine_info(engine, path, cached=True)
+    info = replace(_engine_info(engine, path), build_seconds=0.0)
     return VariantResult(name, engine.backend, engine.precision, info)
 
 
@@ -216,14 +321,55 @@ def _without_incomparable(row: VariantResult, previous: Report, new: Report) -> 
     return row
 
 
-def _merge_evidence(new: Report, previous: Report, unchanged: set[str]) -> Evidence:
-    """Complete the new evidence by the previous one of engines that did not change."""
-    evidence, before = new.evidence, previous.evidence
-    return Evidence(
-        ranges=evidence.ranges or tuple(row for row in before.ranges if row.variant in unchanged),
-        weights=evidence.weights or before.weights,
-        feature_maps=evidence.feature_maps or before.feature_maps,
-        thumbnails=evidence.thumbnails
-        or (before.thumbnails if _same_images(previous, new) else ()),
-        classes={**(before.classes or {}), **(evidence.classes or {})},
+def _variant_result(variant: EngineVariant, results: RunResults) -> VariantResult:
+    """Return the row of an engine, with the reason for every empty field."""
+    name, graph = variant.name, results.graphs[variant]
+    backend = results.chosen.available[variant.backend]
+    latency, accuracy = results.latencies.get(name), results.scores.get(name)
+    layer_errors = results.layers.get(name, ())
+    engine, notes, not_run = None, graph.notes, ONLY_PLANNED
+    if name in results.built:
+        built, cached = results.built[name]
+        engine = _engine_info(built, f"{ENGINES}/{built.folder.name}", cached=cached)
+        notes, not_run = (*notes, *built.notes), backend.reason
+    not_scored = BF16_UNSCORED if variant.precision == "bf16" and not backend.runs else not_run
+    # An engine that did not run has no measurements.
+    not_measured = PeakMemory(None, reason="measured for CPU engines only")
+    footprint = results.footprints.get(name, Footprint(Coverage({}, None, not_run), not_measured))
+    coverage, peak = footprint.coverage, footprint.peak
+    reasons = {
+        "engine": "" if engine else ONLY_PLANNED if backend.builds else backend.reason,
+        "latency": "" if latency is not None else not_run,
+        "by_provider": "" if latency is not None else not_run,
+        "accuracy": "" if accuracy else results.not_scored_reason or not_scored,
+        "by_precision": "" if coverage.by_precision is not None else coverage.unknown,
+        "memory": "" if peak.bytes is not None else peak.reason,
+        "layers": layer_errors if isinstance(layer_errors, str) else "",
+    }
+    layers = graph.plan.layers if graph.plan is not None else {}
+    nodes = Counter(layer.op for layer in layers.values())
+    quantized = Counter(layer.op for layer in layers.values() if not layer.left)
+    return VariantResult(
+        name=name,
+        backend=variant.backend,
+        precision=variant.precision,
+        engine=engine,
+        latency=latency or (),
+        accuracy=accuracy,
+        memory=MemoryUse(peak.bytes) if peak.bytes is not None else None,
+        by_provider=dict(coverage.by_provider),
+        by_precision=dict(coverage.by_precision) if coverage.by_precision is not None else None,
+        quantized=quantized.total(),
+        candidates=len(layers),
+        unquantized=tuple(
+            UnquantizedNode(node, layer.op, layer.left)
+            for node, layer in layers.items()
+            if layer.left
+        ),
+        unmeasured={field: reason for field, reason in reasons.items() if reason},
+        notes=notes,
+        layers=layer_errors if not isinstance(layer_errors, str) else (),
+        operators=tuple(
+            OperatorCoverage(op, count, quantized[op]) for op, count in nodes.most_common()
+        ),
     )

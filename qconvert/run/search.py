@@ -5,15 +5,14 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pydantic
 
-from qconvert import __version__, backends
+from qconvert import backends
 from qconvert.backends.base import Availability, Engine, EngineVariant
-from qconvert.backends.ort import ORT_VERSION, open_cpu
+from qconvert.backends.ort import open_cpu
 from qconvert.core import atomic, onnx_io
 from qconvert.core.cache import JsonCodec
 from qconvert.core.config import BuildConfig
@@ -45,6 +44,7 @@ from qconvert.run.context import (
     EvaluationSet,
     JobContext,
     RunContext,
+    cache_key,
     open_evaluation_set,
 )
 from qconvert.run.quantize import QuantizeRequest, preview_layers, scheme_for
@@ -90,27 +90,24 @@ def search_backend(
     model = SearchModel(inputs.loaded.model, plain.plan, scheme, plain.weights)
     fingerprint = onnx_io.fingerprint(model.model)
     # What decides every trial; its set and images are in the trial's name.
-    decided = [
+    decided = cache_key(
+        "trials",
         fingerprint,
-        plan_files.format_plan(model.plan),
-        inputs.calibration.full.origin.fingerprint if inputs.calibration is not None else "",
-        __version__,
-        ORT_VERSION,
-        version("numpy"),
-    ]
-    subject = hashlib.sha256(json.dumps(decided).encode()).hexdigest()
+        plan=plan_files.plan_to_json(model.plan),
+        calibration=inputs.calibration and inputs.calibration.full.origin.fingerprint,
+    )
+    subject = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
     # Build options decide the latencies, which are part of the result.
-    engines = [engine_settings(context, backend), config.build.profile]
-    key = {
-        "name": f"{backend} {config.search.budget:g}",
-        "model": fingerprint,
-        "subject": subject,
-        "settings": json.dumps(asdict(config.search), sort_keys=True),
-        "exam": evaluation_set.digest() if evaluation_set is not None else "",
-        "bench": json.dumps(asdict(config.bench), sort_keys=True),
-        "engines": json.dumps(engines, sort_keys=True) if available.runs else "",
-        "machine": json.dumps(describe_machine(), sort_keys=True) if available.runs else "",
-    }
+    engines = [engine_settings(context, backend), config.build.profile, describe_machine()]
+    key = cache_key(
+        f"{backend} {config.search.budget:g}",
+        fingerprint,
+        subject=subject,
+        settings=asdict(config.search),
+        exam=evaluation_set and evaluation_set.digest(),
+        bench=asdict(config.bench),
+        engines=engines if available.runs else [],
+    )
 
     def make(folder: Path) -> None:
         context.progress(Progress("search", "FP32 outputs"))
@@ -234,7 +231,7 @@ def make_timer(
 
     def build(variant: EngineVariant, inputs: BuildInputs) -> Engine:
         graph = make_graph(variant, inputs, replace(context, progress=ignore_progress))
-        return variants.cached_engine(variant, graph, context).engine
+        return variants.cached_engine(variant, graph, context)[0]
 
     def time_sets(sets: Sequence[BlockSet]) -> dict[tuple[str, ...] | None, float]:
         engines = {"float": build(EngineVariant(backend, rest), inputs)}
@@ -324,7 +321,7 @@ def run_search(job: JobContext, out: Path, workers: int | None = None) -> Search
         trials = folder.root / TRIALS
         mix, plan = search_backend(available, backend, inputs, images, context, trials)
         int8 = make_graph(EngineVariant(backend, "int8"), inputs, context)
-        sizes = {"fp32": _model_bytes(folder.model), "int8": _model_bytes(int8.path)}
+        sizes = {"fp32": onnx_io.saved_bytes(folder.model), "int8": onnx_io.saved_bytes(int8.path)}
         for name in (MIXED_MODEL, *PLAN_FILES):  # of an earlier search with another goal
             (folder.root / name).unlink(missing_ok=True)
         if plan is not None:
@@ -334,7 +331,7 @@ def run_search(job: JobContext, out: Path, workers: int | None = None) -> Search
             for name in PLAN_FILES:
                 if (graph.folder / name).is_file():
                     atomic.copy_into_place(graph.folder / name, folder.root / name)
-            sizes["mixed"] = _model_bytes(folder.root / MIXED_MODEL)
+            sizes["mixed"] = onnx_io.saved_bytes(folder.root / MIXED_MODEL)
         text = json.dumps(asdict(mix), indent=1) + "\n"
         atomic.write_text(folder.root / SEARCH_RESULT, text)
         return SearchSummary(backend, mix, sizes, chosen.notes)
@@ -348,10 +345,6 @@ def _choose_backend(settings: BuildConfig) -> tuple[EngineVariant, ChosenVariant
         names = ", ".join(f"`{variant.backend}`" for variant in chosen.variants)
         raise UsageError(f"search needs one backend, not {names}", hint="name one of them")
     return chosen.variants[0], chosen
-
-
-def _model_bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in onnx_io.model_files(path))
 
 
 def preview_search(context: JobContext) -> list[str]:

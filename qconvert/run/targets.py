@@ -42,21 +42,11 @@ from qconvert.sources import Source
 _ENGINE_ADAPTER = pydantic.TypeAdapter(Engine)
 
 
-@dataclass(frozen=True)
-class BuiltEngine:
-    """An engine, the seconds that its build took, and whether it came from the cache."""
-
-    engine: Engine
-    seconds: float
-    stored: bool = False
-
-
-def read_engine(folder: Path) -> BuiltEngine:
+def read_engine(folder: Path) -> Engine:
     """Return the engine in a folder; all its files must be in there."""
     try:
         record = json.loads((folder / ENGINE_FILE).read_text(encoding="utf-8"))
         engine = _ENGINE_ADAPTER.validate_python({**record, "folder": folder})
-        seconds = float(record["build_seconds"])
         if engine.backend not in backends.BACKENDS:
             raise ValueError(f"there is no backend `{engine.backend}`")
         if not engine.files:
@@ -70,7 +60,7 @@ def read_engine(folder: Path) -> BuiltEngine:
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         reason = first_line(error)
     else:
-        return BuiltEngine(engine, seconds)
+        return engine
     raise QConvertError(
         f"`{folder}` holds no engine: {reason}",
         hint="name a folder `RUN/engines/NAME` that `qconvert build` made, or an ONNX file",
@@ -143,7 +133,7 @@ def resolve(paths: Sequence[Path]) -> Target:
             engines[path.name if path.name not in engines else str(path)] = _engine_at(path)
     else:
         require_no_outside_links(run.root)
-        engines = {name: read_engine(run.engine(name)).engine for name in run.engines()}
+        engines = {name: read_engine(run.engine(name)) for name in run.engines()}
         if not engines:
             raise UsageError(
                 f"`{run.root}` has no engines yet",
@@ -170,7 +160,7 @@ def resolve_engine(path: Path) -> Engine:
 
 def _engine_at(path: Path) -> Engine:
     if (path / ENGINE_FILE).is_file():
-        return read_engine(path).engine
+        return read_engine(path)
     if (path / SETTINGS).is_file():
         raise UsageError(
             f"`{path}` is a run, and a run must be the only target",

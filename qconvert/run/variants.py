@@ -10,20 +10,19 @@ import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 
-from qconvert import __version__, backends
+from qconvert import backends
 from qconvert.backends import system_probe
 from qconvert.backends.base import (
     FLOAT,
     INTEGER,
     Availability,
     BuildSpec,
+    Engine,
     EngineVariant,
     Profile,
 )
-from qconvert.backends.ort import ORT_VERSION
 from qconvert.calibrate import calibration_file
 from qconvert.core import config_file, onnx_io
 from qconvert.core.atomic import copy_into_place, write_text
@@ -42,7 +41,13 @@ from qconvert.run.calibrate import (
     load_calibration_set,
     measure_calibration_set,
 )
-from qconvert.run.context import JobContext, RunContext, known_preprocessing, with_preprocessing
+from qconvert.run.context import (
+    JobContext,
+    RunContext,
+    cache_key,
+    known_preprocessing,
+    with_preprocessing,
+)
 from qconvert.run.load_model import crash_check_once, load_and_clean, load_clean
 from qconvert.run.quantize import (
     QuantizeSpec,
@@ -61,12 +66,11 @@ from qconvert.run.run_folder import (
     PLAN_FILE,
     RunFolder,
 )
-from qconvert.run.targets import BuiltEngine, read_engine
+from qconvert.run.targets import read_engine
 from qconvert.sources import LoadedModel
 
 # The default backend is the first of these that runs here.
 BACKENDS_BY_PREFERENCE = ("tensorrt", "tensorrt-rtx", "cuda", "cpu")
-LIBRARIES = ("onnx", "onnx-ir", "numpy")
 
 
 @dataclass(frozen=True)
@@ -229,21 +233,17 @@ def make_graph(variant: EngineVariant, inputs: BuildInputs, context: JobContext)
         calibration.has_holdout,
         calibration.can_recalibrate,
     )
-    settings = config_file.as_dict(context.config)["quantize"] if spec.scheme is not None else {}
-    key = {
-        "model": onnx_io.fingerprint(model),
-        "name": f"{inputs.loaded.source.name} {spec.name}",
-        "metadata": json.dumps(dict(model.metadata_props), sort_keys=True),
-        "calibration": calibration.full.origin.fingerprint if calibration is not None else "",
-        "known": repr(abilities),
-        "settings": json.dumps(settings, sort_keys=True),
-        "plan": plan_files.format_plan(spec.plan) if spec.plan is not None else "",
-        "scheme": repr(spec.scheme and (spec.scheme.name, spec.scheme.activations)),
-        "rest": spec.options.rest,
-        "qconvert": __version__,
-        "onnxruntime": ORT_VERSION,
-        **{name: version(name) for name in LIBRARIES},
-    }
+    key = cache_key(
+        f"{inputs.loaded.source.name} {spec.name}",
+        onnx_io.fingerprint(model),
+        metadata=dict(model.metadata_props),
+        calibration=calibration and calibration.full.origin.fingerprint,
+        known=abilities,
+        settings=config_file.as_dict(context.config)["quantize"] if spec.scheme else {},
+        plan=spec.plan and plan_files.plan_to_json(spec.plan),
+        scheme=repr(spec.scheme and (spec.scheme.name, spec.scheme.activations)),
+        rest=spec.options.rest,
+    )
     entry = context.cache.get_or_make("rewrite", key, make)
     if entry.hit:
         end(spec.name, True)
@@ -259,19 +259,23 @@ def engine_settings(context: JobContext, backend: str) -> dict[str, str | int | 
     return {name.replace("_", "-"): value for name, value in table.items()}
 
 
-def build_engine(variant: EngineVariant, graph: VariantGraph, context: RunContext) -> BuiltEngine:
-    """Return the engine of a variant, in the folder of the run."""
+def build_engine(
+    variant: EngineVariant, graph: VariantGraph, context: RunContext
+) -> tuple[Engine, bool]:
+    """Return the engine of a variant, in the folder of the run, and whether it was cached."""
     end = start_step(context.progress, "build", variant.name)
-    built = cached_engine(variant, graph, context)
-    cached, folder = built.engine.folder, context.folder.engine(variant.name)
-    names = [path.name for path in cached.iterdir() if path.is_file()]
-    if filecmp.cmpfiles(cached, folder, names, shallow=False)[0] != names:
-        copy_into_place(cached, folder)
-    end(f"{variant.name}, {megabytes(built.engine.bytes)}", built.stored)
-    return replace(built, engine=replace(built.engine, folder=folder))
+    engine, hit = cached_engine(variant, graph, context)
+    folder = context.folder.engine(variant.name)
+    names = [path.name for path in engine.folder.iterdir() if path.is_file()]
+    if filecmp.cmpfiles(engine.folder, folder, names, shallow=False)[0] != names:
+        copy_into_place(engine.folder, folder)
+    end(f"{variant.name}, {megabytes(engine.bytes)}", hit)
+    return replace(engine, folder=folder), hit
 
 
-def cached_engine(variant: EngineVariant, graph: VariantGraph, context: JobContext) -> BuiltEngine:
+def cached_engine(
+    variant: EngineVariant, graph: VariantGraph, context: JobContext
+) -> tuple[Engine, bool]:
     """Return an engine in the cache; the same graph, options and machine are built only once."""
     backend, spec = backends.load(variant.backend), _build_spec(variant, context)
     key = {"model": file_sha256(graph.path), "name": variant.name, **backend.cache_key(spec)}
@@ -289,7 +293,7 @@ def cached_engine(variant: EngineVariant, graph: VariantGraph, context: JobConte
         (folder / ENGINE_FILE).write_text(text, encoding="utf-8")
 
     entry = context.cache.get_or_make("engine", key, make)
-    return replace(read_engine(entry.path), stored=entry.hit)
+    return read_engine(entry.path), entry.hit
 
 
 def require_readable_graph(variant: EngineVariant, graph: Path, context: JobContext) -> None:
