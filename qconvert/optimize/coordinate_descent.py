@@ -130,22 +130,16 @@ class Solution:
     biases: FloatArray | None
 
 
-def clip_activation(low: float, high: float) -> Activation:
-    """Return the function of a Relu or Clip."""
-    return Activation(lambda values: np.clip(values, low, high), low, high)
-
-
 def find_activation(node: ir.Node) -> Activation:
     """Return the activation between a node and whatever else reads it; else the identity.
 
     SiLU and HardSwish in two nodes are a gate that also reads the output, and a Mul behind it.
     """
-    fused = find_fused_activation(node)
-    if fused is not None:
-        return clip_activation(*clip_limits(fused))
+    if fused := find_fused_activation(node):
+        low, high = clip_limits(fused)
+        return Activation(lambda values: np.clip(values, low, high), low, high)
     value = node.outputs[0]
-    reader = only_reader(value)
-    if reader is not None:
+    if reader := only_reader(value):
         smooth = is_standard(reader, *SMOOTH)
         return Activation(partial(SMOOTH[reader.op_type], reader)) if smooth else IDENTITY
     readers = [use.node for use in value.uses()]
@@ -173,33 +167,30 @@ def round_weights(problem: LayerProblem) -> tuple[Solution, Solution]:
     indices = np.indices((groups, outputs)).reshape(2, -1)
 
     def solve(start: int) -> None:
-        part: tuple[NDArray[np.intp], ...] = tuple(indices[:, start : start + at_once])
+        part = tuple(indices[:, start : start + at_once])
         if shared:
             group = part[0][0]
             moments = _center(problem, problem.rows[group], problem.targets[group])
         else:
-            by_output = [
-                _output_moments(problem, group, output) for group, output in zip(*part, strict=True)
-            ]
-            solvable = [entry is not None for entry in by_output]
-            if not any(solvable):
+            each = {index: _output_moments(problem, *index) for index in zip(*part, strict=True)}
+            solvable = {index: entry for index, entry in each.items() if entry is not None}
+            if not solvable:
                 return
-            part = tuple(index[solvable] for index in part)
-            arrays = list(zip(*(entry for entry in by_output if entry is not None), strict=True))
+            part = tuple(np.transpose(list(solvable)))
+            grams, products, mean_rows, mean_targets = zip(*solvable.values(), strict=True)
             moments = (
-                np.stack(arrays[0]),
-                np.concatenate(arrays[1]),
-                np.stack(arrays[2]),
-                np.concatenate(arrays[3]),
+                np.stack(grams),
+                np.concatenate(products),
+                np.stack(mean_rows),
+                np.concatenate(mean_targets),
             )
         steps = problem.steps[part]
         best.integers[part] = _descend(moments, problem.weights[part], steps, problem.max_integer)
-        _, _, mean_rows, mean_targets = moments
         for solution in (nearest, best):
             if solution.biases is not None:
                 # The bias that gives the outputs the mean of the targets.
                 weights = solution.integers[part] * steps[:, np.newaxis]
-                solution.biases[part] = mean_targets - (weights * mean_rows).sum(axis=1)
+                solution.biases[part] = moments[3] - (weights * moments[2]).sum(axis=1)
 
     # Every thread solves outputs of its own; products this small are slower on several threads.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
@@ -271,8 +262,6 @@ def _descend(
 
 def _multiply(vectors: FloatArray, matrices: FloatArray) -> FloatArray:
     """Multiply each vector with the one matrix, or with its own."""
-    shared = matrices.ndim == 2
-    product: FloatArray = (
-        vectors @ matrices if shared else (vectors[:, np.newaxis] @ matrices)[:, 0]
-    )
-    return product
+    if matrices.ndim == 2:
+        return vectors @ matrices
+    return (vectors[:, np.newaxis] @ matrices)[:, 0]

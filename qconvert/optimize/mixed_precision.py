@@ -10,8 +10,10 @@ removed again. Every trial is a line in a file, from which an interrupted search
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ CONVERSION_COST = 0.005
 # Bytes of batches and of tensors between trials to hold in memory.
 MAX_CACHED_BYTES = 512 * 2**20
 
-BlockSet = tuple[Block, ...]
+BlockSet = Sequence[Block]
 # Milliseconds of INT8 with each of these sets in float, and under None those of the float engine.
 SetTimer = Callable[[Sequence[BlockSet]], Mapping[tuple[str, ...] | None, float]]
 TrialRecord = dict[str, Any]
@@ -74,10 +76,10 @@ class SearchModel:
 
     def restore_float(self, blocks: Collection[Block]) -> Plan:
         """Return the plan with these blocks in float."""
+        if not blocks:
+            return self.plan
         nodes = {node for block in blocks for node in block.nodes}
         reason = f"kept in {self.plan.rest} to stay within the accuracy budget"
-        if not nodes:
-            return self.plan
         return restore_float(self.model, self.plan, self.scheme, nodes, reason)
 
     def open(self, plan: Plan) -> RunModel:
@@ -120,7 +122,7 @@ class Trials:
     """The trials of one model, a line each in a file whose first line identifies the model."""
 
     path: Path
-    records: dict[str, TrialRecord] = field(default_factory=dict)
+    records: dict[str, TrialRecord]
 
     def put(self, key: str, record: TrialRecord) -> None:
         """Append a trial to the file at once."""
@@ -135,21 +137,17 @@ def open_trials(path: Path, subject: str) -> Trials:
 
     A line cut short by a kill or a full disk, and what follows it, is dropped too.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    header = json.dumps({"subject": subject})
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    lines: list[TrialRecord] = []
-    for text_line in text.splitlines():
-        try:
-            line = json.loads(text_line)
-        except ValueError:
-            break
-        if not isinstance(line, dict) or ("trial" in line) == (not lines):
-            break
-        lines.append(line)
-    if not lines or lines[0].get("subject") != subject:
-        lines = [{"subject": subject}]
-    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
-    return Trials(path, {str(line.pop("trial")): line for line in lines[1:]})
+    first, *lines = text.splitlines() or [""]
+    records: dict[str, TrialRecord] = {}
+    with suppress(ValueError):
+        for line in lines if first == header else ():
+            record = json.loads(line)
+            records[record.pop("trial")] = record
+    trials = (json.dumps({"trial": key, **record}) for key, record in records.items())
+    write_text(path, "".join(f"{line}\n" for line in (header, *trials)))
+    return Trials(path, records)
 
 
 @dataclass(frozen=True)
@@ -202,14 +200,8 @@ def search_mixed_precision(space: SearchSpace, progress: ProgressCallback) -> Mi
     progress(Progress("search", "everything in INT8"))
     int8 = replace(space.evaluate((), by), confirmed=space.confirm((), by))
     times = space.timer([()]) if space.timer is not None else {}
-    int8 = replace(int8, ms=times.get(()))
-    result = MixedResult(
-        "int8",
-        "",
-        budget,
-        by,
-        rest,
-        int8,
+    result = replace(
+        MixedResult("int8", "", budget, by, rest, replace(int8, ms=times.get(()))),
         max_latency=space.goal.max_latency,
         float_ms=times.get(None),
         untimed=space.untimed,
@@ -217,30 +209,27 @@ def search_mixed_precision(space: SearchSpace, progress: ProgressCallback) -> Mi
     if early := _early_result(result):
         return early
     result = replace(result, gains=_measure_gains(space, progress))
-    steps: dict[frozenset[str], SearchStep] = {}
+    steps: dict[frozenset[Block], SearchStep] = {}
 
-    def keeps_budget(blocks: Sequence[Block]) -> bool:
-        names = frozenset(block.name for block in blocks)
-        if names not in steps:
+    def keeps_budget(blocks: BlockSet) -> bool:
+        key = frozenset(blocks)
+        if key not in steps:
             text = f"{len(blocks)} blocks in {rest}, set {len(steps) + 1}"
             progress(Progress("search", text))
-            step = space.evaluate(tuple(blocks), by)
+            step = space.evaluate(blocks, by)
             # A set whose outputs are further from FP32 than those of INT8 keeps a budget by luck.
             if step.search.pp <= budget and step.distance <= int8.distance:
-                step = replace(step, confirmed=space.confirm(tuple(blocks), by))
-            steps[names] = step
-        confirmed = steps[names].confirmed
+                step = replace(step, confirmed=space.confirm(blocks, by))
+            steps[key] = step
+        confirmed = steps[key].confirmed
         return confirmed is not None and confirmed.pp <= budget
 
     ranked = rank_blocks(space.blocks, result.gains)
     smallest = find_smallest_set(ranked, keeps_budget)
     # All blocks in float keep any budget, but are not a mix.
-    mixed = 0 < len(smallest) < len(ranked)
-    result = replace(
-        result,
-        steps=tuple(sorted(steps.values(), key=lambda step: step.share)),
-        chosen=steps[frozenset(block.name for block in smallest)] if mixed else None,
-    )
+    chosen = steps[frozenset(smallest)] if 0 < len(smallest) < len(ranked) else None
+    by_share = tuple(sorted(steps.values(), key=lambda step: step.share))
+    result = replace(result, steps=by_share, chosen=chosen)
     return _conclude(_time_sets(space, result, progress))
 
 
@@ -251,7 +240,7 @@ def rank_blocks(blocks: Sequence[Block], gains: Sequence[BlockGain]) -> list[Blo
 
 
 def find_smallest_set(
-    ranked: Sequence[Block], keeps_budget: Callable[[Sequence[Block]], bool]
+    ranked: Sequence[Block], keeps_budget: Callable[[BlockSet], bool]
 ) -> Sequence[Block]:
     """Return the smallest set that keeps the budget, as far as the search sees; empty if none."""
     low = 0
@@ -274,12 +263,9 @@ def find_smallest_set(
 
 def set_sizes(count: int) -> list[int]:
     """Return the sizes of the growing sets: 1, 2, 3, 4, 6, 8, 12, ..., all."""
-    sizes: list[int] = []
-    size = 1
-    while size < count:
-        sizes.append(size)
-        size += 1 if size < 4 else 2 ** (size.bit_length() - 2)
-    return [*sizes, count] if count else []
+    powers = range(count.bit_length())
+    sizes = {1, count, *(factor << power for factor in (2, 3) for power in powers)}
+    return sorted(size for size in sizes if 0 < size <= count)
 
 
 def _measure_gains(space: SearchSpace, progress: ProgressCallback) -> tuple[BlockGain, ...]:
@@ -297,8 +283,8 @@ def _measure_gains(space: SearchSpace, progress: ProgressCallback) -> tuple[Bloc
         falls = int8_errors - np.asarray(space.run_trial(images, (block,))["far"])
         deviation = float(falls.std(ddof=1)) if falls.size > 1 else 0.0
         half_width = 1.96 * deviation / math.sqrt(falls.size)
-        gain = float(falls.mean())
-        gains.append(BlockGain(block.name, len(block.nodes), block.share, gain, half_width))
+        cost = block.name, len(block.nodes), block.share
+        gains.append(BlockGain(*cost, float(falls.mean()), half_width))
     return tuple(gains)
 
 
@@ -315,12 +301,15 @@ def run_single_blocks(
     equalized = equalize(model.model, model.plan.equalized)
     prefix = PartialExecution(equalized, partial(model.open_segment, plan=model.plan), batches)
     splittable = not model.model.functions and not any(map(has_subgraph, model.model.graph))
+    names = [node.name or "" for node in model.model.graph]
     outputs = [str(value.name) for value in model.model.graph.outputs]
     for block in blocks:
         plan = model.restore_float([block])
-        first = find_first_change(model, plan)
+        # All nodes before the first that the plan changes have run already.
+        changed = [model.plan.layers.get(name) != plan.layers.get(name) for name in names]
+        first = changed.index(True)
         if splittable and first > prefix.position:
-            prefix.run_to(model.model.graph[first].name or "", max_bytes=max_bytes)
+            prefix.run_to(names[first], max_bytes=max_bytes)
         if 0 < prefix.position <= first:
             run = prefix.open_rest(partial(model.open_segment, plan=plan))
             tensors = ({**live, **run(live)} for live in prefix.live)
@@ -328,14 +317,6 @@ def run_single_blocks(
         else:
             run = model.open(plan)
             yield [run(batch) for batch in batches]
-
-
-def find_first_change(model: SearchModel, plan: Plan) -> int:
-    """Return the position of the first node for which a plan differs from that of the model."""
-    before, graph = model.plan.layers, model.model.graph
-    names = enumerate(node.name or "" for node in graph)
-    changes = (number for number, name in names if before.get(name) != plan.layers.get(name))
-    return next(changes, len(graph) - 1)
 
 
 def _time_sets(space: SearchSpace, result: MixedResult, progress: ProgressCallback) -> MixedResult:
@@ -397,18 +378,17 @@ def record_trial(images: SearchImages, outputs: Sequence[Tensors]) -> TrialRecor
     `given_up` the probability that FP32 had given to each of these predictions, less that of the
     new one; `lost` and `won` the images that only FP32, or only the trial, predicts right.
     """
-    scores, probabilities, unpadded = [], [], []
-    start, name = 0, images.score_output
+    name, labels = images.score_output, iter(images.labels)
+    scores, unpadded = [], []
     for before, batch in zip(images.outputs, outputs, strict=True):
-        count = len(np.asarray(before[name]))
-        after = unpad_batch(batch, count, len(np.asarray(batch[name])))
-        unpadded.append(after)
-        scores.append(score_batch(before, after, images.labels[start : start + count]))
-        probabilities.append(to_probabilities(np.asarray(before[name]).reshape(count, -1)))
-        start += count
-    rows, shares = join_scores(scores).rows, np.concatenate(probabilities)
+        count = len(before[name])
+        unpadded.append(unpad_batch(batch, count, len(batch[name])))
+        scores.append(score_batch(before, unpadded[-1], list(islice(labels, count))))
+    rows = join_scores(scores).rows
     expected, predicted = rows["fp32_class"], rows["engine_class"]
     changed = np.flatnonzero((expected != UNKNOWN) & (expected != predicted))
+    reference = np.concatenate([np.asarray(before[name]) for before in images.outputs])
+    shares = to_probabilities(reference.reshape(len(rows), -1))
     # Scores that are not finite predict nothing, and give up all that FP32 had.
     left = np.where(predicted != UNKNOWN, shares[np.arange(len(rows)), predicted], 0.0)
     given_up = shares[changed, expected[changed]] - left[changed]
@@ -416,9 +396,9 @@ def record_trial(images: SearchImages, outputs: Sequence[Tensors]) -> TrialRecor
     right, still_right = rows["fp32_rank"] == 0, rows["engine_rank"] == 0
     return {
         "images": len(rows),
-        "far": [float(f"{float(error):.5g}") for error in errors],
+        "far": [float(f"{error:.5g}") for error in errors],
         "changed": changed.tolist(),
-        "given_up": [float(f"{float(probability):.5g}") for probability in given_up],
+        "given_up": [float(f"{probability:.5g}") for probability in given_up],
         "lost": np.flatnonzero(right & ~still_right).tolist(),
         "won": np.flatnonzero(still_right & ~right).tolist(),
     }
@@ -436,15 +416,13 @@ def measure_loss(record: TrialRecord, by: LossMeasure) -> PredictionLoss:
         lost, won = (len(record["lost"]), len(record["won"])) if by == "top-1" else (changed, 0)
         change, half_width = paired_change(lost, won, images)
         return PredictionLoss(0.0 - change, half_width, by, images, agreement)
-    given_up = [float(probability) for probability in record["given_up"]]
-    mean = math.fsum(given_up) / images
-    squares = math.fsum(probability * probability for probability in given_up) + 1
+    mean = math.fsum(record["given_up"]) / images
+    squares = math.fsum(probability * probability for probability in record["given_up"]) + 1
     half_width = 196 * math.sqrt(max(squares / (images + 1) - mean * mean, 0.0) / (images + 1))
     return PredictionLoss(100 * mean, half_width, by, images, agreement)
 
 
 def choose_metric(images: SearchImages, budget: float) -> LossMeasure:
     """Return how to count a budget: by labels only if one image weighs no more than the budget."""
-    labels = images.labels
-    fine_enough = len(labels) * budget >= 100
-    return "top-1" if fine_enough and labels and None not in labels else "certainty"
+    fine_enough = len(images.labels) * budget >= 100
+    return "top-1" if fine_enough and None not in images.labels else "certainty"

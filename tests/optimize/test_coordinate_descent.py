@@ -13,14 +13,16 @@ from qconvert.backends.ort import open_cpu
 from qconvert.optimize import coordinate_descent
 from qconvert.optimize.coordinate_descent import (
     IDENTITY,
+    Activation,
     LayerProblem,
-    clip_activation,
     find_activation,
     round_weights,
 )
 from qconvert.quantize.cross_layer import find_sites
 from tests.models import floats
 from tests.quantize.quantized_models import model
+
+RELU6 = Activation(lambda values: np.clip(values, 0.0, 6.0), 0.0, 6.0)
 
 
 def problem_of(
@@ -36,7 +38,7 @@ def problem_of(
         weights=weights,
         steps=np.full((groups, outputs), 0.5, np.float32),
         biases=biases,
-        activation=clip_activation(0.0, 6.0) if clipped else IDENTITY,
+        activation=RELU6 if clipped else IDENTITY,
         max_integer=127,
     )
 

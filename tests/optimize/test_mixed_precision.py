@@ -30,7 +30,6 @@ from qconvert.optimize.mixed_precision import (
     SearchSpace,
     SetTimer,
     choose_metric,
-    find_first_change,
     find_smallest_set,
     measure_loss,
     open_trials,
@@ -371,11 +370,12 @@ def test_nodes_before_a_block_run_once() -> None:
     model = RecordingModel(mixed(), planned(mixed(), "cpu"), scheme("cpu"))
     blocks = find_blocks(model.model, model.plan)
     list(run_single_blocks(model, blocks, BATCHES))
-    firsts = [find_first_change(model, model.restore_float([block])) for block in blocks]
     starts = [name for is_prefix, name in model.segments if not is_prefix]
-    nodes = [node.name for node in model.model.graph]
-    assert starts == [nodes[first] for first in firsts if first]
-    assert firsts == sorted(firsts)
+    nodes = [str(node.name) for node in model.model.graph]
+    plans = [model.restore_float([block]).layers for block in blocks]
+    changes = [[name for name in nodes if plan[name] != model.plan.layers[name]] for plan in plans]
+    assert starts == [names[0] for names in changes if names[0] != nodes[0]]
+    assert starts == sorted(starts, key=nodes.index)
     prefixes = [name for is_prefix, name in model.segments if is_prefix]
     assert len(prefixes) == len(set(prefixes))
 
