@@ -8,8 +8,10 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from qconvert.cli import COMMANDS, main
-from qconvert.core import config, config_file
+from qconvert.core import config
 from qconvert.report import json_file
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -99,12 +101,23 @@ def default(value: object) -> str:
     return f"`{json.dumps(list(value) if isinstance(value, tuple) else value)}`"
 
 
+def settings_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a settings file, for editors."""
+    schema = pydantic.TypeAdapter(config.Config).json_schema(by_alias=True)
+    for option in config.option_table().values():
+        table = schema
+        if option.table:
+            table = schema["$defs"][schema["properties"][option.table]["$ref"].rpartition("/")[2]]
+        table["properties"][option.key]["description"] = option.description
+    return schema
+
+
 def pages() -> dict[str, str]:
     """Return the text of every generated file by name."""
     return {
         "commands.md": commands(),
         "settings.md": settings(),
-        "qconvert.schema.json": json.dumps(config_file.settings_schema(), indent=2) + "\n",
+        "qconvert.schema.json": json.dumps(settings_schema(), indent=2) + "\n",
         "report.md": report(),
         "report.schema.json": json.dumps(json_file.json_schema(), indent=2) + "\n",
     }

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -90,25 +90,15 @@ def resumable_folder(parent: Path, name: str) -> Iterator[Path]:
 @contextmanager
 def created_folder(folder: Path) -> Iterator[None]:
     """Create a folder and its parents; if the block fails, remove those that are still empty."""
-    new = missing_folders(folder)
+    new = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
-        remove_empty_folders(new)
+        for path in new:
+            with contextlib.suppress(OSError):
+                path.rmdir()
         raise
-
-
-def missing_folders(folder: Path) -> list[Path]:
-    """Return those of a folder and its parents that do not exist, the innermost first."""
-    return [path for path in (folder, *folder.absolute().parents) if not path.exists()]
-
-
-def remove_empty_folders(folders: Iterable[Path]) -> None:
-    """Remove those of the folders that are empty."""
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
 
 
 @contextmanager

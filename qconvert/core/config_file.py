@@ -112,17 +112,6 @@ def commented_toml(model: str | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def settings_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a settings file, for editors."""
-    schema = _ADAPTER.json_schema(by_alias=True)
-    for option in option_table().values():
-        table = schema
-        if option.table:
-            table = schema["$defs"][schema["properties"][option.table]["$ref"].rpartition("/")[2]]
-        table["properties"][option.key]["description"] = option.description
-    return schema
-
-
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
     """Return the text of a settings file, and its content with paths relative to the file."""
     try:

@@ -1,4 +1,4 @@
-"""Untrusted archives of arrays: nothing is unpickled, and no claimed size is believed."""
+"""Untrusted archives of arrays: nothing is unpickled, and claimed sizes are checked first."""
 
 import math
 import zipfile

@@ -134,20 +134,33 @@ PRESETS: dict[str, Preprocess] = {
 
 def fit_to_input(preprocess: Preprocess, image_input: ImageInput) -> tuple[Preprocess, ImageInput]:
     """Return both with every size and value resolved."""
-    preprocess = _fit_sizes(preprocess, image_input)
-    side = preprocess.crop
-    size = (side, side) if isinstance(side, int) else preprocess.resize
+    resize, crop = preprocess.resize, preprocess.crop
+    width, height = image_input.width, image_input.height
+    if crop == "fit":
+        square = width is not None and width == height and resize != (width, height)
+        crop = width if width is not None and square else "none"
+    if resize == "fit" and isinstance(crop, int):
+        resize = round(crop / preprocess.crop_share)
+    elif resize == "fit" and width is not None and height is not None:
+        resize = (width, height)
+    try:
+        preprocess = replace(preprocess, resize=resize, crop=crop)
+    except ValueError as error:
+        raise UsageError(str(error), hint="give a larger `--resize`, or leave it out") from None
+    size = (crop, crop) if isinstance(crop, int) else resize
     if isinstance(size, tuple):
-        width, height = size
-        if width != (image_input.width or width) or height != (image_input.height or height):
+        if size != (width or size[0], height or size[1]):
             raise UsageError(
-                f"preprocessing makes {width}×{height} images; "
-                f"the model takes {image_input.width or '?'}×{image_input.height or '?'}",
+                f"preprocessing makes {size[0]}×{size[1]} images; "
+                f"the model takes {width or '?'}×{height or '?'}",
                 hint=_FOLLOW_MODEL,
             )
-        image_input = replace(image_input, width=width, height=height)
-    elif image_input.width is None or image_input.height is None:
-        raise _unknown_size(image_input)
+        image_input = replace(image_input, width=size[0], height=size[1])
+    elif width is None or height is None:
+        raise UsageError(
+            f"the height and width of input `{image_input.name}` are unknown",
+            hint="give them with `--crop 224`, `--resize 320x224` or `--input NAME:SHAPE`",
+        )
     if image_input.channels == 1:
         preprocess = replace(preprocess, colours="gray")
     elif preprocess.colours == "gray":
@@ -166,39 +179,11 @@ def fit_to_input(preprocess: Preprocess, image_input: ImageInput) -> tuple[Prepr
     return preprocess, image_input
 
 
-def _fit_sizes(preprocess: Preprocess, image_input: ImageInput) -> Preprocess:
-    resize, crop = preprocess.resize, preprocess.crop
-    width, height = image_input.width, image_input.height
-    if crop == "fit":
-        square = width is not None and width == height and resize != (width, height)
-        crop = width if width is not None and square else "none"
-    if resize == "fit" and isinstance(crop, int):
-        resize = round(crop / preprocess.crop_share)
-    elif resize == "fit":
-        if width is None or height is None:
-            raise _unknown_size(image_input)
-        resize = (width, height)
-    try:
-        return replace(preprocess, resize=resize, crop=crop)
-    except ValueError as error:
-        raise UsageError(str(error), hint="give a larger `--resize`, or leave it out") from None
-
-
-def _unknown_size(image_input: ImageInput) -> UsageError:
-    return UsageError(
-        f"the height and width of input `{image_input.name}` are unknown",
-        hint="give them with `--crop 224`, `--resize 320x224` or `--input NAME:SHAPE`",
-    )
-
-
 ImageConverter = Callable[[Image.Image, str], NDArray[Any]]
 
 
 def make_converter(preprocess: Preprocess, image_input: ImageInput) -> ImageConverter:
-    """Return the function from an image (and its name, for messages) to one item of a batch.
-
-    Both arguments are as `fit_to_input` returns them.
-    """
+    """Return the function from an image and its name to one item, for what `fit_to_input` returns."""
     # What each of the 256 pixel values becomes, channel by channel. The steps and their float32
     # roundings are torchvision's, so the values are too, bit for bit.
     levels = np.arange(256, dtype=np.float32) / np.float32(preprocess.divisor)

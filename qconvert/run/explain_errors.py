@@ -18,7 +18,8 @@ from qconvert.core.tensors import Tensors, fixed_batch, pad_batch
 from qconvert.images.image_files import (
     DEFAULT_READ_OPTIONS,
     BrokenImage,
-    decode_image,
+    load_pixels,
+    open_header,
     read_image_bytes,
 )
 from qconvert.images.listing import IMAGE_SUFFIXES
@@ -208,7 +209,8 @@ def add_changed_images(
             if not name.lower().endswith(IMAGE_SUFFIXES):
                 continue
             try:
-                image = decode_image(read_image_bytes(images.root / name, limit), "RGB", limit)
+                data = read_image_bytes(images.root / name, limit)
+                image = load_pixels(open_header(data, limit), "RGB")
             except BrokenImage:  # it was read before; the report is complete without it
                 continue
             image.thumbnail((112, 112), Image.Resampling.BOX)

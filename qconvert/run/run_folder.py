@@ -11,7 +11,7 @@ RUN/report.json .md .html  card.md
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -87,13 +87,13 @@ def begin_run(root: Path, config: Config, *, searching: bool = False) -> Iterato
 
     When `searching`, a built run keeps its settings except those of the search.
     """
-    run, new_folders = RunFolder(root), atomic.missing_folders(root)
+    run, is_new = RunFolder(root), not root.exists()
     before, config = require_usable_folder(root, config), config_file.absolute_paths(config)
     if searching and before is not None and run.engines():
         config = replace(before, search=config.search)
-    with _restore_settings_on_error(root / SETTINGS):
+    with _restore_settings_on_error(root / SETTINGS), ExitStack() as stack:
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(atomic.created_folder(root))
             write_text(root / SETTINGS, config_file.dumps(config))
         except OSError as error:
             raise _not_writable(root, error) from None
@@ -101,9 +101,8 @@ def begin_run(root: Path, config: Config, *, searching: bool = False) -> Iterato
             with _lock_run(root):
                 yield run
         except BaseException:
-            if root in new_folders and [path.name for path in root.iterdir()] == [SETTINGS]:
+            if is_new and [path.name for path in root.iterdir()] == [SETTINGS]:
                 (root / SETTINGS).unlink()
-                atomic.remove_empty_folders(new_folders)
             raise
 
 

@@ -16,10 +16,9 @@ TIE = 1e-5
 
 @dataclass(frozen=True)
 class Parity:
-    """The largest error of any output relative to the reference, and the agreement of classes.
+    """The largest error of any output, and how many of the `rows` of scores have the same class.
 
-    `same_top1` of `rows` have the same class, in the output with the lowest share; without an
-    output of scores, both are the number of inputs.
+    Without an output of scores, `same_top1` and `rows` are the number of inputs.
     """
 
     inputs: int
@@ -99,18 +98,16 @@ def _compare(
     """
     if any(expected.shape != actual.shape for expected, actual in pairs):
         return np.inf, np.inf, None
-    error = largest = 0.0
-    for pair in pairs:
-        a, b = (values.astype(np.float64) for values in pair)
-        finite = np.isfinite(a)
-        largest = max(largest, float(np.abs(a[finite]).max(initial=0.0)))
-        is_same_kind = np.array_equal(finite, np.isfinite(b))
-        if is_same_kind and np.array_equal(a[~finite], b[~finite], equal_nan=True):
-            error = max(error, float(np.abs(a[finite] - b[finite]).max(initial=0.0)))
-        else:
-            error = np.inf
+    a, b = (
+        np.concatenate([np.ravel(array) for array in arrays]).astype(np.float64)
+        for arrays in zip(*pairs, strict=True)
+    )
+    finite = np.isfinite(a)
+    largest, error = float(np.abs(a[finite]).max(initial=0.0)), np.inf
+    if np.array_equal(np.where(finite, 0.0, a), np.where(np.isfinite(b), 0.0, b), equal_nan=True):
+        error = float(np.abs(a[finite] - b[finite]).max(initial=0.0))
     relative = error / largest if largest else (np.inf if error else 0.0)
-    if not all(a.ndim == 2 and a.shape[1] > 1 and a.dtype.kind == "f" for a, _ in pairs):
+    if not all(x.ndim == 2 and x.shape[1] > 1 and x.dtype.kind == "f" for x, _ in pairs):
         return error, relative, None
     agrees = []
     for pair in pairs:

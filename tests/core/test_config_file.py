@@ -167,15 +167,6 @@ def test_commented_file_contains_the_defaults(tmp_path: Path) -> None:
     assert config_file.load(file) == Config(model=str(tmp_path / "m.onnx"))
 
 
-def test_schema_describes_every_key() -> None:
-    defined = config_file.settings_schema()["$defs"]
-    assert set(defined["ExportConfig"]["properties"]) == {
-        option.key for option in option_table().values() if option.table == "export"
-    }
-    assert defined["ExportConfig"]["additionalProperties"] is False
-    assert all("description" in entry for entry in defined["GateConfig"]["properties"].values())
-
-
 def test_labels_of_a_base_do_not_apply_to_other_images(tmp_path: Path) -> None:
     images, labels = tmp_path / "val", tmp_path / "labels.csv"
     base = config_file.load(None, {"evaluate.images": str(images), "evaluate.labels": str(labels)})
