@@ -5,15 +5,13 @@ from typing import Any
 
 import click
 
-from qconvert.cli import options, settings, views
-from qconvert.cli.progress import ProgressDisplay
+from qconvert.cli import console, options, settings, views
 
 
 @options.command(
-    "qconvert bench runs/model",
-    "qconvert bench fp32.onnx int8.onnx --batch-sizes 1,8,32",
+    "qconvert bench runs/model", "qconvert bench fp32.onnx int8.onnx --batch-sizes 1,8,32"
 )
-@click.argument("targets", nargs=-1, metavar="RUN | ENGINE...", type=click.Path(path_type=Path))
+@click.argument("targets", nargs=-1, metavar="RUN | ENGINE...", type=options.PATH)
 @options.bench_options
 @options.gate_options
 @options.common_options
@@ -29,6 +27,6 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
 
     target = resolve(targets)
     config = settings.load_for_target(target.run.root if target.run else None, chosen)
-    with ProgressDisplay() as display:
+    with console.ProgressDisplay() as display:
         report = bench(target, open_context(config, display.update))
     views.finish(report, ("latency", "timing"), as_json=chosen["as_json"])

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qconvert.cli import console, options, settings, views
-from qconvert.cli.progress import ProgressDisplay
 from qconvert.core.sanitize import sanitize_text
 
 if TYPE_CHECKING:
@@ -21,11 +20,11 @@ if TYPE_CHECKING:
     "qconvert build --from runs/model --backend tensorrt --max-drop 1",
 )
 @click.argument("model", required=False)
-@options.output_option("Run folder (default: runs/NAME).")
+@options.output("Run folder (default: runs/NAME).")
 @click.option(
     "--from",
-    "resumed",
-    type=click.Path(path_type=Path),
+    "run",
+    type=options.PATH,
     metavar="RUN",
     help="Resume a run from another machine; needs no images.",
 )
@@ -36,11 +35,11 @@ if TYPE_CHECKING:
 @options.bench_options
 @options.gate_options
 @options.source_options
-@click.option("--plan-only", is_flag=True, help="Write the graphs without building engines.")
-@click.option("--fresh", is_flag=True, help="Ignore cached results.")
-@click.option("--dry-run", is_flag=True, help="Print what would be done without changing anything.")
+@options.flag("--plan-only", "Write the graphs without building engines.")
+@options.flag("--fresh", "Ignore cached results.")
+@options.flag("--dry-run", "Print what would be done without changing anything.")
 @options.common_options
-def command(model: str | None, output: Path | None, **chosen: Any) -> None:
+def command(model: str | None, output: Path | None, run: Path | None, **chosen: Any) -> None:
     """Build engines of MODEL for every backend and precision, time and evaluate them.
 
     All results are in one folder: the engines, the graphs they were built from, and one report
@@ -51,12 +50,11 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     from qconvert.run.build import BuildRequest
     from qconvert.run.variants import choose_variants
 
-    run: Path | None = chosen["resumed"]
     if run is not None and output is not None:
         raise click.UsageError("`--from RUN` resumes RUN in its own folder; leave out `-o`")
     config = settings.load(model, chosen, run)
     request = BuildRequest(
-        out=run or settings.default_run_folder(output, str(config.model)),
+        out=run or output or Path("runs") / settings.model_name(str(config.model)),
         command=sanitize_text(shlex.join(["qconvert", *sys.argv[1:]])),
         resumed=run is not None,
         plan_only=chosen["plan_only"],
@@ -75,9 +73,8 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     console.write(f"calibrate {config.calibration.images or 'no images'}")
     for variant in choice.variants:
         backend = choice.available[variant.backend]
-        console.write(
-            f"engine    {variant.name}: {'runs here' if backend.runs else backend.reason}"
-        )
+        state = "runs here" if backend.runs else backend.reason
+        console.write(f"engine    {variant.name}: {state}")
     console.write(f"evaluate  {config.evaluate.images or 'no images'}")
     console.write(f"write     {request.out}")
     for note in choice.notes:
@@ -90,7 +87,7 @@ def build_and_report(config: "Config", request: "BuildRequest", flags: dict[str,
     from qconvert.run.context import open_context
 
     trust, fresh = flags.get("trust", False), flags.get("fresh", False)
-    with ProgressDisplay() as display:
+    with console.ProgressDisplay() as display:
         report = build(open_context(config, display.update, trust=trust, fresh=fresh), request)
     page = request.out / "report.html"
     views.finish(report, views.REPORT_TABLES, as_json=flags["as_json"], page=page)

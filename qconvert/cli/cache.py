@@ -12,14 +12,10 @@ if TYPE_CHECKING:
     from qconvert.core.cache import CacheEntry
 
 
-@options.command(
-    "qconvert cache",
-    "qconvert cache --clear prepare",
-)
-@click.option("--clear", is_flag=True, help="Delete cached results: all, or those of STEP.")
+@options.command("qconvert cache", "qconvert cache --clear prepare")
+@options.flag("--clear", "Delete cached results: all, or those of STEP.")
 @click.argument("step", required=False)
 @options.json_option
-@options.verbosity_options
 def command(clear: bool, step: str | None, as_json: bool) -> None:
     """List cached results, all or those of STEP, with origin, size and age; or delete them.
 
@@ -50,7 +46,7 @@ def command(clear: bool, step: str | None, as_json: bool) -> None:
         return
     if entries:
         columns = [*text_columns("step"), *number_columns("MB", "age"), *text_columns("made from")]
-        console.write_table(TextTable(columns, [_row(entry) for entry in entries]))
+        console.write_table(TextTable(columns, list(map(_row, entries))))
     console.info(f"{total}, in {store.root}")
 
 

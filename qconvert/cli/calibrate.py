@@ -1,6 +1,7 @@
 """`qconvert calibrate`."""
 
 import math
+from dataclasses import asdict
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qconvert.cli import console, options, settings
-from qconvert.cli.progress import ProgressDisplay
 from qconvert.report.table import TextColumn, TextTable, number_columns, text_columns
 
 if TYPE_CHECKING:
@@ -34,16 +34,14 @@ def _parse_shard(
     "qconvert calibrate --show calibration.npz --method percentile:99.99",
 )
 @click.argument("targets", nargs=-1, metavar="MODEL | FILE...")
-@options.output_option("The calibration file (default: calibration.npz).")
+@options.output("The calibration file (default: calibration.npz).")
 @options.source_options
 @options.image_options
 @options.setting_options("calibration", "exact")
-@click.option(
+@options.count(
     "--workers",
-    type=click.IntRange(min=1),
+    "Worker processes that share the images (default: 1, which uses every core).",
     default=1,
-    metavar="N",
-    help="Worker processes that share the images (default: 1, which uses every core).",
 )
 @click.option(
     "--shard",
@@ -51,17 +49,16 @@ def _parse_shard(
     metavar="I/N",
     help="Measure only part I of N; merge the parts later.",
 )
-@click.option("--merge", is_flag=True, help="Merge the parts FILE... into one.")
-@click.option("--show", is_flag=True, help="Print the ranges of FILE, or of the new calibration.")
-@click.option(
+@options.flag("--merge", "Merge the parts FILE... into one.")
+@options.flag("--show", "Print the ranges of FILE, or of the new calibration.")
+@options.repeated(
     "--method",
     "methods",
-    multiple=True,
-    metavar="NAME",
-    help="Method to show: mse, minmax, moving-average, entropy, percentile:P; repeatable.",
+    "NAME",
+    "Method to show: mse, minmax, moving-average, entropy, percentile:P; repeatable.",
 )
-@click.option("--symmetric", is_flag=True, help="Show ranges for a symmetric grid (TensorRT).")
-@click.option("--fresh", is_flag=True, help="Start over instead of resuming.")
+@options.flag("--symmetric", "Show ranges for a symmetric grid (TensorRT).")
+@options.flag("--fresh", "Start over instead of resuming.")
 @options.common_options
 def command(targets: tuple[str, ...], output: Path | None, **chosen: Any) -> None:
     """Measure the values of every tensor of MODEL on images, once for all range methods.
@@ -85,7 +82,7 @@ def command(targets: tuple[str, ...], output: Path | None, **chosen: Any) -> Non
     if len(targets) > 1:
         raise UsageError("one model at a time", hint="to add parts: `--merge A.npz B.npz -o C.npz`")
     config = settings.load(targets[0] if targets else None, chosen)
-    with ProgressDisplay() as display:
+    with console.ProgressDisplay() as display:
         calibration = calibrate(
             open_context(config, display.update, trust=chosen["trust"]),
             output or Path("calibration.npz"),
@@ -105,8 +102,10 @@ def _merge(parts: list[Path], output: Path | None) -> None:
     from qconvert.run.run_folder import require_output_file
 
     if len(parts) < 2 or output is None:
-        hint = "`qconvert calibrate --merge A.npz B.npz -o ALL.npz`"
-        raise UsageError("`--merge` needs two or more parts and `-o`", hint=hint)
+        raise UsageError(
+            "`--merge` needs two or more parts and `-o`",
+            hint="`qconvert calibrate --merge A.npz B.npz -o ALL.npz`",
+        )
     require_output_file(output)
     merged = reduce(merge_calibrations, (calibration_file.load(part) for part in parts))
     calibration_file.save(merged, output)
@@ -157,12 +156,15 @@ def _show(calibration: "Calibration", chosen: dict[str, Any]) -> None:
             continue
         row, kept = [tensor, f"{summary.low:.4g}", f"{summary.high:.4g}"], []
         for name in methods:
-            low, high = ranges[name][tensor].low, ranges[name][tensor].high
-            share = clipped_share(summary, ranges[name][tensor])
-            kept.append({"method": name, "low": low, "high": high, "clipped": share})
-            row += [f"{low:.4g} … {high:.4g}", f"{100 * share:.3f} %"]
+            bounds = ranges[name][tensor]
+            share = clipped_share(summary, bounds)
+            kept.append({"method": name, **asdict(bounds), "clipped": share})
+            row += [f"{bounds.low:.4g} … {bounds.high:.4g}", f"{100 * share:.3f} %"]
         counts = equal_width_counts(summary, 16).tolist()
-        rows.append([*row, _sparkline(counts)])
+        # Blocks on a log scale, the largest count as a full block.
+        top = math.log1p(max(counts, default=0.0)) or 1.0
+        heights = (round(8 * math.log1p(max(0.0, count)) / top) for count in counts)
+        rows.append([*row, "".join(" ▁▂▃▄▅▆▇█"[height] for height in heights)])
         extremes = {"low": summary.low, "high": summary.high}
         measured = {"drift": range_drift(summary), "histogram": counts}
         tensors.append({"tensor": tensor, **extremes, "kept": kept, **measured})
@@ -180,9 +182,3 @@ def _show(calibration: "Calibration", chosen: dict[str, Any]) -> None:
             "tensors": tensors,
         }
     )
-
-
-def _sparkline(counts: list[float]) -> str:
-    """Draw counts as blocks on a log scale, the largest count as a full block."""
-    top = math.log1p(max(counts, default=0.0)) or 1.0
-    return "".join(" ▁▂▃▄▅▆▇█"[round(8 * math.log1p(max(0.0, n)) / top)] for n in counts)

@@ -6,21 +6,16 @@ from typing import Any
 import click
 
 from qconvert.cli import console, options, settings, views
-from qconvert.cli.progress import ProgressDisplay
 
 
 @options.command(
     "qconvert compare model.onnx int8.onnx --images val/ -o layers.csv",
     "qconvert compare runs/m/model.onnx runs/m/engines/cpu-int8 --layers 'Conv'",
 )
-@click.argument("first", metavar="A", type=click.Path(path_type=Path))
-@click.argument("second", metavar="B", type=click.Path(path_type=Path))
-@click.option(
-    "--layers",
-    "patterns",
-    multiple=True,
-    metavar="GLOB",
-    help="Only these layers, by tensor, node or operator; repeatable.",
+@click.argument("first", metavar="A", type=options.PATH)
+@click.argument("second", metavar="B", type=options.PATH)
+@options.repeated(
+    "--layers", "patterns", "GLOB", "Only these layers, by tensor, node or operator; repeatable."
 )
 @click.option(
     "--images",
@@ -28,15 +23,8 @@ from qconvert.cli.progress import ProgressDisplay
     paths=["evaluate.images"],
     help="Images to run on (default: those of the run that A or B belongs to).",
 )
-@click.option(
-    "--count",
-    type=click.IntRange(min=1),
-    default=32,
-    show_default=True,
-    metavar="N",
-    help="Use at most this many images.",
-)
-@options.output_option("Write the errors of all layers as CSV.", dir_okay=False)
+@options.count("--count", "Use at most this many images.", default=32, show_default=True)
+@options.output("Write the errors of all layers as CSV.", options.FILE)
 @options.preprocess_options
 @options.common_options
 def command(
@@ -59,7 +47,7 @@ def command(
     if output is not None:
         require_output_file(output, first, second)
     config = settings.load_for_target(run, chosen)
-    with ProgressDisplay() as display:
+    with console.ProgressDisplay() as display:
         context = open_context(config, display.update)
         all_layers = compare.compare_graphs(reference, graph, count, context)
     layers = compare.select_layers(all_layers, patterns)

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import textwrap
+import time
 from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -18,16 +19,23 @@ from qconvert.report.table import TextTable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.status import Status
 
+    from qconvert.core.progress import Progress
 
 # How much is printed: -2 nothing, -1 results and errors, 0 steps too, 1 and more details.
 VERBOSITY = SimpleNamespace(level=0)
+LOG_INTERVAL_SECONDS = 10.0
 
 
 def info(text: str, level: int = 0) -> None:
     """Write a line on stderr if the verbosity is at least `level`."""
+    _write_stderr(sanitize_text(text), level)
+
+
+def _write_stderr(text: str, level: int = 0) -> None:
     if level <= VERBOSITY.level:
-        sys.stderr.write(sanitize_text(text) + "\n")
+        sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
 
@@ -46,12 +54,11 @@ def show_error(error: QConvertError) -> None:
         lines += fold.wrap(sanitize_text(detail))
     cause = error.__cause__
     while cause is not None:
-        lines += [f"  caused by: {sanitize_text(str(cause)).strip() or type(cause).__name__}"]
+        lines.append(f"  caused by: {sanitize_text(str(cause)).strip() or type(cause).__name__}")
         cause = cause.__cause__
     if error.hint:
         lines += ["", f"{style_stderr('hint:', '36')} {sanitize_text(error.hint)}"]
-    if VERBOSITY.level > -2:
-        sys.stderr.write("\n".join(lines) + "\n")
+    _write_stderr("\n".join(lines), level=-1)
 
 
 def write(text: str) -> None:
@@ -119,3 +126,56 @@ def style_stderr(text: str, code: str) -> str:
     """Colour text for stderr if it is a terminal and NO_COLOR is unset."""
     use_colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     return f"\x1b[1;{code}m{text}\x1b[0m" if use_colour else text
+
+
+class ProgressDisplay:
+    """Shows the running step: a changing line on a terminal, a line every few seconds in a log."""
+
+    def __init__(self) -> None:
+        self._status: Status | None = None
+        self._step, self._last_done = "", 0
+        self._started, self._first_done, self._last_logged = 0.0, 0, 0.0
+
+    def __enter__(self) -> "ProgressDisplay":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def update(self, progress: "Progress") -> None:
+        """Show a running step, or a line for a finished one and its result."""
+        if progress.seconds is None:
+            self._show_running(progress)
+            return
+        self.__exit__()
+        duration = f"{'cached, ' if progress.stored else ''}{progress.seconds:.1f} s"
+        paragraphs = sanitize_text(progress.text).splitlines()
+        first, *rest = [line for text in paragraphs for line in textwrap.wrap(text, 50)]
+        head = f"  {style_stderr('✓', '32')} {progress.step:<9} {first:<50} {duration:>14}"
+        _write_stderr("\n".join([head, *(f"    {'':<9} {line}" for line in rest)]))
+
+    def _show_running(self, progress: "Progress") -> None:
+        now = time.monotonic()
+        if progress.step != self._step or progress.done < self._last_done:
+            self._step, self._first_done = progress.step, progress.done
+            self._started = self._last_logged = now
+        self._last_done = progress.done
+        text = f"{progress.step:<9} {sanitize_text(progress.text)}"
+        if progress.total:
+            text += f" {progress.done}/{progress.total}"
+            done, seconds = progress.done - self._first_done, now - self._started
+            if done > 0 and seconds > 0:
+                left = round((progress.total - progress.done) * seconds / done)
+                speed = f", {done / seconds:.0f}/s" if done >= seconds else ""
+                text += f"{speed}, {left // 60}:{left % 60:02} left"
+        if sys.stderr.isatty() and not os.environ.get("QCONVERT_NO_PROGRESS"):
+            if self._status is not None:
+                self._status.update(f"{text} …")
+            elif VERBOSITY.level >= 0:
+                self._status = rich_console(stderr=True).status(f"{text} …")
+                self._status.start()
+        elif progress.total and now - self._last_logged >= LOG_INTERVAL_SECONDS:
+            self._last_logged = now
+            info(f"    {text}")

@@ -8,27 +8,17 @@ from pathlib import Path
 import click
 
 from qconvert.cli import build, console, options, settings
-from qconvert.cli.progress import ProgressDisplay
 
 
-@options.command(
-    "qconvert demo",
-    "qconvert demo --json -o demo",
-)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+@options.command("qconvert demo", "qconvert demo --json -o demo")
+@options.output(
+    "Folder for the network, the images and the run.",
+    click.Path(path_type=Path, file_okay=False),
     default="qconvert-demo",
     show_default=True,
-    help="Folder for the network, the images and the run.",
 )
-@click.option(
-    "--backend",
-    "backends",
-    multiple=True,
-    metavar="NAME",
-    help="Where engines run, as in `build` (default: cpu).",
+@options.repeated(
+    "--backend", "backends", "NAME", "Where engines run, as in `build` (default: cpu)."
 )
 @click.option(
     "--seconds",
@@ -38,7 +28,6 @@ from qconvert.cli.progress import ProgressDisplay
     help="Minimum seconds of timing per engine.",
 )
 @options.json_option
-@options.verbosity_options
 def command(
     output: Path, backends: tuple[str, ...] | None, seconds: float, *, as_json: bool
 ) -> None:
@@ -52,7 +41,7 @@ def command(
     from qconvert.demo.demo_files import prepare_demo
     from qconvert.run.build import BuildRequest
 
-    with ProgressDisplay() as display:
+    with console.ProgressDisplay() as display:
         prepare_demo(output, cache.open_default(), display.update)
     network = str(output / "network.onnx")
     pairs = [

@@ -9,7 +9,6 @@ from qconvert.report.table import TextTable, text_columns
 
 @options.command("qconvert doctor", "qconvert doctor --json")
 @options.json_option
-@options.verbosity_options
 def command(as_json: bool) -> None:
     """Show which backends build and run here, why not, and the command that fixes it."""
     from qconvert.backends import BACKENDS, probe, system_probe

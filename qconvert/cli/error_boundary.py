@@ -19,6 +19,11 @@ from qconvert.core.errors import QConvertError, Terminated, UsageError
 # The usual codes for a terminated process; shells and supervisors expect them.
 SIGNAL_EXIT_CODES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
+_OUT_OF_MEMORY = (
+    "failed to map segment from shared object",
+    "can't start new thread",
+    "error return without exception set",  # an import that runs out of memory
+)
 _OTHER_PLACE = "or choose another location with `-o` or QCONVERT_CACHE_DIR"
 # Errors of a full disk, missing rights or a bad path; other OSErrors are bugs.
 _FILE_ERROR_HINTS = {
@@ -77,8 +82,7 @@ def _exit_for_signal(number: int) -> int:
 def _report_error(error: Exception) -> int:
     """Print an error and return its exit code, even when no memory is left to format it."""
     try:
-        user_error = _as_user_error(error)
-        if user_error is not None:
+        if user_error := _as_user_error(error):
             console.show_error(user_error)
             return user_error.exit_code
         trace = "".join(traceback.format_exception(error))
@@ -86,8 +90,8 @@ def _report_error(error: Exception) -> int:
         console.info(f"{trace}{bug}", level=-1)
         return 70
     except MemoryError:
-        hint = b"use a larger machine, or stop other programs"
-        os.write(2, b"error: not enough memory\n\nhint: " + hint + b"\n")
+        text = b"error: not enough memory\n\nhint: use a larger machine, or stop other programs\n"
+        os.write(2, text)
         return QConvertError.exit_code
 
 
@@ -100,19 +104,14 @@ def _as_user_error(error: Exception) -> QConvertError | None:
         context = error.ctx if isinstance(error, click.UsageError) else None
         hint = f"see `{context.command_path if context else 'qconvert'} --help`"
         return UsageError(message[:1].lower() + message[1:], hint=hint)
-    out_of_memory = (
-        "failed to map segment from shared object",
-        "can't start new thread",
-        "error return without exception set",  # an import that runs out of memory
-    )
     if (
         isinstance(error, MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or any(message in str(error) for message in out_of_memory)
+        or any(message in str(error) for message in _OUT_OF_MEMORY)
     ):
+        message = "not enough memory"
         hint = "use fewer --workers or a smaller --batch, or a larger machine"
-        return QConvertError("not enough memory", hint=hint)
-    if isinstance(error, OSError) and error.errno in _FILE_ERROR_HINTS:
+    elif isinstance(error, OSError) and error.errno in _FILE_ERROR_HINTS:
         path = error.filename2 or error.filename  # of two, the target
         message = f"`{path}`: {error.strerror}" if path else str(error.strerror)
         hint = _FILE_ERROR_HINTS[error.errno]

@@ -5,15 +5,14 @@ from typing import Any
 
 import click
 
-from qconvert.cli import options, settings, views
-from qconvert.cli.progress import ProgressDisplay
+from qconvert.cli import console, options, settings, views
 
 
 @options.command(
     "qconvert evaluate runs/model --eval val/ --labels labels.csv",
     "qconvert evaluate fp32.onnx int8.onnx --eval val/",
 )
-@click.argument("targets", nargs=-1, metavar="RUN | ENGINE...", type=click.Path(path_type=Path))
+@click.argument("targets", nargs=-1, metavar="RUN | ENGINE...", type=options.PATH)
 @options.eval_options
 @options.preprocess_options
 @options.gate_options
@@ -30,6 +29,6 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
 
     target = resolve(targets)
     config = settings.load_for_target(target.run.root if target.run else None, chosen)
-    with ProgressDisplay() as display:
+    with console.ProgressDisplay() as display:
         report = evaluate(target, open_context(config, display.update), chosen["workers"])
     views.finish(report, ("accuracy",), as_json=chosen["as_json"])

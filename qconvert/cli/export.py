@@ -2,15 +2,11 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from qconvert.cli import console, options, settings, views
-from qconvert.cli.progress import ProgressDisplay
-
-if TYPE_CHECKING:
-    from qconvert.core.config import Config
 
 
 @options.command(
@@ -18,12 +14,12 @@ if TYPE_CHECKING:
     "qconvert export mypkg.nets:build --input image:1x3x224x224 --weights net.pt",
 )
 @click.argument("source", required=False)
-@options.output_option("The ONNX file (default: NAME.onnx).")
+@options.output("The ONNX file (default: NAME.onnx).")
 @options.source_options
 @options.setting_options("export", "opset", "parity-tolerance")
 @options.setting_options("prepare", "skip")
 @options.image_options
-@click.option("--dry-run", is_flag=True, help="Print what would be done without changing anything.")
+@options.flag("--dry-run", "Print what would be done without changing anything.")
 @options.common_options
 def command(source: str | None, output: Path | None, **chosen: Any) -> None:
     """Convert SOURCE to one clean ONNX file and check that its outputs are the same.
@@ -33,16 +29,30 @@ def command(source: str | None, output: Path | None, **chosen: Any) -> None:
     compared on some of them instead of on random inputs, and the preprocessing is written into the
     file.
     """
+    from qconvert import sources
     from qconvert.core import config_file, onnx_io
+    from qconvert.core.errors import UsageError
+    from qconvert.graph.clean import list_passes, require_known_passes
     from qconvert.run.context import open_context
     from qconvert.run.export import export
 
     config = settings.load(source, chosen)
     path = settings.output_path(output, str(config.model), ".onnx")
     if chosen["dry_run"]:
-        _print_dry_run(config, path)
+        skipped, kind = config.prepare.skip, sources.kind(str(config.model))
+        passes = [
+            item.name for item in list_passes(config.export.opset) if item.name not in skipped
+        ]
+        require_known_passes(skipped)
+        if kind in sources.FILE_KINDS and not Path(str(config.model)).is_file():
+            raise UsageError(f"`{config.model}` does not exist", hint="check the path")
+        console.write(f"load     {config.model} ({kind})")
+        console.write(f"prepare  {', '.join(passes)}")
+        if kind != "ONNX file":
+            console.write(f"parity   on {config.export.parity_inputs} inputs against PyTorch")
+        console.write(f"write    {path}")
         return
-    with ProgressDisplay() as display:
+    with console.ProgressDisplay() as display:
         result = export(open_context(config, display.update, trust=chosen["trust"]), path)
     for step in result.loaded.steps:
         if step.dropped:
@@ -66,21 +76,3 @@ def command(source: str | None, output: Path | None, **chosen: Any) -> None:
             "notes": list(result.loaded.source.notes),
         }
     )
-
-
-def _print_dry_run(config: "Config", path: Path) -> None:
-    from qconvert import sources
-    from qconvert.core.errors import UsageError
-    from qconvert.graph.clean import list_passes, require_known_passes
-
-    skipped = config.prepare.skip
-    names = [item.name for item in list_passes(config.export.opset) if item.name not in skipped]
-    require_known_passes(skipped)
-    kind = sources.kind(str(config.model))
-    if kind in sources.FILE_KINDS and not Path(str(config.model)).is_file():
-        raise UsageError(f"`{config.model}` does not exist", hint="check the path")
-    console.write(f"load     {config.model} ({kind})")
-    console.write(f"prepare  {', '.join(names)}")
-    if kind != "ONNX file":
-        console.write(f"parity   on {config.export.parity_inputs} inputs against PyTorch")
-    console.write(f"write    {path}")

@@ -9,14 +9,10 @@ from qconvert.cli import console, options
 from qconvert.core.errors import UsageError
 
 
-@options.command(
-    "qconvert init resnet50.onnx",
-    "qconvert init mypkg.nets:build -o settings.toml",
-)
+@options.command("qconvert init resnet50.onnx", "qconvert init mypkg.nets:build -o settings.toml")
 @click.argument("model", required=False)
-@options.output_option("File to write (default: ./qconvert.toml).", default="qconvert.toml")
-@click.option("--force", is_flag=True, help="Overwrite an existing file.")
-@options.verbosity_options
+@options.output("File to write (default: ./qconvert.toml).", default="qconvert.toml")
+@options.flag("--force", "Overwrite an existing file.")
 def command(model: str | None, output: Path, force: bool) -> None:
     """Write a settings file for MODEL with every setting, its default and its meaning."""
     from qconvert import sources

@@ -12,18 +12,10 @@ from qconvert.report.table import TextColumn, TextTable, number_columns, text_co
 @options.command("qconvert inspect resnet50.onnx", "qconvert inspect resnet50.onnx --nodes --json")
 @click.argument("model")
 @options.source_options
-@click.option("--nodes", is_flag=True, help="List all nodes in order instead of operators.")
-@click.option(
-    "--quantized", is_flag=True, help="Show which nodes are or would be quantized, and why not."
-)
-@click.option(
-    "--backend",
-    type=click.Choice(options.BACKENDS),
-    default="cpu",
-    help="Backend whose scheme is applied to a float model (default: cpu).",
-)
+@options.flag("--nodes", "List all nodes in order instead of operators.")
+@options.flag("--quantized", "Show which nodes are or would be quantized, and why not.")
+@options.choice("--backend", options.BACKENDS, "Backend whose scheme is applied to a float model.")
 @options.json_option
-@options.verbosity_options
 def command(model: str, **chosen: Any) -> None:
     """Show the inputs, outputs, operators and sizes of MODEL, an ONNX file or any other source.
 
@@ -67,57 +59,37 @@ def _show_model(model: str, chosen: dict[str, Any]) -> None:
         result = {"model": model, **asdict(summary)}
         for side in ("inputs", "outputs"):
             result[side] = [
-                {"name": spec.name, "dtype": str(spec.dtype), "shape": list(spec.shape)}
+                {"name": spec.name, "dtype": str(spec.dtype), "shape": spec.shape}
                 for spec in getattr(summary, side)
             ]
         if not chosen["nodes"]:
             del result["nodes"]
         console.write_json(result)
         return
+    size = f"{_count(summary.parameters)} parameters, {summary.weight_bytes / 1e6:.1f} MB"
     producer = f", by {summary.producer}" if summary.producer else ""
-    console.write(
-        f"{model}   opset {summary.opset}, {_count(summary.parameters)} parameters, "
-        f"{summary.weight_bytes / 1e6:.1f} MB{producer}"
-    )
+    console.write(f"{model}   opset {summary.opset}, {size}{producer}")
     for spec in summary.inputs:
         console.write(f"  input   {spec}")
     for spec in summary.outputs:
         console.write(f"  output  {spec}")
     console.write("")
+    rows = []
     if chosen["nodes"]:
-        columns = [
-            *text_columns("node", "operator"),
-            TextColumn("output", rank=2),
-            *number_columns("parameters", rank=3),
-            *number_columns("MACs", rank=1),
-        ]
-        rows = [
-            [
-                node.name or "-",
-                node.op,
-                node.outputs[0].partition(": ")[2] if node.outputs else "",
-                _count(node.parameters),
-                _count(node.macs),
-            ]
-            for node in summary.nodes
-        ]
+        columns = [*text_columns("node", "operator"), TextColumn("output", rank=2)]
+        columns += [*number_columns("parameters", rank=3), *number_columns("MACs", rank=1)]
+        for node in summary.nodes:
+            shape = node.outputs[0].partition(": ")[2] if node.outputs else ""
+            counts = map(_count, (node.parameters, node.macs))
+            rows.append([node.name or "-", node.op, shape, *counts])
     else:
         total = sum(operator.macs or 0 for operator in summary.operators)
-        columns = [
-            *text_columns("operator"),
-            *number_columns("nodes", "parameters", "MACs"),
-            *number_columns("share", rank=1),
-        ]
-        rows = [
-            [
-                operator.op,
-                str(operator.nodes),
-                _count(operator.parameters),
-                _count(operator.macs),
-                f"{100 * operator.macs / total:.1f} %" if operator.macs else "",
-            ]
-            for operator in summary.operators
-        ]
+        columns = [*text_columns("operator"), *number_columns("nodes", "parameters", "MACs")]
+        columns += number_columns("share", rank=1)
+        for operator in summary.operators:
+            share = f"{100 * operator.macs / total:.1f} %" if operator.macs else ""
+            counts = map(_count, (operator.parameters, operator.macs))
+            rows.append([operator.op, str(operator.nodes), *counts, share])
     console.write_table(TextTable(columns, rows))
     if summary.quantized:
         console.write("\nalready quantized: it contains Q/DQ nodes, which qconvert keeps unchanged")

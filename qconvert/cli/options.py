@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -15,11 +15,37 @@ from qconvert.core.config import Backend, Option, keys_at, literals, option_tabl
 
 BACKENDS: tuple[str, ...] = get_args(Backend)  # `--help` does not import the backends
 Decorator = Callable[[Any], Any]
+PATH = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 def command(*examples: str) -> Callable[[Callable[..., None]], click.Command]:
-    """Return a decorator that makes a command, with examples under its help."""
-    return click.command(epilog="\n  ".join(["\b\nExamples:", *examples]))
+    """Return a decorator that makes a command with `-v` and `-q`, and examples under its help."""
+
+    def make_command(function: Callable[..., None]) -> click.Command:
+        epilog = "\n  ".join(["\b\nExamples:", *examples])
+        made = click.command(epilog=epilog)(function)
+        made.params += VERBOSITY_OPTIONS
+        return made
+
+    return make_command
+
+
+def _set_verbosity(ctx: click.Context, parameter: click.Parameter, count: int) -> None:
+    console.VERBOSITY.level += -count if parameter.name == "quiet" else count
+    if parameter.name == "verbose" and count > 1:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", force=True)
+
+
+VERBOSITY_OPTIONS = [
+    click.Option(
+        flags, count=True, expose_value=False, is_eager=True, callback=_set_verbosity, help=text
+    )
+    for flags, text in (
+        (["-v", "--verbose"], "More details; -vv: logs of libraries."),
+        (["-q", "--quiet"], "Errors only; -qq: exit code only."),
+    )
+]
 
 
 class SettingOption(click.Option):
@@ -28,12 +54,11 @@ class SettingOption(click.Option):
     def __init__(self, flags: Sequence[str] = (), *, paths: Sequence[str], **replaced: Any) -> None:
         option = option_table()[paths[0]]
         words = literals(option.type)
-        attributes: dict[str, Any] = {"help": _help(option)}
-        attributes["metavar"] = option.metavar or None
+        attributes: dict[str, Any] = {"help": _help(option), "metavar": option.metavar or None}
         if option.type is bool:
             attributes["is_flag"] = True
         elif Path in get_args(option.type):
-            attributes["type"] = click.Path(path_type=Path)
+            attributes["type"] = PATH
         elif option.is_list:
             attributes["multiple"] = True
             if words:
@@ -112,14 +137,40 @@ def _help(option: Option) -> str:
 
 def setting_options(table: str, *keys: str) -> Decorator:
     """Return a decorator that adds the options of settings of one table, by default of all."""
-    all_keys = [key for key in keys_at((table,)) if option_table()[f"{table}.{key}"].flag]
-    paths = [f"{table}.{key}" for key in keys or all_keys]
-    return _add(*(click.option(cls=SettingOption, paths=[path]) for path in paths))
+    paths = [f"{table}.{key}" for key in keys or keys_at((table,))]
+    with_flag = [path for path in paths if option_table()[path].flag]
+    return _add(*(click.option(cls=SettingOption, paths=[path]) for path in with_flag))
 
 
 def _add(*options: Decorator) -> Decorator:
     """Return a decorator that adds options in the order given."""
     return lambda command: reduce(lambda inner, add: add(inner), reversed(options), command)
+
+
+def flag(name: str, text: str) -> Decorator:
+    """Return an option without a value."""
+    return click.option(name, is_flag=True, help=text)
+
+
+def choice(name: str, words: Sequence[str], text: str, *names: str) -> Decorator:
+    """Return an option with one of some words, the first by default."""
+    kind, default = click.Choice(words), words[0]
+    return click.option(name, *names, type=kind, default=default, show_default=True, help=text)
+
+
+def count(name: str, text: str, **more: Any) -> Decorator:
+    """Return an option with a positive number."""
+    return click.option(name, type=click.IntRange(min=1), metavar="N", help=text, **more)
+
+
+def repeated(name: str, names: str, metavar: str, text: str) -> Decorator:
+    """Return an option that may be given several times, as parameter `names`."""
+    return click.option(name, names, multiple=True, metavar=metavar, help=text)
+
+
+def output(text: str, kind: click.Path = PATH, **more: Any) -> Decorator:
+    """Return `-o`, the file or folder to write."""
+    return click.option("-o", "--output", type=kind, help=text, **more)
 
 
 preprocess_options = setting_options("preprocess")
@@ -129,11 +180,9 @@ image_options = _add(
     preprocess_options,
     setting_options("calibration", "max-broken"),
 )
-
 quantize_options = setting_options(
     "quantize", "method", "effort", "exclude", "only", "keep", "weight-bits", "rest"
 )
-
 engine_options = _add(
     setting_options("build"),
     setting_options("search", "budget"),
@@ -142,63 +191,21 @@ engine_options = _add(
 
 bench_options = setting_options("bench")
 gate_options = setting_options("gate")
-
 eval_options = _add(
     setting_options("evaluate"),
-    click.option(
-        "--workers",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Threads that read images (default: one per core).",
-    ),
+    count("--workers", "Threads that read images (default: one per core)."),
 )
-
 source_options = _add(
     setting_options("export", "inputs", "weights", "batch"),
-    click.option(
-        "--trust", is_flag=True, help="Allow the source to run the code that it contains."
-    ),
+    flag("--trust", "Allow the source to run the code that it contains."),
 )
-
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
-def output_option(text: str, **more: Any) -> Decorator:
-    """Return `-o`, the file or folder to write."""
-    path = click.Path(path_type=Path, dir_okay=more.pop("dir_okay", True))
-    return click.option("-o", "--output", type=path, help=text, **more)
-
-
-def _set_verbosity(ctx: click.Context, parameter: click.Parameter, count: int) -> None:
-    if parameter.name == "quiet":
-        console.VERBOSITY.level -= count
-        return
-    console.VERBOSITY.level += count
-    if count > 1:
-        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", force=True)
-
-
-_counted = partial(
-    click.option, count=True, expose_value=False, is_eager=True, callback=_set_verbosity
-)
-verbosity_options = _add(
-    _counted("-v", "--verbose", help="More details; -vv: logs of libraries."),
-    _counted("-q", "--quiet", help="Errors only; -qq: exit code only."),
-)
-
 common_options = _add(
     click.option(
-        "--config",
-        type=click.Path(path_type=Path, dir_okay=False),
-        help="Settings file (default: ./qconvert.toml if it exists).",
+        "--config", type=FILE, help="Settings file (default: ./qconvert.toml if it exists)."
     ),
-    click.option(
-        "--set",
-        "assigned",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Override a setting; repeatable.",
-    ),
+    repeated("--set", "assigned", "KEY=VALUE", "Override a setting; repeatable."),
     json_option,
-    verbosity_options,
 )

@@ -10,14 +10,13 @@ from qconvert.cli import console, options
 
 # Listed here too, so that `--help` does not import the writers; a test compares.
 FORMATS = ("onnxruntime", "triton")
-_PATH = click.Path(path_type=Path)
 
 
 @options.command(
     "qconvert package runs/model --format onnxruntime -o model-int8/",
     "qconvert package runs/model --format triton --engine cpu-int8 -o models/",
 )
-@click.argument("run", type=_PATH)
+@click.argument("run", type=options.PATH)
 @click.option(
     "--format",
     "form",
@@ -25,14 +24,13 @@ _PATH = click.Path(path_type=Path)
     required=True,
     help="Runtime that will load the engine.",
 )
-@click.option("-o", "--output", type=_PATH, required=True, help="The folder to write.")
+@options.output("The folder to write.", required=True)
 @click.option(
     "--engine", default="", metavar="NAME", help="Engine to package (default: the verdict's)."
 )
 @click.option("--name", default="", help="Name of the model (default: as in the run).")
-@click.option("--classes", type=_PATH, help="Class names, one per line.")
+@click.option("--classes", type=options.PATH, help="Class names, one per line.")
 @options.json_option
-@options.verbosity_options
 def command(run: Path, form: Any, output: Path, as_json: bool, **chosen: Any) -> None:
     """Package an engine of RUN for other programs.
 

@@ -7,12 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qconvert.cli import console, options, settings, views
-from qconvert.cli.progress import ProgressDisplay
 
 if TYPE_CHECKING:
     from qconvert.run.quantize import Quantized, QuantizeRequest
-
-_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @options.command(
@@ -20,33 +17,21 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "qconvert quantize model.onnx --images photos/ --backend tensorrt --rest fp16",
 )
 @click.argument("model", required=False)
-@options.output_option("The ONNX file (default: NAME-BACKEND-PRECISION.onnx).")
-@click.option(
-    "--backend",
-    type=click.Choice(options.BACKENDS),
-    default="cpu",
-    show_default=True,
-    help="Backend to quantize for; it need not work here.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(("int8", "fp16", "bf16")),
-    default="int8",
-    show_default=True,
-    help="The precision to convert to.",
-)
+@options.output("The ONNX file (default: NAME-BACKEND-PRECISION.onnx).")
+@options.choice("--backend", options.BACKENDS, "Backend to quantize for; it need not work here.")
+@options.choice("--precision", ("int8", "fp16", "bf16"), "The precision to convert to.")
 @click.option(
     "--keep-io/--half-io", default=True, help="Inputs and outputs in float32 (default), or half."
 )
-@click.option("--calibration", type=_FILE, help="Calibration file written by `qconvert calibrate`.")
+@click.option(
+    "--calibration", type=options.FILE, help="Calibration file written by `qconvert calibrate`."
+)
 @options.quantize_options
-@click.option("--plan", type=_FILE, help="Apply an existing plan instead of making one.")
-@click.option("--plan-out", type=_FILE, help="Write the plan to a file, to read and edit.")
+@click.option("--plan", type=options.FILE, help="Apply an existing plan instead of making one.")
+@click.option("--plan-out", type=options.FILE, help="Write the plan to a file, to read and edit.")
 @options.source_options
 @options.image_options
-@click.option(
-    "--dry-run", is_flag=True, help="Print what would be quantized without changing anything."
-)
+@options.flag("--dry-run", "Print what would be quantized without changing anything.")
 @options.common_options
 def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     """Convert MODEL to an ONNX file that specifies the precision of every node.
@@ -63,14 +48,9 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
 
     config = settings.load(model, chosen)
     suffix = f"-{chosen['backend']}-{chosen['precision']}.onnx"
-    request = QuantizeRequest(
-        out=settings.output_path(output, str(config.model), suffix),
-        backend=chosen["backend"],
-        precision=chosen["precision"],
-        calibration=chosen["calibration"],
-        plan=chosen["plan"],
-        keep_io=chosen["keep_io"],
-    )
+    out = settings.output_path(output, str(config.model), suffix)
+    names = ("backend", "precision", "calibration", "plan", "keep_io")
+    request = QuantizeRequest(out, **{name: chosen[name] for name in names})
     if chosen["dry_run"]:
         if request.plan is not None:
             raise UsageError(
@@ -88,7 +68,7 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
         if request.precision != "int8":
             raise UsageError("there is no plan to write", hint="a plan is for `--precision int8`")
         require_output_file(plan_out, Path(str(config.model)), request.out)
-    with ProgressDisplay() as display:
+    with console.ProgressDisplay() as display:
         result = quantize(open_context(config, display.update, trust=chosen["trust"]), request)
     if plan_out is not None:
         plan, weights = result.quantized.plan, result.quantized.rounded_weights

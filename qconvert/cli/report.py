@@ -9,26 +9,17 @@ from qconvert.cli import console, options, views
 
 
 @options.command(
-    "qconvert report runs/model",
-    "qconvert report runs/model --format html -o report.html",
+    "qconvert report runs/model", "qconvert report runs/model --format html -o report.html"
 )
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(("text", "html", "md", "json", "card")),
-    default="text",
-    show_default=True,
-    help="Output format.",
-)
+@click.argument("run", type=options.PATH)
+@options.choice("--format", ("text", "html", "md", "json", "card"), "Output format.", "form")
 @click.option(
     "--engine",
     default="",
     metavar="NAME",
     help="Engine of the model card (default: the verdict's).",
 )
-@options.output_option("Write to a file (not for text).", dir_okay=False)
-@options.verbosity_options
+@options.output("Write to a file (not for text).", options.FILE)
 def command(run: Path, form: str, engine: str, output: Path | None) -> None:
     """Show the report of a finished RUN from its report.json; nothing is measured.
 

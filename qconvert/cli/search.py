@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from qconvert.cli import console, options, settings, views
-from qconvert.cli.progress import ProgressDisplay
 
 
 @options.command(
@@ -15,7 +14,7 @@ from qconvert.cli.progress import ProgressDisplay
     "qconvert search m.onnx --images photos/ --backend tensorrt --max-latency 2",
 )
 @click.argument("model", required=False)
-@options.output_option("Folder of results (default: runs/NAME-mixed).")
+@options.output("Folder of results (default: runs/NAME-mixed).")
 @options.setting_options("search", "budget", "by", "max-latency")
 @click.option(
     cls=options.SettingOption,
@@ -28,10 +27,8 @@ from qconvert.cli.progress import ProgressDisplay
 @options.eval_options
 @options.bench_options
 @options.source_options
-@click.option("--fresh", is_flag=True, help="Ignore cached results.")
-@click.option(
-    "--dry-run", is_flag=True, help="Print what would be tried without changing anything."
-)
+@options.flag("--fresh", "Ignore cached results.")
+@options.flag("--dry-run", "Print what would be tried without changing anything.")
 @options.common_options
 def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     """Find the smallest part of MODEL to keep in float so that accuracy stays within a budget.
@@ -48,24 +45,22 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     from qconvert.run.search import preview_search, run_search
 
     config = settings.load(model, chosen)
-    default = settings.default_run_folder(None, str(config.model))
-    folder = output or default.with_name(f"{default.name}-mixed")
+    folder = output or Path("runs") / f"{settings.model_name(str(config.model))}-mixed"
     if chosen["dry_run"]:
         require_usable_folder(folder, config)
         for line in preview_search(open_context(config, trust=chosen["trust"])):
             console.write(line)
         console.write(f"write     {folder}")
         return
-    with ProgressDisplay() as display:
+    with console.ProgressDisplay() as display:
         context = open_context(config, display.update, trust=chosen["trust"], fresh=chosen["fresh"])
         summary = run_search(context, folder, chosen["workers"])
     mix = summary.mix
     for note in (*summary.notes, *mix.notes):
         console.note(note)
     if chosen["as_json"]:
-        console.write_json(
-            {"backend": summary.backend, "bytes": dict(summary.sizes), **asdict(mix)}
-        )
+        sizes = dict(summary.sizes)
+        console.write_json({"backend": summary.backend, "bytes": sizes, **asdict(mix)})
     else:
         trials = [tables.block_table(mix), tables.trial_table(mix)] if mix.gains else []
         views.print_tables(*trials, tables.search_result_table(mix, summary.sizes))

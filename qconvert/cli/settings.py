@@ -34,11 +34,8 @@ def load_for_target(
     from qconvert.core import config_file
     from qconvert.run.run_folder import RunFolder
 
-    path, base = options.get("config"), None
-    if run is None:
-        path = config_file.find(path)
-    else:
-        base = RunFolder(run).settings()
+    path = config_file.find(options.get("config")) if run is None else options.get("config")
+    base = None if run is None else RunFolder(run).settings()
     assigned = config_file.parse_assignments(options.get("assigned", ()))
     return config_file.load(path, {**assigned, **from_options(model, options)}, base=base)
 
@@ -46,10 +43,9 @@ def load_for_target(
 def from_options(model: str | None, options: Mapping[str, Any]) -> dict[str, object]:
     """Return the settings that options set, by dotted key; their parameters are named after it."""
     overrides: dict[str, object] = {} if model is None else {"model": model}
-    for name, value in options.items():
-        is_set = value is not None and value is not False and value != ()
-        if "." in name and is_set:
-            overrides |= dict.fromkeys(name.split(","), value)
+    for keys, value in options.items():
+        if "." in keys and value is not None and value is not False and value != ():
+            overrides |= dict.fromkeys(keys.split(","), value)
     return overrides
 
 
@@ -58,21 +54,16 @@ def output_path(chosen: Path | None, model: str, suffix: str) -> Path:
 
     It must not be the model itself.
     """
+    path = chosen or Path(f"{model_name(model)}{suffix}")
+    if path.resolve() != Path(model).resolve():
+        return path
     if chosen is not None:
-        if chosen.resolve() == Path(model).resolve():
-            raise UsageError(f"`{chosen}` is the source itself", hint="choose another name: `-o`")
-        return chosen
-    name = _model_name(model)
-    is_source = Path(f"{name}{suffix}").resolve() == Path(model).resolve()
-    return Path(f"{name}-clean{suffix}" if is_source else f"{name}{suffix}")
+        raise UsageError(f"`{chosen}` is the source itself", hint="choose another name: `-o`")
+    return Path(f"{model_name(model)}-clean{suffix}")
 
 
-def default_run_folder(chosen: Path | None, model: str) -> Path:
-    """Return the folder of a run: as chosen, else `runs/NAME`."""
-    return chosen or Path("runs") / _model_name(model)
-
-
-def _model_name(model: str) -> str:
+def model_name(model: str) -> str:
+    """Return the name in `net.onnx`, `timm:net` and `package.module:net`."""
     from qconvert import sources
 
     is_file = sources.kind(model) in sources.FILE_KINDS

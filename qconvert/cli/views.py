@@ -1,7 +1,7 @@
 """Views of results: reports, layer errors, coverage, written models."""
 
 import math
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -84,26 +84,20 @@ def print_tables(*tables: TextTable) -> None:
 
 def show_coverage(layers: "Mapping[str, LayerPlan]") -> None:
     """Print a row per operator, the most frequent first, and why nodes are not quantized."""
-    by_operator: dict[str, list[tuple[str, LayerPlan]]] = defaultdict(list)
-    for name, layer in layers.items():
-        by_operator[layer.op].append((name, layer))
     rows = []
-    for operator, nodes in sorted(by_operator.items(), key=lambda item: -len(item[1])):
-        reasons: dict[str, list[str]] = defaultdict(list)
-        for name, layer in nodes:
-            if layer.left:
-                reasons[layer.left].append(name)
+    for operator, count in Counter(layer.op for layer in layers.values()).most_common():
+        nodes = {name: layer for name, layer in layers.items() if layer.op == operator}
+        reasons = Counter(layer.left for layer in nodes.values() if layer.left)
         # The most frequent reason first; a single node is named.
-        texts = [
-            f"{names[0] if len(names) == 1 else len(names)}: {reason}"
-            for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1]))
+        why = [
+            f"{left if left > 1 else next(n for n in nodes if nodes[n].left == reason)}: {reason}"
+            for reason, left in reasons.most_common()
         ]
-        if len(texts) > 3:
-            texts[3:] = [f"and {len(texts) - 3} more reasons"]
-        in_float = sum(map(len, reasons.values()))
-        why = texts or dict.fromkeys(layer.note for _, layer in nodes if layer.note)
-        counts = (len(nodes), len(nodes) - in_float, in_float)
-        rows.append([operator, *map(str, counts), "; ".join(why)])
+        if len(why) > 3:
+            why[3:] = [f"and {len(why) - 3} more reasons"]
+        why = why or list(dict.fromkeys(layer.note for layer in nodes.values() if layer.note))
+        in_float = reasons.total()
+        rows.append([operator, f"{count}", f"{count - in_float}", f"{in_float}", "; ".join(why)])
     numbers = number_columns("nodes", "int8", "left")
     columns = [*text_columns("operator"), *numbers, *text_columns("why", wrap=True)]
     console.write_table(TextTable(columns, rows))
@@ -115,9 +109,6 @@ def model_file_json(path: Path) -> dict[str, object]:
     from qconvert.core.cache import file_sha256
 
     files = onnx_io.model_files(path)
-    return {
-        "model": str(path),
-        "files": [str(file) for file in files],
-        "bytes": sum(file.stat().st_size for file in files),
-        "sha256": file_sha256(path),
-    }
+    size = sum(file.stat().st_size for file in files)
+    names = [str(file) for file in files]
+    return {"model": str(path), "files": names, "bytes": size, "sha256": file_sha256(path)}

@@ -2,12 +2,12 @@
 
 import pytest
 
-from qconvert.cli.progress import ProgressDisplay
+from qconvert.cli.console import ProgressDisplay
 from qconvert.core.progress import Progress
 from tests.cli.test_console import on_terminal
 
 SCRIPT = """
-from qconvert.cli.progress import ProgressDisplay
+from qconvert.cli.console import ProgressDisplay
 from qconvert.core.progress import Progress
 with ProgressDisplay() as display:
     display.update(Progress("load", "reading net.onnx"))
@@ -38,7 +38,7 @@ def test_log_has_finished_steps_and_a_line_every_few_seconds(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr("qconvert.cli.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("qconvert.cli.console.time.monotonic", lambda: now)
     with ProgressDisplay() as display:
         display.update(Progress("calibrate", "images", done=0, total=300))
         for done in (50, 100, 150):
@@ -55,7 +55,7 @@ def test_progress_speed_restarts_with_count(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr("qconvert.cli.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("qconvert.cli.console.time.monotonic", lambda: now)
     with ProgressDisplay() as display:
         for text in ("batch 1", "batch 8"):
             for done in (0, 50, 100):
