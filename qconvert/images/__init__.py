@@ -12,7 +12,7 @@ from qconvert.core.errors import UsageError
 from qconvert.core.tensors import TensorSpec
 from qconvert.images.arrays import ARRAY_SUFFIXES, open_arrays
 from qconvert.images.batches import ImageManifest, Images
-from qconvert.images.image_files import DEFAULT_READ_OPTIONS, FileImages, ReadOptions
+from qconvert.images.image_files import CORES, FileImages
 from qconvert.images.listing import (
     NO_CLASSES,
     ImageEntry,
@@ -27,20 +27,17 @@ from qconvert.images.preprocess import Preprocess, find_image_input, fit_to_inpu
 
 @dataclass(frozen=True)
 class ImageChoice:
-    """Which images: all that `path` names, or at most `count` of them."""
+    """Which images: all that `path` names, or at most `count`; and how they are read."""
 
     path: Path
     count: int | None = None
     labels: Path | None = None
     seed: int = 0
+    max_broken: int | None = None
+    threads: int | None = None
 
 
-def open_images(
-    choice: ImageChoice,
-    specs: Sequence[TensorSpec],
-    preprocess: Preprocess,
-    options: ReadOptions = DEFAULT_READ_OPTIONS,
-) -> Images:
+def open_images(choice: ImageChoice, specs: Sequence[TensorSpec], preprocess: Preprocess) -> Images:
     """Return the chosen images as inputs of a model; nothing is decoded yet."""
     images: Images
     if choice.path.suffix.lower() in ARRAY_SUFFIXES:
@@ -56,16 +53,15 @@ def open_images(
         labels, classes = find_labels(choice.path, names, choice.labels)
         pairs = zip(names, labels, strict=True)
         entries = tuple(ImageEntry(name, label=label) for name, label in pairs)
-        root = folder_of(choice.path)
-        images = FileImages(root, entries, classes, choice.path, preprocess, image_input, options)
+        root, threads = folder_of(choice.path), choice.threads or CORES
+        images = FileImages(
+            root, entries, classes, choice.path, preprocess, image_input, choice.max_broken, threads
+        )
     return images.select(choose_subset(images.labels, choice.count, choice.seed))
 
 
 def reopen_images(
-    manifest: ImageManifest,
-    specs: Sequence[TensorSpec],
-    preprocess: Preprocess,
-    options: ReadOptions = DEFAULT_READ_OPTIONS,
+    manifest: ImageManifest, specs: Sequence[TensorSpec], preprocess: Preprocess
 ) -> Images:
     """Return exactly the images of a manifest; reading one that has changed is an error."""
     root, entries = manifest.root, manifest.entries
@@ -81,5 +77,5 @@ def reopen_images(
         return replace(arrays, entries=entries).select(range(len(entries)))
     preprocess, image_input = fit_to_input(preprocess, find_image_input(specs))
     require_files(root, (root / entry.name for entry in entries))
-    images = FileImages(root, entries, NO_CLASSES, root, preprocess, image_input, options)
+    images = FileImages(root, entries, NO_CLASSES, root, preprocess, image_input)
     return images.select(range(len(entries)))

@@ -41,7 +41,10 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")
 
 PixelMode = Literal["RGB", "L"]
 
-# Pillow's own pixel limit is a global that warns first; `max_pixels` is checked here instead.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+# Pillow's own pixel limit is a global that warns first; `MAX_PIXELS` is checked here instead.
+MAX_PIXELS = 100_000_000
 _PILLOW_LIMIT = threading.Lock()
 
 # The warning names no file, and the image is read all the same. ImageNet has such images.
@@ -56,51 +59,28 @@ class NoReadableImage(QConvertError):
     """None of the chosen files could be read."""
 
 
-@dataclass(frozen=True)
-class ReadOptions:
-    """How many threads read image files, and how many files may be broken.
-
-    By default a thread for each core, and a tenth of the files, at least ten.
-    """
-
-    workers: int | None = None
-    max_broken: int | None = None
-    max_pixels: int = 100_000_000
-
-    @property
-    def threads(self) -> int:
-        """The number of threads; without a setting, the cores that this process has."""
-        if self.workers is not None:
-            return self.workers
-        if hasattr(os, "sched_getaffinity"):
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
-
-    def allowed_broken(self, files: int) -> int:
-        """Return how many of that many files may be broken."""
-        return max(10, files // 10) if self.max_broken is None else self.max_broken
+def allowed_broken(max_broken: int | None, files: int) -> int:
+    """Return how many files may be broken: `max_broken`, or by default a tenth, at least ten."""
+    return max(10, files // 10) if max_broken is None else max_broken
 
 
-DEFAULT_READ_OPTIONS = ReadOptions()
-
-
-def read_image_bytes(file: Path, max_pixels: int) -> bytes:
+def read_image_bytes(file: Path) -> bytes:
     """Return a file's bytes; a file too large for an image within the limit is not read."""
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
             raise BrokenImage("not a file")
         # More than an uncompressed image of 16-bit RGBA takes, and its header.
-        if status.st_size > 8 * max_pixels + (1 << 20):
+        if status.st_size > 8 * MAX_PIXELS + (1 << 20):
             raise BrokenImage(
-                f"{status.st_size:,} bytes are over the limit of {max_pixels:,} pixels"
+                f"{status.st_size:,} bytes are over the limit of {MAX_PIXELS:,} pixels"
             )
         return file.read_bytes()
     except OSError as error:
         raise BrokenImage(error.strerror or type(error).__name__) from None
 
 
-def open_header(data: bytes, max_pixels: int) -> Image.Image:
+def open_header(data: bytes) -> Image.Image:
     """Return an image of which only the header has been read."""
     with _as_broken_image("not an image" if data else "empty file"):
         with _PILLOW_LIMIT:
@@ -109,9 +89,9 @@ def open_header(data: bytes, max_pixels: int) -> Image.Image:
                 image = Image.open(io.BytesIO(data), formats=FORMATS)
             finally:
                 Image.MAX_IMAGE_PIXELS = limit
-        if image.width * image.height > max_pixels:
+        if image.width * image.height > MAX_PIXELS:
             raise BrokenImage(
-                f"{image.width}×{image.height} is over the limit of {max_pixels:,} pixels"
+                f"{image.width}×{image.height} is over the limit of {MAX_PIXELS:,} pixels"
             )
         return image
 
@@ -201,16 +181,17 @@ class FileImages(Images):
     source: Path
     preprocess: Preprocess
     image_input: ImageInput
-    options: ReadOptions = DEFAULT_READ_OPTIONS
+    max_broken: int | None = None
+    threads: int = CORES
 
     def batches(self, size: int) -> Generator[Batch]:
         """Yield all readable images in order; the bytes depend on neither size nor threads."""
         convert = make_converter(self.preprocess, self.image_input)
-        read = partial(self._read, convert, PixelBudget(self.options.max_pixels))
-        threads, allowed = self.options.threads, self.options.allowed_broken(len(self.entries))
+        read = partial(self._read, convert, PixelBudget(MAX_PIXELS))
+        allowed = allowed_broken(self.max_broken, len(self.entries))
         ready: list[tuple[ImageEntry, NDArray[Any]]] = []
         skipped: list[str] = []
-        results = map_ordered(read, self.entries, threads, size + 2 * threads)
+        results = map_ordered(read, self.entries, self.threads, size + 2 * self.threads)
         with contextlib.closing(results):
             for result in results:
                 if isinstance(result, str):
@@ -244,16 +225,16 @@ class FileImages(Images):
         self, convert: ImageConverter, budget: PixelBudget, entry: ImageEntry
     ) -> tuple[ImageEntry, NDArray[Any]] | str:
         """Return a file with its hash and its pixels; of a broken file, its name and the reason."""
-        file, max_pixels = self.root / entry.name, self.options.max_pixels
+        file = self.root / entry.name
         try:
-            data = read_image_bytes(file, max_pixels)
+            data = read_image_bytes(file)
             sha256 = hashlib.sha256(data).hexdigest()
             if entry.sha256 not in ("", sha256):
                 raise QConvertError(
                     f"the content of `{file}` has changed since it was used",
                     hint="restore the file, or start again from the images as they are now",
                 )
-            image = open_header(data, max_pixels)
+            image = open_header(data)
             with budget.reserve(image.width * image.height):
                 mode: PixelMode = "L" if self.image_input.channels == 1 else "RGB"
                 array = convert(load_pixels(image, mode), entry.name)
@@ -266,9 +247,9 @@ class FileImages(Images):
 
         def hash_file(name: str) -> str:
             try:
-                data = read_image_bytes(self.root / name, self.options.max_pixels)
+                data = read_image_bytes(self.root / name)
             except BrokenImage:
                 return ""
             return hashlib.sha256(data).hexdigest()
 
-        return map_ordered(hash_file, self.names, self.options.threads, 2 * self.options.threads)
+        return map_ordered(hash_file, self.names, self.threads, 2 * self.threads)

@@ -41,7 +41,7 @@ from qconvert.graph.taps import TappedModel, add_calibration_taps
 from qconvert.images import reopen_images
 from qconvert.images.arrays import ArrayImages
 from qconvert.images.batches import Batch, ImageManifest, Images
-from qconvert.images.image_files import SKIPPED_HINT, NoReadableImage, ReadOptions, map_ordered
+from qconvert.images.image_files import SKIPPED_HINT, NoReadableImage, allowed_broken, map_ordered
 from qconvert.images.listing import ImageEntry
 from qconvert.images.preprocess import Preprocess
 from qconvert.optimize.calibration_set import (
@@ -156,7 +156,7 @@ def measure_calibration_set(loaded: LoadedModel, context: JobContext) -> Calibra
             # each of the two counts only its own broken images
             images, max_broken = inputs.origin.images, context.config.calibration.max_broken
             broken = [images[index].name for run in full.missing_images() for index in run]
-            if len(broken) > ReadOptions(max_broken=max_broken).allowed_broken(len(images)):
+            if len(broken) > allowed_broken(max_broken, len(images)):
                 raise QConvertError(
                     f"{len(broken)} of {len(images)} images could not be read",
                     details=[f"`{name}`" for name in broken[:5]],

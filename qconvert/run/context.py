@@ -21,7 +21,6 @@ from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import ProgressCallback, ignore_progress
 from qconvert.images import ImageChoice, open_images
 from qconvert.images.batches import Images
-from qconvert.images.image_files import DEFAULT_READ_OPTIONS, ReadOptions
 from qconvert.images.preprocess import PRESETS, Preprocess, find_image_input, fit_to_input
 from qconvert.run.run_folder import RunFolder
 from qconvert.sources import Source
@@ -91,14 +90,11 @@ class EvaluationSet:
 
 
 def open_image_set(
-    source: Source,
-    choice: ImageChoice,
-    settings: PreprocessConfig,
-    reading: ReadOptions = DEFAULT_READ_OPTIONS,
+    source: Source, choice: ImageChoice, settings: PreprocessConfig
 ) -> EvaluationSet:
     """Open images as inputs of a model."""
     preprocess = preprocessing_or_default(source, settings)
-    images = open_images(choice, source.inputs, preprocess, reading)
+    images = open_images(choice, source.inputs, preprocess)
     return EvaluationSet(images, fitted_preprocessing_or_empty(source, settings))
 
 
@@ -109,9 +105,11 @@ def open_evaluation_set(
     settings, calibration = context.config.evaluate, context.config.calibration
     if settings.images is None:
         return None
-    choice = ImageChoice(settings.images, settings.count, settings.labels, calibration.seed)
-    reading = ReadOptions(workers, calibration.max_broken)
-    return open_image_set(source, choice, context.config.preprocess, reading)
+    seed, max_broken = calibration.seed, calibration.max_broken
+    choice = ImageChoice(
+        settings.images, settings.count, settings.labels, seed, max_broken, workers
+    )
+    return open_image_set(source, choice, context.config.preprocess)
 
 
 def open_sample(source: Source, context: JobContext, count: int) -> EvaluationSet | None:
@@ -119,9 +117,9 @@ def open_sample(source: Source, context: JobContext, count: int) -> EvaluationSe
     config = context.config
     for path in (config.evaluate.images, config.calibration.images):
         if path is not None and path.exists():
-            choice = ImageChoice(path, count, seed=config.calibration.seed)
-            reading = ReadOptions(max_broken=config.calibration.max_broken)
-            return open_image_set(source, choice, config.preprocess, reading)
+            seed, max_broken = config.calibration.seed, config.calibration.max_broken
+            choice = ImageChoice(path, count, seed=seed, max_broken=max_broken)
+            return open_image_set(source, choice, config.preprocess)
     return None
 
 
@@ -132,9 +130,9 @@ def open_calibration_images(
     settings = context.config.calibration
     if settings.images is None:
         raise UsageError("there are no images", hint="name a folder: `--images PATH`")
-    choice = ImageChoice(settings.images, count, seed=settings.seed)
-    reading = ReadOptions(threads, settings.max_broken)
-    return open_image_set(source, choice, context.config.preprocess, reading).images
+    seed, max_broken = settings.seed, settings.max_broken
+    choice = ImageChoice(settings.images, count, None, seed, max_broken, threads)
+    return open_image_set(source, choice, context.config.preprocess).images
 
 
 def known_preprocessing(source: Source, settings: PreprocessConfig) -> Preprocess | None:

@@ -16,7 +16,6 @@ from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, start_step
 from qconvert.core.tensors import Tensors, fixed_batch, pad_batch
 from qconvert.images.image_files import (
-    DEFAULT_READ_OPTIONS,
     BrokenImage,
     load_pixels,
     open_header,
@@ -203,14 +202,14 @@ def add_changed_images(
     """
     images = evaluation_set.images
     changed = [row for accuracy in scores.values() for row in accuracy.changed]
-    thumbnails, limit = [], DEFAULT_READ_OPTIONS.max_pixels
+    thumbnails = []
     with atomic.temporary_folder() as temporary:
         for number, name in enumerate(dict.fromkeys(row.image for row in changed)):
             if not name.lower().endswith(IMAGE_SUFFIXES):
                 continue
             try:
-                data = read_image_bytes(images.root / name, limit)
-                image = load_pixels(open_header(data, limit), "RGB")
+                data = read_image_bytes(images.root / name)
+                image = load_pixels(open_header(data), "RGB")
             except BrokenImage:  # it was read before; the report is complete without it
                 continue
             image.thumbnail((112, 112), Image.Resampling.BOX)

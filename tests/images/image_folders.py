@@ -10,7 +10,6 @@ from PIL import Image
 from qconvert.core.tensors import TensorSpec
 from qconvert.images import ImageChoice, open_images
 from qconvert.images.batches import Images
-from qconvert.images.image_files import ReadOptions
 from qconvert.images.preprocess import PRESETS, Preprocess
 
 SPEC = TensorSpec("x", np.dtype("float32"), ("N", 3, 24, 24))
@@ -38,13 +37,12 @@ def write_numbered(root: Path, count: int) -> Path:
 
 def open_for_test(
     path: Path,
-    options: ReadOptions = ReadOptions(workers=2),  # noqa: B008
     preprocess: Preprocess = PRESETS["imagenet"],
     spec: TensorSpec = SPEC,
     **choice: Any,
 ) -> Images:
     """Open images for a small network."""
-    return open_images(ImageChoice(path, **choice), [spec], preprocess, options)
+    return open_images(ImageChoice(path, **{"threads": 2, **choice}), [spec], preprocess)
 
 
 def all_rows(images: Images, size: int = 4) -> NDArray[Any]:

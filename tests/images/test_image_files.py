@@ -15,8 +15,8 @@ from PIL import Image
 
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.tensors import TensorSpec
-from qconvert.images import reopen_images
-from qconvert.images.image_files import PixelBudget, ReadOptions, map_ordered
+from qconvert.images import image_files, reopen_images
+from qconvert.images.image_files import PixelBudget, map_ordered
 from qconvert.images.preprocess import PRESETS, Preprocess
 from tests.images.image_folders import (
     SPEC,
@@ -40,8 +40,8 @@ def test_pixels_do_not_depend_on_threads_or_batch_size(
     tmp_path: Path, workers: int, size: int
 ) -> None:
     write_numbered(tmp_path, 17)
-    images = open_for_test(tmp_path, ReadOptions(workers=workers))
-    in_one_batch = all_rows(open_for_test(tmp_path, ReadOptions(workers=1)), 17)
+    images = open_for_test(tmp_path, threads=workers)
+    in_one_batch = all_rows(open_for_test(tmp_path, threads=1), 17)
     assert np.array_equal(all_rows(images, size), in_one_batch)
 
 
@@ -78,13 +78,12 @@ def test_more_broken_files_than_allowed_are_an_error(
 ) -> None:
     names = [f"{number:03}.png" for number in range(files)]
     write_images(tmp_path, *names, size=(8, 6))
-    options = ReadOptions(workers=2, max_broken=limit)
     truncate(tmp_path, *names[: broken - 1])
-    assert len(all_rows(open_for_test(tmp_path, options))) == files - broken + 1
+    assert len(all_rows(open_for_test(tmp_path, max_broken=limit))) == files - broken + 1
     truncate(tmp_path, names[-1])
     message = f"of the {files} images .*: {broken} so far, {broken - 1} allowed"
     with pytest.raises(QConvertError, match=message) as error:
-        all_rows(open_for_test(tmp_path, options))
+        all_rows(open_for_test(tmp_path, max_broken=limit))
     assert error.value.details[0].startswith("`000.png` (" if broken > 1 else f"`{names[-1]}` (")
 
 
@@ -102,7 +101,7 @@ def test_links_pipes_empty_and_oversized_files_are_named_with_the_reason(tmp_pat
     with (tmp_path / "huge.png").open("wb") as file:
         file.truncate(10**10)
     with pytest.raises(QConvertError) as error:
-        next(open_for_test(tmp_path, ReadOptions(max_broken=3)).batches(4))
+        next(open_for_test(tmp_path, max_broken=3).batches(4))
     assert list(error.value.details) == [
         "`dangling.png` (No such file or directory)",
         "`empty.png` (empty file)",
@@ -111,10 +110,13 @@ def test_links_pipes_empty_and_oversized_files_are_named_with_the_reason(tmp_pat
     ]
 
 
-def test_image_over_the_pixel_limit_is_skipped(tmp_path: Path) -> None:
+def test_image_over_the_pixel_limit_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 2000)
     write_numbered(tmp_path, 1)
     noise_image(60, 60).save(tmp_path / "bomb.png")
-    batch = next(open_for_test(tmp_path, ReadOptions(workers=1, max_pixels=2000)).batches(4))
+    batch = next(open_for_test(tmp_path).batches(4))
     assert [item.name for item in batch.items] == ["000.png"]
 
 
