@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quick test test-all torture check dist grown docs peers zoo clean
+.PHONY: help setup quick test test-all torture gpu-lab check dist grown docs peers zoo clean
 .PHONY: demo build bench report image image-gpu image-check smoke locks
 
 help:  ## Print this list
@@ -35,6 +35,10 @@ test-all: $(READY)  ## Run all tests but the torture, as CI does
 
 torture: $(READY)  ## Run the long tests: spoiled input, kills, full disks, two builds at once
 	$(BIN)/python -m pytest -m torture tests/torture
+
+gpu-lab: $(READY)  ## Run the real GPU wheels over fake libraries (fetches 400 MB once)
+	$(BIN)/python -m tests.gpu_lab.lab.environment
+	$(PYTEST) tests/gpu_lab
 
 check: $(READY)  ## Check format, lint, types, import layers and generated docs
 	$(BIN)/ruff format --check .

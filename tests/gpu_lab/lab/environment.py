@@ -1,0 +1,185 @@
+"""The machines of the laboratory: real wheels over fake libraries, each with a Python of its own.
+
+`python -m tests.gpu_lab.lab.environment` fetches the wheels and compiles the libraries.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import platformdirs
+
+from qconvert.core import atomic
+from tests.gpu_lab.lab import generate
+from tests.gpu_lab.lab.events import Event, T, read_log
+from tests.gpu_lab.lab.script import Script
+
+HERE = Path(__file__).parent
+CHECKOUT = HERE.parents[2]
+LOCK = HERE.parent / "requirements.txt"
+SITE = HERE / "site"
+
+GPU = ("onnxruntime_gpu", "tensorrt_cu13_bindings", "nvidia_ml_py")
+# Of the environment that runs the tests: a host brings its own, or none.
+REPLACED = re.compile(r"(onnxruntime|tensorrt|nvidia|pynvml)", re.IGNORECASE)
+
+
+def root() -> Path:
+    """Return the folder of the laboratory: QCONVERT_GPU_LAB, or one in the user's cache."""
+    folder = os.environ.get("QCONVERT_GPU_LAB")
+    return Path(folder) if folder else platformdirs.user_cache_path("qconvert-gpu-lab")
+
+
+def packages() -> Path:
+    """Return the folder of the unpacked wheels that the lock file names, for this Python."""
+    key = LOCK.read_bytes() + sysconfig.get_platform().encode() + sys.version[:4].encode()
+    return root() / f"packages-{hashlib.sha256(key).hexdigest()[:12]}"
+
+
+def missing() -> str:
+    """Return why the laboratory cannot be used here, or nothing."""
+    if not packages().is_dir():
+        return "the wheels of the GPU laboratory are not here: `make gpu-lab` fetches them (400 MB)"
+    return "" if shutil.which("g++") else "the GPU laboratory needs gcc and g++"
+
+
+def create() -> None:
+    """Fetch the wheels and compile the libraries, unless that is done."""
+    if not packages().is_dir():
+        root().mkdir(parents=True, exist_ok=True)
+        with atomic.temporary_folder(root()) as place:
+            pip = (sys.executable, "-m", "pip", "download", "-q", "--no-deps")
+            subprocess.run([*pip, "-r", LOCK, "-d", place / "wheels"], check=True)
+            for wheel in (place / "wheels").iterdir():
+                with zipfile.ZipFile(wheel) as content:
+                    content.extractall(place / wheel.name.split("-")[0])
+            shutil.rmtree(place / "wheels")
+            if not packages().is_dir():
+                place.rename(packages())
+    fakes()
+
+
+def fakes() -> Path:
+    """Return the folder of the compiled libraries."""
+    providers = (packages() / "onnxruntime_gpu/onnxruntime/capi").glob(
+        "libonnxruntime_providers_*.so"
+    )
+    headers = packages() / "headers"
+    if not headers.is_dir():
+        with atomic.temporary_folder(packages()) as place:
+            for name in ("nvidia_cuda_runtime", "nvidia_cuda_crt"):
+                include = packages() / name / "nvidia/cu13/include"
+                shutil.copytree(include, place / "include", dirs_exist_ok=True)
+            (place / "include").rename(headers)
+    return generate.compile_fakes(sorted(providers), headers, root())
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished process of a host, and what it did to the fake libraries."""
+
+    code: int
+    out: str
+    err: str
+    events: list[Event] = field(default_factory=list)
+
+    def all(self, kind: type[T]) -> list[T]:
+        """Return the events of one kind."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine with simulated GPUs. `environment` is set for all its processes."""
+
+    folder: Path
+    script: Script = field(default_factory=Script)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def variables(self, log: Path) -> dict[str, str]:
+        """Return the environment of a process."""
+        return {
+            **{key: value for key, value in os.environ.items() if not key.startswith("COV_")},
+            "PYTHONPATH": str(CHECKOUT),
+            "LD_LIBRARY_PATH": str(self.folder / "driver"),
+            "GPU_LAB_SCRIPT": self.script.text(),
+            "GPU_LAB_LOG": str(log),
+            **self.environment,
+        }
+
+    def start(self, *args: str | Path, cwd: Path, log: Path) -> "subprocess.Popen[str]":
+        """Start this host's Python."""
+        return subprocess.Popen(
+            [self.folder / "bin/python", "-P", *map(str, args)],
+            cwd=cwd,
+            env=self.variables(log),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *args: str | Path, cwd: Path, seconds: float = 120) -> Finished:
+        """Run this host's Python to its end."""
+        log = cwd / ".gpu-lab.log"
+        log.unlink(missing_ok=True)
+        with self.start(*args, cwd=cwd, log=log) as process:
+            try:
+                out, err = process.communicate(timeout=seconds)
+            except BaseException:
+                process.kill()
+                raise
+        events = read_log(log)
+        log.unlink(missing_ok=True)
+        return Finished(process.returncode, out, err, events)
+
+    def qconvert(self, *args: str | Path, cwd: Path, seconds: float = 120) -> Finished:
+        """Run a command as a user does."""
+        return self.run("-m", "qconvert", *args, cwd=cwd, seconds=seconds)
+
+
+def make_host(
+    folder: Path,
+    wheels: Sequence[str] = GPU,
+    without: Sequence[str] = (),
+    versions: Sequence[str] = ("tensorrt_cu13-10.16.1.11", "tensorrt_cu13_libs-10.16.1.11"),
+) -> Path:
+    """Make a Python environment: the packages of the tests' one, and wheels over fake libraries.
+
+    `without` leaves libraries out. `versions` are the NVIDIA packages that seem to be installed: of
+    those, only the names are there, and the libraries.
+    """
+    venv.EnvBuilder(symlinks=True).create(folder)
+    site = folder / f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if not REPLACED.match(path.name):
+            (site / path.name).symlink_to(path)
+    for path in [item for wheel in wheels for item in (packages() / wheel).iterdir()]:
+        (site / path.name).symlink_to(path)
+    for name, library in generate.placed(fakes(), without):
+        place = (folder if name.startswith("driver/") else site) / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(library)
+    for path in SITE.rglob("*"):
+        if path.suffix in (".py", ".pth"):
+            (site / path.relative_to(SITE)).parent.mkdir(exist_ok=True)
+            (site / path.relative_to(SITE)).symlink_to(path)
+    for version in versions:
+        name, number = version.split("-")
+        (site / f"{version}.dist-info").mkdir()
+        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n"
+        (site / f"{version}.dist-info/METADATA").write_text(metadata)
+    return folder
+
+
+if __name__ == "__main__":
+    create()

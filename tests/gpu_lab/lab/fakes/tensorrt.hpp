@@ -1,0 +1,161 @@
+// The objects of TensorRT 10 as its callers see them. Only what callers use is here.
+//
+// NVIDIA's headers are not on PyPI, so the calls are named by the place of each function in the
+// table of its class. A major release keeps these places, and new functions come after the old ones.
+// A public class (IBuilder) is a handle: a table with nothing but destructors, and a pointer to the
+// object behind it (VBuilder), whose table has the functions.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+#include <map>
+#include <string>
+#include <typeinfo>
+#include <utility>
+#include <vector>
+
+#include "lab.h"
+
+constexpr int ROOM = 100;  // no class has more functions
+using Function = void (*)();
+
+struct Dims {
+    int32_t rank = 0;
+    int64_t size[8] = {};
+};
+
+struct Answer {
+    int place;
+    const char *name;  // in NVIDIA's headers, for the reader
+    Function function;
+};
+
+// A lambda as a plain function, called with the object as its first argument, as a method is.
+template <class Lambda>
+Answer answer(int place, const char *name, Lambda lambda) {
+    return {place, name, reinterpret_cast<Function>(+lambda)};
+}
+
+// The same for functions that set what no one asks for again.
+template <int place>
+long ignore(void *) {
+    return 1;
+}
+
+// Every function that has no answer tells the log so; a test asserts that none did.
+template <class Object, int place>
+long unanswered(Object *) {
+    record("{\"event\": \"unanswered\", \"object\": \"%s\", \"place\": %d}", Object::NAME, place);
+    return 0;
+}
+
+struct Rtti {
+    virtual ~Rtti() = default;
+};
+
+template <class Object>
+struct Table {
+    // As compilers lay it out: the offset to the whole object, its type, and then the functions.
+    const void *head[2] = {nullptr, &typeid(Rtti)};
+    Function functions[ROOM];
+
+    Table(std::initializer_list<Answer> answers, std::initializer_list<int> ignored = {}) {
+        fill(std::make_integer_sequence<int, ROOM>{});
+        for (int place : ignored) functions[place] = reinterpret_cast<Function>(ignore<0>);
+        for (const Answer &it : answers) functions[it.place] = it.function;
+    }
+    template <int... places>
+    void fill(std::integer_sequence<int, places...>) {
+        ((functions[places] = reinterpret_cast<Function>(unanswered<Object, places>)), ...);
+    }
+};
+
+// An object behind a handle. Callers delete few of them, and a test's process ends soon: none is freed.
+struct Object {
+    const Function *table;
+};
+
+struct Handle {
+    static constexpr const char *NAME = "handle";
+    const Function *table;
+    Object *object;
+};
+
+inline Handle *handle(Object *object) {
+    static const Table<Handle> table({}, {0, 1});
+    return new Handle{table.functions, object};
+}
+
+template <class T>
+T *behind(void *given) {
+    return static_cast<T *>(static_cast<Handle *>(given)->object);
+}
+
+// A function of an object that the caller made: its logger, its progress monitor.
+template <class Result, class... Values>
+Result call(void *object, int place, Values... values) {
+    auto function = (*static_cast<Function **>(object))[place];
+    return reinterpret_cast<Result (*)(void *, Values...)>(function)(object, values...);
+}
+
+enum Severity { INTERNAL_ERROR, ERROR, WARNING, INFO };
+
+inline void tell(void *logger, Severity severity, const std::string &text) {
+    if (logger) call<void>(logger, 0, static_cast<int>(severity), text.c_str());
+}
+
+// Where a script wants the process to crash or to hang: "parse", "build", "load", "run".
+inline bool scripted(const char *what, const char *where) {
+    char text[16];
+    return !strcmp(script_text(what, text, sizeof text), where);
+}
+
+struct Tensor : Object {
+    static constexpr const char *NAME = "ITensor";
+    Tensor();
+    std::string name;
+    int type;
+    Dims dims;
+    bool is_input;
+};
+
+struct Layer : Object {
+    static constexpr const char *NAME = "ILayer";
+    Layer();
+    std::string name;
+    int type;
+};
+
+// A graph that the Python side holds, and what it says about it.
+struct Graph {
+    long number = -1;  // none yet
+    bool has_integers = false;
+    std::vector<Tensor *> tensors;  // inputs first
+    std::vector<Layer *> layers;
+    const Tensor *find(const char *name) const;
+    int count(bool inputs) const;
+    Tensor *at(bool inputs, int index) const;
+    bool read(const void *onnx, long size, const char *path);  // false: `error` says why
+    std::string error;
+};
+
+struct Network : Object {
+    static constexpr const char *NAME = "INetworkDefinition";
+    Network(unsigned flags, Handle *builder);
+    unsigned flags;
+    Handle *builder;
+    Graph graph;
+    std::map<std::string, int> precisions;  // set on layers
+};
+
+struct Engine;
+Engine *engine_of(void *refitter);
+
+// Asks the Python side. The reply lives until the thread asks again; on failure it is the reason.
+struct Reply {
+    bool failed;
+    const char *text;
+    long size;
+};
+Reply ask(const char *what, long graph, const std::string &request = "", const void *data = nullptr,
+          long size = 0);

@@ -1,0 +1,39 @@
+"""What a test lets the simulated machine be and do."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+Step = Literal["parse", "build", "load", "run"]
+
+
+@dataclass(frozen=True)
+class Script:
+    """The answers of the fake libraries; texts hold no quotes.
+
+    `gpus` are compute capabilities. `cuda` is the newest CUDA of the driver, `cu_init` its error.
+    TensorRT refuses the operators of `refuses`, fails to parse or build with a reason, or crashes
+    or hangs in a step. `fill` is the number that its engines answer with, in place of the right
+    ones. Loading an engine takes `engine_mb` beside its own bytes.
+    """
+
+    gpus: tuple[str, ...] = ("8.6",)
+    memory_mb: int = 8192
+    driver: str = "580.65.06"
+    cuda: int = 13000
+    cu_init: int = 0
+    tensorrt: int = 101601
+    refuses: tuple[str, ...] = ()
+    parse_error: str = ""
+    build_error: str = ""
+    crash: Step | None = None
+    hang: Step | None = None
+    fill: float | None = None
+    engine_mb: int = 0
+
+    def text(self) -> str:
+        """Return the script as the libraries read it: flat, without what is not set."""
+        values = {key: value for key, value in asdict(self).items() if value not in (None, "")}
+        capabilities = [capability.replace(".", "") for capability in self.gpus]
+        values |= {f"capability{index}": int(text) for index, text in enumerate(capabilities)}
+        return json.dumps(values | {"gpus": len(self.gpus)})
