@@ -45,12 +45,12 @@ class CalibrationSet:
     @property
     def validation_count(self) -> int:
         """The number of validation images, without those that only fill up a batch."""
-        count = sum(map(len, self._validation_parts))
-        return count // self.fixed_batch * self.fixed_batch or count if self.fixed_batch else count
+        count, size = sum(map(len, self._validation_parts)), self.fixed_batch or 1
+        return count // size * size or count
 
     def validation_batches(self) -> Iterator[Tensors]:
         """Yield the held-out images, or all images if none are held out."""
-        yield from self._read_batches(self._validation_parts)
+        return self._read_batches(self._validation_parts)
 
     def training_batches(self, count: int) -> list[Tensors]:
         """Return about `count` training images, spread evenly over all of them."""
@@ -62,12 +62,13 @@ class CalibrationSet:
         These are all held-out images, then remaining training images up to `max_images` in all.
         At least one batch is yielded unless training takes every image.
         """
+        holdout, others = self._split
         count = 0
-        for feeds in self.validation_batches() if self.has_holdout else ():
+        for feeds in self._read_batches(holdout):
             count += batch_size(feeds)
             yield feeds
         used = self._training_parts(training_count)
-        remaining = [part for part in split_batches(self._split[1]) if part not in used]
+        remaining = [part for part in split_batches(others) if part not in used]
         for feeds in self._read_batches(remaining):
             if count and count + batch_size(feeds) > max_images:
                 return
@@ -102,9 +103,7 @@ class CalibrationSet:
         is_first = True
         while group := list(itertools.islice(images, size)):
             if is_first or len(group) == size:
-                feeds = {
-                    name: np.concatenate([image[name] for image in group]) for name in group[0]
-                }
+                feeds = {name: np.concatenate([row[name] for row in group]) for name in group[0]}
                 yield pad_batch(feeds, size)
             is_first = False
 

@@ -8,7 +8,7 @@ it is learned, so that a run that was killed resumes there.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -49,7 +49,8 @@ from qconvert.quantize import plan_files, rounded_weights
 from qconvert.quantize.apply_plan import apply_plan, find_planned_layers
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.plan import Plan, WeightSlot
-from qconvert.quantize.rounded_weights import BIAS_SLOT, RoundedWeight, RoundedWeights
+from qconvert.quantize.plan_files import PlanWithWeights
+from qconvert.quantize.rounded_weights import BIAS_SLOT, RoundedWeight
 from qconvert.quantize.weights import (
     WeightedLayer,
     find_weighted_layers,
@@ -63,24 +64,17 @@ HOLDOUT_EVERY = 4
 MAX_ROW_BYTES = 256_000_000
 
 
-@dataclass(frozen=True)
-class LearnedPlan:
-    """A plan, the weights that were learned with it, and notes for the report."""
-
-    plan: Plan
-    weights: RoundedWeights = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-def learn_rounding(plan: Plan, candidate: Candidate, effort: str, cache: Cache) -> LearnedPlan:
-    """Return the plan with learned weights if they lower the output error, else as it is."""
+def learn_rounding(
+    plan: Plan, candidate: Candidate, effort: str, cache: Cache
+) -> tuple[PlanWithWeights, tuple[str, ...]]:
+    """Return the plan with learned weights if they lower the output error, and notes."""
     level, model, calibration = EFFORTS[effort], candidate.loaded.model, candidate.calibration
 
-    def skip(reason: str) -> LearnedPlan:
-        return LearnedPlan(plan, notes=(f"weights are rounded to nearest: {reason}",))
+    def skip(reason: str) -> tuple[PlanWithWeights, tuple[str, ...]]:
+        return PlanWithWeights(plan), (f"weights are rounded to nearest: {reason}",)
 
     if not level.training_images or not find_learnable(model, plan):
-        return LearnedPlan(plan)
+        return PlanWithWeights(plan), ()
     if untyped := find_untyped_tensor(model):
         return skip(f"the type of `{untyped}` is unknown, so that no layer runs alone")
     if calibration.images is None:
@@ -126,7 +120,8 @@ def learn_rounding(plan: Plan, candidate: Candidate, effort: str, cache: Cache) 
     weights = rounded_weights.load(entry.path / "learned.npz")
     note = (entry.path / "summary.txt").read_text(encoding="utf-8")
     end(note, entry.hit)
-    return LearnedPlan(replace(plan, learned=rounded_weights.digest(weights)), weights, (note,))
+    learned = replace(plan, learned=rounded_weights.digest(weights))
+    return PlanWithWeights(learned, weights), (note,)
 
 
 def describe_decision(accepted: bool, before: OutputError, after: OutputError) -> str:

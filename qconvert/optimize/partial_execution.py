@@ -5,7 +5,7 @@ batch, or whether it has one.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import onnx_ir as ir
 
@@ -42,11 +42,8 @@ class PartialExecution:
         stop = self._positions[name] + inclusive
         nodes = self._nodes[self.position : stop]
         outputs = {str(value.name) for node in nodes for value in node.outputs if value.name}
-        names = {
-            tensor
-            for tensor in self._names | outputs
-            if tensor == keep or self._last_reads.get(tensor, -1) >= stop
-        }
+        read_later = {name for name, last in self._last_reads.items() if last >= stop}
+        names = (self._names | outputs) & {keep, *read_later}
         run = self._open(self._open_model, nodes, names & outputs)
         live: list[Tensors] = []
         held_bytes = 0
@@ -105,20 +102,19 @@ def peak_activation_bytes(model: ir.Model) -> int:
     return peak
 
 
-def _values_read(node: ir.Node) -> Iterator[ir.Value]:
-    """Yield what a node reads, and what graphs inside it read from outside."""
-    yield from (value for value in node.inputs if value is not None)
-    for attribute in node.attributes.values():
-        if attribute.type is ir.AttributeType.GRAPH:
-            for inner in attribute.as_graph().all_nodes():
-                yield from (value for value in inner.inputs if value is not None)
+def _values_read(node: ir.Node) -> list[ir.Value]:
+    """Return what a node reads, and what graphs inside it read from outside."""
+    graphs = (
+        attribute.as_graph()
+        for attribute in node.attributes.values()
+        if attribute.type is ir.AttributeType.GRAPH
+    )
+    readers = [node, *(inner for graph in graphs for inner in graph.all_nodes())]
+    return [value for reader in readers for value in reader.inputs if value is not None]
 
 
 def _last_reads(graph: ir.Graph) -> dict[str, int]:
     """Return the position of the last node that reads each tensor."""
-    last = {
-        str(value.name): position
-        for position, node in enumerate(graph)
-        for value in _values_read(node)
-    }
-    return last | {str(value.name): len(graph) for value in graph.outputs}
+    positions = enumerate(graph)
+    reads = {str(value.name): index for index, node in positions for value in _values_read(node)}
+    return reads | {str(value.name): len(graph) for value in graph.outputs}

@@ -181,7 +181,11 @@ def choose_methods(
             for method, value_range in ranges.items():
                 qparams = choose_qparams(value_range, grid, rest)
                 quantized = {**live, name: fake_quantize(np.asarray(live[name]), qparams)}
-                errors[method] += relative_error(reference, {**live, **run_rest(quantized)})
+                outputs = {**live, **run_rest(quantized)}
+                errors[method] += sum(
+                    noise_to_signal([{output: reference[output]}], [{output: outputs[output]}])
+                    for output in reference
+                )
         default, best = next(iter(errors)), min(errors, key=lambda method: errors[method])
         yield name, best if errors[best] < MAX_ERROR_RATIO * errors[default] else default
 
@@ -211,9 +215,3 @@ def contested_ranges(
         if len(distinct) > 1:
             contested[value] = distinct
     return contested
-
-
-def relative_error(reference: Tensors, outputs: Tensors) -> float:
-    """Return the squared error of the real outputs, each as a share of its power."""
-    pairs = (({name: reference[name]}, {name: outputs[name]}) for name in reference)
-    return sum(noise_to_signal([before], [after]) for before, after in pairs)

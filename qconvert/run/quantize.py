@@ -405,15 +405,9 @@ def _make_plan(
         )
     plan, tried = select_plan(original, candidate, spec.options.method, spec.effort)
     original = replace(original, calibration=candidate.calibration)
-    learned = learn_rounding(plan, original, spec.effort, context.cache)
-    result = QuantizedModel(
-        loaded.model,
-        learned.plan,
-        learned.weights,
-        method_scores=tried,
-        notes=(*candidate.notes, *learned.notes),
-    )
-    return result, candidate.calibration
+    learned, notes = learn_rounding(plan, original, spec.effort, context.cache)
+    result = QuantizedModel(loaded.model, learned.plan, learned.weights, method_scores=tried)
+    return replace(result, notes=(*candidate.notes, *notes)), candidate.calibration
 
 
 def _convert_rest(

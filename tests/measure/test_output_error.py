@@ -274,6 +274,11 @@ def test_noise_to_signal_of_a_zero_reference_is_absolute() -> None:
     assert noise_to_signal([{"y": half}], [{"y": half * np.inf}]) == np.inf
 
 
+def test_integer_outputs_have_no_noise() -> None:
+    ones, zeros = np.ones((2, 3), np.int64), np.zeros((2, 3), np.float32)
+    assert noise_to_signal([{"y": ones}], [{"y": zeros}]) == 0.0
+
+
 @pytest.mark.parametrize("shape", [(), (0, 4), (2, 0), (0,)])
 def test_scalar_and_empty_outputs_are_compared(
     shape: tuple[int, ...],

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -22,7 +23,6 @@ from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.optimize.candidate import EFFORTS, Candidate
 from qconvert.optimize.coordinate_descent import LayerProblem, Solution, round_weights
 from qconvert.optimize.learned_rounding import (
-    LearnedPlan,
     describe_decision,
     find_learnable,
     learn_layers,
@@ -32,7 +32,7 @@ from qconvert.quantize import rounded_weights
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import QuantizeOptions
 from qconvert.quantize.plan import Plan
-from qconvert.quantize.rounded_weights import RoundedWeight
+from qconvert.quantize.rounded_weights import RoundedWeight, RoundedWeights
 from tests.models import floats, from_text, mixed
 from tests.optimize.calibrated import CACHE, candidate_of
 from tests.quantize.quantized_models import model, planned
@@ -208,6 +208,12 @@ def test_memory_of_the_rows_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(sizes) <= max(20_000, 32 * 4 * 144)
 
 
+class LearnedPlan(NamedTuple):
+    plan: Plan
+    weights: RoundedWeights
+    notes: tuple[str, ...]
+
+
 class Learner:
     """A calibrated model with a plan, whose weights are learned; `stop_at` interrupts a run."""
 
@@ -224,7 +230,8 @@ class Learner:
 
     def learn(self, effort: str = "quick", cache: Cache = CACHE) -> LearnedPlan:
         self.events.clear()
-        return learn_rounding(self.plan, self.candidate, effort, cache)
+        learned, notes = learn_rounding(self.plan, self.candidate, effort, cache)
+        return LearnedPlan(learned.plan, learned.weights, notes)
 
     def replace_calibration(self, calibration: CalibrationSet) -> None:
         self.candidate = replace(self.candidate, calibration=calibration)
@@ -288,7 +295,7 @@ def test_second_run_reads_the_weights_from_the_cache(learner: Learner) -> None:
 
 
 def test_effort_none_skips_learned_rounding(learner: Learner) -> None:
-    assert learner.learn("none") == LearnedPlan(learner.plan, {})
+    assert learner.learn("none") == (learner.plan, {}, ())
 
 
 def test_learned_rounding_without_images_is_skipped_with_note(learner: Learner) -> None:
