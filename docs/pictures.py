@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 import qconvert
 from qconvert.calibrate import methods
 from qconvert.calibrate.calibration_file import load
-from qconvert.calibrate.histogram import build_histogram, equal_width_counts
 from qconvert.calibrate.methods import squared_errors
-from qconvert.calibrate.summary import Summary
+from qconvert.calibrate.summary import Summary, build_histogram, equal_width_counts
 from qconvert.core import onnx_io
 from qconvert.core.scales import (
     Grid,

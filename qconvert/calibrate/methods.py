@@ -6,13 +6,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvert.calibrate.histogram import (
+from qconvert.calibrate.summary import (
     Floats,
     Histogram,
+    Summary,
     build_histogram,
     build_magnitude_histogram,
 )
-from qconvert.calibrate.summary import Summary
 from qconvert.core.errors import UsageError
 from qconvert.core.scales import Grid, Range
 

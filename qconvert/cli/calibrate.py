@@ -117,7 +117,7 @@ def _merge(parts: list[Path], output: Path | None) -> None:
 
 def _note_weaknesses(calibration: "Calibration", shard: tuple[int, int] | None) -> None:
     """Note unreadable images, too few images, and ranges that have not settled."""
-    from qconvert.calibrate.histogram import range_drift
+    from qconvert.calibrate.summary import range_drift
     from qconvert.run.calibrate import shard_range
 
     images = calibration.origin.images
@@ -139,8 +139,8 @@ def _note_weaknesses(calibration: "Calibration", shard: tuple[int, int] | None) 
 
 def _show(calibration: "Calibration", chosen: dict[str, Any]) -> None:
     """Print extremes, the range and clipping of each method, and the values of each tensor."""
-    from qconvert.calibrate.histogram import clipped_share, equal_width_counts, range_drift
     from qconvert.calibrate.methods import compute_ranges
+    from qconvert.calibrate.summary import clipped_share, equal_width_counts, range_drift
     from qconvert.core.scales import Grid
 
     methods, grid = chosen["methods"] or ("mse",), Grid(symmetric=chosen["symmetric"])

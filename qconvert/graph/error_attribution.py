@@ -1,10 +1,9 @@
 """Attribute the error of a rewritten network to its layers, in one graph with a float twin.
 
-The network is fed with the tensors of the reference besides its own inputs. The
-graph also holds a copy of every layer, which reads the reference's tensors instead of the outputs of
-the layers before. The error
-of the network at a tensor is the one that arrives there; the error of the copy is the one that this
-layer makes alone. All outputs are sums over a batch.
+The network is fed with the tensors of the reference besides its own inputs. The graph also holds a
+copy of every layer, which reads the reference's tensors instead of the outputs of the layers
+before. The error of the network at a tensor is the one that arrives there; the error of the copy is
+the one that this layer makes alone. All outputs are sums over a batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,13 @@ import onnx_ir as ir
 
 from qconvert.graph.fp16.convert import emulate_half
 from qconvert.graph.observed_tensors import find_observed_tensors, is_numeric
-from qconvert.graph.patterns import constant_array, has_subgraph, only_reader, producer_of
+from qconvert.graph.patterns import (
+    computed_values,
+    constant_array,
+    has_subgraph,
+    only_reader,
+    producer_of,
+)
 from qconvert.graph.taps import FLOAT, ReductionTaps
 
 OUTPUT_PREFIX = "qconvert.output."
@@ -40,8 +45,7 @@ def comparable_tensors(reference: ir.Model, model: ir.Model) -> list[str]:
 def values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:
     """Return the inputs and the outputs of all nodes by name, in the order of the graph."""
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]
-    outputs = (value for node in graph for value in node.outputs)
-    return {value.name: value for value in (*inputs, *outputs) if value.name}
+    return {value.name: value for value in (*inputs, *computed_values(graph)) if value.name}
 
 
 def expose_tensors(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
@@ -88,7 +92,6 @@ class ClippingRange:
 def clipping_range(value: ir.Value) -> ClippingRange | None:
     """Return how a tensor is quantized, None where it is not, or is per channel."""
     producer = value.producer()
-    nodes: list[ir.Node | None]
     if producer is not None and producer.op_type == "DequantizeLinear":
         nodes = [producer_of(producer.inputs[0])]
     else:
@@ -98,11 +101,10 @@ def clipping_range(value: ir.Value) -> ClippingRange | None:
     quantizing = (node for node in nodes if node is not None and node.op_type == "QuantizeLinear")
     if (node := next(quantizing, None)) is None:
         return None
-    cast = producer_of(node.inputs[1])
-    if cast is None or cast.op_type != "Cast":
-        scale = constant_array(node.inputs[1])
-    else:
-        scale = constant_array(cast.inputs[0])
+    source = node.inputs[1]
+    if (cast := producer_of(source)) is not None and cast.op_type == "Cast":
+        source = cast.inputs[0]
+    scale = constant_array(source)
     zero_point = constant_array(node.inputs[2]) if len(node.inputs) > 2 else np.zeros((), np.uint8)
     if scale is None or zero_point is None or scale.size != 1:
         return None
@@ -137,10 +139,9 @@ def build_attribution_model(
     precisions = {}
     for name, value in consumed.items():
         reference, own = references[name], taps.as_float32(value)
-        of_layer = kinds.get(value, frozenset())
-        precisions[name] = next(
-            (kind for kind in ("int8", "fp16", "bf16") if kind in of_layer), "fp32"
-        )
+        # The first of these in which a part of the layer computes.
+        kinds_of_layer = kinds.get(value, frozenset()) | {"fp32"}
+        precisions[name] = min(kinds_of_layer, key=("int8", "fp16", "bf16", "fp32").index)
         taps.sum_of_squares(reference, f"signal.{name}")
         taps.sum_of_squares(own, f"power.{name}")
         taps.sum_of_squares(taps.node("Sub", own, reference), f"arriving.{name}")
@@ -176,7 +177,11 @@ def _add_twin(
     for node in nodes:
         sources = [value for value in node.inputs if value is not None]
         layer = [value for value in sources if value in twins and value not in exact]
-        kinds.update(dict.fromkeys(node.outputs, frozenset(_precisions(node))))
+        # A node computes in integers where it reads what came from integers.
+        operators = [node.op_type, *map(_operator, sources)]
+        computed_in = {"int8"} if "DequantizeLinear" in operators else set()
+        computed_in |= {HALF_PRECISIONS.get(value.dtype or FLOAT, "fp32") for value in node.outputs}
+        kinds.update(dict.fromkeys(node.outputs, frozenset(computed_in)))
         if has_subgraph(node) or any(twins[value] is None for value in layer):
             twins.update(dict.fromkeys(node.outputs))
         elif not twins.keys().isdisjoint(sources):
@@ -195,14 +200,6 @@ def _add_twin(
                 twins[value] = copied
                 kinds[value] = kinds[value].union(*(kinds.get(source, ()) for source in layer))
     return twins, kinds
-
-
-def _precisions(node: ir.Node) -> set[str]:
-    """Return what a node computes in: integers where it reads what came from integers."""
-    operators = [node.op_type, *(_operator(value) for value in node.inputs if value is not None)]
-    integers = {"int8"} if "DequantizeLinear" in operators else set()
-    dtypes = {value.dtype for value in node.outputs}
-    return integers | {name for dtype, name in HALF_PRECISIONS.items() if dtype in dtypes}
 
 
 def _operator(value: ir.Value) -> str:

@@ -75,7 +75,7 @@ def find_observed_tensors(model: ir.Model) -> ObservedTensors:
         # An activation that only moves values has those of the one before it.
         node = value.producer()
         source = node.inputs[0] if node is not None and only_moves_values(node) else None
-        sources[value] = sources.get(source, value) if source is not None else value
+        sources[value] = value if source is None else sources.get(source, value)
     candidates = {
         sources[value]
         for node in model.graph
@@ -104,10 +104,8 @@ def channel_axis(value: ir.Value) -> int | None:
     """Return the axis of a tensor's channels as its neighbours use it, if it has any."""
     if value.shape is None or len(value.shape) < 2:
         return None
-    neighbours = {use.node.op_type for use in value.uses()}
-    producer = value.producer()
-    if producer is not None:
-        neighbours.add(producer.op_type)
+    nodes = (value.producer(), *(use.node for use in value.uses()))
+    neighbours = {node.op_type for node in nodes if node is not None}
     first = neighbours & CHANNEL_FIRST or (len(value.shape) == 4 and not neighbours & CHANNEL_LAST)
     axis = 1 if first else len(value.shape) - 1
     size = value.shape[axis]
@@ -124,8 +122,7 @@ def only_moves_values(node: ir.Node) -> bool:
     """Whether the outputs of a node hold values of its first input and no others."""
     if node.op_type != "Resize":
         return node.op_type in MOVING
-    # A cubic filter overshoots; the others stay between the values they read.
-    # Cropping beyond the edge fills in another value.
+    # A cubic filter overshoots, and cropping beyond the edge fills in another value.
     mode = node.attributes.get_string("mode", "")
     coordinates = node.attributes.get_string("coordinate_transformation_mode", "")
     return mode != "cubic" and coordinates != "tf_crop_and_resize"

@@ -18,14 +18,15 @@ from qconvert.core import onnx_io
 from qconvert.core.errors import first_line
 from qconvert.graph.patterns import (
     UniqueNames,
+    add_constant,
     computed_values,
     constant_array,
     has_subgraph,
     is_standard,
     is_transposed,
-    make_initializer,
     only_reader,
     producer_of,
+    set_constant_input,
     tensor_names,
 )
 
@@ -45,13 +46,12 @@ Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 def inline_functions(model: ir.Model) -> tuple[ir.Model, str]:
     """Replace each call of a model-local function by the function's body."""
-    count = len(model.functions)
-    if not count:
+    if not model.functions:
         return model, ""
     inlined = model.clone()
     common.InlinePass()(inlined)
     common.RemoveUnusedOpsetsPass()(inlined)
-    return inlined, f"{count} functions"
+    return inlined, f"{len(model.functions)} functions"
 
 
 def run_onnxslim(model: ir.Model) -> tuple[ir.Model, str]:
@@ -62,7 +62,8 @@ def run_onnxslim(model: ir.Model) -> tuple[ir.Model, str]:
         warnings.simplefilter("ignore")
         logger.setLevel(logging.CRITICAL)
         try:
-            slimmed = ir.from_proto(onnxslim.slim(_proto(model)))
+            proto = onnx.load_from_string(onnx_io.serialize(model))
+            slimmed = ir.from_proto(onnxslim.slim(proto))
         finally:
             logger.setLevel(level)
     before, after = len(model.graph), len(slimmed.graph)
@@ -77,7 +78,8 @@ def upgrade_opset(model: ir.Model, opset: int) -> tuple[ir.Model, str]:
     if onnx_io.weight_bytes(model) >= onnx_io.SINGLE_FILE_BYTES:
         raise ValueError(f"a model above 2 GB stays at opset {before}")
     try:
-        raised = ir.from_proto(version_converter.convert_version(_proto(model), opset))
+        proto = onnx.load_from_string(onnx_io.serialize(model))
+        raised = ir.from_proto(version_converter.convert_version(proto, opset))
     except Exception as error:  # the converter raises its failed C++ assertions
         match = re.search(r"No Adapter From Version \$?(\d+) for (\w+)", str(error))
         if match:
@@ -99,9 +101,8 @@ def fold_constants(model: ir.Model) -> tuple[ir.Model, str]:
         if never or len(node.outputs) != 1 or output.is_graph_output():
             continue
         if (result := _evaluate(node)) is not None:
-            stored = make_initializer(names.reserve(f"{output.name}_folded"), result)
-            folded.graph.register_initializer(stored)
-            ir.convenience.replace_all_uses_with(output, stored)
+            name = names.reserve(f"{output.name}_folded")
+            output.replace_all_uses_with(add_constant(folded.graph, name, result))
             folded.graph.remove(node, safe=True)
             count += 1
     return _without_unused(folded, count) if count else (model, "")
@@ -109,16 +110,13 @@ def fold_constants(model: ir.Model) -> tuple[ir.Model, str]:
 
 def _evaluate(node: ir.Node) -> AnyArray | None:
     """Return what a node computes, if all its inputs are constant and the result is not large."""
-    inputs: list[AnyArray] = []
-    for index, value in enumerate(node.inputs):
-        array = constant_array(value)
-        if array is None and node.op_type == "CastLike" and index == 1:
-            # CastLike needs the type of its second input, not its values.
-            dtype = value.dtype if value is not None else None
-            array = None if dtype is None else np.zeros(1, dtype.numpy())
-        if array is None:
-            return None
-        inputs.append(array)
+    inputs = [constant_array(value) for value in node.inputs]
+    if node.op_type == "CastLike" and inputs[1] is None:
+        # CastLike needs the type of its second input, not its values.
+        dtype = node.inputs[1].dtype if node.inputs[1] is not None else None
+        inputs[1] = None if dtype is None else np.zeros(1, dtype.numpy())
+    if any(array is None for array in inputs):
+        return None
     try:
         proto = ir.to_proto(node)
         feeds = dict(zip(list(proto.input), inputs, strict=True))
@@ -126,7 +124,7 @@ def _evaluate(node: ir.Node) -> AnyArray | None:
     except Exception:  # an operator the evaluator does not know stays in the graph
         return None
     # A result above 1 MiB is stored only if it is not larger than the inputs it replaces.
-    limit = max(1 << 20, sum(array.nbytes for array in inputs))
+    limit = max(1 << 20, sum(array.nbytes for array in inputs if array is not None))
     if not isinstance(result, np.ndarray | np.generic) or result.nbytes > limit:
         return None
     return np.asarray(result)
@@ -177,41 +175,39 @@ def _fold_affine(graph: ir.Graph, norm: ir.Node, names: UniqueNames) -> bool:
         # (inputs, outputs of one group, ...), the inputs split over the groups.
         groups = linear.attributes.get_int("group", 1)
         split, along = [groups, -1, *split[1:]], [groups, *along]
-    if norm.op_type == "BatchNormalization":
-        affine = _batchnorm(norm)
-    else:
-        affine = _arithmetic(
-            norm.op_type, norm.inputs[int(not swapped)], weight.ndim, groups * weight.shape[axis]
-        )
+    operand = norm.inputs[int(not swapped)]
+    affine = _affine(norm, operand, weight.ndim, groups * weight.shape[axis])
     if affine is None:
         return False
     scale, shift = affine
     scaled = weight.astype(np.float64).reshape(split) * scale.reshape(along)
-    _replace_constant(linear, 1, scaled.reshape(weight.shape).astype(weight.dtype), names)
     shifted = bias.astype(np.float64) * scale + shift
-    _replace_constant(linear, 2, shifted.astype(weight.dtype), names)
+    for slot, array in ((1, scaled.reshape(weight.shape)), (2, shifted)):
+        constant = linear.inputs[slot] if slot < len(linear.inputs) else None
+        stem = constant.name if constant is not None else f"{linear.outputs[0].name}.bias"
+        name = names.reserve(f"{stem}_folded")
+        set_constant_input(linear, slot, name, array.astype(weight.dtype))
     # The output of the linear node takes over the name.
     old, new = norm.outputs[0], linear.outputs[0]
-    name = old.name
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    output_name = old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
     new.shape, new.type = old.shape, old.type
     graph.remove(norm, safe=True)
-    new.name = name
+    new.name = output_name
     return True
 
 
-def _batchnorm(norm: ir.Node) -> Affine | None:
-    parameters = [constant_array(value) for value in norm.inputs[1:5]]
-    training = norm.attributes.get_int("training_mode", 0) or any(norm.outputs[1:])
-    if training or any(array is None for array in parameters):
-        return None
-    gamma, beta, mean, variance = (np.asarray(array, np.float64) for array in parameters)
-    scale = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
-    return scale, beta - mean * scale
-
-
-def _arithmetic(op: str, operand: ir.Value | None, rank: int, channels: int) -> Affine | None:
-    """Return what an arithmetic operator with a constant does to channels along axis 1."""
+def _affine(norm: ir.Node, operand: ir.Value | None, rank: int, channels: int) -> Affine | None:
+    """Return the scale and shift of a BatchNormalization, or of arithmetic along axis 1."""
+    op = norm.op_type
+    if op == "BatchNormalization":
+        parameters = [constant_array(value) for value in norm.inputs[1:5]]
+        training = norm.attributes.get_int("training_mode", 0) or any(norm.outputs[1:])
+        if training or any(array is None for array in parameters):
+            return None
+        gamma, beta, mean, variance = (np.asarray(array, np.float64) for array in parameters)
+        scale = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
+        return scale, beta - mean * scale
     array = constant_array(operand)
     if array is None or array.dtype.kind != "f" or not channels:
         return None
@@ -226,39 +222,19 @@ def _arithmetic(op: str, operand: ir.Value | None, rank: int, channels: int) -> 
     return 1 / factor if op == "Div" else factor, np.zeros(channels)
 
 
-def _replace_constant(linear: ir.Node, index: int, array: AnyArray, names: UniqueNames) -> None:
-    """Give the node a separate constant; the old one may have other readers."""
-    old = linear.inputs[index] if index < len(linear.inputs) else None
-    stem = old.name if old is not None else f"{linear.outputs[0].name}.bias"
-    value = make_initializer(names.reserve(f"{stem}_folded"), array)
-    assert isinstance(linear.graph, ir.Graph), "only nodes of the main graph are folded"
-    linear.graph.register_initializer(value)
-    if index == len(linear.inputs):
-        linear.resize_inputs(index + 1)
-    linear.replace_input_with(index, value)
-
-
 def infer_shapes(model: ir.Model) -> tuple[ir.Model, str]:
     """Record the shape and type of every tensor for which they can be inferred."""
     inferred = model.clone()
-    before = _count_shaped(inferred)
+    values = list(computed_values(inferred.graph))
+    before = sum(value.shape is not None and value.dtype is not None for value in values)
     common.ShapeInferencePass(check_type=False, strict_mode=False)(inferred)
     # Inference wrongly gives tensor types to sequences and optionals.
     for node in inferred.graph:
         for value in node.outputs if is_standard(node, *SEQUENCE_OPS) else ():
             if isinstance(value.type, ir.TensorType):
                 value.type = value.shape = None
-    gained = _count_shaped(inferred) - before
+    gained = sum(value.shape is not None and value.dtype is not None for value in values) - before
     return inferred, f"{gained} more tensors" if gained else ""
-
-
-def _proto(model: ir.Model) -> onnx.ModelProto:
-    return onnx.load_from_string(onnx_io.serialize(model))
-
-
-def _count_shaped(model: ir.Model) -> int:
-    values = computed_values(model.graph)
-    return sum(value.shape is not None and value.dtype is not None for value in values)
 
 
 def name_nodes(model: ir.Model) -> tuple[ir.Model, str]:

@@ -1,8 +1,9 @@
 """Queries about nodes and values: constants, readers, weights, fusions, unused names."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -49,18 +50,32 @@ def producer_of(value: ir.Value | None) -> ir.Node | None:
 
 def only_reader(value: ir.Value) -> ir.Node | None:
     """Return the one node that reads a value; None if several read it or the graph returns it."""
-    uses = list(value.uses())
-    if len(uses) != 1 or value.is_graph_output():
+    readers = [use.node for use in value.uses()]
+    if len(readers) != 1 or value.is_graph_output() or readers[0].graph is not value.graph:
         return None
-    reader = uses[0].node
-    return reader if reader.graph is value.graph else None
+    return readers[0]
 
 
-def make_initializer(name: str, array: NDArray[np.generic]) -> ir.Value:
-    """Return a constant, not yet registered in a graph."""
-    tensor = ir.tensor(array, name=name)
-    kind = ir.TensorType(tensor.dtype)
-    return ir.Value(name=name, shape=ir.Shape(array.shape), type=kind, const_value=tensor)
+def add_constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
+    """Store a constant in a graph."""
+    value = ir.val(name, const_value=ir.tensor(array, name=name))
+    graph.register_initializer(value)
+    return value
+
+
+def set_constant_input(node: ir.Node, slot: int, name: str, array: NDArray[np.generic]) -> None:
+    """Let a node read a new constant; the old one may have other readers, or there is none."""
+    assert isinstance(node.graph, ir.Graph), "nodes of subgraphs are left as they are"
+    node.resize_inputs(max(slot + 1, len(node.inputs)))
+    node.replace_input_with(slot, add_constant(node.graph, name, array))
+
+
+def make_node(
+    op: str, inputs: Sequence[ir.Value], name: str, dtype: ir.DataType | None, **attributes: Any
+) -> ir.Node:
+    """Make a node outside the graph; its output has this name and the shape of its first input."""
+    output = ir.val(name, dtype, inputs[0].shape)
+    return ir.node(op, inputs, attributes, outputs=[output])
 
 
 def computed_values(graph: ir.Graph) -> Iterator[ir.Value]:
@@ -85,28 +100,16 @@ def find_fused_activation(node: ir.Node) -> ir.Node | None:
     return reader if reader is not None and reader.op_type in FUSIBLE_ACTIVATIONS else None
 
 
-def find_matmul_bias_add(node: ir.Node) -> ir.Node | None:
-    """Return the Add behind a MatMul that acts as its bias: one number for each output."""
-    reader = only_reader(node.outputs[0]) if node.op_type == "MatMul" else None
-    while reader is not None and reader.op_type in QDQ_OPS:
-        reader = only_reader(reader.outputs[0])
-    return reader if reader is not None and _bias_input(reader, weight_shape(node)) else None
-
-
-def find_matmul_bias(node: ir.Node) -> ir.Value | None:
-    """Return the constant which that Add adds."""
-    add = find_matmul_bias_add(node)
-    return None if add is None else _bias_input(add, weight_shape(node))
-
-
-def _bias_input(add: ir.Node, weight: tuple[int, ...]) -> ir.Value | None:
-    if add.op_type != "Add":
-        return None
-    for value in add.inputs:
+def find_matmul_bias(node: ir.Node) -> tuple[ir.Node | None, ir.Value | None]:
+    """Return the Add behind a MatMul that acts as its bias, one number per output, and what it adds."""
+    add = only_reader(node.outputs[0]) if node.op_type == "MatMul" else None
+    while add is not None and add.op_type in QDQ_OPS:
+        add = only_reader(add.outputs[0])
+    for value in add.inputs if add is not None and add.op_type == "Add" else ():
         array = constant_array(value)
-        if value is not None and array is not None and array.shape == weight[-1:]:
-            return value if len(list(value.uses())) == 1 else None
-    return None
+        if value is not None and array is not None and array.shape == weight_shape(node)[-1:]:
+            return (add, value) if len(value.uses()) == 1 else (None, None)
+    return None, None
 
 
 def tensor_names(graph: ir.Graph) -> set[str]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from qconvert.core.errors import QConvertError
 from qconvert.core.tensors import TensorTap
 from qconvert.graph.observed_tensors import ObservedTensors, channel_axis, find_observed_tensors
-from qconvert.graph.patterns import computed_values, make_initializer
+from qconvert.graph.patterns import add_constant, computed_values
 
 FLOAT = ir.DataType.FLOAT
 PREFIX = "qconvert."
@@ -40,10 +40,9 @@ class ReductionTaps:
 
     def input(self, name: str, like: ir.Value) -> ir.Value:
         """Add a float32 input with the rank and the fixed sizes of another tensor."""
-        shape = like.shape
-        if shape is not None:
-            shape = ir.Shape([size if isinstance(size, int) else None for size in shape])
-        self.graph.inputs.append(ir.Value(name=name, shape=shape, type=ir.TensorType(FLOAT)))
+        sizes = like.shape
+        shape = sizes and [size if isinstance(size, int) else None for size in sizes]
+        self.graph.inputs.append(ir.val(name, FLOAT, shape))
         return self.graph.inputs[-1]
 
     def output(self, value: ir.Value, name: str, dtype: ir.DataType = FLOAT) -> str:
@@ -56,8 +55,7 @@ class ReductionTaps:
         """Return a stored constant; each is stored once."""
         name = PREFIX + name
         if name not in self.constants:
-            self.constants[name] = make_initializer(name, array)
-            self.graph.register_initializer(self.constants[name])
+            self.constants[name] = add_constant(self.graph, name, array)
         return self.constants[name]
 
     def as_float32(self, value: ir.Value) -> ir.Value:
@@ -65,8 +63,7 @@ class ReductionTaps:
         if value.dtype is FLOAT:
             return value
         if value not in self.casts:
-            self.casts[value] = self.node("Cast", value, to=FLOAT)
-            cast = self.casts[value]
+            self.casts[value] = cast = self.node("Cast", value, to=FLOAT)
             cast.type, cast.shape = ir.TensorType(FLOAT), value.shape
         return self.casts[value]
 
@@ -138,7 +135,7 @@ def add_calibration_taps(model: ir.Model, *, exact: bool = False) -> TappedModel
         # The input for the index of each image.
         first = next(value.shape for value in model.graph.inputs if value.shape is not None)
         shape = ir.Shape([1 if observed.one_image_per_run else first[0], 1])
-        builder.phase = ir.Value(name=PHASE, shape=shape, type=ir.TensorType(ir.DataType.INT64))
+        builder.phase = ir.val(PHASE, ir.DataType.INT64, shape)
         model.graph.inputs.append(builder.phase)
     taps = [builder.tap(values[name], sampled=True) for name in observed.quantizable]
     taps += [builder.tap(values[name], sampled=False) for name in observed.range_only]
@@ -162,12 +159,12 @@ class _CalibrationTaps(ReductionTaps):
         low, high, mean = self._reductions(value, flat, axis)
         sample = None
         if sampled:
-            sample = f"qconvert.sample.{tensor}"
             if self.phase is None:
                 drawn = self.node("Identity", flat)
             else:
-                drawn = self.node("GatherElements", flat, self._positions(value, size), axis=1)
-            self.output(drawn, sample)
+                positions = self._positions(value, size, self.phase)
+                drawn = self.node("GatherElements", flat, positions, axis=1)
+            sample = self.output(drawn, f"qconvert.sample.{tensor}")
         return TensorTap(
             tensor,
             axis,
@@ -197,14 +194,13 @@ class _CalibrationTaps(ReductionTaps):
             return reduced
         return [self.node("Flatten", output, axis=0) for output in reduced]
 
-    def _positions(self, value: ir.Value, size: ir.Value) -> ir.Value:
+    def _positions(self, value: ir.Value, size: ir.Value, phase: ir.Value) -> ir.Value:
         """Return the positions to sample: phase % stride + [0, stride, 2 * stride, ...].
 
         The stride is odd, so as not to stay within one column. Tensors of equal size share their
         positions, which matters for small networks of many tensors.
         """
         assert value.shape is not None, "a tensor of unknown rank is not tapped"
-        assert self.phase is not None, "samples are drawn by image index"
         sizes = list(value.shape)[0 if self.one_image_per_run else 1 :]
         fixed = [length for length in sizes if isinstance(length, int)]
         if len(fixed) < len(sizes):
@@ -215,12 +211,12 @@ class _CalibrationTaps(ReductionTaps):
             stop = self.node("Add", self.node("Sub", size, stride), one)
             limits = [self.node("Squeeze", value) for value in (stop, stride)]
             offsets = self.node("Range", self._integers(0), *limits)
-            return self.node("Add", self.node("Mod", self.phase, stride), offsets)
+            return self.node("Add", self.node("Mod", phase, stride), offsets)
         count = math.prod(fixed)
         if count not in self.positions:
             step = count // (2 * SAMPLES_PER_TENSOR) * 2 + 1
             steps = np.arange(0, count - step + 1, step, dtype=np.int64)
             offsets = self.constant(steps, f"constant.steps.{count}")
-            start = self.node("Mod", self.phase, self._integers(step))
+            start = self.node("Mod", phase, self._integers(step))
             self.positions[count] = self.node("Add", start, offsets)
         return self.positions[count]

@@ -10,8 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qconvert.calibrate import methods
-from qconvert.calibrate.histogram import clipped_share, equal_width_counts
-from qconvert.calibrate.summary import Summary
+from qconvert.calibrate.summary import Summary, clipped_share, equal_width_counts
 from qconvert.core.scales import choose_qparams
 from qconvert.graph.error_attribution import values_by_name
 from qconvert.graph.observed_tensors import find_observed_tensors

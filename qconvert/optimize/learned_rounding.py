@@ -25,7 +25,6 @@ from qconvert.graph.patterns import (
     UniqueNames,
     constant_array,
     find_matmul_bias,
-    find_matmul_bias_add,
     tensor_names,
 )
 from qconvert.measure.output_error import OutputError, sqnr_from_powers
@@ -234,7 +233,8 @@ def _learn_layer(
     matrix = im2col.weight_matrix(node, weight).astype(np.float32)
     groups, units, size = matrix.shape
     # What an Add behind a MatMul adds is its bias.
-    constant = constant_array(find_matmul_bias(node))
+    add, constant_bias = find_matmul_bias(node)
+    constant = constant_array(constant_bias)
     added = None if constant is None else constant.astype(np.float32)
     bias = layer.bias if added is None else added
     if bias is None and node.op_type in ("Conv", "ConvTranspose", "Gemm"):
@@ -258,7 +258,7 @@ def _learn_layer(
             weights=matrix,
             steps=im2col.per_output(node, scale.scale, units),
             biases=None if bias is None else im2col.per_output(node, bias, units),
-            activation=find_activation(find_matmul_bias_add(node) or node),
+            activation=find_activation(add or node),
             max_integer=scale.grid.symmetric_max,
         )
         for batches in (training, holdout)

@@ -15,10 +15,11 @@ from qconvert.core.scales import FloatArray, QuantParams, choose_qparams, exceed
 from qconvert.graph.patterns import (
     WEIGHTED,
     UniqueNames,
+    add_constant,
     computed_values,
     constant_array,
     is_standard,
-    make_initializer,
+    make_node,
     only_reader,
     producer_of,
     tensor_names,
@@ -89,7 +90,25 @@ def find_planned_layers(graph: ir.Graph, plan: Plan) -> dict[ir.Node, LayerPlan]
     planned = {name: layer for name, layer in plan.layers.items() if not layer.left}
     layers = {node: planned[node.name] for node in graph if node.name in planned}
     for node, layer in layers.items():
-        _require_inputs(node, layer)
+        if len(set(layer.inputs)) < len(layer.inputs):
+            raise UsageError(
+                f"the plan quantizes an input of `{node.name}` twice", hint="name each input once"
+            )
+        slots = [*layer.inputs, *([layer.weight.slot] if layer.weight else [])]
+        if any(not 0 <= slot < len(node.inputs) or node.inputs[slot] is None for slot in slots):
+            raise UsageError(
+                f"the plan quantizes an input of `{node.name}` that does not exist",
+                hint=f"it has {len(node.inputs)} inputs; the first is number 0",
+            )
+        if layer.weight is not None and not (
+            constant_array(node.inputs[layer.weight.slot]) is not None
+            and node.op_type in WEIGHTED
+            and layer.weight == linear_layer(node).weight
+        ):
+            raise UsageError(
+                f"the plan has a wrong weight or axis for `{node.name}`",
+                hint="leave weights as they are in the plan that was written",
+            )
         for value in quantized_activations(node, layer):
             if value.name not in plan.tensors:
                 raise UsageError(
@@ -104,28 +123,6 @@ def find_planned_layers(graph: ir.Graph, plan: Plan) -> dict[ir.Node, LayerPlan]
     return layers
 
 
-def _require_inputs(node: ir.Node, layer: LayerPlan) -> None:
-    if len(set(layer.inputs)) < len(layer.inputs):
-        raise UsageError(
-            f"the plan quantizes an input of `{node.name}` twice", hint="name each input once"
-        )
-    slots = [*layer.inputs, *([layer.weight.slot] if layer.weight else [])]
-    if any(not 0 <= slot < len(node.inputs) or node.inputs[slot] is None for slot in slots):
-        raise UsageError(
-            f"the plan quantizes an input of `{node.name}` that does not exist",
-            hint=f"it has {len(node.inputs)} inputs; the first is number 0",
-        )
-    if layer.weight is not None and not (
-        constant_array(node.inputs[layer.weight.slot]) is not None
-        and node.op_type in WEIGHTED
-        and layer.weight == linear_layer(node).weight
-    ):
-        raise UsageError(
-            f"the plan has a wrong weight or axis for `{node.name}`",
-            hint="leave weights as they are in the plan that was written",
-        )
-
-
 class QDQBuilder:
     """A graph that is being quantized, and the names in it."""
 
@@ -134,32 +131,32 @@ class QDQBuilder:
         self.graph = graph
         self.names = UniqueNames(tensor_names(graph) | nodes)
 
-    def add_constant(self, array: NDArray[np.generic], name: str) -> ir.Value:
-        """Store a constant in the graph."""
-        value = make_initializer(self.names.reserve(name), array)
-        self.graph.register_initializer(value)
-        return value
+    def constant(self, array: NDArray[np.generic], name: str) -> ir.Value:
+        """Store a constant in the graph, under an unused name."""
+        return add_constant(self.graph, self.names.reserve(name), array)
 
-    def make_node(
-        self, op: str, inputs: Sequence[ir.Value], name: str, kind: ir.TypeProtocol | None
+    def node(
+        self,
+        op: str,
+        inputs: Sequence[ir.Value],
+        name: str,
+        dtype: ir.DataType | None,
+        **attributes: int | float,
     ) -> ir.Node:
-        """Make a node outside the graph; its output has its name and the shape of its input."""
-        name = self.names.reserve(name)
-        node = ir.node(op, inputs, name=name)
-        output = node.outputs[0]
-        output.name, output.type, output.shape = name, kind, inputs[0].shape
+        """Make a node outside the graph that has an unused name, as its output has."""
+        node = make_node(op, inputs, self.names.reserve(name), dtype, **attributes)
+        node.name = node.outputs[0].name
         return node
 
     def quantize(self, value: ir.Value, qparams: QuantParams) -> ir.Value:
         """Add a Q/DQ pair right behind a tensor and return its output."""
         name, dtype = str(value.name), ir.DataType[qparams.grid.onnx_dtype.upper()]
         zeros = qparams.zero_point.astype(dtype.numpy())
-        scale = self.add_constant(qparams.scale, f"{name}_scale")
-        zero_point = self.add_constant(zeros, f"{name}_zero_point")
-        inputs, kind = [value, scale, zero_point], ir.TensorType(dtype)
-        quantize = self.make_node("QuantizeLinear", inputs, f"{name}_quantized", kind)
+        scale = self.constant(qparams.scale, f"{name}_scale")
+        inputs = [value, scale, self.constant(zeros, f"{name}_zero_point")]
+        quantize = self.node("QuantizeLinear", inputs, f"{name}_quantized", dtype)
         inputs[0] = quantize.outputs[0]
-        dequantize = self.make_node("DequantizeLinear", inputs, f"{name}_rounded", value.type)
+        dequantize = self.node("DequantizeLinear", inputs, f"{name}_rounded", value.dtype)
         if (producer := value.producer()) is None:
             self.graph.insert_before(self.graph[0], [quantize, dequantize])
         else:
@@ -170,16 +167,15 @@ class QDQBuilder:
         self, array: NDArray[np.generic], name: str, scale: FloatArray, axis: int, reader: ir.Node
     ) -> ir.Value:
         """Store integers, add their DequantizeLinear right before `reader`; return its output."""
-        integers = self.add_constant(array, f"{name}_quantized")
+        integers = self.constant(array, f"{name}_quantized")
         name = str(integers.name).removesuffix("_quantized")
-        inputs = [integers, self.add_constant(scale, f"{name}_scale")]
+        inputs = [integers, self.constant(scale, f"{name}_scale")]
         if array.dtype != np.int32:
             # ONNX Runtime fuses the node into an integer product only with explicit zero points.
             zero_points = np.zeros(scale.shape, dtype=array.dtype)
-            inputs.append(self.add_constant(zero_points, f"{name}_zero_point"))
-        kind = ir.TensorType(ir.DataType.FLOAT)
-        node = self.make_node("DequantizeLinear", inputs, f"{name}_rounded", kind)
-        node.attributes.add(ir.AttrInt64("axis", axis))
+            inputs.append(self.constant(zero_points, f"{name}_zero_point"))
+        dtype = ir.DataType.FLOAT
+        node = self.node("DequantizeLinear", inputs, f"{name}_rounded", dtype, axis=axis)
         self.graph.insert_before(reader, node)
         return node.outputs[0]
 
@@ -251,10 +247,8 @@ def _protect_float_layers(builder: QDQBuilder) -> None:
         while reader is not None and is_standard(reader, "Relu", "Clip"):
             reader = only_reader(reader.outputs[0])
         if reader is not None and is_standard(reader, "QuantizeLinear"):
-            uses = list(value.uses())
-            name = f"{value.name}_kept_float"
-            guard = builder.make_node("LeakyRelu", [value], name, value.type)
-            guard.attributes.add(ir.AttrFloat32("alpha", 1.0))
+            uses, name = value.uses(), f"{value.name}_kept_float"
+            guard = builder.node("LeakyRelu", [value], name, value.dtype, alpha=1.0)
             builder.graph.insert_after(node, guard)
             for user, slot in uses:
                 user.replace_input_with(slot, guard.outputs[0])

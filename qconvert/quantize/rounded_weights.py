@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from qconvert.core import npz
 from qconvert.core.errors import QConvertError, UsageError, attach_path, first_line
 from qconvert.core.scales import FloatArray
-from qconvert.graph.patterns import UniqueNames, find_matmul_bias, make_initializer
+from qconvert.graph.patterns import UniqueNames, find_matmul_bias, set_constant_input
 from qconvert.quantize.plan import WeightSlot
 
 BIAS_SLOT = 2
@@ -101,10 +101,7 @@ def require_match(weights: RoundedWeights, expected: str) -> None:
 def set_weight(
     node: ir.Node, slot: WeightSlot | None, learned: RoundedWeight, names: UniqueNames
 ) -> None:
-    """Give a node the float weight of its integers, and its bias.
-
-    `names` are those of the graph, for a bias that the node did not have.
-    """
+    """Give a node the float weight of its integers, and its bias; a new bias has an unused name."""
     value = node.inputs[slot.slot] if slot is not None else None
     if slot is None or value is None:
         return
@@ -113,15 +110,11 @@ def set_weight(
     if learned.bias is None:
         return
     # The bias of the node, or what is added behind it; a new one if there is neither.
-    bias = node.inputs[BIAS_SLOT] if len(node.inputs) > BIAS_SLOT else find_matmul_bias(node)
+    bias = node.inputs[BIAS_SLOT] if len(node.inputs) > BIAS_SLOT else find_matmul_bias(node)[1]
     if bias is not None:
         set_constant(bias, learned.bias)
-        return
-    bias = make_initializer(names.reserve(f"{node.name}.bias"), learned.bias)
-    assert isinstance(node.graph, ir.Graph)
-    node.graph.register_initializer(bias)
-    node.resize_inputs(BIAS_SLOT + 1)
-    node.replace_input_with(BIAS_SLOT, bias)
+    else:
+        set_constant_input(node, BIAS_SLOT, names.reserve(f"{node.name}.bias"), learned.bias)
 
 
 def set_constant(value: ir.Value, array: FloatArray) -> None:

@@ -26,11 +26,12 @@ from qconvert.calibrate import calibration_file
 from qconvert.calibrate.calibration import (
     Calibration,
     CalibrationImage,
+    Collector,
     Origin,
     merge_calibrations,
     require_finite,
+    sample_phases,
 )
-from qconvert.calibrate.collect import Collector, sample_phases
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.number_format import count

@@ -13,7 +13,7 @@ from qconvert.core import onnx_io
 from qconvert.core.config import ExportConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.tensors import TensorSpec, fixed_batch, parse_spec, random_inputs, resolve_specs
-from qconvert.graph.equivalence import describe_difference
+from qconvert.graph.clean import describe_difference
 from qconvert.graph.passes import infer_shapes
 from qconvert.images.preprocess import Preprocess
 from qconvert.sources import Source

@@ -8,8 +8,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qconvert.backends.ort import open_cpu
-from qconvert.calibrate.calibration import Calibration, CalibrationImage, Origin
-from qconvert.calibrate.collect import Collector, sample_phases
+from qconvert.calibrate.calibration import (
+    Calibration,
+    CalibrationImage,
+    Collector,
+    Origin,
+    sample_phases,
+)
 from qconvert.calibrate.summary import Summary
 from qconvert.core.tensors import RunModel, Tensors, TensorTap, batch_size
 from qconvert.graph.taps import TappedModel, add_calibration_taps

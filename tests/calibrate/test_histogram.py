@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qconvert.calibrate.histogram import clipped_share, equal_width_counts, range_drift
+from qconvert.calibrate.summary import clipped_share, equal_width_counts, range_drift
 from qconvert.core.scales import Range
 from tests.calibrate.activations import summary_of
 from tests.models import floats

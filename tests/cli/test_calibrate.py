@@ -94,15 +94,15 @@ def test_calibration_killed_by_sigkill_resumes(
     draw_images(tmp_path / "images", 40)
     script = (
         "import sys, time\n"
-        "from qconvert.calibrate import collect\n"
+        "from qconvert.calibrate import calibration\n"
         "from qconvert.run import calibrate\n"
         "calibrate.SAVE_SECONDS = 0.0\n"
-        "add = collect.Collector.add\n"
+        "add = calibration.Collector.add\n"
         "def slow(self, *args):\n"
         "    add(self, *args)\n"
         "    print(self.image_count, flush=True)\n"
         "    time.sleep(0.05)\n"
-        "collect.Collector.add = slow\n"
+        "calibration.Collector.add = slow\n"
         "from qconvert.cli import run\n"
         "sys.argv = ['qconvert', 'calibrate', 'tiny.onnx', '--images', 'images', '-o', 'c.npz']\n"
         "run()\n"

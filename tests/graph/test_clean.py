@@ -9,8 +9,7 @@ from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.tensors import Tensors, random_inputs
 from qconvert.graph import clean as cleaning
-from qconvert.graph.clean import CleanedModel, Pass, clean_model
-from qconvert.graph.equivalence import perturb_inputs
+from qconvert.graph.clean import CleanedModel, Pass, clean_model, perturb_inputs
 from qconvert.graph.passes import upgrade_opset
 from tests import models
 from tests.models import floats, from_text, ops

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qconvert.core.tensors import Tensors
-from qconvert.graph.equivalence import describe_difference
+from qconvert.graph.clean import describe_difference
 
 NAN, INF = np.nan, np.inf
 

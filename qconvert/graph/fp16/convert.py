@@ -26,10 +26,11 @@ from qconvert.graph.fp16.islands import (
 from qconvert.graph.passes import infer_shapes
 from qconvert.graph.patterns import (
     UniqueNames,
+    add_constant,
     computed_values,
     has_subgraph,
     is_standard,
-    make_initializer,
+    make_node,
     tensor_names,
 )
 
@@ -62,10 +63,21 @@ def convert_to_half(
     computing = [node for node in model.graph if not is_standard(node, "Cast")]
     has_half = any(_is_half(value) for node in computing for value in node.outputs)
     may_be_float = any(is_float32(value) or value.type is None for value in _values(model.graph))
-    if has_half or not may_be_float or not onnx_opset(model.opset_imports):
+    opset = onnx_opset(model.opset_imports)
+    if has_half or not may_be_float or not opset:
         return HalfModel(model, {})
     half = ir.DataType.FLOAT16 if kind == "fp16" else ir.DataType.BFLOAT16
-    _require_opset(model, half)
+    if kind == "bf16" and opset < BFLOAT16_MIN_OPSET:
+        raise QConvertError(
+            f"the model has opset {opset}, in which `Conv` and others do not support bfloat16",
+            hint=f"raise the opset with `--opset {BFLOAT16_MIN_OPSET}`, or use fp16",
+        )
+    quantized = any(is_standard(node, "QuantizeLinear", "DequantizeLinear") for node in model.graph)
+    if quantized and opset < HALF_SCALES_MIN_OPSET:
+        raise QConvertError(
+            f"the model has opset {opset}, in which quantized tensors only have float32 scales",
+            hint=f"raise the opset with `--opset {HALF_SCALES_MIN_OPSET}` or newer",
+        )
     for value in () if keep_io else (*model.graph.inputs, *model.graph.outputs):
         magnitude = magnitudes.get(value.name or "", 0.0)
         if is_float32(value) and magnitude > MAX_FINITE[half]:
@@ -98,17 +110,16 @@ def emulate_half(model: ir.Model) -> ir.Model:
         halves = [(slot, value) for slot, value in enumerate(node.inputs) if _is_half(value)]
         for slot, value in halves:
             assert value is not None
-            cast = _make_cast(value, FLOAT, names.reserve(f"{value.name}_wide"))
+            name = names.reserve(f"{value.name}_wide")
+            cast = make_node("Cast", [value], name, FLOAT, to=FLOAT)
             graph.insert_before(node, cast)
             node.replace_input_with(slot, cast.outputs[0])
         # A node without half inputs sets its output type by an attribute, and keeps it.
         for output in node.outputs if halves else ():
             if _is_half(output) and output.dtype is not None:
-                name = str(output.name)
-                cast = _make_cast(output, output.dtype, name)
-                ir.convenience.replace_all_uses_with(
-                    output, cast.outputs[0], replace_graph_outputs=True
-                )
+                name, dtype = str(output.name), output.dtype
+                cast = make_node("Cast", [output], name, dtype, to=dtype)
+                output.replace_all_uses_with(cast.outputs[0], replace_graph_outputs=True)
                 cast.replace_input_with(0, output)
                 output.name, output.type = names.reserve(f"{name}_exact"), ir.TensorType(FLOAT)
                 graph.insert_after(node, cast)
@@ -119,32 +130,10 @@ def _is_half(value: ir.Value | None) -> bool:
     return value is not None and value.dtype in MAX_FINITE
 
 
-def _make_cast(value: ir.Value, dtype: ir.DataType, name: str, label: str | None = None) -> ir.Node:
-    cast = ir.node("Cast", [value], {"to": dtype}, name=label)
-    output = cast.outputs[0]
-    output.name, output.shape, output.type = name, value.shape, ir.TensorType(dtype)
-    return cast
-
-
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:
     yield from graph.inputs
     yield from graph.initializers.values()
     yield from (value for value in computed_values(graph) if value.name)
-
-
-def _require_opset(model: ir.Model, half: ir.DataType) -> None:
-    opset = onnx_opset(model.opset_imports)
-    if half is ir.DataType.BFLOAT16 and opset < BFLOAT16_MIN_OPSET:
-        raise QConvertError(
-            f"the model has opset {opset}, in which `Conv` and others do not support bfloat16",
-            hint=f"raise the opset with `--opset {BFLOAT16_MIN_OPSET}`, or use fp16",
-        )
-    quantized = any(is_standard(node, "QuantizeLinear", "DequantizeLinear") for node in model.graph)
-    if quantized and opset < HALF_SCALES_MIN_OPSET:
-        raise QConvertError(
-            f"the model has opset {opset}, in which quantized tensors only have float32 scales",
-            hint=f"raise the opset with `--opset {HALF_SCALES_MIN_OPSET}` or newer",
-        )
 
 
 def _store_constants(graph: ir.Graph) -> None:
@@ -156,12 +145,9 @@ def _store_constants(graph: ir.Graph) -> None:
         elif "value_float" in node.attributes or "value_floats" in node.attributes:
             tensor = ir.convenience.get_const_tensor(node.outputs[0])
         if tensor is not None:
-            stored = make_initializer(str(node.outputs[0].name), tensor.numpy())
-            ir.convenience.replace_all_uses_with(
-                node.outputs[0], stored, replace_graph_outputs=True
-            )
+            stored = add_constant(graph, str(node.outputs[0].name), tensor.numpy())
+            node.outputs[0].replace_all_uses_with(stored, replace_graph_outputs=True)
             graph.remove(node, safe=True)
-            graph.register_initializer(stored)
 
 
 def _set_half_type(value: ir.Value, half: ir.DataType) -> None:
@@ -210,7 +196,12 @@ class _Retyping:
             other = FLOAT if is_half else self.half
             if other in types:
                 uses = [use for use in value.uses() if self._read_type(*use) is other]
-                copy = self._cast_source(value, other) or self._copy(value, other)
+                # A Cast of the model itself may read the other type already.
+                cast, copy = value.producer(), None
+                if cast is not None and is_standard(cast, "Cast") and not value.is_graph_output():
+                    copy = cast.inputs[0]
+                if copy is None or copy.dtype is not other:
+                    copy = self._copy(value, other)
                 for node, index in uses:
                     node.replace_input_with(index, copy)
         for cast in [node for node in self.graph if is_standard(node, "Cast")]:
@@ -220,14 +211,6 @@ class _Retyping:
     def _read_type(self, node: ir.Node, index: int) -> ir.DataType | None:
         # The graphs inside nodes are not rewritten: they read float32.
         return self.input_types.get((node, index), FLOAT)
-
-    def _cast_source(self, value: ir.Value, other: ir.DataType) -> ir.Value | None:
-        """Return the input of a Cast of the model itself, if it has the other type already."""
-        cast = value.producer()
-        if cast is None or not is_standard(cast, "Cast") or value.is_graph_output():
-            return None
-        source = cast.inputs[0]
-        return source if source is not None and source.dtype is other else None
 
     def _copy(self, value: ir.Value, other: ir.DataType) -> ir.Value:
         """Return a new value of the other type; a graph output takes over the name."""
@@ -240,13 +223,12 @@ class _Retyping:
             name = self.tensor_names.reserve(f"{stem}_{SUFFIX[other]}")
         if value.is_initializer() and not value.is_graph_input():
             assert value.const_value is not None, "an initializer holds a tensor"
-            copy = make_initializer(name, value.const_value.numpy())
+            copy = add_constant(self.graph, name, value.const_value.numpy())
             if other is self.half:
                 _set_half_type(copy, other)
-            self.graph.register_initializer(copy)
         else:
-            label = self.node_names.reserve(f"{value.name}_{SUFFIX[other]}")
-            cast = _make_cast(value, other, name, label)
+            cast = make_node("Cast", [value], name, other, to=other)
+            cast.name = self.node_names.reserve(f"{value.name}_{SUFFIX[other]}")
             copy, producer = cast.outputs[0], value.producer()
             if producer is not None:
                 self.graph.insert_after(producer, cast)

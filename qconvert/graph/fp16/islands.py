@@ -66,11 +66,6 @@ class HalfTyping:
     half: ir.DataType
 
     @property
-    def name(self) -> str:
-        """The ONNX name of the type."""
-        return type_name(self.half)
-
-    @property
     def opset(self) -> int:
         """The version of ONNX's own operators."""
         return onnx_opset(self.model.opset_imports)
@@ -80,11 +75,10 @@ class HalfTyping:
         schema = self._schema(node)
         if schema is None:
             return HalfSlots()
-        spelled = f"tensor({self.name})"
         allowed = {
             constraint.type_param_str
             for constraint in schema.type_constraints
-            if spelled in constraint.allowed_type_strs
+            if f"tensor({type_name(self.half)})" in constraint.allowed_type_strs
         } - FIXED_TYPES.get(node.op_type, frozenset())
         inputs = () if is_standard(node, *TYPE_AGNOSTIC) else node.inputs
         # The output of a Cast from half to float32 stays: its input is the half tensor.
@@ -106,9 +100,10 @@ class HalfTyping:
             if value is not None and value.name and not isinstance(value.type, ir.TensorType):
                 return f"`{value.name}` is not a tensor, or its type is unknown"
         if node.op_type in UNSUPPORTED_BY_ENGINES[self.half]:
-            return f"engines have no {self.name} `{node.op_type}`"
-        possible = any(self.slots(node)) or node.op_type in TYPE_AGNOSTIC
-        return "" if possible else f"`{node.op_type}` has no {self.name} in opset {self.opset}"
+            return f"engines have no {type_name(self.half)} `{node.op_type}`"
+        if any(self.slots(node)) or node.op_type in TYPE_AGNOSTIC:
+            return ""
+        return f"`{node.op_type}` has no {type_name(self.half)} in opset {self.opset}"
 
     def set_type_attributes(self, node: ir.Node) -> None:
         """Set to half what makes the node output float32: an attribute, its default, a value."""
@@ -200,9 +195,8 @@ def find_islands(typing: HalfTyping, magnitudes: Magnitudes) -> IslandReasons:
         if handles_float32 and (reason := _reason(node, typing, magnitudes)):
             islands[node] = reason
         elif node in positions:
-            islands[node] = (
-                f"it computes sizes or positions, and {typing.name} lacks most whole numbers"
-            )
+            half = type_name(typing.half)
+            islands[node] = f"it computes sizes or positions, and {half} lacks most whole numbers"
     if typing.half is ir.DataType.FLOAT16:
         _add_squares(graph, islands)
     _add_moved_values(graph, islands)
@@ -218,10 +212,19 @@ def _reason(node: ir.Node, typing: HalfTyping, magnitudes: Magnitudes) -> str:
     if refusal := typing.reason_to_refuse(node):
         return refusal
     slots = typing.slots(node)
-    reason = _check_constants(node, slots, typing.half) or _check_scale(node, typing.half)
+    reason = _check_constants(node, slots, typing.half)
     if reason or typing.half is ir.DataType.BFLOAT16:
         return reason
-    return _check_activations(node, slots, magnitudes) or _check_sum(node, typing, magnitudes)
+    values = [node.inputs[index] for index in slots.inputs]
+    values += [node.outputs[index] for index in slots.outputs]
+    names = [value.name or "" for value in values if value is not None]
+    for name in names:
+        if (magnitude := magnitudes.get(name, 0.0)) > FLOAT16_LIMIT:
+            return describe_overflow(f"`{name}`", magnitude, ir.DataType.FLOAT16)
+    for name in names:
+        if 0 < (magnitude := magnitudes.get(name, 0.0)) < FEW_DIGITS:
+            return f"`{name}` never exceeds {magnitude:.1e}, where float16 has few digits"
+    return _check_sum(node, typing, magnitudes)
 
 
 def _check_constants(node: ir.Node, slots: HalfSlots, half: ir.DataType) -> str:
@@ -236,10 +239,6 @@ def _check_constants(node: ir.Node, slots: HalfSlots, half: ir.DataType) -> str:
         magnitude = 0.0 if array is None else largest_magnitude(array)
         if magnitude > MAX_FINITE[half]:
             return describe_overflow(name, magnitude, half)
-    return ""
-
-
-def _check_scale(node: ir.Node, half: ir.DataType) -> str:
     if not is_standard(node, "QuantizeLinear", "DequantizeLinear"):
         return ""
     scale, quantized = constant_array(node.inputs[1]), node.inputs[0]
@@ -250,19 +249,6 @@ def _check_scale(node: ir.Node, half: ir.DataType) -> str:
         return ""
     smallest = float(scale[scale != 0].min())
     return f"its scale of {smallest:.4g} would be 0 in {type_name(half)}"
-
-
-def _check_activations(node: ir.Node, slots: HalfSlots, magnitudes: Magnitudes) -> str:
-    values = [node.inputs[index] for index in slots.inputs]
-    values += [node.outputs[index] for index in slots.outputs]
-    names = [value.name or "" for value in values if value is not None]
-    for name in names:
-        if (magnitude := magnitudes.get(name, 0.0)) > FLOAT16_LIMIT:
-            return describe_overflow(f"`{name}`", magnitude, ir.DataType.FLOAT16)
-    for name in names:
-        if 0 < (magnitude := magnitudes.get(name, 0.0)) < FEW_DIGITS:
-            return f"`{name}` never exceeds {magnitude:.1e}, where float16 has few digits"
-    return ""
 
 
 class _Sum(NamedTuple):
@@ -294,15 +280,13 @@ def _check_sum(node: ir.Node, typing: HalfTyping, magnitudes: Magnitudes) -> str
     if summed is None or (in_float32 and node.attributes.get_int("stash_type", FLOAT) == FLOAT):
         return ""
     magnitude, count = _magnitude(node.inputs[0], magnitudes), summed.length(node)
-    reason = ""
     if magnitude is None:
-        if magnitudes or summed.heavy:
-            reason = "it adds up values whose range was not measured"
-    elif count is None:
-        reason = "how many values it adds up is unknown"
-    elif count * summed.term(magnitude) > FLOAT16_LIMIT:
-        reason = f"it adds up {count} {summed.terms} of up to {magnitude:.4g}"
-    return reason
+        unknown = magnitudes or summed.heavy
+        return "it adds up values whose range was not measured" if unknown else ""
+    if count is None:
+        return "how many values it adds up is unknown"
+    too_large = count * summed.term(magnitude) > FLOAT16_LIMIT
+    return f"it adds up {count} {summed.terms} of up to {magnitude:.4g}" if too_large else ""
 
 
 def _magnitude(value: ir.Value | None, magnitudes: Magnitudes) -> float | None:
