@@ -13,7 +13,6 @@ import numpy as np
 import onnx_ir as ir
 
 from qconvert.graph.fp16.convert import emulate_half
-from qconvert.graph.observed_tensors import find_observed_tensors, is_numeric
 from qconvert.graph.patterns import (
     computed_values,
     constant_array,
@@ -21,7 +20,7 @@ from qconvert.graph.patterns import (
     only_reader,
     producer_of,
 )
-from qconvert.graph.taps import FLOAT, ReductionTaps
+from qconvert.graph.taps import FLOAT, ReductionTaps, find_observed_tensors, is_numeric
 
 OUTPUT_PREFIX = "qconvert.output."
 REFERENCE_PREFIX = "qconvert.reference."

@@ -15,6 +15,17 @@ WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 FUSIBLE_ACTIVATIONS = frozenset({"Relu", "Clip"})
 QDQ_OPS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 INTEGER_OPS = frozenset({"ConvInteger", "MatMulInteger"})
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+RECTIFIERS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "HardSwish"})
+# Their outputs hold values of their first input and no others.
+MOVING = frozenset(
+    {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
+    | {"Slice", "Split", "Gather", "MaxPool", "GlobalMaxPool", "Dropout"}
+    | {"Expand", "Tile", "DepthToSpace", "SpaceToDepth"}
+)
+FLOAT_TYPES = frozenset(
+    {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
+)
 
 
 def is_quantized(model: ir.Model) -> bool:
@@ -27,6 +38,16 @@ def is_quantized(model: ir.Model) -> bool:
 def is_standard(node: ir.Node, *operators: str) -> bool:
     """Whether a node is one of ONNX's own operators, and of these `operators` if there are any."""
     return node.domain in ("", "ai.onnx") and (not operators or node.op_type in operators)
+
+
+def only_moves_values(node: ir.Node) -> bool:
+    """Whether the outputs of a node hold values of its first input and no others."""
+    if node.op_type != "Resize":
+        return node.op_type in MOVING
+    # A cubic filter overshoots, and cropping beyond the edge fills in another value.
+    mode = node.attributes.get_string("mode", "")
+    coordinates = node.attributes.get_string("coordinate_transformation_mode", "")
+    return mode != "cubic" and coordinates != "tf_crop_and_resize"
 
 
 def has_subgraph(node: ir.Node) -> bool:

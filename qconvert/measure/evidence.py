@@ -13,8 +13,8 @@ from qconvert.calibrate import methods
 from qconvert.calibrate.summary import Summary, clipped_share, equal_width_counts
 from qconvert.core.scales import choose_qparams
 from qconvert.graph.error_attribution import values_by_name
-from qconvert.graph.observed_tensors import find_observed_tensors
 from qconvert.graph.patterns import FUSIBLE_ACTIVATIONS, WEIGHTED, constant_array, producer_of
+from qconvert.graph.taps import find_observed_tensors
 from qconvert.measure.layer_errors import LayerError, worst_layers
 from qconvert.quantize.cross_layer import scaled_tensors
 from qconvert.quantize.plan import Plan

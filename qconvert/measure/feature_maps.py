@@ -18,7 +18,7 @@ from qconvert.graph.error_attribution import (
     expose_tensors,
     values_by_name,
 )
-from qconvert.graph.observed_tensors import channel_axis
+from qconvert.graph.taps import channel_axis
 from qconvert.measure.evidence import FeatureMap, FeatureMapRow
 from qconvert.measure.layer_errors import LayerError, worst_layers
 from qconvert.measure.output_error import sqnr_from_powers

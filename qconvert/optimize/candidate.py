@@ -18,9 +18,8 @@ from qconvert.measure import output_error
 from qconvert.measure.output_error import ErrorArray, OutputError
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.quantize.apply_plan import apply_plan
-from qconvert.quantize.placement import QuantizeOptions, make_plan
+from qconvert.quantize.placement import AUTO_METHOD, DEFAULT_METHOD, QuantizeOptions, make_plan
 from qconvert.quantize.plan import Plan
-from qconvert.quantize.ranges import AUTO_METHOD, DEFAULT_METHOD
 from qconvert.quantize.scheme import Scheme
 from qconvert.sources import LoadedModel
 

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from qconvert.calibrate.summary import Summary
 from qconvert.core.progress import start_step
 from qconvert.core.scales import FloatArray
-from qconvert.graph.observed_tensors import find_observed_tensors
+from qconvert.graph.taps import find_observed_tensors
 from qconvert.optimize.candidate import Candidate, is_better, run_reference
 from qconvert.quantize.cross_layer import EqualizationSite, find_sites
 

@@ -21,8 +21,8 @@ from qconvert.core.progress import Progress, start_step
 from qconvert.core.scales import Grid, Range, choose_qparams, fake_quantize
 from qconvert.core.tensors import Tensors
 from qconvert.graph.describe import describe_model
-from qconvert.graph.observed_tensors import find_observed_tensors
 from qconvert.graph.patterns import computed_values
+from qconvert.graph.taps import find_observed_tensors
 from qconvert.measure.output_error import OutputError, noise_to_signal
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH
 from qconvert.optimize.candidate import (
@@ -33,14 +33,15 @@ from qconvert.optimize.candidate import (
     run_reference,
 )
 from qconvert.optimize.partial_execution import PartialExecution, find_untyped_tensor, limit_images
-from qconvert.quantize.placement import QuantizeOptions, make_plan
-from qconvert.quantize.plan import Plan, RestPrecision
-from qconvert.quantize.ranges import (
+from qconvert.quantize.placement import (
     AUTO_METHOD,
     DEFAULT_METHOD,
     OUTPUT_ERROR_METHOD,
+    QuantizeOptions,
     choose_ranges,
+    make_plan,
 )
+from qconvert.quantize.plan import Plan, RestPrecision
 
 PERCENTILES = ("percentile:99.999", "percentile:99.99")
 CANDIDATE_METHODS = (DEFAULT_METHOD, "minmax", *PERCENTILES, "entropy", "moving-average")

@@ -8,8 +8,12 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from qconvert.graph.observed_tensors import only_moves_values
-from qconvert.graph.patterns import FUSIBLE_ACTIVATIONS, find_fused_activation, producer_of
+from qconvert.graph.patterns import (
+    FUSIBLE_ACTIVATIONS,
+    find_fused_activation,
+    only_moves_values,
+    producer_of,
+)
 from qconvert.quantize.plan import LayerPlan
 from qconvert.quantize.scheme import (
     SUBGRAPHS,

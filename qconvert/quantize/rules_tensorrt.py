@@ -6,8 +6,10 @@ that every fusion stays possible. Of an Add only the branch that is not fused is
 
 import onnx_ir as ir
 
-from qconvert.graph.observed_tensors import CONVOLUTIONS, MOVING, RECTIFIERS
 from qconvert.graph.patterns import (
+    CONVOLUTIONS,
+    MOVING,
+    RECTIFIERS,
     WEIGHTED,
     constant_array,
     is_transposed,

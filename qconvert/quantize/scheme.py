@@ -10,8 +10,8 @@ from functools import cached_property
 import onnx_ir as ir
 
 from qconvert.core.scales import Grid
-from qconvert.graph.observed_tensors import MOVING
 from qconvert.graph.patterns import (
+    MOVING,
     WEIGHTED,
     constant_array,
     is_transposed,

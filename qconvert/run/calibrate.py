@@ -37,8 +37,7 @@ from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, ProgressCallback, start_step
 from qconvert.core.tensors import Tensors, fixed_batch, pad_batch
-from qconvert.graph.observed_tensors import find_masked_tensors
-from qconvert.graph.taps import TappedModel, add_calibration_taps
+from qconvert.graph.taps import TappedModel, add_calibration_taps, find_masked_tensors
 from qconvert.images import reopen_images
 from qconvert.images.arrays import ArrayImages
 from qconvert.images.batches import Batch, ImageManifest, Images

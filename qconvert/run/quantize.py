@@ -25,9 +25,9 @@ from qconvert.core.progress import megabytes, start_step
 from qconvert.core.scales import Grid
 from qconvert.core.tensors import Tensors, batch_size, output_array, random_inputs
 from qconvert.graph.fp16.convert import HalfModel, convert_to_half
-from qconvert.graph.observed_tensors import find_observed_tensors
 from qconvert.graph.passes import upgrade_opset
 from qconvert.graph.patterns import is_quantized
+from qconvert.graph.taps import find_observed_tensors
 from qconvert.images.preprocess import Preprocess
 from qconvert.measure.output_error import sqnr_db
 from qconvert.optimize.calibration_set import (
@@ -43,6 +43,8 @@ from qconvert.quantize import plan_files
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.placement import (
+    AUTO_METHOD,
+    OUTPUT_ERROR_METHOD,
     QuantizeOptions,
     Selection,
     place_quantizers,
@@ -50,7 +52,6 @@ from qconvert.quantize.placement import (
     require_quantizable,
 )
 from qconvert.quantize.plan import LayerPlan, Plan
-from qconvert.quantize.ranges import AUTO_METHOD, OUTPUT_ERROR_METHOD
 from qconvert.quantize.rounded_weights import RoundedWeights
 from qconvert.quantize.scheme import Scheme
 from qconvert.run.calibrate import load_calibration_set, measure_calibration_set

@@ -12,7 +12,7 @@ import click
 from qconvert.calibrate import methods
 from qconvert.cli import main, settings
 from qconvert.core import config_file
-from qconvert.quantize.ranges import AUTO_METHOD, OUTPUT_ERROR_METHOD
+from qconvert.quantize.placement import AUTO_METHOD, OUTPUT_ERROR_METHOD
 
 ROOT = Path(__file__).resolve().parents[2]
 

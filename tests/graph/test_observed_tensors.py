@@ -4,8 +4,8 @@ import onnx_ir as ir
 import pytest
 
 from qconvert.graph.error_attribution import comparable_tensors, values_by_name
-from qconvert.graph.observed_tensors import ObservedTensors, channel_axis, find_observed_tensors
 from qconvert.graph.passes import infer_shapes
+from qconvert.graph.taps import ObservedTensors, channel_axis, find_observed_tensors
 from tests.models import floats, from_text, tiny
 
 HEAD = '<ir_version: 10, opset_import: ["": 20]>\n'

@@ -29,9 +29,8 @@ from qconvert.optimize.plan_selection import (
 )
 from qconvert.quantize import plan_files
 from qconvert.quantize.apply_plan import apply_plan
-from qconvert.quantize.placement import QuantizeOptions
+from qconvert.quantize.placement import DEFAULT_METHOD, QuantizeOptions
 from qconvert.quantize.plan import Plan
-from qconvert.quantize.ranges import DEFAULT_METHOD
 from tests.models import MIXED_SHAPES, floats, from_text, mixed
 from tests.optimize.calibrated import candidate_of, equalized_candidate
 from tests.quantize.quantized_models import HEAD

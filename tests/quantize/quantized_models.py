@@ -5,12 +5,11 @@ import onnx_ir as ir
 from qconvert import backends
 from qconvert.core import onnx_io
 from qconvert.core.scales import Range
-from qconvert.graph.observed_tensors import find_observed_tensors
 from qconvert.graph.passes import infer_shapes
+from qconvert.graph.taps import find_observed_tensors
 from qconvert.quantize.apply_plan import apply_plan
-from qconvert.quantize.placement import Selection, place_quantizers
+from qconvert.quantize.placement import Selection, place_quantizers, share_ranges
 from qconvert.quantize.plan import LayerPlan, Plan
-from qconvert.quantize.ranges import share_ranges
 from qconvert.quantize.scheme import Scheme
 from tests.models import floats, from_text
 

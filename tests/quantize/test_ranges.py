@@ -9,10 +9,10 @@ import pytest
 
 from qconvert.calibrate.summary import Summary
 from qconvert.core.scales import Grid, Range
-from qconvert.graph.observed_tensors import find_observed_tensors
 from qconvert.graph.passes import infer_shapes
+from qconvert.graph.taps import find_observed_tensors
+from qconvert.quantize.placement import choose_ranges, share_ranges
 from qconvert.quantize.plan import LayerPlan
-from qconvert.quantize.ranges import choose_ranges, share_ranges
 from tests.calibrate.activations import summary_of
 from tests.models import floats, from_text
 

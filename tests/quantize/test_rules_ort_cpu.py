@@ -2,7 +2,7 @@
 
 import pytest
 
-from qconvert.graph.observed_tensors import find_observed_tensors
+from qconvert.graph.taps import find_observed_tensors
 from qconvert.quantize.placement import Selection
 from tests.quantize.quantized_models import after, layers, model
 

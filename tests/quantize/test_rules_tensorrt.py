@@ -3,8 +3,7 @@
 import pytest
 
 from qconvert.core.scales import Range
-from qconvert.quantize.placement import Selection
-from qconvert.quantize.ranges import share_ranges
+from qconvert.quantize.placement import Selection, share_ranges
 from tests.quantize.quantized_models import after, layers, model, planned
 
 IMAGE = "(float[N, 16, 8, 8] x)"

@@ -5,8 +5,8 @@ import pytest
 
 from qconvert import backends
 from qconvert.core.errors import UsageError
-from qconvert.graph.observed_tensors import find_observed_tensors
 from qconvert.graph.passes import infer_shapes
+from qconvert.graph.taps import find_observed_tensors
 from qconvert.quantize.placement import Selection, find_excluded_nodes, place_quantizers
 from tests.models import floats, from_text
 

@@ -14,8 +14,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qconvert.graph.observed_tensors import MOVING
-from qconvert.graph.patterns import constant_array, has_subgraph, is_standard, producer_of
+from qconvert.graph.patterns import MOVING, constant_array, has_subgraph, is_standard, producer_of
 
 # The largest magnitude that calibration measured for each tensor.
 Magnitudes = Mapping[str, float]
