@@ -28,7 +28,7 @@ from qconvert.core import config_file, onnx_io
 from qconvert.core.cache import Cache
 from qconvert.core.scales import Grid
 from qconvert.images import ImageChoice, open_images
-from qconvert.images.batches import Images
+from qconvert.images.listing import Images
 from qconvert.images.preprocess import Preprocess
 from qconvert.run.calibrate import calibrate
 from qconvert.run.context import JobContext

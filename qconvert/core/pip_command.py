@@ -1,9 +1,11 @@
 """The pip command that installs what an extra of qconvert names, as typed on this machine."""
 
-import importlib.metadata
 import json
 import re
+from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 
@@ -13,39 +15,33 @@ def pip_install(extras: str, *packages: str) -> str:
     Where qconvert came from a checkout, a file or a repository that pip wrote down (PEP 610), that
     is named; no index is assumed to have it, so that otherwise the packages themselves are listed.
     """
-    editable, source = _source()
-    needed = [source.format(extras=extras)] if source else _requirements(extras)
-    flag = ["-e"] if editable else []
-    return " ".join(["pip install", *flag, *(f'"{item}"' for item in needed), *packages])
-
-
-def _source() -> tuple[bool, str]:
-    """Return whether qconvert is installed editable, and from where, with a place for extras."""
     try:
-        text = importlib.metadata.distribution("qconvert").read_text("direct_url.json")
-    except importlib.metadata.PackageNotFoundError:
-        text = None
-    if not text:
-        return False, ""
-    direct = json.loads(text)
-    url = direct["url"]
-    if "vcs_info" in direct:
-        vcs = direct["vcs_info"]
-        return False, f"qconvert[{{extras}}] @ {vcs['vcs']}+{url}@{vcs['commit_id']}"
-    path = Path(unquote(urlsplit(url).path))
-    if url.startswith("file:") and not path.exists():  # such as the build stage of an image
-        return False, ""
-    if path.is_dir():
-        return direct.get("dir_info", {}).get("editable", False), f"{path}[{{extras}}]"
-    return False, f"qconvert[{{extras}}] @ {url}"
+        distribution = metadata.distribution("qconvert")
+    except metadata.PackageNotFoundError:
+        needed = [f'"qconvert[{extras}]"']
+    else:
+        direct = json.loads(distribution.read_text("direct_url.json") or "null")
+        needed = _source(direct, extras) if direct else []
+        requirements = _requirements(distribution.requires or [], extras)
+        needed = needed or [f'"{requirement}"' for requirement in requirements]
+    return " ".join(["pip install", *needed, *packages])
 
 
-def _requirements(extras: str) -> list[str]:
+def _source(direct: dict[str, Any], extras: str) -> list[str]:
+    """Return the arguments that install qconvert from where it came from, if that still exists."""
+    url, path = direct["url"], Path(unquote(urlsplit(direct["url"]).path))
+    if vcs := direct.get("vcs_info"):
+        url = f"{vcs['vcs']}+{url}@{vcs['commit_id']}"
+    elif url.startswith("file:") and not path.exists():  # such as the build stage of an image
+        return []
+    elif path.is_dir():
+        editable = ["-e"] if direct.get("dir_info", {}).get("editable") else []
+        return [*editable, f'"{path}[{extras}]"']
+    return [f'"qconvert[{extras}] @ {url}"']
+
+
+def _requirements(requires: Sequence[str], extras: str) -> list[str]:
     """Return the requirements of extras, with their other markers."""
-    try:
-        requires = importlib.metadata.requires("qconvert") or []
-    except importlib.metadata.PackageNotFoundError:
-        return [f"qconvert[{extras}]"]
     needed: list[str] = []
     for extra in extras.split(","):
         for requirement in requires:
@@ -53,7 +49,7 @@ def _requirements(extras: str) -> list[str]:
             if not re.search(rf"""extra == ["']{re.escape(extra)}["']""", marker):
                 continue
             if own := re.match(r"qconvert\[(.+)\]", name):
-                needed += _requirements(own[1])
+                needed += _requirements(requires, own[1])
                 continue
             rest = re.sub(r"""\(?(.*?)\)?( and )?extra == ["'][^"']+["']""", r"\1", marker)
             needed.append(f"{name}; {rest}".replace('"', "'") if rest else name)

@@ -10,18 +10,10 @@ from pathlib import Path
 
 from qconvert.core.errors import UsageError
 from qconvert.core.tensors import TensorSpec
+from qconvert.images import listing
 from qconvert.images.arrays import ARRAY_SUFFIXES, open_arrays
-from qconvert.images.batches import ImageManifest, Images
 from qconvert.images.image_files import CORES, FileImages
-from qconvert.images.listing import (
-    NO_CLASSES,
-    ImageEntry,
-    choose_subset,
-    find_labels,
-    folder_of,
-    list_images,
-    require_files,
-)
+from qconvert.images.listing import ImageManifest, Images
 from qconvert.images.preprocess import Preprocess, find_image_input, fit_to_input
 
 
@@ -49,15 +41,15 @@ def open_images(choice: ImageChoice, specs: Sequence[TensorSpec], preprocess: Pr
     else:
         # The model's input comes first: without one there is nothing to look for.
         preprocess, image_input = fit_to_input(preprocess, find_image_input(specs))
-        names = list_images(choice.path)
-        labels, classes = find_labels(choice.path, names, choice.labels)
+        names = listing.list_images(choice.path)
+        labels, classes = listing.find_labels(choice.path, names, choice.labels)
         pairs = zip(names, labels, strict=True)
-        entries = tuple(ImageEntry(name, label=label) for name, label in pairs)
-        root, threads = folder_of(choice.path), choice.threads or CORES
+        entries = tuple(listing.ImageEntry(name, label=label) for name, label in pairs)
+        root, threads = listing.folder_of(choice.path), choice.threads or CORES
         images = FileImages(
             root, entries, classes, choice.path, preprocess, image_input, choice.max_broken, threads
         )
-    return images.select(choose_subset(images.labels, choice.count, choice.seed))
+    return images.select(listing.choose_subset(images.labels, choice.count, choice.seed))
 
 
 def reopen_images(
@@ -76,6 +68,6 @@ def reopen_images(
         entries = tuple(replace(entry, label=labels[int(entry.name)]) for entry in entries)
         return replace(arrays, entries=entries).select(range(len(entries)))
     preprocess, image_input = fit_to_input(preprocess, find_image_input(specs))
-    require_files(root, (root / entry.name for entry in entries))
-    images = FileImages(root, entries, NO_CLASSES, root, preprocess, image_input)
+    listing.require_files(root, (root / entry.name for entry in entries))
+    images = FileImages(root, entries, listing.NO_CLASSES, root, preprocess, image_input)
     return images.select(range(len(entries)))

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from qconvert.core import npz
 from qconvert.core.errors import QConvertError, UsageError, first_line
 from qconvert.core.tensors import Tensors, TensorSpec, fixed_batch
-from qconvert.images.batches import Batch, Images
-from qconvert.images.listing import NO_CLASSES, ImageEntry
+from qconvert.images.listing import NO_CLASSES, Batch, ImageEntry, Images
 
 ARRAY_SUFFIXES = (".npz", ".npy")
 
@@ -27,11 +26,7 @@ _FIRST_AXIS = "the first axis of each counts the items"
 
 @dataclass(frozen=True, eq=False)
 class ArrayImages(Images):
-    """Rows of the arrays in a file: the first axis counts the items, entries are named by row.
-
-    An item of an `unbatched` input, such as a state or a single number, is the whole input; a batch
-    then holds one item.
-    """
+    """Rows of the arrays in a file; an item of an `unbatched` input is the whole input."""
 
     arrays: Mapping[str, NDArray[Any]]
     unbatched: frozenset[str] = frozenset()
@@ -56,10 +51,8 @@ class ArrayImages(Images):
         return (item.sha256 for batch in self.batches(1) for item in batch.items)
 
     def _hash_row(self, entry: ImageEntry, feeds: Tensors, offset: int) -> str:
-        digest = hashlib.sha256()
-        for name in sorted(feeds):
-            digest.update(feeds[name][offset].tobytes())
-        sha256 = digest.hexdigest()
+        content = b"".join(feeds[name][offset].tobytes() for name in sorted(feeds))
+        sha256 = hashlib.sha256(content).hexdigest()
         if entry.sha256 not in ("", sha256):
             raise QConvertError(
                 f"the content of row {entry.name} of `{self.root}` has changed since it was used",

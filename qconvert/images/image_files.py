@@ -27,8 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from qconvert.core.errors import QConvertError, first_line
-from qconvert.images.batches import Batch, Images
-from qconvert.images.listing import ImageEntry, abbreviate
+from qconvert.images.listing import Batch, ImageEntry, Images, abbreviate
 from qconvert.images.preprocess import ImageConverter, ImageInput, Preprocess, make_converter
 
 Item = TypeVar("Item")

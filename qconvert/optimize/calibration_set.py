@@ -10,8 +10,8 @@ import numpy as np
 from qconvert.calibrate.calibration import Calibration
 from qconvert.core.errors import UsageError
 from qconvert.core.tensors import Tensors, batch_size, pad_batch
-from qconvert.images.batches import Images
 from qconvert.images.image_files import NoReadableImage
+from qconvert.images.listing import Images
 
 # Memory is mostly the activations of the batches in flight; larger batches are hardly faster.
 CALIBRATION_BATCH = 4

@@ -40,9 +40,8 @@ from qconvert.core.tensors import Tensors, fixed_batch, pad_batch
 from qconvert.graph.taps import TappedModel, add_calibration_taps, find_masked_tensors
 from qconvert.images import reopen_images
 from qconvert.images.arrays import ArrayImages
-from qconvert.images.batches import Batch, ImageManifest, Images
 from qconvert.images.image_files import SKIPPED_HINT, NoReadableImage, allowed_broken, map_ordered
-from qconvert.images.listing import ImageEntry
+from qconvert.images.listing import Batch, ImageEntry, ImageManifest, Images
 from qconvert.images.preprocess import Preprocess
 from qconvert.optimize.calibration_set import (
     CALIBRATION_BATCH,

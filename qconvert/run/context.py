@@ -20,7 +20,7 @@ from qconvert.core.config import Config, PreprocessConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import ProgressCallback, ignore_progress
 from qconvert.images import ImageChoice, open_images
-from qconvert.images.batches import Images
+from qconvert.images.listing import Images
 from qconvert.images.preprocess import PRESETS, Preprocess, find_image_input, fit_to_input
 from qconvert.run.run_folder import RunFolder
 from qconvert.sources import Source

@@ -24,7 +24,7 @@ from qconvert.core.errors import QConvertError, UsageError, first_line
 from qconvert.core.tensors import Tensors, TensorSpec, fixed_batch
 from qconvert.graph.patterns import is_quantized
 from qconvert.images import ImageChoice
-from qconvert.images.batches import Batch
+from qconvert.images.listing import Batch
 from qconvert.report import gates, json_file
 from qconvert.report.model import Report
 from qconvert.run.context import open_image_set

@@ -30,8 +30,7 @@ from qconvert.core.cache import file_sha256
 from qconvert.core.config import BuildConfig
 from qconvert.core.errors import QConvertError, Unavailable, UsageError
 from qconvert.core.progress import megabytes, share_reporter, start_step
-from qconvert.images.batches import ImageManifest
-from qconvert.images.listing import ImageEntry
+from qconvert.images.listing import ImageEntry, ImageManifest
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.quantize import plan_files
 from qconvert.quantize.placement import require_quantizable

@@ -9,7 +9,7 @@ from PIL import Image
 
 from qconvert.core.tensors import TensorSpec
 from qconvert.images import ImageChoice, open_images
-from qconvert.images.batches import Images
+from qconvert.images.listing import Images
 from qconvert.images.preprocess import PRESETS, Preprocess
 
 SPEC = TensorSpec("x", np.dtype("float32"), ("N", 3, 24, 24))

@@ -13,8 +13,7 @@ from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.tensors import TensorSpec
 from qconvert.images import ImageChoice, open_images, reopen_images
 from qconvert.images.arrays import ArrayImages
-from qconvert.images.batches import Images
-from qconvert.images.listing import NO_CLASSES, ImageEntry
+from qconvert.images.listing import NO_CLASSES, ImageEntry, Images
 from qconvert.images.preprocess import PRESETS
 
 UNIT = PRESETS["unit"]
