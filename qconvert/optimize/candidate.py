@@ -57,11 +57,7 @@ EFFORTS: dict[str, OptimizationEffort] = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model, its calibration, and how to quantize it.
-
-    It is evaluated on the images held out, and on others up to `max_holdout_images` in all. Its
-    model is equalized by the `factors`.
-    """
+    """A model, equalized by the `factors`, its calibration, and how to quantize it."""
 
     loaded: LoadedModel
     calibration: CalibrationSet
@@ -92,7 +88,7 @@ class Candidate:
         return f"on {count} images, {held_out} of them held out"
 
     def holdout_batches(self) -> Iterator[Tensors]:
-        """Yield the images that decide; without a holdout, all images."""
+        """Yield the images held out, and others up to `max_holdout_images` in all."""
         if self.calibration.has_holdout:
             return self.calibration.holdout_batches(MAX_TRAINING_IMAGES, self.max_holdout_images)
         return self.calibration.validation_batches()

@@ -44,8 +44,7 @@ def restore_weight(
 
 def per_output(node: ir.Node, values: FloatArray, outputs: int) -> FloatArray:
     """Return one number for each output as [group, output]; groups may share them."""
-    groups = _groups(node)
-    return np.resize(values, groups * outputs).reshape(groups, outputs)
+    return np.resize(values, (_groups(node), outputs))
 
 
 def count_rows(node: ir.Node, output: NDArray[np.generic]) -> int:
@@ -56,9 +55,9 @@ def count_rows(node: ir.Node, output: NDArray[np.generic]) -> int:
 def gather_outputs(node: ir.Node, output: FloatArray, positions: Positions) -> FloatArray:
     """Return the outputs of a layer at these positions as [group, output, row]."""
     if node.op_type in CONVOLUTIONS:
-        flat = output.reshape(*output.shape[:2], -1)
+        flat, groups = output.reshape(*output.shape[:2], -1), _groups(node)
         taken = np.stack([image[:, line] for image, line in zip(flat, positions, strict=True)], 1)
-        return taken.reshape(_groups(node), output.shape[1] // _groups(node), -1)
+        return taken.reshape(groups, len(taken) // groups, -1)
     flat = output.reshape(len(output), -1, output.shape[-1])
     taken = np.concatenate([image[line] for image, line in zip(flat, positions, strict=True)])
     return np.ascontiguousarray(taken.T)[np.newaxis]
@@ -99,9 +98,7 @@ def _patch_sources(
     pads = node.attributes.get_ints("pads", [0] * 2 * len(kernel))
     transposed = node.op_type == "ConvTranspose"
     mode = node.attributes.get_string("auto_pad", "NOTSET")
-    if mode == "VALID":
-        pads = [0] * len(kernel)
-    elif mode in ("SAME_UPPER", "SAME_LOWER"):
+    if mode in ("SAME_UPPER", "SAME_LOWER"):
         small, large = (input_map, output_map) if transposed else (output_map, input_map)
         sizes = zip(small, large, strides, kernel, dilations, strict=True)
         totals = [

@@ -64,10 +64,7 @@ TrialRecord = dict[str, Any]
 
 @dataclass(frozen=True)
 class SearchModel:
-    """A float model, the plan that quantizes it, and the scheme whose rules the plan follows.
-
-    `weights` were learned with the plan; blocks in float have their own back.
-    """
+    """A float model, the plan that quantizes it with its learned weights, and the plan's scheme."""
 
     model: ir.Model
     plan: Plan
@@ -96,10 +93,7 @@ class SearchModel:
 
 @dataclass(frozen=True)
 class SearchImages:
-    """Batches, their FP32 outputs, and the label of each image that has one.
-
-    `name` tells them from others in the list of trials.
-    """
+    """Named batches, their FP32 outputs, and for each image its label or None."""
 
     name: str
     batches: Iterable[Tensors]
@@ -340,22 +334,21 @@ def _time_sets(space: SearchSpace, result: MixedResult, progress: ProgressCallba
 
 def _early_result(result: MixedResult) -> MixedResult | None:
     """Return the outcome if INT8 alone decides it."""
-    ms, float_ms, confirmed = result.int8.ms, result.float_ms, result.int8.confirmed
-    assert confirmed is not None
+    rest, ms, float_ms = result.rest, result.int8.ms, result.float_ms
     if ms is not None and float_ms is not None and float_ms <= ms:
-        why = f"{result.rest} takes {float_ms:.2f} ms and INT8 {ms:.2f}: mixing gains nothing"
+        why = f"{rest} takes {float_ms:.2f} ms and INT8 {ms:.2f}: mixing gains nothing"
         return replace(result, outcome="float", why=why)
     if ms is not None and result.max_latency is not None and ms > result.max_latency:
-        why = f"INT8 alone takes {ms:.2f} ms, and blocks in {result.rest} are slower"
+        why = f"INT8 alone takes {ms:.2f} ms, and blocks in {rest} are slower"
         return replace(result, outcome="none", why=why)
-    if confirmed.pp <= result.budget:
-        return replace(result, outcome="int8", why="INT8 keeps the budget: no block needs float")
+    if result.int8.confirmed is not None and result.int8.confirmed.pp <= result.budget:
+        return replace(result, why="INT8 keeps the budget: no block needs float")
     return None
 
 
 def _conclude(result: MixedResult) -> MixedResult:
     """Return the outcome of a finished search."""
-    chosen, rest = result.chosen, result.rest
+    chosen, rest, float_ms = result.chosen, result.rest, result.float_ms
     if chosen is None:
         why = f"no mix stays within {result.budget:g} points: ship {rest}, or allow more"
         return replace(result, outcome="none", why=why)
@@ -363,9 +356,8 @@ def _conclude(result: MixedResult) -> MixedResult:
     if ms is not None and result.max_latency is not None and ms > result.max_latency:
         why = f"{took}, more than the maximum of {result.max_latency:g}"
         return replace(result, outcome="none", why=why)
-    if ms is not None and result.float_ms is not None and result.float_ms <= ms:
-        why = f"{took}, and {rest} alone {result.float_ms:.2f}"
-        return replace(result, outcome="float", why=why)
+    if ms is not None and float_ms is not None and float_ms <= ms:
+        return replace(result, outcome="float", why=f"{took}, and {rest} alone {float_ms:.2f}")
     blocks = f"{len(chosen.lifted)} blocks" if len(chosen.lifted) > 1 else "one block"
     why = f"{blocks} kept in {rest}, {100 * chosen.share:.1f} % of the compute"
     return replace(result, outcome="mixed", why=why)
@@ -374,9 +366,9 @@ def _conclude(result: MixedResult) -> MixedResult:
 def record_trial(images: SearchImages, outputs: Sequence[Tensors]) -> TrialRecord:
     """Return what a trial gives for each image, as plain values of five digits.
 
-    `far` has the output errors; `changed` the numbers of the images whose prediction changed, and
-    `given_up` the probability that FP32 had given to each of these predictions, less that of the
-    new one; `lost` and `won` the images that only FP32, or only the trial, predicts right.
+    `far` has the output errors, `changed` the images whose prediction changed, `given_up` by how
+    much likelier FP32 took its prediction to be than the new one; `lost` and `won` the images that
+    only FP32, or only the trial, predicts right.
     """
     name, labels = images.score_output, iter(images.labels)
     scores, unpadded = [], []

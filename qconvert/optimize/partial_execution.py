@@ -5,6 +5,7 @@ batch, or whether it has one.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import onnx_ir as ir
@@ -63,7 +64,6 @@ class PartialExecution:
         return self._open(open_model or self._open_model, self._nodes[self.position :], outputs)
 
     def _open(self, open_model: OpenModel, nodes: Sequence[ir.Node], outputs: set[str]) -> RunModel:
-        """Return what computes these outputs with these nodes from the live tensors."""
         if not outputs:
             return lambda live: {}
         reads = {str(value.name) for node in nodes for value in _values_read(node)}
@@ -87,18 +87,16 @@ def limit_images(model: ir.Model, images: int) -> int:
 def peak_activation_bytes(model: ir.Model) -> int:
     """Return the bytes that one image takes at the widest place of a graph, as far as is known."""
     last_reads = _last_reads(model.graph)
-    live_bytes = peak = 0
-    freed_bytes: dict[int, int] = {}
+    live_bytes, peak, freed_bytes = 0, 0, Counter[int]()
     for position, node in enumerate(model.graph):
         for value in node.outputs:
             # Unknown dimensions count as one; the first is the batch.
             sizes = [size for size in value.shape or () if isinstance(size, int)]
             size = 4 * math.prod(sizes[1:] if len(sizes) == len(value.shape or ()) else sizes)
             live_bytes += size
-            end = last_reads.get(str(value.name), position)
-            freed_bytes[end] = freed_bytes.get(end, 0) + size
+            freed_bytes[last_reads.get(str(value.name), position)] += size
         peak = max(peak, live_bytes)
-        live_bytes -= freed_bytes.pop(position, 0)
+        live_bytes -= freed_bytes[position]
     return peak
 
 

@@ -72,10 +72,9 @@ def initial_options(options: QuantizeOptions) -> QuantizeOptions:
 def select_plan(
     original: Candidate, candidate: Candidate, method: str, effort: str
 ) -> tuple[Plan, tuple[TriedMethod, ...]]:
-    """Return the plan by this method, which may ask for the best one, or one for each tensor.
+    """Return the plan for the original model by this method, and the methods that were tried.
 
-    The plan is for the original model: the factors that equalize it are a part of the plan. Return
-    also the methods that were tried.
+    The method may ask for the best one, or one for each tensor. The plan has the factors.
     """
     options, tried = candidate.options, tuple[TriedMethod, ...]()
     if candidate.calibration.images is not None:
