@@ -1,30 +1,69 @@
 """`qconvert doctor`."""
 
+import textwrap
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
 
 from qconvert.cli import console, options
+from qconvert.core.errors import GateFailed
 from qconvert.core.pip_command import pip_install
 from qconvert.report.table import TextTable, text_columns
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
-@options.command("qconvert doctor", "qconvert doctor --json")
+    from qconvert.backends.base import Availability
+    from qconvert.backends.system_probe import Installed
+    from qconvert.demo.proof import Proof
+
+
+@options.command("qconvert doctor", "qconvert doctor --json", "qconvert doctor --prove")
+@click.option(
+    "--prove",
+    "proves",
+    is_flag=True,
+    help="Build, time and score the demo network in each precision on each backend.",
+)
+@click.option(
+    "--backend", "chosen", multiple=True, metavar="NAME", help="Prove only these backends."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="qconvert-proof",
+    show_default=True,
+    help="Folder for what --prove makes.",
+)
 @options.json_option
-def command(as_json: bool) -> None:
-    """Show which backends build and run here, why not, and the command that fixes it."""
+def command(proves: bool, chosen: tuple[str, ...], output: Path, *, as_json: bool) -> None:
+    """Show which backends build and run here, why not, and the command that fixes it.
+
+    With --prove, every engine is built, timed and compared with FP32 on 1000 images, each in a
+    process of its own, and FOLDER/proof.zip holds versions, logs and reports to attach to a
+    report of a problem. It holds nothing of yours: the network and its images come with qconvert.
+    """
     from qconvert.backends import BACKENDS, probe, system_probe
 
+    if unknown := [name for name in chosen if name not in BACKENDS]:
+        raise click.UsageError(f"there is no backend `{unknown[0]}`: {', '.join(BACKENDS)}")
     system = system_probe.detect()
     backends = {name: probe(name, system) for name in BACKENDS}
+    to_prove = {name: backends[name] for name in chosen or BACKENDS} if proves else {}
     conflicts = list(system.runtimes) if len(system.runtimes) > 1 else []
     if as_json:
-        console.write_json(
-            {
-                "backends": {name: asdict(state) for name, state in backends.items()},
-                "torch": system.packages.get("torch"),
-                "gpus": [asdict(gpu) for gpu in system.gpus],
-                "conflicts": conflicts,
-            }
-        )
+        facts = {
+            "backends": {name: asdict(state) for name, state in backends.items()},
+            "torch": system.packages.get("torch"),
+            "gpus": [asdict(gpu) for gpu in system.gpus],
+            "conflicts": conflicts,
+        }
+        proofs = _prove(to_prove, output, system, as_json=True)
+        console.write_json({**facts, "proofs": [asdict(proof) for proof in proofs]})
+        _require_right(proofs)
         return
     columns = [
         *text_columns("backend", "builds", "runs"),
@@ -52,3 +91,53 @@ def command(as_json: bool) -> None:
     if fixes:
         lines += ["", "to fix:", *fixes]
     console.write("\n".join(lines))
+    _require_right(_prove(to_prove, output, system, as_json=False))
+
+
+def _prove(
+    states: "Mapping[str, Availability]", output: Path, system: "Installed", *, as_json: bool
+) -> "list[Proof]":
+    """Prove backends, show every engine as it ends, and write the bundle."""
+    if not states:
+        return []
+    from qconvert.cli.progress import ProgressDisplay
+    from qconvert.demo import proof
+
+    with ProgressDisplay() as display:
+        proof.prepare(output, display.update)
+    show = console.info if as_json else console.write
+    show(f"\n{'backend':<14}{'':<6}{'result':<11}{'p50 ms':>8}{'top-1':>8}{'agrees':>8}{'time':>8}")
+    proofs = []
+    for item in proof.prove(states, output):
+        show("\n".join(_proof_lines(item)))
+        proofs.append(item)
+    bundle = proof.write_bundle(output, system, states, proofs)
+    show(f"\nbundle: {bundle}, {bundle.stat().st_size / 1000:.0f} KB; nothing of yours is in it")
+    return proofs
+
+
+def _proof_lines(proof: "Proof") -> list[str]:
+    """Return the row of an engine, and below it why it is not right and what to do."""
+
+    def cell(value: float | None, digits: int) -> str:
+        return "—" if value is None else f"{value:.{digits}f}"
+
+    seconds = "" if proof.seconds is None else f"{proof.seconds:.0f} s"
+    row = (
+        f"{proof.backend:<14}{proof.precision:<6}{proof.result:<11}{cell(proof.median_ms, 2):>8}"
+        f"{cell(proof.top1, 2):>8}{cell(proof.agreement, 2):>8}{seconds:>8}"
+    )
+    indent = " " * 20
+    lines = textwrap.wrap(proof.detail, 80, initial_indent=indent, subsequent_indent=indent)
+    # A command stays on one line, so that it can be copied.
+    return [row, *lines, *([f"{indent}to fix: {proof.cure}"] if proof.cure else [])]
+
+
+def _require_right(proofs: "Sequence[Proof]") -> None:
+    """Fail with exit code 1 if an engine failed or gives wrong answers."""
+    bad = [f"{proof.backend}-{proof.precision}" for proof in proofs if proof.is_bad]
+    if bad:
+        raise GateFailed(
+            f"{len(bad)} of {len(proofs)} engines failed: {', '.join(bad)}",
+            hint="attach the bundle to a report of the problem; its `logs` say more",
+        )

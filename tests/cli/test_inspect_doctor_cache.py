@@ -1,6 +1,7 @@
 """The commands inspect, doctor, cache and init."""
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,3 +131,31 @@ def test_ascii_terminal_gets_escaped_output(shell: Callable[..., Outcome], tmp_p
     result = shell("inspect", "net.onnx", "--nodes", "--json", **ASCII)
     assert result.code == 0
     assert "Größe ±" in json.dumps(json.loads(result.out), ensure_ascii=False)
+
+
+@pytest.mark.long
+def test_doctor_proves_engines_and_writes_bundle_without_private_paths(
+    qconvert: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "qconvert.toml").write_text("[build]\nprecisions = ['nonsense']\n")
+    outcome = qconvert("doctor", "--prove", "--backend", "cpu", "-o", "proof", "--json")
+    assert outcome.code == 0, outcome.err
+    proofs = json.loads(outcome.out)["proofs"]
+    assert [(proof["precision"], proof["result"]) for proof in proofs] == [
+        ("fp32", "ok"),
+        ("fp16", "ok"),
+        ("int8", "ok"),
+    ]
+    assert all(proof["top1"] > 90 and proof["median_ms"] > 0 for proof in proofs)
+    with zipfile.ZipFile("proof/proof.zip") as archive:
+        names = archive.namelist()
+        texts = [archive.read(name).decode() for name in names]
+    assert {"machine.json", "logs/cpu-int8.txt", "runs/cpu-int8/report.json"} <= set(names)
+    assert not [name for name in names if name.endswith((".png", ".onnx", ".engine"))]
+    assert not [text for text in texts if str(tmp_path) in text or str(Path.home()) + "/" in text]
+
+
+def test_doctor_names_backend_that_cannot_be_proven(qconvert: Command) -> None:
+    outcome = qconvert("doctor", "--prove", "--backend", "gpu")
+    assert outcome.code == 2
+    assert "there is no backend `gpu`" in outcome.err
