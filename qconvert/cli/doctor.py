@@ -100,10 +100,9 @@ def _prove(
     """Prove backends, show every engine as it ends, and write the bundle."""
     if not states:
         return []
-    from qconvert.cli.progress import ProgressDisplay
     from qconvert.demo import proof
 
-    with ProgressDisplay() as display:
+    with console.ProgressDisplay() as display:
         proof.prepare(output, display.update)
     show = console.info if as_json else console.write
     show(f"\n{'backend':<14}{'':<6}{'result':<11}{'p50 ms':>8}{'top-1':>8}{'agrees':>8}{'time':>8}")
