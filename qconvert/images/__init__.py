@@ -13,7 +13,7 @@ from qconvert.core.tensors import TensorSpec
 from qconvert.images import listing
 from qconvert.images.arrays import ARRAY_SUFFIXES, open_arrays
 from qconvert.images.image_files import CORES, FileImages
-from qconvert.images.listing import ImageManifest, Images
+from qconvert.images.listing import ImageEntry, Images
 from qconvert.images.preprocess import Preprocess, find_image_input, fit_to_input
 
 
@@ -44,7 +44,7 @@ def open_images(choice: ImageChoice, specs: Sequence[TensorSpec], preprocess: Pr
         names = listing.list_images(choice.path)
         labels, classes = listing.find_labels(choice.path, names, choice.labels)
         pairs = zip(names, labels, strict=True)
-        entries = tuple(listing.ImageEntry(name, label=label) for name, label in pairs)
+        entries = tuple(ImageEntry(name, label=label) for name, label in pairs)
         root, threads = listing.folder_of(choice.path), choice.threads or CORES
         images = FileImages(
             root, entries, classes, choice.path, preprocess, image_input, choice.max_broken, threads
@@ -53,10 +53,12 @@ def open_images(choice: ImageChoice, specs: Sequence[TensorSpec], preprocess: Pr
 
 
 def reopen_images(
-    manifest: ImageManifest, specs: Sequence[TensorSpec], preprocess: Preprocess
+    root: Path,
+    entries: Sequence[ImageEntry],
+    specs: Sequence[TensorSpec],
+    preprocess: Preprocess,
 ) -> Images:
     """Return exactly the images of a manifest; reading one that has changed is an error."""
-    root, entries = manifest.root, manifest.entries
     if root.suffix.lower() in ARRAY_SUFFIXES:
         arrays = open_arrays(root, specs)
         if max(int(entry.name) for entry in entries) >= len(arrays.entries):
@@ -69,5 +71,5 @@ def reopen_images(
         return replace(arrays, entries=entries).select(range(len(entries)))
     preprocess, image_input = fit_to_input(preprocess, find_image_input(specs))
     listing.require_files(root, (root / entry.name for entry in entries))
-    images = FileImages(root, entries, listing.NO_CLASSES, root, preprocess, image_input)
+    images = FileImages(root, tuple(entries), listing.NO_CLASSES, root, preprocess, image_input)
     return images.select(range(len(entries)))

@@ -61,29 +61,20 @@ class ImageEntry:
     position: int = 0
 
 
-@dataclass(frozen=True)
-class ImageManifest:
-    """Images by name and content in the order of their use, and what their names refer to."""
+def digest_of(entries: Iterable[ImageEntry]) -> str:
+    """Return one hash over the names and contents of images."""
+    lines = "\n".join(f"{entry.sha256} {entry.name!r}" for entry in entries)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
-    root: Path
-    entries: tuple[ImageEntry, ...]
 
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def digest(self) -> str:
-        """Return one hash over all names and contents; the root does not matter."""
-        lines = "\n".join(f"{entry.sha256} {entry.name!r}" for entry in self.entries)
-        return hashlib.sha256(lines.encode()).hexdigest()
-
-    def to_text(self) -> str:
-        """Return lines that `sha256sum --check` reads in the images' folder."""
-        lines = []
-        for entry in self.entries:
-            name = entry.name.replace("\\", "\\\\").replace("\n", "\\n")
-            mark = "" if name == entry.name else "\\"  # tells sha256sum that the name is escaped
-            lines.append(f"{mark}{entry.sha256}  {name}\n")
-        return "".join(lines)
+def sha256sum_text(entries: Iterable[ImageEntry]) -> str:
+    """Return lines that `sha256sum --check` reads in the images' folder."""
+    lines = []
+    for entry in entries:
+        name = entry.name.replace("\\", "\\\\").replace("\n", "\\n")
+        mark = "" if name == entry.name else "\\"  # tells sha256sum that the name is escaped
+        lines.append(f"{mark}{entry.sha256}  {name}\n")
+    return "".join(lines)
 
 
 @dataclass(frozen=True)
@@ -139,10 +130,9 @@ class Images(ABC):
                 "line",
             )
 
-    def manifest(self) -> ImageManifest:
+    def manifest(self) -> tuple[ImageEntry, ...]:
         """Return all images with their hashes, without decoding: the key of cached work."""
-        entries = tuple(map(ImageEntry, self.names, self._hashes()))
-        return ImageManifest(self.root.absolute(), entries)
+        return tuple(map(ImageEntry, self.names, self._hashes()))
 
     @abstractmethod
     def batches(self, size: int) -> Generator[Batch]:

@@ -41,7 +41,7 @@ from qconvert.graph.taps import TappedModel, add_calibration_taps, find_masked_t
 from qconvert.images import reopen_images
 from qconvert.images.arrays import ArrayImages
 from qconvert.images.image_files import SKIPPED_HINT, NoReadableImage, allowed_broken, map_ordered
-from qconvert.images.listing import Batch, ImageEntry, ImageManifest, Images
+from qconvert.images.listing import Batch, ImageEntry, Images, digest_of
 from qconvert.images.preprocess import Preprocess
 from qconvert.optimize.calibration_set import (
     CALIBRATION_BATCH,
@@ -121,7 +121,7 @@ def prepare_calibration(
     origin = Origin(
         model=onnx_io.fingerprint(loaded.model),
         tensors=tuple(tap.tensor for tap in tapped.taps),
-        images=tuple(CalibrationImage(entry.name, entry.sha256) for entry in manifest.entries),
+        images=tuple(CalibrationImage(entry.name, entry.sha256) for entry in manifest),
         preprocessing=preprocessing,
         runtime=f"CPUExecutionProvider {ORT_VERSION}, Pillow {version('pillow')}",
         exact=settings.exact,
@@ -195,10 +195,9 @@ def load_calibration_set(
         try:
             root = open_calibration_images(loaded.source, context, 1).root
             entries = tuple(ImageEntry(image.name, image.sha256) for image in origin.images)
-            manifest = ImageManifest(root, entries)
             preprocess = Preprocess.from_dict(origin.preprocessing)
-            found = reopen_images(manifest, loaded.source.inputs, preprocess)
-            if images_required or found.manifest().digest() == manifest.digest():
+            found = reopen_images(root, entries, loaded.source.inputs, preprocess)
+            if images_required or digest_of(found.manifest()) == digest_of(entries):
                 images = found
         except QConvertError:
             if images_required:

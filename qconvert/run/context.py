@@ -20,7 +20,7 @@ from qconvert.core.config import Config, PreprocessConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import ProgressCallback, ignore_progress
 from qconvert.images import ImageChoice, open_images
-from qconvert.images.listing import Images
+from qconvert.images.listing import Images, digest_of
 from qconvert.images.preprocess import PRESETS, Preprocess, find_image_input, fit_to_input
 from qconvert.run.run_folder import RunFolder
 from qconvert.sources import Source
@@ -85,7 +85,7 @@ class EvaluationSet:
     def digest(self) -> str:
         """Return one hash of the images, their labels and the preprocessing."""
         manifest, labels = self.images.manifest(), list(self.images.labels)
-        parts = [manifest.digest(), labels, dict(self.preprocessing)]
+        parts = [digest_of(manifest), labels, dict(self.preprocessing)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -127,7 +127,7 @@ def with_evaluation(
         report,
         baseline=scores.get(BASELINE),
         evaluation=info,
-        shared_images=sum(entry.sha256 in hashes for entry in images.manifest().entries),
+        shared_images=sum(entry.sha256 in hashes for entry in images.manifest()),
     )
 
 

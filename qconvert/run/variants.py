@@ -30,7 +30,7 @@ from qconvert.core.cache import file_sha256
 from qconvert.core.config import BuildConfig
 from qconvert.core.errors import QConvertError, Unavailable, UsageError
 from qconvert.core.progress import megabytes, share_reporter, start_step
-from qconvert.images.listing import ImageEntry, ImageManifest
+from qconvert.images.listing import ImageEntry, sha256sum_text
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.quantize import plan_files
 from qconvert.quantize.placement import require_quantizable
@@ -178,8 +178,7 @@ def prepare_inputs(
     # The names and hashes of the images, in the format of sha256sum.
     images = [full.origin.images[int(index)] for index in full.image_indices]
     entries = tuple(ImageEntry(image.name, image.sha256) for image in images)
-    manifest = ImageManifest(config.calibration.images.absolute(), entries)
-    write_text(folder.root / CALIBRATION / "images.txt", manifest.to_text())
+    write_text(folder.root / CALIBRATION / "images.txt", sha256sum_text(entries))
     return BuildInputs(loaded, calibration)
 
 

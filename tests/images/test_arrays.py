@@ -173,20 +173,20 @@ def test_member_that_is_not_an_array_is_refused(tmp_path: Path) -> None:
 def test_manifest_reopens_the_same_rows(tmp_path: Path) -> None:
     images = open_rows(write_npz(tmp_path, **two_inputs()), count=3)
     manifest = images.manifest()
-    reopened = reopen_images(manifest, TWO, UNIT)
+    reopened = reopen_images(tmp_path / "arrays.npz", manifest, TWO, UNIT)
     assert reopened.names == images.names
     assert reopened.manifest() == manifest
-    assert reopened.between(1, 3).manifest().entries == manifest.entries[1:]
+    assert reopened.between(1, 3).manifest() == manifest[1:]
 
 
 def test_reopening_changed_or_missing_rows_is_an_error(tmp_path: Path) -> None:
     manifest = open_rows(write_npz(tmp_path, **two_inputs()), count=3).manifest()
     write_npz(tmp_path, **(two_inputs() | {"ids": two_inputs()["ids"] + 1}))
     with pytest.raises(QConvertError, match="has changed"):
-        next(reopen_images(manifest, TWO, UNIT).batches(3))
+        next(reopen_images(tmp_path / "arrays.npz", manifest, TWO, UNIT).batches(3))
     write_npz(tmp_path, **two_inputs(2))
     with pytest.raises(UsageError, match="has only 2 rows left"):
-        reopen_images(manifest, TWO, UNIT)
+        reopen_images(tmp_path / "arrays.npz", manifest, TWO, UNIT)
 
 
 def test_arrays_that_unpack_over_the_limit_are_refused(

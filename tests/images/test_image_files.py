@@ -17,6 +17,7 @@ from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.tensors import TensorSpec
 from qconvert.images import image_files, reopen_images
 from qconvert.images.image_files import PixelBudget, map_ordered
+from qconvert.images.listing import digest_of, sha256sum_text
 from qconvert.images.preprocess import PRESETS, Preprocess
 from tests.images.image_folders import (
     SPEC,
@@ -174,22 +175,22 @@ def test_manifest_equals_that_of_the_items_read(tmp_path: Path) -> None:
     images = open_for_test(write_numbered(tmp_path, 6))
     items = [item for batch in images.batches(4) for item in batch.items]
     used = [(item.name, item.sha256) for item in items]
-    assert [(entry.name, entry.sha256) for entry in images.manifest().entries] == used
+    assert [(entry.name, entry.sha256) for entry in images.manifest()] == used
 
 
 def test_manifest_digest_depends_on_names_and_contents_but_not_on_the_folder(
     tmp_path: Path,
 ) -> None:
-    digest = open_for_test(write_numbered(tmp_path / "a", 3)).manifest().digest()
+    digest = digest_of(open_for_test(write_numbered(tmp_path / "a", 3)).manifest())
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    assert open_for_test(tmp_path / "b").manifest().digest() == digest
+    assert digest_of(open_for_test(tmp_path / "b").manifest()) == digest
     noise_image(9, 9).save(tmp_path / "b/001.png")
-    assert open_for_test(tmp_path / "b").manifest().digest() != digest
+    assert digest_of(open_for_test(tmp_path / "b").manifest()) != digest
 
 
 def test_manifest_reopens_the_same_images(tmp_path: Path) -> None:
     images = open_for_test(write_numbered(tmp_path, 20), count=7)
-    reopened = reopen_images(images.manifest(), [SPEC], PRESETS["imagenet"])
+    reopened = reopen_images(tmp_path, images.manifest(), [SPEC], PRESETS["imagenet"])
     assert reopened.names == images.names
     assert np.array_equal(all_rows(reopened), all_rows(images))
     assert reopened.manifest() == images.manifest()
@@ -199,15 +200,15 @@ def test_reopening_changed_or_missing_images_is_an_error(tmp_path: Path) -> None
     manifest = open_for_test(write_numbered(tmp_path, 3)).manifest()
     noise_image(40, 30, seed=99).save(tmp_path / "001.png")
     with pytest.raises(QConvertError, match=r"001\.png` has changed"):
-        all_rows(reopen_images(manifest, [SPEC], PRESETS["imagenet"]))
+        all_rows(reopen_images(tmp_path, manifest, [SPEC], PRESETS["imagenet"]))
     (tmp_path / "001.png").unlink()
     with pytest.raises(UsageError, match="names a file that does not exist"):
-        reopen_images(manifest, [SPEC], PRESETS["imagenet"])
+        reopen_images(tmp_path, manifest, [SPEC], PRESETS["imagenet"])
 
 
 def test_manifest_text_passes_sha256sum(tmp_path: Path) -> None:
     write_images(tmp_path, "a.png", "b/c d.png", "e\nf.png", "g\\h.png")
-    text = open_for_test(tmp_path).manifest().to_text()
+    text = sha256sum_text(open_for_test(tmp_path).manifest())
     process = subprocess.run(
         ["sha256sum", "--check", "--strict", "--quiet"],
         cwd=tmp_path,
