@@ -12,7 +12,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -79,12 +79,10 @@ class Cache:
                 atomic.remove_folder(folder)
         return CacheResult(folder, hit=False)
 
-    @contextmanager
-    def resumable(self, step: str, key: CacheKey) -> Iterator[Path]:
-        """Yield the folder in which long work on this key keeps its state until it is finished."""
+    def resumable(self, step: str, key: CacheKey) -> AbstractContextManager[Path]:
+        """Return the folder in which long work on this key keeps its state until it is finished."""
         folder = self._prepare_folder(step, key)
-        with atomic.resumable_folder(folder.parent, folder.name) as state:
-            yield state
+        return atomic.resumable_folder(folder.parent, folder.name)
 
     def entries(self) -> Iterator[CacheEntry]:
         """Yield every cached result, step by step; none if the root is not marked as a cache."""
@@ -93,13 +91,12 @@ class Cache:
             if not re.fullmatch("[0-9a-f]{16}", folder.name):
                 continue
             try:
-                key = json.loads((folder / KEY_FILE).read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                key = {}
+                recipe = dict(json.loads((folder / KEY_FILE).read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError):
+                recipe = {}
             with suppress(FileNotFoundError):  # another process has just removed it
                 size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
                 age = max(0.0, time.time() - folder.stat().st_mtime)
-                recipe = key if isinstance(key, dict) else {}
                 yield CacheEntry(folder.parent.name, folder, recipe, size, age)
 
     def clear(self, step: str | None = None) -> list[CacheEntry]:

@@ -197,11 +197,9 @@ def _require_file(path: Path) -> None:
             f"`{path}` is a folder, not an ONNX file", hint="name the .onnx file inside it"
         )
     if not path.exists():
-        others = sorted(path.parent.glob("*.onnx")) if path.parent.is_dir() else []
+        others = ", ".join(f"`{other}`" for other in sorted(path.parent.glob("*.onnx"))[:3])
         hint = "check the path; relative paths start at the working folder"
-        if others:
-            hint = "there is " + ", ".join(f"`{other}`" for other in others[:3])
-        raise UsageError(f"`{path}` does not exist", hint=hint)
+        raise UsageError(f"`{path}` does not exist", hint=f"there is {others}" if others else hint)
     if path.stat().st_size == 0:
         raise QConvertError(f"`{path}` is empty", hint="export or copy the model again")
 

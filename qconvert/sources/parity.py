@@ -33,10 +33,6 @@ class Parity:
         top1 = f"top-1 {self.same_top1}/{self.rows}, " if self.has_top1 else ""
         return f"{top1}relative error {self.max_rel:.1e}"
 
-    def holds(self, tolerance: float) -> bool:
-        """Whether the two compute the same."""
-        return self.max_rel <= tolerance and self.same_top1 == self.rows
-
 
 def measure(reference: RunModel, candidate: RunModel, feeds: Iterable[Tensors]) -> Parity:
     """Run both on every input and compare all outputs."""
@@ -76,7 +72,7 @@ def measure(reference: RunModel, candidate: RunModel, feeds: Iterable[Tensors]) 
 
 def require(parity: Parity, tolerance: float) -> None:
     """Refuse an export that computes something other than the original."""
-    if parity.holds(tolerance):
+    if parity.max_rel <= tolerance and parity.same_top1 == parity.rows:
         return
     items = "inputs" if parity.rows == parity.inputs else "rows"
     top1 = f"top-1 agrees on {parity.same_top1} of {parity.rows} {items}, "

@@ -58,10 +58,9 @@ class Forward:
                 "when it was exported",
                 hint="the number of outputs must not depend on the input",
             )
-        outputs = [tensor.detach().cpu().resolve_conj().resolve_neg() for tensor in tensors]
         return {
-            name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-            for name, tensor in zip(self.outputs, outputs, strict=True)
+            name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy(force=True)
+            for name, tensor in zip(self.outputs, tensors, strict=True)
         }
 
 
