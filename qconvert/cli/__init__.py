@@ -1,4 +1,4 @@
-"""The command table: names and summaries of all commands, without importing any of them."""
+"""The command table: names and summaries of all commands, in the order a newcomer needs them."""
 
 import sys
 from importlib import import_module
@@ -36,29 +36,25 @@ Exit codes:
   70 a bug in qconvert    130 interrupted    143 terminated"""
 
 
-class Commands(click.Group):
+class _Commands(click.Group):
     """Imports a command only to run it, which keeps `--help` fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names in the order a newcomer needs them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one command."""
         if cmd_name not in COMMANDS:
             return None
-        command = import_module(f"qconvert.cli.{cmd_name}").command
-        assert isinstance(command, click.Command)
+        command: click.Command = import_module(f"qconvert.cli.{cmd_name}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
 
 @click.group(
-    cls=Commands,
+    cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
     epilog=EXIT_CODES,
 )

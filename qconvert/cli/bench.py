@@ -27,6 +27,5 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
 
     target = resolve(targets)
     config = settings.load_for_target(target.run.root if target.run else None, chosen)
-    with console.ProgressDisplay() as display:
-        report = bench(target, open_context(config, display.update))
+    report = bench(target, open_context(config, console.PROGRESS.update))
     views.finish(report, ("latency", "timing"), as_json=chosen["as_json"])

@@ -3,16 +3,12 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from qconvert.cli import console, options, settings, views
 from qconvert.core.sanitize import sanitize_text
-
-if TYPE_CHECKING:
-    from qconvert.core.config import Config
-    from qconvert.run.build import BuildRequest
 
 
 @options.command(
@@ -47,7 +43,8 @@ def command(model: str | None, output: Path | None, run: Path | None, **chosen: 
     finished steps are not repeated. Exit code 1 means that a gate failed.
     """
     from qconvert.run import run_folder
-    from qconvert.run.build import BuildRequest
+    from qconvert.run.build import BuildRequest, build
+    from qconvert.run.context import open_context
     from qconvert.run.variants import choose_variants
 
     if run is not None and output is not None:
@@ -61,7 +58,9 @@ def command(model: str | None, output: Path | None, run: Path | None, **chosen: 
         workers=chosen["workers"],
     )
     if not chosen["dry_run"]:
-        build_and_report(config, request, chosen)
+        flags = {"trust": chosen["trust"], "fresh": chosen["fresh"]}
+        report = build(open_context(config, console.PROGRESS.update, **flags), request)
+        views.finish(report, as_json=chosen["as_json"], page=request.out / "report.html")
         return
     if request.resumed:
         run_folder.require_same_settings(run_folder.RunFolder(request.out), config)
@@ -77,17 +76,4 @@ def command(model: str | None, output: Path | None, run: Path | None, **chosen: 
         console.write(f"engine    {variant.name}: {state}")
     console.write(f"evaluate  {config.evaluate.images or 'no images'}")
     console.write(f"write     {request.out}")
-    for note in choice.notes:
-        console.note(note)
-
-
-def build_and_report(config: "Config", request: "BuildRequest", flags: dict[str, Any]) -> None:
-    """Build, print the report, and fail with exit code 1 if a gate failed."""
-    from qconvert.run.build import build
-    from qconvert.run.context import open_context
-
-    trust, fresh = flags.get("trust", False), flags.get("fresh", False)
-    with console.ProgressDisplay() as display:
-        report = build(open_context(config, display.update, trust=trust, fresh=fresh), request)
-    page = request.out / "report.html"
-    views.finish(report, views.REPORT_TABLES, as_json=flags["as_json"], page=page)
+    console.note(*choice.notes)

@@ -17,12 +17,8 @@ if TYPE_CHECKING:
 MAX_DRIFT = 0.05
 
 
-def _parse_shard(
-    ctx: click.Context, parameter: click.Parameter, text: str | None
-) -> tuple[int, int] | None:
+def _parse_shard(text: str) -> tuple[int, int]:
     """Read `2/8`: the second of eight parts."""
-    if text is None:
-        return None
     number, count = map(options.parse_int, text.partition("/")[::2])
     if number is None or count is None or not 1 <= number <= count:
         raise click.BadParameter(f"`{text}` is not I/N, such as 2/8 for the second of eight parts")
@@ -45,7 +41,7 @@ def _parse_shard(
 )
 @click.option(
     "--shard",
-    callback=_parse_shard,
+    type=_parse_shard,
     metavar="I/N",
     help="Measure only part I of N; merge the parts later.",
 )
@@ -82,14 +78,13 @@ def command(targets: tuple[str, ...], output: Path | None, **chosen: Any) -> Non
     if len(targets) > 1:
         raise UsageError("one model at a time", hint="to add parts: `--merge A.npz B.npz -o C.npz`")
     config = settings.load(targets[0] if targets else None, chosen)
-    with console.ProgressDisplay() as display:
-        calibration = calibrate(
-            open_context(config, display.update, trust=chosen["trust"]),
-            output or Path("calibration.npz"),
-            workers=chosen["workers"],
-            shard=chosen["shard"],
-            fresh=chosen["fresh"],
-        )
+    calibration = calibrate(
+        open_context(config, console.PROGRESS.update, trust=chosen["trust"]),
+        output or Path("calibration.npz"),
+        workers=chosen["workers"],
+        shard=chosen["shard"],
+        fresh=chosen["fresh"],
+    )
     _note_weaknesses(calibration, chosen["shard"])
     if chosen["show"] or chosen["as_json"]:
         _show(calibration, chosen)

@@ -27,9 +27,7 @@ from qconvert.cli import console, options, settings, views
 @options.output("Write the errors of all layers as CSV.", options.FILE)
 @options.preprocess_options
 @options.common_options
-def command(
-    first: Path, second: Path, patterns: tuple[str, ...], count: int, **chosen: Any
-) -> None:
+def command(first: Path, second: Path, output: Path | None, **chosen: Any) -> None:
     """Compare B with A layer by layer: the error that arrives at each layer and the error it adds.
 
     A and B are ONNX files or RUN/engines/NAME, one of them made from the other. Errors are SQNR in
@@ -42,15 +40,13 @@ def command(
     from qconvert.run.context import open_context
     from qconvert.run.run_folder import require_output_file
 
-    output: Path | None = chosen["output"]
     reference, graph, run = compare.find_graphs(first, second)
     if output is not None:
         require_output_file(output, first, second)
     config = settings.load_for_target(run, chosen)
-    with console.ProgressDisplay() as display:
-        context = open_context(config, display.update)
-        all_layers = compare.compare_graphs(reference, graph, count, context)
-    layers = compare.select_layers(all_layers, patterns)
+    context = open_context(config, console.PROGRESS.update)
+    all_layers = compare.compare_graphs(reference, graph, chosen["count"], context)
+    layers = compare.select_layers(all_layers, chosen["patterns"])
     if output is not None:
         write_text(output, layers_csv({second.name: all_layers}))
     if chosen["as_json"]:

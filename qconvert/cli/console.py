@@ -39,10 +39,10 @@ def _write_stderr(text: str, level: int = 0) -> None:
         sys.stderr.flush()
 
 
-def note(text: str) -> None:
-    """Write a note about a result on stderr, wrapped to 80 columns."""
-    first, *rest = textwrap.wrap(sanitize_text(text), 70)
-    info("\n".join([f"    note: {first}", *(f"          {line}" for line in rest)]))
+def note(*texts: str) -> None:
+    """Write notes about a result on stderr, each wrapped to 80 columns."""
+    for text in texts:
+        info("    note: " + "\n          ".join(textwrap.wrap(sanitize_text(text), 70)))
 
 
 def show_error(error: QConvertError) -> None:
@@ -61,9 +61,9 @@ def show_error(error: QConvertError) -> None:
     _write_stderr("\n".join(lines), level=-1)
 
 
-def write(text: str) -> None:
+def write(*lines: str) -> None:
     """Write a result on stdout, unless only the exit code is wanted (`-qq`)."""
-    _write_stdout(sanitize_text(text))
+    _write_stdout(sanitize_text("\n".join(lines)))
 
 
 def write_json(value: object) -> None:
@@ -77,10 +77,10 @@ def write_json(value: object) -> None:
 
 
 def _write_stdout(text: str) -> None:
-    if VERBOSITY.level <= -2:
-        return
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
-    sys.stdout.flush()  # detect a closed pipe here, not at exit
+    PROGRESS.close()
+    if VERBOSITY.level > -2:
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        sys.stdout.flush()  # detect a closed pipe here, not at exit
 
 
 def write_table(table: TextTable) -> None:
@@ -136,10 +136,8 @@ class ProgressDisplay:
         self._step, self._last_done = "", 0
         self._started, self._first_done, self._last_logged = 0.0, 0, 0.0
 
-    def __enter__(self) -> "ProgressDisplay":
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
+        """Remove the changing line."""
         if self._status is not None:
             self._status.stop()
             self._status = None
@@ -149,7 +147,7 @@ class ProgressDisplay:
         if progress.seconds is None:
             self._show_running(progress)
             return
-        self.__exit__()
+        self.close()
         duration = f"{'cached, ' if progress.stored else ''}{progress.seconds:.1f} s"
         paragraphs = sanitize_text(progress.text).splitlines()
         first, *rest = [line for text in paragraphs for line in textwrap.wrap(text, 50)]
@@ -179,3 +177,6 @@ class ProgressDisplay:
         elif progress.total and now - self._last_logged >= LOG_INTERVAL_SECONDS:
             self._last_logged = now
             info(f"    {text}")
+
+
+PROGRESS = ProgressDisplay()

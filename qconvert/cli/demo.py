@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from qconvert.cli import build, console, options, settings
+from qconvert.cli import build, console, options, settings, views
 
 
 @options.command("qconvert demo", "qconvert demo --json -o demo")
@@ -21,16 +21,10 @@ from qconvert.cli import build, console, options, settings
     "--backend", "backends", "NAME", "Where engines run, as in `build` (default: cpu)."
 )
 @click.option(
-    "--seconds",
-    type=float,
-    default=0.7,
-    show_default=True,
-    help="Minimum seconds of timing per engine.",
+    "--seconds", default=0.7, show_default=True, help="Minimum seconds of timing per engine."
 )
 @options.json_option
-def command(
-    output: Path, backends: tuple[str, ...] | None, seconds: float, *, as_json: bool
-) -> None:
+def command(output: Path, backends: tuple[str, ...], seconds: float, *, as_json: bool) -> None:
     """See a whole build on a network and images that come with qconvert.
 
     The network recognizes scratches, dents, cracks, rust and other surface defects. Its images
@@ -40,9 +34,10 @@ def command(
     from qconvert.core import cache, config_file
     from qconvert.demo.demo_files import prepare_demo
     from qconvert.run.build import BuildRequest
+    from qconvert.run.build import build as run_build
+    from qconvert.run.context import open_context
 
-    with console.ProgressDisplay() as display:
-        prepare_demo(output, cache.open_default(), display.update)
+    prepare_demo(output, cache.open_default(), console.PROGRESS.update)
     network = str(output / "network.onnx")
     pairs = [
         ("--images", str(output / "calibration")),
@@ -55,6 +50,7 @@ def command(
     text = " \\\n      ".join(words)
     console.info(f"\nFor your own model, use the same command with other names:\n\n  {text}\n")
     context = build.command.make_context("build", [network, *chain(*pairs)])
-    config = config_file.load(None, settings.from_options(context.params["model"], context.params))
+    config = config_file.load(None, settings.from_options(network, context.params))
     request = BuildRequest(output / "run", shlex.join(["qconvert", *sys.argv[1:]]))
-    build.build_and_report(config, request, {"as_json": as_json})
+    report = run_build(open_context(config, console.PROGRESS.update), request)
+    views.finish(report, as_json=as_json, page=request.out / "report.html")

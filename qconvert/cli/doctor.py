@@ -65,15 +65,12 @@ def command(proves: bool, chosen: tuple[str, ...], output: Path, *, as_json: boo
         console.write_json({**facts, "proofs": [asdict(proof) for proof in proofs]})
         _require_right(proofs)
         return
-    columns = [
-        *text_columns("backend", "builds", "runs"),
-        *text_columns("version", "why not", wrap=True),
-    ]
-    yes_no = {True: "yes", False: "no"}
-    rows = [
-        [name, yes_no[state.builds], yes_no[state.runs], state.version, state.reason]
-        for name, state in backends.items()
-    ]
+    columns = text_columns("backend", "builds", "runs")
+    columns += text_columns("version", "why not", wrap=True)
+    rows = []
+    for name, state in backends.items():
+        works = ("yes" if works else "no" for works in (state.builds, state.runs))
+        rows.append([name, *works, state.version, state.reason])
     console.write_table(TextTable(columns, rows))
     missing = f"not installed; only export needs it: {pip_install('torch')}"
     lines = ["", f"torch          {system.packages.get('torch', missing)}"]
@@ -90,7 +87,7 @@ def command(proves: bool, chosen: tuple[str, ...], output: Path, *, as_json: boo
     fixes = [f"  {name:<13}{state.cure}" for name, state in backends.items() if state.cure]
     if fixes:
         lines += ["", "to fix:", *fixes]
-    console.write("\n".join(lines))
+    console.write(*lines)
     _require_right(_prove(to_prove, output, system, as_json=False))
 
 
@@ -102,8 +99,7 @@ def _prove(
         return []
     from qconvert.demo import proof
 
-    with console.ProgressDisplay() as display:
-        proof.prepare(output, display.update)
+    proof.prepare(output, console.PROGRESS.update)
     show = console.info if as_json else console.write
     show(f"\n{'backend':<14}{'':<6}{'result':<11}{'p50 ms':>8}{'top-1':>8}{'agrees':>8}{'time':>8}")
     proofs = []

@@ -57,12 +57,13 @@ def run_guarded(command: click.Command, args: Sequence[str]) -> int:
     # Without a handler, log lines of libraries would mix with ours on stderr.
     logging.getLogger().addHandler(logging.NullHandler())
     try:
-        result = command.main(args=list(args), prog_name="qconvert", standalone_mode=False)
+        with contextlib.closing(console.PROGRESS):
+            result = command.main(args=list(args), prog_name="qconvert", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except (click.Abort, KeyboardInterrupt):
-        return _exit_for_signal(signal.SIGINT)
+        received.append(signal.SIGINT)
     except Terminated:
-        return _exit_for_signal(signal.SIGTERM)
+        received.append(signal.SIGTERM)
     except SystemExit as exit_:
         # Click exits like this when our pipe is closed, and marks stdout.
         if type(sys.stdout).__name__.endswith("PacifyFlushWrapper"):
@@ -70,13 +71,11 @@ def run_guarded(command: click.Command, args: Sequence[str]) -> int:
         return _report_error(RuntimeError(f"something called sys.exit({exit_.code!r})"))
     except Exception as error:
         # A library interrupted by a signal may raise its own error.
-        return _exit_for_signal(received[-1]) if received else _report_error(error)
-
-
-def _exit_for_signal(number: int) -> int:
-    if number == signal.SIGINT:
+        if not received:
+            return _report_error(error)
+    if received[-1] == signal.SIGINT:
         console.info("interrupted; finished steps are kept, run the same command to resume")
-    return SIGNAL_EXIT_CODES[number]
+    return SIGNAL_EXIT_CODES[received[-1]]
 
 
 def _report_error(error: Exception) -> int:

@@ -29,6 +29,5 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
 
     target = resolve(targets)
     config = settings.load_for_target(target.run.root if target.run else None, chosen)
-    with console.ProgressDisplay() as display:
-        report = evaluate(target, open_context(config, display.update), chosen["workers"])
+    report = evaluate(target, open_context(config, console.PROGRESS.update), chosen["workers"])
     views.finish(report, ("accuracy",), as_json=chosen["as_json"])

@@ -40,20 +40,17 @@ def command(source: str | None, output: Path | None, **chosen: Any) -> None:
     path = settings.output_path(output, str(config.model), ".onnx")
     if chosen["dry_run"]:
         skipped, kind = config.prepare.skip, sources.kind(str(config.model))
-        passes = [
-            item.name for item in list_passes(config.export.opset) if item.name not in skipped
-        ]
+        passes = (item.name for item in list_passes(config.export.opset))
         require_known_passes(skipped)
         if kind in sources.FILE_KINDS and not Path(str(config.model)).is_file():
             raise UsageError(f"`{config.model}` does not exist", hint="check the path")
         console.write(f"load     {config.model} ({kind})")
-        console.write(f"prepare  {', '.join(passes)}")
+        console.write(f"prepare  {', '.join(name for name in passes if name not in skipped)}")
         if kind != "ONNX file":
             console.write(f"parity   on {config.export.parity_inputs} inputs against PyTorch")
         console.write(f"write    {path}")
         return
-    with console.ProgressDisplay() as display:
-        result = export(open_context(config, display.update, trust=chosen["trust"]), path)
+    result = export(open_context(config, console.PROGRESS.update, trust=chosen["trust"]), path)
     for step in result.loaded.steps:
         if step.dropped:
             console.note(f"{step.name} skipped: {step.dropped}")

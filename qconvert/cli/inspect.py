@@ -69,11 +69,9 @@ def _show_model(model: str, chosen: dict[str, Any]) -> None:
     size = f"{_count(summary.parameters)} parameters, {summary.weight_bytes / 1e6:.1f} MB"
     producer = f", by {summary.producer}" if summary.producer else ""
     console.write(f"{model}   opset {summary.opset}, {size}{producer}")
-    for spec in summary.inputs:
-        console.write(f"  input   {spec}")
-    for spec in summary.outputs:
-        console.write(f"  output  {spec}")
-    console.write("")
+    sides = [f"  input   {spec}" for spec in summary.inputs]
+    sides += [f"  output  {spec}" for spec in summary.outputs]
+    console.write(*sides, "", "")
     rows = []
     if chosen["nodes"]:
         columns = [*text_columns("node", "operator"), TextColumn("output", rank=2)]

@@ -77,14 +77,11 @@ class _SettingType(click.ParamType[Any]):
     """Numbers, lists of numbers, and words in place of them, read as the type of a setting."""
 
     def __init__(self, option: Option) -> None:
-        self.option = option
-        self.name = type_name(option.type)
+        self.option, self.name = option, type_name(option.type)
 
     def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
     ) -> object:
-        if not isinstance(value, str):
-            return value
         metavar = self.option.metavar
         try:
             return _parse(value, self.option.type, "x" if "x" in metavar else ",")
@@ -174,7 +171,6 @@ def output(text: str, kind: click.Path = PATH, **more: Any) -> Decorator:
 
 
 preprocess_options = setting_options("preprocess")
-
 image_options = _add(
     setting_options("calibration", "images", "count"),
     preprocess_options,
@@ -188,7 +184,6 @@ engine_options = _add(
     setting_options("search", "budget"),
     click.option(cls=SettingOption, paths=["cuda.allow-fallback", "tensorrt.allow-fallback"]),
 )
-
 bench_options = setting_options("bench")
 gate_options = setting_options("gate")
 eval_options = _add(
@@ -200,8 +195,6 @@ source_options = _add(
     flag("--trust", "Allow the source to run the code that it contains."),
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-
-
 common_options = _add(
     click.option(
         "--config", type=FILE, help="Settings file (default: ./qconvert.toml if it exists)."

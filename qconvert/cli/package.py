@@ -42,12 +42,10 @@ def command(run: Path, form: Any, output: Path, as_json: bool, **chosen: Any) ->
     from qconvert.run.targets import load_run
 
     package = write_package(load_run(run), form, output, **chosen)
-    for note in package.notes:
-        console.note(note)
+    console.note(*package.notes)
     if as_json:
         console.write_json({**asdict(package), "folder": str(package.folder)})
         return
-    for file in package.files:
-        console.write(f"{package.folder / file}")
+    console.write(*(str(package.folder / file) for file in package.files))
     readme = package.folder / "README.md"
     console.info(f"packaged `{package.engine}`; {readme} says how to start it")

@@ -68,16 +68,14 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
         if request.precision != "int8":
             raise UsageError("there is no plan to write", hint="a plan is for `--precision int8`")
         require_output_file(plan_out, Path(str(config.model)), request.out)
-    with console.ProgressDisplay() as display:
-        result = quantize(open_context(config, display.update, trust=chosen["trust"]), request)
+    result = quantize(open_context(config, console.PROGRESS.update, trust=chosen["trust"]), request)
     if plan_out is not None:
         plan, weights = result.quantized.plan, result.quantized.rounded_weights
         assert plan is not None
         plan_out.parent.mkdir(parents=True, exist_ok=True)
         save_plan(PlanWithWeights(plan, weights), plan_out)
         console.info(f"    plan: {plan_out}")
-    for note in result.notes:
-        console.note(note)
+    console.note(*result.notes)
     _show(result, request, as_json=chosen["as_json"])
 
 

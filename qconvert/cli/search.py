@@ -48,23 +48,22 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     folder = output or Path("runs") / f"{settings.model_name(str(config.model))}-mixed"
     if chosen["dry_run"]:
         require_usable_folder(folder, config)
-        for line in preview_search(open_context(config, trust=chosen["trust"])):
-            console.write(line)
-        console.write(f"write     {folder}")
+        lines = preview_search(open_context(config, trust=chosen["trust"]))
+        console.write(*lines, f"write     {folder}")
         return
-    with console.ProgressDisplay() as display:
-        context = open_context(config, display.update, trust=chosen["trust"], fresh=chosen["fresh"])
-        summary = run_search(context, folder, chosen["workers"])
+    context = open_context(
+        config, console.PROGRESS.update, trust=chosen["trust"], fresh=chosen["fresh"]
+    )
+    summary = run_search(context, folder, chosen["workers"])
     mix = summary.mix
-    for note in (*summary.notes, *mix.notes):
-        console.note(note)
+    console.note(*summary.notes, *mix.notes)
     if chosen["as_json"]:
         sizes = dict(summary.sizes)
         console.write_json({"backend": summary.backend, "bytes": sizes, **asdict(mix)})
     else:
         trials = [tables.block_table(mix), tables.trial_table(mix)] if mix.gains else []
         views.print_tables(*trials, tables.search_result_table(mix, summary.sizes))
-        console.write("\n".join(terminal.wrap_text(mix.why)))
+        console.write(*terminal.wrap_text(mix.why))
     console.info(f"all results: {folder}")
     if mix.outcome == "none":
         raise GateFailed(mix.why, hint="allow a larger `--budget`, or use the float model")

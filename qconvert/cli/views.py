@@ -19,15 +19,17 @@ REPORT_TABLES = ("size", "latency", "accuracy", "overview")
 
 
 def finish(
-    report: "Report", tables: Sequence[str], *, as_json: bool, page: Path | None = None
+    report: "Report",
+    tables: Sequence[str] = REPORT_TABLES,
+    *,
+    as_json: bool,
+    page: Path | None = None,
 ) -> None:
     """Print a report, as JSON or in tables; then fail with exit code 1 if a gate failed."""
-    from qconvert.report import gates
+    from qconvert.report import gates, json_file
 
     if as_json:
-        from qconvert.report.json_file import to_json
-
-        console.write_json(to_json(report))
+        console.write_json(json_file.to_json(report))
     else:
         show_report(report, tables)
     if page is not None:
@@ -67,7 +69,7 @@ def show_layer_errors(layers: "Sequence[LayerError]") -> None:
     else:
         summary = "it is unknown which layers make an error"
     print_tables(tables.layer_table(layers))
-    console.write("\n".join(terminal.wrap_text(summary)))
+    console.write(*terminal.wrap_text(summary))
 
 
 def print_tables(*tables: TextTable) -> None:
@@ -108,7 +110,5 @@ def model_file_json(path: Path) -> dict[str, object]:
     from qconvert.core import onnx_io
     from qconvert.core.cache import file_sha256
 
-    files = onnx_io.model_files(path)
-    size = sum(file.stat().st_size for file in files)
-    names = [str(file) for file in files]
-    return {"model": str(path), "files": names, "bytes": size, "sha256": file_sha256(path)}
+    files, size = list(map(str, onnx_io.model_files(path))), onnx_io.saved_bytes(path)
+    return {"model": str(path), "files": files, "bytes": size, "sha256": file_sha256(path)}

@@ -26,16 +26,10 @@ class DemoImages:
 
     def recipe(self) -> dict[str, str]:
         """Return everything that decides their bytes, including the code that draws them."""
-        code = hashlib.sha256()
-        for file in sorted(Path(__file__).parent.glob("*.py")):
-            code.update(file.read_bytes())
-        return {
-            "name": self.name,
-            "seed": str(self.seed),
-            "count": str(self.count),
-            "code": code.hexdigest(),
-            **{package: version(package) for package in ("numpy", "pillow")},
-        }
+        images = {"name": self.name, "seed": str(self.seed), "count": str(self.count)}
+        code = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
+        packages = {package: version(package) for package in ("numpy", "pillow")}
+        return {**images, "code": hashlib.sha256(code).hexdigest(), **packages}
 
     def draw(self, folder: Path, progress: ProgressCallback) -> None:
         """Draw the images into a folder."""

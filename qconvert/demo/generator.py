@@ -26,6 +26,7 @@ Plane = NDArray[np.floating]
 Point = tuple[float, float]
 Random = np.random.Generator
 
+MIDDLE = IMAGE_SIZE / 2, IMAGE_SIZE / 2
 ROWS, COLUMNS = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float32)
 # Steel, aluminium, brass, copper, cast iron, and paints: light gray, blue, green, ochre, white.
 COLOURS = (
@@ -131,10 +132,10 @@ def _finish(random: Random) -> Plane:
     if kind == "painted":
         return noise(random, 26, 26) * random.uniform(0.3, 1.0)
     angle, radius = random.uniform(0, 2 * math.pi), random.uniform(0.8, 4) * IMAGE_SIZE
-    middle = IMAGE_SIZE / 2
-    centre = (middle + radius * math.cos(angle), middle + radius * math.sin(angle))
     step = random.uniform(3.5, 8)
-    phase = distance_from(centre) * np.float32(2 * math.pi / step) + random.uniform(0, 6)
+    phase = distance_from(_offset(MIDDLE, angle, radius)) * np.float32(
+        2 * math.pi / step
+    ) + random.uniform(0, 6)
     arcs: Plane = np.sin(phase)
     return arcs * random.uniform(0.4, 0.9) + noise(random, 50, 50) * 0.4
 
@@ -163,8 +164,8 @@ def photograph(random: Random, surface: Surface) -> Image.Image:
     cos, sin = math.cos(angle), math.sin(angle)
     slope = np.gradient(surface.height, axis=1) * cos + np.gradient(surface.height, axis=0) * sin
     reach = random.uniform(0.4, 1.2) * IMAGE_SIZE
-    lamp = IMAGE_SIZE / 2 + reach * cos, IMAGE_SIZE / 2 + reach * sin
-    proximity = np.exp(-((distance_from(lamp) / (1.3 * IMAGE_SIZE)) ** 2))
+    lamp_distance = distance_from(_offset(MIDDLE, angle, reach))
+    proximity = np.exp(-((lamp_distance / (1.3 * IMAGE_SIZE)) ** 2))
     ambient = random.uniform(0.6, 0.95)
     lit = np.clip(1 - slope * random.uniform(0.7, 1.3), 0.2, 2.2)
     pixels = surface.colour * (lit * (ambient + (1.1 - ambient) * proximity))

@@ -9,11 +9,11 @@ from tests.cli.test_console import on_terminal
 SCRIPT = """
 from qconvert.cli.console import ProgressDisplay
 from qconvert.core.progress import Progress
-with ProgressDisplay() as display:
-    display.update(Progress("load", "reading net.onnx"))
-    display.update(Progress("load", "net.onnx, " + "a long story, " * 8 + "\\na note", 1.25))
-    display.update(Progress("calibrate", "images", done=4, total=16))
-    display.update(Progress("prepare", "done before", 0.01, stored=True))
+display = ProgressDisplay()
+display.update(Progress("load", "reading net.onnx"))
+display.update(Progress("load", "net.onnx, " + "a long story, " * 8 + "\\na note", 1.25))
+display.update(Progress("calibrate", "images", done=4, total=16))
+display.update(Progress("prepare", "done before", 0.01, stored=True))
 """
 
 
@@ -39,12 +39,12 @@ def test_log_has_finished_steps_and_a_line_every_few_seconds(
 ) -> None:
     now = 100.0
     monkeypatch.setattr("qconvert.cli.console.time.monotonic", lambda: now)
-    with ProgressDisplay() as display:
-        display.update(Progress("calibrate", "images", done=0, total=300))
-        for done in (50, 100, 150):
-            now += 6.0
-            display.update(Progress("calibrate", "images", done=done, total=300))
-        display.update(Progress("calibrate", "300 images", 36.0))
+    display = ProgressDisplay()
+    display.update(Progress("calibrate", "images", done=0, total=300))
+    for done in (50, 100, 150):
+        now += 6.0
+        display.update(Progress("calibrate", "images", done=done, total=300))
+    display.update(Progress("calibrate", "300 images", 36.0))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "    calibrate images 100/300, 8/s, 0:24 left"
     assert lines[1].startswith("  ✓ calibrate 300 images")
@@ -56,11 +56,11 @@ def test_progress_speed_restarts_with_count(
 ) -> None:
     now = 100.0
     monkeypatch.setattr("qconvert.cli.console.time.monotonic", lambda: now)
-    with ProgressDisplay() as display:
-        for text in ("batch 1", "batch 8"):
-            for done in (0, 50, 100):
-                now += 11.0
-                display.update(Progress("bench", text, done=done, total=100))
+    display = ProgressDisplay()
+    for text in ("batch 1", "batch 8"):
+        for done in (0, 50, 100):
+            now += 11.0
+            display.update(Progress("bench", text, done=done, total=100))
     lines = capsys.readouterr().err.splitlines()
     assert lines[-2:] == [
         "    bench     batch 8 50/100, 5/s, 0:11 left",
