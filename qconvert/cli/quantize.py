@@ -95,7 +95,10 @@ def _show(result: "Quantized", request: "QuantizeRequest", *, as_json: bool) -> 
                 "precision": request.precision,
                 "plan": plan_to_json(model.plan) if model.plan is not None else None,
                 "islands": model.islands,
-                "tried": [asdict(method) for method in model.method_scores],
+                "tried": [
+                    {"method": method, "distance": error}
+                    for method, error in model.method_errors.items()
+                ],
                 "notes": list(result.notes),
             }
         )

@@ -11,6 +11,7 @@ Through Weight Equalization and Bias Correction"); `a` is that of SmoothQuant (X
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -63,12 +64,11 @@ def choose_factors(
         largest = np.abs(summary.channels.largest).astype(np.float32)
         if largest.shape != (site.channels,) or not largest.any():
             continue
-        candidates = [_compute_factors(site, largest, strength) for strength in STRENGTHS]
-        errors = [_expected_error(site, largest, factors) for factors in candidates]
-        best = int(np.argmin(errors))
-        unequalized = _expected_error(site, largest, np.ones_like(largest))
-        if errors[best] < MAX_ERROR_RATIO * unequalized:
-            chosen[name] = tuple(float(f"{factor:.4g}") for factor in candidates[best])
+        expected_error = partial(_expected_error, site, largest)
+        candidates = (_compute_factors(site, largest, strength) for strength in STRENGTHS)
+        best = min(candidates, key=expected_error)
+        if expected_error(best) < MAX_ERROR_RATIO * expected_error(np.ones_like(largest)):
+            chosen[name] = tuple(float(f"{factor:.4g}") for factor in best)
     return chosen
 
 

@@ -10,7 +10,7 @@ not matter to them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -54,14 +54,6 @@ MAX_ERROR_RATIO = 0.8
 ContestedRanges = Mapping[ir.Value, Mapping[str, Range]]
 
 
-@dataclass(frozen=True)
-class TriedMethod:
-    """A range method, and the mean output error (`distance`) of the model quantized with it."""
-
-    method: str
-    distance: float
-
-
 def initial_options(options: QuantizeOptions) -> QuantizeOptions:
     """Return the options to start from: where the method is still to be selected, the default."""
     if options.method in (AUTO_METHOD, OUTPUT_ERROR_METHOD):
@@ -71,12 +63,12 @@ def initial_options(options: QuantizeOptions) -> QuantizeOptions:
 
 def select_plan(
     original: Candidate, candidate: Candidate, method: str, effort: str
-) -> tuple[Plan, tuple[TriedMethod, ...]]:
-    """Return the plan for the original model by this method, and the methods that were tried.
+) -> tuple[Plan, dict[str, float]]:
+    """Return the plan for the original model by this method, and the output error of all tried.
 
     The method may ask for the best one, or one for each tensor. The plan has the factors.
     """
-    options, tried = candidate.options, tuple[TriedMethod, ...]()
+    options, tried = candidate.options, dict[str, float]()
     if candidate.calibration.images is not None:
         if method == AUTO_METHOD:
             options, tried = _select_method(candidate, EFFORTS[effort].max_macs)
@@ -92,8 +84,8 @@ def select_plan(
 
 def _select_method(
     candidate: Candidate, max_macs: float
-) -> tuple[QuantizeOptions, tuple[TriedMethod, ...]]:
-    """Quantize with every method; return the options with the best one, and all that were tried."""
+) -> tuple[QuantizeOptions, dict[str, float]]:
+    """Quantize with every method; return the options with the best, and the errors of all."""
     end = start_step(candidate.progress, "choose")
     methods = (*CANDIDATE_METHODS, OUTPUT_ERROR_METHOD)
     total = len(methods) + 1
@@ -110,18 +102,17 @@ def _select_method(
                 break
         errors[method] = candidate.output_error(options[method], reference)
     best, tried = best_method(errors)
-    scores = ", ".join(f"{row.method} {row.distance:.4g}" for row in tried)
+    scores = ", ".join(f"{method} {distance:.4g}" for method, distance in tried.items())
     images = candidate.describe_images(errors[DEFAULT_METHOD])
     end(f"ranges by {best}; output error {images}: {scores}", False)
     return options[best], tried
 
 
-def best_method(errors: Mapping[str, OutputError]) -> tuple[str, tuple[TriedMethod, ...]]:
-    """Return the best method that is better than the default, or that; and all, the best first."""
-    tried = [TriedMethod(method, float(error.per_image.mean())) for method, error in errors.items()]
-    ranked = tuple(sorted(tried, key=lambda row: row.distance))
-    default = errors[DEFAULT_METHOD]
-    better = (row.method for row in ranked if is_better(default, errors[row.method]))
+def best_method(errors: Mapping[str, OutputError]) -> tuple[str, dict[str, float]]:
+    """Return the best method that is better than the default, or that; and the errors, ascending."""
+    means = {method: float(error.per_image.mean()) for method, error in errors.items()}
+    ranked = dict(sorted(means.items(), key=lambda item: item[1]))
+    better = (method for method in ranked if is_better(errors[DEFAULT_METHOD], errors[method]))
     return next(better, DEFAULT_METHOD), ranked
 
 

@@ -38,7 +38,7 @@ from qconvert.optimize.calibration_set import (
 from qconvert.optimize.candidate import EFFORTS, Candidate
 from qconvert.optimize.equalization import choose_equalization, choose_factors
 from qconvert.optimize.learned_rounding import learn_rounding
-from qconvert.optimize.plan_selection import TriedMethod, initial_options, select_plan
+from qconvert.optimize.plan_selection import initial_options, select_plan
 from qconvert.quantize import plan_files
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.cross_layer import equalize
@@ -106,14 +106,14 @@ class QuantizedModel:
     """A converted model.
 
     `rounded_weights` belong to the plan. `islands` are the nodes that half precision left in
-    float32, each with its reason; `method_scores` has every range method that was tried.
+    float32, each with its reason; `method_errors` the output error of every range method tried.
     """
 
     model: ir.Model
     plan: Plan | None = None
     rounded_weights: RoundedWeights = field(default_factory=dict)
     islands: dict[str, str] = field(default_factory=dict)
-    method_scores: tuple[TriedMethod, ...] = ()
+    method_errors: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -407,7 +407,7 @@ def _make_plan(
     plan, tried = select_plan(original, candidate, spec.options.method, spec.effort)
     original = replace(original, calibration=candidate.calibration)
     learned, notes = learn_rounding(plan, original, spec.effort, context.cache)
-    result = QuantizedModel(loaded.model, learned.plan, learned.weights, method_scores=tried)
+    result = QuantizedModel(loaded.model, learned.plan, learned.weights, method_errors=tried)
     return replace(result, notes=(*candidate.notes, *notes)), candidate.calibration
 
 

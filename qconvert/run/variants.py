@@ -220,7 +220,10 @@ def make_graph(variant: EngineVariant, inputs: BuildInputs, context: JobContext)
         record = {
             "islands": result.islands,
             "notes": result.notes,
-            "tried": [asdict(score) for score in result.method_scores],
+            "tried": [
+                {"method": method, "distance": error}
+                for method, error in result.method_errors.items()
+            ],
         }
         (folder / GRAPH_RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
