@@ -7,7 +7,7 @@ exponentials a processor rounds by their place in memory.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -44,14 +44,14 @@ TOP_K = 5
 # their scores, 0 for the best. `signal` and `error` are sums of squares. `lead` is how much likelier
 # FP32 takes its own prediction to be than the engine's, and `new_lead` how much likelier the engine
 # takes its own to be than FP32's, both from 0 to 1.
-_INTEGER_FIELDS = ("label", "fp32_class", "engine_class", "fp32_rank", "engine_rank")
-_CLASS_NUMBERS = ("kl", "lead", "new_lead")
+_CLASS_INTEGERS = ["label", "fp32_class", "engine_class", "fp32_rank", "engine_rank"]
+_CLASS_FLOATS = ["kl", "lead", "new_lead"]
+_COMPARISONS = ["signal", "error", "cosine"]
 _ROW_TYPE = np.dtype(
     [
-        *((name, np.int32) for name in _INTEGER_FIELDS),
-        *((name, np.float64) for name in ("signal", "error", "cosine", *_CLASS_NUMBERS)),
-        ("fp32_finite", np.bool_),
-        ("engine_finite", np.bool_),
+        *((name, np.int32) for name in _CLASS_INTEGERS),
+        *((name, np.float64) for name in (*_COMPARISONS, *_CLASS_FLOATS)),
+        *((name, np.bool_) for name in ("fp32_finite", "engine_finite")),
     ]
 )
 
@@ -137,12 +137,28 @@ def score_batch(reference: Tensors, outputs: Tensors, labels: Sequence[int | Non
     count = len(labels)
     if not count:
         raise ValueError("a batch has at least one image")
-    pairs, notes = _pair_outputs(reference, outputs, count)
-    rows = np.zeros(count, _ROW_TYPE)
-    _clear_class_fields(rows)
+    # Each output as one row per image, of FP32 and of the engine.
+    pairs: dict[str, tuple[ErrorArray, ErrorArray]] = {}
+    notes = []
+    for name in reference:
+        before = output_array(reference, name)
+        after = output_array(outputs, name) if name in outputs else None
+        if after is None:
+            problem = "is missing"
+        elif before.dtype.kind in "OSTU":
+            problem = "is not numeric"
+        elif before.ndim == 0 or before.shape[0] != count:
+            problem = "does not have a row for each image"
+        elif before.shape != after.shape:
+            problem = "has another shape than that of FP32"
+        else:
+            flat = [array.astype(np.float64).reshape(count, -1) for array in (before, after)]
+            pairs[name] = flat[0], flat[1]
+            continue
+        notes.append(f"output `{name}` {problem}: not compared")
     real = [pair for name, pair in pairs.items() if np.asarray(reference[name]).dtype.kind in "fV"]
     # A class number is not a quantity: real outputs are compared where there are any.
-    _compare(rows, real or list(pairs.values()))
+    rows = _compare(real or list(pairs.values()), count)
     scores = [name for name, array in reference.items() if name in pairs and is_class_scores(array)]
     if not scores:
         return ImageScores(rows, 0, tuple(notes))
@@ -170,8 +186,7 @@ def join_scores(parts: Sequence[ImageScores]) -> ImageScores:
     rows, classes = np.concatenate([part.rows for part in parts]), parts[0].classes
     if any(part.classes != classes for part in parts):
         # As many scores as an image has objects: not a row of class scores after all.
-        _clear_class_fields(rows)
-        classes = 0
+        rows[_CLASS_INTEGERS], rows[_CLASS_FLOATS], classes = UNKNOWN, np.nan, 0
     return ImageScores(rows, classes, notes)
 
 
@@ -191,7 +206,8 @@ def summarize_accuracy(
     are not finite, its prediction is wrong and its error is left out; where only its other outputs
     are not, prediction and KL count as usual. Notes count all of them.
     """
-    rows, labelled = scores.rows, _labelled(scores)
+    rows = scores.rows
+    labelled = np.asarray(rows[rows["label"] != UNKNOWN])
     predicted = rows[rows["fp32_class"] != UNKNOWN]
     compared = rows[np.isfinite(rows["error"])]
     # Exact sums, so that the order of the images does not matter.
@@ -208,31 +224,27 @@ def summarize_accuracy(
         kl=_finite_mean(rows["kl"]),
         change_pp=change[0],
         half_width_pp=change[1],
-        notes=(*scores.notes, *_notes(scores, sqnr_db=sqnr_db)),
+        notes=(*scores.notes, *_notes(scores, len(labelled), sqnr_db)),
         cosine=_finite_mean(rows["cosine"]),
         shifts=_recall_shifts(labelled, scores.classes),
         changed=_changed_predictions(rows, names) if names else (),
         labelled=len(labelled),
-        **_classification_scores(scores, "engine"),
+        **_classification_scores(labelled, scores.classes),
     )
 
 
-def fp32_accuracy(scores: ImageScores) -> Accuracy:
-    """Return the accuracy of FP32 itself, whichever engine it was compared with.
-
-    It agrees with itself and has no error, so nothing is compared.
-    """
-    return Accuracy(
-        images=len(scores.rows),
-        measured_on="engine",
+def fp32_accuracy(own_scores: ImageScores) -> Accuracy:
+    """Return the accuracy of FP32 from its scores against itself, without what compares the two."""
+    accuracy = summarize_accuracy(own_scores)
+    return replace(
+        accuracy,
         agreement=None,
         sqnr_db=None,
         kl=None,
-        notes=_notes(scores, of_fp32=True),
-        shifts=(),
-        changed=(),
-        labelled=len(_labelled(scores)),
-        **_classification_scores(scores, "fp32"),
+        change_pp=None,
+        half_width_pp=None,
+        cosine=None,
+        notes=tuple(note for note in accuracy.notes if note != IDENTICAL),
     )
 
 
@@ -250,46 +262,16 @@ def paired_change(lost: int, won: int, images: int) -> tuple[float, float]:
     return 100 * (won - lost) / images, 196 * math.sqrt(variance)
 
 
-def _clear_class_fields(rows: NDArray[np.void]) -> None:
-    for name in _INTEGER_FIELDS:
-        rows[name] = UNKNOWN
-    for name in _CLASS_NUMBERS:
-        rows[name] = np.nan
-
-
-def _pair_outputs(
-    reference: Tensors, outputs: Tensors, count: int
-) -> tuple[dict[str, tuple[ErrorArray, ErrorArray]], list[str]]:
-    """Return each output of both as one row per image, and notes on outputs not compared."""
-    pairs: dict[str, tuple[ErrorArray, ErrorArray]] = {}
-    notes = []
-    for name in reference:
-        before = output_array(reference, name)
-        after = output_array(outputs, name) if name in outputs else None
-        if after is None:
-            problem = "is missing"
-        elif before.dtype.kind in "OSTU":
-            problem = "is not numeric"
-        elif before.ndim == 0 or before.shape[0] != count:
-            problem = "does not have a row for each image"
-        elif before.shape != after.shape:
-            problem = "has another shape than that of FP32"
-        else:
-            rows = [array.astype(np.float64).reshape(count, -1) for array in (before, after)]
-            pairs[name] = rows[0], rows[1]
-            continue
-        notes.append(f"output `{name}` {problem}: not compared")
-    return pairs, notes
-
-
-def _compare(rows: NDArray[np.void], pairs: Sequence[tuple[ErrorArray, ErrorArray]]) -> None:
-    """Fill in the fields that compare all outputs of an image, taken as one long vector."""
+def _compare(pairs: Sequence[tuple[ErrorArray, ErrorArray]], count: int) -> NDArray[np.void]:
+    """Return rows that compare all outputs of an image, taken as one long vector."""
+    rows = np.zeros(count, _ROW_TYPE)
+    rows[_CLASS_INTEGERS], rows[_CLASS_FLOATS] = UNKNOWN, np.nan
     rows["fp32_finite"] = rows["engine_finite"] = True
     for before, after in pairs:
         rows["fp32_finite"] &= np.isfinite(before).all(axis=1)
         rows["engine_finite"] &= np.isfinite(after).all(axis=1)
     finite = rows["fp32_finite"] & rows["engine_finite"] & bool(pairs)
-    product, power = np.zeros(len(rows)), np.zeros(len(rows))
+    product, power = np.zeros(count), np.zeros(count)
     for before, after in pairs:
         expected, actual = before[finite], after[finite]
         rows["signal"][finite] += np.square(expected).sum(axis=1)
@@ -301,8 +283,8 @@ def _compare(rows: NDArray[np.void], pairs: Sequence[tuple[ErrorArray, ErrorArra
     both_zero = (rows["signal"] == 0) & (power == 0)
     cosine = np.divide(product, lengths, out=both_zero.astype(np.float64), where=lengths > 0)
     rows["cosine"] = np.clip(cosine, -1.0, 1.0)
-    for name in ("signal", "error", "cosine"):
-        rows[name][~finite] = np.nan
+    rows[_COMPARISONS][~finite] = np.nan
+    return rows
 
 
 def _classify(rows: NDArray[np.void], before: ErrorArray, after: ErrorArray) -> None:
@@ -324,38 +306,25 @@ def _classify(rows: NDArray[np.void], before: ErrorArray, after: ErrorArray) -> 
         rows[name][both] = sign * (probabilities[:, 0] - probabilities[:, 1])
 
 
-def _labelled(scores: ImageScores) -> NDArray[np.void]:
-    return np.asarray(scores.rows[scores.rows["label"] != UNKNOWN])
-
-
-def _classification_scores(
-    scores: ImageScores, engine: Literal["fp32", "engine"]
-) -> dict[str, float | None]:
+def _classification_scores(rows: NDArray[np.void], classes: int) -> dict[str, float | None]:
     """Return the scores over images with a label, none where there are none.
 
     A class that is never predicted has precision 0, and F1 0 where precision and recall both are.
     A prediction that is not finite is wrong. Top-5 needs more than 5 classes.
     """
-    rows = _labelled(scores)
     if not len(rows):
         return {}
-    labels, predictions, ranks = (
-        rows[name] for name in ("label", f"{engine}_class", f"{engine}_rank")
-    )
+    labels, predictions, ranks = rows["label"], rows["engine_class"], rows["engine_rank"]
     labelled, predicted, correct = (
-        np.bincount(classes, minlength=scores.classes)
-        for classes in (
-            labels,
-            predictions[predictions != UNKNOWN],
-            labels[labels == predictions],
-        )
+        np.bincount(numbers[numbers != UNKNOWN], minlength=classes)
+        for numbers in (labels, predictions, labels[labels == predictions])
     )
     present = labelled > 0
     labelled, predicted, correct = labelled[present], predicted[present], correct[present]
     in_top5 = (ranks != UNKNOWN) & (ranks < TOP_K)
     return {
         "top1": _percent(ranks == 0),
-        "top5": _percent(in_top5) if scores.classes > TOP_K else None,
+        "top5": _percent(in_top5) if classes > TOP_K else None,
         "precision": _percent(correct / np.maximum(predicted, 1)),
         "recall": _percent(correct / labelled),
         # 2PR / (P + R) in whole numbers, whose denominator is never zero for a class with an image.
@@ -386,17 +355,13 @@ def _changed_predictions(
     both_known = (rows["fp32_class"] != UNKNOWN) & (rows["engine_class"] != UNKNOWN)
     changed = np.flatnonzero(both_known & (rows["fp32_class"] != rows["engine_class"])).tolist()
     changed.sort(key=lambda index: (-float(rows["lead"][index]), index))
-    return tuple(
-        ChangedPrediction(
-            names[index],
-            None if rows["label"][index] == UNKNOWN else int(rows["label"][index]),
-            int(rows["fp32_class"][index]),
-            int(rows["engine_class"][index]),
-            100 * float(rows["lead"][index]),
-            100 * float(rows["new_lead"][index]),
-        )
-        for index in changed[:12]
-    )
+    predictions = []
+    for index in changed[:12]:
+        label, before, after = (int(rows[name][index]) for name in _CLASS_INTEGERS[:3])
+        leads = (100 * float(rows[name][index]) for name in ("lead", "new_lead"))
+        known = None if label == UNKNOWN else label
+        predictions.append(ChangedPrediction(names[index], known, before, after, *leads))
+    return tuple(predictions)
 
 
 def _percent(shares: NDArray[Any]) -> float | None:
@@ -408,39 +373,33 @@ def _finite_mean(values: NDArray[np.float64]) -> float | None:
     return math.fsum(finite) / len(finite) if len(finite) else None
 
 
-def _notes(
-    scores: ImageScores, *, of_fp32: bool = False, sqnr_db: float | None = None
-) -> tuple[str, ...]:
+def _notes(scores: ImageScores, labelled: int, sqnr_db: float | None) -> list[str]:
     """Return notes on images without a label, and on those with outputs that are not finite."""
     rows, total = scores.rows, len(scores.rows)
-    unlabelled = total - len(_labelled(scores))
     notes = []
     if not scores.classes:
         notes.append(NO_CLASSES)
-    elif unlabelled == total:
+    elif not labelled:
         notes.append(NO_LABELS)
-    elif unlabelled:
-        notes.append(f"{unlabelled} of {total} images have no label: scores are over the others")
-    fp32_broken, no_class = ~rows["fp32_finite"], rows["fp32_class"] == UNKNOWN
-    broken = rows["fp32_finite"] & ~rows["engine_finite"] & (not of_fp32)
+    elif labelled < total:
+        missing = total - labelled
+        notes.append(f"{missing} of {total} images have no label: scores are over the others")
+    fp32_finite, no_class = rows["fp32_finite"], rows["fp32_class"] == UNKNOWN
+    nothing_known, class_known = ~fp32_finite & no_class, ~fp32_finite & ~no_class
+    broken = fp32_finite & ~rows["engine_finite"]
     wrong = broken & (rows["engine_class"] == UNKNOWN) & bool(scores.classes)
     engine = "an output of the engine other than its scores holds"
     engine = engine if scores.classes else "the engine's outputs hold"
     left_out = "NaN or infinity: they are left out of SQNR and cosine"
-    problems = (
-        (
-            fp32_broken & no_class,
-            "FP32's own outputs hold NaN or infinity: nothing compares with them",
-        ),
-        (fp32_broken & ~no_class, f"an output of FP32 other than its scores holds {left_out}"),
-        (
-            wrong,
-            "the engine's outputs hold NaN or infinity: they count as wrong, and are left out of "
-            "SQNR, KL and cosine",
-        ),
+    counted_wrong = "they count as wrong, and are left out of SQNR, KL and cosine"
+    for mask, text in (
+        (nothing_known, "FP32's own outputs hold NaN or infinity: nothing compares with them"),
+        (class_known, f"an output of FP32 other than its scores holds {left_out}"),
+        (wrong, f"the engine's outputs hold NaN or infinity: {counted_wrong}"),
         (broken & ~wrong, f"{engine} {left_out}"),
-    )
-    notes += [f"on {mask.sum()} of {total} images {text}" for mask, text in problems if mask.any()]
+    ):
+        if mask.any():
+            notes.append(f"on {mask.sum()} of {total} images {text}")
     if sqnr_db == math.inf:
         notes.append(IDENTICAL_WHERE_FINITE if broken.any() else IDENTICAL)
-    return tuple(notes)
+    return notes
