@@ -140,14 +140,12 @@ def tensor_ranges(
         name: clipped_share(summary, plan.tensors[name]) for name, summary in summary_of.items()
     }
     reasons: dict[str, str] = {}
-    for reason, names in (
-        ("most clipped", sorted(filter(clipped.get, clipped), key=lambda name: -clipped[name])),
-        ("among the largest errors made", [layer.tensor for layer in worst_layers(layers)]),
-        (
-            "widest",
-            sorted(summary_of, key=lambda name: summary_of[name].low - summary_of[name].high),
-        ),
-    ):
+    ranked = {
+        "most clipped": sorted(filter(clipped.get, clipped), key=lambda name: -clipped[name]),
+        "among the largest errors made": [layer.tensor for layer in worst_layers(layers)],
+        "widest": sorted(summary_of, key=lambda name: summary_of[name].low - summary_of[name].high),
+    }
+    for reason, names in ranked.items():
         new = [name for name in names if name in summary_of and name not in reasons]
         reasons.update(dict.fromkeys(new[:4], reason))
     values = values_by_name(model.graph)
@@ -155,10 +153,10 @@ def tensor_ranges(
     for name in filter(reasons.get, summary_of):
         summary, chosen, node = summary_of[name], plan.tensors[name], values[name].producer()
         counts = equal_width_counts(summary, HISTOGRAM_BARS)
-        intervals = {
-            method: methods.find_method(method)(summary, plan.activations)
-            for method in SHOWN_METHODS
-        }
+        kept = []
+        for method in SHOWN_METHODS:
+            limits = methods.find_method(method)(summary, plan.activations)
+            kept.append(MethodInterval(method, limits.low, limits.high))
         ranges.append(
             TensorRange(
                 tensor=name,
@@ -168,10 +166,7 @@ def tensor_ranges(
                 low=summary.low,
                 high=summary.high,
                 shares=tuple(_shorten(count / (float(counts.sum()) or 1.0)) for count in counts),
-                kept=tuple(
-                    MethodInterval(method, limits.low, limits.high)
-                    for method, limits in intervals.items()
-                ),
+                kept=tuple(kept),
                 chosen=MethodInterval(plan.method, chosen.low, chosen.high),
                 step=float(choose_qparams(chosen, plan.activations, plan.rest).scale),
                 clipped=100 * clipped[name],

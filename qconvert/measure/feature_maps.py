@@ -143,7 +143,14 @@ def draw_montage(
     A row for FP32, then the variants, then their differences; all values share one scale,
     differences another. Returns the channels drawn and the ends of the scale, too.
     """
-    channels = _select_channels(exact, variants)
+    # The channels with the most energy, and of the others the one with most error.
+    energy = _sum_of_squares(exact, (1, 2))
+    strongest = np.argsort(-energy, kind="stable")[:4].tolist()
+    errors = np.sum([_sum_of_squares(maps - exact, (1, 2)) for maps in variants], axis=0)
+    errors = np.nan_to_num(errors, nan=np.inf)
+    others = [channel for channel in range(len(exact)) if channel not in strongest] or strongest
+    worst = max(others, key=lambda channel: (float(errors[channel]), -channel))
+    channels = (*strongest, worst)
     # A few extreme values would leave all others in one colour.
     low, high = np.nanpercentile(exact[list(channels)], (0.5, 99.5)).tolist()
     span = (high - low) or 1.0
@@ -156,16 +163,6 @@ def draw_montage(
         rows.append([_tile((shares + 1) / 2, FIRST_DIFFERENCE, 126) for shares in differences])
     padded = [[np.pad(tile, (0, GAP), constant_values=TRANSPARENT) for tile in row] for row in rows]
     return np.block(padded)[:-GAP, :-GAP], channels, (low, high)
-
-
-def _select_channels(exact: ChannelMaps, variants: Sequence[ChannelMaps]) -> tuple[int, ...]:
-    """Return the channels with the most energy, and of the others the one with most error."""
-    energy = _sum_of_squares(exact, (1, 2))
-    strongest = np.argsort(-energy, kind="stable")[:4].tolist()
-    errors = np.sum([_sum_of_squares(maps - exact, (1, 2)) for maps in variants], axis=0)
-    errors = np.nan_to_num(errors, nan=np.inf)
-    others = [channel for channel in range(len(exact)) if channel not in strongest] or strongest
-    return (*strongest, max(others, key=lambda channel: (float(errors[channel]), -channel)))
 
 
 def _tile(shares: NDArray[Any], first: int, last: int) -> PalettePixels:

@@ -85,6 +85,11 @@ def measure_layer_errors(
         own_error, saturated, clipped = (
             totals.get(f"{PREFIX}{kind}.{name}") for kind in ("made", "saturated", "clipped")
         )
+        cosine = None
+        if all(map(math.isfinite, (signal, power, arriving))) and signal and power:
+            # a·b = (|a|² + |b|² - |a - b|²) / 2
+            cosine = (signal + power - arriving) / (2 * math.sqrt(signal * power))
+            cosine = min(1.0, max(-1.0, cosine))
         node, size = values[name].producer(), sizes[name]
         layers.append(
             LayerError(
@@ -94,7 +99,7 @@ def measure_layer_errors(
                 precision=precision,
                 arriving_db=sqnr_from_powers(signal, arriving),
                 made_db=None if own_error is None else sqnr_from_powers(signal, own_error),
-                cosine=_cosine(signal, power, arriving),
+                cosine=cosine,
                 saturated=None if saturated is None or not size else 100 * saturated / size,
                 clipped=None if clipped is None or not size else 100 * clipped / size,
             )
@@ -119,13 +124,3 @@ def relative_error(layer: LayerError) -> float:
 def layer_label(layer: LayerError) -> str:
     """Return the name of the layer's node, or of its tensor where the node has none."""
     return layer.node or layer.tensor
-
-
-def _cosine(signal: float, power: float, error: float) -> float | None:
-    """Return the cosine between two vectors from the sums of squares of both and their difference.
-
-    a·b = (|a|² + |b|² - |a - b|²) / 2.
-    """
-    if not all(map(math.isfinite, (signal, power, error))) or not (signal and power):
-        return None
-    return min(1.0, max(-1.0, (signal + power - error) / (2 * math.sqrt(signal * power))))

@@ -50,15 +50,11 @@ def per_image_errors(
             errors.append(_row_errors(np.concatenate(before), np.concatenate(after)))
             continue
         # Rows that are not those of images, such as boxes, count alike for all images of a batch.
-        rows = [_row_errors(*pair) for pair in zip(before, after, strict=True)]
-        errors.append(
-            np.concatenate(
-                [
-                    part if len(part) == count else np.full(count, part.mean())
-                    for part, count in zip(rows, counts, strict=True)
-                ]
-            )
-        )
+        parts = []
+        for reference_rows, rows, count in zip(before, after, counts, strict=True):
+            part = _row_errors(reference_rows, rows)
+            parts.append(part if len(part) == count else np.full(count, part.mean()))
+        errors.append(np.concatenate(parts))
     return np.asarray(np.mean(errors, axis=0), np.float64)
 
 
