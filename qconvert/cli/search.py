@@ -63,7 +63,7 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     else:
         trials = [tables.block_table(mix), tables.trial_table(mix)] if mix.gains else []
         views.print_tables(*trials, tables.search_result_table(mix, summary.sizes))
-        console.write(*terminal.wrap_text(mix.why))
+        console.write(terminal.wrap_text(mix.why))
     console.info(f"all results: {folder}")
     if mix.outcome == "none":
         raise GateFailed(mix.why, hint="allow a larger `--budget`, or use the float model")

@@ -69,7 +69,7 @@ def show_layer_errors(layers: "Sequence[LayerError]") -> None:
     else:
         summary = "it is unknown which layers make an error"
     print_tables(tables.layer_table(layers))
-    console.write(*terminal.wrap_text(summary))
+    console.write(terminal.wrap_text(summary))
 
 
 def print_tables(*tables: TextTable) -> None:
@@ -79,8 +79,8 @@ def print_tables(*tables: TextTable) -> None:
     for table in tables:
         console.write(table.title)
         console.write_table(table)
-        if table.footnotes:
-            console.write(terminal.wrapped_footnotes(table))
+        for note in table.footnotes:
+            console.write(terminal.wrap_text(note, "  "))
         console.write("")
 
 

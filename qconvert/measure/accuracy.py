@@ -244,7 +244,7 @@ def fp32_accuracy(own_scores: ImageScores) -> Accuracy:
         change_pp=None,
         half_width_pp=None,
         cosine=None,
-        notes=tuple(note for note in accuracy.notes if note != IDENTICAL),
+        notes=tuple(n for n in accuracy.notes if n not in (*own_scores.notes, IDENTICAL)),
     )
 
 

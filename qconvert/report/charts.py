@@ -17,7 +17,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.transforms import Bbox
+from numpy.typing import ArrayLike
 
 from qconvert.core import number_format as fmt
 from qconvert.core.sanitize import sanitize_text
@@ -34,19 +37,9 @@ logging.getLogger("matplotlib").setLevel(logging.ERROR)
 # Placeholders that `_inline_svg` replaces by the colours of the page.
 INK_COLOUR, LINE_COLOUR = "#010203", "#040506"
 GREY, RED, ORANGE = "#808890", "#d6452b", "#e07b24"
-PRECISION_COLOURS = {
-    "fp32": GREY,
-    "fp16": "#3d87d6",
-    "bf16": "#8d6bd6",
-    "int8": ORANGE,
-    "mixed": "#2f9e6e",
-}
-METHOD_COLOURS = {
-    "minmax": GREY,
-    "percentile:99.99": "#3d87d6",
-    "entropy": "#8d6bd6",
-    "mse": "#2f9e6e",
-}
+BLUE, PURPLE, GREEN = "#3d87d6", "#8d6bd6", "#2f9e6e"
+PRECISION_COLOURS = {"fp32": GREY, "fp16": BLUE, "bf16": PURPLE, "int8": ORANGE, "mixed": GREEN}
+METHOD_COLOURS = {"minmax": GREY, "percentile:99.99": BLUE, "entropy": PURPLE, "mse": GREEN}
 CHOSEN_COLOUR = RED
 # A backend has a line style and a marker.
 LINE_STYLES = {"solid": ".", "dashed": "x", "dotted": "+", "dashdot": "v"}
@@ -57,14 +50,10 @@ RC_PARAMS: Any = {
     "font.size": 10.5,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": LINE_COLOUR,
-    "grid.color": LINE_COLOUR,
     "grid.linewidth": 0.6,
-    "legend.frameon": False,
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("axes.edgecolor", "grid.color"), LINE_COLOUR),
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK_COLOUR),
     **{f"{axis}tick.{kind}.size": 0.0 for axis in "xy" for kind in ("major", "minor")},
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
@@ -83,18 +72,6 @@ class Chart:
     title: str
     svg: str
     wide: bool = False
-
-
-@dataclass(frozen=True)
-class Series:
-    """A line of a chart."""
-
-    name: str
-    xs: Sequence[float]
-    ys: Sequence[float]
-    colour: str
-    line_style: str = "solid"
-    marker: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,32 +96,27 @@ class BarChart:
 
 
 # A value, its spread and its text, by variant.
-BarValues = dict[str, tuple[float, float | None, str]]
+BarValues = dict[str, tuple[float, float, str]]
 
 
 def bar_charts(report: Report) -> list[BarChart]:
     """Return size, latency and accuracy, where measured, with variants in the same order."""
-    sizes: BarValues = {}
-    latencies: BarValues = {}
-    changes: BarValues = {}
-    agreements: BarValues = {}
+    sizes, latencies, changes, agreements = (BarValues() for _ in range(4))
     batches = set()
     for variant in report.variants:
-        name, latency, accuracy = variant.name, metrics.headline_latency(variant), variant.accuracy
+        name, accuracy = variant.name, variant.accuracy
         if variant.engine is not None:
-            size = variant.engine.bytes
-            sizes[name] = size, None, f"{fmt.megabytes(size)} MB"
-        if latency is not None:
+            sizes[name] = variant.engine.bytes, 0.0, f"{fmt.megabytes(variant.engine.bytes)} MB"
+        if latency := metrics.headline_latency(variant):
             batches.add(latency.batch)
             stats = summarize_latency(latency)
             text = fmt.ms_with_spread(stats.median_ms, stats.spread_ms)
             latencies[name] = stats.median_ms, stats.spread_ms, f"{text} ms"
         if accuracy is not None and accuracy.change_pp is not None:
             text = fmt.change_with_interval(accuracy.change_pp, accuracy.half_width_pp)
-            changes[name] = accuracy.change_pp, accuracy.half_width_pp, f"{text} pp"
+            changes[name] = accuracy.change_pp, accuracy.half_width_pp or 0.0, f"{text} pp"
         if accuracy is not None and accuracy.agreement is not None:
-            text = f"{fmt.percent(accuracy.agreement)} %"
-            agreements[name] = accuracy.agreement, None, text
+            agreements[name] = accuracy.agreement, 0.0, f"{fmt.percent(accuracy.agreement)} %"
     at_batch = f" at batch {min(batches)}" if len(batches) == 1 else ""
     charts = (
         _bar_chart("Size", report, sizes),
@@ -157,22 +129,15 @@ def bar_charts(report: Report) -> list[BarChart]:
 
 def _bar_chart(title: str, report: Report, values: BarValues, *, signed: bool = False) -> BarChart:
     """Return a bar for every variant, of length 0 without a value; no bars without any value."""
-    high = max((abs(value) + (spread or 0.0) for value, spread, _ in values.values()), default=0)
-    high = high or 1
+    high = max((abs(value) + spread for value, spread, _ in values.values()), default=0) or 1
     low = -high if signed else 0.0
-
-    def span(start: float, end: float) -> tuple[float, float]:
-        left, right = (
-            100 * (min(max(value, low), high) - low) / (high - low) for value in (start, end)
-        )
-        return left, right - left
-
     bars = []
     for variant in report.variants if values else ():
-        value, spread, text = values.get(variant.name, (0.0, None, MISSING))
-        whisker = span(value - spread, value + spread) if spread else None
-        track = span(min(value, 0.0), max(value, 0.0))
-        bars.append(Bar(variant.name, text, variant.precision, *track, whisker))
+        value, spread, text = values.get(variant.name, (0.0, 0.0, MISSING))
+        ends = (min(value, 0.0), max(value, 0.0), value - spread, value + spread)
+        left, right, first, last = np.interp(ends, (low, high), (0, 100)).tolist()
+        whisker = (first, last - first) if spread else None
+        bars.append(Bar(variant.name, text, variant.precision, left, right - left, whisker))
     return BarChart(title, tuple(bars), zero=50.0 if signed else None)
 
 
@@ -192,17 +157,10 @@ def trade_off_chart(front: ParetoFront) -> Chart | None:
             x_error, y_error = point.uncertainty
             colour = PRECISION_COLOURS.get(point.variant.precision, GREY)
             if x_error or y_error:
-                axes.errorbar(
-                    [point.ms],
-                    [point.score],
-                    # A time stays above zero.
-                    xerr=[[min(x_error, 0.9 * point.ms)], [x_error]],
-                    yerr=y_error,
-                    ecolor=colour,
-                    elinewidth=1.0,
-                    alpha=0.6,
-                    fmt="none",
-                )
+                # A time stays above zero.
+                xerr = [[min(x_error, 0.9 * point.ms)], [x_error]]
+                style: Any = {"ecolor": colour, "elinewidth": 1.0, "alpha": 0.6, "fmt": "none"}
+                axes.errorbar([point.ms], [point.score], xerr=xerr, yerr=y_error, **style)
             alpha = 0.45 if point.dominated_by else 0.85
             axes.scatter([point.ms], [point.score], s=area, color=colour, alpha=alpha, linewidths=0)
         if front.min_score is not None:
@@ -223,17 +181,10 @@ def _draw_names(
     pixels = axes.transData.transform([(point.ms, point.score) for point in points])
     places = (pixels * POINTS_PER_INCH / figure.dpi).tolist()
     radii = [area**0.5 / 2 for area in areas]
-    # Boxes of left, middle, width and height.
-    taken = [(x - r, y, 2 * r, 2 * r) for (x, y), r in zip(places, radii, strict=True)]
-
-    def is_free(left: float, middle: float, width: float) -> bool:
-        return not any(
-            left < other + other_width
-            and other < left + width
-            and abs(middle - other_middle) < (13 + height) / 2
-            for other, other_middle, other_width, height in taken
-        )
-
+    taken = [
+        Bbox.from_bounds(x - radius, y - radius, 2 * radius, 2 * radius)
+        for (x, y), radius in zip(places, radii, strict=True)
+    ]
     for point, radius, (x, y) in zip(points, radii, places, strict=True):
         name = _shorten_name(point.variant.name)
         gap, width = radius + 3, 6.3 * len(name)
@@ -241,17 +192,12 @@ def _draw_names(
         offsets += [
             (-width / 2, side * (gap + 6 + 12 * row)) for row in range(4) for side in (1, -1)
         ]
-        free = ((dx, dy) for dx, dy in offsets if is_free(x + dx, y + dy, width))
-        dx, dy = next(free, offsets[-1])
-        taken.append((x + dx, y + dy, width, 13))
-        axes.annotate(
-            name,
-            (point.ms, point.score),
-            xytext=(dx, dy),
-            textcoords="offset points",
-            va="center",
-            alpha=0.6 if point.dominated_by else 1.0,
-        )
+        boxes = {(dx, dy): Bbox.from_bounds(x + dx, y + dy - 6.5, width, 13) for dx, dy in offsets}
+        free = (offset for offset, box in boxes.items() if not box.count_overlaps(taken))
+        offset = next(free, offsets[-1])
+        taken.append(boxes[offset])
+        at, alpha = (point.ms, point.score), 0.6 if point.dominated_by else 1.0
+        axes.annotate(name, at, offset, textcoords="offset points", va="center", alpha=alpha)
 
 
 def search_charts(report: Report) -> list[Chart]:
@@ -262,12 +208,12 @@ def search_charts(report: Report) -> list[Chart]:
         if len(steps) < 3:
             continue
         shares, errors = [100 * step.share for step in steps], [step.distance for step in steps]
-        series = [Series("sets that were tried", shares, errors, GREY, "dotted", "o")]
+        lines = [_line("sets that were tried", shares, errors, GREY, "dotted", "o")]
         if result.chosen is not None:
             share, error = [100 * result.chosen.share], [result.chosen.distance]
-            series.append(Series("the chosen set", share, error, CHOSEN_COLOUR, "solid", "D"))
+            lines.append(_line("the chosen set", share, error, CHOSEN_COLOUR, "solid", "D"))
         title = f"Search for mixed precision on {backend}: cost and gain of blocks in float"
-        svg = _line_chart(series, "in float, % of the compute", "output error against FP32")
+        svg = _line_chart(lines, "in float, % of the compute", "output error against FP32")
         charts.append(Chart(title, svg))
     return charts
 
@@ -275,37 +221,36 @@ def search_charts(report: Report) -> list[Chart]:
 def latency_charts(report: Report) -> list[Chart]:
     """Return for each batch size the cumulative distribution of the latencies."""
     share = np.linspace(0, 100, 120)
-    by_batch: dict[int, list[Series]] = {}
+    by_batch: dict[int, list[Line2D]] = {}
     for variant in report.variants:
-        colour, style = _look(report, variant)
         for latency in _host_latencies(variant):
-            ms = np.percentile(latency.samples_ms, share).tolist()
-            series = Series(variant.name, ms, share.tolist(), colour, style)
-            by_batch.setdefault(latency.batch, []).append(series)
+            ms = np.percentile(latency.samples_ms, share)
+            line = _line(variant.name, ms, share, *_look(report, variant))
+            by_batch.setdefault(latency.batch, []).append(line)
     labels = ("ms", "runs that took no longer, %")
     return [
-        Chart(f"Latency at batch {batch}", _line_chart(series, *labels, log=True))
-        for batch, series in sorted(by_batch.items())
+        Chart(f"Latency at batch {batch}", _line_chart(lines, *labels, log=True))
+        for batch, lines in sorted(by_batch.items())
     ]
 
 
 def throughput_chart(report: Report) -> Chart | None:
     """Return images per second by batch size; None where only one batch size was timed."""
-    series = []
+    lines, most_batches = [], 0
     for variant in report.variants:
-        latencies = _host_latencies(variant)
-        if latencies:
-            batches = [float(latency.batch) for latency in latencies]
+        if latencies := _host_latencies(variant):
+            batches = [latency.batch for latency in latencies]
             rates = [summarize_latency(latency).images_per_second for latency in latencies]
-            series.append(Series(variant.name, batches, rates, *_look(report, variant), "o"))
-    if not any(len(line.xs) > 1 for line in series):
+            lines.append(_line(variant.name, batches, rates, *_look(report, variant), "o"))
+            most_batches = max(most_batches, len(batches))
+    if most_batches < 2:
         return None
-    return Chart("Throughput", _line_chart(series, "batch", "images per second", log=True))
+    return Chart("Throughput", _line_chart(lines, "batch", "images per second", log=True))
 
 
 def layer_error_chart(report: Report) -> Chart | None:
     """Return the errors from layer to layer: those arriving, and those that each layer makes."""
-    series = []
+    lines = []
     by_name = {variant.name: variant for variant in report.variants}
     for names, layers in distinct_layers(report.variants):
         colour, style = _look(report, by_name[names.partition(", ")[0]])
@@ -313,14 +258,14 @@ def layer_error_chart(report: Report) -> Chart | None:
         errors = np.array([(layer.arriving_db, layer.made_db) for layer in layers], np.float64)
         # zero and infinite errors cannot be drawn
         errors[np.isinf(errors)] = np.nan
-        arriving, own = errors.T.tolist()
-        series.append(Series(f"{names}: arriving", places, arriving, colour, style))
+        arriving, own = errors.T
+        lines.append(_line(f"{names}: arriving", places, arriving, colour, style))
         marker = LINE_STYLES[style]
-        series.append(Series(f"{names}: made here", places, own, colour, "none", marker))
-    if not series:
+        lines.append(_line(f"{names}: made here", places, own, colour, "none", marker))
+    if not lines:
         return None
     x = "layer, in the order of the network"
-    svg = _line_chart(series, x, "SQNR, dB", whole=True, size=(920, 340))
+    svg = _line_chart(lines, x, "SQNR, dB", whole=True, size=(920, 340))
     return Chart("SQNR from layer to layer; lower is worse", svg, wide=True)
 
 
@@ -378,24 +323,23 @@ def _look(report: Report, variant: VariantResult) -> tuple[str, str]:
     return PRECISION_COLOURS.get(variant.precision, GREY), style
 
 
-def _line_chart(series: Sequence[Series], x: str, y: str, **options: Any) -> str:
+def _line(
+    name: str, xs: ArrayLike, ys: ArrayLike, colour: str, style: str, marker: str | None = None
+) -> Line2D:
+    look: Any = {"color": colour, "linestyle": style, "linewidth": 1.6, "marker": marker}
+    return Line2D(xs, ys, label=_shorten_name(name), markersize=4, **look)
+
+
+def _line_chart(lines: Sequence[Line2D], x: str, y: str, **options: Any) -> str:
     """Draw lines with a legend, which is below the chart if there are many lines."""
 
     def draw(figure: Figure, axes: Axes) -> None:
-        for line in series:
-            axes.plot(
-                line.xs,
-                line.ys,
-                color=line.colour,
-                linestyle=line.line_style,
-                marker=line.marker,
-                markersize=4,
-                linewidth=1.6,
-                label=_shorten_name(line.name),
-            )
-        if len(series) > 3:
+        for line in lines:
+            axes.add_line(line)
+        axes.autoscale_view()
+        if len(lines) > 3:
             figure.legend(loc="outside lower center", ncols=3, handlelength=2.2, fontsize=9.5)
-        elif len(series) > 1:
+        elif len(lines) > 1:
             axes.legend(loc="best", handlelength=2.2, fontsize=9.5)
 
     return _render_svg(draw, x, y, **{"size": (460, 280), **options})

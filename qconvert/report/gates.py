@@ -13,6 +13,7 @@ from dataclasses import replace
 from qconvert.core import number_format
 from qconvert.core.config import GateConfig
 from qconvert.core.errors import GateFailed
+from qconvert.measure.latency import summarize_latency
 from qconvert.report import metrics
 from qconvert.report.model import GateName, GateResult, Report, VariantResult
 
@@ -42,8 +43,10 @@ def evaluate_gates(report: Report, limits: GateConfig) -> tuple[GateResult, ...]
     results = []
     for name in GATE_RULES:
         limit: float | None = getattr(limits, name.replace("-", "_"))
-        for variant in (variants or report.variants) if limit is not None else ():
-            gate = evaluate_gate(report, variant, name, limit or 0.0)
+        if limit is None:
+            continue
+        for variant in variants or report.variants:
+            gate = evaluate_gate(report, variant, name, limit)
             if limits.allow_unmeasured and gate.value is None:
                 gate = replace(gate, passed=True, why=f"{gate.why}; allowed")
             results.append(gate)
@@ -80,9 +83,9 @@ def _measure(report: Report, variant: VariantResult, name: GateName) -> tuple[fl
     latency = metrics.headline_latency(variant)
     if latency is None:
         return None, metrics.missing_reason(variant, "latency")
-    value = metrics.median_ms(variant)
+    value: float | None = summarize_latency(latency).median_ms
     if name == "min-speedup":
-        value = metrics.headline_speedup(report, variant)
+        value = metrics.speedup(report, variant, latency)
         if value is None:
             return None, f"no fp32 engine of `{variant.backend}` was timed in the same way"
     conditions = []
@@ -151,10 +154,9 @@ def is_accurate(report: Report, variant: VariantResult) -> bool | None:
 
 def meaningful_top1_change(report: Report, variant: VariantResult) -> float | None:
     """Return the change of top-1; None where FP32's own top-1 is low, as with wrong labels."""
-    top1 = metrics.baseline_top1(report)
-    if variant.accuracy is None or (top1 is not None and top1 < LOW_TOP1):
-        return None
-    return variant.accuracy.change_pp
+    top1 = report.baseline.top1 if report.baseline is not None else None
+    doubtful = top1 is not None and top1 < LOW_TOP1
+    return None if variant.accuracy is None or doubtful else variant.accuracy.change_pp
 
 
 def failed_gates(report: Report, variant: VariantResult) -> list[GateResult]:

@@ -105,7 +105,15 @@ def loads(text: str, name: str) -> Report:
                 hint="read it with the version of qconvert named under `tool` in the file",
             )
         for pointer, number in data.pop("not_finite", {}).items():
-            _set_at_pointer(data, pointer, float(number))
+            value, holder = float(number), data
+            escaped = pointer[1:].split("/")
+            *parents, last = (part.replace("~1", "/").replace("~0", "~") for part in escaped)
+            for part in parents:
+                holder = holder[int(part) if isinstance(holder, list) else part]
+            key = int(last) if isinstance(holder, list) else last
+            if isinstance(holder, dict) and key not in holder:
+                raise LookupError(f"`not_finite` names `{pointer}`, which is not there")
+            holder[key] = value
         # A field that an older schema lacks has its default, which reads as not measured.
         return ADAPTER.validate_python({**data, "schema": SCHEMA})
     except pydantic.ValidationError as error:
@@ -120,17 +128,6 @@ def loads(text: str, name: str) -> Report:
         details=problems,
         hint="name a run folder of `qconvert build`, or the `report.json` in it",
     )
-
-
-def _set_at_pointer(data: Any, pointer: str, number: float) -> None:
-    """Replace the number at a pointer; raise LookupError where there is none."""
-    *parents, last = (part.replace("~1", "/").replace("~0", "~") for part in pointer[1:].split("/"))
-    for part in parents:
-        data = data[int(part)] if isinstance(data, list) else data[part]
-    key = int(last) if isinstance(data, list) else last
-    if isinstance(data, dict) and key not in data:
-        raise LookupError(f"`not_finite` names `{pointer}`, which is not there")
-    data[key] = number
 
 
 def json_schema() -> dict[str, Any]:

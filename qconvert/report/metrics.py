@@ -32,12 +32,6 @@ def headline_latency(variant: VariantResult) -> Latency | None:
     return min(timed, key=lambda latency: (latency.where == "device", latency.batch), default=None)
 
 
-def median_ms(variant: VariantResult) -> float | None:
-    """Return the median of the headline latency."""
-    latency = headline_latency(variant)
-    return None if latency is None else summarize_latency(latency).median_ms
-
-
 def ms_per_image(variant: VariantResult) -> float:
     """Return what ranks variants by speed at any batch size; infinite if untimed."""
     latency = headline_latency(variant)
@@ -76,11 +70,6 @@ def size_ratio(report: Report, variant: VariantResult) -> float | None:
     base = fp32_variant(report, variant)
     size = base.engine.bytes if base is not None and base.engine else report.baseline_bytes
     return variant.engine.bytes / size if variant.engine and size else None
-
-
-def baseline_top1(report: Report) -> float | None:
-    """Return the top-1 of the FP32 model, if it was measured."""
-    return report.baseline.top1 if report.baseline is not None else None
 
 
 def missing_reason(variant: VariantResult, *names: str) -> str:
@@ -165,7 +154,7 @@ def pareto_front(report: Report) -> ParetoFront:
         points.append(TradeOffPoint(variant, ms, score, uncertainty, next(better, "")))
     limits = {gate.name: gate.limit for gate in report.gates}
     min_score = limits.get("min-agreement") if name == "agreement" else None
-    top1 = baseline_top1(report)
-    if name == "top1" and top1 is not None and "max-drop" in limits:
-        min_score = top1 - limits["max-drop"]
+    baseline = report.baseline.top1 if report.baseline is not None else None
+    if name == "top1" and baseline is not None and "max-drop" in limits:
+        min_score = baseline - limits["max-drop"]
     return ParetoFront(tuple(points), SCORE_LABELS[name], min_score)

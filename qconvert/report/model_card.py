@@ -37,25 +37,22 @@ METRIC = """\
 PREPROCESS_KEYS = ("resize", "crop", "interpolation", "mean", "std", "colours")
 
 
-def render_card(report: Report, name: str = "", base_model: str = "") -> str:
-    """Return the card of the named variant, else of the best.
-
-    `base_model` is the model's name on a hub; the front matter leaves its place open without one.
-    """
-    named = [variant for variant in report.variants if variant.name == (name or report.best)]
-    if not named:
-        names = [f"`{variant.name}`" for variant in report.variants]
-        if name:
-            raise UsageError(
-                f"the report has no variant `{name}`", hint=f"it has {', '.join(names)}"
-            )
-        options = ", ".join(f"`--engine {variant.name}`" for variant in report.variants)
+def render_card(report: Report, name: str = "") -> str:
+    """Return the card of the named variant, else of the best."""
+    variants = {variant.name: variant for variant in report.variants}
+    variant = variants.get(name or report.best)
+    if variant is None and name:
+        raise UsageError(
+            f"the report has no variant `{name}`",
+            hint=f"it has {', '.join(f'`{other}`' for other in variants)}",
+        )
+    if variant is None:
+        options = ", ".join(f"`--engine {other}`" for other in variants)
         raise UsageError(
             "the report names no best variant for the card",
             hint=f"name the engine that you ship: {options}",
         )
-    variant, stem = named[0], model_stem(report.model)
-    limits = ["its accuracy was not measured"]
+    stem, limits = model_stem(report.model), ["its accuracy was not measured"]
     if variant.accuracy is not None:
         images = fmt.image_count(variant.accuracy.images, variant.accuracy.labelled)
         limits = [f"accuracy was measured on {images}; it may differ on other images"]
@@ -63,7 +60,7 @@ def render_card(report: Report, name: str = "", base_model: str = "") -> str:
         versions = ", ".join(f"{key} {value}" for key, value in variant.engine.made_with.items())
         limits.append(f"the engine was built with {versions}")
     parts = [
-        _front_matter(report, variant, stem, base_model),
+        _front_matter(report, variant, stem),
         escape_text(f"# {stem}, {variant.precision.upper()} for `{variant.backend}`"),
         _description(report, variant),
         section(tables.size_table(report)),
@@ -76,7 +73,7 @@ def render_card(report: Report, name: str = "", base_model: str = "") -> str:
         "## Limits",
         bullets([*limits, *report.notes]),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def model_stem(model: str) -> str:
@@ -105,11 +102,9 @@ def describe_preprocessing(settings: Preprocess) -> str:
     return ", ".join(parts)
 
 
-def _front_matter(report: Report, variant: VariantResult, stem: str, base_model: str) -> str:
+def _front_matter(report: Report, variant: VariantResult, stem: str) -> str:
     """Return the YAML front matter; its strings are JSON strings, which need no other escaping."""
     lines = ["---", "# base_model: OWNER/NAME of the original model"]
-    if base_model:
-        lines[1] = f"base_model: {json.dumps(base_model)}"
     if variant.precision != "fp32":
         lines.append("base_model_relation: quantized")
     tags = (f"- {json.dumps(tag)}" for tag in ("onnx", variant.precision, variant.backend))

@@ -42,7 +42,7 @@ class Footnotes:
         """Return the superscript number of a footnote."""
         if text not in self._texts:
             self._texts.append(text)
-        return _superscript(self._texts.index(text) + 1)
+        return str(self._texts.index(text) + 1).translate(SUPERSCRIPT)
 
     def missing(self, reason: str) -> str:
         """Return the mark of a missing value, with the number of its reason."""
@@ -54,7 +54,7 @@ class Footnotes:
 
     def texts(self) -> tuple[str, ...]:
         """Return the footnotes in order, each behind its number."""
-        return tuple(f"{_superscript(number)} {text}" for number, text in enumerate(self._texts, 1))
+        return tuple(f"{self.mark(text)} {text}" for text in self._texts)
 
 
 def text_columns(*titles: str, wrap: bool = False) -> tuple[TextColumn, ...]:
@@ -83,7 +83,3 @@ def bar_fraction(text: str) -> float | None:
     if not text or set(text) - set(BAR_BLOCKS[1:]):
         return None
     return sum(BAR_BLOCKS.index(block) for block in text) / (8 * BAR_WIDTH)
-
-
-def _superscript(number: int) -> str:
-    return str(number).translate(SUPERSCRIPT)

@@ -199,9 +199,7 @@ def accuracy_table(report: Report) -> TextTable:
     """Return the scores in percent; without labels, agreement and output errors."""
     notes, rows = Footnotes(), []
     scored = [variant for variant in report.variants if variant.accuracy is not None]
-    accuracies = [variant.accuracy for variant in scored if variant.accuracy is not None]
-    if report.baseline is not None:
-        accuracies.append(report.baseline)
+    accuracies = [*filter(None, (*(v.accuracy for v in scored), report.baseline))]
     labelled = any(accuracy.top1 is not None for accuracy in accuracies)
     scores: Sequence[str] = LABELLED_SCORES
     if not labelled:
@@ -325,11 +323,8 @@ def engine_table(report: Report) -> TextTable:
         for variant in report.variants
         if (engine := variant.engine) is not None
     ]
-    names, versions = (
-        text_columns("engine", "path", "sha256"),
-        text_columns("built with", wrap=True),
-    )
-    return TextTable((*names, *number_columns("built in"), *versions), rows, "Engines")
+    names, versions = text_columns("engine", "path", "sha256"), TextColumn("built with", wrap=True)
+    return TextTable((*names, *number_columns("built in"), versions), rows, "Engines")
 
 
 def provenance(report: Report) -> dict[str, str]:
@@ -399,9 +394,7 @@ def layers_csv(layers: Mapping[str, Sequence[LayerError]]) -> str:
     for variant, errors in layers.items():
         for error in errors:
             cells = (variant, *astuple(error))
-            writer.writerow(
-                sanitize_cell(cell) if isinstance(cell, str) else cell for cell in cells
-            )
+            writer.writerow(sanitize_cell(x) if isinstance(x, str) else x for x in cells)
     return text.getvalue()
 
 

@@ -12,6 +12,7 @@ from qconvert.core.config import GateConfig
 from qconvert.measure.accuracy import IDENTICAL, IDENTICAL_WHERE_FINITE, NO_CLASSES, NO_LABELS
 from qconvert.measure.latency import summarize_latency
 from qconvert.report import gates, metrics
+from qconvert.report.metrics import NOT_TIMED_TOGETHER
 from qconvert.report.model import Report, VariantResult
 
 # Footnotes of the accuracy table.
@@ -20,10 +21,20 @@ FEW_IMAGES = 100
 
 
 def conclude(report: Report, limits: GateConfig) -> Report:
-    """Return the report with gates, notes and verdict; repeating this changes nothing."""
+    """Return the report with gates, notes and verdict; repeating this changes nothing.
+
+    Notes are not repeated; those of steps and measurements come first.
+    """
     report = replace(report, gates=gates.evaluate_gates(report, limits))
     best, verdict = _decide(report)
-    return replace(report, notes=collect_notes(report), best=best, verdict=verdict)
+    notes = [
+        *report.run_notes,
+        *_measurement_notes(report),
+        *_slow_int8_notes(report),
+        *_image_notes(report),
+        *_kernel_notes(report),
+    ]
+    return replace(report, notes=tuple(dict.fromkeys(notes)), best=best, verdict=verdict)
 
 
 def _decide(report: Report) -> tuple[str, str]:
@@ -48,7 +59,17 @@ def _decide(report: Report) -> tuple[str, str]:
             f"`{best.name}` is the fastest ({facts}), but its accuracy is unknown: "
             "run `qconvert evaluate` with `--eval`"
         )
-    if untimed := _not_timed_with(report, best):
+    # Engines that are beaten only because they were not timed with the best: for fp32 all of its
+    # backend, for others those that were timed before.
+    untimed = [
+        f"`{variant.name}`"
+        for variant in report.variants
+        if variant.backend == best.backend
+        and metrics.headline_latency(variant) is None
+        and (best.precision == "fp32" or variant.unmeasured.get("latency") == NOT_TIMED_TOGETHER)
+        and gates.is_accurate(report, variant) is not False
+    ]
+    if untimed:
         return "", (
             f"Not timed together with `{best.name}`: {', '.join(untimed)}; "
             "`qconvert bench RUN` times all of them together"
@@ -114,24 +135,6 @@ def _accuracy_fact(report: Report, variant: VariantResult) -> str:
     return "" if accuracy.sqnr_db is None else f"output SQNR {fmt.decibels(accuracy.sqnr_db)} dB"
 
 
-def _not_timed_with(report: Report, variant: VariantResult) -> list[str]:
-    """Name the engines that a variant beats only because they were not timed with it.
-
-    For fp32 these are all engines of its backend; for others, those that were timed before.
-    """
-    return [
-        f"`{other.name}`"
-        for other in report.variants
-        if other.backend == variant.backend
-        and metrics.headline_latency(other) is None
-        and (
-            variant.precision == "fp32"
-            or other.unmeasured.get("latency") == metrics.NOT_TIMED_TOGETHER
-        )
-        and gates.is_accurate(report, other) is not False
-    ]
-
-
 def _objection(report: Report, variant: VariantResult) -> str:
     for gate in gates.failed_gates(report, variant):
         if gate.value is None:
@@ -141,18 +144,6 @@ def _objection(report: Report, variant: VariantResult) -> str:
         fact = _accuracy_fact(report, variant)
         return f"`{variant.name}` differs too much from FP32 ({fact})"
     return ""
-
-
-def collect_notes(report: Report) -> tuple[str, ...]:
-    """Return all notes without repetition; those of steps and measurements come first."""
-    notes = [
-        *report.run_notes,
-        *_measurement_notes(report),
-        *_slow_int8_notes(report),
-        *_image_notes(report),
-        *_kernel_notes(report),
-    ]
-    return tuple(dict.fromkeys(notes))
 
 
 def _measurement_notes(report: Report) -> Iterator[str]:
@@ -197,14 +188,14 @@ def _slow_int8_notes(report: Report) -> Iterator[str]:
         if variant.precision != "int8" or latency is None:
             continue
         ms = summarize_latency(latency).median_ms
-        faster: list[tuple[float, VariantResult]] = []
-        for other in report.variants:
-            timed = metrics.latency_at(other, latency.batch, latency.where)
-            comparable = (
-                other.backend == variant.backend and other.precision in gates.FLOAT_PRECISIONS
-            )
-            if comparable and timed is not None and summarize_latency(timed).median_ms <= ms:
-                faster.append((summarize_latency(timed).median_ms, other))
+        faster = [
+            (summarize_latency(timed).median_ms, other)
+            for other in report.variants
+            if other.backend == variant.backend
+            and other.precision in gates.FLOAT_PRECISIONS
+            and (timed := metrics.latency_at(other, latency.batch, latency.where)) is not None
+            and summarize_latency(timed).median_ms <= ms
+        ]
         if not faster:
             continue
         acceptable = [pair for pair in faster if gates.is_acceptable(report, pair[1])]
@@ -233,7 +224,7 @@ def _int8_reason(variant: VariantResult) -> str:
 
 def _image_notes(report: Report) -> Iterator[str]:
     """Yield doubts about labels, preprocessing, and images that are too few or not independent."""
-    top1 = metrics.baseline_top1(report)
+    top1 = report.baseline.top1 if report.baseline is not None else None
     if top1 is not None and top1 < gates.LOW_TOP1:
         yield (
             f"the FP32 model is right on only {fmt.percent(top1)} % of the images: check that "

@@ -8,14 +8,14 @@ import pytest
 from qconvert.core.config import GateConfig
 from qconvert.measure.accuracy import IDENTICAL, NO_LABELS, Accuracy
 from qconvert.report.model import ImageSetInfo, Report, UnquantizedNode
-from qconvert.report.verdict import collect_notes, conclude
+from qconvert.report.verdict import conclude
 from tests.report import reports
 
 QUIET = reports.scored(88.0, -0.3, 0.4)
 
 
 def notes_in(report: Report) -> str:
-    return "\n".join(collect_notes(report))
+    return "\n".join(conclude(report, GateConfig()).notes)
 
 
 def sound_report() -> Report:
@@ -179,7 +179,7 @@ def test_measurement_notes_are_grouped_by_variant() -> None:
         replace(int8, notes=("threads: 2",)),
         run_notes=("2 images were broken",),
     )
-    assert collect_notes(report) == (
+    assert conclude(report, GateConfig()).notes == (
         "2 images were broken",
         "`cpu-fp32` at batch 1 (and 1 more timing): unstable",
         "`cpu-fp32`; `cpu-int8`: threads: 2",
@@ -205,14 +205,15 @@ def test_doubtful_timings_are_summarized_in_one_note(
     timings = tuple(
         replace(reports.timing(24.0, at + 1), notes=(reason,)) for at, reason in enumerate(reasons)
     )
-    assert collect_notes(reports.report(replace(fp32, latency=timings), int8))[0] == expected
+    report = reports.report(replace(fp32, latency=timings), int8)
+    assert conclude(report, GateConfig()).notes[0] == expected
 
 
 def test_table_footnotes_are_not_repeated_as_notes() -> None:
     noted = replace(QUIET, notes=(NO_LABELS, IDENTICAL, "9 images have no label"))
     base = Accuracy(300, "engine", None, None, None, notes=("9 images have no label",))
     report = replace(reports.with_int8(accuracy=noted), baseline=base)
-    assert collect_notes(report)[0] == "9 images have no label"
+    assert conclude(report, GateConfig()).notes[0] == "9 images have no label"
     assert "no labels" not in notes_in(report)
     assert "bit for bit" not in notes_in(report)
     assert notes_in(report).count("9 images") == 1

@@ -13,7 +13,7 @@ from qconvert.report import tables
 from qconvert.report.metrics import EXACT_OUTPUTS, NEVER_FINITE, ZERO_OUTPUTS, missing_score_reason
 from qconvert.report.model import Report
 from qconvert.report.table import TextTable
-from qconvert.report.terminal import wrapped_footnotes
+from qconvert.report.terminal import wrap_text
 from qconvert.report.verdict import conclude
 from tests.report import reports
 
@@ -46,7 +46,8 @@ def show(capsys: pytest.CaptureFixture[str]) -> Show:
         console.rich_console.cache_clear()
         console.write_table(table)
         body = capsys.readouterr().out
-        return f"{table.title}\n{body}{wrapped_footnotes(table)}".strip()
+        notes = "\n".join(wrap_text(note, "  ") for note in table.footnotes)
+        return f"{table.title}\n{body}{notes}".strip()
 
     return text
 

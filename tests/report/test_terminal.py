@@ -38,7 +38,7 @@ def test_closing_lines_fit_and_keep_numbers_with_their_units() -> None:
 
 def test_wrapping_does_not_break_names() -> None:
     name = "`/features/" + "x" * 90 + "-y`"
-    assert name in terminal.wrap_text(f"a note on {name} and more")[1]
+    assert name in terminal.wrap_text(f"a note on {name} and more").splitlines()[1]
 
 
 def test_closing_text_is_empty_without_a_verdict() -> None:
