@@ -26,7 +26,7 @@ def command(run: Path, form: str, engine: str, output: Path | None) -> None:
     RUN is the run folder or the JSON file; an HTML page includes the images in the same folder.
     """
     from qconvert.core.atomic import write_text
-    from qconvert.report import html, json_file, markdown, model_card
+    from qconvert.report import html, json_file, markdown
     from qconvert.run.report_files import report_images
     from qconvert.run.run_folder import require_output_file
 
@@ -46,7 +46,7 @@ def command(run: Path, form: str, engine: str, output: Path | None) -> None:
         "html": lambda: html.render_html(report, report_images(report, file.parent)),
         "md": lambda: markdown.render_markdown(report),
         "json": lambda: json_file.dumps(report),
-        "card": lambda: model_card.render_card(report, engine),
+        "card": lambda: markdown.render_card(report, engine),
     }
     text = writers[form]()
     if output is None:

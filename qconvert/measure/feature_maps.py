@@ -92,10 +92,7 @@ def draw_feature_maps(
 def collect_maps(
     reference: ir.Model, models: Mapping[str, ir.Model], feeds: Tensors
 ) -> tuple[dict[str, ChannelMaps], dict[str, dict[str, ChannelMaps]]]:
-    """Return the maps of every tensor that all models have and that compares with the reference.
-
-    First those of the reference by tensor, then those of each model by its name.
-    """
+    """Return the maps that all models have and that compare: of the reference, and of each model."""
     size = fixed_batch(onnx_io.inputs(reference))
     feeds = pad_batch(feeds, size) if size else feeds
     shared = [comparable_tensors(reference, model) for model in models.values()]
@@ -117,11 +114,7 @@ def collect_maps(
 def _channel_maps(
     model: ir.Model, axes: Mapping[str, int], feeds: Tensors
 ) -> dict[str, ChannelMaps]:
-    """Return, for the first image, each tensor that is a stack of maps, channels first.
-
-    `axes` has the channel axis of each in the reference; the neighbours of a rewritten tensor do
-    not show it.
-    """
+    """Return the first image's stacks of maps, channels first; `axes` are those of the reference."""
     if not axes:
         return {}
     outputs = open_cpu(expose_tensors(model, list(axes)), keep_qdq=True)(feeds)
@@ -182,10 +175,7 @@ def _sum_of_squares(array: ChannelMaps, axis: tuple[int, ...] | None = None) -> 
 
 
 def make_palette() -> tuple[list[int], bytes]:
-    """Return the colours of a montage, as Pillow takes them, and how opaque each is.
-
-    Small differences let the page shine through.
-    """
+    """Return the colours for Pillow and their opacity: the page shines through small differences."""
     positions, stops = np.linspace(0, 1, 128), np.linspace(0, 1, len(_VALUE_STOPS))
     parts = [np.interp(positions, stops, part) for part in zip(*_VALUE_STOPS, strict=True)]
     values = np.rint(np.stack(parts, axis=1)).astype(int).tolist()

@@ -54,10 +54,7 @@ class LayerError:
 def measure_layer_errors(
     reference: ir.Model, model: ir.Model, batches: Iterable[Tensors]
 ) -> tuple[LayerError, ...]:
-    """Return the errors at every tensor that both networks have, in the order of the reference.
-
-    One batch at a time is in memory, and a few sums of those before it.
-    """
+    """Return the errors at every tensor of both networks, in the order of the reference."""
     attribution, precisions = build_attribution_model(model, comparable_tensors(reference, model))
     if not precisions:
         raise QConvertError(
@@ -114,10 +111,7 @@ def worst_layers(layers: Sequence[LayerError], limit: int | None = None) -> list
 
 
 def relative_error(layer: LayerError) -> float:
-    """Return the error that a layer makes relative to its exact output: 0.01 for 40 dB.
-
-    Infinite where the layer overflows, 0 where it is unknown.
-    """
+    """Return a layer's own error relative to its exact output: 0.01 for 40 dB, 0 if unknown."""
     return 0.0 if layer.made_db is None else float(10.0 ** (-layer.made_db / 20))
 
 

@@ -17,10 +17,7 @@ LIBRARIES = (*system_probe.RUNTIMES, "onnx", "onnx-ir", "onnxslim", "numpy", "pi
 
 
 def describe_machine(installed: Installed | None = None, root: Path = Path("/")) -> dict[str, str]:
-    """Return what is known of this machine, by name; what cannot be read is left out.
-
-    `root` is where `/proc`, `/sys` and `/etc` are read from.
-    """
+    """Return what can be read of this machine, by name; `root` has `/proc`, `/sys` and `/etc`."""
     installed = installed or system_probe.detect()
     cpu = _search(root / "proc/cpuinfo", r"^(?:model name|Model|cpu model)\s*:\s*(.+)$")
     release = _search(root / "etc/os-release", r'^PRETTY_NAME="?([^"\n]+)')

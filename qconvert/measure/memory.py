@@ -64,10 +64,7 @@ class Footprint:
 def measure_peak(
     model: Path, feeds: Tensors, threads: int = 0, timeout_seconds: float = 300.0
 ) -> PeakMemory:
-    """Run a model once in a separate process, on ones of the given shapes; return its peak.
-
-    `threads` of 0 means one for each core.
-    """
+    """Return the peak of a process that runs a model once, on ones; 0 threads are one per core."""
     if sys.platform == "win32":
         return PeakMemory(None, reason="Windows does not report the peak memory of a process")
     request = {

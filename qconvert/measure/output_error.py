@@ -106,10 +106,7 @@ def sqnr_from_powers(signal: float, error: float) -> float | None:
 
 
 def noise_to_signal(reference: Sequence[Tensors], outputs: Sequence[Tensors]) -> float:
-    """Return the power of the error of all real outputs over that of the reference.
-
-    Where the reference is zero throughout, the power of the error itself.
-    """
+    """Return the power of the error of all real outputs, relative to the reference unless it is 0."""
     signal, error = _powers(reference, outputs)
     return error / (signal or 1.0) if math.isfinite(error) else math.inf
 

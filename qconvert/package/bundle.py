@@ -17,8 +17,7 @@ from qconvert.core.sanitize import sanitize_text
 from qconvert.core.tensors import TensorSpec
 from qconvert.images.listing import read_classes_file
 from qconvert.images.preprocess import ImageInput, Preprocess, find_image_input, fit_to_input
-from qconvert.report.markdown import escape_text
-from qconvert.report.model_card import describe_preprocessing, model_stem
+from qconvert.report.markdown import describe_preprocessing, escape_text, model_stem
 from qconvert.run import context, targets
 from qconvert.run.run_folder import RunFolder
 from qconvert.run.targets import Run

@@ -354,10 +354,7 @@ def _render_svg(
     whole: bool = False,
     size: tuple[int, int] = SMALL_SIZE,
 ) -> str:
-    """Return what `draw` draws on axes with these labels.
-
-    With `log` x is logarithmic; with `whole` its ticks are whole numbers.
-    """
+    """Return what `draw` draws; with `log` x is logarithmic, with `whole` its ticks are whole."""
     with mpl.rc_context(RC_PARAMS):
         inches = (size[0] / POINTS_PER_INCH, size[1] / POINTS_PER_INCH)
         # A constrained layout takes as long as the drawing; small charts have a fixed one.

@@ -40,10 +40,8 @@ def ms_per_image(variant: VariantResult) -> float:
 
 def latency_at(variant: VariantResult, batch: int, where: str) -> Latency | None:
     """Return the latency of a variant at a batch size, if it was measured."""
-    for latency in variant.latency:
-        if (latency.batch, latency.where) == (batch, where) and latency.samples_ms:
-            return latency
-    return None
+    timed = (t for t in variant.latency if t.samples_ms and (t.batch, t.where) == (batch, where))
+    return next(timed, None)
 
 
 def fp32_variant(report: Report, variant: VariantResult) -> VariantResult | None:

@@ -126,10 +126,7 @@ def size_table(report: Report) -> TextTable:
 
 
 def latency_table(report: Report, *, bars: bool = False) -> TextTable:
-    """Return a row for each engine and batch size, with calls on the device in a separate column.
-
-    Bars are relative to the slowest engine at the same batch size.
-    """
+    """Return a row for each engine and batch size; bars compare the engines at one batch size."""
     notes = Footnotes()
     latencies = [latency for variant in report.variants for latency in variant.latency]
     with_device = any(latency.where == "device" for latency in latencies)

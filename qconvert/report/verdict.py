@@ -21,10 +21,7 @@ FEW_IMAGES = 100
 
 
 def conclude(report: Report, limits: GateConfig) -> Report:
-    """Return the report with gates, notes and verdict; repeating this changes nothing.
-
-    Notes are not repeated; those of steps and measurements come first.
-    """
+    """Return the report with gates, notes and verdict; repeating this changes nothing."""
     report = replace(report, gates=gates.evaluate_gates(report, limits))
     best, verdict = _decide(report)
     notes = [
@@ -38,10 +35,7 @@ def conclude(report: Report, limits: GateConfig) -> Report:
 
 
 def _decide(report: Report) -> tuple[str, str]:
-    """Return the name of the variant to ship, empty where none is known, and the verdict.
-
-    It is the fastest that passes the gates and is known to be accurate.
-    """
+    """Return the fastest variant that is accurate and passes its gates, if any, and the verdict."""
     timed = [v for v in report.variants if metrics.headline_latency(v) is not None]
     if not timed:
         return "", _nothing_timed(report)
@@ -200,26 +194,26 @@ def _slow_int8_notes(report: Report) -> Iterator[str]:
             continue
         acceptable = [pair for pair in faster if gates.is_acceptable(report, pair[1])]
         float_ms, fastest = min(acceptable or faster, key=lambda pair: pair[0])
+        left, candidates = variant.unquantized, variant.candidates
+        if left:
+            op, count = Counter(node.op for node in left).most_common(1)[0]
+            why = Counter(node.reason for node in left if node.op == op).most_common(1)[0][0]
+            example = next(node.node for node in left if (node.op, node.reason) == (op, why))
+            reason = (
+                f"because {len(left)} of {max(candidates, len(left))} operators are not quantized, "
+                f"most of them {op} ({count}: {why}, as in `{example}`)"
+            )
+        else:
+            all_of = (
+                f"all {candidates} operators that could be are" if candidates else "its graph is"
+            )
+            reason = f"though {all_of} quantized"
         advice = f"ship `{fastest.name}`, or look" if acceptable else "look"
         yield (
             f"INT8 is not faster than {fastest.precision.upper()} on `{variant.backend}` "
             f"({fmt.ms(ms)} against {fmt.ms(float_ms)} ms), "
-            f"{_int8_reason(variant)}: {advice} with `qconvert inspect --quantized`"
+            f"{reason}: {advice} with `qconvert inspect --quantized`"
         )
-
-
-def _int8_reason(variant: VariantResult) -> str:
-    left, candidates = variant.unquantized, variant.candidates
-    if not left:
-        all_of = f"all {candidates} operators that could be are" if candidates else "its graph is"
-        return f"though {all_of} quantized"
-    op, count = Counter(node.op for node in left).most_common(1)[0]
-    reason = Counter(node.reason for node in left if node.op == op).most_common(1)[0][0]
-    example = next(node.node for node in left if (node.op, node.reason) == (op, reason))
-    return (
-        f"because {len(left)} of {max(candidates, len(left))} operators are not quantized, "
-        f"most of them {op} ({count}: {reason}, as in `{example}`)"
-    )
 
 
 def _image_notes(report: Report) -> Iterator[str]:

@@ -24,7 +24,7 @@ from qconvert.measure.memory import Footprint, PeakMemory
 from qconvert.measure.mixed_result import MixedResult
 from qconvert.report import json_file
 from qconvert.report.html import render_html
-from qconvert.report.markdown import render_markdown
+from qconvert.report.markdown import render_card, render_markdown
 from qconvert.report.metrics import NOT_TIMED_TOGETHER
 from qconvert.report.model import (
     EngineInfo,
@@ -35,7 +35,6 @@ from qconvert.report.model import (
     UnquantizedNode,
     VariantResult,
 )
-from qconvert.report.model_card import render_card
 from qconvert.report.tables import layers_csv
 from qconvert.report.verdict import conclude
 from qconvert.run.context import EvaluationSet, RunContext

@@ -13,9 +13,8 @@ from markdown_it import MarkdownIt
 from qconvert.core.config import GateConfig
 from qconvert.report import json_file
 from qconvert.report.html import render_html
-from qconvert.report.markdown import render_markdown
+from qconvert.report.markdown import render_card, render_markdown
 from qconvert.report.model import Report
-from qconvert.report.model_card import render_card
 from qconvert.report.tables import layers_csv
 from qconvert.report.verdict import conclude
 from tests.report import evidence

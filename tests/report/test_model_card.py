@@ -12,8 +12,8 @@ from qconvert.core import config_file, onnx_io
 from qconvert.core.config import GateConfig
 from qconvert.core.errors import UsageError
 from qconvert.images.preprocess import PRESETS, Preprocess
+from qconvert.report.markdown import render_card
 from qconvert.report.model import Report
-from qconvert.report.model_card import render_card
 from qconvert.report.verdict import conclude
 from tests import models
 from tests.report import reports
