@@ -65,7 +65,7 @@ def wanted_symbols(providers: Sequence[Path]) -> Mapping[str, set[str]]:
             symbols[library].add(name)
         # The driver's functions have no versions, and those of cuDNN are looked up by name.
         symbols["libcuda.so.1"] |= set(re.findall(r" U (cu[A-Z]\w+)\n", run("nm", "-D", provider)))
-        texts = re.findall(rb"\0(cudnn[A-Z]\w+)\0", provider.read_bytes())
+        texts = re.findall(rb"\0(cudnn[A-Z]\w+)(?=\0)", provider.read_bytes())
         symbols["libcudnn.so.9"] |= {text.decode() for text in texts}
     return symbols
 
