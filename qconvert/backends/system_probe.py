@@ -31,6 +31,9 @@ INTEGER_FLAGS = {
     "asimddp": "dot product",
 }
 
+# What the fake driver of tests/gpu_lab calls its devices; reports say that they are none.
+SIMULATED_GPU = "Simulated GPU"
+
 PROBE_TIMEOUT_SECONDS = 120
 
 _PROBE_SCRIPT = """

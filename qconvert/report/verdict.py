@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
+from qconvert.backends.system_probe import SIMULATED_GPU
 from qconvert.core import number_format as fmt
 from qconvert.core.config import GateConfig
 from qconvert.measure.accuracy import IDENTICAL, IDENTICAL_WHERE_FINITE, NO_CLASSES, NO_LABELS
@@ -18,13 +19,21 @@ from qconvert.report.model import Report, VariantResult
 # Footnotes of the accuracy table.
 SHOWN_IN_TABLE = (IDENTICAL, IDENTICAL_WHERE_FINITE, NO_LABELS, NO_CLASSES)
 FEW_IMAGES = 100
+SIMULATED = (
+    "the GPU is simulated: its engines ran on the CPU, so that their times, memory and power are "
+    "not those of any device"
+)
 
 
 def conclude(report: Report, limits: GateConfig) -> Report:
     """Return the report with gates, notes and verdict; repeating this changes nothing."""
     report = replace(report, gates=gates.evaluate_gates(report, limits))
     best, verdict = _decide(report)
+    is_simulated = SIMULATED_GPU in report.machine.get("gpu", "")
+    if is_simulated:
+        verdict = f"On a simulated GPU: {verdict}"
     notes = [
+        *([SIMULATED] if is_simulated else []),
         *report.run_notes,
         *_measurement_notes(report),
         *_slow_int8_notes(report),

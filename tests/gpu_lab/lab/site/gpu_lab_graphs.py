@@ -47,7 +47,12 @@ ARRAYS = {
 # TensorRT's numbers of layers; others count as identities, of which nobody asks anything.
 LAYERS = {"Conv": 0, "Relu": 2, "MaxPool": 3, "Softmax": 6, "ConvTranspose": 7, "MatMul": 17}
 IDENTITY = 20
-INSPECTED = {"Half": 1, "Int8": 2, "Float": 0}
+SPELLED = {
+    TensorProto.FLOAT: "Float",
+    TensorProto.FLOAT16: "Half",
+    TensorProto.BFLOAT16: "BFloat16",
+    TensorProto.INT8: "Int8",
+}
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -137,19 +142,31 @@ class Graph:
         return outputs
 
     def inspect(self, options: Mapping[str, int]) -> str:
-        """The layers as TensorRT's inspector lists them: a convolution that reads Q/DQ is INT8."""
-        weak = "Half" if options["flags"] & 1 else "Float"
-        producers = {name: node.op_type for node in self.model.graph.node for name in node.output}
+        """The layers as TensorRT's inspector lists them; one that reads Q/DQ is INT8.
+
+        Weakly typed networks take the precision of the rest from the flags of the build.
+        """
+        inferred = onnx.shape_inference.infer_shapes(self.model).graph
+        values = (*inferred.value_info, *inferred.input, *inferred.output)
+        types = {value.name: value.type.tensor_type.elem_type for value in values}
+        types |= {
+            node.output[0]: TensorProto.INT8
+            for node in self.model.graph.node
+            if node.op_type == "DequantizeLinear"
+        }
+        has_half = not options["strongly_typed"] and options["flags"] & 1
         layers = []
         for node in self.model.graph.node:
             if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
                 continue
-            is_int8 = producers.get(node.input[0] if node.input else "") == "DequantizeLinear"
-            tensor = {"Name": "", "Dimensions": [], "Format/Datatype": "Int8" if is_int8 else weak}
+            kind = types.get(next(iter(node.input), ""), TensorProto.FLOAT)
+            kind = TensorProto.FLOAT16 if has_half and kind == TensorProto.FLOAT else kind
+            tensor = {"Name": "", "Dimensions": [], "Format/Datatype": SPELLED.get(kind, "Int32")}
+            layer_type = "Reformat" if node.op_type == "Cast" else node.op_type
             layers.append(
                 {
                     "Name": node.name,
-                    "LayerType": node.op_type,
+                    "LayerType": layer_type,
                     "Inputs": [tensor],
                     "Outputs": [tensor],
                 }
