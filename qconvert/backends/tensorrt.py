@@ -41,7 +41,7 @@ from qconvert.core.scales import Grid
 from qconvert.core.tensors import TensorSpec
 from qconvert.quantize import rules_tensorrt
 from qconvert.quantize.plan import RestPrecision
-from qconvert.quantize.scheme import Scheme
+from qconvert.quantize.scheme import OperatorRule, Scheme
 
 PROVIDER = "TensorrtExecutionProvider"
 ENGINE = "model.engine"
@@ -105,21 +105,21 @@ def requirements() -> BackendRequirements:
     If nothing is installed, builds are strongly typed, as those of the native builder.
     """
     return BackendRequirements(
-        quantization_scheme("tensorrt"),
+        quantization_scheme("tensorrt", rules_tensorrt.RULES),
         ("fp32", "fp16", "bf16"),
         default_rest=DEFAULT_REST,
         strongly_typed=not takes_flags(*_versions(detect())),
     )
 
 
-def quantization_scheme(name: str) -> Scheme:
-    """Return the scheme of TensorRT's builders."""
+def quantization_scheme(name: str, rules: tuple[OperatorRule, ...]) -> Scheme:
+    """Return the scheme of one of TensorRT's builders."""
     return Scheme(
         name,
         activations=Grid(8),
         weights=Grid(8),
         integer_bias=False,
-        rules=rules_tensorrt.RULES,
+        rules=rules,
         shared_scale=frozenset({"Concat"}),
     )
 

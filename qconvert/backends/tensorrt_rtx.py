@@ -3,6 +3,7 @@
 Loading follows the documentation of ONNX Runtime's provider plugin; it needs an RTX GPU.
 """
 
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +32,7 @@ from qconvert.core import onnx_io
 from qconvert.core.config import TensorrtRtxConfig
 from qconvert.core.errors import Unavailable, UsageError
 from qconvert.core.pip_command import pip_install
+from qconvert.quantize.rules_tensorrt import RTX_RULES
 
 PROVIDER = "NvTensorRTRTXExecutionProvider"
 ENGINE = "model.engine"
@@ -56,7 +58,7 @@ def probe(installed: Installed) -> Availability:
 def requirements() -> BackendRequirements:
     """Return the graphs that TensorRT for RTX accepts: the same as TensorRT."""
     return BackendRequirements(
-        quantization_scheme("tensorrt-rtx"),
+        quantization_scheme("tensorrt-rtx", RTX_RULES),
         ("fp32", "fp16", "bf16"),
         default_rest="fp16",
         notes=("TensorRT for RTX documents no INT8 convolution: measure before use",),
@@ -90,8 +92,28 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
     model, _ = copy_graph(graph, folder)
     options = NativeBuildOptions(onnx_io.inputs(model), profiles, settings.workspace)
     nvinfer.build_and_wrap("tensorrt_rtx", model, folder / ENGINE, options, PROVIDER, progress)
-    made_with = dict(cache_key(spec))
-    return Engine("tensorrt-rtx", spec.precision, folder, GRAPH, (CONTEXT, ENGINE), made_with)
+    made_with, notes = dict(cache_key(spec)), _kernel_notes((folder / ENGINE).read_bytes())
+    files = CONTEXT, ENGINE
+    return Engine("tensorrt-rtx", spec.precision, folder, GRAPH, files, made_with, notes=notes)
+
+
+def _kernel_notes(engine: bytes) -> tuple[str, ...]:
+    """Say how much of an engine is the source of generated kernels, where that is much.
+
+    The builder generates a kernel for what it fuses into no other, above all for scales between
+    INT8 layers. Found by looking into engines of release 1.7; their format is not documented.
+    """
+    programs = [
+        text for text in re.findall(rb"[\t\n\r -~]{4096,}", engine) if b"__global__" in text
+    ]
+    size = sum(map(len, programs))
+    if size < 0.2 * len(engine):
+        return ()
+    return (
+        f"{size / 1e6:.1f} of its {len(engine) / 1e6:.1f} MB are the source of {len(programs)} "
+        "kernels that the GPU compiles at the first load: work between layers that the builder did "
+        "not fuse into them, which costs time too: compare with fp16 before use",
+    )
 
 
 def open(engine: Engine) -> Session:

@@ -4,6 +4,8 @@ Outputs never are, nor anything between a convolution, its normalization and its
 that every fusion stays possible. Of an Add only the branch that is not fused is quantized.
 """
 
+from dataclasses import replace
+
 import onnx_ir as ir
 
 from qconvert.graph.patterns import (
@@ -64,6 +66,20 @@ def not_tiny(node: ir.Node) -> str:
         return ""
     channels = f"{inputs} to {outputs} channels" + (f" in {group} groups" if group > 1 else "")
     return f"{channels} and a {'x'.join(map(str, kernel))} kernel are too few for integer kernels"
+
+
+def no_narrow_groups(node: ir.Node) -> str:
+    """Refuse convolutions whose groups TensorRT for RTX fills up with zeros.
+
+    Its INT8 kernels multiply 16 channels at a time. An engine of depthwise convolutions holds 360
+    times the bytes of their weights (release 1.7, measured by building them).
+    """
+    group = node.attributes.get_int("group", 1)
+    shape = weight_shape(node)
+    channels = shape[1] if node.op_type == "Conv" else shape[0] // group
+    if group == 1 or channels >= MIN_CHANNELS // 4:
+        return ""
+    return f"TensorRT for RTX pads groups of {channels} channels to {MIN_CHANNELS} in integers"
 
 
 def not_matrix_vector(node: ir.Node) -> str:
@@ -220,4 +236,9 @@ RULES = (
     ),
     leave_in_float("Softmax", "LayerNormalization", "Gelu", why="it loses too much in 8 bits"),
     SUBGRAPHS,
+)
+
+RTX_RULES = (
+    replace(RULES[0], checks=(*RULES[0].checks, no_narrow_groups)),
+    *RULES[1:],
 )

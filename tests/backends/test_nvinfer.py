@@ -7,9 +7,11 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from numpy.typing import NDArray
 
 from qconvert.backends import nvinfer, ort, tensorrt_rtx
 from qconvert.backends.base import BuildSpec, Engine, LoadSpec, Precision, Profile
@@ -194,3 +196,36 @@ def test_layers_count_by_the_type_they_read() -> None:
     assert layer_precisions(layers) == counts
     assert layer_precisions('{"Layers": ["conv1", "conv2"]}') is None
     assert layer_precisions("no JSON") is None
+
+
+@pytest.mark.long
+def test_int8_groups_of_few_channels_are_padded_by_the_builder(
+    trt: ModuleType, tmp_path: Path
+) -> None:
+    """The reason for the rule `no_narrow_groups`; if it fails, the builder has learned better."""
+
+    def engine_bytes(group: int) -> int:
+        lines, shape = [], (64, 64 // group, 3, 3)
+        for layer in range(4):
+            lines += [
+                f"q{layer} = QuantizeLinear (x{layer}, s, z)",
+                f"d{layer} = DequantizeLinear (q{layer}, s, z)",
+                f"w{layer} = DequantizeLinear (i{layer}, s, z)",
+                f"x{layer + 1} = Conv <pads: ints = [1, 1, 1, 1], group: int = {group}> "
+                f"(d{layer}, w{layer})",
+            ]
+        random = np.random.default_rng(0)
+        weights: dict[str, NDArray[np.generic]] = {
+            f"i{n}": random.integers(-99, 99, shape).astype(np.int8) for n in range(4)
+        }
+        weights |= {"s": np.array(0.05, np.float32), "z": np.array(0, np.int8)}
+        text = "grouped (float[1, 64, 56, 56] x0) => (float[1, 64, 56, 56] x4)"
+        network = from_text(f"{text} {{ {' '.join(lines)} }}", **weights)
+        path = tmp_path / f"{group}.onnx"
+        onnx_io.save(network, path)
+        options = NativeBuildOptions(onnx_io.inputs(network), (Profile(),))
+        nvinfer.run_worker("tensorrt_rtx", path, (options, tmp_path / "engine"))
+        return (tmp_path / "engine").stat().st_size
+
+    plain, depthwise = engine_bytes(16), engine_bytes(64)  # 4 channels a group, and 1
+    assert depthwise - plain > 100 * 4 * 64 * 9  # over 100 times the bytes of its weights

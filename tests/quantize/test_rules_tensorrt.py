@@ -185,3 +185,17 @@ def test_concat_input_much_narrower_than_the_rest_keeps_its_scale() -> None:
     left = share_ranges(before.graph, plan.layers, ranges, frozenset({"Concat"}))
     assert left["c"] == Range(-1.0, 1.0)
     assert left["t"].high == 9.0
+
+
+@pytest.mark.parametrize(("group", "padded"), [(64, True), (32, True), (16, False), (1, False)])
+def test_only_rtx_leaves_convolutions_of_narrow_groups_in_float(group: int, padded: bool) -> None:
+    wide = "(float[N, 64, 8, 8] x) => (float[] y)"
+    body = f"y = Conv <pads: ints = [1, 1, 1, 1], group: int = {group}> (x, w)"
+    planned_model = model(body, wide, w=(64, 64 // group, 3, 3))
+    for name in ("tensorrt", "tensorrt-rtx"):
+        left = [layer.left for layer in layers(planned_model, name).values() if layer.left]
+        assert [text for text in left if "pads groups" in text] == (
+            [f"TensorRT for RTX pads groups of {64 // group} channels to 16 in integers"]
+            if padded and name == "tensorrt-rtx"
+            else []
+        )
