@@ -168,13 +168,9 @@ def quantize(
     `inputs`, `weights`, `trust`, `settings`, `config`.
     """
     context = _open_model_job(model, options, QuantizeArguments)
-    request = QuantizeRequest(
-        out=Path(output),
-        backend=options.get("backend", "cpu"),
-        precision=options.get("precision", "int8"),
-        calibration=_optional_path(options.get("calibration")),
-        plan=_optional_path(options.get("plan")),
-    )
+    target = options.get("backend", "cpu"), options.get("precision", "int8")
+    files = _optional_path(options.get("calibration")), _optional_path(options.get("plan"))
+    request = QuantizeRequest(Path(output), *target, *files)
     return quantize_job.quantize(context, request)
 
 

@@ -28,4 +28,4 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
     target = resolve(targets)
     config = settings.load_for_target(target.run.root if target.run else None, chosen)
     report = bench(target, open_context(config, console.PROGRESS.update))
-    views.finish(report, ("latency", "timing"), as_json=chosen["as_json"])
+    views.finish(report, as_json=chosen["as_json"], tables=("latency", "timing"))

@@ -50,23 +50,20 @@ def command(model: str | None, output: Path | None, run: Path | None, **chosen: 
     if run is not None and output is not None:
         raise click.UsageError("`--from RUN` resumes RUN in its own folder; leave out `-o`")
     config = settings.load(model, chosen, run)
-    request = BuildRequest(
-        out=run or output or Path("runs") / settings.model_name(str(config.model)),
-        command=sanitize_text(shlex.join(["qconvert", *sys.argv[1:]])),
-        resumed=run is not None,
-        plan_only=chosen["plan_only"],
-        workers=chosen["workers"],
-    )
+    out = run or output or Path("runs") / settings.model_name(str(config.model))
     if not chosen["dry_run"]:
+        typed = sanitize_text(shlex.join(["qconvert", *sys.argv[1:]]))
+        extent = {name: chosen[name] for name in ("plan_only", "workers")}
+        request = BuildRequest(out, typed, resumed=run is not None, **extent)
         flags = {"trust": chosen["trust"], "fresh": chosen["fresh"]}
         report = build(open_context(config, console.PROGRESS.update, **flags), request)
-        views.finish(report, as_json=chosen["as_json"], page=request.out / "report.html")
+        views.finish(report, as_json=chosen["as_json"], page=out / "report.html")
         return
-    if request.resumed:
-        run_folder.require_same_settings(run_folder.RunFolder(request.out), config)
+    if run is not None:
+        run_folder.require_same_settings(run_folder.RunFolder(run), config)
     else:
         run_folder.require_inputs_exist(config)
-        run_folder.require_usable_folder(request.out, config)
+        run_folder.require_usable_folder(out, config)
     choice = choose_variants(config.build, plan_only=True)
     console.write(f"model     {config.model}")
     console.write(f"calibrate {config.calibration.images or 'no images'}")
@@ -75,5 +72,5 @@ def command(model: str | None, output: Path | None, run: Path | None, **chosen: 
         state = "runs here" if backend.runs else backend.reason
         console.write(f"engine    {variant.name}: {state}")
     console.write(f"evaluate  {config.evaluate.images or 'no images'}")
-    console.write(f"write     {request.out}")
+    console.write(f"write     {out}")
     console.note(*choice.notes)

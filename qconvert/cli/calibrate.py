@@ -78,13 +78,9 @@ def command(targets: tuple[str, ...], output: Path | None, **chosen: Any) -> Non
     if len(targets) > 1:
         raise UsageError("one model at a time", hint="to add parts: `--merge A.npz B.npz -o C.npz`")
     config = settings.load(targets[0] if targets else None, chosen)
-    calibration = calibrate(
-        open_context(config, console.PROGRESS.update, trust=chosen["trust"]),
-        output or Path("calibration.npz"),
-        workers=chosen["workers"],
-        shard=chosen["shard"],
-        fresh=chosen["fresh"],
-    )
+    context = open_context(config, console.PROGRESS.update, trust=chosen["trust"])
+    extent = {name: chosen[name] for name in ("workers", "shard", "fresh")}
+    calibration = calibrate(context, output or Path("calibration.npz"), **extent)
     _note_weaknesses(calibration, chosen["shard"])
     if chosen["show"] or chosen["as_json"]:
         _show(calibration, chosen)

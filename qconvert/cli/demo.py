@@ -13,7 +13,7 @@ from qconvert.cli import build, console, options, settings, views
 @options.command("qconvert demo", "qconvert demo --json -o demo")
 @options.output(
     "Folder for the network, the images and the run.",
-    click.Path(path_type=Path, file_okay=False),
+    options.FOLDER,
     default="qconvert-demo",
     show_default=True,
 )

@@ -21,25 +21,15 @@ if TYPE_CHECKING:
 
 
 @options.command("qconvert doctor", "qconvert doctor --json", "qconvert doctor --prove")
-@click.option(
-    "--prove",
-    "proves",
-    is_flag=True,
-    help="Build, time and score the demo network in each precision on each backend.",
+@options.flag(
+    "--prove", "Build, time and score the demo network in each precision on each backend."
 )
-@click.option(
-    "--backend", "chosen", multiple=True, metavar="NAME", help="Prove only these backends."
-)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default="qconvert-proof",
-    show_default=True,
-    help="Folder for what --prove makes.",
+@options.repeated("--backend", "chosen", "NAME", "Prove only these backends.")
+@options.output(
+    "Folder for what --prove makes.", options.FOLDER, default="qconvert-proof", show_default=True
 )
 @options.json_option
-def command(proves: bool, chosen: tuple[str, ...], output: Path, *, as_json: bool) -> None:
+def command(prove: bool, chosen: tuple[str, ...], output: Path, *, as_json: bool) -> None:
     """Show which backends build and run here, why not, and the command that fixes it.
 
     With --prove, every engine is built, timed and compared with FP32 on 1000 images, each in a
@@ -52,7 +42,7 @@ def command(proves: bool, chosen: tuple[str, ...], output: Path, *, as_json: boo
         raise click.UsageError(f"there is no backend `{unknown[0]}`: {', '.join(BACKENDS)}")
     system = system_probe.detect()
     backends = {name: probe(name, system) for name in BACKENDS}
-    to_prove = {name: backends[name] for name in chosen or BACKENDS} if proves else {}
+    to_prove = {name: backends[name] for name in chosen or BACKENDS} if prove else {}
     conflicts = list(system.runtimes) if len(system.runtimes) > 1 else []
     if as_json:
         facts = {

@@ -30,4 +30,4 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
     target = resolve(targets)
     config = settings.load_for_target(target.run.root if target.run else None, chosen)
     report = evaluate(target, open_context(config, console.PROGRESS.update), chosen["workers"])
-    views.finish(report, ("accuracy",), as_json=chosen["as_json"])
+    views.finish(report, as_json=chosen["as_json"], tables=("accuracy",))

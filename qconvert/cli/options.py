@@ -17,6 +17,7 @@ BACKENDS: tuple[str, ...] = get_args(Backend)  # `--help` does not import the ba
 Decorator = Callable[[Any], Any]
 PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 def command(*examples: str) -> Callable[[Callable[..., None]], click.Command]:

@@ -15,15 +15,11 @@ if TYPE_CHECKING:
     from qconvert.quantize.plan import LayerPlan
     from qconvert.report.model import Report
 
-REPORT_TABLES = ("size", "latency", "accuracy", "overview")
+TABLES = ("size", "latency", "accuracy", "overview")
 
 
 def finish(
-    report: "Report",
-    tables: Sequence[str] = REPORT_TABLES,
-    *,
-    as_json: bool,
-    page: Path | None = None,
+    report: "Report", *, as_json: bool, tables: Sequence[str] = TABLES, page: Path | None = None
 ) -> None:
     """Print a report, as JSON or in tables; then fail with exit code 1 if a gate failed."""
     from qconvert.report import gates, json_file
@@ -37,7 +33,7 @@ def finish(
     gates.require_passed(report, shown=not as_json)
 
 
-def show_report(report: "Report", names: Sequence[str] = REPORT_TABLES) -> None:
+def show_report(report: "Report", names: Sequence[str] = TABLES) -> None:
     """Print tables of a report, then its failed gates, notes and verdict."""
     from qconvert.report import tables, terminal
 

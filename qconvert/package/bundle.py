@@ -79,15 +79,9 @@ def make_bundle(run: Run, engine: str = "", name: str = "", classes: Path | None
     with contextlib.suppress(QConvertError):  # the inputs are not images
         preparation = fit_to_input(preprocess, find_image_input(source.inputs))
     folder = RunFolder(run.folder)
-    bundle = Bundle(
-        name=name,
-        engine=built,
-        inputs=source.inputs,
-        outputs=onnx_io.outputs(source.model),
-        profile=folder.settings().build.profile,
-        opset=source.model.opset_imports.get("", 0),
-        preparation=preparation,
-    )
+    profile, opset = folder.settings().build.profile, source.model.opset_imports.get("", 0)
+    outputs = onnx_io.outputs(source.model)
+    bundle = Bundle(name, built, source.inputs, outputs, profile, opset, preparation)
     if classes is None and not folder.classes.is_file():
         return bundle
     names = tuple(map(sanitize_text, read_classes_file(classes or folder.classes).names))
