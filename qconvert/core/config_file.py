@@ -32,10 +32,7 @@ def load(
     source: str = "command line",
     base: Config | None = None,
 ) -> Config:
-    """Return the settings of `base`, overridden by those of a file, overridden by `overrides`.
-
-    `source` says in errors where the overrides come from.
-    """
+    """Return the settings of `base`, a file and `overrides`, which errors call `source`."""
     text, tree = _read(path) if path else ("", {})
     for dotted, value in (overrides or {}).items():
         *names, last = dotted.split(".")

@@ -1,8 +1,4 @@
-"""Inputs of a network from image files or arrays.
-
-`open_images` opens what a path names, `images.batches(8)` reads it, and `reopen_images` opens the
-images of a manifest again.
-"""
+"""Inputs of a network from image files or arrays."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -133,8 +133,7 @@ def map_ordered(
 ) -> Generator[Result]:
     """Yield `function(item)` in order, with at most `limit` results started and not yet taken.
 
-    However it ends (exhausted, by an error in `function`, or closed early), no thread is left:
-    running calls finish, waiting ones are dropped.
+    However it ends, no thread is left: running calls finish, waiting ones are dropped.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="qconvert-images")
     started: deque[Future[Result]] = deque()

@@ -50,10 +50,7 @@ Labels = tuple[Sequence[int | None], Classes]
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """One image: its name relative to the root, its class, and its place among the chosen images.
-
-    `sha256` is the hash of its content, empty while it is unknown.
-    """
+    """One image: its name relative to the root, its hash if known, class, and place in order."""
 
     name: str
     sha256: str = ""

@@ -1,7 +1,7 @@
 """Load a model from a file, a factory function, or a model zoo."""
 
+import pkgutil
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -34,11 +34,7 @@ FILE_KINDS = set(SUFFIXES.values())
 
 @dataclass(frozen=True)
 class Source:
-    """A model in ONNX form, as the user brought it.
-
-    `run` is the forward of the original, None if the original is ONNX. `preprocess` is the
-    preprocessing that the source itself describes, None if it describes none.
-    """
+    """A model in ONNX form, with the forward and preprocessing of the original, if it has them."""
 
     name: str
     model: ir.Model
@@ -60,9 +56,8 @@ class LoadedModel:
 
 def load(source: str, export: ExportConfig, *, trust: bool = False) -> Source:
     """Load a model in ONNX form; `trust` allows files that can run code while they are read."""
-    module, _, function = LOADERS[kind(source)].partition(":")
     try:
-        loader = getattr(import_module(module), function)
+        loader = pkgutil.resolve_name(LOADERS[kind(source)])
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "onnxscript"):
             raise

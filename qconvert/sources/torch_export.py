@@ -67,10 +67,7 @@ class Forward:
 def from_module(
     name: str, module: torch.nn.Module, specs: Sequence[TensorSpec], export: ExportConfig
 ) -> Source:
-    """Export a module in evaluation mode; the batch is dynamic unless `export` has a number.
-
-    `specs` are its inputs, unless `export` names others.
-    """
+    """Export a module in evaluation mode; `specs` are its inputs, unless `export` names others."""
     module = module.eval()
     specs = [parse_spec(text) for text in export.inputs] or specs
     signature = inspect.signature(module.forward).parameters.values()

@@ -1,7 +1,4 @@
-"""Load networks of PyTorch: files that torch wrote, the user's own factory, timm and torchvision.
-
-Code in files runs only with trust.
-"""
+"""Load networks of PyTorch; code in files that torch wrote runs only with trust."""
 
 import contextlib
 import importlib
