@@ -49,10 +49,7 @@ def open_images(choice: ImageChoice, specs: Sequence[TensorSpec], preprocess: Pr
 
 
 def reopen_images(
-    root: Path,
-    entries: Sequence[ImageEntry],
-    specs: Sequence[TensorSpec],
-    preprocess: Preprocess,
+    root: Path, entries: Sequence[ImageEntry], specs: Sequence[TensorSpec], preprocess: Preprocess
 ) -> Images:
     """Return exactly the images of a manifest; reading one that has changed is an error."""
     if root.suffix.lower() in ARRAY_SUFFIXES:

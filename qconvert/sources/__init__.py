@@ -62,8 +62,7 @@ def load(source: str, export: ExportConfig, *, trust: bool = False) -> Source:
         if error.name not in ("torch", "onnxscript"):
             raise
         raise Unavailable(
-            f"`{source}` needs {error.name}, which is not installed",
-            hint=pip_install("torch"),
+            f"`{source}` needs {error.name}, which is not installed", hint=pip_install("torch")
         ) from None
     return cast(Source, loader(source, export, trust))
 

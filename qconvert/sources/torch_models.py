@@ -337,8 +337,7 @@ def _read_safetensors(path: Path) -> Any:
         from safetensors.torch import load_file
     except ModuleNotFoundError:
         raise Unavailable(
-            f"`{path}` needs safetensors, which is not installed",
-            hint=pip_install("torch"),
+            f"`{path}` needs safetensors, which is not installed", hint=pip_install("torch")
         ) from None
     try:
         return load_file(path)
