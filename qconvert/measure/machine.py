@@ -19,18 +19,40 @@ LIBRARIES = (*system_probe.RUNTIMES, "onnx", "onnx-ir", "onnxslim", "numpy", "pi
 def describe_machine(installed: Installed | None = None, root: Path = Path("/")) -> dict[str, str]:
     """Return what can be read of this machine, by name; `root` has `/proc`, `/sys` and `/etc`."""
     installed = installed or system_probe.detect()
-    cpu = _search(root / "proc/cpuinfo", r"^(?:model name|Model|cpu model)\s*:\s*(.+)$")
+    count = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else count
+    cores = f"{usable}" if usable == count else f"{usable} of {count}"
+    quota = _read(root / "sys/fs/cgroup/cpu.max").split()
+    if len(quota) == 2 and quota[0].isdigit() and int(quota[1]):
+        # A container may see all cores and yet not be given their time.
+        cores += f", limited to the time of {int(quota[0]) / int(quota[1]):g}"
+    total = int(_search(root / "proc/meminfo", r"^MemTotal:\s*(\d+) kB") or 0) * 1024
+    if not total and {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= getattr(os, "sysconf_names", {}).keys():
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = f"{total / GIB:.1f} GB" if total else ""
+    limit = _read(root / "sys/fs/cgroup/memory.max")
+    if limit.isdigit() and int(limit) < total:
+        memory += f", limited to {int(limit) / GIB:.1f} GB"
+    clock, cpu = [], root / "sys/devices/system/cpu"
+    if governor := _read(cpu / "cpu0/cpufreq/scaling_governor"):
+        clock.append(f"governor {governor}")
+    if (fastest := _read(cpu / "cpu0/cpufreq/cpuinfo_max_freq")).isdigit():
+        clock.append(f"at most {int(fastest) / 1e6:.2f} GHz")
+    for file, off in (("intel_pstate/no_turbo", "1"), ("cpufreq/boost", "0")):
+        if state := _read(cpu / file):
+            clock.append(f"turbo {'off' if state == off else 'on'}")
+    model = _search(root / "proc/cpuinfo", r"^(?:model name|Model|cpu model)\s*:\s*(.+)$")
     release = _search(root / "etc/os-release", r'^PRETTY_NAME="?([^"\n]+)')
     kernel = f"{platform.system()} {platform.release()} {platform.machine()}"
     gpus = Counter(
         f"{gpu.name} (compute {gpu.capability[0]}.{gpu.capability[1]})" for gpu in installed.gpus
     )
     facts = {
-        "cpu": cpu or platform.processor() or platform.machine(),
-        "cores": _cores(root),
+        "cpu": model or platform.processor() or platform.machine(),
+        "cores": cores,
         "int8 instructions": system_probe.integer_instructions(),
-        "cpu clock": _clock(root / "sys/devices/system/cpu"),
-        "memory": _memory(root),
+        "cpu clock": ", ".join(clock),
+        "memory": memory,
         "os": f"{release}, {kernel}" if release and sys.platform == "linux" else kernel,
         "python": platform.python_version(),
         **{name: installed.packages.get(name, "") for name in LIBRARIES},
@@ -39,42 +61,6 @@ def describe_machine(installed: Installed | None = None, root: Path = Path("/"))
         "driver": installed.driver,
     }
     return {name: fact for name, fact in facts.items() if fact}
-
-
-def _cores(root: Path) -> str:
-    """Return how many cores this process may use, and how many exist where that is more."""
-    count = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else count
-    quota = _read(root / "sys/fs/cgroup/cpu.max").split()
-    text = f"{usable}" if usable == count else f"{usable} of {count}"
-    if len(quota) == 2 and quota[0].isdigit() and int(quota[1]):
-        # A container may see all cores and yet not be given their time.
-        text += f", limited to the time of {int(quota[0]) / int(quota[1]):g}"
-    return text
-
-
-def _memory(root: Path) -> str:
-    total = int(_search(root / "proc/meminfo", r"^MemTotal:\s*(\d+) kB") or 0) * 1024
-    if not total and {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= getattr(os, "sysconf_names", {}).keys():
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = _read(root / "sys/fs/cgroup/memory.max")
-    text = f"{total / GIB:.1f} GB" if total else ""
-    if limit.isdigit() and int(limit) < total:
-        text += f", limited to {int(limit) / GIB:.1f} GB"
-    return text
-
-
-def _clock(cpu: Path) -> str:
-    """Return what decides the clock of the cores."""
-    parts = []
-    if governor := _read(cpu / "cpu0/cpufreq/scaling_governor"):
-        parts.append(f"governor {governor}")
-    if (fastest := _read(cpu / "cpu0/cpufreq/cpuinfo_max_freq")).isdigit():
-        parts.append(f"at most {int(fastest) / 1e6:.2f} GHz")
-    for file, off in (("intel_pstate/no_turbo", "1"), ("cpufreq/boost", "0")):
-        if state := _read(cpu / file):
-            parts.append(f"turbo {'off' if state == off else 'on'}")
-    return ", ".join(parts)
 
 
 def _search(path: Path, pattern: str) -> str:
