@@ -13,7 +13,6 @@ from dataclasses import replace
 from qconvert.core import number_format
 from qconvert.core.config import GateConfig
 from qconvert.core.errors import GateFailed
-from qconvert.measure.latency import summarize_latency
 from qconvert.report import metrics
 from qconvert.report.model import GateName, GateResult, Report, VariantResult
 
@@ -83,7 +82,7 @@ def _measure(report: Report, variant: VariantResult, name: GateName) -> tuple[fl
     latency = metrics.headline_latency(variant)
     if latency is None:
         return None, metrics.missing_reason(variant, "latency")
-    value: float | None = summarize_latency(latency).median_ms
+    value = metrics.median_ms(variant)
     if name == "min-speedup":
         value = metrics.speedup(report, variant, latency)
         if value is None:

@@ -32,6 +32,12 @@ def headline_latency(variant: VariantResult) -> Latency | None:
     return min(timed, key=lambda latency: (latency.where == "device", latency.batch), default=None)
 
 
+def median_ms(variant: VariantResult) -> float | None:
+    """Return the median of the headline latency."""
+    latency = headline_latency(variant)
+    return None if latency is None else summarize_latency(latency).median_ms
+
+
 def ms_per_image(variant: VariantResult) -> float:
     """Return what ranks variants by speed at any batch size; infinite if untimed."""
     latency = headline_latency(variant)
