@@ -212,7 +212,7 @@ class Backend(Protocol):
         """Return everything that decides a build beside the model: versions, devices, options."""
 
     def require_readable(self, graph: Path, spec: BuildSpec) -> None:
-        """Refuse the float graph that builds start from if the builder cannot read it."""
+        """Refuse the float graph that a build starts from if it cannot have this precision."""
 
     def build(
         self, graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCallback

@@ -146,7 +146,8 @@ def open(engine: Engine) -> Session:
 
     path, spec = engine.folder / engine.files[0], load_spec(engine)
     session = ort.create_session(path, spec)
-    return ort.OrtSession(session, lambda: ort.kernel_coverage(path, spec))
+    nodes = ort.nodes_by_provider(session)
+    return ort.OrtSession(session, lambda: ort.kernel_coverage(path, spec, nodes))
 
 
 def load_spec(engine: Engine) -> LoadSpec:

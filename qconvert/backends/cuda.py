@@ -1,7 +1,12 @@
 """The CUDA backend: ONNX Runtime's CUDA provider on the ONNX file itself."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+
+import onnx
+import onnx_ir as ir
 
 from qconvert.backends.base import (
     GRAPH,
@@ -12,28 +17,47 @@ from qconvert.backends.base import (
     Coverage,
     Engine,
     LoadSpec,
+    Precision,
     Session,
     TritonSpec,
     copy_graph,
+    explain_write_errors,
     read_settings,
     settings_as_text,
 )
 from qconvert.backends.system_probe import Installed, detect, provider_error
+from qconvert.backends.versions import PACKAGE, find_release, why_too_old
 from qconvert.core import onnx_io
 from qconvert.core.config import CudaConfig
-from qconvert.core.errors import UsageError
+from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.pip_command import pip_install
 from qconvert.core.tensors import TensorSpec
+from qconvert.graph.fp16.convert import BFLOAT16_MIN_OPSET
 
 PROVIDER = "CUDAExecutionProvider"
-PACKAGE = "onnxruntime-gpu"
+TF32_CAPABILITY = (8, 0)
+
+# The kernels of a release of onnxruntime-gpu, read from its registry: an operator, the opsets for
+# which it is registered, and the precisions by type constraint.
+KERNELS = Path(__file__).with_name("cuda_kernels.txt")
+
+# From opset 22 on, many operators have no CUDA kernel because their schemas, which gained types
+# alone, got a new version. 21 is the newest opset before.
+LOWER_OPSET = 21
+
+DTYPES = {
+    "fp32": ir.DataType.FLOAT,
+    "fp16": ir.DataType.FLOAT16,
+    "bf16": ir.DataType.BFLOAT16,
+}
+FLOATS = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def probe(installed: Installed) -> Availability:
     """Find out whether the CUDA provider runs here."""
     if missing := missing_requirement(installed, "cuda"):
         return missing
-    version = f"{PACKAGE} {installed.packages[PACKAGE]}, {installed.driver}"
+    version = f"{PACKAGE} {installed.packages[PACKAGE]}, driver {installed.driver}"
     error = provider_error(PROVIDER)
     cure = 'pip install "onnxruntime-gpu[cuda,cudnn]"' if error else ""
     return Availability(not error, not error, version, error, cure)
@@ -46,11 +70,13 @@ def missing_requirement(installed: Installed, extra: str) -> Availability | None
         uninstall = f"pip uninstall -y {' '.join(others)} && " if others else ""
         cure = uninstall + pip_install(extra)
         return Availability(False, False, reason=f"{PACKAGE} is not installed", cure=cure)
+    version = f"{PACKAGE} {installed.packages[PACKAGE]}"
     if installed.driver_error:
-        version = f"{PACKAGE} {installed.packages[PACKAGE]}"
         cure = "install the NVIDIA driver; in a container, start it with `--gpus all`"
         return Availability(False, False, version, installed.driver_error, cure)
-    return None
+    release = find_release(installed)
+    reason, cure = why_too_old(installed, release.cuda) if release else ("", "")
+    return Availability(False, False, version, reason, cure) if reason else None
 
 
 def requirements() -> BackendRequirements:
@@ -70,7 +96,15 @@ def cache_key(spec: BuildSpec) -> Mapping[str, str]:
 
 
 def require_readable(graph: Path, spec: BuildSpec) -> None:
-    """Accept the graph: only a machine with a GPU knows which kernels there are."""
+    """Refuse a graph with operators that have no CUDA kernel in the precision of `spec`."""
+    if read_settings(CudaConfig, spec, "cuda").allow_fallback:
+        return
+    if missing := best_opset(onnx_io.load(graph), spec.precision)[1]:
+        raise UsageError(
+            f"ONNX Runtime has no CUDA kernel in {spec.precision} for {missing[0]}",
+            details=missing[1:5],
+            hint="use another precision, or `--allow-fallback` to run such nodes on the CPU",
+        )
 
 
 def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCallback) -> Engine:
@@ -80,32 +114,171 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
     model, files = copy_graph(graph, folder)
     if settings.cuda_graph:
         require_fixed_shapes(onnx_io.inputs(model))
+    notes = []
+    opset = model.opset_imports.get("", 0)
+    if (lower := best_opset(model, "fp32")[0]) < opset and spec.precision != "bf16":
+        model.opset_imports[""] = lower
+        with explain_write_errors(folder):
+            onnx_io.save(model, folder / GRAPH)
+        files = tuple(file.name for file in onnx_io.model_files(folder / GRAPH))
+        notes.append(f"stored with opset {lower}: CUDA has no kernels for some nodes of {opset}")
     gpus = detect().gpus
-    gpu = gpus[settings.device].name if settings.device < len(gpus) else "none here"
-    made_with = {**cache_key(spec), "gpu": gpu}
-    return Engine("cuda", spec.precision, folder, GRAPH, files, made_with)
+    gpu = gpus[settings.device] if settings.device < len(gpus) else None
+    if settings.use_tf32 and spec.precision == "fp32" and gpu and gpu.capability >= TF32_CAPABILITY:
+        notes.append(tf32_note("cuda"))
+    made_with = {**cache_key(spec), "gpu": gpu.name if gpu else "none here"}
+    return Engine("cuda", spec.precision, folder, GRAPH, files, made_with, notes=tuple(notes))
+
+
+def tf32_note(backend: str) -> str:
+    """Return what an engine in fp32 computes with on GPUs that have TF32."""
+    return (
+        "convolutions and matrix products of fp32 compute in TF32, with 10-bit mantissas: "
+        f"`--set {backend}.use-tf32=false` keeps all 23 bits"
+    )
 
 
 def open(engine: Engine) -> Session:
-    """Load an engine, all of it on the GPU unless `allow-fallback` is set.
+    """Load an engine; unless `allow-fallback` is set, the CPU runs arithmetic on shapes alone.
 
-    Follows ONNX Runtime's documentation of I/O binding and CUDA graphs; it runs only on a GPU.
+    ONNX Runtime leaves such arithmetic on the CPU on purpose: the sizes are needed there.
     """
     from qconvert.backends import ort
 
     path, spec = engine.folder / engine.files[0], load_spec(engine)
-    ort.preload_cuda_libraries()
+    settings = read_settings(CudaConfig, engine, "cuda")
     session = ort.create_session(path, spec)
+    nodes = ort.nodes_by_provider(session)
+    others = [name for provider, names in nodes.items() if provider != PROVIDER for name in names]
+    if others and not settings.allow_fallback:
+        # The names of nodes are those at this level, when ONNX Runtime chooses the providers.
+        graph = ort.optimized_graph(path, spec, "ORT_ENABLE_BASIC")
+        shape_nodes = {label(node) for node in graph} - nodes_that_read_values(graph)
+        if computing := [name for name in others if name not in shape_nodes]:
+            raise QConvertError(
+                f"the CPU would run {computing[0]}, for which CUDA has no kernel",
+                details=computing[1:5],
+                hint="use another precision, or accept it with `--allow-fallback`",
+            )
 
     def coverage() -> Coverage:
-        nodes = ort.nodes_by_provider(session)
-        if set(nodes) == {PROVIDER}:
-            return ort.kernel_coverage(path, spec)
-        counts = {provider: len(names) for provider, names in nodes.items()}
-        return Coverage(counts, None, "nodes run on more than one provider")
+        return ort.kernel_coverage(path, spec, nodes)
 
-    settings = read_settings(CudaConfig, engine, "cuda")
     return ort.OrtSession(session, coverage, "cuda", settings.device, settings.cuda_graph)
+
+
+def label(node: ir.Node) -> str:
+    """Return the operator and name of a node."""
+    return f"{node.op_type} {node.name or ''}".strip()
+
+
+def nodes_that_read_values(graph: ir.Graph) -> set[str]:
+    """Return the nodes whose outputs depend on what the inputs hold, not on their shapes alone."""
+    values: set[ir.Value | None] = set(graph.inputs)
+    labels = set()
+    for node in graph:  # sorted
+        if node.op_type not in ("Shape", "Size") and not values.isdisjoint(node.inputs):
+            values.update(node.outputs)
+            labels.add(label(node))
+    return labels
+
+
+def best_opset(model: ir.Model, precision: Precision) -> tuple[int, list[str]]:
+    """Return the opset in which CUDA has the most kernels for a model, and the nodes without one.
+
+    The model's own, or 21 if that is lower and the nodes are the same in it. float32 tensors are
+    taken to have `precision`.
+    """
+    opset = model.opset_imports.get("", 0)
+    if precision == "bf16":
+        # The conversion refuses a lower opset, with its own hint.
+        opset = max(opset, BFLOAT16_MIN_OPSET)
+    missing = nodes_without_kernel(model, precision, opset)
+    if missing and opset > LOWER_OPSET:
+        lower = nodes_without_kernel(model, precision, LOWER_OPSET)
+        if len(lower) < len(missing) and _is_valid(model, LOWER_OPSET):
+            return LOWER_OPSET, lower
+    return opset, missing
+
+
+def nodes_without_kernel(model: ir.Model, precision: Precision, opset: int) -> list[str]:
+    """Return the nodes for which CUDA has no kernel if all float32 tensors have `precision`.
+
+    Arithmetic on shapes needs none.
+    """
+    missing = []
+    computing = nodes_that_read_values(model.graph)
+    for node in model.graph:
+        if node.domain or label(node) not in computing:
+            continue
+        try:
+            schema = onnx.defs.get_schema(node.op_type, opset, "")
+        except onnx.defs.SchemaError:
+            missing.append(f"{label(node)}, which opset {opset} does not have")
+            continue
+        if not _has_kernel(node, schema, precision):
+            missing.append(f"{label(node)} (opset {opset})")
+    return missing
+
+
+def _has_kernel(node: ir.Node, schema: onnx.defs.OpSchema, precision: Precision) -> bool:
+    """Whether CUDA has a kernel for the version of an operator and the types of a node.
+
+    A kernel that is registered without a last opset fits the version of its first opset alone. An
+    operator without any kernel that is a function of others is replaced by these.
+    """
+    allowed = {item.type_param_str: item.allowed_type_strs for item in schema.type_constraints}
+    types: dict[str, str] = {}
+    for values, formals in ((node.inputs, schema.inputs), (node.outputs, schema.outputs)):
+        for value, formal in zip(values, formals, strict=False):
+            dtype = value.dtype if value is not None else None
+            if dtype not in FLOATS or formal.type_str not in allowed:
+                continue
+            name = precision if dtype is ir.DataType.FLOAT else FLOATS[dtype]
+            if f"tensor({DTYPES[name].name.lower()})" not in allowed[formal.type_str]:
+                return False
+            types[formal.type_str] = name
+    since = schema.since_version
+    fitting = [
+        constraints
+        for first, last, constraints in kernels()[node.op_type]
+        if first == since or first < since <= last
+    ]
+    if not fitting:
+        return any(getattr(schema, f"has_{kind}function") for kind in ("", "context_dependent_"))
+    return any(
+        all(name in constraints.get(key, (name,)) for key, name in types.items())
+        for constraints in fitting
+    )
+
+
+@cache
+def kernels() -> Mapping[str, Sequence[tuple[int, int, Mapping[str, Sequence[str]]]]]:
+    """Return the first and last opset and the precisions of the kernels of each operator.
+
+    The last opset is 0 for a kernel that fits the version of its first opset alone.
+    """
+    table: dict[str, list[tuple[int, int, Mapping[str, Sequence[str]]]]] = defaultdict(list)
+    for line in KERNELS.read_text(encoding="utf-8").splitlines()[1:]:
+        operator, opsets, *columns = line.split()
+        first, _, last = opsets.partition("-")
+        pairs = (column.partition("=") for column in columns)
+        constraints = {name: names.split(",") for name, _, names in pairs}
+        table[operator].append((int(first), int(last or 0), constraints))
+    return table
+
+
+def _is_valid(model: ir.Model, opset: int) -> bool:
+    """Whether the nodes of a model have the same attributes and types in another opset."""
+    if onnx_io.weight_bytes(model) >= onnx_io.SINGLE_FILE_BYTES:
+        return False  # it cannot be checked
+    model = model.clone()
+    model.opset_imports[""] = opset
+    try:
+        onnx.checker.check_model(onnx_io.serialize(model), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+        return False
+    return True
 
 
 def load_spec(engine: Engine) -> LoadSpec:
@@ -114,11 +287,15 @@ def load_spec(engine: Engine) -> LoadSpec:
     options = {"device_id": str(settings.device)}
     if settings.cuda_graph:
         options["enable_cuda_graph"] = "1"
-    fallbacks = ["CPUExecutionProvider"] if settings.allow_fallback else []
+    if settings.prefer_nhwc:
+        options["prefer_nhwc"] = "1"
+    if not settings.use_tf32:
+        options["use_tf32"] = "0"
+    if settings.gpu_mem_limit:
+        options["gpu_mem_limit"] = str(settings.gpu_mem_limit * 2**20)
     return LoadSpec(
-        providers=((PROVIDER, options), *((name, {}) for name in fallbacks)),
+        providers=((PROVIDER, options),),
         packages=(f"{PACKAGE}[cuda,cudnn]",),
-        config_entries={} if fallbacks else {"session.disable_cpu_ep_fallback": "1"},
         cuda_graph=settings.cuda_graph,
     )
 

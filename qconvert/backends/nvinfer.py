@@ -4,9 +4,9 @@ Both Python modules have the same interface. A builder that crashes ends only th
 a build 0.5 s of one core: starting Python and the imports.
 """
 
+import contextlib
+import hashlib
 import json
-import os
-import pickle
 import re
 import sys
 import threading
@@ -25,7 +25,8 @@ import onnx_ir as ir
 from qconvert.backends import subprocess_worker
 from qconvert.backends.base import GRAPH, BuildProgressCallback, Profile, explain_write_errors
 from qconvert.core import atomic, onnx_io
-from qconvert.core.errors import QConvertError, UsageError, attach_path
+from qconvert.core.errors import QConvertError, Unavailable, UsageError, attach_path
+from qconvert.core.pip_command import pip_install
 from qconvert.core.tensors import TensorSpec
 
 CONTEXT = "model_ctx.onnx"
@@ -38,10 +39,15 @@ FLOAT_HINT = "replace that operator in the network, or leave this backend out: `
 SPELLINGS = {
     "bf16": "bf16|bfloat",
     "fp16": "fp16|half",
-    "fp8": "fp8",
+    "fp4": "fp4|e2m1",
+    "fp8": "fp8|e4m3",
+    "int4": "int4",
     "int8": "int8",
     "fp32": "fp32|float",
 }
+
+# Modules and the hashes of files that they parsed in this process.
+_parsed: set[tuple[str, str]] = set()
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class NativeBuildOptions:
     level: int | None = None
     hardware_compatible: bool = False
     weight_stripped: bool = False
+    use_tf32: bool = True
     timing_cache: Path | None = None
 
 
@@ -64,11 +71,22 @@ def build_and_wrap(
     options: NativeBuildOptions,
     provider: str,
     progress: BuildProgressCallback,
+    variables: Mapping[str, str] | None = None,
 ) -> None:
     """Build the engine of the graph in a folder, and the ONNX file through which it is loaded."""
     folder = output.parent
+    dynamic_inputs(options.inputs)  # refuses them before any work
     with explain_write_errors(folder):
-        run_worker(module, folder / GRAPH, (options, output), progress)
+        subprocess_worker.call(
+            "qconvert.backends.nvinfer:build_job",
+            module,
+            (folder / GRAPH).absolute(),
+            options,
+            output.absolute(),
+            product=PRODUCTS[module],
+            report=progress,
+            variables=variables,
+        )
         onnx_io.save(wrap_engine(model, output.name, provider), folder / CONTEXT)
 
 
@@ -98,71 +116,59 @@ def wrap_engine(model: ir.Model, engine: str, provider: str) -> ir.Model:
     return ir.Model(graph, ir_version=model.ir_version, producer_name="qconvert")
 
 
-def run_worker(
+def require_parsable(module: str, graph: Path, variables: Mapping[str, str] | None = None) -> None:
+    """Refuse an ONNX file that the parser cannot read, or that crashes it."""
+    key = (module, hashlib.sha256(graph.read_bytes()).hexdigest())
+    if key not in _parsed:
+        job, product = "qconvert.backends.nvinfer:parse_job", PRODUCTS[module]
+        subprocess_worker.call(job, module, graph.absolute(), product=product, variables=variables)
+        _parsed.add(key)
+
+
+def prove_job(module: str, report: BuildProgressCallback) -> None:
+    """Start the builder, which needs the libraries and the GPU; runs in a child process."""
+    _create_builder(import_tensorrt(module))
+
+
+def parse_job(module: str, graph: Path, report: BuildProgressCallback) -> None:
+    """Parse a graph; runs in a child process."""
+    trt = import_tensorrt(module)
+    tensorrt_log(trt).prints = True
+    _parse(trt, _create_builder(trt), graph)
+
+
+def build_job(
     module: str,
     graph: Path,
-    build: tuple[NativeBuildOptions, Path] | None = None,
-    progress: BuildProgressCallback = lambda text, fraction: None,
+    options: NativeBuildOptions,
+    output: Path,
+    report: BuildProgressCallback,
 ) -> None:
-    """Let `module` parse a graph in a child process, and build its engine into a file.
-
-    It refuses an ONNX file that the parser cannot read, or that crashes it. An exception of
-    `progress`, such as Ctrl-C, ends the child and the build.
-    """
-    code = "from qconvert.backends.nvinfer import worker_main; worker_main()"
-    errors: list[Exception] = []
-    with subprocess_worker.start_python(code) as child:
-        child.stdin.write(pickle.dumps((module, graph, build)))
-        child.stdin.close()
-        for line in child.stdout:
-            match json.loads(line):
-                case ["progress", text, fraction]:
-                    progress(text, fraction)
-                case ["error", message, details, hint]:
-                    errors.append(QConvertError(message, details=details, hint=hint))
-                case ["os error", number, message, path]:
-                    errors.append(OSError(number, message, path))
-        if errors:
-            raise errors[0]
-        status, lines = child.process.wait(), child.error_lines()
-    if status > 0:
-        raise RuntimeError("\n".join(lines) or f"the build failed with exit code {status}")
-    if status < 0:
-        raise QConvertError(
-            f"{PRODUCTS[module]} crashed on this graph: {subprocess_worker.describe_exit(status)}",
-            details=lines[-3:],
-            hint="leave parts of the graph in float with `--exclude`, or try another backend",
-        )
+    """Build the engine of a graph into a file; runs in a child process."""
+    trt = import_tensorrt(module)
+    tensorrt_log(trt).prints = True
+    engine = build_engine(trt, graph, options, report)
+    with attach_path(output):
+        output.write_bytes(engine)
 
 
-def worker_main() -> None:
-    """Do the work requested on stdin, and report on stdout, one JSON list per line."""
-    module, graph, build = pickle.load(sys.stdin.buffer)  # noqa: S301, the parent wrote it
-    # Output of libraries goes to stderr, so that it does not mix with the messages.
-    stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def send(*message: object) -> None:
-        stdout.write(json.dumps(message) + "\n")
-        stdout.flush()
-
-    try:
-        if module == "tensorrt":
+def import_tensorrt(module: str) -> ModuleType:
+    """Import a TensorRT with the CUDA libraries of Python packages and its own plugins."""
+    if module == "tensorrt":
+        with contextlib.suppress(Unavailable):
             from qconvert.backends.ort import preload_cuda_libraries
 
             preload_cuda_libraries()
+    try:
         trt = import_module(module)
-        if build is None:
-            _parse(trt, trt.Builder(_log(trt)), graph)
-            return
-        options, output = build
-        engine = build_engine(trt, graph, options, lambda text, done: send("progress", text, done))
-        with attach_path(output):
-            output.write_bytes(engine)
-    except QConvertError as error:
-        send("error", str(error), error.details, error.hint)
-    except OSError as error:
-        send("os error", error.errno, error.strerror, error.filename)
+    except (ImportError, OSError) as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module
+        raise Unavailable(
+            f"{PRODUCTS[module]} " + ("is not installed" if missing else f"does not load: {error}"),
+            hint=pip_install(module.replace("_", "-")),
+        ) from None
+    trt.init_libnvinfer_plugins(tensorrt_log(trt), "")  # the parser looks for operators there
+    return trt
 
 
 def build_engine(
@@ -172,9 +178,9 @@ def build_engine(
 
     `tensorrt` needs a GPU here, `tensorrt_rtx` does not.
     """
-    log = _log(trt)
+    log = tensorrt_log(trt)
     log.errors.clear()
-    builder = trt.Builder(log)
+    builder = _create_builder(trt)
     network = _parse(trt, builder, graph)
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector: layer types
@@ -187,28 +193,46 @@ def build_engine(
     if options.weight_stripped:
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
         config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
-    path = options.timing_cache
-    if path:
-        timings = path.read_bytes() if path.is_file() else b""
-        config.set_timing_cache(config.create_timing_cache(timings), ignore_mismatch=False)
+    if not options.use_tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if options.timing_cache:
+        _load_timings(config, options.timing_cache)
     _add_profiles(builder, config, options)
     monitor = progress_monitor(trt, progress)  # a variable: it must outlive the build
     config.progress_monitor = monitor
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise QConvertError(
-            f"{PRODUCTS[trt.__name__]} cannot build an engine: {_last(log.errors)}",
-            details=log.errors[-5:],
+            f"{PRODUCTS[trt.__name__]} cannot build an engine: {first_error(trt)}",
+            details=log.errors[1:5],
             hint="`qconvert inspect` lists the operators; keep the failing ones in float with `--exclude`",
         )
-    if path:
-        with explain_write_errors(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic.temporary_folder(path.parent) as folder:
-                (folder / path.name).write_bytes(bytes(config.get_timing_cache().serialize()))
-                (folder / path.name).replace(path)
+    if options.timing_cache:
+        # The engine is what counts: it took long, and lost timings are measured again.
+        with contextlib.suppress(Exception):
+            _save_timings(config, options.timing_cache)
     progress("built", 1.0)
     return bytes(engine)
+
+
+def _load_timings(config: Any, path: Path) -> None:
+    """Use the timings of earlier builds; they fit one GPU and release, others are measured anew."""
+    data = b""
+    with contextlib.suppress(OSError):
+        data = path.read_bytes()
+    for content in (data, b""):
+        timings = config.create_timing_cache(content)
+        if timings is not None and config.set_timing_cache(timings, ignore_mismatch=False):
+            return
+
+
+def _save_timings(config: Any, path: Path) -> None:
+    timings = config.get_timing_cache()
+    if timings is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.temporary_folder(path.parent) as folder:
+            (folder / path.name).write_bytes(bytes(timings.serialize()))
+            (folder / path.name).replace(path)
 
 
 def _add_profiles(builder: Any, config: Any, options: NativeBuildOptions) -> None:
@@ -231,23 +255,42 @@ def dynamic_inputs(inputs: Sequence[TensorSpec]) -> list[TensorSpec]:
     return [spec for spec in inputs if spec.shape and not isinstance(spec.shape[0], int)]
 
 
-def inspect_engine(trt: ModuleType, engine: bytes) -> str:
-    """Return the JSON of TensorRT's engine inspector; this needs a GPU that runs the engine."""
-    loaded = trt.Runtime(_log(trt)).deserialize_cuda_engine(engine)
+def open_engine(trt: ModuleType, engine: Path, weights: Path | None = None) -> Any:
+    """Load an engine with TensorRT's own runtime; a stripped one takes its weights from a graph."""
+    log = tensorrt_log(trt)
+    log.errors.clear()
+    loaded = trt.Runtime(log).deserialize_cuda_engine(engine.read_bytes())
     if loaded is None:
         raise QConvertError(
-            f"{PRODUCTS[trt.__name__]} cannot open this engine: {_last(_log(trt).errors)}",
+            f"{PRODUCTS[trt.__name__]} cannot open `{engine.name}`: {first_error(trt)}",
+            details=log.errors[1:5],
             hint="build it again on this machine: engines fit one GPU and one release",
         )
-    inspector = loaded.create_engine_inspector()
-    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    if weights is not None:
+        refitter = trt.Refitter(loaded, log)
+        parser = trt.OnnxParserRefitter(refitter, log)
+        if not parser.refit_from_file(str(weights)) or not refitter.refit_cuda_engine():
+            reasons = [parser.get_error(at).desc() for at in range(parser.num_errors)]
+            raise QConvertError(
+                f"TensorRT cannot put the weights of `{weights.name}` into `{engine.name}`: "
+                f"{(reasons or [first_error(trt)])[0]}",
+                hint="build the engine again: its graph may have changed",
+            )
+    return loaded
 
 
-def layer_precisions(text: str) -> Mapping[str, int] | None:
-    """Count the layers of a TensorRT engine by the type of their first input, None if not given.
+def layer_precisions(trt: ModuleType, engine: Any) -> Mapping[str, int] | None:
+    """Count the layers of a loaded engine by precision, None if TensorRT does not say."""
+    inspector = engine.create_engine_inspector()
+    text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    return count_precisions(str(text))
+
+
+def count_precisions(text: str) -> Mapping[str, int] | None:
+    """Count the layers in the inspector's JSON by the type of their first input, None if not given.
 
     A layer that reads INT8 multiplies INT8, whatever type it returns. Reformatting counts as
-    `casts`. Written from the description of the format; no engine was inspected to test it.
+    `casts`; a `NoOp` runs nothing and is left out.
     """
     try:
         layers = json.loads(text).get("Layers", [])
@@ -257,6 +300,8 @@ def layer_precisions(text: str) -> Mapping[str, int] | None:
         return None
     counts: Counter[str] = Counter()
     for layer in layers:
+        if layer.get("LayerType") == "NoOp":
+            continue
         tensors = [*layer.get("Inputs", []), *layer.get("Outputs", [])]
         formats = [item.get("Format/Datatype", item.get("Datatype", "")) for item in tensors]
         precisions = (
@@ -270,10 +315,20 @@ def layer_precisions(text: str) -> Mapping[str, int] | None:
     return dict(sorted(counts.items()))
 
 
+def _create_builder(trt: ModuleType) -> Any:
+    try:
+        return trt.Builder(tensorrt_log(trt))
+    except TypeError:  # the constructor returned nothing
+        raise Unavailable(
+            f"{PRODUCTS[trt.__name__]} does not start: {first_error(trt)}",
+            hint="`qconvert doctor` shows what is missing",
+        ) from None
+
+
 def _parse(trt: ModuleType, builder: Any, graph: Path) -> Any:
     strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
-    parser = trt.OnnxParser(network, _log(trt))
+    parser = trt.OnnxParser(network, tensorrt_log(trt))
     if parser.parse_from_file(str(graph)):
         return network
     reasons = []
@@ -285,30 +340,38 @@ def _parse(trt: ModuleType, builder: Any, graph: Path) -> Any:
     nodes = onnx_io.all_nodes(onnx_io.load(graph))
     is_quantized = any("Quantize" in node.op_type for node in nodes)
     raise QConvertError(
-        f"{PRODUCTS[trt.__name__]} cannot read this model: {(reasons or ['no reason given'])[0]}",
+        f"{PRODUCTS[trt.__name__]} cannot read this model: {(reasons or [first_error(trt)])[0]}",
         details=reasons[1:5],
         hint=INT8_HINT if is_quantized else FLOAT_HINT,
     )
 
 
 @cache
-def _log(trt: ModuleType) -> Any:
-    """Return the log of a module: TensorRT keeps the first one it gets."""
+def tensorrt_log(trt: ModuleType) -> Any:
+    """Return the log of a module: TensorRT keeps the first one it gets.
+
+    With `prints`, warnings and errors go to stderr too: they tell of a crash.
+    """
 
     class Log(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []
+            self.prints = False
 
         def log(self, severity: Any, text: str) -> None:
             if severity <= trt.ILogger.ERROR:
                 self.errors.append(text)
+            if self.prints and severity <= trt.ILogger.WARNING:
+                sys.stderr.write(f"{text}\n")
 
     return Log()
 
 
-def _last(errors: Sequence[str]) -> str:
-    return errors[-1].splitlines()[0] if errors else "no reason given"
+def first_error(trt: ModuleType) -> str:
+    """Return the first error that TensorRT logged: later ones follow from it."""
+    errors = tensorrt_log(trt).errors
+    return errors[0].splitlines()[0] if errors else "no reason given"
 
 
 def progress_monitor(

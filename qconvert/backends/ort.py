@@ -1,5 +1,7 @@
 """ONNX Runtime sessions: the CPU reference that all engines are compared with, and engines."""
 
+import ctypes
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -9,10 +11,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
+from qconvert.backends import subprocess_worker
 from qconvert.backends.base import Coverage, LoadSpec
+from qconvert.backends.subprocess_worker import Report
 from qconvert.backends.system_probe import integer_instructions
 from qconvert.core import atomic, onnx_io
 from qconvert.core.errors import QConvertError, Unavailable, first_line
@@ -31,8 +36,9 @@ except ModuleNotFoundError:
 runtime: Any = onnxruntime
 ORT_VERSION = str(onnxruntime.__version__)
 
-# Failures arrive as exceptions; the log would repeat them on stderr.
-SILENT = 4
+# Failures arrive as exceptions; the log would repeat them on stderr. Child processes log warnings:
+# what TensorRT and CUDA say goes nowhere else.
+SILENT, WARNINGS = 4, 2
 runtime.set_default_logger_severity(SILENT)
 # no data leaves this machine
 runtime.disable_telemetry_events()
@@ -193,10 +199,10 @@ class OrtSession:
         return binding
 
 
-def session_options(spec: LoadSpec) -> Any:
+def session_options(spec: LoadSpec, severity: int = SILENT) -> Any:
     """Return the options of a session, which records the provider of every node."""
     options = runtime.SessionOptions()
-    options.log_severity_level = SILENT
+    options.log_severity_level = severity
     options.intra_op_num_threads = spec.threads
     if not spec.optimize_graph:
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -213,44 +219,129 @@ def session_options(spec: LoadSpec) -> Any:
 
 
 def create_session(path: Path, spec: LoadSpec, options: Any = None) -> Any:
-    """Load a file according to `spec`, and refuse to fall back to other providers."""
-    options = options or session_options(spec)
+    """Load a file according to `spec`, and refuse to fall back to other providers.
+
+    If a GPU provider fails, a child process loads the file again with the messages of TensorRT and
+    CUDA on: they name the reason, which ONNX Runtime's exception seldom does.
+    """
+    try:
+        return start_session(path, spec, options or session_options(spec))
+    except QConvertError:
+        provider = spec.providers[0][0]
+        if provider != CPU:
+            job = "qconvert.backends.ort:load_with_log"
+            subprocess_worker.call(job, path.absolute(), spec, product=provider)
+        raise
+
+
+def start_session(path: Path, spec: LoadSpec, options: Any) -> Any:
+    """Load a file on the providers of `spec`, the first of which must start."""
     provider, provider_options = spec.providers[0]
     providers: list[Any] | None = [(name, dict(values)) for name, values in spec.providers]
+    for module in spec.modules:
+        import_module(module)
     if spec.plugin:
-        devices = _plugin_devices(spec.plugin, provider)[:1]
+        devices = plugin_devices(spec.plugin, provider)[:1]
         options.add_provider_for_devices(devices, dict(provider_options))
         providers = None
+    elif provider != CPU:
+        preload_cuda_libraries()
+    hint = "`qconvert inspect` shows its operators; `qconvert doctor` what works here"
     try:
-        session = runtime.InferenceSession(str(path), options, providers=providers)
+        # Python would print the error, and load the file on the CPU.
+        session = runtime.InferenceSession(
+            str(path), options, providers=providers, enable_fallback=0
+        )
     except Exception as error:  # its exception classes have no public base
         raise QConvertError(
-            f"{provider} cannot load `{path.name}`: {_message(error)}",
-            hint="`qconvert inspect` shows its operators; `qconvert doctor` what works here",
+            f"{provider} cannot load `{path.name}`: {_message(error)}", hint=hint
         ) from None
-    if spec.plugin:
-        return session
-    session.disable_fallback()
-    if provider not in session.get_providers():
-        # Python's InferenceSession falls back to the CPU when a provider does not start.
-        raise QConvertError(
-            f"ONNX Runtime did not start {provider}", hint="`qconvert doctor` shows what is missing"
-        )
+    if not spec.plugin and provider not in session.get_providers():
+        raise QConvertError(f"ONNX Runtime did not start {provider}", hint=hint)
     return session
 
 
+def load_with_log(path: Path, spec: LoadSpec, report: Report) -> dict[str, list[str]]:
+    """Load a file in a child process and return the nodes of each provider.
+
+    An error carries the reasons that TensorRT and CUDA gave.
+    """
+    runtime.set_default_logger_severity(WARNINGS)
+    try:
+        return nodes_by_provider(start_session(path, spec, session_options(spec, WARNINGS)))
+    except QConvertError as error:
+        reasons = logged_errors(subprocess_worker.log_of_child())
+        if not reasons:
+            raise
+        raise QConvertError(
+            f"{spec.providers[0][0]} cannot load `{path.name}`: {reasons[0]}",
+            details=[*reasons[1:4], str(error)],
+            hint=error.hint,
+        ) from None
+
+
+def logged_errors(log: str) -> list[str]:
+    """Return the errors in a log of ONNX Runtime, without times and places, each once."""
+    found: dict[str, None] = {}
+    for line in re.sub(r"\x1b\[[\d;]*m", "", log).splitlines():
+        if match := re.search(
+            r"\[[EF]:onnxruntime:[^\]]*\] (?:\[[^\]]*(?:ERROR|INTERNAL)\w*\] )?(.+)", line
+        ):
+            found[_message(RuntimeError(match[1]))] = None
+    return list(found)
+
+
+def prove_provider(provider: str, report: Report) -> None:
+    """Run a tiny network on a provider, which nothing may replace, and check what it computes."""
+    if provider not in runtime.get_available_providers():
+        raise Unavailable(f"this ONNX Runtime was built without {provider}", hint="install another")
+    text = """
+    <ir_version: 10, opset_import: ["": 20]>
+    probe (float[1, 4] x) => (float[1, 4] y) { y = Relu (x) }
+    """
+    path = Path("probe.onnx")
+    onnx.save(onnx.parser.parse_model(text), path)
+    modules = ("tensorrt",) if provider == "TensorrtExecutionProvider" else ()
+    spec = LoadSpec(((provider, {}),), (), modules=modules)
+    runtime.set_default_logger_severity(WARNINGS)
+    nodes = load_with_log(path, spec, report)
+    if set(nodes) != {provider}:
+        reasons = logged_errors(subprocess_worker.log_of_child())
+        raise QConvertError(
+            f"{provider} does not run a Relu: {(reasons or ['no reason given'])[0]}", hint=""
+        )
+    session = start_session(path, spec, session_options(spec))
+    [output] = session.run(None, {"x": np.array([[-1, 0, 1, 2]], np.float32)})
+    if output.tolist() != [[0, 0, 1, 2]]:
+        raise QConvertError(f"{provider} computes wrong numbers: {output.tolist()}", hint="")
+
+
 @cache
-def _plugin_devices(module: str, provider: str) -> Sequence[Any]:
+def plugin_devices(module: str, provider: str) -> Sequence[Any]:
     """Register a provider plugin, once in a process, and return the devices that it drives."""
-    plugin = import_module(module)
-    runtime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
-    devices = [device for device in runtime.get_ep_devices() if device.ep_name == provider]
+    try:
+        plugin = import_module(module)
+        # Nothing else finds the CUDA runtime that lies beside the plugin under its full version.
+        for library in Path(str(plugin.__file__)).parent.glob("libcudart.so.*"):
+            ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+        runtime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
+        devices = [device for device in runtime.get_ep_devices() if device.ep_name == provider]
+    except Exception as error:  # any, from three packages
+        raise Unavailable(
+            f"the plugin of {provider} does not load: {_message(error)}",
+            hint="`qconvert doctor` shows what it needs",
+        ) from None
     if not devices:
         raise Unavailable(
             f"the plugin of {provider} found no device",
             hint="`qconvert doctor` shows what it needs",
         )
     return devices
+
+
+def prove_plugin(module: str, provider: str, report: Report) -> None:
+    """Register a provider plugin, whose libraries may crash, and find its devices."""
+    plugin_devices(module, provider)
 
 
 def preload_cuda_libraries() -> None:
@@ -268,13 +359,11 @@ def nodes_by_provider(session: Any) -> dict[str, list[str]]:
     return nodes
 
 
-def kernel_coverage(path: Path, spec: LoadSpec) -> Coverage:
-    """Count the kernels of a file that the first provider runs whole, by the precision of each.
-
-    Conversions between precisions count as `casts`, arithmetic on shapes and indices as `other`.
-    ONNX Runtime does not write the types of tensors that it introduced; they are inferred here.
-    """
+def optimized_graph(path: Path, spec: LoadSpec, level: str = "") -> ir.Graph:
+    """Return the graph that ONNX Runtime runs, or that a lower optimization level gives."""
     options = session_options(spec)
+    if level:
+        options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, level)
     with atomic.temporary_folder() as folder:
         options.optimized_model_filepath = str(folder / "optimized.onnx")
         # Weights go to another file: they are not read, and above 2 GB ONNX cannot hold them.
@@ -283,7 +372,16 @@ def kernel_coverage(path: Path, spec: LoadSpec) -> Coverage:
         options.add_session_config_entry(external + "min_size_in_bytes", "1024")
         create_session(path, spec, options)
         optimized = onnx.load(options.optimized_model_filepath, load_external_data=False)
-    graph = ir.from_proto(optimized).graph
+    return ir.from_proto(optimized).graph
+
+
+def kernel_coverage(path: Path, spec: LoadSpec, nodes: Mapping[str, Sequence[str]]) -> Coverage:
+    """Count the kernels of a file, whose `nodes` each provider runs, by the precision of each.
+
+    Conversions between precisions count as `casts`, arithmetic on shapes and indices as `other`.
+    ONNX Runtime does not write the types of tensors that it introduced; they are inferred here.
+    """
+    graph = optimized_graph(path, spec)
     values = (*graph.inputs, *graph.initializers.values())
     dtypes = {str(value.name): value.dtype for value in values if value.dtype is not None}
     counts: Counter[str] = Counter()
@@ -296,7 +394,9 @@ def kernel_coverage(path: Path, spec: LoadSpec) -> Coverage:
             counts["int8"] += 1
         else:
             counts[PRECISIONS.get(dtype, "other")] += 1
-    return Coverage({spec.providers[0][0]: counts.total()}, dict(sorted(counts.items())))
+    others = {name: len(names) for name, names in nodes.items() if name != spec.providers[0][0]}
+    first = counts.total() - sum(others.values())
+    return Coverage({spec.providers[0][0]: first, **others}, dict(sorted(counts.items())))
 
 
 def _output_dtype(node: ir.Node, dtypes: Mapping[str, ir.DataType]) -> ir.DataType:
@@ -330,8 +430,13 @@ def _run_error(error: Exception, feeds: Tensors) -> QConvertError:
 
 
 def _message(error: Exception) -> str:
-    """Drop the codes and file names that ONNX Runtime puts before its sentence."""
-    text = first_line(error, limit=1000)
+    """Drop the codes, files and signatures that ONNX Runtime puts around its sentence."""
+    text = first_line(error, limit=4000)
+    if match := re.search(r"(?:CU\w+|NVML) failure \d+: [^;]+", text):
+        return match[0].strip()
     for noise in ("[ONNXRuntimeError] : ", "Load model from "):
         text = text.replace(noise, "")
-    return first_line(ValueError(text.split(" : ", 2)[-1]), limit=240)
+    text = text.split(" : ", 2)[-1]
+    # A file and line, the signature of a function, and then the sentence.
+    text = re.sub(r"^\S+\.(?:cc|h|cu):\d+ .*\)(?: const)?(?: \[with [^\]]*\])? (?=\S)", "", text)
+    return first_line(ValueError(text.removeprefix("[ERROR] ")), limit=240)

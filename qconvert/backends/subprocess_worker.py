@@ -1,15 +1,25 @@
 """Run native code in a child process, so that a crash or lack of memory ends only the child."""
 
+import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from qconvert.core import atomic, errors
+from qconvert.core.errors import QConvertError
+
+# What a job reports while it works: a text, and the fraction done where that is known.
+Report = Callable[[str, float | None], None]
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,9 +59,12 @@ class Child:
 
 
 @contextmanager
-def start_python(code: str, *args: str) -> Iterator[Child]:
+def start_python(
+    code: str, *args: str, folder: Path | None = None, variables: Mapping[str, str] | None = None
+) -> Iterator[Child]:
     """Start this Python on some code; files of the working folder cannot shadow modules."""
-    path = os.pathsep.join(filter(None, (str(PACKAGE_ROOT), os.environ.get("PYTHONPATH"))))
+    folders = (str(PACKAGE_ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    path = os.pathsep.join(str(Path(name).absolute()) for name in folders if name)
     with (
         tempfile.TemporaryFile() as log,
         subprocess.Popen(
@@ -59,7 +72,13 @@ def start_python(code: str, *args: str) -> Iterator[Child]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env={**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"},
+            cwd=folder,
+            env={
+                **os.environ,
+                "PYTHONPATH": path,
+                "PYTHONWARNINGS": "ignore",
+                **(variables or {}),
+            },
         ) as process,
     ):
         assert process.stdin is not None
@@ -87,3 +106,85 @@ def describe_exit(code: int, last_lines: Sequence[str] = ()) -> str:
         names = {number.value: number.name for number in signal.Signals}
         return f"signal {-code} ({names.get(-code, 'unknown')})"
     return last_lines[-1] if last_lines else f"exit code {code}"
+
+
+def call(
+    job: str,
+    *args: object,
+    product: str,
+    report: Report = lambda text, fraction: None,
+    variables: Mapping[str, str] | None = None,
+    seconds: float | None = None,
+) -> Any:
+    """Return what a function gives in a child process, as JSON holds it.
+
+    `job` is `module:function`, called as `function(*args, report)` in an empty folder of its own,
+    so that libraries leave nothing in the user's. An error for the user is raised here again; a
+    crash becomes one that names `product`. An exception of `report`, such as Ctrl-C, ends the child.
+    """
+    code = "from qconvert.backends.subprocess_worker import run_job; run_job()"
+    failure: Exception | None = None
+    result: Any = None
+    with (
+        atomic.temporary_folder() as folder,
+        start_python(code, folder=folder, variables=variables) as child,
+    ):
+        timer = threading.Timer(seconds or 0, child.process.kill)
+        if seconds:
+            timer.start()
+        child.stdin.write(pickle.dumps((job, args)))
+        child.stdin.close()
+        for line in child.stdout:
+            match json.loads(line):
+                case ["report", text, fraction]:
+                    report(text, fraction)
+                case ["result", value]:
+                    result = value
+                case ["error", kind, message, details, hint]:
+                    failure = getattr(errors, kind)(message, details=details, hint=hint)
+                case ["os error", number, message, path]:
+                    failure = OSError(number, message, path)
+        status, lines = child.process.wait(), child.error_lines()
+        expired = timer.finished.is_set()
+        timer.cancel()
+    if failure is not None:
+        raise failure
+    if expired:
+        raise QConvertError(
+            f"{product} did not finish within {seconds:.0f} s", hint="try again on an idle machine"
+        )
+    if status > 0:
+        raise RuntimeError("\n".join(lines) or f"{product} failed with exit code {status}")
+    if status < 0:
+        raise QConvertError(
+            f"{product} crashed on this graph: {describe_exit(status)}",
+            details=lines[-3:],
+            hint="leave parts of the graph in float with `--exclude`, or try another backend",
+        )
+    return result
+
+
+def run_job() -> None:
+    """Do the job requested on stdin, and report on stdout, one JSON list per line."""
+    # Output of libraries goes to stderr, so that it does not mix with the messages.
+    stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def send(*message: object) -> None:
+        stdout.write(json.dumps(message) + "\n")
+        stdout.flush()
+
+    job, args = pickle.load(sys.stdin.buffer)  # noqa: S301, the parent wrote it
+    module, _, function = job.partition(":")
+    try:
+        run = getattr(import_module(module), function)
+        send("result", run(*args, lambda text, fraction: send("report", text, fraction)))
+    except QConvertError as error:
+        send("error", type(error).__name__, str(error), error.details, error.hint)
+    except OSError as error:
+        send("os error", error.errno, error.strerror, error.filename)
+
+
+def log_of_child() -> str:
+    """Return what this child process has written to stderr so far, which is a file."""
+    return os.pread(2, os.fstat(2).st_size, 0).decode(errors="replace")

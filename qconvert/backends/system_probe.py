@@ -4,7 +4,6 @@ import ctypes
 import importlib.metadata
 import platform
 import re
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from qconvert.backends import subprocess_worker
+from qconvert.core.errors import QConvertError
 
 # All of these write the module folder `onnxruntime`; two of them overwrite each other's files.
 RUNTIMES = (
@@ -34,35 +34,7 @@ INTEGER_FLAGS = {
 # What the fake driver of tests/gpu_lab calls its devices; reports say that they are none.
 SIMULATED_GPU = "Simulated GPU"
 
-PROBE_TIMEOUT_SECONDS = 120
-
-_PROBE_SCRIPT = """
-import sys
-import numpy, onnx.parser, onnxruntime
-name = sys.argv[1]
-model = onnx.parser.parse_model(
-    '<ir_version: 10, opset_import: ["": 20]> '
-    'probe (float[1, 4] x) => (float[1, 4] y) { y = Relu (x) }'
-)
-if name not in onnxruntime.get_available_providers():
-    sys.exit(f"this ONNX Runtime was built without {name}")
-if hasattr(onnxruntime, "preload_dlls"):
-    onnxruntime.preload_dlls()
-if name == "TensorrtExecutionProvider":
-    import tensorrt  # loads libnvinfer, which the provider then finds
-onnxruntime.disable_telemetry_events()
-options = onnxruntime.SessionOptions()
-options.log_severity_level = 4
-if name != "CPUExecutionProvider":
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[name])
-session.disable_fallback()
-if session.get_providers()[0] != name:
-    sys.exit(f"{name} did not load")
-output = session.run(None, {"x": numpy.array([[-1, 0, 1, 2]], numpy.float32)})[0]
-if output.tolist() != [[0, 0, 1, 2]]:
-    sys.exit(f"{name} computes wrong numbers: {output.tolist()}")
-"""
+PROBE_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -78,12 +50,16 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Installed:
-    """Everything about a machine that decides which backends work on it."""
+    """Everything about a machine that decides which backends work on it.
+
+    `driver` is the release of NVIDIA's driver in words, `cuda` the newest CUDA that it runs.
+    """
 
     packages: Mapping[str, str] = field(default_factory=dict)
     driver: str = ""
     driver_error: str = ""
     gpus: tuple[Gpu, ...] = ()
+    cuda: tuple[int, ...] = ()
 
     @property
     def runtimes(self) -> tuple[str, ...]:
@@ -92,13 +68,13 @@ class Installed:
 
     def library_version(self, product: str) -> str:
         """Return the version of an NVIDIA wheel, whose name may end in a CUDA version."""
-        pattern = re.compile(rf"{product}(-cu\d+)?(-libs)?")
+        pattern = re.compile(rf"{product}(-cu\d+)?(-libs|-bindings)?")
         versions = [version for name, version in self.packages.items() if pattern.fullmatch(name)]
         return max(versions, default="")
 
 
 def detect() -> Installed:
-    """Detect what this machine has: packages, the CUDA version of the driver, GPUs."""
+    """Detect what this machine has: packages, the driver and its CUDA, GPUs."""
     packages = installed_packages()
     library = "nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1"
     try:
@@ -106,7 +82,12 @@ def detect() -> Installed:
     except OSError:
         return Installed(packages, "", f"no NVIDIA driver: {library} not found")
     if code := cuda.cuInit(0):
-        return Installed(packages, "", f"the NVIDIA driver does not start: cuInit returns {code}")
+        text = ctypes.c_char_p()
+        cuda.cuGetErrorString(code, ctypes.byref(text))
+        reason = f" ({text.value.decode(errors='replace')})" if text.value else ""
+        return Installed(
+            packages, "", f"the NVIDIA driver does not start: cuInit returns {code}{reason}"
+        )
     version, count = ctypes.c_int(), ctypes.c_int()
     cuda.cuDriverGetVersion(ctypes.byref(version))
     cuda.cuDeviceGetCount(ctypes.byref(count))
@@ -120,10 +101,24 @@ def detect() -> Installed:
         cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
         cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
         gpus.append(Gpu(name.value.decode(errors="replace"), (major.value, minor.value)))
-    driver = f"CUDA {version.value // 1000}.{version.value % 1000 // 10}"
-    return Installed(
-        packages, driver, "" if gpus else "the NVIDIA driver finds no GPU", tuple(gpus)
-    )
+    newest = (version.value // 1000, version.value % 1000 // 10)
+    driver = f"CUDA {newest[0]}.{newest[1]}"
+    if release := _driver_release():
+        driver = f"{release} ({driver})"
+    error = "" if gpus else "the NVIDIA driver finds no GPU"
+    return Installed(packages, driver, error, tuple(gpus), newest)
+
+
+def _driver_release() -> str:
+    """Return the release of NVIDIA's driver as NVML knows it, such as 580.95.05, or nothing."""
+    release = ctypes.create_string_buffer(80)
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        if nvml.nvmlInit_v2() or nvml.nvmlSystemGetDriverVersion(release, len(release)):
+            return ""
+    except (OSError, AttributeError):
+        return ""
+    return release.value.decode(errors="replace")
 
 
 @cache
@@ -155,8 +150,11 @@ def provider_error(provider: str) -> str:
 
     A driver or a library that does not fit can crash the process.
     """
+    job = "qconvert.backends.ort:prove_provider"
     try:
-        child = subprocess_worker.run_python(_PROBE_SCRIPT, provider, seconds=PROBE_TIMEOUT_SECONDS)
-    except subprocess.TimeoutExpired:
-        return f"{provider} did not finish within {PROBE_TIMEOUT_SECONDS} s"
-    return f"{provider} crashed: {child.failure}" if child.code < 0 else child.failure
+        subprocess_worker.call(job, provider, product=provider, seconds=PROBE_SECONDS)
+    except QConvertError as error:
+        return str(error)
+    except (OSError, RuntimeError) as error:  # ONNX Runtime, or a module it needs, does not import
+        return str(error).splitlines()[-1]
+    return ""

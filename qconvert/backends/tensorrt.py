@@ -1,17 +1,16 @@
-"""The TensorRT backend: engines built by ONNX Runtime's TensorRT provider or by TensorRT itself.
+"""The TensorRT backend: engines built by TensorRT itself or by ONNX Runtime's TensorRT provider.
 
-The provider loads both. Written from its documentation and source: building and loading need a GPU.
-Which options it gets is decided without one, by pure functions.
+The provider loads both, if it links this release of TensorRT; else TensorRT's own runtime loads
+them. Building and loading need a GPU. Which options are used is decided without one.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
-from importlib import import_module
+from dataclasses import astuple, replace
 from pathlib import Path
-from types import ModuleType
 
-from qconvert.backends import nvinfer
+from qconvert.backends import nvinfer, subprocess_worker, versions
 from qconvert.backends.base import (
     GRAPH,
     INTEGER,
@@ -30,10 +29,17 @@ from qconvert.backends.base import (
     read_settings,
     settings_as_text,
 )
-from qconvert.backends.cuda import PACKAGE, missing_requirement, require_fixed_shapes
+from qconvert.backends.cuda import (
+    TF32_CAPABILITY,
+    missing_requirement,
+    require_fixed_shapes,
+    tf32_note,
+)
 from qconvert.backends.nvinfer import CONTEXT, NativeBuildOptions
 from qconvert.backends.system_probe import Installed, detect, provider_error
+from qconvert.backends.versions import PACKAGE, find_release, loads_in_provider
 from qconvert.core import onnx_io
+from qconvert.core.cache import file_sha256
 from qconvert.core.config import TensorrtConfig
 from qconvert.core.errors import QConvertError, Unavailable, UsageError
 from qconvert.core.pip_command import pip_install
@@ -44,7 +50,7 @@ from qconvert.quantize.plan import RestPrecision
 from qconvert.quantize.scheme import OperatorRule, Scheme
 
 PROVIDER = "TensorrtExecutionProvider"
-ENGINE = "model.engine"
+ENGINE, STRIPPED = "model.engine", "model.stripped.engine"
 NODES_FILE = "nodes.json"  # the nodes that each provider runs: a loaded engine is one node
 INSTALL = pip_install("tensorrt")
 
@@ -52,63 +58,56 @@ INSTALL = pip_install("tensorrt")
 DEFAULT_REST: RestPrecision = "fp16"
 
 
-@dataclass(frozen=True)
-class Release:
-    """A range of published onnxruntime-gpu releases, and the libraries they link against.
-
-    `takes_flags` says for each release of TensorRT that the provider works with, where it takes the
-    types of a network from. True: it builds weakly typed networks; the precision comes from
-    `trt_fp16_enable` and the like, and the graph must be in float32. False: from the graph.
-    """
-
-    since: tuple[int, int]
-    cuda: int
-    tensorrt: int
-    takes_flags: Mapping[int, bool]
-
-
-# Newest first. Libraries were read from the NEEDED entries of the wheels' provider libraries. The
-# source of 1.27 and newer can be built against TensorRT 11, which has strongly typed networks only;
-# the published wheels are not. 1.27 to 1.31 as published ask TensorRT 10 for a network without any
-# flag, strong typing included: read from the machine code of 1.31, and reported as a regression of
-# 1.27. Before, a network was strongly typed unless a precision flag was given, as its
-# source says.
-RELEASES = (
-    Release((1, 27), cuda=13, tensorrt=10, takes_flags={10: True, 11: False}),
-    Release((1, 20), cuda=12, tensorrt=10, takes_flags={10: False}),
-)
-
-
 def probe(installed: Installed) -> Availability:
-    """Find out whether the TensorRT provider runs here; check its libraries first."""
-    runtime, tensorrt = _versions(installed)
-    version = f"{PACKAGE} {runtime}" + (f", TensorRT {tensorrt}" if tensorrt else "")
-    if runtime:
-        release = find_release(runtime)
-        if release is None:
-            reason = f"{PACKAGE} {runtime} is too old"
-            return Availability(False, False, version, reason, INSTALL)
-        if major_minor(tensorrt)[0] != (needed := release.tensorrt):
-            problem = f"found {tensorrt}" if tensorrt else "none is installed"
-            reason = f"{PACKAGE} {runtime} needs TensorRT {needed}; {problem}"
-            cure = f'pip install "tensorrt-cu{release.cuda}>={needed},<{needed + 1}"'
-            return Availability(False, False, version, reason, cure)
+    """Find out whether TensorRT works here: in ONNX Runtime's provider, else in its own runtime."""
+    release, tensorrt = find_release(installed), installed.library_version("tensorrt")
+    runtime = installed.packages.get(PACKAGE, "")
+    version = ", ".join(
+        filter(None, (runtime and f"{PACKAGE} {runtime}", tensorrt and f"TensorRT {tensorrt}"))
+    )
+    if runtime and release is None:
+        return Availability(False, False, version, f"{PACKAGE} {runtime} is too old", INSTALL)
+    newer = versions.numbers(tensorrt)[:1] > (release.tensorrt[:1] if release else ())
+    if newer and installed.runtimes:
+        return _probe_native(installed, f"{version}, in its own runtime")
+    if release is not None and not loads_in_provider(installed):
+        oldest = ".".join(map(str, release.tensorrt))
+        problem = f"found {tensorrt}" if tensorrt else "none is installed"
+        reason = f"{PACKAGE} {runtime} needs TensorRT {oldest}; {problem}"
+        cure = f'pip install "{versions.tensorrt_requirement(release)}"'
+        return Availability(False, False, version, reason, cure)
     if missing := missing_requirement(installed, "tensorrt"):
         return missing
     error = provider_error(PROVIDER)
     return Availability(not error, not error, version, error, INSTALL if error else "")
 
 
+def _probe_native(installed: Installed, version: str) -> Availability:
+    """Find out whether TensorRT builds, beside an ONNX Runtime that does not link it."""
+    reason, cure = installed.driver_error, "install the NVIDIA driver; in a container, `--gpus all`"
+    if not reason:
+        cuda = versions.cuda_of_tensorrt(installed.packages)
+        reason, cure = versions.why_too_old(installed, cuda)
+    if not reason:
+        job = "qconvert.backends.nvinfer:prove_job"
+        try:
+            subprocess_worker.call(job, "tensorrt", product="TensorRT")
+        except QConvertError as error:
+            reason, cure = str(error), error.hint
+    return Availability(not reason, not reason, version, reason, cure if reason else "")
+
+
 def requirements() -> BackendRequirements:
     """Return the graphs that TensorRT accepts: all zero points 0, biases in float.
 
-    If nothing is installed, builds are strongly typed, as those of the native builder.
+    Its own builder takes the precision from the types of the graph; the provider may not.
     """
+    release = find_release(detect())
     return BackendRequirements(
         quantization_scheme("tensorrt", rules_tensorrt.RULES),
         ("fp32", "fp16", "bf16"),
         default_rest=DEFAULT_REST,
-        strongly_typed=not takes_flags(*_versions(detect())),
+        strongly_typed=release is None or not release.takes_flags,
     )
 
 
@@ -127,17 +126,15 @@ def quantization_scheme(name: str, rules: tuple[OperatorRule, ...]) -> Scheme:
 def cache_key(spec: BuildSpec) -> Mapping[str, str]:
     """Return everything that decides a build beside the model: engines fit one GPU and release."""
     installed = detect()
-    runtime, tensorrt = _versions(installed)
-    settings = read_options(spec)
-    gpus = installed.gpus
+    settings, gpus = read_options(spec), installed.gpus
     return {
         "backend": "tensorrt",
         "precision": spec.precision,
         "rest": spec.rest or DEFAULT_REST,
         "profile": str(spec.profile),
-        "runtime": f"{PACKAGE} {runtime}".strip(),
-        "tensorrt": tensorrt,
-        "driver": installed.driver,
+        "runtime": f"{PACKAGE} {installed.packages.get(PACKAGE, '')}".strip(),
+        "tensorrt": installed.library_version("tensorrt"),
+        "cuda": ".".join(map(str, installed.cuda)),
         "gpu": str(gpus[settings.device]) if settings.device < len(gpus) else "",
         **settings_as_text(settings, "timing_cache"),
     }
@@ -145,22 +142,30 @@ def cache_key(spec: BuildSpec) -> Mapping[str, str]:
 
 def require_readable(graph: Path, spec: BuildSpec) -> None:
     """Refuse a graph that the native builder cannot read; the provider claims what it supports."""
-    if read_options(spec).builder == "native":
-        nvinfer.run_worker("tensorrt", graph)
+    settings = read_options(spec)
+    if settings.builder == "native":
+        nvinfer.require_parsable("tensorrt", graph, _only_gpu(settings.device))
+    else:
+        profile_options(spec.profile, onnx_io.inputs(onnx_io.load(graph)))
 
 
 def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCallback) -> Engine:
-    """Build an engine, and a small ONNX file that loads it without a rebuild.
-
-    The provider reports no progress, and Ctrl-C waits until it is done.
-    """
-    settings = read_options(spec)
+    """Build an engine in a child process, and a small ONNX file that loads it without a rebuild."""
+    settings, installed = read_options(spec), detect()
+    if not installed.library_version("tensorrt"):
+        raise Unavailable("TensorRT is not installed", hint=INSTALL)
     model, graph_files = copy_graph(graph, folder)
     inputs = onnx_io.inputs(model)
     if settings.cuda_graph:
         require_fixed_shapes(inputs)
+        if settings.weight_stripped or not loads_in_provider(installed):
+            raise UsageError(
+                "`tensorrt.cuda-graph` needs an engine that ONNX Runtime's provider loads",
+                hint="leave out `cuda-graph`",
+            )
+    made_with = dict(cache_key(spec))
+    timings = _timing_cache(settings, installed)
     if settings.builder == "native":
-        _import_tensorrt()
         options = NativeBuildOptions(
             inputs,
             (spec.profile,),
@@ -168,55 +173,99 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
             settings.level,
             settings.hardware_compatible,
             settings.weight_stripped,
-            Path(settings.timing_cache) / "native.timing" if settings.timing_cache else None,
+            settings.use_tf32,
+            timings,
         )
-        output = folder / ("model.stripped.engine" if settings.weight_stripped else ENGINE)
-        nvinfer.build_and_wrap("tensorrt", model, output, options, PROVIDER, progress)
+        output = folder / (STRIPPED if settings.weight_stripped else ENGINE)
+        variables = _only_gpu(settings.device)
+        nvinfer.build_and_wrap("tensorrt", model, output, options, PROVIDER, progress, variables)
         nodes = {PROVIDER: [f"{node.op_type} {node.name}" for node in model.graph]}
     else:
-        runtime, tensorrt = _versions(detect())
-        if (flags := takes_flags(runtime, tensorrt)) is None:
-            raise Unavailable(
-                "this onnxruntime-gpu and this TensorRT are not known to work together",
-                hint="`qconvert doctor` shows which release of TensorRT it needs",
-            )
-        from qconvert.backends import ort
-
-        _import_tensorrt()
-        progress("TensorRT builds the engine and reports no progress", None)
-        how = _load_spec(settings, provider_options(spec, folder, flags, inputs), tensorrt)
-        # The session is freed at once, and the provider writes what it still holds.
-        nodes = ort.nodes_by_provider(ort.create_session(folder / GRAPH, how))
+        made_with["flags"] = str(_takes_flags(installed))
+        nodes = _build_in_provider(made_with, folder, inputs, timings, progress)
     files = engine_files(folder, settings, graph_files)
     if not files:
         raise QConvertError(
             "the TensorRT provider left no engine that loads without a rebuild",
             details=sorted(path.name for path in folder.iterdir()),
-            hint="`tensorrt.builder` = native builds with TensorRT itself",
+            hint="`--set tensorrt.builder=native` builds with TensorRT itself",
         )
     with explain_write_errors(folder):
         (folder / NODES_FILE).write_text(json.dumps(nodes, indent=1), encoding="utf-8")
-    made_with = dict(cache_key(spec))
     notes = fallback_notes(nodes)
+    gpus, float_precision = (
+        installed.gpus,
+        spec.rest if spec.precision in INTEGER else spec.precision,
+    )
+    if (
+        settings.use_tf32
+        and float_precision == "fp32"
+        and settings.device < len(gpus)
+        and gpus[settings.device].capability >= TF32_CAPABILITY
+    ):
+        notes += (tf32_note("tensorrt"),)
     return Engine("tensorrt", spec.precision, folder, GRAPH, files, made_with, notes=notes)
 
 
+def _build_in_provider(
+    made_with: dict[str, str],
+    folder: Path,
+    inputs: Sequence[TensorSpec],
+    timings: Path | None,
+    progress: BuildProgressCallback,
+) -> dict[str, list[str]]:
+    """Let ONNX Runtime's provider build the engine; return the nodes that each provider runs."""
+    made_with["graph"] = file_sha256(folder / GRAPH)[:12]
+    engine = Engine("tensorrt", "fp32", folder, GRAPH, (), made_with)
+    settings = read_settings(TensorrtConfig, engine, "tensorrt")
+    spec = _load_spec(engine, provider_options(engine, inputs, building=True, timings=timings))
+    if timings:
+        timings.parent.mkdir(parents=True, exist_ok=True)
+    progress("TensorRT builds the engine and reports no progress", None)
+    nodes: dict[str, list[str]] = subprocess_worker.call(
+        "qconvert.backends.ort:load_with_log",
+        (folder / GRAPH).absolute(),
+        replace(spec, config_entries={}),
+        product="ONNX Runtime's TensorRT provider",
+        report=progress,
+        # The provider has no option for it; CUDA's libraries read this.
+        variables={} if settings.use_tf32 else {"NVIDIA_TF32_OVERRIDE": "0"},
+    )
+    others = [name for provider, names in nodes.items() if provider != PROVIDER for name in names]
+    if others and not settings.allow_fallback:
+        raise QConvertError(
+            f"the TensorRT provider does not run {others[0]}",
+            details=others[1:5],
+            hint="`--allow-fallback` lets other providers run such nodes",
+        )
+    return nodes
+
+
 def open(engine: Engine) -> Session:
-    """Load an engine with the TensorRT provider, without a rebuild."""
+    """Load an engine without a rebuild: with the TensorRT provider, else with TensorRT's runtime."""
+    settings = read_settings(TensorrtConfig, engine, "tensorrt")
+    path, weights = engine.folder / engine.files[0], engine.folder / engine.graph
+    if settings.weight_stripped or not loads_in_provider(detect()):
+        from qconvert.backends import native_session
+
+        plan = engine.folder / next(name for name in engine.files if name.endswith(".engine"))
+        outputs = onnx_io.outputs(onnx_io.load(weights))
+        return native_session.open_session(
+            plan, outputs, settings.device, weights if settings.weight_stripped else None
+        )
     from qconvert.backends import ort
 
-    trt = _import_tensorrt()
-    settings = read_settings(TensorrtConfig, engine, "tensorrt")
-    session = ort.create_session(engine.folder / engine.files[0], load_spec(engine))
+    trt = nvinfer.import_tensorrt("tensorrt")
+    session = ort.create_session(path, load_spec(engine))
 
     def coverage() -> Coverage:
-        if settings.builder == "native" and not settings.weight_stripped:
-            text = nvinfer.inspect_engine(trt, (engine.folder / ENGINE).read_bytes())
-            if (counts := nvinfer.layer_precisions(text)) is not None:
+        if settings.builder == "native":
+            loaded = nvinfer.open_engine(trt, engine.folder / ENGINE)
+            if (counts := nvinfer.layer_precisions(trt, loaded)) is not None:
                 return Coverage({PROVIDER: sum(counts.values())}, counts)
         nodes = json.loads((engine.folder / NODES_FILE).read_text(encoding="utf-8"))
         counts = {provider: len(names) for provider, names in nodes.items()}
-        reason = "the provider's engines do not report it; some built with `tensorrt.builder` = native do"
+        reason = "the provider's engines do not report it; those of `tensorrt.builder` = native do"
         return Coverage(counts, None, reason)
 
     return ort.OrtSession(session, coverage, "cuda", settings.device, settings.cuda_graph)
@@ -225,8 +274,21 @@ def open(engine: Engine) -> Session:
 def load_spec(engine: Engine) -> LoadSpec:
     """Return how ONNX Runtime loads an engine."""
     settings = read_settings(TensorrtConfig, engine, "tensorrt")
-    options = load_options(settings, engine.folder)
-    return _load_spec(settings, options, engine.made_with["tensorrt"])
+    if settings.weight_stripped:
+        raise UsageError(
+            f"ONNX Runtime cannot load `{engine.folder.name}`: the engine has no weights",
+            hint="build it again without `weight-stripped`",
+        )
+    if versions.numbers(engine.made_with["tensorrt"])[:1] > versions.NEWEST.tensorrt[:1]:
+        raise UsageError(
+            f"ONNX Runtime cannot load `{engine.folder.name}`: it has TensorRT "
+            f"{versions.NEWEST.tensorrt[0]}, not {engine.made_with['tensorrt']}",
+            hint="package it for Triton: `--format triton`",
+        )
+    inputs: tuple[TensorSpec, ...] = ()
+    if settings.builder == "provider":
+        inputs = onnx_io.inputs(onnx_io.load(engine.folder / engine.graph))
+    return _load_spec(engine, provider_options(engine, inputs))
 
 
 def triton_spec(engine: Engine) -> TritonSpec:
@@ -263,41 +325,24 @@ def fallback_notes(nodes: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     )
 
 
-def _import_tensorrt() -> ModuleType:
-    """Import TensorRT, which loads the library that the provider needs."""
-    from qconvert.backends import ort
-
-    ort.preload_cuda_libraries()
-    try:
-        return import_module("tensorrt")
-    except ImportError:
-        raise Unavailable("TensorRT is not installed", hint=INSTALL) from None
+def _only_gpu(device: int) -> dict[str, str]:
+    """Return the environment in which one GPU is the first: TensorRT builds on the current one."""
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    name = visible[device] if device < len(visible) else str(device)
+    return {"CUDA_VISIBLE_DEVICES": name}
 
 
-# --- releases ---
+def _timing_cache(settings: TensorrtConfig, installed: Installed) -> Path | None:
+    """Return the file of the native builder's timings, which fit one GPU and release.
 
-
-def _versions(installed: Installed) -> tuple[str, str]:
-    """Return the versions of onnxruntime-gpu and TensorRT, nothing for one that is missing."""
-    return installed.packages.get(PACKAGE, ""), installed.library_version("tensorrt")
-
-
-def major_minor(version: str) -> tuple[int, int]:
-    """Return the first two numbers of a version."""
-    parts = [int(part) for part in version.split(".")[:2] if part.isdigit()]
-    major, minor = [*parts, 0, 0][:2]
-    return major, minor
-
-
-def find_release(runtime: str) -> Release | None:
-    """Return the row of an onnxruntime-gpu, None for one older than the table."""
-    return next((row for row in RELEASES if major_minor(runtime) >= row.since), None)
-
-
-def takes_flags(runtime: str, tensorrt: str) -> bool | None:
-    """Whether the provider takes precisions from flags; None for releases not known to match."""
-    release = find_release(runtime)
-    return release.takes_flags.get(major_minor(tensorrt)[0]) if release else None
+    The provider names its own file after the compute capability, in the same folder.
+    """
+    if not settings.timing_cache:
+        return None
+    version, gpus = installed.library_version("tensorrt"), installed.gpus
+    capability = gpus[settings.device].capability if settings.device < len(gpus) else ()
+    file = f"native_sm{''.join(map(str, capability))}.timing"
+    return Path(settings.timing_cache).absolute() / f"tensorrt-{version}" / file
 
 
 # --- options of the provider ---
@@ -309,60 +354,70 @@ def read_options(spec: BuildSpec) -> TensorrtConfig:
     if settings.builder == "native" and settings.allow_fallback:
         raise UsageError(
             "`tensorrt`: `allow-fallback` has no effect with the native builder",
-            hint="leave it out, or set `tensorrt.builder` = provider",
+            hint="add `--set tensorrt.builder=provider`; for `cuda` alone, `--set cuda.allow-fallback=true`",
+        )
+    if settings.builder == "provider" and settings.weight_stripped:
+        raise UsageError(
+            "`tensorrt`: the provider looks for the weights of a stripped engine in other files",
+            hint="leave out `weight-stripped`, or add `--set tensorrt.builder=native`",
         )
     return settings
 
 
-def load_options(settings: TensorrtConfig, folder: Path) -> dict[str, str]:
-    """Return the options with which the provider loads an engine; profiles are in the engine."""
-    options = {"device_id": str(settings.device)}
-    if settings.cuda_graph:
-        options["trt_cuda_graph_enable"] = "1"
-    if settings.weight_stripped:
-        options["trt_weight_stripped_engine_enable"] = "1"
-        options["trt_onnx_model_folder_path"] = str(folder)
-    if settings.allow_fallback:
-        options["trt_engine_cache_enable"] = "1"
-        options["trt_engine_cache_path"] = str(folder)
-        options["trt_engine_cache_prefix"] = "model"
-    return options
-
-
 def provider_options(
-    spec: BuildSpec, folder: Path, flags: bool, inputs: Sequence[TensorSpec]
+    engine: Engine,
+    inputs: Sequence[TensorSpec],
+    *,
+    building: bool = False,
+    timings: Path | None = None,
 ) -> dict[str, str]:
-    """Return the options with which the provider builds an engine into a folder.
+    """Return the options with which the provider builds an engine, or loads it without a rebuild.
 
-    The provider writes a context model, which names the engine and loads it without a rebuild. It
-    can do so for whole graphs only; if other providers may take nodes, a cache of engines in the
-    same folder takes its place. Precisions become `flags` unless the graph carries its types.
+    The provider writes a context model, which names the engine and loads it. It can do so for
+    whole graphs only; if other providers may take nodes, a cache of engines in the same folder
+    takes its place. The cache's names tell the options of the build: loading needs all of them.
     """
-    settings = read_options(spec)
-    options = load_options(settings, folder) | profile_options(spec.profile, inputs)
-    options["trt_builder_optimization_level"] = str(settings.level)
-    if flags:
-        # INT8 without a second flag would leave all other layers in float32.
-        is_integer = spec.precision in INTEGER
-        precisions = (spec.rest or DEFAULT_REST, "int8") if is_integer else (spec.precision,)
-        options |= {f"trt_{name}_enable": "1" for name in precisions if name != "fp32"}
-    if "trt_fp16_enable" in options:
-        options["trt_layer_norm_fp32_fallback"] = "1"  # sums of squares overflow in fp16
-    if settings.workspace:
-        options["trt_max_workspace_size"] = str(settings.workspace * 2**20)
-    if settings.hardware_compatible:
-        options["trt_engine_hw_compatible"] = "1"
-    if settings.timing_cache:
-        options["trt_timing_cache_enable"] = "1"
-        options["trt_timing_cache_path"] = settings.timing_cache
-    if not settings.allow_fallback:
-        # Without a cache path, engines lie beside the context model: it cannot name another folder.
-        options["trt_engine_cache_enable"] = "1"
-        options["trt_engine_cache_prefix"] = "model"
-        options["trt_dump_ep_context_model"] = "1"
-        options["trt_ep_context_file_path"] = str(folder / CONTEXT)
-        options["trt_ep_context_embed_mode"] = "0"
-    return options
+    settings = read_settings(TensorrtConfig, engine, "tensorrt")
+    made_with, folder = engine.made_with, engine.folder.absolute()
+    options: dict[str, bool | int | str] = {"device_id": settings.device}
+    if settings.cuda_graph:
+        options["trt_cuda_graph_enable"] = True
+    if settings.builder == "provider":
+        profile = Profile(*map(int, made_with["profile"].split(",")))
+        options |= profile_options(profile, inputs)
+        options["trt_builder_optimization_level"] = settings.level
+        if made_with["flags"] == "True":
+            options |= precision_flags(made_with["precision"], made_with["rest"])
+        if settings.workspace:
+            options["trt_max_workspace_size"] = settings.workspace * 2**20
+        if settings.hardware_compatible:
+            options["trt_engine_hw_compatible"] = True
+        if building or settings.allow_fallback:
+            options["trt_engine_cache_enable"] = True
+            # The provider's own names tell nothing of the weights.
+            options["trt_engine_cache_prefix"] = f"model-{made_with['graph']}"
+        if settings.allow_fallback:
+            options["trt_engine_cache_path"] = str(folder)
+        elif building:
+            # Without a cache path, engines lie beside the context model, which can name no other folder.
+            options["trt_dump_ep_context_model"] = True
+            options["trt_ep_context_file_path"] = str(folder / CONTEXT)
+            options["trt_ep_context_embed_mode"] = 0
+        if timings:
+            options["trt_timing_cache_enable"] = True
+            options["trt_timing_cache_path"] = str(timings.parent)
+    # The binding takes these two words for switches, and nothing else.
+    return {name: str(value) for name, value in options.items()}
+
+
+def precision_flags(precision: str, rest: str) -> dict[str, bool]:
+    """Return the precisions of a weakly typed network, whose graph is in float32."""
+    # INT8 without a second flag would leave all other layers in float32.
+    precisions = (rest, "int8") if precision in INTEGER else (precision,)
+    flags = {f"trt_{name}_enable": True for name in precisions if name != "fp32"}
+    if "trt_fp16_enable" in flags:
+        flags["trt_layer_norm_fp32_fallback"] = True  # sums of squares overflow in fp16
+    return flags
 
 
 def profile_options(profile: Profile, inputs: Sequence[TensorSpec]) -> dict[str, str]:
@@ -372,23 +427,43 @@ def profile_options(profile: Profile, inputs: Sequence[TensorSpec]) -> dict[str,
     """
     shapes: dict[str, list[str]] = {}
     for spec in nvinfer.dynamic_inputs(inputs):
+        if ":" in spec.name or "," in spec.name:
+            raise UsageError(
+                f"the TensorRT provider cannot read a profile for the input `{spec.name}`: it "
+                "separates names with `:` and `,`",
+                hint="rename the input, or leave out `tensorrt.builder` = provider",
+            )
         for name, batch in zip(("min", "opt", "max"), astuple(profile), strict=True):
             sizes = "x".join(map(str, (batch, *spec.shape[1:])))
             shapes.setdefault(f"trt_profile_{name}_shapes", []).append(f"{spec.name}:{sizes}")
     return {option: ",".join(texts) for option, texts in shapes.items()}
 
 
-def _load_spec(settings: TensorrtConfig, options: Mapping[str, str], version: str) -> LoadSpec:
+def _takes_flags(installed: Installed) -> bool:
+    release = find_release(installed)
+    if release is None or not loads_in_provider(installed):
+        raise Unavailable(
+            "this onnxruntime-gpu and this TensorRT do not work together",
+            hint="leave out `tensorrt.builder` = provider; `qconvert doctor` shows the release it needs",
+        )
+    return release.takes_flags
+
+
+def _load_spec(engine: Engine, options: Mapping[str, str]) -> LoadSpec:
     """Return how ONNX Runtime builds or loads an engine with these options of the provider.
 
     ONNX Runtime's own rewrites would split Q/DQ pairs before TensorRT sees them.
     """
-    others = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    fallbacks = others if settings.allow_fallback else ()
+    settings = read_settings(TensorrtConfig, engine, "tensorrt")
+    cuda = {"device_id": str(settings.device), "use_tf32": str(int(settings.use_tf32))}
+    fallbacks: tuple[tuple[str, dict[str, str]], ...] = (
+        ("CUDAExecutionProvider", cuda),
+        ("CPUExecutionProvider", {}),
+    )
     return LoadSpec(
-        providers=((PROVIDER, options), *((name, {}) for name in fallbacks)),
-        packages=("onnxruntime-gpu[cuda,cudnn]", f"tensorrt-cu13=={version}"),
-        config_entries={} if fallbacks else {"session.disable_cpu_ep_fallback": "1"},
+        providers=((PROVIDER, options), *(fallbacks if settings.allow_fallback else ())),
+        packages=("onnxruntime-gpu[cuda,cudnn]", f"tensorrt-cu13=={engine.made_with['tensorrt']}"),
+        config_entries={} if settings.allow_fallback else {"session.disable_cpu_ep_fallback": "1"},
         modules=("tensorrt",),
         optimize_graph=False,
         cuda_graph=settings.cuda_graph,
@@ -402,8 +477,8 @@ def engine_files(
 
     Weight-stripped engines take their weights from the graph, which is then loaded as well.
     """
-    suffix = ".stripped.engine" if settings.weight_stripped else ".engine"
-    engines = sorted(path.name for path in folder.iterdir() if path.name.endswith(suffix))
+    suffixes = (".stripped.engine",) if settings.weight_stripped else (".engine", ".profile")
+    engines = sorted(path.name for path in folder.iterdir() if path.name.endswith(suffixes))
     if engines and settings.allow_fallback:
         return (*graph_files, *engines)
     if not engines or not (folder / CONTEXT).is_file():

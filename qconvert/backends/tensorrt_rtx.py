@@ -28,9 +28,10 @@ from qconvert.backends.base import (
 from qconvert.backends.nvinfer import CONTEXT, NativeBuildOptions
 from qconvert.backends.system_probe import Installed, detect
 from qconvert.backends.tensorrt import quantization_scheme
+from qconvert.backends.versions import why_too_old
 from qconvert.core import onnx_io
 from qconvert.core.config import TensorrtRtxConfig
-from qconvert.core.errors import Unavailable, UsageError
+from qconvert.core.errors import QConvertError, Unavailable, UsageError
 from qconvert.core.pip_command import pip_install
 from qconvert.quantize.rules_tensorrt import RTX_RULES
 
@@ -38,6 +39,7 @@ PROVIDER = "NvTensorRTRTXExecutionProvider"
 ENGINE = "model.engine"
 BUILDER = "tensorrt-rtx-cu13"
 PLUGIN = "onnxruntime-ep-nv-tensorrt-rtx-cu13"
+MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
 INSTALL = pip_install("tensorrt-rtx")
 
 
@@ -47,10 +49,12 @@ def probe(installed: Installed) -> Availability:
     if not version:
         return Availability(False, False, reason=f"{BUILDER} is not installed", cure=INSTALL)
     version = f"tensorrt-rtx {version}"
-    code = "import tensorrt_rtx as trt; assert trt.Builder(trt.Logger(trt.Logger.ERROR))"
-    if error := subprocess_worker.run_python(code, seconds=120).failure:
+    try:
+        job = "qconvert.backends.nvinfer:prove_job"
+        subprocess_worker.call(job, "tensorrt_rtx", product="TensorRT for RTX", seconds=120)
+    except QConvertError as error:
         cure = f"pip install --force-reinstall {BUILDER}"
-        return Availability(False, False, version, error, cure)
+        return Availability(False, False, version, str(error), cure)
     reason, cure = _why_not_run(installed)
     return Availability(True, not reason, version, reason, cure)
 
@@ -78,7 +82,7 @@ def cache_key(spec: BuildSpec) -> Mapping[str, str]:
 
 def require_readable(graph: Path, spec: BuildSpec) -> None:
     """Refuse a graph with an operator that TensorRT for RTX lacks."""
-    nvinfer.run_worker("tensorrt_rtx", graph)
+    nvinfer.require_parsable("tensorrt_rtx", graph)
 
 
 def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCallback) -> Engine:
@@ -144,7 +148,7 @@ def load_spec(engine: Engine) -> LoadSpec:
         providers=((PROVIDER, {"nv_multi_profile_enable": "1"} if has_more else {}),),
         packages=("onnxruntime", PLUGIN),
         config_entries={"session.disable_cpu_ep_fallback": "1"},
-        plugin="onnxruntime_ep_nv_tensorrt_rtx",
+        plugin=MODULE,
     )
 
 
@@ -175,6 +179,9 @@ def _why_not_run(installed: Installed) -> tuple[str, str]:
     """Return why engines do not run here and the fix, both empty if they do."""
     if installed.driver_error:
         return f"{installed.driver_error}; engines run on RTX GPUs", ""
+    reason, cure = why_too_old(installed, 13)
+    if reason:
+        return reason, cure
     # From compute capability 12 on, all GPUs run RTX engines.
     capabilities = [gpu.capability for gpu in installed.gpus]
     if not any(item in ((8, 6), (8, 9)) or item >= (12, 0) for item in capabilities):
@@ -185,4 +192,9 @@ def _why_not_run(installed: Installed) -> tuple[str, str]:
     if "onnxruntime-gpu" in installed.packages:
         cure = f"pip uninstall -y onnxruntime-gpu && {INSTALL}"
         return "the provider plugin needs plain onnxruntime, not onnxruntime-gpu", cure
+    try:
+        job = "qconvert.backends.ort:prove_plugin"
+        subprocess_worker.call(job, MODULE, PROVIDER, product="the provider plugin", seconds=120)
+    except QConvertError as error:
+        return str(error), f"pip install --force-reinstall {PLUGIN}"
     return "", ""

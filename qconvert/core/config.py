@@ -98,6 +98,7 @@ SizeRule = Literal["fit", "none"]
 IMAGE_FILES = "a folder, a list file, a CSV, or arrays (.npz, .npy)"
 CUDA_GRAPH = "Record a CUDA graph; shapes must be fixed"
 WORKSPACE = "MiB for trying kernels; 0: all available memory"
+USE_TF32 = "Let fp32 layers compute with the 10-bit mantissas of TF32, from Ampere on"
 
 
 class StrictTable:
@@ -255,10 +256,13 @@ class CpuConfig(StrictTable):
 
 @dataclass(frozen=True)
 class CudaConfig(StrictTable):
-    """How ONNX Runtime runs on CUDA."""
+    """How ONNX Runtime runs on CUDA; the defaults are those of ONNX Runtime."""
 
     device: NonNegativeInt = setting(0, "Number of the GPU")
     cuda_graph: Switch = setting(False, CUDA_GRAPH)
+    prefer_nhwc: Switch = setting(False, "Run convolutions in the layout of Tensor Cores, NHWC")
+    use_tf32: Switch = setting(True, USE_TF32)
+    gpu_mem_limit: NonNegativeInt = setting(0, "MiB that a session may allocate; 0: no limit")
     allow_fallback: Switch = setting(
         False, "Let the CPU run nodes that a GPU provider cannot, and list them", "--allow-fallback"
     )
@@ -268,8 +272,8 @@ class CudaConfig(StrictTable):
 class TensorrtConfig(StrictTable):
     """How TensorRT builds; the defaults are those of TensorRT."""
 
-    builder: Literal["provider", "native"] = setting(
-        "provider", "ONNX Runtime's provider, or TensorRT itself with strict types"
+    builder: Literal["native", "provider"] = setting(
+        "native", "TensorRT itself, with the types of the graph, or ONNX Runtime's provider"
     )
     device: NonNegativeInt = setting(0, "Number of the GPU")
     workspace: NonNegativeInt = setting(0, WORKSPACE)
@@ -280,10 +284,15 @@ class TensorrtConfig(StrictTable):
     hardware_compatible: Switch = setting(
         False, "Build for newer GPUs too; slower than an engine for this GPU alone"
     )
-    weight_stripped: Switch = setting(False, "Leave the weights out of the engine")
+    weight_stripped: Switch = setting(
+        False, "Leave the weights out of the engine, which takes them from the graph when it loads"
+    )
+    use_tf32: Switch = setting(True, USE_TF32)
     cuda_graph: Switch = setting(False, CUDA_GRAPH)
     allow_fallback: Switch = setting(
-        False, "Let other providers run nodes that TensorRT cannot", "--allow-fallback"
+        False,
+        "Let other providers run nodes that TensorRT cannot; needs the builder `provider`",
+        "--allow-fallback",
     )
 
 

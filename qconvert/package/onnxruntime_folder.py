@@ -28,6 +28,11 @@ flags = set(cpu.read_text().split()) if cpu.exists() else set()
 exact = "0" if flags & {{{", ".join(f'"{flag}"' for flag in INTEGER_FLAGS)}}} else "1"
 options.add_session_config_entry("{QUANT_PRECISION_ENTRY}", exact)"""
 
+PLUGIN_LINES = """\
+# Nothing else finds the CUDA runtime that lies beside the plugin.
+for library in Path(plugin.__file__).parent.glob("libcudart.so.*"):
+    ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)"""
+
 PRINT_SCORES = Template("""\
 for file in files:
     scores = session.run([$output], $feeds)[0][0].ravel()
@@ -121,7 +126,7 @@ def session_code(engine: Engine, spec: LoadSpec) -> str:
     def literal(options: Mapping[str, str]) -> str:
         """Return options as Python; the engine's folder becomes the folder of the script."""
         pairs = (
-            f'"{key}": {"str(HERE)" if value == str(engine.folder) else repr(value)}'
+            f'"{key}": {"str(HERE)" if value == str(engine.folder.absolute()) else repr(value)}'
             for key, value in options.items()
         )
         return "{" + ", ".join(pairs) + "}"
@@ -129,7 +134,7 @@ def session_code(engine: Engine, spec: LoadSpec) -> str:
     file, (provider, provider_options) = python_string(engine.files[0]), spec.providers[0]
     lines = [f"import {module}  # for its libraries" for module in spec.modules]
     if spec.plugin:
-        lines += [f"import {spec.plugin} as plugin", ""]
+        lines += ["import ctypes", "", f"import {spec.plugin} as plugin", "", PLUGIN_LINES]
     elif provider != PROVIDER:
         lines += ['if hasattr(onnxruntime, "preload_dlls"):', "    onnxruntime.preload_dlls()"]
     lines += ["options = onnxruntime.SessionOptions()", "options.log_severity_level = 3"]
@@ -155,9 +160,10 @@ session = onnxruntime.InferenceSession(str(HERE / {file}), options)
         f'("{name}", {literal(options)})' if options else f'"{name}"'
         for name, options in spec.providers
     )
+    no_fallback = "" if provider == PROVIDER else ", enable_fallback=0"
     lines.append(f"""\
 session = onnxruntime.InferenceSession(
-    str(HERE / {file}), options, providers=[{providers}]
+    str(HERE / {file}), options, providers=[{providers}]{no_fallback}
 )
 """)
     if provider != PROVIDER:

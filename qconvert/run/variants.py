@@ -298,9 +298,9 @@ def cached_engine(
 
 
 def require_readable_graph(variant: EngineVariant, graph: Path, context: JobContext) -> None:
-    """Raise for a float graph that the backend cannot read, whatever the precision; cached."""
+    """Raise for a float graph that the backend cannot build from in this precision; cached."""
     backend = backends.load(variant.backend)
-    spec = _build_spec(replace(variant, precision="fp32"), context)
+    spec = _build_spec(variant, context)
     key = {"graph": onnx_io.fingerprint(onnx_io.load(graph)), **backend.cache_key(spec)}
     context.cache.get_or_make("read", key, lambda _: backend.require_readable(graph, spec))
 

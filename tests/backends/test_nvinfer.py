@@ -13,9 +13,16 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from qconvert.backends import nvinfer, ort, tensorrt_rtx
-from qconvert.backends.base import BuildSpec, Engine, LoadSpec, Precision, Profile
-from qconvert.backends.nvinfer import NativeBuildOptions, layer_precisions, wrap_engine
+from qconvert.backends import nvinfer, ort, subprocess_worker, tensorrt_rtx
+from qconvert.backends.base import (
+    BuildProgressCallback,
+    BuildSpec,
+    Engine,
+    LoadSpec,
+    Precision,
+    Profile,
+)
+from qconvert.backends.nvinfer import NativeBuildOptions, count_precisions, wrap_engine
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
 from tests.backends.graphs import ignore_progress, write_graph
@@ -45,6 +52,13 @@ def build(root: Path, precision: Precision, **options: str | int) -> Engine:
     )
     graph = write_graph(root, "tensorrt-rtx", precision)
     return tensorrt_rtx.build(graph, spec, root / "engine", ignore_progress)
+
+
+def build_in_child(graph: Path, output: Path, progress: BuildProgressCallback) -> None:
+    job, module = "qconvert.backends.nvinfer:build_job", "tensorrt_rtx"
+    subprocess_worker.call(
+        job, module, graph, OPTIONS, output, product="TensorRT for RTX", report=progress
+    )
 
 
 @pytest.mark.long
@@ -93,12 +107,12 @@ def test_fixed_batch_and_several_inputs_build(trt: ModuleType, tmp_path: Path) -
 @pytest.mark.slow
 def test_worker_reports_progress_and_writes_the_engine(graph: Path) -> None:
     reports: list[tuple[str, float | None]] = []
-    build = (OPTIONS, graph.with_name("model.engine"))
-    nvinfer.run_worker("tensorrt_rtx", graph, build, lambda *report: reports.append(report))
+    output = graph.with_name("model.engine")
+    build_in_child(graph, output, lambda *report: reports.append(report))
     fractions = [fraction for _, fraction in reports if fraction is not None]
     assert fractions == sorted(fractions)
     assert reports[-1] == ("built", 1.0)
-    assert build[1].stat().st_size > 1000
+    assert output.stat().st_size > 1000
 
 
 @pytest.mark.slow
@@ -116,7 +130,7 @@ def test_ctrl_c_kills_the_worker(graph: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(subprocess, "Popen", record)
     output = graph.with_name("model.engine")
     with pytest.raises(KeyboardInterrupt):
-        nvinfer.run_worker("tensorrt_rtx", graph, (OPTIONS, output), interrupt)
+        build_in_child(graph, output, interrupt)
     assert [process.returncode for process in started] == [-signal.SIGKILL]
     assert not output.exists()
 
@@ -127,21 +141,21 @@ def test_crash_of_the_builder_is_reported(
     (tmp_path / "tensorrt_rtx.py").write_text("import os\nos.abort()\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(QConvertError, match=r"TensorRT for RTX crashed on .* \(SIGABRT\)"):
-        nvinfer.run_worker("tensorrt_rtx", graph)
+        nvinfer.require_parsable("tensorrt_rtx", graph)
 
 
 @pytest.mark.long
 def test_engine_that_cannot_be_written_is_an_os_error(graph: Path) -> None:
     output = graph.with_name("no") / "model.engine"
     with pytest.raises(FileNotFoundError, match=r"no/model\.engine"):
-        nvinfer.run_worker("tensorrt_rtx", graph, (OPTIONS, output))
+        build_in_child(graph, output, ignore_progress)
 
 
 @pytest.mark.slow
 def test_refusal_of_the_parser_names_the_node_and_a_remedy(trt: ModuleType, tmp_path: Path) -> None:
     asymmetric = write_graph(tmp_path, "cpu", "int8")
     with pytest.raises(QConvertError, match="TensorRT for RTX cannot read this model") as caught:
-        nvinfer.run_worker("tensorrt_rtx", asymmetric)
+        nvinfer.require_parsable("tensorrt_rtx", asymmetric)
     assert "(QuantizeLinear): " in str(caught.value)
     assert "zero points of 0" in caught.value.hint
 
@@ -190,12 +204,15 @@ def test_layers_count_by_the_type_they_read() -> None:
          "Outputs": [{"Format/Datatype": "Half"}]},
         {"LayerType": "gemm", "Inputs": [{"Datatype": "BFloat16"}]},
         {"LayerType": "kgen", "Inputs": [], "Outputs": [{"Format/Datatype": "FP16"}]},
+        {"LayerType": "kgen", "Inputs": [{"Format/Datatype": "FP8 E4M3"}]},
+        {"LayerType": "kgen", "Inputs": [{"Format/Datatype": "FP4 E2M1"}]},
+        {"LayerType": "NoOp", "Inputs": [{"Format/Datatype": "Row major linear FP32"}]},
         {"LayerType": "signal", "Inputs": [], "Outputs": []}
     ]}"""
-    counts = {"bf16": 1, "casts": 1, "fp16": 1, "int8": 1, "other": 1}
-    assert layer_precisions(layers) == counts
-    assert layer_precisions('{"Layers": ["conv1", "conv2"]}') is None
-    assert layer_precisions("no JSON") is None
+    counts = {"bf16": 1, "casts": 1, "fp16": 1, "fp4": 1, "fp8": 1, "int8": 1, "other": 1}
+    assert count_precisions(layers) == counts
+    assert count_precisions('{"Layers": ["conv1", "conv2"]}') is None
+    assert count_precisions("no JSON") is None
 
 
 @pytest.mark.long
@@ -224,7 +241,7 @@ def test_int8_groups_of_few_channels_are_padded_by_the_builder(
         path = tmp_path / f"{group}.onnx"
         onnx_io.save(network, path)
         options = NativeBuildOptions(onnx_io.inputs(network), (Profile(),))
-        nvinfer.run_worker("tensorrt_rtx", path, (options, tmp_path / "engine"))
+        (tmp_path / "engine").write_bytes(nvinfer.build_engine(trt, path, options, ignore_progress))
         return (tmp_path / "engine").stat().st_size
 
     plain, depthwise = engine_bytes(16), engine_bytes(64)  # 4 channels a group, and 1

@@ -4,9 +4,9 @@ import pytest
 
 from qconvert.backends import BACKENDS, probe
 from qconvert.backends.base import Availability
-from qconvert.backends.cuda import PACKAGE
 from qconvert.backends.system_probe import Gpu, Installed, detect, provider_error
 from qconvert.backends.tensorrt_rtx import BUILDER
+from qconvert.backends.versions import PACKAGE
 from qconvert.core.pip_command import pip_install
 
 H200 = Gpu("NVIDIA H200", (9, 0))
@@ -15,8 +15,16 @@ NO_DRIVER = "no NVIDIA driver: libcuda.so.1 not found"
 GPU_HOST = {PACKAGE: "1.31.1"}
 
 
-def machine(packages: dict[str, str], *gpus: Gpu, driver_error: str = "") -> Installed:
-    return Installed(packages, "CUDA 13.0" if gpus else "", driver_error, gpus)
+def machine(
+    packages: dict[str, str],
+    *gpus: Gpu,
+    driver_error: str = "",
+    driver: tuple[str, int] = ("580.95", 13),
+) -> Installed:
+    if not gpus:
+        return Installed(packages, "", driver_error)
+    release, cuda = driver
+    return Installed(packages, f"{release} (CUDA {cuda}.0)", driver_error, gpus, (cuda, 0))
 
 
 def tensorrt_host(runtime: str, **tensorrt: str) -> Installed:
@@ -25,8 +33,10 @@ def tensorrt_host(runtime: str, **tensorrt: str) -> Installed:
 
 
 NO_GPU = machine({**GPU_HOST, "tensorrt-cu13": "10.16.1.11"}, driver_error=NO_DRIVER)
-TRT11 = {"tensorrt_cu13": "11.4.0.106", "tensorrt_cu13_libs": "11.4.0.106"}
-CU13, CU12 = ('pip install "tensorrt-cu13>=10,<11"', 'pip install "tensorrt-cu12>=10,<11"')
+OLD_DRIVER = machine(GPU_HOST, H200, driver=("550.54", 12))
+OLD_GPU = machine(GPU_HOST, Gpu("Tesla V100", (7, 0)))
+CU13 = 'pip install "tensorrt-cu13>=10.14.1,<11"'
+CU12 = 'pip install "tensorrt-cu12>=10,<11"'
 
 
 @pytest.mark.parametrize(
@@ -41,9 +51,15 @@ CU13, CU12 = ('pip install "tensorrt-cu13>=10,<11"', 'pip install "tensorrt-cu12
             f"pip uninstall -y onnxruntime && {pip_install('cuda')}",
         ),
         ("cuda", machine(GPU_HOST, driver_error=NO_DRIVER), NO_DRIVER, "--gpus all"),
-        ("tensorrt", tensorrt_host("1.31.1", **TRT11), "needs TensorRT 10; found 11.4", CU13),
-        ("tensorrt", tensorrt_host("1.27.0"), "needs TensorRT 10; none is installed", CU13),
-        ("tensorrt", tensorrt_host("1.24.0", tensorrt="11.4"), "needs TensorRT 10; found", CU12),
+        ("cuda", OLD_DRIVER, "too old for CUDA 13: found 550.54 (CUDA 12.0)", "driver 580"),
+        ("cuda", OLD_GPU, "capability 7.5 or newer: found Tesla V100 7.0", "--backend cpu"),
+        (
+            "tensorrt",
+            tensorrt_host("1.31.1", tensorrt_cu13="10.13.3"),
+            "needs TensorRT 10.14.1; found 10.13.3",
+            CU13,
+        ),
+        ("tensorrt", tensorrt_host("1.31.1"), "TensorRT 10.14.1; none is installed", CU13),
         ("tensorrt", tensorrt_host("1.20.1"), "needs TensorRT 10; none is installed", CU12),
         ("tensorrt", tensorrt_host("1.19.2"), "is too old", pip_install("tensorrt")),
         ("tensorrt", NO_GPU, NO_DRIVER, "--gpus all"),
@@ -57,6 +73,13 @@ def test_missing_requirement_is_named_with_remedy(
     assert (status.builds, status.runs) == (False, False)
     assert reason in status.reason
     assert cure in status.cure
+
+
+def test_newer_tensorrt_needs_a_driver_too() -> None:
+    packages = {"onnxruntime": "1.31.1", "tensorrt-cu13-libs": "11.4.0.106"}
+    status = probe("tensorrt", machine(packages, H200, driver=("550.54", 12)))
+    assert "TensorRT 11.4.0.106, in its own runtime" in status.version
+    assert "too old for CUDA 13" in status.reason
 
 
 def test_tensorrt_rtx_is_not_mistaken_for_tensorrt() -> None:

@@ -239,12 +239,13 @@ def make_engine(backend: Any, **options: Any) -> Engine:
 
 
 def test_gpu_script_starts_the_provider_or_stops() -> None:
-    engine = make_engine(tensorrt, **{"weight-stripped": True})
+    engine = make_engine(tensorrt)
     text = session_code(engine, tensorrt.load_spec(engine))
     compile(text, "run.py", "exec")
     for part in (
         "import tensorrt",
-        '"trt_onnx_model_folder_path": str(HERE)',
+        '"device_id": ',
+        "enable_fallback=0",
         "ORT_DISABLE_ALL",
         '"session.disable_cpu_ep_fallback", "1"',
         'sys.exit("TensorrtExecutionProvider did not start")',
@@ -255,6 +256,16 @@ def test_gpu_script_starts_the_provider_or_stops() -> None:
     text = session_code(rtx, tensorrt_rtx.load_spec(rtx))
     compile(text, "run.py", "exec")
     assert "import onnxruntime_ep_nv_tensorrt_rtx as plugin" in text
+    assert "RTLD_GLOBAL" in text
+
+
+def test_engine_that_onnx_runtime_cannot_load_is_refused() -> None:
+    engine = make_engine(tensorrt, **{"weight-stripped": True})
+    with pytest.raises(UsageError, match="the engine has no weights"):
+        tensorrt.load_spec(engine)
+    newer = replace(engine, made_with={**make_engine(tensorrt).made_with, "tensorrt": "11.4.0.106"})
+    with pytest.raises(UsageError, match=r"it has TensorRT 10, not 11\.4"):
+        tensorrt.load_spec(newer)
 
 
 def test_engine_that_replays_a_cuda_graph_is_refused() -> None:

@@ -108,7 +108,7 @@ def test_tensorrt_engine_becomes_a_plan_with_its_profile(builder: str) -> None:
     [
         (
             ("model.onnx", "a.engine", "b.engine"),
-            {"allow-fallback": True},
+            {"allow-fallback": True, "builder": "provider"},
             "partly on other providers",
         ),
         (
@@ -119,7 +119,7 @@ def test_tensorrt_engine_becomes_a_plan_with_its_profile(builder: str) -> None:
     ],
 )
 def test_incomplete_tensorrt_engine_is_refused(
-    files: tuple[str, ...], options: dict[str, bool], why: str
+    files: tuple[str, ...], options: dict[str, bool | str], why: str
 ) -> None:
     engine = make_engine(tensorrt, files, Profile(), **options)
     with pytest.raises(UsageError, match=why):
