@@ -9,6 +9,7 @@ import os
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -131,7 +132,8 @@ def style_stderr(text: str, code: str) -> str:
 class ProgressDisplay:
     """Shows the running step: a changing line on a terminal, a line every few seconds in a log."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._status: Status | None = None
         self._step, self._last_done = "", 0
         self._started, self._first_done, self._last_logged = 0.0, 0, 0.0
@@ -155,7 +157,7 @@ class ProgressDisplay:
         _write_stderr("\n".join([head, *(f"    {'':<9} {line}" for line in rest)]))
 
     def _show_running(self, progress: "Progress") -> None:
-        now = time.monotonic()
+        now = self._clock()
         if progress.step != self._step or progress.done < self._last_done:
             self._step, self._first_done = progress.step, progress.done
             self._started = self._last_logged = now

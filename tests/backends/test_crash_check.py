@@ -1,5 +1,6 @@
 """Untrusted graphs run in a child process first; graphs that crash or hang it are refused."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from qconvert.core.errors import QConvertError
 from qconvert.core.tensors import Tensors, random_inputs
 from tests.models import from_text, tiny
 
+NUMBERS = itertools.count()
 ENDLESS = """
 <ir_version: 10, opset_import: ["": 20]>
 net (float[N, 4] x) => (float[N, 4] y) {
@@ -26,9 +28,11 @@ net (float[N, 4] x) => (float[N, 4] y) {
 """
 
 
-@pytest.fixture(autouse=True)
-def _nothing_checked_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crash_check, "_passed", set())
+def unseen() -> ir.Model:
+    """Return a model that no test has checked before."""
+    model = tiny()
+    model.metadata_props["test"] = str(next(NUMBERS))
+    return model
 
 
 def endless_model() -> ir.Model:
@@ -69,14 +73,14 @@ def test_crash_of_the_runtime_is_reported(
     monkeypatch.setattr(onnx_io, "IN_MEMORY_BYTES", in_memory)
     install_crashing_runtime(tmp_path, signal, monkeypatch)
     with pytest.raises(QConvertError, match="ONNX Runtime crashed on this model") as caught:
-        check_for_crash(tiny(), {})
+        check_for_crash(unseen(), {})
     assert message in str(caught.value)
 
 
 def test_model_that_passed_is_not_checked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny()
+    model = unseen()
     onnx_io.save(model, tmp_path / "tiny.onnx")
     check_for_crash(model, inputs(model))
     check_for_crash(model, {}, tmp_path / "tiny.onnx")

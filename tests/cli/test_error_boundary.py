@@ -1,5 +1,6 @@
 """Every exit code has one meaning, and errors are readable messages."""
 
+import io
 import os
 import shlex
 import signal
@@ -12,7 +13,6 @@ from pathlib import Path
 import click
 import pytest
 
-from qconvert.cli import console
 from qconvert.cli.error_boundary import run_guarded
 from qconvert.core.errors import GateFailed, QConvertError, Terminated, Unavailable, UsageError
 from tests.conftest import Outcome
@@ -69,10 +69,11 @@ def test_bug_exits_with_70_and_a_traceback(capsys: pytest.CaptureFixture[str]) -
 def test_out_of_memory_while_reporting_prints_a_short_error(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def none(text: str, level: int) -> None:
-        raise MemoryError
+    class FullMemory(io.StringIO):
+        def write(self, text: str) -> int:
+            raise MemoryError
 
-    monkeypatch.setattr(console, "info", none)
+    monkeypatch.setattr(sys, "stderr", FullMemory())
     assert run_guarded(raising(ZeroDivisionError("oops")), []) == 3
     assert capfd.readouterr().err.startswith("error: not enough memory\n\nhint: ")
 

@@ -35,11 +35,10 @@ def test_terminal_shows_the_running_step() -> None:
 
 
 def test_log_has_finished_steps_and_a_line_every_few_seconds(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     now = 100.0
-    monkeypatch.setattr("qconvert.cli.console.time.monotonic", lambda: now)
-    display = ProgressDisplay()
+    display = ProgressDisplay(lambda: now)
     display.update(Progress("calibrate", "images", done=0, total=300))
     for done in (50, 100, 150):
         now += 6.0
@@ -51,12 +50,9 @@ def test_log_has_finished_steps_and_a_line_every_few_seconds(
     assert len(lines) == 2
 
 
-def test_progress_speed_restarts_with_count(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_speed_restarts_with_count(capsys: pytest.CaptureFixture[str]) -> None:
     now = 100.0
-    monkeypatch.setattr("qconvert.cli.console.time.monotonic", lambda: now)
-    display = ProgressDisplay()
+    display = ProgressDisplay(lambda: now)
     for text in ("batch 1", "batch 8"):
         for done in (0, 50, 100):
             now += 11.0

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qconvert.backends.ort import open_cpu
-from qconvert.optimize import coordinate_descent
 from qconvert.optimize.coordinate_descent import (
     IDENTITY,
     Activation,
@@ -67,8 +66,7 @@ def test_integers_are_neighbours_of_the_weights_and_no_worse_than_the_nearest(
     np.testing.assert_array_equal(best.integers, np.rint(best.integers))
 
 
-def test_solution_is_close_to_the_best_of_all_roundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coordinate_descent, "DAMPING", 0.0)
+def test_solution_is_close_to_the_best_of_all_roundings() -> None:
     ratios = []
     for seed in range(20):
         problem = problem_of(8, 1, seed=10 * seed)

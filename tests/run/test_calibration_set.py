@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qconvert.backends.ort import open_cpu
-from qconvert.calibrate.calibration import Calibration, merge_calibrations
+from qconvert.calibrate.calibration import Calibration
 from qconvert.calibrate.calibration_file import pack
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import Progress
@@ -207,17 +207,16 @@ def test_interrupted_calibration_resumes_to_the_same_bytes(
     assert not list(Path(".store/calibrate").glob(".*"))
 
 
-def test_two_processes_that_calibrate_the_same_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_that_calibrate_the_same_agree() -> None:
     job, other = make_job(), make_job()
     results: list[CalibrationSet] = []
 
-    def merge_after_the_other(*parts: Calibration) -> Calibration:
-        monkeypatch.setattr(calibration_job, "merge_calibrations", merge_calibrations)
-        results.append(other.measure())
-        return merge_calibrations(*parts)
+    def measure_other(event: Progress) -> None:
+        if event.total and not results:
+            results.append(other.measure())
 
-    monkeypatch.setattr(calibration_job, "merge_calibrations", merge_after_the_other)
-    assert pack(job.measure().full) == pack(results[0].full)
+    own = measure_calibration_set(job.loaded, replace(job.context, progress=measure_other))
+    assert pack(own.full) == pack(results[0].full)
 
 
 def test_calibration_file_of_another_model_is_rejected() -> None:

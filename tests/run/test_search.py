@@ -1,6 +1,7 @@
 """The images of a search keep their own labels, and no image counts twice."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -53,21 +54,26 @@ def test_few_images_held_out_do_not_count_twice() -> None:
     assert list(make_search_images(inputs).labels) == [None] * 4
 
 
+@dataclass(frozen=True)
+class CountedCalibration(CalibrationSet):
+    """A calibration that counts how often its validation images are read."""
+
+    reads: list[str] = field(default_factory=list)
+
+    def validation_batches(self) -> Iterator[Tensors]:
+        self.reads.append("validation")
+        return super().validation_batches()
+
+
 def test_batches_are_read_once_unless_they_are_too_large_to_hold(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     inputs, _ = calibrated_inputs()
-    reads: list[CalibrationSet] = []
-    read = CalibrationSet.validation_batches
-
-    def counted(calibration: CalibrationSet) -> Iterator[Tensors]:
-        reads.append(calibration)
-        return read(calibration)
-
-    monkeypatch.setattr(CalibrationSet, "validation_batches", counted)
+    calibration = CountedCalibration(**vars(inputs.calibration))
+    inputs = replace(inputs, calibration=calibration)
     held = make_search_images(inputs).batches
-    assert len(list(held)) == len(list(held)) == len(reads) == 1
+    assert len(list(held)) == len(list(held)) == len(calibration.reads) == 1
     monkeypatch.setattr(search, "MAX_CACHED_BYTES", 1)
     reread = make_search_images(inputs).batches
     assert len(list(reread)) == len(list(reread)) == 1
-    assert len(reads) == 4
+    assert len(calibration.reads) == 4
