@@ -70,9 +70,8 @@ def create() -> None:
 
 def fakes() -> Path:
     """Return the folder of the compiled libraries."""
-    providers = (packages() / "onnxruntime_gpu/onnxruntime/capi").glob(
-        "libonnxruntime_providers_*.so"
-    )
+    wheels = ("onnxruntime_gpu", "onnxruntime_ep_nv_tensorrt_rtx_cu13")
+    callers = [path for name in wheels for path in (packages() / name).rglob("lib*.so*")]
     headers = packages() / "headers"
     if not headers.is_dir():
         with atomic.temporary_folder(packages()) as place:
@@ -80,7 +79,7 @@ def fakes() -> Path:
                 include = packages() / name / "nvidia/cu13/include"
                 shutil.copytree(include, place / "include", dirs_exist_ok=True)
             (place / "include").rename(headers)
-    return generate.compile_fakes(sorted(providers), headers, root())
+    return generate.compile_fakes(callers, headers, root())
 
 
 @dataclass(frozen=True)
@@ -150,34 +149,39 @@ class Host:
 def make_host(
     folder: Path,
     wheels: Sequence[str] = GPU,
-    without: Sequence[str] = (),
-    versions: Sequence[str] = ("tensorrt_cu13-10.16.1.11", "tensorrt_cu13_libs-10.16.1.11"),
+    keep: Sequence[str] = (),
+    libraries: Sequence[str] = tuple(generate.LIBRARIES),
+    tensorrt: str = "10.16.1.11",
 ) -> Path:
     """Make a Python environment: the packages of the tests' one, and wheels over fake libraries.
 
-    `without` leaves libraries out. `versions` are the NVIDIA packages that seem to be installed: of
-    those, only the names are there, and the libraries.
+    `keep` are GPU packages of the tests' environment that stay. `tensorrt` is the version that its
+    packages seem to have, empty if they are not installed.
     """
     venv.EnvBuilder(symlinks=True).create(folder)
     site = folder / f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
-    for path in Path(sysconfig.get_path("purelib")).iterdir():
-        if not REPLACED.match(path.name):
-            (site / path.name).symlink_to(path)
-    for path in [item for wheel in wheels for item in (packages() / wheel).iterdir()]:
-        (site / path.name).symlink_to(path)
-    for name, library in generate.placed(fakes(), without):
-        place = (folder if name.startswith("driver/") else site) / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(library)
-    for path in SITE.rglob("*"):
-        if path.suffix in (".py", ".pth"):
-            (site / path.relative_to(SITE)).parent.mkdir(exist_ok=True)
-            (site / path.relative_to(SITE)).symlink_to(path)
-    for version in versions:
-        name, number = version.split("-")
-        (site / f"{version}.dist-info").mkdir()
-        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n"
-        (site / f"{version}.dist-info/METADATA").write_text(metadata)
+    links = {
+        path.name: path
+        for path in Path(sysconfig.get_path("purelib")).iterdir()
+        if not REPLACED.match(path.name) or path.name.startswith(tuple(keep))
+    }
+    for wheel in wheels:
+        links |= {path.name: path for path in (packages() / wheel).iterdir()}
+    for path in SITE.rglob("*.p*"):
+        name = str(path.relative_to(SITE))
+        if tensorrt or not name.startswith("tensorrt"):
+            links[name] = path
+    for name in libraries:
+        place = generate.LIBRARIES[name].folder
+        above = "../../../" if place == generate.DRIVER else ""
+        links[f"{above}{place}/{name}"] = fakes() / name
+    for name, path in links.items():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).symlink_to(path)
+    for name in ("tensorrt_cu13", "tensorrt_cu13_libs") if tensorrt else ():
+        metadata = site / f"{name}-{tensorrt}.dist-info/METADATA"
+        metadata.parent.mkdir()
+        metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {tensorrt}\n")
     return folder
 
 

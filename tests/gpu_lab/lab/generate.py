@@ -4,7 +4,7 @@ import hashlib
 import re
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,12 +41,15 @@ LIBRARIES = {
 }
 
 
-def compile_fakes(providers: Sequence[Path], headers: Path, folder: Path) -> Path:
-    """Compile the libraries into a folder named after their sources, once, and return it."""
+def compile_fakes(callers: Sequence[Path], headers: Path, folder: Path) -> Path:
+    """Compile the libraries into a folder named after their sources, once, and return it.
+
+    `callers` are the libraries of the wheels, which call the fakes.
+    """
     sources = b"".join(path.read_bytes() for path in (Path(__file__), *sorted(FAKES.iterdir())))
     target = folder / hashlib.sha256(sources).hexdigest()[:12]
     if not target.is_dir():
-        symbols = wanted_symbols(providers)
+        symbols = wanted_symbols(callers)
         with atomic.temporary_folder(folder) as place:
             for name, library in LIBRARIES.items():
                 compile_library(name, library, symbols[name], headers, place)
@@ -57,16 +60,18 @@ def compile_fakes(providers: Sequence[Path], headers: Path, folder: Path) -> Pat
     return target
 
 
-def wanted_symbols(providers: Sequence[Path]) -> Mapping[str, set[str]]:
-    """Return the functions that ONNX Runtime's providers take from each library."""
+def wanted_symbols(callers: Sequence[Path]) -> Mapping[str, set[str]]:
+    """Return the functions that the libraries of the wheels take from each fake."""
     symbols: dict[str, set[str]] = defaultdict(set)
-    for provider in providers:
-        for name, library in re.findall(r" U (\w+)@(lib\S+)", run("nm", "-D", provider)):
+    for caller in callers:
+        imports = run("nm", "-D", "--undefined-only", caller)
+        for name, library in re.findall(r" U (\w+)@(lib\S+)", imports):
             symbols[library].add(name)
         # The driver's functions have no versions, and those of cuDNN are looked up by name.
-        symbols["libcuda.so.1"] |= set(re.findall(r" U (cu[A-Z]\w+)\n", run("nm", "-D", provider)))
-        texts = re.findall(rb"\0(cudnn[A-Z]\w+)(?=\0)", provider.read_bytes())
-        symbols["libcudnn.so.9"] |= {text.decode() for text in texts}
+        symbols["libcuda.so.1"] |= set(re.findall(r" U (cu[A-Z]\w+)\n", imports))
+        if caller.name == "libonnxruntime_providers_cuda.so":
+            texts = re.findall(rb"\0(cudnn[A-Z]\w+)(?=\0)", caller.read_bytes())
+            symbols["libcudnn.so.9"] |= {text.decode() for text in texts}
     return symbols
 
 
@@ -104,10 +109,3 @@ def run(*command: str | Path) -> str:
     if done.returncode:
         raise RuntimeError(f"{command[0]} failed:\n{done.stderr}")
     return done.stdout
-
-
-def placed(fakes: Path, without: Sequence[str] = ()) -> Iterator[tuple[str, Path]]:
-    """Return where in a host each library lies, leaving some out."""
-    for name, library in LIBRARIES.items():
-        if name not in without:
-            yield f"{library.folder}/{name}", fakes / name

@@ -14,7 +14,7 @@ class Script:
     `gpus` are compute capabilities. `cuda` is the newest CUDA of the driver, `cu_init` its error.
     TensorRT refuses the operators of `refuses`, fails to parse or build with a reason, or crashes
     or hangs in a step. `fill` is the number that its engines answer with, in place of the right
-    ones. Loading an engine takes `engine_mb` beside its own bytes.
+    ones. Loading an engine takes `engine_mb` beside its own bytes. `throttled` holds NVML's reasons.
     """
 
     gpus: tuple[str, ...] = ("8.6",)
@@ -30,6 +30,8 @@ class Script:
     hang: Step | None = None
     fill: float | None = None
     engine_mb: int = 0
+    throttled: int = 0
+    mig: int = 0
 
     def text(self) -> str:
         """Return the script as the libraries read it: flat, without what is not set."""

@@ -63,7 +63,7 @@ static void write_dims(string &text, const Dims &dims) {
     for (int axis = 0; axis < dims.rank; axis++) text += ' ' + std::to_string(dims.size[axis]);
 }
 
-// Reads `input TYPE RANK SIZE... NAME`, `output` the same, `layer TYPE NAME` and `integers`.
+// Reads `input TYPE RANK SIZE... NAME`, `output` the same, `layer TYPE NAME`, `plugin NAME`, `integers`.
 bool Graph::read(const void *onnx, long size, const char *path) {
     Reply reply = ask(path ? "load file" : "load", -1, path ? path : "", onnx, size);
     if (reply.failed) return error = reply.text, false;
@@ -73,6 +73,7 @@ bool Graph::read(const void *onnx, long size, const char *path) {
         const char *end = line + strcspn(line, "\n"), *text = line + strcspn(line, " \n");
         string kind(line, text);
         if (kind == "integers") has_integers = true;
+        if (kind == "plugin") plugins.emplace_back(text + 1, end);
         if (kind == "layer") {
             auto *layer = new Layer;
             layer->type = strtol(text, (char **)&text, 10);
@@ -673,14 +674,43 @@ Runtime::Runtime(void *given) : Object{}, logger(given) {
 
 // --- plugins ---
 
+struct InterfaceInfo {
+    const char *kind;
+    int32_t major, minor;
+};
+
+Plugin::Plugin(const char *given) : Object{}, name(given) {
+    static const Table<Plugin> functions(
+        {
+            answer(0, "getAPILanguage", [](Plugin *) { return 0; }),
+            answer(1, "getInterfaceInfo", [](Plugin *) { return InterfaceInfo{"PLUGIN CREATOR_V1", 1, 0}; }),
+            answer(4, "getPluginName", [](Plugin *it) { return it->name; }),
+            answer(5, "getPluginVersion", [](Plugin *) { return "1"; }),
+            answer(10, "getPluginNamespace", [](Plugin *) { return ""; }),
+        },
+        {9});
+    table = functions.functions;
+}
+
+static std::vector<Plugin *> registered;
+const std::vector<Plugin *> &plugins() { return registered; }
+
+extern "C" void lab_register(const char *plugin) {
+    for (Plugin *known : registered)
+        if (!strcmp(known->name, plugin)) return;
+    registered.push_back(new Plugin(plugin));
+}
+
 struct Registry : Object {
     static constexpr const char *NAME = "IPluginRegistry";
     Registry() : Object{} {
+        auto list = [](Registry *, int *count) {
+            *count = int(registered.size());
+            return registered.data();
+        };
         static const Table<Registry> functions({
-            answer(1, "getPluginCreatorList",
-                   [](Registry *, int *count) { return *count = 0, (void *)nullptr; }),
-            answer(13, "getAllCreators",
-                   [](Registry *, int *count) { return *count = 0, (void *)nullptr; }),
+            answer(1, "getPluginCreatorList", list),
+            answer(13, "getAllCreators", list),
         });
         table = functions.functions;
     }

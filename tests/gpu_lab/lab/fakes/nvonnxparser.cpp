@@ -42,6 +42,11 @@ bool Parser::parse(const void *onnx, long size, const char *path) {
     if (scripted("crash", "parse")) raise(SIGSEGV);
     string problem = script_text("parse_error", text, sizeof text);
     if (problem.empty() && !network->graph.read(onnx, size, path)) problem = network->graph.error;
+    for (const string &needed : network->graph.plugins) {
+        bool is_there = false;
+        for (const Plugin *plugin : plugins()) is_there |= plugin->name == needed;
+        if (!is_there) problem = "Plugin not found, are the plugin name, version, and namespace correct?";
+    }
     if (problem.empty()) return true;
     errors.push_back(new ParserError(problem));
     tell(logger, ERROR, problem);

@@ -130,6 +130,7 @@ struct Layer : Object {
 struct Graph {
     long number = -1;  // none yet
     bool has_integers = false;
+    std::vector<std::string> plugins;  // operators that only plugins implement
     std::vector<Tensor *> tensors;  // inputs first
     std::vector<Layer *> layers;
     const Tensor *find(const char *name) const;
@@ -150,6 +151,14 @@ struct Network : Object {
 
 struct Engine;
 Engine *engine_of(void *refitter);
+
+// A plugin that TensorRT brings along; it is there once `initLibNvInferPlugins` was called.
+struct Plugin : Object {
+    static constexpr const char *NAME = "IPluginCreator";
+    explicit Plugin(const char *name);
+    const char *name;
+};
+const std::vector<Plugin *> &plugins();
 
 // Asks the Python side. The reply lives until the thread asks again; on failure it is the reason.
 struct Reply {
