@@ -14,7 +14,8 @@ class Script:
     `gpus` are compute capabilities. `cuda` is the newest CUDA of the driver, `cu_init` its error.
     TensorRT refuses the operators of `refuses`, fails to parse or build with a reason, or crashes
     or hangs in a step. `fill` is the number that its engines answer with, in place of the right
-    ones. Loading an engine takes `engine_mb` beside its own bytes. `throttled` holds NVML's reasons.
+    ones. Loading an engine takes `engine_mb` beside its own bytes. `throttled` is NVML's
+    bit mask of reasons.
     """
 
     gpus: tuple[str, ...] = ("8.6",)
