@@ -41,9 +41,10 @@ def open_images(choice: ImageChoice, specs: Sequence[TensorSpec], preprocess: Pr
         labels, classes = listing.find_labels(choice.path, names, choice.labels)
         pairs = zip(names, labels, strict=True)
         entries = tuple(ImageEntry(name, label=label) for name, label in pairs)
-        root, threads = listing.folder_of(choice.path), choice.threads or CORES
+        path, threads = choice.path, choice.threads or CORES
+        root = path if path.is_dir() else path.parent
         images = FileImages(
-            root, entries, classes, choice.path, preprocess, image_input, choice.max_broken, threads
+            root, entries, classes, path, preprocess, image_input, choice.max_broken, threads
         )
     return images.select(listing.choose_subset(images.labels, choice.count, choice.seed))
 

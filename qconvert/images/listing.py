@@ -139,11 +139,6 @@ class Images(ABC):
     def _hashes(self) -> Iterable[str]: ...
 
 
-def folder_of(path: Path) -> Path:
-    """Return the folder to which the names of the images of `path` are relative."""
-    return path if path.is_dir() else path.parent
-
-
 def list_images(path: Path) -> list[str]:
     """Return the names of the images of a folder, list, CSV or single file, in a fixed order."""
     if path.is_dir():
@@ -335,7 +330,7 @@ def _labels_from_csv(path: Path, names: Sequence[str], file: Path) -> Labels | N
                 f"`{file}`, line {row['line']}: `{row['file']}` has two labels",
                 hint="remove one of its lines",
             )
-    images = _resolve(folder_of(path), names)
+    images = _resolve(path if path.is_dir() else path.parent, names)
     if row_of.keys().isdisjoint(images):
         return None
     if path.is_dir():

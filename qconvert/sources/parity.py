@@ -58,14 +58,15 @@ def measure(reference: RunModel, candidate: RunModel, feeds: Iterable[Tensors]) 
     worst = max(results, key=lambda name: results[name][1])
     # An output without rows, as of a detector that found nothing, has no classes either.
     agreements = [rows for _, _, rows in results.values() if rows is not None and rows.size]
-    agrees = min(agreements, key=lambda rows: float(rows.mean()), default=None)
+    everywhere = np.ones(count, np.bool_)
+    agrees = min(agreements, key=lambda rows: float(rows.mean()), default=everywhere)
     return Parity(
         inputs=count,
         max_abs=max(error for error, _, _ in results.values()),
         max_rel=results[worst][1],
-        same_top1=count if agrees is None else int(agrees.sum()),
-        rows=count if agrees is None else agrees.size,
-        has_top1=agrees is not None,
+        same_top1=int(agrees.sum()),
+        rows=agrees.size,
+        has_top1=bool(agreements),
         worst=worst,
     )
 
