@@ -62,12 +62,12 @@ def apply_plan(
     graph = model.graph
     layers = find_planned_layers(graph, plan)
     builder = QDQBuilder(graph)
-    for node in layers:
+    for node, layer in layers.items():
         if (rounded := learned.get(node.name or "")) is not None:
-            set_weight(node, layers[node].weight, rounded, builder.names)
+            set_weight(node, layer.weight, rounded, builder.names)
     # Read before activations are rewired: bias scales depend on the original inputs.
     weighted = list(find_weighted_layers(layers, plan))
-    quantized = {value for node in layers for value in quantized_activations(node, layers[node])}
+    quantized = {value for item in layers.items() for value in quantized_activations(*item)}
     for value in (*graph.inputs, *computed_values(graph)):  # those before any is quantized
         if value in quantized:
             _quantize_activation(builder, value, layers, plan)

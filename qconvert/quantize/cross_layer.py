@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 
 from qconvert.core.errors import UsageError
 from qconvert.core.scales import FloatArray
-from qconvert.graph.patterns import constant_array, is_standard, is_transposed, only_reader
+from qconvert.graph.patterns import (
+    computed_values,
+    constant_array,
+    is_standard,
+    is_transposed,
+    only_reader,
+)
 from qconvert.quantize.rounded_weights import set_constant
 
 ChannelFactors = Mapping[str, Sequence[float]]
@@ -66,10 +72,7 @@ class ScaledConstant:
 
 @dataclass(frozen=True, eq=False)
 class EqualizationSite:
-    """A tensor whose channels can have factors, with the constants around it.
-
-    Values above the `ceiling` are cut.
-    """
+    """A tensor whose channels can have factors, and the constants around it; cut at `ceiling`."""
 
     tensor: ir.Value
     producers: tuple[ScaledConstant, ...]
@@ -118,9 +121,8 @@ def scaled_tensors(graph: ir.Graph, factors: ChannelFactors) -> set[str]:
 
 def find_sites(graph: ir.Graph) -> list[EqualizationSite]:
     """Return every tensor of a graph whose channels can have factors, in its order."""
-    values = (value for node in graph for value in node.outputs)
-    sites = (_find_site(value) for value in values if value.dtype is ir.DataType.FLOAT)
-    return [site for site in sites if site is not None]
+    values = (value for value in computed_values(graph) if value.dtype is ir.DataType.FLOAT)
+    return list(filter(None, map(_find_site, values)))
 
 
 def clip_limits(node: ir.Node) -> tuple[float, float]:
@@ -136,7 +138,7 @@ def clip_limits(node: ir.Node) -> tuple[float, float]:
 
 def _find_site(tensor: ir.Value) -> EqualizationSite | None:
     """Return the site of a tensor, if all that reads it and what makes it takes factors."""
-    uses = list(tensor.uses())
+    uses = tensor.uses()
     node, ceiling = _find_origin(tensor)
     producers = _find_producers(node) if node is not None else ()
     if node is None or not producers or not uses or tensor.is_graph_output():
@@ -146,7 +148,7 @@ def _find_site(tensor: ir.Value) -> EqualizationSite | None:
     kinds = {reader.op_type == "Conv" for reader in (node, *(use.node for use in uses))}
     # Each constant can change without changing anything else.
     exclusive = all(
-        constant.value.is_initializer() and len(list(constant.value.uses())) == 1
+        constant.value.is_initializer() and len(constant.value.uses()) == 1
         for constant in (*producers, *readers)
     )
     if len(readers) < len(uses) or len(kinds) > 1 or not exclusive:
@@ -188,11 +190,7 @@ def _find_reader(node: ir.Node, slot: int) -> ScaledConstant | None:
 
 
 def _find_producers(node: ir.Node) -> tuple[ScaledConstant, ...]:
-    """Return the constants that make the channels of a node's output; empty where unknown.
-
-    These are the weight and bias of a product or a normalization, or of a MatMul and the Add
-    behind it.
-    """
+    """Return the weight and bias that make the channels of a node's output; empty where unknown."""
     inputs = [value for value in node.inputs[1:] if value is not None]
     constants: tuple[ScaledConstant, ...] = ()
     if is_standard(node, *PRODUCTS):

@@ -71,7 +71,7 @@ class HalfTyping:
 
     def slots(self, node: ir.Node) -> HalfSlots:
         """Return the inputs and outputs that may be half; none of a node without a schema."""
-        schema = self._schema(node)
+        schema = self.schema(node)
         if schema is None:
             return HalfSlots()
         allowed = {
@@ -88,25 +88,9 @@ class HalfTyping:
             tuple(i for i, kind in _float32_slots(outputs, schema.outputs) if kind in allowed),
         )
 
-    def reason_to_refuse(self, node: ir.Node) -> str:
-        """Return why no part of a float32 node can be half; empty if some part can."""
-        if node.op_identifier() in self.model.functions or has_subgraph(node):
-            return "it holds a graph of its own"
-        if self._schema(node) is None:
-            full_name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-            return f"the input and output types of `{full_name}` are unknown"
-        for value in (*node.inputs, *node.outputs):
-            if value is not None and value.name and not isinstance(value.type, ir.TensorType):
-                return f"`{value.name}` is not a tensor, or its type is unknown"
-        if node.op_type in UNSUPPORTED_BY_ENGINES[self.half]:
-            return f"engines have no {type_name(self.half)} `{node.op_type}`"
-        if any(self.slots(node)) or node.op_type in TYPE_AGNOSTIC:
-            return ""
-        return f"`{node.op_type}` has no {type_name(self.half)} in opset {self.opset}"
-
     def set_type_attributes(self, node: ir.Node) -> None:
         """Set to half what makes the node output float32: an attribute, its default, a value."""
-        schema = self._schema(node)
+        schema = self.schema(node)
         attributes = schema.attributes if schema is not None else {}
         for name in ("to", "dtype", "output_datatype", "output_dtype"):
             default = attributes[name].default_value.i if name in attributes else None
@@ -116,7 +100,8 @@ class HalfTyping:
             value = cast_to_half(fill_value(node).numpy(), self.half)
             node.attributes.add(ir.AttrTensor("value", ir.tensor(value)))
 
-    def _schema(self, node: ir.Node) -> onnx.defs.OpSchema | None:
+    def schema(self, node: ir.Node) -> onnx.defs.OpSchema | None:
+        """Return ONNX's schema of a node, if it has one."""
         if not is_standard(node):
             return None
         try:
@@ -136,17 +121,14 @@ def _float32_slots(
 
 
 def type_name(half: ir.DataType) -> str:
-    """Return the ONNX name of a type."""
     return half.name.lower()
 
 
 def onnx_opset(imports: Mapping[str, int]) -> int:
-    """Return the opset of ONNX's own operators, 0 where there are none."""
     return imports.get("", imports.get("ai.onnx", 0))
 
 
 def is_float32(value: ir.Value | None) -> bool:
-    """Whether a value is a tensor of float32."""
     return value is not None and isinstance(value.type, ir.TensorType) and value.dtype is FLOAT
 
 
@@ -203,14 +185,25 @@ def find_islands(typing: HalfTyping, magnitudes: Magnitudes) -> IslandReasons:
 
 
 def describe_overflow(name: str, magnitude: float, half: ir.DataType) -> str:
-    """Describe a magnitude beyond the range of the half type."""
     return f"{name} reaches {magnitude:.4g}, {type_name(half)} only {MAX_FINITE[half]:.5g}"
 
 
 def _reason(node: ir.Node, typing: HalfTyping, magnitudes: Magnitudes) -> str:
-    if refusal := typing.reason_to_refuse(node):
-        return refusal
+    """Return why a node cannot be half, or should not be; empty if it can."""
+    half = type_name(typing.half)
+    if node.op_identifier() in typing.model.functions or has_subgraph(node):
+        return "it holds a graph of its own"
+    if typing.schema(node) is None:
+        full_name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        return f"the input and output types of `{full_name}` are unknown"
+    for value in (*node.inputs, *node.outputs):
+        if value is not None and value.name and not isinstance(value.type, ir.TensorType):
+            return f"`{value.name}` is not a tensor, or its type is unknown"
+    if node.op_type in UNSUPPORTED_BY_ENGINES[typing.half]:
+        return f"engines have no {half} `{node.op_type}`"
     slots = typing.slots(node)
+    if not any(slots) and node.op_type not in TYPE_AGNOSTIC:
+        return f"`{node.op_type}` has no {half} in opset {typing.opset}"
     reason = _check_constants(node, slots, typing.half)
     if reason or typing.half is ir.DataType.BFLOAT16:
         return reason
