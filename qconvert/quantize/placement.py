@@ -62,14 +62,8 @@ def make_plan(
     observed = skip_infinite_tensors(find_observed_tensors(model), summaries)
     layers = place_quantizers(model, scheme, observed, options.selection)
     require_quantizable(layers)
-    ranges = choose_ranges(
-        model.graph,
-        observed,
-        summaries,
-        scheme.activations,
-        options.method,
-        options.per_tensor_methods,
-    )
+    grid, methods_by_name = scheme.activations, options.per_tensor_methods
+    ranges = choose_ranges(model.graph, observed, summaries, grid, options.method, methods_by_name)
     ranges = share_ranges(model.graph, layers, ranges, scheme.shared_scale)
     layers = keep_representable(model.graph, layers, ranges, scheme, options.rest)
     require_quantizable(layers)
@@ -154,12 +148,11 @@ def find_excluded_nodes(
 ) -> dict[str, str]:
     """Return the nodes that the user wants in float, each with the reason.
 
-    `operators` could be quantized; `fused` ones follow the operator before them, so `only` need not
-    name them.
+    `operators` could be quantized; `only` need not name those `fused` with the one before them.
     """
     nodes = [node for node in graph if node.op_type in operators]
     reasons: dict[str, str] = {}
-    names = {_name(node) for node in nodes}
+    names = {node.name or "" for node in nodes}
     if "first" in selection.keep:
         ends = names & _end_nodes(graph.all_nodes(), ir.Node.predecessors)
         reasons |= dict.fromkeys(ends, "it is first, kept by `--keep first`")
@@ -170,7 +163,7 @@ def find_excluded_nodes(
         selected = {
             name for pattern in selection.only for name in _match_pattern(nodes, pattern, "only")
         }
-        free = {_name(node) for node in nodes if node.op_type not in fused}
+        free = {node.name or "" for node in nodes if node.op_type not in fused}
         reasons |= dict.fromkeys(free - selected, "`--only` does not name it")
     for pattern in selection.exclude:
         excluded = _match_pattern(nodes, pattern, "exclude")
@@ -179,15 +172,14 @@ def find_excluded_nodes(
 
 
 def _match_pattern(nodes: Sequence[ir.Node], pattern: str, option: str) -> list[str]:
+    operators = {node.name or "": node.op_type for node in nodes}
     matches = [
-        _name(node)
-        for node in nodes
-        if _name(node) == pattern
-        or fnmatchcase(_name(node), pattern)
-        or fnmatchcase(node.op_type, pattern)
+        name
+        for name, op in operators.items()
+        if name == pattern or fnmatchcase(name, pattern) or fnmatchcase(op, pattern)
     ]
     if not matches:
-        candidates = [*dict.fromkeys(node.op_type for node in nodes), *map(_name, nodes)]
+        candidates = [*dict.fromkeys(operators.values()), *operators]
         similar = difflib.get_close_matches(pattern.strip("*"), candidates)
         names_hint = ", ".join(f"`{name}`" for name in similar)
         raise UsageError(
@@ -198,22 +190,15 @@ def _match_pattern(nodes: Sequence[ir.Node], pattern: str, option: str) -> list[
     return matches
 
 
-def _name(node: ir.Node) -> str:
-    return node.name or ""
-
-
 def _end_nodes(nodes: Iterable[ir.Node], step: Callable[[ir.Node], Sequence[ir.Node]]) -> set[str]:
-    """Return the weighted nodes from which `step` leads to no weighted node.
-
-    Where `step` leads must come earlier in `nodes`.
-    """
+    """Return the weighted nodes from which `step` leads to none; it leads to earlier `nodes`."""
     ends: set[str] = set()
     reaching: set[ir.Node] = set()
     for node in nodes:
         if any(other.op_type in WEIGHTED or other in reaching for other in step(node)):
             reaching.add(node)
         elif node.op_type in WEIGHTED:
-            ends.add(_name(node))
+            ends.add(node.name or "")
     return ends
 
 
@@ -273,9 +258,8 @@ def keep_representable(
                 return f"the values of `{name}` are too small for a scale in {rest}"
         if layer.weight is not None and not layer.left:
             array = constant_array(node.inputs[layer.weight.slot])
-            if array is not None and underflows(
-                float(np.abs(array).max(initial=0.0)), scheme.weights
-            ):
+            largest = 0.0 if array is None else float(np.abs(array).max(initial=0.0))
+            if underflows(largest, scheme.weights):
                 return f"its weights are too small for scales in {rest}"
         if node.op_type in ("AveragePool", "GlobalAveragePool") and layer.output:
             # ONNX Runtime refuses an integer pool if one of its scales is 200 times the other.
@@ -284,7 +268,7 @@ def keep_representable(
                 return "the scales of its input and output differ too much for one integer kernel"
         return ""
 
-    nodes = {node.name or "": node for node in graph}
+    nodes = {node.name: node for node in graph}
     reasons = {name: reason(nodes[name], layer) for name, layer in layers.items()}
     return {
         name: LayerPlan(layer.op, left=reasons[name]) if reasons[name] else layer
@@ -308,8 +292,8 @@ def _used_ranges(
     names = {
         value.name
         for node in graph
-        if (node.name or "") in layers
-        for value in quantized_activations(node, layers[node.name or ""])
+        if (layer := layers.get(node.name or "")) is not None
+        for value in quantized_activations(node, layer)
     }
     return {name: value_range for name, value_range in ranges.items() if name in names}
 

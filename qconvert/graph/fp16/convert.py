@@ -28,6 +28,7 @@ from qconvert.graph.patterns import (
     UniqueNames,
     add_constant,
     computed_values,
+    constant_array,
     has_subgraph,
     is_standard,
     make_node,
@@ -138,14 +139,13 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 def _store_constants(graph: ir.Graph) -> None:
     """Turn `Constant` nodes into initializers, as weights are stored."""
+    kinds = {"value", "value_float", "value_floats"}
     for node in [node for node in graph if is_standard(node, "Constant")]:
-        tensor = None
-        if (value := node.attributes.get("value")) is not None:
-            tensor = value.as_tensor()
-        elif "value_float" in node.attributes or "value_floats" in node.attributes:
-            tensor = ir.convenience.get_const_tensor(node.outputs[0])
-        if tensor is not None:
-            stored = add_constant(graph, str(node.outputs[0].name), tensor.numpy())
+        if (
+            kinds & node.attributes.keys()
+            and (array := constant_array(node.outputs[0])) is not None
+        ):
+            stored = add_constant(graph, str(node.outputs[0].name), array)
             node.outputs[0].replace_all_uses_with(stored, replace_graph_outputs=True)
             graph.remove(node, safe=True)
 
@@ -214,13 +214,13 @@ class _Retyping:
 
     def _copy(self, value: ir.Value, other: ir.DataType) -> ir.Value:
         """Return a new value of the other type; a graph output takes over the name."""
-        name = stem = str(value.name)
+        name = str(value.name)
         is_output = value.is_graph_output() and self.io_type is other
         if is_output:
             own = self.half if other is FLOAT else FLOAT
-            value.name = self.tensor_names.reserve(f"{stem}_{SUFFIX[own]}")
+            value.name = self.tensor_names.reserve(f"{name}_{SUFFIX[own]}")
         else:
-            name = self.tensor_names.reserve(f"{stem}_{SUFFIX[other]}")
+            name = self.tensor_names.reserve(f"{name}_{SUFFIX[other]}")
         if value.is_initializer() and not value.is_graph_input():
             assert value.const_value is not None, "an initializer holds a tensor"
             copy = add_constant(self.graph, name, value.const_value.numpy())
