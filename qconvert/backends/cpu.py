@@ -29,8 +29,7 @@ from qconvert.core.config import CpuConfig
 from qconvert.core.errors import QConvertError
 from qconvert.core.pip_command import pip_install
 from qconvert.core.scales import Grid
-from qconvert.quantize import rules_ort_cpu
-from qconvert.quantize.scheme import Scheme
+from qconvert.quantize.scheme import ORT_CPU_RULES, Scheme
 
 PROVIDER = "CPUExecutionProvider"
 OPTIMIZED = "optimized.onnx"
@@ -64,7 +63,7 @@ def requirements() -> BackendRequirements:
         activations=Grid(8, symmetric=False, signed=is_arm),
         weights=Grid(8),
         integer_bias=True,
-        rules=rules_ort_cpu.RULES,
+        rules=ORT_CPU_RULES,
     )
     unsupported = {"bf16": "ONNX Runtime has no bf16 kernels for the CPU"}
     note = (

@@ -45,9 +45,8 @@ from qconvert.core.errors import QConvertError, Unavailable, UsageError
 from qconvert.core.pip_command import pip_install
 from qconvert.core.scales import Grid
 from qconvert.core.tensors import TensorSpec
-from qconvert.quantize import rules_tensorrt
 from qconvert.quantize.plan import RestPrecision
-from qconvert.quantize.scheme import OperatorRule, Scheme
+from qconvert.quantize.scheme import TENSORRT_RULES, OperatorRule, Scheme
 
 PROVIDER = "TensorrtExecutionProvider"
 ENGINE, STRIPPED = "model.engine", "model.stripped.engine"
@@ -104,7 +103,7 @@ def requirements() -> BackendRequirements:
     """
     release = find_release(detect())
     return BackendRequirements(
-        quantization_scheme("tensorrt", rules_tensorrt.RULES),
+        quantization_scheme("tensorrt", TENSORRT_RULES),
         ("fp32", "fp16", "bf16"),
         default_rest=DEFAULT_REST,
         strongly_typed=release is None or not release.takes_flags,

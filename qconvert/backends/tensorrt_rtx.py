@@ -33,7 +33,7 @@ from qconvert.core import onnx_io
 from qconvert.core.config import TensorrtRtxConfig
 from qconvert.core.errors import QConvertError, Unavailable, UsageError
 from qconvert.core.pip_command import pip_install
-from qconvert.quantize.rules_tensorrt import RTX_RULES
+from qconvert.quantize.scheme import RTX_RULES
 
 PROVIDER = "NvTensorRTRTXExecutionProvider"
 ENGINE = "model.engine"
