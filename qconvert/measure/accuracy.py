@@ -353,10 +353,11 @@ def _changed_predictions(
     changed.sort(key=lambda index: (-float(rows["lead"][index]), index))
     predictions = []
     for index in changed[:12]:
-        label, before, after = (int(rows[name][index]) for name in _CLASS_INTEGERS[:3])
-        leads = (100 * float(rows[name][index]) for name in ("lead", "new_lead"))
-        known = None if label == UNKNOWN else label
-        predictions.append(ChangedPrediction(names[index], known, before, after, *leads))
+        row = rows[index]
+        label = None if row["label"] == UNKNOWN else int(row["label"])
+        classes = int(row["fp32_class"]), int(row["engine_class"])
+        leads = 100 * float(row["lead"]), 100 * float(row["new_lead"])
+        predictions.append(ChangedPrediction(names[index], label, *classes, *leads))
     return tuple(predictions)
 
 
@@ -381,7 +382,7 @@ def _notes(scores: ImageScores, labelled: int, sqnr_db: float | None) -> list[st
         missing = total - labelled
         notes.append(f"{missing} of {total} images have no label: scores are over the others")
     fp32_finite, no_class = rows["fp32_finite"], rows["fp32_class"] == UNKNOWN
-    nothing_known, class_known = ~fp32_finite & no_class, ~fp32_finite & ~no_class
+    no_prediction, prediction = ~fp32_finite & no_class, ~fp32_finite & ~no_class
     broken = fp32_finite & ~rows["engine_finite"]
     wrong = broken & (rows["engine_class"] == UNKNOWN) & bool(scores.classes)
     engine = "an output of the engine other than its scores holds"
@@ -389,8 +390,8 @@ def _notes(scores: ImageScores, labelled: int, sqnr_db: float | None) -> list[st
     left_out = "NaN or infinity: they are left out of SQNR and cosine"
     counted_wrong = "they count as wrong, and are left out of SQNR, KL and cosine"
     for mask, text in (
-        (nothing_known, "FP32's own outputs hold NaN or infinity: nothing compares with them"),
-        (class_known, f"an output of FP32 other than its scores holds {left_out}"),
+        (no_prediction, "FP32's own outputs hold NaN or infinity: nothing compares with them"),
+        (prediction, f"an output of FP32 other than its scores holds {left_out}"),
         (wrong, f"the engine's outputs hold NaN or infinity: {counted_wrong}"),
         (broken & ~wrong, f"{engine} {left_out}"),
     ):
