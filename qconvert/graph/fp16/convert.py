@@ -28,7 +28,6 @@ from qconvert.graph.patterns import (
     UniqueNames,
     add_constant,
     computed_values,
-    constant_array,
     has_subgraph,
     is_standard,
     make_node,
@@ -139,13 +138,15 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 def _store_constants(graph: ir.Graph) -> None:
     """Turn `Constant` nodes into initializers, as weights are stored."""
-    kinds = {"value", "value_float", "value_floats"}
     for node in [node for node in graph if is_standard(node, "Constant")]:
-        if (
-            kinds & node.attributes.keys()
-            and (array := constant_array(node.outputs[0])) is not None
-        ):
-            stored = add_constant(graph, str(node.outputs[0].name), array)
+        tensor = None
+        if (value := node.attributes.get("value")) is not None:
+            # Not `get_const_tensor`: it renames the tensor, which the original model holds too.
+            tensor = value.as_tensor()
+        elif "value_float" in node.attributes or "value_floats" in node.attributes:
+            tensor = ir.convenience.get_const_tensor(node.outputs[0])
+        if tensor is not None:
+            stored = add_constant(graph, str(node.outputs[0].name), tensor.numpy())
             node.outputs[0].replace_all_uses_with(stored, replace_graph_outputs=True)
             graph.remove(node, safe=True)
 
