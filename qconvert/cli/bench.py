@@ -26,6 +26,7 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
     from qconvert.run.targets import resolve
 
     target = resolve(targets)
-    config = settings.load_for_target(target.run.root if target.run else None, chosen)
+    run = target.run.root if target.run is not None else None
+    config = settings.load(None, chosen, run, engines=True)
     report = bench(target, open_context(config, console.PROGRESS.update))
     views.finish(report, as_json=chosen["as_json"], tables=("latency", "timing"))

@@ -1,15 +1,11 @@
 """`qconvert cache`."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import click
 
 from qconvert.cli import console, options
 from qconvert.report.table import TextTable, number_columns, text_columns
-
-if TYPE_CHECKING:
-    from qconvert.core.cache import CacheEntry
 
 
 @options.command("qconvert cache", "qconvert cache --clear prepare")
@@ -44,17 +40,16 @@ def command(clear: bool, step: str | None, as_json: bool) -> None:
     if clear:
         console.info(f"cleared {total} from {store.root}")
         return
-    if entries:
+    rows = []
+    for entry in entries:
+        age = f"{entry.age_seconds:.0f} s"
+        for size, unit in ((60, "min"), (3600, "h"), (86400, "d")):
+            if entry.age_seconds >= size:
+                age = f"{entry.age_seconds / size:.0f} {unit}"
+        name, model = entry.recipe.get("name", "?"), entry.recipe.get("model", "")[:8]
+        source = f"{name} ({model})" if model else name
+        rows.append([entry.step, f"{entry.size_bytes / 1e6:.1f}", age, source])
+    if rows:
         columns = [*text_columns("step"), *number_columns("MB", "age"), *text_columns("made from")]
-        console.write_table(TextTable(columns, list(map(_row, entries))))
+        console.write_table(TextTable(columns, rows))
     console.info(f"{total}, in {store.root}")
-
-
-def _row(entry: "CacheEntry") -> list[str]:
-    age = f"{entry.age_seconds:.0f} s"
-    for size, unit in ((60, "min"), (3600, "h"), (86400, "d")):
-        if entry.age_seconds >= size:
-            age = f"{entry.age_seconds / size:.0f} {unit}"
-    name, model = entry.recipe.get("name", "?"), entry.recipe.get("model", "")[:8]
-    source = f"{name} ({model})" if model else name
-    return [entry.step, f"{entry.size_bytes / 1e6:.1f}", age, source]

@@ -43,7 +43,7 @@ def command(first: Path, second: Path, output: Path | None, **chosen: Any) -> No
     reference, graph, run = compare.find_graphs(first, second)
     if output is not None:
         require_output_file(output, first, second)
-    config = settings.load_for_target(run, chosen)
+    config = settings.load(None, chosen, run, engines=True)
     context = open_context(config, console.PROGRESS.update)
     all_layers = compare.compare_graphs(reference, graph, chosen["count"], context)
     layers = compare.select_layers(all_layers, chosen["patterns"])

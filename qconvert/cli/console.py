@@ -146,17 +146,14 @@ class ProgressDisplay:
 
     def update(self, progress: "Progress") -> None:
         """Show a running step, or a line for a finished one and its result."""
-        if progress.seconds is None:
-            self._show_running(progress)
+        if progress.seconds is not None:
+            self.close()
+            duration = f"{'cached, ' if progress.stored else ''}{progress.seconds:.1f} s"
+            paragraphs = sanitize_text(progress.text).splitlines()
+            first, *rest = [line for text in paragraphs for line in textwrap.wrap(text, 50)]
+            head = f"  {style_stderr('✓', '32')} {progress.step:<9} {first:<50} {duration:>14}"
+            _write_stderr("\n".join([head, *(f"    {'':<9} {line}" for line in rest)]))
             return
-        self.close()
-        duration = f"{'cached, ' if progress.stored else ''}{progress.seconds:.1f} s"
-        paragraphs = sanitize_text(progress.text).splitlines()
-        first, *rest = [line for text in paragraphs for line in textwrap.wrap(text, 50)]
-        head = f"  {style_stderr('✓', '32')} {progress.step:<9} {first:<50} {duration:>14}"
-        _write_stderr("\n".join([head, *(f"    {'':<9} {line}" for line in rest)]))
-
-    def _show_running(self, progress: "Progress") -> None:
         now = self._clock()
         if progress.step != self._step or progress.done < self._last_done:
             self._step, self._first_done = progress.step, progress.done

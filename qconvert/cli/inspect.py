@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from qconvert.cli import console, options, settings, views
+from qconvert.core.config import ExportConfig
 from qconvert.report.table import TextColumn, TextTable, number_columns, text_columns
 
 
@@ -22,15 +23,15 @@ def command(model: str, **chosen: Any) -> None:
     With --quantized, show instead which nodes of a quantized file are computed in integers, or
     which of a float model would be on a backend, and why the others are not.
     """
-    (_show_quantized if chosen["quantized"] else _show_model)(model, chosen)
-
-
-def _show_quantized(model: str, chosen: dict[str, Any]) -> None:
     from qconvert.core import config_file
+
+    config = config_file.load(None, settings.from_options(model, chosen))
+    if not chosen["quantized"]:
+        _show_model(model, config.export, chosen)
+        return
     from qconvert.run.context import open_context
     from qconvert.run.quantize import inspect_layers
 
-    config = config_file.load(None, settings.from_options(model, chosen))
     layers = inspect_layers(open_context(config, trust=chosen["trust"]), chosen["backend"])
     if chosen["as_json"]:
         rows = {name: asdict(layer) for name, layer in layers.items()}
@@ -46,13 +47,11 @@ def _show_quantized(model: str, chosen: dict[str, Any]) -> None:
         views.show_coverage(layers)
 
 
-def _show_model(model: str, chosen: dict[str, Any]) -> None:
+def _show_model(model: str, export: ExportConfig, chosen: dict[str, Any]) -> None:
     from qconvert import sources
-    from qconvert.core import config_file
     from qconvert.graph.describe import describe_model
     from qconvert.graph.passes import infer_shapes
 
-    export = config_file.load(None, settings.from_options(None, chosen)).export
     source = sources.load(model, export, trust=chosen["trust"])
     summary = describe_model(infer_shapes(source.model)[0])
     if chosen["as_json"]:

@@ -9,35 +9,30 @@ from qconvert.core.config import Config
 from qconvert.core.errors import UsageError
 
 
-def load(model: str | None, options: Mapping[str, Any], run: Path | None = None) -> Config:
-    """Return the settings of a command for a model, or for a run that is resumed."""
-    from qconvert.core import config_file
-
-    path = config_file.find(options.get("config"))
-    if run is None and path and not options.get("config"):
-        console.info(f"settings from ./{path}")
-    config = load_for_target(run, options, model)
-    if config.model is None:
-        raise UsageError(
-            "no model is named", hint="name one, or set `model = ...` in qconvert.toml"
-        )
-    return config
-
-
-def load_for_target(
-    run: Path | None, options: Mapping[str, Any], model: str | None = None
+def load(
+    model: str | None, options: Mapping[str, Any], run: Path | None = None, *, engines: bool = False
 ) -> Config:
     """Return the settings of a run or of the settings file, overridden by options.
 
-    The file in the working folder is for new runs, and for engines without a run.
+    The file in the working folder is for new runs, and for `engines` without a run; these need no
+    model.
     """
     from qconvert.core import config_file
     from qconvert.run.run_folder import RunFolder
 
-    path = config_file.find(options.get("config")) if run is None else options.get("config")
-    base = None if run is None else RunFolder(run).settings()
+    path = options.get("config")
+    if path is None and run is None and Path(config_file.FILE_NAME).is_file():
+        path = Path(config_file.FILE_NAME)
+        if not engines:
+            console.info(f"settings from ./{path}")
+    base = RunFolder(run).settings() if run is not None else None
     assigned = config_file.parse_assignments(options.get("assigned", ()))
-    return config_file.load(path, {**assigned, **from_options(model, options)}, base=base)
+    config = config_file.load(path, {**assigned, **from_options(model, options)}, base=base)
+    if config.model is None and not engines:
+        raise UsageError(
+            "no model is named", hint="name one, or set `model = ...` in qconvert.toml"
+        )
+    return config
 
 
 def from_options(model: str | None, options: Mapping[str, Any]) -> dict[str, object]:

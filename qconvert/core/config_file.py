@@ -19,13 +19,6 @@ Overrides = Mapping[str, object]  # dotted key to value
 _ADAPTER = pydantic.TypeAdapter(Config)
 
 
-def find(path: Path | None) -> Path | None:
-    """Return the settings file to use: the named one, else `./qconvert.toml` if there is one."""
-    if path is None and Path(FILE_NAME).is_file():
-        return Path(FILE_NAME)
-    return path
-
-
 def load(
     path: Path | None,
     overrides: Overrides | None = None,
