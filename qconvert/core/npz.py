@@ -23,7 +23,7 @@ class ArrayHeader(NamedTuple):
     """The header of an .npy file."""
 
     shape: tuple[int, ...]
-    fortran_order: bool
+    order: Literal["F", "C"]
     dtype: np.dtype[Any]
 
     @property
@@ -36,12 +36,12 @@ def read_header(file: IO[bytes]) -> ArrayHeader:
     """Read the header of an .npy; ValueError if it is invalid or the array holds objects."""
     version = npy.read_magic(file)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    header = ArrayHeader(*read(file))
-    if header.dtype.hasobject:
+    shape, is_fortran, dtype = read(file)
+    if dtype.hasobject:
         raise ValueError("it holds Python objects")
-    if any(size < 0 for size in header.shape):
+    if any(size < 0 for size in shape):
         raise ValueError("it has a negative size")
-    return header
+    return ArrayHeader(shape, "F" if is_fortran else "C", dtype)
 
 
 def require_within_limit(members: Sequence[zipfile.ZipInfo]) -> None:
@@ -57,8 +57,4 @@ def read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any
         header = read_header(file)
         if header.nbytes != member.file_size - file.tell():
             raise ValueError(f"the size of `{member.filename}` contradicts its header")
-        content = file.read()
-    if not header.nbytes:
-        return np.zeros(header.shape, header.dtype)
-    order: Literal["F", "C"] = "F" if header.fortran_order else "C"
-    return np.frombuffer(content, header.dtype).reshape(header.shape, order=order)
+        return np.ndarray(header.shape, header.dtype, file.read(), order=header.order)

@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,8 +146,7 @@ def _map_array(path: Path, member: zipfile.ZipInfo | None = None) -> NDArray[Any
         raise ValueError("it is shorter than its header says")
     if not header.nbytes:  # an empty array cannot be mapped
         return np.zeros(header.shape, header.dtype)
-    order: Literal["F", "C"] = "F" if header.fortran_order else "C"
-    return np.memmap(path, header.dtype, "r", start, header.shape, order)
+    return np.memmap(path, header.dtype, "r", start, header.shape, header.order)
 
 
 def _require_fit(

@@ -152,23 +152,20 @@ class PixelBudget:
     """Limits the pixels decoded at a time; a single image of any size is always let through."""
 
     def __init__(self, pixels: int) -> None:
-        self._pixels = pixels
-        self._reserved = 0
+        self._limit = self._free = pixels
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
     def reserve(self, pixels: int) -> Iterator[None]:
         """Wait until that many pixels fit, and hold them."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: not self._reserved or self._reserved + pixels <= self._pixels
-            )
-            self._reserved += pixels
+            self._changed.wait_for(lambda: self._free >= min(pixels, self._limit))
+            self._free -= pixels
         try:
             yield
         finally:
             with self._changed:
-                self._reserved -= pixels
+                self._free += pixels
                 self._changed.notify_all()
 
 
