@@ -153,7 +153,7 @@ def search_backend(
     return mix, plan_files.load_plan(mixed_plan) if mixed_plan.is_file() else None
 
 
-def make_search_images(inputs: BuildInputs) -> SearchImages:
+def make_search_images(inputs: BuildInputs, max_bytes: int = MAX_CACHED_BYTES) -> SearchImages:
     """Return the calibration images that are held out; they have no labels."""
     calibration = inputs.calibration
     if calibration is None or calibration.images is None:
@@ -166,7 +166,7 @@ def make_search_images(inputs: BuildInputs) -> SearchImages:
             left -= count
             yield batch, [None] * count
 
-    return _make_images("search", inputs, read)
+    return _make_images("search", inputs, read, max_bytes)
 
 
 def make_evaluation_images(inputs: BuildInputs, evaluation_set: EvaluationSet) -> SearchImages:
@@ -190,7 +190,10 @@ def make_evaluation_images(inputs: BuildInputs, evaluation_set: EvaluationSet) -
 
 
 def _make_images(
-    name: str, inputs: BuildInputs, read: Callable[[], Iterator[LabelledBatch]]
+    name: str,
+    inputs: BuildInputs,
+    read: Callable[[], Iterator[LabelledBatch]],
+    max_bytes: int = MAX_CACHED_BYTES,
 ) -> SearchImages:
     run = open_cpu(inputs.loaded.model)
     held, outputs, labels, held_bytes = list[Tensors](), list[Tensors](), list[int | None](), 0
@@ -198,7 +201,7 @@ def _make_images(
         outputs.append(unpad_batch(run(batch), len(batch_labels), batch_size(batch)))
         labels += batch_labels
         held_bytes += sum(array.nbytes for array in batch.values())
-        held = [*held, batch] if held_bytes <= MAX_CACHED_BYTES else []
+        held = [*held, batch] if held_bytes <= max_bytes else []
     if not outputs:
         raise QConvertError("no images to search on", hint="add more: `--images PATH`")
     images = SearchImages(name, held or RereadBatches(read), outputs, labels)

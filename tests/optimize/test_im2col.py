@@ -47,26 +47,18 @@ def assert_same_outputs(net: ir.Model, image: NDArray[np.float32]) -> None:
     np.testing.assert_array_equal(im2col.restore_weight(node, matrix, weight.shape), weight)
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_convolution_equals_matrix_product(name: str) -> None:
-    attributes, shape = CONVOLUTIONS[name]
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [*(("Conv", name) for name in CONVOLUTIONS), *(("ConvTranspose", name) for name in TRANSPOSED)],
+)
+def test_convolution_equals_matrix_product(op: str, name: str) -> None:
+    attributes, shape = (CONVOLUTIONS if op == "Conv" else TRANSPOSED)[name]
     net = model(
-        f"y = Conv <{attributes}> (x, w)" if attributes else "y = Conv (x, w)",
+        f"y = {op} <{attributes}> (x, w)" if attributes else f"y = {op} (x, w)",
         "(float[n, 4, 9, 8] x) => (float[n, a, b, c] y)",
         w=shape,
     )
     assert_same_outputs(net, floats(3, 4, 9, 8, seed=5))
-
-
-@pytest.mark.parametrize("name", TRANSPOSED)
-def test_transposed_convolution_equals_matrix_product(name: str) -> None:
-    attributes, shape = TRANSPOSED[name]
-    net = model(
-        f"y = ConvTranspose <{attributes}> (x, w)" if attributes else "y = ConvTranspose (x, w)",
-        "(float[n, 4, 5, 6] x) => (float[n, a, b, c] y)",
-        w=shape,
-    )
-    assert_same_outputs(net, floats(2, 4, 5, 6, seed=5))
 
 
 def test_convolution_over_one_or_three_axes_equals_matrix_product() -> None:

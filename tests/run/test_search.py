@@ -10,7 +10,6 @@ from qconvert.core.tensors import Tensors
 from qconvert.images import ImageChoice, open_images
 from qconvert.images.preprocess import PRESETS
 from qconvert.optimize.calibration_set import CalibrationSet
-from qconvert.run import search
 from qconvert.run.context import EvaluationSet
 from qconvert.run.search import make_evaluation_images, make_search_images
 from qconvert.run.variants import BuildInputs
@@ -65,15 +64,12 @@ class CountedCalibration(CalibrationSet):
         return super().validation_batches()
 
 
-def test_batches_are_read_once_unless_they_are_too_large_to_hold(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_batches_are_read_once_unless_they_are_too_large_to_hold() -> None:
     inputs, _ = calibrated_inputs()
     calibration = CountedCalibration(**vars(inputs.calibration))
     inputs = replace(inputs, calibration=calibration)
     held = make_search_images(inputs).batches
     assert len(list(held)) == len(list(held)) == len(calibration.reads) == 1
-    monkeypatch.setattr(search, "MAX_CACHED_BYTES", 1)
-    reread = make_search_images(inputs).batches
+    reread = make_search_images(inputs, max_bytes=1).batches
     assert len(list(reread)) == len(list(reread)) == 1
     assert len(calibration.reads) == 4
