@@ -212,6 +212,17 @@ def summarize_accuracy(
     right, still_right = labelled["fp32_rank"] == 0, labelled["engine_rank"] == 0
     lost, won = int((right & ~still_right).sum()), int((still_right & ~right).sum())
     change = paired_change(lost, won, len(labelled)) if len(labelled) else (None, None)
+    images, before, after = (
+        np.bincount(labels, minlength=scores.classes).tolist()
+        for labels in (labelled["label"], labelled["label"][right], labelled["label"][still_right])
+    )
+    shifts = [
+        RecallShift(label, 100 * before[label] / count, 100 * after[label] / count, count)
+        for label, count in enumerate(images)
+        if before[label] != after[label]
+    ]
+    # Of equal changes the class with more images comes first.
+    shifts.sort(key=lambda shift: (-abs(shift.after - shift.before), -shift.images, shift.label))
     return Accuracy(
         images=len(rows),
         measured_on=measured_on,
@@ -222,7 +233,7 @@ def summarize_accuracy(
         half_width_pp=change[1],
         notes=(*scores.notes, *_notes(scores, len(labelled), sqnr_db)),
         cosine=_finite_mean(rows["cosine"]),
-        shifts=_recall_shifts(labelled, scores.classes),
+        shifts=tuple(shifts[:10]),
         changed=_changed_predictions(rows, names) if names else (),
         labelled=len(labelled),
         **_classification_scores(labelled, scores.classes),
@@ -326,22 +337,6 @@ def _classification_scores(rows: NDArray[np.void], classes: int) -> dict[str, fl
         # 2PR / (P + R) in whole numbers, whose denominator is never zero for a class with an image.
         "f1": _percent(2 * correct / (labelled + predicted)),
     }
-
-
-def _recall_shifts(labelled: NDArray[np.void], classes: int) -> tuple[RecallShift, ...]:
-    """Return the classes whose recall changed most; of equal changes the larger class first."""
-    labels = labelled["label"]
-    images, before, after = (
-        np.bincount(labels[mask], minlength=classes).tolist()
-        for mask in (labels != UNKNOWN, labelled["fp32_rank"] == 0, labelled["engine_rank"] == 0)
-    )
-    shifts = [
-        RecallShift(label, 100 * before[label] / count, 100 * after[label] / count, count)
-        for label, count in enumerate(images)
-        if before[label] != after[label]
-    ]
-    shifts.sort(key=lambda shift: (-abs(shift.after - shift.before), -shift.images, shift.label))
-    return tuple(shifts[:10])
 
 
 def _changed_predictions(
