@@ -44,17 +44,29 @@ def command(prove: bool, chosen: tuple[str, ...], output: Path, *, as_json: bool
     backends = {name: probe(name, system) for name in BACKENDS}
     to_prove = {name: backends[name] for name in chosen or BACKENDS} if prove else {}
     conflicts = list(system.runtimes) if len(system.runtimes) > 1 else []
+    if not as_json:
+        _show_backends(backends, system, conflicts)
+    proofs = _prove(to_prove, output, system, as_json=as_json)
     if as_json:
-        facts = {
-            "backends": {name: asdict(state) for name, state in backends.items()},
-            "torch": system.packages.get("torch"),
-            "gpus": [asdict(gpu) for gpu in system.gpus],
-            "conflicts": conflicts,
-        }
-        proofs = _prove(to_prove, output, system, as_json=True)
-        console.write_json({**facts, "proofs": [asdict(proof) for proof in proofs]})
-        _require_right(proofs)
-        return
+        console.write_json(
+            {
+                "backends": {name: asdict(state) for name, state in backends.items()},
+                "torch": system.packages.get("torch"),
+                "gpus": [asdict(gpu) for gpu in system.gpus],
+                "conflicts": conflicts,
+                "proofs": [asdict(proof) for proof in proofs],
+            }
+        )
+    if bad := [f"{proof.backend}-{proof.precision}" for proof in proofs if proof.is_bad]:
+        raise GateFailed(
+            f"{len(bad)} of {len(proofs)} engines failed: {', '.join(bad)}",
+            hint="attach the bundle to a report of the problem; its `logs` say more",
+        )
+
+
+def _show_backends(
+    backends: "Mapping[str, Availability]", system: "Installed", conflicts: "Sequence[str]"
+) -> None:
     columns = text_columns("backend", "builds", "runs")
     columns += text_columns("version", "why not", wrap=True)
     rows = []
@@ -78,7 +90,6 @@ def command(prove: bool, chosen: tuple[str, ...], output: Path, *, as_json: bool
     if fixes:
         lines += ["", "to fix:", *fixes]
     console.write(*lines)
-    _require_right(_prove(to_prove, output, system, as_json=False))
 
 
 def _prove(
@@ -87,9 +98,11 @@ def _prove(
     """Prove backends, show every engine as it ends, and write the bundle."""
     if not states:
         return []
+    from qconvert.core import cache
     from qconvert.demo import proof
+    from qconvert.demo.demo_files import prepare_demo
 
-    proof.prepare(output, console.PROGRESS.update)
+    prepare_demo(output / "demo", cache.open_default(), console.PROGRESS.update)
     show = console.info if as_json else console.write
     show(f"\n{'backend':<14}{'':<6}{'result':<11}{'p50 ms':>8}{'top-1':>8}{'agrees':>8}{'time':>8}")
     proofs = []
@@ -116,13 +129,3 @@ def _proof_lines(proof: "Proof") -> list[str]:
     lines = textwrap.wrap(proof.detail, 80, initial_indent=indent, subsequent_indent=indent)
     # A command stays on one line, so that it can be copied.
     return [row, *lines, *([f"{indent}to fix: {proof.cure}"] if proof.cure else [])]
-
-
-def _require_right(proofs: "Sequence[Proof]") -> None:
-    """Fail with exit code 1 if an engine failed or gives wrong answers."""
-    bad = [f"{proof.backend}-{proof.precision}" for proof in proofs if proof.is_bad]
-    if bad:
-        raise GateFailed(
-            f"{len(bad)} of {len(proofs)} engines failed: {', '.join(bad)}",
-            hint="attach the bundle to a report of the problem; its `logs` say more",
-        )

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -38,15 +38,13 @@ def _set_verbosity(ctx: click.Context, parameter: click.Parameter, count: int) -
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", force=True)
 
 
-VERBOSITY_OPTIONS = [
-    click.Option(
-        flags, count=True, expose_value=False, is_eager=True, callback=_set_verbosity, help=text
-    )
-    for flags, text in (
-        (["-v", "--verbose"], "More details; -vv: logs of libraries."),
-        (["-q", "--quiet"], "Errors only; -qq: exit code only."),
-    )
-]
+_counted = partial(
+    click.Option, count=True, expose_value=False, is_eager=True, callback=_set_verbosity
+)
+VERBOSITY_OPTIONS = (
+    _counted(["-v", "--verbose"], help="More details; -vv: logs of libraries."),
+    _counted(["-q", "--quiet"], help="Errors only; -qq: exit code only."),
+)
 
 
 class SettingOption(click.Option):

@@ -19,9 +19,8 @@ from qconvert.backends import requirements
 from qconvert.backends.base import Availability
 from qconvert.backends.subprocess_worker import describe_exit
 from qconvert.backends.system_probe import Installed, installed_packages
-from qconvert.core import atomic, cache
-from qconvert.core.progress import ProgressCallback
-from qconvert.demo.demo_files import NETWORK, prepare_demo
+from qconvert.core import atomic
+from qconvert.demo.demo_files import NETWORK
 from qconvert.measure.machine import describe_machine
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -53,13 +52,8 @@ class Proof:
         return self.result in ("wrong", "failed")
 
 
-def prepare(folder: Path, progress: ProgressCallback) -> None:
-    """Write the network and the images that every engine is built from and scored on."""
-    prepare_demo(folder / "demo", cache.open_default(), progress)
-
-
 def prove(states: Mapping[str, Availability], folder: Path) -> Iterator[Proof]:
-    """Build, time and score the network in every precision; yield every engine as it ends."""
+    """Build, time and score the network of `folder / "demo"` in every precision."""
     for backend, state in states.items():
         if not state.builds:
             yield Proof(backend, "", "not tried", state.reason, state.cure)
@@ -151,10 +145,6 @@ def write_bundle(
 
 def _without_paths(text: str, folder: Path) -> str:
     """Replace the folders that tell who the user is and where things are kept."""
-    for path, name in (
-        (folder.resolve(), "PROOF"),
-        (Path(sys.prefix), "PYTHON"),
-        (Path.home(), "~"),
-    ):
+    for path, name in ((folder.resolve(), "PROOF"), (sys.prefix, "PYTHON"), (Path.home(), "~")):
         text = text.replace(str(path), name)
     return text
