@@ -33,15 +33,12 @@ def copy_into_place(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with attach_path(target), temporary_folder(target.parent) as folder:
         new = folder / "new"
-        if source.is_dir():
-            # Not `copytree`: it copies the permissions too, and its errors have no error number.
-            for path in (source, *sorted(source.rglob("*"))):
-                if path.is_dir():
-                    (new / path.relative_to(source)).mkdir()
-                else:
-                    shutil.copyfile(path, new / path.relative_to(source))
-        else:
-            shutil.copyfile(source, new)
+        # Not `copytree`: it copies the permissions too, and its errors have no error number.
+        for path in (source, *sorted(source.rglob("*"))):
+            if path.is_dir():
+                (new / path.relative_to(source)).mkdir()
+            else:
+                shutil.copyfile(path, new / path.relative_to(source))
         if target.is_dir():
             target.rename(folder / "old")
         new.replace(target)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
@@ -106,11 +106,7 @@ def choose_qparams(value_range: Range, grid: Grid, scale_dtype: str = "fp32") ->
 
 
 def choose_qparams_for_bounds(
-    lows: NDArray[np.floating] | np.float32,
-    highs: NDArray[np.floating] | np.float32,
-    grid: Grid,
-    axis: int | None,
-    scale_dtype: str = "fp32",
+    lows: ArrayLike, highs: ArrayLike, grid: Grid, axis: int | None, scale_dtype: str = "fp32"
 ) -> QuantParams:
     """Return the parameters that represent `lows` to `highs`, with scales exact in `scale_dtype`.
 

@@ -69,9 +69,8 @@ def parse_spec(text: str) -> TensorSpec:
             f"`--input {text}` is not NAME:SHAPE[:TYPE]",
             hint="for example `--input image:1x3x224x224` or `--input tokens:1x77:int64`",
         )
-    return TensorSpec(
-        match["name"] or "", np.dtype(dtype), tuple(sizes), has_dtype=match["dtype"] is not None
-    )
+    has_dtype = match["dtype"] is not None
+    return TensorSpec(match["name"] or "", np.dtype(dtype), tuple(sizes), has_dtype)
 
 
 def resolve_specs(
