@@ -18,9 +18,9 @@ from qconvert.core.tensors import Tensors
 from qconvert.graph.passes import infer_shapes
 from qconvert.graph.patterns import constant_array
 from qconvert.measure.output_error import OutputError, sqnr_db
-from qconvert.optimize import learned_rounding, partial_execution
+from qconvert.optimize import learned_rounding
 from qconvert.optimize.calibration_set import CalibrationSet
-from qconvert.optimize.candidate import EFFORTS, Candidate
+from qconvert.optimize.candidate import Candidate
 from qconvert.optimize.coordinate_descent import LayerProblem, Solution, round_weights
 from qconvert.optimize.learned_rounding import (
     describe_decision,
@@ -370,18 +370,3 @@ def test_correction_learned_on_unrepresentative_images_is_rejected() -> None:
     sqnr = re.search("SQNR (.*?) -> (.*?) dB", learned.notes[0])
     assert sqnr is not None
     assert float(sqnr[2]) < float(sqnr[1]) - 3
-
-
-def test_memory_bounds_the_training_images(
-    learner: Learner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counts: list[int] = []
-
-    def training_batches(self: CalibrationSet, count: int) -> list[Tensors]:
-        counts.append(count)
-        return []
-
-    monkeypatch.setattr(CalibrationSet, "training_batches", training_batches)
-    monkeypatch.setattr(partial_execution, "MAX_ACTIVATION_BYTES", 1_000_000)
-    learner.learn("thorough")
-    assert 1 <= counts[0] < EFFORTS["thorough"].training_images

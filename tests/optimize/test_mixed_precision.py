@@ -119,11 +119,20 @@ def test_killed_search_resumes_and_ends_the_same() -> None:
         assert sorted(FILE.read_text().splitlines(keepends=True)) == sorted(lines)
 
 
-def test_finished_search_opens_no_quantized_model_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = search()
-    for method in ("open", "open_segment"):
-        monkeypatch.setattr(SearchModel, method, lambda *_: pytest.fail("opened again"))
-    assert search() == whole
+class ClosedModel(SearchModel):
+    """A model that cannot be opened any more."""
+
+    def open(self, plan: Plan) -> RunModel:
+        pytest.fail("opened again")
+
+    def open_segment(self, segment: ir.Model, plan: Plan) -> RunModel:
+        pytest.fail("opened again")
+
+
+def test_finished_search_opens_no_quantized_model_again() -> None:
+    whole, space = search(), space_of()
+    closed = replace(space, model=ClosedModel(**vars(space.model)))
+    assert search_mixed_precision(closed, ignore_progress) == whole
 
 
 class ScriptedSpace(SearchSpace):

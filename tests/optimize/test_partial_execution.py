@@ -7,7 +7,12 @@ import onnx_ir as ir
 
 from qconvert.backends.ort import open_cpu
 from qconvert.graph.passes import infer_shapes
-from qconvert.optimize.partial_execution import PartialExecution, peak_activation_bytes
+from qconvert.optimize.partial_execution import (
+    MAX_ACTIVATION_BYTES,
+    PartialExecution,
+    limit_images,
+    peak_activation_bytes,
+)
 from tests.models import floats, mixed, tiny
 
 open_model = functools.partial(open_cpu, keep_qdq=True)
@@ -49,6 +54,14 @@ def test_tensor_is_dropped_after_its_last_reader() -> None:
 def test_peak_bytes_are_those_of_the_widest_place() -> None:
     # conv and relu, 4 channels of 8 by 8 each
     assert peak_activation_bytes(small()) == 2 * 4 * 4 * 8 * 8
+
+
+def test_images_are_limited_by_the_activations_of_two_models() -> None:
+    at_most = MAX_ACTIVATION_BYTES // (2 * peak_activation_bytes(small()))
+    assert [limit_images(small(), count) for count in (3, 10**9)] == [3, at_most]
+    huge = small()
+    huge.graph[0].outputs[0].shape = ir.Shape((1, 10**9, 10**9))
+    assert limit_images(huge, 3) == 1
 
 
 def test_execution_stays_where_it_is_if_the_next_tensors_are_too_large() -> None:
