@@ -189,36 +189,33 @@ class _SummaryBuilder:
     def __init__(self, tap: TensorTap) -> None:
         self.tap = tap
         self._summary: Summary | None = None
-        self._lows: list[NDArray[np.float32]] = []
-        self._highs: list[NDArray[np.float32]] = []
-        self._means: list[NDArray[np.float32]] = []
+        # Lows, highs and means of batches; then the keys of their samples, and their sizes.
+        self._pending: list[tuple[NDArray[np.float32], ...]] = []
         self._keys: list[NDArray[np.uint16]] = []
         self._size = 0
 
     def add(self, outputs: Tensors) -> None:
         tap = self.tap
         # Adding zero turns -0.0 into 0.0; of the two, a minimum returns whichever came first.
-        self._lows.append(outputs[tap.low] + np.float32(0))
-        self._highs.append(outputs[tap.high] + np.float32(0))
-        self._means.append(outputs[tap.mean])
+        lows, highs = (outputs[name] + np.float32(0) for name in (tap.low, tap.high))
+        self._pending.append((lows, highs, outputs[tap.mean]))
         if tap.sample:
-            self._keys.append(_sampled_keys(outputs[tap.sample], self._lows[-1], self._highs[-1]))
-            self._size += int(outputs[tap.size].item()) * len(self._lows[-1])
+            self._keys.append(_sampled_keys(outputs[tap.sample], lows, highs))
+            self._size += int(outputs[tap.size].item()) * len(lows)
         full = sum(keys.size for keys in self._keys) >= MAX_PENDING_VALUES
-        if full or len(self._lows) >= MAX_PENDING_BATCHES:
+        if full or len(self._pending) >= MAX_PENDING_BATCHES:
             self._merge_pending()
 
     def summary(self, order: NDArray[np.intp]) -> Summary:
-        """Return the summary of at least one batch, the images in the given order."""
         self._merge_pending()
         assert self._summary is not None, "there was no batch"
         lows, highs = self._summary.lows[order], self._summary.highs[order]
         return replace(self._summary, lows=lows, highs=highs)
 
     def _merge_pending(self) -> None:
-        if not self._lows:
+        if not self._pending:
             return
-        lows, highs, means = map(np.concatenate, (self._lows, self._highs, self._means))
+        lows, highs, means = map(np.concatenate, zip(*self._pending, strict=True))
         # A minimum may pass over NaN, a mean never does.
         finite = np.isfinite(np.concatenate([lows, highs, means], axis=1)).all(axis=1)
         summary = Summary(
@@ -235,9 +232,7 @@ class _SummaryBuilder:
         if self._summary is not None:
             order = np.arange(self._summary.lows.size + summary.lows.size)
             summary = merge_summaries(self._summary, summary, order)
-        self._summary, self._size = summary, 0
-        for pending in (self._lows, self._highs, self._means, self._keys):
-            pending.clear()
+        self._summary, self._pending, self._keys, self._size = summary, [], [], 0
 
 
 def _sampled_keys(

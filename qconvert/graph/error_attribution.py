@@ -64,9 +64,7 @@ def expose_tensors(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
 
 def as_consumed(value: ir.Value) -> ir.Value:
     """Return a tensor as its consumers read it: quantized where none reads it as it was made."""
-    node = only_reader(value)
-    while node is not None and node.op_type == "Cast":
-        node = only_reader(node.outputs[0])
+    node = only_reader(value, "Cast")
     if node is not None and node.op_type == "QuantizeLinear":
         node = only_reader(node.outputs[0])
         if node is not None and node.op_type == "DequantizeLinear":

@@ -23,8 +23,8 @@ from qconvert.graph.patterns import (
     constant_array,
     has_subgraph,
     is_standard,
-    is_transposed,
     only_reader,
+    output_axis,
     producer_of,
     set_constant_input,
     tensor_names,
@@ -168,7 +168,7 @@ def _fold_affine(graph: ir.Graph, norm: ir.Node, names: UniqueNames) -> bool:
     if weight is None or bias is None or linear.attributes.get_float("beta", 1.0) != 1.0:
         return False
     # The scale varies along the output channels of the weight.
-    axis = 0 if linear.op_type == "Conv" or is_transposed(linear) else 1
+    axis = output_axis(linear)
     split, along, groups = list(weight.shape), [1] * weight.ndim, 1
     along[axis] = -1
     if linear.op_type == "ConvTranspose":

@@ -64,17 +64,25 @@ def constant_array(value: ir.Value | None) -> NDArray[np.generic] | None:
     return None if tensor is None else tensor.numpy()
 
 
-def producer_of(value: ir.Value | None) -> ir.Node | None:
-    """Return the node that computes a value; None for an input, a constant or a missing value."""
-    return value.producer() if value is not None else None
+def producer_of(value: ir.Value | None, *skipped: str) -> ir.Node | None:
+    """Return the node that computes a value, before any `skipped` operators; None for an input."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type not in skipped:
+            return node
+        value = node.inputs[0]
+    return None
 
 
-def only_reader(value: ir.Value) -> ir.Node | None:
-    """Return the one node that reads a value; None if several read it or the graph returns it."""
+def only_reader(value: ir.Value, *skipped: str) -> ir.Node | None:
+    """Return the one node that reads a value, behind any `skipped` operators.
+
+    None if several read it or the graph returns it.
+    """
     readers = [use.node for use in value.uses()]
     if len(readers) != 1 or value.is_graph_output() or readers[0].graph is not value.graph:
         return None
-    return readers[0]
+    node = readers[0]
+    return only_reader(node.outputs[0], *skipped) if node.op_type in skipped else node
 
 
 def add_constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
@@ -110,6 +118,13 @@ def weight_shape(node: ir.Node) -> tuple[int, ...]:
     return () if array is None else array.shape
 
 
+def output_axis(node: ir.Node) -> int:
+    """Return the axis of the output channels in a node's weight."""
+    if node.op_type == "MatMul":
+        return max(0, len(weight_shape(node)) - 1)
+    return 0 if node.op_type == "Conv" or is_transposed(node) else 1
+
+
 def is_transposed(node: ir.Node) -> bool:
     """Whether a Gemm reads its weight as [output, input]."""
     return bool(node.attributes.get_int("transB", 0))
@@ -123,9 +138,7 @@ def find_fused_activation(node: ir.Node) -> ir.Node | None:
 
 def find_matmul_bias(node: ir.Node) -> tuple[ir.Node | None, ir.Value | None]:
     """Return the Add behind a MatMul that acts as its bias, one number per output, and what it adds."""
-    add = only_reader(node.outputs[0]) if node.op_type == "MatMul" else None
-    while add is not None and add.op_type in QDQ_OPS:
-        add = only_reader(add.outputs[0])
+    add = only_reader(node.outputs[0], *QDQ_OPS) if node.op_type == "MatMul" else None
     for value in add.inputs if add is not None and add.op_type == "Add" else ():
         array = constant_array(value)
         if value is not None and array is not None and array.shape == weight_shape(node)[-1:]:

@@ -243,9 +243,8 @@ def _protect_float_layers(builder: QDQBuilder) -> None:
         if source is None or not is_standard(source, "DequantizeLinear"):
             continue
         # Nothing to protect if the weight is quantized.
-        reader = only_reader(value) if constant_array(node.inputs[1]) is not None else None
-        while reader is not None and is_standard(reader, "Relu", "Clip"):
-            reader = only_reader(reader.outputs[0])
+        is_float = constant_array(node.inputs[1]) is not None
+        reader = only_reader(value, "Relu", "Clip") if is_float else None
         if reader is not None and is_standard(reader, "QuantizeLinear"):
             uses, name = value.uses(), f"{value.name}_kept_float"
             guard = builder.node("LeakyRelu", [value], name, value.dtype, alpha=1.0)

@@ -23,6 +23,7 @@ from qconvert.graph.patterns import (
     is_standard,
     is_transposed,
     only_reader,
+    output_axis,
 )
 from qconvert.quantize.rounded_weights import set_constant
 
@@ -194,11 +195,8 @@ def _find_producers(node: ir.Node) -> tuple[ScaledConstant, ...]:
     inputs = [value for value in node.inputs[1:] if value is not None]
     constants: tuple[ScaledConstant, ...] = ()
     if is_standard(node, *PRODUCTS):
-        array = constant_array(inputs[0])
-        last = -1 if array is None else array.ndim - 1
-        axis = 0 if node.op_type == "Conv" or is_transposed(node) else last
         biases = (ScaledConstant(value, 0) for value in inputs[1:])
-        constants = (ScaledConstant(inputs[0], axis), *biases)
+        constants = (ScaledConstant(inputs[0], output_axis(node)), *biases)
     elif is_standard(node, "LayerNormalization", "RMSNormalization"):
         if node.attributes.get_int("axis", -1) == -1:
             constants = tuple(ScaledConstant(value, 0) for value in inputs)

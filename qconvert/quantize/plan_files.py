@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,10 @@ def parse_plan(text: str, origin: str) -> Plan:
     except json.JSONDecodeError as error:
         details, hint = [f"file: not JSON: {first_line(error)}"], WRITE_HINT
     except pydantic.ValidationError as error:
-        problems = (
-            (".".join(map(str, row["loc"])) or "file", row["msg"]) for row in error.errors()
-        )
-        details = [f"{key}: {message}" for key, message in problems][:5]
+        details = [
+            f"{'.'.join(map(str, row['loc'])) or 'file'}: {row['msg']}"
+            for row in error.errors()[:5]
+        ]
         hint = "a plan has the keys that `qconvert quantize --plan-out PLAN.json` writes"
     raise UsageError(f"`{origin}` is not a plan", details=details, hint=hint)
 
@@ -98,14 +99,11 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
 
 def format_plan(plan: Plan) -> str:
     """Return the plan as text with a line for each layer and tensor, which is easy to edit."""
-    lines = []
+    lines, dumps = [], partial(json.dumps, ensure_ascii=False)
     for key, value in plan_to_json(plan).items():
-        text = json.dumps(value, ensure_ascii=False)
+        text = dumps(value)
         if isinstance(value, dict) and any(isinstance(row, dict | list) for row in value.values()):
-            rows = (
-                f"    {json.dumps(name, ensure_ascii=False)}: {json.dumps(row, ensure_ascii=False)}"
-                for name, row in value.items()
-            )
+            rows = (f"    {dumps(name)}: {dumps(row)}" for name, row in value.items())
             text = "{\n" + ",\n".join(rows) + "\n  }"
         lines.append(f"  {json.dumps(key)}: {text}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
@@ -133,14 +131,10 @@ def read_layers(model: ir.Model) -> dict[str, LayerPlan]:
         if op.startswith("QLinear") or op in INTEGER_OPS:
             layers[name] = LayerPlan(op)
         elif op in WEIGHTED:
-            quantized = all(map(_is_dequantized, node.inputs[:2]))
+            # In half precision a Cast may stand between.
+            moving = ("Cast", "Reshape", "Transpose", "Flatten")
+            producers = [producer_of(value, *moving) for value in node.inputs[:2]]
+            operators = {producer.op_type if producer else "" for producer in producers}
+            quantized = operators == {"DequantizeLinear"}
             layers[name] = LayerPlan(op, left="" if quantized else UNKNOWN_REASON)
     return layers
-
-
-def _is_dequantized(value: ir.Value | None) -> bool:
-    node = producer_of(value)
-    # In half precision a Cast may stand between.
-    while node is not None and node.op_type in ("Cast", "Reshape", "Transpose", "Flatten"):
-        node = producer_of(node.inputs[0])
-    return node is not None and node.op_type == "DequantizeLinear"

@@ -20,6 +20,7 @@ from qconvert.graph.patterns import (
     find_fused_activation,
     is_transposed,
     only_moves_values,
+    output_axis,
     producer_of,
     weight_shape,
 )
@@ -125,9 +126,7 @@ def not_attention(node: ir.Node) -> str:
     """Refuse products that compute the scores of a Softmax, or use its probabilities."""
     if len(activation_slots(node)) < 2:
         return ""
-    source = producer_of(node.inputs[0])
-    while source is not None and source.op_type in ATTENTION_STEPS:
-        source = producer_of(source.inputs[0])
+    source = producer_of(node.inputs[0], *ATTENTION_STEPS)
     attends = source is not None and source.op_type in SOFTMAX_OPS
     # Visit each node once: a chain of n sums that read a tensor twice has 2**n paths.
     visited: set[ir.Node] = set()
@@ -145,12 +144,7 @@ def linear_layer(node: ir.Node) -> LayerPlan:
     slots = activation_slots(node)
     if node.op_type in ("Gemm", "MatMul") and len(slots) == 2:
         return LayerPlan(node.op_type, inputs=slots)
-    # The axis of the output channels.
-    if node.op_type == "MatMul":
-        axis = max(0, len(weight_shape(node)) - 1)
-    else:
-        axis = 0 if node.op_type == "Conv" or is_transposed(node) else 1
-    return LayerPlan(node.op_type, inputs=(0,), weight=WeightSlot(1, axis))
+    return LayerPlan(node.op_type, inputs=(0,), weight=WeightSlot(1, output_axis(node)))
 
 
 def activation_slots(node: ir.Node) -> tuple[int, ...]:
@@ -367,9 +361,7 @@ def need_quantized_branch(node: ir.Node, quantized: QuantizedNodes) -> str:
 
 def need_quantized_neighbour(node: ir.Node, quantized: QuantizedNodes) -> str:
     """Require that a quantized operator computes the input of a pool, or reads its output."""
-    producer = producer_of(node.inputs[0])
-    while producer is not None and producer.op_type in MOVING | RECTIFIERS and producer.inputs[0]:
-        producer = producer_of(producer.inputs[0])
+    producer = producer_of(node.inputs[0], *MOVING, *RECTIFIERS)
     near = producer in quantized or _is_consumed(node.outputs[0], quantized)
     return "" if near else "neither the operator before it nor one after it is quantized"
 

@@ -45,6 +45,7 @@ def mse_qparams(array: FloatArray, grid: Grid, axis: int, scale_dtype: str = "fp
     too much. It takes some channels at a time, so that memory does not grow with the weight.
     """
     axis %= array.ndim
+    others = tuple(other for other in range(array.ndim) if other != axis)
     pieces = max(1, min(array.shape[axis], -(-array.size // MAX_VALUES_AT_A_TIME)))
     maxima = []
     for part in np.array_split(array, pieces, axis):
@@ -54,7 +55,7 @@ def mse_qparams(array: FloatArray, grid: Grid, axis: int, scale_dtype: str = "fp
             end = largest * share
             qparams = choose_qparams_for_bounds(-end, end, grid, axis, scale_dtype)
             squares = np.square(fake_quantize(part, qparams) - part)
-            error = squares.sum(axis=_other_axes(part, axis), dtype=np.float64)
+            error = squares.sum(axis=others, dtype=np.float64)
             better = error < least
             best, least = np.where(better, end, best), np.where(better, error, least)
         maxima.append(best)
@@ -63,12 +64,9 @@ def mse_qparams(array: FloatArray, grid: Grid, axis: int, scale_dtype: str = "fp
 
 
 def _largest_per_channel(array: FloatArray, axis: int) -> NDArray[np.float64]:
-    largest: FloatArray = np.abs(array).max(axis=_other_axes(array, axis), initial=0.0)
+    others = tuple(other for other in range(array.ndim) if other != axis % array.ndim)
+    largest: FloatArray = np.abs(array).max(axis=others, initial=0.0)
     return largest.astype(np.float64)
-
-
-def _other_axes(array: FloatArray, axis: int) -> tuple[int, ...]:
-    return tuple(other for other in range(array.ndim) if other != axis % array.ndim)
 
 
 WEIGHT_METHODS: Mapping[str, Callable[[FloatArray, Grid, int, str], QuantParams]]
@@ -77,10 +75,7 @@ WEIGHT_METHODS = {"minmax": minmax_qparams, "mse": mse_qparams}
 
 @dataclass(frozen=True, eq=False)
 class WeightedLayer:
-    """A node with a weight, the scale of its input, and its bias if that is constant.
-
-    With `integer_bias` the bias becomes integers too.
-    """
+    """A node with a weight, the scale of its input, and its bias if that is constant."""
 
     node: ir.Node
     slot: int

@@ -125,6 +125,7 @@ def type_name(half: ir.DataType) -> str:
 
 
 def onnx_opset(imports: Mapping[str, int]) -> int:
+    """Return the opset of ONNX's own operators, 0 where there are none."""
     return imports.get("", imports.get("ai.onnx", 0))
 
 
