@@ -25,9 +25,9 @@ def command(*examples: str) -> Callable[[Callable[..., None]], click.Command]:
 
     def make_command(function: Callable[..., None]) -> click.Command:
         epilog = "\n  ".join(["\b\nExamples:", *examples])
-        made = click.command(epilog=epilog)(function)
-        made.params += VERBOSITY_OPTIONS
-        return made
+        click_command = click.command(epilog=epilog)(function)
+        click_command.params += VERBOSITY_OPTIONS
+        return click_command
 
     return make_command
 
