@@ -41,7 +41,6 @@ def qconvert(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Run a command in this process, with the error handling that a user gets."""
 
     def run(*args: str | Path) -> Outcome:
-        console.rich_console.cache_clear()
         console.VERBOSITY.level = 0
         capsys.readouterr()
         code = run_guarded(main, [str(arg) for arg in args])

@@ -10,7 +10,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -113,9 +112,8 @@ def write_table(table: TextTable) -> None:
     _write_stdout("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
-@cache
 def rich_console(*, stderr: bool = False) -> "Console":
-    """Return the console of stdout or stderr, made once."""
+    """Return a console of stdout or stderr."""
     from rich.console import Console
 
     # Rich assumes 80 columns for a pipe; a pipe needs all of them.

@@ -288,7 +288,7 @@ def range_histogram(tensor: TensorRange) -> str:
             axes.axvline(end, color=CHOSEN_COLOUR, linewidth=2.2)
         axes.yaxis.set_major_locator(LogLocator(numticks=5))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _format_percent(100 * value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_percent(100 * value)))
 
     return _render_svg(draw)
 
@@ -402,7 +402,7 @@ def _shorten_name(name: str) -> str:
     return text if len(text) <= MAX_NAME_LENGTH else f"{text[: MAX_NAME_LENGTH - 17]}…{text[-16:]}"
 
 
-def _format_percent(value: float) -> str:
+def format_percent(value: float) -> str:
     """Format a percentage, a tiny one as a power of ten."""
     if value >= 0.001:
         return f"{value:g} %"

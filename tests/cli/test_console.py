@@ -88,7 +88,6 @@ def test_table_on_a_narrow_terminal_drops_columns_and_cuts_no_number(
 
 
 def test_piped_table_has_every_column_and_no_colour(capsys: pytest.CaptureFixture[str]) -> None:
-    console.rich_console.cache_clear()
     console.write_table(TABLE)
     shown = capsys.readouterr().out
     assert "because of this and of that, at some length" in shown

@@ -96,9 +96,9 @@ def test_layers_without_error_are_not_drawn() -> None:
 
 
 def test_percentage_ticks_are_short() -> None:
-    assert charts._format_percent(100.0) == "100 %"
-    assert charts._format_percent(0.01) == "0.01 %"
-    assert charts._format_percent(1e-6) == "10⁻⁶ %"
+    assert charts.format_percent(100.0) == "100 %"
+    assert charts.format_percent(0.01) == "0.01 %"
+    assert charts.format_percent(1e-6) == "10⁻⁶ %"
 
 
 def test_variant_worse_in_both_is_dominated() -> None:

@@ -43,7 +43,6 @@ def show(capsys: pytest.CaptureFixture[str]) -> Show:
     """Return the lines and footnotes of a table as written to a pipe."""
 
     def text(table: TextTable) -> str:
-        console.rich_console.cache_clear()
         console.write_table(table)
         body = capsys.readouterr().out
         notes = "\n".join(wrap_text(note, "  ") for note in table.footnotes)
