@@ -43,6 +43,11 @@ class EngineVariant:
         """The name of its folder."""
         return f"{self.backend}-{self.precision}"
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether its graph holds integers."""
+        return self.precision in INTEGER
+
 
 @dataclass(frozen=True)
 class Availability:

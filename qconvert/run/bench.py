@@ -15,13 +15,7 @@ from qconvert.core.errors import Unavailable
 from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, ProgressCallback, share_reporter, start_step
 from qconvert.core.tensors import fixed_batch, random_inputs
-from qconvert.measure.latency import (
-    EngineLatencies,
-    Latency,
-    TimingEffort,
-    interleave,
-    timing_notes,
-)
+from qconvert.measure import latency
 from qconvert.measure.machine import describe_machine
 from qconvert.measure.memory import Footprint, PeakMemory, measure_peak
 from qconvert.report.model import Report
@@ -29,7 +23,7 @@ from qconvert.run.context import JobContext, cache_key
 from qconvert.run.report_files import judge_and_store, read_report, timestamp, with_measurement
 from qconvert.run.targets import Target, engine_hashes, engine_inputs
 
-LATENCIES_CODEC = JsonCodec("latencies.json", pydantic.TypeAdapter(EngineLatencies))
+LATENCIES_CODEC = JsonCodec("latencies.json", pydantic.TypeAdapter(latency.EngineLatencies))
 FOOTPRINT_CODEC = JsonCodec("footprint.json", pydantic.TypeAdapter(Footprint))
 
 
@@ -55,7 +49,7 @@ def bench(target: Target, context: JobContext) -> Report:
 
 def time_engines(
     engines: Mapping[str, Engine], settings: BenchConfig, context: JobContext
-) -> EngineLatencies:
+) -> latency.EngineLatencies:
     """Return the latencies of engines at every batch size that they support; cached."""
     if not engines:
         return {}
@@ -87,17 +81,14 @@ def measure_footprints(engines: Mapping[str, Engine], context: JobContext) -> di
 
 def _measure_latencies(
     engines: Mapping[str, Engine], settings: BenchConfig, progress: ProgressCallback
-) -> EngineLatencies:
-    """Time engines at every supported batch size, with inputs on the host and on the device.
-
-    A backend decides whether inputs can be on its device.
-    """
+) -> latency.EngineLatencies:
+    """Time engines at every supported batch size, with inputs on the host and on the device."""
     sessions = {
         name: backends.load(engine.backend).open(engine) for name, engine in engines.items()
     }
     specs = {name: engine_inputs(engine) for name, engine in engines.items()}
     fixed = {name: fixed_batch(inputs) for name, inputs in specs.items()}
-    latencies: EngineLatencies = dict.fromkeys(engines, ())
+    latencies: latency.EngineLatencies = dict.fromkeys(engines, ())
     for batch in sorted({*settings.batch_sizes, *filter(None, fixed.values())}):
         calls: dict[tuple[str, Literal["host", "device"]], Callable[[], object]] = {}
         for name, session in sessions.items():
@@ -106,23 +97,23 @@ def _measure_latencies(
                 calls[name, "host"] = partial(session.run, feeds)
                 if (device_call := session.bind(feeds)) is not None:
                     calls[name, "device"] = device_call
-        samples = interleave(
+        samples = latency.interleave(
             {f"{name} {where}": call for (name, where), call in calls.items()},
-            TimingEffort(settings.seconds, settings.rounds),
+            latency.TimingEffort(settings.seconds, settings.rounds),
             progress=share_reporter(progress, "bench", f"batch {batch}, "),
         )
         for name, where in calls:
-            latency = Latency(batch, where, samples[f"{name} {where}"])
-            notes = timing_notes(latency, on_gpu=engines[name].backend != "cpu")
-            latencies[name] += (replace(latency, notes=notes),)
+            timed = latency.Latency(batch, where, samples[f"{name} {where}"])
+            notes = latency.timing_notes(timed, on_gpu=engines[name].backend != "cpu")
+            latencies[name] += (replace(timed, notes=notes),)
     return latencies
 
 
 def _measure_footprint(engine: Engine) -> Footprint:
     coverage = backends.load(engine.backend).open(engine).coverage()
-    if engine.backend != "cpu":
-        reason = "measured for engines of the CPU only"
-        return Footprint(coverage, PeakMemory(None, reason=reason))
-    specs = engine_inputs(engine)
-    feeds = random_inputs(specs, fixed_batch(specs) or 1, seed=0)
-    return Footprint(coverage, measure_peak(engine.folder / engine.files[0], feeds, engine.threads))
+    peak = PeakMemory(None, reason="measured for engines of the CPU only")
+    if engine.backend == "cpu":
+        specs = engine_inputs(engine)
+        feeds = random_inputs(specs, fixed_batch(specs) or 1, seed=0)
+        peak = measure_peak(engine.folder / engine.files[0], feeds, engine.threads)
+    return Footprint(coverage, peak)

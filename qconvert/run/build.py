@@ -10,42 +10,20 @@ from qconvert.core.atomic import copy_into_place
 from qconvert.core.config import GateConfig
 from qconvert.report.model import Report
 from qconvert.report.verdict import conclude
-from qconvert.run import run_folder
+from qconvert.run import run_folder, variants
 from qconvert.run.bench import measure_footprints, time_engines
-from qconvert.run.context import (
-    JobContext,
-    RunContext,
-    fitted_preprocessing_or_empty,
-    open_evaluation_set,
-)
+from qconvert.run.compare import add_changed_images, analyze_errors
+from qconvert.run.context import JobContext, RunContext, fitted_preprocessing, open_evaluation_set
 from qconvert.run.evaluate import score_engines
-from qconvert.run.explain_errors import add_changed_images, analyze_errors
-from qconvert.run.report_files import (
-    RunResults,
-    build_report,
-    merge_with_previous,
-    write_report,
-)
+from qconvert.run.report_files import RunResults, build_report, merge_with_previous, write_report
 from qconvert.run.run_folder import ENGINE_FILE
 from qconvert.run.search import add_mixed_variants
-from qconvert.run.variants import (
-    BuildInputs,
-    ChosenVariants,
-    build_engine,
-    choose_variants,
-    make_graph,
-    prepare_inputs,
-    reload_inputs,
-)
+from qconvert.run.variants import BuildInputs
 
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """The folder of a run, and its extent; if `resumed`, it starts from the folder's content.
-
-    With `plan_only`, graphs are written but no engines are built. `command` is what the user typed. As many
-    `workers` read the evaluation images; nothing here changes a number.
-    """
+    """The folder of a run, what the user typed, and what is done: no engines with `plan_only`."""
 
     out: Path
     command: str
@@ -54,56 +32,53 @@ class BuildRequest:
     workers: int | None = None
 
 
-def build(context: JobContext, request: BuildRequest) -> Report:
+def build(job: JobContext, request: BuildRequest) -> Report:
     """Build and measure all engines, write everything to the run folder, and return the report."""
-    config, seconds = context.config, dict[str, float]()
-    if request.resumed:
-        open_folder = run_folder.resume_run(request.out, config)
-    else:
+    config, seconds = job.config, dict[str, float]()
+    if not request.resumed:
         run_folder.require_inputs_exist(config)
-        open_folder = run_folder.begin_run(request.out, config)
+    open_folder = run_folder.resume_run if request.resumed else run_folder.begin_run
     with _timed(seconds, "probe"):
-        chosen = choose_variants(config.build, plan_only=request.plan_only)
-    with open_folder as folder:
-        return _build(chosen, request, context.in_run(folder), seconds)
-
-
-def _build(
-    chosen: ChosenVariants, request: BuildRequest, context: RunContext, seconds: dict[str, float]
-) -> Report:
-    config, folder = context.config, context.folder
-    with _timed(seconds, "calibrate"):
-        if request.resumed:
-            inputs = reload_inputs(chosen.variants, context)
-            run_folder.update_settings(folder, config)
+        chosen = variants.choose_variants(config.build, plan_only=request.plan_only)
+    with open_folder(request.out, config) as folder:
+        context = RunContext(job.config, job.cache, job.progress, trust=job.trust, folder=folder)
+        with _timed(seconds, "calibrate"):
+            if request.resumed:
+                inputs = variants.reload_inputs(chosen.variants, context)
+                run_folder.update_settings(folder, config)
+            else:
+                inputs = variants.prepare_inputs(
+                    chosen.variants, context, building=not request.plan_only
+                )
+        source, images = inputs.loaded.source, config.evaluate.images
+        # A run resumed on another machine does not need the evaluation images.
+        is_missing = request.resumed and images is not None and not images.exists()
+        evaluation = None if is_missing else open_evaluation_set(source, context, request.workers)
+        with _timed(seconds, "search"):
+            chosen, inputs, mixes = add_mixed_variants(chosen, inputs, evaluation, context)
+        with _timed(seconds, "quantize"):
+            graphs = {
+                variant: variants.make_graph(variant, inputs, context)
+                for variant in chosen.variants
+            }
+        calibration = inputs.calibration.full if inputs.calibration is not None else None
+        results = RunResults(chosen, graphs, calibration, mixes=mixes)
+        if request.plan_only:
+            for variant, graph in graphs.items():
+                if not (folder.engine(variant.name) / ENGINE_FILE).is_file():
+                    copy_into_place(graph.folder, folder.engine(variant.name))
+            results = replace(results, not_scored_reason="only planned: no engine was built")
         else:
-            inputs = prepare_inputs(chosen.variants, context, building=not request.plan_only)
-    source, images = inputs.loaded.source, config.evaluate.images
-    # A run resumed on another machine does not need the evaluation images.
-    is_missing = request.resumed and images is not None and not images.exists()
-    evaluation = None if is_missing else open_evaluation_set(source, context, request.workers)
-    with _timed(seconds, "search"):
-        chosen, inputs, mixes = add_mixed_variants(chosen, inputs, evaluation, context)
-    with _timed(seconds, "quantize"):
-        graphs = {variant: make_graph(variant, inputs, context) for variant in chosen.variants}
-    calibration = inputs.calibration.full if inputs.calibration is not None else None
-    results = RunResults(chosen, graphs, calibration, mixes=mixes)
-    if request.plan_only:
-        for variant, graph in graphs.items():
-            if not (folder.engine(variant.name) / ENGINE_FILE).is_file():
-                copy_into_place(graph.folder, folder.engine(variant.name))
-        results = replace(results, not_scored_reason="only planned: no engine was built")
-    else:
-        results = replace(results, evaluation=evaluation, seconds=seconds)
-        results = _build_and_measure(results, inputs, context, seconds)
-    preprocess = fitted_preprocessing_or_empty(source, config.preprocess)
-    report = build_report(results, context, request.command, preprocess)
-    report = merge_with_previous(report, folder)
-    # Where nothing was measured, no limit can fail.
-    only_planned = any(variant.engine is None for variant in report.variants)
-    report = conclude(report, GateConfig() if only_planned else config.gate)
-    write_report(report, folder)
-    return report
+            results = replace(results, evaluation=evaluation, seconds=seconds)
+            results = _build_and_measure(results, inputs, context, seconds)
+        preprocess = fitted_preprocessing(source, config.preprocess)
+        report = build_report(results, context, request.command, preprocess)
+        report = merge_with_previous(report, folder)
+        # Where nothing was measured, no limit can fail.
+        only_planned = any(variant.engine is None for variant in report.variants)
+        report = conclude(report, GateConfig() if only_planned else config.gate)
+        write_report(report, folder)
+        return report
 
 
 def _build_and_measure(
@@ -114,7 +89,8 @@ def _build_and_measure(
     available, evaluation = results.chosen.available, results.evaluation
     with _timed(seconds, "build"):
         built = {
-            variant.name: build_engine(variant, graph, context) for variant, graph in graphs.items()
+            variant.name: variants.build_engine(variant, graph, context)
+            for variant, graph in graphs.items()
         }
     engines = {name: engine for name, (engine, _) in built.items()}
     runs_here = {variant.name: available[variant.backend].runs for variant in graphs}

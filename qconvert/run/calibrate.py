@@ -1,12 +1,10 @@
 """Calibrate a model on images: one pass, resumed where it stopped, split over worker processes.
 
-Finished batches are saved every few seconds in hidden part files beside the result, so that a
-killed run resumes; the part files are removed when the result is written. The parts of workers add
-up to the same bits as a calibration in one process.
+Finished batches are saved every few seconds in hidden part files beside the result. The parts of
+workers add up to the same bits as a calibration in one process.
 """
 
 import contextlib
-import itertools
 import multiprocessing
 import os
 import signal
@@ -35,7 +33,7 @@ from qconvert.calibrate.calibration import (
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.number_format import count
-from qconvert.core.progress import Progress, ProgressCallback, start_step
+from qconvert.core.progress import Progress, start_step
 from qconvert.core.tensors import Tensors, fixed_batch, pad_batch
 from qconvert.graph.taps import TappedModel, add_calibration_taps, find_masked_tensors
 from qconvert.images import reopen_images
@@ -43,12 +41,8 @@ from qconvert.images.arrays import ArrayImages
 from qconvert.images.image_files import SKIPPED_HINT, NoReadableImage, allowed_broken, map_ordered
 from qconvert.images.listing import Batch, ImageEntry, Images, digest_of
 from qconvert.images.preprocess import Preprocess
-from qconvert.optimize.calibration_set import (
-    CALIBRATION_BATCH,
-    CalibrationSet,
-    split_batches,
-    split_holdout,
-)
+from qconvert.optimize import calibration_set
+from qconvert.optimize.calibration_set import CALIBRATION_BATCH, CalibrationSet
 from qconvert.run import worker_bootstrap
 from qconvert.run.context import (
     JobContext,
@@ -56,7 +50,7 @@ from qconvert.run.context import (
     fitted_preprocessing,
     open_calibration_images,
 )
-from qconvert.run.load_model import load_and_clean
+from qconvert.run.export import load_and_clean
 from qconvert.run.run_folder import require_output_file
 from qconvert.sources import LoadedModel
 
@@ -85,18 +79,13 @@ def calibrate(
     shard: tuple[int, int] | None = None,
     fresh: bool = False,
 ) -> Calibration:
-    """Calibrate the model of the settings on its images, and save the result.
-
-    `shard` is (i, n), i from 1 to n. If `fresh`, an earlier result is not continued.
-    """
+    """Calibrate the model of the settings and save the result; `shard` is (i, n), i from 1 to n."""
     require_output_file(out, Path(str(context.config.model)))
     loaded = load_and_clean(context)
     end = start_step(context.progress, "calibrate", "listing images")
     inputs = prepare_calibration(loaded, context, _threads(workers))
     part = shard_range(len(inputs.images.names), shard)
-    calibration, was_known = _measure_and_save(
-        inputs, out, [part], workers, context.progress, fresh=fresh
-    )
+    calibration, was_known = _measure_and_save(inputs, out, [part], workers, context, fresh=fresh)
     done = int(np.isin(calibration.image_indices, part).sum())
     end(f"{done} images, {len(inputs.origin.tensors)} tensors; {out}", was_known)
     return calibration
@@ -111,18 +100,17 @@ def prepare_calibration(
     manifest = images.manifest()
     if len(manifest) < MIN_IMAGES:
         raise QConvertError(
-            f"`{settings.images}` has {count(len(manifest), 'image')}; calibration needs at least {MIN_IMAGES}",
+            f"`{settings.images}` has {count(len(manifest), 'image')}; "
+            f"calibration needs at least {MIN_IMAGES}",
             hint="point `--images` at representative images; 100 to 500 are usual",
         )
-    preprocessing = {}
-    if not isinstance(images, ArrayImages):
-        preprocessing = fitted_preprocessing(loaded.source, context.config.preprocess).to_dict()
+    preprocessing = fitted_preprocessing(loaded.source, context.config.preprocess)
     tapped = add_calibration_taps(loaded.model, exact=settings.exact)
     origin = Origin(
         model=onnx_io.fingerprint(loaded.model),
         tensors=tuple(tap.tensor for tap in tapped.taps),
         images=tuple(CalibrationImage(entry.name, entry.sha256) for entry in manifest),
-        preprocessing=preprocessing,
+        preprocessing={} if isinstance(images, ArrayImages) else preprocessing,
         runtime=f"CPUExecutionProvider {ORT_VERSION}, Pillow {version('pillow')}",
         exact=settings.exact,
     )
@@ -142,15 +130,15 @@ def measure_calibration_set(loaded: LoadedModel, context: JobContext) -> Calibra
     """Calibrate a model on the images of the settings, some of them held out; cached."""
     end = start_step(context.progress, "calibrate", "listing images")
     inputs = prepare_calibration(loaded, context)
-    holdout, training = split_holdout(len(inputs.images.names))
+    holdout, training = calibration_set.split_holdout(len(inputs.images.names))
     key = cache_key(loaded.source.name, inputs.origin.model, origin=inputs.origin.fingerprint)
 
     def make(folder: Path) -> None:
         with context.cache.resumable("calibrate", key) as state:
-            without_holdout, only_holdout = (
-                _measure_and_save(inputs, state / name, parts, 1, context.progress)[0]
-                for name, parts in ((TRAINING_FILE, training), ("held-out.npz", holdout))
-            )
+            file = state / TRAINING_FILE
+            without_holdout, _ = _measure_and_save(inputs, file, training, 1, context)
+            file = state / "held-out.npz"
+            only_holdout, _ = _measure_and_save(inputs, file, holdout, 1, context)
             full = merge_calibrations(without_holdout, only_holdout)
             # each of the two counts only its own broken images
             images, max_broken = inputs.origin.images, context.config.calibration.max_broken
@@ -166,24 +154,18 @@ def measure_calibration_set(loaded: LoadedModel, context: JobContext) -> Calibra
 
     entry = context.cache.get_or_make("calibrate", key, make)
     full = calibration_file.load(entry.path / CALIBRATION_FILE)
+    without_holdout = calibration_file.load(entry.path / TRAINING_FILE)
     end(f"{full.image_indices.size} images, {len(full.summaries)} tensors", entry.hit)
+    batch = fixed_batch(loaded.source.inputs)
     return CalibrationSet(
-        full,
-        calibration_file.load(entry.path / TRAINING_FILE),
-        inputs.images,
-        fixed_batch(loaded.source.inputs),
-        excludes_holdout=bool(holdout),
-        can_recalibrate=True,
+        full, without_holdout, inputs.images, batch, bool(holdout), can_recalibrate=True
     )
 
 
 def load_calibration_set(
     loaded: LoadedModel, context: JobContext, path: Path, *, images_required: bool = True
 ) -> CalibrationSet:
-    """Read a calibration file of the model, with its images if the settings say where they are.
-
-    Unless `images_required`, it has no images if they are missing or have changed.
-    """
+    """Read a calibration file of the model, and open its images where the settings say they are."""
     calibration, images = calibration_file.load(path), None
     origin = calibration.origin
     if origin.model != onnx_io.fingerprint(loaded.model):
@@ -211,28 +193,33 @@ def _measure_and_save(
     out: Path,
     parts: Sequence[range],
     workers: int,
-    progress: ProgressCallback,
+    context: JobContext,
     *,
     fresh: bool = False,
 ) -> tuple[Calibration, bool]:
-    """Run the missing images, and save the result at `out`.
-
-    Return the calibration, and whether it was already complete.
-    """
-    finished = Calibration(inputs.origin) if fresh else _load_finished(inputs.origin, out)
+    """Run the missing images and save the result; return it, and whether it was complete before."""
+    finished, earlier = Calibration(inputs.origin), _part_files(out)
+    for file in () if fresh else (out, *earlier):
+        try:
+            part = calibration_file.load(file)
+        except QConvertError:  # missing, of another version, or no calibration: measure again
+            continue
+        is_new = not np.isin(part.image_indices, finished.image_indices).any()
+        if part.origin == inputs.origin and is_new:
+            finished = merge_calibrations(finished, part)
     # All finished images go into one part file before others are written.
     part_file = out.with_name(f".{out.name}.part")
     if finished.image_indices.size:
         calibration_file.save(finished, part_file)
-    for file in _part_files(out):
-        if file != part_file or not finished.image_indices.size:
-            file.unlink(missing_ok=True)
+        earlier = [file for file in earlier if file != part_file]
+    for file in earlier:
+        file.unlink(missing_ok=True)
 
     missing = [run for part in parts for run in finished.missing_images(part)]
     total = finished.image_indices.size + sum(map(len, missing))
 
     def report(done: int) -> None:
-        progress(Progress("calibrate", "images", done=done, total=total))
+        context.progress(Progress("calibrate", "images", done=done, total=total))
 
     share = ImageShare(inputs.images, missing, finished, part_file, _threads(workers))
     calibration = finished
@@ -249,20 +236,6 @@ def _measure_and_save(
     return calibration, calibration is finished
 
 
-def _load_finished(origin: Origin, out: Path) -> Calibration:
-    """Return what the result and the part files of an earlier run of this calibration hold."""
-    finished = Calibration(origin)
-    for file in (out, *_part_files(out)):
-        try:
-            part = calibration_file.load(file)
-        except QConvertError:  # missing, of another version, or no calibration: measure again
-            continue
-        is_new = not np.isin(part.image_indices, finished.image_indices).any()
-        if part.origin == origin and is_new:
-            finished = merge_calibrations(finished, part)
-    return finished
-
-
 def _part_files(out: Path) -> list[Path]:
     return sorted(out.parent.glob(f".{out.name}.part*"))
 
@@ -273,10 +246,7 @@ def _threads(workers: int) -> int:
 
 @dataclass(frozen=True)
 class ImageShare:
-    """The images to run, in parts of their list, and the calibration known at the start.
-
-    The state is saved to `checkpoint` every few seconds.
-    """
+    """The images to run, what is known at the start, and the file in which the state is saved."""
 
     images: Images
     parts: Sequence[range]
@@ -288,10 +258,7 @@ class ImageShare:
 def _measure_share(
     tapped: TappedModel, share: ImageShare, report: Callable[[int], None]
 ) -> Calibration:
-    """Return `share.start` and what its images add; `report` gets the number of finished images.
-
-    A killed process loses only what came after the last save.
-    """
+    """Return `share.start` and what its images add; `report` gets the number of finished images."""
     fixed = fixed_batch(onnx_io.inputs(tapped.model))
     size = 1 if tapped.observed.one_image_per_run else fixed or CALIBRATION_BATCH
     parallel = min(share.threads, MAX_PARALLEL_BATCHES)
@@ -347,7 +314,6 @@ def _measure_in_workers(
             checkpoint=share.checkpoint.with_name(f"{share.checkpoint.name}-{number}"),
         )
         for number, parts in enumerate(split_parts(share.parts, workers))
-        if parts
     ]
     bootstrap = (worker_bootstrap.start_worker, (__name__, counter))
     pool = ProcessPoolExecutor(len(shares), context, *bootstrap)
@@ -372,18 +338,15 @@ def _measure_in_workers(
 
 def split_parts(parts: Sequence[range], workers: int) -> list[list[range]]:
     """Distribute whole batches, so that no batch depends on the number of workers."""
-    batches = split_batches(parts)
+    batches = calibration_set.split_batches(parts)
     workers = min(workers, len(batches)) or 1
-    bounds = [len(batches) * number // workers for number in range(workers + 1)]
-    shares: list[list[range]] = []
-    for start, stop in itertools.pairwise(bounds):
-        joined: list[range] = []
-        for batch in batches[start:stop]:
-            if joined and joined[-1].stop == batch.start:
-                joined[-1] = range(joined[-1].start, batch.stop)
-            else:
-                joined.append(batch)
-        shares.append(joined)
+    shares: list[list[range]] = [[] for _ in range(workers)]
+    for number, batch in enumerate(batches):
+        share = shares[number * workers // len(batches)]
+        if share and share[-1].stop == batch.start:
+            share[-1] = range(share[-1].start, batch.stop)
+        else:
+            share.append(batch)
     return shares
 
 

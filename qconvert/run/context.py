@@ -1,16 +1,11 @@
-"""The context of a job: settings, cache, progress callback, and images.
-
-Images are prepared as the settings say, otherwise as the model's source does.
-"""
+"""The context of a job: settings, cache, progress callback, and images as the settings say."""
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
-
-import onnx_ir as ir
 
 from qconvert import __version__
 from qconvert.backends.ort import ORT_VERSION
@@ -20,13 +15,12 @@ from qconvert.core.config import Config, PreprocessConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import ProgressCallback, ignore_progress
 from qconvert.images import ImageChoice, open_images
-from qconvert.images.listing import Images, digest_of
+from qconvert.images.listing import Batch, Images, digest_of
 from qconvert.images.preprocess import PRESETS, Preprocess, find_image_input, fit_to_input
 from qconvert.run.run_folder import RunFolder
-from qconvert.sources import Source
+from qconvert.sources import LoadedModel, Source
 from qconvert.sources.onnx_file import PREPROCESS_KEY
 
-EVALUATION_BATCH = 8
 # With qconvert and ONNX Runtime these decide the numbers of every step.
 LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxslim", "pillow")
 DEFAULT_PRESET = "imagenet"
@@ -40,10 +34,6 @@ class JobContext:
     cache: Cache
     progress: ProgressCallback = ignore_progress
     trust: bool = field(default=False, kw_only=True)
-
-    def in_run(self, folder: RunFolder) -> "RunContext":
-        """Return the same context for work in the folder of a run."""
-        return RunContext(self.config, self.cache, self.progress, trust=self.trust, folder=folder)
 
 
 @dataclass(frozen=True)
@@ -82,6 +72,10 @@ class EvaluationSet:
     images: Images
     preprocessing: Mapping[str, object]
 
+    def batches(self, size: int | None) -> Iterator[Batch]:
+        """Yield the images in batches of the size that a model fixes, else of 8."""
+        yield from self.images.batches(size or 8)
+
     def digest(self) -> str:
         """Return one hash of the images, their labels and the preprocessing."""
         manifest, labels = self.images.manifest(), list(self.images.labels)
@@ -95,7 +89,7 @@ def open_image_set(
     """Open images as inputs of a model."""
     preprocess = preprocessing_or_default(source, settings)
     images = open_images(choice, source.inputs, preprocess)
-    return EvaluationSet(images, fitted_preprocessing_or_empty(source, settings))
+    return EvaluationSet(images, fitted_preprocessing(source, settings))
 
 
 def open_evaluation_set(
@@ -136,10 +130,7 @@ def open_calibration_images(
 
 
 def known_preprocessing(source: Source, settings: PreprocessConfig) -> Preprocess | None:
-    """Return the preset of the settings, otherwise that of the source, changed by other settings.
-
-    None if neither the settings nor the source name any preprocessing.
-    """
+    """Return the preset of the settings, else that of the source, changed by other settings."""
     changes = {name: value for name, value in asdict(settings).items() if value is not None}
     changes.pop("preset", None)
     base = PRESETS[settings.preset] if settings.preset else source.preprocess
@@ -160,24 +151,25 @@ def preprocessing_or_default(source: Source, settings: PreprocessConfig) -> Prep
     return known_preprocessing(source, settings) or PRESETS[DEFAULT_PRESET]
 
 
-def fitted_preprocessing(source: Source, settings: PreprocessConfig) -> Preprocess:
-    """Return the preprocessing for this source, with every size and value resolved."""
-    image_input = find_image_input(source.inputs)
-    return fit_to_input(preprocessing_or_default(source, settings), image_input)[0]
-
-
-def fitted_preprocessing_or_empty(source: Source, settings: PreprocessConfig) -> dict[str, Any]:
-    """Return the fitted preprocessing as plain values; empty if the inputs are not images."""
+def fitted_preprocessing(source: Source, settings: PreprocessConfig) -> dict[str, Any]:
+    """Return the preprocessing with every size and value; empty if the inputs are not images."""
     try:
-        return fitted_preprocessing(source, settings).to_dict()
+        image_input = find_image_input(source.inputs)
+        return fit_to_input(preprocessing_or_default(source, settings), image_input)[0].to_dict()
     except QConvertError:
         return {}
 
 
-def with_preprocessing(model: ir.Model, preprocess: Preprocess | None) -> ir.Model:
-    """Return the model with the preprocessing in its metadata, if it is known."""
-    if preprocess is None:
-        return model
-    model = model.clone()
-    model.metadata_props[PREPROCESS_KEY] = json.dumps(preprocess.to_dict(), sort_keys=True)
-    return model
+def with_preprocessing(
+    loaded: LoadedModel, settings: PreprocessConfig, calibrated: Mapping[str, object] | None = None
+) -> LoadedModel:
+    """Return the model with its preprocessing in the metadata: as `calibrated`, else if known."""
+    source = loaded.source
+    known = (
+        Preprocess.from_dict(calibrated) if calibrated else known_preprocessing(source, settings)
+    )
+    if known is None:
+        return loaded
+    model = loaded.model.clone()
+    model.metadata_props[PREPROCESS_KEY] = json.dumps(known.to_dict(), sort_keys=True)
+    return replace(loaded, model=model)

@@ -1,27 +1,26 @@
-"""The job `export`: from any source to one clean ONNX file with the same outputs."""
+"""The job `export`: from any source to one clean ONNX file; every other job starts with it too."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pydantic
+
+from qconvert import sources
+from qconvert.backends.crash_check import check_for_crash
 from qconvert.backends.ort import open_cpu
-from qconvert.core import onnx_io
-from qconvert.core.cache import file_sha256
-from qconvert.core.errors import UsageError
+from qconvert.core import cache, onnx_io
+from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import megabytes, start_step
-from qconvert.core.tensors import Tensors, fixed_batch, random_inputs
+from qconvert.core.tensors import RunModel, Tensors, fixed_batch, random_inputs
+from qconvert.graph import clean
 from qconvert.graph.patterns import is_quantized
-from qconvert.run.context import (
-    JobContext,
-    known_preprocessing,
-    open_calibration_images,
-    with_preprocessing,
-)
-from qconvert.run.load_model import load_and_clean
+from qconvert.run.context import JobContext, cache_key, open_calibration_images, with_preprocessing
 from qconvert.run.run_folder import require_output_file
-from qconvert.sources import LoadedModel, parity
+from qconvert.sources import MODEL_FILE, LoadedModel, Source, parity
 
 PARITY_BATCH = 3
+STEPS_CODEC = cache.JsonCodec("steps.json", pydantic.TypeAdapter(tuple[clean.PassResult, ...]))
 
 
 @dataclass(frozen=True)
@@ -35,35 +34,27 @@ class Exported:
 
 
 def export(context: JobContext, out: Path) -> Exported:
-    """Write the model of the settings as one clean ONNX file, checked against its source.
-
-    Its metadata holds the preprocessing, if that is known.
-    """
+    """Write the model and its preprocessing as one clean ONNX file, checked against its source."""
     if out.suffix != ".onnx":
         raise UsageError(f"`{out}` does not end in .onnx", hint="name the file `-o MODEL.onnx`")
     require_output_file(out)
-    loaded = load_and_clean(context)
-    result = _check_parity(loaded, context)
+    loaded, result = load_and_clean(context), None
+    if loaded.source.run is not None:
+        result = _check_parity(loaded.source.run, loaded, context)
     end = start_step(context.progress, "write")
-    preprocess = known_preprocessing(loaded.source, context.config.preprocess)
-    model = with_preprocessing(loaded.model, preprocess)
+    model = with_preprocessing(loaded, context.config.preprocess).model
     onnx_io.save(model, out)
     opset = model.opset_imports.get("", 0)
     size = megabytes(onnx_io.saved_bytes(out))
-    end(f"{out}, {size}, opset {opset}, sha256 {file_sha256(out)[:12]}", False)
+    end(f"{out}, {size}, opset {opset}, sha256 {cache.file_sha256(out)[:12]}", False)
     return Exported(out, loaded, result, is_quantized(loaded.model))
 
 
-def _check_parity(loaded: LoadedModel, context: JobContext) -> parity.Parity | None:
+def _check_parity(run: RunModel, loaded: LoadedModel, context: JobContext) -> parity.Parity:
     """Run the source and the ONNX file on the same images, or on random inputs without images."""
-    if loaded.source.run is None:
-        return None
-    settings = context.config.export
-    end = start_step(
-        context.progress, "parity", "running PyTorch and ONNX Runtime on the same inputs"
-    )
-    inputs = _parity_inputs(loaded, context)
-    result = parity.measure(loaded.source.run, open_cpu(loaded.model), inputs)
+    settings, text = context.config.export, "running PyTorch and ONNX Runtime on the same inputs"
+    end = start_step(context.progress, "parity", text)
+    result = parity.measure(run, open_cpu(loaded.model), _parity_inputs(loaded, context))
     if result.inputs < settings.parity_inputs:
         raise UsageError(
             f"only {result.inputs} inputs were compared; {settings.parity_inputs} are required",
@@ -89,3 +80,66 @@ def _parity_inputs(loaded: LoadedModel, context: JobContext) -> Iterator[Tensors
     for batch in open_calibration_images(loaded.source, context, count).batches(size):
         if not fixed or len(batch.items) == size:
             yield batch.feeds
+
+
+def load_and_clean(context: JobContext) -> LoadedModel:
+    """Read the model of the settings and clean its graph; the clean graph is cached."""
+    config = context.config
+    opset, skip = config.export.opset, config.prepare.skip
+    clean.require_known_passes(skip)
+    end = start_step(context.progress, "load", f"reading {config.model}")
+    source = sources.load(str(config.model), config.export, trust=context.trust)
+    size = megabytes(onnx_io.weight_bytes(source.model))
+    text = f"{config.model}: {len(source.model.graph)} nodes, {size} of weights"
+    end("\n".join([text, *source.notes]), False)
+    end = start_step(context.progress, "prepare", "cleaning the graph")
+
+    def make(folder: Path) -> None:
+        feeds = random_inputs(source.inputs, 2, seed=0)
+        if source.run is None:
+            check_for_crash(source.model, feeds)
+        try:
+            result = clean.clean_model(
+                source.model, opset, skip, lambda model: open_cpu(model)(feeds)
+            )
+        except QConvertError as error:
+            if fixed_batch(source.inputs) is None and not _runs(source, 2) and _runs(source, 1):
+                raise QConvertError(
+                    f"`{source.name}` declares a dynamic batch, but runs on a batch of 1 only",
+                    details=[str(error)],
+                    hint="fix it with `--batch 1`",
+                ) from None
+            raise
+        onnx_io.save(result.model, folder / MODEL_FILE)
+        STEPS_CODEC.save(result.steps, folder)
+
+    inputs = [str(spec) for spec in source.inputs]
+    fingerprint = onnx_io.fingerprint(source.model)
+    key = cache_key(source.name, fingerprint, opset=opset, skip=skip, inputs=inputs)
+    entry = context.cache.get_or_make("prepare", key, make)
+    model, steps = onnx_io.load(entry.path / MODEL_FILE), STEPS_CODEC.load(entry.path)
+    # Two sources that differ only in their metadata share the cached graph.
+    model.metadata_props.clear()
+    model.metadata_props.update(source.model.metadata_props)
+    changed = [f"{step.name}: {step.changed}" for step in steps if step.changed]
+    dropped = [f"{step.name} left out" for step in steps if step.dropped]
+    end(", ".join(changed + dropped) or "nothing to clean", entry.hit)
+    return LoadedModel(source, model, entry.path / MODEL_FILE, steps)
+
+
+def crash_check_once(path: Path, graph: Path) -> None:
+    """Run a file that takes the inputs of `graph` in a child process, unless it passed before."""
+    model = onnx_io.load(graph)
+    specs = onnx_io.inputs(model)
+    can_run = not any(spec.has_dynamic_shape for spec in specs)
+    feeds = random_inputs(specs, fixed_batch(specs) or 1, seed=0) if can_run else {}
+    key = cache_key(path.name, onnx_io.fingerprint(model), file=cache.file_sha256(path))
+    cache.open_default().get_or_make("rehearse", key, lambda _: check_for_crash(model, feeds, path))
+
+
+def _runs(source: Source, batch: int) -> bool:
+    try:
+        open_cpu(source.model)(random_inputs(source.inputs, batch, seed=0))
+    except QConvertError:
+        return False
+    return True

@@ -1,7 +1,4 @@
-"""The job `quantize`: from a model and its calibration to one ONNX file in another precision.
-
-`convert_precision` does it for every job: plan -> apply -> half precision -> verify.
-"""
+"""The job `quantize`: from a model and its calibration to one ONNX file in another precision."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qconvert import backends, sources
-from qconvert.backends.base import BackendRequirements
+from qconvert.backends.base import FLOAT, BackendRequirements, EngineVariant
 from qconvert.backends.ort import open_cpu
 from qconvert.calibrate import methods
 from qconvert.calibrate.calibration import Calibration
@@ -24,53 +21,33 @@ from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import megabytes, start_step
 from qconvert.core.scales import Grid
 from qconvert.core.tensors import Tensors, batch_size, output_array, random_inputs
-from qconvert.graph.fp16.convert import HalfModel, convert_to_half
+from qconvert.graph.fp16.convert import HalfModel, HalfPrecision, convert_to_half
 from qconvert.graph.passes import upgrade_opset
-from qconvert.graph.patterns import is_quantized
+from qconvert.graph.patterns import is_quantized, producer_of
 from qconvert.graph.taps import find_observed_tensors
-from qconvert.images.preprocess import Preprocess
 from qconvert.measure.output_error import sqnr_db
-from qconvert.optimize.calibration_set import (
-    MISSING_IMAGES,
-    MISSING_IMAGES_HINT,
-    CalibrationSet,
-)
+from qconvert.optimize.calibration_set import MISSING_IMAGES, MISSING_IMAGES_HINT, CalibrationSet
 from qconvert.optimize.candidate import EFFORTS, Candidate
 from qconvert.optimize.equalization import choose_equalization, choose_factors
 from qconvert.optimize.learned_rounding import learn_rounding
 from qconvert.optimize.plan_selection import initial_options, select_plan
-from qconvert.quantize import plan_files
+from qconvert.quantize import placement, plan_files
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.cross_layer import equalize
-from qconvert.quantize.placement import (
-    AUTO_METHOD,
-    OUTPUT_ERROR_METHOD,
-    QuantizeOptions,
-    Selection,
-    place_quantizers,
-    require_float_model,
-    require_quantizable,
-)
-from qconvert.quantize.plan import LayerPlan, Plan
+from qconvert.quantize.placement import AUTO_METHOD, OUTPUT_ERROR_METHOD
+from qconvert.quantize.plan import LayerPlan, Plan, RestPrecision
 from qconvert.quantize.rounded_weights import RoundedWeights
 from qconvert.quantize.scheme import Scheme
 from qconvert.run.calibrate import load_calibration_set, measure_calibration_set
-from qconvert.run.context import JobContext, cache_key, known_preprocessing, with_preprocessing
-from qconvert.run.load_model import load_and_clean
+from qconvert.run.context import JobContext, with_preprocessing
+from qconvert.run.export import load_and_clean
 from qconvert.run.run_folder import require_output_file
-from qconvert.sources import MODEL_FILE, LoadedModel
+from qconvert.sources import LoadedModel
 
 # The first opset in which every operator of a network supports bfloat16.
 BF16_OPSET = 22
 # Below this, the error has more than half the power of the outputs.
 MIN_SQNR_DB = 3.0
-
-BF16_NOT_RUN = "not run here: ONNX Runtime has no bf16 kernels for the CPU"
-INTEGER_QDQ_HINT = (
-    "to check it on ONNX Runtime's CPU provider set `session.disable_quant_qdq` = 1: otherwise it "
-    "quantizes the float biases, and the outputs are wrong"
-)
-OVERFLOW_UNKNOWN = "without calibration images overflow cannot be predicted: add `--images`"
 
 
 @dataclass(frozen=True)
@@ -87,27 +64,18 @@ class QuantizeRequest:
 
 @dataclass(frozen=True)
 class QuantizeSpec:
-    """What to convert a model to: to INT8 by a `plan` or by a `scheme`, the rest by the options.
+    """What to convert a model to: INT8 by the `saved` plan or a new one, and beside it `rest`."""
 
-    `rounded_weights` belong to the plan; for a new plan they are learned with an `effort`.
-    """
-
-    name: str
-    options: QuantizeOptions
-    scheme: Scheme | None = None
-    plan: Plan | None = None
-    rounded_weights: RoundedWeights = field(default_factory=dict)
-    effort: str = "none"
+    variant: EngineVariant
+    settings: QuantizeConfig
+    rest: RestPrecision
+    saved: plan_files.PlanWithWeights | None = None
     keep_io: bool = True
 
 
 @dataclass(frozen=True)
 class QuantizedModel:
-    """A converted model.
-
-    `rounded_weights` belong to the plan. `islands` are the nodes that half precision left in
-    float32, each with its reason; `method_errors` the output error of every range method tried.
-    """
+    """A converted model, its plan, and `islands`: what stayed in float32, each with its reason."""
 
     model: ir.Model
     plan: Plan | None = None
@@ -130,27 +98,31 @@ def quantize(context: JobContext, request: QuantizeRequest) -> Quantized:
     """Convert the model of the settings for a backend, and write it."""
     config, out = context.config, request.out
     _require_supported(context, request)
-    range_sources = (config.calibration.images, request.calibration, request.plan)
-    if request.precision == "int8" and all(path is None for path in range_sources):
+    has_ranges = config.calibration.images or request.calibration or request.plan
+    if request.precision == "int8" and not has_ranges:
         raise UsageError(
             "INT8 needs the value range of every tensor",
             hint="measure them on images: `--images PATH`, or give `--calibration FILE`",
         )
     require_output_file(out)
     loaded = load_and_clean(context)
-    spec = _quantize_spec(config.quantize, request, loaded)
+    requirements, settings = backends.requirements(request.backend), config.quantize
+    rest, saved = FLOAT.get(request.precision) or settings.rest or "fp32", None
+    if request.plan is not None:
+        saved = plan_files.load_plan(request.plan)
+        _require_matching_plan(saved.plan, settings, request)
+        rest = saved.plan.rest
+    elif request.precision == "int8":
+        placement.require_quantizable(place_layers(loaded.model, settings, requirements))
+    variant = EngineVariant(request.backend, request.precision)
+    spec = QuantizeSpec(variant, settings, rest, saved, request.keep_io)
     calibration = None
     if request.calibration is not None:
         calibration = load_calibration_set(loaded, context, request.calibration)
     elif config.calibration.images is not None and request.plan is None:
         calibration = measure_calibration_set(loaded, context)
     calibrated = calibration.full.origin.preprocessing if calibration is not None else {}
-    preprocess = (
-        Preprocess.from_dict(calibrated)
-        if calibrated
-        else known_preprocessing(loaded.source, config.preprocess)
-    )
-    loaded = replace(loaded, model=with_preprocessing(loaded.model, preprocess))
+    loaded = with_preprocessing(loaded, config.preprocess, calibrated)
     result = convert_precision(loaded, calibration, spec, context)
 
     end = start_step(context.progress, "write")
@@ -158,7 +130,7 @@ def quantize(context: JobContext, request: QuantizeRequest) -> Quantized:
     size, before = onnx_io.saved_bytes(out), onnx_io.weight_bytes(loaded.model)
     share = f", {size / before:.0%} of {megabytes(before)}" if before else ""
     end(f"{out}, {megabytes(size)}{share}, sha256 {file_sha256(out)[:12]}", False)
-    notes = backends.requirements(request.backend).notes if result.plan is not None else ()
+    notes = requirements.notes if result.plan is not None else ()
     return Quantized(loaded, result, (*notes, *result.notes))
 
 
@@ -186,13 +158,6 @@ def inspect_layers(context: JobContext, backend: str) -> dict[str, LayerPlan]:
     return preview_layers(context, QuantizeRequest(Path("model.onnx"), backend, "int8"))
 
 
-def quantize_options(settings: QuantizeConfig) -> QuantizeOptions:
-    """Return what the settings decide about a plan."""
-    selection = Selection(settings.exclude, settings.only, settings.keep)
-    method = settings.method or EFFORTS[settings.effort].method
-    return QuantizeOptions(method, {}, settings.weight_scales, settings.rest or "fp32", selection)
-
-
 def scheme_for(settings: QuantizeConfig, requirements: BackendRequirements) -> Scheme:
     """Return the scheme of a backend, with the weight bits of the settings."""
     assert requirements.scheme is not None
@@ -203,32 +168,34 @@ def place_layers(
     model: ir.Model, settings: QuantizeConfig, requirements: BackendRequirements
 ) -> dict[str, LayerPlan]:
     """Return how the scheme of a backend would quantize each node; this needs no image."""
-    require_float_model(model)
-    scheme, selection = scheme_for(settings, requirements), quantize_options(settings).selection
-    return place_quantizers(model, scheme, find_observed_tensors(model), selection)
+    placement.require_float_model(model)
+    scheme, observed = scheme_for(settings, requirements), find_observed_tensors(model)
+    selection = placement.Selection(settings.exclude, settings.only, settings.keep)
+    return placement.place_quantizers(model, scheme, observed, selection)
 
 
 def convert_precision(
-    loaded: LoadedModel,
-    calibration: CalibrationSet | None,
-    spec: QuantizeSpec,
-    context: JobContext,
+    loaded: LoadedModel, calibration: CalibrationSet | None, spec: QuantizeSpec, context: JobContext
 ) -> QuantizedModel:
-    """Return the model in the precisions of the spec, and verify that it works."""
-    result = QuantizedModel(loaded.model, spec.plan, spec.rounded_weights)
-    if spec.plan is None and spec.scheme is not None and calibration is not None:
-        result, calibration = _make_plan(loaded, calibration, spec, spec.scheme, context)
+    """Convert a model, for every job: plan -> apply -> half precision -> verify."""
+    result, rest = QuantizedModel(loaded.model), spec.rest
+    if spec.variant.is_quantized and spec.saved is not None:
+        saved_plan = replace(spec.saved.plan, rest=rest)
+        result = QuantizedModel(loaded.model, saved_plan, spec.saved.weights)
+    elif spec.variant.is_quantized:
+        assert calibration is not None
+        result, calibration = _make_plan(loaded, calibration, spec, context)
     end = start_step(context.progress, "quantize")
     plan, notes = result.plan, list(result.notes)
-    rest = plan.rest if plan is not None else spec.options.rest
     model, islands = loaded.model, dict[str, str]()
     if plan is not None:
         model = apply_plan(model, plan, result.rounded_weights)
     if rest != "fp32":
         magnitudes = max_magnitudes(loaded.model, calibration.full) if calibration else {}
-        half = _convert_rest(model, rest, magnitudes, keep_io=spec.keep_io)
+        half = _convert_rest(model, rest, magnitudes, spec.keep_io)
         model, islands = half.model, half.islands
-        notes += [OVERFLOW_UNKNOWN] if rest == "fp16" and calibration is None else []
+        if rest == "fp16" and calibration is None:
+            notes.append("without calibration images overflow cannot be predicted: add `--images`")
     model = model.clone()
     if plan is not None:
         text = json.dumps(plan_files.plan_to_json(plan), ensure_ascii=False)
@@ -236,11 +203,14 @@ def convert_precision(
     if islands:
         model.metadata_props["qconvert.islands"] = json.dumps(islands, ensure_ascii=False)
     if rest == "bf16":
-        notes.append(BF16_NOT_RUN)
+        notes.append("not run here: ONNX Runtime has no bf16 kernels for the CPU")
     else:
         _require_working(model, loaded)
     if plan is not None and not plan.integer_bias:
-        notes.append(INTEGER_QDQ_HINT)
+        notes.append(
+            "to check it on ONNX Runtime's CPU provider set `session.disable_quant_qdq` = 1: "
+            "otherwise it quantizes the float biases, and the outputs are wrong"
+        )
     if rest != "bf16" and calibration is not None and calibration.images is not None:
         feeds = next(iter(calibration.validation_batches()))
         db = sqnr_db(open_cpu(loaded.model)(feeds), open_cpu(model)(feeds))
@@ -250,7 +220,7 @@ def convert_precision(
                 f"{batch_size(feeds)} images; try `--method auto`, or `--exclude` layers"
             )
     result = replace(result, model=model, islands=islands, notes=tuple(notes))
-    end(f"{spec.name}: {_describe(result, rest)}", False)
+    end(f"{spec.variant.name}: {_describe(result, rest)}", False)
     return result
 
 
@@ -264,23 +234,6 @@ def max_magnitudes(model: ir.Model, calibration: Calibration) -> dict[str, float
     return magnitudes | {
         name: magnitudes[source] for name, source in aliases if source in magnitudes
     }
-
-
-def _quantize_spec(
-    settings: QuantizeConfig, request: QuantizeRequest, loaded: LoadedModel
-) -> QuantizeSpec:
-    """Return the spec; raise for anything invalid before any image is run."""
-    requirements = backends.requirements(request.backend)
-    name, options = f"{request.backend}-{request.precision}", quantize_options(settings)
-    spec = QuantizeSpec(name, options, keep_io=request.keep_io)
-    if request.precision != "int8":
-        return replace(spec, options=replace(options, rest=request.precision))
-    if request.plan is not None:
-        saved = plan_files.load_plan(request.plan)
-        _require_matching_plan(saved.plan, settings, request, requirements)
-        return replace(spec, plan=saved.plan, rounded_weights=saved.weights)
-    require_quantizable(place_layers(loaded.model, settings, requirements))
-    return replace(spec, scheme=scheme_for(settings, requirements), effort=settings.effort)
 
 
 def _require_supported(context: JobContext, request: QuantizeRequest) -> None:
@@ -306,7 +259,8 @@ def _require_supported(context: JobContext, request: QuantizeRequest) -> None:
         )
     if request.precision != "int8":
         options = {"--rest": settings.rest is not None, "--plan": request.plan is not None}
-        if option := _first_set(options | _node_options(settings)):
+        options |= _node_options(settings)
+        if option := next((name for name, is_set in options.items() if is_set), ""):
             raise UsageError(
                 f"`{option}` is for INT8; {request.precision} converts the whole model",
                 hint=f"leave `{option}` out, or ask for `--precision int8`",
@@ -330,13 +284,9 @@ def _require_supported(context: JobContext, request: QuantizeRequest) -> None:
         methods.find_method(settings.method)
 
 
-def _require_matching_plan(
-    plan: Plan,
-    settings: QuantizeConfig,
-    request: QuantizeRequest,
-    requirements: BackendRequirements,
-) -> None:
+def _require_matching_plan(plan: Plan, settings: QuantizeConfig, request: QuantizeRequest) -> None:
     """Raise for a plan of another backend, and for settings that the plan decides."""
+    requirements = backends.requirements(request.backend)
     if plan.rest not in requirements.rests:
         raise UsageError(
             f"`{request.plan}` needs {plan.rest} beside INT8, which `{request.backend}` "
@@ -354,15 +304,11 @@ def _require_matching_plan(
         "--method": settings.method is not None,
         "--weight-bits": settings.weight_bits != QuantizeConfig().weight_bits,
     }
-    if option := _first_set(options):
+    if option := next((name for name, is_set in options.items() if is_set), ""):
         raise UsageError(
             f"`{option}` is decided by the plan of `--plan`",
             hint=f"edit the plan, or leave `{option}` out",
         )
-
-
-def _first_set(options: Mapping[str, bool]) -> str | None:
-    return next((name for name, is_set in options.items() if is_set), None)
 
 
 def _node_options(settings: QuantizeConfig) -> dict[str, bool]:
@@ -371,52 +317,35 @@ def _node_options(settings: QuantizeConfig) -> dict[str, bool]:
 
 
 def _make_plan(
-    loaded: LoadedModel,
-    calibration: CalibrationSet,
-    spec: QuantizeSpec,
-    scheme: Scheme,
-    context: JobContext,
+    loaded: LoadedModel, calibration: CalibrationSet, spec: QuantizeSpec, context: JobContext
 ) -> tuple[QuantizedModel, CalibrationSet]:
     """Select a plan and learn its rounding; return both, and the calibration that the plan fits."""
-    effort, options = EFFORTS[spec.effort], initial_options(spec.options)
-    original = Candidate(
-        loaded, calibration, scheme, options, effort.holdout_images, context.progress
-    )
+    settings, effort = spec.settings, EFFORTS[spec.settings.effort]
+    scheme = scheme_for(settings, backends.requirements(spec.variant.backend))
+    selection = placement.Selection(settings.exclude, settings.only, settings.keep)
+    method, weights = settings.method or effort.method, settings.weight_scales
+    options = placement.QuantizeOptions(method, {}, weights, spec.rest, selection)
+    start, holdout = initial_options(options), effort.holdout_images
+    original = Candidate(loaded, calibration, scheme, start, holdout, context.progress)
     candidate, factors = original, dict[str, tuple[float, ...]]()
     if effort.equalize and calibration.can_recalibrate:
         factors = choose_factors(loaded.model, calibration.training.summaries)
     if factors:
         # The equalized model is calibrated again, and accepted if its output error is lower.
-        model = equalize(loaded.model, factors)
-        fingerprint = onnx_io.fingerprint(loaded.model)
-        key = cache_key(loaded.source.name, fingerprint, factors=factors)
-        entry = context.cache.get_or_make(
-            "equalize", key, lambda folder: onnx_io.save(model, folder / MODEL_FILE)
-        )
-        path = entry.path / MODEL_FILE
-        equalized = replace(loaded, model=onnx_io.load(path), path=path)
-        candidate = choose_equalization(
-            original,
-            replace(
-                original,
-                loaded=equalized,
-                calibration=measure_calibration_set(equalized, context),
-                factors=factors,
-            ),
-        )
-    plan, tried = select_plan(original, candidate, spec.options.method, spec.effort)
+        equalized = replace(loaded, model=equalize(loaded.model, factors))
+        again = measure_calibration_set(equalized, context)
+        changed = replace(original, loaded=equalized, calibration=again, factors=factors)
+        candidate = choose_equalization(original, changed)
+    plan, tried = select_plan(original, candidate, method, settings.effort)
     original = replace(original, calibration=candidate.calibration)
-    learned, notes = learn_rounding(plan, original, spec.effort, context.cache)
-    result = QuantizedModel(loaded.model, learned.plan, learned.weights, method_errors=tried)
-    return replace(result, notes=(*candidate.notes, *notes)), candidate.calibration
+    learned, learned_notes = learn_rounding(plan, original, settings.effort, context.cache)
+    notes = (*candidate.notes, *learned_notes)
+    result = QuantizedModel(loaded.model, learned.plan, learned.weights, {}, tried, notes)
+    return result, candidate.calibration
 
 
 def _convert_rest(
-    model: ir.Model,
-    kind: Literal["fp16", "bf16"],
-    magnitudes: Mapping[str, float],
-    *,
-    keep_io: bool,
+    model: ir.Model, kind: HalfPrecision, magnitudes: Mapping[str, float], keep_io: bool
 ) -> HalfModel:
     """Return the model in half precision; bfloat16 needs a recent opset."""
     if kind == "bf16":
@@ -428,15 +357,14 @@ def _convert_rest(
                 hint="fp16 needs no newer opset: `--precision fp16`",
             ) from None
     # A dequantized tensor has the magnitude of the original.
-    dequantized: dict[str, float] = {}
+    dequantized = dict(magnitudes)
     for node in model.graph:
-        integers = node.inputs[0] if node.op_type == "DequantizeLinear" else None
-        quantizer = integers.producer() if integers is not None else None
+        quantizer = producer_of(node.inputs[0]) if node.op_type == "DequantizeLinear" else None
         source = quantizer.inputs[0] if quantizer is not None else None
-        name = (source.name or "") if source is not None else ""
+        name = str(source.name) if source is not None else ""
         if name in magnitudes:
-            dequantized[node.outputs[0].name or ""] = magnitudes[name]
-    return convert_to_half(model, kind, {**magnitudes, **dequantized}, keep_io=keep_io)
+            dequantized[str(node.outputs[0].name)] = magnitudes[name]
+    return convert_to_half(model, kind, dequantized, keep_io=keep_io)
 
 
 def _require_working(model: ir.Model, loaded: LoadedModel) -> None:
@@ -458,7 +386,7 @@ def _is_finite(outputs: Tensors, name: str) -> bool:
 
 
 def _describe(result: QuantizedModel, rest: str) -> str:
-    parts = [] if result.plan is not None or rest != "fp32" else ["the float model"]
+    parts = []
     if result.plan is not None:
         total, quantized = len(result.plan.layers), result.plan.quantized
         parts.append(f"{quantized} of {total} nodes in int8")
@@ -467,4 +395,4 @@ def _describe(result: QuantizedModel, rest: str) -> str:
         nodes = "the rest" if result.plan is not None else f"{len(result.model.graph)} nodes"
         parts.append(f"{nodes} in {rest}")
         parts += [f"{len(result.islands)} of them stay in fp32"] if result.islands else []
-    return ", ".join(parts)
+    return ", ".join(parts) or "the float model"

@@ -11,8 +11,7 @@ from typing import Any
 from qconvert import __version__
 from qconvert.backends.base import Coverage, Engine, EngineVariant
 from qconvert.calibrate.calibration import Calibration
-from qconvert.core import config_file, onnx_io
-from qconvert.core.atomic import write_text
+from qconvert.core import atomic, config_file, onnx_io
 from qconvert.core.config import GateConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.measure.accuracy import BASELINE, BF16_UNSCORED, Accuracy
@@ -22,10 +21,7 @@ from qconvert.measure.layer_errors import LayerError
 from qconvert.measure.machine import describe_machine
 from qconvert.measure.memory import Footprint, PeakMemory
 from qconvert.measure.mixed_result import MixedResult
-from qconvert.report import json_file
-from qconvert.report.html import render_html
-from qconvert.report.markdown import render_card, render_markdown
-from qconvert.report.metrics import NOT_TIMED_TOGETHER
+from qconvert.report import html, json_file, markdown, metrics, tables
 from qconvert.report.model import (
     EngineInfo,
     ImageSetInfo,
@@ -35,7 +31,6 @@ from qconvert.report.model import (
     UnquantizedNode,
     VariantResult,
 )
-from qconvert.report.tables import layers_csv
 from qconvert.report.verdict import conclude
 from qconvert.run.context import EvaluationSet, RunContext
 from qconvert.run.run_folder import CARD, ENGINES, HTML, LAYERS, MARKDOWN, REPORT, RunFolder
@@ -131,10 +126,12 @@ def with_evaluation(
 
 
 def read_report(target: Target) -> Report:
-    """Return the report of a run with a row for each of its engines and for no other.
-
-    Engines that belong to no run have an empty report.
-    """
+    """Return the report of a run, or an empty one, with a row for each of its engines."""
+    rows = []
+    for name, engine in target.engines.items():
+        path = f"{ENGINES}/{engine.folder.name}" if target.run else str(engine.folder)
+        info = replace(_engine_info(engine, path), build_seconds=0.0)
+        rows.append(VariantResult(name, engine.backend, engine.precision, info))
     if target.run is None:
         return Report(
             tool=f"qconvert {__version__}",
@@ -145,10 +142,7 @@ def read_report(target: Target) -> Report:
             machine=describe_machine(),
             baseline=None,
             baseline_bytes=onnx_io.saved_bytes(target.model),
-            variants=tuple(
-                _unmeasured_row(name, engine, str(engine.folder))
-                for name, engine in target.engines.items()
-            ),
+            variants=tuple(rows),
         )
     file = target.run.root / REPORT
     if not file.is_file():
@@ -159,13 +153,8 @@ def read_report(target: Target) -> Report:
     report = json_file.load(file)
     # An interrupted build may have put another engine there.
     previous = {(row.name, _engine_hash(row)): row for row in report.variants}
-    rows = (
-        _unmeasured_row(name, engine, f"{ENGINES}/{engine.folder.name}")
-        for name, engine in target.engines.items()
-    )
-    return replace(
-        report, variants=tuple(previous.get((row.name, _engine_hash(row)), row) for row in rows)
-    )
+    variants = tuple(previous.get((row.name, _engine_hash(row)), row) for row in rows)
+    return replace(report, variants=variants)
 
 
 def _engine_info(engine: Engine, path: str, *, cached: bool = True) -> EngineInfo:
@@ -192,19 +181,14 @@ def timestamp() -> str:
 
 def previous_report(run: RunFolder) -> Report | None:
     """Return the report that a run has, if it can be read."""
-    file = run.root / REPORT
     try:
-        return json_file.load(file) if file.is_file() else None
-    except QConvertError:  # of another version, or damaged: it is written anew
+        return json_file.load(run.root / REPORT)
+    except QConvertError:  # missing, of another version, or damaged: it is written anew
         return None
 
 
 def merge_with_previous(new: Report, run: RunFolder) -> Report:
-    """Return the new report with the engines of the run that were not rebuilt.
-
-    Their accuracy is kept if it was measured on the same images; latencies compare only where engines were
-    timed together. A previous report of another model has nothing to add.
-    """
+    """Return the new report with the engines that were not rebuilt, and what still compares."""
     previous = previous_report(run)
     if previous is None or previous.baseline_bytes != new.baseline_bytes:
         return new
@@ -224,10 +208,18 @@ def merge_with_previous(new: Report, run: RunFolder) -> Report:
         evaluation=new.evaluation or previous.evaluation,
         shared_images=(previous if reuse_accuracy else new).shared_images,
     )
+    timed_anew = any(row.latency for row in new.variants) or new.machine != previous.machine
+    hashes = {report.evaluation and report.evaluation.sha256 for report in (previous, new)}
     others, unchanged = [], set[str]()
     for name, before in existing.items():
+        row = before
         if name not in rebuilt:
-            others.append(_without_incomparable(before, previous, new))
+            if row.latency and timed_anew:
+                row = with_measurement(row, "latency", (), metrics.NOT_TIMED_TOGETHER)
+            if row.accuracy is not None and len(hashes) > 1:
+                reason = "its accuracy was measured on other images"
+                row = with_measurement(row, "accuracy", None, reason)
+            others.append(row)
             unchanged.add(name)
         elif _engine_hash(rebuilt[name]) == _engine_hash(before):
             notes = tuple(dict.fromkeys((*before.notes, *rebuilt[name].notes)))
@@ -240,7 +232,7 @@ def merge_with_previous(new: Report, run: RunFolder) -> Report:
             unchanged.add(name)
     evidence, earlier = new.evidence, previous.evidence
     if unchanged:
-        earlier_thumbnails = earlier.thumbnails if _same_images(previous, new) else ()
+        earlier_thumbnails = earlier.thumbnails if len(hashes) == 1 else ()
         evidence = Evidence(
             ranges=evidence.ranges
             or tuple(row for row in earlier.ranges if row.variant in unchanged),
@@ -270,14 +262,14 @@ def judge_and_store(report: Report, limits: GateConfig, target: Target) -> Repor
 
 def write_report(report: Report, run: RunFolder) -> None:
     """Write a report into the folder of a run in every form; each file is written atomically."""
-    write_text(run.root / REPORT, json_file.dumps(report))
-    write_text(run.root / MARKDOWN, render_markdown(report))
-    write_text(run.root / HTML, render_html(report, report_images(report, run.root)))
+    atomic.write_text(run.root / REPORT, json_file.dumps(report))
+    atomic.write_text(run.root / MARKDOWN, markdown.render_markdown(report))
+    atomic.write_text(run.root / HTML, html.render_html(report, report_images(report, run.root)))
     layers = {row.name: row.layers for row in report.variants if row.layers}
     if layers:
-        write_text(run.root / LAYERS, layers_csv(layers))
+        atomic.write_text(run.root / LAYERS, tables.layers_csv(layers))
     if report.best:
-        write_text(run.root / CARD, render_card(report))
+        atomic.write_text(run.root / CARD, markdown.render_card(report))
     else:
         (run.root / CARD).unlink(missing_ok=True)
 
@@ -294,30 +286,8 @@ def report_images(report: Report, folder: Path) -> dict[str, bytes]:
     }
 
 
-def _unmeasured_row(name: str, engine: Engine, path: str) -> VariantResult:
-    info = replace(_engine_info(engine, path), build_seconds=0.0)
-    return VariantResult(name, engine.backend, engine.precision, info)
-
-
 def _engine_hash(row: VariantResult) -> str:
     return row.engine.sha256 if row.engine is not None else ""
-
-
-def _same_images(previous: Report, new: Report) -> bool:
-    """Return whether accuracies compare: by the images' hash, whatever their folder is called."""
-    if new.evaluation is None:
-        return True
-    return previous.evaluation is not None and previous.evaluation.sha256 == new.evaluation.sha256
-
-
-def _without_incomparable(row: VariantResult, previous: Report, new: Report) -> VariantResult:
-    """Remove measurements that cannot be compared within the new report."""
-    timed_anew = any(other.latency for other in new.variants) or new.machine != previous.machine
-    if row.latency and timed_anew:
-        row = with_measurement(row, "latency", (), NOT_TIMED_TOGETHER)
-    if row.accuracy is not None and not _same_images(previous, new):
-        row = with_measurement(row, "accuracy", None, "its accuracy was measured on other images")
-    return row
 
 
 def _variant_result(variant: EngineVariant, results: RunResults) -> VariantResult:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qconvert.core import atomic, config_file
-from qconvert.core.atomic import write_text
 from qconvert.core.config import Config, option_table
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.images.listing import CLASSES_FILE, Classes
@@ -78,23 +77,21 @@ class RunFolder:
     def write_classes(self, classes: Classes) -> None:
         """Write the names of the classes, so that the outputs can be read without the images."""
         if classes.names:
-            write_text(self.classes, "".join(f"{name}\n" for name in classes.names))
+            atomic.write_text(self.classes, "".join(f"{name}\n" for name in classes.names))
 
 
 @contextmanager
 def begin_run(root: Path, config: Config, *, searching: bool = False) -> Iterator[RunFolder]:
-    """Work in a new run, or continue one; a new one that fails before any result is removed.
-
-    When `searching`, a built run keeps its settings except those of the search.
-    """
+    """Work in a new run, or continue one; a new one that fails before any result is removed."""
     run, is_new = RunFolder(root), not root.exists()
     before, config = require_usable_folder(root, config), config_file.absolute_paths(config)
+    # A run that was built keeps its other settings.
     if searching and before is not None and run.engines():
         config = replace(before, search=config.search)
     with _restore_settings_on_error(root / SETTINGS), ExitStack() as stack:
         try:
             stack.enter_context(atomic.created_folder(root))
-            write_text(root / SETTINGS, config_file.dumps(config))
+            atomic.write_text(root / SETTINGS, config_file.dumps(config))
         except OSError as error:
             raise _not_writable(root, error) from None
         try:
@@ -119,14 +116,11 @@ def update_settings(run: RunFolder, config: Config) -> None:
     """Give a resumed run the current limits and measurements; the engines it builds stay."""
     before, now = run.settings().build, config_file.absolute_paths(config)
     build = replace(now.build, backends=before.backends, precisions=before.precisions)
-    write_text(run.root / SETTINGS, config_file.dumps(replace(now, build=build)))
+    atomic.write_text(run.root / SETTINGS, config_file.dumps(replace(now, build=build)))
 
 
 def require_usable_folder(root: Path, config: Config) -> Config | None:
-    """Raise unless a run with these settings can start or resume here; nothing is written.
-
-    Return the settings of the existing run.
-    """
+    """Raise unless a run can start or resume here; return the settings of the existing run."""
     if root.exists() and not root.is_dir():
         raise UsageError(
             f"`{root}` is a file, and a run is a folder", hint="choose another location: `-o RUN`"
@@ -148,10 +142,7 @@ def require_usable_folder(root: Path, config: Config) -> Config | None:
 
 
 def require_same_settings(run: RunFolder, config: Config) -> None:
-    """Raise if a run was made with other settings that decide its results.
-
-    The calibration images may have moved; whether they are the same is checked when they are read.
-    """
+    """Raise if a run was made with other settings that decide its results; images may have moved."""
     before, now = run.settings(), config_file.absolute_paths(config)
     images = now.calibration.images
     if images is not None:
@@ -212,7 +203,7 @@ def _restore_settings_on_error(file: Path) -> Iterator[None]:
         yield
     except QConvertError:
         if before is not None:
-            write_text(file, before.decode())
+            atomic.write_text(file, before.decode())
         raise
 
 

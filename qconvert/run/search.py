@@ -40,7 +40,6 @@ from qconvert.report.verdict import conclude
 from qconvert.run import report_files, run_folder, variants
 from qconvert.run.bench import time_engines
 from qconvert.run.context import (
-    EVALUATION_BATCH,
     EvaluationSet,
     JobContext,
     RunContext,
@@ -77,70 +76,48 @@ def search_backend(
     context: RunContext,
     trials: Path,
 ) -> tuple[MixedResult, PlanWithWeights | None]:
-    """Search for one backend, and return the result and the plan of the mix, if there is one.
-
-    The evaluation images confirm the mix. An interrupted search resumes from its trials, a line
-    each.
-    """
+    """Search for one backend, resuming from `trials`; return the result, and the plan of a mix."""
     end, config = start_step(context.progress, "search"), context.config
     graph = make_graph(EngineVariant(backend, "int8"), inputs, context)
     plain = plan_files.load_plan(graph.folder / PLAN_FILE)
     requirements = backends.requirements(backend)
     scheme = scheme_for(config.quantize, requirements)
     model = SearchModel(inputs.loaded.model, plain.plan, scheme, plain.weights)
-    fingerprint = onnx_io.fingerprint(model.model)
-    # What decides every trial; its set and images are in the trial's name.
-    decided = cache_key(
-        "trials",
-        fingerprint,
-        plan=plan_files.plan_to_json(model.plan),
-        calibration=inputs.calibration and inputs.calibration.full.origin.fingerprint,
-    )
-    subject = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
+    subject = _trial_subject(model, inputs)
+    rest = config.quantize.rest or requirements.default_rest
+    timer = make_timer(model, backend, rest, inputs, context) if available.runs else None
+    settings = [asdict(config.search), asdict(config.bench)]
     # Build options decide the latencies, which are part of the result.
     engines = [engine_settings(context, backend), config.build.profile, describe_machine()]
     key = cache_key(
         f"{backend} {config.search.budget:g}",
-        fingerprint,
+        onnx_io.fingerprint(model.model),
         subject=subject,
-        settings=asdict(config.search),
+        settings=[*settings, *engines] if available.runs else settings,
         exam=evaluation_set and evaluation_set.digest(),
-        bench=asdict(config.bench),
-        engines=engines if available.runs else [],
     )
 
     def make(folder: Path) -> None:
         context.progress(Progress("search", "FP32 outputs"))
-        search_images = evaluation_images = make_search_images(inputs)
-        notes, count = list[str](), len(search_images.labels)
-        if evaluation_set is not None:
-            evaluation_images = make_evaluation_images(inputs, evaluation_set)
-        else:
-            notes.append("no `--eval`: the mix is confirmed on the images of the search itself")
-        if count < 32:
-            notes.append(
-                f"blocks were tried on only {count} images: add more to `--images`; the search "
-                "uses a held-out fifth of them"
-            )
+        images = make_search_images(inputs)
         if context.cache.fresh:
             trials.unlink(missing_ok=True)
-        blocks = find_blocks(model.model, model.plan)
-        rest = config.quantize.rest or requirements.default_rest
         space = SearchSpace(
             model,
-            blocks,
-            search_images,
-            evaluation_images,
+            find_blocks(model.model, model.plan),
+            images,
+            make_evaluation_images(inputs, evaluation_set) if evaluation_set else images,
             open_trials(trials, subject),
             config.search,
             rest,
-            make_timer(model, backend, rest, inputs, context) if available.runs else None,
-            "" if available.runs else available.reason,
+            timer,
+            untimed="" if timer else available.reason,
         )
-        mix = replace(search_mixed_precision(space, context.progress), notes=tuple(notes))
+        mix = replace(search_mixed_precision(space, context.progress), notes=_weaknesses(space))
         MIX.save(mix, folder)
         if mix.outcome == "mixed" and mix.chosen is not None:
-            plan = model.restore_float([row for row in blocks if row.name in mix.chosen.lifted])
+            lifted = [block for block in space.blocks if block.name in mix.chosen.lifted]
+            plan = model.restore_float(lifted)
             plan_files.save_plan(PlanWithWeights(plan, model.weights), folder / PLAN_FILE)
         shutil.copyfile(trials, folder / TRIALS)
 
@@ -151,6 +128,27 @@ def search_backend(
     mix, mixed_plan = MIX.load(entry.path), entry.path / PLAN_FILE
     end(mix.why, entry.hit)
     return mix, plan_files.load_plan(mixed_plan) if mixed_plan.is_file() else None
+
+
+def _trial_subject(model: SearchModel, inputs: BuildInputs) -> str:
+    """Return a hash of what decides every trial; its set and images are in the trial's name."""
+    origin = inputs.calibration and inputs.calibration.full.origin.fingerprint
+    fingerprint, plan = onnx_io.fingerprint(model.model), plan_files.plan_to_json(model.plan)
+    key = cache_key("trials", fingerprint, plan=plan, calibration=origin)
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+
+def _weaknesses(space: SearchSpace) -> tuple[str, ...]:
+    """Return notes on what makes the result of a search less certain."""
+    notes = []
+    if space.evaluation_images is space.search_images:
+        notes.append("no `--eval`: the mix is confirmed on the images of the search itself")
+    if (count := len(space.search_images.labels)) < 32:
+        notes.append(
+            f"blocks were tried on only {count} images: add more to `--images`; the search "
+            "uses a held-out fifth of them"
+        )
+    return tuple(notes)
 
 
 def make_search_images(inputs: BuildInputs, max_bytes: int = MAX_CACHED_BYTES) -> SearchImages:
@@ -170,15 +168,12 @@ def make_search_images(inputs: BuildInputs, max_bytes: int = MAX_CACHED_BYTES) -
 
 
 def make_evaluation_images(inputs: BuildInputs, evaluation_set: EvaluationSet) -> SearchImages:
-    """Return the evaluation images in batches of the model's size.
-
-    If the model fixes the batch, an incomplete batch is left out, or repeated if it is the only
-    one. Unreadable images are skipped with their labels.
-    """
+    """Return the evaluation images in batches of the model's size."""
     size = fixed_batch(inputs.loaded.source.inputs)
 
     def read() -> Iterator[LabelledBatch]:
-        for number, batch in enumerate(evaluation_set.images.batches(size or EVALUATION_BATCH)):
+        for number, batch in enumerate(evaluation_set.batches(size)):
+            # An incomplete batch is left out, or repeated if it is the only one.
             if not size or not number or len(batch.items) == size:
                 feeds = pad_batch(batch.feeds, size) if size else batch.feeds
                 yield feeds, [item.label for item in batch.items]
@@ -214,20 +209,15 @@ def _make_images(
 
 
 def make_timer(
-    model: SearchModel,
-    backend: str,
-    rest: RestPrecision,
-    inputs: BuildInputs,
-    context: RunContext,
+    model: SearchModel, backend: str, rest: RestPrecision, inputs: BuildInputs, context: RunContext
 ) -> SetTimer:
     """Return what builds engines of sets and times them in turns, at the first batch size."""
     bench, progress = context.config.bench, context.progress
-    seconds = min(1.0, bench.seconds)
-    bench = replace(bench, batch_sizes=bench.batch_sizes[:1], seconds=seconds)
+    batch_sizes, seconds = bench.batch_sizes[:1], min(1.0, bench.seconds)
+    bench = replace(bench, batch_sizes=batch_sizes, seconds=seconds)
 
     def report_running(event: Progress) -> None:
-        """Report running steps only, as parts of one search."""
-        if event.seconds is None:
+        if event.seconds is None:  # a running step, as a part of the search
             progress(replace(event, step="search"))
 
     context = replace(context, progress=report_running)
@@ -238,21 +228,18 @@ def make_timer(
 
     def time_sets(sets: Sequence[BlockSet]) -> dict[tuple[str, ...] | None, float]:
         engines = {"float": build(EngineVariant(backend, rest), inputs)}
-        names: dict[str, tuple[str, ...] | None] = {"float": None}
         for number, blocks in enumerate(sets, 1):
-            name = f"set {number}" if blocks else "int8"
-            names[name] = tuple(block.name for block in blocks)
             if blocks:
                 plan = PlanWithWeights(model.restore_float(blocks), model.weights)
                 mixed = EngineVariant(backend, "mixed")
                 plans = {**inputs.plans, mixed.name: plan}
-                engines[name] = build(mixed, replace(inputs, plans=plans))
+                engines[f"set {number}"] = build(mixed, replace(inputs, plans=plans))
             else:
-                engines[name] = build(EngineVariant(backend, "int8"), inputs)
+                engines["int8"] = build(EngineVariant(backend, "int8"), inputs)
         latencies = time_engines(engines, bench, context)
-        return {
-            names[name]: summarize_latency(timed[0]).median_ms for name, timed in latencies.items()
-        }
+        times = [summarize_latency(latencies[name][0]).median_ms for name in engines]
+        names = [tuple(block.name for block in blocks) for blocks in sets]
+        return dict(zip([None, *names], times, strict=True))
 
     return time_sets
 
@@ -263,10 +250,7 @@ def add_mixed_variants(
     evaluation_set: EvaluationSet | None,
     context: RunContext,
 ) -> tuple[ChosenVariants, BuildInputs, dict[str, MixedResult]]:
-    """Search for every requested mix; one without a result is left out, and a note says why.
-
-    Return the engines to make, inputs that have the plans of the mixes, and the mixes.
-    """
+    """Search for every requested mix; return the engines to make, their inputs, and the mixes."""
     if all(variant.precision != "mixed" for variant in chosen.variants):
         return chosen, inputs, {}
     kept, notes, mixes = list[EngineVariant](), list(chosen.notes), dict[str, MixedResult]()
@@ -274,10 +258,8 @@ def add_mixed_variants(
     for variant in chosen.variants:
         backend = variant.backend
         mix = previous.mixes.get(backend) if previous is not None else None
-        same_goal = mix is None or (
-            (mix.budget, mix.max_latency) == (goal.budget, goal.max_latency)
-            and goal.by in (None, mix.by)
-        )
+        wanted = (goal.budget, goal.max_latency, goal.by or (mix and mix.by))
+        same_goal = mix is None or (mix.budget, mix.max_latency, mix.by) == wanted
         if variant.precision != "mixed" or (variant.name in inputs.plans and same_goal):
             kept.append(variant)
             continue
@@ -318,7 +300,7 @@ def run_search(job: JobContext, out: Path, workers: int | None = None) -> Search
     variant, chosen = _choose_backend(job.config.build)
     backend, available = variant.backend, chosen.available[variant.backend]
     with run_folder.begin_run(out, job.config, searching=True) as folder:
-        context = job.in_run(folder)
+        context = RunContext(job.config, job.cache, job.progress, trust=job.trust, folder=folder)
         inputs = variants.prepare_inputs([variant], context, building=available.builds)
         images = open_evaluation_set(inputs.loaded.source, context, workers)
         trials = folder.root / TRIALS
@@ -328,8 +310,7 @@ def run_search(job: JobContext, out: Path, workers: int | None = None) -> Search
         for name in (MIXED_MODEL, *PLAN_FILES):  # of an earlier search with another goal
             (folder.root / name).unlink(missing_ok=True)
         if plan is not None:
-            inputs = replace(inputs, plans={variant.name: plan})
-            graph = make_graph(variant, inputs, context)
+            graph = make_graph(variant, replace(inputs, plans={variant.name: plan}), context)
             atomic.copy_into_place(graph.path, folder.root / MIXED_MODEL)
             for name in PLAN_FILES:
                 if (graph.folder / name).is_file():
@@ -354,8 +335,7 @@ def preview_search(context: JobContext) -> list[str]:
     """Describe what a search would try; no image is read and nothing is written."""
     config = context.config
     variant, chosen = _choose_backend(config.build)
-    request = QuantizeRequest(Path("model.onnx"), variant.backend, "int8")
-    layers = preview_layers(context, request)
+    layers = preview_layers(context, QuantizeRequest(Path("model.onnx"), variant.backend, "int8"))
     weighted = sum(not layer.left and layer.weight is not None for layer in layers.values())
     available = chosen.available[variant.backend]
     return [

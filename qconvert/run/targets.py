@@ -27,16 +27,9 @@ from qconvert.images import ImageChoice
 from qconvert.images.listing import Batch
 from qconvert.report import gates, json_file
 from qconvert.report.model import Report
+from qconvert.run import run_folder
 from qconvert.run.context import open_image_set
-from qconvert.run.load_model import crash_check_once
-from qconvert.run.run_folder import (
-    ENGINE_FILE,
-    ENGINES,
-    REPORT,
-    SETTINGS,
-    RunFolder,
-    require_no_outside_links,
-)
+from qconvert.run.export import crash_check_once
 from qconvert.sources import Source
 
 _ENGINE_ADAPTER = pydantic.TypeAdapter(Engine)
@@ -45,7 +38,7 @@ _ENGINE_ADAPTER = pydantic.TypeAdapter(Engine)
 def read_engine(folder: Path) -> Engine:
     """Return the engine in a folder; all its files must be in there."""
     try:
-        record = json.loads((folder / ENGINE_FILE).read_text(encoding="utf-8"))
+        record = json.loads((folder / run_folder.ENGINE_FILE).read_text(encoding="utf-8"))
         engine = _ENGINE_ADAPTER.validate_python({**record, "folder": folder})
         if engine.backend not in backends.BACKENDS:
             raise ValueError(f"there is no backend `{engine.backend}`")
@@ -69,15 +62,12 @@ def read_engine(folder: Path) -> Engine:
 
 def engine_hashes(engines: Mapping[str, Engine]) -> dict[str, str]:
     """Return everything that decides how each engine runs: its files and build options."""
-    return {
-        name: " ".join(
-            [
-                *(file_sha256(engine.folder / file)[:16] for file in engine.files),
-                json.dumps({**engine.made_with, "run threads": engine.threads}, sort_keys=True),
-            ]
-        )
-        for name, engine in engines.items()
-    }
+    hashes = {}
+    for name, engine in engines.items():
+        files = [file_sha256(engine.folder / file)[:16] for file in engine.files]
+        options = json.dumps({**engine.made_with, "run threads": engine.threads}, sort_keys=True)
+        hashes[name] = " ".join([*files, options])
+    return hashes
 
 
 def engine_inputs(engine: Engine) -> tuple[TensorSpec, ...]:
@@ -90,7 +80,7 @@ class Target:
     """Engines by name, and the run they all belong to, if it is one."""
 
     engines: Mapping[str, Engine]
-    run: RunFolder | None
+    run: run_folder.RunFolder | None
 
     @property
     def available(self) -> dict[str, Availability]:
@@ -111,13 +101,12 @@ class Target:
     @property
     def reference(self) -> Path:
         """The float model to compare with: that of the run, else the first file."""
-        is_float = {name: row.precision not in INTEGER for name, row in self.engines.items()}
-        first = next(iter(is_float))
-        if self.run is None and not is_float[first]:
-            model = next((name for name in is_float if is_float[name]), "MODEL.onnx")
+        name, first = next(iter(self.engines.items()))
+        if self.run is None and first.precision in INTEGER:
+            floats = (name for name, row in self.engines.items() if row.precision not in INTEGER)
             raise UsageError(
-                f"`{first}` is quantized, but the reference must be a float model",
-                hint=f"name the float model first: `{model} {first}`",
+                f"`{name}` is quantized, but the reference must be a float model",
+                hint=f"name the float model first: `{next(floats, 'MODEL.onnx')} {name}`",
             )
         return self.model
 
@@ -126,13 +115,14 @@ def resolve(paths: Sequence[Path]) -> Target:
     """Find the engines that paths name: `RUN`, or any of `RUN/engines/NAME` and ONNX files."""
     if not paths:
         raise UsageError("no target is named", hint="name a run, engines, or ONNX files")
-    run = RunFolder(paths[0]) if len(paths) == 1 and (paths[0] / SETTINGS).is_file() else None
+    is_run = len(paths) == 1 and (paths[0] / run_folder.SETTINGS).is_file()
+    run = run_folder.RunFolder(paths[0]) if is_run else None
     engines: dict[str, Engine] = {}
     if run is None:
         for path in paths:
             engines[path.name if path.name not in engines else str(path)] = _engine_at(path)
     else:
-        require_no_outside_links(run.root)
+        run_folder.require_no_outside_links(run.root)
         engines = {name: read_engine(run.engine(name)) for name in run.engines()}
         if not engines:
             raise UsageError(
@@ -153,18 +143,18 @@ def resolve_engine(path: Path) -> Engine:
     """Find the one engine that a path names."""
     target = resolve([path])
     if target.run is not None:
-        names = ", ".join(f"`{path / ENGINES / name}`" for name in target.engines)
+        names = ", ".join(f"`{path / run_folder.ENGINES / name}`" for name in target.engines)
         raise UsageError(f"`{path}` is a run, not an engine", hint=f"its engines: {names}")
     return next(iter(target.engines.values()))
 
 
 def _engine_at(path: Path) -> Engine:
-    if (path / ENGINE_FILE).is_file():
+    if (path / run_folder.ENGINE_FILE).is_file():
         return read_engine(path)
-    if (path / SETTINGS).is_file():
+    if (path / run_folder.SETTINGS).is_file():
         raise UsageError(
             f"`{path}` is a run, and a run must be the only target",
-            hint=f"to add others, name its engines: `{path / ENGINES / 'NAME'}`",
+            hint=f"to add others, name its engines: `{path / run_folder.ENGINES / 'NAME'}`",
         )
     if path.suffix != ".onnx" or not path.is_file():
         raise UsageError(
@@ -175,32 +165,26 @@ def _engine_at(path: Path) -> Engine:
     tensors = list(onnx_io.all_tensors(model))
     types = {str(tensor.dtype) for tensor in tensors}
     # The lowest precision of the graph.
-    precision: Precision = "fp16" if "FLOAT16" in types else "fp32"
+    precision: Precision = "bf16" if "BFLOAT16" in types else "fp32"
     if is_quantized(model):
         precision = "int8"
-    elif precision == "fp32" and "BFLOAT16" in types:
-        precision = "bf16"
+    elif "FLOAT16" in types:
+        precision = "fp16"
     external = {str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
     files = (path.name, *sorted(external))
     return Engine("cpu", precision, path.parent, path.name, files, made_with={})
 
 
 def require_same_inputs(graphs: Mapping[str, Path]) -> None:
-    """Raise for graphs with different inputs, whose outputs cannot be compared.
-
-    Batches may differ, and a dynamic size fits any.
-    """
+    """Raise for graphs whose inputs differ in more than the batch or a dynamic size."""
     inputs = {name: onnx_io.inputs(onnx_io.load(path)) for name, path in graphs.items()}
     first_name, first = next(iter(inputs.items()))
     for name, specs in inputs.items():
-        same = len(specs) == len(first) and all(
-            a.name == b.name
-            and len(a.shape) == len(b.shape)
-            and all(
-                m == n or not isinstance(m, int) or not isinstance(n, int)
-                for m, n in zip(a.shape[1:], b.shape[1:], strict=True)
-            )
+        same = [(a.name, len(a.shape)) for a in specs] == [(b.name, len(b.shape)) for b in first]
+        same = same and all(
+            m == n or not (isinstance(m, int) and isinstance(n, int))
             for a, b in zip(specs, first, strict=True)
+            for m, n in zip(a.shape[1:], b.shape[1:], strict=True)
         )
         if not same:
             left, right = (", ".join(f"`{spec}`" for spec in side) for side in (specs, first))
@@ -212,10 +196,7 @@ def require_same_inputs(graphs: Mapping[str, Path]) -> None:
 
 @dataclass(frozen=True)
 class OpenEngine:
-    """A loaded engine. Call it with an array for each input; it returns one for each output.
-
-    `inputs` and `outputs` are names, types and shapes; `source` is the graph it was built from.
-    """
+    """A loaded engine: call it with an array for each input; it returns one for each output."""
 
     engine: Engine
     session: Session
@@ -261,11 +242,7 @@ class OpenEngine:
         return self.session.run(arrays)
 
     def read(self, images: str | Path, batch: int = 1) -> Iterator[Batch]:
-        """Yield images in batches, prepared as they were for calibration and evaluation.
-
-        `images` is an image, a folder, or anything else that `--images` takes. An engine with a
-        fixed batch gets that.
-        """
+        """Yield images, or anything else that `--images` takes, in prepared batches."""
         if batch < 1:
             raise UsageError(f"a batch of {batch} is invalid", hint="1 or more images")
         image_set = open_image_set(self.source, ImageChoice(Path(images)), PreprocessConfig())
@@ -281,10 +258,7 @@ def open_engine(path: Path) -> OpenEngine:
 
 @dataclass(frozen=True)
 class Run:
-    """The folder of a run and its report; it can be used as the path of the folder.
-
-    From Python the folder is absolute, so that it stays valid if the working directory changes.
-    """
+    """The folder of a run and its report; it can be used as the path of the folder."""
 
     folder: Path
     report: Report
@@ -294,18 +268,15 @@ class Run:
 
     def path(self, name: str = "") -> Path:
         """Return the folder of an engine: the one named, else the best one."""
-        folder, chosen = RunFolder(self.folder), name or self.report.best
+        folder, chosen = run_folder.RunFolder(self.folder), name or self.report.best
         names = folder.engines()
         if chosen in names:
             return folder.engine(chosen)
         hint = f"it has {', '.join(f'`{name}`' for name in names) or 'none'}"
+        message = f"no engine of `{self.folder}` is named by the verdict, so name one"
         if chosen:
-            raise UsageError(f"`{self.folder}` has no engine `{chosen}`", hint=hint)
-        raise UsageError(
-            f"no engine of `{self.folder}` is named by the verdict, so name one",
-            details=[gates.describe_gate(gate) for gate in self.report.gates if not gate.passed],
-            hint=f"`--engine NAME`; {hint}",
-        )
+            message = f"`{self.folder}` has no engine `{chosen}`"
+        raise UsageError(message, hint=hint)
 
     def engine(self, name: str = "") -> OpenEngine:
         """Load an engine: the one named, else the best one."""
@@ -318,5 +289,5 @@ class Run:
 
 def load_run(folder: Path) -> Run:
     """Return the run in a folder."""
-    RunFolder(folder).settings()
-    return Run(folder, json_file.load(folder / REPORT))
+    run_folder.RunFolder(folder).settings()
+    return Run(folder, json_file.load(folder / run_folder.REPORT))

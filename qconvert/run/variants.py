@@ -1,7 +1,4 @@
-"""The engines of a run: chosen, their inputs prepared, their graphs made, and built.
-
-Invalid requests are rejected before any image is run.
-"""
+"""The engines of a run: chosen, their inputs prepared, their graphs made, and built."""
 
 import filecmp
 import json
@@ -12,22 +9,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from qconvert import backends
+from qconvert import backends, sources
 from qconvert.backends import system_probe
-from qconvert.backends.base import (
-    FLOAT,
-    INTEGER,
-    Availability,
-    BuildSpec,
-    Engine,
-    EngineVariant,
-    Profile,
-)
+from qconvert.backends.base import FLOAT, Availability, BuildSpec, Engine, EngineVariant, Profile
 from qconvert.calibrate import calibration_file
-from qconvert.core import config_file, onnx_io
-from qconvert.core.atomic import copy_into_place, write_text
+from qconvert.core import atomic, config_file, onnx_io
 from qconvert.core.cache import file_sha256
-from qconvert.core.config import BuildConfig
+from qconvert.core.config import BuildConfig, ExportConfig
 from qconvert.core.errors import QConvertError, Unavailable, UsageError
 from qconvert.core.progress import megabytes, share_reporter, start_step
 from qconvert.images.listing import ImageEntry, sha256sum_text
@@ -35,28 +23,11 @@ from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.quantize import plan_files
 from qconvert.quantize.placement import require_quantizable
 from qconvert.quantize.plan import Plan
-from qconvert.quantize.plan_files import PlanWithWeights, read_embedded_plan, weights_path
-from qconvert.run.calibrate import (
-    load_calibration_set,
-    measure_calibration_set,
-)
-from qconvert.run.context import (
-    JobContext,
-    RunContext,
-    cache_key,
-    known_preprocessing,
-    with_preprocessing,
-)
-from qconvert.run.load_model import crash_check_once, load_and_clean, load_clean
-from qconvert.run.quantize import (
-    QuantizeSpec,
-    convert_precision,
-    place_layers,
-    quantize_options,
-    scheme_for,
-)
+from qconvert.run.calibrate import load_calibration_set, measure_calibration_set
+from qconvert.run.context import JobContext, RunContext, cache_key, with_preprocessing
+from qconvert.run.export import crash_check_once, load_and_clean
+from qconvert.run.quantize import QuantizeSpec, convert_precision, place_layers
 from qconvert.run.run_folder import (
-    CALIBRATION,
     ENGINE_FILE,
     ENGINES,
     GRAPH_FILE,
@@ -87,7 +58,7 @@ class BuildInputs:
 
     loaded: LoadedModel
     calibration: CalibrationSet | None
-    plans: Mapping[str, PlanWithWeights] = field(default_factory=dict)
+    plans: Mapping[str, plan_files.PlanWithWeights] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,7 +67,6 @@ class VariantGraph:
 
     folder: Path
     plan: Plan | None
-    islands: Mapping[str, str]
     notes: tuple[str, ...]
 
     @property
@@ -106,16 +76,11 @@ class VariantGraph:
 
 
 def choose_variants(settings: BuildConfig, *, plan_only: bool) -> ChosenVariants:
-    """Return every backend of the settings in every precision that it supports.
-
-    Raise for a backend that cannot build here.
-    """
+    """Return each backend in every precision that it supports; raise for one that cannot build."""
     system = system_probe.detect()
-    names: list[str] = list(dict.fromkeys(settings.backends))
-    if not names:
-        runs = (name for name in BACKENDS_BY_PREFERENCE if backends.probe(name, system).runs)
-        names = [next(runs, "cpu")]
-    available = {name: backends.probe(name, system) for name in names}
+    runs_here = (name for name in BACKENDS_BY_PREFERENCE if backends.probe(name, system).runs)
+    names = settings.backends or [next(runs_here, "cpu")]
+    available: dict[str, Availability] = {name: backends.probe(name, system) for name in names}
     for name, availability in available.items():
         if not plan_only and not availability.builds:
             cure = f"{availability.cure}; " if availability.cure else ""
@@ -124,7 +89,7 @@ def choose_variants(settings: BuildConfig, *, plan_only: bool) -> ChosenVariants
                 hint=f"{cure}or write only the graphs: `--plan-only`",
             )
     variants, notes = list[EngineVariant](), list[str]()
-    for name in names:
+    for name in available:
         unsupported = backends.requirements(name).unsupported
         for precision in dict.fromkeys(settings.precisions):
             if why := unsupported.get("int8" if precision == "mixed" else precision):
@@ -139,25 +104,20 @@ def choose_variants(settings: BuildConfig, *, plan_only: bool) -> ChosenVariants
 def prepare_inputs(
     variants: Sequence[EngineVariant], context: RunContext, *, building: bool
 ) -> BuildInputs:
-    """Read and clean the model, calibrate it, and write both into the run.
-
-    If `building`, the graph must be readable by the backends.
-    """
+    """Read, clean and calibrate the model, and write both into the run."""
     config, folder = context.config, context.folder
-    loaded = load_and_clean(context)
-    preprocess = known_preprocessing(loaded.source, config.preprocess)
-    loaded = replace(loaded, model=with_preprocessing(loaded.model, preprocess))
+    loaded = with_preprocessing(load_and_clean(context), config.preprocess)
     if folder.model.is_file() and folder.has_results():
         earlier = onnx_io.fingerprint(onnx_io.load(folder.model))
         if earlier != onnx_io.fingerprint(loaded.model):
             raise UsageError(f"`{folder.root}` holds a run of another model", hint=OTHER_FOLDER)
     for variant in variants:
         _require_unedited_plan(folder.engine(variant.name) / PLAN_FILE, folder)
-        if variant.precision in INTEGER:
+        if variant.is_quantized:
             requirements = backends.requirements(variant.backend)
             require_quantizable(place_layers(loaded.model, config.quantize, requirements))
-    for variant in variants if building else ():
-        require_readable_graph(variant, loaded.path, context)
+    for variant in variants if building else ():  # planning needs no builder
+        _require_readable_graph(variant, loaded.path, context)
     onnx_io.save(loaded.model, folder.model)
     if config.calibration.images is None:
         _require_ranges(variants, plans=())
@@ -178,7 +138,7 @@ def prepare_inputs(
     # The names and hashes of the images, in the format of sha256sum.
     images = [full.origin.images[int(index)] for index in full.image_indices]
     entries = tuple(ImageEntry(image.name, image.sha256) for image in images)
-    write_text(folder.root / CALIBRATION / "images.txt", sha256sum_text(entries))
+    atomic.write_text(folder.calibration.with_name("images.txt"), sha256sum_text(entries))
     return BuildInputs(loaded, calibration)
 
 
@@ -186,7 +146,10 @@ def reload_inputs(variants: Sequence[EngineVariant], context: RunContext) -> Bui
     """Read the inputs of an earlier run; this needs neither its images nor its source."""
     config, folder = context.config, context.folder
     crash_check_once(folder.model, folder.model)
-    loaded = load_clean(folder.model, context.progress)
+    end = start_step(context.progress, "load")
+    source = sources.load(str(folder.model), ExportConfig(), trust=False)
+    end(str(folder.model), False)
+    loaded = LoadedModel(source, source.model, folder.model, ())
     plans = {
         file.parent.name: plan_files.load_plan(file)
         for file in folder.root.glob(f"{ENGINES}/*/{PLAN_FILE}")
@@ -208,14 +171,21 @@ def reload_inputs(variants: Sequence[EngineVariant], context: RunContext) -> Bui
 def make_graph(variant: EngineVariant, inputs: BuildInputs, context: JobContext) -> VariantGraph:
     """Return the graph of a variant; cached."""
     end = start_step(context.progress, "quantize")
-    spec = _quantize_spec(variant, inputs, context)
-    model, calibration = inputs.loaded.model, inputs.calibration
+    model, calibration, settings = inputs.loaded.model, inputs.calibration, context.config.quantize
+    requirements = backends.requirements(variant.backend)
+    native_builder = engine_settings(context, variant.backend).get("builder") == "native"
+    rest = FLOAT.get(variant.precision) or settings.rest or requirements.default_rest
+    if not (requirements.strongly_typed or native_builder):
+        rest = "fp32"  # the builder is told the precision by flags
+    saved, scheme = inputs.plans.get(variant.name), requirements.scheme
+    is_new = variant.is_quantized and saved is None
+    spec = QuantizeSpec(variant, settings, rest, saved)
 
     def make(folder: Path) -> None:
         result = convert_precision(inputs.loaded, calibration, spec, context)
         onnx_io.save(result.model, folder / GRAPH_FILE)
         if result.plan is not None:
-            saved = PlanWithWeights(result.plan, result.rounded_weights)
+            saved = plan_files.PlanWithWeights(result.plan, result.rounded_weights)
             plan_files.save_plan(saved, folder / PLAN_FILE)
         record = {
             "islands": result.islands,
@@ -228,30 +198,25 @@ def make_graph(variant: EngineVariant, inputs: BuildInputs, context: JobContext)
         (folder / GRAPH_RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
     # A resumed run has only one calibration and cannot recalibrate.
-    abilities = calibration and (
-        calibration.excludes_holdout,
-        calibration.images is not None,
-        calibration.has_holdout,
-        calibration.can_recalibrate,
-    )
+    abilities = calibration and (calibration.can_recalibrate, calibration.images is not None)
     key = cache_key(
-        f"{inputs.loaded.source.name} {spec.name}",
+        f"{inputs.loaded.source.name} {variant.name}",
         onnx_io.fingerprint(model),
         metadata=dict(model.metadata_props),
         calibration=calibration and calibration.full.origin.fingerprint,
         known=abilities,
-        settings=config_file.as_dict(context.config)["quantize"] if spec.scheme else {},
-        plan=spec.plan and plan_files.plan_to_json(spec.plan),
-        scheme=repr(spec.scheme and (spec.scheme.name, spec.scheme.activations)),
-        rest=spec.options.rest,
+        settings=config_file.as_dict(context.config)["quantize"] if is_new else {},
+        plan=saved and plan_files.plan_to_json(saved.plan),
+        scheme=repr((scheme.name, scheme.activations)) if is_new and scheme else "",
+        rest=rest,
     )
     entry = context.cache.get_or_make("rewrite", key, make)
     if entry.hit:
-        end(spec.name, True)
+        end(variant.name, True)
     plan_file = entry.path / PLAN_FILE
     plan = plan_files.read_plan(plan_file) if plan_file.is_file() else None
     record = json.loads((entry.path / GRAPH_RECORD).read_text(encoding="utf-8"))
-    return VariantGraph(entry.path, plan, record["islands"], tuple(record["notes"]))
+    return VariantGraph(entry.path, plan, tuple(record["notes"]))
 
 
 def engine_settings(context: JobContext, backend: str) -> dict[str, str | int | bool]:
@@ -269,7 +234,7 @@ def build_engine(
     folder = context.folder.engine(variant.name)
     names = [path.name for path in engine.folder.iterdir() if path.is_file()]
     if filecmp.cmpfiles(engine.folder, folder, names, shallow=False)[0] != names:
-        copy_into_place(engine.folder, folder)
+        atomic.copy_into_place(engine.folder, folder)
     end(f"{variant.name}, {megabytes(engine.bytes)}", hit)
     return replace(engine, folder=folder), hit
 
@@ -285,7 +250,7 @@ def cached_engine(
     def make(folder: Path) -> None:
         started = time.perf_counter()
         engine = backend.build(graph.path, spec, folder, report)
-        for name in (PLAN_FILE, weights_path(Path(PLAN_FILE)).name, GRAPH_RECORD):
+        for name in (PLAN_FILE, plan_files.weights_path(Path(PLAN_FILE)).name, GRAPH_RECORD):
             if (graph.folder / name).is_file():
                 shutil.copyfile(graph.folder / name, folder / name)
         seconds = time.perf_counter() - started
@@ -297,32 +262,12 @@ def cached_engine(
     return read_engine(entry.path), entry.hit
 
 
-def require_readable_graph(variant: EngineVariant, graph: Path, context: JobContext) -> None:
+def _require_readable_graph(variant: EngineVariant, graph: Path, context: JobContext) -> None:
     """Raise for a float graph that the backend cannot build from in this precision; cached."""
     backend = backends.load(variant.backend)
     spec = _build_spec(variant, context)
     key = {"graph": onnx_io.fingerprint(onnx_io.load(graph)), **backend.cache_key(spec)}
     context.cache.get_or_make("read", key, lambda _: backend.require_readable(graph, spec))
-
-
-def _quantize_spec(
-    variant: EngineVariant, inputs: BuildInputs, context: JobContext
-) -> QuantizeSpec:
-    requirements = backends.requirements(variant.backend)
-    settings = context.config.quantize
-    native_builder = engine_settings(context, variant.backend).get("builder") == "native"
-    strongly_typed = requirements.strongly_typed or native_builder
-    float_precision = FLOAT.get(variant.precision)
-    rest = float_precision or settings.rest or requirements.default_rest
-    options = replace(quantize_options(settings), rest=rest if strongly_typed else "fp32")
-    if float_precision is not None:
-        return QuantizeSpec(variant.name, options)
-    saved = inputs.plans.get(variant.name)
-    if saved is not None:
-        plan = replace(saved.plan, rest=options.rest)
-        return QuantizeSpec(variant.name, options, plan=plan, rounded_weights=saved.weights)
-    scheme = scheme_for(settings, requirements)
-    return QuantizeSpec(variant.name, options, scheme, effort=settings.effort)
 
 
 def _build_spec(variant: EngineVariant, context: JobContext) -> BuildSpec:
@@ -341,13 +286,10 @@ def _build_spec(variant: EngineVariant, context: JobContext) -> BuildSpec:
 
 def _require_unedited_plan(plan: Path, folder: RunFolder) -> None:
     """Raise for a plan that the user has edited: rebuilding would overwrite it."""
-    graph = plan.with_name(GRAPH_FILE)
-    if not plan.is_file() or not graph.is_file():
-        return
     try:
-        embedded = read_embedded_plan(onnx_io.load(graph))
+        embedded = plan_files.read_embedded_plan(onnx_io.load(plan.with_name(GRAPH_FILE)))
         is_edited = embedded is not None and embedded != plan_files.read_plan(plan)
-    except QConvertError:  # an unreadable plan or graph is replaced
+    except QConvertError:  # a missing or unreadable plan or graph is replaced
         return
     if is_edited:
         raise UsageError(
@@ -359,7 +301,7 @@ def _require_unedited_plan(plan: Path, folder: RunFolder) -> None:
 
 def _require_ranges(variants: Sequence[EngineVariant], plans: Collection[str]) -> None:
     """Reject INT8 without a plan or calibration images."""
-    if any(variant.precision in INTEGER and variant.name not in plans for variant in variants):
+    if any(variant.is_quantized and variant.name not in plans for variant in variants):
         raise UsageError(
             "INT8 needs the value range of every tensor",
             hint="start a new run with images: `--images PATH`, or leave out INT8: "

@@ -12,16 +12,13 @@ shared: Any = None
 
 
 def start_worker(module: str, value: Any) -> None:
-    """Import the worker's module, keep `value` as `shared`, and end when the parent ends.
-
-    A worker without the memory for its imports exits silently; the parent reports it.
-    """
+    """Import the worker's module, keep `value` as `shared`, and end when the parent ends."""
     global shared  # noqa: PLW0603 - process-wide state set at start-up
     shared = value
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         importlib.import_module(module)
-    except (ImportError, MemoryError, OSError):
+    except (ImportError, MemoryError, OSError):  # too little memory, which the parent reports
         os._exit(FAILED)
 
 

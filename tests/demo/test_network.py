@@ -16,7 +16,7 @@ from qconvert.demo import generator
 from qconvert.demo.demo_files import EVALUATION_IMAGES, NETWORK
 from qconvert.demo.generator import CLASSES, IMAGE_SIZE, write_images
 from qconvert.images import ImageChoice, open_images
-from qconvert.images.preprocess import PRESETS
+from qconvert.images.preprocess import PRESETS, Preprocess
 from qconvert.run import context
 from qconvert.sources import onnx_file
 from tests.conftest import Outcome
@@ -43,7 +43,7 @@ def test_demo_network_is_a_mobilenet_with_folded_batch_norms() -> None:
 
 def test_demo_network_carries_its_preprocessing() -> None:
     source = onnx_file.load(str(NETWORK), Config().export, trust=False)
-    preprocess = context.fitted_preprocessing(source, Config().preprocess)
+    preprocess = Preprocess.from_dict(context.fitted_preprocessing(source, Config().preprocess))
     assert (preprocess.resize, preprocess.crop) == ((IMAGE_SIZE, IMAGE_SIZE), "none")
     assert (preprocess.mean, preprocess.std) == (
         PRESETS["inception"].mean,
@@ -69,7 +69,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def top1(model: Path, evaluation: Path) -> float:
     """Return the share of images that a model classifies correctly."""
     source = onnx_file.load(str(model), Config().export, trust=False)
-    preprocess = context.fitted_preprocessing(source, Config().preprocess)
+    preprocess = Preprocess.from_dict(context.fitted_preprocessing(source, Config().preprocess))
     run, correct = open_cpu(source.model), []
     for batch in open_images(ImageChoice(evaluation), source.inputs, preprocess).batches(8):
         scores = next(iter(run(batch.feeds).values()))

@@ -14,7 +14,7 @@ from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.placement import QuantizeOptions
 from qconvert.run.calibrate import measure_calibration_set
 from qconvert.run.context import JobContext
-from qconvert.run.load_model import load_and_clean
+from qconvert.run.export import load_and_clean
 from qconvert.sources import LoadedModel
 from tests.conftest import write
 from tests.image_files import draw_images

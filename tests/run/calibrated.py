@@ -6,7 +6,7 @@ from qconvert.core import config_file
 from qconvert.core.cache import Cache
 from qconvert.run.calibrate import measure_calibration_set
 from qconvert.run.context import JobContext
-from qconvert.run.load_model import load_and_clean
+from qconvert.run.export import load_and_clean
 from qconvert.run.variants import BuildInputs
 from tests import models
 from tests.conftest import write

@@ -26,7 +26,7 @@ from qconvert.run.calibrate import (
     split_parts,
 )
 from qconvert.run.context import JobContext
-from qconvert.run.load_model import load_and_clean
+from qconvert.run.export import load_and_clean
 from qconvert.sources import LoadedModel
 from tests.image_files import draw_images
 from tests.models import floats
