@@ -9,6 +9,7 @@ import pydantic
 
 from qconvert import backends
 from qconvert.backends.base import Engine
+from qconvert.core import onnx_io
 from qconvert.core.cache import JsonCodec, cached_step
 from qconvert.core.config import BenchConfig
 from qconvert.core.errors import Unavailable
@@ -21,7 +22,7 @@ from qconvert.measure.memory import Footprint, PeakMemory, measure_peak
 from qconvert.report.model import Report
 from qconvert.run.context import JobContext, cache_key
 from qconvert.run.report_files import judge_and_store, read_report, timestamp, with_measurement
-from qconvert.run.targets import Target, engine_hashes, engine_inputs
+from qconvert.run.targets import Target, engine_hashes
 
 LATENCIES_CODEC = JsonCodec("latencies.json", pydantic.TypeAdapter(latency.EngineLatencies))
 FOOTPRINT_CODEC = JsonCodec("footprint.json", pydantic.TypeAdapter(Footprint))
@@ -86,7 +87,8 @@ def _measure_latencies(
     sessions = {
         name: backends.load(engine.backend).open(engine) for name, engine in engines.items()
     }
-    specs = {name: engine_inputs(engine) for name, engine in engines.items()}
+    graphs = {name: engine.folder / engine.graph for name, engine in engines.items()}
+    specs = {name: onnx_io.inputs(onnx_io.load(path)) for name, path in graphs.items()}
     fixed = {name: fixed_batch(inputs) for name, inputs in specs.items()}
     latencies: latency.EngineLatencies = dict.fromkeys(engines, ())
     for batch in sorted({*settings.batch_sizes, *filter(None, fixed.values())}):
@@ -113,7 +115,7 @@ def _measure_footprint(engine: Engine) -> Footprint:
     coverage = backends.load(engine.backend).open(engine).coverage()
     peak = PeakMemory(None, reason="measured for engines of the CPU only")
     if engine.backend == "cpu":
-        specs = engine_inputs(engine)
+        specs = onnx_io.inputs(onnx_io.load(engine.folder / engine.graph))
         feeds = random_inputs(specs, fixed_batch(specs) or 1, seed=0)
         peak = measure_peak(engine.folder / engine.files[0], feeds, engine.threads)
     return Footprint(coverage, peak)

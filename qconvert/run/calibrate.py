@@ -135,11 +135,9 @@ def measure_calibration_set(loaded: LoadedModel, context: JobContext) -> Calibra
 
     def make(folder: Path) -> None:
         with context.cache.resumable("calibrate", key) as state:
-            file = state / TRAINING_FILE
-            without_holdout, _ = _measure_and_save(inputs, file, training, 1, context)
-            file = state / "held-out.npz"
-            only_holdout, _ = _measure_and_save(inputs, file, holdout, 1, context)
-            full = merge_calibrations(without_holdout, only_holdout)
+            for_training, _ = _measure_and_save(inputs, state / TRAINING_FILE, training, 1, context)
+            held_out, _ = _measure_and_save(inputs, state / "held-out.npz", holdout, 1, context)
+            full = merge_calibrations(for_training, held_out)
             # each of the two counts only its own broken images
             images, max_broken = inputs.origin.images, context.config.calibration.max_broken
             broken = [images[index].name for run in full.missing_images() for index in run]
@@ -150,7 +148,7 @@ def measure_calibration_set(loaded: LoadedModel, context: JobContext) -> Calibra
                     hint=SKIPPED_HINT,
                 )
             calibration_file.save(full, folder / CALIBRATION_FILE)
-            calibration_file.save(without_holdout, folder / TRAINING_FILE)
+            calibration_file.save(for_training, folder / TRAINING_FILE)
 
     entry = context.cache.get_or_make("calibrate", key, make)
     full = calibration_file.load(entry.path / CALIBRATION_FILE)
@@ -198,7 +196,8 @@ def _measure_and_save(
     fresh: bool = False,
 ) -> tuple[Calibration, bool]:
     """Run the missing images and save the result; return it, and whether it was complete before."""
-    finished, earlier = Calibration(inputs.origin), _part_files(out)
+    finished, part_names = Calibration(inputs.origin), f".{out.name}.part*"
+    earlier = sorted(out.parent.glob(part_names))
     for file in () if fresh else (out, *earlier):
         try:
             part = calibration_file.load(file)
@@ -231,13 +230,9 @@ def _measure_and_save(
     require_finite(calibration, find_masked_tensors(inputs.tapped.model.graph))
     if calibration is not finished:
         calibration_file.save(calibration, out)
-    for file in _part_files(out):
+    for file in out.parent.glob(part_names):
         file.unlink(missing_ok=True)
     return calibration, calibration is finished
-
-
-def _part_files(out: Path) -> list[Path]:
-    return sorted(out.parent.glob(f".{out.name}.part*"))
 
 
 def _threads(workers: int) -> int:
@@ -306,13 +301,9 @@ def _measure_in_workers(
 ) -> list[Calibration]:
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
+    start, file = Calibration(share.start.origin), share.checkpoint
     shares = [
-        replace(
-            share,
-            parts=parts,
-            start=Calibration(share.start.origin),
-            checkpoint=share.checkpoint.with_name(f"{share.checkpoint.name}-{number}"),
-        )
+        replace(share, parts=parts, start=start, checkpoint=file.with_name(f"{file.name}-{number}"))
         for number, parts in enumerate(split_parts(share.parts, workers))
     ]
     bootstrap = (worker_bootstrap.start_worker, (__name__, counter))

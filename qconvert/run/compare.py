@@ -1,4 +1,4 @@
-"""The job `compare`, and the part of a build that explains where the errors of engines come from."""
+"""The job `compare`, and the part of a build that finds where the errors of engines come from."""
 
 import contextlib
 import math

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from qconvert import __version__
@@ -69,6 +70,7 @@ def cache_key(name: str, model: str, **decisive: object) -> dict[str, str]:
 class EvaluationSet:
     """Images, and the preprocessing that made inputs of them: the same for every engine."""
 
+    path: Path
     images: Images
     preprocessing: Mapping[str, object]
 
@@ -89,7 +91,7 @@ def open_image_set(
     """Open images as inputs of a model."""
     preprocess = preprocessing_or_default(source, settings)
     images = open_images(choice, source.inputs, preprocess)
-    return EvaluationSet(images, fitted_preprocessing(source, settings))
+    return EvaluationSet(choice.path, images, fitted_preprocessing(source, settings))
 
 
 def open_evaluation_set(
@@ -108,12 +110,11 @@ def open_evaluation_set(
 
 def open_sample(source: Source, context: JobContext, count: int) -> EvaluationSet | None:
     """Open a few of the evaluation images, else of the calibration images, if there are any."""
-    config = context.config
-    for path in (config.evaluate.images, config.calibration.images):
+    settings = context.config.calibration
+    for path in (context.config.evaluate.images, settings.images):
         if path is not None and path.exists():
-            seed, max_broken = config.calibration.seed, config.calibration.max_broken
-            choice = ImageChoice(path, count, seed=seed, max_broken=max_broken)
-            return open_image_set(source, choice, config.preprocess)
+            choice = ImageChoice(path, count, None, settings.seed, settings.max_broken)
+            return open_image_set(source, choice, context.config.preprocess)
     return None
 
 
@@ -124,8 +125,7 @@ def open_calibration_images(
     settings = context.config.calibration
     if settings.images is None:
         raise UsageError("there are no images", hint="name a folder: `--images PATH`")
-    seed, max_broken = settings.seed, settings.max_broken
-    choice = ImageChoice(settings.images, count, None, seed, max_broken, threads)
+    choice = ImageChoice(settings.images, count, None, settings.seed, settings.max_broken, threads)
     return open_image_set(source, choice, context.config.preprocess).images
 
 

@@ -49,8 +49,7 @@ def evaluate(target: Target, context: JobContext, workers: int | None = None) ->
         evidence = add_changed_images(evidence, evaluation_set, scores, target.run)
         if target.run.calibration.is_file():
             calibration = calibration_file.load(target.run.calibration)
-    path = context.config.evaluate.images
-    report = report_files.with_evaluation(report, evaluation_set, scores, calibration, path)
+    report = report_files.with_evaluation(report, evaluation_set, scores, calibration)
     rows = tuple(
         report_files.with_measurement(row, "accuracy", scores.get(row.name), BF16_UNSCORED)
         for row in report.variants

@@ -150,8 +150,7 @@ def inspect_layers(context: JobContext, backend: str) -> dict[str, LayerPlan]:
     """Return what is quantized of a model, by its plan or its graph, or else what would be."""
     config = context.config
     model = sources.load(str(config.model), config.export, trust=context.trust).model
-    plan = plan_files.read_embedded_plan(model)
-    if plan is not None:
+    if (plan := plan_files.read_embedded_plan(model)) is not None:
         return plan.layers
     if is_quantized(model):
         return plan_files.read_layers(model)
@@ -226,10 +225,8 @@ def convert_precision(
 
 def max_magnitudes(model: ir.Model, calibration: Calibration) -> dict[str, float]:
     """Return the largest magnitude of every calibrated tensor."""
-    magnitudes = {
-        name: max(abs(summary.low), abs(summary.high))
-        for name, summary in calibration.summaries.items()
-    }
+    summaries = calibration.summaries.items()
+    magnitudes = {name: max(abs(row.low), abs(row.high)) for name, row in summaries}
     aliases = find_observed_tensors(model).aliases.items()
     return magnitudes | {
         name: magnitudes[source] for name, source in aliases if source in magnitudes

@@ -1,4 +1,4 @@
-"""The report of a run: built from its results, merged with the previous one, written in each form."""
+"""The report of a run: built from its results, merged with the previous one, written as files."""
 
 import hashlib
 from collections import Counter
@@ -42,22 +42,18 @@ ONLY_PLANNED = "not run: only planned"
 
 @dataclass(frozen=True)
 class RunResults:
-    """The results of the steps, by variant, by its name, or by backend (`mixes`).
-
-    `built` has each engine, and whether it came from the cache; `layers` the layer errors of an
-    engine, or why it has none. `not_scored_reason` says why no accuracy was measured, if none was.
-    """
+    """The results of the steps, by variant, by its name, or by backend (`mixes`)."""
 
     chosen: ChosenVariants
     graphs: Mapping[EngineVariant, VariantGraph]
     calibration: Calibration | None = None
     evaluation: EvaluationSet | None = None
     mixes: Mapping[str, MixedResult] = field(default_factory=dict)
-    built: Mapping[str, tuple[Engine, bool]] = field(default_factory=dict)
+    built: Mapping[str, tuple[Engine, bool]] = field(default_factory=dict)  # True: from the cache
     latencies: EngineLatencies = field(default_factory=dict)
     scores: Mapping[str, Accuracy] = field(default_factory=dict)
     footprints: Mapping[str, Footprint] = field(default_factory=dict)
-    layers: Mapping[str, tuple[LayerError, ...] | str] = field(default_factory=dict)
+    layers: Mapping[str, tuple[LayerError, ...] | str] = field(default_factory=dict)  # or why not
     evidence: Evidence = field(default_factory=Evidence)
     seconds: Mapping[str, float] = field(default_factory=dict)
     not_scored_reason: str = ""
@@ -93,8 +89,7 @@ def build_report(
     )
     if results.evaluation is None:
         return report
-    images, scores = results.evaluation, results.scores
-    return with_evaluation(report, images, scores, results.calibration, config.evaluate.images)
+    return with_evaluation(report, results.evaluation, results.scores, results.calibration)
 
 
 def with_evaluation(
@@ -102,16 +97,15 @@ def with_evaluation(
     evaluation_set: EvaluationSet,
     scores: Mapping[str, Accuracy],
     calibration: Calibration | None,
-    path: Path | None,
 ) -> Report:
-    """Return the report with what accuracy was measured on, and how much of it was calibrated on."""
+    """Return the report with the images of the evaluation, and how many were calibrated on."""
     images, own = evaluation_set.images, dict(evaluation_set.preprocessing)
     hashes = set[str]()
     if calibration is not None:
         origin = calibration.origin
         hashes = {origin.images[int(index)].sha256 for index in calibration.image_indices}
     info = ImageSetInfo(
-        path=str(path or images.root),
+        path=str(evaluation_set.path),
         count=scores[BASELINE].images if BASELINE in scores else len(images.names),
         # It covers labels and preprocessing too.
         sha256=evaluation_set.digest(),
@@ -265,8 +259,7 @@ def write_report(report: Report, run: RunFolder) -> None:
     atomic.write_text(run.root / REPORT, json_file.dumps(report))
     atomic.write_text(run.root / MARKDOWN, markdown.render_markdown(report))
     atomic.write_text(run.root / HTML, html.render_html(report, report_images(report, run.root)))
-    layers = {row.name: row.layers for row in report.variants if row.layers}
-    if layers:
+    if layers := {row.name: row.layers for row in report.variants if row.layers}:
         atomic.write_text(run.root / LAYERS, tables.layers_csv(layers))
     if report.best:
         atomic.write_text(run.root / CARD, markdown.render_card(report))
@@ -302,7 +295,6 @@ def _variant_result(variant: EngineVariant, results: RunResults) -> VariantResul
         engine = _engine_info(built, f"{ENGINES}/{built.folder.name}", cached=cached)
         notes, not_run = (*notes, *built.notes), backend.reason
     not_scored = BF16_UNSCORED if variant.precision == "bf16" and not backend.runs else not_run
-    # An engine that did not run has no measurements.
     not_measured = PeakMemory(None, reason="measured for CPU engines only")
     footprint = results.footprints.get(name, Footprint(Coverage({}, None, not_run), not_measured))
     coverage, peak = footprint.coverage, footprint.peak

@@ -24,7 +24,6 @@ SETTINGS, MODEL, ENGINES, CALIBRATION = "run.toml", "model.onnx", "engines", "ca
 REPORT, MARKDOWN, HTML, CARD = "report.json", "report.md", "report.html", "card.md"
 ANALYSIS, SEARCH_RESULT = "analysis", "search.json"
 LAYERS = f"{ANALYSIS}/layers.csv"
-# The files of an engine's folder.
 GRAPH_FILE, PLAN_FILE = "model.onnx", "plan.json"
 GRAPH_RECORD, ENGINE_FILE = "made.json", "engine.json"
 OTHER_FOLDER = "choose another folder: `-o RUN`, or delete this one"
@@ -106,10 +105,9 @@ def begin_run(root: Path, config: Config, *, searching: bool = False) -> Iterato
 @contextmanager
 def resume_run(root: Path, config: Config) -> Iterator[RunFolder]:
     """Work in a run that exists, with settings that fit it."""
-    run = RunFolder(root)
-    require_same_settings(run, config)
+    require_same_settings(RunFolder(root), config)
     with _lock_run(root), _restore_settings_on_error(root / SETTINGS):
-        yield run
+        yield RunFolder(root)
 
 
 def update_settings(run: RunFolder, config: Config) -> None:
@@ -142,7 +140,7 @@ def require_usable_folder(root: Path, config: Config) -> Config | None:
 
 
 def require_same_settings(run: RunFolder, config: Config) -> None:
-    """Raise if a run was made with other settings that decide its results; images may have moved."""
+    """Raise if a run was made with other settings that decide results; images may have moved."""
     before, now = run.settings(), config_file.absolute_paths(config)
     images = now.calibration.images
     if images is not None:

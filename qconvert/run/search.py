@@ -56,13 +56,14 @@ MIX = JsonCodec("mix.json", pydantic.TypeAdapter(MixedResult))
 
 # A batch of the model's size, with a label or None for each image that is not padding.
 LabelledBatch = tuple[Tensors, Sequence[int | None]]
+ReadBatches = Callable[[], Iterator[LabelledBatch]]
 
 
 @dataclass(frozen=True)
 class RereadBatches:
     """Batches too large to hold, read again every time."""
 
-    read: Callable[[], Iterator[LabelledBatch]]
+    read: ReadBatches
 
     def __iter__(self) -> Iterator[Tensors]:
         return (batch for batch, _ in self.read())
@@ -185,10 +186,7 @@ def make_evaluation_images(inputs: BuildInputs, evaluation_set: EvaluationSet) -
 
 
 def _make_images(
-    name: str,
-    inputs: BuildInputs,
-    read: Callable[[], Iterator[LabelledBatch]],
-    max_bytes: int = MAX_CACHED_BYTES,
+    name: str, inputs: BuildInputs, read: ReadBatches, max_bytes: int = MAX_CACHED_BYTES
 ) -> SearchImages:
     run = open_cpu(inputs.loaded.model)
     held, outputs, labels, held_bytes = list[Tensors](), list[Tensors](), list[int | None](), 0
@@ -213,8 +211,7 @@ def make_timer(
 ) -> SetTimer:
     """Return what builds engines of sets and times them in turns, at the first batch size."""
     bench, progress = context.config.bench, context.progress
-    batch_sizes, seconds = bench.batch_sizes[:1], min(1.0, bench.seconds)
-    bench = replace(bench, batch_sizes=batch_sizes, seconds=seconds)
+    bench = replace(bench, batch_sizes=bench.batch_sizes[:1], seconds=min(1.0, bench.seconds))
 
     def report_running(event: Progress) -> None:
         if event.seconds is None:  # a running step, as a part of the search
@@ -316,15 +313,13 @@ def run_search(job: JobContext, out: Path, workers: int | None = None) -> Search
                 if (graph.folder / name).is_file():
                     atomic.copy_into_place(graph.folder / name, folder.root / name)
             sizes["mixed"] = onnx_io.saved_bytes(folder.root / MIXED_MODEL)
-        text = json.dumps(asdict(mix), indent=1) + "\n"
-        atomic.write_text(folder.root / SEARCH_RESULT, text)
+        atomic.write_text(folder.root / SEARCH_RESULT, json.dumps(asdict(mix), indent=1) + "\n")
         return SearchSummary(backend, mix, sizes, chosen.notes)
 
 
 def _choose_backend(settings: BuildConfig) -> tuple[EngineVariant, ChosenVariants]:
     """Return the one backend to search for."""
-    only_mixed = replace(settings, precisions=("mixed",))
-    chosen = variants.choose_variants(only_mixed, plan_only=True)
+    chosen = variants.choose_variants(replace(settings, precisions=("mixed",)), plan_only=True)
     if len(chosen.variants) > 1:
         names = ", ".join(f"`{variant.backend}`" for variant in chosen.variants)
         raise UsageError(f"search needs one backend, not {names}", hint="name one of them")

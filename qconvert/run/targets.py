@@ -70,11 +70,6 @@ def engine_hashes(engines: Mapping[str, Engine]) -> dict[str, str]:
     return hashes
 
 
-def engine_inputs(engine: Engine) -> tuple[TensorSpec, ...]:
-    """Return the inputs of an engine."""
-    return onnx_io.inputs(onnx_io.load(engine.folder / engine.graph))
-
-
 @dataclass(frozen=True)
 class Target:
     """Engines by name, and the run they all belong to, if it is one."""
@@ -164,7 +159,6 @@ def _engine_at(path: Path) -> Engine:
     model = onnx_io.load(path)
     tensors = list(onnx_io.all_tensors(model))
     types = {str(tensor.dtype) for tensor in tensors}
-    # The lowest precision of the graph.
     precision: Precision = "bf16" if "BFLOAT16" in types else "fp32"
     if is_quantized(model):
         precision = "int8"

@@ -253,8 +253,7 @@ def cached_engine(
         for name in (PLAN_FILE, plan_files.weights_path(Path(PLAN_FILE)).name, GRAPH_RECORD):
             if (graph.folder / name).is_file():
                 shutil.copyfile(graph.folder / name, folder / name)
-        seconds = time.perf_counter() - started
-        record = {**asdict(engine), "folder": ".", "build_seconds": seconds}
+        record = {**asdict(engine), "folder": ".", "build_seconds": time.perf_counter() - started}
         text = json.dumps(record, indent=1, sort_keys=True)
         (folder / ENGINE_FILE).write_text(text, encoding="utf-8")
 

@@ -23,7 +23,7 @@ def evaluation_set(inputs: BuildInputs, count: int) -> EvaluationSet:
     rows = [f"{file.name},{number % 5}" for number, file in enumerate(files)]
     Path("val/labels.csv").write_text("file,label\n" + "\n".join(rows))
     images = open_images(ImageChoice(Path("val")), inputs.loaded.source.inputs, PRESETS["imagenet"])
-    return EvaluationSet(images, {})
+    return EvaluationSet(Path("val"), images, {})
 
 
 def test_unreadable_image_is_skipped_with_its_label() -> None:
