@@ -238,14 +238,18 @@ def start_session(path: Path, spec: LoadSpec, options: Any) -> Any:
     """Load a file on the providers of `spec`, the first of which must start."""
     provider, provider_options = spec.providers[0]
     providers: list[Any] | None = [(name, dict(values)) for name, values in spec.providers]
-    for module in spec.modules:
-        import_module(module)
     if spec.plugin:
         devices = plugin_devices(spec.plugin, provider)[:1]
         options.add_provider_for_devices(devices, dict(provider_options))
         providers = None
     elif provider != CPU:
         preload_cuda_libraries()
+    for module in spec.modules:  # they take the CUDA libraries that are loaded
+        try:
+            import_module(module)
+        except (ImportError, OSError) as error:
+            hint = "`qconvert doctor` shows what is missing"
+            raise Unavailable(f"`{module}` does not load: {error}", hint=hint) from None
     hint = "`qconvert inspect` shows its operators; `qconvert doctor` what works here"
     try:
         # Python would print the error, and load the file on the CPU.
@@ -262,13 +266,15 @@ def start_session(path: Path, spec: LoadSpec, options: Any) -> Any:
 
 
 def load_with_log(path: Path, spec: LoadSpec, report: Report) -> dict[str, list[str]]:
-    """Load a file in a child process and return the nodes of each provider.
+    """Load a file in a child process and return the nodes of each provider."""
+    return nodes_by_provider(start_logged(path, spec))
 
-    An error carries the reasons that TensorRT and CUDA gave.
-    """
+
+def start_logged(path: Path, spec: LoadSpec) -> Any:
+    """Load a file in a child process; an error carries the reasons that TensorRT and CUDA gave."""
     runtime.set_default_logger_severity(WARNINGS)
     try:
-        return nodes_by_provider(start_session(path, spec, session_options(spec, WARNINGS)))
+        return start_session(path, spec, session_options(spec, WARNINGS))
     except QConvertError as error:
         reasons = logged_errors(subprocess_worker.log_of_child())
         if not reasons:
@@ -292,27 +298,32 @@ def logged_errors(log: str) -> list[str]:
 
 
 def prove_provider(provider: str, report: Report) -> None:
-    """Run a tiny network on a provider, which nothing may replace, and check what it computes."""
+    """Run a tiny network on a provider, which nothing may replace, and check what it computes.
+
+    It holds a convolution, for which CUDA loads cuDNN.
+    """
     if provider not in runtime.get_available_providers():
         raise Unavailable(f"this ONNX Runtime was built without {provider}", hint="install another")
     text = """
     <ir_version: 10, opset_import: ["": 20]>
-    probe (float[1, 4] x) => (float[1, 4] y) { y = Relu (x) }
+    probe (float[1, 1, 2, 2] x) => (float[1, 1, 2, 2] y)
+    <float[1, 1, 1, 1] w = {2}> { y = Conv (x, w) }
     """
     path = Path("probe.onnx")
     onnx.save(onnx.parser.parse_model(text), path)
     modules = ("tensorrt",) if provider == "TensorrtExecutionProvider" else ()
-    spec = LoadSpec(((provider, {}),), (), modules=modules)
-    runtime.set_default_logger_severity(WARNINGS)
-    nodes = load_with_log(path, spec, report)
-    if set(nodes) != {provider}:
+    session = start_logged(path, LoadSpec(((provider, {}),), (), modules=modules))
+    if set(nodes_by_provider(session)) != {provider}:
         reasons = logged_errors(subprocess_worker.log_of_child())
         raise QConvertError(
-            f"{provider} does not run a Relu: {(reasons or ['no reason given'])[0]}", hint=""
+            f"{provider} does not run a Conv: {(reasons or ['no reason given'])[0]}", hint=""
         )
-    session = start_session(path, spec, session_options(spec))
-    [output] = session.run(None, {"x": np.array([[-1, 0, 1, 2]], np.float32)})
-    if output.tolist() != [[0, 0, 1, 2]]:
+    pixels = np.array([[[[-1, 0], [1, 2]]]], np.float32)
+    try:
+        [output] = session.run(None, {"x": pixels})
+    except Exception as error:  # its exception classes have no public base
+        raise QConvertError(f"{provider} cannot run a Conv: {_message(error)}", hint="") from None
+    if output.tolist() != (2 * pixels).tolist():
         raise QConvertError(f"{provider} computes wrong numbers: {output.tolist()}", hint="")
 
 
@@ -434,8 +445,8 @@ def _message(error: Exception) -> str:
     text = first_line(error, limit=4000)
     if match := re.search(r"(?:CU\w+|NVML) failure \d+: [^;]+", text):
         return match[0].strip()
-    for noise in ("[ONNXRuntimeError] : ", "Load model from "):
-        text = text.replace(noise, "")
+    for noise in (r"\[ONNXRuntimeError\] : ", "Load model from ", r"Failed to load library \S+ with error: "):
+        text = re.sub(noise, "", text)
     text = text.split(" : ", 2)[-1]
     # A file and line, the signature of a function, and then the sentence.
     text = re.sub(r"^\S+\.(?:cc|h|cu):\d+ .*\)(?: const)?(?: \[with [^\]]*\])? (?=\S)", "", text)

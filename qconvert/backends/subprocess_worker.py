@@ -182,6 +182,8 @@ def run_job() -> None:
     except QConvertError as error:
         send("error", type(error).__name__, str(error), error.details, error.hint)
     except OSError as error:
+        if error.errno is None:  # from ctypes: a library, which the traceback names
+            raise
         send("os error", error.errno, error.strerror, error.filename)
 
 

@@ -154,7 +154,7 @@ def provider_error(provider: str) -> str:
     try:
         subprocess_worker.call(job, provider, product=provider, seconds=PROBE_SECONDS)
     except QConvertError as error:
-        return str(error)
+        return str(error).removeprefix(f"{provider} cannot load `probe.onnx`: ")
     except (OSError, RuntimeError) as error:  # ONNX Runtime, or a module it needs, does not import
         return str(error).splitlines()[-1]
     return ""

@@ -132,11 +132,13 @@ def session_code(engine: Engine, spec: LoadSpec) -> str:
         return "{" + ", ".join(pairs) + "}"
 
     file, (provider, provider_options) = python_string(engine.files[0]), spec.providers[0]
-    lines = [f"import {module}  # for its libraries" for module in spec.modules]
+    lines = []
     if spec.plugin:
         lines += ["import ctypes", "", f"import {spec.plugin} as plugin", "", PLUGIN_LINES]
     elif provider != PROVIDER:
         lines += ['if hasattr(onnxruntime, "preload_dlls"):', "    onnxruntime.preload_dlls()"]
+    # They take the CUDA libraries that are loaded.
+    lines += [f"import {module}  # for its libraries" for module in spec.modules]
     lines += ["options = onnxruntime.SessionOptions()", "options.log_severity_level = 3"]
     if spec.threads:
         lines.append(f"options.intra_op_num_threads = {spec.threads}")

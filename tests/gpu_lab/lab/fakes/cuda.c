@@ -5,6 +5,11 @@
 
 CUresult cuInit(unsigned flags) { return (CUresult)script_number("cu_init", 0); }
 
+CUresult cuGetErrorString(CUresult error, const char **text) {
+    *text = error ? "simulated error" : "no error";
+    return CUDA_SUCCESS;
+}
+
 CUresult cuDriverGetVersion(int *version) {
     *version = (int)script_number("cuda", 13000);
     return CUDA_SUCCESS;
