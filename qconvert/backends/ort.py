@@ -250,19 +250,27 @@ def start_session(path: Path, spec: LoadSpec, options: Any) -> Any:
         except (ImportError, OSError) as error:
             hint = "`qconvert doctor` shows what is missing"
             raise Unavailable(f"`{module}` does not load: {error}", hint=hint) from None
-    hint = "`qconvert inspect` shows its operators; `qconvert doctor` what works here"
     try:
         # Python would print the error, and load the file on the CPU.
         session = runtime.InferenceSession(
             str(path), options, providers=providers, enable_fallback=0
         )
     except Exception as error:  # its exception classes have no public base
-        raise QConvertError(
-            f"{provider} cannot load `{path.name}`: {_message(error)}", hint=hint
-        ) from None
+        raise _load_error(path, spec, _message(error)) from None
     if not spec.plugin and provider not in session.get_providers():
-        raise QConvertError(f"ONNX Runtime did not start {provider}", hint=hint)
+        raise _load_error(path, spec, "it did not start")
     return session
+
+
+def _load_error(path: Path, spec: LoadSpec, reason: str, *details: str) -> QConvertError:
+    if re.search("out ?of ?memory", reason, re.IGNORECASE):
+        hint = "`nvidia-smi` shows what uses the GPU; a smaller batch or `--profile` needs less"
+    elif "shared object" in reason:
+        hint = "`qconvert doctor` shows the command that installs it"
+    else:
+        hint = "`qconvert inspect` shows its operators; `qconvert doctor` what works here"
+    message = f"{spec.providers[0][0]} cannot load `{path.name}`: {reason}"
+    return QConvertError(message, details=details, hint=hint)
 
 
 def load_with_log(path: Path, spec: LoadSpec, report: Report) -> dict[str, list[str]]:
@@ -279,11 +287,7 @@ def start_logged(path: Path, spec: LoadSpec) -> Any:
         reasons = logged_errors(subprocess_worker.log_of_child())
         if not reasons:
             raise
-        raise QConvertError(
-            f"{spec.providers[0][0]} cannot load `{path.name}`: {reasons[0]}",
-            details=[*reasons[1:4], str(error)],
-            hint=error.hint,
-        ) from None
+        raise _load_error(path, spec, reasons[0], *reasons[1:4], str(error)) from None
 
 
 def logged_errors(log: str) -> list[str]:
@@ -445,7 +449,11 @@ def _message(error: Exception) -> str:
     text = first_line(error, limit=4000)
     if match := re.search(r"(?:CU\w+|NVML) failure \d+: [^;]+", text):
         return match[0].strip()
-    for noise in (r"\[ONNXRuntimeError\] : ", "Load model from ", r"Failed to load library \S+ with error: "):
+    for noise in (
+        r"\[ONNXRuntimeError\] : ",
+        "Load model from ",
+        r"Failed to load library \S+ with error: ",
+    ):
         text = re.sub(noise, "", text)
     text = text.split(" : ", 2)[-1]
     # A file and line, the signature of a function, and then the sentence.

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
 
+import onnx_ir as ir
+
 from qconvert.backends import nvinfer, subprocess_worker, versions
 from qconvert.backends.base import (
     GRAPH,
@@ -181,7 +183,8 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
         nodes = {PROVIDER: [f"{node.op_type} {node.name}" for node in model.graph]}
     else:
         made_with["flags"] = str(_takes_flags(installed))
-        nodes = _build_in_provider(made_with, folder, inputs, timings, progress)
+        tensors = profiled_tensors(model)
+        nodes = _build_in_provider(made_with, folder, tensors, timings, progress)
     files = engine_files(folder, settings, graph_files)
     if not files:
         raise QConvertError(
@@ -209,7 +212,7 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
 def _build_in_provider(
     made_with: dict[str, str],
     folder: Path,
-    inputs: Sequence[TensorSpec],
+    tensors: Sequence[TensorSpec],
     timings: Path | None,
     progress: BuildProgressCallback,
 ) -> dict[str, list[str]]:
@@ -217,7 +220,7 @@ def _build_in_provider(
     made_with["graph"] = file_sha256(folder / GRAPH)[:12]
     engine = Engine("tensorrt", "fp32", folder, GRAPH, (), made_with)
     settings = read_settings(TensorrtConfig, engine, "tensorrt")
-    spec = _load_spec(engine, provider_options(engine, inputs, building=True, timings=timings))
+    spec = _load_spec(engine, build_options(engine, tensors, timings))
     if timings:
         timings.parent.mkdir(parents=True, exist_ok=True)
     progress("TensorRT builds the engine and reports no progress", None)
@@ -284,10 +287,7 @@ def load_spec(engine: Engine) -> LoadSpec:
             f"{versions.NEWEST.tensorrt[0]}, not {engine.made_with['tensorrt']}",
             hint="package it for Triton: `--format triton`",
         )
-    inputs: tuple[TensorSpec, ...] = ()
-    if settings.builder == "provider":
-        inputs = onnx_io.inputs(onnx_io.load(engine.folder / engine.graph))
-    return _load_spec(engine, provider_options(engine, inputs))
+    return _load_spec(engine, load_options(engine))
 
 
 def triton_spec(engine: Engine) -> TritonSpec:
@@ -344,7 +344,7 @@ def _timing_cache(settings: TensorrtConfig, installed: Installed) -> Path | None
     return Path(settings.timing_cache).absolute() / f"tensorrt-{version}" / file
 
 
-# --- options of the provider ---
+# --- options of the provider: switches are `True` and `False`, the only words its binding takes ---
 
 
 def read_options(spec: BuildSpec) -> TensorrtConfig:
@@ -363,27 +363,18 @@ def read_options(spec: BuildSpec) -> TensorrtConfig:
     return settings
 
 
-def provider_options(
-    engine: Engine,
-    inputs: Sequence[TensorSpec],
-    *,
-    building: bool = False,
-    timings: Path | None = None,
-) -> dict[str, str]:
-    """Return the options with which the provider builds an engine, or loads it without a rebuild.
+def load_options(engine: Engine) -> dict[str, str]:
+    """Return the options with which the provider builds an engine, and loads it without a rebuild.
 
     The provider writes a context model, which names the engine and loads it. It can do so for
     whole graphs only; if other providers may take nodes, a cache of engines in the same folder
-    takes its place. The cache's names tell the options of the build: loading needs all of them.
+    takes its place. The names in the cache tell the options of the build: loading needs all of them.
     """
-    settings = read_settings(TensorrtConfig, engine, "tensorrt")
-    made_with, folder = engine.made_with, engine.folder.absolute()
+    settings, made_with = read_settings(TensorrtConfig, engine, "tensorrt"), engine.made_with
     options: dict[str, bool | int | str] = {"device_id": settings.device}
     if settings.cuda_graph:
         options["trt_cuda_graph_enable"] = True
     if settings.builder == "provider":
-        profile = Profile(*map(int, made_with["profile"].split(",")))
-        options |= profile_options(profile, inputs)
         options["trt_builder_optimization_level"] = settings.level
         if made_with["flags"] == "True":
             options |= precision_flags(made_with["precision"], made_with["rest"])
@@ -391,22 +382,39 @@ def provider_options(
             options["trt_max_workspace_size"] = settings.workspace * 2**20
         if settings.hardware_compatible:
             options["trt_engine_hw_compatible"] = True
-        if building or settings.allow_fallback:
-            options["trt_engine_cache_enable"] = True
-            # The provider's own names tell nothing of the weights.
-            options["trt_engine_cache_prefix"] = f"model-{made_with['graph']}"
-        if settings.allow_fallback:
-            options["trt_engine_cache_path"] = str(folder)
-        elif building:
-            # Without a cache path, engines lie beside the context model, which can name no other folder.
-            options["trt_dump_ep_context_model"] = True
-            options["trt_ep_context_file_path"] = str(folder / CONTEXT)
-            options["trt_ep_context_embed_mode"] = 0
-        if timings:
-            options["trt_timing_cache_enable"] = True
-            options["trt_timing_cache_path"] = str(timings.parent)
-    # The binding takes these two words for switches, and nothing else.
+    if settings.allow_fallback:
+        options["trt_engine_cache_path"] = str(engine.folder.absolute())
+        options |= _cache_options(engine)
     return {name: str(value) for name, value in options.items()}
+
+
+def build_options(
+    engine: Engine, tensors: Sequence[TensorSpec], timings: Path | None = None
+) -> dict[str, str]:
+    """Return the options of `load_options` and those that only a build needs.
+
+    Profiles are among these: the provider compares them with those of every cached engine, and
+    rebuilds one that has fewer inputs.
+    """
+    settings = read_settings(TensorrtConfig, engine, "tensorrt")
+    profile = Profile(*map(int, engine.made_with["profile"].split(",")))
+    options: dict[str, bool | int | str] = {**profile_options(profile, tensors)}
+    if timings:
+        options["trt_timing_cache_enable"] = True
+        options["trt_timing_cache_path"] = str(timings.parent)
+    if not settings.allow_fallback:
+        # Without a cache path, engines lie beside the context model: it can name no other folder.
+        options |= _cache_options(engine)
+        options["trt_dump_ep_context_model"] = True
+        options["trt_ep_context_file_path"] = str(engine.folder.absolute() / CONTEXT)
+        options["trt_ep_context_embed_mode"] = 0
+    return load_options(engine) | {name: str(value) for name, value in options.items()}
+
+
+def _cache_options(engine: Engine) -> dict[str, bool | str]:
+    """Return what makes the provider store engines; its own names tell nothing of the weights."""
+    prefix = f"model-{engine.made_with['graph']}"
+    return {"trt_engine_cache_enable": True, "trt_engine_cache_prefix": prefix}
 
 
 def precision_flags(precision: str, rest: str) -> dict[str, bool]:
@@ -419,13 +427,23 @@ def precision_flags(precision: str, rest: str) -> dict[str, bool]:
     return flags
 
 
-def profile_options(profile: Profile, inputs: Sequence[TensorSpec]) -> dict[str, str]:
-    """Return the minimum, optimal and maximum shape of every input with a dynamic batch.
+def profiled_tensors(model: ir.Model) -> list[TensorSpec]:
+    """Return the tensors that an engine may take: all, as other providers may take nodes between."""
+    values = (
+        value for node in model.graph for value in node.outputs if value.shape and value.dtype
+    )
+    inner = (onnx_io.tensor_spec(value) for value in values)
+    readable = (spec for spec in inner if not spec.has_dynamic_shape and not {*":,"} & {*spec.name})
+    return [*onnx_io.inputs(model), *readable]
 
-    Unless all such inputs have all three, the provider rebuilds the engine for every new shape.
+
+def profile_options(profile: Profile, tensors: Sequence[TensorSpec]) -> dict[str, str]:
+    """Return the minimum, optimal and maximum shape of every tensor with a dynamic batch.
+
+    Unless all such inputs of an engine have all three, the provider rebuilds it for every new shape.
     """
     shapes: dict[str, list[str]] = {}
-    for spec in nvinfer.dynamic_inputs(inputs):
+    for spec in nvinfer.dynamic_inputs(tensors):
         if ":" in spec.name or "," in spec.name:
             raise UsageError(
                 f"the TensorRT provider cannot read a profile for the input `{spec.name}`: it "
