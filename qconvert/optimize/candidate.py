@@ -140,12 +140,11 @@ def is_better(before: OutputError, after: OutputError, *, significantly: bool = 
     if not np.isfinite(errors).all():
         return bool(np.isfinite(new_errors).all())
     # Fewer than four images cannot tell a difference from chance.
-    if errors.size < 4 or not np.isfinite(new_errors).all():
-        return False
-    if new_errors.mean() >= errors.mean() or after.noise_to_signal > before.noise_to_signal:
-        return False
+    comparable = errors.size >= 4 and np.isfinite(new_errors).all()
+    lower = new_errors.mean() < errors.mean() and after.noise_to_signal <= before.noise_to_signal
     # Errors are squares: without the root a few images would decide alone.
-    return _exceeds_chance(np.sqrt(errors) - np.sqrt(new_errors), 2.0, ddof=1)
+    gains = np.sqrt(errors) - np.sqrt(new_errors)
+    return bool(comparable and lower and _exceeds_chance(gains, 2.0, ddof=1))
 
 
 def _exceeds_chance(differences: ErrorArray, standard_errors: float, ddof: int = 0) -> bool:

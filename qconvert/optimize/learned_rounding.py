@@ -91,7 +91,7 @@ def learn_rounding(
             "some to train on and others to validate"
         )
     key = {
-        "name": f"weights, effort {effort}",
+        "name": f"rounding, effort {effort}",
         "plan": plan_files.format_plan(plan),
         "calibration": calibration.full.origin.fingerprint,
         "effort": f"{effort} {level}",
@@ -109,18 +109,16 @@ def learn_rounding(
             before = compare_outputs(apply_plan(model, plan), holdout(), reference)
             after = compare_outputs(apply_plan(model, learned, weights), holdout(), reference)
         accepted = is_better(before, after, significantly=False)
-        note = (
-            f"learned rounding: {len(layers)} layers, {describe_decision(accepted, before, after)}"
-        )
-        rounded_weights.save(weights if accepted else {}, entry / "learned.npz")
+        decision = describe_decision(accepted, before, after)
+        note = f"learned rounding: {len(layers)} layers, {decision}"
+        saved = PlanWithWeights(learned, weights) if accepted else PlanWithWeights(plan)
+        plan_files.save_plan(saved, entry / "plan.json")
         (entry / "summary.txt").write_text(note, encoding="utf-8")
 
     entry = cache.get_or_make("learn", key, make)
-    weights = rounded_weights.load(entry.path / "learned.npz")
     note = (entry.path / "summary.txt").read_text(encoding="utf-8")
     end(note, entry.hit)
-    learned = replace(plan, learned=rounded_weights.digest(weights))
-    return PlanWithWeights(learned, weights), (note,)
+    return plan_files.load_plan(entry.path / "plan.json"), (note,)
 
 
 def describe_decision(accepted: bool, before: OutputError, after: OutputError) -> str:
