@@ -26,7 +26,6 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
     from qconvert.run.targets import resolve
 
     target = resolve(targets)
-    run = target.run.root if target.run is not None else None
-    config = settings.load(None, chosen, run, engines=True)
+    config = settings.load(None, chosen, target.run.root if target.run else None, engines=True)
     report = bench(target, open_context(config, console.PROGRESS.update))
     views.finish(report, as_json=chosen["as_json"], tables=("latency", "timing"))

@@ -70,7 +70,7 @@ def command(targets: tuple[str, ...], output: Path | None, **chosen: Any) -> Non
     from qconvert.run.context import open_context
 
     if chosen["merge"]:
-        _merge([Path(name) for name in targets], output)
+        _merge(targets, output)
         return
     if chosen["show"] and len(targets) == 1 and targets[0].endswith(".npz"):
         _show(calibration_file.load(Path(targets[0])), chosen)
@@ -86,7 +86,7 @@ def command(targets: tuple[str, ...], output: Path | None, **chosen: Any) -> Non
         _show(calibration, chosen)
 
 
-def _merge(parts: list[Path], output: Path | None) -> None:
+def _merge(parts: tuple[str, ...], output: Path | None) -> None:
     from qconvert.calibrate import calibration_file
     from qconvert.calibrate.calibration import merge_calibrations
     from qconvert.core.errors import UsageError
@@ -98,7 +98,7 @@ def _merge(parts: list[Path], output: Path | None) -> None:
             hint="`qconvert calibrate --merge A.npz B.npz -o ALL.npz`",
         )
     require_output_file(output)
-    merged = reduce(merge_calibrations, (calibration_file.load(part) for part in parts))
+    merged = reduce(merge_calibrations, map(calibration_file.load, map(Path, parts)))
     calibration_file.save(merged, output)
     missing = sum(map(len, merged.missing_images()))
     gap = f", {missing} of the listed images are missing" if missing else ""
