@@ -176,9 +176,9 @@ def load_calibration_set(
             root = open_calibration_images(loaded.source, context, 1).root
             entries = tuple(ImageEntry(image.name, image.sha256) for image in origin.images)
             preprocess = Preprocess.from_dict(origin.preprocessing)
-            found = reopen_images(root, entries, loaded.source.inputs, preprocess)
-            if images_required or digest_of(found.manifest()) == digest_of(entries):
-                images = found
+            reopened = reopen_images(root, entries, loaded.source.inputs, preprocess)
+            if images_required or digest_of(reopened.manifest()) == digest_of(entries):
+                images = reopened
         except QConvertError:
             if images_required:
                 raise
@@ -230,7 +230,7 @@ def _measure_and_save(
     require_finite(calibration, find_masked_tensors(inputs.tapped.model.graph))
     if calibration is not finished:
         calibration_file.save(calibration, out)
-    for file in out.parent.glob(part_names):
+    for file in list(out.parent.glob(part_names)):
         file.unlink(missing_ok=True)
     return calibration, calibration is finished
 

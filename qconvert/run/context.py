@@ -165,11 +165,11 @@ def with_preprocessing(
 ) -> LoadedModel:
     """Return the model with its preprocessing in the metadata: as `calibrated`, else if known."""
     source = loaded.source
-    known = (
+    preprocess = (
         Preprocess.from_dict(calibrated) if calibrated else known_preprocessing(source, settings)
     )
-    if known is None:
+    if preprocess is None:
         return loaded
     model = loaded.model.clone()
-    model.metadata_props[PREPROCESS_KEY] = json.dumps(known.to_dict(), sort_keys=True)
+    model.metadata_props[PREPROCESS_KEY] = json.dumps(preprocess.to_dict(), sort_keys=True)
     return replace(loaded, model=model)

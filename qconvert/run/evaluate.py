@@ -70,8 +70,8 @@ def score_engines(
     model, images = onnx_io.load(reference), evaluation_set.images
     names, fingerprint = ", ".join(engines), onnx_io.fingerprint(model)
     ways, machine = [engine_hashes(engines), dict(runs_here)], describe_machine()
-    exam = evaluation_set.digest()
-    key = cache_key(names, fingerprint, engines=ways, images=exam, machine=machine)
+    digest = evaluation_set.digest()
+    key = cache_key(names, fingerprint, engines=ways, images=digest, machine=machine)
 
     def compute() -> dict[str, Accuracy]:
         run_reference, size = open_cpu(model), tensors.fixed_batch(onnx_io.inputs(model))

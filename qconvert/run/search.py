@@ -117,8 +117,8 @@ def search_backend(
         mix = replace(search_mixed_precision(space, context.progress), notes=_weaknesses(space))
         MIX.save(mix, folder)
         if mix.outcome == "mixed" and mix.chosen is not None:
-            lifted = [block for block in space.blocks if block.name in mix.chosen.lifted]
-            plan = model.restore_float(lifted)
+            in_float = [block for block in space.blocks if block.name in mix.chosen.lifted]
+            plan = model.restore_float(in_float)
             plan_files.save_plan(PlanWithWeights(plan, model.weights), folder / PLAN_FILE)
         shutil.copyfile(trials, folder / TRIALS)
 
@@ -255,8 +255,8 @@ def add_mixed_variants(
     for variant in chosen.variants:
         backend = variant.backend
         mix = previous.mixes.get(backend) if previous is not None else None
-        wanted = (goal.budget, goal.max_latency, goal.by or (mix and mix.by))
-        same_goal = mix is None or (mix.budget, mix.max_latency, mix.by) == wanted
+        searched_goal = (goal.budget, goal.max_latency, goal.by or (mix and mix.by))
+        same_goal = mix is None or (mix.budget, mix.max_latency, mix.by) == searched_goal
         if variant.precision != "mixed" or (variant.name in inputs.plans and same_goal):
             kept.append(variant)
             continue
