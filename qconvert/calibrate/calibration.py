@@ -108,10 +108,7 @@ def merge_calibrations(a: Calibration, b: Calibration) -> Calibration:
 
 
 def require_finite(calibration: Calibration, masked: frozenset[str] = frozenset()) -> None:
-    """Reject a calibration in which a tensor held NaN or infinity, and name tensors and images.
-
-    Tensors that are `masked` may hold infinity, and no NaN.
-    """
+    """Refuse NaN in any tensor, and infinity in those not `masked`; name the tensors and images."""
     sentences = []
     for tensor, summary in calibration.summaries.items():
         nans = summary.counts.count_of(NAN_KEY)

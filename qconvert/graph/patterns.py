@@ -74,10 +74,7 @@ def producer_of(value: ir.Value | None, *skipped: str) -> ir.Node | None:
 
 
 def only_reader(value: ir.Value, *skipped: str) -> ir.Node | None:
-    """Return the one node that reads a value, behind any `skipped` operators.
-
-    None if several read it or the graph returns it.
-    """
+    """Return the only reader of a value, behind `skipped` ones; None if the graph returns it."""
     readers = [use.node for use in value.uses()]
     if len(readers) != 1 or value.is_graph_output() or readers[0].graph is not value.graph:
         return None

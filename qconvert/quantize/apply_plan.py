@@ -48,10 +48,7 @@ from qconvert.quantize.weights import (
 def apply_plan(
     model: ir.Model, plan: Plan, learned: RoundedWeights = NO_ROUNDED_WEIGHTS
 ) -> ir.Model:
-    """Return a copy of `model` with everything quantized that the plan names.
-
-    Learned weights are stored as exactly the integers that were learned.
-    """
+    """Return a copy of `model` with what the plan names quantized, `learned` weights exactly."""
     if onnx_io.fingerprint(model) != plan.model:
         raise UsageError(
             "the plan was made for another model",

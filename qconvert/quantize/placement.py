@@ -42,10 +42,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """What the user decides; everything else follows from the scheme.
-
-    `per_tensor_methods` has the tensors whose range is chosen by another method than `method`.
-    """
+    """What the user decides; `per_tensor_methods` has the tensors with another method."""
 
     method: str = DEFAULT_METHOD
     per_tensor_methods: Mapping[str, str] = field(default_factory=dict)
@@ -84,10 +81,7 @@ def make_plan(
 def restore_float(
     model: ir.Model, plan: Plan, scheme: Scheme, nodes: Collection[str], reason: str
 ) -> Plan:
-    """Return the plan with these nodes in float; ranges and methods stay.
-
-    The rules of the scheme apply again: a node that needs a quantized neighbour goes with it.
-    """
+    """Return the plan with these nodes in float, and with them those whose needs they met."""
     layers = {
         node: plan.layers[node.name or ""] for node in model.graph if node.name in plan.layers
     }

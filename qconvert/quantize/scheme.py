@@ -53,10 +53,7 @@ class OperatorRule:
 
 @dataclass(frozen=True)
 class Scheme:
-    """The quantization that a backend requires.
-
-    All inputs and outputs of an operator in `shared_scale` get one scale.
-    """
+    """The quantization that a backend requires; operators in `shared_scale` use one scale each."""
 
     name: str
     activations: Grid
@@ -177,17 +174,6 @@ def chain_layer(node: ir.Node) -> LayerPlan:
     return replace(layer, output=find_fused_activation(node) is None)
 
 
-def activation_layer(node: ir.Node) -> LayerPlan:
-    """Quantize the output only."""
-    return LayerPlan(node.op_type, output=True, note="absorbed by the operator before it")
-
-
-def mover_layer(node: ir.Node) -> LayerPlan:
-    """Quantize input and outputs: moving integers needs one scale."""
-    note = "has the scale of the tensor it moves"
-    return LayerPlan(node.op_type, inputs=(0,), output=True, note=note)
-
-
 def moves_activation(node: ir.Node) -> str:
     """Refuse a Resize that interpolates new values, and a Gather from a constant."""
     if not activation_slots(node):
@@ -242,7 +228,9 @@ ORT_CPU_RULES = (
     ),
     OperatorRule(
         FUSIBLE_ACTIVATIONS,
-        activation_layer,
+        lambda node: LayerPlan(
+            node.op_type, output=True, note="absorbed by the operator before it"
+        ),
         needs=(need_quantized_producer,),
         fuses_with_producer=True,
     ),
@@ -257,7 +245,9 @@ ORT_CPU_RULES = (
         # These have integer kernels; others that only move values run in float.
         frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
         | {"Slice", "Split", "Gather", "MaxPool", "Resize", "DepthToSpace"},
-        mover_layer,
+        lambda node: LayerPlan(
+            node.op_type, inputs=(0,), output=True, note="has the scale of the tensor it moves"
+        ),
         checks=(moves_activation, float_activations),
         needs=(need_quantized_inputs, need_quantized_consumer),
         computes=False,

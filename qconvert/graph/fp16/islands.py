@@ -83,10 +83,13 @@ class HalfTyping:
         # The output of a Cast from half to float32 stays: its input is the half tensor.
         source = node.inputs[0] if is_standard(node, "Cast") else None
         outputs = () if source is not None and source.dtype is self.half else node.outputs
-        return HalfSlots(
-            tuple(i for i, kind in _float32_slots(inputs, schema.inputs) if kind in allowed),
-            tuple(i for i, kind in _float32_slots(outputs, schema.outputs) if kind in allowed),
-        )
+        half_slots = []
+        for values, formals in ((inputs, schema.inputs), (outputs, schema.outputs)):
+            slots = [slot for slot, value in enumerate(values) if is_float32(value)]
+            # The last formal parameter of a variadic operator takes all remaining values.
+            kinds = {slot: formals[min(slot, len(formals) - 1)].type_str for slot in slots}
+            half_slots.append(tuple(slot for slot in slots if kinds[slot] in allowed))
+        return HalfSlots(*half_slots)
 
     def set_type_attributes(self, node: ir.Node) -> None:
         """Set to half what makes the node output float32: an attribute, its default, a value."""
@@ -108,16 +111,6 @@ class HalfTyping:
             return onnx.defs.get_schema(node.op_type, self.opset, "")
         except onnx.defs.SchemaError:
             return None
-
-
-def _float32_slots(
-    values: Sequence[ir.Value | None], formals: Sequence[onnx.defs.OpSchema.FormalParameter]
-) -> Iterator[tuple[int, str]]:
-    """Yield the index of each float32 tensor and the type variable of its slot."""
-    for index, value in enumerate(values):
-        if is_float32(value):
-            # The last slot of a variadic operator takes all remaining values.
-            yield index, formals[min(index, len(formals) - 1)].type_str
 
 
 def type_name(half: ir.DataType) -> str:
@@ -290,10 +283,7 @@ def _magnitude(value: ir.Value | None, magnitudes: Magnitudes) -> float | None:
 
 
 def _size(node: ir.Node, axes: Sequence[int] | int) -> int | None:
-    """Return how many values of the first input lie along some axes, or from one axis on.
-
-    None if one of their sizes is dynamic.
-    """
+    """Count the values of the first input along axes, or from one on; None if that is dynamic."""
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
     if shape is None or not len(shape):
         return None
@@ -370,10 +360,7 @@ def _position_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
 
 
 def _add_squares(graph: ir.Graph, islands: IslandReasons) -> None:
-    """Add the nodes before float32 sums of squares, and after squares up to a root.
-
-    The root makes the values small again.
-    """
+    """Add the nodes before sums of squares, and after squares up to the root, which is small."""
     for node in graph:
         readers = _readers(node) if node not in islands and _is_square(node) else []
         if readers and all(reader in islands and reader.op_type in SUMS for reader in readers):
