@@ -197,9 +197,8 @@ def need_quantized_producer(node: ir.Node, quantized: QuantizedNodes) -> str:
     if producer not in quantized:
         return "the operator before it is left in float"
     # A product has a kernel with float output, a convolution does not.
-    return (
-        need_quantized_consumer(node, quantized) if producer.op_type in ("Gemm", "MatMul") else ""
-    )
+    is_product = producer.op_type in ("Gemm", "MatMul")
+    return need_quantized_consumer(node, quantized) if is_product else ""
 
 
 def need_quantized_inputs(node: ir.Node, quantized: QuantizedNodes) -> str:
