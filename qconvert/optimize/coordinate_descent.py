@@ -172,8 +172,8 @@ def round_weights(problem: LayerProblem) -> tuple[Solution, Solution]:
             group = part[0][0]
             moments = _center(problem, problem.rows[group], problem.targets[group])
         else:
-            each = {index: _output_moments(problem, *index) for index in zip(*part, strict=True)}
-            solvable = {index: entry for index, entry in each.items() if entry is not None}
+            pairs = ((index, _output_moments(problem, *index)) for index in zip(*part, strict=True))
+            solvable = {index: entry for index, entry in pairs if entry is not None}
             if not solvable:
                 return
             part = tuple(np.transpose(list(solvable)))
