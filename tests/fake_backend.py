@@ -1,7 +1,7 @@
 """A backend for tests of the layers above backends: its engine is the graph, run on the CPU."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class FakeSession:
     def run(self, feeds: Tensors) -> Tensors:
         return open_cpu(self.model, self.threads)(feeds)
 
-    def bind(self, feeds: Tensors) -> Callable[[], None] | None:
+    def bind(self, feeds: Tensors) -> None:
         return None
 
     def coverage(self) -> Coverage:

@@ -10,6 +10,7 @@ from typing import Literal, Protocol, TypeVar
 import onnx_ir as ir
 import pydantic
 
+from qconvert.backends.cuda_runtime import BoundRun
 from qconvert.backends.system_probe import Installed
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError, first_line
@@ -197,8 +198,8 @@ class Session(Protocol):
     def run(self, feeds: Tensors) -> Tensors:
         """Run once, with all copies to and from the device."""
 
-    def bind(self, feeds: Tensors) -> Callable[[], None] | None:
-        """Put inputs on the device and return a call that runs on them; None on the CPU."""
+    def bind(self, feeds: Tensors) -> "BoundRun | None":
+        """Put inputs on the GPU and return the run on them; None where none is bound."""
 
     def coverage(self) -> Coverage:
         """Return which provider and which precision run the nodes."""

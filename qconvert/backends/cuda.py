@@ -143,11 +143,12 @@ def open(engine: Engine) -> Session:
 
     ONNX Runtime leaves such arithmetic on the CPU on purpose: the sizes are needed there.
     """
-    from qconvert.backends import ort
+    from qconvert.backends import cuda_runtime, ort
 
     path, spec = engine.folder / engine.files[0], load_spec(engine)
     settings = read_settings(CudaConfig, engine, "cuda")
-    session = ort.create_session(path, spec)
+    stream = cuda_runtime.make_stream(settings.device)
+    session = ort.create_session(path, spec, stream=stream)
     nodes = ort.nodes_by_provider(session)
     others = [name for provider, names in nodes.items() if provider != PROVIDER for name in names]
     if others and not settings.allow_fallback:
@@ -164,7 +165,7 @@ def open(engine: Engine) -> Session:
     def coverage() -> Coverage:
         return ort.kernel_coverage(path, spec, nodes)
 
-    return ort.OrtSession(session, coverage, "cuda", settings.device, settings.cuda_graph)
+    return ort.OrtSession(session, coverage, "cuda", settings.device, settings.cuda_graph, stream)
 
 
 def label(node: ir.Node) -> str:

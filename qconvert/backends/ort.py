@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from qconvert.backends import subprocess_worker
 from qconvert.backends.base import Coverage, LoadSpec
+from qconvert.backends.cuda_runtime import BoundRun
 from qconvert.backends.subprocess_worker import Report
 from qconvert.backends.system_probe import integer_instructions
 from qconvert.core import atomic, onnx_io
@@ -126,6 +127,7 @@ class OrtSession:
     """A session of an engine on `device`.
 
     With `cuda_graph`, every run replays the first one on the same memory, which `bindings` holds.
+    All work of a GPU is on `stream`.
     """
 
     session: Any
@@ -133,27 +135,36 @@ class OrtSession:
     device: str = "cpu"
     device_id: int = 0
     cuda_graph: bool = False
+    stream: int = 0
     bindings: list[tuple[Any, dict[str, Any]]] = field(default_factory=list, compare=False)
 
     def run(self, feeds: Tensors) -> Tensors:
         """Run once, with all copies to and from the device."""
         if not self.cuda_graph:
             return _run(self.session, feeds)
-        binding = self.bind_memory(feeds)
+        binding, _ = self.bind_memory(feeds)
         self.session.run_with_iobinding(binding)
         names = [output.name for output in self.session.get_outputs()]
         return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
 
-    def bind(self, feeds: Tensors) -> Callable[[], None] | None:
-        """Put inputs on the device and return a call that runs on them; None on the CPU.
+    def bind(self, feeds: Tensors) -> BoundRun | None:
+        """Put inputs on the GPU and return the run on them; None where none is bound.
 
-        ONNX Runtime waits for the device at the end of a run.
+        ONNX Runtime puts the run on our stream, and is told not to wait for it.
         """
-        if self.device == "cpu":
+        if not self.stream:
             return None
-        return partial(self.session.run_with_iobinding, self.bind_memory(feeds))
+        binding, inputs = self.bind_memory(feeds)
+        options = runtime.RunOptions()
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        outputs = [
+            (value.data_ptr(), value.tensor_size_in_bytes()) for value in binding.get_outputs()
+        ]
+        sizes = [(inputs[name].data_ptr(), array.nbytes) for name, array in feeds.items()]
+        enqueue = partial(self.session.run_with_iobinding, binding, options)
+        return BoundRun(enqueue, self.stream, sizes, outputs, (binding, inputs))
 
-    def bind_memory(self, feeds: Tensors) -> Any:
+    def bind_memory(self, feeds: Tensors) -> tuple[Any, dict[str, Any]]:
         """Put inputs on the device and run once; runs of the binding write to the same memory.
 
         A CUDA graph records the first run: its outputs need their memory before, and fixed shapes.
@@ -161,7 +172,7 @@ class OrtSession:
         for binding, inputs in self.bindings:  # at most one
             for name, array in feeds.items():
                 inputs[name].update_inplace(array)
-            return binding
+            return binding, inputs
         place = (self.device, self.device_id)
         binding, outputs = self.session.io_binding(), self.session.get_outputs()
         inputs = {
@@ -191,12 +202,12 @@ class OrtSession:
             raise _run_error(error, feeds) from None
         if self.cuda_graph:
             self.bindings.append((binding, inputs))
-            return binding
+            return binding, inputs
         values = binding.get_outputs()
         binding.clear_binding_outputs()
         for output, value in zip(outputs, values, strict=True):
             binding.bind_ortvalue_output(output.name, value)
-        return binding
+        return binding, inputs
 
 
 def session_options(spec: LoadSpec, severity: int = SILENT) -> Any:
@@ -218,14 +229,14 @@ def session_options(spec: LoadSpec, severity: int = SILENT) -> Any:
     return options
 
 
-def create_session(path: Path, spec: LoadSpec, options: Any = None) -> Any:
+def create_session(path: Path, spec: LoadSpec, options: Any = None, stream: int = 0) -> Any:
     """Load a file according to `spec`, and refuse to fall back to other providers.
 
     If a GPU provider fails, a child process loads the file again with the messages of TensorRT and
     CUDA on: they name the reason, which ONNX Runtime's exception seldom does.
     """
     try:
-        return start_session(path, spec, options or session_options(spec))
+        return start_session(path, spec, options or session_options(spec), stream)
     except QConvertError:
         provider = spec.providers[0][0]
         if provider != CPU:
@@ -234,10 +245,13 @@ def create_session(path: Path, spec: LoadSpec, options: Any = None) -> Any:
         raise
 
 
-def start_session(path: Path, spec: LoadSpec, options: Any) -> Any:
-    """Load a file on the providers of `spec`, the first of which must start."""
+def start_session(path: Path, spec: LoadSpec, options: Any, stream: int = 0) -> Any:
+    """Load a file on the providers of `spec`, the first of which must start; work is on `stream`."""
     provider, provider_options = spec.providers[0]
-    providers: list[Any] | None = [(name, dict(values)) for name, values in spec.providers]
+    own = {"user_compute_stream": str(stream)} if stream else {}
+    providers: list[Any] | None = [
+        (name, {**values, **({} if name == CPU else own)}) for name, values in spec.providers
+    ]
     if spec.plugin:
         devices = plugin_devices(spec.plugin, provider)[:1]
         options.add_provider_for_devices(devices, dict(provider_options))

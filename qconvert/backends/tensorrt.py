@@ -255,10 +255,11 @@ def open(engine: Engine) -> Session:
         return native_session.open_session(
             plan, outputs, settings.device, weights if settings.weight_stripped else None
         )
-    from qconvert.backends import ort
+    from qconvert.backends import cuda_runtime, ort
 
     trt = nvinfer.import_tensorrt("tensorrt")
-    session = ort.create_session(path, load_spec(engine))
+    stream = cuda_runtime.make_stream(settings.device)
+    session = ort.create_session(path, load_spec(engine), stream=stream)
 
     def coverage() -> Coverage:
         if settings.builder == "native":
@@ -270,7 +271,7 @@ def open(engine: Engine) -> Session:
         reason = "the provider's engines do not report it; those of `tensorrt.builder` = native do"
         return Coverage(counts, None, reason)
 
-    return ort.OrtSession(session, coverage, "cuda", settings.device, settings.cuda_graph)
+    return ort.OrtSession(session, coverage, "cuda", settings.device, settings.cuda_graph, stream)
 
 
 def load_spec(engine: Engine) -> LoadSpec:

@@ -28,4 +28,4 @@ def command(targets: tuple[Path, ...], **chosen: Any) -> None:
     target = resolve(targets)
     config = settings.load(None, chosen, target.run.root if target.run else None, engines=True)
     report = bench(target, open_context(config, console.PROGRESS.update))
-    views.finish(report, as_json=chosen["as_json"], tables=("latency", "timing"))
+    views.finish(report, as_json=chosen["as_json"], tables=("latency", "gpu", "timing"))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from qconvert.quantize.plan import LayerPlan
     from qconvert.report.model import Report
 
-TABLES = ("size", "latency", "accuracy", "overview")
+TABLES = ("size", "latency", "gpu", "accuracy", "overview")
 
 
 def finish(
@@ -40,11 +40,13 @@ def show_report(report: "Report", names: Sequence[str] = TABLES) -> None:
     makers: dict[str, Callable[[Report], TextTable]] = {
         "size": tables.size_table,
         "latency": partial(tables.latency_table, bars=True),
+        "gpu": tables.gpu_table,
         "timing": tables.timing_table,
         "accuracy": tables.accuracy_table,
         "overview": tables.overview_table,
     }
-    print_tables(*(makers[name](report) for name in names))
+    made = [makers[name](report) for name in names]
+    print_tables(*(table for table in made if table.rows))
     console.write(terminal.closing_text(report))
 
 

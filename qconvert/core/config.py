@@ -336,6 +336,7 @@ class BenchConfig(StrictTable):
         3.0, "Minimum seconds of timing per engine and batch size", "--seconds S"
     )
     rounds: Annotated[int, Limits(ge=3)] = setting(10, "Minimum number of rounds")
+    streams: PositiveInt = setting(2, "Runs at once on a GPU while its throughput is measured")
 
 
 @dataclass(frozen=True)

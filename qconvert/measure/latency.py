@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 Calls = Mapping[str, Callable[[], object]]
 Clock = Callable[[], float]
+Where = Literal["host", "device", "graph"]
 # Called while timing: a text, and the share done, None where it is unknown.
 TimingProgress = Callable[[str, float | None], None]
 
@@ -39,14 +40,34 @@ NORMAL_SCALE = 1.4826
 class Latency:
     """Every sample of one engine at one batch size, in milliseconds per run.
 
-    `where` is `host` for the whole call with its copies, `device` for inputs that are on the
-    device already. `notes` say what makes the samples doubtful.
+    `where` is `host` for the whole call with its copies, `device` for the time that a GPU computes,
+    `graph` for that time with a CUDA graph. `notes` say what makes the samples doubtful.
     """
 
     batch: int
-    where: Literal["host", "device"]
+    where: Where
     samples_ms: tuple[float, ...]
     notes: tuple[str, ...] = ()
+    gpu: "GpuLoad | None" = None
+
+
+@dataclass(frozen=True)
+class GpuLoad:
+    """What a GPU does under an engine, with runs on several streams at once.
+
+    `device_bytes` is the memory that loading the engine and its first run took. Power is that of
+    the whole GPU; what NVML does not tell is None. `no_graph` says why a run cannot be recorded as
+    a CUDA graph.
+    """
+
+    streams: int
+    images_per_second: float
+    device_bytes: int
+    clock_mhz: int | None = None
+    power_watts: float | None = None
+    millijoules_per_image: float | None = None
+    throttled: tuple[str, ...] = ()
+    no_graph: str = ""
 
 
 EngineLatencies = dict[str, tuple[Latency, ...]]

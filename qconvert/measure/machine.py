@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qconvert.backends import system_probe
 from qconvert.backends.system_probe import Installed
+from qconvert.measure import gpu
 
 GIB = 1024**3
 
@@ -45,7 +46,7 @@ def describe_machine(installed: Installed | None = None, root: Path = Path("/"))
     release = _search(root / "etc/os-release", r'^PRETTY_NAME="?([^"\n]+)')
     kernel = f"{platform.system()} {platform.release()} {platform.machine()}"
     gpus = Counter(
-        f"{gpu.name} (compute {gpu.capability[0]}.{gpu.capability[1]})" for gpu in installed.gpus
+        f"{it.name} (compute {it.capability[0]}.{it.capability[1]})" for it in installed.gpus
     )
     facts = {
         "cpu": model or platform.processor() or platform.machine(),
@@ -57,8 +58,11 @@ def describe_machine(installed: Installed | None = None, root: Path = Path("/"))
         "python": platform.python_version(),
         **{name: installed.packages.get(name, "") for name in LIBRARIES},
         **{name: installed.library_version(name) for name in ("tensorrt", "tensorrt-rtx")},
-        "gpu": ", ".join(f"{count} x {gpu}" if count > 1 else gpu for gpu, count in gpus.items()),
+        "gpu": ", ".join(
+            f"{count} x {name}" if count > 1 else name for name, count in gpus.items()
+        ),
         "driver": installed.driver,
+        **(gpu.gpu_facts() if installed.gpus else {}),
     }
     return {name: fact for name, fact in facts.items() if fact}
 

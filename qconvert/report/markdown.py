@@ -51,6 +51,7 @@ def render_markdown(report: Report) -> str:
         section(tables.gate_table(report)) if report.gates else "",
         section(tables.size_table(report)),
         section(tables.latency_table(report)),
+        section(gpu) if (gpu := tables.gpu_table(report)).rows else "",
         section(tables.accuracy_table(report)),
         f"## Notes\n\n{bullets(report.notes)}" if report.notes else "",
         *(section(table) for table in tables.search_tables(report)),

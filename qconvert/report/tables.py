@@ -192,6 +192,44 @@ def timing_table(report: Report) -> TextTable:
     return TextTable(columns, rows, "Timings")
 
 
+def gpu_table(report: Report) -> TextTable:
+    """Return what GPUs do under the engines; no rows if nothing ran on one."""
+    notes, rows = Footnotes(), list[tuple[str, ...]]()
+    for variant in report.variants:
+        for latency in variant.latency:
+            if (load := latency.gpu) is None:
+                continue
+            device, graph = (
+                metrics.latency_at(variant, latency.batch, where) for where in ("device", "graph")
+            )
+            missing = "NVML does not tell it here"
+            clock = notes.cell(load.clock_mhz, "{:d}".format, missing)
+            if load.throttled:
+                clock += notes.mark(f"held down by its {' and '.join(load.throttled)}")
+            cells = (
+                str(latency.batch),
+                optional_cell(device, _median_cell),
+                notes.cell(graph, _median_cell, f"no CUDA graph: {load.no_graph}"),
+                f"{load.streams}",
+                fmt.throughput(load.images_per_second),
+                notes.cell(load.millijoules_per_image, "{:.3g}".format, missing),
+                notes.cell(load.power_watts, "{:.0f}".format, missing),
+                clock,
+                fmt.megabytes(load.device_bytes),
+            )
+            rows.append((variant.name, *cells))
+    columns = (
+        *text_columns("variant"),
+        *number_columns("batch", "GPU ms"),
+        *number_columns("graph ms", rank=1),
+        *number_columns("streams", rank=2),
+        *number_columns("images/s", "mJ/image"),
+        *number_columns("W", "MHz", rank=1),
+        *number_columns("memory MB"),
+    )
+    return TextTable(columns, rows, "GPU", notes.texts())
+
+
 def accuracy_table(report: Report) -> TextTable:
     """Return the scores in percent; without labels, agreement and output errors."""
     notes, rows = Footnotes(), []

@@ -1,9 +1,9 @@
 """The job `bench`: time engines in interleaved rounds, and find where their nodes run."""
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Literal
 
 import pydantic
 
@@ -15,8 +15,16 @@ from qconvert.core.config import BenchConfig
 from qconvert.core.errors import Unavailable
 from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, ProgressCallback, share_reporter, start_step
-from qconvert.core.tensors import fixed_batch, random_inputs
-from qconvert.measure import latency
+from qconvert.core.tensors import TensorSpec, fixed_batch, random_inputs
+from qconvert.measure import gpu
+from qconvert.measure.latency import (
+    EngineLatencies,
+    Latency,
+    TimingEffort,
+    Where,
+    interleave,
+    timing_notes,
+)
 from qconvert.measure.machine import describe_machine
 from qconvert.measure.memory import Footprint, PeakMemory, measure_peak
 from qconvert.report.model import Report
@@ -24,7 +32,7 @@ from qconvert.run.context import JobContext, cache_key
 from qconvert.run.report_files import judge_and_store, read_report, timestamp, with_measurement
 from qconvert.run.targets import Target, engine_hashes
 
-LATENCIES_CODEC = JsonCodec("latencies.json", pydantic.TypeAdapter(latency.EngineLatencies))
+LATENCIES_CODEC = JsonCodec("latencies.json", pydantic.TypeAdapter(EngineLatencies))
 FOOTPRINT_CODEC = JsonCodec("footprint.json", pydantic.TypeAdapter(Footprint))
 
 
@@ -50,7 +58,7 @@ def bench(target: Target, context: JobContext) -> Report:
 
 def time_engines(
     engines: Mapping[str, Engine], settings: BenchConfig, context: JobContext
-) -> latency.EngineLatencies:
+) -> EngineLatencies:
     """Return the latencies of engines at every batch size that they support; cached."""
     if not engines:
         return {}
@@ -82,40 +90,98 @@ def measure_footprints(engines: Mapping[str, Engine], context: JobContext) -> di
 
 def _measure_latencies(
     engines: Mapping[str, Engine], settings: BenchConfig, progress: ProgressCallback
-) -> latency.EngineLatencies:
-    """Time engines at every supported batch size, with inputs on the host and on the device."""
+) -> EngineLatencies:
+    """Time engines at every supported batch size.
+
+    Engines of the CPU take turns, so that drift affects all of them alike. Those of GPUs follow one
+    by one, each alone in the memory of its GPU: turns of the CPU between them would let its clocks
+    fall.
+    """
+    on_gpu = {"cuda", "tensorrt", "tensorrt-rtx"}
+    on_cpu = {name: engine for name, engine in engines.items() if engine.backend not in on_gpu}
+    latencies = _time_on_cpu(on_cpu, settings, progress) if on_cpu else {}
+    for name, engine in engines.items():
+        if name not in on_cpu:
+            latencies[name] = _time_on_gpu(name, engine, settings, progress)
+    return {name: latencies[name] for name in engines}
+
+
+def _time_on_cpu(
+    engines: Mapping[str, Engine], settings: BenchConfig, progress: ProgressCallback
+) -> EngineLatencies:
     sessions = {
         name: backends.load(engine.backend).open(engine) for name, engine in engines.items()
     }
-    graphs = {name: engine.folder / engine.graph for name, engine in engines.items()}
-    specs = {name: onnx_io.inputs(onnx_io.load(path)) for name, path in graphs.items()}
+    specs = {name: _inputs(engine) for name, engine in engines.items()}
     fixed = {name: fixed_batch(inputs) for name, inputs in specs.items()}
-    latencies: latency.EngineLatencies = dict.fromkeys(engines, ())
+    latencies: EngineLatencies = dict.fromkeys(engines, ())
     for batch in sorted({*settings.batch_sizes, *filter(None, fixed.values())}):
-        calls: dict[tuple[str, Literal["host", "device"]], Callable[[], object]] = {}
-        for name, session in sessions.items():
-            if batch in ([fixed[name]] if fixed[name] else settings.batch_sizes):
-                feeds = random_inputs(specs[name], batch, seed=0)
-                calls[name, "host"] = partial(session.run, feeds)
-                if (device_call := session.bind(feeds)) is not None:
-                    calls[name, "device"] = device_call
-        samples = latency.interleave(
-            {f"{name} {where}": call for (name, where), call in calls.items()},
-            latency.TimingEffort(settings.seconds, settings.rounds),
+        calls: dict[str, Callable[[], object]] = {
+            name: partial(session.run, random_inputs(specs[name], batch, seed=0))
+            for name, session in sessions.items()
+            if batch in ([fixed[name]] if fixed[name] else settings.batch_sizes)
+        }
+        samples = interleave(
+            calls,
+            TimingEffort(settings.seconds, settings.rounds),
             progress=share_reporter(progress, "bench", f"batch {batch}, "),
         )
-        for name, where in calls:
-            timed = latency.Latency(batch, where, samples[f"{name} {where}"])
-            notes = latency.timing_notes(timed, on_gpu=engines[name].backend != "cpu")
-            latencies[name] += (replace(timed, notes=notes),)
+        for name in calls:
+            latency = Latency(batch, "host", samples[name])
+            latencies[name] += (replace(latency, notes=timing_notes(latency)),)
     return latencies
+
+
+def _time_on_gpu(
+    name: str, engine: Engine, settings: BenchConfig, progress: ProgressCallback
+) -> tuple[Latency, ...]:
+    """Time an engine on its GPU: whole calls, which also warm it up, then compute and throughput.
+
+    An engine whose memory cannot be bound gives whole calls alone.
+    """
+    backend, specs = backends.load(engine.backend), _inputs(engine)
+    device = int(engine.made_with.get("device", 0))
+    effort = TimingEffort(settings.seconds, settings.rounds)
+    gc.collect()  # sessions hold cycles: that of the engine before may still be in memory
+    free, session = gpu.free_memory(device), backend.open(engine)
+    latencies: list[Latency] = []
+    for batch in [size] if (size := fixed_batch(specs)) else sorted(settings.batch_sizes):
+        feeds = random_inputs(specs, batch, seed=0)
+        report = share_reporter(progress, "bench", f"{name} at batch {batch}, ")
+        run = session.bind(feeds)
+        call = partial(session.run, feeds) if run is None else gpu.whole_call(run)
+        samples: dict[Where, tuple[float, ...]] = {
+            "host": interleave({name: call}, effort, progress=report)[name]
+        }
+        load = None
+        if run is not None:
+            used = max(0, (free or 0) - (gpu.free_memory(device) or 0))
+            report("compute", None)
+            samples["device"] = gpu.time_compute(run, settings.seconds)
+            report("throughput", None)
+            others = [backend.open(engine) for _ in range(settings.streams - 1)]
+            runs = [run, *filter(None, (other.bind(feeds) for other in others))]
+            load = gpu.measure_load(runs, batch, settings.seconds, device, used)
+            replay, why_not = gpu.record_graph(run)
+            if replay is not None:
+                report("CUDA graph", None)
+                samples["graph"] = gpu.time_compute(replay, settings.seconds)
+            load = replace(load, no_graph=why_not)
+        for where, times in samples.items():
+            latency = Latency(batch, where, times, gpu=load if where == "host" else None)
+            latencies.append(replace(latency, notes=timing_notes(latency, on_gpu=True)))
+    return tuple(latencies)
 
 
 def _measure_footprint(engine: Engine) -> Footprint:
     coverage = backends.load(engine.backend).open(engine).coverage()
-    peak = PeakMemory(None, reason="measured for engines of the CPU only")
-    if engine.backend == "cpu":
-        specs = onnx_io.inputs(onnx_io.load(engine.folder / engine.graph))
-        feeds = random_inputs(specs, fixed_batch(specs) or 1, seed=0)
-        peak = measure_peak(engine.folder / engine.files[0], feeds, engine.threads)
-    return Footprint(coverage, peak)
+    if engine.backend != "cpu":
+        reason = "measured for engines of the CPU only"
+        return Footprint(coverage, PeakMemory(None, reason=reason))
+    specs = _inputs(engine)
+    feeds = random_inputs(specs, fixed_batch(specs) or 1, seed=0)
+    return Footprint(coverage, measure_peak(engine.folder / engine.files[0], feeds, engine.threads))
+
+
+def _inputs(engine: Engine) -> tuple[TensorSpec, ...]:
+    return onnx_io.inputs(onnx_io.load(engine.folder / engine.graph))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qconvert import backends
-from qconvert.backends import BACKENDS, cpu, cuda, tensorrt, tensorrt_rtx
+from qconvert.backends import BACKENDS, cpu, cuda, cuda_runtime, tensorrt, tensorrt_rtx
 from qconvert.backends.base import Availability, Backend, BuildSpec, Engine, Precision, Profile
 from qconvert.backends.ort import open_cpu
 from qconvert.backends.system_probe import detect
@@ -110,12 +110,13 @@ def test_coverage_counts_every_node_once(name: str, precision: Precision, tmp_pa
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bind_returns_a_call_if_there_is_a_device(name: str, tmp_path: Path) -> None:
+def test_bind_returns_a_run_if_there_is_a_device(name: str, tmp_path: Path) -> None:
     require_backend(name, runs=True)
-    call = ALL[name].open(build(name, "fp32", tmp_path)).bind(images())
-    assert (call is None) == (name in ("cpu", "fake"))
-    if call is not None:
-        call()
+    run = ALL[name].open(build(name, "fp32", tmp_path)).bind(images())
+    assert (run is None) == (name in ("cpu", "fake", "tensorrt-rtx"))
+    if run is not None:
+        run.enqueue()
+        cuda_runtime.synchronize(run.stream)
 
 
 @pytest.mark.parametrize("name", list(ALL))

@@ -152,7 +152,7 @@ def test_setting_of_the_wrong_type_is_rejected() -> None:
 def test_bound_runs_reuse_their_memory(tmp_path: Path) -> None:
     """Tested on CPU memory; the contract tests it on a GPU."""
     session = open_engine(build("fp32", tmp_path))
-    binding = session.bind_memory(images())
+    binding, _ = session.bind_memory(images())
     address = binding.get_outputs()[0].data_ptr()
     session.session.run_with_iobinding(binding)
     assert binding.get_outputs()[0].data_ptr() == address

@@ -148,8 +148,6 @@ def test_lock_satisfies_the_requirements_of_the_package(lock: str, extra: str, p
 
 
 def test_pinned_releases_outside_the_locks_satisfy_the_requirements() -> None:
-    (pycuda,) = PROJECT["optional-dependencies"]["pycuda"]
-    assert Requirement(pycuda).specifier.contains(release("pycuda", "pycuda", "3.13"))
     (tensorrt,) = [
         requirement
         for requirement in requirements("tensorrt")
@@ -222,3 +220,12 @@ def test_docker_scripts_are_executable_and_parse(script: str) -> None:
     assert os.access(place, os.X_OK)
     shell = place.read_text().splitlines()[0].rpartition("/")[2].split()[-1]
     subprocess.run([shell, "-n", place], check=True)
+
+
+def test_gpu_image_installs_what_the_gpu_laboratory_runs() -> None:
+    """Releases of the laboratory's lock are those of the image, TensorRT's of the Dockerfile."""
+    text = (ROOT / "tests/gpu_lab/requirements.txt").read_text()
+    lab = dict(re.findall(r"^([\w-]+)==(\S+)$", text, re.MULTILINE))
+    for name in ("onnxruntime-gpu", "nvidia-ml-py"):
+        assert release("gpu", name, "3.13") == lab[name]
+    assert arguments()["TENSORRT"] == lab["tensorrt-cu13-bindings"]

@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qconvert import backends
+from qconvert.backends import cuda_runtime
 from qconvert.backends.base import BuildSpec, Engine, Precision, Profile
 from qconvert.core import onnx_io
 from tests.backends.graphs import make_graph
@@ -95,7 +96,8 @@ def _run(engine: Engine) -> dict[str, Any]:
         for name, array in session.run(feeds).items():
             worst = max(worst, float(np.abs(array - right[name]).max()))
     if (bound := session.bind(feeds)) is not None:
-        bound()
+        bound.enqueue()
+        cuda_runtime.synchronize(bound.stream)
     return {"worst": worst, **asdict(session.coverage())}
 
 

@@ -62,6 +62,11 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, in
     return cudaSuccess;
 }
 
+cudaError_t cudaDeviceGetPCIBusId(char *text, int room, int device) {
+    snprintf(text, room, "0000:%02x:00.0", visible_gpu(device));
+    return cudaSuccess;
+}
+
 cudaError_t cudaRuntimeGetVersion(int *version) {
     *version = 13000;
     return cudaSuccess;
