@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quick test test-all torture gpu-lab check dist grown docs peers zoo clean
+.PHONY: help setup quick test test-all torture gpu-lab gpu-lab-kernels check dist grown docs peers zoo clean
 .PHONY: demo build bench report image image-gpu image-check smoke locks
 
 help:  ## Print this list
@@ -39,6 +39,10 @@ torture: $(READY)  ## Run the long tests: spoiled input, kills, full disks, two 
 gpu-lab: $(READY)  ## Run the real GPU wheels over fake libraries (fetches 400 MB once)
 	$(BIN)/python -m tests.gpu_lab.lab.environment
 	$(PYTEST) tests/gpu_lab
+
+gpu-lab-kernels: $(READY)  ## Write the table of CUDA kernels anew from the wheel
+	$(BIN)/python -m tests.gpu_lab.lab.environment
+	$(BIN)/python -m tests.gpu_lab.cuda_kernels
 
 check: $(READY)  ## Check format, lint, types, import layers and generated docs
 	$(BIN)/ruff format --check .

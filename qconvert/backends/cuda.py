@@ -38,7 +38,7 @@ PROVIDER = "CUDAExecutionProvider"
 TF32_CAPABILITY = (8, 0)
 
 # The kernels of a release of onnxruntime-gpu, read from its registry: an operator, the opsets for
-# which it is registered, and the precisions by type constraint.
+# which it is registered, and the precisions by type constraint. `make gpu-lab-kernels` writes it.
 KERNELS = Path(__file__).with_name("cuda_kernels.txt")
 
 # From opset 22 on, many operators have no CUDA kernel because their schemas, which gained types

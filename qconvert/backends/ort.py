@@ -461,15 +461,16 @@ def _run_error(error: Exception, feeds: Tensors) -> QConvertError:
 def _message(error: Exception) -> str:
     """Drop the codes, files and signatures that ONNX Runtime puts around its sentence."""
     text = first_line(error, limit=4000)
-    if match := re.search(r"(?:CU\w+|NVML) failure \d+: [^;]+", text):
+    if match := re.search(r"CU\w+ failure \d+: [^;]+", text):
         return match[0].strip()
+    # An error may hold another, which is the reason.
+    text = re.split(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", text)[-1]
     for noise in (
-        r"\[ONNXRuntimeError\] : ",
         "Load model from ",
         r"Failed to load library \S+ with error: ",
+        # A file and line, and the signature of a function.
+        r"^\S+\.(?:cc|h|cu):\d+ .*\)(?: const)?(?: \[with [^\]]*\])? (?=\S)",
+        r"^\[ERROR\] ",
     ):
         text = re.sub(noise, "", text)
-    text = text.split(" : ", 2)[-1]
-    # A file and line, the signature of a function, and then the sentence.
-    text = re.sub(r"^\S+\.(?:cc|h|cu):\d+ .*\)(?: const)?(?: \[with [^\]]*\])? (?=\S)", "", text)
-    return first_line(ValueError(text.removeprefix("[ERROR] ")), limit=240)
+    return first_line(ValueError(text), limit=240)
