@@ -1,17 +1,18 @@
 """Every test of this folder runs qconvert, or the wheels alone, on a machine of the laboratory."""
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from tests import runs
-from tests.gpu_lab.lab import environment
-from tests.gpu_lab.lab.environment import Host
+from tests.gpu_lab.lab import environment, generate
+from tests.gpu_lab.lab.environment import Finished, Host
 from tests.gpu_lab.lab.script import Script
 
 HERE = Path(__file__).parent
+RTX_WHEELS = ("onnxruntime_ep_nv_tensorrt_rtx_cu13", "nvidia_ml_py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,21 +26,75 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@dataclass(frozen=True)
+class Machines:
+    """Makes machines, each once in a test session."""
+
+    folder: Path
+
+    def gpu(self, without: str = "", tensorrt: str = "10.16.1.11") -> Path:
+        """Return a machine with everything installed, or without a library."""
+        libraries = [name for name in generate.LIBRARIES if name != without]
+        folder = self.folder / f"gpu-{without}-{tensorrt}"
+        if folder.is_dir():
+            return folder
+        return environment.make_host(folder, libraries=libraries, tensorrt=tensorrt)
+
+    def rtx(self) -> Path:
+        """Return a machine with TensorRT for RTX, the plain ONNX Runtime and a driver alone."""
+        driver = [name for name, it in generate.LIBRARIES.items() if it.folder == generate.DRIVER]
+        folder, keep = self.folder / "rtx", ("onnxruntime", "tensorrt_rtx")
+        if folder.is_dir():
+            return folder
+        return environment.make_host(folder, RTX_WHEELS, keep, driver, tensorrt="")
+
+
 @pytest.fixture(scope="session")
-def gpu_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a machine with everything installed."""
-    return environment.make_host(tmp_path_factory.mktemp("machines") / "gpu")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Machines:
+    """Return the machines of this test session."""
+    return Machines(tmp_path_factory.mktemp("machines"))
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A machine as a test uses it: commands run in the folder of the test."""
+
+    machines: Machines
+    cwd: Path
+
+    def host(self, machine: Path | None = None, **script: object) -> Host:
+        """Return a machine under a script, the one with everything unless another is given."""
+        values = {"QCONVERT_CACHE_DIR": str(self.cwd / ".store")}
+        changed = replace(Script(), **script)  # type: ignore[arg-type]
+        return Host(machine or self.machines.gpu(), changed, values)
+
+    def qconvert(
+        self, *args: str | Path, machine: Path | None = None, **script: object
+    ) -> Finished:
+        """Run a command as a user does."""
+        return self.host(machine, **script).qconvert(*args, cwd=self.cwd)
+
+    def python(self, code: str, *args: str, machine: Path | None = None, **script: object) -> str:
+        """Return what some code prints, which must succeed."""
+        done = self.host(machine, **script).run("-c", code, *args, cwd=self.cwd)
+        assert done.code == 0, done.err
+        return done.out
+
+    def files(self) -> Sequence[str]:
+        """Return the files beside the model, without the cache."""
+        return sorted(path.name for path in self.cwd.iterdir() if path.name != ".store")
 
 
 @pytest.fixture
-def gpu(gpu_folder: Path, tmp_path: Path) -> Callable[..., Host]:
+def lab(machines: Machines, tmp_path: Path) -> Lab:
+    """Return the laboratory."""
+    return Lab(machines, tmp_path)
+
+
+@pytest.fixture
+def gpu(lab: Lab) -> Callable[..., Host]:
     """Return the machine with everything installed, under a script."""
-
-    def scripted(**script: object) -> Host:
-        values = {"QCONVERT_CACHE_DIR": str(tmp_path / ".store")}
-        return Host(gpu_folder, dataclasses.replace(Script(), **script), values)  # type: ignore[arg-type]
-
-    return scripted
+    return lab.host
 
 
 @pytest.fixture

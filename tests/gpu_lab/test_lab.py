@@ -1,11 +1,8 @@
 """The laboratory itself: real wheels load the fake libraries, and numbers flow through both."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
-from tests.gpu_lab.lab.environment import Host
+from tests.gpu_lab.conftest import Lab
 from tests.gpu_lab.lab.events import Build, Deserialize, Unanswered
 
 SESSION = """
@@ -27,26 +24,53 @@ for rows in (1, 3):
     print(session.run(None, {"x": numpy.array([[-1, 0, 1, 2]] * rows, numpy.float32)})[0].tolist())
 """
 
+NVML = """
+import pynvml
+pynvml.nvmlInit()
+device = pynvml.nvmlDeviceGetHandleByIndex(1)
+print(pynvml.nvmlSystemGetDriverVersion(), pynvml.nvmlDeviceGetName(device))
+print(pynvml.nvmlDeviceGetCurrentClocksEventReasons(device), pynvml.nvmlDeviceGetMigMode(device))
+"""
+
+# The plugin brings CUDA's runtime under a name that no loader finds.
+PLUGIN = """
+from qconvert.backends import ort, tensorrt_rtx
+try:
+    ort.plugin_devices("onnxruntime_ep_nv_tensorrt_rtx", tensorrt_rtx.PROVIDER)
+except Exception as error:
+    print(error)
+print(*{line.split()[-1] for line in open("/proc/self/maps") if "libcudart" in line})
+"""
+
 
 @pytest.mark.parametrize("provider", ["TensorrtExecutionProvider", "CUDAExecutionProvider"])
-def test_real_provider_runs_over_the_fakes(
-    gpu: Callable[..., Host], tmp_path: Path, provider: str
-) -> None:
-    done = gpu().run("-c", SESSION, provider, cwd=tmp_path)
+def test_real_provider_runs_over_the_fakes(lab: Lab, provider: str) -> None:
+    done = lab.host().run("-c", SESSION, provider, cwd=lab.cwd)
     assert (done.code, done.err) == (0, "")
     row = [0.0, 0.0, 1.0, 2.0]
     assert done.out.splitlines() == [str([row]), str([row, row, row])]
     assert not done.all(Unanswered)
+    # Without profiles the provider builds anew for a batch outside the range it has seen.
+    is_tensorrt = provider.startswith("Tensorrt")
+    assert [it.profiles[0]["x"][2][0] for it in done.all(Build)] == ([1, 3] if is_tensorrt else [])
+    assert all(engine.valid and engine.fits for engine in done.all(Deserialize))
 
 
-def test_provider_rebuilds_for_a_new_batch(gpu: Callable[..., Host], tmp_path: Path) -> None:
-    done = gpu().run("-c", SESSION, "TensorrtExecutionProvider", cwd=tmp_path)
-    assert [build.profiles[0]["x"][2][0] for build in done.all(Build)] == [1, 3]
-    assert [engine.valid for engine in done.all(Deserialize)] == [True, True]
-
-
-def test_doctor_shows_simulated_gpus(gpu: Callable[..., Host], tmp_path: Path) -> None:
-    done = gpu(gpus=("8.6", "9.0")).qconvert("doctor", cwd=tmp_path)
+def test_doctor_shows_simulated_gpus(lab: Lab) -> None:
+    done = lab.qconvert("doctor", gpus=("8.6", "9.0"))
     assert (done.code, done.err) == (0, "")
     assert "Simulated GPU 0, compute capability 8.6" in done.out
     assert "Simulated GPU 1, compute capability 9.0" in done.out
+
+
+def test_nvml_answers(lab: Lab) -> None:
+    out = lab.python(NVML, gpus=("8.6", "9.0"), driver="581.1", throttled=4, mig=1)
+    assert out.splitlines() == ["581.1 Simulated GPU 1", "4 [1, 1]"]
+
+
+def test_rtx_plugin_registers_beside_a_driver_alone(lab: Lab) -> None:
+    out = lab.python(PLUGIN, machine=lab.machines.rtx(), gpus=("8.9",))
+    reason, libraries = out.splitlines()
+    # ONNX Runtime looks for devices on the PCI bus, where there are none here.
+    assert reason == "the plugin of NvTensorRTRTXExecutionProvider found no device"
+    assert "/onnxruntime_ep_nv_tensorrt_rtx/libcudart.so.13." in libraries

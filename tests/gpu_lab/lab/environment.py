@@ -125,6 +125,7 @@ class Host:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # a Ctrl-C reaches it and its children, as in a terminal
         )
 
     def run(self, *args: str | Path, cwd: Path, seconds: float = 120) -> Finished:

@@ -11,11 +11,12 @@ Step = Literal["parse", "build", "load", "run"]
 class Script:
     """The answers of the fake libraries; texts hold no quotes.
 
-    `gpus` are compute capabilities. `cuda` is the newest CUDA of the driver, `cu_init` its error.
-    TensorRT refuses the operators of `refuses`, fails to parse or build with a reason, or crashes
-    or hangs in a step. `fill` is the number that its engines answer with, in place of the right
-    ones. Loading an engine takes `engine_mb` beside its own bytes. `throttled` is NVML's
-    bit mask of reasons.
+    `gpus` are compute capabilities. `cuda` is the newest CUDA of the driver, `cu_init` its error,
+    `throttled` NVML's bit mask of reasons. TensorRT refuses the operators of `refuses`.
+
+    The rest strikes graphs with the input `strikes` alone, so that probes run: TensorRT fails to
+    parse or build them with a reason, or crashes or hangs in a step. `fill` is the number that
+    their engines answer with, in place of the right ones; loading one takes `engine_mb`.
     """
 
     gpus: tuple[str, ...] = ("8.6",)
@@ -24,15 +25,16 @@ class Script:
     cuda: int = 13000
     cu_init: int = 0
     tensorrt: int = 101601
+    throttled: int = 0
+    mig: int = 0
     refuses: tuple[str, ...] = ()
+    strikes: str = "image"
     parse_error: str = ""
     build_error: str = ""
     crash: Step | None = None
     hang: Step | None = None
     fill: float | None = None
     engine_mb: int = 0
-    throttled: int = 0
-    mig: int = 0
 
     def text(self) -> str:
         """Return the script as the libraries read it: flat, without what is not set."""

@@ -39,9 +39,10 @@ struct Parser : Object {
 
 bool Parser::parse(const void *onnx, long size, const char *path) {
     char text[256];
-    if (scripted("crash", "parse")) raise(SIGSEGV);
-    string problem = script_text("parse_error", text, sizeof text);
-    if (problem.empty() && !network->graph.read(onnx, size, path)) problem = network->graph.error;
+    string problem;
+    if (!network->graph.read(onnx, size, path)) problem = network->graph.error;
+    if (network->graph.is_struck("crash", "parse")) raise(SIGSEGV);
+    if (network->graph.is_struck()) problem += script_text("parse_error", text, sizeof text);
     for (const string &needed : network->graph.plugins) {
         bool is_there = false;
         for (const Plugin *plugin : plugins()) is_there |= plugin->name == needed;

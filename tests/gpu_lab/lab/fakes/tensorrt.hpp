@@ -104,12 +104,6 @@ inline void tell(void *logger, Severity severity, const std::string &text) {
     if (logger) call<void>(logger, 0, static_cast<int>(severity), text.c_str());
 }
 
-// Where a script wants the process to crash or to hang: "parse", "build", "load", "run".
-inline bool scripted(const char *what, const char *where) {
-    char text[16];
-    return !strcmp(script_text(what, text, sizeof text), where);
-}
-
 struct Tensor : Object {
     static constexpr const char *NAME = "ITensor";
     Tensor();
@@ -138,6 +132,9 @@ struct Graph {
     Tensor *at(bool inputs, int index) const;
     bool read(const void *onnx, long size, const char *path);  // false: `error` says why
     std::string error;
+    // Faults of the script strike the graph that a test is about, and no probe: it has this input.
+    bool is_struck() const;
+    bool is_struck(const char *fault, const char *step) const;  // to crash or to hang in a step
 };
 
 struct Network : Object {

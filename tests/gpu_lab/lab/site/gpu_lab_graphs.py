@@ -139,7 +139,8 @@ class Graph:
             name: array.astype(kind, copy=False)
             for (name, kind), array in zip(kinds.items(), arrays, strict=True)
         }
-        if "fill" in SCRIPT:  # the number that a broken engine answers with
+        is_struck = SCRIPT["strikes"] in (value.name for value in self.inputs())
+        if is_struck and "fill" in SCRIPT:  # the number that a broken engine answers with
             outputs = {
                 name: np.full_like(it, float(SCRIPT["fill"])) for name, it in outputs.items()
             }

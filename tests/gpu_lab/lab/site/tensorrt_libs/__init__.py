@@ -1,8 +1,13 @@
-"""Stand in for the package `tensorrt-cu13-libs`: importing it loads TensorRT's libraries."""
+"""Stand in for the package `tensorrt-cu13-libs`: importing it loads the libraries."""
 
 import ctypes
 from pathlib import Path
 
-for name in ("libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10"):
-    if (path := Path(__file__).parent / name).exists():
-        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+SITE = Path(__file__).parents[1]
+for folder in (SITE / "nvidia/cu13/lib", Path(__file__).parent):
+    for path in sorted(folder.glob("*.so.*")):
+        # One that lacks another is tried again by whoever needs it.
+        try:
+            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
