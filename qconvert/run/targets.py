@@ -267,10 +267,13 @@ class Run:
         if chosen in names:
             return folder.engine(chosen)
         hint = f"it has {', '.join(f'`{name}`' for name in names) or 'none'}"
-        message = f"no engine of `{self.folder}` is named by the verdict, so name one"
         if chosen:
-            message = f"`{self.folder}` has no engine `{chosen}`"
-        raise UsageError(message, hint=hint)
+            raise UsageError(f"`{self.folder}` has no engine `{chosen}`", hint=hint)
+        raise UsageError(
+            f"no engine of `{self.folder}` is named by the verdict, so name one",
+            details=[gates.describe_gate(gate) for gate in self.report.gates if not gate.passed],
+            hint=f"`--engine NAME`; {hint}",
+        )
 
     def engine(self, name: str = "") -> OpenEngine:
         """Load an engine: the one named, else the best one."""
