@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def command(prove: bool, chosen: tuple[str, ...], output: Path, *, as_json: bool) -> None:
     """Show which backends build and run here, why not, and the command that fixes it.
 
-    With --prove, every engine is built, timed and compared with FP32 on 1000 images, each in a
+    With --prove, every engine is built, timed and compared with FP32 on 250 images, each in a
     process of its own, and FOLDER/proof.zip holds versions, logs and reports to attach to a
     report of a problem. It holds nothing of yours: the network and its images come with qconvert.
     """
