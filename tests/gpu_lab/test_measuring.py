@@ -54,6 +54,18 @@ def test_throttled_gpu_is_reported(gpu: Callable[..., Host], world: Path) -> Non
     assert "held down by its power limit and temperature" in done.out
 
 
+def test_one_engine_is_in_the_memory_of_the_gpu_at_a_time(
+    gpu: Callable[..., Host], world: Path
+) -> None:
+    """Three engines of 600 MB fit in 1300 MB one after the other, not together."""
+    host = gpu(memory_mb=1300, engine_mb=600)
+    done = host.qconvert(
+        *BUILD, "--backend", "tensorrt", "--precision", "fp32,fp16,int8", "--set",
+        "bench.streams=1", "--batch-sizes", "1", cwd=world,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+
+
 def test_without_nvml_package_the_rest_is_measured(world: Path) -> None:
     wheels = [name for name in environment.GPU if name != "nvidia_ml_py"]
     host = Host(environment.make_host(world / "host", wheels=wheels))

@@ -462,8 +462,21 @@ int Engine::profiles() const {
     return count ? count : 1;
 }
 
+// Whoever deletes the handle of an engine gives its memory back.
+static Handle *handle_of_engine(Engine *engine) {
+    static const Table<Handle> table({answer(1, "~ICudaEngine",
+                                             [](Handle *deleted) {
+                                                 void *&memory = behind<Engine>(deleted)->memory;
+                                                 cudaFree(memory);
+                                                 memory = nullptr;
+                                             })},
+                                     {0});
+    return new Handle{table.functions, engine};
+}
+
 Engine::Engine(void *log, string given, Graph held, void *allocated)
-    : Object{}, logger(log), graph(std::move(held)), options(std::move(given)), memory(allocated), self(handle(this)) {
+    : Object{}, logger(log), graph(std::move(held)), options(std::move(given)), memory(allocated),
+      self(handle_of_engine(this)) {
     static const Table<Engine> functions(
         {
             answer(3, "getNbLayers", [](Engine *it) { return int(it->graph.layers.size()); }),
