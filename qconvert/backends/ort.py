@@ -306,13 +306,13 @@ def start_logged(path: Path, spec: LoadSpec) -> Any:
 
 def logged_errors(log: str) -> list[str]:
     """Return the errors in a log of ONNX Runtime, without times and places, each once."""
-    found: dict[str, None] = {}
+    messages: dict[str, None] = {}
     for line in re.sub(r"\x1b\[[\d;]*m", "", log).splitlines():
         if match := re.search(
             r"\[[EF]:onnxruntime:[^\]]*\] (?:\[[^\]]*(?:ERROR|INTERNAL)\w*\] )?(.+)", line
         ):
-            found[_message(RuntimeError(match[1]))] = None
-    return list(found)
+            messages[_message(RuntimeError(match[1]))] = None
+    return list(messages)
 
 
 def prove_provider(provider: str, report: Report) -> None:

@@ -89,9 +89,9 @@ def why_too_old(installed: Installed, cuda: int) -> tuple[str, str]:
         )
     if installed.gpus and all(gpu.capability < needs.capability for gpu in installed.gpus):
         oldest = ".".join(map(str, needs.capability))
-        found = ", ".join(map(str, installed.gpus))
+        gpus = ", ".join(map(str, installed.gpus))
         return (
-            f"CUDA {cuda} needs a GPU of compute capability {oldest} or newer: found {found}",
+            f"CUDA {cuda} needs a GPU of compute capability {oldest} or newer: found {gpus}",
             "use another GPU, or the CPU: `--backend cpu`",
         )
     return "", ""
