@@ -1,4 +1,4 @@
-"""The command table: names and summaries of all commands, in the order a newcomer needs them."""
+"""The command table: files and summaries of all commands, in the order a newcomer needs them."""
 
 import sys
 from importlib import import_module
@@ -9,21 +9,21 @@ from qconvert import __version__
 from qconvert.cli.error_boundary import flush_stdout, open_standard_streams, run_guarded
 
 COMMANDS = {
-    "demo": "See a whole build on a network that comes with qconvert.",
-    "build": "Build engines of a model, time and evaluate them, in one report.",
-    "bench": "Time engines side by side.",
-    "evaluate": "Compare the outputs of engines with FP32, and with labels.",
-    "report": "Show the report of a run as text, HTML, Markdown or JSON.",
-    "package": "Package an engine for ONNX Runtime or Triton.",
-    "export": "Convert a model to one clean ONNX file and check its outputs.",
-    "inspect": "Show a model's inputs, operators and sizes.",
-    "calibrate": "Measure ranges of a model's tensors on images.",
-    "quantize": "Convert a model to INT8, FP16 or BF16 for a backend.",
-    "search": "Find what to keep in float to stay within an accuracy budget.",
-    "compare": "Find the layers where two models differ.",
-    "init": "Write a commented qconvert.toml for a model.",
-    "doctor": "Show which backends work here, and why not.",
-    "cache": "List or clear cached results.",
+    "demo": ("build", "See a whole build on a network that comes with qconvert."),
+    "build": ("build", "Build engines of a model, time and evaluate them, in one report."),
+    "bench": ("engines", "Time engines side by side."),
+    "evaluate": ("engines", "Compare the outputs of engines with FP32, and with labels."),
+    "report": ("engines", "Show the report of a run as text, HTML, Markdown or JSON."),
+    "package": ("engines", "Package an engine for ONNX Runtime or Triton."),
+    "export": ("models", "Convert a model to one clean ONNX file and check its outputs."),
+    "inspect": ("models", "Show a model's inputs, operators and sizes."),
+    "calibrate": ("calibrate", "Measure ranges of a model's tensors on images."),
+    "quantize": ("quantize", "Convert a model to INT8, FP16 or BF16 for a backend."),
+    "search": ("quantize", "Find what to keep in float to stay within an accuracy budget."),
+    "compare": ("engines", "Find the layers where two models differ."),
+    "init": ("models", "Write a commented qconvert.toml for a model."),
+    "doctor": ("machine", "Show which backends work here, and why not."),
+    "cache": ("machine", "List or clear cached results."),
 }
 
 EXIT_CODES = """\b
@@ -45,12 +45,13 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"qconvert.cli.{cmd_name}").command
+        module = import_module(f"qconvert.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
 @click.group(

@@ -1,13 +1,14 @@
-"""`qconvert build`."""
+"""`qconvert build` and `qconvert demo`, which builds engines of a network of its own."""
 
 import shlex
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import click
 
-from qconvert.cli import console, options, settings, views
+from qconvert.cli import console, options, views
 from qconvert.core.sanitize import sanitize_text
 
 
@@ -35,7 +36,7 @@ from qconvert.core.sanitize import sanitize_text
 @options.flag("--fresh", "Ignore cached results.")
 @options.flag("--dry-run", "Print what would be done without changing anything.")
 @options.common_options
-def command(model: str | None, output: Path | None, run: Path | None, **chosen: Any) -> None:
+def build_command(model: str | None, output: Path | None, run: Path | None, **chosen: Any) -> None:
     """Build engines of MODEL for every backend and precision, time and evaluate them.
 
     All results are in one folder: the engines, the graphs they were built from, and one report
@@ -44,19 +45,18 @@ def command(model: str | None, output: Path | None, run: Path | None, **chosen: 
     """
     from qconvert.run import run_folder
     from qconvert.run.build import BuildRequest, build
-    from qconvert.run.context import open_context
     from qconvert.run.variants import choose_variants
 
     if run is not None and output is not None:
         raise click.UsageError("`--from RUN` resumes RUN in its own folder; leave out `-o`")
-    config = settings.load(model, chosen, run)
-    out = run or output or Path("runs") / settings.model_name(str(config.model))
+    context = options.open_job(model, chosen, run)
+    config = context.config
+    out = run or output or Path("runs") / options.model_name(str(config.model))
     if not chosen["dry_run"]:
         typed = sanitize_text(shlex.join(["qconvert", *sys.argv[1:]]))
         extent = {name: chosen[name] for name in ("plan_only", "workers")}
         request = BuildRequest(out, typed, resumed=run is not None, **extent)
-        flags = {"trust": chosen["trust"], "fresh": chosen["fresh"]}
-        report = build(open_context(config, console.PROGRESS.update, **flags), request)
+        report = build(context, request)
         views.finish(report, as_json=chosen["as_json"], page=out / "report.html")
         return
     if run is not None:
@@ -74,3 +74,48 @@ def command(model: str | None, output: Path | None, run: Path | None, **chosen: 
     console.write(f"evaluate  {config.evaluate.images or 'no images'}")
     console.write(f"write     {out}")
     console.note(*choice.notes)
+
+
+@options.command("qconvert demo", "qconvert demo --json -o demo")
+@options.output(
+    "Folder for the network, the images and the run.",
+    options.FOLDER,
+    default="qconvert-demo",
+    show_default=True,
+)
+@options.repeated(
+    "--backend", "backends", "NAME", "Where engines run, as in `build` (default: cpu)."
+)
+@click.option(
+    "--seconds", default=0.7, show_default=True, help="Minimum seconds of timing per engine."
+)
+@options.json_option
+def demo_command(output: Path, backends: tuple[str, ...], seconds: float, *, as_json: bool) -> None:
+    """See a whole build on a network and images that come with qconvert.
+
+    The network recognizes scratches, dents, cracks, rust and other surface defects. Its images
+    are drawn: 128 for calibration, 1000 for evaluation. The rest is an ordinary
+    `qconvert build`, and its command is printed. Nothing is downloaded, and no GPU is needed.
+    """
+    from qconvert.core import cache, config_file
+    from qconvert.demo.demo_files import prepare_demo
+    from qconvert.run.build import BuildRequest, build
+    from qconvert.run.context import open_context
+
+    prepare_demo(output, cache.open_default(), console.PROGRESS.update)
+    network = str(output / "network.onnx")
+    pairs = [
+        ("--images", str(output / "calibration")),
+        ("--eval", str(output / "evaluation")),
+        ("--backend", ",".join(backends or ("cpu",))),
+        ("--seconds", f"{seconds:g}"),
+        ("-o", str(output / "run")),
+    ]
+    words = [f"qconvert build {shlex.quote(network)}", *map(shlex.join, pairs)]
+    text = " \\\n      ".join(words)
+    console.info(f"\nFor your own model, use the same command with other names:\n\n  {text}\n")
+    context = build_command.make_context("build", [network, *chain(*pairs)])
+    config = config_file.load(None, options.read_settings(network, context.params))
+    request = BuildRequest(output / "run", shlex.join(["qconvert", *sys.argv[1:]]))
+    report = build(open_context(config, console.PROGRESS.update), request)
+    views.finish(report, as_json=as_json, page=request.out / "report.html")

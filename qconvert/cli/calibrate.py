@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qconvert.cli import console, options, settings
-from qconvert.report.table import TextColumn, TextTable, number_columns, text_columns
+from qconvert.cli import console, options
+from qconvert.core.errors import UsageError
+from qconvert.report.table import TextTable, make_columns
 
 if TYPE_CHECKING:
     from qconvert.calibrate.calibration import Calibration
@@ -56,7 +57,9 @@ def _parse_shard(text: str) -> tuple[int, int]:
 @options.flag("--symmetric", "Show ranges for a symmetric grid (TensorRT).")
 @options.flag("--fresh", "Start over instead of resuming.")
 @options.common_options
-def command(targets: tuple[str, ...], output: Path | None, **chosen: Any) -> None:
+def calibrate_command(
+    targets: tuple[str, ...], output: Path | None, fresh: bool, **chosen: Any
+) -> None:
     """Measure the values of every tensor of MODEL on images, once for all range methods.
 
     One pass records exact extremes and value counts of each tensor in one small file. Every range
@@ -65,9 +68,7 @@ def command(targets: tuple[str, ...], output: Path | None, **chosen: Any) -> Non
     run.
     """
     from qconvert.calibrate import calibration_file
-    from qconvert.core.errors import UsageError
     from qconvert.run.calibrate import calibrate
-    from qconvert.run.context import open_context
 
     if chosen["merge"]:
         _merge(targets, output)
@@ -77,9 +78,8 @@ def command(targets: tuple[str, ...], output: Path | None, **chosen: Any) -> Non
         return
     if len(targets) > 1:
         raise UsageError("one model at a time", hint="to add parts: `--merge A.npz B.npz -o C.npz`")
-    config = settings.load(targets[0] if targets else None, chosen)
-    context = open_context(config, console.PROGRESS.update, trust=chosen["trust"])
-    extent = {name: chosen[name] for name in ("workers", "shard", "fresh")}
+    context = options.open_job(targets[0] if targets else None, chosen)
+    extent = {"workers": chosen["workers"], "shard": chosen["shard"], "fresh": fresh}
     calibration = calibrate(context, output or Path("calibration.npz"), **extent)
     _note_weaknesses(calibration, chosen["shard"])
     if chosen["show"] or chosen["as_json"]:
@@ -89,7 +89,6 @@ def command(targets: tuple[str, ...], output: Path | None, **chosen: Any) -> Non
 def _merge(parts: tuple[str, ...], output: Path | None) -> None:
     from qconvert.calibrate import calibration_file
     from qconvert.calibrate.calibration import merge_calibrations
-    from qconvert.core.errors import UsageError
     from qconvert.run.run_folder import require_output_file
 
     if len(parts) < 2 or output is None:
@@ -136,10 +135,9 @@ def _show(calibration: "Calibration", chosen: dict[str, Any]) -> None:
 
     methods, grid = chosen["methods"] or ("mse",), Grid(symmetric=chosen["symmetric"])
     ranges = {name: compute_ranges(calibration.summaries, name, grid) for name in methods}
-    columns = [*text_columns("tensor"), *number_columns("min", "max", rank=2)]
-    for name in methods:
-        columns += [*number_columns(name), *number_columns("clipped", rank=1)]
-    columns.append(TextColumn("values, log scale", rank=3))
+    titles = [title for name in methods for title in (name, "clipped")]
+    layout = f"l r2 r2 {'r r1 ' * len(methods)} l3"
+    columns = make_columns(layout, "tensor", "min", "max", *titles, "values, log scale")
     tensors: list[dict[str, object]] = []
     rows = []
     for tensor, summary in calibration.summaries.items():

@@ -6,6 +6,7 @@ important columns; it never cuts a number.
 
 import json
 import os
+import re
 import sys
 import textwrap
 import time
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 # How much is printed: -2 nothing, -1 results and errors, 0 steps too, 1 and more details.
 VERBOSITY = SimpleNamespace(level=0)
 LOG_INTERVAL_SECONDS = 10.0
+# No line ends between a number and its unit or interval.
+UNBREAKABLE_SPACE = re.compile(r"(?<=\d) (?=(?:%|pp|ms|dB|MB|±)(?:\W|$))|(?<=±) ")
+NO_BREAK_SPACE = "\u00a0"
 
 
 def info(text: str, level: int = 0) -> None:
@@ -43,6 +47,17 @@ def note(*texts: str) -> None:
     """Write notes about a result on stderr, each wrapped to 80 columns."""
     for text in texts:
         info("    note: " + "\n          ".join(textwrap.wrap(sanitize_text(text), 70)))
+
+
+def wrap_text(sentence: str, indent: str = "") -> str:
+    """Return lines of at most 80 columns; names and numbers stay whole."""
+    return textwrap.fill(
+        UNBREAKABLE_SPACE.sub(NO_BREAK_SPACE, sentence),
+        80,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ).replace(NO_BREAK_SPACE, " ")
 
 
 def show_error(error: QConvertError) -> None:

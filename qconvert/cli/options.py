@@ -1,17 +1,25 @@
-"""The options that several commands share; those of settings are generated from the tables."""
+"""The options that several commands share, and the settings that they set.
+
+Options of settings are generated from the tables.
+"""
 
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
 from qconvert.cli import console
 from qconvert.core.config import Backend, Option, keys_at, literals, option_table, type_name
+from qconvert.core.errors import UsageError
+from qconvert.core.progress import ignore_progress
+
+if TYPE_CHECKING:
+    from qconvert.run.context import JobContext
 
 BACKENDS: tuple[str, ...] = get_args(Backend)  # `--help` does not import the backends
 Decorator = Callable[[Any], Any]
@@ -201,3 +209,62 @@ common_options = _add(
     repeated("--set", "assigned", "KEY=VALUE", "Override a setting; repeatable."),
     json_option,
 )
+
+
+def open_job(
+    model: str | None, chosen: Mapping[str, Any], run: Path | None = None, *, engines: bool = False
+) -> "JobContext":
+    """Return the context of a command: settings of a run or of the settings file, and options.
+
+    The file in the working folder is for new runs, and for `engines` without a run; these need no
+    model.
+    """
+    from qconvert.core import config_file
+    from qconvert.run.context import open_context
+    from qconvert.run.run_folder import RunFolder
+
+    path = chosen.get("config")
+    if path is None and run is None and Path(config_file.FILE_NAME).is_file():
+        path = Path(config_file.FILE_NAME)
+        if not engines:
+            console.info(f"settings from ./{path}")
+    base = RunFolder(run).settings() if run is not None else None
+    assigned = config_file.parse_assignments(chosen.get("assigned", ()))
+    config = config_file.load(path, {**assigned, **read_settings(model, chosen)}, base=base)
+    if config.model is None and not engines:
+        raise UsageError(
+            "no model is named", hint="name one, or set `model = ...` in qconvert.toml"
+        )
+    progress = ignore_progress if chosen.get("dry_run") else console.PROGRESS.update
+    flags = {name: chosen.get(name, False) for name in ("trust", "fresh")}
+    return open_context(config, progress, **flags)
+
+
+def read_settings(model: str | None, options: Mapping[str, Any]) -> dict[str, object]:
+    """Return the settings that options set, by dotted key; their parameters are named after it."""
+    overrides: dict[str, object] = {} if model is None else {"model": model}
+    for keys, value in options.items():
+        if "." in keys and value is not None and value is not False and value != ():
+            overrides |= dict.fromkeys(keys.split(","), value)
+    return overrides
+
+
+def output_path(chosen: Path | None, model: str, suffix: str) -> Path:
+    """Return the file to write: as chosen, else named after the model, in the working folder.
+
+    It must not be the model itself.
+    """
+    path = chosen or Path(f"{model_name(model)}{suffix}")
+    if path.resolve() != Path(model).resolve():
+        return path
+    if chosen is not None:
+        raise UsageError(f"`{chosen}` is the source itself", hint="choose another name: `-o`")
+    return Path(f"{model_name(model)}-clean{suffix}")
+
+
+def model_name(model: str) -> str:
+    """Return the name in `net.onnx`, `timm:net` and `package.module:net`."""
+    from qconvert import sources
+
+    is_file = sources.kind(model) in sources.FILE_KINDS
+    return Path(model).stem if is_file else model.rpartition(":")[2]

@@ -1,4 +1,4 @@
-"""`qconvert quantize`."""
+"""`qconvert quantize` and `qconvert search`."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qconvert.cli import console, options, settings, views
+from qconvert.cli import console, options, views
+from qconvert.core.errors import GateFailed, UsageError
 
 if TYPE_CHECKING:
     from qconvert.run.quantize import Quantized, QuantizeRequest
@@ -33,22 +34,21 @@ if TYPE_CHECKING:
 @options.image_options
 @options.flag("--dry-run", "Print what would be quantized without changing anything.")
 @options.common_options
-def command(model: str | None, output: Path | None, **chosen: Any) -> None:
+def quantize_command(model: str | None, output: Path | None, **chosen: Any) -> None:
     """Convert MODEL to an ONNX file that specifies the precision of every node.
 
     INT8 is written as QuantizeLinear and DequantizeLinear nodes where the backend uses them, with
     weights as integers; FP16 and BF16 are written as tensor types. Ranges come from --images or
     from a calibration file. The table shows what was quantized, and why the rest was not.
     """
-    from qconvert.core.errors import UsageError
     from qconvert.quantize.plan_files import PlanWithWeights, save_plan
-    from qconvert.run.context import open_context
     from qconvert.run.quantize import QuantizeRequest, preview_layers, quantize
     from qconvert.run.run_folder import require_output_file
 
-    config = settings.load(model, chosen)
+    context = options.open_job(model, chosen)
+    source = str(context.config.model)
     suffix = f"-{chosen['backend']}-{chosen['precision']}.onnx"
-    out = settings.output_path(output, str(config.model), suffix)
+    out = options.output_path(output, source, suffix)
     names = ("backend", "precision", "calibration", "plan", "keep_io")
     request = QuantizeRequest(out, **{name: chosen[name] for name in names})
     if chosen["dry_run"]:
@@ -57,7 +57,7 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
                 "`--dry-run` shows a new plan, and `--plan` applies an existing one",
                 hint="leave out one of them",
             )
-        layers = preview_layers(open_context(config, trust=chosen["trust"]), request)
+        layers = preview_layers(context, request)
         if chosen["as_json"]:
             console.write_json({"layers": {name: asdict(layer) for name, layer in layers.items()}})
         else:
@@ -67,8 +67,8 @@ def command(model: str | None, output: Path | None, **chosen: Any) -> None:
     if plan_out is not None:
         if request.precision != "int8":
             raise UsageError("there is no plan to write", hint="a plan is for `--precision int8`")
-        require_output_file(plan_out, Path(str(config.model)), request.out)
-    result = quantize(open_context(config, console.PROGRESS.update, trust=chosen["trust"]), request)
+        require_output_file(plan_out, Path(source), request.out)
+    result = quantize(context, request)
     if plan_out is not None:
         plan, weights = result.quantized.plan, result.quantized.rounded_weights
         assert plan is not None
@@ -104,3 +104,58 @@ def _show(result: "Quantized", request: "QuantizeRequest", *, as_json: bool) -> 
         )
     elif model.plan is not None:
         views.show_coverage(model.plan.layers)
+
+
+@options.command(
+    "qconvert search model.onnx --images calib_data/ --eval val/ --budget 0.5",
+    "qconvert search m.onnx --images photos/ --backend tensorrt --max-latency 2",
+)
+@click.argument("model", required=False)
+@options.output("Folder of results (default: runs/NAME-mixed).")
+@options.setting_options("search", "budget", "by", "max-latency")
+@click.option(
+    cls=options.SettingOption,
+    paths=["build.backends"],
+    help="Where engines run, one of: cpu, tensorrt, tensorrt-rtx (default: the best backend that"
+    " runs here).",
+)
+@options.image_options
+@options.quantize_options
+@options.eval_options
+@options.bench_options
+@options.source_options
+@options.flag("--fresh", "Ignore cached results.")
+@options.flag("--dry-run", "Print what would be tried without changing anything.")
+@options.common_options
+def search_command(model: str | None, output: Path | None, **chosen: Any) -> None:
+    """Find the smallest part of MODEL to keep in float so that accuracy stays within a budget.
+
+    On held-out calibration images, the search first keeps each block in float alone, then sets of
+    the blocks that gain most for their cost. The mix that stays within the budget is confirmed on
+    all images of --eval. Run the same command again to resume an interrupted search. Exit code 1
+    means that no mix stays within the budget.
+    """
+    from qconvert.report import tables
+    from qconvert.run.run_folder import require_usable_folder
+    from qconvert.run.search import preview_search, run_search
+
+    context = options.open_job(model, chosen)
+    config = context.config
+    folder = output or Path("runs") / f"{options.model_name(str(config.model))}-mixed"
+    if chosen["dry_run"]:
+        require_usable_folder(folder, config)
+        console.write(*preview_search(context), f"write     {folder}")
+        return
+    summary = run_search(context, folder, chosen["workers"])
+    mix = summary.mix
+    console.note(*summary.notes, *mix.notes)
+    if chosen["as_json"]:
+        sizes = dict(summary.sizes)
+        console.write_json({"backend": summary.backend, "bytes": sizes, **asdict(mix)})
+    else:
+        trials = [tables.block_table(mix), tables.trial_table(mix)] if mix.gains else []
+        views.print_tables(*trials, tables.search_result_table(mix, summary.sizes))
+        console.write(console.wrap_text(mix.why))
+    console.info(f"all results: {folder}")
+    if mix.outcome == "none":
+        raise GateFailed(mix.why, hint="allow a larger `--budget`, or use the float model")

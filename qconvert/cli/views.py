@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qconvert.cli import console
-from qconvert.report.table import TextTable, number_columns, text_columns
+from qconvert.report.table import TextTable, make_columns
 
 if TYPE_CHECKING:
     from qconvert.measure.layer_errors import LayerError
@@ -35,7 +35,7 @@ def finish(
 
 def show_report(report: "Report", names: Sequence[str] = TABLES) -> None:
     """Print tables of a report, then its failed gates, notes and verdict."""
-    from qconvert.report import tables, terminal
+    from qconvert.report import tables
 
     makers: dict[str, Callable[[Report], TextTable]] = {
         "size": tables.size_table,
@@ -45,16 +45,28 @@ def show_report(report: "Report", names: Sequence[str] = TABLES) -> None:
         "accuracy": tables.accuracy_table,
         "overview": tables.overview_table,
     }
-    made = [makers[name](report) for name in names]
-    print_tables(*(table for table in made if table.rows))
-    console.write(terminal.closing_text(report))
+    print_tables(*(table for name in names if (table := makers[name](report)).rows))
+    console.write(closing_text(report))
+
+
+def closing_text(report: "Report") -> str:
+    """Return the failed gates, the notes, and the verdict as the last line."""
+    from qconvert.report import gates
+
+    failed = [gates.describe_gate(gate) for gate in report.gates if not gate.passed]
+    lines = [console.wrap_text(f"gate failed: {gate}", "  ") for gate in failed]
+    lines += [console.wrap_text(f"note: {note}", "  ") for note in report.notes]
+    if report.verdict:
+        lines += [""] if report.notes else []
+        lines.append(console.wrap_text(report.verdict))
+    return "\n".join(lines)
 
 
 def show_layer_errors(layers: "Sequence[LayerError]") -> None:
     """Print the errors of layers, and the layers that make the largest."""
     from qconvert.core import number_format
     from qconvert.measure import layer_errors
-    from qconvert.report import tables, terminal
+    from qconvert.report import tables
 
     worst = [
         f"`{layer_errors.layer_label(layer)}` ({number_format.with_db(layer.made_db or 0.0)})"
@@ -67,18 +79,16 @@ def show_layer_errors(layers: "Sequence[LayerError]") -> None:
     else:
         summary = "it is unknown which layers make an error"
     print_tables(tables.layer_table(layers))
-    console.write(terminal.wrap_text(summary))
+    console.write(console.wrap_text(summary))
 
 
 def print_tables(*tables: TextTable) -> None:
     """Print tables, each with its title and footnotes."""
-    from qconvert.report import terminal
-
     for table in tables:
         console.write(table.title)
         console.write_table(table)
         for note in table.footnotes:
-            console.write(terminal.wrap_text(note, "  "))
+            console.write(console.wrap_text(note, "  "))
         console.write("")
 
 
@@ -98,8 +108,7 @@ def show_coverage(layers: "Mapping[str, LayerPlan]") -> None:
         why = why or list(dict.fromkeys(layer.note for layer in nodes.values() if layer.note))
         in_float = reasons.total()
         rows.append([operator, f"{count}", f"{count - in_float}", f"{in_float}", "; ".join(why)])
-    numbers = number_columns("nodes", "int8", "left")
-    columns = [*text_columns("operator"), *numbers, *text_columns("why", wrap=True)]
+    columns = make_columns("l r r r w", "operator", "nodes", "int8", "left", "why")
     console.write_table(TextTable(columns, rows))
 
 

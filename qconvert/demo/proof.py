@@ -46,11 +46,6 @@ class Proof:
     agreement: float | None = None
     seconds: float | None = None
 
-    @property
-    def is_bad(self) -> bool:
-        """Whether the engine should have worked, and did not."""
-        return self.result in ("wrong", "failed")
-
 
 def prove(states: Mapping[str, Availability], folder: Path) -> Iterator[Proof]:
     """Build, time and score the network of `folder / "demo"` in every precision."""

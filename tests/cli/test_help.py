@@ -40,7 +40,7 @@ def test_command_help_fits_80_columns_and_ends_with_examples(
 
 def test_help_lists_every_command_and_the_exit_codes(qconvert: Callable[..., Outcome]) -> None:
     outcome = qconvert("--help")
-    for name, summary in COMMANDS.items():
+    for name, (_, summary) in COMMANDS.items():
         assert name in outcome.out
         assert summary in outcome.out
     assert EXIT_CODES.removeprefix("\b\n").splitlines()[1].strip() in outcome.out

@@ -6,7 +6,7 @@ from typing import Any, get_args
 import click
 import pytest
 
-from qconvert.cli import options, settings
+from qconvert.cli import options
 from qconvert.core.config import Config, literals, option_table
 from qconvert.core.errors import UsageError
 from qconvert.images.preprocess import PRESETS, Interpolation, Preprocess
@@ -21,7 +21,7 @@ def load(*args: str) -> Config:
     def command(**values: Any) -> dict[str, Any]:
         return values
 
-    return settings.load("m.onnx", command.main(list(args), standalone_mode=False))
+    return options.open_job("m.onnx", command.main(list(args), standalone_mode=False)).config
 
 
 def preprocessing(*args: str, own: Preprocess | None = None) -> Preprocess | None:
@@ -99,10 +99,10 @@ def test_unreadable_value_is_rejected_by_its_option(args: tuple[str, ...]) -> No
 
 
 def test_output_path_is_never_the_source(tmp_path: Path) -> None:
-    assert settings.output_path(None, "a/net.onnx", ".onnx") == Path("net.onnx")
+    assert options.output_path(None, "a/net.onnx", ".onnx") == Path("net.onnx")
     Path("net.onnx").touch()
-    assert settings.output_path(None, "net.onnx", ".onnx") == Path("net-clean.onnx")
-    assert settings.output_path(None, "pkg.nets:build", ".onnx") == Path("build.onnx")
-    assert settings.output_path(None, "timm:resnet18.a1", ".onnx") == Path("resnet18.a1.onnx")
+    assert options.output_path(None, "net.onnx", ".onnx") == Path("net-clean.onnx")
+    assert options.output_path(None, "pkg.nets:build", ".onnx") == Path("build.onnx")
+    assert options.output_path(None, "timm:resnet18.a1", ".onnx") == Path("resnet18.a1.onnx")
     with pytest.raises(UsageError, match="is the source itself"):
-        settings.output_path(Path("./net.onnx"), "net.onnx", ".onnx")
+        options.output_path(Path("./net.onnx"), "net.onnx", ".onnx")

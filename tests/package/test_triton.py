@@ -11,7 +11,7 @@ import pytest
 import qconvert
 from qconvert.backends import cuda, tensorrt, tensorrt_rtx
 from qconvert.backends.base import BuildSpec, Engine, Profile
-from qconvert.cli.package import FORMATS
+from qconvert.cli.engines import PACKAGE_FORMATS
 from qconvert.core import onnx_io
 from qconvert.core.errors import UsageError
 from qconvert.core.tensors import TensorSpec
@@ -28,7 +28,7 @@ SCORES = TensorSpec("y", np.dtype("float32"), ("N", 10))
 
 
 def test_command_offers_every_package_format() -> None:
-    assert FORMATS == tuple(WRITERS) == get_args(Format)
+    assert PACKAGE_FORMATS == tuple(WRITERS) == get_args(Format)
 
 
 def test_cpu_engine_is_configured_for_onnx_runtime_with_its_classes(

@@ -13,7 +13,6 @@ from qconvert.report import tables
 from qconvert.report.metrics import EXACT_OUTPUTS, NEVER_FINITE, ZERO_OUTPUTS, missing_score_reason
 from qconvert.report.model import Report
 from qconvert.report.table import TextTable
-from qconvert.report.terminal import wrap_text
 from qconvert.report.verdict import conclude
 from tests.report import reports
 
@@ -45,7 +44,7 @@ def show(capsys: pytest.CaptureFixture[str]) -> Show:
     def text(table: TextTable) -> str:
         console.write_table(table)
         body = capsys.readouterr().out
-        notes = "\n".join(wrap_text(note, "  ") for note in table.footnotes)
+        notes = "\n".join(console.wrap_text(note, "  ") for note in table.footnotes)
         return f"{table.title}\n{body}{notes}".strip()
 
     return text

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from qconvert.cli import console, views
 from qconvert.core.config import GateConfig
-from qconvert.report import json_file, tables, terminal
+from qconvert.report import json_file, tables
 from qconvert.report.verdict import conclude
 from tests.cli.test_console import on_terminal
 from tests.report import reports
@@ -23,13 +24,13 @@ note: `cpu-fp16` is stored in half the bytes and computed in float32 here: ship
 
 
 def test_closing_text_ends_with_the_verdict() -> None:
-    assert terminal.closing_text(conclude(reports.measured(), GateConfig(max_drop=0.2))) == ENDING
+    assert views.closing_text(conclude(reports.measured(), GateConfig(max_drop=0.2))) == ENDING
 
 
 def test_closing_lines_fit_and_keep_numbers_with_their_units() -> None:
     for shape in (reports.wide, reports.simulated, reports.regression, reports.unlabelled):
         report = conclude(shape(), GateConfig(max_drop=0.2, min_speedup=9.0))
-        lines = terminal.closing_text(report).splitlines()
+        lines = views.closing_text(report).splitlines()
         assert max(map(len, lines)) <= 80
         for line in lines:
             assert not line.endswith("±")
@@ -38,11 +39,11 @@ def test_closing_lines_fit_and_keep_numbers_with_their_units() -> None:
 
 def test_wrapping_does_not_break_names() -> None:
     name = "`/features/" + "x" * 90 + "-y`"
-    assert name in terminal.wrap_text(f"a note on {name} and more").splitlines()[1]
+    assert name in console.wrap_text(f"a note on {name} and more").splitlines()[1]
 
 
 def test_closing_text_is_empty_without_a_verdict() -> None:
-    assert terminal.closing_text(reports.measured()) == ""
+    assert views.closing_text(reports.measured()) == ""
 
 
 def test_latency_bars_are_relative_to_the_batch_size() -> None:

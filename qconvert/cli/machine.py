@@ -1,4 +1,4 @@
-"""`qconvert doctor`."""
+"""Commands on this machine: `doctor` and `cache`."""
 
 import textwrap
 from dataclasses import asdict
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from qconvert.cli import console, options
-from qconvert.core.errors import GateFailed
+from qconvert.core.errors import GateFailed, UsageError, did_you_mean
 from qconvert.core.pip_command import pip_install
-from qconvert.report.table import TextTable, text_columns
+from qconvert.report.table import TextTable, make_columns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     "Folder for what --prove makes.", options.FOLDER, default="qconvert-proof", show_default=True
 )
 @options.json_option
-def command(prove: bool, chosen: tuple[str, ...], output: Path, *, as_json: bool) -> None:
+def doctor_command(prove: bool, chosen: tuple[str, ...], output: Path, *, as_json: bool) -> None:
     """Show which backends build and run here, why not, and the command that fixes it.
 
     With --prove, every engine is built, timed and compared with FP32 on 250 images, each in a
@@ -57,7 +57,11 @@ def command(prove: bool, chosen: tuple[str, ...], output: Path, *, as_json: bool
                 "proofs": [asdict(proof) for proof in proofs],
             }
         )
-    if bad := [f"{proof.backend}-{proof.precision}" for proof in proofs if proof.is_bad]:
+    if bad := [
+        f"{proof.backend}-{proof.precision}"
+        for proof in proofs
+        if proof.result in ("wrong", "failed")
+    ]:
         raise GateFailed(
             f"{len(bad)} of {len(proofs)} engines failed: {', '.join(bad)}",
             hint="attach the bundle to a report of the problem; its `logs` say more",
@@ -67,8 +71,7 @@ def command(prove: bool, chosen: tuple[str, ...], output: Path, *, as_json: bool
 def _show_backends(
     backends: "Mapping[str, Availability]", system: "Installed", conflicts: "Sequence[str]"
 ) -> None:
-    columns = text_columns("backend", "builds", "runs")
-    columns += text_columns("version", "why not", wrap=True)
+    columns = make_columns("l l l w w", "backend", "builds", "runs", "version", "why not")
     rows = []
     for name, state in backends.items():
         works = ("yes" if works else "no" for works in (state.builds, state.runs))
@@ -129,3 +132,49 @@ def _proof_lines(proof: "Proof") -> list[str]:
     lines = textwrap.wrap(proof.detail, 80, initial_indent=indent, subsequent_indent=indent)
     # A command stays on one line, so that it can be copied.
     return [row, *lines, *([f"{indent}to fix: {proof.cure}"] if proof.cure else [])]
+
+
+@options.command("qconvert cache", "qconvert cache --clear prepare")
+@options.flag("--clear", "Delete cached results: all, or those of STEP.")
+@click.argument("step", required=False)
+@options.json_option
+def cache_command(clear: bool, step: str | None, as_json: bool) -> None:
+    """List cached results, all or those of STEP, with origin, size and age; or delete them.
+
+    Finished runs do not need the cache; QCONVERT_CACHE_DIR sets its location.
+    """
+    from qconvert.core import cache
+
+    store = cache.open_default()
+    entries = list(store.entries())
+    steps = sorted({entry.step for entry in entries})
+    if step and entries and step not in steps:
+        raise UsageError(
+            f"no results of step `{step}` are cached{did_you_mean(step, steps)}",
+            hint="cached steps: " + ", ".join(steps),
+        )
+    if clear:
+        entries = list(store.clear(step))
+    elif step:
+        entries = [entry for entry in entries if entry.step == step]
+    if as_json:
+        listing = [{**asdict(entry), "path": str(entry.path)} for entry in entries]
+        console.write_json({"root": str(store.root), "cleared": clear, "entries": listing})
+        return
+    total = f"{len(entries)} results, {sum(entry.size_bytes for entry in entries) / 1e6:.1f} MB"
+    if clear:
+        console.info(f"cleared {total} from {store.root}")
+        return
+    rows = []
+    for entry in entries:
+        age = f"{entry.age_seconds:.0f} s"
+        for size, unit in ((60, "min"), (3600, "h"), (86400, "d")):
+            if entry.age_seconds >= size:
+                age = f"{entry.age_seconds / size:.0f} {unit}"
+        name, model = entry.recipe.get("name", "?"), entry.recipe.get("model", "")[:8]
+        source = f"{name} ({model})" if model else name
+        rows.append([entry.step, f"{entry.size_bytes / 1e6:.1f}", age, source])
+    if rows:
+        columns = make_columns("l r r l", "step", "MB", "age", "made from")
+        console.write_table(TextTable(columns, rows))
+    console.info(f"{total}, in {store.root}")
