@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal, TypeVar
 
 T = TypeVar("T")
@@ -32,17 +33,12 @@ class TextTable:
     footnotes: Sequence[str] = ()
 
 
-class Footnotes:
-    """The footnotes of one table; equal texts share a number."""
-
-    def __init__(self) -> None:
-        self._texts: list[str] = []
+class Footnotes(dict[str, str]):
+    """The footnotes of one table, with their superscript numbers; equal texts share one."""
 
     def mark(self, text: str) -> str:
-        """Return the superscript number of a footnote."""
-        if text not in self._texts:
-            self._texts.append(text)
-        return str(self._texts.index(text) + 1).translate(SUPERSCRIPT)
+        """Return the number of a footnote."""
+        return self.setdefault(text, str(len(self) + 1).translate(SUPERSCRIPT))
 
     def missing(self, reason: str) -> str:
         """Return the mark of a missing value, with the number of its reason."""
@@ -54,17 +50,18 @@ class Footnotes:
 
     def texts(self) -> tuple[str, ...]:
         """Return the footnotes in order, each behind its number."""
-        return tuple(f"{self.mark(text)} {text}" for text in self._texts)
+        return tuple(f"{number} {text}" for text, number in self.items())
 
 
-def text_columns(*titles: str, wrap: bool = False) -> tuple[TextColumn, ...]:
-    """Return left-aligned columns."""
-    return tuple(TextColumn(title, wrap=wrap) for title in titles)
+def make_columns(layout: str, *titles: str) -> tuple[TextColumn, ...]:
+    """Return columns by a layout such as `l w r2`: left, left and wrapped, or right, and a rank.
 
-
-def number_columns(*titles: str, rank: int = 0) -> tuple[TextColumn, ...]:
-    """Return right-aligned columns."""
-    return tuple(TextColumn(title, "right", rank) for title in titles)
+    The columns behind those of the layout are numbers: right, and of rank 0.
+    """
+    return tuple(
+        TextColumn(title, "right" if code[0] == "r" else "left", int(code[1:] or 0), code[0] == "w")
+        for title, code in zip_longest(titles, layout.split(), fillvalue="r")
+    )
 
 
 def optional_cell(value: T | None, write: Callable[[T], str], missing: str = "") -> str:

@@ -19,12 +19,10 @@ from qconvert.report.model import Report, VariantResult
 from qconvert.report.table import (
     MISSING,
     Footnotes,
-    TextColumn,
     TextTable,
-    number_columns,
+    make_columns,
     optional_cell,
     text_bar,
-    text_columns,
 )
 
 BASELINE_ROW = "FP32 ONNX"
@@ -76,16 +74,8 @@ def overview_table(report: Report) -> TextTable:
             *(optional_cell(getattr(accuracy, n, None), SCORES[n][1], MISSING) for n in scores),
         )
         rows.append((variant.name, *cells, status))
-    first, second = scores.values()
-    columns = (
-        *text_columns("variant"),
-        *number_columns("MB", "p50 ms"),
-        *number_columns("speed", rank=1),
-        *number_columns(first),
-        *number_columns(second, rank=2),
-        *text_columns("gate" if report.gates else ""),
-    )
-    return TextTable(columns, rows, "Variants")
+    titles = ("variant", "MB", "p50 ms", "speed", *scores.values(), "gate" if report.gates else "")
+    return TextTable(make_columns("l r r r1 r r2 l", *titles), rows, "Variants")
 
 
 def gate_table(report: Report) -> TextTable:
@@ -96,8 +86,7 @@ def gate_table(report: Report) -> TextTable:
         mark = notes.mark(gate.why) if gate.why else ""
         result = gates.PASS if gate.passed else gates.FAIL
         rows.append((gate.name, gate.variant, value + mark, limit, result))
-    numbers = number_columns("value", "limit")
-    columns = (*text_columns("gate", "variant"), *numbers, *text_columns("result"))
+    columns = make_columns("l l r r l", "gate", "variant", "value", "limit", "result")
     return TextTable(columns, rows, "Gates", notes.texts())
 
 
@@ -120,8 +109,8 @@ def size_table(report: Report) -> TextTable:
             reason = missing_reason(variant, "peak_rss_bytes", "memory")
             cells.append(notes.cell(peak, fmt.megabytes, reason))
         rows.append((variant.name, *cells))
-    titles = ("MB", "ratio", *(["memory MB"] if with_memory else []))
-    columns = (*text_columns("variant"), *number_columns(*titles))
+    titles = ("variant", "MB", "ratio", *(["memory MB"] if with_memory else []))
+    columns = make_columns("l", *titles)
     return TextTable(columns, rows, "Size", notes.texts())
 
 
@@ -161,8 +150,8 @@ def latency_table(report: Report, *, bars: bool = False) -> TextTable:
         if not batches:
             rows.append((variant.name, "", notes.missing(reason), *[""] * (2 + with_device + bars)))
     titles = ("batch", "median ms", *(["device ms"] if with_device else []), "images/s", "speed-up")
-    bar_column = [TextColumn("time", rank=9)] if bars else []
-    columns = (*text_columns("variant"), *number_columns(*titles), *bar_column)
+    bar_column = make_columns("l9", "time") if bars else ()
+    columns = (*make_columns("l", "variant", *titles), *bar_column)
     return TextTable(columns, rows, "Latency", notes.texts())
 
 
@@ -181,14 +170,8 @@ def timing_table(report: Report) -> TextTable:
                 tail = map(fmt.ms, (stats.min_ms, stats.p95_ms, stats.p99_ms))
                 cells = (str(latency.batch), latency.where, _median_cell(latency), *tail)
                 rows.append((variant.name, *cells, str(stats.samples)))
-    columns = (
-        *text_columns("variant"),
-        *number_columns("batch"),
-        TextColumn("where", rank=2),
-        *number_columns("median ms"),
-        *number_columns("min", rank=1),
-        *number_columns("p95", "p99", "runs", rank=3),
-    )
+    titles = ("variant", "batch", "where", "median ms", "min", "p95", "p99", "runs")
+    columns = make_columns("l r l2 r r1 r3 r3 r3", *titles)
     return TextTable(columns, rows, "Timings")
 
 
@@ -218,15 +201,8 @@ def gpu_table(report: Report) -> TextTable:
                 fmt.megabytes(load.device_bytes),
             )
             rows.append((variant.name, *cells))
-    columns = (
-        *text_columns("variant"),
-        *number_columns("batch", "GPU ms"),
-        *number_columns("graph ms", rank=1),
-        *number_columns("streams", rank=2),
-        *number_columns("images/s", "mJ/image"),
-        *number_columns("W", "MHz", rank=1),
-        *number_columns("memory MB"),
-    )
+    titles = ("batch", "GPU ms", "graph ms", "streams", "images/s", "mJ/image", "W", "MHz")
+    columns = make_columns("l r r r1 r2 r r r1 r1", "variant", *titles, "memory MB")
     return TextTable(columns, rows, "GPU", notes.texts())
 
 
@@ -262,7 +238,7 @@ def accuracy_table(report: Report) -> TextTable:
             title += " (agrees: of all)"
     if scored and not labelled:
         title += notes.mark(missing_score_reason(scored[0], "top1"))
-    columns = (*text_columns("variant"), *number_columns(*(SCORES[name][0] for name in scores)))
+    columns = make_columns("l", "variant", *(SCORES[name][0] for name in scores))
     return TextTable(columns, rows, title, notes.texts())
 
 
@@ -288,8 +264,8 @@ def class_table(report: Report) -> TextTable:
         if variant.accuracy is not None
         for shift in variant.accuracy.shifts
     ]
-    titles = ("images", "FP32 right, %", "right, %", "Δ pp")
-    columns = (*text_columns("variant", "class"), *number_columns(*titles))
+    titles = ("variant", "class", "images", "FP32 right, %", "right, %", "Δ pp")
+    columns = make_columns("l l", *titles)
     return TextTable(columns, rows, "Classes that changed most")
 
 
@@ -315,8 +291,8 @@ def placement_table(report: Report) -> TextTable:
         ]
         of_all = f"{variant.quantized} of {variant.candidates}" if variant.candidates else ""
         rows.append((variant.name, *cells, of_all))
-    counted = text_columns("nodes by provider", "by precision", wrap=True)
-    columns = (*text_columns("variant"), *counted, *number_columns("quantized"))
+    titles = ("variant", "nodes by provider", "by precision", "quantized")
+    columns = make_columns("l w w", *titles)
     return TextTable(columns, rows, "Where it runs", notes.texts())
 
 
@@ -327,7 +303,7 @@ def operator_table(report: Report) -> TextTable:
         for variant in report.variants
         for op in variant.operators
     ]
-    columns = (*text_columns("variant", "operator"), *number_columns("nodes", "int8", "left"))
+    columns = make_columns("l l", "variant", "operator", "nodes", "int8", "left")
     return TextTable(columns, rows, "Coverage by operator")
 
 
@@ -341,8 +317,8 @@ def unquantized_table(report: Report) -> TextTable:
         if len(reasons) > MAX_REASONS:
             more = f"and {len(reasons) - MAX_REASONS} more reasons"
             rows.append((variant.name, MISSING, "", more))
-    names, why = text_columns("variant", "operator"), text_columns("why", wrap=True)
-    return TextTable((*names, *number_columns("nodes"), *why), rows, "Not quantized")
+    columns = make_columns("l l r w", "variant", "operator", "nodes", "why")
+    return TextTable(columns, rows, "Not quantized")
 
 
 def engine_table(report: Report) -> TextTable:
@@ -358,8 +334,8 @@ def engine_table(report: Report) -> TextTable:
         for variant in report.variants
         if (engine := variant.engine) is not None
     ]
-    names, versions = text_columns("engine", "path", "sha256"), TextColumn("built with", wrap=True)
-    return TextTable((*names, *number_columns("built in"), versions), rows, "Engines")
+    columns = make_columns("l l l r w", "engine", "path", "sha256", "built in", "built with")
+    return TextTable(columns, rows, "Engines")
 
 
 def provenance(report: Report) -> dict[str, str]:
@@ -395,16 +371,8 @@ def layer_table(layers: Sequence[LayerError], title: str = "Layers") -> TextTabl
         )
         for layer, error in zip(layers, errors, strict=True)
     ]
-    columns = (
-        TextColumn("layer"),
-        TextColumn("operator", rank=4),
-        TextColumn("in", rank=2),
-        *number_columns("arrives dB", "made dB"),
-        TextColumn("error made", rank=1),
-        *number_columns("cosine", rank=3),
-        *number_columns("clipped %", rank=5),
-        *number_columns("saturated %", rank=6),
-    )
+    titles = ("layer", "operator", "in", "arrives dB", "made dB", "error made", "cosine")
+    columns = make_columns("l l4 l2 r r l1 r3 r5 r6", *titles, "clipped %", "saturated %")
     return TextTable(columns, rows, title)
 
 
@@ -457,8 +425,7 @@ def block_table(result: MixedResult) -> TextTable:
         )
         for gain in blocks
     ]
-    numbers = number_columns("compute %", "error removed %")
-    columns = (*text_columns("block"), *numbers, TextColumn("", rank=1))
+    columns = make_columns("l r r l1", "block", "compute %", "error removed %", "")
     title = f"Blocks by the error that each removes in float, {len(blocks)} of {len(result.gains)}"
     return TextTable(columns, rows, title)
 
@@ -484,7 +451,7 @@ def trial_table(result: MixedResult) -> TextTable:
         for step in steps
     ]
     titles = ("in float", "compute %", "output error", loss, confirmed_loss)
-    columns = (*number_columns(*titles, *(["ms"] if timed else [])), *text_columns(""))
+    columns = (*make_columns("", *titles, *(["ms"] if timed else [])), *make_columns("l", ""))
     confirmed = result.int8.confirmed.images if result.int8.confirmed is not None else 0
     title = (
         f"Sets tried on {result.int8.search.images} images, "
@@ -509,8 +476,7 @@ def search_result_table(result: MixedResult, sizes: Mapping[str, int]) -> TextTa
         loss = steps[name].confirmed or steps[name].search if name in steps else None
         cells += ["", ""] if loss is None else [_loss_cell(loss), fmt.percent(loss.agreement)]
         rows.append((name, *cells))
-    titles = ("MB", "p50 ms", "loses pp", "agrees %")
-    columns = (*text_columns("precision"), *number_columns(*titles))
+    columns = make_columns("l", "precision", "MB", "p50 ms", "loses pp", "agrees %")
     return TextTable(columns, rows, "Result", notes.texts())
 
 
