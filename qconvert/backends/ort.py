@@ -214,6 +214,8 @@ def session_options(spec: LoadSpec, severity: int = SILENT) -> Any:
     """Return the options of a session, which records the provider of every node."""
     options = runtime.SessionOptions()
     options.log_severity_level = severity
+    # Providers use the log of the process, which onnxslim turns on.
+    runtime.set_default_logger_severity(severity)
     options.intra_op_num_threads = spec.threads
     if not spec.optimize_graph:
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -278,7 +280,7 @@ def start_session(path: Path, spec: LoadSpec, options: Any, stream: int = 0) -> 
 
 def _load_error(path: Path, spec: LoadSpec, reason: str, *details: str) -> QConvertError:
     if re.search("out ?of ?memory", reason, re.IGNORECASE):
-        hint = "`nvidia-smi` shows what uses the GPU; a smaller batch or `--profile` needs less"
+        hint = "`nvidia-smi` shows what uses the memory of the GPU; a smaller batch needs less"
     elif "shared object" in reason:
         hint = "`qconvert doctor` shows the command that installs it"
     else:
@@ -294,7 +296,6 @@ def load_with_log(path: Path, spec: LoadSpec, report: Report) -> dict[str, list[
 
 def start_logged(path: Path, spec: LoadSpec) -> Any:
     """Load a file in a child process; an error carries the reasons that TensorRT and CUDA gave."""
-    runtime.set_default_logger_severity(WARNINGS)
     try:
         return start_session(path, spec, session_options(spec, WARNINGS))
     except QConvertError as error:

@@ -23,8 +23,14 @@ def spell_switches_as_numbers() -> None:
     tensorrt.build_options = wrong  # type: ignore[assignment]
 
 
+def load_with_an_unknown_option() -> None:
+    """Give the provider an option that it refuses when a session is created."""
+    tensorrt.load_options = lambda engine: {"trt_no_such_option": "True"}
+
+
 def fall_back_to_the_cpu() -> None:
-    """Leave out `enable_fallback=0`."""
+    """Leave out `enable_fallback=0`, where it matters."""
+    load_with_an_unknown_option()
     right = ort.runtime.InferenceSession
 
     def wrong(*args: Any, enable_fallback: int = 1, **kwargs: Any) -> Any:
@@ -49,6 +55,7 @@ def forget_flags_at_load() -> None:
 
 MUTANTS: dict[str, Callable[[], None]] = {
     "spelling": spell_switches_as_numbers,
+    "unknown": load_with_an_unknown_option,
     "fallback": fall_back_to_the_cpu,
     "flags": forget_flags_at_load,
 }

@@ -164,7 +164,7 @@ def test_device_out_of_memory_is_named(
     done = do(gpu(engine_mb=100_000), folder, "build", "run")
     assert done.code == 3
     assert "OutOfMemory" in done.err.splitlines()[0]
-    assert "hint: `nvidia-smi` shows what uses the GPU" in done.err
+    assert "hint: `nvidia-smi` shows what uses the memory" in done.err
 
 
 @pytest.mark.parametrize("builder", ["native", "provider"])
