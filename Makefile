@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quick test test-all torture gpu-lab gpu-lab-kernels check dist grown docs peers zoo clean
+.PHONY: help setup quick test test-all torture gpu-lab gpu-lab-wheels gpu-lab-kernels check dist grown docs peers zoo clean
 .PHONY: demo build bench report image image-gpu image-check smoke locks
 
 help:  ## Print this list
@@ -36,12 +36,13 @@ test-all: $(READY)  ## Run all tests but the torture, as CI does
 torture: $(READY)  ## Run the long tests: spoiled input, kills, full disks, two builds at once
 	$(BIN)/python -m pytest -m torture tests/torture
 
-gpu-lab: $(READY)  ## Run the real GPU wheels over fake libraries (fetches 400 MB once)
-	$(BIN)/python -m tests.gpu_lab.lab.environment
+gpu-lab: gpu-lab-wheels  ## Run the real GPU wheels over fake libraries (fetches 400 MB once)
 	$(PYTEST) tests/gpu_lab
 
-gpu-lab-kernels: $(READY)  ## Write the table of CUDA kernels anew from the wheel
+gpu-lab-wheels: $(READY)
 	$(BIN)/python -m tests.gpu_lab.lab.environment
+
+gpu-lab-kernels: gpu-lab-wheels  ## Write the table of CUDA kernels anew from the wheel
 	$(BIN)/python -m tests.gpu_lab.cuda_kernels
 
 check: $(READY)  ## Check format, lint, types, import layers and generated docs

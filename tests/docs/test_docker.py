@@ -225,7 +225,7 @@ def test_docker_scripts_are_executable_and_parse(script: str) -> None:
 def test_gpu_image_installs_what_the_gpu_laboratory_runs() -> None:
     """Releases of the laboratory's lock are those of the image, TensorRT's of the Dockerfile."""
     text = (ROOT / "tests/gpu_lab/requirements.txt").read_text()
-    lab = dict(re.findall(r"^([\w-]+)==(\S+)$", text, re.MULTILINE))
-    for name in ("onnxruntime-gpu", "nvidia-ml-py"):
+    lab = dict(re.findall(r"^([\w-]+)==(\S+)", text, re.MULTILINE))
+    for name in ("onnxruntime-gpu", "nvidia-ml-py", "nvidia-cuda-runtime"):
         assert release("gpu", name, "3.13") == lab[name]
     assert arguments()["TENSORRT"] == lab["tensorrt-cu13-bindings"]

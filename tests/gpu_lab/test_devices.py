@@ -1,15 +1,14 @@
-"""More than one GPU, and engines and timings of another one."""
+"""More than one GPU, and engines of another one."""
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.gpu_lab.conftest import Lab
 from tests.gpu_lab.lab.environment import Finished
-from tests.gpu_lab.lab.events import Build, Deserialize, SetDevice, TimingCache
+from tests.gpu_lab.lab.events import Build, Deserialize, SetDevice
 
 TWO: Mapping[str, Any] = {"gpus": ("8.6", "9.0")}
 BUILD = (
@@ -34,27 +33,6 @@ def test_engine_is_built_loaded_and_recorded_on_the_chosen_gpu(lab: Lab, builder
     assert SetDevice(1) in done.events
     report = json.loads((lab.cwd / "run/report.json").read_text())
     assert report["variants"][0]["engine"]["made_with"]["gpu"] == "Simulated GPU 1 9.0"
-
-
-@pytest.mark.usefixtures("tiny")
-def test_timings_of_another_gpu_are_not_used(lab: Lab) -> None:
-    first = lab.qconvert(*BUILD)
-    other = lab.qconvert(*BUILD[:3], "run2", *BUILD[4:], gpus=("9.0",))
-    assert gpus_of(first) == gpus_of(other) == {0}
-    assert [it.bytes for it in (*first.all(TimingCache), *other.all(TimingCache))] == [0, 0]
-    again = lab.qconvert(*BUILD[:3], "run3", *BUILD[4:], "--set", "tensorrt.level=4")
-    assert [it.fits for it in again.all(TimingCache) if it.bytes] == [True]
-
-
-def test_broken_timings_do_not_stop_a_build(lab: Lab, tiny: Path) -> None:
-    assert lab.qconvert(*BUILD).code == 0
-    [timings] = (lab.cwd / ".store/timings").rglob("*.timing")
-    timings.write_bytes(b"timings of another release")
-    done = lab.qconvert(*BUILD[:3], "run2", *BUILD[4:], "--set", "tensorrt.level=4")
-    assert done.code == 0, done.err
-    assert [it.fits for it in done.all(TimingCache) if it.bytes] == [False]
-    assert timings.read_bytes().startswith(b"simulated timings 86")
-    assert tiny.is_file()
 
 
 @pytest.mark.usefixtures("tiny")

@@ -57,7 +57,15 @@ def create() -> None:
     if not packages().is_dir():
         root().mkdir(parents=True, exist_ok=True)
         with atomic.temporary_folder(root()) as place:
-            pip = (sys.executable, "-m", "pip", "download", "-q", "--no-deps")
+            pip = (
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "-q",
+                "--no-deps",
+                "--only-binary=:all:",
+            )
             subprocess.run([*pip, "-r", LOCK, "-d", place / "wheels"], check=True)
             for wheel in (place / "wheels").iterdir():
                 with zipfile.ZipFile(wheel) as content:
