@@ -25,7 +25,10 @@ from tests.gpu_lab.lab.script import Script
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[2]
-LOCK = HERE.parent / "requirements.txt"
+LOCKS = {
+    ".": HERE.parent / "requirements.txt",
+    "tensorrt11": HERE.parent / "requirements-tensorrt11.txt",
+}
 SITE = HERE / "site"
 
 GPU = ("onnxruntime_gpu", "tensorrt_cu13_bindings", "nvidia_ml_py")
@@ -40,8 +43,9 @@ def root() -> Path:
 
 
 def packages() -> Path:
-    """Return the folder of the unpacked wheels that the lock file names, for this Python."""
-    key = LOCK.read_bytes() + sysconfig.get_platform().encode() + sys.version[:4].encode()
+    """Return the folder of the unpacked wheels that the locks name, for this Python."""
+    key = f"{sysconfig.get_platform()} {sys.version_info[:2]}".encode()
+    key += b"".join(lock.read_bytes() for lock in LOCKS.values())
     return root() / f"packages-{hashlib.sha256(key).hexdigest()[:12]}"
 
 
@@ -57,20 +61,14 @@ def create() -> None:
     if not packages().is_dir():
         root().mkdir(parents=True, exist_ok=True)
         with atomic.temporary_folder(root()) as place:
-            pip = (
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "-q",
-                "--no-deps",
-                "--only-binary=:all:",
-            )
-            subprocess.run([*pip, "-r", LOCK, "-d", place / "wheels"], check=True)
-            for wheel in (place / "wheels").iterdir():
-                with zipfile.ZipFile(wheel) as content:
-                    content.extractall(place / wheel.name.split("-")[0])
-            shutil.rmtree(place / "wheels")
+            pip = (sys.executable, "-m", "pip", "download", "-q", "--no-deps")
+            for folder, lock in LOCKS.items():
+                wheels = place / folder / "wheels"
+                subprocess.run([*pip, "--only-binary=:all:", "-r", lock, "-d", wheels], check=True)
+                for wheel in wheels.iterdir():
+                    with zipfile.ZipFile(wheel) as content:
+                        content.extractall(place / folder / wheel.name.split("-")[0])
+                shutil.rmtree(wheels)
             if not packages().is_dir():
                 place.rename(packages())
     fakes()
@@ -174,16 +172,20 @@ def make_host(
         for path in Path(sysconfig.get_path("purelib")).iterdir()
         if not REPLACED.match(path.name) or path.name.startswith(tuple(keep))
     }
+    release = tensorrt.partition(".")[0]
     for wheel in wheels:
-        links |= {path.name: path for path in (packages() / wheel).iterdir()}
+        place = packages() / ("tensorrt11" if "tensorrt_cu13" in wheel and release == "11" else "")
+        links |= {path.name: path for path in (place / wheel).iterdir()}
     for path in SITE.rglob("*.p*"):
         name = str(path.relative_to(SITE))
         if tensorrt or not name.startswith("tensorrt"):
             links[name] = path
     for name in libraries:
-        place = generate.LIBRARIES[name].folder
-        above = "../../../" if place == generate.DRIVER else ""
-        links[f"{above}{place}/{name}"] = fakes() / name
+        folder_of_it = generate.LIBRARIES[name].folder
+        if folder_of_it == generate.TENSORRT and not name.endswith(f".{release}"):
+            continue
+        above = "../../../" if folder_of_it == generate.DRIVER else ""
+        links[f"{above}{folder_of_it}/{name}"] = fakes() / name
     for name, path in links.items():
         (site / name).parent.mkdir(parents=True, exist_ok=True)
         (site / name).symlink_to(path)

@@ -23,6 +23,7 @@ class Library:
     folder: str
     source: str = ""
     needs: tuple[str, ...] = ()
+    defines: tuple[str, ...] = ()
 
 
 DRIVER, CUDA, CUDNN, TENSORRT = "driver", "nvidia/cu13/lib", "nvidia/cudnn/lib", "tensorrt_libs"
@@ -35,10 +36,16 @@ LIBRARIES = {
     "libcublas.so.13": Library(CUDA, needs=("libcublasLt.so.13",)),
     "libcurand.so.10": Library(CUDA),
     "libcudnn.so.9": Library(CUDNN, "cudnn.c"),
-    "libnvinfer.so.10": Library(TENSORRT, "nvinfer.cpp", ("libcudart.so.13",)),
-    "libnvonnxparser.so.10": Library(TENSORRT, "nvonnxparser.cpp", ("libnvinfer.so.10",)),
-    "libnvinfer_plugin.so.10": Library(TENSORRT, "nvinfer_plugin.cpp", ("libnvinfer.so.10",)),
 }
+for release in ("10", "11"):
+    defines, nvinfer = (f"-DTENSORRT={release}",), f"libnvinfer.so.{release}"
+    LIBRARIES |= {
+        nvinfer: Library(TENSORRT, "nvinfer.cpp", ("libcudart.so.13",), defines),
+        f"libnvonnxparser.so.{release}": Library(TENSORRT, "nvonnxparser.cpp", (nvinfer,), defines),
+        f"libnvinfer_plugin.so.{release}": Library(
+            TENSORRT, "nvinfer_plugin.cpp", (nvinfer,), defines
+        ),
+    }
 
 
 def compile_fakes(callers: Sequence[Path], headers: Path, folder: Path) -> Path:
@@ -79,10 +86,10 @@ def compile_library(
     name: str, library: Library, symbols: set[str], headers: Path, place: Path
 ) -> None:
     """Compile one library, whose functions carry its name as their version, as in the real one."""
-    flags = ["-fPIC", "-Wall", "-Wno-unused-parameter", f"-I{headers}"]
+    flags = ["-fPIC", "-Wall", "-Wno-unused-parameter", f"-I{headers}", *library.defines]
     objects = []
     if library.source:
-        source, compiled = FAKES / library.source, place / f"{library.source}.o"
+        source, compiled = FAKES / library.source, place / f"{name}.o"
         compiler = ("g++", "-std=c++17") if source.suffix == ".cpp" else ("gcc", "-std=gnu17")
         run(*compiler, *flags, "-c", source, "-o", compiled)
         objects.append(compiled)

@@ -24,7 +24,6 @@ class Script:
     driver: str = "580.65.06"
     cuda: int = 13000
     cu_init: int = 0
-    tensorrt: int = 101601
     throttled: int = 0
     mig: int = 0
     refuses: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-// libnvinfer.so.10: builds "engines" that hold the ONNX graph and the options of the build, and runs
+// libnvinfer.so.10 and .11: builds "engines" that hold the ONNX graph and the options of the build, and runs
 // them by asking the Python side (site/gpu_lab_graphs.py) to compute the graph on the CPU.
 #include <signal.h>
 #include <unistd.h>
@@ -17,6 +17,8 @@ extern "C" int lab_capture(void (*run)(void *), void *state);  // of our libcuda
 using Brain = const char *(const char *what, long graph, const void *data, long size,
                            const char *request, long *reply_size);
 static Brain *brain;
+#define QUOTED(text) #text
+#define TEXT(macro) QUOTED(macro)
 
 extern "C" void lab_set_brain(Brain *function) { brain = function; }
 
@@ -27,7 +29,7 @@ Reply ask(const char *what, long graph, const string &request, const void *data,
         auto release = reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "PyGILState_Release"));
         if (!run) return {true, "the laboratory computes in Python processes only", 0};
         int state = ensure();
-        run("import gpu_lab_graphs; gpu_lab_graphs.connect()");
+        run("import gpu_lab_graphs; gpu_lab_graphs.connect(" TEXT(TENSORRT) ")");
         release(state);
         if (!brain) return {true, "gpu_lab_graphs cannot be imported", 0};
     }
@@ -173,6 +175,7 @@ struct HostMemory : Object {
 
 struct Profile : Object {
     static constexpr const char *NAME = "IOptimizationProfile";
+    static constexpr Places GONE{4, 6};
     std::map<string, Dims[3]> shapes;  // minimum, optimum, maximum
     Profile() : Object{} {
         static const Table<Profile> functions({
@@ -232,10 +235,13 @@ struct TimingCache : Object {
     }
 };
 
+// The flags of TensorRT 10; TensorRT 11 dropped one of them, which moved those behind it.
 enum Flag { FP16 = 0, INT8 = 1, REFIT = 4, TF32 = 6, FP8 = 15, BF16 = 17, STRIP_PLAN = 19 };
+static int numbered(int flag) { return TENSORRT > 10 && flag > 11 ? flag + 1 : flag; }
 
 struct Config : Object {
     static constexpr const char *NAME = "IBuilderConfig";
+    static constexpr Places GONE{6, 7, 29, 30, 31, 32, 33, 34, 35, 36, 37};
     unsigned flags = 1 << TF32;  // on unless it is switched off
     int level = 3, hardware = 0, verbosity = 0;
     size_t workspace = 0;
@@ -247,9 +253,9 @@ struct Config : Object {
             {
                 answer(8, "setFlags", [](Config *it, unsigned flags) { it->flags = flags; }),
                 answer(9, "getFlags", [](Config *it) { return it->flags; }),
-                answer(10, "clearFlag", [](Config *it, int flag) { it->flags &= ~(1u << flag); }),
-                answer(11, "setFlag", [](Config *it, int flag) { it->flags |= 1u << flag; }),
-                answer(12, "getFlag", [](Config *it, int flag) { return bool(it->flags >> flag & 1); }),
+                answer(10, "clearFlag", [](Config *it, int flag) { it->flags &= ~(1u << numbered(flag)); }),
+                answer(11, "setFlag", [](Config *it, int flag) { it->flags |= 1u << numbered(flag); }),
+                answer(12, "getFlag", [](Config *it, int flag) { return bool(it->flags >> numbered(flag) & 1); }),
                 answer(25, "addOptimizationProfile",
                        [](Config *it, Handle *profile) {
                            it->profiles.push_back(behind<Profile>(profile));
@@ -293,7 +299,7 @@ struct Config : Object {
                  "{\"event\": \"build\", \"gpu\": %d, \"capability\": %d, \"flags\": %u, "
                  "\"strongly_typed\": %s, \"level\": %d, \"hardware\": %d, \"verbosity\": %d, "
                  "\"workspace\": %zu, \"timing_cache\": %s, \"profiles\": [",
-                 current_gpu(), current_capability(), flags, network.flags & 2 ? "true" : "false", level,
+                 current_gpu(), current_capability(), flags, network.is_strongly_typed() ? "true" : "false", level,
                  hardware, verbosity, workspace, timings ? "true" : "false");
         string json = text;
         for (const Profile *profile : profiles)
@@ -306,6 +312,7 @@ static constexpr const char MAGIC[] = "SIMULATED TENSORRT ENGINE ";
 
 struct Builder : Object {
     static constexpr const char *NAME = "IBuilder";
+    static constexpr Places GONE{2, 3, 13};
     void *logger;
     Handle *self;
     explicit Builder(void *given);
@@ -318,9 +325,9 @@ string Builder::refusal(const Network &network, const Config &config) {
     char text[256];
     if (network.graph.is_struck() && *script_text("build_error", text, sizeof text)) return text;
     unsigned types = 1u << FP16 | 1u << INT8 | 1u << FP8 | 1u << BF16;
-    if (network.flags & 2 && config.flags & types)
+    if (network.is_strongly_typed() && config.flags & types)
         return "Error Code 3: API Usage Error (precision flags are not allowed in strongly typed networks)";
-    if (!(network.flags & 2) && network.graph.has_integers && !(config.flags >> INT8 & 1))
+    if (!network.is_strongly_typed() && network.graph.has_integers && !(config.flags >> INT8 & 1))
         return "Error Code 4: Internal Error (Int8 precision has been set for a layer or layer output, but "
                "int8 is not configured in the builder)";
     for (const Tensor *input : network.graph.tensors) {
@@ -389,6 +396,7 @@ Builder::Builder(void *given) : Object{}, logger(given), self(handle(this)) {
 
 struct Engine : Object {
     static constexpr const char *NAME = "ICudaEngine";
+    static constexpr Places GONE{6, 7, 11, 15, 41, 43, 44, 45};
     void *logger;
     Graph graph;
     string options;  // of its build, as JSON
@@ -400,6 +408,7 @@ struct Engine : Object {
 
 struct Context : Object {
     static constexpr const char *NAME = "IExecutionContext";
+    static constexpr Places GONE{13};
     Engine *engine;
     std::map<string, Dims> shapes;        // of inputs
     std::map<string, void *> addresses;   // of inputs and outputs
@@ -430,6 +439,7 @@ struct Inspector : Object {
 
 struct Refitter : Object {
     static constexpr const char *NAME = "IRefitter";
+    static constexpr Places GONE{7, 8, 9, 10};
     Engine *engine;
     void *logger;
     Refitter(Engine *given, void *log) : Object{}, engine(given), logger(log) {
@@ -647,6 +657,7 @@ Context::Context(Engine *given) : Object{}, engine(given) {
 
 struct Runtime : Object {
     static constexpr const char *NAME = "IRuntime";
+    static constexpr Places GONE{4};
     void *logger;
     explicit Runtime(void *given);
     Handle *load(const char *bytes, size_t size);
@@ -753,7 +764,7 @@ void *createInferRuntime_INTERNAL(void *logger, int) { return handle(new Runtime
 void *createInferRefitter_INTERNAL(void *engine, void *logger, int) {
     return handle(new Refitter(behind<Engine>(engine), logger));
 }
-int getInferLibVersion() { return int(script_number("tensorrt", 101601)); }
+int getInferLibVersion() { return TENSORRT > 10 ? 110400 : 101601; }
 void *getPluginRegistry() { return registry(); }
 void *getBuilderPluginRegistry(int) { return registry(); }
 void *getLogger() { return nullptr; }

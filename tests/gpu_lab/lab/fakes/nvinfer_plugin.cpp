@@ -1,4 +1,4 @@
-// libnvinfer_plugin.so.10: the plugins that TensorRT brings along, of which two will do.
+// libnvinfer_plugin.so.10 and .11: the plugins that TensorRT brings along, of which two will do.
 #include "tensorrt.hpp"
 
 extern "C" void lab_register(const char *plugin);  // of our libnvinfer

@@ -1,4 +1,4 @@
-// libnvonnxparser.so.10: hands the ONNX bytes to the Python side, and says what it finds there.
+// libnvonnxparser.so.10 and .11: hands the ONNX bytes to the Python side, and says what it finds there.
 #include <signal.h>
 
 #include "tensorrt.hpp"
@@ -28,6 +28,7 @@ struct ParserError : Object {
 
 struct Parser : Object {
     static constexpr const char *NAME = "IParser";
+    static constexpr Places GONE{2, 3};
     Network *network;
     void *logger;
     std::vector<ParserError *> errors;
@@ -126,5 +127,5 @@ void *createNvOnnxParser_INTERNAL(void *network, void *logger, int) {
 void *createNvOnnxParserRefitter_INTERNAL(void *refitter, void *, int) {
     return new ParserRefitter(engine_of(refitter));
 }
-int getNvOnnxParserVersion() { return int(script_number("tensorrt", 101601)); }
+int getNvOnnxParserVersion() { return TENSORRT > 10 ? 110400 : 101601; }
 }

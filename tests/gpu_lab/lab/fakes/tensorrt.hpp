@@ -1,8 +1,9 @@
-// The objects of TensorRT 10 as its callers see them. Only what callers use is here.
+// The objects of TensorRT as its callers see them. Only what callers use is here.
 //
 // NVIDIA's headers are not on PyPI, so the calls are named by the place of each function in the
 // table of its class. A major release keeps these places, and new functions come after the old ones.
-// A public class (IBuilder) is a handle: a table with nothing but destructors, and a pointer to the
+// All places here are those of TensorRT 10. TensorRT 11 dropped functions, those that each class lists
+// as GONE, and what comes after them moved up. A public class (IBuilder) is a handle: a table with nothing but destructors, and a pointer to the
 // object behind it (VBuilder), whose table has the functions.
 #pragma once
 #include <cstdint>
@@ -16,7 +17,12 @@
 
 #include "lab.h"
 
+#ifndef TENSORRT
+#define TENSORRT 10
+#endif
+
 constexpr int ROOM = 100;  // no class has more functions
+using Places = std::initializer_list<int>;
 using Function = void (*)();
 
 struct Dims {
@@ -59,10 +65,18 @@ struct Table {
     const void *head[2] = {nullptr, &typeid(Rtti)};
     Function functions[ROOM];
 
-    Table(std::initializer_list<Answer> answers, std::initializer_list<int> ignored = {}) {
+    Table(std::initializer_list<Answer> answers, Places ignored = {}) {
         fill(std::make_integer_sequence<int, ROOM>{});
-        for (int place : ignored) functions[place] = reinterpret_cast<Function>(ignore<0>);
-        for (const Answer &it : answers) functions[it.place] = it.function;
+        for (int place : ignored) put(place, reinterpret_cast<Function>(ignore<0>));
+        for (const Answer &it : answers) put(it.place, it.function);
+    }
+    void put(int place, Function function) {
+        int before = 0;
+        for (int gone : Object::GONE) {
+            if (TENSORRT > 10 && gone == place) return;
+            before += TENSORRT > 10 && gone < place;
+        }
+        functions[place - before] = function;
     }
     template <int... places>
     void fill(std::integer_sequence<int, places...>) {
@@ -72,11 +86,13 @@ struct Table {
 
 // An object behind a handle. Callers delete few of them, and a test's process ends soon: none is freed.
 struct Object {
+    static constexpr Places GONE{};
     const Function *table;
 };
 
 struct Handle {
     static constexpr const char *NAME = "handle";
+    static constexpr Places GONE{};
     const Function *table;
     Object *object;
 };
@@ -106,6 +122,7 @@ inline void tell(void *logger, Severity severity, const std::string &text) {
 
 struct Tensor : Object {
     static constexpr const char *NAME = "ITensor";
+    static constexpr Places GONE{6, 8, 15, 16, 17, 18};
     Tensor();
     std::string name;
     int type;
@@ -115,6 +132,7 @@ struct Tensor : Object {
 
 struct Layer : Object {
     static constexpr const char *NAME = "ILayer";
+    static constexpr Places GONE{10, 11, 12, 13, 14, 16, 17};
     Layer();
     std::string name;
     int type;
@@ -139,8 +157,10 @@ struct Graph {
 
 struct Network : Object {
     static constexpr const char *NAME = "INetworkDefinition";
+    static constexpr Places GONE{44, 49, 50};
     Network(unsigned flags, Handle *builder);
     unsigned flags;
+    bool is_strongly_typed() const { return TENSORRT > 10 || flags & 2; }
     Handle *builder;
     Graph graph;
     std::map<std::string, int> precisions;  // set on layers
