@@ -359,12 +359,12 @@ def plugin_devices(module: str, provider: str) -> Sequence[Any]:
     except Exception as error:  # any, from three packages
         raise Unavailable(
             f"the plugin of {provider} does not load: {_message(error)}",
-            hint="`qconvert doctor` shows what it needs",
+            hint=f"pip install --force-reinstall {module.replace('_', '-')}-cu13",
         ) from None
     if not devices:
         raise Unavailable(
             f"the plugin of {provider} found no device",
-            hint="`qconvert doctor` shows what it needs",
+            hint="`nvidia-smi` must list the GPU, and in a container /sys must show it too",
         )
     return devices
 

@@ -196,5 +196,5 @@ def _why_not_run(installed: Installed) -> tuple[str, str]:
         job = "qconvert.backends.ort:prove_plugin"
         subprocess_worker.call(job, MODULE, PROVIDER, product="the provider plugin", seconds=120)
     except QConvertError as error:
-        return str(error), f"pip install --force-reinstall {PLUGIN}"
+        return str(error), error.hint
     return "", ""
