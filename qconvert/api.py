@@ -17,8 +17,8 @@ from qconvert.core import config_file
 from qconvert.core.config import Backend, Config, keyword_settings, option_table
 from qconvert.core.errors import UsageError, did_you_mean
 from qconvert.core.progress import Progress, ProgressCallback, ignore_progress
-from qconvert.package import pack
-from qconvert.package.pack import Format, Packed
+from qconvert.package import Format, pack
+from qconvert.package.pack import Packed
 from qconvert.report.model import Report
 from qconvert.run import bench as bench_job
 from qconvert.run import build as build_job

@@ -17,7 +17,7 @@ COMMANDS = {
     "package": ("engines", "Package an engine for ONNX Runtime or Triton."),
     "export": ("models", "Convert a model to one clean ONNX file and check its outputs."),
     "inspect": ("models", "Show a model's inputs, operators and sizes."),
-    "calibrate": ("calibrate", "Measure ranges of a model's tensors on images."),
+    "calibrate": ("quantize", "Measure ranges of a model's tensors on images."),
     "quantize": ("quantize", "Convert a model to INT8, FP16 or BF16 for a backend."),
     "search": ("quantize", "Find what to keep in float to stay within an accuracy budget."),
     "compare": ("engines", "Find the layers where two models differ."),

@@ -3,14 +3,12 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from qconvert.cli import console, options, views
-
-# Listed here too, so that `--help` does not import the writers; a test compares.
-PACKAGE_FORMATS = ("onnxruntime", "triton")
+from qconvert.package import Format
 
 
 @options.command(
@@ -161,7 +159,7 @@ def report_command(run: Path, form: str, engine: str, output: Path | None) -> No
 @click.option(
     "--format",
     "form",
-    type=click.Choice(PACKAGE_FORMATS),
+    type=click.Choice(get_args(Format)),
     required=True,
     help="Runtime that will load the engine.",
 )

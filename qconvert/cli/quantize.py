@@ -1,6 +1,8 @@
-"""`qconvert quantize` and `qconvert search`."""
+"""The commands that lead to a quantized model: `calibrate`, `quantize` and `search`."""
 
+import math
 from dataclasses import asdict
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,9 +10,168 @@ import click
 
 from qconvert.cli import console, options, views
 from qconvert.core.errors import GateFailed, UsageError
+from qconvert.report.table import TextTable, make_columns
 
 if TYPE_CHECKING:
+    from qconvert.calibrate.calibration import Calibration
     from qconvert.run.quantize import Quantized, QuantizeRequest
+
+MAX_DRIFT = 0.05
+
+
+def _parse_shard(text: str) -> tuple[int, int]:
+    """Read `2/8`: the second of eight parts."""
+    number, count = map(options.parse_int, text.partition("/")[::2])
+    if number is None or count is None or not 1 <= number <= count:
+        raise click.BadParameter(f"`{text}` is not I/N, such as 2/8 for the second of eight parts")
+    return number, count
+
+
+@options.command(
+    "qconvert calibrate model.onnx --images calib_data/ -o calibration.npz",
+    "qconvert calibrate --show calibration.npz --method percentile:99.99",
+)
+@click.argument("targets", nargs=-1, metavar="MODEL | FILE...")
+@options.output("The calibration file (default: calibration.npz).")
+@options.source_options
+@options.image_options
+@options.setting_options("calibration", "exact")
+@options.count(
+    "--workers",
+    "Worker processes that share the images (default: 1, which uses every core).",
+    default=1,
+)
+@click.option(
+    "--shard",
+    type=_parse_shard,
+    metavar="I/N",
+    help="Measure only part I of N; merge the parts later.",
+)
+@options.flag("--merge", "Merge the parts FILE... into one.")
+@options.flag("--show", "Print the ranges of FILE, or of the new calibration.")
+@options.repeated(
+    "--method",
+    "methods",
+    "NAME",
+    "Method to show: mse, minmax, moving-average, entropy, percentile:P; repeatable.",
+)
+@options.flag("--symmetric", "Show ranges for a symmetric grid (TensorRT).")
+@options.flag("--fresh", "Start over instead of resuming.")
+@options.common_options
+def calibrate_command(
+    targets: tuple[str, ...], output: Path | None, fresh: bool, **chosen: Any
+) -> None:
+    """Measure the values of every tensor of MODEL on images, once for all range methods.
+
+    One pass records exact extremes and value counts of each tensor in one small file. Every range
+    method works from that file, so trying another method runs no image again. An interrupted run
+    is resumed. --merge combines parts measured elsewhere with --shard into the same bytes as one
+    run.
+    """
+    from qconvert.calibrate import calibration_file
+    from qconvert.run.calibrate import calibrate
+
+    if chosen["merge"]:
+        _merge(targets, output)
+        return
+    if chosen["show"] and len(targets) == 1 and targets[0].endswith(".npz"):
+        _show_ranges(calibration_file.load(Path(targets[0])), chosen)
+        return
+    if len(targets) > 1:
+        raise UsageError("one model at a time", hint="to add parts: `--merge A.npz B.npz -o C.npz`")
+    context = options.open_job(targets[0] if targets else None, chosen)
+    extent = {"workers": chosen["workers"], "shard": chosen["shard"], "fresh": fresh}
+    calibration = calibrate(context, output or Path("calibration.npz"), **extent)
+    _note_weaknesses(calibration, chosen["shard"])
+    if chosen["show"] or chosen["as_json"]:
+        _show_ranges(calibration, chosen)
+
+
+def _merge(parts: tuple[str, ...], output: Path | None) -> None:
+    from qconvert.calibrate import calibration_file
+    from qconvert.calibrate.calibration import merge_calibrations
+    from qconvert.run.run_folder import require_output_file
+
+    if len(parts) < 2 or output is None:
+        raise UsageError(
+            "`--merge` needs two or more parts and `-o`",
+            hint="`qconvert calibrate --merge A.npz B.npz -o ALL.npz`",
+        )
+    require_output_file(output)
+    merged = reduce(merge_calibrations, map(calibration_file.load, map(Path, parts)))
+    calibration_file.save(merged, output)
+    missing = sum(map(len, merged.missing_images()))
+    gap = f", {missing} of the listed images are missing" if missing else ""
+    count = merged.image_indices.size
+    console.info(f"wrote {output}: {count} images from {len(parts)} parts{gap}")
+
+
+def _note_weaknesses(calibration: "Calibration", shard: tuple[int, int] | None) -> None:
+    """Note unreadable images, too few images, and ranges that have not settled."""
+    from qconvert.calibrate.summary import range_drift
+    from qconvert.run.calibrate import shard_range
+
+    images = calibration.origin.images
+    missing = calibration.missing_images(shard_range(len(images), shard))
+    names = [f"`{images[index].name}`" for indices in missing for index in indices]
+    if names:
+        listed = ", ".join(names[:3] + ["…"] * (len(names) > 3))
+        console.note(f"{len(names)} of {len(images)} images could not be read: {listed}")
+    count, summaries = calibration.image_indices.size, calibration.summaries.values()
+    drifting = sum(bool(tensor.size) and range_drift(tensor) > MAX_DRIFT for tensor in summaries)
+    if count < 32:
+        console.note(f"only {count} images were used; 100 to 500 are usual")
+    elif drifting:
+        console.note(
+            f"{drifting} of {len(summaries)} ranges still moved by more than {MAX_DRIFT:.0%} "
+            "over the last quarter of the images; use more images"
+        )
+
+
+def _show_ranges(calibration: "Calibration", chosen: dict[str, Any]) -> None:
+    """Print extremes, the range and clipping of each method, and the values of each tensor."""
+    from qconvert.calibrate.methods import compute_ranges
+    from qconvert.calibrate.summary import clipped_share, equal_width_counts, range_drift
+    from qconvert.core.scales import Grid
+
+    methods, grid = chosen["methods"] or ("mse",), Grid(symmetric=chosen["symmetric"])
+    ranges = {name: compute_ranges(calibration.summaries, name, grid) for name in methods}
+    titles = [title for name in methods for title in (name, "clipped")]
+    layout = f"l r2 r2 {'r r1 ' * len(methods)} l3"
+    columns = make_columns(layout, "tensor", "min", "max", *titles, "values, log scale")
+    tensors: list[dict[str, object]] = []
+    rows = []
+    for tensor, summary in calibration.summaries.items():
+        if not summary.size:
+            continue
+        row, kept = [tensor, f"{summary.low:.4g}", f"{summary.high:.4g}"], []
+        for name in methods:
+            bounds = ranges[name][tensor]
+            share = clipped_share(summary, bounds)
+            kept.append({"method": name, **asdict(bounds), "clipped": share})
+            row += [f"{bounds.low:.4g} … {bounds.high:.4g}", f"{100 * share:.3f} %"]
+        counts = equal_width_counts(summary, 16).tolist()
+        # Blocks on a log scale, the largest count as a full block.
+        top = math.log1p(max(counts, default=0.0)) or 1.0
+        heights = (round(8 * math.log1p(max(0.0, count)) / top) for count in counts)
+        rows.append([*row, "".join(" ▁▂▃▄▅▆▇█"[height] for height in heights)])
+        extremes = {"low": summary.low, "high": summary.high}
+        measured = {"drift": range_drift(summary), "histogram": counts}
+        tensors.append({"tensor": tensor, **extremes, "kept": kept, **measured})
+    if not chosen["as_json"]:
+        console.write_table(TextTable(columns, rows))
+        return
+    origin = calibration.origin
+    console.write_json(
+        {
+            "fingerprint": origin.fingerprint,
+            "images": int(calibration.image_indices.size),
+            "preprocessing": origin.preprocessing,
+            "runtime": origin.runtime,
+            "exact": origin.exact,
+            "tensors": tensors,
+        }
+    )
 
 
 @options.command(

@@ -212,7 +212,7 @@ def draw_image(seed: int, number: int) -> DemoImage:
 
 
 def write_images(
-    folder: Path, seed: int, count: int, progress: Callable[[int], None] | None = None
+    folder: Path, seed: int, count: int, progress: Callable[[int], None] = lambda done: None
 ) -> None:
     """Draw the first images of a seed into a folder, with their labels."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -222,8 +222,7 @@ def write_images(
         for done, image in enumerate(pool.map(partial(draw_image, seed), range(count)), 1):
             (folder / image.name).write_bytes(image.jpeg)
             rows.append(f"{image.name},{CLASSES[image.label]}\n")
-            if progress is not None:
-                progress(done)
+            progress(done)
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES), encoding="utf-8")
     (folder / "labels.csv").write_text("file,label\n" + "".join(rows), encoding="utf-8")
 

@@ -3,15 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from qconvert.core import atomic
 from qconvert.core.errors import UsageError, attach_path
-from qconvert.package import onnxruntime_folder, triton
+from qconvert.package import Format, onnxruntime_folder, triton
 from qconvert.package.bundle import Bundle, make_bundle
 from qconvert.run.targets import Run
 
-Format = Literal["onnxruntime", "triton"]
 WRITERS: dict[Format, Callable[[Bundle, Path], tuple[str, ...]]] = {
     "onnxruntime": onnxruntime_folder.write,
     "triton": triton.write,

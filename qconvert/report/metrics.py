@@ -136,20 +136,20 @@ def pareto_front(report: Report) -> ParetoFront:
         for variant in sorted(report.variants, key=lambda v: (ms_per_image(v), v.name))
         if (latency := headline_latency(variant)) is not None
     ]
-    for name in SCORE_LABELS:
-        values = [getattr(variant.accuracy, name, None) for variant, _ in timed]
-        if timed and None not in values:
-            break
-    else:
+    scored = (
+        n for n in SCORE_LABELS if None not in [getattr(v.accuracy, n, None) for v, _ in timed]
+    )
+    name = next(scored, "")
+    if not timed or not name:
         return ParetoFront(())
     # Equal outputs have an infinite SQNR, which is drawn as a very good one.
-    scores = [min(value, 120.0) for value in values if value is not None]
-    places = [(ms_per_image(v), score) for (v, _), score in zip(timed, scores, strict=True)]
+    places = {v.name: (ms_per_image(v), min(getattr(v.accuracy, name), 120.0)) for v, _ in timed}
     points = []
-    for (variant, latency), (ms, score) in zip(timed, places, strict=True):
+    for variant, latency in timed:
+        ms, score = places[variant.name]
         better = (
-            other.name
-            for (other, _), place in zip(timed, places, strict=True)
+            other
+            for other, place in places.items()
             if place != (ms, score) and place[0] <= ms and place[1] >= score
         )
         spread = summarize_latency(latency).spread_ms / latency.batch

@@ -11,13 +11,12 @@ import pytest
 import qconvert
 from qconvert.backends import cuda, tensorrt, tensorrt_rtx
 from qconvert.backends.base import BuildSpec, Engine, Profile
-from qconvert.cli.engines import PACKAGE_FORMATS
 from qconvert.core import onnx_io
 from qconvert.core.errors import UsageError
 from qconvert.core.tensors import TensorSpec
-from qconvert.package import triton
+from qconvert.package import Format, triton
 from qconvert.package.bundle import Bundle
-from qconvert.package.pack import WRITERS, Format, write_package
+from qconvert.package.pack import WRITERS, write_package
 from qconvert.run.targets import load_run
 from tests.conftest import Outcome
 from tests.package.triton_schema import parse
@@ -27,8 +26,8 @@ IMAGE = TensorSpec("x", np.dtype("float32"), ("N", 3, 24, 24))
 SCORES = TensorSpec("y", np.dtype("float32"), ("N", 10))
 
 
-def test_command_offers_every_package_format() -> None:
-    assert PACKAGE_FORMATS == tuple(WRITERS) == get_args(Format)
+def test_every_package_format_has_a_writer() -> None:
+    assert tuple(WRITERS) == get_args(Format)
 
 
 def test_cpu_engine_is_configured_for_onnx_runtime_with_its_classes(
