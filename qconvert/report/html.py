@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from qconvert.core import number_format as fmt
 from qconvert.core.sanitize import sanitize_text
 from qconvert.measure.layer_errors import worst_layers
-from qconvert.report import gates, tables
+from qconvert.report import tables, verdict
 from qconvert.report.metrics import pareto_front
 from qconvert.report.model import Report
 from qconvert.report.table import bar_fraction
@@ -61,7 +61,7 @@ def prose(sentence: str) -> Markup:
 
 def _cell(text: str) -> Markup:
     """Escape a cell; failures are highlighted, and bars of block characters become HTML bars."""
-    if text.startswith(gates.FAIL):
+    if text.startswith(verdict.FAIL):
         return Markup('<b class="bad">{}</b>').format(text)
     fraction = bar_fraction(text)
     if fraction is None:
