@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from qconvert.cli import console, options, views
+from qconvert.cli import console, options
 from qconvert.core.sanitize import sanitize_text
 
 
@@ -57,7 +57,7 @@ def build_command(model: str | None, output: Path | None, run: Path | None, **ch
         extent = {name: chosen[name] for name in ("plan_only", "workers")}
         request = BuildRequest(out, typed, resumed=run is not None, **extent)
         report = build(context, request)
-        views.finish(report, as_json=chosen["as_json"], page=out / "report.html")
+        console.finish(report, as_json=chosen["as_json"], page=out / "report.html")
         return
     if run is not None:
         run_folder.require_same_settings(run_folder.RunFolder(run), config)
@@ -118,4 +118,4 @@ def demo_command(output: Path, backends: tuple[str, ...], seconds: float, *, as_
     config = config_file.load(None, options.read_settings(network, context.params))
     request = BuildRequest(output / "run", shlex.join(["qconvert", *sys.argv[1:]]))
     report = build(open_context(config, console.PROGRESS.update), request)
-    views.finish(report, as_json=as_json, page=request.out / "report.html")
+    console.finish(report, as_json=as_json, page=request.out / "report.html")

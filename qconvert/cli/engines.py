@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import click
 
-from qconvert.cli import console, options, views
+from qconvert.cli import console, options
 from qconvert.package import Format
 
 
@@ -30,7 +30,7 @@ def bench_command(targets: tuple[Path, ...], **chosen: Any) -> None:
     target = resolve(targets)
     folder = target.run.root if target.run is not None else None
     report = bench(target, options.open_job(None, chosen, folder, engines=True))
-    views.finish(report, as_json=chosen["as_json"], tables=("latency", "gpu", "timing"))
+    console.finish(report, as_json=chosen["as_json"], tables=("latency", "gpu", "timing"))
 
 
 @options.command(
@@ -55,7 +55,7 @@ def evaluate_command(targets: tuple[Path, ...], **chosen: Any) -> None:
     folder = target.run.root if target.run is not None else None
     context = options.open_job(None, chosen, folder, engines=True)
     report = evaluate(target, context, chosen["workers"])
-    views.finish(report, as_json=chosen["as_json"], tables=("accuracy",))
+    console.finish(report, as_json=chosen["as_json"], tables=("accuracy",))
 
 
 @options.command(
@@ -100,7 +100,7 @@ def compare_command(first: Path, second: Path, output: Path | None, **chosen: An
     if chosen["as_json"]:
         console.write_json(compare.layers_to_json(layers))
     else:
-        views.show_layer_errors(layers)
+        console.show_layer_errors(layers)
 
 
 @options.command(
@@ -132,7 +132,7 @@ def report_command(run: Path, form: str, engine: str, output: Path | None) -> No
     file = run / "report.json" if run.is_dir() else run
     report = json_file.load(file)
     if form == "text":
-        views.show_report(report)
+        console.show_report(report)
         return
     if form == "json" and output is None:
         console.write_json(json_file.to_json(report))

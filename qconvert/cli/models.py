@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qconvert.cli import console, options, views
+from qconvert.cli import console, options
 from qconvert.core.config import ExportConfig
 from qconvert.core.errors import UsageError
 from qconvert.report.table import TextTable, make_columns
@@ -65,7 +65,7 @@ def export_command(source: str | None, output: Path | None, **chosen: Any) -> No
     model = result.loaded.model
     console.write_json(
         {
-            **views.model_file_json(result.path),
+            **console.model_file_json(result.path),
             "opset": model.opset_imports.get("", 0),
             "inputs": [str(spec) for spec in onnx_io.inputs(model)],
             "outputs": [str(spec) for spec in onnx_io.outputs(model)],
@@ -112,7 +112,7 @@ def inspect_command(model: str, **chosen: Any) -> None:
         ]
         console.write_table(TextTable(columns, cells))
     else:
-        views.show_coverage(layers)
+        console.show_coverage(layers)
 
 
 def _show_model(model: str, export: ExportConfig, chosen: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qconvert.cli import console, options, views
+from qconvert.cli import console, options
 from qconvert.core.errors import GateFailed, UsageError
 from qconvert.report.table import TextTable, make_columns
 
@@ -222,7 +222,7 @@ def quantize_command(model: str | None, output: Path | None, **chosen: Any) -> N
         if chosen["as_json"]:
             console.write_json({"layers": {name: asdict(layer) for name, layer in layers.items()}})
         else:
-            views.show_coverage(layers)
+            console.show_coverage(layers)
         return
     plan_out: Path | None = chosen["plan_out"]
     if plan_out is not None:
@@ -251,7 +251,7 @@ def _show(result: "Quantized", request: "QuantizeRequest", *, as_json: bool) -> 
     if as_json:
         console.write_json(
             {
-                **views.model_file_json(request.out),
+                **console.model_file_json(request.out),
                 "backend": request.backend,
                 "precision": request.precision,
                 "plan": plan_to_json(model.plan) if model.plan is not None else None,
@@ -264,7 +264,7 @@ def _show(result: "Quantized", request: "QuantizeRequest", *, as_json: bool) -> 
             }
         )
     elif model.plan is not None:
-        views.show_coverage(model.plan.layers)
+        console.show_coverage(model.plan.layers)
 
 
 @options.command(
@@ -315,7 +315,7 @@ def search_command(model: str | None, output: Path | None, **chosen: Any) -> Non
         console.write_json({"backend": summary.backend, "bytes": sizes, **asdict(mix)})
     else:
         trials = [tables.block_table(mix), tables.trial_table(mix)] if mix.gains else []
-        views.print_tables(*trials, tables.search_result_table(mix, summary.sizes))
+        console.print_tables(*trials, tables.search_result_table(mix, summary.sizes))
         console.write(console.wrap_text(mix.why))
     console.info(f"all results: {folder}")
     if mix.outcome == "none":

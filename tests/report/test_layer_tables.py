@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from qconvert.cli import views
+from qconvert.cli import console
 from qconvert.core.config import GateConfig
 from qconvert.measure import layer_errors
 from qconvert.measure.layer_errors import LayerError
@@ -59,7 +59,7 @@ def test_overflowing_layers_survive_every_format() -> None:
 def test_layer_summary_distinguishes_no_error_from_unknown(
     layers: tuple[LayerError, ...], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    views.show_layer_errors(layers)
+    console.show_layer_errors(layers)
     assert capsys.readouterr().out.splitlines()[-1] == words
 
 

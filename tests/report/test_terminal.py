@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qconvert.cli import console, views
+from qconvert.cli import console
 from qconvert.core.config import GateConfig
 from qconvert.report import json_file, tables
 from qconvert.report.verdict import conclude
@@ -24,13 +24,13 @@ note: `cpu-fp16` is stored in half the bytes and computed in float32 here: ship
 
 
 def test_closing_text_ends_with_the_verdict() -> None:
-    assert views.closing_text(conclude(reports.measured(), GateConfig(max_drop=0.2))) == ENDING
+    assert console.closing_text(conclude(reports.measured(), GateConfig(max_drop=0.2))) == ENDING
 
 
 def test_closing_lines_fit_and_keep_numbers_with_their_units() -> None:
     for shape in (reports.wide, reports.simulated, reports.regression, reports.unlabelled):
         report = conclude(shape(), GateConfig(max_drop=0.2, min_speedup=9.0))
-        lines = views.closing_text(report).splitlines()
+        lines = console.closing_text(report).splitlines()
         assert max(map(len, lines)) <= 80
         for line in lines:
             assert not line.endswith("±")
@@ -43,7 +43,7 @@ def test_wrapping_does_not_break_names() -> None:
 
 
 def test_closing_text_is_empty_without_a_verdict() -> None:
-    assert views.closing_text(reports.measured()) == ""
+    assert console.closing_text(reports.measured()) == ""
 
 
 def test_latency_bars_are_relative_to_the_batch_size() -> None:
