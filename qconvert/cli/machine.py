@@ -10,7 +10,7 @@ import click
 from qconvert.cli import console, options
 from qconvert.core.errors import GateFailed, UsageError, did_you_mean
 from qconvert.core.pip_command import pip_install
-from qconvert.report.table import TextTable, make_columns
+from qconvert.report.table import MISSING, TextTable, make_columns, optional_cell
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -119,15 +119,11 @@ def _prove(
 
 def _proof_lines(proof: "Proof") -> list[str]:
     """Return the row of an engine, and below it why it is not right and what to do."""
-
-    def cell(value: float | None, digits: int) -> str:
-        return "—" if value is None else f"{value:.{digits}f}"
-
-    seconds = "" if proof.seconds is None else f"{proof.seconds:.0f} s"
-    row = (
-        f"{proof.backend:<14}{proof.precision:<6}{proof.result:<11}{cell(proof.median_ms, 2):>8}"
-        f"{cell(proof.top1, 2):>8}{cell(proof.agreement, 2):>8}{seconds:>8}"
-    )
+    figures = (proof.median_ms, proof.top1, proof.agreement)
+    cells = [optional_cell(figure, "{:.2f}".format, MISSING) for figure in figures]
+    cells.append(optional_cell(proof.seconds, "{:.0f} s".format))
+    row = f"{proof.backend:<14}{proof.precision:<6}{proof.result:<11}"
+    row += "".join(f"{cell:>8}" for cell in cells)
     indent = " " * 20
     lines = textwrap.wrap(proof.detail, 80, initial_indent=indent, subsequent_indent=indent)
     # A command stays on one line, so that it can be copied.

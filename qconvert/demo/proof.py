@@ -24,8 +24,8 @@ from qconvert.demo.demo_files import NETWORK
 from qconvert.measure.machine import describe_machine
 
 PRECISIONS = ("fp32", "fp16", "int8")
-# What a bundle takes from the folder of a run: no image, no engine, no graph.
-BUNDLED = ("report.json", "run.toml", "engines/*/*.json")
+# What a bundle takes: no image, no engine, no graph.
+BUNDLED = ("logs/*.txt", "runs/*/report.json", "runs/*/run.toml", "runs/*/engines/*/*.json")
 
 
 @dataclass(frozen=True)
@@ -69,19 +69,8 @@ def _build_and_score(backend: str, precision: str, folder: Path) -> Proof:
     command = [
         *("build", str(demo / NETWORK.name), "--images", str(demo / "calibration")),
         *("--eval", str(demo / "evaluation"), "--backend", backend, "--precision", precision),
-        *(
-            "--max-drop",
-            "2",
-            "--eval-count",
-            "250",
-            "--seconds",
-            "0.7",
-            "--effort",
-            "quick",
-            "--fresh",
-            "-o",
-            str(run),
-        ),
+        *("--max-drop", "2", "--eval-count", "250", "--seconds", "0.7", "--effort", "quick"),
+        *("--fresh", "-o", str(run)),
     ]
     log = folder / "logs" / f"{name}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -98,12 +87,12 @@ def _build_and_score(backend: str, precision: str, folder: Path) -> Proof:
             env={**os.environ, "COLUMNS": "200"},
         )
     seconds = time.monotonic() - started
-    text = log.read_text(encoding="utf-8", errors="replace")
     if child.returncode not in (0, 1):
-        error = re.search(r"^error: (.+)$", text, re.MULTILINE)
-        hint = re.search(r"^hint: (.+)$", text, re.MULTILINE)
-        reason = error[1] if error else describe_exit(child.returncode, text.splitlines())
-        return Proof(backend, precision, "failed", reason, hint[1] if hint else "", seconds=seconds)
+        text = log.read_text(encoding="utf-8", errors="replace")
+        said = dict(re.findall(r"^(error|hint): (.+)$", text, re.MULTILINE))
+        reason = said.get("error") or describe_exit(child.returncode, text.splitlines())
+        hint = said.get("hint", "")
+        return Proof(backend, precision, "failed", reason, hint, seconds=seconds)
     data = json.loads((run / "report.json").read_text(encoding="utf-8"))
     variant = next(item for item in data["variants"] if item["name"] == name)
     score, timings = variant["accuracy"], variant["latency"]
@@ -134,15 +123,11 @@ def write_bundle(
         "backends": {name: asdict(state) for name, state in states.items()},
         "proofs": [asdict(proof) for proof in proofs],
     }
-    files = [
-        path for run in (folder / "runs").glob("*") for mask in BUNDLED for path in run.glob(mask)
-    ]
-    files += (folder / "logs").glob("*.txt")
     output = folder / "proof.zip"
     with atomic.temporary_folder(folder) as place:
         with zipfile.ZipFile(place / output.name, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("machine.json", _without_paths(json.dumps(facts, indent=1), folder))
-            for path in sorted(files):
+            for path in sorted(path for mask in BUNDLED for path in folder.glob(mask)):
                 text = path.read_text(encoding="utf-8", errors="replace")
                 name = path.relative_to(folder).as_posix()
                 archive.writestr(name, _without_paths(text, folder))

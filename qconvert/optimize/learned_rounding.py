@@ -21,12 +21,7 @@ from qconvert.core.cache import Cache
 from qconvert.core.progress import Progress, ProgressCallback, start_step
 from qconvert.core.scales import FloatArray, QuantParams, fake_quantize
 from qconvert.core.tensors import Tensors
-from qconvert.graph.patterns import (
-    UniqueNames,
-    constant_array,
-    find_matmul_bias,
-    tensor_names,
-)
+from qconvert.graph.patterns import UniqueNames, constant_array, find_matmul_bias, tensor_names
 from qconvert.measure.output_error import OutputError, sqnr_from_powers
 from qconvert.optimize import im2col
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH

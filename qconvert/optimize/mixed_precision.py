@@ -27,13 +27,7 @@ from qconvert.core.config import SearchConfig
 from qconvert.core.progress import Progress, ProgressCallback
 from qconvert.core.tensors import RunModel, Tensors, unpad_batch
 from qconvert.graph.patterns import has_subgraph
-from qconvert.measure.accuracy import (
-    UNKNOWN,
-    is_class_scores,
-    join_scores,
-    paired_change,
-    score_batch,
-)
+from qconvert.measure import accuracy
 from qconvert.measure.mixed_result import (
     BlockGain,
     LossMeasure,
@@ -104,7 +98,9 @@ class SearchImages:
     def score_output(self) -> str:
         """The name of the first output that has class scores, empty if none has."""
         arrays = self.outputs[0].items()
-        return next((name for name, array in arrays if is_class_scores(np.asarray(array))), "")
+        return next(
+            (name for name, array in arrays if accuracy.is_class_scores(np.asarray(array))), ""
+        )
 
     def trial_key(self, blocks: BlockSet) -> str:
         """Return the name of the trial of a set on these images."""
@@ -375,14 +371,14 @@ def record_trial(images: SearchImages, outputs: Sequence[Tensors]) -> TrialRecor
     for before, batch in zip(images.outputs, outputs, strict=True):
         count = len(before[name])
         unpadded.append(unpad_batch(batch, count, len(batch[name])))
-        scores.append(score_batch(before, unpadded[-1], list(islice(labels, count))))
-    rows = join_scores(scores).rows
+        scores.append(accuracy.score_batch(before, unpadded[-1], list(islice(labels, count))))
+    rows = accuracy.join_scores(scores).rows
     expected, predicted = rows["fp32_class"], rows["engine_class"]
-    changed = np.flatnonzero((expected != UNKNOWN) & (expected != predicted))
+    changed = np.flatnonzero((expected != accuracy.UNKNOWN) & (expected != predicted))
     reference = np.concatenate([np.asarray(before[name]) for before in images.outputs])
     shares = to_probabilities(reference.reshape(len(rows), -1))
     # Scores that are not finite predict nothing, and give up all that FP32 had.
-    left = np.where(predicted != UNKNOWN, shares[np.arange(len(rows)), predicted], 0.0)
+    left = np.where(predicted != accuracy.UNKNOWN, shares[np.arange(len(rows)), predicted], 0.0)
     given_up = shares[changed, expected[changed]] - left[changed]
     errors = per_image_errors(images.outputs, unpadded)
     right, still_right = rows["fp32_rank"] == 0, rows["engine_rank"] == 0
@@ -406,7 +402,7 @@ def measure_loss(record: TrialRecord, by: LossMeasure) -> PredictionLoss:
     agreement = 100 * (images - changed) / images
     if by in ("top-1", "agreement"):
         lost, won = (len(record["lost"]), len(record["won"])) if by == "top-1" else (changed, 0)
-        change, half_width = paired_change(lost, won, images)
+        change, half_width = accuracy.paired_change(lost, won, images)
         return PredictionLoss(0.0 - change, half_width, by, images, agreement)
     mean = math.fsum(record["given_up"]) / images
     squares = math.fsum(probability * probability for probability in record["given_up"]) + 1
