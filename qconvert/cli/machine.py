@@ -42,11 +42,25 @@ def doctor_command(prove: bool, chosen: tuple[str, ...], output: Path, *, as_jso
         raise click.UsageError(f"there is no backend `{unknown[0]}`: {', '.join(BACKENDS)}")
     system = system_probe.detect()
     backends = {name: probe(name, system) for name in BACKENDS}
-    to_prove = {name: backends[name] for name in chosen or BACKENDS} if prove else {}
     conflicts = list(system.runtimes) if len(system.runtimes) > 1 else []
     if not as_json:
         _show_backends(backends, system, conflicts)
-    proofs = _prove(to_prove, output, system, as_json=as_json)
+    proofs = []
+    if prove:
+        from qconvert.core import cache
+        from qconvert.demo import demo_files, proof
+
+        to_prove = {name: backends[name] for name in chosen or BACKENDS}
+        demo_files.prepare_demo(output / "demo", cache.open_default(), console.PROGRESS.update)
+        show = console.info if as_json else console.write
+        titles = f"{'p50 ms':>8}{'top-1':>8}{'agrees':>8}{'time':>8}"
+        show(f"\n{'backend':<14}{'':<6}{'result':<11}{titles}")
+        for item in proof.prove(to_prove, output):
+            show("\n".join(_proof_lines(item)))
+            proofs.append(item)
+        bundle = proof.write_bundle(output, system, to_prove, proofs)
+        size = f"{bundle.stat().st_size / 1000:.0f} KB"
+        show(f"\nbundle: {bundle}, {size}; nothing of yours is in it")
     if as_json:
         console.write_json(
             {
@@ -54,16 +68,14 @@ def doctor_command(prove: bool, chosen: tuple[str, ...], output: Path, *, as_jso
                 "torch": system.packages.get("torch"),
                 "gpus": [asdict(gpu) for gpu in system.gpus],
                 "conflicts": conflicts,
-                "proofs": [asdict(proof) for proof in proofs],
+                "proofs": [asdict(item) for item in proofs],
             }
         )
-    if bad := [
-        f"{proof.backend}-{proof.precision}"
-        for proof in proofs
-        if proof.result in ("wrong", "failed")
-    ]:
+    bad = [item for item in proofs if item.result in ("wrong", "failed")]
+    if bad:
+        names = ", ".join(f"{item.backend}-{item.precision}" for item in bad)
         raise GateFailed(
-            f"{len(bad)} of {len(proofs)} engines failed: {', '.join(bad)}",
+            f"{len(bad)} of {len(proofs)} engines failed: {names}",
             hint="attach the bundle to a report of the problem; its `logs` say more",
         )
 
@@ -93,28 +105,6 @@ def _show_backends(
     if fixes:
         lines += ["", "to fix:", *fixes]
     console.write(*lines)
-
-
-def _prove(
-    states: "Mapping[str, Availability]", output: Path, system: "Installed", *, as_json: bool
-) -> "list[Proof]":
-    """Prove backends, show every engine as it ends, and write the bundle."""
-    if not states:
-        return []
-    from qconvert.core import cache
-    from qconvert.demo import proof
-    from qconvert.demo.demo_files import prepare_demo
-
-    prepare_demo(output / "demo", cache.open_default(), console.PROGRESS.update)
-    show = console.info if as_json else console.write
-    show(f"\n{'backend':<14}{'':<6}{'result':<11}{'p50 ms':>8}{'top-1':>8}{'agrees':>8}{'time':>8}")
-    proofs = []
-    for item in proof.prove(states, output):
-        show("\n".join(_proof_lines(item)))
-        proofs.append(item)
-    bundle = proof.write_bundle(output, system, states, proofs)
-    show(f"\nbundle: {bundle}, {bundle.stat().st_size / 1000:.0f} KB; nothing of yours is in it")
-    return proofs
 
 
 def _proof_lines(proof: "Proof") -> list[str]:

@@ -69,7 +69,7 @@ def _decide(report: Report) -> tuple[str, str]:
     timed = [v for v in report.variants if metrics.headline_latency(v) is not None]
     if not timed:
         return "", _nothing_timed(report)
-    acceptable = [variant for variant in timed if is_acceptable(report, variant)]
+    acceptable = [variant for variant in timed if not _objection(report, variant)]
     if not acceptable:
         quantized = [variant for variant in timed if variant.precision != "fp32"]
         objection = _objection(report, min(quantized or timed, key=metrics.ms_per_image))
@@ -160,7 +160,13 @@ def _accuracy_fact(report: Report, variant: VariantResult) -> str:
 
 
 def _objection(report: Report, variant: VariantResult) -> str:
-    for gate in failed_gates(report, variant):
+    """Return the gate that a variant fails, or that it is inaccurate; empty if neither is known."""
+    results = [gate for gate in report.gates if gate.variant == variant.name]
+    if not results and variant.precision == "fp32":
+        # Of the gates on the others, fp32 need not meet those that compare with it.
+        limits = {g.name: g.limit for g in report.gates if g.name in ("max-latency", "max-size")}
+        results = [evaluate_gate(report, variant, name, limit) for name, limit in limits.items()]
+    if gate := next((gate for gate in results if not gate.passed), None):
         if gate.value is None:
             return f"`{variant.name}` fails {gate.name}, which was not measured"
         return f"`{variant.name}` fails {gate.name} ({describe_result(gate)})"
@@ -222,7 +228,7 @@ def _slow_int8_notes(report: Report) -> Iterator[str]:
         ]
         if not faster:
             continue
-        acceptable = [pair for pair in faster if is_acceptable(report, pair[1])]
+        acceptable = [pair for pair in faster if not _objection(report, pair[1])]
         float_ms, fastest = min(acceptable or faster, key=lambda pair: pair[0])
         left, candidates = variant.unquantized, variant.candidates
         if left:
@@ -403,11 +409,6 @@ def format_gate(gate: GateResult) -> tuple[str, str]:
     return text, limit + GATE_RULES[gate.name][2]
 
 
-def is_acceptable(report: Report, variant: VariantResult) -> bool:
-    """Return whether a variant fails no gate and is not known to be inaccurate."""
-    return not failed_gates(report, variant) and is_accurate(report, variant) is not False
-
-
 def is_accurate(report: Report, variant: VariantResult) -> bool | None:
     """Return whether the predictions are accurate enough; None where that is unknown."""
     judged = (gate for gate in report.gates if gate.name in SCORE_GATES and gate.value is not None)
@@ -429,12 +430,3 @@ def meaningful_top1_change(report: Report, variant: VariantResult) -> float | No
     top1 = report.baseline.top1 if report.baseline is not None else None
     doubtful = top1 is not None and top1 < LOW_TOP1
     return None if variant.accuracy is None or doubtful else variant.accuracy.change_pp
-
-
-def failed_gates(report: Report, variant: VariantResult) -> list[GateResult]:
-    """Return the gates that a variant fails; fp32 by those that compare with no fp32 engine too."""
-    results = [gate for gate in report.gates if gate.variant == variant.name]
-    if not results and variant.precision == "fp32":
-        limits = {g.name: g.limit for g in report.gates if g.name in ("max-latency", "max-size")}
-        results = [evaluate_gate(report, variant, name, limit) for name, limit in limits.items()]
-    return [gate for gate in results if not gate.passed]
