@@ -22,7 +22,7 @@ from pathlib import Path
 import onnxruntime
 from onnxruntime import quantization
 
-from qconvert.calibrate import calibration_file
+from qconvert.calibrate.calibration import load_calibration
 from qconvert.calibrate.methods import compute_ranges
 from qconvert.core import config_file, onnx_io
 from qconvert.core.cache import Cache
@@ -143,7 +143,7 @@ def ours(model: Path, count: int, folder: Path) -> None:
 
 def methods(model: Path, count: int, folder: Path) -> None:
     """Compute the ranges of every method from a calibration file, for both kinds of grid."""
-    calibration = calibration_file.load(model.parent / "c.npz")
+    calibration = load_calibration(model.parent / "c.npz")
     for symmetric in (True, False):
         for name in METHODS:
             compute_ranges(calibration.summaries, name, Grid(symmetric=symmetric))

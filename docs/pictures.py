@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import qconvert
 from qconvert.calibrate import methods
-from qconvert.calibrate.calibration_file import load
+from qconvert.calibrate.calibration import load_calibration
 from qconvert.calibrate.methods import squared_errors
 from qconvert.calibrate.summary import Summary, build_histogram, equal_width_counts
 from qconvert.core import onnx_io
@@ -186,7 +186,7 @@ def draw() -> Mapping[str, Callable[[], Figure]]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "calibration.npz"
         qconvert.calibrate(NETWORK, images=IMAGES, output=file)
-        summaries = load(file).summaries
+        summaries = load_calibration(file).summaries
     model = onnx_io.load(NETWORK)
     return {
         "round-off": round_off,

@@ -229,10 +229,7 @@ def _load_timings(config: Any, path: Path) -> None:
 def _save_timings(config: Any, path: Path) -> None:
     timings = config.get_timing_cache()
     if timings is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.temporary_folder(path.parent) as folder:
-            (folder / path.name).write_bytes(bytes(timings.serialize()))
-            (folder / path.name).replace(path)
+        atomic.write_bytes(path, bytes(timings.serialize()))
 
 
 def _add_profiles(builder: Any, config: Any, options: NativeBuildOptions) -> None:

@@ -68,14 +68,14 @@ def calibrate_command(
     is resumed. --merge combines parts measured elsewhere with --shard into the same bytes as one
     run.
     """
-    from qconvert.calibrate import calibration_file
+    from qconvert.calibrate.calibration import load_calibration
     from qconvert.run.calibrate import calibrate
 
     if chosen["merge"]:
         _merge(targets, output)
         return
     if chosen["show"] and len(targets) == 1 and targets[0].endswith(".npz"):
-        _show_ranges(calibration_file.load(Path(targets[0])), chosen)
+        _show_ranges(load_calibration(Path(targets[0])), chosen)
         return
     if len(targets) > 1:
         raise UsageError("one model at a time", hint="to add parts: `--merge A.npz B.npz -o C.npz`")
@@ -88,8 +88,11 @@ def calibrate_command(
 
 
 def _merge(parts: tuple[str, ...], output: Path | None) -> None:
-    from qconvert.calibrate import calibration_file
-    from qconvert.calibrate.calibration import merge_calibrations
+    from qconvert.calibrate.calibration import (
+        load_calibration,
+        merge_calibrations,
+        save_calibration,
+    )
     from qconvert.run.run_folder import require_output_file
 
     if len(parts) < 2 or output is None:
@@ -98,8 +101,8 @@ def _merge(parts: tuple[str, ...], output: Path | None) -> None:
             hint="`qconvert calibrate --merge A.npz B.npz -o ALL.npz`",
         )
     require_output_file(output)
-    merged = reduce(merge_calibrations, map(calibration_file.load, map(Path, parts)))
-    calibration_file.save(merged, output)
+    merged = reduce(merge_calibrations, map(load_calibration, map(Path, parts)))
+    save_calibration(merged, output)
     missing = sum(map(len, merged.missing_images()))
     gap = f", {missing} of the listed images are missing" if missing else ""
     count = merged.image_indices.size

@@ -20,12 +20,17 @@ RESUMABLE_PREFIX = ".qconvert-resumable-"
 ABANDONED_SECONDS = 24 * 3600
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file that appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with attach_path(path), temporary_folder(path.parent) as folder:
-        (folder / path.name).write_text(text, encoding="utf-8")
+        (folder / path.name).write_bytes(content)
         (folder / path.name).replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that appears complete or not at all."""
+    write_bytes(path, text.encode())
 
 
 def copy_into_place(source: Path, target: Path) -> None:

@@ -146,9 +146,7 @@ def _learn_resumably(
     layers: dict[str, RoundedWeight | None] = {}
     for name, weight in learn_layers(model, plan, batches, max_rows, finished):
         if name not in finished:
-            draft = files[name].with_suffix(".draft")
-            rounded_weights.save({name: weight} if weight is not None else {}, draft)
-            draft.rename(files[name])
+            rounded_weights.save({name: weight} if weight is not None else {}, files[name])
         layers[name] = weight
         progress(Progress("learn", "layers", done=len(layers), total=len(names)))
     return layers

@@ -12,8 +12,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qconvert.core import npz
-from qconvert.core.errors import QConvertError, UsageError, attach_path, first_line
+from qconvert.core import atomic, npz
+from qconvert.core.errors import QConvertError, UsageError, first_line
 from qconvert.core.scales import FloatArray
 from qconvert.graph.patterns import UniqueNames, find_matmul_bias, set_constant_input
 from qconvert.quantize.plan import WeightSlot
@@ -57,13 +57,12 @@ def digest(weights: RoundedWeights) -> str:
 
 def save(weights: RoundedWeights, path: Path) -> None:
     """Write the learned weights of each node; the same weights give the same bytes."""
-    with attach_path(path), zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in sorted(weights):
-            for key, array in weights[name].arrays().items():
-                member = zipfile.ZipInfo(f"{name}/{key}.npy")
-                member.compress_type = zipfile.ZIP_DEFLATED
-                with archive.open(member, "w") as file:
-                    np.lib.format.write_array(file, array, allow_pickle=False)
+    arrays = {
+        f"{name}/{key}": array
+        for name, weight in weights.items()
+        for key, array in weight.arrays().items()
+    }
+    atomic.write_bytes(path, npz.pack(arrays))
 
 
 def load(path: Path) -> dict[str, RoundedWeight]:

@@ -20,15 +20,16 @@ from pathlib import Path
 import numpy as np
 
 from qconvert.backends.ort import ORT_VERSION, open_cpu
-from qconvert.calibrate import calibration_file
 from qconvert.calibrate.calibration import (
     Calibration,
     CalibrationImage,
     Collector,
     Origin,
+    load_calibration,
     merge_calibrations,
     require_finite,
     sample_phases,
+    save_calibration,
 )
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
@@ -147,12 +148,12 @@ def measure_calibration_set(loaded: LoadedModel, context: JobContext) -> Calibra
                     details=[f"`{name}`" for name in broken[:5]],
                     hint=SKIPPED_HINT,
                 )
-            calibration_file.save(full, folder / CALIBRATION_FILE)
-            calibration_file.save(for_training, folder / TRAINING_FILE)
+            save_calibration(full, folder / CALIBRATION_FILE)
+            save_calibration(for_training, folder / TRAINING_FILE)
 
     entry = context.cache.get_or_make("calibrate", key, make)
-    full = calibration_file.load(entry.path / CALIBRATION_FILE)
-    without_holdout = calibration_file.load(entry.path / TRAINING_FILE)
+    full = load_calibration(entry.path / CALIBRATION_FILE)
+    without_holdout = load_calibration(entry.path / TRAINING_FILE)
     end(f"{full.image_indices.size} images, {len(full.summaries)} tensors", entry.hit)
     batch = fixed_batch(loaded.source.inputs)
     return CalibrationSet(
@@ -164,7 +165,7 @@ def load_calibration_set(
     loaded: LoadedModel, context: JobContext, path: Path, *, images_required: bool = True
 ) -> CalibrationSet:
     """Read a calibration file of the model, and open its images where the settings say they are."""
-    calibration, images = calibration_file.load(path), None
+    calibration, images = load_calibration(path), None
     origin = calibration.origin
     if origin.model != onnx_io.fingerprint(loaded.model):
         raise UsageError(
@@ -200,7 +201,7 @@ def _measure_and_save(
     earlier = sorted(out.parent.glob(part_names))
     for file in () if fresh else (out, *earlier):
         try:
-            part = calibration_file.load(file)
+            part = load_calibration(file)
         except QConvertError:  # missing, of another version, or no calibration: measure again
             continue
         is_new = not np.isin(part.image_indices, finished.image_indices).any()
@@ -209,7 +210,7 @@ def _measure_and_save(
     # All finished images go into one part file before others are written.
     part_file = out.with_name(f".{out.name}.part")
     if finished.image_indices.size:
-        calibration_file.save(finished, part_file)
+        save_calibration(finished, part_file)
         earlier = [file for file in earlier if file != part_file]
     for file in earlier:
         file.unlink(missing_ok=True)
@@ -229,7 +230,7 @@ def _measure_and_save(
             calibration = merge_calibrations(calibration, measured)
     require_finite(calibration, find_masked_tensors(inputs.tapped.model.graph))
     if calibration is not finished:
-        calibration_file.save(calibration, out)
+        save_calibration(calibration, out)
     for file in list(out.parent.glob(part_names)):
         file.unlink(missing_ok=True)
     return calibration, calibration is finished
@@ -289,7 +290,7 @@ def _measure_share(
             collector.add(indices, outputs)
             report(collector.image_count)
             if time.monotonic() - saved >= SAVE_SECONDS:
-                calibration_file.save(collector.calibration(), share.checkpoint)
+                save_calibration(collector.calibration(), share.checkpoint)
                 saved = time.monotonic()
     if errors and not collector.image_count:
         raise errors[-1]

@@ -10,7 +10,7 @@ import pydantic
 from qconvert import backends, sources
 from qconvert.backends.base import Engine
 from qconvert.backends.ort import open_cpu
-from qconvert.calibrate import calibration_file
+from qconvert.calibrate.calibration import load_calibration
 from qconvert.core import onnx_io, tensors
 from qconvert.core.cache import JsonCodec, cached_step
 from qconvert.core.config import ExportConfig
@@ -48,7 +48,7 @@ def evaluate(target: Target, context: JobContext, workers: int | None = None) ->
         target.run.write_classes(evaluation_set.images.classes)
         evidence = add_changed_images(evidence, evaluation_set, scores, target.run)
         if target.run.calibration.is_file():
-            calibration = calibration_file.load(target.run.calibration)
+            calibration = load_calibration(target.run.calibration)
     report = report_files.with_evaluation(report, evaluation_set, scores, calibration)
     rows = tuple(
         report_files.with_measurement(row, "accuracy", scores.get(row.name), BF16_UNSCORED)

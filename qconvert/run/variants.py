@@ -12,7 +12,7 @@ from pathlib import Path
 from qconvert import backends, sources
 from qconvert.backends import system_probe
 from qconvert.backends.base import FLOAT, Availability, BuildSpec, Engine, EngineVariant, Profile
-from qconvert.calibrate import calibration_file
+from qconvert.calibrate.calibration import load_calibration, save_calibration
 from qconvert.core import atomic, config_file, onnx_io
 from qconvert.core.cache import file_sha256
 from qconvert.core.config import BuildConfig, ExportConfig
@@ -127,14 +127,14 @@ def prepare_inputs(
     others = set(folder.engines()) - {variant.name for variant in variants}
     names = [name for name in sorted(others) if (folder.engine(name) / PLAN_FILE).is_file()]
     if names and folder.calibration.is_file():
-        before = calibration_file.load(folder.calibration)
+        before = load_calibration(folder.calibration)
         if before.origin.images != full.origin.images:
             raise UsageError(
                 f"`{folder.root}` has engines that were calibrated on other images: "
                 f"{', '.join(f'`{name}`' for name in names)}",
                 hint="rebuild those too, with `--precision`, or choose another folder: `-o RUN`",
             )
-    calibration_file.save(full, folder.calibration)
+    save_calibration(full, folder.calibration)
     # The names and hashes of the images, in the format of sha256sum.
     images = [full.origin.images[int(index)] for index in full.image_indices]
     entries = tuple(ImageEntry(image.name, image.sha256) for image in images)

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qconvert.calibrate.calibration import Calibration
-from qconvert.calibrate.calibration_file import load, pack, save
+from qconvert.calibrate.calibration import Calibration, load_calibration, save_calibration
+from qconvert.calibrate.calibration import pack_calibration as pack
 from qconvert.core.errors import QConvertError, UsageError
 from tests.calibrate.activations import FakeTaps, calibrate, origin
 from tests.models import floats
@@ -38,26 +38,26 @@ def rewritten(path: Path, name: str, change: Callable[[Array], Array]) -> Path:
 
 
 def test_saved_calibration_round_trips_byte_for_byte(tmp_path: Path) -> None:
-    save(WHOLE, tmp_path / "new" / "c.npz")
-    loaded = load(tmp_path / "new" / "c.npz")
+    save_calibration(WHOLE, tmp_path / "new" / "c.npz")
+    loaded = load_calibration(tmp_path / "new" / "c.npz")
     assert loaded.origin == WHOLE.origin
     assert pack(loaded) == pack(WHOLE)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["c.npz"]
 
 
 def test_empty_calibration_round_trips(tmp_path: Path) -> None:
-    save(Calibration(origin(TAPS)), tmp_path / "c.npz")
-    assert load(tmp_path / "c.npz").missing_images() == [range(4)]
+    save_calibration(Calibration(origin(TAPS)), tmp_path / "c.npz")
+    assert load_calibration(tmp_path / "c.npz").missing_images() == [range(4)]
 
 
 def test_never_finite_tensor_round_trips(tmp_path: Path) -> None:
     broken = calibrate(FakeTaps({"t": np.full((2, 3, 4), np.nan, dtype=np.float32)}))
-    save(broken, tmp_path / "c.npz")
-    assert pack(load(tmp_path / "c.npz")) == pack(broken)
+    save_calibration(broken, tmp_path / "c.npz")
+    assert pack(load_calibration(tmp_path / "c.npz")) == pack(broken)
 
 
 def test_calibration_file_is_a_plain_npz(tmp_path: Path) -> None:
-    save(WHOLE, tmp_path / "c.npz")
+    save_calibration(WHOLE, tmp_path / "c.npz")
     with np.load(tmp_path / "c.npz", allow_pickle=False) as arrays:
         assert np.array_equal(arrays["lows"][0], WHOLE.summaries["a"].lows)
         about = json.loads(arrays["about"].tobytes())
@@ -66,7 +66,7 @@ def test_calibration_file_is_a_plain_npz(tmp_path: Path) -> None:
 
 def test_missing_calibration_file_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
-        load(tmp_path / "c.npz")
+        load_calibration(tmp_path / "c.npz")
 
 
 @settings(deadline=None, max_examples=60)
@@ -78,10 +78,10 @@ def test_damaged_calibration_file_is_refused_or_harmless(
     path = tmp_path_factory.getbasetemp() / "damaged.npz"
     path.write_bytes(content[:cut])
     with pytest.raises(QConvertError):
-        load(path)
+        load_calibration(path)
     path.write_bytes(content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :])
     try:
-        loaded = load(path)
+        loaded = load_calibration(path)
     except QConvertError:
         return
     assert pack(loaded) == content  # the damage is in an unused field, such as a date
@@ -92,13 +92,13 @@ def test_non_calibration_file_is_refused(tmp_path: Path, content: bytes) -> None
     path = tmp_path / "c.npz"
     path.write_bytes(content)
     with pytest.raises(QConvertError, match="is not a calibration file, or is damaged"):
-        load(path)
+        load_calibration(path)
 
 
 def test_foreign_npz_archive_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", weights=np.zeros(3))
     with pytest.raises(QConvertError, match="its format is not stated"):
-        load(tmp_path / "c.npz")
+        load_calibration(tmp_path / "c.npz")
 
 
 def test_newer_file_version_is_refused(tmp_path: Path) -> None:
@@ -107,14 +107,14 @@ def test_newer_file_version_is_refused(tmp_path: Path) -> None:
         return np.frombuffer(json.dumps(content).encode(), dtype=np.uint8)
 
     with pytest.raises(QConvertError, match="has format 7, this qconvert reads 1"):
-        load(rewritten(tmp_path / "c.npz", "about", newer))
+        load_calibration(rewritten(tmp_path / "c.npz", "about", newer))
 
 
 def test_incomplete_origin_is_refused(tmp_path: Path) -> None:
     about = {"format": "qconvert-calibration", "version": 1, "origin": {"model": "m"}}
     blob = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
     with pytest.raises(QConvertError, match="its origin is not complete: tensors"):
-        load(rewritten(tmp_path / "c.npz", "about", lambda _: blob))
+        load_calibration(rewritten(tmp_path / "c.npz", "about", lambda _: blob))
 
 
 IMPOSSIBLE: dict[str, tuple[str, Callable[[Array], Array]]] = {
@@ -140,13 +140,13 @@ IMPOSSIBLE: dict[str, tuple[str, Callable[[Array], Array]]] = {
 def test_impossible_array_values_are_refused(tmp_path: Path, what: str) -> None:
     name, change = IMPOSSIBLE[what]
     with pytest.raises(QConvertError, match="are impossible"):
-        load(rewritten(tmp_path / "c.npz", name, change))
+        load_calibration(rewritten(tmp_path / "c.npz", name, change))
 
 
 def test_array_of_wrong_dtype_is_refused(tmp_path: Path) -> None:
     path = rewritten(tmp_path / "c.npz", "lows", lambda array: array.astype(np.float64))
     with pytest.raises(QConvertError, match="`lows` has another type"):
-        load(path)
+        load_calibration(path)
 
 
 def test_array_header_with_a_false_huge_size_is_refused(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_array_header_with_a_false_huge_size_is_refused(tmp_path: Path) -> None:
             claims = member == "lows.npy"
             new.writestr(member, header.getvalue() if claims else old.read(member))
     with pytest.raises(QConvertError, match=r"the size of `lows\.npy` contradicts its header"):
-        load(path)
+        load_calibration(path)
 
 
 def test_archive_with_a_false_huge_size_is_not_unpacked(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_archive_with_a_false_huge_size_is_not_unpacked(tmp_path: Path) -> None:
     content[central + 24 : central + 28] = (2**32 - 2).to_bytes(4, "little")
     path.write_bytes(bytes(content))
     with pytest.raises(QConvertError, match="over the limit"):
-        load(path)
+        load_calibration(path)
 
 
 def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
@@ -181,4 +181,4 @@ def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive, archive.open("about.npy", "w") as member:
         np.lib.format.write_array(member, hostile, allow_pickle=True)
     with pytest.raises(QConvertError, match="Python objects"):
-        load(path)
+        load_calibration(path)

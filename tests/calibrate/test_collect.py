@@ -16,7 +16,7 @@ from qconvert.calibrate.calibration import (
     merge_calibrations,
     require_finite,
 )
-from qconvert.calibrate.calibration_file import pack
+from qconvert.calibrate.calibration import pack_calibration as pack
 from qconvert.core.errors import QConvertError
 from qconvert.core.tensors import Tensors
 from qconvert.graph.passes import infer_shapes

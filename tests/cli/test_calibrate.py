@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qconvert.calibrate import calibration_file
+from qconvert.calibrate.calibration import load_calibration
 from tests import models
 from tests.conftest import Outcome, write
 from tests.image_files import draw_images
@@ -42,7 +42,7 @@ def test_calibrate_writes_one_small_file(
     outcome = calibrated(qconvert, "c.npz")
     assert outcome.out == ""
     assert "✓ calibrate 40 images, " in outcome.err
-    calibration = calibration_file.load(Path("c.npz"))
+    calibration = load_calibration(Path("c.npz"))
     assert calibration.image_indices.tolist() == list(range(40))
     assert calibration.origin.images[0].name == "0000.png"
     assert calibration.origin.preprocessing["crop"] == 8
@@ -81,7 +81,7 @@ def test_full_calibration_reuses_a_finished_shard(
     qconvert: Command, tiny: Path, images: Path
 ) -> None:
     calibrated(qconvert, "c.npz", "--shard", "1/2")
-    assert calibration_file.load(Path("c.npz")).image_indices.size == 20
+    assert load_calibration(Path("c.npz")).image_indices.size == 20
     calibrated(qconvert, "c.npz")
     calibrated(qconvert, "fresh.npz")
     assert Path("c.npz").read_bytes() == Path("fresh.npz").read_bytes()
@@ -115,7 +115,7 @@ def test_calibration_killed_by_sigkill_resumes(
         child.send_signal(signal.SIGKILL)
         child.wait()
     assert not Path("c.npz").exists()
-    stored = calibration_file.load(Path(".c.npz.part")).image_indices.size
+    stored = load_calibration(Path(".c.npz.part")).image_indices.size
     assert 8 <= stored < 40
     calibrated(qconvert, "c.npz")
     calibrated(qconvert, "whole.npz")
@@ -127,7 +127,7 @@ def test_other_preprocessing_recalibrates(qconvert: Command, tiny: Path, images:
     calibrated(qconvert, "c.npz")
     changed = calibrated(qconvert, "c.npz", "--mean", "0.5")
     assert "cached, " not in step(changed)
-    assert calibration_file.load(Path("c.npz")).origin.preprocessing["mean"] == [0.5]
+    assert load_calibration(Path("c.npz")).origin.preprocessing["mean"] == [0.5]
 
 
 def test_calibrate_show_prints_ranges_of_every_method(
@@ -163,7 +163,7 @@ def test_npz_arrays_calibrate_a_model_with_two_inputs(qconvert: Command, tmp_pat
     np.savez("data.npz", a=floats(9, 4), b=floats(9, 4, seed=1))
     outcome = qconvert("calibrate", "two.onnx", "--images", "data.npz", "-o", "c.npz")
     assert outcome.code == 0, outcome.err
-    calibration = calibration_file.load(Path("c.npz"))
+    calibration = load_calibration(Path("c.npz"))
     assert calibration.summaries["a"].high == pytest.approx(float(floats(9, 4).max()))
     assert calibration.summaries["h"].low == pytest.approx(
         float((floats(9, 4) + floats(9, 4, seed=1)).min()), rel=1e-6
@@ -177,7 +177,7 @@ def test_fixed_batch_gives_the_extremes_of_a_dynamic_one(
 ) -> None:
     calibrated(qconvert, "dynamic.npz")
     calibrated(qconvert, "fixed.npz", "--batch", str(batch))
-    dynamic, fixed = (calibration_file.load(Path(name)) for name in ("dynamic.npz", "fixed.npz"))
+    dynamic, fixed = (load_calibration(Path(name)) for name in ("dynamic.npz", "fixed.npz"))
     assert fixed.image_indices.tolist() == dynamic.image_indices.tolist()
     for tensor, summary in dynamic.summaries.items():
         np.testing.assert_allclose(fixed.summaries[tensor].lows, summary.lows, rtol=1e-5, atol=1e-6)
@@ -195,7 +195,7 @@ def test_unreadable_image_is_skipped_and_reported_each_time(
     assert "note: 1 of 40 images could not be read: `0007.png`" in first.err
     again = calibrated(qconvert, "c.npz")
     assert "39 images" in again.err
-    assert 7 not in calibration_file.load(Path("c.npz")).image_indices.tolist()
+    assert 7 not in load_calibration(Path("c.npz")).image_indices.tolist()
 
 
 BAD = [

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from qconvert.calibrate import calibration_file
+from qconvert.calibrate.calibration import load_calibration
 from qconvert.core import onnx_io
 from tests.conftest import Outcome, write
 from tests.graph.test_clean import QUANTIZED
@@ -204,4 +204,4 @@ def test_parity_uses_images_and_embeds_the_preprocessing(
     result = json.loads(next(item.value for item in stored if item.key == "qconvert.preprocess"))
     assert (result["mean"], result["std"]) == ([0.5], [0.25])
     assert qconvert("calibrate", "ready.onnx", "--images", "images", "-o", "c.npz").code == 0
-    assert calibration_file.load(Path("c.npz")).origin.preprocessing["mean"] == [0.5]
+    assert load_calibration(Path("c.npz")).origin.preprocessing["mean"] == [0.5]

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 
 from qconvert.backends.ort import open_cpu
-from qconvert.calibrate import calibration_file
+from qconvert.calibrate.calibration import load_calibration
 from qconvert.core import config_file, onnx_io
 from qconvert.core.cache import Cache
 from qconvert.core.tensors import Tensors
@@ -68,7 +68,7 @@ def test_zoo_network_builds_in_fp32(case: Case) -> None:
 
 def test_zoo_network_builds_in_fp16_with_close_outputs(case: Case) -> None:
     halved = convert_to_half(
-        case.model, "fp16", max_magnitudes(case.model, calibration_file.load(case.calibration))
+        case.model, "fp16", max_magnitudes(case.model, load_calibration(case.calibration))
     )
     layers = [node for node in halved.model.graph if node.op_type in COMPUTING]
     floating = {node.name for node in layers if node.outputs[0].dtype is not ir.DataType.FLOAT16}

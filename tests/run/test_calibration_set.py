@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qconvert.backends.ort import open_cpu
 from qconvert.calibrate.calibration import Calibration
-from qconvert.calibrate.calibration_file import pack
+from qconvert.calibrate.calibration import pack_calibration as pack
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import Progress
 from qconvert.core.tensors import Tensors

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from qconvert.calibrate import calibration_file
+from qconvert.calibrate.calibration import load_calibration
 from qconvert.core import config_file
 from qconvert.core.cache import HASHES_FILE, KEY_FILE
 from qconvert.report import json_file
@@ -87,7 +87,7 @@ def _find_incomplete(run: Path) -> Iterator[str]:
     readers = {
         "run.toml": config_file.load,
         "model.onnx": onnx.load,
-        "calibration/calibration.npz": calibration_file.load,
+        "calibration/calibration.npz": load_calibration,
         "report.json": json_file.load,
     }
     for name, read in readers.items():
