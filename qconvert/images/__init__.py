@@ -41,11 +41,12 @@ def open_images(choice: ImageChoice, specs: Sequence[TensorSpec], preprocess: Pr
         labels, classes = listing.find_labels(choice.path, names, choice.labels)
         pairs = zip(names, labels, strict=True)
         entries = tuple(ImageEntry(name, label=label) for name, label in pairs)
-        path, threads = choice.path, choice.threads or CORES
-        root = path if path.is_dir() else path.parent
+        root, threads = choice.path, choice.threads or CORES
+        root = root if root.is_dir() else root.parent
         images = FileImages(
-            root, entries, classes, path, preprocess, image_input, choice.max_broken, threads
+            root, entries, classes, preprocess, image_input, choice.max_broken, threads
         )
+    images = replace(images, source=choice.path)
     return images.select(listing.choose_subset(images.labels, choice.count, choice.seed))
 
 
@@ -65,5 +66,5 @@ def reopen_images(
         return replace(arrays, entries=entries).select(range(len(entries)))
     preprocess, image_input = fit_to_input(preprocess, find_image_input(specs))
     listing.require_files(root, (root / entry.name for entry in entries))
-    images = FileImages(root, tuple(entries), listing.NO_CLASSES, root, preprocess, image_input)
-    return images.select(range(len(entries)))
+    images = FileImages(root, tuple(entries), listing.NO_CLASSES, preprocess, image_input)
+    return replace(images, source=root).select(range(len(entries)))

@@ -171,9 +171,8 @@ class PixelBudget:
 
 @dataclass(frozen=True, eq=False)
 class FileImages(Images):
-    """Image files of `source`, a path; both values of the preprocessing are those that fit."""
+    """Image files; both values of the preprocessing are those that fit."""
 
-    source: Path
     preprocess: Preprocess
     image_input: ImageInput
     max_broken: int | None = None

@@ -2,11 +2,12 @@
 
 import csv
 import hashlib
+import json
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -84,11 +85,16 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Images(ABC):
-    """Chosen inputs of one network, files or array rows, that can be read any number of times."""
+    """Chosen inputs of one network, files or array rows, that can be read any number of times.
+
+    `source` is the path that named them, `preprocessing` says how they become inputs.
+    """
 
     root: Path
     entries: tuple[ImageEntry, ...]
     classes: Classes
+    source: Path = field(default=Path(), kw_only=True)
+    preprocessing: Mapping[str, object] = field(default_factory=dict, kw_only=True)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -130,6 +136,11 @@ class Images(ABC):
     def manifest(self) -> tuple[ImageEntry, ...]:
         """Return all images with their hashes, without decoding: the key of cached work."""
         return tuple(map(ImageEntry, self.names, self._hashes()))
+
+    def digest(self) -> str:
+        """Return one hash of the images, their labels and the preprocessing."""
+        parts = [digest_of(self.manifest()), self.labels, dict(self.preprocessing)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @abstractmethod
     def batches(self, size: int) -> Generator[Batch]:

@@ -103,7 +103,7 @@ def _build_and_measure(
     if evaluation is not None:
         with _timed(seconds, "evaluate"):
             scores = score_engines(engines, runs_here, folder.model, evaluation, context)
-        folder.write_classes(evaluation.images.classes)
+        folder.write_classes(evaluation.classes)
     elif config.evaluate.images is None:
         reason = "no images to compare outputs on: give `--eval PATH`"
     else:

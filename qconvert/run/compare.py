@@ -23,7 +23,7 @@ from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, start_step
 from qconvert.core.tensors import Tensors, fixed_batch, pad_batch
 from qconvert.images import image_files
-from qconvert.images.listing import IMAGE_SUFFIXES
+from qconvert.images.listing import IMAGE_SUFFIXES, Images
 from qconvert.measure.accuracy import Accuracy
 from qconvert.measure.evidence import Evidence, FeatureMap, Thumbnail, tensor_ranges, weight_ranges
 from qconvert.measure.feature_maps import WORST_LAYERS, draw_feature_maps
@@ -31,7 +31,7 @@ from qconvert.measure.layer_errors import LayerError, measure_layer_errors, wors
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.plan_files import read_equalization_factors
 from qconvert.run import targets
-from qconvert.run.context import EvaluationSet, JobContext, RunContext, cache_key, open_sample
+from qconvert.run.context import JobContext, RunContext, cache_key, open_sample
 from qconvert.run.run_folder import SETTINGS, RunFolder
 from qconvert.run.variants import BuildInputs, VariantGraph
 
@@ -90,13 +90,13 @@ def analyze_errors(
 
 
 def cached_layer_errors(
-    reference_file: Path, graph_file: Path, sample: EvaluationSet, context: JobContext, name: str
+    reference_file: Path, graph_file: Path, sample: Images, context: JobContext, name: str
 ) -> tuple[LayerError, ...]:
     """Return the layer errors of a graph against its reference; `name` is for progress."""
     end = start_step(context.progress, STEP)
     reference, model = onnx_io.load(reference_file), onnx_io.load(graph_file)
     size = fixed_batch(onnx_io.inputs(reference))
-    manifest = sample.images.manifest()
+    manifest = sample.manifest()
     graph_hash = onnx_io.fingerprint(model)
     # Engines with the same graph have the same layers, whatever their names.
     name_in_cache, fingerprint = f"graph {graph_hash[:12]}", onnx_io.fingerprint(reference)
@@ -105,7 +105,7 @@ def cached_layer_errors(
     def sample_batches() -> Iterator[Tensors]:
         done = 0
         # All tensors of a batch are in memory; larger batches need more memory and are no faster.
-        for batch in sample.images.batches(size or 1):
+        for batch in sample.batches(size or 1):
             # Images that do not fill a batch are left out; fewer than one batch are repeated.
             if size and len(batch.items) < size and done:
                 return
@@ -126,12 +126,12 @@ def cached_layer_errors(
 def _cached_feature_maps(
     models: Mapping[str, ir.Model],
     layers: Sequence[LayerError],
-    sample: EvaluationSet,
+    sample: Images,
     context: RunContext,
 ) -> tuple[FeatureMap, ...]:
     """Draw the feature maps of the first image, and put them into the run's folder."""
     end = start_step(context.progress, STEP)
-    batch = next(iter(sample.images.batches(1)))
+    batch = next(iter(sample.batches(1)))
     image = batch.items[0]
     reference = onnx_io.load(context.folder.model)
     key = cache_key(
@@ -162,12 +162,11 @@ def _cached_feature_maps(
 
 def add_changed_images(
     evidence: Evidence,
-    evaluation_set: EvaluationSet,
+    images: Images,
     scores: Mapping[str, Accuracy],
     folder: RunFolder,
 ) -> Evidence:
     """Add small copies of images whose prediction changed, and the names of their classes."""
-    images = evaluation_set.images
     changed = [row for accuracy in scores.values() for row in accuracy.changed]
     thumbnails = []
     with atomic.temporary_folder() as temporary:

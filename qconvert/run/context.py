@@ -1,11 +1,9 @@
 """The context of a job: settings, cache, progress callback, and images as the settings say."""
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from qconvert import __version__
@@ -16,7 +14,7 @@ from qconvert.core.config import Config, PreprocessConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import ProgressCallback, ignore_progress
 from qconvert.images import ImageChoice, open_images
-from qconvert.images.listing import Batch, Images, digest_of
+from qconvert.images.listing import Images
 from qconvert.images.preprocess import PRESETS, Preprocess, find_image_input, fit_to_input
 from qconvert.run.run_folder import RunFolder
 from qconvert.sources import LoadedModel, Source
@@ -25,6 +23,8 @@ from qconvert.sources.onnx_file import PREPROCESS_KEY
 # With qconvert and ONNX Runtime these decide the numbers of every step.
 LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxslim", "pillow")
 DEFAULT_PRESET = "imagenet"
+# The images of an evaluation batch, where the model takes any number.
+EVALUATION_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -66,55 +66,30 @@ def cache_key(name: str, model: str, **decisive: object) -> dict[str, str]:
     return {"name": name, "model": model, **texts, **versions}
 
 
-@dataclass(frozen=True)
-class EvaluationSet:
-    """Images, and the preprocessing that made inputs of them: the same for every engine."""
-
-    path: Path
-    images: Images
-    preprocessing: Mapping[str, object]
-
-    def batches(self, size: int | None) -> Iterator[Batch]:
-        """Yield the images in batches of the size that a model fixes, else of 8."""
-        yield from self.images.batches(size or 8)
-
-    def digest(self) -> str:
-        """Return one hash of the images, their labels and the preprocessing."""
-        manifest, labels = self.images.manifest(), list(self.images.labels)
-        parts = [digest_of(manifest), labels, dict(self.preprocessing)]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def open_image_set(
-    source: Source, choice: ImageChoice, settings: PreprocessConfig
-) -> EvaluationSet:
-    """Open images as inputs of a model."""
-    preprocess = preprocessing_or_default(source, settings)
-    images = open_images(choice, source.inputs, preprocess)
-    return EvaluationSet(choice.path, images, fitted_preprocessing(source, settings))
+def open_image_set(source: Source, config: Config, choice: ImageChoice) -> Images:
+    """Open images as inputs of a model, prepared, chosen and skipped as the settings say."""
+    calibration, settings = config.calibration, config.preprocess
+    choice = replace(choice, seed=calibration.seed, max_broken=calibration.max_broken)
+    images = open_images(choice, source.inputs, preprocessing_or_default(source, settings))
+    return replace(images, preprocessing=fitted_preprocessing(source, settings))
 
 
 def open_evaluation_set(
     source: Source, context: JobContext, workers: int | None = None
-) -> EvaluationSet | None:
+) -> Images | None:
     """Open the evaluation images of the settings, if there are any."""
-    settings, calibration = context.config.evaluate, context.config.calibration
+    settings = context.config.evaluate
     if settings.images is None:
         return None
-    seed, max_broken = calibration.seed, calibration.max_broken
-    choice = ImageChoice(
-        settings.images, settings.count, settings.labels, seed, max_broken, workers
-    )
-    return open_image_set(source, choice, context.config.preprocess)
+    choice = ImageChoice(settings.images, settings.count, settings.labels, threads=workers)
+    return open_image_set(source, context.config, choice)
 
 
-def open_sample(source: Source, context: JobContext, count: int) -> EvaluationSet | None:
+def open_sample(source: Source, context: JobContext, count: int) -> Images | None:
     """Open a few of the evaluation images, else of the calibration images, if there are any."""
-    settings = context.config.calibration
-    for path in (context.config.evaluate.images, settings.images):
+    for path in (context.config.evaluate.images, context.config.calibration.images):
         if path is not None and path.exists():
-            choice = ImageChoice(path, count, None, settings.seed, settings.max_broken)
-            return open_image_set(source, choice, context.config.preprocess)
+            return open_image_set(source, context.config, ImageChoice(path, count))
     return None
 
 
@@ -122,11 +97,10 @@ def open_calibration_images(
     source: Source, context: JobContext, count: int, threads: int | None = None
 ) -> Images:
     """Open at most `count` of the calibration images of the settings."""
-    settings = context.config.calibration
-    if settings.images is None:
+    path = context.config.calibration.images
+    if path is None:
         raise UsageError("there are no images", hint="name a folder: `--images PATH`")
-    choice = ImageChoice(settings.images, count, None, settings.seed, settings.max_broken, threads)
-    return open_image_set(source, choice, context.config.preprocess).images
+    return open_image_set(source, context.config, ImageChoice(path, count, threads=threads))
 
 
 def known_preprocessing(source: Source, settings: PreprocessConfig) -> Preprocess | None:

@@ -17,13 +17,14 @@ from qconvert.core.config import ExportConfig
 from qconvert.core.errors import UsageError
 from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, start_step
+from qconvert.images.listing import Images
 from qconvert.measure import accuracy
 from qconvert.measure.accuracy import BASELINE, BF16_UNSCORED, Accuracy
 from qconvert.measure.machine import describe_machine
 from qconvert.report.model import Report
 from qconvert.run import report_files
 from qconvert.run.compare import add_changed_images
-from qconvert.run.context import EvaluationSet, JobContext, cache_key, open_evaluation_set
+from qconvert.run.context import EVALUATION_BATCH, JobContext, cache_key, open_evaluation_set
 from qconvert.run.targets import Target, engine_hashes, require_same_inputs
 
 # The SQNR of equal outputs is infinite; the report has None for it, and a note.
@@ -35,21 +36,21 @@ def evaluate(target: Target, context: JobContext, workers: int | None = None) ->
     graphs = {name: engine.folder / engine.graph for name, engine in target.engines.items()}
     require_same_inputs({"FP32": target.reference, **graphs} if target.run else graphs)
     source = sources.load(str(target.reference), ExportConfig(), trust=False)
-    evaluation_set = open_evaluation_set(source, context, workers)
-    if evaluation_set is None:
+    images = open_evaluation_set(source, context, workers)
+    if images is None:
         raise UsageError("there are no images", hint="name a folder: `--eval PATH`")
     runs_here = {name: row.runs for name, row in target.available.items()}
-    scores = score_engines(target.engines, runs_here, target.reference, evaluation_set, context)
+    scores = score_engines(target.engines, runs_here, target.reference, images, context)
     report = report_files.read_report(target)
     # A package prepares images as for calibration, whatever this evaluation does.
-    report = replace(report, preprocess=report.preprocess or dict(evaluation_set.preprocessing))
+    report = replace(report, preprocess=report.preprocess or dict(images.preprocessing))
     calibration, evidence = None, report.evidence
     if target.run is not None:
-        target.run.write_classes(evaluation_set.images.classes)
-        evidence = add_changed_images(evidence, evaluation_set, scores, target.run)
+        target.run.write_classes(images.classes)
+        evidence = add_changed_images(evidence, images, scores, target.run)
         if target.run.calibration.is_file():
             calibration = load_calibration(target.run.calibration)
-    report = report_files.with_evaluation(report, evaluation_set, scores, calibration)
+    report = report_files.with_evaluation(report, images, scores, calibration)
     rows = tuple(
         report_files.with_measurement(row, "accuracy", scores.get(row.name), BF16_UNSCORED)
         for row in report.variants
@@ -62,15 +63,14 @@ def score_engines(
     engines: Mapping[str, Engine],
     runs_here: Mapping[str, bool],
     reference: Path,
-    evaluation_set: EvaluationSet,
+    images: Images,
     context: JobContext,
 ) -> dict[str, Accuracy]:
     """Return the scores of every engine whose graph can run here, and under "" of FP32; cached."""
     end = start_step(context.progress, "evaluate")
-    model, images = onnx_io.load(reference), evaluation_set.images
-    names, fingerprint = ", ".join(engines), onnx_io.fingerprint(model)
+    model, names = onnx_io.load(reference), ", ".join(engines)
     ways, machine = [engine_hashes(engines), dict(runs_here)], describe_machine()
-    digest = evaluation_set.digest()
+    fingerprint, digest = onnx_io.fingerprint(model), images.digest()
     key = cache_key(names, fingerprint, engines=ways, images=digest, machine=machine)
 
     def compute() -> dict[str, Accuracy]:
@@ -83,7 +83,7 @@ def score_engines(
                 runs[name] = open_cpu(onnx_io.load(engine.folder / engine.graph))
         batches: dict[str, list[accuracy.ImageScores]] = {name: [] for name in (BASELINE, *runs)}
         image_names: list[str] = []
-        for batch in evaluation_set.batches(size):
+        for batch in images.batches(size or EVALUATION_BATCH):
             labels = [item.label for item in batch.items]
             expected = _run_batch(run_reference, batch.feeds, size)
             batches[BASELINE].append(accuracy.score_batch(expected, expected, labels))

@@ -12,7 +12,6 @@ import onnx_ir as ir
 from qconvert import backends, sources
 from qconvert.backends.base import FLOAT, BackendRequirements, EngineVariant
 from qconvert.backends.ort import open_cpu
-from qconvert.calibrate import methods
 from qconvert.calibrate.calibration import Calibration
 from qconvert.core import onnx_io
 from qconvert.core.cache import file_sha256
@@ -277,8 +276,6 @@ def _require_supported(context: JobContext, request: QuantizeRequest) -> None:
     needs_images = settings.method in (AUTO_METHOD, OUTPUT_ERROR_METHOD)
     if needs_images and images is None and request.calibration is not None:
         raise UsageError(MISSING_IMAGES, hint=MISSING_IMAGES_HINT)
-    if settings.method is not None and not needs_images:
-        methods.find_method(settings.method)
 
 
 def _require_matching_plan(plan: Plan, settings: QuantizeConfig, request: QuantizeRequest) -> None:

@@ -14,6 +14,7 @@ from qconvert.calibrate.calibration import Calibration
 from qconvert.core import atomic, config_file, onnx_io
 from qconvert.core.config import GateConfig
 from qconvert.core.errors import QConvertError, UsageError
+from qconvert.images.listing import Images
 from qconvert.measure.accuracy import BASELINE, BF16_UNSCORED, Accuracy
 from qconvert.measure.evidence import Evidence
 from qconvert.measure.latency import EngineLatencies
@@ -32,7 +33,7 @@ from qconvert.report.model import (
     VariantResult,
 )
 from qconvert.report.verdict import conclude
-from qconvert.run.context import EvaluationSet, RunContext
+from qconvert.run.context import RunContext
 from qconvert.run.run_folder import CARD, ENGINES, HTML, LAYERS, MARKDOWN, REPORT, RunFolder
 from qconvert.run.targets import Target
 from qconvert.run.variants import ChosenVariants, VariantGraph
@@ -47,7 +48,7 @@ class RunResults:
     chosen: ChosenVariants
     graphs: Mapping[EngineVariant, VariantGraph]
     calibration: Calibration | None = None
-    evaluation: EvaluationSet | None = None
+    evaluation: Images | None = None
     mixes: Mapping[str, MixedResult] = field(default_factory=dict)
     built: Mapping[str, tuple[Engine, bool]] = field(default_factory=dict)  # True: from the cache
     latencies: EngineLatencies = field(default_factory=dict)
@@ -94,21 +95,20 @@ def build_report(
 
 def with_evaluation(
     report: Report,
-    evaluation_set: EvaluationSet,
+    images: Images,
     scores: Mapping[str, Accuracy],
     calibration: Calibration | None,
 ) -> Report:
     """Return the report with the images of the evaluation, and how many were calibrated on."""
-    images, own = evaluation_set.images, dict(evaluation_set.preprocessing)
-    hashes = set[str]()
+    own, hashes = dict(images.preprocessing), set[str]()
     if calibration is not None:
         origin = calibration.origin
         hashes = {origin.images[int(index)].sha256 for index in calibration.image_indices}
     info = ImageSetInfo(
-        path=str(evaluation_set.path),
+        path=str(images.source),
         count=scores[BASELINE].images if BASELINE in scores else len(images.names),
         # It covers labels and preprocessing too.
-        sha256=evaluation_set.digest(),
+        sha256=images.digest(),
         prepared={} if own == report.preprocess else own,
     )
     return replace(

@@ -19,6 +19,7 @@ from qconvert.core.config import BuildConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import Progress, ignore_progress, start_step
 from qconvert.core.tensors import Tensors, batch_size, fixed_batch, pad_batch, unpad_batch
+from qconvert.images.listing import Images
 from qconvert.measure.latency import summarize_latency
 from qconvert.measure.machine import describe_machine
 from qconvert.measure.mixed_result import MixedResult
@@ -40,7 +41,7 @@ from qconvert.report.verdict import conclude
 from qconvert.run import report_files, run_folder, variants
 from qconvert.run.bench import time_engines
 from qconvert.run.context import (
-    EvaluationSet,
+    EVALUATION_BATCH,
     JobContext,
     RunContext,
     cache_key,
@@ -73,7 +74,7 @@ def search_backend(
     available: Availability,
     backend: str,
     inputs: BuildInputs,
-    evaluation_set: EvaluationSet | None,
+    evaluation_set: Images | None,
     context: RunContext,
     trials: Path,
 ) -> tuple[MixedResult, PlanWithWeights | None]:
@@ -168,12 +169,12 @@ def make_search_images(inputs: BuildInputs, max_bytes: int = MAX_CACHED_BYTES) -
     return _make_images("search", inputs, read, max_bytes)
 
 
-def make_evaluation_images(inputs: BuildInputs, evaluation_set: EvaluationSet) -> SearchImages:
+def make_evaluation_images(inputs: BuildInputs, evaluation_set: Images) -> SearchImages:
     """Return the evaluation images in batches of the model's size."""
     size = fixed_batch(inputs.loaded.source.inputs)
 
     def read() -> Iterator[LabelledBatch]:
-        for number, batch in enumerate(evaluation_set.batches(size)):
+        for number, batch in enumerate(evaluation_set.batches(size or EVALUATION_BATCH)):
             # An incomplete batch is left out, or repeated if it is the only one.
             if not size or not number or len(batch.items) == size:
                 feeds = pad_batch(batch.feeds, size) if size else batch.feeds
@@ -181,7 +182,7 @@ def make_evaluation_images(inputs: BuildInputs, evaluation_set: EvaluationSet) -
 
     images = _make_images(f"evaluation {evaluation_set.digest()[:12]}", inputs, read)
     scores = np.asarray(images.outputs[0][images.score_output])
-    evaluation_set.images.check_classes(scores.shape[1])
+    evaluation_set.check_classes(scores.shape[1])
     return images
 
 
@@ -244,7 +245,7 @@ def make_timer(
 def add_mixed_variants(
     chosen: ChosenVariants,
     inputs: BuildInputs,
-    evaluation_set: EvaluationSet | None,
+    evaluation_set: Images | None,
     context: RunContext,
 ) -> tuple[ChosenVariants, BuildInputs, dict[str, MixedResult]]:
     """Search for every requested mix; return the engines to make, their inputs, and the mixes."""

@@ -19,7 +19,7 @@ from qconvert.backends import system_probe
 from qconvert.backends.base import INTEGER, Availability, Engine, Precision, Session
 from qconvert.core import onnx_io
 from qconvert.core.cache import file_sha256
-from qconvert.core.config import ExportConfig, PreprocessConfig
+from qconvert.core.config import Config, ExportConfig
 from qconvert.core.errors import QConvertError, UsageError, first_line
 from qconvert.core.tensors import Tensors, TensorSpec, fixed_batch
 from qconvert.graph.patterns import is_quantized
@@ -239,8 +239,8 @@ class OpenEngine:
         """Yield images, or anything else that `--images` takes, in prepared batches."""
         if batch < 1:
             raise UsageError(f"a batch of {batch} is invalid", hint="1 or more images")
-        image_set = open_image_set(self.source, ImageChoice(Path(images)), PreprocessConfig())
-        yield from image_set.images.batches(fixed_batch(self.inputs) or batch)
+        chosen = open_image_set(self.source, Config(), ImageChoice(Path(images)))
+        yield from chosen.batches(fixed_batch(self.inputs) or batch)
 
 
 def open_engine(path: Path) -> OpenEngine:

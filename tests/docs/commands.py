@@ -9,10 +9,8 @@ from pathlib import Path
 
 import click
 
-from qconvert.calibrate import methods
 from qconvert.cli import main, options
 from qconvert.core import config_file
-from qconvert.quantize.placement import AUTO_METHOD, OUTPUT_ERROR_METHOD
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,9 +49,7 @@ def require_real(args: Sequence[str]) -> None:
     context = _context(command, args[0], args[1:])
     if context is not None and any("." in name for name in context.params):
         assigned = config_file.parse_assignments(context.params.get("assigned", ()))
-        loaded = config_file.load(None, {**assigned, **options.read_settings(None, context.params)})
-        if loaded.quantize.method not in (None, OUTPUT_ERROR_METHOD, AUTO_METHOD):
-            methods.find_method(loaded.quantize.method)
+        config_file.load(None, {**assigned, **options.read_settings(None, context.params)})
 
 
 def _context(command: click.Command, name: str, args: Sequence[str]) -> click.Context | None:

@@ -8,28 +8,27 @@ import pytest
 
 from qconvert.core.tensors import Tensors
 from qconvert.images import ImageChoice, open_images
+from qconvert.images.listing import Images
 from qconvert.images.preprocess import PRESETS
 from qconvert.optimize.calibration_set import CalibrationSet
-from qconvert.run.context import EvaluationSet
 from qconvert.run.search import make_evaluation_images, make_search_images
 from qconvert.run.variants import BuildInputs
 from tests.image_files import draw_images
 from tests.run.calibrated import calibrated_inputs
 
 
-def evaluation_set(inputs: BuildInputs, count: int) -> EvaluationSet:
+def evaluation_set(inputs: BuildInputs, count: int) -> Images:
     """Return images whose labels are their own numbers, up to the number of classes."""
     files = sorted(draw_images(Path("val"), count, 8).iterdir())
     rows = [f"{file.name},{number % 5}" for number, file in enumerate(files)]
     Path("val/labels.csv").write_text("file,label\n" + "\n".join(rows))
-    images = open_images(ImageChoice(Path("val")), inputs.loaded.source.inputs, PRESETS["imagenet"])
-    return EvaluationSet(Path("val"), images, {})
+    return open_images(ImageChoice(Path("val")), inputs.loaded.source.inputs, PRESETS["imagenet"])
 
 
 def test_unreadable_image_is_skipped_with_its_label() -> None:
     inputs, _ = calibrated_inputs()
     images = evaluation_set(inputs, 12)
-    (Path("val") / images.images.names[0]).write_bytes(b"no image")
+    (Path("val") / images.names[0]).write_bytes(b"no image")
     reference = make_evaluation_images(inputs, images)
     assert list(reference.labels) == [number % 5 for number in range(1, 12)]
     assert sum(len(outputs[reference.score_output]) for outputs in reference.outputs) == 11
