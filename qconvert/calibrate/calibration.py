@@ -17,18 +17,14 @@ import pydantic
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from qconvert.calibrate.summary import (
-    FINE_BITS,
     INFINITY_KEY,
     NAN_KEY,
     SIGN_KEY,
-    ChannelSummary,
-    ExactSum,
     FloatCounts,
     Summary,
     count_keys,
     float_keys,
     merge_summaries,
-    sum_exactly,
 )
 from qconvert.core import atomic, npz
 from qconvert.core.errors import QConvertError, UsageError, first_line
@@ -227,11 +223,8 @@ class _SummaryBuilder:
             np.where(finite, highs.max(axis=1), np.float32(np.nan)),
             count_keys(self._keys),
             self._size,
-            ChannelSummary(
-                lows[finite].min(axis=0, initial=np.float32(np.inf)),
-                highs[finite].max(axis=0, initial=-np.float32(np.inf)),
-                sum_exactly(means[finite]),
-            ),
+            lows[finite].min(axis=0, initial=np.float32(np.inf)),
+            highs[finite].max(axis=0, initial=-np.float32(np.inf)),
         )
         if self._summary is not None:
             order = np.arange(self._summary.lows.size + summary.lows.size)
@@ -273,11 +266,9 @@ FIELDS: Mapping[str, tuple[DTypeLike, Callable[[Summary], ArrayLike]]] = {
     "key_counts": (np.int64, lambda summary: summary.counts.keys.size),
     "keys": (np.uint16, lambda summary: summary.counts.keys),
     "numbers": (np.int64, lambda summary: summary.counts.occurrences),
-    "channel_counts": (np.int64, lambda summary: summary.channels.lows.size),
-    "channel_lows": (np.float32, lambda summary: summary.channels.lows),
-    "channel_highs": (np.float32, lambda summary: summary.channels.highs),
-    "coarse": (np.int64, lambda summary: summary.channels.sums.coarse),
-    "fine": (np.int64, lambda summary: summary.channels.sums.fine),
+    "channel_counts": (np.int64, lambda summary: summary.channel_lows.size),
+    "channel_lows": (np.float32, lambda summary: summary.channel_lows),
+    "channel_highs": (np.float32, lambda summary: summary.channel_highs),
 }
 DTYPES: Mapping[str, DTypeLike] = {
     "about": np.uint8,  # JSON: format, version, origin
@@ -337,7 +328,7 @@ def _unpack(archive: zipfile.ZipFile) -> Calibration:
     if "about.npy" not in members:
         raise ValueError("its format is not stated")
     origin = _parse_origin(read("about").tobytes())
-    if set(members) != {f"{name}.npy" for name in DTYPES}:
+    if not members.keys() >= {f"{name}.npy" for name in DTYPES}:  # older files have others too
         raise ValueError("it does not hold the expected arrays")
     arrays = {name: read(name) for name in DTYPES}
     _validate(origin, arrays)
@@ -347,18 +338,21 @@ def _unpack(archive: zipfile.ZipFile) -> Calibration:
     rows: dict[str, Any] = dict(arrays)
     for names, lengths in (
         (("keys", "numbers"), "key_counts"),
-        (("channel_lows", "channel_highs", "coarse", "fine"), "channel_counts"),
+        (("channel_lows", "channel_highs"), "channel_counts"),
     ):
         ends = np.cumsum(arrays[lengths])[:-1]
         rows |= {name: np.split(arrays[name], ends) for name in names}
     summaries = {}
     for number, tensor in enumerate(origin.tensors):
         part = {name: rows[name][number] for name in FIELDS}
-        counts = FloatCounts(part["keys"], part["numbers"])
-        sums = ExactSum(part["coarse"], part["fine"])
-        channels = ChannelSummary(part["channel_lows"], part["channel_highs"], sums)
-        size = int(part["sizes"])
-        summaries[tensor] = Summary(part["lows"], part["highs"], counts, size, channels)
+        summaries[tensor] = Summary(
+            part["lows"],
+            part["highs"],
+            FloatCounts(part["keys"], part["numbers"]),
+            int(part["sizes"]),
+            part["channel_lows"],
+            part["channel_highs"],
+        )
     return Calibration(origin, indices, summaries)
 
 
@@ -415,9 +409,6 @@ def _validate(origin: Origin, arrays: Mapping[str, Array]) -> None:
     # A channel of a tensor that was never finite runs from infinity down to minus infinity.
     empty = np.isposinf(lows) & np.isneginf(highs)
     require(((lows <= highs) & np.isfinite(highs - lows) | empty).all(), "channel_lows")
-    for name in ("coarse", "fine"):
-        require(arrays[name].shape == lows.shape, name)
-    require(_in_range(arrays["fine"], 0, (1 << FINE_BITS) - 1), "fine")
 
 
 def _lengths_match(lengths: Array, joined: Array) -> bool:

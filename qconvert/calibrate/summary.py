@@ -21,11 +21,6 @@ SIGN_KEY = 0x8000
 INFINITY_KEY = 0x7F80
 NAN_KEY = 0x7FC0
 
-# An exact sum counts quanta of 2^-52 in two int64 limbs: `fine` holds the lower 42 bits.
-COARSE_BITS = 10
-FINE_BITS = 42
-LARGEST_TERM = 2.0**36
-
 
 @dataclass(frozen=True, eq=False)
 class FloatCounts:
@@ -66,74 +61,22 @@ def float_keys(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 
 @dataclass(frozen=True, eq=False)
-class ExactSum:
-    """One sum per channel that does not depend on the order of its terms, to the last bit.
-
-    The sum is `coarse` * 2^-10 + `fine` * 2^-52, with `fine` below 2^42, so equal sums have equal
-    limbs. A term is rounded down to a quantum first: a mean is off by at most 2^-52.
-    """
-
-    coarse: NDArray[np.int64]
-    fine: NDArray[np.int64]
-
-    def __add__(self, other: "ExactSum") -> "ExactSum":
-        fine = self.fine + other.fine
-        return ExactSum(
-            self.coarse + other.coarse + (fine >> FINE_BITS), fine & ((1 << FINE_BITS) - 1)
-        )
-
-    def to_float(self) -> NDArray[np.float64]:
-        """Return the sums as floating point numbers."""
-        fine = np.ldexp(self.fine.astype(np.float64), -COARSE_BITS - FINE_BITS)
-        return np.ldexp(self.coarse.astype(np.float64), -COARSE_BITS) + fine
-
-
-def sum_exactly(terms: NDArray[np.float32]) -> ExactSum:
-    """Add up to 2^16 finite terms over the first axis; terms beyond ±2^36 count as ±2^36."""
-    scaled = np.ldexp(np.clip(terms.astype(np.float64), -LARGEST_TERM, LARGEST_TERM), COARSE_BITS)
-    whole = np.floor(scaled)
-    rest = np.floor(np.ldexp(scaled - whole, FINE_BITS))
-    zero = np.zeros(terms.shape[1:], dtype=np.int64)
-    total = ExactSum(whole.astype(np.int64).sum(axis=0), rest.astype(np.int64).sum(axis=0))
-    return total + ExactSum(zero, zero)  # which carries
-
-
-@dataclass(frozen=True, eq=False)
-class ChannelSummary:
-    """Extremes and sums of each channel, over the images in which the tensor was finite."""
-
-    lows: NDArray[np.float32]
-    highs: NDArray[np.float32]
-    sums: ExactSum  # of the means of the images
-
-    def __add__(self, other: "ChannelSummary") -> "ChannelSummary":
-        return ChannelSummary(
-            np.minimum(self.lows, other.lows),
-            np.maximum(self.highs, other.highs),
-            self.sums + other.sums,
-        )
-
-    @property
-    def largest(self) -> NDArray[np.float32]:
-        """The largest magnitude in each channel."""
-        return np.maximum(np.abs(self.lows), np.abs(self.highs))
-
-
-@dataclass(frozen=True, eq=False)
 class Summary:
     """The statistics of one tensor.
 
     `lows` and `highs` are the exact extremes of each image, in the order of the images; both are
     NaN for an image in which the tensor was not finite. `counts` holds sampled values without the
     two extremes of their image. `size` is the number of values that the sample was drawn from, 0
-    for a tensor of which only extremes were collected. A tensor without channels has one channel.
+    for a tensor of which only extremes were collected. `channel_lows` and `channel_highs` are the
+    extremes over the finite images; a tensor without channels has one channel.
     """
 
     lows: NDArray[np.float32]
     highs: NDArray[np.float32]
     counts: FloatCounts
     size: int
-    channels: ChannelSummary
+    channel_lows: NDArray[np.float32]
+    channel_highs: NDArray[np.float32]
 
     @property
     def low(self) -> float:
@@ -153,9 +96,9 @@ class Summary:
         return ~np.isnan(self.lows)
 
     @property
-    def channel_means(self) -> NDArray[np.float64]:
-        """The mean of each channel, every image weighing the same."""
-        return self.channels.sums.to_float() / max(1, int(self.finite.sum()))
+    def channel_maxima(self) -> NDArray[np.float32]:
+        """The largest magnitude in each channel."""
+        return np.maximum(np.abs(self.channel_lows), np.abs(self.channel_highs))
 
 
 def merge_summaries(a: Summary, b: Summary, order: NDArray[np.intp]) -> Summary:
@@ -165,7 +108,8 @@ def merge_summaries(a: Summary, b: Summary, order: NDArray[np.intp]) -> Summary:
         np.concatenate([a.highs, b.highs])[order],
         a.counts + b.counts,
         a.size + b.size,
-        a.channels + b.channels,
+        np.minimum(a.channel_lows, b.channel_lows),
+        np.maximum(a.channel_highs, b.channel_highs),
     )
 
 

@@ -61,7 +61,7 @@ def choose_factors(
         summary = summaries.get(aliases.get(name, name))
         if summary is None or not summary.finite.all():
             continue
-        largest = np.abs(summary.channels.largest).astype(np.float32)
+        largest = np.abs(summary.channel_maxima).astype(np.float32)
         if largest.shape != (site.channels,) or not largest.any():
             continue
         expected_error = partial(_expected_error, site, largest)

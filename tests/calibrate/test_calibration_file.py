@@ -132,7 +132,6 @@ IMPOSSIBLE: dict[str, tuple[str, Callable[[Array], Array]]] = {
     "counts that overflow": ("numbers", lambda array: np.full_like(array, 2**62)),
     "no channels": ("channel_counts", lambda _: np.array([3, 0])),
     "channels not a number": ("channel_lows", lambda array: np.full_like(array, np.nan)),
-    "sums out of their range": ("fine", lambda array: np.full_like(array, -1)),
 }
 
 
