@@ -120,7 +120,7 @@ def build(
     """
     context = _open_model_job(model, options, BuildArguments)
     call = _format_call("build", model, {"output": output, **options})
-    report = build_job.build(context, build_job.BuildRequest(Path(output), call))
+    report = build_job.build(context, Path(output), call)
     return Run(Path(output).absolute(), report)
 
 
@@ -133,7 +133,7 @@ def resume(run: StrPath, **options: Unpack[EngineArguments]) -> Run:
     folder = RunFolder(Path(run))
     context = _open_job(options, EngineArguments, folder.settings())
     call = _format_call("resume", run, options)
-    report = build_job.build(context, build_job.BuildRequest(folder.root, call, resumed=True))
+    report = build_job.build(context, folder.root, call, resumed=True)
     return Run(folder.root.absolute(), report)
 
 

@@ -44,7 +44,7 @@ def build_command(model: str | None, output: Path | None, run: Path | None, **ch
     finished steps are not repeated. Exit code 1 means that a gate failed.
     """
     from qconvert.run import run_folder
-    from qconvert.run.build import BuildRequest, build
+    from qconvert.run.build import build
     from qconvert.run.variants import choose_variants
 
     if run is not None and output is not None:
@@ -55,8 +55,7 @@ def build_command(model: str | None, output: Path | None, run: Path | None, **ch
     if not chosen["dry_run"]:
         typed = sanitize_text(shlex.join(["qconvert", *sys.argv[1:]]))
         extent = {name: chosen[name] for name in ("plan_only", "workers")}
-        request = BuildRequest(out, typed, resumed=run is not None, **extent)
-        report = build(context, request)
+        report = build(context, out, typed, resumed=run is not None, **extent)
         console.finish(report, as_json=chosen["as_json"], page=out / "report.html")
         return
     if run is not None:
@@ -99,7 +98,7 @@ def demo_command(output: Path, backends: tuple[str, ...], seconds: float, *, as_
     """
     from qconvert.core import cache, config_file
     from qconvert.demo.demo_files import prepare_demo
-    from qconvert.run.build import BuildRequest, build
+    from qconvert.run.build import build
     from qconvert.run.context import open_context
 
     prepare_demo(output, cache.open_default(), console.PROGRESS.update)
@@ -116,6 +115,6 @@ def demo_command(output: Path, backends: tuple[str, ...], seconds: float, *, as_
     console.info(f"\nFor your own model, use the same command with other names:\n\n  {text}\n")
     context = build_command.make_context("build", [network, *chain(*pairs)])
     config = config_file.load(None, options.read_settings(network, context.params))
-    request = BuildRequest(output / "run", shlex.join(["qconvert", *sys.argv[1:]]))
-    report = build(open_context(config, console.PROGRESS.update), request)
-    console.finish(report, as_json=as_json, page=request.out / "report.html")
+    run, typed = output / "run", shlex.join(["qconvert", *sys.argv[1:]])
+    report = build(open_context(config, console.PROGRESS.update), run, typed)
+    console.finish(report, as_json=as_json, page=run / "report.html")

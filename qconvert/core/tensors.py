@@ -45,13 +45,12 @@ class TensorSpec:
 class TensorTap:
     """The names of the outputs that hold the statistics of one tensor; their first axis is images.
 
-    `low`, `high` and `mean` hold one value per channel, or a single one if `channel_axis` is None.
+    `low`, `high` and `mean` hold a value per channel, or a single one if there are no channels.
     `sample` holds values drawn from each image; None if only the extremes of the tensor matter.
     `size` is the number of values of an image.
     """
 
     tensor: str
-    channel_axis: int | None
     low: str
     high: str
     mean: str

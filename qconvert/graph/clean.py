@@ -64,7 +64,6 @@ class CleanedModel:
 
     model: ir.Model
     steps: tuple[PassResult, ...]
-    quantized: bool
 
 
 def list_passes(opset: int) -> tuple[Pass, ...]:
@@ -116,7 +115,7 @@ def clean_model(model: ir.Model, opset: int, skip: Sequence[str], run: RunModel)
             changed = f"{renamed} duplicates renamed" + (f", {changed}" if changed else "")
         steps.append(PassResult(step.name, changed, dropped, time.perf_counter() - started))
     onnx_io.require_valid(model)
-    return CleanedModel(model, tuple(steps), quantized)
+    return CleanedModel(model, tuple(steps))
 
 
 class _Reference:

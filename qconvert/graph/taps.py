@@ -338,7 +338,6 @@ class _CalibrationTaps(ReductionTaps):
             sample = self.output(drawn, f"qconvert.sample.{tensor}")
         return TensorTap(
             tensor,
-            axis,
             low=self.output(low, f"qconvert.low.{tensor}"),
             high=self.output(high, f"qconvert.high.{tensor}"),
             mean=self.output(mean, f"qconvert.mean.{tensor}"),

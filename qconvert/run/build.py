@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from qconvert.core.atomic import copy_into_place
@@ -21,39 +21,37 @@ from qconvert.run.search import add_mixed_variants
 from qconvert.run.variants import BuildInputs
 
 
-@dataclass(frozen=True)
-class BuildRequest:
-    """The folder of a run, what the user typed, and what is done: no engines with `plan_only`."""
+def build(
+    job: JobContext,
+    out: Path,
+    command: str,
+    *,
+    resumed: bool = False,
+    plan_only: bool = False,
+    workers: int | None = None,
+) -> Report:
+    """Build and measure all engines, write everything to the run folder, and return the report.
 
-    out: Path
-    command: str
-    resumed: bool = False
-    plan_only: bool = False
-    workers: int | None = None
-
-
-def build(job: JobContext, request: BuildRequest) -> Report:
-    """Build and measure all engines, write everything to the run folder, and return the report."""
+    `command` is what the user typed; with `plan_only` the graphs are made, but no engines.
+    """
     config, seconds = job.config, dict[str, float]()
-    if not request.resumed:
+    if not resumed:
         run_folder.require_inputs_exist(config)
-    open_folder = run_folder.resume_run if request.resumed else run_folder.begin_run
+    open_folder = run_folder.resume_run if resumed else run_folder.begin_run
     with _timed(seconds, "probe"):
-        chosen = variants.choose_variants(config.build, plan_only=request.plan_only)
-    with open_folder(request.out, config) as folder:
+        chosen = variants.choose_variants(config.build, plan_only=plan_only)
+    with open_folder(out, config) as folder:
         context = RunContext(job.config, job.cache, job.progress, trust=job.trust, folder=folder)
         with _timed(seconds, "calibrate"):
-            if request.resumed:
+            if resumed:
                 inputs = variants.reload_inputs(chosen.variants, context)
                 run_folder.update_settings(folder, config)
             else:
-                inputs = variants.prepare_inputs(
-                    chosen.variants, context, building=not request.plan_only
-                )
+                inputs = variants.prepare_inputs(chosen.variants, context, building=not plan_only)
         source, images = inputs.loaded.source, config.evaluate.images
         # A run resumed on another machine does not need the evaluation images.
-        is_missing = request.resumed and images is not None and not images.exists()
-        evaluation = None if is_missing else open_evaluation_set(source, context, request.workers)
+        is_missing = resumed and images is not None and not images.exists()
+        evaluation = None if is_missing else open_evaluation_set(source, context, workers)
         with _timed(seconds, "search"):
             chosen, inputs, mixes = add_mixed_variants(chosen, inputs, evaluation, context)
         with _timed(seconds, "quantize"):
@@ -63,7 +61,7 @@ def build(job: JobContext, request: BuildRequest) -> Report:
             }
         calibration = inputs.calibration.full if inputs.calibration is not None else None
         results = RunResults(chosen, graphs, calibration, mixes=mixes)
-        if request.plan_only:
+        if plan_only:
             for variant, graph in graphs.items():
                 if not (folder.engine(variant.name) / ENGINE_FILE).is_file():
                     copy_into_place(graph.folder, folder.engine(variant.name))
@@ -72,7 +70,7 @@ def build(job: JobContext, request: BuildRequest) -> Report:
             results = replace(results, evaluation=evaluation, seconds=seconds)
             results = _build_and_measure(results, inputs, context, seconds)
         preprocess = fitted_preprocessing(source, config.preprocess)
-        report = build_report(results, context, request.command, preprocess)
+        report = build_report(results, context, command, preprocess)
         report = merge_with_previous(report, folder)
         # Where nothing was measured, no limit can fail.
         only_planned = any(variant.engine is None for variant in report.variants)

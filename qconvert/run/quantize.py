@@ -66,7 +66,6 @@ class QuantizeSpec:
     """What to convert a model to: INT8 by the `saved` plan or a new one, and beside it `rest`."""
 
     variant: EngineVariant
-    settings: QuantizeConfig
     rest: RestPrecision
     saved: plan_files.PlanWithWeights | None = None
     keep_io: bool = True
@@ -114,7 +113,7 @@ def quantize(context: JobContext, request: QuantizeRequest) -> Quantized:
     elif request.precision == "int8":
         placement.require_quantizable(place_layers(loaded.model, settings, requirements))
     variant = EngineVariant(request.backend, request.precision)
-    spec = QuantizeSpec(variant, settings, rest, saved, request.keep_io)
+    spec = QuantizeSpec(variant, rest, saved, request.keep_io)
     calibration = None
     if request.calibration is not None:
         calibration = load_calibration_set(loaded, context, request.calibration)
@@ -314,7 +313,8 @@ def _make_plan(
     loaded: LoadedModel, calibration: CalibrationSet, spec: QuantizeSpec, context: JobContext
 ) -> tuple[QuantizedModel, CalibrationSet]:
     """Select a plan and learn its rounding; return both, and the calibration that the plan fits."""
-    settings, effort = spec.settings, EFFORTS[spec.settings.effort]
+    settings = context.config.quantize
+    effort = EFFORTS[settings.effort]
     scheme = scheme_for(settings, backends.requirements(spec.variant.backend))
     selection = placement.Selection(settings.exclude, settings.only, settings.keep)
     method, weights = settings.method or effort.method, settings.weight_scales

@@ -179,7 +179,7 @@ def make_graph(variant: EngineVariant, inputs: BuildInputs, context: JobContext)
         rest = "fp32"  # the builder is told the precision by flags
     saved, scheme = inputs.plans.get(variant.name), requirements.scheme
     is_new = variant.is_quantized and saved is None
-    spec = QuantizeSpec(variant, settings, rest, saved)
+    spec = QuantizeSpec(variant, rest, saved)
 
     def make(folder: Path) -> None:
         result = convert_precision(inputs.loaded, calibration, spec, context)

@@ -35,7 +35,7 @@ class FakeTaps:
     def taps(self) -> Sequence[TensorTap]:
         outputs = ("low", "high", "mean", "size", "sample")
         return [
-            TensorTap(tensor, 1, *(f"{output}.{tensor}" for output in outputs))
+            TensorTap(tensor, *(f"{output}.{tensor}" for output in outputs))
             for tensor in self.values
         ]
 

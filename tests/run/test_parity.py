@@ -7,7 +7,7 @@ import pytest
 
 from qconvert.core.errors import QConvertError
 from qconvert.core.tensors import Tensors
-from qconvert.sources import parity
+from qconvert.run.export import Parity, measure_parity, require_parity
 
 LOGITS = np.array([[1.0, 2.0, 3.0], [3.0, 1.0, 2.0]], np.float32)
 SWAPPED = np.array([[3.0, 2.0, 1.0], [3.0, 1.0, 2.0]], np.float32)
@@ -20,8 +20,8 @@ def returns(outputs: Tensors) -> Callable[[Tensors], Tensors]:
     return lambda feeds: dict(outputs)
 
 
-def measure(expected: Tensors, actual: Tensors) -> parity.Parity:
-    return parity.measure(returns(expected), returns(actual), [{"x": LOGITS}] * 4)
+def measure(expected: Tensors, actual: Tensors) -> Parity:
+    return measure_parity(returns(expected), returns(actual), [{"x": LOGITS}] * 4)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def measure(expected: Tensors, actual: Tensors) -> parity.Parity:
 def test_equal_outputs_pass_parity(array: np.ndarray, text: str) -> None:
     result = measure({"y": array}, {"y": array})
     assert str(result) == text
-    parity.require(result, 1e-3)
+    require_parity(result, 1e-3)
 
 
 @pytest.mark.parametrize(
@@ -61,21 +61,21 @@ def test_error_is_relative_to_the_largest_finite_output(
     result = measure({"y": expected}, {"y": actual})
     assert result.max_rel == pytest.approx(error, rel=1e-3)
     with pytest.raises(QConvertError, match="differ from PyTorch"):
-        parity.require(result, min(0.9 * error, 1.0))
+        require_parity(result, min(0.9 * error, 1.0))
 
 
 def test_parity_is_decided_by_worst_output() -> None:
     result = measure({"a": LOGITS, "b": LOGITS}, {"a": LOGITS, "b": LOGITS * np.float32(1.1)})
     assert result.worst == "b"
     with pytest.raises(QConvertError, match="in `b`"):
-        parity.require(result, 1e-3)
+        require_parity(result, 1e-3)
 
 
 def test_different_top1_is_rejected_at_any_tolerance() -> None:
     result = measure({"y": LOGITS}, {"y": SWAPPED})
     assert result.same_top1 == 4
     with pytest.raises(QConvertError, match="top-1 agrees on 4 of 8 inputs, largest error 2"):
-        parity.require(result, 10.0)
+        require_parity(result, 10.0)
 
 
 def test_tied_scores_count_as_same_class() -> None:
@@ -91,15 +91,15 @@ def test_parity_rows_and_inputs_are_counted_separately() -> None:
     result = measure(expected, {**expected, "y": LOGITS[:, ::-1]})
     assert (result.inputs, result.same_top1, result.rows) == (8, 0, 8)
     swapped = returns({"y": LOGITS[::-1]})
-    result = parity.measure(returns({"y": LOGITS}), swapped, [{"x": LOGITS[:1]}] * 3)
+    result = measure_parity(returns({"y": LOGITS}), swapped, [{"x": LOGITS[:1]}] * 3)
     assert (result.inputs, result.rows) == (3, 6)
     with pytest.raises(QConvertError, match="top-1 agrees on 0 of 6 rows"):
-        parity.require(result, 1e-3)
+        require_parity(result, 1e-3)
 
 
 def test_missing_outputs_and_inputs_are_rejected() -> None:
     with pytest.raises(QConvertError, match="no output `y`"):
         measure({"y": LOGITS}, {"z": LOGITS})
     with pytest.raises(QConvertError, match="no inputs on which to compare") as caught:
-        parity.measure(returns({"y": LOGITS}), returns({"y": LOGITS}), iter(()))
+        measure_parity(returns({"y": LOGITS}), returns({"y": LOGITS}), iter(()))
     assert caught.value.hint
