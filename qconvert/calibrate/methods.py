@@ -13,12 +13,14 @@ from qconvert.calibrate.summary import (
     build_histogram,
     build_magnitude_histogram,
 )
+from qconvert.core.errors import UsageError
 from qconvert.core.scales import Grid, Range
 
 RangeMethod = Callable[[Summary, Grid], Range]
 
 # The weight of a new image; with it about the last 100 images decide.
 MOVING_AVERAGE_WEIGHT = 0.01
+PERCENTILE_PREFIX = "percentile:"
 ENTROPY_BINS = 2048
 # Down to a 1000th of the extremes in steps of a quarter, then ever finer around the best so far.
 COARSE_FACTORS = 2.0 ** (-np.arange(30) / 3)
@@ -179,9 +181,24 @@ METHODS: dict[str, RangeMethod] = {
 
 
 def find_method(name: str) -> RangeMethod:
-    """Return the method of this name, as the settings allow it; `percentile:99.99` has a number."""
-    prefix, colon, percent = name.partition(":")
-    return partial(percentile, percent=float(percent)) if colon else METHODS[prefix]
+    """Return the method of this name; `percentile:99.99` carries its number."""
+    if name in METHODS:
+        return METHODS[name]
+    if not name.startswith(PERCENTILE_PREFIX):
+        raise UsageError(
+            f"there is no range method `{name}`",
+            hint=f"the methods: {', '.join(METHODS)}, and {PERCENTILE_PREFIX}99.99",
+        )
+    try:
+        percent = float(name.removeprefix(PERCENTILE_PREFIX))
+    except ValueError:
+        percent = 0.0
+    if not 50 < percent <= 100:
+        raise UsageError(
+            f"`{name}` is not a percentile above 50 and up to 100",
+            hint=f"give a number, as in `{PERCENTILE_PREFIX}99.99`",
+        )
+    return partial(percentile, percent=percent)
 
 
 def compute_ranges(summaries: Mapping[str, Summary], name: str, grid: Grid) -> dict[str, Range]:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from qconvert.calibrate.methods import METHODS, compute_ranges, find_method
 from qconvert.calibrate.summary import Summary
+from qconvert.core.errors import UsageError
 from qconvert.core.scales import Grid, Range
 from tests.calibrate.activations import SHAPES, FakeTaps, calibrate, summary_of
 from tests.models import floats
@@ -183,3 +184,15 @@ def test_moving_average_weighs_a_new_image_by_one_percent() -> None:
 def test_ranges_cover_only_sampled_tensors() -> None:
     summaries = calibrate(FakeTaps({"a": floats(9, 1, 20), "b": floats(9, 2, 20)})).summaries
     assert set(compute_ranges(summaries, "mse", SYMMETRIC)) == {"a", "b"}
+
+
+def test_unknown_range_method_is_refused_with_the_list() -> None:
+    with pytest.raises(UsageError, match="no range method `kl`") as raised:
+        find_method("kl")
+    assert "minmax, moving-average, entropy, mse, and percentile:99.99" in str(raised.value.hint)
+
+
+@pytest.mark.parametrize("name", ["percentile:", "percentile:x", "percentile:0", "percentile:101"])
+def test_percentile_out_of_range_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="is not a percentile above 50"):
+        find_method(name)
