@@ -37,7 +37,8 @@ torture: $(READY)  ## Run the long tests: spoiled input, kills, full disks, two 
 	$(BIN)/python -m pytest -m torture tests/torture
 
 gpu-lab: gpu-lab-wheels  ## Run the real GPU wheels over fake libraries (fetches 400 MB once)
-	$(PYTEST) tests/gpu_lab
+	$(PYTEST) -m "gpu_lab or proves" tests/gpu_lab tests/backends --junit-xml .venv/gpu-lab.xml
+	$(BIN)/python -m tests.gpu_lab.table .venv/gpu-lab.xml
 
 gpu-lab-wheels: $(READY)
 	$(BIN)/python -m tests.gpu_lab.lab.environment

@@ -59,9 +59,7 @@ def round_off() -> Figure:
     figure = Figure(figsize=(7, 4))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     above.plot(values, values, color=GRAY, linewidth=1, label="x")
-    above.plot(
-        values, quantized, color=BLUE, linewidth=1.6, label="3-bit levels, range −1 … 2.5"
-    )
+    above.plot(values, quantized, color=BLUE, linewidth=1.6, label="3-bit levels, range −1 … 2.5")
     above.legend(loc="upper left")
     below.plot(values, quantized - values, color=RED, linewidth=1.4)
     below.set(xlabel="x", ylabel="error")

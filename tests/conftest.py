@@ -15,6 +15,7 @@ from qconvert.cli import console, main
 from qconvert.cli.error_boundary import run_guarded
 from qconvert.core import onnx_io
 from tests import models, runs
+from tests.gpu_lab import table
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +99,11 @@ def write(model: ir.Model, path: Path) -> Path:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests of the shared run as slow: building it takes seconds in each worker."""
+    """Mark tests of the shared run as slow: building it takes seconds in each worker.
+
+    Tests of GPU backends let the report hold what they prove.
+    """
     for item in items:
         if "shared_run" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
+    table.record(items)

@@ -34,6 +34,9 @@ NAMES = [
     pytest.param("tensorrt", marks=pytest.mark.gpu),
     pytest.param("tensorrt-rtx", marks=pytest.mark.long),
 ]
+# What these tests prove of GPU backends: TensorRT for RTX builds without a GPU.
+RUN_ON = {"cuda": "real device", "tensorrt": "real device", "tensorrt-rtx": "real device"}
+BUILT_BY = RUN_ON | {"tensorrt-rtx": "real builder"}
 # FP16 differs by the order of additions, INT8 by a step where a value lies halfway between two.
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-1, "int8": 5e-2}
 SPEC = BuildSpec("fp32", Profile(1, 2, 4))
@@ -66,6 +69,7 @@ def test_registered_backends_are_in_contract_tests() -> None:
     assert all(backends.load(name) is ALL[name] for name in BACKENDS)
 
 
+@pytest.mark.proves("{name}", "build in {precision}", by=BUILT_BY)
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("name", NAMES)
 def test_build_writes_the_graph_and_counts_the_bytes_of_the_engine(
@@ -81,6 +85,7 @@ def test_build_writes_the_graph_and_counts_the_bytes_of_the_engine(
     json.dumps(dict(engine.made_with))
 
 
+@pytest.mark.proves("{name}", "outputs in {precision}", by=RUN_ON)
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("name", NAMES)
 def test_engine_outputs_equal_those_of_its_graph(
@@ -97,6 +102,7 @@ def test_engine_outputs_equal_those_of_its_graph(
         )
 
 
+@pytest.mark.proves("{name}", "precision of each layer read back", by=RUN_ON)
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("name", NAMES)
 def test_coverage_counts_every_node_once(name: str, precision: Precision, tmp_path: Path) -> None:
@@ -109,6 +115,7 @@ def test_coverage_counts_every_node_once(name: str, precision: Precision, tmp_pa
         assert sum(coverage.by_precision.values()) == sum(coverage.by_provider.values())
 
 
+@pytest.mark.proves("{name}", "inputs and outputs on the GPU", by=RUN_ON)
 @pytest.mark.parametrize("name", NAMES)
 def test_bind_returns_a_run_if_there_is_a_device(name: str, tmp_path: Path) -> None:
     require_backend(name, runs=True)
@@ -133,6 +140,7 @@ def test_unknown_setting_is_rejected(name: str) -> None:
         ALL[name].cache_key(BuildSpec("fp32", Profile(), options={"nonsense": 1}))
 
 
+@pytest.mark.proves("{name}", "interrupted build", by=BUILT_BY)
 @pytest.mark.parametrize("name", NAMES)
 def test_interrupted_build_leaves_nothing_outside_its_folder(name: str, tmp_path: Path) -> None:
     backend, graph = require_backend(name), write_graph(tmp_path, "cpu", "fp32")

@@ -77,6 +77,7 @@ def test_rtx_builds_differ_only_in_the_engine(
 
 
 @pytest.mark.long
+@pytest.mark.proves("tensorrt-rtx", "several profiles", by="real builder")
 def test_more_profiles_make_one_larger_engine(trt: ModuleType, tmp_path: Path) -> None:
     one = build(tmp_path / "a", "fp32")
     assert build(tmp_path / "b", "fp32", more_profiles="1,1,1 8,8,8").bytes > one.bytes
@@ -90,6 +91,7 @@ def test_invalid_more_profiles_are_rejected(profiles: str) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.proves("tensorrt-rtx", "fixed batch, several inputs", by="real builder")
 def test_fixed_batch_and_several_inputs_build(trt: ModuleType, tmp_path: Path) -> None:
     model = mixed()
     model.graph.inputs[0].shape = ir.Shape((2, 3, 16, 16))
@@ -105,6 +107,7 @@ def test_fixed_batch_and_several_inputs_build(trt: ModuleType, tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.proves("tensorrt-rtx", "progress of a build", by="real builder")
 def test_worker_reports_progress_and_writes_the_engine(graph: Path) -> None:
     reports: list[tuple[str, float | None]] = []
     output = graph.with_name("model.engine")
@@ -152,6 +155,7 @@ def test_engine_that_cannot_be_written_is_an_os_error(graph: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.proves("tensorrt-rtx", "operator that the parser refuses", by="real builder")
 def test_refusal_of_the_parser_names_the_node_and_a_remedy(trt: ModuleType, tmp_path: Path) -> None:
     asymmetric = write_graph(tmp_path, "cpu", "int8")
     with pytest.raises(QConvertError, match="TensorRT for RTX cannot read this model") as caught:
@@ -216,6 +220,7 @@ def test_layers_count_by_the_type_they_read() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.proves("tensorrt-rtx", "INT8 convolution in groups of few channels", by="real builder")
 def test_int8_groups_of_few_channels_are_padded_by_the_builder(
     trt: ModuleType, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from tests.gpu_lab.conftest import Lab
 from tests.gpu_lab.lab.environment import Finished
 from tests.gpu_lab.lab.events import Build, Capture, Deserialize, Refit, Unanswered
+from tests.gpu_lab.table import BUILDERS
 
 REPORTS = ("report.json", "report.html", "report.md")
 BUILD = (
@@ -27,6 +28,10 @@ def builds_of(done: Finished) -> list[Build]:
     return [build for build in done.all(Build) if build.profiles]
 
 
+@pytest.mark.proves("tensorrt", "whole build to the report, and again from the run", by=BUILDERS)
+@pytest.mark.proves(
+    "cuda", "whole build to the report, and again from the run", by={"native": "real wheel"}
+)
 @pytest.mark.parametrize("builder", ["native", "provider"])
 def test_build_runs_to_the_report_and_is_found_again(lab: Lab, world: Path, builder: str) -> None:
     # The engines of `cuda` do not depend on the builder of `tensorrt`.
@@ -62,6 +67,7 @@ def test_build_runs_to_the_report_and_is_found_again(lab: Lab, world: Path, buil
     assert all(engine.valid and engine.fits for engine in engines)
 
 
+@pytest.mark.proves("tensorrt", "engine without weights", by="real bindings")
 def test_stripped_engine_gets_its_weights_back(lab: Lab, world: Path) -> None:
     settings = ("--backend", "tensorrt", "--set", "tensorrt.weight-stripped=true")
     done = lab.qconvert(*BUILD, *settings, "--precision", "fp32")
@@ -73,6 +79,8 @@ def test_stripped_engine_gets_its_weights_back(lab: Lab, world: Path) -> None:
     assert lab.files() == ["calib_data", "model.onnx", "run", "val"]
 
 
+@pytest.mark.proves("tensorrt", "setting `cuda-graph`", by="real bindings")
+@pytest.mark.proves("cuda", "setting `cuda-graph`", by="real wheel")
 def test_cuda_graph_replays_the_right_numbers(lab: Lab, world: Path) -> None:
     (world / "model.onnx").write_bytes(fix_batch(world / "model.onnx"))
     settings = ("--set", "tensorrt.cuda-graph=true", "--set", "cuda.cuda-graph=true")

@@ -40,10 +40,12 @@ def vit() -> ir.Model:
     return model
 
 
+@pytest.mark.proves("cuda", "table of kernels by operator, type and opset", by="real wheel")
 def test_kernel_table_is_that_of_the_wheel(gpu: Callable[..., Host], tmp_path: Path) -> None:
     assert read_on(gpu(), tmp_path) == KERNELS.read_text()
 
 
+@pytest.mark.proves("cuda", "outputs in {precision}", by="real wheel")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_engine_runs_whole_on_the_gpu(
     gpu: Callable[..., Host], tmp_path: Path, precision: Precision
@@ -53,6 +55,7 @@ def test_engine_runs_whole_on_the_gpu(
     assert values["by_precision"][precision] > 3
 
 
+@pytest.mark.proves("cuda", "arithmetic on shapes stays on the CPU", by="real wheel")
 def test_arithmetic_on_shapes_may_run_on_the_cpu(gpu: Callable[..., Host], tmp_path: Path) -> None:
     values = result(do(gpu(), prepare(tmp_path / "e", "cuda", model=vit()), "build", "run"))
     assert values["by_provider"]["CPUExecutionProvider"] >= 2
@@ -60,6 +63,8 @@ def test_arithmetic_on_shapes_may_run_on_the_cpu(gpu: Callable[..., Host], tmp_p
     assert values["by_precision"]["other"] >= 2
 
 
+@pytest.mark.proves("cuda", "operator without a kernel is named", by="real wheel")
+@pytest.mark.proves("cuda", "`allow-fallback`", by="real wheel")
 def test_computation_on_the_cpu_is_refused_by_name(
     gpu: Callable[..., Host], tmp_path: Path
 ) -> None:
@@ -77,12 +82,14 @@ def test_computation_on_the_cpu_is_refused_by_name(
     assert result(do(gpu(), folder, "build", "run"))["by_provider"]["CPUExecutionProvider"] == 1
 
 
+@pytest.mark.proves("cuda", "spelling of every option", by="real wheel")
 def test_settings_reach_the_provider(gpu: Callable[..., Host], tmp_path: Path) -> None:
     folder = prepare(tmp_path / "e", "cuda", prefer_nhwc=True, use_tf32=False, gpu_mem_limit=512)
     values = result(do(gpu(), folder, "build", "run"))
     assert values["notes"] == []
 
 
+@pytest.mark.proves("cuda", "newer opset lowered", by="real wheel")
 def test_newer_opset_is_lowered_and_runs(gpu: Callable[..., Host], tmp_path: Path) -> None:
     from tests.backends.graphs import make_graph
 

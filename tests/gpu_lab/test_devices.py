@@ -9,6 +9,7 @@ import pytest
 from tests.gpu_lab.conftest import Lab
 from tests.gpu_lab.lab.environment import Finished
 from tests.gpu_lab.lab.events import Build, Deserialize, SetDevice
+from tests.gpu_lab.table import BUILDERS
 
 TWO: Mapping[str, Any] = {"gpus": ("8.6", "9.0")}
 BUILD = (
@@ -24,6 +25,7 @@ def gpus_of(done: Finished) -> set[int]:
     return builds | {engine.gpu for engine in done.all(Deserialize) if engine.bytes > 1000}
 
 
+@pytest.mark.proves("tensorrt", "second GPU", by=BUILDERS)
 @pytest.mark.parametrize("builder", ["native", "provider"])
 @pytest.mark.usefixtures("tiny")
 def test_engine_is_built_loaded_and_recorded_on_the_chosen_gpu(lab: Lab, builder: str) -> None:
@@ -35,6 +37,7 @@ def test_engine_is_built_loaded_and_recorded_on_the_chosen_gpu(lab: Lab, builder
     assert report["variants"][0]["engine"]["made_with"]["gpu"] == "Simulated GPU 1 9.0"
 
 
+@pytest.mark.proves("tensorrt", "engine of another GPU: TensorRT's reason", by="real wheel")
 @pytest.mark.usefixtures("tiny")
 def test_engine_of_another_gpu_is_refused_with_tensorrts_reason(lab: Lab) -> None:
     assert lab.qconvert(*BUILD).code == 0

@@ -93,16 +93,32 @@ FAULTS = {
 }
 
 
+# What these errors prove; all others come from checks of qconvert's own.
+FAILS = ("tensorrt", "build that fails: TensorRT's reason")
+CRASHES = ("tensorrt", "build that crashes")
+PROVES = {
+    "native builder returns nothing": (*FAILS, "real bindings"),
+    "provider builds nothing": (*FAILS, "real wheel"),
+    "parser refuses": ("tensorrt", "operator that TensorRT refuses", "real bindings"),
+    "native builder crashes": (*CRASHES, "real bindings"),
+    "provider crashes": (*CRASHES, "real wheel"),
+    "cuBLASLt missing": ("cuda", "missing library named", "real wheel"),
+    "cuDNN missing, under CUDA": ("cuda", "missing library named", "real wheel"),
+    "cuDNN missing, under TensorRT": ("tensorrt", "missing library named", "real wheel"),
+    "out of memory at load": ("tensorrt", "GPU out of memory", "real wheel"),
+}
+
+
 def cases() -> list[object]:
     """Return the faults, those that the product does not explain yet as expected failures."""
-    return [
-        pytest.param(
-            fault,
-            id=name,
-            marks=pytest.mark.xfail(strict=True, reason=fault.broken) if fault.broken else (),
-        )
-        for name, fault in FAULTS.items()
-    ]
+    found: list[object] = []
+    for name, fault in FAULTS.items():
+        marks = [pytest.mark.xfail(strict=True, reason=fault.broken)] if fault.broken else []
+        if name in PROVES:
+            backend, feature, by = PROVES[name]
+            marks.append(pytest.mark.proves(backend, feature, by=by))
+        found.append(pytest.param(fault, id=name, marks=marks))
+    return found
 
 
 @pytest.mark.parametrize("fault", cases())
@@ -129,6 +145,7 @@ def message(done: Finished, start: str) -> str:
     return lines[0]
 
 
+@pytest.mark.proves("tensorrt", "interrupted build", by="real bindings")
 def test_ctrl_c_ends_a_build_and_keeps_what_is_done(lab: Lab, tiny: Path) -> None:
     log = lab.cwd.parent / f"{lab.cwd.name}.log"
     with lab.host(hang="build").start("-m", "qconvert", *NATIVE, cwd=lab.cwd, log=log) as process:

@@ -43,6 +43,8 @@ print(*{line.split()[-1] for line in open("/proc/self/maps") if "libcudart" in l
 """
 
 
+@pytest.mark.proves("tensorrt", "outputs in fp32", by={"TensorrtExecutionProvider": "real wheel"})
+@pytest.mark.proves("cuda", "outputs in fp32", by={"CUDAExecutionProvider": "real wheel"})
 @pytest.mark.parametrize("provider", ["TensorrtExecutionProvider", "CUDAExecutionProvider"])
 def test_real_provider_runs_over_the_fakes(lab: Lab, provider: str) -> None:
     done = lab.host().run("-c", SESSION, provider, cwd=lab.cwd)
@@ -68,6 +70,7 @@ def test_nvml_answers(lab: Lab) -> None:
     assert out.splitlines() == ["581.1 Simulated GPU 1", "4 [1, 1]"]
 
 
+@pytest.mark.proves("tensorrt-rtx", "plugin loads beside a driver alone", by="real wheel")
 def test_rtx_plugin_registers_beside_a_driver_alone(lab: Lab) -> None:
     out = lab.python(PLUGIN, machine=lab.machines.rtx(), gpus=("8.9",))
     reason, libraries = out.splitlines()

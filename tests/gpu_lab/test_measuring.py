@@ -23,6 +23,7 @@ def measured(host: Host, world: Path, *args: str) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.proves("{backend}", "timing by events, copies, CUDA graph, load", by="real wheel")
 @pytest.mark.parametrize("backend", ["tensorrt", "cuda"])
 def test_gpu_is_timed_by_events_copies_graphs_and_load(
     backend: str, gpu: Callable[..., Host], world: Path
@@ -48,12 +49,14 @@ def test_gpu_is_timed_by_events_copies_graphs_and_load(
     assert report["machine"]["gpu power limit"] == "200 W"
 
 
+@pytest.mark.proves("tensorrt", "throttled GPU in the report", by="real wheel")
 def test_throttled_gpu_is_reported(gpu: Callable[..., Host], world: Path) -> None:
     done = gpu(throttled=0x24).qconvert(*BUILD, "--backend", "tensorrt", cwd=world)
     assert done.code == 0, done.err
     assert "held down by its power limit and temperature" in done.out
 
 
+@pytest.mark.proves("tensorrt", "one engine in the memory of the GPU at a time", by="real wheel")
 def test_one_engine_is_in_the_memory_of_the_gpu_at_a_time(
     gpu: Callable[..., Host], world: Path
 ) -> None:
@@ -66,6 +69,7 @@ def test_one_engine_is_in_the_memory_of_the_gpu_at_a_time(
     assert done.code == 0, done.err
 
 
+@pytest.mark.proves("tensorrt", "timing without NVML", by="real wheel")
 def test_without_nvml_package_the_rest_is_measured(world: Path) -> None:
     wheels = [name for name in environment.GPU if name != "nvidia_ml_py"]
     host = Host(environment.make_host(world / "host", wheels=wheels))

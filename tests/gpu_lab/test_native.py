@@ -15,6 +15,7 @@ from tests.gpu_lab.lab.environment import Host
 from tests.gpu_lab.lab.events import Build, Deserialize, Plugins, Refit, TimingCache, Unanswered
 
 
+@pytest.mark.proves("tensorrt", "outputs in {precision}", by="real bindings")
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_engine_has_the_types_of_its_graph(
     gpu: Callable[..., Host], tmp_path: Path, precision: Precision
@@ -30,6 +31,7 @@ def test_engine_has_the_types_of_its_graph(
     assert not done.all(Unanswered)
 
 
+@pytest.mark.proves("tensorrt", "spelling of every option", by="real bindings")
 def test_settings_reach_the_builder(gpu: Callable[..., Host], tmp_path: Path) -> None:
     folder = prepare(
         tmp_path / "e", level=5, workspace=64, hardware_compatible=True, use_tf32=False
@@ -39,6 +41,7 @@ def test_settings_reach_the_builder(gpu: Callable[..., Host], tmp_path: Path) ->
     assert build.hardware == 1
 
 
+@pytest.mark.proves("tensorrt", "second GPU", by="real bindings")
 def test_engine_is_built_on_the_gpu_it_runs_on(gpu: Callable[..., Host], tmp_path: Path) -> None:
     folder = prepare(tmp_path / "e", device=1)
     done = do(gpu(gpus=("8.6", "9.0")), folder, "build", "run")
@@ -48,6 +51,7 @@ def test_engine_is_built_on_the_gpu_it_runs_on(gpu: Callable[..., Host], tmp_pat
     assert all(engine.fits for engine in done.all(Deserialize))
 
 
+@pytest.mark.proves("tensorrt", "TF32 in the notes", by="real bindings")
 def test_tf32_is_said_where_the_gpu_has_it(gpu: Callable[..., Host], tmp_path: Path) -> None:
     for name, capability, precision, said in (
         ("ampere", "8.6", "fp32", True),
@@ -59,6 +63,7 @@ def test_tf32_is_said_where_the_gpu_has_it(gpu: Callable[..., Host], tmp_path: P
         assert ("TF32" in " ".join(notes)) is said, name
 
 
+@pytest.mark.proves("tensorrt", "timing cache of one GPU and release", by="real bindings")
 def test_timings_are_kept_for_one_gpu_and_release(gpu: Callable[..., Host], tmp_path: Path) -> None:
     times = tmp_path / "times"
     for name, capability in (("a", "8.6"), ("b", "8.6"), ("c", "9.0")):
@@ -70,6 +75,7 @@ def test_timings_are_kept_for_one_gpu_and_release(gpu: Callable[..., Host], tmp_
     assert files == [f"tensorrt-10.16.1.11/native_sm{number}.timing" for number in (86, 90)]
 
 
+@pytest.mark.proves("tensorrt", "broken timing cache", by="real bindings")
 def test_timings_that_do_not_fit_or_cannot_be_saved_never_fail_a_build(
     gpu: Callable[..., Host], tmp_path: Path
 ) -> None:
@@ -84,6 +90,7 @@ def test_timings_that_do_not_fit_or_cannot_be_saved_never_fail_a_build(
     result(do(gpu(), prepare(tmp_path / "c", timing_cache=str(tmp_path / "file")), "build"))
 
 
+@pytest.mark.proves("tensorrt", "engine without weights", by="real bindings")
 def test_stripped_engine_gets_its_weights_when_it_is_loaded(
     gpu: Callable[..., Host], tmp_path: Path
 ) -> None:
@@ -96,12 +103,14 @@ def test_stripped_engine_gets_its_weights_when_it_is_loaded(
     assert not done.all(Unanswered)
 
 
+@pytest.mark.proves("tensorrt", "TensorRT's plugins, as `EfficientNMS_TRT`", by="real bindings")
 def test_plugins_are_known_to_the_builder(gpu: Callable[..., Host], tmp_path: Path) -> None:
     done = do(gpu(), prepare(tmp_path / "e"), "build")
     events = [type(event) for event in done.events]
     assert events.index(Plugins) < events.index(Build)
 
 
+@pytest.mark.proves("tensorrt", "operator that TensorRT refuses", by="real bindings")
 def test_refusal_of_the_parser_is_an_error(gpu: Callable[..., Host], tmp_path: Path) -> None:
     done = do(gpu(parse_error="no importer for Foo"), prepare(tmp_path / "e"), "build")
     assert done.code == 3
@@ -109,6 +118,7 @@ def test_refusal_of_the_parser_is_an_error(gpu: Callable[..., Host], tmp_path: P
     assert "no importer for Foo" in done.err
 
 
+@pytest.mark.proves("tensorrt", "interrupted build", by="real bindings")
 def test_ctrl_c_stops_a_build_and_its_child(gpu: Callable[..., Host], tmp_path: Path) -> None:
     folder = prepare(tmp_path / "e")
     machine, log = gpu(hang="build"), tmp_path / "log"

@@ -14,6 +14,7 @@ from tests.backends.test_tensorrt import IMAGE, build_options, provider_engine
 from tests.gpu_lab.engines import do, prepare, result
 from tests.gpu_lab.lab.environment import Host
 from tests.gpu_lab.lab.events import Build, Deserialize, TimingCache
+from tests.gpu_lab.table import BUILDERS
 
 # Each set of options in turn, for a model of one operator: prints why the binding refuses it.
 BINDING = """
@@ -61,6 +62,7 @@ def refused(machine: Host, sets: list[dict[str, str]], cwd: Path) -> list[str]:
     return done.out.splitlines()
 
 
+@pytest.mark.proves("tensorrt", "spelling of every option", by="real wheel")
 def test_binding_takes_every_option(gpu: Callable[..., Host], tmp_path: Path) -> None:
     assert IMAGE.name == "image"
     sets = all_options(tmp_path)
@@ -74,6 +76,7 @@ def test_binding_refuses_a_number_for_a_switch(gpu: Callable[..., Host], tmp_pat
     assert "'trt_engine_cache_enable' should be 'True' or 'False'" in line
 
 
+@pytest.mark.proves("tensorrt", "stored engine loaded without a build", by="real wheel")
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_provider_engine_is_loaded_without_a_second_build(
     gpu: Callable[..., Host], tmp_path: Path, precision: Precision
@@ -91,6 +94,7 @@ def test_provider_engine_is_loaded_without_a_second_build(
     assert all(engine.valid and engine.fits for engine in done.all(Deserialize))
 
 
+@pytest.mark.proves("tensorrt", "`allow-fallback`", by="real wheel")
 def test_engines_with_fallback_are_loaded_with_the_options_of_their_build(
     gpu: Callable[..., Host], tmp_path: Path
 ) -> None:
@@ -107,6 +111,7 @@ def test_engines_with_fallback_are_loaded_with_the_options_of_their_build(
     assert run.all(Deserialize)
 
 
+@pytest.mark.proves("tensorrt", "operator that TensorRT refuses", by="real wheel")
 def test_operator_that_tensorrt_refuses_is_named(gpu: Callable[..., Host], tmp_path: Path) -> None:
     folder = prepare(tmp_path / "e", builder="provider")
     done = do(gpu(refuses=("GlobalAveragePool",)), folder, "build")
@@ -115,6 +120,7 @@ def test_operator_that_tensorrt_refuses_is_named(gpu: Callable[..., Host], tmp_p
     assert "--allow-fallback" in done.err
 
 
+@pytest.mark.proves("tensorrt", "second GPU", by="real wheel")
 def test_engine_of_another_device_of_the_machine(gpu: Callable[..., Host], tmp_path: Path) -> None:
     folder = prepare(tmp_path / "e", builder="provider", device=1)
     done = do(gpu(gpus=("8.6", "9.0")), folder, "build", "run")
@@ -123,6 +129,7 @@ def test_engine_of_another_device_of_the_machine(gpu: Callable[..., Host], tmp_p
     assert {engine.gpu for engine in done.all(Deserialize)} == {1}
 
 
+@pytest.mark.proves("tensorrt", "timing cache of one GPU and release", by="real wheel")
 def test_provider_keeps_timings_of_one_release(gpu: Callable[..., Host], tmp_path: Path) -> None:
     for name in ("first", "second"):
         folder = prepare(tmp_path / name, builder="provider", timing_cache=str(tmp_path / "times"))
@@ -133,6 +140,7 @@ def test_provider_keeps_timings_of_one_release(gpu: Callable[..., Host], tmp_pat
     assert place.name == "tensorrt-10.16.1.11"
 
 
+@pytest.mark.proves("tensorrt", "build that fails: TensorRT's reason", by=BUILDERS)
 @pytest.mark.parametrize("builder", ["native", "provider"])
 def test_build_that_fails_gives_the_reason_of_tensorrt(
     gpu: Callable[..., Host], tmp_path: Path, builder: str
@@ -146,6 +154,7 @@ def test_build_that_fails_gives_the_reason_of_tensorrt(
     assert "hint: " in done.err
 
 
+@pytest.mark.proves("tensorrt", "build that crashes", by=BUILDERS)
 @pytest.mark.parametrize("builder", ["native", "provider"])
 def test_crash_of_a_build_is_an_error(
     gpu: Callable[..., Host], tmp_path: Path, builder: str
@@ -156,6 +165,7 @@ def test_crash_of_a_build_is_an_error(
     assert "crashed on this graph: signal 11 (SIGSEGV)" in done.err
 
 
+@pytest.mark.proves("tensorrt", "GPU out of memory", by=BUILDERS)
 @pytest.mark.parametrize("builder", ["native", "provider"])
 def test_device_out_of_memory_is_named(
     gpu: Callable[..., Host], tmp_path: Path, builder: str
@@ -167,6 +177,7 @@ def test_device_out_of_memory_is_named(
     assert "hint: `nvidia-smi` shows what uses the memory" in done.err
 
 
+@pytest.mark.proves("tensorrt", "input name with a colon", by=BUILDERS)
 @pytest.mark.parametrize("builder", ["native", "provider"])
 def test_input_with_a_colon_is_built_or_refused(
     gpu: Callable[..., Host], tmp_path: Path, builder: str

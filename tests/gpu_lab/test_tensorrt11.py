@@ -19,6 +19,7 @@ def host(lab: Lab) -> Host:
     return lab.host(lab.machines.gpu(tensorrt=VERSION))
 
 
+@pytest.mark.proves("tensorrt", "TensorRT 11: outputs in {precision}", by="real bindings")
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_engine_runs_in_tensorrts_own_runtime(
     host: Host, tmp_path: Path, precision: Precision
@@ -33,6 +34,7 @@ def test_engine_runs_in_tensorrts_own_runtime(
     assert not done.all(Unanswered)
 
 
+@pytest.mark.proves("tensorrt", "TensorRT 11: engine without weights", by="real bindings")
 def test_stripped_engine_gets_its_weights(host: Host, tmp_path: Path) -> None:
     done = do(host, prepare(tmp_path / "e", weight_stripped=True), "build", "run")
     result(done)
