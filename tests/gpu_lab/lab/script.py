@@ -31,7 +31,7 @@ class Script:
     parse_error: str = ""
     build_error: str = ""
     crash: Step | None = None
-    hang: Step | None = None
+    hang: Literal["build"] | None = None
     fill: float | None = None
     engine_mb: int = 0
 

@@ -6,9 +6,9 @@
 
 #include "lab.h"
 
-static __thread int current;       /* the device of a thread, as its ordinal */
-static __thread cudaError_t last;  /* what cudaGetLastError returns */
-static atomic_size_t used;         /* bytes of device memory */
+static __thread int current;      /* the device of a thread, as its ordinal */
+static __thread cudaError_t last; /* what cudaGetLastError returns */
+static atomic_size_t used;        /* bytes of device memory */
 
 static cudaError_t result(cudaError_t error) {
     if (error) last = error;
@@ -151,7 +151,8 @@ cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
     return cudaSuccess;
 }
 
-cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *attributes, const void *pointer) {
+cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *attributes,
+                                     const void *pointer) {
     memset(attributes, 0, sizeof *attributes);
     attributes->type = cudaMemoryTypeDevice;
     attributes->device = current;

@@ -13,7 +13,9 @@ int cudnnCreate(void **handle) {
 
 size_t cudnnGetVersion(void) { return 91300; }
 
-const char *cudnnGetErrorString(int status) { return status ? "simulated error" : "simulated success"; }
+const char *cudnnGetErrorString(int status) {
+    return status ? "simulated error" : "simulated success";
+}
 
 int cudnnBackendCreateDescriptor(int kind, void **descriptor) {
     *descriptor = calloc(1, 1);

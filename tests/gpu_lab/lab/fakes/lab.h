@@ -5,7 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The value of a key of the flat JSON object in GPU_LAB_SCRIPT, as it stands there; NULL without. */
+/* The value of a key of the flat JSON object in GPU_LAB_SCRIPT, as it stands there; NULL without.
+ */
 static const char *script_value(const char *key) {
     const char *script = getenv("GPU_LAB_SCRIPT");
     char quoted[64];
@@ -44,7 +45,8 @@ static inline void record(const char *format, ...) {
     fclose(log);
 }
 
-/* The GPU of the machine behind the ordinal of a process: CUDA_VISIBLE_DEVICES hides and reorders. */
+/* The GPU of the machine behind the ordinal of a process: CUDA_VISIBLE_DEVICES hides and reorders.
+ */
 static inline int visible_gpu(int ordinal) {
     int gpus = (int)script_number("gpus", 1);
     const char *visible = getenv("CUDA_VISIBLE_DEVICES");

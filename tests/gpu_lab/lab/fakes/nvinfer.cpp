@@ -1,5 +1,5 @@
-// libnvinfer.so.10 and .11: builds "engines" that hold the ONNX graph and the options of the build, and runs
-// them by asking the Python side (site/gpu_lab_graphs.py) to compute the graph on the CPU.
+// libnvinfer.so.10 and .11: builds "engines" that hold the ONNX graph and the options of the build,
+// and runs them by asking the Python side (site/gpu_lab_graphs.py) to compute the graph on the CPU.
 #include <signal.h>
 #include <unistd.h>
 
@@ -25,7 +25,8 @@ extern "C" void lab_set_brain(Brain *function) { brain = function; }
 Reply ask(const char *what, long graph, const string &request, const void *data, long size) {
     if (!brain) {
         auto ensure = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "PyGILState_Ensure"));
-        auto run = reinterpret_cast<int (*)(const char *)>(dlsym(RTLD_DEFAULT, "PyRun_SimpleString"));
+        auto run =
+            reinterpret_cast<int (*)(const char *)>(dlsym(RTLD_DEFAULT, "PyRun_SimpleString"));
         auto release = reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "PyGILState_Release"));
         if (!run) return {true, "the laboratory computes in Python processes only", 0};
         int state = ensure();
@@ -53,7 +54,9 @@ int Graph::count(bool inputs) const {
     return sum;
 }
 
-Tensor *Graph::at(bool inputs, int index) const { return tensors[index + (inputs ? 0 : count(true))]; }
+Tensor *Graph::at(bool inputs, int index) const {
+    return tensors[index + (inputs ? 0 : count(true))];
+}
 
 bool Graph::is_struck() const {
     char input[64];
@@ -75,7 +78,8 @@ static void write_dims(string &text, const Dims &dims) {
     for (int axis = 0; axis < dims.rank; axis++) text += ' ' + std::to_string(dims.size[axis]);
 }
 
-// Reads `input TYPE RANK SIZE... NAME`, `output` the same, `layer TYPE NAME`, `plugin NAME`, `integers`.
+// Reads `input TYPE RANK SIZE... NAME`, `output` the same, `layer TYPE NAME`, `plugin NAME`,
+// `integers`.
 bool Graph::read(const void *onnx, long size, const char *path) {
     Reply reply = ask(path ? "load file" : "load", -1, path ? path : "", onnx, size);
     if (reply.failed) return error = reply.text, false;
@@ -106,8 +110,7 @@ bool Graph::read(const void *onnx, long size, const char *path) {
     return true;
 }
 
-Tensor::Tensor()
-    : Object{} {
+Tensor::Tensor() : Object{} {
     static const Table<Tensor> functions(
         {
             answer(3, "getName", [](Tensor *it) { return it->name.c_str(); }),
@@ -144,15 +147,18 @@ Network::Network(unsigned given, Handle *owner) : Object{}, flags(given), builde
             answer(12, "getNbLayers", [](Network *it) { return int(it->graph.layers.size()); }),
             answer(13, "getLayer", [](Network *it, int i) { return handle(it->graph.layers[i]); }),
             answer(14, "getNbInputs", [](Network *it) { return it->graph.count(true); }),
-            answer(15, "getInput", [](Network *it, int i) { return handle(it->graph.at(true, i)); }),
+            answer(15, "getInput",
+                   [](Network *it, int i) { return handle(it->graph.at(true, i)); }),
             answer(16, "getNbOutputs", [](Network *it) { return it->graph.count(false); }),
-            answer(17, "getOutput", [](Network *it, int i) { return handle(it->graph.at(false, i)); }),
+            answer(17, "getOutput",
+                   [](Network *it, int i) { return handle(it->graph.at(false, i)); }),
             answer(31, "getName", [](Network *) { return "network"; }),
             answer(33, "hasImplicitBatchDimension", [](Network *) { return false; }),
             answer(48, "getErrorRecorder", [](Network *) { return (void *)nullptr; }),
             answer(63, "getBuilder", [](Network *it) { return it->builder; }),
             answer(64, "getFlags", [](Network *it) { return it->flags; }),
-            answer(65, "getFlag", [](Network *it, int flag) { return bool(it->flags >> flag & 1); }),
+            answer(65, "getFlag",
+                   [](Network *it, int flag) { return bool(it->flags >> flag & 1); }),
         },
         {30, 47});
     table = functions.functions;
@@ -184,8 +190,9 @@ struct Profile : Object {
                        it->shapes[input][which] = *dims;
                        return true;
                    }),
-            answer(3, "getDimensions",
-                   [](Profile *it, const char *input, int which) { return it->shapes[input][which]; }),
+            answer(
+                3, "getDimensions",
+                [](Profile *it, const char *input, int which) { return it->shapes[input][which]; }),
             answer(9, "isValid", [](Profile *) { return true; }),
         });
         table = functions.functions;
@@ -206,17 +213,13 @@ struct Profile : Object {
     }
 };
 
-static int current_capability() {
-    int device = 0;
-    cudaGetDevice(&device);
-    return capability_of(visible_gpu(device));
-}
-
 static int current_gpu() {
     int device = 0;
     cudaGetDevice(&device);
     return visible_gpu(device);
 }
+
+static int current_capability() { return capability_of(current_gpu()); }
 
 // The text that a timing cache of this GPU begins with.
 static string timing_header() {
@@ -228,7 +231,8 @@ struct TimingCache : Object {
     string bytes;
     explicit TimingCache(string given) : Object{}, bytes(std::move(given)) {
         static const Table<TimingCache> functions({
-            answer(2, "serialize", [](TimingCache *it) { return handle(new HostMemory(it->bytes)); }),
+            answer(2, "serialize",
+                   [](TimingCache *it) { return handle(new HostMemory(it->bytes)); }),
             answer(3, "combine", [](TimingCache *, void *, bool) { return true; }),
         });
         table = functions.functions;
@@ -253,16 +257,21 @@ struct Config : Object {
             {
                 answer(8, "setFlags", [](Config *it, unsigned flags) { it->flags = flags; }),
                 answer(9, "getFlags", [](Config *it) { return it->flags; }),
-                answer(10, "clearFlag", [](Config *it, int flag) { it->flags &= ~(1u << numbered(flag)); }),
-                answer(11, "setFlag", [](Config *it, int flag) { it->flags |= 1u << numbered(flag); }),
-                answer(12, "getFlag", [](Config *it, int flag) { return bool(it->flags >> numbered(flag) & 1); }),
+                answer(10, "clearFlag",
+                       [](Config *it, int flag) { it->flags &= ~(1u << numbered(flag)); }),
+                answer(11, "setFlag",
+                       [](Config *it, int flag) { it->flags |= 1u << numbered(flag); }),
+                answer(12, "getFlag",
+                       [](Config *it, int flag) { return bool(it->flags >> numbered(flag) & 1); }),
                 answer(25, "addOptimizationProfile",
                        [](Config *it, Handle *profile) {
                            it->profiles.push_back(behind<Profile>(profile));
                            return int(it->profiles.size()) - 1;
                        }),
-                answer(26, "getNbOptimizationProfiles", [](Config *it) { return int(it->profiles.size()); }),
-                answer(27, "setProfilingVerbosity", [](Config *it, int value) { it->verbosity = value; }),
+                answer(26, "getNbOptimizationProfiles",
+                       [](Config *it) { return int(it->profiles.size()); }),
+                answer(27, "setProfilingVerbosity",
+                       [](Config *it, int value) { it->verbosity = value; }),
                 answer(28, "getProfilingVerbosity", [](Config *it) { return it->verbosity; }),
                 answer(40, "createTimingCache",
                        [](Config *, const char *bytes, size_t size) {
@@ -270,23 +279,31 @@ struct Config : Object {
                        }),
                 answer(41, "setTimingCache",
                        [](Config *it, Handle *cache, bool ignore_mismatch) {
-                           const string &bytes = behind<TimingCache>(cache)->bytes, header = timing_header();
-                           bool fits = bytes.empty() || bytes.compare(0, header.size(), header) == 0;
-                           record("{\"event\": \"timing_cache\", \"bytes\": %zu, \"fits\": %s}", bytes.size(),
-                                  fits ? "true" : "false");
+                           const string &bytes = behind<TimingCache>(cache)->bytes,
+                                        header = timing_header();
+                           bool fits =
+                               bytes.empty() || bytes.compare(0, header.size(), header) == 0;
+                           record("{\"event\": \"timing_cache\", \"bytes\": %zu, \"fits\": %s}",
+                                  bytes.size(), fits ? "true" : "false");
                            if (fits || ignore_mismatch) it->timings = cache;
                            return fits || ignore_mismatch;
                        }),
                 answer(42, "getTimingCache", [](Config *it) { return it->timings; }),
                 answer(43, "setMemoryPoolLimit",
-                       [](Config *it, int pool, size_t size) { if (pool == 0) it->workspace = size; }),
+                       [](Config *it, int pool, size_t size) {
+                           if (pool == 0) it->workspace = size;
+                       }),
                 answer(44, "getMemoryPoolLimit",
                        [](Config *it, int pool) { return pool == 0 ? it->workspace : size_t{0}; }),
-                answer(47, "setBuilderOptimizationLevel", [](Config *it, int level) { it->level = level; }),
+                answer(47, "setBuilderOptimizationLevel",
+                       [](Config *it, int level) { it->level = level; }),
                 answer(48, "getBuilderOptimizationLevel", [](Config *it) { return it->level; }),
-                answer(49, "setHardwareCompatibilityLevel", [](Config *it, int value) { it->hardware = value; }),
-                answer(50, "getHardwareCompatibilityLevel", [](Config *it) { return it->hardware; }),
-                answer(56, "setProgressMonitor", [](Config *it, void *monitor) { it->monitor = monitor; }),
+                answer(49, "setHardwareCompatibilityLevel",
+                       [](Config *it, int value) { it->hardware = value; }),
+                answer(50, "getHardwareCompatibilityLevel",
+                       [](Config *it) { return it->hardware; }),
+                answer(56, "setProgressMonitor",
+                       [](Config *it, void *monitor) { it->monitor = monitor; }),
                 answer(57, "getProgressMonitor", [](Config *it) { return it->monitor; }),
             },
             {2, 4, 13, 18, 20, 23, 33, 36, 38, 45, 54, 58, 60, 62, 64});
@@ -299,8 +316,9 @@ struct Config : Object {
                  "{\"event\": \"build\", \"gpu\": %d, \"capability\": %d, \"flags\": %u, "
                  "\"strongly_typed\": %s, \"level\": %d, \"hardware\": %d, \"verbosity\": %d, "
                  "\"workspace\": %zu, \"timing_cache\": %s, \"profiles\": [",
-                 current_gpu(), current_capability(), flags, network.is_strongly_typed() ? "true" : "false", level,
-                 hardware, verbosity, workspace, timings ? "true" : "false");
+                 current_gpu(), current_capability(), flags,
+                 network.is_strongly_typed() ? "true" : "false", level, hardware, verbosity,
+                 workspace, timings ? "true" : "false");
         string json = text;
         for (const Profile *profile : profiles)
             json += (profile == profiles[0] ? "" : ", ") + profile->json();
@@ -326,17 +344,22 @@ string Builder::refusal(const Network &network, const Config &config) {
     if (network.graph.is_struck() && *script_text("build_error", text, sizeof text)) return text;
     unsigned types = 1u << FP16 | 1u << INT8 | 1u << FP8 | 1u << BF16;
     if (network.is_strongly_typed() && config.flags & types)
-        return "Error Code 3: API Usage Error (precision flags are not allowed in strongly typed networks)";
+        return "Error Code 3: API Usage Error (precision flags are not allowed in strongly typed "
+               "networks)";
     if (!network.is_strongly_typed() && network.graph.has_integers && !(config.flags >> INT8 & 1))
-        return "Error Code 4: Internal Error (Int8 precision has been set for a layer or layer output, but "
+        return "Error Code 4: Internal Error (Int8 precision has been set for a layer or layer "
+               "output, but "
                "int8 is not configured in the builder)";
     for (const Tensor *input : network.graph.tensors) {
         bool is_dynamic = false;
-        for (int axis = 0; axis < input->dims.rank; axis++) is_dynamic |= input->dims.size[axis] < 0;
+        for (int axis = 0; axis < input->dims.rank; axis++)
+            is_dynamic |= input->dims.size[axis] < 0;
         if (!input->is_input || !is_dynamic) continue;
         if (config.profiles.empty() || !config.profiles[0]->shapes.count(input->name))
-            return "Error Code 4: API Usage Error (Network has dynamic or shape inputs, but no optimization "
-                   "profile has been defined for " + input->name + ")";
+            return "Error Code 4: API Usage Error (Network has dynamic or shape inputs, but no "
+                   "optimization "
+                   "profile has been defined for " +
+                   input->name + ")";
     }
     return "";
 }
@@ -357,7 +380,8 @@ Handle *Builder::build(Network &network, Config &config) {
         if (hangs) usleep(50000);
     }
     if (config.monitor) call<void>(config.monitor, 6, PHASE);
-    if (!goes_on) return tell(logger, ERROR, "the build was stopped by its progress monitor"), nullptr;
+    if (!goes_on)
+        return tell(logger, ERROR, "the build was stopped by its progress monitor"), nullptr;
     if (config.timings) behind<TimingCache>(config.timings)->bytes = timing_header();
     bool is_stripped = config.flags >> STRIP_PLAN & 1;
     Reply onnx = ask(is_stripped ? "strip" : "onnx", network.graph.number);
@@ -376,8 +400,9 @@ Builder::Builder(void *given) : Object{}, logger(given), self(handle(this)) {
             answer(4, "getMaxDLABatchSize", [](Builder *) { return 0; }),
             answer(5, "getNbDLACores", [](Builder *) { return 0; }),
             answer(7, "createBuilderConfig", [](Builder *) { return handle(new Config); }),
-            answer(8, "createNetworkV2",
-                   [](Builder *it, unsigned flags) { return handle(new Network(flags, it->self)); }),
+            answer(
+                8, "createNetworkV2",
+                [](Builder *it, unsigned flags) { return handle(new Network(flags, it->self)); }),
             answer(9, "createOptimizationProfile", [](Builder *) { return handle(new Profile); }),
             answer(11, "getErrorRecorder", [](Builder *) { return (void *)nullptr; }),
             answer(13, "platformHasTf32", [](Builder *) { return true; }),
@@ -462,7 +487,9 @@ void refit(Engine *engine, long graph) { engine->graph.number = graph; }
 
 static string json_number(const string &json, const char *key) {
     size_t at = json.find('"' + string(key) + "\": ");
-    return at == string::npos ? "" : json.substr(at + strlen(key) + 4, json.find_first_of(",}", at) - at - strlen(key) - 4);
+    return at == string::npos ? ""
+                              : json.substr(at + strlen(key) + 4,
+                                            json.find_first_of(",}", at) - at - strlen(key) - 4);
 }
 
 int Engine::profiles() const {
@@ -485,7 +512,11 @@ static Handle *handle_of_engine(Engine *engine) {
 }
 
 Engine::Engine(void *log, string given, Graph held, void *allocated)
-    : Object{}, logger(log), graph(std::move(held)), options(std::move(given)), memory(allocated),
+    : Object{},
+      logger(log),
+      graph(std::move(held)),
+      options(std::move(given)),
+      memory(allocated),
       self(handle_of_engine(this)) {
     static const Table<Engine> functions(
         {
@@ -493,20 +524,26 @@ Engine::Engine(void *log, string given, Graph held, void *allocated)
             answer(4, "serialize",
                    [](Engine *it) {
                        Reply onnx = ask("onnx", it->graph.number);
-                       return handle(new HostMemory(MAGIC + it->options + '\n' + string(onnx.text, onnx.size)));
+                       return handle(new HostMemory(MAGIC + it->options + '\n' +
+                                                    string(onnx.text, onnx.size)));
                    }),
-            answer(5, "createExecutionContext", [](Engine *it, int) { return handle(new Context(it)); }),
+            answer(5, "createExecutionContext",
+                   [](Engine *it, int) { return handle(new Context(it)); }),
             answer(6, "createExecutionContextWithoutDeviceMemory",
                    [](Engine *it) { return handle(new Context(it)); }),
             answer(7, "getDeviceMemorySize", [](Engine *) { return size_t{1} << 20; }),
-            answer(8, "isRefittable", [](Engine *it) { return bool(atol(json_number(it->options, "flags").c_str()) >> REFIT & 1); }),
+            answer(8, "isRefittable",
+                   [](Engine *it) {
+                       return bool(atol(json_number(it->options, "flags").c_str()) >> REFIT & 1);
+                   }),
             answer(9, "getName", [](Engine *) { return "network"; }),
             answer(10, "getNbOptimizationProfiles", [](Engine *it) { return it->profiles(); }),
             answer(14, "getErrorRecorder", [](Engine *) { return (void *)nullptr; }),
             answer(15, "hasImplicitBatchDimension", [](Engine *) { return false; }),
             answer(17, "getProfilingVerbosity",
                    [](Engine *it) { return atoi(json_number(it->options, "verbosity").c_str()); }),
-            answer(18, "createEngineInspector", [](Engine *it) { return handle(new Inspector(it)); }),
+            answer(18, "createEngineInspector",
+                   [](Engine *it) { return handle(new Inspector(it)); }),
             answer(19, "getTensorShape",
                    [](Engine *it, const char *name) {
                        const Tensor *tensor = it->graph.find(name);
@@ -529,9 +566,11 @@ Engine::Engine(void *log, string given, Graph held, void *allocated)
                    [](Engine *it, int index) { return it->graph.tensors[index]->name.c_str(); }),
             answer(32, "getHardwareCompatibilityLevel",
                    [](Engine *it) { return atoi(json_number(it->options, "hardware").c_str()); }),
-            answer(41, "getDeviceMemorySizeForProfile", [](Engine *, int) { return size_t{1} << 20; }),
+            answer(41, "getDeviceMemorySizeForProfile",
+                   [](Engine *, int) { return size_t{1} << 20; }),
             answer(52, "getDeviceMemorySizeV2", [](Engine *) { return int64_t{1} << 20; }),
-            answer(53, "getDeviceMemorySizeForProfileV2", [](Engine *, int) { return int64_t{1} << 20; }),
+            answer(53, "getDeviceMemorySizeForProfileV2",
+                   [](Engine *, int) { return int64_t{1} << 20; }),
         },
         {0, 1, 13});
     table = functions.functions;
@@ -590,14 +629,15 @@ bool Context::enqueue() {
     if (engine->graph.is_struck("crash", "run")) raise(SIGSEGV);
     Reply reply = ask("run", engine->graph.number, inputs());
     if (reply.failed) return tell(engine->logger, ERROR, reply.text), false;
-    return read_outputs(reply.text, [&](const string &name, const Dims &dims, const char *data, size_t bytes) {
-        void *to = addresses.count(name) ? addresses[name] : nullptr;
-        if (void *allocator = allocators.count(name) ? allocators[name] : nullptr) {
-            to = call<void *>(allocator, 4, name.c_str(), to, uint64_t(bytes), uint64_t(256));
-            call<void>(allocator, 6, name.c_str(), &dims);
-        }
-        if (to) memcpy(to, data, bytes);
-    });
+    return read_outputs(
+        reply.text, [&](const string &name, const Dims &dims, const char *data, size_t bytes) {
+            void *to = addresses.count(name) ? addresses[name] : nullptr;
+            if (void *allocator = allocators.count(name) ? allocators[name] : nullptr) {
+                to = call<void *>(allocator, 4, name.c_str(), to, uint64_t(bytes), uint64_t(256));
+                call<void>(allocator, 6, name.c_str(), &dims);
+            }
+            if (to) memcpy(to, data, bytes);
+        });
 }
 
 Context::Context(Engine *given) : Object{}, engine(given) {
@@ -618,13 +658,15 @@ Context::Context(Engine *given) : Object{}, engine(given) {
                        it->shapes[name] = *dims;
                        return it->engine->graph.find(name) != nullptr;
                    }),
-            answer(22, "getTensorShape", [](Context *it, const char *name) { return it->shape(name); }),
+            answer(22, "getTensorShape",
+                   [](Context *it, const char *name) { return it->shape(name); }),
             answer(24, "setTensorAddress",
                    [](Context *it, const char *name, void *address) {
                        it->addresses[name] = address;
                        return true;
                    }),
-            answer(25, "getTensorAddress", [](Context *it, const char *name) { return it->addresses[name]; }),
+            answer(25, "getTensorAddress",
+                   [](Context *it, const char *name) { return it->addresses[name]; }),
             answer(26, "setInputTensorAddress",
                    [](Context *it, const char *name, void *address) {
                        it->addresses[name] = address;
@@ -671,16 +713,21 @@ Handle *Runtime::load(const char *bytes, size_t size) {
     if (is_ours) options = options.substr(strlen(MAGIC));
     int built_for = is_ours ? atoi(json_number(options, "capability").c_str()) : 0;
     bool fits = built_for == current_capability() || json_number(options, "hardware") != "0";
-    record("{\"event\": \"deserialize\", \"gpu\": %d, \"bytes\": %zu, \"valid\": %s, \"fits\": %s}", current_gpu(),
-           size, is_ours ? "true" : "false", fits ? "true" : "false");
+    record("{\"event\": \"deserialize\", \"gpu\": %d, \"bytes\": %zu, \"valid\": %s, \"fits\": %s}",
+           current_gpu(), size, is_ours ? "true" : "false", fits ? "true" : "false");
     if (!is_ours)
-        return tell(logger, ERROR, "Error Code 1: Serialization (Serialization assertion magicTagRead == kMAGIC_TAG failed. Magic tag does not match)"), nullptr;
+        return tell(logger, ERROR,
+                    "Error Code 1: Serialization (Serialization assertion magicTagRead == "
+                    "kMAGIC_TAG failed. Magic tag does not match)"),
+               nullptr;
     if (!fits) {
         char text[200];
         snprintf(text, sizeof text,
-                 "Error Code 6: API Usage Error (The engine plan file is generated on an incompatible device, "
+                 "Error Code 6: API Usage Error (The engine plan file is generated on an "
+                 "incompatible device, "
                  "expecting compute %d.%d got compute %d.%d, please rebuild.)",
-                 current_capability() / 10, current_capability() % 10, built_for / 10, built_for % 10);
+                 current_capability() / 10, current_capability() % 10, built_for / 10,
+                 built_for % 10);
         return tell(logger, ERROR, text), nullptr;
     }
     Graph graph;
@@ -690,15 +737,19 @@ Handle *Runtime::load(const char *bytes, size_t size) {
     void *memory = nullptr;
     if (graph.is_struck()) size += size_t(script_number("engine_mb", 0)) << 20;
     if (cudaMalloc(&memory, size))
-        return tell(logger, ERROR, "Error Code 2: OutOfMemory (Requested size was " + std::to_string(size) + " bytes.)"), nullptr;
+        return tell(logger, ERROR,
+                    "Error Code 2: OutOfMemory (Requested size was " + std::to_string(size) +
+                        " bytes.)"),
+               nullptr;
     return (new Engine(logger, options, graph, memory))->self;
 }
 
 Runtime::Runtime(void *given) : Object{}, logger(given) {
     static const Table<Runtime> functions(
         {
-            answer(3, "deserializeCudaEngine",
-                   [](Runtime *it, const char *bytes, size_t size) { return it->load(bytes, size); }),
+            answer(
+                3, "deserializeCudaEngine",
+                [](Runtime *it, const char *bytes, size_t size) { return it->load(bytes, size); }),
             answer(10, "getErrorRecorder", [](Runtime *) { return (void *)nullptr; }),
             answer(11, "getLogger", [](Runtime *it) { return it->logger; }),
             answer(18, "getPluginRegistry", [](Runtime *) { return registry(); }),
@@ -718,7 +769,8 @@ Plugin::Plugin(const char *given) : Object{}, name(given) {
     static const Table<Plugin> functions(
         {
             answer(0, "getAPILanguage", [](Plugin *) { return 0; }),
-            answer(1, "getInterfaceInfo", [](Plugin *) { return InterfaceInfo{"PLUGIN CREATOR_V1", 1, 0}; }),
+            answer(1, "getInterfaceInfo",
+                   [](Plugin *) { return InterfaceInfo{"PLUGIN CREATOR_V1", 1, 0}; }),
             answer(4, "getPluginName", [](Plugin *it) { return it->name; }),
             answer(5, "getPluginVersion", [](Plugin *) { return "1"; }),
             answer(10, "getPluginNamespace", [](Plugin *) { return ""; }),

@@ -1,4 +1,5 @@
-// libnvonnxparser.so.10 and .11: hands the ONNX bytes to the Python side, and says what it finds there.
+// libnvonnxparser.so.10 and .11: hands the ONNX bytes to the Python side, and says what it finds
+// there.
 #include <signal.h>
 
 #include "tensorrt.hpp"
@@ -47,7 +48,8 @@ bool Parser::parse(const void *onnx, long size, const char *path) {
     for (const string &needed : network->graph.plugins) {
         bool is_there = false;
         for (const Plugin *plugin : plugins()) is_there |= plugin->name == needed;
-        if (!is_there) problem = "Plugin not found, are the plugin name, version, and namespace correct?";
+        if (!is_there)
+            problem = "Plugin not found, are the plugin name, version, and namespace correct?";
     }
     if (problem.empty()) return true;
     errors.push_back(new ParserError(problem));
@@ -72,7 +74,9 @@ Parser::Parser(Network *given, void *log) : Object{}, network(given), logger(log
     static const Table<Parser> functions(
         {
             answer(0, "parse",
-                   [](Parser *it, const void *onnx, size_t size, const char *) { return it->parse(onnx, size, nullptr); }),
+                   [](Parser *it, const void *onnx, size_t size, const char *) {
+                       return it->parse(onnx, size, nullptr);
+                   }),
             answer(1, "parseFromFile",
                    [](Parser *it, const char *path, int) { return it->parse(nullptr, 0, path); }),
             answer(5, "getNbErrors", [](Parser *it) { return int(it->errors.size()); }),
@@ -80,7 +84,9 @@ Parser::Parser(Network *given, void *log) : Object{}, network(given), logger(log
             answer(12, "getFlags", [](Parser *) { return 0u; }),
             answer(15, "getFlag", [](Parser *, int) { return false; }),
             answer(17, "supportsModelV2",
-                   [](Parser *it, const void *onnx, size_t size, const char *) { return it->supports(onnx, size); }),
+                   [](Parser *it, const void *onnx, size_t size, const char *) {
+                       return it->supports(onnx, size);
+                   }),
             answer(18, "getNbSubgraphs", [](Parser *it) { return int64_t(it->taken.size()); }),
             answer(19, "isSubgraphSupported", [](Parser *, int64_t) { return true; }),
             answer(20, "getSubgraphNodes",

@@ -1,10 +1,11 @@
 // The objects of TensorRT as its callers see them. Only what callers use is here.
 //
 // NVIDIA's headers are not on PyPI, so the calls are named by the place of each function in the
-// table of its class. A major release keeps these places, and new functions come after the old ones.
-// All places here are those of TensorRT 10. TensorRT 11 dropped functions, those that each class lists
-// as GONE, and what comes after them moved up. A public class (IBuilder) is a handle: a table with nothing but destructors, and a pointer to the
-// object behind it (VBuilder), whose table has the functions.
+// table of its class. A major release keeps these places, and new functions come after the old
+// ones. All places here are those of TensorRT 10. TensorRT 11 dropped functions, those that each
+// class lists as GONE, and what comes after them moved up. A public class (IBuilder) is a handle: a
+// table with nothing but destructors, and a pointer to the object behind it (VBuilder), whose table
+// has the functions.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -84,7 +85,8 @@ struct Table {
     }
 };
 
-// An object behind a handle. Callers delete few of them, and a test's process ends soon: none is freed.
+// An object behind a handle. Callers delete few of them, and a test's process ends soon: none is
+// freed.
 struct Object {
     static constexpr Places GONE{};
     const Function *table;
@@ -143,7 +145,7 @@ struct Graph {
     long number = -1;  // none yet
     bool has_integers = false;
     std::vector<std::string> plugins;  // operators that only plugins implement
-    std::vector<Tensor *> tensors;  // inputs first
+    std::vector<Tensor *> tensors;     // inputs first
     std::vector<Layer *> layers;
     const Tensor *find(const char *name) const;
     int count(bool inputs) const;
@@ -163,7 +165,6 @@ struct Network : Object {
     bool is_strongly_typed() const { return TENSORRT > 10 || flags & 2; }
     Handle *builder;
     Graph graph;
-    std::map<std::string, int> precisions;  // set on layers
 };
 
 struct Engine;
