@@ -75,26 +75,20 @@ class SettingOption(click.Option):
         elif words and not option.metavar:
             attributes["type"] = click.Choice(words)
         elif option.type is not str:
-            attributes["type"] = _SettingType(option)
+            attributes["type"] = lambda text: _parse_setting(option, text)
+            attributes["metavar"] = option.metavar or type_name(option.type).upper()
         super().__init__(flags or [option.flag], **attributes | replaced)
         self.name = ",".join(paths)
 
 
-class _SettingType(click.ParamType[Any]):
-    """Numbers, lists of numbers, and words in place of them, read as the type of a setting."""
-
-    def __init__(self, option: Option) -> None:
-        self.option, self.name = option, type_name(option.type)
-
-    def convert(
-        self, value: str, param: click.Parameter | None, ctx: click.Context | None
-    ) -> object:
-        metavar = self.option.metavar
-        try:
-            return _parse(value, self.option.type, "x" if "x" in metavar else ",")
-        except (ValueError, ZeroDivisionError):
-            kinds = {"int": "a whole number", "float": "a number"}
-            self.fail(f"`{value}` is not {kinds.get(self.name, metavar)}", param, ctx)
+def _parse_setting(option: Option, text: str) -> object:
+    """Read a number, a list of numbers, or a word in place of them, as the type of a setting."""
+    try:
+        return _parse(text, option.type, "x" if "x" in option.metavar else ",")
+    except (ValueError, ZeroDivisionError):
+        kinds = {"int": "a whole number", "float": "a number"}
+        kind = kinds.get(type_name(option.type), option.metavar)
+        raise click.BadParameter(f"`{text}` is not {kind}") from None
 
 
 def _parse(text: str, hint: Any, separator: str) -> object:
