@@ -343,7 +343,6 @@ def _early_result(result: MixedResult) -> MixedResult | None:
 
 
 def _conclude(result: MixedResult) -> MixedResult:
-    """Return the outcome of a finished search."""
     chosen, rest, float_ms = result.chosen, result.rest, result.float_ms
     if chosen is None:
         why = f"no mix stays within {result.budget:g} points: ship {rest}, or allow more"

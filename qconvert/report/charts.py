@@ -397,7 +397,6 @@ def _inline_svg(svg: str) -> str:
 
 
 def _shorten_name(name: str) -> str:
-    """Return a name that fits a chart."""
     text = " ".join(sanitize_text(name).split())
     return text if len(text) <= MAX_NAME_LENGTH else f"{text[: MAX_NAME_LENGTH - 17]}…{text[-16:]}"
 

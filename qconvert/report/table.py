@@ -40,13 +40,9 @@ class Footnotes(dict[str, str]):
         """Return the number of a footnote."""
         return self.setdefault(text, str(len(self) + 1).translate(SUPERSCRIPT))
 
-    def missing(self, reason: str) -> str:
-        """Return the mark of a missing value, with the number of its reason."""
-        return MISSING + self.mark(reason)
-
     def cell(self, value: T | None, write: Callable[[T], str], reason: str) -> str:
-        """Return a value as text, or the mark of a missing one with its reason."""
-        return self.missing(reason) if value is None else write(value)
+        """Return a value as text, or the mark of a missing one with the number of its reason."""
+        return MISSING + self.mark(reason) if value is None else write(value)
 
     def texts(self) -> tuple[str, ...]:
         """Return the footnotes in order, each behind its number."""

@@ -148,7 +148,8 @@ def latency_table(report: Report, *, bars: bool = False) -> TextTable:
                 cells.append(text_bar(share))
             rows.append((variant.name, *cells))
         if not batches:
-            rows.append((variant.name, "", notes.missing(reason), *[""] * (2 + with_device + bars)))
+            missing = notes.cell(None, str, reason)
+            rows.append((variant.name, "", missing, *[""] * (2 + with_device + bars)))
     titles = ("batch", "median ms", *(["device ms"] if with_device else []), "images/s", "speed-up")
     bar_column = make_columns("l9", "time") if bars else ()
     columns = (*make_columns("l", "variant", *titles), *bar_column)
