@@ -89,6 +89,12 @@ def add_constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.V
     return value
 
 
+def set_constant(value: ir.Value, array: NDArray[np.generic]) -> None:
+    """Replace the array of a constant."""
+    value.const_value = ir.tensor(array, name=value.name)
+    value.shape = ir.Shape(array.shape)
+
+
 def set_constant_input(node: ir.Node, slot: int, name: str, array: NDArray[np.generic]) -> None:
     """Let a node read a new constant; the old one may have other readers, or there is none."""
     assert isinstance(node.graph, ir.Graph), "nodes of subgraphs are left as they are"

@@ -21,7 +21,13 @@ from qconvert.core.cache import Cache
 from qconvert.core.progress import Progress, ProgressCallback, start_step
 from qconvert.core.scales import FloatArray, QuantParams, fake_quantize
 from qconvert.core.tensors import Tensors
-from qconvert.graph.patterns import UniqueNames, constant_array, find_matmul_bias, tensor_names
+from qconvert.graph.patterns import (
+    UniqueNames,
+    constant_array,
+    find_matmul_bias,
+    set_constant,
+    tensor_names,
+)
 from qconvert.measure.output_error import OutputError, sqnr_from_powers
 from qconvert.optimize import im2col
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH
@@ -39,12 +45,11 @@ from qconvert.optimize.coordinate_descent import (
     round_weights,
 )
 from qconvert.optimize.partial_execution import PartialExecution, find_untyped_tensor, limit_images
-from qconvert.quantize import plan_files, rounded_weights
-from qconvert.quantize.apply_plan import apply_plan, find_planned_layers
+from qconvert.quantize import plan_files
+from qconvert.quantize.apply_plan import apply_plan, find_planned_layers, set_weight
 from qconvert.quantize.cross_layer import equalize
-from qconvert.quantize.plan import Plan, WeightSlot
+from qconvert.quantize.plan import BIAS_SLOT, Plan, RoundedWeight, WeightSlot
 from qconvert.quantize.plan_files import PlanWithWeights
-from qconvert.quantize.rounded_weights import BIAS_SLOT, RoundedWeight
 from qconvert.quantize.weights import (
     WeightedLayer,
     find_weighted_layers,
@@ -99,7 +104,7 @@ def learn_rounding(
         with cache.resumable("learn", key) as folder:
             layers = _learn_resumably(model, plan, batches, level.rows, folder, candidate.progress)
             weights = {name: weight for name, weight in layers.items() if weight is not None}
-            learned = replace(plan, learned=rounded_weights.digest(weights))
+            learned = replace(plan, learned=plan_files.weights_digest(weights))
             reference = run_reference(model, holdout())
             before = compare_outputs(apply_plan(model, plan), holdout(), reference)
             after = compare_outputs(apply_plan(model, learned, weights), holdout(), reference)
@@ -141,12 +146,14 @@ def _learn_resumably(
     names = find_learnable(model, plan)
     files = {name: folder / f"{number}.npz" for number, name in enumerate(names)}
     finished = {
-        name: rounded_weights.load(file).get(name) for name, file in files.items() if file.is_file()
+        name: plan_files.load_weights(file).get(name)
+        for name, file in files.items()
+        if file.is_file()
     }
     layers: dict[str, RoundedWeight | None] = {}
     for name, weight in learn_layers(model, plan, batches, max_rows, finished):
         if name not in finished:
-            rounded_weights.save({name: weight} if weight is not None else {}, files[name])
+            plan_files.save_weights({name: weight} if weight is not None else {}, files[name])
         layers[name] = weight
         progress(Progress("learn", "layers", done=len(layers), total=len(names)))
     return layers
@@ -198,10 +205,10 @@ def learn_layers(
         weight = node.inputs[layer.slot]
         if learned is not None:
             slot = WeightSlot(layer.slot, layer.axis)
-            rounded_weights.set_weight(node, slot, learned, names)
+            set_weight(node, slot, learned, names)
         elif weight is not None:
             nearest = fake_quantize(weight_array(layer.weight, layer.node), scale)
-            rounded_weights.set_constant(weight, nearest)
+            set_constant(weight, nearest)
 
 
 def _can_learn(layer: WeightedLayer) -> bool:

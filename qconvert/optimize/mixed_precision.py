@@ -41,8 +41,7 @@ from qconvert.optimize.partial_execution import PartialExecution
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.placement import restore_float
-from qconvert.quantize.plan import Plan
-from qconvert.quantize.rounded_weights import RoundedWeights
+from qconvert.quantize.plan import Plan, RoundedWeights
 from qconvert.quantize.scheme import Scheme
 
 # What leaving INT8 costs beside the multiplications, as a share of all of them.

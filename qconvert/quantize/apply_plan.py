@@ -18,22 +18,27 @@ from qconvert.graph.patterns import (
     add_constant,
     computed_values,
     constant_array,
+    find_matmul_bias,
     is_standard,
     make_node,
     only_reader,
     producer_of,
+    set_constant,
+    set_constant_input,
     tensor_names,
 )
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.placement import quantized_activations
-from qconvert.quantize.plan import LayerPlan, Plan
-from qconvert.quantize.rounded_weights import (
+from qconvert.quantize.plan import (
     BIAS_SLOT,
     NO_ROUNDED_WEIGHTS,
+    LayerPlan,
+    Plan,
+    RoundedWeight,
     RoundedWeights,
-    require_match,
-    set_weight,
+    WeightSlot,
 )
+from qconvert.quantize.plan_files import require_matching_weights
 from qconvert.quantize.scheme import linear_layer
 from qconvert.quantize.weights import (
     WeightedLayer,
@@ -54,7 +59,7 @@ def apply_plan(
             "the plan was made for another model",
             hint="omit `--plan` to make a plan for this one",
         )
-    require_match(learned, plan.learned)
+    require_matching_weights(learned, plan.learned)
     model = equalize(model, plan.equalized)
     graph = model.graph
     layers = find_planned_layers(graph, plan)
@@ -118,6 +123,25 @@ def find_planned_layers(graph: ir.Graph, plan: Plan) -> dict[ir.Node, LayerPlan]
                     hint="use `--rest fp32`, or leave the layers that quantize it in float",
                 )
     return layers
+
+
+def set_weight(
+    node: ir.Node, slot: WeightSlot | None, learned: RoundedWeight, names: UniqueNames
+) -> None:
+    """Give a node the float weight of its integers, and its bias; a new bias has an unused name."""
+    value = node.inputs[slot.slot] if slot is not None else None
+    if slot is None or value is None:
+        return
+    shape = [-1 if axis == slot.axis else 1 for axis in range(learned.integers.ndim)]
+    set_constant(value, learned.integers * learned.steps.reshape(shape))
+    if learned.bias is None:
+        return
+    # The bias of the node, or what is added behind it; a new one if there is neither.
+    bias = node.inputs[BIAS_SLOT] if len(node.inputs) > BIAS_SLOT else find_matmul_bias(node)[1]
+    if bias is not None:
+        set_constant(bias, learned.bias)
+    else:
+        set_constant_input(node, BIAS_SLOT, names.reserve(f"{node.name}.bias"), learned.bias)
 
 
 class QDQBuilder:

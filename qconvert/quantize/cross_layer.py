@@ -24,8 +24,8 @@ from qconvert.graph.patterns import (
     is_transposed,
     only_reader,
     output_axis,
+    set_constant,
 )
-from qconvert.quantize.rounded_weights import set_constant
 
 ChannelFactors = Mapping[str, Sequence[float]]
 

@@ -311,13 +311,11 @@ def choose_ranges(
             unclipped.add(value.name or "")
     methods_by_name = dict(per_tensor_methods or {})
     methods_by_name |= {observed.aliases.get(name, name): "minmax" for name in unclipped}
-    by_method: dict[str, dict[str, Summary]] = {}
-    for name, summary in summaries.items():
-        if summary.size and has_finite_range(summary):
-            by_method.setdefault(methods_by_name.get(name, method), {})[name] = summary
-    ranges: dict[str, Range] = {}
-    for chosen, group in by_method.items():
-        ranges |= methods.compute_ranges(group, chosen, grid)
+    ranges = {
+        name: methods.find_method(methods_by_name.get(name, method))(summary, grid)
+        for name, summary in summaries.items()
+        if summary.size and has_finite_range(summary)
+    }
     aliases = observed.aliases.items()
     return ranges | {name: ranges[source] for name, source in aliases if source in ranges}
 

@@ -3,14 +3,19 @@
 A plan is data: `plan.json` can be read, edited and applied again to the model it was made for.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
+import numpy as np
 import pydantic
+from numpy.typing import NDArray
 
-from qconvert.core.scales import Grid, Range
+from qconvert.core.scales import FloatArray, Grid, Range
 
 FORMAT = 1
+BIAS_SLOT = 2
 RestPrecision = Literal["fp32", "fp16", "bf16"]
 
 
@@ -77,3 +82,24 @@ class Plan(StrictKeys):
     def quantized(self) -> int:
         """How many nodes are quantized."""
         return sum(not layer.left for layer in self.layers.values())
+
+
+@dataclass(frozen=True, eq=False)
+class RoundedWeight:
+    """The integers of a weight in its own shape, a step for each channel, and the float bias.
+
+    `bias` is that of the operator, or what an Add right behind it adds, None if there is neither.
+    """
+
+    integers: NDArray[np.int8]
+    steps: FloatArray
+    bias: FloatArray | None
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Return the arrays by name, without a bias that there is not."""
+        arrays: dict[str, NDArray[np.generic]] = {"integers": self.integers, "steps": self.steps}
+        return arrays if self.bias is None else {**arrays, "bias": self.bias}
+
+
+RoundedWeights = Mapping[str, RoundedWeight]
+NO_ROUNDED_WEIGHTS: RoundedWeights = MappingProxyType({})

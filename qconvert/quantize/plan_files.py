@@ -1,24 +1,28 @@
 """Plans as files with their learned weights beside them, and inside quantized models."""
 
+import hashlib
 import json
+import zipfile
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pydantic
+from numpy.typing import NDArray
 
-from qconvert.core.errors import UsageError, first_line
+from qconvert.core import atomic, npz
+from qconvert.core.errors import QConvertError, UsageError, first_line
 from qconvert.graph.patterns import INTEGER_OPS, WEIGHTED, is_quantized, producer_of
-from qconvert.quantize import rounded_weights
 from qconvert.quantize.cross_layer import ChannelFactors
-from qconvert.quantize.plan import FORMAT, LayerPlan, Plan
-from qconvert.quantize.rounded_weights import RoundedWeights
+from qconvert.quantize.plan import FORMAT, LayerPlan, Plan, RoundedWeight, RoundedWeights
 
 PLAN_ADAPTER = pydantic.TypeAdapter(Plan)
 PLAN_METADATA_KEY = "qconvert.plan"
 WRITE_HINT = "`qconvert quantize --plan-out PLAN.json` writes a plan"
+WEIGHTS_HINT = "it must be beside its plan, as `quantize --plan-out` and `build` write it"
 UNKNOWN_REASON = "its inputs do not come from integers; the file does not say why"
 
 
@@ -39,7 +43,7 @@ def save_plan(saved: PlanWithWeights, path: Path) -> None:
     """Write a plan, and its learned weights if it has any."""
     path.write_text(format_plan(saved.plan), encoding="utf-8")
     if saved.weights:
-        rounded_weights.save(saved.weights, weights_path(path))
+        save_weights(saved.weights, weights_path(path))
     else:
         weights_path(path).unlink(missing_ok=True)
 
@@ -54,9 +58,63 @@ def load_plan(path: Path) -> PlanWithWeights:
             f"`{path}` was made with learned weights, but `{weights_path(path)}` is missing",
             hint='copy that file too, or delete the line "learned" from the plan',
         )
-    weights = rounded_weights.load(weights_path(path))
-    rounded_weights.require_match(weights, plan.learned)
+    weights = load_weights(weights_path(path))
+    require_matching_weights(weights, plan.learned)
     return PlanWithWeights(plan, weights)
+
+
+def weights_digest(weights: RoundedWeights) -> str:
+    """Return the sha256 of all learned weights, empty if there are none."""
+    if not weights:
+        return ""
+    sha256 = hashlib.sha256()
+    for name in sorted(weights):
+        sha256.update(name.encode())
+        for array in weights[name].arrays().values():
+            sha256.update(np.ascontiguousarray(array).tobytes())
+    return sha256.hexdigest()
+
+
+def save_weights(weights: RoundedWeights, path: Path) -> None:
+    """Write the learned weights of each node; the same weights give the same bytes."""
+    arrays = {
+        f"{name}/{key}": array
+        for name, weight in weights.items()
+        for key, array in weight.arrays().items()
+    }
+    atomic.write_bytes(path, npz.pack(arrays))
+
+
+def load_weights(path: Path) -> dict[str, RoundedWeight]:
+    """Read the weights that `save_weights` wrote."""
+    arrays: dict[str, dict[str, NDArray[Any]]] = {}
+    types = {"integers": np.int8, "steps": np.float32, "bias": np.float32}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            npz.require_within_limit(members)
+            for member in members:
+                name, key = member.filename.removesuffix(".npy").rsplit("/", 1)
+                array = npz.read_array(archive, member)
+                if array.dtype != types.get(key, array.dtype):
+                    raise ValueError("an array has another type than it was written with")
+                arrays.setdefault(name, {})[key] = array
+        return {
+            name: RoundedWeight(row["integers"], row["steps"], row.get("bias"))
+            for name, row in arrays.items()
+        }
+    except npz.CORRUPT_ERRORS as error:
+        reason = first_line(error)
+        raise QConvertError(
+            f"`{path}` has no learned weights: {reason}", hint=WEIGHTS_HINT
+        ) from None
+
+
+def require_matching_weights(weights: RoundedWeights, expected: str) -> None:
+    """Refuse weights that were not learned with the plan."""
+    if weights_digest(weights) != expected:
+        reason = "other learned weights than these" if weights else "learned weights"
+        raise UsageError(f"the plan was written with {reason}", hint=WEIGHTS_HINT)
 
 
 def read_plan(path: Path) -> Plan:

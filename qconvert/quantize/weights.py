@@ -18,8 +18,7 @@ from qconvert.core.scales import (
     quantize,
 )
 from qconvert.graph.patterns import constant_array
-from qconvert.quantize.plan import LayerPlan, Plan
-from qconvert.quantize.rounded_weights import BIAS_SLOT, NO_ROUNDED_WEIGHTS, RoundedWeights
+from qconvert.quantize.plan import BIAS_SLOT, NO_ROUNDED_WEIGHTS, LayerPlan, Plan, RoundedWeights
 
 # How many weights are quantized at a time in the search for the least error.
 MAX_VALUES_AT_A_TIME = 1 << 22

@@ -34,8 +34,7 @@ from qconvert.quantize import placement, plan_files
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.placement import AUTO_METHOD, OUTPUT_ERROR_METHOD
-from qconvert.quantize.plan import LayerPlan, Plan, RestPrecision
-from qconvert.quantize.rounded_weights import RoundedWeights
+from qconvert.quantize.plan import LayerPlan, Plan, RestPrecision, RoundedWeights
 from qconvert.quantize.scheme import Scheme
 from qconvert.run.calibrate import load_calibration_set, measure_calibration_set
 from qconvert.run.context import JobContext, with_preprocessing

@@ -28,11 +28,10 @@ from qconvert.optimize.learned_rounding import (
     learn_layers,
     learn_rounding,
 )
-from qconvert.quantize import rounded_weights
+from qconvert.quantize import plan_files
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import QuantizeOptions
-from qconvert.quantize.plan import Plan
-from qconvert.quantize.rounded_weights import RoundedWeight, RoundedWeights
+from qconvert.quantize.plan import Plan, RoundedWeight, RoundedWeights
 from tests.models import floats, from_text, mixed
 from tests.optimize.calibrated import CACHE, candidate_of
 from tests.quantize.quantized_models import model, planned
@@ -65,7 +64,7 @@ def learn(net: ir.Model, plan: Plan) -> dict[str, RoundedWeight]:
 
 
 def apply_learned(net: ir.Model, plan: Plan, weights: dict[str, RoundedWeight]) -> ir.Model:
-    return apply_plan(net, replace(plan, learned=rounded_weights.digest(weights)), weights)
+    return apply_plan(net, replace(plan, learned=plan_files.weights_digest(weights)), weights)
 
 
 def net_of(body: str, signature: str, **shapes: tuple[int, ...]) -> ir.Model:
@@ -112,8 +111,8 @@ def test_resumed_training_learns_the_same_weights() -> None:
     finished = dict(list(whole.items())[:3])
     resumed = learn_each(net, plan, finished)
     assert list(resumed) == find_learnable(net, plan)
-    digests = {rounded_weights.digest(weights_of(layers)) for layers in (whole, resumed)}
-    assert digests == {rounded_weights.digest(learn(net, plan))}
+    digests = {plan_files.weights_digest(weights_of(layers)) for layers in (whole, resumed)}
+    assert digests == {plan_files.weights_digest(learn(net, plan))}
 
 
 def test_convolution_without_a_bias_gets_one() -> None:
@@ -245,7 +244,7 @@ def learner() -> Learner:
 def test_plan_has_the_digest_of_its_weights_and_a_note_with_the_errors(learner: Learner) -> None:
     learned = learner.learn()
     assert learned.weights
-    assert learned.plan.learned == rounded_weights.digest(learned.weights)
+    assert learned.plan.learned == plan_files.weights_digest(learned.weights)
     (note,) = learned.notes
     used = re.fullmatch(r"learned rounding: 6 layers, used \((.*) on 8 images\)", note)
     assert used is not None
@@ -286,7 +285,7 @@ def test_second_run_reads_the_weights_from_the_cache(learner: Learner) -> None:
     first, second = learner.learn(), learner.learn()
     (event,) = learner.events
     assert event.stored
-    assert rounded_weights.digest(first.weights) == rounded_weights.digest(second.weights)
+    assert plan_files.weights_digest(first.weights) == plan_files.weights_digest(second.weights)
 
 
 def test_effort_none_skips_learned_rounding(learner: Learner) -> None:
@@ -316,7 +315,7 @@ def test_interrupted_run_resumes_after_the_layers_it_learned(learner: Learner) -
     assert saved.items() <= more.items()
     learner.stop_at = 0
     whole, resumed = learner.learn(), learner.learn(cache=cache)
-    assert rounded_weights.digest(resumed.weights) == rounded_weights.digest(whole.weights)
+    assert plan_files.weights_digest(resumed.weights) == plan_files.weights_digest(whole.weights)
 
 
 SQUEEZING = """

@@ -39,10 +39,9 @@ from qconvert.optimize.mixed_precision import (
     search_mixed_precision,
     set_sizes,
 )
-from qconvert.quantize import rounded_weights
+from qconvert.quantize import plan_files
 from qconvert.quantize.apply_plan import apply_plan
-from qconvert.quantize.plan import Plan
-from qconvert.quantize.rounded_weights import RoundedWeight
+from qconvert.quantize.plan import Plan, RoundedWeight
 from tests.models import floats, mixed
 from tests.quantize.quantized_models import planned, scheme
 
@@ -396,7 +395,7 @@ def test_learned_weights_stay_in_int8_nodes_and_leave_float_ones() -> None:
         for name in ("narrow", "side")
     }
     learned = replace(
-        plain, plan=replace(plain.plan, learned=rounded_weights.digest(weights)), weights=weights
+        plain, plan=replace(plain.plan, learned=plan_files.weights_digest(weights)), weights=weights
     )
     blocks = {block.name: block for block in find_blocks(plain.model, plain.plan)}
     plans = {name: learned.restore_float([block]) for name, block in blocks.items()}

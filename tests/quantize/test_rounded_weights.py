@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from qconvert.core.errors import QConvertError, UsageError
-from qconvert.quantize import plan_files, rounded_weights
+from qconvert.quantize import plan_files
+from qconvert.quantize.plan import RoundedWeight
 from qconvert.quantize.plan_files import PlanWithWeights
-from qconvert.quantize.rounded_weights import RoundedWeight
 from tests.models import mixed
 from tests.quantize.quantized_models import planned
 
@@ -30,31 +30,31 @@ def random_weights(seed: int = 0) -> dict[str, RoundedWeight]:
 def plan_with_weights() -> PlanWithWeights:
     weights = random_weights()
     return PlanWithWeights(
-        replace(planned(mixed(), "cpu"), learned=rounded_weights.digest(weights)), weights
+        replace(planned(mixed(), "cpu"), learned=plan_files.weights_digest(weights)), weights
     )
 
 
 def test_file_keeps_the_weights_and_has_the_same_bytes_every_time() -> None:
     for name in ("a.npz", "b.npz"):
-        rounded_weights.save(random_weights(), Path(name))
+        plan_files.save_weights(random_weights(), Path(name))
     assert Path("a.npz").read_bytes() == Path("b.npz").read_bytes()
-    loaded = rounded_weights.load(Path("a.npz"))
+    loaded = plan_files.load_weights(Path("a.npz"))
     assert loaded["a/b"].bias is None
-    assert rounded_weights.digest(loaded) == rounded_weights.digest(random_weights())
-    assert rounded_weights.digest(loaded) != rounded_weights.digest(random_weights(seed=1))
-    assert rounded_weights.digest({}) == ""
+    assert plan_files.weights_digest(loaded) == plan_files.weights_digest(random_weights())
+    assert plan_files.weights_digest(loaded) != plan_files.weights_digest(random_weights(seed=1))
+    assert plan_files.weights_digest({}) == ""
 
 
 @pytest.mark.parametrize("name", ["cut", "wrong", "other", "text", "missing"])
 def test_corrupt_or_foreign_file_is_rejected(name: str) -> None:
-    rounded_weights.save(random_weights(), FILE)
+    plan_files.save_weights(random_weights(), FILE)
     Path("cut.npz").write_bytes(FILE.read_bytes()[:-40])
     float64: dict[str, Any] = {"x/integers": np.zeros(3, np.int64), "x/steps": np.zeros(3)}
     np.savez("wrong.npz", **float64)
     np.savez("other.npz", name=np.zeros(3))
     Path("text.npz").write_text("no")
     with pytest.raises(QConvertError, match="has no learned weights") as caught:
-        rounded_weights.load(Path(f"{name}.npz"))
+        plan_files.load_weights(Path(f"{name}.npz"))
     assert caught.value.hint
 
 
@@ -63,8 +63,8 @@ def test_plan_is_rejected_without_its_own_weights_beside_it() -> None:
     plan_files.save_plan(saved, PLAN)
     loaded = plan_files.load_plan(PLAN)
     assert loaded.plan == saved.plan
-    assert rounded_weights.digest(loaded.weights) == saved.plan.learned
-    rounded_weights.save(random_weights(seed=1), FILE)
+    assert plan_files.weights_digest(loaded.weights) == saved.plan.learned
+    plan_files.save_weights(random_weights(seed=1), FILE)
     with pytest.raises(UsageError, match="other learned weights"):
         plan_files.load_plan(PLAN)
     FILE.unlink()
