@@ -32,14 +32,6 @@ CacheKey = Mapping[str, str]  # everything that decides a result: digests, setti
 
 
 @dataclass(frozen=True)
-class CacheResult:
-    """The folder of a result, and whether it was cached before."""
-
-    path: Path
-    hit: bool
-
-
-@dataclass(frozen=True)
 class CacheEntry:
     """A cached result, as a listing shows it; `recipe` is its key."""
 
@@ -57,11 +49,13 @@ class Cache:
     root: Path
     fresh: bool = False
 
-    def get_or_make(self, step: str, key: CacheKey, make: Callable[[Path], None]) -> CacheResult:
-        """Return the folder of a result; `make` fills a new one if it is missing or damaged."""
+    def get_or_make(
+        self, step: str, key: CacheKey, make: Callable[[Path], None]
+    ) -> tuple[Path, bool]:
+        """Return the folder of a result, and whether it was cached; `make` fills a new one."""
         folder = self._prepare_folder(step, key)
         if not self.fresh and _is_intact(folder):
-            return CacheResult(folder, hit=True)
+            return folder, True
         with attach_path(self.root), atomic.temporary_folder(folder.parent) as draft:
             make(draft)
             (draft / HASHES_FILE).write_text(json.dumps(_file_hashes(draft), sort_keys=True))
@@ -77,7 +71,7 @@ class Cache:
                 if not self.fresh and _is_intact(folder):
                     break
                 atomic.remove_folder(folder)
-        return CacheResult(folder, hit=False)
+        return folder, False
 
     def resumable(self, step: str, key: CacheKey) -> AbstractContextManager[Path]:
         """Return the folder in which long work on this key keeps its state until it is finished."""
@@ -131,21 +125,22 @@ class JsonCodec(Generic[T]):
     """A result that is one JSON file; if `finite`, infinities and NaN become None in it."""
 
     file: str
-    adapter: pydantic.TypeAdapter[T]
+    value_type: type[T]
     finite: bool = False
 
     def save(self, value: T, folder: Path) -> None:
         """Write the file."""
+        adapter = pydantic.TypeAdapter(self.value_type)
         if self.finite:
-            text = self.adapter.dump_json(value, indent=1).decode()
+            text = adapter.dump_json(value, indent=1).decode()
         else:
-            text = json.dumps(self.adapter.dump_python(value, mode="json"), indent=1)
+            text = json.dumps(adapter.dump_python(value, mode="json"), indent=1)
         (folder / self.file).write_text(text, encoding="utf-8")
 
     def load(self, folder: Path) -> T:
         """Read the file and check its types."""
         text = (folder / self.file).read_text(encoding="utf-8")
-        return self.adapter.validate_python(json.loads(text))
+        return pydantic.TypeAdapter(self.value_type).validate_python(json.loads(text))
 
 
 def cached_step(
@@ -155,8 +150,8 @@ def cached_step(
 
     The result is always read back from the cache: the first run sees what every later run sees.
     """
-    entry = cache.get_or_make(name, key, lambda folder: codec.save(compute(), folder))
-    return codec.load(entry.path), entry.hit
+    folder, hit = cache.get_or_make(name, key, lambda draft: codec.save(compute(), draft))
+    return codec.load(folder), hit
 
 
 def file_sha256(path: Path) -> str:

@@ -71,7 +71,6 @@ def prepare_demo(root: Path, cache: Cache, progress: ProgressCallback) -> None:
         hit = (root / images.name).exists()
         if not hit:
             draw = partial(images.draw, progress=progress)
-            cached = cache.get_or_make("draw", images.recipe(), draw)
-            copy_into_place(cached.path, root / images.name)
-            hit = cached.hit
+            cached, hit = cache.get_or_make("draw", images.recipe(), draw)
+            copy_into_place(cached, root / images.name)
         end(f"{images.count} images for {images.name}", hit)

@@ -115,10 +115,10 @@ def learn_rounding(
         plan_files.save_plan(saved, entry / "plan.json")
         (entry / "summary.txt").write_text(note, encoding="utf-8")
 
-    entry = cache.get_or_make("learn", key, make)
-    note = (entry.path / "summary.txt").read_text(encoding="utf-8")
-    end(note, entry.hit)
-    return plan_files.load_plan(entry.path / "plan.json"), (note,)
+    entry, hit = cache.get_or_make("learn", key, make)
+    note = (entry / "summary.txt").read_text(encoding="utf-8")
+    end(note, hit)
+    return plan_files.load_plan(entry / "plan.json"), (note,)
 
 
 def describe_decision(accepted: bool, before: OutputError, after: OutputError) -> str:

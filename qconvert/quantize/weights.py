@@ -90,27 +90,20 @@ class WeightedLayer:
         return self.weight, self.axis
 
     def with_room_for_bias(self, qparams: QuantParams) -> QuantParams:
-        """Return scales with which the integers of the bias fit into 32 bits."""
+        """Return scales with room for the bias: scale >= |bias| / (input_scale * MAX_INTEGER_BIAS).
+
+        The scale of a bias is input_scale * scale, so a channel of tiny weights may need more.
+        """
         if self.bias is None or not self.integer_bias:
             return qparams
-        return widen_for_bias(qparams, self.bias, self.input_scale)
+        least = np.abs(self.bias.astype(np.float64)) / (self.input_scale * MAX_INTEGER_BIAS)
+        scale = np.maximum(qparams.scale.astype(np.float64), least).astype(np.float32)
+        return qparams if (least <= qparams.scale).all() else replace(qparams, scale=scale)
 
     def fits_bias(self, qparams: QuantParams) -> bool:
         """Whether the bias fits with scales that are hardly larger than these."""
         widened = self.with_room_for_bias(qparams)
         return bool((widened.scale <= MAX_SCALE_GROWTH * qparams.scale).all())
-
-
-def widen_for_bias(qparams: QuantParams, bias: FloatArray, input_scale: float) -> QuantParams:
-    """Return scales with room for a bias: scale >= |bias| / (input_scale * MAX_INTEGER_BIAS).
-
-    The scale of a bias is input_scale * scale, so a channel of tiny weights may need a larger one.
-    """
-    least = np.abs(bias.astype(np.float64)) / (input_scale * MAX_INTEGER_BIAS)
-    if (least <= qparams.scale).all():
-        return qparams
-    scale = np.maximum(qparams.scale.astype(np.float64), least).astype(np.float32)
-    return replace(qparams, scale=scale)
 
 
 def find_weighted_layers(

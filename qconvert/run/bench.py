@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 
-import pydantic
-
 from qconvert import backends
 from qconvert.backends.base import Engine
 from qconvert.core import onnx_io
@@ -32,8 +30,8 @@ from qconvert.run.context import JobContext, cache_key
 from qconvert.run.report_files import judge_and_store, read_report, timestamp, with_measurement
 from qconvert.run.targets import Target, engine_hashes
 
-LATENCIES_CODEC = JsonCodec("latencies.json", pydantic.TypeAdapter(EngineLatencies))
-FOOTPRINT_CODEC = JsonCodec("footprint.json", pydantic.TypeAdapter(Footprint))
+LATENCIES_CODEC = JsonCodec("latencies.json", EngineLatencies)
+FOOTPRINT_CODEC = JsonCodec("footprint.json", Footprint)
 
 
 def bench(target: Target, context: JobContext) -> Report:

@@ -151,10 +151,10 @@ def measure_calibration_set(loaded: LoadedModel, context: JobContext) -> Calibra
             save_calibration(full, folder / CALIBRATION_FILE)
             save_calibration(for_training, folder / TRAINING_FILE)
 
-    entry = context.cache.get_or_make("calibrate", key, make)
-    full = load_calibration(entry.path / CALIBRATION_FILE)
-    without_holdout = load_calibration(entry.path / TRAINING_FILE)
-    end(f"{full.image_indices.size} images, {len(full.summaries)} tensors", entry.hit)
+    entry, hit = context.cache.get_or_make("calibrate", key, make)
+    full = load_calibration(entry / CALIBRATION_FILE)
+    without_holdout = load_calibration(entry / TRAINING_FILE)
+    end(f"{full.image_indices.size} images, {len(full.summaries)} tensors", hit)
     batch = fixed_batch(loaded.source.inputs)
     return CalibrationSet(
         full, without_holdout, inputs.images, batch, bool(holdout), can_recalibrate=True

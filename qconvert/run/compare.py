@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import pydantic
 from PIL import Image
 
 from qconvert import sources
@@ -39,8 +38,8 @@ STEP = "compare"
 FEATURES_FOLDER, CHANGED_FOLDER = "analysis/features", "analysis/changed"
 
 # The SQNR of equal tensors is infinite, which Python's JSON can write.
-_LAYERS = JsonCodec("layers.json", pydantic.TypeAdapter(tuple[LayerError, ...]))
-_FEATURE_MAPS = JsonCodec("features.json", pydantic.TypeAdapter(tuple[FeatureMap, ...]))
+_LAYERS = JsonCodec("layers.json", tuple[LayerError, ...])
+_FEATURE_MAPS = JsonCodec("features.json", tuple[FeatureMap, ...])
 
 
 def analyze_errors(
@@ -152,11 +151,11 @@ def _cached_feature_maps(
         ]
         _FEATURE_MAPS.save(tuple(named), folder)
 
-    entry = context.cache.get_or_make("features", key, make)
-    maps = _FEATURE_MAPS.load(entry.path)
-    end(f"{len(maps)} feature maps of `{image.name}`", entry.hit)
+    entry, hit = context.cache.get_or_make("features", key, make)
+    maps = _FEATURE_MAPS.load(entry)
+    end(f"{len(maps)} feature maps of `{image.name}`", hit)
     if maps:
-        atomic.copy_into_place(entry.path / "pictures", context.folder.root / FEATURES_FOLDER)
+        atomic.copy_into_place(entry / "pictures", context.folder.root / FEATURES_FOLDER)
     return maps
 
 

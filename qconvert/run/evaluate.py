@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pydantic
 
 from qconvert import backends, sources
 from qconvert.backends.base import Engine
@@ -28,7 +27,7 @@ from qconvert.run.context import EVALUATION_BATCH, JobContext, cache_key, open_e
 from qconvert.run.targets import Target, engine_hashes, require_same_inputs
 
 # The SQNR of equal outputs is infinite; the report has None for it, and a note.
-SCORES_CODEC = JsonCodec("scores.json", pydantic.TypeAdapter(dict[str, Accuracy]), finite=True)
+SCORES_CODEC = JsonCodec("scores.json", dict[str, Accuracy], finite=True)
 
 
 def evaluate(target: Target, context: JobContext, workers: int | None = None) -> Report:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydantic
 from numpy.typing import NDArray
 
 from qconvert import sources
@@ -25,7 +24,7 @@ from qconvert.sources import MODEL_FILE, LoadedModel, Source
 PARITY_BATCH = 3
 # Scores closer than this share of the largest output are a tie: either class is right.
 TIE = 1e-5
-STEPS_CODEC = cache.JsonCodec("steps.json", pydantic.TypeAdapter(tuple[clean.PassResult, ...]))
+STEPS_CODEC = cache.JsonCodec("steps.json", tuple[clean.PassResult, ...])
 
 
 @dataclass(frozen=True)
@@ -224,15 +223,15 @@ def load_and_clean(context: JobContext) -> LoadedModel:
     inputs = [str(spec) for spec in source.inputs]
     fingerprint = onnx_io.fingerprint(source.model)
     key = cache_key(source.name, fingerprint, opset=opset, skip=skip, inputs=inputs)
-    entry = context.cache.get_or_make("prepare", key, make)
-    model, steps = onnx_io.load(entry.path / MODEL_FILE), STEPS_CODEC.load(entry.path)
+    entry, hit = context.cache.get_or_make("prepare", key, make)
+    model, steps = onnx_io.load(entry / MODEL_FILE), STEPS_CODEC.load(entry)
     # Two sources that differ only in their metadata share the cached graph.
     model.metadata_props.clear()
     model.metadata_props.update(source.model.metadata_props)
     changed = [f"{step.name}: {step.changed}" for step in steps if step.changed]
     dropped = [f"{step.name} left out" for step in steps if step.dropped]
-    end(", ".join(changed + dropped) or "nothing to clean", entry.hit)
-    return LoadedModel(source, model, entry.path / MODEL_FILE, steps)
+    end(", ".join(changed + dropped) or "nothing to clean", hit)
+    return LoadedModel(source, model, entry / MODEL_FILE, steps)
 
 
 def crash_check_once(path: Path, graph: Path) -> None:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pydantic
 
 from qconvert import backends
 from qconvert.backends.base import Availability, Engine, EngineVariant
@@ -53,7 +52,7 @@ from qconvert.run.variants import BuildInputs, ChosenVariants, engine_settings, 
 
 MIXED_MODEL, TRIALS = "mixed.onnx", "trials.jsonl"
 PLAN_FILES = (PLAN_FILE, weights_path(Path(PLAN_FILE)).name)
-MIX = JsonCodec("mix.json", pydantic.TypeAdapter(MixedResult))
+MIX = JsonCodec("mix.json", MixedResult)
 
 # A batch of the model's size, with a label or None for each image that is not padding.
 LabelledBatch = tuple[Tensors, Sequence[int | None]]
@@ -123,12 +122,12 @@ def search_backend(
             plan_files.save_plan(PlanWithWeights(plan, model.weights), folder / PLAN_FILE)
         shutil.copyfile(trials, folder / TRIALS)
 
-    entry = context.cache.get_or_make("search", key, make)
-    if entry.hit:
+    entry, hit = context.cache.get_or_make("search", key, make)
+    if hit:
         trials.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(entry.path / TRIALS, trials)
-    mix, mixed_plan = MIX.load(entry.path), entry.path / PLAN_FILE
-    end(mix.why, entry.hit)
+        shutil.copyfile(entry / TRIALS, trials)
+    mix, mixed_plan = MIX.load(entry), entry / PLAN_FILE
+    end(mix.why, hit)
     return mix, plan_files.load_plan(mixed_plan) if mixed_plan.is_file() else None
 
 

@@ -210,13 +210,13 @@ def make_graph(variant: EngineVariant, inputs: BuildInputs, context: JobContext)
         scheme=repr((scheme.name, scheme.activations)) if is_new and scheme else "",
         rest=rest,
     )
-    entry = context.cache.get_or_make("rewrite", key, make)
-    if entry.hit:
+    entry, hit = context.cache.get_or_make("rewrite", key, make)
+    if hit:
         end(variant.name, True)
-    plan_file = entry.path / PLAN_FILE
+    plan_file = entry / PLAN_FILE
     plan = plan_files.read_plan(plan_file) if plan_file.is_file() else None
-    record = json.loads((entry.path / GRAPH_RECORD).read_text(encoding="utf-8"))
-    return VariantGraph(entry.path, plan, tuple(record["notes"]))
+    record = json.loads((entry / GRAPH_RECORD).read_text(encoding="utf-8"))
+    return VariantGraph(entry, plan, tuple(record["notes"]))
 
 
 def engine_settings(context: JobContext, backend: str) -> dict[str, str | int | bool]:
@@ -257,8 +257,8 @@ def cached_engine(
         text = json.dumps(record, indent=1, sort_keys=True)
         (folder / ENGINE_FILE).write_text(text, encoding="utf-8")
 
-    entry = context.cache.get_or_make("engine", key, make)
-    return read_engine(entry.path), entry.hit
+    entry, hit = context.cache.get_or_make("engine", key, make)
+    return read_engine(entry), hit
 
 
 def _require_readable_graph(variant: EngineVariant, graph: Path, context: JobContext) -> None:

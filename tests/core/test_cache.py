@@ -8,7 +8,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import pydantic
 import pytest
 
 from qconvert.core.atomic import TEMPORARY_PREFIX
@@ -22,7 +21,7 @@ def write_result(folder: Path, text: str) -> None:
 
 
 def fill(results: Cache, text: str, step: str = "step") -> Path:
-    return results.get_or_make(step, KEY, lambda folder: write_result(folder, text)).path
+    return results.get_or_make(step, KEY, lambda folder: write_result(folder, text))[0]
 
 
 def test_result_is_computed_once_per_key(tmp_path: Path) -> None:
@@ -32,13 +31,13 @@ def test_result_is_computed_once_per_key(tmp_path: Path) -> None:
         calls.append(folder)
         write_result(folder, "done")
 
-    first = results.get_or_make("step", KEY, make)
-    second = results.get_or_make("step", dict(reversed(KEY.items())), make)
-    assert (first.hit, second.hit, len(calls)) == (False, True, 1)
-    assert second.path == first.path
-    assert (first.path / "result.txt").read_text() == "done"
-    assert json.loads((first.path / "recipe.json").read_text()) == KEY
-    assert not results.get_or_make("step", {**KEY, "opset": "21"}, make).hit
+    first, first_hit = results.get_or_make("step", KEY, make)
+    second, second_hit = results.get_or_make("step", dict(reversed(KEY.items())), make)
+    assert (first_hit, second_hit, len(calls)) == (False, True, 1)
+    assert second == first
+    assert (first / "result.txt").read_text() == "done"
+    assert json.loads((first / "recipe.json").read_text()) == KEY
+    assert not results.get_or_make("step", {**KEY, "opset": "21"}, make)[1]
 
 
 def test_failed_work_leaves_nothing(tmp_path: Path) -> None:
@@ -58,7 +57,7 @@ def test_second_writer_uses_the_result_of_the_first(tmp_path: Path) -> None:
         write_result(folder, "slow")
         fill(results, "fast")
 
-    folder = results.get_or_make("step", KEY, make_slowly).path
+    folder = results.get_or_make("step", KEY, make_slowly)[0]
     assert (folder / "result.txt").read_text() == "fast"
     assert [entry.path for entry in results.entries()] == [folder]
 
@@ -98,7 +97,7 @@ def test_four_processes_agree_on_one_result(tmp_path: Path) -> None:
     script = (
         "import sys\nfrom pathlib import Path\nfrom qconvert.core.cache import Cache\n"
         "result = Cache(Path(sys.argv[1])).get_or_make('step', {'a': 'b'},"
-        " lambda folder: (folder / 'x').write_text('1') and None)\nprint(result.path)"
+        " lambda folder: (folder / 'x').write_text('1') and None)\nprint(result[0])"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
@@ -118,7 +117,7 @@ def test_damaged_result_is_recomputed(tmp_path: Path) -> None:
     ):
         damage()
         repaired = results.get_or_make("step", KEY, lambda new: write_result(new, "good"))
-        assert (repaired.path, repaired.hit) == (folder, False)
+        assert repaired == (folder, False)
         assert (folder / "result.txt").read_text() == "good"
 
 
@@ -170,7 +169,7 @@ class Score:
     values: tuple[float, ...]
 
 
-CODEC = JsonCodec("scores.json", pydantic.TypeAdapter(dict[str, Score]))
+CODEC = JsonCodec("scores.json", dict[str, Score])
 SCORES = {"int8": Score("top1", (0.1, math.inf, math.nan))}
 
 
