@@ -147,12 +147,11 @@ class Collector:
         self._start = start
         self._builders = [_SummaryBuilder(tap) for tap in taps]
         self._added: list[int] = []
-        self._done = set(start.image_indices.tolist())
 
     @property
     def image_count(self) -> int:
         """The number of images so far, those of `start` included."""
-        return len(self._done)
+        return self._start.image_indices.size + len(self._added)
 
     def add(self, indices: Sequence[int], outputs: Tensors) -> None:
         """Add the outputs for the images with these indices in the list."""
@@ -164,10 +163,6 @@ class Collector:
                     f"{len(outputs[tap.low])} came out",
                     hint="run one image at a time",
                 )
-        for index in indices:
-            if index in self._done or index not in range(len(self._start.origin.images)):
-                raise ValueError(f"image {index} was counted already, or is not in the list")
-            self._done.add(index)
         for builder in self._builders:
             builder.add(outputs)
         self._added.extend(indices)

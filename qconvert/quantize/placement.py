@@ -330,8 +330,6 @@ def skip_infinite_tensors(
 ) -> ObservedTensors:
     """Skip tensors that were infinite on an image: the graph uses them as a mask."""
     infinite = {name for name, summary in summaries.items() if not has_finite_range(summary)}
-    if not infinite:
-        return observed
     aliases = {name: source for name, source in observed.aliases.items() if source not in infinite}
     skipped = infinite | (observed.aliases.keys() - aliases.keys())
     return replace(

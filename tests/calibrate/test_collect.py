@@ -105,13 +105,6 @@ def test_nonfinite_tensor_is_named_with_its_image() -> None:
     )
 
 
-def test_image_added_twice_is_rejected() -> None:
-    taps = FakeTaps({"t": floats(4, 1, 9)})
-    outcome = calibrate(taps, [0, 1])
-    with pytest.raises(ValueError, match="image 1 was counted already"):
-        collect(taps.run, taps, outcome, taps.batches([1, 2]))
-
-
 def test_merge_of_overlapping_parts_is_refused() -> None:
     taps = FakeTaps({"t": floats(4, 1, 9)})
     with pytest.raises(QConvertError, match=r"share 1 images, among them `1\.jpg`"):
