@@ -28,7 +28,7 @@ from qconvert.calibrate.summary import (
 )
 from qconvert.core import atomic, npz
 from qconvert.core.errors import QConvertError, UsageError, first_line
-from qconvert.core.tensors import Tensors, TensorTap
+from qconvert.core.tensors import Tensors, tap_name
 
 # Batches wait until there are enough of them to be worth a table of 65,536 keys.
 MAX_PENDING_VALUES = 1 << 17
@@ -143,9 +143,9 @@ def sample_phases(indices: Sequence[int]) -> NDArray[np.int64]:
 class Collector:
     """Grows batch by batch from `start`; memory grows by two numbers per image and tensor."""
 
-    def __init__(self, taps: Sequence[TensorTap], start: Calibration) -> None:
+    def __init__(self, start: Calibration) -> None:
         self._start = start
-        self._builders = [_SummaryBuilder(tap) for tap in taps]
+        self._builders = [_SummaryBuilder(tensor) for tensor in start.origin.tensors]
         self._added: list[int] = []
 
     @property
@@ -155,12 +155,12 @@ class Collector:
 
     def add(self, indices: Sequence[int], outputs: Tensors) -> None:
         """Add the outputs for the images with these indices in the list."""
-        for tap in (builder.tap for builder in self._builders):
-            names = [name for name in (tap.low, tap.high, tap.mean, tap.sample) if name]
-            if any(len(outputs[name]) != len(indices) for name in names):
+        for tensor in self._start.origin.tensors:
+            names = [tap_name(kind, tensor) for kind in ("low", "high", "mean", "sample")]
+            if any(len(outputs[name]) != len(indices) for name in names if name in outputs):
                 raise QConvertError(
-                    f"`{tap.tensor}` mixes the images of a batch: {len(indices)} went in, "
-                    f"{len(outputs[tap.low])} came out",
+                    f"`{tensor}` mixes the images of a batch: {len(indices)} went in, "
+                    f"{len(outputs[names[0]])} came out",
                     hint="run one image at a time",
                 )
         for builder in self._builders:
@@ -173,7 +173,7 @@ class Collector:
             return self._start
         indices = np.array(self._added, dtype=np.int64)
         order = np.argsort(indices)
-        summaries = {builder.tap.tensor: builder.summary(order) for builder in self._builders}
+        summaries = {builder.tensor: builder.summary(order) for builder in self._builders}
         added = Calibration(self._start.origin, indices[order], summaries)
         return merge_calibrations(self._start, added)
 
@@ -181,8 +181,8 @@ class Collector:
 class _SummaryBuilder:
     """Builds the summary of one tensor, its images in the order they came."""
 
-    def __init__(self, tap: TensorTap) -> None:
-        self.tap = tap
+    def __init__(self, tensor: str) -> None:
+        self.tensor = tensor
         self._summary: Summary | None = None
         # Lows, highs and means of batches; then the keys of their samples, and their sizes.
         self._pending: list[tuple[NDArray[np.float32], ...]] = []
@@ -190,13 +190,14 @@ class _SummaryBuilder:
         self._size = 0
 
     def add(self, outputs: Tensors) -> None:
-        tap = self.tap
+        kinds = ("low", "high", "mean", "sample", "size")
+        low, high, mean, sample, size = (tap_name(kind, self.tensor) for kind in kinds)
         # Adding zero turns -0.0 into 0.0; of the two, a minimum returns whichever came first.
-        lows, highs = (outputs[name] + np.float32(0) for name in (tap.low, tap.high))
-        self._pending.append((lows, highs, outputs[tap.mean]))
-        if tap.sample:
-            self._keys.append(_sampled_keys(outputs[tap.sample], lows, highs))
-            self._size += int(outputs[tap.size].item()) * len(lows)
+        lows, highs = (outputs[name] + np.float32(0) for name in (low, high))
+        self._pending.append((lows, highs, outputs[mean]))
+        if sample in outputs:
+            self._keys.append(_sampled_keys(outputs[sample], lows, highs))
+            self._size += int(outputs[size].item()) * len(lows)
         full = sum(keys.size for keys in self._keys) >= MAX_PENDING_VALUES
         if full or len(self._pending) >= MAX_PENDING_BATCHES:
             self._merge_pending()

@@ -41,21 +41,14 @@ class TensorSpec:
         return any(not isinstance(size, int) for size in self.shape[1:])
 
 
-@dataclass(frozen=True)
-class TensorTap:
-    """The names of the outputs that hold the statistics of one tensor; their first axis is images.
+def tap_name(statistic: str, tensor: str) -> str:
+    """Return the name of the output that holds a statistic of a tensor; its first axis is images.
 
     `low`, `high` and `mean` hold a value per channel, or a single one if there are no channels.
-    `sample` holds values drawn from each image; None if only the extremes of the tensor matter.
+    `sample` holds values drawn from each image, if more than the extremes of the tensor matter.
     `size` is the number of values of an image.
     """
-
-    tensor: str
-    low: str
-    high: str
-    mean: str
-    size: str
-    sample: str | None
+    return f"qconvert.{statistic}.{tensor}"
 
 
 def parse_spec(text: str) -> TensorSpec:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from qconvert.core.errors import QConvertError
 from qconvert.core.scales import MAX_MAGNITUDE
-from qconvert.core.tensors import TensorTap
+from qconvert.core.tensors import tap_name
 from qconvert.graph.patterns import (
     CONVOLUTIONS,
     FLOAT_TYPES,
@@ -274,7 +274,7 @@ class TappedModel:
     """
 
     model: ir.Model
-    taps: tuple[TensorTap, ...]
+    tensors: tuple[str, ...]
     phase: str | None
     observed: ObservedTensors
 
@@ -308,10 +308,11 @@ def add_calibration_taps(model: ir.Model, *, exact: bool = False) -> TappedModel
         shape = ir.Shape([1 if observed.one_image_per_run else first[0], 1])
         builder.phase = ir.val(PHASE, ir.DataType.INT64, shape)
         model.graph.inputs.append(builder.phase)
-    taps = [builder.tap(values[name], sampled=True) for name in observed.quantizable]
-    taps += [builder.tap(values[name], sampled=False) for name in observed.range_only]
+    tensors = (*observed.quantizable, *observed.range_only)
+    for name in tensors:
+        builder.tap(values[name], sampled=name in observed.quantizable)
     model.graph.outputs[:] = builder.outputs
-    return TappedModel(model, tuple(taps), None if exact else PHASE, observed)
+    return TappedModel(model, tensors, None if exact else PHASE, observed)
 
 
 @dataclass
@@ -322,28 +323,22 @@ class _CalibrationTaps(ReductionTaps):
     phase: ir.Value | None = None
     positions: dict[int, ir.Value] = field(default_factory=dict)
 
-    def tap(self, value: ir.Value, *, sampled: bool) -> TensorTap:
+    def tap(self, value: ir.Value, *, sampled: bool) -> None:
         """Add the outputs of one tensor."""
         tensor, axis, value = str(value.name), channel_axis(value), self.as_float32(value)
         flat = self.node("Flatten", value, axis=0 if self.one_image_per_run else 1)
         size = self.node("Shape", flat, start=1, end=2)
-        low, high, mean = self._reductions(value, flat, axis)
-        sample = None
+        reductions = self._reductions(value, flat, axis)
         if sampled:
             if self.phase is None:
                 drawn = self.node("Identity", flat)
             else:
                 positions = self._positions(value, size, self.phase)
                 drawn = self.node("GatherElements", flat, positions, axis=1)
-            sample = self.output(drawn, f"qconvert.sample.{tensor}")
-        return TensorTap(
-            tensor,
-            low=self.output(low, f"qconvert.low.{tensor}"),
-            high=self.output(high, f"qconvert.high.{tensor}"),
-            mean=self.output(mean, f"qconvert.mean.{tensor}"),
-            size=self.output(size, f"qconvert.size.{tensor}", ir.DataType.INT64),
-            sample=sample,
-        )
+            self.output(drawn, tap_name("sample", tensor))
+        for statistic, reduced in zip(("low", "high", "mean"), reductions, strict=True):
+            self.output(reduced, tap_name(statistic, tensor))
+        self.output(size, tap_name("size", tensor), ir.DataType.INT64)
 
     def _integers(self, value: int | list[int]) -> ir.Value:
         return self.constant(np.array(value, dtype=np.int64), f"constant.{value}")

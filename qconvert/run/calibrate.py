@@ -35,7 +35,7 @@ from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, start_step
-from qconvert.core.tensors import Tensors, fixed_batch, pad_batch
+from qconvert.core.tensors import Tensors, fixed_batch, pad_batch, tap_name
 from qconvert.graph.taps import TappedModel, add_calibration_taps, find_masked_tensors
 from qconvert.images import reopen_images
 from qconvert.images.arrays import ArrayImages
@@ -109,7 +109,7 @@ def prepare_calibration(
     tapped = add_calibration_taps(loaded.model, exact=settings.exact)
     origin = Origin(
         model=onnx_io.fingerprint(loaded.model),
-        tensors=tuple(tap.tensor for tap in tapped.taps),
+        tensors=tapped.tensors,
         images=tuple(CalibrationImage(entry.name, entry.sha256) for entry in manifest),
         preprocessing={} if isinstance(images, ArrayImages) else preprocessing,
         runtime=f"CPUExecutionProvider {ORT_VERSION}, Pillow {version('pillow')}",
@@ -259,7 +259,7 @@ def _measure_share(
     size = 1 if tapped.observed.one_image_per_run else fixed or CALIBRATION_BATCH
     parallel = min(share.threads, MAX_PARALLEL_BATCHES)
     run = open_cpu(tapped.model, share.threads // parallel)
-    without_images = {tap.size for tap in tapped.taps}
+    without_images = {tap_name("size", tensor) for tensor in tapped.tensors}
     errors: list[NoReadableImage] = []
 
     def read_batches() -> Iterator[Batch]:
@@ -283,7 +283,7 @@ def _measure_share(
             for name, array in outputs.items()
         }
 
-    collector, saved = Collector(tapped.taps, share.start), time.monotonic()
+    collector, saved = Collector(share.start), time.monotonic()
     results = map_ordered(run_batch, read_batches(), parallel, limit=parallel + 1)
     with contextlib.closing(results):
         for indices, outputs in results:

@@ -16,7 +16,7 @@ from qconvert.calibrate.calibration import (
     sample_phases,
 )
 from qconvert.calibrate.summary import Summary
-from qconvert.core.tensors import RunModel, Tensors, TensorTap, batch_size
+from qconvert.core.tensors import RunModel, Tensors, batch_size, tap_name
 from qconvert.graph.taps import TappedModel, add_calibration_taps
 
 Floats = NDArray[np.float32]
@@ -32,14 +32,6 @@ class FakeTaps:
     exact: bool = False
 
     @property
-    def taps(self) -> Sequence[TensorTap]:
-        outputs = ("low", "high", "mean", "size", "sample")
-        return [
-            TensorTap(tensor, *(f"{output}.{tensor}" for output in outputs))
-            for tensor in self.values
-        ]
-
-    @property
     def phase(self) -> str | None:
         return None if self.exact else "phase"
 
@@ -47,13 +39,17 @@ class FakeTaps:
         """Return the outputs of the images whose positions are fed."""
         outputs: Tensors = {}
         with np.errstate(invalid="ignore"):
-            for tap in self.taps:
-                values = self.values[tap.tensor][feeds["place"]]
+            for tensor, everything in self.values.items():
+                values = everything[feeds["place"]]
                 flat = values.reshape(len(values), -1)
-                outputs[tap.low], outputs[tap.high] = values.min(axis=2), values.max(axis=2)
-                outputs[tap.mean] = values.mean(axis=2)
-                outputs[tap.size] = np.array([flat.shape[1]])
-                outputs[str(tap.sample)] = flat if self.exact else draw(flat, feeds["phase"])
+                statistics = {
+                    "low": values.min(axis=2),
+                    "high": values.max(axis=2),
+                    "mean": values.mean(axis=2),
+                    "size": np.array([flat.shape[1]]),
+                    "sample": flat if self.exact else draw(flat, feeds["phase"]),
+                }
+                outputs |= {tap_name(kind, tensor): array for kind, array in statistics.items()}
         return outputs
 
     def batches(self, *parts: Sequence[int]) -> list[IndexedBatch]:
@@ -88,7 +84,7 @@ def collect(
     batches: Iterable[IndexedBatch],
 ) -> Calibration:
     """Add the outputs of `run` for the batches to `start`."""
-    collector = Collector(layout.taps, start)
+    collector = Collector(start)
     for indices, feeds in batches:
         phases = {layout.phase: sample_phases(indices)} if layout.phase else {}
         collector.add(indices, run({**feeds, **phases}))
@@ -99,8 +95,7 @@ def summarize(model: ir.Model, images: Tensors) -> Mapping[str, Summary]:
     """Summarize the tensors of a model over a batch of images."""
     tapped, count = add_calibration_taps(model), batch_size(images)
     listed = tuple(CalibrationImage(str(number), "") for number in range(count))
-    tensors = tuple(tap.tensor for tap in tapped.taps)
-    start = Calibration(Origin("", tensors, listed, {}, "", exact=False))
+    start = Calibration(Origin("", tapped.tensors, listed, {}, "", exact=False))
     return collect(open_cpu(tapped.model), tapped, start, [(range(count), images)]).summaries
 
 

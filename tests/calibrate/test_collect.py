@@ -141,9 +141,7 @@ def test_taps_of_a_real_network_give_its_exact_statistics(exact: bool) -> None:
     tapped = add_calibration_taps(model, exact=exact)
     images = floats(7, 3, 8, 8)
     listed = tuple(CalibrationImage(f"{at}", "0" * 64) for at in range(7))
-    start = Calibration(
-        Origin("m", tuple(tap.tensor for tap in tapped.taps), listed, {}, "ort", exact)
-    )
+    start = Calibration(Origin("m", tapped.tensors, listed, {}, "ort", exact))
     run = open_cpu(tapped.model)
     batches = [(range(at, min(at + 3, 7)), {"image": images[at : at + 3]}) for at in (0, 3, 6)]
     calibration = collect(run, tapped, start, batches)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from qconvert.backends.ort import open_cpu
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError
-from qconvert.core.tensors import Tensors
+from qconvert.core.tensors import Tensors, tap_name
 from qconvert.graph.passes import infer_shapes
 from qconvert.graph.taps import PHASE, SAMPLES_PER_TENSOR, TappedModel, add_calibration_taps
 from tests.models import floats, from_text, tiny
@@ -27,8 +27,7 @@ def run(tapped: TappedModel, x: NDArray[np.float32], phase: int = 0, name: str =
 
 def of(tapped: TappedModel, outputs: Tensors, tensor: str) -> list[NDArray[np.float32]]:
     """Return low, high, mean and sample of a tensor."""
-    tap = next(tap for tap in tapped.taps if tap.tensor == tensor)
-    return [outputs[name] for name in (tap.low, tap.high, tap.mean, str(tap.sample))]
+    return [outputs[tap_name(kind, tensor)] for kind in ("low", "high", "mean", "sample")]
 
 
 def test_ranges_and_means_are_per_image_and_channel() -> None:
