@@ -4,7 +4,6 @@ import os
 import signal
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
@@ -146,9 +145,11 @@ def message(done: Finished, start: str) -> str:
 
 
 @pytest.mark.proves("tensorrt", "interrupted build", by="real bindings")
-def test_ctrl_c_ends_a_build_and_keeps_what_is_done(lab: Lab, tiny: Path) -> None:
+@pytest.mark.parametrize("command", [NATIVE, PROVIDER], ids=["native", "provider"])
+@pytest.mark.usefixtures("tiny")
+def test_ctrl_c_ends_a_build_and_keeps_what_is_done(lab: Lab, command: tuple[str, ...]) -> None:
     log = lab.cwd.parent / f"{lab.cwd.name}.log"
-    with lab.host(hang="build").start("-m", "qconvert", *NATIVE, cwd=lab.cwd, log=log) as process:
+    with lab.host(hang="build").start("-m", "qconvert", *command, cwd=lab.cwd, log=log) as process:
         deadline = time.monotonic() + 90
         while not any(isinstance(it, Build) and it.profiles for it in read_log(log)):
             assert process.poll() is None
@@ -161,6 +162,6 @@ def test_ctrl_c_ends_a_build_and_keeps_what_is_done(lab: Lab, tiny: Path) -> Non
     assert "interrupted" in err
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # no child is left
-    done = lab.qconvert(*NATIVE[:1], "--from", "run", *NATIVE[4:])
+    assert lab.files() == ["run", "tiny.onnx"]
+    done = lab.qconvert(*command[:1], "--from", "run", *command[4:])
     assert done.code == 0, done.err
-    assert tiny.is_file()
