@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
+
 EXAMPLE = Path(__file__).parent / "example"
 SIZE = "1100,870"
 # The chart of the layers, and one feature map of each kind.
@@ -48,6 +50,8 @@ def take_picture(html: str, target: Path) -> None:
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         command += [f"--window-size={SIZE}", f"--screenshot={target.resolve()}", page.as_uri()]
         subprocess.run(command, check=True, capture_output=True)
+    with Image.open(target) as picture:  # 256 colours are a third of the bytes
+        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
 
 
 def write(place: Path) -> None:
