@@ -25,8 +25,8 @@ from qconvert.backends.base import (
     read_settings,
     settings_as_text,
 )
-from qconvert.backends.system_probe import Installed, detect, provider_error
-from qconvert.backends.versions import PACKAGE, find_release, why_too_old
+from qconvert.backends.system_probe import Gpu, Installed, detect, provider_error
+from qconvert.backends.versions import PACKAGE, find_release, numbers, why_too_old
 from qconvert.core import onnx_io
 from qconvert.core.config import CudaConfig
 from qconvert.core.errors import QConvertError, UsageError
@@ -96,8 +96,13 @@ def cache_key(spec: BuildSpec) -> Mapping[str, str]:
 
 
 def require_readable(graph: Path, spec: BuildSpec) -> None:
-    """Refuse a graph with operators that have no CUDA kernel in the precision of `spec`."""
-    if read_settings(CudaConfig, spec, "cuda").allow_fallback:
+    """Refuse a graph with operators that have no CUDA kernel in the precision of `spec`.
+
+    Another release than that of the table may have other kernels: it tells when it loads the engine.
+    """
+    installed = numbers(detect().packages.get(PACKAGE, ""))[:2]
+    known = numbers(KERNELS.read_text(encoding="utf-8").split()[2])[:2]
+    if read_settings(CudaConfig, spec, "cuda").allow_fallback or installed not in ((), known):
         return
     if missing := best_opset(onnx_io.load(graph), spec.precision)[1]:
         raise UsageError(
@@ -114,7 +119,8 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
     model, files = copy_graph(graph, folder)
     if settings.cuda_graph:
         require_fixed_shapes(onnx_io.inputs(model))
-    notes = []
+    gpu = detect().gpu(settings.device)
+    notes = list(tf32_notes("cuda", spec.precision, gpu if settings.use_tf32 else None))
     opset = model.opset_imports.get("", 0)
     if (lower := best_opset(model, "fp32")[0]) < opset and spec.precision != "bf16":
         model.opset_imports[""] = lower
@@ -122,19 +128,17 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
             onnx_io.save(model, folder / GRAPH)
         files = tuple(file.name for file in onnx_io.model_files(folder / GRAPH))
         notes.append(f"stored with opset {lower}: CUDA has no kernels for some nodes of {opset}")
-    gpus = detect().gpus
-    gpu = gpus[settings.device] if settings.device < len(gpus) else None
-    if settings.use_tf32 and spec.precision == "fp32" and gpu and gpu.capability >= TF32_CAPABILITY:
-        notes.append(tf32_note("cuda"))
     made_with = {**cache_key(spec), "gpu": gpu.name if gpu else "none here"}
     return Engine("cuda", spec.precision, folder, GRAPH, files, made_with, notes=tuple(notes))
 
 
-def tf32_note(backend: str) -> str:
-    """Return what an engine in fp32 computes with on GPUs that have TF32."""
+def tf32_notes(backend: str, precision: str, gpu: Gpu | None) -> tuple[str, ...]:
+    """Return what float32 layers compute with, if that is TF32 on this GPU."""
+    if precision != "fp32" or gpu is None or gpu.capability < TF32_CAPABILITY:
+        return ()
     return (
         "convolutions and matrix products of fp32 compute in TF32, with 10-bit mantissas: "
-        f"`--set {backend}.use-tf32=false` keeps all 23 bits"
+        f"`--set {backend}.use-tf32=false` keeps all 23 bits",
     )
 
 

@@ -21,6 +21,8 @@ from qconvert.core.errors import QConvertError
 # What a job reports while it works: a text, and the fraction done where that is known.
 Report = Callable[[str, float | None], None]
 
+PROBE_SECONDS = 120
+
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 # On Linux: when memory runs out, the kernel kills the child rather than the waiting parent.
@@ -162,6 +164,17 @@ def call(
             hint="leave parts of the graph in float with `--exclude`, or try another backend",
         )
     return result
+
+
+def why_it_fails(job: str, *args: object, product: str) -> tuple[str, str]:
+    """Return why a job fails in a child process and what to do, both empty if it does not fail."""
+    try:
+        call(job, *args, product=product, seconds=PROBE_SECONDS)
+    except QConvertError as error:
+        return str(error), error.hint
+    except (OSError, RuntimeError) as error:  # a package does not import, as the last line says
+        return str(error).splitlines()[-1], ""
+    return "", ""
 
 
 def run_job() -> None:

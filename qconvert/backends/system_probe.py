@@ -11,7 +11,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 from qconvert.backends import subprocess_worker
-from qconvert.core.errors import QConvertError
 
 # All of these write the module folder `onnxruntime`; two of them overwrite each other's files.
 RUNTIMES = (
@@ -33,8 +32,6 @@ INTEGER_FLAGS = {
 
 # What the fake driver of tests/gpu_lab calls its devices; reports say that they are none.
 SIMULATED_GPU = "Simulated GPU"
-
-PROBE_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -65,6 +62,10 @@ class Installed:
     def runtimes(self) -> tuple[str, ...]:
         """The ONNX Runtime packages; more than one is a conflict."""
         return tuple(name for name in RUNTIMES if name in self.packages)
+
+    def gpu(self, device: int) -> Gpu | None:
+        """Return a GPU by its number."""
+        return self.gpus[device] if device < len(self.gpus) else None
 
     def library_version(self, product: str) -> str:
         """Return the version of an NVIDIA wheel, whose name may end in a CUDA version."""
@@ -151,10 +152,5 @@ def provider_error(provider: str) -> str:
     A driver or a library that does not fit can crash the process.
     """
     job = "qconvert.backends.ort:prove_provider"
-    try:
-        subprocess_worker.call(job, provider, product=provider, seconds=PROBE_SECONDS)
-    except QConvertError as error:
-        return str(error).removeprefix(f"{provider} cannot load `probe.onnx`: ")
-    except (OSError, RuntimeError) as error:  # ONNX Runtime, or a module it needs, does not import
-        return str(error).splitlines()[-1]
-    return ""
+    reason, _ = subprocess_worker.why_it_fails(job, provider, product=provider)
+    return reason.removeprefix(f"{provider} cannot load `probe.onnx`: ")

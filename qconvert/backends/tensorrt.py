@@ -32,10 +32,9 @@ from qconvert.backends.base import (
     settings_as_text,
 )
 from qconvert.backends.cuda import (
-    TF32_CAPABILITY,
     missing_requirement,
     require_fixed_shapes,
-    tf32_note,
+    tf32_notes,
 )
 from qconvert.backends.nvinfer import CONTEXT, NativeBuildOptions
 from qconvert.backends.system_probe import Installed, detect, provider_error
@@ -91,10 +90,7 @@ def _probe_native(installed: Installed, version: str) -> Availability:
         reason, cure = versions.why_too_old(installed, cuda)
     if not reason:
         job = "qconvert.backends.nvinfer:prove_job"
-        try:
-            subprocess_worker.call(job, "tensorrt", product="TensorRT")
-        except QConvertError as error:
-            reason, cure = str(error), error.hint
+        reason, cure = subprocess_worker.why_it_fails(job, "tensorrt", product="TensorRT")
     return Availability(not reason, not reason, version, reason, cure if reason else "")
 
 
@@ -127,7 +123,7 @@ def quantization_scheme(name: str, rules: tuple[OperatorRule, ...]) -> Scheme:
 def cache_key(spec: BuildSpec) -> Mapping[str, str]:
     """Return everything that decides a build beside the model: engines fit one GPU and release."""
     installed = detect()
-    settings, gpus = read_options(spec), installed.gpus
+    settings = read_options(spec)
     return {
         "backend": "tensorrt",
         "precision": spec.precision,
@@ -136,7 +132,7 @@ def cache_key(spec: BuildSpec) -> Mapping[str, str]:
         "runtime": f"{PACKAGE} {installed.packages.get(PACKAGE, '')}".strip(),
         "tensorrt": installed.library_version("tensorrt"),
         "cuda": ".".join(map(str, installed.cuda)),
-        "gpu": str(gpus[settings.device]) if settings.device < len(gpus) else "",
+        "gpu": str(installed.gpu(settings.device) or ""),
         **settings_as_text(settings, "timing_cache"),
     }
 
@@ -194,18 +190,9 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
         )
     with explain_write_errors(folder):
         (folder / NODES_FILE).write_text(json.dumps(nodes, indent=1), encoding="utf-8")
-    notes = fallback_notes(nodes)
-    gpus, float_precision = (
-        installed.gpus,
-        spec.rest if spec.precision in INTEGER else spec.precision,
-    )
-    if (
-        settings.use_tf32
-        and float_precision == "fp32"
-        and settings.device < len(gpus)
-        and gpus[settings.device].capability >= TF32_CAPABILITY
-    ):
-        notes += (tf32_note("tensorrt"),)
+    gpu = installed.gpu(settings.device) if settings.use_tf32 else None
+    rest = (spec.rest or DEFAULT_REST) if spec.precision in INTEGER else spec.precision
+    notes = (*fallback_notes(nodes), *tf32_notes("tensorrt", rest, gpu))
     return Engine("tensorrt", spec.precision, folder, GRAPH, files, made_with, notes=notes)
 
 
@@ -339,9 +326,8 @@ def _timing_cache(settings: TensorrtConfig, installed: Installed) -> Path | None
     """
     if not settings.timing_cache:
         return None
-    version, gpus = installed.library_version("tensorrt"), installed.gpus
-    capability = gpus[settings.device].capability if settings.device < len(gpus) else ()
-    file = f"native_sm{''.join(map(str, capability))}.timing"
+    version, gpu = installed.library_version("tensorrt"), installed.gpu(settings.device)
+    file = f"native_sm{''.join(map(str, gpu.capability if gpu else ()))}.timing"
     return Path(settings.timing_cache).absolute() / f"tensorrt-{version}" / file
 
 

@@ -31,7 +31,7 @@ from qconvert.backends.tensorrt import quantization_scheme
 from qconvert.backends.versions import why_too_old
 from qconvert.core import onnx_io
 from qconvert.core.config import TensorrtRtxConfig
-from qconvert.core.errors import QConvertError, Unavailable, UsageError
+from qconvert.core.errors import Unavailable, UsageError
 from qconvert.core.pip_command import pip_install
 from qconvert.quantize.scheme import RTX_RULES
 
@@ -49,12 +49,11 @@ def probe(installed: Installed) -> Availability:
     if not version:
         return Availability(False, False, reason=f"{BUILDER} is not installed", cure=INSTALL)
     version = f"tensorrt-rtx {version}"
-    try:
-        job = "qconvert.backends.nvinfer:prove_job"
-        subprocess_worker.call(job, "tensorrt_rtx", product="TensorRT for RTX", seconds=120)
-    except QConvertError as error:
+    job = "qconvert.backends.nvinfer:prove_job"
+    error, _ = subprocess_worker.why_it_fails(job, "tensorrt_rtx", product="TensorRT for RTX")
+    if error:
         cure = f"pip install --force-reinstall {BUILDER}"
-        return Availability(False, False, version, str(error), cure)
+        return Availability(False, False, version, error, cure)
     reason, cure = _why_not_run(installed)
     return Availability(True, not reason, version, reason, cure)
 
@@ -192,9 +191,5 @@ def _why_not_run(installed: Installed) -> tuple[str, str]:
     if "onnxruntime-gpu" in installed.packages:
         cure = f"pip uninstall -y onnxruntime-gpu && {INSTALL}"
         return "the provider plugin needs plain onnxruntime, not onnxruntime-gpu", cure
-    try:
-        job = "qconvert.backends.ort:prove_plugin"
-        subprocess_worker.call(job, MODULE, PROVIDER, product="the provider plugin", seconds=120)
-    except QConvertError as error:
-        return str(error), error.hint
-    return "", ""
+    job = "qconvert.backends.ort:prove_plugin"
+    return subprocess_worker.why_it_fails(job, MODULE, PROVIDER, product="the provider plugin")

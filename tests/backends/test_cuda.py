@@ -1,5 +1,6 @@
 """The CUDA backend, as far as it works without a GPU."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import onnx_ir as ir
@@ -7,6 +8,7 @@ import pytest
 
 from qconvert.backends import cuda
 from qconvert.backends.base import BuildSpec, Engine, Precision, Profile
+from qconvert.backends.system_probe import Installed
 from qconvert.core import onnx_io
 from qconvert.core.errors import UsageError
 from tests.backends.graphs import ignore_progress, write_graph
@@ -73,6 +75,18 @@ def test_operator_without_a_kernel_is_refused_before_any_work(
         cuda.require_readable(tmp_path / "g.onnx", BuildSpec(precision, Profile()))
     spec = BuildSpec(precision, Profile(), options={"allow-fallback": True})
     cuda.require_readable(tmp_path / "g.onnx", spec)
+
+
+def test_table_of_kernels_judges_its_own_release_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx_io.save(node("Det", 20), tmp_path / "g.onnx")
+    for release, known in (("1.31.2", True), ("1.40.0", False)):
+        monkeypatch.setattr(
+            cuda, "detect", lambda release=release: Installed({"onnxruntime-gpu": release})
+        )
+        with nullcontext() if not known else pytest.raises(UsageError, match="no CUDA kernel"):
+            cuda.require_readable(tmp_path / "g.onnx", BuildSpec("fp32", Profile()))
 
 
 def test_arithmetic_on_shapes_needs_no_kernel() -> None:

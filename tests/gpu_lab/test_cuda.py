@@ -96,7 +96,7 @@ def test_newer_opset_is_lowered_and_runs(gpu: Callable[..., Host], tmp_path: Pat
     model = make_graph("cuda", "fp32").clone()
     model.opset_imports[""] = 22
     values = result(do(gpu(), prepare(tmp_path / "e", "cuda", model=model), "build", "run"))
-    assert "stored with opset 21" in values["notes"][0]
+    assert "stored with opset 21" in " ".join(values["notes"])
     assert set(values["by_provider"]) == {"CUDAExecutionProvider"}
 
 
@@ -105,7 +105,7 @@ def test_newer_opset_is_lowered_and_runs(gpu: Callable[..., Host], tmp_path: Pat
     [
         ("libcublasLt.so.13", "libcublas", {"cuda", "tensorrt"}),
         ("libcudnn.so.9", "cudnn", {"cuda", "tensorrt"}),
-        ("libnvinfer.so.10", "libnvinfer.so.10: cannot open shared object", {"tensorrt"}),
+        ("libnvinfer.so.10", ".so.10: cannot open shared object", {"tensorrt"}),
     ],
 )
 def test_doctor_names_a_missing_library(
