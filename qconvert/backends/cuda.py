@@ -36,6 +36,7 @@ from qconvert.graph.fp16.convert import BFLOAT16_MIN_OPSET
 
 PROVIDER = "CUDAExecutionProvider"
 TF32_CAPABILITY = (8, 0)
+ALLOW_FALLBACK = "`--set cuda.allow-fallback=true`"
 
 # The kernels of a release of onnxruntime-gpu, read from its registry: an operator, the opsets for
 # which it is registered, and the precisions by type constraint. `make gpu-lab-kernels` writes it.
@@ -102,13 +103,16 @@ def require_readable(graph: Path, spec: BuildSpec) -> None:
     """
     installed = numbers(detect().packages.get(PACKAGE, ""))[:2]
     known = numbers(KERNELS.read_text(encoding="utf-8").split()[2])[:2]
-    if read_settings(CudaConfig, spec, "cuda").allow_fallback or installed not in ((), known):
+    settings, model = read_settings(CudaConfig, spec, "cuda"), onnx_io.load(graph)
+    if settings.cuda_graph:
+        require_fixed_shapes(onnx_io.inputs(model))
+    if settings.allow_fallback or installed not in ((), known):
         return
-    if missing := best_opset(onnx_io.load(graph), spec.precision)[1]:
+    if missing := best_opset(model, spec.precision)[1]:
         raise UsageError(
             f"ONNX Runtime has no CUDA kernel in {spec.precision} for {missing[0]}",
             details=missing[1:5],
-            hint="use another precision, or `--allow-fallback` to run such nodes on the CPU",
+            hint=f"use another precision, or run such nodes on the CPU: {ALLOW_FALLBACK}",
         )
 
 
@@ -163,7 +167,7 @@ def open(engine: Engine) -> Session:
             raise QConvertError(
                 f"the CPU would run {computing[0]}, for which CUDA has no kernel",
                 details=computing[1:5],
-                hint="use another precision, or accept it with `--allow-fallback`",
+                hint=f"use another precision, or accept it: {ALLOW_FALLBACK}",
             )
 
     def coverage() -> Coverage:

@@ -139,11 +139,13 @@ def cache_key(spec: BuildSpec) -> Mapping[str, str]:
 
 def require_readable(graph: Path, spec: BuildSpec) -> None:
     """Refuse a graph that the native builder cannot read; the provider claims what it supports."""
-    settings = read_options(spec)
+    settings, inputs = read_options(spec), onnx_io.inputs(onnx_io.load(graph))
+    if settings.cuda_graph:
+        require_fixed_shapes(inputs)
     if settings.builder == "native":
         nvinfer.require_parsable("tensorrt", graph, _only_gpu(settings.device))
     else:
-        profile_options(spec.profile, onnx_io.inputs(onnx_io.load(graph)))
+        profile_options(spec.profile, inputs)
 
 
 def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCallback) -> Engine:

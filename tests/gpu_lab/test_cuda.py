@@ -77,7 +77,7 @@ def test_computation_on_the_cpu_is_refused_by_name(
     done = do(gpu(), prepare(tmp_path / "e", "cuda", model=model), "build", "run")
     assert done.code == 3
     assert "the CPU would run Det det, for which CUDA has no kernel" in done.err
-    assert "--allow-fallback" in done.err
+    assert "hint: use another precision, or accept it: `--set cuda.allow-fallback=true`" in done.err
     folder = prepare(tmp_path / "f", "cuda", model=model, allow_fallback=True)
     assert result(do(gpu(), folder, "build", "run"))["by_provider"]["CPUExecutionProvider"] == 1
 
