@@ -95,6 +95,15 @@ def test_non_calibration_file_is_refused(tmp_path: Path, content: bytes) -> None
         load_calibration(path)
 
 
+def test_file_of_an_earlier_version_with_more_arrays_is_read(tmp_path: Path) -> None:
+    save_calibration(WHOLE, tmp_path / "c.npz")
+    content = io.BytesIO()
+    np.save(content, np.zeros(3, np.int64))
+    with zipfile.ZipFile(tmp_path / "c.npz", "a") as archive:
+        archive.writestr("coarse.npy", content.getvalue())
+    assert pack(load_calibration(tmp_path / "c.npz")) == pack(WHOLE)
+
+
 def test_foreign_npz_archive_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", weights=np.zeros(3))
     with pytest.raises(QConvertError, match="its format is not stated"):
