@@ -23,7 +23,7 @@ import onnxruntime
 from onnxruntime import quantization
 
 from qconvert.calibrate.calibration import load_calibration
-from qconvert.calibrate.methods import compute_ranges
+from qconvert.calibrate.methods import find_method
 from qconvert.core import config_file, onnx_io
 from qconvert.core.cache import Cache
 from qconvert.core.scales import Grid
@@ -146,7 +146,10 @@ def methods(model: Path, count: int, folder: Path) -> None:
     calibration = load_calibration(model.parent / "c.npz")
     for symmetric in (True, False):
         for name in METHODS:
-            compute_ranges(calibration.summaries, name, Grid(symmetric=symmetric))
+            method, grid = find_method(name), Grid(symmetric=symmetric)
+            for summary in calibration.summaries.values():
+                if summary.size:
+                    method(summary, grid)
 
 
 def onnx_runtime(method: str) -> Callable[[Path, int, Path], None]:

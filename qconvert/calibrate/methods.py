@@ -1,6 +1,6 @@
 """Range methods: pure functions from a summary to a range, so trying another runs no image."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -199,9 +199,3 @@ def find_method(name: str) -> RangeMethod:
             hint=f"give a number, as in `{PERCENTILE_PREFIX}99.99`",
         )
     return partial(percentile, percent=percent)
-
-
-def compute_ranges(summaries: Mapping[str, Summary], name: str, grid: Grid) -> dict[str, Range]:
-    """Return the range of each tensor with counted values."""
-    method = find_method(name)
-    return {tensor: method(summary, grid) for tensor, summary in summaries.items() if summary.size}

@@ -133,12 +133,12 @@ def _note_weaknesses(calibration: "Calibration", shard: tuple[int, int] | None) 
 
 def _show_ranges(calibration: "Calibration", chosen: dict[str, Any]) -> None:
     """Print extremes, the range and clipping of each method, and the values of each tensor."""
-    from qconvert.calibrate.methods import compute_ranges
+    from qconvert.calibrate.methods import find_method
     from qconvert.calibrate.summary import clipped_share, equal_width_counts, range_drift
     from qconvert.core.scales import Grid
 
     methods, grid = chosen["methods"] or ("mse",), Grid(symmetric=chosen["symmetric"])
-    ranges = {name: compute_ranges(calibration.summaries, name, grid) for name in methods}
+    range_methods = {name: find_method(name) for name in methods}
     titles = [title for name in methods for title in (name, "clipped")]
     layout = f"l r2 r2 {'r r1 ' * len(methods)} l3"
     columns = make_columns(layout, "tensor", "min", "max", *titles, "values, log scale")
@@ -148,8 +148,8 @@ def _show_ranges(calibration: "Calibration", chosen: dict[str, Any]) -> None:
         if not summary.size:
             continue
         row, kept = [tensor, f"{summary.low:.4g}", f"{summary.high:.4g}"], []
-        for name in methods:
-            bounds = ranges[name][tensor]
+        for name, method in range_methods.items():
+            bounds = method(summary, grid)
             share = clipped_share(summary, bounds)
             kept.append({"method": name, **asdict(bounds), "clipped": share})
             row += [f"{bounds.low:.4g} … {bounds.high:.4g}", f"{100 * share:.3f} %"]

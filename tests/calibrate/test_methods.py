@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qconvert.calibrate.methods import METHODS, compute_ranges, find_method
+from qconvert.calibrate.methods import METHODS, find_method
 from qconvert.calibrate.summary import Summary
 from qconvert.core.errors import UsageError
 from qconvert.core.scales import Grid, Range
-from tests.calibrate.activations import SHAPES, FakeTaps, calibrate, summary_of
+from tests.calibrate.activations import SHAPES, summary_of
 from tests.models import floats
 
 IMAGES, PLACES = 160, 16_384
@@ -179,11 +179,6 @@ def test_moving_average_weighs_a_new_image_by_one_percent() -> None:
         low, high = low + 0.01 * (image.min() - low), high + 0.01 * (image.max() - high)
     limits = find_method("moving-average")(summary_of(values), SYMMETRIC)
     assert [limits.low, limits.high] == pytest.approx([low, high])
-
-
-def test_ranges_cover_only_sampled_tensors() -> None:
-    summaries = calibrate(FakeTaps({"a": floats(9, 1, 20), "b": floats(9, 2, 20)})).summaries
-    assert set(compute_ranges(summaries, "mse", SYMMETRIC)) == {"a", "b"}
 
 
 def test_unknown_range_method_is_refused_with_the_list() -> None:
