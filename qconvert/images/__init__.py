@@ -41,13 +41,11 @@ def open_images(choice: ImageChoice, specs: Sequence[TensorSpec], preprocess: Pr
         labels, classes = listing.find_labels(choice.path, names, choice.labels)
         pairs = zip(names, labels, strict=True)
         entries = tuple(ImageEntry(name, label=label) for name, label in pairs)
-        root, threads = choice.path, choice.threads or CORES
-        root = root if root.is_dir() else root.parent
-        images = FileImages(
-            root, entries, classes, preprocess, image_input, choice.max_broken, threads
-        )
-    images = replace(images, source=choice.path)
-    return images.select(listing.choose_subset(images.labels, choice.count, choice.seed))
+        root = choice.path if choice.path.is_dir() else choice.path.parent
+        reading = choice.max_broken, choice.threads or CORES
+        images = FileImages(root, entries, classes, preprocess, image_input, *reading)
+    subset = listing.choose_subset(images.labels, choice.count, choice.seed)
+    return replace(images.select(subset), source=choice.path)
 
 
 def reopen_images(
