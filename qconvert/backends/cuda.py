@@ -102,11 +102,11 @@ def require_readable(graph: Path, spec: BuildSpec) -> None:
     Another release than that of the table may have other kernels: it tells when it loads the engine.
     """
     installed = numbers(detect().packages.get(PACKAGE, ""))[:2]
-    known = numbers(KERNELS.read_text(encoding="utf-8").split()[2])[:2]
+    tabulated = numbers(KERNELS.read_text(encoding="utf-8").split()[2])[:2]
     settings, model = read_settings(CudaConfig, spec, "cuda"), onnx_io.load(graph)
     if settings.cuda_graph:
         require_fixed_shapes(onnx_io.inputs(model))
-    if settings.allow_fallback or installed not in ((), known):
+    if settings.allow_fallback or installed not in ((), tabulated):
         return
     if missing := best_opset(model, spec.precision)[1]:
         raise UsageError(
