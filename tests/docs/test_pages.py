@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from qconvert.cli import COMMANDS
+from qconvert.core.config import option_table
 from tests.docs.commands import ROOT, qconvert_lines, require_real, shell_lines
 
 PAGES = sorted(
@@ -70,6 +71,12 @@ def targets(page: Path) -> list[Path]:
 def test_commands_of_a_page_are_valid(page: Path) -> None:
     for args in qconvert_lines(shell_lines(page.read_text(encoding="utf-8"))):
         require_real(args)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_settings_of_a_page_exist(page: Path) -> None:
+    named = re.findall(r"--set ([a-z-]+\.[a-z0-9-]+)=", page.read_text(encoding="utf-8"))
+    assert set(named) <= set(option_table())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
