@@ -140,7 +140,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def update(page: str, declared: Sequence[Claim], found: Sequence[Claim]) -> str:
     """Return a page with all claims: outcomes that were found, else those that it holds already."""
-    rows = [claim for claim in found if claim.outcome != "skipped"]
+    # A report may hold tests that are no longer there.
+    current = {(claim.key, claim.file) for claim in declared}
+    rows = [it for it in found if it.outcome != "skipped" and (it.key, it.file) in current]
     rows += [claim for claim in parse(page) if claim.key not in {row.key for row in rows}]
     known = {row.key for row in rows}
     rows += [
