@@ -62,8 +62,11 @@ def test_build_runs_to_the_report_and_is_found_again(lab: Lab, world: Path, buil
     resumed = lab.qconvert("build", "--from", "run", *options, *builder_option)
     assert resumed.code == 0, resumed.err
     assert not builds_of(resumed)
-    engines = [engine for engine in resumed.all(Deserialize) if engine.bytes > 1000]
-    assert engines
+    timed = lab.qconvert("bench", "run", "--set", "bench.seconds=0.03")
+    assert timed.code == 0, timed.err
+    assert not builds_of(timed)
+    engines = [engine for engine in timed.all(Deserialize) if engine.bytes > 1000]
+    assert len(engines) >= 3
     assert all(engine.valid and engine.fits for engine in engines)
 
 
