@@ -5,6 +5,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.gpu_lab.lab.environment import Finished, Host
 
 
@@ -13,6 +15,7 @@ def prove(host: Host, backend: str, folder: Path) -> Finished:
     return host.qconvert(*command, cwd=folder, seconds=280)
 
 
+@pytest.mark.proves("cuda", "`doctor --prove`", by="real wheel")
 def test_proof_covers_every_precision_and_says_simulated(
     gpu: Callable[..., Host], tmp_path: Path
 ) -> None:
@@ -32,6 +35,7 @@ def test_proof_covers_every_precision_and_says_simulated(
     assert "On a simulated GPU: " in log
 
 
+@pytest.mark.proves("tensorrt", "`doctor --prove` of engines that fail", by="real bindings")
 def test_engine_that_fails_is_one_line_with_the_reason_of_tensorrt(
     gpu: Callable[..., Host], tmp_path: Path
 ) -> None:
