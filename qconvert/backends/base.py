@@ -1,7 +1,7 @@
 """The interface of a backend, and what backends share: settings, and copies of a graph."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -100,6 +100,16 @@ class Profile:
         return f"{self.min_batch},{self.opt_batch},{self.max_batch}"
 
 
+def choose_profile(profiles: Sequence[Profile], batch: int) -> int | None:
+    """Return the number of the profile that is tuned closest to a batch; None if none takes it."""
+    fitting = [
+        (abs(profile.opt_batch - batch), profile.max_batch - profile.min_batch, number)
+        for number, profile in enumerate(profiles)
+        if profile.min_batch <= batch <= profile.max_batch
+    ]
+    return min(fitting)[-1] if fitting else None
+
+
 @dataclass(frozen=True)
 class BuildSpec:
     """How to build an engine.
@@ -149,7 +159,10 @@ class LoadSpec:
     `plugin` if there is one. `config_entries` configure the session. Install `packages` and import
     `modules` first. `integer_kernels`: the CPU multiplies 8-bit integers, which must not overflow.
     `optimize_graph`: ONNX Runtime may rewrite the graph. `cuda_graph`: runs replay the first one,
-    on the same memory.
+    on the same memory. `device` is the number of the GPU among those of a plugin. An engine with
+    several `profiles` takes the number of one at each run, as the entry `profile_entry`.
+    `kernel_cache` is the option for a folder in which the provider keeps what it compiles when it
+    loads an engine for the first time; it needs a folder that can be written.
     """
 
     providers: tuple[tuple[str, Mapping[str, str]], ...]
@@ -161,6 +174,10 @@ class LoadSpec:
     integer_kernels: bool = False
     optimize_graph: bool = True
     cuda_graph: bool = False
+    device: int = 0
+    profiles: tuple[Profile, ...] = ()
+    profile_entry: str = ""
+    kernel_cache: str = ""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from qconvert.backends.versions import CUDA_RELEASES
 from qconvert.core.errors import QConvertError, Unavailable
 
 TO_DEVICE, TO_HOST = 1, 2  # cudaMemcpyKind
+RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +185,10 @@ def cudart() -> ctypes.CDLL:
     spec = find_spec("nvidia")
     folders = [Path(folder) for folder in (spec.submodule_search_locations if spec else None) or ()]
     paths = [path for name in names for folder in folders for path in folder.glob(f"*/lib/{name}")]
+    # The RTX plugin brings a copy, under its full version.
+    plugin = find_spec(RTX_PLUGIN)
+    if plugin is not None and plugin.origin:
+        paths += Path(plugin.origin).parent.glob(f"{names[0]}*")
     for name in (*map(str, paths), *names):
         try:
             library = ctypes.CDLL(name)

@@ -87,10 +87,13 @@ def build_and_wrap(
             report=progress,
             variables=variables,
         )
-        onnx_io.save(wrap_engine(model, output.name, provider), folder / CONTEXT)
+        # Named by what it is built from: caches of kernels keep a file of this name for it.
+        origin = (folder / GRAPH).read_bytes() + str(options.profiles).encode()
+        name = f"engine_{hashlib.sha256(origin).hexdigest()[:16]}"
+        onnx_io.save(wrap_engine(model, output.name, provider, name), folder / CONTEXT)
 
 
-def wrap_engine(model: ir.Model, engine: str, provider: str) -> ir.Model:
+def wrap_engine(model: ir.Model, engine: str, provider: str, name: str = "engine") -> ir.Model:
     """Return a model of one EPContext node, whose provider loads an engine file beside the model.
 
     Inputs and outputs are those of `model`. Providers refuse paths outside the model's folder.
@@ -108,7 +111,7 @@ def wrap_engine(model: ir.Model, engine: str, provider: str) -> ir.Model:
         "ep_cache_context": engine,
         "source": provider,
         "onnx_model_filename": GRAPH,
-        "partition_name": "engine",
+        "partition_name": name,
     }
     node = ir.node("EPContext", inputs, attributes, domain=DOMAIN, outputs=outputs, name="engine")
     opsets = {"": model.opset_imports.get("", 20), DOMAIN: 1}

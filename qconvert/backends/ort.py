@@ -1,7 +1,9 @@
 """ONNX Runtime sessions: the CPU reference that all engines are compared with, and engines."""
 
 import ctypes
+import logging
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,7 +18,7 @@ import onnx
 import onnx_ir as ir
 
 from qconvert.backends import subprocess_worker
-from qconvert.backends.base import Coverage, LoadSpec
+from qconvert.backends.base import Coverage, LoadSpec, Profile, choose_profile
 from qconvert.backends.cuda_runtime import BoundRun
 from qconvert.backends.subprocess_worker import Report
 from qconvert.backends.system_probe import integer_instructions
@@ -45,6 +47,7 @@ runtime.set_default_logger_severity(SILENT)
 runtime.disable_telemetry_events()
 
 CPU = "CPUExecutionProvider"
+DRM_FOLDER = "/sys/class/drm"
 
 CASTING = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast"})
 # ONNX Runtime's own integer kernels have this in their names.
@@ -127,7 +130,7 @@ class OrtSession:
     """A session of an engine on `device`.
 
     With `cuda_graph`, every run replays the first one on the same memory, which `bindings` holds.
-    All work of a GPU is on `stream`.
+    All work of a GPU is on `stream`. The memory of a plugin's device is known by `vendor_id`.
     """
 
     session: Any
@@ -136,14 +139,18 @@ class OrtSession:
     device_id: int = 0
     cuda_graph: bool = False
     stream: int = 0
+    vendor_id: int | None = None
+    profiles: Sequence[Profile] = ()
+    profile_entry: str = ""
     bindings: list[tuple[Any, dict[str, Any]]] = field(default_factory=list, compare=False)
 
     def run(self, feeds: Tensors) -> Tensors:
         """Run once, with all copies to and from the device."""
+        options = self.run_options(feeds)
         if not self.cuda_graph:
-            return _run(self.session, feeds)
+            return _run(self.session, feeds, options)
         binding, _ = self.bind_memory(feeds)
-        self.session.run_with_iobinding(binding)
+        self.session.run_with_iobinding(binding, options)
         names = [output.name for output in self.session.get_outputs()]
         return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
 
@@ -155,7 +162,7 @@ class OrtSession:
         if not self.stream:
             return None
         binding, inputs = self.bind_memory(feeds)
-        options = runtime.RunOptions()
+        options = self.run_options(feeds) or runtime.RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         outputs = [
             (value.data_ptr(), value.tensor_size_in_bytes()) for value in binding.get_outputs()
@@ -163,6 +170,22 @@ class OrtSession:
         sizes = [(inputs[name].data_ptr(), array.nbytes) for name, array in feeds.items()]
         enqueue = partial(self.session.run_with_iobinding, binding, options)
         return BoundRun(enqueue, self.stream, sizes, outputs, (binding, inputs))
+
+    def run_options(self, feeds: Tensors) -> Any:
+        """Return the options of a run, None without profiles: the one tuned closest to its batch."""
+        if not self.profiles:
+            return None
+        batch = len(next(iter(feeds.values())))
+        number = choose_profile(self.profiles, batch)
+        if number is None:
+            raise QConvertError(
+                f"no profile of the engine takes a batch of {batch}: "
+                + ", ".join(f"`{profile}`" for profile in self.profiles),
+                hint="build it again with a `--profile` that does",
+            )
+        options = runtime.RunOptions()
+        options.add_run_config_entry(self.profile_entry, str(number))
+        return options
 
     def bind_memory(self, feeds: Tensors) -> tuple[Any, dict[str, Any]]:
         """Put inputs on the device and run once; runs of the binding write to the same memory.
@@ -173,31 +196,27 @@ class OrtSession:
             for name, array in feeds.items():
                 inputs[name].update_inplace(array)
             return binding, inputs
-        place = (self.device, self.device_id)
+        place: tuple[str | int, ...] = (self.device, self.device_id)
+        if self.vendor_id is not None:
+            place = (*place, self.vendor_id)
         binding, outputs = self.session.io_binding(), self.session.get_outputs()
+        options, shapes = self.run_options(feeds), self._output_shapes(feeds)
         inputs = {
             name: runtime.OrtValue.ortvalue_from_numpy(array, *place)
             for name, array in feeds.items()
         }
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
-        for output in outputs:
-            if not self.cuda_graph:
+        for output, shape in zip(outputs, shapes, strict=True):
+            if shape is None:
                 binding.bind_output(output.name, *place)
                 continue
-            if not all(isinstance(size, int) for size in output.shape):
-                text = f"the output `{output.name}` has {output.shape}"
-                raise QConvertError(
-                    f"a CUDA graph needs fixed shapes, {text}", hint="leave out `cuda-graph`"
-                )
             # The type reads `tensor(float16)`.
             dtype = ir.DataType[output.type.removeprefix("tensor(").removesuffix(")").upper()]
-            value = runtime.OrtValue.ortvalue_from_shape_and_type(
-                output.shape, dtype.numpy(), *place
-            )
+            value = runtime.OrtValue.ortvalue_from_shape_and_type(shape, dtype.numpy(), *place)
             binding.bind_ortvalue_output(output.name, value)
         try:
-            self.session.run_with_iobinding(binding)
+            self.session.run_with_iobinding(binding, options)
         except Exception as error:  # its exception classes have no public base
             raise _run_error(error, feeds) from None
         if self.cuda_graph:
@@ -208,6 +227,25 @@ class OrtSession:
         for output, value in zip(outputs, values, strict=True):
             binding.bind_ortvalue_output(output.name, value)
         return binding, inputs
+
+    def _output_shapes(self, feeds: Tensors) -> list[list[int] | None]:
+        """Return the shapes of outputs whose memory must be there before a run, None for others.
+
+        ONNX Runtime allocates outputs itself, but not in the memory of a plugin's device.
+        """
+        outputs = self.session.get_outputs()
+        for output in outputs if self.cuda_graph else ():
+            if not all(isinstance(size, int) for size in output.shape):
+                text = f"the output `{output.name}` has {output.shape}"
+                raise QConvertError(
+                    f"a CUDA graph needs fixed shapes, {text}", hint="leave out `cuda-graph`"
+                )
+        if self.cuda_graph:
+            return [output.shape for output in outputs]
+        if self.vendor_id is None:
+            return [None] * len(outputs)
+        arrays = _run(self.session, feeds, self.run_options(feeds))
+        return [list(arrays[output.name].shape) for output in outputs]
 
 
 def session_options(spec: LoadSpec, severity: int = SILENT) -> Any:
@@ -255,8 +293,8 @@ def start_session(path: Path, spec: LoadSpec, options: Any, stream: int = 0) -> 
         (name, {**values, **({} if name == CPU else own)}) for name, values in spec.providers
     ]
     if spec.plugin:
-        devices = plugin_devices(spec.plugin, provider)[:1]
-        options.add_provider_for_devices(devices, dict(provider_options))
+        device = plugin_device(spec.plugin, provider, spec.device)
+        options.add_provider_for_devices([device], {**provider_options, **own})
         providers = None
     elif provider != CPU:
         preload_cuda_libraries()
@@ -357,21 +395,56 @@ def plugin_devices(module: str, provider: str) -> Sequence[Any]:
         runtime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
         devices = [device for device in runtime.get_ep_devices() if device.ep_name == provider]
     except Exception as error:  # any, from three packages
+        if re.search(r"lib(cuda|nvidia-ml)\.so", str(error)):
+            hint = "install the NVIDIA driver; in a container, start it with `--gpus all`"
+        else:
+            hint = f"pip install --force-reinstall {module.replace('_', '-')}-cu13"
         raise Unavailable(
-            f"the plugin of {provider} does not load: {_message(error)}",
-            hint=f"pip install --force-reinstall {module.replace('_', '-')}-cu13",
+            f"the plugin of {provider} does not load: {_message(error)}", hint=hint
         ) from None
     if not devices:
+        # Linux lists graphics cards in DRM_FOLDER, and ONNX Runtime looks for GPUs there.
+        is_listed = any(Path(DRM_FOLDER).glob("card*"))
+        reason = "" if is_listed else f": ONNX Runtime looks in {DRM_FOLDER}, which lists no GPU"
+        hint = "`nvidia-smi` must list the GPU, and in a container /sys must show it too"
         raise Unavailable(
-            f"the plugin of {provider} found no device",
-            hint="`nvidia-smi` must list the GPU, and in a container /sys must show it too",
+            f"the plugin of {provider} found no device{reason}",
+            hint=hint if is_listed else f"{hint}; on the host, `sudo modprobe nvidia-drm` lists it",
         )
     return devices
 
 
-def prove_plugin(module: str, provider: str, report: Report) -> None:
-    """Register a provider plugin, whose libraries may crash, and find its devices."""
-    plugin_devices(module, provider)
+def plugin_device(module: str, provider: str, number: int) -> Any:
+    """Return a device of a plugin by the number that CUDA gives it; they come in any order."""
+    kind = runtime.OrtDeviceMemoryType.DEFAULT
+    devices = {
+        device.memory_info(kind).device_id: device for device in plugin_devices(module, provider)
+    }
+    if number not in devices:
+        raise Unavailable(
+            f"{provider} does not run on GPU {number}",
+            hint=f"set `tensorrt-rtx.device` to one of {', '.join(map(str, sorted(devices)))}",
+        )
+    return devices[number]
+
+
+def prove_plugin(module: str, provider: str, number: int | None, report: Report) -> None:
+    """Register a provider plugin, whose libraries may crash, and find a device, or any.
+
+    What the plugin's package warns of when it is imported ends in crashes later: it is an error.
+    """
+    warnings: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger(module).addHandler(handler)
+    if number is None:
+        plugin_devices(module, provider)
+    else:
+        plugin_device(module, provider, number)
+    if warnings:
+        # The package makes links to its libraries when it is imported, in its own folder.
+        hint = f'sudo {sys.executable} -c "import {module}"'
+        raise QConvertError(warnings[0].split(" Fix with: ")[0], hint=hint)
 
 
 def preload_cuda_libraries() -> None:
@@ -443,10 +516,10 @@ def _output_dtype(node: ir.Node, dtypes: Mapping[str, ir.DataType]) -> ir.DataTy
     return next(numeric, None) or declared or ir.DataType.UNDEFINED
 
 
-def _run(session: Any, feeds: Tensors) -> Tensors:
+def _run(session: Any, feeds: Tensors, options: Any = None) -> Tensors:
     names = [output.name for output in session.get_outputs()]
     try:
-        return dict(zip(names, session.run(names, feeds), strict=True))
+        return dict(zip(names, session.run(names, feeds, options), strict=True))
     except Exception as error:  # its exception classes have no public base
         raise _run_error(error, feeds) from None
 

@@ -1,14 +1,17 @@
 """The TensorRT for RTX backend: engines are built on any machine, and run on RTX GPUs.
 
-Loading follows the documentation of ONNX Runtime's provider plugin; it needs an RTX GPU.
+ONNX Runtime's provider plugin loads them. Its options are those of release 0.5.0, whose header
+lists them; where it does something else, a comment says so.
 """
 
+import functools
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from qconvert.backends import nvinfer, subprocess_worker
+from qconvert.backends import cuda_runtime, nvinfer, subprocess_worker
 from qconvert.backends.base import (
     GRAPH,
     Availability,
@@ -25,13 +28,14 @@ from qconvert.backends.base import (
     read_settings,
     settings_as_text,
 )
+from qconvert.backends.cuda import require_fixed_shapes
 from qconvert.backends.nvinfer import CONTEXT, NativeBuildOptions
 from qconvert.backends.system_probe import Installed, detect
 from qconvert.backends.tensorrt import quantization_scheme
 from qconvert.backends.versions import why_too_old
-from qconvert.core import onnx_io
+from qconvert.core import cache, onnx_io
 from qconvert.core.config import TensorrtRtxConfig
-from qconvert.core.errors import Unavailable, UsageError
+from qconvert.core.errors import QConvertError, Unavailable, UsageError, first_line
 from qconvert.core.pip_command import pip_install
 from qconvert.quantize.scheme import RTX_RULES
 
@@ -39,7 +43,9 @@ PROVIDER = "NvTensorRTRTXExecutionProvider"
 ENGINE = "model.engine"
 BUILDER = "tensorrt-rtx-cu13"
 PLUGIN = "onnxruntime-ep-nv-tensorrt-rtx-cu13"
-MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
+MODULE = cuda_runtime.RTX_PLUGIN
+VENDOR = 0x10DE  # NVIDIA's number, by which ONNX Runtime knows the memory of the plugin's devices
+KERNEL_CACHE = "nv_runtime_cache_path"
 INSTALL = pip_install("tensorrt-rtx")
 
 
@@ -80,7 +86,9 @@ def cache_key(spec: BuildSpec) -> Mapping[str, str]:
 
 
 def require_readable(graph: Path, spec: BuildSpec) -> None:
-    """Refuse a graph with an operator that TensorRT for RTX lacks."""
+    """Refuse a graph with an operator that TensorRT for RTX lacks, or that no CUDA graph records."""
+    if _read_options(spec)[0].cuda_graph:
+        require_fixed_shapes(onnx_io.inputs(onnx_io.load(graph)))
     nvinfer.require_parsable("tensorrt_rtx", graph)
 
 
@@ -93,6 +101,8 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
     if find_spec("tensorrt_rtx") is None:
         raise Unavailable(f"{BUILDER} is not installed", hint=INSTALL)
     model, _ = copy_graph(graph, folder)
+    if settings.cuda_graph:
+        require_fixed_shapes(onnx_io.inputs(model))
     options = NativeBuildOptions(onnx_io.inputs(model), profiles, settings.workspace)
     nvinfer.build_and_wrap("tensorrt_rtx", model, folder / ENGINE, options, PROVIDER, progress)
     made_with, notes = dict(cache_key(spec)), _kernel_notes((folder / ENGINE).read_bytes())
@@ -120,8 +130,9 @@ def _kernel_notes(engine: bytes) -> tuple[str, ...]:
 
 
 def open(engine: Engine) -> Session:
-    """Load an engine with the provider plugin, on the first RTX GPU and nothing else."""
-    reason, cure = _why_not_run(detect())
+    """Load an engine with the provider plugin, on an RTX GPU and nothing else."""
+    settings = read_settings(TensorrtRtxConfig, engine, "tensorrt-rtx")
+    reason, cure = _why_not_run(detect(), settings.device)
     if reason:
         raise Unavailable(
             f"engines of tensorrt-rtx do not run here: {reason}",
@@ -129,25 +140,72 @@ def open(engine: Engine) -> Session:
         )
     from qconvert.backends import ort
 
-    session = ort.create_session(engine.folder / engine.files[0], load_spec(engine))
+    spec = load_spec(engine)
+    if not settings.runtime_cache:
+        # Among the results of steps, so that `qconvert cache` lists and clears them.
+        name = cache.file_sha256(engine.folder / engine.files[0])[:16]
+        place = cache.open_default().root / "kernels" / name
+        options = {**spec.providers[0][1], KERNEL_CACHE: str(place)}
+        spec = replace(spec, providers=((PROVIDER, options),))
+    spec = _with_usable_cache(spec, is_required=bool(settings.runtime_cache))
+    stream = cuda_runtime.make_stream(settings.device)
+    session = ort.create_session(engine.folder / engine.files[0], spec, stream=stream)
 
     def coverage() -> Coverage:
         nodes = ort.nodes_by_provider(session)
         counts = {provider: len(names) for provider, names in nodes.items()}
         return Coverage(counts, None, "the plugin does not report the precision of layers")
 
-    # Inputs cannot be bound: the onnxruntime beside the plugin cannot allocate GPU memory.
-    return ort.OrtSession(session, coverage)
+    return ort.OrtSession(
+        session,
+        coverage,
+        "gpu",
+        settings.device,
+        settings.cuda_graph,
+        stream,
+        VENDOR,
+        spec.profiles,
+        spec.profile_entry,
+    )
+
+
+def _with_usable_cache(spec: LoadSpec, *, is_required: bool) -> LoadSpec:
+    """Make the folder of the kernels: the plugin refuses to load an engine if it cannot.
+
+    Without the folder that the user asked for, that is an error; else kernels are not kept.
+    """
+    options = dict(spec.providers[0][1])
+    try:
+        Path(options[KERNEL_CACHE]).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_required:
+            raise QConvertError(
+                f"`tensorrt-rtx.runtime-cache`: `{options[KERNEL_CACHE]}` cannot be written: "
+                f"{error.strerror or first_line(error)}",
+                hint="choose another folder with `--set tensorrt-rtx.runtime-cache=FOLDER`",
+            ) from None
+        del options[KERNEL_CACHE]
+    return replace(spec, providers=((PROVIDER, options),))
 
 
 def load_spec(engine: Engine) -> LoadSpec:
     """Return how ONNX Runtime loads an engine: with the provider of a plugin."""
-    has_more = bool(engine.made_with.get("more-profiles"))
+    settings = read_settings(TensorrtRtxConfig, engine, "tensorrt-rtx")
+    # Release 0.5.0 records CUDA graphs unless it is told not to, unlike its header says.
+    options = {"enable_cuda_graph": str(int(settings.cuda_graph))}
+    if settings.runtime_cache:
+        options[KERNEL_CACHE] = settings.runtime_cache
+    more = _read_profiles(settings)
     return LoadSpec(
-        providers=((PROVIDER, {"nv_multi_profile_enable": "1"} if has_more else {}),),
+        providers=((PROVIDER, options),),
         packages=("onnxruntime", PLUGIN),
         config_entries={"session.disable_cpu_ep_fallback": "1"},
         plugin=MODULE,
+        cuda_graph=settings.cuda_graph,
+        device=settings.device,
+        profiles=(_built_profile(engine), *more) if more else (),
+        profile_entry="nv_profile_index",
+        kernel_cache=KERNEL_CACHE,
     )
 
 
@@ -162,20 +220,32 @@ def triton_spec(engine: Engine) -> TritonSpec:
 def _read_options(spec: BuildSpec) -> tuple[TensorrtRtxConfig, tuple[Profile, ...]]:
     """Read the settings of a build, and all its profiles."""
     settings = read_settings(TensorrtRtxConfig, spec, "tensorrt-rtx")
+    return settings, (spec.profile, *_read_profiles(settings))
+
+
+def _read_profiles(settings: TensorrtRtxConfig) -> tuple[Profile, ...]:
+    """Read the profiles of an engine beside that of the build."""
     try:
         batches = [tuple(map(int, text.split(","))) for text in settings.more_profiles.split()]
-        more = [Profile(minimum, optimum, maximum) for minimum, optimum, maximum in batches]
+        return tuple(Profile(minimum, optimum, maximum) for minimum, optimum, maximum in batches)
     except ValueError:
         raise UsageError(
             "`tensorrt-rtx.more-profiles` must list profiles of three ascending batch sizes, "
             f"got `{settings.more_profiles}`",
             hint="for example `1,8,32`, or `1,1,1 8,8,8` for two profiles",
         ) from None
-    return settings, (spec.profile, *more)
 
 
-def _why_not_run(installed: Installed) -> tuple[str, str]:
-    """Return why engines do not run here and the fix, both empty if they do."""
+def _built_profile(engine: Engine) -> Profile:
+    """Return the profile that an engine was built with."""
+    return Profile(*map(int, engine.made_with["profile"].split(",")))
+
+
+def _why_not_run(installed: Installed, device: int | None = None) -> tuple[str, str]:
+    """Return why engines do not run here and the fix, both empty if they do.
+
+    They must run on the GPU `device`, or on any.
+    """
     if installed.driver_error:
         return f"{installed.driver_error}; engines run on RTX GPUs", ""
     reason, cure = why_too_old(installed, 13)
@@ -191,5 +261,11 @@ def _why_not_run(installed: Installed) -> tuple[str, str]:
     if "onnxruntime-gpu" in installed.packages:
         cure = f"pip uninstall -y onnxruntime-gpu && {INSTALL}"
         return "the provider plugin needs plain onnxruntime, not onnxruntime-gpu", cure
-    job = "qconvert.backends.ort:prove_plugin"
-    return subprocess_worker.why_it_fails(job, MODULE, PROVIDER, product="the provider plugin")
+    return _why_plugin_fails(device)
+
+
+@functools.cache
+def _why_plugin_fails(device: int | None) -> tuple[str, str]:
+    """Load the plugin in a child process, once in this one: its libraries may crash."""
+    job, product = "qconvert.backends.ort:prove_plugin", "the provider plugin"
+    return subprocess_worker.why_it_fails(job, MODULE, PROVIDER, device, product=product)

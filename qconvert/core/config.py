@@ -298,12 +298,19 @@ class TensorrtConfig(StrictTable):
 
 @dataclass(frozen=True)
 class TensorrtRtxConfig(StrictTable):
-    """How TensorRT for RTX builds."""
+    """How TensorRT for RTX builds, and how ONNX Runtime loads its engines."""
 
+    device: NonNegativeInt = setting(0, "Number of the GPU")
     more_profiles: str = setting(
         "", "Batch sizes to tune for besides `build.profile`, as `1,1,1 8,8,8`"
     )
     workspace: NonNegativeInt = setting(0, WORKSPACE)
+    runtime_cache: str = setting(
+        "",
+        "Folder of the kernels that the GPU compiles when it first loads an engine",
+        unset="in the cache of qconvert; in packages, the folder `kernels` of the package",
+    )
+    cuda_graph: Switch = setting(False, CUDA_GRAPH)
 
 
 @dataclass(frozen=True)

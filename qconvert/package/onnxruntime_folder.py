@@ -7,6 +7,7 @@ the engine with the session settings of its backend.
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import astuple
 from pathlib import Path
 from string import Template
 
@@ -33,15 +34,57 @@ PLUGIN_LINES = """\
 for library in Path(plugin.__file__).parent.glob("libcudart.so.*"):
     ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)"""
 
+PLUGIN_SESSION = Template("""\
+onnxruntime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
+# By the numbers that CUDA gives them.
+devices = {
+    device.memory_info(onnxruntime.OrtDeviceMemoryType.DEFAULT).device_id: device
+    for device in onnxruntime.get_ep_devices()
+    if device.ep_name == "$provider"
+}
+if $device not in devices:
+    sys.exit("$provider does not run on GPU $device")
+provider_options = $options
+$kernels
+options.add_provider_for_devices([devices[$device]], provider_options)
+session = onnxruntime.InferenceSession(str(HERE / $file), options, enable_fallback=0)
+""")
+
+KERNEL_LINES = Template("""\
+if os.access(HERE, os.W_OK):  # keep the kernels that the GPU compiles at the first load
+    provider_options["$option"] = str(HERE / "kernels")""")
+
+PROFILE_LINES = Template("""\
+PROFILES = $profiles  # the smallest, best and largest batch of each
+
+
+def run_options(feeds):
+    # The profile that is tuned closest to the batch.
+    batch = len(next(iter(feeds.values())))
+    fitting = [
+        (abs(best - batch), largest - smallest, number)
+        for number, (smallest, best, largest) in enumerate(PROFILES)
+        if smallest <= batch <= largest
+    ]
+    if not fitting:
+        sys.exit(f"no profile takes a batch of {batch}")
+    chosen = onnxruntime.RunOptions()
+    chosen.add_run_config_entry("$entry", str(min(fitting)[-1]))
+    return chosen
+
+""")
+
 PRINT_SCORES = Template("""\
 for file in files:
-    scores = session.run([$output], $feeds)[0][0].ravel()
+    feeds = $feeds
+    scores = session.run([$output], feeds$run_options)[0][0].ravel()
     for number in scores.argsort()[::-1][:5]:
         print(f"{file}: $class_name {scores[number]:.6g}")""")
 
 PRINT_OUTPUTS = Template("""\
 for file in files:
-    for output, array in zip(session.get_outputs(), session.run(None, $feeds)):
+    feeds = $feeds
+    for output, array in zip(session.get_outputs(), session.run(None, feeds$run_options)):
         print(f"{file}: {output.name} {array.shape}, {array.min():.6g} to {array.max():.6g}")""")
 
 
@@ -81,19 +124,22 @@ def write(bundle: Bundle, folder: Path) -> tuple[str, ...]:
 def run_script(bundle: Bundle, spec: LoadSpec) -> str:
     """Return the program."""
     code = {"name": bundle.name, "session": session_code(bundle.engine, spec)}
+    run_options = ", run_options(feeds)" if spec.profiles else ""
     if bundle.preparation is None:
-        loop = PRINT_OUTPUTS.substitute(feeds="read_arrays(file)")
+        loop = PRINT_OUTPUTS.substitute(feeds="read_arrays(file)", run_options=run_options)
         return bundles.fill_template("run_arrays.py.tmpl", **code, loop=loop)
     preprocess, image_input = bundle.preparation
     batch = fixed_batch(bundle.inputs) or 1
     array = "read_image(file)" if batch == 1 else f"np.repeat(read_image(file), {batch}, 0)"
     feeds = f'{{PREPROCESS["input"]: {array}}}'
     if bundle.scores is None:
-        loop = PRINT_OUTPUTS.substitute(feeds=feeds)
+        loop = PRINT_OUTPUTS.substitute(feeds=feeds, run_options=run_options)
     else:
         class_name = "{CLASSES[number]}" if bundle.classes else "class {number}"
         output = python_string(bundle.scores.name)
-        loop = PRINT_SCORES.substitute(output=output, feeds=feeds, class_name=class_name)
+        loop = PRINT_SCORES.substitute(
+            output=output, feeds=feeds, class_name=class_name, run_options=run_options
+        )
     if bundle.classes:
         names = '(HERE / "classes.txt").read_text(encoding="utf-8").splitlines()'
         loop = f"CLASSES = {names}\n\n{loop}"
@@ -134,7 +180,8 @@ def session_code(engine: Engine, spec: LoadSpec) -> str:
     file, (provider, provider_options) = python_string(engine.files[0]), spec.providers[0]
     lines = []
     if spec.plugin:
-        lines += ["import ctypes", "", f"import {spec.plugin} as plugin", "", PLUGIN_LINES]
+        lines += ["import ctypes", "import os", ""]
+        lines += [f"import {spec.plugin} as plugin", "", PLUGIN_LINES]
     elif provider != PROVIDER:
         lines += ['if hasattr(onnxruntime, "preload_dlls"):', "    onnxruntime.preload_dlls()"]
     # They take the CUDA libraries that are loaded.
@@ -151,13 +198,18 @@ def session_code(engine: Engine, spec: LoadSpec) -> str:
     if spec.integer_kernels:
         lines.append(INTEGER_LINES)
     if spec.plugin:
-        lines.append(f"""\
-onnxruntime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
-devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == "{provider}"]
-options.add_provider_for_devices(devices[:1], {literal(provider_options)})
-session = onnxruntime.InferenceSession(str(HERE / {file}), options)
-""")
-        return "\n".join(lines)
+        is_chosen = not spec.kernel_cache or spec.kernel_cache in provider_options
+        kernels = "" if is_chosen else KERNEL_LINES.substitute(option=spec.kernel_cache)
+        session = PLUGIN_SESSION.substitute(
+            provider=provider,
+            device=spec.device,
+            options=literal(provider_options),
+            kernels=kernels,
+            file=file,
+        )
+        profiles = [astuple(profile) for profile in spec.profiles]
+        choice = PROFILE_LINES.substitute(profiles=profiles, entry=spec.profile_entry)
+        return "\n".join([*lines, session, *([choice] if profiles else [])])
     providers = ", ".join(
         f'("{name}", {literal(options)})' if options else f'"{name}"'
         for name, options in spec.providers

@@ -11,7 +11,15 @@ import pytest
 
 from qconvert import backends
 from qconvert.backends import BACKENDS, cpu, cuda, cuda_runtime, tensorrt, tensorrt_rtx
-from qconvert.backends.base import Availability, Backend, BuildSpec, Engine, Precision, Profile
+from qconvert.backends.base import (
+    Availability,
+    Backend,
+    BuildSpec,
+    Engine,
+    Precision,
+    Profile,
+    choose_profile,
+)
 from qconvert.backends.ort import open_cpu
 from qconvert.backends.system_probe import detect
 from qconvert.core import onnx_io
@@ -120,7 +128,7 @@ def test_coverage_counts_every_node_once(name: str, precision: Precision, tmp_pa
 def test_bind_returns_a_run_if_there_is_a_device(name: str, tmp_path: Path) -> None:
     require_backend(name, runs=True)
     run = ALL[name].open(build(name, "fp32", tmp_path)).bind(images())
-    assert (run is None) == (name in ("cpu", "fake", "tensorrt-rtx"))
+    assert (run is None) == (name in ("cpu", "fake"))
     if run is not None:
         run.enqueue()
         cuda_runtime.synchronize(run.stream)
@@ -213,3 +221,11 @@ for name in backends.BACKENDS:
         cwd=Path(backends.__file__).parents[2],
     )
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("batch", "number"), [(1, 1), (2, 0), (5, 0), (7, 2), (8, 2), (9, 3), (33, None)]
+)
+def test_profile_is_the_closest_and_then_the_narrowest(batch: int, number: int | None) -> None:
+    sizes = ((1, 4, 8), (1, 1, 1), (4, 8, 8), (8, 8, 32))
+    assert choose_profile([Profile(*size) for size in sizes], batch) == number

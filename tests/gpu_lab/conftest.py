@@ -12,7 +12,6 @@ from tests.gpu_lab.lab.environment import Finished, Host
 from tests.gpu_lab.lab.script import Script
 
 HERE = Path(__file__).parent
-RTX_WHEELS = ("onnxruntime_ep_nv_tensorrt_rtx_cu13", "nvidia_ml_py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,19 +33,21 @@ class Machines:
 
     def gpu(self, without: str = "", tensorrt: str = "10.16.1.11") -> Path:
         """Return a machine with everything installed, or without a library."""
-        libraries = [name for name in generate.LIBRARIES if name != without]
+        libraries = [name for name in generate.GPU if name != without]
         folder = self.folder / f"gpu-{without}-{tensorrt}"
         if folder.is_dir():
             return folder
         return environment.make_host(folder, libraries=libraries, tensorrt=tensorrt)
 
-    def rtx(self) -> Path:
-        """Return a machine with TensorRT for RTX, the plain ONNX Runtime and a driver alone."""
-        driver = [name for name, it in generate.LIBRARIES.items() if it.folder == generate.DRIVER]
-        folder, keep = self.folder / "rtx", ("onnxruntime", "tensorrt_rtx")
-        if folder.is_dir():
-            return folder
-        return environment.make_host(folder, RTX_WHEELS, keep, driver, tensorrt="")
+    def rtx(self, *libraries: str) -> Path:
+        """Return a machine with TensorRT for RTX, the plain ONNX Runtime and a driver alone.
+
+        `libraries` are those of ours that take the place of the plugin's own, all if none is named.
+        """
+        names = libraries or tuple(environment.BROUGHT)
+        folder = self.folder / f"rtx-{len(names)}"
+        ours = {name: environment.BROUGHT[name] for name in names}
+        return folder if folder.is_dir() else environment.make_rtx_host(folder, ours)
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +96,17 @@ def lab(machines: Machines, tmp_path: Path) -> Lab:
 def gpu(lab: Lab) -> Callable[..., Host]:
     """Return the machine with everything installed, under a script."""
     return lab.host
+
+
+@pytest.fixture
+def rtx(lab: Lab) -> Callable[..., Host]:
+    """Return the machine with an RTX GPU, under a script."""
+    pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+
+    def scripted(**script: object) -> Host:
+        return lab.host(lab.machines.rtx(), **script)
+
+    return scripted
 
 
 @pytest.fixture

@@ -32,16 +32,6 @@ print(pynvml.nvmlSystemGetDriverVersion(), pynvml.nvmlDeviceGetName(device))
 print(pynvml.nvmlDeviceGetCurrentClocksEventReasons(device), pynvml.nvmlDeviceGetMigMode(device))
 """
 
-# The plugin brings CUDA's runtime under a name that no loader finds.
-PLUGIN = """
-from qconvert.backends import ort, tensorrt_rtx
-try:
-    ort.plugin_devices("onnxruntime_ep_nv_tensorrt_rtx", tensorrt_rtx.PROVIDER)
-except Exception as error:
-    print(error)
-print(*{line.split()[-1] for line in open("/proc/self/maps") if "libcudart" in line})
-"""
-
 
 @pytest.mark.proves("tensorrt", "outputs in fp32", by={"TensorrtExecutionProvider": "real wheel"})
 @pytest.mark.proves("cuda", "outputs in fp32", by={"CUDAExecutionProvider": "real wheel"})
@@ -68,12 +58,3 @@ def test_doctor_shows_simulated_gpus(lab: Lab) -> None:
 def test_nvml_answers(lab: Lab) -> None:
     out = lab.python(NVML, gpus=("8.6", "9.0"), driver="581.1", throttled=4, mig=1)
     assert out.splitlines() == ["581.1 Simulated GPU 1", "4 [1, 1]"]
-
-
-@pytest.mark.proves("tensorrt-rtx", "plugin loads beside a driver alone", by="real wheel")
-def test_rtx_plugin_registers_beside_a_driver_alone(lab: Lab) -> None:
-    out = lab.python(PLUGIN, machine=lab.machines.rtx(), gpus=("8.9",))
-    reason, libraries = out.splitlines()
-    # ONNX Runtime looks for devices on the PCI bus, where there are none here.
-    assert reason == "the plugin of NvTensorRTRTXExecutionProvider found no device"
-    assert "/onnxruntime_ep_nv_tensorrt_rtx/libcudart.so.13." in libraries

@@ -255,8 +255,23 @@ def test_gpu_script_starts_the_provider_or_stops() -> None:
     rtx = make_engine(tensorrt_rtx)
     text = session_code(rtx, tensorrt_rtx.load_spec(rtx))
     compile(text, "run.py", "exec")
-    assert "import onnxruntime_ep_nv_tensorrt_rtx as plugin" in text
-    assert "RTLD_GLOBAL" in text
+    for part in (
+        "import onnxruntime_ep_nv_tensorrt_rtx as plugin",
+        "RTLD_GLOBAL",
+        "provider_options = {\"enable_cuda_graph\": '0'}",
+        'provider_options["nv_runtime_cache_path"] = str(HERE / "kernels")',
+        "enable_fallback=0",
+    ):
+        assert part in text
+    assert "PROFILES" not in text
+    options = {"runtime-cache": "/var/kernels", "device": 1, "more-profiles": "8,8,8"}
+    rtx = make_engine(tensorrt_rtx, **options)
+    text = session_code(rtx, tensorrt_rtx.load_spec(rtx))
+    compile(text, "run.py", "exec")
+    assert "\"nv_runtime_cache_path\": '/var/kernels'" in text
+    assert 'HERE / "kernels"' not in text
+    assert "devices[1]" in text
+    assert "PROFILES = [(1, 1, 8), (8, 8, 8)]" in text
 
 
 def test_engine_that_onnx_runtime_cannot_load_is_refused() -> None:

@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +32,13 @@ LOCKS = {
 SITE = HERE / "site"
 
 GPU = ("onnxruntime_gpu", "tensorrt_cu13_bindings", "nvidia_ml_py")
+RTX = ("onnxruntime_ep_nv_tensorrt_rtx_cu13", "nvidia_ml_py")
+PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
+# Ours in place of libraries that the plugin brings along.
+BROUGHT = {
+    "libcudart.so.13.4.36": "libcudart.so.13",
+    "libtensorrt_rtx.so.1.7.1": "libtensorrt_rtx.so.1",
+}
 # Of the environment that runs the tests: a host brings its own, or none.
 REPLACED = re.compile(r"(onnxruntime|tensorrt|nvidia|pynvml)", re.IGNORECASE)
 
@@ -112,12 +119,15 @@ class Host:
 
     def variables(self, log: Path) -> dict[str, str]:
         """Return the environment of a process."""
+        sysfs = self.folder / generate.DRIVER / generate.SYSFS
         return {
             **{key: value for key, value in os.environ.items() if not key.startswith("COV_")},
             "PYTHONPATH": str(CHECKOUT),
             "LD_LIBRARY_PATH": str(self.folder / "driver"),
             "GPU_LAB_SCRIPT": self.script.text(),
             "GPU_LAB_LOG": str(log),
+            "GPU_LAB_DRM": str(self.folder / "driver/drm"),
+            **({"LD_PRELOAD": str(sysfs)} if sysfs.exists() else {}),
             **self.environment,
         }
 
@@ -157,7 +167,7 @@ def make_host(
     folder: Path,
     wheels: Sequence[str] = GPU,
     keep: Sequence[str] = (),
-    libraries: Sequence[str] = tuple(generate.LIBRARIES),
+    libraries: Sequence[str] = generate.GPU,
     tensorrt: str = "10.16.1.11",
 ) -> Path:
     """Make a Python environment: the packages of the tests' one, and wheels over fake libraries.
@@ -194,6 +204,47 @@ def make_host(
         metadata.parent.mkdir()
         metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {tensorrt}\n")
     return folder
+
+
+def make_rtx_host(folder: Path, libraries: Mapping[str, str] = BROUGHT) -> Path:
+    """Make a Python environment for RTX GPUs: beside the packages, there is only a driver.
+
+    ONNX Runtime and the builder of TensorRT for RTX are those of the tests' environment, and the
+    plugin is real; `libraries` are ours in place of those that it brings along.
+    """
+    keep = ("onnxruntime", "tensorrt_rtx_")
+    drivers = [name for name, it in generate.LIBRARIES.items() if it.folder == generate.DRIVER]
+    make_host(folder, RTX, keep, drivers, tensorrt="")
+    site = next(folder.glob("lib/python*/site-packages"))
+    (site / "tensorrt_rtx.py").symlink_to(SITE / "tensorrt_rtx.py")
+    plugin = site / PLUGIN
+    plugin.unlink()
+    plugin.mkdir()
+    for path in (packages() / RTX[0] / PLUGIN).iterdir():
+        # It makes links to its libraries, which may be no links themselves.
+        if ".so." in path.name and not path.is_symlink():
+            ours = libraries.get(path.name)
+            _copy(fakes() / ours if ours else path, plugin / path.name)
+        elif path.is_file() and not path.is_symlink():
+            (plugin / path.name).symlink_to(path)
+    for card in range(2):
+        # As Linux shows graphics cards; the script decides whether CUDA knows the GPU on the bus.
+        device = folder / f"{generate.DRIVER}/drm/pci/0000:{card:02x}:00.0"
+        device.mkdir(parents=True)
+        (device / "vendor").write_text("0x10de\n")
+        (device / "device").write_text("0x2684\n")
+        link = folder / f"{generate.DRIVER}/drm/card{card}/device"
+        link.parent.mkdir()
+        link.symlink_to(device)
+    return folder
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Make a second name for a file, or a copy where that is on another disk."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 if __name__ == "__main__":

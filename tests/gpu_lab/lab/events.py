@@ -82,6 +82,25 @@ class Capture:
 
 
 @dataclass(frozen=True)
+class Kernels:
+    """TensorRT for RTX got the kernels of an engine: from its cache, or it compiled them.
+
+    `kept`: there is a cache, which keeps them. `graph`: runs are recorded as CUDA graphs.
+    """
+
+    cached: bool
+    kept: bool
+    graph: bool
+
+
+@dataclass(frozen=True)
+class ChosenProfile:
+    """A run chose a profile of its engine."""
+
+    index: int
+
+
+@dataclass(frozen=True)
 class Plugins:
     """TensorRT's plugins were registered."""
 
@@ -109,6 +128,8 @@ Event = (
     | TimingCache
     | Refit
     | Capture
+    | Kernels
+    | ChosenProfile
     | Plugins
     | LayerPrecision
     | Unanswered
@@ -120,6 +141,8 @@ KINDS: Mapping[str, type[Any]] = {
     "timing_cache": TimingCache,
     "refit": Refit,
     "capture": Capture,
+    "kernels": Kernels,
+    "profile": ChosenProfile,
     "plugins": Plugins,
     "layer_precision": LayerPrecision,
     "unanswered": Unanswered,

@@ -27,6 +27,8 @@ class Library:
 
 
 DRIVER, CUDA, CUDNN, TENSORRT = "driver", "nvidia/cu13/lib", "nvidia/cudnn/lib", "tensorrt_libs"
+RTX = "the folder of the plugin"
+SYSFS = "libgpu_lab_sysfs.so"
 # In the order of their links.
 LIBRARIES = {
     "libcuda.so.1": Library(DRIVER, "cuda.c"),
@@ -46,6 +48,12 @@ for release in ("10", "11"):
             TENSORRT, "nvinfer_plugin.cpp", (nvinfer,), defines
         ),
     }
+GPU = tuple(LIBRARIES)
+LIBRARIES |= {
+    # Its tables are those of TensorRT 11.
+    "libtensorrt_rtx.so.1": Library(RTX, "nvinfer.cpp", defines=("-DTENSORRT=11", "-DRTX")),
+    SYSFS: Library(DRIVER, "sysfs.c"),
+}
 
 
 def compile_fakes(callers: Sequence[Path], headers: Path, folder: Path) -> Path:

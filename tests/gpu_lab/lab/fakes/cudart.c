@@ -67,6 +67,15 @@ cudaError_t cudaDeviceGetPCIBusId(char *text, int room, int device) {
     return cudaSuccess;
 }
 
+cudaError_t cudaDeviceGetByPCIBusId(int *device, const char *text) {
+    for (int ordinal = 0; visible_gpu(ordinal) >= 0; ordinal++) {
+        char place[32];
+        cudaDeviceGetPCIBusId(place, sizeof place, ordinal);
+        if (!strcmp(place, text)) return *device = ordinal, cudaSuccess;
+    }
+    return result(cudaErrorInvalidDevice);
+}
+
 cudaError_t cudaRuntimeGetVersion(int *version) {
     *version = 13000;
     return cudaSuccess;

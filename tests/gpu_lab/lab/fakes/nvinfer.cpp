@@ -10,7 +10,22 @@
 #include "tensorrt.hpp"
 
 using std::string;
+
+#ifdef RTX
+#define LIBRARY "libtensorrt_rtx.so.1"
+// TensorRT for RTX is linked to no CUDA library: it finds the one that is loaded when it needs it.
+template <class Function>
+static Function of_cudart(const char *name) {
+    return reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, name));
+}
+#define lab_capture of_cudart<int (*)(void (*)(void *), void *)>("lab_capture")
+#define cudaGetDevice of_cudart<cudaError_t (*)(int *)>("cudaGetDevice")
+#define cudaFree of_cudart<cudaError_t (*)(void *)>("cudaFree")
+#define cudaMalloc of_cudart<cudaError_t (*)(void **, size_t)>("cudaMalloc")
+#else
+#define LIBRARY "libnvinfer.so." TEXT(TENSORRT)
 extern "C" int lab_capture(void (*run)(void *), void *state);  // of our libcudart
+#endif
 
 // --- the Python side ---
 
@@ -30,7 +45,7 @@ Reply ask(const char *what, long graph, const string &request, const void *data,
         auto release = reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "PyGILState_Release"));
         if (!run) return {true, "the laboratory computes in Python processes only", 0};
         int state = ensure();
-        run("import gpu_lab_graphs; gpu_lab_graphs.connect(" TEXT(TENSORRT) ")");
+        run("import gpu_lab_graphs; gpu_lab_graphs.connect('" LIBRARY "')");
         release(state);
         if (!brain) return {true, "gpu_lab_graphs cannot be imported", 0};
     }
@@ -445,6 +460,10 @@ struct Context : Object {
     bool enqueue();
 };
 
+#ifdef RTX
+#include "rtx.hpp"
+#endif
+
 struct Inspector : Object {
     static constexpr const char *NAME = "IEngineInspector";
     Engine *engine;
@@ -566,6 +585,7 @@ Engine::Engine(void *log, string given, Graph held, void *allocated)
                    [](Engine *it, int index) { return it->graph.tensors[index]->name.c_str(); }),
             answer(32, "getHardwareCompatibilityLevel",
                    [](Engine *it) { return atoi(json_number(it->options, "hardware").c_str()); }),
+            answer(33, "getNbAuxStreams", [](Engine *) { return 0; }),
             answer(41, "getDeviceMemorySizeForProfile",
                    [](Engine *, int) { return size_t{1} << 20; }),
             answer(52, "getDeviceMemorySizeV2", [](Engine *) { return int64_t{1} << 20; }),
@@ -574,6 +594,10 @@ Engine::Engine(void *log, string given, Graph held, void *allocated)
         },
         {0, 1, 13});
     table = functions.functions;
+#ifdef RTX
+    static const auto more = Table<Engine>(functions).with(rtx_engine());
+    table = more.functions;
+#endif
 }
 
 // One line for each input: `TYPE RANK SIZE... ADDRESS NAME`.
@@ -651,6 +675,7 @@ Context::Context(Engine *given) : Object{}, engine(given) {
             answer(17, "setOptimizationProfileAsync",
                    [](Context *it, int index, void *) {
                        it->profile = index;
+                       record("{\"event\": \"profile\", \"index\": %d}", index);
                        return index < it->engine->profiles();
                    }),
             answer(21, "setInputShape",
@@ -692,6 +717,7 @@ Context::Context(Engine *given) : Object{}, engine(given) {
                        auto run = [](void *context) { static_cast<Context *>(context)->enqueue(); };
                        return lab_capture(run, it) || it->enqueue();
                    }),
+            answer(48, "updateDeviceMemorySizeForShapes", [](Context *) { return size_t{1} << 20; }),
         },
         {0, 1, 3, 5, 8, 10, 14, 18, 38, 40, 42, 49});
     table = functions.functions;
@@ -707,10 +733,10 @@ struct Runtime : Object {
 
 Handle *Runtime::load(const char *bytes, size_t size) {
     string all(bytes, size);
-    size_t end = all.find('\n');
-    string options = all.substr(0, end);
-    bool is_ours = all.rfind(MAGIC, 0) == 0 && end != string::npos;
-    if (is_ours) options = options.substr(strlen(MAGIC));
+    // A real engine of TensorRT for RTX is followed by what a simulated one holds.
+    size_t start = all.rfind(MAGIC), end = all.find('\n', start == string::npos ? 0 : start);
+    bool is_ours = start != string::npos && end != string::npos;
+    string options = is_ours ? all.substr(start + strlen(MAGIC), end - start - strlen(MAGIC)) : "";
     int built_for = is_ours ? atoi(json_number(options, "capability").c_str()) : 0;
     bool fits = built_for == current_capability() || json_number(options, "hardware") != "0";
     record("{\"event\": \"deserialize\", \"gpu\": %d, \"bytes\": %zu, \"valid\": %s, \"fits\": %s}",
@@ -798,7 +824,7 @@ struct Registry : Object {
         static const Table<Registry> functions({
             answer(1, "getPluginCreatorList", list),
             answer(13, "getAllCreators", list),
-        });
+        }, {8});
         table = functions.functions;
     }
 };

@@ -2,10 +2,10 @@
 //
 // NVIDIA's headers are not on PyPI, so the calls are named by the place of each function in the
 // table of its class. A major release keeps these places, and new functions come after the old
-// ones. All places here are those of TensorRT 10. TensorRT 11 dropped functions, those that each
-// class lists as GONE, and what comes after them moved up. A public class (IBuilder) is a handle: a
-// table with nothing but destructors, and a pointer to the object behind it (VBuilder), whose table
-// has the functions.
+// ones. All places here are those of TensorRT 10. TensorRT 11 and TensorRT for RTX dropped functions,
+// those that each class lists as GONE, and what comes after them moved up. A public class (IBuilder)
+// is a handle: a table with nothing but destructors, and a pointer to the object behind it
+// (VBuilder), whose table has the functions.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -78,6 +78,11 @@ struct Table {
             before += TENSORRT > 10 && gone < place;
         }
         functions[place - before] = function;
+    }
+    // Functions that TensorRT 10 does not have, by their own places.
+    Table &with(std::initializer_list<Answer> answers) {
+        for (const Answer &it : answers) functions[it.place] = it.function;
+        return *this;
     }
     template <int... places>
     void fill(std::integer_sequence<int, places...>) {

@@ -313,6 +313,6 @@ def _answer(what, number, data, size, request, reply_size):  # type: ignore[no-u
     return ctypes.addressof(_replies.text)
 
 
-def connect(tensorrt: int) -> None:
-    """Give the fake TensorRT of this release the function that answers."""
-    ctypes.CDLL(f"libnvinfer.so.{tensorrt}").lab_set_brain(_answer)
+def connect(library: str) -> None:
+    """Give a fake TensorRT the function that answers."""
+    ctypes.CDLL(library).lab_set_brain(_answer)
