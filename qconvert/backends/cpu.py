@@ -141,12 +141,12 @@ def _optimize(folder: Path) -> float:
 
 def open(engine: Engine) -> Session:
     """Load an engine with the threads it was built for."""
-    from qconvert.backends import ort
+    from qconvert.backends import ort, ort_coverage
 
     path, spec = engine.folder / engine.files[0], load_spec(engine)
     session = ort.create_session(path, spec)
     nodes = ort.nodes_by_provider(session)
-    return ort.OrtSession(session, lambda: ort.kernel_coverage(path, spec, nodes))
+    return ort.OrtSession(session, lambda: ort_coverage.kernel_coverage(path, spec, nodes))
 
 
 def load_spec(engine: Engine) -> LoadSpec:

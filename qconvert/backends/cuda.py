@@ -151,7 +151,7 @@ def open(engine: Engine) -> Session:
 
     ONNX Runtime leaves such arithmetic on the CPU on purpose: the sizes are needed there.
     """
-    from qconvert.backends import cuda_runtime, ort
+    from qconvert.backends import cuda_runtime, ort, ort_coverage
 
     path, spec = engine.folder / engine.files[0], load_spec(engine)
     settings = read_settings(CudaConfig, engine, "cuda")
@@ -161,7 +161,7 @@ def open(engine: Engine) -> Session:
     others = [name for provider, names in nodes.items() if provider != PROVIDER for name in names]
     if others and not settings.allow_fallback:
         # The names of nodes are those at this level, when ONNX Runtime chooses the providers.
-        graph = ort.optimized_graph(path, spec, "ORT_ENABLE_BASIC")
+        graph = ort_coverage.optimized_graph(path, spec, "ORT_ENABLE_BASIC")
         shape_nodes = {label(node) for node in graph} - nodes_that_read_values(graph)
         if computing := [name for name in others if name not in shape_nodes]:
             raise QConvertError(
@@ -171,7 +171,7 @@ def open(engine: Engine) -> Session:
             )
 
     def coverage() -> Coverage:
-        return ort.kernel_coverage(path, spec, nodes)
+        return ort_coverage.kernel_coverage(path, spec, nodes)
 
     return ort.OrtSession(session, coverage, "cuda", settings.device, settings.cuda_graph, stream)
 

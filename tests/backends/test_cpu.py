@@ -11,7 +11,7 @@ import pytest
 
 from qconvert.backends import cpu, ort
 from qconvert.backends.base import BuildSpec, Coverage, Engine, LoadSpec, Precision, Profile
-from qconvert.backends.ort import CASTING
+from qconvert.backends.ort_coverage import CASTING
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.tensors import random_inputs
