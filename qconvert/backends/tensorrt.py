@@ -308,7 +308,8 @@ def triton_spec(engine: Engine) -> TritonSpec:
 def fallback_notes(nodes: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """Return a note for every other provider that runs nodes."""
     return tuple(
-        f"{len(names)} nodes run on {provider}: {', '.join(names)}"
+        f"{'1 node runs' if len(names) == 1 else f'{len(names)} nodes run'} on {provider}: "
+        f"{', '.join(names)}"
         for provider, names in sorted(nodes.items())
         if provider != PROVIDER and names
     )
