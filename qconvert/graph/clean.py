@@ -12,14 +12,7 @@ from numpy.typing import NDArray
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError, did_you_mean, first_line
 from qconvert.core.tensors import Tensors
-from qconvert.graph import passes
-from qconvert.graph.patterns import (
-    UniqueNames,
-    add_constant,
-    is_quantized,
-    make_node,
-    tensor_names,
-)
+from qconvert.graph import passes, patterns
 
 RunModel = Callable[[ir.Model], Tensors]
 
@@ -97,7 +90,7 @@ def clean_model(model: ir.Model, opset: int, skip: Sequence[str], run: RunModel)
     # ONNX Runtime refuses two nodes of one name, so the `names` pass would come too late for them.
     model, renamed = passes.rename_duplicate_nodes(model)
     reference = _Reference(model, run)
-    quantized = is_quantized(model)
+    quantized = patterns.is_quantized(model)
     large = onnx_io.weight_bytes(model) >= onnx_io.SINGLE_FILE_BYTES
     steps: list[PassResult] = []
     for step in list_passes(opset):
@@ -253,15 +246,15 @@ def perturb_inputs(model: ir.Model) -> ir.Model | None:
     when it is computed in another order: the noise of float32, for which no pass is to blame.
     """
     perturbed = model.clone()
-    graph, names = perturbed.graph, UniqueNames(tensor_names(model.graph))
+    graph, names = perturbed.graph, patterns.UniqueNames(patterns.tensor_names(model.graph))
     inputs = [value for value in graph.inputs if value.dtype is ir.DataType.FLOAT and value.uses()]
     if not inputs or not len(graph):
         return None
     number = np.array(1 + 2**-21, np.float32)
-    factor = add_constant(graph, names.reserve("qconvert.perturbation"), number)
+    factor = patterns.add_constant(graph, names.reserve("qconvert.perturbation"), number)
     for value in inputs:
         uses, name = value.uses(), names.reserve(f"{value.name}.perturbed")
-        scaling = make_node("Mul", [value, factor], name, value.dtype)
+        scaling = patterns.make_node("Mul", [value, factor], name, value.dtype)
         for node, slot in uses:
             node.replace_input_with(slot, scaling.outputs[0])
         graph.insert_before(graph[0], scaling)

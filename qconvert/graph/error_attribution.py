@@ -12,14 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from qconvert.graph import patterns
 from qconvert.graph.fp16.convert import emulate_half
-from qconvert.graph.patterns import (
-    computed_values,
-    constant_array,
-    has_subgraph,
-    only_reader,
-    producer_of,
-)
 from qconvert.graph.taps import FLOAT, ReductionTaps, find_observed_tensors, is_numeric
 
 OUTPUT_PREFIX = "qconvert.output."
@@ -44,7 +38,9 @@ def comparable_tensors(reference: ir.Model, model: ir.Model) -> list[str]:
 def values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:
     """Return the inputs and the outputs of all nodes by name, in the order of the graph."""
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]
-    return {value.name: value for value in (*inputs, *computed_values(graph)) if value.name}
+    return {
+        value.name: value for value in (*inputs, *patterns.computed_values(graph)) if value.name
+    }
 
 
 def expose_tensors(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
@@ -64,9 +60,9 @@ def expose_tensors(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
 
 def as_consumed(value: ir.Value) -> ir.Value:
     """Return a tensor as its consumers read it: quantized where none reads it as it was made."""
-    node = only_reader(value, "Cast")
+    node = patterns.only_reader(value, "Cast")
     if node is not None and node.op_type == "QuantizeLinear":
-        node = only_reader(node.outputs[0])
+        node = patterns.only_reader(node.outputs[0])
         if node is not None and node.op_type == "DequantizeLinear":
             return node.outputs[0]
     return value
@@ -90,7 +86,7 @@ def clipping_range(value: ir.Value) -> ClippingRange | None:
     """Return how a tensor is quantized, None where it is not, or is per channel."""
     producer = value.producer()
     if producer is not None and producer.op_type == "DequantizeLinear":
-        nodes = [producer_of(producer.inputs[0])]
+        nodes = [patterns.producer_of(producer.inputs[0])]
     else:
         # It may be quantized for some of its consumers only.
         casts = [use.node.outputs[0] for use in value.uses() if use.node.op_type == "Cast"]
@@ -99,10 +95,12 @@ def clipping_range(value: ir.Value) -> ClippingRange | None:
     if (node := next(quantizing, None)) is None:
         return None
     source = node.inputs[1]
-    if (cast := producer_of(source)) is not None and cast.op_type == "Cast":
+    if (cast := patterns.producer_of(source)) is not None and cast.op_type == "Cast":
         source = cast.inputs[0]
-    scale = constant_array(source)
-    zero_point = constant_array(node.inputs[2]) if len(node.inputs) > 2 else np.zeros((), np.uint8)
+    scale = patterns.constant_array(source)
+    zero_point = (
+        patterns.constant_array(node.inputs[2]) if len(node.inputs) > 2 else np.zeros((), np.uint8)
+    )
     if scale is None or zero_point is None or scale.size != 1:
         return None
     if zero_point.dtype.kind not in "iu" or zero_point.dtype.itemsize > 2:
@@ -179,7 +177,7 @@ def _add_twin(
         computed_in = {"int8"} if "DequantizeLinear" in operators else set()
         computed_in |= {HALF_PRECISIONS.get(value.dtype or FLOAT, "fp32") for value in node.outputs}
         kinds.update(dict.fromkeys(node.outputs, frozenset(computed_in)))
-        if has_subgraph(node) or any(twins[value] is None for value in layer):
+        if patterns.has_subgraph(node) or any(twins[value] is None for value in layer):
             twins.update(dict.fromkeys(node.outputs))
         elif not twins.keys().isdisjoint(sources):
             read = {**exact, **{value: twins[value] for value in layer}}

@@ -16,19 +16,7 @@ from onnx_ir.passes import common
 
 from qconvert.core import onnx_io
 from qconvert.core.errors import first_line
-from qconvert.graph.patterns import (
-    UniqueNames,
-    add_constant,
-    computed_values,
-    constant_array,
-    has_subgraph,
-    is_standard,
-    only_reader,
-    output_axis,
-    producer_of,
-    set_constant_input,
-    tensor_names,
-)
+from qconvert.graph import patterns
 
 SEQUENCE_OPS = frozenset(
     {"SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SplitToSequence"}
@@ -93,16 +81,20 @@ def upgrade_opset(model: ir.Model, opset: int) -> tuple[ir.Model, str]:
 def fold_constants(model: ir.Model) -> tuple[ir.Model, str]:
     """Return a copy in which `op(constant, ...)` is a stored tensor."""
     folded, _ = infer_shapes(model)
-    names = UniqueNames(tensor_names(folded.graph))
+    names = patterns.UniqueNames(patterns.tensor_names(folded.graph))
     count = 0
     for node in list(folded.graph):  # those before it are folded already
         output = node.outputs[0]
-        never = not is_standard(node) or node.op_type.startswith(NEVER_FOLDED) or has_subgraph(node)
+        never = (
+            not patterns.is_standard(node)
+            or node.op_type.startswith(NEVER_FOLDED)
+            or patterns.has_subgraph(node)
+        )
         if never or len(node.outputs) != 1 or output.is_graph_output():
             continue
         if (result := _evaluate(node)) is not None:
             name = names.reserve(f"{output.name}_folded")
-            output.replace_all_uses_with(add_constant(folded.graph, name, result))
+            output.replace_all_uses_with(patterns.add_constant(folded.graph, name, result))
             folded.graph.remove(node, safe=True)
             count += 1
     return _without_unused(folded, count) if count else (model, "")
@@ -110,7 +102,7 @@ def fold_constants(model: ir.Model) -> tuple[ir.Model, str]:
 
 def _evaluate(node: ir.Node) -> AnyArray | None:
     """Return what a node computes, if all its inputs are constant and the result is not large."""
-    inputs = [constant_array(value) for value in node.inputs]
+    inputs = [patterns.constant_array(value) for value in node.inputs]
     if node.op_type == "CastLike" and inputs[1] is None:
         # CastLike needs the type of its second input, not its values.
         dtype = node.inputs[1].dtype if node.inputs[1] is not None else None
@@ -142,9 +134,9 @@ def fold_batchnorm(model: ir.Model) -> tuple[ir.Model, str]:
     have no other reader, and a constant weight and bias.
     """
     folded = model.clone()
-    names = UniqueNames(tensor_names(folded.graph))
+    names = patterns.UniqueNames(patterns.tensor_names(folded.graph))
     affine = ("BatchNormalization", "Mul", "Div", "Add", "Sub")
-    nodes = [node for node in folded.graph if is_standard(node, *affine)]
+    nodes = [node for node in folded.graph if patterns.is_standard(node, *affine)]
     count = sum(_fold_affine(folded.graph, node, names) for node in nodes)
     return _without_unused(folded, count) if count else (model, "")
 
@@ -154,21 +146,21 @@ def _without_unused(folded: ir.Model, count: int) -> tuple[ir.Model, str]:
     return folded, f"{count} folded"
 
 
-def _fold_affine(graph: ir.Graph, norm: ir.Node, names: UniqueNames) -> bool:
-    swapped = norm.op_type in ("Mul", "Add") and constant_array(norm.inputs[0]) is not None
+def _fold_affine(graph: ir.Graph, norm: ir.Node, names: patterns.UniqueNames) -> bool:
+    swapped = norm.op_type in ("Mul", "Add") and patterns.constant_array(norm.inputs[0]) is not None
     source = norm.inputs[int(swapped)]
-    linear = producer_of(source)
-    if source is None or linear is None or only_reader(source) is not norm:
+    linear = patterns.producer_of(source)
+    if source is None or linear is None or patterns.only_reader(source) is not norm:
         return False
-    if not is_standard(linear, "Conv", "ConvTranspose", "Gemm"):
+    if not patterns.is_standard(linear, "Conv", "ConvTranspose", "Gemm"):
         return False
-    weight = constant_array(linear.inputs[1])
+    weight = patterns.constant_array(linear.inputs[1])
     has_bias = len(linear.inputs) > 2 and linear.inputs[2] is not None
-    bias = constant_array(linear.inputs[2]) if has_bias else np.zeros(1)
+    bias = patterns.constant_array(linear.inputs[2]) if has_bias else np.zeros(1)
     if weight is None or bias is None or linear.attributes.get_float("beta", 1.0) != 1.0:
         return False
     # The scale varies along the output channels of the weight.
-    axis = output_axis(linear)
+    axis = patterns.output_axis(linear)
     split, along, groups = list(weight.shape), [1] * weight.ndim, 1
     along[axis] = -1
     if linear.op_type == "ConvTranspose":
@@ -186,7 +178,7 @@ def _fold_affine(graph: ir.Graph, norm: ir.Node, names: UniqueNames) -> bool:
         constant = linear.inputs[slot] if slot < len(linear.inputs) else None
         stem = constant.name if constant is not None else f"{linear.outputs[0].name}.bias"
         name = names.reserve(f"{stem}_folded")
-        set_constant_input(linear, slot, name, array.astype(weight.dtype))
+        patterns.set_constant_input(linear, slot, name, array.astype(weight.dtype))
     # The output of the linear node takes over the name.
     old, new = norm.outputs[0], linear.outputs[0]
     output_name = old.name
@@ -201,14 +193,14 @@ def _affine(norm: ir.Node, operand: ir.Value | None, rank: int, channels: int) -
     """Return the scale and shift of a BatchNormalization, or of arithmetic along axis 1."""
     op = norm.op_type
     if op == "BatchNormalization":
-        parameters = [constant_array(value) for value in norm.inputs[1:5]]
+        parameters = [patterns.constant_array(value) for value in norm.inputs[1:5]]
         training = norm.attributes.get_int("training_mode", 0) or any(norm.outputs[1:])
         if training or any(array is None for array in parameters):
             return None
         gamma, beta, mean, variance = (np.asarray(array, np.float64) for array in parameters)
         scale = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
         return scale, beta - mean * scale
-    array = constant_array(operand)
+    array = patterns.constant_array(operand)
     if array is None or array.dtype.kind != "f" or not channels:
         return None
     shape = (1,) * (rank - array.ndim) + array.shape
@@ -225,12 +217,12 @@ def _affine(norm: ir.Node, operand: ir.Value | None, rank: int, channels: int) -
 def infer_shapes(model: ir.Model) -> tuple[ir.Model, str]:
     """Record the shape and type of every tensor for which they can be inferred."""
     inferred = model.clone()
-    values = list(computed_values(inferred.graph))
+    values = list(patterns.computed_values(inferred.graph))
     before = sum(value.shape is not None and value.dtype is not None for value in values)
     common.ShapeInferencePass(check_type=False, strict_mode=False)(inferred)
     # Inference wrongly gives tensor types to sequences and optionals.
     for node in inferred.graph:
-        for value in node.outputs if is_standard(node, *SEQUENCE_OPS) else ():
+        for value in node.outputs if patterns.is_standard(node, *SEQUENCE_OPS) else ():
             if isinstance(value.type, ir.TensorType):
                 value.type = value.shape = None
     gained = sum(value.shape is not None and value.dtype is not None for value in values) - before

@@ -20,32 +20,22 @@ from numpy.typing import NDArray
 from qconvert.core.errors import QConvertError
 from qconvert.core.scales import MAX_MAGNITUDE
 from qconvert.core.tensors import tap_name
-from qconvert.graph.patterns import (
-    CONVOLUTIONS,
-    FLOAT_TYPES,
-    FUSIBLE_ACTIVATIONS,
-    RECTIFIERS,
-    add_constant,
-    computed_values,
-    constant_array,
-    only_moves_values,
-    only_reader,
-)
+from qconvert.graph import patterns
 
 PRODUCTS = frozenset({"Gemm", "MatMul", "Einsum"})
 QUANTIZABLE = frozenset(
     {"AveragePool", "GlobalAveragePool", "LpPool", "ReduceMean", "BatchNormalization"}
     | {"Add", "Sub", "Mul", "Div", "Sum", "Concat", "Pad", "Resize"}
     | {"Sigmoid", "HardSigmoid", "Tanh", "Gelu", "Mish", "Swish", "Softmax"}
-    | (CONVOLUTIONS | PRODUCTS | RECTIFIERS)
+    | (patterns.CONVOLUTIONS | PRODUCTS | patterns.RECTIFIERS)
 )
 CHANNEL_FIRST = frozenset(
     {"BatchNormalization", "InstanceNormalization", "GroupNormalization"}
     | {"AveragePool", "GlobalAveragePool", "MaxPool"}
-    | CONVOLUTIONS
+    | patterns.CONVOLUTIONS
 )
 CHANNEL_LAST = PRODUCTS | {"LayerNormalization", "RMSNormalization"}
-FUSING = CONVOLUTIONS | {"Gemm", "MatMul", "Add", "BatchNormalization"}
+FUSING = patterns.CONVOLUTIONS | {"Gemm", "MatMul", "Add", "BatchNormalization"}
 # Their outputs are sizes and positions, not values of the image.
 SHAPE_OPS = frozenset({"Shape", "Size", "NonZero", "NonMaxSuppression"})
 DATA_DEPENDENT = frozenset({"NonZero", "NonMaxSuppression", "Compress", "Unique"})
@@ -85,7 +75,7 @@ def find_observed_tensors(model: ir.Model) -> ObservedTensors:
     for value in _activations(model.graph):
         # An activation that only moves values has those of the one before it.
         node = value.producer()
-        source = node.inputs[0] if node is not None and only_moves_values(node) else None
+        source = node.inputs[0] if node is not None and patterns.only_moves_values(node) else None
         sources[value] = value if source is None else sources.get(source, value)
     candidates = {
         sources[value]
@@ -137,7 +127,7 @@ def find_masked_tensors(graph: ir.Graph) -> frozenset[str]:
     """
 
     def reads_infinity(node: ir.Node) -> bool:
-        arrays = [constant_array(value) for value in node.inputs]
+        arrays = [patterns.constant_array(value) for value in node.inputs]
         floats = [array for array in arrays if array is not None and array.dtype.kind == "f"]
         return any((np.abs(array) > MAX_MAGNITUDE).any() for array in floats)
 
@@ -172,16 +162,20 @@ def _activations(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def _is_float(value: ir.Value) -> bool:
-    return is_numeric(value) and (value.dtype is None or value.dtype in FLOAT_TYPES)
+    return is_numeric(value) and (value.dtype is None or value.dtype in patterns.FLOAT_TYPES)
 
 
 def _reason_to_skip(value: ir.Value, batch: int | str | None, dynamic: set[ir.Value]) -> str:
     """Return why a tensor cannot or need not be observed; empty if it is."""
     if value.dtype is None or value.shape is None:
         return "its type or rank is unknown"
-    producer, reader = value.producer(), only_reader(value)
+    producer, reader = value.producer(), patterns.only_reader(value)
     operators = [node.op_type for node in (producer, reader) if node is not None]
-    if len(operators) == 2 and operators[0] in FUSING and operators[1] in FUSIBLE_ACTIVATIONS:
+    if (
+        len(operators) == 2
+        and operators[0] in FUSING
+        and operators[1] in patterns.FUSIBLE_ACTIVATIONS
+    ):
         return "its only reader is fused with the operator that computes it"
     if value in dynamic:
         return "its size depends on the values in the image"
@@ -226,7 +220,7 @@ class ReductionTaps:
         """Return a stored constant; each is stored once."""
         name = PREFIX + name
         if name not in self.constants:
-            self.constants[name] = add_constant(self.graph, name, array)
+            self.constants[name] = patterns.add_constant(self.graph, name, array)
         return self.constants[name]
 
     def as_float32(self, value: ir.Value) -> ir.Value:
@@ -301,7 +295,9 @@ def add_calibration_taps(model: ir.Model, *, exact: bool = False) -> TappedModel
             hint="`qconvert inspect MODEL --nodes` shows its operators",
         )
     builder = _CalibrationTaps(model.graph, one_image_per_run=observed.one_image_per_run)
-    values = {value.name: value for value in (*model.graph.inputs, *computed_values(model.graph))}
+    values = {
+        value.name: value for value in (*model.graph.inputs, *patterns.computed_values(model.graph))
+    }
     if not exact:
         # The input for the index of each image.
         first = next(value.shape for value in model.graph.inputs if value.shape is not None)

@@ -21,13 +21,7 @@ from qconvert.core.cache import Cache
 from qconvert.core.progress import Progress, ProgressCallback, start_step
 from qconvert.core.scales import FloatArray, QuantParams, fake_quantize
 from qconvert.core.tensors import Tensors
-from qconvert.graph.patterns import (
-    UniqueNames,
-    constant_array,
-    find_matmul_bias,
-    set_constant,
-    tensor_names,
-)
+from qconvert.graph import patterns
 from qconvert.measure.output_error import OutputError, sqnr_from_powers
 from qconvert.optimize import im2col
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH
@@ -185,7 +179,7 @@ def learn_layers(
     activations = replace(plan, layers=unweighted, integer_bias=False, learned="")
     quantized = apply_plan(model, activations)
     nodes = {node.name: node for node in quantized.graph}
-    names = UniqueNames(tensor_names(quantized.graph))
+    names = patterns.UniqueNames(patterns.tensor_names(quantized.graph))
     quantized_run = PartialExecution(quantized, open_model, batches)
     for number, (layer, scale) in enumerate(zip(layers, weight_qparams(layers, plan), strict=True)):
         name = layer.node.name or ""
@@ -208,7 +202,7 @@ def learn_layers(
             set_weight(node, slot, learned, names)
         elif weight is not None:
             nearest = fake_quantize(weight_array(layer.weight, layer.node), scale)
-            set_constant(weight, nearest)
+            patterns.set_constant(weight, nearest)
 
 
 def _can_learn(layer: WeightedLayer) -> bool:
@@ -231,8 +225,8 @@ def _learn_layer(
     matrix = im2col.weight_matrix(node, weight).astype(np.float32)
     groups, units, size = matrix.shape
     # What an Add behind a MatMul adds is its bias.
-    add, constant_bias = find_matmul_bias(node)
-    constant = constant_array(constant_bias)
+    add, constant_bias = patterns.find_matmul_bias(node)
+    constant = patterns.constant_array(constant_bias)
     added = None if constant is None else constant.astype(np.float32)
     bias = layer.bias if added is None else added
     if bias is None and node.op_type in ("Conv", "ConvTranspose", "Gemm"):

@@ -12,21 +12,7 @@ from numpy.typing import NDArray
 from qconvert.core import onnx_io
 from qconvert.core.errors import UsageError
 from qconvert.core.scales import FloatArray, QuantParams, choose_qparams, exceeds_scale_dtype
-from qconvert.graph.patterns import (
-    WEIGHTED,
-    UniqueNames,
-    add_constant,
-    computed_values,
-    constant_array,
-    find_matmul_bias,
-    is_standard,
-    make_node,
-    only_reader,
-    producer_of,
-    set_constant,
-    set_constant_input,
-    tensor_names,
-)
+from qconvert.graph import patterns
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.placement import quantized_activations
 from qconvert.quantize.plan import (
@@ -70,7 +56,7 @@ def apply_plan(
     # Read before activations are rewired: bias scales depend on the original inputs.
     weighted = list(find_weighted_layers(layers, plan))
     quantized = {value for item in layers.items() for value in quantized_activations(*item)}
-    for value in (*graph.inputs, *computed_values(graph)):  # those before any is quantized
+    for value in (*graph.inputs, *patterns.computed_values(graph)):  # those before any is quantized
         if value in quantized:
             _quantize_activation(builder, value, layers, plan)
     _quantize_weights(builder, weighted, plan, learned)
@@ -103,8 +89,8 @@ def find_planned_layers(graph: ir.Graph, plan: Plan) -> dict[ir.Node, LayerPlan]
                 hint=f"it has {len(node.inputs)} inputs; the first is number 0",
             )
         if layer.weight is not None and not (
-            constant_array(node.inputs[layer.weight.slot]) is not None
-            and node.op_type in WEIGHTED
+            patterns.constant_array(node.inputs[layer.weight.slot]) is not None
+            and node.op_type in patterns.WEIGHTED
             and layer.weight == linear_layer(node).weight
         ):
             raise UsageError(
@@ -126,22 +112,28 @@ def find_planned_layers(graph: ir.Graph, plan: Plan) -> dict[ir.Node, LayerPlan]
 
 
 def set_weight(
-    node: ir.Node, slot: WeightSlot | None, learned: RoundedWeight, names: UniqueNames
+    node: ir.Node, slot: WeightSlot | None, learned: RoundedWeight, names: patterns.UniqueNames
 ) -> None:
     """Give a node the float weight of its integers, and its bias; a new bias has an unused name."""
     value = node.inputs[slot.slot] if slot is not None else None
     if slot is None or value is None:
         return
     shape = [-1 if axis == slot.axis else 1 for axis in range(learned.integers.ndim)]
-    set_constant(value, learned.integers * learned.steps.reshape(shape))
+    patterns.set_constant(value, learned.integers * learned.steps.reshape(shape))
     if learned.bias is None:
         return
     # The bias of the node, or what is added behind it; a new one if there is neither.
-    bias = node.inputs[BIAS_SLOT] if len(node.inputs) > BIAS_SLOT else find_matmul_bias(node)[1]
+    bias = (
+        node.inputs[BIAS_SLOT]
+        if len(node.inputs) > BIAS_SLOT
+        else patterns.find_matmul_bias(node)[1]
+    )
     if bias is not None:
-        set_constant(bias, learned.bias)
+        patterns.set_constant(bias, learned.bias)
     else:
-        set_constant_input(node, BIAS_SLOT, names.reserve(f"{node.name}.bias"), learned.bias)
+        patterns.set_constant_input(
+            node, BIAS_SLOT, names.reserve(f"{node.name}.bias"), learned.bias
+        )
 
 
 class QDQBuilder:
@@ -150,11 +142,11 @@ class QDQBuilder:
     def __init__(self, graph: ir.Graph) -> None:
         nodes = {node.name for node in graph.all_nodes() if node.name}
         self.graph = graph
-        self.names = UniqueNames(tensor_names(graph) | nodes)
+        self.names = patterns.UniqueNames(patterns.tensor_names(graph) | nodes)
 
     def constant(self, array: NDArray[np.generic], name: str) -> ir.Value:
         """Store a constant in the graph, under an unused name."""
-        return add_constant(self.graph, self.names.reserve(name), array)
+        return patterns.add_constant(self.graph, self.names.reserve(name), array)
 
     def node(
         self,
@@ -165,7 +157,7 @@ class QDQBuilder:
         **attributes: int | float,
     ) -> ir.Node:
         """Make a node outside the graph that has an unused name, as its output has."""
-        node = make_node(op, inputs, self.names.reserve(name), dtype, **attributes)
+        node = patterns.make_node(op, inputs, self.names.reserve(name), dtype, **attributes)
         node.name = node.outputs[0].name
         return node
 
@@ -259,14 +251,14 @@ def _protect_float_layers(builder: QDQBuilder) -> None:
     is fused into the convolution.
     """
     linear = ("Conv", "ConvTranspose", "Gemm")
-    for node in [node for node in builder.graph if is_standard(node, *linear)]:
-        source, value = producer_of(node.inputs[0]), node.outputs[0]
-        if source is None or not is_standard(source, "DequantizeLinear"):
+    for node in [node for node in builder.graph if patterns.is_standard(node, *linear)]:
+        source, value = patterns.producer_of(node.inputs[0]), node.outputs[0]
+        if source is None or not patterns.is_standard(source, "DequantizeLinear"):
             continue
         # Nothing to protect if the weight is quantized.
-        is_float = constant_array(node.inputs[1]) is not None
-        reader = only_reader(value, "Relu", "Clip") if is_float else None
-        if reader is not None and is_standard(reader, "QuantizeLinear"):
+        is_float = patterns.constant_array(node.inputs[1]) is not None
+        reader = patterns.only_reader(value, "Relu", "Clip") if is_float else None
+        if reader is not None and patterns.is_standard(reader, "QuantizeLinear"):
             uses, name = value.uses(), f"{value.name}_kept_float"
             guard = builder.node("LeakyRelu", [value], name, value.dtype, alpha=1.0)
             builder.graph.insert_after(node, guard)

@@ -17,15 +17,7 @@ from numpy.typing import NDArray
 
 from qconvert.core.errors import UsageError
 from qconvert.core.scales import FloatArray
-from qconvert.graph.patterns import (
-    computed_values,
-    constant_array,
-    is_standard,
-    is_transposed,
-    only_reader,
-    output_axis,
-    set_constant,
-)
+from qconvert.graph import patterns
 
 ChannelFactors = Mapping[str, Sequence[float]]
 
@@ -49,7 +41,7 @@ class ScaledConstant:
     @property
     def array(self) -> NDArray[np.float32]:
         """The numbers."""
-        array = constant_array(self.value)
+        array = patterns.constant_array(self.value)
         assert array is not None
         return array.astype(np.float32)
 
@@ -68,7 +60,7 @@ class ScaledConstant:
         array = self.array
         shape = [-1 if axis == self.axis else 1 for axis in range(array.ndim)]
         repeated = np.repeat(factors, array.shape[self.axis] // len(factors))
-        set_constant(self.value, (array * repeated.reshape(shape)).astype(np.float32))
+        patterns.set_constant(self.value, (array * repeated.reshape(shape)).astype(np.float32))
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,13 +108,15 @@ def scaled_tensors(graph: ir.Graph, factors: ChannelFactors) -> set[str]:
             if weight in node.inputs or not node.inputs or node.inputs[0] is None:
                 break
             inputs = (value for value in node.inputs if value is not None)
-            value = next(value for value in inputs if constant_array(value) is None)
+            value = next(value for value in inputs if patterns.constant_array(value) is None)
     return scaled
 
 
 def find_sites(graph: ir.Graph) -> list[EqualizationSite]:
     """Return every tensor of a graph whose channels can have factors, in its order."""
-    values = (value for value in computed_values(graph) if value.dtype is ir.DataType.FLOAT)
+    values = (
+        value for value in patterns.computed_values(graph) if value.dtype is ir.DataType.FLOAT
+    )
     return list(filter(None, map(_find_site, values)))
 
 
@@ -130,7 +124,7 @@ def clip_limits(node: ir.Node) -> tuple[float, float]:
     """Return between which values a Relu or Clip passes its input, as far as they are constant."""
     if node.op_type == "Relu":
         return 0.0, math.inf
-    low, high = ([*map(constant_array, node.inputs[1:3]), None, None])[:2]
+    low, high = ([*map(patterns.constant_array, node.inputs[1:3]), None, None])[:2]
     return (
         -math.inf if low is None else float(low.item()),
         math.inf if high is None else float(high.item()),
@@ -166,10 +160,10 @@ def _find_site(tensor: ir.Value) -> EqualizationSite | None:
 def _find_origin(value: ir.Value) -> tuple[ir.Node | None, float | None]:
     """Return the node before the homogeneous ones that make a value, and where these cut it."""
     ceiling = math.inf
-    while (node := value.producer()) is not None and is_standard(node, *HOMOGENEOUS):
+    while (node := value.producer()) is not None and patterns.is_standard(node, *HOMOGENEOUS):
         low, high = clip_limits(node) if node.op_type == "Clip" else (0, math.inf)
         before = node.inputs[0]
-        if low != 0 or before is None or only_reader(before) is not node:
+        if low != 0 or before is None or patterns.only_reader(before) is not node:
             return None, None
         ceiling, value = min(ceiling, high), before
     return node, ceiling if math.isfinite(ceiling) else None
@@ -177,8 +171,8 @@ def _find_origin(value: ir.Value) -> tuple[ir.Node | None, float | None]:
 
 def _find_reader(node: ir.Node, slot: int) -> ScaledConstant | None:
     """Return the weight of a product that reads the tensor channel by channel."""
-    weight = node.inputs[1] if slot == 0 and is_standard(node, *PRODUCTS) else None
-    array = constant_array(weight)
+    weight = node.inputs[1] if slot == 0 and patterns.is_standard(node, *PRODUCTS) else None
+    array = patterns.constant_array(weight)
     if weight is None or array is None or array.dtype != np.float32:
         return None
     if node.op_type == "Conv":
@@ -187,32 +181,32 @@ def _find_reader(node: ir.Node, slot: int) -> ScaledConstant | None:
         return ScaledConstant(weight, 0, depthwise=True) if array.shape[1] == 1 else None
     if array.ndim != 2 or node.attributes.get_int("transA", 0) == 1:
         return None
-    return ScaledConstant(weight, 1 if is_transposed(node) else 0)
+    return ScaledConstant(weight, 1 if patterns.is_transposed(node) else 0)
 
 
 def _find_producers(node: ir.Node) -> tuple[ScaledConstant, ...]:
     """Return the weight and bias that make the channels of a node's output; empty where unknown."""
     inputs = [value for value in node.inputs[1:] if value is not None]
     constants: tuple[ScaledConstant, ...] = ()
-    if is_standard(node, *PRODUCTS):
+    if patterns.is_standard(node, *PRODUCTS):
         biases = (ScaledConstant(value, 0) for value in inputs[1:])
-        constants = (ScaledConstant(inputs[0], output_axis(node)), *biases)
-    elif is_standard(node, "LayerNormalization", "RMSNormalization"):
+        constants = (ScaledConstant(inputs[0], patterns.output_axis(node)), *biases)
+    elif patterns.is_standard(node, "LayerNormalization", "RMSNormalization"):
         if node.attributes.get_int("axis", -1) == -1:
             constants = tuple(ScaledConstant(value, 0) for value in inputs)
-    elif is_standard(node, "Add"):
+    elif patterns.is_standard(node, "Add"):
         for product, added in (node.inputs[:2], node.inputs[1::-1]):
             matmul = product.producer() if product is not None else None
-            array = constant_array(added)
+            array = patterns.constant_array(added)
             if matmul is None or added is None or array is None or array.ndim != 1:
                 continue
-            weight = _find_producers(matmul) if is_standard(matmul, "MatMul") else ()
-            if weight and only_reader(matmul.outputs[0]) is node:
+            weight = _find_producers(matmul) if patterns.is_standard(matmul, "MatMul") else ()
+            if weight and patterns.only_reader(matmul.outputs[0]) is node:
                 constants = (*weight, ScaledConstant(added, 0))
                 break
     sizes = set()
     for constant in constants:
-        array = constant_array(constant.value)
+        array = patterns.constant_array(constant.value)
         if array is None or array.dtype != np.float32 or array.ndim <= constant.axis:
             return ()
         sizes.add(array.shape[constant.axis])

@@ -17,7 +17,7 @@ from qconvert.calibrate.summary import Summary
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.scales import MAX_MAGNITUDE, Grid, Range, exceeds_scale_dtype
-from qconvert.graph.patterns import FLOAT_TYPES, WEIGHTED, constant_array, is_quantized, is_standard
+from qconvert.graph import patterns
 from qconvert.graph.taps import ObservedTensors, find_observed_tensors
 from qconvert.quantize.plan import LayerPlan, Plan, RestPrecision
 from qconvert.quantize.scheme import Scheme
@@ -95,7 +95,7 @@ def restore_float(
 
 def require_float_model(model: ir.Model) -> None:
     """Refuse a model that is quantized already."""
-    if is_quantized(model):
+    if patterns.is_quantized(model):
         raise QConvertError(
             "this model is already quantized", hint="quantize the float model it was made from"
         )
@@ -123,7 +123,7 @@ def place_quantizers(
     layers: dict[ir.Node, LayerPlan] = {}
     for node in model.graph:
         rule = rules.get(node.op_type)
-        if rule is not None and is_standard(node):
+        if rule is not None and patterns.is_standard(node):
             layer = rule.layer(node)
             reason = (
                 excluded.get(node.name or "")
@@ -189,9 +189,9 @@ def _end_nodes(nodes: Iterable[ir.Node], step: Callable[[ir.Node], Sequence[ir.N
     ends: set[str] = set()
     reaching: set[ir.Node] = set()
     for node in nodes:
-        if any(other.op_type in WEIGHTED or other in reaching for other in step(node)):
+        if any(other.op_type in patterns.WEIGHTED or other in reaching for other in step(node)):
             reaching.add(node)
-        elif node.op_type in WEIGHTED:
+        elif node.op_type in patterns.WEIGHTED:
             ends.add(node.name or "")
     return ends
 
@@ -226,7 +226,7 @@ def quantized_activations(node: ir.Node, layer: LayerPlan) -> Iterator[ir.Value]
     yield from (value for slot in layer.inputs if (value := node.inputs[slot]) is not None)
     if layer.output:
         for value in node.outputs:
-            if value.dtype in FLOAT_TYPES and (value.uses() or value.is_graph_output()):
+            if value.dtype in patterns.FLOAT_TYPES and (value.uses() or value.is_graph_output()):
                 yield value
 
 
@@ -251,7 +251,7 @@ def keep_representable(
             if underflows(ranges[name].max_abs, scheme.activations):
                 return f"the values of `{name}` are too small for a scale in {rest}"
         if layer.weight is not None and not layer.left:
-            array = constant_array(node.inputs[layer.weight.slot])
+            array = patterns.constant_array(node.inputs[layer.weight.slot])
             largest = 0.0 if array is None else float(np.abs(array).max(initial=0.0))
             if underflows(largest, scheme.weights):
                 return f"its weights are too small for scales in {rest}"

@@ -10,27 +10,14 @@ from functools import cached_property
 import onnx_ir as ir
 
 from qconvert.core.scales import Grid
-from qconvert.graph.patterns import (
-    CONVOLUTIONS,
-    FUSIBLE_ACTIVATIONS,
-    MOVING,
-    RECTIFIERS,
-    WEIGHTED,
-    constant_array,
-    find_fused_activation,
-    is_transposed,
-    only_moves_values,
-    output_axis,
-    producer_of,
-    weight_shape,
-)
+from qconvert.graph import patterns
 from qconvert.quantize.plan import LayerPlan, WeightSlot
 
 QuantizedNodes = Set[ir.Node]
 
 SOFTMAX_OPS = frozenset({"Softmax", "LogSoftmax"})
 # Found between a product and its Softmax, and between a Softmax and the next product.
-ATTENTION_STEPS = MOVING | {"Add", "Sub", "Mul", "Div", "Where", "Cast"}
+ATTENTION_STEPS = patterns.MOVING | {"Add", "Sub", "Mul", "Div", "Where", "Cast"}
 MIN_CHANNELS = 16  # with fewer channels, rows or columns, integers only cost time
 
 
@@ -83,7 +70,7 @@ SUBGRAPHS = leave_in_float(
 def constant_weight(node: ir.Node) -> str:
     """Refuse a weight that the graph computes, or that is not float32."""
     weight = node.inputs[1]
-    if weight is None or constant_array(weight) is None:
+    if weight is None or patterns.constant_array(weight) is None:
         return "its weight is not constant"
     return "" if weight.dtype is ir.DataType.FLOAT else f"its weight is {_type_name(weight)}"
 
@@ -123,7 +110,7 @@ def not_attention(node: ir.Node) -> str:
     """Refuse products that compute the scores of a Softmax, or use its probabilities."""
     if len(activation_slots(node)) < 2:
         return ""
-    source = producer_of(node.inputs[0], *ATTENTION_STEPS)
+    source = patterns.producer_of(node.inputs[0], *ATTENTION_STEPS)
     attends = source is not None and source.op_type in SOFTMAX_OPS
     # Visit each node once: a chain of n sums that read a tensor twice has 2**n paths.
     visited: set[ir.Node] = set()
@@ -141,17 +128,17 @@ def linear_layer(node: ir.Node) -> LayerPlan:
     slots = activation_slots(node)
     if node.op_type in ("Gemm", "MatMul") and len(slots) == 2:
         return LayerPlan(node.op_type, inputs=slots)
-    return LayerPlan(node.op_type, inputs=(0,), weight=WeightSlot(1, output_axis(node)))
+    return LayerPlan(node.op_type, inputs=(0,), weight=WeightSlot(1, patterns.output_axis(node)))
 
 
 def activation_slots(node: ir.Node) -> tuple[int, ...]:
     """Return the indices of the inputs that change with the image; never of biases or limits."""
-    most = 2 if node.op_type in WEIGHTED else len(node.inputs)
-    most = 1 if node.op_type in MOVING | {"Clip"} else most
+    most = 2 if node.op_type in patterns.WEIGHTED else len(node.inputs)
+    most = 1 if node.op_type in patterns.MOVING | {"Clip"} else most
     return tuple(
         slot
         for slot, value in enumerate(node.inputs[:most])
-        if value is not None and constant_array(value) is None
+        if value is not None and patterns.constant_array(value) is None
     )
 
 
@@ -171,19 +158,19 @@ def chain_layer(node: ir.Node) -> LayerPlan:
     """Quantize inputs, weight and output; a fused Relu or Clip has the output quantizer."""
     layer = LayerPlan(node.op_type, inputs=activation_slots(node))
     layer = linear_layer(node) if node.op_type == "Conv" else layer
-    return replace(layer, output=find_fused_activation(node) is None)
+    return replace(layer, output=patterns.find_fused_activation(node) is None)
 
 
 def moves_activation(node: ir.Node) -> str:
     """Refuse a Resize that interpolates new values, and a Gather from a constant."""
     if not activation_slots(node):
         return "it reads no activation"
-    return "" if only_moves_values(node) else "its outputs are not values of its input"
+    return "" if patterns.only_moves_values(node) else "its outputs are not values of its input"
 
 
 def need_quantized_activation(node: ir.Node, quantized: QuantizedNodes) -> str:
     """Require that a fused Relu or Clip can have the output quantizer."""
-    fused = find_fused_activation(node)
+    fused = patterns.find_fused_activation(node)
     if fused is None or fused in quantized:
         return ""
     return f"its {fused.op_type} is left in float"
@@ -191,8 +178,8 @@ def need_quantized_activation(node: ir.Node, quantized: QuantizedNodes) -> str:
 
 def need_quantized_producer(node: ir.Node, quantized: QuantizedNodes) -> str:
     """Require that a Relu or Clip is fused with a quantized operator."""
-    producer = producer_of(node.inputs[0])
-    if producer is None or find_fused_activation(producer) is not node:
+    producer = patterns.producer_of(node.inputs[0])
+    if producer is None or patterns.find_fused_activation(producer) is not node:
         return "other operators read its input"
     if producer not in quantized:
         return "the operator before it is left in float"
@@ -203,7 +190,9 @@ def need_quantized_producer(node: ir.Node, quantized: QuantizedNodes) -> str:
 
 def need_quantized_inputs(node: ir.Node, quantized: QuantizedNodes) -> str:
     """Require that quantized operators compute all activations that a node reads."""
-    complete = all(producer_of(node.inputs[slot]) in quantized for slot in activation_slots(node))
+    complete = all(
+        patterns.producer_of(node.inputs[slot]) in quantized for slot in activation_slots(node)
+    )
     return "" if complete else "its inputs are not computed by quantized operators"
 
 
@@ -226,7 +215,7 @@ ORT_CPU_RULES = (
         checks=(float_activations, unscaled_product, not_attention, matrix_weight),
     ),
     OperatorRule(
-        FUSIBLE_ACTIVATIONS,
+        patterns.FUSIBLE_ACTIVATIONS,
         lambda node: LayerPlan(
             node.op_type, output=True, note="absorbed by the operator before it"
         ),
@@ -277,7 +266,7 @@ def residual_layer(node: ir.Node) -> LayerPlan:
 
 def not_tiny(node: ir.Node) -> str:
     """Refuse convolutions with too few channels to fill an integer kernel."""
-    shape, kernel = weight_shape(node), weight_shape(node)[2:]
+    shape, kernel = patterns.weight_shape(node), patterns.weight_shape(node)[2:]
     if not kernel:
         return ""
     group = node.attributes.get_int("group", 1)
@@ -307,7 +296,7 @@ def no_narrow_groups(node: ir.Node) -> str:
     times the bytes of their weights (release 1.7, measured by building them).
     """
     group = node.attributes.get_int("group", 1)
-    shape = weight_shape(node)
+    shape = patterns.weight_shape(node)
     channels = shape[1] if node.op_type == "Conv" else shape[0] // group
     if group == 1 or channels >= MIN_CHANNELS // 4:
         return ""
@@ -316,12 +305,14 @@ def no_narrow_groups(node: ir.Node) -> str:
 
 def not_matrix_vector(node: ir.Node) -> str:
     """Refuse products of a single row or column: they are bound by memory, not by arithmetic."""
-    shape, weight = node.outputs[0].shape, weight_shape(node)
+    shape, weight = node.outputs[0].shape, patterns.weight_shape(node)
     if shape is None or len(shape) < 2 or len(weight) != 2:
         return ""
     if all(size == 1 for size in shape[:-1]):
         return "a product of one row (a fixed batch of 1) is no faster in integers"
-    inner, columns = reversed(weight) if node.op_type == "Gemm" and is_transposed(node) else weight
+    inner, columns = (
+        reversed(weight) if node.op_type == "Gemm" and patterns.is_transposed(node) else weight
+    )
     if columns == 1:
         return "a product with one column is no faster in integers"
     if min(inner, columns) < MIN_CHANNELS:
@@ -350,7 +341,7 @@ def need_quantized_branch(node: ir.Node, quantized: QuantizedNodes) -> str:
 
 def need_quantized_neighbour(node: ir.Node, quantized: QuantizedNodes) -> str:
     """Require that a quantized operator computes the input of a pool, or reads its output."""
-    producer = producer_of(node.inputs[0], *MOVING, *RECTIFIERS)
+    producer = patterns.producer_of(node.inputs[0], *patterns.MOVING, *patterns.RECTIFIERS)
     near = producer in quantized or _is_consumed(node.outputs[0], quantized)
     return "" if near else "neither the operator before it nor one after it is quantized"
 
@@ -363,9 +354,9 @@ def need_quantized_reader(node: ir.Node, quantized: QuantizedNodes) -> str:
 def _is_consumed(value: ir.Value, quantized: QuantizedNodes) -> bool:
     """Whether a quantized linear operator reads a tensor, directly or moved."""
     return any(
-        (node.op_type in WEIGHTED and node in quantized)
+        (node.op_type in patterns.WEIGHTED and node in quantized)
         or (
-            node.op_type in MOVING | {"Concat"}
+            node.op_type in patterns.MOVING | {"Concat"}
             and any(_is_consumed(output, quantized) for output in node.outputs)
         )
         for node, _ in value.uses()
@@ -394,8 +385,8 @@ def find_residual_slot(node: ir.Node) -> int | None:
 
 def find_convolution_behind(value: ir.Value | None) -> ir.Node | None:
     """Return the convolution that computes a tensor, together with operators fused with it."""
-    while (node := producer_of(value)) is not None:
-        if node.op_type in CONVOLUTIONS:
+    while (node := patterns.producer_of(value)) is not None:
+        if node.op_type in patterns.CONVOLUTIONS:
             return node
         value = _fused_input(node)
     return None
@@ -403,15 +394,15 @@ def find_convolution_behind(value: ir.Value | None) -> ir.Node | None:
 
 def _fused_input(node: ir.Node) -> ir.Value | None:
     """Return the tensor that an operator fused with a convolution reads; None for others."""
-    if node.op_type in RECTIFIERS | {"BatchNormalization", "MaxPool", "Identity"}:
+    if node.op_type in patterns.RECTIFIERS | {"BatchNormalization", "MaxPool", "Identity"}:
         return node.inputs[0]
     if node.op_type in ("Mul", "Add") and len(node.inputs) == 2:
-        activations = [value for value in node.inputs if constant_array(value) is None]
+        activations = [value for value in node.inputs if patterns.constant_array(value) is None]
         if len(activations) == 1:
             return activations[0]
         # SiLU: x * sigmoid(x).
         for gate, value in (node.inputs, reversed(node.inputs)):
-            sigmoid = producer_of(gate)
+            sigmoid = patterns.producer_of(gate)
             if sigmoid is not None and "Sigmoid" in sigmoid.op_type and sigmoid.inputs[0] is value:
                 return value
     return None
@@ -431,7 +422,9 @@ def _distances(value: ir.Value | None) -> dict[ir.Value, int]:
 
 
 TENSORRT_RULES = (
-    OperatorRule(CONVOLUTIONS, linear_layer, checks=(constant_weight, float_activations, not_tiny)),
+    OperatorRule(
+        patterns.CONVOLUTIONS, linear_layer, checks=(constant_weight, float_activations, not_tiny)
+    ),
     OperatorRule(
         frozenset({"Gemm", "MatMul"}),
         linear_layer,

@@ -10,6 +10,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from qconvert.core.errors import QConvertError
+from qconvert.graph import patterns
 from qconvert.graph.fp16.islands import (
     FLOAT,
     MAX_FINITE,
@@ -24,15 +25,6 @@ from qconvert.graph.fp16.islands import (
     onnx_opset,
 )
 from qconvert.graph.passes import infer_shapes
-from qconvert.graph.patterns import (
-    UniqueNames,
-    add_constant,
-    computed_values,
-    has_subgraph,
-    is_standard,
-    make_node,
-    tensor_names,
-)
 
 HalfPrecision = Literal["fp16", "bf16"]
 
@@ -60,7 +52,7 @@ def convert_to_half(
     precision somewhere is returned unchanged: its author decided where. So is one without float32
     tensors, or without ONNX's own operators.
     """
-    computing = [node for node in model.graph if not is_standard(node, "Cast")]
+    computing = [node for node in model.graph if not patterns.is_standard(node, "Cast")]
     has_half = any(_is_half(value) for node in computing for value in node.outputs)
     may_be_float = any(is_float32(value) or value.type is None for value in _values(model.graph))
     opset = onnx_opset(model.opset_imports)
@@ -72,7 +64,9 @@ def convert_to_half(
             f"the model has opset {opset}, in which `Conv` and others do not support bfloat16",
             hint=f"raise the opset with `--opset {BFLOAT16_MIN_OPSET}`, or use fp16",
         )
-    quantized = any(is_standard(node, "QuantizeLinear", "DequantizeLinear") for node in model.graph)
+    quantized = any(
+        patterns.is_standard(node, "QuantizeLinear", "DequantizeLinear") for node in model.graph
+    )
     if quantized and opset < HALF_SCALES_MIN_OPSET:
         raise QConvertError(
             f"the model has opset {opset}, in which quantized tensors only have float32 scales",
@@ -103,22 +97,26 @@ def emulate_half(model: ir.Model) -> ir.Model:
     their names.
     """
     model = model.clone()
-    graph, names = model.graph, UniqueNames(tensor_names(model.graph))
+    graph, names = model.graph, patterns.UniqueNames(patterns.tensor_names(model.graph))
     for node in list(graph):
-        if not is_standard(node) or is_standard(node, "Cast", "CastLike") or has_subgraph(node):
+        if (
+            not patterns.is_standard(node)
+            or patterns.is_standard(node, "Cast", "CastLike")
+            or patterns.has_subgraph(node)
+        ):
             continue
         halves = [(slot, value) for slot, value in enumerate(node.inputs) if _is_half(value)]
         for slot, value in halves:
             assert value is not None
             name = names.reserve(f"{value.name}_wide")
-            cast = make_node("Cast", [value], name, FLOAT, to=FLOAT)
+            cast = patterns.make_node("Cast", [value], name, FLOAT, to=FLOAT)
             graph.insert_before(node, cast)
             node.replace_input_with(slot, cast.outputs[0])
         # A node without half inputs sets its output type by an attribute, and keeps it.
         for output in node.outputs if halves else ():
             if _is_half(output) and output.dtype is not None:
                 name, dtype = str(output.name), output.dtype
-                cast = make_node("Cast", [output], name, dtype, to=dtype)
+                cast = patterns.make_node("Cast", [output], name, dtype, to=dtype)
                 output.replace_all_uses_with(cast.outputs[0], replace_graph_outputs=True)
                 cast.replace_input_with(0, output)
                 output.name, output.type = names.reserve(f"{name}_exact"), ir.TensorType(FLOAT)
@@ -133,12 +131,12 @@ def _is_half(value: ir.Value | None) -> bool:
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:
     yield from graph.inputs
     yield from graph.initializers.values()
-    yield from (value for value in computed_values(graph) if value.name)
+    yield from (value for value in patterns.computed_values(graph) if value.name)
 
 
 def _store_constants(graph: ir.Graph) -> None:
     """Turn `Constant` nodes into initializers, as weights are stored."""
-    for node in [node for node in graph if is_standard(node, "Constant")]:
+    for node in [node for node in graph if patterns.is_standard(node, "Constant")]:
         tensor = None
         if (value := node.attributes.get("value")) is not None:
             # Not `get_const_tensor`: it renames the tensor, which the original model holds too.
@@ -146,7 +144,7 @@ def _store_constants(graph: ir.Graph) -> None:
         elif "value_float" in node.attributes or "value_floats" in node.attributes:
             tensor = ir.convenience.get_const_tensor(node.outputs[0])
         if tensor is not None:
-            stored = add_constant(graph, str(node.outputs[0].name), tensor.numpy())
+            stored = patterns.add_constant(graph, str(node.outputs[0].name), tensor.numpy())
             node.outputs[0].replace_all_uses_with(stored, replace_graph_outputs=True)
             graph.remove(node, safe=True)
 
@@ -165,13 +163,15 @@ class _Retyping:
     def __init__(self, typing: HalfTyping, islands: Container[ir.Node], *, keep_io: bool) -> None:
         self.graph, self.half = typing.model.graph, typing.half
         self.io_type = FLOAT if keep_io else typing.half
-        self.tensor_names = UniqueNames(tensor_names(self.graph))
-        self.node_names = UniqueNames({node.name for node in self.graph.all_nodes() if node.name})
+        self.tensor_names = patterns.UniqueNames(patterns.tensor_names(self.graph))
+        self.node_names = patterns.UniqueNames(
+            {node.name for node in self.graph.all_nodes() if node.name}
+        )
         self.input_types: dict[tuple[ir.Node, int], ir.DataType | None] = {}
         self.half_outputs: set[ir.Value] = set()
         for node in self.graph:
             slots = HalfSlots() if node in islands else typing.slots(node)
-            default = None if is_standard(node, *TYPE_AGNOSTIC) else FLOAT
+            default = None if patterns.is_standard(node, *TYPE_AGNOSTIC) else FLOAT
             for index in range(len(node.inputs)):
                 self.input_types[node, index] = self.half if index in slots.inputs else default
             self.half_outputs.update(node.outputs[index] for index in slots.outputs)
@@ -181,7 +181,7 @@ class _Retyping:
     def apply(self) -> None:
         """Give every float32 tensor its type, and a copy in the other one if that is read too."""
         stored = [value for value in self.graph.initializers.values() if not value.is_graph_input()]
-        values = (*self.graph.inputs, *stored, *computed_values(self.graph))
+        values = (*self.graph.inputs, *stored, *patterns.computed_values(self.graph))
         for value in [value for value in values if is_float32(value)]:
             types = {self._read_type(*use) for use in value.uses()}
             types |= {self.io_type} if value.is_graph_output() else set()
@@ -199,13 +199,17 @@ class _Retyping:
                 uses = [use for use in value.uses() if self._read_type(*use) is other]
                 # A Cast of the model itself may read the other type already.
                 cast, copy = value.producer(), None
-                if cast is not None and is_standard(cast, "Cast") and not value.is_graph_output():
+                if (
+                    cast is not None
+                    and patterns.is_standard(cast, "Cast")
+                    and not value.is_graph_output()
+                ):
                     copy = cast.inputs[0]
                 if copy is None or copy.dtype is not other:
                     copy = self._copy(value, other)
                 for node, index in uses:
                     node.replace_input_with(index, copy)
-        for cast in [node for node in self.graph if is_standard(node, "Cast")]:
+        for cast in [node for node in self.graph if patterns.is_standard(node, "Cast")]:
             if not cast.outputs[0].uses() and not cast.outputs[0].is_graph_output():
                 self.graph.remove(cast, safe=True)
 
@@ -224,11 +228,11 @@ class _Retyping:
             name = self.tensor_names.reserve(f"{name}_{SUFFIX[other]}")
         if value.is_initializer() and not value.is_graph_input():
             assert value.const_value is not None, "an initializer holds a tensor"
-            copy = add_constant(self.graph, name, value.const_value.numpy())
+            copy = patterns.add_constant(self.graph, name, value.const_value.numpy())
             if other is self.half:
                 _set_half_type(copy, other)
         else:
-            cast = make_node("Cast", [value], name, other, to=other)
+            cast = patterns.make_node("Cast", [value], name, other, to=other)
             cast.name = self.node_names.reserve(f"{value.name}_{SUFFIX[other]}")
             copy, producer = cast.outputs[0], value.producer()
             if producer is not None:

@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qconvert.graph.patterns import MOVING, constant_array, has_subgraph, is_standard, producer_of
+from qconvert.graph import patterns
 
 # The largest magnitude that calibration measured for each tensor.
 Magnitudes = Mapping[str, float]
@@ -47,7 +47,7 @@ MAX_EXACT_INTEGER = 2048
 # Since these opsets the attribute `stash_type` sets the type in which they accumulate.
 STASH_TYPE_SINCE = {"LayerNormalization": 17, "RMSNormalization": 23, "GroupNormalization": 21}
 ROOTS = frozenset({"Sqrt", "Pow"})
-SCALING = MOVING | {"ReduceSum", "ReduceMean", "Add", "Mul", "Div", "Max", "Clip"}
+SCALING = patterns.MOVING | {"ReduceSum", "ReduceMean", "Add", "Mul", "Div", "Max", "Clip"}
 
 
 class HalfSlots(NamedTuple):
@@ -79,9 +79,9 @@ class HalfTyping:
             for constraint in schema.type_constraints
             if f"tensor({type_name(self.half)})" in constraint.allowed_type_strs
         } - FIXED_TYPES.get(node.op_type, frozenset())
-        inputs = () if is_standard(node, *TYPE_AGNOSTIC) else node.inputs
+        inputs = () if patterns.is_standard(node, *TYPE_AGNOSTIC) else node.inputs
         # The output of a Cast from half to float32 stays: its input is the half tensor.
-        source = node.inputs[0] if is_standard(node, "Cast") else None
+        source = node.inputs[0] if patterns.is_standard(node, "Cast") else None
         outputs = () if source is not None and source.dtype is self.half else node.outputs
         half_slots = []
         for values, formals in ((inputs, schema.inputs), (outputs, schema.outputs)):
@@ -99,13 +99,13 @@ class HalfTyping:
             default = attributes[name].default_value.i if name in attributes else None
             if default is not None and node.attributes.get_int(name, default) == FLOAT:
                 node.attributes.add(ir.AttrInt64(name, self.half))
-        if is_standard(node, "ConstantOfShape"):
+        if patterns.is_standard(node, "ConstantOfShape"):
             value = cast_to_half(fill_value(node).numpy(), self.half)
             node.attributes.add(ir.AttrTensor("value", ir.tensor(value)))
 
     def schema(self, node: ir.Node) -> onnx.defs.OpSchema | None:
         """Return ONNX's schema of a node, if it has one."""
-        if not is_standard(node):
+        if not patterns.is_standard(node):
             return None
         try:
             return onnx.defs.get_schema(node.op_type, self.opset, "")
@@ -161,8 +161,8 @@ def find_islands(typing: HalfTyping, magnitudes: Magnitudes) -> IslandReasons:
     positions = set(_position_nodes(graph))
     islands: IslandReasons = {}
     for node in graph:
-        inputs = () if is_standard(node, *TYPE_AGNOSTIC) else node.inputs
-        handles_float32 = has_subgraph(node) or any(
+        inputs = () if patterns.is_standard(node, *TYPE_AGNOSTIC) else node.inputs
+        handles_float32 = patterns.has_subgraph(node) or any(
             value.type is None or value.dtype is FLOAT
             for value in (*inputs, *node.outputs)
             if value is not None and value.name
@@ -185,7 +185,7 @@ def describe_overflow(name: str, magnitude: float, half: ir.DataType) -> str:
 def _reason(node: ir.Node, typing: HalfTyping, magnitudes: Magnitudes) -> str:
     """Return why a node cannot be half, or should not be; empty if it can."""
     half = type_name(typing.half)
-    if node.op_identifier() in typing.model.functions or has_subgraph(node):
+    if node.op_identifier() in typing.model.functions or patterns.has_subgraph(node):
         return "it holds a graph of its own"
     if typing.schema(node) is None:
         full_name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
@@ -215,19 +215,19 @@ def _reason(node: ir.Node, typing: HalfTyping, magnitudes: Magnitudes) -> str:
 
 def _check_constants(node: ir.Node, slots: HalfSlots, half: ir.DataType) -> str:
     # These compare with their constants: one out of range is as good clamped to the largest number.
-    if is_standard(node, "Clip", "Max", "Min"):
+    if patterns.is_standard(node, "Clip", "Max", "Min"):
         return ""
     values = {f"`{value.name}`": value for index in slots.inputs if (value := node.inputs[index])}
-    constants = {name: constant_array(value) for name, value in values.items()}
-    if is_standard(node, "ConstantOfShape"):
+    constants = {name: patterns.constant_array(value) for name, value in values.items()}
+    if patterns.is_standard(node, "ConstantOfShape"):
         constants = {"its value": fill_value(node).numpy()}
     for name, array in constants.items():
         magnitude = 0.0 if array is None else largest_magnitude(array)
         if magnitude > MAX_FINITE[half]:
             return describe_overflow(name, magnitude, half)
-    if not is_standard(node, "QuantizeLinear", "DequantizeLinear"):
+    if not patterns.is_standard(node, "QuantizeLinear", "DequantizeLinear"):
         return ""
-    scale, quantized = constant_array(node.inputs[1]), node.inputs[0]
+    scale, quantized = patterns.constant_array(node.inputs[1]), node.inputs[0]
     if quantized is not None and quantized.dtype is ir.DataType.INT32:
         # A quantized bias: its scale is the product of two scales.
         return f"it reads int32, which {type_name(half)} cannot hold"
@@ -251,17 +251,17 @@ class _Sum(NamedTuple):
 
 def _check_sum(node: ir.Node, typing: HalfTyping, magnitudes: Magnitudes) -> str:
     """Return why float16 may be too small for a sum: count * term(magnitude) > FLOAT16_LIMIT."""
-    if is_standard(node, "Softmax", "LogSoftmax"):
+    if patterns.is_standard(node, "Softmax", "LogSoftmax"):
         row = _size(node, [node.attributes.get_int("axis", -1)]) or 0
         too_long = row > MAX_EXACT_INTEGER
         return f"its rows of {row} are longer than float16 can count" if too_long else ""
-    if is_standard(node, "Exp"):
+    if patterns.is_standard(node, "Exp"):
         magnitude = _magnitude(node.inputs[0], magnitudes)
         if magnitude is None:
             return "it is exponential, and its range was not measured" if magnitudes else ""
         overflows = _exponential(magnitude) > FLOAT16_LIMIT
         return f"e to the power of {magnitude:.4g} exceeds float16" if overflows else ""
-    summed = SUMS.get(node.op_type) if is_standard(node) else None
+    summed = SUMS.get(node.op_type) if patterns.is_standard(node) else None
     in_float32 = typing.opset >= STASH_TYPE_SINCE.get(node.op_type, math.inf)
     if summed is None or (in_float32 and node.attributes.get_int("stash_type", FLOAT) == FLOAT):
         return ""
@@ -277,7 +277,7 @@ def _check_sum(node: ir.Node, typing: HalfTyping, magnitudes: Magnitudes) -> str
 
 def _magnitude(value: ir.Value | None, magnitudes: Magnitudes) -> float | None:
     """Return the largest magnitude of a constant, or the one measured; None if unknown."""
-    array = constant_array(value)
+    array = patterns.constant_array(value)
     name = value.name if value is not None else None
     return magnitudes.get(name or "") if array is None else largest_magnitude(array)
 
@@ -303,7 +303,7 @@ def _reduced_size(node: ir.Node) -> int | None:
     """Count along the axes of a Reduce operator: an input, or an attribute in older opsets."""
     axes = list(node.attributes.get_ints("axes", ()))
     if len(node.inputs) > 1 and node.inputs[1] is not None:
-        array = constant_array(node.inputs[1])
+        array = patterns.constant_array(node.inputs[1])
         if array is None:
             return None
         axes = [int(axis) for axis in array.ravel()]
@@ -348,12 +348,16 @@ def _position_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
     sizes: set[ir.Value] = set()
     for node in graph:
         inputs = [
-            value for value in node.inputs if value is not None and constant_array(value) is None
+            value
+            for value in node.inputs
+            if value is not None and patterns.constant_array(value) is None
         ]
         outputs_float = any(is_float32(value) for value in node.outputs)
-        if outputs_float and not is_standard(node, "Cast", "Range"):
+        if outputs_float and not patterns.is_standard(node, "Cast", "Range"):
             inputs = [value for value in inputs if is_float32(value)]
-        if is_standard(node, "Shape", "Size", "Range") or (inputs and sizes.issuperset(inputs)):
+        if patterns.is_standard(node, "Shape", "Size", "Range") or (
+            inputs and sizes.issuperset(inputs)
+        ):
             sizes.update(node.outputs)
             if outputs_float:
                 yield node
@@ -368,12 +372,16 @@ def _add_squares(graph: ir.Graph, islands: IslandReasons) -> None:
     squares: set[ir.Value | None] = set()
     for node in graph:
         others = [value for value in node.inputs if value not in squares]
-        alone = all(value is None or constant_array(value) is not None for value in others)
-        if node in islands and (_is_square(node) or is_standard(node, "ReduceSumSquare")):
+        alone = all(value is None or patterns.constant_array(value) is not None for value in others)
+        if node in islands and (_is_square(node) or patterns.is_standard(node, "ReduceSumSquare")):
             squares.update(node.outputs)
-        elif len(others) < len(node.inputs) and alone and is_standard(node, *SCALING, *ROOTS):
+        elif (
+            len(others) < len(node.inputs)
+            and alone
+            and patterns.is_standard(node, *SCALING, *ROOTS)
+        ):
             islands.setdefault(node, "it reads squares, which may exceed float16")
-            squares.update(() if is_standard(node, *ROOTS) else node.outputs)
+            squares.update(() if patterns.is_standard(node, *ROOTS) else node.outputs)
 
 
 def _add_moved_values(graph: ir.Graph, islands: IslandReasons) -> None:
@@ -381,10 +389,14 @@ def _add_moved_values(graph: ir.Graph, islands: IslandReasons) -> None:
     before_islands: set[ir.Node] = set(islands)
     for node in reversed(graph):
         readers = _readers(node)
-        if is_standard(node, *MOVING) and readers and before_islands.issuperset(readers):
+        if (
+            patterns.is_standard(node, *patterns.MOVING)
+            and readers
+            and before_islands.issuperset(readers)
+        ):
             before_islands.add(node)
     for node in graph:
-        source = producer_of(node.inputs[0]) if node.inputs else None
+        source = patterns.producer_of(node.inputs[0]) if node.inputs else None
         if node in before_islands and source in islands and is_float32(node.outputs[0]):
             islands.setdefault(node, "it only moves values between float32 nodes")
 
@@ -397,7 +409,9 @@ def _readers(node: ir.Node) -> list[ir.Node]:
 
 
 def _is_square(node: ir.Node) -> bool:
-    if is_standard(node, "Mul"):
+    if patterns.is_standard(node, "Mul"):
         return node.inputs[0] is node.inputs[1]
-    exponent = constant_array(node.inputs[1]) if is_standard(node, "Pow") else None
+    exponent = (
+        patterns.constant_array(node.inputs[1]) if patterns.is_standard(node, "Pow") else None
+    )
     return exponent is not None and bool(np.all(exponent == 2))
