@@ -139,8 +139,11 @@ def test_refusal_of_the_parser_is_an_error(gpu: Callable[..., Host], tmp_path: P
 
 
 @pytest.mark.proves("tensorrt", "interrupted build", by="real bindings")
-def test_ctrl_c_stops_a_build_and_its_child(gpu: Callable[..., Host], tmp_path: Path) -> None:
-    folder = prepare(tmp_path / "e")
+@pytest.mark.parametrize("builder", ["native", "provider"])
+def test_ctrl_c_stops_a_build_and_its_child(
+    gpu: Callable[..., Host], tmp_path: Path, builder: str
+) -> None:
+    folder = prepare(tmp_path / "e", builder=builder)
     machine, log = gpu(hang="build"), tmp_path / "log"
     with machine.start(
         "-m", "tests.gpu_lab.engines", folder, "build", cwd=tmp_path, log=log
@@ -155,7 +158,7 @@ def test_ctrl_c_stops_a_build_and_its_child(gpu: Callable[..., Host], tmp_path: 
     assert time.monotonic() - started < 15
     assert process.returncode == 130
     assert "interrupted" in err
-    assert not (folder / "engine/model.engine").exists()
+    assert not list((folder / "engine").glob("*.engine"))
     name = f"{folder}".encode()
     commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
     assert not [line for line in commands if name in line]
