@@ -140,7 +140,8 @@ def simplified(text: str) -> list[str]:
     text = re.sub(r"\x1b\[[\d;]*m", "", text)
     lines = []
     for line in text.splitlines():
-        line = re.sub(r'"/[^"]*\[', '"CHECKOUT[', line)  # noqa: PLW2901
+        # A step of an earlier command may come from the cache.
+        line = re.sub(r'"/[^"]*\[', '"CHECKOUT[', line.replace("cached, ", ""))  # noqa: PLW2901
         line = re.sub(r"[█▏▎▍▌▋▊▉◆]|\btime$", "", re.sub("─+", "─", line))  # noqa: PLW2901
         is_row = "±" in line
         line = re.sub(r"[\d.]+(e[+-]?\d+)?", "N", line) if is_row else MEASURED.sub("N", line)  # noqa: PLW2901
