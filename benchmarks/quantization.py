@@ -51,10 +51,7 @@ ORT = {"ORT U8S8": {"activation_type": quantization.QuantType.QUInt8}, "ORT S8S8
 PEERS = {"cpu": "ORT U8S8", "tensorrt": "ORT S8S8"}
 EFFORTS = ("none", "quick", "default", "thorough")
 # The minimum SQNR of the outputs in dB that each effort must reach.
-SQNR = {
-    "cpu": {"default": 24.5, "thorough": 27.0},
-    "tensorrt": {"default": 22.0, "thorough": 24.5},
-}
+SQNR = {"cpu": {"default": 24.5, "thorough": 27.0}, "tensorrt": {"default": 22.0, "thorough": 24.5}}
 MIN_AGREEMENT = 99.0
 
 

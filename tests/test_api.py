@@ -83,9 +83,7 @@ def test_examples_of_the_python_page_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_build_prints_nothing_and_returns_the_report(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_build_prints_nothing_and_returns_the_report(capfd: pytest.CaptureFixture[str]) -> None:
     steps: list[qconvert.Progress] = []
     run = build_run(progress=steps.append)
     assert capfd.readouterr() == ("", "")

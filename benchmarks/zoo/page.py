@@ -51,7 +51,7 @@ def _counts(results: Sequence[Result], missing: int) -> str:
         f"{len(results)} networks: {len(complete)} gave all six engines, "
         f"{len(refused) - len(failed)} were refused in part or whole, {len(failed)} broke off. "
         f"{times:.0f} minutes, on two cores that other work shared; "
-        f"the largest process had {peak} MB.",
+        f"the largest process had {peak} MB."
     ]
     if missing:
         lines.append(f"{missing} more are in the list and were not run for this table.")

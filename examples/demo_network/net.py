@@ -6,13 +6,7 @@ from torch import nn
 from qconvert.demo.generator import CLASSES
 
 # Expansion, channels, blocks, stride of the first block.
-STAGES = (
-    (1, 16, 1, 1),
-    (6, 24, 2, 2),
-    (6, 32, 3, 2),
-    (6, 64, 3, 2),
-    (6, 96, 3, 2),
-)
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 3, 2), (6, 96, 3, 2))
 STEM, HEAD = 32, 512
 
 

@@ -6,23 +6,7 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-from qconvert.backends import system_probe
-from qconvert.backends.base import (
-    GRAPH,
-    INTEGER,
-    Availability,
-    BackendRequirements,
-    BuildProgressCallback,
-    BuildSpec,
-    Engine,
-    LoadSpec,
-    Session,
-    TritonSpec,
-    copy_graph,
-    explain_write_errors,
-    read_settings,
-    settings_as_text,
-)
+from qconvert.backends import base, system_probe
 from qconvert.backends.system_probe import RUNTIMES, Installed
 from qconvert.core import onnx_io
 from qconvert.core.config import CpuConfig
@@ -37,21 +21,21 @@ MIN_SAVING = 0.01  # share of bytes: an optimized copy that saves less is not ke
 QUANT_PRECISION_ENTRY = "session.x64quantprecision"
 
 
-def probe(installed: Installed) -> Availability:
+def probe(installed: Installed) -> base.Availability:
     """Find out whether the CPU provider runs here."""
     if not installed.runtimes:
         reason = "onnxruntime is not installed"
-        return Availability(False, False, reason=reason, cure=pip_install("cpu"))
+        return base.Availability(False, False, reason=reason, cure=pip_install("cpu"))
     runtime = installed.runtimes[0]
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parts = (f"{runtime} {installed.packages[runtime]}", f"{threads} threads")
     version = ", ".join(filter(None, (*parts, system_probe.integer_instructions())))
     error = system_probe.provider_error(PROVIDER)
     cure = f"pip install --force-reinstall {runtime}" if error else ""
-    return Availability(not error, not error, version, error, cure)
+    return base.Availability(not error, not error, version, error, cure)
 
 
-def requirements() -> BackendRequirements:
+def requirements() -> base.BackendRequirements:
     """Return the graphs that the CPU provider accepts.
 
     Its x86 kernels are three times slower on signed activations than on unsigned ones; its ARM
@@ -71,10 +55,10 @@ def requirements() -> BackendRequirements:
         f"setting `{QUANT_PRECISION_ENTRY}` = 1, or quantize with `--weight-bits 7`"
     )
     notes = () if is_arm or system_probe.integer_instructions() else (note,)
-    return BackendRequirements(scheme, ("fp32",), unsupported=unsupported, notes=notes)
+    return base.BackendRequirements(scheme, ("fp32",), unsupported=unsupported, notes=notes)
 
 
-def cache_key(spec: BuildSpec) -> Mapping[str, str]:
+def cache_key(spec: base.BuildSpec) -> Mapping[str, str]:
     """Return everything that decides a build beside the model."""
     packages = system_probe.installed_packages()
     return {
@@ -83,15 +67,17 @@ def cache_key(spec: BuildSpec) -> Mapping[str, str]:
         "runtime": ", ".join(f"{name} {packages[name]}" for name in RUNTIMES if name in packages),
         "machine": platform.machine(),
         "threads": str(spec.threads),
-        **settings_as_text(read_settings(CpuConfig, spec, "cpu"), "threads"),
+        **base.settings_as_text(base.read_settings(CpuConfig, spec, "cpu"), "threads"),
     }
 
 
-def require_readable(graph: Path, spec: BuildSpec) -> None:
+def require_readable(graph: Path, spec: base.BuildSpec) -> None:
     """Accept the graph: ONNX Runtime ran it when it was cleaned."""
 
 
-def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCallback) -> Engine:
+def build(
+    graph: Path, spec: base.BuildSpec, folder: Path, progress: base.BuildProgressCallback
+) -> base.Engine:
     """Copy the model, and keep ONNX Runtime's optimized copy if it is at least 1 % smaller.
 
     Comparing sizes needs no clock, so two builds agree. EfficientNet-Lite0 in INT8: 2.3 % smaller,
@@ -100,7 +86,7 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
     """
     key = cache_key(spec)
     progress("copying the model", None)
-    _, files = copy_graph(graph, folder)
+    _, files = base.copy_graph(graph, folder)
     copy, note = "portable", ""
     if spec.precision in ("fp16", "bf16"):
         copy = "portable, as the optimized one would be in float"
@@ -111,7 +97,9 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
             note = f"loads ONNX Runtime's optimized copy, {size} than the portable ONNX"
     made_with = {**key, "copy": copy, "integer instructions": system_probe.integer_instructions()}
     notes = (note,) if note else ()
-    return Engine("cpu", spec.precision, folder, GRAPH, files, made_with, spec.threads, notes)
+    return base.Engine(
+        "cpu", spec.precision, folder, base.GRAPH, files, made_with, spec.threads, notes
+    )
 
 
 def _optimize(folder: Path) -> float:
@@ -122,11 +110,15 @@ def _optimize(folder: Path) -> float:
     """
     from qconvert.backends import ort
 
-    path, target, spec = folder / GRAPH, folder / OPTIMIZED, LoadSpec(((PROVIDER, {}),), ())
+    path, target, spec = (
+        folder / base.GRAPH,
+        folder / OPTIMIZED,
+        base.LoadSpec(((PROVIDER, {}),), ()),
+    )
     options = ort.session_options(spec)
     options.graph_optimization_level = ort.runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.optimized_model_filepath = str(target)
-    with explain_write_errors(folder):
+    with base.explain_write_errors(folder):
         try:
             ort.create_session(path, spec, options)
         except QConvertError:
@@ -139,7 +131,7 @@ def _optimize(folder: Path) -> float:
     return saving
 
 
-def open(engine: Engine) -> Session:
+def open(engine: base.Engine) -> base.Session:
     """Load an engine with the threads it was built for."""
     from qconvert.backends import ort, ort_coverage
 
@@ -149,19 +141,19 @@ def open(engine: Engine) -> Session:
     return ort.OrtSession(session, lambda: ort_coverage.kernel_coverage(path, spec, nodes))
 
 
-def load_spec(engine: Engine) -> LoadSpec:
+def load_spec(engine: base.Engine) -> base.LoadSpec:
     """Return how ONNX Runtime loads an engine.
 
     A file quantized for TensorRT, which no build writes here, keeps its Q/DQ nodes.
     """
     from qconvert.backends import ort
 
-    is_integer = engine.precision in INTEGER
-    settings = read_settings(CpuConfig, engine, "cpu")
+    is_integer = engine.precision in base.INTEGER
+    settings = base.read_settings(CpuConfig, engine, "cpu")
     entries = {"session.intra_op.allow_spinning": str(int(settings.spinning))}
     if is_integer and ort.has_float_biases(onnx_io.load(engine.folder / engine.graph)):
         entries["session.disable_quant_qdq"] = "1"
-    return LoadSpec(
+    return base.LoadSpec(
         providers=((PROVIDER, {}),),
         packages=((engine.made_with.get("runtime") or "onnxruntime").replace(" ", ">="),),
         config_entries=entries,
@@ -170,7 +162,7 @@ def load_spec(engine: Engine) -> LoadSpec:
     )
 
 
-def triton_spec(engine: Engine) -> TritonSpec:
+def triton_spec(engine: base.Engine) -> base.TritonSpec:
     """Return how Triton serves an engine: the portable ONNX, for a runtime of another release."""
     threads = {"intra_op_thread_count": str(engine.threads)} if engine.threads else {}
     note = (
@@ -178,5 +170,5 @@ def triton_spec(engine: Engine) -> TritonSpec:
         f"which overflow, and Triton cannot set `{QUANT_PRECISION_ENTRY}`; `--weight-bits 7` is "
         "safe on any"
     )
-    notes = (note,) if engine.precision in INTEGER else ()
-    return TritonSpec("onnxruntime_onnx", engine.graph, "CPU", parameters=threads, notes=notes)
+    notes = (note,) if engine.precision in base.INTEGER else ()
+    return base.TritonSpec("onnxruntime_onnx", engine.graph, "CPU", parameters=threads, notes=notes)

@@ -8,23 +8,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from qconvert.backends.base import (
-    GRAPH,
-    Availability,
-    BackendRequirements,
-    BuildProgressCallback,
-    BuildSpec,
-    Coverage,
-    Engine,
-    LoadSpec,
-    Precision,
-    Session,
-    TritonSpec,
-    copy_graph,
-    explain_write_errors,
-    read_settings,
-    settings_as_text,
-)
+from qconvert.backends import base
 from qconvert.backends.system_probe import Gpu, Installed, detect, provider_error
 from qconvert.backends.versions import PACKAGE, find_release, numbers, why_too_old
 from qconvert.core import onnx_io
@@ -46,64 +30,60 @@ KERNELS = Path(__file__).with_name("cuda_kernels.txt")
 # alone, got a new version. 21 is the newest opset before.
 LOWER_OPSET = 21
 
-DTYPES = {
-    "fp32": ir.DataType.FLOAT,
-    "fp16": ir.DataType.FLOAT16,
-    "bf16": ir.DataType.BFLOAT16,
-}
+DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 FLOATS = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def probe(installed: Installed) -> Availability:
+def probe(installed: Installed) -> base.Availability:
     """Find out whether the CUDA provider runs here."""
     if missing := missing_requirement(installed, "cuda"):
         return missing
     version = f"{PACKAGE} {installed.packages[PACKAGE]}, driver {installed.driver}"
     error = provider_error(PROVIDER)
     cure = 'pip install "onnxruntime-gpu[cuda,cudnn]"' if error else ""
-    return Availability(not error, not error, version, error, cure)
+    return base.Availability(not error, not error, version, error, cure)
 
 
-def missing_requirement(installed: Installed, extra: str) -> Availability | None:
+def missing_requirement(installed: Installed, extra: str) -> base.Availability | None:
     """Return what this machine lacks for the providers of onnxruntime-gpu, or None."""
     if PACKAGE not in installed.packages:
         others = [name for name in installed.runtimes if name != PACKAGE]
         uninstall = f"pip uninstall -y {' '.join(others)} && " if others else ""
         cure = uninstall + pip_install(extra)
-        return Availability(False, False, reason=f"{PACKAGE} is not installed", cure=cure)
+        return base.Availability(False, False, reason=f"{PACKAGE} is not installed", cure=cure)
     version = f"{PACKAGE} {installed.packages[PACKAGE]}"
     if installed.driver_error:
         cure = "install the NVIDIA driver; in a container, start it with `--gpus all`"
-        return Availability(False, False, version, installed.driver_error, cure)
+        return base.Availability(False, False, version, installed.driver_error, cure)
     release = find_release(installed)
     reason, cure = why_too_old(installed, release.cuda) if release else ("", "")
-    return Availability(False, False, version, reason, cure) if reason else None
+    return base.Availability(False, False, version, reason, cure) if reason else None
 
 
-def requirements() -> BackendRequirements:
+def requirements() -> base.BackendRequirements:
     """Return the graphs that the CUDA provider accepts: float graphs."""
     reason = "ONNX Runtime computes INT8 on CUDA in float, and quantizes on top of it"
-    return BackendRequirements(None, unsupported={"int8": reason})
+    return base.BackendRequirements(None, unsupported={"int8": reason})
 
 
-def cache_key(spec: BuildSpec) -> Mapping[str, str]:
+def cache_key(spec: base.BuildSpec) -> Mapping[str, str]:
     """Return everything that decides a build beside the model: little, as nothing is compiled."""
     return {
         "backend": "cuda",
         "precision": spec.precision,
         "runtime": f"{PACKAGE} {detect().packages.get(PACKAGE, '')}".strip(),
-        **settings_as_text(read_settings(CudaConfig, spec, "cuda")),
+        **base.settings_as_text(base.read_settings(CudaConfig, spec, "cuda")),
     }
 
 
-def require_readable(graph: Path, spec: BuildSpec) -> None:
+def require_readable(graph: Path, spec: base.BuildSpec) -> None:
     """Refuse a graph with operators that have no CUDA kernel in the precision of `spec`.
 
     Another release than that of the table may have other kernels: it tells when it loads the engine.
     """
     installed = numbers(detect().packages.get(PACKAGE, ""))[:2]
     tabulated = numbers(KERNELS.read_text(encoding="utf-8").split()[2])[:2]
-    settings, model = read_settings(CudaConfig, spec, "cuda"), onnx_io.load(graph)
+    settings, model = base.read_settings(CudaConfig, spec, "cuda"), onnx_io.load(graph)
     if settings.cuda_graph:
         require_fixed_shapes(onnx_io.inputs(model))
     if settings.allow_fallback or installed not in ((), tabulated):
@@ -116,11 +96,13 @@ def require_readable(graph: Path, spec: BuildSpec) -> None:
         )
 
 
-def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCallback) -> Engine:
+def build(
+    graph: Path, spec: base.BuildSpec, folder: Path, progress: base.BuildProgressCallback
+) -> base.Engine:
     """Copy the model, which the provider loads as it is, and record the device; needs no GPU."""
-    settings = read_settings(CudaConfig, spec, "cuda")
+    settings = base.read_settings(CudaConfig, spec, "cuda")
     progress("copying the model", None)
-    model, files = copy_graph(graph, folder)
+    model, files = base.copy_graph(graph, folder)
     if settings.cuda_graph:
         require_fixed_shapes(onnx_io.inputs(model))
     gpu = detect().gpu(settings.device)
@@ -128,12 +110,14 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
     opset = model.opset_imports.get("", 0)
     if (lower := best_opset(model, "fp32")[0]) < opset and spec.precision != "bf16":
         model.opset_imports[""] = lower
-        with explain_write_errors(folder):
-            onnx_io.save(model, folder / GRAPH)
-        files = tuple(file.name for file in onnx_io.model_files(folder / GRAPH))
+        with base.explain_write_errors(folder):
+            onnx_io.save(model, folder / base.GRAPH)
+        files = tuple(file.name for file in onnx_io.model_files(folder / base.GRAPH))
         notes.append(f"stored with opset {lower}: CUDA has no kernels for some nodes of {opset}")
     made_with = {**cache_key(spec), "gpu": gpu.name if gpu else "none here"}
-    return Engine("cuda", spec.precision, folder, GRAPH, files, made_with, notes=tuple(notes))
+    return base.Engine(
+        "cuda", spec.precision, folder, base.GRAPH, files, made_with, notes=tuple(notes)
+    )
 
 
 def tf32_notes(backend: str, precision: str, gpu: Gpu | None) -> tuple[str, ...]:
@@ -146,7 +130,7 @@ def tf32_notes(backend: str, precision: str, gpu: Gpu | None) -> tuple[str, ...]
     )
 
 
-def open(engine: Engine) -> Session:
+def open(engine: base.Engine) -> base.Session:
     """Load an engine; unless `allow-fallback` is set, the CPU runs arithmetic on shapes alone.
 
     ONNX Runtime leaves such arithmetic on the CPU on purpose: the sizes are needed there.
@@ -154,7 +138,7 @@ def open(engine: Engine) -> Session:
     from qconvert.backends import cuda_runtime, ort, ort_coverage
 
     path, spec = engine.folder / engine.files[0], load_spec(engine)
-    settings = read_settings(CudaConfig, engine, "cuda")
+    settings = base.read_settings(CudaConfig, engine, "cuda")
     stream = cuda_runtime.make_stream(settings.device)
     session = ort.create_session(path, spec, stream=stream)
     nodes = ort.nodes_by_provider(session)
@@ -170,7 +154,7 @@ def open(engine: Engine) -> Session:
                 hint=f"use another precision, or accept it: {ALLOW_FALLBACK}",
             )
 
-    def coverage() -> Coverage:
+    def coverage() -> base.Coverage:
         return ort_coverage.kernel_coverage(path, spec, nodes)
 
     return ort.OrtSession(session, coverage, "cuda", settings.device, settings.cuda_graph, stream)
@@ -192,7 +176,7 @@ def nodes_that_read_values(graph: ir.Graph) -> set[str]:
     return labels
 
 
-def best_opset(model: ir.Model, precision: Precision) -> tuple[int, list[str]]:
+def best_opset(model: ir.Model, precision: base.Precision) -> tuple[int, list[str]]:
     """Return the opset in which CUDA has the most kernels for a model, and the nodes without one.
 
     The model's own, or 21 if that is lower and the nodes are the same in it. float32 tensors are
@@ -210,7 +194,7 @@ def best_opset(model: ir.Model, precision: Precision) -> tuple[int, list[str]]:
     return opset, missing
 
 
-def nodes_without_kernel(model: ir.Model, precision: Precision, opset: int) -> list[str]:
+def nodes_without_kernel(model: ir.Model, precision: base.Precision, opset: int) -> list[str]:
     """Return the nodes for which CUDA has no kernel if all float32 tensors have `precision`.
 
     Arithmetic on shapes needs none.
@@ -230,7 +214,7 @@ def nodes_without_kernel(model: ir.Model, precision: Precision, opset: int) -> l
     return missing
 
 
-def _has_kernel(node: ir.Node, schema: onnx.defs.OpSchema, precision: Precision) -> bool:
+def _has_kernel(node: ir.Node, schema: onnx.defs.OpSchema, precision: base.Precision) -> bool:
     """Whether CUDA has a kernel for the version of an operator and the types of a node.
 
     A kernel that is registered without a last opset fits the version of its first opset alone. An
@@ -290,9 +274,9 @@ def _is_valid(model: ir.Model, opset: int) -> bool:
     return True
 
 
-def load_spec(engine: Engine) -> LoadSpec:
+def load_spec(engine: base.Engine) -> base.LoadSpec:
     """Return how ONNX Runtime loads an engine."""
-    settings = read_settings(CudaConfig, engine, "cuda")
+    settings = base.read_settings(CudaConfig, engine, "cuda")
     options = {"device_id": str(settings.device)}
     if settings.cuda_graph:
         options["enable_cuda_graph"] = "1"
@@ -302,16 +286,16 @@ def load_spec(engine: Engine) -> LoadSpec:
         options["use_tf32"] = "0"
     if settings.gpu_mem_limit:
         options["gpu_mem_limit"] = str(settings.gpu_mem_limit * 2**20)
-    return LoadSpec(
+    return base.LoadSpec(
         providers=((PROVIDER, options),),
         packages=(f"{PACKAGE}[cuda,cudnn]",),
         cuda_graph=settings.cuda_graph,
     )
 
 
-def triton_spec(engine: Engine) -> TritonSpec:
+def triton_spec(engine: base.Engine) -> base.TritonSpec:
     """Return how Triton serves an engine: its ONNX Runtime uses CUDA wherever there is a GPU."""
-    return TritonSpec("onnxruntime_onnx", engine.graph, "GPU")
+    return base.TritonSpec("onnxruntime_onnx", engine.graph, "GPU")
 
 
 def require_fixed_shapes(inputs: Sequence[TensorSpec]) -> None:

@@ -75,12 +75,7 @@ def start_python(
             stdout=subprocess.PIPE,
             stderr=log,
             cwd=folder,
-            env={
-                **os.environ,
-                "PYTHONPATH": path,
-                "PYTHONWARNINGS": "ignore",
-                **(variables or {}),
-            },
+            env={**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore", **(variables or {})},
         ) as process,
     ):
         assert process.stdin is not None

@@ -12,30 +12,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qconvert.backends import nvinfer, subprocess_worker, versions
-from qconvert.backends.base import (
-    GRAPH,
-    INTEGER,
-    Availability,
-    BackendRequirements,
-    BuildProgressCallback,
-    BuildSpec,
-    Coverage,
-    Engine,
-    LoadSpec,
-    Profile,
-    Session,
-    TritonSpec,
-    copy_graph,
-    explain_write_errors,
-    read_settings,
-    settings_as_text,
-)
-from qconvert.backends.cuda import (
-    missing_requirement,
-    require_fixed_shapes,
-    tf32_notes,
-)
+from qconvert.backends import base, nvinfer, subprocess_worker, versions
+from qconvert.backends.cuda import missing_requirement, require_fixed_shapes, tf32_notes
 from qconvert.backends.nvinfer import CONTEXT, NativeBuildOptions
 from qconvert.backends.system_probe import Installed, detect, provider_error
 from qconvert.backends.versions import PACKAGE, find_release, loads_in_provider
@@ -58,7 +36,7 @@ INSTALL = pip_install("tensorrt")
 DEFAULT_REST: RestPrecision = "fp16"
 
 
-def probe(installed: Installed) -> Availability:
+def probe(installed: Installed) -> base.Availability:
     """Find out whether TensorRT works here: in ONNX Runtime's provider, else in its own runtime."""
     release, tensorrt = find_release(installed), installed.library_version("tensorrt")
     runtime = installed.packages.get(PACKAGE, "")
@@ -66,7 +44,7 @@ def probe(installed: Installed) -> Availability:
         filter(None, (runtime and f"{PACKAGE} {runtime}", tensorrt and f"TensorRT {tensorrt}"))
     )
     if runtime and release is None:
-        return Availability(False, False, version, f"{PACKAGE} {runtime} is too old", INSTALL)
+        return base.Availability(False, False, version, f"{PACKAGE} {runtime} is too old", INSTALL)
     newer = versions.numbers(tensorrt)[:1] > (release.tensorrt[:1] if release else ())
     if newer and installed.runtimes:
         return _probe_native(installed, f"{version}, in its own runtime")
@@ -75,14 +53,14 @@ def probe(installed: Installed) -> Availability:
         problem = f"found {tensorrt}" if tensorrt else "none is installed"
         reason = f"{PACKAGE} {runtime} needs TensorRT {oldest}; {problem}"
         cure = f'pip install "{versions.tensorrt_requirement(release)}"'
-        return Availability(False, False, version, reason, cure)
+        return base.Availability(False, False, version, reason, cure)
     if missing := missing_requirement(installed, "tensorrt"):
         return missing
     error = provider_error(PROVIDER)
-    return Availability(not error, not error, version, error, INSTALL if error else "")
+    return base.Availability(not error, not error, version, error, INSTALL if error else "")
 
 
-def _probe_native(installed: Installed, version: str) -> Availability:
+def _probe_native(installed: Installed, version: str) -> base.Availability:
     """Find out whether TensorRT builds, beside an ONNX Runtime that does not link it."""
     reason, cure = installed.driver_error, "install the NVIDIA driver; in a container, `--gpus all`"
     if not reason:
@@ -91,16 +69,16 @@ def _probe_native(installed: Installed, version: str) -> Availability:
     if not reason:
         job = "qconvert.backends.nvinfer:prove_job"
         reason, cure = subprocess_worker.why_it_fails(job, "tensorrt", product="TensorRT")
-    return Availability(not reason, not reason, version, reason, cure if reason else "")
+    return base.Availability(not reason, not reason, version, reason, cure if reason else "")
 
 
-def requirements() -> BackendRequirements:
+def requirements() -> base.BackendRequirements:
     """Return the graphs that TensorRT accepts: all zero points 0, biases in float.
 
     Its own builder takes the precision from the types of the graph; the provider may not.
     """
     release = find_release(detect())
-    return BackendRequirements(
+    return base.BackendRequirements(
         quantization_scheme("tensorrt", TENSORRT_RULES),
         ("fp32", "fp16", "bf16"),
         default_rest=DEFAULT_REST,
@@ -120,7 +98,7 @@ def quantization_scheme(name: str, rules: tuple[OperatorRule, ...]) -> Scheme:
     )
 
 
-def cache_key(spec: BuildSpec) -> Mapping[str, str]:
+def cache_key(spec: base.BuildSpec) -> Mapping[str, str]:
     """Return everything that decides a build beside the model: engines fit one GPU and release."""
     installed = detect()
     settings = read_options(spec)
@@ -133,11 +111,11 @@ def cache_key(spec: BuildSpec) -> Mapping[str, str]:
         "tensorrt": installed.library_version("tensorrt"),
         "cuda": ".".join(map(str, installed.cuda)),
         "gpu": str(installed.gpu(settings.device) or ""),
-        **settings_as_text(settings, "timing_cache"),
+        **base.settings_as_text(settings, "timing_cache"),
     }
 
 
-def require_readable(graph: Path, spec: BuildSpec) -> None:
+def require_readable(graph: Path, spec: base.BuildSpec) -> None:
     """Refuse a graph that the native builder cannot read; the provider claims what it supports."""
     settings, inputs = read_options(spec), onnx_io.inputs(onnx_io.load(graph))
     if settings.cuda_graph:
@@ -148,12 +126,14 @@ def require_readable(graph: Path, spec: BuildSpec) -> None:
         profile_options(spec.profile, inputs)
 
 
-def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCallback) -> Engine:
+def build(
+    graph: Path, spec: base.BuildSpec, folder: Path, progress: base.BuildProgressCallback
+) -> base.Engine:
     """Build an engine in a child process, and a small ONNX file that loads it without a rebuild."""
     settings, installed = read_options(spec), detect()
     if not installed.library_version("tensorrt"):
         raise Unavailable("TensorRT is not installed", hint=INSTALL)
-    model, graph_files = copy_graph(graph, folder)
+    model, graph_files = base.copy_graph(graph, folder)
     inputs = onnx_io.inputs(model)
     if settings.cuda_graph:
         require_fixed_shapes(inputs)
@@ -190,12 +170,14 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
             details=sorted(path.name for path in folder.iterdir()),
             hint="`--set tensorrt.builder=native` builds with TensorRT itself",
         )
-    with explain_write_errors(folder):
+    with base.explain_write_errors(folder):
         (folder / NODES_FILE).write_text(json.dumps(nodes, indent=1), encoding="utf-8")
     gpu = installed.gpu(settings.device) if settings.use_tf32 else None
-    rest = (spec.rest or DEFAULT_REST) if spec.precision in INTEGER else spec.precision
+    rest = (spec.rest or DEFAULT_REST) if spec.precision in base.INTEGER else spec.precision
     notes = (*fallback_notes(nodes), *tf32_notes("tensorrt", rest, gpu))
-    return Engine("tensorrt", spec.precision, folder, GRAPH, files, made_with, notes=notes)
+    return base.Engine(
+        "tensorrt", spec.precision, folder, base.GRAPH, files, made_with, notes=notes
+    )
 
 
 def _build_in_provider(
@@ -203,19 +185,19 @@ def _build_in_provider(
     folder: Path,
     tensors: Sequence[TensorSpec],
     timings: Path | None,
-    progress: BuildProgressCallback,
+    progress: base.BuildProgressCallback,
 ) -> dict[str, list[str]]:
     """Let ONNX Runtime's provider build the engine; return the nodes that each provider runs."""
-    made_with["graph"] = file_sha256(folder / GRAPH)[:12]
-    engine = Engine("tensorrt", "fp32", folder, GRAPH, (), made_with)
-    settings = read_settings(TensorrtConfig, engine, "tensorrt")
+    made_with["graph"] = file_sha256(folder / base.GRAPH)[:12]
+    engine = base.Engine("tensorrt", "fp32", folder, base.GRAPH, (), made_with)
+    settings = base.read_settings(TensorrtConfig, engine, "tensorrt")
     spec = _load_spec(engine, build_options(engine, tensors, timings))
     if timings:
         timings.parent.mkdir(parents=True, exist_ok=True)
     progress("TensorRT builds the engine and reports no progress", None)
     nodes: dict[str, list[str]] = subprocess_worker.call(
         "qconvert.backends.ort:load_with_log",
-        (folder / GRAPH).absolute(),
+        (folder / base.GRAPH).absolute(),
         replace(spec, config_entries={}),
         product="ONNX Runtime's TensorRT provider",
         report=progress,
@@ -232,9 +214,9 @@ def _build_in_provider(
     return nodes
 
 
-def open(engine: Engine) -> Session:
+def open(engine: base.Engine) -> base.Session:
     """Load an engine without a rebuild: with the TensorRT provider, else with TensorRT's runtime."""
-    settings = read_settings(TensorrtConfig, engine, "tensorrt")
+    settings = base.read_settings(TensorrtConfig, engine, "tensorrt")
     path, weights = engine.folder / engine.files[0], engine.folder / engine.graph
     if settings.weight_stripped or not loads_in_provider(detect()):
         from qconvert.backends import native_session
@@ -250,22 +232,22 @@ def open(engine: Engine) -> Session:
     stream = cuda_runtime.make_stream(settings.device)
     session = ort.create_session(path, load_spec(engine), stream=stream)
 
-    def coverage() -> Coverage:
+    def coverage() -> base.Coverage:
         if settings.builder == "native":
             loaded = nvinfer.open_engine(trt, engine.folder / ENGINE)
             if (counts := nvinfer.layer_precisions(trt, loaded)) is not None:
-                return Coverage({PROVIDER: sum(counts.values())}, counts)
+                return base.Coverage({PROVIDER: sum(counts.values())}, counts)
         nodes = json.loads((engine.folder / NODES_FILE).read_text(encoding="utf-8"))
         counts = {provider: len(names) for provider, names in nodes.items()}
         reason = "the provider's engines do not report it; those of `tensorrt.builder` = native do"
-        return Coverage(counts, None, reason)
+        return base.Coverage(counts, None, reason)
 
     return ort.OrtSession(session, coverage, "cuda", settings.device, settings.cuda_graph, stream)
 
 
-def load_spec(engine: Engine) -> LoadSpec:
+def load_spec(engine: base.Engine) -> base.LoadSpec:
     """Return how ONNX Runtime loads an engine."""
-    settings = read_settings(TensorrtConfig, engine, "tensorrt")
+    settings = base.read_settings(TensorrtConfig, engine, "tensorrt")
     if settings.weight_stripped:
         raise UsageError(
             f"ONNX Runtime cannot load `{engine.folder.name}`: the engine has no weights",
@@ -280,9 +262,9 @@ def load_spec(engine: Engine) -> LoadSpec:
     return _load_spec(engine, load_options(engine))
 
 
-def triton_spec(engine: Engine) -> TritonSpec:
+def triton_spec(engine: base.Engine) -> base.TritonSpec:
     """Return how Triton serves an engine: as a plan that TensorRT loads, whoever built it."""
-    settings = read_settings(TensorrtConfig, engine, "tensorrt")
+    settings = base.read_settings(TensorrtConfig, engine, "tensorrt")
     plans = [name for name in engine.files if name.endswith(".engine")]
     if settings.allow_fallback or settings.weight_stripped or len(plans) != 1:
         why = (
@@ -296,7 +278,7 @@ def triton_spec(engine: Engine) -> TritonSpec:
         )
     minimum, optimum, maximum = map(int, engine.made_with["profile"].split(","))
     version, gpu = engine.made_with["tensorrt"], engine.made_with["gpu"]
-    return TritonSpec(
+    return base.TritonSpec(
         "tensorrt_plan",
         plans[0],
         "GPU",
@@ -337,9 +319,9 @@ def _timing_cache(settings: TensorrtConfig, installed: Installed) -> Path | None
 # --- options of the provider: switches are `True` and `False`, the only words its binding takes ---
 
 
-def read_options(spec: BuildSpec) -> TensorrtConfig:
+def read_options(spec: base.BuildSpec) -> TensorrtConfig:
     """Read the settings of a build."""
-    settings = read_settings(TensorrtConfig, spec, "tensorrt")
+    settings = base.read_settings(TensorrtConfig, spec, "tensorrt")
     if settings.builder == "native" and settings.allow_fallback:
         raise UsageError(
             "`tensorrt`: `allow-fallback` has no effect with the native builder",
@@ -353,14 +335,14 @@ def read_options(spec: BuildSpec) -> TensorrtConfig:
     return settings
 
 
-def load_options(engine: Engine) -> dict[str, str]:
+def load_options(engine: base.Engine) -> dict[str, str]:
     """Return the options with which the provider builds an engine, and loads it without a rebuild.
 
     The provider writes a context model, which names the engine and loads it. It can do so for
     whole graphs only; if other providers may take nodes, a cache of engines in the same folder
     takes its place. The names in the cache tell the options of the build: loading needs all of them.
     """
-    settings, made_with = read_settings(TensorrtConfig, engine, "tensorrt"), engine.made_with
+    settings, made_with = base.read_settings(TensorrtConfig, engine, "tensorrt"), engine.made_with
     options: dict[str, bool | int | str] = {"device_id": settings.device}
     if settings.cuda_graph:
         options["trt_cuda_graph_enable"] = True
@@ -379,15 +361,15 @@ def load_options(engine: Engine) -> dict[str, str]:
 
 
 def build_options(
-    engine: Engine, tensors: Sequence[TensorSpec], timings: Path | None = None
+    engine: base.Engine, tensors: Sequence[TensorSpec], timings: Path | None = None
 ) -> dict[str, str]:
     """Return the options of `load_options` and those that only a build needs.
 
     Profiles are among these: the provider compares them with those of every cached engine, and
     rebuilds one that has fewer inputs.
     """
-    settings = read_settings(TensorrtConfig, engine, "tensorrt")
-    profile = Profile(*map(int, engine.made_with["profile"].split(",")))
+    settings = base.read_settings(TensorrtConfig, engine, "tensorrt")
+    profile = base.Profile(*map(int, engine.made_with["profile"].split(",")))
     options: dict[str, bool | int | str] = {**profile_options(profile, tensors)}
     if timings:
         options["trt_timing_cache_enable"] = True
@@ -401,7 +383,7 @@ def build_options(
     return load_options(engine) | {name: str(value) for name, value in options.items()}
 
 
-def _cache_options(engine: Engine) -> dict[str, bool | str]:
+def _cache_options(engine: base.Engine) -> dict[str, bool | str]:
     """Return what makes the provider store engines; its own names tell nothing of the weights."""
     prefix = f"model-{engine.made_with['graph']}"
     return {"trt_engine_cache_enable": True, "trt_engine_cache_prefix": prefix}
@@ -410,7 +392,7 @@ def _cache_options(engine: Engine) -> dict[str, bool | str]:
 def precision_flags(precision: str, rest: str) -> dict[str, bool]:
     """Return the precisions of a weakly typed network, whose graph is in float32."""
     # INT8 without a second flag would leave all other layers in float32.
-    precisions = (rest, "int8") if precision in INTEGER else (precision,)
+    precisions = (rest, "int8") if precision in base.INTEGER else (precision,)
     flags = {f"trt_{name}_enable": True for name in precisions if name != "fp32"}
     if "trt_fp16_enable" in flags:
         flags["trt_layer_norm_fp32_fallback"] = True  # sums of squares overflow in fp16
@@ -427,7 +409,7 @@ def profiled_tensors(model: ir.Model) -> list[TensorSpec]:
     return [*onnx_io.inputs(model), *readable]
 
 
-def profile_options(profile: Profile, tensors: Sequence[TensorSpec]) -> dict[str, str]:
+def profile_options(profile: base.Profile, tensors: Sequence[TensorSpec]) -> dict[str, str]:
     """Return the minimum, optimal and maximum shape of every tensor with a dynamic batch.
 
     Unless all such inputs of an engine have all three, the provider rebuilds it for every new shape.
@@ -456,18 +438,18 @@ def _takes_flags(installed: Installed) -> bool:
     return release.takes_flags
 
 
-def _load_spec(engine: Engine, options: Mapping[str, str]) -> LoadSpec:
+def _load_spec(engine: base.Engine, options: Mapping[str, str]) -> base.LoadSpec:
     """Return how ONNX Runtime builds or loads an engine with these options of the provider.
 
     ONNX Runtime's own rewrites would split Q/DQ pairs before TensorRT sees them.
     """
-    settings = read_settings(TensorrtConfig, engine, "tensorrt")
+    settings = base.read_settings(TensorrtConfig, engine, "tensorrt")
     cuda = {"device_id": str(settings.device), "use_tf32": str(int(settings.use_tf32))}
     fallbacks: tuple[tuple[str, dict[str, str]], ...] = (
         ("CUDAExecutionProvider", cuda),
         ("CPUExecutionProvider", {}),
     )
-    return LoadSpec(
+    return base.LoadSpec(
         providers=((PROVIDER, options), *(fallbacks if settings.allow_fallback else ())),
         packages=("onnxruntime-gpu[cuda,cudnn]", f"tensorrt-cu13=={engine.made_with['tensorrt']}"),
         config_entries={} if settings.allow_fallback else {"session.disable_cpu_ep_fallback": "1"},

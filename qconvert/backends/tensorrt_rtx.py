@@ -11,23 +11,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from qconvert.backends import cuda_runtime, nvinfer, subprocess_worker
-from qconvert.backends.base import (
-    GRAPH,
-    Availability,
-    BackendRequirements,
-    BuildProgressCallback,
-    BuildSpec,
-    Coverage,
-    Engine,
-    LoadSpec,
-    Profile,
-    Session,
-    TritonSpec,
-    copy_graph,
-    read_settings,
-    settings_as_text,
-)
+from qconvert.backends import base, cuda_runtime, nvinfer, subprocess_worker
 from qconvert.backends.cuda import require_fixed_shapes
 from qconvert.backends.nvinfer import CONTEXT, NativeBuildOptions
 from qconvert.backends.system_probe import Installed, detect
@@ -49,24 +33,24 @@ KERNEL_CACHE = "nv_runtime_cache_path"
 INSTALL = pip_install("tensorrt-rtx")
 
 
-def probe(installed: Installed) -> Availability:
+def probe(installed: Installed) -> base.Availability:
     """Find out whether engines can be built here, which needs no GPU, and whether they run."""
     version = installed.library_version("tensorrt-rtx")
     if not version:
-        return Availability(False, False, reason=f"{BUILDER} is not installed", cure=INSTALL)
+        return base.Availability(False, False, reason=f"{BUILDER} is not installed", cure=INSTALL)
     version = f"tensorrt-rtx {version}"
     job = "qconvert.backends.nvinfer:prove_job"
     error, _ = subprocess_worker.why_it_fails(job, "tensorrt_rtx", product="TensorRT for RTX")
     if error:
         cure = f"pip install --force-reinstall {BUILDER}"
-        return Availability(False, False, version, error, cure)
+        return base.Availability(False, False, version, error, cure)
     reason, cure = _why_not_run(installed)
-    return Availability(True, not reason, version, reason, cure)
+    return base.Availability(True, not reason, version, reason, cure)
 
 
-def requirements() -> BackendRequirements:
+def requirements() -> base.BackendRequirements:
     """Return the graphs that TensorRT for RTX accepts: the same as TensorRT."""
-    return BackendRequirements(
+    return base.BackendRequirements(
         quantization_scheme("tensorrt-rtx", RTX_RULES),
         ("fp32", "fp16", "bf16"),
         default_rest="fp16",
@@ -74,25 +58,27 @@ def requirements() -> BackendRequirements:
     )
 
 
-def cache_key(spec: BuildSpec) -> Mapping[str, str]:
+def cache_key(spec: base.BuildSpec) -> Mapping[str, str]:
     """Return everything that decides a build beside the model; the machine does not."""
     return {
         "backend": "tensorrt-rtx",
         "precision": spec.precision,
         "profile": str(spec.profile),
         "builder": f"tensorrt-rtx {detect().library_version('tensorrt-rtx')}",
-        **settings_as_text(_read_options(spec)[0]),
+        **base.settings_as_text(_read_options(spec)[0]),
     }
 
 
-def require_readable(graph: Path, spec: BuildSpec) -> None:
+def require_readable(graph: Path, spec: base.BuildSpec) -> None:
     """Refuse a graph with an operator that TensorRT for RTX lacks, or that no CUDA graph records."""
     if _read_options(spec)[0].cuda_graph:
         require_fixed_shapes(onnx_io.inputs(onnx_io.load(graph)))
     nvinfer.require_parsable("tensorrt_rtx", graph)
 
 
-def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCallback) -> Engine:
+def build(
+    graph: Path, spec: base.BuildSpec, folder: Path, progress: base.BuildProgressCallback
+) -> base.Engine:
     """Build an engine for all RTX GPUs, with or without one here.
 
     Two builds of one graph may differ in their bytes; in INT8 they almost always do.
@@ -100,14 +86,16 @@ def build(graph: Path, spec: BuildSpec, folder: Path, progress: BuildProgressCal
     settings, profiles = _read_options(spec)
     if find_spec("tensorrt_rtx") is None:
         raise Unavailable(f"{BUILDER} is not installed", hint=INSTALL)
-    model, _ = copy_graph(graph, folder)
+    model, _ = base.copy_graph(graph, folder)
     if settings.cuda_graph:
         require_fixed_shapes(onnx_io.inputs(model))
     options = NativeBuildOptions(onnx_io.inputs(model), profiles, settings.workspace)
     nvinfer.build_and_wrap("tensorrt_rtx", model, folder / ENGINE, options, PROVIDER, progress)
     made_with, notes = dict(cache_key(spec)), _kernel_notes((folder / ENGINE).read_bytes())
     files = CONTEXT, ENGINE
-    return Engine("tensorrt-rtx", spec.precision, folder, GRAPH, files, made_with, notes=notes)
+    return base.Engine(
+        "tensorrt-rtx", spec.precision, folder, base.GRAPH, files, made_with, notes=notes
+    )
 
 
 def _kernel_notes(engine: bytes) -> tuple[str, ...]:
@@ -129,9 +117,9 @@ def _kernel_notes(engine: bytes) -> tuple[str, ...]:
     )
 
 
-def open(engine: Engine) -> Session:
+def open(engine: base.Engine) -> base.Session:
     """Load an engine with the provider plugin, on an RTX GPU and nothing else."""
-    settings = read_settings(TensorrtRtxConfig, engine, "tensorrt-rtx")
+    settings = base.read_settings(TensorrtRtxConfig, engine, "tensorrt-rtx")
     reason, cure = _why_not_run(detect(), settings.device)
     if reason:
         raise Unavailable(
@@ -151,10 +139,10 @@ def open(engine: Engine) -> Session:
     stream = cuda_runtime.make_stream(settings.device)
     session = ort.create_session(engine.folder / engine.files[0], spec, stream=stream)
 
-    def coverage() -> Coverage:
+    def coverage() -> base.Coverage:
         nodes = ort.nodes_by_provider(session)
         counts = {provider: len(names) for provider, names in nodes.items()}
-        return Coverage(counts, None, "the plugin does not report the precision of layers")
+        return base.Coverage(counts, None, "the plugin does not report the precision of layers")
 
     return ort.OrtSession(
         session,
@@ -169,7 +157,7 @@ def open(engine: Engine) -> Session:
     )
 
 
-def _with_usable_cache(spec: LoadSpec, *, is_required: bool) -> LoadSpec:
+def _with_usable_cache(spec: base.LoadSpec, *, is_required: bool) -> base.LoadSpec:
     """Make the folder of the kernels: the plugin refuses to load an engine if it cannot.
 
     Without the folder that the user asked for, that is an error; else kernels are not kept.
@@ -188,15 +176,15 @@ def _with_usable_cache(spec: LoadSpec, *, is_required: bool) -> LoadSpec:
     return replace(spec, providers=((PROVIDER, options),))
 
 
-def load_spec(engine: Engine) -> LoadSpec:
+def load_spec(engine: base.Engine) -> base.LoadSpec:
     """Return how ONNX Runtime loads an engine: with the provider of a plugin."""
-    settings = read_settings(TensorrtRtxConfig, engine, "tensorrt-rtx")
+    settings = base.read_settings(TensorrtRtxConfig, engine, "tensorrt-rtx")
     # Release 0.5.0 records CUDA graphs unless it is told not to, unlike its header says.
     options = {"enable_cuda_graph": str(int(settings.cuda_graph))}
     if settings.runtime_cache:
         options[KERNEL_CACHE] = settings.runtime_cache
     more = _read_profiles(settings)
-    return LoadSpec(
+    return base.LoadSpec(
         providers=((PROVIDER, options),),
         packages=("onnxruntime", PLUGIN),
         config_entries={"session.disable_cpu_ep_fallback": "1"},
@@ -209,7 +197,7 @@ def load_spec(engine: Engine) -> LoadSpec:
     )
 
 
-def triton_spec(engine: Engine) -> TritonSpec:
+def triton_spec(engine: base.Engine) -> base.TritonSpec:
     """Refuse the engine: Triton has no backend for it."""
     raise UsageError(
         "Triton has no backend for engines of TensorRT for RTX",
@@ -217,17 +205,19 @@ def triton_spec(engine: Engine) -> TritonSpec:
     )
 
 
-def _read_options(spec: BuildSpec) -> tuple[TensorrtRtxConfig, tuple[Profile, ...]]:
+def _read_options(spec: base.BuildSpec) -> tuple[TensorrtRtxConfig, tuple[base.Profile, ...]]:
     """Read the settings of a build, and all its profiles."""
-    settings = read_settings(TensorrtRtxConfig, spec, "tensorrt-rtx")
+    settings = base.read_settings(TensorrtRtxConfig, spec, "tensorrt-rtx")
     return settings, (spec.profile, *_read_profiles(settings))
 
 
-def _read_profiles(settings: TensorrtRtxConfig) -> tuple[Profile, ...]:
+def _read_profiles(settings: TensorrtRtxConfig) -> tuple[base.Profile, ...]:
     """Read the profiles of an engine beside that of the build."""
     try:
         batches = [tuple(map(int, text.split(","))) for text in settings.more_profiles.split()]
-        return tuple(Profile(minimum, optimum, maximum) for minimum, optimum, maximum in batches)
+        return tuple(
+            base.Profile(minimum, optimum, maximum) for minimum, optimum, maximum in batches
+        )
     except ValueError:
         raise UsageError(
             "`tensorrt-rtx.more-profiles` must list profiles of three ascending batch sizes, "
@@ -236,9 +226,9 @@ def _read_profiles(settings: TensorrtRtxConfig) -> tuple[Profile, ...]:
         ) from None
 
 
-def _built_profile(engine: Engine) -> Profile:
+def _built_profile(engine: base.Engine) -> base.Profile:
     """Return the profile that an engine was built with."""
-    return Profile(*map(int, engine.made_with["profile"].split(",")))
+    return base.Profile(*map(int, engine.made_with["profile"].split(",")))
 
 
 def _why_not_run(installed: Installed, device: int | None = None) -> tuple[str, str]:

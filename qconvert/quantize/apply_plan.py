@@ -42,8 +42,7 @@ def apply_plan(
     """Return a copy of `model` with what the plan names quantized, `learned` weights exactly."""
     if onnx_io.fingerprint(model) != plan.model:
         raise UsageError(
-            "the plan was made for another model",
-            hint="omit `--plan` to make a plan for this one",
+            "the plan was made for another model", hint="omit `--plan` to make a plan for this one"
         )
     require_matching_weights(learned, plan.learned)
     model = equalize(model, plan.equalized)

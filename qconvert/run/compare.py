@@ -160,10 +160,7 @@ def _cached_feature_maps(
 
 
 def add_changed_images(
-    evidence: Evidence,
-    images: Images,
-    scores: Mapping[str, Accuracy],
-    folder: RunFolder,
+    evidence: Evidence, images: Images, scores: Mapping[str, Accuracy], folder: RunFolder
 ) -> Evidence:
     """Add small copies of images whose prediction changed, and the names of their classes."""
     changed = [row for accuracy in scores.values() for row in accuracy.changed]

@@ -94,10 +94,7 @@ def build_report(
 
 
 def with_evaluation(
-    report: Report,
-    images: Images,
-    scores: Mapping[str, Accuracy],
-    calibration: Calibration | None,
+    report: Report, images: Images, scores: Mapping[str, Accuracy], calibration: Calibration | None
 ) -> Report:
     """Return the report with the images of the evaluation, and how many were calibrated on."""
     own, hashes = dict(images.preprocessing), set[str]()

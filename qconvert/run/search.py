@@ -242,10 +242,7 @@ def make_timer(
 
 
 def add_mixed_variants(
-    chosen: ChosenVariants,
-    inputs: BuildInputs,
-    evaluation_set: Images | None,
-    context: RunContext,
+    chosen: ChosenVariants, inputs: BuildInputs, evaluation_set: Images | None, context: RunContext
 ) -> tuple[ChosenVariants, BuildInputs, dict[str, MixedResult]]:
     """Search for every requested mix; return the engines to make, their inputs, and the mixes."""
     if all(variant.precision != "mixed" for variant in chosen.variants):

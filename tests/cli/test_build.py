@@ -279,9 +279,7 @@ def test_build_without_images_has_no_int8_and_no_accuracy(qconvert: Command) -> 
     assert "--eval" in variants_of(outcome)["cpu-fp32"]["unmeasured"]["accuracy"]  # type: ignore[index]
 
 
-def test_unavailable_backend_exits_with_4_unless_plan_only(
-    qconvert: Command,
-) -> None:
+def test_unavailable_backend_exits_with_4_unless_plan_only(qconvert: Command) -> None:
     refused = built(qconvert, *IMAGES, "--backend", "cuda", code=4)
     assert "the backend `cuda` does not work here" in refused.err
     assert "--plan-only" in refused.err

@@ -78,9 +78,7 @@ def test_out_of_memory_while_reporting_prints_a_short_error(
     assert capfd.readouterr().err.startswith("error: not enough memory\n\nhint: ")
 
 
-def test_error_shows_details_causes_and_hint(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_error_shows_details_causes_and_hint(capsys: pytest.CaptureFixture[str]) -> None:
     error = QConvertError("it broke", details=["line 3: x", "line 4: y"], hint="fix it")
     error.__cause__ = OSError("libnvinfer.so.10: cannot open")
     assert run_guarded(raising(error), []) == 3
@@ -94,9 +92,7 @@ def test_error_shows_details_causes_and_hint(
     )
 
 
-def test_control_characters_in_errors_are_escaped(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_control_characters_in_errors_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     run_guarded(raising(QConvertError("`a\x1b[2Jb` is bad", hint="no\x07")), [])
     message = capsys.readouterr().err
     assert message == "error: `a\\x1b[2Jb` is bad\n\nhint: no\\x07\n"

@@ -34,9 +34,7 @@ def quantized(qconvert: Command, *more: str) -> Outcome:
 
 
 @pytest.mark.slow
-def test_quantize_writes_a_small_model_and_shows_coverage(
-    qconvert: Command,
-) -> None:
+def test_quantize_writes_a_small_model_and_shows_coverage(qconvert: Command) -> None:
     outcome = quantized(qconvert, "--images", "images")
     rows = {row.split()[0]: row.split()[1:] for row in outcome.out.splitlines()[2:]}
     assert rows["Conv"] == ["5", "5", "0"]
@@ -81,9 +79,7 @@ def test_calibration_without_images_skips_learned_rounding_with_a_note(qconvert:
 
 
 @pytest.mark.long
-def test_plan_replay_needs_its_rounded_weights(
-    qconvert: Command,
-) -> None:
+def test_plan_replay_needs_its_rounded_weights(qconvert: Command) -> None:
     outcome = quantized(qconvert, "--images", "images", "--plan-out", "plan.json")
     assert "learned rounding: " in outcome.err
     before = onnx_io.fingerprint(onnx_io.load(Path("out.onnx")))
@@ -127,9 +123,7 @@ def test_auto_method_uses_the_images_named_in_a_calibration_file(qconvert: Comma
 
 
 @pytest.mark.long
-def test_int8_with_fp16_rest_is_a_strongly_typed_network(
-    qconvert: Command,
-) -> None:
+def test_int8_with_fp16_rest_is_a_strongly_typed_network(qconvert: Command) -> None:
     for backend in ("tensorrt", "tensorrt-rtx"):
         more = ("--images", "images", "--backend", backend, "--rest", "fp16")
         quantized(qconvert, *more)

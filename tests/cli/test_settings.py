@@ -78,12 +78,7 @@ def test_source_preprocessing_overrides_the_default_but_not_options() -> None:
 
 @pytest.mark.parametrize(
     "args",
-    [
-        ("--resize", "0"),
-        ("--mean", "1,2"),
-        ("--std", "0"),
-        ("--resize", "100", "--crop", "200"),
-    ],
+    [("--resize", "0"), ("--mean", "1,2"), ("--std", "0"), ("--resize", "100", "--crop", "200")],
 )
 def test_invalid_setting_is_a_usage_error(args: tuple[str, ...]) -> None:
     with pytest.raises(UsageError):

@@ -135,10 +135,7 @@ def mutate_toml(rng: random.Random, data: bytes) -> bytes:
 
 
 def _mutate_text(
-    rng: random.Random,
-    data: bytes,
-    parse: Callable[[bytes], Any],
-    write: Callable[[Any], bytes],
+    rng: random.Random, data: bytes, parse: Callable[[bytes], Any], write: Callable[[Any], bytes]
 ) -> bytes:
     try:
         tree = parse(data)

@@ -342,15 +342,7 @@ def _change_versions(rng: random.Random, model: onnx.ModelProto) -> None:
 
 
 def _add_metadata(rng: random.Random, model: onnx.ModelProto) -> None:
-    texts = (
-        '{"resize": -1}',
-        "{",
-        "[]",
-        "null",
-        '{"mean": [1e999]}',
-        any_name(rng),
-        "[" * 3000,
-    )
+    texts = ('{"resize": -1}', "{", "[]", "null", '{"mean": [1e999]}', any_name(rng), "[" * 3000)
     key = rng.choice(("qconvert.preprocess", "qconvert.preprocess", any_name(rng)))
     model.metadata_props.add(key=key, value=rng.choice(texts))
     model.doc_string = model.producer_name = any_name(rng)

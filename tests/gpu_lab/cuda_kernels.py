@@ -11,11 +11,7 @@ from pathlib import Path
 from qconvert.backends.cuda import KERNELS
 from tests.gpu_lab.lab.environment import Host, make_host
 
-PRECISIONS = {
-    "tensor(float)": "fp32",
-    "tensor(float16)": "fp16",
-    "tensor(bfloat16)": "bf16",
-}
+PRECISIONS = {"tensor(float)": "fp32", "tensor(float16)": "fp16", "tensor(bfloat16)": "bf16"}
 
 
 def kernel_table() -> str:

@@ -77,18 +77,9 @@ FAULTS = {
         code=4,
     ),
     "cuDNN missing, under CUDA": Fault(
-        CUDA,
-        "libcudnn.so",
-        "pip install",
-        without="libcudnn.so.9",
-        code=4,
+        CUDA, "libcudnn.so", "pip install", without="libcudnn.so.9", code=4
     ),
-    "out of memory at load": Fault(
-        NATIVE,
-        OUT_OF_MEMORY,
-        "memory",
-        {"engine_mb": 9000},
-    ),
+    "out of memory at load": Fault(NATIVE, OUT_OF_MEMORY, "memory", {"engine_mb": 9000}),
 }
 
 

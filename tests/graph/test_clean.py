@@ -178,13 +178,11 @@ def test_passes_are_skipped_by_name_and_unknown_names_rejected() -> None:
         clean(normed(), "simplfy")
 
 
-def test_large_model_skips_passes_that_hold_its_weights(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_large_model_skips_passes_that_hold_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_io, "SINGLE_FILE_BYTES", 100)
     outcome = clean(normed())
     assert {step.name for step in outcome.steps if step.dropped == cleaning.TOO_LARGE} == {
-        "simplify",
+        "simplify"
     }
     (opset,) = [step.dropped for step in outcome.steps if step.name == "opset"]
     assert opset == "it failed: a model above 2 GB stays at opset 13"

@@ -36,10 +36,7 @@ def write_numbered(root: Path, count: int) -> Path:
 
 
 def open_for_test(
-    path: Path,
-    preprocess: Preprocess = PRESETS["imagenet"],
-    spec: TensorSpec = SPEC,
-    **choice: Any,
+    path: Path, preprocess: Preprocess = PRESETS["imagenet"], spec: TensorSpec = SPEC, **choice: Any
 ) -> Images:
     """Open images for a small network."""
     return open_images(ImageChoice(path, **{"threads": 2, **choice}), [spec], preprocess)

@@ -7,12 +7,7 @@ import numpy as np
 import pytest
 
 from qconvert.calibrate.summary import Summary
-from qconvert.measure.evidence import (
-    HISTOGRAM_BARS,
-    SHOWN_METHODS,
-    tensor_ranges,
-    weight_ranges,
-)
+from qconvert.measure.evidence import HISTOGRAM_BARS, SHOWN_METHODS, tensor_ranges, weight_ranges
 from qconvert.measure.layer_errors import LayerError, measure_layer_errors
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.cross_layer import find_sites, scaled_tensors

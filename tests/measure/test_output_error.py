@@ -280,9 +280,7 @@ def test_integer_outputs_have_no_noise() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (0, 4), (2, 0), (0,)])
-def test_scalar_and_empty_outputs_are_compared(
-    shape: tuple[int, ...],
-) -> None:
+def test_scalar_and_empty_outputs_are_compared(shape: tuple[int, ...]) -> None:
     output = {"y": np.ones(shape, np.float32)}
     assert not per_image_errors([output] * 3, [output] * 3).any()
     assert not prediction_changes([output] * 3, [output] * 3).mean()

@@ -67,9 +67,7 @@ def test_convolution_over_one_or_three_axes_equals_matrix_product() -> None:
     )
     assert_same_outputs(one_axis, floats(2, 2, 9))
     three_axes = model(
-        "y = Conv (x, w)",
-        "(float[n, 2, 5, 4, 3] x) => (float[n, a, b, c, d] y)",
-        w=(3, 2, 2, 3, 1),
+        "y = Conv (x, w)", "(float[n, 2, 5, 4, 3] x) => (float[n, a, b, c, d] y)", w=(3, 2, 2, 3, 1)
     )
     assert_same_outputs(three_axes, floats(2, 2, 5, 4, 3))
 

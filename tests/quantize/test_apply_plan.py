@@ -29,10 +29,7 @@ IMAGES: Tensors = {"image": floats(8, 3, 16, 16, seed=7)}
 
 
 def plan(
-    model: ir.Model,
-    backend: str,
-    options: QuantizeOptions | None = None,
-    feeds: Tensors = IMAGES,
+    model: ir.Model, backend: str, options: QuantizeOptions | None = None, feeds: Tensors = IMAGES
 ) -> Plan:
     """Return the plan of a backend for a model that was calibrated on these images."""
     return make_plan(model, scheme(backend), summarize(model, feeds), options or QuantizeOptions())

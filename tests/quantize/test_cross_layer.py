@@ -8,12 +8,7 @@ from qconvert.backends.ort import open_cpu
 from qconvert.core.errors import UsageError
 from qconvert.core.onnx_io import fingerprint, inputs
 from qconvert.core.tensors import random_inputs
-from qconvert.quantize.cross_layer import (
-    EqualizationSite,
-    equalize,
-    find_sites,
-    scaled_tensors,
-)
+from qconvert.quantize.cross_layer import EqualizationSite, equalize, find_sites, scaled_tensors
 from tests.quantize.quantized_models import model
 
 WIDE = {"w1": (6, 3, 3, 3), "b1": (6,), "w2": (4, 6, 1, 1)}

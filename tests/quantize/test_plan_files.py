@@ -145,24 +145,12 @@ def test_layer_without_quantized_input_keeps_its_integer_weight() -> None:
         (lambda doc: doc.update(colour="red"), "colour: "),
         (lambda doc: doc["layers"]["head"].update(bits=4), "layers.head.bits: "),
         (lambda doc: doc["weights"].update(width=8), "weights.width: "),
-        (
-            lambda doc: doc["layers"]["head"]["weight"].pop("axis"),
-            "layers.head.weight.axis: ",
-        ),
+        (lambda doc: doc["layers"]["head"]["weight"].pop("axis"), "layers.head.weight.axis: "),
         (lambda doc: doc.pop("scheme"), "scheme: "),
-        (
-            lambda doc: doc["layers"]["head"].update(inputs="first"),
-            "layers.head.inputs: ",
-        ),
-        (
-            lambda doc: doc["layers"]["head"].update(output="perhaps"),
-            "layers.head.output: ",
-        ),
+        (lambda doc: doc["layers"]["head"].update(inputs="first"), "layers.head.inputs: "),
+        (lambda doc: doc["layers"]["head"].update(output="perhaps"), "layers.head.output: "),
         (lambda doc: doc["tensors"]["image"].update(low="small"), "tensors.image.low: "),
-        (
-            lambda doc: doc["tensors"]["image"].update(low=1e9),
-            "the ends of a range must ascend",
-        ),
+        (lambda doc: doc["tensors"]["image"].update(low=1e9), "the ends of a range must ascend"),
         (lambda doc: doc["weights"].update(bits=1), "2 to 16 bits"),
         (lambda doc: doc.update(rest="fp8"), "rest: "),
         (lambda doc: doc.update(layers=[]), "layers: "),
@@ -194,10 +182,7 @@ def test_missing_or_binary_plan_file_is_rejected(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "edit",
-    [
-        lambda doc: doc.update(format=2),
-        lambda doc: doc.update(format=2, news={"a": 1}),
-    ],
+    [lambda doc: doc.update(format=2), lambda doc: doc.update(format=2, news={"a": 1})],
     ids=["same keys", "other keys"],
 )
 def test_other_plan_format_is_rejected_with_both_formats(edit: Edit) -> None:
@@ -222,14 +207,8 @@ def move(doc: dict[str, Any], name: str) -> None:
 
 # Errors of a plan about a model, their text in the plan, and the message of the refusal.
 WRONG: dict[str, tuple[Edit, str]] = {
-    "unknown node": (
-        lambda doc: move(doc, "tail"),
-        "`tail`, which is not a Gemm of this model",
-    ),
-    "other operator": (
-        lambda doc: move(doc, "relu"),
-        "`relu`, which is not a Gemm of this",
-    ),
+    "unknown node": (lambda doc: move(doc, "tail"), "`tail`, which is not a Gemm of this model"),
+    "other operator": (lambda doc: move(doc, "relu"), "`relu`, which is not a Gemm of this"),
     "range of an input": (
         lambda doc: doc["tensors"].pop("image"),
         "quantizes `image` at `conv/1` without a range",
@@ -250,10 +229,7 @@ WRONG: dict[str, tuple[Edit, str]] = {
         lambda doc: doc["layers"]["relu"].update(weight={"slot": 1, "axis": 0}),
         "input of `relu` that does not exist",
     ),
-    "weight that is none": (
-        lambda doc: doc["layers"]["head"]["weight"].update(slot=0),
-        "`head`",
-    ),
+    "weight that is none": (lambda doc: doc["layers"]["head"]["weight"].update(slot=0), "`head`"),
     "axis": (lambda doc: doc["layers"]["head"]["weight"].update(axis=2), "`head`"),
     "weight method": (lambda doc: doc.update(weight_method="best"), "is not a plan"),
 }

@@ -111,10 +111,7 @@ def test_range_only_tensors_get_no_range() -> None:
     summaries = dict.fromkeys(observed.quantizable, observed_summary()) | {
         "a": replace(observed_summary(), size=0)
     }
-    assert set(choose_ranges(model.graph, observed, summaries, SHIFTED, "mse")) == {
-        "x",
-        "y",
-    }
+    assert set(choose_ranges(model.graph, observed, summaries, SHIFTED, "mse")) == {"x", "y"}
 
 
 def test_methods_choose_each_range_from_its_summary() -> None:

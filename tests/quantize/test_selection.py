@@ -114,8 +114,7 @@ def test_layer_beside_a_longer_branch_is_neither_first_nor_last() -> None:
 
 @pytest.mark.parametrize("option", ["exclude", "only"])
 @pytest.mark.parametrize(
-    ("pattern", "near"),
-    [("midle", "`middle`"), ("conv", "`Conv`"), ("stem/lefd*", "`stem/left`")],
+    ("pattern", "near"), [("midle", "`middle`"), ("conv", "`Conv`"), ("stem/lefd*", "`stem/left`")]
 )
 def test_pattern_without_a_match_is_rejected_with_similar_names(
     option: str, pattern: str, near: str

@@ -73,10 +73,7 @@ def _spoiled(value: Any, payload: str, at: tuple[Any, ...], skip: set[tuple[Any,
 @pytest.mark.slow
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
 def test_hostile_names_are_inert_in_html(payload: str) -> None:
-    clean_text, hostile_text = (
-        clean_page(),
-        render_html(hostile(payload), evidence.images()),
-    )
+    clean_text, hostile_text = (clean_page(), render_html(hostile(payload), evidence.images()))
     before, after = Page(clean_text).elements, Page(hostile_text).elements
     assert {tag for tag, _ in after} <= {tag for tag, _ in before}
     assert sum(tag == "script" for tag, _ in after) == sum(tag == "script" for tag, _ in before)

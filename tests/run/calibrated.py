@@ -23,11 +23,7 @@ def write_tiny_model(batch: str = "batch") -> Path:
 
 def make_context(images: str | None = "images", *, exact: bool = False) -> JobContext:
     """Return the context of a job on `m.onnx`."""
-    settings = {
-        "model": "m.onnx",
-        "calibration.images": images,
-        "calibration.exact": exact,
-    }
+    settings = {"model": "m.onnx", "calibration.images": images, "calibration.exact": exact}
     return JobContext(config_file.load(None, settings), Cache(Path(".store")))
 
 

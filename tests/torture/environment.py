@@ -95,11 +95,7 @@ class Environment:
         return wait_for(self.start(command, cache, around, **more))
 
     def start_interrupted(
-        self,
-        out: Path,
-        cache: Path,
-        interruption: Interruption,
-        options: Sequence[str] = ALL,
+        self, out: Path, cache: Path, interruption: Interruption, options: Sequence[str] = ALL
     ) -> subprocess.Popen[str]:
         """Start a build that kills or stops itself right before it changes the disk again."""
         words = [
