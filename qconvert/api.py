@@ -295,7 +295,6 @@ def _open_job(
 
 
 def _require_known_arguments(options: Mapping[str, object], hints: Mapping[str, object]) -> None:
-    """Refuse unknown arguments, and words that an argument does not accept."""
     for name, value in options.items():
         if name not in hints:
             others = "; everything else is in `settings`" if "settings" in hints else ""

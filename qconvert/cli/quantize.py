@@ -20,7 +20,6 @@ MAX_DRIFT = 0.05
 
 
 def _parse_shard(text: str) -> tuple[int, int]:
-    """Read `2/8`: the second of eight parts."""
     number, count = map(options.parse_int, text.partition("/")[::2])
     if number is None or count is None or not 1 <= number <= count:
         raise click.BadParameter(f"`{text}` is not I/N, such as 2/8 for the second of eight parts")
@@ -110,7 +109,6 @@ def _merge(parts: tuple[str, ...], output: Path | None) -> None:
 
 
 def _note_weaknesses(calibration: "Calibration", shard: tuple[int, int] | None) -> None:
-    """Note unreadable images, too few images, and ranges that have not settled."""
     from qconvert.calibrate.summary import range_drift
     from qconvert.run.calibrate import shard_range
 

@@ -124,7 +124,6 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _resolve_paths(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Make the relative paths in `tree` relative to `folder`."""
     for option in option_table().values():
         table = tree.get(option.table) if option.table else tree
         if not isinstance(table, dict) or not isinstance(value := table.get(option.key), str):

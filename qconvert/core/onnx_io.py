@@ -297,7 +297,6 @@ def _require_external_tensor(tensor: ir.ExternalTensor, path: Path) -> None:
 
 
 def _require_known_operators(model: ir.Model, path: Path) -> None:
-    """Refuse operators that neither ONNX nor the model itself defines."""
     defined = {(function.domain, function.name) for function in model.functions.values()}
     unknown = set()
     for node in all_nodes(model):
@@ -314,7 +313,6 @@ def _require_known_operators(model: ir.Model, path: Path) -> None:
 
 
 def _require_valid_file(path: Path) -> None:
-    """Refuse a file that breaks the rules of ONNX."""
     # Given a path, the checker finds the weights beside it, but it takes only UTF-8 paths.
     try:
         str(path).encode()

@@ -118,7 +118,6 @@ def blank_surface(random: Random) -> Surface:
 
 
 def _finish(random: Random) -> Plane:
-    """Return the relief of a brushed, cast, milled or painted finish."""
     kind = ("brushed", "cast", "milled", "painted")[random.integers(4)]
     if kind == "brushed":  # straight marks in one direction, enlarged so that no corner stays empty
         marks = noise(random, 96, int(random.integers(2, 7))) + noise(random, 48, 3) * 0.6

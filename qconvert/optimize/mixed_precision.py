@@ -328,7 +328,6 @@ def _time_sets(space: SearchSpace, result: MixedResult, progress: ProgressCallba
 
 
 def _early_result(result: MixedResult) -> MixedResult | None:
-    """Return the outcome if INT8 alone decides it."""
     rest, ms, float_ms = result.rest, result.int8.ms, result.float_ms
     if ms is not None and float_ms is not None and float_ms <= ms:
         why = f"{rest} takes {float_ms:.2f} ms and INT8 {ms:.2f}: mixing gains nothing"

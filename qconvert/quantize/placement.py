@@ -282,7 +282,6 @@ def _unmeasured(node: ir.Node, layer: LayerPlan, observed: ObservedTensors) -> I
 def _used_ranges(
     graph: ir.Graph, layers: Mapping[str, LayerPlan], ranges: Mapping[str, Range]
 ) -> dict[str, Range]:
-    """Return the ranges of the tensors that some layer quantizes."""
     names = {
         value.name
         for node in graph

@@ -311,7 +311,6 @@ def weight_chart(weights: WeightRange) -> str:
 
 
 def _host_latencies(variant: VariantResult) -> list[Latency]:
-    """Return the timings of whole calls by their batch size."""
     timed = (t for t in variant.latency if t.samples_ms and t.where == "host")
     return sorted(timed, key=lambda latency: latency.batch)
 

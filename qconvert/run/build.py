@@ -124,7 +124,6 @@ def _build_and_measure(
 
 @contextmanager
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Record the time that a stage takes."""
     started = time.perf_counter()
     yield
     seconds[stage] = time.perf_counter() - started

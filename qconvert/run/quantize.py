@@ -304,7 +304,6 @@ def _require_matching_plan(plan: Plan, settings: QuantizeConfig, request: Quanti
 
 
 def _node_options(settings: QuantizeConfig) -> dict[str, bool]:
-    """Return which of the options that choose nodes are set."""
     return {f"--{name}": bool(getattr(settings, name)) for name in ("exclude", "only", "keep")}
 
 

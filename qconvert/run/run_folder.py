@@ -195,7 +195,6 @@ def require_inputs_exist(config: Config) -> None:
 
 @contextmanager
 def _restore_settings_on_error(file: Path) -> Iterator[None]:
-    """Put the settings of a run back when the job fails."""
     before = file.read_bytes() if file.is_file() else None
     try:
         yield

@@ -140,7 +140,6 @@ def _trial_subject(model: SearchModel, inputs: BuildInputs) -> str:
 
 
 def _weaknesses(space: SearchSpace) -> tuple[str, ...]:
-    """Return notes on what makes the result of a search less certain."""
     notes = []
     if space.evaluation_images is space.search_images:
         notes.append("no `--eval`: the mix is confirmed on the images of the search itself")
@@ -315,7 +314,6 @@ def run_search(job: JobContext, out: Path, workers: int | None = None) -> Search
 
 
 def _choose_backend(settings: BuildConfig) -> tuple[EngineVariant, ChosenVariants]:
-    """Return the one backend to search for."""
     chosen = variants.choose_variants(replace(settings, precisions=("mixed",)), plan_only=True)
     if len(chosen.variants) > 1:
         names = ", ".join(f"`{variant.backend}`" for variant in chosen.variants)

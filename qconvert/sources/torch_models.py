@@ -379,7 +379,6 @@ def _unreadable_file(path: Path, error: BaseException) -> QConvertError:
 
 
 def _find_weights(content: Any, path: Path) -> dict[str, torch.Tensor]:
-    """Find the weights in the content that a training script saved."""
     if isinstance(content, torch.nn.Module):
         content = content.state_dict()
     entries = content if isinstance(content, dict) else {}

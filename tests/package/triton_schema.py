@@ -6,12 +6,7 @@ not listed, or has another type, is an error.
 
 from typing import Any
 
-from google.protobuf import (  # type: ignore[import-untyped]
-    descriptor_pb2,
-    descriptor_pool,
-    message_factory,
-    text_format,
-)
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format  # type: ignore[import-untyped]
 
 INT32, INT64, STRING = 5, 3, 9
 TYPES = (
