@@ -30,8 +30,8 @@ def probe(installed: Installed) -> base.Availability:
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parts = (f"{runtime} {installed.packages[runtime]}", f"{threads} threads")
     version = ", ".join(filter(None, (*parts, system_probe.integer_instructions())))
-    error = system_probe.provider_error(PROVIDER)
-    cure = f"pip install --force-reinstall {runtime}" if error else ""
+    install = f"pip install --force-reinstall {runtime}"
+    error, cure = system_probe.provider_error(PROVIDER, install)
     return base.Availability(not error, not error, version, error, cure)
 
 

@@ -39,8 +39,7 @@ def probe(installed: Installed) -> base.Availability:
     if missing := missing_requirement(installed, "cuda"):
         return missing
     version = f"{PACKAGE} {installed.packages[PACKAGE]}, driver {installed.driver}"
-    error = provider_error(PROVIDER)
-    cure = 'pip install "onnxruntime-gpu[cuda,cudnn]"' if error else ""
+    error, cure = provider_error(PROVIDER, 'pip install "onnxruntime-gpu[cuda,cudnn]"')
     return base.Availability(not error, not error, version, error, cure)
 
 

@@ -20,7 +20,7 @@ from qconvert.backends import subprocess_worker
 from qconvert.backends.base import Coverage, LoadSpec, Profile, choose_profile
 from qconvert.backends.cuda_runtime import BoundRun
 from qconvert.backends.subprocess_worker import Report
-from qconvert.backends.system_probe import integer_instructions
+from qconvert.backends.system_probe import FULL_GPU, integer_instructions
 from qconvert.core import atomic, onnx_io
 from qconvert.core.errors import QConvertError, Unavailable, first_line
 from qconvert.core.pip_command import pip_install
@@ -292,7 +292,7 @@ def start_session(path: Path, spec: LoadSpec, options: Any, stream: int = 0) -> 
 
 
 def _load_error(path: Path, spec: LoadSpec, reason: str, *details: str) -> QConvertError:
-    if re.search("out ?of ?memory", reason, re.IGNORECASE):
+    if FULL_GPU.search(reason):
         hint = "`nvidia-smi` shows what uses the memory of the GPU; a smaller batch needs less"
     elif "shared object" in reason:
         hint = "`qconvert doctor` shows the command that installs it"

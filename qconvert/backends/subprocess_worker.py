@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -56,7 +57,8 @@ class Child:
     def error_lines(self) -> list[str]:
         """Return the lines that the child has written to stderr."""
         self.log.seek(0)
-        lines = self.log.read().decode(errors="replace").splitlines()
+        text = self.log.read().decode(errors="replace")
+        lines = re.sub(r"\x1b\[[\d;]*m", "", text).splitlines()  # without colours
         return [line.strip() for line in lines if line.strip()]
 
 

@@ -34,6 +34,10 @@ INTEGER_FLAGS = {
 SIMULATED_GPU = "Simulated GPU"
 
 
+# How TensorRT, CUDA and ONNX Runtime's allocator say that the memory of a GPU is full.
+FULL_GPU = re.compile("out ?of ?memory|failed to allocate memory", re.IGNORECASE)
+
+
 @dataclass(frozen=True)
 class Gpu:
     """One NVIDIA GPU as the driver names it."""
@@ -146,11 +150,14 @@ def integer_instructions() -> str:
     return next((name for flag, name in INTEGER_FLAGS.items() if flag in flags), "")
 
 
-def provider_error(provider: str) -> str:
-    """Run a tiny network on a provider in a child process; return why that failed, or nothing.
+def provider_error(provider: str, install: str) -> tuple[str, str]:
+    """Run a tiny network on a provider in a child process; return why that failed, and the cure.
 
     A driver or a library that does not fit can crash the process.
     """
     job = "qconvert.backends.ort:prove_provider"
     reason, _ = subprocess_worker.why_it_fails(job, provider, product=provider)
-    return reason.removeprefix(f"{provider} cannot load `probe.onnx`: ")
+    reason = reason.removeprefix(f"{provider} cannot load `probe.onnx`: ")
+    if FULL_GPU.search(reason):
+        install = "`nvidia-smi` shows what uses the memory of the GPU: end some of it"
+    return reason, install if reason else ""

@@ -56,8 +56,8 @@ def probe(installed: Installed) -> base.Availability:
         return base.Availability(False, False, version, reason, cure)
     if missing := missing_requirement(installed, "tensorrt"):
         return missing
-    error = provider_error(PROVIDER)
-    return base.Availability(not error, not error, version, error, INSTALL if error else "")
+    error, cure = provider_error(PROVIDER, INSTALL)
+    return base.Availability(not error, not error, version, error, cure)
 
 
 def _probe_native(installed: Installed, version: str) -> base.Availability:

@@ -43,9 +43,11 @@ CALIBRATION_IMAGES = DemoImages(
 EVALUATION_IMAGES = DemoImages("evaluation", generator.EVALUATION_SEED, generator.EVALUATION_COUNT)
 
 
-def prepare_demo(root: Path, cache: Cache, progress: ProgressCallback) -> None:
+def prepare_demo(
+    root: Path, cache: Cache, progress: ProgressCallback, evaluation: DemoImages = EVALUATION_IMAGES
+) -> None:
     """Write the network and the images that are missing; refuse a folder of anything else."""
-    image_sets = (CALIBRATION_IMAGES, EVALUATION_IMAGES)
+    image_sets = (CALIBRATION_IMAGES, evaluation)
     recipes = [images.recipe() for images in image_sets]
     text = json.dumps({"network": file_sha256(NETWORK), "pictures": recipes}, indent=1) + "\n"
     marker = root / "demo.json"

@@ -69,7 +69,7 @@ def _build_and_score(backend: str, precision: str, folder: Path) -> Proof:
     command = [
         *("build", str(demo / NETWORK.name), "--images", str(demo / "calibration")),
         *("--eval", str(demo / "evaluation"), "--backend", backend, "--precision", precision),
-        *("--max-drop", "2", "--eval-count", "250", "--seconds", "0.7", "--effort", "quick"),
+        *("--max-drop", "2", "--seconds", "0.7", "--batch-sizes", "1", "--effort", "quick"),
         *("--fresh", "-o", str(run)),
     ]
     log = folder / "logs" / f"{name}.txt"

@@ -113,7 +113,9 @@ def test_tensorrt_rtx_builds_without_a_gpu_and_says_what_running_needs() -> None
 
 
 def test_missing_provider_is_reported_and_never_falls_back() -> None:
-    assert "built without NoSuchExecutionProvider" in provider_error("NoSuchExecutionProvider")
+    reason, cure = provider_error("NoSuchExecutionProvider", "pip install it")
+    assert "built without NoSuchExecutionProvider" in reason
+    assert cure == "pip install it"
 
 
 def test_backend_that_does_not_work_must_give_a_reason() -> None:

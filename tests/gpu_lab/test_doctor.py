@@ -47,3 +47,11 @@ def test_engine_that_fails_is_one_line_with_the_reason_of_tensorrt(
     assert all("Could not find any implementation for node conv" in it["detail"] for it in proofs)
     assert all(it["cure"] for it in proofs)
     assert (tmp_path / "proof/proof.zip").is_file()
+
+
+def test_full_gpu_is_not_mended_by_pip(gpu: Callable[..., Host], tmp_path: Path) -> None:
+    done = gpu(memory_mb=0).qconvert("doctor", "--json", cwd=tmp_path)
+    states = json.loads(done.out)["backends"]
+    for name in ("cuda", "tensorrt"):
+        assert "memory" in states[name]["reason"].lower()
+        assert "nvidia-smi" in states[name]["cure"]
