@@ -1,7 +1,7 @@
 """Commands on this machine: `doctor` and `cache`."""
 
 import textwrap
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,9 +51,8 @@ def doctor_command(prove: bool, chosen: tuple[str, ...], output: Path, *, as_jso
         from qconvert.demo import demo_files, proof
 
         to_prove = {name: backends[name] for name in chosen or BACKENDS}
-        images = replace(demo_files.EVALUATION_IMAGES, count=250)
-        store, place = cache.open_default(), output / "demo"
-        demo_files.prepare_demo(place, store, console.PROGRESS.update, images)
+        store, images = cache.open_default(), demo_files.PROOF_IMAGES
+        demo_files.prepare_demo(output / "demo", store, console.PROGRESS.update, images)
         show = console.info if as_json else console.write
         titles = f"{'p50 ms':>8}{'top-1':>8}{'agrees':>8}{'time':>8}"
         show(f"\n{'backend':<14}{'':<6}{'result':<11}{titles}")

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -42,12 +42,14 @@ CALIBRATION_IMAGES = DemoImages(
 )
 EVALUATION_IMAGES = DemoImages("evaluation", generator.EVALUATION_SEED, generator.EVALUATION_COUNT)
 
+PROOF_IMAGES = replace(EVALUATION_IMAGES, count=250)
+
 
 def prepare_demo(
-    root: Path, cache: Cache, progress: ProgressCallback, evaluation: DemoImages = EVALUATION_IMAGES
+    root: Path, cache: Cache, progress: ProgressCallback, evaluation: DemoImages | None = None
 ) -> None:
     """Write the network and the images that are missing; refuse a folder of anything else."""
-    image_sets = (CALIBRATION_IMAGES, evaluation)
+    image_sets = (CALIBRATION_IMAGES, evaluation or EVALUATION_IMAGES)
     recipes = [images.recipe() for images in image_sets]
     text = json.dumps({"network": file_sha256(NETWORK), "pictures": recipes}, indent=1) + "\n"
     marker = root / "demo.json"

@@ -19,7 +19,7 @@ import pytest
 
 from qconvert.core.cache import Cache
 from qconvert.demo import generator
-from qconvert.demo.demo_files import NETWORK, prepare_demo
+from qconvert.demo.demo_files import NETWORK, PROOF_IMAGES, prepare_demo
 from tests.docs import reader_project
 from tests.docs.commands import ROOT
 from tests.gpu_lab.conftest import Machines
@@ -99,7 +99,8 @@ class Reader:
         name, *args = shlex.split(block.command)
         assert name == "qconvert"
         if "--prove" in args:
-            prepare_demo(folder / "qconvert-proof/demo", Cache(folder / ".store"), lambda _: None)
+            place, store = folder / "qconvert-proof/demo", Cache(folder / ".store")
+            prepare_demo(place, store, lambda _: None, PROOF_IMAGES)
         terminal, side = pty.openpty()
         with (folder / "stderr.txt").open("w+", encoding="utf-8") as stderr:
             process = subprocess.Popen(
