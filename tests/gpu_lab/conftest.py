@@ -12,6 +12,8 @@ from tests.gpu_lab.lab.environment import Finished, Host
 from tests.gpu_lab.lab.script import Script
 
 HERE = Path(__file__).parent
+# Whole builds; `make test` leaves them out.
+LONG = ("test_build", "test_doctor", "test_guide", "test_rtx")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,6 +23,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.gpu_lab)
             item.add_marker(pytest.mark.slow)
+            if item.path.stem in LONG:
+                item.add_marker(pytest.mark.long)
             if reason:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
