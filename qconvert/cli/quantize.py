@@ -295,7 +295,7 @@ def search_command(model: str | None, output: Path | None, **chosen: Any) -> Non
     On held-out calibration images, the search first keeps each block in float alone, then sets of
     the blocks that gain most for their cost. The mix that stays within the budget is confirmed on
     all images of --eval. Run the same command again to resume an interrupted search. Exit code 1
-    means that no mix stays within the budget.
+    means that nothing stays within the budget and --max-latency.
     """
     from qconvert.report import tables
     from qconvert.run.run_folder import require_usable_folder
@@ -320,4 +320,5 @@ def search_command(model: str | None, output: Path | None, **chosen: Any) -> Non
         console.write(console.wrap_text(mix.why))
     console.info(f"all results: {folder}")
     if mix.outcome == "none":
-        raise GateFailed(mix.why, hint="allow a larger `--budget`, or use the float model")
+        limits = "`--budget`" if mix.max_latency is None else "`--budget` or `--max-latency`"
+        raise GateFailed(mix.why, hint=f"allow a larger {limits}, or use the float model")

@@ -330,9 +330,12 @@ def _time_sets(space: SearchSpace, result: MixedResult, progress: ProgressCallba
 def _early_result(result: MixedResult) -> MixedResult | None:
     rest, ms, float_ms = result.rest, result.int8.ms, result.float_ms
     if ms is not None and float_ms is not None and float_ms <= ms:
-        why = f"{rest} takes {float_ms:.2f} ms and INT8 {ms:.2f}: mixing gains nothing"
-        return replace(result, outcome="float", why=why)
-    if ms is not None and result.max_latency is not None and ms > result.max_latency:
+        took = f"{rest} takes {float_ms:.2f} ms and INT8 {ms:.2f}"
+        if _is_too_slow(result, float_ms):
+            why = f"{took}, both more than the maximum of {result.max_latency:g}"
+            return replace(result, outcome="none", why=why)
+        return replace(result, outcome="float", why=f"{took}: mixing gains nothing")
+    if _is_too_slow(result, ms):
         why = f"INT8 alone takes {ms:.2f} ms, and blocks in {rest} are slower"
         return replace(result, outcome="none", why=why)
     if result.int8.confirmed is not None and result.int8.confirmed.pp <= result.budget:
@@ -346,14 +349,19 @@ def _conclude(result: MixedResult) -> MixedResult:
         why = f"no mix stays within {result.budget:g} points: ship {rest}, or allow more"
         return replace(result, outcome="none", why=why)
     ms, took = chosen.ms, f"the smallest mix that keeps the budget takes {chosen.ms or 0:.2f} ms"
-    if ms is not None and result.max_latency is not None and ms > result.max_latency:
+    is_float_faster = ms is not None and float_ms is not None and float_ms <= ms
+    if is_float_faster and not _is_too_slow(result, float_ms):
+        return replace(result, outcome="float", why=f"{took}, and {rest} alone {float_ms:.2f}")
+    if _is_too_slow(result, ms):
         why = f"{took}, more than the maximum of {result.max_latency:g}"
         return replace(result, outcome="none", why=why)
-    if ms is not None and float_ms is not None and float_ms <= ms:
-        return replace(result, outcome="float", why=f"{took}, and {rest} alone {float_ms:.2f}")
     blocks = f"{len(chosen.lifted)} blocks" if len(chosen.lifted) > 1 else "one block"
     why = f"{blocks} kept in {rest}, {100 * chosen.share:.1f} % of the compute"
     return replace(result, outcome="mixed", why=why)
+
+
+def _is_too_slow(result: MixedResult, ms: float | None) -> bool:
+    return ms is not None and result.max_latency is not None and ms > result.max_latency
 
 
 def record_trial(images: SearchImages, outputs: Sequence[Tensors]) -> TrialRecord:

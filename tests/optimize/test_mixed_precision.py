@@ -201,6 +201,16 @@ def test_maximum_latency_decides_the_outcome() -> None:
     assert "INT8 alone takes 1.00 ms" in search(max_latency=0.5, timer=timer).why
 
 
+@pytest.mark.parametrize(("limit", "outcome"), [(1.9, "none"), (2.0, "float")])
+def test_maximum_latency_holds_for_float_too(limit: float, outcome: str) -> None:
+    faster = search(max_latency=limit, timer=timer_of(int8=3, float_ms=2, per_block=1))
+    assert faster.outcome == outcome
+    assert ("both more than the maximum of 1.9" in faster.why) == (outcome == "none")
+    # Here the mix is what float overtakes.
+    overtaken = search(max_latency=limit, timer=timer_of(int8=1.8, float_ms=2, per_block=1))
+    assert overtaken.outcome == outcome
+
+
 PROBABILITIES = [[[0.6, 0.3, 0.1], [0.5, 0.4, 0.1]], [[0.1, 0.2, 0.7], [0.8, 0.1, 0.1]]]
 REFERENCE = [{"scores": np.log(np.array(batch, np.float32))} for batch in PROBABILITIES]
 
