@@ -6,11 +6,12 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-from qconvert.backends import base, system_probe
+from qconvert.backends import base, int8_class, system_probe
 from qconvert.backends.system_probe import RUNTIMES, Installed
 from qconvert.core import onnx_io
 from qconvert.core.config import CpuConfig
 from qconvert.core.errors import QConvertError
+from qconvert.core.number_format import count
 from qconvert.core.pip_command import pip_install
 from qconvert.core.scales import Grid
 from qconvert.quantize.scheme import ORT_CPU_RULES, Scheme
@@ -28,8 +29,7 @@ def probe(installed: Installed) -> base.Availability:
         return base.Availability(False, False, reason=reason, cure=pip_install("cpu"))
     runtime = installed.runtimes[0]
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parts = (f"{runtime} {installed.packages[runtime]}", f"{threads} threads")
-    version = ", ".join(filter(None, (*parts, system_probe.integer_instructions())))
+    version = f"{runtime} {installed.packages[runtime]}, {count(threads or 1, 'thread')}"
     install = f"pip install --force-reinstall {runtime}"
     error, cure = system_probe.provider_error(PROVIDER, install)
     return base.Availability(not error, not error, version, error, cure)
@@ -41,7 +41,7 @@ def requirements() -> base.BackendRequirements:
     Its x86 kernels are three times slower on signed activations than on unsigned ones; its ARM
     kernels need signed ones.
     """
-    is_arm = platform.machine().lower() in ("arm64", "aarch64")
+    is_arm = int8_class.is_arm(platform.machine())
     scheme = Scheme(
         "cpu",
         activations=Grid(8, symmetric=False, signed=is_arm),
@@ -54,7 +54,7 @@ def requirements() -> base.BackendRequirements:
         "this CPU multiplies bytes in 16 bits, which overflow: run the file with the session "
         f"setting `{QUANT_PRECISION_ENTRY}` = 1, or quantize with `--weight-bits 7`"
     )
-    notes = () if is_arm or system_probe.integer_instructions() else (note,)
+    notes = (note,) if int8_class.int8_class().saturates else ()
     return base.BackendRequirements(scheme, ("fp32",), unsupported=unsupported, notes=notes)
 
 
@@ -95,7 +95,7 @@ def build(
         if (saving := _optimize(folder)) >= MIN_SAVING:
             files, copy, size = (OPTIMIZED,), "optimized", f"{saving:.1%} smaller"
             note = f"loads ONNX Runtime's optimized copy, {size} than the portable ONNX"
-    made_with = {**key, "copy": copy, "integer instructions": system_probe.integer_instructions()}
+    made_with = {**key, "copy": copy, "integer instructions": int8_class.int8_class().name}
     notes = (note,) if note else ()
     return base.Engine(
         "cpu", spec.precision, folder, base.GRAPH, files, made_with, spec.threads, notes

@@ -19,8 +19,9 @@ import onnx_ir as ir
 from qconvert.backends import subprocess_worker
 from qconvert.backends.base import Coverage, LoadSpec, Profile, choose_profile
 from qconvert.backends.cuda_runtime import BoundRun
+from qconvert.backends.int8_class import int8_class
 from qconvert.backends.subprocess_worker import Report
-from qconvert.backends.system_probe import FULL_GPU, integer_instructions
+from qconvert.backends.system_probe import FULL_GPU
 from qconvert.core import atomic, onnx_io
 from qconvert.core.errors import QConvertError, Unavailable, first_line
 from qconvert.core.pip_command import pip_install
@@ -239,7 +240,7 @@ def session_options(spec: LoadSpec, severity: int = SILENT) -> Any:
         # Without 1, CPUs that lack VNNI silently overflow in 16 bits. On others, 1 changes no number
         # but makes weights unsigned, for which they have no VNNI kernel: EfficientNet-Lite0 took
         # 8.4 ms instead of 3.9 ms (one thread of an EPYC with VNNI, ONNX Runtime 1.31).
-        precision = "0" if integer_instructions() else "1"
+        precision = "1" if int8_class().saturates else "0"
         options.add_session_config_entry("session.x64quantprecision", precision)
     return options
 

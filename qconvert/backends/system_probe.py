@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from types import MappingProxyType
 
 from qconvert.backends import subprocess_worker
@@ -21,14 +20,6 @@ RUNTIMES = (
     "onnxruntime-qnn",
     "onnxruntime-training",
 )
-
-# Flags of /proc/cpuinfo, and the instructions for 8-bit integers that they announce.
-INTEGER_FLAGS = {
-    "avx512_vnni": "VNNI",
-    "avx_vnni": "VNNI",
-    "amx_int8": "AMX",
-    "asimddp": "dot product",
-}
 
 # What the fake driver of tests/gpu_lab calls its devices; reports say that they are none.
 SIMULATED_GPU = "Simulated GPU"
@@ -138,16 +129,6 @@ def installed_packages() -> Mapping[str, str]:
             if "Name" in metadata and "Version" in metadata
         }
     )
-
-
-@cache
-def integer_instructions() -> str:
-    """Return the instructions this CPU multiplies 8-bit integers with, or nothing."""
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
-    match = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    flags = set(match[1].split()) if match else set()
-    return next((name for flag, name in INTEGER_FLAGS.items() if flag in flags), "")
 
 
 def provider_error(provider: str, install: str) -> tuple[str, str]:

@@ -36,7 +36,7 @@ def doctor_command(prove: bool, chosen: tuple[str, ...], output: Path, *, as_jso
     process of its own, and FOLDER/proof.zip holds versions, logs and reports to attach to a
     report of a problem. It holds nothing of yours: the network and its images come with qconvert.
     """
-    from qconvert.backends import BACKENDS, probe, system_probe
+    from qconvert.backends import BACKENDS, int8_class, probe, system_probe
 
     if unknown := [name for name in chosen if name not in BACKENDS]:
         raise click.UsageError(f"there is no backend `{unknown[0]}`: {', '.join(BACKENDS)}")
@@ -67,6 +67,7 @@ def doctor_command(prove: bool, chosen: tuple[str, ...], output: Path, *, as_jso
             {
                 "backends": {name: asdict(state) for name, state in backends.items()},
                 "torch": system.packages.get("torch"),
+                "int8": asdict(int8_class.int8_class()),
                 "gpus": [asdict(gpu) for gpu in system.gpus],
                 "conflicts": conflicts,
                 "proofs": [asdict(item) for item in proofs],
@@ -84,6 +85,8 @@ def doctor_command(prove: bool, chosen: tuple[str, ...], output: Path, *, as_jso
 def _show_backends(
     backends: "Mapping[str, Availability]", system: "Installed", conflicts: "Sequence[str]"
 ) -> None:
+    from qconvert.backends import int8_class
+
     columns = make_columns("l l l w w", "backend", "builds", "runs", "version", "why not")
     rows = []
     for name, state in backends.items():
@@ -92,6 +95,7 @@ def _show_backends(
     console.write_table(TextTable(columns, rows))
     missing = f"not installed; only export needs it: {pip_install('torch')}"
     lines = ["", f"torch          {system.packages.get('torch', missing)}"]
+    lines.append(f"INT8 on CPU    {int8_class.int8_class()}")
     for gpu in system.gpus:
         major, minor = gpu.capability
         lines.append(f"GPU            {gpu.name}, compute capability {major}.{minor}")

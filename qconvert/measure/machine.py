@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from qconvert.backends import system_probe
+from qconvert.backends.int8_class import int8_class
 from qconvert.backends.system_probe import Installed
 from qconvert.measure import gpu
 
@@ -51,7 +52,7 @@ def describe_machine(installed: Installed | None = None, root: Path = Path("/"))
     facts = {
         "cpu": model or platform.processor() or platform.machine(),
         "cores": cores,
-        "int8 instructions": system_probe.integer_instructions(),
+        "int8 instructions": int8_class(root).name,
         "cpu clock": ", ".join(clock),
         "memory": memory,
         "os": f"{release}, {kernel}" if release and sys.platform == "linux" else kernel,

@@ -14,7 +14,7 @@ from string import Template
 from qconvert import backends
 from qconvert.backends.base import Engine, LoadSpec
 from qconvert.backends.cpu import PROVIDER, QUANT_PRECISION_ENTRY
-from qconvert.backends.system_probe import INTEGER_FLAGS
+from qconvert.backends.int8_class import EXACT_FLAGS
 from qconvert.core.errors import UsageError
 from qconvert.core.tensors import fixed_batch
 from qconvert.images.listing import CLASSES_FILE
@@ -26,7 +26,7 @@ INTEGER_LINES = f"""\
 # CPUs without these instructions multiply bytes in 16 bits, which overflow in this default mode.
 cpu = Path("/proc/cpuinfo")
 flags = set(cpu.read_text().split()) if cpu.exists() else set()
-exact = "0" if flags & {{{", ".join(f'"{flag}"' for flag in INTEGER_FLAGS)}}} else "1"
+exact = "0" if flags & {{{", ".join(f'"{flag}"' for flag in EXACT_FLAGS)}}} else "1"
 options.add_session_config_entry("{QUANT_PRECISION_ENTRY}", exact)"""
 
 PLUGIN_LINES = """\

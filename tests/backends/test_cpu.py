@@ -11,6 +11,7 @@ import pytest
 
 from qconvert.backends import cpu, ort
 from qconvert.backends.base import BuildSpec, Coverage, Engine, LoadSpec, Precision, Profile
+from qconvert.backends.int8_class import recorded_class
 from qconvert.backends.ort_coverage import CASTING
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError
@@ -115,8 +116,8 @@ def test_threads_and_spinning_are_applied_and_recorded(tmp_path: Path) -> None:
 
 def test_integer_kernels_are_exact_on_every_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = LoadSpec(((cpu.PROVIDER, {}),), (), integer_kernels=True)
-    for instructions, expected in (("VNNI", "0"), ("", "1")):
-        monkeypatch.setattr(ort, "integer_instructions", lambda text=instructions: text)
+    for name, expected in (("AVX-VNNI", "0"), ("AVX2 without VNNI", "1")):
+        monkeypatch.setattr(ort, "int8_class", lambda name=name: recorded_class(name))
         options = ort.session_options(spec)
         assert options.get_session_config_entry("session.x64quantprecision") == expected
 

@@ -144,7 +144,8 @@ def simplified(text: str) -> list[str]:
         # A step of an earlier command may come from the cache.
         line = re.sub(r'"/[^"]*\[', '"CHECKOUT[', line.replace("cached, ", ""))  # noqa: PLW2901
         line = re.sub(r"[█▏▎▍▌▋▊▉◆]|\btime$", "", re.sub("─+", "─", line))  # noqa: PLW2901
-        line = re.sub(r"\d+ threads(, (VNNI|AMX|dot product))?", "threads", line)  # noqa: PLW2901
+        line = re.sub(r"\d+ threads?", "threads", line)  # noqa: PLW2901
+        line = re.sub("^INT8 on CPU .*", "INT8 on CPU", line)  # noqa: PLW2901
         # Wide numbers may drop columns of a table of measurements.
         is_measured = "±" in line or "median ms" in line or "GPU ms" in line
         line = line.split()[0] if is_measured else MEASURED.sub("N", line)  # noqa: PLW2901
