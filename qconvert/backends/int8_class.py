@@ -16,19 +16,22 @@ from pathlib import Path
 
 NOT_TIMED = "speed of INT8 not measured"
 NO_VNNI = "INT8 is at most 1.3-2x as fast as FP32"
+AT_MOST_TWICE = "no VNNI, so bytes are multiplied at most 1.3-2x as fast as floats"
+WITH_VNNI = "on a CPU with VNNI expect about 2.3x (EfficientNet-Lite0, not measured here)"
+WITH_DOTPROD = "CPUs with dotprod have instructions for it (not measured)"
 
 
 @dataclass(frozen=True)
 class Int8Class:
     """The instructions for 8-bit integers of a CPU, and what they mean for INT8.
 
-    `has_dot_product` is None where that is unknown. With `saturates`, products of 8-bit weights may
-    be added in saturating 16 bits.
+    Where there is no dot product of bytes, `limit` says why INT8 gains little and where it gains
+    more. With `saturates`, products of 8-bit weights may be added in saturating 16 bits.
     """
 
     name: str
     effect: str
-    has_dot_product: bool | None
+    limit: str = ""
     saturates: bool = False
 
     def __str__(self) -> str:
@@ -39,23 +42,36 @@ class Int8Class:
 AVX2 = frozenset({"avx2", "fma"})
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 X86 = (
-    (AVX2 | {"amx_tile", "amx_int8"}, Int8Class("AMX", f"matrix products; {NOT_TIMED}", True)),
+    (AVX2 | {"amx_tile", "amx_int8"}, Int8Class("AMX", f"matrix products; {NOT_TIMED}")),
     (
         AVX512 | {"avx512_vnni"},
-        Int8Class("AVX-512 VNNI", "EfficientNet-Lite0 in INT8 ran 2.3x as fast as FP32", True),
+        Int8Class("AVX-512 VNNI", "EfficientNet-Lite0 in INT8 ran 2.3x as fast as FP32"),
     ),
-    (AVX512, Int8Class("AVX-512 without VNNI", NO_VNNI, False, saturates=True)),
-    (AVX2 | {"avx_vnni"}, Int8Class("AVX-VNNI", f"dot products; {NOT_TIMED}", True)),
-    (AVX2, Int8Class("AVX2 without VNNI", NO_VNNI, False, saturates=True)),
+    (
+        AVX512,
+        Int8Class("AVX-512 without VNNI", NO_VNNI, f"{AT_MOST_TWICE}; {WITH_VNNI}", saturates=True),
+    ),
+    (AVX2 | {"avx_vnni"}, Int8Class("AVX-VNNI", f"dot products; {NOT_TIMED}")),
+    (
+        AVX2,
+        Int8Class("AVX2 without VNNI", NO_VNNI, f"{AT_MOST_TWICE}; {WITH_VNNI}", saturates=True),
+    ),
     # Its kernel multiplies in 16 bits and adds in 32; on Windows another one saturates.
-    (frozenset({"sse2"}), Int8Class("SSE", f"no dot products; {NOT_TIMED}", False)),
+    (
+        frozenset({"sse2"}),
+        Int8Class("SSE", f"no dot products; {NOT_TIMED}", f"neither AVX2 nor VNNI; {WITH_VNNI}"),
+    ),
 )
 ARM = (
-    (frozenset({"asimddp", "i8mm"}), Int8Class("i8mm", f"matrix products; {NOT_TIMED}", True)),
-    (frozenset({"asimddp"}), Int8Class("dotprod", f"dot products; {NOT_TIMED}", True)),
+    (frozenset({"asimddp", "i8mm"}), Int8Class("i8mm", f"matrix products; {NOT_TIMED}")),
+    (frozenset({"asimddp"}), Int8Class("dotprod", f"dot products; {NOT_TIMED}")),
     (
         frozenset({"asimd"}),
-        Int8Class("NEON without dotprod", f"no dot products; {NOT_TIMED}", False),
+        Int8Class(
+            "NEON without dotprod",
+            f"no dot products; {NOT_TIMED}",
+            f"no dot products of bytes; {WITH_DOTPROD}",
+        ),
     ),
 )
 ARM_MACHINES, X86_MACHINES = ("aarch64", "arm64"), ("amd64", "i386", "i686", "x86_64")
@@ -75,7 +91,7 @@ def classify(machine: str, flags: Set[str]) -> Int8Class:
     """Return the class of an architecture with these flags; without any, it is unknown."""
     is_x86 = machine.lower() in X86_MACHINES
     rows = X86 if is_x86 else ARM if is_arm(machine) else ()
-    unknown = Int8Class("unknown", UNKNOWN, None, saturates=is_x86)
+    unknown = Int8Class("unknown", UNKNOWN, saturates=is_x86)
     return next((row for required, row in rows if required <= flags), unknown)
 
 

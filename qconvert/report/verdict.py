@@ -6,6 +6,9 @@ used. An unmeasured value fails its gate, unless the user allows it.
 A variant is accurate by the gates on accuracy where there are any, else with at least
 `MIN_AGREEMENT` percent of FP32's predictions or at most `MAX_TOP1_LOSS` points of top-1 lost. Where
 FP32 itself has less than `LOW_TOP1` percent, only agreement counts.
+
+The fastest acceptable engine is the best. One that is slower than the fp32 engine of its backend is
+best only if that one is not acceptable, and the verdict then says why it is not.
 """
 
 from collections import Counter
@@ -19,6 +22,7 @@ from qconvert.core.errors import GateFailed
 from qconvert.measure.accuracy import IDENTICAL, IDENTICAL_WHERE_FINITE, NO_CLASSES, NO_LABELS
 from qconvert.measure.latency import summarize_latency
 from qconvert.report import metrics
+from qconvert.report.cpu_speed import cpu_limit_note, limiting_class
 from qconvert.report.metrics import NOT_TIMED_TOGETHER
 from qconvert.report.model import GateName, GateResult, Report, VariantResult
 
@@ -58,6 +62,7 @@ def conclude(report: Report, limits: GateConfig) -> Report:
         *report.run_notes,
         *_measurement_notes(report),
         *_slow_int8_notes(report),
+        *filter(None, [cpu_limit_note(report)]),
         *_image_notes(report),
         *_kernel_notes(report),
     ]
@@ -74,7 +79,12 @@ def _decide(report: Report) -> tuple[str, str]:
         quantized = [variant for variant in timed if variant.precision != "fp32"]
         objection = _objection(report, min(quantized or timed, key=metrics.ms_per_image))
         return "", f"Nothing to ship: {objection}, and no other engine does better"
-    best = min(acceptable, key=metrics.ms_per_image)
+    slower = [
+        variant
+        for variant in acceptable
+        if _is_slowed(report, variant) and metrics.fp32_variant(report, variant) in acceptable
+    ]
+    best = min((v for v in acceptable if v not in slower), key=metrics.ms_per_image)
     facts = ", ".join(_facts(report, best))
     if is_accurate(report, best) is None:
         if best.accuracy is not None and best.accuracy.sqnr_db is not None:
@@ -98,13 +108,7 @@ def _decide(report: Report) -> tuple[str, str]:
             f"Not timed together with `{best.name}`: {', '.join(untimed)}; "
             "`qconvert bench RUN` times all of them together"
         )
-    objection = ""
-    rivals = [v for v in timed if v.precision == "int8" and v.backend == best.backend]
-    if rivals and rivals[0] is not best:
-        # A faster float engine that fails its gates is no reason for a third one.
-        faster = metrics.ms_per_image(best) <= metrics.ms_per_image(rivals[0])
-        slow = faster and best.precision in FLOAT_PRECISIONS
-        objection = "INT8 is not faster here" if slow else _objection(report, rivals[0])
+    objection = _why_not_another(report, best, timed)
     lead = f"{objection}, so ship" if objection else "Ship"
     if any(gate.variant == best.name for gate in report.gates):
         all_passed = all(gate.passed for gate in report.gates)
@@ -114,6 +118,28 @@ def _decide(report: Report) -> tuple[str, str]:
     if untimed:
         facts += f"; nothing was timed on {', '.join(dict.fromkeys(untimed))}"
     return best.name, f"{lead} `{best.name}`: {facts}"
+
+
+def _is_slowed(report: Report, variant: VariantResult) -> bool:
+    """Whether a variant is slower than the fp32 engine of its backend."""
+    ratio = metrics.headline_speedup(report, variant)
+    return ratio is not None and ratio < 1
+
+
+def _why_not_another(report: Report, best: VariantResult, timed: list[VariantResult]) -> str:
+    """Return why neither INT8 nor the faster fp32 engine is the best; empty if one of them is."""
+    base = metrics.fp32_variant(report, best)
+    if base is not None and _is_slowed(report, best):
+        return _objection(report, base)
+    rivals = [v for v in timed if v.precision == "int8" and v.backend == best.backend]
+    if not rivals or rivals[0] is best:
+        return ""
+    # A faster float engine that fails its gates is no reason for a third one.
+    faster = metrics.ms_per_image(best) <= metrics.ms_per_image(rivals[0])
+    if not (faster or _is_slowed(report, rivals[0])) or best.precision not in FLOAT_PRECISIONS:
+        return _objection(report, rivals[0])
+    limiting = limiting_class(report, rivals[0])
+    return f"INT8 is not faster {f'on this CPU ({limiting.name})' if limiting else 'here'}"
 
 
 def _nothing_timed(report: Report) -> str:

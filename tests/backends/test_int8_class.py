@@ -110,6 +110,7 @@ def test_class_follows_from_the_flags(
     result = int8_class.int8_class(write_cpuinfo(tmp_path, is_arm, flags))
     assert result.name == expected
     assert result.saturates == (name in SATURATING)
+    assert bool(result.limit) == (name in SATURATING | {"Nehalem", "Sandy Bridge", "Cortex-A72"})
     # A package's script, which has no class, must not run a saturating kernel.
     if result.saturates:
         assert not set(EXACT_FLAGS) & set(flags.split())
@@ -132,7 +133,7 @@ def test_class_is_unknown_where_no_system_says(
     monkeypatch.setattr(platform, "system", lambda: "Windows")
     monkeypatch.setattr(platform, "machine", lambda: machine)
     result = int8_class.int8_class(tmp_path)
-    assert (result.name, result.has_dot_product, result.saturates) == ("unknown", None, saturates)
+    assert (result.name, result.limit, result.saturates) == ("unknown", "", saturates)
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,8 @@ def test_python_of_the_readme_runs() -> None:
         timeout=200,
     )
     assert (process.returncode, process.stderr) == (0, "")
-    assert "cpu-int8" in process.stdout
+    # Which engine ships depends on the CPU.
+    assert re.search("`cpu-(fp32|fp16|int8)`", process.stdout)
 
 
 @pytest.mark.parametrize("pattern", NOT_RUN)

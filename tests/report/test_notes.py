@@ -7,6 +7,9 @@ import pytest
 
 from qconvert.core.config import GateConfig
 from qconvert.measure.accuracy import IDENTICAL, NO_LABELS, Accuracy
+from qconvert.report import json_file
+from qconvert.report.html import render_html
+from qconvert.report.markdown import render_markdown
 from qconvert.report.model import ImageSetInfo, Report, UnquantizedNode
 from qconvert.report.verdict import conclude
 from tests.report import reports
@@ -89,6 +92,47 @@ def test_slow_int8_note_respects_the_gates() -> None:
 def test_equal_latency_is_not_faster(ms: float, slow: bool) -> None:
     report = reports.with_int8(latency=(reports.timing(ms),))
     assert ("INT8 is not faster" in notes_in(report)) == slow
+
+
+@pytest.mark.parametrize(
+    ("instructions", "ms", "words"),
+    [
+        (
+            "AVX2 without VNNI",
+            25.0,
+            "INT8 is not faster on this CPU (Some EPYC, AVX2 without VNNI): no VNNI, so bytes are "
+            "multiplied at most 1.3-2x as fast as floats; on a CPU with VNNI expect about 2.3x "
+            "(EfficientNet-Lite0, not measured here)",
+        ),
+        ("AVX-512 without VNNI", 22.0, "INT8 is hardly faster (1.09×) on this CPU (Some EPYC, AVX"),
+        ("SSE", 25.0, "(Some EPYC, SSE): neither AVX2 nor VNNI; on a CPU with VNNI expect about"),
+        ("NEON without dotprod", 25.0, "no dot products of bytes; CPUs with dotprod have"),
+        ("AVX2 without VNNI", 19.0, ""),
+        ("AVX-512 VNNI", 25.0, ""),
+        ("i8mm", 25.0, ""),
+        ("VNNI", 25.0, ""),
+    ],
+)
+def test_note_says_how_the_recorded_cpu_limits_int8(
+    instructions: str, ms: float, words: str
+) -> None:
+    report = reports.with_int8(latency=(reports.timing(ms),), accuracy=QUIET)
+    machine = {"cpu": "Some EPYC", "int8 instructions": instructions}
+    report = conclude(replace(report, machine=machine), GateConfig())
+    texts = (
+        "\n".join(report.notes),
+        render_markdown(report).replace("\n", " "),
+        render_html(report, {}),
+        json_file.dumps(report),
+    )
+    assert all(("on this CPU (Some" in text) == bool(words) for text in texts)
+    assert words in texts[0]
+
+
+def test_cpu_is_no_reason_on_a_gpu() -> None:
+    report = reports.with_int8(latency=(reports.timing(25.0),), by_provider={"CUDA": 60})
+    machine = {"int8 instructions": "AVX2 without VNNI"}
+    assert "on this CPU" not in notes_in(replace(report, machine=machine))
 
 
 def test_latencies_are_compared_at_one_backend_and_batch_size() -> None:

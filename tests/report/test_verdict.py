@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from qconvert.core.config import GateConfig
+from qconvert.measure.latency import Latency
+from qconvert.report import metrics
 from qconvert.report.metrics import NOT_TIMED_TOGETHER
 from qconvert.report.model import Report
 from qconvert.report.verdict import conclude
@@ -151,6 +153,44 @@ def test_verdict_ends_with_gates_and_untimed_backends(
     concluded = conclude(report, limits)
     assert concluded.best == "cpu-int8"
     assert concluded.verdict.endswith(ending)
+
+
+def on_cpu_class(name: str, ms: float, **more: Any) -> Report:
+    """Return the measured run with an INT8 latency, as timed on a CPU of a class."""
+    machine = {"cpu": "Some CPU", "int8 instructions": name}
+    return replace(reports.with_int8(latency=(reports.timing(ms),), **more), machine=machine)
+
+
+def test_verdict_says_that_the_recorded_cpu_limits_int8() -> None:
+    slow = "INT8 is not faster on this CPU (AVX2 without VNNI), so ship `cpu-fp32`: 24.00 ms"
+    assert conclude(on_cpu_class("AVX2 without VNNI", 25.0), NONE).verdict.startswith(slow)
+    for name in ("AVX-512 VNNI", "unknown", ""):
+        concluded = conclude(on_cpu_class(name, 25.0), NONE)
+        assert concluded.verdict.startswith("INT8 is not faster here, so ship `cpu-fp32`")
+
+
+def test_nothing_slower_than_fp32_ships() -> None:
+    # The medians say 1.01 times as fast; the rounds, which share what the machine did, 0.97.
+    samples = ((20.0, 24.0, 28.0), (20.6, 23.8, 28.9))
+    rows = [
+        replace(row, latency=(Latency(1, "host", row_samples),))
+        for row, row_samples in zip(reports.cpu()[::2], samples, strict=True)
+    ]
+    concluded = conclude(reports.report(*rows), NONE)
+    ratio = metrics.headline_speedup(concluded, concluded.variants[1])
+    assert ratio is not None
+    assert ratio < 1
+    assert concluded.best == "cpu-fp32"
+    assert concluded.verdict.startswith("INT8 is not faster here, so ship `cpu-fp32`")
+
+
+def test_slower_engine_ships_only_where_fp32_does_not_and_says_why() -> None:
+    slow = reports.with_int8(latency=(reports.timing(26.0),))
+    concluded = conclude(slow, GateConfig(max_size=10.0))
+    assert concluded.best == "cpu-fp16"  # 25 ms
+    assert concluded.verdict.startswith(
+        "`cpu-fp32` fails max-size (has 18.70 MB, limit 10.00 MB), so ship `cpu-fp16`: 0.96×"
+    )
 
 
 @pytest.mark.parametrize(("ms", "words"), [(23.3, "1.03× as fast"), (24.7, "0.97× as fast")])
