@@ -133,6 +133,15 @@ def is_transposed(node: ir.Node) -> bool:
     return bool(node.attributes.get_int("transB", 0))
 
 
+def is_global_mean(node: ir.Node) -> bool:
+    """Whether a ReduceMean is over height and width of a batch of images."""
+    value = node.inputs[0]
+    axes = constant_array(node.inputs[1]) if len(node.inputs) > 1 else None
+    if value is None or value.shape is None or len(value.shape) != 4 or axes is None:
+        return False
+    return sorted(int(axis) % 4 for axis in axes.ravel()) == [2, 3]
+
+
 def find_fused_activation(node: ir.Node) -> ir.Node | None:
     """Return the Relu or Clip that runtimes fuse into a node: the only reader of its output."""
     reader = only_reader(node.outputs[0])

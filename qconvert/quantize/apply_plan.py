@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from qconvert.core import onnx_io
 from qconvert.core.errors import UsageError
-from qconvert.core.scales import FloatArray, QuantParams, choose_qparams, exceeds_scale_dtype
+from qconvert.core.scales import choose_qparams, exceeds_scale_dtype
 from qconvert.graph import patterns
 from qconvert.quantize.cross_layer import equalize
+from qconvert.quantize.integer_forms import use_integer_forms
 from qconvert.quantize.placement import quantized_activations
 from qconvert.quantize.plan import (
     BIAS_SLOT,
@@ -25,6 +25,7 @@ from qconvert.quantize.plan import (
     WeightSlot,
 )
 from qconvert.quantize.plan_files import require_matching_weights
+from qconvert.quantize.qdq_builder import QDQBuilder
 from qconvert.quantize.scheme import linear_layer
 from qconvert.quantize.weights import (
     WeightedLayer,
@@ -59,6 +60,7 @@ def apply_plan(
         if value in quantized:
             _quantize_activation(builder, value, layers, plan)
     _quantize_weights(builder, weighted, plan, learned)
+    use_integer_forms(builder, layers, plan.activations)
     if plan.integer_bias:
         _protect_float_layers(builder)
     return model
@@ -133,63 +135,6 @@ def set_weight(
         patterns.set_constant_input(
             node, BIAS_SLOT, names.reserve(f"{node.name}.bias"), learned.bias
         )
-
-
-class QDQBuilder:
-    """A graph that is being quantized, and the names in it."""
-
-    def __init__(self, graph: ir.Graph) -> None:
-        nodes = {node.name for node in graph.all_nodes() if node.name}
-        self.graph = graph
-        self.names = patterns.UniqueNames(patterns.tensor_names(graph) | nodes)
-
-    def constant(self, array: NDArray[np.generic], name: str) -> ir.Value:
-        """Store a constant in the graph, under an unused name."""
-        return patterns.add_constant(self.graph, self.names.reserve(name), array)
-
-    def node(
-        self,
-        op: str,
-        inputs: Sequence[ir.Value],
-        name: str,
-        dtype: ir.DataType | None,
-        **attributes: int | float,
-    ) -> ir.Node:
-        """Make a node outside the graph that has an unused name, as its output has."""
-        node = patterns.make_node(op, inputs, self.names.reserve(name), dtype, **attributes)
-        node.name = node.outputs[0].name
-        return node
-
-    def quantize(self, value: ir.Value, qparams: QuantParams) -> ir.Value:
-        """Add a Q/DQ pair right behind a tensor and return its output."""
-        name, dtype = str(value.name), ir.DataType[qparams.grid.onnx_dtype.upper()]
-        zeros = qparams.zero_point.astype(dtype.numpy())
-        scale = self.constant(qparams.scale, f"{name}_scale")
-        inputs = [value, scale, self.constant(zeros, f"{name}_zero_point")]
-        quantize = self.node("QuantizeLinear", inputs, f"{name}_quantized", dtype)
-        inputs[0] = quantize.outputs[0]
-        dequantize = self.node("DequantizeLinear", inputs, f"{name}_rounded", value.dtype)
-        if (producer := value.producer()) is None:
-            self.graph.insert_before(self.graph[0], [quantize, dequantize])
-        else:
-            self.graph.insert_after(producer, [quantize, dequantize])
-        return dequantize.outputs[0]
-
-    def dequantize(
-        self, array: NDArray[np.generic], name: str, scale: FloatArray, axis: int, reader: ir.Node
-    ) -> ir.Value:
-        """Store integers, add their DequantizeLinear right before `reader`; return its output."""
-        integers = self.constant(array, f"{name}_quantized")
-        name = str(integers.name).removesuffix("_quantized")
-        inputs = [integers, self.constant(scale, f"{name}_scale")]
-        if array.dtype != np.int32:
-            # ONNX Runtime fuses the node into an integer product only with explicit zero points.
-            zero_points = np.zeros(scale.shape, dtype=array.dtype)
-            inputs.append(self.constant(zero_points, f"{name}_zero_point"))
-        dtype = ir.DataType.FLOAT
-        node = self.node("DequantizeLinear", inputs, f"{name}_rounded", dtype, axis=axis)
-        self.graph.insert_before(reader, node)
-        return node.outputs[0]
 
 
 def _quantize_activation(

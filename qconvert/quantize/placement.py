@@ -26,6 +26,7 @@ from qconvert.quantize.scheme import Scheme
 DEFAULT_METHOD, OUTPUT_ERROR_METHOD, AUTO_METHOD = "mse", "answers", "auto"
 # A shared range may be this many times wider than a tensor's own: one bit of precision.
 MAX_WIDENING = 2.0
+POOLS = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
 INFINITE_REASON = "it holds infinity, as an attention mask does"
 # Their largest inputs decide the output, so those are never clipped.
 TAIL_SENSITIVE = frozenset({"Sigmoid", "HardSigmoid", "Tanh", "Softmax", "LogSoftmax", "ArgMax"})
@@ -255,7 +256,7 @@ def keep_representable(
             largest = 0.0 if array is None else float(np.abs(array).max(initial=0.0))
             if underflows(largest, scheme.weights):
                 return f"its weights are too small for scales in {rest}"
-        if node.op_type in ("AveragePool", "GlobalAveragePool") and layer.output:
+        if node.op_type in POOLS and layer.output:
             # ONNX Runtime refuses an integer pool if one of its scales is 200 times the other.
             maxima = [ranges[name].max_abs for name in names]
             if 0 < 200.0 * min(maxima) < max(maxima):

@@ -168,6 +168,11 @@ def moves_activation(node: ir.Node) -> str:
     return "" if patterns.only_moves_values(node) else "its outputs are not values of its input"
 
 
+def global_mean(node: ir.Node) -> str:
+    """Refuse a mean over other axes than height and width, which is no pool."""
+    return "" if patterns.is_global_mean(node) else "it is not the mean over height and width"
+
+
 def need_quantized_activation(node: ir.Node, quantized: QuantizedNodes) -> str:
     """Require that a fused Relu or Clip can have the output quantizer."""
     fused = patterns.find_fused_activation(node)
@@ -224,9 +229,15 @@ ORT_CPU_RULES = (
     ),
     OperatorRule(
         frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"})
-        | {"Sigmoid", "LeakyRelu"},
+        | {"Sigmoid", "LeakyRelu", "HardSigmoid", "HardSwish"},
         chain_layer,
         checks=(two_activations, float_activations),
+        needs=(need_quantized_inputs, need_quantized_consumer, need_quantized_activation),
+    ),
+    OperatorRule(
+        frozenset({"ReduceMean"}),
+        lambda node: LayerPlan(node.op_type, inputs=(0,), output=True),
+        checks=(global_mean, float_activations),
         needs=(need_quantized_inputs, need_quantized_consumer, need_quantized_activation),
     ),
     OperatorRule(
@@ -243,7 +254,7 @@ ORT_CPU_RULES = (
     leave_in_float("Softmax", why="8 bits are too few for probabilities"),
     leave_in_float(
         *("LayerNormalization", "InstanceNormalization", "GroupNormalization", "ConvTranspose"),
-        *("Einsum", "LSTM", "GRU", "RNN", "Gelu", "HardSwish"),
+        *("Einsum", "LSTM", "GRU", "RNN", "Gelu"),
         why="ONNX Runtime has no integer kernel for it on the CPU",
     ),
     SUBGRAPHS,

@@ -56,6 +56,25 @@ REWRITTEN: dict[str, tuple[str, str, Shapes, list[str]]] = {
         X, {"w": W, "v": (16, 8)},
         ["c = Conv(~x, ~w)", "p = GlobalAveragePool(~c)", "f = Flatten(~p)", "y = Gemm(~f, ~v)"],
     ),
+    "a hard swish within a chain": (
+        f"{CONV} h = HardSwish (c) y = Conv (h, v)", X, {"w": W, "v": W},
+        ["c = Conv(~x, ~w)", "h_shifted = Add(~c, ~h_shift_integer)", "h = Mul(~c, ~h_shifted)",
+         "y_float = Conv(~h, ~v)", "return ~y_float"],
+    ),
+    "a mean of whole channels within a chain": (
+        f"a = Constant <value: tensor = int64[2] {{-1, -2}}> () {CONV} "
+        "m = ReduceMean (c, a) y = Conv (m, v)",
+        X, {"w": W, "v": (8, 16, 1, 1)},
+        ["a = Constant()", "c = Conv(~x, ~w)", "m = GlobalAveragePool(~c)",
+         "y_float = Conv(~m, ~v)", "return ~y_float"],
+    ),
+    "a mean that drops its axes": (
+        f"a = Constant <value: tensor = int64[2] {{2, 3}}> () {CONV} "
+        "m = ReduceMean <keepdims: int = 0> (c, a) y = Gemm (m, v)",
+        X, {"w": W, "v": (16, 8)},
+        ["a = Constant()", "c = Conv(~x, ~w)", "m_pooled = GlobalAveragePool(~c)",
+         "m = Flatten(~m_pooled)", "y = Gemm(~m, ~v)"],
+    ),
     "a weight that two layers share": (
         f"{CONV} y = Conv (c, w)", X, {"w": W},
         ["c = Conv(~x, ~w)", "y_float = Conv(~c, ~w)", "return ~y_float"],
@@ -93,6 +112,15 @@ LEFT: dict[str, tuple[str, str, Shapes, dict[str, str]]] = {
         "v = Abs (w) y = Conv (x, v)", X, {"w": W}, {"y": "its weight is not constant"}
     ),
     "a transposed convolution": ("y = ConvTranspose (x, w)", X, {"w": W}, {"y": NO_KERNEL}),
+    "a mean over the channels": (
+        f"a = Constant <value: tensor = int64[1] {{1}}> () {CONV} m = ReduceMean (c, a) "
+        "y = Conv (m, v)",
+        X, {"w": W, "v": (8, 1, 1, 1)}, {"m": "it is not the mean over height and width"},
+    ),
+    "a hard swish of a float tensor": (
+        f"e = Elu (x) h = HardSwish (e) {CONV.replace('(x', '(h')} y = Elu (c)", X, {"w": W},
+        {"h": "its inputs are not computed by quantized operators"},
+    ),
     "a stack of matrices": (
         "t = Transpose <perm: ints = [0, 2, 3, 1]> (x) y = MatMul (t, w)", X, {"w": (8, 16, 4)},
         {"y": "its weight is not one matrix"},
