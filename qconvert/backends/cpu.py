@@ -48,6 +48,7 @@ def requirements() -> base.BackendRequirements:
         weights=Grid(8),
         integer_bias=True,
         rules=ORT_CPU_RULES,
+        portable=not is_arm,
     )
     unsupported = {"bf16": "ONNX Runtime has no bf16 kernels for the CPU"}
     note = (

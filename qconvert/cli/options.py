@@ -62,8 +62,9 @@ class SettingOption(click.Option):
         option = option_table()[paths[0]]
         words = literals(option.type)
         attributes: dict[str, Any] = {"help": _help(option), "metavar": option.metavar or None}
-        if option.type is bool:
-            attributes["is_flag"] = True
+        if option.type in (bool, bool | None):
+            # A flag that is not given sets nothing, so that `--no-NAME` can set false.
+            attributes |= {"is_flag": True, "default": None}
         elif Path in get_args(option.type):
             attributes["type"] = PATH
         elif option.is_list:
@@ -178,7 +179,7 @@ image_options = _add(
     setting_options("calibration", "max-broken"),
 )
 quantize_options = setting_options(
-    "quantize", "method", "effort", "exclude", "only", "keep", "weight-bits", "rest"
+    "quantize", "method", "effort", "exclude", "only", "keep", "weight-bits", "portable", "rest"
 )
 engine_options = _add(
     setting_options("build"),
@@ -238,7 +239,7 @@ def read_settings(model: str | None, options: Mapping[str, Any]) -> dict[str, ob
     """Return the settings that options set, by dotted key; their parameters are named after it."""
     overrides: dict[str, object] = {} if model is None else {"model": model}
     for keys, value in options.items():
-        if "." in keys and value is not None and value is not False and value != ():
+        if "." in keys and value is not None and value != ():
             overrides |= dict.fromkeys(keys.split(","), value)
     return overrides
 

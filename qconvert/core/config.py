@@ -209,7 +209,13 @@ class QuantizeConfig(StrictTable):
     )
     weight_scales: Literal["mse", "minmax"] = setting("mse", "How the scales of weights are chosen")
     weight_bits: Annotated[int, Limits(ge=5, le=8)] = setting(
-        8, "Bits of weights; 7 cannot overflow on x86 without VNNI", "--weight-bits N"
+        8, "Bits of weights", "--weight-bits N"
+    )
+    portable: Switch | None = setting(
+        None,
+        "Limit pairs of weights, so that x86 without VNNI computes the same answers",
+        "--portable/--no-portable",
+        "yes for cpu on x86",
     )
     exclude: tuple[str, ...] = setting(
         (), "Nodes to keep in float, by name or operator", "--exclude GLOB"
@@ -427,7 +433,8 @@ class Option:
     @property
     def keyword(self) -> str:
         """The argument of the same meaning in Python: the option's name, plural for lists."""
-        return (self.key if self.is_list else self.flag.lstrip("-")).replace("-", "_")
+        name = self.flag.partition("/")[0].lstrip("-")
+        return (self.key if self.is_list else name).replace("-", "_")
 
     @property
     def is_list(self) -> bool:

@@ -34,6 +34,7 @@ from threadpoolctl import threadpool_limits
 from qconvert.core.scales import FloatArray
 from qconvert.graph.patterns import find_fused_activation, is_standard, only_reader
 from qconvert.quantize.cross_layer import clip_limits
+from qconvert.quantize.pairs import PAIR_LIMIT, limit_pairs
 
 # Fewer rows say too little about an output.
 MIN_ROWS = 32
@@ -47,7 +48,7 @@ DAMPING = 0.003
 # images and no others.
 COMPENSATION = 0.25
 SWEEPS = 2
-# So many inputs change before the gradient of all others is updated.
+# So many inputs change before the gradient of all others is updated; both of a pair are in one block.
 BLOCK_SIZE = 64
 
 # Of rows x and targets y around their means: x x' (one for all outputs, or one for each), y x', and
@@ -92,7 +93,7 @@ class LayerProblem:
 
     `rows` are [group, row, input], `weights` [group, output, input], `targets`, which lie before
     the activation, [group, output, row], `steps` and `biases` [group, output]. `biases` are None
-    if nothing can be added to the outputs.
+    if nothing can be added to the outputs. Neighbouring weights are limited if they are `paired`.
     """
 
     rows: FloatArray
@@ -102,12 +103,12 @@ class LayerProblem:
     biases: FloatArray | None
     activation: Activation
     max_integer: int
+    paired: bool = False
 
     @property
     def nearest(self) -> FloatArray:
         """The nearest integers, as floats."""
-        nearest: FloatArray = np.rint(self.weights / self.steps[..., np.newaxis])
-        return np.clip(nearest, -self.max_integer, self.max_integer)
+        return _nearest(self.weights / self.steps[..., np.newaxis], self)
 
     def relative_error(self, integers: FloatArray, biases: FloatArray | None) -> float:
         """Return the squared error behind the activation, as a share of the targets' power."""
@@ -185,7 +186,7 @@ def round_weights(problem: LayerProblem) -> tuple[Solution, Solution]:
                 np.concatenate(mean_targets),
             )
         steps = problem.steps[part]
-        best.integers[part] = _descend(moments, problem.weights[part], steps, problem.max_integer)
+        best.integers[part] = _descend(moments, problem.weights[part], steps, problem)
         for solution in (nearest, best):
             if solution.biases is not None:
                 # The bias that gives the outputs the mean of the targets.
@@ -217,18 +218,30 @@ def _center(problem: LayerProblem, rows: FloatArray, targets: FloatArray) -> Mom
     return rows.T @ rows, targets @ rows, mean_rows, mean_targets
 
 
+def _nearest(exact: FloatArray, problem: LayerProblem) -> FloatArray:
+    """Return the nearest integers that the problem allows, as floats."""
+    nearest = np.clip(np.rint(exact), -problem.max_integer, problem.max_integer)
+    if not problem.paired:
+        return nearest
+    return limit_pairs(nearest.astype(np.int32), exact).astype(np.float32)
+
+
 def _descend(
-    moments: Moments, weights: FloatArray, steps: FloatArray, max_integer: int
+    moments: Moments, weights: FloatArray, steps: FloatArray, problem: LayerProblem
 ) -> FloatArray:
     """Return integers next to the weights that are a minimum in every single weight."""
     gram = moments[0].copy()
     diagonal = np.einsum("...ii->...i", gram)
     diagonal += DAMPING * diagonal.mean(axis=-1, keepdims=True) + 1e-12
     exact = weights / steps[:, np.newaxis]
-    integers: FloatArray
-    integers, low, high = (
-        np.clip(side(exact), -max_integer, max_integer) for side in (np.rint, np.floor, np.ceil)
+    integers = _nearest(exact, problem)
+    low, high = (
+        np.clip(side(exact), -problem.max_integer, problem.max_integer)
+        for side in (np.floor, np.ceil)
     )
+    # The limit of pairs moves weights away from their neighbouring integers.
+    np.minimum(low, integers, out=low)
+    np.maximum(high, integers, out=high)
     # Half the gradient at these integers; at the float weights only the compensation is left.
     rounding_error = integers * steps[:, np.newaxis] - weights
     input_error = moments[1] - _multiply(weights, moments[0])
@@ -247,7 +260,11 @@ def _descend(
             changes = np.zeros_like(slopes)
             for index in range(len(slopes)):
                 optimum = np.rint(numbers[index] - slopes[index] / (own[index, index] * steps))
-                np.minimum(np.maximum(optimum, least[index], out=optimum), most[index], out=optimum)
+                least_here, most_here = least[index], most[index]
+                if problem.paired and (neighbour := index ^ 1) < len(slopes):
+                    least_here = np.maximum(least_here, -PAIR_LIMIT - numbers[neighbour])
+                    most_here = np.minimum(most_here, PAIR_LIMIT - numbers[neighbour])
+                np.minimum(np.maximum(optimum, least_here, out=optimum), most_here, out=optimum)
                 np.multiply(optimum - numbers[index], steps, out=changes[index])
                 if changes[index].any():
                     numbers[index] = optimum

@@ -1,7 +1,8 @@
 """A layer as a product of matrices: its inputs as rows (im2col), its weight as columns.
 
 A convolution is such a product at each position of its output, one for each group: rows are
-[group, row, input], weights [group, output, input]. `positions` are flat indices into the output
+[group, row, input], weights [group, output, input], with the inputs in the order in which integer
+kernels add their products (`pairs.kernel_rows`). `positions` are flat indices into the output
 map, one line for each image of a batch.
 """
 
@@ -12,7 +13,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qconvert.core.scales import FloatArray
-from qconvert.graph.patterns import is_transposed, weight_shape
+from qconvert.graph.patterns import weight_shape
+from qconvert.quantize.pairs import kernel_rows, restore_rows
 
 Positions = NDArray[np.intp]
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
@@ -21,25 +23,22 @@ CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 def weight_matrix(node: ir.Node, weight: NDArray[np.generic]) -> NDArray[np.generic]:
     """Return a weight as [group, output, input]."""
     groups = _groups(node)
-    if node.op_type == "Conv":
-        return weight.reshape(groups, weight.shape[0] // groups, -1)
     if node.op_type == "ConvTranspose":
         grouped = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
-        return grouped.transpose(0, 2, 1, 3).reshape(groups, weight.shape[1], -1)
-    return (weight if is_transposed(node) else weight.T)[np.newaxis]
+        return grouped.transpose(0, 2, 3, 1).reshape(groups, weight.shape[1], -1)
+    rows = kernel_rows(node, weight)
+    return rows.reshape(groups, len(rows) // groups, -1)
 
 
 def restore_weight(
     node: ir.Node, matrix: NDArray[np.generic], shape: tuple[int, ...]
 ) -> NDArray[np.generic]:
     """Return [group, output, input] as a weight of this shape: the inverse of `weight_matrix`."""
-    if node.op_type == "Conv":
-        return matrix.reshape(shape)
+    groups, outputs = matrix.shape[:2]
     if node.op_type == "ConvTranspose":
-        groups, outputs = matrix.shape[:2]
-        grouped = matrix.reshape(groups, outputs, shape[0] // groups, -1)
-        return grouped.transpose(0, 2, 1, 3).reshape(shape)
-    return np.ascontiguousarray(matrix[0] if is_transposed(node) else matrix[0].T)
+        grouped = matrix.reshape(groups, outputs, -1, shape[0] // groups)
+        return grouped.transpose(0, 3, 1, 2).reshape(shape)
+    return restore_rows(node, matrix.reshape(groups * outputs, -1), shape)
 
 
 def per_output(node: ir.Node, values: FloatArray, outputs: int) -> FloatArray:
@@ -80,7 +79,7 @@ def gather_inputs(
         np.take(image, sources, axis=1, out=patch)
         np.multiply(patch, inside, out=patch)
     grouped = patches.reshape(images, groups, channels // groups, -1, kernel)
-    rows = np.ascontiguousarray(grouped.transpose(1, 0, 3, 2, 4))
+    rows = np.ascontiguousarray(grouped.transpose(1, 0, 3, 4, 2))
     return rows.reshape(groups, images * positions.shape[1], -1)
 
 

@@ -19,7 +19,7 @@ from qconvert import __version__
 from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.core.cache import Cache
 from qconvert.core.progress import Progress, ProgressCallback, start_step
-from qconvert.core.scales import FloatArray, QuantParams, fake_quantize
+from qconvert.core.scales import FloatArray, QuantParams, dequantize
 from qconvert.core.tensors import Tensors
 from qconvert.graph import patterns
 from qconvert.measure.output_error import OutputError, sqnr_from_powers
@@ -47,6 +47,7 @@ from qconvert.quantize.plan_files import PlanWithWeights
 from qconvert.quantize.weights import (
     WeightedLayer,
     find_weighted_layers,
+    quantize_weight,
     weight_array,
     weight_qparams,
 )
@@ -201,8 +202,8 @@ def learn_layers(
             slot = WeightSlot(layer.slot, layer.axis)
             set_weight(node, slot, learned, names)
         elif weight is not None:
-            nearest = fake_quantize(weight_array(layer.weight, layer.node), scale)
-            patterns.set_constant(weight, nearest)
+            integers = quantize_weight(weight_array(layer.weight, layer.node), scale, layer.paired)
+            patterns.set_constant(weight, dequantize(integers.astype(np.int32), scale))
 
 
 def _can_learn(layer: WeightedLayer) -> bool:
@@ -252,6 +253,7 @@ def _learn_layer(
             biases=None if bias is None else im2col.per_output(node, bias, units),
             activation=find_activation(add or node),
             max_integer=scale.grid.symmetric_max,
+            paired=layer.paired is not None,
         )
         for batches in (training, holdout)
     )

@@ -163,14 +163,18 @@ def _quantize_weights(
     builder: QDQBuilder, layers: Sequence[WeightedLayer], plan: Plan, learned: RoundedWeights
 ) -> None:
     """Let each layer read its weight, and with integer biases its bias, from integers."""
-    dequantized: dict[int, ir.Value] = {}
+    # ONNX Runtime (1.32) cannot load two layers that share integers which need the session setting
+    # `session.x64quantprecision`.
+    can_share = plan.portable or not plan.integer_bias
+    dequantized: dict[tuple[int, str], ir.Value] = {}
     unused = [layer.weight for layer in layers]
     for layer, qparams in zip(layers, weight_qparams(layers, plan, learned), strict=True):
         node, scale, name = layer.node, qparams.scale, str(layer.weight.name)
-        if id(qparams) not in dequantized:
-            integers = quantize_weight(weight_array(layer.weight, node), qparams)
-            dequantized[id(qparams)] = builder.dequantize(integers, name, scale, layer.axis, node)
-        node.replace_input_with(layer.slot, dequantized[id(qparams)])
+        key = id(qparams), "" if can_share else node.name or ""
+        if key not in dequantized:
+            integers = quantize_weight(weight_array(layer.weight, node), qparams, layer.paired)
+            dequantized[key] = builder.dequantize(integers, name, scale, layer.axis, node)
+        node.replace_input_with(layer.slot, dequantized[key])
         bias = node.inputs[BIAS_SLOT] if layer.integer_bias and layer.bias is not None else None
         if bias is not None and layer.bias is not None:
             # No other layer shares the integers of a bias.

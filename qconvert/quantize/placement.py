@@ -76,6 +76,7 @@ def make_plan(
         layers=layers,
         tensors=_used_ranges(model.graph, layers, ranges),
         rest=options.rest,
+        portable=scheme.portable,
     )
 
 

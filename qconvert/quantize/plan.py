@@ -57,7 +57,8 @@ class Plan(StrictKeys):
     ranges and weight scales were chosen. Scales are exact in the type of `rest`, the precision of
     all other operators. With `integer_bias`, biases become integers too. `equalized` has for some
     tensors the factors by which their channels are divided first. `learned` is the digest of the
-    learned weights that belong to the plan; they are in a file beside it.
+    learned weights that belong to the plan; they are in a file beside it. With `portable`, pairs of
+    weights are limited, so that x86 without VNNI computes the same answers.
     """
 
     model: str
@@ -70,6 +71,7 @@ class Plan(StrictKeys):
     layers: dict[str, LayerPlan]
     tensors: dict[str, Range]
     rest: RestPrecision = "fp32"
+    portable: bool = False
     equalized: dict[str, tuple[float, ...]] = field(default_factory=dict)
     learned: str = ""
     format: int = FORMAT

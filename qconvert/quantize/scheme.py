@@ -40,7 +40,10 @@ class OperatorRule:
 
 @dataclass(frozen=True)
 class Scheme:
-    """The quantization that a backend requires; operators in `shared_scale` use one scale each."""
+    """The quantization that a backend requires; operators in `shared_scale` use one scale each.
+
+    With `portable`, pairs of weights are limited (`quantize.pairs`).
+    """
 
     name: str
     activations: Grid
@@ -48,6 +51,7 @@ class Scheme:
     integer_bias: bool
     rules: tuple[OperatorRule, ...]
     shared_scale: frozenset[str] = frozenset()
+    portable: bool = False
 
     @cached_property
     def rules_by_operator(self) -> dict[str, OperatorRule]:

@@ -11,13 +11,15 @@ from qconvert.core.errors import QConvertError
 from qconvert.core.scales import (
     FloatArray,
     Grid,
+    IntArray,
     QuantParams,
     choose_qparams,
     choose_qparams_for_bounds,
-    fake_quantize,
+    dequantize,
     quantize,
 )
 from qconvert.graph.patterns import constant_array
+from qconvert.quantize import pairs
 from qconvert.quantize.plan import BIAS_SLOT, NO_ROUNDED_WEIGHTS, LayerPlan, Plan, RoundedWeights
 
 # How many weights are quantized at a time in the search for the least error.
@@ -29,19 +31,36 @@ MAX_SCALE_GROWTH = 1.5
 
 
 def minmax_qparams(
-    array: FloatArray, grid: Grid, axis: int, scale_dtype: str = "fp32"
+    array: FloatArray,
+    grid: Grid,
+    axis: int,
+    scale_dtype: str = "fp32",
+    paired: ir.Node | None = None,
 ) -> QuantParams:
-    """Return scales with which the largest weight of each channel is the largest integer."""
+    """Return scales with which the largest weight of each channel is the largest integer.
+
+    With a `paired` node, the largest sum of a pair is within its limit too.
+    """
     largest = _largest_per_channel(array, axis)
+    if paired is not None:
+        largest = np.maximum(largest, _pair_ends(array, grid, paired))
     return choose_qparams_for_bounds(-largest, largest, grid, axis, scale_dtype)
 
 
-def mse_qparams(array: FloatArray, grid: Grid, axis: int, scale_dtype: str = "fp32") -> QuantParams:
+def mse_qparams(
+    array: FloatArray,
+    grid: Grid,
+    axis: int,
+    scale_dtype: str = "fp32",
+    paired: ir.Node | None = None,
+) -> QuantParams:
     """Return for each channel the scale with the least mean squared error of its weights.
 
     The search is over scale = (1 - n / 64) * max |w| / largest integer, for n = 0 .. 12: weights
     beyond that are clipped, so that all others are finer. With a smaller share, large weights lose
-    too much. It takes some channels at a time, so that memory does not grow with the weight.
+    too much. With a `paired` node, larger scales are tried too, up to that with which all pairs are
+    within their limit. It takes some channels at a time, so that memory does not grow with the
+    weight.
     """
     axis %= array.ndim
     others = tuple(other for other in range(array.ndim) if other != axis)
@@ -49,17 +68,26 @@ def mse_qparams(array: FloatArray, grid: Grid, axis: int, scale_dtype: str = "fp
     maxima = []
     for part in np.array_split(array, pieces, axis):
         largest = _largest_per_channel(part, axis)
+        ends = [largest * (1.0 - number / 64) for number in range(13)]
+        if paired is not None:
+            beyond = np.maximum(_pair_ends(part, grid, paired) - largest, 0.0)
+            ends += [largest + beyond * (number / 8) for number in range(1, 9)]
         best, least = largest, np.full(largest.shape, np.inf)
-        for share in 1.0 - np.arange(13) / 64:
-            end = largest * share
+        for end in ends:
             qparams = choose_qparams_for_bounds(-end, end, grid, axis, scale_dtype)
-            squares = np.square(fake_quantize(part, qparams) - part)
-            error = squares.sum(axis=others, dtype=np.float64)
+            rounded = dequantize(_round(part, qparams, paired), qparams)
+            error = np.square(rounded - part).sum(axis=others, dtype=np.float64)
             better = error < least
             best, least = np.where(better, end, best), np.where(better, error, least)
         maxima.append(best)
     largest = np.concatenate(maxima)
     return choose_qparams_for_bounds(-largest, largest, grid, axis, scale_dtype)
+
+
+def _pair_ends(array: FloatArray, grid: Grid, paired: ir.Node) -> NDArray[np.float64]:
+    """Return for each channel the largest weight of a scale that limits no pair."""
+    sums = pairs.largest_sums(pairs.kernel_rows(paired, array).astype(np.float32))
+    return sums * (grid.symmetric_max / pairs.PAIR_LIMIT)
 
 
 def _largest_per_channel(array: FloatArray, axis: int) -> NDArray[np.float64]:
@@ -68,13 +96,31 @@ def _largest_per_channel(array: FloatArray, axis: int) -> NDArray[np.float64]:
     return largest.astype(np.float64)
 
 
-WEIGHT_METHODS: Mapping[str, Callable[[FloatArray, Grid, int, str], QuantParams]]
+def _round(array: FloatArray, qparams: QuantParams, paired: ir.Node | None) -> IntArray:
+    """Return the nearest integers; those of a `paired` node are within the limit of pairs.
+
+    They are never below the negative of the largest: products of two -128 overflow on ARM.
+    """
+    integers = np.maximum(quantize(array, qparams), -qparams.grid.symmetric_max)
+    if paired is None:
+        return integers
+    scale = qparams.scale.reshape([-1 if axis == qparams.axis else 1 for axis in range(array.ndim)])
+    rows, exact = (pairs.kernel_rows(paired, values) for values in (integers, array / scale))
+    limited = pairs.limit_pairs(rows.astype(np.int32), exact.astype(np.float32))
+    return pairs.restore_rows(paired, limited, array.shape).astype(np.int32)
+
+
+WeightMethod = Callable[[FloatArray, Grid, int, str, ir.Node | None], QuantParams]
+WEIGHT_METHODS: Mapping[str, WeightMethod]
 WEIGHT_METHODS = {"minmax": minmax_qparams, "mse": mse_qparams}
 
 
 @dataclass(frozen=True, eq=False)
 class WeightedLayer:
-    """A node with a weight, the scale of its input, and its bias if that is constant."""
+    """A node with a weight, the scale of its input, and its bias if that is constant.
+
+    `paired` is the node if its weights are limited in pairs, else None.
+    """
 
     node: ir.Node
     slot: int
@@ -83,11 +129,12 @@ class WeightedLayer:
     input_scale: float
     bias: FloatArray | None
     integer_bias: bool
+    paired: ir.Node | None = None
 
     @property
-    def key(self) -> tuple[ir.Value, int]:
+    def key(self) -> tuple[ir.Value, int, bool]:
         """Layers with one key can share their integers."""
-        return self.weight, self.axis
+        return self.weight, self.axis, self.paired is not None
 
     def with_room_for_bias(self, qparams: QuantParams) -> QuantParams:
         """Return scales with room for the bias: scale >= |bias| / (input_scale * MAX_INTEGER_BIAS).
@@ -127,7 +174,8 @@ def find_weighted_layers(
         if array is not None and array.size == channels == array.shape[-1]:
             bias = array.astype(np.float32).reshape(-1)
             _require_finite(bias, "bias", value, node)
-        yield WeightedLayer(node, slot, axis, weight, input_scale, bias, integer_bias)
+        paired = node if plan.portable and pairs.adds_pairs(node) else None
+        yield WeightedLayer(node, slot, axis, weight, input_scale, bias, integer_bias, paired)
 
 
 def weight_qparams(
@@ -138,8 +186,8 @@ def weight_qparams(
     A layer whose bias needs scales much larger than the weight's own has its own integers:
     its bias must not make the weight coarse for all others.
     """
-    own: dict[tuple[ir.Value, int], QuantParams] = {}
-    shared: dict[tuple[ir.Value, int], QuantParams] = {}
+    own: dict[tuple[ir.Value, int, bool], QuantParams] = {}
+    shared: dict[tuple[ir.Value, int, bool], QuantParams] = {}
     for layer in layers:
         if layer.key not in own:
             array = weight_array(layer.weight, layer.node)
@@ -149,7 +197,7 @@ def weight_qparams(
                 qparams = QuantParams(rounded.steps, zero_points, plan.weights, layer.axis)
             else:
                 method = WEIGHT_METHODS[plan.weight_method]
-                qparams = method(array, plan.weights, layer.axis, plan.rest)
+                qparams = method(array, plan.weights, layer.axis, plan.rest, layer.paired)
             own[layer.key] = shared[layer.key] = qparams
         if layer.fits_bias(own[layer.key]):
             shared[layer.key] = layer.with_room_for_bias(shared[layer.key])
@@ -169,9 +217,12 @@ def weight_array(value: ir.Value, node: ir.Node) -> FloatArray:
     return array
 
 
-def quantize_weight(array: FloatArray, qparams: QuantParams) -> NDArray[np.generic]:
+def quantize_weight(
+    array: FloatArray, qparams: QuantParams, paired: ir.Node | None = None
+) -> NDArray[np.generic]:
     """Return a weight as integers, in the narrowest type that holds them."""
-    return quantize(array, qparams).astype(ir.DataType[qparams.grid.onnx_dtype.upper()].numpy())
+    integers = _round(array, qparams, paired)
+    return integers.astype(ir.DataType[qparams.grid.onnx_dtype.upper()].numpy())
 
 
 def quantize_bias(bias: FloatArray, scale: FloatArray) -> NDArray[np.int32]:

@@ -155,9 +155,11 @@ def inspect_layers(context: JobContext, backend: str) -> dict[str, LayerPlan]:
 
 
 def scheme_for(settings: QuantizeConfig, requirements: BackendRequirements) -> Scheme:
-    """Return the scheme of a backend, with the weight bits of the settings."""
-    assert requirements.scheme is not None
-    return replace(requirements.scheme, weights=Grid(settings.weight_bits))
+    """Return the scheme of a backend, as the settings change it."""
+    scheme = requirements.scheme
+    assert scheme is not None
+    portable = scheme.portable if settings.portable is None else settings.portable
+    return replace(scheme, weights=Grid(settings.weight_bits), portable=portable)
 
 
 def place_layers(
@@ -295,6 +297,8 @@ def _require_matching_plan(plan: Plan, settings: QuantizeConfig, request: Quanti
         **_node_options(settings),
         "--method": settings.method is not None,
         "--weight-bits": settings.weight_bits != QuantizeConfig().weight_bits,
+        "--portable": settings.portable is True and not plan.portable,
+        "--no-portable": settings.portable is False and plan.portable,
     }
     if option := next((name for name, is_set in options.items() if is_set), ""):
         raise UsageError(

@@ -54,6 +54,7 @@ def planned(before: ir.Model, name: str, selection: Selection = NONE) -> Plan:
         activations=required.activations,
         weights=required.weights,
         integer_bias=required.integer_bias,
+        portable=required.portable,
         layers=placed,
         tensors=share_ranges(before.graph, placed, ranges, required.shared_scale),
     )

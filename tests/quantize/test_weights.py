@@ -16,6 +16,7 @@ from qconvert.core.scales import (
     QuantParams,
     Range,
     choose_qparams_for_bounds,
+    dequantize,
     fake_quantize,
     quantize,
 )
@@ -41,7 +42,8 @@ def arrays(draw: st.DrawFn) -> tuple[FloatArray, int]:
 
 def errors(array: FloatArray, scale: QuantParams, axis: int) -> list[float]:
     """Return the squared error of each channel."""
-    noise = np.square(fake_quantize(array, scale).astype(np.float64) - array)
+    integers = np.maximum(quantize(array, scale), -scale.grid.symmetric_max)
+    noise = np.square(dequantize(integers, scale).astype(np.float64) - array)
     return [float(channel.sum()) for channel in np.moveaxis(noise, axis, 0)]
 
 
@@ -86,7 +88,7 @@ def test_channel_scale_does_not_depend_on_other_channels(method: str, axis: int)
     changed = np.moveaxis(array.copy(), axis, 0)
     changed[2] *= 50
     before, after = (
-        weights.WEIGHT_METHODS[method](weight, GRID, axis, "fp32").scale
+        weights.WEIGHT_METHODS[method](weight, GRID, axis, "fp32", None).scale
         for weight in (array, np.moveaxis(changed, 0, axis))
     )
     assert (before != after).tolist() == [place == 2 for place in range(len(before))]
@@ -95,7 +97,8 @@ def test_channel_scale_does_not_depend_on_other_channels(method: str, axis: int)
 @pytest.mark.parametrize("method", METHODS)
 def test_negative_axis_counts_from_the_end(method: str) -> None:
     scales = [
-        weights.WEIGHT_METHODS[method](floats(4, 6), GRID, axis, "fp32").scale for axis in (1, -1)
+        weights.WEIGHT_METHODS[method](floats(4, 6), GRID, axis, "fp32", None).scale
+        for axis in (1, -1)
     ]
     assert scales[0].tolist() == scales[1].tolist()
 
@@ -115,7 +118,7 @@ def test_mse_scales_do_not_depend_on_how_many_channels_are_searched_at_a_time(
 def test_channel_of_zeros_stays_zero(method: str) -> None:
     array = floats(3, 4, 2)
     array[1] = 0
-    scale = weights.WEIGHT_METHODS[method](array, GRID, 0, "fp32")
+    scale = weights.WEIGHT_METHODS[method](array, GRID, 0, "fp32", None)
     assert scale.scale[1] > 0
     np.testing.assert_array_equal(fake_quantize(array, scale)[1], 0)
     assert np.abs(fake_quantize(array, scale) - array).max() < 0.02
@@ -125,7 +128,7 @@ def test_channel_of_zeros_stays_zero(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_weight_scales_are_exact_in_the_rest_precision(method: str, scale_dtype: str) -> None:
     kind = {"fp16": np.dtype(np.float16), "bf16": ir.DataType.BFLOAT16.numpy()}[scale_dtype]
-    steps = weights.WEIGHT_METHODS[method](floats(40, 9), GRID, 0, scale_dtype).scale
+    steps = weights.WEIGHT_METHODS[method](floats(40, 9), GRID, 0, scale_dtype, None).scale
     np.testing.assert_array_equal(steps, steps.astype(kind).astype(np.float32))
 
 
@@ -135,6 +138,13 @@ def test_quantized_weight_has_the_narrowest_type(bits: int, kind: str) -> None:
     stored = weights.quantize_weight(array, scale)
     assert stored.dtype.name == kind
     np.testing.assert_array_equal(stored.astype(np.int32), quantize(array, scale))
+
+
+def test_the_smallest_integer_is_not_used_as_arm_overflows_on_it() -> None:
+    array = np.array([[-1.0, 1.0, 0.5]], np.float32)
+    clipping = choose_qparams_for_bounds(np.array([-0.8]), np.array([0.8]), GRID, 0)
+    assert quantize(array, clipping).tolist() == [[-128, 127, 79]]
+    assert weights.quantize_weight(array, clipping).tolist() == [[-127, 127, 79]]
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
