@@ -157,7 +157,7 @@ class LoadSpec:
 
     `providers` claim nodes in this order, each with its options; the first one comes from the module
     `plugin` if there is one. `config_entries` configure the session. Install `packages` and import
-    `modules` first. `integer_kernels`: the CPU multiplies 8-bit integers, which must not overflow.
+    `modules` first. `may_saturate`: some x86 CPUs need a setting to multiply the weights exactly.
     `optimize_graph`: ONNX Runtime may rewrite the graph. `cuda_graph`: runs replay the first one,
     on the same memory. `device` is the number of the GPU among those of a plugin. An engine with
     several `profiles` takes the number of one at each run, as the entry `profile_entry`.
@@ -171,7 +171,7 @@ class LoadSpec:
     modules: tuple[str, ...] = ()
     plugin: str = ""
     threads: int = 0
-    integer_kernels: bool = False
+    may_saturate: bool = False
     optimize_graph: bool = True
     cuda_graph: bool = False
     device: int = 0

@@ -14,6 +14,7 @@ from qconvert.core.errors import QConvertError
 from qconvert.core.number_format import count
 from qconvert.core.pip_command import pip_install
 from qconvert.core.scales import Grid
+from qconvert.quantize import saturation
 from qconvert.quantize.scheme import ORT_CPU_RULES, Scheme
 
 PROVIDER = "CPUExecutionProvider"
@@ -51,12 +52,7 @@ def requirements() -> base.BackendRequirements:
         portable=not is_arm,
     )
     unsupported = {"bf16": "ONNX Runtime has no bf16 kernels for the CPU"}
-    note = (
-        "this CPU multiplies bytes in 16 bits, which overflow: run the file with the session "
-        f"setting `{QUANT_PRECISION_ENTRY}` = 1, or quantize with `--weight-bits 7`"
-    )
-    notes = (note,) if int8_class.int8_class().saturates else ()
-    return base.BackendRequirements(scheme, ("fp32",), unsupported=unsupported, notes=notes)
+    return base.BackendRequirements(scheme, ("fp32",), unsupported=unsupported)
 
 
 def cache_key(spec: base.BuildSpec) -> Mapping[str, str]:
@@ -98,6 +94,9 @@ def build(
             note = f"loads ONNX Runtime's optimized copy, {size} than the portable ONNX"
     made_with = {**key, "copy": copy, "integer instructions": int8_class.int8_class().name}
     notes = (note,) if note else ()
+    if spec.precision in base.INTEGER:
+        sums = saturation.find_saturation(onnx_io.load(folder / base.GRAPH))
+        notes = (*notes, saturation.describe_saturation(sums))
     return base.Engine(
         "cpu", spec.precision, folder, base.GRAPH, files, made_with, spec.threads, notes
     )
@@ -149,17 +148,20 @@ def load_spec(engine: base.Engine) -> base.LoadSpec:
     """
     from qconvert.backends import ort
 
-    is_integer = engine.precision in base.INTEGER
     settings = base.read_settings(CpuConfig, engine, "cpu")
     entries = {"session.intra_op.allow_spinning": str(int(settings.spinning))}
-    if is_integer and ort.has_float_biases(onnx_io.load(engine.folder / engine.graph)):
-        entries["session.disable_quant_qdq"] = "1"
+    may_saturate = False
+    if engine.precision in base.INTEGER:
+        model = onnx_io.load(engine.folder / engine.graph)
+        may_saturate = not saturation.is_pair_safe(model)
+        if ort.has_float_biases(model):
+            entries["session.disable_quant_qdq"] = "1"
     return base.LoadSpec(
         providers=((PROVIDER, {}),),
         packages=((engine.made_with.get("runtime") or "onnxruntime").replace(" ", ">="),),
         config_entries=entries,
         threads=engine.threads,
-        integer_kernels=is_integer,
+        may_saturate=may_saturate,
     )
 
 
@@ -167,9 +169,8 @@ def triton_spec(engine: base.Engine) -> base.TritonSpec:
     """Return how Triton serves an engine: the portable ONNX, for a runtime of another release."""
     threads = {"intra_op_thread_count": str(engine.threads)} if engine.threads else {}
     note = (
-        "with 8-bit weights the server's x86 CPU needs VNNI: others multiply bytes in 16 bits, "
-        f"which overflow, and Triton cannot set `{QUANT_PRECISION_ENTRY}`; `--weight-bits 7` is "
-        "safe on any"
+        "the server's x86 CPU needs VNNI: others multiply these weights in 16 bits, which overflow, "
+        f"and Triton cannot set `{QUANT_PRECISION_ENTRY}`; `--portable` weights are exact on any"
     )
-    notes = (note,) if engine.precision in base.INTEGER else ()
+    notes = (note,) if load_spec(engine).may_saturate else ()
     return base.TritonSpec("onnxruntime_onnx", engine.graph, "CPU", parameters=threads, notes=notes)

@@ -26,6 +26,7 @@ from qconvert.core import atomic, onnx_io
 from qconvert.core.errors import QConvertError, Unavailable, first_line
 from qconvert.core.pip_command import pip_install
 from qconvert.core.tensors import RunModel, Tensors
+from qconvert.quantize.saturation import is_pair_safe
 
 try:
     import onnxruntime
@@ -61,7 +62,8 @@ def open_cpu(model: ir.Model, threads: int = 0, *, keep_qdq: bool = False) -> Ru
         "session.intra_op.allow_spinning": "0",
         "session.disable_quant_qdq": str(int(keep_qdq or has_float_biases(model))),
     }
-    spec = LoadSpec(((CPU, {}),), (), entries, threads=threads, integer_kernels=True)
+    safe = is_pair_safe(model)
+    spec = LoadSpec(((CPU, {}),), (), entries, threads=threads, may_saturate=not safe)
     options = session_options(spec)
     # Planned buffers are no faster here, and a third larger.
     options.enable_mem_pattern = False
@@ -236,7 +238,7 @@ def session_options(spec: LoadSpec, severity: int = SILENT) -> Any:
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     for key, value in spec.config_entries.items():
         options.add_session_config_entry(key, value)
-    if spec.integer_kernels:
+    if spec.may_saturate:
         # Without 1, CPUs that lack VNNI silently overflow in 16 bits. On others, 1 changes no number
         # but makes weights unsigned, for which they have no VNNI kernel: EfficientNet-Lite0 took
         # 8.4 ms instead of 3.9 ms (one thread of an EPYC with VNNI, ONNX Runtime 1.31).

@@ -195,7 +195,7 @@ def session_code(engine: Engine, spec: LoadSpec) -> str:
     for key, value in spec.config_entries.items():
         entry = f"{python_string(key)}, {python_string(value)}"
         lines.append(f"options.add_session_config_entry({entry})")
-    if spec.integer_kernels:
+    if spec.may_saturate:
         lines.append(INTEGER_LINES)
     if spec.plugin:
         is_chosen = not spec.kernel_cache or spec.kernel_cache in provider_options

@@ -9,23 +9,28 @@ and with different signs the sum is no larger than one product. Under this limit
 so one file gives the same answers on every x86.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qconvert.core.scales import FloatArray, IntArray
-from qconvert.graph.patterns import is_transposed, weight_shape
+from qconvert.graph.patterns import is_transposed
 
 # The largest sum of two neighbouring weights: 255 * 129 needs more than 16 bits.
 PAIR_LIMIT = 128
+CONVOLUTIONS = frozenset({"Conv", "QLinearConv"})
 
 
-def adds_pairs(node: ir.Node) -> bool:
-    """Whether the integer kernel of a node adds products in pairs; depthwise filters have none."""
-    if node.op_type != "Conv":
-        return node.op_type in ("Gemm", "MatMul")
-    shape, group = weight_shape(node), node.attributes.get_int("group", 1)
-    return shape[1] > 1 or group != shape[0]
+def adds_pairs(node: ir.Node, shape: Sequence[int]) -> bool:
+    """Whether the integer kernel of a node with a weight of this shape adds products in pairs.
+
+    Kernels for one filter per channel add none.
+    """
+    if node.op_type not in CONVOLUTIONS:
+        return True
+    return shape[1] > 1 or node.attributes.get_int("group", 1) != shape[0]
 
 
 def kernel_rows(node: ir.Node, weight: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -33,16 +38,18 @@ def kernel_rows(node: ir.Node, weight: NDArray[np.generic]) -> NDArray[np.generi
 
     A convolution adds all input channels at one place of its filter, then those at the next.
     """
-    if node.op_type == "Conv":
+    if node.op_type in CONVOLUTIONS:
         return np.moveaxis(weight, 1, -1).reshape(len(weight), -1)
-    return weight if is_transposed(node) else weight.T
+    if is_transposed(node):
+        return weight
+    return np.moveaxis(weight, -2, -1).reshape(-1, weight.shape[-2])
 
 
 def restore_rows(
     node: ir.Node, rows: NDArray[np.generic], shape: tuple[int, ...]
 ) -> NDArray[np.generic]:
     """Return [output, input] as a weight of this shape: the inverse of `kernel_rows`."""
-    if node.op_type == "Conv":
+    if node.op_type in CONVOLUTIONS:
         return np.moveaxis(rows.reshape(shape[0], *shape[2:], shape[1]), -1, 1)
     return np.ascontiguousarray(rows if is_transposed(node) else rows.T)
 

@@ -8,6 +8,7 @@ a larger one. Signed activations reach the kernels too, with 128 added to them.
 docs/concepts/integer-kernels.md lists the kernels that add pairs, and how that was found out.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +21,9 @@ from qconvert.graph.patterns import (
     MOVING,
     constant_array,
     is_standard,
-    is_transposed,
     producer_of,
 )
+from qconvert.quantize.pairs import adds_pairs, kernel_rows
 
 MAX_ACTIVATION = 255
 MAX_SUM, MIN_SUM = 2**15 - 1, -(2**15)
@@ -61,7 +62,7 @@ def find_saturation(model: ir.Model) -> tuple[PairSums, ...]:
     for node in onnx_io.all_nodes(model):
         weight = _paired_weight(node)
         if weight is not None and weight.dtype == np.int8 and weight.size:
-            largest, saturating = _examine(_kernel_rows(node, weight))
+            largest, saturating = _examine(kernel_rows(node, weight))
             name = node.name or str(node.outputs[0].name)
             sums.append(
                 PairSums(name, node.op_type, largest, len(saturating), int(saturating.sum()))
@@ -72,6 +73,17 @@ def find_saturation(model: ir.Model) -> tuple[PairSums, ...]:
 def is_pair_safe(model: ir.Model) -> bool:
     """Whether no activation can saturate a sum in any layer."""
     return not any(sums.saturating_channels for sums in find_saturation(model))
+
+
+def describe_saturation(sums: Sequence[PairSums]) -> str:
+    """Return whether a file is portable among x86 CPUs, with what decides it."""
+    saturating = sum(bool(layer.saturating_channels) for layer in sums)
+    if not saturating:
+        return f"portable: every x86 computes the same integers (proved for {len(sums)} layers)"
+    return (
+        f"not portable: on x86 without VNNI {saturating} of {len(sums)} layers can saturate; there "
+        "set `session.x64quantprecision` = 1, or quantize with `--portable`"
+    )
 
 
 def _paired_weight(node: ir.Node) -> NDArray[np.generic] | None:
@@ -85,7 +97,7 @@ def _paired_weight(node: ir.Node) -> NDArray[np.generic] | None:
         weight = _folded(_input(node, 1))
     else:
         weight = None
-    return None if weight is None or _is_depthwise(node, weight) else weight
+    return weight if weight is not None and adds_pairs(node, weight.shape) else None
 
 
 def _is_fused(node: ir.Node) -> bool:
@@ -110,25 +122,6 @@ def _is_quantized(value: ir.Value) -> bool:
         if passes and _is_quantized(reader.outputs[0]):
             return True
     return False
-
-
-def _is_depthwise(node: ir.Node, weight: NDArray[np.generic]) -> bool:
-    """Whether a filter has one input and one output channel per group: its kernel adds no pairs."""
-    if node.op_type not in ("Conv", "QLinearConv"):
-        return False
-    return weight.shape[1] == 1 and len(weight) == node.attributes.get_int("group", 1)
-
-
-def _kernel_rows(node: ir.Node, weight: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Return a weight as [output, input], inputs in the order in which kernels add their products.
-
-    A convolution adds all input channels of a place of its filter before those of the next place.
-    """
-    if node.op_type in ("Conv", "QLinearConv"):
-        return np.moveaxis(weight, 1, -1).reshape(len(weight), -1)
-    if is_transposed(node):
-        return weight
-    return np.moveaxis(weight, -2, -1).reshape(-1, weight.shape[-2])
 
 
 def _examine(rows: NDArray[np.generic]) -> tuple[int, NDArray[np.bool_]]:

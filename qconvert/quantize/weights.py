@@ -18,7 +18,7 @@ from qconvert.core.scales import (
     dequantize,
     quantize,
 )
-from qconvert.graph.patterns import constant_array
+from qconvert.graph import patterns
 from qconvert.quantize import pairs
 from qconvert.quantize.plan import BIAS_SLOT, NO_ROUNDED_WEIGHTS, LayerPlan, Plan, RoundedWeights
 
@@ -169,12 +169,13 @@ def find_weighted_layers(
         slot, axis = layer.weight.slot, layer.weight.axis
         # A bias has one number for each channel of the weight.
         value = node.inputs[BIAS_SLOT] if len(node.inputs) > BIAS_SLOT else None
-        bias, array = None, constant_array(value)
+        bias, array = None, patterns.constant_array(value)
         channels = weight.shape[axis] if weight.shape is not None else None
         if array is not None and array.size == channels == array.shape[-1]:
             bias = array.astype(np.float32).reshape(-1)
             _require_finite(bias, "bias", value, node)
-        paired = node if plan.portable and pairs.adds_pairs(node) else None
+        limited = plan.portable and pairs.adds_pairs(node, patterns.weight_shape(node))
+        paired = node if limited else None
         yield WeightedLayer(node, slot, axis, weight, input_scale, bias, integer_bias, paired)
 
 

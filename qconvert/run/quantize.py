@@ -35,6 +35,7 @@ from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.placement import AUTO_METHOD, OUTPUT_ERROR_METHOD
 from qconvert.quantize.plan import LayerPlan, Plan, RestPrecision, RoundedWeights
+from qconvert.quantize.saturation import describe_saturation, find_saturation
 from qconvert.quantize.scheme import Scheme
 from qconvert.run.calibrate import load_calibration_set, measure_calibration_set
 from qconvert.run.context import JobContext, with_preprocessing
@@ -127,7 +128,9 @@ def quantize(context: JobContext, request: QuantizeRequest) -> Quantized:
     size, before = onnx_io.saved_bytes(out), onnx_io.weight_bytes(loaded.model)
     share = f", {size / before:.0%} of {megabytes(before)}" if before else ""
     end(f"{out}, {megabytes(size)}{share}, sha256 {file_sha256(out)[:12]}", False)
-    notes = requirements.notes if result.plan is not None else ()
+    notes = list(requirements.notes) if result.plan is not None else []
+    if result.plan is not None and result.plan.integer_bias:
+        notes.append(describe_saturation(find_saturation(result.model)))
     return Quantized(loaded, result, (*notes, *result.notes))
 
 
