@@ -242,7 +242,19 @@ def summarize_latency(latency: Latency) -> LatencyStats:
 
 
 def speedup(before: Sequence[float], after: Sequence[float]) -> float:
-    """Return how many times faster `after` is: the median of the ratios within each round.
+    """Return how many times faster `after` is: the median of the ratios within each round."""
+    return float(np.median(_speedups(before, after)))
+
+
+def speedup_interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of `speedup`: ratios of rounds, by their ranks around the median."""
+    ratios = np.sort(_speedups(before, after))
+    below = max(0, math.floor((len(ratios) - 1.96 * math.sqrt(len(ratios))) / 2))
+    return float(ratios[below]), float(ratios[-1 - below])
+
+
+def _speedups(before: Sequence[float], after: Sequence[float]) -> NDArray[np.float64]:
+    """Return the ratio of both within each round.
 
     Samples of one round share what happened in that minute. Both took part in the same number of
     rounds, so the greatest common divisor of their sample counts is a multiple of it, and groups of
@@ -252,7 +264,8 @@ def speedup(before: Sequence[float], after: Sequence[float]) -> float:
     slower, faster = (
         np.median(np.reshape(samples, (groups, -1)), axis=1) for samples in (before, after)
     )
-    return float(np.median(slower / faster))
+    ratios: NDArray[np.float64] = slower / faster
+    return ratios
 
 
 def timing_notes(latency: Latency, *, on_gpu: bool = False) -> tuple[str, ...]:

@@ -21,11 +21,15 @@ WEIGHT_SUFFIXES = (".weight", ".kernel", "/weight", "/kernel")
 
 @dataclass(frozen=True)
 class Block:
-    """Quantized nodes in the order of the graph, and their share of all multiplications."""
+    """Quantized nodes in the order of the graph, and their share of all multiplications.
+
+    `followers` are nodes behind them that are in float anyway, up to the next block.
+    """
 
     name: str
     nodes: tuple[str, ...]
     share: float
+    followers: tuple[str, ...] = ()
 
 
 @dataclass
@@ -34,6 +38,7 @@ class _Draft:
 
     names: list[str]
     nodes: list[str] = field(default_factory=list)
+    followers: list[str] = field(default_factory=list)
     macs: int = 0
     ends_branch: bool = False
 
@@ -48,6 +53,8 @@ def find_blocks(model: ir.Model, plan: Plan, max_blocks: int = MAX_BLOCKS) -> tu
         owners[node] = max((owners.get(before, 0) for before in node.predecessors()), default=0)
         layer = plan.layers.get(name)
         if layer is None or layer.left:
+            if drafts and node.predecessors():
+                drafts[owners[node]].followers.append(name)
             continue
         if layer.weight is not None or not drafts:
             owners[node] = len(drafts)
@@ -66,6 +73,7 @@ def find_blocks(model: ir.Model, plan: Plan, max_blocks: int = MAX_BLOCKS) -> tu
         first, second = drafts[position], drafts.pop(position + 1)
         first.names += second.names
         first.nodes += second.nodes
+        first.followers += second.followers
         first.macs += second.macs
         first.ends_branch = second.ends_branch
     total, seen, blocks = sum(macs.values()) or 1, Counter[str](), list[Block]()
@@ -73,7 +81,7 @@ def find_blocks(model: ir.Model, plan: Plan, max_blocks: int = MAX_BLOCKS) -> tu
         name = _common_name(draft.names)
         seen[name] += 1
         unique = name if seen[name] == 1 else f"{name} #{seen[name]}"
-        blocks.append(Block(unique, tuple(draft.nodes), draft.macs / total))
+        blocks.append(Block(unique, tuple(draft.nodes), draft.macs / total, tuple(draft.followers)))
     return tuple(blocks)
 
 

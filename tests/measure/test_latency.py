@@ -23,6 +23,7 @@ from qconvert.measure.latency import (
     round_order,
     schedule_round,
     speedup,
+    speedup_interval,
     summarize_latency,
     timing_notes,
 )
@@ -345,6 +346,13 @@ def test_wide_spread_is_noted_with_a_remedy() -> None:
 def test_speedup_is_paired_within_rounds() -> None:
     load = np.random.default_rng(0).uniform(1, 5, 99)
     assert speedup((load * 3).tolist(), load.tolist()) == pytest.approx(3)
+
+
+def test_interval_of_a_speedup_has_the_ranks_around_the_median() -> None:
+    before = [float(number) for number in range(1, 101)]
+    assert speedup_interval(before, [1.0] * 100) == (41.0, 60.0)
+    assert speedup_interval([3.0, 1.0, 2.0], [1.0] * 3) == (1.0, 3.0)
+    assert speedup_interval([3.0], [2.0]) == (1.5, 1.5)
 
 
 def test_speedup_pairs_engines_with_more_samples_per_round() -> None:

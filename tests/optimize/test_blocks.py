@@ -1,6 +1,7 @@
 """A block is an operator with weights and what follows it; too many blocks are merged."""
 
 from qconvert.optimize.blocks import Block, find_blocks
+from qconvert.quantize.placement import Selection
 from tests.models import mixed
 from tests.quantize.quantized_models import planned
 
@@ -27,6 +28,17 @@ def test_quantized_nodes_are_in_one_block_each() -> None:
         plan = planned(mixed(), "cpu")
         assert names == [name for name, layer in plan.layers.items() if not layer.left]
         assert len(blocks_of(max_blocks)) == min(max_blocks, 6)
+
+
+def test_nodes_in_float_follow_the_block_that_they_read() -> None:
+    model = mixed()
+    plan = planned(model, "cpu", Selection(exclude=("Concat", "MaxPool", "Sigmoid")))
+    blocks = {block.name: block for block in find_blocks(model, plan)}
+    assert blocks["narrow"].nodes == ("narrow",)
+    assert blocks["narrow"].followers == ("sum", "gate", "gated")
+    assert blocks["side"].followers == ("all", "small")
+    merged = find_blocks(model, plan, max_blocks=1)[0]
+    assert set(merged.nodes + merged.followers) == {node.name for node in model.graph}
 
 
 def test_shares_follow_the_multiplications() -> None:
