@@ -294,10 +294,11 @@ def search_command(model: str | None, output: Path | None, **chosen: Any) -> Non
 
     On held-out calibration images, the search first keeps each block in float alone, then sets of
     the blocks that gain most for their cost. The mix that stays within the budget is confirmed on
-    all images of --eval. Run the same command again to resume an interrupted search. Exit code 1
-    means that nothing stays within the budget and --max-latency.
+    all images of --eval. On the CPU, blocks that run faster in float are kept in float before. Run
+    the same command again to resume an interrupted search. Exit code 1 means that nothing stays
+    within the budget and --max-latency.
     """
-    from qconvert.report import tables
+    from qconvert.report import search_tables
     from qconvert.run.run_folder import require_usable_folder
     from qconvert.run.search import preview_search, run_search
 
@@ -315,8 +316,8 @@ def search_command(model: str | None, output: Path | None, **chosen: Any) -> Non
         sizes = dict(summary.sizes)
         console.write_json({"backend": summary.backend, "bytes": sizes, **asdict(mix)})
     else:
-        trials = [tables.block_table(mix), tables.trial_table(mix)] if mix.gains else []
-        console.print_tables(*trials, tables.search_result_table(mix, summary.sizes))
+        result = search_tables.search_result_table(mix, summary.sizes)
+        console.print_tables(*search_tables.trial_tables(mix), result)
         console.write(console.wrap_text(mix.why))
     console.info(f"all results: {folder}")
     if mix.outcome == "none":

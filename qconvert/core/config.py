@@ -336,6 +336,9 @@ class SearchConfig(StrictTable):
     max_latency: PositiveFloat | None = setting(
         None, "Median milliseconds at the first batch size, at most", "--max-latency MS"
     )
+    by_latency: Switch = setting(
+        True, "On the CPU, also keep blocks in float that run faster so, as timed on this machine"
+    )
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,15 @@ class BlockGain:
 
 
 @dataclass(frozen=True)
+class BlockTime:
+    """Milliseconds of the operators of one block in the INT8 engine and in the float engine."""
+
+    block: str
+    int8_ms: float
+    float_ms: float
+
+
+@dataclass(frozen=True)
 class SearchStep:
     """A set of blocks kept in float (`lifted`): its output error, loss and latency.
 
@@ -58,6 +67,8 @@ class MixedResult:
 
     With `none` no set meets both budget and latency. `why` is the sentence for the user. `rest` is
     the precision of the blocks kept in float; `float_ms` is the latency of that precision alone.
+    `times` are those of blocks, where sets were chosen `by_latency` too, and `faster` is the set
+    that runs faster in float: every other set includes it.
     """
 
     outcome: SearchOutcome
@@ -72,4 +83,7 @@ class MixedResult:
     max_latency: float | None = None
     float_ms: float | None = None
     untimed: str = ""
+    by_latency: bool = False
+    times: tuple[BlockTime, ...] = ()
+    faster: SearchStep | None = None
     notes: tuple[str, ...] = ()

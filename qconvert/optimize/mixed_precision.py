@@ -5,6 +5,9 @@ for what they cost (a sensitivity analysis as in HAWQ, Dong et al. 2019, but mea
 Then sets grow in this order, in steps that become larger; between the last that missed the budget
 and the first that kept it the smallest is found by bisection, and unnecessary blocks are
 removed again. Every trial is a line in a file, from which an interrupted search resumes.
+
+Where the operators can be timed, as on the CPU, blocks that run faster in float are kept in float
+before, and are part of every set.
 """
 
 import json
@@ -21,6 +24,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qconvert.backends.ort import open_cpu
+from qconvert.backends.ort_profile import OperatorTime
 from qconvert.core import onnx_io
 from qconvert.core.atomic import write_text
 from qconvert.core.config import SearchConfig
@@ -30,13 +34,17 @@ from qconvert.graph.patterns import has_subgraph
 from qconvert.measure import accuracy
 from qconvert.measure.mixed_result import (
     BlockGain,
+    BlockTime,
     LossMeasure,
     MixedResult,
     PredictionLoss,
     SearchStep,
 )
 from qconvert.measure.output_error import per_image_errors, to_probabilities
+from qconvert.optimize.block_times import measure_costs
 from qconvert.optimize.blocks import Block
+from qconvert.optimize.faster_blocks import BlockSet, SetTimer, SetTimes, find_faster_set, names_of
+from qconvert.optimize.mixed_outcome import conclude, early_result
 from qconvert.optimize.partial_execution import PartialExecution
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.cross_layer import equalize
@@ -49,9 +57,9 @@ CONVERSION_COST = 0.005
 # Bytes of batches and of tensors between trials to hold in memory.
 MAX_CACHED_BYTES = 512 * 2**20
 
-BlockSet = Sequence[Block]
-# Milliseconds of INT8 with each of these sets in float, and under None those of the float engine.
-SetTimer = Callable[[Sequence[BlockSet]], Mapping[tuple[str, ...] | None, float]]
+# The operators of the engines `int8` and `float`, with their times.
+Profiles = Mapping[str, Sequence[OperatorTime]]
+Profiler = Callable[[], Profiles]
 TrialRecord = dict[str, Any]
 
 
@@ -64,13 +72,18 @@ class SearchModel:
     scheme: Scheme
     weights: RoundedWeights = field(default_factory=dict)
 
-    def restore_float(self, blocks: Collection[Block]) -> Plan:
-        """Return the plan with these blocks in float."""
+    def restore_float(self, blocks: Collection[Block], reason: str = "") -> Plan:
+        """Return the plan with these blocks in float, by default to stay within the budget."""
         if not blocks:
             return self.plan
+        budget_reason = f"kept in {self.plan.rest} to stay within the accuracy budget"
         nodes = {node for block in blocks for node in block.nodes}
-        reason = f"kept in {self.plan.rest} to stay within the accuracy budget"
-        return restore_float(self.model, self.plan, self.scheme, nodes, reason)
+        return restore_float(self.model, self.plan, self.scheme, nodes, reason or budget_reason)
+
+    def keep_faster(self, blocks: Collection[Block]) -> "SearchModel":
+        """Return the model with a plan that has these blocks in float for their speed."""
+        reason = f"kept in {self.plan.rest}, in which it runs faster"
+        return replace(self, plan=self.restore_float(blocks, reason))
 
     def open(self, plan: Plan) -> RunModel:
         """Open the whole model, quantized by a plan."""
@@ -144,7 +157,8 @@ class SearchSpace:
     """A model with its blocks, what its sets are tried on, and the goal.
 
     `rest` is the precision in float. `timer` is None where the backend does not run, and `untimed`
-    says why.
+    says why; `profiler` is None where operators are not timed. Blocks in `faster` are in float in
+    every trial, and the model's plan has them so.
     """
 
     model: SearchModel
@@ -156,10 +170,16 @@ class SearchSpace:
     rest: str
     timer: SetTimer | None = None
     untimed: str = ""
+    profiler: Profiler | None = None
+    faster: BlockSet = ()
+
+    def trial_key(self, images: SearchImages, blocks: BlockSet) -> str:
+        """Return the name of the trial of a set, and of the faster blocks, on these images."""
+        return images.trial_key((*self.faster, *blocks))
 
     def run_trial(self, images: SearchImages, blocks: BlockSet) -> TrialRecord:
         """Return the trial of a set on these images, from the file if it ran before."""
-        key = images.trial_key(blocks)
+        key = self.trial_key(images, blocks)
         if key not in self.trials.records:
             run = self.model.open(self.model.restore_float(blocks))
             self.trials.put(key, record_trial(images, [run(batch) for batch in images.batches]))
@@ -171,8 +191,8 @@ class SearchSpace:
         # Search images are few and have no labels: counting would not tell one set from another.
         same = self.search_images is self.evaluation_images
         return SearchStep(
-            lifted=tuple(block.name for block in blocks),
-            share=sum(block.share for block in blocks),
+            lifted=names_of((*self.faster, *blocks)),
+            share=sum(block.share for block in (*self.faster, *blocks)),
             distance=float(np.mean(record["far"])),
             search=measure_loss(record, by if same else "certainty"),
         )
@@ -188,14 +208,12 @@ def search_mixed_precision(space: SearchSpace, progress: ProgressCallback) -> Mi
     by = space.goal.by or choose_metric(space.evaluation_images, budget)
     progress(Progress("search", "everything in INT8"))
     int8 = replace(space.evaluate((), by), confirmed=space.confirm((), by))
-    times = space.timer([()]) if space.timer is not None else {}
-    result = replace(
-        MixedResult("int8", "", budget, by, rest, replace(int8, ms=times.get(()))),
-        max_latency=space.goal.max_latency,
-        float_ms=times.get(None),
-        untimed=space.untimed,
-    )
-    if early := _early_result(result):
+    result = MixedResult("int8", "", budget, by, rest, int8, untimed=space.untimed)
+    result = replace(result, max_latency=space.goal.max_latency, by_latency=space.goal.by_latency)
+    if space.timer is not None:
+        result = _with_times(result, times := space.timer([()]))
+        space, result = _keep_faster_blocks(space, result, times, progress)
+    if early := early_result(result):
         return early
     result = replace(result, gains=_measure_gains(space, progress))
     steps: dict[frozenset[Block], SearchStep] = {}
@@ -219,7 +237,7 @@ def search_mixed_precision(space: SearchSpace, progress: ProgressCallback) -> Mi
     chosen = steps[frozenset(smallest)] if 0 < len(smallest) < len(ranked) else None
     by_share = tuple(sorted(steps.values(), key=lambda step: step.share))
     result = replace(result, steps=by_share, chosen=chosen)
-    return _conclude(_time_sets(space, result, progress))
+    return conclude(_time_sets(space, result, progress))
 
 
 def rank_blocks(blocks: Sequence[Block], gains: Sequence[BlockGain]) -> list[Block]:
@@ -261,11 +279,11 @@ def _measure_gains(space: SearchSpace, progress: ProgressCallback) -> tuple[Bloc
     """Return how much closer to FP32 the outputs come with each block alone in float."""
     images, trials, total = space.search_images, space.trials, len(space.blocks)
     int8_errors = np.asarray(space.run_trial(images, ())["far"])
-    missing = [row for row in space.blocks if images.trial_key((row,)) not in trials.records]
+    missing = [row for row in space.blocks if space.trial_key(images, (row,)) not in trials.records]
     outputs = run_single_blocks(space.model, missing, images.batches)
     numbered = enumerate(zip(missing, outputs, strict=True), total - len(missing) + 1)
     for done, (block, batches) in numbered:
-        trials.put(images.trial_key((block,)), record_trial(images, batches))
+        trials.put(space.trial_key(images, (block,)), record_trial(images, batches))
         progress(Progress("search", block.name, done=done, total=total))
     gains = []
     for block in space.blocks:
@@ -313,55 +331,58 @@ def _time_sets(space: SearchSpace, result: MixedResult, progress: ProgressCallba
     if space.timer is None or not result.steps:
         return result
     progress(Progress("search", "timing"))
-    by_name = {block.name: block for block in space.blocks}
+    by_name = {block.name: block for block in (*space.faster, *space.blocks)}
     spread = np.linspace(0, len(result.steps) - 1, 5).astype(int)
     timed = dict.fromkeys([*(result.steps[position] for position in spread), result.chosen])
     sets = [tuple(by_name[name] for name in step.lifted) for step in timed if step is not None]
-    times = space.timer([(), *sets])
+    return _with_times(result, space.timer([(), *sets]))
+
+
+def _with_times(result: MixedResult, times: SetTimes) -> MixedResult:
+    """Return the result with the medians of these times."""
+    ms = {names: float(np.median(samples)) for names, samples in times.items()}
+
+    def with_time(step: SearchStep) -> SearchStep:
+        return replace(step, ms=ms.get(step.lifted, step.ms))
+
     return replace(
         result,
-        int8=replace(result.int8, ms=times[()]),
-        float_ms=times[None],
-        steps=tuple(replace(step, ms=times.get(step.lifted)) for step in result.steps),
-        chosen=result.chosen and replace(result.chosen, ms=times.get(result.chosen.lifted)),
+        int8=with_time(result.int8),
+        float_ms=ms[None],
+        steps=tuple(map(with_time, result.steps)),
+        chosen=result.chosen and with_time(result.chosen),
+        faster=result.faster and with_time(result.faster),
     )
 
 
-def _early_result(result: MixedResult) -> MixedResult | None:
-    rest, ms, float_ms = result.rest, result.int8.ms, result.float_ms
-    if ms is not None and float_ms is not None and float_ms <= ms:
-        took = f"{rest} takes {float_ms:.2f} ms and INT8 {ms:.2f}"
-        if _is_too_slow(result, float_ms):
-            why = f"{took}, both more than the maximum of {result.max_latency:g}"
-            return replace(result, outcome="none", why=why)
-        return replace(result, outcome="float", why=f"{took}: mixing gains nothing")
-    if _is_too_slow(result, ms):
-        why = f"INT8 alone takes {ms:.2f} ms, and blocks in {rest} are slower"
-        return replace(result, outcome="none", why=why)
-    if result.int8.confirmed is not None and result.int8.confirmed.pp <= result.budget:
-        return replace(result, why="INT8 keeps the budget: no block needs float")
-    return None
-
-
-def _conclude(result: MixedResult) -> MixedResult:
-    chosen, rest, float_ms = result.chosen, result.rest, result.float_ms
-    if chosen is None:
-        why = f"no mix stays within {result.budget:g} points: ship {rest}, or allow more"
-        return replace(result, outcome="none", why=why)
-    ms, took = chosen.ms, f"the smallest mix that keeps the budget takes {chosen.ms or 0:.2f} ms"
-    is_float_faster = ms is not None and float_ms is not None and float_ms <= ms
-    if is_float_faster and not _is_too_slow(result, float_ms):
-        return replace(result, outcome="float", why=f"{took}, and {rest} alone {float_ms:.2f}")
-    if _is_too_slow(result, ms):
-        why = f"{took}, more than the maximum of {result.max_latency:g}"
-        return replace(result, outcome="none", why=why)
-    blocks = f"{len(chosen.lifted)} blocks" if len(chosen.lifted) > 1 else "one block"
-    why = f"{blocks} kept in {rest}, {100 * chosen.share:.1f} % of the compute"
-    return replace(result, outcome="mixed", why=why)
-
-
-def _is_too_slow(result: MixedResult, ms: float | None) -> bool:
-    return ms is not None and result.max_latency is not None and ms > result.max_latency
+def _keep_faster_blocks(
+    space: SearchSpace, result: MixedResult, times: SetTimes, progress: ProgressCallback
+) -> tuple[SearchSpace, MixedResult]:
+    """Keep the blocks in float that run faster so, and evaluate INT8 with them."""
+    model, blocks = space.model, space.blocks
+    if space.timer is None or space.profiler is None:
+        return space, result
+    if any(map(has_subgraph, model.model.graph)):  # their nodes run any number of times
+        return space, result
+    progress(Progress("search", "times of operators"))
+    profile = space.profiler()
+    # Of operators too the least times count: those that nothing interrupted.
+    ratio = min(times[()]) / min(times[None])
+    costs = measure_costs(model.model, blocks, profile["int8"], profile["float"], ratio)
+    block_times = tuple(
+        BlockTime(block.name, costs.int8_ms[block.name], costs.float_ms[block.name])
+        for block in blocks
+    )
+    result = replace(result, times=block_times)
+    progress(Progress("search", "sets that may be faster"))
+    faster, set_times = find_faster_set(blocks, costs, space.timer)
+    if not faster:
+        return space, result
+    others = tuple(block for block in blocks if block not in faster)
+    space = replace(space, model=model.keep_faster(faster), blocks=others, faster=faster)
+    step = space.evaluate((), result.by)
+    result = replace(result, faster=replace(step, confirmed=space.confirm((), result.by)))
+    return space, _with_times(result, set_times)
 
 
 def record_trial(images: SearchImages, outputs: Sequence[Tensors]) -> TrialRecord:

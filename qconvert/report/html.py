@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from qconvert.core import number_format as fmt
 from qconvert.core.sanitize import sanitize_text
 from qconvert.measure.layer_errors import worst_layers
-from qconvert.report import tables, verdict
+from qconvert.report import search_tables, tables, verdict
 from qconvert.report.metrics import pareto_front
 from qconvert.report.model import Report
 from qconvert.report.table import bar_fraction
@@ -41,6 +41,7 @@ def render_html(report: Report, image_files: Mapping[str, bytes]) -> str:
     page = ENVIRONMENT.get_template("report.html").render(
         report=report,
         tables=tables,
+        search_tables=search_tables,
         charts=charts,
         front=pareto_front(report),
         layers=layers,

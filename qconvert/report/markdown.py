@@ -9,7 +9,7 @@ from qconvert.core import number_format as fmt
 from qconvert.core.errors import UsageError
 from qconvert.core.sanitize import sanitize_text
 from qconvert.images.preprocess import Preprocess
-from qconvert.report import tables
+from qconvert.report import search_tables, tables
 from qconvert.report.model import Report, VariantResult
 from qconvert.report.table import TextTable
 
@@ -54,7 +54,7 @@ def render_markdown(report: Report) -> str:
         section(gpu) if (gpu := tables.gpu_table(report)).rows else "",
         section(tables.accuracy_table(report)),
         f"## Notes\n\n{bullets(report.notes)}" if report.notes else "",
-        *(section(table) for table in tables.search_tables(report)),
+        *(section(table) for table in search_tables.search_tables(report)),
         *(section(table) for table in optional if table.rows),
         "## How it was made",
         code_block(report.command, "sh"),

@@ -1,18 +1,17 @@
-"""The tables of a report: size, latency, accuracy, gates, placement, engines, layers, searches."""
+"""The tables of a report: size, latency, accuracy, gates, placement, engines, layers."""
 
 import csv
 import io
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, fields, replace
+from dataclasses import astuple, fields
 
 from qconvert.core import number_format as fmt
 from qconvert.core.sanitize import sanitize_cell
 from qconvert.measure.accuracy import Accuracy
 from qconvert.measure.latency import Latency, summarize_latency
 from qconvert.measure.layer_errors import LayerError, layer_label, relative_error
-from qconvert.measure.mixed_result import MixedResult, PredictionLoss, SearchStep
 from qconvert.report import metrics, verdict
 from qconvert.report.metrics import missing_reason, missing_score_reason
 from qconvert.report.model import Report, VariantResult
@@ -28,13 +27,7 @@ from qconvert.report.table import (
 BASELINE_ROW = "FP32 ONNX"
 BEST_MARK = "◆"
 MAX_REASONS = 12
-MAX_BLOCKS = 10
 HASH_DIGITS = 12
-LOSS_MEASURES = {
-    "top-1": "points of top-1, over images with labels",
-    "agreement": "points of agreement with FP32",
-    "certainty": "points of top-1 weighted by FP32: the probability that changed predictions lose",
-}
 # Fields of Accuracy with their titles and formats.
 SCORES: dict[str, tuple[str, Callable[[float], str]]] = {
     "top1": ("top-1", fmt.percent),
@@ -400,86 +393,3 @@ def layers_csv(layers: Mapping[str, Sequence[LayerError]]) -> str:
             cells = (variant, *astuple(error))
             writer.writerow(sanitize_cell(x) if isinstance(x, str) else x for x in cells)
     return text.getvalue()
-
-
-def search_tables(report: Report) -> list[TextTable]:
-    """Return the tables of all searches of a report, each with its backend in the title."""
-    return [
-        replace(table, title=f"{table.title} (`{backend}`)")
-        for backend, result in report.mixes.items()
-        if result.gains
-        for table in (block_table(result), trial_table(result))
-    ]
-
-
-def block_table(result: MixedResult) -> TextTable:
-    """Return the blocks that reduce the output error most when kept in float alone."""
-    blocks = sorted(result.gains, key=lambda gain: -gain.gain)[:MAX_BLOCKS]
-    in_float = result.chosen.lifted if result.chosen is not None else ()
-    base = result.int8.distance or 1.0
-    rows = [
-        (
-            gain.block,
-            fmt.percent(100 * gain.share),
-            f"{100 * gain.gain / base:+.1f} ± {100 * gain.half_width / base:.1f}",
-            f"kept in {result.rest}" if gain.block in in_float else "",
-        )
-        for gain in blocks
-    ]
-    columns = make_columns("l r r l1", "block", "compute %", "error removed %", "")
-    title = f"Blocks by the error that each removes in float, {len(blocks)} of {len(result.gains)}"
-    return TextTable(columns, rows, title)
-
-
-def trial_table(result: MixedResult) -> TextTable:
-    """Return the sets of float blocks that were tried, from none to the largest."""
-    notes = Footnotes()
-    loss = "loses pp" + notes.mark(LOSS_MEASURES[result.int8.search.by])
-    confirmed_loss = "confirmed" + notes.mark(LOSS_MEASURES[result.by])
-    steps = [result.int8, *result.steps]
-    timed = any(step.ms is not None for step in steps)
-    chosen = result.chosen.lifted if result.chosen is not None else None
-    rows = [
-        (
-            str(len(step.lifted)),
-            fmt.percent(100 * step.share),
-            f"{step.distance:.5f}",
-            f"{step.search.pp:.2f}",
-            optional_cell(step.confirmed, _loss_cell, MISSING),
-            *([optional_cell(step.ms, fmt.ms)] if timed else []),
-            BEST_MARK if step.lifted == chosen else "",
-        )
-        for step in steps
-    ]
-    titles = ("in float", "compute %", "output error", loss, confirmed_loss)
-    columns = (*make_columns("", *titles, *(["ms"] if timed else [])), *make_columns("l", ""))
-    confirmed = result.int8.confirmed.images if result.int8.confirmed is not None else 0
-    title = (
-        f"Sets tried on {result.int8.search.images} images, "
-        f"confirmed on {fmt.count(confirmed, 'image')}"
-    )
-    return TextTable(columns, rows, title, notes.texts())
-
-
-def search_result_table(result: MixedResult, sizes: Mapping[str, int]) -> TextTable:
-    """Return the mixed engine beside INT8 and the float model."""
-    notes = Footnotes()
-    steps: dict[str, SearchStep] = {"int8": result.int8}
-    if result.chosen is not None:
-        steps["mixed"] = result.chosen
-    latencies = {name: step.ms for name, step in steps.items()} | {result.rest: result.float_ms}
-    rows = []
-    for name, latency in latencies.items():
-        # Of the float models only fp32 is a file of its own here.
-        size = sizes.get(name) if name in (*steps, "fp32") else None
-        cells = [optional_cell(size, fmt.megabytes, MISSING)]
-        cells.append(notes.cell(latency, fmt.ms, result.untimed))
-        loss = steps[name].confirmed or steps[name].search if name in steps else None
-        cells += ["", ""] if loss is None else [_loss_cell(loss), fmt.percent(loss.agreement)]
-        rows.append((name, *cells))
-    columns = make_columns("l", "precision", "MB", "p50 ms", "loses pp", "agrees %")
-    return TextTable(columns, rows, "Result", notes.texts())
-
-
-def _loss_cell(loss: PredictionLoss) -> str:
-    return f"{loss.pp:.2f} ± {loss.half_width_pp:.2f}"

@@ -7,6 +7,7 @@ from functools import partial
 
 from qconvert import backends
 from qconvert.backends.base import Engine
+from qconvert.backends.ort_profile import OperatorTime, profile_engines
 from qconvert.core import onnx_io
 from qconvert.core.cache import JsonCodec, cached_step
 from qconvert.core.config import BenchConfig
@@ -31,6 +32,7 @@ from qconvert.run.report_files import judge_and_store, read_report, timestamp, w
 from qconvert.run.targets import Target, engine_hashes
 
 LATENCIES_CODEC = JsonCodec("latencies.json", EngineLatencies)
+PROFILE_CODEC = JsonCodec("profile.json", dict[str, tuple[OperatorTime, ...]])
 FOOTPRINT_CODEC = JsonCodec("footprint.json", Footprint)
 
 
@@ -69,6 +71,31 @@ def time_engines(
     batches = ", ".join(map(str, settings.batch_sizes))
     end(f"{count(len(engines), 'engine')} at batch {batches}", hit)
     return latencies
+
+
+def profile_operators(
+    engines: Mapping[str, Engine], settings: BenchConfig, context: JobContext
+) -> dict[str, tuple[OperatorTime, ...]]:
+    """Return the operators of engines of the CPU with their times, at the first batch size; cached."""
+    hashes, machine = engine_hashes(engines), describe_machine()
+    batch, seconds = settings.batch_sizes[0], min(1.0, settings.seconds)
+    key = cache_key(
+        ", ".join(engines),
+        next(iter(hashes.values())),
+        engines=hashes,
+        settings=[batch, seconds],
+        machine=machine,
+    )
+
+    def compute() -> dict[str, tuple[OperatorTime, ...]]:
+        feeds = {}
+        for name, engine in engines.items():
+            specs = _inputs(engine)
+            feeds[name] = random_inputs(specs, fixed_batch(specs) or batch, seed=0)
+        report = share_reporter(context.progress, "bench", f"batch {batch}, ")
+        return profile_engines(engines, feeds, seconds, report)
+
+    return cached_step(context.cache, "profile", key, compute, PROFILE_CODEC)[0]
 
 
 def measure_footprints(engines: Mapping[str, Engine], context: JobContext) -> dict[str, Footprint]:

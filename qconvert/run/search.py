@@ -14,31 +14,31 @@ from qconvert.backends.base import Availability, Engine, EngineVariant
 from qconvert.backends.ort import open_cpu
 from qconvert.core import atomic, onnx_io
 from qconvert.core.cache import JsonCodec
-from qconvert.core.config import BuildConfig
+from qconvert.core.config import BuildConfig, SearchConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import Progress, ignore_progress, start_step
 from qconvert.core.tensors import Tensors, batch_size, fixed_batch, pad_batch, unpad_batch
 from qconvert.images.listing import Images
-from qconvert.measure.latency import summarize_latency
 from qconvert.measure.machine import describe_machine
-from qconvert.measure.mixed_result import MixedResult
+from qconvert.measure.mixed_result import MixedResult, SearchStep
 from qconvert.optimize.blocks import MAX_BLOCKS, find_blocks
+from qconvert.optimize.faster_blocks import BlockSet, SetTimer, SetTimes, names_of
 from qconvert.optimize.mixed_precision import (
     MAX_CACHED_BYTES,
-    BlockSet,
+    Profiler,
+    Profiles,
     SearchImages,
     SearchModel,
     SearchSpace,
-    SetTimer,
     open_trials,
     search_mixed_precision,
 )
 from qconvert.quantize import plan_files
-from qconvert.quantize.plan import RestPrecision
+from qconvert.quantize.plan import Plan, RestPrecision
 from qconvert.quantize.plan_files import PlanWithWeights, weights_path
 from qconvert.report.verdict import conclude
 from qconvert.run import report_files, run_folder, variants
-from qconvert.run.bench import time_engines
+from qconvert.run.bench import profile_operators, time_engines
 from qconvert.run.context import (
     EVALUATION_BATCH,
     JobContext,
@@ -87,6 +87,9 @@ def search_backend(
     subject = _trial_subject(model, inputs)
     rest = config.quantize.rest or requirements.default_rest
     timer = make_timer(model, backend, rest, inputs, context) if available.runs else None
+    # Other backends compile whole graphs, whose operators have no times of their own.
+    has_profile = available.runs and backend == "cpu"
+    profiler = make_profiler(backend, rest, inputs, context) if has_profile else None
     settings = [asdict(config.search), asdict(config.bench)]
     # Build options decide the latencies, which are part of the result.
     engines = [engine_settings(context, backend), config.build.profile, describe_machine()]
@@ -113,12 +116,13 @@ def search_backend(
             rest,
             timer,
             untimed="" if timer else available.reason,
+            profiler=profiler if config.search.by_latency else None,
         )
-        mix = replace(search_mixed_precision(space, context.progress), notes=_weaknesses(space))
+        mix = search_mixed_precision(space, context.progress)
+        mix = replace(mix, notes=_weaknesses(space, mix))
         MIX.save(mix, folder)
         if mix.outcome == "mixed" and mix.chosen is not None:
-            in_float = [block for block in space.blocks if block.name in mix.chosen.lifted]
-            plan = model.restore_float(in_float)
+            plan = _plan_of(space, mix, mix.chosen)
             plan_files.save_plan(PlanWithWeights(plan, model.weights), folder / PLAN_FILE)
         shutil.copyfile(trials, folder / TRIALS)
 
@@ -131,6 +135,15 @@ def search_backend(
     return mix, plan_files.load_plan(mixed_plan) if mixed_plan.is_file() else None
 
 
+def _plan_of(space: SearchSpace, mix: MixedResult, chosen: SearchStep) -> Plan:
+    """Return the plan with the blocks of a set in float, and why they are."""
+    for_speed = mix.faster.lifted if mix.faster is not None else ()
+    faster = [block for block in space.blocks if block.name in for_speed]
+    others = {*chosen.lifted} - {*for_speed}
+    model = space.model.keep_faster(faster)
+    return model.restore_float([block for block in space.blocks if block.name in others])
+
+
 def _trial_subject(model: SearchModel, inputs: BuildInputs) -> str:
     """Return a hash of what decides every trial; its set and images are in the trial's name."""
     origin = inputs.calibration and inputs.calibration.full.origin.fingerprint
@@ -139,8 +152,10 @@ def _trial_subject(model: SearchModel, inputs: BuildInputs) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
-def _weaknesses(space: SearchSpace) -> tuple[str, ...]:
+def _weaknesses(space: SearchSpace, mix: MixedResult) -> tuple[str, ...]:
     notes = []
+    if mix.faster is not None:
+        notes.append(f"blocks that run faster in {mix.rest} were timed on this machine alone")
     if space.evaluation_images is space.search_images:
         notes.append("no `--eval`: the mix is confirmed on the images of the search itself")
     if (count := len(space.search_images.labels)) < 32:
@@ -209,35 +224,53 @@ def make_timer(
     model: SearchModel, backend: str, rest: RestPrecision, inputs: BuildInputs, context: RunContext
 ) -> SetTimer:
     """Return what builds engines of sets and times them in turns, at the first batch size."""
-    bench, progress = context.config.bench, context.progress
+    bench, context = context.config.bench, _within_search(context)
     bench = replace(bench, batch_sizes=bench.batch_sizes[:1], seconds=min(1.0, bench.seconds))
 
-    def report_running(event: Progress) -> None:
-        if event.seconds is None:  # a running step, as a part of the search
-            progress(replace(event, step="search"))
-
-    context = replace(context, progress=report_running)
-
-    def build(variant: EngineVariant, inputs: BuildInputs) -> Engine:
-        graph = make_graph(variant, inputs, replace(context, progress=ignore_progress))
-        return variants.cached_engine(variant, graph, context)[0]
-
-    def time_sets(sets: Sequence[BlockSet]) -> dict[tuple[str, ...] | None, float]:
-        engines = {"float": build(EngineVariant(backend, rest), inputs)}
+    def time_sets(sets: Sequence[BlockSet]) -> SetTimes:
+        engines = {"float": _build(EngineVariant(backend, rest), inputs, context)}
         for number, blocks in enumerate(sets, 1):
             if blocks:
                 plan = PlanWithWeights(model.restore_float(blocks), model.weights)
                 mixed = EngineVariant(backend, "mixed")
                 plans = {**inputs.plans, mixed.name: plan}
-                engines[f"set {number}"] = build(mixed, replace(inputs, plans=plans))
+                engines[f"set {number}"] = _build(mixed, replace(inputs, plans=plans), context)
             else:
-                engines["int8"] = build(EngineVariant(backend, "int8"), inputs)
+                engines["int8"] = _build(EngineVariant(backend, "int8"), inputs, context)
         latencies = time_engines(engines, bench, context)
-        times = [summarize_latency(latencies[name][0]).median_ms for name in engines]
-        names = [tuple(block.name for block in blocks) for blocks in sets]
-        return dict(zip([None, *names], times, strict=True))
+        samples = [latencies[name][0].samples_ms for name in engines]
+        return dict(zip([None, *map(names_of, sets)], samples, strict=True))
 
     return time_sets
+
+
+def make_profiler(
+    backend: str, rest: RestPrecision, inputs: BuildInputs, context: RunContext
+) -> Profiler:
+    """Return what times the operators of the INT8 engine and of the float engine; cached."""
+    bench, context = context.config.bench, _within_search(context)
+
+    def profile() -> Profiles:
+        chosen = {"int8": EngineVariant(backend, "int8"), "float": EngineVariant(backend, rest)}
+        engines = {name: _build(variant, inputs, context) for name, variant in chosen.items()}
+        return profile_operators(engines, bench, context)
+
+    return profile
+
+
+def _within_search(context: RunContext) -> RunContext:
+    """Return a context whose steps are shown as parts of the search while they run."""
+
+    def report(event: Progress) -> None:
+        if event.seconds is None:
+            context.progress(replace(event, step="search"))
+
+    return replace(context, progress=report)
+
+
+def _build(variant: EngineVariant, inputs: BuildInputs, context: RunContext) -> Engine:
+    graph = make_graph(variant, inputs, replace(context, progress=ignore_progress))
+    return variants.cached_engine(variant, graph, context)[0]
 
 
 def add_mixed_variants(
@@ -251,8 +284,7 @@ def add_mixed_variants(
     for variant in chosen.variants:
         backend = variant.backend
         mix = previous.mixes.get(backend) if previous is not None else None
-        searched_goal = (goal.budget, goal.max_latency, goal.by or (mix and mix.by))
-        same_goal = mix is None or (mix.budget, mix.max_latency, mix.by) == searched_goal
+        same_goal = mix is None or _goal_of(mix) == replace(goal, by=goal.by or mix.by)
         if variant.precision != "mixed" or (variant.name in inputs.plans and same_goal):
             kept.append(variant)
             continue
@@ -266,6 +298,7 @@ def add_mixed_variants(
             # an engine from an earlier search had another goal
             atomic.remove_folder(context.folder.engine(variant.name))
         else:
+            notes.append(f"`{variant.name}`: {mix.why}")
             kept.append(variant)
             inputs = replace(inputs, plans={**inputs.plans, variant.name: plan})
     if not kept:
@@ -276,6 +309,10 @@ def add_mixed_variants(
             report_files.write_report(conclude(report, context.config.gate), context.folder)
         raise QConvertError(notes[-1], hint="build others: `--precision fp32,int8`")
     return replace(chosen, variants=tuple(kept), notes=tuple(notes)), inputs, mixes
+
+
+def _goal_of(mix: MixedResult) -> SearchConfig:
+    return SearchConfig(mix.budget, mix.by, mix.max_latency, mix.by_latency)
 
 
 @dataclass(frozen=True)

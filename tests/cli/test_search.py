@@ -20,6 +20,7 @@ Command = Callable[..., Outcome]
 # Ranges that clip 1 % of the values lose predictions that a mix recovers. TensorRT's
 # scheme is evaluated on the CPU, and not timed without a GPU.
 COARSE = ("--method", "percentile:99", "--budget", "3", "--effort", "none")
+ON_CPU = ("network.onnx", "--images", "calib", "--backend", "cpu", "--effort", "none")
 GIVEN = ("network.onnx", "--images", "calib", "--eval", "val", *COARSE, "--backend", "tensorrt-rtx")
 
 
@@ -98,9 +99,9 @@ def test_search_without_a_solution_exits_with_1(
     float_ms: float, qconvert: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Not the CPU decides which of both is faster.
-    times = {(): 2.0, None: float_ms}
+    times = {(): [2.0], None: [float_ms]}
     monkeypatch.setattr(search, "make_timer", lambda *_: lambda sets: times)
-    options = ("network.onnx", "--images", "calib", "--backend", "cpu", "--effort", "none")
+    options = (*ON_CPU, "--set", "search.by-latency=false")
     outcome = qconvert("search", *options, "--max-latency", "0.5", "-o", "out")
     assert outcome.code == 1
     assert "allow a larger `--budget` or `--max-latency`" in " ".join(outcome.err.split())

@@ -1,7 +1,7 @@
 """A search for mixed precision: trials, single blocks, growing sets, the outcome, and resuming."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from qconvert.backends.ort import open_cpu
+from qconvert.backends.ort_profile import OperatorTime
 from qconvert.core.config import SearchConfig
 from qconvert.core.progress import ignore_progress
 from qconvert.core.tensors import RunModel, Tensors
@@ -23,12 +24,14 @@ from qconvert.measure.mixed_result import (
     SearchStep,
 )
 from qconvert.optimize.blocks import Block, find_blocks
+from qconvert.optimize.faster_blocks import BlockSet, SetTimer, SetTimes, names_of
+from qconvert.optimize.mixed_outcome import conclude
 from qconvert.optimize.mixed_precision import (
-    BlockSet,
+    Profiler,
+    Profiles,
     SearchImages,
     SearchModel,
     SearchSpace,
-    SetTimer,
     choose_metric,
     find_smallest_set,
     measure_loss,
@@ -60,6 +63,7 @@ def space_of(
     by: LossMeasure = "certainty",
     max_latency: float | None = None,
     timer: SetTimer | None = None,
+    profiler: Profiler | None = None,
 ) -> SearchSpace:
     """Return a search over a plan with far too wide ranges, which makes INT8 inaccurate."""
     model = SearchModel(mixed(), planned(mixed(), "cpu"), scheme("cpu"))
@@ -73,6 +77,7 @@ def space_of(
         "fp32",
         timer,
         "" if timer else "nothing runs here",
+        profiler,
     )
 
 
@@ -81,11 +86,10 @@ def search(**goal: Any) -> MixedResult:
 
 
 def timer_of(int8: float, float_ms: float, per_block: float) -> SetTimer:
-    def timer(sets: Sequence[BlockSet]) -> Mapping[tuple[str, ...] | None, float]:
-        times: dict[tuple[str, ...] | None, float] = {None: float_ms}
-        for blocks in sets:
-            times[tuple(block.name for block in blocks)] = int8 + per_block * len(blocks)
-        return times
+    def timer(sets: Sequence[BlockSet]) -> SetTimes:
+        return {None: [float_ms]} | {
+            names_of(blocks): [int8 + per_block * len(blocks)] for blocks in sets
+        }
 
     return timer
 
@@ -209,6 +213,135 @@ def test_maximum_latency_holds_for_float_too(limit: float, outcome: str) -> None
     # Here the mix is what float overtakes.
     overtaken = search(max_latency=limit, timer=timer_of(int8=1.8, float_ms=2, per_block=1))
     assert overtaken.outcome == outcome
+
+
+BLOCK_NAMES = ("stem", "wide", "narrow", "side", "last", "scores")
+
+
+def profiler_of(**saved: float) -> Profiler:
+    """Return the times of blocks that take 2 ms in float and so much longer in INT8."""
+
+    def profile() -> Profiles:
+        times = {
+            "int8": [OperatorTime(name, "QLinearConv", 2 + saved[name]) for name in BLOCK_NAMES],
+            "float": [OperatorTime(name, "Conv", 2.0) for name in BLOCK_NAMES],
+        }
+        return times
+
+    return profile
+
+
+SAVED = {"stem": 0.5, "wide": 1.5, "narrow": -1, "side": -1, "last": -1, "scores": -1}
+
+
+def timer_by_block(calls: list[tuple[str, ...]], conversion: float = 0.0) -> SetTimer:
+    """Return a timer of sets that take what the profile says, and a conversion."""
+
+    def timer(sets: Sequence[BlockSet]) -> SetTimes:
+        calls.extend(map(names_of, sets))
+        times: dict[tuple[str, ...] | None, Sequence[float]] = {None: [12.0]}
+        for blocks in sets:
+            saved = sum(SAVED[block.name] for block in blocks)
+            times[names_of(blocks)] = [12 + sum(SAVED.values()) - saved + conversion * bool(blocks)]
+        return times
+
+    return timer
+
+
+def test_blocks_that_are_faster_in_float_are_the_mix_if_it_keeps_the_budget() -> None:
+    timer, profiler = timer_by_block([]), profiler_of(**SAVED)
+    result = search(budget=100, timer=timer, profiler=profiler)
+    assert (result.outcome, result.gains) == ("mixed", ())
+    assert result.chosen == result.faster
+    assert result.chosen is not None
+    assert result.chosen.lifted == ("stem", "wide")
+    assert (result.int8.ms, result.float_ms, result.chosen.ms) == (10, 12, 8)
+    assert result.chosen.confirmed is not None
+    assert "for speed: 8.00 ms instead of 10.00 in INT8 and 12.00 in fp32" in result.why
+    assert {time.block for time in result.times} == set(BLOCK_NAMES)
+
+
+def test_mix_is_faster_than_both_although_float_is_faster_than_int8() -> None:
+    slow_int8 = {**SAVED, "wide": 4.5}
+    calls: list[tuple[str, ...]] = []
+
+    def timer(sets: Sequence[BlockSet]) -> SetTimes:
+        return {
+            names: [samples[0] + 3 * (names == ())]
+            for names, samples in timer_by_block(calls)(sets).items()
+        }
+
+    result = search(budget=100, timer=timer, profiler=profiler_of(**slow_int8))
+    assert result.int8.ms is not None
+    assert result.float_ms is not None
+    assert result.int8.ms > result.float_ms
+    assert (result.outcome, result.faster and result.faster.lifted) == ("mixed", ("stem", "wide"))
+
+
+def test_int8_is_the_outcome_if_no_set_is_faster() -> None:
+    profiler = profiler_of(**SAVED)
+    result = search(budget=100, timer=timer_by_block([], conversion=3.0), profiler=profiler)
+    assert (result.outcome, result.faster, result.chosen) == ("int8", None, None)
+    assert result.why == "INT8 keeps the budget: no block needs float, and none is faster in fp32"
+    assert len(result.times) == len(BLOCK_NAMES)
+
+
+def test_search_for_accuracy_adds_blocks_to_the_faster_ones() -> None:
+    calls: list[tuple[str, ...]] = []
+    space = space_of(timer=timer_by_block(calls), profiler=profiler_of(**SAVED))
+    result = search_mixed_precision(space, ignore_progress)
+    assert result.faster is not None
+    assert result.faster.confirmed is not None
+    assert result.faster.confirmed.pp > BUDGET
+    assert {gain.block for gain in result.gains} == {"narrow", "side", "last", "scores"}
+    assert result.steps
+    assert all(step.lifted[:2] == ("stem", "wide") for step in result.steps)
+    assert all(names[:2] in ((), ("stem",), ("stem", "wide")) for names in calls)
+    records = open_trials(FILE, "mixed").records
+    assert "search: narrow, stem, wide" in records
+    assert "search: narrow" not in records
+    assert result.chosen is not None
+    assert len(result.chosen.lifted) > 2
+    assert result.chosen.confirmed is not None
+    assert result.chosen.confirmed.pp <= BUDGET
+    assert result.chosen.ms is not None
+    assert f"{len(result.chosen.lifted) - 2} of them to keep the budget" in result.why
+    again = replace(space, trials=open_trials(FILE, "mixed"))
+    assert search_mixed_precision(again, ignore_progress) == result
+
+
+@pytest.mark.parametrize(("ms", "outcome"), [(9.0, "mixed"), (10.5, "int8"), (None, "int8")])
+def test_slow_mix_does_not_replace_int8_that_keeps_the_budget(
+    ms: float | None, outcome: str
+) -> None:
+    """The faster blocks alone lose too much, and others for the budget make the mix slower."""
+    loss, bad = (PredictionLoss(pp, 0.1, "agreement", 100, 99.0) for pp in (0.1, 9.0))
+    step = SearchStep((), 0.0, 0.1, loss, loss, ms=10.0)
+    chosen = replace(step, lifted=("stem", "wide", "last"), ms=ms)
+    result = conclude(
+        MixedResult("int8", "", 1.0, "agreement", "fp32", step, float_ms=12.0,
+                    faster=replace(step, lifted=("stem", "wide"), confirmed=bad, ms=8.0),
+                    chosen=chosen if ms is not None else None)
+    )  # fmt: skip
+    assert result.outcome == outcome
+    assert (result.chosen is None) == (outcome == "int8")
+
+
+def test_faster_mix_that_is_too_slow_is_reported() -> None:
+    options: dict[str, Any] = {"timer": timer_by_block([]), "profiler": profiler_of(**SAVED)}
+    result = search(budget=100, max_latency=7.5, **options)
+    assert result.outcome == "none"
+    assert result.why == "the fastest mix takes 8.00 ms, more than 7.5"
+
+
+def test_plan_says_which_blocks_are_in_float_for_speed() -> None:
+    space = space_of()
+    faster = [block for block in space.blocks if block.name in ("stem", "wide")]
+    narrow = [block for block in space.blocks if block.name == "narrow"]
+    plan = space.model.keep_faster(faster).restore_float(narrow)
+    assert plan.layers["wide"].left == "kept in fp32, in which it runs faster"
+    assert plan.layers["narrow"].left == "kept in fp32 to stay within the accuracy budget"
+    assert not plan.layers["last"].left
 
 
 PROBABILITIES = [[[0.6, 0.3, 0.1], [0.5, 0.4, 0.1]], [[0.1, 0.2, 0.7], [0.8, 0.1, 0.1]]]

@@ -11,8 +11,14 @@ from qconvert.cli import console
 from qconvert.core.config import GateConfig
 from qconvert.measure import layer_errors
 from qconvert.measure.layer_errors import LayerError
-from qconvert.measure.mixed_result import BlockGain, MixedResult, PredictionLoss, SearchStep
-from qconvert.report import json_file, tables
+from qconvert.measure.mixed_result import (
+    BlockGain,
+    BlockTime,
+    MixedResult,
+    PredictionLoss,
+    SearchStep,
+)
+from qconvert.report import json_file, search_tables, tables
 from qconvert.report.html import render_html
 from qconvert.report.markdown import render_markdown
 from qconvert.report.model import Report
@@ -88,14 +94,27 @@ def with_mix() -> Report:
 
 
 def test_block_table_has_the_error_each_block_removes() -> None:
-    assert tables.block_table(MIX).rows == [
+    assert search_tables.block_table(MIX).rows == [
         ("stem", "3.00", "+50.0 ± 25.0", "kept in fp32"),
         ("head", "10.00", "-10.0 ± 2.5", ""),
     ]
 
 
+def test_time_table_has_the_blocks_that_float_saves_most_first() -> None:
+    times = (BlockTime("head", 0.5, 0.75), BlockTime("stem", 2.0, 1.25))
+    result = replace(MIX, times=times, faster=CHOSEN)
+    table, *others = search_tables.trial_tables(result)
+    assert table.rows == [
+        ("stem", "2.000", "1.250", "kept in fp32"),
+        ("head", "0.500", "0.750", ""),
+    ]
+    assert table.title == "Blocks by what float saves, 2 of 2"
+    assert len(others) == 2
+    assert search_tables.trial_tables(replace(result, gains=())) == [table]
+
+
 def test_trial_table_marks_the_chosen_set() -> None:
-    rows = tables.trial_table(MIX).rows
+    rows = search_tables.trial_table(MIX).rows
     assert rows[0] == ("0", "0.00", "0.00400", "0.20", "0.30 ± 0.65", "2.00", "")
     assert rows[1] == ("1", "3.00", "0.00200", "0.00", "0.01 ± 0.65", "2.50", "◆")
     assert rows[2][4:] == ("—", "", "")
@@ -103,7 +122,7 @@ def test_trial_table_marks_the_chosen_set() -> None:
 
 def test_search_result_table_has_the_reason_for_missing_latencies() -> None:
     blind = replace(MIX, int8=replace(INT8, ms=None), chosen=None, float_ms=None, untimed="no GPU")
-    table = tables.search_result_table(blind, {"int8": 5_000_000, "fp32": 18_000_000})
+    table = search_tables.search_result_table(blind, {"int8": 5_000_000, "fp32": 18_000_000})
     assert [row[2] for row in table.rows] == ["—¹", "—¹"]
     assert table.footnotes == ("¹ no GPU",)
 
