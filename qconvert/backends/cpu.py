@@ -14,6 +14,7 @@ from qconvert.core.errors import QConvertError
 from qconvert.core.number_format import count
 from qconvert.core.pip_command import pip_install
 from qconvert.core.scales import Grid
+from qconvert.graph.patterns import activation_sign
 from qconvert.quantize import saturation
 from qconvert.quantize.scheme import ORT_CPU_RULES, Scheme
 
@@ -95,7 +96,9 @@ def build(
     made_with = {**key, "copy": copy, "integer instructions": int8_class.int8_class().name}
     notes = (note,) if note else ()
     if spec.precision in base.INTEGER:
-        sums = saturation.find_saturation(onnx_io.load(folder / base.GRAPH))
+        quantized = onnx_io.load(folder / base.GRAPH)
+        made_with["activations"] = activation_sign(quantized)
+        sums = saturation.find_saturation(quantized)
         notes = (*notes, saturation.describe_saturation(sums))
     return base.Engine(
         "cpu", spec.precision, folder, base.GRAPH, files, made_with, spec.threads, notes

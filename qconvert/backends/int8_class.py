@@ -89,15 +89,19 @@ def int8_class(root: Path = Path("/")) -> Int8Class:
 
 def classify(machine: str, flags: Set[str]) -> Int8Class:
     """Return the class of an architecture with these flags; without any, it is unknown."""
-    is_x86 = machine.lower() in X86_MACHINES
-    rows = X86 if is_x86 else ARM if is_arm(machine) else ()
-    unknown = Int8Class("unknown", UNKNOWN, saturates=is_x86)
+    rows = X86 if is_x86(machine) else ARM if is_arm(machine) else ()
+    unknown = Int8Class("unknown", UNKNOWN, saturates=is_x86(machine))
     return next((row for required, row in rows if required <= flags), unknown)
 
 
 def is_arm(machine: str) -> bool:
     """Whether this is the name of 64-bit ARM, as Linux, macOS and Windows spell it."""
     return machine.lower() in ARM_MACHINES
+
+
+def is_x86(machine: str) -> bool:
+    """Whether this is the name of x86, as Linux, macOS and Windows spell it."""
+    return machine.lower() in X86_MACHINES
 
 
 def recorded_class(name: str) -> Int8Class | None:

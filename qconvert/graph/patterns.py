@@ -35,6 +35,16 @@ def is_quantized(model: ir.Model) -> bool:
     return any(op in quantized or op.startswith("QLinear") for op in operators)
 
 
+def activation_sign(model: ir.Model) -> str:
+    """Return `signed` or `unsigned` as most quantized activations are; empty if there are none."""
+    signs: Counter[str] = Counter()
+    for node in onnx_io.all_nodes(model):
+        zero_point = node.inputs[2] if len(node.inputs) > 2 else None
+        if node.op_type == "QuantizeLinear" and zero_point is not None:
+            signs["signed" if zero_point.dtype is ir.DataType.INT8 else "unsigned"] += 1
+    return max(signs, key=lambda sign: signs[sign], default="")
+
+
 def is_standard(node: ir.Node, *operators: str) -> bool:
     """Whether a node is one of ONNX's own operators, and of these `operators` if there are any."""
     return node.domain in ("", "ai.onnx") and (not operators or node.op_type in operators)

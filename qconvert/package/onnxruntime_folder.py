@@ -14,7 +14,7 @@ from string import Template
 from qconvert import backends
 from qconvert.backends.base import Engine, LoadSpec
 from qconvert.backends.cpu import PROVIDER, QUANT_PRECISION_ENTRY
-from qconvert.backends.int8_class import EXACT_FLAGS
+from qconvert.backends.int8_class import ARM_MACHINES, EXACT_FLAGS, X86_MACHINES
 from qconvert.core.errors import UsageError
 from qconvert.core.tensors import fixed_batch
 from qconvert.images.listing import CLASSES_FILE
@@ -28,6 +28,19 @@ cpu = Path("/proc/cpuinfo")
 flags = set(cpu.read_text().split()) if cpu.exists() else set()
 exact = "0" if flags & {{{", ".join(f'"{flag}"' for flag in EXACT_FLAGS)}}} else "1"
 options.add_session_config_entry("{QUANT_PRECISION_ENTRY}", exact)"""
+
+# By how an engine of the CPU stores its activations: the other architecture is slower with them.
+ARCHITECTURE_LINES = {
+    sign: f"""\
+import platform
+
+if platform.machine().lower() in {names}:
+    print("quantized for {own}: right, but not at its best on {other}", file=sys.stderr)"""
+    for sign, own, other, names in (
+        ("unsigned", "x86", "ARM", ARM_MACHINES),
+        ("signed", "ARM", "x86", X86_MACHINES),
+    )
+}
 
 PLUGIN_LINES = """\
 # Nothing else finds the CUDA runtime that lies beside the plugin.
@@ -197,6 +210,8 @@ def session_code(engine: Engine, spec: LoadSpec) -> str:
         lines.append(f"options.add_session_config_entry({entry})")
     if spec.may_saturate:
         lines.append(INTEGER_LINES)
+    if (sign := engine.made_with.get("activations", "")) in ARCHITECTURE_LINES:
+        lines.insert(0, ARCHITECTURE_LINES[sign])
     if spec.plugin:
         is_chosen = not spec.kernel_cache or spec.kernel_cache in provider_options
         kernels = "" if is_chosen else KERNEL_LINES.substitute(option=spec.kernel_cache)

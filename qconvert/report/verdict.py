@@ -22,7 +22,7 @@ from qconvert.core.errors import GateFailed
 from qconvert.measure.accuracy import IDENTICAL, IDENTICAL_WHERE_FINITE, NO_CLASSES, NO_LABELS
 from qconvert.measure.latency import summarize_latency
 from qconvert.report import metrics
-from qconvert.report.cpu_speed import cpu_limit_note, limiting_class
+from qconvert.report.cpu_speed import cpu_limit_note, foreign_notes, limiting_class
 from qconvert.report.metrics import NOT_TIMED_TOGETHER
 from qconvert.report.model import GateName, GateResult, Report, VariantResult
 
@@ -63,6 +63,7 @@ def conclude(report: Report, limits: GateConfig) -> Report:
         *_measurement_notes(report),
         *_slow_int8_notes(report),
         *filter(None, [cpu_limit_note(report)]),
+        *foreign_notes(report),
         *_image_notes(report),
         *_kernel_notes(report),
     ]

@@ -22,7 +22,7 @@ from qconvert.core.cache import file_sha256
 from qconvert.core.config import Config, ExportConfig
 from qconvert.core.errors import QConvertError, UsageError, first_line
 from qconvert.core.tensors import Tensors, TensorSpec, fixed_batch
-from qconvert.graph.patterns import is_quantized
+from qconvert.graph.patterns import activation_sign, is_quantized
 from qconvert.images import ImageChoice
 from qconvert.images.listing import Batch
 from qconvert.report import json_file, verdict
@@ -166,7 +166,8 @@ def _engine_at(path: Path) -> Engine:
         precision = "fp16"
     external = {str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
     files = (path.name, *sorted(external))
-    return Engine("cpu", precision, path.parent, path.name, files, made_with={})
+    facts = {"activations": activation_sign(model)} if precision in INTEGER else {}
+    return Engine("cpu", precision, path.parent, path.name, files, made_with=facts)
 
 
 def require_same_inputs(graphs: Mapping[str, Path]) -> None:

@@ -1,6 +1,7 @@
 """ONNX Runtime on the CPU as reference and as backend: its file, options and kernels."""
 
 import json
+import platform
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,22 @@ def test_integer_kernels_are_exact_on_every_cpu(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(ort, "int8_class", lambda name=name: recorded_class(name))
         options = ort.session_options(spec)
         assert options.get_session_config_entry("session.x64quantprecision") == expected
+
+
+@pytest.mark.parametrize(("machine", "sign"), [("aarch64", "signed"), ("x86_64", "unsigned")])
+def test_engine_of_any_architecture_is_right_here(
+    machine: str, sign: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(platform, "machine", lambda: machine)
+        make_graph.cache_clear()
+        engine = build("int8", tmp_path)
+    make_graph.cache_clear()
+    assert engine.made_with["activations"] == sign
+    (expected,) = ort.open_cpu(make_graph("cpu", "fp32"))(images(16)).values()
+    (outputs,) = open_engine(engine).run(images(16)).values()
+    error = np.mean((outputs - expected) ** 2) / np.mean(expected**2)
+    assert error < 0.01  # 20 dB
 
 
 def test_model_above_2_gb_keeps_its_data_in_a_second_file(

@@ -1,6 +1,7 @@
 """The ONNX Runtime folder: its script gives qconvert's outputs without qconvert."""
 
 import ast
+import platform
 import re
 import runpy
 import shutil
@@ -19,6 +20,7 @@ from PIL import Image
 import qconvert
 from qconvert.backends import cpu, tensorrt, tensorrt_rtx
 from qconvert.backends.base import BuildSpec, Engine, Profile
+from qconvert.backends.int8_class import is_arm
 from qconvert.core import onnx_io
 from qconvert.core.errors import UsageError
 from qconvert.core.tensors import TensorSpec
@@ -61,6 +63,21 @@ def test_script_of_a_moved_run_prints_the_scores_of_the_engine(world: Path) -> N
         mine = printed[5 * number : 5 * number + 5]
         assert [name for name, _ in mine] == [name for name, _ in expected]
         assert np.allclose([a for _, a in mine], [b for _, b in expected], rtol=1e-4)
+
+
+def test_script_says_that_it_was_made_for_another_architecture(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, other = ("ARM", "AMD64") if is_arm(platform.machine()) else ("x86", "arm64")
+    write_package(load_run(Path("run")), "onnxruntime", Path("pack"), "cpu-int8")
+    monkeypatch.setattr(sys, "argv", ["run.py", "val/0000.png"])
+    runpy.run_path("pack/run.py")
+    here = capsys.readouterr()
+    monkeypatch.setattr(platform, "machine", lambda: other)
+    runpy.run_path("pack/run.py")
+    there = capsys.readouterr()
+    assert (here.err, there.out) == ("", here.out)
+    assert there.err.startswith(f"quantized for {own}: right, but not at its best on ")
 
 
 def test_script_loads_the_engine_with_its_session_settings(

@@ -24,6 +24,11 @@ def engine(name: str, megabytes: float) -> EngineInfo:
     return EngineInfo(path, ("model.onnx",), size, "ab" * 32, 1.25, False, {"onnxruntime": "1.31"})
 
 
+def cpu_engine(sign: str) -> EngineInfo:
+    """Return a quantized engine of the CPU."""
+    return replace(engine("cpu-int8", 5.05), made_with={"activations": sign})
+
+
 def timing(ms: float, batch: int = 1, where: Literal["host", "device"] = "host") -> Latency:
     return Latency(batch, where, (ms * 0.99, ms, ms * 1.01, ms * 0.98, ms * 1.02))
 

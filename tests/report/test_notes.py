@@ -116,7 +116,8 @@ def test_equal_latency_is_not_faster(ms: float, slow: bool) -> None:
 def test_note_says_how_the_recorded_cpu_limits_int8(
     instructions: str, ms: float, words: str
 ) -> None:
-    report = reports.with_int8(latency=(reports.timing(ms),), accuracy=QUIET)
+    engine = reports.cpu_engine("unsigned")
+    report = reports.with_int8(latency=(reports.timing(ms),), accuracy=QUIET, engine=engine)
     machine = {"cpu": "Some EPYC", "int8 instructions": instructions}
     report = conclude(replace(report, machine=machine), GateConfig())
     texts = (
@@ -130,9 +131,39 @@ def test_note_says_how_the_recorded_cpu_limits_int8(
 
 
 def test_cpu_is_no_reason_on_a_gpu() -> None:
-    report = reports.with_int8(latency=(reports.timing(25.0),), by_provider={"CUDA": 60})
+    report = reports.with_int8(
+        latency=(reports.timing(25.0),), engine=reports.engine("cuda-int8", 5.0)
+    )
     machine = {"int8 instructions": "AVX2 without VNNI"}
     assert "on this CPU" not in notes_in(replace(report, machine=machine))
+
+
+@pytest.mark.parametrize(
+    ("sign", "architecture", "words"),
+    [
+        ("signed", "x86_64", "its signed activations are right, but slow here, as x86 takes"),
+        ("unsigned", "aarch64", "but not at their best here, as ARM takes signed ones (not meas"),
+        ("unsigned", "arm64", "quantize again on arm64, not with `--from`, which keeps the plan"),
+        ("unsigned", "x86_64", ""),
+        ("signed", "aarch64", ""),
+        ("signed", "riscv64", ""),
+    ],
+)
+def test_note_names_an_engine_of_another_architecture(
+    sign: str, architecture: str, words: str
+) -> None:
+    report = reports.with_int8(engine=reports.cpu_engine(sign), accuracy=QUIET)
+    report = replace(report, machine={"os": f"Some Linux 12, Linux 6.1 {architecture}"})
+    notes = notes_in(report)
+    assert words in notes
+    assert ("`cpu-int8` was quantized for another architecture" in notes) == bool(words)
+    # The class of the CPU is no reason then.
+    machine = {**report.machine, "int8 instructions": "AVX2 without VNNI"}
+    slow = replace(report.variants[2], latency=(reports.timing(25.0),))
+    slow_report = replace(report, machine=machine, variants=(*report.variants[:2], slow))
+    assert ("on this CPU" in notes_in(slow_report)) == (not words)
+    untimed = replace(report, variants=tuple(replace(row, latency=()) for row in report.variants))
+    assert "another architecture" not in notes_in(untimed)
 
 
 def test_latencies_are_compared_at_one_backend_and_batch_size() -> None:

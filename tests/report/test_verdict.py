@@ -155,10 +155,12 @@ def test_verdict_ends_with_gates_and_untimed_backends(
     assert concluded.verdict.endswith(ending)
 
 
-def on_cpu_class(name: str, ms: float, **more: Any) -> Report:
+def on_cpu_class(name: str, ms: float) -> Report:
     """Return the measured run with an INT8 latency, as timed on a CPU of a class."""
     machine = {"cpu": "Some CPU", "int8 instructions": name}
-    return replace(reports.with_int8(latency=(reports.timing(ms),), **more), machine=machine)
+    engine = reports.cpu_engine("unsigned")
+    report = reports.with_int8(latency=(reports.timing(ms),), engine=engine)
+    return replace(report, machine=machine)
 
 
 def test_verdict_says_that_the_recorded_cpu_limits_int8() -> None:
