@@ -13,6 +13,7 @@ from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError, UsageError, did_you_mean, first_line
 from qconvert.core.tensors import Tensors
 from qconvert.graph import passes, patterns
+from qconvert.graph.activations import fuse_activations
 
 RunModel = Callable[[ir.Model], Tensors]
 
@@ -67,6 +68,7 @@ def list_passes(opset: int) -> tuple[Pass, ...]:
         Pass("opset", lambda model: passes.upgrade_opset(model, opset), **both),
         Pass("constants", passes.fold_constants, safe_for_large=True),
         Pass("simplify", passes.run_onnxslim),
+        Pass("activations", fuse_activations, safe_for_large=True),
         Pass("batchnorm", passes.fold_batchnorm, safe_for_large=True),
         Pass("shapes", passes.infer_shapes, **both, computes=False),
         Pass("names", passes.name_nodes, **both, computes=False),

@@ -120,6 +120,19 @@ def make_node(
     return ir.node(op, inputs, attributes, outputs=[output])
 
 
+def replace_node(
+    node: ir.Node, op: str, inputs: Sequence[ir.Value], **attributes: int | float
+) -> None:
+    """Replace a node by another one, which takes over its name and the name of its output."""
+    assert isinstance(node.graph, ir.Graph), "nodes of subgraphs are left as they are"
+    output = node.outputs[0]
+    new = make_node(op, inputs, str(output.name), output.dtype, **attributes)
+    new.name, new.outputs[0].shape = node.name, output.shape
+    node.graph.insert_before(node, new)
+    output.replace_all_uses_with(new.outputs[0], replace_graph_outputs=True)
+    node.graph.remove(node, safe=True)
+
+
 def computed_values(graph: ir.Graph) -> Iterator[ir.Value]:
     """Yield the outputs of all nodes, in graph order."""
     return (value for node in graph for value in node.outputs)

@@ -8,7 +8,7 @@ A HardSigmoid is a sum whose quantizer clips, read with another scale:
     ReduceMean(x)  = GlobalAveragePool(x), over all places of an image
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -59,7 +59,7 @@ def _hard_swish(builder: QDQBuilder, node: ir.Node, grid: Grid) -> None:
     """Replace a HardSwish by the product of its input and a HardSigmoid."""
     total = _add_constant(builder, node, 3.0, grid)
     gate = builder.quantize(total, choose_qparams(Range(0.0, 6.0), grid), read_as=1 / 6)
-    _replace(builder, node, "Mul", [_input(node), gate])
+    patterns.replace_node(node, "Mul", [_input(node), gate])
 
 
 def _global_mean(builder: QDQBuilder, node: ir.Node, grid: Grid) -> None:
@@ -68,14 +68,14 @@ def _global_mean(builder: QDQBuilder, node: ir.Node, grid: Grid) -> None:
     if source.shape is None or not patterns.is_global_mean(node):
         return
     if node.attributes.get_int("keepdims", 1):
-        _replace(builder, node, "GlobalAveragePool", [source])
+        patterns.replace_node(node, "GlobalAveragePool", [source])
         return
     pool = builder.node("GlobalAveragePool", [source], f"{mean.name}_pooled", source.dtype)
     pool.outputs[0].shape = ir.Shape([*source.shape[:2], 1, 1])
     builder.graph.insert_before(node, pool)
     (quantizer,) = mean.consumers()
     output = _read_qparams(quantizer, grid)
-    _replace(builder, node, "Flatten", [builder.quantize(pool.outputs[0], output)])
+    patterns.replace_node(node, "Flatten", [builder.quantize(pool.outputs[0], output)])
 
 
 FORMS: Mapping[str, Form] = {
@@ -112,13 +112,3 @@ def _add_constant(builder: QDQBuilder, node: ir.Node, number: float, grid: Grid)
     total = builder.node("Add", [source, shift.outputs[0]], f"{name}_shifted", source.dtype)
     builder.graph.insert_before(node, [shift, total])
     return total.outputs[0]
-
-
-def _replace(builder: QDQBuilder, node: ir.Node, op: str, inputs: Sequence[ir.Value]) -> None:
-    """Replace a node by another one, which takes over the names of the node and its output."""
-    output = node.outputs[0]
-    new = patterns.make_node(op, inputs, str(output.name), output.dtype)
-    new.name, new.outputs[0].shape = node.name, output.shape
-    builder.graph.insert_before(node, new)
-    output.replace_all_uses_with(new.outputs[0])
-    builder.graph.remove(node, safe=True)

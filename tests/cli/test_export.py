@@ -110,7 +110,7 @@ def test_export_dry_run_prints_steps_and_changes_nothing(
     assert outcome.code == 0
     assert outcome.out.splitlines() == [
         "load     nets:build (factory)",
-        "prepare  inline, opset, constants, simplify, batchnorm, shapes",
+        "prepare  inline, opset, constants, simplify, activations, batchnorm, shapes",
         "parity   on 8 inputs against PyTorch",
         "write    build.onnx",
     ]
@@ -170,7 +170,16 @@ def test_dynamic_input_sizes_are_required(qconvert: Command, tmp_path: Path) -> 
 
 def test_verbose_export_lists_every_pass(qconvert: Command, tiny: Path) -> None:
     stderr = qconvert("export", tiny, "-o", "a.onnx", "-v").err
-    for name in ("inline", "opset", "constants", "simplify", "batchnorm", "shapes", "names"):
+    for name in (
+        "inline",
+        "opset",
+        "constants",
+        "simplify",
+        "activations",
+        "batchnorm",
+        "shapes",
+        "names",
+    ):
         assert f"    {name}: " in stderr
 
 
