@@ -2,19 +2,24 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qconvert import demo
+from qconvert.backends.ort_profile import OperatorTime
 from qconvert.core import onnx_io
 from qconvert.demo import generator
+from qconvert.optimize.faster_blocks import BlockSet, SetTimer, SetTimes, names_of
+from qconvert.optimize.mixed_precision import Profiler
 from qconvert.quantize import plan_files
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.run import search
 from tests.conftest import Outcome
+from tests.models import floats, from_text
 
 Command = Callable[..., Outcome]
 # Ranges that clip 1 % of the values lose predictions that a mix recovers. TensorRT's
@@ -196,3 +201,101 @@ def test_search_folder_refuses_another_run(qconvert: Command) -> None:
     other = qconvert("build", *GIVEN, "--method", "minmax", "--plan-only", "-o", "out")
     assert (other.code, "`out` holds another run" in other.err) == (2, True)
     assert qconvert("build", *GIVEN, "--plan-only", "-o", "out").code == 0
+
+
+# A wide map of few channels, each filtered alone: integer kernels gain least on it, and Tanh, which
+# has none, costs two conversions. The product at the end reads a quarter of the bytes in INT8.
+UNEVEN = """
+<ir_version: 10, opset_import: ["": 20]>
+net (float[batch, 3, 96, 96] image) => (float[batch, 10] scores) {
+    a = Conv <pads: ints = [1, 1, 1, 1]> (image, stem)
+    b = Tanh (a)
+    c = Conv <pads: ints = [1, 1, 1, 1], group: int = 8> (b, filters)
+    d = Tanh (c)
+    pooled = AveragePool <kernel_shape: ints = [8, 8], strides: ints = [8, 8]> (d)
+    flat = Flatten (pooled)
+    wide = Gemm <transB: int = 1> (flat, wide_weight)
+    e = Relu (wide)
+    scores = Gemm <transB: int = 1> (e, head)
+}
+"""
+SHAPES = {"stem": (8, 3, 3, 3), "filters": (8, 1, 3, 3), "wide_weight": (512, 1152),
+          "head": (10, 512)}  # fmt: skip
+UNEVEN_ON_CPU = ("uneven.onnx", *ON_CPU[1:], "--budget", "100", "--seconds", "0.2")
+
+
+def write_uneven() -> None:
+    weights = {
+        name: floats(*shape, seed=seed) / np.float32(np.sqrt(np.prod(shape[1:])))
+        for seed, (name, shape) in enumerate(SHAPES.items())
+    }
+    onnx_io.save(from_text(UNEVEN, **weights), Path("uneven.onnx"))
+
+
+def front_is_faster(*_: object) -> SetTimer:
+    """Return a timer by which the convolutions save 2 ms in float, and products lose 2."""
+
+    def timer(sets: Sequence[BlockSet]) -> SetTimes:
+        times: dict[tuple[str, ...] | None, Sequence[float]] = {None: [10.0] * 20}
+        for blocks in sets:
+            convolutions = sum("Conv" in block.name for block in blocks)
+            ms = 10.0 - 2 * convolutions + 2 * (len(blocks) - convolutions)
+            times[names_of(blocks)] = [ms] * 20
+        return times
+
+    return timer
+
+
+def front_is_profiled(*_: object) -> Profiler:
+    convolutions, products = ("Conv_0", "Conv_1"), ("Gemm_0", "Gemm_1")
+    int8 = [(name, 4.0) for name in convolutions] + [(name, 1.0) for name in products]
+    fp32 = [(name, 2.0) for name in convolutions] + [(name, 3.0) for name in products]
+    profiles = {
+        name: [OperatorTime(operator, "Conv", ms) for operator, ms in times]
+        for name, times in (("int8", int8), ("float", fp32))
+    }
+    return lambda: profiles
+
+
+@pytest.mark.long
+def test_build_on_the_cpu_has_a_mix_for_speed(
+    qconvert: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_uneven()
+    monkeypatch.setattr(search, "make_timer", front_is_faster)
+    monkeypatch.setattr(search, "make_profiler", front_is_profiled)
+    options = (*UNEVEN_ON_CPU, "--precision", "int8,mixed", "--plan-only", "-o", "run")
+    outcome = qconvert("build", *options, "--json")
+    assert outcome.code == 0, outcome.err
+    report = json.loads(outcome.out)
+    mix = report["mixes"]["cpu"]
+    assert mix["faster"]["lifted"] == mix["chosen"]["lifted"] == ["Conv_0", "Conv_1"]
+    note = next(note for note in report["notes"] if note.startswith("`cpu-mixed`: 2 blocks"))
+    assert "for speed: 6.00 ms instead of 10.00 in INT8 and 10.00 in fp32" in note
+    plan = plan_files.read_plan(Path("run/engines/cpu-mixed/plan.json"))
+    reasons = {name: layer.left for name, layer in plan.layers.items()}
+    assert reasons["Conv_1"] == "kept in fp32, in which it runs faster"
+    assert reasons["Gemm_0"] == ""
+    again = qconvert("build", *options)
+    assert "cached, " in next(line for line in again.err.splitlines() if "✓ search" in line)
+
+
+@pytest.mark.long
+def test_search_on_the_cpu_times_operators_and_whole_engines(qconvert: Command) -> None:
+    """Which engine is the fastest depends on the CPU; that results agree does not."""
+    write_uneven()
+    outcome = qconvert("search", *UNEVEN_ON_CPU, "--set", "cpu.threads=1", "-o", "out")
+    assert outcome.code == 0, outcome.err
+    assert "Blocks by what float saves, 4 of 4" in outcome.out
+    mix = json.loads(Path("out/search.json").read_text())
+    times = {row["block"]: row for row in mix["times"]}
+    assert list(times) == ["Conv_0", "Conv_1", "Gemm_0", "Gemm_1"]
+    assert all(row["int8_ms"] > 0 and row["float_ms"] > 0 for row in times.values())
+    if mix["outcome"] == "mixed":
+        assert f"{mix['chosen']['ms']:.2f} ms instead of" in mix["why"]
+        plan = plan_files.read_plan(Path("out/plan.json"))
+        kept = {name for name, layer in plan.layers.items() if "runs faster" in layer.left}
+        assert set(mix["faster"]["lifted"]) <= kept
+    else:
+        assert not Path("out/mixed.onnx").exists()
+        assert mix["outcome"] == ("int8" if mix["int8"]["ms"] < mix["float_ms"] else "float")
