@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quick test test-all torture gpu-lab gpu-lab-wheels gpu-lab-kernels check dist grown docs peers zoo clean
+.PHONY: help setup quick test test-all torture any-cpu any-cpu-files gpu-lab gpu-lab-wheels gpu-lab-kernels check dist grown docs peers zoo clean
 .PHONY: demo build bench report image image-gpu image-check smoke locks
 
 help:  ## Print this list
@@ -35,6 +35,13 @@ test-all: $(READY)  ## Run all tests but the torture, as CI does
 
 torture: $(READY)  ## Run the long tests: spoiled input, kills, full disks, two builds at once
 	$(BIN)/python -m pytest -m torture tests/torture
+
+any-cpu: any-cpu-files  ## Run INT8 files as x86 without VNNI and as ARM, under QEMU
+	$(PYTEST) tests/any_cpu
+	$(BIN)/python -m tests.any_cpu.table
+
+any-cpu-files: $(READY)
+	$(BIN)/python -m tests.any_cpu.environment
 
 gpu-lab: gpu-lab-wheels  ## Run the real GPU wheels over fake libraries (fetches 400 MB once)
 	$(PYTEST) -m "gpu_lab or proves" tests/gpu_lab tests/backends --junit-xml .venv/gpu-lab.xml

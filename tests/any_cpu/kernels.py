@@ -7,7 +7,7 @@ sums that the kernel computes, as [rows, channels].
 import numpy as np
 from numpy.typing import NDArray
 
-Bytes = NDArray[np.uint8] | NDArray[np.int8]
+Bytes = NDArray[np.uint8 | np.int8]
 
 
 def exact(activations: Bytes, weights: NDArray[np.int8]) -> NDArray[np.int32]:
@@ -15,13 +15,13 @@ def exact(activations: Bytes, weights: NDArray[np.int8]) -> NDArray[np.int32]:
     return np.asarray(activations.astype(np.int32) @ weights.astype(np.int32).T)
 
 
-def avx2(activations: NDArray[np.uint8], weights: NDArray[np.int8]) -> NDArray[np.int32]:
+def avx2(activations: Bytes, weights: NDArray[np.int8]) -> NDArray[np.int32]:
     """AVX2 and AVX-512 without VNNI: VPMADDUBSW adds products 2i and 2i + 1 and saturates."""
     pairs = _products(activations, weights, 2).sum(axis=-1)
     return np.asarray(np.clip(pairs, -(2**15), 2**15 - 1).sum(axis=-1, dtype=np.int32))
 
 
-def neon(activations: NDArray[np.int8], weights: NDArray[np.int8]) -> NDArray[np.int32]:
+def neon(activations: Bytes, weights: NDArray[np.int8]) -> NDArray[np.int32]:
     """ARM without dotprod: SMULL and SMLAL add products i and i + 8 of 16 and wrap around.
 
     aarch64/QgemmS8S8KernelNeon.S and ConvSymS8KernelNeon.S do so.
