@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qconvert.backends import system_probe
+from qconvert.backends import int8_class, system_probe
 from qconvert.core import config_file
 from tests import models
 from tests.conftest import Outcome, write
@@ -49,14 +49,21 @@ def test_inspect_json_holds_what_the_table_shows(qconvert: Command, tiny: Path) 
     assert len(json.loads(qconvert("inspect", "tiny.onnx", "--json", "--nodes").out)["nodes"]) == 5
 
 
-def test_doctor_lists_backends_with_reasons_and_fixes(qconvert: Command) -> None:
+def test_doctor_lists_backends_with_reasons_and_fixes(
+    qconvert: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu_class = int8_class.recorded_class("AVX2 without VNNI")
+    monkeypatch.setattr(int8_class, "int8_class", lambda: cpu_class)
     outcome = qconvert("doctor")
     assert outcome.code == 0
     lines = outcome.out.splitlines()
     assert lines[0].split() == ["backend", "builds", "runs", "version", "why", "not"]
     assert lines[2].split()[:3] == ["cpu", "yes", "yes"]
     assert [line.split()[0] for line in lines[3:6]] == ["cuda", "tensorrt", "tensorrt-rtx"]
+    meaning = "AVX2 without VNNI: INT8 is at most 1.3-2x as fast as FP32"
+    assert f"INT8 on CPU    {meaning}" in lines
     result = json.loads(qconvert("doctor", "--json").out)
+    assert result["int8"]["name"] == "AVX2 without VNNI"
     assert result["backends"]["cpu"]["runs"] is True
     for backend in result["backends"].values():
         assert backend["runs"] or backend["reason"]
