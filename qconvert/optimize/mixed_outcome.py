@@ -20,7 +20,7 @@ def early_result(result: MixedResult) -> MixedResult | None:
         why = f"INT8 alone takes {ms:.2f} ms, and blocks in {rest} are slower"
         return replace(result, outcome="none", why=why)
     if _keeps_budget(result, result.int8):
-        because = f", and none is faster in {rest}" if result.times else ""
+        because = f", and no mix with {rest} is faster" if result.times else ""
         return replace(result, why=f"INT8 keeps the budget: no block needs float{because}")
     return None
 

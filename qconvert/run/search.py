@@ -365,11 +365,14 @@ def preview_search(context: JobContext) -> list[str]:
     layers = preview_layers(context, QuantizeRequest(Path("model.onnx"), variant.backend, "int8"))
     weighted = sum(not layer.left and layer.weight is not None for layer in layers.values())
     available = chosen.available[variant.backend]
+    has_profile = variant.backend == "cpu" and available.runs and config.search.by_latency
+    times = ["times     operators in INT8 and in float, then sets of blocks"] if has_profile else []
     return [
         f"model     {config.model}",
         f"backend   {variant.backend}: {'runs here' if available.runs else available.reason}",
         f"calibrate {config.calibration.images or 'no images'}",
         f"blocks    {min(weighted, MAX_BLOCKS)}, of {weighted} operators with weights in INT8",
+        *times,
         f"budget    {config.search.budget:g} points",
         f"confirm   {config.evaluate.images or 'on the images of the search'}",
     ]

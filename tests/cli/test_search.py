@@ -117,6 +117,8 @@ def test_search_dry_run_lists_trials_and_writes_nothing(qconvert: Command) -> No
     outcome = qconvert("search", *GIVEN, "-o", "out", "--dry-run")
     assert outcome.code == 0, outcome.err
     assert "blocks" in outcome.out
+    assert "operators in INT8" not in outcome.out
+    assert "operators in INT8" in qconvert("search", *ON_CPU, "-o", "out", "--dry-run").out
     assert not Path("out").exists()
     for place in ("calib", "network.onnx"):
         refused = qconvert("search", *GIVEN, "-o", place, "--dry-run")

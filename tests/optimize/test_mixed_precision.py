@@ -282,7 +282,9 @@ def test_int8_is_the_outcome_if_no_set_is_faster() -> None:
     profiler = profiler_of(**SAVED)
     result = search(budget=100, timer=timer_by_block([], conversion=3.0), profiler=profiler)
     assert (result.outcome, result.faster, result.chosen) == ("int8", None, None)
-    assert result.why == "INT8 keeps the budget: no block needs float, and none is faster in fp32"
+    assert (
+        result.why == "INT8 keeps the budget: no block needs float, and no mix with fp32 is faster"
+    )
     assert len(result.times) == len(BLOCK_NAMES)
 
 
