@@ -12,6 +12,8 @@ from qconvert.core.config import ExportConfig
 from qconvert.core.errors import UsageError
 from qconvert.report.table import TextTable, make_columns
 
+MAX_SATURATING = 5  # layers that `inspect --quantized` names
+
 
 @options.command(
     "qconvert export resnet50.onnx -o clean.onnx",
@@ -89,7 +91,8 @@ def inspect_command(model: str, **chosen: Any) -> None:
     """Show the inputs, outputs, operators and sizes of MODEL, an ONNX file or any other source.
 
     With --quantized, show instead which nodes of a quantized file are computed in integers, or
-    which of a float model would be on a backend, and why the others are not.
+    which of a float model would be on a backend, and why the others are not; and whether the file
+    is exact on x86 CPUs without VNNI.
     """
     from qconvert.core import config_file
 
@@ -97,14 +100,19 @@ def inspect_command(model: str, **chosen: Any) -> None:
     if not chosen["quantized"]:
         _show_model(model, config.export, chosen)
         return
+    from qconvert.quantize.saturation import describe_saturation
     from qconvert.run.context import open_context
     from qconvert.run.quantize import inspect_layers
 
-    layers = inspect_layers(open_context(config, trust=chosen["trust"]), chosen["backend"])
+    result = inspect_layers(open_context(config, trust=chosen["trust"]), chosen["backend"])
+    layers, sums = result.layers, result.sums
+    saturating = {layer.node: layer for layer in sums or () if layer.saturating_channels}
     if chosen["as_json"]:
         rows = {name: asdict(layer) for name, layer in layers.items()}
-        console.write_json({"model": model, "layers": rows})
-    elif chosen["nodes"]:
+        proof = {"portable": not saturating, "pair_sums": [asdict(layer) for layer in sums or ()]}
+        console.write_json({"model": model, "layers": rows, **(proof if sums is not None else {})})
+        return
+    if chosen["nodes"]:
         columns = make_columns("l l l w", "node", "operator", "int8", "why")
         cells = [
             [name, layer.op, "" if layer.left else "yes", layer.left or layer.note]
@@ -113,6 +121,12 @@ def inspect_command(model: str, **chosen: Any) -> None:
         console.write_table(TextTable(columns, cells))
     else:
         console.show_coverage(layers)
+    if sums is not None:
+        console.write("", describe_saturation(sums))
+        worst = sorted(saturating.values(), key=lambda layer: -layer.largest)[:MAX_SATURATING]
+        for layer in worst:
+            counts = f"{layer.saturating_channels} of {layer.channels} channels"
+            console.write(f"  {layer.node}: {counts}, sums up to {layer.largest:,} of 32,767")
 
 
 def _show_model(model: str, export: ExportConfig, chosen: dict[str, Any]) -> None:

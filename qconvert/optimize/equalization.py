@@ -22,6 +22,7 @@ from qconvert.core.scales import FloatArray
 from qconvert.graph.taps import find_observed_tensors
 from qconvert.optimize.candidate import Candidate, is_better, run_reference
 from qconvert.quantize.cross_layer import EqualizationSite, find_sites
+from qconvert.quantize.pairs import largest_sums
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 # A tensor gets factors only if its expected error falls to this share.
@@ -51,9 +52,12 @@ def choose_equalization(original: Candidate, equalized: Candidate) -> Candidate:
 
 
 def choose_factors(
-    model: ir.Model, summaries: Mapping[str, Summary]
+    model: ir.Model, summaries: Mapping[str, Summary], *, portable: bool = False
 ) -> dict[str, tuple[float, ...]]:
-    """Return factors for the tensors whose expected error they lower enough."""
+    """Return factors for the tensors whose expected error they lower enough.
+
+    The scales of `portable` weights grow with the sums of their pairs too.
+    """
     chosen: dict[str, tuple[float, ...]] = {}
     aliases = find_observed_tensors(model).aliases
     for site in find_sites(model.graph):
@@ -64,7 +68,7 @@ def choose_factors(
         largest = np.abs(summary.channel_maxima).astype(np.float32)
         if largest.shape != (site.channels,) or not largest.any():
             continue
-        expected_error = partial(_expected_error, site, largest)
+        expected_error = partial(_expected_error, site, largest, portable)
         candidates = (_compute_factors(site, largest, strength) for strength in STRENGTHS)
         best = min(candidates, key=expected_error)
         if expected_error(best) < MAX_ERROR_RATIO * expected_error(np.ones_like(largest)):
@@ -96,7 +100,9 @@ def _compute_factors(site: EqualizationSite, largest: FloatArray, strength: floa
     return limited
 
 
-def _expected_error(site: EqualizationSite, largest: FloatArray, factors: FloatArray) -> float:
+def _expected_error(
+    site: EqualizationSite, largest: FloatArray, portable: bool, factors: FloatArray
+) -> float:
     """Return the expected squared error of the readers' outputs, in scales of the whole range."""
     sizes = largest / factors
     error = 0.0
@@ -106,5 +112,7 @@ def _expected_error(site: EqualizationSite, largest: FloatArray, factors: FloatA
         error += float(np.square(sizes.max()) * np.square(weights).sum())
         if not reader.depthwise:
             scales = np.abs(weights).max(axis=1)
+            if portable:
+                scales = np.maximum(scales, largest_sums(weights))
             error += float(MEAN_SQUARE * np.square(scales).sum() * np.square(sizes).sum())
     return error

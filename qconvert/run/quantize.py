@@ -35,7 +35,7 @@ from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.placement import AUTO_METHOD, OUTPUT_ERROR_METHOD
 from qconvert.quantize.plan import LayerPlan, Plan, RestPrecision, RoundedWeights
-from qconvert.quantize.saturation import describe_saturation, find_saturation
+from qconvert.quantize.saturation import PairSums, describe_saturation, find_saturation
 from qconvert.quantize.scheme import Scheme
 from qconvert.run.calibrate import load_calibration_set, measure_calibration_set
 from qconvert.run.context import JobContext, with_preprocessing
@@ -146,15 +146,25 @@ def preview_layers(context: JobContext, request: QuantizeRequest) -> dict[str, L
     return place_layers(load_and_clean(context).model, context.config.quantize, requirements)
 
 
-def inspect_layers(context: JobContext, backend: str) -> dict[str, LayerPlan]:
+@dataclass(frozen=True)
+class Inspection:
+    """The layers of a model, and the sums of each integer kernel if it is quantized."""
+
+    layers: dict[str, LayerPlan]
+    sums: tuple[PairSums, ...] | None = None
+
+
+def inspect_layers(context: JobContext, backend: str) -> Inspection:
     """Return what is quantized of a model, by its plan or its graph, or else what would be."""
     config = context.config
     model = sources.load(str(config.model), config.export, trust=context.trust).model
-    if (plan := plan_files.read_embedded_plan(model)) is not None:
-        return plan.layers
-    if is_quantized(model):
-        return plan_files.read_layers(model)
-    return preview_layers(context, QuantizeRequest(Path("model.onnx"), backend, "int8"))
+    plan = plan_files.read_embedded_plan(model)
+    if plan is not None or is_quantized(model):
+        layers = plan.layers if plan is not None else plan_files.read_layers(model)
+        # ONNX Runtime's CPU provider computes other plans in float.
+        is_integer = plan is None or plan.integer_bias
+        return Inspection(layers, find_saturation(model) if is_integer else None)
+    return Inspection(preview_layers(context, QuantizeRequest(Path("model.onnx"), backend, "int8")))
 
 
 def scheme_for(settings: QuantizeConfig, requirements: BackendRequirements) -> Scheme:
@@ -328,7 +338,8 @@ def _make_plan(
     original = Candidate(loaded, calibration, scheme, start, holdout, context.progress)
     candidate, factors = original, dict[str, tuple[float, ...]]()
     if effort.equalize and calibration.can_recalibrate:
-        factors = choose_factors(loaded.model, calibration.training.summaries)
+        summaries = calibration.training.summaries
+        factors = choose_factors(loaded.model, summaries, portable=scheme.portable)
     if factors:
         # The equalized model is calibrated again, and accepted if its output error is lower.
         equalized = replace(loaded, model=equalize(loaded.model, factors))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qconvert.backends import cpu, int8_class, ort, system_probe
+from qconvert.backends import cpu, int8_class, system_probe
 from qconvert.backends.int8_class import ARM, EXACT_FLAGS, X86, classify, recorded_class
 from qconvert.backends.system_probe import Installed
 
@@ -166,11 +166,3 @@ def test_probe_counts_the_one_core_that_it_may_use(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
     monkeypatch.setattr(system_probe, "provider_error", lambda *_: ("", ""))
     assert cpu.probe(Installed({"onnxruntime": "1.32.0"})).version == "onnxruntime 1.32.0, 1 thread"
-
-
-@pytest.mark.parametrize("flags", ["", NEOVERSE_N1])
-def test_notes_of_the_cpu_follow_its_class(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = classify("aarch64" if flags else "x86_64", frozenset(flags.split()))
-    for module in (int8_class, ort):
-        monkeypatch.setattr(module, "int8_class", lambda: expected)
-    assert bool(cpu.requirements().notes) == expected.saturates

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from qconvert.core.scales import FloatArray, Grid, IntArray, dequantize, quantize
 from qconvert.graph import patterns
-from qconvert.quantize import pairs, weights
+from qconvert.quantize import pairs, plan_files, weights
 from qconvert.quantize.apply_plan import apply_plan
+from qconvert.quantize.plan import RoundedWeight
+from qconvert.quantize.saturation import is_pair_safe
 from tests.models import floats
 from tests.quantize.quantized_models import model, planned
 
@@ -156,3 +158,15 @@ def test_integers_are_shared_only_where_onnx_runtime_loads_them() -> None:
             for value in quantized.graph.initializers.values()
         )
     assert counts == {True: 1, False: 2}
+
+
+def test_exact_integers_in_a_portable_plan_are_repaired() -> None:
+    before = convolution("pointwise")
+    plan = replace(planned(before, "cpu"), portable=False)
+    largest = np.full((6, 4, 1, 1), 127, np.int8)
+    learned = {before.graph[0].name or "": RoundedWeight(largest, np.ones(6, np.float32), None)}
+    plan = replace(plan, learned=plan_files.weights_digest(learned))
+    assert not is_pair_safe(apply_plan(before, plan, learned))
+    repaired = apply_plan(before, replace(plan, portable=True), learned)
+    assert is_pair_safe(repaired)
+    np.testing.assert_array_equal(stored_weight(repaired), 64)

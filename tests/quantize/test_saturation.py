@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -125,6 +125,7 @@ def test_limit_is_exact(first: int, second: int, safe: bool) -> None:
     assert saturation.is_pair_safe(quantized("Gemm <transB=1> (x, w)", weight, "1, 2")) is safe
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(-128, 127), min_size=5, max_size=5), min_size=1, max_size=6))
 def test_layer_is_safe_if_and_only_if_no_activation_changes_a_sum(rows: list[list[int]]) -> None:
     weight = np.array(rows, np.int8)
