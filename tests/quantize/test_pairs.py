@@ -1,7 +1,7 @@
 """Neighbouring weights of portable plans never sum to more than x86 adds in 16 bits."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from qconvert.backends.ort import open_cpu, runtime
+from qconvert.core import onnx_io
 from qconvert.core.scales import FloatArray, Grid, IntArray, dequantize, quantize
 from qconvert.graph import patterns
 from qconvert.quantize import pairs, plan_files, weights
@@ -170,3 +172,22 @@ def test_exact_integers_in_a_portable_plan_are_repaired() -> None:
     repaired = apply_plan(before, replace(plan, portable=True), learned)
     assert is_pair_safe(repaired)
     np.testing.assert_array_equal(stored_weight(repaired), 64)
+
+
+@pytest.mark.parametrize(("portable", "precision"), [(True, "0"), (False, "1")])
+def test_shared_weights_load_with_the_setting_that_they_need(
+    portable: bool, precision: str
+) -> None:
+    before = model(
+        "h = Conv (x, w)  y = Conv (h, w)",
+        "(float[n, 4, 5, 5] x) => (float[n, a, b, c] y)",
+        w=(4, 4, 1, 1),
+    )
+    quantized = apply_plan(before, replace(planned(before, "cpu"), portable=portable))
+    options: Any = runtime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", precision)
+    session = runtime.InferenceSession(onnx_io.serialize(quantized), options)
+    (y,) = session.run(None, {"x": floats(2, 4, 5, 5)})
+    np.testing.assert_allclose(
+        y, open_cpu(quantized, keep_qdq=True)({"x": floats(2, 4, 5, 5)})["y"]
+    )
