@@ -183,11 +183,13 @@ def test_shared_weights_load_with_the_setting_that_they_need(
         "(float[n, 4, 5, 5] x) => (float[n, a, b, c] y)",
         w=(4, 4, 1, 1),
     )
-    quantized = apply_plan(before, replace(planned(before, "cpu"), portable=portable))
+    plan = replace(planned(before, "cpu"), portable=portable)
+    quantized = apply_plan(before, plan)
     options: Any = runtime.SessionOptions()
     options.add_session_config_entry("session.x64quantprecision", precision)
     session = runtime.InferenceSession(onnx_io.serialize(quantized), options)
     (y,) = session.run(None, {"x": floats(2, 4, 5, 5)})
-    np.testing.assert_allclose(
-        y, open_cpu(quantized, keep_qdq=True)({"x": floats(2, 4, 5, 5)})["y"]
-    )
+    expected = open_cpu(quantized, keep_qdq=True)({"x": floats(2, 4, 5, 5)})["y"]
+    # Kernels may round halves to another side than the arithmetic in float.
+    step = max(value_range.max_abs for value_range in plan.tensors.values()) / 127
+    np.testing.assert_allclose(y, expected, atol=1.01 * step)
