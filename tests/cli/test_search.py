@@ -301,3 +301,7 @@ def test_search_on_the_cpu_times_operators_and_whole_engines(qconvert: Command) 
     else:
         assert not Path("out/mixed.onnx").exists()
         assert mix["outcome"] == ("int8" if mix["int8"]["ms"] < mix["float_ms"] else "float")
+    # All times are in the cache, and an interrupted search takes them from there.
+    shutil.rmtree(".store/search")
+    assert qconvert("search", *UNEVEN_ON_CPU, "--set", "cpu.threads=1", "-o", "again").code == 0
+    assert json.loads(Path("again/search.json").read_text()) == mix
