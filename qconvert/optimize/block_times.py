@@ -17,7 +17,9 @@ from qconvert.graph.patterns import constant_array
 from qconvert.optimize.blocks import Block
 
 # What ONNX Runtime appends to the names of nodes and tensors, and the rewrite to those of tensors.
-SUFFIXES = re.compile(r"(_nchwc|_token_\d+|/duplicated\w*|_quantized|_rounded|_q|_dq)+$")
+SUFFIXES = re.compile(
+    r"(_nchwc|_token_\d+|/duplicated\w*|_quantized|_rounded|_shifted|_pooled|_q|_dq)+$"
+)
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 # What a conversion takes if none was measured: its start, and the time of each value.
 CONVERSION_MS, VALUE_MS = 0.01, 1e-6

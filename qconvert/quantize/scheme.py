@@ -198,11 +198,19 @@ def need_quantized_producer(node: ir.Node, quantized: QuantizedNodes) -> str:
 
 
 def need_quantized_inputs(node: ir.Node, quantized: QuantizedNodes) -> str:
-    """Require that quantized operators compute all activations that a node reads."""
+    """Require that quantized operators compute all activations, or read them quantized anyway."""
+    values = [node.inputs[slot] for slot in activation_slots(node)]
     complete = all(
-        patterns.producer_of(node.inputs[slot]) in quantized for slot in activation_slots(node)
+        patterns.producer_of(value) in quantized or _is_weighted_input(value, quantized)
+        for value in values
     )
     return "" if complete else "its inputs are not computed by quantized operators"
+
+
+def _is_weighted_input(value: ir.Value | None, quantized: QuantizedNodes) -> bool:
+    """Whether a quantized convolution or product reads a tensor."""
+    uses = value.uses() if value is not None else ()
+    return any(use.node in quantized and use.node.op_type in patterns.WEIGHTED for use in uses)
 
 
 def need_quantized_consumer(node: ir.Node, quantized: QuantizedNodes) -> str:

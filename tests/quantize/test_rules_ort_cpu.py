@@ -91,7 +91,7 @@ LEFT: dict[str, tuple[str, str, Shapes, dict[str, str]]] = {
         "h = MatMul (x, w) s = Add (x, h) n = LayerNormalization <axis: int = -1> (s, g) "
         "y = MatMul (n, v)",
         "(float[N, 10, 32] x)", {"w": SQUARE, "g": (32,), "v": (32, 16)},
-        {"s": "its inputs are not computed by quantized operators", "n": NO_KERNEL},
+        {"s": "no quantized operator reads its output", "n": NO_KERNEL},
     ),
     "an add with float readers": (
         f"{CONV} d = Conv (x, v) s = Add (c, c) y = Elu (s)", X, {"w": W, "v": W},
@@ -199,6 +199,20 @@ def test_excluded_activation_keeps_its_convolution_in_float() -> None:
         "y_float = Conv(~r, ~v)",
         "return ~y_float",
     ]
+
+
+def test_add_reads_a_float_tensor_that_a_convolution_reads_quantized() -> None:
+    body = f"{CONV} d = Conv {PAD} (c, v) s = Add (c, d) y = Conv (s, u)"
+    before = model(body, f"{X} => (float[] y)", w=W, v=W, u=W)
+    assert after(before, "cpu", Selection(exclude=("c",))) == [
+        "c = Conv(x, w)",
+        "d = Conv(~c, ~v)",
+        "s = Add(~c, ~d)",
+        "y_float = Conv(~s, ~u)",
+        "return ~y_float",
+    ]
+    placed = layers(before, "cpu", Selection(exclude=("c", "d")))
+    assert placed["s"].left == "its inputs are not computed by quantized operators"
 
 
 def test_subgraphs_stay_unchanged() -> None:
