@@ -190,22 +190,23 @@ def _quantize_weights(
 def _protect_float_layers(builder: QDQBuilder) -> None:
     """Keep ONNX Runtime from quantizing weights that the plan leaves in float.
 
-    Its `WeightBiasQuantization` (1.31) takes a Conv, ConvTranspose or Gemm between Q/DQ nodes
+    Its `WeightBiasQuantization` (1.32) takes a Conv, ConvTranspose or Gemm between Q/DQ nodes
 
         DequantizeLinear -> Conv -> (Relu | Clip) -> QuantizeLinear
 
     and quantizes its float weight too, with one scale for the whole tensor, which ruins depthwise
-    filters. A LeakyRelu with slope 1 behind the Conv breaks the pattern; it changes no number and
-    is fused into the convolution.
+    filters. Operators that only move values may stand between: it moves Q/DQ nodes across them
+    first. A LeakyRelu with slope 1 behind the Conv breaks the pattern; it changes no number and is
+    fused into the convolution.
     """
-    linear = ("Conv", "ConvTranspose", "Gemm")
+    linear, between = ("Conv", "ConvTranspose", "Gemm"), (*patterns.MOVING, "Relu", "Clip")
     for node in [node for node in builder.graph if patterns.is_standard(node, *linear)]:
-        source, value = patterns.producer_of(node.inputs[0]), node.outputs[0]
+        source, value = patterns.producer_of(node.inputs[0], *patterns.MOVING), node.outputs[0]
         if source is None or not patterns.is_standard(source, "DequantizeLinear"):
             continue
         # Nothing to protect if the weight is quantized.
         is_float = patterns.constant_array(node.inputs[1]) is not None
-        reader = patterns.only_reader(value, "Relu", "Clip") if is_float else None
+        reader = patterns.only_reader(value, *between) if is_float else None
         if reader is not None and patterns.is_standard(reader, "QuantizeLinear"):
             uses, name = value.uses(), f"{value.name}_kept_float"
             guard = builder.node("LeakyRelu", [value], name, value.dtype, alpha=1.0)

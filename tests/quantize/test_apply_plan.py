@@ -201,6 +201,10 @@ CONV = "mid = Conv <pads: ints = [1, 1, 1, 1], group: int = 8> (first, w2, b2)"
 BODIES = {
     "alone": (CONV, "mid"),
     "relu": (f"{CONV} r = Relu (mid)", "r"),
+    "moved behind": (f"{CONV} r = Relu (mid) p = MaxPool <kernel_shape = [2, 2]> (r)", "p"),
+    "moved before": (
+        f"p = MaxPool <kernel_shape = [2, 2]> (first) {CONV.replace('first', 'p')}", "mid",
+    ),
     "transposed": ("mid = ConvTranspose <pads: ints = [1, 1, 1, 1], group: int = 8> "
                    "(first, w2, b2)", "mid"),
 }  # fmt: skip
