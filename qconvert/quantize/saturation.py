@@ -16,6 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qconvert.core import onnx_io
+from qconvert.core.scales import Grid, Range, choose_qparams, quantize
 from qconvert.graph.patterns import (
     FUSIBLE_ACTIVATIONS,
     MOVING,
@@ -95,9 +96,23 @@ def _paired_weight(node: ir.Node) -> NDArray[np.generic] | None:
         weight = _folded(_input(node, place)) if is_unsigned else None
     elif is_standard(node, "Conv", "Gemm", "MatMul") and _is_fused(node):
         weight = _folded(_input(node, 1))
+        if weight is not None and weight.dtype == np.float32:
+            weight = _quantized_on_load(node, weight)
     else:
         weight = None
     return weight if weight is not None and adds_pairs(node, weight.shape) else None
+
+
+def _quantized_on_load(node: ir.Node, weight: NDArray[np.generic]) -> NDArray[np.generic] | None:
+    """Return the integers that ONNX Runtime makes of a float weight among Q/DQ nodes.
+
+    It gives a Conv or Gemm between quantizers one scale and zero point for the whole weight.
+    """
+    if node.op_type == "MatMul" or not weight.size or not _is_quantized(node.outputs[0]):
+        return None
+    ends = Range(float(min(weight.min(), 0)), float(max(weight.max(), 0)))
+    qparams = choose_qparams(ends, Grid(8, symmetric=False))
+    return quantize(weight.astype(np.float32), qparams).astype(np.int8)
 
 
 def _is_fused(node: ir.Node) -> bool:

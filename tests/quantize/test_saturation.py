@@ -175,6 +175,25 @@ def test_unsigned_weights_have_an_exact_kernel() -> None:
 
 
 @pytest.mark.parametrize(
+    ("operator", "weight", "after", "expected"),
+    [
+        ("Conv (x, weight)", np.ones((2, 4, 1, 1)), "z = QuantizeLinear (y, one, u8_zero)", [2]),
+        ("Gemm (x, weight)", np.ones((4, 2)), "z = QuantizeLinear (y, one, u8_zero)", [2]),
+        # With one zero point for the whole weight, zeros next to positive weights are not zero.
+        ("Gemm (x, weight)", np.eye(4, 2), "z = QuantizeLinear (y, one, u8_zero)", [2]),
+        ("Gemm (x, weight)", np.ones((4, 2)), "z = Relu (y)", []),
+        ("MatMul (x, weight)", np.ones((4, 2)), "z = QuantizeLinear (y, one, u8_zero)", []),
+    ],
+)
+def test_float_weights_count_as_the_runtime_quantizes_them(
+    operator: str, weight: NDArray[np.float64], after: str, expected: list[int]
+) -> None:
+    shape = "1, 4, 5, 5" if weight.ndim == 4 else "1, 4"
+    floats, changes = weight.astype(np.float32), {"filters": "", "after": after}
+    assert saturating(quantized(operator, floats, shape, **changes)) == expected
+
+
+@pytest.mark.parametrize(
     "lines",
     [
         "i = Identity (weight)\nw = DequantizeLinear (i, one, s8_zero)",
