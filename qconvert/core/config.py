@@ -8,6 +8,7 @@ module does not import it, to keep `--help` fast.
 
 import json
 import math
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -67,6 +68,15 @@ def _check_channels(numbers: tuple[float, ...]) -> tuple[float, ...]:
     return numbers
 
 
+def _check_resize_rule(text: str) -> str:
+    """Return a rule for the size of images, as `letterbox:WxH` if it has a size."""
+    match = re.fullmatch(r"fit|none|letterbox(?::([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?)?", text)
+    if match is None:
+        raise ValueError(f"`{text[:20]}` is none of fit, none, letterbox, letterbox:640x480")
+    width, height = match.groups()
+    return f"letterbox:{width}x{height or width}" if width else text
+
+
 def _check_deviations(numbers: tuple[float, ...]) -> tuple[float, ...]:
     if min(_check_channels(numbers)) <= 0:
         raise ValueError("pixels are divided by these numbers: all must be above 0")
@@ -94,6 +104,7 @@ PositiveFloat = Annotated[float, Limits(gt=0)]
 Backend = Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "mixed"]
 SizeRule = Literal["fit", "none"]
+ResizeRule = Annotated[str, Check(_check_resize_rule)]
 
 IMAGE_FILES = "a folder, a list file, a CSV, or arrays (.npz, .npy)"
 CUDA_GRAPH = "Record a CUDA graph; shapes must be fixed"
@@ -157,10 +168,10 @@ class PreprocessConfig(StrictTable):
         "--preprocess",
         unset="as the source says, else imagenet",
     )
-    resize: SizeRule | PositiveInt | tuple[int, int] | None = setting(
+    resize: PositiveInt | tuple[int, int] | ResizeRule | None = setting(
         None,
-        "Shorter side, exact size, `fit` or `none`",
-        "--resize N|WxH|fit|none",
+        "Shorter side, exact size, letterbox (all of the image, with a gray border), fit or none",
+        "--resize N|WxH|letterbox[:WxH]|fit|none",
         "follows the model",
     )
     crop: SizeRule | PositiveInt | None = setting(

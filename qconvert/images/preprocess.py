@@ -10,7 +10,7 @@ import pydantic
 from numpy.typing import NDArray
 from PIL import Image
 
-from qconvert.core.config import StrictTable
+from qconvert.core.config import ResizeRule, StrictTable
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.tensors import TensorSpec
 
@@ -56,8 +56,10 @@ def find_image_input(specs: Sequence[TensorSpec]) -> ImageInput:
 
 
 Interpolation = Literal["bilinear", "bicubic", "box"]
-Resize = int | tuple[int, int] | Literal["fit", "none"]
+Resize = int | tuple[int, int] | ResizeRule
 Crop = int | Literal["fit", "none"]
+# What the detectors of YOLO's family were trained with.
+LETTERBOX_LEVEL = 114
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Preprocess(StrictTable):
 
     `resize` is the length of the shorter side, or an exact (width, height); `crop` is the side of a
     square. Left at `fit` they follow the model's input: the crop is the input's size and covers
-    `crop_share` of the resized image's shorter side. `mean` and `std` hold one number, or one per
+    `crop_share` of the resized image's shorter side. A `letterbox`, of the model's size or its own,
+    holds the whole image in its middle; the rest is gray, `LETTERBOX_LEVEL`. `mean` and `std` hold one number, or one per
     channel in the order in which the model takes the channels.
     """
 
@@ -86,6 +89,8 @@ class Preprocess(StrictTable):
         smallest = min((size for size in sizes if isinstance(size, int)), default=math.inf)
         if isinstance(self.crop, int) and smallest < self.crop:
             raise ValueError(f"a crop of {self.crop} does not fit into resize {self.resize}")
+        if self.letterbox and isinstance(self.crop, int):
+            raise ValueError(f"a letterbox is not cropped, got a crop of {self.crop}")
         if not 0 < self.crop_share <= 1:
             raise ValueError(f"a crop share must be between 0 and 1, got {self.crop_share}")
         for name, numbers in (("mean", self.mean), ("std", self.std)):
@@ -93,6 +98,19 @@ class Preprocess(StrictTable):
                 raise ValueError(f"{name} is 1 or 3 finite numbers, got {list(numbers)}")
         if not (math.isfinite(self.divisor) and self.divisor > 0 and min(self.std) > 0):
             raise ValueError("divisor and std are above 0")
+
+    @property
+    def letterbox(self) -> bool:
+        """Whether the whole image is kept, with a gray border."""
+        return isinstance(self.resize, str) and self.resize.startswith("letterbox")
+
+    @property
+    def exact_size(self) -> tuple[int, int] | None:
+        """The (width, height) that `resize` names, if it does."""
+        if isinstance(self.resize, str) and self.letterbox and ":" in self.resize:
+            width, height = map(int, self.resize.partition(":")[2].split("x"))
+            return width, height
+        return self.resize if isinstance(self.resize, tuple) else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as TOML and JSON hold them."""
@@ -136,7 +154,11 @@ def fit_to_input(preprocess: Preprocess, image_input: ImageInput) -> tuple[Prepr
     """Return both with every size and value resolved."""
     resize, crop = preprocess.resize, preprocess.crop
     width, height = image_input.width, image_input.height
-    if crop == "fit":
+    if preprocess.letterbox:
+        crop = "none"
+        if resize == "letterbox" and width is not None and height is not None:
+            resize = f"letterbox:{width}x{height}"
+    elif crop == "fit":
         square = width is not None and width == height and resize != (width, height)
         crop = width if width is not None and square else "none"
     if resize == "fit" and isinstance(crop, int):
@@ -147,8 +169,8 @@ def fit_to_input(preprocess: Preprocess, image_input: ImageInput) -> tuple[Prepr
         preprocess = replace(preprocess, resize=resize, crop=crop)
     except ValueError as error:
         raise UsageError(str(error), hint="give a larger `--resize`, or leave it out") from None
-    size = (crop, crop) if isinstance(crop, int) else resize
-    if isinstance(size, tuple):
+    size = (crop, crop) if isinstance(crop, int) else preprocess.exact_size
+    if size is not None:
         if size != (width or size[0], height or size[1]):
             raise UsageError(
                 f"preprocessing makes {size[0]}×{size[1]} images; "
@@ -159,7 +181,8 @@ def fit_to_input(preprocess: Preprocess, image_input: ImageInput) -> tuple[Prepr
     elif width is None or height is None:
         raise UsageError(
             f"the height and width of input `{image_input.name}` are unknown",
-            hint="give them with `--crop 224`, `--resize 320x224` or `--input NAME:SHAPE`",
+            hint="give them with `--crop 224`, `--resize 320x224`, `--resize letterbox:640` or "
+            "`--input NAME:SHAPE`",
         )
     if image_input.channels == 1:
         preprocess = replace(preprocess, colours="gray")
@@ -196,6 +219,8 @@ def make_converter(preprocess: Preprocess, image_input: ImageInput) -> ImageConv
     order = range(image_input.channels)[:: -1 if preprocess.colours == "bgr" else 1]
 
     def convert(image: Image.Image, name: str) -> NDArray[Any]:
+        if preprocess.letterbox:
+            return normalize(_letterbox(image, (width, height), method))
         scaled = _resized_size(image.size, preprocess.resize)
         # Checked before any pixel is made: a strip of 9000×1 would become a very long one.
         if scaled[0] < width or scaled[1] < height or (uncropped and scaled != (width, height)):
@@ -205,8 +230,10 @@ def make_converter(preprocess: Preprocess, image_input: ImageInput) -> ImageConv
                 f"the model takes {width}×{height}",
                 hint=_FOLLOW_MODEL,
             )
-        cropped = _resize_and_crop(image, scaled, (width, height), method)
-        pixels = np.asarray(cropped).reshape(height, width, image_input.channels)
+        return normalize(_resize_and_crop(image, scaled, (width, height), method))
+
+    def normalize(image: Image.Image) -> NDArray[Any]:
+        pixels = np.asarray(image).reshape(height, width, image_input.channels)
         item = np.empty((image_input.channels, height, width), image_input.dtype)
         for channel, source in enumerate(order):
             np.take(tables[channel], pixels[:, :, source], out=item[channel], mode="clip")
@@ -223,6 +250,30 @@ def _resized_size(size: tuple[int, int], resize: Resize) -> tuple[int, int]:
     width, height = size
     long = int(resize * max(size) / min(size))
     return (resize, long) if width <= height else (long, resize)
+
+
+@dataclass(frozen=True)
+class LetterboxArea:
+    """Where the image lies in its letterbox."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def letterbox_area(image: tuple[int, int], size: tuple[int, int]) -> LetterboxArea:
+    """Return where an image of a (width, height) lies in a letterbox of this size."""
+    scale = min(size[0] / image[0], size[1] / image[1])
+    width, height = (max(1, round(side * scale)) for side in image)
+    return LetterboxArea((size[0] - width) // 2, (size[1] - height) // 2, width, height)
+
+
+def _letterbox(image: Image.Image, size: tuple[int, int], method: Image.Resampling) -> Image.Image:
+    area = letterbox_area(image.size, size)
+    boxed = Image.new(image.mode, size, (LETTERBOX_LEVEL,) * len(image.getbands()))
+    boxed.paste(image.resize((area.width, area.height), method), (area.left, area.top))
+    return boxed
 
 
 def _resize_and_crop(

@@ -26,8 +26,8 @@ PREPROCESS_FILE = "preprocess.toml"
 PREPROCESS_HEADER = """\
 # How an image becomes the model's input, in this order: turned upright as its EXIF says, converted
 # to 8 bits a channel in `colours`, resized, cropped at the centre to `width` and `height`, divided
-# by `divisor`, minus `mean`, divided by `std`. `resize` is the shorter side, or [width, height];
-# the filter is antialiased.
+# by `divisor`, minus `mean`, divided by `std`. `resize` is the shorter side, [width, height], or a
+# letterbox: all of the image, in the middle of gray 114. The filter is antialiased.
 """
 
 

@@ -18,9 +18,30 @@ from qconvert.backends.int8_class import ARM_MACHINES, EXACT_FLAGS, X86_MACHINES
 from qconvert.core.errors import UsageError
 from qconvert.core.tensors import fixed_batch
 from qconvert.images.listing import CLASSES_FILE
+from qconvert.images.preprocess import LETTERBOX_LEVEL, Preprocess
 from qconvert.package import bundle as bundles
 from qconvert.package.bundle import Bundle
 from qconvert.report.markdown import escape_text
+
+RESIZED_AND_CROPPED = Template("""\
+    scaled = $scaled
+    if any(whole $unfit part for whole, part in zip(scaled, size)):
+        sys.exit(f"{file}: {image.width}x{image.height} does not fit")
+    # Resize only the part of the image that the crop leaves.
+    factors = [whole / part for whole, part in zip(image.size, scaled)]
+    left, top = (round((whole - part) / 2) for whole, part in zip(scaled, size))
+    right = min((left + size[0]) * factors[0], image.width)
+    bottom = min((top + size[1]) * factors[1], image.height)
+    image = image.resize(size, method, (left * factors[0], top * factors[1], right, bottom))""")
+
+RESIZED_LETTERBOX = f"""\
+    # All of the image, in the middle of a gray box.
+    scale = min(part / whole for part, whole in zip(size, image.size))
+    scaled = [max(1, round(side * scale)) for side in image.size]
+    corner = tuple((part - whole) // 2 for part, whole in zip(size, scaled))
+    box = Image.new(image.mode, size, ({LETTERBOX_LEVEL},) * len(image.getbands()))
+    box.paste(image.resize(scaled, method), corner)
+    image = box"""
 
 INTEGER_LINES = f"""\
 # CPUs without these instructions multiply bytes in 16 bits, which overflow in this default mode.
@@ -156,20 +177,24 @@ def run_script(bundle: Bundle, spec: LoadSpec) -> str:
     if bundle.classes:
         names = '(HERE / "classes.txt").read_text(encoding="utf-8").splitlines()'
         loop = f"CLASSES = {names}\n\n{loop}"
-    if isinstance(preprocess.resize, int):
-        scaled = '[int(PREPROCESS["resize"] * side / min(image.size)) for side in image.size]'
-    else:
-        scaled = 'PREPROCESS["resize"]' if isinstance(preprocess.resize, tuple) else "image.size"
     return bundles.fill_template(
         "run_images.py.tmpl",
         **code,
         mode="L" if image_input.channels == 1 else "RGB",
-        scaled=scaled,
-        unfit="!=" if preprocess.crop == "none" else "<",
+        resized=RESIZED_LETTERBOX if preprocess.letterbox else resized_code(preprocess),
         order="[..., ::-1]" if preprocess.colours == "bgr" else "",
         layout=".transpose(2, 0, 1)" if image_input.layout == "nchw" else "",
         loop=loop,
     )
+
+
+def resized_code(preprocess: Preprocess) -> str:
+    """Return code that resizes and crops an `image` to its `size`."""
+    scaled = 'PREPROCESS["resize"]' if isinstance(preprocess.resize, tuple) else "image.size"
+    if isinstance(preprocess.resize, int):
+        scaled = '[int(PREPROCESS["resize"] * side / min(image.size)) for side in image.size]'
+    unfit = "!=" if preprocess.crop == "none" else "<"
+    return RESIZED_AND_CROPPED.substitute(scaled=scaled, unfit=unfit)
 
 
 def python_string(text: str) -> str:

@@ -183,9 +183,12 @@ def describe_preprocessing(settings: Preprocess) -> str:
     parts = [{"rgb": "RGB", "bgr": "BGR", "gray": "Gray"}[settings.colours]]
     if isinstance(settings.resize, int):
         parts.append(f"the shorter side resized to {settings.resize} {filtered}")
-    elif isinstance(settings.resize, tuple):
-        width, height = settings.resize
-        parts.append(f"resized to {width}×{height} {filtered}")
+    elif settings.exact_size is not None:
+        width, height = settings.exact_size
+        fitted = f"fitted into a gray letterbox of {width}×{height}"
+        parts.append(
+            f"{fitted if settings.letterbox else f'resized to {width}×{height}'} {filtered}"
+        )
     if isinstance(settings.crop, int):
         parts.append(f"{settings.crop}×{settings.crop} cut from the centre")
     if settings.divisor != 1:

@@ -59,6 +59,10 @@ def test_option_overrides_the_settings_file(tmp_path: Path) -> None:
         (("--preprocess", "inception"), PRESETS["inception"]),
         (("--mean", "127/255"), Preprocess(mean=(127 / 255,), std=(0.229, 0.224, 0.225))),
         (("--resize", "320x200", "--preprocess", "unit"), Preprocess(resize=(320, 200))),
+        (
+            ("--resize", "letterbox:64", "--preprocess", "unit"),
+            Preprocess(resize="letterbox:64x64"),
+        ),
     ],
 )
 def test_preprocessing_options_override_the_preset(
@@ -78,16 +82,22 @@ def test_source_preprocessing_overrides_the_default_but_not_options() -> None:
 
 @pytest.mark.parametrize(
     "args",
-    [("--resize", "0"), ("--mean", "1,2"), ("--std", "0"), ("--resize", "100", "--crop", "200")],
+    [
+        ("--resize", "0"),
+        ("--resize", "axb"),
+        ("--resize", "letterbox:0"),
+        ("--resize", "letterbox", "--crop", "200"),
+        ("--resize", "100", "--crop", "200"),
+        ("--mean", "1,2"),
+        ("--std", "0"),
+    ],
 )
 def test_invalid_setting_is_a_usage_error(args: tuple[str, ...]) -> None:
     with pytest.raises(UsageError):
         preprocessing(*args)
 
 
-@pytest.mark.parametrize(
-    "args", [("--resize", "axb"), ("--crop", "2x2"), ("--mean", "a"), ("--std", "nan")]
-)
+@pytest.mark.parametrize("args", [("--crop", "2x2"), ("--mean", "a"), ("--std", "nan")])
 def test_unreadable_value_is_rejected_by_its_option(args: tuple[str, ...]) -> None:
     with pytest.raises(click.BadParameter):
         load(*args)

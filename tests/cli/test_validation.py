@@ -51,7 +51,7 @@ def test_invalid_setting_is_refused_with_its_line(
         (("--method", "entropie"), "did you mean `entropy`?"),
         (("--mean", "1,2"), "1 or 3 numbers"),
         (("--batch", LONG), "is not dynamic|N"),
-        (("--resize", LONG), "is not N|WxH|fit|none"),
+        (("--resize", LONG), "is none of fit, none, letterbox"),
         (("--crop", LONG), "is not N|fit|none"),
         (("--batch-sizes", f"1,{LONG}"), "is not N,N"),
         (("--max-broken", "-1"), "should be greater than or equal to 0"),

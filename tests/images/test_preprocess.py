@@ -20,6 +20,7 @@ from qconvert.images.preprocess import (
     Preprocess,
     find_image_input,
     fit_to_input,
+    letterbox_area,
     make_converter,
 )
 from tests.images.image_folders import noise_image
@@ -66,7 +67,10 @@ def test_preprocessing_settings_round_trip_through_toml_and_json(preprocess: Pre
         ({"divisor": 0}, "above 0"),
         ({"interpolation": "nearest"}, "bilinear"),
         ({"colour": "rgb"}, "colour: "),
-        ({"resize": "big"}, "resize: "),
+        ({"resize": "big"}, "resize: `big` is none of fit, none, letterbox"),
+        ({"resize": "letterbox:0"}, "`letterbox:0` is none of"),
+        ({"resize": "letterbox:64x"}, "`letterbox:64x` is none of"),
+        ({"resize": "letterbox", "crop": 64}, "a letterbox is not cropped"),
     ],
 )
 def test_invalid_preprocessing_setting_is_refused_by_name(
@@ -105,6 +109,42 @@ def test_model_of_free_size_takes_the_size_of_the_settings(sizes: dict[str, Any]
     spec = TensorSpec("x", np.dtype("float32"), ("N", 3, "h", "w"))
     _, image_input = fit_to_input(Preprocess(**sizes), find_image_input([spec]))
     assert (image_input.width, image_input.height) == (96, 96)
+
+
+@pytest.mark.parametrize(
+    ("rule", "shape", "resolved"),
+    [
+        ("letterbox", (64, 96), "letterbox:96x64"),
+        ("letterbox:48", ("h", "w"), "letterbox:48x48"),
+        ("letterbox:96x64", ("h", 96), "letterbox:96x64"),
+    ],
+)
+def test_letterbox_follows_the_model_or_names_its_size(
+    rule: str, shape: tuple[int | str, int | str], resolved: str
+) -> None:
+    settings = Preprocess.from_dict({"resize": rule})
+    fit = fitted(settings, "N", 3, *shape)
+    assert (fit.resize, fit.crop) == (resolved, "none")
+    assert Preprocess.from_dict(json.loads(json.dumps(fit.to_dict()))) == fit
+    with pytest.raises(UsageError, match="makes 20×10 images; the model takes 96×64"):
+        fitted(Preprocess.from_dict({"resize": "letterbox:20x10"}), "N", 3, 64, 96)
+
+
+@pytest.mark.parametrize(("width", "height"), [(200, 50), (50, 200), (9, 7), (64, 48), (3000, 1)])
+def test_letterbox_holds_the_whole_image_in_its_middle(width: int, height: int) -> None:
+    image = Image.new("RGB", (width, height), (250, 20, 130))
+    pixels = converter(Preprocess(resize="letterbox"), (1, 48, 64, 3), "uint8")(image)
+    area = letterbox_area((width, height), (64, 48))
+    assert max(area.width / 64, area.height / 48) == 1
+    assert abs(area.width / area.height - width / height) <= width / height / min(
+        area.width, area.height
+    )
+    assert abs(64 - area.width - 2 * area.left) <= 1
+    assert abs(48 - area.height - 2 * area.top) <= 1
+    inside = np.zeros((48, 64), bool)
+    inside[area.top : area.top + area.height, area.left : area.left + area.width] = True
+    assert (pixels[inside] == (250, 20, 130)).all()
+    assert (pixels[~inside] == 114).all()
 
 
 @pytest.mark.parametrize("sizes", [{}, {"resize": 256}, {"crop": "none"}, {"resize": "none"}])

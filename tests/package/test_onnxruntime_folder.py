@@ -107,6 +107,7 @@ PREPROCESSING = {
     "shorter side and crop": Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
     "an exact size, bicubic": Preprocess(resize=(24, 24), crop="none", interpolation="bicubic"),
     "a larger size, cut": Preprocess(resize=(40, 32), crop=24, interpolation="box"),
+    "a letterbox": Preprocess(resize="letterbox", interpolation="bicubic"),
     "only cut": Preprocess(resize="none", crop=24, mean=(0.5,), std=(0.5,)),
     "blue first, raw": Preprocess(divisor=1.0, colours="bgr", mean=(103.9, 116.8, 123.7)),
 }
