@@ -26,10 +26,10 @@ CONVOLUTIONS = frozenset({"Conv", "QLinearConv"})
 def adds_pairs(node: ir.Node, shape: Sequence[int]) -> bool:
     """Whether the integer kernel of a node with a weight of this shape adds products in pairs.
 
-    Kernels for one filter per channel add none.
+    Kernels for one filter per channel add none, and transposed convolutions have no kernel.
     """
     if node.op_type not in CONVOLUTIONS:
-        return True
+        return node.op_type != "ConvTranspose"
     return shape[1] > 1 or node.attributes.get_int("group", 1) != shape[0]
 
 

@@ -1,7 +1,7 @@
 """The job `quantize`: from a model and its calibration to one ONNX file in another precision."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -171,8 +171,21 @@ def scheme_for(settings: QuantizeConfig, requirements: BackendRequirements) -> S
     """Return the scheme of a backend, as the settings change it."""
     scheme = requirements.scheme
     assert scheme is not None
-    portable = scheme.portable if settings.portable is None else settings.portable
+    # Other runtimes than the CPU's add products in 32 bits.
+    is_set = settings.portable is not None and scheme.integer_bias
+    portable = bool(settings.portable) if is_set else scheme.portable
     return replace(scheme, weights=Grid(settings.weight_bits), portable=portable)
+
+
+def require_portable_has_effect(settings: QuantizeConfig, names: Sequence[str]) -> None:
+    """Raise where pairs of weights should be limited, and no backend adds them in 16 bits."""
+    schemes = [backends.requirements(name).scheme for name in names]
+    if settings.portable and not any(scheme and scheme.integer_bias for scheme in schemes):
+        targets = ", ".join(f"`{name}`" for name in names)
+        raise UsageError(
+            f"`--portable` is for `cpu`: {targets} adds products in 32 bits",
+            hint="leave `--portable` out",
+        )
 
 
 def place_layers(
@@ -275,6 +288,7 @@ def _require_supported(context: JobContext, request: QuantizeRequest) -> None:
                 hint=f"leave `{option}` out, or ask for `--precision int8`",
             )
         return
+    require_portable_has_effect(settings, [request.backend])
     if settings.rest is not None and settings.rest not in requirements.rests:
         raise UsageError(
             f"beside INT8 `{request.backend}` computes in {' or '.join(requirements.rests)}, "

@@ -26,7 +26,12 @@ from qconvert.quantize.plan import Plan
 from qconvert.run.calibrate import load_calibration_set, measure_calibration_set
 from qconvert.run.context import JobContext, RunContext, cache_key, with_preprocessing
 from qconvert.run.export import crash_check_once, load_and_clean
-from qconvert.run.quantize import QuantizeSpec, convert_precision, place_layers
+from qconvert.run.quantize import (
+    QuantizeSpec,
+    convert_precision,
+    place_layers,
+    require_portable_has_effect,
+)
 from qconvert.run.run_folder import (
     ENGINE_FILE,
     ENGINES,
@@ -106,6 +111,8 @@ def prepare_inputs(
 ) -> BuildInputs:
     """Read, clean and calibrate the model, and write both into the run."""
     config, folder = context.config, context.folder
+    if quantized := [variant.backend for variant in variants if variant.is_quantized]:
+        require_portable_has_effect(config.quantize, quantized)
     loaded = with_preprocessing(load_and_clean(context), config.preprocess)
     if folder.model.is_file() and folder.has_results():
         earlier = onnx_io.fingerprint(onnx_io.load(folder.model))

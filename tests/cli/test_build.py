@@ -378,3 +378,17 @@ def test_third_party_backend_module_builds_engines(
         monkeypatch.setitem(backends.BACKENDS, name, "tests.fake_backend")
     outcome = built(qconvert, *IMAGES, "--precision", "fp32,fp16", "--json")
     assert all(variant["by_provider"] for variant in variants_of(outcome).values())
+
+
+@pytest.mark.slow
+def test_pairs_of_weights_are_limited_for_the_cpu_only(qconvert: Command) -> None:
+    one = (*IMAGES, "--precision", "int8", "--effort", "none", "--plan-only", "--portable")
+    refused = built(qconvert, *one, "--backend", "tensorrt", code=2)
+    assert "`--portable` is for `cpu`: `tensorrt` adds products in 32 bits" in refused.err
+    built(qconvert, *one, "--backend", "cpu,tensorrt")
+    plans = {
+        name: json.loads((Path("run/engines") / f"{name}-int8" / "plan.json").read_text())
+        for name in ("cpu", "tensorrt")
+    }
+    assert plans["cpu"]["portable"] is True
+    assert "portable" not in plans["tensorrt"]

@@ -207,6 +207,7 @@ def test_edited_plan_is_replayed(qconvert: Command) -> None:
         (["--precision", "bf16"], "no bf16 for `cpu`"),
         (["--rest", "fp16", "--images", "images"], "computes in fp32, not fp16"),
         (["--precision", "fp16", "--rest", "fp16"], "`--rest` is for INT8"),
+        (["--backend", "tensorrt", "--portable"], "`--portable` is for `cpu`: `tensorrt` adds"),
         ([], "INT8 needs the value range"),
         (["--images", "images", "--method", "best"], "there is no range method `best`"),
         (["--images", "images", "--exclude", "sidee"], "similar names: `side`"),

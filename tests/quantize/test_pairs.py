@@ -74,6 +74,14 @@ def test_rows_have_all_channels_of_a_place_together_and_can_be_restored(name: st
     np.testing.assert_array_equal(pairs.restore_rows(node, rows, shape), weight)
 
 
+def test_transposed_convolutions_of_an_edited_plan_keep_their_weights() -> None:
+    signature = "(float[n, 16, 8, 8] x) => (float[n, 16, a, b] y)"
+    before = model("y = ConvTranspose (x, w)", signature, w=(16, 16, 3, 3))
+    exact = planned(before, "tensorrt")
+    files = [apply_plan(before, replace(exact, portable=flag)) for flag in (False, True)]
+    np.testing.assert_array_equal(*map(stored_weight, files))
+
+
 @pytest.mark.parametrize("product", ["Gemm <transB = 1> (x, w)", "Gemm (x, w)", "MatMul (x, w)"])
 def test_rows_of_products_are_their_outputs(product: str) -> None:
     transposed = "transB" in product
