@@ -78,8 +78,8 @@ def test_transposed_convolutions_of_an_edited_plan_keep_their_weights() -> None:
     signature = "(float[n, 16, 8, 8] x) => (float[n, 16, a, b] y)"
     before = model("y = ConvTranspose (x, w)", signature, w=(16, 16, 3, 3))
     exact = planned(before, "tensorrt")
-    files = [apply_plan(before, replace(exact, portable=flag)) for flag in (False, True)]
-    np.testing.assert_array_equal(*map(stored_weight, files))
+    limited = stored_weight(apply_plan(before, replace(exact, portable=True)))
+    np.testing.assert_array_equal(limited, stored_weight(apply_plan(before, exact)))
 
 
 @pytest.mark.parametrize("product", ["Gemm <transB = 1> (x, w)", "Gemm (x, w)", "MatMul (x, w)"])
