@@ -9,6 +9,7 @@ ONNX Runtime fuses them with the convolution before, but runs arithmetic step by
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -101,6 +102,8 @@ def _clip_of_sum(clip: ir.Node) -> ClippedSum | None:
 
 
 def _number(value: ir.Value | None) -> float | None:
-    """Return a constant of one number."""
+    """Return a constant of one number, in a type that both operators have."""
     array = patterns.constant_array(value)
-    return float(array.item()) if array is not None and array.size == 1 else None
+    if array is None or array.size != 1 or array.dtype not in (np.float32, np.float16):
+        return None
+    return float(array.item())

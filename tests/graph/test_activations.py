@@ -46,10 +46,11 @@ UNCHANGED = {
 }
 
 
-def build(body: str, opset: int = 20) -> ir.Model:
+def build(body: str, opset: int = 20, kind: str = "float") -> ir.Model:
     text = f'<ir_version: 8, opset_import: ["": {opset}]>\n'
-    text += f"net (float[2, 50] x) => (float[2, 50] y) {{ {body} }}"
-    used = {name: np.array(number, np.float32) for name, number in NUMBERS.items() if name in body}
+    text += f"net ({kind}[2, 50] x) => ({kind}[2, 50] y) {{ {body} }}"
+    dtype = np.dtype("float32" if kind == "float" else kind)
+    used = {name: np.array(number, dtype) for name, number in NUMBERS.items() if name in body}
     return from_text(text, **used)
 
 
@@ -68,6 +69,17 @@ def test_activation_replaces_its_arithmetic(case: str) -> None:
 def test_other_arithmetic_stays(case: str) -> None:
     model = build(UNCHANGED[case])
     assert fuse_activations(model) == (model, "")
+
+
+@pytest.mark.parametrize(("kind", "count"), [("float16", 1), ("double", 0), ("int32", 0)])
+def test_types_without_these_activations_stay(kind: str, count: int) -> None:
+    model = build(f"{SUM} y = Div (c, six)", kind=kind)
+    fused, _ = fuse_activations(model)
+    assert ops(fused).count("HardSigmoid") == count
+    image = np.linspace(-8, 8, 100).reshape(2, 50).astype("float16" if count else kind)
+    np.testing.assert_allclose(
+        open_cpu(fused)({"x": image})["y"], open_cpu(model)({"x": image})["y"]
+    )
 
 
 def test_old_opset_has_no_hard_swish() -> None:
