@@ -15,10 +15,12 @@ from qconvert.core.scales import Grid, Range, choose_qparams
 from qconvert.graph.passes import infer_shapes
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.integer_forms import use_integer_forms
+from qconvert.quantize.placement import keep_representable
 from qconvert.quantize.plan import LayerPlan
 from qconvert.quantize.qdq_builder import QDQBuilder
 from tests.models import floats, from_text
 from tests.quantize.quantized_models import model as parsed
+from tests.quantize.quantized_models import scheme
 from tests.quantize.test_apply_plan import plan
 
 UNSIGNED, SIGNED = Grid(8, symmetric=False, signed=False), Grid(8, symmetric=False, signed=True)
@@ -117,8 +119,11 @@ block (float[N, 3, 16, 16] image) => (float[N, 8] scores) {
     scores = Gemm (pooled, head)
 }"""
 
+IMAGES = {"image": floats(8, 3, 16, 16, seed=7)}
 
-def test_squeeze_excitation_of_hard_swish_is_one_chain_of_integer_kernels() -> None:
+
+@pytest.fixture(scope="module")
+def block() -> ir.Model:
     weights = {
         "w": floats(16, 3, 3, 3), "b": floats(16), "places": np.array([2, 3]),
         "w1": floats(8, 16, 1, 1), "w2": floats(16, 8, 1, 1), "v": floats(16, 16, 3, 3) / 8,
@@ -127,9 +132,19 @@ def test_squeeze_excitation_of_hard_swish_is_one_chain_of_integer_kernels() -> N
     net = infer_shapes(from_text(BLOCK, **weights))[0]
     for node in net.graph:
         node.name = node.outputs[0].name
-    images = {"image": floats(8, 3, 16, 16, seed=7)}
-    quantized = apply_plan(net, plan(net, "cpu", feeds=images))
-    assert {node.name for node in net.graph} <= {node.name for node in quantized.graph} | {"gate"}
+    return net
+
+
+def test_mean_with_too_different_scales_stays_in_float(block: ir.Model) -> None:
+    made = plan(block, "cpu", feeds=IMAGES)
+    ranges = {**made.tensors, "squeezed": Range(-1e-3, 1e-3)}
+    layers = keep_representable(block.graph, made.layers, ranges, scheme("cpu"), "fp32")
+    assert [name for name, layer in layers.items() if layer.left] == ["squeezed"]
+
+
+def test_squeeze_excitation_of_hard_swish_is_one_chain_of_integer_kernels(block: ir.Model) -> None:
+    quantized = apply_plan(block, plan(block, "cpu", feeds=IMAGES))
+    assert {node.name for node in block.graph} <= {node.name for node in quantized.graph} | {"gate"}
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath, options.log_severity_level = "optimized.onnx", 4
     content = onnx_io.serialize(quantized)
@@ -140,5 +155,5 @@ def test_squeeze_excitation_of_hard_swish_is_one_chain_of_integer_kernels() -> N
         "QuantizeLinear": 1, "QLinearConv": 4, "QLinearAdd": 3, "QLinearMul": 3,
         "QLinearGlobalAveragePool": 2, "QGemm": 1,
     }  # fmt: skip
-    expected, outputs = (open_cpu(variant)(images)["scores"] for variant in (net, quantized))
+    expected, outputs = (open_cpu(variant)(IMAGES)["scores"] for variant in (block, quantized))
     assert np.square(expected).sum() > 1000 * np.square(expected - outputs).sum()
