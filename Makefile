@@ -27,8 +27,13 @@ PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile
 quick: $(READY)  ## Run the fast tests (under a minute)
 	$(PYTEST) -q -m "not slow and not long and not torture"
 
-test: $(READY)  ## Run the tests
-	$(PYTEST) -m "not long and not torture"
+# QCONVERT_TEST_CPU=Haswell runs what computes in INT8 as that CPU, in one process.
+INT8_TESTS = tests/backends/test_cpu.py $(addprefix tests/quantize/test_,apply_plan.py pairs.py \
+	rounded_weights.py rules_ort_cpu.py weights.py)
+AS_CPU = $(BIN)/python -m tests.any_cpu $(QCONVERT_TEST_CPU) $(INT8_TESTS)
+
+test: $(READY)  ## Run the tests (QCONVERT_TEST_CPU=Haswell: the INT8 ones as this CPU)
+	$(if $(QCONVERT_TEST_CPU),$(AS_CPU),$(PYTEST)) -m "not long and not torture"
 
 test-all: $(READY)  ## Run all tests but the torture, as CI does
 	$(PYTEST) -m "not torture"

@@ -13,6 +13,8 @@ from tests.any_cpu import environment, kernels, layers, table
 from tests.any_cpu.conftest import RunAs
 from tests.any_cpu.environment import File
 
+pytestmark = pytest.mark.timeout(900)  # on a busy host QEMU is slow
+
 Kernel = Callable[[kernels.Bytes, NDArray[np.int8]], NDArray[np.int32]]
 Kind = type[np.uint8] | type[np.int8]
 
