@@ -14,7 +14,10 @@ from qconvert.core import onnx_io
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 FUSIBLE_ACTIVATIONS = frozenset({"Relu", "Clip"})
 QDQ_OPS = frozenset({"QuantizeLinear", "DequantizeLinear"})
-INTEGER_OPS = frozenset({"ConvInteger", "MatMulInteger"})
+INTEGER_OPS = frozenset(
+    {"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QAttention"}
+    | {"DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
+)
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 RECTIFIERS = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "HardSwish"})
 # Their outputs hold values of their first input and no others.

@@ -31,14 +31,17 @@ MAX_SUM, MIN_SUM = 2**15 - 1, -(2**15)
 # Weights are examined in parts of this many bytes, so that memory does not grow with them.
 PART_BYTES = 1 << 22
 EIGHT_BITS = frozenset({ir.DataType.UINT8, ir.DataType.INT8})
-# In files whose operators are quantized: the places of the activation's zero point and the weight.
+# In files whose operators are quantized: the places of the activation's zero point, or of a float
+# activation that becomes unsigned, and of the weights.
 INTEGER_OPERATORS = {
-    "QLinearConv": (2, 3),
-    "QLinearMatMul": (2, 3),
-    "QGemm": (2, 3),
-    "MatMulInteger": (2, 1),
-    "MatMulIntegerToFloat": (4, 1),
-    "DynamicQuantizeMatMul": (3, 1),
+    "QLinearConv": (2, (3,)),
+    "QLinearMatMul": (2, (3,)),
+    "QGemm": (2, (3,)),
+    "QAttention": (6, (1,)),
+    "MatMulInteger": (2, (1,)),
+    "MatMulIntegerToFloat": (4, (1,)),
+    "DynamicQuantizeMatMul": (0, (1,)),
+    "DynamicQuantizeLSTM": (0, (1, 2)),
 }
 
 
@@ -61,8 +64,7 @@ def find_saturation(model: ir.Model) -> tuple[PairSums, ...]:
     """
     sums = []
     for node in onnx_io.all_nodes(model):
-        weight = _paired_weight(node)
-        if weight is not None and weight.dtype == np.int8 and weight.size:
+        for weight in _paired_weights(node):
             largest, saturating = _examine(kernel_rows(node, weight))
             name = node.name or str(node.outputs[0].name)
             sums.append(
@@ -87,20 +89,27 @@ def describe_saturation(sums: Sequence[PairSums]) -> str:
     )
 
 
-def _paired_weight(node: ir.Node) -> NDArray[np.generic] | None:
-    """Return the integers of the weight if the node's kernel adds products in pairs."""
+def _paired_weights(node: ir.Node) -> list[NDArray[np.generic]]:
+    """Return the integers of the weights whose products the node's kernel adds in pairs."""
+    weights = list[NDArray[np.generic] | None]()
     if node.op_type in INTEGER_OPERATORS:
-        zero_point, place = INTEGER_OPERATORS[node.op_type]
+        zero_point, places = INTEGER_OPERATORS[node.op_type]
         # With signed activations these operators have slow kernels that are exact.
-        is_unsigned = _dtype(node, 0, zero_point) is not ir.DataType.INT8
-        weight = _folded(_input(node, place)) if is_unsigned else None
+        if _dtype(node, 0, zero_point) is not ir.DataType.INT8:
+            weights = [_folded(_input(node, place)) for place in places]
     elif is_standard(node, "Conv", "Gemm", "MatMul") and _is_fused(node):
         weight = _folded(_input(node, 1))
         if weight is not None and weight.dtype == np.float32:
             weight = _quantized_on_load(node, weight)
-    else:
-        weight = None
-    return weight if weight is not None and adds_pairs(node, weight.shape) else None
+        weights = [weight]
+    return [
+        weight
+        for weight in weights
+        if weight is not None
+        and weight.dtype == np.int8
+        and weight.size
+        and adds_pairs(node, weight.shape)
+    ]
 
 
 def _quantized_on_load(node: ir.Node, weight: NDArray[np.generic]) -> NDArray[np.generic] | None:

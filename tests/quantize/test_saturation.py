@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from qconvert.graph.passes import infer_shapes
+from qconvert.graph.patterns import is_quantized
 from qconvert.quantize import saturation
 from qconvert.quantize.apply_plan import apply_plan
 from tests.any_cpu import kernels
@@ -239,6 +240,45 @@ def test_integer_matrix_product() -> None:
     }}"""
     weight = np.array([[127, 0], [127, 127], [0, 127], [0, 0]], np.int8)
     assert saturating(from_text(text, weight=weight)) == [1]
+
+
+CONTRIBUTED = {
+    "DynamicQuantizeMatMul": ("float", "y = {} (x, weight, one, weight_zero)", [1]),
+    "QAttention": (
+        "uint8",
+        "y = {} <num_heads: int = 1> (x, weight, bias, one, one, none, zero, weight_zero)",
+        [1],
+    ),
+    "DynamicQuantizeLSTM": (
+        "float",
+        "y = {} <hidden_size: int = 1> "
+        "(x, stacked, stacked, none, none, none, none, none, ones, zeros, ones, zeros)",
+        [1, 1],
+    ),
+}
+
+
+@pytest.mark.parametrize("operator", CONTRIBUTED)
+def test_operators_of_the_runtime_itself(operator: str) -> None:
+    kind, line, expected = CONTRIBUTED[operator]
+    line = line.format(f"com.microsoft.{operator}")
+    weight = np.array([[127, 0, 0], [127, 127, 0], [0, 127, 0], [0, 0, 127]], np.int8)
+    constants = {
+        "weight": weight,
+        "stacked": weight[np.newaxis],
+        "bias": np.zeros(3, np.float32),
+        "one": np.float32(1),
+        "ones": np.ones(1, np.float32),
+        "zero": np.uint8(0),
+        "zeros": np.zeros(1, np.int8),
+        "weight_zero": np.int8(0),
+    }
+    words = line.replace(",", " ").replace("(", " ").replace(")", " ").split()
+    used = {name: np.asarray(array) for name, array in constants.items() if name in words}
+    text = f"{HEAD}net ({kind}[1, 4, 4] x, float[1] none) => (float y) {{ {line} }}"
+    model = from_text(text, **used)
+    assert is_quantized(model)
+    assert saturating(model) == expected
 
 
 def test_layers_of_a_plan_are_named() -> None:
