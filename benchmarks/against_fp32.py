@@ -1,6 +1,5 @@
 """Compare an ONNX file with FP32: size, accuracy on labelled images, speed on the CPU provider."""
 
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ THREADS, BATCHES = 2, (1, 8)
 CHUNK = 10
 TURN_SECONDS = 0.1
 Array = NDArray[Any]
+Runner = Callable[[Array], Array]  # images to logits
 
 
 @dataclass(frozen=True)
@@ -83,45 +83,52 @@ def run_model(path: Path, images: Array) -> Array:
 
     A graph in TensorRT's scheme runs node by node: ONNX Runtime's integer kernels overflow on it.
     """
-    session = open_session(path, unfused=has_float_biases(onnx_io.load(path)))
-    name = session.get_inputs()[0].name
+    return run_chunks(open_onnx(path, unfused=has_float_biases(onnx_io.load(path))), images)
+
+
+def run_chunks(run: Runner, images: Array) -> Array:
+    """Return the logits of all images, a few at a time."""
     chunks = (images[at : at + CHUNK] for at in range(0, len(images), CHUNK))
-    logits = [session.run(None, {name: chunk})[0] for chunk in chunks]
-    return np.concatenate(logits).astype(np.float64)
+    return np.concatenate([run(chunk) for chunk in chunks]).astype(np.float64)
 
 
-def speedups(models: Mapping[str, Path], base: str, images: Array, rounds: int) -> dict[str, Array]:
-    """Return the speedup of each file over `base`, for each batch size."""
-    batch_medians = [median_seconds(models, images[:batch], rounds) for batch in BATCHES]
+def speedups(
+    runners: Mapping[str, Runner], base: str, images: Array, rounds: int
+) -> dict[str, Array]:
+    """Return the speedup of each runner over `base`, for each batch size."""
+    batch_times = [best_seconds(runners, images[:batch], rounds) for batch in BATCHES]
     return {
-        name: np.array([medians[base] / medians[name] for medians in batch_medians])
-        for name in models
+        name: np.array([times[base] / times[name] for times in batch_times])
+        for name in runners
     }
 
 
-def median_seconds(models: Mapping[str, Path], images: Array, rounds: int) -> dict[str, float]:
-    """Return the median seconds per call of each file; the files take turns."""
-    calls = {name: make_call(path, images) for name, path in models.items()}
-    times: dict[str, list[float]] = {name: [] for name in calls}
+def best_seconds(runners: Mapping[str, Runner], images: Array, rounds: int) -> dict[str, float]:
+    """Return the shortest duration of a call of each runner; they take turns.
+
+    Other work on the machine makes calls longer, never shorter.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runners}
     for _ in range(rounds):
-        for name, run in calls.items():
-            run()  # warm up: the other files have evicted this one from the CPU caches
+        for name, run in runners.items():
+            run(images)  # warm up: the others have evicted this one from the CPU caches
             stop = time.perf_counter() + TURN_SECONDS
             while (started := time.perf_counter()) < stop:
-                run()
+                run(images)
                 times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(durations) for name, durations in times.items()}
+    return {name: min(durations) for name, durations in times.items()}
 
 
-def make_call(path: Path, images: Array) -> Callable[[], object]:
-    session = open_session(path)
-    feeds = {session.get_inputs()[0].name: images}
-    return lambda: session.run(None, feeds)
+def open_onnx(path: Path, *, unfused: bool = False, exact: bool = False) -> Runner:
+    """Open a file with ONNX Runtime as a user would.
 
-
-def open_session(path: Path, *, unfused: bool = False) -> onnxruntime.InferenceSession:
-    """Open a file as a user would; `unfused` runs Q/DQ nodes one by one."""
+    `unfused` runs Q/DQ nodes one by one. `exact` keeps x86 without VNNI from adding products of
+    bytes in saturating 16 bits.
+    """
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_quant_qdq", str(int(unfused)))
+    options.add_session_config_entry("session.x64quantprecision", str(int(exact)))
     options.intra_op_num_threads = THREADS
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})[0]

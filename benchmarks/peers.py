@@ -3,13 +3,14 @@
 `make peers` runs all parts. A part that lacks its data set says so and is skipped.
 """
 
-from benchmarks import calibration, hard_nets, prepare, quantization
+from benchmarks import any_cpu, calibration, hard_nets, prepare, quantization
 
 
 def main() -> None:
     calibration.main()
     prepare.main()
     quantization.main()
+    any_cpu.main()
     hard_nets.main()
 
 
