@@ -27,8 +27,7 @@ from qconvert.core import atomic
 HERE = Path(__file__).parent
 HOST = "this host"
 HINT = "`make any-cpu` fetches it with apt-get, or install Debian's package qemu-user"
-MIRROR = os.environ.get("DEBIAN_MIRROR", "") + " bookworm main"
-PYTHON = "3.11"  # that of the release above
+RELEASE, PYTHON = "bookworm", "3.11"  # of Debian, and its Python
 DEBIAN = (
     *(f"libpython{PYTHON}-minimal", f"libpython{PYTHON}-stdlib", f"python{PYTHON}-minimal"),
     *("libbz2-1.0", "libc6", "libexpat1", "libffi8", "libgcc-s1", "liblzma5", "libssl3"),
@@ -201,7 +200,8 @@ def _arm_settings(place: Path) -> Path:
         (state / name).mkdir(parents=True)
     (state / "status").touch()
     keys = "/usr/share/keyrings/debian-archive-keyring.gpg"
-    (state / "parts/debian.list").write_text(f"deb [arch=arm64 signed-by={keys}] {MIRROR}\n")
+    source = f"{_mirror()} {RELEASE} main"
+    (state / "parts/debian.list").write_text(f"deb [arch=arm64 signed-by={keys}] {source}\n")
     settings = state / "apt.conf"
     settings.write_text(
         'APT::Architecture "arm64"; APT::Architectures { "arm64"; };\n'
@@ -211,6 +211,18 @@ def _arm_settings(place: Path) -> Path:
         f'Dir::Etc::sourcelist "/dev/null"; Dir::Etc::sourceparts "{state}/parts";\n'
     )
     return settings
+
+
+def _mirror() -> str:
+    """Return where this host's apt-get finds Debian."""
+    words = ["--format", "$(SITE)", "Created-By: Packages", "Origin: Debian", "Component: main"]
+    shown = subprocess.run(
+        ["apt-get", "indextargets", *words], check=False, capture_output=True, text=True
+    )
+    sites = sorted(site for site in set(shown.stdout.split()) if not site.endswith("-security"))
+    if not sites:
+        raise SystemExit(f"apt-get knows no Debian: run `apt-get update`, and see {HINT}")
+    return sites[0]
 
 
 def _unpack(packages: Sequence[Path], folder: Path) -> None:
