@@ -98,8 +98,7 @@ def speedups(
     """Return the speedup of each runner over `base`, for each batch size."""
     batch_times = [best_seconds(runners, images[:batch], rounds) for batch in BATCHES]
     return {
-        name: np.array([times[base] / times[name] for times in batch_times])
-        for name in runners
+        name: np.array([times[base] / times[name] for times in batch_times]) for name in runners
     }
 
 
