@@ -199,17 +199,25 @@ def _protect_float_layers(builder: QDQBuilder) -> None:
     first. A LeakyRelu with slope 1 behind the Conv breaks the pattern; it changes no number and is
     fused into the convolution.
     """
-    linear, between = ("Conv", "ConvTranspose", "Gemm"), (*patterns.MOVING, "Relu", "Clip")
+    linear = ("Conv", "ConvTranspose", "Gemm")
     for node in [node for node in builder.graph if patterns.is_standard(node, *linear)]:
         source, value = patterns.producer_of(node.inputs[0], *patterns.MOVING), node.outputs[0]
         if source is None or not patterns.is_standard(source, "DequantizeLinear"):
             continue
         # Nothing to protect if the weight is quantized.
-        is_float = patterns.constant_array(node.inputs[1]) is not None
-        reader = patterns.only_reader(value, *between) if is_float else None
-        if reader is not None and patterns.is_standard(reader, "QuantizeLinear"):
+        if patterns.constant_array(node.inputs[1]) is not None and _leads_to_quantizer(value):
             uses, name = value.uses(), f"{value.name}_kept_float"
             guard = builder.node("LeakyRelu", [value], name, value.dtype, alpha=1.0)
             builder.graph.insert_after(node, guard)
             for user, slot in uses:
                 user.replace_input_with(slot, guard.outputs[0])
+
+
+def _leads_to_quantizer(value: ir.Value) -> bool:
+    """Whether only a quantizer reads a tensor; that the graph returns it too does not matter."""
+    readers = [use.node for use in value.uses()]
+    if len(readers) != 1:
+        return False
+    if patterns.is_standard(readers[0], *patterns.MOVING, *patterns.FUSIBLE_ACTIVATIONS):
+        return _leads_to_quantizer(readers[0].outputs[0])
+    return patterns.is_standard(readers[0], "QuantizeLinear")

@@ -22,6 +22,7 @@ from qconvert.graph.patterns import (
     MOVING,
     constant_array,
     is_standard,
+    only_reader,
     producer_of,
 )
 from qconvert.quantize.pairs import adds_pairs, kernel_rows
@@ -117,7 +118,10 @@ def _quantized_on_load(node: ir.Node, weight: NDArray[np.generic]) -> NDArray[np
 
     It gives a Conv or Gemm between quantizers one scale and zero point for the whole weight.
     """
-    if node.op_type == "MatMul" or not weight.size or not _is_quantized(node.outputs[0]):
+    reader = only_reader(node.outputs[0], *MOVING, *FUSIBLE_ACTIVATIONS)
+    if node.op_type == "MatMul" or not weight.size or reader is None:
+        return None
+    if not is_standard(reader, "QuantizeLinear"):
         return None
     ends = Range(float(min(weight.min(), 0)), float(max(weight.max(), 0)))
     qparams = choose_qparams(ends, Grid(8, symmetric=False))

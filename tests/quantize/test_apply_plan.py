@@ -20,6 +20,7 @@ from qconvert.measure.output_error import sqnr_db
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import QuantizeOptions, Selection, make_plan
 from qconvert.quantize.plan import Plan, RestPrecision
+from qconvert.quantize.saturation import find_saturation
 from tests.calibrate.activations import summarize
 from tests.models import MIXED_SHAPES, floats, from_text
 from tests.models import mixed as net
@@ -236,6 +237,33 @@ def test_float_layer_between_integers_keeps_its_weights(kind: str) -> None:
     expected = open_cpu(rewritten, keep_qdq=True)(feeds)
     actual = open_cpu(rewritten)(feeds)
     assert sqnr_db(expected, actual) > 45
+
+
+@pytest.mark.parametrize("kind", ["alone", "relu"])
+def test_float_layer_that_the_graph_returns_keeps_its_weights(kind: str) -> None:
+    model = chain(kind)
+    returned = next(node for node in model.graph if node.name == BODIES[kind][1])
+    model.graph.outputs.append(returned.outputs[0])
+    rewritten = apply_plan(model, planned(model, "cpu", Selection(("mid",))))
+    assert [value.name for value in rewritten.graph.outputs] == ["y", returned.name]
+    feeds = {"image": floats(4, 8, 16, 16, seed=9)}
+    expected = open_cpu(rewritten, keep_qdq=True)(feeds)
+    actual = open_cpu(rewritten)(feeds)
+    assert sqnr_db(expected, actual) > 45
+
+
+def test_float_layer_with_another_reader_is_not_taken_for_an_integer_kernel() -> None:
+    model = chain("alone")
+    middle = next(node for node in model.graph if node.name == "mid").outputs[0]
+    other = ir.node("Tanh", [middle], name="other")
+    other.outputs[0].name = "other"
+    other.outputs[0].type, other.outputs[0].shape = middle.type, middle.shape
+    model.graph.append(other)
+    model.graph.outputs.append(other.outputs[0])
+    rewritten = apply_plan(model, planned(model, "cpu", Selection(("mid",))))
+    assert "mid" not in {sums.node for sums in find_saturation(rewritten)}
+    feeds = {"image": floats(4, 8, 16, 16, seed=9)}
+    assert sqnr_db(open_cpu(rewritten, keep_qdq=True)(feeds), open_cpu(rewritten)(feeds)) > 45
 
 
 def test_ort_quantizes_float_weights_without_the_guard() -> None:
