@@ -34,7 +34,7 @@ from threadpoolctl import threadpool_limits
 from qconvert.core.scales import FloatArray
 from qconvert.graph.patterns import find_fused_activation, is_standard, only_reader
 from qconvert.quantize.cross_layer import clip_limits
-from qconvert.quantize.pairs import PAIR_LIMIT, limit_pairs
+from qconvert.quantize.pairs import PAIR_LIMIT, find_neighbours, limit_pairs
 
 # Fewer rows say too little about an output.
 MIN_ROWS = 32
@@ -48,7 +48,7 @@ DAMPING = 0.003
 # images and no others.
 COMPENSATION = 0.25
 SWEEPS = 2
-# So many inputs change before the gradient of all others is updated; both of a pair are in one block.
+# So many inputs change before the gradient of all others is updated.
 BLOCK_SIZE = 64
 
 # Of rows x and targets y around their means: x x' (one for all outputs, or one for each), y x', and
@@ -93,7 +93,8 @@ class LayerProblem:
 
     `rows` are [group, row, input], `weights` [group, output, input], `targets`, which lie before
     the activation, [group, output, row], `steps` and `biases` [group, output]. `biases` are None
-    if nothing can be added to the outputs. Neighbouring weights are limited if they are `paired`.
+    if nothing can be added to the outputs. Sums of pairs of
+    weights are limited if the inputs are in places of so many `pair_channels` (0: in one place).
     """
 
     rows: FloatArray
@@ -103,7 +104,7 @@ class LayerProblem:
     biases: FloatArray | None
     activation: Activation
     max_integer: int
-    paired: bool = False
+    pair_channels: int | None = None
 
     @property
     def nearest(self) -> FloatArray:
@@ -221,9 +222,10 @@ def _center(problem: LayerProblem, rows: FloatArray, targets: FloatArray) -> Mom
 def _nearest(exact: FloatArray, problem: LayerProblem) -> FloatArray:
     """Return the nearest integers that the problem allows, as floats."""
     nearest = np.clip(np.rint(exact), -problem.max_integer, problem.max_integer)
-    if not problem.paired:
+    if problem.pair_channels is None:
         return nearest
-    return limit_pairs(nearest.astype(np.int32), exact).astype(np.float32)
+    integers = limit_pairs(nearest.astype(np.int32), exact, problem.pair_channels)
+    return integers.astype(np.float32)
 
 
 def _descend(
@@ -246,6 +248,8 @@ def _descend(
     rounding_error = integers * steps[:, np.newaxis] - weights
     input_error = moments[1] - _multiply(weights, moments[0])
     gradient = _multiply(rounding_error, gram) - COMPENSATION * input_error
+    size, channels = weights.shape[1], problem.pair_channels
+    neighbours = [[]] * size if channels is None else find_neighbours(size, channels)
     for _ in range(SWEEPS):
         moved = False
         for start in range(0, weights.shape[1], BLOCK_SIZE):
@@ -261,9 +265,11 @@ def _descend(
             for index in range(len(slopes)):
                 optimum = np.rint(numbers[index] - slopes[index] / (own[index, index] * steps))
                 least_here, most_here = least[index], most[index]
-                if problem.paired and (neighbour := index ^ 1) < len(slopes):
-                    least_here = np.maximum(least_here, -PAIR_LIMIT - numbers[neighbour])
-                    most_here = np.minimum(most_here, PAIR_LIMIT - numbers[neighbour])
+                for neighbour in neighbours[start + index]:
+                    inside = 0 <= neighbour - start < len(slopes)
+                    other = numbers[neighbour - start] if inside else integers[:, neighbour]
+                    least_here = np.maximum(least_here, -PAIR_LIMIT - other)
+                    most_here = np.minimum(most_here, PAIR_LIMIT - other)
                 np.minimum(np.maximum(optimum, least_here, out=optimum), most_here, out=optimum)
                 np.multiply(optimum - numbers[index], steps, out=changes[index])
                 if changes[index].any():

@@ -39,7 +39,7 @@ from qconvert.optimize.coordinate_descent import (
     round_weights,
 )
 from qconvert.optimize.partial_execution import PartialExecution, find_untyped_tensor, limit_images
-from qconvert.quantize import plan_files
+from qconvert.quantize import pairs, plan_files
 from qconvert.quantize.apply_plan import apply_plan, find_planned_layers, set_weight
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.plan import BIAS_SLOT, Plan, RoundedWeight, WeightSlot
@@ -253,7 +253,9 @@ def _learn_layer(
             biases=None if bias is None else im2col.per_output(node, bias, units),
             activation=find_activation(add or node),
             max_integer=scale.grid.symmetric_max,
-            paired=layer.paired is not None,
+            pair_channels=None
+            if layer.paired is None
+            else pairs.input_channels(layer.paired, weight.shape),
         )
         for batches in (training, holdout)
     )

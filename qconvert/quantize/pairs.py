@@ -22,6 +22,8 @@ from qconvert.graph.patterns import is_transposed
 PAIR_LIMIT = 128
 CONVOLUTIONS = frozenset({"Conv", "QLinearConv"})
 
+Index = slice | NDArray[np.intp]
+
 
 def adds_pairs(node: ir.Node, shape: Sequence[int]) -> bool:
     """Whether the integer kernel of a node with a weight of this shape adds products in pairs.
@@ -54,32 +56,64 @@ def restore_rows(
     return np.ascontiguousarray(rows if is_transposed(node) else rows.T)
 
 
-def limit_pairs(integers: IntArray, exact: FloatArray) -> IntArray:
+def input_channels(node: ir.Node, shape: Sequence[int]) -> int:
+    """Return how many neighbours in a row belong to one place of a filter; 0 for products."""
+    return shape[1] if node.op_type in CONVOLUTIONS else 0
+
+
+def find_pairs(size: int, channels: int = 0) -> list[tuple[Index, Index]]:
+    """Return the first and second places of pairs in rows of this size.
+
+    ONNX Runtime takes two after the other. With an odd number of channels, pairs of OpenVINO's
+    kernels begin anew at each place of the filter, so both kinds are limited.
+    """
+    even = size // 2 * 2
+    one_after_the_other = slice(0, even, 2), slice(1, even, 2)
+    if channels < 3 or channels % 2 == 0:
+        return [one_after_the_other]
+    places, within = np.arange(0, size, channels), np.arange(0, channels - 1, 2)
+    firsts = (places[:, np.newaxis] + within).ravel()
+    return [one_after_the_other, (firsts, firsts + 1)]
+
+
+def find_neighbours(size: int, channels: int = 0) -> list[list[int]]:
+    """Return with which places each place of a row is a pair."""
+    neighbours: list[list[int]] = [[] for _ in range(size)]
+    for firsts, seconds in find_pairs(size, channels):
+        places = np.arange(size)
+        for first, second in zip(places[firsts].tolist(), places[seconds].tolist(), strict=True):
+            neighbours[first].append(second)
+            neighbours[second].append(first)
+    return neighbours
+
+
+def limit_pairs(integers: IntArray, exact: FloatArray, channels: int = 0) -> IntArray:
     """Return integers near the `exact` ones, in rows, with every pair within the limit.
 
     Both weights of a pair become smaller by half of what is too much: this adds the least squared
     error.
     """
-    even = integers.shape[-1] // 2 * 2
     limited = integers.copy()
-    pairs = limited[..., :even].reshape(*integers.shape[:-1], -1, 2)
-    sums = pairs.sum(axis=-1)
-    places = np.nonzero(np.abs(sums) > PAIR_LIMIT)
-    if places[0].size:
-        excess, sign = np.abs(sums[places]) - PAIR_LIMIT, np.sign(sums[places])
+    # Weights only become smaller, so a later pair never breaks the limit of an earlier one.
+    for firsts, seconds in find_pairs(integers.shape[-1], channels):
+        first, second = limited[..., firsts], limited[..., seconds]
+        excess = np.abs(first + second) - PAIR_LIMIT
+        if not (excess > 0).any():
+            continue
+        sign, excess = np.sign(first + second), np.maximum(excess, 0)
         # The odd one is taken from the weight that was rounded up more.
-        residuals = pairs[places] - exact[..., :even].reshape(pairs.shape)[places]
-        first = sign * (residuals[:, 0] - residuals[:, 1]) >= 0
-        half, odd = excess // 2, excess % 2
-        cuts = np.stack([half + odd * first, half + odd * ~first], axis=-1)
-        pairs[places] -= sign[:, np.newaxis] * cuts
-        limited[..., :even] = pairs.reshape(*integers.shape[:-1], even)
+        residual = (first - exact[..., firsts]) - (second - exact[..., seconds])
+        half, odd, from_first = excess // 2, excess % 2, sign * residual >= 0
+        limited[..., firsts] = first - sign * (half + odd * from_first)
+        limited[..., seconds] = second - sign * (half + odd * ~from_first)
     return limited
 
 
-def largest_sums(rows: FloatArray) -> NDArray[np.float64]:
+def largest_sums(rows: FloatArray, channels: int = 0) -> NDArray[np.float64]:
     """Return the largest magnitude of a sum of two neighbours in each row."""
-    even = rows.shape[-1] // 2 * 2
-    sums = rows[..., :even].reshape(*rows.shape[:-1], -1, 2).sum(axis=-1)
-    largest: NDArray[np.float64] = np.abs(sums).max(axis=-1, initial=0.0).astype(np.float64)
+    sums = [
+        np.abs(rows[..., firsts] + rows[..., seconds]).max(axis=-1, initial=0.0)
+        for firsts, seconds in find_pairs(rows.shape[-1], channels)
+    ]
+    largest: NDArray[np.float64] = np.max(sums, axis=0).astype(np.float64)
     return largest

@@ -86,7 +86,8 @@ def mse_qparams(
 
 def _pair_ends(array: FloatArray, grid: Grid, paired: ir.Node) -> NDArray[np.float64]:
     """Return for each channel the largest weight of a scale that limits no pair."""
-    sums = pairs.largest_sums(pairs.kernel_rows(paired, array).astype(np.float32))
+    rows, channels = pairs.kernel_rows(paired, array), pairs.input_channels(paired, array.shape)
+    sums = pairs.largest_sums(rows.astype(np.float32), channels)
     return sums * (grid.symmetric_max / pairs.PAIR_LIMIT)
 
 
@@ -106,7 +107,8 @@ def _round(array: FloatArray, qparams: QuantParams, paired: ir.Node | None) -> I
         return integers
     scale = qparams.scale.reshape([-1 if axis == qparams.axis else 1 for axis in range(array.ndim)])
     rows, exact = (pairs.kernel_rows(paired, values) for values in (integers, array / scale))
-    limited = pairs.limit_pairs(rows.astype(np.int32), exact.astype(np.float32))
+    channels = pairs.input_channels(paired, array.shape)
+    limited = pairs.limit_pairs(rows.astype(np.int32), exact.astype(np.float32), channels)
     return pairs.restore_rows(paired, limited, array.shape).astype(np.int32)
 
 

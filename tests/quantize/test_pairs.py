@@ -117,6 +117,18 @@ def test_limited_pairs_are_the_nearest_within_the_limit(inputs: int, seed: int) 
             assert error <= others.min() + 0.51
 
 
+def test_pairs_of_an_odd_number_of_channels_also_begin_at_each_place() -> None:
+    assert pairs.find_neighbours(5) == [[1], [0], [3], [2], []]
+    assert pairs.find_neighbours(8, 4) == pairs.find_neighbours(8)
+    assert pairs.find_neighbours(6, 3) == [[1, 1], [0, 0], [3], [2, 4], [5, 3], [4]]
+    rows = np.array([[1, 2, 100, 3, 4, 5]], np.float32)
+    assert pairs.largest_sums(rows).tolist() == [103]
+    rows = np.array([[1, 2, 0, 60, 100, 0]], np.float32)
+    assert [pairs.largest_sums(rows, channels).item() for channels in (0, 3)] == [100, 160]
+    limited = pairs.limit_pairs(rows.astype(np.int32), rows, 3)
+    assert limited.tolist() == [[1, 2, 0, 44, 84, 0]]
+
+
 @pytest.mark.parametrize("name", sorted(CONVOLUTIONS))
 @pytest.mark.parametrize("method", sorted(weights.WEIGHT_METHODS))
 def test_portable_plans_limit_the_pairs_of_weights(
