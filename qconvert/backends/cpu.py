@@ -1,4 +1,4 @@
-"""The CPU backend: ONNX Runtime's CPU provider on the portable ONNX file or an optimized copy."""
+"""The CPU backend: ONNX Runtime's CPU provider on the ONNX file or an optimized copy."""
 
 import errno
 import os
@@ -85,14 +85,14 @@ def build(
     key = cache_key(spec)
     progress("copying the model", None)
     _, files = base.copy_graph(graph, folder)
-    copy, note = "portable", ""
+    copy, note = "the ONNX file", ""
     if spec.precision in ("fp16", "bf16"):
-        copy = "portable, as the optimized one would be in float"
+        copy = "the ONNX file, as an optimized one would be in float"
     elif len(files) == 1:
         progress("optimizing a copy with ONNX Runtime", None)
         if (saving := _optimize(folder)) >= MIN_SAVING:
             files, copy, size = (OPTIMIZED,), "optimized", f"{saving:.1%} smaller"
-            note = f"loads ONNX Runtime's optimized copy, {size} than the portable ONNX"
+            note = f"loads ONNX Runtime's optimized copy, {size} than the ONNX file"
     made_with = {**key, "copy": copy, "integer instructions": int8_class.int8_class().name}
     notes = (note,) if note else ()
     if spec.precision in base.INTEGER:
@@ -169,7 +169,7 @@ def load_spec(engine: base.Engine) -> base.LoadSpec:
 
 
 def triton_spec(engine: base.Engine) -> base.TritonSpec:
-    """Return how Triton serves an engine: the portable ONNX, for a runtime of another release."""
+    """Return how Triton serves an engine: the ONNX file, for a runtime of another release."""
     threads = {"intra_op_thread_count": str(engine.threads)} if engine.threads else {}
     note = (
         "the server's x86 CPU needs VNNI: others multiply these weights in 16 bits, which overflow, "
