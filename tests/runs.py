@@ -37,7 +37,7 @@ def build(root: Path) -> None:
             images="calib_data",
             eval="val",
             precisions=["fp32", "int8"],
-            settings={**QUICK, "quantize.portable": True},  # on ARM too
+            settings=QUICK,
         )
         qconvert.resume(run, backends="tensorrt-rtx", precisions="fp32", settings=QUICK)
         qconvert.bench(run, settings=QUICK)

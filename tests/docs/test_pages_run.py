@@ -33,6 +33,7 @@ NOT_RUN = {
     r"--backend tensorrt-rtx(?!.*--plan-only)": "takes half a minute; tests/backends builds such",
     r"^qconvert build (?!.*--(plan-only|dry-run)).*--backend (cuda|tensorrt)(?!-)": "needs a GPU",
     r"doctor --prove|bench runs/gpu$": "needs a GPU; tests/gpu_lab/test_guide.py simulates one",
+    r"^make any-cpu|tests\.any_cpu": "emulates CPUs for minutes; tests/any_cpu runs the same",
     r"^python3 -m venv|^\. .venv": "creates an environment",
 }
 # A page may show gates that ten images per class cannot pass; exit code 1 means they were checked.
