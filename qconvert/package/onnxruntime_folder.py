@@ -204,6 +204,22 @@ def python_string(text: str) -> str:
     return f'"{escaped}"'
 
 
+def option_lines(spec: LoadSpec) -> list[str]:
+    """Return lines that make the `options` of a session."""
+    lines = ["options = onnxruntime.SessionOptions()", "options.log_severity_level = 3"]
+    if spec.threads:
+        lines.append(f"options.intra_op_num_threads = {spec.threads}")
+    if not spec.optimize_graph:
+        level = "onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL"
+        lines.append(f"options.graph_optimization_level = {level}")
+    for key, value in spec.config_entries.items():
+        entry = f"{python_string(key)}, {python_string(value)}"
+        lines.append(f"options.add_session_config_entry({entry})")
+    if spec.may_saturate:
+        lines.append(INTEGER_LINES)
+    return lines
+
+
 def session_code(engine: Engine, spec: LoadSpec) -> str:
     """Return code that opens a `session` on the files in `HERE`."""
 
@@ -224,17 +240,7 @@ def session_code(engine: Engine, spec: LoadSpec) -> str:
         lines += ['if hasattr(onnxruntime, "preload_dlls"):', "    onnxruntime.preload_dlls()"]
     # They take the CUDA libraries that are loaded.
     lines += [f"import {module}  # for its libraries" for module in spec.modules]
-    lines += ["options = onnxruntime.SessionOptions()", "options.log_severity_level = 3"]
-    if spec.threads:
-        lines.append(f"options.intra_op_num_threads = {spec.threads}")
-    if not spec.optimize_graph:
-        level = "onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL"
-        lines.append(f"options.graph_optimization_level = {level}")
-    for key, value in spec.config_entries.items():
-        entry = f"{python_string(key)}, {python_string(value)}"
-        lines.append(f"options.add_session_config_entry({entry})")
-    if spec.may_saturate:
-        lines.append(INTEGER_LINES)
+    lines += option_lines(spec)
     if (sign := engine.made_with.get("activations", "")) in ARCHITECTURE_LINES:
         lines.insert(0, ARCHITECTURE_LINES[sign])
     if spec.plugin:

@@ -88,7 +88,7 @@ def search_backend(
     rest = config.quantize.rest or requirements.default_rest
     timer = make_timer(model, backend, rest, inputs, context) if available.runs else None
     # Other backends compile whole graphs, whose operators have no times of their own.
-    has_profile = available.runs and backend == "cpu"
+    has_profile = available.runs and backend == "cpu" and config.search.by_latency
     profiler = make_profiler(backend, rest, inputs, context) if has_profile else None
     settings = [asdict(config.search), asdict(config.bench)]
     # Build options decide the latencies, which are part of the result.
@@ -116,14 +116,9 @@ def search_backend(
             rest,
             timer,
             untimed="" if timer else available.reason,
-            profiler=profiler if config.search.by_latency else None,
+            profiler=profiler,
         )
-        mix = search_mixed_precision(space, context.progress)
-        mix = replace(mix, notes=_weaknesses(space, mix))
-        MIX.save(mix, folder)
-        if mix.outcome == "mixed" and mix.chosen is not None:
-            plan = _plan_of(space, mix, mix.chosen)
-            plan_files.save_plan(PlanWithWeights(plan, model.weights), folder / PLAN_FILE)
+        _search(space, folder, context)
         shutil.copyfile(trials, folder / TRIALS)
 
     entry, hit = context.cache.get_or_make("search", key, make)
@@ -133,6 +128,16 @@ def search_backend(
     mix, mixed_plan = MIX.load(entry), entry / PLAN_FILE
     end(mix.why, hit)
     return mix, plan_files.load_plan(mixed_plan) if mixed_plan.is_file() else None
+
+
+def _search(space: SearchSpace, folder: Path, context: RunContext) -> None:
+    """Search a space, and write the result and the plan of a mix."""
+    mix = search_mixed_precision(space, context.progress)
+    mix = replace(mix, notes=_weaknesses(space, mix))
+    MIX.save(mix, folder)
+    if mix.outcome == "mixed" and mix.chosen is not None:
+        plan = _plan_of(space, mix, mix.chosen)
+        plan_files.save_plan(PlanWithWeights(plan, space.model.weights), folder / PLAN_FILE)
 
 
 def _plan_of(space: SearchSpace, mix: MixedResult, chosen: SearchStep) -> Plan:
