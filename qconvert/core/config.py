@@ -7,18 +7,21 @@ module does not import it, to keep `--help` fast.
 # ruff: noqa: RUF009 (`setting` returns a field)
 
 import json
-import math
-import re
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
-from qconvert.core.errors import did_you_mean
-
-RANGE_METHODS = ("auto", "answers", "mse", "minmax", "moving-average", "entropy")
+from qconvert.core.setting_checks import (
+    Check,
+    Limits,
+    check_channels,
+    check_deviations,
+    check_method,
+    check_model_name,
+    check_not_empty,
+    check_resize_rule,
+)
 
 
 def setting(default: Any, text: str, option: str = "", unset: str = "") -> Any:
@@ -26,73 +29,6 @@ def setting(default: Any, text: str, option: str = "", unset: str = "") -> Any:
     flag, _, metavar = option.partition(" ")
     metadata = {"text": text, "flag": flag, "metavar": metavar, "unset": unset}
     return field(default=default, metadata=metadata)
-
-
-class Limits:
-    """Annotates a number or switch with its limits; other types are never converted to it."""
-
-    def __init__(self, **limits: float) -> None:
-        self.limits = limits
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        return {**handler(source), "strict": True, **self.limits}
-
-
-class Check:
-    """Annotates a value with a function that returns it, or raises ValueError."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.function = function
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        from pydantic_core import core_schema
-
-        return core_schema.no_info_after_validator_function(self.function, handler(source))
-
-
-def _check_method(name: str) -> str:
-    if name in RANGE_METHODS:
-        return name
-    if not name.startswith("percentile:"):
-        names = (*RANGE_METHODS, "percentile:99.99")
-        raise ValueError(f"there is no range method `{name}`{did_you_mean(name, names)}")
-    with suppress(ValueError):
-        if 50 < float(name.removeprefix("percentile:")) <= 100:
-            return name
-    raise ValueError(f"`{name}` needs a number above 50 and up to 100")
-
-
-def _check_channels(numbers: tuple[float, ...]) -> tuple[float, ...]:
-    if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"1 or 3 numbers are required (grey or colour), not {len(numbers)}")
-    return numbers
-
-
-def _check_resize_rule(text: str) -> str:
-    """Return a rule for the size of images, as `letterbox:WxH` if it has a size."""
-    match = re.fullmatch(r"fit|none|letterbox(?::([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?)?", text)
-    if match is None:
-        raise ValueError(f"`{text[:20]}` is none of fit, none, letterbox, letterbox:640x480")
-    width, height = match.groups()
-    return f"letterbox:{width}x{height or width}" if width else text
-
-
-def _check_deviations(numbers: tuple[float, ...]) -> tuple[float, ...]:
-    if min(_check_channels(numbers)) <= 0:
-        raise ValueError("pixels are divided by these numbers: all must be above 0")
-    return numbers
-
-
-def _check_not_empty(values: tuple[str, ...]) -> tuple[str, ...]:
-    if not values:
-        raise ValueError("Input should have at least one item")
-    return values
-
-
-def _check_model_name(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("a file name cannot contain a zero byte")
-    return text
 
 
 Switch = Annotated[bool, Limits()]
@@ -104,7 +40,7 @@ PositiveFloat = Annotated[float, Limits(gt=0)]
 Backend = Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "mixed"]
 SizeRule = Literal["fit", "none"]
-ResizeRule = Annotated[str, Check(_check_resize_rule)]
+ResizeRule = Annotated[str, Check(check_resize_rule)]
 
 IMAGE_FILES = "a folder, a list file, a CSV, or arrays (.npz, .npy)"
 CUDA_GRAPH = "Record a CUDA graph; shapes must be fixed"
@@ -180,10 +116,10 @@ class PreprocessConfig(StrictTable):
     interpolation: Literal["bilinear", "bicubic", "box"] | None = setting(
         None, "Resize filter", "--interpolation"
     )
-    mean: Annotated[tuple[float, ...], Check(_check_channels)] | None = setting(
+    mean: Annotated[tuple[float, ...], Check(check_channels)] | None = setting(
         None, "Mean of pixels scaled to 0..1, 1 or 3 numbers", "--mean A[,B,C]"
     )
-    std: Annotated[tuple[float, ...], Check(_check_deviations)] | None = setting(
+    std: Annotated[tuple[float, ...], Check(check_deviations)] | None = setting(
         None, "Standard deviation of pixels scaled to 0..1, 1 or 3 numbers", "--std A[,B,C]"
     )
     colours: Literal["rgb", "bgr"] | None = setting(
@@ -208,7 +144,7 @@ class CalibrationConfig(StrictTable):
 class QuantizeConfig(StrictTable):
     """What is quantized to integers, and how; ranges come from the calibration."""
 
-    method: Annotated[str, Check(_check_method)] | None = setting(
+    method: Annotated[str, Check(check_method)] | None = setting(
         None,
         "Range method: mse, minmax, moving-average, entropy, percentile:P, answers (the smallest "
         "output error), or auto (tries them)",
@@ -249,7 +185,7 @@ class BuildConfig(StrictTable):
     backends: tuple[Backend, ...] = setting(
         (), "Where engines run", "--backend NAME", "the best backend that runs here"
     )
-    precisions: Annotated[tuple[Precision, ...], Check(_check_not_empty)] = setting(
+    precisions: Annotated[tuple[Precision, ...], Check(check_not_empty)] = setting(
         ("fp32", "fp16", "int8"), "Precisions of the engines", "--precision NAME"
     )
     profile: tuple[PositiveInt, PositiveInt, PositiveInt] = setting(
@@ -407,7 +343,7 @@ class GateConfig(StrictTable):
 class Config(StrictTable):
     """Everything that decides a result."""
 
-    model: Annotated[str, Check(_check_model_name)] | None = setting(
+    model: Annotated[str, Check(check_model_name)] | None = setting(
         None, "`m.onnx`, `net.pt2`, `pkg.mod:factory`, `timm:NAME`, `torchvision:NAME`"
     )
     export: ExportConfig = field(default_factory=ExportConfig)

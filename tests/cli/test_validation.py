@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qconvert.calibrate import methods
-from qconvert.core import config, onnx_io
+from qconvert.core import onnx_io, setting_checks
 from qconvert.quantize.apply_plan import apply_plan
 from tests.conftest import Outcome, write
 from tests.models import floats, from_text, mixed
@@ -114,8 +114,8 @@ def test_output_on_a_device_or_an_input_file_is_refused(
 
 
 def test_method_setting_accepts_every_range_method() -> None:
-    assert set(methods.METHODS) <= set(config.RANGE_METHODS)
-    assert {"auto", "answers"} | set(methods.METHODS) == set(config.RANGE_METHODS)
+    assert set(methods.METHODS) <= set(setting_checks.RANGE_METHODS)
+    assert {"auto", "answers"} | set(methods.METHODS) == set(setting_checks.RANGE_METHODS)
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])
