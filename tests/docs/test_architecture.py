@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,3 +92,11 @@ def test_files_on_the_architecture_page_exist() -> None:
     assert [
         name for name in names if not any((base / name).is_file() for base in (ROOT, PACKAGE))
     ] == []
+
+
+def test_page_links_every_recipe_and_each_applies() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    for diff in sorted((ROOT / "docs" / "extending").glob("*.diff")):
+        assert f"docs/extending/{diff.name}" in page
+        check = ["git", "apply", "--check", "--unsafe-paths", str(diff)]
+        subprocess.run(check, cwd=ROOT, check=True)

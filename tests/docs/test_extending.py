@@ -66,11 +66,6 @@ def use(recipe: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("extended", [recipe], indirect=True)
 
 
-def test_architecture_page_links_every_diff() -> None:
-    page = (ROOT / "ARCHITECTURE.md").read_text()
-    assert all(f"docs/extending/{path.name}" in page for path in DIFFS.glob("*.diff"))
-
-
 @use("backend")
 def test_backend_recipe_builds_times_and_scores_an_engine(extended: Extended) -> None:
     options = ("--backend", "reference", "--precision", "fp32", "--seconds", "0.02")
