@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from qconvert.core.errors import QConvertError, first_line
 from qconvert.images.listing import Batch, ImageEntry, Images, abbreviate
@@ -93,6 +93,21 @@ def open_header(data: bytes) -> Image.Image:
                 f"{image.width}×{image.height} is over the limit of {MAX_PIXELS:,} pixels"
             )
         return image
+
+
+def upright_size(file: Path) -> tuple[int, int] | None:
+    """Return the (width, height) of an image that is upright, None if it cannot be read."""
+    try:
+        image = open_header(read_image_bytes(file))
+    except BrokenImage:
+        return None
+    orientation = 1
+    with contextlib.suppress(Exception):  # as in `load_pixels`
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    # From 5 on the rows of the file are columns; Pillow gives TIFF's size upright by itself.
+    if orientation in (5, 6, 7, 8) and image.format != "TIFF":
+        return image.height, image.width
+    return image.size
 
 
 def load_pixels(image: Image.Image, mode: PixelMode) -> Image.Image:

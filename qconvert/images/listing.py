@@ -15,6 +15,7 @@ from typing import Self
 
 from qconvert.core.errors import QConvertError, UsageError, did_you_mean, first_line
 from qconvert.core.tensors import Tensors
+from qconvert.images.truth import Truth, truth_digest
 
 CLASSES_FILE, LABELS_FILE = "classes.txt", "labels.csv"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -51,12 +52,16 @@ Labels = tuple[Sequence[int | None], Classes]
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """One image: its name relative to the root, its hash if known, class, and place in order."""
+    """One image: its name relative to the root, its hash if known, class, and place in order.
+
+    `truth` is what the picture shows, if that is more than one class for all of it.
+    """
 
     name: str
     sha256: str = ""
     label: int | None = None
     position: int = 0
+    truth: Truth | None = field(default=None, compare=False, repr=False)
 
 
 def digest_of(entries: Iterable[ImageEntry]) -> str:
@@ -138,8 +143,10 @@ class Images(ABC):
         return tuple(map(ImageEntry, self.names, self._hashes()))
 
     def digest(self) -> str:
-        """Return one hash of the images, their labels and the preprocessing."""
+        """Return one hash of the images, their labels or truth, and the preprocessing."""
         parts = [digest_of(self.manifest()), self.labels, dict(self.preprocessing)]
+        if any(entry.truth is not None for entry in self.entries):
+            parts.append([truth_digest(entry.truth) for entry in self.entries])
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @abstractmethod
