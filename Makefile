@@ -35,8 +35,8 @@ AS_CPU = $(BIN)/python -m tests.any_cpu $(QCONVERT_TEST_CPU) $(INT8_TESTS)
 test: $(READY)  ## Run the tests (QCONVERT_TEST_CPU=Haswell: the INT8 ones as this CPU)
 	$(if $(QCONVERT_TEST_CPU),$(AS_CPU),$(PYTEST)) -m "not long and not torture"
 
-test-all: $(READY)  ## Run all tests but the torture and most emulated CPUs, as CI does
-	$(PYTEST) -m "not torture and not (any_cpu and long)"
+test-all: $(READY)  ## Run all tests that CI runs; `any-cpu` and `gpu-lab` have more of their kind
+	$(PYTEST) -m "not torture and not ((any_cpu or gpu_lab) and long)"
 
 torture: $(READY)  ## Run the long tests: spoiled input, kills, full disks, two builds at once
 	$(BIN)/python -m pytest -m torture tests/torture

@@ -12,8 +12,9 @@ from tests.gpu_lab.lab.environment import Finished, Host
 from tests.gpu_lab.lab.script import Script
 
 HERE = Path(__file__).parent
-# Whole builds; `make test` leaves them out.
+# Whole builds run with `make gpu-lab` alone, but for one from the probe to the report.
 LONG = ("test_build", "test_doctor", "test_guide", "test_rtx")
+WHOLE_BUILD = "test_build_runs_to_the_report_and_is_found_again[native]"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.gpu_lab)
             item.add_marker(pytest.mark.slow)
-            if item.path.stem in LONG:
+            if item.path.stem in LONG and item.name != WHOLE_BUILD:
                 item.add_marker(pytest.mark.long)
             if reason:
                 item.add_marker(pytest.mark.skip(reason=reason))
