@@ -1,0 +1,1 @@
+"""How outputs become predictions, and predictions and truth become metrics."""
