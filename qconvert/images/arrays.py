@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from qconvert.core import npz
 from qconvert.core.errors import QConvertError, UsageError, first_line
 from qconvert.core.tensors import Tensors, TensorSpec, fixed_batch
+from qconvert.images.frames import Frame
 from qconvert.images.listing import NO_CLASSES, Batch, ImageEntry, Images
+from qconvert.images.preprocess import image_layout
 
 ARRAY_SUFFIXES = (".npz", ".npy")
 
@@ -45,7 +47,7 @@ class ArrayImages(Images):
             )
             for name in self.unbatched:
                 feeds[name] = np.asarray(feeds[name][0])
-            yield Batch(feeds, items)
+            yield Batch(feeds, items, _identity_frames(feeds, len(items)))
 
     def _hashes(self) -> Iterable[str]:
         return (item.sha256 for batch in self.batches(1) for item in batch.items)
@@ -101,6 +103,15 @@ def open_arrays(path: Path, specs: Sequence[TensorSpec]) -> ArrayImages:
         classes = labels.tolist()
     entries = tuple(ImageEntry(str(row), label=label) for row, label in enumerate(classes))
     return ArrayImages(path, entries, NO_CLASSES, arrays, frozenset(unbatched))
+
+
+def _identity_frames(feeds: Tensors, count: int) -> tuple[Frame, ...]:
+    """Return frames of the first input that has an image's shape: rows are pictures as they are."""
+    for array in feeds.values():
+        if (layout := image_layout(array.shape)) is not None:
+            height, width = array.shape[2:] if layout == "nchw" else array.shape[1:3]
+            return (Frame(width, height, width, height),) * count
+    return ()
 
 
 def _read_arrays(path: Path, only_input: str | None) -> dict[str, NDArray[Any]]:

@@ -27,11 +27,14 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from qconvert.core.errors import QConvertError, first_line
+from qconvert.images.frames import Frame, frame_of
 from qconvert.images.listing import Batch, ImageEntry, Images, abbreviate
 from qconvert.images.preprocess import ImageConverter, ImageInput, Preprocess, make_converter
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+# An image with its hash, as an item of a batch, and where it lies in it.
+ReadItem = tuple[ImageEntry, NDArray[Any], Frame]
 
 SKIPPED_HINT = "remove them, or allow more with `--max-broken N`"
 
@@ -198,7 +201,7 @@ class FileImages(Images):
         convert = make_converter(self.preprocess, self.image_input)
         read = partial(self._read, convert, PixelBudget(MAX_PIXELS))
         allowed = allowed_broken(self.max_broken, len(self.entries))
-        ready: list[tuple[ImageEntry, NDArray[Any]]] = []
+        ready: list[ReadItem] = []
         skipped: list[str] = []
         results = map_ordered(read, self.entries, self.threads, size + 2 * self.threads)
         with contextlib.closing(results):
@@ -226,14 +229,14 @@ class FileImages(Images):
                 hint=SKIPPED_HINT,
             )
 
-    def _batch(self, ready: list[tuple[ImageEntry, NDArray[Any]]]) -> Batch:
-        items, arrays = zip(*ready, strict=True)
-        return Batch({self.image_input.name: np.stack(arrays)}, items)
+    def _batch(self, ready: list[ReadItem]) -> Batch:
+        items, arrays, frames = zip(*ready, strict=True)
+        return Batch({self.image_input.name: np.stack(arrays)}, items, frames)
 
     def _read(
         self, convert: ImageConverter, budget: PixelBudget, entry: ImageEntry
-    ) -> tuple[ImageEntry, NDArray[Any]] | str:
-        """Return a file with its hash and its pixels; of a broken file, its name and the reason."""
+    ) -> ReadItem | str:
+        """Return a file as an item; of a broken file, its name and the reason."""
         file = self.root / entry.name
         try:
             data = read_image_bytes(file)
@@ -246,10 +249,12 @@ class FileImages(Images):
             image = open_header(data)
             with budget.reserve(image.width * image.height):
                 mode: PixelMode = "L" if self.image_input.channels == 1 else "RGB"
-                array = convert(load_pixels(image, mode), entry.name)
+                upright = load_pixels(image, mode)
+                array = convert(upright, entry.name)
+                frame = frame_of(self.preprocess, self.image_input, upright.size)
         except BrokenImage as error:
             return f"`{entry.name}` ({error})"
-        return replace(entry, sha256=sha256), array
+        return replace(entry, sha256=sha256), array, frame
 
     def _hashes(self) -> Iterable[str]:
         """Return the hashes of all files; that of one that cannot be read is empty."""

@@ -15,6 +15,7 @@ from typing import Self
 
 from qconvert.core.errors import QConvertError, UsageError, did_you_mean, first_line
 from qconvert.core.tensors import Tensors
+from qconvert.images.frames import Frame
 from qconvert.images.truth import Truth, truth_digest
 
 CLASSES_FILE, LABELS_FILE = "classes.txt", "labels.csv"
@@ -82,10 +83,15 @@ def sha256sum_text(entries: Iterable[ImageEntry]) -> str:
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs, and the image of each row; only the last batch may be smaller than asked for."""
+    """Inputs, and the image of each row; only the last batch may be smaller than asked for.
+
+    `frames` say where the picture of each row lies in it; there are none where inputs are not
+    pictures.
+    """
 
     feeds: Tensors
     items: tuple[ImageEntry, ...]
+    frames: tuple[Frame, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,16 +18,26 @@ _USE_ARRAYS = "give arrays instead: an .npz file with one array per input, first
 _FOLLOW_MODEL = "leave `--resize` and `--crop` out, and they follow the model"
 
 
+Layout = Literal["nchw", "nhwc"]
+
+
 @dataclass(frozen=True)
 class ImageInput:
     """The input that takes images; a size that the model leaves open is None."""
 
     name: str
     dtype: np.dtype[Any]
-    layout: Literal["nchw", "nhwc"]
+    layout: Layout
     channels: int
     height: int | None
     width: int | None
+
+
+def image_layout(shape: Sequence[int | str]) -> Layout | None:
+    """Return the order of the axes of images of 1 or 3 channels, None for another shape."""
+    if len(shape) != 4:
+        return None
+    return "nchw" if shape[1] in (1, 3) else "nhwc" if shape[3] in (1, 3) else None
 
 
 def find_image_input(specs: Sequence[TensorSpec]) -> ImageInput:
@@ -43,12 +53,10 @@ def find_image_input(specs: Sequence[TensorSpec]) -> ImageInput:
             f"images feed float32, float16 or uint8; the model's input is `{spec}`",
             hint=_USE_ARRAYS,
         )
-    if len(spec.shape) == 4:
-        sizes = [size if isinstance(size, int) else None for size in spec.shape]
-        if (channels := sizes[1]) in (1, 3):
-            return ImageInput(spec.name, spec.dtype, "nchw", channels, sizes[2], sizes[3])
-        if (channels := sizes[3]) in (1, 3):
-            return ImageInput(spec.name, spec.dtype, "nhwc", channels, sizes[1], sizes[2])
+    if (layout := image_layout(spec.shape)) is not None:
+        axes = (1, 2, 3) if layout == "nchw" else (3, 1, 2)
+        sizes = [size if isinstance(size := spec.shape[axis], int) else None for axis in axes]
+        return ImageInput(spec.name, spec.dtype, layout, sizes[0] or 0, sizes[1], sizes[2])
     raise UsageError(
         f"images feed an input of 1 or 3 channels, NCHW or NHWC; the model's input is `{spec}`",
         hint=_USE_ARRAYS,
@@ -221,7 +229,7 @@ def make_converter(preprocess: Preprocess, image_input: ImageInput) -> ImageConv
     def convert(image: Image.Image, name: str) -> NDArray[Any]:
         if preprocess.letterbox:
             return normalize(_letterbox(image, (width, height), method))
-        scaled = _resized_size(image.size, preprocess.resize)
+        scaled = resized_size(image.size, preprocess.resize)
         # Checked before any pixel is made: a strip of 9000×1 would become a very long one.
         if scaled[0] < width or scaled[1] < height or (uncropped and scaled != (width, height)):
             resized = "" if scaled == image.size else f", {scaled[0]}×{scaled[1]} resized"
@@ -242,7 +250,8 @@ def make_converter(preprocess: Preprocess, image_input: ImageInput) -> ImageConv
     return convert
 
 
-def _resized_size(size: tuple[int, int], resize: Resize) -> tuple[int, int]:
+def resized_size(size: tuple[int, int], resize: Resize) -> tuple[int, int]:
+    """Return the (width, height) to which an image is resized before it is cropped."""
     if isinstance(resize, tuple):
         return resize
     if isinstance(resize, str):
@@ -250,6 +259,11 @@ def _resized_size(size: tuple[int, int], resize: Resize) -> tuple[int, int]:
     width, height = size
     long = int(resize * max(size) / min(size))
     return (resize, long) if width <= height else (long, resize)
+
+
+def crop_corner(scaled: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Return the left and top of the centre crop of a resized image."""
+    return round((scaled[0] - size[0]) / 2), round((scaled[1] - size[1]) / 2)
 
 
 @dataclass(frozen=True)
@@ -285,7 +299,7 @@ def _resize_and_crop(
     corners in float32 and may swap its two passes: over 100 ImageNet images, 2 % of the values
     differ from those of a full resize by one of 255 levels, and the mean difference is 0.02.
     """
-    left, top = (round((whole - part) / 2) for whole, part in zip(scaled, size, strict=True))
+    left, top = crop_corner(scaled, size)
     if scaled == image.size:
         return image.crop((left, top, left + size[0], top + size[1]))
     across, down = image.width / scaled[0], image.height / scaled[1]
