@@ -1,0 +1,337 @@
+"""Heads of YOLO's family, from v5 to v26 and YOLOX; their formulas are those of the functions."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qconvert.tasks.boxes import (
+    Candidates,
+    Floats,
+    corners_of,
+    grid_of,
+    limited_exp,
+    list_objects,
+    lowest_score,
+    rows_above,
+    select,
+    sigmoid,
+    softmax,
+    unit_of,
+)
+from qconvert.tasks.heads import (
+    Arrays,
+    Decoder,
+    Head,
+    Option,
+    Sample,
+    are_normalized,
+    are_probabilities,
+    map_place,
+    shape_text,
+)
+
+# The strides of heads, of which the grids together have as many cells as a head has rows.
+STRIDES = (
+    (8, 16, 32),
+    (8, 16, 32, 64),
+    (4, 8, 16, 32),
+    (16, 32),
+    (8, 16),
+    (4, 8, 16),
+    (8, 16, 32, 64, 128),
+)
+MAP_STRIDES = (4, 8, 16, 32, 64, 128)
+ANCHORS_PER_CELL = (1, 3)
+NMS_IOU = 0.7
+MAX_FINISHED = 1000
+BINS = 16
+# Distances themselves, or distributions of 8 (NanoDet), 16 (v8) and 17 bins (v6).
+BOX_CHANNELS = (4, 32, 64, 68)
+
+
+def yolo(
+    arrays: Arrays,
+    size: tuple[int, int],
+    threshold: float,
+    *,
+    classes: int,
+    objectness: bool,
+    normalized: bool,
+    logits: bool,
+) -> list[Candidates]:
+    """Read rows of x, y, w, h, objectness if there is one, and a score per class.
+
+    x and y are the centre, in pixels or `normalized` to the input. With `objectness` a score is the
+    product of both probabilities.
+    """
+    results = []
+    unit = unit_of(size, normalized)
+    for picture in arrays[0]:
+        values = np.asarray(picture, np.float32)
+        if objectness:
+            values, scores = joint_scores(values, classes, threshold, logits)
+        else:
+            scores = values[:, 4 : 4 + classes]
+        boxes = corners_of(values[:, :2] * unit[:2], values[:, 2:4] * unit[:2])
+        results.append(select(boxes, scores, threshold, logits and not objectness))
+    return results
+
+
+def yolox(
+    arrays: Arrays,
+    size: tuple[int, int],
+    threshold: float,
+    *,
+    classes: int,
+    strides: tuple[int, ...],
+    logits: bool,
+) -> list[Candidates]:
+    """Read rows of t_x, t_y, t_w, t_h, objectness, and a score per class, one row per cell.
+
+    x = (t_x + column) * stride, w = exp(t_w) * stride; the rows are those of the grids in order.
+    """
+    cells, steps = grid_of(size, strides)
+    results = []
+    for picture in arrays[0]:
+        values = np.asarray(picture, np.float32).copy()
+        values[:, :2] = (values[:, :2] + cells) * steps
+        values[:, 2:4] = limited_exp(values[:, 2:4]) * steps
+        values, scores = joint_scores(values, classes, threshold, logits)
+        results.append(select(corners_of(values[:, :2], values[:, 2:4]), scores, threshold))
+    return results
+
+
+def yolo_maps(
+    arrays: Arrays,
+    size: tuple[int, int],
+    threshold: float,
+    *,
+    classes: int,
+    bins: int,
+    paired: bool,
+    logits: bool,
+) -> list[Candidates]:
+    """Read one map [4 * bins + classes, h, w] per stride, or if `paired` one of boxes, one of scores.
+
+    The distances of the left, top, right and bottom edge from the middle of a cell, in strides, are
+    the means of distributions over 0 .. bins - 1 (Li et al., Generalized Focal Loss, 2020); with
+    one bin they are the values themselves.
+    """
+    strides = tuple(round(size[1] / array.shape[2]) for array in arrays[:: 2 if paired else 1])
+    cells, steps = grid_of(size, strides)
+    centres = (cells + 0.5) * steps
+    values = np.arange(bins, dtype=np.float32)
+    results = []
+    for picture in range(len(arrays[0])):
+        levels = [
+            np.asarray(array[picture], np.float32).reshape(array.shape[1], -1) for array in arrays
+        ]
+        if paired:
+            edges, scores = np.hstack(levels[::2]).T, np.hstack(levels[1::2]).T
+        else:
+            joined = np.hstack(levels).T
+            edges, scores = joined[:, : 4 * bins], joined[:, 4 * bins :]
+        rows = rows_above(scores, lowest_score(threshold, logits))
+        edges, scores = edges[rows], scores[rows, :classes]
+        if bins > 1:
+            edges = softmax(edges.reshape(-1, 4, bins)) @ values
+        edges = edges * steps[rows]
+        middle = centres[rows]
+        boxes = np.concatenate((middle - edges[:, :2], middle + edges[:, 2:]), axis=1)
+        results.append(select(boxes, scores, threshold, logits))
+    return results
+
+
+def finished_rows(
+    arrays: Arrays, size: tuple[int, int], threshold: float, *, normalized: bool
+) -> list[Candidates]:
+    """Read rows of x1, y1, x2, y2, score, class; non-maximum suppression is done."""
+    unit = unit_of(size, normalized)
+    return [
+        list_objects(rows[:, :4] * unit, rows[:, 4], rows[:, 5], threshold) for rows in arrays[0]
+    ]
+
+
+def joint_scores(
+    rows: Floats, classes: int, threshold: float, logits: bool
+) -> tuple[Floats, Floats]:
+    """Return the rows with an objectness above the threshold and their joint probabilities.
+
+    Column 4 is the objectness; the scores of the classes follow. A row with a NaN is kept.
+    """
+    rows = rows[rows_above(rows[:, 4:5], lowest_score(threshold, logits))]
+    objectness, scores = rows[:, 4:5], rows[:, 5 : 5 + classes]
+    if logits:
+        objectness, scores = sigmoid(objectness), sigmoid(scores)
+    return rows, objectness * scores
+
+
+def grid_strides(count: int, size: tuple[int, int]) -> tuple[int, ...] | None:
+    """Return the strides of `STRIDES` whose grids have `count` cells together, if there are any."""
+    for strides in STRIDES:
+        cells = sum(-(-size[0] // stride) * -(-size[1] // stride) for stride in strides)
+        if cells == count:
+            return strides
+    return None
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The one output with a row per box, if it is one: its name, its axes and its grid."""
+
+    name: str
+    values: NDArray[np.float32]
+    swapped: bool
+    strides: tuple[int, ...]
+    anchors: int
+
+
+def fit_yolo(sample: Sample) -> Head | None:
+    """Return how a head of YOLO's family is read, decided by these rules in order.
+
+    1. [N, K, 6 or more] with at most 1000 rows, of which column 4 holds probabilities and column 5
+       whole numbers, is finished.
+    2. [N, A, X] or [N, X, A], where A is the number of cells of the grids of `STRIDES`, or three
+       times that: with three rows per cell (v5, v7), and with rows first (v6, YOLOX), column 4 is
+       an objectness; with columns first (v8 and later) there is none. The number of classes, if
+       the truth says it, decides before that.
+    3. Maps of two or more strides, as `yolo_maps` reads them.
+    """
+    return _fit_finished(sample) or _fit_rows(sample) or _fit_maps(sample)
+
+
+def _fit_finished(sample: Sample) -> Head | None:
+    outputs = sample.select(3)
+    if len(outputs) != 1:
+        return None
+    ((name, array),) = outputs.items()
+    if array.shape[2] < 6 or array.shape[1] > MAX_FINISHED:
+        return None
+    if array.shape[2] > 6 and map_place(array, sample.size) is not None:
+        return None
+    scores, classes = array[..., 4], array[..., 5]
+    finite = classes[np.isfinite(classes)]
+    if not are_probabilities(scores) or np.any(finite != np.round(finite)) or np.any(finite < 0):
+        return None
+    normalized = are_normalized(array[..., :4])
+    text = f"`{name}` {shape_text(array)}: finished boxes, scores and classes"
+    return Head("yolo", "finished_rows", (name,), text, {"normalized": normalized})
+
+
+def _find_rows(sample: Sample) -> _Rows | None:
+    outputs = sample.select(3)
+    if len(outputs) != 1:
+        return None
+    ((name, array),) = outputs.items()
+    fits = []
+    for swapped, count, columns in ((False, *array.shape[1:]), (True, *array.shape[:0:-1])):
+        for anchors in ANCHORS_PER_CELL:
+            strides = grid_strides(count // anchors, sample.size) if columns >= 5 else None
+            if strides is not None and count % anchors == 0:
+                fits.append((count, swapped, strides, anchors))
+    if not fits and sample.forced and min(array.shape[1:]) >= 5:
+        fits = [(max(array.shape[1:]), array.shape[1] < array.shape[2], (), 1)]
+    if not fits:
+        return None
+    _, swapped, strides, anchors = max(fits)
+    values = array.swapaxes(1, 2) if swapped else array
+    return _Rows(name, np.asarray(values, np.float32), swapped, strides, anchors)
+
+
+def _fit_rows(sample: Sample) -> Head | None:
+    rows = _find_rows(sample)
+    if rows is None:
+        return None
+    columns = rows.values.shape[2]
+    objectness = columns > 5 and (rows.anchors > 1 or not rows.swapped)
+    if sample.classes is not None and columns - 4 - sample.classes in (0, 1):
+        objectness = columns - 4 - sample.classes == 1
+    first = 5 if objectness else 4
+    logits = not are_probabilities(rows.values[..., 4])
+    classes = columns - first
+    if not logits:
+        # Masks' coefficients, keypoints and angles follow; they are no probabilities.
+        fits = [are_probabilities(rows.values[..., column]) for column in range(first, columns)]
+        classes = fits.index(False) if False in fits else classes
+    if not classes:
+        return None
+    sides = rows.values[..., 2:4]
+    cells = bool((sides[np.isfinite(sides)] < 0).any())
+    if cells and not (objectness and rows.strides and rows.anchors == 1):
+        return None
+    text = f"`{rows.name}` {shape_text(sample.arrays[rows.name])}: {classes} classes"
+    text += ", objectness" * objectness + ", logits" * logits
+    ignored = columns - first - classes
+    text += f"; {ignored} further columns are not read" if ignored else ""
+    options: dict[str, Option] = {"classes": classes, "logits": logits}
+    if cells:
+        options["strides"] = rows.strides
+        text += f"; boxes relative to cells of the strides {rows.strides}"
+    else:
+        options |= {"objectness": objectness, "normalized": are_normalized(rows.values[..., :4])}
+    return Head(
+        "yolo",
+        "yolox" if cells else "yolo",
+        (rows.name,),
+        text,
+        options,
+        swapped=rows.swapped,
+        classes=classes,
+        iou=NMS_IOU,
+    )
+
+
+def _fit_maps(sample: Sample) -> Head | None:
+    levels: dict[tuple[int, ...], list[str]] = {}
+    outputs = sample.select(4)
+    for name, array in outputs.items():
+        if array.shape[1] > 1:  # a map of one channel is the sum of the scores, in some exports
+            levels.setdefault(array.shape[2:], []).append(name)
+    sizes = sorted(levels, reverse=True)
+    grids = [(-(-sample.size[1] // stride), -(-sample.size[0] // stride)) for stride in MAP_STRIDES]
+    counts = {len(names) for names in levels.values()}
+    if len(levels) < 2 or not set(sizes) <= set(grids) or counts not in ({1}, {2}):
+        return None
+    names = [name for size in sizes for name in levels[size]]
+    channels = [outputs[name].shape[1] for name in names]
+    paired = counts == {2}
+    if not paired:
+        bins, classes = BINS, channels[0] - 4 * BINS
+        # 255 = 3 * (5 + 80): three anchors of v5 and v7, which are not read.
+        if len(set(channels)) > 1 or classes < 1 or (channels[0] == 255 and not sample.classes):
+            return None
+        scores = [outputs[name][:, 4 * BINS :] for name in names]
+    else:
+        if channels[0] not in BOX_CHANNELS and channels[1] in BOX_CHANNELS:
+            swap = [index ^ 1 for index in range(len(names))]
+            names, channels = [names[i] for i in swap], [channels[i] for i in swap]
+        if (
+            channels[0] not in BOX_CHANNELS
+            or len({*channels}) > 2
+            or channels != channels[:2] * (len(channels) // 2)
+        ):
+            return None
+        bins, classes = channels[0] // 4, channels[1]
+        scores = [outputs[name] for name in names[1::2]]
+    if sample.classes is not None and classes != sample.classes and not sample.forced:
+        return None
+    logits = not all(are_probabilities(array) for array in scores)
+    text = f"{', '.join(f'`{name}`' for name in names)}: {classes} classes on {len(sizes)} grids"
+    options: dict[str, Option] = {
+        "classes": classes,
+        "bins": bins,
+        "paired": paired,
+        "logits": logits,
+    }
+    return Head("yolo", "yolo_maps", tuple(names), text, options, classes=classes, iou=NMS_IOU)
+
+
+YOLO = Decoder(
+    "yolo",
+    "detect",
+    "one output [N, 4 + C, A] (v8 to v13) or [N, A, 5 + C] (v5, v6, v7, YOLOX), where A counts the "
+    "cells of strides 8, 16, 32; [N, K, 6] with boxes, scores and classes (v10, v26); or one map "
+    "[N, 64 + C, h, w] per stride, or two, [N, 4 or 64, h, w] and [N, C, h, w]",
+    fit_yolo,
+)
