@@ -47,6 +47,28 @@ class TruthSet:
     source: str
     notes: tuple[str, ...] = ()
 
+    def check_classes(self, count: int) -> None:
+        """Refuse boxes that do not fit a network with `count` classes; masks are checked when read."""
+        numbers = [truth.classes for truth in self.truths if isinstance(truth, TrueBoxes)]
+        highest = max((int(array.max()) for array in numbers if array.size), default=-1)
+        if highest >= count:
+            names = self.classes.names
+            name = f" (`{names[highest]}`)" if highest < len(names) else ""
+            raise UsageError(
+                f"`{self.source}` has objects of class {highest}{name}; the model has {count} "
+                "classes, counted from 0",
+                hint=f"put a `{CLASSES_FILE}` beside the labels: the model's classes in order, one "
+                "per line",
+            )
+        if self.classes.from_folders and len(self.classes.names) != count:
+            # In alphabetical order a missing class would shift all classes after it.
+            raise UsageError(
+                f"`{self.source}` names {len(self.classes.names)} classes without an order; the "
+                f"model has {count}",
+                hint=f"put a `{CLASSES_FILE}` beside the labels: the model's classes in order, one "
+                "per line",
+            )
+
     def sampling_labels(self) -> tuple[int | None, ...]:
         """Return a label per picture for a balanced choice: the class of its objects that is rarest.
 
@@ -118,14 +140,14 @@ def _search(pictures: _Pictures) -> TruthSet | None:
             if truth is not None:
                 return truth
     for layout in _FILE_FORMATS:
+        folders = _partner_folders(pictures, layout)
         files = {
             index: partner
             for index, name in enumerate(pictures.names)
-            if (partner := _partner_file(pictures, name, layout)) is not None
+            if (partner := _partner_file(pictures, name, folders, layout)) is not None
         }
         if files:
             file = next(iter(files.values()))
-            folders = _partner_folders(pictures, layout)
             _require_pictures(pictures, folders, files, layout)
             around = (folder for folder in folders if file.is_relative_to(folder))
             return layout.read(pictures, next(around, file.parent), files)
@@ -276,19 +298,21 @@ def _listed_classes(folders: Sequence[Path]) -> Classes:
 
 
 def _partner_folders(pictures: _Pictures, layout: _FileFormat) -> list[Path]:
-    """Return the folders that may have a file for each picture."""
+    """Return the folders that may have a file for each picture, of those that exist."""
     folders = [pictures.root / layout.folder, pictures.beside / layout.folder]
     replaced = _replace_folder(pictures.root, layout.folder)
-    return list(dict.fromkeys([*folders, replaced] if replaced else folders))
+    folders += [replaced] if replaced else []
+    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
-def _partner_file(pictures: _Pictures, name: str, layout: _FileFormat) -> Path | None:
-    """Return the file of a picture, if it has one in a customary place."""
+def _partner_file(
+    pictures: _Pictures, name: str, folders: Sequence[Path], layout: _FileFormat
+) -> Path | None:
+    """Return the file of a picture, in these folders or where its own name says `images`."""
     relative = Path(name).with_suffix(layout.suffix)
-    candidates = [folder / relative for folder in _partner_folders(pictures, layout)]
-    replaced = _replace_folder(Path(name), layout.folder)
-    if replaced is not None:
-        candidates.append(pictures.root / replaced.with_suffix(layout.suffix))
+    replaced = _replace_folder(relative, layout.folder)
+    candidates = [folder / relative for folder in folders]
+    candidates += [pictures.root / replaced] if replaced else []
     return next((file for file in candidates if file.is_file()), None)
 
 

@@ -441,6 +441,22 @@ def test_sampling_label_is_the_rarest_class(tmp_path: Path) -> None:
     assert set(choose_subset(truth.sampling_labels(), 3, seed=1)) >= {4, 5}
 
 
+def test_truth_of_other_classes_than_the_model_has_is_refused(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "a.png")
+    content = coco_content({"a.png": [(9, [1, 1, 5, 5])]})
+    truth = truth_of(tmp_path, write_json(tmp_path / "labels.json", content))
+    truth.check_classes(3)
+    truth.check_classes(80)
+    with pytest.raises(UsageError, match=r"class 2 \(`bird`\); the model has 2 classes"):
+        truth.check_classes(2)
+    # Names of VOC have no order of their own.
+    write_text(tmp_path / "Annotations/a.xml", voc_text(("cat", (1, 1, 5, 5), 0)))
+    truth = truth_of(tmp_path, tmp_path / "Annotations")
+    truth.check_classes(1)
+    with pytest.raises(UsageError, match="names 1 classes without an order; the model has 20"):
+        truth.check_classes(20)
+
+
 def test_digest_changes_with_the_truth(tmp_path: Path) -> None:
     box = np.array([[1, 2, 3, 4]], np.float32)
     truths = [
