@@ -309,6 +309,8 @@ def _partner_file(
     pictures: _Pictures, name: str, folders: Sequence[Path], layout: _FileFormat
 ) -> Path | None:
     """Return the file of a picture, in these folders or where its own name says `images`."""
+    if not folders and not any(folder in name for folder in _PICTURE_FOLDERS):
+        return None
     relative = Path(name).with_suffix(layout.suffix)
     replaced = _replace_folder(relative, layout.folder)
     candidates = [folder / relative for folder in folders]
