@@ -36,6 +36,11 @@ class Retrieval:
         """The share of images with the same label among the nearest five."""
         return float(self.right5.mean()) if self.right5.size else None
 
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """The numbers by the names that reports use."""
+        return {"recall1": self.recall1, "recall5": self.recall5}
+
 
 @dataclass(frozen=True)
 class RetrievalChange:

@@ -44,6 +44,11 @@ class SegmentationScores:
     dice: float | None
     class_iou: tuple[float | None, ...]
 
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """The numbers over all classes, by the names that reports use."""
+        return {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy, "dice": self.dice}
+
 
 @dataclass(frozen=True)
 class PixelAgreement:

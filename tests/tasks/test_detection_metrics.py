@@ -86,7 +86,8 @@ def as_coco(value: float | None) -> float:
 
 
 def numbers(scores: DetectionScores) -> list[float]:
-    return [as_coco(getattr(scores, name)) for name in NAMES]
+    assert tuple(scores.metrics) == NAMES
+    return [as_coco(value) for value in scores.metrics.values()]
 
 
 def per_class(precision: NDArray[Any]) -> list[float]:

@@ -25,7 +25,7 @@ def test_only_labels_of_several_images_count() -> None:
     embeddings = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1], [1, 0.01]])
     result = retrieve(embeddings, [0, 0, 1, 2, None])
     assert result.queries.tolist() == [0, 1]
-    assert (result.recall1, result.recall5) == (1.0, 1.0)
+    assert result.metrics == {"recall1": 1.0, "recall5": 1.0}
     for labels in ([None] * 5, [0, 1, 2, 3, 4]):
         assert retrieve(embeddings, labels).recall1 is None
     assert retrieve(embeddings[:0], []).recall5 is None

@@ -70,7 +70,7 @@ def test_without_pixels_nothing_is_defined() -> None:
     ignored = np.full((3, 3), 255)
     for pictures in ([], [count_pixels(ignored, np.zeros((3, 3), np.int64), 2)]):
         scores = segmentation_scores(pictures)
-        assert (scores.miou, scores.pixel_accuracy, scores.dice) == (None, None, None)
+        assert scores.metrics == {"miou": None, "pixel_accuracy": None, "dice": None}
         assert paired_interval(pictures, pictures) is None
 
 
