@@ -109,28 +109,26 @@ def yolo_maps(
     *,
     classes: int,
     bins: int,
-    paired: bool,
+    strides: tuple[int, ...],
     logits: bool,
 ) -> list[Candidates]:
-    """Read one map [4 * bins + classes, h, w] per stride, or if `paired` one of boxes, one of scores.
+    """Read one map [4 * bins + classes, h, w] per stride, or two: of boxes, then of scores.
 
-    The distances of the left, top, right and bottom edge from the middle of a cell, in strides, are
-    the means of distributions over 0 .. bins - 1 (Li et al., Generalized Focal Loss, 2020); with
-    one bin they are the values themselves.
+    Maps may be rows [h * w, channels] too. The distances of the left, top, right and bottom edge
+    from the middle of a cell, in strides, are the means of distributions over 0 .. bins - 1 (Li et
+    al., Generalized Focal Loss, 2020); with one bin they are the values themselves.
     """
-    strides = tuple(round(size[1] / array.shape[2]) for array in arrays[:: 2 if paired else 1])
     cells, steps = grid_of(size, strides)
     centres = (cells + 0.5) * steps
     values = np.arange(bins, dtype=np.float32)
     results = []
     for picture in range(len(arrays[0])):
-        levels = [
-            np.asarray(array[picture], np.float32).reshape(array.shape[1], -1) for array in arrays
-        ]
-        if paired:
-            edges, scores = np.hstack(levels[::2]).T, np.hstack(levels[1::2]).T
+        maps = [np.asarray(array[picture], np.float32) for array in arrays]
+        maps = [part.T if part.ndim == 2 else part.reshape(len(part), -1) for part in maps]
+        if len(arrays) == 2 * len(strides):
+            edges, scores = np.hstack(maps[::2]).T, np.hstack(maps[1::2]).T
         else:
-            joined = np.hstack(levels).T
+            joined = np.hstack(maps).T
             edges, scores = joined[:, : 4 * bins], joined[:, 4 * bins :]
         rows = rows_above(scores, lowest_score(threshold, logits))
         edges, scores = edges[rows], scores[rows, :classes]
@@ -196,7 +194,8 @@ def fit_yolo(sample: Sample) -> Head | None:
        times that: with three rows per cell (v5, v7), and with rows first (v6, YOLOX), column 4 is
        an objectness; with columns first (v8 and later) there is none. The number of classes, if
        the truth says it, decides before that.
-    3. Maps of two or more strides, as `yolo_maps` reads them.
+    3. Maps of two or more strides, as `yolo_maps` reads them: of the two maps of a stride the first
+       with as many channels as boxes can have is that of the boxes.
     """
     return _fit_finished(sample) or _fit_rows(sample) or _fit_maps(sample)
 
@@ -282,49 +281,79 @@ def _fit_rows(sample: Sample) -> Head | None:
     )
 
 
-def _fit_maps(sample: Sample) -> Head | None:
-    levels: dict[tuple[int, ...], list[str]] = {}
-    outputs = sample.select(4)
+@dataclass(frozen=True)
+class _Level:
+    """The outputs of one stride, and how many channels each has."""
+
+    stride: int
+    names: tuple[str, ...]
+    channels: tuple[int, ...]
+
+
+def _find_levels(sample: Sample) -> list[_Level]:
+    """Return the outputs of each stride, finest first, if all outputs belong to one."""
+    outputs = sample.select(4) | sample.select(3)
+    levels: dict[int, list[tuple[str, int]]] = {}
     for name, array in outputs.items():
-        if array.shape[1] > 1:  # a map of one channel is the sum of the scores, in some exports
-            levels.setdefault(array.shape[2:], []).append(name)
-    sizes = sorted(levels, reverse=True)
-    grids = [(-(-sample.size[1] // stride), -(-sample.size[0] // stride)) for stride in MAP_STRIDES]
-    counts = {len(names) for names in levels.values()}
-    if len(levels) < 2 or not set(sizes) <= set(grids) or counts not in ({1}, {2}):
+        stride = _stride_of(array, sample.size)
+        channels = array.shape[1] if array.ndim == 4 else array.shape[2]
+        if stride is None:
+            return []
+        # One channel is the sum of the scores, as some exports have it.
+        if channels > 1 or array.ndim == 3:
+            levels.setdefault(stride, []).append((name, channels))
+    return [_Level(stride, *zip(*levels[stride], strict=True)) for stride in sorted(levels)]
+
+
+def _stride_of(array: NDArray[np.floating], size: tuple[int, int]) -> int | None:
+    for stride in MAP_STRIDES:
+        grid = -(-size[1] // stride), -(-size[0] // stride)
+        if array.shape[2:] == grid or (array.ndim == 3 and array.shape[1] == grid[0] * grid[1]):
+            return stride
+    return None
+
+
+def _fit_maps(sample: Sample) -> Head | None:
+    levels = _find_levels(sample)
+    channels = {level.channels for level in levels}
+    if len(levels) < 2:
         return None
-    names = [name for size in sizes for name in levels[size]]
-    channels = [outputs[name].shape[1] for name in names]
-    paired = counts == {2}
-    if not paired:
-        bins, classes = BINS, channels[0] - 4 * BINS
+    if len(channels) > 1:  # perhaps the two maps of a stride are not in the same order everywhere
+        levels = [_sorted_level(level) for level in levels]
+        channels = {level.channels for level in levels}
+    if len(channels) > 1:
+        return None
+    sizes = channels.pop()
+    if len(sizes) == 1:
+        bins, classes = BINS, sizes[0] - 4 * BINS
         # 255 = 3 * (5 + 80): three anchors of v5 and v7, which are not read.
-        if len(set(channels)) > 1 or classes < 1 or (channels[0] == 255 and not sample.classes):
+        if classes < 1 or (sizes[0] == 255 and sample.classes != classes):
             return None
-        scores = [outputs[name][:, 4 * BINS :] for name in names]
+        scores = [sample.arrays[level.names[0]][:, 4 * BINS :] for level in levels]
+    elif len(sizes) == 2 and not set(sizes).isdisjoint(BOX_CHANNELS):
+        if sizes[0] not in BOX_CHANNELS:
+            levels = [_Level(level.stride, level.names[::-1], sizes[::-1]) for level in levels]
+        bins, classes = levels[0].channels[0] // 4, levels[0].channels[1]
+        scores = [sample.arrays[level.names[1]] for level in levels]
     else:
-        if channels[0] not in BOX_CHANNELS and channels[1] in BOX_CHANNELS:
-            swap = [index ^ 1 for index in range(len(names))]
-            names, channels = [names[i] for i in swap], [channels[i] for i in swap]
-        if (
-            channels[0] not in BOX_CHANNELS
-            or len({*channels}) > 2
-            or channels != channels[:2] * (len(channels) // 2)
-        ):
-            return None
-        bins, classes = channels[0] // 4, channels[1]
-        scores = [outputs[name] for name in names[1::2]]
-    if sample.classes is not None and classes != sample.classes and not sample.forced:
         return None
     logits = not all(are_probabilities(array) for array in scores)
-    text = f"{', '.join(f'`{name}`' for name in names)}: {classes} classes on {len(sizes)} grids"
+    names = tuple(name for level in levels for name in level.names)
+    strides = tuple(level.stride for level in levels)
     options: dict[str, Option] = {
         "classes": classes,
         "bins": bins,
-        "paired": paired,
+        "strides": strides,
         "logits": logits,
     }
-    return Head("yolo", "yolo_maps", tuple(names), text, options, classes=classes, iou=NMS_IOU)
+    text = f"{', '.join(f'`{name}`' for name in names)}: {classes} classes, strides {strides}"
+    return Head("yolo", "yolo_maps", names, text, options, classes=classes, iou=NMS_IOU)
+
+
+def _sorted_level(level: _Level) -> _Level:
+    pairs = sorted(zip(level.channels, level.names, strict=True))
+    channels, names = zip(*pairs, strict=True)
+    return _Level(level.stride, names, channels)
 
 
 YOLO = Decoder(
@@ -332,6 +361,7 @@ YOLO = Decoder(
     "detect",
     "one output [N, 4 + C, A] (v8 to v13) or [N, A, 5 + C] (v5, v6, v7, YOLOX), where A counts the "
     "cells of strides 8, 16, 32; [N, K, 6] with boxes, scores and classes (v10, v26); or one map "
-    "[N, 64 + C, h, w] per stride, or two, [N, 4 or 64, h, w] and [N, C, h, w]",
+    "[N, 64 + C, h, w] per stride, or two, [N, 4, 32, 64 or 68, h, w] and [N, C, h, w] (PicoDet), "
+    "also as rows [N, h * w, C]",
     fit_yolo,
 )

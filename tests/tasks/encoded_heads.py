@@ -211,6 +211,18 @@ def yolo_paired_maps(batch: Sequence[Objects]) -> Tensors:
     return outputs
 
 
+def picodet(batch: Sequence[Objects]) -> Tensors:
+    # All scores come before all boxes, and maps are rows.
+    levels = maps(batch, 8)
+    outputs: Tensors = {}
+    for part in (1, 0):
+        for index, level in enumerate(levels):
+            values = level[part].astype(np.float32).reshape(len(batch), level[part].shape[1], -1)
+            values = values.transpose(0, 2, 1)
+            outputs[f"map{part}{index}"] = values if part == 0 else sigmoid(values)
+    return outputs
+
+
 def demo(batch: Sequence[Objects]) -> Tensors:
     rows = dense(batch, ANCHORS, lambda boxes: boxes).astype(np.float32)
     return {"boxes": rows[..., :4], "scores": rows[..., 4:]}
@@ -390,6 +402,7 @@ HEADS: dict[str, tuple[str, str, Callable[[Sequence[Objects]], Tensors]]] = {
     "v10": ("yolo", "finished_rows", yolo_finished),
     "maps of distributions": ("yolo", "yolo_maps", yolo_dfl_maps),
     "maps of distances": ("yolo", "yolo_maps", yolo_paired_maps),
+    "PicoDet": ("yolo", "yolo_maps", picodet),
     "demo": ("ssd", "box_scores", demo),
     "columns first": ("ssd", "box_scores", ssd_swapped),
     "v4": ("ssd", "box_scores", darknet),

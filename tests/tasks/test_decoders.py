@@ -34,7 +34,7 @@ def test_objects_come_back_from_every_head(family: str, pictures: int) -> None:
     assert (decoder.name, head.decoder, head.layout) == (name, name, layout), head.text
     results = detections(outputs, replace(head, threshold=0.1), batch)
     for objects, result in zip(batch, results, strict=True):
-        assert result.boxes == pytest.approx(objects.boxes, abs=1e-2 if "maps" in family else 1e-3)
+        assert result.boxes == pytest.approx(objects.boxes, abs=1e-3)
         assert result.scores == pytest.approx(objects.scores, abs=1e-5)
         classes = objects.classes % (head.classes or CLASSES)
         assert result.classes.tolist() == classes.tolist()
