@@ -7,12 +7,10 @@ import io
 import logging
 import re
 import sys
-import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,7 @@ from qconvert.core import onnx_io
 from qconvert.core.config import ExportConfig
 from qconvert.core.errors import QConvertError, UsageError, first_line
 from qconvert.core.tensors import Tensors, TensorSpec, parse_spec, random_inputs
+from qconvert.core.user_code import user_line
 from qconvert.sources import Source
 
 FIXED_BATCH = "this network cannot be exported with a dynamic batch"
@@ -228,16 +227,6 @@ def _run(name: str, network: Callable[..., Any], arguments: Sequence[torch.Tenso
             details=user_line(error),
             hint=f"run it in Python on inputs of shape {shapes} to reproduce this",
         ) from None
-
-
-def user_line(error: BaseException) -> list[str]:
-    """Return the line of the user's code that an error came from, as a list of at most one."""
-    package = Path(__file__).parent.parent
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        file = Path(frame.filename)
-        if frame.line and package not in file.parents and "site-packages" not in frame.filename:
-            return [f"{file.name}:{frame.lineno}: {frame.line}"]
-    return []
 
 
 # --- names ---

@@ -1,10 +1,7 @@
 """Load networks of PyTorch; code in files that torch wrote runs only with trust."""
 
-import contextlib
 import importlib
-import io
 import pickle
-import sys
 import zipfile
 from collections.abc import Collection
 from dataclasses import replace
@@ -19,10 +16,11 @@ from qconvert.core.config import ExportConfig
 from qconvert.core.errors import QConvertError, Unavailable, UsageError, did_you_mean, first_line
 from qconvert.core.pip_command import pip_install
 from qconvert.core.tensors import DTYPES, TensorSpec, fixed_batch, parse_spec, resolve_specs
+from qconvert.core.user_code import add_working_folder_to_path, call_function, import_function
 from qconvert.images.preprocess import Preprocess
 from qconvert.sources import Source
 from qconvert.sources.onnx_file import set_batch, set_input_shapes
-from qconvert.sources.torch_export import from_module, from_program, silenced, user_line
+from qconvert.sources.torch_export import from_module, from_program, silenced
 
 # Where training scripts put the weights inside a checkpoint.
 NESTED_KEYS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "ema", "net", "weights")
@@ -111,49 +109,7 @@ def load_factory(source: str, export: ExportConfig, trust: bool) -> Source:
 
 def call_factory(source: str) -> object:
     """Import `package.module`, the working folder first, and return the result of `factory()`."""
-    module_name, _, name = source.partition(":")
-    add_working_folder_to_path()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and f"{module_name}.".startswith(f"{error.name}."):
-            raise UsageError(
-                f"there is no module `{module_name}` here",
-                hint="modules are looked up in the current folder and among installed packages",
-            ) from None
-        raise QConvertError(
-            f"importing `{module_name}` failed: {first_line(error)}",
-            details=user_line(error),
-            hint=f"install `{error.name}`, or run in the folder that contains it",
-        ) from None
-    except (Exception, SystemExit) as error:
-        raise _user_error(f"importing `{module_name}`", error) from None
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        names = [item for item in vars(module) if not item.startswith("_")]
-        missing = f"`{module_name}` has no `{name}`{did_you_mean(name, names)}"
-        raise UsageError(
-            missing if factory is None else f"`{source}` is not a function",
-            hint="write `package.module:function`, where function() returns the model",
-        )
-    try:
-        # stdout is for results; the output of a factory goes to stderr.
-        with contextlib.redirect_stdout(sys.stderr):
-            return factory()
-    except (Exception, SystemExit) as error:
-        raise _user_error(f"`{source}()`", error) from None
-
-
-def _user_error(action: str, error: BaseException) -> QConvertError:
-    hint = "fix the code named above; it fails in Python in the same way"
-    if isinstance(error, TypeError) and "argument" in str(error):
-        hint = "the function must run without arguments"
-    return QConvertError(
-        f"{action} raised {type(error).__name__}: {first_line(error)}",
-        details=user_line(error),
-        hint=hint,
-    )
+    return call_function(source, import_function(source, "function() returns the model"))
 
 
 def load_timm(source: str, export: ExportConfig, trust: bool) -> Source:
@@ -270,13 +226,6 @@ def _unknown_model(name: str, library: str, names: list[str], listing: str) -> U
 
 
 # --- files and weights ---
-
-
-def add_working_folder_to_path() -> None:
-    """Let Python import the user's own modules from the working folder."""
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
 
 
 def load_weights(module: torch.nn.Module, weights: str | None, *, trust: bool) -> None:
