@@ -12,6 +12,7 @@ from qconvert.tasks import anchors, centers, listed, masks, yolo
 from qconvert.tasks.boxes import Candidates, suppress
 from qconvert.tasks.heads import BoxLayout, Decoder, Head, MaskLayout, Sample, shape_text
 from qconvert.tasks.predictions import ClassMap, Prediction, detections_of
+from qconvert.tasks.user_decoder import USER_LAYOUT, decode_by_function, fit_function, is_function
 
 # In the order in which they are tried: a family whose outputs have more of a shape of their own
 # comes first.
@@ -46,13 +47,19 @@ NO_OBJECTS = Candidates(
 
 
 def find_decoder(sample: Sample, name: str = AUTO) -> tuple[Decoder, Head]:
-    """Return the decoder and the head of a network's outputs, by name or the first that fits."""
+    """Return the decoder and the head of a network's outputs, by name or the first that fits.
+
+    A name with a colon is that of a function of the user, as in `package.module:function`.
+    """
+    if is_function(name):
+        return fit_function(name, sample)
     if name != AUTO and name not in DECODERS:
         raise UsageError(
             f"there is no decoder `{name}`{did_you_mean(name, list(DECODERS))}",
             details=_takes(),
             hint="name one of these, or a function of your own: `package.module:function`",
         )
+    sample = replace(sample, forced=name != AUTO)
     for decoder in DECODERS.values() if name == AUTO else (DECODERS[name],):
         if (head := decoder.fit(sample)) is not None:
             return decoder, head
@@ -74,6 +81,8 @@ def _takes() -> list[str]:
 
 def decode(outputs: Tensors, head: Head, frames: Sequence[Frame]) -> list[Prediction]:
     """Return the prediction of each picture of a batch, in pixels of the picture."""
+    if head.layout == USER_LAYOUT:
+        return decode_by_function(outputs, head, frames)
     missing = [name for name in head.outputs if name not in outputs]
     if missing:
         raise QConvertError(

@@ -68,13 +68,22 @@ class Sample:
 
     `size` is the (width, height) of the network's input and `classes` how many classes the truth
     has, if it is there. `forced` says that the user named the decoder: then what only tells
-    decoders apart is not asked.
+    decoders apart is not asked. `pictures` is how many the outputs are of, if their first axis does
+    not say it.
     """
 
     outputs: Tensors
     size: tuple[int, int]
     classes: int | None = None
     forced: bool = False
+    pictures: int | None = None
+
+    @property
+    def count(self) -> int:
+        """How many pictures the outputs are of: `pictures`, or the rows of the first output."""
+        if self.pictures is not None:
+            return self.pictures
+        return len(np.atleast_1d(next(iter(self.arrays.values()), np.zeros(1))))
 
     @cached_property
     def arrays(self) -> dict[str, NDArray[Any]]:

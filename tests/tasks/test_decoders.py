@@ -172,7 +172,7 @@ def test_outputs_that_no_decoder_takes_are_listed_with_the_decoders(outputs: Ten
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_named_decoder_that_does_not_fit_is_refused(name: str) -> None:
-    sample = Sample({"scores": np.zeros((1, 1000), np.float32)}, SIZE, forced=True)
+    sample = Sample({"scores": np.zeros((1, 1000), np.float32)}, SIZE)
     with pytest.raises(UsageError, match=f"`{name}` does not fit"):
         find_decoder(sample, name)
 
@@ -202,3 +202,12 @@ def test_impossible_settings_of_a_head_are_refused(setting: dict[str, float]) ->
     head = Head("yolo", "yolo", ("x",), "")
     with pytest.raises(ValueError, match="got"):
         replace(head, **setting)  # type: ignore[arg-type]
+
+
+def test_named_decoder_takes_what_only_its_name_tells() -> None:
+    rows = np.full((1, 30, 12), 0.5, np.float32)  # 30 is not the number of cells of any grids
+    rows[:, :, :4] = 20
+    sample = Sample({"rows": rows}, SIZE)
+    with pytest.raises(UsageError, match="no decoder fits"):
+        find_decoder(sample)
+    assert find_decoder(sample, "yolo")[1].layout == "yolo"
