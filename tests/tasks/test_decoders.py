@@ -205,7 +205,7 @@ def test_impossible_settings_of_a_head_are_refused(setting: dict[str, float]) ->
 
 
 def test_named_decoder_takes_what_only_its_name_tells() -> None:
-    rows = np.full((1, 30, 12), 0.5, np.float32)  # 30 is not the number of cells of any grids
+    rows = np.full((1, 31, 12), 0.5, np.float32)  # 31 is not the number of cells of any grids
     rows[:, :, :4] = 20
     sample = Sample({"rows": rows}, SIZE)
     with pytest.raises(UsageError, match="no decoder fits"):
