@@ -26,9 +26,9 @@ from qconvert.tasks.heads import (
     are_normalized,
     are_ordered,
     are_probabilities,
+    batch_shape,
     map_place,
     score_kind,
-    shape_text,
 )
 from qconvert.tasks.listed import fit_listed
 
@@ -236,13 +236,13 @@ def _fit_joined(sample: Sample) -> Head | None:
     if not sample.forced and (are_ordered(boxes) or map_place(array, sample.size) is not None):
         return None
     classes = array.shape[2] - 4
-    text = f"`{name}` {shape_text(array)}: {classes} classes"
+    text = f"`{name}` {batch_shape(array)}: {classes} classes"
     options: dict[str, Option] = {"activation": "none", "background": "none"}
     return Head("detr", "queries", (name,), text, options, classes=classes)
 
 
 def _pair_text(sample: Sample, pair: _Pair) -> str:
-    return " and ".join(f"`{name}` {shape_text(sample.arrays[name])}" for name in pair.names)
+    return " and ".join(f"`{name}` {batch_shape(sample.arrays[name])}" for name in pair.names)
 
 
 def _score_text(kind: ScoreKind, classes: int) -> str:

@@ -1,7 +1,7 @@
 """How the outputs of one network are read, as data: made once, then the same for every engine."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -53,6 +53,20 @@ class Head:
             raise ValueError(f"an IoU is above 0 and at most 1, got {self.iou}")
         if self.limit < 1:
             raise ValueError(f"at least one detection is kept, got {self.limit}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as JSON holds them."""
+        values = asdict(self)
+        return values | {"outputs": list(self.outputs), "options": dict(self.options)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Head":
+        """Read what `to_dict` wrote, also after JSON has made lists of tuples."""
+        options = {
+            name: tuple(option) if isinstance(option, list) else option
+            for name, option in values["options"].items()
+        }
+        return cls(**{**values, "outputs": tuple(values["outputs"]), "options": options})
 
     def arrays(self, outputs: Tensors) -> list[NDArray[Any]]:
         """Return the arrays that the function of the layout takes."""
@@ -168,6 +182,11 @@ def are_normalized(boxes: NDArray[Any]) -> bool:
 def shape_text(array: NDArray[Any]) -> str:
     """Return a shape as messages show it."""
     return f"[{', '.join(map(str, array.shape))}]"
+
+
+def batch_shape(array: NDArray[Any]) -> str:
+    """Return the shape of a batch of any size."""
+    return f"[{', '.join(('N', *map(str, array.shape[1:])))}]"
 
 
 @dataclass(frozen=True)

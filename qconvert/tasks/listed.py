@@ -15,7 +15,7 @@ from qconvert.tasks.heads import (
     are_normalized,
     are_ordered,
     are_probabilities,
-    shape_text,
+    batch_shape,
 )
 
 
@@ -148,7 +148,7 @@ def _fit_lists(sample: Sample) -> Head | None:
         "first_class": int(starts_at_one),
     }
     text = (
-        f"boxes `{name}` {shape_text(array)}, scores `{scores_name}`, "
+        f"boxes `{name}` {batch_shape(array)}, scores `{scores_name}`, "
         f"classes `{classes_name}` from {int(starts_at_one)}"
     )
     return Head(
@@ -177,7 +177,7 @@ def _fit_indexed_rows(sample: Sample) -> Head | None:
     whole = array[:, [0, 5]]
     if np.any(whole != np.round(whole)) or np.any(whole < 0) or not are_probabilities(array[:, 6]):
         return None
-    text = f"`{name}` {shape_text(array)}: picture, box, class and score of each object"
+    text = f"`{name}` {batch_shape(array)}: picture, box, class and score of each object"
     return Head("boxes", "indexed_rows", (name,), text)
 
 

@@ -10,8 +10,8 @@ from qconvert.tasks.heads import (
     Option,
     Sample,
     are_probabilities,
+    batch_shape,
     map_place,
-    shape_text,
 )
 
 
@@ -57,7 +57,7 @@ def fit_mask(sample: Sample) -> Head | None:
     name = max(fits, key=lambda name: (fits[name].height, name == "out"))
     array, channels_last = sample.arrays[name], fits[name].channels_last
     channels = array.shape[-1 if channels_last else 1] if array.ndim == 4 else 1
-    text = f"`{name}` {shape_text(array)}: "
+    text = f"`{name}` {batch_shape(array)}: "
     if channels > 1:
         options: dict[str, Option] = {"channels_last": channels_last}
         text += f"scores of {channels} classes"

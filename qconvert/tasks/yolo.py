@@ -27,8 +27,8 @@ from qconvert.tasks.heads import (
     Sample,
     are_normalized,
     are_probabilities,
+    batch_shape,
     map_place,
-    shape_text,
 )
 
 # The strides of heads, of which the grids together have as many cells as a head has rows.
@@ -214,7 +214,7 @@ def _fit_finished(sample: Sample) -> Head | None:
     if not are_probabilities(scores) or np.any(finite != np.round(finite)) or np.any(finite < 0):
         return None
     normalized = are_normalized(array[..., :4])
-    text = f"`{name}` {shape_text(array)}: finished boxes, scores and classes"
+    text = f"`{name}` {batch_shape(array)}: finished boxes, scores and classes"
     return Head("yolo", "finished_rows", (name,), text, {"normalized": normalized})
 
 
@@ -259,7 +259,7 @@ def _fit_rows(sample: Sample) -> Head | None:
     cells = bool((sides[np.isfinite(sides)] < 0).any())
     if cells and not (objectness and rows.strides and rows.anchors == 1):
         return None
-    text = f"`{rows.name}` {shape_text(sample.arrays[rows.name])}: {classes} classes"
+    text = f"`{rows.name}` {batch_shape(sample.arrays[rows.name])}: {classes} classes"
     text += ", objectness" * objectness + ", logits" * logits
     ignored = columns - first - classes
     text += f"; {ignored} further columns are not read" if ignored else ""

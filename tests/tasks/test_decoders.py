@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -69,6 +70,14 @@ def test_values_that_are_not_finite_are_dropped_and_the_rest_stays(family: str) 
     result = detections(everything, head, batch)[0]
     assert len(result) == 0
     assert result.dropped > 0 or head.layout == "indexed_rows"
+
+
+@pytest.mark.parametrize("family", HEADS)
+def test_head_comes_back_from_json_and_says_what_it_reads(family: str) -> None:
+    outputs = HEADS[family][2](batch_of(1))
+    _, head = find_decoder(Sample(outputs, SIZE))
+    assert Head.from_dict(json.loads(json.dumps(head.to_dict()))) == head
+    assert all(f"`{name}`" in head.text for name in head.outputs if "num" not in name)
 
 
 @pytest.mark.parametrize("named", [None, CLASSES])
