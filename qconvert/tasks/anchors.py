@@ -53,11 +53,10 @@ def box_scores(
     the scores is `none`, `sigmoid` or `softmax`, their `background` `none`, `first` or `last`.
     """
     unit = unit_of(size, normalized)
-    all_boxes = arrays[0].reshape(len(arrays[0]), -1, 4)
     anchors = retinanet_anchors(size) if boxes == "retinanet" else None
     results = []
-    for place, raw in zip(all_boxes, arrays[1], strict=True):
-        corners = np.asarray(place, np.float32) * unit
+    for place, raw in zip(*arrays, strict=True):
+        corners = np.asarray(place, np.float32).reshape(-1, 4) * unit
         if anchors is not None:
             corners = apply_deltas(anchors, corners)
         elif boxes == "cxcywh":

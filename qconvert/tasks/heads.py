@@ -23,7 +23,7 @@ Option = bool | int | float | str | tuple[int, ...]
 # COCO's metrics need the low scores too.
 MIN_SCORE = 0.001
 # A map of less than one cell per this many pixels of the input, along a side, is no segmentation.
-COARSEST = 16
+COARSEST = 8
 
 
 @dataclass(frozen=True)
@@ -199,6 +199,8 @@ class MapPlace:
 
 def map_place(array: NDArray[Any], size: tuple[int, int]) -> MapPlace | None:
     """Return how a map of an input of a (width, height) lies in an array, if it can be one."""
+    if not array.size:
+        return None
     if array.ndim == 3:
         places = [(array.shape[1:], False)]
     elif array.ndim == 4:

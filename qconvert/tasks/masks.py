@@ -7,12 +7,16 @@ from qconvert.tasks.heads import (
     Arrays,
     Decoder,
     Head,
+    MapPlace,
     Option,
     Sample,
     are_probabilities,
     batch_shape,
     map_place,
 )
+
+# A map of more channels holds features.
+MOST_CLASSES = 256
 
 
 def class_scores(arrays: Arrays, *, channels_last: bool) -> NDArray[np.int32]:
@@ -42,21 +46,23 @@ def fit_mask(sample: Sample) -> Head | None:
     """Return how a segmentation is read, decided by these rules.
 
     It is the one output of [N, h, w] integers, or of three or four axes whose h and w are the
-    input's, or both smaller by one factor, of at most 16. Of several it is the one of the highest
-    resolution, of equals the one named `out`, else the first. The channels are the axis that is
-    not of the input's shape, the second if both can be. One channel is a probability, above 0.5,
-    if all values are from 0 to 1, else a logit, above 0.
+    input's, or both smaller by one factor, of at most 8. More than 256 channels are features, unless
+    the user named the decoder. Of several it is the one of the highest resolution, of equals the
+    one named `out`, else the first. The channels are the axis that is not of the input's shape,
+    the second if both can be. One channel is a probability, above 0.5, if all values are from 0
+    to 1, else a logit, above 0.
     """
     fits = {
         name: place
         for name, array in sample.arrays.items()
         if (place := map_place(array, sample.size)) is not None
+        and (sample.forced or array.ndim == 3 or _channels(array, place) <= MOST_CLASSES)
     }
     if not fits:
         return None
     name = max(fits, key=lambda name: (fits[name].height, name == "out"))
     array, channels_last = sample.arrays[name], fits[name].channels_last
-    channels = array.shape[-1 if channels_last else 1] if array.ndim == 4 else 1
+    channels = _channels(array, fits[name]) if array.ndim == 4 else 1
     text = f"`{name}` {batch_shape(array)}: "
     if channels > 1:
         options: dict[str, Option] = {"channels_last": channels_last}
@@ -71,10 +77,14 @@ def fit_mask(sample: Sample) -> Head | None:
     return Head("mask", "foreground", (name,), text, {"threshold": cut}, classes=2)
 
 
+def _channels(array: NDArray[np.generic], place: MapPlace) -> int:
+    return int(array.shape[-1 if place.channels_last else 1])
+
+
 MASK = Decoder(
     "mask",
     "segment",
     "one map: scores [N, C, h, w], one probability or logit per pixel [N, 1, h, w] or [N, h, w], or "
-    "classes [N, h, w] of integers, with the shape of the input, at most 16 times smaller",
+    "classes [N, h, w] of integers, with the shape of the input, at most 8 times smaller",
     fit_mask,
 )

@@ -46,7 +46,7 @@ def plain_nms(
     return kept
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(st.integers(0, 300), st.integers(1, 4), st.integers(0, 10**6), st.booleans())
 def test_suppression_keeps_what_a_plain_loop_keeps(
     count: int, classes: int, seed: int, ties: bool

@@ -1,3 +1,4 @@
+import contextlib
 import json
 from dataclasses import replace
 
@@ -164,6 +165,9 @@ def test_nan_in_a_mask_is_below_every_score() -> None:
         {"scores": np.zeros((1, 1000), np.float32)},
         {"scores": np.zeros((2, 7), np.float32) + 0.3},
         {"features": np.zeros((1, 2048, 1, 1), np.float32)},
+        {"features": np.zeros((1, 1024, 14, 14), np.float32)},
+        {"features": np.zeros((1, 512, 28, 28), np.float32)},
+        {"nothing": np.zeros((0, 3, 224, 224), np.float32)},
         {"tokens": np.random.default_rng(0).standard_normal((1, 197, 768)).astype(np.float32)},
         {"boxes": np.zeros((1, 9, 4), np.float32)},
         {"x": np.zeros((), np.float32)},
@@ -220,3 +224,36 @@ def test_named_decoder_takes_what_only_its_name_tells() -> None:
     with pytest.raises(UsageError, match="no decoder fits"):
         find_decoder(sample)
     assert find_decoder(sample, "yolo")[1].layout == "yolo"
+
+
+def random_outputs(generator: np.random.Generator) -> Tensors:
+    """Return outputs of any ranks, types and values, of sizes that occur together in heads."""
+    sizes = [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 12, 24, 30, 64, 68, 96, 100, 126, 378]
+    rows, pictures = int(generator.choice(sizes)), int(generator.integers(4))
+    outputs: Tensors = {}
+    for name in ("boxes", "scores", "labels", "x")[: generator.integers(1, 5)]:
+        rank = int(generator.integers(4))
+        shape = [pictures, rows, *generator.choice([*sizes, rows], 2)][: rank + 1]
+        values = np.asarray(generator.standard_normal(shape[generator.random() < 0.1 :]))
+        values *= generator.choice([0, 0.1, 100])
+        if generator.random() < 0.5:
+            values = np.abs(values) % 1
+        dtype = generator.choice(["float32", "float32", "float16", "float64", "int64", "bool"])
+        if dtype[0] == "f" and values.size and generator.random() < 0.2:
+            values.flat[0] = generator.choice([np.nan, np.inf, -np.inf])
+        outputs[name] = values.astype(dtype)
+    return outputs
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_outputs_are_decoded_or_refused(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    for _ in range(20):
+        outputs = random_outputs(generator)
+        for name in ("auto", *DECODERS):
+            try:
+                _, head = find_decoder(Sample(outputs, SIZE, classes=5), name)
+            except UsageError:
+                continue
+            with contextlib.suppress(QConvertError):
+                decode(outputs, head, [FULL] * 2)
