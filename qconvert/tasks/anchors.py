@@ -5,17 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvert.tasks.boxes import (
-    Candidates,
-    Floats,
-    cells_of,
-    corners_of,
-    limited_exp,
-    list_objects,
-    select,
-    softmax,
-    unit_of,
-)
+from qconvert.tasks.boxes import Candidates, corners_of, list_objects, select, softmax, unit_of
+from qconvert.tasks.default_boxes import ANCHORS, anchors_of, apply_deltas
 from qconvert.tasks.heads import (
     Arrays,
     Decoder,
@@ -32,7 +23,6 @@ from qconvert.tasks.heads import (
 )
 from qconvert.tasks.listed import fit_listed
 
-RETINANET_STRIDES = (8, 16, 32, 64, 128)
 NMS_IOU = 0.5
 MAX_QUERIES = 1000
 
@@ -49,16 +39,17 @@ def box_scores(
 ) -> list[Candidates]:
     """Read boxes [N, A, 4] and scores [N, A, classes].
 
-    `boxes` are `xyxy`, `cxcywh`, or `retinanet` for the deltas of its anchors; the `activation` of
-    the scores is `none`, `sigmoid` or `softmax`, their `background` `none`, `first` or `last`.
+    `boxes` are `xyxy`, `cxcywh`, or name the anchors of their deltas: `retinanet`, `ssd300`,
+    `ssdlite320`. The `activation` of the scores is `none`, `sigmoid` or `softmax`, their
+    `background` `none`, `first` or `last`.
     """
     unit = unit_of(size, normalized)
-    anchors = retinanet_anchors(size) if boxes == "retinanet" else None
+    anchors = None if boxes in ("xyxy", "cxcywh") else anchors_of(boxes, size)
     results = []
     for place, raw in zip(*arrays, strict=True):
         corners = np.asarray(place, np.float32).reshape(-1, 4) * unit
         if anchors is not None:
-            corners = apply_deltas(anchors, corners)
+            corners = apply_deltas(anchors, corners, boxes)
         elif boxes == "cxcywh":
             corners = corners_of(corners[:, :2], corners[:, 2:])
         scores = np.asarray(raw, np.float32)
@@ -93,34 +84,6 @@ def queries(
             best = scores.argmax(axis=1)
             results.append(list_objects(boxes, scores.max(axis=1), best, threshold))
     return results
-
-
-def retinanet_anchors(size: tuple[int, int]) -> Floats:
-    """Return torchvision's anchors [A, 4] of an input of a (width, height), row by row.
-
-    A cell has nine, of three ratios of height to width and, in each, three scales; their sides are
-    rounded, and their middle is the corner of the cell.
-    """
-    boxes = []
-    for stride in RETINANET_STRIDES:
-        scales = np.floor(4.0 * stride * 2.0 ** (np.arange(3) / 3))
-        heights = (np.sqrt([0.5, 1.0, 2.0])[:, None] * scales).ravel()
-        widths = (1 / np.sqrt([0.5, 1.0, 2.0])[:, None] * scales).ravel()
-        sides = np.stack((widths, heights), axis=1)
-        shapes = np.round(np.concatenate((-sides, sides), axis=1) / 2)
-        rows, columns = -(-size[1] // stride), -(-size[0] // stride)
-        # The stride of the grid that is there, which a size that 128 does not divide makes smaller.
-        steps = np.array((size[0] // columns, size[1] // rows), np.float32)
-        middles = np.tile(cells_of(rows, columns) * steps, 2)
-        boxes.append((middles[:, None] + shapes).reshape(-1, 4))
-    return np.concatenate(boxes).astype(np.float32)
-
-
-def apply_deltas(anchors: Floats, deltas: Floats) -> Floats:
-    """Return the boxes of deltas (dx, dy, dw, dh) in sides of their anchors, dw and dh as logs."""
-    sides = anchors[:, 2:] - anchors[:, :2]
-    centres = anchors[:, :2] + 0.5 * sides + deltas[:, :2] * sides
-    return corners_of(centres, limited_exp(deltas[:, 2:]) * sides)
 
 
 @dataclass(frozen=True)
@@ -166,8 +129,8 @@ def fit_ssd(sample: Sample) -> Head | None:
     """Return how boxes and scores of the same rows are read, decided by these rules.
 
     The boxes are corners if none ends before it begins, else centres and sizes if no size is below
-    0, else RetinaNet's deltas if there are nine for each cell of its five grids. They are pixels
-    unless all are 2 or less. What the scores are, `score_kind` decides.
+    0, else deltas of the anchors in `ANCHORS` of which there are as many. They are pixels unless all
+    are 2 or less. What the scores are, `score_kind` decides.
     """
     pair = _find_pair(sample)
     if pair is None or pair.scores.shape[2] < 1:
@@ -177,21 +140,24 @@ def fit_ssd(sample: Sample) -> Head | None:
         form = "xyxy"
     elif (finite[:, 2:] >= 0).all():
         form = "cxcywh"
-    elif pair.boxes.shape[1] == len(retinanet_anchors(sample.size)):
-        form = "retinanet"
     else:
-        return None
+        rows = pair.boxes.shape[1]
+        forms = [name for name in ANCHORS if len(anchors_of(name, sample.size)) == rows]
+        if not forms:
+            return None
+        form = forms[0]
     kind = score_kind(pair.scores)
     classes = pair.scores.shape[2] - kind.backgrounds
-    normalized = form != "retinanet" and are_normalized(pair.boxes)
+    normalized = form not in ANCHORS and are_normalized(pair.boxes)
     options: dict[str, Option] = {
         "boxes": form,
         "normalized": normalized,
         "activation": kind.activation,
         "background": kind.background,
     }
-    unit = "" if form == "retinanet" else " normalized" if normalized else " in pixels"
-    text = f"{_pair_text(sample, pair)}: {form} boxes{unit}, {_score_text(kind, classes)}"
+    unit = " normalized" if normalized else " in pixels"
+    boxes = f"deltas of {form}'s anchors" if form in ANCHORS else f"{form} boxes{unit}"
+    text = f"{_pair_text(sample, pair)}: {boxes}, {_score_text(kind, classes)}"
     return Head(
         "ssd",
         "box_scores",
@@ -254,7 +220,7 @@ SSD = Decoder(
     "ssd",
     "detect",
     "boxes [N, A, 4] and scores [N, A, C]: xyxy or centre and size, in pixels or normalized, or "
-    "torchvision's RetinaNet before its anchors are applied; scores with or without a background",
+    "the deltas of torchvision's RetinaNet, SSD300 or SSDlite320; scores with or without a background",
     fit_ssd,
 )
 DETR = Decoder(

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from qconvert.core.tensors import Tensors
 from qconvert.images.frames import Frame
-from qconvert.tasks.anchors import retinanet_anchors
 from qconvert.tasks.boxes import cells_of, grid_of, sigmoid
+from qconvert.tasks.default_boxes import anchors_of
 
 SIZE = (96, 64)
 CLASSES = 5
@@ -92,7 +92,6 @@ def dense(batch: Sequence[Objects], count: int, boxes: Callable[[Array], Array])
 
 
 ANCHORS = len(grid_of(SIZE, STRIDES)[0])
-RETINA = len(retinanet_anchors(SIZE))
 
 
 def yolo_v8(batch: Sequence[Objects]) -> Tensors:
@@ -253,17 +252,27 @@ def ssd_logits(batch: Sequence[Objects]) -> Tensors:
     return {"boxes": outputs["boxes"], "scores": logits.astype(np.float32)}
 
 
+def deltas_of(batch: Sequence[Objects], kind: str, scale: tuple[float, float]) -> Array:
+    """Return rows of deltas, relative to the anchors of a kind, and probabilities."""
+    anchors = anchors_of(kind, SIZE).astype(np.float64)
+    rows = dense(batch, len(anchors), centred)
+    centres, sides = np.split(centred(anchors), 2, axis=1)
+    rows[..., :2] = (rows[..., :2] - centres) / sides / scale[0]
+    rows[..., 2:4] = np.log(rows[..., 2:4] / sides) / scale[1]
+    return rows
+
+
 def retinanet(batch: Sequence[Objects]) -> Tensors:
-    anchors = retinanet_anchors(SIZE).astype(np.float64)
-    rows = dense(batch, RETINA, lambda boxes: boxes)
-    sides = anchors[:, 2:] - anchors[:, :2]
-    centres = centred(anchors)[:, :2]
-    boxes = np.stack([centred(picture) for picture in rows[..., :4]])
-    deltas = np.concatenate(
-        ((boxes[..., :2] - centres) / sides, np.log(boxes[..., 2:] / sides)), axis=2
-    )
-    logits = logits_of(rows[..., 4:])
-    return {"cls_logits": logits.astype(np.float32), "bbox_regression": deltas.astype(np.float32)}
+    rows = deltas_of(batch, "retinanet", (1, 1)).astype(np.float32)
+    return {"cls_logits": logits_of(rows[..., 4:]), "bbox_regression": rows[..., :4]}
+
+
+def ssd300(batch: Sequence[Objects]) -> Tensors:
+    rows = deltas_of(batch, "ssd300", (0.1, 0.2)).astype(np.float32)
+    background = 1 - rows[..., 4:].sum(axis=2, keepdims=True)
+    probabilities = np.concatenate((background, rows[..., 4:]), axis=2)
+    logits = np.log(np.clip(probabilities, 1e-12, 1)) + 3
+    return {"bbox_regression": rows[..., :4], "cls_logits": logits}
 
 
 def detr(batch: Sequence[Objects]) -> Tensors:
@@ -409,6 +418,7 @@ HEADS: dict[str, tuple[str, str, Callable[[Sequence[Objects]], Tensors]]] = {
     "background": ("ssd", "box_scores", ssd_background),
     "softmax": ("ssd", "box_scores", ssd_logits),
     "RetinaNet": ("ssd", "box_scores", retinanet),
+    "SSD300": ("ssd", "box_scores", ssd300),
     "DETR": ("detr", "queries", detr),
     "RT-DETR": ("detr", "queries", rt_detr),
     "RT-DETR, one output": ("detr", "queries", rt_detr_joined),

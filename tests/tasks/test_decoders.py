@@ -1,5 +1,6 @@
 import contextlib
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from qconvert.images.frames import Frame
 from qconvert.tasks.decoders import BOX_LAYOUTS, DECODERS, MASK_LAYOUTS, decode, find_decoder
 from qconvert.tasks.heads import Head, Sample
 from qconvert.tasks.predictions import ClassMap, Detections
+from tests.docs.commands import ROOT
 from tests.tasks.encoded_heads import CLASSES, HEADS, SIZE, Objects, batch_of
 
 FULL = Frame(*SIZE, *SIZE)
@@ -202,6 +204,12 @@ def test_outputs_of_another_model_or_batch_are_refused() -> None:
         decode({"other": outputs["output0"]}, head, [FULL] * 3)
     with pytest.raises(QConvertError, match="hold 3 pictures, the batch 2"):
         decode(outputs, head, [FULL] * 2)
+
+
+def test_page_lists_every_decoder_in_the_order_of_trial() -> None:
+    page = (ROOT / "docs/concepts/heads.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    assert rows == list(DECODERS)
 
 
 def test_layouts_are_found_by_the_names_that_heads_record() -> None:
