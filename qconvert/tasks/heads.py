@@ -179,6 +179,13 @@ def are_normalized(boxes: NDArray[Any]) -> bool:
     return bool(finite.size and 0 < finite.max() <= 2)
 
 
+def unit_text(boxes: NDArray[Any]) -> str:
+    """Return in what boxes are, as `are_normalized` decides."""
+    if not boxes[np.isfinite(boxes)].any():
+        return "taken as pixels, as the first batch has no boxes"
+    return "normalized" if are_normalized(boxes) else "in pixels"
+
+
 def shape_text(array: NDArray[Any]) -> str:
     """Return a shape as messages show it."""
     return f"[{', '.join(map(str, array.shape))}]"

@@ -16,6 +16,7 @@ from qconvert.tasks.heads import (
     are_ordered,
     are_probabilities,
     batch_shape,
+    unit_text,
 )
 
 
@@ -147,8 +148,9 @@ def _fit_lists(sample: Sample) -> Head | None:
         "normalized": from_tensorflow or are_normalized(array),
         "first_class": int(starts_at_one),
     }
+    unit = "normalized" if from_tensorflow else unit_text(array)
     text = (
-        f"boxes `{name}` {batch_shape(array)}, scores `{scores_name}`, "
+        f"boxes `{name}` {batch_shape(array)} {unit}, scores `{scores_name}`, "
         f"classes `{classes_name}` from {int(starts_at_one)}"
     )
     return Head(

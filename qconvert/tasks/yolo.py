@@ -29,6 +29,7 @@ from qconvert.tasks.heads import (
     are_probabilities,
     batch_shape,
     map_place,
+    unit_text,
 )
 
 # The strides of heads, of which the grids together have as many cells as a head has rows.
@@ -214,7 +215,7 @@ def _fit_finished(sample: Sample) -> Head | None:
     if not are_probabilities(scores) or np.any(finite != np.round(finite)) or np.any(finite < 0):
         return None
     normalized = are_normalized(array[..., :4])
-    text = f"`{name}` {batch_shape(array)}: finished boxes, scores and classes"
+    text = f"`{name}` {batch_shape(array)}: finished boxes, {unit_text(array[..., :4])}"
     return Head("yolo", "finished_rows", (name,), text, {"normalized": normalized})
 
 

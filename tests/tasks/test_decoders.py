@@ -83,6 +83,13 @@ def test_head_comes_back_from_json_and_says_what_it_reads(family: str) -> None:
     assert all(f"`{name}`" in head.text for name in head.outputs if "num" not in name)
 
 
+@pytest.mark.parametrize("family", ["v10", "EfficientNMS", "torchvision"])
+def test_head_of_a_batch_without_boxes_says_what_it_could_not_see(family: str) -> None:
+    outputs = HEADS[family][2](batch_of(1, counts=(0, 0, 0)))
+    _, head = find_decoder(Sample({name: array * 0 for name, array in outputs.items()}, SIZE))
+    assert "taken as pixels, as the first batch has no boxes" in head.text
+
+
 @pytest.mark.parametrize("named", [None, CLASSES])
 def test_number_of_classes_tells_whether_there_is_an_objectness(named: int | None) -> None:
     batch = batch_of(3)
