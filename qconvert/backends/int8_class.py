@@ -104,6 +104,11 @@ def is_x86(machine: str) -> bool:
     return machine.lower() in X86_MACHINES
 
 
+def has_avx512(root: Path = Path("/")) -> bool:
+    """Whether ONNX Runtime uses its AVX-512 kernels of floats on this CPU; `root` has `/proc`."""
+    return is_x86(platform.machine()) and cpu_flags(root) >= AVX512
+
+
 def recorded_class(name: str) -> Int8Class | None:
     """Return the class of the name that a report recorded, None for a name of another release."""
     return next((row for _, row in (*X86, *ARM) if row.name == name), None)

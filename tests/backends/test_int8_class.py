@@ -109,6 +109,7 @@ def test_class_follows_from_the_flags(
     monkeypatch.setattr(platform, "machine", lambda: "aarch64" if is_arm else "x86_64")
     result = int8_class.int8_class(write_cpuinfo(tmp_path, is_arm, flags))
     assert result.name == expected
+    assert int8_class.has_avx512(tmp_path) == (expected == "AMX" or "AVX-512" in expected)
     assert result.saturates == (name in SATURATING)
     assert bool(result.limit) == (name in SATURATING | {"Nehalem", "Sandy Bridge", "Cortex-A72"})
     # A package's script, which has no class, must not run a saturating kernel.
