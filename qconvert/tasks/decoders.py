@@ -81,6 +81,11 @@ def _takes() -> list[str]:
 
 def decode(outputs: Tensors, head: Head, frames: Sequence[Frame]) -> list[Prediction]:
     """Return the prediction of each picture of a batch, in pixels of the picture."""
+    if not frames:
+        raise QConvertError(
+            "these inputs are not pictures, so boxes and masks have no place in them",
+            hint="give image files, or arrays with the axes of images, [N, 3, height, width]",
+        )
     if head.layout == USER_LAYOUT:
         return decode_by_function(outputs, head, frames)
     missing = [name for name in head.outputs if name not in outputs]

@@ -209,6 +209,8 @@ def test_outputs_of_another_model_or_batch_are_refused() -> None:
     _, head = find_decoder(Sample(outputs, SIZE))
     with pytest.raises(QConvertError, match="has no output `output0`"):
         decode({"other": outputs["output0"]}, head, [FULL] * 3)
+    with pytest.raises(QConvertError, match="inputs are not pictures"):
+        decode(outputs, head, [])
     with pytest.raises(QConvertError, match="hold 3 pictures, the batch 2"):
         decode(outputs, head, [FULL] * 2)
 
