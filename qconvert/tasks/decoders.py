@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qconvert.core.errors import QConvertError, UsageError, did_you_mean
 from qconvert.core.tensors import Tensors
@@ -100,6 +102,14 @@ def decode(outputs: Tensors, head: Head, frames: Sequence[Frame]) -> list[Predic
         maps = MASK_LAYOUTS[head.layout](arrays, **head.options)
         _require_count(len(maps), frames, head)
         return [ClassMap(classes, frame) for classes, frame in zip(maps, frames, strict=True)]
+    # What overflows becomes infinite, and is dropped and counted like what was before.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _detections(arrays, head, frames)
+
+
+def _detections(
+    arrays: Sequence[NDArray[Any]], head: Head, frames: Sequence[Frame]
+) -> list[Prediction]:
     size = frames[0].input_size
     candidates = BOX_LAYOUTS[head.layout](arrays, size, head.threshold, **head.options)
     if head.layout == "indexed_rows":  # nothing tells of a last picture without objects

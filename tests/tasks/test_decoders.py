@@ -83,6 +83,17 @@ def test_head_comes_back_from_json_and_says_what_it_reads(family: str) -> None:
     assert all(f"`{name}`" in head.text for name in head.outputs if "num" not in name)
 
 
+def test_boxes_too_large_for_float32_are_no_reason_to_stop() -> None:
+    batch = batch_of(1)
+    outputs = HEADS["v8"][2](batch)
+    _, head = find_decoder(Sample(outputs, SIZE))
+    outputs["output0"][0, 2] = 3e38
+    outputs["output0"][0, 3, :50] = 3e38
+    result = detections(outputs, head, batch)[0]
+    assert len(result) > 0
+    assert np.isfinite(result.boxes).all()
+
+
 @pytest.mark.parametrize("family", ["v10", "EfficientNMS", "torchvision"])
 def test_head_of_a_batch_without_boxes_says_what_it_could_not_see(family: str) -> None:
     outputs = HEADS[family][2](batch_of(1, counts=(0, 0, 0)))
