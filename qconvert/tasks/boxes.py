@@ -141,6 +141,15 @@ def best_pairs(scores: Floats, threshold: float) -> Indices:
     return np.sort(pairs)
 
 
+def candidate_rows(scores: Floats, threshold: float) -> Indices:
+    """Return the rows, ascending, of the best pairs of [n, classes], and those that are not finite."""
+    rows = best_pairs(scores, threshold) // max(scores.shape[1], 1)
+    finite = np.isfinite(scores)
+    if not finite.all():
+        rows = np.concatenate((rows, np.flatnonzero(~finite.all(axis=1))))
+    return np.unique(rows)
+
+
 def overlap_matrix(first: Floats, second: Floats, iou: float) -> NDArray[np.bool_]:
     """Return whether the boxes [n, 4] and [m, 4] overlap by more than an IoU, as [n, m]."""
     one = np.array(first.T, np.float32, order="C")[:, :, None]

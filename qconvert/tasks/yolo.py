@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from qconvert.tasks.boxes import (
     Candidates,
     Floats,
+    candidate_rows,
     corners_of,
     grid_of,
     limited_exp,
@@ -108,7 +109,6 @@ def yolo_maps(
     size: tuple[int, int],
     threshold: float,
     *,
-    classes: int,
     bins: int,
     strides: tuple[int, ...],
     logits: bool,
@@ -131,8 +131,9 @@ def yolo_maps(
         else:
             joined = np.hstack(maps).T
             edges, scores = joined[:, : 4 * bins], joined[:, 4 * bins :]
-        rows = rows_above(scores, lowest_score(threshold, logits))
-        edges, scores = edges[rows], scores[rows, :classes]
+        # Only their boxes are computed: a distribution takes much longer than a score.
+        rows = candidate_rows(scores, lowest_score(threshold, logits))
+        edges, scores = edges[rows], scores[rows]
         if bins > 1:
             edges = softmax(edges.reshape(-1, 4, bins)) @ values
         edges = edges * steps[rows]
@@ -341,12 +342,7 @@ def _fit_maps(sample: Sample) -> Head | None:
     logits = not all(are_probabilities(array) for array in scores)
     names = tuple(name for level in levels for name in level.names)
     strides = tuple(level.stride for level in levels)
-    options: dict[str, Option] = {
-        "classes": classes,
-        "bins": bins,
-        "strides": strides,
-        "logits": logits,
-    }
+    options: dict[str, Option] = {"bins": bins, "strides": strides, "logits": logits}
     text = f"{', '.join(f'`{name}`' for name in names)}: {classes} classes, strides {strides}"
     return Head("yolo", "yolo_maps", names, text, options, classes=classes, iou=NMS_IOU)
 
