@@ -39,6 +39,7 @@ PositiveFloat = Annotated[float, Limits(gt=0)]
 
 Backend = Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "mixed"]
+Task = Literal["classify", "detect", "segment", "embed", "any"]
 SizeRule = Literal["fit", "none"]
 ResizeRule = Annotated[str, Check(check_resize_rule)]
 
@@ -273,12 +274,14 @@ class SearchConfig(StrictTable):
     budget: NonNegativeFloat = setting(
         0.5, "Points that a mixed-precision engine may lose against FP32", "--budget PP"
     )
-    by: Literal["top-1", "agreement", "certainty"] | None = setting(
+    by: Literal["top-1", "agreement", "certainty", "metric"] | None = setting(
         None,
         "Measure of the budget: `top-1` needs labels; `agreement` counts changed predictions; "
-        "`certainty` weighs them by the FP32 probability that they lose",
+        "`certainty` weighs them by the FP32 probability that they lose; `metric` is that of "
+        "another task, such as mAP",
         "--by",
-        unset="top-1 if one image weighs no more than the budget, else certainty",
+        unset="top-1 if one image weighs no more than the budget, else certainty; of other tasks "
+        "metric with truth, else agreement",
     )
     max_latency: PositiveFloat | None = setting(
         None, "Median milliseconds at the first batch size, at most", "--max-latency MS"
@@ -308,10 +311,28 @@ class EvaluateConfig(StrictTable):
 
     images: Path | None = setting(None, f"Evaluation images: {IMAGE_FILES}", "--eval PATH")
     labels: Path | None = setting(
-        None, "CSV file,label", "--labels FILE", unset="class folders, if there are any"
+        None,
+        "Truth: CSV file,label; COCO JSON; folder of YOLO .txt, VOC .xml or masks as .png",
+        "--labels PATH",
+        unset="what lies beside the images in a customary place",
     )
     count: PositiveInt | None = setting(
         None, "Use at most N evaluation images", "--eval-count N", unset="all"
+    )
+    task: Task | None = setting(
+        None, "What the network is for", "--task", unset="as its outputs and the truth say"
+    )
+    decode: str = setting(
+        "",
+        "How outputs become boxes or masks: yolo, ssd, detr, boxes, centers, mask, or a function "
+        "of your own, package.module:function",
+        "--decode NAME",
+        unset="the first that fits",
+    )
+    metric: str = setting(
+        "",
+        "A metric of your own: package.module:function of predictions and truths",
+        "--metric NAME",
     )
 
 

@@ -1,11 +1,12 @@
 """Functions of the user, named `package.module:function`: import and call them."""
 
 import contextlib
+import hashlib
 import importlib
 import io
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,16 @@ def call_function(source: str, function: Callable[..., Any], *arguments: object)
             return function(*arguments)
     except (Exception, SystemExit) as error:
         raise _user_error(f"`{source}()`", error, len(arguments)) from None
+
+
+def file_hash(sources: Sequence[str]) -> str:
+    """Return a hash of the files that define these functions."""
+    digest = hashlib.sha256()
+    for source in sources:
+        import_function(source, "function is in that module")
+        file = getattr(sys.modules[source.partition(":")[0]], "__file__", None)
+        digest.update(Path(file).read_bytes() if file else source.encode())
+    return digest.hexdigest()
 
 
 def add_working_folder_to_path() -> None:

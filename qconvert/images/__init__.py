@@ -11,6 +11,7 @@ from qconvert.images.arrays import ARRAY_SUFFIXES, open_arrays
 from qconvert.images.image_files import CORES, FileImages
 from qconvert.images.listing import ImageEntry, Images
 from qconvert.images.preprocess import Preprocess, find_image_input, fit_to_input
+from qconvert.images.truth_files import TruthSet, find_truth
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,40 @@ def open_images(choice: ImageChoice, specs: Sequence[TensorSpec], preprocess: Pr
         # The model's input comes first: without one there is nothing to look for.
         preprocess, image_input = fit_to_input(preprocess, find_image_input(specs))
         names = listing.list_images(choice.path)
-        labels, classes = listing.find_labels(choice.path, names, choice.labels)
-        pairs = zip(names, labels, strict=True)
-        entries = tuple(ImageEntry(name, label=label) for name, label in pairs)
+        labels, classes = _find_class_labels(choice, names)
+        entries = tuple(map(_labelled_entry, names, labels))
         root = choice.path if choice.path.is_dir() else choice.path.parent
         reading = choice.max_broken, choice.threads or CORES
         images = FileImages(root, entries, classes, preprocess, image_input, *reading)
+        if all(label is None for label in labels):
+            truth = find_truth(choice.path, names, choice.labels)
+            if truth is not None:
+                subset = listing.choose_subset(truth.sampling_labels(), choice.count, choice.seed)
+                images = with_truth(images, truth)
+                return replace(images.select(subset), source=choice.path)
     subset = listing.choose_subset(images.labels, choice.count, choice.seed)
     return replace(images.select(subset), source=choice.path)
+
+
+def with_truth(images: FileImages, truth: TruthSet) -> FileImages:
+    """Return the images with what each of them shows."""
+    pairs = zip(images.entries, truth.truths, strict=True)
+    entries = tuple(replace(entry, truth=shown) for entry, shown in pairs)
+    return replace(
+        images, entries=entries, classes=truth.classes, truth_kind=truth.kind, notes=truth.notes
+    )
+
+
+def _find_class_labels(choice: ImageChoice, names: Sequence[str]) -> listing.Labels:
+    """Return the class of each image; a file or folder of boxes or masks holds none."""
+    file = choice.labels
+    if file is not None and (file.is_dir() or file.suffix.lower() == ".json"):
+        return [None] * len(names), listing.NO_CLASSES
+    return listing.find_labels(choice.path, names, choice.labels)
+
+
+def _labelled_entry(name: str, label: int | None) -> ImageEntry:
+    return ImageEntry(name, label=label)
 
 
 def reopen_images(

@@ -47,7 +47,7 @@ class ArrayImages(Images):
             )
             for name in self.unbatched:
                 feeds[name] = np.asarray(feeds[name][0])
-            yield Batch(feeds, items, _identity_frames(feeds, len(items)))
+            yield Batch(feeds, items, identity_frames(feeds, len(items)))
 
     def _hashes(self) -> Iterable[str]:
         return (item.sha256 for batch in self.batches(1) for item in batch.items)
@@ -105,7 +105,7 @@ def open_arrays(path: Path, specs: Sequence[TensorSpec]) -> ArrayImages:
     return ArrayImages(path, entries, NO_CLASSES, arrays, frozenset(unbatched))
 
 
-def _identity_frames(feeds: Tensors, count: int) -> tuple[Frame, ...]:
+def identity_frames(feeds: Tensors, count: int) -> tuple[Frame, ...]:
     """Return frames of the first input that has an image's shape: rows are pictures as they are."""
     for array in feeds.values():
         if (layout := image_layout(array.shape)) is not None:

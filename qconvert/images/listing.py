@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from qconvert.core.errors import QConvertError, UsageError, did_you_mean, first_line
 from qconvert.core.tensors import Tensors
 from qconvert.images.frames import Frame
-from qconvert.images.truth import Truth, truth_digest
+from qconvert.images.truth import TrueBoxes, Truth, truth_digest
 
 CLASSES_FILE, LABELS_FILE = "classes.txt", "labels.csv"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -98,7 +98,8 @@ class Batch:
 class Images(ABC):
     """Chosen inputs of one network, files or array rows, that can be read any number of times.
 
-    `source` is the path that named them, `preprocessing` says how they become inputs.
+    `source` is the path that named them, `preprocessing` says how they become inputs. `truth_kind`
+    is that of the truth of the entries, where they have any, and `notes` say where it is from.
     """
 
     root: Path
@@ -106,6 +107,8 @@ class Images(ABC):
     classes: Classes
     source: Path = field(default=Path(), kw_only=True)
     preprocessing: Mapping[str, object] = field(default_factory=dict, kw_only=True)
+    truth_kind: Literal["boxes", "masks"] | None = field(default=None, kw_only=True)
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -128,18 +131,25 @@ class Images(ABC):
         return replace(self, entries=self.entries[start:stop])
 
     def check_classes(self, count: int) -> None:
-        """Refuse labels that do not fit a network with `count` classes."""
-        highest = max((label for label in self.labels if label is not None), default=0)
+        """Refuse labels that do not fit a network with `count` classes; masks are checked when read."""
+        labels = [label for label in self.labels if label is not None]
+        for entry in self.entries:
+            if isinstance(entry.truth, TrueBoxes):
+                labels += entry.truth.classes.tolist()
+        names, highest = self.classes.names, max(labels, default=0)
         if highest >= count:
+            name = f" (`{names[highest]}`)" if highest < len(names) else ""
             raise UsageError(
-                f"label {highest} is not a class of the model, which has {count}, counted from 0",
-                hint="labels are indices in the model's own order of classes",
+                f"label {highest}{name} is not a class of the model, which has {count}, counted "
+                "from 0",
+                hint="labels are indices in the model's own order of classes: put a "
+                f"`{CLASSES_FILE}` with that order next to them",
             )
-        folders = len(self.classes.names)
-        if self.classes.from_folders and folders != count:
+        if self.classes.from_folders and len(names) != count:
             # In sorted order a missing class would shift all classes after it.
+            kind = "names of classes" if self.truth_kind else "class folders"
             raise UsageError(
-                f"{folders} class folders do not say which of the model's {count} classes they are",
+                f"{len(names)} {kind} do not say which of the model's {count} classes they are",
                 hint=f"put a `{CLASSES_FILE}` next to them: the model's classes in order, one per "
                 "line",
             )

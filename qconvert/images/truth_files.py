@@ -47,28 +47,6 @@ class TruthSet:
     source: str
     notes: tuple[str, ...] = ()
 
-    def check_classes(self, count: int) -> None:
-        """Refuse boxes that do not fit a network with `count` classes; masks are checked when read."""
-        numbers = [truth.classes for truth in self.truths if isinstance(truth, TrueBoxes)]
-        highest = max((int(array.max()) for array in numbers if array.size), default=-1)
-        if highest >= count:
-            names = self.classes.names
-            name = f" (`{names[highest]}`)" if highest < len(names) else ""
-            raise UsageError(
-                f"`{self.source}` has objects of class {highest}{name}; the model has {count} "
-                "classes, counted from 0",
-                hint=f"put a `{CLASSES_FILE}` beside the labels: the model's classes in order, one "
-                "per line",
-            )
-        if self.classes.from_folders and len(self.classes.names) != count:
-            # In alphabetical order a missing class would shift all classes after it.
-            raise UsageError(
-                f"`{self.source}` names {len(self.classes.names)} classes without an order; the "
-                f"model has {count}",
-                hint=f"put a `{CLASSES_FILE}` beside the labels: the model's classes in order, one "
-                "per line",
-            )
-
     def sampling_labels(self) -> tuple[int | None, ...]:
         """Return a label per picture for a balanced choice: the class of its objects that is rarest.
 

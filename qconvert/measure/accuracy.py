@@ -7,13 +7,14 @@ exponentials a processor rounds by their place in memory.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AliasChoices, Field
 
+from qconvert.core.config import Task as TaskName
 from qconvert.core.errors import QConvertError
 from qconvert.core.tensors import Tensors, output_array
 from qconvert.measure.output_error import (
@@ -22,6 +23,7 @@ from qconvert.measure.output_error import (
     sqnr_from_powers,
     to_probabilities,
 )
+from qconvert.tasks.task import ClassShift, Task, TaskScores
 
 # The name of FP32 among the engines of a run.
 BASELINE = ""
@@ -39,6 +41,7 @@ MeasuredOn = Literal["engine", "cpu-simulation"]
 
 UNKNOWN = -1
 TOP_K = 5
+MAX_PICTURES = 12
 
 # The classes are those that FP32 and the engine predict, the ranks the positions of the label among
 # their scores, 0 for the best. `signal` and `error` are sums of squares. `lead` is how much likelier
@@ -75,16 +78,6 @@ class ImageScores:
 
 
 @dataclass(frozen=True)
-class RecallShift:
-    """A class whose recall changed: percent of its images that FP32 and the engine got right."""
-
-    label: int
-    before: float
-    after: float
-    images: int
-
-
-@dataclass(frozen=True)
 class ChangedPrediction:
     """An image whose prediction differs from that of FP32, and its class where it is known.
 
@@ -101,12 +94,28 @@ class ChangedPrediction:
 
 
 @dataclass(frozen=True)
+class ChangedPicture:
+    """An image of which FP32 and the engine predict other boxes or pixels.
+
+    `agreement` is the share in percent that both predict.
+    """
+
+    image: str
+    agreement: float
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """Scores over images, in percent; those that need labels are None without them.
 
+    `metrics` are those of the `task`, from 0 to 1; gates and searches judge by `primary`, and
+    `change_pp` is the change of it. `agreement` is that of the predictions of the task: classes,
+    boxes (two boxes of the same class at IoU .5), pixels, or nearest neighbours. `curve` is the
+    precision of detections at 101 recalls.
+
     `labelled` counts the images with a label, which top-1 to F1 and `change_pp` are over; it is
     None in reports that did not count them. Precision, recall and F1 are means over the classes
-    that have labels. `change_pp` is the change of top-1 against FP32 over the same images, with
+    that have labels. `change_pp` is the change against FP32 over the same images, with
     half the width of its 95 % interval. `sqnr_db`, `kl` and `cosine` compare the outputs with those
     of FP32; an infinite SQNR is that of equal outputs, and a note says so where it cannot be
     written. `engine` means that the engine itself ran, `cpu-simulation` that its graph ran on the
@@ -127,9 +136,14 @@ class Accuracy:
     half_width_pp: float | None = None
     notes: tuple[str, ...] = ()
     cosine: float | None = None
-    shifts: tuple[RecallShift, ...] = ()
+    shifts: tuple[ClassShift, ...] = ()
     changed: tuple[ChangedPrediction, ...] = ()
     labelled: int | None = None
+    task: TaskName = "classify"
+    metrics: dict[str, float] = field(default_factory=dict)
+    primary: str = ""
+    curve: tuple[float, ...] = ()
+    pictures: tuple[ChangedPicture, ...] = ()
 
 
 def score_batch(reference: Tensors, outputs: Tensors, labels: Sequence[int | None]) -> ImageScores:
@@ -217,12 +231,13 @@ def summarize_accuracy(
         for labels in (labelled["label"], labelled["label"][right], labelled["label"][still_right])
     )
     shifts = [
-        RecallShift(label, 100 * before[label] / count, 100 * after[label] / count, count)
+        ClassShift(label, 100 * before[label] / count, 100 * after[label] / count, count)
         for label, count in enumerate(images)
         if before[label] != after[label]
     ]
     # Of equal changes the class with more images comes first.
     shifts.sort(key=lambda shift: (-abs(shift.after - shift.before), -shift.images, shift.label))
+    percents = _classification_scores(labelled, scores.classes)
     return Accuracy(
         images=len(rows),
         measured_on=measured_on,
@@ -236,13 +251,57 @@ def summarize_accuracy(
         shifts=tuple(shifts[:10]),
         changed=_changed_predictions(rows, names) if names else (),
         labelled=len(labelled),
-        **_classification_scores(labelled, scores.classes),
+        task="classify" if scores.classes else "any",
+        metrics={name: value / 100 for name, value in percents.items() if value is not None},
+        primary="top1" if percents else "",
+        curve=(),
+        pictures=(),
+        **percents,
+    )
+
+
+def with_task(
+    accuracy: Accuracy, task: Task, scores: TaskScores, names: Sequence[str] = ()
+) -> Accuracy:
+    """Return the accuracy with the scores of a task in place of those of a classifier."""
+    pairs = zip(names, scores.by_image, strict=False)
+    changed = [
+        ChangedPicture(name, 100 * share)
+        for name, share in pairs
+        if share is not None and share < 1
+    ]
+    changed.sort(key=lambda picture: picture.agreement)
+    not_about_tasks = (NO_CLASSES, NO_LABELS)
+    return replace(
+        accuracy,
+        task=task.name,
+        metrics=dict(scores.metrics),
+        primary=task.primary if task.primary in scores.metrics else next(iter(scores.metrics), ""),
+        agreement=None if scores.agreement is None else 100 * scores.agreement,
+        change_pp=None if scores.change is None else 100 * scores.change,
+        half_width_pp=None if scores.half_width is None else 100 * scores.half_width,
+        labelled=scores.labelled,
+        shifts=scores.shifts,
+        curve=scores.curve,
+        pictures=tuple(changed[:MAX_PICTURES]),
+        notes=(*(note for note in accuracy.notes if note not in not_about_tasks), *scores.notes),
+        changed=(),
+        top1=None,
+        top5=None,
+        precision=None,
+        recall=None,
+        f1=None,
+        kl=None,
     )
 
 
 def fp32_accuracy(own_scores: ImageScores) -> Accuracy:
     """Return the accuracy of FP32 from its scores against itself, without what compares the two."""
-    accuracy = summarize_accuracy(own_scores)
+    return without_comparisons(summarize_accuracy(own_scores), own_scores.notes)
+
+
+def without_comparisons(accuracy: Accuracy, notes: Sequence[str] = ()) -> Accuracy:
+    """Return the accuracy of FP32 without what compares it with itself, and without these notes."""
     return replace(
         accuracy,
         agreement=None,
@@ -251,7 +310,9 @@ def fp32_accuracy(own_scores: ImageScores) -> Accuracy:
         change_pp=None,
         half_width_pp=None,
         cosine=None,
-        notes=tuple(n for n in accuracy.notes if n not in (*own_scores.notes, IDENTICAL)),
+        shifts=(),
+        pictures=(),
+        notes=tuple(n for n in accuracy.notes if n not in (*notes, IDENTICAL)),
     )
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-LossMeasure = Literal["top-1", "agreement", "certainty"]
+LossMeasure = Literal["top-1", "agreement", "certainty", "metric"]
 SearchOutcome = Literal["mixed", "int8", "float", "none"]
 
 
@@ -12,7 +12,8 @@ class PredictionLoss:
     """Percentage points lost against FP32, with half the width of the 95 % interval.
 
     `by` is what was counted: correct predictions, equal predictions, or for each changed prediction
-    the probability that FP32 gives up. `agreement` is in percent.
+    the probability that FP32 gives up; `metric` is that of a task, such as mAP. `agreement` is in
+    percent.
     """
 
     pp: float

@@ -16,9 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -29,9 +27,8 @@ from qconvert.core import onnx_io
 from qconvert.core.atomic import write_text
 from qconvert.core.config import SearchConfig
 from qconvert.core.progress import Progress, ProgressCallback
-from qconvert.core.tensors import RunModel, Tensors, unpad_batch
+from qconvert.core.tensors import RunModel, Tensors
 from qconvert.graph.patterns import has_subgraph
-from qconvert.measure import accuracy
 from qconvert.measure.mixed_result import (
     BlockGain,
     BlockTime,
@@ -40,12 +37,18 @@ from qconvert.measure.mixed_result import (
     PredictionLoss,
     SearchStep,
 )
-from qconvert.measure.output_error import per_image_errors, to_probabilities
 from qconvert.optimize.block_times import measure_costs
 from qconvert.optimize.blocks import Block
 from qconvert.optimize.faster_blocks import BlockSet, SetTimer, SetTimes, find_faster_set, names_of
 from qconvert.optimize.mixed_outcome import conclude, early_result
 from qconvert.optimize.partial_execution import PartialExecution
+from qconvert.optimize.trial_records import (
+    SearchImages,
+    TrialRecord,
+    choose_metric,
+    measure_loss,
+    record_trial,
+)
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.placement import restore_float
@@ -60,7 +63,6 @@ MAX_CACHED_BYTES = 512 * 2**20
 # The operators of the engines `int8` and `float`, with their times.
 Profiles = Mapping[str, Sequence[OperatorTime]]
 Profiler = Callable[[], Profiles]
-TrialRecord = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -95,28 +97,6 @@ class SearchModel:
         layers = {name: layer for name, layer in plan.layers.items() if name in names}
         own = replace(plan, model=onnx_io.fingerprint(segment), layers=layers, equalized={})
         return open_cpu(apply_plan(segment, own, self.weights), keep_qdq=not plan.integer_bias)
-
-
-@dataclass(frozen=True)
-class SearchImages:
-    """Named batches, their FP32 outputs, and for each image its label or None."""
-
-    name: str
-    batches: Iterable[Tensors]
-    outputs: Sequence[Tensors]
-    labels: Sequence[int | None]
-
-    @property
-    def score_output(self) -> str:
-        """The name of the first output that has class scores, empty if none has."""
-        arrays = self.outputs[0].items()
-        return next(
-            (name for name, array in arrays if accuracy.is_class_scores(np.asarray(array))), ""
-        )
-
-    def trial_key(self, blocks: BlockSet) -> str:
-        """Return the name of the trial of a set on these images."""
-        return f"{self.name}: " + (", ".join(sorted(block.name for block in blocks)) or "nothing")
 
 
 @dataclass(frozen=True)
@@ -175,7 +155,8 @@ class SearchSpace:
 
     def trial_key(self, images: SearchImages, blocks: BlockSet) -> str:
         """Return the name of the trial of a set, and of the faster blocks, on these images."""
-        return images.trial_key((*self.faster, *blocks))
+        names = sorted(block.name for block in (*self.faster, *blocks))
+        return f"{images.name}: " + (", ".join(names) or "nothing")
 
     def run_trial(self, images: SearchImages, blocks: BlockSet) -> TrialRecord:
         """Return the trial of a set on these images, from the file if it ran before."""
@@ -194,7 +175,7 @@ class SearchSpace:
             lifted=names_of((*self.faster, *blocks)),
             share=sum(block.share for block in (*self.faster, *blocks)),
             distance=float(np.mean(record["far"])),
-            search=measure_loss(record, by if same else "certainty"),
+            search=measure_loss(record, by if same else self.search_images.unlabelled_measure),
         )
 
     def confirm(self, blocks: BlockSet, by: LossMeasure) -> PredictionLoss:
@@ -205,7 +186,7 @@ class SearchSpace:
 def search_mixed_precision(space: SearchSpace, progress: ProgressCallback) -> MixedResult:
     """Search a space for the smallest set that keeps the budget; earlier trials are reused."""
     budget, rest = space.goal.budget, space.rest
-    by = space.goal.by or choose_metric(space.evaluation_images, budget)
+    by = choose_metric(space.evaluation_images, budget, space.goal.by)
     progress(Progress("search", "everything in INT8"))
     int8 = replace(space.evaluate((), by), confirmed=space.confirm((), by))
     result = MixedResult("int8", "", budget, by, rest, int8, untimed=space.untimed)
@@ -224,8 +205,10 @@ def search_mixed_precision(space: SearchSpace, progress: ProgressCallback) -> Mi
             text = f"{len(blocks)} blocks in {rest}, set {len(steps) + 1}"
             progress(Progress("search", text))
             step = space.evaluate(blocks, by)
+            # Boxes that agree are not points of mAP: without truth nothing says what those lose.
+            may_keep = step.search.pp <= budget or (step.search.by, by) == ("agreement", "metric")
             # A set whose outputs are further from FP32 than those of INT8 keeps a budget by luck.
-            if step.search.pp <= budget and step.distance <= int8.distance:
+            if may_keep and step.distance <= int8.distance:
                 step = replace(step, confirmed=space.confirm(blocks, by))
             steps[key] = step
         confirmed = steps[key].confirmed
@@ -383,60 +366,3 @@ def _keep_faster_blocks(
     step = space.evaluate((), result.by)
     result = replace(result, faster=replace(step, confirmed=space.confirm((), result.by)))
     return space, _with_times(result, set_times)
-
-
-def record_trial(images: SearchImages, outputs: Sequence[Tensors]) -> TrialRecord:
-    """Return what a trial gives for each image, as plain values of five digits.
-
-    `far` has the output errors, `changed` the images whose prediction changed, `given_up` by how
-    much likelier FP32 took its prediction to be than the new one; `lost` and `won` the images that
-    only FP32, or only the trial, predicts right.
-    """
-    name, labels = images.score_output, iter(images.labels)
-    scores, unpadded = [], []
-    for before, batch in zip(images.outputs, outputs, strict=True):
-        count = len(before[name])
-        unpadded.append(unpad_batch(batch, count, len(batch[name])))
-        scores.append(accuracy.score_batch(before, unpadded[-1], list(islice(labels, count))))
-    rows = accuracy.join_scores(scores).rows
-    expected, predicted = rows["fp32_class"], rows["engine_class"]
-    changed = np.flatnonzero((expected != accuracy.UNKNOWN) & (expected != predicted))
-    reference = np.concatenate([np.asarray(before[name]) for before in images.outputs])
-    shares = to_probabilities(reference.reshape(len(rows), -1))
-    # Scores that are not finite predict nothing, and give up all that FP32 had.
-    left = np.where(predicted != accuracy.UNKNOWN, shares[np.arange(len(rows)), predicted], 0.0)
-    given_up = shares[changed, expected[changed]] - left[changed]
-    errors = per_image_errors(images.outputs, unpadded)
-    right, still_right = rows["fp32_rank"] == 0, rows["engine_rank"] == 0
-    return {
-        "images": len(rows),
-        "far": [float(f"{error:.5g}") for error in errors],
-        "changed": changed.tolist(),
-        "given_up": [float(f"{probability:.5g}") for probability in given_up],
-        "lost": np.flatnonzero(right & ~still_right).tolist(),
-        "won": np.flatnonzero(still_right & ~right).tolist(),
-    }
-
-
-def measure_loss(record: TrialRecord, by: LossMeasure) -> PredictionLoss:
-    """Return what a trial loses, with a 95 % interval.
-
-    Every interval counts one image more than was lost and won, so that it has a width even if no
-    prediction changed.
-    """
-    images, changed = int(record["images"]), len(record["changed"])
-    agreement = 100 * (images - changed) / images
-    if by in ("top-1", "agreement"):
-        lost, won = (len(record["lost"]), len(record["won"])) if by == "top-1" else (changed, 0)
-        change, half_width = accuracy.paired_change(lost, won, images)
-        return PredictionLoss(0.0 - change, half_width, by, images, agreement)
-    mean = math.fsum(record["given_up"]) / images
-    squares = math.fsum(probability * probability for probability in record["given_up"]) + 1
-    half_width = 196 * math.sqrt(max(squares / (images + 1) - mean * mean, 0.0) / (images + 1))
-    return PredictionLoss(100 * mean, half_width, by, images, agreement)
-
-
-def choose_metric(images: SearchImages, budget: float) -> LossMeasure:
-    """Return how to count a budget: by labels only if one image weighs no more than the budget."""
-    fine_enough = len(images.labels) * budget >= 100
-    return "top-1" if fine_enough and None not in images.labels else "certainty"

@@ -121,7 +121,12 @@ def bar_charts(report: Report) -> list[BarChart]:
     charts = (
         _bar_chart("Size", report, sizes),
         _bar_chart(f"Median latency{at_batch}, with spread", report, latencies),
-        _bar_chart("Change of top-1, with 95 % interval", report, changes, signed=True),
+        _bar_chart(
+            f"Change of {metrics.primary_title(report)}, with 95 % interval",
+            report,
+            changes,
+            signed=True,
+        ),
         _bar_chart("Agreement with FP32", report, {} if changes else agreements),
     )
     return [chart for chart in charts if chart.bars]

@@ -9,6 +9,7 @@ from qconvert.core import number_format as fmt
 from qconvert.core.errors import UsageError
 from qconvert.core.sanitize import sanitize_text
 from qconvert.images.preprocess import Preprocess
+from qconvert.measure.accuracy import Accuracy
 from qconvert.report import search_tables, tables
 from qconvert.report.model import Report, VariantResult
 from qconvert.report.table import TextTable
@@ -26,7 +27,7 @@ model-index:
 - name: {name}
   results:
   - task:
-      type: image-classification
+      type: {task}
     dataset:
       name: {dataset}
       type: imagefolder
@@ -35,6 +36,14 @@ METRIC = """\
     - type: {metric}
       name: "{metric}, %"
       value: {value:.2f}"""
+
+CARD_TASKS = {
+    "classify": "image-classification",
+    "detect": "object-detection",
+    "segment": "image-segmentation",
+    "embed": "image-feature-extraction",
+    "any": "other",
+}
 
 # Keys of a settings file; the other preprocessing follows from the model.
 PREPROCESS_KEYS = ("resize", "crop", "interpolation", "mean", "std", "colours")
@@ -208,15 +217,21 @@ def _front_matter(report: Report, variant: VariantResult, stem: str) -> str:
     tags = (f"- {json.dumps(tag)}" for tag in ("onnx", variant.precision, variant.backend))
     lines += ["library_name: onnx", "tags:", *tags]
     accuracy = variant.accuracy
-    if accuracy is not None and accuracy.top1 is not None:
+    if accuracy is not None and (values := _card_metrics(accuracy)):
         name = json.dumps(f"{stem}-{variant.name}")
         dataset = json.dumps(report.evaluation.path if report.evaluation else "own images")
-        lines.append(MODEL_INDEX.format(name=name, dataset=dataset))
-        for metric in ("accuracy", "precision", "recall", "f1"):
-            value = getattr(accuracy, "top1" if metric == "accuracy" else metric)
-            if value is not None:
-                lines.append(METRIC.format(metric=metric, value=value))
+        lines.append(MODEL_INDEX.format(name=name, dataset=dataset, task=CARD_TASKS[accuracy.task]))
+        lines += (METRIC.format(metric=metric, value=value) for metric, value in values.items())
     return "\n".join([*lines, "---"])
+
+
+def _card_metrics(accuracy: Accuracy) -> dict[str, float]:
+    """Return the metrics of a model card in percent; none where nothing says what is right."""
+    if accuracy.task == "classify":
+        names = {"accuracy": "top1", "precision": "precision", "recall": "recall", "f1": "f1"}
+        values = {metric: getattr(accuracy, name) for metric, name in names.items()}
+        return {metric: value for metric, value in values.items() if value is not None}
+    return {name: 100 * value for name, value in accuracy.metrics.items()}
 
 
 def _example_code(variant: VariantResult) -> str:

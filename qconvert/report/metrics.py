@@ -3,16 +3,22 @@
 import math
 from dataclasses import dataclass
 
-from qconvert.measure.accuracy import IDENTICAL, IDENTICAL_WHERE_FINITE
+from qconvert.measure.accuracy import IDENTICAL, IDENTICAL_WHERE_FINITE, Accuracy
 from qconvert.measure.latency import Latency, summarize_latency
 from qconvert.measure.latency import speedup as median_speedup
 from qconvert.report.model import Report, VariantResult
+from qconvert.tasks.reading import METRIC_TITLES
 
 NOT_MEASURED = "not measured in this run"
 NOT_TIMED_TOGETHER = (
     "timed separately from the other engines: `qconvert bench RUN` times all of them together"
 )
 LABELS_REQUIRED = "top-1, precision, recall and F1 need labels: class folders, or `--labels`"
+TRUTH_REQUIRED = {
+    "detect": "mAP needs boxes: COCO JSON, YOLO or VOC files beside the images, or `--labels`",
+    "segment": "mIoU needs masks: a folder `masks` beside the images, or `--labels`",
+    "embed": "recall needs labels that several images share: class folders, or `--labels`",
+}
 EXACT_OUTPUTS = "no error: the outputs are those of FP32 to the last bit"
 ZERO_OUTPUTS = "no SQNR: the outputs of FP32 are all zero"
 NEVER_FINITE = "no output error: on no image are all outputs finite"
@@ -20,10 +26,38 @@ NO_CLASS_SCORES = "no top-1 and no agreement: the outputs are not class scores"
 
 # The trade-off shows the first of these scores that all timed variants have.
 SCORE_LABELS = {
-    "top1": "top-1, %",
+    "primary": "{}, %",
     "agreement": "agreement with FP32, %",
     "sqnr_db": "SQNR of the outputs, dB",
 }
+
+
+def score_of(accuracy: Accuracy | None, name: str) -> float | None:
+    """Return a field of the accuracy, or a metric of its task in percent; None without it.
+
+    `primary` is the metric that gates and searches judge by.
+    """
+    if accuracy is None:
+        return None
+    if name == "primary":
+        # Reports of older versions have the fields of classifiers alone.
+        name = accuracy.primary or "top1"
+    if name in accuracy.metrics:
+        return 100 * accuracy.metrics[name]
+    score: float | None = getattr(accuracy, name, None)
+    return score
+
+
+def metric_title(name: str) -> str:
+    """Return a metric as tables name it; one of the user's own has no other name."""
+    return METRIC_TITLES.get(name, name)
+
+
+def primary_title(report: Report) -> str:
+    """Return the metric that gates and searches judge by, `top-1` where nothing was scored."""
+    scored = [variant.accuracy for variant in report.variants]
+    names = (accuracy.primary for accuracy in (report.baseline, *scored) if accuracy is not None)
+    return metric_title(next(filter(None, names), "top1"))
 
 
 def headline_latency(variant: VariantResult) -> Latency | None:
@@ -99,8 +133,11 @@ def missing_score_reason(variant: VariantResult, name: str) -> str:
     compared = accuracy.agreement is not None or accuracy.kl is not None
     if name in ("sqnr_db", "kl", "cosine") and compared:
         return NEVER_FINITE
-    unlabelled = NO_CLASS_SCORES if accuracy.agreement is None else LABELS_REQUIRED
-    return unlabelled if accuracy.top1 is None else NOT_MEASURED
+    if accuracy.primary:
+        return NOT_MEASURED
+    if accuracy.agreement is None and accuracy.task not in TRUTH_REQUIRED:
+        return NO_CLASS_SCORES
+    return TRUTH_REQUIRED.get(accuracy.task, LABELS_REQUIRED)
 
 
 @dataclass(frozen=True)
@@ -136,14 +173,14 @@ def pareto_front(report: Report) -> ParetoFront:
         for variant in sorted(report.variants, key=lambda v: (ms_per_image(v), v.name))
         if (latency := headline_latency(variant)) is not None
     ]
-    scored = (
-        n for n in SCORE_LABELS if None not in [getattr(v.accuracy, n, None) for v, _ in timed]
-    )
+    scored = (n for n in SCORE_LABELS if None not in [score_of(v.accuracy, n) for v, _ in timed])
     name = next(scored, "")
     if not timed or not name:
         return ParetoFront(())
     # Equal outputs have an infinite SQNR, which is drawn as a very good one.
-    places = {v.name: (ms_per_image(v), min(getattr(v.accuracy, name), 120.0)) for v, _ in timed}
+    places = {
+        v.name: (ms_per_image(v), min(score_of(v.accuracy, name) or 0.0, 120.0)) for v, _ in timed
+    }
     points = []
     for variant, latency in timed:
         ms, score = places[variant.name]
@@ -153,12 +190,15 @@ def pareto_front(report: Report) -> ParetoFront:
             if place != (ms, score) and place[0] <= ms and place[1] >= score
         )
         spread = summarize_latency(latency).spread_ms / latency.batch
-        half_width = variant.accuracy.half_width_pp if variant.accuracy and name == "top1" else None
+        half_width = (
+            variant.accuracy.half_width_pp if variant.accuracy and name == "primary" else None
+        )
         uncertainty = (spread, half_width or 0.0)
         points.append(TradeOffPoint(variant, ms, score, uncertainty, next(better, "")))
     limits = {gate.name: gate.limit for gate in report.gates}
     min_score = limits.get("min-agreement") if name == "agreement" else None
-    baseline = report.baseline.top1 if report.baseline is not None else None
-    if name == "top1" and baseline is not None and "max-drop" in limits:
+    baseline = score_of(report.baseline, "primary")
+    if name == "primary" and baseline is not None and "max-drop" in limits:
         min_score = baseline - limits["max-drop"]
-    return ParetoFront(tuple(points), SCORE_LABELS[name], min_score)
+    label = SCORE_LABELS[name].format(primary_title(report))
+    return ParetoFront(tuple(points), label, min_score)

@@ -92,7 +92,7 @@ class GateResult:
     """A limit that the user set and how one variant met it; `value` is None where unmeasured.
 
     `value` and its interval's `half_width` are in the unit of the limit. `why` is the reason why
-    nothing was measured, or the conditions of the measurement.
+    nothing was measured, or the conditions of the measurement. `metric` is what `max-drop` counts.
     """
 
     name: GateName
@@ -102,6 +102,7 @@ class GateResult:
     passed: bool
     why: str = ""
     half_width: float | None = None
+    metric: str = ""
 
 
 @dataclass(frozen=True)

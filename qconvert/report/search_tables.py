@@ -13,6 +13,7 @@ MAX_BLOCKS = 10
 LOSS_MEASURES = {
     "top-1": "points of top-1, over images with labels",
     "agreement": "points of agreement with FP32",
+    "metric": "points of the metric of the task, over images with truth",
     "certainty": "points of top-1 weighted by FP32: the probability that changed predictions lose",
 }
 

@@ -41,6 +41,12 @@ SCORES: dict[str, tuple[str, Callable[[float], str]]] = {
     "cosine": ("cosine", "{:.5f}".format),
 }
 LABELLED_SCORES = ("top1", "precision", "recall", "f1", "change_pp", "agreement")
+# Of the metrics of a task those that fit; the JSON has all of them.
+TASK_SCORES = {
+    "detect": ("map", "map50", "map75", "map_small", "ar100"),
+    "segment": ("miou", "dice", "pixel_accuracy"),
+    "embed": ("recall1", "recall5", "cosine"),
+}
 UNLABELLED_SCORES = ("agreement", "sqnr_db", "kl", "cosine")
 
 
@@ -48,8 +54,8 @@ def overview_table(report: Report) -> TextTable:
     """Return a row for each variant: size, latency at its smallest batch, accuracy, gates."""
     scored = [variant.accuracy for variant in report.variants if variant.accuracy is not None]
     scores = {name: SCORES[name][0] for name in UNLABELLED_SCORES[:2]}
-    if not scored or any(accuracy.top1 is not None for accuracy in scored):
-        scores = {"top1": "top-1", "change_pp": "Δ pp"}
+    if not scored or any(metrics.score_of(a, "primary") is not None for a in scored):
+        scores = {"primary": metrics.primary_title(report), "change_pp": "Δ pp"}
     rows = []
     for variant in report.variants:
         passed = [gate.passed for gate in report.gates if gate.variant == variant.name]
@@ -64,7 +70,7 @@ def overview_table(report: Report) -> TextTable:
             optional_cell(size, fmt.megabytes, MISSING),
             optional_cell(metrics.headline_latency(variant), _median_cell, MISSING),
             optional_cell(metrics.headline_speedup(report, variant), fmt.ratio, MISSING),
-            *(optional_cell(getattr(accuracy, n, None), SCORES[n][1], MISSING) for n in scores),
+            *(optional_cell(metrics.score_of(accuracy, n), _format_of(n), MISSING) for n in scores),
         )
         rows.append((variant.name, *cells, status))
     titles = ("variant", "MB", "p50 ms", "speed", *scores.values(), "gate" if report.gates else "")
@@ -201,12 +207,12 @@ def gpu_table(report: Report) -> TextTable:
 
 
 def accuracy_table(report: Report) -> TextTable:
-    """Return the scores in percent; without labels, agreement and output errors."""
+    """Return the scores of the task in percent; without truth, agreement and output errors."""
     notes, rows = Footnotes(), []
     scored = [variant for variant in report.variants if variant.accuracy is not None]
     accuracies = [*filter(None, (*(v.accuracy for v in scored), report.baseline))]
-    labelled = any(accuracy.top1 is not None for accuracy in accuracies)
-    scores: Sequence[str] = LABELLED_SCORES
+    labelled = any(metrics.score_of(accuracy, "primary") is not None for accuracy in accuracies)
+    scores: Sequence[str] = _labelled_scores(accuracies)
     if not labelled:
         measured = [n for n in UNLABELLED_SCORES if any(_score_cell(a, n) for a in accuracies)]
         scores = measured or ("top1", "agreement")
@@ -232,15 +238,29 @@ def accuracy_table(report: Report) -> TextTable:
             title += " (agrees: of all)"
     if scored and not labelled:
         title += notes.mark(missing_score_reason(scored[0], "top1"))
-    columns = make_columns("l", "variant", *(SCORES[name][0] for name in scores))
-    return TextTable(columns, rows, title, notes.texts())
+    titles = (SCORES[name][0] if name in SCORES else metrics.metric_title(name) for name in scores)
+    return TextTable(make_columns("l", "variant", *titles), rows, title, notes.texts())
+
+
+def _labelled_scores(accuracies: Sequence[Accuracy]) -> Sequence[str]:
+    """Return the columns of an accuracy with truth: metrics of a task, or those of a classifier."""
+    names = dict.fromkeys(name for accuracy in accuracies for name in accuracy.metrics)
+    task = next((accuracy.task for accuracy in accuracies), "classify")
+    if task == "classify" or not names:
+        return LABELLED_SCORES
+    shown = [name for name in TASK_SCORES.get(task, names) if name in names] or list(names)
+    return (*shown, "change_pp", "agreement")
+
+
+def _format_of(name: str) -> Callable[[float], str]:
+    return SCORES[name][1] if name in SCORES else fmt.percent
 
 
 def _score_cell(accuracy: Accuracy | None, name: str) -> str | None:
-    value: float | None = getattr(accuracy, name, None)
+    value = metrics.score_of(accuracy, name)
     if name == "change_pp" and accuracy is not None and value is not None:
         return fmt.change_with_interval(value, accuracy.half_width_pp)
-    return None if value is None else SCORES[name][1](value)
+    return None if value is None else _format_of(name)(value)
 
 
 def class_table(report: Report) -> TextTable:
@@ -258,7 +278,9 @@ def class_table(report: Report) -> TextTable:
         if variant.accuracy is not None
         for shift in variant.accuracy.shifts
     ]
-    titles = ("variant", "class", "images", "FP32 right, %", "right, %", "Δ pp")
+    scored = next((v.accuracy.task for v in report.variants if v.accuracy is not None), "classify")
+    score = {"detect": "AP", "segment": "IoU"}.get(scored, "right")
+    titles = ("variant", "class", "images", f"FP32 {score}, %", f"{score}, %", "Δ pp")
     columns = make_columns("l l", *titles)
     return TextTable(columns, rows, "Classes that changed most")
 

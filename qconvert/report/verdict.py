@@ -4,8 +4,8 @@ Gates are limits that the user sets. They check the point estimate; its interval
 used. An unmeasured value fails its gate, unless the user allows it.
 
 A variant is accurate by the gates on accuracy where there are any, else with at least
-`MIN_AGREEMENT` percent of FP32's predictions or at most `MAX_TOP1_LOSS` points of top-1 lost. Where
-FP32 itself has less than `LOW_TOP1` percent, only agreement counts.
+`MIN_AGREEMENT` percent of FP32's predictions or at most `MAX_LOSS` points of the task's metric
+lost. Where FP32 itself has less than `LOW_SCORES`, only agreement counts.
 
 The fastest acceptable engine is the best. One that is slower than the fp32 engine of its backend is
 best only if that one is not acceptable, and the verdict then says why it is not.
@@ -28,13 +28,16 @@ from qconvert.report.model import GateName, GateResult, Report, VariantResult
 
 PASS, FAIL = "pass", "FAIL"
 MIN_AGREEMENT = 97.0
-MAX_TOP1_LOSS = 1.0
-LOW_TOP1 = 25.0
+MAX_LOSS = 1.0
+# Below these percents of FP32's own score only agreement counts.
+LOW_SCORES = {"classify": 25.0, "detect": 5.0, "segment": 10.0, "embed": 5.0}
+# What agrees with FP32.
+AGREEING = {"detect": "boxes", "segment": "pixels", "embed": "nearest neighbours"}
 FLOAT_PRECISIONS = ("fp32", "fp16", "bf16")
 
 # Whether more is better (+1) or less (-1), the sentence about a value, and its unit.
 GATE_RULES: dict[GateName, tuple[int, str, str]] = {
-    "max-drop": (-1, "lost {} pp of top-1", " pp"),
+    "max-drop": (-1, "lost {} pp of {}", " pp"),
     "min-agreement": (1, "agrees with FP32 on {} %", " %"),
     "max-latency": (-1, "takes {} ms", " ms"),
     "min-speedup": (1, "is {} times as fast as fp32", "×"),
@@ -176,13 +179,15 @@ def _facts(report: Report, variant: VariantResult) -> Iterator[str]:
 
 def _accuracy_fact(report: Report, variant: VariantResult) -> str:
     accuracy = variant.accuracy
-    change = meaningful_top1_change(report, variant)
+    change = meaningful_change(report, variant)
     if accuracy is None:
         return ""
     if change is not None:
-        return f"top-1 {fmt.change_with_interval(change, accuracy.half_width_pp, 1)} pp"
+        interval = fmt.change_with_interval(change, accuracy.half_width_pp, 1)
+        return f"{metrics.primary_title(report)} {interval} pp"
     if accuracy.agreement is not None:
-        return f"agrees with FP32 on {fmt.percent(accuracy.agreement)} % of the images"
+        things = AGREEING.get(accuracy.task, "images")
+        return f"agrees with FP32 on {fmt.percent(accuracy.agreement)} % of the {things}"
     return "" if accuracy.sqnr_db is None else f"output SQNR {fmt.decibels(accuracy.sqnr_db)} dB"
 
 
@@ -281,10 +286,12 @@ def _slow_int8_notes(report: Report) -> Iterator[str]:
 
 def _image_notes(report: Report) -> Iterator[str]:
     """Yield doubts about labels, preprocessing, and images that are too few or not independent."""
-    top1 = report.baseline.top1 if report.baseline is not None else None
-    if top1 is not None and top1 < LOW_TOP1:
+    if (score := _low_score(report)) is not None:
+        is_right = f"is right on only {fmt.percent(score)} % of the images"
+        if report.baseline is not None and report.baseline.task != "classify":
+            is_right = f"has only {fmt.percent(score)} % of {metrics.primary_title(report)}"
         yield (
-            f"the FP32 model is right on only {fmt.percent(top1)} % of the images: check that "
+            f"the FP32 model {is_right}: check that "
             "`--preprocess` and the class numbers of the labels match its training"
         )
     prepared = report.evaluation.prepared if report.evaluation is not None else {}
@@ -370,7 +377,8 @@ def evaluate_gate(
     half_width = None
     if name == "max-drop" and value is not None and variant.accuracy is not None:
         half_width = variant.accuracy.half_width_pp
-    return GateResult(name, variant.name, value, limit, passed, note, half_width)
+    metric = metrics.primary_title(report) if name == "max-drop" else ""
+    return GateResult(name, variant.name, value, limit, passed, note, half_width, metric)
 
 
 def _measure(report: Report, variant: VariantResult, name: GateName) -> tuple[float | None, str]:
@@ -425,7 +433,8 @@ def describe_result(gate: GateResult) -> str:
     if gate.value is None:
         return f"was not measured ({gate.why}), limit {limit}"
     conditions = f" ({gate.why})" if gate.why else ""
-    return f"{GATE_RULES[gate.name][1].format(value)}{conditions}, limit {limit}"
+    sentence = GATE_RULES[gate.name][1].format(value, gate.metric or "top-1")
+    return f"{sentence}{conditions}, limit {limit}"
 
 
 def format_gate(gate: GateResult) -> tuple[str, str]:
@@ -443,17 +452,23 @@ def is_accurate(report: Report, variant: VariantResult) -> bool | None:
     if results:
         return all(results)
     agreement = variant.accuracy.agreement if variant.accuracy is not None else None
-    change = meaningful_top1_change(report, variant)
+    change = meaningful_change(report, variant)
     if agreement is None and change is None:
         # Fp32 is the reference: accurate unless it was measured and is not.
         return True if variant.precision == "fp32" else None
     return (agreement is not None and agreement >= MIN_AGREEMENT) or (
-        change is not None and change >= -MAX_TOP1_LOSS
+        change is not None and change >= -MAX_LOSS
     )
 
 
-def meaningful_top1_change(report: Report, variant: VariantResult) -> float | None:
-    """Return the change of top-1; None where FP32's own top-1 is low, as with wrong labels."""
-    top1 = report.baseline.top1 if report.baseline is not None else None
-    doubtful = top1 is not None and top1 < LOW_TOP1
+def meaningful_change(report: Report, variant: VariantResult) -> float | None:
+    """Return the change of accuracy; None where FP32's own is low, as with wrong labels."""
+    doubtful = _low_score(report) is not None
     return None if variant.accuracy is None or doubtful else variant.accuracy.change_pp
+
+
+def _low_score(report: Report) -> float | None:
+    """Return FP32's score in percent if it is so low that the labels may be wrong."""
+    score = metrics.score_of(report.baseline, "primary")
+    lowest = LOW_SCORES.get(report.baseline.task, 0.0) if report.baseline is not None else 0.0
+    return score if score is not None and score < lowest else None

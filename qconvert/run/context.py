@@ -8,9 +8,9 @@ from typing import Any
 
 from qconvert import __version__
 from qconvert.backends.ort import ORT_VERSION
-from qconvert.core import cache
+from qconvert.core import cache, user_code
 from qconvert.core.cache import Cache
-from qconvert.core.config import Config, PreprocessConfig
+from qconvert.core.config import Config, EvaluateConfig, PreprocessConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import ProgressCallback, ignore_progress
 from qconvert.images import ImageChoice, open_images
@@ -19,6 +19,8 @@ from qconvert.images.preprocess import PRESETS, Preprocess, find_image_input, fi
 from qconvert.run.run_folder import RunFolder
 from qconvert.sources import LoadedModel, Source
 from qconvert.sources.onnx_file import PREPROCESS_KEY
+from qconvert.tasks.decoders import AUTO
+from qconvert.tasks.reading import TaskRequest
 
 # With qconvert and ONNX Runtime these decide the numbers of every step.
 LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxslim", "pillow")
@@ -83,6 +85,17 @@ def open_evaluation_set(
         return None
     choice = ImageChoice(settings.images, settings.count, settings.labels, threads=workers)
     return open_image_set(source, context.config, choice)
+
+
+def task_request(settings: EvaluateConfig) -> TaskRequest:
+    """Return what the settings say of the network's task."""
+    return TaskRequest(settings.task, settings.decode or AUTO, settings.metric)
+
+
+def own_code(settings: EvaluateConfig) -> str:
+    """Return a hash of the files of the user's own functions, which decide results too."""
+    sources = (settings.decode, settings.metric)
+    return user_code.file_hash([source for source in sources if ":" in source])
 
 
 def open_sample(source: Source, context: JobContext, count: int) -> Images | None:

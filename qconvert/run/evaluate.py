@@ -1,7 +1,8 @@
 """The job `evaluate`: the outputs of every engine on the same images, read once for all of them."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,20 @@ from qconvert.core.errors import UsageError
 from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, start_step
 from qconvert.images.listing import Images
-from qconvert.measure import accuracy
 from qconvert.measure.accuracy import BASELINE, BF16_UNSCORED, Accuracy
+from qconvert.measure.comparison import SIMULATION, Comparison
 from qconvert.measure.machine import describe_machine
 from qconvert.report.model import Report
 from qconvert.run import report_files
 from qconvert.run.compare import add_changed_images
-from qconvert.run.context import EVALUATION_BATCH, JobContext, cache_key, open_evaluation_set
+from qconvert.run.context import (
+    EVALUATION_BATCH,
+    JobContext,
+    cache_key,
+    open_evaluation_set,
+    own_code,
+    task_request,
+)
 from qconvert.run.targets import Target, engine_hashes, require_same_inputs
 
 # The SQNR of equal outputs is infinite; the report has None for it, and a note.
@@ -70,36 +78,35 @@ def score_engines(
     model, names = onnx_io.load(reference), ", ".join(engines)
     ways, machine = [engine_hashes(engines), dict(runs_here)], describe_machine()
     fingerprint, digest = onnx_io.fingerprint(model), images.digest()
-    key = cache_key(names, fingerprint, engines=ways, images=digest, machine=machine)
+    settings = context.config.evaluate
+    task = [asdict(task_request(settings)), own_code(settings)]
+    key = cache_key(names, fingerprint, engines=ways, images=digest, machine=machine, task=task)
 
     def compute() -> dict[str, Accuracy]:
-        run_reference, size = open_cpu(model), tensors.fixed_batch(onnx_io.inputs(model))
-        runs: dict[str, tensors.RunModel] = {}
+        runs: dict[str, tensors.RunModel] = {BASELINE: open_cpu(model)}
         for name, engine in engines.items():
             if runs_here[name]:
                 runs[name] = backends.load(engine.backend).open(engine).run
             elif engine.precision != "bf16":
                 runs[name] = open_cpu(onnx_io.load(engine.folder / engine.graph))
-        batches: dict[str, list[accuracy.ImageScores]] = {name: [] for name in (BASELINE, *runs)}
-        image_names: list[str] = []
-        for batch in images.batches(size or EVALUATION_BATCH):
-            labels = [item.label for item in batch.items]
-            expected = _run_batch(run_reference, batch.feeds, size)
-            batches[BASELINE].append(accuracy.score_batch(expected, expected, labels))
-            if classes := batches[BASELINE][0].classes:
-                images.check_classes(classes)
-            for name, run in runs.items():
-                outputs = _run_batch(run, batch.feeds, size)
-                batches[name].append(accuracy.score_batch(expected, outputs, labels))
-            image_names += [item.name for item in batch.items]
-            done, total = len(image_names), len(images.names)
-            context.progress(Progress("evaluate", "images", done=done, total=total))
-        scores = {BASELINE: accuracy.fp32_accuracy(accuracy.join_scores(batches.pop(BASELINE)))}
-        for name, parts in batches.items():
-            measured_on: accuracy.MeasuredOn = "engine" if runs_here[name] else "cpu-simulation"
-            joined = accuracy.join_scores(parts)
-            scores[name] = accuracy.summarize_accuracy(joined, measured_on, image_names)
-        return scores
+        size = tensors.fixed_batch(onnx_io.inputs(model))
+        comparison = Comparison(images, task_request(settings))
+        # While a batch is compared, the next one runs: ONNX Runtime and NumPy let go of Python's lock.
+        with ThreadPoolExecutor(1) as pool:
+            waiting: Future[None] | None = None
+            for batch in images.batches(size or EVALUATION_BATCH):
+                outputs = {name: _run_batch(run, batch.feeds, size) for name, run in runs.items()}
+                if waiting is not None:
+                    waiting.result()
+                waiting = pool.submit(comparison.add, batch, outputs)
+                done, total = batch.items[-1].position + 1, len(images.names)
+                context.progress(Progress("evaluate", "images", done=done, total=total))
+            if waiting is not None:
+                waiting.result()
+        return {
+            name: comparison.summarize(name, "engine" if runs_here.get(name, True) else SIMULATION)
+            for name in runs
+        }
 
     scores, hit = cached_step(context.cache, "evaluate", key, compute, SCORES_CODEC)
     scored, engine_count = count(scores[BASELINE].images, "image"), len(scores) - 1

@@ -18,7 +18,9 @@ from qconvert.core.config import BuildConfig, SearchConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import Progress, ignore_progress, start_step
 from qconvert.core.tensors import Tensors, batch_size, fixed_batch, pad_batch, unpad_batch
-from qconvert.images.listing import Images
+from qconvert.images.arrays import identity_frames
+from qconvert.images.frames import Frame
+from qconvert.images.listing import ImageEntry, Images
 from qconvert.measure.machine import describe_machine
 from qconvert.measure.mixed_result import MixedResult, SearchStep
 from qconvert.optimize.blocks import MAX_BLOCKS, find_blocks
@@ -27,12 +29,12 @@ from qconvert.optimize.mixed_precision import (
     MAX_CACHED_BYTES,
     Profiler,
     Profiles,
-    SearchImages,
     SearchModel,
     SearchSpace,
     open_trials,
     search_mixed_precision,
 )
+from qconvert.optimize.trial_records import SearchImages
 from qconvert.quantize import plan_files
 from qconvert.quantize.plan import Plan, RestPrecision
 from qconvert.quantize.plan_files import PlanWithWeights, weights_path
@@ -45,17 +47,20 @@ from qconvert.run.context import (
     RunContext,
     cache_key,
     open_evaluation_set,
+    own_code,
+    task_request,
 )
 from qconvert.run.quantize import QuantizeRequest, preview_layers, scheme_for
 from qconvert.run.run_folder import PLAN_FILE, SEARCH_RESULT
 from qconvert.run.variants import BuildInputs, ChosenVariants, engine_settings, make_graph
+from qconvert.tasks.reading import Reading, TaskRequest, choose_reading
 
 MIXED_MODEL, TRIALS = "mixed.onnx", "trials.jsonl"
 PLAN_FILES = (PLAN_FILE, weights_path(Path(PLAN_FILE)).name)
 MIX = JsonCodec("mix.json", MixedResult)
 
-# A batch of the model's size, with a label or None for each image that is not padding.
-LabelledBatch = tuple[Tensors, Sequence[int | None]]
+# A batch of the model's size, with the entry and the frame of each image that is not padding.
+LabelledBatch = tuple[Tensors, Sequence[ImageEntry], Sequence[Frame]]
 ReadBatches = Callable[[], Iterator[LabelledBatch]]
 
 
@@ -66,7 +71,7 @@ class RereadBatches:
     read: ReadBatches
 
     def __iter__(self) -> Iterator[Tensors]:
-        return (batch for batch, _ in self.read())
+        return (batch for batch, *_ in self.read())
 
 
 def search_backend(
@@ -99,18 +104,22 @@ def search_backend(
         subject=subject,
         settings=[*settings, *engines] if available.runs else settings,
         exam=evaluation_set and evaluation_set.digest(),
+        task=[asdict(task_request(config.evaluate)), own_code(config.evaluate)],
     )
 
     def make(folder: Path) -> None:
         context.progress(Progress("search", "FP32 outputs"))
-        images = make_search_images(inputs)
+        request, evaluation = task_request(config.evaluate), None
+        if evaluation_set is not None:
+            evaluation = make_evaluation_images(inputs, evaluation_set, request)
+        images = make_search_images(inputs, request, evaluation)
         if context.cache.fresh:
             trials.unlink(missing_ok=True)
         space = SearchSpace(
             model,
             find_blocks(model.model, model.plan),
             images,
-            make_evaluation_images(inputs, evaluation_set) if evaluation_set else images,
+            evaluation or images,
             open_trials(trials, subject),
             config.search,
             rest,
@@ -163,7 +172,7 @@ def _weaknesses(space: SearchSpace, mix: MixedResult) -> tuple[str, ...]:
         notes.append(f"blocks that run faster in {mix.rest} were timed on this machine alone")
     if space.evaluation_images is space.search_images:
         notes.append("no `--eval`: the mix is confirmed on the images of the search itself")
-    if (count := len(space.search_images.labels)) < 32:
+    if (count := len(space.search_images.items)) < 32:
         notes.append(
             f"blocks were tried on only {count} images: add more to `--images`; the search "
             "uses a held-out fifth of them"
@@ -171,8 +180,16 @@ def _weaknesses(space: SearchSpace, mix: MixedResult) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def make_search_images(inputs: BuildInputs, max_bytes: int = MAX_CACHED_BYTES) -> SearchImages:
-    """Return the calibration images that are held out; they have no labels."""
+def make_search_images(
+    inputs: BuildInputs,
+    request: TaskRequest,
+    evaluation: SearchImages | None = None,
+    max_bytes: int = MAX_CACHED_BYTES,
+) -> SearchImages:
+    """Return the calibration images that are held out; they have no labels.
+
+    They are read as the `evaluation` images are, if there are any.
+    """
     calibration = inputs.calibration
     if calibration is None or calibration.images is None:
         raise UsageError("a search needs calibration images", hint="name a folder: `--images PATH`")
@@ -182,12 +199,17 @@ def make_search_images(inputs: BuildInputs, max_bytes: int = MAX_CACHED_BYTES) -
         for batch in calibration.validation_batches():
             count = min(batch_size(batch), left)
             left -= count
-            yield batch, [None] * count
+            yield batch, [ImageEntry("")] * count, identity_frames(batch, count)
 
-    return _make_images("search", inputs, read, max_bytes)
+    images = _make_images("search", inputs, read, max_bytes)
+    if evaluation is not None:
+        return _with_reading(images, evaluation.reading)
+    return _with_reading(images, _choose_reading(images, request))
 
 
-def make_evaluation_images(inputs: BuildInputs, evaluation_set: Images) -> SearchImages:
+def make_evaluation_images(
+    inputs: BuildInputs, evaluation_set: Images, request: TaskRequest
+) -> SearchImages:
     """Return the evaluation images in batches of the model's size."""
     size = fixed_batch(inputs.loaded.source.inputs)
 
@@ -196,33 +218,53 @@ def make_evaluation_images(inputs: BuildInputs, evaluation_set: Images) -> Searc
             # An incomplete batch is left out, or repeated if it is the only one.
             if not size or not number or len(batch.items) == size:
                 feeds = pad_batch(batch.feeds, size) if size else batch.feeds
-                yield feeds, [item.label for item in batch.items]
+                yield feeds, batch.items, batch.frames
 
     images = _make_images(f"evaluation {evaluation_set.digest()[:12]}", inputs, read)
-    scores = np.asarray(images.outputs[0][images.score_output])
-    evaluation_set.check_classes(scores.shape[1])
-    return images
+    reading = _choose_reading(images, request, evaluation_set)
+    if reading is None:
+        images = _with_reading(images, reading)
+        scores = np.asarray(images.outputs[0][images.score_output])
+        evaluation_set.check_classes(scores.shape[1])
+    elif reading.classes and evaluation_set.truth_kind:
+        evaluation_set.check_classes(reading.classes)
+    return _with_reading(images, reading)
+
+
+def _choose_reading(
+    images: SearchImages, request: TaskRequest, evaluation_set: Images | None = None
+) -> Reading | None:
+    count = images.sizes[0]
+    kind = evaluation_set.truth_kind if evaluation_set is not None else None
+    classes = len(evaluation_set.classes.names) if evaluation_set is not None else 0
+    return choose_reading(request, images.outputs[0], images.frames[:count], kind, classes or None)
+
+
+def _with_reading(images: SearchImages, reading: Reading | None) -> SearchImages:
+    if reading is None and not images.score_output:
+        raise QConvertError(
+            "`--budget` needs predictions, and no task reads the outputs of this model",
+            hint="name it with `--task` and `--decode`; `qconvert compare` ranks layers by their "
+            "error, `--exclude` keeps them in float",
+        )
+    return replace(images, reading=reading)
 
 
 def _make_images(
     name: str, inputs: BuildInputs, read: ReadBatches, max_bytes: int = MAX_CACHED_BYTES
 ) -> SearchImages:
     run = open_cpu(inputs.loaded.model)
-    held, outputs, labels, held_bytes = list[Tensors](), list[Tensors](), list[int | None](), 0
-    for batch, batch_labels in read():
-        outputs.append(unpad_batch(run(batch), len(batch_labels), batch_size(batch)))
-        labels += batch_labels
+    held, outputs, held_bytes = list[Tensors](), list[Tensors](), 0
+    items, frames = list[ImageEntry](), list[Frame]()
+    for batch, entries, places in read():
+        outputs.append(unpad_batch(run(batch), len(entries), batch_size(batch)))
+        items += entries
+        frames += places
         held_bytes += sum(array.nbytes for array in batch.values())
         held = [*held, batch] if held_bytes <= max_bytes else []
     if not outputs:
         raise QConvertError("no images to search on", hint="add more: `--images PATH`")
-    images = SearchImages(name, held or RereadBatches(read), outputs, labels)
-    if not images.score_output:
-        raise QConvertError(
-            "`--budget` needs a classification output; this model has none",
-            hint="`qconvert compare` ranks layers by their error, `--exclude` keeps them in float",
-        )
-    return images
+    return SearchImages(name, held or RereadBatches(read), outputs, items, frames)
 
 
 def make_timer(

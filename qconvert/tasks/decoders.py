@@ -13,7 +13,7 @@ from qconvert.images.frames import Frame
 from qconvert.tasks import anchors, centers, listed, masks, yolo
 from qconvert.tasks.boxes import Candidates, suppress
 from qconvert.tasks.heads import BoxLayout, Decoder, Head, MaskLayout, Sample, shape_text
-from qconvert.tasks.predictions import ClassMap, Prediction, detections_of
+from qconvert.tasks.predictions import MAX_CLASSES, ClassMap, Prediction, detections_of
 from qconvert.tasks.user_decoder import USER_LAYOUT, decode_by_function, fit_function, is_function
 
 # In the order in which they are tried: a family whose outputs have more of a shape of their own
@@ -101,7 +101,10 @@ def decode(outputs: Tensors, head: Head, frames: Sequence[Frame]) -> list[Predic
     if head.layout in MASK_LAYOUTS:
         maps = MASK_LAYOUTS[head.layout](arrays, **head.options)
         _require_count(len(maps), frames, head)
-        return [ClassMap(classes, frame) for classes, frame in zip(maps, frames, strict=True)]
+        count = head.classes or MAX_CLASSES
+        return [
+            ClassMap(classes, frame, count) for classes, frame in zip(maps, frames, strict=True)
+        ]
     # What overflows becomes infinite, and is dropped and counted like what was before.
     with np.errstate(over="ignore", invalid="ignore"):
         return _detections(arrays, head, frames)

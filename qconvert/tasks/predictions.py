@@ -10,6 +10,8 @@ from qconvert.images.frames import Frame, mask_to_picture
 from qconvert.tasks.boxes import Candidates
 
 MAX_DETECTIONS = 300
+# Masks hold class numbers in bytes, of which 255 is ignored.
+MAX_CLASSES = 255
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +46,14 @@ class Detections:
 
 @dataclass(frozen=True, eq=False)
 class ClassMap:
-    """The class of each pixel of the input, in the resolution of the network's output."""
+    """The class of each pixel of the input, in the resolution of the network's output.
+
+    Classes are numbered below `class_count`.
+    """
 
     classes: NDArray[Any]
     frame: Frame
+    class_count: int = MAX_CLASSES
 
     def __post_init__(self) -> None:
         if self.classes.ndim != 2 or self.classes.dtype.kind not in "iu":

@@ -9,8 +9,11 @@ import pytest
 from PIL import Image
 
 from qconvert.core.errors import QConvertError, UsageError
+from qconvert.core.tensors import TensorSpec
+from qconvert.images import ImageChoice, open_images
 from qconvert.images.image_files import upright_size
-from qconvert.images.listing import choose_subset, list_images
+from qconvert.images.listing import Images, choose_subset, list_images
+from qconvert.images.preprocess import PRESETS
 from qconvert.images.truth import TrueBoxes, TrueMask, truth_digest
 from qconvert.images.truth_files import TruthSet, find_truth
 from qconvert.images.truth_masks import read_mask
@@ -444,17 +447,25 @@ def test_sampling_label_is_the_rarest_class(tmp_path: Path) -> None:
 def test_truth_of_other_classes_than_the_model_has_is_refused(tmp_path: Path) -> None:
     write_pictures(tmp_path, "a.png")
     content = coco_content({"a.png": [(9, [1, 1, 5, 5])]})
-    truth = truth_of(tmp_path, write_json(tmp_path / "labels.json", content))
-    truth.check_classes(3)
-    truth.check_classes(80)
-    with pytest.raises(UsageError, match=r"class 2 \(`bird`\); the model has 2 classes"):
-        truth.check_classes(2)
+    images = open_labelled(tmp_path, write_json(tmp_path / "labels.json", content))
+    images.check_classes(3)
+    images.check_classes(80)
+    with pytest.raises(
+        UsageError, match=r"label 2 \(`bird`\) is not a class of the model, which has"
+    ):
+        images.check_classes(2)
     # Names of VOC have no order of their own.
     write_text(tmp_path / "Annotations/a.xml", voc_text(("cat", (1, 1, 5, 5), 0)))
-    truth = truth_of(tmp_path, tmp_path / "Annotations")
-    truth.check_classes(1)
-    with pytest.raises(UsageError, match="names 1 classes without an order; the model has 20"):
-        truth.check_classes(20)
+    images = open_labelled(tmp_path, tmp_path / "Annotations")
+    images.check_classes(1)
+    with pytest.raises(UsageError, match="1 names of classes do not say which of the model's 20"):
+        images.check_classes(20)
+
+
+def open_labelled(folder: Path, labels: Path) -> Images:
+    choice = ImageChoice(folder, labels=labels)
+    specs = [TensorSpec("image", np.dtype(np.float32), ("N", 3, 8, 8))]
+    return open_images(choice, specs, PRESETS["unit"])
 
 
 def test_digest_changes_with_the_truth(tmp_path: Path) -> None:

@@ -22,13 +22,13 @@ from qconvert.measure.accuracy import (
     NO_LABELS,
     UNKNOWN,
     ImageScores,
-    RecallShift,
     fp32_accuracy,
     join_scores,
     paired_change,
     score_batch,
     summarize_accuracy,
 )
+from qconvert.tasks.task import ClassShift
 
 Floats = NDArray[np.float32]
 
@@ -240,9 +240,9 @@ def test_classes_whose_recall_changed_most_come_first() -> None:
     before = predict(0, 0, 0, 0, 1, 1, 2, 3, 3, 3)
     after = predict(0, 0, 0, 1, 0, 0, 2, 2, 3, 3)
     assert summarize_accuracy(score(before, after, *labels)).shifts == (
-        RecallShift(1, 100.0, 0.0, 2),
-        RecallShift(2, 50.0, 100.0, 2),
-        RecallShift(0, 100.0, 75.0, 4),
+        ClassShift(1, 100.0, 0.0, 2),
+        ClassShift(2, 50.0, 100.0, 2),
+        ClassShift(0, 100.0, 75.0, 4),
     )
     assert summarize_accuracy(score(before, after)).shifts == ()
 

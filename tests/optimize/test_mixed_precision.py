@@ -16,6 +16,7 @@ from qconvert.core.config import SearchConfig
 from qconvert.core.progress import ignore_progress
 from qconvert.core.tensors import RunModel, Tensors
 from qconvert.graph.patterns import constant_array
+from qconvert.images.listing import ImageEntry
 from qconvert.measure.mixed_result import (
     BlockGain,
     LossMeasure,
@@ -29,19 +30,16 @@ from qconvert.optimize.mixed_outcome import conclude
 from qconvert.optimize.mixed_precision import (
     Profiler,
     Profiles,
-    SearchImages,
     SearchModel,
     SearchSpace,
-    choose_metric,
     find_smallest_set,
-    measure_loss,
     open_trials,
     rank_blocks,
-    record_trial,
     run_single_blocks,
     search_mixed_precision,
     set_sizes,
 )
+from qconvert.optimize.trial_records import SearchImages, choose_metric, measure_loss, record_trial
 from qconvert.quantize import plan_files
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.plan import Plan, RoundedWeight
@@ -55,7 +53,7 @@ BUDGET = 0.05
 def images_of(name: str, seeds: range) -> SearchImages:
     batches = [{"image": floats(8, 3, 16, 16, seed=seed)} for seed in seeds]
     outputs = [open_cpu(mixed())(batch) for batch in batches]
-    return SearchImages(name, batches, outputs, [None] * 8 * len(seeds))
+    return SearchImages(name, batches, outputs, [ImageEntry("")] * 8 * len(seeds))
 
 
 def space_of(
@@ -351,7 +349,7 @@ REFERENCE = [{"scores": np.log(np.array(batch, np.float32))} for batch in PROBAB
 
 
 def with_labels(*labels: int | None) -> SearchImages:
-    return SearchImages("all", [], REFERENCE, labels)
+    return SearchImages("all", [], REFERENCE, [ImageEntry("", label=label) for label in labels])
 
 
 NO_LABELS = with_labels(*[None] * 4)

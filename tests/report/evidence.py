@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from qconvert.measure.accuracy import ChangedPrediction, RecallShift
+from qconvert.measure.accuracy import ChangedPrediction
 from qconvert.measure.evidence import (
     Evidence,
     FeatureMap,
@@ -14,6 +14,7 @@ from qconvert.measure.evidence import (
 )
 from qconvert.measure.layer_errors import LayerError
 from qconvert.report.model import OperatorCoverage, Report
+from qconvert.tasks.task import ClassShift
 from tests.report import reports
 
 PNG = bytes.fromhex(
@@ -39,7 +40,7 @@ def explained(name: str = "/block/Conv", image: str = "a/b.jpg") -> Report:
     accuracy = replace(
         int8.accuracy,
         changed=(ChangedPrediction(image, 3, 3, 4, 12.5, 1.25),),
-        shifts=(RecallShift(3, 100.0, 50.0, 2),),
+        shifts=(ClassShift(3, 100.0, 50.0, 2),),
     )
     return reports.report(
         fp32,
