@@ -3,9 +3,9 @@
     python -m benchmarks.cpu_operators              # all networks
     python -m benchmarks.cpu_operators NAME ...     # these of timm's, or `demo`
 
-timm's networks have random weights, so only their times mean something. Both files run in turns on
-one thread, with ONNX Runtime's defaults; of every operator the least time counts, which other work
-on the machine disturbs least.
+timm's networks have random weights, so only their times mean something. The INT8 file runs as ONNX
+Runtime's defaults do, and as the engine that `qconvert build` makes of it. All run in turns on one
+thread; of every operator the least time counts, which other work on the machine disturbs least.
 """
 
 import sys
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from benchmarks import nets
 from qconvert import api
+from qconvert.backends import cpu
+from qconvert.backends.base import BuildSpec, Profile
 from qconvert.backends.int8_class import int8_class
 from qconvert.backends.ort_profile import OperatorTime, read_profile
 from qconvert.demo import demo_files
@@ -64,14 +66,21 @@ def compare(name: str, folder: Path) -> None:
         images=folder / "images.npy",
         settings={"quantize.effort": "none"},
     )
+    engine_folder = folder / "engine"
+    engine_folder.mkdir()
+    engine = cpu.build(
+        files["INT8"], BuildSpec("int8", Profile(), threads=1), engine_folder, lambda *_: None
+    )
+    files["engine"] = engine.folder / engine.files[0]
     for batch in BATCHES:
         images = random.standard_normal((batch, 3, side, side), np.float32)
         sums = {file: by_kind(times) for file, times in profile(files, images).items()}
         totals = {file: sum(kinds.values()) for file, kinds in sums.items()}
-        print(f"{name}, batch {batch}: INT8 {totals['FP32'] / totals['INT8']:.2f}x")
+        gains = [f"{file} {totals['FP32'] / totals[file]:.2f}x" for file in ("INT8", "engine")]
+        print(f"{name}, batch {batch}: {', '.join(gains)}")
         for file, kinds in sums.items():
             parts = " | ".join(f"{ms:7.2f}" for ms in kinds.values())
-            print(f"    {file} {parts} = {totals[file]:7.2f}", flush=True)
+            print(f"    {file:6} {parts} = {totals[file]:7.2f}", flush=True)
 
 
 def profile(files: Mapping[str, Path], images: Images) -> dict[str, tuple[OperatorTime, ...]]:
@@ -81,6 +90,7 @@ def profile(files: Mapping[str, Path], images: Images) -> dict[str, tuple[Operat
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.enable_profiling = 1, True
         options.profile_file_prefix = str(path.with_suffix(""))
+        options.log_severity_level = 4
         sessions[file] = onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"]
         )
