@@ -59,7 +59,8 @@ class Reading:
         kinds = {"detect": TrueBoxes, "segment": TrueMask}
         if self.task.name in kinds:
             return entry.truth if isinstance(entry.truth, kinds[self.task.name]) else None
-        return entry.label if entry.truth is None else entry.truth
+        # Boxes and masks do not say which vectors belong together.
+        return entry.label if entry.truth is None or self.task.name == "embed" else entry.truth
 
 
 def choose_reading(
