@@ -146,6 +146,21 @@ def unpad_batch(outputs: Tensors, count: int, size: int) -> Tensors:
     }
 
 
+def run_padded(run: RunModel, feeds: Tensors, size: int | None) -> Tensors:
+    """Run a batch; if the model fixes a larger one, it is padded, and the padding dropped."""
+    if size == 1:
+        # Every output belongs to the single image, even without a batch axis.
+        outputs = run(feeds)
+        arrays = {name: output_array(outputs, name) for name in outputs}
+        return {
+            name: array if array.shape[:1] == (1,) else array[np.newaxis]
+            for name, array in arrays.items()
+        }
+    if size is None:
+        return run(feeds)
+    return unpad_batch(run(pad_batch(feeds, size)), batch_size(feeds), size)
+
+
 def random_inputs(specs: Sequence[TensorSpec], batch: int, seed: int) -> Tensors:
     """Return random arrays that match the specs; a dynamic first dimension becomes `batch`.
 

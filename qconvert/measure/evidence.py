@@ -100,10 +100,15 @@ class FeatureMap:
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A small copy of an evaluation image."""
+    """A small copy of an evaluation image.
+
+    With a `variant` it shows the boxes or masks of FP32 on the left and those of the variant on the
+    right.
+    """
 
     image: str
     picture: str
+    variant: str = ""
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,9 @@ def trade_off_chart(front: ParetoFront) -> Chart | None:
         axes.margins(x=0.25, y=0.25)
         _draw_names(figure, axes, points, areas)
 
-    svg = _render_svg(draw, "ms per image", front.score_label, log=True, size=(460, 300))
+    svg = _render_svg(
+        draw, "ms per image", _shorten_name(front.score_label), log=True, size=(460, 300)
+    )
     return Chart("Speed against accuracy; areas are sizes, lines are uncertainties", svg)
 
 
@@ -221,6 +223,22 @@ def search_charts(report: Report) -> list[Chart]:
         svg = _line_chart(lines, "in float, % of the compute", "output error against FP32")
         charts.append(Chart(title, svg))
     return charts
+
+
+def precision_recall_chart(report: Report) -> Chart | None:
+    """Return precision by recall at IoU .5 of detectors, None where none was scored."""
+    recalls = np.linspace(0, 100, 101)
+    rows = [("FP32 ONNX", report.baseline, (GREY, "dotted"))]
+    rows += [(v.name, v.accuracy, _look(report, v)) for v in report.variants]
+    lines = [
+        _line(name, recalls, 100 * np.array(accuracy.curve), *look)
+        for name, accuracy, look in rows
+        if accuracy is not None and accuracy.curve
+    ]
+    if not lines:
+        return None
+    svg = _line_chart(lines, "recall, %", "precision, %")
+    return Chart("Precision and recall of all classes at IoU 0.5", svg)
 
 
 def latency_charts(report: Report) -> list[Chart]:

@@ -46,7 +46,9 @@ def render_html(report: Report, image_files: Mapping[str, bytes]) -> str:
         front=pareto_front(report),
         layers=layers,
         images=images,
-        thumbnails={row.image: images.get(row.picture) for row in report.evidence.thumbnails},
+        thumbnails={
+            (row.variant, row.image): images.get(row.picture) for row in report.evidence.thumbnails
+        },
     )
     return re.sub(r"\n\s*\n+", "\n", page).strip() + "\n"
 

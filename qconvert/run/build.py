@@ -15,6 +15,7 @@ from qconvert.run.bench import measure_footprints, time_engines
 from qconvert.run.compare import add_changed_images, analyze_errors
 from qconvert.run.context import JobContext, RunContext, fitted_preprocessing, open_evaluation_set
 from qconvert.run.evaluate import score_engines
+from qconvert.run.prediction_pictures import PredictionRuns
 from qconvert.run.report_files import RunResults, build_report, merge_with_previous, write_report
 from qconvert.run.run_folder import ENGINE_FILE
 from qconvert.run.search import add_mixed_variants
@@ -109,7 +110,8 @@ def _build_and_measure(
     with _timed(seconds, "compare"):
         layers, evidence = analyze_errors(graphs, inputs, context)
     if evaluation is not None:
-        evidence = add_changed_images(evidence, evaluation, scores, folder)
+        runs = PredictionRuns(folder.model, engines, runs_here)
+        evidence = add_changed_images(evidence, evaluation, scores, runs, context)
     return replace(
         results,
         built=built,

@@ -22,7 +22,7 @@ from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, start_step
 from qconvert.core.tensors import Tensors, fixed_batch, pad_batch
 from qconvert.images import image_files
-from qconvert.images.listing import IMAGE_SUFFIXES, Images
+from qconvert.images.listing import Images
 from qconvert.measure.accuracy import Accuracy
 from qconvert.measure.evidence import Evidence, FeatureMap, Thumbnail, tensor_ranges, weight_ranges
 from qconvert.measure.feature_maps import WORST_LAYERS, draw_feature_maps
@@ -31,7 +31,12 @@ from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.plan_files import read_equalization_factors
 from qconvert.run import targets
 from qconvert.run.context import JobContext, RunContext, cache_key, open_sample
-from qconvert.run.run_folder import SETTINGS, RunFolder
+from qconvert.run.prediction_pictures import (
+    PredictionRuns,
+    draw_changed_predictions,
+    is_file_of_picture,
+)
+from qconvert.run.run_folder import SETTINGS
 from qconvert.run.variants import BuildInputs, VariantGraph
 
 STEP = "compare"
@@ -160,14 +165,20 @@ def _cached_feature_maps(
 
 
 def add_changed_images(
-    evidence: Evidence, images: Images, scores: Mapping[str, Accuracy], folder: RunFolder
+    evidence: Evidence,
+    images: Images,
+    scores: Mapping[str, Accuracy],
+    runs: PredictionRuns,
+    context: RunContext,
 ) -> Evidence:
-    """Add small copies of images whose prediction changed, and the names of their classes."""
+    """Add pictures of images whose prediction changed, and the names of their classes."""
     changed = [row for accuracy in scores.values() for row in accuracy.changed]
-    thumbnails = []
+    thumbnails, folder = [], context.folder
     with atomic.temporary_folder() as temporary:
+        drawn = draw_changed_predictions(runs, images, scores, temporary, context)
+        thumbnails += [replace(row, picture=f"{CHANGED_FOLDER}/{row.picture}") for row in drawn]
         for number, name in enumerate(dict.fromkeys(row.image for row in changed)):
-            if not name.lower().endswith(IMAGE_SUFFIXES):
+            if not is_file_of_picture(name):
                 continue
             # It was read before; the report is complete without it.
             with contextlib.suppress(image_files.BrokenImage):

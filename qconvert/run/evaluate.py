@@ -5,8 +5,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
-
 from qconvert import backends, sources
 from qconvert.backends.base import Engine
 from qconvert.backends.ort import open_cpu
@@ -27,11 +25,13 @@ from qconvert.run.compare import add_changed_images
 from qconvert.run.context import (
     EVALUATION_BATCH,
     JobContext,
+    RunContext,
     cache_key,
     open_evaluation_set,
     own_code,
     task_request,
 )
+from qconvert.run.prediction_pictures import PredictionRuns
 from qconvert.run.targets import Target, engine_hashes, require_same_inputs
 
 # The SQNR of equal outputs is infinite; the report has None for it, and a note.
@@ -54,7 +54,11 @@ def evaluate(target: Target, context: JobContext, workers: int | None = None) ->
     calibration, evidence = None, report.evidence
     if target.run is not None:
         target.run.write_classes(images.classes)
-        evidence = add_changed_images(evidence, images, scores, target.run)
+        runs = PredictionRuns(target.reference, target.engines, runs_here)
+        folder_context = RunContext(
+            context.config, context.cache, context.progress, trust=context.trust, folder=target.run
+        )
+        evidence = add_changed_images(evidence, images, scores, runs, folder_context)
         if target.run.calibration.is_file():
             calibration = load_calibration(target.run.calibration)
     report = report_files.with_evaluation(report, images, scores, calibration)
@@ -95,7 +99,9 @@ def score_engines(
         with ThreadPoolExecutor(1) as pool:
             waiting: Future[None] | None = None
             for batch in images.batches(size or EVALUATION_BATCH):
-                outputs = {name: _run_batch(run, batch.feeds, size) for name, run in runs.items()}
+                outputs = {
+                    name: tensors.run_padded(run, batch.feeds, size) for name, run in runs.items()
+                }
                 if waiting is not None:
                     waiting.result()
                 waiting = pool.submit(comparison.add, batch, outputs)
@@ -112,18 +118,3 @@ def score_engines(
     scored, engine_count = count(scores[BASELINE].images, "image"), len(scores) - 1
     end(f"{scored}, {count(engine_count, 'engine')}", hit)
     return scores
-
-
-def _run_batch(run: tensors.RunModel, feeds: tensors.Tensors, size: int | None) -> tensors.Tensors:
-    """Run a batch; if the model fixes a larger one, it is padded, and the padding dropped."""
-    if size == 1:
-        # Every output belongs to the single image, even without a batch axis.
-        outputs = run(feeds)
-        arrays = {name: tensors.output_array(outputs, name) for name in outputs}
-        return {
-            name: array if array.shape[:1] == (1,) else array[np.newaxis]
-            for name, array in arrays.items()
-        }
-    if size is None:
-        return run(feeds)
-    return tensors.unpad_batch(run(tensors.pad_batch(feeds, size)), tensors.batch_size(feeds), size)
