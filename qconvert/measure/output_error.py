@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.core.tensors import Tensors
+from qconvert.measure.dense_error import dense_errors, find_dense_outputs, is_dense
 
 ErrorArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class OutputError:
-    """The error of each image (`per_image_errors`), and of all images (`noise_to_signal`).
+    """The error of each image (`per_image_errors`), and of all (`weighed_noise_to_signal`).
 
     `changed` has the `prediction_changes` of the images.
     """
@@ -31,14 +32,16 @@ def per_image_errors(
     """Return for each image the error of its outputs, averaged over outputs.
 
     The error of a row of scores is the KL divergence of its probabilities; of other real outputs,
-    the squared error relative to the mean square over all images; of integers, the share that
-    changed. It is infinite for outputs that are not finite or have another shape.
+    the squared error relative to the mean square over all images, of dense ones channel by channel
+    (`dense_error`); of integers, the share that changed. It is infinite for outputs that are not
+    finite or have another shape.
 
     `images` counts the images of each batch, by default the rows of the first output. The number of
     errors returned depends only on the reference.
     """
     counts = list(images)
-    errors = []
+    errors: dict[str, ErrorArray] = {}
+    rows: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
     for name in reference[0]:
         before, after = (
             [np.atleast_1d(batch[name]) for batch in batches] for batches in (reference, outputs)
@@ -47,15 +50,39 @@ def per_image_errors(
         counts = counts or [max(size, 1) for size in sizes]
         same_shapes = [array.shape for array in before] == [array.shape for array in after]
         if same_shapes and sizes == counts and len({array.shape[1:] for array in before}) == 1:
-            errors.append(_row_errors(np.concatenate(before), np.concatenate(after)))
+            rows[name] = np.concatenate(before), np.concatenate(after)
+            errors[name] = np.zeros(0)  # in the order of the outputs; filled below
             continue
         # Rows that are not those of images, such as boxes, count alike for all images of a batch.
         parts = []
-        for reference_rows, rows, count in zip(before, after, counts, strict=True):
-            part = _row_errors(reference_rows, rows)
+        for reference_rows, output_rows, count in zip(before, after, counts, strict=True):
+            part = _row_errors(reference_rows, output_rows)
             parts.append(part if len(part) == count else np.full(count, part.mean()))
-        errors.append(np.concatenate(parts))
-    return np.asarray(np.mean(errors, axis=0), np.float64)
+        errors[name] = np.concatenate(parts)
+    dense = find_dense_outputs({name: before for name, (before, _) in rows.items()})
+    for name, (expected, actual) in rows.items():
+        is_dense = name in dense
+        errors[name] = (
+            dense_errors(dense, name, actual) if is_dense else _row_errors(expected, actual)
+        )
+    return np.asarray(np.mean(list(errors.values()), axis=0), np.float64)
+
+
+def weighed_noise_to_signal(
+    reference: Sequence[Tensors], outputs: Sequence[Tensors], images: Sequence[int] = ()
+) -> float:
+    """Return the noise-to-signal ratio by which changes are accepted.
+
+    If outputs are dense, whose channels differ in scale, it is the mean of the errors of the images.
+    """
+    if has_dense_output(reference[0]):
+        return float(per_image_errors(reference, outputs, images).mean())
+    return noise_to_signal(reference, outputs)
+
+
+def has_dense_output(outputs: Tensors) -> bool:
+    """Whether an output has channels at many places, as heads of detectors have."""
+    return any(is_dense(array) for array in outputs.values())
 
 
 def prediction_changes(

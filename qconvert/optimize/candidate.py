@@ -116,7 +116,7 @@ def compare_outputs(
         counts.append(batch_size(batch))
     return OutputError(
         output_error.per_image_errors(reference, outputs, counts),
-        output_error.noise_to_signal(reference, outputs),
+        output_error.weighed_noise_to_signal(reference, outputs, counts),
         output_error.prediction_changes(reference, outputs, counts),
     )
 

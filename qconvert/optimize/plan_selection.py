@@ -23,7 +23,12 @@ from qconvert.core.tensors import Tensors
 from qconvert.graph.describe import describe_model
 from qconvert.graph.patterns import computed_values
 from qconvert.graph.taps import find_observed_tensors
-from qconvert.measure.output_error import OutputError, noise_to_signal
+from qconvert.measure.output_error import (
+    OutputError,
+    has_dense_output,
+    noise_to_signal,
+    weighed_noise_to_signal,
+)
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH
 from qconvert.optimize.candidate import (
     EFFORTS,
@@ -173,12 +178,19 @@ def choose_methods(
                 qparams = choose_qparams(value_range, grid, rest)
                 quantized = {**live, name: fake_quantize(np.asarray(live[name]), qparams)}
                 outputs = {**live, **run_rest(quantized)}
-                errors[method] += sum(
-                    noise_to_signal([{output: reference[output]}], [{output: outputs[output]}])
-                    for output in reference
-                )
+                errors[method] += _sum_of_errors(reference, outputs)
         default, best = next(iter(errors)), min(errors, key=lambda method: errors[method])
         yield name, best if errors[best] < MAX_ERROR_RATIO * errors[default] else default
+
+
+def _sum_of_errors(reference: Tensors, outputs: Tensors) -> float:
+    """Return the noise-to-signal ratios of all outputs of a batch; of dense ones by channel."""
+    if has_dense_output(reference):
+        return weighed_noise_to_signal([reference], [outputs])
+    return sum(
+        noise_to_signal([{output: array}], [{output: outputs[output]}])
+        for output, array in reference.items()
+    )
 
 
 def contested_ranges(

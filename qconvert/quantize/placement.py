@@ -4,6 +4,7 @@ The range of every activation that could be quantized is chosen with regard to i
 """
 
 import difflib
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -30,6 +31,8 @@ POOLS = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
 INFINITE_REASON = "it holds infinity, as an attention mask does"
 # Their largest inputs decide the output, so those are never clipped.
 TAIL_SENSITIVE = frozenset({"Sigmoid", "HardSigmoid", "Tanh", "Softmax", "LogSoftmax", "ArgMax"})
+# HardSwish is zero below the first, and x * sigmoid(x) as good as zero (0.003) below the second.
+HARD_SWISH_ZERO, SILU_ZERO = -3.0, -8.0
 
 
 @dataclass(frozen=True)
@@ -304,6 +307,7 @@ def choose_ranges(
     """Return the range of each tensor by its own method or `method`; the full one if unclipped.
 
     The outputs of the graph are never clipped, nor the tensors whose extremes decide an output.
+    Where all that reads a tensor turns its lowest values into zeros, the range leaves them out.
     """
     unclipped = {value.name or "" for value in graph.outputs}
     for node in graph:
@@ -317,6 +321,10 @@ def choose_ranges(
         for name, summary in summaries.items()
         if summary.size and has_finite_range(summary)
     }
+    for value in patterns.computed_values(graph):
+        low, own = _zero_below(value), ranges.get(value.name or "")
+        if own is not None and own.low < low < own.high:
+            ranges[value.name or ""] = replace(own, low=low)
     aliases = observed.aliases.items()
     return ranges | {name: ranges[source] for name, source in aliases if source in ranges}
 
@@ -376,3 +384,15 @@ def _only_gates(node: ir.Node, value: ir.Value) -> bool:
     readers = [reader for reader, _ in gate.uses()]
     gates = all(reader.op_type == "Mul" and value in reader.inputs for reader in readers)
     return bool(readers) and gates and not gate.is_graph_output()
+
+
+def _zero_below(value: ir.Value) -> float:
+    """Return the number below which the activation that alone reads a tensor gives zeros."""
+    readers = {use.node for use in value.uses()}
+    if value.is_graph_output():
+        return -math.inf
+    if {node.op_type for node in readers} == {"HardSwish"}:
+        return HARD_SWISH_ZERO
+    gates = {node for node in readers if node.op_type == "Sigmoid" and _only_gates(node, value)}
+    products = {use.node for gate in gates for use in gate.outputs[0].uses()}
+    return SILU_ZERO if gates and readers == gates | products else -math.inf

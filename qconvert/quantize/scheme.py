@@ -127,6 +127,13 @@ def not_attention(node: ir.Node) -> str:
     return "attention scores and probabilities need more than 8 bits" if attends else ""
 
 
+def not_expectation(node: ir.Node) -> str:
+    """Refuse a convolution that weighs numbers by a Softmax, as heads regress sides of boxes."""
+    source = patterns.producer_of(node.inputs[0], *patterns.MOVING)
+    is_softmax = source is not None and source.op_type in SOFTMAX_OPS
+    return "8 bits are too few for a mean by probabilities" if is_softmax else ""
+
+
 def linear_layer(node: ir.Node) -> LayerPlan:
     """Quantize a convolution or a product: input and weight, or two activations."""
     slots = activation_slots(node)
@@ -223,7 +230,7 @@ ORT_CPU_RULES = (
     OperatorRule(
         frozenset({"Conv"}),
         chain_layer,
-        checks=(constant_weight, float_activations),
+        checks=(constant_weight, float_activations, not_expectation),
         needs=(need_quantized_activation,),
     ),
     OperatorRule(
@@ -446,7 +453,9 @@ def _distances(value: ir.Value | None) -> dict[ir.Value, int]:
 
 TENSORRT_RULES = (
     OperatorRule(
-        patterns.CONVOLUTIONS, linear_layer, checks=(constant_weight, float_activations, not_tiny)
+        patterns.CONVOLUTIONS,
+        linear_layer,
+        (constant_weight, float_activations, not_expectation, not_tiny),
     ),
     OperatorRule(
         frozenset({"Gemm", "MatMul"}),

@@ -30,6 +30,7 @@ from qconvert.optimize.candidate import EFFORTS, Candidate
 from qconvert.optimize.equalization import choose_equalization, choose_factors
 from qconvert.optimize.learned_rounding import learn_rounding
 from qconvert.optimize.plan_selection import initial_options, select_plan
+from qconvert.optimize.sensitive_blocks import keep_sensitive_blocks
 from qconvert.quantize import placement, plan_files
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.cross_layer import equalize
@@ -362,8 +363,9 @@ def _make_plan(
         candidate = choose_equalization(original, changed)
     plan, tried = select_plan(original, candidate, method, settings.effort)
     original = replace(original, calibration=candidate.calibration)
+    plan, kept_notes = keep_sensitive_blocks(plan, original, settings.effort, context.cache)
     learned, learned_notes = learn_rounding(plan, original, settings.effort, context.cache)
-    notes = (*candidate.notes, *learned_notes)
+    notes = (*candidate.notes, *kept_notes, *learned_notes)
     result = QuantizedModel(loaded.model, learned.plan, learned.weights, {}, tried, notes)
     return result, candidate.calibration
 

@@ -141,7 +141,7 @@ def test_error_of_an_image_does_not_depend_on_its_batch(shape: tuple[int, ...]) 
     assert reverse == pytest.approx(split.tolist()[::-1])
 
 
-@pytest.mark.parametrize("shape", [(4, 3, 5, 5), (4, 1), (4,), (4, 2, 2)])
+@pytest.mark.parametrize("shape", [(4, 1, 5, 5), (4, 1), (4,), (4, 1, 2)])
 def test_error_of_a_map_is_relative_to_the_mean_square_of_all_images(
     shape: tuple[int, ...],
 ) -> None:

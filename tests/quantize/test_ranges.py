@@ -105,6 +105,36 @@ def test_moved_tensor_has_the_range_of_its_source() -> None:
     assert ranges["p"] == ranges["t"] == ranges["a"] != ranges["x"]
 
 
+@pytest.mark.parametrize(
+    ("activation", "low"),
+    [
+        ("h = HardSwish (a)", -3.0),
+        ("s = Sigmoid (a) h = Mul (a, s)", -8.0),
+        ("s = Sigmoid (a) h = Mul (s, s)", -20.0),
+        ("s = Sigmoid (a) b = Mul (a, s) h = Add (b, a)", -20.0),
+        ("s = HardSwish (a) h = Add (s, a)", -20.0),
+        ("h = Elu (a)", -20.0),
+    ],
+)
+def test_range_leaves_out_what_its_reader_turns_into_zeros(activation: str, low: float) -> None:
+    model = net(f"a = Conv (x, w) {activation} y = Conv (h, w)")
+    observed = find_observed_tensors(model)
+    wide = summary_of(np.linspace(-20, 15, 400, dtype=np.float32).reshape(8, 50))
+    summaries = dict.fromkeys(observed.quantizable, wide)
+    ranges = choose_ranges(model.graph, observed, summaries, SHIFTED, "minmax")
+    assert ranges["a"] == Range(low, 15.0)
+    assert ranges["x"] == Range(-20.0, 15.0)
+
+
+def test_range_below_all_that_an_activation_passes_stays_whole() -> None:
+    model = net("a = Conv (x, w) h = HardSwish (a) y = Conv (h, w)")
+    observed = find_observed_tensors(model)
+    negative = summary_of(np.linspace(-9, -4, 400, dtype=np.float32).reshape(8, 50))
+    summaries = dict.fromkeys(observed.quantizable, negative)
+    ranges = choose_ranges(model.graph, observed, summaries, SHIFTED, "minmax")
+    assert ranges["a"].low == -9.0
+
+
 def test_range_only_tensors_get_no_range() -> None:
     model = net("a = Conv (x, w) p = MaxPool <kernel_shape: ints = [2, 2]> (a) y = Conv (p, w)")
     observed = find_observed_tensors(model)

@@ -108,6 +108,11 @@ LEFT: dict[str, tuple[str, str, Shapes, dict[str, str]]] = {
         + " y = MatMul (a59, w)",
         "(float[N, 32, 32] x)", {"w": SQUARE}, {},
     ),
+    "the sides of boxes as means by probabilities": (
+        f"{CONV} p = Softmax <axis: int = 1> (c) y = Conv (p, v)", X, {"w": W, "v": (1, 16, 1, 1)},
+        {"p": "8 bits are too few for probabilities",
+         "y": "8 bits are too few for a mean by probabilities"},
+    ),
     "a weight that is computed": (
         "v = Abs (w) y = Conv (x, v)", X, {"w": W}, {"y": "its weight is not constant"}
     ),

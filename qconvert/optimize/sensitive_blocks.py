@@ -1,0 +1,191 @@
+"""The blocks to keep in float because dense outputs, as heads of detectors have them, suffer most.
+
+Many layers in a row add up their errors there, and scores near a threshold show all of it. A few
+blocks make most of the error: first layers with a wide range, last layers of a head. Each block is
+quantized alone, in an otherwise float network, so that a wide tensor counts for the block that
+makes it and for those that read it. Those with the largest error for their share of the work go
+back to float, within a limit of all work, until the error is low enough. The images held out decide
+whether they stay so.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from qconvert import __version__
+from qconvert.backends.ort import ORT_VERSION
+from qconvert.core.cache import Cache
+from qconvert.core.progress import Progress, start_step
+from qconvert.core.tensors import Tensors
+from qconvert.graph.describe import describe_model
+from qconvert.measure.dense_error import sum_of_scores
+from qconvert.measure.output_error import OutputError, has_dense_output
+from qconvert.optimize.blocks import Block, find_blocks
+from qconvert.optimize.calibration_set import CALIBRATION_BATCH
+from qconvert.optimize.candidate import (
+    EFFORTS,
+    Candidate,
+    compare_outputs,
+    is_better,
+    run_reference,
+)
+from qconvert.optimize.partial_execution import limit_images
+from qconvert.quantize import plan_files
+from qconvert.quantize.apply_plan import apply_plan
+from qconvert.quantize.placement import restore_float
+from qconvert.quantize.plan import LayerPlan, Plan
+
+MAX_TRIAL_IMAGES, TRIALS_OF_SETS = 16, 8
+# The share of all multiplications that may go back to float.
+MAX_SHARE = 0.15
+# What leaving INT8 costs beside the multiplications, as a share of all of them.
+CONVERSION_COST = 0.005
+# Outputs with a lower error keep their boxes; a set that reaches it grows no further.
+LOW_ERROR = 0.005
+# Of so many times the images of the trials, those that show the most are taken.
+SURPLUS = 4
+# A larger set must lower the error to this share of that of a smaller one.
+MIN_PROGRESS = 0.9
+REASON = "kept in {}, because the outputs suffer from it most in 8 bits"
+
+
+@dataclass(frozen=True)
+class SensitivityTrials:
+    """A plan whose blocks are tried in float, on batches with their FP32 outputs."""
+
+    candidate: Candidate
+    plan: Plan
+    batches: Sequence[Tensors]
+    reference: Sequence[Tensors]
+
+    def restore(self, blocks: Sequence[Block]) -> Plan:
+        """Return the plan with these blocks in float."""
+        plan, nodes = self.plan, {node for block in blocks for node in block.nodes}
+        model, scheme = self.candidate.loaded.model, self.candidate.scheme
+        return restore_float(model, plan, scheme, nodes, REASON.format(plan.rest))
+
+    def error(self, plan: Plan) -> float:
+        """Return the output error of a plan, as the mean over images."""
+        return float(self.compare(plan).per_image.mean())
+
+    def compare(self, plan: Plan) -> OutputError:
+        """Return the output error of a plan on each image."""
+        model = apply_plan(self.candidate.loaded.model, plan)
+        return compare_outputs(model, self.batches, self.reference)
+
+    def quantize_only(self, block: Block) -> Plan:
+        """Return the plan with nothing but this block quantized, whatever its neighbours need."""
+        layers = {
+            name: layer if name in block.nodes else LayerPlan(layer.op, left="not tried")
+            for name, layer in self.plan.layers.items()
+        }
+        return replace(self.plan, layers=layers)
+
+
+def keep_sensitive_blocks(
+    plan: Plan, candidate: Candidate, effort: str, cache: Cache
+) -> tuple[Plan, tuple[str, ...]]:
+    """Return the plan with the blocks in float that dense outputs need so, and notes.
+
+    Without dense outputs, or where the effort is too low to try blocks, it stays as it is.
+    """
+    batches = _trial_batches(plan, candidate, effort)
+    reference = run_reference(candidate.loaded.model, batches)
+    if not batches or not has_dense_output(reference[0]):
+        return plan, ()
+    end = start_step(candidate.progress, "protect")
+    trials = _most_telling(SensitivityTrials(candidate, plan, batches, reference))
+    key = {
+        "name": f"sensitive blocks, effort {effort}",
+        "plan": plan_files.format_plan(plan),
+        "calibration": candidate.calibration.full.origin.fingerprint,
+        "effort": f"{effort} {EFFORTS[effort]}",
+        "qconvert": __version__,
+        "numpy": np.__version__,
+        "onnxruntime": ORT_VERSION,
+    }
+
+    def make(entry: Path) -> None:
+        blocks = choose_blocks(trials, find_blocks(candidate.loaded.model, plan))
+        chosen, note = _accept(trials, blocks)
+        (entry / "plan.json").write_text(plan_files.format_plan(chosen), encoding="utf-8")
+        (entry / "summary.txt").write_text(note, encoding="utf-8")
+
+    entry, hit = cache.get_or_make("protect", key, make)
+    note = (entry / "summary.txt").read_text(encoding="utf-8")
+    end(note, hit)
+    return plan_files.read_plan(entry / "plan.json"), (note,)
+
+
+def choose_blocks(trials: SensitivityTrials, blocks: Sequence[Block]) -> list[Block]:
+    """Return the fewest of the blocks that lower the error enough, or as far as the work allows."""
+    progress = trials.candidate.progress
+    best, chosen = trials.error(trials.plan), list[Block]()
+    if best <= LOW_ERROR:
+        return chosen
+    errors: dict[str, float] = {}
+    for number, block in enumerate(blocks, 1):
+        errors[block.name] = trials.error(trials.quantize_only(block))
+        progress(Progress("protect", "blocks", done=number, total=len(blocks)))
+    ranked = sorted(blocks, key=lambda block: -errors[block.name] / (block.share + CONVERSION_COST))
+    affordable, share = list[Block](), 0.0
+    for block in ranked:
+        if share + block.share <= MAX_SHARE:
+            affordable.append(block)
+            share += block.share
+    # Sets grow along the ranking, in steps that become larger.
+    size = 1
+    while size <= len(affordable) and best > LOW_ERROR:
+        error = trials.error(trials.restore(affordable[:size]))
+        if error <= MIN_PROGRESS * best:
+            best, chosen = error, affordable[:size]
+        size = max(size + 1, min(2 * size, len(affordable)))
+    return chosen
+
+
+def _trial_batches(plan: Plan, candidate: Candidate, effort: str) -> list[Tensors]:
+    """Return training batches for the trials of blocks; none if the effort does not pay for any."""
+    if candidate.calibration.images is None or not EFFORTS[effort].max_macs:
+        return []
+    model = candidate.loaded.model
+    macs = sum(node.macs or 0 for node in describe_model(model).nodes)
+    trials = len(find_blocks(model, plan)) + TRIALS_OF_SETS
+    images = min(MAX_TRIAL_IMAGES, int(EFFORTS[effort].max_macs / max(1, macs * trials)))
+    if images < CALIBRATION_BATCH:
+        return []
+    return candidate.calibration.training_batches(limit_images(model, SURPLUS * images))
+
+
+def _most_telling(trials: SensitivityTrials) -> SensitivityTrials:
+    """Return the trials on those of the batches in which the scores are highest.
+
+    Images on which a network sees nothing tell little of what it does to boxes.
+    """
+    outputs = zip(trials.batches, trials.reference, strict=False)
+    ranked = sorted(outputs, key=lambda pair: -sum_of_scores(pair[1]))
+    count = -(-len(ranked) // SURPLUS)
+    chosen = ranked[: max(count, min(len(ranked), 2))]
+    batches, reference = ([pair[side] for pair in chosen] for side in (0, 1))
+    return replace(trials, batches=batches, reference=reference)
+
+
+def _accept(trials: SensitivityTrials, blocks: Sequence[Block]) -> tuple[Plan, str]:
+    """Return the plan with the blocks in float if images held out confirm them, and a note."""
+    candidate, plan = trials.candidate, trials.plan
+    if not blocks:
+        return plan, "no block needs float: the outputs lose little, or no block alone helps"
+    holdout = list(candidate.holdout_batches())
+    reference = run_reference(candidate.loaded.model, holdout)
+    held_out = SensitivityTrials(candidate, plan, holdout[: len(reference)], reference)
+    restored = held_out.restore(blocks)
+    before, after = held_out.compare(plan), held_out.compare(restored)
+    accepted = is_better(before, after, significantly=False)
+    share = sum(block.share for block in blocks)
+    names = ", ".join(block.name for block in blocks[:3]) + (", ..." if len(blocks) > 3 else "")
+    figures = f"output error {before.per_image.mean():.3g} -> {after.per_image.mean():.3g}"
+    used = "kept in float" if accepted else "not kept in float"
+    images = f"on {after.per_image.size} images"
+    note = f"{len(blocks)} blocks with {share:.1%} of the work {used}: {names} ({figures} {images})"
+    return restored if accepted else plan, note
