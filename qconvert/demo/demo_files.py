@@ -1,4 +1,4 @@
-"""The demo's folder: the network, calibration images and evaluation images."""
+"""The demo's folder: the network of a task, calibration images and evaluation images."""
 
 import hashlib
 import json
@@ -6,27 +6,37 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 from qconvert.core.atomic import copy_into_place, write_text
 from qconvert.core.cache import Cache, file_sha256
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import Progress, ProgressCallback, start_step
-from qconvert.demo import generator
+from qconvert.demo import generator, scenes
 
-NETWORK = Path(__file__).with_name("network.onnx")
+Task = Literal["classify", "detect", "segment"]
+
+NETWORKS: dict[Task, Path] = {
+    "classify": Path(__file__).with_name("network.onnx"),
+    "detect": Path(__file__).with_name("detector.onnx"),
+    "segment": Path(__file__).with_name("segmenter.onnx"),
+}
+NETWORK = NETWORKS["classify"]
 
 
 @dataclass(frozen=True)
 class DemoImages:
-    """The first `count` images of a seed."""
+    """The first `count` images of a seed, with the truth of a task."""
 
     name: str
     seed: int
     count: int
+    task: Task = "classify"
 
     def recipe(self) -> dict[str, str]:
         """Return everything that decides their bytes, including the code that draws them."""
-        images = {"name": self.name, "seed": str(self.seed), "count": str(self.count)}
+        numbers = {"seed": str(self.seed), "count": str(self.count)}
+        images = {"name": self.name, "task": self.task, **numbers}
         code = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
         packages = {package: version(package) for package in ("numpy", "pillow")}
         return {**images, "code": hashlib.sha256(code).hexdigest(), **packages}
@@ -34,7 +44,14 @@ class DemoImages:
     def draw(self, folder: Path, progress: ProgressCallback) -> None:
         """Draw the images into a folder."""
         step = partial(Progress, "draw", f"images for {self.name}", total=self.count)
-        generator.write_images(folder, self.seed, self.count, lambda n: progress(step(done=n)))
+
+        def report(done: int) -> None:
+            progress(step(done=done))
+
+        if self.task == "classify":
+            generator.write_images(folder, self.seed, self.count, report)
+        else:
+            scenes.write_images(folder, self.seed, self.count, self.task, report)
 
 
 CALIBRATION_IMAGES = DemoImages(
@@ -46,12 +63,20 @@ PROOF_IMAGES = replace(EVALUATION_IMAGES, count=250)
 
 
 def prepare_demo(
-    root: Path, cache: Cache, progress: ProgressCallback, evaluation: DemoImages | None = None
+    root: Path,
+    cache: Cache,
+    progress: ProgressCallback,
+    evaluation: DemoImages | None = None,
+    task: Task = "classify",
 ) -> None:
     """Write the network and the images that are missing; refuse a folder of anything else."""
-    image_sets = (CALIBRATION_IMAGES, evaluation or EVALUATION_IMAGES)
+    image_sets = [
+        replace(images, task=task)
+        for images in (CALIBRATION_IMAGES, evaluation or EVALUATION_IMAGES)
+    ]
     recipes = [images.recipe() for images in image_sets]
-    text = json.dumps({"network": file_sha256(NETWORK), "pictures": recipes}, indent=1) + "\n"
+    source = NETWORKS[task]
+    text = json.dumps({"network": file_sha256(source), "pictures": recipes}, indent=1) + "\n"
     marker = root / "demo.json"
     if not marker.is_file() or marker.read_text(encoding="utf-8") != text:
         if root.is_dir() and any(root.iterdir()):
@@ -67,9 +92,9 @@ def prepare_demo(
                 f"`{root}` cannot be written: {error.strerror}",
                 hint="choose another location with `-o`",
             ) from None
-    network = root / NETWORK.name
+    network = root / source.name
     if not network.exists():
-        copy_into_place(NETWORK, network)
+        copy_into_place(source, network)
     for images in image_sets:
         end = start_step(progress, "draw")
         hit = (root / images.name).exists()

@@ -6,16 +6,17 @@ from pathlib import Path
 import pytest
 from hatchling.builders.wheel import WheelBuilder
 
-from qconvert.demo.demo_files import NETWORK
+from qconvert.demo.demo_files import NETWORKS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.mark.slow
-def test_wheel_contains_the_demo_network_and_its_description(tmp_path: Path) -> None:
+def test_wheel_contains_the_demo_networks_and_their_descriptions(tmp_path: Path) -> None:
     (file,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
     with zipfile.ZipFile(file) as wheel:
-        for path in (NETWORK, NETWORK.with_suffix(".md")):
-            name = path.relative_to(ROOT).as_posix()
-            assert wheel.read(name) == path.read_bytes()
+        for network in NETWORKS.values():
+            for path in (network, network.with_suffix(".md")):
+                name = path.relative_to(ROOT).as_posix()
+                assert wheel.read(name) == path.read_bytes()
         assert not [name for name in wheel.namelist() if name.startswith("calib_data")]
