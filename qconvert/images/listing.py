@@ -410,6 +410,11 @@ def _labels_from_folders(
     folders = [name.partition("/")[0] for name in names]
     if not all("/" in name for name in names) or len(set(folders)) < 2:
         return None
+    if {"images", "masks"} <= set(folders):
+        raise UsageError(
+            f"`{path}` holds pictures and their masks",
+            hint=f"name the folder of the pictures: `{path / 'images'}`",
+        )
     written = (_classes_of_folder(folder) for folder in class_lists)
     classes = next((classes for classes in written if classes.names), None)
     if classes is None:

@@ -50,7 +50,7 @@ class Comparison:
         if not is_baseline:
             return result
         result = accuracy.without_comparisons(result, joined.notes)
-        return replace(result, notes=(*self.images.notes, *self._reading_notes(), *result.notes))
+        return replace(result, notes=(*self._reading_notes(), *result.notes))
 
     def _reading_notes(self) -> list[str]:
         """Say how the outputs are read, which a wrong metric may come from."""

@@ -174,7 +174,7 @@ def trade_off_chart(front: ParetoFront) -> Chart | None:
         _draw_names(figure, axes, points, areas)
 
     svg = _render_svg(
-        draw, "ms per image", _shorten_name(front.score_label), log=True, size=(460, 300)
+        draw, "ms per image", _shorten_name(front.score_label, 28), log=True, size=(460, 300)
     )
     return Chart("Speed against accuracy; areas are sizes, lines are uncertainties", svg)
 
@@ -418,9 +418,10 @@ def _inline_svg(svg: str) -> str:
     return re.sub(r"\s*\n\s*", "\n", svg).strip()
 
 
-def _shorten_name(name: str) -> str:
+def _shorten_name(name: str, limit: int = MAX_NAME_LENGTH) -> str:
     text = " ".join(sanitize_text(name).split())
-    return text if len(text) <= MAX_NAME_LENGTH else f"{text[: MAX_NAME_LENGTH - 17]}…{text[-16:]}"
+    end = limit // 3
+    return text if len(text) <= limit else f"{text[: limit - end - 1]}…{text[-end:]}"
 
 
 def format_percent(value: float) -> str:

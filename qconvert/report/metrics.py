@@ -41,7 +41,7 @@ def score_of(accuracy: Accuracy | None, name: str) -> float | None:
         return None
     if name == "primary":
         # Reports of older versions have the fields of classifiers alone.
-        name = accuracy.primary or "top1"
+        name = accuracy.primary if accuracy.primary in accuracy.metrics else "top1"
     if name in accuracy.metrics:
         return 100 * accuracy.metrics[name]
     score: float | None = getattr(accuracy, name, None)

@@ -191,6 +191,13 @@ def test_folder_missing_from_classes_txt_is_refused(tmp_path: Path) -> None:
     assert error.value.details == ("`cat`",)
 
 
+def test_folders_of_pictures_and_masks_are_no_classes(tmp_path: Path) -> None:
+    write_images(tmp_path, "images/1.png", "masks/1.png")
+    with pytest.raises(UsageError, match="pictures and their masks") as error:
+        labels(tmp_path)
+    assert f"`{tmp_path / 'images'}`" in str(error.value.hint)
+
+
 @pytest.mark.parametrize("names", [("a.png", "cat/1.png", "dog/1.png"), ("images/1.png",)])
 def test_folder_without_classes_gives_no_labels(tmp_path: Path, names: tuple[str, ...]) -> None:
     assert set(labels(write_images(tmp_path, *names)).values()) == {None}
