@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 VERBOSITY = SimpleNamespace(level=0)
 LOG_INTERVAL_SECONDS = 10.0
 # The tables of a report that are shown.
-TABLES = ("size", "latency", "gpu", "accuracy", "overview")
+TABLES = ("size", "latency", "gpu", "accuracy", "chain", "overview")
 # No line ends between a number and its unit or interval.
 UNBREAKABLE_SPACE = re.compile(r"(?<=\d) (?=(?:%|pp|ms|dB|MB|±)(?:\W|$))|(?<=±) ")
 NO_BREAK_SPACE = "\u00a0"
@@ -154,11 +154,13 @@ def finish(
 def show_report(report: "Report", names: Sequence[str] = TABLES) -> None:
     """Print tables of a report, then its failed gates, notes and verdict."""
     from qconvert.report import tables
+    from qconvert.report.chain import chain_table
 
     makers: dict[str, Callable[[Report], TextTable]] = {
         "size": tables.size_table,
         "latency": partial(tables.latency_table, bars=True),
         "gpu": tables.gpu_table,
+        "chain": chain_table,
         "timing": tables.timing_table,
         "accuracy": tables.accuracy_table,
         "overview": tables.overview_table,

@@ -55,7 +55,7 @@ def evaluate_command(targets: tuple[Path, ...], **chosen: Any) -> None:
     folder = target.run.root if target.run is not None else None
     context = options.open_job(None, chosen, folder, engines=True)
     report = evaluate(target, context, chosen["workers"])
-    console.finish(report, as_json=chosen["as_json"], tables=("accuracy",))
+    console.finish(report, as_json=chosen["as_json"], tables=("accuracy", "chain"))
 
 
 @options.command(

@@ -14,6 +14,7 @@ from qconvert.core import number_format as fmt
 from qconvert.core.sanitize import sanitize_text
 from qconvert.measure.layer_errors import worst_layers
 from qconvert.report import search_tables, tables, verdict
+from qconvert.report.chain import chain_table
 from qconvert.report.metrics import pareto_front
 from qconvert.report.model import Report
 from qconvert.report.table import bar_fraction
@@ -41,6 +42,7 @@ def render_html(report: Report, image_files: Mapping[str, bytes]) -> str:
     page = ENVIRONMENT.get_template("report.html").render(
         report=report,
         tables=tables,
+        chain_table=chain_table,
         search_tables=search_tables,
         charts=charts,
         front=pareto_front(report),

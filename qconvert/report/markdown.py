@@ -11,6 +11,7 @@ from qconvert.core.sanitize import sanitize_text
 from qconvert.images.preprocess import Preprocess
 from qconvert.measure.accuracy import Accuracy
 from qconvert.report import search_tables, tables
+from qconvert.report.chain import chain_table
 from qconvert.report.model import Report, VariantResult
 from qconvert.report.table import TextTable
 
@@ -61,6 +62,7 @@ def render_markdown(report: Report) -> str:
         section(tables.size_table(report)),
         section(tables.latency_table(report)),
         section(gpu) if (gpu := tables.gpu_table(report)).rows else "",
+        section(chain) if (chain := chain_table(report)).rows else "",
         section(tables.accuracy_table(report)),
         f"## Notes\n\n{bullets(report.notes)}" if report.notes else "",
         *(section(table) for table in search_tables.search_tables(report)),

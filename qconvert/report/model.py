@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from qconvert.measure.accuracy import Accuracy
+from qconvert.measure.chain import ChainTimes
 from qconvert.measure.evidence import Evidence
 from qconvert.measure.latency import Latency
 from qconvert.measure.layer_errors import LayerError
@@ -125,7 +126,8 @@ class Report:
     Sizes and speeds compare with the fp32 engine of the same backend; accuracy compares with the
     FP32 model on the CPU, whose own accuracy is `baseline`. `baseline_bytes` are those of the FP32
     ONNX file. `preprocess` is the preprocessing of the engines, with every size resolved. `mixes`
-    has the result of each search for mixed precision by its backend.
+    has the result of each search for mixed precision by its backend. `chain` has the times from
+    file to predictions, of tasks whose outputs are decoded.
 
     `gates`, `notes`, `best` and `verdict` follow from the rest. `run_notes` are the notes of the
     steps, which come first in `notes`.
@@ -153,3 +155,4 @@ class Report:
     shared_images: int = 0
     mixes: dict[str, MixedResult] = field(default_factory=dict)
     evidence: Evidence = field(default_factory=Evidence)
+    chain: ChainTimes | None = None

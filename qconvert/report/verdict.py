@@ -22,6 +22,7 @@ from qconvert.core.errors import GateFailed
 from qconvert.measure.accuracy import IDENTICAL, IDENTICAL_WHERE_FINITE, NO_CLASSES, NO_LABELS
 from qconvert.measure.latency import summarize_latency
 from qconvert.report import metrics
+from qconvert.report.chain import chain_notes
 from qconvert.report.cpu_speed import cpu_limit_note, foreign_notes, limiting_class
 from qconvert.report.metrics import NOT_TIMED_TOGETHER
 from qconvert.report.model import GateName, GateResult, Report, VariantResult
@@ -69,6 +70,7 @@ def conclude(report: Report, limits: GateConfig) -> Report:
         *foreign_notes(report),
         *_image_notes(report),
         *_kernel_notes(report),
+        *chain_notes(report),
     ]
     return replace(report, notes=tuple(dict.fromkeys(notes)), best=best, verdict=verdict)
 

@@ -14,8 +14,8 @@ from qconvert.run import run_folder, variants
 from qconvert.run.bench import measure_footprints, time_engines
 from qconvert.run.compare import add_changed_images, analyze_errors
 from qconvert.run.context import JobContext, RunContext, fitted_preprocessing, open_evaluation_set
-from qconvert.run.evaluate import score_engines
-from qconvert.run.prediction_pictures import PredictionRuns
+from qconvert.run.evaluate import measure_chain, score_engines
+from qconvert.run.prediction_runs import PredictionRuns
 from qconvert.run.report_files import RunResults, build_report, merge_with_previous, write_report
 from qconvert.run.run_folder import ENGINE_FILE
 from qconvert.run.search import add_mixed_variants
@@ -98,10 +98,12 @@ def _build_and_measure(
         latencies = time_engines(running, config.bench, context)
     with _timed(seconds, "inspect"):
         footprints = measure_footprints(running, context)
-    scores, reason = {}, ""
+    scores, reason, chain = {}, "", None
+    runs = PredictionRuns(folder.model, engines, runs_here)
     if evaluation is not None:
         with _timed(seconds, "evaluate"):
             scores = score_engines(engines, runs_here, folder.model, evaluation, context)
+            chain = measure_chain(runs, evaluation, context)
         folder.write_classes(evaluation.classes)
     elif config.evaluate.images is None:
         reason = "no images to compare outputs on: give `--eval PATH`"
@@ -110,7 +112,6 @@ def _build_and_measure(
     with _timed(seconds, "compare"):
         layers, evidence = analyze_errors(graphs, inputs, context)
     if evaluation is not None:
-        runs = PredictionRuns(folder.model, engines, runs_here)
         evidence = add_changed_images(evidence, evaluation, scores, runs, context)
     return replace(
         results,
@@ -118,6 +119,7 @@ def _build_and_measure(
         latencies=latencies,
         scores=scores,
         footprints=footprints,
+        chain=chain,
         layers=layers,
         evidence=evidence,
         not_scored_reason=reason,

@@ -31,11 +31,8 @@ from qconvert.quantize.cross_layer import equalize
 from qconvert.quantize.plan_files import read_equalization_factors
 from qconvert.run import targets
 from qconvert.run.context import JobContext, RunContext, cache_key, open_sample
-from qconvert.run.prediction_pictures import (
-    PredictionRuns,
-    draw_changed_predictions,
-    is_file_of_picture,
-)
+from qconvert.run.prediction_pictures import draw_changed_predictions, is_file_of_picture
+from qconvert.run.prediction_runs import PredictionRuns
 from qconvert.run.run_folder import SETTINGS
 from qconvert.run.variants import BuildInputs, VariantGraph
 

@@ -15,8 +15,10 @@ from qconvert.core.config import ExportConfig
 from qconvert.core.errors import UsageError
 from qconvert.core.number_format import count
 from qconvert.core.progress import Progress, start_step
+from qconvert.images.image_files import FileImages
 from qconvert.images.listing import Images
 from qconvert.measure.accuracy import BASELINE, BF16_UNSCORED, Accuracy
+from qconvert.measure.chain import ChainTimes, time_chain
 from qconvert.measure.comparison import SIMULATION, Comparison
 from qconvert.measure.machine import describe_machine
 from qconvert.report.model import Report
@@ -31,9 +33,10 @@ from qconvert.run.context import (
     own_code,
     task_request,
 )
-from qconvert.run.prediction_pictures import PredictionRuns
+from qconvert.run.prediction_runs import PredictionRuns
 from qconvert.run.targets import Target, engine_hashes, require_same_inputs
 
+CHAIN_CODEC = JsonCodec("chain.json", ChainTimes)
 # The SQNR of equal outputs is infinite; the report has None for it, and a note.
 SCORES_CODEC = JsonCodec("scores.json", dict[str, Accuracy], finite=True)
 
@@ -51,10 +54,11 @@ def evaluate(target: Target, context: JobContext, workers: int | None = None) ->
     report = report_files.read_report(target)
     # A package prepares images as for calibration, whatever this evaluation does.
     report = replace(report, preprocess=report.preprocess or dict(images.preprocessing))
+    runs = PredictionRuns(target.reference, target.engines, runs_here)
+    chain = measure_chain(runs, images, context)
     calibration, evidence = None, report.evidence
     if target.run is not None:
         target.run.write_classes(images.classes)
-        runs = PredictionRuns(target.reference, target.engines, runs_here)
         folder_context = RunContext(
             context.config, context.cache, context.progress, trust=context.trust, folder=target.run
         )
@@ -66,7 +70,7 @@ def evaluate(target: Target, context: JobContext, workers: int | None = None) ->
         report_files.with_measurement(row, "accuracy", scores.get(row.name), BF16_UNSCORED)
         for row in report.variants
     )
-    report = replace(report, variants=rows, evidence=evidence)
+    report = replace(report, variants=rows, evidence=evidence, chain=chain)
     return report_files.judge_and_store(report, context.config.gate, target)
 
 
@@ -121,3 +125,33 @@ def score_engines(
     scored, engine_count = count(scores[BASELINE].images, "image"), len(scores) - 1
     end(f"{scored}, {count(engine_count, 'engine')}", hit)
     return scores
+
+
+def measure_chain(runs: PredictionRuns, images: Images, context: JobContext) -> ChainTimes | None:
+    """Return the times from file to predictions of the engines that run here; cached.
+
+    None for classifiers, whose predictions cost nothing, and where inputs are no files.
+    """
+    engines = {name: engine for name, engine in runs.engines.items() if runs.runs_here.get(name)}
+    if not isinstance(images, FileImages) or not engines:
+        return None
+    reading = runs.choose_reading(images, context)
+    if reading is None:
+        return None
+    end, settings = start_step(context.progress, "chain"), context.config.evaluate
+    key = cache_key(
+        ", ".join(engines),
+        onnx_io.fingerprint(runs.model),
+        engines=engine_hashes(engines),
+        images=images.digest(),
+        machine=describe_machine(),
+        task=[asdict(task_request(settings)), own_code(settings)],
+    )
+
+    def compute() -> ChainTimes:
+        opened = {name: runs.open(name) for name in engines}
+        return time_chain(images, opened, runs.fixed_batch, reading)
+
+    times, hit = cached_step(context.cache, "chain", key, compute, CHAIN_CODEC)
+    end(f"from file to predictions, {count(times.images, 'image')}", hit)
+    return times

@@ -1,48 +1,26 @@
 """Pictures of predictions that changed: FP32's boxes or masks on the left, the engine's on the right."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from qconvert import backends
-from qconvert.backends.base import Engine
-from qconvert.backends.ort import open_cpu
-from qconvert.core import onnx_io, tensors
+from qconvert.core import tensors
 from qconvert.images import image_files
 from qconvert.images.listing import IMAGE_SUFFIXES, Images
 from qconvert.measure.accuracy import Accuracy
 from qconvert.measure.evidence import Thumbnail
-from qconvert.run.context import EVALUATION_BATCH, JobContext, task_request
+from qconvert.run.context import JobContext
+from qconvert.run.prediction_runs import PredictionRuns
 from qconvert.tasks.detection_agreement import MIN_SCORE, agreement
 from qconvert.tasks.predictions import ClassMap, Detections
-from qconvert.tasks.reading import choose_reading
 
 MAX_VARIANTS, PICTURES_OF_VARIANT = 2, 6
 PANEL, GAP = 320, 8
 SHARED_COLOUR, LOST_COLOUR, NEW_COLOUR = (80, 200, 120), (230, 40, 60), (255, 150, 0)
 MASK_OPACITY = 0.5
-
-
-@dataclass(frozen=True)
-class PredictionRuns:
-    """What predicts: FP32, and each engine, here or as its graph on the CPU."""
-
-    reference: Path
-    engines: Mapping[str, Engine]
-    runs_here: Mapping[str, bool]
-
-    def open(self, name: str) -> tensors.RunModel:
-        """Open an engine, or FP32 under an empty name."""
-        if not name:
-            return open_cpu(onnx_io.load(self.reference))
-        engine = self.engines[name]
-        if self.runs_here.get(name):
-            return backends.load(engine.backend).open(engine).run
-        return open_cpu(onnx_io.load(engine.folder / engine.graph))
 
 
 def draw_changed_predictions(
@@ -64,16 +42,8 @@ def draw_changed_predictions(
     order = sorted(filter(changed.get, changed), key=lambda n: runs.engines[n].precision != "int8")
     if not order:
         return ()
-    run_reference = runs.open("")
-    size = tensors.fixed_batch(onnx_io.inputs(onnx_io.load(runs.reference)))
-    first = next(iter(images.batches(size or EVALUATION_BATCH)))
-    reading = choose_reading(
-        task_request(context.config.evaluate),
-        tensors.run_padded(run_reference, first.feeds, size),
-        first.frames,
-        images.truth_kind,
-        len(images.classes.names) or None,
-    )
+    run_reference, size = runs.open(""), runs.fixed_batch
+    reading = runs.choose_reading(images, context)
     if reading is None or reading.task.name not in ("detect", "segment"):
         return ()
     places = {name: index for index, name in enumerate(images.names)}

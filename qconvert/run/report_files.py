@@ -16,6 +16,7 @@ from qconvert.core.config import GateConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.images.listing import Images
 from qconvert.measure.accuracy import BASELINE, BF16_UNSCORED, Accuracy
+from qconvert.measure.chain import ChainTimes
 from qconvert.measure.evidence import Evidence
 from qconvert.measure.latency import EngineLatencies
 from qconvert.measure.layer_errors import LayerError
@@ -54,6 +55,7 @@ class RunResults:
     latencies: EngineLatencies = field(default_factory=dict)
     scores: Mapping[str, Accuracy] = field(default_factory=dict)
     footprints: Mapping[str, Footprint] = field(default_factory=dict)
+    chain: ChainTimes | None = None
     layers: Mapping[str, tuple[LayerError, ...] | str] = field(default_factory=dict)  # or why not
     evidence: Evidence = field(default_factory=Evidence)
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -87,6 +89,7 @@ def build_report(
         calibration=calibration,
         mixes=dict(results.mixes),
         evidence=results.evidence,
+        chain=results.chain,
     )
     if results.evaluation is None:
         return report

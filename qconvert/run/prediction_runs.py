@@ -1,0 +1,56 @@
+"""What predicts: FP32 and the engines of a run, and how their outputs are read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qconvert import backends
+from qconvert.backends.base import Engine
+from qconvert.backends.ort import open_cpu
+from qconvert.core import onnx_io, tensors
+from qconvert.images.listing import Images
+from qconvert.run.context import EVALUATION_BATCH, JobContext, task_request
+from qconvert.tasks.reading import Reading, choose_reading
+
+
+@dataclass(frozen=True)
+class PredictionRuns:
+    """FP32, and each engine: itself where it runs here, else its graph on the CPU."""
+
+    reference: Path
+    engines: Mapping[str, Engine]
+    runs_here: Mapping[str, bool]
+
+    @cached_property
+    def model(self) -> ir.Model:
+        """The model of FP32."""
+        return onnx_io.load(self.reference)
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size that the model fixes."""
+        return tensors.fixed_batch(onnx_io.inputs(self.model))
+
+    def open(self, name: str) -> tensors.RunModel:
+        """Open an engine, or FP32 under an empty name."""
+        if not name:
+            return open_cpu(self.model)
+        engine = self.engines[name]
+        if self.runs_here.get(name):
+            return backends.load(engine.backend).open(engine).run
+        return open_cpu(onnx_io.load(engine.folder / engine.graph))
+
+    def choose_reading(self, images: Images, context: JobContext) -> Reading | None:
+        """Return how outputs are read, as the first batch of the images says."""
+        size = self.fixed_batch
+        first = next(iter(images.batches(size or EVALUATION_BATCH)))
+        return choose_reading(
+            task_request(context.config.evaluate),
+            tensors.run_padded(self.open(""), first.feeds, size),
+            first.frames,
+            images.truth_kind,
+            len(images.classes.names) or None,
+        )
