@@ -271,13 +271,15 @@ def with_task(
         if share is not None and share < 1
     ]
     changed.sort(key=lambda picture: picture.agreement)
+    agreement = None if scores.agreement is None else 100 * scores.agreement
     not_about_tasks = (NO_CLASSES, NO_LABELS)
     return replace(
         accuracy,
         task=task.name,
         metrics=dict(scores.metrics),
         primary=task.primary if task.primary in scores.metrics else next(iter(scores.metrics), ""),
-        agreement=None if scores.agreement is None else 100 * scores.agreement,
+        # A metric of the user's own says nothing of it: that of a classifier stays.
+        agreement=accuracy.agreement if task.name == "any" else agreement,
         change_pp=None if scores.change is None else 100 * scores.change,
         half_width_pp=None if scores.half_width is None else 100 * scores.half_width,
         labelled=scores.labelled,

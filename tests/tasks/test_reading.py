@@ -35,3 +35,20 @@ def test_notes_of_fp32_say_how_outputs_are_read(tmp_path: Path) -> None:
     note = "task `embed`: the first real output is the vector"
     assert note in comparison.summarize(BASELINE, "engine").notes
     assert note not in comparison.summarize("int8", "engine").notes
+
+
+def test_metric_of_ones_own_leaves_the_agreement_of_a_classifier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_scores.py").write_text("def half(predictions, truths): return {'half': 0.5}\n")
+    file = tmp_path / "images.npz"
+    np.savez(file, image=np.zeros((4, 3, 8, 8), np.float32))
+    images = open_arrays(file, [TensorSpec("image", np.dtype(np.float32), ("N", 3, 8, 8))])
+    comparison = Comparison(images, TaskRequest(metric="own_scores:half"))
+    (batch,) = images.batches(4)
+    scores = np.eye(4, dtype=np.float32)
+    comparison.add(batch, {BASELINE: {"scores": scores}, "int8": {"scores": scores[[0, 1, 3, 3]]}})
+    accuracy = comparison.summarize("int8", "engine")
+    assert (accuracy.metrics, accuracy.primary) == ({"half": 0.5}, "half")
+    assert accuracy.agreement == 75.0
