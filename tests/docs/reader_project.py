@@ -1,15 +1,18 @@
 """A reader's project in which the commands of the pages run, small enough for a test."""
 
 import os
+import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx.utils import Extractor
 
-from qconvert.demo import generator
-from qconvert.demo.demo_files import NETWORK
+from qconvert.demo import generator, scenes
+from qconvert.demo.demo_files import NETWORK, NETWORKS
 from tests.docs.commands import ROOT
 
 # The pages show what a reader would type; these settings keep it short.
@@ -50,9 +53,32 @@ def create(folder: Path) -> None:
     torch.manual_seed(0)
     network = runpy.run_path(str(folder / "mypkg/nets.py"))["build"]()
     torch.save(network.state_dict(), folder / "net.pt")
+    add_tasks(folder)
     write_settings(folder)
     write_commands(folder / ".bin")
     build_run(folder)
+
+
+def add_tasks(folder: Path) -> None:
+    """Write the networks, pictures and functions of the guide on detectors."""
+    networks: dict[scenes.Task, str] = {"detect": "detector", "segment": "segmenter"}
+    for task, name in networks.items():
+        (folder / f"{name}.onnx").write_bytes(NETWORKS[task].read_bytes())
+        scenes.write_images(folder / task / "calib", generator.CALIBRATION_SEED, 32, task)
+        scenes.write_images(folder / task / "val", generator.EVALUATION_SEED, 40, task)
+    write_embedder(folder / "embedder.onnx")
+    page = (ROOT / "docs/guides/detectors.md").read_text(encoding="utf-8")
+    for name, code in re.findall(r"```python\n# (mypkg/\w+\.py)\n(.*?)```", page, re.DOTALL):
+        (folder / name).write_text(code, encoding="utf-8")
+
+
+def write_embedder(file: Path) -> None:
+    """Write the demo's network without its classifier."""
+    network = onnx.shape_inference.infer_shapes(onnx.load(NETWORK))
+    vector = next(node for node in reversed(network.graph.node) if node.op_type == "Gemm").input[0]
+    embedder = Extractor(network).extract_model([network.graph.input[0].name], [vector])
+    embedder.metadata_props.extend(network.metadata_props)  # its preprocessing
+    onnx.save(embedder, file)
 
 
 def build_run(folder: Path) -> None:
