@@ -66,13 +66,8 @@ def compare(name: str, folder: Path) -> None:
         images=folder / "images.npy",
         settings={"quantize.effort": "none"},
     )
-    engine_folder = folder / "engine"
-    engine_folder.mkdir()
-    engine = cpu.build(
-        files["INT8"], BuildSpec("int8", Profile(), threads=1), engine_folder, lambda *_: None
-    )
-    files["engine"] = engine.folder / engine.files[0]
     for batch in BATCHES:
+        files["engine"] = build(files["INT8"], batch, folder / f"engine-{batch}")
         images = random.standard_normal((batch, 3, side, side), np.float32)
         sums = {file: by_kind(times) for file, times in profile(files, images).items()}
         totals = {file: sum(kinds.values()) for file, kinds in sums.items()}
@@ -81,6 +76,14 @@ def compare(name: str, folder: Path) -> None:
         for file, kinds in sums.items():
             parts = " | ".join(f"{ms:7.2f}" for ms in kinds.values())
             print(f"    {file:6} {parts} = {totals[file]:7.2f}", flush=True)
+
+
+def build(file: Path, batch: int, folder: Path) -> Path:
+    """Build the engine for a batch size, and return what it loads."""
+    folder.mkdir()
+    spec = BuildSpec("int8", Profile(1, batch, max(BATCHES)), threads=1)
+    engine = cpu.build(file, spec, folder, lambda *_: None)
+    return folder / engine.files[0]
 
 
 def profile(files: Mapping[str, Path], images: Images) -> dict[str, tuple[OperatorTime, ...]]:

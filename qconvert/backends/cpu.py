@@ -23,7 +23,6 @@ from qconvert.quantize.scheme import ORT_CPU_RULES, Scheme
 PROVIDER = "CPUExecutionProvider"
 OPTIMIZED = "optimized.onnx"
 MIN_SAVING = 0.01  # share of bytes: an optimized copy that saves less is not kept
-IN_FLOAT = "in float"
 QUANT_PRECISION_ENTRY = "session.x64quantprecision"
 
 
@@ -62,11 +61,12 @@ def requirements() -> base.BackendRequirements:
 def cache_key(spec: base.BuildSpec) -> Mapping[str, str]:
     """Return everything that decides a build beside the model."""
     packages = system_probe.installed_packages()
-    silu = {"silu": _silu_type()} if spec.precision in base.INTEGER else {}
+    batch = _silu_batch(spec)
+    silu = {"silu": f"in float at batch {batch}" if batch else "in integers"}
     return {
         "backend": "cpu",
         "precision": spec.precision,
-        **silu,
+        **(silu if spec.precision in base.INTEGER else {}),
         "runtime": ", ".join(f"{name} {packages[name]}" for name in RUNTIMES if name in packages),
         "machine": platform.machine(),
         "threads": str(spec.threads),
@@ -96,7 +96,7 @@ def build(
     elif len(files) == 1:
         progress("optimizing a copy with ONNX Runtime", None)
         _optimize(folder)
-        notes = _rewrite_copy(folder, key["silu"]) if spec.precision in base.INTEGER else []
+        notes = _rewrite_copy(folder, _silu_batch(spec)) if spec.precision in base.INTEGER else []
         saving = 1 - (folder / OPTIMIZED).stat().st_size / (folder / base.GRAPH).stat().st_size
         if saving >= MIN_SAVING:
             size = f"{saving:.1%} smaller"
@@ -116,18 +116,18 @@ def build(
     )
 
 
-def _silu_type() -> str:
-    """Return how this CPU computes SiLU between integers faster."""
-    return IN_FLOAT if int8_class.has_avx512() else "in integers"
+def _silu_batch(spec: base.BuildSpec) -> int:
+    """Return the batch size for which SiLU is computed in float, 0 for none: this CPU decides."""
+    return spec.profile.opt_batch if int8_class.has_avx512() else 0
 
 
-def _rewrite_copy(folder: Path, silu: str) -> list[str]:
+def _rewrite_copy(folder: Path, silu_batch: int) -> list[str]:
     """Rewrite the optimized copy for the kernels of this CPU; return notes that say how."""
     model, notes = onnx_io.load(folder / OPTIMIZED), []
     if int8_class.is_x86(platform.machine()) and (padded := pad_depthwise(model.graph)):
         convolutions = count(padded, "depthwise convolution")
         notes.append(f"pads {convolutions} to multiples of 16 channels, which x86 computes faster")
-    if silu == IN_FLOAT and (silus := compute_silu_in_float(model.graph)):
+    if silu_batch and (silus := compute_silu_in_float(model.graph, silu_batch)):
         notes.append(f"computes SiLU in float, which this CPU does faster ({count(silus, 'node')})")
     if notes:
         with base.explain_write_errors(folder):

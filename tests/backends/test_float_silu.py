@@ -45,26 +45,26 @@ OTHERS = {
 }
 
 
-def parsed(body: str) -> ir.Model:
+def parsed(body: str, shape: str = "2, 600") -> ir.Model:
     """Return a graph of ONNX Runtime's operators."""
     names = set(re.findall(r"\w+", body))
     head = '<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]>'
-    inputs = "uint8[2, 300] x, uint8[2, 300] v, float s"
+    inputs = f"uint8[{shape}] x, uint8[{shape}] v, float s"
     return from_text(
-        f"{head} net ({inputs}) => (uint8[2, 300] y) {{ {body} }}",
+        f"{head} net ({inputs}) => (uint8[{shape}] y) {{ {body} }}",
         **{name: np.asarray(array) for name, array in CONSTANTS.items() if name in names},
     )
 
 
 def feeds() -> Tensors:
-    integers = np.random.default_rng(0).integers(0, 256, (2, 2, 300)).astype(np.uint8)
+    integers = np.random.default_rng(0).integers(0, 256, (2, 2, 600)).astype(np.uint8)
     return {"x": integers[0], "v": integers[1], "s": np.asarray(np.float32(0.05))}
 
 
 @pytest.mark.parametrize("case", SILU)
 def test_silu_has_one_rounding_less_than_in_integers(case: str) -> None:
     before, after = parsed(SILU[case]), parsed(SILU[case])
-    assert compute_silu_in_float(after.graph) == 1
+    assert compute_silu_in_float(after.graph, 1) == 1
     assert ops(after) == ["DequantizeLinear", "QuickGelu", "QuantizeLinear"]
     x = 0.05 * (feeds()["x"].astype(np.float64) - 120)
     exact = np.clip(np.rint(x / (1 + np.exp(-x)) / 0.04) + 7, 0, 255)
@@ -77,8 +77,24 @@ def test_silu_has_one_rounding_less_than_in_integers(case: str) -> None:
 def test_other_products_stay_in_integers(case: str) -> None:
     model = parsed(OTHERS[case])
     before = ops(model)
-    assert compute_silu_in_float(model.graph) == 0
+    assert compute_silu_in_float(model.graph, 1) == 0
     assert ops(model) == before
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ("2, 600", 1),
+        ("1, 900", 0),  # too small
+        ("2, 3, 1000, 1000", 0),  # too large
+        ("batch, 900000", 1),
+        ("batch, 1200000", 0),
+        ("batch, channels", 0),
+    ],
+)
+def test_size_at_the_best_batch_decides(shape: str, expected: int) -> None:
+    model = parsed(SILU["the gate is second"], shape)
+    assert compute_silu_in_float(model.graph, 4) == expected
 
 
 def build(avx512: bool, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
@@ -95,7 +111,7 @@ def test_engine_for_avx512_computes_silu_in_float(
 ) -> None:
     engine = build(True, tmp_path, monkeypatch)
     assert engine.files == (cpu.OPTIMIZED,)
-    assert engine.made_with["silu"] == "in float"
+    assert engine.made_with["silu"] == "in float at batch 1"
     assert any("SiLU in float" in note and "1 node" in note for note in engine.notes)
     operators = count_operators(engine)
     assert (operators["QuickGelu"], operators["QLinearSigmoid"]) == (1, 0)
@@ -128,3 +144,6 @@ def test_cache_does_not_mix_engines_of_different_cpus(monkeypatch: pytest.Monkey
         keys.append([cpu.cache_key(BuildSpec(name, Profile())) for name in ("fp32", "int8")])
     assert keys[0][0] == keys[1][0]
     assert keys[0][1] != keys[1][1]
+    monkeypatch.setattr(int8_class, "has_avx512", lambda: True)
+    other_batch = cpu.cache_key(BuildSpec("int8", Profile(1, 8, 8)))
+    assert other_batch not in (keys[0][1], keys[1][1])
