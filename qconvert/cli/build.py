@@ -4,12 +4,15 @@ import shlex
 import sys
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qconvert.cli import console, options
 from qconvert.core.sanitize import sanitize_text
+
+if TYPE_CHECKING:
+    from qconvert.demo.demo_files import Task
 
 
 @options.command(
@@ -75,12 +78,12 @@ def build_command(model: str | None, output: Path | None, run: Path | None, **ch
     console.note(*choice.notes)
 
 
-@options.command("qconvert demo", "qconvert demo --json -o demo")
+@options.command("qconvert demo", "qconvert demo --task detect --json -o demo")
+@options.choice("--task", ("classify", "detect", "segment"), "What the network is for.")
 @options.output(
-    "Folder for the network, the images and the run.",
+    "Folder for the network, the images and the run (default: qconvert-demo, with the task behind "
+    "it where that is not to classify).",
     options.FOLDER,
-    default="qconvert-demo",
-    show_default=True,
 )
 @options.repeated(
     "--backend", "backends", "NAME", "Where engines run, as in `build` (default: cpu)."
@@ -89,23 +92,27 @@ def build_command(model: str | None, output: Path | None, run: Path | None, **ch
     "--seconds", default=0.7, show_default=True, help="Minimum seconds of timing per engine."
 )
 @options.json_option
-def demo_command(output: Path, backends: tuple[str, ...], seconds: float, *, as_json: bool) -> None:
+def demo_command(
+    task: "Task", output: Path | None, backends: tuple[str, ...], seconds: float, *, as_json: bool
+) -> None:
     """See a whole build on a network and images that come with qconvert.
 
-    The network recognizes scratches, dents, cracks, rust and other surface defects. Its images
-    are drawn: 128 for calibration, 1000 for evaluation. The rest is an ordinary
-    `qconvert build`, and its command is printed. Nothing is downloaded, and no GPU is needed.
+    The networks recognize, find or outline scratches, dents, cracks, rust and other surface
+    defects. Their images are drawn: 128 for calibration, 1000 for evaluation. The rest is an
+    ordinary `qconvert build`, and its command is printed. Nothing is downloaded, and no GPU is
+    needed.
     """
     from qconvert.core import cache, config_file
-    from qconvert.demo.demo_files import prepare_demo
+    from qconvert.demo.demo_files import NETWORKS, picture_folder, prepare_demo
     from qconvert.run.build import build
     from qconvert.run.context import open_context
 
-    prepare_demo(output, cache.open_default(), console.PROGRESS.update)
-    network = str(output / "network.onnx")
+    output = output or Path("qconvert-demo" + ("" if task == "classify" else f"-{task}"))
+    prepare_demo(output, cache.open_default(), console.PROGRESS.update, task=task)
+    network = str(output / NETWORKS[task].name)
     pairs = [
-        ("--images", str(output / "calibration")),
-        ("--eval", str(output / "evaluation")),
+        ("--images", str(picture_folder(output / "calibration", task))),
+        ("--eval", str(picture_folder(output / "evaluation", task))),
         ("--backend", ",".join(backends or ("cpu",))),
         ("--seconds", f"{seconds:g}"),
         ("-o", str(output / "run")),

@@ -54,6 +54,11 @@ class DemoImages:
             scenes.write_images(folder, self.seed, self.count, self.task, report)
 
 
+def picture_folder(folder: Path, task: Task) -> Path:
+    """Return where the pictures of a drawn folder are; boxes and masks lie beside them."""
+    return folder if task == "classify" else folder / "images"
+
+
 CALIBRATION_IMAGES = DemoImages(
     "calibration", generator.CALIBRATION_SEED, generator.CALIBRATION_COUNT
 )

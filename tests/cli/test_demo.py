@@ -81,3 +81,21 @@ def test_demo_folder_of_another_version_is_refused(qconvert: Command) -> None:
     Path("older").mkdir()
     Path("older/demo.json").write_text("{}")
     assert "`older` holds the demo of another version" in shown(qconvert, "-o", "older", code=2).err
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("task", "metric", "lowest"), [("detect", "map", 60), ("segment", "miou", 70)]
+)
+def test_demo_of_another_task_is_scored_by_its_metric(
+    qconvert: Command, task: str, metric: str, lowest: float
+) -> None:
+    report = json.loads(shown(qconvert, "--task", task, "--json").out)
+    assert report["chain"]["images"] == 25
+    for variant in report["variants"]:
+        accuracy = variant["accuracy"]
+        assert (accuracy["task"], accuracy["primary"]) == (task, metric)
+        assert 100 * accuracy["metrics"][metric] > lowest
+        assert accuracy["delta_pp"] > -2
+        assert accuracy["agreement"] > 97
+    assert Path(f"qconvert-demo-{task}/run/report.html").is_file()
