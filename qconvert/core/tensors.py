@@ -147,18 +147,24 @@ def unpad_batch(outputs: Tensors, count: int, size: int) -> Tensors:
 
 
 def run_padded(run: RunModel, feeds: Tensors, size: int | None) -> Tensors:
-    """Run a batch; if the model fixes a larger one, it is padded, and the padding dropped."""
-    if size == 1:
-        # Every output belongs to the single image, even without a batch axis.
-        outputs = run(feeds)
-        arrays = {name: output_array(outputs, name) for name in outputs}
-        return {
-            name: array if array.shape[:1] == (1,) else array[np.newaxis]
-            for name, array in arrays.items()
-        }
+    """Run a batch, padded if the model fixes a larger one, and return all outputs as they are."""
+    return run(feeds if size is None else pad_batch(feeds, size))
+
+
+def rows_of_images(outputs: Tensors, count: int, size: int | None) -> Tensors:
+    """Return outputs of `run_padded` with a row for each of `count` images, where they have one.
+
+    Lists of objects have none, unless the model takes a single image, to which all then belongs.
+    """
     if size is None:
-        return run(feeds)
-    return unpad_batch(run(pad_batch(feeds, size)), batch_size(feeds), size)
+        return outputs
+    if size > 1:
+        return unpad_batch(outputs, count, size)
+    arrays = {name: output_array(outputs, name) for name in outputs}
+    return {
+        name: array if array.shape[:1] == (1,) else array[np.newaxis]
+        for name, array in arrays.items()
+    }
 
 
 def random_inputs(specs: Sequence[TensorSpec], batch: int, seed: int) -> Tensors:

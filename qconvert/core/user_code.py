@@ -6,7 +6,7 @@ import importlib
 import io
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,11 @@ def call_function(source: str, function: Callable[..., Any], *arguments: object)
         raise _user_error(f"`{source}()`", error, len(arguments)) from None
 
 
-def file_hash(sources: Sequence[str]) -> str:
-    """Return a hash of the files that define these functions."""
+def file_hash(sources: Mapping[str, str]) -> str:
+    """Return a hash of the files that define these functions; for hints, what each is for."""
     digest = hashlib.sha256()
-    for source in sources:
-        import_function(source, "function is in that module")
+    for source, returns in sources.items():
+        import_function(source, returns)
         file = getattr(sys.modules[source.partition(":")[0]], "__file__", None)
         digest.update(Path(file).read_bytes() if file else source.encode())
     return digest.hexdigest()

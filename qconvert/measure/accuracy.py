@@ -273,11 +273,13 @@ def with_task(
     changed.sort(key=lambda picture: picture.agreement)
     agreement = None if scores.agreement is None else 100 * scores.agreement
     not_about_tasks = (NO_CLASSES, NO_LABELS)
+    # A function of the user names its metrics itself, the most important first.
+    primary = task.primary or next(iter(scores.metrics), "")
     return replace(
         accuracy,
         task=task.name,
         metrics=dict(scores.metrics),
-        primary=task.primary if task.primary in scores.metrics else next(iter(scores.metrics), ""),
+        primary=primary if primary in scores.metrics else "",
         # A metric of the user's own says nothing of it: that of a classifier stays.
         agreement=accuracy.agreement if task.name == "any" else agreement,
         change_pp=None if scores.change is None else 100 * scores.change,

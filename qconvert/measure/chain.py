@@ -60,7 +60,7 @@ def time_chain(
                 with _timed(network[name]):
                     outputs = run_padded(run, feeds, size)
                 with _timed(decode[name]):
-                    reading.predict(outputs, [frame])
+                    reading.read(outputs, [frame], 1, size)
     return ChainTimes(
         len(prepare),
         _median(read),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from qconvert.core.errors import UsageError
-from qconvert.core.tensors import Tensors, unpad_batch
+from qconvert.core.tensors import Tensors, rows_of_images
 from qconvert.images.frames import Frame
 from qconvert.images.listing import ImageEntry
 from qconvert.measure import accuracy
@@ -26,7 +26,8 @@ class SearchImages:
     """Named batches, their FP32 outputs, and the image of each row.
 
     `frames` say where the pictures lie in the inputs. `reading` is None for a classifier, whose
-    predictions are class numbers.
+    predictions are class numbers. `counts` are the images of each batch, by default the rows of its
+    first output; where the model fixes a batch of `fixed`, the others are repeated ones.
     """
 
     name: str
@@ -35,11 +36,13 @@ class SearchImages:
     items: Sequence[ImageEntry]
     frames: Sequence[Frame] = ()
     reading: Reading | None = None
+    counts: Sequence[int] = ()
+    fixed: int | None = None
 
     @property
     def score_output(self) -> str:
         """The name of the first output that has class scores, empty if none has."""
-        arrays = self.outputs[0].items()
+        arrays = (self.rows if self.counts else self.outputs)[0].items()
         return next(
             (name for name, array in arrays if accuracy.is_class_scores(np.asarray(array))), ""
         )
@@ -52,8 +55,20 @@ class SearchImages:
     @cached_property
     def sizes(self) -> list[int]:
         """How many images each batch has, without padding."""
+        if self.counts:
+            return list(self.counts)
         first = next(iter(self.outputs[0]))
         return [len(np.asarray(batch[self.score_output or first])) for batch in self.outputs]
+
+    @cached_property
+    def rows(self) -> list[Tensors]:
+        """The FP32 outputs of the images, without those of padding."""
+        return self.unpad(self.outputs)
+
+    def unpad(self, outputs: Sequence[Tensors]) -> list[Tensors]:
+        """Return outputs without those of padding."""
+        pairs = zip(outputs, self.sizes, strict=True)
+        return [rows_of_images(batch, count, self.fixed) for batch, count in pairs]
 
     @cached_property
     def predictions(self) -> list[Any]:
@@ -65,7 +80,8 @@ class SearchImages:
         assert self.reading is not None
         frames, predictions = iter(self.frames), list[Any]()
         for batch, count in zip(outputs, self.sizes, strict=True):
-            predictions += self.reading.predict(batch, list(islice(frames, count)))
+            places = list(islice(frames, count))
+            predictions += self.reading.read(batch, places, count, self.fixed)
         return predictions
 
 
@@ -77,14 +93,11 @@ def record_trial(images: SearchImages, outputs: Sequence[Tensors]) -> TrialRecor
     `won` the images that only FP32, or only the trial, predicts right. Of another task, `agreement`
     is that with FP32 and `change` that of its metric, both with half their 95 % interval.
     """
-    unpadded = []
-    for count, batch in zip(images.sizes, outputs, strict=True):
-        padded = len(np.asarray(batch[images.score_output or next(iter(batch))]))
-        unpadded.append(unpad_batch(batch, count, padded))
-    errors = per_image_errors(images.outputs, unpadded)
+    unpadded = images.unpad(outputs)
+    errors = per_image_errors(images.rows, unpadded, images.sizes)
     record = {"images": len(images.items), "far": [float(f"{error:.5g}") for error in errors]}
     if images.reading is not None:
-        return record | _task_record(images, images.reading, unpadded)
+        return record | _task_record(images, images.reading, outputs)
     return record | _class_record(images, unpadded)
 
 
@@ -110,12 +123,12 @@ def _class_record(images: SearchImages, outputs: Sequence[Tensors]) -> TrialReco
     name, labels = images.score_output, (item.label for item in images.items)
     scores = [
         accuracy.score_batch(before, batch, list(islice(labels, count)))
-        for before, batch, count in zip(images.outputs, outputs, images.sizes, strict=True)
+        for before, batch, count in zip(images.rows, outputs, images.sizes, strict=True)
     ]
     rows = accuracy.join_scores(scores).rows
     expected, predicted = rows["fp32_class"], rows["engine_class"]
     changed = np.flatnonzero((expected != accuracy.UNKNOWN) & (expected != predicted))
-    reference = np.concatenate([np.asarray(before[name]) for before in images.outputs])
+    reference = np.concatenate([np.asarray(before[name]) for before in images.rows])
     shares = to_probabilities(reference.reshape(len(rows), -1))
     # Scores that are not finite predict nothing, and give up all that FP32 had.
     left = np.where(predicted != accuracy.UNKNOWN, shares[np.arange(len(rows)), predicted], 0.0)

@@ -7,6 +7,7 @@ from qconvert.measure.accuracy import IDENTICAL, IDENTICAL_WHERE_FINITE, Accurac
 from qconvert.measure.latency import Latency, summarize_latency
 from qconvert.measure.latency import speedup as median_speedup
 from qconvert.report.model import Report, VariantResult
+from qconvert.tasks.detection_agreement import MIN_SCORE
 from qconvert.tasks.reading import METRIC_TITLES
 
 NOT_MEASURED = "not measured in this run"
@@ -19,6 +20,8 @@ TRUTH_REQUIRED = {
     "segment": "mIoU needs masks: a folder `masks` beside the images, or `--labels`",
     "embed": "recall needs labels that several images share: class folders, or `--labels`",
 }
+EMPTY_TRUTH = "the truth holds nothing to score by: no object, or no pixel that counts"
+NO_BOXES = f"neither FP32 nor the engine detects anything with a score of {MIN_SCORE} or more"
 EXACT_OUTPUTS = "no error: the outputs are those of FP32 to the last bit"
 ZERO_OUTPUTS = "no SQNR: the outputs of FP32 are all zero"
 NEVER_FINITE = "no output error: on no image are all outputs finite"
@@ -133,8 +136,12 @@ def missing_score_reason(variant: VariantResult, name: str) -> str:
     compared = accuracy.agreement is not None or accuracy.kl is not None
     if name in ("sqnr_db", "kl", "cosine") and compared:
         return NEVER_FINITE
+    if name == "agreement" and accuracy.task == "detect":
+        return NO_BOXES
     if accuracy.primary:
         return NOT_MEASURED
+    if accuracy.labelled and accuracy.task in TRUTH_REQUIRED:
+        return EMPTY_TRUTH
     if accuracy.agreement is None and accuracy.task not in TRUTH_REQUIRED:
         return NO_CLASS_SCORES
     return TRUTH_REQUIRED.get(accuracy.task, LABELS_REQUIRED)

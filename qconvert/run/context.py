@@ -19,6 +19,7 @@ from qconvert.images.preprocess import PRESETS, Preprocess, find_image_input, fi
 from qconvert.run.run_folder import RunFolder
 from qconvert.sources import LoadedModel, Source
 from qconvert.sources.onnx_file import PREPROCESS_KEY
+from qconvert.tasks import own_metric, user_decoder
 from qconvert.tasks.decoders import AUTO
 from qconvert.tasks.reading import TaskRequest
 
@@ -94,8 +95,8 @@ def task_request(settings: EvaluateConfig) -> TaskRequest:
 
 def own_code(settings: EvaluateConfig) -> str:
     """Return a hash of the files of the user's own functions, which decide results too."""
-    sources = (settings.decode, settings.metric)
-    return user_code.file_hash([source for source in sources if ":" in source])
+    sources = {settings.decode: user_decoder.PURPOSE, settings.metric: own_metric.PURPOSE}
+    return user_code.file_hash({name: text for name, text in sources.items() if ":" in name})
 
 
 def open_sample(source: Source, context: JobContext, count: int) -> Images | None:

@@ -98,7 +98,7 @@ def score_engines(
             elif engine.precision != "bf16":
                 runs[name] = open_cpu(onnx_io.load(engine.folder / engine.graph))
         size = tensors.fixed_batch(onnx_io.inputs(model))
-        comparison = Comparison(images, task_request(settings))
+        comparison = Comparison(images, task_request(settings), size)
         # While a batch is compared, the next one runs: ONNX Runtime and NumPy let go of Python's lock.
         with ThreadPoolExecutor(1) as pool:
             waiting: Future[None] | None = None

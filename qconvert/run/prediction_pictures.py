@@ -53,8 +53,11 @@ def draw_changed_predictions(
         for name in changed[variant][:PICTURES_OF_VARIANT]:
             batch = next(iter(images.select([places[name]]).batches(1)))
             before, after = (
-                reading.predict(tensors.run_padded(predict, batch.feeds, size), batch.frames)[0]
-                for predict in (run_reference, run)
+                reading.read(outputs, batch.frames, 1, size)[0]
+                for outputs in (
+                    tensors.run_padded(predict, batch.feeds, size)
+                    for predict in (run_reference, run)
+                )
             )
             picture = _draw(images.root / name, before, after, images.classes.names)
             file = f"{variant}-{len(drawn):02}.jpg"

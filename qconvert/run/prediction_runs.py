@@ -12,8 +12,9 @@ from qconvert.backends.base import Engine
 from qconvert.backends.ort import open_cpu
 from qconvert.core import onnx_io, tensors
 from qconvert.images.listing import Images
+from qconvert.measure.comparison import find_image_reading
 from qconvert.run.context import EVALUATION_BATCH, JobContext, task_request
-from qconvert.tasks.reading import Reading, choose_reading
+from qconvert.tasks.reading import Reading
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,6 @@ class PredictionRuns:
         return open_cpu(onnx_io.load(engine.folder / engine.graph))
 
     def choose_reading(self, images: Images, context: JobContext) -> Reading | None:
-        """Return how outputs are read, as the first batch of the images says."""
-        size = self.fixed_batch
-        first = next(iter(images.batches(size or EVALUATION_BATCH)))
-        return choose_reading(
-            task_request(context.config.evaluate),
-            tensors.run_padded(self.open(""), first.feeds, size),
-            first.frames,
-            images.truth_kind,
-            len(images.classes.names) or None,
-        )
+        """Return how outputs are read, as the first batch with objects says."""
+        size, request = self.fixed_batch, task_request(context.config.evaluate)
+        return find_image_reading(images, request, self.open(""), size or EVALUATION_BATCH, size)

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from qconvert.core.cache import JsonCodec
 from qconvert.core.config import BuildConfig, SearchConfig
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.progress import Progress, ignore_progress, start_step
-from qconvert.core.tensors import Tensors, batch_size, fixed_batch, pad_batch, unpad_batch
+from qconvert.core.tensors import Tensors, batch_size, fixed_batch, pad_batch
 from qconvert.images.arrays import identity_frames
 from qconvert.images.frames import Frame
 from qconvert.images.listing import ImageEntry, Images
@@ -53,7 +54,7 @@ from qconvert.run.context import (
 from qconvert.run.quantize import QuantizeRequest, preview_layers, scheme_for
 from qconvert.run.run_folder import PLAN_FILE, SEARCH_RESULT
 from qconvert.run.variants import BuildInputs, ChosenVariants, engine_settings, make_graph
-from qconvert.tasks.reading import Reading, TaskRequest, choose_reading
+from qconvert.tasks.reading import Reading, TaskRequest, choose_reading, padded_frames
 
 MIXED_MODEL, TRIALS = "mixed.onnx", "trials.jsonl"
 PLAN_FILES = (PLAN_FILE, weights_path(Path(PLAN_FILE)).name)
@@ -224,7 +225,7 @@ def make_evaluation_images(
     reading = _choose_reading(images, request, evaluation_set)
     if reading is None:
         images = _with_reading(images, reading)
-        scores = np.asarray(images.outputs[0][images.score_output])
+        scores = np.asarray(images.rows[0][images.score_output])
         evaluation_set.check_classes(scores.shape[1])
     elif reading.classes and evaluation_set.truth_kind:
         evaluation_set.check_classes(reading.classes)
@@ -234,10 +235,15 @@ def make_evaluation_images(
 def _choose_reading(
     images: SearchImages, request: TaskRequest, evaluation_set: Images | None = None
 ) -> Reading | None:
-    count = images.sizes[0]
     kind = evaluation_set.truth_kind if evaluation_set is not None else None
     classes = len(evaluation_set.classes.names) if evaluation_set is not None else 0
-    return choose_reading(request, images.outputs[0], images.frames[:count], kind, classes or None)
+    frames = iter(images.frames)
+    for outputs, count in zip(images.outputs, images.sizes, strict=True):
+        places = padded_frames(list(islice(frames, count)), images.fixed)
+        reading = choose_reading(request, outputs, places, kind, classes or None)
+        if reading is None or not reading.is_open:
+            break
+    return reading
 
 
 def _with_reading(images: SearchImages, reading: Reading | None) -> SearchImages:
@@ -255,16 +261,20 @@ def _make_images(
 ) -> SearchImages:
     run = open_cpu(inputs.loaded.model)
     held, outputs, held_bytes = list[Tensors](), list[Tensors](), 0
+    counts = list[int]()
     items, frames = list[ImageEntry](), list[Frame]()
     for batch, entries, places in read():
-        outputs.append(unpad_batch(run(batch), len(entries), batch_size(batch)))
+        outputs.append(run(batch))
+        counts.append(len(entries))
         items += entries
         frames += places
         held_bytes += sum(array.nbytes for array in batch.values())
         held = [*held, batch] if held_bytes <= max_bytes else []
     if not outputs:
         raise QConvertError("no images to search on", hint="add more: `--images PATH`")
-    return SearchImages(name, held or RereadBatches(read), outputs, items, frames)
+    fixed = fixed_batch(inputs.loaded.source.inputs)
+    batches = held or RereadBatches(read)
+    return SearchImages(name, batches, outputs, items, frames, counts=counts, fixed=fixed)
 
 
 def make_timer(

@@ -75,6 +75,8 @@ def summarize(rows: Sequence[DetectionRow]) -> TaskScores:
     if not any(len(matches.scores) for matches in after):
         notes.append("the engine detects nothing on any image")
     old, new = average_precision(before), average_precision(after)
+    if new.map is None:
+        notes.append("the truth holds no object that counts: mAP is undefined")
     change = None if old.map is None or new.map is None else new.map - old.map
     images = np.bincount([label for row in rows for label in row.classes], minlength=1).tolist()
     curve = precision_recall_curve(after)

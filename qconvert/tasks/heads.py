@@ -24,6 +24,7 @@ Option = bool | int | float | str | tuple[int, ...]
 MIN_SCORE = 0.001
 # A map of less than one cell per this many pixels of the input, along a side, is no segmentation.
 COARSEST = 8
+OPEN_UNIT = "taken as pixels, as the first batch has no boxes"
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Head:
             raise ValueError(f"an IoU is above 0 and at most 1, got {self.iou}")
         if self.limit < 1:
             raise ValueError(f"at least one detection is kept, got {self.limit}")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the sample had no boxes, from which their unit follows."""
+        return OPEN_UNIT in self.text
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as JSON holds them."""
@@ -182,7 +188,7 @@ def are_normalized(boxes: NDArray[Any]) -> bool:
 def unit_text(boxes: NDArray[Any]) -> str:
     """Return in what boxes are, as `are_normalized` decides."""
     if not boxes[np.isfinite(boxes)].any():
-        return "taken as pixels, as the first batch has no boxes"
+        return OPEN_UNIT
     return "normalized" if are_normalized(boxes) else "in pixels"
 
 

@@ -1,6 +1,8 @@
 """A metric of the user's own: a function of predictions and truths that returns named numbers."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,8 +14,11 @@ from qconvert.core.errors import UsageError
 from qconvert.tasks.bootstrap import half_width, resample_counts
 from qconvert.tasks.task import Task, TaskScores
 
-PURPOSE = "function(predictions, truths) returns a dict of numbers, the most important first"
-RESAMPLES = 100
+PURPOSE = (
+    "function(predictions, truths) returns a dict of numbers from 0 to 1, more is better, the most "
+    "important first"
+)
+RESAMPLES, MIN_RESAMPLES, MAX_SECONDS = 100, 20, 20.0
 
 Metric = Callable[[Sequence[Any], Sequence[Any]], Mapping[str, float]]
 
@@ -33,17 +38,9 @@ def own_task(source: str, task: Task | None) -> Task:
     function = user_code.import_function(source, PURPOSE)
 
     def compute(predictions: Sequence[Any], truths: Sequence[Any]) -> dict[str, float]:
-        values = user_code.call_function(source, function, predictions, truths)
-        if not isinstance(values, Mapping) or not values:
-            raise UsageError(
-                f"`{source}` returned {type(values).__name__}, not a dict of numbers", hint=PURPOSE
-            )
-        try:
-            return {str(name): float(value) for name, value in values.items()}
-        except (TypeError, ValueError):
-            raise UsageError(
-                f"`{source}` returned values that are no numbers", hint=PURPOSE
-            ) from None
+        return _require_numbers(
+            source, user_code.call_function(source, function, predictions, truths)
+        )
 
     def compare(reference: Any, prediction: Any, truth: Any) -> OwnRow:
         row = task.compare(reference, prediction, None) if task is not None else None
@@ -55,6 +52,22 @@ def own_task(source: str, task: Task | None) -> Task:
     )
 
 
+def _require_numbers(source: str, values: object) -> dict[str, float]:
+    if not isinstance(values, Mapping) or not values:
+        kind = "an empty dict" if isinstance(values, Mapping) else type(values).__name__
+        raise UsageError(f"`{source}` returned {kind}, not a dict of numbers", hint=PURPOSE)
+    numbers = {}
+    for name, value in values.items():
+        is_number = isinstance(value, int | float | np.number | np.bool_)
+        if not is_number or not math.isfinite(value):
+            shown = value if is_number else type(value).__name__
+            raise UsageError(
+                f"`{source}` returned {shown} as `{name}`, not a finite number", hint=PURPOSE
+            )
+        numbers[str(name)] = float(value)
+    return numbers
+
+
 def summarize(compute: Metric, task: Task | None, rows: Sequence[OwnRow]) -> TaskScores:
     """Return the numbers of the function, and the change of its first one with its interval.
 
@@ -64,19 +77,37 @@ def summarize(compute: Metric, task: Task | None, rows: Sequence[OwnRow]) -> Tas
     if task is not None:
         scores = task.summarize([row.row for row in rows])
     old, new = _both(compute, rows)
-    primary = next(iter(new))
-    changes = []
+    primary = next(iter(old))
+    if primary not in new:
+        raise UsageError(
+            f"the metric returned `{primary}` for FP32 and {_quoted(new)} for an engine",
+            hint=PURPOSE,
+        )
+    beyond = [name for name, value in new.items() if not 0 <= value <= 1]
+    notes = [f"{_quoted(beyond)} is not from 0 to 1, as tables of percents expect"] * bool(beyond)
+    changes, started = [], time.perf_counter()
     for weights in resample_counts(len(rows), RESAMPLES, seed=0):
         drawn = [rows[index] for index in np.repeat(np.arange(len(rows)), weights).tolist()]
         before, after = _both(compute, drawn)
-        changes.append(after[primary] - before[primary])
+        # On a draw that does not show what the metric is of, there may be none.
+        if primary in before and primary in after:
+            changes.append(after[primary] - before[primary])
+        # A metric may take seconds, and is called twice for each of them.
+        if time.perf_counter() - started > MAX_SECONDS and len(changes) >= MIN_RESAMPLES:
+            notes.append(f"the interval is from {len(changes)} resamples, as the metric is slow")
+            break
     return replace(
         scores,
         labelled=sum(row.truth is not None for row in rows),
-        metrics=new,
+        metrics={primary: new[primary], **new},
         change=new[primary] - old[primary],
         half_width=half_width(changes, len(rows)),
+        notes=(*scores.notes, *notes),
     )
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _both(

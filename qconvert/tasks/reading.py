@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.core.config import Task as TaskName
-from qconvert.core.errors import UsageError
+from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.tensors import Tensors, output_array
 from qconvert.images.frames import Frame
 from qconvert.images.listing import ImageEntry
@@ -54,6 +56,27 @@ class Reading:
     classes: int | None = None
     head: Head | None = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a batch with objects may say more of how outputs are read."""
+        return self.head is not None and self.head.is_open
+
+    def read(
+        self, outputs: Tensors, frames: Sequence[Frame], count: int, size: int | None = None
+    ) -> list[Any]:
+        """Return the predictions for `count` images from the outputs of `run_padded`.
+
+        Lists of objects of all pictures can be told apart only with those of the padding.
+        """
+        predictions = self.predict(outputs, padded_frames(frames, size))
+        if len(predictions) < count:
+            raise QConvertError(
+                f"the outputs hold {len(predictions)} images, the batch {count}",
+                details=[self.text],
+                hint="run the model with a batch of 1: `--batch 1`",
+            )
+        return predictions[:count]
+
     def truth_of(self, entry: ImageEntry) -> Any:
         """Return the truth of an image that this task is scored by, None where there is none."""
         kinds = {"detect": TrueBoxes, "segment": TrueMask}
@@ -61,6 +84,11 @@ class Reading:
             return entry.truth if isinstance(entry.truth, kinds[self.task.name]) else None
         # Boxes and masks do not say which vectors belong together.
         return entry.label if entry.truth is None or self.task.name == "embed" else entry.truth
+
+
+def padded_frames(frames: Sequence[Frame], size: int | None) -> tuple[Frame, ...]:
+    """Return the frames of a batch that was padded to `size` by repeating its images."""
+    return tuple(frames if size is None else islice(cycle(frames), size))
 
 
 def choose_reading(
@@ -95,9 +123,8 @@ def _choose(
     if task in ("classify", "any"):
         return None
     if task == "embed":
-        count = len(frames) or max((len(array) for array in outputs.values()), default=1)
         text = "the first real output is the vector"
-        return Reading(EMBED, lambda rows, places: read_vectors(rows, len(places) or count), text)
+        return Reading(EMBED, lambda rows, places: read_vectors(rows, _count(rows, places)), text)
     if not frames:
         if task is None:
             return None
@@ -106,7 +133,7 @@ def _choose(
             hint="leave `--task` out, and the outputs are compared by their error",
         )
     is_named = task is not None or request.decode != AUTO
-    if not is_named and _has_class_scores(outputs):
+    if not is_named and _has_class_scores(outputs, len(frames)):
         return None
     sample = Sample(outputs, frames[0].input_size, truth_classes, pictures=len(frames))
     try:
@@ -133,22 +160,35 @@ def _choose(
     )
 
 
-def _has_class_scores(outputs: Tensors) -> bool:
+def _has_class_scores(outputs: Tensors, count: int) -> bool:
     arrays = [output_array(outputs, name) for name in outputs]
+    # torchvision's boxes [n, 4] of a single object are no row of four scores.
+    lists = {array.shape for array in arrays if array.ndim == 1}
     return any(
         array.ndim >= 2
+        and len(array) == count
         and array.shape[1] > 1
+        and not (array.shape[1] == 4 and array.shape[:1] in lists)
         and array.dtype.kind not in "iub"
         and all(size == 1 for size in array.shape[2:])
         for array in arrays
     )
 
 
+def _count(outputs: Tensors, frames: Sequence[Frame]) -> int:
+    """Return how many images outputs are of: those of the frames, or else their rows."""
+    arrays = (np.asarray(array) for array in outputs.values())
+    return len(frames) or max((len(array) for array in arrays if array.ndim), default=1)
+
+
 def _rows_of_outputs(outputs: Tensors, frames: Sequence[Frame]) -> list[dict[str, NDArray[Any]]]:
     """Return the outputs of each image by name."""
     arrays = {name: output_array(outputs, name) for name in outputs}
-    count = len(frames) or max((len(array) for array in arrays.values() if array.ndim), default=1)
+    count = _count(arrays, frames)
     return [
-        {name: array[row] if len(array) == count else array for name, array in arrays.items()}
+        {
+            name: array[row] if array.shape[:1] == (count,) else array
+            for name, array in arrays.items()
+        }
         for row in range(count)
     ]

@@ -15,7 +15,7 @@ from qconvert.tasks.heads import Decoder, Head, Sample, Task
 from qconvert.tasks.predictions import ClassMap, Prediction, detections_of
 
 USER_LAYOUT = "user"
-_RETURNS = (
+PURPOSE = (
     "function(outputs, frames) returns for each picture (boxes, scores, classes), with boxes "
     "[n, 4] as x1, y1, x2, y2 in pixels of the network's input, or the classes [h, w] of its pixels"
 )
@@ -32,7 +32,7 @@ def fit_function(name: str, sample: Sample) -> tuple[Decoder, Head]:
     frames = [Frame(*sample.size, *sample.size)] * sample.count
     predictions = decode_by_function(sample.outputs, head, frames)
     task: Task = "segment" if any(isinstance(p, ClassMap) for p in predictions) else "detect"
-    return Decoder(name, task, _RETURNS, lambda _: head), head
+    return Decoder(name, task, PURPOSE, lambda _: head), head
 
 
 def decode_by_function(outputs: Tensors, head: Head, frames: Sequence[Frame]) -> list[Prediction]:
@@ -43,14 +43,14 @@ def decode_by_function(outputs: Tensors, head: Head, frames: Sequence[Frame]) ->
             f"{len(results)} results" if isinstance(results, Sequence) else type(results).__name__
         )
         raise QConvertError(
-            f"`{head.decoder}()` returned {count} for {len(frames)} pictures", hint=_RETURNS
+            f"`{head.decoder}()` returned {count} for {len(frames)} pictures", hint=PURPOSE
         )
     return [_prediction(result, frame, head) for result, frame in zip(results, frames, strict=True)]
 
 
 @cache
 def _function(name: str) -> Callable[..., Any]:
-    return import_function(name, _RETURNS)
+    return import_function(name, PURPOSE)
 
 
 def _prediction(result: object, frame: Frame, head: Head) -> Prediction:
@@ -64,14 +64,14 @@ def _prediction(result: object, frame: Frame, head: Head) -> Prediction:
         kinds = ""
     if len(kinds) != 3 or not set(kinds) <= set("iuf"):
         raise QConvertError(
-            f"`{head.decoder}()` returned a {type(result).__name__} for a picture", hint=_RETURNS
+            f"`{head.decoder}()` returned a {type(result).__name__} for a picture", hint=PURPOSE
         )
     count = scores.size
     if scores.ndim != 1 or boxes.size != 4 * count or classes.shape != (count,):
         raise QConvertError(
             f"`{head.decoder}()` returned boxes, scores and classes of the shapes "
             f"{', '.join(str(list(shape)) for shape in shapes)}",
-            hint=_RETURNS,
+            hint=PURPOSE,
         )
     objects = list_objects(boxes.reshape(count, 4), scores, classes, head.threshold)
     return detections_of(objects, frame, head.limit)

@@ -40,7 +40,7 @@ def test_images_repeated_to_fill_a_fixed_batch_do_not_count(count: int, counted:
     inputs, _ = calibrated_inputs(batch="8")
     images = make_evaluation_images(inputs, evaluation_set(inputs, count), TaskRequest())
     assert [item.label for item in images.items] == [number % 5 for number in range(counted)]
-    assert [len(outputs[images.score_output]) for outputs in images.outputs] == [counted]
+    assert [len(outputs[images.score_output]) for outputs in images.rows] == [counted]
     assert [len(batch["image"]) for batch in images.batches] == [8]
 
 
