@@ -45,7 +45,8 @@ def score_of(accuracy: Accuracy | None, name: str) -> float | None:
     if name == "primary":
         # Reports of older versions have the fields of classifiers alone.
         name = accuracy.primary if accuracy.primary in accuracy.metrics else "top1"
-    if name in accuracy.metrics:
+    # Every task has the cosine to FP32, which is no percentage.
+    if name in accuracy.metrics and name != "cosine":
         return 100 * accuracy.metrics[name]
     score: float | None = getattr(accuracy, name, None)
     return score

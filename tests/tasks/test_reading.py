@@ -11,6 +11,7 @@ from qconvert.images.listing import ImageEntry
 from qconvert.images.truth import TrueBoxes, TrueMask, Truth
 from qconvert.measure.accuracy import BASELINE
 from qconvert.measure.comparison import Comparison
+from qconvert.report.metrics import score_of
 from qconvert.tasks.embed import EMBED
 from qconvert.tasks.reading import Reading, TaskRequest
 
@@ -24,7 +25,7 @@ def test_vectors_are_scored_by_labels_alone(truth: Truth | None) -> None:
     assert reading.truth_of(ImageEntry("a.png", truth=truth)) is None
 
 
-def test_notes_of_fp32_say_how_outputs_are_read(tmp_path: Path) -> None:
+def test_vectors_without_labels_are_compared_and_read_as_a_note_says(tmp_path: Path) -> None:
     file = tmp_path / "images.npz"
     np.savez(file, image=np.zeros((2, 3, 8, 8), np.float32))
     images = open_arrays(file, [TensorSpec("image", np.dtype(np.float32), ("N", 3, 8, 8))])
@@ -32,9 +33,13 @@ def test_notes_of_fp32_say_how_outputs_are_read(tmp_path: Path) -> None:
     (batch,) = images.batches(2)
     outputs: Tensors = {"vector": np.eye(2, 4, dtype=np.float32)}
     comparison.add(batch, {BASELINE: outputs, "int8": outputs})
+    accuracy = comparison.summarize("int8", "engine")
+    # Without labels there is no recall, and the cosine decides nothing.
+    assert (accuracy.primary, accuracy.metrics) == ("", {"cosine": pytest.approx(1)})
+    assert score_of(accuracy, "cosine") == pytest.approx(1)
     note = "task `embed`: the first real output is the vector"
     assert note in comparison.summarize(BASELINE, "engine").notes
-    assert note not in comparison.summarize("int8", "engine").notes
+    assert note not in accuracy.notes
 
 
 def test_metric_of_ones_own_leaves_the_agreement_of_a_classifier(
