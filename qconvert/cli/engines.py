@@ -36,6 +36,7 @@ def bench_command(targets: tuple[Path, ...], **chosen: Any) -> None:
 @options.command(
     "qconvert evaluate runs/model --eval val/ --labels labels.csv",
     "qconvert evaluate fp32.onnx int8.onnx --eval val/",
+    "qconvert evaluate detector.onnx --eval val/images/ --labels annotations.json",
 )
 @click.argument("targets", nargs=-1, metavar="RUN | ENGINE...", type=options.PATH)
 @options.eval_options

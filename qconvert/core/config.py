@@ -312,26 +312,32 @@ class EvaluateConfig(StrictTable):
     images: Path | None = setting(None, f"Evaluation images: {IMAGE_FILES}", "--eval PATH")
     labels: Path | None = setting(
         None,
-        "Truth: CSV file,label; COCO JSON; folder of YOLO .txt, VOC .xml or masks as .png",
+        "What the images show: a CSV of file,label; COCO's JSON; a folder of YOLO's .txt, VOC's "
+        ".xml or masks as .png",
         "--labels PATH",
-        unset="what lies beside the images in a customary place",
+        unset="class folders, labels.csv, annotations.json, labels/, Annotations/ or masks/ beside "
+        "the images",
     )
     count: PositiveInt | None = setting(
         None, "Use at most N evaluation images", "--eval-count N", unset="all"
     )
     task: Task | None = setting(
-        None, "What the network is for", "--task", unset="as its outputs and the truth say"
+        None,
+        "What the outputs are: classes of images, boxes, classes of pixels, vectors, or anything",
+        "--task",
+        unset="by the truth, then by the outputs",
     )
     decode: str = setting(
         "",
-        "How outputs become boxes or masks: yolo, ssd, detr, boxes, centers, mask, or a function "
-        "of your own, package.module:function",
+        "How outputs become boxes or masks: boxes, yolo, detr, ssd, centers, mask, or your own "
+        "package.module:function",
         "--decode NAME",
-        unset="the first that fits",
+        unset="the first of these that fits",
     )
     metric: str = setting(
         "",
-        "A metric of your own: package.module:function of predictions and truths",
+        "A metric of your own: package.module:function of all predictions and truths, which "
+        "returns named numbers; gates and searches take the first",
         "--metric NAME",
     )
 
@@ -341,10 +347,12 @@ class GateConfig(StrictTable):
     """Limits that every engine but fp32 must meet; the exit code is 1 if one does not."""
 
     max_drop: NonNegativeFloat | None = setting(
-        None, "Percentage points of top-1 lost, at most", "--max-drop PP"
+        None, "Percentage points of top-1, mAP, mean IoU or recall@1 lost, at most", "--max-drop PP"
     )
     min_agreement: Annotated[float, Limits(ge=0, le=100)] | None = setting(
-        None, "Percent of images predicted as by FP32, at least", "--min-agreement PCT"
+        None,
+        "Percent of predictions (images, boxes or pixels) that are FP32's, at least",
+        "--min-agreement PCT",
     )
     max_latency: PositiveFloat | None = setting(
         None, "Median milliseconds, at most", "--max-latency MS"
