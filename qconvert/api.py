@@ -14,7 +14,7 @@ from typing import Any, Literal, TypedDict, Unpack, get_args, get_origin
 
 from qconvert.calibrate.calibration import Calibration
 from qconvert.core import config_file
-from qconvert.core.config import Backend, Config, keyword_settings, option_table
+from qconvert.core.config import Backend, Config, Task, keyword_settings, option_table
 from qconvert.core.errors import UsageError, did_you_mean
 from qconvert.core.progress import Progress, ProgressCallback, ignore_progress
 from qconvert.package import Format, pack
@@ -65,10 +65,13 @@ class ImageArguments(CommonArguments, total=False):
 
 
 class EvaluateArguments(CommonArguments, total=False):
-    """The images on which outputs are compared, and their labels."""
+    """The images on which outputs are compared, their labels, and how outputs are read."""
 
     eval: StrPath
     labels: StrPath
+    task: Task
+    decode: str
+    metric: str
 
 
 class EngineArguments(EvaluateArguments, total=False):
@@ -114,9 +117,10 @@ def build(
 ) -> Run:
     """Build engines of a model, time and evaluate them; `output` is the folder of the run.
 
-    Options: `images`, `count`, `eval`, `labels`, `backends`, `precisions`, `inputs`, `weights`,
-    `trust`, `fresh`, `settings`, `config`. The same call again resumes the run. Gates are settings,
-    such as `gate.max-drop`; those that fail are in the report, and `Run.require_gates` raises.
+    Options: `images`, `count`, `eval`, `labels`, `task`, `decode`, `metric`, `backends`,
+    `precisions`, `inputs`, `weights`, `trust`, `fresh`, `settings`, `config`. The same call again
+    resumes the run. Gates are settings, such as `gate.max-drop`; those that fail are in the report,
+    and `Run.require_gates` raises.
     """
     context = _open_model_job(model, options, BuildArguments)
     call = _format_call("build", model, {"output": output, **options})
@@ -127,8 +131,8 @@ def build(
 def resume(run: StrPath, **options: Unpack[EngineArguments]) -> Run:
     """Resume a run, also one made elsewhere, without its model and calibration images.
 
-    Options: `eval`, `labels`, `backends`, `precisions`, `settings`, `config`. The settings of the
-    run are the defaults.
+    Options: `eval`, `labels`, `task`, `decode`, `metric`, `backends`, `precisions`, `settings`,
+    `config`. The settings of the run are the defaults.
     """
     folder = RunFolder(Path(run))
     context = _open_job(options, EngineArguments, folder.settings())
@@ -179,9 +183,9 @@ def search(
 ) -> SearchSummary:
     """Find the fewest blocks to keep in float so that accuracy stays within `budget`.
 
-    Options: `images`, `count`, `eval`, `labels`, `backends` (one), `inputs`, `weights`, `trust`,
-    `fresh`, `settings`, `config`. The result, its plan and all trials are in the folder `output`;
-    `mix.outcome` is `none` if nothing stays within the budget.
+    Options: `images`, `count`, `eval`, `labels`, `task`, `decode`, `metric`, `backends` (one),
+    `inputs`, `weights`, `trust`, `fresh`, `settings`, `config`. The result, its plan and all trials
+    are in the folder `output`; `mix.outcome` is `none` if nothing stays within the budget.
     """
     context = _open_model_job(model, options, SearchArguments)
     return search_job.run_search(context, Path(output))
@@ -198,7 +202,7 @@ def bench(engines: StrPath | Sequence[StrPath], **options: Unpack[CommonArgument
 def evaluate(engines: StrPath | Sequence[StrPath], **options: Unpack[EvaluateArguments]) -> Report:
     """Compare the outputs of engines on the images of `eval` with FP32 and with `labels`.
 
-    Other options: `settings` and `config`.
+    Other options: `task`, `decode`, `metric`, `settings` and `config`.
     """
     return evaluate_job.evaluate(*_open_target_job(engines, options, EvaluateArguments))
 

@@ -12,6 +12,8 @@ import pytest
 import qconvert
 from qconvert import api
 from qconvert.core import config
+from qconvert.demo import scenes
+from qconvert.demo.demo_files import NETWORKS
 from qconvert.images import ImageChoice, open_images
 from qconvert.images.preprocess import PRESETS
 from tests.models import write_factory
@@ -74,11 +76,20 @@ def test_keyword_arguments_set_settings_or_are_job_options(arguments: type) -> N
 def test_examples_of_the_python_page_run(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "page.py").write_text("\n".join(blocks))
+    (tmp_path / "detector.onnx").write_bytes(NETWORKS["detect"].read_bytes())
+    scenes.write_images(tmp_path / "detect/val", 1, 4, "detect")
     process = subprocess.run(
         [sys.executable, "page.py"], capture_output=True, text=True, check=False, timeout=200
     )
     assert (process.returncode, process.stderr) == (0, "")
-    for text in ("cpu-int8", "0000.png", "nodes in int8", "did you mean `method`?", "top-1"):
+    for text in (
+        "cpu-int8",
+        "0000.png",
+        "nodes in int8",
+        "did you mean `method`?",
+        "top-1",
+        "map 0.",
+    ):
         assert text in process.stdout, text
 
 
