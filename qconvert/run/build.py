@@ -102,9 +102,11 @@ def _build_and_measure(
     runs = PredictionRuns(folder.model, engines, runs_here)
     if evaluation is not None:
         with _timed(seconds, "evaluate"):
-            scores = score_engines(engines, runs_here, folder.model, evaluation, context)
+            scored = score_engines(engines, runs_here, folder.model, evaluation, context)
             chain = measure_chain(runs, evaluation, context)
+        scores = scored.scores
         folder.write_classes(evaluation.classes)
+        folder.write_head(scored.head)
     elif config.evaluate.images is None:
         reason = "no images to compare outputs on: give `--eval PATH`"
     else:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from qconvert import backends, sources
@@ -35,10 +35,20 @@ from qconvert.run.context import (
 )
 from qconvert.run.prediction_runs import PredictionRuns
 from qconvert.run.targets import Target, engine_hashes, require_same_inputs
+from qconvert.tasks.heads import Head
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The accuracy of every engine, and under "" of FP32; `head` says how outputs were decoded."""
+
+    scores: dict[str, Accuracy]
+    head: Head | None = None
+
 
 CHAIN_CODEC = JsonCodec("chain.json", ChainTimes)
 # The SQNR of equal outputs is infinite; the report has None for it, and a note.
-SCORES_CODEC = JsonCodec("scores.json", dict[str, Accuracy], finite=True)
+EVALUATION_CODEC = JsonCodec("evaluation.json", Evaluation, finite=True)
 
 
 def evaluate(target: Target, context: JobContext, workers: int | None = None) -> Report:
@@ -50,7 +60,8 @@ def evaluate(target: Target, context: JobContext, workers: int | None = None) ->
     if images is None:
         raise UsageError("there are no images", hint="name a folder: `--eval PATH`")
     runs_here = {name: row.runs for name, row in target.available.items()}
-    scores = score_engines(target.engines, runs_here, target.reference, images, context)
+    evaluation = score_engines(target.engines, runs_here, target.reference, images, context)
+    scores = evaluation.scores
     report = report_files.read_report(target)
     # A package prepares images as for calibration, whatever this evaluation does.
     report = replace(report, preprocess=report.preprocess or dict(images.preprocessing))
@@ -59,6 +70,7 @@ def evaluate(target: Target, context: JobContext, workers: int | None = None) ->
     calibration, evidence = None, report.evidence
     if target.run is not None:
         target.run.write_classes(images.classes)
+        target.run.write_head(evaluation.head)
         folder_context = RunContext(
             context.config, context.cache, context.progress, trust=context.trust, folder=target.run
         )
@@ -80,17 +92,17 @@ def score_engines(
     reference: Path,
     images: Images,
     context: JobContext,
-) -> dict[str, Accuracy]:
-    """Return the scores of every engine whose graph can run here, and under "" of FP32; cached."""
+) -> Evaluation:
+    """Return the scores of every engine whose graph can run here, and of FP32; cached."""
     end = start_step(context.progress, "evaluate")
     model, names = onnx_io.load(reference), ", ".join(engines)
     ways, machine = [engine_hashes(engines), dict(runs_here)], describe_machine()
     fingerprint, digest = onnx_io.fingerprint(model), images.digest()
     settings = context.config.evaluate
     task = [asdict(task_request(settings)), own_code(settings)]
-    key = cache_key(names, fingerprint, engines=ways, images=digest, machine=machine, task=task)
+    key = cache_key(names, fingerprint, engines=ways, images=digest, machine=machine, request=task)
 
-    def compute() -> dict[str, Accuracy]:
+    def compute() -> Evaluation:
         runs: dict[str, tensors.RunModel] = {BASELINE: open_cpu(model)}
         for name, engine in engines.items():
             if runs_here[name]:
@@ -113,18 +125,20 @@ def score_engines(
                 context.progress(Progress("evaluate", "images", done=done, total=total))
             if waiting is not None:
                 waiting.result()
-        return {
+        scores = {
             name: comparison.summarize(name, "engine" if runs_here.get(name, True) else SIMULATION)
             for name in runs
         }
+        return Evaluation(scores, comparison.reading.head if comparison.reading else None)
 
-    scores, hit = cached_step(context.cache, "evaluate", key, compute, SCORES_CODEC)
+    result, hit = cached_step(context.cache, "evaluate", key, compute, EVALUATION_CODEC)
+    scores = result.scores
     # The same truth may be in another place the next time.
     baseline = replace(scores[BASELINE], notes=(*images.notes, *scores[BASELINE].notes))
     scores = {**scores, BASELINE: baseline}
     scored, engine_count = count(scores[BASELINE].images, "image"), len(scores) - 1
     end(f"{scored}, {count(engine_count, 'engine')}", hit)
-    return scores
+    return replace(result, scores=scores)
 
 
 def measure_chain(runs: PredictionRuns, images: Images, context: JobContext) -> ChainTimes | None:

@@ -3,29 +3,36 @@
 RUN/run.toml               every setting, defaults included
 RUN/model.onnx             the clean float model
 RUN/classes.txt            the names of the classes, if the evaluation images have them
+RUN/head.json              how boxes or masks are read from the outputs, if it was scored
 RUN/calibration/           calibration.npz, images.txt
 RUN/engines/NAME/          the engine's files, its graph, engine.json, plan.json
 RUN/analysis/              layers.csv, features/, changed/
 RUN/report.json .md .html  card.md
 """
 
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pydantic
+
 from qconvert.core import atomic, config_file
 from qconvert.core.config import Config, option_table
-from qconvert.core.errors import QConvertError, UsageError
+from qconvert.core.errors import QConvertError, UsageError, first_line
 from qconvert.images.listing import CLASSES_FILE, Classes
+from qconvert.tasks.heads import Head
 
 SETTINGS, MODEL, ENGINES, CALIBRATION = "run.toml", "model.onnx", "engines", "calibration"
+HEAD_FILE = "head.json"
 REPORT, MARKDOWN, HTML, CARD = "report.json", "report.md", "report.html", "card.md"
 ANALYSIS, SEARCH_RESULT = "analysis", "search.json"
 LAYERS = f"{ANALYSIS}/layers.csv"
 GRAPH_FILE, PLAN_FILE = "model.onnx", "plan.json"
 GRAPH_RECORD, ENGINE_FILE = "made.json", "engine.json"
+_HEAD_ADAPTER = pydantic.TypeAdapter(Head)
 OTHER_FOLDER = "choose another folder: `-o RUN`, or delete this one"
 
 
@@ -49,6 +56,11 @@ class RunFolder:
     def classes(self) -> Path:
         """The names of the classes, one a line, if they are known."""
         return self.root / CLASSES_FILE
+
+    @property
+    def head(self) -> Path:
+        """How the outputs of a detector or segmenter are read, if it was scored."""
+        return self.root / HEAD_FILE
 
     def engine(self, name: str) -> Path:
         """Return the folder of an engine."""
@@ -77,6 +89,36 @@ class RunFolder:
         """Write the names of the classes, so that the outputs can be read without the images."""
         if classes.names:
             atomic.write_text(self.classes, "".join(f"{name}\n" for name in classes.names))
+
+    def write_head(self, head: Head | None) -> None:
+        """Write how the outputs were read in the last evaluation, so that others can read them."""
+        if head is None:
+            self.head.unlink(missing_ok=True)
+        else:
+            atomic.write_text(self.head, head_text(head))
+
+    def read_head(self) -> Head | None:
+        """Return how the outputs were read in the last evaluation, if they were decoded."""
+        if not self.head.is_file():
+            return None
+        try:
+            values = json.loads(self.head.read_text(encoding="utf-8"))
+            return _HEAD_ADAPTER.validate_python(values)
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            message = first["msg"].removeprefix("Value error, ")
+            reason = ": ".join([*map(str, first["loc"][:1]), message])
+        except (OSError, ValueError, RecursionError) as error:
+            reason = first_line(error)
+        raise QConvertError(
+            f"`{self.head}` does not say how outputs are read: {reason}",
+            hint="delete it, or score the engines again: `qconvert evaluate RUN --eval PATH`",
+        )
+
+
+def head_text(head: Head) -> str:
+    """Return how outputs are read, as JSON."""
+    return json.dumps(head.to_dict(), indent=1) + "\n"
 
 
 @contextmanager
