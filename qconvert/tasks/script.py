@@ -11,14 +11,16 @@ from qconvert.tasks.decoders import BOX_LAYOUTS, MASK_LAYOUTS
 from qconvert.tasks.heads import Head
 from qconvert.tasks.user_decoder import USER_LAYOUT
 
-_HEADER = """\
+# What the source needs above it: the first line must be that of a file.
+IMPORTS = """\
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
+"""
+_TYPES = """\
 Floats = Integers = Indices = np.ndarray
 Arrays = list[np.ndarray]
 """
@@ -47,16 +49,26 @@ _FIRST = "        kept = slice({limit})\n"
 
 
 def decoder_source(head: Head) -> str:
+    """Return `decoder_functions` as a file of its own."""
+    return f"{IMPORTS}\n{decoder_functions(head)}"
+
+
+def decoder_functions(head: Head) -> str:
     """Return the source of `decode(outputs, size)`, which reads the outputs as `decode` here does.
 
-    It holds the functions that the head needs, as they are written here.
+    It holds the functions that the head needs, as they are written here, for Python 3.9 or newer.
     """
     if head.layout == USER_LAYOUT:
         raise QConvertError(
             f"the source of `{head.decoder}` is not known to need NumPy alone",
             hint="copy it into the script yourself",
         )
-    layout: Callable[..., Any] = (BOX_LAYOUTS | MASK_LAYOUTS)[head.layout]
+    layout: Callable[..., Any] | None = (BOX_LAYOUTS | MASK_LAYOUTS).get(head.layout)
+    if layout is None or not _takes_options(layout, head):
+        raise QConvertError(
+            f"outputs cannot be read by `{head.layout}` with the options {dict(head.options)}",
+            hint="score the engines again with this version: `qconvert evaluate RUN --eval PATH`",
+        )
     parts = [layout] if head.layout in MASK_LAYOUTS else [layout, boxes.Candidates]
     parts += [boxes.suppress] if head.iou is not None else []
     kept = _FIRST if head.iou is None else _SUPPRESS
@@ -69,7 +81,16 @@ def decoder_source(head: Head) -> str:
         "kept": kept.format(iou=head.iou, limit=head.limit),
     }
     template = _MASKS if head.layout in MASK_LAYOUTS else _BOXES
-    return "\n\n".join([_HEADER, *_sources(parts), template.format_map(values)])
+    return "\n\n".join([_TYPES, *_sources(parts), template.format_map(values)])
+
+
+def _takes_options(layout: Callable[..., Any], head: Head) -> bool:
+    arrays_first = [None] if head.layout in MASK_LAYOUTS else [None, None, None]
+    try:
+        inspect.signature(layout).bind(*arrays_first, **head.options)
+    except TypeError:
+        return False
+    return True
 
 
 def _sources(parts: list[Callable[..., Any]]) -> list[str]:
@@ -91,7 +112,9 @@ def _sources(parts: list[Callable[..., Any]]) -> list[str]:
                 waiting += [value] if callable(value) and name not in functions else []
     lines = "\n".join(f"{name} = {value!r}" for name, value in sorted(constants.items()))
     ordered = sorted(functions.values(), key=_place)
-    return [lines, *(inspect.getsource(function).rstrip() + "\n" for function in ordered)]
+    # Python 3.9 has no `strict`; what is zipped here is of equal length.
+    texts = (inspect.getsource(function).replace(", strict=True", "") for function in ordered)
+    return [lines, *(text.rstrip() + "\n" for text in texts)]
 
 
 def _global_names(code: types.CodeType) -> Iterator[str]:
