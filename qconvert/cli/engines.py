@@ -175,8 +175,8 @@ def package_command(run: Path, form: Any, output: Path, as_json: bool, **chosen:
     """Package an engine of RUN for other programs.
 
     For `onnxruntime`: a folder with the engine, its preprocessing and a short script that runs it
-    on images without qconvert. For `triton`: a folder in the model repository OUTPUT, with
-    inputs, outputs and batching configured.
+    on images without qconvert and prints classes, boxes or shares of pixels. For `triton`: a folder
+    in the model repository OUTPUT, with inputs, outputs and batching configured.
     """
     from qconvert.package.pack import write_package
     from qconvert.run.targets import load_run

@@ -1,4 +1,4 @@
-"""The content of every package: an engine, its preprocessing, and its class names."""
+"""The content of every package: an engine, its preprocessing, and how its outputs are read."""
 
 import contextlib
 import re
@@ -19,9 +19,16 @@ from qconvert.images.listing import read_classes_file
 from qconvert.images.preprocess import ImageInput, Preprocess, find_image_input, fit_to_input
 from qconvert.report.markdown import describe_preprocessing, escape_text, model_stem
 from qconvert.run import context, targets
-from qconvert.run.run_folder import RunFolder
+from qconvert.run.heads import find_head
+from qconvert.run.run_folder import HEAD_FILE, RunFolder, head_text
 from qconvert.run.targets import Run
+from qconvert.tasks.heads import Head
+from qconvert.tasks.user_decoder import USER_LAYOUT
 
+HOW_TO_DECODE = (
+    "boxes and masks are not decoded: `qconvert evaluate RUN --eval PATH --task detect`, or "
+    "`segment`, shows how"
+)
 PREPROCESS_FILE = "preprocess.toml"
 PREPROCESS_HEADER = """\
 # How an image becomes the model's input, in this order: turned upright as its EXIF says, converted
@@ -37,7 +44,9 @@ class Bundle:
 
     `profile` holds the minimum, best and maximum batch size of the run. `preparation` says how an
     image becomes the input, with every size and value resolved; it is None if the inputs are not
-    images. `classes` name the columns of `scores`, if they are known.
+    images. `head` says how boxes or masks are read from the outputs, if they are; `has_scores` is
+    False where a row of numbers is not one of class scores. `classes` name the classes, if they are
+    known, and `notes` are for the user.
     """
 
     name: str
@@ -48,6 +57,9 @@ class Bundle:
     opset: int
     preparation: tuple[Preprocess, ImageInput] | None = None
     classes: tuple[str, ...] = ()
+    head: Head | None = None
+    has_scores: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def variant(self) -> str:
@@ -57,11 +69,19 @@ class Bundle:
     @property
     def scores(self) -> TensorSpec | None:
         """The first output of shape [images, classes, 1...] that is not of integers."""
-        for spec in self.outputs:
+        for spec in self.outputs if self.has_scores and self.head is None else ():
             has_classes = len(spec.shape) >= 2 and spec.shape[1] != 1
             if has_classes and all(n == 1 for n in spec.shape[2:]) and spec.dtype.kind not in "iub":
                 return spec
         return None
+
+    @property
+    def class_count(self) -> int | None:
+        """How many classes the outputs have; 0 if they have none, None if any number may be."""
+        if self.head is not None:
+            return self.head.classes
+        count = self.scores.shape[1] if self.scores is not None else 0
+        return count if isinstance(count, int) else None
 
 
 def make_bundle(run: Run, engine: str = "", name: str = "", classes: Path | None = None) -> Bundle:
@@ -82,22 +102,54 @@ def make_bundle(run: Run, engine: str = "", name: str = "", classes: Path | None
     profile, opset = folder.settings().build.profile, source.model.opset_imports.get("", 0)
     outputs = onnx_io.outputs(source.model)
     bundle = Bundle(name, built, source.inputs, outputs, profile, opset, preparation)
-    if classes is None and not folder.classes.is_file():
+    return with_classes(with_head(bundle, run), folder, classes)
+
+
+def with_head(bundle: Bundle, run: Run) -> Bundle:
+    """Add how boxes or masks are read: as the run scored them, else as its first images show."""
+    if bundle.preparation is None:
         return bundle
-    names = tuple(map(sanitize_text, read_classes_file(classes or folder.classes).names))
-    count = bundle.scores.shape[1] if bundle.scores is not None else 0
-    if len(names) == count or isinstance(count, str):
+    folder, head, reason = RunFolder(run.folder), None, HOW_TO_DECODE
+    settings = folder.settings().evaluate
+    tasks = [row.accuracy.task for row in run.report.variants if row.accuracy is not None]
+    task = tasks[0] if tasks else settings.task
+    try:
+        head = folder.read_head()
+        if head is None and not tasks and (task or settings.decode or bundle.scores is None):
+            head = find_head(folder)
+    except QConvertError as error:
+        reason = f"boxes and masks are not decoded: {error}"
+    if head is not None and head.layout == USER_LAYOUT:
+        reason = f"boxes and masks are not decoded: copy your `{head.decoder}` into the script"
+        head = None
+    missing = set(head.outputs if head is not None else ()) - {spec.name for spec in bundle.outputs}
+    if missing:
+        raise QConvertError(
+            f"`{folder.head}` reads the output `{min(missing)}`, which the engine does not have",
+            hint="score the engines again: `qconvert evaluate RUN --eval PATH`",
+        )
+    bundle = replace(bundle, head=head, has_scores=task in (None, "classify", "any"))
+    is_read = head is not None or bundle.scores is not None or task == "embed"
+    return bundle if is_read else replace(bundle, notes=(reason,))
+
+
+def with_classes(bundle: Bundle, folder: RunFolder, file: Path | None) -> Bundle:
+    """Add the names of the classes: those of the file, else of the run if they fit."""
+    if file is None and not folder.classes.is_file():
+        return bundle
+    names = tuple(map(sanitize_text, read_classes_file(file or folder.classes).names))
+    if bundle.class_count in (len(names), None):
         return replace(bundle, classes=names)
-    if classes is not None:
+    if file is not None:
         raise UsageError(
-            f"`{classes}` names {len(names)} classes, but the model has {count}",
+            f"`{file}` names {len(names)} classes, but the model has {bundle.class_count}",
             hint="write one name per line, in the model's order",
         )
     return bundle
 
 
-def write_preprocess_file(preprocess: Preprocess, image_input: ImageInput, folder: Path) -> None:
-    """Write the preprocessing as TOML."""
+def preprocess_values(preprocess: Preprocess, image_input: ImageInput) -> dict[str, Any]:
+    """Return what decides how an image becomes the input, as plain values."""
     values = {
         "input": image_input.name,
         "type": image_input.dtype.name,
@@ -107,6 +159,12 @@ def write_preprocess_file(preprocess: Preprocess, image_input: ImageInput, folde
         **preprocess.to_dict(),
     }
     values.pop("crop-share", None)
+    return values
+
+
+def write_preprocess_file(preprocess: Preprocess, image_input: ImageInput, folder: Path) -> None:
+    """Write the preprocessing as TOML."""
+    values = preprocess_values(preprocess, image_input)
     lines = "".join(f"{key} = {config_file.toml_value(value)}\n" for key, value in values.items())
     (folder / PREPROCESS_FILE).write_text(PREPROCESS_HEADER + lines, encoding="utf-8")
 
@@ -119,7 +177,7 @@ def write_documents(
     notes: Sequence[str] = (),
     **values: str,
 ) -> None:
-    """Write the README, and if they are known, the names of the classes and the preprocessing."""
+    """Write the README, and what is known of classes, preprocessing and outputs."""
     parts = [fill_template(template, name=bundle.name, engine=bundle.variant, **values)]
     if bundle.classes:
         lines = "".join(f"{name}\n" for name in bundle.classes)
@@ -130,6 +188,11 @@ def write_documents(
         steps = f"{describe_preprocessing(preprocess)}, {image_input.layout.upper()}"
         sentence = f"Images become `{image_input.name}`: {steps} (`{PREPROCESS_FILE}`)."
         parts.append(escape_text(sentence) + "\n")
+    if bundle.head is not None:
+        (folder / HEAD_FILE).write_text(head_text(bundle.head), encoding="utf-8")
+        head_line = sanitize_text(f"`{bundle.head.decoder}`: {bundle.head.text}")
+        parts.append(escape_text(f"Its outputs are read by {head_line} (`{HEAD_FILE}`).") + "\n")
+    notes = (*bundle.notes, *notes)
     parts += [escape_text(f"{note[:1].upper()}{note[1:]}.") + "\n" for note in notes]
     (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
 

@@ -51,7 +51,7 @@ def write_package(
     ):
         draft = temporary / "package"
         draft.mkdir()
-        notes = WRITERS[form](bundle, draft)
+        notes = (*bundle.notes, *WRITERS[form](bundle, draft))
         draft.replace(folder)
     files = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
     return Packed(folder, bundle.variant, tuple(file.as_posix() for file in files), notes)

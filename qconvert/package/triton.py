@@ -16,8 +16,11 @@ from qconvert.core.errors import UsageError
 from qconvert.package import bundle as bundles
 from qconvert.package.bundle import Bundle
 from qconvert.report.markdown import escape_text
+from qconvert.tasks.decoders import MASK_LAYOUTS
+from qconvert.tasks.script import decoder_source
 
-LABELS = "labels.txt"
+LABELS, DECODER_FILE = "labels.txt", "decode.py"
+DECODER_DOCSTRING = '"""Read the outputs with NumPy alone: `decode(outputs, size)`."""\n\n'
 # NumPy types that Triton supports; it calls float32 TYPE_FP32.
 TYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 
@@ -28,7 +31,9 @@ def write(bundle: Bundle, folder: Path) -> tuple[str, ...]:
     # The server batches requests only if all inputs and outputs have a dynamic batch.
     max_batch = best_batch = 0
     tensors = (*bundle.inputs, *bundle.outputs)
-    if all(tensor.shape and isinstance(tensor.shape[0], str) for tensor in tensors):
+    if not has_object_rows(bundle) and all(
+        tensor.shape and isinstance(tensor.shape[0], str) for tensor in tensors
+    ):
         smallest, best_batch, max_batch = spec.profile or (1, *bundle.profile[1:])
         if smallest > 1:
             raise UsageError(
@@ -50,6 +55,9 @@ def write(bundle: Bundle, folder: Path) -> tuple[str, ...]:
         release = escape_text(f"TensorRT {bundle.engine.made_with['tensorrt']}")
     else:
         release = f"an ONNX Runtime that reads opset {bundle.opset}"
+    if bundle.head is not None:
+        source = DECODER_DOCSTRING + decoder_source(bundle.head)
+        (folder / DECODER_FILE).write_text(source, encoding="utf-8")
     bundles.write_documents(
         bundle,
         folder,
@@ -59,9 +67,35 @@ def write(bundle: Bundle, folder: Path) -> tuple[str, ...]:
         gpus="--gpus all " if spec.device == "GPU" else "",
         release=release,
         inputs=escape_text(", ".join(f"`{tensor}`" for tensor in bundle.inputs)),
+        reading=reading_text(bundle),
         batching=f"at most {max_batch} at once" if max_batch else "one batch at a time",
     )
     return spec.notes
+
+
+def has_object_rows(bundle: Bundle) -> bool:
+    """Return whether the first axis of an output is objects, so that a batch cannot be split."""
+    if bundle.head is None:
+        return False
+    ranks = {spec.name: len(spec.shape) for spec in bundle.outputs}
+    is_list = bundle.head.layout == "object_lists" and ranks[bundle.head.outputs[0]] == 2
+    return is_list or bundle.head.layout in ("indexed_rows", "nms_indices")
+
+
+def reading_text(bundle: Bundle) -> str:
+    """Return how a client reads boxes or masks from the outputs; empty where it has none."""
+    if bundle.head is None or bundle.preparation is None:
+        return ""
+    image_input = bundle.preparation[1]
+    size = f"({image_input.width}, {image_input.height})"
+    if bundle.head.layout in MASK_LAYOUTS:
+        result = "the class of each pixel"
+    else:
+        result = "the boxes, scores and classes of its objects, in pixels of the input"
+    return (
+        f"\n`decode(outputs, {size})` of `{DECODER_FILE}`, which needs NumPy alone, takes the "
+        f"outputs by name and returns for each image {result}.\n"
+    )
 
 
 def config_lines(

@@ -27,8 +27,9 @@ from qconvert.core.tensors import TensorSpec
 from qconvert.images.preprocess import ImageInput, Preprocess, find_image_input, fit_to_input
 from qconvert.package import onnxruntime_folder
 from qconvert.package.bundle import Bundle, make_bundle, write_preprocess_file
-from qconvert.package.onnxruntime_folder import python_string, run_script, session_code
 from qconvert.package.pack import write_package
+from qconvert.package.run_script import run_script
+from qconvert.package.session_code import python_string, session_code
 from qconvert.run.targets import load_run
 from tests.conftest import Outcome
 from tests.images.image_folders import all_rows, open_for_test, write_images
@@ -142,8 +143,8 @@ def load_reader(preprocess: Preprocess, image_input: ImageInput) -> Callable[[Pa
     write_preprocess_file(preprocess, image_input, Path())
     script = run_script(bundle, cpu.load_spec(engine))
     Path("reader.py").write_text(script.partition("parser = ")[0])
-    read_image: Callable[[Path], Any] = runpy.run_path("reader.py")["read_image"]
-    return read_image
+    functions = runpy.run_path("reader.py")
+    return lambda file: functions["prepare"](functions["read_image"](file))
 
 
 def test_script_names_images_that_do_not_fit(world: Path) -> None:

@@ -16,8 +16,8 @@ from qconvert.core import cache
 from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.tensors import TensorSpec
 from qconvert.package.bundle import make_bundle
-from qconvert.package.onnxruntime_folder import run_script
 from qconvert.package.pack import write_package
+from qconvert.package.run_script import run_script
 from qconvert.report import json_file
 from qconvert.run import targets
 from qconvert.run.report_files import report_images
