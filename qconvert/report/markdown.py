@@ -43,7 +43,6 @@ CARD_TASKS = {
     "detect": "object-detection",
     "segment": "image-segmentation",
     "embed": "image-feature-extraction",
-    "any": "other",
 }
 
 # Keys of a settings file; the other preprocessing follows from the model.
@@ -222,7 +221,8 @@ def _front_matter(report: Report, variant: VariantResult, stem: str) -> str:
     if accuracy is not None and (values := _card_metrics(accuracy)):
         name = json.dumps(f"{stem}-{variant.name}")
         dataset = json.dumps(report.evaluation.path if report.evaluation else "own images")
-        lines.append(MODEL_INDEX.format(name=name, dataset=dataset, task=CARD_TASKS[accuracy.task]))
+        task = CARD_TASKS.get(accuracy.task, "other")
+        lines.append(MODEL_INDEX.format(name=name, dataset=dataset, task=task))
         lines += (METRIC.format(metric=metric, value=value) for metric, value in values.items())
     return "\n".join([*lines, "---"])
 

@@ -91,4 +91,12 @@ def summarize(rows: Sequence[DetectionRow]) -> TaskScores:
     )
 
 
-DETECT = Task("detect", "map", METRICS, compare, summarize, text="boxes with classes and scores")
+DETECT = Task(
+    "detect",
+    "map",
+    METRICS,
+    compare,
+    summarize,
+    text="boxes with classes and scores",
+    truth=(TrueBoxes,),
+)

@@ -90,4 +90,12 @@ def _neighbour_agreement(before: NDArray[np.float32], after: NDArray[np.float32]
     return float(np.mean(nearest[0] == nearest[1]))
 
 
-EMBED = Task("embed", "recall1", METRICS, compare, summarize, text="a vector for each image")
+EMBED = Task(
+    "embed",
+    "recall1",
+    METRICS,
+    compare,
+    summarize,
+    text="a vector for each image, the first real output",
+    read=read_vectors,
+)

@@ -11,6 +11,7 @@ import numpy as np
 
 from qconvert.core import user_code
 from qconvert.core.errors import UsageError
+from qconvert.images.truth import TrueBoxes, TrueMask
 from qconvert.tasks.bootstrap import half_width, resample_counts
 from qconvert.tasks.task import Task, TaskScores
 
@@ -48,7 +49,13 @@ def own_task(source: str, task: Task | None) -> Task:
 
     name = task.name if task is not None else "any"
     return Task(
-        name, "", {}, compare, partial(summarize, compute, task), text=f"scored by {source}"
+        name,
+        "",
+        {},
+        compare,
+        partial(summarize, compute, task),
+        text=f"scored by {source}",
+        truth=task.truth if task is not None else (TrueBoxes, TrueMask, int),
     )
 
 

@@ -13,10 +13,9 @@ from qconvert.core.errors import QConvertError, UsageError
 from qconvert.core.tensors import Tensors, output_array
 from qconvert.images.frames import Frame
 from qconvert.images.listing import ImageEntry
-from qconvert.images.truth import TrueBoxes, TrueMask
 from qconvert.tasks.decoders import AUTO, DECODERS, decode, find_decoder
 from qconvert.tasks.detect import DETECT
-from qconvert.tasks.embed import EMBED, read_vectors
+from qconvert.tasks.embed import EMBED
 from qconvert.tasks.heads import Head, Sample
 from qconvert.tasks.own_metric import own_task
 from qconvert.tasks.segment import SEGMENT
@@ -79,11 +78,8 @@ class Reading:
 
     def truth_of(self, entry: ImageEntry) -> Any:
         """Return the truth of an image that this task is scored by, None where there is none."""
-        kinds = {"detect": TrueBoxes, "segment": TrueMask}
-        if self.task.name in kinds:
-            return entry.truth if isinstance(entry.truth, kinds[self.task.name]) else None
-        # Boxes and masks do not say which vectors belong together.
-        return entry.label if entry.truth is None or self.task.name == "embed" else entry.truth
+        shown = (entry.truth, entry.label)
+        return next((truth for truth in shown if isinstance(truth, self.task.truth)), None)
 
 
 def padded_frames(frames: Sequence[Frame], size: int | None) -> tuple[Frame, ...]:
@@ -122,9 +118,10 @@ def _choose(
     task = request.task or {"boxes": "detect", "masks": "segment", None: None}[truth]
     if task in ("classify", "any"):
         return None
-    if task == "embed":
-        text = "the first real output is the vector"
-        return Reading(EMBED, lambda rows, places: read_vectors(rows, _count(rows, places)), text)
+    if task is not None and (read := TASKS[task].read) is not None:
+        return Reading(
+            TASKS[task], lambda rows, places: read(rows, _count(rows, places)), TASKS[task].text
+        )
     if not frames:
         if task is None:
             return None

@@ -67,4 +67,6 @@ def summarize(rows: Sequence[SegmentationRow]) -> TaskScores:
     )
 
 
-SEGMENT = Task("segment", "miou", METRICS, compare, summarize, text="a class for each pixel")
+SEGMENT = Task(
+    "segment", "miou", METRICS, compare, summarize, text="a class for each pixel", truth=(TrueMask,)
+)

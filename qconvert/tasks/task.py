@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qconvert.core.config import Task as TaskName
+from qconvert.core.tensors import Tensors
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ class Task:
 
     `metrics` has the title of each metric, in the order of the tables; gates and searches judge by
     `primary`. `compare` takes the predictions of FP32 and of an engine for one image, and its truth
-    or None; `summarize` takes what it returned for all images.
+    or None; `summarize` takes what it returned for all images. `truth` are the types of truth that
+    count, int for the label of an image. `read` returns the predictions for so many images; without
+    it a decoder does.
     """
 
     name: TaskName
@@ -56,6 +59,8 @@ class Task:
     compare: Callable[[Any, Any, Any], Any]
     summarize: Callable[[Sequence[Any]], TaskScores]
     text: str = field(default="", kw_only=True)
+    truth: tuple[type, ...] = field(default=(int,), kw_only=True)
+    read: Callable[[Tensors, int], list[Any]] | None = field(default=None, kw_only=True)
 
 
 def defined(metrics: Mapping[str, float | None]) -> dict[str, float]:

@@ -37,7 +37,7 @@ def test_vectors_without_labels_are_compared_and_read_as_a_note_says(tmp_path: P
     # Without labels there is no recall, and the cosine decides nothing.
     assert (accuracy.primary, list(accuracy.metrics)) == ("", ["cosine"])
     assert score_of(accuracy, "cosine") == pytest.approx(1)
-    note = "task `embed`: the first real output is the vector"
+    note = "task `embed`: a vector for each image, the first real output"
     assert note in comparison.summarize(BASELINE, "engine").notes
     assert note not in accuracy.notes
 
