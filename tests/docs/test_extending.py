@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -25,6 +26,15 @@ gated (float[N, 16, 8, 8] image) => (float[N, 16, 8, 8] gated)
     gate = Sigmoid (features)
     product = Mul (features, gate)
     gated = Relu (product)
+}
+"""
+COUNTER = """
+<ir_version: 10, opset_import: ["": 20]>
+counter (float[N, 3, 12, 12] image) => (float[N, 1] number)
+{
+    brightness = Conv (image, weight, bias)
+    mean = GlobalAveragePool (brightness)
+    number = Flatten (mean)
 }
 """
 
@@ -100,6 +110,24 @@ def test_metric_recipe_adds_a_column_and_a_key(extended: Extended) -> None:
     assert "kappa" in extended.run("evaluate", *options)
     report = json.loads(extended.run("evaluate", *options, "--json"))
     assert report["variants"][0]["accuracy"]["kappa"] is not None
+
+
+@use("task")
+def test_task_recipe_scores_numbers(extended: Extended) -> None:
+    """The network tells the number of an image from its brightness."""
+    weights = {"weight": np.full((1, 3, 1, 1), 1 / 7.5, np.float32)}
+    weights["bias"] = np.array([-11.8], np.float32)
+    write(models.from_text(COUNTER, **weights), extended.folder / "counter.onnx")
+    options = ("--eval", "images", "--preprocess", "raw", "--task", "regress")
+    assert "exact   off by 1" in extended.run("evaluate", "counter.onnx", *options)
+    report = json.loads(extended.run("evaluate", "counter.onnx", *options, "--json"))
+    accuracy = report["variants"][0]["accuracy"]
+    assert (accuracy["task"], accuracy["primary"], accuracy["agreement"]) == (
+        "regress",
+        "exact",
+        100,
+    )
+    assert 0 < accuracy["metrics"]["exact"] < accuracy["metrics"]["within_one"]
 
 
 @use("number-format")
