@@ -3,7 +3,7 @@
 `make peers` runs all parts. A part that lacks its data set says so and is skipped.
 """
 
-from benchmarks import any_cpu, calibration, detectors, hard_nets, prepare, quantization
+from benchmarks import any_cpu, calibration, demo_tasks, detectors, hard_nets, prepare, quantization
 
 
 def main() -> None:
@@ -12,6 +12,7 @@ def main() -> None:
     quantization.main()
     any_cpu.main()
     hard_nets.main()
+    demo_tasks.main()
     detectors.main()
 
 

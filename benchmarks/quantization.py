@@ -211,7 +211,8 @@ def run_uncached(*arguments: object) -> float:
         return time.perf_counter() - started
 
 
-def run_python(*arguments: object, cache: str | None = None) -> None:
+def run_python(*arguments: object, cache: str | None = None) -> str:
+    """Run Python, and return what it prints."""
     added = {} if cache is None else {"QCONVERT_CACHE_DIR": cache}
     process = subprocess.run(
         [sys.executable, *map(str, arguments)],
@@ -222,6 +223,7 @@ def run_python(*arguments: object, cache: str | None = None) -> None:
     )
     if process.returncode:
         raise SystemExit(process.stderr)
+    return process.stdout
 
 
 if __name__ == "__main__":

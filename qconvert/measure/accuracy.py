@@ -42,6 +42,8 @@ MeasuredOn = Literal["engine", "cpu-simulation"]
 UNKNOWN = -1
 TOP_K = 5
 MAX_PICTURES = 12
+# A picture is shown as changed if its agreement does not round to 100.0 %.
+NEARLY_ALL = 0.9995
 
 # The classes are those that FP32 and the engine predict, the ranks the positions of the label among
 # their scores, 0 for the best. `signal` and `error` are sums of squares. `lead` is how much likelier
@@ -268,7 +270,7 @@ def with_task(
     changed = [
         ChangedPicture(name, 100 * share)
         for name, share in pairs
-        if share is not None and share < 1
+        if share is not None and share < NEARLY_ALL
     ]
     changed.sort(key=lambda picture: picture.agreement)
     agreement = None if scores.agreement is None else 100 * scores.agreement
