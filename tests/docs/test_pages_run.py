@@ -29,6 +29,7 @@ NOT_RUN = {
     r"^make (test|quick)": "runs this test",
     r"^pip install": "needs a package index; .ci/dist installs the package",
     r"^qconvert search |--precision \S*mixed": "takes long; tests/cli/test_search.py searches",
+    r"^qconvert demo": "takes minutes; tests/cli/test_demo.py runs it on fewer images",
     r"timm:": "downloads weights; tests/sources takes random ones",
     r"--backend tensorrt-rtx(?!.*--plan-only)": "takes half a minute; tests/backends builds such",
     r"^qconvert build (?!.*--(plan-only|dry-run)).*--backend (cuda|tensorrt)(?!-)": "needs a GPU",
