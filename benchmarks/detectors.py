@@ -52,13 +52,17 @@ MIN_OVERLAP, MIN_AGREEMENT = 0.5, 98.0
 BACKENDS = ("cpu", "tensorrt")
 METHODS = quantization.CalibrationMethod
 SYMMETRIC = {"ActivationSymmetric": True, "WeightSymmetric": True}
+U8S8 = {"per_channel": True, "activation_type": quantization.QuantType.QUInt8}
+# What users do when a head returns no boxes: only convolutions are quantized.
+CONVOLUTIONS = {**U8S8, "op_types_to_quantize": ["Conv"]}
 # The histograms of ONNX Runtime's other methods hold every tensor of every picture in memory.
 ORT: Mapping[str, Mapping[str, object]] = {
     "ORT defaults": {},
-    "ORT U8S8 per channel": {"per_channel": True, "activation_type": quantization.QuantType.QUInt8},
+    "ORT U8S8 per channel": U8S8,
     "ORT S8S8 per channel": {"per_channel": True, "extra_options": SYMMETRIC},
-    "ORT percentile": {"per_channel": True, "calibrate_method": METHODS.Percentile},
-    "ORT entropy": {"per_channel": True, "calibrate_method": METHODS.Entropy},
+    "ORT Conv only": CONVOLUTIONS,
+    "ORT Conv only, percentile": {**CONVOLUTIONS, "calibrate_method": METHODS.Percentile},
+    "ORT Conv only, entropy": {**CONVOLUTIONS, "calibrate_method": METHODS.Entropy},
 }
 HISTOGRAM_COUNT = 16
 MODELOPT = """

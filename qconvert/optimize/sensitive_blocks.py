@@ -91,12 +91,10 @@ def keep_sensitive_blocks(
 
     Without dense outputs, or where the effort is too low to try blocks, it stays as it is.
     """
-    batches = _trial_batches(plan, candidate, effort)
-    reference = run_reference(candidate.loaded.model, batches)
-    if not batches or not has_dense_output(reference[0]):
+    count, model = _count_images(plan, candidate, effort), candidate.loaded.model
+    if not count or not has_dense_output(_run_first(candidate)):
         return plan, ()
     end = start_step(candidate.progress, "protect")
-    trials = _most_telling(SensitivityTrials(candidate, plan, batches, reference))
     key = {
         "name": f"sensitive blocks, effort {effort}",
         "plan": plan_files.format_plan(plan),
@@ -108,7 +106,10 @@ def keep_sensitive_blocks(
     }
 
     def make(entry: Path) -> None:
-        blocks = choose_blocks(trials, find_blocks(candidate.loaded.model, plan))
+        batches = candidate.calibration.training_batches(limit_images(model, SURPLUS * count))
+        trials = SensitivityTrials(candidate, plan, batches, run_reference(model, batches))
+        trials = _most_telling(trials)
+        blocks = choose_blocks(trials, find_blocks(model, plan))
         chosen, note = _accept(trials, blocks)
         (entry / "plan.json").write_text(plan_files.format_plan(chosen), encoding="utf-8")
         (entry / "summary.txt").write_text(note, encoding="utf-8")
@@ -145,17 +146,21 @@ def choose_blocks(trials: SensitivityTrials, blocks: Sequence[Block]) -> list[Bl
     return chosen
 
 
-def _trial_batches(plan: Plan, candidate: Candidate, effort: str) -> list[Tensors]:
-    """Return training batches for the trials of blocks; none if the effort does not pay for any."""
+def _count_images(plan: Plan, candidate: Candidate, effort: str) -> int:
+    """Return on how many images the effort pays for the trials of all blocks; 0 for too few."""
     if candidate.calibration.images is None or not EFFORTS[effort].max_macs:
-        return []
+        return 0
     model = candidate.loaded.model
     macs = sum(node.macs or 0 for node in describe_model(model).nodes)
     trials = len(find_blocks(model, plan)) + TRIALS_OF_SETS
     images = min(MAX_TRIAL_IMAGES, int(EFFORTS[effort].max_macs / max(1, macs * trials)))
-    if images < CALIBRATION_BATCH:
-        return []
-    return candidate.calibration.training_batches(limit_images(model, SURPLUS * images))
+    return images if images >= CALIBRATION_BATCH else 0
+
+
+def _run_first(candidate: Candidate) -> Tensors:
+    """Return the outputs of FP32 on one batch; none if no image of it is readable."""
+    outputs = run_reference(candidate.loaded.model, candidate.calibration.training_batches(1))
+    return outputs[0] if outputs else {}
 
 
 def _most_telling(trials: SensitivityTrials) -> SensitivityTrials:
