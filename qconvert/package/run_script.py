@@ -43,14 +43,6 @@ RESIZE_LETTERBOX = f"""\
     box.paste(image.resize(scaled, method), tuple(corner))
     image = box"""
 
-# Every output of a batch of 1 belongs to the one image, even without an axis of images.
-SINGLE_ROWS = """
-    outputs = {name: np.asarray(array) for name, array in outputs.items()}
-    outputs = {
-        name: array if array.shape[:1] == (1,) else array[None]
-        for name, array in outputs.items()
-    }"""
-
 CLASS_NAME = 'return f"class {number}"'
 CLASS_NAME_IN_FILE = 'return CLASSES[number] if 0 <= number < len(CLASSES) else f"class {number}"'
 CLASSES_LINE = """\
@@ -147,9 +139,7 @@ def reading_part(bundle: Bundle) -> Part:
         return Part("", "", PRINT_SCORES.substitute(output=output))
     is_mask = bundle.head.layout in MASK_LAYOUTS
     functions = bundles.fill_template(
-        "masks.py.tmpl" if is_mask else "boxes.py.tmpl",
-        decoder=decoder_functions(bundle.head),
-        rows=SINGLE_ROWS if fixed_batch(bundle.inputs) == 1 else "",
+        "masks.py.tmpl" if is_mask else "boxes.py.tmpl", decoder=decoder_functions(bundle.head)
     )
     if is_mask:
         return Part(functions, MASKS_ARGUMENT, PRINT_PIXELS)

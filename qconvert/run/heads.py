@@ -5,6 +5,7 @@ from dataclasses import replace
 from qconvert import sources
 from qconvert.core import cache
 from qconvert.core.config import ExportConfig
+from qconvert.measure.comparison import MAX_OPEN_BATCHES
 from qconvert.run.context import EVALUATION_BATCH, JobContext, open_sample
 from qconvert.run.export import crash_check_once
 from qconvert.run.prediction_runs import PredictionRuns
@@ -13,7 +14,7 @@ from qconvert.tasks.heads import Head
 
 
 def find_head(folder: RunFolder) -> Head | None:
-    """Return how FP32's outputs for the first images of the settings are read, if they are decoded.
+    """Return how FP32's outputs for the first images with objects are read, if they are decoded.
 
     A function of the user is not called: the folder of a run may be from someone else.
     """
@@ -24,7 +25,7 @@ def find_head(folder: RunFolder) -> Head | None:
     crash_check_once(folder.model, folder.model)
     source = sources.load(str(folder.model), ExportConfig())
     context = JobContext(settings, cache.open_default())
-    images = open_sample(source, context, EVALUATION_BATCH)
+    images = open_sample(source, context, EVALUATION_BATCH * MAX_OPEN_BATCHES)
     if images is None:
         return None
     reading = PredictionRuns(folder.model, {}, {}).choose_reading(images, context)

@@ -18,16 +18,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qconvert import demo
-from qconvert.backends.base import Engine
+from qconvert.backends import tensorrt_rtx
+from qconvert.backends.base import BuildSpec, Engine, Profile
 from qconvert.core import onnx_io
-from qconvert.core.tensors import fixed_batch, run_padded
+from qconvert.core.tensors import TensorSpec, fixed_batch, run_padded
 from qconvert.demo.scenes import draw_scene
 from qconvert.images.preprocess import Preprocess, find_image_input, fit_to_input
 from qconvert.package import onnxruntime_folder
 from qconvert.package.bundle import Bundle
+from qconvert.package.run_script import run_script
 from qconvert.tasks.decoders import decode, find_decoder
 from qconvert.tasks.heads import Head, Sample
 from qconvert.tasks.predictions import ClassMap, Detections
+from qconvert.tasks.reading import padded_frames
 from tests.images.image_folders import open_for_test
 from tests.models import floats, from_text
 
@@ -50,6 +53,7 @@ segmenter (float[N, 3, 64, WIDTH] image) => (OUTPUT logits) {
     logits = LAST
 }
 """
+INPUT = TensorSpec("image", np.dtype("float32"), ("N", 3, 64, 96))
 PREPARATIONS = {
     "letterbox": Preprocess(resize="letterbox"),
     "exact size": Preprocess(resize=(96, 64), crop="none", interpolation="bicubic"),
@@ -77,15 +81,21 @@ def draw_pictures(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def detector(*, width: int = 96, batch: str = "N", joined: bool = False) -> Any:
-    """Return a detector with outputs `boxes` and `scores`, or with one as YOLO's is."""
+def detector(*, width: int = 96, batch: str = "N", form: str = "pairs") -> Any:
+    """Return a detector with pairs of boxes and scores, YOLO's one output, or lists of objects."""
     count = width
     top, left = np.divmod(np.arange(count), width // 8)
     cells = 8 * np.stack((left, top, left, top), axis=1).astype(np.float32)
     cells[:, 2:] += 6
     outputs = f"float[{batch}, {count}, 4] boxes, float[{batch}, {count}, 3] scores"
-    lines = ""
-    if joined:
+    lines, constants = "", {}
+    if form == "lists":
+        outputs = f"float[{count}, 4] places, int64[{count}] labels, float[{count}] highest"
+        lines = "places = Squeeze (boxes, first)\nrow = Squeeze (scores, first)\n"
+        lines += "labels = ArgMax <axis: int = 1, keepdims: int = 0> (row)\n"
+        lines += "highest = ReduceMax <keepdims: int = 0> (row, last)\n"
+        constants = {"first": np.array([0]), "last": np.array([1])}
+    if form == "yolo":
         cells[:, :2], cells[:, 2:] = cells[:, :2] + 5, 9
         outputs = f"float[{batch}, 7, {count}] output0"
         lines = "all = Concat <axis: int = 2> (boxes, scores)\n"
@@ -96,6 +106,7 @@ def detector(*, width: int = 96, batch: str = "N", joined: bool = False) -> Any:
         shape=np.array([0, 3, -1]),
         weights=np.abs(floats(3, 4)) * np.array([1, 1, 9, 9], np.float32),
         cells=cells[None],
+        **constants,
     )
 
 
@@ -134,10 +145,11 @@ def pack(model: Any, preprocess: Preprocess, pictures: list[Path], **changes: An
             return dict(zip(names, session.run(names, feeds), strict=True))
 
         results = run_padded(run, batch.feeds, size)
+        frames = padded_frames(batch.frames, size)
         if head is None:
             name = "yolo" if "output0" in results else "auto"
-            head = find_decoder(Sample(results, batch.frames[0].input_size), name)[1]
-        for item, prediction in zip(batch.items, decode(results, head, batch.frames), strict=True):
+            head = find_decoder(Sample(results, frames[0].input_size), name)[1]
+        for item, prediction in zip(batch.items, decode(results, head, frames), strict=False):
             predictions[pictures[0].parent / item.name] = prediction
     engine = Engine("cpu", "fp32", source, "model.onnx", ("model.onnx",), {})
     bundle = Bundle("net", engine, inputs, outputs, (1, 1, 1), 20, preparation, head=head)
@@ -181,11 +193,12 @@ def boxes_of(functions: Mapping[str, Any], picture: Path) -> Iterator[NDArray[An
 
 DETECTORS: dict[str, tuple[str, dict[str, Any]]] = {
     "letterbox": ("letterbox", {}),
-    "exact size, of YOLO's form": ("exact size", {"joined": True}),
+    "exact size, of YOLO's form": ("exact size", {"form": "yolo"}),
     "shorter side and crop": ("shorter side and crop", {"width": 64}),
-    "crop, of YOLO's form": ("shorter side and crop", {"width": 64, "joined": True}),
+    "crop, of YOLO's form": ("shorter side and crop", {"width": 64, "form": "yolo"}),
     "a batch of 1": ("letterbox", {"batch": "1"}),
-    "a batch of 4": ("exact size", {"batch": "4", "joined": True}),
+    "a batch of 4": ("exact size", {"batch": "4", "form": "yolo"}),
+    "lists of a batch of 1": ("letterbox", {"batch": "1", "form": "lists"}),
 }
 
 
@@ -320,6 +333,18 @@ def test_class_without_a_name_is_printed_by_its_number(tmp_path: Path) -> None:
     process = run_alone(packed.folder / "run.py", pictures[0])
     assert ": class 2 " in process.stdout
     assert ": only " in process.stdout
+
+
+def test_script_of_a_gpu_engine_chooses_a_profile_for_the_picture() -> None:
+    preparation = fit_to_input(PREPARATIONS["letterbox"], find_image_input([INPUT]))
+    head = find_decoder(Sample({"labels": np.zeros((1, 64, 96), np.int64)}, (96, 64)))[1]
+    options = {"more-profiles": "8,8,8"}
+    made_with = tensorrt_rtx.cache_key(BuildSpec("fp32", Profile(), options=options))
+    engine = Engine("tensorrt-rtx", "fp32", Path(), "m.onnx", ("m_ctx.onnx", "m.engine"), made_with)
+    bundle = Bundle("net", engine, (INPUT,), (), (1, 1, 8), 20, preparation, head=head)
+    text = run_script(bundle, tensorrt_rtx.load_spec(engine))
+    compile(text, "run.py", "exec")
+    assert "session.run(names, feeds, run_options(feeds))" in text
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from qconvert.run import targets
 from qconvert.run.report_files import report_images
 from qconvert.run.run_folder import RunFolder
 from qconvert.run.targets import load_run, resolve
+from qconvert.tasks.heads import Head
 from tests.conftest import Outcome
 
 # These tests read the shared run, which takes seconds to build.
@@ -99,6 +100,24 @@ def test_hostile_names_do_not_become_code_of_the_package(world: Path) -> None:
     nodes = list(ast.walk(ast.parse(program)))
     assert HOSTILE in {node.value for node in nodes if isinstance(node, ast.Constant)}
     assert not any(isinstance(node, ast.Raise) for node in nodes)
+
+
+@pytest.mark.parametrize("layout", ["box_scores", "class_numbers"])
+def test_hostile_head_does_not_become_code_of_the_package(layout: str, world: Path) -> None:
+    bundle = make_bundle(load_run(Path("run")), "cpu-int8")
+    texts = ("boxes", "activation", "background")
+    options: dict[str, Any] = dict.fromkeys(texts, HOSTILE) | {"normalized": True}
+    head = Head(HOSTILE, layout, (HOSTILE, HOSTILE), HOSTILE, options, iou=0.5)
+    if layout == "class_numbers":
+        head = replace(head, options={})
+    program = run_script(replace(bundle, head=head), cpu.load_spec(bundle.engine))
+    nodes = list(ast.walk(ast.parse(program)))
+    assert HOSTILE in {node.value for node in nodes if isinstance(node, ast.Constant)}
+    assert not any(isinstance(node, ast.Raise) for node in nodes)
+    with pytest.raises(QConvertError, match="cannot be read by"):
+        run_script(
+            replace(bundle, head=replace(head, layout=HOSTILE)), cpu.load_spec(bundle.engine)
+        )
 
 
 def test_hostile_requirement_of_an_engine_is_rejected(world: Path) -> None:
