@@ -28,6 +28,10 @@ class ImageChoice:
 
 def open_images(choice: ImageChoice, specs: Sequence[TensorSpec], preprocess: Preprocess) -> Images:
     """Return the chosen images as inputs of a model; nothing is decoded yet."""
+    if choice.labels is not None and not choice.labels.exists():
+        raise UsageError(
+            f"`{choice.labels}` does not exist", hint="check the path given to `--labels`"
+        )
     images: Images
     if choice.path.suffix.lower() in ARRAY_SUFFIXES:
         if choice.labels is not None:

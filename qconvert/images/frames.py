@@ -42,6 +42,21 @@ class Frame:
         """The (width, height) of the network's input."""
         return self.input_width, self.input_height
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether a crop left out a part of the picture, beyond the rounding of a pixel."""
+        ends = zip(
+            (self.width, self.height),
+            (self.input_width, self.input_height),
+            self.scale,
+            self.offset,
+            strict=True,
+        )
+        return any(
+            offset < -1 or length * scale + offset > limit + 1
+            for length, limit, scale, offset in ends
+        )
+
     def to_picture(self, boxes: ArrayLike) -> NDArray[np.float32]:
         """Return xyxy boxes of the input in pixels of the upright picture, cut at its edges."""
         corners = np.asarray(boxes, np.float64).reshape(-1, 4)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from qconvert.core.number_format import count
 from qconvert.core.tensors import RunModel, Tensors, rows_of_images, run_padded
 from qconvert.images.listing import Batch, Images
 from qconvert.measure import accuracy
@@ -32,6 +33,7 @@ class Comparison:
     scores: dict[str, list[ImageScores]] = field(default_factory=dict)
     rows: dict[str, list[Any]] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
+    cut: int = 0
     held: list[tuple[Batch, BatchOutputs]] = field(default_factory=list)
 
     def add(self, batch: Batch, outputs: BatchOutputs) -> None:
@@ -41,6 +43,7 @@ class Comparison:
                 self.images, self.request, batch, outputs[BASELINE], self.size
             )
         self.names += [item.name for item in batch.items]
+        self.cut += sum(frame.is_cut for frame in batch.frames)
         labels = [item.label if self.reading is None else None for item in batch.items]
         rows = {name: rows_of_images(own, len(labels), self.size) for name, own in outputs.items()}
         for name, own in rows.items():
@@ -70,9 +73,22 @@ class Comparison:
         return replace(result, notes=(*self._reading_notes(), *result.notes))
 
     def _reading_notes(self) -> list[str]:
-        """Say how the outputs are read, which a wrong metric may come from."""
-        reading = self.reading
-        return [] if reading is None else [f"task `{reading.task.name}`: {reading.text}"]
+        """Say how the outputs are read, and other things that a wrong metric may come from."""
+        reading, named = self.reading, len(self.images.classes.names)
+        if reading is None:
+            return []
+        notes = [f"task `{reading.task.name}`: {reading.text}"]
+        if reading.classes and named not in (0, reading.classes):
+            notes.append(
+                f"the labels name {named} classes, the model has "
+                f"{reading.classes}: check that both number them alike"
+            )
+        if self.cut and reading.head is not None:
+            notes.append(
+                f"preprocessing cuts off a part of {count(self.cut, 'picture')}, where nothing can "
+                "be seen: `--resize letterbox` keeps all of it"
+            )
+        return notes
 
     def _compare_held(self, reading: Reading) -> None:
         held, self.held = self.held, []

@@ -50,7 +50,9 @@ class SearchImages:
     @property
     def unlabelled_measure(self) -> LossMeasure:
         """How a loss is counted without truth."""
-        return "certainty" if self.reading is None else "agreement"
+        if self.reading is None:
+            return "certainty"
+        return "agreement" if self.reading.task.primary else "metric"
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -173,7 +175,7 @@ def choose_metric(
     """Return how to count a budget, as named if that fits the task.
 
     Labels count only if one image weighs no more than the budget, the metric of a task if every
-    image has truth.
+    image has truth, or if it is the user's own.
     """
     reading = images.reading
     fitting: tuple[str, ...] = ("top-1", "agreement", "certainty")
@@ -185,11 +187,18 @@ def choose_metric(
             f"`--by {named}` does not count predictions of the task `{task}`",
             hint=f"measures of this task: {', '.join(fitting)}",
         )
+    truths = []
+    if reading is not None and reading.task.primary:
+        truths = [reading.truth_of(item) is not None for item in images.items]
+    if named == "metric" and truths and not any(truths):
+        raise UsageError(
+            "`--by metric` needs truth, and no image has any",
+            hint="name it with `--labels`, or leave `--by` out, and agreement with FP32 counts",
+        )
     if named is not None:
         return named
     if reading is not None:
-        has_truth = all(reading.truth_of(item) is not None for item in images.items)
-        return "metric" if has_truth else "agreement"
+        return "metric" if all(truths) else "agreement"
     fine_enough = len(images.items) * budget >= 100
     labelled = all(item.label is not None for item in images.items)
     return "top-1" if fine_enough and labelled else "certainty"

@@ -204,7 +204,9 @@ def make_search_images(
 
     images = _make_images("search", inputs, read, max_bytes)
     if evaluation is not None:
-        return _with_reading(images, evaluation.reading)
+        # These images have no truth, of which a metric of the user's own may need some.
+        reading = evaluation.reading
+        return _with_reading(images, reading and (reading.base or reading))
     return _with_reading(images, _choose_reading(images, request))
 
 

@@ -73,7 +73,7 @@ def find_decoder(sample: Sample, name: str = AUTO) -> tuple[Decoder, Head]:
         f"{fits} the outputs of this model, whose input is {sample.size[0]}×{sample.size[1]}",
         details=[*outputs, *_takes()],
         hint="name a decoder with `--decode NAME`, or a function of your own: "
-        "`--decode package.module:function`",
+        "`--decode package.module:function`; `--task any` compares the outputs by their error alone",
     )
 
 

@@ -46,7 +46,7 @@ class Reading:
     """How outputs become predictions, and which task scores them.
 
     `classes` is the number of classes, None where the outputs do not say it. `head` is that of a
-    decoder of ours.
+    decoder of ours. `base` reads the same, scored without the user's own metric.
     """
 
     task: Task
@@ -54,6 +54,7 @@ class Reading:
     text: str
     classes: int | None = None
     head: Head | None = None
+    base: "Reading | None" = None
 
     @property
     def is_open(self) -> bool:
@@ -104,7 +105,8 @@ def choose_reading(
         return reading
     task = own_task(request.metric, reading.task if reading is not None else None)
     if reading is not None:
-        return replace(reading, task=task, text=f"{reading.text}, {task.text}")
+        text = f"{reading.text}, {task.text}"
+        return replace(reading, task=task, text=text, base=reading)
     return Reading(task, _rows_of_outputs, f"outputs as they are, {task.text}")
 
 
@@ -141,9 +143,15 @@ def _choose(
         return None
     if task is not None and decoder.task != task:
         fitting = [name for name, entry in DECODERS.items() if entry.task == task]
+        hint = f"decoders of `{task}`: {', '.join(fitting)}; name one with `--decode`"
+        if request.task is None:
+            hint = f"name labels of that task, or compare without these: `--task {decoder.task}`"
         raise UsageError(
-            f"the outputs look like those of `--task {decoder.task}` ({head.text})",
-            hint=f"decoders of `{task}`: {', '.join(fitting)}; name one with `--decode`",
+            f"the labels are {truth}, but the outputs look like those of `--task {decoder.task}` "
+            f"({head.text})"
+            if request.task is None
+            else f"the outputs look like those of `--task {decoder.task}` ({head.text})",
+            hint=hint,
         )
     # A map of the input's shape may be anything, such as a depth or a restored image.
     if not is_named and decoder.task == "segment":
