@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from qconvert import __version__
-from qconvert.backends.ort import ORT_VERSION
+from qconvert.backends.ort import ORT_VERSION, open_cpu
 from qconvert.core.cache import Cache
 from qconvert.core.progress import Progress, start_step
 from qconvert.core.tensors import Tensors
@@ -23,6 +23,7 @@ from qconvert.graph.describe import describe_model
 from qconvert.measure.dense_error import sum_of_scores
 from qconvert.measure.output_error import OutputError, has_dense_output
 from qconvert.optimize.blocks import Block, find_blocks
+from qconvert.optimize.box_agreement import find_box_reader
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH
 from qconvert.optimize.candidate import (
     EFFORTS,
@@ -42,8 +43,9 @@ MAX_TRIAL_IMAGES, TRIALS_OF_SETS = 16, 8
 MAX_SHARE = 0.15
 # What leaving INT8 costs beside the multiplications, as a share of all of them.
 CONVERSION_COST = 0.005
-# Outputs with a lower error keep their boxes; a set that reaches it grows no further.
-LOW_ERROR = 0.005
+# A set grows no further where boxes agree with those of FP32 so well, or, where no decoder reads
+# boxes, at so low an error.
+ENOUGH_AGREEMENT, LOW_ERROR = 0.99, 0.005
 # Of so many times the images of the trials, those that show the most are taken.
 SURPLUS = 4
 # A larger set must lower the error to this share of that of a smaller one.
@@ -74,6 +76,16 @@ class SensitivityTrials:
         """Return the output error of a plan on each image."""
         model = apply_plan(self.candidate.loaded.model, plan)
         return compare_outputs(model, self.batches, self.reference)
+
+    def is_enough(self, plan: Plan, error: float) -> bool:
+        """Whether a plan with this error needs no more blocks in float."""
+        model, inputs = self.candidate.loaded.model, self.candidate.loaded.source.inputs
+        reader = find_box_reader(inputs, self.batches[0], self.reference[0])
+        if error <= LOW_ERROR or reader is None:
+            return error <= LOW_ERROR
+        run = open_cpu(apply_plan(model, plan))
+        share = reader.agreement(self.reference, [run(row) for row in self.batches])
+        return share is not None and share >= ENOUGH_AGREEMENT
 
     def quantize_only(self, block: Block) -> Plan:
         """Return the plan with nothing but this block quantized, whatever its neighbours need."""
@@ -124,7 +136,7 @@ def choose_blocks(trials: SensitivityTrials, blocks: Sequence[Block]) -> list[Bl
     """Return the fewest of the blocks that lower the error enough, or as far as the work allows."""
     progress = trials.candidate.progress
     best, chosen = trials.error(trials.plan), list[Block]()
-    if best <= LOW_ERROR:
+    if trials.is_enough(trials.plan, best):
         return chosen
     errors: dict[str, float] = {}
     for number, block in enumerate(blocks, 1):
@@ -138,10 +150,13 @@ def choose_blocks(trials: SensitivityTrials, blocks: Sequence[Block]) -> list[Bl
             share += block.share
     # Sets grow along the ranking, in steps that become larger.
     size = 1
-    while size <= len(affordable) and best > LOW_ERROR:
-        error = trials.error(trials.restore(affordable[:size]))
+    while size <= len(affordable):
+        plan = trials.restore(affordable[:size])
+        error = trials.error(plan)
         if error <= MIN_PROGRESS * best:
             best, chosen = error, affordable[:size]
+            if trials.is_enough(plan, error):
+                break
         size = max(size + 1, min(2 * size, len(affordable)))
     return chosen
 
