@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from qconvert.core.config import Config
 from qconvert.core.errors import UsageError
 from qconvert.demo import demo_files, generator, scenes
 from qconvert.demo.demo_files import NETWORKS, Task
-from qconvert.demo.scenes import CLASSES, SCENE_SIZE, draw_scene
+from qconvert.demo.scenes import CLASSES, SCENE_SIZE, Scene, draw_scene
 from qconvert.images.preprocess import PRESETS, Preprocess
 from qconvert.images.truth import TrueBoxes
 from qconvert.run import context
@@ -35,11 +36,15 @@ OUTPUTS: dict[Task, dict[str, tuple[int, ...]]] = {
 }
 
 
+@cache
+def evaluation_scene(number: int) -> Scene:
+    """Return a scene of the evaluation, drawn once."""
+    return draw_scene(generator.EVALUATION_SEED, number)
+
+
 def predict(model: Path, numbers: range) -> dict[str, np.ndarray]:
     """Return the outputs of a model for scenes of the evaluation."""
-    pixels = np.stack(
-        [draw_scene(generator.EVALUATION_SEED, number).decode() for number in numbers]
-    )
+    pixels = np.stack([evaluation_scene(number).decode() for number in numbers])
     feeds = {"image": pixels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1}
     return open_cpu(onnx_io.load(model))(feeds)
 
@@ -92,7 +97,7 @@ def test_boxes_are_those_of_the_defects() -> None:
     for index, number in enumerate(numbers):
         pairs = select(outputs["boxes"][index], outputs["scores"][index], 0.25)
         kept = suppress(pairs.boxes, pairs.scores, pairs.classes, 0.6, 100)
-        for defect in draw_scene(generator.EVALUATION_SEED, number).defects:
+        for defect in evaluation_scene(number).defects:
             alike = kept[pairs.classes[kept] == defect.label]
             overlaps.append(max((iou(defect.box, pairs.boxes[one]) for one in alike), default=0.0))
     assert np.median(overlaps) > 0.75
@@ -131,6 +136,7 @@ def test_demo_folder_of_a_task_holds_its_network_and_truth(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)  # slow hosts share their cores with other tests
 def test_detector_loses_less_than_half_a_point_in_int8(
     tmp_path: Path, qconvert: Callable[..., Outcome]
 ) -> None:
@@ -153,7 +159,7 @@ def detection_scores(model: Path) -> DetectionScores:
     for index, (boxes, scores) in enumerate(zip(outputs["boxes"], outputs["scores"], strict=True)):
         pairs = select(boxes.clip(0, SCENE_SIZE), scores, 0.001)
         kept = suppress(pairs.boxes, pairs.scores, pairs.classes, 0.6, 100)
-        objects = draw_scene(generator.EVALUATION_SEED, index).defects
+        objects = evaluation_scene(index).defects
         truth = TrueBoxes(
             np.array([defect.box for defect in objects], np.float32).reshape(-1, 4),
             np.array([defect.label for defect in objects], np.int32),
