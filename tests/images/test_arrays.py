@@ -159,8 +159,9 @@ def test_scalar_input_needs_one_number_per_item(tmp_path: Path) -> None:
 def test_missing_file_and_label_file_for_arrays_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         open_rows(tmp_path / "gone.npz")
+    (tmp_path / "labels.csv").touch()
     with pytest.raises(UsageError, match="is for image files"):
-        open_rows(write_npz(tmp_path, **two_inputs()), labels=Path("labels.csv"))
+        open_rows(write_npz(tmp_path, **two_inputs()), labels=tmp_path / "labels.csv")
 
 
 def test_member_that_is_not_an_array_is_refused(tmp_path: Path) -> None:
