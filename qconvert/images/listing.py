@@ -19,6 +19,8 @@ from qconvert.images.frames import Frame
 from qconvert.images.truth import TrueBoxes, Truth, truth_digest
 
 CLASSES_FILE, LABELS_FILE = "classes.txt", "labels.csv"
+# Folders that are parts of a data set, and no classes.
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _CSV_FORMAT = "the first line is `file,label`, and every other line names a file and its class"
 _IMAGE_SOURCES = (
@@ -406,9 +408,12 @@ def _class_number(file: Path, row: CsvRow, classes: Classes) -> int:
 def _labels_from_folders(
     path: Path, names: Sequence[str], class_lists: Iterable[Path]
 ) -> Labels | None:
-    """Label by the uppermost folder, if every image lies in one and there are several."""
+    """Label by the uppermost folder, if every image lies in one and there are several.
+
+    Parts of a data set, such as `train` and `val`, are no classes.
+    """
     folders = [name.partition("/")[0] for name in names]
-    if not all("/" in name for name in names) or len(set(folders)) < 2:
+    if not all("/" in name for name in names) or len(set(folders)) < 2 or set(folders) <= SPLITS:
         return None
     if {"images", "masks"} <= set(folders):
         raise UsageError(

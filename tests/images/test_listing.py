@@ -198,7 +198,9 @@ def test_folders_of_pictures_and_masks_are_no_classes(tmp_path: Path) -> None:
     assert f"`{tmp_path / 'images'}`" in str(error.value.hint)
 
 
-@pytest.mark.parametrize("names", [("a.png", "cat/1.png", "dog/1.png"), ("images/1.png",)])
+@pytest.mark.parametrize(
+    "names", [("a.png", "cat/1.png", "dog/1.png"), ("images/1.png",), ("train/1.png", "val/1.png")]
+)
 def test_folder_without_classes_gives_no_labels(tmp_path: Path, names: tuple[str, ...]) -> None:
     assert set(labels(write_images(tmp_path, *names)).values()) == {None}
 
