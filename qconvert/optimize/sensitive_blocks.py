@@ -45,7 +45,7 @@ MAX_SHARE = 0.15
 CONVERSION_COST = 0.005
 # A set grows no further where boxes agree with those of FP32 so well, or, where no decoder reads
 # boxes, at so low an error.
-ENOUGH_AGREEMENT, LOW_ERROR = 0.99, 0.005
+ENOUGH_AGREEMENT, LOW_ERROR = 0.998, 0.005
 # Of so many times the images of the trials, those that show the most are taken.
 SURPLUS = 4
 # A larger set must lower the error to this share of that of a smaller one.
