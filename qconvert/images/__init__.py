@@ -48,6 +48,7 @@ def open_images(choice: ImageChoice, specs: Sequence[TensorSpec], preprocess: Pr
         root = choice.path if choice.path.is_dir() else choice.path.parent
         reading = choice.max_broken, choice.threads or CORES
         images = FileImages(root, entries, classes, preprocess, image_input, *reading)
+        images = replace(images, notes=image_input.notes)
         if all(label is None for label in labels):
             truth = find_truth(choice.path, names, choice.labels)
             if truth is not None:
@@ -62,8 +63,9 @@ def with_truth(images: FileImages, truth: TruthSet) -> FileImages:
     """Return the images with what each of them shows."""
     pairs = zip(images.entries, truth.truths, strict=True)
     entries = tuple(replace(entry, truth=shown) for entry, shown in pairs)
+    notes = (*images.notes, *truth.notes)
     return replace(
-        images, entries=entries, classes=truth.classes, truth_kind=truth.kind, notes=truth.notes
+        images, entries=entries, classes=truth.classes, truth_kind=truth.kind, notes=notes
     )
 
 

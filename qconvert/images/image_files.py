@@ -231,7 +231,7 @@ class FileImages(Images):
 
     def _batch(self, ready: list[ReadItem]) -> Batch:
         items, arrays, frames = zip(*ready, strict=True)
-        return Batch({self.image_input.name: np.stack(arrays)}, items, frames)
+        return Batch(self.image_input.feeds(arrays), items, frames)
 
     def _read(
         self, convert: ImageConverter, budget: PixelBudget, entry: ImageEntry

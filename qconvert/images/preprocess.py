@@ -12,7 +12,7 @@ from PIL import Image
 
 from qconvert.core.config import ResizeRule, StrictTable
 from qconvert.core.errors import QConvertError, UsageError
-from qconvert.core.tensors import TensorSpec
+from qconvert.core.tensors import Tensors, TensorSpec
 
 _USE_ARRAYS = "give arrays instead: an .npz file with one array per input, first axis = images"
 _FOLLOW_MODEL = "leave `--resize` and `--crop` out, and they follow the model"
@@ -20,10 +20,36 @@ _FOLLOW_MODEL = "leave `--resize` and `--crop` out, and they follow the model"
 
 Layout = Literal["nchw", "nhwc"]
 
+# Inputs of two numbers for each picture that exports of detectors have beside it, and their order.
+SIZE_INPUTS: dict[str, Literal["wh", "hw", "ones"]] = {
+    "orig_target_sizes": "wh",  # RT-DETR, D-FINE
+    "target_sizes": "hw",
+    "image_size": "hw",
+    "image_shape": "hw",
+    "im_shape": "hw",  # PaddleDetection, with the next
+    "scale_factor": "ones",
+}
+
+
+@dataclass(frozen=True)
+class SizeInput:
+    """An input that takes the size of each picture; it is fed that of the network's input.
+
+    So boxes come out in pixels of the input, from where `Frame` takes them to the picture.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+
+    def rows(self, count: int, width: int, height: int) -> NDArray[Any]:
+        """Return what so many pictures are fed."""
+        values = {"wh": (width, height), "hw": (height, width), "ones": (1, 1)}
+        return np.tile(np.array(values[SIZE_INPUTS[self.name]], self.dtype), (count, 1))
+
 
 @dataclass(frozen=True)
 class ImageInput:
-    """The input that takes images; a size that the model leaves open is None."""
+    """The input that takes images, and those for their size; an open height or width is None."""
 
     name: str
     dtype: np.dtype[Any]
@@ -31,6 +57,24 @@ class ImageInput:
     channels: int
     height: int | None
     width: int | None
+    sizes: tuple[SizeInput, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the inputs for the size of images are fed, where there are any."""
+        if not self.sizes:
+            return ()
+        names = ", ".join(f"`{entry.name}`" for entry in self.sizes)
+        return (
+            f"{names}: fed the size of the network's input, {self.width}×{self.height}, so boxes are "
+            "read in pixels of it",
+        )
+
+    def feeds(self, items: Sequence[NDArray[Any]]) -> Tensors:
+        """Return the inputs of a batch of prepared images."""
+        arrays = {self.name: np.stack(items)}
+        size = self.width or 0, self.height or 0
+        return arrays | {entry.name: entry.rows(len(items), *size) for entry in self.sizes}
 
 
 def image_layout(shape: Sequence[int | str]) -> Layout | None:
@@ -41,13 +85,20 @@ def image_layout(shape: Sequence[int | str]) -> Layout | None:
 
 
 def find_image_input(specs: Sequence[TensorSpec]) -> ImageInput:
-    """Return the one input as an input of images, or say why it cannot be."""
-    if len(specs) != 1:
+    """Return the one input as an input of images, or say why it cannot be.
+
+    Inputs for the size of the images may be beside it (`SIZE_INPUTS`).
+    """
+    others = [spec for spec in specs if not _takes_size(spec)]
+    if len(others) != 1:
         names = ", ".join(f"`{spec.name}`" for spec in specs)
         raise UsageError(
-            f"images feed one input; the model has {len(specs)}: {names}", hint=_USE_ARRAYS
+            f"images feed one input; the model has {len(specs)}: {names}",
+            details=[f"sizes of images feed [N, 2], named one of {', '.join(SIZE_INPUTS)}"],
+            hint=_USE_ARRAYS,
         )
-    spec = specs[0]
+    spec = others[0]
+    sizes = tuple(SizeInput(size.name, size.dtype) for size in specs if size is not spec)
     if spec.dtype.name not in ("float32", "float16", "uint8"):
         raise UsageError(
             f"images feed float32, float16 or uint8; the model's input is `{spec}`",
@@ -55,12 +106,18 @@ def find_image_input(specs: Sequence[TensorSpec]) -> ImageInput:
         )
     if (layout := image_layout(spec.shape)) is not None:
         axes = (1, 2, 3) if layout == "nchw" else (3, 1, 2)
-        sizes = [size if isinstance(size := spec.shape[axis], int) else None for axis in axes]
-        return ImageInput(spec.name, spec.dtype, layout, sizes[0] or 0, sizes[1], sizes[2])
+        sides = [size if isinstance(size := spec.shape[axis], int) else None for axis in axes]
+        image = (spec.name, spec.dtype, layout, sides[0] or 0, sides[1], sides[2])
+        return ImageInput(*image, sizes)
     raise UsageError(
         f"images feed an input of 1 or 3 channels, NCHW or NHWC; the model's input is `{spec}`",
         hint=_USE_ARRAYS,
     )
+
+
+def _takes_size(spec: TensorSpec) -> bool:
+    fits = len(spec.shape) == 2 and spec.shape[1] == 2
+    return fits and spec.name in SIZE_INPUTS and spec.dtype.kind in "iuf"
 
 
 Interpolation = Literal["bilinear", "bicubic", "box"]

@@ -55,7 +55,7 @@ def time_chain(
             with _timed(prepare):
                 array = convert(picture, entry.name)
             frame = frame_of(images.preprocess, image_input, picture.size)
-            feeds = {image_input.name: array[np.newaxis]}
+            feeds = image_input.feeds([array])
             for name, run in runs.items():
                 with _timed(network[name]):
                     outputs = run_padded(run, feeds, size)

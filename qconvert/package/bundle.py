@@ -97,7 +97,10 @@ def make_bundle(run: Run, engine: str = "", name: str = "", classes: Path | None
     preprocess = context.preprocessing_or_default(source, PreprocessConfig())
     preparation = None
     with contextlib.suppress(QConvertError):  # the inputs are not images
-        preparation = fit_to_input(preprocess, find_image_input(source.inputs))
+        image_input = find_image_input(source.inputs)
+        # Scripts prepare one input; with those for sizes they take arrays.
+        if not image_input.sizes:
+            preparation = fit_to_input(preprocess, image_input)
     folder = RunFolder(run.folder)
     profile, opset = folder.settings().build.profile, source.model.opset_imports.get("", 0)
     outputs = onnx_io.outputs(source.model)

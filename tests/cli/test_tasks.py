@@ -394,3 +394,19 @@ def test_pictures_that_a_crop_cuts_have_a_note(qconvert: Command) -> None:
     assert "preprocessing cuts off a part of 4 pictures" in text
     whole = qconvert("evaluate", "detector.onnx", "--eval", "val", *OPTIONS)
     assert "cuts off" not in whole.out
+
+
+def test_size_of_pictures_is_an_input(qconvert: Command) -> None:
+    write(task_models.sized_detector(), Path("detector.onnx"))
+    write_scenes(Path("calib"), 16, seed=1)
+    write_coco(Path("instances_val.json"), write_scenes(Path("val"), 9, seed=2))
+    options = ("--images", "calib", "--eval", "val", *OPTIONS, "--precision", "fp32,int8")
+    outcome = qconvert("build", "detector.onnx", *options, "-o", "run", "--json")
+    assert outcome.code == 0, outcome.err
+    report = report_of(outcome.out)
+    assert report["baseline"]["metrics"]["map"] > 0.9
+    fed = "`orig_target_sizes`: fed the size of the network's input, 64×64"
+    assert any(note.startswith(fed) for note in report["notes"])
+    options = ("--format", "onnxruntime", "--engine", "cpu-fp32", "-o", "packed")
+    packed = qconvert("package", "run", *options)
+    assert packed.code == 0, packed.err

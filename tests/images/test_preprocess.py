@@ -186,6 +186,9 @@ def test_layout_is_inferred_from_the_shape(
     assert (image_input.layout, image_input.channels) == (layout, channels)
 
 
+IMAGE = TensorSpec("x", np.dtype("float32"), ("N", 3, 24, 32))
+
+
 @pytest.mark.parametrize(
     "specs",
     [
@@ -194,12 +197,36 @@ def test_layout_is_inferred_from_the_shape(
         [TensorSpec("x", np.dtype("float32"), (1, 77))],
         [TensorSpec("x", np.dtype("int64"), (1, 3, 24, 24))],
         [TensorSpec(name, np.dtype("float32"), (1, 3, 24, 24)) for name in ("x", "y")],
+        [IMAGE, TensorSpec("prompt", np.dtype("int64"), ("N", 2))],
+        [IMAGE, TensorSpec("image_size", np.dtype("int64"), (2,))],
+        [IMAGE, TensorSpec("image_size", np.dtype("bool"), ("N", 2))],
+        [TensorSpec("image_size", np.dtype("int64"), ("N", 2))],
     ],
 )
 def test_input_that_cannot_take_images_asks_for_arrays(specs: list[TensorSpec]) -> None:
     with pytest.raises(UsageError, match="images feed") as error:
         find_image_input(specs)
     assert "npz" in str(error.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [("orig_target_sizes", [32, 24]), ("im_shape", [24, 32]), ("scale_factor", [1, 1])],
+)
+@pytest.mark.parametrize("dtype", ["int64", "float32"])
+def test_input_for_the_size_of_images_is_fed_that_of_the_input(
+    name: str, row: list[int], dtype: str
+) -> None:
+    size = TensorSpec(name, np.dtype(dtype), ("N", 2))
+    for specs in ([IMAGE, size], [size, IMAGE]):
+        _, image_input = fit_to_input(Preprocess(), find_image_input(specs))
+        feeds = image_input.feeds([np.zeros((3, 24, 32), np.float32)] * 2)
+        assert feeds["x"].shape == (2, 3, 24, 32)
+        assert feeds[name].tolist() == [row, row]
+        assert feeds[name].dtype == dtype
+        assert image_input.notes[0].startswith(
+            f"`{name}`: fed the size of the network's input, 32×24"
+        )
 
 
 Converter = Callable[[Image.Image], NDArray[Any]]

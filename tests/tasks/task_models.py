@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qconvert.graph.passes import infer_shapes
+from qconvert.graph.patterns import constant_array
 from tests.models import floats, from_text
 
 SIDE, SQUARE, COLOURS = 64, 16, ("red", "green", "blue")
@@ -87,6 +88,32 @@ def detector(batch: str | int = "N", outlier: float = 1.0) -> ir.Model:
         "grid": _grid(),
     }
     return _named(from_text(DETECTOR.replace("BATCH", str(batch)), **weights, **constants))
+
+
+# The boxes of DETECTOR relative to a second input, as RT-DETR has it, without what it suppresses.
+SIZED = """
+    shares = Div (boxes, whole)
+    size = Cast <to: int = 1> (orig_target_sizes)
+    both = Concat <axis: int = 1> (size, size)
+    column = Unsqueeze (both, last)
+    placed = Mul (shares, column)
+    output0 = Concat <axis: int = 1> (placed, scores)
+}
+"""
+
+
+def sized_detector() -> ir.Model:
+    """Return the detector with an input for the size of pictures, in which its boxes are."""
+    plain = detector()
+    text = DETECTOR.replace("BATCH", "N").replace(
+        "image)", "image, int64[N, 2] orig_target_sizes)", 1
+    )
+    text = text[: text.index("    output0 = ")] + SIZED
+    weights: dict[str, NDArray[np.generic]] = {
+        name: np.asarray(constant_array(value)) for name, value in plain.graph.initializers.items()
+    }
+    weights |= {"whole": np.array(SIDE, np.float32), "last": np.array([2], np.int64)}
+    return _named(from_text(text, **weights))
 
 
 def segmenter(batch: str | int = "N") -> ir.Model:
