@@ -41,28 +41,31 @@ class ChainTimes:
 def time_chain(
     images: FileImages, runs: Mapping[str, RunModel], size: int | None, reading: Reading
 ) -> ChainTimes:
-    """Time the steps for the first pictures; the engines take turns on each of them."""
+    """Time the steps for the first pictures, with each engine in turns."""
     image_input = images.image_input
     convert = make_converter(images.preprocess, image_input)
     mode: image_files.PixelMode = "L" if image_input.channels == 1 else "RGB"
     read, prepare = list[float](), list[float]()
     network, decode = ({name: list[float]() for name in runs} for _ in range(2))
-    for entry in images.entries[: MAX_IMAGES + 1]:
+    names, count = list(runs), 0
+    for number, entry in enumerate(images.entries[: MAX_IMAGES + 1]):
+        # Every engine does the whole chain, in turns, as the one after a pause is slower.
+        turn = number % len(names)
         with suppress(image_files.BrokenImage):
-            with _timed(read):
-                data = image_files.read_image_bytes(images.root / entry.name)
-                picture = image_files.load_pixels(image_files.open_header(data), mode)
-            with _timed(prepare):
-                array = convert(picture, entry.name)
-            frame = frame_of(images.preprocess, image_input, picture.size)
-            feeds = image_input.feeds([array])
-            for name, run in runs.items():
+            for name in (*names[turn:], *names[:turn]):
+                with _timed(read):
+                    data = image_files.read_image_bytes(images.root / entry.name)
+                    picture = image_files.load_pixels(image_files.open_header(data), mode)
+                with _timed(prepare):
+                    array = convert(picture, entry.name)
+                frame = frame_of(images.preprocess, image_input, picture.size)
                 with _timed(network[name]):
-                    outputs = run_padded(run, feeds, size)
+                    outputs = run_padded(runs[name], image_input.feeds([array]), size)
                 with _timed(decode[name]):
                     reading.read(outputs, [frame], 1, size)
+            count += 1
     return ChainTimes(
-        len(prepare),
+        count,
         _median(read),
         _median(prepare),
         {name: _median(times) for name, times in network.items()},
