@@ -109,3 +109,22 @@ def test_rows_of_arrays_are_pictures_as_they_are(
     np.savez(tmp_path / "rows.npz", x=np.zeros(shape, np.float32))
     frames = frames_of(tmp_path / "rows.npz", ("N", *shape[1:]))
     assert frames == ([Frame(*expected, *expected)] * 3 if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_cut"),
+    [
+        ({"resize": "letterbox"}, False),
+        ({"resize": [24, 24]}, False),
+        ({"resize": 24, "crop": 24}, True),
+        ({"resize": 30, "crop": 24}, True),
+    ],
+)
+def test_frame_says_whether_a_part_of_the_picture_is_cut_off(
+    settings: dict[str, object], is_cut: bool
+) -> None:
+    spec = TensorSpec("x", np.dtype(np.float32), ("N", 3, 24, 24))
+    preparation = fit_to_input(Preprocess.from_dict(settings), find_image_input([spec]))
+    assert frame_of(*preparation, (48, 36)).is_cut == is_cut
+    # The rounding of a pixel is no loss.
+    assert not Frame(24, 25, 24, 24).is_cut
