@@ -4,7 +4,8 @@ Without a file or folder named by the user, these places are looked at, in this 
 holds the pictures:
 
 - COCO: `annotations.json`, `_annotations.coco.json` or the only `instances*.json`, in FOLDER,
-  beside it, or in `annotations/` beside it, there `instances_FOLDER.json` first;
+  beside it, or in `annotations/` beside it, there `instances_FOLDER.json` first, and none that is
+  named after another folder;
 - YOLO: `labels/` in FOLDER or beside it, or where `images` in a picture's path is `labels`;
 - Pascal VOC: `Annotations/`, masks: `masks/`, both in the places of `labels/`.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from qconvert.core.errors import UsageError
+from qconvert.core.number_format import count
 from qconvert.images import truth_coco, truth_voc
 from qconvert.images.listing import CLASSES_FILE, Classes, abbreviate, read_classes_file
 from qconvert.images.truth import TrueBoxes, Truth
@@ -171,6 +173,8 @@ def _coco_files(pictures: _Pictures) -> Iterator[Path]:
         yield from (folder / name for name in _COCO_NAMES if (folder / name).is_file())
         own = folder / f"instances_{folder_name}.json"
         files = [own] if own.is_file() else sorted(folder.glob("instances*.json"))
+        # `instances_train.json` is about the folder `train`, where there is one.
+        files = [file for file in files if file == own or not _is_of_a_neighbour(pictures, file)]
         if len(files) > 1:
             raise UsageError(
                 f"`{folder}` has {len(files)} COCO files",
@@ -178,6 +182,12 @@ def _coco_files(pictures: _Pictures) -> Iterator[Path]:
                 hint="name the one that is meant, with `--labels FILE`",
             )
         yield from files
+
+
+def _is_of_a_neighbour(pictures: _Pictures, file: Path) -> bool:
+    name = file.stem.removeprefix("instances_")
+    folder = pictures.beside / name
+    return bool(name) and folder.is_dir() and folder.resolve() != pictures.root.resolve()
 
 
 def _read_coco(pictures: _Pictures, file: Path, required: bool) -> TruthSet | None:
@@ -256,7 +266,8 @@ def _box_set(
     objects = sum(len(truth.boxes) for truth in labelled)
     number = f"{len(classes.names)} classes" if classes.names else "classes"
     text = (
-        f"labels: {name}, `{source}`: {objects} objects in {_share(len(labelled), pictures)}; "
+        f"labels: {name}, `{source}`: {count(objects, 'object')} in "
+        f"{_share(len(labelled), pictures)}; "
         f"{number}, {order}"
     )
     return TruthSet(checked.truths, classes, "boxes", str(source), (text, *checked.notes))
@@ -265,7 +276,7 @@ def _box_set(
 def _share(labelled: int, pictures: _Pictures) -> str:
     total = len(pictures.names)
     if labelled == total:
-        return f"{total} pictures"
+        return count(total, "picture")
     return f"{labelled} of {total} pictures, the others are unlabelled"
 
 

@@ -497,3 +497,17 @@ def test_arrays_of_different_lengths_are_no_boxes() -> None:
     one, two = np.zeros(1, np.int32), np.zeros((2, 4), np.float32)
     with pytest.raises(ValueError, match="2 boxes, but an array"):
         TrueBoxes(two, one, np.zeros(2, np.bool_), np.zeros(2, np.float32))
+
+
+def test_coco_file_of_a_neighbour_is_not_that_of_the_folder(tmp_path: Path) -> None:
+    for folder in ("train", "val", "test"):
+        write_pictures(tmp_path / folder, "a.png")
+    content = coco_content({"a.png": [(3, [1, 1, 2, 2])]})
+    write_json(tmp_path / "instances_train.json", content)
+    assert find_truth(tmp_path / "val", ["a.png"]) is None
+    assert "1 object in 1 picture;" in truth_of(tmp_path / "train").notes[0]
+    # It is of another split, but the user says so.
+    assert truth_of(tmp_path / "val", tmp_path / "instances_train.json").kind == "boxes"
+    write_json(tmp_path / "instances_default.json", content)
+    assert truth_of(tmp_path / "val").source.endswith("instances_default.json")
+    assert truth_of(tmp_path / "train").source.endswith("instances_train.json")
