@@ -194,8 +194,8 @@ def fit_yolo(sample: Sample) -> Head | None:
        whole numbers, is finished.
     2. [N, A, X] or [N, X, A], where A is the number of cells of the grids of `STRIDES`, or three
        times that: with three rows per cell (v5, v7), and with rows first (v6, YOLOX), column 4 is
-       an objectness; with columns first (v8 and later) there is none. The number of classes, if
-       the truth says it, decides before that.
+       an objectness, unless the truth has as many classes as that makes scores; with columns
+       first (v8 and later) there is none.
     3. Maps of two or more strides, as `yolo_maps` reads them: of the two maps of a stride the first
        with as many channels as boxes can have is that of the boxes.
     """
@@ -246,8 +246,9 @@ def _fit_rows(sample: Sample) -> Head | None:
         return None
     columns = rows.values.shape[2]
     objectness = columns > 5 and (rows.anchors > 1 or not rows.swapped)
-    if sample.classes is not None and columns - 4 - sample.classes in (0, 1):
-        objectness = columns - 4 - sample.classes == 1
+    # Columns first have no objectness: a class less in the truth is one that the truth lacks.
+    if objectness and sample.classes is not None:
+        objectness = columns - 4 != sample.classes
     first = 5 if objectness else 4
     logits = not are_probabilities(rows.values[..., 4])
     classes = columns - first

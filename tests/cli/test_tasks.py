@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -410,3 +411,18 @@ def test_size_of_pictures_is_an_input(qconvert: Command) -> None:
     options = ("--format", "onnxruntime", "--engine", "cpu-fp32", "-o", "packed")
     packed = qconvert("package", "run", *options)
     assert packed.code == 0, packed.err
+
+
+@pytest.mark.parametrize("classes", [("red", "green"), ("red", "green", "blue", "grey")])
+def test_labels_that_name_other_classes_have_a_note(
+    classes: Sequence[str], qconvert: Command
+) -> None:
+    write(task_models.detector(), Path("detector.onnx"))
+    scenes = write_scenes(Path("val"), 6)
+    drawn = [replace(scene, labels=np.minimum(scene.labels, 1)) for scene in scenes]
+    write_coco(Path("instances_val.json"), drawn, classes)
+    outcome = qconvert("evaluate", "detector.onnx", "--eval", "val", *OPTIONS)
+    assert outcome.code == 0, outcome.err
+    text = " ".join(outcome.out.split())
+    assert "`output0` [N, 7, 84]: 3 classes" in text
+    assert f"the labels name {len(classes)} classes, the model has 3: check that" in text

@@ -110,6 +110,13 @@ def test_number_of_classes_tells_whether_there_is_an_objectness(named: int | Non
     assert head.classes == (CLASSES if named else CLASSES - 1)
 
 
+def test_truth_of_fewer_classes_makes_no_objectness_of_columns() -> None:
+    outputs = HEADS["v8"][2](batch_of(3))
+    _, head = find_decoder(Sample(outputs, SIZE, classes=CLASSES - 1))
+    assert not head.options["objectness"]
+    assert head.classes == CLASSES
+
+
 def test_thousands_of_boxes_become_at_most_the_limit() -> None:
     generator = np.random.default_rng(0)
     rows = generator.random((1, 84, 8400), np.float32)
