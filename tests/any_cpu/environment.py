@@ -122,6 +122,9 @@ def environment(cpu: str) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("COV_")}
     if CPUS[cpu].machine == "aarch64":
         kept["PYTHONPATH"] = str(debian() / "site")
+    else:
+        # NumPy's OpenBLAS chose kernels with AVX on a host that has it, which Nehalem has not.
+        kept["OPENBLAS_CORETYPE"] = "Nehalem"
     return kept
 
 
