@@ -1,11 +1,13 @@
 """What is in a picture, as people marked it: boxes with classes, or a mask of class numbers."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qconvert.images.object_masks import ObjectMasks
 
 # The value of a pixel of a mask that belongs to no class and is not judged.
 IGNORED_PIXEL = 255
@@ -16,13 +18,15 @@ class TrueBoxes:
     """The objects of a picture: `boxes` [n, 4] are left, top, right, bottom in its upright pixels.
 
     A `crowd` box (COCO's `iscrowd`, VOC's `difficult`) neither has to be detected nor makes a
-    detection wrong. `area` decides whether an object is small, medium or large.
+    detection wrong. `area` decides whether an object is small, medium or large. `masks` are those of
+    the objects where people outlined them.
     """
 
     boxes: NDArray[np.float32]
     classes: NDArray[np.int32]
     crowd: NDArray[np.bool_]
     area: NDArray[np.float32]
+    masks: ObjectMasks | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         count = len(self.boxes)
@@ -31,6 +35,8 @@ class TrueBoxes:
         for array in (self.classes, self.crowd, self.area):
             if array.shape != (count,):
                 raise ValueError(f"{count} boxes, but an array of {list(array.shape)} about them")
+        if self.masks is not None and len(self.masks) != count:
+            raise ValueError(f"{count} boxes, but {len(self.masks)} masks")
 
 
 @dataclass(frozen=True)
@@ -62,4 +68,7 @@ def truth_digest(truth: Truth | None) -> str:
         truth.crowd.astype("u1"),
         truth.area.astype("<f4"),
     )
-    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+    content = b"".join(array.tobytes() for array in arrays)
+    if truth.masks is not None:
+        content += truth.masks.to_bytes()
+    return hashlib.sha256(content).hexdigest()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from qconvert.core.errors import UsageError
 from qconvert.images.listing import abbreviate
+from qconvert.images.object_masks import ObjectMasks, RunLengths, Shape
 from qconvert.images.truth import TrueBoxes
 
 _SILENT_PIXELS, _SILENT_SHARE = 1.0, 0.005
@@ -24,7 +25,10 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class BoxRecord:
-    """One marked object of the picture `image`; `place` is where the file says so."""
+    """One marked object of the picture `image`; `place` is where the file says so.
+
+    `shape` is its mask, where the file has one that can be read.
+    """
 
     place: str
     image: int
@@ -32,6 +36,7 @@ class BoxRecord:
     label: int
     crowd: bool = False
     area: float | None = None
+    shape: Shape | None = None
 
 
 @dataclass(frozen=True)
@@ -71,11 +76,52 @@ def check_boxes(
             rows[record.image].append(row)
     classes = np.array([record.label for record in records], np.int32)
     crowd = np.array([record.crowd for record in records], np.bool_)
+    lacking = _without_mask(records, sizes)
+    has_masks = bool(records) and not lacking
     truths = [
-        TrueBoxes(clipped[own], classes[own], crowd[own], area[own]) if image in labelled else None
+        TrueBoxes(
+            clipped[own],
+            classes[own],
+            crowd[own],
+            area[own],
+            masks=_masks_of(records, own, sizes[image]) if has_masks else None,
+        )
+        if image in labelled
+        else None
         for image, own in enumerate(np.array(own, np.intp) for own in rows)
     ]
-    return CheckedBoxes(tuple(truths), notes)
+    return CheckedBoxes(tuple(truths), (*notes, *_note_on_masks(source, records, lacking)))
+
+
+def _without_mask(records: Sequence[BoxRecord], sizes: Sequence[Size | None]) -> list[BoxRecord]:
+    """Return the objects without a mask that fits their picture."""
+    return [
+        record
+        for record in records
+        if record.shape is None
+        or (isinstance(record.shape, RunLengths) and record.shape.size != sizes[record.image])
+    ]
+
+
+def _masks_of(
+    records: Sequence[BoxRecord], rows: NDArray[np.intp], size: Size | None
+) -> ObjectMasks | None:
+    if size is None:  # the picture cannot be read, and is never run
+        return None
+    shapes = [records[row].shape for row in rows.tolist()]
+    return ObjectMasks(tuple(shape for shape in shapes if shape is not None), size)
+
+
+def _note_on_masks(
+    source: str, records: Sequence[BoxRecord], lacking: Sequence[BoxRecord]
+) -> tuple[str, ...]:
+    if not lacking or not any(record.shape is not None for record in records):
+        return ()
+    examples = "; ".join(abbreviate([record.place for record in lacking], 2))
+    return (
+        f"{len(lacking)} of {len(records)} objects of `{source}` have no mask that fits: masks are "
+        f"not scored ({examples})",
+    )
 
 
 def _report_wrong(

@@ -1,4 +1,4 @@
-"""Boxes from COCO's JSON: `images`, `annotations` and `categories`."""
+"""Boxes and masks from COCO's JSON: `images`, `annotations` and `categories`."""
 
 import json
 import math
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qconvert.core.errors import UsageError, first_line
+from qconvert.images.coco_segmentation import parse_segmentation
 from qconvert.images.image_files import upright_size
 from qconvert.images.listing import Classes, abbreviate
 from qconvert.images.truth_boxes import BoxRecord, CheckedBoxes, Corners, Size, check_boxes
@@ -174,7 +175,8 @@ def _records(
         area = row.get("area")
         area = float(area) if area is not None and _is_number(area) else None
         crowd = row.get("iscrowd") in (1, True)
-        yield BoxRecord(place, index, corners, numbers[row["category_id"]], crowd, area)
+        shape = parse_segmentation(row.get("segmentation"))
+        yield BoxRecord(place, index, corners, numbers[row["category_id"]], crowd, area, shape)
     _refuse(coco.path, "invalid boxes", problems, "`bbox` is [x, y, width, height] in pixels")
 
 

@@ -264,9 +264,10 @@ def _box_set(
 ) -> TruthSet:
     labelled = [truth for truth in checked.truths if truth is not None]
     objects = sum(len(truth.boxes) for truth in labelled)
+    masks = " with masks" if objects and all(truth.masks is not None for truth in labelled) else ""
     number = f"{len(classes.names)} classes" if classes.names else "classes"
     text = (
-        f"labels: {name}, `{source}`: {count(objects, 'object')} in "
+        f"labels: {name}, `{source}`: {count(objects, 'object')}{masks} in "
         f"{_share(len(labelled), pictures)}; "
         f"{number}, {order}"
     )

@@ -1,7 +1,8 @@
 """Boxes from YOLO's text files: one file per picture, `class cx cy width height` per line.
 
 The numbers are shares of the picture's width and height. A line with three points or more is the
-outline of an object, as in labels for segmentation; its box is the one around the outline.
+outline of an object, as in labels for segmentation, which is its mask; its box is the one around
+it.
 """
 
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 from qconvert.core.errors import UsageError, first_line
 from qconvert.images.image_files import upright_size
 from qconvert.images.listing import MAX_DIGITS, Classes, abbreviate
+from qconvert.images.object_masks import Polygons, outline_of
 from qconvert.images.truth_boxes import BoxRecord, CheckedBoxes, Corners, Size, check_boxes
 
 _LINE_FORMAT = (
@@ -82,7 +84,8 @@ def _record(place: str, index: int, line: str, size: Size) -> BoxRecord | str | 
         return f"`{words[0][:MAX_DIGITS]}` is not the number of a class"
     if not all(abs(value) < 1e6 for value in values):  # NaN is not, either
         return "numbers that are no shares of a picture"
-    return BoxRecord(place, index, _corners(values, size), int(label))
+    shape = Polygons((outline_of(values) * size,)) if len(values) > 4 else None
+    return BoxRecord(place, index, _corners(values, size), int(label), shape=shape)
 
 
 def _corners(values: Sequence[float], size: Size) -> Corners:
