@@ -22,12 +22,18 @@ MAX_EXPONENT = 20.0
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Boxes in pixels of the network's input, by falling score; `dropped` ones were not finite."""
+    """Boxes in pixels of the network's input, by falling score; `dropped` ones were not finite.
+
+    The mask of a box is the sum of the `prototypes` [k, h, w] of its picture, weighed by its
+    `coefficients` [n, k]; both are None where the network has no masks.
+    """
 
     boxes: Floats
     scores: Floats
     classes: Integers
     dropped: int = 0
+    coefficients: Floats | None = None
+    prototypes: Floats | None = None
 
 
 def sigmoid(values: Floats) -> Floats:
@@ -84,7 +90,11 @@ def rows_above(scores: Floats, lowest: float) -> Indices:
 
 
 def list_objects(
-    boxes: Floats, scores: Floats, classes: NDArray[np.generic], threshold: float
+    boxes: Floats,
+    scores: Floats,
+    classes: NDArray[np.generic],
+    threshold: float,
+    coefficients: Floats | None = None,
 ) -> Candidates:
     """Return finished objects of a score above the threshold, by falling score."""
     boxes, scores = np.asarray(boxes, np.float32), np.asarray(scores, np.float32)
@@ -94,10 +104,17 @@ def list_objects(
     kept = kept[scores[kept] > threshold]
     kept = kept[np.argsort(-scores[kept], kind="stable")]
     dropped = len(finite) - int(np.count_nonzero(finite))
-    return Candidates(boxes[kept], scores[kept], numbers[kept].astype(np.int32), dropped)
+    own = None if coefficients is None else coefficients[kept]
+    return Candidates(boxes[kept], scores[kept], numbers[kept].astype(np.int32), dropped, own)
 
 
-def select(boxes: Floats, scores: Floats, threshold: float, logits: bool = False) -> Candidates:
+def select(
+    boxes: Floats,
+    scores: Floats,
+    threshold: float,
+    logits: bool = False,
+    coefficients: Floats | None = None,
+) -> Candidates:
     """Return the pairs of a box and a class with the highest scores of [n, classes].
 
     With `logits` the scores become probabilities by the sigmoid; the threshold is a probability
@@ -110,13 +127,15 @@ def select(boxes: Floats, scores: Floats, threshold: float, logits: bool = False
     dropped = len(finite) - int(np.count_nonzero(finite))
     if dropped:
         boxes, scores = boxes[finite], scores[finite]
+        coefficients = None if coefficients is None else coefficients[finite]
     pairs = best_pairs(scores, lowest_score(threshold, logits))
     rows, classes = np.divmod(pairs, max(scores.shape[1], 1))
     values = np.asarray(scores[rows, classes], np.float32)
     order = np.argsort(-values, kind="stable")
     rows, classes, values = rows[order], classes[order], values[order]
     values = sigmoid(values) if logits else values
-    return Candidates(boxes[rows], values, classes.astype(np.int32), dropped)
+    own = None if coefficients is None else coefficients[rows]
+    return Candidates(boxes[rows], values, classes.astype(np.int32), dropped, own)
 
 
 def best_pairs(scores: Floats, threshold: float) -> Indices:

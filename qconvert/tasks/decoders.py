@@ -42,6 +42,8 @@ MASK_LAYOUTS: dict[str, MaskLayout] = {
     function.__name__: function
     for function in (masks.class_scores, masks.class_numbers, masks.foreground)
 }
+# Layouts of which a second output are the prototypes of masks of the objects.
+PROTOTYPE_LAYOUTS = (yolo.yolo.__name__, yolo.finished_rows.__name__)
 AUTO = "auto"
 NO_OBJECTS = Candidates(
     np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32)
@@ -79,6 +81,11 @@ def find_decoder(sample: Sample, name: str = AUTO) -> tuple[Decoder, Head]:
 
 def _takes() -> list[str]:
     return [f"`{decoder.name}` takes {decoder.text}" for decoder in DECODERS.values()]
+
+
+def has_object_masks(head: Head) -> bool:
+    """Return whether the detections of a head have masks."""
+    return head.layout in PROTOTYPE_LAYOUTS and len(head.outputs) > 1
 
 
 def decode(outputs: Tensors, head: Head, frames: Sequence[Frame]) -> list[Prediction]:
@@ -126,11 +133,13 @@ def _kept(objects: Candidates, head: Head) -> Candidates:
     if head.iou is None:
         return objects
     kept = suppress(objects.boxes, objects.scores, objects.classes, head.iou, head.limit)
+    coefficients = objects.coefficients
     return replace(
         objects,
         boxes=objects.boxes[kept],
         scores=objects.scores[kept],
         classes=objects.classes[kept],
+        coefficients=None if coefficients is None else coefficients[kept],
     )
 
 

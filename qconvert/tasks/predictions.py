@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from qconvert.images.frames import Frame, mask_to_picture
 from qconvert.tasks.boxes import Candidates
+from qconvert.tasks.instance_masks import PrototypeMasks
 
 MAX_DETECTIONS = 300
 # Masks hold class numbers in bytes, of which 255 is ignored.
@@ -18,13 +19,15 @@ MAX_CLASSES = 255
 class Detections:
     """Objects of one picture by falling score: xyxy boxes in its pixels, scores and classes.
 
-    `dropped` counts the boxes of the network that were not finite.
+    `dropped` counts the boxes of the network that were not finite. `masks` are drawn one by one, and
+    None where the network has none.
     """
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     classes: NDArray[np.int32]
     dropped: int = 0
+    masks: PrototypeMasks | None = None
 
     def __post_init__(self) -> None:
         count = len(self.scores)
@@ -33,6 +36,8 @@ class Detections:
             raise ValueError(f"boxes, scores and classes have the shapes {shapes}")
         if np.any(self.scores[1:] > self.scores[:-1]):
             raise ValueError("detections are sorted by falling score")
+        if self.masks is not None and len(self.masks) != count:
+            raise ValueError(f"{count} detections have {len(self.masks)} masks")
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -40,7 +45,11 @@ class Detections:
     def first(self, count: int) -> "Detections":
         """Return those of the highest scores."""
         return replace(
-            self, boxes=self.boxes[:count], scores=self.scores[:count], classes=self.classes[:count]
+            self,
+            boxes=self.boxes[:count],
+            scores=self.scores[:count],
+            classes=self.classes[:count],
+            masks=None if self.masks is None else self.masks.first(count),
         )
 
 
@@ -84,4 +93,8 @@ def detections_of(candidates: Candidates, frame: Frame, limit: int = MAX_DETECTI
     kept = np.flatnonzero(finite & (placed[:, :2] < placed[:, 2:]).all(axis=1))
     kept = kept[np.argsort(-scores[kept], kind="stable")][:limit]
     classes = np.asarray(candidates.classes, np.int32)
-    return Detections(placed[kept], scores[kept], classes[kept], dropped)
+    masks = None
+    if candidates.coefficients is not None and candidates.prototypes is not None:
+        own = candidates.coefficients[kept]
+        masks = PrototypeMasks(own, candidates.prototypes, placed[kept], frame)
+    return Detections(placed[kept], scores[kept], classes[kept], dropped, masks)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from qconvert.core import number_format
 from qconvert.tasks.boxes import (
     Candidates,
     Floats,
@@ -65,7 +66,8 @@ def yolo(
     """Read rows of x, y, w, h, objectness if there is one, and a score per class.
 
     x and y are the centre, in pixels or `normalized` to the input. With `objectness` a score is the
-    product of both probabilities.
+    product of both probabilities. A second array are prototypes [k, h, w] of masks, whose k
+    coefficients follow the scores.
     """
     results = []
     unit = unit_of(size, normalized)
@@ -76,8 +78,25 @@ def yolo(
         else:
             scores = values[:, 4 : 4 + classes]
         boxes = corners_of(values[:, :2] * unit[:2], values[:, 2:4] * unit[:2])
-        results.append(select(boxes, scores, threshold, logits and not objectness))
-    return results
+        own = coefficients_of(values, 4 + objectness + classes, arrays)
+        results.append(select(boxes, scores, threshold, logits and not objectness, own))
+    return with_prototypes(results, arrays)
+
+
+def coefficients_of(rows: Floats, start: int, arrays: Arrays) -> Floats | None:
+    """Return the columns of masks from `start` on, None without a second array of prototypes."""
+    return rows[:, start : start + arrays[1].shape[1]] if len(arrays) > 1 else None
+
+
+def with_prototypes(results: list[Candidates], arrays: Arrays) -> list[Candidates]:
+    """Return the candidates of pictures with the prototypes of their masks, if there are any."""
+    if len(arrays) < 2:
+        return results
+    pairs = zip(results, np.asarray(arrays[1], np.float32), strict=True)
+    return [
+        Candidates(own.boxes, own.scores, own.classes, own.dropped, own.coefficients, prototypes)
+        for own, prototypes in pairs
+    ]
 
 
 def yolox(
@@ -146,11 +165,17 @@ def yolo_maps(
 def finished_rows(
     arrays: Arrays, size: tuple[int, int], threshold: float, *, normalized: bool
 ) -> list[Candidates]:
-    """Read rows of x1, y1, x2, y2, score, class; non-maximum suppression is done."""
+    """Read rows of x1, y1, x2, y2, score, class; non-maximum suppression is done.
+
+    A second array are prototypes [k, h, w] of masks, whose k coefficients follow.
+    """
     unit = unit_of(size, normalized)
-    return [
-        list_objects(rows[:, :4] * unit, rows[:, 4], rows[:, 5], threshold) for rows in arrays[0]
-    ]
+    results = []
+    for picture in arrays[0]:
+        rows = np.asarray(picture, np.float32)
+        own = coefficients_of(rows, 6, arrays)
+        results.append(list_objects(rows[:, :4] * unit, rows[:, 4], rows[:, 5], threshold, own))
+    return with_prototypes(results, arrays)
 
 
 def joint_scores(
@@ -217,7 +242,36 @@ def _fit_finished(sample: Sample) -> Head | None:
         return None
     normalized = are_normalized(array[..., :4])
     text = f"`{name}` {batch_shape(array)}: finished boxes, {unit_text(array[..., :4])}"
-    return Head("yolo", "finished_rows", (name,), text, {"normalized": normalized})
+    names: tuple[str, ...] = (name,)
+    prototypes = _find_prototypes(sample)
+    if prototypes is not None and array.shape[2] == 6 + prototypes.count:
+        names = (name, prototypes.name)
+        text += prototypes.text
+    return Head("yolo", "finished_rows", names, text, {"normalized": normalized})
+
+
+@dataclass(frozen=True)
+class _Prototypes:
+    """The output of the prototypes of masks [N, count, h, w]."""
+
+    name: str
+    count: int
+
+    @property
+    def text(self) -> str:
+        return f"; masks from {number_format.count(self.count, 'prototype')} `{self.name}`"
+
+
+def _find_prototypes(sample: Sample) -> _Prototypes | None:
+    """Return the output of prototypes: the only one of four axes, a map of the input."""
+    outputs = sample.select(4)
+    if len(outputs) != 1:
+        return None
+    ((name, array),) = outputs.items()
+    place = map_place(array, sample.size)
+    if place is None or place.channels_last:
+        return None
+    return _Prototypes(name, array.shape[1])
 
 
 def _find_rows(sample: Sample) -> _Rows | None:
@@ -252,6 +306,7 @@ def _fit_rows(sample: Sample) -> Head | None:
     first = 5 if objectness else 4
     logits = not are_probabilities(rows.values[..., 4])
     classes = columns - first
+    prototypes = _find_prototypes(sample)
     if not logits:
         # Masks' coefficients, keypoints and angles follow; they are no probabilities.
         fits = [are_probabilities(rows.values[..., column]) for column in range(first, columns)]
@@ -262,10 +317,13 @@ def _fit_rows(sample: Sample) -> Head | None:
     cells = bool((sides[np.isfinite(sides)] < 0).any())
     if cells and not (objectness and rows.strides and rows.anchors == 1):
         return None
+    ignored = columns - first - classes
+    if cells or (prototypes is not None and prototypes.count != ignored):
+        prototypes = None
     text = f"`{rows.name}` {batch_shape(sample.arrays[rows.name])}: {classes} classes"
     text += ", objectness" * objectness + ", logits" * logits
-    ignored = columns - first - classes
-    text += f"; {ignored} further columns are not read" if ignored else ""
+    if ignored:
+        text += prototypes.text if prototypes else f"; {ignored} further columns are not read"
     options: dict[str, Option] = {"classes": classes, "logits": logits}
     if cells:
         options["strides"] = rows.strides
@@ -275,7 +333,7 @@ def _fit_rows(sample: Sample) -> Head | None:
     return Head(
         "yolo",
         "yolox" if cells else "yolo",
-        (rows.name,),
+        (rows.name, prototypes.name) if prototypes else (rows.name,),
         text,
         options,
         swapped=rows.swapped,
@@ -360,6 +418,7 @@ YOLO = Decoder(
     "one output [N, 4 + C, A] (v8 to v13) or [N, A, 5 + C] (v5, v6, v7, YOLOX), where A counts the "
     "cells of strides 8, 16, 32; [N, K, 6] with boxes, scores and classes (v10, v26); or one map "
     "[N, 64 + C, h, w] per stride, or two, [N, 4, 32, 64 or 68, h, w] and [N, C, h, w] (PicoDet), "
-    "also as rows [N, h * w, C]",
+    "also as rows [N, h * w, C]; masks of objects are read where all rows have k coefficients more and "
+    "another output is [N, k, h, w]",
     fit_yolo,
 )

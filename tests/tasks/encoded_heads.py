@@ -111,10 +111,17 @@ def yolo_pose(batch: Sequence[Objects]) -> Tensors:
 
 
 def yolo_segments(batch: Sequence[Objects]) -> Tensors:
-    rows = dense(batch, ANCHORS, centred)
-    coefficients = np.random.default_rng(0).standard_normal((*rows.shape[:2], 8))
-    output = np.concatenate((rows, coefficients), 2).transpose(0, 2, 1).astype(np.float32)
-    return {"output0": output, "output1": np.zeros((len(batch), 8, 16, 24), np.float32)}
+    outputs = with_masks(dense(batch, ANCHORS, centred))
+    return outputs | {"output0": outputs["output0"].transpose(0, 2, 1)}
+
+
+def with_masks(rows: Array) -> Tensors:
+    """Return rows with 8 coefficients of masks, and their prototypes."""
+    generator = np.random.default_rng(0)
+    coefficients = generator.standard_normal((*rows.shape[:2], 8))
+    prototypes = generator.standard_normal((len(rows), 8, 16, 24))
+    output = np.concatenate((rows, coefficients), axis=2)
+    return {"output0": output.astype(np.float32), "output1": prototypes.astype(np.float32)}
 
 
 def with_objectness(rows: Array, objectness: float = 0.97) -> Array:
@@ -127,6 +134,10 @@ def yolo_v5(batch: Sequence[Objects]) -> Tensors:
     rows = with_objectness(dense(batch, 3 * ANCHORS, centred))
     grids = np.zeros((len(batch), 3, 8, 12, 10), np.float32)
     return {"output0": rows.astype(np.float32), "train": grids}
+
+
+def yolo_v5_segments(batch: Sequence[Objects]) -> Tensors:
+    return with_masks(with_objectness(dense(batch, 3 * ANCHORS, centred)))
 
 
 def yolo_v6(batch: Sequence[Objects]) -> Tensors:
@@ -149,6 +160,10 @@ def yolo_finished(batch: Sequence[Objects]) -> Tensors:
         output[index, :count, 4] = objects.scores
         output[index, :count, 5] = objects.classes
     return {"output0": output}
+
+
+def yolo_finished_segments(batch: Sequence[Objects]) -> Tensors:
+    return with_masks(yolo_finished(batch)["output0"])
 
 
 def maps(batch: Sequence[Objects], bins: int) -> list[tuple[Array, Array]]:
@@ -406,9 +421,11 @@ HEADS: dict[str, tuple[str, str, Callable[[Sequence[Objects]], Tensors]]] = {
     "v8, keypoints": ("yolo", "yolo", yolo_pose),
     "v8, masks": ("yolo", "yolo", yolo_segments),
     "v5": ("yolo", "yolo", yolo_v5),
+    "v5, masks": ("yolo", "yolo", yolo_v5_segments),
     "v6": ("yolo", "yolo", yolo_v6),
     "YOLOX": ("yolo", "yolox", yolox),
     "v10": ("yolo", "finished_rows", yolo_finished),
+    "v26, masks": ("yolo", "finished_rows", yolo_finished_segments),
     "maps of distributions": ("yolo", "yolo_maps", yolo_dfl_maps),
     "maps of distances": ("yolo", "yolo_maps", yolo_paired_maps),
     "PicoDet": ("yolo", "yolo_maps", picodet),
