@@ -275,10 +275,9 @@ def with_task(
     ]
     changed.sort(key=lambda picture: picture.agreement)
     agreement = None if scores.agreement is None else 100 * scores.agreement
-    primary = task.primary or next(iter(scores.metrics), "")
     not_about_tasks = (NO_CLASSES, NO_LABELS)
     # A function of the user names its metrics itself, the most important first.
-    primary = task.primary or next(iter(scores.metrics), "")
+    primary = scores.primary or task.primary or next(iter(scores.metrics), "")
     return replace(
         accuracy,
         task=task.name,

@@ -43,7 +43,7 @@ SCORES: dict[str, tuple[str, Callable[[float], str]]] = {
 LABELLED_SCORES = ("top1", "precision", "recall", "f1", "change_pp", "agreement")
 # Of the metrics of a task those that fit; the JSON has all of them.
 TASK_SCORES = {
-    "detect": ("map", "map50", "map75", "map_small", "ar100"),
+    "detect": ("map_mask", "map50_mask", "map", "map50", "map75", "map_small", "ar100"),
     "segment": ("miou", "dice", "pixel_accuracy"),
     "embed": ("recall1", "recall5", "cosine"),
 }

@@ -1,6 +1,6 @@
 """COCO's metrics of detections: mean average precision and recall, their curve and their interval.
 
-The numbers are those of pycocotools for boxes. Libraries return only the totals; here every picture
+The numbers are those of pycocotools for boxes, or for masks. Libraries return only the totals; here every picture
 is matched once, and its matches serve mAP, the precision-recall curve, the AP of each class and the
 bootstrap over pictures of the change against FP32.
 
@@ -17,8 +17,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from qconvert.images.object_masks import Masks, PixelMask
 from qconvert.images.truth import TrueBoxes
 from qconvert.tasks.bootstrap import half_width, resample_counts
+from qconvert.tasks.instance_masks import mask_overlaps
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -43,7 +45,8 @@ class ImageMatches:
     `ranks` are their places among the picture's detections of the same class. `matched` and
     `ignored` are [detections, sizes, thresholds], in order of `AREA_RANGES` and `IOU_THRESHOLDS`;
     a detection that is not ignored is right if it is matched, and wrong if not. `truth_classes` are
-    those of the objects, `truth_ignored` [objects, sizes] says which do not count.
+    those of the objects, `truth_ignored` [objects, sizes] says which do not count. `areas` are those
+    of the boxes, or of the masks where these were matched.
     """
 
     boxes: NDArray[np.float32]
@@ -54,6 +57,7 @@ class ImageMatches:
     ignored: Bools
     truth_classes: NDArray[np.int32]
     truth_ignored: Bools
+    areas: Floats
 
 
 @dataclass(frozen=True)
@@ -93,10 +97,12 @@ def match_image(
     scores: NDArray[np.float32],
     classes: NDArray[np.int32],
     truth: TrueBoxes,
+    masks: Masks | None = None,
 ) -> ImageMatches:
     """Match the detections of a picture with its objects, at all thresholds and sizes.
 
-    `boxes` [n, 4] are left, top, right, bottom; those that are not finite are left out.
+    `boxes` [n, 4] are left, top, right, bottom; those that are not finite are left out. With `masks`
+    the overlaps and areas are those of masks, which the truth must have then.
     """
     finite = np.flatnonzero(np.isfinite(boxes).all(axis=1) & np.isfinite(scores))
     order = finite[np.argsort(-scores[finite], kind="stable")]
@@ -105,12 +111,19 @@ def match_image(
     order, ranks = order[kept], ranks[kept]
     boxes, scores, classes = boxes[order], scores[order], classes[order]
     truth_ignored = truth.crowd[:, None] | _outside_sizes(truth.area.astype(np.float64))
-    matched, ignored = _match(boxes, classes, truth, truth_ignored)
-    sizes = boxes.astype(np.float64)[:, 2:] - boxes[:, :2]
-    outside = _outside_sizes(sizes[:, 0] * sizes[:, 1])[:, :, None]
-    ignored |= outside & ~matched
+    pairs = np.nonzero(classes[:, None] == truth.classes)
+    if masks is None:
+        sides = boxes.astype(np.float64)[:, 2:] - boxes[:, :2]
+        areas = sides[:, 0] * sides[:, 1]
+        overlaps = _overlaps(boxes[pairs[0]], truth.boxes[pairs[1]], truth.crowd[pairs[1]])
+    else:
+        drawn = [masks.draw(index) for index in order.tolist()]
+        areas = np.array([mask.area for mask in drawn], np.float64)
+        overlaps = _overlaps_of_masks(drawn, truth, pairs)
+    matched, ignored = _match(pairs, overlaps, len(boxes), truth.crowd, truth_ignored)
+    ignored |= _outside_sizes(areas)[:, :, None] & ~matched
     return ImageMatches(
-        boxes, scores, classes, ranks, matched, ignored, truth.classes, truth_ignored
+        boxes, scores, classes, ranks, matched, ignored, truth.classes, truth_ignored, areas
     )
 
 
@@ -197,6 +210,7 @@ def paired_interval(
 def _equal(one: ImageMatches, other: ImageMatches) -> bool:
     pairs = (
         (one.boxes, other.boxes), (one.scores, other.scores), (one.classes, other.classes),
+        (one.areas, other.areas), (one.matched, other.matched),
     )  # fmt: skip
     return all(np.array_equal(*pair) for pair in pairs)
 
@@ -216,19 +230,21 @@ def _outside_sizes(areas: Floats) -> Bools:
 
 
 def _match(
-    boxes: NDArray[np.float32], classes: NDArray[np.int32], truth: TrueBoxes, truth_ignored: Bools
+    pairs: tuple[Integers, ...], overlaps: Floats, count: int, crowd: Bools, truth_ignored: Bools
 ) -> tuple[Bools, Bools]:
-    """Return whether each detection is matched, and whether its object is ignored."""
-    rows, objects = np.nonzero(classes[:, None] == truth.classes)
-    overlaps = _overlaps(boxes[rows], truth.boxes[objects], truth.crowd[objects])
+    """Return whether each of `count` detections is matched, and whether its object is ignored.
+
+    `pairs` are rows of detections and the objects of the same class.
+    """
+    rows, objects = pairs
     near = overlaps >= IOU_THRESHOLDS[0]
     rows, objects, overlaps = rows[near], objects[near], overlaps[near]
     # The object that overlaps most comes first; of equal ones pycocotools takes the last.
     order = np.lexsort((-objects, -overlaps, rows))
     rows, objects, overlaps = rows[order], objects[order], overlaps[order]
-    matched = np.zeros((len(boxes), _SETTINGS), np.bool_)
-    ignored = np.zeros((len(boxes), _SETTINGS), np.bool_)
-    taken = np.zeros((_SETTINGS, len(truth.boxes)), np.bool_)
+    matched = np.zeros((count, _SETTINGS), np.bool_)
+    ignored = np.zeros((count, _SETTINGS), np.bool_)
+    taken = np.zeros((_SETTINGS, len(crowd)), np.bool_)
     is_ignored = np.repeat(truth_ignored.T, len(IOU_THRESHOLDS), axis=0)
     settings = np.arange(_SETTINGS)
     edges = [*np.flatnonzero(np.diff(rows, prepend=-1)).tolist(), len(rows)]
@@ -237,13 +253,13 @@ def _match(
         free = overlaps[start:stop] >= _THRESHOLD_OF_SETTING[:, None]
         free &= ~taken[:, candidates]
         counting = free & ~is_ignored[:, candidates]
-        choice = np.where(counting.any(axis=1)[:, None], counting, free)
+        choice = np.where(counting.any(axis=1, keepdims=True), counting, free)
         hit, best = choice.any(axis=1), candidates[choice.argmax(axis=1)]
         matched[row] = hit
         ignored[row] = hit & is_ignored[settings, best]
         # Any number of detections may lie in a crowd.
-        taken[settings, best] |= hit & ~truth.crowd[best]
-    shape = (len(boxes), len(AREA_RANGES), len(IOU_THRESHOLDS))
+        taken[settings, best] |= hit & ~crowd[best]
+    shape = (count, len(AREA_RANGES), len(IOU_THRESHOLDS))
     return matched.reshape(shape), ignored.reshape(shape)
 
 
@@ -256,6 +272,21 @@ def _overlaps(boxes: NDArray[np.float32], objects: NDArray[np.float32], crowd: B
     union = area + np.where(crowd, 0.0, np.prod(other[:, 2:] - other[:, :2], axis=1) - shared)
     overlaps: Floats = np.divide(shared, union, out=np.zeros_like(shared), where=shared > 0)
     return overlaps
+
+
+def _overlaps_of_masks(
+    drawn: Sequence[PixelMask], truth: TrueBoxes, pairs: tuple[Integers, ...]
+) -> Floats:
+    """Return the IoU of masks in pairs of a row and an object; objects without a pair are not drawn."""
+    if truth.masks is None:
+        raise ValueError("masks are compared with those of the truth, which has none")
+    rows, objects = pairs
+    true = {index: truth.masks.draw(index) for index in np.unique(objects).tolist()}
+    return mask_overlaps(
+        [drawn[row] for row in rows.tolist()],
+        [true[index] for index in objects.tolist()],
+        truth.crowd[objects],
+    )
 
 
 def _class_count(matches: Sequence[ImageMatches]) -> int:

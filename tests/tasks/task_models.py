@@ -90,6 +90,31 @@ def detector(batch: str | int = "N", outlier: float = 1.0) -> ir.Model:
     return _named(from_text(DETECTOR.replace("BATCH", str(batch)), **weights, **constants))
 
 
+# DETECTOR with a mask of each object: one prototype, where a pixel is bright, and a coefficient
+# that is the same for all masks but for its size.
+MASKED = """
+    coefficient, others = Split <axis: int = 1> (boxes, first)
+    output0 = Concat <axis: int = 1> (boxes, scores, coefficient)
+    output1 = Conv (all_features, mask_weight, mask_bias)
+}
+"""
+
+
+def instance_segmenter() -> ir.Model:
+    """Return the detector with masks of the squares, in the form of YOLO."""
+    plain = detector()
+    text = DETECTOR.replace("BATCH", "N").replace("7, 84", "8, 84")
+    text = text.replace("output0)", "output0, float[N, 1, 64, 64] output1)", 1)
+    text = text[: text.index("    output0 = ")] + MASKED
+    weights: dict[str, NDArray[np.generic]] = {
+        name: np.asarray(constant_array(value)) for name, value in plain.graph.initializers.items()
+    }
+    weights |= {"first": np.array([1, 3], np.int64)}
+    weights["mask_weight"] = np.array([1, 1, 1, 0, 0, 0, 0, 0], np.float32).reshape(1, 8, 1, 1)
+    weights["mask_bias"] = np.array([-0.35], np.float32)
+    return _named(from_text(text, **weights))
+
+
 # The boxes of DETECTOR relative to a second input, as RT-DETR has it, without what it suppresses.
 SIZED = """
     shares = Div (boxes, whole)
