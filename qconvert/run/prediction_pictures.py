@@ -20,7 +20,7 @@ from qconvert.tasks.predictions import ClassMap, Detections
 MAX_VARIANTS, PICTURES_OF_VARIANT = 2, 6
 PANEL, GAP = 320, 8
 SHARED_COLOUR, LOST_COLOUR, NEW_COLOUR = (80, 200, 120), (230, 40, 60), (255, 150, 0)
-MASK_OPACITY = 0.5
+MASK_OPACITY, OBJECT_OPACITY = 0.5, 0.4
 
 
 def draw_changed_predictions(
@@ -83,14 +83,32 @@ def _draw(
     if isinstance(before, Detections) and isinstance(after, Detections):
         shared = agreement(before, after)
         sides = ((before, shared.lost, LOST_COLOUR), (after, shared.new, NEW_COLOUR))
-        for panel, (detections, alone, colour) in zip(panels, sides, strict=True):
-            _draw_boxes(panel, detections, scale, alone, colour, classes)
+        for number, (detections, alone, colour) in enumerate(sides):
+            panels[number] = _shade_objects(small, detections, alone, colour)
+            _draw_boxes(panels[number], detections, scale, alone, colour, classes)
     elif isinstance(before, ClassMap) and isinstance(after, ClassMap):
         panels = [_blend(small, prediction) for prediction in (before, after)]
     whole = Image.new("RGB", (2 * size[0] + GAP, size[1]), (255, 255, 255))
     for number, panel in enumerate(panels):
         whole.paste(panel, (number * (size[0] + GAP), 0))
     return whole
+
+
+def _shade_objects(
+    panel: Image.Image, detections: Detections, alone: Sequence[int], colour: tuple[int, int, int]
+) -> Image.Image:
+    """Return a copy of the panel under the masks of the detections, if they have any."""
+    if detections.masks is None:
+        return panel.copy()
+    pixels = np.array(panel, np.float32)
+    frame = detections.masks.frame
+    for index in np.flatnonzero(detections.scores >= MIN_SCORE).tolist():
+        mask = detections.masks.draw(index).on_picture((frame.width, frame.height))
+        image = Image.fromarray(mask.astype(np.uint8))
+        inside = np.asarray(image.resize(panel.size, Image.Resampling.NEAREST)) > 0
+        ink = np.array(colour if index in alone else SHARED_COLOUR, np.float32)
+        pixels[inside] += OBJECT_OPACITY * (ink - pixels[inside])
+    return Image.fromarray(pixels.round().astype(np.uint8))
 
 
 def _draw_boxes(

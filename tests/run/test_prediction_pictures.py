@@ -1,5 +1,6 @@
 """Pictures of predictions that changed: which are drawn, and what they show."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from qconvert.images.frames import Frame
 from qconvert.run.prediction_pictures import LOST_COLOUR, NEW_COLOUR, PANEL, SHARED_COLOUR
 from qconvert.run.prediction_pictures import _draw as draw
+from qconvert.tasks.instance_masks import PrototypeMasks
 from qconvert.tasks.predictions import ClassMap, Detections
 
 SIZE = (40, 20)
@@ -56,6 +58,22 @@ def test_lost_boxes_are_red_on_the_left_and_new_ones_orange_on_the_right(picture
 def test_boxes_of_low_scores_are_not_drawn(picture: Path) -> None:
     few = detections((2, 8, 10, 18), score=0.2)
     assert not colours(draw(picture, few, few, [])) & {SHARED_COLOUR, LOST_COLOUR, NEW_COLOUR}
+
+
+def test_masks_of_objects_are_shaded_in_the_colour_of_their_boxes(picture: Path) -> None:
+    box = np.array([[10, 4, 30, 16]], np.float32)
+    sums = np.full((1, *SIZE[::-1]), -1, np.float32)
+    sums[:, :, 20:] = 1  # the right half of the picture
+    masks = PrototypeMasks(np.ones((1, 1), np.float32), sums, box, Frame(*SIZE, *SIZE))
+    seen = replace(detections((10, 4, 30, 16)), masks=masks)
+    for after, colour in ((seen, SHARED_COLOUR), (detections(), LOST_COLOUR)):
+        pixels = np.asarray(halves(draw(picture, seen, after, []))[0]).astype(int)
+        shade = (np.array((128, 128, 128)) * 0.6 + np.array(colour) * 0.4).round().astype(int)
+        scale = PANEL // SIZE[0]
+        inside = pixels[8 * scale : 14 * scale, 22 * scale : 28 * scale]
+        assert (inside == shade).all()
+        outside = pixels[8 * scale : 14 * scale, 12 * scale : 18 * scale]
+        assert (outside == 128).all()
 
 
 def test_masks_cover_the_pixels_of_their_class_alone(picture: Path) -> None:
