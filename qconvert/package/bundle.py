@@ -22,6 +22,7 @@ from qconvert.run import context, targets
 from qconvert.run.heads import find_head
 from qconvert.run.run_folder import HEAD_FILE, RunFolder, head_text
 from qconvert.run.targets import Run
+from qconvert.tasks.decoders import has_object_masks
 from qconvert.tasks.heads import Head
 from qconvert.tasks.user_decoder import USER_LAYOUT
 
@@ -194,7 +195,10 @@ def write_documents(
     if bundle.head is not None:
         (folder / HEAD_FILE).write_text(head_text(bundle.head), encoding="utf-8")
         head_line = sanitize_text(f"`{bundle.head.decoder}`: {bundle.head.text}")
-        parts.append(escape_text(f"Its outputs are read by {head_line} (`{HEAD_FILE}`).") + "\n")
+        sentence = f"Its outputs are read by {head_line} (`{HEAD_FILE}`)."
+        if has_object_masks(bundle.head):
+            sentence += " The script reads boxes alone, without the masks of the objects."
+        parts.append(escape_text(sentence) + "\n")
     notes = (*bundle.notes, *notes)
     parts += [escape_text(f"{note[:1].upper()}{note[1:]}.") + "\n" for note in notes]
     (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
