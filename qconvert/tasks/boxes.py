@@ -3,6 +3,7 @@
 Boxes are float32 [n, 4], xyxy. Everything here takes the arrays of one picture.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,19 @@ class Candidates:
     dropped: int = 0
     coefficients: Floats | None = None
     prototypes: Floats | None = None
+
+
+def with_prototypes(
+    results: list[Candidates], prototypes: Sequence[NDArray[np.generic]]
+) -> list[Candidates]:
+    """Return the candidates of pictures with an array of the prototypes of each, if there is one."""
+    if not prototypes:
+        return results
+    pairs = zip(results, np.asarray(prototypes[0], np.float32), strict=True)
+    return [
+        Candidates(own.boxes, own.scores, own.classes, own.dropped, own.coefficients, maps)
+        for own, maps in pairs
+    ]
 
 
 def sigmoid(values: Floats) -> Floats:

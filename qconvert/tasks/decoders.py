@@ -85,7 +85,8 @@ def _takes() -> list[str]:
 
 def has_object_masks(head: Head) -> bool:
     """Return whether the detections of a head have masks."""
-    return head.layout in PROTOTYPE_LAYOUTS and len(head.outputs) > 1
+    has_prototypes = head.layout in PROTOTYPE_LAYOUTS and len(head.outputs) > 1
+    return has_prototypes or bool(head.options.get("masks"))
 
 
 def decode(outputs: Tensors, head: Head, frames: Sequence[Frame]) -> list[Prediction]:

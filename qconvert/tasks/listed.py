@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvert.tasks.boxes import Candidates, corners_of, list_objects, unit_of
+from qconvert.tasks.boxes import Candidates, corners_of, list_objects, unit_of, with_prototypes
 from qconvert.tasks.heads import (
     Arrays,
     Decoder,
@@ -28,12 +28,18 @@ def object_lists(
     y_first: bool,
     normalized: bool,
     first_class: int,
+    masks: bool = False,
 ) -> list[Candidates]:
     """Read boxes [N, K, 4], scores [N, K], classes [N, K] and, if there is one, a count [N].
 
     Lists without a first axis are those of one picture. With `y_first` the boxes are y1, x1, y2, x2.
     `first_class` is the number of the first class; lower ones are a background and are left out.
+    The fourth array may be `masks` instead, of one picture: probabilities [K, 1, h, w] of the
+    input's pixels.
     """
+    # A map of its own for each object: one of them has the weight 1.
+    prototypes = [arrays[3].swapaxes(0, 1).astype(np.float32) - 0.5] if masks else []
+    arrays = arrays[:3] if masks else arrays
     if arrays[0].ndim == 2:
         arrays = [array[None] for array in arrays]
     unit = unit_of(size, normalized)
@@ -47,10 +53,13 @@ def object_lists(
         corners = (corners[:, [1, 0, 3, 2]] if y_first else corners) * unit
         numbers = np.asarray(classes[:count], np.float32) - first_class
         objects = ~(numbers < 0)
+        own = np.eye(len(objects), dtype=np.float32)[objects] if masks else None
         results.append(
-            list_objects(corners[objects], scores[:count][objects], numbers[objects], threshold)
+            list_objects(
+                corners[objects], scores[:count][objects], numbers[objects], threshold, own
+            )
         )
-    return results
+    return with_prototypes(results, prototypes)
 
 
 def indexed_rows(arrays: Arrays, size: tuple[int, int], threshold: float) -> list[Candidates]:
@@ -148,14 +157,26 @@ def _fit_lists(sample: Sample) -> Head | None:
         "normalized": from_tensorflow or are_normalized(array),
         "first_class": int(starts_at_one),
     }
+    masks = _full_masks(sample, len(array)) if array.ndim == 2 else []
+    options |= {"masks": True} if masks else {}
     unit = "normalized" if from_tensorflow else unit_text(array)
     text = (
         f"boxes `{name}` {batch_shape(array)} {unit}, scores `{scores_name}`, "
         f"classes `{classes_name}` from {int(starts_at_one)}"
     )
-    return Head(
-        "boxes", "object_lists", (name, scores_name, classes_name, *counts[:1]), text, options
-    )
+    text += f", masks `{masks[0]}`" if masks else ""
+    names = (name, scores_name, classes_name, *counts[:1], *masks[:1])
+    return Head("boxes", "object_lists", names, text, options)
+
+
+def _full_masks(sample: Sample, count: int) -> list[str]:
+    """Return the outputs of a mask [count, 1, h, w] for each object, in pixels of the input."""
+    shape = (count, 1, *sample.size[::-1])
+    return [
+        name
+        for name, array in sample.select(4).items()
+        if array.shape == shape and are_probabilities(array)
+    ]
 
 
 def _find_classes(lists: dict[str, NDArray[Any]]) -> str:
@@ -187,7 +208,7 @@ BOXES = Decoder(
     "boxes",
     "detect",
     "boxes [N, K, 4] with scores [N, K], classes [N, K] and perhaps a count [N, 1] (EfficientNMS, "
-    "TensorFlow); the same without N (torchvision); the indices [n, 3] of NonMaxSuppression with "
+    "TensorFlow); the same without N, perhaps with masks [K, 1, h, w] of the input (torchvision); the indices [n, 3] of NonMaxSuppression with "
     "its boxes [N, A, 4] and scores [N, C, A]; rows [n, 7] of picture, box, class, score",
     fit_listed,
 )

@@ -20,6 +20,7 @@ from qconvert.tasks.boxes import (
     sigmoid,
     softmax,
     unit_of,
+    with_prototypes,
 )
 from qconvert.tasks.heads import (
     Arrays,
@@ -80,23 +81,12 @@ def yolo(
         boxes = corners_of(values[:, :2] * unit[:2], values[:, 2:4] * unit[:2])
         own = coefficients_of(values, 4 + objectness + classes, arrays)
         results.append(select(boxes, scores, threshold, logits and not objectness, own))
-    return with_prototypes(results, arrays)
+    return with_prototypes(results, arrays[1:])
 
 
 def coefficients_of(rows: Floats, start: int, arrays: Arrays) -> Floats | None:
     """Return the columns of masks from `start` on, None without a second array of prototypes."""
     return rows[:, start : start + arrays[1].shape[1]] if len(arrays) > 1 else None
-
-
-def with_prototypes(results: list[Candidates], arrays: Arrays) -> list[Candidates]:
-    """Return the candidates of pictures with the prototypes of their masks, if there are any."""
-    if len(arrays) < 2:
-        return results
-    pairs = zip(results, np.asarray(arrays[1], np.float32), strict=True)
-    return [
-        Candidates(own.boxes, own.scores, own.classes, own.dropped, own.coefficients, prototypes)
-        for own, prototypes in pairs
-    ]
 
 
 def yolox(
@@ -175,7 +165,7 @@ def finished_rows(
         rows = np.asarray(picture, np.float32)
         own = coefficients_of(rows, 6, arrays)
         results.append(list_objects(rows[:, :4] * unit, rows[:, 4], rows[:, 5], threshold, own))
-    return with_prototypes(results, arrays)
+    return with_prototypes(results, arrays[1:])
 
 
 def joint_scores(

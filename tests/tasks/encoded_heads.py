@@ -357,6 +357,13 @@ def torchvision_lists(batch: Sequence[Objects]) -> Tensors:
     }
 
 
+def torchvision_masks(batch: Sequence[Objects]) -> Tensors:
+    lists_of_picture = torchvision_lists(batch)
+    count = len(np.asarray(lists_of_picture["scores"]))
+    masks = np.random.default_rng(0).random((count, 1, *SIZE[::-1])).astype(np.float32)
+    return lists_of_picture | {"masks": masks}
+
+
 def yolo_v7_rows(batch: Sequence[Objects]) -> Tensors:
     rows = [
         [index, *box, number, score]
@@ -443,6 +450,7 @@ HEADS: dict[str, tuple[str, str, Callable[[Sequence[Objects]], Tensors]]] = {
     "D-FINE": ("boxes", "object_lists", d_fine),
     "TensorFlow": ("boxes", "object_lists", tensorflow),
     "torchvision": ("boxes", "object_lists", torchvision_lists),
+    "torchvision, masks": ("boxes", "object_lists", torchvision_masks),
     "v7": ("boxes", "indexed_rows", yolo_v7_rows),
     "NonMaxSuppression": ("boxes", "nms_indices", onnx_nms),
     "CenterNet": ("centers", "center_maps", center_net),

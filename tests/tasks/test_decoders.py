@@ -26,7 +26,7 @@ def detections(outputs: Tensors, head: Head, batch: list[Objects]) -> list[Detec
 
 # torchvision's lists are those of one picture.
 BATCHES = [(family, 1) for family in HEADS]
-BATCHES += [(family, 3) for family in HEADS if family != "torchvision"]
+BATCHES += [(family, 3) for family in HEADS if "torchvision" not in family]
 
 
 @pytest.mark.parametrize(("family", "pictures"), BATCHES)

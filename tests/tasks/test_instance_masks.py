@@ -19,7 +19,7 @@ from qconvert.tasks.heads import Sample
 from qconvert.tasks.instance_masks import PrototypeMasks, mask_overlaps
 from qconvert.tasks.predictions import Detections
 from qconvert.tasks.task import TaskScores
-from tests.tasks.encoded_heads import HEADS, SIZE, batch_of, centred
+from tests.tasks.encoded_heads import HEADS, SIZE, batch_of, centred, random_objects
 from tests.tasks.mask_pictures import cropped, random_mask_pictures, run_lengths, truth_with_masks
 
 # A picture of 64 x 40 in an input of 128 x 96: twice as large, and 8 rows further down.
@@ -121,6 +121,23 @@ def test_coefficients_stay_with_their_boxes(family: str) -> None:
             assert (result.masks.coefficients[index] == rows[row, -8:]).all()
         assert (result.masks.prototypes == outputs["output1"][number]).all()
         assert len(result.first(2).masks or ()) == min(2, len(result))
+
+
+def test_masks_of_torchvision_are_those_of_their_boxes() -> None:
+    objects = random_objects(Frame(*SIZE, *SIZE), 4, seed=3)
+    outputs = HEADS["torchvision, masks"][2]([objects])
+    # In another order, so that boxes and masks are sorted by score.
+    outputs = {name: np.asarray(array)[::-1] for name, array in outputs.items()}
+    _, head = find_decoder(Sample(outputs, SIZE))
+    assert head.text.endswith("masks `masks`")
+    (result,) = decode(outputs, head, [objects.frame])
+    assert isinstance(result, Detections)
+    assert result.masks is not None
+    for index, box in enumerate(objects.boxes):
+        y, x = np.indices(SIZE[::-1]) + 0.5
+        inside = (x > box[0]) & (x < box[2]) & (y > box[1]) & (y < box[3])
+        own = np.asarray(outputs["masks"])[::-1][index, 0] > 0.5
+        assert (result.masks.draw(index).on_picture(SIZE) == (inside & own)).all()
 
 
 def test_other_maps_are_no_prototypes() -> None:
