@@ -3,7 +3,6 @@
 Boxes are float32 [n, 4], xyxy. Everything here takes the arrays of one picture.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,12 +37,12 @@ class Candidates:
 
 
 def with_prototypes(
-    results: list[Candidates], prototypes: Sequence[NDArray[np.generic]]
+    results: list[Candidates], prototypes: NDArray[np.generic] | None
 ) -> list[Candidates]:
-    """Return the candidates of pictures with an array of the prototypes of each, if there is one."""
-    if not prototypes:
+    """Return the candidates of pictures with the prototypes [N, k, h, w] of each, if there are any."""
+    if prototypes is None:
         return results
-    pairs = zip(results, np.asarray(prototypes[0], np.float32), strict=True)
+    pairs = zip(results, np.asarray(prototypes, np.float32), strict=True)
     return [
         Candidates(own.boxes, own.scores, own.classes, own.dropped, own.coefficients, maps)
         for own, maps in pairs

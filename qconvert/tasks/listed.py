@@ -38,7 +38,7 @@ def object_lists(
     input's pixels.
     """
     # A map of its own for each object: one of them has the weight 1.
-    prototypes = [arrays[3].swapaxes(0, 1).astype(np.float32) - 0.5] if masks else []
+    prototypes = arrays[3].swapaxes(0, 1).astype(np.float32) - 0.5 if masks else None
     arrays = arrays[:3] if masks else arrays
     if arrays[0].ndim == 2:
         arrays = [array[None] for array in arrays]

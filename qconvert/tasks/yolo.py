@@ -81,7 +81,7 @@ def yolo(
         boxes = corners_of(values[:, :2] * unit[:2], values[:, 2:4] * unit[:2])
         own = coefficients_of(values, 4 + objectness + classes, arrays)
         results.append(select(boxes, scores, threshold, logits and not objectness, own))
-    return with_prototypes(results, arrays[1:])
+    return with_prototypes(results, arrays[1] if len(arrays) > 1 else None)
 
 
 def coefficients_of(rows: Floats, start: int, arrays: Arrays) -> Floats | None:
@@ -165,7 +165,7 @@ def finished_rows(
         rows = np.asarray(picture, np.float32)
         own = coefficients_of(rows, 6, arrays)
         results.append(list_objects(rows[:, :4] * unit, rows[:, 4], rows[:, 5], threshold, own))
-    return with_prototypes(results, arrays[1:])
+    return with_prototypes(results, arrays[1] if len(arrays) > 1 else None)
 
 
 def joint_scores(
