@@ -47,6 +47,8 @@ TASK_SCORES = {
     "segment": ("miou", "dice", "pixel_accuracy"),
     "embed": ("recall1", "recall5", "cosine"),
 }
+# More do not fit into 80 columns beside the change and the agreement.
+MAX_TASK_SCORES = 5
 UNLABELLED_SCORES = ("agreement", "sqnr_db", "kl", "cosine")
 
 
@@ -248,8 +250,8 @@ def _labelled_scores(accuracies: Sequence[Accuracy]) -> Sequence[str]:
     task = next((accuracy.task for accuracy in accuracies), "classify")
     if task == "classify" or not names:
         return LABELLED_SCORES
-    shown = [name for name in TASK_SCORES.get(task, names) if name in names] or list(names)
-    return (*shown, "change_pp", "agreement")
+    shown = [name for name in TASK_SCORES.get(task, ()) if name in names][:MAX_TASK_SCORES]
+    return (*(shown or names), "change_pp", "agreement")
 
 
 def _format_of(name: str) -> Callable[[float], str]:

@@ -58,7 +58,7 @@ def test_run_reports_masks_and_its_package_says_that_it_reads_boxes(
     limit = ("--set", "gate.max-drop=100")
     outcome = qconvert("build", "masks.onnx", *paths, *OPTIONS, *limit)
     assert outcome.code == 0, outcome.err
-    assert "mask mAP" in outcome.out
+    assert "mask mAP.50     mAP   mAP.50   mAP.75     change pp" in outcome.out
     report = json.loads(Path("run/report.json").read_text())
     assert {gate["metric"] for gate in report["gates"]} == {"mask mAP"}
     assert qconvert("package", "run", "--format", "onnxruntime", "-o", "pack").code == 0
