@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,13 +85,13 @@ def test_demo_folder_of_another_version_is_refused(qconvert: Command) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("task", "metric", "lowest"), [("detect", "map", 60), ("segment", "miou", 70)]
-)
-def test_demo_of_another_task_is_scored_by_its_metric(
-    qconvert: Command, task: str, metric: str, lowest: float
-) -> None:
-    report = json.loads(shown(qconvert, "--task", task, "--json").out)
+def test_demo_of_another_task_is_scored_by_its_metric(qconvert: Command) -> None:
+    report = json.loads(shown(qconvert, "--task", "detect", "--json").out)
+    require_scored(report, "detect", "map", 60)
+
+
+def require_scored(report: dict[str, Any], task: str, metric: str, lowest: float) -> None:
+    """Require that every engine is scored by the metric of the task, and loses little."""
     assert report["chain"]["images"] == 25
     for variant in report["variants"]:
         accuracy = variant["accuracy"]
