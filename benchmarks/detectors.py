@@ -14,7 +14,6 @@ environment of its own, with `nvidia-modelopt[onnx]`; without it the comparison 
 """
 
 import argparse
-import itertools
 import logging
 import subprocess
 import sys
@@ -163,10 +162,10 @@ def prepare_reference(net: Net, work: Path) -> Reference:
 def read_pictures(
     net: Net, model: Path, pictures: Path, count: int | None = None
 ) -> Iterator[Tensors]:
-    images: Images = open_images(
-        ImageChoice(pictures), onnx_io.inputs(onnx_io.load(model)), net.preprocess
-    )
-    for batch in itertools.islice(images.batches(1), count):
+    """Yield the pictures as inputs; `count` of them are those that qconvert's `--count` takes."""
+    choice = ImageChoice(pictures, count)
+    images: Images = open_images(choice, onnx_io.inputs(onnx_io.load(model)), net.preprocess)
+    for batch in images.batches(1):
         yield batch.feeds
 
 
