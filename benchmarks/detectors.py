@@ -101,7 +101,9 @@ def main(words: Sequence[str] = ()) -> None:
     parser.add_argument(
         "--rounds", type=int, default=SPEED_ROUNDS, help="of the clock; 0: no speed"
     )
+    parser.add_argument("--threads", type=int, default=THREADS, help="of the clock")
     parser.add_argument("--ours", action="store_true", help="only qconvert's files")
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     arguments = parser.parse_args(words)
     logging.getLogger().setLevel(logging.ERROR)  # ORT's advice is about graphs not cleaned yet
     if not EVALUATION.is_dir():
@@ -112,27 +114,29 @@ def main(words: Sequence[str] = ()) -> None:
         for name in names:
             work = (arguments.work or Path(folder)) / name.replace(" ", "-")
             reference = prepare_reference(NETS[name], work)
-            files = quantize_with_qconvert(reference)
+            files = quantize_with_qconvert(reference, arguments.backends)
             if not arguments.ours:
                 files |= quantize_with_ort(reference)
                 files |= quantize_with_modelopt(reference, arguments.modelopt)
-            print_table(name, reference, files, arguments.rounds)
+            rounds, threads = arguments.rounds, arguments.threads
+            speeds = speedups(reference, files, rounds, threads) if rounds else {}
+            print_table(name, reference, files, speeds)
 
 
-def print_table(name: str, reference: Reference, files: Mapping[str, Path], rounds: int) -> None:
+def print_table(
+    name: str, reference: Reference, files: Mapping[str, Path], speeds: Mapping[str, float]
+) -> None:
     """Compare the files with FP32, and print the table and the verdict."""
     scores = {file: score_file(path, reference) for file, path in files.items()}
-    speeds = speedups(reference, files, rounds) if rounds else {}
     count = sum((boxes.scores >= MIN_SCORE).sum() for boxes in reference.boxes)
-    print(f"\n{name}: {count} boxes of FP32 in {len(reference.feeds)} pictures", end="")
-    print(f", {THREADS} threads; {int8_class()}")
+    print(f"\n{name}: {count} boxes of FP32 in {len(reference.feeds)} pictures; {int8_class()}")
     print(f"{'file':28}{'MB':>6}{'agrees':>9}{'boxes':>7}{'pixels':>8}{'score':>8}{'speed':>8}")
     for file, score in scores.items():
         row = f"{file:28}{score.megabytes:6.2f}{score.agrees:8.1f}%{score.boxes:7}"
         speed = f"{speeds[file]:7.2f}x" if file in speeds else ""
         print(f"{row}{score.pixels:8.2f}{score.scores:8.4f}{speed}", flush=True)
     peers = [score.agrees for file, score in scores.items() if "qconvert" not in file]
-    for backend in BACKENDS:
+    for backend in (name for name in BACKENDS if f"qconvert {name}" in scores):
         ours = scores[f"qconvert {backend}"].agrees
         claims = {
             f"agrees on {MIN_AGREEMENT} %": ours >= MIN_AGREEMENT,
@@ -169,9 +173,9 @@ def read_pictures(
         yield batch.feeds
 
 
-def quantize_with_qconvert(reference: Reference) -> dict[str, Path]:
+def quantize_with_qconvert(reference: Reference, backends: Sequence[str]) -> dict[str, Path]:
     files = {}
-    for backend in BACKENDS:
+    for backend in backends:
         path = reference.model.with_name(f"qconvert-{backend}.onnx")
         if not path.exists():
             command = ["-m", "qconvert", "quantize", reference.model, "-o", path]
@@ -240,12 +244,12 @@ def quantize_with_modelopt(reference: Reference, python: Path) -> dict[str, Path
     return {"ModelOpt": path}
 
 
-def open_file(path: Path) -> RunOutputs:
+def open_file(path: Path, threads: int = THREADS) -> RunOutputs:
     """Open a file with ONNX Runtime as a user would; TensorRT's scheme runs node by node."""
     options = onnxruntime.SessionOptions()
     unfused = has_float_biases(onnx_io.load(path))
     options.add_session_config_entry("session.disable_quant_qdq", str(int(unfused)))
-    options.intra_op_num_threads = THREADS
+    options.intra_op_num_threads = threads
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda feeds: session.run(None, feeds)
@@ -284,7 +288,9 @@ def match_boxes(first: Boxes, second: Boxes) -> tuple[list[int], list[int]]:
     return pairs
 
 
-def speedups(reference: Reference, files: Mapping[str, Path], rounds: int) -> dict[str, float]:
+def speedups(
+    reference: Reference, files: Mapping[str, Path], rounds: int, threads: int
+) -> dict[str, float]:
     """Return how many times faster than FP32 the files in a scheme of the CPU are."""
     paths = {"FP32": reference.model, **files}
     paths = {
@@ -293,7 +299,7 @@ def speedups(reference: Reference, files: Mapping[str, Path], rounds: int) -> di
         if name == "FP32" or not has_float_biases(onnx_io.load(path))
     }
     name = next(iter(reference.feeds[0]))
-    runs = {file: open_file(path) for file, path in paths.items()}
+    runs = {file: open_file(path, threads) for file, path in paths.items()}
     runners = {file: (lambda images, run=run: run({name: images})[0]) for file, run in runs.items()}
     seconds = best_seconds(runners, np.asarray(reference.feeds[0][name]), rounds)
     return {file: seconds["FP32"] / seconds[file] for file in seconds if file != "FP32"}
