@@ -23,6 +23,7 @@ from qconvert.measure.output_error import (
     sqnr_from_powers,
     to_probabilities,
 )
+from qconvert.tasks.bootstrap import paired_change
 from qconvert.tasks.task import ClassShift, Task, TaskScores
 
 # The name of FP32 among the engines of a run.
@@ -321,20 +322,6 @@ def without_comparisons(accuracy: Accuracy, notes: Sequence[str] = ()) -> Accura
         pictures=(),
         notes=tuple(n for n in accuracy.notes if n not in (*notes, IDENTICAL)),
     )
-
-
-def paired_change(lost: int, won: int, images: int) -> tuple[float, float]:
-    """Return a change of top-1 in percentage points, and half the width of its 95 % interval.
-
-    `lost` images were right only before, `won` only after. It is the adjusted Wald interval for
-    paired proportions (Bonett and Price 2012): one lost and one won image are added to the counts.
-    So it has a width where no prediction changed, covers 95 % from some dozens of images on, and
-    approaches the usual one for many.
-    """
-    count = images + 2
-    losing, winning = (lost + 1) / count, (won + 1) / count
-    variance = (losing + winning - (winning - losing) ** 2) / count
-    return 100 * (won - lost) / images, 196 * math.sqrt(variance)
 
 
 def _compare(pairs: Sequence[tuple[ErrorArray, ErrorArray]], count: int) -> NDArray[np.void]:

@@ -16,6 +16,7 @@ from qconvert.images.listing import ImageEntry
 from qconvert.measure import accuracy
 from qconvert.measure.mixed_result import LossMeasure, PredictionLoss
 from qconvert.measure.output_error import per_image_errors, to_probabilities
+from qconvert.tasks.bootstrap import paired_change
 from qconvert.tasks.reading import Reading
 
 TrialRecord = dict[str, Any]
@@ -161,7 +162,7 @@ def measure_loss(record: TrialRecord, by: LossMeasure) -> PredictionLoss:
     agreement = 100 * (images - changed) / images
     if by in ("top-1", "agreement"):
         lost, won = (len(record["lost"]), len(record["won"])) if by == "top-1" else (changed, 0)
-        change, half_width = accuracy.paired_change(lost, won, images)
+        change, half_width = paired_change(lost, won, images)
         return PredictionLoss(0.0 - change, half_width, by, images, agreement)
     mean = math.fsum(record["given_up"]) / images
     squares = math.fsum(probability * probability for probability in record["given_up"]) + 1

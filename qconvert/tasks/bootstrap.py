@@ -1,4 +1,4 @@
-"""The bootstrap over pictures: how much a change would vary with other pictures of the same kind."""
+"""Intervals of a change over the same images: of counted answers, and by the bootstrap."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -24,3 +24,17 @@ def half_width(changes: Sequence[float], observations: int) -> float:
     """
     variance = float(np.var(changes, ddof=1)) if len(changes) > 1 else 0.0
     return 1.96 * math.sqrt(variance + 2 / (observations + 2) ** 2)
+
+
+def paired_change(lost: int, won: int, images: int) -> tuple[float, float]:
+    """Return a change of correct answers in percentage points, and half its 95 % interval.
+
+    `lost` images were right only before, `won` only after. It is the adjusted Wald interval for
+    paired proportions (Bonett and Price 2012): one lost and one won image are added to the counts.
+    So it has a width where no prediction changed, covers 95 % from some dozens of images on, and
+    approaches the usual one for many.
+    """
+    count = images + 2
+    losing, winning = (lost + 1) / count, (won + 1) / count
+    variance = (losing + winning - (winning - losing) ** 2) / count
+    return 100 * (won - lost) / images, 196 * math.sqrt(variance)

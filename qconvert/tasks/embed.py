@@ -9,7 +9,14 @@ from numpy.typing import NDArray
 
 from qconvert.core.errors import QConvertError
 from qconvert.core.tensors import Tensors, output_array
-from qconvert.tasks.embedding_metrics import cosines, mean_cosine, retrieval_change, retrieve
+from qconvert.tasks.bootstrap import paired_change
+from qconvert.tasks.embedding_metrics import (
+    cosines,
+    mean_cosine,
+    nearest_neighbours,
+    retrieval_change,
+    retrieve,
+)
 from qconvert.tasks.task import Task, TaskScores
 
 METRICS = {"recall1": "recall@1", "recall5": "recall@5", "cosine": "cosine"}
@@ -53,41 +60,26 @@ def summarize(rows: Sequence[EmbeddingRow]) -> TaskScores:
     cosine = mean_cosine(before, after)
     near = cosines(before, after).tolist()
     by_image = tuple(None if math.isnan(value) else value for value in near)
-    identity = list(range(len(rows)))
-    agreement = _neighbour_agreement(before, after) if len(identity) > 1 else None
+    agreement = None
+    if len(rows) > 1:
+        nearest = [nearest_neighbours(vectors) for vectors in (before, after)]
+        agreement = float(np.mean(nearest[0] == nearest[1]))
     metrics = {} if cosine is None else {"cosine": cosine}
     if all(label is None for label in labels):
         return TaskScores(0, metrics, agreement, by_image=by_image)
     old, new = retrieve(before, labels), retrieve(after, labels)
     if new.recall1 is None or new.recall5 is None or old.recall1 is None:
         return TaskScores(0, metrics, agreement, by_image=by_image)
-    change = retrieval_change(old, new)
+    counts = retrieval_change(old, new)
+    change, half_width = paired_change(counts.lost, counts.won, counts.queries)
     return TaskScores(
-        change.queries,
+        counts.queries,
         {"recall1": new.recall1, "recall5": new.recall5, **metrics},
         agreement,
-        new.recall1 - old.recall1,
-        _half_width(change.lost, change.won, change.queries),
+        change / 100,
+        half_width / 100,
         by_image,
     )
-
-
-def _half_width(lost: int, won: int, queries: int) -> float:
-    """Return half the 95 % interval of a change of proportions, as for top-1 (`paired_change`)."""
-    total = queries + 2
-    losing, winning = (lost + 1) / total, (won + 1) / total
-    return 1.96 * math.sqrt((losing + winning - (winning - losing) ** 2) / total)
-
-
-def _neighbour_agreement(before: NDArray[np.float32], after: NDArray[np.float32]) -> float:
-    nearest = []
-    for vectors in (before, after):
-        with np.errstate(invalid="ignore", divide="ignore"):
-            unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        similarity = np.nan_to_num(unit @ unit.T, nan=-2.0)
-        np.fill_diagonal(similarity, -np.inf)
-        nearest.append(similarity.argmax(axis=1))
-    return float(np.mean(nearest[0] == nearest[1]))
 
 
 EMBED = Task(

@@ -46,7 +46,7 @@ class Retrieval:
 class RetrievalChange:
     """Images whose nearest neighbour was right only before, or only after, of all that count.
 
-    `measure.accuracy.paired_change` makes the change and its interval of these numbers.
+    `bootstrap.paired_change` makes the change and its interval of these numbers.
     """
 
     lost: int
@@ -86,6 +86,25 @@ def retrieval_change(before: Retrieval, after: Retrieval) -> RetrievalChange:
     """Return how the nearest neighbours of the same images changed."""
     lost, won = before.right1 & ~after.right1, after.right1 & ~before.right1
     return RetrievalChange(int(lost.sum()), int(won.sum()), len(before.queries))
+
+
+def nearest_neighbours(embeddings: NDArray[Any]) -> NDArray[np.intp]:
+    """Return the index of the nearest other image of each, by cosine; of equal ones the first.
+
+    Images without a direction are nearest to none, and to the first other image themselves.
+    """
+    vectors = _unit_rows(embeddings)
+    usable: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(vectors), axis=1)
+    vectors = np.where(usable[:, None], vectors, 0.0)
+    nearest = np.zeros(len(vectors), np.intp)
+    for start in range(0, len(vectors), _BLOCK):
+        rows = np.arange(start, min(start + _BLOCK, len(vectors)))
+        similarity = vectors[rows] @ vectors.T
+        similarity[:, ~usable] = -2.0
+        similarity[~usable[rows]] = -2.0
+        similarity[np.arange(len(rows)), rows] = -np.inf
+        nearest[rows] = similarity.argmax(axis=1)
+    return nearest
 
 
 def cosines(reference: NDArray[Any], embeddings: NDArray[Any]) -> NDArray[np.float64]:

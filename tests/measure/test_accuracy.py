@@ -24,10 +24,10 @@ from qconvert.measure.accuracy import (
     ImageScores,
     fp32_accuracy,
     join_scores,
-    paired_change,
     score_batch,
     summarize_accuracy,
 )
+from qconvert.tasks.bootstrap import paired_change
 from qconvert.tasks.task import ClassShift
 
 Floats = NDArray[np.float32]

@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from qconvert.tasks.embedding_metrics import cosines, mean_cosine, retrieval_change, retrieve
+from qconvert.tasks.embedding_metrics import (
+    cosines,
+    mean_cosine,
+    nearest_neighbours,
+    retrieval_change,
+    retrieve,
+)
 
 
 def test_recall_is_that_of_a_plain_search() -> None:
@@ -55,3 +61,16 @@ def test_cosine_to_fp32() -> None:
     assert mean_cosine(reference[3:4], embeddings[3:4]) is None
     maps = np.ones((2, 3, 4, 5), np.float32)
     assert mean_cosine(maps, 2 * maps) == pytest.approx(1)
+
+
+def test_nearest_neighbours_are_those_of_a_plain_search_in_any_number_of_blocks() -> None:
+    vectors = np.random.default_rng(3).standard_normal((600, 8)).astype(np.float32)
+    vectors[5], vectors[7] = np.nan, 0.0
+    nearest = nearest_neighbours(vectors)
+    lengths = np.linalg.norm(np.nan_to_num(vectors, nan=1.0), axis=1, keepdims=True)
+    unit = vectors / lengths.clip(1e-9)
+    for row in (0, 4, 255, 256, 511, 512, 599):
+        others = [index for index in range(600) if index not in (row, 5, 7)]
+        assert nearest[row] == others[int(np.argmax(unit[others] @ unit[row]))]
+    assert (nearest[5], nearest[7]) == (0, 0)
+    assert nearest_neighbours(vectors[:2]).tolist() == [1, 0]
