@@ -102,7 +102,7 @@ def _build_and_measure(
     runs = PredictionRuns(folder.model, engines, runs_here)
     if evaluation is not None:
         with _timed(seconds, "evaluate"):
-            scored = score_engines(engines, runs_here, folder.model, evaluation, context)
+            scored = score_engines(runs, evaluation, context)
             chain = measure_chain(runs, evaluation, context)
         scores = scored.scores
         folder.write_classes(evaluation.classes)

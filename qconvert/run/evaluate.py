@@ -1,13 +1,9 @@
 """The job `evaluate`: the outputs of every engine on the same images, read once for all of them."""
 
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
-from qconvert import backends, sources
-from qconvert.backends.base import Engine
-from qconvert.backends.ort import open_cpu
+from qconvert import sources
 from qconvert.calibrate.calibration import load_calibration
 from qconvert.core import onnx_io, tensors
 from qconvert.core.cache import JsonCodec, cached_step
@@ -60,12 +56,12 @@ def evaluate(target: Target, context: JobContext, workers: int | None = None) ->
     if images is None:
         raise UsageError("there are no images", hint="name a folder: `--eval PATH`")
     runs_here = {name: row.runs for name, row in target.available.items()}
-    evaluation = score_engines(target.engines, runs_here, target.reference, images, context)
+    runs = PredictionRuns(target.reference, target.engines, runs_here)
+    evaluation = score_engines(runs, images, context)
     scores = evaluation.scores
     report = report_files.read_report(target)
     # A package prepares images as for calibration, whatever this evaluation does.
     report = replace(report, preprocess=report.preprocess or dict(images.preprocessing))
-    runs = PredictionRuns(target.reference, target.engines, runs_here)
     chain = measure_chain(runs, images, context)
     calibration, evidence = None, report.evidence
     if target.run is not None:
@@ -86,30 +82,22 @@ def evaluate(target: Target, context: JobContext, workers: int | None = None) ->
     return report_files.judge_and_store(report, context.config.gate, target)
 
 
-def score_engines(
-    engines: Mapping[str, Engine],
-    runs_here: Mapping[str, bool],
-    reference: Path,
-    images: Images,
-    context: JobContext,
-) -> Evaluation:
+def score_engines(predictors: PredictionRuns, images: Images, context: JobContext) -> Evaluation:
     """Return the scores of every engine whose graph can run here, and of FP32; cached."""
     end = start_step(context.progress, "evaluate")
-    model, names = onnx_io.load(reference), ", ".join(engines)
+    engines, runs_here = predictors.engines, predictors.runs_here
     ways, machine = [engine_hashes(engines), dict(runs_here)], describe_machine()
-    fingerprint, digest = onnx_io.fingerprint(model), images.digest()
+    fingerprint, digest = onnx_io.fingerprint(predictors.model), images.digest()
     settings = context.config.evaluate
     task = [asdict(task_request(settings)), own_code(settings)]
+    names = ", ".join(engines)
     key = cache_key(names, fingerprint, engines=ways, images=digest, machine=machine, request=task)
 
     def compute() -> Evaluation:
-        runs: dict[str, tensors.RunModel] = {BASELINE: open_cpu(model)}
-        for name, engine in engines.items():
-            if runs_here[name]:
-                runs[name] = backends.load(engine.backend).open(engine).run
-            elif engine.precision != "bf16":
-                runs[name] = open_cpu(onnx_io.load(engine.folder / engine.graph))
-        size = tensors.fixed_batch(onnx_io.inputs(model))
+        # ONNX Runtime's CPU has no kernels for bf16.
+        scored = [n for n, engine in engines.items() if runs_here[n] or engine.precision != "bf16"]
+        runs = {name: predictors.open(name) for name in (BASELINE, *scored)}
+        size = predictors.fixed_batch
         comparison = Comparison(images, task_request(settings), size)
         # While a batch is compared, the next one runs: ONNX Runtime and NumPy let go of Python's lock.
         with ThreadPoolExecutor(1) as pool:

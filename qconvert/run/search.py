@@ -109,18 +109,14 @@ def search_backend(
     )
 
     def make(folder: Path) -> None:
-        context.progress(Progress("search", "FP32 outputs"))
-        request, evaluation = task_request(config.evaluate), None
-        if evaluation_set is not None:
-            evaluation = make_evaluation_images(inputs, evaluation_set, request)
-        images = make_search_images(inputs, request, evaluation)
+        images, evaluation = _run_fp32(inputs, evaluation_set, context)
         if context.cache.fresh:
             trials.unlink(missing_ok=True)
         space = SearchSpace(
             model,
             find_blocks(model.model, model.plan),
             images,
-            evaluation or images,
+            evaluation,
             open_trials(trials, subject),
             config.search,
             rest,
@@ -138,6 +134,18 @@ def search_backend(
     mix, mixed_plan = MIX.load(entry), entry / PLAN_FILE
     end(mix.why, hit)
     return mix, plan_files.load_plan(mixed_plan) if mixed_plan.is_file() else None
+
+
+def _run_fp32(
+    inputs: BuildInputs, evaluation_set: Images | None, context: RunContext
+) -> tuple[SearchImages, SearchImages]:
+    """Return the images of the search and those of the evaluation, else the same, with outputs."""
+    context.progress(Progress("search", "FP32 outputs"))
+    request, evaluation = task_request(context.config.evaluate), None
+    if evaluation_set is not None:
+        evaluation = make_evaluation_images(inputs, evaluation_set, request)
+    images = make_search_images(inputs, request, evaluation)
+    return images, evaluation or images
 
 
 def _search(space: SearchSpace, folder: Path, context: RunContext) -> None:
