@@ -173,7 +173,8 @@ def fit_ssd(sample: Sample) -> Head | None:
 def fit_detr(sample: Sample) -> Head | None:
     """Return how a DETR is read: at most 1000 boxes, all from 0 to 1, that cannot be corners.
 
-    A background comes last; if it is first, this is an SSD. What the scores are, `score_kind` decides. Labels, boxes and scores are read as `boxes` does.
+    A background comes last; if it is first, this is an SSD. What the scores are, `score_kind`
+    decides. Labels, boxes and scores are read as `boxes` does.
     """
     pair = _find_pair(sample)
     if pair is None:

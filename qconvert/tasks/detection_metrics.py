@@ -1,8 +1,8 @@
 """COCO's metrics of detections: mean average precision and recall, their curve and their interval.
 
-The numbers are those of pycocotools for boxes, or for masks. Libraries return only the totals; here every picture
-is matched once, and its matches serve mAP, the precision-recall curve, the AP of each class and the
-bootstrap over pictures of the change against FP32.
+The numbers are those of pycocotools for boxes, or for masks. Libraries return only the totals; here
+every picture is matched once, and its matches serve mAP, the precision-recall curve, the AP of each
+class and the bootstrap over pictures of the change against FP32.
 
 A detection matches at most one object of its class. Per class and picture the best 100 count, in
 order of their scores: each takes the free object that it overlaps most, if their IoU reaches the

@@ -142,17 +142,15 @@ def _choose(
             raise
         return None
     if task is not None and decoder.task != task:
+        problem = f"the outputs look like those of `--task {decoder.task}` ({head.text})"
+        if request.task is None:
+            raise UsageError(
+                f"the labels are {truth}, but {problem}",
+                hint=f"name labels of that task, or compare without these: `--task {decoder.task}`",
+            )
         fitting = [name for name, entry in DECODERS.items() if entry.task == task]
         hint = f"decoders of `{task}`: {', '.join(fitting)}; name one with `--decode`"
-        if request.task is None:
-            hint = f"name labels of that task, or compare without these: `--task {decoder.task}`"
-        raise UsageError(
-            f"the labels are {truth}, but the outputs look like those of `--task {decoder.task}` "
-            f"({head.text})"
-            if request.task is None
-            else f"the outputs look like those of `--task {decoder.task}` ({head.text})",
-            hint=hint,
-        )
+        raise UsageError(problem, hint=hint)
     # A map of the input's shape may be anything, such as a depth or a restored image.
     if not is_named and decoder.task == "segment":
         return None

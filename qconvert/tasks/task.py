@@ -27,8 +27,9 @@ class TaskScores:
 
     `metrics` are from 0 to 1, those that are defined, `change` is that of the first metric of the
     task, or of `primary` where that is named, against FP32 over the same images, with `half_width`
-    of its 95 % interval, both from 0 to 1 and None without truth. `agreement` is the share of predictions that are FP32's, `by_image`
-    that of each image, None where an image has none. `curve` is the precision at 101 recalls.
+    of its 95 % interval, both from 0 to 1 and None without truth. `agreement` is the share of
+    predictions that are FP32's, `by_image` that of each image, None where an image has none.
+    `curve` is the precision at 101 recalls.
     """
 
     labelled: int
