@@ -75,7 +75,9 @@ def _global_mean(builder: QDQBuilder, node: ir.Node, grid: Grid) -> None:
     builder.graph.insert_before(node, pool)
     (quantizer,) = mean.consumers()
     output = _read_qparams(quantizer, grid)
-    patterns.replace_node(node, "Flatten", [builder.quantize(pool.outputs[0], output)])
+    patterns.replace_node(
+        node, "Flatten", [builder.quantize(pool.outputs[0], output, tensor=str(mean.name))]
+    )
 
 
 FORMS: Mapping[str, Form] = {

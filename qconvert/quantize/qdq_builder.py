@@ -35,8 +35,13 @@ class QDQBuilder:
         node.name = node.outputs[0].name
         return node
 
-    def quantize(self, value: ir.Value, qparams: QuantParams, read_as: float = 1.0) -> ir.Value:
-        """Add Q/DQ right behind a tensor and return their output: `read_as` times the tensor."""
+    def quantize(
+        self, value: ir.Value, qparams: QuantParams, read_as: float = 1.0, tensor: str = ""
+    ) -> ir.Value:
+        """Add Q/DQ right behind a tensor and return their output: `read_as` times the tensor.
+
+        `tensor` is the one of the plan whose parameters these are, by default `value`.
+        """
         name, dtype = str(value.name), ir.DataType[qparams.grid.onnx_dtype.upper()]
         scale = self.constant(qparams.scale, f"{name}_scale")
         zero_point = self.constant(qparams.zero_point.astype(dtype.numpy()), f"{name}_zero_point")
@@ -48,6 +53,7 @@ class QDQBuilder:
             scale = self.constant(qparams.scale * factor, f"{name}_scale_read")
         inputs = [quantize.outputs[0], scale, zero_point]
         dequantize = self.node("DequantizeLinear", inputs, f"{name}_rounded", value.dtype)
+        dequantize.meta["tensor"] = tensor or name  # not written to files
         if (producer := value.producer()) is None:
             self.graph.insert_before(self.graph[0], [quantize, dequantize])
         else:
