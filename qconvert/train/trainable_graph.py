@@ -251,13 +251,13 @@ class _Reader:
         A tensor that an operator only passes on, or sums of tensors with one scale, need no
         requantization, and must not get one.
         """
-        found = {
+        dequantizers = {
             name: node
             for node in self.graph
             if (name := str(node.meta.get("tensor", ""))) in self.plan.tensors
         }
-        for group in _group_by_scale(self.floats, self.plan, found):
-            node = found[group[0]]
+        for group in _group_by_scale(self.floats, self.plan, dequantizers):
+            node = dequantizers[group[0]]
             scale, zero_point = (_constant(node, slot) for slot in (1, 2))
             step, key = float(scale), _key(group[0])
             # A power of two was chosen, not measured.
@@ -328,12 +328,16 @@ class _Reader:
                 self.steps[index].dead.append(name)
 
 
-def _group_by_scale(graph: ir.Graph, plan: Plan, found: Mapping[str, ir.Node]) -> list[list[str]]:
+def _group_by_scale(
+    graph: ir.Graph, plan: Plan, quantized: Mapping[str, ir.Node]
+) -> list[list[str]]:
     """Return the quantized tensors in groups: neighbours of a node that have the same range."""
-    groups: dict[str, list[str]] = {name: [name] for name in found}
+    groups: dict[str, list[str]] = {name: [name] for name in quantized}
     for node in graph:
         values = (*node.inputs, *node.outputs)
-        names = [str(value.name) for value in values if value is not None and value.name in found]
+        names = [
+            str(value.name) for value in values if value is not None and value.name in quantized
+        ]
         for first, second in itertools.pairwise(names):
             if plan.tensors[first] == plan.tensors[second] and groups[first] is not groups[second]:
                 groups[first] += groups[second]
@@ -348,10 +352,10 @@ def _pair_places(node: ir.Node | None, shape: tuple[int, ...]) -> list[tuple[Ten
         return []
     places = np.arange(np.prod(shape)).reshape(shape)
     rows = pairs.kernel_rows(node, places)
-    found = pairs.find_pairs(rows.shape[-1], pairs.input_channels(node, shape))
+    places_of_pairs = pairs.find_pairs(rows.shape[-1], pairs.input_channels(node, shape))
     return [
         (_tensor(rows[..., firsts].reshape(-1)), _tensor(rows[..., seconds].reshape(-1)))
-        for firsts, seconds in found
+        for firsts, seconds in places_of_pairs
     ]
 
 
