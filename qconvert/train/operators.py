@@ -17,6 +17,14 @@ from torch.nn import functional
 from qconvert.core import onnx_io
 from qconvert.core.errors import QConvertError
 from qconvert.graph import patterns
+from qconvert.train.convolutions import (
+    average_pool,
+    check_average_pool,
+    conv,
+    conv_transpose,
+    max_pool,
+)
+from qconvert.train.resize import check_resize, resize
 
 Attributes = Mapping[str, Any]
 Operator = Callable[..., Any]
@@ -33,9 +41,18 @@ TORCH_TYPES = {
     ir.DataType.BOOL: torch.bool,
 }
 
+# Softmax and others meant something else before.
+OLDEST_OPSET = 13
+
 
 def require_operators(model: ir.Model) -> None:
     """Refuse a model with operators that are not in the table, and name them."""
+    if (opset := model.opset_imports.get("", 0)) < OLDEST_OPSET:
+        raise QConvertError(
+            f"this network cannot be trained: its operators are of opset {opset}, before "
+            f"{OLDEST_OPSET}",
+            hint="quantize it without training: `--effort thorough`",
+        )
     missing: dict[str, str] = {}
     for node in onnx_io.all_nodes(model):
         if reason := find_obstacle(node):
@@ -81,44 +98,7 @@ def _integers(tensor: Tensor | Sequence[int] | None) -> list[int]:
     ]
 
 
-# --- convolutions, products and pools ---
-
-
-def _conv(attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    rank = weight.dim() - 2
-    x, pads = _pad_unevenly(attributes, x, weight.shape[2:], 0.0)
-    convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[rank - 1]
-    strides, dilations = (
-        _per_axis(attributes, "strides", rank),
-        _per_axis(attributes, "dilations", rank),
-    )
-    return convolve(x, weight, bias, strides, pads, dilations, attributes.get("group", 1))
-
-
-def _conv_transpose(
-    attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None
-) -> Tensor:
-    rank = weight.dim() - 2
-    convolve = (
-        functional.conv_transpose1d,
-        functional.conv_transpose2d,
-        functional.conv_transpose3d,
-    )[rank - 1]
-    strides, dilations = (
-        _per_axis(attributes, "strides", rank),
-        _per_axis(attributes, "dilations", rank),
-    )
-    pads = attributes.get("pads") or [0] * (2 * rank)
-    begins, ends = pads[:rank], pads[rank:]
-    extra = attributes.get("output_padding") or [0] * rank
-    # torch crops both sides alike; what the end keeps beyond that is output padding, or cropped.
-    more = [e - (end - begin) for e, begin, end in zip(extra, begins, ends, strict=True)]
-    kept = [max(0, size) for size in more]
-    group = attributes.get("group", 1)
-    y = convolve(x, weight, bias, strides, begins, kept, group, dilations)
-    for axis, size in enumerate(more):
-        y = y.narrow(axis + 2, 0, y.shape[axis + 2] + min(0, size))
-    return y
+# --- products, normalization and activation ---
 
 
 def _gemm(attributes: Attributes, a: Tensor, b: Tensor, c: Tensor | None = None) -> Any:
@@ -129,73 +109,6 @@ def _gemm(attributes: Attributes, a: Tensor, b: Tensor, c: Tensor | None = None)
         return functional.linear(a, b, c)
     y = functional.linear(a, b) * alpha
     return y if c is None else y + beta * c
-
-
-def _max_pool(attributes: Attributes, x: Tensor) -> Tensor:
-    kernel = attributes["kernel_shape"]
-    rank = len(kernel)
-    x, pads = _pad_unevenly(attributes, x, kernel, -math.inf)
-    pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[rank - 1]
-    strides, dilations = (
-        _per_axis(attributes, "strides", rank),
-        _per_axis(attributes, "dilations", rank),
-    )
-    return pool(x, kernel, strides, pads, dilations, bool(attributes.get("ceil_mode", 0)))
-
-
-def _average_pool(attributes: Attributes, x: Tensor) -> Any:
-    kernel = attributes["kernel_shape"]
-    rank = len(kernel)
-    pool: Any = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[rank - 1]
-    strides, ceil = _per_axis(attributes, "strides", rank), bool(attributes.get("ceil_mode", 0))
-    padded, pads = _pad_unevenly(attributes, x, kernel, 0.0)
-    if padded is x:
-        return pool(x, kernel, strides, pads, ceil, bool(attributes.get("count_include_pad", 0)))
-    means = pool(padded, kernel, strides, pads, ceil)
-    if attributes.get("count_include_pad", 0):
-        return means
-    ones, _ = _pad_unevenly(attributes, torch.ones_like(x[:1, :1]), kernel, 0.0)
-    return means / pool(ones, kernel, strides, pads, ceil)
-
-
-def _per_axis(attributes: Attributes, name: str, rank: int) -> list[int]:
-    return list(attributes.get(name) or [1] * rank)
-
-
-def _pad_unevenly(
-    attributes: Attributes, x: Tensor, kernel: Sequence[int], value: float
-) -> tuple[Tensor, list[int]]:
-    """Return the input, padded if its ends differ, and the even padding that is left to do."""
-    rank = len(kernel)
-    pads = list(attributes.get("pads") or [0] * (2 * rank))
-    kind = attributes.get("auto_pad", "NOTSET")
-    if kind.startswith("SAME"):
-        pads = _same_pads(attributes, kind, x.shape[2:], kernel)
-    begins, ends = pads[:rank], pads[rank:]
-    if begins == ends:
-        return x, begins
-    sides = [side for axis in reversed(range(rank)) for side in (begins[axis], ends[axis])]
-    return functional.pad(x, sides, value=value), [0] * rank
-
-
-def _same_pads(
-    attributes: Attributes, kind: str, sizes: Sequence[int], kernel: Sequence[int]
-) -> list[int]:
-    """Return the padding with which the output has a value for every stride of the input."""
-    rank = len(kernel)
-    strides, dilations = (
-        _per_axis(attributes, "strides", rank),
-        _per_axis(attributes, "dilations", rank),
-    )
-    totals = [
-        max((-(-size // stride) - 1) * stride + (side - 1) * dilation + 1 - size, 0)
-        for size, side, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True)
-    ]
-    begins = [total // 2 if kind == "SAME_UPPER" else total - total // 2 for total in totals]
-    return begins + [total - begin for total, begin in zip(totals, begins, strict=True)]
-
-
-# --- normalization and activation ---
 
 
 def _layer_norm(
@@ -229,14 +142,15 @@ def _instance_norm(attributes: Attributes, x: Tensor, weight: Tensor, bias: Tens
 
 def _group_norm(attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     groups, epsilon = attributes["num_groups"], attributes.get("epsilon", 1e-5)
+    if weight.numel() != x.shape[1]:  # before opset 21 they are of groups
+        weight, bias = (t.repeat_interleave(x.shape[1] // groups) for t in (weight, bias))
     return functional.group_norm(x, groups, weight, bias, epsilon)
 
 
 def _clip(
-    attributes: Attributes, x: Tensor, low: Tensor | None = None, high: Tensor | None = None
+    _: Attributes, x: Tensor, low: Tensor | None = None, high: Tensor | None = None
 ) -> Tensor:
-    bottom = attributes.get("min") if low is None else float(low)
-    top = attributes.get("max") if high is None else float(high)
+    bottom, top = (limit.item() if limit is not None else None for limit in (low, high))
     if bottom is None and top is None:
         return x
     if bottom is not None and top is not None and x.is_floating_point():
@@ -321,6 +235,11 @@ def _gather(attributes: Attributes, x: Tensor, indices: Tensor) -> Tensor:
     return y.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
 
 
+def _gather_elements(attributes: Attributes, x: Tensor, indices: Tensor) -> Tensor:
+    axis = attributes.get("axis", 0) % x.dim()
+    return x.gather(axis, torch.where(indices < 0, indices + x.shape[axis], indices))
+
+
 def _split(attributes: Attributes, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
     axis = attributes.get("axis", 0)
     chosen = _integers(sizes if sizes is not None else attributes.get("split"))
@@ -353,51 +272,22 @@ def _pad(
     if mode == "constant":
         flat = [side for axis in reversed(range(x.dim())) for side in by_axis.get(axis, (0, 0))]
         return functional.pad(x, flat, value=filler)
-    # torch pads only the last axes in other modes, with a batch and channels before them.
-    flat = [side for axis in reversed(range(2, x.dim())) for side in by_axis.get(axis, (0, 0))]
-    return functional.pad(x, flat, mode=PAD_MODES[mode])
+    for axis, (before, after) in by_axis.items():
+        if before or after:
+            places = torch.arange(-before, x.shape[axis] + after, device=x.device)
+            x = x.index_select(axis, PAD_MODES[mode](places, x.shape[axis]))
+    return x
 
 
-PAD_MODES = {"edge": "replicate", "wrap": "circular", "reflect": "reflect"}
+def _reflect(places: Tensor, size: int) -> Tensor:
+    return (size - 1) - ((size - 1) - places.abs()).abs()
 
 
-def _resize(
-    attributes: Attributes,
-    x: Tensor,
-    _: Tensor | None = None,
-    scales: Tensor | None = None,
-    sizes: Tensor | None = None,
-) -> Tensor:
-    mode = RESIZE_MODES[_resize_key(attributes)][x.dim() == 4]
-    aligned = attributes.get("coordinate_transformation_mode") == "align_corners"
-    corners = None if mode.startswith("nearest") else aligned
-    if sizes is not None and sizes.numel():
-        size = _integers(sizes)[-(x.dim() - 2) :]
-        return functional.interpolate(x, size=size, mode=mode, align_corners=corners)
-    assert scales is not None
-    factors = [float(scale) for scale in scales.flatten().tolist()][2:]
-    return functional.interpolate(x, scale_factor=factors, mode=mode, align_corners=corners)
-
-
-def _resize_key(attributes: Attributes) -> tuple[str, str, str]:
-    mode = attributes.get("mode", "nearest")
-    coordinates = attributes.get("coordinate_transformation_mode", "half_pixel")
-    nearest = attributes.get("nearest_mode", "round_prefer_floor") if mode == "nearest" else ""
-    return mode, coordinates, nearest
-
-
-# The modes of torch for 3 and for 4 axes, by mode, coordinates and rounding.
-RESIZE_MODES: dict[tuple[str, str, str], tuple[str, str]] = {
-    ("nearest", "asymmetric", "floor"): ("nearest", "nearest"),
-    ("nearest", "half_pixel", "round_prefer_ceil"): ("nearest-exact", "nearest-exact"),
-    # By whole factors both round alike.
-    ("nearest", "half_pixel", "round_prefer_floor"): ("nearest-exact", "nearest-exact"),
-    ("linear", "half_pixel", ""): ("linear", "bilinear"),
-    ("linear", "pytorch_half_pixel", ""): ("linear", "bilinear"),
-    ("linear", "align_corners", ""): ("linear", "bilinear"),
-    ("cubic", "half_pixel", ""): ("", "bicubic"),
-    ("cubic", "pytorch_half_pixel", ""): ("", "bicubic"),
-    ("cubic", "align_corners", ""): ("", "bicubic"),
+# From the places in the padded tensor, and its size, to those that are read.
+PAD_MODES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "edge": lambda places, size: places.clamp(0, size - 1),
+    "wrap": lambda places, size: places % size,
+    "reflect": _reflect,
 }
 
 
@@ -442,6 +332,17 @@ def _range(_: Attributes, start: Tensor, limit: Tensor, delta: Tensor) -> Tensor
     return torch.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype)
 
 
+def _modulo(attributes: Attributes, x: Tensor, y: Tensor) -> Tensor:
+    return torch.fmod(x, y) if attributes.get("fmod", 0) else torch.remainder(x, y)
+
+
+def _cumulative_sum(attributes: Attributes, x: Tensor, axis: Tensor) -> Tensor:
+    place, backwards = int(axis), bool(attributes.get("reverse", 0))
+    y = x.flip(place).cumsum(place) if backwards else x.cumsum(place)
+    y = y.flip(place) if backwards else y
+    return y - x if attributes.get("exclusive", 0) else y
+
+
 def _divide(_: Attributes, x: Tensor, y: Tensor) -> Tensor:
     integral = not (x.is_floating_point() or y.is_floating_point())
     return torch.div(x, y, rounding_mode="trunc" if integral else None)
@@ -451,7 +352,7 @@ def _reduce(function: Callable[[Tensor, list[int], bool], Tensor]) -> Operator:
     def reduce(attributes: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
         chosen = _integers(axes if axes is not None else attributes.get("axes"))
         if not chosen and attributes.get("noop_with_empty_axes", 0):
-            return x
+            return function(x.unsqueeze(-1), [-1], False)  # of every value alone
         return function(x, chosen or list(range(x.dim())), bool(attributes.get("keepdims", 1)))
 
     return reduce
@@ -463,6 +364,10 @@ def _global_pool(function: Callable[[Tensor, list[int], bool], Tensor]) -> Opera
 
 def _elementwise(function: Callable[..., Tensor]) -> Operator:
     return lambda _, *inputs: function(*inputs)
+
+
+def _mean(_: Attributes, *inputs: Tensor) -> Tensor:
+    return torch.stack(torch.broadcast_tensors(*inputs)).mean(0)  # type: ignore[no-untyped-call]
 
 
 def _fold(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
@@ -485,12 +390,13 @@ def _top_k(attributes: Attributes, x: Tensor, count: Tensor) -> tuple[Tensor, Te
 
 
 OPERATORS: dict[str, Operator] = {
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
+    "Conv": conv,
+    "ConvTranspose": conv_transpose,
     "Gemm": _gemm,
     "MatMul": _elementwise(torch.matmul),
-    "MaxPool": _max_pool,
-    "AveragePool": _average_pool,
+    "Einsum": lambda attributes, *inputs: torch.einsum(attributes["equation"], *inputs),
+    "MaxPool": max_pool,
+    "AveragePool": average_pool,
     "GlobalAveragePool": _global_pool(torch.mean),
     "GlobalMaxPool": _global_pool(torch.amax),
     "LayerNormalization": _layer_norm,
@@ -504,6 +410,8 @@ OPERATORS: dict[str, Operator] = {
     "Div": _divide,
     "Pow": _elementwise(torch.pow),
     "Sum": _fold(torch.add),
+    "Mean": _mean,
+    "Mod": _modulo,
     "Min": _fold(torch.minimum),
     "Max": _fold(torch.maximum),
     "Sqrt": _elementwise(torch.sqrt),
@@ -517,13 +425,16 @@ OPERATORS: dict[str, Operator] = {
     "Cos": _elementwise(torch.cos),
     "Floor": _elementwise(torch.floor),
     "Ceil": _elementwise(torch.ceil),
+    "Round": _elementwise(torch.round),
     "Sign": _elementwise(torch.sign),
     "Not": _elementwise(torch.logical_not),
     "And": _elementwise(torch.logical_and),
     "Or": _elementwise(torch.logical_or),
     "Equal": _elementwise(torch.eq),
     "Less": _elementwise(torch.lt),
+    "LessOrEqual": _elementwise(torch.le),
     "Greater": _elementwise(torch.gt),
+    "GreaterOrEqual": _elementwise(torch.ge),
     "Where": _elementwise(torch.where),
     "Relu": _elementwise(functional.relu),
     "LeakyRelu": lambda attributes, x: functional.leaky_relu(x, attributes.get("alpha", 0.01)),
@@ -553,29 +464,25 @@ OPERATORS: dict[str, Operator] = {
     "Unsqueeze": _unsqueeze,
     "Slice": _slice,
     "Gather": _gather,
+    "GatherElements": _gather_elements,
     "Expand": _expand,
     "Tile": _tile,
     "Pad": _pad,
-    "Resize": _resize,
+    "Resize": resize,
     "DepthToSpace": _depth_to_space,
     "SpaceToDepth": _space_to_depth,
     "Identity": lambda _, x: x,
     "Dropout": lambda _, x, *rest: x,
     "Shape": _shape,
+    "Size": lambda _, x: torch.tensor(x.numel()),
     "Cast": _cast,
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
     "Range": _range,
+    "CumSum": _cumulative_sum,
     "ArgMax": _arg_max,
     "TopK": _top_k,
 }
-
-
-def _check_resize(attributes: Attributes) -> str:
-    mode, coordinates, nearest = _resize_key(attributes)
-    if (mode, coordinates, nearest) not in RESIZE_MODES or attributes.get("antialias", 0):
-        return f"Resize in mode {mode}, {coordinates}" + (f", {nearest}" if nearest else "")
-    return ""
 
 
 def _check_pad(attributes: Attributes) -> str:
@@ -583,4 +490,8 @@ def _check_pad(attributes: Attributes) -> str:
     return "" if mode in ("constant", *PAD_MODES) else f"Pad in mode {mode}"
 
 
-CHECKS: dict[str, Callable[[Attributes], str]] = {"Resize": _check_resize, "Pad": _check_pad}
+CHECKS: dict[str, Callable[[Attributes], str]] = {
+    "AveragePool": check_average_pool,
+    "Pad": _check_pad,
+    "Resize": check_resize,
+}
