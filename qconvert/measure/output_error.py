@@ -18,12 +18,19 @@ ErrorArray = NDArray[np.float64]
 class OutputError:
     """The error of each image (`per_image_errors`), and of all (`weighed_noise_to_signal`).
 
-    `changed` has the `prediction_changes` of the images.
+    `changed` has the `prediction_changes` of the images. If it is `of_boxes`, the error of an image
+    is that of its boxes, and that of all their mean.
     """
 
     per_image: ErrorArray
     noise_to_signal: float
     changed: ErrorArray = field(default_factory=lambda: np.zeros(1))
+    of_boxes: bool = False
+
+    @property
+    def name(self) -> str:
+        """What is compared."""
+        return "error of boxes" if self.of_boxes else "output error"
 
 
 def per_image_errors(

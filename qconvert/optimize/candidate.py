@@ -16,6 +16,7 @@ from qconvert.core.progress import ProgressCallback
 from qconvert.core.tensors import Tensors, batch_size, output_array
 from qconvert.measure import output_error
 from qconvert.measure.output_error import ErrorArray, OutputError
+from qconvert.optimize.box_error import BoxReader, find_box_reader
 from qconvert.optimize.calibration_set import CalibrationSet
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import AUTO_METHOD, DEFAULT_METHOD, QuantizeOptions, make_plan
@@ -76,7 +77,30 @@ class Candidate:
     def output_error(self, options: QuantizeOptions, reference: Sequence[Tensors]) -> OutputError:
         """Return the output error of the model quantized with these options."""
         model = apply_plan(self.loaded.model, self.trial_plan(options))
-        return compare_outputs(model, self.holdout_batches(), reference)
+        return self.compare(model, self.holdout_batches(), reference)
+
+    def compare(
+        self, model: ir.Model, batches: Iterable[Tensors], reference: Sequence[Tensors]
+    ) -> OutputError:
+        """Return the error of a model on the batches of the reference.
+
+        Where a decoder reads enough boxes from the reference, it is that of the boxes.
+        """
+        run, outputs, counts = open_cpu(model), list[Tensors](), list[int]()
+        reader: BoxReader | None = None
+        for batch, expected in zip(batches, reference, strict=False):
+            if not outputs:
+                reader = find_box_reader(self.loaded.source.inputs, batch, expected)
+            outputs.append(run(batch))
+            counts.append(batch_size(batch))
+        errors = None if reader is None else reader.errors(reference, outputs, counts)
+        if errors is not None:
+            return OutputError(errors, float(errors.mean()), np.zeros(1), of_boxes=True)
+        return OutputError(
+            output_error.per_image_errors(reference, outputs, counts),
+            output_error.weighed_noise_to_signal(reference, outputs, counts),
+            output_error.prediction_changes(reference, outputs, counts),
+        )
 
     def describe_images(self, error: OutputError) -> str:
         """Describe the images on which an error was measured."""
@@ -104,21 +128,6 @@ def run_reference(model: ir.Model, batches: Iterable[Tensors]) -> list[Tensors]:
         if held_bytes > MAX_OUTPUT_BYTES:
             break
     return reference
-
-
-def compare_outputs(
-    model: ir.Model, batches: Iterable[Tensors], reference: Sequence[Tensors]
-) -> OutputError:
-    """Return the output error of a model on the batches of the reference."""
-    run, outputs, counts = open_cpu(model), list[Tensors](), list[int]()
-    for batch, _ in zip(batches, reference, strict=False):
-        outputs.append(run(batch))
-        counts.append(batch_size(batch))
-    return OutputError(
-        output_error.per_image_errors(reference, outputs, counts),
-        output_error.weighed_noise_to_signal(reference, outputs, counts),
-        output_error.prediction_changes(reference, outputs, counts),
-    )
 
 
 def is_better(before: OutputError, after: OutputError, *, significantly: bool = True) -> bool:

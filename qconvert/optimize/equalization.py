@@ -44,7 +44,7 @@ def choose_equalization(original: Candidate, equalized: Candidate) -> Candidate:
     accepted = is_better(before, after)
     text = (
         f"cross-layer equalization of {len(equalized.factors)} tensors "
-        f"{'accepted' if accepted else 'rejected'}: output error {before.per_image.mean():.4g} "
+        f"{'accepted' if accepted else 'rejected'}: {before.name} {before.per_image.mean():.4g} "
         f"-> {after.per_image.mean():.4g} {original.describe_images(after)}"
     )
     end(text, False)

@@ -25,13 +25,7 @@ from qconvert.graph import patterns
 from qconvert.measure.output_error import OutputError, sqnr_from_powers
 from qconvert.optimize import im2col
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH
-from qconvert.optimize.candidate import (
-    EFFORTS,
-    Candidate,
-    compare_outputs,
-    is_better,
-    run_reference,
-)
+from qconvert.optimize.candidate import EFFORTS, Candidate, is_better, run_reference
 from qconvert.optimize.coordinate_descent import (
     LayerProblem,
     Solution,
@@ -101,8 +95,8 @@ def learn_rounding(
             weights = {name: weight for name, weight in layers.items() if weight is not None}
             learned = replace(plan, learned=plan_files.weights_digest(weights))
             reference = run_reference(model, holdout())
-            before = compare_outputs(apply_plan(model, plan), holdout(), reference)
-            after = compare_outputs(apply_plan(model, learned, weights), holdout(), reference)
+            before = candidate.compare(apply_plan(model, plan), holdout(), reference)
+            after = candidate.compare(apply_plan(model, learned, weights), holdout(), reference)
         accepted = is_better(before, after, significantly=False)
         decision = describe_decision(accepted, before, after)
         note = f"learned rounding: {len(layers)} layers, {decision}"
@@ -118,6 +112,10 @@ def learn_rounding(
 
 def describe_decision(accepted: bool, before: OutputError, after: OutputError) -> str:
     """Return whether learned weights are used, with the figures that decided."""
+    used = "used" if accepted else "not used"
+    if before.of_boxes:
+        errors = f"{before.per_image.mean():.3g} -> {after.per_image.mean():.3g}"
+        return f"{used} ({before.name} {errors} on {after.per_image.size} images)"
     decibels = [sqnr_from_powers(1.0, error.noise_to_signal) for error in (before, after)]
     figures = f"validation SQNR {decibels[0]:.1f} -> {decibels[1]:.1f} dB"
     if not accepted and after.noise_to_signal < before.noise_to_signal:
@@ -125,7 +123,6 @@ def describe_decision(accepted: bool, before: OutputError, after: OutputError) -
             f", but output error {before.per_image.mean():.3g} -> {after.per_image.mean():.3g} and "
             f"{before.changed.mean():.1%} -> {after.changed.mean():.1%} changed predictions"
         )
-    used = "used" if accepted else "not used"
     return f"{used} ({figures} on {after.per_image.size} images)"
 
 

@@ -108,8 +108,9 @@ def _select_method(
         errors[method] = candidate.output_error(options[method], reference)
     best, tried = best_method(errors)
     scores = ", ".join(f"{method} {distance:.4g}" for method, distance in tried.items())
-    images = candidate.describe_images(errors[DEFAULT_METHOD])
-    end(f"ranges by {best}; output error {images}: {scores}", False)
+    default = errors[DEFAULT_METHOD]
+    images = candidate.describe_images(default)
+    end(f"ranges by {best}; {default.name} {images}: {scores}", False)
     return options[best], tried
 
 

@@ -4,8 +4,8 @@ Many layers in a row add up their errors there, and scores near a threshold show
 blocks make most of the error: first layers with a wide range, last layers of a head. Each block is
 quantized alone, in an otherwise float network, so that a wide tensor counts for the block that
 makes it and for those that read it. Those with the largest error for their share of the work go
-back to float, within a limit of all work, until the error is low enough. The images held out decide
-whether they stay so.
+back to float, within a limit of all work, until the error is low enough. The error is that of the
+boxes where a decoder reads them. The images held out decide whether the blocks stay in float.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from qconvert import __version__
-from qconvert.backends.ort import ORT_VERSION, open_cpu
+from qconvert.backends.ort import ORT_VERSION
 from qconvert.core.cache import Cache
 from qconvert.core.progress import Progress, start_step
 from qconvert.core.tensors import Tensors
@@ -23,29 +23,21 @@ from qconvert.graph.describe import describe_model
 from qconvert.measure.dense_error import sum_of_scores
 from qconvert.measure.output_error import OutputError, has_dense_output
 from qconvert.optimize.blocks import Block, find_blocks
-from qconvert.optimize.box_agreement import find_box_reader
 from qconvert.optimize.calibration_set import CALIBRATION_BATCH
-from qconvert.optimize.candidate import (
-    EFFORTS,
-    Candidate,
-    compare_outputs,
-    is_better,
-    run_reference,
-)
+from qconvert.optimize.candidate import EFFORTS, Candidate, is_better, run_reference
 from qconvert.optimize.partial_execution import limit_images
 from qconvert.quantize import plan_files
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.placement import restore_float
 from qconvert.quantize.plan import LayerPlan, Plan
 
-MAX_TRIAL_IMAGES, TRIALS_OF_SETS = 16, 8
+MAX_TRIAL_IMAGES, TRIALS_OF_SETS = 16, 12
 # The share of all multiplications that may go back to float.
 MAX_SHARE = 0.15
 # What leaving INT8 costs beside the multiplications, as a share of all of them.
 CONVERSION_COST = 0.005
-# A set grows no further where boxes agree with those of FP32 so well, or, where no decoder reads
-# boxes, at so low an error.
-ENOUGH_AGREEMENT, LOW_ERROR = 0.998, 0.005
+# A set grows no further at so low an error of boxes, or of outputs from which none are read.
+LOW_BOX_ERROR, LOW_ERROR = 0.02, 0.005
 # Of so many times the images of the trials, those that show the most are taken.
 SURPLUS = 4
 # A larger set must lower the error to this share of that of a smaller one.
@@ -68,24 +60,10 @@ class SensitivityTrials:
         model, scheme = self.candidate.loaded.model, self.candidate.scheme
         return restore_float(model, plan, scheme, nodes, REASON.format(plan.rest))
 
-    def error(self, plan: Plan) -> float:
-        """Return the output error of a plan, as the mean over images."""
-        return float(self.compare(plan).per_image.mean())
-
     def compare(self, plan: Plan) -> OutputError:
-        """Return the output error of a plan on each image."""
+        """Return the error of a plan on each image."""
         model = apply_plan(self.candidate.loaded.model, plan)
-        return compare_outputs(model, self.batches, self.reference)
-
-    def is_enough(self, plan: Plan, error: float) -> bool:
-        """Whether a plan with this error needs no more blocks in float."""
-        model, inputs = self.candidate.loaded.model, self.candidate.loaded.source.inputs
-        reader = find_box_reader(inputs, self.batches[0], self.reference[0])
-        if error <= LOW_ERROR or reader is None:
-            return error <= LOW_ERROR
-        run = open_cpu(apply_plan(model, plan))
-        share = reader.agreement(self.reference, [run(row) for row in self.batches])
-        return share is not None and share >= ENOUGH_AGREEMENT
+        return self.candidate.compare(model, self.batches, self.reference)
 
     def quantize_only(self, block: Block) -> Plan:
         """Return the plan with nothing but this block quantized, whatever its neighbours need."""
@@ -134,31 +112,35 @@ def keep_sensitive_blocks(
 
 def choose_blocks(trials: SensitivityTrials, blocks: Sequence[Block]) -> list[Block]:
     """Return the fewest of the blocks that lower the error enough, or as far as the work allows."""
-    progress = trials.candidate.progress
-    best, chosen = trials.error(trials.plan), list[Block]()
-    if trials.is_enough(trials.plan, best):
+    first, progress = trials.compare(trials.plan), trials.candidate.progress
+    best, enough = _mean(first), LOW_BOX_ERROR if first.of_boxes else LOW_ERROR
+    chosen = list[Block]()
+    if best <= enough:
         return chosen
-    errors: dict[str, float] = {}
+    gains: dict[str, float] = {}
     for number, block in enumerate(blocks, 1):
-        errors[block.name] = trials.error(trials.quantize_only(block))
+        error = _mean(trials.compare(trials.quantize_only(block)))
+        # Independent errors add up in squares; those of outputs are squares, those of boxes lengths.
+        gain = error**2 if first.of_boxes else error
+        gains[block.name] = gain / (block.share + CONVERSION_COST)
         progress(Progress("protect", "blocks", done=number, total=len(blocks)))
-    ranked = sorted(blocks, key=lambda block: -errors[block.name] / (block.share + CONVERSION_COST))
     affordable, share = list[Block](), 0.0
-    for block in ranked:
+    for block in sorted(blocks, key=lambda block: -gains[block.name]):
         if share + block.share <= MAX_SHARE:
             affordable.append(block)
             share += block.share
     # Sets grow along the ranking, in steps that become larger.
     size = 1
-    while size <= len(affordable):
-        plan = trials.restore(affordable[:size])
-        error = trials.error(plan)
-        if error <= MIN_PROGRESS * best:
+    while size <= len(affordable) and best > enough:
+        error = _mean(trials.compare(trials.restore(affordable[:size])))
+        if error <= max(enough, MIN_PROGRESS * best):
             best, chosen = error, affordable[:size]
-            if trials.is_enough(plan, error):
-                break
-        size = max(size + 1, min(2 * size, len(affordable)))
+        size = max(size + 1, min(4 * size // 3, len(affordable)))
     return chosen
+
+
+def _mean(error: OutputError) -> float:
+    return float(error.per_image.mean())
 
 
 def _count_images(plan: Plan, candidate: Candidate, effort: str) -> int:
@@ -204,7 +186,7 @@ def _accept(trials: SensitivityTrials, blocks: Sequence[Block]) -> tuple[Plan, s
     accepted = is_better(before, after, significantly=False)
     share = sum(block.share for block in blocks)
     names = ", ".join(block.name for block in blocks[:3]) + (", ..." if len(blocks) > 3 else "")
-    figures = f"output error {before.per_image.mean():.3g} -> {after.per_image.mean():.3g}"
+    figures = f"{before.name} {before.per_image.mean():.3g} -> {after.per_image.mean():.3g}"
     used = "kept in float" if accepted else "not kept in float"
     images = f"on {after.per_image.size} images"
     note = f"{len(blocks)} blocks with {share:.1%} of the work {used}: {names} ({figures} {images})"

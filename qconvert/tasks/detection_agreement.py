@@ -12,8 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 MIN_SCORE, MIN_OVERLAP = 0.25, 0.5
+# The square of a lower score counts for nothing.
+LOWEST_SCORE = 0.05
 # Of the score from which boxes count, the share down to which they may match one that does.
 _HYSTERESIS = 0.5
+
+Indices = NDArray[np.intp]
 
 
 class DetectedBoxes(Protocol):
@@ -53,6 +57,15 @@ class PictureAgreement:
         return self.matched / self.boxes if self.boxes else None
 
 
+@dataclass(frozen=True)
+class SharedScores:
+    """The squared scores of FP32's boxes, of the engine's, and what both share."""
+
+    shared: float
+    before: float
+    after: float
+
+
 def agreement(
     reference: DetectedBoxes, detections: DetectedBoxes, min_score: float = MIN_SCORE
 ) -> PictureAgreement:
@@ -73,12 +86,10 @@ def agreement(
     weights = counts[0][:, None].astype(np.int64) + counts[1]
     rows, columns = np.nonzero((overlaps >= MIN_OVERLAP) & same_class & (weights > 0))
     order = np.lexsort((columns, rows, -overlaps[rows, columns], -weights[rows, columns]))
+    rows, columns = _one_to_one(rows[order], columns[order])
+    matched = int(weights[rows, columns].sum())
     free = [np.ones(len(side), np.bool_) for side in candidates]
-    matched = 0
-    for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
-        if free[0][row] and free[1][column]:
-            free[0][row] = free[1][column] = False
-            matched += int(weights[row, column])
+    free[0][rows] = free[1][columns] = False
     alone = [
         rows[is_free & counted]
         for rows, is_free, counted in zip(candidates, free, counts, strict=True)
@@ -91,6 +102,39 @@ def agreement(
         new=tuple(alone[1].tolist()),
         lost_score=float(max((score.max() for score in scores if score.size), default=0.0)),
     )
+
+
+def shared_scores(reference: DetectedBoxes, detections: DetectedBoxes) -> SharedScores:
+    """Return the squared scores of a picture's detections, and what both sides share of them.
+
+    Two boxes of a class share the square of the lower score, times the share of the IoU thresholds
+    from .5 to 1 that their overlap reaches. They pair one to one, those that share most first.
+    """
+    sides = [
+        (side.boxes[rows], side.classes[rows], np.square(side.scores[rows], dtype=np.float64))
+        for side in (reference, detections)
+        for rows in [np.flatnonzero(side.scores >= LOWEST_SCORE)]
+    ]
+    (old, old_classes, before), (new, new_classes, after) = sides
+    reached = np.clip((box_overlaps(old, new) - MIN_OVERLAP) / (1 - MIN_OVERLAP), 0.0, 1.0)
+    values = np.where(
+        old_classes[:, None] == new_classes, reached * np.minimum(before[:, None], after), 0.0
+    )
+    rows, columns = np.nonzero(values)
+    order = np.lexsort((columns, rows, -values[rows, columns]))
+    pairs = _one_to_one(rows[order], columns[order])
+    return SharedScores(float(values[pairs].sum()), float(before.sum()), float(after.sum()))
+
+
+def _one_to_one(rows: Indices, columns: Indices) -> tuple[Indices, Indices]:
+    """Return those of the pairs, the first first, that share no box with one before."""
+    kept, used = list[int](), (set[int](), set[int]())
+    for index, (row, column) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
+        if row not in used[0] and column not in used[1]:
+            used[0].add(row)
+            used[1].add(column)
+            kept.append(index)
+    return rows[kept], columns[kept]
 
 
 def total_agreement(pictures: Iterable[PictureAgreement]) -> float | None:

@@ -19,6 +19,7 @@ from qconvert.sources import LoadedModel
 from tests.conftest import write
 from tests.image_files import draw_images
 from tests.quantize.quantized_models import scheme
+from tests.tasks import task_models
 
 CACHE = Cache(Path(".cache"))
 SETTINGS = {"model": "net.onnx", "calibration.images": "images"}
@@ -39,6 +40,18 @@ def candidate_of(
 
 def calibrate(loaded: LoadedModel) -> CalibrationSet:
     return measure_calibration_set(loaded, JobContext(config_file.load(None, SETTINGS), CACHE))
+
+
+def scene_candidate(model: ir.Model, squares: int | None = None) -> Candidate:
+    """Return a candidate for a network of `task_models`, calibrated on 40 of its scenes."""
+    write(model, Path("net.onnx"))
+    task_models.write_scenes(Path("images"), 40, squares=squares)
+    settings = {**SETTINGS, "preprocess.preset": "unit"}
+    context = JobContext(config_file.load(None, settings), CACHE)
+    loaded = load_and_clean(context)
+    calibration = measure_calibration_set(loaded, context)
+    options = QuantizeOptions()
+    return Candidate(loaded, calibration, scheme("cpu"), options, 40, ignore_progress)
 
 
 def equalized_candidate(original: Candidate, factors: dict[str, tuple[float, ...]]) -> Candidate:

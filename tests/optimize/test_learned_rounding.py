@@ -270,6 +270,15 @@ def test_note_has_the_figures_that_decided() -> None:
     )
 
 
+def test_note_about_a_detector_has_the_error_of_its_boxes() -> None:
+    before, after = (
+        OutputError(np.full(20, noise), noise, of_boxes=True) for noise in (0.04, 0.02)
+    )
+    assert describe_decision(True, before, after) == (
+        "used (error of boxes 0.04 -> 0.02 on 20 images)"
+    )
+
+
 def test_few_images_leave_some_for_validation() -> None:
     (note,) = Learner(mixed(), 12).learn().notes
     assert "on 4 images" in note

@@ -1,18 +1,21 @@
 """Blocks that spoil dense outputs go back to float, within a share of the work."""
 
+import re
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from qconvert.core.progress import Progress
 from qconvert.optimize import sensitive_blocks
-from qconvert.optimize.candidate import Candidate, compare_outputs, run_reference
+from qconvert.optimize.candidate import Candidate, run_reference
 from qconvert.optimize.sensitive_blocks import MAX_SHARE, keep_sensitive_blocks
 from qconvert.quantize.apply_plan import apply_plan
 from qconvert.quantize.plan import Plan
 from tests.models import floats, mixed
-from tests.optimize.calibrated import CACHE, candidate_of
+from tests.optimize.calibrated import CACHE, candidate_of, scene_candidate
 from tests.quantize.quantized_models import model
+from tests.tasks import task_models
 
 PAD, WIDE_PAD = "<pads: ints = [1, 1, 1, 1]>", "<pads: ints = [2, 2, 2, 2]>"
 BODY = f"""c = Conv {PAD} (image, w) r = Relu (c) d = Conv {WIDE_PAD} (r, v) e = Relu (d)
@@ -56,7 +59,7 @@ def test_block_that_spoils_a_dense_output_is_kept_in_float() -> None:
     batches = list(candidate.holdout_batches())
     reference = run_reference(candidate.loaded.model, batches)
     errors = [
-        compare_outputs(apply_plan(candidate.loaded.model, plan), batches, reference)
+        candidate.compare(apply_plan(candidate.loaded.model, plan), batches, reference)
         for plan in (before, after)
     ]
     assert errors[1].per_image.mean() < 0.5 * errors[0].per_image.mean()
@@ -95,5 +98,24 @@ def test_work_in_float_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_output_that_loses_little_needs_no_float(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sensitive_blocks, "LOW_ERROR", np.inf)
     before, after, (note,) = keep(candidate_of(head(), "cpu"))
+    assert after == before
+    assert "the outputs lose little" in note
+
+
+def test_last_convolution_of_boxes_goes_back_to_float_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sensitive_blocks, "LOW_BOX_ERROR", 0.003)
+    before, after, (note,) = keep(scene_candidate(task_models.detector()))
+    assert restored(before, after) == {"middle"}
+    figures = re.search(r"error of boxes (\S+) -> (\S+) on", note)
+    assert figures is not None
+    assert float(figures[2]) < 0.6 * float(figures[1])
+
+
+def test_boxes_that_hardly_move_need_no_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensitive_blocks, "LOW_BOX_ERROR", np.inf)
+    monkeypatch.setattr(sensitive_blocks, "LOW_ERROR", 0.0)
+    before, after, (note,) = keep(scene_candidate(task_models.detector()))
     assert after == before
     assert "the outputs lose little" in note

@@ -5,6 +5,7 @@ from qconvert.tasks.detection_agreement import (
     agreement,
     box_overlaps,
     changed_pictures,
+    shared_scores,
     total_agreement,
 )
 from tests.tasks.random_detections import Kind, Picture, random_pictures, truth_of
@@ -97,3 +98,29 @@ def test_boxes_without_area_overlap_nothing() -> None:
     expected[0, 0] = expected[3, 3] = 1
     expected[0, 3] = expected[3, 0] = 0.5
     np.testing.assert_allclose(box_overlaps(boxes, boxes), expected)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "shared"),
+    [
+        ([(BOX, 0.9, 0)], [(BOX, 0.9, 0)], 0.81),
+        ([(BOX, 0.9, 0)], [(NEAR, 0.9, 0)], 0.6 * 0.81),  # IoU .8
+        ([(BOX, 0.9, 0)], [(BOX, 0.5, 0)], 0.25),
+        ([(BOX, 0.9, 0)], [(BOX, 0.9, 1)], 0.0),  # another class
+        ([(BOX, 0.9, 0)], [(FAR, 0.9, 0)], 0.0),  # IoU .3
+        ([(BOX, 0.9, 0)], [(NEAR, 0.9, 0), (BOX, 0.9, 0)], 0.81),  # one partner, the best
+        ([(BOX, 0.04, 0)], [(BOX, 0.04, 0)], 0.0),
+        ([], [(BOX, 0.9, 0)], 0.0),
+        ([], [], 0.0),
+    ],
+)
+def test_boxes_share_the_lower_score_as_far_as_they_overlap(
+    before: list[tuple[tuple[float, ...], float, int]],
+    after: list[tuple[tuple[float, ...], float, int]],
+    shared: float,
+) -> None:
+    result = shared_scores(detections(*before), detections(*after))
+    assert result.shared == pytest.approx(shared, abs=1e-5)
+    for sum_of_squares, boxes in ((result.before, before), (result.after, after)):
+        counted = [score for _, score, _ in boxes if score >= 0.05]
+        assert sum_of_squares == pytest.approx(sum(np.square(counted)), abs=1e-5)
